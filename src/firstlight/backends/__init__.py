@@ -1,0 +1,68 @@
+"""How an instance is created: one file each, behind one small protocol.
+
+What a start's program says, it says on standard output, a line each, which the load generator
+reads (stamps in ns of CLOCK_MONOTONIC)::
+
+    firstlight step NAME START END    a span of its own
+    firstlight ready STAMP            the end point is reached
+    firstlight error TEXT             why it will not be
+
+After ``ready`` the program keeps its instance up until its standard input ends; then it takes
+down what it made and exits.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Protocol
+
+from firstlight.errors import Failed
+from firstlight.model import EndPoint, Point
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the load generator executes for one start. ``argv[0]`` is an absolute path."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = field(default_factory=dict)
+    cwd: Path = Path("/")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run works: inside its own network and mount namespaces.
+
+    ``directory`` is a private tmpfs that dies with the run; ``run`` is the run's name, which
+    everything that outlives a process (a cgroup, a container id) must carry.
+    """
+
+    directory: Path
+    run: str
+
+
+class Backend(Protocol):
+    """One way to create an instance."""
+
+    name: str
+    end_point: EndPoint
+
+    def probe(self) -> None:
+        """Raise Unsupported, with a hint, if this backend cannot run here."""
+
+    def prepared(
+        self, point: Point, instances: int, place: Place
+    ) -> AbstractContextManager[list[Command]]:
+        """Do all that is not timed, and yield a command for each instance; then clean up.
+
+        Leaving it removes whatever a start may have left, also a failed or killed one.
+        """
+
+
+def native(name: str) -> Path:
+    """The path of one of firstlight's own native programs."""
+    path = Path(str(files("firstlight"))) / "_native" / name
+    if not path.exists():
+        raise Failed(f"firstlight's own program {path} is missing", "build it: make setup")
+    return path

@@ -1,0 +1,34 @@
+"""One file a question, each a declared value named in ``ALL``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from firstlight.backends import Backend
+from firstlight.model import Point
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; ``instances`` replaces an experiment's own list."""
+
+    instances: tuple[int, ...]
+    runtimes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question, the axes it varies and the points it measures.
+
+    Every point has the axis ``instances``: how many starts one batch asks for. The axis
+    ``order``, where a point has it, says ``parallel`` (all at once, the default) or
+    ``sequential`` (each when the one before is ready).
+    """
+
+    name: str
+    question: str
+    figure: str
+    axes: tuple[str, ...]
+    points: Callable[[Options], list[Point]]
+    backend: Callable[[Point], Backend]
+    instances: tuple[int, ...] = (1, 10, 20, 50, 100)
+    repetitions: int = 10

@@ -1,0 +1,129 @@
+"""The words of firstlight as frozen records. Imports nothing of ours.
+
+instance    one started compute unit
+payload     the static program run inside an instance; stamps its first instruction
+point       one setting of an experiment's axes
+batch       the starts that were asked for together, by one load shape, at one point
+sample      one instance's start: its stamps, its spans, how it ended
+span        a named interval from one source
+phase       what the work was for
+cause       what the time was spent on inside a phase
+run         a header and its samples
+
+Every stamp is an integer number of nanoseconds of the host's CLOCK_MONOTONIC.
+"""
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+Setting = str | int | float | bool
+Point = dict[str, Setting]
+
+SCHEMA_VERSION = 1
+
+
+class Ending(StrEnum):
+    """How a start ended: ``hung`` is one that its deadline stopped."""
+
+    READY = "ready"
+    FAILED = "failed"
+    HUNG = "hung"
+
+
+class EndPoint(StrEnum):
+    """What ``Stamps.ready`` marks; every figure names it."""
+
+    FIRST_INSTRUCTION = "first instruction"
+    FIRST_PACKET = "first packet"
+    REQUEST_DONE = "request done"
+
+
+class Stamps(Struct, frozen=True):
+    """When one start was asked for, made and ready, in ns of CLOCK_MONOTONIC.
+
+    ``intended`` is the arrival that the load shape asked for; latency counts from it.
+    ``spawned`` is when the load generator began the start; late by ``spawned - intended``.
+    ``ready`` is the end point; ``seen`` is when the load generator read it, a check on a
+    stamp that the instance itself took. ``None`` where it was never reached.
+    """
+
+    intended: int
+    spawned: int
+    ready: int | None = None
+    seen: int | None = None
+    stopped: int | None = None
+
+
+class Step(Struct, frozen=True):
+    """A span that the backend's own program stamped: ``start`` and ``end`` in ns."""
+
+    name: str
+    start: int
+    end: int
+
+
+class Sample(Struct, frozen=True):
+    """One instance's start. ``index`` is its place in the run and names its spans.
+
+    ``batch`` counts batches over the run, ``instance`` the starts of one batch from 0.
+    ``user_ns`` and ``system_ns`` are the CPU time of the reaped process tree.
+    ``lost`` counts events that the tracer lost during the batch: such a breakdown is marked.
+    """
+
+    index: int
+    batch: int
+    instance: int
+    repetition: int
+    point: Point
+    traced: bool
+    ending: Ending
+    stamps: Stamps
+    steps: tuple[Step, ...] = ()
+    pid: int = 0
+    user_ns: int = 0
+    system_ns: int = 0
+    exit_status: int | None = None
+    error: str | None = None
+    output: str = ""
+    lost: int = 0
+
+    @property
+    def latency(self) -> int | None:
+        """From the intended arrival to the end point, in ns; None where it was not reached."""
+        return None if self.stamps.ready is None else self.stamps.ready - self.stamps.intended
+
+    @property
+    def lateness(self) -> int:
+        """How late the load generator was, in ns."""
+        return self.stamps.spawned - self.stamps.intended
+
+
+class Header(Struct, frozen=True, kw_only=True):
+    """What a run measured, where and how. ``environment`` is ``host.facts()``."""
+
+    schema: int = SCHEMA_VERSION
+    run: str
+    experiment: str
+    question: str
+    end_point: EndPoint
+    axes: tuple[str, ...]
+    points: tuple[Point, ...]
+    argv: tuple[str, ...]
+    seed: int
+    started: str
+    revision: str
+    repetitions: int
+    cold: bool = False
+    environment: dict[str, str | int | float | bool | list[str]] = {}
+    notes: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    """Points that could not run here, each with its reason."""
+
+
+class Footer(Struct, frozen=True, kw_only=True):
+    """Written last: how the run ended. A run without one was killed."""
+
+    ended: str
+    interrupted: bool = False
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""One file a picture: each turns frames into one Altair chart."""

@@ -1,0 +1,178 @@
+"""Runs on disk: append as you go, read back.
+
+A run is a directory::
+
+    header.json     one model.Header, written first
+    samples.jsonl   one model.Sample a line, flushed as measured
+    spans/B.arrow   the raw spans of traced batch B (Arrow IPC, SPAN_SCHEMA)
+    footer.json     one model.Footer, written last; missing after a kill
+
+Schema history: 1, the first.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TypeVar
+
+import msgspec
+import polars as pl
+
+from firstlight.errors import BadRun, FirstlightError
+from firstlight.model import SCHEMA_VERSION, Footer, Header, Sample
+
+SPAN_SCHEMA = pl.Schema(
+    {
+        "sample": pl.UInt32,  # Sample.index
+        "kind": pl.Categorical,  # call, fork, exec, exit, blocked, queued, lock, oncpu
+        "name": pl.Categorical,  # system call; kind of lock; process or thread for a fork
+        "detail": pl.Categorical,  # path, netlink request, file system and file, program
+        "stack": pl.Categorical,  # kernel functions, innermost first, joined by ";"
+        "start": pl.Int64,  # ns of CLOCK_MONOTONIC
+        "end": pl.Int64,
+        "pid": pl.Int32,  # thread group
+        "tid": pl.Int32,
+        "result": pl.Int64,  # what a call returned
+        "peer": pl.Int32,  # child of a fork, waker of a wait, owner of a lock
+    }
+)
+"""One row a span. ``blocked`` ends at the wake-up, where ``queued`` begins; instants have
+``start == end``."""
+
+
+T = TypeVar("T")
+
+
+class Writer:
+    """Writes one run. ``append`` is durable against a kill once it returns."""
+
+    def __init__(self, path: Path, header: Header) -> None:
+        if path.exists() and any(path.iterdir()):
+            raise FirstlightError(f"{path} is not empty", "name another directory with --out")
+        (path / "spans").mkdir(parents=True, exist_ok=True)
+        (path / "header.json").write_bytes(msgspec.json.format(msgspec.json.encode(header)))
+        self.path = path
+        self._samples: IO[bytes] = (path / "samples.jsonl").open("ab")
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._samples.close()
+
+    def append(self, samples: Iterable[Sample]) -> None:
+        """Add samples and flush them."""
+        for sample in samples:
+            self._samples.write(msgspec.json.encode(sample) + b"\n")
+        self._samples.flush()
+
+    def append_spans(self, batch: int, spans: pl.DataFrame) -> None:
+        """Add the spans of one traced batch."""
+        spans.match_to_schema(SPAN_SCHEMA).write_ipc(
+            self.path / "spans" / f"{batch}.arrow", compression="lz4"
+        )
+
+    def finish(self, footer: Footer) -> None:
+        """Say that the run ended, and how."""
+        (self.path / "footer.json").write_bytes(msgspec.json.encode(footer))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run read back: its header, samples and (lazily) spans."""
+
+    path: Path
+    header: Header
+    samples: list[Sample]
+    footer: Footer | None
+
+    @cached_property
+    def frame(self) -> pl.DataFrame:
+        """One row a sample: every ``Sample`` field that is a figure, and a column an axis.
+
+        Columns: the axes of the header; index, batch, instance, repetition (int); traced
+        (bool); ending (str); latency, lateness, user_ns, system_ns (ns, null if not reached);
+        lost (int).
+        """
+        rows = [
+            {
+                **{axis: sample.point.get(axis) for axis in self.header.axes},
+                "index": sample.index,
+                "batch": sample.batch,
+                "instance": sample.instance,
+                "repetition": sample.repetition,
+                "traced": sample.traced,
+                "ending": str(sample.ending),
+                "latency": sample.latency,
+                "lateness": sample.lateness,
+                "user_ns": sample.user_ns,
+                "system_ns": sample.system_ns,
+                "lost": sample.lost,
+            }
+            for sample in self.samples
+        ]
+        return pl.DataFrame(rows, infer_schema_length=None)
+
+    def span_batches(self) -> Iterator[tuple[int, pl.DataFrame]]:
+        """Each traced batch's number and its spans, in order."""
+        files = sorted((self.path / "spans").glob("*.arrow"), key=lambda file: int(file.stem))
+        for file in files:
+            try:
+                yield int(file.stem), pl.read_ipc(file)
+            except (pl.exceptions.PolarsError, OSError) as error:
+                raise BadRun(f"cannot read {file}: {error}", "delete that file to go on") from error
+
+
+def read(path: Path) -> Run:
+    """Read a run. Raises BadRun, and never changes a file.
+
+    A last line that a kill cut short is left out; any other damage is an error.
+    """
+    header_file = path / "header.json"
+    if not header_file.is_file():
+        raise BadRun(f"{path} is not a run: it has no header.json", "name a directory of --out")
+    header = _header(header_file)
+    footer_file = path / "footer.json"
+    return Run(
+        path,
+        header,
+        list(_samples(path / "samples.jsonl")),
+        _decode(footer_file, footer_file.read_bytes(), Footer) if footer_file.exists() else None,
+    )
+
+
+def _header(file: Path) -> Header:
+    raw = file.read_bytes()
+    try:
+        version = json.loads(raw)["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadRun(f"{file} is not a run's header: {error}", "was it written whole?") from error
+    if version != SCHEMA_VERSION:
+        raise BadRun(
+            f"{file} has schema {version}, and this firstlight reads {SCHEMA_VERSION}",
+            "read it with the firstlight that wrote it, or a newer one",
+        )
+    return _decode(file, raw, Header)
+
+
+def _samples(file: Path) -> Iterator[Sample]:
+    if not file.exists():
+        return
+    lines = file.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        yield _decode(f"{file}:{number}", line, Sample)
+
+
+def _decode(where: Path | str, raw: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRun(f"cannot read {where}: {error}", "the file is damaged or foreign") from error
