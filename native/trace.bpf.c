@@ -1,0 +1,386 @@
+/* Follows the process tree of each child of the load generator, on tracepoints only (CO-RE).
+ *
+ * The kernel's types are declared here with just the members that are read; libbpf relocates them.
+ */
+#define __VMLINUX_H__ /* bpf_tracing.h: struct pt_regs is the kernel's */
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef unsigned int __u32;
+typedef unsigned long long __u64;
+typedef signed int __s32;
+typedef signed long long __s64;
+typedef __u16 __be16;
+typedef __u32 __be32;
+typedef __u32 __wsum;
+enum bpf_map_type { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+		    BPF_MAP_TYPE_STACK_TRACE = 7, BPF_MAP_TYPE_RINGBUF = 27 };
+enum { BPF_ANY, BPF_NOEXIST, BPF_EXIST };
+enum { BPF_RB_NO_WAKEUP = 1, BPF_F_FAST_STACK_CMP = 1 << 9 };
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+
+#include "calls.h"
+#include "trace.h"
+
+#define KERNEL __attribute__((preserve_access_index))
+
+struct qstr { const unsigned char *name; } KERNEL;
+struct dentry { struct qstr d_name; } KERNEL;
+struct path { struct dentry *dentry; } KERNEL;
+struct super_block { unsigned long s_magic; } KERNEL;
+struct inode { unsigned short i_mode; struct super_block *i_sb; void *i_private; } KERNEL;
+struct file { struct path f_path; struct inode *f_inode; void *private_data; } KERNEL;
+struct fdtable { unsigned int max_fds; struct file **fd; } KERNEL;
+struct files_struct { struct fdtable *fdt; } KERNEL;
+struct sock_common { unsigned short skc_family; } KERNEL;
+struct sock { struct sock_common __sk_common; __u16 sk_protocol; } KERNEL;
+struct socket { struct sock *sk; } KERNEL;
+struct proc_ns_operations { const char *name; } KERNEL;
+struct ns_common { const struct proc_ns_operations *ops; } KERNEL;
+struct task_struct { int pid, tgid; struct files_struct *files; } KERNEL;
+struct linux_binprm { const char *filename; } KERNEL;
+typedef struct { __s64 counter; } atomic64_t;
+typedef atomic64_t atomic_long_t;
+struct mutex { atomic_long_t owner; } KERNEL;
+struct rw_semaphore { atomic_long_t owner; } KERNEL;
+#if defined(__TARGET_ARCH_x86)
+struct pt_regs { unsigned long di, si, dx, r10; } KERNEL;
+#define ARGUMENT(regs, n) (n == 0 ? regs->di : n == 1 ? regs->si : n == 2 ? regs->dx : regs->r10)
+#elif defined(__TARGET_ARCH_arm64)
+struct user_pt_regs { __u64 regs[31]; } KERNEL;
+struct pt_regs { unsigned long orig_x0; __u64 regs[31]; } KERNEL;
+#define ARGUMENT(regs, n) (n == 0 ? regs->orig_x0 : regs->regs[n])
+#endif
+
+enum { S_IFMT = 0170000, S_IFSOCK = 0140000, AF_NETLINK = 16 };
+enum { NSFS_MAGIC = 0x6e736673, SOCKFS_MAGIC = 0x534f434b };
+enum { SPIN = 1, READ = 2, RT = 8, PERCPU = 16, MUTEX = 32 }; /* include/trace/events/lock.h */
+enum { SHORTEST_OFF_NS = 1000, SHORTEST_LOCK_NS = 1000 };
+
+const volatile struct settings settings;
+
+__u64 lost;
+
+struct { __uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 1 << 26); } events SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, TASKS);
+	__type(key, __u32);
+	__type(value, struct task);
+} tasks SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_STACK_TRACE);
+	__uint(max_entries, STACKS);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, STACK_DEPTH * sizeof(__u64));
+} stacks SEC(".maps");
+
+/* Only the sys_exit program uses it, and that one is not re-entered: preemption is off there. */
+struct wide {
+	struct event event;
+	char text[2 * TEXT_MAX]; /* the bound that the verifier can see */
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct wide);
+} scratch SEC(".maps");
+
+static __always_inline void emit(struct event *event, __u32 size)
+{
+	if (bpf_ringbuf_output(&events, event, size, BPF_RB_NO_WAKEUP))
+		__sync_fetch_and_add(&lost, 1);
+}
+
+static __always_inline struct task *traced(__u32 tid)
+{
+	return bpf_map_lookup_elem(&tasks, &tid);
+}
+
+static __always_inline void instant(__u16 kind, struct task *task, __u32 tid, __u32 peer, __u64 arg)
+{
+	struct event event = {.kind = kind, .root = task->root, .pid = task->pid, .tid = tid,
+			      .peer = peer, .args = {arg}, .stack = -1};
+	event.start = event.end = bpf_ktime_get_ns();
+	emit(&event, sizeof(event));
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+{
+	__u32 parent_tid = parent->pid, tid = child->pid;
+	struct task *from = traced(parent_tid);
+	struct task task = {.pid = child->tgid, .off = bpf_ktime_get_ns(), .off_stack = -1,
+			    .lock_stack = -1, .number = -1};
+	if (from)
+		task.root = from->root;
+	else if (parent->tgid == settings.generator)
+		task.root = tid;
+	else
+		return 0;
+	if (bpf_map_update_elem(&tasks, &tid, &task, BPF_ANY)) {
+		__sync_fetch_and_add(&lost, 1);
+		return 0;
+	}
+	struct task by = {.root = task.root, .pid = parent->tgid};
+	instant(FORK, from ? from : &by, parent_tid, tid, child->tgid);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *bprm)
+{
+	struct { struct event event; char text[128]; } exec = {};
+	__u32 tid = p->pid;
+	struct task *task = traced(tid);
+	if (!task)
+		return 0;
+	exec.event.kind = EXEC;
+	exec.event.root = task->root;
+	exec.event.pid = task->pid;
+	exec.event.tid = tid;
+	exec.event.peer = old_tid;
+	exec.event.stack = -1;
+	exec.event.start = exec.event.end = bpf_ktime_get_ns();
+	long length = bpf_probe_read_kernel_str(exec.text, sizeof(exec.text), bprm->filename);
+	exec.event.text = length > 0 ? length : 0;
+	emit(&exec.event, sizeof(exec));
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_exit, struct task_struct *p)
+{
+	__u32 tid = p->pid;
+	struct task *task = traced(tid);
+	if (!task)
+		return 0;
+	instant(EXIT, task, tid, 0, 0);
+	bpf_map_delete_elem(&tasks, &tid);
+	return 0;
+}
+
+SEC("tp_btf/sched_waking")
+int BPF_PROG(on_waking, struct task_struct *p)
+{
+	struct task *task = traced(p->pid);
+	if (task && task->off && !task->woken) {
+		task->woken = bpf_ktime_get_ns();
+		task->waker = (__u32)bpf_get_current_pid_tgid();
+	}
+	return 0;
+}
+
+static __always_inline void switched_in(__u32 tid, __u64 now)
+{
+	struct task *task = traced(tid);
+	if (!task || !task->off)
+		return;
+	if (now - task->off >= SHORTEST_OFF_NS) {
+		struct event event = {.kind = OFF, .root = task->root, .pid = task->pid, .tid = tid,
+				      .start = task->off, .end = now, .args = {task->woken},
+				      .peer = task->waker, .result = task->off_state,
+				      .stack = task->off_stack};
+		emit(&event, sizeof(event));
+	}
+	task->off = task->woken = 0;
+	task->waker = 0;
+}
+
+SEC("tp_btf/sched_switch")
+int BPF_PROG(on_switch, _Bool preempt, struct task_struct *prev, struct task_struct *next,
+	     unsigned int prev_state)
+{
+	__u64 now = bpf_ktime_get_ns();
+	struct task *task = traced(prev->pid);
+	if (task) {
+		task->off = now;
+		task->woken = 0;
+		task->off_state = preempt ? 0 : prev_state;
+		task->off_stack = task->off_state ? bpf_get_stackid(ctx, &stacks, BPF_F_FAST_STACK_CMP) : -1;
+	}
+	switched_in(next->pid, now);
+	return 0;
+}
+
+SEC("tp_btf/contention_begin")
+int BPF_PROG(on_contention, void *lock, unsigned int flags)
+{
+	struct task *task = traced((__u32)bpf_get_current_pid_tgid());
+	if (!task || task->lock)
+		return 0;
+	__u64 owner = 0;
+	if (flags & MUTEX)
+		owner = BPF_CORE_READ((struct mutex *)lock, owner.counter);
+	else if (!(flags & (SPIN | RT | PERCPU)))
+		owner = BPF_CORE_READ((struct rw_semaphore *)lock, owner.counter);
+	task->owner = owner & ~7ULL ? BPF_CORE_READ((struct task_struct *)(owner & ~7ULL), pid) : 0;
+	task->lock_address = (__u64)lock;
+	task->lock_flags = flags;
+	task->lock_stack = bpf_get_stackid(ctx, &stacks, BPF_F_FAST_STACK_CMP);
+	task->lock = bpf_ktime_get_ns();
+	return 0;
+}
+
+SEC("tp_btf/contention_end")
+int BPF_PROG(on_contention_end, void *lock)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	struct task *task = traced(tid);
+	if (!task || !task->lock || task->lock_address != (__u64)lock)
+		return 0;
+	struct event event = {.kind = LOCK, .root = task->root, .pid = task->pid, .tid = tid,
+			      .start = task->lock, .end = bpf_ktime_get_ns(), .peer = task->owner,
+			      .args = {task->lock_address, task->lock_flags},
+			      .stack = task->lock_stack};
+	task->lock = 0;
+	if (event.end - event.start >= SHORTEST_LOCK_NS)
+		emit(&event, sizeof(event));
+	return 0;
+}
+
+SEC("tp_btf/sys_enter")
+int BPF_PROG(on_enter, struct pt_regs *regs, long number)
+{
+	struct task *task = traced((__u32)bpf_get_current_pid_tgid());
+	if (!task)
+		return 0;
+	task->number = -1;
+	if (number < 0 || number >= NUMBERS || settings.take[number] == IGNORE)
+		return 0;
+	task->number = number;
+	task->args[0] = ARGUMENT(regs, 0);
+	task->args[1] = ARGUMENT(regs, 1);
+	task->args[2] = ARGUMENT(regs, 2);
+	task->args[3] = ARGUMENT(regs, 3);
+	task->call = bpf_ktime_get_ns();
+	return 0;
+}
+
+/* Says what the descriptor is: its file system and name, or its socket's family and protocol. */
+static __always_inline void describe(struct wide *out, __u64 fd)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **slot = BPF_CORE_READ(table, fd), *file = 0;
+	if (fd >= BPF_CORE_READ(table, max_fds))
+		return;
+	bpf_probe_read_kernel(&file, sizeof(file), slot + fd);
+	struct inode *inode = file ? BPF_CORE_READ(file, f_inode) : 0;
+	if (!inode)
+		return;
+	out->event.magic = BPF_CORE_READ(inode, i_sb, s_magic);
+	const void *name = 0;
+	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) == S_IFSOCK) {
+		struct socket *socket = BPF_CORE_READ(file, private_data);
+		struct sock *sock = BPF_CORE_READ(socket, sk);
+		out->event.magic = SOCKFS_MAGIC;
+		out->event.family = BPF_CORE_READ(sock, __sk_common.skc_family);
+		out->event.protocol = BPF_CORE_READ(sock, sk_protocol);
+		return;
+	}
+	if (out->event.magic == NSFS_MAGIC) {
+		struct ns_common *namespace = BPF_CORE_READ(inode, i_private);
+		name = BPF_CORE_READ(namespace, ops, name);
+	} else {
+		name = BPF_CORE_READ(file, f_path.dentry, d_name.name);
+	}
+	long length = bpf_probe_read_kernel_str(out->text, 64, name);
+	out->event.text = length > 0 ? length : 0;
+}
+
+static __always_inline void take_path(struct wide *out, __u64 address)
+{
+	long length = bpf_probe_read_user_str(out->text, 128, (void *)address);
+	out->event.text = length > 0 ? length : 0;
+}
+
+static __always_inline void take_bytes(struct wide *out, __u64 address, __u64 size)
+{
+	if (size > TEXT_MAX)
+		size = TEXT_MAX;
+	if (bpf_probe_read_user(out->text, size, (void *)address) == 0)
+		out->event.text = size;
+}
+
+static __always_inline void take_message(struct wide *out, __u64 header)
+{
+	struct { __u64 name; __u32 name_length, pad; __u64 vectors, count; } message = {};
+	struct { __u64 base, size; } vector = {};
+	bpf_probe_read_user(&message, sizeof(message), (void *)header);
+	bpf_probe_read_user(&vector, sizeof(vector), (void *)message.vectors);
+	take_bytes(out, vector.base, vector.size);
+}
+
+static __always_inline void take_mount(struct wide *out, __u64 target, __u64 type)
+{
+	long length = bpf_probe_read_user_str(out->text, 128, (void *)target);
+	if (length <= 0 || length > 128)
+		return;
+	long more = bpf_probe_read_user_str(out->text + length, 64, (void *)type);
+	out->event.text = length + (more > 0 ? more : 0);
+}
+
+SEC("tp_btf/sys_exit")
+int BPF_PROG(on_return, struct pt_regs *regs, long result)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid(), zero = 0;
+	struct task *task = traced(tid);
+	if (!task || task->number < 0 || !task->call)
+		return 0;
+	struct wide *out = bpf_map_lookup_elem(&scratch, &zero);
+	if (!out)
+		return 0;
+	__builtin_memset(&out->event, 0, sizeof(out->event));
+	out->event.end = bpf_ktime_get_ns();
+	out->event.start = task->call;
+	out->event.kind = CALL;
+	out->event.root = task->root;
+	out->event.pid = task->pid;
+	out->event.tid = tid;
+	out->event.stack = -1;
+	out->event.number = task->number;
+	out->event.result = result;
+	for (int i = 0; i < 4; i++)
+		out->event.args[i] = task->args[i];
+	switch (settings.take[task->number & (NUMBERS - 1)]) {
+	case PATH0:
+		take_path(out, task->args[0]);
+		break;
+	case PATH1:
+		take_path(out, task->args[1]);
+		break;
+	case MOUNT:
+		take_mount(out, task->args[1], task->args[2]);
+		break;
+	case CLONE3:
+		bpf_probe_read_user(&out->event.args[0], sizeof(__u64), (void *)task->args[0]);
+		break;
+	case FD:
+		describe(out, task->args[0]);
+		break;
+	case ADDRESS:
+		describe(out, task->args[0]);
+		take_bytes(out, task->args[1], task->args[2]);
+		break;
+	case SEND:
+	case SENDMSG:
+		describe(out, task->args[0]);
+		if (out->event.family != AF_NETLINK)
+			break;
+		if (settings.take[task->number & (NUMBERS - 1)] == SEND)
+			take_bytes(out, task->args[1], task->args[2]);
+		else
+			take_message(out, task->args[1]);
+		break;
+	}
+	task->number = -1;
+	task->call = 0;
+	emit(&out->event, sizeof(out->event) + (out->event.text & (2 * TEXT_MAX - 1)));
+	return 0;
+}
+
+char _license[] SEC("license") = "GPL"; /* the helpers that read kernel memory ask for it */

@@ -1,0 +1,319 @@
+/* Loads trace.bpf.o, attaches it while asked to, and writes what it reports to files.
+ *
+ *   trace --probe OBJECT            exit 0 if the programs load and attach here
+ *   trace --calls                   print "NUMBER NAME" of every reported system call
+ *   trace OBJECT GENERATOR_PID      serve standard input, a line a request, an answer a line:
+ *       start PREFIX   attach, and write to PREFIX.events and PREFIX.text  -> "started"
+ *       stop           detach, add what is still going on, write PREFIX.stacks
+ *                      (u32 stack, u64 addresses[STACK_DEPTH]) -> "stopped EVENTS LOST"
+ *
+ * The ring buffer is drained every DRAIN_MS, without wake-ups from the kernel.
+ */
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "calls.h"
+#include "trace.h"
+
+enum { DRAIN_MS = 20, PROGRAMS = 16 };
+enum { RING_LARGEST = 1 << 26, RING_SMALLEST = 1 << 22 };
+
+static const struct {
+	int number, take;
+	const char *name;
+} calls[] = {
+#define ENTRY(name, take) {SYS_##name, take, #name},
+	CALLS(ENTRY)
+};
+
+static struct bpf_object *object;
+static struct bpf_link *links[PROGRAMS];
+static struct bpf_program *programs[PROGRAMS];
+static int count;
+static struct ring_buffer *ring;
+static FILE *heads, *texts;
+static char prefix[4000];
+static unsigned long long written, misses;
+static char complaint[512];
+
+/* Keeps the last complaint of libbpf, to say it if loading fails. */
+static int hush(enum libbpf_print_level level, const char *format, va_list arguments)
+{
+	if (level == LIBBPF_WARN)
+		vsnprintf(complaint, sizeof(complaint), format, arguments);
+	return 0;
+}
+
+static int fail(const char *what)
+{
+	fprintf(stderr, "trace: %s: %s%s%s\n", what, strerror(errno), *complaint ? ": " : "", complaint);
+	return -1;
+}
+
+static int write_event(void *context, void *data, size_t size)
+{
+	const struct event *event = data;
+	(void)context;
+	if (fwrite(event, sizeof(*event), 1, heads) != 1 ||
+	    fwrite(event + 1, 1, event->text, texts) != event->text ||
+	    size < sizeof(*event) + event->text)
+		return -EIO;
+	written++;
+	return 0;
+}
+
+static int map(const char *name)
+{
+	return bpf_object__find_map_fd_by_name(object, name);
+}
+
+static int configure(const char *file, unsigned int generator, unsigned int ring_size)
+{
+	object = bpf_object__open_file(file, NULL);
+	if (!object)
+		return fail(file);
+	struct bpf_map *constants = bpf_object__find_map_by_name(object, ".rodata");
+	struct settings settings = {.generator = generator};
+	for (size_t i = 0; i < sizeof(calls) / sizeof(*calls); i++)
+		if (calls[i].number < NUMBERS)
+			settings.take[calls[i].number] = (unsigned char)calls[i].take;
+	if (bpf_map__set_initial_value(constants, &settings, sizeof(settings)))
+		return fail("constants of the object");
+	return bpf_map__set_max_entries(bpf_object__find_map_by_name(object, "events"), ring_size);
+}
+
+/* A machine short of memory gets a smaller ring; a lost event is reported. */
+static int load(const char *file, unsigned int generator)
+{
+	int error = -1;
+	for (unsigned int size = RING_LARGEST; error && size >= RING_SMALLEST; size /= 4) {
+		if (configure(file, generator, size))
+			return -1;
+		error = bpf_object__load(object);
+		if (error) {
+			bpf_object__close(object);
+			object = NULL;
+		}
+		if (error != -ENOMEM)
+			break;
+	}
+	if (error) {
+		errno = -error;
+		return fail("load");
+	}
+	struct bpf_program *program;
+	bpf_object__for_each_program(program, object)
+		if (count < PROGRAMS)
+			programs[count++] = program;
+	ring = ring_buffer__new(map("events"), write_event, NULL, NULL);
+	return ring ? 0 : fail("ring buffer");
+}
+
+static void detach(void)
+{
+	for (int i = 0; i < count; i++) {
+		if (links[i])
+			bpf_link__destroy(links[i]);
+		links[i] = NULL;
+	}
+}
+
+static int attach(void)
+{
+	for (int i = 0; i < count; i++) {
+		links[i] = bpf_program__attach(programs[i]);
+		if (!links[i]) {
+			fail(bpf_program__name(programs[i]));
+			detach();
+			return -1;
+		}
+	}
+	return 0;
+}
+
+/* A program that was entered while it ran has missed an event. */
+static unsigned long long missed(void)
+{
+	unsigned long long sum = 0;
+	for (int i = 0; i < count; i++) {
+		struct bpf_prog_info info = {0};
+		unsigned int size = sizeof(info);
+		if (!bpf_obj_get_info_by_fd(bpf_program__fd(programs[i]), &info, &size))
+			sum += info.recursion_misses;
+	}
+	return sum;
+}
+
+static unsigned long long take_lost(void)
+{
+	unsigned int zero = 0;
+	unsigned long long lost = 0, none = 0;
+	int data = map(".bss");
+	if (bpf_map_lookup_elem(data, &zero, &lost) || bpf_map_update_elem(data, &zero, &none, BPF_ANY))
+		return 1;
+	unsigned long long before = misses;
+	misses = missed();
+	return lost + misses - before;
+}
+
+static FILE *create(const char *suffix)
+{
+	char name[sizeof(prefix) + 16];
+	snprintf(name, sizeof(name), "%s.%s", prefix, suffix);
+	FILE *file = fopen(name, "we");
+	if (!file)
+		fail(name);
+	return file;
+}
+
+/* Calls and waits that have not ended when tracing stops are reported as open. */
+static int write_open(unsigned long long now)
+{
+	unsigned int tid, previous, *at = NULL;
+	struct task task;
+	while (!bpf_map_get_next_key(map("tasks"), at, &tid)) {
+		previous = tid;
+		at = &previous;
+		if (bpf_map_lookup_elem(map("tasks"), &tid, &task))
+			continue;
+		struct event event = {.root = task.root, .pid = task.pid, .tid = tid, .end = now,
+				      .stack = -1, .open = 1};
+		if (task.number >= 0 && task.call) {
+			event.kind = CALL;
+			event.start = task.call;
+			event.number = (unsigned short)task.number;
+			memcpy(event.args, task.args, sizeof(event.args));
+			if (write_event(NULL, &event, sizeof(event)))
+				return -1;
+		}
+		if (task.off) {
+			event.kind = OFF;
+			event.start = task.off;
+			event.args[0] = task.woken;
+			event.peer = task.waker;
+			event.result = task.off_state;
+			event.stack = task.off_stack;
+			if (write_event(NULL, &event, sizeof(event)))
+				return -1;
+		}
+	}
+	return 0;
+}
+
+static int clear(const char *name)
+{
+	unsigned int key;
+	while (!bpf_map_get_next_key(map(name), NULL, &key))
+		if (bpf_map_delete_elem(map(name), &key) && errno != ENOENT)
+			return fail(name);
+	return 0;
+}
+
+static int write_stacks(void)
+{
+	FILE *file = create("stacks");
+	unsigned int id, previous, *at = NULL;
+	unsigned long long addresses[STACK_DEPTH];
+	if (!file)
+		return -1;
+	while (!bpf_map_get_next_key(map("stacks"), at, &id)) {
+		previous = id;
+		at = &previous;
+		memset(addresses, 0, sizeof(addresses));
+		if (!bpf_map_lookup_elem(map("stacks"), &id, addresses) &&
+		    (fwrite(&id, sizeof(id), 1, file) != 1 ||
+		     fwrite(addresses, sizeof(addresses), 1, file) != 1))
+			break;
+	}
+	return fclose(file) ? fail("stacks") : 0;
+}
+
+static int start(const char *to)
+{
+	strncpy(prefix, to, sizeof(prefix) - 1);
+	written = 0;
+	heads = create("events");
+	texts = create("text");
+	misses = missed();
+	if (!heads || !texts || attach())
+		return -1;
+	puts("started");
+	return 0;
+}
+
+static int drain(void)
+{
+	return ring_buffer__consume(ring) < 0 ? fail("write events") : 0;
+}
+
+static int stop(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	if (drain() || write_open((unsigned long long)t.tv_sec * 1000000000ULL + (unsigned long long)t.tv_nsec))
+		return -1;
+	detach();
+	int error = drain() || clear("tasks") || write_stacks();
+	error = fclose(heads) || error;
+	error = fclose(texts) || error;
+	heads = texts = NULL;
+	if (!error)
+		printf("stopped %llu %llu\n", written, take_lost());
+	return error ? fail("stop") : 0;
+}
+
+static int serve(void)
+{
+	char line[sizeof(prefix)];
+	struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	setvbuf(stdin, NULL, _IONBF, 0);
+	puts("loaded");
+	for (;;) {
+		int n = poll(&input, 1, heads ? DRAIN_MS : -1);
+		if (n < 0 && errno != EINTR)
+			return fail("poll");
+		if (heads && drain())
+			return -1;
+		if (n <= 0)
+			continue;
+		if (!fgets(line, sizeof(line), stdin))
+			return 0;
+		line[strcspn(line, "\n")] = 0;
+		int error = !strncmp(line, "start ", 6) && !heads ? start(line + 6)
+			    : !strcmp(line, "stop") && heads	   ? stop()
+								   : (errno = EPROTO, fail(line));
+		if (error)
+			return error;
+	}
+}
+
+int main(int argc, char **argv)
+{
+	libbpf_set_print(hush);
+	if (argc == 2 && !strcmp(argv[1], "--calls")) {
+		for (size_t i = 0; i < sizeof(calls) / sizeof(*calls); i++)
+			printf("%d %s\n", calls[i].number, calls[i].name);
+		return 0;
+	}
+	if (argc == 3 && !strcmp(argv[1], "--probe")) {
+		int error = load(argv[2], 0) || attach();
+		detach();
+		return error ? 1 : 0;
+	}
+	if (argc == 3 && !load(argv[1], (unsigned int)strtoul(argv[2], NULL, 10)))
+		return serve() ? 1 : 0;
+	if (argc != 3)
+		fputs("usage: trace --probe OBJECT | --calls | OBJECT GENERATOR_PID\n", stderr);
+	return 1;
+}

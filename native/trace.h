@@ -1,0 +1,42 @@
+/* What the eBPF programs and their loader share. Every event is one of these, in host order. */
+#ifndef FIRSTLIGHT_TRACE_H
+#define FIRSTLIGHT_TRACE_H
+
+enum kind { CALL = 1, FORK, EXEC, EXIT, OFF, LOCK };
+enum { TEXT_MAX = 512, STACK_DEPTH = 32, STACKS = 65536, TASKS = 65536, NUMBERS = 512 };
+
+/* CALL: number, args, result; text as calls.h says; magic and family describe a descriptor.
+ * FORK: by tid; peer is the child's tid, args[0] its thread group.
+ * OFF: off the CPU from start to end; woken at args[0] by peer; result is the state it slept in,
+ *      0 if it was ready to run all the time.
+ * LOCK: contended from start to end; args[0] the lock, args[1] its flags, peer its owner.
+ */
+struct event {
+	unsigned long long start, end;
+	long long result;
+	unsigned long long args[4];
+	unsigned int root, pid, tid, peer;
+	unsigned int magic; /* file system of the descriptor; SOCKFS_MAGIC for a socket */
+	int stack;	    /* -1: none */
+	unsigned short kind, number, family, protocol;
+	unsigned int text; /* bytes of text that follow */
+	unsigned int open; /* 1: still going on when tracing stopped */
+};
+
+/* The object's constants, which the loader sets. */
+struct settings {
+	unsigned char take[NUMBERS]; /* of each system call: enum take */
+	unsigned int generator;	     /* thread group whose children are the instances */
+};
+
+/* What is known of one traced thread. */
+struct task {
+	unsigned int root, pid;
+	unsigned long long call, args[4];
+	unsigned long long off, woken;
+	unsigned long long lock, lock_address;
+	unsigned int waker, owner, lock_flags, off_state;
+	int off_stack, lock_stack;
+	int number; /* -1: not in a call that is reported */
+};
+#endif

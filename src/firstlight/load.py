@@ -1,0 +1,162 @@
+"""The load shapes, and the load generator that drives them: the lab's only concurrency.
+
+The generator is ``native/launch.c``, a process of its own; its protocol is described there.
+"""
+
+import os
+import random
+import socket
+import struct
+import subprocess
+from collections.abc import Sequence as Sequenced
+from dataclasses import dataclass
+from types import TracebackType
+
+from firstlight.backends import Command, native
+from firstlight.errors import Failed
+
+_REQUEST = struct.Struct("=IIIIqqQ")
+_START = struct.Struct("=qII")
+_ANSWER = struct.Struct("=II")
+_RECORD = struct.Struct("=qqqqqqiiII")
+_RUN, _STOP = 1, 2
+_SEQUENTIAL, _INHERIT = 1, 2
+
+
+@dataclass(frozen=True)
+class Burst:
+    """All starts are asked for at one instant."""
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Each start is asked for when the one before it is ready or has failed."""
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """Starts arrive at random at ``rate`` a second, whether or not earlier ones are ready."""
+
+    rate: float
+    seed: int
+
+
+Shape = Burst | Sequence | Poisson
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the generator saw of one start; stamps in ns, 0 where it did not happen.
+
+    ``seen`` is when it read ``firstlight ready`` or ``error``. ``status`` is as ``waitpid``
+    gives it, None while the start is up. ``killed``: it was ended at its deadline.
+    """
+
+    intended: int
+    spawned: int
+    seen: int
+    exited: int
+    user_ns: int
+    system_ns: int
+    pid: int
+    status: int | None
+    killed: bool
+    output: str
+
+
+def offsets(shape: Shape, count: int) -> list[int]:
+    """When each of ``count`` starts is asked for, in ns after the first may be."""
+    if not isinstance(shape, Poisson):
+        return [0] * count
+    arrivals = random.Random(shape.seed)  # noqa: S311 - a schedule, not a secret
+    at, result = 0.0, []
+    for _ in range(count):
+        at += arrivals.expovariate(shape.rate)
+        result.append(round(at * 1e9))
+    return result
+
+
+class Generator:
+    """A running load generator. Leaving it ends every start that it made."""
+
+    def __enter__(self) -> "Generator":
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", f'exec "$0" 3<&{theirs.fileno()}', str(native("launch"))],
+                pass_fds=[theirs.fileno()],
+                start_new_session=False,
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._socket.close()
+        self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """The thread group whose children are the instances."""
+        return self._process.pid
+
+    def run(
+        self,
+        batch: int,
+        commands: Sequenced[Command],
+        shape: Shape = Burst(),  # noqa: B008 - frozen
+        *,
+        deadline: float,
+        inherit: bool = False,
+    ) -> list[Outcome]:
+        """Start the commands, and return when each is ready, has ended or was killed.
+
+        ``deadline`` is in seconds after a start's intended arrival. With ``inherit`` the commands
+        keep our standard streams.
+        """
+        body = b"".join(
+            _START.pack(offset, len(command.argv), len(command.env))
+            + b"".join(
+                os.fsencode(text) + b"\0"
+                for text in (
+                    *command.argv,
+                    *(f"{name}={value}" for name, value in command.env.items()),
+                    command.cwd,
+                )
+            )
+            for command, offset in zip(commands, offsets(shape, len(commands)), strict=True)
+        )
+        flags = _SEQUENTIAL * isinstance(shape, Sequence) | _INHERIT * inherit
+        return self._ask(_RUN, batch, len(commands), flags, deadline, body)
+
+    def stop(self, batch: int, *, deadline: float, inherit: bool = False) -> list[Outcome]:
+        """End a batch's standard input; return when all have exited, killed after ``deadline``."""
+        return self._ask(_STOP, batch, 0, _INHERIT * inherit, deadline, b"")
+
+    def _ask(
+        self, verb: int, batch: int, count: int, flags: int, deadline: float, body: bytes
+    ) -> list[Outcome]:
+        head = _REQUEST.pack(verb, batch, count, flags, 0, round(deadline * 1e9), len(body))
+        self._socket.sendall(head + body)
+        _, answered = _ANSWER.unpack(self._receive(_ANSWER.size))
+        return [self._outcome() for _ in range(answered)]
+
+    def _outcome(self) -> Outcome:
+        *stamps, pid, status, killed, length = _RECORD.unpack(self._receive(_RECORD.size))
+        output = self._receive(length).decode(errors="replace")
+        return Outcome(*stamps, pid, None if status == -1 else status, bool(killed), output)
+
+    def _receive(self, size: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < size:
+            part = self._socket.recv(size - len(parts))
+            if not part:
+                raise Failed(
+                    "the load generator ended in the middle of a batch",
+                    "its complaint is on standard error above",
+                )
+            parts += part
+        return bytes(parts)
