@@ -1,0 +1,253 @@
+#include "netlink.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <linux/if_addr.h>
+#include <linux/rtnetlink.h>
+#include <linux/veth.h>
+#include <net/if.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+struct request {
+	struct nlmsghdr header;
+	char body[512];
+};
+
+static struct request begin(uint16_t type, uint16_t flags, const void *fixed, size_t size)
+{
+	static uint32_t sequence;
+	struct request request = {
+		.header = {
+			.nlmsg_len = (uint32_t)NLMSG_LENGTH(size),
+			.nlmsg_type = type,
+			.nlmsg_flags = (uint16_t)(NLM_F_REQUEST | NLM_F_ACK | flags),
+			.nlmsg_seq = ++sequence,
+		},
+	};
+	memcpy(request.body, fixed, size);
+	return request;
+}
+
+static void *extend(struct request *request, size_t size)
+{
+	size_t length = NLMSG_ALIGN(request->header.nlmsg_len);
+	assert(length + NLMSG_ALIGN(size) <= sizeof *request);
+	request->header.nlmsg_len = (uint32_t)(length + size);
+	return (char *)request + length;
+}
+
+static struct rtattr *put(struct request *request, uint16_t type, const void *data, size_t size)
+{
+	struct rtattr *attribute = extend(request, RTA_LENGTH(size));
+	attribute->rta_type = type;
+	attribute->rta_len = (uint16_t)RTA_LENGTH(size);
+	if (size)
+		memcpy(RTA_DATA(attribute), data, size);
+	return attribute;
+}
+
+static void put_name(struct request *request, uint16_t type, const char *name)
+{
+	put(request, type, name, strlen(name) + 1);
+}
+
+static void put_number(struct request *request, uint16_t type, int number)
+{
+	put(request, type, &number, sizeof number);
+}
+
+static void close_nest(struct request *request, struct rtattr *nest)
+{
+	nest->rta_len = (uint16_t)((char *)request + request->header.nlmsg_len - (char *)nest);
+}
+
+static ssize_t receive(int socket, void *buffer, size_t size)
+{
+	ssize_t length;
+	do
+		length = recv(socket, buffer, size, 0);
+	while (length < 0 && errno == EINTR);
+	return length;
+}
+
+static int ask(int socket, const struct request *request)
+{
+	if (send(socket, request, request->header.nlmsg_len, 0) < 0)
+		return -1;
+	for (;;) {
+		_Alignas(struct nlmsghdr) char answer[2048];
+		ssize_t length = receive(socket, answer, sizeof answer);
+		if (length < 0)
+			return -1;
+		size_t left = (size_t)length;
+		for (struct nlmsghdr *message = (void *)answer; NLMSG_OK(message, left);
+				message = NLMSG_NEXT(message, left)) {
+			if (message->nlmsg_type != NLMSG_ERROR)
+				continue;
+			if (message->nlmsg_seq != request->header.nlmsg_seq)
+				continue;
+			errno = -((struct nlmsgerr *)NLMSG_DATA(message))->error;
+			return errno ? -1 : 0;
+		}
+	}
+}
+
+int netlink_open(unsigned groups)
+{
+	int opened = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+	struct sockaddr_nl local = {.nl_family = AF_NETLINK, .nl_groups = groups};
+	if (opened < 0 || bind(opened, (struct sockaddr *)&local, sizeof local) == 0)
+		return opened;
+	int error = errno;
+	close(opened);
+	errno = error;
+	return -1;
+}
+
+int link_index(int socket, const char *name)
+{
+	struct ifreq ifreq = {0};
+	strncpy(ifreq.ifr_name, name, IFNAMSIZ - 1);
+	return ioctl(socket, SIOCGIFINDEX, &ifreq) < 0 ? 0 : ifreq.ifr_ifindex;
+}
+
+static struct request begin_link(uint16_t type, uint16_t flags, unsigned up, const char *name)
+{
+	struct ifinfomsg fixed = {.ifi_family = AF_UNSPEC, .ifi_flags = up, .ifi_change = up};
+	struct request request = begin(type, flags, &fixed, sizeof fixed);
+	put_name(&request, IFLA_IFNAME, name);
+	return request;
+}
+
+int link_add_veth(int socket, const char *name, const char *peer, int peer_namespace)
+{
+	struct request request = begin_link(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, 0, name);
+	struct rtattr *info = put(&request, IFLA_LINKINFO, NULL, 0);
+	put_name(&request, IFLA_INFO_KIND, "veth");
+	struct rtattr *data = put(&request, IFLA_INFO_DATA, NULL, 0);
+	struct rtattr *other = put(&request, VETH_INFO_PEER, NULL, 0);
+	extend(&request, sizeof(struct ifinfomsg));
+	put_name(&request, IFLA_IFNAME, peer);
+	if (peer_namespace >= 0)
+		put_number(&request, IFLA_NET_NS_FD, peer_namespace);
+	close_nest(&request, other);
+	close_nest(&request, data);
+	close_nest(&request, info);
+	return ask(socket, &request);
+}
+
+int link_move(int socket, const char *name, int namespace)
+{
+	struct request request = begin_link(RTM_NEWLINK, 0, 0, name);
+	put_number(&request, IFLA_NET_NS_FD, namespace);
+	return ask(socket, &request);
+}
+
+int link_up(int socket, const char *name)
+{
+	struct request request = begin_link(RTM_NEWLINK, 0, IFF_UP, name);
+	return ask(socket, &request);
+}
+
+int link_delete(int socket, const char *name)
+{
+	struct request request = begin_link(RTM_DELLINK, 0, 0, name);
+	return ask(socket, &request);
+}
+
+static struct request begin_address(int link, uint8_t family, const void *address, uint8_t size)
+{
+	struct ifaddrmsg fixed = {
+		.ifa_family = family,
+		.ifa_prefixlen = (uint8_t)(8 * size),
+		.ifa_scope = RT_SCOPE_UNIVERSE,
+		.ifa_index = (uint32_t)link,
+	};
+	struct request request = begin(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &fixed, sizeof fixed);
+	put(&request, IFA_LOCAL, address, size);
+	put(&request, IFA_ADDRESS, address, size);
+	return request;
+}
+
+int address_add(int socket, int link, struct in_addr address)
+{
+	struct request request = begin_address(link, AF_INET, &address, sizeof address);
+	return ask(socket, &request);
+}
+
+int address6_add(int socket, int link, const struct in6_addr *address, bool detect_duplicates)
+{
+	struct request request = begin_address(link, AF_INET6, address, sizeof *address);
+	if (!detect_duplicates)
+		put_number(&request, IFA_FLAGS, IFA_F_NODAD);
+	return ask(socket, &request);
+}
+
+static struct request begin_route(int link, uint8_t prefix, uint8_t scope, unsigned flags)
+{
+	struct rtmsg fixed = {
+		.rtm_family = AF_INET,
+		.rtm_dst_len = prefix,
+		.rtm_table = RT_TABLE_MAIN,
+		.rtm_protocol = RTPROT_BOOT,
+		.rtm_scope = scope,
+		.rtm_type = RTN_UNICAST,
+		.rtm_flags = flags,
+	};
+	struct request request = begin(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &fixed, sizeof fixed);
+	put_number(&request, RTA_OIF, link);
+	return request;
+}
+
+int route_add_host(int socket, int link, struct in_addr destination)
+{
+	struct request request = begin_route(link, 32, RT_SCOPE_LINK, 0);
+	put(&request, RTA_DST, &destination, sizeof destination);
+	return ask(socket, &request);
+}
+
+int route_add_default(int socket, int link, struct in_addr gateway)
+{
+	struct request request = begin_route(link, 0, RT_SCOPE_UNIVERSE, RTNH_F_ONLINK);
+	put(&request, RTA_GATEWAY, &gateway, sizeof gateway);
+	return ask(socket, &request);
+}
+
+static enum address_state state_of(const struct nlmsghdr *message, const struct in6_addr *address)
+{
+	const struct ifaddrmsg *fixed = NLMSG_DATA(message);
+	uint32_t flags = fixed->ifa_flags;
+	bool ours = false;
+	size_t left = IFA_PAYLOAD(message);
+	for (struct rtattr *attribute = IFA_RTA(fixed); RTA_OK(attribute, left);
+			attribute = RTA_NEXT(attribute, left)) {
+		if (attribute->rta_type == IFA_ADDRESS && RTA_PAYLOAD(attribute) == sizeof *address)
+			ours = memcmp(RTA_DATA(attribute), address, sizeof *address) == 0;
+		if (attribute->rta_type == IFA_FLAGS)
+			memcpy(&flags, RTA_DATA(attribute), sizeof flags);
+	}
+	if (!ours)
+		return ADDRESS_PENDING;
+	if (flags & IFA_F_DADFAILED)
+		return ADDRESS_DUPLICATE;
+	return flags & IFA_F_TENTATIVE ? ADDRESS_PENDING : ADDRESS_USABLE;
+}
+
+int address6_state(int socket, const struct in6_addr *address, enum address_state *state)
+{
+	_Alignas(struct nlmsghdr) char news[8192];
+	ssize_t length = receive(socket, news, sizeof news);
+	if (length < 0)
+		return -1;
+	*state = ADDRESS_PENDING;
+	size_t left = (size_t)length;
+	for (struct nlmsghdr *message = (void *)news; NLMSG_OK(message, left);
+			message = NLMSG_NEXT(message, left))
+		if (message->nlmsg_type == RTM_NEWADDR && *state == ADDRESS_PENDING)
+			*state = state_of(message, address);
+	return 0;
+}

@@ -1,0 +1,59 @@
+/* What the two methods of netsetup share: one request's state, and a function a step.
+ *
+ * A step's function returns 0, or -1 with the reason in setup->error.
+ */
+#ifndef FIRSTLIGHT_NETSETUP_H
+#define FIRSTLIGHT_NETSETUP_H
+
+#include <net/if.h>
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <sys/types.h>
+
+#define NAMED "/run/netns/"
+
+struct setup {
+	const char *name;
+	const char *mounts; /* a mount namespace to enter first, or NULL */
+	bool by_ip;
+	int in_place, no_ipv6, by_descriptor, no_dad, mount_ns;
+	struct in_addr address, gateway;
+	struct in6_addr address6;
+	bool has_address6;
+	char address_text[INET_ADDRSTRLEN], gateway_text[INET_ADDRSTRLEN];
+
+	char host[IFNAMSIZ], container[IFNAMSIZ], path[sizeof NAMED + IFNAMSIZ];
+	int host_socket;
+	int socket, news, namespace; /* the container's */
+	int complaints; /* where ip's standard error goes */
+	int stop; /* readable once a signal asks to end */
+	pid_t child; /* the process of mount.ns */
+	int held; /* while this is open, it stays */
+	bool linked, named; /* made, and so to be taken down */
+	const char *step;
+	char error[600];
+};
+
+/* Keep the text, and errno where it is not 0, unless a failure is kept already. Returns -1. */
+__attribute__((format(printf, 2, 3))) int fail(struct setup *setup, const char *format, ...);
+
+int ip_netns(struct setup *setup);
+int ip_veth(struct setup *setup);
+int ip_move(struct setup *setup);
+int ip_host_up(struct setup *setup);
+int ip_container_up(struct setup *setup);
+int ip_address(struct setup *setup);
+int ip_route(struct setup *setup);
+void ip_take_down(struct setup *setup);
+
+int netlink_netns(struct setup *setup);
+int netlink_veth(struct setup *setup);
+int netlink_move(struct setup *setup);
+int netlink_host_up(struct setup *setup);
+int netlink_container_up(struct setup *setup);
+int netlink_address(struct setup *setup);
+int netlink_address6(struct setup *setup);
+int netlink_route(struct setup *setup);
+void netlink_take_down(struct setup *setup);
+
+#endif
