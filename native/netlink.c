@@ -6,6 +6,7 @@
 #include <linux/rtnetlink.h>
 #include <linux/veth.h>
 #include <net/if.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -32,22 +33,24 @@ static struct request begin(uint16_t type, uint16_t flags, const void *fixed, si
 	return request;
 }
 
-static void *extend(struct request *request, size_t size)
+/* Returns where in the body it stands. Always by memcpy: the compiler may take a typed store into
+ * these bytes for one that cannot concern them, and drop it. */
+static size_t append(struct request *request, const void *part, size_t size)
 {
-	size_t length = NLMSG_ALIGN(request->header.nlmsg_len);
-	assert(length + NLMSG_ALIGN(size) <= sizeof *request);
-	request->header.nlmsg_len = (uint32_t)(length + size);
-	return (char *)request + length;
+	size_t at = NLMSG_ALIGN(request->header.nlmsg_len) - sizeof request->header;
+	assert(at + size <= sizeof request->body);
+	if (size)
+		memcpy(request->body + at, part, size);
+	request->header.nlmsg_len = (uint32_t)(sizeof request->header + at + size);
+	return at;
 }
 
-static struct rtattr *put(struct request *request, uint16_t type, const void *data, size_t size)
+static size_t put(struct request *request, uint16_t type, const void *data, size_t size)
 {
-	struct rtattr *attribute = extend(request, RTA_LENGTH(size));
-	attribute->rta_type = type;
-	attribute->rta_len = (uint16_t)RTA_LENGTH(size);
-	if (size)
-		memcpy(RTA_DATA(attribute), data, size);
-	return attribute;
+	struct rtattr attribute = {.rta_type = type, .rta_len = (uint16_t)RTA_LENGTH(size)};
+	size_t at = append(request, &attribute, sizeof attribute);
+	append(request, data, size);
+	return at;
 }
 
 static void put_name(struct request *request, uint16_t type, const char *name)
@@ -60,9 +63,16 @@ static void put_number(struct request *request, uint16_t type, int number)
 	put(request, type, &number, sizeof number);
 }
 
-static void close_nest(struct request *request, struct rtattr *nest)
+static size_t open_nest(struct request *request, uint16_t type)
 {
-	nest->rta_len = (uint16_t)((char *)request + request->header.nlmsg_len - (char *)nest);
+	return put(request, type, NULL, 0);
+}
+
+/* The attribute at that place holds all that was put since. */
+static void close_nest(struct request *request, size_t at)
+{
+	uint16_t length = (uint16_t)(request->header.nlmsg_len - sizeof request->header - at);
+	memcpy(request->body + at + offsetof(struct rtattr, rta_len), &length, sizeof length);
 }
 
 static ssize_t receive(int socket, void *buffer, size_t size)
@@ -126,11 +136,11 @@ static struct request begin_link(uint16_t type, uint16_t flags, unsigned up, con
 int link_add_veth(int socket, const char *name, const char *peer, int peer_namespace)
 {
 	struct request request = begin_link(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, 0, name);
-	struct rtattr *info = put(&request, IFLA_LINKINFO, NULL, 0);
+	size_t info = open_nest(&request, IFLA_LINKINFO);
 	put_name(&request, IFLA_INFO_KIND, "veth");
-	struct rtattr *data = put(&request, IFLA_INFO_DATA, NULL, 0);
-	struct rtattr *other = put(&request, VETH_INFO_PEER, NULL, 0);
-	extend(&request, sizeof(struct ifinfomsg));
+	size_t data = open_nest(&request, IFLA_INFO_DATA);
+	size_t other = open_nest(&request, VETH_INFO_PEER);
+	append(&request, &(struct ifinfomsg){0}, sizeof(struct ifinfomsg));
 	put_name(&request, IFLA_IFNAME, peer);
 	if (peer_namespace >= 0)
 		put_number(&request, IFLA_NET_NS_FD, peer_namespace);
