@@ -1,19 +1,20 @@
 /* The system calls that a start is read from, and what to take from each one's arguments.
  *
  * Everything that is left out is charged to the user-space time around these: waiting (futex, poll,
- * nanosleep), memory (mmap, brk), signals and clocks.
+ * nanosleep), memory (mmap, brk), signal masks and clocks.
  *
- * PLAIN: numbers only. PATHn: argument n is a path. MOUNT: target and type. FD: argument 0 is a
+ * PLAIN: numbers only. SPACES: likewise, and it may make namespaces. PATHn: argument n is a path. MOUNT: target and type. FD: argument 0 is a
  * descriptor. SEND, SENDMSG: a descriptor, and the message if it is a netlink socket. ADDRESS: a
- * descriptor and a socket address. CLONE3: a struct whose first word holds the flags.
+ * descriptor and a socket address. CLONE3: a struct whose first word holds the
+ * flags.
  */
 #ifndef FIRSTLIGHT_CALLS_H
 #define FIRSTLIGHT_CALLS_H
 
-enum take { IGNORE, PLAIN, PATH0, PATH1, MOUNT, FD, SEND, SENDMSG, ADDRESS, CLONE3 };
+enum take { IGNORE, PLAIN, SPACES, PATH0, PATH1, MOUNT, FD, SEND, SENDMSG, ADDRESS, CLONE3 };
 
 #define CALLS_EVERYWHERE(CALL) \
-	CALL(unshare, PLAIN) CALL(setns, FD) CALL(clone, PLAIN) CALL(clone3, CLONE3) \
+	CALL(unshare, SPACES) CALL(setns, FD) CALL(clone, SPACES) CALL(clone3, CLONE3) \
 	CALL(execve, PLAIN) CALL(execveat, PLAIN) CALL(exit_group, PLAIN) \
 	CALL(mount, MOUNT) CALL(umount2, PATH0) CALL(pivot_root, PATH0) CALL(chroot, PATH0) \
 	CALL(move_mount, PATH1) CALL(open_tree, PATH1) CALL(fsopen, PATH0) CALL(fsconfig, PLAIN) \
@@ -41,7 +42,7 @@ enum take { IGNORE, PLAIN, PATH0, PATH1, MOUNT, FD, SEND, SENDMSG, ADDRESS, CLON
 	CALL(recvfrom, FD) CALL(recvmsg, FD) CALL(recvmmsg, FD) CALL(sendmmsg, FD) \
 	CALL(bpf, PLAIN) CALL(perf_event_open, PLAIN) CALL(init_module, PLAIN) \
 	CALL(finit_module, PLAIN) CALL(wait4, PLAIN) CALL(waitid, PLAIN) \
-	CALL(kill, PLAIN) CALL(pidfd_open, PLAIN) CALL(pidfd_send_signal, FD) CALL(tgkill, PLAIN) \
+	CALL(rt_sigaction, PLAIN) CALL(kill, PLAIN) CALL(pidfd_open, PLAIN) CALL(pidfd_send_signal, FD) CALL(tgkill, PLAIN) \
 	CALL(close_range, PLAIN) CALL(landlock_restrict_self, PLAIN)
 
 #if defined(__x86_64__)

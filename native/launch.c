@@ -7,9 +7,9 @@
  *   request  struct request, then for each start: struct start, then its strings, each ending in
  *            NUL: argv, environment, working directory
  *   RUN      start each at its time; done when each said "firstlight ready" or "firstlight error",
- *            or has exited, or is past its deadline
- *   STOP     end the standard input of every start of one batch; done when all have exited, or
- *            after the deadline have been killed
+ *            or has exited, or is past its deadline (expired, and left as it is, to be looked at)
+ *   STOP     end the standard input of every start of one batch and kill the expired; done when
+ *            all have exited, or after the deadline have been killed
  *   answer   struct answer, then for each start: struct record, then its output
  *
  * A start whose flag INHERIT is set keeps our standard streams; others read from a pipe that ends
@@ -62,7 +62,7 @@ struct record {
 	int64_t intended, spawned, seen, exited;
 	int64_t user, system;
 	int32_t pid, status; /* status: as waitpid gives it, -1 while alive */
-	uint32_t killed, output;
+	uint32_t expired, output;
 };
 
 struct instance {
@@ -293,7 +293,6 @@ static void kill_instance(struct instance *instance, uint32_t flags)
 {
 	if (instance->record.status != -1 || instance->record.pid <= 0)
 		return;
-	instance->record.killed = 1;
 	kill(flags & INHERIT ? instance->record.pid : -instance->record.pid, SIGKILL);
 }
 
@@ -403,7 +402,7 @@ static int run(struct batch *batch, const struct request *request)
 				continue;
 			int64_t deadline = instance->record.intended + request->deadline;
 			if (deadline <= now()) {
-				kill_instance(instance, request->flags);
+				instance->record.expired = 1;
 				continue;
 			}
 			waiting++;
@@ -437,6 +436,9 @@ static int stop(struct batch *batch, const struct request *request)
 	if (batch->life >= 0)
 		close(batch->life);
 	batch->life = -1;
+	for (uint32_t i = 0; i < batch->count; i++)
+		if (batch->instances[i].record.expired)
+			kill_instance(&batch->instances[i], request->flags);
 	while (open && alive) {
 		alive = 0;
 		for (uint32_t i = 0; i < batch->count; i++)

@@ -158,6 +158,12 @@ int BPF_PROG(on_exit, struct task_struct *p)
 	struct task *task = traced(tid);
 	if (!task)
 		return 0;
+	if (task->number >= 0 && task->call) { /* exit_group does not return */
+		struct event call = {.kind = CALL, .root = task->root, .pid = task->pid, .tid = tid,
+				     .start = task->call, .end = bpf_ktime_get_ns(),
+				     .number = task->number, .stack = -1, .open = 1};
+		emit(&call, sizeof(call));
+	}
 	instant(EXIT, task, tid, 0, 0);
 	bpf_map_delete_elem(&tasks, &tid);
 	return 0;
@@ -203,6 +209,19 @@ int BPF_PROG(on_switch, _Bool preempt, struct task_struct *prev, struct task_str
 		task->off_stack = task->off_state ? bpf_get_stackid(ctx, &stacks, BPF_F_FAST_STACK_CMP) : -1;
 	}
 	switched_in(next->pid, now);
+	return 0;
+}
+
+SEC("tp_btf/percpu_alloc_percpu")
+int BPF_PROG(on_allocation, unsigned long call_site)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	struct task *task = traced(tid);
+	if (!task || task->number < 0)
+		return 0;
+	__u8 kind = settings.take[task->number & (NUMBERS - 1)];
+	if (kind == SPACES || kind == CLONE3)
+		instant(MARK, task, tid, 0, call_site);
 	return 0;
 }
 

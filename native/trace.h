@@ -2,13 +2,15 @@
 #ifndef FIRSTLIGHT_TRACE_H
 #define FIRSTLIGHT_TRACE_H
 
-enum kind { CALL = 1, FORK, EXEC, EXIT, OFF, LOCK };
+enum kind { CALL = 1, FORK, EXEC, EXIT, OFF, LOCK, MARK };
 enum { TEXT_MAX = 512, STACK_DEPTH = 32, STACKS = 65536, TASKS = 65536, NUMBERS = 512 };
 
 /* CALL: number, args, result; text as calls.h says; magic and family describe a descriptor.
  * FORK: by tid; peer is the child's tid, args[0] its thread group.
  * OFF: off the CPU from start to end; woken at args[0] by peer; result is the state it slept in,
  *      0 if it was ready to run all the time.
+ * MARK: a per-CPU allocation by the kernel function at args[0], inside a call that makes namespaces:
+ *      one call can make several, and each kind of namespace allocates in a function of its own.
  * LOCK: contended from start to end; args[0] the lock, args[1] its flags, peer its owner.
  */
 struct event {

@@ -49,7 +49,8 @@ class Outcome:
     """What the generator saw of one start; stamps in ns, 0 where it did not happen.
 
     ``seen`` is when it read ``firstlight ready`` or ``error``. ``status`` is as ``waitpid``
-    gives it, None while the start is up. ``killed``: it was ended at its deadline.
+    gives it, None while the start is up. ``expired``: its deadline passed before
+    it was ready; it is up until ``stop`` kills it.
     """
 
     intended: int
@@ -60,7 +61,7 @@ class Outcome:
     system_ns: int
     pid: int
     status: int | None
-    killed: bool
+    expired: bool
     output: str
 
 
@@ -85,7 +86,6 @@ class Generator:
             self._process = subprocess.Popen(
                 ["/bin/sh", "-c", f'exec "$0" 3<&{theirs.fileno()}', str(native("launch"))],
                 pass_fds=[theirs.fileno()],
-                start_new_session=False,
             )
         return self
 
@@ -107,12 +107,12 @@ class Generator:
         self,
         batch: int,
         commands: Sequenced[Command],
-        shape: Shape = Burst(),  # noqa: B008 - frozen
+        shape: Shape = Burst(),
         *,
         deadline: float,
         inherit: bool = False,
     ) -> list[Outcome]:
-        """Start the commands, and return when each is ready, has ended or was killed.
+        """Start the commands, and return when each is ready, has ended or is past its deadline.
 
         ``deadline`` is in seconds after a start's intended arrival. With ``inherit`` the commands
         keep our standard streams.
@@ -124,7 +124,7 @@ class Generator:
                 for text in (
                     *command.argv,
                     *(f"{name}={value}" for name, value in command.env.items()),
-                    command.cwd,
+                    str(command.cwd),
                 )
             )
             for command, offset in zip(commands, offsets(shape, len(commands)), strict=True)
@@ -145,9 +145,13 @@ class Generator:
         return [self._outcome() for _ in range(answered)]
 
     def _outcome(self) -> Outcome:
-        *stamps, pid, status, killed, length = _RECORD.unpack(self._receive(_RECORD.size))
+        record = _RECORD.unpack(self._receive(_RECORD.size))
+        intended, spawned, seen, exited, user, system, pid, status, expired, length = record
         output = self._receive(length).decode(errors="replace")
-        return Outcome(*stamps, pid, None if status == -1 else status, bool(killed), output)
+        ended = None if status == -1 else status
+        return Outcome(
+            intended, spawned, seen, exited, user, system, pid, ended, bool(expired), output
+        )
 
     def _receive(self, size: int) -> bytes:
         parts = bytearray()

@@ -37,6 +37,7 @@ class EndPoint(StrEnum):
     FIRST_INSTRUCTION = "first instruction"
     FIRST_PACKET = "first packet"
     REQUEST_DONE = "request done"
+    EXIT = "exit"
 
 
 class Stamps(Struct, frozen=True):

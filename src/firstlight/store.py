@@ -24,21 +24,20 @@ import polars as pl
 from firstlight.errors import BadRun, FirstlightError
 from firstlight.model import SCHEMA_VERSION, Footer, Header, Sample
 
-SPAN_SCHEMA = pl.Schema(
-    {
-        "sample": pl.UInt32,  # Sample.index
-        "kind": pl.Categorical,  # call, fork, exec, exit, blocked, queued, lock, oncpu
-        "name": pl.Categorical,  # system call; kind of lock; process or thread for a fork
-        "detail": pl.Categorical,  # path, netlink request, file system and file, program
-        "stack": pl.Categorical,  # kernel functions, innermost first, joined by ";"
-        "start": pl.Int64,  # ns of CLOCK_MONOTONIC
-        "end": pl.Int64,
-        "pid": pl.Int32,  # thread group
-        "tid": pl.Int32,
-        "result": pl.Int64,  # what a call returned
-        "peer": pl.Int32,  # child of a fork, waker of a wait, owner of a lock
-    }
-)
+_SPAN_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
+    "sample": pl.UInt32,  # Sample.index
+    "kind": pl.Categorical(),  # call, fork, exec, exit, blocked, queued, lock, mark
+    "name": pl.Categorical(),  # call; kind of lock; process or thread; a mark's function
+    "detail": pl.Categorical(),  # path, netlink request, file system and file, program
+    "stack": pl.Categorical(),  # kernel functions, innermost first, joined by ";"
+    "start": pl.Int64,  # ns of CLOCK_MONOTONIC
+    "end": pl.Int64,
+    "pid": pl.Int32,  # thread group
+    "tid": pl.Int32,
+    "result": pl.Int64,  # what a call returned
+    "peer": pl.Int32,  # child of a fork, waker of a wait, owner of a lock
+}
+SPAN_SCHEMA = pl.Schema(_SPAN_COLUMNS)
 """One row a span. ``blocked`` ends at the wake-up, where ``queued`` begins; instants have
 ``start == end``."""
 

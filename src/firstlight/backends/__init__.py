@@ -35,18 +35,27 @@ class Place:
     """Where a run works: inside its own network and mount namespaces.
 
     ``directory`` is a private tmpfs that dies with the run; ``run`` is the run's name, which
-    everything that outlives a process (a cgroup, a container id) must carry.
+    everything that outlives a process (a cgroup, a container id) must carry. ``environment``
+    goes to every start: it marks its processes as this run's.
     """
 
     directory: Path
     run: str
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 class Backend(Protocol):
-    """One way to create an instance."""
+    """One way to create an instance: a frozen value, compared by its fields.
 
-    name: str
-    end_point: EndPoint
+    ``note`` says what makes its figures unlike those of its neighbours, if anything does.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def end_point(self) -> EndPoint: ...  # noqa: D102
+    @property
+    def note(self) -> str | None: ...  # noqa: D102
 
     def probe(self) -> None:
         """Raise Unsupported, with a hint, if this backend cannot run here."""

@@ -112,15 +112,10 @@ class Network:
 
     @contextmanager
     def prepared(self, point: Point, instances: int, place: Place) -> Iterator[list[Command]]:
-        """A host with a gateway address and an empty /run/netns; afterwards neither is left.
-
-        Leaving it waits until the kernel has ended the batch's namespaces, because that work
-        holds the locks that the next batch is measured on.
-        """
+        """A host with a gateway address and an empty /run/netns; afterwards neither is left."""
         trick = TRICKS[str(point.get("trick", "none"))]
         method = str(point.get("method", "netlink"))
         with ExitStack() as cleanup:
-            cleanup.callback(settle)
             cleanup.enter_context(_gateway())
             cleanup.enter_context(_private_names())
             flags = trick.flags
@@ -145,6 +140,8 @@ class Network:
 
 def settle() -> None:
     """Wait until the kernel has ended every network namespace that was let go before.
+
+    That work holds the locks that the next batch is measured on.
 
     It ends them on one ordered queue, by batches, and says nothing. So let go of one that holds
     the peer of a link of ours: when the link is gone, its batch has begun, and when that of a

@@ -1,4 +1,4 @@
-"""One file a question, each a declared value named in ``ALL``."""
+"""One file a question, each a declared value that ``catalogue.ALL`` names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,0 +1,498 @@
+"""Spans to phases and causes: whose work each instant of a start was, and what it was spent on.
+
+The instants between a start's intended arrival and its end point are divided by the *critical
+path*. It is walked backward from the thread that reached the end point: a thread owns the time
+back to when another one woke it from a wait for a peer (a pipe, a child, a futex); from there the
+waker owns it, and before its birth a thread's parent. So work that ran beside it counts once, and
+only where the start waited for it.
+
+A thread's instant in a classified call belongs to that call's phase, in the shade ``kernel``.
+Around calls it belongs to the phase of its process's next classified call, which it prepares, in
+the shade ``around``; from execve to a program's first own call it is ``process.start``.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from firstlight import causes, phases
+from firstlight.model import EndPoint, Sample
+from firstlight.store import Run
+
+Integers = npt.NDArray[np.int64]
+
+SCHEMA = pl.Schema(
+    {"sample": pl.UInt32(), "phase": pl.String(), "shade": pl.String(), "cause": pl.String(),
+     "wall": pl.Int64(), "summed": pl.Int64()}
+)  # fmt: skip
+TIMELINE = pl.Schema(
+    {"start": pl.Int64(), "end": pl.Int64(), "phase": pl.String(), "shade": pl.String(),
+     "cause": pl.String(), "pid": pl.Int64()}
+)  # fmt: skip
+
+_LATE = "load generator late"
+_NAMESPACE_CALLS = frozenset({"unshare", "clone", "clone3"})
+_NONE = np.empty(0, dtype=np.int64)
+_PHASE = {name: code for code, name in enumerate(phases.ORDER)}
+_START, _EXEC, _EXIT = _PHASE["process.start"], _PHASE["exec"], _PHASE["process.exit"]
+_RUNTIME = np.array([_START, _PHASE["signals"]])
+_UNATTRIBUTED = _PHASE[phases.UNATTRIBUTED]
+
+
+@dataclass
+class _Thread:
+    """One thread's spans as sorted arrays; intervals as (start, end, code)."""
+
+    tid: int
+    pid: int
+    parent: int | None = None
+    birth: int = 0
+    exit: int | None = None
+    calls: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
+    blocked: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
+    queued: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
+    locks: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
+    wakes: list[tuple[int, int]] = field(default_factory=list)
+    """(when, by whom) it was woken from a wait for a peer."""
+    owned: list[tuple[int, int]] = field(default_factory=list)
+    """Its part of the critical path."""
+    idle: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
+    """When it slept or waited for a peer."""
+    sleeps: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
+
+    def last_wait(self, at: int) -> int:
+        """When the latest wait before ``at`` began; its birth if there is none."""
+        place = int(np.searchsorted(self.blocked[0], at)) - 1
+        return int(self.blocked[0][place]) if place >= 0 else self.birth
+
+    def is_busy(self, at: int) -> bool:
+        """Whether it was alive and neither slept nor waited for a peer."""
+        alive = self.birth < at and (self.exit is None or at < self.exit)
+        return alive and not _at(self.idle, np.array([at]))[0][0]
+
+
+@dataclass
+class _Process:
+    """A process's classified calls in order of start, and the phase of the gap before each."""
+
+    starts: Integers
+    gaps: Integers
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Stretches of one thread's time, each of one phase, shade and cause."""
+
+    start: Integers
+    end: Integers
+    phase: Integers
+    kernel: npt.NDArray[np.bool_]
+    cause: Integers
+    owned: npt.NDArray[np.bool_]
+
+
+def breakdown(run: Run) -> pl.DataFrame:
+    """Each traced, ready sample's time by phase, shade and cause, as SCHEMA, in ns.
+
+    ``wall`` is time on the critical path: it sums to the sample's latency exactly. ``summed`` is
+    the time of all the instance's threads, less what they sleep or wait for one another off the
+    critical path.
+    """
+    parts = []
+    for reader, sample, rows in _traced(run):
+        parts.append(_summarise(reader, sample, rows))
+    return pl.concat(parts) if parts else pl.DataFrame(schema=SCHEMA)
+
+
+def timeline(run: Run, sample: Sample) -> pl.DataFrame:
+    """The critical path of one sample in order, as TIMELINE, in ns of CLOCK_MONOTONIC."""
+    for reader, other, rows in _traced(run):
+        if other.index != sample.index:
+            continue
+        parts = [pl.DataFrame(schema=TIMELINE)]
+        for thread, pieces in reader.pieces(other, rows):
+            chosen = np.flatnonzero(pieces.owned)
+            parts.append(
+                pl.DataFrame(
+                    {
+                        "start": pieces.start[chosen],
+                        "end": pieces.end[chosen],
+                        "phase": [phases.ORDER[code] for code in pieces.phase[chosen]],
+                        "shade": np.where(pieces.kernel[chosen], "kernel", "around"),
+                        "cause": [reader.causes[code] for code in pieces.cause[chosen]],
+                        "pid": np.full(len(chosen), thread.pid),
+                    },
+                    schema=TIMELINE,
+                )
+            )
+        return pl.concat(parts).sort("start")
+    return pl.DataFrame(schema=TIMELINE)
+
+
+def _traced(run: Run) -> Iterator[tuple["_Batch", Sample, slice]]:
+    ready = {
+        sample.index: sample
+        for sample in run.samples
+        if sample.traced and sample.stamps.ready is not None
+    }
+    for _, spans in run.span_batches():
+        batch = _Batch(spans, run.header.end_point)
+        for index, rows in batch.samples():
+            if index in ready:
+                yield batch, ready[index], rows
+
+
+def _summarise(batch: "_Batch", sample: Sample, rows: slice) -> pl.DataFrame:
+    width = len(batch.causes)
+    wall: dict[int, int] = {}
+    summed: dict[int, int] = {}
+    idle = np.array([cause.startswith((causes.PEER, causes.SLEEP)) for cause in batch.causes])
+    for _, pieces in batch.pieces(sample, rows):
+        length = pieces.end - pieces.start
+        key = (pieces.phase * 2 + pieces.kernel) * width + pieces.cause
+        for total, chosen in ((wall, pieces.owned), (summed, pieces.owned | ~idle[pieces.cause])):
+            keys, inverse = np.unique(key[chosen], return_inverse=True)
+            sums = np.bincount(inverse, weights=length[chosen], minlength=len(keys))
+            for one, amount in zip(keys.tolist(), sums.tolist(), strict=True):
+                total[one] = total.get(one, 0) + round(amount)
+    keys = sorted(wall.keys() | summed.keys())
+    return pl.DataFrame(
+        {
+            "sample": [sample.index] * len(keys),
+            "phase": [phases.ORDER[key // width // 2] for key in keys],
+            "shade": ["kernel" if key // width % 2 else "around" for key in keys],
+            "cause": [batch.causes[key % width] for key in keys],
+            "wall": [wall.get(key, 0) for key in keys],
+            "summed": [summed.get(key, 0) for key in keys],
+        },
+        schema=SCHEMA,
+    )
+
+
+class _Batch:
+    """The spans of one batch as columns, its calls classified and its waits explained."""
+
+    def __init__(self, spans: pl.DataFrame, end_point: EndPoint) -> None:
+        self._end_point = end_point
+        spans = spans.sort("sample", "tid", "start", maintain_order=True)
+        self._sample = spans["sample"].to_numpy()
+        self._tid = spans["tid"].to_numpy()
+        self._pid = spans["pid"].to_numpy()
+        self._peer = spans["peer"].fill_null(0).to_numpy()
+        self._start = spans["start"].to_numpy()
+        self._end = spans["end"].to_numpy()
+        self._kind = _codes(spans, ["kind"], lambda row: row[0])
+        self._names = _codes(spans, ["name"], lambda row: row[0])
+        self._details = _codes(spans, ["detail"], lambda row: row[0])
+        self._phase = _codes(spans, ["kind", "name", "detail"], _phase_of)
+        self.causes = [causes.ON_CPU, causes.QUEUED, _LATE]
+        self._cause = _codes(spans, ["kind", "name", "stack", "detail"], self._cause_of)
+
+    def _cause_of(self, row: tuple[Any, ...]) -> int:
+        kind, name, stack, detail = row
+        if kind not in ("blocked", "lock"):
+            return 0
+        cause = causes.of_wait(stack) if kind == "blocked" else causes.of_lock(stack, name, detail)
+        if cause not in self.causes:
+            self.causes.append(cause)
+        return self.causes.index(cause)
+
+    def samples(self) -> Iterator[tuple[int, slice]]:
+        """Each sample's index and rows."""
+        yield from _runs(self._sample, 0)
+
+    def pieces(self, sample: Sample, rows: slice) -> Iterator[tuple[_Thread, _Pieces]]:
+        """Every thread of a sample, cut into pieces between its arrival and its end point."""
+        begin, end = sample.stamps.intended, sample.stamps.ready
+        assert end is not None
+        threads = self._threads(rows)
+        root = threads.get(sample.pid) or _Thread(sample.pid, sample.pid)
+        threads.setdefault(sample.pid, root)
+        processes = self._processes(threads, rows, end)
+        late = _walk(threads, self._last(threads, root, rows, end), begin, end)
+        yield root, _lateness(begin, late)
+        for thread in threads.values():
+            yield thread, _cut(thread, processes.get(thread.pid), late, end)
+
+    def _threads(self, rows: slice) -> dict[int, _Thread]:
+        threads = {}
+        followed = np.array([cause.startswith(causes.PEER) for cause in self.causes])
+        sleeping = np.array([cause == causes.SLEEP for cause in self.causes])
+        for tid, part in _runs(self._tid[rows], rows.start):
+            kind = self._kind[part]
+            thread = _Thread(tid, int(self._pid[part.start]))
+            calls = np.flatnonzero((kind == "call") & (self._phase[part] >= 0)) + part.start
+            thread.calls = self._intervals(calls, self._phase)
+            self._split(thread, part)
+            blocked = np.flatnonzero(kind == "blocked") + part.start
+            thread.blocked = self._intervals(blocked, self._cause)
+            thread.queued = self._intervals(np.flatnonzero(kind == "queued") + part.start)
+            locks = np.flatnonzero(kind == "lock") + part.start
+            thread.locks = self._intervals(locks, self._cause)
+            cause = self._cause[blocked]
+            thread.sleeps = self._intervals(blocked[sleeping[cause]])
+            thread.idle = self._intervals(blocked[sleeping[cause] | followed[cause]])
+            wakes = blocked[followed[cause]]
+            thread.wakes = list(
+                zip(self._end[wakes].tolist(), self._peer[wakes].tolist(), strict=True)
+            )
+            exits = np.flatnonzero(kind == "exit")
+            thread.exit = int(self._start[part][exits[0]]) if len(exits) else None
+            threads[tid] = thread
+        forks = np.flatnonzero(self._kind[rows] == "fork") + rows.start
+        for row in forks.tolist():
+            child = threads.get(int(self._peer[row]))
+            if child:
+                child.birth, child.parent = int(self._start[row]), int(self._tid[row])
+        return threads
+
+    def _intervals(
+        self, rows: Integers, codes: npt.NDArray[Any] | None = None
+    ) -> tuple[Integers, Integers, Integers]:
+        code = np.zeros(len(rows), np.int64) if codes is None else codes[rows].astype(np.int64)
+        return self._start[rows], self._end[rows], code
+
+    def _split(self, thread: _Thread, part: slice) -> None:
+        """Divides calls that make a network namespace and others, by the kernel's own marks.
+
+        The kernel makes them in the order of create_new_namespaces: mount, uts, ipc, pid, cgroup,
+        net, time. Each allocates per-CPU memory in functions of its own.
+        """
+        marks = np.flatnonzero(self._kind[part] == "mark") + part.start
+        if not len(marks):
+            return
+        calls = np.flatnonzero(self._kind[part] == "call") + part.start
+        starts, ends, codes = [column.tolist() for column in thread.calls]
+        for call in calls.tolist():
+            if self._names[call] not in _NAMESPACE_CALLS or "," not in self._details[call]:
+                continue
+            start, end = int(self._start[call]), int(self._end[call])
+            inside = marks[(self._start[marks] >= start) & (self._start[marks] <= end)]
+            edges = _namespace_edges(
+                str(self._details[call]), start,
+                [(int(self._start[mark]), str(self._names[mark])) for mark in inside],
+            )  # fmt: skip
+            at = starts.index(start)
+            starts[at : at + 1] = [edge for edge, _ in edges]
+            ends[at : at + 1] = [*(edge for edge, _ in edges[1:]), end]
+            codes[at : at + 1] = [_PHASE[phase] for _, phase in edges]
+        thread.calls = (np.array(starts), np.array(ends), np.array(codes))
+
+    def _processes(self, threads: dict[int, _Thread], rows: slice, end: int) -> dict[int, _Process]:
+        execs: dict[int, list[int]] = {}
+        for row in (np.flatnonzero(self._kind[rows] == "exec") + rows.start).tolist():
+            execs.setdefault(int(self._pid[row]), []).append(int(self._start[row]))
+        processes = {}
+        for pid in {thread.pid for thread in threads.values()}:
+            own = [thread for thread in threads.values() if thread.pid == pid]
+            _mark_last_exec(own, execs.get(pid, []), end)
+            starts = np.concatenate([thread.calls[0] for thread in own])
+            codes = np.concatenate([thread.calls[2] for thread in own])
+            order = np.argsort(starts, kind="stable")
+            starts, codes = starts[order], codes[order]
+            gaps = np.where(codes == _EXIT, _UNATTRIBUTED, codes)
+            for executed in execs.get(pid, []):
+                first = _first_work(starts, codes, executed)
+                begun = slice(int(np.searchsorted(starts, executed)), first)
+                gaps[begun] = np.where(gaps[begun] == _EXEC, _EXEC, _START)
+                if first < len(gaps) and codes[first] not in (_EXIT, _EXEC):
+                    gaps[first] = _START
+            processes[pid] = _Process(starts, gaps)
+        return processes
+
+    def _last(self, threads: dict[int, _Thread], root: _Thread, rows: slice, end: int) -> _Thread:
+        """The thread that reached the end point.
+
+        Where that is an exit, it is the instance's first. Otherwise it is the payload, which has
+        executed and called nothing else yet; or else the one that next writes to a pipe, to say so.
+        """
+        if self._end_point == EndPoint.EXIT:
+            return root
+        executed = np.flatnonzero(self._kind[rows] == "exec") + rows.start
+        executed = executed[self._start[executed] <= end]
+        for row in executed[np.argsort(self._start[executed])[::-1]].tolist():
+            thread = threads[int(self._tid[row])]
+            if _EXEC in thread.calls[2]:
+                return thread
+        kind, name = self._kind[rows], self._names[rows]
+        detail = self._details[rows]
+        said = np.flatnonzero((kind == "call") & (name == "write") & (detail == "pipe:"))
+        said = said[self._start[rows][said] >= end] + rows.start
+        if len(said):
+            return threads[int(self._tid[said[np.argmin(self._start[said])]])]
+        return root
+
+
+def _phase_of(row: tuple[Any, ...]) -> int:
+    kind, name, detail = row
+    phase = phases.classify(name, detail) if kind == "call" else None
+    return -1 if phase is None else _PHASE[phase]
+
+
+def _codes(
+    spans: pl.DataFrame, columns: Sequence[str], of: Callable[[tuple[Any, ...]], Any]
+) -> npt.NDArray[Any]:
+    """``of`` each row's values in the columns, asked once for each distinct combination."""
+    distinct = spans.select(columns).unique(maintain_order=True)
+    values = [of(row) for row in distinct.rows()]
+    joined = spans.select(columns).join(
+        distinct.with_row_index("_code"), on=columns, how="left", maintain_order="left",
+        nulls_equal=True,
+    )  # fmt: skip
+    return np.array(values)[joined["_code"].to_numpy()] if values else np.empty(0)
+
+
+def _runs(column: npt.NDArray[Any], offset: int) -> Iterator[tuple[int, slice]]:
+    """Each value of a sorted column and its rows, counted from ``offset``."""
+    if not len(column):
+        return
+    edges = np.flatnonzero(np.diff(column)) + 1
+    for first, last in zip([0, *edges.tolist()], [*edges.tolist(), len(column)], strict=True):
+        yield int(column[first]), slice(offset + first, offset + last)
+
+
+def _namespace_edges(
+    detail: str, start: int, marks: list[tuple[int, str]]
+) -> list[tuple[int, str]]:
+    """Where each kind of namespace begins inside one call, and its phase."""
+    kinds = set(detail.split(","))
+    net = next((at for at, function in marks if "net" in function), None)
+    if "net" not in kinds or net is None:
+        net = None
+    edges: list[tuple[int, str]] = []
+    others = kinds - {"net", "mount", "into-cgroup"}
+    if "mount" in kinds:
+        edges.append((start, "ns.mount"))
+        after = next((at for at, function in marks if "vfsmnt" not in function), None)
+        if others and after is not None and after != net:
+            edges.append((after, "ns.other"))
+    elif others:
+        edges.append((start, "ns.other"))
+    if net is not None:
+        edges.append((net, "ns.net"))
+    elif "net" in kinds:
+        return [(start, "ns.net")]
+    return edges or [(start, "ns.other")]
+
+
+def _first_work(starts: Integers, codes: Integers, after: int) -> int:
+    """The place of the first call after an execve that the language's run-time did not make."""
+    own = ~np.isin(codes, _RUNTIME)
+    own[: np.searchsorted(starts, after)] = False
+    return int(np.argmax(own)) if own.any() else len(codes)
+
+
+def _mark_last_exec(own: list[_Thread], execs: list[int], end: int) -> None:
+    """Calls of the program that reaches the end point before any own call are ``exec``."""
+    if not execs or execs[0] > end:
+        return
+    executed = max(at for at in execs if at <= end)
+    for thread in own:
+        starts, ends, codes = thread.calls
+        if np.any((starts >= executed) & (starts < end) & ~np.isin(codes, _RUNTIME)):
+            return
+    for thread in own:
+        starts, ends, codes = thread.calls
+        thread.calls = starts, ends, np.where((ends >= executed) & (starts < end), _EXEC, codes)
+
+
+def _walk(threads: dict[int, _Thread], last: _Thread, begin: int, end: int) -> int:
+    """Give each thread its part of the critical path; returns when the path begins."""
+    thread, at = last, end
+    while at > begin:
+        when, before = _before(threads, thread, at)
+        when = max(when, begin)
+        thread.owned.append((when, at))
+        at = when
+        if before is None:
+            break
+        thread = before
+    return at
+
+
+def _before(threads: dict[int, _Thread], thread: _Thread, at: int) -> tuple[int, _Thread | None]:
+    """Back to when a thread owns the time before ``at``, and who owns it before that."""
+    place = bisect_left(thread.wakes, (at, -1)) - 1
+    while place >= 0:
+        when, tid = thread.wakes[place]
+        waker = threads.get(tid)
+        if waker and waker is not thread and waker.birth < when:
+            worker = _worker(threads, thread, waker, when)
+            if worker is not thread:
+                return when, worker
+        place -= 1
+    return thread.birth, threads.get(thread.parent or 0)
+
+
+def _worker(threads: dict[int, _Thread], woken: _Thread, waker: _Thread, when: int) -> _Thread:
+    """Whose work a wake-up ended: the waker's, unless that is a monitor that polls.
+
+    A language's run-time has a thread that sleeps and looks (Go's sysmon). When it wakes another
+    for want of one, the work before was done by the thread that was busy then.
+    """
+    if waker.pid != woken.pid or not _at(waker.sleeps, np.array([waker.last_wait(when)]))[0][0]:
+        return waker
+    busy = [
+        thread
+        for thread in threads.values()
+        if thread.pid == woken.pid and thread not in (woken, waker) and thread.is_busy(when)
+    ]
+    return max(busy, key=lambda thread: thread.last_wait(when), default=woken)
+
+
+def _lateness(begin: int, path: int) -> _Pieces:
+    """The time before the critical path begins: the load generator had not started it yet."""
+    one = np.ones(1, dtype=np.int64)
+    return _Pieces(begin * one, path * one, _START * one, np.zeros(1, np.bool_), 2 * one,
+                   np.ones(1, np.bool_))  # fmt: skip
+
+
+def _cut(thread: _Thread, process: _Process | None, begin: int, end: int) -> _Pieces:
+    """Cut one thread's time wherever its phase, shade, cause or ownership changes."""
+    born = max(thread.birth, begin)
+    died = min(thread.exit if thread.exit is not None else end, end)
+    owned = np.array(thread.owned[::-1], dtype=np.int64).reshape(-1, 2)
+    gaps = process.starts if process else _NONE
+    edges = np.concatenate(
+        [*thread.calls[:2], *thread.blocked[:2], *thread.queued[:2], *thread.locks[:2], gaps,
+         owned.ravel(), np.array([born, died])]
+    )  # fmt: skip
+    edges = np.unique(edges[(edges >= begin) & (edges <= end)])
+    start, stop = edges[:-1], edges[1:]
+    in_call, phase = _at(thread.calls, start)
+    in_owned, _ = _at((owned[:, 0], owned[:, 1], owned[:, 0]), start)
+    alive = in_owned | ((start >= born) & (start < died))
+    phase = np.where(in_call, phase, _gap_phase(process, start))
+    cause = np.zeros(len(start), dtype=np.int64)
+    for intervals in (thread.blocked, thread.locks):
+        inside, code = _at(intervals, start)
+        cause = np.where(inside, code, cause)
+    cause = np.where(_at(thread.queued, start)[0], 1, cause)
+    return _Pieces(start[alive], stop[alive], phase[alive], in_call[alive], cause[alive],
+                   in_owned[alive])  # fmt: skip
+
+
+def _at(
+    intervals: tuple[Integers, Integers, Integers], at: Integers
+) -> tuple[npt.NDArray[np.bool_], Integers]:
+    """Whether each instant is inside one of the disjoint intervals, and that one's code."""
+    starts, ends, codes = intervals
+    if not len(starts):
+        return np.zeros(len(at), np.bool_), np.zeros(len(at), np.int64)
+    place = np.searchsorted(starts, at, side="right") - 1
+    found = np.maximum(place, 0)
+    return (place >= 0) & (at < ends[found]), codes[found]
+
+
+def _gap_phase(process: _Process | None, at: Integers) -> Integers:
+    """The phase that the time around calls prepares."""
+    if process is None or not len(process.starts):
+        return np.full(len(at), _UNATTRIBUTED)
+    place = np.searchsorted(process.starts, at, side="left")
+    after = np.minimum(place, len(process.starts) - 1)
+    return np.where(place < len(process.starts), process.gaps[after], process.gaps[-1])

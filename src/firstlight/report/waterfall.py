@@ -1,0 +1,104 @@
+"""The start of one command as a waterfall in the terminal: phases, causes, slowest waits."""
+
+import polars as pl
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from firstlight import causes, phases
+from firstlight.plots.palette import PHASES as COLOURS
+
+_WAITS = 8
+_FRAMES = 4
+_LEAST_NS = 1000
+
+
+def waterfall(timeline: pl.DataFrame, spans: pl.DataFrame, width: int) -> RenderableType:
+    """Lanes of the phases over time, with what each took, and below them the longest waits.
+
+    ``timeline`` is ``breakdown.timeline`` of one sample, ``spans`` its raw spans; ``width`` the
+    columns of the terminal.
+    """
+    return Group(_lanes(timeline, max(width - 66, 10)), Text(), _waits(timeline, spans))
+
+
+def _lanes(timeline: pl.DataFrame, cells: int) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("phase", no_wrap=True)
+    table.add_column("where in time", no_wrap=True)
+    for name in ("ms", "share", "kernel"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("mostly", overflow="ellipsis", no_wrap=True)
+    if timeline.is_empty():
+        return table
+    begin, total = timeline["start"].min(), _span(timeline)
+    for phase in phases.ORDER:
+        rows = timeline.filter(pl.col("phase") == phase)
+        took = int((rows["end"] - rows["start"]).sum())
+        if took < _LEAST_NS:
+            continue
+        inside = rows.filter(pl.col("shade") == "kernel")
+        kernel = int((inside["end"] - inside["start"]).sum())
+        table.add_row(
+            phase,
+            _lane(rows, int(begin), total, cells, COLOURS.get(phase, "white")),
+            f"{took / 1e6:.2f}",
+            f"{100 * took / total:.0f} %",
+            f"{100 * kernel / took:.0f} %",
+            _mostly(rows, took),
+        )
+    table.add_row("total", "", f"{total / 1e6:.2f}", style="bold")
+    return table
+
+
+def _span(timeline: pl.DataFrame) -> int:
+    return int((timeline["end"] - timeline["start"]).sum())
+
+
+def _lane(rows: pl.DataFrame, begin: int, total: int, cells: int, colour: str) -> Text:
+    """A cell is full if the phase owns most of its time, and half if it owns some."""
+    owned = [0.0] * cells
+    size = total / cells
+    for start, end in zip(rows["start"].to_list(), rows["end"].to_list(), strict=True):
+        first, last = (start - begin) / size, (end - begin) / size
+        for cell in range(int(first), min(int(last) + 1, cells)):
+            owned[cell] += min(last, cell + 1) - max(first, cell)
+    return Text(
+        "".join("█" if part > 0.5 else "▌" if part > 0.05 else "·" for part in owned), style=colour
+    )
+
+
+def _mostly(rows: pl.DataFrame, took: int) -> str:
+    by_cause = (
+        rows.group_by("cause")
+        .agg((pl.col("end") - pl.col("start")).sum().alias("took"))
+        .sort("took", descending=True)
+    )
+    cause, most = by_cause.row(0)
+    return f"{cause} {100 * most / took:.0f} %"
+
+
+def _waits(timeline: pl.DataFrame, spans: pl.DataFrame) -> Table:
+    """The longest waits in the kernel that were part of the critical path."""
+    table = Table(title="slowest kernel waits on the critical path", title_justify="left",
+                  box=None, pad_edge=False, header_style="bold")  # fmt: skip
+    table.add_column("ms", justify="right")
+    table.add_column("phase", no_wrap=True)
+    table.add_column("cause", no_wrap=True)
+    table.add_column("kernel functions, innermost first", overflow="ellipsis", no_wrap=True)
+    waits = timeline.filter(~pl.col("cause").is_in([causes.ON_CPU, causes.QUEUED])).with_columns(
+        (pl.col("end") - pl.col("start")).alias("took")
+    )
+    merged = waits.sort("took", descending=True).head(_WAITS)
+    for start, end, phase, cause, pid, took in merged.select(
+        "start", "end", "phase", "cause", "pid", "took"
+    ).iter_rows():
+        stack = spans.filter(
+            (pl.col("pid") == pid)
+            & pl.col("kind").is_in(["blocked", "lock"])
+            & (pl.col("start") <= start)
+            & (pl.col("end") >= end)
+        )["stack"].to_list()
+        frames = stack[0].split(";")[:_FRAMES] if stack else []
+        table.add_row(f"{took / 1e6:.2f}", phase, cause, " ← ".join(frames))
+    return table

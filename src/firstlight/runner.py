@@ -1,0 +1,276 @@
+"""Experiment to samples: expands the points, shuffles the schedule, runs each batch."""
+
+import os
+import random
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+from firstlight import __version__, host, stuck
+from firstlight.backends import Backend, Command, network
+from firstlight.errors import Unsupported
+from firstlight.experiments import Experiment, Options
+from firstlight.load import Burst, Generator, Outcome, Sequence, Shape
+from firstlight.model import Ending, Footer, Header, Point, Sample, Stamps, Step
+from firstlight.place import isolated
+from firstlight.store import Writer
+from firstlight.tracers import bpf
+
+DEADLINE_SECONDS = 60.0
+_STOP_SECONDS = 30.0
+_LEAST_SAMPLES = 3  # times the repetitions, for points of few instances
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is to be made. ``deadline`` is for each start, in seconds."""
+
+    experiment: Experiment
+    options: Options
+    repetitions: int
+    seed: int
+    traced: bool = True
+    cold: bool = False
+    deadline: float = DEADLINE_SECONDS
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One entry of the schedule."""
+
+    point: Point
+    repetition: int
+    traced: bool
+
+    @property
+    def instances(self) -> int:
+        """How many starts it asks for."""
+        return int(self.point["instances"])
+
+
+def schedule(points: list[Point], plan: Plan) -> list[Batch]:
+    """Every batch of a run in a seeded random order, repetition by repetition.
+
+    Shuffling within repetitions interleaves the points: a drift of the machine meets all of them.
+    Points of few instances get more batches, so that their quantiles rest on as many samples.
+    """
+    order = random.Random(plan.seed)  # noqa: S311 - a schedule, not a secret
+    batches = []
+    for repetition in range(plan.repetitions):
+        part = []
+        for point in points:
+            for _ in range(max(1, _LEAST_SAMPLES // int(point["instances"]))):
+                part.append(Batch(point, repetition, traced=False))
+                if plan.traced:
+                    part.append(Batch(point, repetition, traced=True))
+        order.shuffle(part)
+        batches += part
+    return batches
+
+
+def run(plan: Plan, out: Path, progress: Callable[[Batch, int, int], None]) -> None:
+    """Measure an experiment into the run directory ``out``.
+
+    ``progress`` is told each batch before it, with the work done and in all (see ``work``). On
+    KeyboardInterrupt what was measured stays, marked interrupted, and the interrupt goes on.
+    """
+    points, backends, skipped = _usable(plan)
+    if plan.traced:
+        bpf.probe()
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    header = Header(
+        run=name,
+        experiment=plan.experiment.name,
+        question=plan.experiment.question,
+        end_point=backends[0].end_point,
+        axes=plan.experiment.axes,
+        points=tuple(points),
+        argv=tuple(sys.argv),
+        seed=plan.seed,
+        started=_now(),
+        revision=_revision(),
+        repetitions=plan.repetitions,
+        cold=plan.cold,
+        environment=host.facts(),
+        notes=tuple(dict.fromkeys(backend.note for backend in backends if backend.note)),
+        skipped=tuple(skipped.items()),
+    )
+    with Writer(out, header) as writer:
+        interrupted = True
+        try:
+            with _Lab(plan, writer, name) as lab:
+                for batch in (batches := schedule(points, plan)):
+                    lab.measure(batch, progress, sum(map(work, batches)))
+            interrupted = False
+        finally:
+            writer.finish(Footer(ended=_now(), interrupted=interrupted))
+
+
+def work(batch: Batch) -> int:
+    """How much of a run's time a batch takes, roughly, in no unit."""
+    return batch.instances + 4
+
+
+def _usable(plan: Plan) -> tuple[list[Point], list[Backend], dict[str, str]]:
+    """The points that can run here, their backends, and why others cannot."""
+    points: list[Point] = []
+    usable: dict[Backend, None] = {}
+    skipped: dict[str, str] = {}
+    for point in plan.experiment.points(plan.options):
+        backend = plan.experiment.backend(point)
+        try:
+            if backend not in usable:
+                backend.probe()
+        except Unsupported as error:
+            skipped[backend.name] = f"{error.message} ({error.hint})"
+            continue
+        usable[backend] = None
+        points.append(point)
+    if not points:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise Unsupported(
+            f"{plan.experiment.name} cannot run here: {reasons}",
+            "see all that is missing: firstlight doctor",
+        )
+    return points, list(usable), skipped
+
+
+class _Lab:
+    """A run under way: its place, load generator and tracer."""
+
+    def __init__(self, plan: Plan, writer: Writer, name: str) -> None:
+        self._plan, self._writer, self._name = plan, writer, name
+        self._batches = self._samples = self._done = 0
+
+    def __enter__(self) -> "_Lab":
+        with ExitStack() as stack:
+            self._place = stack.enter_context(isolated(self._name))
+            self._generator = stack.enter_context(Generator())
+            if self._plan.traced:
+                self._tracer = stack.enter_context(bpf.Tracer(self._generator.pid))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def measure(self, batch: Batch, progress: Callable[[Batch, int, int], None], all_: int) -> None:
+        """Run one batch and store its samples and spans."""
+        progress(batch, self._done, all_)
+        self._done += work(batch)
+        backend = self._plan.experiment.backend(batch.point)
+        with backend.prepared(batch.point, batch.instances, self._place) as commands:
+            if self._plan.cold:
+                drop_caches()
+            outcomes, lost = self._start(batch, commands)
+            evidence = {o.pid: stuck.describe(o.pid) for o in outcomes if o.expired}
+            ended = self._generator.stop(self._batches, deadline=_STOP_SECONDS)
+        network.settle()
+        samples = [
+            sample(self._samples + place, self._batches, place, batch, outcome, end,
+                   evidence.get(outcome.pid), lost)
+            for place, (outcome, end) in enumerate(zip(outcomes, ended, strict=True))
+        ]  # fmt: skip
+        if batch.traced:
+            self._writer.append_spans(
+                self._batches, self._tracer.collect({one.pid: one.index for one in samples})
+            )
+        self._writer.append(samples)
+        self._batches += 1
+        self._samples += len(samples)
+
+    def _start(self, batch: Batch, commands: list[Command]) -> tuple[list[Outcome], int]:
+        shape: Shape = Sequence() if batch.point.get("order") == "sequential" else Burst()
+        if batch.traced:
+            self._tracer.start()
+        outcomes = self._generator.run(self._batches, commands, shape, deadline=self._plan.deadline)
+        return outcomes, self._tracer.stop() if batch.traced else 0
+
+
+def sample(
+    index: int,
+    batch_number: int,
+    instance: int,
+    batch: Batch,
+    outcome: Outcome,
+    ended: Outcome,
+    evidence: str | None,
+    lost: int,
+) -> Sample:
+    """What the load generator saw of one start when it was ready, and when it had ended.
+
+    A stamp of the instance's own that is not between the start and its arrival here comes from a
+    clock that is not the host's (gVisor's): then the arrival stands for it.
+    """
+    said = [line.split(" ") for line in outcome.output.splitlines()]
+    steps = tuple(
+        Step(words[2], int(words[3]), int(words[4]))
+        for words in said
+        if words[:2] == ["firstlight", "step"] and len(words) == 5
+    )
+    ready = next((int(w[2]) for w in said if w[:2] == ["firstlight", "ready"]), None)
+    if ready is not None and not outcome.intended <= ready <= outcome.seen:
+        ready = outcome.seen
+    other = [line for line in outcome.output.splitlines() if not line.startswith("firstlight ")]
+    ending = Ending.READY if ready else Ending.HUNG if outcome.expired else Ending.FAILED
+    return Sample(
+        index=index,
+        batch=batch_number,
+        instance=instance,
+        repetition=batch.repetition,
+        point=batch.point,
+        traced=batch.traced,
+        ending=ending,
+        stamps=Stamps(
+            outcome.intended, outcome.spawned, ready, outcome.seen or None, ended.exited or None
+        ),
+        steps=steps,
+        pid=outcome.pid,
+        user_ns=ended.user_ns,
+        system_ns=ended.system_ns,
+        exit_status=ended.status,
+        error=None if ready else evidence or _complaint(outcome),
+        output="\n".join(other),
+        lost=lost,
+    )
+
+
+def _complaint(outcome: Outcome) -> str:
+    for line in outcome.output.splitlines():
+        if line.startswith("firstlight error "):
+            return line.removeprefix("firstlight error ")
+    if outcome.status is None:
+        return "not ready"
+    if os.WIFSIGNALED(outcome.status):
+        return f"ended by signal {os.WTERMSIG(outcome.status)} before it was ready"
+    return f"exited with status {os.WEXITSTATUS(outcome.status)} before it was ready"
+
+
+def drop_caches() -> None:
+    """Empty the page cache, dentries and inodes, so that the next start reads from disk."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _revision() -> str:
+    """firstlight's version, and the git revision where it runs from a checkout."""
+    described = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+        capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    return f"{__version__}+{described}" if described else __version__

@@ -1,0 +1,68 @@
+"""Kernel addresses to function names, by ``/proc/kallsyms``."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+_DEPTH = 32  # STACK_DEPTH of native/trace.h
+_RECORD = np.dtype([("id", "u4"), ("addresses", "u8", _DEPTH)])
+_SUFFIX = re.compile(r"\.(?:constprop|isra|part|cold|llvm)\..*|\.cold$")
+# Frames that say only how the stack was taken, innermost, and how the kernel was entered.
+_OURS = re.compile(
+    r"bpf_|__bpf_|trace_|__traceiter_|__schedule$|schedule$|__cond_resched|preempt_schedule|\[|0x"
+)
+_ENTRY = re.compile(r"entry_|do_syscall_|x64_sys_call|syscall_|ret_from_fork|asm_")
+
+
+@cache
+def _symbols() -> tuple[np.ndarray, list[str], dict[int, str]]:
+    addresses, names, data = [], [], {}
+    with Path("/proc/kallsyms").open() as table:
+        for line in table:
+            address, kind, name = line.split(None, 3)[:3]
+            if kind in "tTwW":
+                addresses.append(int(address, 16))
+                names.append(_SUFFIX.sub("", name))
+            elif kind in "bBdD":
+                data[int(address, 16)] = name
+    order = np.argsort(np.array(addresses, dtype=np.uint64), kind="stable")
+    return (
+        np.array(addresses, dtype=np.uint64)[order],
+        [names[index] for index in order],
+        data,
+    )
+
+
+def variable(address: int) -> str:
+    """The kernel variable at an address, or "" (many kernels list functions only)."""
+    return _symbols()[2].get(address, "")
+
+
+def function(address: int) -> str:
+    """The function that holds an address."""
+    addresses, names, _ = _symbols()
+    place = int(np.searchsorted(addresses, np.uint64(address), side="right")) - 1
+    return names[place] if place >= 0 and addresses[0] else hex(address)
+
+
+class Stacks:
+    """The stacks of one trace: number to functions, innermost first, joined by ``;``."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._addresses = {
+            int(record["id"]): record["addresses"] for record in np.frombuffer(raw, dtype=_RECORD)
+        }
+        self._words: dict[int, str] = {}
+
+    def __getitem__(self, number: int) -> str:
+        if number not in self._words:
+            self._words[number] = self._name(number)
+        return self._words[number]
+
+    def _name(self, number: int) -> str:
+        frames = [function(int(address)) for address in self._addresses.get(number, ()) if address]
+        while frames and _OURS.match(frames[0]):
+            frames.pop(0)
+        return ";".join(frame for frame in frames if not _ENTRY.match(frame))
