@@ -208,9 +208,15 @@ def permutation_test(
     return as_extreme / tried if exact else (1 + as_extreme) / (1 + tried)
 
 
-def least_p(batches_a: int, batches_b: int) -> float:
-    """The smallest p that ``permutation_test`` can give for so many batches."""
+def least_p(batches_a: int, batches_b: int, *, resamples: int = 10_000) -> float:
+    """No p of ``permutation_test`` is smaller for so many batches.
+
+    Batches of one value need more than this: their median does not tell which of the larger
+    values changed sides, so that more assignments are as extreme.
+    """
     assignments = comb(batches_a + batches_b, batches_a)
+    if assignments > resamples:
+        return 1 / (1 + resamples)
     return (2 if batches_a == batches_b else 1) / assignments
 
 

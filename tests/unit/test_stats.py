@@ -156,6 +156,14 @@ def test_groups_move_as_a_whole() -> None:
     assert stats.least_p(2, 3) == pytest.approx(1 / 10)
 
 
+@given(st.integers(1, 8), st.integers(1, 8))
+@settings(max_examples=30, deadline=None)
+def test_no_p_is_below_the_least(batches_a: int, batches_b: int) -> None:
+    a, b = np.arange(batches_a) / 7, 1000 + np.arange(batches_b) / 7
+    least = stats.least_p(batches_a, batches_b, resamples=500)
+    assert stats.permutation_test(a, b, resamples=500) >= least * (1 - 1e-9)
+
+
 def test_p_is_uniform_when_nothing_differs() -> None:
     found = [
         stats.permutation_test(lognormal(seed, 12), lognormal(seed + 10_000, 12), resamples=400)
