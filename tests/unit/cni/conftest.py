@@ -1,0 +1,3 @@
+from cni_bench import bench
+
+__all__ = ["bench"]
