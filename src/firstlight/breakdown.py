@@ -32,10 +32,10 @@ SCHEMA = pl.Schema(
 )  # fmt: skip
 TIMELINE = pl.Schema(
     {"start": pl.Int64(), "end": pl.Int64(), "phase": pl.String(), "shade": pl.String(),
-     "cause": pl.String(), "pid": pl.Int64()}
+     "cause": pl.String(), "pid": pl.Int64(), "tid": pl.Int64()}
 )  # fmt: skip
 
-_LATE = "load generator late"
+_LATE = "load generator"
 _NAMESPACE_CALLS = frozenset({"unshare", "clone", "clone3"})
 _NONE = np.empty(0, dtype=np.int64)
 _PHASE = {name: code for code, name in enumerate(phases.ORDER)}
@@ -78,10 +78,12 @@ class _Thread:
 
 @dataclass
 class _Process:
-    """A process's classified calls in order of start, and the phase of the gap before each."""
+    """A process's classified calls in order of start, the phase of the gap before each, and the
+    phase of the last call, to which what follows belongs."""
 
     starts: Integers
     gaps: Integers
+    last: int
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def timeline(run: Run, sample: Sample) -> pl.DataFrame:
                         "shade": np.where(pieces.kernel[chosen], "kernel", "around"),
                         "cause": [reader.causes[code] for code in pieces.cause[chosen]],
                         "pid": np.full(len(chosen), thread.pid),
+                        "tid": np.full(len(chosen), thread.tid),
                     },
                     schema=TIMELINE,
                 )
@@ -156,9 +159,9 @@ def _summarise(batch: "_Batch", sample: Sample, rows: slice) -> pl.DataFrame:
         length = pieces.end - pieces.start
         key = (pieces.phase * 2 + pieces.kernel) * width + pieces.cause
         for total, chosen in ((wall, pieces.owned), (summed, pieces.owned | ~idle[pieces.cause])):
-            keys, inverse = np.unique(key[chosen], return_inverse=True)
-            sums = np.bincount(inverse, weights=length[chosen], minlength=len(keys))
-            for one, amount in zip(keys.tolist(), sums.tolist(), strict=True):
+            distinct, inverse = np.unique(key[chosen], return_inverse=True)
+            sums = np.bincount(inverse, weights=length[chosen], minlength=len(distinct))
+            for one, amount in zip(distinct.tolist(), sums.tolist(), strict=True):
                 total[one] = total.get(one, 0) + round(amount)
     keys = sorted(wall.keys() | summed.keys())
     return pl.DataFrame(
@@ -211,8 +214,9 @@ class _Batch:
         begin, end = sample.stamps.intended, sample.stamps.ready
         assert end is not None
         threads = self._threads(rows)
-        root = threads.get(sample.pid) or _Thread(sample.pid, sample.pid)
-        threads.setdefault(sample.pid, root)
+        root = threads.setdefault(sample.pid, _Thread(sample.pid, sample.pid))
+        threads.pop(root.parent or 0, None)  # the load generator is no part of the instance
+        root.parent = None
         processes = self._processes(threads, rows, end)
         late = _walk(threads, self._last(threads, root, rows, end), begin, end)
         yield root, _lateness(begin, late)
@@ -302,7 +306,8 @@ class _Batch:
                 gaps[begun] = np.where(gaps[begun] == _EXEC, _EXEC, _START)
                 if first < len(gaps) and codes[first] not in (_EXIT, _EXEC):
                     gaps[first] = _START
-            processes[pid] = _Process(starts, gaps)
+            last = int(codes[-1]) if len(codes) else _UNATTRIBUTED
+            processes[pid] = _Process(starts, gaps, last)
         return processes
 
     def _last(self, threads: dict[int, _Thread], root: _Thread, rows: slice, end: int) -> _Thread:
@@ -495,4 +500,4 @@ def _gap_phase(process: _Process | None, at: Integers) -> Integers:
         return np.full(len(at), _UNATTRIBUTED)
     place = np.searchsorted(process.starts, at, side="left")
     after = np.minimum(place, len(process.starts) - 1)
-    return np.where(place < len(process.starts), process.gaps[after], process.gaps[-1])
+    return np.where(place < len(process.starts), process.gaps[after], process.last)

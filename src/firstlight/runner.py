@@ -94,7 +94,7 @@ def run(plan: Plan, out: Path, progress: Callable[[Batch, int, int], None]) -> N
         argv=tuple(sys.argv),
         seed=plan.seed,
         started=_now(),
-        revision=_revision(),
+        revision=revision(),
         repetitions=plan.repetitions,
         cold=plan.cold,
         environment=host.facts(),
@@ -267,7 +267,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _revision() -> str:
+def revision() -> str:
     """firstlight's version, and the git revision where it runs from a checkout."""
     described = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],

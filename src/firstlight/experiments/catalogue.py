@@ -1,7 +1,7 @@
 """Every experiment, by name."""
 
-from firstlight.errors import UnknownName
-from firstlight.experiments import Experiment
+from firstlight.errors import UnknownName, Unsupported
+from firstlight.experiments import Experiment, Options
 from firstlight.experiments.container_creation import CONTAINER_CREATION
 from firstlight.experiments.floor import FLOOR
 from firstlight.experiments.network_setup import NETWORK_SETUP
@@ -19,3 +19,19 @@ def find(name: str) -> Experiment:
     if name not in ALL:
         raise UnknownName("experiment", name, ALL)
     return ALL[name]
+
+
+def probe() -> dict[str, list[str]]:
+    """For each experiment, why parts of it cannot run here; an empty list means that it can."""
+    return {experiment.name: _missing(experiment) for experiment in ALL.values()}
+
+
+def _missing(experiment: Experiment) -> list[str]:
+    reasons: dict[str, None] = {}
+    for point in experiment.points(Options(instances=(1,))):
+        backend = experiment.backend(point)
+        try:
+            backend.probe()
+        except Unsupported as error:
+            reasons[f"{backend.name}: {error.message} ({error.hint})"] = None
+    return list(reasons)

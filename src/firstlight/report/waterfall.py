@@ -5,10 +5,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from firstlight import causes, phases
+from firstlight import phases
 from firstlight.plots.palette import PHASES as COLOURS
 
 _WAITS = 8
+_FIXED_COLUMNS = 43  # of the terminal: all but the lane and the cause
 _FRAMES = 4
 _LEAST_NS = 1000
 
@@ -19,19 +20,22 @@ def waterfall(timeline: pl.DataFrame, spans: pl.DataFrame, width: int) -> Render
     ``timeline`` is ``breakdown.timeline`` of one sample, ``spans`` its raw spans; ``width`` the
     columns of the terminal.
     """
-    return Group(_lanes(timeline, max(width - 66, 10)), Text(), _waits(timeline, spans))
+    return Group(_lanes(timeline, width), Text(), _waits(timeline, spans))
 
 
-def _lanes(timeline: pl.DataFrame, cells: int) -> Table:
+def _lanes(timeline: pl.DataFrame, width: int) -> Table:
+    cells = max((width - _FIXED_COLUMNS) // 2, 10)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("phase", no_wrap=True)
-    table.add_column("where in time", no_wrap=True)
-    for name in ("ms", "share", "kernel"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("mostly", overflow="ellipsis", no_wrap=True)
+    table.add_column("phase", no_wrap=True, width=13)
+    table.add_column("where in time", no_wrap=True, width=cells)
+    for name, wide in (("ms", 9), ("share", 5), ("kernel", 6)):
+        table.add_column(name, justify="right", no_wrap=True, width=wide)
+    table.add_column(
+        "mostly", overflow="ellipsis", no_wrap=True, width=max(width - _FIXED_COLUMNS - cells, 16)
+    )
     if timeline.is_empty():
         return table
-    begin, total = timeline["start"].min(), _span(timeline)
+    begin, total = int(timeline["start"].to_numpy().min()), _span(timeline)
     for phase in phases.ORDER:
         rows = timeline.filter(pl.col("phase") == phase)
         took = int((rows["end"] - rows["start"]).sum())
@@ -41,7 +45,7 @@ def _lanes(timeline: pl.DataFrame, cells: int) -> Table:
         kernel = int((inside["end"] - inside["start"]).sum())
         table.add_row(
             phase,
-            _lane(rows, int(begin), total, cells, COLOURS.get(phase, "white")),
+            _lane(rows, begin, total, cells, COLOURS.get(phase, "white")),
             f"{took / 1e6:.2f}",
             f"{100 * took / total:.0f} %",
             f"{100 * kernel / took:.0f} %",
@@ -82,23 +86,20 @@ def _waits(timeline: pl.DataFrame, spans: pl.DataFrame) -> Table:
     """The longest waits in the kernel that were part of the critical path."""
     table = Table(title="slowest kernel waits on the critical path", title_justify="left",
                   box=None, pad_edge=False, header_style="bold")  # fmt: skip
-    table.add_column("ms", justify="right")
-    table.add_column("phase", no_wrap=True)
-    table.add_column("cause", no_wrap=True)
-    table.add_column("kernel functions, innermost first", overflow="ellipsis", no_wrap=True)
-    waits = timeline.filter(~pl.col("cause").is_in([causes.ON_CPU, causes.QUEUED])).with_columns(
-        (pl.col("end") - pl.col("start")).alias("took")
+    table.add_column("ms", justify="right", width=7)
+    table.add_column("phase", no_wrap=True, width=13)
+    table.add_column("kernel functions, innermost first", overflow="fold")
+    waits = spans.filter(pl.col("kind").is_in(["blocked", "lock"])).select(
+        "tid", "stack", from_="start", to="end"
     )
-    merged = waits.sort("took", descending=True).head(_WAITS)
-    for start, end, phase, cause, pid, took in merged.select(
-        "start", "end", "phase", "cause", "pid", "took"
-    ).iter_rows():
-        stack = spans.filter(
-            (pl.col("pid") == pid)
-            & pl.col("kind").is_in(["blocked", "lock"])
-            & (pl.col("start") <= start)
-            & (pl.col("end") >= end)
-        )["stack"].to_list()
-        frames = stack[0].split(";")[:_FRAMES] if stack else []
-        table.add_row(f"{took / 1e6:.2f}", phase, cause, " ← ".join(frames))
+    longest = (
+        timeline.with_columns(took=pl.col("end") - pl.col("start"))
+        .join(waits.cast({"tid": pl.Int64}), on="tid")
+        .filter((pl.col("from_") <= pl.col("start")) & (pl.col("to") >= pl.col("end")))
+        .sort("took", descending=True)
+        .unique(["start", "tid"], keep="first", maintain_order=True)
+        .head(_WAITS)
+    )
+    for took, phase, stack in longest.select("took", "phase", "stack").iter_rows():
+        table.add_row(f"{took / 1e6:.2f}", phase, " ← ".join(stack.split(";")[:_FRAMES]))
     return table
