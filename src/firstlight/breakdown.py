@@ -41,6 +41,7 @@ _NONE = np.empty(0, dtype=np.int64)
 _PHASE = {name: code for code, name in enumerate(phases.ORDER)}
 _START, _EXEC, _EXIT = _PHASE["process.start"], _PHASE["exec"], _PHASE["process.exit"]
 _RUNTIME = np.array([_START, _PHASE["signals"]])
+_NEUTRAL, _ANSWER = -1, -2
 _UNATTRIBUTED = _PHASE[phases.UNATTRIBUTED]
 
 
@@ -230,8 +231,8 @@ class _Batch:
         for tid, part in _runs(self._tid[rows], rows.start):
             kind = self._kind[part]
             thread = _Thread(tid, int(self._pid[part.start]))
-            calls = np.flatnonzero((kind == "call") & (self._phase[part] >= 0)) + part.start
-            thread.calls = self._intervals(calls, self._phase)
+            calls = np.flatnonzero((kind == "call") & (self._phase[part] != _NEUTRAL)) + part.start
+            thread.calls = _answered(self._intervals(calls, self._phase))
             self._split(thread, part)
             blocked = np.flatnonzero(kind == "blocked") + part.start
             thread.blocked = self._intervals(blocked, self._cause)
@@ -336,7 +337,19 @@ class _Batch:
 def _phase_of(row: tuple[Any, ...]) -> int:
     kind, name, detail = row
     phase = phases.classify(name, detail) if kind == "call" else None
-    return -1 if phase is None else _PHASE[phase]
+    return _NEUTRAL if phase is None else _ANSWER if phase == phases.ANSWER else _PHASE[phase]
+
+
+def _answered(
+    calls: tuple[Integers, Integers, Integers],
+) -> tuple[Integers, Integers, Integers]:
+    """Calls that receive an answer become of the phase of the thread's call before them."""
+    starts, ends, codes = calls
+    if not len(codes) or not np.any(codes == _ANSWER):
+        return calls
+    asked = np.maximum.accumulate(np.where(codes == _ANSWER, -1, np.arange(len(codes))))
+    kept = asked >= 0
+    return starts[kept], ends[kept], codes[asked[kept]]
 
 
 def _codes(

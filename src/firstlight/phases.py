@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 UNATTRIBUTED = "unattributed"
+ANSWER = "answer"
+"""Not a phase: a call that receives what the latest netlink request asked for, and so is of that
+request's phase."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,8 @@ PHASES = (
           (r"\w+ socket:netlink\.netfilter", r"\w+ \S*xtables\.lock", r"\w+ \S*/(iptables|nft)\b")),
     Phase("ebpf", "eBPF programs are compiled, loaded and attached",
           (r"bpf\b", r"\w+ bpf:", r"\w+ socket:netlink\.route RTM_(NEW|DEL)(QDISC|TFILTER)")),
-    Phase("link.query", "links and addresses are looked up",
-          (r"\w+ socket:netlink\.route RTM_GET", r"\w+ /sys/class/net", r"ioctl socket:inet")),
+    Phase("link.query", "links and addresses are looked up, and what the kernel can do is probed",
+          (r"\w+ socket:netlink\.route RTM_GET", r"send\w+ socket:netlink\.route RTM_NEWLINK$", r"\w+ /sys/class/net", r"ioctl socket:inet")),
     Phase("datastore", "a daemon or a database is asked",
           (r"connect socket:(inet|inet6|unix) \S", r"\w+ socket:(inet|inet6)\b")),
     Phase("config", "the bundle and the runtime's own state are read, checked and written",
@@ -125,12 +128,15 @@ PHASES = (
 )  # fmt: skip
 
 ORDER = tuple(phase.name for phase in PHASES)
+_ANSWER = re.compile(r"recv\w+ socket:netlink")
 _RULES = tuple((re.compile(rule), phase.name) for phase in PHASES for rule in phase.rules)
 
 
 def classify(call: str, detail: str) -> str | None:
     """The phase of one system call, by its name and the words of its span; None if neutral."""
     words = f"{call} {detail}".rstrip()
+    if _ANSWER.match(words):
+        return ANSWER
     return next((name for rule, name in _RULES if rule.match(words)), None)
 
 
