@@ -117,7 +117,7 @@ class Network:
         method = str(point.get("method", "netlink"))
         with ExitStack() as cleanup:
             cleanup.enter_context(_gateway())
-            cleanup.enter_context(_private_names())
+            cleanup.enter_context(private_names())
             flags = trick.flags
             if "--no-ipv6" in flags:
                 cleanup.enter_context(_ipv6_off_on_new_links())
@@ -185,7 +185,7 @@ def _gateway() -> Iterator[None]:
 
 
 @contextmanager
-def _private_names() -> Iterator[None]:
+def private_names() -> Iterator[None]:
     """An empty /run/netns, shared among mount namespaces as ``ip netns`` makes it.
 
     Unmounting it takes with it the names that killed starts left. The directory itself stays,
