@@ -9,10 +9,14 @@ from firstlight.model import Point
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for; ``instances`` replaces an experiment's own list."""
+    """What the user asked for; ``instances`` replaces an experiment's own list.
+
+    ``confs`` are CNI networks, by a name of conf/cni or the path of a configuration file.
+    """
 
     instances: tuple[int, ...]
     runtimes: tuple[str, ...] = ()
+    confs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

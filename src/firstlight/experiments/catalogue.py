@@ -2,6 +2,10 @@
 
 from firstlight.errors import UnknownName, Unsupported
 from firstlight.experiments import Experiment, Options
+from firstlight.experiments.cni_background import CNI_BACKGROUND
+from firstlight.experiments.cni_breakdown import CNI_BREAKDOWN
+from firstlight.experiments.cni_burst import CNI_BURST
+from firstlight.experiments.cni_teardown import CNI_TEARDOWN
 from firstlight.experiments.container_creation import CONTAINER_CREATION
 from firstlight.experiments.floor import FLOOR
 from firstlight.experiments.network_setup import NETWORK_SETUP
@@ -10,8 +14,11 @@ from firstlight.experiments.rootfs import ROOTFS
 
 ALL = {
     experiment.name: experiment
-    for experiment in (CONTAINER_CREATION, NETWORK_SETUP, ROOTFS, NETWORK_TRICKS, FLOOR)
-}
+    for experiment in (
+        CONTAINER_CREATION, NETWORK_SETUP, ROOTFS, NETWORK_TRICKS, FLOOR,
+        CNI_BREAKDOWN, CNI_BACKGROUND, CNI_BURST, CNI_TEARDOWN,
+    )
+}  # fmt: skip
 
 
 def find(name: str) -> Experiment:

@@ -17,7 +17,7 @@ from firstlight.cni.runtime import Attachment
 
 __all__ = ["bench"]
 
-CNITOOL = Path(__file__).parents[3] / "build" / "cni" / "tools" / "cnitool"
+CNITOOL = Path(__file__).parents[3] / ".venv" / "libexec" / "cni" / "tools" / "cnitool"
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
     pytest.mark.skipif(not CNITOOL.exists(), reason=f"{CNITOOL} is missing: make cni-plugins"),

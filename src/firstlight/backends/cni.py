@@ -1,0 +1,247 @@
+"""A pod's network by CNI plugins, without the container: the pod is a namespace held open.
+
+``native/cni/cnirun.c`` runs the plugins, so that nothing of Python is in the timed path. What a
+plugin does to the host it does to the run's own: its network namespace, and private copies of the
+directories in which plugins keep their state.
+
+The end point is that the operation returned. The step ``packet`` is the first packet after it, to
+the gateway and back.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+from pyroute2 import IPRoute, NetlinkError
+
+from firstlight.backends import Command, Place, native
+from firstlight.backends.network import private_names
+from firstlight.cni import known
+from firstlight.cni.conf import Json, Network, execution
+from firstlight.cni.plugin import find
+from firstlight.cni.runtime import Attachment
+from firstlight.errors import Failed, Unsupported
+from firstlight.model import EndPoint, Point
+
+OPERATIONS = ("ADD", "DEL", "ADD beside DEL")
+_NAMES = Path("/run/netns")
+_PRIVATE = ("/var/lib/cni", "/run/cni")
+_INTERFACE = "eth0"
+_AT_ONCE = 4  # untimed ADDs and DELs: more than this only queue for the kernel's locks
+_UNTIMED_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Cni:
+    """One attachment an instance. ``conf`` is a name of conf/cni, or a path.
+
+    Axes: ``operation`` (OPERATIONS; ADD), and ``background``, how many pods are up before.
+    """
+
+    conf: str
+    end_point: EndPoint = EndPoint.REQUEST_DONE
+
+    @property
+    def name(self) -> str:
+        """The network's name in figures."""
+        return known.title(self.conf)
+
+    @property
+    def note(self) -> str | None:
+        """What the figures stand for, and whether a profile stands in for the product."""
+        _, about = known.find(self.conf)
+        if about.profile:
+            return f"{self.name} is a profile and not {about.profile}: {about.about}"
+        return f"{self.name}: {about.about}" if about.about else None
+
+    def probe(self) -> None:
+        """Its configuration must be good, and its plugins must be here."""
+        if os.geteuid() != 0:
+            raise Unsupported("setting networks up needs root", "run it with sudo")
+        network, about = known.find(self.conf)
+        for kind in _kinds(network):
+            find(kind, known.path(about))
+
+    @contextmanager
+    def prepared(self, point: Point, instances: int, place: Place) -> Iterator[list[Command]]:
+        """A host with the background pods up; afterwards it has none of what plugins made.
+
+        One pod has been attached and detached before: a node's first pod makes the bridge and the
+        tables, and later ones find them.
+        """
+        network, about = known.find(self.conf)
+        operation = str(point.get("operation", "ADD"))
+        if operation not in OPERATIONS:
+            raise Failed(f"unknown CNI operation {operation!r}", f"valid: {', '.join(OPERATIONS)}")
+        base = place.directory / "cni"
+        with ExitStack() as cleanup:
+            base.mkdir()
+            cleanup.callback(shutil.rmtree, base)
+            cleanup.enter_context(_host(about, base))
+            pods = _Pods(network, about, base, place)
+            cleanup.callback(pods.clear)
+            [warm] = pods.make("warm", 1)
+            _each([warm], "up", quietly=True)
+            _each([warm], "del", quietly=True)
+            _each(pods.make("up", int(point.get("background", 0))), "up")
+            own = pods.make("fl", instances)
+            old = pods.make("old", instances) if operation == "ADD beside DEL" else []
+            if operation == "DEL":
+                _each(own, "up", quietly=True)
+            _each(old, "up", quietly=True)
+            verb = "del" if operation == "DEL" else "add"
+            besides: list[tuple[str, ...]] = [(str(request),) for request in old]
+            yield [
+                Command((str(native("cnirun")), verb, str(request), *beside), place.environment)
+                for request, beside in zip(own, besides or [()] * instances, strict=True)
+            ]
+
+
+@dataclass(frozen=True)
+class _Pods:
+    """The pods of one batch: a named namespace and a request file each."""
+
+    network: Network
+    about: known.About
+    base: Path
+    place: Place
+
+    @cached_property
+    def _plugins(self) -> list[tuple[Path, Json]]:
+        path = known.path(self.about)
+        return [
+            (find(plugin["type"], path), execution(self.network, plugin, {}))
+            for plugin in self.network.plugins
+        ]
+
+    def make(self, name: str, count: int) -> list[Path]:
+        """Namespaces called ``name`` and a number, and the request file of each."""
+        pods = [f"{name}{index}" for index in range(count)]
+        lines = "".join(f"netns add {pod}\n" for pod in pods)
+        _run("ip", "-batch", "-", text=lines)
+        requests = []
+        for pod in pods:
+            request = self.base / f"{pod}.request"
+            request.write_text(self._request(pod))
+            requests.append(request)
+        return requests
+
+    def clear(self) -> None:
+        """DEL whatever has a kept result: what was up, failed or killed."""
+        kept = sorted(self.base.glob("*.kept"))
+        _each([file.with_suffix(".request") for file in kept], "del", quietly=True)
+
+    def _request(self, pod: str) -> str:
+        args = self.about.args.format(pod=pod)
+        attachment = Attachment(f"{self.place.run}-{pod}", str(_NAMES / pod), _INTERFACE, args)
+        variables = self.place.environment | attachment.call.environment("", known.path(self.about))
+        del variables["CNI_COMMAND"]
+        lines = [
+            f"kept {self.base / pod}.kept",
+            f"version {self.network.version}",
+            f"namespace {attachment.namespace}",
+            f"interface {_INTERFACE}",
+            f"packet {self.about.packet}",
+            *(f"env {name}={value}" for name, value in variables.items()),
+        ]
+        for program, configuration in self._plugins:
+            lines += [f"plugin {program}", f"conf {json.dumps(configuration)[:-1]}"]
+        return "\n".join(lines) + "\n"
+
+
+def _kinds(network: Network) -> Iterator[str]:
+    """Every plugin that a network names: its own, and those that they delegate to."""
+    for plugin in network.plugins:
+        yield plugin["type"]
+        ipam = plugin.get("ipam")
+        if isinstance(ipam, dict) and isinstance(ipam.get("type"), str):
+            yield ipam["type"]
+
+
+def _each(requests: Iterable[Path], verb: str, *, quietly: bool = False) -> None:
+    """Run untimed operations. Raises Failed unless ``quietly``: then the timed ones will tell."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for error in pool.map(partial(_operate, verb=verb), requests):
+            if error and not quietly:
+                raise Failed(f"cannot prepare the host's pods: {error}")
+
+
+def _operate(request: Path, verb: str) -> str:
+    try:
+        done = subprocess.run(
+            [native("cnirun"), verb, request],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_UNTIMED_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"{verb} of {request.stem} has not ended in {_UNTIMED_SECONDS:g} s"
+    return (done.stderr or done.stdout).strip() if done.returncode else ""
+
+
+@contextmanager
+def _host(about: known.About, base: Path) -> Iterator[None]:
+    """The host as plugins see it: private state, the files they read, and no trace afterwards."""
+    with ExitStack() as cleanup:
+        cleanup.enter_context(_swept())
+        cleanup.enter_context(private_names())
+        parents = {str(Path(file).parent) for file in about.files}
+        for number, directory in enumerate(sorted({*_PRIVATE, *about.private, *parents})):
+            cleanup.enter_context(_private(Path(directory), base / f"private{number}"))
+        for file, text in about.files.items():
+            Path(file).write_text(text)
+        yield
+
+
+@contextmanager
+def _private(directory: Path, instead: Path) -> Iterator[None]:
+    """Shows an empty directory in its place, in our mount namespace; makes it if it is missing."""
+    made = [one for one in (directory, *directory.parents) if not one.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    instead.mkdir()
+    try:
+        _run("mount", "--bind", str(instead), str(directory))
+        try:
+            yield
+        finally:
+            _run("umount", "--lazy", str(directory))
+    finally:
+        for one in made:
+            with suppress(OSError):  # the host has put something there meanwhile
+                one.rmdir()
+
+
+@contextmanager
+def _swept() -> Iterator[None]:
+    """Removes the links and packet-filter rules that were not there before."""
+    with IPRoute() as netlink:
+        before = {link["index"] for link in netlink.get_links()}
+        try:
+            yield
+        finally:
+            for link in netlink.get_links():
+                if link["index"] not in before:
+                    with suppress(NetlinkError):  # a peer takes its other end with it
+                        netlink.link("del", index=link["index"])
+            _forget_rules()
+
+
+def _forget_rules() -> None:
+    if shutil.which("nft"):
+        _run("nft", "flush", "ruleset")
+    for family, program in (("ip", "iptables-legacy"), ("ip6", "ip6tables-legacy")):
+        tables = Path(f"/proc/thread-self/net/{family}_tables_names")
+        for table in tables.read_text().split() if tables.exists() else ():
+            _run(program, "--wait", "--table", table, "--flush")
+            _run(program, "--wait", "--table", table, "--delete-chain")
+
+
+def _run(*argv: str, text: str | None = None) -> None:
+    done = subprocess.run(argv, input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(f"{' '.join(argv)} failed: {done.stderr.strip()}")

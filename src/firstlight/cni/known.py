@@ -1,0 +1,78 @@
+"""The networks that firstlight brings along, conf/cni, and a user's own files beside them.
+
+A list of ours says what firstlight must know of it under its key ``firstlight``::
+
+    about     what it stands for, in a clause
+    path      folders of ``make cni-plugins`` to search first, such as 0.9.1
+    files     files that the plugin reads, by path, which only the run sees
+    private   more directories whose content only the run sees
+    packet    where the first packet goes: "gateway", or an IPv4 address
+    args      CNI_ARGS; {pod} is the pod's name
+    profile   the binary that this stands in for: same operations, but not the product
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from firstlight.cni.conf import BadConf, Network, load
+from firstlight.errors import UnknownName
+
+BUILT = Path(sys.prefix) / "libexec" / "cni"
+"""Where ``make cni-plugins`` puts what it builds, a folder a set."""
+
+_SYSTEM = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
+
+
+class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The key ``firstlight`` of a configuration list."""
+
+    about: str = ""
+    path: tuple[str, ...] = ()
+    files: Annotated[Mapping[str, str], msgspec.Meta(max_length=16)] = {}
+    private: tuple[str, ...] = ()
+    packet: str = "gateway"
+    args: str = ""
+    profile: str = ""
+
+
+def names() -> list[str]:
+    """The names of the networks that firstlight brings along."""
+    return sorted(file.name.removesuffix(".conflist") for file in _directory().glob("*.conflist"))
+
+
+def find(name: str) -> tuple[Network, About]:
+    """A network by its name here, or by a file's path (it has a slash). Raises BadConf."""
+    if "/" in name:
+        return _described(load(Path(name)))
+    if name not in names():
+        raise UnknownName("CNI network", name, [*names(), "or the path of a configuration file"])
+    return _described(load(_directory() / f"{name}.conflist"))
+
+
+def title(name: str) -> str:
+    """What figures call a network: a user's file by its own name."""
+    return Path(name).name
+
+
+def path(about: About) -> tuple[Path, ...]:
+    """Where plugins are looked for: the list's own sets, then CNI_PATH, then the usual places."""
+    own = tuple(BUILT / part for part in about.path)
+    given = tuple(Path(part) for part in os.environ.get("CNI_PATH", "").split(":") if part)
+    return (*own, *given, *_SYSTEM)
+
+
+def _described(network: Network) -> tuple[Network, About]:
+    try:
+        return network, msgspec.convert(network.extra.get("firstlight", {}), About)
+    except msgspec.ValidationError as error:
+        raise BadConf(f"{network.source}: firstlight: {error}") from error
+
+
+def _directory() -> Path:
+    return Path(str(files("firstlight"))) / "conf" / "cni"
