@@ -1,19 +1,21 @@
 /* The load generator: starts commands when they were asked for, stamps them, reads what they say.
  *
  * A small single-threaded process with real-time priority, so that a hundred runtimes that fight
- * for the CPU do not make it late. It talks over the socket on descriptor 3, and answers each
- * request once, when the whole of it is done:
+ * for the CPU do not make it late. It talks over the socket on the descriptor that its argument
+ * names, and answers each request once, when the whole of it is done:
  *
  *   request  struct request, then for each start: struct start, then its strings, each ending in
  *            NUL: argv, environment, working directory
  *   RUN      start each at its time; done when each said "firstlight ready" or "firstlight error",
  *            or has exited, or is past its deadline (expired, and left as it is, to be looked at)
  *   STOP     end the standard input of every start of one batch and kill the expired; done when
- *            all have exited, or after the deadline have been killed
+ *            all have exited, or after the deadline have been killed; with the last batch its
+ *            orphans are killed as well
  *   answer   struct answer, then for each start: struct record, then its output
  *
  * A start whose flag INHERIT is set keeps our standard streams; others read from a pipe that ends
- * at STOP and write to one that we read. When descriptor 3 ends, everything is killed.
+ * at STOP and write to one that we read. Of more output than fits, what is not "firstlight ..." is
+ * dropped, the oldest first. When the socket ends, everything is killed.
  * Stamps are CLOCK_MONOTONIC in ns. Integers are in host order.
  */
 #include <dirent.h>
@@ -36,7 +38,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { CONTROL = 3, OUTPUT_MAX = 16384, BATCHES = 64 };
+enum { CONTROL = 3, OUTPUT_MAX = 16384, BATCHES = 64, READS = 32 };
 static const int64_t UNKILLABLE_NS = 10000000000LL;
 
 enum { RUN = 1, STOP = 2 };
@@ -90,9 +92,28 @@ static int64_t now(void)
 	return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
+/* Kills whatever is still our child, until nothing is: orphans' orphans come to us as well. */
+static void end(void)
+{
+	for (int round = 0; round < 1000; round++) {
+		FILE *list = fopen("/proc/thread-self/children", "re");
+		int pid, found = 0;
+		while (list && fscanf(list, "%d", &pid) == 1)
+			found = !kill(pid, SIGKILL) || found;
+		if (list)
+			fclose(list);
+		if (!found)
+			return;
+		while (waitpid(-1, NULL, WNOHANG) > 0)
+			;
+		poll(NULL, 0, 2);
+	}
+}
+
 static void die(const char *what)
 {
 	fprintf(stderr, "launch: %s: %s\n", what, strerror(errno));
+	end();
 	exit(1);
 }
 
@@ -187,40 +208,73 @@ static void spawn(struct instance *instance, int input, uint32_t flags)
 	}
 }
 
-/* A whole line that starts with "firstlight ready" or "firstlight error". */
-static int has_spoken(const char *text)
+/* The length of the first line of a text, with its end; the whole text if it has none. */
+static size_t line_length(const char *text, size_t size)
 {
-	for (const char *line = text; line; line = strchr(line, '\n')) {
-		line += *line == '\n';
-		if ((!strncmp(line, "firstlight ready ", 17) || !strncmp(line, "firstlight error ", 17)) &&
-		    strchr(line, '\n'))
+	const char *newline = memchr(text, '\n', size);
+	return newline ? (size_t)(newline - text) + 1 : size;
+}
+
+static int starts_with(const char *text, size_t size, const char *word)
+{
+	return size >= strlen(word) && !memcmp(text, word, strlen(word));
+}
+
+/* A whole line that starts with "firstlight ready" or "firstlight error". */
+static int has_spoken(const char *text, size_t size)
+{
+	for (size_t length; size; text += length, size -= length) {
+		length = line_length(text, size);
+		if (text[length - 1] == '\n' && (starts_with(text, length, "firstlight ready ") ||
+						 starts_with(text, length, "firstlight error ")))
 			return 1;
 	}
 	return 0;
 }
 
+/* Drops the oldest lines that are not ours; of one that has no end yet, what follows its beginning. */
+static void make_room(struct instance *instance)
+{
+	char *text = instance->text;
+	size_t size = instance->record.output, kept = 0, length;
+	for (size_t at = 0; at < size; at += length) {
+		length = line_length(text + at, size - at);
+		if (text[at + length - 1] == '\n' && at - kept < OUTPUT_MAX / 2 &&
+		    !starts_with(text + at, length, "firstlight "))
+			continue;
+		memmove(text + kept, text + at, length);
+		kept += length;
+	}
+	instance->record.output = (uint32_t)(kept < OUTPUT_MAX ? kept : OUTPUT_MAX / 2);
+}
+
+static void stop_hearing(struct instance *instance)
+{
+	if (instance->out >= 0) {
+		epoll_ctl(events, EPOLL_CTL_DEL, instance->out, NULL); /* a fork may hold it for now */
+		close(instance->out);
+	}
+	instance->out = -1;
+}
+
+/* A pipe's worth at a time: one that never ceases must not keep the others waiting. */
 static void hear(struct instance *instance)
 {
 	struct record *record = &instance->record;
-	char rest[4096];
-	for (;;) {
-		size_t room = OUTPUT_MAX - record->output;
-		ssize_t n = read(instance->out, room ? instance->text + record->output : rest,
-				 room ? room : sizeof(rest));
+	for (int reads = 0; reads < READS; reads++) {
+		if (record->output == OUTPUT_MAX)
+			make_room(instance);
+		ssize_t n = read(instance->out, instance->text + record->output, OUTPUT_MAX - record->output);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && errno == EAGAIN)
 			return;
 		if (n <= 0) {
-			close(instance->out);
-			instance->out = -1;
+			stop_hearing(instance);
 			return;
 		}
-		if (room) {
-			record->output += (uint32_t)n;
-			instance->text[record->output] = 0;
-		}
-		if (!record->seen && has_spoken(instance->text))
+		record->output += (uint32_t)n;
+		if (!record->seen && has_spoken(instance->text, record->output))
 			record->seen = now();
 	}
 }
@@ -296,24 +350,6 @@ static void kill_instance(struct instance *instance, uint32_t flags)
 	kill(flags & INHERIT ? instance->record.pid : -instance->record.pid, SIGKILL);
 }
 
-/* Kills whatever is still our child, until nothing is: orphans' orphans come to us as well. */
-static void end(void)
-{
-	for (int round = 0; round < 1000; round++) {
-		FILE *list = fopen("/proc/thread-self/children", "re");
-		int pid, found = 0;
-		while (list && fscanf(list, "%d", &pid) == 1)
-			found = !kill(pid, SIGKILL) || found;
-		if (list)
-			fclose(list);
-		if (!found)
-			return;
-		while (waitpid(-1, NULL, WNOHANG) > 0)
-			;
-		poll(NULL, 0, 2);
-	}
-}
-
 /* Points argv, environment and directory of each start into the received strings. */
 static int parse(struct batch *batch, const struct request *request)
 {
@@ -362,8 +398,7 @@ static void report(const struct batch *batch, uint32_t number)
 static void forget(struct batch *batch)
 {
 	for (uint32_t i = 0; i < batch->count; i++) {
-		if (batch->instances[i].out >= 0)
-			close(batch->instances[i].out);
+		stop_hearing(&batch->instances[i]);
 		free(batch->instances[i].text);
 	}
 	if (batch->life >= 0)
@@ -429,6 +464,14 @@ static int run(struct batch *batch, const struct request *request)
 	return open;
 }
 
+static int is_last(const struct batch *batch)
+{
+	for (const struct batch *other = batches; other < batches + BATCHES; other++)
+		if (other != batch && other->instances)
+			return 0;
+	return 1;
+}
+
 static int stop(struct batch *batch, const struct request *request)
 {
 	int64_t until = now() + request->deadline;
@@ -454,19 +497,24 @@ static int stop(struct batch *batch, const struct request *request)
 		if (alive)
 			open = serve_events(until);
 	}
+	if (open && is_last(batch))
+		end(); /* orphans */
 	if (open)
 		report(batch, request->batch);
 	forget(batch);
 	return open;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	sigset_t child;
 	struct request request;
 	for (int i = 0; i < BATCHES; i++)
 		batches[i].life = -1;
-	fcntl(CONTROL, F_SETFD, FD_CLOEXEC);
+	int given = argc == 2 ? (int)strtol(argv[1], NULL, 10) : -1;
+	if ((given != CONTROL && dup2(given, CONTROL) < 0) || fcntl(CONTROL, F_SETFD, FD_CLOEXEC) ||
+	    (given != CONTROL && close(given)))
+		die("control socket, the only argument");
 	sigemptyset(&child);
 	sigaddset(&child, SIGCHLD);
 	sigaddset(&child, SIGINT); /* Ctrl-C is for the lab to handle, in order */

@@ -83,9 +83,9 @@ class Generator:
     def __enter__(self) -> "Generator":
         self._socket, theirs = socket.socketpair()
         with theirs:
+            descriptor = theirs.fileno()
             self._process = subprocess.Popen(
-                ["/bin/sh", "-c", f'exec "$0" 3<&{theirs.fileno()}', str(native("launch"))],
-                pass_fds=[theirs.fileno()],
+                [native("launch"), str(descriptor)], pass_fds=[descriptor]
             )
         return self
 
@@ -115,20 +115,10 @@ class Generator:
         """Start the commands, and return when each is ready, has ended or is past its deadline.
 
         ``deadline`` is in seconds after a start's intended arrival. With ``inherit`` the commands
-        keep our standard streams.
+        keep our standard streams. Raises Failed for a command that no kernel would take, before
+        anything is started, and if the generator has ended.
         """
-        body = b"".join(
-            _START.pack(offset, len(command.argv), len(command.env))
-            + b"".join(
-                os.fsencode(text) + b"\0"
-                for text in (
-                    *command.argv,
-                    *(f"{name}={value}" for name, value in command.env.items()),
-                    str(command.cwd),
-                )
-            )
-            for command, offset in zip(commands, offsets(shape, len(commands)), strict=True)
-        )
+        body = b"".join(map(_start, commands, offsets(shape, len(commands))))
         flags = _SEQUENTIAL * isinstance(shape, Sequence) | _INHERIT * inherit
         return self._ask(_RUN, batch, len(commands), flags, deadline, body)
 
@@ -140,7 +130,10 @@ class Generator:
         self, verb: int, batch: int, count: int, flags: int, deadline: float, body: bytes
     ) -> list[Outcome]:
         head = _REQUEST.pack(verb, batch, count, flags, 0, round(deadline * 1e9), len(body))
-        self._socket.sendall(head + body)
+        try:
+            self._socket.sendall(head + body)
+        except OSError as error:
+            raise _gone(error) from error
         _, answered = _ANSWER.unpack(self._receive(_ANSWER.size))
         return [self._outcome() for _ in range(answered)]
 
@@ -156,11 +149,30 @@ class Generator:
     def _receive(self, size: int) -> bytes:
         parts = bytearray()
         while len(parts) < size:
-            part = self._socket.recv(size - len(parts))
+            try:
+                part = self._socket.recv(size - len(parts))
+            except OSError as error:
+                raise _gone(error) from error
             if not part:
-                raise Failed(
-                    "the load generator ended in the middle of a batch",
-                    "its complaint is on standard error above",
-                )
+                raise _gone("it closed its socket")
             parts += part
         return bytes(parts)
+
+
+def _start(command: Command, offset: int) -> bytes:
+    """One start in the words of the protocol."""
+    variables = [f"{name}={value}" for name, value in command.env.items()]
+    texts = [*command.argv, *variables, str(command.cwd)]
+    if not command.argv or not command.argv[0]:
+        raise Failed("cannot start a command without a program", "name one")
+    if any("\0" in text for text in texts):
+        raise Failed(f"cannot start {command.argv[0]}: a NUL is in its arguments or environment")
+    head = _START.pack(offset, len(command.argv), len(variables))
+    return head + b"".join(os.fsencode(text) + b"\0" for text in texts)
+
+
+def _gone(reason: object) -> Failed:
+    return Failed(
+        f"the load generator has ended: {reason}",
+        "it may have complained on standard error; dmesg tells if the kernel killed it",
+    )

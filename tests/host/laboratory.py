@@ -1,0 +1,151 @@
+"""A lab of the tests' own: namespaces that play the host, a load generator and a tracer in them."""
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from firstlight import place as places
+from firstlight import store
+from firstlight.backends import Command, Place
+from firstlight.breakdown import breakdown
+from firstlight.load import Burst, Generator, Outcome, Shape
+from firstlight.model import EndPoint, Header, Sample
+from firstlight.runner import Batch, sample
+from firstlight.tracers import bpf
+
+NATIVE = Path(__file__).parent.parent / "native"
+CLONE_FS = 0x200
+_STRICT = ("-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror")
+
+
+def compiled(source: Path, to: Path, *flags: str) -> Path:
+    """A C program, or a failure that shows the compiler's words."""
+    done = subprocess.run(
+        ["gcc", *_STRICT, "-o", to, source, *flags], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return to
+
+
+@contextmanager
+def laboratory(name: str) -> Iterator[Place]:
+    """A lab around a block; afterwards this thread is back where it was."""
+    cwd = Path.cwd()
+    with ExitStack() as files:
+        home = [
+            (files.enter_context(Path(f"/proc/thread-self/ns/{kind}").open()), flag)
+            for kind, flag in (("net", 0x40000000), ("mnt", 0x00020000))
+        ]
+        try:
+            with places.isolated(name) as place:
+                yield place
+        finally:
+            assert places._libc.unshare(CLONE_FS) == 0  # setns asks for it, if threads were started
+            for file, flag in home:
+                assert places._libc.setns(file.fileno(), flag) == 0
+            os.chdir(cwd)
+
+
+@dataclass
+class Bench:
+    """A traced lab. ``starts`` runs one batch and reads it back as a run would be."""
+
+    place: Place
+    generator: Generator
+    tracer: bpf.Tracer
+    directory: Path
+    batches: int = field(default=0)
+
+    def starts(
+        self,
+        commands: Sequence[Command],
+        *,
+        shape: Shape = Burst(),  # noqa: B008 - a frozen value
+        end_point: EndPoint = EndPoint.REQUEST_DONE,
+        deadline: float = 30,
+    ) -> "Seen":
+        self.batches += 1
+        self.tracer.start()
+        outcomes = self.generator.run(self.batches, commands, shape, deadline=deadline)
+        lost = self.tracer.stop()
+        ended = self.generator.stop(self.batches, deadline=10)
+        batch = Batch({"instances": len(commands)}, 0, traced=True)
+        samples = [
+            sample(index, self.batches, index, batch, outcome, end, None, lost)
+            for index, (outcome, end) in enumerate(zip(outcomes, ended, strict=True))
+        ]
+        spans = self.tracer.collect({one.pid: one.index for one in samples})
+        path = self.directory / str(self.batches)
+        with store.Writer(path, header(end_point)) as writer:
+            writer.append_spans(self.batches, spans)
+            writer.append(samples)
+        return Seen(store.read(path), spans.with_columns(pl.col(pl.Categorical).cast(pl.String)),
+                    lost, ended)  # fmt: skip
+
+    def start(self, *argv: str | Path, end_point: EndPoint = EndPoint.REQUEST_DONE) -> "Seen":
+        return self.starts([self.command(*argv)], end_point=end_point)
+
+    def command(self, *argv: str | Path) -> Command:
+        return Command(tuple(map(str, argv)), self.place.environment)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One traced batch, its spans with plain strings."""
+
+    run: store.Run
+    spans: pl.DataFrame
+    lost: int
+    outcomes: list[Outcome]
+
+    @property
+    def sample(self) -> Sample:
+        """The only one, and it was ready."""
+        [one] = self.run.samples
+        assert one.latency is not None, one
+        return one
+
+    def calls(self, name: str, detail: str | None = None) -> pl.DataFrame:
+        """The spans of one system call."""
+        chosen = (pl.col("kind") == "call") & (pl.col("name") == name)
+        return self.spans.filter(chosen & (pl.lit(detail is None) | (pl.col("detail") == detail)))
+
+    def breakdown(self) -> pl.DataFrame:
+        """As ``breakdown``; that it partitions each latency is checked in passing."""
+        table = breakdown(self.run)
+        for one in self.run.samples:
+            rows = table.filter(pl.col("sample") == one.index)
+            assert rows["wall"].sum() == one.latency
+            assert (rows["wall"] >= 0).all()
+            assert (rows["summed"] >= rows["wall"]).all()
+        return table
+
+    def wall(self, phase: str | None = None, cause: str | None = None) -> int:
+        """The time on the critical path in a phase, of a cause, in ns."""
+        table = self.breakdown()
+        if phase is not None:
+            table = table.filter(pl.col("phase") == phase)
+        if cause is not None:
+            table = table.filter(pl.col("cause").str.starts_with(cause))
+        return int(table["wall"].sum())
+
+
+def header(end_point: EndPoint) -> Header:
+    return Header(
+        run="test",
+        experiment="test",
+        question="Is it seen?",
+        end_point=end_point,
+        axes=("instances",),
+        points=({"instances": 1},),
+        argv=(),
+        seed=0,
+        started="",
+        revision="",
+        repetitions=1,
+    )

@@ -1,0 +1,418 @@
+"""The load generator against commands that behave and commands that do not."""
+
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from laboratory import NATIVE, compiled
+
+from firstlight import load
+from firstlight.backends import Command
+from firstlight.errors import Failed
+from firstlight.load import Burst, Generator, Outcome, Poisson, Sequence, Shape, offsets
+
+SOURCE = NATIVE.parent.parent / "native" / "launch.c"
+READY = 'echo "firstlight ready 1"'
+MS = 1_000_000
+
+
+@pytest.fixture(scope="session")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The load generator, stopped by its first wrong access or undefined operation."""
+    return compiled(
+        SOURCE, tmp_path_factory.mktemp("launch") / "launch",
+        "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+    )  # fmt: skip
+
+
+@pytest.fixture(params=["installed", "sanitized"])
+def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "sanitized":
+        built = request.getfixturevalue("sanitized")
+        monkeypatch.setattr(load, "native", lambda name: {"launch": built}[name])
+    return str(request.param)
+
+
+@pytest.fixture
+def generator(program: str) -> Iterator[Generator]:
+    with Generator() as generator:
+        yield generator
+    assert generator._process.returncode == 0
+
+
+def shell(script: str, *arguments: str, **environment: str) -> Command:
+    return Command(("/bin/sh", "-c", script, "sh", *arguments), environment)
+
+
+def both(
+    generator: Generator,
+    *commands: Command,
+    shape: Shape = Burst(),  # noqa: B008 - a frozen value
+    deadline: float = 10,
+) -> tuple[list[Outcome], list[Outcome]]:
+    """What was seen when all were ready, and when all had ended."""
+    seen = generator.run(1, commands, shape, deadline=deadline)
+    return seen, generator.stop(1, deadline=10)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_start_is_stamped_in_order(generator: Generator) -> None:
+    before = time.monotonic_ns()
+    [seen], [ended] = both(generator, shell(f"{READY}; cat"))
+    assert before <= seen.intended <= seen.spawned <= seen.seen
+    assert (seen.status, seen.exited, seen.expired) == (None, 0, False)
+    assert ended.exited > seen.seen
+    assert ended.exited <= time.monotonic_ns()
+    assert ended.output == "firstlight ready 1\n"
+
+
+def test_processor_time_is_that_of_the_whole_tree(generator: Generator) -> None:
+    burn = "i=0; while [ $i -lt 40000 ]; do i=$((i+1)); done"
+    _, [ended] = both(generator, shell(f"sh -c '{burn}'; {READY}"))
+    _, [idle] = both(generator, shell(READY))
+    assert ended.user_ns + ended.system_ns > idle.user_ns + idle.system_ns + 5 * MS
+
+
+words = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0") | st.sampled_from("\udc80\udcff\n\"'\\$")
+)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    arguments=st.lists(words, max_size=5),
+    environment=st.dictionaries(st.from_regex("[a-z]{1,5}", fullmatch=True), words, max_size=3),
+)
+def test_arguments_and_environment_arrive_byte_for_byte(
+    generator: Generator, arguments: list[str], environment: dict[str, str]
+) -> None:
+    with tempfile.NamedTemporaryFile() as said_to:
+        script = f'cat /proc/$$/cmdline /proc/$$/environ >"$0"; {READY}'
+        argv = ("/bin/sh", "-c", script, said_to.name, *arguments)
+        both(generator, Command(argv, environment))
+        said = Path(said_to.name).read_bytes()
+    expected = [*argv, *(f"{name}={value}" for name, value in environment.items())]
+    assert said == b"".join(os.fsencode(text) + b"\0" for text in expected)
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (Command(()), "without a program"),
+        (Command(("",)), "without a program"),
+        (Command(("/bin/true", "a\0b")), "/bin/true: a NUL"),
+        (Command(("/bin/true",), {"A": "\0"}), "/bin/true: a NUL"),
+    ],
+)
+def test_what_no_kernel_would_take_is_refused_and_the_generator_lives(
+    generator: Generator, command: Command, text: str
+) -> None:
+    with pytest.raises(Failed, match=text):
+        generator.run(1, [command], deadline=1)
+    [seen], _ = both(generator, shell(READY))
+    assert seen.seen
+
+
+def test_a_command_that_does_not_exist_says_so(generator: Generator) -> None:
+    [seen], [ended] = both(generator, Command(("/nonexistent/program",)))
+    assert seen.output == (
+        "firstlight error execute /nonexistent/program: No such file or directory\n"
+    )
+    assert seen.seen
+    assert os.waitstatus_to_exitcode(ended.status or 0) == 127
+
+
+def test_a_directory_that_does_not_exist_says_so(generator: Generator) -> None:
+    [seen], _ = both(generator, Command(("/bin/true",), cwd=Path("/nonexistent")))
+    assert "No such file" in seen.output
+
+
+def test_a_command_that_dies_by_a_signal_is_settled_at_once(generator: Generator) -> None:
+    [seen], [ended] = both(generator, shell("echo last words; kill -SEGV $$"), deadline=60)
+    assert seen.status is not None
+    assert os.WTERMSIG(seen.status) == signal.SIGSEGV
+    assert (seen.seen, seen.expired, seen.output) == (0, False, "last words\n")
+    assert ended.status == seen.status
+
+
+@pytest.mark.parametrize("size", [16_000, 16_384, 70_000, 3_000_000])
+@pytest.mark.parametrize("width", [1, 79, 20_000])
+def test_output_beyond_all_room_keeps_the_stamps_and_the_last_words(
+    generator: Generator, size: int, width: int
+) -> None:
+    flood = f"head -c {size} /dev/zero | tr '\\0' x | fold -w {width}"
+    step = 'echo "firstlight step first 1 2"'
+    [seen], _ = both(generator, shell(f"{step}; {flood}; echo; echo last words; {READY}; cat"))
+    assert seen.seen
+    lines = seen.output.splitlines()
+    assert lines[-2:] == ["last words", "firstlight ready 1"]
+    assert "firstlight step first 1 2" in lines
+    assert len(seen.output) <= 16_384
+
+
+def test_nuls_and_odd_bytes_do_not_hide_what_follows(generator: Generator) -> None:
+    [seen], _ = both(generator, shell(f"printf 'a\\0b\\377\\n'; {READY}; cat"))
+    assert seen.seen
+    assert seen.output == "a\0b\N{REPLACEMENT CHARACTER}\nfirstlight ready 1\n"
+
+
+def test_a_word_within_a_line_or_without_its_end_is_not_ready(generator: Generator) -> None:
+    [seen], _ = both(
+        generator, shell("echo not firstlight ready 1; printf 'firstlight ready 1'"), deadline=5
+    )
+    assert seen.seen == 0
+    assert seen.status == 0
+
+
+def test_one_that_never_ceases_to_write_keeps_no_other_waiting(generator: Generator) -> None:
+    [flood, quiet], _ = both(generator, shell("exec yes"), shell(READY), deadline=1)
+    assert flood.expired
+    assert quiet.seen
+    assert not quiet.expired
+
+
+def test_a_command_that_closes_its_output_is_ready_never_but_can_end(generator: Generator) -> None:
+    [closed, ended], _ = both(
+        generator, shell("exec >&- 2>&-; sleep 1000"), shell("exec >&- 2>&-; exit 3"), deadline=0.3
+    )
+    assert (closed.expired, closed.seen, closed.status) == (True, 0, None)
+    assert os.waitstatus_to_exitcode(ended.status or 0) == 3
+    assert not ended.expired
+
+
+ORPHANS = "(setsid sleep 1000 & echo $! >&2) 2>&1; (sleep 1000 & echo $!)"
+
+
+def pids(outcome: Outcome) -> list[int]:
+    found = [int(line) for line in outcome.output.splitlines() if line.isdigit()]
+    assert len(found) == 2
+    return found
+
+
+def test_orphans_do_not_outlive_the_last_batch(generator: Generator) -> None:
+    [seen], [ended] = both(generator, shell(f"{ORPHANS}; {READY}; cat"))
+    assert ended.status == 0
+    assert not any(map(runs, pids(seen)))
+
+
+def test_orphans_of_a_batch_live_as_long_as_another_does(generator: Generator) -> None:
+    generator.run(1, [shell(f"{READY}; cat")], deadline=5)
+    [seen] = generator.run(2, [shell(f"{ORPHANS}; {READY}")], deadline=5)
+    generator.stop(2, deadline=5)
+    assert all(map(runs, pids(seen)))
+    generator.stop(1, deadline=5)
+    assert not any(map(runs, pids(seen)))
+
+
+def test_leaving_ends_every_start_and_its_orphans(program: str) -> None:
+    with Generator() as generator:
+        [seen] = generator.run(
+            1, [shell(f"trap '' TERM HUP; {ORPHANS}; {READY}; sleep 1000")], deadline=5
+        )
+        alive = [seen.pid, *pids(seen)]
+        assert all(map(runs, alive))
+    assert not any(map(runs, alive))
+
+
+def test_a_hung_start_is_left_to_be_looked_at_until_it_is_stopped(generator: Generator) -> None:
+    [seen] = generator.run(1, [shell("trap '' TERM; while :; do sleep 1000; done")], deadline=0.3)
+    assert (seen.expired, seen.seen, seen.status) == (True, 0, None)
+    assert runs(seen.pid)
+    begun = time.monotonic()
+    [ended] = generator.stop(1, deadline=60)
+    assert time.monotonic() - begun < 30  # it is killed at once, not at the deadline
+    assert ended.status == signal.SIGKILL
+    assert ended.expired
+
+
+def test_one_that_ignores_the_end_of_its_input_is_killed_after_the_deadline(
+    generator: Generator,
+) -> None:
+    generator.run(1, [shell(f"trap '' TERM; {READY}; sleep 1000")], deadline=5)
+    [ended] = generator.stop(1, deadline=0.3)
+    assert ended.status == signal.SIGKILL
+
+
+def test_in_sequence_each_is_asked_for_when_the_one_before_is_settled(
+    generator: Generator,
+) -> None:
+    seen, _ = both(
+        generator, shell(f"{READY}; cat"), shell("exit 1"), shell("sleep 1000"),
+        shell(f"{READY}; cat"), shape=Sequence(), deadline=0.5,
+    )  # fmt: skip
+    settled = [seen[0].seen, seen[1].exited, seen[2].intended + 500 * MS]
+    for before, after in zip(settled, seen[1:], strict=True):
+        assert before <= after.intended <= after.spawned
+    assert [one.expired for one in seen] == [False, False, True, False]
+
+
+def test_arrivals_keep_to_their_schedule(generator: Generator) -> None:
+    shape = Poisson(rate=200, seed=3)
+    seen, _ = both(generator, *[shell(READY)] * 20, shape=shape)
+    first, asked = seen[0].intended, offsets(shape, 20)
+    assert [one.intended - first for one in seen] == [at - asked[0] for at in asked]
+    assert all(one.spawned >= one.intended for one in seen)
+
+
+@given(st.integers(0, 2**32), st.floats(0.1, 1e4), st.integers(0, 50))
+def test_poisson_arrivals_are_ordered_repeatable_and_each_others_prefix(
+    seed: int, rate: float, count: int
+) -> None:
+    asked = offsets(Poisson(rate, seed), count)
+    assert asked == sorted(asked)
+    assert all(at >= 0 for at in asked)
+    assert asked == offsets(Poisson(rate, seed), count + 1)[:count]
+
+
+def test_poisson_arrivals_come_at_their_rate() -> None:
+    asked = offsets(Poisson(rate=100, seed=random.Random(7).getrandbits(32)), 20_000)
+    gaps = [later - sooner for sooner, later in zip([0, *asked], asked, strict=False)]
+    mean = sum(gaps) / len(gaps)
+    assert mean == pytest.approx(10 * MS, rel=0.03)
+    spread = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
+    assert spread == pytest.approx(mean, rel=0.05)  # as only an exponential's is
+
+
+def test_a_hundred_at_once_are_all_ready_and_say_how_late_they_were(generator: Generator) -> None:
+    seen, ended = both(generator, *[shell(f"{READY}; cat")] * 100, deadline=60)
+    assert all(one.seen for one in seen)
+    assert len({one.intended for one in seen}) == 1
+    late = [one.spawned - one.intended for one in seen]
+    assert late == sorted(late)
+    assert late[0] >= 0
+    assert len({one.pid for one in seen}) == 100
+    assert [one.status for one in ended] == [0] * 100
+
+
+def test_batches_may_overlap(generator: Generator) -> None:
+    up = generator.run(1, [shell(f"{READY}; cat")] * 3, deadline=5)
+    [new] = generator.run(2, [shell(f"{READY}; cat")], deadline=5)
+    assert all(runs(one.pid) for one in [*up, new])
+    [ended] = generator.stop(2, deadline=5)
+    assert (ended.pid, ended.status) == (new.pid, 0)
+    assert all(runs(one.pid) for one in up)
+    assert [one.pid for one in generator.stop(1, deadline=5)] == [one.pid for one in up]
+
+
+def test_no_commands_is_an_empty_batch(generator: Generator) -> None:
+    assert both(generator) == ([], [])
+
+
+def test_inherited_streams_are_ours(generator: Generator, tmp_path: Path) -> None:
+    script = (
+        "from firstlight.load import Generator; from firstlight.backends import Command\n"
+        "with Generator() as g:\n"
+        "    g.run(0, [Command(('/bin/cat',))], deadline=10, inherit=True)\n"
+        "    g.stop(0, deadline=0, inherit=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], input="words", capture_output=True,
+                          text=True, timeout=30)  # fmt: skip
+    assert (done.stdout, done.stderr, done.returncode) == ("words", "", 0)
+
+
+def test_many_open_files_of_ours_are_no_hindrance(program: str) -> None:
+    with ExitStack() as files:
+        for _ in range(20):
+            files.enter_context(Path("/dev/null").open())
+        with Generator() as generator:
+            [seen], _ = both(generator, shell(READY))
+            assert seen.seen
+
+
+def test_a_start_has_no_descriptors_but_the_standard_ones(generator: Generator) -> None:
+    _, [ended] = both(generator, shell(f"echo $(cd /proc/self/fd; echo *); {READY}; cat"))
+    assert ended.output.split("\n")[0] in {"0 1 2", "0 1 2 3"}  # 3 is the listing's own
+
+
+def test_a_generator_that_is_killed_is_an_error_of_the_next_request(program: str) -> None:
+    with Generator() as generator:
+        [seen] = generator.run(1, [shell(f"{READY}; cat")], deadline=5)
+        os.kill(generator.pid, signal.SIGKILL)
+        generator._process.wait()
+        with pytest.raises(Failed, match="the load generator has ended") as caught:
+            generator.stop(1, deadline=5)
+        assert caught.value.hint
+    deadline = time.monotonic() + 10
+    while runs(seen.pid) and time.monotonic() < deadline:
+        os.sched_yield()  # its input has ended with the generator
+    assert not runs(seen.pid)
+
+
+def test_a_generator_that_is_killed_meanwhile_is_an_error(program: str) -> None:
+    with (
+        Generator() as generator,
+        pytest.raises(Failed, match="the load generator has ended"),
+    ):
+        generator.run(1, [shell("kill -KILL $PPID; sleep 1000")], deadline=30)
+
+
+HEAD = struct.Struct("=IIIIqqQ")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        HEAD.pack(9, 1, 0, 0, 0, 0, 0),  # no such verb
+        HEAD.pack(1, 1, 1, 0, 0, 0, 0),  # a start that is not there
+        HEAD.pack(1, 1, 1, 0, 0, 0, 16) + struct.pack("=qII", 0, 0, 0),  # no argv
+        HEAD.pack(1, 1, 1, 0, 0, 0, 18) + struct.pack("=qII", 0, 2**32 - 1, 2**32 - 1) + b"a\0",
+        HEAD.pack(1, 1, 1, 0, 0, 0, 18) + struct.pack("=qII", 0, 1, 0) + b"a\0",  # no directory
+        HEAD.pack(1, 1, 1, 0, 0, 0, 18) + struct.pack("=qII", 0, 1, 0) + b"ab",  # no end
+    ],
+)
+def test_a_foreign_request_is_refused(sanitized: Path, request_: bytes) -> None:
+    assert converse(sanitized, request_) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_no_request_makes_the_generator_misbehave(sanitized: Path, data: st.DataObject) -> None:
+    """It answers, or ends with its own complaint: never by a signal or a sanitizer."""
+    count = data.draw(st.integers(0, 3))
+    body = b"".join(
+        struct.pack("=qII", 0, data.draw(st.integers(0, 4)), data.draw(st.integers(0, 3)))
+        + data.draw(st.binary(max_size=24).map(lambda raw: raw.replace(b"/", b"\0")))
+        for _ in range(count)
+    )
+    declared = max(0, len(body) + data.draw(st.sampled_from([0, 0, 0, -1, 1])))
+    said = HEAD.pack(data.draw(st.sampled_from([1, 1, 1, 2, 3])), data.draw(st.integers(0, 200)),
+                     count, data.draw(st.sampled_from([0, 1])), 0, 100 * MS, declared)  # fmt: skip
+    assert converse(sanitized, said + body) in {0, 1}
+
+
+def converse(program: Path, said: bytes) -> int:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = subprocess.Popen(
+            [program, str(theirs.fileno())], pass_fds=[theirs.fileno()], stderr=subprocess.PIPE
+        )
+        theirs.close()
+        ours.sendall(said)
+        ours.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):  # it left what it refused unread
+            while ours.recv(65536):
+                pass
+        _, complaint = process.communicate(timeout=10)
+    assert b"Sanitizer" not in complaint
+    assert b"runtime error" not in complaint
+    return process.returncode

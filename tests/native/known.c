@@ -1,0 +1,228 @@
+/* Known work for tests of the tracer: does exactly what it is told, says how long that took by its
+ * own clock ("firstlight step known START END"), then "firstlight ready STAMP", and exits.
+ *
+ *   known netns N           make N network namespaces
+ *   known mount-sleep DIR MS  sleep between a mount and an unmount at DIR
+ *   known mount-burn DIR MS   burn CPU time there instead
+ *   known child MS          wait for a child that sleeps
+ *   known thread DIR N      wait for a thread that makes and removes N files
+ *   known threads N         wait for N threads that look a file up
+ *   known ping-pong N       exchange N bytes with a child over two pipes
+ *   known flock FILE MS     wait for a lock on a file that a child holds while it sleeps
+ *   known mounts DIR N      mount and unmount N times
+ *   known files DIR N       make and remove N files
+ *   known vfork N           vfork and execute oneself, N times nested
+ *   known thread-exec       execute oneself from a second thread
+ *   known say               nothing
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char *directory;
+static long amount;
+
+static void need(int good, const char *what)
+{
+	if (good)
+		return;
+	printf("firstlight error %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static long long clock_ns(clockid_t clock)
+{
+	struct timespec t;
+	clock_gettime(clock, &t);
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static void sleep_ms(long ms)
+{
+	struct timespec t = {ms / 1000, ms % 1000 * 1000000};
+	while (nanosleep(&t, &t) && errno == EINTR)
+		;
+}
+
+static void burn_ms(long ms)
+{
+	long long until = clock_ns(CLOCK_THREAD_CPUTIME_ID) + ms * 1000000LL;
+	while (clock_ns(CLOCK_THREAD_CPUTIME_ID) < until)
+		;
+}
+
+static void join(pid_t child)
+{
+	int status;
+	need(waitpid(child, &status, 0) == child && status == 0, "waitpid");
+}
+
+static void make_namespaces(void)
+{
+	for (long i = 0; i < amount; i++)
+		need(unshare(CLONE_NEWNET) == 0, "unshare");
+}
+
+static void mount_and(void (*work)(long))
+{
+	need(mount("known", directory, "tmpfs", 0, NULL) == 0, "mount");
+	work(amount);
+	need(umount2(directory, 0) == 0, "umount2");
+}
+
+static void nothing(long unused)
+{
+	(void)unused;
+}
+
+static void wait_for_child(void)
+{
+	pid_t child = fork();
+	need(child >= 0, "fork");
+	if (child == 0) {
+		sleep_ms(amount);
+		_exit(0);
+	}
+	join(child);
+}
+
+static void *make_files(void *unused)
+{
+	char name[4096];
+	for (long i = 0; i < amount; i++) {
+		snprintf(name, sizeof(name), "%s/known-%ld", directory, i);
+		int file = open(name, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+		need(file >= 0 && close(file) == 0 && unlink(name) == 0, name);
+	}
+	return unused;
+}
+
+static void *look_up(void *unused)
+{
+	need(access("/sys/fs/cgroup", F_OK) == 0, "access");
+	return unused;
+}
+
+static void wait_for_threads(long count, void *(*work)(void *))
+{
+	pthread_t threads[256];
+	need(count <= 256, "too many threads");
+	for (long i = 0; i < count; i++)
+		need(pthread_create(&threads[i], NULL, work, NULL) == 0, "pthread_create");
+	for (long i = 0; i < count; i++)
+		need(pthread_join(threads[i], NULL) == 0, "pthread_join");
+}
+
+static void ping_pong(void)
+{
+	int there[2], back[2];
+	char byte = 'x';
+	need(pipe2(there, O_CLOEXEC) == 0 && pipe2(back, O_CLOEXEC) == 0, "pipe2");
+	pid_t child = fork();
+	need(child >= 0, "fork");
+	for (long i = 0; i < amount; i++)
+		if (child)
+			need(write(there[1], &byte, 1) == 1 && read(back[0], &byte, 1) == 1, "ping");
+		else
+			need(read(there[0], &byte, 1) == 1 && write(back[1], &byte, 1) == 1, "pong");
+	if (child == 0)
+		_exit(0);
+	join(child);
+}
+
+static void wait_for_lock(void)
+{
+	int locked[2];
+	char byte = 'x';
+	need(pipe2(locked, O_CLOEXEC) == 0, "pipe2");
+	pid_t child = fork();
+	need(child >= 0, "fork");
+	int file = open(directory, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+	need(file >= 0, directory);
+	if (child == 0) {
+		need(flock(file, LOCK_EX) == 0 && write(locked[1], &byte, 1) == 1, "flock");
+		sleep_ms(amount);
+		_exit(0);
+	}
+	need(read(locked[0], &byte, 1) == 1 && flock(file, LOCK_EX) == 0, "flock");
+	join(child);
+}
+
+static void execute(const char *verb)
+{
+	char number[32];
+	snprintf(number, sizeof(number), "%ld", amount);
+	execl("/proc/self/exe", "known", verb, number, NULL);
+	_exit(127);
+}
+
+static void nest(void)
+{
+	if (amount == 0)
+		return;
+	pid_t child = vfork();
+	need(child >= 0, "vfork");
+	if (child == 0) {
+		amount--;
+		execute("nested");
+	}
+	amount++; /* a vfork shares memory: the child took one off */
+	join(child);
+}
+
+static void *execute_say(void *unused)
+{
+	execute("say");
+	return unused;
+}
+
+int main(int argc, char **argv)
+{
+	const char *verb = argc > 1 ? argv[1] : "";
+	directory = argc > 3 ? argv[2] : "/";
+	amount = argc > 2 ? strtol(argv[argc - 1], NULL, 10) : 0;
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	long long start = clock_ns(CLOCK_MONOTONIC);
+	if (!strcmp(verb, "netns"))
+		make_namespaces();
+	else if (!strcmp(verb, "mount-sleep"))
+		mount_and(sleep_ms);
+	else if (!strcmp(verb, "mount-burn"))
+		mount_and(burn_ms);
+	else if (!strcmp(verb, "child"))
+		wait_for_child();
+	else if (!strcmp(verb, "thread"))
+		wait_for_threads(1, make_files);
+	else if (!strcmp(verb, "threads"))
+		wait_for_threads(amount, look_up);
+	else if (!strcmp(verb, "ping-pong"))
+		ping_pong();
+	else if (!strcmp(verb, "flock"))
+		wait_for_lock();
+	else if (!strcmp(verb, "mounts"))
+		for (long i = 0; i < amount; i++)
+			mount_and(nothing);
+	else if (!strcmp(verb, "files"))
+		make_files(NULL);
+	else if (!strcmp(verb, "vfork") || !strcmp(verb, "nested"))
+		nest();
+	else if (!strcmp(verb, "thread-exec"))
+		wait_for_threads(1, execute_say);
+	else if (strcmp(verb, "say"))
+		need(0, verb);
+	if (!strcmp(verb, "nested"))
+		return 0;
+	long long end = clock_ns(CLOCK_MONOTONIC);
+	printf("firstlight step known %lld %lld\nfirstlight ready %lld\n", start, end, end);
+	return 0;
+}
