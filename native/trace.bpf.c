@@ -108,6 +108,35 @@ static __always_inline void instant(__u16 kind, struct task *task, __u32 tid, __
 	emit(&event, sizeof(event));
 }
 
+struct whole {
+	struct event event;
+	__u64 addresses[STACK_DEPTH];
+};
+
+/* Stacks share a table by their hash: one whose place is taken is sent whole. */
+static __always_inline int take_stack(void *ctx, struct task *task, __u32 tid, __u64 start)
+{
+	int number = bpf_get_stackid(ctx, &stacks, BPF_F_FAST_STACK_CMP);
+	if (number >= 0)
+		return number;
+	struct whole *whole = bpf_ringbuf_reserve(&events, sizeof(*whole), 0);
+	if (!whole) {
+		__sync_fetch_and_add(&lost, 1);
+		return -1;
+	}
+	__builtin_memset(&whole->event, 0, sizeof(whole->event));
+	long size = bpf_get_stack(ctx, whole->addresses, sizeof(whole->addresses), 0);
+	whole->event.kind = STACK;
+	whole->event.root = task->root;
+	whole->event.pid = task->pid;
+	whole->event.tid = tid;
+	whole->event.start = whole->event.end = start;
+	whole->event.stack = -1;
+	whole->event.text = size > 0 ? size : 0;
+	bpf_ringbuf_submit(whole, BPF_RB_NO_WAKEUP);
+	return number < -1 ? number : -2;
+}
+
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 {
@@ -134,7 +163,16 @@ SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *bprm)
 {
 	struct { struct event event; char text[128]; } exec = {};
-	__u32 tid = p->pid;
+	__u32 tid = p->pid, old = old_tid;
+	if (old != tid) { /* not the process's first thread: it takes that one's number */
+		struct task *from = traced(old);
+		if (!from)
+			return 0;
+		if (bpf_map_update_elem(&tasks, &tid, from, BPF_ANY))
+			__sync_fetch_and_add(&lost, 1);
+		instant(EXIT, from, old, tid, 0);
+		bpf_map_delete_elem(&tasks, &old);
+	}
 	struct task *task = traced(tid);
 	if (!task)
 		return 0;
@@ -206,7 +244,7 @@ int BPF_PROG(on_switch, _Bool preempt, struct task_struct *prev, struct task_str
 		task->off = now;
 		task->woken = 0;
 		task->off_state = preempt ? 0 : prev_state;
-		task->off_stack = task->off_state ? bpf_get_stackid(ctx, &stacks, BPF_F_FAST_STACK_CMP) : -1;
+		task->off_stack = task->off_state ? take_stack(ctx, task, prev->pid, now) : -1;
 	}
 	switched_in(next->pid, now);
 	return 0;
@@ -239,8 +277,10 @@ int BPF_PROG(on_contention, void *lock, unsigned int flags)
 	task->owner = owner & ~7ULL ? BPF_CORE_READ((struct task_struct *)(owner & ~7ULL), pid) : 0;
 	task->lock_address = (__u64)lock;
 	task->lock_flags = flags;
-	task->lock_stack = bpf_get_stackid(ctx, &stacks, BPF_F_FAST_STACK_CMP);
-	task->lock = bpf_ktime_get_ns();
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	__u64 now = bpf_ktime_get_ns();
+	task->lock_stack = take_stack(ctx, task, tid, now);
+	task->lock = now;
 	return 0;
 }
 
@@ -268,6 +308,7 @@ int BPF_PROG(on_enter, struct pt_regs *regs, long number)
 	if (!task)
 		return 0;
 	task->number = -1;
+	task->lock = 0; /* one whose end was missed must not hide those to come */
 	if (number < 0 || number >= NUMBERS || settings.take[number] == IGNORE)
 		return 0;
 	task->number = number;

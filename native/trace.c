@@ -2,7 +2,8 @@
  *
  *   trace --probe OBJECT            exit 0 if the programs load and attach here
  *   trace --calls                   print "NUMBER NAME" of every reported system call
- *   trace OBJECT GENERATOR_PID      serve standard input, a line a request, an answer a line:
+ *   trace OBJECT GENERATOR_PID [RING_BYTES]
+ *                                   serve standard input, a line a request, an answer a line:
  *       start PREFIX   attach, and write to PREFIX.events and PREFIX.text  -> "started"
  *       stop           detach, add what is still going on, write PREFIX.stacks
  *                      (u32 stack, u64 addresses[STACK_DEPTH]) -> "stopped EVENTS LOST"
@@ -12,7 +13,9 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <errno.h>
+#include <linux/membarrier.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -64,9 +67,8 @@ static int write_event(void *context, void *data, size_t size)
 {
 	const struct event *event = data;
 	(void)context;
-	if (fwrite(event, sizeof(*event), 1, heads) != 1 ||
-	    fwrite(event + 1, 1, event->text, texts) != event->text ||
-	    size < sizeof(*event) + event->text)
+	if (size < sizeof(*event) + event->text || fwrite(event, sizeof(*event), 1, heads) != 1 ||
+	    fwrite(event + 1, 1, event->text, texts) != event->text)
 		return -EIO;
 	written++;
 	return 0;
@@ -93,10 +95,10 @@ static int configure(const char *file, unsigned int generator, unsigned int ring
 }
 
 /* A machine short of memory gets a smaller ring; a lost event is reported. */
-static int load(const char *file, unsigned int generator)
+static int load(const char *file, unsigned int generator, unsigned int size)
 {
 	int error = -1;
-	for (unsigned int size = RING_LARGEST; error && size >= RING_SMALLEST; size /= 4) {
+	for (;; size /= 4) {
 		if (configure(file, generator, size))
 			return -1;
 		error = bpf_object__load(object);
@@ -104,7 +106,7 @@ static int load(const char *file, unsigned int generator)
 			bpf_object__close(object);
 			object = NULL;
 		}
-		if (error != -ENOMEM)
+		if (error != -ENOMEM || size / 4 < RING_SMALLEST)
 			break;
 	}
 	if (error) {
@@ -262,11 +264,12 @@ static int drain(void)
 static int stop(void)
 {
 	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	if (drain() || write_open((unsigned long long)t.tv_sec * 1000000000ULL + (unsigned long long)t.tv_nsec))
-		return -1;
 	detach();
-	int error = drain() || clear("tasks") || write_stacks();
+	/* A program that another CPU is running still has ended after this. */
+	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	unsigned long long now = (unsigned long long)t.tv_sec * 1000000000ULL + (unsigned long long)t.tv_nsec;
+	int error = drain() || write_open(now) || clear("tasks") || write_stacks();
 	error = fclose(heads) || error;
 	error = fclose(texts) || error;
 	heads = texts = NULL;
@@ -304,19 +307,21 @@ static int serve(void)
 int main(int argc, char **argv)
 {
 	libbpf_set_print(hush);
+	signal(SIGINT, SIG_IGN); /* Ctrl-C is for the lab to handle, in order */
 	if (argc == 2 && !strcmp(argv[1], "--calls")) {
 		for (size_t i = 0; i < sizeof(calls) / sizeof(*calls); i++)
 			printf("%d %s\n", calls[i].number, calls[i].name);
 		return 0;
 	}
 	if (argc == 3 && !strcmp(argv[1], "--probe")) {
-		int error = load(argv[2], 0) || attach();
+		int error = load(argv[2], 0, RING_LARGEST) || attach();
 		detach();
 		return error ? 1 : 0;
 	}
-	if (argc == 3 && !load(argv[1], (unsigned int)strtoul(argv[2], NULL, 10)))
-		return serve() ? 1 : 0;
-	if (argc != 3)
-		fputs("usage: trace --probe OBJECT | --calls | OBJECT GENERATOR_PID\n", stderr);
+	if (argc == 3 || argc == 4) {
+		unsigned int ring_size = argc == 4 ? (unsigned int)strtoul(argv[3], NULL, 10) : RING_LARGEST;
+		return load(argv[1], (unsigned int)strtoul(argv[2], NULL, 10), ring_size) || serve() ? 1 : 0;
+	}
+	fputs("usage: trace --probe OBJECT | --calls | OBJECT GENERATOR_PID [RING_BYTES]\n", stderr);
 	return 1;
 }

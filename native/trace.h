@@ -2,7 +2,7 @@
 #ifndef FIRSTLIGHT_TRACE_H
 #define FIRSTLIGHT_TRACE_H
 
-enum kind { CALL = 1, FORK, EXEC, EXIT, OFF, LOCK, MARK };
+enum kind { CALL = 1, FORK, EXEC, EXIT, OFF, LOCK, MARK, STACK };
 enum { TEXT_MAX = 512, STACK_DEPTH = 32, STACKS = 65536, TASKS = 65536, NUMBERS = 512 };
 
 /* CALL: number, args, result; text as calls.h says; magic and family describe a descriptor.
@@ -12,6 +12,9 @@ enum { TEXT_MAX = 512, STACK_DEPTH = 32, STACKS = 65536, TASKS = 65536, NUMBERS 
  * MARK: a per-CPU allocation by the kernel function at args[0], inside a call that makes namespaces:
  *      one call can make several, and each kind of namespace allocates in a function of its own.
  * LOCK: contended from start to end; args[0] the lock, args[1] its flags, peer its owner.
+ * EXIT: peer is the thread that goes on under the process's number, after an execve by this one.
+ * STACK: text is the addresses of the wait or lock of this tid that starts then; only where the
+ *      kernel's table of stacks had no room, which that event's negative stack says.
  */
 struct event {
 	unsigned long long start, end;
@@ -19,7 +22,7 @@ struct event {
 	unsigned long long args[4];
 	unsigned int root, pid, tid, peer;
 	unsigned int magic; /* file system of the descriptor; SOCKFS_MAGIC for a socket */
-	int stack;	    /* -1: none */
+	int stack;	    /* -1: none; less: in a STACK event */
 	unsigned short kind, number, family, protocol;
 	unsigned int text; /* bytes of text that follow */
 	unsigned int open; /* 1: still going on when tracing stopped */

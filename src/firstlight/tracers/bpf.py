@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -31,35 +30,39 @@ _EVENT = np.dtype(
         ("text", "u4"), ("open", "u4"),
     ]
 )  # fmt: skip
-_CALL, _FORK, _EXEC, _EXIT, _OFF, _LOCK, _MARK = range(1, 8)
+_CALL, _FORK, _EXEC, _EXIT, _OFF, _LOCK, _MARK, _STACK = range(1, 9)
+_RING_BYTES = 1 << 26
 _OPENING = frozenset({"open", "openat", "openat2", "socket"})
 _HINT = "see what is missing: firstlight doctor"
 
 
-@dataclass(frozen=True)
-class Trace:
-    """What one traced batch gave: ``spans`` as SPAN_SCHEMA, and how many events were lost."""
-
-    spans: pl.DataFrame
-    lost: int
-
-
 class Tracer:
-    """The loaded eBPF programs, for the children of one load generator."""
+    """The loaded eBPF programs, for the children of one load generator.
 
-    def __init__(self, generator: int) -> None:
-        self._generator = generator
+    What they report waits in a ring of at most ``ring`` bytes, a power of two, and then in files
+    of its own below ``directory``.
+    """
+
+    def __init__(
+        self, generator: int, directory: Path | None = None, ring: int = _RING_BYTES
+    ) -> None:
+        self._generator, self._parent, self._ring = generator, directory, ring
 
     def __enter__(self) -> "Tracer":
-        self._directory = Path(tempfile.mkdtemp(prefix="firstlight-trace-"))
+        self._directory = Path(tempfile.mkdtemp(prefix="firstlight-trace-", dir=self._parent))
+        self._prefix = self._directory / "batch"
         self._process = subprocess.Popen(
-            [native("trace"), native("trace.bpf.o"), str(self._generator)],
+            [native("trace"), native("trace.bpf.o"), str(self._generator), str(self._ring)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        self._expect("loaded")
+        try:
+            self._expect("loaded")
+        except Failed:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -73,7 +76,7 @@ class Tracer:
 
     def start(self) -> None:
         """Attach the programs."""
-        self._say(f"start {self._directory}/batch", "started")
+        self._say(f"start {self._prefix}", "started")
 
     def stop(self) -> int:
         """Detach them; returns the events lost since ``start``."""
@@ -81,10 +84,9 @@ class Tracer:
 
     def collect(self, samples: Mapping[int, int]) -> pl.DataFrame:
         """The spans of the last batch; ``samples`` maps an instance's pid to its Sample.index."""
-        prefix = self._directory / "batch"
-        events = np.fromfile(prefix.with_suffix(".events"), dtype=_EVENT)
-        text = prefix.with_suffix(".text").read_bytes()
-        stacks = Stacks(prefix.with_suffix(".stacks").read_bytes())
+        events = np.fromfile(self._prefix.with_suffix(".events"), dtype=_EVENT)
+        text = self._prefix.with_suffix(".text").read_bytes()
+        stacks = Stacks(self._prefix.with_suffix(".stacks").read_bytes())
         return decode(events, text, stacks, samples)
 
     def _say(self, line: str, expected: str) -> str:
@@ -122,65 +124,80 @@ def call_names() -> dict[int, str]:
     return {int(number): name for number, name in (line.split() for line in listing.splitlines())}
 
 
+Row = tuple[object, ...]
+
+
 def decode(
     events: np.ndarray, text: bytes, stacks: Stacks, samples: Mapping[int, int]
 ) -> pl.DataFrame:
     """The spans of the instances whose root is in ``samples``, ordered by start."""
     texts = np.cumsum(events["text"], dtype=np.int64)
-    files: dict[tuple[int, int], str] = {}
+    decoder = _Decoder(text, stacks, samples)
     rows = [
         row
         for event, end in zip(events.tolist(), texts.tolist(), strict=True)
-        for row in _rows(event, end, text, stacks, samples, files)
+        for row in decoder.rows(event, end)
     ]
     frame = pl.DataFrame(rows, schema=SPAN_SCHEMA, orient="row")
     return frame.sort("start", maintain_order=True)
 
 
-def _rows(
-    event: tuple[Any, ...],
-    text_end: int,
-    text: bytes,
-    stacks: Stacks,
-    samples: Mapping[int, int],
-    files: dict[tuple[int, int], str],
-) -> Iterator[tuple[object, ...]]:
-    (start, end, result, args, root, pid, tid, peer, magic, stack, kind, number,
-     family, protocol, length, unfinished) = event  # fmt: skip
-    if root not in samples:
-        return
-    sample = samples[root]
-    said = text[text_end - length : text_end]
-    if kind == _CALL:
-        name = call_names()[number]
-        about = _detail(name, magic, family, protocol, tuple(args), said)
+class _Decoder:
+    """Turns events into rows, in the order in which the kernel wrote them."""
+
+    def __init__(self, text: bytes, stacks: Stacks, samples: Mapping[int, int]) -> None:
+        self._text, self._stacks, self._samples = text, stacks, samples
+        self._files: dict[tuple[int, int], str] = {}
+        self._whole: dict[tuple[int, int], str] = {}
+
+    def rows(self, event: tuple[Any, ...], text_end: int) -> Iterator[Row]:
+        """The spans of one event, whose text ends there."""
+        (start, end, result, args, root, pid, tid, peer, magic, stack, kind, number,
+         family, protocol, length, unfinished) = event  # fmt: skip
+        sample = self._samples.get(root)
+        if sample is None:
+            return
+        said = self._text[text_end - length : text_end]
+        where = (start, end, pid, tid)
+        if kind == _CALL:
+            name = call_names()[number]
+            about = _detail(name, magic, family, protocol, tuple(args), said)
+            about = self._file(name, about, pid, args[0], result)
+            yield sample, "call", name, about, "", *where, None if unfinished else result, None
+        elif kind == _FORK:
+            name = "process" if args[0] == peer else "thread"
+            yield sample, "fork", name, "", "", *where, None, peer
+        elif kind in (_EXEC, _EXIT):
+            name = "exec" if kind == _EXEC else "exit"
+            about = said.split(b"\0", 1)[0].decode(errors="replace")
+            yield sample, name, name, about, "", *where, None, None
+        elif kind == _MARK:
+            yield sample, "mark", kallsyms.function(args[0]), "", "", *where, None, None
+        elif kind == _STACK:
+            self._whole[tid, start] = kallsyms.words(np.frombuffer(said, np.uint64).tolist())
+        elif kind == _LOCK:
+            lock = kallsyms.variable(args[0]) or hex(args[0])
+            frames = self._frames(stack, tid, start)
+            yield sample, "lock", _lock(args[1]), lock, frames, *where, None, peer
+        else:
+            frames = self._frames(stack, tid, start)
+            woken = min(max(args[0], start), end) if args[0] else end
+            ready = start if result == 0 else woken
+            if ready > start:
+                yield sample, "blocked", "", "", frames, start, ready, pid, tid, result, peer
+            if end > ready:
+                yield sample, "queued", "", "", "", ready, end, pid, tid, None, peer
+
+    def _frames(self, stack: int, tid: int, start: int) -> str:
+        return self._whole.pop((tid, start), "") if stack < -1 else self._stacks[stack]
+
+    def _file(self, name: str, about: str, pid: int, descriptor: int, result: int) -> str:
+        """What a call is about: by the end of ``close`` its descriptor says nothing any more."""
+        if name == "close":
+            return self._files.pop((pid, descriptor), "")
         if name in _OPENING and result >= 0:
-            files[pid, result] = about
-        elif name == "close":  # by its end the descriptor says nothing any more
-            about = files.pop((pid, args[0]), "")
-        result = None if unfinished else result
-        yield sample, "call", name, about, "", start, end, pid, tid, result, None
-    elif kind == _FORK:
-        name = "process" if args[0] == peer else "thread"
-        yield sample, "fork", name, "", "", start, end, pid, tid, None, peer
-    elif kind in (_EXEC, _EXIT):
-        name = "exec" if kind == _EXEC else "exit"
-        about = said.split(b"\0", 1)[0].decode(errors="replace")
-        yield sample, name, name, about, "", start, end, pid, tid, None, None
-    elif kind == _MARK:
-        where = kallsyms.function(args[0])
-        yield sample, "mark", where, "", "", start, end, pid, tid, None, None
-    elif kind == _LOCK:
-        address, flags = args[0], args[1]
-        where = kallsyms.variable(address) or hex(address)
-        yield sample, "lock", _lock(flags), where, stacks[stack], start, end, pid, tid, None, peer
-    else:
-        woken = min(max(args[0], start), end) if args[0] else end
-        ready = start if result == 0 else woken
-        if ready > start:
-            yield (sample, "blocked", "", "", stacks[stack], start, ready, pid, tid, result, peer)
-        if end > ready:
-            yield sample, "queued", "", "", "", ready, end, pid, tid, None, peer
+            self._files[pid, result] = about
+        return about
 
 
 @lru_cache(maxsize=65536)

@@ -47,6 +47,14 @@ def function(address: int) -> str:
     return names[place] if place >= 0 and addresses[0] else hex(address)
 
 
+def words(addresses: list[int]) -> str:
+    """The functions of one stack, innermost first, joined by ``;``."""
+    frames = [function(address) for address in addresses if address]
+    while frames and _OURS.match(frames[0]):
+        frames.pop(0)
+    return ";".join(frame for frame in frames if not _ENTRY.match(frame))
+
+
 class Stacks:
     """The stacks of one trace: number to functions, innermost first, joined by ``;``."""
 
@@ -58,11 +66,5 @@ class Stacks:
 
     def __getitem__(self, number: int) -> str:
         if number not in self._words:
-            self._words[number] = self._name(number)
+            self._words[number] = words(self._addresses.get(number, np.empty(0)).tolist())
         return self._words[number]
-
-    def _name(self, number: int) -> str:
-        frames = [function(int(address)) for address in self._addresses.get(number, ()) if address]
-        while frames and _OURS.match(frames[0]):
-            frames.pop(0)
-        return ";".join(frame for frame in frames if not _ENTRY.match(frame))
