@@ -1,7 +1,7 @@
 /* The system calls that a start is read from, and what to take from each one's arguments.
  *
  * Everything that is left out is charged to the user-space time around these: waiting (futex, poll,
- * nanosleep), memory (mmap, brk), signal masks and clocks.
+ * nanosleep), memory (mmap, brk) and clocks.
  *
  * PLAIN: numbers only. SPACES: likewise, and it may make namespaces. PATHn: argument n is a path. MOUNT: target and type. FD: argument 0 is a
  * descriptor. SEND, SENDMSG: a descriptor, and the message if it is a netlink socket. ADDRESS: a
@@ -42,7 +42,7 @@ enum take { IGNORE, PLAIN, SPACES, PATH0, PATH1, MOUNT, FD, SEND, SENDMSG, ADDRE
 	CALL(recvfrom, FD) CALL(recvmsg, FD) CALL(recvmmsg, FD) CALL(sendmmsg, FD) \
 	CALL(bpf, PLAIN) CALL(perf_event_open, PLAIN) CALL(init_module, PLAIN) \
 	CALL(finit_module, PLAIN) CALL(wait4, PLAIN) CALL(waitid, PLAIN) \
-	CALL(rt_sigaction, PLAIN) CALL(kill, PLAIN) CALL(pidfd_open, PLAIN) CALL(pidfd_send_signal, FD) CALL(tgkill, PLAIN) \
+	CALL(rt_sigaction, PLAIN) CALL(rt_sigprocmask, PLAIN) CALL(kill, PLAIN) CALL(pidfd_open, PLAIN) CALL(pidfd_send_signal, FD) CALL(tgkill, PLAIN) \
 	CALL(close_range, PLAIN) CALL(landlock_restrict_self, PLAIN)
 
 #if defined(__x86_64__)

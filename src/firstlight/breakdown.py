@@ -6,9 +6,8 @@ back to when another one woke it from a wait for a peer (a pipe, a child, a fute
 waker owns it, and before its birth a thread's parent. So work that ran beside it counts once, and
 only where the start waited for it.
 
-A thread's instant in a classified call belongs to that call's phase, in the shade ``kernel``.
-Around calls it belongs to the phase of its process's next classified call, which it prepares, in
-the shade ``around``; from execve to a program's first own call it is ``process.start``.
+A thread's instant in a reported call has the shade ``kernel``, and between calls ``around``; which
+phase it belongs to is ``attribution``'s to say.
 """
 
 from bisect import bisect_left
@@ -20,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from firstlight import causes, phases
+from firstlight import attribution, causes, phases
+from firstlight.attribution import Integers
 from firstlight.model import EndPoint, Sample
 from firstlight.store import Run
-
-Integers = npt.NDArray[np.int64]
 
 SCHEMA = pl.Schema(
     {"sample": pl.UInt32(), "phase": pl.String(), "shade": pl.String(), "cause": pl.String(),
@@ -38,11 +36,11 @@ TIMELINE = pl.Schema(
 _LATE = "load generator"
 _NAMESPACE_CALLS = frozenset({"unshare", "clone", "clone3"})
 _NONE = np.empty(0, dtype=np.int64)
-_PHASE = {name: code for code, name in enumerate(phases.ORDER)}
-_START, _EXEC, _EXIT = _PHASE["process.start"], _PHASE["exec"], _PHASE["process.exit"]
-_RUNTIME = np.array([_START, _PHASE["signals"]])
-_NEUTRAL, _ANSWER = -1, -2
+_PHASE = attribution.PHASE
+_START, _EXEC = _PHASE["process.start"], _PHASE["exec"]
 _UNATTRIBUTED = _PHASE[phases.UNATTRIBUTED]
+_USED_BYTES = 64
+_TAKING = frozenset({"read", "pread64", "readv", "recvfrom", "recvmsg"})
 
 
 @dataclass
@@ -55,6 +53,9 @@ class _Thread:
     birth: int = 0
     exit: int | None = None
     calls: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
+    """Every reported call, with its phase or NEUTRAL, which attribution replaces."""
+    took: Integers = field(default_factory=lambda: _NONE)
+    """When its calls that took data in began."""
     blocked: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
     queued: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
     locks: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
@@ -79,8 +80,8 @@ class _Thread:
 
 @dataclass
 class _Process:
-    """A process's classified calls in order of start, the phase of the gap before each, and the
-    phase of the last call, to which what follows belongs."""
+    """When a process's calls begin, in order, the phase of the time before each, and that of the
+    last call, to which what follows belongs."""
 
     starts: Integers
     gaps: Integers
@@ -194,6 +195,10 @@ class _Batch:
         self._names = _codes(spans, ["name"], lambda row: row[0])
         self._details = _codes(spans, ["detail"], lambda row: row[0])
         self._phase = _codes(spans, ["kind", "name", "detail"], _phase_of)
+        taking = _codes(spans, ["name"], lambda row: row[0] in _TAKING)
+        refused = (spans["name"] == "seccomp") & (spans["result"] < 0)
+        self._phase[refused.fill_null(False).to_numpy()] = attribution.NEUTRAL  # it was a question
+        self._took = taking & (spans["result"].fill_null(0).to_numpy() >= _USED_BYTES)
         self.causes = [causes.ON_CPU, causes.QUEUED, _LATE]
         self._cause = _codes(spans, ["kind", "name", "stack", "detail"], self._cause_of)
 
@@ -231,8 +236,10 @@ class _Batch:
         for tid, part in _runs(self._tid[rows], rows.start):
             kind = self._kind[part]
             thread = _Thread(tid, int(self._pid[part.start]))
-            calls = np.flatnonzero((kind == "call") & (self._phase[part] != _NEUTRAL)) + part.start
-            thread.calls = _answered(self._intervals(calls, self._phase))
+            calls = np.flatnonzero(kind == "call") + part.start
+            starts, ends, codes = self._intervals(calls, self._phase)
+            thread.calls = starts, ends, attribution.answered(codes)
+            thread.took = starts[self._took[calls]]
             self._split(thread, part)
             blocked = np.flatnonzero(kind == "blocked") + part.start
             thread.blocked = self._intervals(blocked, self._cause)
@@ -295,20 +302,20 @@ class _Batch:
         processes = {}
         for pid in {thread.pid for thread in threads.values()}:
             own = [thread for thread in threads.values() if thread.pid == pid]
-            _mark_last_exec(own, execs.get(pid, []), end)
-            starts = np.concatenate([thread.calls[0] for thread in own])
-            codes = np.concatenate([thread.calls[2] for thread in own])
+            starts, ends, codes = (
+                np.concatenate([thread.calls[column] for thread in own]) for column in range(3)
+            )
+            if not len(starts):
+                continue
             order = np.argsort(starts, kind="stable")
-            starts, codes = starts[order], codes[order]
-            gaps = np.where(codes == _EXIT, _UNATTRIBUTED, codes)
-            for executed in execs.get(pid, []):
-                first = _first_work(starts, codes, executed)
-                begun = slice(int(np.searchsorted(starts, executed)), first)
-                gaps[begun] = np.where(gaps[begun] == _EXEC, _EXEC, _START)
-                if first < len(gaps) and codes[first] not in (_EXIT, _EXEC):
-                    gaps[first] = _START
-            last = int(codes[-1]) if len(codes) else _UNATTRIBUTED
-            processes[pid] = _Process(starts, gaps, last)
+            took = np.isin(starts, np.concatenate([thread.took for thread in own]))
+            calls = attribution.Calls(starts[order], ends[order], codes[order], took[order])
+            charged, gaps = attribution.charge(calls, execs.get(pid, []), end)
+            processes[pid] = _Process(calls.starts, gaps, int(charged[-1]))
+            codes[order] = charged
+            edges = np.cumsum([len(thread.calls[0]) for thread in own])[:-1]
+            for thread, part in zip(own, np.split(codes, edges), strict=True):
+                thread.calls = (*thread.calls[:2], part)
         return processes
 
     def _last(self, threads: dict[int, _Thread], root: _Thread, rows: slice, end: int) -> _Thread:
@@ -337,19 +344,7 @@ class _Batch:
 def _phase_of(row: tuple[Any, ...]) -> int:
     kind, name, detail = row
     phase = phases.classify(name, detail) if kind == "call" else None
-    return _NEUTRAL if phase is None else _ANSWER if phase == phases.ANSWER else _PHASE[phase]
-
-
-def _answered(
-    calls: tuple[Integers, Integers, Integers],
-) -> tuple[Integers, Integers, Integers]:
-    """Calls that receive an answer become of the phase of the thread's call before them."""
-    starts, ends, codes = calls
-    if not len(codes) or not np.any(codes == _ANSWER):
-        return calls
-    asked = np.maximum.accumulate(np.where(codes == _ANSWER, -1, np.arange(len(codes))))
-    kept = asked >= 0
-    return starts[kept], ends[kept], codes[asked[kept]]
+    return attribution.NEUTRAL if phase is None else attribution.CODE[phase]
 
 
 def _codes(
@@ -396,27 +391,6 @@ def _namespace_edges(
     elif "net" in kinds:
         return [(start, "ns.net")]
     return edges or [(start, "ns.other")]
-
-
-def _first_work(starts: Integers, codes: Integers, after: int) -> int:
-    """The place of the first call after an execve that the language's run-time did not make."""
-    own = ~np.isin(codes, _RUNTIME)
-    own[: np.searchsorted(starts, after)] = False
-    return int(np.argmax(own)) if own.any() else len(codes)
-
-
-def _mark_last_exec(own: list[_Thread], execs: list[int], end: int) -> None:
-    """Calls of the program that reaches the end point before any own call are ``exec``."""
-    if not execs or execs[0] > end:
-        return
-    executed = max(at for at in execs if at <= end)
-    for thread in own:
-        starts, ends, codes = thread.calls
-        if np.any((starts >= executed) & (starts < end) & ~np.isin(codes, _RUNTIME)):
-            return
-    for thread in own:
-        starts, ends, codes = thread.calls
-        thread.calls = starts, ends, np.where((ends >= executed) & (starts < end), _EXEC, codes)
 
 
 def _walk(threads: dict[int, _Thread], last: _Thread, begin: int, end: int) -> int:
@@ -508,8 +482,8 @@ def _at(
 
 
 def _gap_phase(process: _Process | None, at: Integers) -> Integers:
-    """The phase that the time around calls prepares."""
-    if process is None or not len(process.starts):
+    """The phase of the time between calls."""
+    if process is None:
         return np.full(len(at), _UNATTRIBUTED)
     place = np.searchsorted(process.starts, at, side="left")
     after = np.minimum(place, len(process.starts) - 1)

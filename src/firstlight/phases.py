@@ -1,7 +1,9 @@
 """What the work was for: the whole taxonomy, one ordered table, and ``classify``.
 
 A rule is matched against ``CALL DETAIL``, the words of a call's span; the first that matches names
-the phase. A call that matches none is neutral: its time goes with what surrounds it.
+the phase. A call that matches none is neutral: its time goes with what surrounds it. Calls that
+only ask are neutral too (which capabilities are there, what is mounted): one asks for the sake of
+other work.
 """
 
 import re
@@ -12,6 +14,8 @@ UNATTRIBUTED = "unattributed"
 ANSWER = "answer"
 """Not a phase: a call that receives what the latest netlink request asked for, and so is of that
 request's phase."""
+MASK = "mask"
+"""Not a phase: a signal mask is changed, which is part of ``signals`` there, and else neutral."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +27,13 @@ class Phase:
     rules: tuple[str, ...] = ()
 
 
-# What a language's run-time and the dynamic linker do before a program's own first call.
+# What only a language's run-time and the dynamic linker do: it names their start also where no
+# execve came before (runc's last process is a clone of C code that goes on into Go's start).
 _RUNTIME = (
     r"(openat|open|access|newfstatat|stat|readlink) /(etc/ld\.so|(usr/)?lib\S*\.so)",
     r"(read|pread64) \w+:\S+\.so\b",
     r"\w+ (/sys/kernel/mm/transparent_hugepage/|sysfs:hpage_pmd_size)",
-    r"(prlimit64|arch_prctl)",
-    r"(openat|readlink|readlinkat|read) (/proc/self/(exe|cmdline)|proc:cmdline)",
     r"\w+ \S*(\.pyc?|__pycache__|site-packages|pyvenv\.cfg|/python3)\b",
-    r"\w+ (/sys/devices/system/cpu/|sysfs:online)",
 )
 _STREAM = r"(pipe:|socket:unix|anon:|pidfs:)"
 
@@ -49,42 +51,43 @@ PHASES = (
     Phase("ns.other", "pid, ipc, uts, user, cgroup and time namespaces are made or entered",
           (r"(unshare|clone3?) \S*\b(pid|ipc|uts|user|cgroup|time)\b",
            r"setns (pid|ipc|uts|user|cgroup|time|mount|mnt)",
-           r"\w+ (/proc/\S+/(uid_map|gid_map|setgroups)|proc:(uid_map|gid_map|setgroups))")),
+           r"write proc:(uid_map|gid_map|setgroups)")),
     Phase("netns.switch", "a thread enters another network namespace",
           (r"setns\b.*\bnet\b", r"(openat|open) (/var)?/run/netns/", r"\w+ nsfs:net",
-           r"(openat|open|stat|newfstatat|readlink\w*|statfs) /proc/\S+/ns/net")),
+           r"(openat|open|statfs) /proc/\S+/ns/net")),
     Phase("netns.name", "a network namespace gets its name: a file and a mount below /run/netns",
           (r"(mount|umount2|mkdir|mkdirat|unlink|unlinkat) (/var)?/run/netns",)),
     Phase("cgroup", "control groups are made, limited and entered",
-          (r"\w+ /sys/fs/cgroup", r"\w+ cgroup2?:", r"\w+ (/proc/\S+/cgroup|proc:cgroup)\b",
+          (r"(?!statfs)\w+ /sys/fs/cgroup", r"\w+ cgroup2?:",
+           r"\w+ (/proc/[^/]+/cgroup|proc:cgroup)\b",
            r"openat2 \S*(cgroup\.|cpu|memory|pids|devices|blkio|io\.|freezer|hugetlb|systemd)",
            r"bpf (PROG_LOAD|PROG_ATTACH|PROG_QUERY)$")),
     Phase("security", "privileges are dropped: capabilities, no_new_privs, seccomp, keyrings, "
           "labels, masked paths",
-          (r"(capget|capset|seccomp|keyctl|setgroups|setuid|setgid|setresuid|setresgid|landlock\w*)"
-           r"\b",
-           r"prctl (NO_NEW_PRIVS|SECCOMP|CAPBSET\w*|CAP_AMBIENT|KEEPCAPS|DUMPABLE)",
+          (r"seccomp( STRICT| FILTER)?$",
+           r"(capset|keyctl|setgroups|setuid|setgid|setresuid|setresgid|landlock\w*)\b",
+           r"prctl (NO_NEW_PRIVS|SECCOMP|CAPBSET_DROP|CAP_AMBIENT|KEEPCAPS|DUMPABLE)",
            r"\w+ \S*/attr/(current|exec|apparmor|keycreate)", r"\w+ proc:(current|exec|keycreate)$",
-           r"\w+ (/sys/kernel/security|/sys/fs/selinux|/sys/module/apparmor|securityfs:|selinuxfs:)",
-           r"\w+ (/proc/sys/kernel/cap_last_cap|proc:cap_last_cap)",
-           r"\w+ (/proc/filesystems|proc:filesystems)",
+           r"(?!statfs)\w+ (/sys/kernel/security|/sys/fs/selinux|/sys/module/apparmor|securityfs:|"
+           r"selinuxfs:)",
            r"(mount|move_mount|openat|newfstatat) \S*/(proc/(acpi|asound|kcore|keys|latency_stats|"
            r"timer_list|timer_stats|sched_debug|scsi|bus|fs|irq|sys|sysrq-trigger)|sys/firmware)\b",
            r"mount /proc/self/fd/\d+ (bind|ro)?$")),
     Phase("mount", "the root file system is mounted, filled and entered",
           (r"(mount|umount2|pivot_root|move_mount|open_tree|fsopen|fsconfig|fsmount|mount_setattr|"
            r"fspick|chroot)\b",
-           r"(mknodat|mknod|symlinkat|symlink) ", r"\w+ (/proc/\S*/?mountinfo|proc:mountinfo)",
+           r"(mknodat|mknod|symlinkat|symlink) (?!\S*fifo)",
            r"\w+ /dev/loop", r"ioctl devtmpfs:loop",
            r"\w+ \S*/rootfs(/|$)", r"\w+ \S*/root/(dev|proc|sys|etc)(/|$)",
-           r"(mkdirat|mkdir|newfstatat|openat|fchmodat|fchownat|chown) /?(dev|proc|sys)(/|$)",
+           r"(mkdirat|mkdir|newfstatat|openat|fchmodat|fchownat|chown) (dev|proc|sys)(/|$)",
            r"\w+ devpts:", r"readlinkat /proc/self/fd/", r"(sethostname|setdomainname)")),
     Phase("veth", "a veth pair is made and given its MTU and address",
           (r"\w+ socket:netlink\.route RTM_(NEW|SET)LINK .*kind=(veth|vxlan|macvlan|dummy)",
            r"\w+ socket:netlink\.route RTM_(NEW|SET)LINK .*\b(mac|mtu)\b",
            r"\w+ socket:netlink\.route RTM_DELLINK")),
     Phase("bridge", "a bridge is made, and a link becomes its port",
-          (r"\w+ socket:netlink\.route RTM_(NEW|SET|GET)LINK .*(kind=bridge|master|bridge|protinfo)",
+          (r"\w+ socket:netlink\.route RTM_(NEW|SET|GET)LINK "
+           r".*(kind=bridge|master|bridge|protinfo)",
            r"\w+ \S*/sys/class/net/\S+/(bridge|brport)")),
     Phase("veth.move", "a link moves to another network namespace",
           (r"\w+ socket:netlink\.route RTM_(NEW|SET)LINK (?!.*create).*\bnetns\b",)),
@@ -108,20 +111,20 @@ PHASES = (
     Phase("ebpf", "eBPF programs are compiled, loaded and attached",
           (r"bpf\b", r"\w+ bpf:", r"\w+ socket:netlink\.route RTM_(NEW|DEL)(QDISC|TFILTER)")),
     Phase("link.query", "links and addresses are looked up, and what the kernel can do is probed",
-          (r"\w+ socket:netlink\.route RTM_GET", r"send\w+ socket:netlink\.route RTM_NEWLINK$", r"\w+ /sys/class/net", r"ioctl socket:inet")),
+          (r"\w+ socket:netlink\.route RTM_GET", r"send\w+ socket:netlink\.route RTM_NEWLINK$",
+           r"\w+ /sys/class/net", r"ioctl socket:inet")),
     Phase("datastore", "a daemon or a database is asked",
           (r"connect socket:(inet|inet6|unix) \S", r"\w+ socket:(inet|inet6)\b")),
     Phase("config", "the bundle and the runtime's own state are read, checked and written",
-          (r"\w+ \S*(config|state|runtime)\.json", r"\w+ \S*/(state|bundles?|oci)/",
-           r"\w+ \S*exec\.fifo", r"\w+ (/proc/cpuinfo|proc:cpuinfo)",
+          (r"\w+ \S*(config|state|runtime)\.json", r"\w+ \S*/(state|bundles?|oci)/(?!\S*fifo)",
+           r"\w+ (/proc/cpuinfo|proc:cpuinfo)",
            r"\w+ \S*/(newuidmap|newgidmap)", r"\w+ /proc/\d+/stat\b", r"\w+ proc:stat$",
            r"\w+ /etc/(passwd|group|nsswitch\.conf|iproute2/\S*|localtime|resolv\.conf)",
-           r"\w+ /(usr/share|etc)/(containers|iproute2)/",
-           r"\w+ (/proc/self/fd|proc:fd)\b")),
+           r"\w+ /(usr/share|etc)/(containers|iproute2)/")),
     Phase("handshake", "the runtime's processes tell one another what to do, and wait for it",
           (rf"(read|write|readv|writev|sendto|sendmsg|recvfrom|recvmsg|copy_file_range|splice) "
-           rf"{_STREAM}", r"socketpair", r"pipe2?$", r"(wait4|waitid|tgkill|kill|pidfd_\w+)\b",
-           r"(mknodat|openat|open) \S*fifo", r"prctl (CHILD_SUBREAPER|PDEATHSIG)")),
+           rf"{_STREAM}", r"socketpair", r"(wait4|waitid|kill|pidfd_\w+)\b",
+           r"\w+ \S*fifo\b", r"prctl (CHILD_SUBREAPER|PDEATHSIG)")),
     Phase("exec", "the payload is executed, to the end point", ()),
     Phase("process.exit", "a helper process ends, to its parent's wake-up", (r"exit_group",)),
     Phase(UNATTRIBUTED, "time that no rule explains", ()),
@@ -137,6 +140,8 @@ def classify(call: str, detail: str) -> str | None:
     words = f"{call} {detail}".rstrip()
     if _ANSWER.match(words):
         return ANSWER
+    if call == "rt_sigprocmask":
+        return MASK
     return next((name for rule, name in _RULES if rule.match(words)), None)
 
 

@@ -32,6 +32,7 @@ _PRCTL = {
     24: "CAPBSET_DROP", 35: "MM", 36: "CHILD_SUBREAPER", 38: "NO_NEW_PRIVS", 47: "CAP_AMBIENT",
     0x53564D41: "VMA",
 }  # fmt: skip
+_SECCOMP = {0: "STRICT", 1: "FILTER", 2: "ACTION_AVAIL", 3: "NOTIF_SIZES"}
 _BPF = {0: "MAP_CREATE", 5: "PROG_LOAD", 6: "OBJ_PIN", 7: "OBJ_GET", 8: "PROG_ATTACH",
         9: "PROG_DETACH", 16: "PROG_QUERY", 18: "BTF_LOAD", 28: "LINK_CREATE"}  # fmt: skip
 _AF_NETLINK = 16
@@ -50,6 +51,8 @@ def detail(  # noqa: C901 - one flat table
             return namespaces(args[1]) or _words(text)
         case "prctl":
             return _PRCTL.get(args[0] & 0xFFFFFFFF, str(args[0]))
+        case "seccomp":
+            return _SECCOMP.get(args[0], f"operation={args[0]}")
         case "bpf":
             return _BPF.get(args[0], f"command={args[0]}")
         case "socket":
