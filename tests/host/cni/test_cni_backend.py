@@ -1,0 +1,238 @@
+"""Pods' networks by real and by recording plugins, in a lab of the tests' own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "cni"))
+from cni_bench import install
+
+from firstlight.backends.cni import Cni
+from firstlight.cni import conf, known
+from firstlight.cni.conf import BadConf
+from firstlight.cni.runtime import Attachment, Runtime
+from firstlight.errors import Unsupported
+from firstlight.model import Ending, Point, Sample
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+needs_bridge = pytest.mark.skipif(
+    not any((directory / "bridge").exists() for directory in known.path(known.About())),
+    reason="no bridge plugin: apt-get install containernetworking-plugins",
+)
+BRIDGE = {
+    "cniVersion": "1.0.0",
+    "name": "test",
+    "type": "bridge",
+    "bridge": "cni0",
+    "isGateway": True,
+    "ipam": {"type": "host-local", "subnet": "10.99.0.0/16"},
+}
+
+
+@pytest.fixture
+def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with recording plugins, where plugins are looked for."""
+    install(tmp_path / "bin", "one", "two")
+    monkeypatch.setenv("CNI_PATH", str(tmp_path / "bin"))
+    return tmp_path
+
+
+def write(directory: Path, document: dict[str, Any]) -> Cni:
+    file = directory / "10-test.conflist"
+    file.write_text(json.dumps(document))
+    return Cni(str(file))
+
+
+def listed(*plugins: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"cniVersion": "1.0.0", "name": "test", "plugins": list(plugins), **more}
+
+
+def state() -> set[str]:
+    """The host's links, addresses, routes, rules and mounts."""
+    commands = ["ip -o link", "ip -o addr", "ip route", "ip rule", "nft list ruleset",
+                "cat /proc/self/mountinfo", "ls /run/netns"]  # fmt: skip
+    return {
+        f"{command}: {line}"
+        for command in commands
+        for line in subprocess.run(
+            command.split(), capture_output=True, text=True
+        ).stdout.splitlines()
+    }
+
+
+def measure(
+    bench: Any, backend: Cni, instances: int = 1, *, deadline: float = 30, **axes: Any
+) -> list[Sample]:
+    point: Point = {"cni": backend.conf, "instances": instances, **axes}
+    before = state()
+    with backend.prepared(point, instances, bench.place) as commands:
+        seen = bench.starts(commands, deadline=deadline)
+    assert state() == before
+    samples: list[Sample] = seen.run.samples
+    return samples
+
+
+def calls(directory: Path) -> list[dict[str, Any]]:
+    """What the recording plugins were given, but for the pod that warms up."""
+    lines = (directory / "record").read_text().splitlines()
+    every: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    return [call for call in every if not call["env"]["CNI_CONTAINERID"].endswith("warm0")]
+
+
+@pytest.fixture
+def recording(plugins: Path, bench: Any) -> Iterator[Path]:
+    bench.place.environment["RECORD"] = str(plugins / "record")
+    yield plugins
+    del bench.place.environment["RECORD"]
+
+
+@needs_bridge
+def test_pods_get_a_network_and_leave_nothing(bench: Any, tmp_path: Path) -> None:
+    samples = measure(bench, write(tmp_path, BRIDGE), 5)
+    assert [one.ending for one in samples] == 5 * [Ending.READY]
+    for one in samples:
+        assert [step.name for step in one.steps] == ["bridge", "packet"]
+        ready = one.stamps.ready
+        assert ready is not None
+        assert one.stamps.spawned <= one.steps[0].start < one.steps[0].end <= ready
+        assert ready <= one.steps[1].start < one.steps[1].end
+        assert one.exit_status == 0
+
+
+@needs_bridge
+def test_pods_in_the_background_are_up_during_the_start(bench: Any, tmp_path: Path) -> None:
+    backend = write(tmp_path, BRIDGE)
+    point: Point = {"cni": backend.conf, "instances": 1, "background": 3}
+    with backend.prepared(point, 1, bench.place) as commands:
+        ports = subprocess.run(
+            ["ip", "-o", "link", "show", "master", "cni0"], capture_output=True, text=True
+        )
+        assert len(ports.stdout.splitlines()) == 3
+        [sample] = bench.starts(commands).run.samples
+        assert sample.ending is Ending.READY
+
+
+@needs_bridge
+@pytest.mark.parametrize("operation", ["DEL", "ADD beside DEL"])
+def test_a_teardown_is_measured_like_a_start(bench: Any, tmp_path: Path, operation: str) -> None:
+    samples = measure(bench, write(tmp_path, BRIDGE), 3, operation=operation)
+    assert [one.ending for one in samples] == 3 * [Ending.READY]
+    assert all(one.exit_status == 0 for one in samples)
+
+
+@needs_bridge
+def test_an_exhausted_range_fails_in_the_plugins_words(bench: Any, tmp_path: Path) -> None:
+    ipam = {"type": "host-local", "subnet": "10.99.0.0/30"}
+    samples = measure(bench, write(tmp_path, {**BRIDGE, "ipam": ipam}), 3)
+    failed = [one for one in samples if one.ending is Ending.FAILED]
+    assert len(failed) == 2
+    for one in failed:
+        assert "no IP addresses available" in (one.error or "")
+        assert (one.error or "").startswith("plugin bridge ADD: ")
+
+
+def test_the_native_runtime_gives_plugins_what_the_library_gives_them(
+    bench: Any, recording: Path
+) -> None:
+    backend = write(
+        recording,
+        listed({"type": "one", "mtu": 1400}, {"type": "two", "capabilities": {"mac": True}}),
+    )
+    [sample] = measure(bench, backend)
+    assert sample.ending is Ending.READY
+    native = calls(recording)
+    (recording / "record").unlink()
+    pod = Attachment(native[0]["env"]["CNI_CONTAINERID"], native[0]["env"]["CNI_NETNS"])
+    network = conf.load(Path(backend.conf))
+    runtime = Runtime(
+        known.path(known.About()), recording / "cache", environment=bench.place.environment
+    )
+    runtime.add(network, pod)
+    runtime.delete(network, pod)
+    assert native == calls(recording)
+    assert [(call["plugin"], call["env"]["CNI_COMMAND"]) for call in native] == [
+        ("one", "ADD"), ("two", "ADD"), ("two", "DEL"), ("one", "DEL"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        ("fail", "plugin one ADD: try again (code 11): lease is busy"),
+        ("crash", "plugin one ADD: killed by signal 6"),
+        ("garble", "plugin one ADD: printed what is not a JSON object: Success! { not json"),
+        ("old", "plugin one ADD: its result is of CNI version 0.2.0 and not 1.0.0"),
+        ("silent", "plugin one ADD: printed no result"),
+    ],
+)
+def test_a_bad_plugin_is_a_failed_sample_and_is_undone(
+    bench: Any, recording: Path, how: str, error: str
+) -> None:
+    backend = write(recording, listed({"type": "one", "does": {"ADD": how}}, {"type": "two"}))
+    [sample] = measure(bench, backend)
+    assert sample.ending is Ending.FAILED
+    assert (sample.error or "").strip() == error
+    order = [(call["plugin"], call["env"]["CNI_COMMAND"]) for call in calls(recording)]
+    assert order == [("one", "ADD"), ("two", "DEL"), ("one", "DEL")]
+
+
+def test_a_plugin_that_hangs_is_stopped_and_undone(bench: Any, recording: Path) -> None:
+    backend = write(recording, listed({"type": "two"}, {"type": "one"}))
+    point: Point = {"cni": backend.conf, "instances": 1}
+    with backend.prepared(point, 1, bench.place) as commands:
+        backend_now = json.dumps({"ADD": "hang"})
+        request = Path(commands[0].argv[2])
+        text = request.read_text().replace('"type": "one"', f'"type": "one", "does": {backend_now}')
+        request.write_text(text)
+        seen = bench.starts(commands, deadline=1)
+        request.write_text(text.replace('"hang"', '"well"'))
+    assert seen.run.samples[0].ending is Ending.HUNG
+    commands_given = [call["env"]["CNI_COMMAND"] for call in calls(recording)]
+    assert commands_given == ["ADD", "ADD", "DEL", "DEL"]
+
+
+def test_a_vanished_namespace_is_the_plugins_to_tell(bench: Any, tmp_path: Path) -> None:
+    if not shutil.which("bridge", path="/usr/lib/cni:/opt/cni/bin"):
+        pytest.skip("no bridge plugin: apt-get install containernetworking-plugins")
+    backend = write(tmp_path, BRIDGE)
+    with backend.prepared({"cni": backend.conf, "instances": 1}, 1, bench.place) as commands:
+        subprocess.run(["ip", "netns", "del", "fl0"], check=True)
+        [sample] = bench.starts(commands).run.samples
+    assert sample.ending is Ending.FAILED
+    assert "/run/netns/fl0" in (sample.error or "")
+
+
+def test_an_interface_that_a_delete_left_is_its_error(bench: Any, recording: Path) -> None:
+    backend = write(recording, listed({"type": "one"}))
+    point: Point = {"cni": backend.conf, "instances": 1, "operation": "DEL"}
+    with backend.prepared(point, 1, bench.place) as commands:
+        subprocess.run(
+            ["ip", "-n", "fl0", "link", "add", "eth0", "type", "veth", "peer", "left"], check=True
+        )
+        [sample] = bench.starts(commands).run.samples
+    assert sample.error == "DEL left the interface eth0 in /run/netns/fl0"
+
+
+def test_a_probe_says_the_line_of_a_syntax_error_and_the_plugin_that_is_missing(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "10-bad.conflist"
+    file.write_text('{"name": "x",\n "plugins": [}')
+    with pytest.raises(BadConf, match=r"10-bad\.conflist line 2 column 14"):
+        Cni(str(file)).probe()
+    with pytest.raises(Unsupported, match="'nothing-like-it' is not in"):
+        write(tmp_path, listed({"type": "nothing-like-it"})).probe()
+
+
+@pytest.mark.parametrize("name", known.names())
+def test_every_network_of_ours_can_be_read_and_says_what_it_is(name: str) -> None:
+    network, about = known.find(name)
+    assert network.plugins
+    assert about.about
