@@ -1,0 +1,114 @@
+"""The sentences over the figures: the answer, and what a reader must be warned of."""
+
+from collections.abc import Iterable
+
+from firstlight import stats
+from firstlight.model import Ending, EndPoint
+from firstlight.report import figures
+from firstlight.report.figures import Figures, PointFigures, batches, latencies
+from firstlight.report.wording import (
+    cause,
+    duration_interval,
+    percent,
+    percent_interval,
+    ratio_interval,
+)
+
+
+def answer(run: Figures) -> str:
+    """One sentence: how long one start takes, where it goes, and what changes with many."""
+    if not run.lead:
+        return "No start was ready, so there is no latency to explain."
+    first, *rest = run.lead
+    clauses = [_alone(run, first, explain=not rest), *(_many(last) for last in rest)]
+    return f"On this machine {'; '.join(clauses)}."
+
+
+def warnings(run: Figures) -> list[str]:
+    """What the reader must know before believing a figure, the gravest first."""
+    footer = run.run.footer
+    found = []
+    if footer is None:
+        found.append(
+            "This run was killed before its end: it has no footer, and points may be thin."
+        )
+    elif footer.interrupted:
+        found.append("This run was interrupted before its end: points may be thin.")
+    found += footer.warnings if footer else ()
+    found += _merged(
+        (sentence, point.name) for point in run.points for sentence in _of_point(point)
+    )
+    return found
+
+
+def _alone(run: Figures, point: PointFigures, *, explain: bool) -> str:
+    clause = f"{_subject(run, point)} takes {_median(point)}"
+    if run.end_point != EndPoint.REQUEST_DONE:
+        clause += f" to its {run.end_point}"
+    if point.instances > 1:
+        clause += f" with {point.instances} {_together(point)}"
+    if point.parts:
+        greatest = max(point.parts, key=lambda part: part.share.value)
+        clause += f", of which {greatest.phase} is {percent(greatest.share.value)}"
+    return clause + (_spent(point) if explain else "")
+
+
+def _many(point: PointFigures) -> str:
+    assert point.latency
+    took = duration_interval(point.latency.median)
+    return f"with {point.instances} {_together(point)} it takes {took}{_spent(point)}"
+
+
+def _spent(point: PointFigures) -> str:
+    if not point.causes():
+        return ""
+    name, share = point.causes()[0]
+    return f", and {percent(share)} of that is {cause(name)}"
+
+
+def _together(point: PointFigures) -> str:
+    return "at once" if point.parallel else "one after the other"
+
+
+def _subject(run: Figures, point: PointFigures) -> str:
+    if "runtime" in run.run.header.axes:
+        return f"a {point.series} container"
+    if "method" in run.run.header.axes:
+        return f"a network set-up request ({point.series})"
+    return f"one start ({point.series}, {run.run.header.experiment})"
+
+
+def _median(point: PointFigures) -> str:
+    assert point.latency
+    return duration_interval(point.latency.median).replace(" (", " (median, 95 % interval ")
+
+
+def _of_point(point: PointFigures) -> Iterable[str]:
+    failed, hung = point.ended[Ending.FAILED], point.ended[Ending.HUNG]
+    if failed + hung:
+        yield f"{failed} starts failed and {hung} hung of {sum(point.ended.values())}: see below"
+    if point.lost:
+        yield f"the tracer lost events in {point.lost} of {point.traced} traced starts"
+    if point.late is not None and point.late > figures.LATE:
+        yield (
+            f"the load generator was late by {percent(point.late)} of the median latency "
+            "(its 95th percentile), which is counted in it"
+        )
+    if point.overhead and point.overhead.low > figures.COSTLY:
+        yield f"tracing multiplies the median by {ratio_interval(point.overhead)}: read shares only"
+    for part in point.parts:
+        if part.phase == "unattributed" and part.share.value > figures.UNEXPLAINED:
+            yield f"{percent_interval(part.share)} of the time belongs to no phase"
+    if point.untraced_samples:
+        samples = point.untraced_samples
+        unstable = stats.is_unstable(latencies(samples) / 1e6, batches(samples))
+        if unstable:
+            yield unstable.rstrip(".") + (" (ms)" if "near" in unstable else "")
+
+
+def _merged(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """A sentence that holds of many points is said once, with their names."""
+    points: dict[str, list[str]] = {}
+    for sentence, point in pairs:
+        points.setdefault(sentence, []).append(point)
+    return [f"{', '.join(names)}: {sentence}." for sentence, names in points.items()]

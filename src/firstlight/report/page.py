@@ -1,0 +1,186 @@
+"""One self-contained HTML page: the answer, the pictures, the tables, the warnings.
+
+Nothing is fetched: Vega's JavaScript is inlined once, and the page's own policy forbids any
+request. Its scripts are allowed by their hashes, and Vega interprets its expressions instead of
+compiling them, so that ``unsafe-eval`` is not needed.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import vl_convert
+from markupsafe import Markup
+
+from firstlight import claims
+from firstlight.model import Sample
+from firstlight.plots import palette, theme
+from firstlight.report import answer, figures, pictures, wording
+from firstlight.report.figures import Figures, PointFigures
+from firstlight.report.pictures import Picture
+from firstlight.stats import samples_needed
+from firstlight.store import Run
+
+MOST_FAILURES = 20
+"""Beyond so many, the samples file is the better reading."""
+MOST_WARNINGS = 6
+"""The gravest come first; what is beyond waits under a fold."""
+_MEASURE = re.compile(r"(?<=[\d)]) (?=(?:%|s|ms|µs|ns|×)(?!\w))")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture on the page: ``charts`` are places in the page's list of specifications."""
+
+    picture: Picture
+    charts: tuple[int, ...]
+
+
+class Charts:
+    """The specifications of a page's charts, in the order in which they are placed."""
+
+    def __init__(self) -> None:
+        self.specifications: list[dict[str, Any]] = []
+
+    def place(self, picture: Picture) -> Figure:
+        """Keep a picture's specifications, without any colours for white."""
+        first = len(self.specifications)
+        for chart in picture.charts.values():
+            specification = chart.to_dict()
+            specification.pop("config", None)
+            self.specifications.append(specification)
+        return Figure(picture, tuple(range(first, len(self.specifications))))
+
+
+def write(runs: Sequence[Run], file: Path) -> None:
+    """Write the report of ``runs``; raises BadRun if their spans cannot be read."""
+    file.write_text(render(runs), encoding="utf-8")
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page's HTML."""
+    shown = [figures.figures(run) for run in runs]
+    charts = Charts()
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("firstlight.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "duration": wording.duration,
+        "duration_interval": wording.duration_interval,
+        "percent": wording.percent,
+        "percent_interval": wording.percent_interval,
+        "ratio_interval": wording.ratio_interval,
+        "colour": palette.part,
+        "unbroken": unbroken,
+    }
+    scripts = {"vega": _bundle(), "page": _asset("page.js")}
+    return environment.get_template("page.html.j2").render(
+        runs=[_run(run, charts) for run in shown],
+        warnings=[warning for run in shown for warning in answer.warnings(run)],
+        MOST_WARNINGS=MOST_WARNINGS,
+        verdicts=claims.judge(runs),
+        environments=_environments(shown),
+        samples_needed=samples_needed,
+        light=theme.LIGHT,
+        dark=theme.DARK,
+        style=Markup(_asset("page.css")),  # noqa: S704  our own file
+        policy=_policy(scripts.values()),
+        scripts={name: Markup(script) for name, script in scripts.items()},  # noqa: S704  ours and Vega
+        themes=_json({"light": theme.config(theme.LIGHT), "dark": theme.config(theme.DARK)}),
+        charts=_json(charts.specifications),
+    )
+
+
+def _run(run: Figures, charts: Charts) -> dict[str, Any]:
+    failed = [sample for sample in run.run.samples if sample.latency is None]
+    bars = [charts.place(picture) for picture in pictures.bars(run, legend=False)]
+    return {
+        "figures": run,
+        "header": run.run.header,
+        "answer": answer.answer(run),
+        "bars": bars,
+        "curves": [charts.place(picture) for picture in pictures.curves(run)],
+        "series": [_series(run, name, charts) for name in run.series if run.of(name)],
+        "failed": [(sample, _setting(sample)) for sample in failed[:MOST_FAILURES]],
+        "more_failed": max(len(failed) - MOST_FAILURES, 0),
+    }
+
+
+def _series(run: Figures, name: str, charts: Charts) -> dict[str, Any]:
+    ends = run.ends(name)
+    explained = [point for point in ends if point.parts]
+    return {
+        "name": name,
+        "ends": ends,
+        "steps": _steps(ends),
+        "causes": charts.place(pictures.causes(explained, legend=False)) if explained else None,
+        "waterfalls": [
+            charts.place(pictures.waterfall(run, point, legend=False)) for point in explained
+        ],
+    }
+
+
+def _steps(points: Iterable[PointFigures]) -> list[tuple[PointFigures, list[tuple[str, Any]]]]:
+    return [(point, found) for point in points if (found := figures.steps(point))]
+
+
+def _setting(sample: Sample) -> str:
+    return ", ".join(f"{axis} {value}" for axis, value in sample.point.items())
+
+
+def _environments(runs: Iterable[Figures]) -> list[tuple[list[str], dict[str, str]]]:
+    """Each machine that was measured on, once, with the runs that were made there."""
+    found: dict[str, tuple[list[str], dict[str, str]]] = {}
+    for run in runs:
+        header = run.run.header
+        worded = {name: _fact(value) for name, value in header.environment.items()}
+        found.setdefault(json.dumps(worded), ([], worded))[0].append(header.run)
+    return list(found.values())
+
+
+def _fact(value: str | int | float | bool | list[str]) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _json(value: object) -> Markup:
+    """JSON for a script element of type application/json: no character of it can end that."""
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))  # noqa: S704
+
+
+def unbroken(text: str) -> str:
+    """A figure and its unit stay on one line."""
+    return _MEASURE.sub("\N{NO-BREAK SPACE}", text)
+
+
+def _policy(scripts: Iterable[str]) -> str:
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+@cache
+def _bundle() -> str:
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+
+
+def _asset(name: str) -> str:
+    return files("firstlight.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,176 @@
+"""Which pictures a run has, with their words; and all of them as PNG and SVG files."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import altair as alt
+import polars as pl
+import vl_convert
+
+from firstlight import breakdown
+from firstlight.model import Sample
+from firstlight.plots import palette, theme
+from firstlight.plots.causes import causes as causes_chart
+from firstlight.plots.cdf import cdf
+from firstlight.plots.container_creation import container_creation, parts
+from firstlight.plots.network_setup import network_setup, steps
+from firstlight.plots.scaling import scaling
+from firstlight.plots.waterfall import waterfall as waterfall_chart
+from firstlight.report import figures
+from firstlight.report.figures import Figures, PointFigures
+from firstlight.report.wording import duration
+from firstlight.store import Run
+
+PAPER = {"container-creation": "the paper's Fig. 6", "network-setup": "the paper's Fig. 7"}
+SHADES = "Full colour is inside a phase's own system calls, pale colour around them."
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One chart or two of the same thing; ``name`` and the charts' keys name their files.
+
+    ``legend`` is the names and colours in it, for a page that draws its own.
+    """
+
+    name: str
+    title: str
+    caption: str
+    charts: dict[str, alt.Chart | alt.FacetChart]
+    legend: tuple[tuple[str, str], ...] = ()
+
+
+def every(run: Figures) -> Iterator[Picture]:
+    """All pictures of a run, the legends inside them."""
+    yield from bars(run, legend=True)
+    yield from curves(run)
+    for series in run.series:
+        if explained := [point for point in run.ends(series) if point.parts]:
+            yield causes(explained, legend=True)
+    for point in run.lead:
+        if point.parts:
+            yield waterfall(run, point, legend=True)
+
+
+def bars(run: Figures, *, legend: bool) -> Iterator[Picture]:
+    """The stacked bars: by the backend's steps where it stamps them, and by phase."""
+    source = PAPER.get(run.run.header.experiment)
+    beside = f", as {source}" if source else ""
+    if names := steps(run):
+        yield Picture(
+            "steps",
+            f"{run.run.header.experiment} by step{beside}",
+            "Height: median time until the last of the requests is done. Split: the requests' own "
+            "stamps. Untraced starts only.",
+            {
+                "time": network_setup(run, "time", legend=legend),
+                "share": network_setup(run, "share", legend=legend),
+            },
+            tuple((name, palette.part(name)) for name in names),
+        )
+        beside = ""
+    if names := parts(run):
+        yield Picture(
+            "phases",
+            f"{run.run.header.experiment} by phase{beside}",
+            f"Height: median latency of a start to its {run.end_point}, untraced. Split: the wall "
+            f"time of traced starts. {SHADES}",
+            {
+                "time": container_creation(run, "time", legend=legend),
+                "share": container_creation(run, "share", legend=legend),
+            },
+            tuple((name, palette.part(name)) for name in names),
+        )
+
+
+def curves(run: Figures) -> Iterator[Picture]:
+    """The distribution of latencies, and how they grow."""
+    if not run.lead:
+        return
+    yield Picture(
+        "cdf",
+        "Distribution of latency",
+        "Untraced starts, from the intended arrival.",
+        {"": cdf(run)},
+    )
+    if len({point.instances for point in run.points if point.latency}) > 1:
+        yield Picture(
+            "scaling",
+            "Growth with instances",
+            "Bands are 95 % intervals. A tail that too few starts bound is left out. "
+            "“All ready” is until the last start of a batch.",
+            {"": scaling(run)},
+        )
+
+
+def causes(points: Sequence[PointFigures], *, legend: bool) -> Picture:
+    """What each phase's time was spent on, at each of the points."""
+    spent = {palette.cause_class(cause) for point in points for cause, _ in point.causes()}
+    kinds = [kind for kind in palette.CAUSES if kind in spent]
+    return Picture(
+        _file_name("causes", points[0].series),
+        "Causes by phase",
+        "Wall time of traced starts; the table names the kernel functions.",
+        {"": causes_chart(points, legend=legend)},
+        tuple((kind, palette.CAUSES[kind]) for kind in kinds),
+    )
+
+
+def waterfall(run: Figures, point: PointFigures, *, legend: bool) -> Picture:
+    """The traced start of a point whose latency is nearest to their median."""
+    sample = figures.median_sample(point.traced_samples)
+    timeline = breakdown.timeline(run.run, sample)
+    chart = waterfall_chart(timeline, sample, programs(run.run, sample), legend=legend)
+    spent = {palette.cause_class(cause) for cause in timeline.get_column("cause").unique()}
+    shown = figures.in_order(timeline.get_column("phase").unique().to_list())
+    return Picture(
+        _file_name("waterfall", point.series, str(point.instances)),
+        f"One start of {point.name}",
+        f"The median traced one: {duration(sample.latency or 0)} to its {run.end_point} "
+        f"(batch {sample.batch}, instance {sample.instance}). {SHADES}",
+        {"": chart},
+        tuple((name, palette.part(name)) for name in shown)
+        + tuple((kind, palette.CAUSES[kind]) for kind in palette.CAUSES if kind in spent),
+    )
+
+
+def programs(run: Run, sample: Sample) -> dict[int, str]:
+    """What each process of a sample executed in turn, by its id; its parent's name before that."""
+    spans = next((spans for batch, spans in run.span_batches() if batch == sample.batch), None)
+    names: dict[int, str] = {}
+    if spans is None:
+        return names
+    own = spans.filter((pl.col("sample") == sample.index) & pl.col("kind").is_in(["exec", "fork"]))
+    for kind, detail, pid, child in (
+        own.sort("start")
+        .select(pl.col("kind", "detail").cast(pl.String), "pid", "peer")
+        .iter_rows()
+    ):
+        if kind == "fork":
+            if pid in names:
+                names.setdefault(child, names[pid].rpartition(" → ")[2])
+        elif not (program := Path(detail or "").name).isdigit():
+            before = names.get(pid)
+            names[pid] = program if before in (None, program) else f"{before} → {program}"
+    return names
+
+
+def write(run: Figures, directory: Path) -> list[Path]:
+    """Every picture of a run as PNG (twice the size) and SVG; returns the files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    for picture in every(run):
+        for key, chart in picture.charts.items():
+            specification = chart.to_dict()
+            specification["config"] = theme.config(theme.LIGHT) | {"background": "white"}
+            name = "-".join(filter(None, (run.run.header.experiment, picture.name, key)))
+            png, svg = directory / f"{name}.png", directory / f"{name}.svg"
+            png.write_bytes(vl_convert.vegalite_to_png(specification, scale=2))
+            svg.write_text(vl_convert.vegalite_to_svg(specification), encoding="utf-8")
+            written += [png, svg]
+    return written
+
+
+def _file_name(*words: str) -> str:
+    kept = "".join(letter if letter.isalnum() else " " for letter in " ".join(words).lower())
+    return "-".join(kept.split())
