@@ -30,7 +30,12 @@ struct qstr { const unsigned char *name; } KERNEL;
 struct dentry { struct qstr d_name; } KERNEL;
 struct path { struct dentry *dentry; } KERNEL;
 struct super_block { unsigned long s_magic; } KERNEL;
-struct inode { unsigned short i_mode; struct super_block *i_sb; void *i_private; } KERNEL;
+struct inode {
+	unsigned short i_mode;
+	unsigned long i_ino;
+	struct super_block *i_sb;
+	void *i_private;
+} KERNEL;
 struct file { struct path f_path; struct inode *f_inode; void *private_data; } KERNEL;
 struct fdtable { unsigned int max_fds; struct file **fd; } KERNEL;
 struct files_struct { struct fdtable *fdt; } KERNEL;
@@ -45,6 +50,7 @@ typedef struct { __s64 counter; } atomic64_t;
 typedef atomic64_t atomic_long_t;
 struct mutex { atomic_long_t owner; } KERNEL;
 struct rw_semaphore { atomic_long_t owner; } KERNEL;
+struct bpf_ringbuf_map { void *rb; } KERNEL;
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs { unsigned long di, si, dx, r10; } KERNEL;
 #define ARGUMENT(regs, n) (n == 0 ? regs->di : n == 1 ? regs->si : n == 2 ? regs->dx : regs->r10)
@@ -55,9 +61,9 @@ struct pt_regs { unsigned long orig_x0; __u64 regs[31]; } KERNEL;
 #endif
 
 enum { S_IFMT = 0170000, S_IFSOCK = 0140000, AF_NETLINK = 16 };
-enum { NSFS_MAGIC = 0x6e736673, SOCKFS_MAGIC = 0x534f434b };
+enum { NSFS_MAGIC = 0x6e736673, SOCKFS_MAGIC = 0x534f434b, PIPEFS_MAGIC = 0x50495045 };
 enum { SPIN = 1, READ = 2, RT = 8, PERCPU = 16, MUTEX = 32 }; /* include/trace/events/lock.h */
-enum { SHORTEST_OFF_NS = 1000, SHORTEST_LOCK_NS = 1000 };
+enum { SHORTEST_OFF_NS = 1000, SHORTEST_LOCK_NS = 1000, PAGE = 4096 };
 
 const volatile struct settings settings;
 
@@ -263,11 +269,18 @@ int BPF_PROG(on_allocation, unsigned long call_site)
 	return 0;
 }
 
+/* Waiting for our own ring cannot be reported through it. */
+static __always_inline int is_ours(void *lock)
+{
+	void *ring = ((struct bpf_ringbuf_map *)&events)->rb;
+	return (void *)((__u64)lock & ~(PAGE - 1ULL)) == ring;
+}
+
 SEC("tp_btf/contention_begin")
 int BPF_PROG(on_contention, void *lock, unsigned int flags)
 {
 	struct task *task = traced((__u32)bpf_get_current_pid_tgid());
-	if (!task || task->lock)
+	if (!task || task->lock || is_ours(lock))
 		return 0;
 	__u64 owner = 0;
 	if (flags & MUTEX)
@@ -342,6 +355,8 @@ static __always_inline void describe(struct wide *out, __u64 fd)
 		out->event.protocol = BPF_CORE_READ(sock, sk_protocol);
 		return;
 	}
+	if (out->event.magic == PIPEFS_MAGIC)
+		out->event.peer = BPF_CORE_READ(inode, i_ino) & 0x7fffffff;
 	if (out->event.magic == NSFS_MAGIC) {
 		struct ns_common *namespace = BPF_CORE_READ(inode, i_private);
 		name = BPF_CORE_READ(namespace, ops, name);

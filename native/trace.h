@@ -5,7 +5,8 @@
 enum kind { CALL = 1, FORK, EXEC, EXIT, OFF, LOCK, MARK, STACK };
 enum { TEXT_MAX = 512, STACK_DEPTH = 32, STACKS = 65536, TASKS = 65536, NUMBERS = 512 };
 
-/* CALL: number, args, result; text as calls.h says; magic and family describe a descriptor.
+/* CALL: number, args, result; text as calls.h says; magic and family describe a descriptor, and
+ *       peer is the number of the pipe that it is, if it is one.
  * FORK: by tid; peer is the child's tid, args[0] its thread group.
  * OFF: off the CPU from start to end; woken at args[0] by peer; result is the state it slept in,
  *      0 if it was ready to run all the time.

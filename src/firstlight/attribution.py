@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from firstlight import phases
 
@@ -61,6 +62,21 @@ def charge(calls: Calls, execs: list[int], end: int) -> tuple[Integers, Integers
     used = calls.took[:-1] & (calls.ends[:-1] <= calls.starts[1:]) & ~starting[1:]
     gaps[1:] = np.where(used, codes[:-1], gaps[1:])
     return _with_last_exec(calls, codes, gaps, execs, end)
+
+
+def to_itself(spans: pl.DataFrame) -> Flags:
+    """Which rows of SPAN_SCHEMA use a pipe that one process alone writes to and reads from."""
+    moved = (pl.col("kind") == "call") & pl.col("peer").is_not_null()
+    wrote = pl.col("name").is_in(["write", "writev"]).any()
+    users = (
+        spans.filter(moved & (pl.col("result") > 0))
+        .group_by("sample", "peer")
+        .agg(alone=(pl.col("pid").n_unique() == 1) & wrote & (pl.col("name") == "read").any())
+    )
+    joined = spans.select("sample", "peer", moved=moved).join(
+        users, on=["sample", "peer"], how="left", maintain_order="left"
+    )
+    return np.asarray(joined["moved"] & joined["alone"].fill_null(False))
 
 
 def answered(codes: Integers) -> Integers:

@@ -198,6 +198,7 @@ class _Batch:
         taking = _codes(spans, ["name"], lambda row: row[0] in _TAKING)
         refused = (spans["name"] == "seccomp") & (spans["result"] < 0)
         self._phase[refused.fill_null(False).to_numpy()] = attribution.NEUTRAL  # it was a question
+        self._phase[attribution.to_itself(spans)] = attribution.NEUTRAL
         self._took = taking & (spans["result"].fill_null(0).to_numpy() >= _USED_BYTES)
         self.causes = [causes.ON_CPU, causes.QUEUED, _LATE]
         self._cause = _codes(spans, ["kind", "name", "stack", "detail"], self._cause_of)

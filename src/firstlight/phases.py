@@ -71,7 +71,8 @@ PHASES = (
            r"(?!statfs)\w+ (/sys/kernel/security|/sys/fs/selinux|/sys/module/apparmor|securityfs:|"
            r"selinuxfs:)",
            r"(mount|move_mount|openat|newfstatat) \S*/(proc/(acpi|asound|kcore|keys|latency_stats|"
-           r"timer_list|timer_stats|sched_debug|scsi|bus|fs|irq|sys|sysrq-trigger)|sys/firmware)\b",
+           r"timer_list|timer_stats|sched_debug|scsi|bus|fs|irq|sys|sysrq-trigger)|"
+           r"sys/firmware)( |$)",
            r"mount /proc/self/fd/\d+ (bind|ro)?$")),
     Phase("mount", "the root file system is mounted, filled and entered",
           (r"(mount|umount2|pivot_root|move_mount|open_tree|fsopen|fsconfig|fsmount|mount_setattr|"
@@ -124,7 +125,7 @@ PHASES = (
     Phase("handshake", "the runtime's processes tell one another what to do, and wait for it",
           (rf"(read|write|readv|writev|sendto|sendmsg|recvfrom|recvmsg|copy_file_range|splice) "
            rf"{_STREAM}", r"socketpair", r"(wait4|waitid|kill|pidfd_\w+)\b",
-           r"\w+ \S*fifo\b", r"prctl (CHILD_SUBREAPER|PDEATHSIG)")),
+           r"(?!fcntl)\w+ \S*fifo\b", r"prctl (CHILD_SUBREAPER|PDEATHSIG)")),
     Phase("exec", "the payload is executed, to the end point", ()),
     Phase("process.exit", "a helper process ends, to its parent's wake-up", (r"exit_group",)),
     Phase(UNATTRIBUTED, "time that no rule explains", ()),

@@ -35,7 +35,7 @@ _SPAN_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "pid": pl.Int32,  # thread group
     "tid": pl.Int32,
     "result": pl.Int64,  # what a call returned
-    "peer": pl.Int32,  # child of a fork, waker of a wait, owner of a lock
+    "peer": pl.Int32,  # child of a fork, waker of a wait, owner of a lock, pipe of a call
 }
 SPAN_SCHEMA = pl.Schema(_SPAN_COLUMNS)
 """One row a span. ``blocked`` ends at the wake-up, where ``queued`` begins; instants have

@@ -163,7 +163,8 @@ class _Decoder:
             name = call_names()[number]
             about = _detail(name, magic, family, protocol, tuple(args), said)
             about = self._file(name, about, pid, args[0], result)
-            yield sample, "call", name, about, "", *where, None if unfinished else result, None
+            result = None if unfinished else result
+            yield sample, "call", name, about, "", *where, result, peer or None
         elif kind == _FORK:
             name = "process" if args[0] == peer else "thread"
             yield sample, "fork", name, "", "", *where, None, peer
