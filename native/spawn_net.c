@@ -1,0 +1,317 @@
+/* Makes network namespaces and looks into used ones, away from the process that starts instances:
+ * these calls wait for the kernel's network locks and RCU grace periods, milliseconds each.
+ *
+ * It only carries out scripts; what is in them, the agile runtime decides (network.py). On
+ * descriptor 3, one message each:
+ *
+ *   request  struct request, then its actions, each struct action and its bytes, padded to 4
+ *            MAKE comes with nothing, or with a user namespace that is to own the new one
+ *            LOOK comes with a network namespace
+ *   answer   struct answer; that of MAKE comes with the new network namespace
+ *
+ * While a script runs, the namespace is descriptor NAMESPACE, for IFLA_NET_NS_FD. The digest is an
+ * FNV-1a hash of all that the DUMP and READ actions saw, without what changes by itself.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/rtnetlink.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { CONTROL = 3, NAMESPACE = 9, SCRIPT_MAX = 16384, HELD = 10 };
+enum verb { MAKE = 1, LOOK = 2, HOST = 3 };
+enum kind { ASK_HOST = 1, ASK = 2, WRITE = 3, DUMP = 4, READ = 5 };
+
+struct request {
+	uint32_t verb, actions;
+	uint64_t id;
+};
+
+struct action {
+	uint16_t kind, family; /* family: of the netlink socket */
+	uint32_t size;
+};
+
+struct answer {
+	uint64_t id, digest;
+	int32_t error, action; /* errno of the action that failed, or -1 where it was none */
+};
+
+static int host_namespace = -1;
+
+_Noreturn static void die(const char *what)
+{
+	fprintf(stderr, "spawn-net: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static void close_file(int *file)
+{
+	int error = errno;
+	if (*file >= 0)
+		close(*file);
+	errno = error;
+}
+
+#define FILE_SCOPE __attribute__((cleanup(close_file)))
+
+static void digest_add(uint64_t *digest, const void *bytes, size_t size)
+{
+	const unsigned char *at = bytes;
+	while (size--)
+		*digest = (*digest ^ *at++) * 1099511628211ULL;
+}
+
+static int netlink_open(int family)
+{
+	struct sockaddr_nl local = {.nl_family = AF_NETLINK};
+	int opened = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, family);
+	if (opened >= 0 && bind(opened, (struct sockaddr *)&local, sizeof local)) {
+		close_file(&opened);
+		return -1;
+	}
+	return opened;
+}
+
+/* Neighbours carry the ages of their entries; nothing else that is dumped does. */
+static void digest_message(uint64_t *digest, const struct nlmsghdr *message)
+{
+	const char *body = NLMSG_DATA(message);
+	size_t size = message->nlmsg_len - NLMSG_LENGTH(0);
+	digest_add(digest, &message->nlmsg_type, sizeof message->nlmsg_type);
+	if (message->nlmsg_type != RTM_NEWNEIGH) {
+		digest_add(digest, body, size);
+		return;
+	}
+	digest_add(digest, body, sizeof(struct ndmsg));
+	size_t left = size - sizeof(struct ndmsg);
+	for (struct rtattr *part = (void *)(body + NLMSG_ALIGN(sizeof(struct ndmsg)));
+			RTA_OK(part, left); part = RTA_NEXT(part, left))
+		if (part->rta_type != NDA_CACHEINFO && part->rta_type != NDA_PROBES)
+			digest_add(digest, part, part->rta_len);
+}
+
+/* One request; reads to its acknowledgement, or to the end of its dump. */
+static int ask(int socket, const char *bytes, size_t size, uint64_t *digest)
+{
+	_Alignas(struct nlmsghdr) char answer[16384];
+	if (send(socket, bytes, size, 0) < 0)
+		return -1;
+	for (;;) {
+		ssize_t length = recv(socket, answer, sizeof answer, MSG_TRUNC);
+		if (length < 0 && errno == EINTR)
+			continue;
+		if (length < 0)
+			return -1;
+		if (length > (ssize_t)sizeof answer) {
+			errno = EMSGSIZE;
+			return -1;
+		}
+		size_t left = (size_t)length;
+		for (struct nlmsghdr *message = (void *)answer; NLMSG_OK(message, left);
+				message = NLMSG_NEXT(message, left)) {
+			if (message->nlmsg_type == NLMSG_DONE)
+				return 0;
+			if (message->nlmsg_type == NLMSG_ERROR) {
+				errno = -((struct nlmsgerr *)NLMSG_DATA(message))->error;
+				return errno ? -1 : 0;
+			}
+			digest_message(digest, message);
+		}
+	}
+}
+
+static int write_file(const char *path, const char *text)
+{
+	int file FILE_SCOPE = open(path, O_WRONLY | O_CLOEXEC);
+	if (file < 0)
+		return -1;
+	return write(file, text, strlen(text)) == (ssize_t)strlen(text) ? 0 : -1;
+}
+
+static int read_file(const char *path, uint64_t *digest)
+{
+	char text[4096];
+	int file FILE_SCOPE = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t length = file < 0 ? -1 : read(file, text, sizeof text);
+	if (length > 0)
+		digest_add(digest, text, (size_t)length);
+	return length < 0 ? -1 : 0;
+}
+
+/* Sockets are kept over a script: those of the host for good. */
+static int act(const struct action *action, const char *bytes, int inside[HELD], uint64_t *digest)
+{
+	static int host[HELD] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+	static const int families[HELD] = {NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_NETFILTER};
+	int *held = action->kind == ASK_HOST ? host : inside, slot = 0;
+	if (action->kind == WRITE || action->kind == READ) {
+		const char *value = memchr(bytes, 0, action->size);
+		if (!value || bytes[action->size - 1])
+			return errno = EPROTO, -1;
+		return action->kind == READ ? read_file(bytes, digest)
+					    : write_file(bytes, value + 1);
+	}
+	while (slot < 3 && families[slot] != action->family)
+		slot++;
+	if (slot == 3)
+		return errno = EPROTO, -1;
+	if (held[slot] < 0)
+		held[slot] = netlink_open(action->family);
+	return held[slot] < 0 ? -1 : ask(held[slot], bytes, action->size, digest);
+}
+
+static int open_host_sockets(void)
+{
+	/* Those of the host must be opened while we are in it. */
+	struct action nothing = {.kind = ASK_HOST, .family = NETLINK_ROUTE};
+	struct nlmsghdr noop = {.nlmsg_len = sizeof noop, .nlmsg_type = NLMSG_NOOP,
+				.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK};
+	uint64_t digest = 0;
+	nothing.size = sizeof noop;
+	return act(&nothing, (char *)&noop, NULL, &digest);
+}
+
+static int run(const struct request *request, const char *at, const char *end, struct answer *answer)
+{
+	int inside[HELD] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1}, failed = 0;
+	answer->digest = 14695981039346656037ULL;
+	for (uint32_t i = 0; i < request->actions && !failed; i++) {
+		struct action action;
+		answer->action = (int32_t)i;
+		errno = EPROTO;
+		if ((size_t)(end - at) < sizeof action)
+			return -1;
+		memcpy(&action, at, sizeof action);
+		at += sizeof action;
+		uint32_t padded = (action.size + 3) & ~3U;
+		if (!action.size || padded > (size_t)(end - at))
+			return -1;
+		failed = act(&action, at, inside, &answer->digest);
+		at += padded;
+	}
+	for (int slot = 0; slot < HELD; slot++)
+		close_file(&inside[slot]);
+	return failed;
+}
+
+/* A namespace belongs to the user namespace of who makes it, and one cannot come back from there:
+ * so a child makes it, and we take it from the child. */
+static int make_owned(int owner)
+{
+	int ready[2], opened = -1;
+	char path[64], byte = 0;
+	if (pipe2(ready, O_CLOEXEC))
+		return -1;
+	pid_t child = fork();
+	if (child == 0) {
+		if (setns(owner, CLONE_NEWUSER) == 0 && unshare(CLONE_NEWNET) == 0 &&
+		    write(ready[1], &byte, 1) == 1)
+			pause();
+		_exit(1);
+	}
+	close(ready[1]);
+	if (child > 0 && read(ready[0], &byte, 1) == 1) {
+		snprintf(path, sizeof path, "/proc/%d/ns/net", child);
+		opened = open(path, O_RDONLY | O_CLOEXEC);
+	} else {
+		errno = EPERM;
+	}
+	int error = errno;
+	close(ready[0]);
+	if (child > 0) {
+		kill(child, SIGKILL);
+		while (waitpid(child, NULL, 0) < 0 && errno == EINTR)
+			;
+	}
+	errno = error;
+	return opened;
+}
+
+static int make_namespace(int owner)
+{
+	if (owner >= 0)
+		return make_owned(owner);
+	if (unshare(CLONE_NEWNET))
+		return -1;
+	return open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+}
+
+static void serve_one(const struct request *request, const char *actions, const char *end, int given)
+{
+	struct answer answer = {.id = request->id, .action = -1};
+	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int))] = {0};
+	struct iovec part = {&answer, sizeof answer};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+	int made FILE_SCOPE = -1;
+	errno = EPROTO;
+	if (request->verb == MAKE)
+		made = make_namespace(given);
+	else if (request->verb == LOOK && given >= 0)
+		made = fcntl(given, F_DUPFD_CLOEXEC, NAMESPACE + 1);
+	if (request->verb != HOST && (made < 0 || setns(made, CLONE_NEWNET) ||
+				      dup3(made, NAMESPACE, O_CLOEXEC) < 0))
+		answer.error = errno;
+	else if (run(request, actions, end, &answer))
+		answer.error = errno;
+	close(NAMESPACE);
+	if (setns(host_namespace, CLONE_NEWNET))
+		die("return to the host's network namespace");
+	if (!answer.error && request->verb == MAKE) {
+		message.msg_control = space;
+		message.msg_controllen = sizeof space;
+		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(header), &made, sizeof made);
+	}
+	while (sendmsg(CONTROL, &message, MSG_NOSIGNAL) < 0)
+		if (errno != EINTR)
+			exit(0);
+}
+
+int main(void)
+{
+	static _Alignas(struct request) char script[SCRIPT_MAX];
+	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int))];
+	sigset_t signals;
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGINT); /* Ctrl-C is for the runtime to handle, in order */
+	sigaddset(&signals, SIGTERM);
+	sigprocmask(SIG_BLOCK, &signals, NULL);
+	fcntl(CONTROL, F_SETFD, FD_CLOEXEC);
+	close_range(CONTROL + 1, ~0U, 0);
+	host_namespace = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+	if (host_namespace < 0 || open_host_sockets())
+		die("open the host's network");
+	for (;;) {
+		struct iovec part = {script, sizeof script};
+		struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space,
+					 .msg_controllen = sizeof space};
+		int given FILE_SCOPE = -1;
+		struct request request;
+		ssize_t size = recvmsg(CONTROL, &message, MSG_CMSG_CLOEXEC);
+		if (size < 0 && errno == EINTR)
+			continue;
+		if (size <= 0)
+			return 0;
+		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+		if (header && header->cmsg_type == SCM_RIGHTS)
+			memcpy(&given, CMSG_DATA(header), sizeof given);
+		if (size < (ssize_t)sizeof request)
+			continue;
+		memcpy(&request, script, sizeof request);
+		serve_one(&request, script + sizeof request, script + size, given);
+	}
+}

@@ -1,0 +1,198 @@
+"""The control groups of instances, made with their limits set, on version 1, 2 and hybrid hosts.
+
+Making one costs tens of microseconds; what is slow is moving a process into it by
+``cgroup.procs``, which waits for an RCU grace period. So instances are born in their cgroup
+(version 2) or move themselves by ``tasks`` (version 1): see ``native/spawn_enter.c``.
+"""
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from firstlight.errors import Failed, Unsupported
+
+CONTROLLERS = ("cpu", "memory", "pids")
+_PERIOD_US = 100_000
+_EMPTY_SECONDS = 10.0
+_RETRY_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one instance: memory in bytes, CPUs, number of tasks."""
+
+    memory: int
+    cpus: float
+    pids: int
+
+
+@dataclass(frozen=True, eq=False)
+class Cgroup:
+    """One instance's, in each hierarchy. ``descriptors`` are what the spawner enters it by."""
+
+    paths: tuple[Path, ...]
+    descriptors: tuple[int, ...]
+    memory: Path
+
+
+class Cgroups:
+    """All cgroups below one runtime's own top cgroup ``firstlight-agile.NAME``."""
+
+    def __init__(self, name: str) -> None:
+        self._name = f"firstlight-agile.{name}"
+        self._serial = 0
+        self._busy: list[Path] = []
+        unified, self._hierarchies = _hierarchies()
+        self.unified = unified
+        if missing := [c for c in CONTROLLERS if not unified and c not in self._hierarchies]:
+            raise Unsupported(
+                f"no cgroup controller for {', '.join(missing)}",
+                "mount it, or boot with cgroup version 2",
+            )
+        self._tops = tuple(dict.fromkeys(path / self._name for path in self._hierarchies.values()))
+
+    @property
+    def tops(self) -> tuple[Path, ...]:
+        """The runtime's top cgroup in each hierarchy."""
+        return self._tops
+
+    def open(self) -> None:
+        """Make the top cgroups. Raises Failed if one is there already."""
+        for top in self._tops:
+            try:
+                top.mkdir()
+            except OSError as error:
+                raise Failed(f"cannot make the cgroup {top}: {error.strerror}") from error
+            if self.unified:
+                (top / "cgroup.subtree_control").write_text("+cpu +memory +pids")
+
+    def make(self, limits: Limits) -> Cgroup:
+        """A cgroup with its limits set. Raises Failed."""
+        self._retry_busy()
+        self._serial += 1
+        name = str(self._serial)
+        paths = tuple(top / name for top in self._tops)
+        descriptors: list[int] = []
+        try:
+            for path in paths:
+                path.mkdir()
+            for file, text in self._settings(limits):
+                _write(file, text)
+            flags = os.O_RDONLY | os.O_DIRECTORY if self.unified else os.O_WRONLY
+            for path in paths:  # one by one: those opened before a failure are closed
+                descriptors += [os.open(path if self.unified else path / "tasks", flags)]
+        except OSError as error:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            for path in paths:
+                with suppress(OSError):
+                    path.rmdir()
+            raise Failed(
+                f"cannot make a cgroup with {limits}: {error.filename}: {error.strerror}",
+                "the host must be able to grant the limits",
+            ) from error
+        return Cgroup(paths, tuple(descriptors), self._hierarchies["memory"] / self._name / name)
+
+    def _settings(self, limits: Limits) -> Iterator[tuple[Path, str]]:
+        name = str(self._serial)
+        top = {c: self._hierarchies[c] / self._name / name for c in CONTROLLERS}
+        quota = max(1000, int(limits.cpus * _PERIOD_US))
+        if self.unified:
+            yield top["memory"] / "memory.max", str(limits.memory)
+            yield top["memory"] / "memory.swap.max", "0"
+            yield top["cpu"] / "cpu.max", f"{quota} {_PERIOD_US}"
+            yield top["memory"] / "memory.oom.group", "1"
+        else:
+            yield top["memory"] / "memory.limit_in_bytes", str(limits.memory)
+            yield top["memory"] / "memory.memsw.limit_in_bytes", str(limits.memory)
+            yield top["cpu"] / "cpu.cfs_quota_us", str(quota)
+        yield top["pids"] / "pids.max", str(limits.pids)
+
+    def ran_out_of_memory(self, cgroup: Cgroup) -> bool:
+        """Whether the kernel killed something in it for its memory limit."""
+        file = cgroup.memory / ("memory.events" if self.unified else "memory.oom_control")
+        with suppress(OSError):
+            words = [line.split() for line in file.read_text().splitlines()]
+            return any(w[0] == "oom_kill" and w[1] != "0" for w in words)
+        return False
+
+    def remove(self, cgroup: Cgroup) -> None:
+        """Remove a cgroup whose processes have ended; one still busy is tried again later."""
+        for descriptor in cgroup.descriptors:
+            os.close(descriptor)
+        self._busy.extend(path for path in cgroup.paths if not _removed(path))
+
+    def close(self) -> None:
+        """Remove all. Raises Failed."""
+        for top in self._tops:
+            remove_tree(top)
+
+    def _retry_busy(self) -> None:
+        if self._busy:
+            self._busy = [path for path in self._busy if not _removed(path)]
+
+
+def remove_tree(top: Path) -> None:
+    """Kill what is in a cgroup and below, and remove it. Raises Failed if it stays busy."""
+    until = time.monotonic() + _EMPTY_SECONDS
+    while top.is_dir():
+        below = (Path(entry) for entry in os.scandir(top) if entry.is_dir())
+        for path in (*below, top):
+            if not _removed(path):
+                _kill(path)
+        if time.monotonic() > until:
+            raise Failed(f"cannot remove the cgroup {top}: it is busy",
+                         "see what is in its cgroup.procs")  # fmt: skip
+        if top.is_dir():
+            time.sleep(_RETRY_SECONDS)  # a killed process leaves when the kernel has ended it
+
+
+def _kill(path: Path) -> None:
+    with suppress(OSError):
+        for word in (path / "cgroup.procs").read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(word), signal.SIGKILL)
+
+
+def _removed(path: Path) -> bool:
+    try:
+        path.rmdir()
+    except OSError as error:
+        return error.errno == errno.ENOENT
+    return True
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        descriptor = os.open(file, os.O_WRONLY)
+    except FileNotFoundError:
+        if ".swap." in file.name or ".memsw." in file.name or ".oom.group" in file.name:
+            return  # this kernel does not account swap: then there is none to limit
+        raise
+    try:
+        os.write(descriptor, text.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from error
+    finally:
+        os.close(descriptor)
+
+
+def _hierarchies() -> tuple[bool, dict[str, Path]]:
+    """Whether the controllers are version 2's, and where each is mounted."""
+    found: dict[str, Path] = {}
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, where, kind, options, *_ = line.split()
+        if kind == "cgroup2":
+            have = (Path(where) / "cgroup.controllers").read_text().split()
+            if all(controller in have for controller in CONTROLLERS):
+                return True, dict.fromkeys(CONTROLLERS, Path(where))
+        if kind == "cgroup":
+            for controller in CONTROLLERS:
+                if controller in options.split(","):
+                    found.setdefault(controller, Path(where))
+    return False, found

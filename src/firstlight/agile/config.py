@@ -1,0 +1,97 @@
+"""The runtime's configuration: a TOML file, checked as it is read."""
+
+import re
+import tomllib
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from firstlight.errors import Failed
+
+Dry = Literal["wait", "build", "refuse"]
+
+_NAME = re.compile(r"[a-z0-9]{1,8}")
+_PREFIX_MOST = 29
+
+
+class PoolSize(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of one part to hold ready.
+
+    Below ``low`` a pool is filled to ``high``, at most ``rate`` parts a second; ``dry`` is what
+    a request does that finds it empty. Before its first use a pool holds nothing.
+    """
+
+    low: int = 8
+    high: int = 32
+    rate: float = 200.0
+    dry: Dry = "build"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high or self.rate <= 0:
+            raise ValueError(f"low={self.low}, high={self.high}, rate={self.rate}: "
+                             "0 <= low <= high and a rate above 0 are needed")  # fmt: skip
+
+
+class Pools(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The pools: of networks and cgroups, and of whole sandboxes and zygotes by function."""
+
+    network: PoolSize = PoolSize()
+    cgroup: PoolSize = PoolSize()
+    sandbox: PoolSize = PoolSize(low=0, high=0)
+
+
+class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where instances' addresses come from and what they may reach.
+
+    ``range`` must not overlap a route of the host. ``host_services`` are ports of the host
+    itself that instances may use: "tcp/53", "udp/53".
+    """
+
+    range: str = "10.213.0.0/16"
+    host_services: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if IPv4Network(self.range).prefixlen > _PREFIX_MOST:
+            raise ValueError(f"range {self.range} has no room: /{_PREFIX_MOST} or larger")
+        for service in self.host_services:
+            if not re.fullmatch(r"(tcp|udp)/[1-9][0-9]{0,4}", service):
+                raise ValueError(f"host service {service!r} is not like tcp/53")
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One runtime. ``name`` marks all that it makes; two of one name cannot run at once."""
+
+    name: str = "default"
+    state: str = "/run/firstlight-agile"
+    network: NetworkConfig = NetworkConfig()
+    pools: Pools = Pools()
+    instances: int = 2000
+    """At most so many instances and prepared sandboxes at once."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"name {self.name!r} is not 1 to 8 letters a-z and digits")
+
+    @property
+    def directory(self) -> Path:
+        """What the runtime keeps on disk: its journal and its socket."""
+        return Path(self.state) / self.name
+
+    @property
+    def socket(self) -> Path:
+        """Where ``firstlight up`` listens."""
+        return self.directory / "socket"
+
+
+def load(path: Path) -> Config:
+    """Read a configuration. Raises Failed, naming the key that is wrong."""
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text()), Config)
+    except OSError as error:
+        raise Failed(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise Failed(f"the configuration {path} is wrong: {error}",
+                     "its keys are those of firstlight.agile.config.Config") from error  # fmt: skip

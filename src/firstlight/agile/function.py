@@ -1,0 +1,99 @@
+"""What can be started: a function, its limits, and what its instances may reach."""
+
+from ipaddress import IPv4Address
+from typing import Literal
+
+from msgspec import Struct
+
+from firstlight.errors import Failed, UnknownName
+
+Reach = Literal["outbound", "internal", "none"]
+Kind = Literal["command", "python", "wasm"]
+
+_MEMORY_LEAST = 2 << 20
+_PIDS_MOST = 1 << 22
+
+
+class Function(Struct, frozen=True, kw_only=True):
+    """One function; its instances share its parts, and no other function's.
+
+    ``rootfs`` is a directory on the host, shown read-only. ``command`` is executed in it, its
+    first word an absolute path. ``memory`` and ``scratch`` (the size of /tmp) are in bytes,
+    ``cpus`` in CPUs. ``network`` is ``outbound`` (the world, not the host nor neighbours),
+    ``internal`` (only what reaches it by ``ports``, and the gateway's echo) or ``none``.
+    ``ports`` publishes ports of the instance: host port to instance port, both TCP. ``ready`` is
+    how a line of standard output begins that says the instance is ready; without it an instance
+    is ready when its command is executed.
+
+    Of kind ``python``, ``handler`` is ``module:name``, imported from ``rootfs`` by a warm
+    interpreter; of kind ``wasm``, ``rootfs`` is a module's file and ``handler`` an export.
+    """
+
+    rootfs: str
+    command: tuple[str, ...] = ()
+    kind: Kind = "command"
+    handler: str = ""
+    env: dict[str, str] = {}
+    directory: str = "/"
+    memory: int = 128 << 20
+    cpus: float = 1.0
+    pids: int = 64
+    files: int = 1024
+    scratch: int = 16 << 20
+    network: Reach = "outbound"
+    ports: dict[int, int] = {}
+    ready: str | None = None
+    uid: int = 65534
+    gid: int = 65534
+    user_namespace: bool = False
+    timeout: float = 60.0
+    """Seconds that the readiness, and a handler's answer, may take."""
+
+    def check(self) -> None:
+        """Raise Failed or UnknownName for what no instance of it could have."""
+        if self.kind == "command" and (not self.command or not self.command[0].startswith("/")):
+            raise Failed(
+                f"the function's command is {' '.join(self.command)!r}",
+                "its first word must be an absolute path in its root file system",
+            )
+        if self.kind == "python" and self.handler.count(":") != 1:
+            raise Failed(f"the function's handler is {self.handler!r}", "write it module:name")
+        if self.network not in ("outbound", "internal", "none"):
+            raise UnknownName("network", self.network, ("outbound", "internal", "none"))
+        self._check_limits()
+        if self.ports and self.network == "none":
+            raise Failed("a function without a network cannot publish ports", "network: internal")
+        for port in (*self.ports, *self.ports.values()):
+            if not 1 <= port <= 65535:
+                raise Failed(f"{port} is not a port", "from 1 to 65535")
+
+    def _check_limits(self) -> None:
+        if self.memory < _MEMORY_LEAST:
+            raise Failed(f"memory of {self.memory} bytes is too little", "at least 2 MiB")
+        if not 0.01 <= self.cpus <= 1024:
+            raise Failed(f"{self.cpus} CPUs cannot be set", "from 0.01 to 1024")
+        if not 1 <= self.pids <= _PIDS_MOST or self.files < 8:
+            raise Failed(f"pids={self.pids}, files={self.files} cannot be set",
+                         f"pids from 1 to {_PIDS_MOST}, files from 8")  # fmt: skip
+        if self.uid == 0 or self.gid == 0:
+            raise Failed("a function cannot run as root", "give a uid and gid above 0")
+
+
+class Ended(Struct, frozen=True, kw_only=True):
+    """How an instance ended: its exit status, or the signal that killed it. CPU times in ns."""
+
+    status: int | None = None
+    signal: int | None = None
+    out_of_memory: bool = False
+    user_ns: int = 0
+    system_ns: int = 0
+
+
+class Listed(Struct, frozen=True, kw_only=True):
+    """A running instance, as ``ps`` shows it. ``started`` is ns of CLOCK_MONOTONIC."""
+
+    id: str
+    pid: int
+    address: IPv4Address | None
+    function: Function
+    started: int

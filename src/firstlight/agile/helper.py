@@ -1,0 +1,98 @@
+"""A native program that serves the runtime over a seqpacket socket on its descriptor 3."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from firstlight.agile import wire
+
+_MESSAGE_MAX = 4096
+_RIGHTS = socket.CMSG_SPACE(4)
+
+
+class Helper:
+    """One helper process. ``heard`` gets each message with its descriptor, or -1.
+
+    ``ended`` is called once if it goes while it is still wanted.
+    """
+
+    def __init__(
+        self, program: str, heard: Callable[[bytes, int], None], ended: Callable[[], None]
+    ) -> None:
+        self._heard, self._ended = heard, ended
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        with theirs:
+            path = str(wire.native(program))
+            self.pid = os.posix_spawn(
+                path, [path], os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
+                ],
+                setsigdef=[signal.SIGPIPE],
+            )  # fmt: skip
+        self._socket.setblocking(False)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket, self._read)
+
+    def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send a message; the descriptors may be closed when this returns."""
+        if not self._unsent:
+            try:
+                self._socket.sendmsg([message], wire.rights(list(descriptors)))
+            except BlockingIOError:
+                self._loop.add_writer(self._socket, self._flush)
+            except OSError:
+                return  # it is gone: its end is told by the reader
+            else:
+                return
+        self._unsent.append((message, tuple(map(os.dup, descriptors))))
+
+    def _flush(self) -> None:
+        while self._unsent:
+            message, descriptors = self._unsent[0]
+            try:
+                self._socket.sendmsg([message], wire.rights(list(descriptors)))
+            except BlockingIOError:
+                return
+            except OSError:
+                break
+            self._unsent.popleft()
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self._loop.remove_writer(self._socket)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                message, ancillary, _, _ = self._socket.recvmsg(_MESSAGE_MAX, _RIGHTS)
+            except BlockingIOError:
+                return
+            except OSError:
+                message, ancillary = b"", []
+            if not message:
+                self._loop.remove_reader(self._socket)
+                self._ended()
+                return
+            descriptor = int.from_bytes(ancillary[0][2][:4], "little") if ancillary else -1
+            self._heard(message, descriptor)
+
+    def close(self) -> None:
+        """End it, and all that it made, and wait for that."""
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        for _, descriptors in self._unsent:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self._unsent.clear()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)

@@ -1,0 +1,80 @@
+"""What a runtime made that outlives its processes, so that its next start can remove it.
+
+Most parts die with the processes that hold them: namespaces with their links and mounts by
+descriptor, instances by their parent's death. What does not is few and named here before it is
+made: the top cgroups, the nftables table and the gateway's link. One line each, a JSON array.
+"""
+
+import fcntl
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from firstlight.agile import cgroups, network
+from firstlight.errors import Failed
+
+
+class Journal:
+    """The journal of one runtime. The lock on it says whether the runtime is alive."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "journal"
+        self._descriptor = -1
+
+    def open(self) -> None:
+        """Take the journal over and remove what its last owner left. Raises Failed."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        except OSError as error:
+            raise Failed(f"cannot open the journal {self._path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._close()
+            raise Failed(
+                f"a runtime keeps {self._path.parent} already", "stop it, or choose another name"
+            ) from None
+        try:
+            recover(self._path)
+            os.ftruncate(self._descriptor, 0)
+        except BaseException:
+            self._close()
+            raise
+
+    def record(self, kind: str, *words: str) -> None:
+        """Write down what is about to be made. Raises Failed: then it must not be made."""
+        line = json.dumps([kind, *words]).encode() + b"\n"
+        try:
+            written = os.write(self._descriptor, line)
+        except OSError as error:
+            raise Failed(f"cannot write the journal {self._path}: {error.strerror}") from error
+        if written != len(line):
+            raise Failed(f"cannot write the journal {self._path}: the disk is full")
+
+    def close(self) -> None:
+        """All that was recorded is gone."""
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+        self._close()
+
+    def _close(self) -> None:
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+
+def recover(path: Path) -> list[str]:
+    """Remove what a journal names, and say what there was. A torn last line was not acted on."""
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            kind, *words = json.loads(line)
+        except ValueError:
+            continue
+        if kind == "cgroup":
+            cgroups.remove_tree(Path(words[0]))
+        elif kind == "network":
+            network.remove(words[0], words[1])
+        found.append(f"{kind} {' '.join(words)}")
+    return found

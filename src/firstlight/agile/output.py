@@ -1,0 +1,72 @@
+"""What an instance writes, read as it comes: a full pipe holds the instance up, not the runtime."""
+
+import asyncio
+import os
+
+from firstlight.errors import Failed
+
+_PART = 65536
+_LINE_MOST = 65536
+
+
+class Output:
+    """The reading end of one stream. It owns its descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._held = b""
+        os.set_blocking(descriptor, False)
+
+    async def read(self) -> bytes:
+        """What there is, at least a byte; nothing at the end."""
+        if self._held:
+            held, self._held = self._held, b""
+            return held
+        while self._descriptor >= 0:
+            try:
+                return os.read(self._descriptor, _PART)
+            except BlockingIOError:
+                await self._readable()
+        return b""
+
+    async def all(self, most: int = 1 << 20) -> bytes:
+        """Everything to the end, of which at most ``most`` bytes are kept."""
+        kept = b""
+        while part := await self.read():
+            kept += part[: most - len(kept)]
+        return kept
+
+    async def until(self, prefix: bytes) -> None:
+        """Read to the line that begins so; all that was read stays to be read. Raises Failed."""
+        seen = b""
+        while not any(line.startswith(prefix) for line in seen.split(b"\n")[:-1]):
+            part = await self.read()
+            if not part:
+                raise Failed("the instance ended before it was ready",
+                             f"it said: {seen[-500:].decode(errors='replace')}")  # fmt: skip
+            seen += part
+            if len(seen) > _LINE_MOST:
+                raise Failed(f"the instance wrote {len(seen)} bytes and was not ready")
+        self._held = seen + self._held
+
+    def close(self) -> None:
+        """Close the descriptor; what writes there gets SIGPIPE."""
+        if self._descriptor >= 0:
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(self._descriptor, _settle, ready)
+        try:
+            await ready
+        finally:
+            if self._descriptor >= 0:
+                loop.remove_reader(self._descriptor)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,215 @@
+"""Parts that are made before they are asked for."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+from msgspec import Struct
+
+from firstlight.agile.config import PoolSize
+from firstlight.errors import Failed, FirstlightError
+
+Part = TypeVar("Part")
+
+_CALM_SECONDS = 0.005
+_PATIENCE_SECONDS = 0.2
+_RETRY_SECONDS = 0.5
+
+
+class Traffic:
+    """Whether requests are under way: a refill waits for a lull, but not for ever."""
+
+    def __init__(self) -> None:
+        self._under_way = 0
+        self._last = 0.0
+
+    def __enter__(self) -> None:
+        self._under_way += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._under_way -= 1
+        self._last = time.monotonic()
+
+    async def lull(self, urgent: Callable[[], bool]) -> None:
+        """Return when no request has been under way for 5 ms, after 200 ms, or when urgent."""
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while not urgent() and (now := time.monotonic()) < until:
+            if not self._under_way and now - self._last >= _CALM_SECONDS:
+                return
+            await asyncio.sleep(_CALM_SECONDS)
+
+
+class Counts(Struct, frozen=True, kw_only=True):
+    """A pool as ``firstlight pool`` shows it. ``fill_rate`` is parts a second while filling."""
+
+    name: str
+    ready: int
+    low: int
+    high: int
+    hits: int
+    misses: int
+    made: int
+    returned: int
+    failed: int
+    fill_rate: float
+
+
+class Pool(Generic[Part]):
+    """Parts of one kind: ``take`` and ``give`` are constant-time; a task of its own fills it.
+
+    Nothing is made before the first ``take`` or ``warm``. Order of events: a part that is given
+    or made goes to the request that has waited longest, else on the shelf; a request takes the
+    newest from the shelf, else waits, builds or is refused, as the size says.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        size: PoolSize,
+        make: Callable[[], Awaitable[Part]],
+        discard: Callable[[Part], None],
+        traffic: Traffic,
+    ) -> None:
+        self.name, self.size = name, size
+        self._make, self._discard, self._traffic = make, discard, traffic
+        self._shelf: deque[Part] = deque()
+        self._waiting: deque[asyncio.Future[Part]] = deque()
+        self._wanted = asyncio.Event()
+        self._warm_to = 0
+        self._full = asyncio.Event()
+        self._filler: asyncio.Task[None] | None = None
+        self._hits = self._misses = self._made = self._returned = self._failed = 0
+        self._filling_seconds = 0.0
+        self.error: FirstlightError | None = None
+
+    def __len__(self) -> int:
+        return len(self._shelf)
+
+    def take_ready(self) -> Part | None:
+        """A part that is ready, or None: counts as a hit or a miss."""
+        if self._shelf:
+            self._hits += 1
+            part = self._shelf.pop()
+        else:
+            self._misses += 1
+            part = None
+        if len(self._shelf) < self.size.low:
+            self._want()
+        return part
+
+    async def take(self) -> tuple[Part, bool]:
+        """A part, and whether it was ready. Raises what making it raises, and Failed."""
+        part = self.take_ready()
+        if part is not None:
+            return part, True
+        if self.size.dry == "refuse":
+            raise Failed(f"no {self.name} is ready", "retry later, or raise the pool's marks")
+        if self.size.dry == "build" or self.size.high == 0:
+            return await self._make(), False
+        self._want()
+        waiter: asyncio.Future[Part] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            return await waiter, False
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and not waiter.exception():
+                self.give(waiter.result())
+            raise
+
+    def give(self, part: Part) -> None:
+        """Return a part that is as new; it is discarded if the pool is full."""
+        self._returned += 1
+        self._put(part)
+
+    def take_back(self, part: Part) -> bool:
+        """Forget a part that went bad on the shelf; False if it was not there."""
+        with suppress(ValueError):
+            self._shelf.remove(part)
+            return True
+        return False
+
+    async def warm(self, count: int | None = None) -> None:
+        """Fill up to ``count``, or to the high mark, and wait for that. Raises the failure."""
+        self._warm_to = min(self.size.high, self.size.high if count is None else count)
+        while len(self._shelf) < self._warm_to:
+            self.error = None
+            self._full.clear()
+            self._want()
+            await self._full.wait()
+            if self.error:
+                self._warm_to = 0
+                raise self.error
+
+    def counts(self) -> Counts:
+        """What it has done so far."""
+        rate = self._made / self._filling_seconds if self._filling_seconds else 0.0
+        return Counts(
+            name=self.name, ready=len(self._shelf), low=self.size.low, high=self.size.high,
+            hits=self._hits, misses=self._misses, made=self._made, returned=self._returned,
+            failed=self._failed, fill_rate=round(rate, 1),
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """Stop filling and discard what is on the shelf."""
+        if self._filler:
+            self._filler.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._filler
+        for waiter in self._waiting:
+            waiter.cancel()
+        while self._shelf:
+            self._discard(self._shelf.pop())
+
+    def _put(self, part: Part) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(part)
+                return
+        if len(self._shelf) < self.size.high:
+            self._shelf.append(part)
+        else:
+            self._discard(part)
+
+    def _want(self) -> None:
+        if self.size.high == 0:
+            return
+        self._wanted.set()
+        if self._filler is None:
+            self._filler = asyncio.get_running_loop().create_task(self._fill())
+
+    def _short(self) -> bool:
+        return bool(self._waiting) or len(self._shelf) < self.size.high
+
+    async def _fill(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            while self._short():
+                await self._traffic.lull(lambda: bool(self._waiting))
+                began = time.monotonic()
+                try:
+                    part = await self._make()
+                except FirstlightError as error:
+                    self._fail(error)
+                    await asyncio.sleep(_RETRY_SECONDS)
+                    continue
+                self._made += 1
+                self._put(part)
+                if len(self._shelf) >= self._warm_to:
+                    self._full.set()
+                await asyncio.sleep(max(0.0, began + 1 / self.size.rate - time.monotonic()))
+                self._filling_seconds += time.monotonic() - began
+            self._full.set()
+
+    def _fail(self, error: FirstlightError) -> None:
+        self._failed += 1
+        self.error = error
+        self._full.set()
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)

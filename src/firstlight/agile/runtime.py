@@ -1,0 +1,455 @@
+"""The resident runtime: starts instances of functions from prepared parts."""
+
+import asyncio
+import os
+import resource
+import signal
+import time
+from collections import deque
+from collections.abc import Coroutine
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from firstlight.agile import roots, seccomp, wire
+from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
+from firstlight.agile.config import Config
+from firstlight.agile.function import Ended, Function, Listed
+from firstlight.agile.journal import Journal
+from firstlight.agile.network import Network, Networks
+from firstlight.agile.output import Output
+from firstlight.agile.pool import Counts, Pool, Traffic
+from firstlight.agile.spawner import Child, Spawner
+from firstlight.agile.wire import Flag
+from firstlight.errors import Failed, Unsupported
+
+_USUAL_PROFILE = 0
+
+
+class Sandbox:
+    """A child with its parts: everything is done but the exec."""
+
+    def __init__(self, child: Child, network: Network, cgroup: Cgroup) -> None:
+        self.child, self.network, self.cgroup = child, network, cgroup
+
+
+class Instance:
+    """One running instance. Leaving it as a context ends it.
+
+    ``stamps`` are ns of CLOCK_MONOTONIC: ``requested``, each step of ``wire.Step`` that was
+    taken, and ``running``, when the runtime knew it. ``warm`` says whether it was waiting.
+    """
+
+    def __init__(
+        self, number: int, function: Function, sandbox: Sandbox, warm: bool, outputs: list[Output]
+    ) -> None:
+        self.id = str(number)
+        self.function, self.warm = function, warm
+        self.pid = sandbox.child.pid
+        self.address: IPv4Address | None = sandbox.network.address
+        self.stamps: dict[str, int] = {}
+        self.stdout: Output | None = outputs[0] if outputs else None
+        self.stderr: Output | None = outputs[1] if outputs else None
+        self._child = sandbox.child
+        self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> Ended:
+        """How it ended, when it has, and its parts are back or gone."""
+        return await asyncio.shield(self.ended)
+
+    def kill(self) -> None:
+        """End it and all its processes."""
+        self._child.kill()
+
+    async def stop(self) -> Ended:
+        """Kill it and wait for its end."""
+        self.kill()
+        ended = await self.wait()
+        for output in (self.stdout, self.stderr):
+            if output:
+                output.close()
+        return ended
+
+    async def __aenter__(self) -> "Instance":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+
+class _Kind:
+    """What the instances of one function share: its template and its own used networks."""
+
+    def __init__(self, function: Function, template: int) -> None:
+        self.function, self.template = function, template
+        self.limits = Limits(function.memory, function.cpus, function.pids)
+        self.used: deque[Network] = deque()
+        self.shared: Network | None = None  # of a function without a network
+        self.start = wire.start(function.command, function.env, function.directory)
+        self.flags = Flag.USER_NAMESPACE if function.user_namespace else Flag(0)
+        self.sandboxes: Pool[Sandbox]
+
+
+class Runtime:
+    """Pools, spawner and network of one node. An async context manager."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or Config()
+        self._journal = Journal(self.config.directory)
+        self._networks = Networks(self.config)
+        self._traffic = Traffic()
+        self._kinds: dict[bytes, _Kind] = {}
+        self._cgroup_pools: dict[Limits, Pool[Cgroup]] = {}
+        self._network_pools: dict[str, Pool[Network]] = {}
+        self._instances: dict[str, Instance] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._serial = self._count = 0
+        self._closing = False
+
+    async def __aenter__(self) -> "Runtime":
+        if os.geteuid() != 0:
+            raise Unsupported("the runtime needs root", "run it with sudo")
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        self._journal.open()
+        try:
+            self._cgroups = Cgroups(self.config.name)
+            for top in self._cgroups.tops:
+                self._journal.record("cgroup", str(top))
+            self._cgroups.open()
+            self._journal.record("network", self._networks.table, self._networks.anchor)
+            await self._networks.open()
+            self._profiles = [seccomp.program()]
+            self._spawner = Spawner(self._profiles, self._spawner_lost)
+        except BaseException:
+            self._remove_all()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closing = True
+        for instance in self._instances.values():
+            instance.kill()
+        for pool in self._all_pools():
+            await pool.close()
+        self._spawner.close()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        for one in self._kinds.values():
+            os.close(one.template)
+            for network in (*one.used, *([one.shared] if one.shared else [])):
+                self._networks.discard(network)
+        self._remove_all()
+
+    def _remove_all(self) -> None:
+        self._networks.close()
+        if hasattr(self, "_cgroups"):
+            self._cgroups.close()
+        self._journal.close()
+
+    async def prepare(self, function: Function, sandboxes: int = 0) -> None:
+        """Make a function's parts before its first start, and that many whole sandboxes.
+
+        Raises Failed for a function that cannot be started.
+        """
+        kind = await self._kind(function)
+        if function.network != "none":
+            await self._network_pool(function).warm()
+        await self._cgroup_pool(kind).warm()
+        await kind.sandboxes.warm(sandboxes)
+
+    async def start(
+        self,
+        function: Function,
+        streams: tuple[int, int, int] | None = None,
+        requested: int | None = None,
+    ) -> Instance:
+        """Start an instance, and return when it is ready.
+
+        ``streams`` are its standard input, output and error, which stay the caller's; without
+        them its input is empty and its output is ``Instance.stdout`` and ``.stderr``.
+        ``requested`` is when it was asked for, in ns of CLOCK_MONOTONIC. Raises Failed.
+        """
+        requested = requested or time.monotonic_ns()
+        with self._traffic:
+            if self._closing:
+                raise Failed("the runtime is stopping")
+            kind = self._kinds.get(_key(function)) or await self._kind(function)
+            outputs, theirs = ([], list(streams)) if streams else _pipes()
+            try:
+                sandbox, warm = await self._woken(kind, theirs)
+            except BaseException:
+                for output in outputs:
+                    output.close()
+                raise
+            finally:
+                if not streams:
+                    for descriptor in theirs:
+                        os.close(descriptor)
+            return await self._running(kind, sandbox, warm, outputs, requested)
+
+    def running(self) -> list[Listed]:
+        """The running instances."""
+        return [
+            Listed(id=one.id, pid=one.pid, address=one.address, function=one.function,
+                   started=one.stamps["running"])
+            for one in self._instances.values()
+        ]  # fmt: skip
+
+    def instance(self, identity: str) -> Instance:
+        """A running instance by its id. Raises Failed."""
+        if identity not in self._instances:
+            raise Failed(f"no instance {identity!r} is running", "list them: firstlight ps")
+        return self._instances[identity]
+
+    def pools(self) -> list[Counts]:
+        """What each pool holds and has done."""
+        return [pool.counts() for pool in self._all_pools()]
+
+    def _all_pools(self) -> list[Pool[Any]]:
+        return [
+            *(kind.sandboxes for kind in self._kinds.values()),
+            *self._network_pools.values(),
+            *self._cgroup_pools.values(),
+        ]
+
+    async def _running(
+        self, kind: _Kind, sandbox: Sandbox, warm: bool, outputs: list[Output], requested: int
+    ) -> Instance:
+        self._serial += 1
+        instance = Instance(self._serial, kind.function, sandbox, warm, outputs)
+        self._instances[instance.id] = instance
+        sandbox.child.ended.add_done_callback(
+            lambda _: self._task(self._ended(kind, sandbox, instance))
+        )
+        try:
+            if kind.function.ports and instance.address:
+                self._networks.publish(kind.function.ports, instance.address)
+            if kind.function.ready is not None and instance.stdout:
+                await asyncio.wait_for(
+                    instance.stdout.until(kind.function.ready.encode()), kind.function.timeout
+                )
+        except BaseException as error:
+            await instance.stop()
+            if isinstance(error, TimeoutError):
+                raise Failed(f"the instance was not ready in {kind.function.timeout} s") from error
+            raise
+        instance.stamps = {
+            "requested": requested,
+            **{step.name.lower(): stamp for step, stamp in sorted(sandbox.child.stamps.items())},
+            "running": time.monotonic_ns(),
+        }
+        return instance
+
+    async def _woken(self, kind: _Kind, streams: list[int]) -> tuple[Sandbox, bool]:
+        """A sandbox that executes the command, and whether it was waiting."""
+        while (sandbox := kind.sandboxes.take_ready()) is not None:
+            if not sandbox.child.ended.done():
+                sandbox.child.wake(kind.start, streams)
+                return await self._executing(sandbox), True
+        if kind.sandboxes.size.high and kind.sandboxes.size.dry != "build":
+            sandbox, _ = await kind.sandboxes.take()
+            sandbox.child.wake(kind.start, streams)
+            return await self._executing(sandbox), False
+        sandbox = await self._assembled(kind)
+        sandbox.child.wake(kind.start, streams)
+        return await self._executing(sandbox), False
+
+    async def _executing(self, sandbox: Sandbox) -> Sandbox:
+        try:
+            await sandbox.child.runs
+            await sandbox.child.made
+        except BaseException:
+            sandbox.child.kill()
+            self._task(self._scrapped(sandbox))
+            raise
+        return sandbox
+
+    async def _assembled(self, kind: _Kind) -> Sandbox:
+        """Parts, and a child that is becoming a sandbox of them."""
+        if self._count >= self.config.instances:
+            raise Failed(f"{self._count} instances and sandboxes are up",
+                         "stop some, or configure more instances")  # fmt: skip
+        self._count += 1
+        try:
+            network = await self._network(kind)
+            try:
+                cgroup, _ = await self._cgroup_pool(kind).take()
+            except BaseException:
+                self._return_network(kind, network)
+                raise
+        except BaseException:
+            self._count -= 1
+            raise
+        flags = kind.flags | (Flag.CLONE_INTO if self._cgroups.unified else Flag(0))
+        function = kind.function
+        child = self._spawner.spawn(
+            wire.sandbox(
+                flags, _USUAL_PROFILE, function.uid, function.gid, function.files,
+                f"size={function.scratch},nr_inodes=65536,mode=1777", "instance",
+            ),
+            [kind.template, network.descriptor, *cgroup.descriptors],
+        )  # fmt: skip
+        return Sandbox(child, network, cgroup)
+
+    async def _prepared(self, kind: _Kind) -> Sandbox:
+        sandbox = await self._assembled(kind)
+        try:
+            await sandbox.child.made
+            await sandbox.child.waits
+        except BaseException:
+            sandbox.child.kill()
+            self._task(self._scrapped(sandbox))
+            raise
+        return sandbox
+
+    def _discard_sandbox(self, sandbox: Sandbox) -> None:
+        sandbox.child.kill()
+        self._task(self._scrapped(sandbox))
+
+    async def _scrapped(self, sandbox: Sandbox) -> None:
+        """The parts of a start that failed are not used again."""
+        await sandbox.child.ended
+        self._count -= 1
+        self._cgroups.remove(sandbox.cgroup)
+        if sandbox.network.address is not None:
+            self._networks.discard(sandbox.network)
+
+    async def _ended(self, kind: _Kind, sandbox: Sandbox, instance: Instance) -> None:
+        news = sandbox.child.ended.result()
+        self._count -= 1
+        del self._instances[instance.id]
+        killed = os.WTERMSIG(news.status) if os.WIFSIGNALED(news.status) else None
+        ended = Ended(
+            status=None if killed else os.WEXITSTATUS(news.status),
+            signal=killed,
+            out_of_memory=killed == signal.SIGKILL
+            and self._cgroups.ran_out_of_memory(sandbox.cgroup),
+            user_ns=news.user,
+            system_ns=news.system,
+        )
+        self._cgroups.remove(sandbox.cgroup)
+        if kind.function.ports:
+            self._networks.withdraw(kind.function.ports)
+        await self._recycle(kind, sandbox.network)
+        instance.ended.set_result(ended)
+
+    async def _network(self, kind: _Kind) -> Network:
+        if kind.shared:
+            return kind.shared
+        if kind.used:
+            return kind.used.pop()
+        network, _ = await self._network_pool(kind.function).take()
+        return network
+
+    def _return_network(self, kind: _Kind, network: Network) -> None:
+        if network is not kind.shared:
+            kind.used.append(network)
+
+    async def _recycle(self, kind: _Kind, network: Network) -> None:
+        """A used network serves its function again if it is proven clean; else it ends."""
+        if network is kind.shared:
+            return
+        room = len(kind.used) < self.config.pools.network.high
+        if (
+            room and not self._closing and not kind.function.ports
+            and await self._networks.is_as_new(network)
+        ):  # fmt: skip
+            kind.used.append(network)
+        else:
+            self._networks.discard(network)
+
+    async def _kind(self, function: Function) -> _Kind:
+        function.check()
+        key = _key(function)
+        rootfs = Path(function.rootfs)
+        skeleton = self.config.directory / "skeleton"
+        tree = roots.open_root(rootfs, skeleton)
+        try:
+            roots.check_command(rootfs, function.command[0])
+            template = await self._template(tree)
+        finally:
+            os.close(tree)
+        if key in self._kinds:  # two first starts at once
+            os.close(template)
+            return self._kinds[key]
+        kind = _Kind(function, template)
+        if function.network == "none":
+            kind.shared = await self._networks.make("none")
+        kind.sandboxes = Pool(
+            f"sandbox {function.command[0]}", self.config.pools.sandbox,
+            lambda: self._prepared(kind), self._discard_sandbox, self._traffic,
+        )  # fmt: skip
+        self._kinds[key] = kind
+        return kind
+
+    async def _template(self, tree: int) -> int:
+        child = self._spawner.template(tree)
+        try:
+            await child.made
+            await child.waits
+            return os.open(f"/proc/{child.pid}/ns/mnt", os.O_RDONLY)
+        finally:
+            child.kill()
+
+    def _network_pool(self, function: Function) -> Pool[Network]:
+        reach = function.network
+        if reach not in self._network_pools:
+            self._network_pools[reach] = Pool(
+                f"network {reach}", self.config.pools.network,
+                lambda: self._networks.make(reach), self._networks.discard, self._traffic,
+            )  # fmt: skip
+        return self._network_pools[reach]
+
+    def _cgroup_pool(self, kind: _Kind) -> Pool[Cgroup]:
+        limits = kind.limits
+        if limits not in self._cgroup_pools:
+
+            async def make() -> Cgroup:
+                return self._cgroups.make(limits)
+
+            self._cgroup_pools[limits] = Pool(
+                f"cgroup {limits.memory >> 20} MiB, {limits.cpus:g} CPUs, {limits.pids} pids",
+                self.config.pools.cgroup, make, self._cgroups.remove, self._traffic,
+            )  # fmt: skip
+        return self._cgroup_pools[limits]
+
+    def _spawner_lost(self) -> None:
+        """It was killed, and its children with it; another takes its place."""
+        for kind in self._kinds.values():
+            while (sandbox := kind.sandboxes.take_ready()) is not None:
+                self._task(self._scrapped(sandbox))
+        if not self._closing:
+            self._spawner = Spawner(self._profiles, self._spawner_lost)
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _key(function: Function) -> bytes:
+    return msgspec.msgpack.encode(function)
+
+
+def _pipes() -> tuple[list[Output], list[int]]:
+    """What reads an instance's output, and the three descriptors that it gets."""
+    opened: list[int] = []
+    try:
+        opened.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(2):
+            opened.extend(os.pipe2(os.O_CLOEXEC))
+    except OSError as error:
+        for descriptor in opened:
+            os.close(descriptor)
+        raise Failed(f"cannot open an instance's streams: {error.strerror}") from error
+    null, out, out_end, err, err_end = opened
+    return [Output(out), Output(err)], [null, out_end, err_end]

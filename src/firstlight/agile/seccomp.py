@@ -1,0 +1,111 @@
+"""Seccomp programs, compiled once: a profile's names into classic BPF.
+
+The program is a binary search over ranges of system-call numbers, so that it is short to load and
+quick to run; the data is ``seccomp.json``, the field's usual profile of a container without
+capabilities. What is not listed ends with EPERM. Layout: linux/filter.h, linux/seccomp.h.
+"""
+
+import errno
+import json
+import platform
+from dataclasses import dataclass
+from importlib.resources import files
+from struct import pack
+
+from firstlight.agile.wire import native
+from firstlight.errors import Unsupported
+
+_LOAD, _JEQ, _JGE, _JSET, _RETURN, _AND, _JUMP = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54, 0x05
+_ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
+_NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16
+_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_NUMBERS_MAX = 1024  # those of x86-64's other ABI begin at 2**30
+
+Instruction = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """Allowed only if the low half of an argument is one of values, or has none of a mask."""
+
+    argument: int
+    values: tuple[int, ...] = ()
+    without: int = 0
+
+
+def program(extra: tuple[str, ...] = ()) -> bytes:
+    """The compiled profile, with ``extra`` system calls allowed. Raises Unsupported."""
+    machine = platform.machine()
+    if machine not in _ARCHITECTURES:
+        raise Unsupported(f"no seccomp profile for {machine}", "x86_64 or aarch64 is needed")
+    profile = json.loads(files("firstlight.agile").joinpath("seccomp.json").read_text())
+    numbers = system_calls()
+    leaves = dict.fromkeys(range(_NUMBERS_MAX), _returns(_ERRNO | errno.EPERM))
+    for name in (*profile["allow"], *extra):
+        if name in numbers:
+            leaves[numbers[name]] = _returns(_ALLOW)
+    for name in profile["missing"]:
+        if name in numbers and name not in extra:
+            leaves[numbers[name]] = _returns(_ERRNO | errno.ENOSYS)
+    for name, rule in profile["conditions"].items():
+        if name in numbers and name not in extra:
+            condition = _Condition(rule["argument"], tuple(rule.get("values", ())),
+                                   rule.get("without", 0))  # fmt: skip
+            leaves[numbers[name]] = _check(condition)
+    return encode(
+        [
+            (_LOAD, 0, 0, _ARCH),
+            (_JEQ, 1, 0, _ARCHITECTURES[machine]),
+            (_RETURN, 0, 0, _KILL),
+            (_LOAD, 0, 0, _NUMBER),
+            *_search(_ranges(leaves)),
+        ]
+    )
+
+
+def system_calls() -> dict[str, int]:
+    """The numbers of this architecture's system calls, as the kernel's headers had them."""
+    lines = native("system-calls.txt").read_text().splitlines()
+    words = [line.split() for line in lines if line.startswith("#define __NR_")]
+    return {w[1].removeprefix("__NR_"): int(w[2]) for w in words if len(w) == 3 and w[2].isdigit()}
+
+
+def encode(instructions: list[Instruction]) -> bytes:
+    """An array of struct sock_filter."""
+    return b"".join(pack("=HBBI", *one) for one in instructions)
+
+
+def _returns(action: int) -> tuple[Instruction, ...]:
+    return ((_RETURN, 0, 0, action),)
+
+
+def _check(condition: _Condition) -> tuple[Instruction, ...]:
+    load = (_LOAD, 0, 0, _ARGUMENTS + 8 * condition.argument)
+    denied = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
+    allowed = (_RETURN, 0, 0, _ALLOW)
+    if condition.without:
+        return load, (_JSET, 0, 1, condition.without), denied, allowed
+    count = len(condition.values)
+    tests = [(_JEQ, count - place, 0, value) for place, value in enumerate(condition.values)]
+    return (load, *tests, denied, allowed)
+
+
+def _ranges(
+    leaves: dict[int, tuple[Instruction, ...]],
+) -> list[tuple[int, tuple[Instruction, ...]]]:
+    """(first number, code) of each run of equal leaves; the last one holds for all above it."""
+    ranges: list[tuple[int, tuple[Instruction, ...]]] = []
+    for number in range(_NUMBERS_MAX):
+        if not ranges or ranges[-1][1] != leaves[number]:
+            ranges.append((number, leaves[number]))
+    return ranges
+
+
+def _search(ranges: list[tuple[int, tuple[Instruction, ...]]]) -> list[Instruction]:
+    if len(ranges) == 1:
+        return list(ranges[0][1])
+    middle = len(ranges) // 2
+    below, above = _search(ranges[:middle]), _search(ranges[middle:])
+    if len(below) < 256:
+        return [(_JGE, len(below), 0, ranges[middle][0]), *below, *above]
+    return [(_JGE, 0, 1, ranges[middle][0]), (_JUMP, 0, 0, len(below)), *below, *above]
