@@ -52,7 +52,7 @@ def charge(calls: Calls, execs: list[int], end: int) -> tuple[Integers, Integers
 
     ``execs`` are the times of the process's execve, ``end`` that of the instance's end point.
     """
-    codes = _masked(calls.codes)
+    codes = _before_exec(_masked(calls.codes))
     starting = _starting(calls.starts, codes, np.sort(np.array(execs, dtype=np.int64)))
     codes = np.where(starting & ~_is_own(codes), _START, codes)
     following = _following(codes)
@@ -88,6 +88,13 @@ def _masked(codes: Integers) -> Integers:
     """Changes of the signal mask that follow the setting of handlers are part of it."""
     mask = codes == MASK
     return np.where(mask, np.where(_before(codes) == _SIGNALS, _SIGNALS, NEUTRAL), codes)
+
+
+def _before_exec(codes: Integers) -> Integers:
+    """Handlers that a child resets before it executes a program are part of that start."""
+    signals = codes == _SIGNALS
+    follows = _following(np.where(signals, NEUTRAL, codes)) == _START
+    return np.where(signals & follows, _START, codes)
 
 
 def _before(codes: Integers) -> Integers:
