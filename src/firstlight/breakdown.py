@@ -114,12 +114,11 @@ def breakdown(run: Run) -> pl.DataFrame:
 
 
 def timeline(run: Run, sample: Sample) -> pl.DataFrame:
-    """The critical path of one sample in order, as TIMELINE, in ns of CLOCK_MONOTONIC."""
-    for reader, other, rows in _traced(run):
-        if other.index != sample.index:
-            continue
-        parts = [pl.DataFrame(schema=TIMELINE)]
-        for thread, pieces in reader.pieces(other, rows):
+    """The critical path of one ready sample in order, as TIMELINE, in ns of CLOCK_MONOTONIC."""
+    reader = _Batch(run.spans_of(sample), run.header.end_point)
+    parts = [pl.DataFrame(schema=TIMELINE)]
+    for _, rows in reader.samples():
+        for thread, pieces in reader.pieces(sample, rows):
             chosen = np.flatnonzero(pieces.owned)
             parts.append(
                 pl.DataFrame(
@@ -135,8 +134,7 @@ def timeline(run: Run, sample: Sample) -> pl.DataFrame:
                     schema=TIMELINE,
                 )
             )
-        return pl.concat(parts).sort("start")
-    return pl.DataFrame(schema=TIMELINE)
+    return pl.concat(parts).sort("start")
 
 
 def _traced(run: Run) -> Iterator[tuple["_Batch", Sample, slice]]:

@@ -124,10 +124,13 @@ class Run:
         """Each traced batch's number and its spans, in order."""
         files = sorted((self.path / "spans").glob("*.arrow"), key=lambda file: int(file.stem))
         for file in files:
-            try:
-                yield int(file.stem), pl.read_ipc(file)
-            except (pl.exceptions.PolarsError, OSError) as error:
-                raise BadRun(f"cannot read {file}: {error}", "delete that file to go on") from error
+            yield int(file.stem), _spans(file)
+
+    def spans_of(self, sample: Sample) -> pl.DataFrame:
+        """The spans of one sample; none if it was not traced."""
+        file = self.path / "spans" / f"{sample.batch}.arrow"
+        spans = _spans(file) if file.exists() else pl.DataFrame(schema=SPAN_SCHEMA)
+        return spans.filter(pl.col("sample") == sample.index)
 
 
 def read(path: Path) -> Run:
@@ -146,6 +149,13 @@ def read(path: Path) -> Run:
         list(_samples(path / "samples.jsonl")),
         _decode(footer_file, footer_file.read_bytes(), Footer) if footer_file.exists() else None,
     )
+
+
+def _spans(file: Path) -> pl.DataFrame:
+    try:
+        return pl.read_ipc(file)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise BadRun(f"cannot read {file}: {error}", "delete that file to go on") from error
 
 
 def _header(file: Path) -> Header:

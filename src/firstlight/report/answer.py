@@ -50,20 +50,20 @@ def _alone(run: Figures, point: PointFigures, *, explain: bool) -> str:
     if point.parts:
         greatest = max(point.parts, key=lambda part: part.share.value)
         clause += f", of which {greatest.phase} is {percent(greatest.share.value)}"
-    return clause + (_spent(point) if explain else "")
+    return clause + (_spent(point, "the whole") if explain else "")
 
 
 def _many(point: PointFigures) -> str:
     assert point.latency
     took = duration_interval(point.latency.median)
-    return f"with {point.instances} {_together(point)} it takes {took}{_spent(point)}"
+    return f"with {point.instances} {_together(point)} it takes {took}{_spent(point, 'that')}"
 
 
-def _spent(point: PointFigures) -> str:
+def _spent(point: PointFigures, of: str) -> str:
     if not point.causes():
         return ""
     name, share = point.causes()[0]
-    return f", and {percent(share)} of that is {cause(name)}"
+    return f", and {percent(share)} of {of} is {cause(name)}"
 
 
 def _together(point: PointFigures) -> str:

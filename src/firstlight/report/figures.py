@@ -243,7 +243,7 @@ def _parts(samples: Sequence[Sample], breakdown: pl.DataFrame) -> Iterable[Part]
             wall=_median(wall[phase], groups),
             summed=_median(_per_sample(samples, rows, phase, "summed"), groups),
             kernel=kernel / spent,
-            causes=tuple((cause, time / spent) for cause, time in by_cause.iter_rows()),
+            causes=tuple((cause, time / spent) for cause, time in by_cause.iter_rows() if time),
         )
 
 

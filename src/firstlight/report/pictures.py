@@ -136,11 +136,8 @@ def waterfall(run: Figures, point: PointFigures, *, legend: bool) -> Picture:
 
 def programs(run: Run, sample: Sample) -> dict[int, str]:
     """What each process of a sample executed in turn, by its id; its parent's name before that."""
-    spans = next((spans for batch, spans in run.span_batches() if batch == sample.batch), None)
     names: dict[int, str] = {}
-    if spans is None:
-        return names
-    own = spans.filter((pl.col("sample") == sample.index) & pl.col("kind").is_in(["exec", "fork"]))
+    own = run.spans_of(sample).filter(pl.col("kind").is_in(["exec", "fork"]))
     for kind, detail, pid, child in (
         own.sort("start")
         .select(pl.col("kind", "detail").cast(pl.String), "pid", "peer")

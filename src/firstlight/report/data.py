@@ -1,0 +1,112 @@
+"""The figures of runs as plain data, for ``--json``: the keys that docs/schema.md promises.
+
+Durations are integers in ns, shares and ratios are fractions, and an estimate is
+``{"value", "low", "high"}`` with its 95 % interval. What was not measured is null.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from firstlight.claims import judge
+from firstlight.model import Sample
+from firstlight.report import answer, figures
+from firstlight.report.figures import Figures, Part, PointFigures
+from firstlight.stats import Interval
+from firstlight.store import Run
+
+
+def as_json(runs: Sequence[Run]) -> dict[str, Any]:
+    """What the tables show, of all runs together: ``runs`` and ``claims``."""
+    return {
+        "runs": [_run(figures.figures(run)) for run in runs],
+        "claims": [
+            {
+                "id": verdict.id,
+                "claim": verdict.claim,
+                "verdict": verdict.verdict,
+                "figure": verdict.figure,
+                "paper": verdict.paper,
+            }
+            for verdict in judge(runs)
+        ],
+    }
+
+
+def _run(run: Figures) -> dict[str, Any]:
+    header = run.run.header
+    return {
+        "run": header.run,
+        "path": str(run.run.path),
+        "experiment": header.experiment,
+        "question": header.question,
+        "end_point": str(header.end_point),
+        "started": header.started,
+        "revision": header.revision,
+        "seed": header.seed,
+        "cold": header.cold,
+        "environment": header.environment,
+        "answer": answer.answer(run),
+        "warnings": answer.warnings(run),
+        "skipped": [{"point": point, "reason": reason} for point, reason in header.skipped],
+        "points": [_point(point) for point in run.points],
+        "failed": [_failure(sample) for sample in run.run.samples if sample.latency is None],
+    }
+
+
+def _point(point: PointFigures) -> dict[str, Any]:
+    latency = point.latency
+    return {
+        "point": point.point,
+        "series": point.series,
+        "instances": point.instances,
+        "ended": {str(ending): count for ending, count in point.ended.items()},
+        "untraced": latency.count if latency else 0,
+        "traced": point.traced,
+        "traced_with_lost_events": point.lost,
+        "latency_ns": {
+            "median": _ns(latency.median if latency else None),
+            "p95": _ns(latency.p95 if latency else None),
+            "p99": _ns(latency.p99 if latency else None),
+        },
+        "all_ready_ns": _ns(point.all_ready),
+        "lateness_p95_share_of_median": point.late,
+        "traced_over_untraced": _fraction(point.overhead),
+        "phases": [_part(part) for part in point.parts],
+        "causes": [{"cause": cause, "share": share} for cause, share in point.causes()],
+        "steps": [{"step": name, "median_ns": _ns(took)} for name, took in figures.steps(point)],
+    }
+
+
+def _part(part: Part) -> dict[str, Any]:
+    return {
+        "phase": part.phase,
+        "share": _fraction(part.share),
+        "wall_ns": _ns(part.wall),
+        "summed_ns": _ns(part.summed),
+        "kernel_share": part.kernel,
+        "causes": [{"cause": cause, "share": share} for cause, share in part.causes],
+    }
+
+
+def _failure(sample: Sample) -> dict[str, Any]:
+    return {
+        "sample": sample.index,
+        "point": sample.point,
+        "batch": sample.batch,
+        "instance": sample.instance,
+        "traced": sample.traced,
+        "ending": str(sample.ending),
+        "exit_status": sample.exit_status,
+        "error": sample.error,
+        "output": sample.output,
+    }
+
+
+def _ns(interval: Interval | None) -> dict[str, int] | None:
+    if interval is None:
+        return None
+    return {name: round(value) for name, value in vars(interval).items()}
+
+
+def _fraction(interval: Interval | None) -> dict[str, float] | None:
+    return None if interval is None else dict(vars(interval))

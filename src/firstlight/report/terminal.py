@@ -1,0 +1,265 @@
+"""What the verbs show in a terminal, as rich renderables that fit 80 to 120 columns.
+
+Nothing here prints. Cells wrap between an estimate and its interval, and nowhere else.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from firstlight.claims import Verdict
+from firstlight.compare import Comparison, Difference, Side
+from firstlight.host import Check
+from firstlight.model import Ending, Sample
+from firstlight.plots import palette
+from firstlight.report import answer, figures, wording
+from firstlight.report.data import as_json
+from firstlight.report.figures import Figures, Part, PointFigures
+from firstlight.stats import Interval, samples_needed
+from firstlight.store import Run
+
+__all__ = ["as_json", "claims", "comparison", "doctor", "summary"]
+
+MOST_FAILURES = 5
+MOST_CAUSES = 6
+MOST_POINTS = 8
+"""Shares of more points do not fit beside each other."""
+INTERVAL = 11
+"""The width of the bounds of an interval, which then stand below its estimate."""
+_STYLES = {"holds": "green", "does not hold": "red", "not measured": "dim"}
+
+
+def summary(runs: Sequence[Run]) -> RenderableType:
+    """All that one screen or two can hold of some runs."""
+    return Group(*(_run(figures.figures(run)) for run in runs))
+
+
+def _run(run: Figures) -> RenderableType:
+    shown: list[RenderableType] = [
+        Text(f"\n{run.run.header.experiment}: {run.run.header.question}", style="bold"),
+        Text(answer.answer(run)),
+        *(Text(f"! {warning}", style="yellow") for warning in answer.warnings(run)),
+        Text(),
+        _latencies(run),
+    ]
+    explained = [point for point in _ends(run) if point.parts]
+    if len(explained) > 1:
+        shown += [Text(), _shares(explained)]
+    for point in run.lead:
+        if point.parts:
+            shown += [Text(), _parts(point), Text(), _causes(point)]
+    failed = [sample for sample in run.run.samples if sample.latency is None]
+    if failed:
+        shown += [Text(), _failures(failed)]
+    if run.run.header.skipped:
+        shown += [Text("\nnot run here", style="bold")]
+        shown += [Text(f"{point}: {reason}") for point, reason in run.run.header.skipped]
+    return Group(*shown)
+
+
+def _ends(run: Figures) -> list[PointFigures]:
+    points = [point for series in run.series for point in run.ends(series)]
+    if len(points) > MOST_POINTS:
+        points = [point for series in run.series for point in run.ends(series)[-1:]]
+    return points[:MOST_POINTS]
+
+
+def _table(title: str = "") -> Table:
+    return Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="dim",
+    )
+
+
+def _latencies(run: Figures) -> Table:
+    table = _table(f"latency to {run.end_point}, untraced, with 95 % intervals")
+    table.padding = (0, 1, 0, 0)
+    table.add_column("")
+    table.add_column("n", justify="right", no_wrap=True)
+    for name in ("median", "P95", "P99"):
+        table.add_column(name, justify="right", min_width=INTERVAL)
+    for name, least in (("all ready", 7), ("failed", 6), ("traced", 6)):
+        table.add_column(name, justify="right", min_width=least)
+    for point in run.points:
+        latency = point.latency
+        broken = point.ended[Ending.FAILED] + point.ended[Ending.HUNG]
+        table.add_row(
+            point.series,
+            str(point.instances),
+            _interval(latency.median) if latency else Text("–", style="dim"),
+            _tail(point, 0.95),
+            _tail(point, 0.99),
+            _kept(wording.duration(point.all_ready.value)) if point.all_ready else "–",
+            Text(str(broken), style="red" if broken else "dim"),
+            _kept(f"×{point.overhead.value:.2f}") if point.overhead else "–",
+        )
+    return table
+
+
+def _tail(point: PointFigures, quantile: float) -> Text:
+    if point.latency is None:
+        return Text("–", style="dim")
+    found = point.latency.p95 if quantile == 0.95 else point.latency.p99
+    if found:
+        return _interval(found)
+    missing = _kept(f"{point.latency.count} of {samples_needed(quantile)}")
+    missing.stylize("dim")
+    return missing
+
+
+def _shares(points: Sequence[PointFigures]) -> Table:
+    table = _table("share of a start by phase, traced")
+    table.add_column("", no_wrap=True)
+    for point in points:
+        table.add_column(point.name, justify="right")
+    names = figures.in_order({p.phase for point in points for p in point.parts if p.seen})
+    for name in names:
+        table.add_row(_phase(name), *(_share(point, name) for point in points))
+    return table
+
+
+def _share(point: PointFigures, phase: str) -> Text:
+    part = next((part for part in point.parts if part.phase == phase and part.seen), None)
+    return _kept(wording.percent(part.share.value)) if part else Text("–", style="dim")
+
+
+def _parts(point: PointFigures) -> Table:
+    table = _table(f"{point.name}: phases of {point.traced} traced starts")
+    table.add_column("phase", no_wrap=True)
+    table.add_column("share", no_wrap=True)
+    for name, least in (("wall", 7), ("summed", 7), ("in kernel", 6)):
+        table.add_column(name, justify="right", min_width=least)
+    table.add_column("mostly")
+    for part in point.parts:
+        if part.seen:
+            table.add_row(
+                _phase(part.phase),
+                wording.percent_interval(part.share),
+                _kept(wording.duration(part.wall.value)),
+                _kept(wording.duration(part.summed.value)),
+                _kept(wording.percent(part.kernel)),
+                _mostly(part),
+            )
+    return table
+
+
+def _mostly(part: Part) -> Text:
+    """The greatest cause, cut at the edge: the table below has it whole."""
+    words = " ".join((wording.percent(part.causes[0][1]), part.causes[0][0])) if part.causes else ""
+    return Text(words, no_wrap=True, overflow="ellipsis")
+
+
+def _causes(point: PointFigures) -> Table:
+    table = _table(f"{point.name}: what the time was spent on")
+    table.add_column("share", justify="right", no_wrap=True)
+    table.add_column("cause", overflow="fold")
+    table.add_column("mostly in", no_wrap=True)
+    for cause, share in point.causes()[:MOST_CAUSES]:
+        where = max(
+            point.parts, key=lambda part: part.share.value * dict(part.causes).get(cause, 0.0)
+        )
+        colour = palette.CAUSES[palette.cause_class(cause)]
+        table.add_row(
+            wording.percent(share), Text.assemble(("█ ", colour), cause), _phase(where.phase)
+        )
+    return table
+
+
+def _failures(failed: Sequence[Sample]) -> Table:
+    table = _table("starts that failed or hung")
+    for name in ("start", "", "what it said"):
+        table.add_column(name, overflow="fold")
+    for sample in failed[:MOST_FAILURES]:
+        setting = ", ".join(f"{axis} {value}" for axis, value in sample.point.items())
+        said = "\n".join(filter(None, (sample.error, sample.output.strip())))
+        table.add_row(f"{setting}, batch {sample.batch}", str(sample.ending), Text(said))
+    if len(failed) > MOST_FAILURES:
+        table.add_row(f"and {len(failed) - MOST_FAILURES} more", "", "see samples.jsonl")
+    return table
+
+
+def claims(verdicts: Sequence[Verdict]) -> RenderableType:
+    """The claims that were measured, with figures; under them the others, with the reason."""
+    table = _table()
+    for name in ("", "claim", "verdict", "here", "paper"):
+        table.add_column(name, overflow="fold")
+    table.columns[2].no_wrap = True
+    for verdict in sorted(verdicts, key=lambda one: one.verdict == "not measured"):
+        style = _STYLES[verdict.verdict]
+        table.add_row(
+            verdict.id,
+            verdict.claim,
+            Text(verdict.verdict, style=style),
+            verdict.figure,
+            verdict.paper,
+            style="dim" if verdict.verdict == "not measured" else "",
+            end_section=True,
+        )
+    return table
+
+
+def comparison(result: Comparison) -> RenderableType:
+    """Each point of both runs, and whether B is slower."""
+    table = _table("B over A: medians of untraced starts, with 95 % intervals")
+    table.add_column("", overflow="fold")
+    for name in ("A", "B", "B ÷ A", "p"):
+        table.add_column(name, justify="right")
+    table.add_column("", no_wrap=True)
+    for one in result.differences:
+        setting = ", ".join(f"{axis} {value}" for axis, value in one.point.items())
+        table.add_row(
+            setting,
+            _side(one.a),
+            _side(one.b),
+            wording.ratio_interval(one.ratio) if one.ratio else "–",
+            f"{one.p:.3f}" if one.p is not None else "–",
+            _news(one),
+        )
+    warnings = (Text(f"! {warning}", style="yellow") for warning in result.warnings)
+    return Group(table, *warnings)
+
+
+def _side(side: Side) -> Text:
+    failed = f" {side.failed} of {side.starts} failed" if side.failed else ""
+    return Text.assemble(_interval(side.median) if side.median else "–", (failed, "red"))
+
+
+def _news(difference: Difference) -> Text:
+    if difference.regression:
+        return Text("slower", style="bold red")
+    return Text("faster", style="green") if difference.improvement else Text("alike", style="dim")
+
+
+def doctor(checks: Iterable[Check], experiments: Mapping[str, Sequence[str]]) -> RenderableType:
+    """What was looked at, and which experiments can run."""
+    table = _table("this machine")
+    for check in checks:
+        mark = {True: ("✓", "green"), False: ("✗", "red"), None: ("!", "yellow")}[check.ok]
+        hint = Text(f"\n{check.hint}", style="yellow") if check.hint and not check.ok else ""
+        table.add_row(Text(*mark), check.name, Text.assemble(check.fact, hint))
+    runnable = _table("\nexperiments")
+    for name, reasons in experiments.items():
+        mark = ("!", "yellow") if reasons else ("✓", "green")
+        runnable.add_row(Text(*mark), name, "\n".join(reasons) or "can run whole")
+    return Group(Padding(table, 0), runnable)
+
+
+def _phase(name: str) -> Text:
+    return Text.assemble(("█ ", palette.part(name)), name)
+
+
+def _interval(interval: Interval) -> Text:
+    value, _, bounds = wording.duration_interval(interval).partition(" (")
+    return Text.assemble(_kept(value), " (", _kept(bounds))
+
+
+def _kept(words: str) -> Text:
+    return Text(words.replace(" ", "\N{NO-BREAK SPACE}"))
