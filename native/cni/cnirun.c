@@ -268,10 +268,25 @@ static char *execute(const struct request *request, const struct plugin *plugin,
 	return NULL;
 }
 
+/* Plugins of before 0.3.1 leave the version out: then it is the network's. */
+static char *with_version(const struct request *request, char *result)
+{
+	const char *rest = result ? result + strspn(result, " \t\r\n") : NULL;
+	char *whole = NULL;
+	if (!rest || *rest != '{' || !json_end(rest) || json_member(rest, "cniVersion"))
+		return result;
+	rest += 1 + strspn(rest + 1, " \t\r\n");
+	if (asprintf(&whole, "{\"cniVersion\":\"%s\"%s%s", request->version, *rest == '}' ? "" : ",",
+		     rest) < 0)
+		return result;
+	free(result);
+	return whole;
+}
+
 static int check_result(const struct request *request, const struct plugin *plugin,
 			const char *result)
 {
-	char version[32] = "missing";
+	char version[32] = "";
 	const char *end = json_end(result), *stated;
 	const char *name = base(plugin->path);
 	if (!result[strspn(result, " \t\r\n")])
@@ -302,7 +317,7 @@ static int add(struct request *request)
 		char *result = execute(request, plugin, "ADD", request->result);
 		plugin->end = now();
 		free(request->result);
-		request->result = result;
+		request->result = result = with_version(request, result);
 		if (!result || check_result(request, plugin, result)) {
 			free(request->result);
 			request->result = NULL;
@@ -316,7 +331,7 @@ static int add(struct request *request)
 static int del(struct request *request, bool after_failure)
 {
 	int bad = 0;
-	const char *previous = strcmp(request->version, "0.3.1") ? request->result : NULL;
+	const char *previous = strncmp(request->version, "0.3.", 4) ? request->result : NULL;
 	request->variables[0] = "CNI_COMMAND=DEL";
 	for (size_t i = request->count; i-- > 0 && !(bad && !after_failure);) {
 		request->plugins[i].start = now();

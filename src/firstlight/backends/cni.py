@@ -8,6 +8,7 @@ The end point is that the operation returned. The step ``packet`` is the first p
 the gateway and back.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from pyroute2 import IPRoute, NetlinkError
 
-from firstlight.backends import Command, Place, native
+from firstlight.backends import Command, Place, cni_services, native
 from firstlight.backends.network import private_names
 from firstlight.cni import known
 from firstlight.cni.conf import Json, Network, execution
@@ -62,12 +63,14 @@ class Cni:
         return f"{self.name}: {about.about}" if about.about else None
 
     def probe(self) -> None:
-        """Its configuration must be good, and its plugins must be here."""
+        """Its configuration must be good, and its plugins and their daemon must be here."""
         if os.geteuid() != 0:
             raise Unsupported("setting networks up needs root", "run it with sudo")
         network, about = known.find(self.conf)
         for kind in _kinds(network):
             find(kind, known.path(about))
+        if about.service:
+            cni_services.probe(about.service)
 
     @contextmanager
     def prepared(self, point: Point, instances: int, place: Place) -> Iterator[list[Command]]:
@@ -85,6 +88,7 @@ class Cni:
             base.mkdir()
             cleanup.callback(shutil.rmtree, base)
             cleanup.enter_context(_host(about, base))
+            cleanup.enter_context(cni_services.running(about, place))
             pods = _Pods(network, about, base, place)
             cleanup.callback(pods.clear)
             [warm] = pods.make("warm", 1)
@@ -140,7 +144,8 @@ class _Pods:
 
     def _request(self, pod: str) -> str:
         args = self.about.args.format(pod=pod)
-        attachment = Attachment(f"{self.place.run}-{pod}", str(_NAMES / pod), _INTERFACE, args)
+        container = hashlib.sha256(f"{self.place.run}-{pod}".encode()).hexdigest()
+        attachment = Attachment(container, str(_NAMES / pod), _INTERFACE, args)
         variables = self.place.environment | attachment.call.environment("", known.path(self.about))
         del variables["CNI_COMMAND"]
         lines = [

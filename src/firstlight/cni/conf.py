@@ -9,7 +9,7 @@ from typing import Any
 
 from firstlight.errors import FirstlightError
 
-VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
+VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 """The specification's versions that this runtime speaks, oldest first."""
 
 Json = dict[str, Any]

@@ -8,6 +8,8 @@ A list of ours says what firstlight must know of it under its key ``firstlight``
     private   more directories whose content only the run sees
     packet    where the first packet goes: "gateway", or an IPv4 address
     args      CNI_ARGS; {pod} is the pod's name
+    service   the daemon that must answer, by its name in backends/cni_services.py
+    keys      what its database holds at first, by key
     profile   the binary that this stands in for: same operations, but not the product
 """
 
@@ -16,7 +18,7 @@ import sys
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -38,6 +40,8 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     private: tuple[str, ...] = ()
     packet: str = "gateway"
     args: str = ""
+    service: str = ""
+    keys: Mapping[str, Any] = {}
     profile: str = ""
 
 

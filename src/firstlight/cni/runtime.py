@@ -192,10 +192,11 @@ class Runtime:
         call = f"plugin {plugin['type']} ADD"
         if result is None:
             raise PluginError(call, "printed no result")
-        if result.get("cniVersion") != network.version:
+        result = {"cniVersion": network.version, **result}  # which plugins before 0.3.1 leave out
+        if result["cniVersion"] != network.version:
             raise PluginError(
                 call,
-                f"its result is of CNI version {json.dumps(result.get('cniVersion'))}",
+                f"its result is of CNI version {json.dumps(result['cniVersion'])}",
                 hint=f"the network {network.name} is of version {network.version}",
             )
         return result

@@ -83,7 +83,7 @@ def calls(directory: Path) -> list[dict[str, Any]]:
     """What the recording plugins were given, but for the pod that warms up."""
     lines = (directory / "record").read_text().splitlines()
     every: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    return [call for call in every if not call["env"]["CNI_CONTAINERID"].endswith("warm0")]
+    return [call for call in every if not call["env"]["CNI_NETNS"].endswith("/warm0")]
 
 
 @pytest.fixture

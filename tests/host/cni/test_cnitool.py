@@ -59,7 +59,7 @@ def comparable(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_plugins_are_given_what_cnitool_gives_them(bench: Bench, version: str) -> None:
     plugins = [{"type": "one", "capabilities": {"mac": True}, "mtu": 1400}, {"type": "two"}]
     text = json.dumps({"cniVersion": version, "name": "net", "plugins": plugins})
-    commands = ["add", *(["check"] if version != "0.3.1" else []), "del"]
+    commands = ["add", *(["check"] if not version.startswith("0.3.") else []), "del"]
     expected = comparable(reference(bench, text, *commands))
     container = expected[0]["env"]["CNI_CONTAINERID"]
     pod = Attachment(container, "/proc/self/ns/net", "eth0", "A=b;C=d", CAPABILITIES)

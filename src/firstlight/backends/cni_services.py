@@ -1,0 +1,140 @@
+"""The daemons that some CNI plugins ask: started for one batch, inside the run's own network.
+
+Their data is on a real disk, below /var/tmp, because waiting for it is a part of what they cost.
+"""
+
+import base64
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from firstlight.backends import Place
+from firstlight.cni import weaver
+from firstlight.cni.known import About
+from firstlight.errors import Failed, Unsupported
+
+_READY_SECONDS = 30.0
+_ETCD = "http://127.0.0.1:2379"
+
+
+@dataclass(frozen=True)
+class Service:
+    """A daemon: the program it needs and its package, and how it is run."""
+
+    program: str
+    package: str
+    run: Callable[[About, Path, Place], AbstractContextManager[None]]
+
+
+def probe(name: str) -> None:
+    """Raise Unsupported if the daemon is not installed."""
+    service = SERVICES[name]
+    if not shutil.which(service.program):
+        raise Unsupported(
+            f"{service.program}, which the plugin asks, is not installed",
+            f"apt-get install {service.package}",
+        )
+
+
+@contextmanager
+def running(about: About, place: Place) -> Iterator[None]:
+    """The daemon of a network, if it has one, ready to answer; afterwards nothing of it is left."""
+    if not about.service:
+        yield
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix=f"firstlight-{place.run}-", dir="/var/tmp") as disk,
+        SERVICES[about.service].run(about, Path(disk), place),
+    ):
+        yield
+
+
+@contextmanager
+def _daemon(
+    argv: tuple[str, ...], place: Place, log: Path, is_ready: Callable[[], bool]
+) -> Iterator[None]:
+    """A process that dies with us; entered when it answers. Raises Failed with its last words."""
+    with log.open("wb") as output, subprocess.Popen(
+        ("setpriv", "--pdeathsig", "KILL", *argv),
+        env=place.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+    ) as process:  # fmt: skip
+        try:
+            deadline = time.monotonic() + _READY_SECONDS
+            while not is_ready():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    words = log.read_text(errors="replace")[-400:].strip()
+                    raise Failed(f"{argv[0]} does not answer: {words or 'it said nothing'}")
+                time.sleep(0.01)
+            yield
+        finally:
+            process.kill()
+
+
+def _listens(address: tuple[str, int]) -> bool:
+    with socket.socket() as probe_socket:
+        return probe_socket.connect_ex(address) == 0
+
+
+@contextmanager
+def _etcd(about: About, disk: Path, place: Place) -> Iterator[None]:
+    """etcd with the keys that the configuration names, on its usual port."""
+    argv = (
+        "etcd", "--data-dir", str(disk / "etcd"), "--log-level", "error",
+        "--listen-client-urls", _ETCD, "--advertise-client-urls", _ETCD,
+        "--listen-peer-urls", "http://127.0.0.1:2380",
+        "--initial-advertise-peer-urls", "http://127.0.0.1:2380",
+        "--initial-cluster", "default=http://127.0.0.1:2380",
+    )  # fmt: skip
+    with _daemon(argv, place, disk / "log", _etcd_is_healthy):
+        for key, value in about.keys.items():
+            _put(key, value)
+        yield
+
+
+def _etcd_is_healthy() -> bool:
+    try:
+        with urllib.request.urlopen(f"{_ETCD}/health", timeout=5) as answer:  # noqa: S310
+            return bool(json.load(answer).get("health") == "true")
+    except (OSError, ValueError):
+        return False
+
+
+def _put(key: str, value: Mapping[str, Any]) -> None:
+    pair = {"key": key.encode(), "value": json.dumps(value).encode()}
+    body = {name: base64.b64encode(part).decode() for name, part in pair.items()}
+    request = urllib.request.Request(f"{_ETCD}/v3/kv/put", json.dumps(body).encode())  # noqa: S310
+    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+        answer.read()
+
+
+@contextmanager
+def _weaver(_: About, disk: Path, place: Place) -> Iterator[None]:
+    """The bridge ``weave`` with its address, and the server that gives pods theirs."""
+    argv = (sys.executable, "-m", weaver.__name__, str(disk / "addresses"))
+    with IPRoute() as netlink:
+        netlink.link("add", ifname="weave", kind="bridge", mtu=1376)
+        [index] = netlink.link_lookup(ifname="weave")
+        netlink.addr("add", index=index, address=str(weaver.BRIDGE),
+                     prefixlen=weaver.NETWORK.prefixlen)  # fmt: skip
+        netlink.link("set", index=index, state="up")
+    with _daemon(argv, place, disk / "log", lambda: _listens(weaver.ADDRESS)):
+        yield
+
+
+SERVICES = {
+    "etcd": Service("etcd", "etcd-server", _etcd),
+    "weaver": Service(sys.executable, "python3", _weaver),
+}
+"""Every daemon that a configuration may name under ``service``."""
