@@ -2,8 +2,8 @@
 
 A rule is matched against ``CALL DETAIL``, the words of a call's span; the first that matches names
 the phase. A call that matches none is neutral: its time goes with what surrounds it. Calls that
-only ask are neutral too (which capabilities are there, what is mounted): one asks for the sake of
-other work.
+only ask are neutral too (which capabilities are there, what is mounted, which control group is
+one's own): one asks for the sake of other work.
 """
 
 import re
@@ -35,6 +35,8 @@ _RUNTIME = (
     r"\w+ (/sys/kernel/mm/transparent_hugepage/|sysfs:hpage_pmd_size)",
     r"\w+ \S*(\.pyc?|__pycache__|site-packages|pyvenv\.cfg|/python3)\b",
 )
+# Go's run-time asks for its own limit when it starts, with its control group from /proc.
+_LIMIT_ASKED = r"(openat|close|p?read(64)?) \S*\bcpu\.(cfs_quota_us|cfs_period_us|max)$"
 _STREAM = r"(pipe:|socket:unix|anon:|pidfs:)"
 
 PHASES = (
@@ -58,8 +60,7 @@ PHASES = (
     Phase("netns.name", "a network namespace gets its name: a file and a mount below /run/netns",
           (r"(mount|umount2|mkdir|mkdirat|unlink|unlinkat) (/var)?/run/netns",)),
     Phase("cgroup", "control groups are made, limited and entered",
-          (r"(?!statfs)\w+ /sys/fs/cgroup", r"\w+ cgroup2?:",
-           r"\w+ (/proc/[^/]+/cgroup|proc:cgroup)\b",
+          (rf"(?!statfs|{_LIMIT_ASKED})\w+ /sys/fs/cgroup", rf"(?!{_LIMIT_ASKED})\w+ cgroup2?:",
            r"openat2 \S*(cgroup\.|cpu|memory|pids|devices|blkio|io\.|freezer|hugetlb|systemd)",
            r"bpf (PROG_LOAD|PROG_ATTACH|PROG_QUERY)$")),
     Phase("security", "privileges are dropped: capabilities, no_new_privs, seccomp, keyrings, "
