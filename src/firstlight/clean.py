@@ -25,7 +25,7 @@ from pyroute2 import netns
 from firstlight import cgroups
 from firstlight.backends.oci import unmount_below
 from firstlight.errors import Failed, FirstlightError, Unsupported
-from firstlight.place import STATE
+from firstlight.place import DISK, STATE
 
 _PROC = Path("/proc")
 _NAMED = Path("/run/netns")
@@ -76,8 +76,10 @@ def leftovers() -> list[Leftover]:
         *_loop_devices(runs),
         *_named_namespaces(dead),
         *(
-            Leftover("directory", str(STATE / run), partial(_remove_directory, STATE / run))
+            Leftover("directory", str(base / run), partial(_remove_directory, base / run))
+            for base in (DISK, STATE)  # a run is known by its directory in the latter
             for run in sorted(dead)
+            if (base / run).exists()
         ),
     ]
 

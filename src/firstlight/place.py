@@ -18,18 +18,20 @@ from firstlight.backends import Place
 from firstlight.errors import Unsupported
 
 STATE = Path("/run/firstlight")
+DISK = Path("/var/tmp/firstlight")  # noqa: S108 - a directory a run below it, root's alone
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
-_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
-def isolated(run: str) -> Iterator[Place]:
-    """Move this thread into new network and mount namespaces; yields a tmpfs to work in.
+def isolated(run: str, *, on_disk: bool = False) -> Iterator[Place]:
+    """Move this thread into new network and mount namespaces; yields a directory to work in.
 
-    The process stays there: what it starts later is inside too. Raises Unsupported.
+    It is a tmpfs, or ``on_disk``, where dropping the page cache makes it cold. The process stays
+    in the namespaces: what it starts later is inside too. Raises Unsupported.
     """
-    state = STATE / run
+    state, disk = STATE / run, DISK / run
     if os.geteuid() != 0:
         raise Unsupported("measuring needs root", "run it with sudo")
     owner = f"{os.getpid()} {start_time(os.getpid())}"
@@ -42,7 +44,11 @@ def isolated(run: str) -> Iterator[Place]:
             netlink.link("set", index=1, state="up")
         work = state / "work"
         work.mkdir()
-        _mount("tmpfs", str(work), "tmpfs", 0)
+        if on_disk:
+            disk.mkdir(mode=0o700, parents=True)
+            _mount(str(disk), str(work), None, _MS_BIND)
+        else:
+            _mount("tmpfs", str(work), "tmpfs", 0)
         environment = {
             "PATH": os.environ.get("PATH", os.defpath),
             "FIRSTLIGHT_RUN": run,
@@ -52,7 +58,8 @@ def isolated(run: str) -> Iterator[Place]:
     finally:
         cgroups.remove(cgroups.name(run))
         _libc.umount2(os.fsencode(state / "work"), 2)
-        shutil.rmtree(state, ignore_errors=True)
+        for directory in (disk, state):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def start_time(pid: int) -> str:

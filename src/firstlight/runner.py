@@ -150,7 +150,7 @@ class _Lab:
 
     def __enter__(self) -> "_Lab":
         with ExitStack() as stack:
-            self._place = stack.enter_context(isolated(self._name))
+            self._place = stack.enter_context(isolated(self._name, on_disk=self._plan.cold))
             self._generator = stack.enter_context(Generator())
             if self._plan.traced:
                 self._tracer = stack.enter_context(bpf.Tracer(self._generator.pid))
