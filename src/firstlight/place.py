@@ -79,5 +79,5 @@ def unshare(flags: int) -> None:
 def _mount(source: str | None, target: str, kind: str | None, flags: int) -> None:
     words = [None if word is None else os.fsencode(word) for word in (source, target, kind)]
     if _libc.mount(*words, ctypes.c_ulong(flags), None):
-        raise Unsupported(f"cannot mount {kind or '/'} at {target}: "
-                          f"{os.strerror(ctypes.get_errno())}", "run it with CAP_SYS_ADMIN")  # fmt: skip
+        reason = os.strerror(ctypes.get_errno())
+        raise Unsupported(f"cannot mount {kind or '/'} at {target}: {reason}", "run it as root")
