@@ -9,8 +9,15 @@
  *            LOOK comes with a network namespace
  *   answer   struct answer; that of MAKE comes with the new network namespace
  *
- * While a script runs, the namespace is descriptor NAMESPACE, for IFLA_NET_NS_FD. The digest is an
- * FNV-1a hash of all that the DUMP and READ actions saw, without what changes by itself.
+ * While a script runs, the namespace is descriptor NAMESPACE, for IFLA_NET_NS_FD.
+ *
+ *   ASK, ASK_HOST  a netlink request in the namespace, or to the host's
+ *   ABSENT         a request to the host's netfilter that must answer ENOENT
+ *   WRITE          path NUL text NUL
+ *   READ           path NUL
+ *   COUNTS         path NUL; of a sockstat file, the counts that are the namespace's own
+ *
+ * The digest is an FNV-1a hash of all that was dumped and read, without what changes by itself.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -18,6 +25,7 @@
 #include <linux/rtnetlink.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,9 +36,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { CONTROL = 3, NAMESPACE = 9, SCRIPT_MAX = 16384, HELD = 10 };
+enum { CONTROL = 3, NAMESPACE = 9, SCRIPT_MAX = 16384 };
 enum verb { MAKE = 1, LOOK = 2, HOST = 3 };
-enum kind { ASK_HOST = 1, ASK = 2, WRITE = 3, DUMP = 4, READ = 5 };
+enum kind { ASK_HOST = 1, ASK = 2, WRITE = 3, READ = 4, COUNTS = 5, ABSENT = 6 };
 
 struct request {
 	uint32_t verb, actions;
@@ -42,12 +50,17 @@ struct action {
 	uint32_t size;
 };
 
+struct sockets {
+	int route, netfilter;
+};
+
 struct answer {
 	uint64_t id, digest;
 	int32_t error, action; /* errno of the action that failed, or -1 where it was none */
 };
 
 static int host_namespace = -1;
+static struct sockets host;
 
 _Noreturn static void die(const char *what)
 {
@@ -83,19 +96,31 @@ static int netlink_open(int family)
 	return opened;
 }
 
-/* Neighbours carry the ages of their entries; nothing else that is dumped does. */
+/* What changes by itself: the ages of neighbours, the kernel's own neighbours, and that the
+ * carrier of a link comes up a while after the link. */
 static void digest_message(uint64_t *digest, const struct nlmsghdr *message)
 {
 	const char *body = NLMSG_DATA(message);
 	size_t size = message->nlmsg_len - NLMSG_LENGTH(0);
-	digest_add(digest, &message->nlmsg_type, sizeof message->nlmsg_type);
+	struct ndmsg neighbour;
+	struct rtmsg route;
+	if (message->nlmsg_type == RTM_NEWROUTE) {
+		memcpy(&route, body, sizeof route);
+		route.rtm_flags &= ~(unsigned)(RTNH_F_LINKDOWN | RTNH_F_DEAD);
+		digest_add(digest, &route, sizeof route);
+		digest_add(digest, body + sizeof route, size - sizeof route);
+		return;
+	}
 	if (message->nlmsg_type != RTM_NEWNEIGH) {
 		digest_add(digest, body, size);
 		return;
 	}
-	digest_add(digest, body, sizeof(struct ndmsg));
-	size_t left = size - sizeof(struct ndmsg);
-	for (struct rtattr *part = (void *)(body + NLMSG_ALIGN(sizeof(struct ndmsg)));
+	memcpy(&neighbour, body, sizeof neighbour);
+	if (neighbour.ndm_state & NUD_NOARP)
+		return;
+	digest_add(digest, &neighbour, sizeof neighbour);
+	size_t left = size - sizeof neighbour;
+	for (struct rtattr *part = (void *)(body + NLMSG_ALIGN(sizeof neighbour));
 			RTA_OK(part, left); part = RTA_NEXT(part, left))
 		if (part->rta_type != NDA_CACHEINFO && part->rta_type != NDA_PROBES)
 			digest_add(digest, part, part->rta_len);
@@ -149,42 +174,63 @@ static int read_file(const char *path, uint64_t *digest)
 	return length < 0 ? -1 : 0;
 }
 
-/* Sockets are kept over a script: those of the host for good. */
-static int act(const struct action *action, const char *bytes, int inside[HELD], uint64_t *digest)
+/* Of "TCP: inuse 0 orphan 0 tw 0 alloc 1 mem 0", what counts one namespace and not all. "used" has
+ * our own netlink sockets in it, for a grace period after they were closed. */
+static int read_counts(const char *path, uint64_t *digest)
 {
-	static int host[HELD] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
-	static const int families[HELD] = {NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_NETFILTER};
-	int *held = action->kind == ASK_HOST ? host : inside, slot = 0;
-	if (action->kind == WRITE || action->kind == READ) {
-		const char *value = memchr(bytes, 0, action->size);
-		if (!value || bytes[action->size - 1])
-			return errno = EPROTO, -1;
-		return action->kind == READ ? read_file(bytes, digest)
-					    : write_file(bytes, value + 1);
-	}
-	while (slot < 3 && families[slot] != action->family)
-		slot++;
-	if (slot == 3)
-		return errno = EPROTO, -1;
-	if (held[slot] < 0)
-		held[slot] = netlink_open(action->family);
-	return held[slot] < 0 ? -1 : ask(held[slot], bytes, action->size, digest);
+	char text[1024], *rest = text;
+	int file FILE_SCOPE = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t length = file < 0 ? -1 : read(file, text, sizeof text - 1);
+	if (length < 0)
+		return -1;
+	text[length] = 0;
+	for (char *word; (word = strtok_r(rest, " \n", &rest));)
+		if (!strcmp(word, "inuse") || !strcmp(word, "tw")) {
+			const char *count = strtok_r(rest, " \n", &rest);
+			if (count)
+				digest_add(digest, count, strlen(count) + 1);
+		}
+	return 0;
 }
 
-static int open_host_sockets(void)
+static int ask_family(struct sockets *sockets, const struct action *action, const char *bytes,
+		      uint64_t *digest)
 {
-	/* Those of the host must be opened while we are in it. */
-	struct action nothing = {.kind = ASK_HOST, .family = NETLINK_ROUTE};
-	struct nlmsghdr noop = {.nlmsg_len = sizeof noop, .nlmsg_type = NLMSG_NOOP,
-				.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK};
-	uint64_t digest = 0;
-	nothing.size = sizeof noop;
-	return act(&nothing, (char *)&noop, NULL, &digest);
+	int *socket = action->family == NETLINK_ROUTE ? &sockets->route : &sockets->netfilter;
+	if (action->family != NETLINK_ROUTE && action->family != NETLINK_NETFILTER)
+		return errno = EPROTO, -1;
+	if (*socket < 0)
+		*socket = netlink_open(action->family);
+	return *socket < 0 ? -1 : ask(*socket, bytes, action->size, digest);
+}
+
+static int act(const struct action *action, const char *bytes, struct sockets *inside,
+	       uint64_t *digest)
+{
+	const char *value = memchr(bytes, 0, action->size);
+	bool text = value && !bytes[action->size - 1];
+	if (action->kind == ASK_HOST)
+		return ask_family(&host, action, bytes, digest);
+	if (action->kind == ASK)
+		return ask_family(inside, action, bytes, digest);
+	if (action->kind == ABSENT && ask_family(&host, action, bytes, digest) == 0)
+		return errno = EEXIST, -1;
+	if (action->kind == ABSENT)
+		return errno == ENOENT ? 0 : -1;
+	if (action->kind == WRITE && text)
+		return write_file(bytes, value + 1);
+	if (action->kind == READ && text)
+		return read_file(bytes, digest);
+	if (action->kind == COUNTS && text)
+		return read_counts(bytes, digest);
+	errno = EPROTO;
+	return -1;
 }
 
 static int run(const struct request *request, const char *at, const char *end, struct answer *answer)
 {
-	int inside[HELD] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1}, failed = 0;
+	struct sockets inside = {-1, -1};
+	int failed = 0;
 	answer->digest = 14695981039346656037ULL;
 	for (uint32_t i = 0; i < request->actions && !failed; i++) {
 		struct action action;
@@ -197,11 +243,11 @@ static int run(const struct request *request, const char *at, const char *end, s
 		uint32_t padded = (action.size + 3) & ~3U;
 		if (!action.size || padded > (size_t)(end - at))
 			return -1;
-		failed = act(&action, at, inside, &answer->digest);
+		failed = act(&action, at, &inside, &answer->digest);
 		at += padded;
 	}
-	for (int slot = 0; slot < HELD; slot++)
-		close_file(&inside[slot]);
+	close_file(&inside.route);
+	close_file(&inside.netfilter);
 	return failed;
 }
 
@@ -293,7 +339,8 @@ int main(void)
 	fcntl(CONTROL, F_SETFD, FD_CLOEXEC);
 	close_range(CONTROL + 1, ~0U, 0);
 	host_namespace = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-	if (host_namespace < 0 || open_host_sockets())
+	host = (struct sockets){netlink_open(NETLINK_ROUTE), netlink_open(NETLINK_NETFILTER)};
+	if (host_namespace < 0 || host.route < 0 || host.netfilter < 0)
 		die("open the host's network");
 	for (;;) {
 		struct iovec part = {script, sizeof script};

@@ -1,24 +1,23 @@
 """The netlink requests that a prepared network needs, as bytes.
 
 They are sent by ``native/spawn_net.c``: encoding one here costs microseconds, and what a script
-asks for is decided in one place. Layouts: linux/rtnetlink.h, linux/if_link.h, linux/inet_diag.h.
+asks for is decided in one place. Layouts: linux/rtnetlink.h, linux/if_link.h, linux/netfilter/nf_tables.h.
 """
 
 from ipaddress import IPv4Address
 from struct import pack
 
-ROUTE, SOCK_DIAG, NETFILTER = 0, 4, 12
+ROUTE, NETFILTER = 0, 12
 
 _REQUEST, _ACK, _EXCL, _CREATE, _DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
 _NEWLINK, _DELLINK, _NEWADDR, _GETADDR = 16, 17, 20, 22
 _NEWROUTE, _GETROUTE, _NEWNEIGH, _GETNEIGH, _GETRULE = 24, 26, 28, 30, 34
-_DIAG_BY_FAMILY = 20
 _UP = 1
-_AF_INET, _AF_INET6, _AF_PACKET = 2, 10, 17
+_AF_INET, _AF_INET6 = 2, 10
 _LINKINFO, _KIND, _DATA, _PEER = 18, 1, 2, 1
 _IFNAME, _MAC, _NS_FD, _AF_SPEC, _MTU = 3, 1, 28, 26, 4
 _ADDR_GEN_MODE, _GEN_NONE = 8, 1
-_NESTED, _GET_CONNECTIONS = 0x8000, 0x101
+_NESTED, _GET_CONNECTIONS, _GET_ELEMENT, _FAMILY_INET = 0x8000, 0x101, 0xA0D, 1
 
 
 def link_up(index: int) -> bytes:
@@ -99,26 +98,25 @@ def neighbour(index: int, value: IPv4Address, mac: bytes) -> bytes:
     return _message(_NEWNEIGH, _ACK | _CREATE | _EXCL, fixed + attributes)
 
 
-def dumps() -> list[tuple[int, bytes]]:
-    """The (netlink family, request) pairs whose answers say what a namespace holds.
+def dumps() -> list[bytes]:
+    """The requests whose answers say how a namespace routes.
 
-    Addresses, routes, rules, neighbours, and the TCP, UDP, raw and packet sockets left in it.
+    Its addresses, routes, rules and neighbours, of all families.
     """
-    routes = [
-        (ROUTE, _message(_GETADDR, _DUMP, pack("=BBBBI", 0, 0, 0, 0, 0))),
-        (ROUTE, _message(_GETROUTE, _DUMP, pack("=BBBBBBBBI", 0, 0, 0, 0, 0, 0, 0, 0, 0))),
-        (ROUTE, _message(_GETRULE, _DUMP, pack("=BBBBBBBBI", 0, 0, 0, 0, 0, 0, 0, 0, 0))),
-        (ROUTE, _message(_GETNEIGH, _DUMP, pack("=BBHiHBB", 0, 0, 0, 0, 0, 0, 0))),
+    return [
+        _message(_GETADDR, _DUMP, pack("=BBBBI", 0, 0, 0, 0, 0)),
+        _message(_GETROUTE, _DUMP, pack("=BBBBBBBBI", 0, 0, 0, 0, 0, 0, 0, 0, 0)),
+        _message(_GETRULE, _DUMP, pack("=BBBBBBBBI", 0, 0, 0, 0, 0, 0, 0, 0, 0)),
+        _message(_GETNEIGH, _DUMP, pack("=BBHiHBB", 0, 0, 0, 0, 0, 0, 0)),
     ]
-    sockets = [
-        pack("=BBBxI48x", family, protocol, 0, 0xFFFFFFFF)
-        for family in (_AF_INET, _AF_INET6)
-        for protocol in (6, 17)
-    ]
-    packets = pack("=BBHIIII", _AF_PACKET, 0, 0, 0, 0, 0, 0)
-    return routes + [
-        (SOCK_DIAG, _message(_DIAG_BY_FAMILY, _DUMP, body)) for body in (*sockets, packets)
-    ]
+
+
+def set_element(table: str, name: str, value: IPv4Address) -> bytes:
+    """Look an address up in a set of an inet table: answered by ENOENT if it is not there."""
+    key = _attribute(_NESTED | 1, _attribute(1, value.packed))
+    elements = _attribute(_NESTED | 3, _attribute(_NESTED | 1, key))
+    names = _attribute(1, table.encode() + b"\0") + _attribute(2, name.encode() + b"\0")
+    return _message(_GET_ELEMENT, _ACK, pack("=BBH", _FAMILY_INET, 0, 0) + names + elements)
 
 
 def connections_from(value: IPv4Address) -> bytes:

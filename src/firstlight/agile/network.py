@@ -25,13 +25,12 @@ from firstlight.agile.helper import Helper
 from firstlight.errors import Failed, Unsupported
 
 _MAKE, _LOOK, _HOST = 1, 2, 3
-_ASK_HOST, _ASK, _WRITE, _READ = 1, 2, 3, 5
+_ASK_HOST, _ASK, _WRITE, _READ, _COUNTS, _ABSENT = 1, 2, 3, 4, 5, 6
 _REQUEST, _ACTION, _ANSWER = Struct("=IIQ"), Struct("=HHI"), Struct("=QQii")
 _NAMESPACE_FD = 9  # NAMESPACE of native/spawn_net.c
 _HOST_MAC, _INSTANCE_MAC = bytes.fromhex("02666c000001"), bytes.fromhex("02666c000002")
 _LOOPBACK, _ETH0 = 1, 2
 _NOTHING_SEEN = 14695981039346656037
-_TRACKED = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 
 _SYSCTLS = {
     "/proc/sys/net/ipv6/conf/all/disable_ipv6": "1",
@@ -39,6 +38,7 @@ _SYSCTLS = {
     "/proc/sys/net/ipv4/ping_group_range": "0 2147483647",
     "/proc/sys/net/ipv4/ip_unprivileged_port_start": "0",
 }
+_SOCKETS = ("/proc/thread-self/net/sockstat", "/proc/thread-self/net/sockstat6")
 _WATCHED = (
     *_SYSCTLS,
     "/proc/sys/net/ipv4/ip_forward",
@@ -51,6 +51,7 @@ _TABLE = """
 table inet {table} {{
   set outbound {{ type ipv4_addr; flags interval; elements = {{ {outbound} }} }}
   set services {{ type inet_proto . inet_service; {services} }}
+  set talked {{ type ipv4_addr; flags dynamic,timeout; timeout 10m; size 65535; }}
   map published {{ type inet_service : ipv4_addr . inet_service; }}
   chain raw {{
     type filter hook prerouting priority raw; policy accept;
@@ -60,7 +61,7 @@ table inet {table} {{
   chain input {{
     type filter hook input priority filter; policy accept;
     iifname "{links}*" ip daddr {gateway} icmp type echo-request accept
-    iifname "{links}*" meta l4proto . th dport @services accept
+    iifname "{links}*" meta l4proto . th dport @services update @talked {{ ip saddr }} accept
     iifname "{links}*" ct state established,related accept
     iifname "{links}*" drop
   }}
@@ -69,7 +70,7 @@ table inet {table} {{
     oifname "{links}*" iifname "{links}*" drop
     iifname "{links}*" ct state established,related accept
     iifname "{links}*" ip saddr != @outbound drop
-    iifname "{links}*" accept
+    iifname "{links}*" update @talked {{ ip saddr }} accept
     oifname "{links}*" ct state established,related accept
     oifname "{links}*" ct status dnat accept
     oifname "{links}*" drop
@@ -167,6 +168,7 @@ class Networks:
         self._serial = 0
         self._helper: Helper | None = None
         self._published: dict[int, IPv4Address] = {}
+        self._suspect: set[IPv4Address] = set()
 
     async def open(self) -> None:
         """Make the host's side. Raises Failed, Unsupported."""
@@ -175,9 +177,9 @@ class Networks:
         self._check_overlap()
         self._helper = Helper("spawn-net", self._heard, self._lost)
         self._look = _script(
-            *(_action(_ASK, family, request) for family, request in netlink.dumps()),
+            *(_route(_ASK, request) for request in netlink.dumps()),
+            *(_action(_COUNTS, 0, path.encode() + b"\0") for path in _SOCKETS),
             *(_action(_READ, 0, path.encode() + b"\0") for path in _WATCHED),
-            *([_action(_READ, 0, os.fsencode(_TRACKED) + b"\0")] if _TRACKED.exists() else []),
         )
         await self._do(
             _HOST,
@@ -205,6 +207,10 @@ class Networks:
         for _ in range(numbers.size):
             number = numbers.take()
             address = self.range[number]
+            if address in self._suspect and await self._is_tracked(address):
+                numbers.give(number)
+                continue
+            self._suspect.discard(address)
             script = self._wiring(number, address)
             try:
                 return await self._make(address, script)
@@ -223,19 +229,25 @@ class Networks:
     async def is_as_new(self, network: Network) -> bool:
         """Whether a namespace, its processes gone, reads as when it was made.
 
-        Its addresses, routes, rules, neighbours, sockets and sysctls, and the connections that
-        the host tracks for it.
+        Its addresses, routes, rules, neighbours, sockets and sysctls; and the host must have
+        tracked no connection of its address. One that is not is suspect when it is discarded.
         """
+        script = self._look
+        if network.address is not None:
+            talked = netlink.set_element(self.table, "talked", network.address)
+            script += _script(_action(_ABSENT, netlink.NETFILTER, talked))
         try:
-            answer = await self._do(_LOOK, self._look, "look", network.descriptor)
+            answer = await self._do(_LOOK, script, "look", network.descriptor)
+            clean = answer.digest == network.digest
         except Failed:
-            return False
-        return answer.digest == network.digest and not await self._has_connections(network)
+            clean = False
+        if not clean and network.address is not None:
+            self._suspect.add(network.address)
+        return clean
 
-    async def _has_connections(self, network: Network) -> bool:
-        if network.address is None or not _TRACKED.exists() or int(_TRACKED.read_text()) == 0:
-            return False
-        request = netlink.connections_from(network.address)
+    async def _is_tracked(self, address: IPv4Address) -> bool:
+        """Whether the host tracks connections of a suspect address; it walks its whole table."""
+        request = netlink.connections_from(address)
         answer = await self._do(
             _HOST, _script(_action(_ASK, netlink.NETFILTER, request)), "list connections"
         )
