@@ -7,6 +7,8 @@ A call that the phase table names is its phase's. The rest follows from its neig
 - An answer goes with its request, and a change of the signal mask with the handlers set before it.
 - After a call that took data in, the time to the next call goes with it: the data is being used.
   A few words are no data: they tell what to do next.
+- In a helper program (iptables, an address plugin) all is the helper's phase, but for what it asks
+  of a daemon.
 - All else, calls that the table leaves neutral included, goes with the next classified call, which
   it prepares.
 
@@ -31,6 +33,7 @@ CODE = {**PHASE, phases.ANSWER: ANSWER, phases.MASK: MASK}
 
 _START, _EXEC, _EXIT = PHASE["process.start"], PHASE["exec"], PHASE["process.exit"]
 _SIGNALS, _UNATTRIBUTED = PHASE["signals"], PHASE[phases.UNATTRIBUTED]
+_DATASTORE = PHASE["datastore"]
 _NEVER = np.iinfo(np.int64).min
 
 
@@ -62,6 +65,24 @@ def charge(calls: Calls, execs: list[int], end: int) -> tuple[Integers, Integers
     used = calls.took[:-1] & (calls.ends[:-1] <= calls.starts[1:]) & ~starting[1:]
     gaps[1:] = np.where(used, codes[:-1], gaps[1:])
     return _with_last_exec(calls, codes, gaps, execs, end)
+
+
+def helped(
+    starts: Integers, codes: Integers, gaps: Integers, programs: list[tuple[int, int]]
+) -> tuple[Integers, Integers]:
+    """As ``charge``, when the process has executed helpers.
+
+    ``programs`` are the time of each execve, in order, and the PHASE that its program serves,
+    NEUTRAL where that is not a helper.
+    """
+    begun = np.array([begin for begin, _ in programs], dtype=np.int64)
+    served = np.array([NEUTRAL, *(phase for _, phase in programs)])
+    purpose = served[np.searchsorted(begun, starts, side="right")]
+    is_other = purpose == NEUTRAL
+    return (
+        np.where(is_other | (codes == _DATASTORE), codes, purpose),
+        np.where(is_other | (gaps == _DATASTORE), gaps, purpose),
+    )
 
 
 def to_itself(spans: pl.DataFrame) -> Flags:

@@ -222,7 +222,7 @@ class _Batch:
         root = threads.setdefault(sample.pid, _Thread(sample.pid, sample.pid))
         threads.pop(root.parent or 0, None)  # the load generator is no part of the instance
         root.parent = None
-        processes = self._processes(threads, rows, end)
+        processes = self._processes(threads, root.pid, rows, end)
         late = _walk(threads, self._last(threads, root, rows, end), begin, end)
         yield root, _lateness(begin, late)
         for thread in threads.values():
@@ -294,10 +294,18 @@ class _Batch:
             codes[at : at + 1] = [_PHASE[phase] for _, phase in edges]
         thread.calls = (np.array(starts), np.array(ends), np.array(codes))
 
-    def _processes(self, threads: dict[int, _Thread], rows: slice, end: int) -> dict[int, _Process]:
+    def _processes(
+        self, threads: dict[int, _Thread], root: int, rows: slice, end: int
+    ) -> dict[int, _Process]:
         execs: dict[int, list[int]] = {}
+        helpers: dict[int, list[tuple[int, int]]] = {}
         for row in (np.flatnonzero(self._kind[rows] == "exec") + rows.start).tolist():
-            execs.setdefault(int(self._pid[row]), []).append(int(self._start[row]))
+            pid, at = int(self._pid[row]), int(self._start[row])
+            execs.setdefault(pid, []).append(at)
+            phase = phases.of_helper(str(self._details[row]))
+            if pid != root and (phase or pid in helpers):
+                code = attribution.NEUTRAL if phase is None else _PHASE[phase]
+                helpers.setdefault(pid, []).append((at, code))
         processes = {}
         for pid in {thread.pid for thread in threads.values()}:
             own = [thread for thread in threads.values() if thread.pid == pid]
@@ -310,6 +318,8 @@ class _Batch:
             took = np.isin(starts, np.concatenate([thread.took for thread in own]))
             calls = attribution.Calls(starts[order], ends[order], codes[order], took[order])
             charged, gaps = attribution.charge(calls, execs.get(pid, []), end)
+            if pid in helpers:
+                charged, gaps = attribution.helped(calls.starts, charged, gaps, helpers[pid])
             processes[pid] = _Process(calls.starts, gaps, int(charged[-1]))
             codes[order] = charged
             edges = np.cumsum([len(thread.calls[0]) for thread in own])[:-1]

@@ -20,11 +20,16 @@ MASK = "mask"
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase, what it is in a sentence, and the rules that put calls into it."""
+    """A phase, what it is in a sentence, and the rules that put calls into it.
+
+    ``helpers`` names programs that a start executes for this alone: their time is the phase's from
+    execve to exit, but for what they ask of a daemon.
+    """
 
     name: str
     meaning: str
     rules: tuple[str, ...] = ()
+    helpers: str = ""
 
 
 # What only a language's run-time and the dynamic linker do: it names their start also where no
@@ -99,7 +104,8 @@ PHASES = (
           (r"\w+ socket:netlink\.route RTM_(NEW|SET)LINK .*\bup\b",)),
     Phase("ipam", "an address is chosen and set",
           (r"\w+ socket:netlink\.route RTM_(NEW|DEL)ADDR", r"\w+ \S*/var/lib/cni/networks",
-           r"\w+ \S*/host-local\b")),
+           r"\w+ \S*/host-local\b"),
+          helpers=r"host-local|static|dhcp|whereabouts|\S+-ipam"),
     Phase("route", "routes, rules, neighbours and forwarding",
           (r"\w+ socket:netlink\.route RTM_(NEW|DEL)(ROUTE|RULE|NEIGH)",
            r"\w+ \S*(/proc/sys/net/ipv[46]/\S*forwarding|ip_forward)",
@@ -109,9 +115,11 @@ PHASES = (
     Phase("link.sysctl", "settings of a link or of its namespace below /proc/sys/net",
           (r"\w+ /proc/sys/net/", r"\w+ proc:(disable_ipv6|accept_dad|accept_ra|dad_transmits)")),
     Phase("firewall", "packet filter and address translation",
-          (r"\w+ socket:netlink\.netfilter", r"\w+ \S*xtables\.lock", r"\w+ \S*/(iptables|nft)\b")),
+          (r"\w+ socket:netlink\.netfilter", r"\w+ \S*xtables\.lock", r"\w+ \S*/(iptables|nft)\b"),
+          helpers=r"(ip6?tables|xtables|ebtables|arptables|ipset|nft)(-\w+)*"),
     Phase("ebpf", "eBPF programs are compiled, loaded and attached",
-          (r"bpf\b", r"\w+ bpf:", r"\w+ socket:netlink\.route RTM_(NEW|DEL)(QDISC|TFILTER)")),
+          (r"bpf\b", r"\w+ bpf:", r"\w+ socket:netlink\.route RTM_(NEW|DEL)(QDISC|TFILTER)"),
+          helpers=r"(clang|llc|bpftool)(-\d+)?|tc"),
     Phase("link.query", "links and addresses are looked up, and what the kernel can do is probed",
           (r"\w+ socket:netlink\.route RTM_GET", r"send\w+ socket:netlink\.route RTM_NEWLINK$",
            r"\w+ /sys/class/net", r"ioctl socket:inet")),
@@ -135,6 +143,7 @@ PHASES = (
 ORDER = tuple(phase.name for phase in PHASES)
 _ANSWER = re.compile(r"recv\w+ socket:netlink")
 _RULES = tuple((re.compile(rule), phase.name) for phase in PHASES for rule in phase.rules)
+_HELPERS = tuple((re.compile(phase.helpers), phase.name) for phase in PHASES if phase.helpers)
 
 
 def classify(call: str, detail: str) -> str | None:
@@ -147,6 +156,12 @@ def classify(call: str, detail: str) -> str | None:
     return next((name for rule, name in _RULES if rule.match(words)), None)
 
 
+def of_helper(program: str) -> str | None:
+    """The phase that a helper program serves, by its path; None if it is not a helper."""
+    name = program.rpartition("/")[2]
+    return next((phase for names, phase in _HELPERS if names.fullmatch(name)), None)
+
+
 def of_call(call: str) -> str:
     """The phase of a call of which only the name is known."""
     return classify(call, "") or UNATTRIBUTED
@@ -156,7 +171,10 @@ def markdown(phases: Iterable[Phase] = PHASES) -> str:
     """The table of docs/phases.md."""
     rows = "".join(
         f"| `{phase.name}` | {phase.meaning} | "
-        + "<br>".join(f"`{rule.replace('|', chr(92) + '|')}`" for rule in phase.rules)
+        + "<br>".join(
+            f"`{rule.replace('|', chr(92) + '|')}`"
+            for rule in (*phase.rules, *([f"execve {phase.helpers}"] if phase.helpers else []))
+        )
         + " |\n"
         for phase in phases
     )
