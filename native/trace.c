@@ -67,9 +67,11 @@ static int write_event(void *context, void *data, size_t size)
 {
 	const struct event *event = data;
 	(void)context;
-	if (size < sizeof(*event) + event->text || fwrite(event, sizeof(*event), 1, heads) != 1 ||
+	if (size < sizeof(*event) + event->text)
+		return -EPROTO;
+	if (fwrite(event, sizeof(*event), 1, heads) != 1 ||
 	    fwrite(event + 1, 1, event->text, texts) != event->text)
-		return -EIO;
+		return errno ? -errno : -EIO;
 	written++;
 	return 0;
 }

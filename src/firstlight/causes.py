@@ -23,33 +23,53 @@ _LOCKING = re.compile(
 _WAITING = re.compile(
     r"schedule|_*wait_for_comm?on|wait_for_completion|_*wait_rcu_gp|synchronize_rcu|rcu_sync|"
     r"rcu_barrier|synchronize_net|exp_funnel|_*synchronize_srcu|io_schedule|bit_wait|_*wait_on_bit|out_of_line|"
-    r"folio_wait|__flush_work|__wait_"
+    r"folio_wait|__folio_lock|__flush_work|__wait_"
 )
-# Which lock a function means, where the kernel does not list the lock's own name.
-_LOCKS = tuple(
-    (re.compile(functions), name)
-    for functions, name in (
-        (r"(rtnl_|rtnetlink_|do_setlink|register_nexthop|unregister_nexthop|register_netdev|"
-         r"default_device|inetdev|inet_rtm|inet6_rtm|dev_change|cleanup_net|netdev_run_todo|"
-         r"ip6_route|addrconf|fib_|devinet)", "rtnl_mutex"),
-        (r"(copy_net_ns|register_pernet|unregister_pernet|net_ns_)", "pernet_ops_rwsem"),
-        (r"(namespace_|do_lock_mount|lock_mount|attach_recursive|path_umount|do_umount|copy_mnt_ns|"
-         r"do_mount|do_move_mount|mnt_|path_mount|m_start|mounts_|do_add_mount|do_loopback|"
-         r"__do_loopback|finish_automount|open_detached|do_new_mount)", "namespace_sem"),
-        (r"(cgroup_attach_lock|cgroup_procs_write|__cgroup_procs|cgroup_css_set_fork|"
-         r"cgroup_threadgroup|copy_process|cgroup_update_dfl)", "cgroup_threadgroup_rwsem"),
-        (r"(cgroup_|cpuset_|proc_cgroup|rebind_subsys|css_)", "cgroup_mutex"),
-        (r"(kernfs_)", "kernfs_rwsem"),
-        (r"(do_vmi|vm_mmap|mmap_|do_user_addr|exc_page|__mm_populate|mprotect|brk|vm_munmap|"
-         r"do_mprotect|lock_mm|lock_vma|dup_mmap|exit_mmap|ksys_mmap)", "mmap_lock"),
-        (r"(pipe_|anon_pipe|fifo_)", "pipe lock"),
-        (r"(unix_|sk_|tcp_|netlink_)", "socket lock"),
-        (r"(lookup_|open_last|path_|filename_|do_mkdir|do_unlink|vfs_|walk_|iterate_dir|chown|"
-         r"notify_change)", "inode rwsem"),
-        (r"(pcpu_|percpu_)", "pcpu_alloc_mutex"),
-        (r"(bpf_|security_|apparmor|audit)", "security lock"),
-    )
-)  # fmt: skip
+_MACHINERY = re.compile(f"{_LOCKING.pattern}|{_WAITING.pattern}")
+# Which lock of a kind a function means, where the kernel does not list the lock's own name.
+_LOCKS = {
+    kind: tuple((re.compile(functions), name) for functions, name in table)
+    for kind, table in {
+        "mutex": (
+            (r"(rtnl_|rtnetlink_|do_setlink|register_nexthop|unregister_nexthop|register_netdev|"
+             r"default_device|inetdev|inet_rtm|inet6_rtm|dev_change|cleanup_net|"
+             r"netdev_run_todo|ip6_route|addrconf|fib_|devinet)", "rtnl_mutex"),
+            (r"(cgroup_|cpuset_|proc_cgroup|rebind_subsys|css_)", "cgroup_mutex"),
+            (r"(pipe_|anon_pipe|fifo_)", "pipe lock"),
+            (r"(pcpu_|percpu_)", "pcpu_alloc_mutex"),
+            (r"shrinker_", "shrinker_mutex"),
+            (r"(bpf_|security_|apparmor|audit)", "security lock"),
+        ),
+        "rwsem": (
+            (r"(copy_net_ns|register_pernet|unregister_pernet|net_ns_)", "pernet_ops_rwsem"),
+            (r"(namespace_|do_lock_mount|lock_mount|attach_recursive|path_umount|do_umount|"
+             r"copy_mnt_ns|do_mount|do_move_mount|mnt_|path_mount|m_start|mounts_|do_add_mount|"
+             r"do_loopback|__do_loopback|finish_automount|open_detached|do_new_mount)",
+             "namespace_sem"),
+            (r"(kernfs_)", "kernfs_rwsem"),
+            (r"(unlink_file_vma|vma_prepare|vma_link|i_mmap_)", "i_mmap_rwsem"),
+            (r"(do_task_stat|mm_access|proc_pid_)", "exec_update_lock"),
+            (r"(do_vmi|vm_mmap|mmap_|do_user_addr|exc_page|__mm_populate|mprotect|brk|vm_munmap|"
+             r"do_mprotect|lock_mm|lock_vma|dup_mmap|exit_mmap|ksys_mmap|madvise_|do_madvise)",
+             "mmap_lock"),
+            (r"shrinker_", "shrinker_rwsem"),
+            (r"(lookup_|open_last|path_|filename_|do_mkdir|do_unlink|vfs_|walk_|iterate_dir|"
+             r"chown|notify_change)", "inode rwsem"),
+        ),
+        "percpu-rwsem": (
+            (r"(cgroup_|__cgroup|copy_process|begin_new_exec|exit_signals)",
+             "cgroup_threadgroup_rwsem"),
+        ),
+        "socket lock": (),
+        "lock": ((r"netlink_table_", "nl_table_lock"),),
+    }.items()
+}  # fmt: skip
+# The innermost of these says what kind of lock a blocked thread waits for.
+_KIND = re.compile(r"percpu_(?:down|rwsem)|rwsem_|\bdown_(?:read|write)|mutex|lock_sock")
+_KINDS = {"percpu": "percpu-rwsem", "rwsem": "rwsem", "down": "rwsem", "mutex": "mutex",
+          "lock": "socket lock"}  # fmt: skip
+_CALLERS = 3
+"""How far out from the lock a function may still name it: beyond, it is another one's caller."""
 _BLOCKED = tuple(
     (re.compile(pattern), cause)
     for pattern, cause in (
@@ -59,13 +79,14 @@ _BLOCKED = tuple(
         (r"\bsynchronize_(net|rcu\w*)\b|\b_*wait_rcu_gp\b", "RCU: synchronize_rcu"),
         (r"\b_*synchronize_srcu\b", "RCU: synchronize_srcu"),
         (r"\b(_*mutex_lock\w*|rwsem_down_\w+|_*percpu_(down|rwsem)\w*|_*rt_mutex\w*|"
-         r"percpu_down_write|_*lock_sock\w*|__down_\w+)\b", "lock"),
+         r"percpu_down_write|_*lock_sock\w*|__down_\w+|netlink_table_grab)\b", "lock"),
         (r"\b(io_schedule\w*|folio_wait\w*|bit_wait_io|submit_bio_wait|blk_\w+|jbd2_\w+|"
          r"ext4_sync_file|wait_on_page\w*|wait_on_buffer|__wait_on_buffer)\b", "I/O"),
         (r"\b(hrtimer_nanosleep|do_nanosleep|msleep\w*)\b", SLEEP),
         (r"\b_*(flush_work|flush_workqueue|kthread_\w+|call_usermodehelper_exec|"
          r"devtmpfs_\w+)\b", "kernel worker"),
         (r"\bdo_wait\b|\bkernel_wait4\b|\bkernel_waitid\b", f"{PEER}process: wait"),
+        (r"\b(locks_lock_inode_wait|do_lock_file_wait|fcntl_setlk)\b", f"{PEER}process: file lock"),
         (r"\bkernel_clone\b", f"{PEER}process: vfork"),
         (r"\bbegin_new_exec\b", f"{PEER}thread: exec"),
         (r"\b(anon_)?pipe_(read|write)\b|\bfifo_open\b|\bwait_for_partner\b",
@@ -95,13 +116,16 @@ _RCU_LOCK = re.compile(
 def of_wait(stack: str) -> str:
     """The cause of being off the CPU in this stack."""
     for pattern, cause in _BLOCKED:
-        if pattern.search(stack):
+        if match := pattern.search(stack):
             if cause == "lock":
-                return of_lock(stack, "sleeping lock", "")
+                found = _KIND.search(stack)
+                return of_lock(stack, _KINDS[found[0].split("_")[0]] if found else "lock", "")
             if cause.startswith(PEER) or cause == SLEEP:
                 return cause
+            if cause.startswith("RCU"):
+                return f"{cause} ({_asker(stack[match.end() :], _MACHINERY)})"
             return f"{cause} ({_asker(stack, _WAITING)})"
-    return f"{UNKNOWN} ({stack.split(';', 1)[0] or 'no stack'})"
+    return f"{UNKNOWN} ({_asker(stack, _WAITING)})"
 
 
 @lru_cache(maxsize=16384)
@@ -112,21 +136,21 @@ def of_lock(stack: str, kind: str, variable: str) -> str:
     """
     asker = _asker(stack, _LOCKING)
     if waits := _RCU_LOCK.search(stack):
-        return f"RCU: {waits[1]} ({_asker(stack[waits.end() :].lstrip(';'), _WAITING)})"
+        return f"RCU: {waits[1]} ({_asker(stack[waits.end() :], _MACHINERY)})"
     if kind in ("spinlock", "rwlock"):
         return f"lock: {kind} ({asker})"
     if variable and not variable.startswith("0x"):
         return f"lock: {variable} ({asker})"
-    for frame in stack.split(";"):
-        if _LOCKING.match(frame):
-            continue
-        for functions, name in _LOCKS:
-            if functions.match(frame):
-                return f"lock: {name} ({asker})"
-    return f"lock: {kind} ({asker})"
+    callers = [frame for frame in stack.split(";") if not _LOCKING.match(frame)][:_CALLERS]
+    table = _LOCKS.get(kind.removesuffix("-read").removesuffix("-write"), ())
+    name = next(
+        (name for frame in callers for functions, name in table if functions.match(frame)), kind
+    )
+    return f"lock: {name} ({asker})"
 
 
 def _asker(stack: str, inner: re.Pattern[str]) -> str:
     """The first function outside the machinery of waiting."""
-    frames = stack.split(";")
-    return next((frame for frame in frames if frame and not inner.match(frame)), frames[0])
+    frames = [frame for frame in stack.split(";") if frame]
+    outside = (frame for frame in frames if not inner.match(frame))
+    return next(outside, frames[0] if frames else "no stack")

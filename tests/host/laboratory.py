@@ -68,12 +68,15 @@ class Bench:
         shape: Shape = Burst(),  # noqa: B008 - a frozen value
         end_point: EndPoint = EndPoint.REQUEST_DONE,
         deadline: float = 30,
+        to_exit: bool = False,
     ) -> "Seen":
+        """Traced until all are ready, as a run does it, or until all have exited."""
         self.batches += 1
         self.tracer.start()
         outcomes = self.generator.run(self.batches, commands, shape, deadline=deadline)
-        lost = self.tracer.stop()
+        lost = 0 if to_exit else self.tracer.stop()
         ended = self.generator.stop(self.batches, deadline=10)
+        lost = self.tracer.stop() if to_exit else lost
         batch = Batch({"instances": len(commands)}, 0, traced=True)
         samples = [
             sample(index, self.batches, index, batch, outcome, end, None, lost)
@@ -87,8 +90,14 @@ class Bench:
         return Seen(store.read(path), spans.with_columns(pl.col(pl.Categorical).cast(pl.String)),
                     lost, ended)  # fmt: skip
 
-    def start(self, *argv: str | Path, end_point: EndPoint = EndPoint.REQUEST_DONE) -> "Seen":
-        return self.starts([self.command(*argv)], end_point=end_point)
+    def start(
+        self,
+        *argv: str | Path,
+        end_point: EndPoint = EndPoint.REQUEST_DONE,
+        to_exit: bool = True,
+    ) -> "Seen":
+        """One command, traced to its exit."""
+        return self.starts([self.command(*argv)], end_point=end_point, to_exit=to_exit)
 
     def command(self, *argv: str | Path) -> Command:
         return Command(tuple(map(str, argv)), self.place.environment)
@@ -112,8 +121,8 @@ class Seen:
 
     def calls(self, name: str, detail: str | None = None) -> pl.DataFrame:
         """The spans of one system call."""
-        chosen = (pl.col("kind") == "call") & (pl.col("name") == name)
-        return self.spans.filter(chosen & (pl.lit(detail is None) | (pl.col("detail") == detail)))
+        found = self.spans.filter((pl.col("kind") == "call") & (pl.col("name") == name))
+        return found if detail is None else found.filter(pl.col("detail") == detail)
 
     def breakdown(self) -> pl.DataFrame:
         """As ``breakdown``; that it partitions each latency is checked in passing."""

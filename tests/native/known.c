@@ -9,7 +9,7 @@
  *   known threads N         wait for N threads that look a file up
  *   known ping-pong N       exchange N bytes with a child over two pipes
  *   known flock FILE MS     wait for a lock on a file that a child holds while it sleeps
- *   known mounts DIR N      mount and unmount N times
+ *   known mounts DIR N      mount and unmount N times at a new directory in DIR
  *   known files DIR N       make and remove N files
  *   known vfork N           vfork and execute oneself, N times nested
  *   known thread-exec       execute oneself from a second thread
@@ -83,6 +83,16 @@ static void mount_and(void (*work)(long))
 static void nothing(long unused)
 {
 	(void)unused;
+}
+
+static void mount_often(void)
+{
+	static char own[4096];
+	snprintf(own, sizeof(own), "%s/%d", directory, getpid());
+	need(mkdir(own, 0700) == 0, own);
+	directory = own;
+	for (long i = 0; i < amount; i++)
+		mount_and(nothing);
 }
 
 static void wait_for_child(void)
@@ -210,8 +220,7 @@ int main(int argc, char **argv)
 	else if (!strcmp(verb, "flock"))
 		wait_for_lock();
 	else if (!strcmp(verb, "mounts"))
-		for (long i = 0; i < amount; i++)
-			mount_and(nothing);
+		mount_often();
 	else if (!strcmp(verb, "files"))
 		make_files(NULL);
 	else if (!strcmp(verb, "vfork") || !strcmp(verb, "nested"))

@@ -1,0 +1,489 @@
+"""The tracer against known work: what a program does exactly must be reported exactly."""
+
+import os
+import re
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from laboratory import NATIVE, Bench, Seen, compiled
+
+from firstlight.backends import native
+from firstlight.backends.network import Network
+from firstlight.backends.oci import Oci
+from firstlight.breakdown import timeline
+from firstlight.errors import Failed
+from firstlight.load import Generator, Sequence
+from firstlight.model import EndPoint
+from firstlight.tracers import bpf
+
+MS = 1_000_000
+SOURCE = NATIVE.parent.parent / "native"
+
+
+def own_time(seen: Seen) -> tuple[int, int]:
+    """Begin and end of the known work by the program's own clock."""
+    [step] = seen.sample.steps
+    return step.start, step.end
+
+
+def path_of(seen: Seen, column: str, value: int) -> pl.DataFrame:
+    """The stretches of the critical path that one process (``pid``) or thread (``tid``) owns."""
+    return timeline(seen.run, seen.sample).filter(pl.col(column) == value)
+
+
+def children(seen: Seen, kind: str = "process") -> list[int]:
+    """What the program itself forked, in order."""
+    forks = seen.spans.filter((pl.col("kind") == "fork") & (pl.col("name") == kind))
+    return forks.filter(pl.col("peer") != seen.sample.pid)["peer"].to_list()
+
+
+def length(rows: pl.DataFrame) -> int:
+    return int((rows["end"] - rows["start"]).sum())
+
+
+def test_twenty_three_network_namespaces_are_twenty_three(bench: Bench, known: Path) -> None:
+    seen = bench.start(known, "netns", "23")
+    calls = seen.calls("unshare", "net")
+    assert len(calls) == 23
+    assert calls["result"].to_list() == [0] * 23
+    start, end = own_time(seen)
+    assert calls["start"].min() >= start  # type: ignore[operator]
+    assert calls["end"].max() <= end  # type: ignore[operator]
+    assert seen.wall("ns.net") >= length(calls)
+    assert seen.wall("ns.net") >= 0.9 * (end - start)
+    assert seen.lost == 0
+
+
+def test_a_sleep_in_a_phase_is_of_that_phase_and_cause(
+    bench: Bench, known: Path, tmp_path: Path
+) -> None:
+    seen = bench.start(known, "mount-sleep", tmp_path, "50")
+    assert seen.wall("mount", "sleep") == pytest.approx(50 * MS, rel=0.05)
+    assert seen.wall(None, "sleep") == seen.wall("mount", "sleep")
+    assert seen.calls("mount", f"{tmp_path} tmpfs")["result"].to_list() == [0]
+    assert seen.calls("umount2", str(tmp_path))["result"].to_list() == [0]
+
+
+def test_burning_the_cpu_in_a_phase_is_of_that_phase_and_on_the_cpu(
+    bench: Bench, known: Path, tmp_path: Path
+) -> None:
+    seen = bench.start(known, "mount-burn", tmp_path, "50")
+    start, end = own_time(seen)
+    burnt = seen.wall("mount", "on CPU") + seen.wall("mount", "lock: spinlock")
+    # Not the thread's own clock, but ours, runs on while a hypervisor takes the CPU away.
+    assert 0.95 * 50 * MS <= burnt <= end - start - seen.wall("mount", "waiting for a CPU")
+    assert seen.wall(None, "sleep") == 0
+
+
+def test_the_time_that_is_waited_for_a_child_is_the_childs(bench: Bench, known: Path) -> None:
+    seen = bench.start(known, "child", "50")
+    [child] = children(seen)
+    slept = path_of(seen, "pid", child).filter(pl.col("cause") == "sleep")
+    assert length(slept) == pytest.approx(50 * MS, rel=0.05)
+    assert seen.wall(None, "another process") < 1 * MS
+
+
+def test_the_time_that_is_waited_for_a_thread_is_the_threads(
+    bench: Bench, known: Path, tmp_path: Path
+) -> None:
+    seen = bench.start(known, "thread", tmp_path, "300")
+    [thread] = children(seen, "thread")
+    owned = path_of(seen, "tid", thread)
+    work = seen.spans.filter(
+        (pl.col("tid") == thread) & pl.col("detail").str.contains(r"known-\d+$")
+    )
+    assert Counter(work["name"].to_list()) == {"openat": 300, "close": 300, "unlink": 300}
+    assert length(owned) >= length(work)
+    assert length(owned.filter(pl.col("shade") == "kernel")) >= length(work)
+    assert seen.wall(None, "another thread") < 1 * MS
+
+
+def test_sixty_four_threads_are_all_followed(bench: Bench, known: Path) -> None:
+    seen = bench.start(known, "threads", "64")
+    threads = children(seen, "thread")
+    assert len(set(threads)) == 64
+    calls = seen.calls("access", "/sys/fs/cgroup")
+    assert sorted(calls["tid"].to_list()) == sorted(threads)
+    assert set(calls["pid"].to_list()) == {seen.sample.pid}
+    exits = seen.spans.filter(pl.col("kind") == "exit")
+    assert sorted(exits["tid"].to_list()) == sorted([*threads, seen.sample.pid])
+
+
+def test_ping_pong_is_never_a_wait_of_its_own(bench: Bench, known: Path) -> None:
+    seen = bench.start(known, "ping-pong", "200")
+    [child] = children(seen)
+    for name in ("read", "write"):
+        calls = seen.calls(name, "pipe:").filter(pl.col("end") <= own_time(seen)[1])
+        assert Counter(calls["pid"].to_list()) == {seen.sample.pid: 200, child: 200}
+    assert length(path_of(seen, "pid", child)) > 0
+    assert seen.wall(None, "another process: pipe") < 0.05 * seen.wall()
+
+
+def test_the_time_that_a_file_lock_is_waited_for_is_its_holders(
+    bench: Bench, known: Path, tmp_path: Path
+) -> None:
+    seen = bench.start(known, "flock", tmp_path / "lock", "50")
+    [child] = children(seen)
+    slept = path_of(seen, "pid", child).filter(pl.col("cause") == "sleep")
+    assert length(slept) == pytest.approx(50 * MS, rel=0.05)
+
+
+def test_a_chain_of_vfork_and_execve_is_followed_to_its_end(bench: Bench, known: Path) -> None:
+    seen = bench.start(known, "vfork", "5")
+    chain = children(seen)
+    assert len(chain) == 5
+    executed = seen.spans.filter(pl.col("kind") == "exec")
+    assert executed["pid"].to_list() == [seen.sample.pid, *chain]
+    assert executed["detail"].to_list() == [str(known), *["/proc/self/exe"] * 5]
+    start, end = own_time(seen)
+    owned = timeline(seen.run, seen.sample).filter(pl.col("pid").is_in(chain))
+    assert length(owned) > 0.5 * (end - start)  # each waits for the next
+    assert set(owned["pid"].to_list()) == set(chain)
+
+
+def test_a_process_is_followed_through_the_execve_of_another_thread(
+    bench: Bench, known: Path
+) -> None:
+    seen = bench.start(known, "thread-exec")
+    assert seen.spans.filter(pl.col("kind") == "exec")["tid"].to_list() == [seen.sample.pid] * 2
+    last = seen.spans.filter(pl.col("kind") == "exit").row(-1, named=True)
+    assert last["tid"] == seen.sample.pid
+    said = seen.calls("write", "pipe:")
+    assert len(said) == 2
+    assert said["start"].min() > own_time(seen)[1]  # type: ignore[operator]
+    [thread] = children(seen, "thread")
+    gone = seen.spans.filter((pl.col("kind") == "exit") & (pl.col("tid") == thread))
+    assert gone["end"][0] <= seen.spans.filter(pl.col("kind") == "exec")["start"][1]
+
+
+def at_once(bench: Bench, *argv: str | Path, count: int) -> pl.DataFrame:
+    seen = bench.starts([bench.command(*argv)] * count)
+    assert [one.error for one in seen.run.samples if one.error] == []
+    assert seen.lost == 0
+    return seen.breakdown()
+
+
+def causes(table: pl.DataFrame, phase: str) -> dict[str, int]:
+    rows = table.filter(pl.col("phase") == phase).group_by("cause").agg(pl.col("wall").sum())
+    return dict(rows.rows())
+
+
+def test_network_namespaces_at_once_wait_for_locks_that_are_named(
+    bench: Bench, known: Path
+) -> None:
+    found = causes(at_once(bench, known, "netns", "10", count=8), "ns.net")
+    locks = {cause for cause, took in found.items() if cause.startswith("lock: ") and took}
+    assert any(lock.startswith(("lock: rtnl_mutex", "lock: pernet_ops_rwsem")) for lock in locks)
+
+
+def test_unmounting_waits_for_a_grace_period_that_is_named(
+    bench: Bench, known: Path, tmp_path: Path
+) -> None:
+    found = causes(at_once(bench, known, "mounts", tmp_path, "40", count=6), "mount")
+    graces = {cause: took for cause, took in found.items() if cause.startswith("RCU: ")}
+    assert any(cause.endswith("(namespace_unlock)") for cause in graces)
+    assert sum(graces.values()) > 0.2 * sum(found.values())
+
+
+def test_no_wait_is_without_its_reason(bench: Bench, known: Path, tmp_path: Path) -> None:
+    seen = bench.starts([bench.command(known, "mounts", tmp_path, "40")] * 6)
+    waits = seen.spans.filter(pl.col("kind").is_in(["blocked", "lock"]))
+    assert len(waits) > 100
+    assert waits.filter(pl.col("stack") == "").is_empty()
+
+
+REQUESTS = {
+    "create": r"RTM_NEWLINK create .*kind=veth",
+    "move": r"RTM_(NEW|SET)LINK (?!.*create).*\bnetns\b",
+    "up": r"RTM_(NEW|SET)LINK (?!.*create).*\bup\b",
+    "address": "RTM_NEWADDR",
+    "route": "RTM_NEWROUTE",
+}
+
+
+@pytest.mark.parametrize("method", ["netlink", "ip"])
+def test_network_requests_are_read_from_their_messages(bench: Bench, method: str) -> None:
+    with Network().prepared({"method": method}, 1, bench.place) as commands:
+        seen = bench.starts(commands)
+    sent = seen.spans.filter(
+        (pl.col("kind") == "call") & pl.col("name").is_in(["sendto", "sendmsg"])
+    )["detail"].to_list()
+    assert seen.sample.latency is not None
+    for request in REQUESTS.values():
+        assert any(re.search(f"socket:netlink.route {request}", detail) for detail in sent), sent
+    steps = {step.name: step.end - step.start for step in seen.sample.steps}
+    table = seen.breakdown()
+    for phase, step in (("veth.move", "move"), ("ns.net", "netns"), ("veth", "veth")):
+        kernel = table.filter((pl.col("phase") == phase) & (pl.col("shade") == "kernel"))
+        assert 0 < kernel["wall"].sum() <= steps[step]
+
+
+def test_the_move_is_slow_for_a_grace_period_and_the_report_says_which(bench: Bench) -> None:
+    with Network().prepared({"method": "netlink"}, 4, bench.place) as commands:
+        seen = bench.starts(commands, shape=Sequence())
+    found = causes(seen.breakdown(), "veth.move")
+    waits = {cause: took for cause, took in found.items() if cause.startswith("RCU: ")}
+    assert sum(waits.values()) > 0.3 * sum(found.values()), found
+
+
+def test_the_first_network_namespace_by_clone_is_seen_too(bench: Bench) -> None:
+    payload = native("payload")
+    seen = bench.start(
+        payload, "clone", "net,mount,pid", "--", payload, "ready",
+        end_point=EndPoint.FIRST_INSTRUCTION,
+    )  # fmt: skip
+    assert seen.calls("clone3")["detail"].to_list()[-1] == "net,mount,pid"
+    for phase in ("ns.net", "ns.mount", "ns.other"):
+        assert seen.wall(phase) > 0
+    [child] = children(seen)
+    assert path_of(seen, "pid", child)["end"].max() == seen.sample.stamps.ready
+
+
+# An independent timer and an independent tracer on the same work.
+
+
+def test_the_total_is_the_programs_own(bench: Bench, known: Path, tmp_path: Path) -> None:
+    seen = bench.start(known, "mount-sleep", tmp_path, "30")
+    start, end = own_time(seen)
+    work = seen.spans.filter((pl.col("start") >= start) & (pl.col("end") <= end))
+    first, last = seen.calls("mount")["start"][0], seen.calls("umount2")["end"][-1]
+    queued = length(work.filter(pl.col("kind") == "queued"))
+    assert start <= first < last <= end
+    assert end - start - (last - first) <= 5 * MS + queued
+    executed = seen.spans.filter(pl.col("kind") == "exec")["start"][0]
+    stamps = seen.sample.stamps
+    assert stamps.intended <= stamps.spawned <= executed <= start
+    [outcome] = seen.outcomes
+    gone = seen.spans.filter(pl.col("kind") == "exit")["end"][0]
+    assert gone <= outcome.exited
+
+
+def strace_counts(log: str, names: set[str]) -> Counter[str]:
+    calls = re.findall(r"^\d+ +(\w+)\(", log, flags=re.MULTILINE)
+    return Counter(name for name in calls if name in names)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [("netns", "3"), ("child", "1"), ("thread", "DIR", "20"), ("threads", "8"),
+     ("ping-pong", "50"), ("vfork", "4"), ("mounts", "DIR", "5"), ("files", "DIR", "100")],
+    ids=lambda work: work[0],
+)  # fmt: skip
+def test_strace_counts_the_same_calls(
+    bench: Bench, known: Path, tmp_path: Path, work: tuple[str, ...]
+) -> None:
+    (tmp_path / "dir").mkdir()
+    argv = [str(known), *(str(tmp_path / "dir") if word == "DIR" else word for word in work)]
+    log = tmp_path / "log"
+    done = subprocess.run(
+        ["strace", "-f", "-o", log, *argv], env=bench.place.environment, cwd="/",
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    reported = set(bpf.call_names().values())
+    seen = bench.start(*argv)
+    executed = seen.spans.filter(pl.col("kind") == "exec")["start"][0]
+    calls = seen.spans.filter((pl.col("kind") == "call") & (pl.col("end") > executed))
+    assert Counter(calls["name"].to_list()) == strace_counts(log.read_text(), reported)
+
+
+def test_strace_and_the_tracer_read_the_same_paths_of_runc(bench: Bench, tmp_path: Path) -> None:
+    """Also the empty ones: runc does ask for the status of ""."""
+    with Oci("runc").prepared({}, 1, bench.place) as [command]:
+        done = subprocess.run(
+            ["strace", "-f", "-e", "trace=mkdirat,newfstatat", "-s", "200", "-o", tmp_path / "log",
+             *command.argv],
+            env=command.env, stdin=subprocess.DEVNULL, capture_output=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0
+    with Oci("runc").prepared({}, 1, bench.place) as commands:
+        seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION, to_exit=True)
+    log = (tmp_path / "log").read_text()
+    made = Counter(re.findall(r'mkdirat\([^"]*"([^"]*)"', log))
+    assert Counter(seen.calls("mkdirat")["detail"].to_list()) == made
+    empty = len(re.findall(r'newfstatat\(AT_FDCWD, "",', log))
+    assert empty > 0
+    assert len(seen.calls("newfstatat", "").filter(pl.col("result") == -2)) == empty
+
+
+# What may be lost must be said.
+
+
+def test_a_hundred_containers_at_once_lose_no_event(bench: Bench) -> None:
+    with Oci("runc").prepared({}, 100, bench.place) as commands:
+        seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION, deadline=60)
+    assert [one.error for one in seen.run.samples if one.error] == []
+    assert seen.lost == 0
+    executed = seen.spans.filter((pl.col("kind") == "exec") & (pl.col("detail") == "/bin/payload"))
+    assert sorted(executed["sample"].to_list()) == list(range(100))
+    waits = seen.spans.filter(pl.col("kind").is_in(["blocked", "lock"]))
+    assert waits.filter(pl.col("stack") == "").is_empty()
+    table = seen.breakdown()
+    assert table["sample"].n_unique() == 100
+    assert seen.wall("unattributed") < 0.05 * seen.wall()
+
+
+def test_a_ring_that_is_too_small_is_no_secret(bench: Bench, known: Path, tmp_path: Path) -> None:
+    with (
+        Generator() as generator,
+        bpf.Tracer(generator.pid, bench.place.directory, ring=4096) as tracer,
+    ):
+        small = Bench(bench.place, generator, tracer, tmp_path)
+        seen = small.start(known, "files", tmp_path, "3000")
+        assert seen.lost > 0
+        assert seen.sample.lost == seen.lost
+        assert seen.wall() == seen.sample.latency
+        again = small.start(known, "say")
+        assert again.lost == 0  # each batch has its own count
+
+
+@pytest.fixture
+def few_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same programs with a table of stacks in which nearly all collide."""
+    for name in ("trace.bpf.c", "trace.h", "calls.h"):
+        text = (SOURCE / name).read_text()
+        (tmp_path / name).write_text(text.replace("STACKS = 65536", "STACKS = 4"))
+    assert "STACKS = 4," in (tmp_path / "trace.h").read_text()
+    machine = os.uname().machine
+    multiarch = subprocess.check_output(["gcc", "-print-multiarch"], text=True).strip()
+    subprocess.run(
+        ["clang", "-g", "-O2", "-Wall", "-Werror", "-target", "bpf", f"-D__{machine}__",
+         f"-D__TARGET_ARCH_{'x86' if machine == 'x86_64' else 'arm64'}",
+         f"-I/usr/include/{multiarch}", "-c", tmp_path / "trace.bpf.c",
+         "-o", tmp_path / "trace.bpf.o"],
+        check=True,
+    )  # fmt: skip
+    swapped = {"trace.bpf.o": tmp_path / "trace.bpf.o"}
+    monkeypatch.setattr(bpf, "native", lambda name: swapped.get(name) or native(name))
+
+
+def test_stacks_that_find_no_place_in_the_table_are_not_lost(
+    few_stacks: None, bench: Bench, known: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mnt").mkdir()
+    with (
+        Generator() as generator,
+        bpf.Tracer(generator.pid, bench.place.directory) as tracer,
+    ):
+        crowded = Bench(bench.place, generator, tracer, tmp_path)
+        seen = crowded.starts([crowded.command(known, "mounts", tmp_path / "mnt", "40")] * 4)
+    waits = seen.spans.filter(pl.col("kind").is_in(["blocked", "lock"]))
+    assert waits["stack"].n_unique() > 4
+    assert waits.filter(pl.col("stack") == "").is_empty()
+    assert seen.lost == 0
+
+
+def test_what_was_up_before_is_not_part_of_a_batch(bench: Bench, known: Path) -> None:
+    script = "while read word; do /bin/true; echo firstlight ready 1; done; /bin/true"
+    busy = bench.command("/bin/sh", "-c", f"echo firstlight ready 1; {script}")
+    [up] = bench.generator.run(60, [busy], deadline=5)
+    seen = bench.start(known, "child", "5")
+    bench.generator.stop(60, deadline=5)
+    assert up.pid not in seen.spans["pid"].to_list()
+    assert len(children(seen)) == 1
+    assert seen.lost == 0
+
+
+def test_batches_do_not_mix(bench: Bench, known: Path) -> None:
+    seen = bench.starts([bench.command(known, "netns", str(count)) for count in (1, 5, 3)])
+    calls = seen.calls("unshare", "net")
+    assert Counter(calls["sample"].to_list()) == {0: 1, 1: 5, 2: 3}
+
+
+def test_a_call_that_has_not_ended_is_reported_once_and_open(bench: Bench) -> None:
+    script = "echo firstlight ready 1; read line || :"
+    seen = bench.start("/bin/sh", "-c", script, to_exit=False)
+    open_ = seen.calls("read").filter(pl.col("result").is_null())
+    assert len(open_) == 1
+    assert not seen.calls("read").select("tid", "start").is_duplicated().any()
+
+
+def test_a_tracer_that_ends_is_an_error_that_says_why(bench: Bench) -> None:
+    with Generator() as generator, bpf.Tracer(generator.pid, bench.place.directory) as tracer:
+        os.kill(tracer._process.pid, signal.SIGKILL)
+        with pytest.raises(Failed, match="the tracer failed: it ended without a word"):
+            tracer.start()
+
+
+def test_a_full_disk_is_an_error_and_not_a_short_trace(
+    bench: Bench, known: Path, tmp_path: Path
+) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "small", tmp_path], check=True)
+    try:
+        with Generator() as generator, bpf.Tracer(generator.pid, tmp_path) as tracer:
+            tracer.start()
+            command = bench.command(known, "netns", "1500")
+            generator.run(1, [command], deadline=30)
+            with pytest.raises(Failed, match=r"the tracer failed: trace: .*No space left"):
+                tracer.stop()
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+# The same with a build that stops at its first wrong access.
+
+
+@pytest.fixture(scope="session")
+def sanitized_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled(
+        SOURCE / "trace.c", tmp_path_factory.mktemp("trace") / "trace",
+        "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-lbpf",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def careful(
+    sanitized_trace: Path, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Bench]:
+    swapped = {"trace": sanitized_trace}
+    monkeypatch.setattr(bpf, "native", lambda name: swapped.get(name) or native(name))
+    with (
+        Generator() as generator,
+        bpf.Tracer(generator.pid, bench.place.directory) as tracer,
+    ):
+        yield Bench(bench.place, generator, tracer, tmp_path)
+    assert tracer._process.returncode == 0
+
+
+def test_the_loader_reads_and_writes_only_what_is_its_own(
+    careful: Bench, known: Path, tmp_path: Path
+) -> None:
+    for _ in range(3):
+        seen = careful.starts([careful.command(known, "vfork", "3")] * 3)
+        assert seen.lost == 0
+        assert seen.breakdown()["sample"].n_unique() == 3
+    careful.start("/bin/sh", "-c", "echo firstlight ready 1; sleep 1000 & read line")
+
+
+@pytest.mark.parametrize(
+    "said", ["stop", "start /nonexistent/x", "nonsense", "start " + "x" * 5000, ""]
+)
+def test_the_loader_refuses_nonsense(sanitized_trace: Path, said: str) -> None:
+    done = subprocess.run(
+        [sanitized_trace, native("trace.bpf.o"), "1"],
+        input=f"{said}\n", capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("trace: ")
+    assert "Sanitizer" not in done.stderr
+
+
+@pytest.mark.parametrize("argv", [(), ("a", "b", "c", "d"), ("--what",)])
+def test_the_loader_says_how_it_is_used(sanitized_trace: Path, argv: tuple[str, ...]) -> None:
+    done = subprocess.run([sanitized_trace, *argv], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("usage: ")
+
+
+def test_an_object_that_is_none_is_refused(sanitized_trace: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.o").write_text("no object")
+    done = subprocess.run(
+        [sanitized_trace, "--probe", tmp_path / "x.o"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert str(tmp_path / "x.o") in done.stderr
