@@ -15,13 +15,14 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
 
-from firstlight.backends import Place
-from firstlight.cni import weaver
+from firstlight.backends import Place, native
+from firstlight.cni import agent, weaver
 from firstlight.cni.known import About
 from firstlight.errors import Failed, Unsupported
 
@@ -133,7 +134,36 @@ def _weaver(_: About, disk: Path, place: Place) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _cilium(_: About, disk: Path, place: Place, *options: str) -> Iterator[None]:
+    """The profile's agent on Cilium's socket, and the link that has the node's address."""
+    with IPRoute() as netlink:
+        netlink.link("add", ifname="cilium_host", kind="veth", peer="cilium_net")
+        for name in ("cilium_host", "cilium_net"):
+            netlink.link("set", index=netlink.link_lookup(ifname=name)[0], state="up")
+        [index] = netlink.link_lookup(ifname="cilium_host")
+        netlink.addr("add", index=index, address=str(agent.GATEWAY), prefixlen=32)
+    source = Path(str(files("firstlight"))) / "conf" / "cni" / "cilium" / "endpoint.c"
+    argv = (sys.executable, "-m", agent.__name__, str(source), str(native("endpointload")),
+            str(disk), *options)  # fmt: skip
+    with _daemon(argv, place, disk / "log", _agent_listens):
+        yield
+
+
+def _agent_listens() -> bool:
+    with socket.socket(socket.AF_UNIX) as probe_socket:
+        return probe_socket.connect_ex(str(agent.SOCKET)) == 0
+
+
+@contextmanager
+def _cilium_template(about: About, disk: Path, place: Place) -> Iterator[None]:
+    with _cilium(about, disk, place, "--template"):
+        yield
+
+
 SERVICES = {
+    "cilium-agent": Service("clang", "clang", _cilium),
+    "cilium-agent-template": Service("clang", "clang", _cilium_template),
     "etcd": Service("etcd", "etcd-server", _etcd),
     "weaver": Service(sys.executable, "python3", _weaver),
 }
