@@ -41,7 +41,7 @@ _NEVER = np.iinfo(np.int64).min
 class Calls:
     """A process's reported calls in order of start; arrays of shape (n,), times in ns.
 
-    ``codes`` are PHASE or NEUTRAL; ``took`` says which calls took data in.
+    ``codes`` are PHASE or NEUTRAL; ``took`` says which calls took data in, or the end of it.
     """
 
     starts: Integers
@@ -161,3 +161,25 @@ def _with_last_exec(
         return codes, gaps
     inside = (calls.ends >= executed) & (calls.starts < end)
     return np.where(inside, _EXEC, codes), np.where(calls.ends >= executed, _EXEC, gaps)
+
+
+def namespace_edges(detail: str, start: int, marks: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Where each kind of namespace begins inside one call, and its phase."""
+    kinds = set(detail.split(","))
+    net = next((at for at, function in marks if "net" in function), None)
+    if "net" not in kinds or net is None:
+        net = None
+    edges: list[tuple[int, str]] = []
+    others = kinds - {"net", "mount", "into-cgroup"}
+    if "mount" in kinds:
+        edges.append((start, "ns.mount"))
+        after = next((at for at, function in marks if "vfsmnt" not in function), None)
+        if others and after is not None and after != net:
+            edges.append((after, "ns.other"))
+    elif others:
+        edges.append((start, "ns.other"))
+    if net is not None:
+        edges.append((net, "ns.net"))
+    elif "net" in kinds:
+        return [(start, "ns.net")]
+    return edges or [(start, "ns.other")]

@@ -197,7 +197,9 @@ class _Batch:
         refused = (spans["name"] == "seccomp") & (spans["result"] < 0)
         self._phase[refused.fill_null(False).to_numpy()] = attribution.NEUTRAL  # it was a question
         self._phase[attribution.to_itself(spans)] = attribution.NEUTRAL
-        self._took = taking & (spans["result"].fill_null(0).to_numpy() >= _USED_BYTES)
+        bytes_ = spans["result"].fill_null(-1).to_numpy()
+        self._took = taking & (bytes_ >= _USED_BYTES)
+        self._at_end = taking & (bytes_ == 0)
         self.causes = [causes.ON_CPU, causes.QUEUED, _LATE]
         self._cause = _codes(spans, ["kind", "name", "stack", "detail"], self._cause_of)
 
@@ -238,7 +240,9 @@ class _Batch:
             calls = np.flatnonzero(kind == "call") + part.start
             starts, ends, codes = self._intervals(calls, self._phase)
             thread.calls = starts, ends, attribution.answered(codes)
-            thread.took = starts[self._took[calls]]
+            took = self._took[calls]
+            took[1:] |= self._at_end[calls][1:] & took[:-1]
+            thread.took = starts[took]
             self._split(thread, part)
             blocked = np.flatnonzero(kind == "blocked") + part.start
             thread.blocked = self._intervals(blocked, self._cause)
@@ -284,7 +288,7 @@ class _Batch:
                 continue
             start, end = int(self._start[call]), int(self._end[call])
             inside = marks[(self._start[marks] >= start) & (self._start[marks] <= end)]
-            edges = _namespace_edges(
+            edges = attribution.namespace_edges(
                 str(self._details[call]), start,
                 [(int(self._start[mark]), str(self._names[mark])) for mark in inside],
             )  # fmt: skip
@@ -376,30 +380,6 @@ def _runs(column: npt.NDArray[Any], offset: int) -> Iterator[tuple[int, slice]]:
     edges = np.flatnonzero(np.diff(column)) + 1
     for first, last in zip([0, *edges.tolist()], [*edges.tolist(), len(column)], strict=True):
         yield int(column[first]), slice(offset + first, offset + last)
-
-
-def _namespace_edges(
-    detail: str, start: int, marks: list[tuple[int, str]]
-) -> list[tuple[int, str]]:
-    """Where each kind of namespace begins inside one call, and its phase."""
-    kinds = set(detail.split(","))
-    net = next((at for at, function in marks if "net" in function), None)
-    if "net" not in kinds or net is None:
-        net = None
-    edges: list[tuple[int, str]] = []
-    others = kinds - {"net", "mount", "into-cgroup"}
-    if "mount" in kinds:
-        edges.append((start, "ns.mount"))
-        after = next((at for at, function in marks if "vfsmnt" not in function), None)
-        if others and after is not None and after != net:
-            edges.append((after, "ns.other"))
-    elif others:
-        edges.append((start, "ns.other"))
-    if net is not None:
-        edges.append((net, "ns.net"))
-    elif "net" in kinds:
-        return [(start, "ns.net")]
-    return edges or [(start, "ns.other")]
 
 
 def _walk(threads: dict[int, _Thread], last: _Thread, begin: int, end: int) -> int:
