@@ -36,7 +36,6 @@ enum {
 	SANDBOX_USER_NAMESPACE = 1,
 	SANDBOX_ZYGOTE = 2,	 /* stays root of its user namespace, to make sandboxes in it */
 	SANDBOX_CLONE_INTO = 4,	 /* the first cgroup descriptor is a version 2 directory */
-	SANDBOX_INSIDE = 8,	 /* made by a zygote: root and user namespace are already right */
 };
 
 struct sandbox {

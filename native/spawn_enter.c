@@ -100,9 +100,8 @@ static int enter_user_namespace(const struct sandbox *sandbox, int self)
 
 static int become_user(const struct sandbox *sandbox, int self)
 {
-	if (!(sandbox->flags & SANDBOX_INSIDE) &&
-	    (setgroups(0, NULL) || setresgid(sandbox->gid, sandbox->gid, sandbox->gid) ||
-	     setresuid(sandbox->uid, sandbox->uid, sandbox->uid)))
+	if (setgroups(0, NULL) || setresgid(sandbox->gid, sandbox->gid, sandbox->gid) ||
+	    setresuid(sandbox->uid, sandbox->uid, sandbox->uid))
 		return -1;
 	if (sandbox->flags & SANDBOX_USER_NAMESPACE)
 		return enter_user_namespace(sandbox, self);
@@ -132,11 +131,13 @@ static int set_capabilities(uint64_t keep)
 
 static int drop_capabilities(const struct sandbox *sandbox)
 {
-	/* To enter namespaces, to drop the bounding set of its forks. */
+	/* To enter namespaces, and to drop the bounding set of its forks. */
 	uint64_t keep = sandbox->flags & SANDBOX_ZYGOTE
-		? 1ULL << CAP_SYS_ADMIN | 1ULL << CAP_SETPCAP | 1ULL << CAP_SYS_CHROOT : 0;
-	bool owner = sandbox->flags & (SANDBOX_USER_NAMESPACE | SANDBOX_INSIDE);
-	if ((owner && drop_bounding(keep)) || set_capabilities(keep))
+		? 1ULL << CAP_SYS_ADMIN | 1ULL << CAP_SETPCAP : 0;
+	/* A new user namespace came with all of them. */
+	if (sandbox->flags & SANDBOX_USER_NAMESPACE && drop_bounding(keep))
+		return -1;
+	if (set_capabilities(keep))
 		return -1;
 	/* Cleared by the change of user, so it is asked for after it. */
 	return prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -152,14 +153,6 @@ static int confine(const struct sock_fprog *profile)
 static int enter_network(const struct parts *parts)
 {
 	return setns(parts->network, CLONE_NEWNET);
-}
-
-static int make_mount_namespace(const struct sandbox *sandbox)
-{
-	int flags = CLONE_NEWNS | CLONE_NEWCGROUP;
-	if (sandbox->flags & SANDBOX_INSIDE)
-		flags |= CLONE_NEWIPC | CLONE_NEWUTS;
-	return unshare(flags);
 }
 
 static int mount_proc(void)
@@ -179,20 +172,19 @@ static int mount_proc(void)
 int sandbox_enter(const struct sandbox *sandbox, struct parts *parts,
 		  const struct sock_fprog *profile, int64_t stamps[STEPS], enum step *step)
 {
-	bool inside = sandbox->flags & SANDBOX_INSIDE;
 	/* A zygote's forks mount their own /proc, which the kernel grants only to those that see
 	 * the whole of one already; what is masked otherwise is closed to its user anyway. */
 	bool whole = sandbox->flags & SANDBOX_ZYGOTE;
 	DO(STEP_CGROUP, enter_cgroups(sandbox, parts));
 	DO(STEP_NETWORK, enter_network(parts));
-	DO(STEP_ROOT, inside ? 0 : setns(parts->root, CLONE_NEWNS));
-	DO(STEP_MOUNT_NAMESPACE, make_mount_namespace(sandbox));
+	DO(STEP_ROOT, setns(parts->root, CLONE_NEWNS));
+	DO(STEP_MOUNT_NAMESPACE, unshare(CLONE_NEWNS | CLONE_NEWCGROUP));
 	DO(STEP_PROC, mount_proc());
 	DO(STEP_MASK, whole ? 0 : mask_proc());
 	DO(STEP_TMPFS, mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, sandbox->tmpfs));
 	DO(STEP_HOST_NAME, sethostname(sandbox->host_name, strlen(sandbox->host_name)));
 	DO(STEP_LIMITS, set_limits(sandbox));
-	DO(STEP_USER, (!inside && drop_bounding(0)) || become_user(sandbox, parts->self));
+	DO(STEP_USER, drop_bounding(0) || become_user(sandbox, parts->self));
 	DO(STEP_CAPABILITIES, drop_capabilities(sandbox));
 	DO(STEP_SECCOMP, confine(profile));
 	return 0;

@@ -293,6 +293,13 @@ static int make_namespace(int owner)
 	return open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
 }
 
+/* The same, where it cannot be taken for the one that scripts speak of. */
+static int above_namespace(int opened)
+{
+	int file FILE_SCOPE = opened;
+	return file < 0 ? -1 : fcntl(file, F_DUPFD_CLOEXEC, NAMESPACE + 1);
+}
+
 static void serve_one(const struct request *request, const char *actions, const char *end, int given)
 {
 	struct answer answer = {.id = request->id, .action = -1};
@@ -302,9 +309,9 @@ static void serve_one(const struct request *request, const char *actions, const 
 	int made FILE_SCOPE = -1;
 	errno = EPROTO;
 	if (request->verb == MAKE)
-		made = make_namespace(given);
+		made = above_namespace(make_namespace(given));
 	else if (request->verb == LOOK && given >= 0)
-		made = fcntl(given, F_DUPFD_CLOEXEC, NAMESPACE + 1);
+		made = above_namespace(dup(given));
 	if (request->verb != HOST && (made < 0 || setns(made, CLONE_NEWNET) ||
 				      dup3(made, NAMESPACE, O_CLOEXEC) < 0))
 		answer.error = errno;

@@ -5,6 +5,7 @@ Making one costs tens of microseconds; what is slow is moving a process into it 
 (version 2) or move themselves by ``tasks`` (version 1): see ``native/spawn_enter.c``.
 """
 
+import asyncio
 import errno
 import os
 import signal
@@ -127,6 +128,20 @@ class Cgroups:
             os.close(descriptor)
         self._busy.extend(path for path in cgroup.paths if not _removed(path))
 
+    def kill_now(self, cgroup: Cgroup) -> bool:
+        """Kill what is in it; whether there was anything."""
+        return _kill(cgroup.memory)
+
+    async def kill(self, cgroup: Cgroup) -> None:
+        """Kill what is in it and wait until it is empty. Raises Failed after 10 s."""
+        until = time.monotonic() + _EMPTY_SECONDS
+        pause = 0.0002
+        while self.kill_now(cgroup):
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _RETRY_SECONDS)
+            if time.monotonic() > until:
+                raise Failed(f"a process in {cgroup.memory} does not die")
+
     def close(self) -> None:
         """Remove all. Raises Failed."""
         for top in self._tops:
@@ -152,11 +167,14 @@ def remove_tree(top: Path) -> None:
             time.sleep(_RETRY_SECONDS)  # a killed process leaves when the kernel has ended it
 
 
-def _kill(path: Path) -> None:
+def _kill(path: Path) -> bool:
+    found = False
     with suppress(OSError):
         for word in (path / "cgroup.procs").read_text().split():
+            found = True
             with suppress(ProcessLookupError):
                 os.kill(int(word), signal.SIGKILL)
+    return found
 
 
 def _removed(path: Path) -> bool:

@@ -1,7 +1,8 @@
 """The netlink requests that a prepared network needs, as bytes.
 
 They are sent by ``native/spawn_net.c``: encoding one here costs microseconds, and what a script
-asks for is decided in one place. Layouts: linux/rtnetlink.h, linux/if_link.h, linux/netfilter/nf_tables.h.
+asks for is decided in one place. Layouts: linux/rtnetlink.h, linux/if_link.h,
+linux/netfilter/nf_tables.h.
 """
 
 from ipaddress import IPv4Address

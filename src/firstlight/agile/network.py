@@ -199,10 +199,13 @@ class Networks:
             f"make the table {self.table}",
         )  # fmt: skip
 
-    async def make(self, reach: Reach) -> Network:
-        """A network namespace that is ready to be entered. Raises Failed."""
+    async def make(self, reach: Reach, owner: int = -1) -> Network:
+        """A network namespace that is ready to be entered. Raises Failed.
+
+        ``owner`` is the user namespace that it shall belong to, if that is not the host's.
+        """
         if reach == "none":
-            return await self._make(None, _script(*_sysctl_actions()))
+            return await self._make(None, _script(*_sysctl_actions()), owner)
         numbers = self._numbers[reach]
         for _ in range(numbers.size):
             number = numbers.take()
@@ -213,7 +216,7 @@ class Networks:
             self._suspect.discard(address)
             script = self._wiring(number, address)
             try:
-                return await self._make(address, script)
+                return await self._make(address, script, owner)
             except _Taken:
                 continue  # an old link of that number is not gone yet
             except BaseException:
@@ -222,8 +225,9 @@ class Networks:
         raise Failed(f"no address of {self.range} is left for {reach}",
                      "stop instances, or configure a larger range")  # fmt: skip
 
-    async def _make(self, address: IPv4Address | None, script: _Script) -> Network:
-        answer = await self._do(_MAKE, script + self._look, f"make the network of {address}")
+    async def _make(self, address: IPv4Address | None, script: _Script, owner: int) -> Network:
+        what = f"make the network of {address}"
+        answer = await self._do(_MAKE, script + self._look, what, owner)
         return Network(answer.descriptor, address, answer.digest)
 
     async def is_as_new(self, network: Network) -> bool:

@@ -70,3 +70,18 @@ class Output:
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def pipes() -> tuple[list[Output], list[int]]:
+    """What reads an instance's output, and the three descriptors that it gets."""
+    opened: list[int] = []
+    try:
+        opened.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(2):
+            opened.extend(os.pipe2(os.O_CLOEXEC))
+    except OSError as error:
+        for descriptor in opened:
+            os.close(descriptor)
+        raise Failed(f"cannot open an instance's streams: {error.strerror}") from error
+    null, out, out_end, err, err_end = opened
+    return [Output(out), Output(err)], [null, out_end, err_end]

@@ -7,7 +7,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Coroutine
-from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,10 +19,11 @@ from firstlight.agile.config import Config
 from firstlight.agile.function import Ended, Function, Listed
 from firstlight.agile.journal import Journal
 from firstlight.agile.network import Network, Networks
-from firstlight.agile.output import Output
+from firstlight.agile.output import Output, pipes
 from firstlight.agile.pool import Counts, Pool, Traffic
 from firstlight.agile.spawner import Child, Spawner
 from firstlight.agile.wire import Flag
+from firstlight.agile.zygote import ZYGOTE_CALLS, Node, Result, Zygote
 from firstlight.errors import Failed, Unsupported
 
 _USUAL_PROFILE = 0
@@ -49,7 +49,7 @@ class Instance:
         self.id = str(number)
         self.function, self.warm = function, warm
         self.pid = sandbox.child.pid
-        self.address: IPv4Address | None = sandbox.network.address
+        self.address = sandbox.network.address
         self.stamps: dict[str, int] = {}
         self.stdout: Output | None = outputs[0] if outputs else None
         self.stderr: Output | None = outputs[1] if outputs else None
@@ -85,7 +85,7 @@ class _Kind:
 
     def __init__(self, function: Function, template: int) -> None:
         self.function, self.template = function, template
-        self.limits = Limits(function.memory, function.cpus, function.pids)
+        self.limits = _limits(function)
         self.used: deque[Network] = deque()
         self.shared: Network | None = None  # of a function without a network
         self.start = wire.start(function.command, function.env, function.directory)
@@ -104,6 +104,7 @@ class Runtime:
         self._kinds: dict[bytes, _Kind] = {}
         self._cgroup_pools: dict[Limits, Pool[Cgroup]] = {}
         self._network_pools: dict[str, Pool[Network]] = {}
+        self._zygotes: dict[bytes, Zygote] = {}
         self._instances: dict[str, Instance] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._serial = self._count = 0
@@ -122,7 +123,7 @@ class Runtime:
             self._cgroups.open()
             self._journal.record("network", self._networks.table, self._networks.anchor)
             await self._networks.open()
-            self._profiles = [seccomp.program()]
+            self._profiles = [seccomp.program(), seccomp.program(ZYGOTE_CALLS)]
             self._spawner = Spawner(self._profiles, self._spawner_lost)
         except BaseException:
             self._remove_all()
@@ -140,6 +141,8 @@ class Runtime:
             instance.kill()
         for pool in self._all_pools():
             await pool.close()
+        for zygote in self._zygotes.values():
+            await zygote.close()
         self._spawner.close()
         while self._tasks:
             await asyncio.wait(self._tasks)
@@ -160,10 +163,13 @@ class Runtime:
 
         Raises Failed for a function that cannot be started.
         """
+        if function.kind == "python":
+            await (await self._zygote(function)).forks.warm(sandboxes)
+            return
         kind = await self._kind(function)
         if function.network != "none":
             await self._network_pool(function).warm()
-        await self._cgroup_pool(kind).warm()
+        await self._cgroup_pool(kind.limits).warm()
         await kind.sandboxes.warm(sandboxes)
 
     async def start(
@@ -183,7 +189,7 @@ class Runtime:
             if self._closing:
                 raise Failed("the runtime is stopping")
             kind = self._kinds.get(_key(function)) or await self._kind(function)
-            outputs, theirs = ([], list(streams)) if streams else _pipes()
+            outputs, theirs = ([], list(streams)) if streams else pipes()
             try:
                 sandbox, warm = await self._woken(kind, theirs)
             except BaseException:
@@ -195,6 +201,13 @@ class Runtime:
                     for descriptor in theirs:
                         os.close(descriptor)
             return await self._running(kind, sandbox, warm, outputs, requested)
+
+    async def invoke(self, function: Function, event: object, requested: int | None = None) -> Result:
+        """Run a handler on an event, in an instance of its own. Raises Failed."""
+        requested = requested or time.monotonic_ns()
+        with self._traffic:
+            zygote = self._zygotes.get(_key(function)) or await self._zygote(function)
+            return await zygote.invoke(event, requested)
 
     def running(self) -> list[Listed]:
         """The running instances."""
@@ -219,6 +232,7 @@ class Runtime:
             *(kind.sandboxes for kind in self._kinds.values()),
             *self._network_pools.values(),
             *self._cgroup_pools.values(),
+            *(pool for zygote in self._zygotes.values() for pool in zygote.pools),
         ]
 
     async def _running(
@@ -282,7 +296,7 @@ class Runtime:
         try:
             network = await self._network(kind)
             try:
-                cgroup, _ = await self._cgroup_pool(kind).take()
+                cgroup, _ = await self._cgroup_pool(kind.limits).take()
             except BaseException:
                 self._return_network(kind, network)
                 raise
@@ -367,17 +381,42 @@ class Runtime:
         else:
             self._networks.discard(network)
 
-    async def _kind(self, function: Function) -> _Kind:
-        function.check()
-        key = _key(function)
-        rootfs = Path(function.rootfs)
-        skeleton = self.config.directory / "skeleton"
-        tree = roots.open_root(rootfs, skeleton)
+    async def _zygote(self, function: Function) -> Zygote:
+        template = await self._rooted(function)
+        limits = _limits(function)
+
+        async def take_cgroup() -> Cgroup:
+            return (await self._cgroup_pool(limits).take())[0]
+
+        zygote = Zygote(
+            Node(self.config, self._networks, self._cgroups, self._traffic,
+                 lambda: self._spawner, take_cgroup),
+            function, template,
+        )  # fmt: skip
         try:
-            roots.check_command(rootfs, function.command[0])
-            template = await self._template(tree)
+            await zygote.start()
+        except BaseException:
+            await zygote.close()
+            raise
+        if _key(function) in self._zygotes:  # two first starts at once
+            await zygote.close()
+        return self._zygotes.setdefault(_key(function), zygote)
+
+    async def _rooted(self, function: Function) -> int:
+        """A function's template."""
+        function.check()
+        rootfs = Path(function.rootfs)
+        tree = roots.open_root(rootfs, self.config.directory / "skeleton")
+        try:
+            if function.command:
+                roots.check_command(rootfs, function.command[0])
+            return await self._template(tree)
         finally:
             os.close(tree)
+
+    async def _kind(self, function: Function) -> _Kind:
+        key = _key(function)
+        template = await self._rooted(function)
         if key in self._kinds:  # two first starts at once
             os.close(template)
             return self._kinds[key]
@@ -409,8 +448,7 @@ class Runtime:
             )  # fmt: skip
         return self._network_pools[reach]
 
-    def _cgroup_pool(self, kind: _Kind) -> Pool[Cgroup]:
-        limits = kind.limits
+    def _cgroup_pool(self, limits: Limits) -> Pool[Cgroup]:
         if limits not in self._cgroup_pools:
 
             async def make() -> Cgroup:
@@ -436,20 +474,9 @@ class Runtime:
         task.add_done_callback(self._tasks.discard)
 
 
+def _limits(function: Function) -> Limits:
+    return Limits(function.memory, function.cpus, function.pids)
+
+
 def _key(function: Function) -> bytes:
     return msgspec.msgpack.encode(function)
-
-
-def _pipes() -> tuple[list[Output], list[int]]:
-    """What reads an instance's output, and the three descriptors that it gets."""
-    opened: list[int] = []
-    try:
-        opened.append(os.open("/dev/null", os.O_RDONLY))
-        for _ in range(2):
-            opened.extend(os.pipe2(os.O_CLOEXEC))
-    except OSError as error:
-        for descriptor in opened:
-            os.close(descriptor)
-        raise Failed(f"cannot open an instance's streams: {error.strerror}") from error
-    null, out, out_end, err, err_end = opened
-    return [Output(out), Output(err)], [null, out_end, err_end]

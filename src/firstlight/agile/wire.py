@@ -43,7 +43,6 @@ class Flag(IntFlag):
     USER_NAMESPACE = 1
     ZYGOTE = 2
     CLONE_INTO = 4
-    INSIDE = 8
 
 
 class Verb(IntEnum):

@@ -1,0 +1,318 @@
+"""Python functions: a warm interpreter with the handler imported, which forks for each request.
+
+Zygote and forks run inside the function's root file system (``zygote_main.py`` is what they
+execute). A fork that waits for its event is the deepest level of preparation; one is made on
+request where none does.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from firstlight.agile import seccomp, wire
+from firstlight.agile.cgroups import Cgroup, Cgroups
+from firstlight.agile.config import Config
+from firstlight.agile.function import Function
+from firstlight.agile.network import Network, Networks
+from firstlight.agile.output import Output, pipes
+from firstlight.agile.pool import Pool, Traffic
+from firstlight.agile.spawner import Child, Spawner
+from firstlight.agile.wire import Flag
+from firstlight.errors import Failed
+
+ZYGOTE_PROFILE = 1
+ZYGOTE_CALLS = ("clone", "mount", "setns", "sethostname", "umount2", "unshare")
+_INTERPRETER = "/usr/bin/python3"
+_ANSWER_MOST = 8 << 20
+_OUTPUT_MOST = 1 << 16
+_MASKED = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/interrupts",
+           "/proc/acpi", "/proc/scsi", "/proc/asound")  # fmt: skip
+
+
+class Result(Struct, frozen=True, kw_only=True):
+    """What a handler returned, as JSON, and what it wrote. ``began`` is its first line, in ns."""
+
+    value: msgspec.Raw
+    requested: int
+    began: int
+    finished: int
+    warm: bool
+    stdout: str = ""
+    stderr: str = ""
+
+
+@dataclass
+class Node:
+    """What the functions of one runtime have in common."""
+
+    config: Config
+    networks: Networks
+    cgroups: Cgroups
+    traffic: Traffic
+    spawner: Callable[[], Spawner]
+    take_cgroup: Callable[[], Awaitable[Cgroup]]
+
+
+@dataclass(eq=False)
+class Fork:
+    """One fork of the zygote, with its parts. ``lines`` and ``writer`` are its event socket."""
+
+    lines: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    outputs: list[Output]
+    network: Network
+    cgroup: Cgroup
+
+
+class Zygote:
+    """The zygote of one function, and its forks."""
+
+    def __init__(self, node: Node, function: Function, template: int) -> None:
+        self.function = function
+        self._node, self._template = node, template
+        self._used: deque[Network] = deque()
+        self._child: Child | None = None
+        self._control: socket.socket | None = None
+        self._cgroup: Cgroup | None = None
+        self._owner = -1
+        self._starting = asyncio.Lock()
+        self.forks: Pool[Fork] = Pool(
+            f"fork {function.handler}", node.config.pools.sandbox,
+            self._ready_fork, self._discard, node.traffic,
+        )  # fmt: skip
+        reach = function.network
+        self._networks: Pool[Network] = Pool(
+            f"network of {function.handler}", node.config.pools.network,
+            lambda: node.networks.make(reach, self._owner), node.networks.discard, node.traffic,
+        )  # fmt: skip
+        self._request = json.dumps({
+            "masked": _MASKED, "files": function.files,
+            "tmpfs": f"size={function.scratch},nr_inodes=65536,mode=1777",
+        }).encode()  # fmt: skip
+
+    @property
+    def pools(self) -> list[Pool[Any]]:
+        """Its own pools."""
+        return [self.forks, self._networks]
+
+    @property
+    def pid(self) -> int:
+        """The zygote's process, or -1."""
+        return self._child.pid if self._child else -1
+
+    async def invoke(self, event: object, requested: int) -> Result:
+        """Run the handler on one event in an instance of its own. Raises Failed."""
+        fork = self.forks.take_ready()
+        warm = fork is not None
+        fork = fork or await self._ready_fork()
+        try:
+            answer, texts = await asyncio.wait_for(self._ask(fork, event), self.function.timeout)
+        except TimeoutError:
+            raise Failed(
+                f"{self.function.handler} did not answer in {self.function.timeout} s"
+            ) from None
+        finally:
+            await self._end(fork)
+        if "raised" in answer:
+            raise Failed(f"{self.function.handler} raised: {answer['raised'].rstrip()}")
+        if "result" not in answer:
+            raise Failed(f"{self.function.handler} failed: {answer.get('failed', answer)}")
+        return Result(
+            value=msgspec.Raw(msgspec.json.encode(answer["result"])), requested=requested,
+            began=answer["began"], finished=time.monotonic_ns(), warm=warm,
+            stdout=texts[0], stderr=texts[1],
+        )  # fmt: skip
+
+    async def start(self) -> None:
+        """Start the zygote, and return when the handler is imported. Raises Failed."""
+        async with self._starting:
+            if self._child and not self._child.ended.done():
+                return
+            await self._start()
+
+    async def _start(self) -> None:
+        self._forget()
+        node, function = self._node, self.function
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        outputs, streams = pipes()
+        code = files("firstlight.agile").joinpath("zygote_main.py").read_text()
+        self._cgroup = await node.take_cgroup()
+        alone = await node.networks.make("none")
+        try:
+            flags = Flag.USER_NAMESPACE | Flag.ZYGOTE
+            flags |= Flag.CLONE_INTO if node.cgroups.unified else Flag(0)
+            self._child = node.spawner().spawn(
+                wire.sandbox(
+                    flags, ZYGOTE_PROFILE, function.uid, function.gid, 4096,
+                    f"size={function.scratch},nr_inodes=65536,mode=1777", "zygote",
+                ),
+                [self._template, alone.descriptor, *self._cgroup.descriptors],
+            )  # fmt: skip
+            command = (_INTERPRETER, "-c", code, function.handler)
+            env = {"PYTHONDONTWRITEBYTECODE": "1", **function.env}
+            self._child.wake(
+                wire.start(command, env, function.directory),
+                [theirs.fileno(), streams[1], streams[2]],
+            )
+            await self._child.runs
+            await self._child.made
+            self._control = ours
+            self._owner = os.open(f"/proc/{self._child.pid}/ns/user", os.O_RDONLY)
+            ours.setblocking(False)
+            await self._imported(ours, outputs[1])
+        except BaseException:
+            ours.close()
+            self._control = None
+            if self._child:
+                self._child.kill()
+            raise
+        finally:
+            theirs.close()
+            os.close(alone.descriptor)
+            for descriptor in streams:
+                os.close(descriptor)
+            for output in outputs:
+                output.close()
+
+    async def _imported(self, control: socket.socket, err: Output) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(control, seccomp.program())
+        try:
+            message = await asyncio.wait_for(
+                loop.sock_recv(control, 1 << 16), self.function.timeout
+            )
+        except TimeoutError:
+            raise Failed(
+                f"importing {self.function.handler} took over {self.function.timeout} s"
+            ) from None
+        answer = json.loads(message) if message else {"failed": (await err.all()).decode()}
+        if "imported" not in answer:
+            raise Failed(f"cannot import {self.function.handler}: {answer['failed'].rstrip()}")
+
+    async def _ready_fork(self) -> Fork:
+        if not self._child or self._child.ended.done():
+            await self.start()
+        assert self._control
+        network = self._used.pop() if self._used else (await self._networks.take())[0]
+        cgroup = await self._node.take_cgroup()
+        outputs, streams = pipes()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        descriptors = [theirs.fileno(), streams[1], streams[2], network.descriptor]
+        try:
+            await self._send_fork([*descriptors, *cgroup.descriptors])
+        finally:
+            theirs.close()
+            for descriptor in streams:
+                os.close(descriptor)
+        lines, writer = await asyncio.open_connection(sock=ours, limit=_ANSWER_MOST)
+        fork = Fork(lines, writer, outputs, network, cgroup)
+        try:
+            said = await asyncio.wait_for(self._line(fork), self.function.timeout)
+            if "ready" not in said:
+                raise Failed(f"cannot fork {self.function.handler}: {said.get('failed', said)}")
+        except BaseException:
+            self._discard(fork)
+            raise
+        return fork
+
+    async def _send_fork(self, descriptors: list[int]) -> None:
+        assert self._control
+        while True:
+            try:
+                self._control.sendmsg([self._request], wire.rights(descriptors))
+            except BlockingIOError:
+                await asyncio.sleep(0.001)  # a burst: the zygote has as many requests as fit
+                continue
+            except OSError as error:
+                raise Failed(f"the zygote of {self.function.handler} is gone") from error
+            return
+
+    async def _ask(self, fork: Fork, event: object) -> tuple[dict[str, Any], list[str]]:
+        texts = [asyncio.ensure_future(output.all(_OUTPUT_MOST)) for output in fork.outputs]
+        try:
+            fork.writer.write(msgspec.json.encode(event) + b"\n")
+            answer = await self._line(fork)
+            said = await asyncio.gather(*texts)
+        finally:
+            for text in texts:
+                text.cancel()
+        return answer, [one.decode(errors="replace") for one in said]
+
+    async def _line(self, fork: Fork) -> dict[str, Any]:
+        try:
+            line = await fork.lines.readline()
+        except ValueError:
+            raise Failed(f"{self.function.handler} answered more than {_ANSWER_MOST} bytes",
+                         "return less, or write it elsewhere") from None  # fmt: skip
+        except ConnectionError:
+            line = b""
+        if line:
+            return dict(json.loads(line))
+        if self._node.cgroups.ran_out_of_memory(fork.cgroup):
+            raise Failed(f"{self.function.handler} was killed for memory",
+                         f"its limit is {self.function.memory} bytes")  # fmt: skip
+        raise Failed(f"{self.function.handler} ended without an answer")
+
+    async def _end(self, fork: Fork) -> None:
+        """The fork's processes end; then its network may serve this function again."""
+        self._close(fork)
+        await self._node.cgroups.kill(fork.cgroup)
+        self._node.cgroups.remove(fork.cgroup)
+        if (
+            len(self._used) < self._node.config.pools.network.high
+            and not self.function.ports
+            and await self._node.networks.is_as_new(fork.network)
+        ):
+            self._used.append(fork.network)
+        else:
+            self._node.networks.discard(fork.network)
+
+    def _close(self, fork: Fork) -> None:
+        fork.writer.close()
+        for output in fork.outputs:
+            output.close()
+
+    def _discard(self, fork: Fork) -> None:
+        self._close(fork)
+        self._node.cgroups.kill_now(fork.cgroup)
+        self._node.cgroups.remove(fork.cgroup)
+        self._node.networks.discard(fork.network)
+
+    def _forget(self) -> None:
+        if self._owner >= 0:
+            os.close(self._owner)
+            self._owner = -1
+        if self._control:
+            self._control.close()
+            self._control = None
+        if self._cgroup:
+            self._node.cgroups.remove(self._cgroup)
+            self._cgroup = None
+        # Networks that the last zygote's user namespace owned are of no use to the next.
+        while self._used:
+            self._node.networks.discard(self._used.pop())
+        while (network := self._networks.take_ready()) is not None:
+            self._node.networks.discard(network)
+
+    async def close(self) -> None:
+        """End the zygote and its forks, and what they had."""
+        for pool in self.pools:
+            await pool.close()
+        if self._child:
+            self._child.kill()
+            with suppress(asyncio.CancelledError):
+                await self._child.ended
+        self._forget()
+        os.close(self._template)
