@@ -202,6 +202,7 @@ class _Batch:
         self._at_end = taking & (bytes_ == 0)
         self.causes = [causes.ON_CPU, causes.QUEUED, _LATE]
         self._cause = _codes(spans, ["kind", "name", "stack", "detail"], self._cause_of)
+        self._deferred = _codes(spans, ["kind", "stack"], _is_deferred).astype(np.bool_)
 
     def _cause_of(self, row: tuple[Any, ...]) -> int:
         kind, name, stack, detail = row
@@ -239,6 +240,8 @@ class _Batch:
             thread = _Thread(tid, int(self._pid[part.start]))
             calls = np.flatnonzero(kind == "call") + part.start
             starts, ends, codes = self._intervals(calls, self._phase)
+            deferred = np.flatnonzero(self._deferred[part]) + part.start
+            _prolong(starts, ends, self._start[deferred], self._end[deferred])
             thread.calls = starts, ends, attribution.answered(codes)
             took = self._took[calls]
             took[1:] |= self._at_end[calls][1:] & took[:-1]
@@ -358,6 +361,19 @@ def _phase_of(row: tuple[Any, ...]) -> int:
     kind, name, detail = row
     phase = phases.classify(name, detail) if kind == "call" else None
     return attribution.NEUTRAL if phase is None else attribution.CODE[phase]
+
+
+def _is_deferred(row: tuple[Any, ...]) -> bool:
+    """Whether a wait is in work that a call put off to its return (umount does), after its exit."""
+    kind, stack = row
+    return kind == "blocked" and "task_work_run" in stack
+
+
+def _prolong(starts: Integers, ends: Integers, waits: Integers, until: Integers) -> None:
+    """Make the call before each wait last until the wait has ended."""
+    if len(starts):
+        place = np.searchsorted(starts, waits, side="right") - 1
+        np.maximum.at(ends, place[place >= 0], until[place >= 0])
 
 
 def _codes(

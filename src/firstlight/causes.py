@@ -81,7 +81,8 @@ _BLOCKED = tuple(
         (r"\b(_*mutex_lock\w*|rwsem_down_\w+|_*percpu_(down|rwsem)\w*|_*rt_mutex\w*|"
          r"percpu_down_write|_*lock_sock\w*|__down_\w+|netlink_table_grab)\b", "lock"),
         (r"\b(io_schedule\w*|folio_wait\w*|bit_wait_io|submit_bio_wait|blk_\w+|jbd2_\w+|"
-         r"ext4_sync_file|wait_on_page\w*|wait_on_buffer|__wait_on_buffer)\b", "I/O"),
+         r"ext4_sync_file|wb_wait_for_completion|wait_on_page\w*|wait_on_buffer|"
+         r"__wait_on_buffer)\b", "I/O"),
         (r"\b(hrtimer_nanosleep|do_nanosleep|msleep\w*)\b", SLEEP),
         (r"\b_*(flush_work|flush_workqueue|kthread_\w+|call_usermodehelper_exec|"
          r"devtmpfs_\w+)\b", "kernel worker"),
@@ -99,7 +100,8 @@ _BLOCKED = tuple(
         (r"\bfutex_", f"{PEER}thread: futex"),
         (r"\b(do_epoll_wait|ep_poll|do_sys_poll|do_poll|do_select|do_pselect)",
          f"{PEER}process: poll"),
-        (r"\b(sigsuspend|do_sigtimedwait|pause)\b", f"{PEER}process: signal"),
+        (r"\b(sigsuspend|do_sigtimedwait|__(x64|do|arm64)_sys_pause)\b",
+         f"{PEER}process: signal"),
         (r"\bptrace_stop\b", f"{PEER}process: ptrace"),
         (r"\b(read_events|io_uring|io_cqring)", f"{PEER}process: aio"),
     )
