@@ -11,6 +11,9 @@ from firstlight.plots import palette, theme
 ROOM = 1.09
 """Above the highest bar, for its label."""
 
+MOST_LETTERS = 60
+"""More than so many under the bars of a picture, and they must be aslant."""
+
 Measure = Literal["time", "share"]
 
 
@@ -24,18 +27,26 @@ def stacked(
 ) -> alt.FacetChart:
     """A facet a series, a bar a number of instances, a layer a part and its shade.
 
+    With one number of instances only, a bar is a series.
+
     ``values`` have ``series``, ``instances``, ``part``, ``where`` and ``opacity`` (its shade),
     ``ms`` (a bar's sum to the latency that ``total`` words; ``wall`` words this one), ``share``
     of the bar, and ``rank``, the part's place from the ground. ``end`` names the end point.
     """
     series = list(dict.fromkeys(str(row["series"]) for row in values))
-    counts = len({row["instances"] for row in values})
+    counts = sorted({row["instances"] for row in values})
+    alone = f"instances: {counts[0]}" if len(counts) == 1 else None
+    facets, bar, names = ([alone], "series:N", series) if alone else (series, "instances:O", counts)
+    values = [dict(row, facet=alone or row["series"]) for row in values]
+    long = max(len(str(name)) for name in names) * len(names) > MOST_LETTERS
     x = alt.X(
-        "instances:O",
-        title="instances",
-        axis=alt.Axis(labelAngle=0, ticks=False),
-        scale=alt.Scale(paddingInner=0.1, paddingOuter=max(0.05, 1.2 - 0.35 * counts)),
+        bar,
+        title=None if alone else "instances",
+        sort=names,
+        axis=alt.Axis(labelAngle=-35 if long else 0, ticks=False),
+        scale=alt.Scale(paddingInner=0.1, paddingOuter=max(0.05, 1.2 - 0.35 * len(names))),
     )
+    colours = palette.parts(order)
     bars = (
         alt.Chart()
         .mark_bar()
@@ -44,7 +55,7 @@ def stacked(
             y=_y(values, measure, end),
             color=alt.Color(
                 "part:N",
-                scale=alt.Scale(domain=list(order), range=[palette.part(name) for name in order]),
+                scale=alt.Scale(domain=list(colours), range=list(colours.values())),
                 legend=alt.Legend(title=None, symbolType="square") if legend else None,
             ),
             opacity=alt.Opacity("opacity:Q", scale=None),
@@ -68,11 +79,13 @@ def stacked(
         alt.layer(*layers)
         .properties(width=250, height=230)
         .facet(
-            facet=alt.Facet("series:N", title=None, sort=series),
-            columns=theme.columns(len(series), 2),
+            facet=alt.Facet("facet:N", title=None, sort=facets),
+            columns=theme.columns(len(facets), 2),
             data=theme.rows(values),
         )
-        .properties(usermeta=theme.cells(count=len(series), least=150, left=58))
+        .properties(
+            usermeta=theme.cells(count=len(facets), least=max(110, 40 * len(names)), left=58)
+        )
     )
 
 

@@ -1,4 +1,7 @@
-"""How latencies are distributed: one curve a number of instances, one facet a series."""
+"""How latencies are distributed: one curve a number of instances, one facet a series.
+
+With one number of instances only, a curve is a series.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -20,6 +23,10 @@ def cdf(run: Figures) -> alt.FacetChart:
     series = list(dict.fromkeys(row["series"] for row in rows))
     scale, ticks = theme.log_scale(*_ends(row["ms"] for row in rows))
     counts = sorted({row["instances"] for row in rows})
+    alone = f"instances: {counts[0]}" if len(counts) == 1 else None
+    rows = [dict(row, facet=alone or row["series"]) for row in rows]
+    facets = [alone] if alone else series
+    colours = list(palette.series(series).values()) if alone else palette.growth(counts)
     chart: alt.FacetChart = (
         alt.Chart()
         .mark_line(interpolate="step-after")
@@ -28,17 +35,19 @@ def cdf(run: Figures) -> alt.FacetChart:
                 "ms:Q",
                 title=f"latency to {run.end_point} (log)",
                 scale=scale,
-                axis=alt.Axis(labelExpr=theme.DURATION_LABELS, values=ticks),
+                axis=alt.Axis(labelExpr=theme.DURATION_LABELS, values=ticks, labelOverlap="greedy"),
             ),
             y=alt.Y("share:Q", title="starts ready", axis=alt.Axis(format="%", tickCount=5)),
             color=alt.Color(
-                "instances:O",
-                scale=alt.Scale(domain=counts, range=palette.growth(counts)),
+                "series:N" if alone else "instances:O",
+                scale=alt.Scale(domain=series if alone else counts, range=colours),
                 legend=alt.Legend(
-                    title="instances", orient="top", symbolType="stroke", symbolStrokeWidth=3
-                )
-                if len(counts) > 1
-                else None,
+                    title=None if alone else "instances",
+                    orient="top",
+                    columns=4,
+                    symbolType="stroke",
+                    symbolStrokeWidth=3,
+                ),
             ),
             tooltip=[
                 alt.Tooltip("series:N", title="series"),
@@ -49,11 +58,11 @@ def cdf(run: Figures) -> alt.FacetChart:
         )
         .properties(width=250, height=180)
         .facet(
-            facet=alt.Facet("series:N", title=None, sort=series),
-            columns=theme.columns(len(series), 2),
+            facet=alt.Facet("facet:N", title=None, sort=facets),
+            columns=theme.columns(len(facets), 2),
             data=theme.rows(rows),
         )
-        .properties(usermeta=theme.cells(count=len(series), least=190, left=58))
+        .properties(usermeta=theme.cells(count=len(facets), least=190, left=58))
     )
     return chart
 
@@ -71,14 +80,18 @@ def values(run: Figures) -> list[dict[str, Any]]:
         places = np.unique(
             np.linspace(0, len(ordered) - 1, min(len(ordered), MOST)).round().astype(int)
         )
+        if not len(ordered):
+            continue
+        curve = [(ordered[0], 0.0)]
+        curve += [(ordered[place], (int(place) + 1) / len(ordered)) for place in places]
         rows += [
             {
                 "series": point.series,
                 "instances": point.instances,
-                "ms": float(ordered[place]) / 1e6,
-                "share": (int(place) + 1) / len(ordered),
-                "latency": duration(float(ordered[place])),
+                "ms": float(latency) / 1e6,
+                "share": share,
+                "latency": duration(float(latency)),
             }
-            for place in places
+            for latency, share in curve
         ]
     return rows

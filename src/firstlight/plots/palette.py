@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 PHASES = {
     "process.start": "#5f7189",
-    "signals": "#b8c2cc",
+    "signals": "#c9a09c",
     "fork": "#a9784f",
     "config": "#8d6cab",
     "ns.net": "#d55e00",
@@ -67,8 +67,16 @@ GROWTH = ("#d9a321", "#e0703c", "#cf4d6f", "#9a55b0", "#5a68c4", "#3d8fc4", "#3f
 
 
 def part(name: str) -> str:
-    """The colour of a phase or a step; an unknown name always gets the same spare one."""
-    return PHASES.get(name) or STEPS.get(name) or SPARE[sum(name.encode()) % len(SPARE)]
+    """The colour of a phase or a step."""
+    return parts([name])[name]
+
+
+def parts(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each phase or step of a picture; unknown ones get spare colours in turn."""
+    known = PHASES | STEPS
+    unknown = [name for name in names if name not in known]
+    spare = {name: SPARE[place % len(SPARE)] for place, name in enumerate(unknown)}
+    return {name: known.get(name) or spare[name] for name in names}
 
 
 def opacity(shade: str) -> float:

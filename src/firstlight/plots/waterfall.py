@@ -27,7 +27,7 @@ def waterfall(
     kinds = [kind for kind in palette.CAUSES if any(row["part"] == kind for row in rows)]
     chart: alt.Chart = (
         alt.Chart(theme.rows(rows))
-        .mark_bar(height=16)
+        .mark_bar(height=16, strokeWidth=0)
         .encode(
             x=alt.X(
                 "start:Q",

@@ -68,6 +68,9 @@ def write(runs: Sequence[Run], file: Path) -> None:
 def render(runs: Sequence[Run]) -> str:
     """The page's HTML."""
     shown = [figures.figures(run) for run in runs]
+    verdicts = claims.judge(runs)
+    experiments = {run.header.experiment for run in runs}
+    asked = {claim.id for claim in claims.CLAIMS if claim.experiment in experiments}
     charts = Charts()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("firstlight.report", "."),
@@ -90,7 +93,8 @@ def render(runs: Sequence[Run]) -> str:
         runs=[_run(run, charts) for run in shown],
         warnings=[warning for run in shown for warning in answer.warnings(run)],
         MOST_WARNINGS=MOST_WARNINGS,
-        verdicts=claims.judge(runs),
+        measured=[verdict for verdict in verdicts if verdict.id in asked],
+        unmeasured=[verdict for verdict in verdicts if verdict.id not in asked],
         environments=_environments(shown),
         samples_needed=samples_needed,
         light=theme.LIGHT,

@@ -66,7 +66,7 @@ def bars(run: Figures, *, legend: bool) -> Iterator[Picture]:
                 "time": network_setup(run, "time", legend=legend),
                 "share": network_setup(run, "share", legend=legend),
             },
-            tuple((name, palette.part(name)) for name in names),
+            tuple(palette.parts(names).items()),
         )
         beside = ""
     if names := parts(run):
@@ -79,7 +79,7 @@ def bars(run: Figures, *, legend: bool) -> Iterator[Picture]:
                 "time": container_creation(run, "time", legend=legend),
                 "share": container_creation(run, "share", legend=legend),
             },
-            tuple((name, palette.part(name)) for name in names),
+            tuple(palette.parts(names).items()),
         )
 
 
@@ -135,7 +135,10 @@ def waterfall(run: Figures, point: PointFigures, *, legend: bool) -> Picture:
 
 
 def programs(run: Run, sample: Sample) -> dict[int, str]:
-    """What each process of a sample executed in turn, by its id; its parent's name before that."""
+    """What each process of a sample executed in turn, by its id; its parent's name before that.
+
+    A program executed through /proc (by descriptor, or as ``exe``) keeps the name that it had.
+    """
     names: dict[int, str] = {}
     own = run.spans_of(sample).filter(pl.col("kind").is_in(["exec", "fork"]))
     for kind, detail, pid, child in (
@@ -146,7 +149,7 @@ def programs(run: Run, sample: Sample) -> dict[int, str]:
         if kind == "fork":
             if pid in names:
                 names.setdefault(child, names[pid].rpartition(" → ")[2])
-        elif not (program := Path(detail or "").name).isdigit():
+        elif not ((program := Path(detail or "").name).isdigit() or program == "exe"):
             before = names.get(pid)
             names[pid] = program if before in (None, program) else f"{before} → {program}"
     return names
@@ -159,6 +162,7 @@ def write(run: Figures, directory: Path) -> list[Path]:
     for picture in every(run):
         for key, chart in picture.charts.items():
             specification = chart.to_dict()
+            specification["title"] = picture.title
             specification["config"] = theme.config(theme.LIGHT) | {"background": "white"}
             name = "-".join(filter(None, (run.run.header.experiment, picture.name, key)))
             png, svg = directory / f"{name}.png", directory / f"{name}.svg"

@@ -1,0 +1,159 @@
+"""Runs for other tools: Perfetto's trace viewer, CSV and Parquet."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from firstlight import breakdown
+from firstlight.errors import FirstlightError
+from firstlight.model import Sample
+from firstlight.report.figures import median_sample
+from firstlight.report.pictures import programs
+from firstlight.store import SPAN_SCHEMA, Run
+
+Event = dict[str, Any]
+
+
+def perfetto(run: Run, file: Path) -> None:
+    """Write a trace for ui.perfetto.dev, in the Chrome trace-event format.
+
+    Each point is there as the traced batch that holds its median start (or, untraced, the first):
+    an instance is a process, its own processes are threads. Phases are slices, and the causes are
+    slices within them. Times are of CLOCK_MONOTONIC.
+    """
+    numbers = count(1)
+    events = [event for sample in _chosen(run) for event in _of_sample(run, sample, numbers)]
+    trace = {
+        "displayTimeUnit": "ms",
+        "otherData": {"run": run.header.run, "experiment": run.header.experiment},
+        "traceEvents": events,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(trace, separators=(",", ":")), encoding="utf-8")
+
+
+def csv(run: Run, directory: Path) -> None:
+    """Write samples.csv, spans.csv and breakdown.csv."""
+    for name, frame in _tables(run):
+        frame.write_csv(_file(directory, f"{name}.csv"))
+
+
+def parquet(run: Run, directory: Path) -> None:
+    """Write samples.parquet, spans.parquet and breakdown.parquet."""
+    for name, frame in _tables(run):
+        frame.write_parquet(_file(directory, f"{name}.parquet"))
+
+
+def _tables(run: Run) -> Iterator[tuple[str, pl.DataFrame]]:
+    yield (
+        "samples",
+        run.frame.with_columns(
+            pl.Series("error", [sample.error for sample in run.samples], dtype=pl.String),
+            pl.Series(
+                "intended", [sample.stamps.intended for sample in run.samples], dtype=pl.Int64
+            ),
+            pl.Series("spawned", [sample.stamps.spawned for sample in run.samples], dtype=pl.Int64),
+            pl.Series("ready", [sample.stamps.ready for sample in run.samples], dtype=pl.Int64),
+        ),
+    )
+    batches = [spans for _, spans in run.span_batches()]
+    yield "spans", pl.concat(batches) if batches else pl.DataFrame(schema=SPAN_SCHEMA)
+    yield "breakdown", breakdown.breakdown(run)
+
+
+def _file(directory: Path, name: str) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    if (directory / "header.json").exists():
+        raise FirstlightError(f"{directory} is a run", "name another directory with --out")
+    return directory / name
+
+
+def _chosen(run: Run) -> Iterator[Sample]:
+    for point in run.header.points:
+        at_point = [sample for sample in run.samples if sample.point == point]
+        ready = [sample for sample in at_point if sample.latency is not None]
+        shown = [sample for sample in ready if sample.traced] or ready
+        if shown:
+            batch = median_sample(shown).batch
+            yield from (sample for sample in at_point if sample.batch == batch)
+
+
+def _of_sample(run: Run, sample: Sample, numbers: Iterator[int]) -> Iterator[Event]:
+    process = next(numbers)
+    setting = ", ".join(f"{axis} {value}" for axis, value in sample.point.items())
+    name = f"{setting}: instance {sample.instance} of batch {sample.batch}"
+    yield _named("process_name", process, process, {"name": name})
+    yield _named("process_sort_index", process, process, {"sort_index": process})
+    yield _named("thread_name", process, process, {"name": "start"})
+    start = _Track(process, process)
+    if sample.stamps.ready is None:
+        words = f"{sample.ending}: {sample.error}"
+        yield start.event("i", sample.stamps.spawned, name=words, cat="start", s="p")
+        return
+    yield start.event("B", sample.stamps.intended, name=str(run.header.end_point), cat="start",
+                      args={"latency ns": sample.latency, "traced": sample.traced})  # fmt: skip
+    for step in sample.steps:
+        yield start.event("B", step.start, name=step.name, cat="step")
+        yield start.event("E", step.end)
+    yield start.event("E", sample.stamps.ready)
+    if sample.traced:
+        yield from _of_timeline(run, sample, process, numbers)
+
+
+def _of_timeline(run: Run, sample: Sample, process: int, numbers: Iterator[int]) -> Iterator[Event]:
+    names = programs(run, sample)
+    tracks: dict[int, _Track] = {}
+    rows = breakdown.timeline(run, sample).sort("start", "end").iter_rows(named=True)
+    for phase in _runs(rows, "pid", "phase"):
+        pid, last = phase[0]["pid"], phase[-1]
+        if pid not in tracks:
+            tracks[pid] = _Track(process, next(numbers))
+            name = {"name": f"{names.get(pid, 'process')} {pid}"}
+            yield _named("thread_name", process, tracks[pid].thread, name)
+        track = tracks[pid]
+        yield track.event("B", phase[0]["start"], name=phase[0]["phase"], cat="phase")
+        for cause in _runs(phase, "cause", "shade"):
+            where = {"kernel": "in system calls", "around": "around system calls"}
+            shade = {"shade": where[cause[0]["shade"]]}
+            yield track.event(
+                "B", cause[0]["start"], name=cause[0]["cause"], cat="cause", args=shade
+            )
+            yield track.event("E", cause[-1]["end"])
+        yield track.event("E", last["end"])
+
+
+def _runs(rows: Iterable[dict[str, Any]], *keys: str) -> Iterator[list[dict[str, Any]]]:
+    """Rows that are alike in ``keys`` and follow each other without a gap."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        if found and not (
+            row["start"] == found[-1]["end"] and all(row[key] == found[-1][key] for key in keys)
+        ):
+            yield found
+            found = []
+        found.append(row)
+    if found:
+        yield found
+
+
+def _named(kind: str, process: int, thread: int, arguments: dict[str, Any]) -> Event:
+    return {"ph": "M", "name": kind, "pid": process, "tid": thread, "args": arguments}
+
+
+@dataclass(frozen=True)
+class _Track:
+    """A row of the viewer. Slices are a begin and an end, so that equal stamps stay equal."""
+
+    process: int
+    thread: int
+
+    def event(self, kind: str, stamp: int, **fields: Any) -> Event:  # noqa: ANN401
+        """An event at ``stamp`` ns; the format's unit is the microsecond."""
+        return {
+            "ph": kind, "ts": stamp / 1e3, "pid": self.process, "tid": self.thread, **fields
+        }  # fmt: skip
