@@ -22,6 +22,7 @@ from firstlight.agile.network import Network, Networks
 from firstlight.agile.output import Output, pipes
 from firstlight.agile.pool import Counts, Pool, Traffic
 from firstlight.agile.spawner import Child, Spawner
+from firstlight.agile.wasm import Wasm
 from firstlight.agile.wire import Flag
 from firstlight.agile.zygote import ZYGOTE_CALLS, Node, Result, Zygote
 from firstlight.errors import Failed, Unsupported
@@ -105,6 +106,7 @@ class Runtime:
         self._cgroup_pools: dict[Limits, Pool[Cgroup]] = {}
         self._network_pools: dict[str, Pool[Network]] = {}
         self._zygotes: dict[bytes, Zygote] = {}
+        self._wasms: dict[bytes, Wasm] = {}
         self._instances: dict[str, Instance] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._serial = self._count = 0
@@ -143,6 +145,8 @@ class Runtime:
             await pool.close()
         for zygote in self._zygotes.values():
             await zygote.close()
+        for wasm in self._wasms.values():
+            wasm.close()
         self._spawner.close()
         while self._tasks:
             await asyncio.wait(self._tasks)
@@ -188,6 +192,8 @@ class Runtime:
         with self._traffic:
             if self._closing:
                 raise Failed("the runtime is stopping")
+            if function.kind != "command":
+                raise Failed(f"a function of kind {function.kind} is not started", "invoke it")
             kind = self._kinds.get(_key(function)) or await self._kind(function)
             outputs, theirs = ([], list(streams)) if streams else pipes()
             try:
@@ -202,9 +208,19 @@ class Runtime:
                         os.close(descriptor)
             return await self._running(kind, sandbox, warm, outputs, requested)
 
-    async def invoke(self, function: Function, event: object, requested: int | None = None) -> Result:
-        """Run a handler on an event, in an instance of its own. Raises Failed."""
+    async def invoke(
+        self, function: Function, event: object, requested: int | None = None
+    ) -> Result:
+        """Run a handler on an event, in an instance of its own. Raises Failed, Unsupported."""
         requested = requested or time.monotonic_ns()
+        if function.kind == "command":
+            raise Failed("a function of kind command has no handler", "start it")
+        if function.kind == "wasm":
+            key = _key(function)
+            if key not in self._wasms:
+                function.check()
+                self._wasms[key] = Wasm(function)
+            return await self._wasms[key].invoke(event, requested)
         with self._traffic:
             zygote = self._zygotes.get(_key(function)) or await self._zygote(function)
             return await zygote.invoke(event, requested)
