@@ -115,39 +115,38 @@ def breakdown(run: Run) -> pl.DataFrame:
 
 def timeline(run: Run, sample: Sample) -> pl.DataFrame:
     """The critical path of one ready sample in order, as TIMELINE, in ns of CLOCK_MONOTONIC."""
-    reader = _Batch(run.spans_of(sample), run.header.end_point)
+    spans = run.spans_of(sample)
+    reader = _Batch(spans, run.header.end_point)
     parts = [pl.DataFrame(schema=TIMELINE)]
-    for _, rows in reader.samples():
-        for thread, pieces in reader.pieces(sample, rows):
-            chosen = np.flatnonzero(pieces.owned)
-            parts.append(
-                pl.DataFrame(
-                    {
-                        "start": pieces.start[chosen],
-                        "end": pieces.end[chosen],
-                        "phase": [phases.ORDER[code] for code in pieces.phase[chosen]],
-                        "shade": np.where(pieces.kernel[chosen], "kernel", "around"),
-                        "cause": [reader.causes[code] for code in pieces.cause[chosen]],
-                        "pid": np.full(len(chosen), thread.pid),
-                        "tid": np.full(len(chosen), thread.tid),
-                    },
-                    schema=TIMELINE,
-                )
+    for thread, pieces in reader.pieces(sample, slice(0, len(spans))):
+        chosen = np.flatnonzero(pieces.owned)
+        parts.append(
+            pl.DataFrame(
+                {
+                    "start": pieces.start[chosen],
+                    "end": pieces.end[chosen],
+                    "phase": [phases.ORDER[code] for code in pieces.phase[chosen]],
+                    "shade": np.where(pieces.kernel[chosen], "kernel", "around"),
+                    "cause": [reader.causes[code] for code in pieces.cause[chosen]],
+                    "pid": np.full(len(chosen), thread.pid),
+                    "tid": np.full(len(chosen), thread.tid),
+                },
+                schema=TIMELINE,
             )
+        )
     return pl.concat(parts).sort("start")
 
 
 def _traced(run: Run) -> Iterator[tuple["_Batch", Sample, slice]]:
-    ready = {
-        sample.index: sample
-        for sample in run.samples
-        if sample.traced and sample.stamps.ready is not None
-    }
-    for _, spans in run.span_batches():
+    ready: dict[int, list[Sample]] = {}
+    for sample in run.samples:
+        if sample.traced and sample.stamps.ready is not None:
+            ready.setdefault(sample.batch, []).append(sample)
+    for number, spans in run.span_batches():
         batch = _Batch(spans, run.header.end_point)
-        for index, rows in batch.samples():
-            if index in ready:
-                yield batch, ready[index], rows
+        rows = dict(batch.samples())
+        for sample in ready.get(number, ()):
+            yield batch, sample, rows.get(sample.index, slice(0, 0))
 
 
 def _summarise(batch: "_Batch", sample: Sample, rows: slice) -> pl.DataFrame:
@@ -260,7 +259,7 @@ class _Batch:
                 zip(self._end[wakes].tolist(), self._peer[wakes].tolist(), strict=True)
             )
             exits = np.flatnonzero(kind == "exit")
-            thread.exit = int(self._start[part][exits[0]]) if len(exits) else None
+            thread.exit = int(self._start[part][exits[-1]]) if len(exits) else None
             threads[tid] = thread
         forks = np.flatnonzero(self._kind[rows] == "fork") + rows.start
         for row in forks.tolist():
@@ -299,7 +298,9 @@ class _Batch:
             starts[at : at + 1] = [edge for edge, _ in edges]
             ends[at : at + 1] = [*(edge for edge, _ in edges[1:]), end]
             codes[at : at + 1] = [_PHASE[phase] for _, phase in edges]
-        thread.calls = (np.array(starts), np.array(ends), np.array(codes))
+        thread.calls = (
+            np.array(starts, np.int64), np.array(ends, np.int64), np.array(codes, np.int64)
+        )  # fmt: skip
 
     def _processes(
         self, threads: dict[int, _Thread], root: int, rows: slice, end: int
@@ -403,7 +404,7 @@ def _walk(threads: dict[int, _Thread], last: _Thread, begin: int, end: int) -> i
     thread, at = last, end
     while at > begin:
         when, before = _before(threads, thread, at)
-        when = max(when, begin)
+        when = max(when, begin) if when < at else begin  # a number used twice makes no loop
         thread.owned.append((when, at))
         at = when
         if before is None:
