@@ -262,9 +262,9 @@ class _Batch:
             thread.exit = int(self._start[part][exits[-1]]) if len(exits) else None
             threads[tid] = thread
         forks = np.flatnonzero(self._kind[rows] == "fork") + rows.start
-        for row in forks.tolist():
+        for row in forks[np.argsort(self._start[forks], kind="stable")].tolist():
             child = threads.get(int(self._peer[row]))
-            if child:
+            if child and child.parent is None:
                 child.birth, child.parent = int(self._start[row]), int(self._tid[row])
         return threads
 
@@ -387,7 +387,7 @@ def _codes(
         distinct.with_row_index("_code"), on=columns, how="left", maintain_order="left",
         nulls_equal=True,
     )  # fmt: skip
-    return np.array(values)[joined["_code"].to_numpy()] if values else np.empty(0)
+    return np.array(values)[joined["_code"].to_numpy()] if values else np.empty(0, object)
 
 
 def _runs(column: npt.NDArray[Any], offset: int) -> Iterator[tuple[int, slice]]:
