@@ -6,12 +6,12 @@
  * PLAIN: numbers only. SPACES: likewise, and it may make namespaces. PATHn: argument n is a path. MOUNT: target and type. FD: argument 0 is a
  * descriptor. SEND, SENDMSG: a descriptor, and the message if it is a netlink socket. ADDRESS: a
  * descriptor and a socket address. CLONE3: a struct whose first word holds the
- * flags.
+ * flags. WORD1: the 32-bit word at argument 1.
  */
 #ifndef FIRSTLIGHT_CALLS_H
 #define FIRSTLIGHT_CALLS_H
 
-enum take { IGNORE, PLAIN, SPACES, PATH0, PATH1, MOUNT, FD, SEND, SENDMSG, ADDRESS, CLONE3 };
+enum take { IGNORE, PLAIN, SPACES, PATH0, PATH1, MOUNT, FD, SEND, SENDMSG, ADDRESS, CLONE3, WORD1 };
 
 #define CALLS_EVERYWHERE(CALL) \
 	CALL(unshare, SPACES) CALL(setns, FD) CALL(clone, SPACES) CALL(clone3, CLONE3) \
@@ -40,7 +40,7 @@ enum take { IGNORE, PLAIN, SPACES, PATH0, PATH1, MOUNT, FD, SEND, SENDMSG, ADDRE
 	CALL(listen, FD) CALL(accept4, FD) CALL(getsockname, FD) CALL(setsockopt, FD) \
 	CALL(getsockopt, FD) CALL(shutdown, FD) CALL(sendto, SEND) CALL(sendmsg, SENDMSG) \
 	CALL(recvfrom, FD) CALL(recvmsg, FD) CALL(recvmmsg, FD) CALL(sendmmsg, FD) \
-	CALL(bpf, PLAIN) CALL(perf_event_open, PLAIN) CALL(init_module, PLAIN) \
+	CALL(bpf, WORD1) CALL(perf_event_open, PLAIN) CALL(init_module, PLAIN) \
 	CALL(finit_module, PLAIN) CALL(wait4, PLAIN) CALL(waitid, PLAIN) \
 	CALL(rt_sigaction, PLAIN) CALL(rt_sigprocmask, PLAIN) CALL(kill, PLAIN) CALL(pidfd_open, PLAIN) CALL(pidfd_send_signal, FD) CALL(tgkill, PLAIN) \
 	CALL(close_range, PLAIN) CALL(landlock_restrict_self, PLAIN)

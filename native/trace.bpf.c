@@ -441,6 +441,9 @@ int BPF_PROG(on_return, struct pt_regs *regs, long result)
 		describe(out, task->args[0]);
 		take_bytes(out, task->args[1], task->args[2]);
 		break;
+	case WORD1:
+		take_bytes(out, task->args[1], sizeof(__u32));
+		break;
 	case SEND:
 	case SENDMSG:
 		describe(out, task->args[0]);

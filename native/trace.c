@@ -4,7 +4,8 @@
  *   trace --calls                   print "NUMBER NAME" of every reported system call
  *   trace OBJECT GENERATOR_PID [RING_BYTES]
  *                                   serve standard input, a line a request, an answer a line:
- *       start PREFIX   attach, and write to PREFIX.events and PREFIX.text  -> "started"
+ *       start PREFIX [PID...]   attach, and write to PREFIX.events and PREFIX.text; also follow
+ *                      these processes, each as a root  -> "started"
  *       stop           detach, add what is still going on, write PREFIX.stacks
  *                      (u32 stack, u64 addresses[STACK_DEPTH]) -> "stopped EVENTS LOST"
  *
@@ -12,6 +13,7 @@
  */
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
+#include <dirent.h>
 #include <errno.h>
 #include <linux/membarrier.h>
 #include <poll.h>
@@ -245,15 +247,43 @@ static int write_stacks(void)
 	return fclose(file) ? fail("stacks") : 0;
 }
 
-static int start(const char *to)
+/* A process that was there before, asleep until something asks it. */
+static int follow(unsigned int pid)
 {
-	strncpy(prefix, to, sizeof(prefix) - 1);
+	char path[64];
+	struct dirent *entry;
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	struct task task = {.root = pid, .pid = pid, .off_state = 1, .off_stack = UNSEEN,
+			    .lock_stack = -1, .number = -1,
+			    .off = (unsigned long long)t.tv_sec * 1000000000ULL + (unsigned long long)t.tv_nsec};
+	snprintf(path, sizeof(path), "/proc/%u/task", pid);
+	DIR *threads = opendir(path);
+	if (!threads)
+		return fail(path);
+	int error = 0;
+	while (!error && (entry = readdir(threads))) {
+		unsigned int tid = (unsigned int)strtoul(entry->d_name, NULL, 10);
+		if (tid)
+			error = bpf_map_update_elem(map("tasks"), &tid, &task, BPF_ANY);
+	}
+	closedir(threads);
+	return error ? fail("follow a process") : 0;
+}
+
+static int start(char *request)
+{
+	char *pid = strtok(request, " ");
+	strncpy(prefix, pid ? pid : "", sizeof(prefix) - 1);
 	written = 0;
 	heads = create("events");
 	texts = create("text");
 	misses = missed();
 	if (!heads || !texts || attach())
 		return -1;
+	while ((pid = strtok(NULL, " ")))
+		if (follow((unsigned int)strtoul(pid, NULL, 10)))
+			return -1;
 	puts("started");
 	return 0;
 }

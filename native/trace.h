@@ -3,6 +3,7 @@
 #define FIRSTLIGHT_TRACE_H
 
 enum kind { CALL = 1, FORK, EXEC, EXIT, OFF, LOCK, MARK, STACK };
+enum { UNSEEN = -1000 };
 enum { TEXT_MAX = 512, STACK_DEPTH = 32, STACKS = 65536, TASKS = 65536, NUMBERS = 512 };
 
 /* CALL: number, args, result; text as calls.h says; magic and family describe a descriptor, and
@@ -23,7 +24,7 @@ struct event {
 	unsigned long long args[4];
 	unsigned int root, pid, tid, peer;
 	unsigned int magic; /* file system of the descriptor; SOCKFS_MAGIC for a socket */
-	int stack;	    /* -1: none; less: in a STACK event */
+	int stack;	    /* -1: none; less: in a STACK event; UNSEEN: it began before tracing */
 	unsigned short kind, number, family, protocol;
 	unsigned int text; /* bytes of text that follow */
 	unsigned int open; /* 1: still going on when tracing stopped */

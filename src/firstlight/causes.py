@@ -10,6 +10,8 @@ from functools import lru_cache
 ON_CPU = "on CPU"
 QUEUED = "waiting for a CPU"
 SLEEP = "sleep"
+UNSEEN = "before tracing"
+"""Stands for the stack of a daemon's wait that began before tracing: it waits to be asked."""
 UNKNOWN = "unknown wait"
 PEER = "another "
 """Causes that begin so are waits for another process or thread, which the critical path follows."""
@@ -103,6 +105,7 @@ _BLOCKED = tuple(
         (r"\b(sigsuspend|do_sigtimedwait|__(x64|do|arm64)_sys_pause)\b",
          f"{PEER}process: signal"),
         (r"\bptrace_stop\b", f"{PEER}process: ptrace"),
+        (rf"^{UNSEEN}$", f"{PEER}process: request"),
         (r"\b(read_events|io_uring|io_cqring)", f"{PEER}process: aio"),
     )
 )  # fmt: skip

@@ -183,9 +183,9 @@ class _Lab:
             for place, (outcome, end) in enumerate(zip(outcomes, ended, strict=True))
         ]  # fmt: skip
         if batch.traced:
-            self._writer.append_spans(
-                self._batches, self._tracer.collect({one.pid: one.index for one in samples})
-            )
+            roots = {one.pid: one.index for one in samples}
+            roots |= dict.fromkeys(_daemons(commands), self._samples)
+            self._writer.append_spans(self._batches, self._tracer.collect(roots))
         self._writer.append(samples)
         self._batches += 1
         self._samples += len(samples)
@@ -193,9 +193,14 @@ class _Lab:
     def _start(self, batch: Batch, commands: list[Command]) -> tuple[list[Outcome], int]:
         shape: Shape = Sequence() if batch.point.get("order") == "sequential" else Burst()
         if batch.traced:
-            self._tracer.start()
+            self._tracer.start(_daemons(commands))
         outcomes = self._generator.run(self._batches, commands, shape, deadline=self._plan.deadline)
         return outcomes, self._tracer.stop() if batch.traced else 0
+
+
+def _daemons(commands: list[Command]) -> tuple[int, ...]:
+    """Those that are traced: only of a single start is it plain whose request they serve."""
+    return commands[0].daemons if len(commands) == 1 else ()
 
 
 def sample(

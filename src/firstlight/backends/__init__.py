@@ -23,11 +23,15 @@ from firstlight.model import EndPoint, Point
 
 @dataclass(frozen=True)
 class Command:
-    """What the load generator executes for one start. ``argv[0]`` is an absolute path."""
+    """What the load generator executes for one start. ``argv[0]`` is an absolute path.
+
+    ``daemons`` are processes that serve it: where it is the only start of a batch they are traced.
+    """
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     cwd: Path = Path("/")
+    daemons: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class Cni:
             base.mkdir()
             cleanup.callback(shutil.rmtree, base)
             cleanup.enter_context(_host(about, base))
-            cleanup.enter_context(cni_services.running(about, place))
+            daemons = cleanup.enter_context(cni_services.running(about, place))
             pods = _Pods(network, about, base, place)
             cleanup.callback(pods.clear)
             [warm] = pods.make("warm", 1)
@@ -103,7 +103,11 @@ class Cni:
             verb = "del" if operation == "DEL" else "add"
             besides: list[tuple[str, ...]] = [(str(request),) for request in old]
             yield [
-                Command((str(native("cnirun")), verb, str(request), *beside), place.environment)
+                Command(
+                    (str(native("cnirun")), verb, str(request), *beside),
+                    place.environment,
+                    daemons=daemons,
+                )
                 for request, beside in zip(own, besides or [()] * instances, strict=True)
             ]
 

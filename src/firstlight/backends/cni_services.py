@@ -36,7 +36,7 @@ class Service:
 
     program: str
     package: str
-    run: Callable[[About, Path, Place], AbstractContextManager[None]]
+    run: Callable[[About, Path, Place], AbstractContextManager[int]]
 
 
 def probe(name: str) -> None:
@@ -50,22 +50,25 @@ def probe(name: str) -> None:
 
 
 @contextmanager
-def running(about: About, place: Place) -> Iterator[None]:
-    """The daemon of a network, if it has one, ready to answer; afterwards nothing of it is left."""
+def running(about: About, place: Place) -> Iterator[tuple[int, ...]]:
+    """The daemon of a network, if it has one, ready to answer; afterwards nothing of it is left.
+
+    Yields the pids to trace with the starts that it serves.
+    """
     if not about.service:
-        yield
+        yield ()
         return
     with (
         tempfile.TemporaryDirectory(prefix=f"firstlight-{place.run}-", dir="/var/tmp") as disk,
-        SERVICES[about.service].run(about, Path(disk), place),
+        SERVICES[about.service].run(about, Path(disk), place) as pid,
     ):
-        yield
+        yield (pid,)
 
 
 @contextmanager
 def _daemon(
     argv: tuple[str, ...], place: Place, log: Path, is_ready: Callable[[], bool]
-) -> Iterator[None]:
+) -> Iterator[int]:
     """A process that dies with us; entered when it answers. Raises Failed with its last words."""
     with log.open("wb") as output, subprocess.Popen(
         ("setpriv", "--pdeathsig", "KILL", *argv),
@@ -78,7 +81,7 @@ def _daemon(
                     words = log.read_text(errors="replace")[-400:].strip()
                     raise Failed(f"{argv[0]} does not answer: {words or 'it said nothing'}")
                 time.sleep(0.01)
-            yield
+            yield process.pid
         finally:
             process.kill()
 
@@ -89,7 +92,7 @@ def _listens(address: tuple[str, int]) -> bool:
 
 
 @contextmanager
-def _etcd(about: About, disk: Path, place: Place) -> Iterator[None]:
+def _etcd(about: About, disk: Path, place: Place) -> Iterator[int]:
     """etcd with the keys that the configuration names, on its usual port."""
     argv = (
         "etcd", "--data-dir", str(disk / "etcd"), "--log-level", "error",
@@ -98,10 +101,10 @@ def _etcd(about: About, disk: Path, place: Place) -> Iterator[None]:
         "--initial-advertise-peer-urls", "http://127.0.0.1:2380",
         "--initial-cluster", "default=http://127.0.0.1:2380",
     )  # fmt: skip
-    with _daemon(argv, place, disk / "log", _etcd_is_healthy):
+    with _daemon(argv, place, disk / "log", _etcd_is_healthy) as pid:
         for key, value in about.keys.items():
             _put(key, value)
-        yield
+        yield pid
 
 
 def _etcd_is_healthy() -> bool:
@@ -121,7 +124,7 @@ def _put(key: str, value: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _weaver(_: About, disk: Path, place: Place) -> Iterator[None]:
+def _weaver(_: About, disk: Path, place: Place) -> Iterator[int]:
     """The bridge ``weave`` with its address, and the server that gives pods theirs."""
     argv = (sys.executable, "-m", weaver.__name__, str(disk / "addresses"))
     with IPRoute() as netlink:
@@ -130,12 +133,12 @@ def _weaver(_: About, disk: Path, place: Place) -> Iterator[None]:
         netlink.addr("add", index=index, address=str(weaver.BRIDGE),
                      prefixlen=weaver.NETWORK.prefixlen)  # fmt: skip
         netlink.link("set", index=index, state="up")
-    with _daemon(argv, place, disk / "log", lambda: _listens(weaver.ADDRESS)):
-        yield
+    with _daemon(argv, place, disk / "log", lambda: _listens(weaver.ADDRESS)) as pid:
+        yield pid
 
 
 @contextmanager
-def _cilium(_: About, disk: Path, place: Place, *options: str) -> Iterator[None]:
+def _cilium(_: About, disk: Path, place: Place, *options: str) -> Iterator[int]:
     """The profile's agent on Cilium's socket, and the link that has the node's address."""
     with IPRoute() as netlink:
         netlink.link("add", ifname="cilium_host", kind="veth", peer="cilium_net")
@@ -146,8 +149,8 @@ def _cilium(_: About, disk: Path, place: Place, *options: str) -> Iterator[None]
     source = Path(str(files("firstlight"))) / "conf" / "cni" / "cilium" / "endpoint.c"
     argv = (sys.executable, "-m", agent.__name__, str(source), str(native("endpointload")),
             str(disk), *options)  # fmt: skip
-    with _daemon(argv, place, disk / "log", _agent_listens):
-        yield
+    with _daemon(argv, place, disk / "log", _agent_listens) as pid:
+        yield pid
 
 
 def _agent_listens() -> bool:
@@ -156,9 +159,9 @@ def _agent_listens() -> bool:
 
 
 @contextmanager
-def _cilium_template(about: About, disk: Path, place: Place) -> Iterator[None]:
-    with _cilium(about, disk, place, "--template"):
-        yield
+def _cilium_template(about: About, disk: Path, place: Place) -> Iterator[int]:
+    with _cilium(about, disk, place, "--template") as pid:
+        yield pid
 
 
 SERVICES = {

@@ -6,7 +6,7 @@ The records are ``struct event`` of ``native/trace.h``.
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from firstlight import causes
 from firstlight.backends import native
 from firstlight.errors import Failed, Unsupported
 from firstlight.store import SPAN_SCHEMA
@@ -32,6 +33,7 @@ _EVENT = np.dtype(
 )  # fmt: skip
 _CALL, _FORK, _EXEC, _EXIT, _OFF, _LOCK, _MARK, _STACK = range(1, 9)
 _RING_BYTES = 1 << 26
+_UNSEEN = -1000  # native/trace.h
 _OPENING = frozenset({"open", "openat", "openat2", "socket"})
 _HINT = "see what is missing: firstlight doctor"
 
@@ -74,16 +76,19 @@ class Tracer:
         self._process.communicate()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def start(self) -> None:
-        """Attach the programs."""
-        self._say(f"start {self._prefix}", "started")
+    def start(self, daemons: Iterable[int] = ()) -> None:
+        """Attach the programs, and follow these processes as well as the generator's children."""
+        self._say(" ".join(map(str, ["start", self._prefix, *daemons])), "started")
 
     def stop(self) -> int:
         """Detach them; returns the events lost since ``start``."""
         return int(self._say("stop", "stopped").split()[2])
 
     def collect(self, samples: Mapping[int, int]) -> pl.DataFrame:
-        """The spans of the last batch; ``samples`` maps an instance's pid to its Sample.index."""
+        """The spans of the last batch.
+
+        ``samples`` maps the pid of an instance, or of a daemon that served it, to Sample.index.
+        """
         events = np.fromfile(self._prefix.with_suffix(".events"), dtype=_EVENT)
         text = self._prefix.with_suffix(".text").read_bytes()
         stacks = Stacks(self._prefix.with_suffix(".stacks").read_bytes())
@@ -190,6 +195,8 @@ class _Decoder:
                 yield sample, "queued", "", "", "", ready, end, pid, tid, None, peer
 
     def _frames(self, stack: int, tid: int, start: int) -> str:
+        if stack == _UNSEEN:
+            return causes.UNSEEN
         return self._whole.pop((tid, start), "") if stack < -1 else self._stacks[stack]
 
     def _file(self, name: str, about: str, pid: int, descriptor: int, result: int) -> str:
@@ -198,6 +205,10 @@ class _Decoder:
             return self._files.pop((pid, descriptor), "")
         if name in _OPENING and result >= 0:
             self._files[pid, result] = about
+        if name == "connect" and result == 0:
+            self._files[pid, descriptor] = about
+        if about == "socket:unix":  # of a connection, what it is to
+            return self._files.get((pid, descriptor), about)
         return about
 
 

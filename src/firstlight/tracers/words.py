@@ -6,6 +6,7 @@ A descriptor reads ``FILESYSTEM:NAME`` or ``socket:FAMILY``; flags and options b
 import os
 import socket
 import struct
+import sys
 from collections.abc import Sequence
 
 from firstlight.tracers import netlink
@@ -35,6 +36,7 @@ _PRCTL = {
 _SECCOMP = {0: "STRICT", 1: "FILTER", 2: "ACTION_AVAIL", 3: "NOTIF_SIZES"}
 _BPF = {0: "MAP_CREATE", 5: "PROG_LOAD", 6: "OBJ_PIN", 7: "OBJ_GET", 8: "PROG_ATTACH",
         9: "PROG_DETACH", 16: "PROG_QUERY", 18: "BTF_LOAD", 28: "LINK_CREATE"}  # fmt: skip
+_CGROUP_DEVICE = 15  # linux/bpf.h: BPF_PROG_TYPE_CGROUP_DEVICE
 _AF_NETLINK = 16
 
 
@@ -54,7 +56,7 @@ def detail(  # noqa: C901 - one flat table
         case "seccomp":
             return _SECCOMP.get(args[0], f"operation={args[0]}")
         case "bpf":
-            return _BPF.get(args[0], f"command={args[0]}")
+            return _bpf(args[0], text)
         case "socket":
             return _family(args[0] & 0xFF, args[2] & 0xFF)
         case "connect" | "bind":
@@ -68,6 +70,12 @@ def detail(  # noqa: C901 - one flat table
     if magic:
         return f"{_FILE_SYSTEMS.get(magic, hex(magic))}:{_words(text)}"
     return _words(text)
+
+
+def _bpf(command: int, text: bytes) -> str:
+    name = _BPF.get(command, f"command={command}")
+    kind = int.from_bytes(text[:4], sys.byteorder)
+    return f"{name} cgroup" if name == "PROG_LOAD" and kind == _CGROUP_DEVICE else name
 
 
 def namespaces(flags: int) -> str:
