@@ -95,6 +95,10 @@ class Generator:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every start, also amid a request. A second time does nothing."""
         self._socket.close()
         self._process.wait()
 
