@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import secrets
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from firstlight.tracers import bpf
 
 DEADLINE_SECONDS = 60.0
 _STOP_SECONDS = 30.0
+_STEP = re.compile(r"^firstlight step (\S+) (\d{1,18}) (\d{1,18})\n", re.MULTILINE)
+_READY = re.compile(r"^firstlight ready (\d{1,18})\n", re.MULTILINE)
 _LEAST_SAMPLES = 3  # times the repetitions, for points of few instances
 
 
@@ -153,7 +156,9 @@ class _Lab:
             self._place = stack.enter_context(isolated(self._name, on_disk=self._plan.cold))
             self._generator = stack.enter_context(Generator())
             if self._plan.traced:
-                self._tracer = stack.enter_context(bpf.Tracer(self._generator.pid))
+                self._tracer = stack.enter_context(
+                    bpf.Tracer(self._generator.pid, self._place.directory)
+                )
             self._stack = stack.pop_all()
         return self
 
@@ -173,9 +178,13 @@ class _Lab:
         with backend.prepared(batch.point, batch.instances, self._place) as commands:
             if self._plan.cold:
                 drop_caches()
-            outcomes, lost = self._start(batch, commands)
-            evidence = {o.pid: stuck.describe(o.pid) for o in outcomes if o.expired}
-            ended = self._generator.stop(self._batches, deadline=_STOP_SECONDS)
+            try:
+                outcomes, lost = self._start(batch, commands)
+                evidence = {o.pid: stuck.describe(o.pid) for o in outcomes if o.expired}
+                ended = self._generator.stop(self._batches, deadline=_STOP_SECONDS)
+            except BaseException:
+                self._generator.close()  # what it started must end before what that used
+                raise
         network.settle()
         samples = [
             sample(self._samples + place, self._batches, place, batch, outcome, end,
@@ -216,18 +225,18 @@ def sample(
     """What the load generator saw of one start when it was ready, and when it had ended.
 
     A stamp of the instance's own that is not between the start and its arrival here comes from a
-    clock that is not the host's (gVisor's): then the arrival stands for it.
+    clock that is not the host's (gVisor's): then the arrival stands for it. One that came after
+    the deadline is no better than none.
     """
-    said = [line.split(" ") for line in outcome.output.splitlines()]
     steps = tuple(
-        Step(words[2], int(words[3]), int(words[4]))
-        for words in said
-        if words[:2] == ["firstlight", "step"] and len(words) == 5
+        Step(name, int(start), int(end)) for name, start, end in _STEP.findall(outcome.output)
     )
-    ready = next((int(w[2]) for w in said if w[:2] == ["firstlight", "ready"]), None)
+    said = _READY.search(outcome.output)
+    ready = int(said[1]) if said and not outcome.expired else None
     if ready is not None and not outcome.intended <= ready <= outcome.seen:
         ready = outcome.seen
-    other = [line for line in outcome.output.splitlines() if not line.startswith("firstlight ")]
+    lines = outcome.output.split("\n")
+    other = [line for line in lines if not line.startswith("firstlight ")]
     ending = Ending.READY if ready else Ending.HUNG if outcome.expired else Ending.FAILED
     return Sample(
         index=index,
@@ -246,13 +255,13 @@ def sample(
         system_ns=ended.system_ns,
         exit_status=ended.status,
         error=None if ready else evidence or _complaint(outcome),
-        output="\n".join(other),
+        output="\n".join(other).rstrip("\n"),
         lost=lost,
     )
 
 
 def _complaint(outcome: Outcome) -> str:
-    for line in outcome.output.splitlines():
+    for line in outcome.output.split("\n"):
         if line.startswith("firstlight error "):
             return line.removeprefix("firstlight error ")
     if outcome.status is None:
