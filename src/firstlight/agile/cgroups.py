@@ -203,7 +203,7 @@ def _write(file: Path, text: str) -> None:
 def _hierarchies() -> tuple[bool, dict[str, Path]]:
     """Whether the controllers are version 2's, and where each is mounted."""
     found: dict[str, Path] = {}
-    for line in Path("/proc/self/mounts").read_text().splitlines():
+    for line in Path("/proc/thread-self/mounts").read_text().splitlines():
         _, where, kind, options, *_ = line.split()
         if kind == "cgroup2":
             have = (Path(where) / "cgroup.controllers").read_text().split()

@@ -1,6 +1,5 @@
 """What can be started: a function, its limits, and what its instances may reach."""
 
-from ipaddress import IPv4Address
 from typing import Literal
 
 from msgspec import Struct
@@ -94,6 +93,6 @@ class Listed(Struct, frozen=True, kw_only=True):
 
     id: str
     pid: int
-    address: IPv4Address | None
+    address: str | None
     function: Function
     started: int

@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -30,6 +31,7 @@ _REQUEST, _ACTION, _ANSWER = Struct("=IIQ"), Struct("=HHI"), Struct("=QQii")
 _NAMESPACE_FD = 9  # NAMESPACE of native/spawn_net.c
 _HOST_MAC, _INSTANCE_MAC = bytes.fromhex("02666c000001"), bytes.fromhex("02666c000002")
 _LOOPBACK, _ETH0 = 1, 2
+_GONE_SECONDS, _RETRY_SECONDS = 10.0, 0.01
 _NOTHING_SEEN = 14695981039346656037
 
 _SYSCTLS = {
@@ -137,6 +139,245 @@ class _Script:
 
     def __add__(self, other: "_Script") -> "_Script":
         return _Script(self.count + other.count, self.body + other.body)
+
+
+@dataclass(eq=False)
+class Network:
+    """One instance's network namespace. ``address`` is None where it has no link."""
+
+    descriptor: int
+    address: IPv4Address | None
+    digest: int
+
+
+class Networks:
+    """Makes networks, proves used ones clean, and keeps the host's side of them."""
+
+    def __init__(self, config: Config) -> None:
+        self.range = IPv4Network(config.network.range)
+        self.gateway = self.range[1]
+        self.table = f"firstlight_{config.name}"
+        self.anchor = f"fl{config.name}"
+        self.links = f"fl{config.name}-"
+        self._services = config.network.host_services
+        self._first = 1 << 28 | (binascii.crc32(config.name.encode()) & 0xFFF) << 16
+        half = self.range.num_addresses // 2
+        self._numbers = {
+            "outbound": _Ring(2, half), "internal": _Ring(half, self.range.num_addresses - 1)
+        }  # fmt: skip
+        self._outbound = next(self.range.subnets(1))
+        self._asked: dict[int, asyncio.Future[_Answer]] = {}
+        self._serial = 0
+        self._helper: Helper | None = None
+        self._published: dict[int, IPv4Address] = {}
+        self._suspect: set[IPv4Address] = set()
+
+    async def open(self) -> None:
+        """Make the host's side. Raises Failed, Unsupported."""
+        if not shutil.which("nft"):
+            raise Unsupported("nft is not installed", "apt-get install nftables")
+        self._check_overlap()
+        self._helper = Helper("spawn-net", self._heard, self._lost)
+        self._look = _script(
+            *(_route(_ASK, request) for request in netlink.dumps()),
+            *(_action(_COUNTS, 0, path.encode() + b"\0") for path in _SOCKETS),
+            *(_action(_READ, 0, path.encode() + b"\0") for path in _WATCHED),
+        )
+        await self._do(
+            _HOST,
+            _script(
+                _route(_ASK_HOST, netlink.bridge(self.anchor, self._first)),
+                _route(_ASK_HOST, netlink.address(self._first, self.gateway)),
+                _action(_WRITE, 0, b"/proc/sys/net/ipv4/ip_forward\0001\0"),
+            ),
+            f"make the link {self.anchor} for the gateway {self.gateway}",
+        )
+        services = ", ".join(s.replace("/", " . ") for s in self._services)
+        _nft(
+            _TABLE.format(
+                table=self.table, outbound=self._outbound, links=self.links, gateway=self.gateway,
+                services=f"elements = {{ {services} }};" if services else "",
+            ),
+            f"make the table {self.table}",
+        )  # fmt: skip
+
+    async def make(self, reach: Reach, owner: int = -1) -> Network:
+        """A network namespace that is ready to be entered. Raises Failed.
+
+        ``owner`` is the user namespace that it shall belong to, if that is not the host's.
+        """
+        if reach == "none":
+            return await self._make(None, _script(*_sysctl_actions()), owner)
+        numbers = self._numbers[reach]
+        for _ in range(numbers.size):
+            number = numbers.take()
+            address = self.range[number]
+            if address in self._suspect and await self._is_tracked(address):
+                numbers.give(number)
+                continue
+            self._suspect.discard(address)
+            script = self._wiring(number, address)
+            try:
+                return await self._make(address, script, owner)
+            except _Taken:
+                continue  # an old link of that number is not gone yet
+            except BaseException:
+                numbers.give(number)
+                raise
+        raise Failed(f"no address of {self.range} is left for {reach}",
+                     "stop instances, or configure a larger range")  # fmt: skip
+
+    async def _make(self, address: IPv4Address | None, script: _Script, owner: int) -> Network:
+        what = f"make the network of {address}"
+        answer = await self._do(_MAKE, script + self._look, what, owner)
+        return Network(answer.descriptor, address, answer.digest)
+
+    async def is_as_new(self, network: Network) -> bool:
+        """Whether a namespace, its processes gone, reads as when it was made.
+
+        Its addresses, routes, rules, neighbours, sockets and sysctls; and the host must have
+        tracked no connection of its address. One that is not is suspect when it is discarded.
+        """
+        script = self._look
+        if network.address is not None:
+            talked = netlink.set_element(self.table, "talked", network.address)
+            script += _script(_action(_ABSENT, netlink.NETFILTER, talked))
+        try:
+            answer = await self._do(_LOOK, script, "look", network.descriptor)
+            clean = answer.digest == network.digest
+        except Failed:
+            clean = False
+        if not clean and network.address is not None:
+            self._suspect.add(network.address)
+        return clean
+
+    async def _is_tracked(self, address: IPv4Address) -> bool:
+        """Whether the host tracks connections of a suspect address; it walks its whole table."""
+        request = netlink.connections_from(address)
+        answer = await self._do(
+            _HOST, _script(_action(_ASK, netlink.NETFILTER, request)), "list connections"
+        )
+        return answer.digest != _NOTHING_SEEN
+
+    def discard(self, network: Network) -> None:
+        """End a namespace: with its last descriptor and process its link goes."""
+        os.close(network.descriptor)
+        if network.address is not None:
+            number = int(network.address) - int(self.range[0])
+            for numbers in self._numbers.values():
+                if numbers.first <= number < numbers.end:
+                    numbers.give(number)
+
+    def publish(self, ports: dict[int, int], address: IPv4Address) -> None:
+        """Lead ports of the host to ports of an instance. Raises Failed."""
+        for port in ports:
+            if port in self._published:
+                raise Failed(f"port {port} is published for {self._published[port]}")
+            with socket.socket(socket.AF_INET) as probe:
+                try:
+                    probe.bind(("0.0.0.0", port))  # noqa: S104 - only to see whether it is free
+                except OSError as error:
+                    raise Failed(f"port {port} cannot be published: {error.strerror}") from error
+        if ports:
+            elements = ", ".join(f"{h} : {address} . {i}" for h, i in ports.items())
+            _nft(f"add element inet {self.table} published {{ {elements} }}", "publish a port")
+            self._published.update(dict.fromkeys(ports, address))
+
+    def withdraw(self, ports: dict[int, int]) -> None:
+        """Undo publish."""
+        mine = [port for port in ports if self._published.pop(port, None)]
+        if mine:
+            elements = ", ".join(map(str, mine))
+            _nft(f"delete element inet {self.table} published {{ {elements} }}", "withdraw a port")
+
+    def close(self) -> None:
+        """Remove the host's side."""
+        if self._helper:
+            self._helper.close()
+        remove(self.table, self.anchor)
+
+    def _wiring(self, number: int, address: IPv4Address) -> _Script:
+        index = self._first + number
+        link = netlink.veth(
+            f"{self.links}{number:04x}", index, _HOST_MAC, "eth0", _ETH0, _INSTANCE_MAC,
+            _NAMESPACE_FD,
+        )  # fmt: skip
+        return _script(
+            *_sysctl_actions(),
+            _route(_ASK, netlink.link_up(_LOOPBACK)),
+            _route(_ASK_HOST, link),
+            _route(_ASK_HOST, netlink.link_up_without_ipv6(index)),
+            _route(_ASK_HOST, netlink.neighbour(index, address, _INSTANCE_MAC)),
+            _route(_ASK_HOST, netlink.route_host(index, address, self.gateway)),
+            _route(_ASK, netlink.link_up(_ETH0)),
+            _route(_ASK, netlink.address(_ETH0, address)),
+            _route(_ASK, netlink.neighbour(_ETH0, self.gateway, _HOST_MAC)),
+            _route(_ASK, netlink.route_host(_ETH0, self.gateway)),
+            _route(_ASK, netlink.route_default(_ETH0, self.gateway)),
+        )
+
+    async def _do(self, verb: int, script: _Script, what: str, descriptor: int = -1) -> _Answer:
+        """What the helper answers. Raises Failed, _Taken."""
+        if self._helper is None:
+            raise Failed(f"cannot {what}: the runtime is not running")
+        self._serial += 1
+        future: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        self._asked[self._serial] = future
+        self._helper.send(
+            _REQUEST.pack(verb, script.count, self._serial) + script.body,
+            [descriptor] if descriptor >= 0 else [],
+        )
+        answer = await future
+        if answer.error == errno.EEXIST and verb == _MAKE:
+            raise _Taken(what)
+        if answer.error:
+            raise Failed(f"cannot {what}: {os.strerror(answer.error)} (action {answer.action})")
+        return answer
+
+    def _heard(self, message: bytes, descriptor: int) -> None:
+        serial, digest, error, action = _ANSWER.unpack(message)
+        answer = _Answer(serial, digest, error, action, descriptor)
+        future = self._asked.pop(answer.id, None)
+        if future and not future.done():
+            future.set_result(answer)
+        elif descriptor >= 0:
+            os.close(descriptor)
+
+    def _lost(self) -> None:
+        """The helper was killed: what it was asked fails, and another takes its place."""
+        if self._helper:
+            self._helper.close()
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(Failed("the network helper was killed", "try again"))
+        self._asked.clear()
+        self._helper = Helper("spawn-net", self._heard, self._lost)
+
+    def _check_overlap(self) -> None:
+        for line in Path("/proc/thread-self/net/route").read_text().splitlines()[1:]:
+            words = line.split()
+            to, mask = (IPv4Address(pack("=I", int(words[i], 16))) for i in (1, 7))
+            route = IPv4Network(f"{to}/{mask}")
+            if route.prefixlen and route.overlaps(self.range):
+                raise Failed(
+                    f"the address range {self.range} overlaps the host's route {route} "
+                    f"on {words[0]}",
+                    "configure another network.range",
+                )
+
+
+def remove(table: str, anchor: str) -> None:
+    """Remove a runtime's table and its gateway's link, and wait until its other links are gone.
+
+    Those go with their namespaces, which the kernel ends a while after their last process.
+    """
+    subprocess.run(["nft", "delete", "table", "inet", table], capture_output=True)
+    subprocess.run(["ip", "link", "delete", anchor], capture_output=True)
+    until = time.monotonic() + _GONE_SECONDS
+    while time.monotonic() < until and any(
+        name.startswith(f"{anchor}-") for _, name in socket.if_nameindex()
+    ):
+        time.sleep(_RETRY_SECONDS)
 
 
 @dataclass(eq=False)

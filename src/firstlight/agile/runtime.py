@@ -228,8 +228,8 @@ class Runtime:
     def running(self) -> list[Listed]:
         """The running instances."""
         return [
-            Listed(id=one.id, pid=one.pid, address=one.address, function=one.function,
-                   started=one.stamps["running"])
+            Listed(id=one.id, pid=one.pid, address=_text(one.address),
+                   function=one.function, started=one.stamps["running"])
             for one in self._instances.values()
         ]  # fmt: skip
 
@@ -488,6 +488,10 @@ class Runtime:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _limits(function: Function) -> Limits:

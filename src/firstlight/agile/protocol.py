@@ -1,0 +1,141 @@
+"""What clients and the resident runtime say: one JSON message each, over a seqpacket unix socket.
+
+A message has a ``type``, the name of its record here in lower case. ``start`` comes with three
+descriptors, which are the instance's standard streams. Each request has one answer, and a started
+instance one ``ended`` more, on the connection that started it, unless it was started detached: an
+instance that is not ends with its connection.
+"""
+
+import socket
+
+import msgspec
+from msgspec import Struct
+
+from firstlight.agile.function import Ended, Function, Listed
+from firstlight.agile.pool import Counts
+from firstlight.agile.zygote import Result
+from firstlight.errors import Failed
+
+MESSAGE_MAX = 192 * 1024  # fits a socket's default buffer
+RIGHTS_MAX = socket.CMSG_SPACE(3 * 4)
+
+
+class Start(Struct, frozen=True, tag="start"):
+    """Start an instance. ``asked`` is when, in ns of CLOCK_MONOTONIC; 0: on arrival."""
+
+    function: Function
+    detached: bool = False
+    asked: int = 0
+
+
+class Prepare(Struct, frozen=True, tag="prepare"):
+    """Make a function's parts, and that many whole sandboxes, and answer ``done``."""
+
+    function: Function
+    sandboxes: int = 0
+
+
+class Invoke(Struct, frozen=True, tag="invoke"):
+    """Run a handler on an event, any JSON."""
+
+    function: Function
+    event: msgspec.Raw
+
+
+class Stop(Struct, frozen=True, tag="stop"):
+    """End an instance; the answer is ``stopped``."""
+
+    id: str
+
+
+class List(Struct, frozen=True, tag="list"):
+    """List the running instances."""
+
+
+class Pools(Struct, frozen=True, tag="pools"):
+    """Say what the pools hold."""
+
+
+class Started(Struct, frozen=True, tag="started"):
+    """An instance is ready. ``stamps`` are ns of CLOCK_MONOTONIC by step."""
+
+    id: str
+    pid: int
+    address: str | None
+    warm: bool
+    stamps: dict[str, int]
+
+
+class HasEnded(Struct, frozen=True, tag="ended"):
+    """An instance has ended."""
+
+    id: str
+    ended: Ended
+
+
+class Stopped(Struct, frozen=True, tag="stopped"):
+    """An instance was ended on request."""
+
+    ended: Ended
+
+
+class Answered(Struct, frozen=True, tag="answered"):
+    """What a handler returned."""
+
+    result: Result
+
+
+class Instances(Struct, frozen=True, tag="instances"):
+    """The running instances."""
+
+    instances: list[Listed]
+
+
+class PoolCounts(Struct, frozen=True, tag="counts"):
+    """What the pools hold and have done."""
+
+    pools: list[Counts]
+
+
+class Done(Struct, frozen=True, tag="done"):
+    """It is done."""
+
+
+class Error(Struct, frozen=True, tag="error"):
+    """The request failed; nothing of it is left."""
+
+    message: str
+    hint: str | None = None
+
+
+Request = Start | Prepare | Invoke | Stop | List | Pools
+Answer = Started | HasEnded | Stopped | Answered | Instances | PoolCounts | Done | Error
+
+_requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
+
+
+def encode(message: Request | Answer) -> bytes:
+    """A message's bytes. Raises Failed if they are too many."""
+    text = msgspec.json.encode(message)
+    if len(text) > MESSAGE_MAX:
+        raise Failed(f"a message of {len(text)} bytes is too long", f"at most {MESSAGE_MAX}")
+    return text
+
+
+def request(message: bytes) -> Request:
+    """Parse a client's message. Raises Failed."""
+    try:
+        return _requests.decode(message)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Failed(f"the message is not of the protocol: {error}",
+                     "see firstlight.agile.protocol") from error  # fmt: skip
+
+
+def answer(message: bytes) -> Answer:
+    """Parse the runtime's message. Raises Failed."""
+    try:
+        return _answers.decode(message)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Failed(f"the answer is not of the protocol: {error}",
+                     "use a firstlight of the runtime's version") from error  # fmt: skip
