@@ -10,16 +10,25 @@ were measured, the paper's own (runc, ip) decides and the others' figures stand 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
-from typing import Literal
 
-import numpy as np
 import polars as pl
 
+from firstlight import claims_cni
 from firstlight.breakdown import breakdown
 from firstlight.causes import QUEUED
-from firstlight.model import Ending, Sample
-from firstlight.report.wording import digits, duration, percent_interval
+from firstlight.evidence import (
+    MANY,
+    REPETITIONS,
+    SAME,
+    Finding,
+    Outcome,
+    complete_batches,
+    joined,
+    side,
+    typical,
+)
+from firstlight.model import Sample
+from firstlight.report.wording import digits, percent_interval
 from firstlight.report.wording import ratio_interval as times
 from firstlight.stats import (
     Floats,
@@ -31,17 +40,6 @@ from firstlight.stats import (
     resampled_quantiles,
 )
 from firstlight.store import Run
-
-Outcome = Literal["holds", "does not hold", "not measured"]
-
-REPETITIONS = 3
-"""Fewer complete batches of a point say nothing of their spread."""
-
-MANY = 10
-"""The smallest number at once that the paper calls many (Fig. 7)."""
-
-SAME = (0.8, 1.25)
-"""Two costs are the same when their ratio is in here: the margin of bioequivalence tests."""
 
 HEAVY_PHASES = ("cgroup", "security", "mount")
 
@@ -81,7 +79,7 @@ class Evidence:
                 net=pl.col("wall").filter(pl.col("phase") == "ns.net").sum(),
             )
         )
-        whole = [batch[0].batch for _, batch in _complete_batches(self.run, traced=True)]
+        whole = [batch[0].batch for _, batch in complete_batches(self.run, traced=True)]
         starts = self.run.frame.filter(pl.col("batch").is_in(whole)).select(
             "batch", "runtime", "instances", sample=pl.col("index").cast(pl.UInt32)
         )
@@ -103,14 +101,6 @@ _Points = dict[str, dict[int, list[list[Sample]]]]
 """Complete batches by order and number of requests."""
 
 
-@dataclass(frozen=True)
-class _Finding:
-    """``sides``: for each condition of a claim True, False, or None where undecided."""
-
-    sides: list[bool | None]
-    figure: str
-
-
 def judge(runs: Sequence[Run]) -> list[Verdict]:
     """All claims in the paper's order; each by the newest run that can tell."""
     return [Verdict(claim.id, claim.claim, claim.paper, *_outcome(claim, runs)) for claim in CLAIMS]
@@ -126,13 +116,13 @@ def heavy_phases_are_constant(evidence: Evidence) -> tuple[Outcome, str]:
     these phases; the growth with it, and that of the whole creation, stand beside it.
     """
 
-    def found(runtime: str, one: pl.DataFrame, many: pl.DataFrame, size: int) -> _Finding | str:
+    def found(runtime: str, one: pl.DataFrame, many: pl.DataFrame, size: int) -> Finding | str:
         if one["heavy_own"].median() == 0:
             return f"{runtime} does no cgroup, security or mount work"
         part = _share(one, "heavy")
         own, wall, total = (_growth(one, many, name) for name in ("heavy_own", "heavy", "total"))
-        return _Finding(
-            [_side(part, above=0.25), _side(own, below=SAME[1])],
+        return Finding(
+            [side(part, above=0.25), side(own, below=SAME[1])],
             f"{runtime}: {percent_interval(part)} of one; {size} at once: {times(own)} without"
             f" waiting for a CPU, {times(wall)} with it, whole creation {times(total)}",
         )
@@ -148,7 +138,7 @@ def network_namespace_grows(evidence: Evidence) -> tuple[Outcome, str]:
     than that of all the rest of the creation.
     """
 
-    def found(runtime: str, one: pl.DataFrame, many: pl.DataFrame, size: int) -> _Finding | str:
+    def found(runtime: str, one: pl.DataFrame, many: pl.DataFrame, size: int) -> Finding | str:
         if one["net"].median() == 0:
             return f"{runtime} makes no network namespace"
         part, net, rest = _share(one, "net"), *(_growth(one, many, n) for n in ("net", "rest"))
@@ -156,8 +146,8 @@ def network_namespace_grows(evidence: Evidence) -> tuple[Outcome, str]:
         unusual = interval(
             net.value / rest.value, (lots[:, 0] / few[:, 0]) / (lots[:, 1] / few[:, 1])
         )
-        return _Finding(
-            [_side(part, below=0.10), _side(unusual, above=1)],
+        return Finding(
+            [side(part, below=0.10), side(unusual, above=1)],
             f"{runtime}: {percent_interval(part)} of one; {size} at once: {times(net)}, the rest"
             f" {times(rest)}, one over the other {times(unusual)}",
         )
@@ -172,7 +162,7 @@ def moving_dominates(evidence: Evidence) -> tuple[Outcome, str]:
     request's latency from its intended arrival.
     """
 
-    def found(method: str, points: _Points) -> _Finding | str:
+    def found(method: str, points: _Points) -> Finding | str:
         parallel = points["parallel"]
         size = max(parallel)
         if size < MANY:
@@ -180,8 +170,8 @@ def moving_dominates(evidence: Evidence) -> tuple[Outcome, str]:
         starts = [sample for batch in parallel[size] for sample in batch]
         shares = [_steps_ns([each], "move") / (each.latency or 1) for each in starts]
         part = quantile_interval(shares, 0.5, groups=[each.batch for each in starts])
-        return _Finding(
-            [_side(part, above=0.9)],
+        return Finding(
+            [side(part, above=0.9)],
             f"{method}: {percent_interval(part)} with {size} at once",
         )
 
@@ -197,7 +187,7 @@ def moving_is_serial(evidence: Evidence) -> tuple[Outcome, str]:
     of requests whose exponent lies within the same bounds.
     """
 
-    def found(method: str, points: _Points) -> _Finding | str:
+    def found(method: str, points: _Points) -> Finding | str:
         parallel, sequential = points["parallel"], points["sequential"]
         size = max(parallel.keys() & sequential.keys(), default=0)
         if size < MANY or len(parallel) < 2:
@@ -210,10 +200,10 @@ def moving_is_serial(evidence: Evidence) -> tuple[Outcome, str]:
         sizes = [number for number, batches in parallel.items() for _ in batches]
         costs = [_steps_ns(batch, "move") for batches in parallel.values() for batch in batches]
         exponent = growth_exponent(sizes, costs)
-        return _Finding(
-            [_side(each, above=SAME[0], below=SAME[1]) for each in (ratio, exponent)],
-            f"{method}: {_typical(in_order)} a move in order,"
-            f" {_typical(at_once)} with {size} at once, ratio {times(ratio)};"
+        return Finding(
+            [side(each, above=SAME[0], below=SAME[1]) for each in (ratio, exponent)],
+            f"{method}: {typical(in_order)} a move in order,"
+            f" {typical(at_once)} with {size} at once, ratio {times(ratio)};"
             f" grows as requests to the power {digits(exponent.value, 2)}"
             f" ({digits(exponent.low, 2)} to {digits(exponent.high, 2)})",
         )
@@ -229,7 +219,7 @@ def parallel_beats_sequential(evidence: Evidence) -> tuple[Outcome, str]:
     orders have.
     """
 
-    def found(method: str, points: _Points) -> _Finding | str:
+    def found(method: str, points: _Points) -> Finding | str:
         both = points["parallel"].keys() & points["sequential"].keys()
         size = 50 if 50 in both else max(both, default=0)
         if size < MANY:
@@ -239,10 +229,10 @@ def parallel_beats_sequential(evidence: Evidence) -> tuple[Outcome, str]:
             for order in ("sequential", "parallel")
         )
         ratio = ratio_interval(in_order, at_once)
-        return _Finding(
-            [_side(ratio, above=1)],
-            f"{method}: {size} requests {_typical(in_order)} in order,"
-            f" {_typical(at_once)} at once, {times(ratio)} faster",
+        return Finding(
+            [side(ratio, above=1)],
+            f"{method}: {size} requests {typical(in_order)} in order,"
+            f" {typical(at_once)} at once, {times(ratio)} faster",
         )
 
     return _by_method(evidence, found, ("parallel", "sequential"))
@@ -329,23 +319,42 @@ CLAIMS = (
         "Flannel and Kube-router are the quickest; gratuitous ARP is about half of theirs",
         "~70 ms, of which ~35 ms",
         "cni-breakdown",
+        claims_cni.quickest_by_garp,
     ),
-    Claim("C13", "Weave pays for extra namespace switches", "~200 ms", "cni-breakdown"),
+    Claim(
+        "C13",
+        "Weave pays for extra namespace switches",
+        "~200 ms",
+        "cni-breakdown",
+        claims_cni.weave_pays_for_switches,
+    ),
     Claim(
         "C14",
         "Calico pays for its datastore: IP assignment over REST",
         "~80 ms of it",
         "cni-breakdown",
+        claims_cni.calico_pays_for_its_datastore,
     ),
-    Claim("C15", "Cilium pays for eBPF generation and loading", "~150 ms", "cni-breakdown"),
     Claim(
-        "C16", "Background pods do not slow a new pod (pattern A)", "Fig. 9(a)", "cni-background"
+        "C15",
+        "Cilium pays for eBPF generation and loading",
+        "~150 ms",
+        "cni-breakdown",
+        claims_cni.cilium_pays_for_ebpf,
+    ),
+    Claim(
+        "C16",
+        "Background pods do not slow a new pod (pattern A)",
+        "Fig. 9(a)",
+        "cni-background",
+        claims_cni.background_is_free,
     ),
     Claim(
         "C17",
         "Starting together, Cilium degrades fastest, Flannel and Kube-router least (pattern B)",
         "Fig. 9(b)",
         "cni-burst",
+        claims_cni.cilium_degrades_fastest,
     ),
     Claim(
         "C18",
@@ -374,9 +383,9 @@ def _outcome(claim: Claim, runs: Sequence[Run]) -> tuple[Outcome, str]:
 
 
 def _by_runtime(
-    evidence: Evidence, found: Callable[[str, pl.DataFrame, pl.DataFrame, int], _Finding | str]
+    evidence: Evidence, found: Callable[[str, pl.DataFrame, pl.DataFrame, int], Finding | str]
 ) -> tuple[Outcome, str]:
-    def findings() -> Iterator[_Finding | str]:
+    def findings() -> Iterator[Finding | str]:
         starts = evidence.phases
         for runtime in _paper_first(starts["runtime"].unique(), "runc"):
             mine = starts.filter(pl.col("runtime") == runtime)
@@ -388,16 +397,16 @@ def _by_runtime(
             one, many = (mine.filter(pl.col("instances") == size) for size in (1, max(sizes)))
             yield found(runtime, one, many, max(sizes))
 
-    return _joined(findings())
+    return joined(findings())
 
 
 def _by_method(
     evidence: Evidence,
-    found: Callable[[str, _Points], _Finding | str],
+    found: Callable[[str, _Points], Finding | str],
     orders: tuple[str, ...],
 ) -> tuple[Outcome, str]:
-    def findings() -> Iterator[_Finding | str]:
-        batches = list(_complete_batches(evidence.run, traced=False))
+    def findings() -> Iterator[Finding | str]:
+        batches = list(complete_batches(evidence.run, traced=False))
         methods = {str(batch[0].point["method"]) for _, batch in batches}
         for method in _paper_first(methods, "ip"):
             points: _Points = {order: {} for order in orders}
@@ -412,34 +421,7 @@ def _by_method(
             else:
                 yield f"{method}: needs {REPETITIONS} complete batches {' and '.join(orders)}"
 
-    return _joined(findings())
-
-
-def _joined(findings: Iterable[_Finding | str]) -> tuple[Outcome, str]:
-    """The first finding decides; the figures of all stand beside it."""
-    each = list(findings)
-    if not each:
-        return "not measured", "no batch is complete"
-    first = each[0]
-    figure = "; ".join(one if isinstance(one, str) else one.figure for one in each)
-    if isinstance(first, str):
-        return "not measured", figure
-    if False in first.sides:
-        return "does not hold", figure
-    if None in first.sides:
-        return "not measured", f"undecided, more repetitions are needed: {figure}"
-    return "holds", figure
-
-
-def _complete_batches(run: Run, *, traced: bool) -> Iterator[tuple[int, list[Sample]]]:
-    """The number at once and the samples of each batch that was ready as a whole."""
-    fitting = sorted((s for s in run.samples if s.traced == traced), key=lambda s: s.batch)
-    for _, group in groupby(fitting, key=lambda sample: sample.batch):
-        batch = list(group)
-        size = int(batch[0].point["instances"])
-        whole = all(each.ending is Ending.READY and each.lost == 0 for each in batch)
-        if whole and len(batch) == size:
-            yield size, batch
+    return joined(findings())
 
 
 def _paper_first(names: Iterable[str], own: str) -> list[str]:
@@ -479,14 +461,3 @@ def _resampled(starts: pl.DataFrame, *names: str) -> Floats:
     return resampled_quantiles(
         starts.select(names).to_numpy(), 0.5, groups=starts["batch"].to_numpy()
     )
-
-
-def _side(found: Interval, *, above: float = -np.inf, below: float = np.inf) -> bool | None:
-    """Is all of the interval between the bounds, or none of it? None where it crosses one."""
-    if above < found.low and found.high < below:
-        return True
-    return False if found.high <= above or found.low >= below else None
-
-
-def _typical(times_ns: list[int] | list[float]) -> str:
-    return duration(float(np.median(times_ns)))
