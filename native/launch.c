@@ -132,9 +132,9 @@ static int receive(void *to, size_t size)
 		ssize_t n = read(CONTROL, at, size);
 		if (n < 0 && errno == EINTR)
 			continue;
-		if (n < 0)
+		if (n < 0 && errno != ECONNRESET) /* it left an answer unread */
 			die("read control");
-		if (n == 0)
+		if (n <= 0)
 			return 0;
 		at += n;
 		size -= (size_t)n;
@@ -148,6 +148,8 @@ static void answer(const void *from, size_t size)
 		ssize_t n = send(CONTROL, at, size, MSG_NOSIGNAL);
 		if (n < 0 && errno == EINTR)
 			continue;
+		if (n < 0 && (errno == EPIPE || errno == ECONNRESET))
+			return; /* the next reading sees the end */
 		if (n < 0)
 			die("write control");
 		at += n;

@@ -1,7 +1,8 @@
 /* Loads trace.bpf.o, attaches it while asked to, and writes what it reports to files.
  *
  *   trace --probe OBJECT            exit 0 if the programs load and attach here
- *   trace --calls                   print "NUMBER NAME" of every reported system call
+ *   trace --calls                   print "NUMBER NAME SUBJECT" of every system call known: what it
+ *                                   is about is path0, path1, fd (argument 0) or none; or ignored
  *   trace OBJECT GENERATOR_PID [RING_BYTES]
  *                                   serve standard input, a line a request, an answer a line:
  *       start PREFIX [PID...]   attach, and write to PREFIX.events and PREFIX.text; also follow
@@ -336,13 +337,33 @@ static int serve(void)
 	}
 }
 
+static const char *subject(int take)
+{
+	switch (take) {
+	case IGNORE:
+		return "ignored";
+	case PATH0:
+		return "path0";
+	case PATH1:
+	case MOUNT:
+		return "path1";
+	case FD:
+	case SEND:
+	case SENDMSG:
+	case ADDRESS:
+		return "fd";
+	default:
+		return "none";
+	}
+}
+
 int main(int argc, char **argv)
 {
 	libbpf_set_print(hush);
 	signal(SIGINT, SIG_IGN); /* Ctrl-C is for the lab to handle, in order */
 	if (argc == 2 && !strcmp(argv[1], "--calls")) {
 		for (size_t i = 0; i < sizeof(calls) / sizeof(*calls); i++)
-			printf("%d %s\n", calls[i].number, calls[i].name);
+			printf("%d %s %s\n", calls[i].number, calls[i].name, subject(calls[i].take));
 		return 0;
 	}
 	if (argc == 3 && !strcmp(argv[1], "--probe")) {

@@ -2,22 +2,38 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from firstlight import phases
-from firstlight.tracers.bpf import call_names
+from firstlight.tracers.bpf import Call, calls
 
 _WAITS = frozenset({"wait4", "waitid"})
+_PATH_BYTES = 128
+
+
+@dataclass(frozen=True)
+class _Thread:
+    """Where one thread is: ``detail`` is the path or descriptor that its call is about."""
+
+    pid: int
+    call: str
+    detail: str = ""
+
+    @property
+    def phase(self) -> str | None:
+        return phases.classify(self.call, self.detail)
 
 
 def describe(root: int) -> str:
-    """One sentence: the deepest process of the tree, its phase and system call, and its program."""
-    stuck = [(pid, _call(pid)) for pid in _tree(root)]
-    pid, call = next(
-        ((pid, call) for pid, call in reversed(stuck) if call not in _WAITS), (root, "nothing")
-    )
-    phase = phases.of_call(call)
-    return f"hung in phase {phase}: {_command(pid)} (pid {pid}) is in {call}"
+    """One sentence: the deepest process of the tree that is in a call of some phase, and which."""
+    threads = [thread for pid in _tree(root) for thread in _threads(pid)]
+    deepest = [thread for thread in reversed(threads) if thread.call not in _WAITS]
+    telling = [thread for thread in deepest if thread.phase in phases.ORDER]
+    found = next(iter([*telling, *deepest]), _Thread(root, "nothing"))
+    phase = found.phase if found in telling else phases.UNATTRIBUTED
+    where = f"{found.call} {found.detail}".rstrip()
+    return f"hung in phase {phase}: {_command(found.pid)} (pid {found.pid}) is in {where}"
 
 
 def _tree(pid: int) -> Iterator[int]:
@@ -28,17 +44,54 @@ def _tree(pid: int) -> Iterator[int]:
                 yield from _tree(int(child))
 
 
-def _call(pid: int) -> str:
+def _threads(pid: int) -> Iterator[_Thread]:
+    """A process's threads, the first one last: it is asked first."""
+    with suppress(OSError):
+        for task in sorted(Path(f"/proc/{pid}/task").iterdir(), reverse=True):
+            with suppress(OSError):
+                yield _thread(pid, (task / "syscall").read_text().split())
+
+
+def _thread(pid: int, words: list[str]) -> _Thread:
+    if words[0] == "running":
+        return _Thread(pid, "no system call: it is running")
+    number, arguments = int(words[0]), [int(word, 16) for word in words[1:7]]
+    call = calls().get(number, Call(f"system call {number}", "none"))
+    if call.subject == "fd":
+        return _Thread(pid, call.name, _descriptor(pid, arguments[0]))
+    if call.subject.startswith("path"):
+        return _Thread(pid, call.name, _text(pid, arguments[int(call.subject[-1])]))
+    return _Thread(pid, call.name)
+
+
+def _descriptor(pid: int, number: int) -> str:
+    """What a descriptor is, in the words of ``tracers.words``."""
     try:
-        number = (Path(f"/proc/{pid}/syscall").read_text().split() or [""])[0]
+        target = str(Path(f"/proc/{pid}/fd/{number}").readlink())
     except OSError:
-        return "nothing"
-    if number == "running":
-        return "no system call: it is running"
-    return call_names().get(int(number), f"system call {number}")
+        return ""
+    kind, _, inode = target.partition(":[")
+    if kind == "socket":
+        sockets = Path(f"/proc/{pid}/net/unix").read_text()
+        return "socket:unix" if f" {inode.rstrip(']')} " in sockets else "socket:"
+    return f"{kind}:" if inode else target
+
+
+def _text(pid: int, address: int) -> str:
+    try:
+        with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+            memory.seek(address)
+            return memory.read(_PATH_BYTES).split(b"\0", 1)[0].decode(errors="replace")
+    except (OSError, OverflowError):
+        return ""
 
 
 def _command(pid: int) -> str:
     with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()[:120]
+        return (
+            Path(f"/proc/{pid}/cmdline")
+            .read_text(errors="replace")
+            .replace("\0", " ")
+            .strip()[:120]
+        )
     return "a process"

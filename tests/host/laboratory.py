@@ -33,8 +33,8 @@ def compiled(source: Path, to: Path, *flags: str) -> Path:
 
 
 @contextmanager
-def laboratory(name: str) -> Iterator[Place]:
-    """A lab around a block; afterwards this thread is back where it was."""
+def returning_home() -> Iterator[None]:
+    """Whatever namespaces a block moves this thread to, it is back where it was afterwards."""
     cwd = Path.cwd()
     with ExitStack() as files:
         home = [
@@ -42,13 +42,19 @@ def laboratory(name: str) -> Iterator[Place]:
             for kind, flag in (("net", 0x40000000), ("mnt", 0x00020000))
         ]
         try:
-            with places.isolated(name) as place:
-                yield place
+            yield
         finally:
             assert places._libc.unshare(CLONE_FS) == 0  # setns asks for it, if threads were started
             for file, flag in home:
                 assert places._libc.setns(file.fileno(), flag) == 0
             os.chdir(cwd)
+
+
+@contextmanager
+def laboratory(name: str) -> Iterator[Place]:
+    """A lab around a block."""
+    with returning_home(), places.isolated(name) as place:
+        yield place
 
 
 @dataclass

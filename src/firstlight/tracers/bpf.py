@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -122,11 +122,19 @@ def probe() -> None:
         raise Unsupported(f"cannot trace: {done.stderr.strip()}", _HINT)
 
 
+class Call(NamedTuple):
+    """A system call's name, and what it is about: path0, path1, fd, none; or ignored."""
+
+    name: str
+    subject: str
+
+
 @cache
-def call_names() -> dict[int, str]:
-    """System-call numbers to names, of the reported calls."""
+def calls() -> dict[int, Call]:
+    """Every system call that is reported, or ignored by name, by number."""
     listing = subprocess.run([native("trace"), "--calls"], capture_output=True, text=True).stdout
-    return {int(number): name for number, name in (line.split() for line in listing.splitlines())}
+    words = (line.split() for line in listing.splitlines())
+    return {int(number): Call(name, subject) for number, name, subject in words}
 
 
 Row = tuple[object, ...]
@@ -165,7 +173,7 @@ class _Decoder:
         said = self._text[text_end - length : text_end]
         where = (start, end, pid, tid)
         if kind == _CALL:
-            name = call_names()[number]
+            name = calls()[number].name
             about = _detail(name, magic, family, protocol, tuple(args), said)
             about = self._file(name, about, pid, args[0], result)
             result = None if unfinished else result

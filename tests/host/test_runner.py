@@ -1,0 +1,433 @@
+"""Runs on the real kernel: of commands that behave, fail and hang, and of runs cut short."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from laboratory import returning_home
+
+from firstlight import runner, store
+from firstlight.backends import Command, Place
+from firstlight.errors import FirstlightError, Unsupported
+from firstlight.experiments import Experiment, Options
+from firstlight.experiments.container_creation import CONTAINER_CREATION
+from firstlight.experiments.floor import FLOOR
+from firstlight.load import Outcome
+from firstlight.model import Ending, EndPoint, Point, Sample, Step
+from firstlight.runner import Batch, Plan, sample, schedule
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+MS = 1_000_000
+READY = 'echo "firstlight ready 1"; cat'
+
+
+@dataclass(frozen=True)
+class Scripts:
+    """A backend whose instances are shell scripts, one a point."""
+
+    name: str = "scripts"
+    end_point: EndPoint = EndPoint.REQUEST_DONE
+    note: str | None = None
+    missing: str | None = None
+
+    def probe(self) -> None:
+        if self.missing:
+            raise Unsupported(self.missing, "install it")
+
+    @contextmanager
+    def prepared(self, point: Point, instances: int, place: Place) -> Iterator[list[Command]]:
+        script = str(point["script"])
+        yield [Command(("/bin/sh", "-c", script), place.environment)] * instances
+
+
+def experiment(*scripts: str, instances: tuple[int, ...] = (2,), **more: str) -> Experiment:
+    points: list[Point] = [
+        {"script": script, "instances": count, **more} for script in scripts for count in instances
+    ]
+    return Experiment(
+        name="scripts", question="?", figure="", axes=("script", "instances"),
+        points=lambda _options: points, backend=lambda _point: Scripts(),
+    )  # fmt: skip
+
+
+def plan(of: Experiment, **more: object) -> Plan:
+    settings: dict[str, object] = {"repetitions": 1, "seed": 1, "traced": False, "deadline": 20}
+    return Plan(of, Options((1,)), **(settings | more))  # type: ignore[arg-type]
+
+
+def measured(of: Experiment, out: Path, **more: object) -> store.Run:
+    with returning_home():
+        runner.run(plan(of, **more), out / "run", lambda _batch, _done, _all: None)
+    return store.read(out / "run")
+
+
+def by_ending(run: store.Run) -> Counter[Ending]:
+    return Counter(one.ending for one in run.samples)
+
+
+def links() -> list[str]:
+    return sorted(path.name for path in Path("/sys/class/net").iterdir())
+
+
+def left(run: str) -> list[str]:
+    """What a run has left on the host, of all that would carry its name."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    loops = subprocess.check_output(["losetup", "--list", "--noheadings"], text=True).splitlines()
+    groups = map(str, Path("/sys/fs/cgroup").glob("**/firstlight*"))
+    return [
+        *(line for line in (*mounts, *loops, *groups) if run in line),
+        *map(str, Path("/run/firstlight").glob(run)),
+        *marked(run),
+    ]
+
+
+def marked(run: str) -> list[str]:
+    """The command lines of processes that carry a run's name."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"FIRSTLIGHT_RUN={run}".encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
+# The schedule.
+
+points_ = st.lists(
+    st.integers(1, 100).map(lambda count: {"instances": count}), min_size=1, max_size=8
+).map(lambda found: [{**point, "place": place} for place, point in enumerate(found)])
+
+
+def scheduled(points: list[Point], repetitions: int, seed: int, traced: bool) -> list[Batch]:
+    return schedule(points, plan(experiment(), repetitions=repetitions, seed=seed, traced=traced))
+
+
+@given(points_, st.integers(1, 6), st.integers(0, 2**32), st.booleans())
+def test_every_point_is_measured_in_every_repetition_as_often(
+    points: list[Point], repetitions: int, seed: int, traced: bool
+) -> None:
+    batches = scheduled(points, repetitions, seed, traced)
+    assert [batch.repetition for batch in batches] == sorted(batch.repetition for batch in batches)
+    for point in points:
+        kinds = (False, True) if traced else (False,)
+        for kind in kinds:
+            own = [b.repetition for b in batches if b.point == point and b.traced == kind]
+            counts = Counter(own)
+            assert set(counts) == set(range(repetitions))
+            assert len(set(counts.values())) == 1
+            assert sum(b.instances for b in batches if b.point == point and b.traced == kind) >= (
+                3 * repetitions if int(point["instances"]) in (1, 3) else repetitions
+            )
+    assert scheduled(points, repetitions, seed, traced) == batches
+
+
+def test_another_seed_is_another_order_and_no_point_is_always_first() -> None:
+    points: list[Point] = [{"instances": 10, "place": place} for place in range(5)]
+    first = {
+        tuple(b.point["place"] for b in scheduled(points, 1, seed, False)) for seed in range(20)
+    }
+    assert len(first) > 10
+    batches = scheduled(points, 40, 7, False)
+    leaders = {batches[place].point["place"] for place in range(0, len(batches), 5)}
+    assert leaders == set(range(5))
+
+
+# From an outcome to a sample.
+
+
+def outcome(output: str, **more: object) -> Outcome:
+    seen = {"intended": 1000, "spawned": 1100, "seen": 5000, "exited": 0, "user_ns": 0}
+    seen |= {"system_ns": 0, "pid": 42, "status": None, "expired": False, "output": output}
+    return Outcome(**(seen | more))  # type: ignore[arg-type]
+
+
+def sampled(output: str, evidence: str | None = None, **more: object) -> Sample:
+    seen = outcome(output, **more)
+    ended = outcome(output, exited=9000, status=0, user_ns=7, system_ns=8)
+    batch = Batch({"instances": 1}, 3, traced=True)
+    return sample(5, 2, 0, batch, seen, ended, evidence, lost=4)
+
+
+def test_a_sample_holds_what_was_said_and_seen() -> None:
+    one = sampled("firstlight step netns 1200 1300\nhello\nfirstlight ready 4000\n")
+    assert (one.ending, one.error) == (Ending.READY, None)
+    assert one.latency == 3000
+    assert one.lateness == 100
+    assert one.steps == (Step("netns", 1200, 1300),)
+    assert one.output == "hello"
+    assert (one.stamps.seen, one.stamps.stopped) == (5000, 9000)
+    assert (one.user_ns, one.system_ns, one.exit_status, one.lost) == (7, 8, 0, 4)
+    assert (one.index, one.batch, one.repetition, one.traced) == (5, 2, 3, True)
+
+
+@pytest.mark.parametrize("stamp", [999, 5001, 10**17, 0])
+def test_a_stamp_of_a_foreign_clock_is_replaced_by_its_arrival(stamp: int) -> None:
+    assert sampled(f"firstlight ready {stamp}\n").stamps.ready == 5000
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["firstlight ready soon\n", "firstlight ready \n", "firstlight ready -5\n",
+     "firstlight ready 4000 or so\n", "firstlight ready 99999999999999999999999\n"],
+)  # fmt: skip
+def test_what_only_looks_like_a_stamp_is_a_failure_and_no_error_of_ours(said: str) -> None:
+    one = sampled(said)
+    assert (one.ending, one.stamps.ready, one.error) == (Ending.FAILED, None, "not ready")
+
+
+def test_a_stamp_whose_line_was_cut_is_not_believed() -> None:
+    one = sampled("firstlight ready 40", seen=0, status=0)
+    assert (one.ending, one.latency) == (Ending.FAILED, None)
+    assert one.error == "exited with status 0 before it was ready"
+
+
+def test_a_step_that_makes_no_sense_is_left_out() -> None:
+    one = sampled("firstlight step a b c\nfirstlight step d 1 2\nfirstlight ready 4000\n")
+    assert one.steps == (Step("d", 1, 2),)
+
+
+@pytest.mark.parametrize(
+    ("said", "more", "ending", "error"),
+    [
+        ("firstlight error cannot mount: Busy\n", {}, Ending.FAILED, "cannot mount: Busy"),
+        ("words\n", {"seen": 0, "status": 9}, Ending.FAILED,
+         "ended by signal 9 before it was ready"),
+        ("", {"seen": 0, "status": 256}, Ending.FAILED, "exited with status 1 before it was ready"),
+        ("", {"seen": 0, "expired": True}, Ending.HUNG, "hung in phase mount"),
+        ("firstlight ready 4000\n", {"expired": True}, Ending.HUNG, "hung in phase mount"),
+    ],
+)  # fmt: skip
+def test_a_start_that_was_not_ready_says_why(
+    said: str, more: dict[str, object], ending: Ending, error: str
+) -> None:
+    one = sampled(said, "hung in phase mount" if ending == Ending.HUNG else None, **more)
+    assert (one.ending, one.error, one.latency) == (ending, error, None)
+
+
+@given(st.text())
+def test_no_output_breaks_a_sample(said: str) -> None:
+    one = sampled(said, seen=5000 if "ready" in said else 0)
+    assert (one.latency is not None) == (one.ending == Ending.READY)
+
+
+# Real runs.
+
+
+@needs_root
+def test_a_run_measures_every_batch_and_leaves_nothing(tmp_path: Path) -> None:
+    before = links()
+    run = measured(FLOOR_OF_TWO, tmp_path, repetitions=2, traced=True)
+    assert by_ending(run) == {Ending.READY: len(run.samples)}
+    assert Counter((one.point["namespaces"], one.traced) for one in run.samples) == {
+        (name, traced): 4 for name in ("none", "net") for traced in (False, True)
+    }
+    assert [one.index for one in run.samples] == list(range(len(run.samples)))
+    assert {number for number, _ in run.span_batches()} == {
+        one.batch for one in run.samples if one.traced
+    }
+    assert run.footer is not None
+    assert not run.footer.interrupted
+    assert run.header.end_point == EndPoint.FIRST_INSTRUCTION
+    assert left(run.header.run) == []
+    assert links() == before
+
+
+FLOOR_OF_TWO = Experiment(
+    name="floor", question="?", figure="", axes=("namespaces", "instances"),
+    points=lambda _options: [{"namespaces": n, "instances": 2} for n in ("none", "net")],
+    backend=FLOOR.backend,
+)  # fmt: skip
+
+
+@needs_root
+def test_starts_that_fail_are_samples_and_the_run_goes_on(tmp_path: Path) -> None:
+    of = experiment(
+        "echo it broke >&2; exit 3", READY, "echo firstlight error no space; exit 1",
+        "kill -SEGV $$",
+    )  # fmt: skip
+    run = measured(of, tmp_path)
+    assert by_ending(run) == {Ending.FAILED: 6, Ending.READY: 2}
+    errors = {str(one.point["script"]): (one.error, one.output) for one in run.samples}
+    assert errors["echo it broke >&2; exit 3"] == (
+        "exited with status 3 before it was ready", "it broke",
+    )  # fmt: skip
+    assert errors["echo firstlight error no space; exit 1"] == ("no space", "")
+    assert errors["kill -SEGV $$"][0] == "ended by signal 11 before it was ready"
+
+
+@needs_root
+def test_a_start_that_hangs_is_a_sample_with_where_it_hung(tmp_path: Path) -> None:
+    fifo = tmp_path / "exec.fifo"
+    os.mkfifo(fifo)
+    hanging = f"echo so far; cat {fifo}"
+    run = measured(experiment(hanging, READY, instances=(1,)), tmp_path, deadline=0.5)
+    hung = [one for one in run.samples if one.point["script"] == hanging]
+    assert {one.ending for one in hung} == {Ending.HUNG}
+    assert {one.output for one in hung} == {"so far"}
+    assert f"cat {fifo}" in str(hung[0].error)
+    assert str(hung[0].error).startswith("hung in phase handshake: ")
+    assert f"is in openat {fifo}" in str(hung[0].error)
+    assert all(one.exit_status == signal.SIGKILL for one in hung)
+    assert Counter(one.ending for one in run.samples)[Ending.READY] == 3
+
+
+@needs_root
+def test_a_start_that_sleeps_says_so(tmp_path: Path) -> None:
+    run = measured(experiment("sleep 1000", instances=(1,)), tmp_path, deadline=0.3)
+    assert "sleep 1000" in str(run.samples[0].error)
+    assert str(run.samples[0].error).endswith("nanosleep")
+
+
+def container(runtime: Path) -> Experiment:
+    return Experiment(
+        name="container-creation", question="?", figure="", axes=("runtime", "instances"),
+        points=lambda _options: [{"runtime": str(runtime), "instances": 2}],
+        backend=CONTAINER_CREATION.backend,
+    )  # fmt: skip
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("script", "ending", "text"),
+    [
+        ("echo no such luck >&2; exit 1", Ending.FAILED, "exited with status 1"),
+        ("sleep 1000", Ending.HUNG, "sleep 1000"),
+        ('case "$*" in *run*) runc "$@"; sleep 1000 ;; *) exec runc "$@";; esac', Ending.READY, ""),
+        ('case "$*" in *run*) (runc "$@" & ) ; sleep 1000 ;; *) exec runc "$@";; esac',
+         Ending.READY, ""),
+    ],
+)  # fmt: skip
+def test_a_runtime_by_its_path_may_fail_hang_or_linger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, ending: Ending, text: str
+) -> None:
+    monkeypatch.setattr(runner, "_STOP_SECONDS", 1.0)
+    runtime = tmp_path / "myrunc"
+    runtime.write_text(f"#!/bin/sh\n{script}\n")
+    runtime.chmod(0o755)
+    before = links()
+    run = measured(container(runtime), tmp_path, deadline=2 if ending == Ending.HUNG else 20)
+    assert by_ending(run) == {ending: 2}
+    assert all(text in (one.error or "") for one in run.samples)
+    assert left(run.header.run) == []
+    assert links() == before
+
+
+@needs_root
+def test_points_that_cannot_run_are_told_and_the_others_run(tmp_path: Path) -> None:
+    points: list[Point] = [{"script": READY, "instances": 1}, {"script": "x", "instances": 1}]
+    of = Experiment(
+        name="scripts", question="?", figure="", axes=("script",), points=lambda _options: points,
+        backend=lambda point: Scripts(missing=None if point["script"] == READY else "no x here",
+                                      name=str(point["script"])[:1]),
+    )  # fmt: skip
+    run = measured(of, tmp_path)
+    assert dict(run.header.skipped) == {"x": "no x here (install it)"}
+    assert run.header.points == ({"script": READY, "instances": 1},)
+
+
+def test_an_experiment_of_which_nothing_can_run_makes_nothing(tmp_path: Path) -> None:
+    of = Experiment(
+        name="scripts", question="?", figure="", axes=(),
+        points=lambda _options: [{"script": "x", "instances": 1}],
+        backend=lambda _point: Scripts(missing="no x here"),
+    )  # fmt: skip
+    with pytest.raises(Unsupported, match="no x here"):
+        measured(of, tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+@needs_root
+def test_a_directory_that_is_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").write_text("precious")
+    with pytest.raises(FirstlightError, match="is not empty"):
+        measured(experiment(READY), tmp_path)
+    assert (tmp_path / "run" / "mine").read_text() == "precious"
+
+
+@needs_root
+def test_in_sequence_no_two_starts_overlap(tmp_path: Path) -> None:
+    run = measured(experiment(READY, instances=(4,), order="sequential"), tmp_path)
+    starts = sorted(run.samples, key=lambda one: one.instance)
+    for sooner, later in pairwise(starts):
+        assert sooner.stamps.seen is not None
+        assert sooner.stamps.seen <= later.stamps.intended
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from firstlight import runner
+from firstlight.experiments import Options
+from firstlight.experiments.container_creation import CONTAINER_CREATION
+
+def progress(batch, done, all_):
+    print("batch", done, flush=True)
+
+try:
+    runner.run(runner.Plan(CONTAINER_CREATION, Options((6,), ("runc",)), 50, 1),
+               Path(sys.argv[1]), progress)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@needs_root
+@pytest.mark.parametrize("at", ["before", "amid", "later"])
+def test_an_interrupt_keeps_what_was_measured_and_leaves_nothing(tmp_path: Path, at: str) -> None:
+    before = links()
+    script = textwrap.dedent(INTERRUPTED)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path / "run"], stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    batches = {"before": 1, "amid": 2, "later": 4}[at]
+    for _ in range(batches):
+        assert process.stdout.readline().startswith("batch")
+    if at == "amid":  # the batch's runtimes are at work now
+        while not any("run" in line for line in marked(name_of(tmp_path / "run"))):
+            assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == 130, complaints
+    assert complaints == ""
+    run = store.read(tmp_path / "run")
+    assert run.footer is not None
+    assert run.footer.interrupted
+    assert len(run.samples) in ((batches - 1) * 6, batches * 6)
+    assert left(run.header.run) == []
+    assert links() == before
+
+
+def name_of(directory: Path) -> str:
+    return store.read(directory).header.run
+
+
+@needs_root
+def test_an_error_amid_a_run_leaves_nothing_either(tmp_path: Path) -> None:
+    before = links()
+    with pytest.raises(FirstlightError, match="the load generator has ended"):
+        measured(experiment("kill -KILL $PPID; cat"), tmp_path)
+    run = store.read(tmp_path / "run")
+    assert run.footer is not None
+    assert run.footer.interrupted
+    assert links() == before
+    deadline = time.monotonic() + 10
+    while left(run.header.run) and time.monotonic() < deadline:
+        os.sched_yield()  # its input has ended with the generator
+    assert left(run.header.run) == []
