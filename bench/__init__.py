@@ -1,0 +1,1 @@
+"""What firstlight claims of itself, measured: see ``__main__``."""

@@ -1,0 +1,49 @@
+"""What firstlight claims of itself, measured: ``python -m bench [PART...]``, as root.
+
+Prints a table and writes build/bench.json. Each part runs in a process of its own, since the lab
+moves a process into namespaces for good. Exits with 1 if a mark is missed.
+"""
+
+import importlib
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from bench.marks import Mark
+
+PARTS = ("startup", "spans", "attribution", "independent", "overhead")
+OUT = Path(__file__).parent.parent / "build" / "bench.json"
+
+
+def measure(part: str) -> list[Mark]:
+    """The marks of one part, which must not have been measured in this process before."""
+    sys.stdout.write(f"== {part} (load {os.getloadavg()[0]:.1f})\n")
+    sys.stdout.flush()
+    marks: list[Mark] = importlib.import_module(f"bench.{part}").measure()
+    return marks
+
+
+def main(wanted: list[str]) -> int:
+    """Measure the wanted parts, or all; returns the exit status."""
+    unknown = set(wanted) - set(PARTS)
+    if unknown:
+        sys.stderr.write(f"unknown: {', '.join(unknown)}; valid: {', '.join(PARTS)}\n")
+        return 2
+    marks: list[Mark] = []
+    for part in wanted or PARTS:
+        with multiprocessing.get_context("fork").Pool(1) as alone:
+            marks += alone.apply(measure, (part,))
+    width = max(len(mark.name) for mark in marks)
+    for mark in marks:
+        state = "" if mark.mark == "none" else "met" if mark.met else "MISSED"
+        sys.stdout.write(f"{mark.name:<{width}}  {mark.measured:<26}{mark.mark:<10}{state}\n")
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_bytes(msgspec.json.format(msgspec.json.encode(marks)) + b"\n")
+    return not all(mark.met for mark in marks)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

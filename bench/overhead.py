@@ -1,0 +1,101 @@
+"""What tracing adds to a start, and whether the tracer and the load generator keep up with 100.
+
+Starts with and without tracing are interleaved at random, as in every run of the lab, so that the
+machine's drift meets both.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from bench.marks import Mark
+from firstlight import runner, stats, store
+from firstlight.experiments import Experiment, Options
+from firstlight.experiments.catalogue import find
+from firstlight.model import Point
+
+REPETITIONS = 34
+"""Each gives three starts with tracing and three without, so that either has a hundred."""
+MOST_ADDED, MOST_LATE = 1.10, 0.10
+CROWD = 100
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One point of an experiment, in words."""
+
+    name: str
+    experiment: str
+    point: Point
+    runtimes: tuple[str, ...] = ()
+
+
+WORKLOADS = (
+    Workload("runc run", "container-creation", {"runtime": "runc"}, ("runc",)),
+    Workload("crun run", "container-creation", {"runtime": "crun"}, ("crun",)),
+    Workload("a network by netlink", "network-setup", {"method": "netlink", "order": "parallel"}),
+    Workload("a network by ip", "network-setup", {"method": "ip", "order": "parallel"}),
+    Workload("CNI bridge ADD", "cni-breakdown", {"cni": "bridge"}),
+)
+
+
+def run(workload: Workload, instances: int, repetitions: int) -> pl.DataFrame:
+    """The samples of a workload, traced and not, as ``store.Run.frame``."""
+    found = find(workload.experiment)
+
+    def points(options: Options) -> list[Point]:
+        return [
+            point
+            for point in found.points(options)
+            if all(point.get(axis) == value for axis, value in workload.point.items())
+        ]
+
+    narrow = Experiment(found.name, found.question, found.figure, found.axes, points, found.backend)
+    plan = runner.Plan(narrow, Options((instances,), workload.runtimes), repetitions, seed=1)
+    with tempfile.TemporaryDirectory() as directory:
+        runner.run(plan, Path(directory), lambda *_: None)
+        return store.read(Path(directory)).frame
+
+
+def added(workload: Workload, repetitions: int = REPETITIONS) -> Mark:
+    """The ratio of the medians with and without tracing, with its bootstrap interval."""
+    frame = run(workload, 1, repetitions)
+    on, off = _latencies(frame, traced=True), _latencies(frame, traced=False)
+    ratio = stats.ratio_interval(on, off)
+    return Mark(
+        f"tracing adds to {workload.name} ({np.median(off) / 1e6:.1f} ms, {on.size} + {off.size})",
+        f"{ratio.value - 1:+.1%} [{ratio.low - 1:+.1%}, {ratio.high - 1:+.1%}]",
+        f"≤ {MOST_ADDED - 1:+.0%}",
+        ratio.value <= MOST_ADDED,
+    )
+
+
+def crowd(repetitions: int = 3) -> list[Mark]:
+    """A hundred runc at once: what was lost, and how late the load generator was."""
+    frame = run(WORKLOADS[0], CROWD, repetitions)
+    on, off = _latencies(frame, traced=True), _latencies(frame, traced=False)
+    lost = int(frame["lost"].to_numpy().max())
+    failed = frame.height - on.size - off.size
+    late = float(frame.filter(~pl.col("traced"))["lateness"].to_numpy().max() / np.median(off))
+    return [
+        Mark(f"events lost, {CROWD} runc at once", str(lost), "0", lost == 0),
+        Mark(f"starts that failed, of {frame.height}", str(failed), "0", failed == 0),
+        Mark(f"latest spawn's lateness by median latency, {CROWD} runc at once", f"{late:.1%}",
+             f"< {MOST_LATE:.0%}", late < MOST_LATE),
+        Mark(f"tracing adds to {CROWD} runc at once ({np.median(off) / 1e6:.0f} ms)",
+             f"{np.median(on) / np.median(off) - 1:+.1%}", "none", True),
+    ]  # fmt: skip
+
+
+def _latencies(frame: pl.DataFrame, *, traced: bool) -> stats.Floats:
+    """The latencies of the starts that were ready, in ns; shape (n,)."""
+    chosen = frame.filter((pl.col("traced") == traced) & (pl.col("ending") == "ready"))
+    return chosen["latency"].to_numpy().astype(np.float64)
+
+
+def measure() -> list[Mark]:
+    """All of them."""
+    return [*(added(workload) for workload in WORKLOADS), *crowd()]
