@@ -1,0 +1,169 @@
+"""The CNIs of one run side by side: what each does for one pod, and what that takes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+from rich.table import Table
+from rich.text import Text
+
+from firstlight.breakdown import breakdown
+from firstlight.model import Ending, Sample
+from firstlight.report.wording import duration
+from firstlight.stats import quantile_interval
+from firstlight.store import Run
+
+TAIL = 10
+"""A P99 of so many medians is shown as a warning."""
+
+_NETLINK = pl.col("name").is_in(["sendto", "sendmsg"]) & pl.col("detail").str.starts_with(
+    "socket:netlink"
+)
+_MOVES = pl.col("detail").str.contains(r"^socket:(inet6?$|unix /)") & (pl.col("result") > 0)
+_SAYS = pl.col("name").is_in(["write", "writev", "sendto", "sendmsg"])
+_HEARS = pl.col("name").is_in(["read", "readv", "recvfrom", "recvmsg"])
+_COUNTED = {
+    "switches": (pl.col("name") == "setns") & pl.col("detail").str.contains(r"\bnet\b"),
+    "netlink": _NETLINK,
+    "programs": (pl.col("name") == "bpf") & (pl.col("detail") == "PROG_LOAD"),
+}
+_PHASES = {
+    "switches": "netns.switch",
+    "asks": "datastore",
+    "processes": "process.start",
+    "programs": "ebpf",
+}
+SCHEMA = pl.Schema(
+    {"cni": pl.String, "latency": pl.Float64, "low": pl.Float64, "high": pl.Float64,
+     "p99": pl.Float64, "packet": pl.Float64,
+     **{name: pl.Float64 for kind in ("switches", "netlink", "processes", "asks", "programs")
+        for name in (kind, f"{kind}_ns")}}
+)  # fmt: skip
+
+
+def side_by_side(run: Run) -> pl.DataFrame:
+    """A row a CNI, as SCHEMA, of the starts of one pod alone; the quickest first.
+
+    ``latency`` (with its 95 % interval), ``p99`` and ``packet``, the first packet's way after it,
+    are of untraced starts, in ns; all else are medians over the traced ones. ``switches`` between
+    network namespaces, ``netlink`` requests, ``processes`` started and how often a daemon is asked
+    (``asks``) are counted in the plugins' processes, ``programs`` of eBPF also in the daemon.
+    ``*_ns`` is the time on the critical path in the phase of each, and for netlink that of the
+    calls themselves.
+    """
+    alone = [
+        one for one in run.samples if one.ending is Ending.READY and one.point["instances"] == 1
+    ]
+    explained = _explained(run, [one for one in alone if one.traced])
+    rows = []
+    for name in dict.fromkeys(str(one.point["cni"]) for one in alone):
+        mine = [one for one in alone if one.point["cni"] == name and not one.traced]
+        if not mine:
+            continue
+        latency = quantile_interval(
+            [one.latency or 0 for one in mine], 0.5, groups=[one.batch for one in mine]
+        )
+        medians = explained.filter(pl.col("cni") == name).drop("cni", "sample").median()
+        rows.append(
+            {
+                "cni": name,
+                "latency": latency.value,
+                "low": latency.low,
+                "high": latency.high,
+                "p99": float(np.quantile([one.latency or 0 for one in mine], 0.99)),
+                "packet": _packet(mine),
+                **(medians.row(0, named=True) if len(medians) else {}),
+            }
+        )
+    return pl.DataFrame(rows, schema=SCHEMA).sort("latency")
+
+
+def table(run: Run) -> Table:
+    """The same for a terminal, each count with its time."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("CNI", "ADD returned", "P99", "+ packet", "netns switches", "netlink",
+                    "processes", "asks a daemon", "eBPF programs"):  # fmt: skip
+        shown.add_column(heading, justify="left" if heading == "CNI" else "right")
+    for row in side_by_side(run).iter_rows(named=True):
+        tail = "yellow" if row["p99"] > TAIL * row["latency"] else ""
+        bounds = f"({duration(row['low'])}–{duration(row['high'])})"
+        shown.add_row(
+            row["cni"],
+            f"{duration(row['latency'])} {bounds}",
+            Text(duration(row["p99"]), style=tail),
+            duration(row["packet"]) if row["packet"] is not None else "none",
+            *(_counted(row[kind], row[f"{kind}_ns"])
+              for kind in ("switches", "netlink", "processes", "asks", "programs")),
+        )  # fmt: skip
+    return shown
+
+
+def _counted(count: float | None, ns: float | None) -> str:
+    if count is None or ns is None:
+        return "not traced"
+    return f"{count:.0f}: {duration(ns)}" if count else "none"
+
+
+def _packet(samples: Sequence[Sample]) -> float | None:
+    took = [step.end - step.start for one in samples for step in one.steps if step.name == "packet"]
+    return float(np.median(took)) if took else None
+
+
+def _explained(run: Run, samples: Sequence[Sample]) -> pl.DataFrame:
+    """A row a traced start: sample, cni, each count and its time."""
+    named = {one.index: (str(one.point["cni"]), one.pid) for one in samples}
+    parts = [
+        _counts(part, pid).with_columns(sample=pl.lit(index, pl.UInt32), cni=pl.lit(name))
+        for _, spans in run.span_batches()
+        for (key,), part in spans.group_by("sample")
+        if (index := int(str(key))) in named
+        for name, pid in [named[index]]
+    ]
+    if not parts:
+        return pl.DataFrame(schema={"cni": pl.String, "sample": pl.UInt32})
+    counts = pl.concat(parts)
+    walls = breakdown(run).group_by("sample").agg(
+        **{
+            f"{kind}_ns": pl.col("wall").filter(pl.col("phase") == phase).sum()
+            for kind, phase in _PHASES.items()
+        }
+    )  # fmt: skip
+    return counts.join(walls, on="sample")
+
+
+def _counts(spans: pl.DataFrame, root: int) -> pl.DataFrame:
+    spans = spans.with_columns(pl.col("kind", "name", "detail").cast(pl.String))
+    own = pl.col("pid").is_in(list(_tree(spans, root) - {root}))  # the root is our own runtime
+    calls = spans.filter(pl.col("kind") == "call")
+    mine = calls.filter(own)
+    counts = {
+        kind: (calls if kind == "programs" else mine).filter(chosen).height
+        for kind, chosen in _COUNTED.items()
+    }
+    requests = mine.filter(_NETLINK)
+    executed = spans.filter((pl.col("kind") == "exec") & own)
+    return pl.DataFrame(
+        {
+            **{kind: [float(count)] for kind, count in counts.items()},
+            "asks": [float(_turns(mine))],
+            "netlink_ns": [float((requests["end"] - requests["start"]).sum())],
+            "processes": [float(executed.height)],
+        }
+    )
+
+
+def _turns(calls: pl.DataFrame) -> int:
+    """How often a process that had heard from a daemon, or never spoken, spoke to it."""
+    moves = calls.filter(_MOVES & (_SAYS | _HEARS)).sort("pid", "start").with_columns(says=_SAYS)
+    before = pl.col("says").shift(1, fill_value=False).over("pid")
+    return moves.filter(pl.col("says") & ~before).height
+
+
+def _tree(spans: pl.DataFrame, root: int) -> set[int]:
+    """The processes that a start began, itself included; not the daemon's."""
+    forks = spans.filter((pl.col("kind") == "fork") & (pl.col("name") == "process")).sort("start")
+    tree = {root}
+    for parent, child in forks.select("pid", "peer").iter_rows():
+        if parent in tree:
+            tree.add(child)
+    return tree

@@ -1,0 +1,109 @@
+"""The side-by-side table, on spans whose counts are known."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from rich.console import Console
+
+from firstlight import store
+from firstlight.model import Ending, EndPoint, Header, Sample, Stamps, Step
+from firstlight.report import cni
+from firstlight.store import SPAN_SCHEMA
+
+ROOT, PLUGIN, IPAM, DAEMON = 100, 101, 102, 900
+LINK = "socket:netlink.route RTM_NEWLINK create kind=veth"
+
+
+def spans() -> pl.DataFrame:
+    rows: list[dict[str, object]] = []
+
+    def add(kind: str, name: str, detail: str, pid: int, **more: object) -> None:
+        start = 1000 * (len(rows) + 1)
+        row = {"sample": 1, "kind": kind, "name": name, "detail": detail, "stack": "",
+               "start": start, "end": start + 500, "pid": pid, "tid": pid, "result": 1,
+               "peer": None}  # fmt: skip
+        rows.append({**row, **more})
+
+    add("call", "setns", "net", ROOT)
+    add("fork", "process", "", ROOT, peer=PLUGIN)
+    add("exec", "exec", "/opt/cni/bin/bridge", PLUGIN)
+    add("call", "setns", "net", PLUGIN)
+    add("call", "setns", "mount", PLUGIN)
+    add("call", "sendto", LINK, PLUGIN)
+    add("call", "sendto", LINK, PLUGIN)
+    add("fork", "process", "", PLUGIN, peer=IPAM)
+    add("exec", "exec", "/opt/cni/bin/host-local", IPAM)
+    for _ in range(2):
+        add("call", "write", "socket:unix /run/agent.sock", PLUGIN)
+        add("call", "write", "socket:unix /run/agent.sock", PLUGIN)
+        add("call", "read", "socket:unix /run/agent.sock", PLUGIN, result=-11)
+        add("call", "read", "socket:unix /run/agent.sock", PLUGIN)
+    add("call", "bpf", "PROG_LOAD", DAEMON)
+    add("call", "bpf", "PROG_LOAD cgroup", DAEMON)
+    add("call", "sendto", LINK, DAEMON)
+    add("fork", "process", "", DAEMON, peer=DAEMON + 1)
+    add("exec", "exec", "/usr/bin/clang", DAEMON + 1)
+    return pl.DataFrame(rows, schema=SPAN_SCHEMA)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> store.Run:
+    header = Header(
+        run="r",
+        experiment="cni-breakdown",
+        question="?",
+        end_point=EndPoint.REQUEST_DONE,
+        axes=("cni", "instances"),
+        points=({"cni": "bridge", "instances": 1},),
+        argv=(),
+        seed=1,
+        started="2026-01-01",
+        revision="",
+        repetitions=1,
+    )
+    samples = [
+        Sample(
+            index=index,
+            batch=index,
+            instance=0,
+            repetition=0,
+            point={"cni": "bridge", "instances": 1},
+            traced=index == 1,
+            ending=Ending.READY,
+            stamps=Stamps(0, 0, latency),
+            steps=(Step("packet", latency, latency + 70_000),),
+            pid=ROOT,
+        )
+        for index, latency in enumerate([10_000_000, 100_000, *[10_000_000] * 8, 200_000_000])
+    ]
+    with store.Writer(tmp_path / "run", header) as writer:
+        writer.append_spans(1, spans())
+        writer.append(samples)
+    return store.read(tmp_path / "run")
+
+
+def test_operations_of_the_plugins_are_counted_and_not_our_own_or_the_daemons(
+    run: store.Run,
+) -> None:
+    [row] = cni.side_by_side(run).iter_rows(named=True)
+    assert (row["switches"], row["netlink"], row["processes"]) == (1, 2, 2)
+    assert row["asks"] == 2
+    assert row["programs"] == 1
+    assert row["netlink_ns"] == 1000
+
+
+def test_latencies_are_of_the_untraced(run: store.Run) -> None:
+    [row] = cni.side_by_side(run).iter_rows(named=True)
+    assert row["latency"] == 10_000_000
+    assert row["packet"] == 70_000
+    assert row["p99"] > cni.TAIL * row["latency"]
+
+
+def test_a_long_tail_can_be_seen(run: store.Run) -> None:
+    console = Console(width=200, force_terminal=True, color_system="standard")
+    with console.capture() as capture:
+        console.print(cni.table(run))
+    shown = capture.get()
+    assert "\x1b[33m" in shown
+    assert "10.0 ms" in shown
