@@ -6,6 +6,7 @@ A list of ours says what firstlight must know of it under its key ``firstlight``
     path      folders of ``make cni-plugins`` to search first, such as 0.9.1
     files     files that the plugin reads, by path, which only the run sees
     private   more directories whose content only the run sees
+    address   one that the host has besides, such as 10.0.0.1/32
     packet    where the first packet goes: "gateway", or an IPv4 address
     args      CNI_ARGS; {pod} is the pod's name
     service   the daemon that must answer, by its name in backends/cni_services.py
@@ -38,6 +39,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: tuple[str, ...] = ()
     files: Annotated[Mapping[str, str], msgspec.Meta(max_length=16)] = {}
     private: tuple[str, ...] = ()
+    address: str = ""
     packet: str = "gateway"
     args: str = ""
     service: str = ""
