@@ -491,6 +491,6 @@ def _gap_phase(process: _Process | None, at: Integers) -> Integers:
     """The phase of the time between calls."""
     if process is None:
         return np.full(len(at), _UNATTRIBUTED)
-    place = np.searchsorted(process.starts, at, side="left")
+    place = np.searchsorted(process.starts, at, side="right")
     after = np.minimum(place, len(process.starts) - 1)
     return np.where(place < len(process.starts), process.gaps[after], process.last)
