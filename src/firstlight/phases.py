@@ -99,7 +99,7 @@ PHASES = (
     Phase("veth.move", "a link moves to another network namespace",
           (r"\w+ socket:netlink\.route RTM_(NEW|SET)LINK (?!.*create).*\bnetns\b",)),
     Phase("rename", "a link gets another name",
-          (r"\w+ socket:netlink\.route RTM_SETLINK (?!.*create).*\bname\b(?!.*\bup\b)",)),
+          (r"\w+ socket:netlink\.route RTM_(NEW|SET)LINK (?!.*create).*\bname\b(?!.*\bup\b)",)),
     Phase("link.up", "a link is brought up",
           (r"\w+ socket:netlink\.route RTM_(NEW|SET)LINK .*\bup\b",)),
     Phase("ipam", "an address is chosen and set",
@@ -161,11 +161,6 @@ def of_helper(program: str) -> str | None:
     """The phase that a helper program serves, by its path; None if it is not a helper."""
     name = program.rpartition("/")[2]
     return next((phase for names, phase in _HELPERS if names.fullmatch(name)), None)
-
-
-def of_call(call: str) -> str:
-    """The phase of a call of which only the name is known."""
-    return classify(call, "") or UNATTRIBUTED
 
 
 def markdown(phases: Iterable[Phase] = PHASES) -> str:
