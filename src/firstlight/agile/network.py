@@ -102,7 +102,7 @@ class _Answer(NamedTuple):
 
 
 class _Taken(Exception):
-    """The link's name or index is in use still."""
+    """The link's name or index is in use still, or the address in a connection."""
 
 
 class _Ring:
@@ -209,26 +209,27 @@ class Networks:
         if reach == "none":
             return await self._make(None, _script(*_sysctl_actions()), owner)
         numbers = self._numbers[reach]
-        for _ in range(numbers.size):
+        until = time.monotonic() + _GONE_SECONDS
+        while True:
             number = numbers.take()
-            address = self.range[number]
-            if address in self._suspect and await self._is_tracked(address):
-                numbers.give(number)
-                continue
-            self._suspect.discard(address)
-            script = self._wiring(number, address)
             try:
-                return await self._make(address, script, owner)
+                return await self._make(self.range[number], self._wiring(number), owner)
             except _Taken:
-                continue  # an old link of that number is not gone yet
+                numbers.give(number)
+                if time.monotonic() > until:
+                    raise Failed(f"the links of {self.range} do not go",
+                                 "configure a larger network.range") from None  # fmt: skip
+                await asyncio.sleep(_RETRY_SECONDS)  # the kernel is ending the last of that number
             except BaseException:
                 numbers.give(number)
                 raise
-        raise Failed(f"no address of {self.range} is left for {reach}",
-                     "stop instances, or configure a larger range")  # fmt: skip
 
     async def _make(self, address: IPv4Address | None, script: _Script, owner: int) -> Network:
         what = f"make the network of {address}"
+        if address in self._suspect:
+            if await self._is_tracked(address):
+                raise _Taken(what)
+            self._suspect.discard(address)
         answer = await self._do(_MAKE, script + self._look, what, owner)
         return Network(answer.descriptor, address, answer.digest)
 
@@ -296,8 +297,8 @@ class Networks:
             self._helper.close()
         remove(self.table, self.anchor)
 
-    def _wiring(self, number: int, address: IPv4Address) -> _Script:
-        index = self._first + number
+    def _wiring(self, number: int) -> _Script:
+        index, address = self._first + number, self.range[number]
         link = netlink.veth(
             f"{self.links}{number:04x}", index, _HOST_MAC, "eth0", _ETH0, _INSTANCE_MAC,
             _NAMESPACE_FD,

@@ -79,10 +79,17 @@ class Child:
         self._finish(news)
 
     def is_lost(self) -> None:
-        """The spawner itself has ended, and so has all that it made."""
+        """The spawner has ended, and no one tells when its child has: the child's pidfd does."""
         self._theirs.close()
-        self._end_control()
+        self.kill()
         self._fail(Failed("the spawner was killed", "try again"))
+        if self.pidfd < 0:
+            self._finish(News(wire.Said.EXITED, -1, 0, signal.SIGKILL, 0, 0, 0, 0, 0))
+        else:
+            self._loop.add_reader(self.pidfd, self._is_gone)
+
+    def _is_gone(self) -> None:
+        self._loop.remove_reader(self.pidfd)
         self._finish(News(wire.Said.EXITED, self.pid, 0, signal.SIGKILL, 0, 0, 0, 0, 0))
 
     def _finish(self, news: News) -> None:

@@ -1,0 +1,166 @@
+"""Killed at any moment: the next start finds and removes what was left, and nothing else."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+from agile_host import on_host
+
+from firstlight.agile import Config, Function, Runtime
+from firstlight.errors import Failed
+
+Make = Callable[..., Function]
+
+LOADED = """
+import asyncio, sys
+import msgspec
+from firstlight.agile import Config, Function, Runtime
+from firstlight.agile.config import Pools, PoolSize
+
+async def main():
+    function = msgspec.json.decode(sys.argv[1], type=Function)
+    pools = Pools(sandbox=PoolSize(low=4, high=8))
+    async with Runtime(Config(name="t3", pools=pools)) as runtime:
+        print(runtime._spawner.pid, flush=True)
+        while True:
+            instances = await asyncio.gather(*(runtime.start(function) for _ in range(4)))
+            print("up", flush=True)
+            await asyncio.gather(*(one.stop() for one in instances))
+
+asyncio.run(main())
+"""
+
+
+def left() -> list[str]:
+    """What a runtime of this test's name has on the host, in words."""
+    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout
+    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
+    return [
+        *(line for line in links.splitlines() if "flt3" in line),
+        *(line for line in tables.splitlines() if "firstlight_t3" in line),
+        *(str(path) for path in Path("/sys/fs/cgroup").glob("*/firstlight-agile.t3")),
+        *(f"process {pid}" for pid in holders()),
+    ]
+
+
+def holders() -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0].endswith((b"/_native/spawn", b"/_native/spawn-net", b"/bin/escape")):
+            found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_killed_runtime_leaves_nothing_after_the_next_start(function: Make, seed: int) -> None:
+    chance = random.Random(seed)
+
+    async def main() -> None:
+        before = set(holders())
+        text = msgspec.json.encode(function("hold", "60")).decode()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", LOADED, text, stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        spawner = int(await process.stdout.readline())
+        for _ in range(chance.randrange(1, 6)):
+            await process.stdout.readline()
+        victims = [process.pid] if seed % 2 else [spawner, process.pid]
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        await process.wait()
+        other = Path("/sys/fs/cgroup/pids/firstlight-agile.not-ours")
+        if other.parent.is_dir():
+            other.mkdir()
+        try:
+            async with (
+                Runtime(Config(name="t3")) as runtime,
+                await runtime.start(function("hold", "0")) as instance,
+            ):
+                assert (await instance.wait()).status == 0
+            assert [one for one in left() if one.removeprefix("process ") not in before] == []
+            assert not other.parent.is_dir() or other.is_dir()
+        finally:
+            if other.is_dir():
+                other.rmdir()
+
+    on_host(main)
+
+
+def test_a_killed_spawner_is_replaced_and_its_instances_end(function: Make) -> None:
+    async def main() -> None:
+        hold = function("hold", "60", ready="holding")
+        async with Runtime(Config(name="t3")) as runtime:
+            first = await runtime.start(hold)
+            os.kill(runtime._spawner.pid, signal.SIGKILL)
+            assert (await first.wait()).signal == signal.SIGKILL
+            with suppress(FileNotFoundError):  # its reaper may not have come by
+                state = Path(f"/proc/{first.pid}/stat").read_text().rpartition(")")[2].split()[0]
+                assert state in "ZX"
+            async with await runtime.start(hold) as second:
+                assert second.pid != first.pid
+            assert runtime._count == 0
+
+    on_host(main)
+
+
+def test_a_killed_network_helper_is_replaced(function: Make) -> None:
+    async def main() -> None:
+        async with Runtime(Config(name="t3")) as runtime:
+            helper = runtime._networks._helper
+            assert helper
+            os.kill(helper.pid, signal.SIGKILL)
+            with suppress(Failed):  # the one that was being served
+                await (await runtime.start(function("hold", "0"))).stop()
+            async with await runtime.start(function("hold", "0")) as instance:
+                assert (await instance.wait()).status == 0
+            assert runtime._networks._helper is not helper
+
+    on_host(main)
+
+
+def test_a_journal_that_cannot_be_written_stops_the_start_before_anything_is_made() -> None:
+    async def main() -> None:
+        state = Path(f"/run/firstlight-test-{os.getpid()}")
+        state.mkdir()
+        try:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", state], check=True)
+            (state / "t3").mkdir()
+            filler = os.open(state / "t3/filler", os.O_CREAT | os.O_WRONLY)
+            os.write(filler, b"x" * 4096)
+            os.close(filler)
+            with pytest.raises(Failed, match=r"cannot (write|open) the journal"):
+                async with Runtime(Config(name="t3", state=str(state))):
+                    pass
+            assert [one for one in left() if "process" not in one] == []
+        finally:
+            subprocess.run(["umount", state], check=True)
+            state.rmdir()
+
+    on_host(main)
+
+
+def test_a_torn_journal_line_is_passed_over(function: Make) -> None:
+    async def main() -> None:
+        config = Config(name="t3")
+        config.directory.mkdir(parents=True, exist_ok=True)
+        (config.directory / "journal").write_text('["network", "firstlight_t3", "flt3"]\n["cgr')
+        async with (
+            Runtime(config) as runtime,
+            await runtime.start(function("hold", "0")) as instance,
+        ):
+            assert (await instance.wait()).status == 0
+
+    on_host(main)

@@ -1,0 +1,118 @@
+"""The escape suite: run inside an instance, every attempt must fail, and the host stay well."""
+
+import asyncio
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from agile_host import HERE, on_host
+
+from firstlight.agile import Config, Function, Runtime
+from firstlight.agile.config import NetworkConfig
+
+Make = Callable[..., Function]
+GATEWAY = "10.213.0.1"
+SOURCE = (HERE / "escape.c").read_text()
+ATTEMPTS = set(re.findall(r'(?:FAILS|judge)\("([^"]+)"', SOURCE))
+
+
+async def listening(port: int) -> asyncio.Server:
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    return await asyncio.start_server(accept, "0.0.0.0", port)
+
+
+async def attempts(function: Make, config: Config, **more: object) -> dict[str, str]:
+    """What became of each attempt, beside a neighbour and a service of the host on port 7777."""
+    async with Runtime(config) as runtime, await listening(7777):
+        listen = function("listen", "7777", ready="listening")
+        async with await runtime.start(listen) as neighbour:
+            words = ("attempts", str(neighbour.address), GATEWAY, "7777")
+            async with await runtime.start(function(*words, **more)) as instance:
+                assert instance.stdout is not None
+                lines = (await instance.stdout.all()).decode().splitlines()
+                assert (await instance.wait()).status == 0
+    assert lines[-1] == "all attempts made"
+    return {line.partition(" ")[2]: line.partition(" ")[0] for line in lines[:-1]}
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"user_namespace": True}, {"network": "internal"}], ids=lambda m: next(iter(m), "")
+)
+def test_nothing_gets_out(function: Make, more: dict[str, object]) -> None:
+    said = on_host(lambda: attempts(function, Config(name="t2"), **more))
+    assert said == dict.fromkeys(ATTEMPTS, "held")
+
+
+def test_the_suite_would_see_a_host_service_that_is_open(function: Make) -> None:
+    config = Config(name="t2", network=NetworkConfig(host_services=("tcp/7777",)))
+    said = on_host(lambda: attempts(function, config))
+    assert {name for name, became in said.items() if became != "held"} == {"host service"}
+
+
+def test_a_fork_bomb_ends_at_its_limit(function: Make) -> None:
+    async def main() -> None:
+        async with (
+            Runtime(Config(name="t2")) as runtime,
+            await runtime.start(function("forks", pids=20)) as instance,
+        ):
+            assert instance.stdout is not None
+            assert await instance.stdout.all() == b"forks 20\n"
+            await instance.wait()
+
+    on_host(main)
+
+
+def test_a_memory_bomb_ends_alone(function: Make) -> None:
+    async def main() -> None:
+        async with (
+            Runtime(Config(name="t2")) as runtime,
+            await runtime.start(function("hold", "60", ready="holding")) as other,
+            await runtime.start(function("memory", memory=16 << 20)) as bomb,
+        ):
+            ended = await bomb.wait()
+            assert (ended.signal, ended.out_of_memory) == (9, True)
+            assert not other.ended.done()
+
+    on_host(main)
+
+
+def test_instances_without_a_network_share_it_only_within_their_function(function: Make) -> None:
+    async def main() -> None:
+        async with Runtime(Config(name="t2")) as runtime:
+            one, two = (
+                function("hold", "60", network="none"),
+                function("hold", "61", network="none"),
+            )
+            started = [await runtime.start(f) for f in (one, one, two)]
+            networks = [Path(f"/proc/{i.pid}/ns/net").readlink() for i in started]
+            assert networks[0] == networks[1] != networks[2]
+            assert networks[2] != Path("/proc/thread-self/ns/net").readlink()
+            await asyncio.gather(*(one.stop() for one in started))
+
+    on_host(main)
+
+
+def test_a_spoofed_source_does_not_leave(function: Make, escape: Path) -> None:
+    """Even an instance that could give itself an address could not use it."""
+
+    async def main() -> None:
+        async with (
+            Runtime(Config(name="t2")) as runtime,
+            await runtime.start(function("hold", "60", ready="holding")) as instance,
+        ):
+            inside = ["nsenter", f"--net=/proc/{instance.pid}/ns/net"]
+            ping = [*inside, str(escape / "bin/escape"), "ping", GATEWAY]
+            said = subprocess.run(ping, capture_output=True, text=True).stdout
+            assert said == "answered\n"
+            change = "ip addr flush dev eth0; ip addr add 10.213.0.99/32 dev eth0; " + (
+                f"ip route replace {GATEWAY} dev eth0"
+            )
+            subprocess.run([*inside, "sh", "-c", change], check=True)
+            said = subprocess.run(ping, capture_output=True, text=True).stdout
+            assert said == "Connection timed out\n"
+
+    on_host(main)

@@ -1,0 +1,256 @@
+"""Starts from parts and from whole sandboxes, and what becomes of the parts."""
+
+import asyncio
+import os
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from agile_host import on_host
+
+from firstlight.agile import Config, Function, Runtime
+from firstlight.agile.config import NetworkConfig, Pools, PoolSize
+from firstlight.errors import Failed, FirstlightError
+
+Make = Callable[..., Function]
+GATEWAY = "10.213.0.1"
+WHOLE = Pools(sandbox=PoolSize(low=2, high=4))
+
+
+def test_a_start_from_parts_reaches_its_gateway_and_is_stamped_in_order(function: Make) -> None:
+    async def main() -> None:
+        async with (
+            Runtime(Config(name="t1")) as runtime,
+            await runtime.start(function("ping", GATEWAY)) as instance,
+        ):
+            assert instance.stdout is not None
+            assert await instance.stdout.all() == b"answered\n"
+            ended = await instance.wait()
+            assert (ended.status, ended.signal) == (0, None)
+            assert not instance.warm
+            stamps = list(instance.stamps.values())
+            assert stamps == sorted(stamps)
+            assert set(instance.stamps) > {"requested", "clone", "seccomp", "exec", "running"}
+
+    on_host(main)
+
+
+def test_a_whole_sandbox_is_only_woken(function: Make) -> None:
+    async def main() -> None:
+        ping = function("ping", GATEWAY)
+        async with Runtime(Config(name="t1", pools=WHOLE)) as runtime:
+            await runtime.prepare(ping, 2)
+            async with await runtime.start(ping) as instance:
+                assert instance.warm
+                assert instance.stamps["wait"] < instance.stamps["requested"]
+                assert instance.stamps["requested"] < instance.stamps["streams"]
+                assert instance.stdout is not None
+                assert await instance.stdout.all() == b"answered\n"
+
+    on_host(main)
+
+
+def test_a_used_network_serves_its_own_function_again_and_no_other(function: Make) -> None:
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            addresses = []
+            for words in (("ping", GATEWAY), ("ping", GATEWAY), ("hold", "0")):
+                async with await runtime.start(function(*words)) as instance:
+                    await instance.wait()
+                    addresses.append(instance.address)
+            assert addresses[0] == addresses[1]
+            assert addresses[2] not in addresses[:2]
+
+    on_host(main)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["ip", "address", "add", "192.0.2.1/32", "dev", "lo"],
+        ["ip", "route", "add", "192.0.2.0/24", "via", GATEWAY],
+        ["ip", "neigh", "add", "192.0.2.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0"],
+        ["ip", "rule", "add", "from", "192.0.2.1", "table", "7"],
+        ["sysctl", "-qw", "net.ipv4.ip_local_port_range=2000 3000"],
+    ],
+    ids=["address", "route", "neighbour", "rule", "sysctl"],
+)
+def test_a_network_that_was_changed_is_not_as_new(change: list[str]) -> None:
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            network = await runtime._networks.make("outbound")
+            assert await runtime._networks.is_as_new(network)
+            path = f"/proc/{os.getpid()}/fd/{network.descriptor}"
+            subprocess.run(["nsenter", f"--net={path}", *change], check=True)
+            assert not await runtime._networks.is_as_new(network)
+            runtime._networks.discard(network)
+
+    on_host(main)
+
+
+def test_a_socket_that_lingers_makes_its_network_unclean() -> None:
+    """A connection in TIME_WAIT outlives its processes."""
+    talk = (
+        "import socket as s; l = s.create_server(('127.0.0.1', 0)); "
+        "c = s.create_connection(l.getsockname()); a, _ = l.accept(); c.close(); a.close()"
+    )
+
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            network = await runtime._networks.make("outbound")
+            path = f"/proc/{os.getpid()}/fd/{network.descriptor}"
+            subprocess.run(["nsenter", f"--net={path}", "/usr/bin/python3", "-c", talk], check=True)
+            assert not await runtime._networks.is_as_new(network)
+            runtime._networks.discard(network)
+
+    on_host(main)
+
+
+def test_a_published_port_leads_to_the_instance_and_is_free_afterwards(function: Make) -> None:
+    async def ask(host: str, port: int) -> bytes:
+        reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 5)
+        line = await reader.read(6)
+        writer.close()
+        return line
+
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            listen = function("listen", "7777", ready="listening", ports={8080: 7777})
+            async with await runtime.start(listen) as instance:
+                assert await ask(GATEWAY, 8080) == b"hello\n"
+                assert await ask(str(instance.address), 7777) == b"hello\n"
+                with pytest.raises(Failed, match="port 8080 is published for"):
+                    await runtime.start(listen)
+            with socket.create_server(("", 8080)), pytest.raises(Failed, match="in use"):
+                await runtime.start(listen)
+            async with await runtime.start(listen):
+                assert await ask(GATEWAY, 8080) == b"hello\n"
+
+    on_host(main)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"rootfs": "/nowhere"}, "/nowhere is not a directory"),
+        ({"command": ("/bin/none",)}, "has no /bin/none"),
+        ({"command": ("/bin/text",)}, "exec: Exec format error"),
+        ({"command": ("bin/escape",)}, "command is 'bin/escape'"),
+        ({"command": ("/bin/escape", "x" * 200_000)}, "200015 bytes"),
+        ({"directory": "/none"}, "exec: No such file or directory"),
+        ({"memory": 4096}, "4096 bytes is too little"),
+        ({"cpus": 0.0}, "0.0 CPUs"),
+        ({"uid": 0}, "cannot run as root"),
+        ({"network": "all"}, "unknown network 'all'"),
+        ({"ready": "never", "timeout": 0.2}, "was not ready in 0.2 s"),
+        ({"ready": "never", "command": ("/bin/escape",)}, "ended before it was ready"),
+    ],
+)
+def test_a_bad_function_has_its_own_error_and_does_not_hurt_the_next(
+    function: Make, escape: Path, bad: dict[str, object], said: str
+) -> None:
+    async def main() -> None:
+        good = function("hold", "0")
+        wrong: dict[str, object] = {"rootfs": str(escape), "command": ("/bin/escape", "hold", "60")}
+        async with Runtime(Config(name="t1")) as runtime:
+            with pytest.raises(FirstlightError) as caught:
+                await runtime.start(Function(**(wrong | bad)))  # type: ignore[arg-type]
+            assert said in caught.value.message
+            async with await runtime.start(good) as instance:
+                assert (await instance.wait()).status == 0
+            assert runtime._count == 0
+            assert not runtime.running()
+
+    on_host(main)
+
+
+def test_more_instances_than_configured_are_refused_and_nothing_is_lost(function: Make) -> None:
+    async def main() -> None:
+        hold = function("hold", "60")
+        async with Runtime(Config(name="t1", instances=2)) as runtime:
+            first, second = await runtime.start(hold), await runtime.start(hold)
+            with pytest.raises(Failed, match="2 instances"):
+                await runtime.start(hold)
+            assert (await first.stop()).signal == 9
+            third = await runtime.start(hold)
+            await asyncio.gather(second.stop(), third.stop())
+
+    on_host(main)
+
+
+def test_an_exhausted_address_range_says_so_and_recovers(function: Make) -> None:
+    async def main() -> None:
+        pools = Pools(network=PoolSize(low=0, high=0))
+        config = Config(name="t1", network=NetworkConfig(range="10.9.0.0/29"), pools=pools)
+        hold = function("hold", "60")
+        async with Runtime(config) as runtime:
+            up = [await runtime.start(hold), await runtime.start(hold)]
+            with pytest.raises(Failed, match="range is exhausted"):
+                await runtime.start(hold)
+            await up.pop().stop()
+            up.append(await runtime.start(hold))
+            await asyncio.gather(*(one.stop() for one in up))
+
+    on_host(main)
+
+
+def test_an_address_range_of_the_host_is_refused_and_nothing_is_made() -> None:
+    async def main() -> None:
+        subprocess.run("ip link add used type bridge && ip addr add 10.213.9.1/24 dev used && "
+                       "ip link set used up", shell=True, check=True)  # fmt: skip
+        with pytest.raises(Failed, match=r"overlaps the host's route 10\.213\.9\.0/24"):
+            async with Runtime(Config(name="t1")):
+                pass
+        tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
+        assert "firstlight" not in tables
+
+    on_host(main)
+
+
+def test_two_runtimes_of_one_name_do_not_meet() -> None:
+    async def main() -> None:
+        async with Runtime(Config(name="t1")):
+            with pytest.raises(Failed, match="already"):
+                async with Runtime(Config(name="t1")):
+                    pass
+
+    on_host(main)
+
+
+def test_outbound_reaches_the_world_by_the_hosts_address_and_internal_does_not(
+    function: Make,
+) -> None:
+    """Another namespace plays the world."""
+    world = """
+        ip netns add firstlight-world-$$ && echo $$
+        ip link add uplink type veth peer name eth0 netns firstlight-world-$$
+        ip addr add 198.51.100.1/24 dev uplink && ip link set uplink up
+        ip -n firstlight-world-$$ addr add 198.51.100.2/24 dev eth0
+        ip -n firstlight-world-$$ link set eth0 up
+    """
+
+    async def main() -> None:
+        made = subprocess.run(world, shell=True, check=True, capture_output=True, text=True)
+        name = f"firstlight-world-{made.stdout.strip()}"
+        try:
+            async with Runtime(Config(name="t1")) as runtime:
+                said = {}
+                for network in ("outbound", "internal", "none"):
+                    ping = function("ping", "198.51.100.2", network=network)
+                    async with await runtime.start(ping) as instance:
+                        assert instance.stdout is not None
+                        said[network] = await instance.stdout.all()
+                        await instance.wait()
+                assert said == {
+                    "outbound": b"answered\n",
+                    "internal": b"Connection timed out\n",
+                    "none": b"Network is unreachable\n",
+                }
+                [kind] = [k for k in runtime._kinds.values() if k.function.network == "outbound"]
+                assert not kind.used, "a network whose connections the host tracks was kept"
+        finally:
+            subprocess.run(["ip", "netns", "delete", name], check=True)
+
+    on_host(main)
