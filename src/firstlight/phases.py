@@ -76,10 +76,9 @@ PHASES = (
            r"\w+ \S*/attr/(current|exec|apparmor|keycreate)", r"\w+ proc:(current|exec|keycreate)$",
            r"(?!statfs)\w+ (/sys/kernel/security|/sys/fs/selinux|/sys/module/apparmor|securityfs:|"
            r"selinuxfs:)",
-           r"(mount|move_mount|openat|newfstatat) \S*/(proc/(acpi|asound|kcore|keys|latency_stats|"
-           r"timer_list|timer_stats|sched_debug|scsi|bus|fs|irq|sys|sysrq-trigger)|"
-           r"sys/firmware)( |$)",
-           r"mount /proc/self/fd/\d+ (bind|ro)?$")),
+           r"(mount|move_mount|openat2?|newfstatat) (\S*/)?(proc/(acpi|asound|kcore|keys|"
+           r"latency_stats|timer_list|timer_stats|sched_debug|scsi|bus|fs|irq|sys|sysrq-trigger)|"
+           r"sys/firmware)( |$)")),
     Phase("mount", "the root file system is mounted, filled and entered",
           (r"(mount|umount2|pivot_root|move_mount|open_tree|fsopen|fsconfig|fsmount|mount_setattr|"
            r"fspick|chroot)\b",
