@@ -3,6 +3,7 @@
 The records are ``struct event`` of ``native/trace.h``.
 """
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -36,6 +37,7 @@ _RING_BYTES = 1 << 26
 _UNSEEN = -1000  # native/trace.h
 _OPENING = frozenset({"open", "openat", "openat2", "socket"})
 _HINT = "see what is missing: firstlight doctor"
+_DESCRIPTOR = re.compile(r"/proc/(?:self|thread-self)/fd/(\d+)")
 
 
 class Tracer:
@@ -208,9 +210,14 @@ class _Decoder:
         return self._whole.pop((tid, start), "") if stack < -1 else self._stacks[stack]
 
     def _file(self, name: str, about: str, pid: int, descriptor: int, result: int) -> str:
-        """What a call is about: by the end of ``close`` its descriptor says nothing any more."""
+        """What a call is about: by the end of ``close`` its descriptor says nothing any more.
+
+        A runtime mounts on a descriptor of the target, by its name below /proc.
+        """
         if name == "close":
             return self._files.pop((pid, descriptor), "")
+        if name == "mount" and (at := _DESCRIPTOR.match(about)):
+            return self._files.get((pid, int(at[1])), at[0]) + about[at.end() :]
         if name in _OPENING and result >= 0:
             self._files[pid, result] = about
         if name == "connect" and result == 0:
