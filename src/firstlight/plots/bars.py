@@ -83,9 +83,7 @@ def stacked(
             columns=theme.columns(len(facets), 2),
             data=theme.rows(values),
         )
-        .properties(
-            usermeta=theme.cells(count=len(facets), least=max(110, 40 * len(names)), left=58)
-        )
+        .properties(usermeta=theme.cells(facets, least=max(110, 40 * len(names)), left=58))
     )
 
 

@@ -42,7 +42,7 @@ def causes(points: Sequence[PointFigures], *, legend: bool = True) -> alt.FacetC
             columns=2,
             data=theme.rows(rows),
         )
-        .properties(usermeta=theme.cells(count=len(facets), least=190, left=96))
+        .properties(usermeta=theme.cells(facets, least=190, left=96))
     )
     return chart
 

@@ -17,7 +17,7 @@ MOST = 200
 """More points than this on a curve cannot be told apart."""
 
 
-def cdf(run: Figures) -> alt.FacetChart:
+def cdf(run: Figures, *, legend: bool = True) -> alt.FacetChart:
     """The share of untraced starts that were ready by a time, from their intended arrival."""
     rows = values(run)
     series = list(dict.fromkeys(row["series"] for row in rows))
@@ -26,7 +26,7 @@ def cdf(run: Figures) -> alt.FacetChart:
     alone = f"instances: {counts[0]}" if len(counts) == 1 else None
     rows = [dict(row, facet=alone or row["series"]) for row in rows]
     facets = [alone] if alone else series
-    colours = list(palette.series(series).values()) if alone else palette.growth(counts)
+    colours = curves(run)
     chart: alt.FacetChart = (
         alt.Chart()
         .mark_line(interpolate="step-after")
@@ -40,14 +40,16 @@ def cdf(run: Figures) -> alt.FacetChart:
             y=alt.Y("share:Q", title="starts ready", axis=alt.Axis(format="%", tickCount=5)),
             color=alt.Color(
                 "series:N" if alone else "instances:O",
-                scale=alt.Scale(domain=series if alone else counts, range=colours),
+                scale=alt.Scale(domain=series if alone else counts, range=list(colours.values())),
                 legend=alt.Legend(
                     title=None if alone else "instances",
                     orient="top",
                     columns=4,
                     symbolType="stroke",
                     symbolStrokeWidth=3,
-                ),
+                )
+                if legend
+                else None,
             ),
             tooltip=[
                 alt.Tooltip("series:N", title="series"),
@@ -62,9 +64,18 @@ def cdf(run: Figures) -> alt.FacetChart:
             columns=theme.columns(len(facets), 2),
             data=theme.rows(rows),
         )
-        .properties(usermeta=theme.cells(count=len(facets), least=190, left=58))
+        .properties(usermeta=theme.cells(facets, least=190, left=58))
     )
     return chart
+
+
+def curves(run: Figures) -> dict[str, str]:
+    """What each curve is, and its colour."""
+    measured = [point for point in run.points if point.untraced_samples]
+    counts = sorted({point.instances for point in measured})
+    if len(counts) == 1:
+        return palette.series(list(dict.fromkeys(point.series for point in measured)))
+    return dict(zip(map(str, counts), palette.growth(counts), strict=True))
 
 
 def _ends(values: Iterable[float]) -> tuple[float, float]:

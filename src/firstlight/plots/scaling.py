@@ -62,7 +62,7 @@ def scaling(run: Figures, *, legend: bool = True) -> alt.FacetChart:
             columns=theme.columns(len(shown), 4),
             data=theme.rows(rows),
         )
-        .properties(usermeta=theme.cells(count=len(shown), least=150, left=58))
+        .properties(usermeta=theme.cells(shown, least=150, left=58))
     )
 
 

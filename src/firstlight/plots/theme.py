@@ -1,7 +1,7 @@
 """How charts look on white and on black: two Vega-Lite configurations and what shares them."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -19,6 +19,8 @@ DURATION_LABELS = (
 
 
 MOST_TICKS = 6
+LETTER = 8
+"""The width of a letter of a facet's name."""
 
 
 def config(theme: Mapping[str, str]) -> dict[str, Any]:
@@ -66,10 +68,11 @@ def rows(values: Iterable[Mapping[str, Any]]) -> alt.InlineData:
     return alt.InlineData(values=list(values))
 
 
-def cells(*, count: int, least: int, left: int) -> dict[str, Any]:
-    """What the page needs to fit ``count`` facets: a cell's least width, and the room that
-    the axis at the left takes, in pixels."""
-    return {"cells": count, "least": least, "left": left}
+def cells(facets: Sequence[str], *, least: int, left: int) -> dict[str, Any]:
+    """What the page needs to fit facets of these names, in pixels: a cell's least width, and the
+    room that the axis at the left takes."""
+    longest = max(map(len, facets), default=0)
+    return {"cells": len(facets), "least": max(least, LETTER * longest), "left": left}
 
 
 def columns(count: int, most: int) -> int:

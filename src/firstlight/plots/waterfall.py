@@ -59,7 +59,7 @@ def waterfall(
         .properties(
             width=720,
             height=alt.Step(24),
-            usermeta=theme.cells(count=1, least=200, left=_room(lanes)),
+            usermeta=theme.cells([""], least=200, left=_room(lanes)),
         )
     )
     return chart

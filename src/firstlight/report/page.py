@@ -115,7 +115,7 @@ def _run(run: Figures, charts: Charts) -> dict[str, Any]:
         "header": run.run.header,
         "answer": answer.answer(run),
         "bars": bars,
-        "curves": [charts.place(picture) for picture in pictures.curves(run)],
+        "curves": [charts.place(picture) for picture in pictures.curves(run, legend=False)],
         "series": [_series(run, name, charts) for name in run.series if run.of(name)],
         "failed": [(sample, _setting(sample)) for sample in failed[:MOST_FAILURES]],
         "more_failed": max(len(failed) - MOST_FAILURES, 0),

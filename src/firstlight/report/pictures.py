@@ -13,6 +13,7 @@ from firstlight.model import Sample
 from firstlight.plots import palette, theme
 from firstlight.plots.causes import causes as causes_chart
 from firstlight.plots.cdf import cdf
+from firstlight.plots.cdf import curves as cdf_curves
 from firstlight.plots.container_creation import container_creation, parts
 from firstlight.plots.network_setup import network_setup, steps
 from firstlight.plots.scaling import scaling
@@ -43,7 +44,7 @@ class Picture:
 def every(run: Figures) -> Iterator[Picture]:
     """All pictures of a run, the legends inside them."""
     yield from bars(run, legend=True)
-    yield from curves(run)
+    yield from curves(run, legend=True)
     for series in run.series:
         if explained := [point for point in run.ends(series) if point.parts]:
             yield causes(explained, legend=True)
@@ -83,7 +84,7 @@ def bars(run: Figures, *, legend: bool) -> Iterator[Picture]:
         )
 
 
-def curves(run: Figures) -> Iterator[Picture]:
+def curves(run: Figures, *, legend: bool) -> Iterator[Picture]:
     """The distribution of latencies, and how they grow."""
     if not run.lead:
         return
@@ -91,7 +92,11 @@ def curves(run: Figures) -> Iterator[Picture]:
         "cdf",
         "Distribution of latency",
         "Untraced starts, from the intended arrival.",
-        {"": cdf(run)},
+        {"": cdf(run, legend=legend)},
+        tuple(
+            (f"{name} at once" if name.isdigit() else name, colour)
+            for name, colour in cdf_curves(run).items()
+        ),
     )
     if len({point.instances for point in run.points if point.latency}) > 1:
         yield Picture(
@@ -99,7 +104,8 @@ def curves(run: Figures) -> Iterator[Picture]:
             "Growth with instances",
             "Bands are 95 % intervals. A tail that too few starts bound is left out. "
             "“All ready” is until the last start of a batch.",
-            {"": scaling(run)},
+            {"": scaling(run, legend=legend)},
+            tuple(palette.series(run.series).items()),
         )
 
 

@@ -69,7 +69,7 @@ def _ends(run: Figures) -> list[PointFigures]:
 
 def _table(title: str = "") -> Table:
     return Table(
-        title=title or None,
+        title=Text(title) if title else None,
         title_justify="left",
         title_style="bold",
         box=None,
@@ -91,7 +91,8 @@ def _latencies(run: Figures) -> Table:
     for point in run.points:
         latency = point.latency
         broken = point.ended[Ending.FAILED] + point.ended[Ending.HUNG]
-        table.add_row(
+        _row(
+            table,
             point.series,
             str(point.instances),
             _interval(latency.median) if latency else Text("–", style="dim"),
@@ -119,10 +120,10 @@ def _shares(points: Sequence[PointFigures]) -> Table:
     table = _table("share of a start by phase, traced")
     table.add_column("", no_wrap=True)
     for point in points:
-        table.add_column(point.name, justify="right")
+        table.add_column(Text(point.name), justify="right")
     names = figures.in_order({p.phase for point in points for p in point.parts if p.seen})
     for name in names:
-        table.add_row(_phase(name), *(_share(point, name) for point in points))
+        _row(table, _phase(name), *(_share(point, name) for point in points))
     return table
 
 
@@ -140,7 +141,8 @@ def _parts(point: PointFigures) -> Table:
     table.add_column("mostly")
     for part in point.parts:
         if part.seen:
-            table.add_row(
+            _row(
+                table,
                 _phase(part.phase),
                 wording.percent_interval(part.share),
                 _kept(wording.duration(part.wall.value)),
@@ -167,8 +169,8 @@ def _causes(point: PointFigures) -> Table:
             point.parts, key=lambda part: part.share.value * dict(part.causes).get(cause, 0.0)
         )
         colour = palette.CAUSES[palette.cause_class(cause)]
-        table.add_row(
-            wording.percent(share), Text.assemble(("█ ", colour), cause), _phase(where.phase)
+        _row(
+            table, wording.percent(share), Text.assemble(("█ ", colour), cause), _phase(where.phase)
         )
     return table
 
@@ -180,9 +182,9 @@ def _failures(failed: Sequence[Sample]) -> Table:
     for sample in failed[:MOST_FAILURES]:
         setting = ", ".join(f"{axis} {value}" for axis, value in sample.point.items())
         said = "\n".join(filter(None, (sample.error, sample.output.strip())))
-        table.add_row(f"{setting}, batch {sample.batch}", str(sample.ending), Text(said))
+        _row(table, f"{setting}, batch {sample.batch}", str(sample.ending), Text(said))
     if len(failed) > MOST_FAILURES:
-        table.add_row(f"and {len(failed) - MOST_FAILURES} more", "", "see samples.jsonl")
+        _row(table, f"and {len(failed) - MOST_FAILURES} more", "", "see samples.jsonl")
     return table
 
 
@@ -194,14 +196,14 @@ def claims(verdicts: Sequence[Verdict]) -> RenderableType:
     table.columns[2].no_wrap = True
     for verdict in sorted(verdicts, key=lambda one: one.verdict == "not measured"):
         style = _STYLES[verdict.verdict]
-        table.add_row(
+        _row(
+            table,
             verdict.id,
             verdict.claim,
             Text(verdict.verdict, style=style),
             verdict.figure,
             verdict.paper,
             style="dim" if verdict.verdict == "not measured" else "",
-            end_section=True,
         )
     return table
 
@@ -215,7 +217,8 @@ def comparison(result: Comparison) -> RenderableType:
     table.add_column("", no_wrap=True)
     for one in result.differences:
         setting = ", ".join(f"{axis} {value}" for axis, value in one.point.items())
-        table.add_row(
+        _row(
+            table,
             setting,
             _side(one.a),
             _side(one.b),
@@ -243,13 +246,19 @@ def doctor(checks: Iterable[Check], experiments: Mapping[str, Sequence[str]]) ->
     table = _table("this machine")
     for check in checks:
         mark = {True: ("✓", "green"), False: ("✗", "red"), None: ("!", "yellow")}[check.ok]
-        hint = Text(f"\n{check.hint}", style="yellow") if check.hint and not check.ok else ""
-        table.add_row(Text(*mark), check.name, Text.assemble(check.fact, hint))
+        hint = (f"\n{check.hint}", "yellow") if check.hint and not check.ok else ""
+        _row(table, Text(*mark), check.name, Text.assemble(check.fact, hint))
     runnable = _table("\nexperiments")
     for name, reasons in experiments.items():
         mark = ("!", "yellow") if reasons else ("✓", "green")
-        runnable.add_row(Text(*mark), name, "\n".join(reasons) or "can run whole")
+        _row(runnable, Text(*mark), name, "\n".join(reasons) or "can run whole")
     return Group(Padding(table, 0), runnable)
+
+
+def _row(table: Table, *cells: str | Text, style: str = "") -> None:
+    """A row whose words are never taken for markup."""
+    plain = (cell if isinstance(cell, Text) else Text(cell) for cell in cells)
+    table.add_row(*plain, style=style)
 
 
 def _phase(name: str) -> Text:

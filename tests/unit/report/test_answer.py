@@ -1,0 +1,118 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+from msgspec.structs import replace as changed
+
+from firstlight.model import Footer
+from firstlight.report import answer, figures, wording
+from firstlight.report.figures import Figures
+from firstlight.stats import Interval
+
+
+def median(run: Figures, **point: object) -> float:
+    return float(
+        np.median(
+            [
+                sample.latency
+                for sample in run.run.samples
+                if sample.point == point and not sample.traced and sample.latency
+            ]
+        )
+    )
+
+
+def test_the_answer_says_how_long_where_and_why(container: Figures) -> None:
+    sentence = answer.answer(container)
+    alone = wording.duration(median(container, runtime="runc", instances=1))
+    many = wording.duration(median(container, runtime="runc", instances=50))
+    assert f"a runc container takes {alone} (median, 95 % interval " in sentence
+    assert " to its first instruction, of which mount is 24 %; " in sentence
+    assert f"with 50 at once it takes {many} (" in sentence
+    assert "52 % of that is waiting for the lock pernet_ops_rwsem (copy_net_ns)." in sentence
+
+
+def test_the_answer_is_one_sentence_for_each_run(network: Figures) -> None:
+    sentence = answer.answer(network)
+    assert sentence.count(". ") == 0
+    assert "a network set-up request (ip · parallel)" in sentence
+    assert "of that is waiting for RCU in rcu_barrier." in sentence
+
+
+def test_one_point_is_explained_by_itself(container: Figures) -> None:
+    alone = replace(container, points=container.points[:1])
+    sentence = answer.answer(alone)
+    assert "of which mount is 24 %, and " in sentence
+    assert "of the whole is on CPU." in sentence
+
+
+def test_nothing_ready_is_said(known_phases: None, tmp_path: Path) -> None:
+    run = figures.figures(synthetic.nothing_ready(tmp_path))
+    assert answer.answer(run) == "No start was ready, so there is no latency to explain."
+    warnings = answer.warnings(run)
+    assert warnings[0].startswith("This run was killed")
+    assert any("2 starts failed and 0 hung of 2" in warning for warning in warnings)
+
+
+def test_failed_and_hung_starts_are_warned_of(container: Figures) -> None:
+    assert any(
+        warning.startswith("runc × 10: 2 starts failed and 2 hung of 200")
+        for warning in answer.warnings(container)
+    )
+
+
+def test_what_the_run_itself_warned_of_is_repeated(container: Figures) -> None:
+    footer = Footer(ended="now", interrupted=True, warnings=("The clock was set.",))
+    warned = replace(container, run=replace(container.run, footer=footer))
+    assert answer.warnings(warned)[0].startswith("This run was interrupted")
+    assert answer.warnings(warned)[1] == "The clock was set."
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"late": 0.12}, "runc × 1: the load generator was late by 12 % of the median"),
+        ({"lost": 3}, "runc × 1: the tracer lost events in 3 of 10 traced starts"),
+        (
+            {"overhead": Interval(1.3, 1.2, 1.4)},
+            "runc × 1: tracing multiplies the median by 1.30× (1.20–1.40)",
+        ),
+    ],
+)
+def test_what_spoils_a_figure_is_warned_of(
+    container: Figures, change: dict[str, object], words: str
+) -> None:
+    clean = replace(container, points=container.points[:1])
+    spoilt = replace(clean, points=(replace(clean.points[0], **change),))  # type: ignore[arg-type]
+    assert not any(words in warning for warning in answer.warnings(clean))
+    assert any(warning.startswith(words) for warning in answer.warnings(spoilt))
+
+
+def test_a_slow_load_generator_is_found_in_the_stamps(
+    known_phases: None, container: Figures
+) -> None:
+    late = [
+        changed(sample, stamps=changed(sample.stamps, spawned=sample.stamps.spawned + 9_000_000))
+        for sample in container.run.samples
+    ]
+    run = figures.figures(replace(container.run, samples=late))
+    assert any("crun × 1: the load generator was late" in line for line in answer.warnings(run))
+
+
+def test_unexplained_time_is_warned_of(container: Figures) -> None:
+    point = container.points[0]
+    parts = tuple(
+        replace(part, share=Interval(0.08, 0.07, 0.09)) if part.phase == "unattributed" else part
+        for part in point.parts
+    )
+    run = replace(container, points=(replace(point, parts=parts),))
+    assert any("8.0 % (7.0–9.0) of the time belongs to no" in line for line in answer.warnings(run))
+
+
+def test_a_warning_of_many_points_is_said_once(container: Figures) -> None:
+    late = tuple(replace(point, late=0.5) for point in container.points)
+    found = [line for line in answer.warnings(replace(container, points=late)) if "late" in line]
+    assert len(found) == 1
+    assert found[0].startswith("runc × 1, runc × 10, runc × 50, crun × 1, crun × 10, crun × 50:")

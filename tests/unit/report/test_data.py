@@ -1,0 +1,42 @@
+import json
+
+import numpy as np
+import pytest
+
+from firstlight.report import data
+from firstlight.report.figures import Figures
+
+
+def test_json_holds_the_same_figures_as_integers_of_ns(container: Figures) -> None:
+    document = json.loads(json.dumps(data.as_json([container.run])))
+    (run,) = document["runs"]
+    assert run["end_point"] == "first instruction"
+    assert [point["point"] for point in run["points"]] == list(container.run.header.points)
+    for read, point in zip(run["points"], container.points, strict=True):
+        values = [
+            sample.latency
+            for sample in container.run.samples
+            if sample.point == point.point and not sample.traced and sample.latency
+        ]
+        median = read["latency_ns"]["median"]
+        assert median["value"] == round(np.median(values))
+        assert all(isinstance(bound, int) for bound in median.values())
+        assert median["low"] <= median["value"] <= median["high"]
+        assert (read["latency_ns"]["p99"] is None) == (len(values) < 368)
+        assert sum(part["share"]["value"] for part in read["phases"]) == pytest.approx(1)
+
+
+def test_json_has_wall_and_summed_time_apart(container: Figures) -> None:
+    point = data.as_json([container.run])["runs"][0]["points"][2]
+    (mount,) = (part for part in point["phases"] if part["phase"] == "mount")
+    assert mount["summed_ns"]["value"] > mount["wall_ns"]["value"]
+
+
+def test_json_holds_failures_skips_claims_and_steps(container: Figures, network: Figures) -> None:
+    document = data.as_json([container.run, network.run])
+    first, second = document["runs"]
+    assert [failure["ending"] for failure in first["failed"]] == ["failed", "hung"] * 2
+    assert first["failed"][0]["output"].startswith("runc run failed")
+    assert first["skipped"][0]["reason"].startswith("runsc is not installed")
+    assert [step["step"] for step in second["points"][0]["steps"]][:3] == ["netns", "veth", "move"]
+    assert [claim["id"] for claim in document["claims"]] == [f"C{n}" for n in range(1, 19)]

@@ -1,0 +1,87 @@
+import struct
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import synthetic
+
+from firstlight import phases
+from firstlight.plots import palette
+from firstlight.plots.waterfall import CAUSE_LANE, values
+from firstlight.report import figures, pictures
+from firstlight.report.figures import Figures
+
+
+def test_every_picture_is_written_as_png_and_svg(network: Figures, tmp_path: Path) -> None:
+    written = pictures.write(network, tmp_path / "new")
+    assert {file.stem for file in written} >= {
+        "network-setup-steps-time",
+        "network-setup-steps-share",
+        "network-setup-phases-time",
+        "network-setup-cdf",
+        "network-setup-scaling",
+        "network-setup-waterfall-ip-parallel-50",
+        "network-setup-causes-netlink-parallel",
+    }
+    for file in written:
+        if file.suffix == ".png":
+            width, height = struct.unpack(">II", file.read_bytes()[16:24])
+            assert width > 500
+            assert height > 100
+        else:
+            root = ElementTree.fromstring(file.read_text())
+            assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) > 10
+
+
+def test_the_waterfall_covers_the_start_once_and_its_causes_too(container: Figures) -> None:
+    point = container.lead[0]
+    sample = figures.median_sample(point.traced_samples)
+    rows = values(synthetic.timeline(container.run, sample), sample, {sample.pid: "runc"})
+    lanes = {row["lane"] for row in rows}
+    assert lanes == {f"runc {sample.pid}", f"process {sample.pid + 1}", CAUSE_LANE}
+    for chosen in (
+        [row for row in rows if row["lane"] == CAUSE_LANE],
+        [row for row in rows if row["lane"] != CAUSE_LANE],
+    ):
+        spent = sum(row["end"] - row["start"] for row in chosen)
+        assert spent == pytest.approx((sample.latency or 0) / 1e6)
+
+
+def test_processes_are_named_by_what_they_execute(container: Figures) -> None:
+    sample = container.lead[0].traced_samples[0]
+    assert pictures.programs(container.run, sample) == {sample.pid: "runc"}
+
+
+def test_untraced_samples_execute_nothing_known(container: Figures) -> None:
+    sample = container.lead[0].untraced_samples[0]
+    assert pictures.programs(container.run, sample) == {}
+
+
+def test_every_phase_of_the_table_has_a_colour_of_its_own() -> None:
+    colours = [palette.part(phase) for phase in phases.ORDER]
+    assert set(phases.ORDER) <= set(palette.PHASES)
+    assert len(set(colours)) == len(colours)
+
+
+def test_unknown_parts_of_one_picture_differ() -> None:
+    colours = palette.parts(["flannel", "portmap", "mount"])
+    assert len(set(colours.values())) == 3
+    assert colours["mount"] == palette.part("mount")
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        ("lock: rtnl_mutex (rtnl_newlink)", "lock"),
+        ("RCU: rcu_barrier (__dev_change_net_namespace)", "RCU"),
+        ("I/O (filemap_fault)", "I/O"),
+        ("another process: pipe", "another process"),
+        ("another thread: futex", "another process"),
+        ("kernel: netlink answer (x)", "kernel worker"),
+        ("kernel worker (flush_work)", "kernel worker"),
+        ("load generator", "load generator"),
+        ("unknown wait (x)", "other"),
+    ],
+)
+def test_causes_have_kinds(cause: str, kind: str) -> None:
+    assert palette.cause_class(cause) == kind

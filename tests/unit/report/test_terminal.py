@@ -1,0 +1,130 @@
+import shutil
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import msgspec
+import pytest
+import synthetic
+from rich.console import Console, RenderableType
+
+from firstlight.claims import Verdict
+from firstlight.compare import compare
+from firstlight.host import Check
+from firstlight.model import Sample
+from firstlight.report import answer, terminal, wording
+from firstlight.report.figures import Figures
+from firstlight.store import read
+
+
+def rendered(renderable: RenderableType, width: int) -> str:
+    console = Console(file=StringIO(), width=width, highlight=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def words(text: str) -> str:
+    return " ".join(text.replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_summary_fits_and_keeps_every_latency(
+    container: Figures, network: Figures, width: int
+) -> None:
+    text = rendered(terminal.summary([container.run, network.run]), width)
+    assert max(map(len, text.splitlines())) <= width
+    shown = words(text)
+    for run in (container, network):
+        assert words(answer.answer(run)) in shown
+        for point in run.points:
+            assert point.latency
+            median = point.latency.median
+            assert wording.duration(median.value) in shown
+            bounds = wording.duration_interval(median).partition(" (")[2]
+            assert bounds in shown
+
+
+def test_the_summary_names_the_kernel_functions_and_both_times(container: Figures) -> None:
+    text = words(rendered(terminal.summary([container.run]), 100))
+    assert "52 % █ lock: pernet_ops_rwsem (copy_net_ns) █ ns.net" in text
+    part = next(part for part in container.lead[1].parts if part.phase == "mount")
+    assert (
+        f"█ mount {wording.percent_interval(part.share)} {wording.duration(part.wall.value)} "
+        f"{wording.duration(part.summed.value)}" in text
+    )
+
+
+def test_the_summary_shows_what_a_failed_start_said(container: Figures) -> None:
+    text = words(rendered(terminal.summary([container.run]), 120))
+    assert "runc run failed: unable to start container process" in text
+    assert "not ready after 30 s, in mount" in text
+    assert "runtime=runsc: runsc is not installed" in text
+
+
+def test_a_run_of_which_nothing_was_ready_has_a_summary(known_phases: None, tmp_path: Path) -> None:
+    text = words(rendered(terminal.summary([synthetic.nothing_ready(tmp_path)]), 80))
+    assert "No start was ready" in text
+    assert "</script><script>alert(1)</script>" in text
+
+
+def test_words_of_a_run_are_never_markup() -> None:
+    assert "[red]6.18[/red]" in rendered(terminal.claims([verdict("[red]6.18[/red]")]), 100)
+    checks = [Check("[b]x", None, "[b]y", "[b]z")]
+    assert rendered(terminal.doctor(checks, {"[b]": ["[b]"]}), 100).count("[b]") == 5
+
+
+def verdict(figure: str = "52 % (50–55)") -> Verdict:
+    return Verdict("C9", "Moving the veth is over 90 %", "Fig. 7", "does not hold", figure)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_claims_fit_and_what_was_measured_comes_first(width: int) -> None:
+    missing = Verdict("C1", "Init depends", "Fig. 3", "not measured", "needs unikernel-boot")
+    text = rendered(terminal.claims([missing, verdict()]), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert text.index("C9") < text.index("C1")
+    assert "does not hold" in text
+    assert "52 %" in text
+
+
+def test_a_comparison_names_the_slower_points(
+    known_phases: None, tmp_path: Path, slowed: Callable[[Path, float], Path]
+) -> None:
+    before = synthetic.container_creation(tmp_path / "a")
+    after = read(slowed(before.path, 1.5))
+    text = words(rendered(terminal.comparison(compare(before, after)), 110))
+    assert text.count("slower") == 6
+    assert "runtime runc, instances 1" in text
+
+
+@pytest.fixture
+def slowed(tmp_path: Path) -> Callable[[Path, float], Path]:
+    def copy(path: Path, factor: float) -> Path:
+        to = tmp_path / "slowed"
+        shutil.copytree(path, to)
+        lines = []
+        for line in (path / "samples.jsonl").read_bytes().splitlines():
+            sample = msgspec.json.decode(line, type=Sample)
+            if sample.latency is not None:
+                ready = sample.stamps.intended + int(factor * sample.latency)
+                stamps = msgspec.structs.replace(sample.stamps, ready=ready)
+                sample = msgspec.structs.replace(sample, stamps=stamps)
+            lines.append(msgspec.json.encode(sample) + b"\n")
+        (to / "samples.jsonl").write_bytes(b"".join(lines))
+        return to
+
+    return copy
+
+
+def test_doctor_says_what_to_do_only_where_something_is_wrong() -> None:
+    checks = [
+        Check("root", True, "uid 0", "become root"),
+        Check("BTF", False, "no /sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"),
+    ]
+    text = words(rendered(terminal.doctor(checks, {"floor": [], "rootfs": ["no erofs"]}), 90))
+    assert "✓ root uid 0" in text
+    assert "become root" not in text
+    assert "✗ BTF no /sys/kernel/btf/vmlinux CONFIG_DEBUG_INFO_BTF" in text
+    assert "✓ floor can run whole" in text
+    assert "! rootfs no erofs" in text
