@@ -150,7 +150,13 @@ def test_another_seed_is_another_order_and_no_point_is_always_first() -> None:
 
 
 def outcome(output: str, **more: object) -> Outcome:
-    seen = {"intended": 1000, "spawned": 1100, "seen": 5000, "exited": 0, "user_ns": 0}
+    seen: dict[str, object] = {
+        "intended": 1000,
+        "spawned": 1100,
+        "seen": 5000,
+        "exited": 0,
+        "user_ns": 0,
+    }
     seen |= {"system_ns": 0, "pid": 42, "status": None, "expired": False, "output": output}
     return Outcome(**(seen | more))  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections import Counter
@@ -311,6 +312,17 @@ def test_strace_and_the_tracer_read_the_same_paths_of_runc(bench: Bench, tmp_pat
     assert len(seen.calls("newfstatat", "").filter(pl.col("result") == -2)) == empty
 
 
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_what_is_mounted_on_a_descriptor_has_its_path(bench: Bench, runtime: str) -> None:
+    if not shutil.which(runtime):
+        pytest.skip(f"{runtime} is not installed")
+    with Oci(runtime).prepared({}, 1, bench.place) as commands:
+        seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION)
+    targets = [detail.split()[0] for detail in seen.calls("mount")["detail"].to_list()]
+    assert any(target.endswith("dev/mqueue") for target in targets), targets
+    assert sum(target.startswith("/proc/self/fd/") for target in targets) <= 1, targets
+
+
 # What may be lost must be said.
 
 
@@ -396,11 +408,13 @@ def test_batches_do_not_mix(bench: Bench, known: Path) -> None:
 
 
 def test_a_call_that_has_not_ended_is_reported_once_and_open(bench: Bench) -> None:
-    script = "echo firstlight ready 1; read line || :"
+    [number] = [number for number, call in bpf.calls().items() if call.name == "read"]
+    reading = f"grep -q '^{number} ' /proc/$$/syscall"
+    script = f"(until {reading}; do :; done; echo firstlight ready 1) & read line || :"
     seen = bench.start("/bin/sh", "-c", script, to_exit=False)
-    open_ = seen.calls("read").filter(pl.col("result").is_null())
-    assert len(open_) == 1
-    assert not seen.calls("read").select("tid", "start").is_duplicated().any()
+    calls = seen.calls("read").filter(pl.col("pid") == seen.sample.pid)
+    assert len(calls.filter(pl.col("result").is_null())) == 1
+    assert not calls["start"].is_duplicated().any()
 
 
 def test_a_tracer_that_ends_is_an_error_that_says_why(bench: Bench) -> None:
