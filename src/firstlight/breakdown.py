@@ -10,9 +10,8 @@ A thread's instant in a reported call has the shade ``kernel``, and between call
 phase it belongs to is ``attribution``'s to say.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import polars as pl
 
 from firstlight import attribution, causes, phases
 from firstlight.attribution import Integers
+from firstlight.critical_path import NONE, Thread, inside, walk
 from firstlight.model import EndPoint, Sample
 from firstlight.store import Run
 
@@ -35,47 +35,11 @@ TIMELINE = pl.Schema(
 
 _LATE = "load generator"
 _NAMESPACE_CALLS = frozenset({"unshare", "clone", "clone3"})
-_NONE = np.empty(0, dtype=np.int64)
 _PHASE = attribution.PHASE
 _START, _EXEC = _PHASE["process.start"], _PHASE["exec"]
 _UNATTRIBUTED = _PHASE[phases.UNATTRIBUTED]
 _USED_BYTES = 64
 _TAKING = frozenset({"read", "pread64", "readv", "recvfrom", "recvmsg"})
-
-
-@dataclass
-class _Thread:
-    """One thread's spans as sorted arrays; intervals as (start, end, code)."""
-
-    tid: int
-    pid: int
-    parent: int | None = None
-    birth: int = 0
-    exit: int | None = None
-    calls: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
-    """Every reported call, with its phase or NEUTRAL, which attribution replaces."""
-    took: Integers = field(default_factory=lambda: _NONE)
-    """When its calls that took data in began."""
-    blocked: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
-    queued: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
-    locks: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
-    wakes: list[tuple[int, int]] = field(default_factory=list)
-    """(when, by whom) it was woken from a wait for a peer."""
-    owned: list[tuple[int, int]] = field(default_factory=list)
-    """Its part of the critical path."""
-    idle: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
-    """When it slept or waited for a peer."""
-    sleeps: tuple[Integers, Integers, Integers] = (_NONE, _NONE, _NONE)
-
-    def last_wait(self, at: int) -> int:
-        """When the latest wait before ``at`` began; its birth if there is none."""
-        place = int(np.searchsorted(self.blocked[0], at)) - 1
-        return int(self.blocked[0][place]) if place >= 0 else self.birth
-
-    def is_busy(self, at: int) -> bool:
-        """Whether it was alive and neither slept nor waited for a peer."""
-        alive = self.birth < at and (self.exit is None or at < self.exit)
-        return alive and not _at(self.idle, np.array([at]))[0][0]
 
 
 @dataclass
@@ -216,27 +180,28 @@ class _Batch:
         """Each sample's index and rows."""
         yield from _runs(self._sample, 0)
 
-    def pieces(self, sample: Sample, rows: slice) -> Iterator[tuple[_Thread, _Pieces]]:
+    def pieces(self, sample: Sample, rows: slice) -> Iterator[tuple[Thread, _Pieces]]:
         """Every thread of a sample, cut into pieces between its arrival and its end point."""
         begin, end = sample.stamps.intended, sample.stamps.ready
         assert end is not None
         threads = self._threads(rows)
-        root = threads.setdefault(sample.pid, _Thread(sample.pid, sample.pid))
+        root = threads.setdefault(sample.pid, Thread(sample.pid, sample.pid))
         threads.pop(root.parent or 0, None)  # the load generator is no part of the instance
         root.parent = None
         processes = self._processes(threads, root.pid, rows, end)
-        late = _walk(threads, self._last(threads, root, rows, end), begin, end)
+        late = walk(threads, self._last(threads, root, rows, end), begin, end)
         yield root, _lateness(begin, late)
         for thread in threads.values():
             yield thread, _cut(thread, processes.get(thread.pid), late, end)
 
-    def _threads(self, rows: slice) -> dict[int, _Thread]:
+    def _threads(self, rows: slice) -> dict[int, Thread]:
         threads = {}
         followed = np.array([cause.startswith(causes.PEER) for cause in self.causes])
+        parked = followed & np.array([cause != causes.VFORK for cause in self.causes])
         sleeping = np.array([cause == causes.SLEEP for cause in self.causes])
         for tid, part in _runs(self._tid[rows], rows.start):
             kind = self._kind[part]
-            thread = _Thread(tid, int(self._pid[part.start]))
+            thread = Thread(tid, int(self._pid[part.start]))
             calls = np.flatnonzero(kind == "call") + part.start
             starts, ends, codes = self._intervals(calls, self._phase)
             deferred = np.flatnonzero(self._deferred[part]) + part.start
@@ -245,6 +210,7 @@ class _Batch:
             took = self._took[calls]
             took[1:] |= self._at_end[calls][1:] & took[:-1]
             thread.took = starts[took]
+            thread.ended = next(iter(starts[codes == _PHASE["process.exit"]].tolist()), None)
             self._split(thread, part)
             blocked = np.flatnonzero(kind == "blocked") + part.start
             thread.blocked = self._intervals(blocked, self._cause)
@@ -253,7 +219,7 @@ class _Batch:
             thread.locks = self._intervals(locks, self._cause)
             cause = self._cause[blocked]
             thread.sleeps = self._intervals(blocked[sleeping[cause]])
-            thread.idle = self._intervals(blocked[sleeping[cause] | followed[cause]])
+            thread.idle = self._intervals(blocked[sleeping[cause] | parked[cause]])
             wakes = blocked[followed[cause]]
             thread.wakes = list(
                 zip(self._end[wakes].tolist(), self._peer[wakes].tolist(), strict=True)
@@ -274,7 +240,7 @@ class _Batch:
         code = np.zeros(len(rows), np.int64) if codes is None else codes[rows].astype(np.int64)
         return self._start[rows], self._end[rows], code
 
-    def _split(self, thread: _Thread, part: slice) -> None:
+    def _split(self, thread: Thread, part: slice) -> None:
         """Divides calls that make a network namespace and others, by the kernel's own marks.
 
         The kernel makes them in the order of create_new_namespaces: mount, uts, ipc, pid, cgroup,
@@ -303,7 +269,7 @@ class _Batch:
         )  # fmt: skip
 
     def _processes(
-        self, threads: dict[int, _Thread], root: int, rows: slice, end: int
+        self, threads: dict[int, Thread], root: int, rows: slice, end: int
     ) -> dict[int, _Process]:
         execs: dict[int, list[int]] = {}
         helpers: dict[int, list[tuple[int, int]]] = {}
@@ -335,7 +301,7 @@ class _Batch:
                 thread.calls = (*thread.calls[:2], part)
         return processes
 
-    def _last(self, threads: dict[int, _Thread], root: _Thread, rows: slice, end: int) -> _Thread:
+    def _last(self, threads: dict[int, Thread], root: Thread, rows: slice, end: int) -> Thread:
         """The thread that reached the end point.
 
         Where that is an exit, it is the instance's first. Otherwise it is the payload, which has
@@ -399,50 +365,6 @@ def _runs(column: npt.NDArray[Any], offset: int) -> Iterator[tuple[int, slice]]:
         yield int(column[first]), slice(offset + first, offset + last)
 
 
-def _walk(threads: dict[int, _Thread], last: _Thread, begin: int, end: int) -> int:
-    """Give each thread its part of the critical path; returns when the path begins."""
-    thread, at = last, end
-    while at > begin:
-        when, before = _before(threads, thread, at)
-        when = max(when, begin) if when < at else begin  # a number used twice makes no loop
-        thread.owned.append((when, at))
-        at = when
-        if before is None:
-            break
-        thread = before
-    return at
-
-
-def _before(threads: dict[int, _Thread], thread: _Thread, at: int) -> tuple[int, _Thread | None]:
-    """Back to when a thread owns the time before ``at``, and who owns it before that."""
-    place = bisect_left(thread.wakes, (at, -1)) - 1
-    while place >= 0:
-        when, tid = thread.wakes[place]
-        waker = threads.get(tid)
-        if waker and waker is not thread and waker.birth < when:
-            worker = _worker(threads, thread, waker, when)
-            if worker is not thread:
-                return when, worker
-        place -= 1
-    return thread.birth, threads.get(thread.parent or 0)
-
-
-def _worker(threads: dict[int, _Thread], woken: _Thread, waker: _Thread, when: int) -> _Thread:
-    """Whose work a wake-up ended: the waker's, unless that is a monitor that polls.
-
-    A language's run-time has a thread that sleeps and looks (Go's sysmon). When it wakes another
-    for want of one, the work before was done by the thread that was busy then.
-    """
-    if waker.pid != woken.pid or not _at(waker.sleeps, np.array([waker.last_wait(when)]))[0][0]:
-        return waker
-    busy = [
-        thread
-        for thread in threads.values()
-        if thread.pid == woken.pid and thread not in (woken, waker) and thread.is_busy(when)
-    ]
-    return max(busy, key=lambda thread: thread.last_wait(when), default=woken)
-
-
 def _lateness(begin: int, path: int) -> _Pieces:
     """The time before the critical path begins: the load generator had not started it yet."""
     one = np.ones(1, dtype=np.int64)
@@ -450,41 +372,29 @@ def _lateness(begin: int, path: int) -> _Pieces:
                    np.ones(1, np.bool_))  # fmt: skip
 
 
-def _cut(thread: _Thread, process: _Process | None, begin: int, end: int) -> _Pieces:
+def _cut(thread: Thread, process: _Process | None, begin: int, end: int) -> _Pieces:
     """Cut one thread's time wherever its phase, shade, cause or ownership changes."""
     born = max(thread.birth, begin)
     died = min(thread.exit if thread.exit is not None else end, end)
     owned = np.array(thread.owned[::-1], dtype=np.int64).reshape(-1, 2)
-    gaps = process.starts if process else _NONE
+    gaps = process.starts if process else NONE
     edges = np.concatenate(
         [*thread.calls[:2], *thread.blocked[:2], *thread.queued[:2], *thread.locks[:2], gaps,
          owned.ravel(), np.array([born, died])]
     )  # fmt: skip
     edges = np.unique(edges[(edges >= begin) & (edges <= end)])
     start, stop = edges[:-1], edges[1:]
-    in_call, phase = _at(thread.calls, start)
-    in_owned, _ = _at((owned[:, 0], owned[:, 1], owned[:, 0]), start)
+    in_call, phase = inside(thread.calls, start)
+    in_owned, _ = inside((owned[:, 0], owned[:, 1], owned[:, 0]), start)
     alive = in_owned | ((start >= born) & (start < died))
     phase = np.where(in_call, phase, _gap_phase(process, start))
     cause = np.zeros(len(start), dtype=np.int64)
     for intervals in (thread.blocked, thread.locks):
-        inside, code = _at(intervals, start)
-        cause = np.where(inside, code, cause)
-    cause = np.where(_at(thread.queued, start)[0], 1, cause)
+        covered, code = inside(intervals, start)
+        cause = np.where(covered, code, cause)
+    cause = np.where(inside(thread.queued, start)[0], 1, cause)
     return _Pieces(start[alive], stop[alive], phase[alive], in_call[alive], cause[alive],
                    in_owned[alive])  # fmt: skip
-
-
-def _at(
-    intervals: tuple[Integers, Integers, Integers], at: Integers
-) -> tuple[npt.NDArray[np.bool_], Integers]:
-    """Whether each instant is inside one of the disjoint intervals, and that one's code."""
-    starts, ends, codes = intervals
-    if not len(starts):
-        return np.zeros(len(at), np.bool_), np.zeros(len(at), np.int64)
-    place = np.searchsorted(starts, at, side="right") - 1
-    found = np.maximum(place, 0)
-    return (place >= 0) & (at < ends[found]), codes[found]
 
 
 def _gap_phase(process: _Process | None, at: Integers) -> Integers:

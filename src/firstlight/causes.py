@@ -15,6 +15,7 @@ UNSEEN = "before tracing"
 UNKNOWN = "unknown wait"
 PEER = "another "
 """Causes that begin so are waits for another process or thread, which the critical path follows."""
+VFORK = f"{PEER}process: vfork"
 
 # Functions that take a lock on their callers' behalf; the first one outside them asked for it.
 _LOCKING = re.compile(
@@ -90,7 +91,7 @@ _BLOCKED = tuple(
          r"devtmpfs_\w+)\b", "kernel worker"),
         (r"\bdo_wait\b|\bkernel_wait4\b|\bkernel_waitid\b", f"{PEER}process: wait"),
         (r"\b(locks_lock_inode_wait|do_lock_file_wait|fcntl_setlk)\b", f"{PEER}process: file lock"),
-        (r"\bkernel_clone\b", f"{PEER}process: vfork"),
+        (r"\bkernel_clone\b", VFORK),
         (r"\bbegin_new_exec\b", f"{PEER}thread: exec"),
         (r"\b(anon_)?pipe_(read|write)\b|\bfifo_open\b|\bwait_for_partner\b",
          f"{PEER}process: pipe"),
