@@ -35,7 +35,12 @@ def cdf(run: Figures, *, legend: bool = True) -> alt.FacetChart:
                 "ms:Q",
                 title=f"latency to {run.end_point} (log)",
                 scale=scale,
-                axis=alt.Axis(labelExpr=theme.DURATION_LABELS, values=ticks, labelOverlap="greedy", labelSeparation=6),
+                axis=alt.Axis(
+                    labelExpr=theme.DURATION_LABELS,
+                    values=ticks,
+                    labelOverlap="greedy",
+                    labelSeparation=6,
+                ),
             ),
             y=alt.Y("share:Q", title="starts ready", axis=alt.Axis(format="%", tickCount=5)),
             color=alt.Color(
