@@ -14,7 +14,7 @@ from firstlight.errors import Failed
 Dry = Literal["wait", "build", "refuse"]
 
 _NAME = re.compile(r"[a-z0-9]{1,8}")
-_PREFIX_MOST = 29
+_PREFIX_LEAST, _PREFIX_MOST = 16, 29
 
 
 class PoolSize(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,8 +54,8 @@ class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     host_services: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if IPv4Network(self.range).prefixlen > _PREFIX_MOST:
-            raise ValueError(f"range {self.range} has no room: /{_PREFIX_MOST} or larger")
+        if not _PREFIX_LEAST <= IPv4Network(self.range).prefixlen <= _PREFIX_MOST:
+            raise ValueError(f"range {self.range}: from /{_PREFIX_LEAST} to /{_PREFIX_MOST}")
         for service in self.host_services:
             if not re.fullmatch(r"(tcp|udp)/[1-9][0-9]{0,4}", service):
                 raise ValueError(f"host service {service!r} is not like tcp/53")

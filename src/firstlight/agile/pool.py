@@ -201,7 +201,8 @@ class Pool(Generic[Part]):
                 self._put(part)
                 if len(self._shelf) >= self._warm_to:
                     self._full.set()
-                await asyncio.sleep(max(0.0, began + 1 / self.size.rate - time.monotonic()))
+                if self._short():
+                    await asyncio.sleep(max(0.0, began + 1 / self.size.rate - time.monotonic()))
                 self._filling_seconds += time.monotonic() - began
             self._full.set()
 

@@ -73,6 +73,7 @@ class Fork:
     outputs: list[Output]
     network: Network
     cgroup: Cgroup
+    generation: int
 
 
 class Zygote:
@@ -91,10 +92,10 @@ class Zygote:
             f"fork {function.handler}", node.config.pools.sandbox,
             self._ready_fork, self._discard, node.traffic,
         )  # fmt: skip
-        reach = function.network
-        self._networks: Pool[Network] = Pool(
+        self._generation = 0
+        self._networks: Pool[tuple[int, Network]] = Pool(
             f"network of {function.handler}", node.config.pools.network,
-            lambda: node.networks.make(reach, self._owner), node.networks.discard, node.traffic,
+            self._make_network, lambda made: node.networks.discard(made[1]), node.traffic,
         )  # fmt: skip
         self._request = json.dumps({
             "masked": _MASKED, "files": function.files,
@@ -113,7 +114,10 @@ class Zygote:
 
     async def invoke(self, event: object, requested: int) -> Result:
         """Run the handler on one event in an instance of its own. Raises Failed."""
-        fork = self.forks.take_ready()
+        if self._child and self._child.ended.done():
+            self._generation += 1
+        while (fork := self.forks.take_ready()) and fork.generation != self._generation:
+            self._discard(fork)  # it ended with its zygote
         warm = fork is not None
         fork = fork or await self._ready_fork()
         try:
@@ -200,11 +204,26 @@ class Zygote:
         if "imported" not in answer:
             raise Failed(f"cannot import {self.function.handler}: {answer['failed'].rstrip()}")
 
+    async def _make_network(self) -> tuple[int, Network]:
+        generation = self._generation
+        reach = self.function.network
+        return generation, await self._node.networks.make(reach, self._owner)
+
+    async def _network(self) -> Network:
+        """One that this zygote's user namespace owns, and not that of one before it."""
+        if self._used:
+            return self._used.pop()
+        while True:
+            (generation, network), _ = await self._networks.take()
+            if generation == self._generation:
+                return network
+            self._node.networks.discard(network)
+
     async def _ready_fork(self) -> Fork:
         if not self._child or self._child.ended.done():
             await self.start()
         assert self._control
-        network = self._used.pop() if self._used else (await self._networks.take())[0]
+        network = await self._network()
         cgroup = await self._node.take_cgroup()
         outputs, streams = pipes()
         ours, theirs = socket.socketpair()
@@ -217,7 +236,7 @@ class Zygote:
             for descriptor in streams:
                 os.close(descriptor)
         lines, writer = await asyncio.open_connection(sock=ours, limit=_ANSWER_MOST)
-        fork = Fork(lines, writer, outputs, network, cgroup)
+        fork = Fork(lines, writer, outputs, network, cgroup, self._generation)
         try:
             said = await asyncio.wait_for(self._line(fork), self.function.timeout)
             if "ready" not in said:
@@ -272,6 +291,7 @@ class Zygote:
         self._node.cgroups.remove(fork.cgroup)
         if (
             len(self._used) < self._node.config.pools.network.high
+            and fork.generation == self._generation
             and not self.function.ports
             and await self._node.networks.is_as_new(fork.network)
         ):
@@ -300,11 +320,9 @@ class Zygote:
         if self._cgroup:
             self._node.cgroups.remove(self._cgroup)
             self._cgroup = None
-        # Networks that the last zygote's user namespace owned are of no use to the next.
+        self._generation += 1
         while self._used:
             self._node.networks.discard(self._used.pop())
-        while (network := self._networks.take_ready()) is not None:
-            self._node.networks.discard(network)
 
     async def close(self) -> None:
         """End the zygote and its forks, and what they had."""

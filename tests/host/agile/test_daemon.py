@@ -1,0 +1,153 @@
+"""The resident runtime behind its socket: clients that behave, and those that do not."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from agile_host import on_host
+
+from firstlight.agile import Config, Function, protocol, wire
+from firstlight.agile.client import Client
+from firstlight.errors import Failed
+
+Make = Callable[..., Function]
+SERVE = """
+import sys
+from pathlib import Path
+from firstlight.agile import Config, daemon
+daemon.serve(Config(name="t5"), lambda: print("ready", flush=True))
+"""
+
+
+def with_daemon(main: Callable[[Path], Awaitable[None]]) -> None:
+    async def on() -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", SERVE, stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"ready\n"
+            await main(Config(name="t5").socket)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+        assert not Config(name="t5").socket.exists()
+
+    on_host(on)
+
+
+def streams() -> tuple[int, int, tuple[int, int, int]]:
+    """(to write, to read, what the instance gets)."""
+    stdin, to_write = os.pipe()
+    to_read, stdout = os.pipe()
+    return to_write, to_read, (stdin, stdout, stdout)
+
+
+def test_a_client_starts_lists_and_stops(function: Make) -> None:
+    async def main(path: Path) -> None:
+        with Client(path) as client, Client(path) as other:
+            _, to_read, theirs = streams()
+            started = client.start(function("hold", "60"), theirs)
+            assert os.read(to_read, 100) == b"holding\n"
+            [listed] = other.running()
+            assert (listed.id, listed.pid, listed.address) == (
+                started.id, started.pid, started.address
+            )  # fmt: skip
+            assert other.stop(started.id).signal == signal.SIGKILL
+            assert client.wait(started.id).signal == signal.SIGKILL
+            assert other.running() == []
+            with pytest.raises(Failed, match="no instance"):
+                other.stop(started.id)
+            assert {pool.name.split()[0] for pool in other.pools()} == {
+                "network", "cgroup", "sandbox"
+            }  # fmt: skip
+
+    with_daemon(main)
+
+
+def test_a_client_that_vanishes_takes_its_instances_with_it_but_not_the_detached(
+    function: Make,
+) -> None:
+    async def main(path: Path) -> None:
+        gone = Client(path)
+        _, _, theirs = streams()
+        mine = gone.start(function("hold", "60"), theirs)
+        detached = gone.start(function("hold", "60"), theirs, detached=True)
+        gone.close()
+        with Client(path) as client:
+            while mine.id in {one.id for one in client.running()}:
+                await asyncio.sleep(0)
+            assert [one.id for one in client.running()] == [detached.id]
+            client.stop(detached.id)
+
+    with_daemon(main)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\0",
+        b"{}",
+        b'{"type":"none"}',
+        b'{"type":"start"}',
+        b'{"type":"stop","id":7}',
+        b"\xff" * 99,
+    ],
+)
+def test_a_message_that_is_not_of_the_protocol_is_answered_so(
+    message: bytes, function: Make
+) -> None:
+    async def main(path: Path) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as raw:
+            raw.settimeout(10)
+            raw.connect(str(path))
+            raw.send(message)
+            answer = json.loads(raw.recv(65536))
+            assert answer["type"] == "error"
+            assert "not of the protocol" in answer["message"]
+            raw.send(b'{"type":"list"}')
+            assert json.loads(raw.recv(65536)) == {"type": "instances", "instances": []}
+
+    with_daemon(main)
+
+
+def test_a_start_without_streams_is_refused(function: Make) -> None:
+    async def main(path: Path) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as raw:
+            raw.settimeout(10)
+            raw.connect(str(path))
+            raw.sendmsg([protocol.encode(protocol.Start(function("hold", "0")))], wire.rights([0]))
+            assert "came with 1 descriptors" in json.loads(raw.recv(65536))["message"]
+
+    with_daemon(main)
+
+
+def test_the_small_client_ends_as_its_instance_does(function: Make, tmp_path: Path) -> None:
+    def run(path: Path, request: bytes) -> tuple[int, str]:
+        (tmp_path / "request").write_bytes(request)
+        argv = [wire.native("spawn-client"), path, tmp_path / "request"]
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        return done.returncode, done.stdout
+
+    async def main(path: Path) -> None:
+        def start(one: Function) -> tuple[int, str]:
+            return run(path, protocol.encode(protocol.Start(one)))
+
+        assert start(function("ping", "10.213.0.1")) == (0, "answered\n")
+        assert start(function("nonsense")) == (2, "")
+        assert start(function("memory", memory=16 << 20)) == (128 + 9, "")
+        status, said = start(msgspec.structs.replace(function("x"), rootfs="/none"))
+        assert status == 1
+        assert said.startswith("firstlight error ")
+        assert "/none is not a directory" in said
+        assert run(Path("/none/socket"), b"{}")[1].startswith("firstlight error reach the runtime")
+
+    with_daemon(main)

@@ -1,0 +1,251 @@
+"""Python functions: what a fork inherits and what it does not, and handlers that misbehave."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agile_host import on_host
+
+from firstlight.agile import Config, Function, Runtime
+from firstlight.agile.config import Pools, PoolSize
+from firstlight.agile.zygote import Result
+from firstlight.errors import Failed
+
+HANDLERS = """
+import os, random, signal, socket, sys, time
+
+AT_IMPORT = random.random()
+KEPT = open("/srv/handlers.py")
+signal.signal(signal.SIGUSR1, lambda *_: None)
+random.seed(7)
+COUNT = [0]
+
+def echo(event):
+    return event
+
+def look(event):
+    COUNT[0] += 1
+    return {
+        "count": COUNT[0],
+        "at_import": AT_IMPORT,
+        "random": random.random(),
+        "hash": hash("first light"),
+        "pid": os.getpid(),
+        "processes": [name for name in os.listdir("/proc") if name.isdigit()],
+        "descriptors": sorted(os.listdir("/proc/self/fd"), key=int)[:-1],
+        "usr1": repr(signal.getsignal(signal.SIGUSR1)),
+        "threads": len(os.listdir("/proc/self/task")),
+        "status": dict(line.split(":\\t") for line in open("/proc/self/status") if ":\\t" in line),
+        "cgroup": open("/proc/self/cgroup").read(),
+        "network": os.readlink("/proc/self/ns/net"),
+    }
+
+def ping(address):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP) as s:
+        s.settimeout(2)
+        s.sendto(b"\\x08\\0\\0\\0\\0\\0\\0\\0", (address, 0))
+        return len(s.recv(64)) > 0
+
+def escape(_):
+    said = {}
+    for name, attempt in {
+        "mount": lambda: os.system("mount -t tmpfs x /tmp 2>/dev/null") and 1 / 0,
+        "chroot": lambda: os.chroot("/tmp"),
+        "setuid": lambda: os.setuid(1),
+        "write": lambda: open("/srv/x", "w"),
+        "sysctl": lambda: open("/proc/sys/net/ipv4/ip_forward", "w"),
+        "raw": lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1),
+        "host name": lambda: socket.sethostname("x"),
+        "mknod": lambda: os.mknod("/tmp/n", 0o60666, os.makedev(254, 0)),
+    }.items():
+        try:
+            attempt()
+            said[name] = "ESCAPED"
+        except (OSError, ZeroDivisionError):
+            said[name] = "held"
+    return said
+
+def boom(event):
+    raise ValueError(f"no {event}")
+
+def hang(_):
+    time.sleep(1000)
+
+def talk(_):
+    sys.stdout.write("x" * 3_000_000)
+    return "done"
+
+def eat(_):
+    kept = []
+    while True:
+        kept.append(bytearray(1 << 20))
+
+def leave(_):
+    os._exit(3)
+
+def large(size):
+    return "x" * size
+
+def unspeakable(_):
+    return {1, 2}
+"""
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root file system with Debian's Python, which is bound in on the test's own host."""
+    if not Path("/usr/bin/python3").exists():
+        pytest.skip("/usr/bin/python3 is missing")
+    root = tmp_path_factory.mktemp("python") / "root"
+    for name in ("usr", "srv", "proc", "dev", "tmp"):
+        (root / name).mkdir(parents=True)
+    for name in ("bin", "lib", "lib64", "sbin"):
+        (root / name).symlink_to(f"usr/{name}")
+    (root / "srv/handlers.py").write_text(HANDLERS)
+    (root / "srv/threaded.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(99,), daemon=True)"
+        ".start()\ndef main(e): pass\n"
+    )
+    root.parent.chmod(0o755)
+    return root
+
+
+def value(result: Result) -> Any:
+    return json.loads(bytes(result.value))
+
+
+def with_handlers(
+    root: Path,
+    main: Callable[[Runtime, Callable[..., Function]], Awaitable[None]],
+    pools: Pools | None = None,
+) -> None:
+    def function(name: str, module: str = "handlers", **more: Any) -> Function:
+        return Function(
+            rootfs=str(root), kind="python", handler=f"{module}:{name}", directory="/srv", **more
+        )
+
+    async def on() -> None:
+        subprocess.run(["mount", "--bind", "/usr", root / "usr"], check=True)
+        async with Runtime(Config(name="t4", pools=pools or Pools())) as runtime:
+            await main(runtime, function)
+
+    on_host(on)
+
+
+def test_what_a_fork_inherits_and_what_not(python: Path) -> None:
+    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+        look = function("look")
+        one, two = [value(await runtime.invoke(look, None)) for _ in range(2)]
+        assert one["count"] == two["count"] == 1, "one request saw what another changed"
+        assert one["at_import"] == two["at_import"], "the import was not shared"
+        assert one["hash"] == two["hash"]
+        assert one["random"] != two["random"], "two forks draw the same random numbers"
+        assert one["pid"] == two["pid"] == 1
+        assert one["processes"] == ["1"]
+        assert one["descriptors"] == ["0", "1", "2", "3"], "3 is its event socket"
+        assert "SIG_DFL" in one["usr1"]
+        assert one["threads"] == 1
+        status = {name: value.strip() for name, value in one["status"].items()}
+        assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+        ids = Path("/proc/self/ns/net").readlink()
+        assert one["network"] != str(ids)
+
+    with_handlers(python, main)
+
+
+def test_a_fork_reaches_its_gateway_and_gets_no_further(python: Path) -> None:
+    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+        assert bytes((await runtime.invoke(function("ping"), "10.213.0.1")).value) == b"true"
+        said = value(await runtime.invoke(function("escape"), None))
+        assert len(said) == 8
+        assert set(said.values()) == {"held"}, said
+
+    with_handlers(python, main)
+
+
+def test_a_waiting_fork_answers_at_once(python: Path) -> None:
+    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+        echo = function("echo")
+        await runtime.prepare(echo, 3)
+        result = await runtime.invoke(echo, {"a": [1, "ü"]})
+        assert result.warm
+        assert value(result) == {"a": [1, "ü"]}
+        assert result.requested < result.began < result.finished
+
+    with_handlers(python, main, Pools(sandbox=PoolSize(low=1, high=3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "event", "said"),
+    [
+        ("boom", "more", "ValueError: no more"),
+        ("hang", None, "did not answer in 1.0 s"),
+        ("eat", None, "was killed for memory"),
+        ("leave", None, "ended without an answer"),
+        ("large", 9 << 20, "answered more than"),
+        ("unspeakable", None, "not JSON serializable"),
+        ("missing", None, "cannot import handlers:missing"),
+    ],
+)
+def test_a_handler_that_fails_has_its_own_error_and_the_next_is_served(
+    python: Path, name: str, event: object, said: str
+) -> None:
+    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+        with pytest.raises(Failed) as caught:
+            await runtime.invoke(function(name, timeout=1.0, memory=64 << 20), event)
+        assert said in caught.value.message
+        assert bytes((await runtime.invoke(function("echo"), 1)).value) == b"1"
+
+    with_handlers(python, main)
+
+
+def test_a_talkative_handler_is_cut_short_in_what_is_kept(python: Path) -> None:
+    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+        result = await runtime.invoke(function("talk"), None)
+        assert bytes(result.value) == b'"done"'
+        assert result.stdout == "x" * 65536
+
+    with_handlers(python, main)
+
+
+def test_an_import_that_leaves_threads_is_refused(python: Path) -> None:
+    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+        with pytest.raises(Failed, match="left threads running"):
+            await runtime.invoke(function("main", "threaded"), None)
+
+    with_handlers(python, main)
+
+
+def test_a_killed_zygote_is_replaced(python: Path) -> None:
+    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+        echo = function("echo")
+        await runtime.invoke(echo, 1)
+        [zygote] = runtime._zygotes.values()
+        assert zygote._child
+        before = zygote.pid
+        os.kill(before, signal.SIGKILL)
+        await asyncio.shield(zygote._child.ended)
+        assert bytes((await runtime.invoke(echo, 2)).value) == b"2"
+        assert zygote.pid != before
+        await runtime.prepare(echo, 2)
+        os.kill(zygote.pid, signal.SIGKILL)
+        await asyncio.shield(zygote._child.ended)
+        assert bytes((await runtime.invoke(echo, 3)).value) == b"3"
+
+    with_handlers(python, main, Pools(sandbox=PoolSize(low=1, high=3)))
+
+
+def test_a_burst_of_events_is_answered(python: Path) -> None:
+    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+        echo = function("echo")
+        results = await asyncio.gather(*(runtime.invoke(echo, n) for n in range(30)))
+        assert [value(result) for result in results] == list(range(30))
+
+    with_handlers(python, main)

@@ -1,0 +1,63 @@
+"""The configuration and a function, as users write them."""
+
+from pathlib import Path
+
+import pytest
+
+from firstlight.agile import Config, Function
+from firstlight.agile.config import load
+from firstlight.errors import Failed
+
+
+def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("")
+    assert load(tmp_path / "c") == Config()
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text(
+        'name = "edge"\n[network]\nrange = "10.1.0.0/16"\nhost_services = ["udp/53"]\n'
+        '[pools.sandbox]\nlow = 1\nhigh = 9\ndry = "wait"\n'
+    )
+    config = load(tmp_path / "c")
+    assert (config.name, config.network.range, config.network.host_services) == (
+        "edge", "10.1.0.0/16", ("udp/53",)
+    )  # fmt: skip
+    assert (config.pools.sandbox.low, config.pools.sandbox.dry) == (1, "wait")
+    assert config.socket == Path("/run/firstlight-agile/edge/socket")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name = 'Edge!'", "1 to 8 letters"),
+        ("nam = 'edge'", "unknown field `nam`"),
+        ("[pools.network]\nlow = 9\nhigh = 2", "0 <= low <= high"),
+        ("[pools.network]\ndry = 'maybe'", "Invalid enum value 'maybe'"),
+        ("[pools.network]\nrate = 0", "rate above 0"),
+        ("[network]\nrange = '10.0.0.0/30'", "from /16 to /29"),
+        ("[network]\nrange = '10.0.0.0/8'", "from /16 to /29"),
+        ("[network]\nrange = 'all'", "Expected 4 octets"),
+        ("[network]\nhost_services = ['dns']", "not like tcp/53"),
+        ("name = ", "Invalid value"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "c").write_text(text)
+    with pytest.raises(Failed, match=said):
+        load(tmp_path / "c")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Failed, match="No such file"):
+        load(tmp_path / "none")
+
+
+def test_a_function_is_checked_before_anything_is_made() -> None:
+    Function(rootfs="/", command=("/bin/true",)).check()
+    with pytest.raises(Failed, match="70000 is not a port"):
+        Function(rootfs="/", command=("/bin/true",), ports={70000: 1}).check()
+    with pytest.raises(Failed, match="cannot publish"):
+        Function(rootfs="/", command=("/bin/true",), ports={80: 1}, network="none").check()
+    with pytest.raises(Failed, match="handler is 'x'"):
+        Function(rootfs="/", kind="python", handler="x").check()

@@ -1,0 +1,198 @@
+"""The pool: hits and misses, marks, dry policies, and a refill that keeps out of the way."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firstlight.agile.config import PoolSize
+from firstlight.agile.pool import Pool, Traffic
+from firstlight.errors import Failed
+
+
+class Maker:
+    """Makes numbers; holds each back until ``allowed``, fails when ``broken``."""
+
+    def __init__(self, allowed: int = 1000) -> None:
+        self.made, self.discarded = 0, list[int]()
+        self.broken = False
+        self.permits = asyncio.Semaphore(allowed)
+
+    async def make(self) -> int:
+        await self.permits.acquire()
+        if self.broken:
+            raise Failed("broken")
+        self.made += 1
+        return self.made
+
+
+def with_pool(
+    main: Callable[[Pool[int], Maker], Awaitable[None]],
+    traffic: Traffic | None = None,
+    allowed: int = 1000,
+    **size: object,
+) -> None:
+    async def run() -> None:
+        maker = Maker(allowed)
+        sized = PoolSize(**({"low": 2, "high": 4, "rate": 1e6} | size))  # type: ignore[arg-type]
+        pool = Pool("part", sized, maker.make, maker.discarded.append, traffic or Traffic())
+        await asyncio.wait_for(main(pool, maker), 10)
+        await pool.close()
+        assert len(pool) == 0
+
+    asyncio.run(run())
+
+
+async def turns(count: int = 50) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_a_pool_that_no_one_uses_makes_nothing() -> None:
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        await turns()
+        assert (maker.made, len(pool)) == (0, 0)
+
+    with_pool(main)
+
+
+def test_warming_fills_to_the_high_mark_or_to_what_was_asked() -> None:
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        await pool.warm()
+        assert len(pool) == maker.made == 4
+        await pool.warm(100)
+        assert maker.made == 4
+
+    with_pool(main)
+
+
+def test_a_take_is_a_hit_while_there_are_parts_and_refills_below_the_low_mark() -> None:
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        await pool.warm()
+        assert [(await pool.take())[1] for _ in range(2)] == [True, True]
+        await asyncio.sleep(0.05)
+        assert maker.made == 4, "it was filled above its low mark"
+        await pool.take()
+        await pool.warm()
+        assert maker.made == 7
+        counts = pool.counts()
+        assert (counts.hits, counts.misses, counts.ready) == (3, 0, 4)
+
+    with_pool(main)
+
+
+def test_a_dry_pool_refuses() -> None:
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        with pytest.raises(Failed, match="no part is ready"):
+            await pool.take()
+        assert pool.counts().misses == 1
+
+    with_pool(main, dry="refuse")
+
+
+def test_a_dry_pool_builds() -> None:
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        assert await pool.take() == (1, False)
+
+    with_pool(main, dry="build", high=0, low=0)
+
+
+def test_a_dry_pool_lets_wait_and_serves_in_order() -> None:
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        waiting = [asyncio.ensure_future(pool.take()) for _ in range(3)]
+        await turns()
+        assert not any(one.done() for one in waiting)
+        pool.give(100)
+        assert await waiting[0] == (100, False)
+        for _ in range(10):
+            maker.permits.release()
+        assert [(await one)[0] for one in waiting[1:]] == [1, 2]
+
+    with_pool(main, dry="wait", allowed=0)
+
+
+def test_one_who_waits_hears_of_the_failure() -> None:
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        maker.broken = True
+        with pytest.raises(Failed, match="broken"):
+            await pool.take()
+        with pytest.raises(Failed, match="broken"):
+            await pool.warm()
+        assert pool.counts().failed >= 1
+
+    with_pool(main, dry="wait")
+
+
+def test_one_who_gives_up_waiting_loses_no_part() -> None:
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        waiting = asyncio.ensure_future(pool.take())
+        await turns()
+        waiting.cancel()
+        await turns()
+        pool.give(7)
+        assert pool.take_ready() == 7
+
+    with_pool(main, dry="wait", allowed=0)
+
+
+def test_a_refill_waits_while_requests_are_under_way() -> None:
+    traffic = Traffic()
+
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        with traffic:
+            pool.take_ready()
+            await asyncio.sleep(0.05)
+            assert maker.made == 0
+        await pool.warm()
+        assert maker.made == 4
+
+    with_pool(main, traffic)
+
+
+def test_a_refill_does_not_wait_for_ever() -> None:
+    traffic = Traffic()
+
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        with traffic:
+            await pool.warm(1)
+        assert maker.made == 1
+
+    with_pool(main, traffic)
+
+
+def test_what_is_given_to_a_full_pool_is_discarded() -> None:
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        for part in range(10, 16):
+            pool.give(part)
+        assert len(pool) == 4
+        assert maker.discarded == [14, 15]
+
+    with_pool(main)
+
+
+@given(st.lists(st.sampled_from(["take", "give", "warm"]), max_size=30))
+def test_no_part_is_lost_or_handed_out_twice(actions: list[str]) -> None:
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        held: set[int] = set()
+        for action in actions:
+            if action == "take":
+                part, _ = await pool.take()
+                assert part not in held
+                held.add(part)
+            elif action == "give" and held:
+                pool.give(held.pop())
+            elif action == "warm":
+                await pool.warm()
+            assert len(pool) <= 4
+        assert maker.made == len(held) + len(pool) + len(maker.discarded)
+
+    with_pool(main, traffic=Calm(), low=0)
+
+
+class Calm(Traffic):
+    """No requests, no lull to wait for."""
+
+    async def lull(self, urgent: Callable[[], bool]) -> None:
+        await asyncio.sleep(0)

@@ -1,0 +1,88 @@
+"""The compiled profile, run by an interpreter of classic BPF."""
+
+import errno
+from struct import unpack_from
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firstlight.agile import seccomp
+from firstlight.agile.zygote import ZYGOTE_CALLS
+
+ALLOWED, EPERM, ENOSYS = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
+X86_64 = 0xC000003E
+NUMBERS = seccomp.system_calls()
+PROGRAM = seccomp.program()
+
+
+def run(program: bytes, number: int, arguments: tuple[int, ...] = (), arch: int = X86_64) -> int:
+    """The action for one call; a jump out of the program is an error."""
+    words = {0: number, 4: arch}
+    for place in range(6):
+        value = arguments[place] if place < len(arguments) else 0
+        words[16 + 8 * place], words[20 + 8 * place] = value & 0xFFFFFFFF, value >> 32
+    at = accumulator = 0
+    while True:
+        code, true, false, k = unpack_from("=HBBI", program, 8 * at)
+        at += 1
+        if code == 0x20:
+            accumulator = words[k]
+        elif code == 0x06:
+            return int(k)
+        elif code == 0x05:
+            at += k
+        else:
+            holds = {
+                0x15: accumulator == k, 0x35: accumulator >= k, 0x45: bool(accumulator & k)
+            }[code]  # fmt: skip
+            at += true if holds else false
+
+
+@pytest.mark.parametrize("name", ["read", "execve", "mmap", "futex", "openat", "exit_group"])
+def test_the_usual_calls_are_allowed(name: str) -> None:
+    assert run(PROGRAM, NUMBERS[name]) == ALLOWED
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mount", "ptrace", "bpf", "keyctl", "add_key", "setns", "unshare", "reboot", "kexec_load",
+     "init_module", "perf_event_open", "userfaultfd", "io_uring_setup", "open_by_handle_at",
+     "process_vm_readv", "pivot_root", "chroot", "settimeofday", "swapon"],
+)  # fmt: skip
+def test_what_breaks_out_is_not(name: str) -> None:
+    assert run(PROGRAM, NUMBERS[name]) == EPERM
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_every_other_number_is_refused(number: int) -> None:
+    profile = {NUMBERS[n] for n in NUMBERS}
+    action = run(PROGRAM, number)
+    assert action in (ALLOWED, EPERM, ENOSYS)
+    if number not in profile:
+        assert action == EPERM
+
+
+def test_another_architecture_kills() -> None:
+    assert run(PROGRAM, NUMBERS["read"], arch=0x40000003) == 0x80000000
+
+
+@pytest.mark.parametrize("flag", [0x10000000, 0x20000000, 0x40000000, 0x00020000, 0x02000000])
+def test_a_clone_makes_no_namespace(flag: int) -> None:
+    assert run(PROGRAM, NUMBERS["clone"], (17,)) == ALLOWED
+    assert run(PROGRAM, NUMBERS["clone"], (17 | flag,)) == EPERM
+    assert run(PROGRAM, NUMBERS["clone3"]) == ENOSYS, "glibc falls back to clone"
+
+
+def test_only_known_socket_families() -> None:
+    said = {family for family in range(64) if run(PROGRAM, NUMBERS["socket"], (family,)) == ALLOWED}
+    assert said == {1, 2, 10, 16}
+
+
+def test_a_zygote_may_enter_namespaces_and_no_more() -> None:
+    zygote = seccomp.program(ZYGOTE_CALLS)
+    more = {
+        name for name, number in NUMBERS.items()
+        if run(zygote, number, (0x10000000,)) == ALLOWED != run(PROGRAM, number, (0x10000000,))
+    }  # fmt: skip
+    assert more == set(ZYGOTE_CALLS)
