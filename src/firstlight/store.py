@@ -10,13 +10,14 @@ A run is a directory::
 Schema history: 1, the first.
 """
 
+import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TypeVar
+from typing import IO, TypeAlias, TypeVar
 
 import msgspec
 import polars as pl
@@ -42,6 +43,13 @@ SPAN_SCHEMA = pl.Schema(_SPAN_COLUMNS)
 ``start == end``."""
 
 
+_FIGURES: dict[str, pl.DataType | type[pl.DataType]] = {
+    "index": pl.Int64, "batch": pl.Int64, "instance": pl.Int64, "repetition": pl.Int64,
+    "traced": pl.Boolean, "ending": pl.String, "latency": pl.Int64, "lateness": pl.Int64,
+    "user_ns": pl.Int64, "system_ns": pl.Int64, "lost": pl.Int64,
+}  # fmt: skip
+
+Buffer: TypeAlias = bytes | memoryview
 T = TypeVar("T")
 
 
@@ -49,10 +57,15 @@ class Writer:
     """Writes one run. ``append`` is durable against a kill once it returns."""
 
     def __init__(self, path: Path, header: Header) -> None:
-        if path.exists() and any(path.iterdir()):
-            raise FirstlightError(f"{path} is not empty", "name another directory with --out")
-        (path / "spans").mkdir(parents=True, exist_ok=True)
-        (path / "header.json").write_bytes(msgspec.json.format(msgspec.json.encode(header)))
+        try:
+            if path.exists() and any(path.iterdir()):
+                raise FirstlightError(f"{path} is not empty", "name another directory with --out")
+            (path / "spans").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FirstlightError(
+                f"cannot write a run to {path}: {error.strerror}", "name a directory with --out"
+            ) from error
+        _write(path / "header.json", msgspec.json.format(msgspec.json.encode(header)))
         self.path = path
         self._samples: IO[bytes] = (path / "samples.jsonl").open("ab")
 
@@ -75,13 +88,20 @@ class Writer:
 
     def append_spans(self, batch: int, spans: pl.DataFrame) -> None:
         """Add the spans of one traced batch."""
-        spans.match_to_schema(SPAN_SCHEMA).write_ipc(
-            self.path / "spans" / f"{batch}.arrow", compression="lz4"
-        )
+        frame = io.BytesIO()
+        spans.match_to_schema(SPAN_SCHEMA).write_ipc(frame, compression="lz4")
+        _write(self.path / "spans" / f"{batch}.arrow", frame.getbuffer())
 
     def finish(self, footer: Footer) -> None:
         """Say that the run ended, and how."""
-        (self.path / "footer.json").write_bytes(msgspec.json.encode(footer))
+        _write(self.path / "footer.json", msgspec.json.encode(footer))
+
+
+def _write(file: Path, content: Buffer) -> None:
+    """The whole file or none, whenever we are killed."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_bytes(content)
+    part.rename(file)
 
 
 @dataclass(frozen=True)
@@ -118,13 +138,18 @@ class Run:
             }
             for sample in self.samples
         ]
-        return pl.DataFrame(rows, infer_schema_length=None)
+        columns = [*self.header.axes, *_FIGURES]
+        return pl.DataFrame(
+            rows, schema=columns, schema_overrides=_FIGURES, infer_schema_length=None
+        )
 
     def span_batches(self) -> Iterator[tuple[int, pl.DataFrame]]:
         """Each traced batch's number and its spans, in order."""
-        files = sorted((self.path / "spans").glob("*.arrow"), key=lambda file: int(file.stem))
-        for file in files:
-            yield int(file.stem), _spans(file)
+        batches = {sample.batch for sample in self.samples if sample.traced}
+        for batch in sorted(batches):
+            file = self.path / "spans" / f"{batch}.arrow"
+            if file.exists():
+                yield batch, _spans(file)
 
     def spans_of(self, sample: Sample) -> pl.DataFrame:
         """The spans of one sample; none if it was not traced."""
@@ -153,7 +178,7 @@ def read(path: Path) -> Run:
 
 def _spans(file: Path) -> pl.DataFrame:
     try:
-        return pl.read_ipc(file)
+        return pl.read_ipc(file).match_to_schema(SPAN_SCHEMA)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise BadRun(f"cannot read {file}: {error}", "delete that file to go on") from error
 
