@@ -1,0 +1,210 @@
+"""Runs on disk: what is written is read back, and what is not a run is refused and left alone."""
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firstlight.errors import BadRun, FirstlightError
+from firstlight.model import Ending, EndPoint, Footer, Header, Sample, Stamps, Step
+from firstlight.store import SPAN_SCHEMA, Writer, read
+
+HEADER = Header(
+    run="r", experiment="e", question="?", end_point=EndPoint.EXIT, axes=("runtime", "instances"),
+    points=({"runtime": "runc", "instances": 2},), argv=("firstlight",), seed=1, started="now",
+    revision="0", repetitions=1, environment={"cores": 2, "list": ["a"]}, notes=("note",),
+    skipped=(("crun", "not here"),),
+)  # fmt: skip
+FOOTER = Footer(ended="then", interrupted=True, warnings=("late",))
+
+
+def sample(index: int = 0, **more: object) -> Sample:
+    values = {"index": index, "batch": 0, "instance": 0, "repetition": 0, "traced": True,
+              "point": {"runtime": "runc", "instances": 2}, "ending": Ending.READY,
+              "stamps": Stamps(1, 2, 10, 11, 12)}  # fmt: skip
+    return Sample(**(values | more))  # type: ignore[arg-type]
+
+
+def spans(*starts: int) -> pl.DataFrame:
+    rows = [(0, "call", "mount", "/x", "", at, at + 1, 7, 7, 0, None) for at in starts]
+    return pl.DataFrame(rows, schema=SPAN_SCHEMA, orient="row")
+
+
+def written(path: Path, *samples: Sample) -> Path:
+    with Writer(path, HEADER) as writer:
+        writer.append_spans(0, spans(3, 4))
+        writer.append(samples)
+        writer.finish(FOOTER)
+    return path
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    one = sample(steps=(Step("netns", 3, 4),), error="\N{SNOWMAN}\n", output="x\0y", lost=3)
+    run = read(written(tmp_path / "run", one))
+    assert (run.header, run.samples, run.footer) == (HEADER, [one], FOOTER)
+    [(number, frame)] = list(run.span_batches())
+    assert number == 0
+    assert frame.equals(spans(3, 4))
+    assert run.spans_of(one).equals(spans(3, 4))
+    assert run.spans_of(sample(batch=9)).is_empty()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**62), st.none() | st.integers(0, 2**62), st.text())))
+def test_any_samples_are_read_back(
+    tmp_path_factory: pytest.TempPathFactory, values: list[tuple[int, int | None, str]]
+) -> None:
+    samples = [
+        sample(index, stamps=Stamps(at, at, ready), output=text)
+        for index, (at, ready, text) in enumerate(values)
+    ]
+    assert read(written(tmp_path_factory.mktemp("x") / "run", *samples)).samples == samples
+
+
+def test_the_frame_has_a_row_a_sample_and_a_column_an_axis(tmp_path: Path) -> None:
+    failed = sample(1, ending=Ending.FAILED, stamps=Stamps(1, 5))
+    frame = read(written(tmp_path / "run", sample(), failed)).frame
+    assert frame["runtime"].to_list() == ["runc", "runc"]
+    assert frame["latency"].to_list() == [9, None]
+    assert frame["lateness"].to_list() == [1, 4]
+    assert frame["ending"].to_list() == ["ready", "failed"]
+
+
+@pytest.mark.parametrize("failed", [0, 2])
+def test_a_run_of_which_no_start_was_ready_has_the_same_frame(tmp_path: Path, failed: int) -> None:
+    good = read(written(tmp_path / "good", sample())).frame
+    samples = [sample(i, ending=Ending.FAILED, stamps=Stamps(1, 2)) for i in range(failed)]
+    frame = read(written(tmp_path / "bad", *samples)).frame
+    assert frame.columns == good.columns
+    assert frame["latency"].dtype == pl.Int64
+    assert len(frame) == failed
+
+
+def test_a_run_that_was_killed_is_read_without_its_footer_and_its_last_line(
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path / "run", sample(0), sample(1))
+    (path / "footer.json").unlink()
+    lines = (path / "samples.jsonl").read_bytes()
+    for cut in range(len(lines) // 2 + 1, len(lines)):
+        (path / "samples.jsonl").write_bytes(lines[:cut])
+        run = read(path)
+        assert [one.index for one in run.samples] == [0]
+        assert run.footer is None
+
+
+def _write_and_die(path: Path) -> None:
+    with Writer(path, HEADER) as writer:
+        writer.append([sample(0), sample(1)])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_was_appended_survives_a_kill(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(
+        target=_write_and_die, args=(tmp_path / "run",)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert [one.index for one in read(tmp_path / "run").samples] == [0, 1]
+
+
+def test_a_file_that_a_kill_cut_short_does_not_stand_for_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Writer(tmp_path / "run", HEADER) as writer:
+        writer.append_spans(0, spans(1))
+        monkeypatch.setattr(Path, "rename", lambda _from, _to: None)  # killed before it
+        writer.append_spans(1, spans(2))
+        writer.append([sample(0), sample(1, batch=1)])
+    assert [number for number, _ in read(tmp_path / "run").span_batches()] == [0]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "text"),
+    [
+        ("header.json", b"", "is not a run's header"),
+        ("header.json", b"{", "is not a run's header"),
+        ("header.json", b"[]", "is not a run's header"),
+        ("header.json", b"{}", "is not a run's header"),
+        ("header.json", b"\xff\xfe", "is not a run's header"),
+        ("header.json", b'{"schema": 1}', "cannot read"),
+        ("header.json", b'{"schema": 99}', "has schema 99, and this firstlight reads 1"),
+        ("header.json", b'{"schema": "1"}', "has schema 1"),
+        ("samples.jsonl", b"not json\n", "samples.jsonl:1"),
+        ("samples.jsonl", b'{"index": "x"}\n', "samples.jsonl:1"),
+        ("samples.jsonl", b"\xff\n", "samples.jsonl:1"),
+        ("samples.jsonl", b"\n", "samples.jsonl:1"),
+        ("footer.json", b"{", "footer.json"),
+    ],
+)  # fmt: skip
+def test_damage_is_an_error_that_names_the_file_and_leaves_it(
+    tmp_path: Path, file: str, content: bytes, text: str
+) -> None:
+    path = written(tmp_path / "run", sample())
+    (path / file).write_bytes(content)
+    before = contents(path)
+    with pytest.raises(BadRun, match=text) as caught:
+        read(path)
+    assert caught.value.hint
+    assert contents(path) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"ARROW1", b"\0" * 100, None])
+def test_damaged_or_foreign_spans_are_an_error_that_names_the_file(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = written(tmp_path / "run", sample())
+    file = path / "spans" / "0.arrow"
+    if content is None:
+        pl.DataFrame({"other": [1]}).write_ipc(file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(BadRun, match=r"0\.arrow"):
+        list(read(path).span_batches())
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "missing", tmp_path / "file"):
+        with pytest.raises(BadRun, match=r"is not a run: it has no header\.json"):
+            read(path)
+
+
+def test_a_directory_that_is_in_use_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("x")
+    with pytest.raises(FirstlightError, match="is not empty"):
+        Writer(tmp_path, HEADER)
+    assert contents(tmp_path).keys() == {str(tmp_path / "precious")}
+
+
+def test_a_path_that_cannot_be_a_directory_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(FirstlightError, match=r"cannot write a run to .*: Not a directory"):
+            Writer(path, HEADER)
+
+
+def test_spans_of_another_shape_are_not_written(tmp_path: Path) -> None:
+    with (
+        Writer(tmp_path / "run", HEADER) as writer,
+        pytest.raises(pl.exceptions.SchemaError),
+    ):
+        writer.append_spans(0, pl.DataFrame({"other": [1]}))
+
+
+def test_a_field_of_a_later_minor_version_is_no_damage(tmp_path: Path) -> None:
+    path = written(tmp_path / "run", sample())
+    header = json.loads((path / "header.json").read_bytes()) | {"new": 1}
+    (path / "header.json").write_text(json.dumps(header))
+    assert read(path).header == HEADER
