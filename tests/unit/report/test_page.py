@@ -3,11 +3,13 @@ import hashlib
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import synthetic
+from msgspec.structs import replace as changed
 
 from firstlight.report import answer, page, wording
 from firstlight.report.figures import Figures
@@ -102,3 +104,22 @@ def test_words_from_a_run_cannot_become_markup(known_phases: None, tmp_path: Pat
 def test_write_makes_one_file(container: Figures, tmp_path: Path) -> None:
     page.write([container.run], tmp_path / "report.html")
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_words_in_charts_cannot_end_their_script(known_phases: None, container: Figures) -> None:
+    hostile = {"runtime": "</script>", "instances": 1}
+    samples = [
+        changed(sample, point=hostile)
+        for sample in container.run.samples
+        if sample.point == {"runtime": "runc", "instances": 1}
+    ]
+    header = changed(container.run.header, points=(hostile,))
+    text = page.render([replace(container.run, header=header, samples=samples)])
+    assert text.count("</script>") == 4
+    assert any(
+        row["series"] == "</script>"
+        for chart in charts(text)
+        for rows in chart["datasets"].values()
+        for row in rows
+        if "series" in row
+    )
