@@ -9,7 +9,7 @@ from rich.text import Text
 
 from firstlight.breakdown import breakdown
 from firstlight.model import Ending, Sample
-from firstlight.report.wording import duration
+from firstlight.report.wording import duration, percent
 from firstlight.stats import quantile_interval
 from firstlight.store import Run
 
@@ -76,6 +76,56 @@ def side_by_side(run: Run) -> pl.DataFrame:
             }
         )
     return pl.DataFrame(rows, schema=SCHEMA).sort("latency")
+
+
+_REMEDIES = {
+    "veth.move": "a plugin that makes the pod's end in the pod's namespace moves nothing",
+    "garp": "the kernel announces the address by itself where arp_notify is set",
+    "process.start": "every plugin in the chain is a program to start: use fewer and smaller ones",
+    "ipam": "use an address plugin that needs no other program or daemon",
+    "datastore": "give each node a range of addresses of its own, so that ADD need not ask",
+    "ebpf": "compile the programs once and load a copy with each pod's constants",
+    "firewall": "keep pods in one set that one rule names, without a chain for each",
+    "bridge": "route to each pod instead of bridging, as ptp does",
+}
+
+
+def advice(run: Run) -> str:
+    """What would gain most, of the CNIs that were traced, with the figures that say so; or ""."""
+    alone = {
+        one.index: str(one.point["cni"])
+        for one in run.samples
+        if one.traced and one.ending is Ending.READY and one.point["instances"] == 1
+    }
+    if not alone:
+        return ""
+    starts = pl.DataFrame({"sample": pl.Series(list(alone), dtype=pl.UInt32),
+                           "cni": list(alone.values())})  # fmt: skip
+    parts = breakdown(run).join(starts, on="sample")
+    totals = parts.group_by("cni", "sample").agg(total=pl.col("wall").sum())
+    phases = (
+        parts.filter(pl.col("phase").is_in(_REMEDIES))
+        .group_by("cni", "sample", "phase")
+        .agg(wall=pl.col("wall").sum())
+        .join(totals, on=["cni", "sample"])
+        .group_by("cni", "phase")
+        .agg(pl.col("wall", "total").median(), share=(pl.col("wall") / pl.col("total")).median())
+        .sort("wall", descending=True)
+    )
+    if phases.is_empty():
+        return ""
+    most = phases.row(0, named=True)
+    causes = (
+        parts.filter((pl.col("cni") == most["cni"]) & (pl.col("phase") == most["phase"]))
+        .group_by("cause")
+        .agg(pl.col("wall").sum())
+        .sort("wall", descending=True)
+    )
+    return (
+        f"Most is to be gained in {most['cni']}: {most['phase']} takes {duration(most['wall'])} of "
+        f"{duration(most['total'])} ({percent(most['share'])}, medians of traced starts), first of "
+        f"all {causes['cause'][0]}. Remedy: {_REMEDIES[most['phase']]}."
+    )
 
 
 def table(run: Run) -> Table:

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from firstlight import store
+from firstlight.breakdown import SCHEMA
 from firstlight.model import Ending, EndPoint, Header, Sample, Stamps, Step
 from firstlight.report import cni
 from firstlight.store import SPAN_SCHEMA
@@ -107,3 +108,19 @@ def test_a_long_tail_can_be_seen(run: store.Run) -> None:
     shown = capture.get()
     assert "\x1b[33m" in shown
     assert "10.0 ms" in shown
+
+
+def test_advice_names_the_largest_phase_that_has_a_remedy(
+    run: store.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        (1, "veth", "kernel", "on CPU", 70_000, 0),
+        (1, "garp", "kernel", "RCU: synchronize_rcu (packet_release)", 25_000, 0),
+        (1, "garp", "around", "on CPU", 5_000, 0),
+    ]
+    frame = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    monkeypatch.setattr(cni, "breakdown", lambda _run: frame)
+    said = cni.advice(run)
+    assert "in bridge: garp takes 30.0 µs of 100 µs (30 %" in said
+    assert "RCU: synchronize_rcu (packet_release)" in said
+    assert "arp_notify" in said
