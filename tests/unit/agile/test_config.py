@@ -61,3 +61,12 @@ def test_a_function_is_checked_before_anything_is_made() -> None:
         Function(rootfs="/", command=("/bin/true",), ports={80: 1}, network="none").check()
     with pytest.raises(Failed, match="handler is 'x'"):
         Function(rootfs="/", kind="python", handler="x").check()
+
+
+def test_the_example_configuration_is_the_default_but_for_its_sandboxes() -> None:
+    example = load(Path(__file__).parents[3] / "conf/agile/firstlight.toml")
+    assert example.network == Config().network
+    assert example.pools.network == Config().pools.network
+    assert (example.name, example.state, example.instances) == (
+        Config().name, Config().state, Config().instances
+    )  # fmt: skip
