@@ -42,6 +42,8 @@ setup: .venv/packages .venv/installed
 
 build: .venv/installed
 
+include mk/cni-plugins.mk
+
 demo: setup
 	$(BIN)/python mk/demo.py
 

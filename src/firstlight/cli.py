@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from firstlight import cli_agile
 from firstlight.errors import FirstlightError, UnknownName
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def list_experiments(*, as_json: Json = False) -> None:
     epilog=_examples(
         "run container-creation", "run network-setup --instances 1,10,50 --repetitions 20",
         "run container-creation --runtime runc,/usr/local/bin/youki --fast", "run rootfs --cold",
+        "run cni-breakdown --conf /etc/cni/net.d/10-mine.conflist",
     )
 )  # fmt: skip
 def run(
@@ -104,6 +106,10 @@ def run(
     runtime: Annotated[
         str, typer.Option(help="OCI runtimes by name or path, such as runc,crun.")
     ] = "",
+    conf: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="A CNI configuration of your own, or a name of ours."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the run goes.  [default: runs/…]")
     ] = None,
@@ -130,7 +136,11 @@ def run(
     default = tuple(n for n in _FAST_INSTANCES if n in chosen.instances) if fast else ()
     plan = runner.Plan(
         chosen,
-        Options(_numbers(instances) or default or chosen.instances, _runtimes(runtime)),
+        Options(
+            _numbers(instances) or default or chosen.instances,
+            _runtimes(runtime),
+            tuple(conf or ()),
+        ),
         _FAST if fast else _RIGOROUS if rigorous else repetitions,
         seed,
         traced=trace,
@@ -302,6 +312,9 @@ def clean(
     if not cleaned.removed and not cleaned.failed:
         _say("nothing was left")
     raise typer.Exit(1 if cleaned.failed else 0)
+
+
+cli_agile.add(app)
 
 
 def main() -> None:
