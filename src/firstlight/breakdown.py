@@ -305,7 +305,8 @@ class _Batch:
         """The thread that reached the end point.
 
         Where that is an exit, it is the instance's first. Otherwise it is the payload, which has
-        executed and called nothing else yet; or else the one that next writes to a pipe, to say so.
+        executed and called nothing else yet; or else the one that next writes to a pipe, to say so:
+        where the instance's first writes to one too, to the same.
         """
         if self._end_point == EndPoint.EXIT:
             return root
@@ -319,6 +320,9 @@ class _Batch:
         detail = self._details[rows]
         said = np.flatnonzero((kind == "call") & (name == "write") & (detail == "pipe:"))
         said = said[self._start[rows][said] >= end] + rows.start
+        own = said[self._tid[said] == root.tid]
+        if len(own):
+            said = said[self._peer[said] == self._peer[own[0]]]
         if len(said):
             return threads[int(self._tid[said[np.argmin(self._start[said])]])]
         return root

@@ -235,6 +235,15 @@ def test_a_request_that_is_done_is_of_the_thread_that_says_so() -> None:
     assert owners(held) == [(ROOT, 0, 20), (101, 20, 80)]
 
 
+def test_what_goes_on_beside_a_request_says_it_on_a_pipe_of_its_own() -> None:
+    held = run(
+        [*start_of_root(), fork(20, 101), {**call("write", "pipe:", 82, 85, 101), "peer": 7},
+         {**call("write", "pipe:", 90, 95), "peer": 8}],
+        sample(80), end_point=EndPoint.REQUEST_DONE,
+    )  # fmt: skip
+    assert owners(held) == [(ROOT, 0, 80)]
+
+
 @pytest.mark.parametrize(
     ("marks", "phases"),
     [
