@@ -7,6 +7,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable
+from collections.abc import Sequence as Sequenced
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -193,7 +194,7 @@ class _Lab:
         ]  # fmt: skip
         if batch.traced:
             roots = {one.pid: one.index for one in samples}
-            roots |= dict.fromkeys(_daemons(commands), self._samples)
+            roots |= dict.fromkeys(traced_daemons(commands), self._samples)
             self._writer.append_spans(self._batches, self._tracer.collect(roots))
         self._writer.append(samples)
         self._batches += 1
@@ -202,13 +203,13 @@ class _Lab:
     def _start(self, batch: Batch, commands: list[Command]) -> tuple[list[Outcome], int]:
         shape: Shape = Sequence() if batch.point.get("order") == "sequential" else Burst()
         if batch.traced:
-            self._tracer.start(_daemons(commands))
+            self._tracer.start(traced_daemons(commands))
         outcomes = self._generator.run(self._batches, commands, shape, deadline=self._plan.deadline)
         return outcomes, self._tracer.stop() if batch.traced else 0
 
 
-def _daemons(commands: list[Command]) -> tuple[int, ...]:
-    """Those that are traced: only of a single start is it plain whose request they serve."""
+def traced_daemons(commands: Sequenced[Command]) -> tuple[int, ...]:
+    """The daemons that are traced: only of a single start is it plain whose request they serve."""
     return commands[0].daemons if len(commands) == 1 else ()
 
 

@@ -15,7 +15,7 @@ from firstlight.backends import Command, Place
 from firstlight.breakdown import breakdown
 from firstlight.load import Burst, Generator, Outcome, Shape
 from firstlight.model import EndPoint, Header, Sample
-from firstlight.runner import Batch, sample
+from firstlight.runner import Batch, sample, traced_daemons
 from firstlight.tracers import bpf
 
 NATIVE = Path(__file__).parent.parent / "native"
@@ -78,7 +78,8 @@ class Bench:
     ) -> "Seen":
         """Traced until all are ready, as a run does it, or until all have exited."""
         self.batches += 1
-        self.tracer.start()
+        daemons = traced_daemons(commands)
+        self.tracer.start(daemons)
         outcomes = self.generator.run(self.batches, commands, shape, deadline=deadline)
         lost = 0 if to_exit else self.tracer.stop()
         ended = self.generator.stop(self.batches, deadline=10)
@@ -88,7 +89,8 @@ class Bench:
             sample(index, self.batches, index, batch, outcome, end, None, lost)
             for index, (outcome, end) in enumerate(zip(outcomes, ended, strict=True))
         ]
-        spans = self.tracer.collect({one.pid: one.index for one in samples})
+        roots = {one.pid: one.index for one in samples}
+        spans = self.tracer.collect(roots | dict.fromkeys(daemons, 0))
         path = self.directory / str(self.batches)
         with store.Writer(path, header(end_point)) as writer:
             writer.append_spans(self.batches, spans)

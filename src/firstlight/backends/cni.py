@@ -34,7 +34,7 @@ from firstlight.errors import Failed, Unsupported
 from firstlight.model import EndPoint, Point
 
 OPERATIONS = ("ADD", "DEL", "ADD beside DEL")
-_NAMES = Path("/run/netns")
+NAMES = Path("/run/netns")
 _PRIVATE = ("/var/lib/cni", "/run/cni")
 _MADE = places.STATE / "directories"
 _INTERFACE = "eth0"
@@ -82,22 +82,10 @@ class Cni:
         One pod has been attached and detached before: a node's first pod makes the bridge and the
         tables, and later ones find them.
         """
-        network, about = known.find(self.conf)
         operation = str(point.get("operation", "ADD"))
         if operation not in OPERATIONS:
             raise Failed(f"unknown CNI operation {operation!r}", f"valid: {', '.join(OPERATIONS)}")
-        base = place.directory / "cni"
-        with ExitStack() as cleanup:
-            base.mkdir()
-            cleanup.callback(shutil.rmtree, base)
-            cleanup.enter_context(_host(about, base))
-            daemons = cleanup.enter_context(cni_services.running(about, place))
-            pods = _Pods(network, about, base, place)
-            cleanup.callback(pods.clear)
-            [warm] = pods.make("warm", 1)
-            _each([warm], "up", quietly=True)
-            _each([warm], "del", quietly=True)
-            _each(pods.make("up", int(point.get("background", 0))), "up")
+        with hosting(self.conf, int(point.get("background", 0)), place) as pods:
             own = pods.make("fl", instances)
             old = pods.make("old", instances) if operation == "ADD beside DEL" else []
             if operation == "DEL":
@@ -109,20 +97,41 @@ class Cni:
                 Command(
                     (str(native("cnirun")), verb, str(request), *beside),
                     place.environment,
-                    daemons=daemons,
+                    daemons=pods.daemons,
                 )
                 for request, beside in zip(own, besides or [()] * instances, strict=True)
             ]
 
 
+@contextmanager
+def hosting(conf: str, background: int, place: Place) -> Iterator["Pods"]:
+    """A host on which the network's pods can be made; afterwards it has none of what they made."""
+    network, about = known.find(conf)
+    base = place.directory / "cni"
+    with ExitStack() as cleanup:
+        base.mkdir()
+        cleanup.callback(shutil.rmtree, base)
+        cleanup.enter_context(_host(about, base))
+        daemons = cleanup.enter_context(cni_services.running(about, place))
+        pods = Pods(network, about, base, place, daemons)
+        cleanup.callback(pods.clear)
+        [warm] = pods.make("warm", 1)
+        _each([warm], "up", quietly=True)
+        _each([warm], "del", quietly=True)
+        _each(pods.make("up", background), "up")
+        yield pods
+
+
 @dataclass(frozen=True)
-class _Pods:
+class Pods:
     """The pods of one batch: a named namespace and a request file each."""
 
     network: Network
     about: known.About
     base: Path
     place: Place
+    daemons: tuple[int, ...]
+    """The processes that serve the network's plugins."""
 
     @cached_property
     def _plugins(self) -> list[tuple[Path, Json]]:
@@ -137,22 +146,23 @@ class _Pods:
         pods = [f"{name}{index}" for index in range(count)]
         lines = "".join(f"netns add {pod}\n" for pod in pods)
         _run("ip", "-batch", "-", text=lines)
-        requests = []
-        for pod in pods:
-            request = self.base / f"{pod}.request"
-            request.write_text(self._request(pod))
-            requests.append(request)
-        return requests
+        return [self.request(pod) for pod in pods]
 
     def clear(self) -> None:
         """DEL whatever has a kept result: what was up, failed or killed."""
         kept = sorted(self.base.glob("*.kept"))
         _each([file.with_suffix(".request") for file in kept], "del", quietly=True)
 
+    def request(self, pod: str) -> Path:
+        """The file that tells ``cnirun`` of a pod, whose namespace is of that name."""
+        file = self.base / f"{pod}.request"
+        file.write_text(self._request(pod))
+        return file
+
     def _request(self, pod: str) -> str:
         args = self.about.args.format(pod=pod)
         container = hashlib.sha256(f"{self.place.run}-{pod}".encode()).hexdigest()
-        attachment = Attachment(container, str(_NAMES / pod), _INTERFACE, args)
+        attachment = Attachment(container, str(NAMES / pod), _INTERFACE, args)
         variables = self.place.environment | attachment.call.environment("", known.path(self.about))
         del variables["CNI_COMMAND"]
         lines = [
@@ -208,11 +218,17 @@ def _host(about: known.About, base: Path) -> Iterator[None]:
         for number, directory in enumerate(hidden):
             cleanup.enter_context(_private(directory, base / f"private{number}"))
         if about.address:
-            _run("ip", "address", "add", about.address, "dev", "lo")
-            cleanup.callback(_run, "ip", "address", "del", about.address, "dev", "lo")
+            _uplink(about.address)
         for file, text in about.files.items():
             Path(file).write_text(text)
         yield
+
+
+def _uplink(address: str) -> None:
+    """A link with the host's address and its default route, which leads nowhere."""
+    _run("ip", "link", "add", "uplink", "type", "veth", "peer", "nowhere")
+    _run("ip", "-batch", "-", text=f"address add {address} dev uplink\nlink set nowhere up\n"
+         "link set uplink up\nroute add default dev uplink\n")  # fmt: skip
 
 
 @contextmanager

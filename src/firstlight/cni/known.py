@@ -6,7 +6,7 @@ A list of ours says what firstlight must know of it under its key ``firstlight``
     path      folders of ``make cni-plugins`` to search first, such as 0.9.1
     files     files that the plugin reads, by path, which only the run sees
     private   more directories whose content only the run sees
-    address   one that the host has besides, such as 10.0.0.1/32
+    address   the host's own, such as 10.0.0.1/24, on a link that has its default route
     packet    where the first packet goes: "gateway", or an IPv4 address
     args      CNI_ARGS; {pod} is the pod's name
     service   the daemon that must answer, by its name in backends/cni_services.py

@@ -10,13 +10,14 @@ from firstlight.experiments.container_creation import CONTAINER_CREATION
 from firstlight.experiments.floor import FLOOR
 from firstlight.experiments.network_setup import NETWORK_SETUP
 from firstlight.experiments.network_tricks import NETWORK_TRICKS
+from firstlight.experiments.pod import POD
 from firstlight.experiments.rootfs import ROOTFS
 
 ALL = {
     experiment.name: experiment
     for experiment in (
         CONTAINER_CREATION, NETWORK_SETUP, ROOTFS, NETWORK_TRICKS, FLOOR,
-        CNI_BREAKDOWN, CNI_BACKGROUND, CNI_BURST, CNI_TEARDOWN,
+        CNI_BREAKDOWN, CNI_BACKGROUND, CNI_BURST, CNI_TEARDOWN, POD,
     )
 }  # fmt: skip
 

@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "cni"))
@@ -236,3 +238,42 @@ def test_every_network_of_ours_can_be_read_and_says_what_it_is(name: str) -> Non
     network, about = known.find(name)
     assert network.plugins
     assert about.about
+
+
+def needs(network: str) -> None:
+    try:
+        Cni(network).probe()
+    except Unsupported as error:
+        pytest.skip(f"{error.message}: {error.hint}")
+
+
+def test_a_plugin_whose_address_server_died_says_so(bench: Any) -> None:
+    needs("weave")
+    before = state()
+    point: Point = {"cni": "weave", "instances": 2}
+    with Cni("weave").prepared(point, 2, bench.place) as commands:
+        [daemon] = commands[0].daemons
+        os.kill(daemon, signal.SIGKILL)
+        samples = bench.starts(commands).run.samples
+    assert [one.ending for one in samples] == 2 * [Ending.FAILED]
+    for one in samples:
+        assert (one.error or "").startswith("plugin weave-net ADD: unable to allocate IP address")
+        assert "connection refused" in (one.error or "")
+    assert state() == before
+
+
+@pytest.mark.parametrize("network", ["weave", "calico", "cilium-profile"])
+def test_a_daemon_is_traced_with_the_start_that_it_serves(bench: Any, network: str) -> None:
+    needs(network)
+    point: Point = {"cni": network, "instances": 1}
+    with Cni(network).prepared(point, 1, bench.place) as commands:
+        [daemon] = commands[0].daemons
+        seen = bench.starts(commands)
+    assert seen.sample.ending is Ending.READY
+    assert "packet" in {step.name for step in seen.sample.steps}
+    served = seen.spans.filter(pl.col("pid") == daemon)
+    assert served.height
+    assert seen.wall("unattributed") < 0.05 * seen.sample.latency
+    if network == "cilium-profile":
+        assert seen.wall("ebpf") > 0.25 * seen.sample.latency
+        assert seen.calls("bpf", "PROG_LOAD").height >= 12

@@ -1,0 +1,313 @@
+#include "chain.h"
+
+#include "json.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <spawn.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { RESULT_MAX = 1 << 20 };
+
+char error[1200];
+
+int64_t now(void)
+{
+	struct timespec time;
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
+/* Keeps the first reason only: what follows is clean-up. Returns -1. */
+int fail(const char *format, ...)
+{
+	if (error[0])
+		return -1;
+	va_list arguments;
+	va_start(arguments, format);
+	vsnprintf(error, sizeof error, format, arguments);
+	va_end(arguments);
+	return -1;
+}
+
+void close_fd(const int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+}
+const char *base(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	return slash ? slash + 1 : path;
+}
+
+/* Reads to the end of the stream; the caller frees it. NULL on error or above RESULT_MAX. */
+static char *read_all(int fd)
+{
+	size_t used = 0, room = 16384;
+	char *text = malloc(room + 1);
+	while (text) {
+		ssize_t n = read(fd, text + used, room - used);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n == 0) {
+			text[used] = 0;
+			return text;
+		}
+		used += n > 0 ? (size_t)n : 0;
+		if (n < 0 || (used == room && room >= RESULT_MAX))
+			break;
+		char *more = used == room ? realloc(text, 2 * room + 1) : text;
+		room = used == room ? 2 * room : room;
+		if (!more)
+			break;
+		text = more;
+	}
+	free(text);
+	return NULL;
+}
+
+static int write_all(int fd, const char *text, size_t length)
+{
+	while (length > 0) {
+		ssize_t n = write(fd, text, length);
+		if (n < 0 && errno != EINTR)
+			return -1;
+		text += n > 0 ? n : 0;
+		length -= n > 0 ? (size_t)n : 0;
+	}
+	return 0;
+}
+
+static int take_line(struct request *request, char *line)
+{
+	struct plugin *last = request->plugins + request->count - 1;
+	char *value = strchr(line, ' ');
+	if (!value)
+		return -1;
+	*value++ = 0;
+	struct { const char *word; char **to; } words[] = {
+		{"kept", &request->kept}, {"version", &request->version},
+		{"namespace", &request->namespace}, {"interface", &request->interface},
+		{"packet", &request->packet},
+	};
+	for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+		if (!strcmp(line, words[i].word)) {
+			*words[i].to = value;
+			return 0;
+		}
+	if (!strcmp(line, "env") && request->variable_count < VARIABLES)
+		request->variables[1 + request->variable_count++] = value;
+	else if (!strcmp(line, "plugin") && request->count < PLUGINS)
+		request->plugins[request->count++].path = value;
+	else if (!strcmp(line, "conf") && request->count)
+		last->conf = value;
+	else
+		return -1;
+	return 0;
+}
+
+int load(struct request *request, const char *file)
+{
+	scoped_fd fd = open(file, O_RDONLY | O_CLOEXEC);
+	request->text = fd < 0 ? NULL : read_all(fd);
+	if (!request->text)
+		return fail("cannot read the request %s: %s", file, strerror(errno));
+	char *rest = request->text, *line;
+	while ((line = strsep(&rest, "\n")) && *line)
+		if (take_line(request, line))
+			return fail("the request %s has a line that cannot be: %s", file, line);
+	bool whole = request->kept && request->version && request->namespace && request->interface;
+	for (size_t i = 0; i < request->count; i++)
+		whole = whole && request->plugins[i].conf;
+	return whole && request->count ? 0 : fail("the request %s is not whole", file);
+}
+
+/* The configuration, with the previous result if there is one, in a pipe that the plugin reads. */
+static int input(const struct plugin *plugin, const char *previous)
+{
+	int ends[2];
+	size_t size = strlen(plugin->conf) + (previous ? strlen(previous) : 0) + 32;
+	char *text = malloc(size);
+	if (!text || pipe2(ends, O_CLOEXEC)) {
+		free(text);
+		return fail("cannot make a pipe: %s", strerror(errno));
+	}
+	int length = snprintf(text, size, "%s%s%s}", plugin->conf, previous ? ",\"prevResult\":" : "",
+			      previous ? previous : "");
+	int bad = length >= 65536 && fcntl(ends[1], F_SETPIPE_SZ, length) < 0;
+	fcntl(ends[1], F_SETFL, O_NONBLOCK); /* it fits, or says so */
+	bad = bad || write_all(ends[1], text, (size_t)length);
+	free(text);
+	close(ends[1]);
+	if (!bad)
+		return ends[0];
+	close(ends[0]);
+	return fail("a configuration of %d bytes does not fit into a pipe", length);
+}
+
+static int spawn(const struct request *request, const struct plugin *plugin, int in, int out,
+		 pid_t *pid)
+{
+	char *argv[] = {plugin->path, NULL};
+	posix_spawn_file_actions_t actions;
+	int wrong = posix_spawn_file_actions_init(&actions);
+	if (wrong)
+		return wrong;
+	wrong = posix_spawn_file_actions_adddup2(&actions, in, STDIN_FILENO);
+	wrong = wrong ? wrong : posix_spawn_file_actions_adddup2(&actions, out, STDOUT_FILENO);
+	if (!wrong)
+		wrong = posix_spawn(pid, plugin->path, &actions, NULL, argv, request->variables);
+	posix_spawn_file_actions_destroy(&actions);
+	return wrong;
+}
+
+static int explain(const char *command, const struct plugin *plugin, const char *said, int status)
+{
+	char message[600] = "", details[400] = "", code[16];
+	bool object = json_end(said) && said[strspn(said, " \t\r\n")] == '{';
+	const char *msg = object ? json_member(said, "msg") : NULL;
+	const char *more = object ? json_member(said, "details") : NULL;
+	const char *number = object ? json_member(said, "code") : NULL;
+	if (msg) {
+		json_text(msg, message, sizeof message);
+		if (more)
+			json_text(more, details, sizeof details);
+		return fail("plugin %s %s: %s%s%s%s%s%s", base(plugin->path), command, message,
+			    number ? " (code " : "", number ? json_text(number, code, sizeof code) : "",
+			    number ? ")" : "", *details ? ": " : "", details);
+	}
+	if (WIFSIGNALED(status))
+		return fail("plugin %s %s: killed by signal %d", base(plugin->path), command,
+			    WTERMSIG(status));
+	for (size_t i = 0; said[i] && i < sizeof message - 1; i++)
+		message[i] = said[i] == '\n' ? ' ' : said[i];
+	return fail("plugin %s %s: exit status %d%s%s", base(plugin->path), command,
+		    WEXITSTATUS(status), *message ? ": " : ", and no word of why", message);
+}
+
+/* Executes one plugin; returns what it printed, for the caller to free, or NULL. */
+static char *execute(const struct request *request, const struct plugin *plugin,
+		     const char *command, const char *previous)
+{
+	int out[2], status = 0;
+	pid_t pid;
+	scoped_fd in = input(plugin, previous);
+	if (in < 0)
+		return NULL;
+	if (pipe2(out, O_CLOEXEC)) {
+		fail("cannot make a pipe: %s", strerror(errno));
+		return NULL;
+	}
+	int wrong = spawn(request, plugin, in, out[1], &pid);
+	close(out[1]);
+	char *said = wrong ? NULL : read_all(out[0]);
+	close(out[0]);
+	if (wrong) {
+		fail("plugin %s %s: cannot execute %s: %s", base(plugin->path), command, plugin->path,
+		     strerror(wrong));
+		return NULL;
+	}
+	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		;
+	if (!said)
+		fail("plugin %s %s: its output cannot be read", base(plugin->path), command);
+	else if (status)
+		explain(command, plugin, said, status);
+	if (said && !status)
+		return said;
+	free(said);
+	return NULL;
+}
+
+/* Plugins of before 0.3.1 leave the version out: then it is the network's. */
+static char *with_version(const struct request *request, char *result)
+{
+	const char *rest = result ? result + strspn(result, " \t\r\n") : NULL;
+	char *whole = NULL;
+	if (!rest || *rest != '{' || !json_end(rest) || json_member(rest, "cniVersion"))
+		return result;
+	rest += 1 + strspn(rest + 1, " \t\r\n");
+	if (asprintf(&whole, "{\"cniVersion\":\"%s\"%s%s", request->version, *rest == '}' ? "" : ",",
+		     rest) < 0)
+		return result;
+	free(result);
+	return whole;
+}
+
+static int check_result(const struct request *request, const struct plugin *plugin,
+			const char *result)
+{
+	char version[32] = "";
+	const char *end = json_end(result), *stated;
+	const char *name = base(plugin->path);
+	if (!result[strspn(result, " \t\r\n")])
+		return fail("plugin %s ADD: printed no result", name);
+	if (!end || end[strspn(end, " \t\r\n")] || result[strspn(result, " \t\r\n")] != '{')
+		return fail("plugin %s ADD: printed what is not a JSON object: %.200s", name, result);
+	if ((stated = json_member(result, "cniVersion")))
+		json_text(stated, version, sizeof version);
+	if (strcmp(version, request->version))
+		return fail("plugin %s ADD: its result is of CNI version %s and not %s", name, version,
+			    request->version);
+	return 0;
+}
+
+void keep(const struct request *request)
+{
+	scoped_fd fd = open(request->kept, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0 || (request->result && write_all(fd, request->result, strlen(request->result))))
+		fail("cannot write the result %s: %s", request->kept, strerror(errno));
+}
+
+int add(struct request *request)
+{
+	request->variables[0] = "CNI_COMMAND=ADD";
+	for (struct plugin *plugin = request->plugins; plugin < request->plugins + request->count;
+	     plugin++) {
+		plugin->start = now();
+		char *result = execute(request, plugin, "ADD", request->result);
+		plugin->end = now();
+		free(request->result);
+		request->result = result = with_version(request, result);
+		if (!result || check_result(request, plugin, result)) {
+			free(request->result);
+			request->result = NULL;
+			return -1;
+		}
+	}
+	return 0;
+}
+
+int del(struct request *request, bool after_failure)
+{
+	int bad = 0;
+	const char *previous = strncmp(request->version, "0.3.", 4) ? request->result : NULL;
+	request->variables[0] = "CNI_COMMAND=DEL";
+	for (size_t i = request->count; i-- > 0 && !(bad && !after_failure);) {
+		request->plugins[i].start = now();
+		char *said = execute(request, &request->plugins[i], "DEL", previous);
+		request->plugins[i].end = now();
+		bad = bad || !said;
+		free(said);
+	}
+	if (!bad)
+		unlink(request->kept);
+	return bad ? -1 : 0;
+}
+
+void recall(struct request *request)
+{
+	scoped_fd fd = open(request->kept, O_RDONLY | O_CLOEXEC);
+	request->result = fd < 0 ? NULL : read_all(fd);
+	if (request->result && !*request->result) {
+		free(request->result);
+		request->result = NULL;
+	}
+}

@@ -1,0 +1,64 @@
+"""A whole pod by runc and a CNI network, in a lab of the tests' own."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstlight.backends.cni import Cni
+from firstlight.backends.pod import Pod
+from firstlight.errors import Unsupported
+from firstlight.model import Ending, EndPoint, Point
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not shutil.which("runc"), reason="runc is missing: apt-get install runc"),
+]
+
+
+def links() -> str:
+    return subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout
+
+
+def test_the_container_is_in_the_namespace_that_the_plugins_made(bench: Any) -> None:
+    try:
+        Cni("kube-router").probe()
+    except Unsupported as error:
+        pytest.skip(f"{error.message}: {error.hint}")
+    before = links()
+    point: Point = {"runtime": "runc", "network": "kube-router", "instances": 2}
+    with Pod("runc", "kube-router").prepared(point, 2, bench.place) as commands:
+        specs = [
+            json.loads((Path(part) / "config.json").read_text())
+            for command in commands
+            for part in command.argv
+            if (Path(part) / "config.json").exists()
+        ]
+        seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION)
+    assert links() == before
+    paths = [one["path"] for spec in specs for one in spec["linux"]["namespaces"] if "path" in one]
+    assert paths == ["/run/netns/fl0", "/run/netns/fl1"]
+    for sample in seen.run.samples:
+        assert sample.ending is Ending.READY
+        assert sample.exit_status == 0
+        assert [step.name for step in sample.steps] == ["netns", "bridge"]
+        assert sample.stamps.ready is not None
+        assert sample.steps[1].end < sample.stamps.ready
+    phases = set(seen.breakdown().filter(seen.breakdown()["wall"] > 0)["phase"])
+    assert {"veth", "ipam", "mount"} <= phases
+
+
+def test_a_runtime_that_fails_is_a_failed_pod_without_a_network(bench: Any) -> None:
+    before = links()
+    point: Point = {"runtime": "runc", "network": "bridge", "instances": 1}
+    with Pod("runc", "bridge").prepared(point, 1, bench.place) as commands:
+        bundle = Path(commands[0].argv[commands[0].argv.index("--bundle") + 1])
+        (bundle / "config.json").write_text("{")
+        [sample] = bench.starts(commands).run.samples
+    assert sample.ending is Ending.FAILED
+    assert sample.error == "runc ended with status 1"
+    assert links() == before
