@@ -17,7 +17,7 @@ from firstlight.store import Run
 SCHEMA = pl.Schema(
     {"sample": pl.UInt32(), "lock": pl.String(), "holder": pl.String(), "waited": pl.Int64()}
 )
-RUNNING = "nothing: it ran, or waited for a CPU"
+RUNNING = "running, or waiting for a CPU"
 
 # The functions that run under a lock; and those that wait after they have let it go.
 _UNDER = {

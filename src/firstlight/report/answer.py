@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from firstlight import stats
 from firstlight.model import Ending, EndPoint
 from firstlight.report import figures
-from firstlight.report.figures import Figures, PointFigures, batches, latencies
+from firstlight.report.figures import Figures, PointFigures, Queue, batches, latencies
 from firstlight.report.wording import (
     cause,
     duration_interval,
@@ -14,14 +14,23 @@ from firstlight.report.wording import (
     ratio_interval,
 )
 
+WORTH_SAYING = 0.2
+"""A queue that takes this share of the starts' time is part of the answer."""
+
 
 def answer(run: Figures) -> str:
-    """One sentence: how long one start takes, where it goes, and what changes with many."""
+    """A sentence or two: how long one start takes, where it goes, and what changes with many."""
     if not run.lead:
         return "No start was ready, so there is no latency to explain."
     first, *rest = run.lead
     clauses = [_alone(run, first, explain=not rest), *(_many(last) for last in rest)]
-    return f"On this machine {'; '.join(clauses)}."
+    sentence = f"On this machine {'; '.join(clauses)}."
+    queues = sorted(run.lead[-1].queues, key=lambda found: -found.share)
+    if queues and queues[0].share >= WORTH_SAYING:
+        name, share = queues[0].holders[0]
+        sentence += f" While starts queue for {queues[0].lock}, its holder is {cause(name)}"
+        sentence += f" {percent(share)} of the time."
+    return sentence
 
 
 def warnings(run: Figures) -> list[str]:
@@ -39,6 +48,15 @@ def warnings(run: Figures) -> list[str]:
         (sentence, point.name) for point in run.points for sentence in _of_point(point)
     )
     return found
+
+
+def queue(found: Queue) -> str:
+    """One sentence: what the holder of a lock did while others queued for it."""
+    did = "; ".join(f"{cause(name)} {percent(share)}" for name, share in found.holders[:3])
+    return (
+        f"Queues for {found.lock} take {percent(found.share)} of the starts' time. "
+        f"Meanwhile the lock's holder was {did}."
+    )
 
 
 def _alone(run: Figures, point: PointFigures, *, explain: bool) -> str:

@@ -73,6 +73,14 @@ def _point(point: PointFigures) -> dict[str, Any]:
         "traced_over_untraced": _fraction(point.overhead),
         "phases": [_part(part) for part in point.parts],
         "causes": [{"cause": cause, "share": share} for cause, share in point.causes()],
+        "queues": [
+            {
+                "lock": found.lock,
+                "share": found.share,
+                "holders": [{"cause": name, "share": share} for name, share in found.holders],
+            }
+            for found in point.queues
+        ],
         "steps": [{"step": name, "median_ns": _ns(took)} for name, took in figures.steps(point)],
     }
 

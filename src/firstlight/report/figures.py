@@ -12,6 +12,7 @@ import polars as pl
 
 from firstlight import breakdown as breakdowns
 from firstlight import phases, stats
+from firstlight.holders import holders
 from firstlight.model import Ending, EndPoint, Point, Sample
 from firstlight.stats import Floats, Interval, Summary
 from firstlight.store import Run
@@ -22,6 +23,7 @@ UNEXPLAINED = 0.05
 COSTLY = 1.10
 """Tracing that multiplies the median by more than this is warned about."""
 LEAST_SEEN = 0.0005
+LEAST_QUEUED = 0.01
 FEWEST_BATCHES = 3
 """Tracing's cost is a ratio of two medians, each of at least so many batches."""
 RESAMPLES = 500
@@ -53,6 +55,19 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Queue:
+    """A lock that starts queued for, and what its holder did meanwhile.
+
+    ``share`` is the time queued, summed over threads, as a part of the starts' latencies.
+    ``holders`` are shares of the time queued, the greatest first, by what the holder waited for.
+    """
+
+    lock: str
+    share: float
+    holders: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
 class PointFigures:
     """The figures of one point.
 
@@ -73,6 +88,7 @@ class PointFigures:
     traced: int
     lost: int
     parts: tuple[Part, ...]
+    queues: tuple[Queue, ...]
     untraced_samples: tuple[Sample, ...] = field(repr=False)
     traced_samples: tuple[Sample, ...] = field(repr=False)
 
@@ -134,11 +150,12 @@ class Figures:
 def figures(run: Run) -> Figures:
     """All figures of a run, with a tenth of a second's bootstrap a point."""
     breakdown = breakdowns.breakdown(run)
+    queued = holders(run)
     samples: dict[tuple[object, ...], list[Sample]] = {}
     for sample in run.samples:
         samples.setdefault(_key(run, sample.point), []).append(sample)
     points = tuple(
-        _point(run, point, samples.get(_key(run, point), []), breakdown)
+        _point(run, point, samples.get(_key(run, point), []), breakdown, queued)
         for point in run.header.points
     )
     return Figures(run, breakdown, points)
@@ -156,7 +173,11 @@ def _key(run: Run, point: Point) -> tuple[object, ...]:
 
 
 def _point(
-    run: Run, point: Point, samples: Sequence[Sample], breakdown: pl.DataFrame
+    run: Run,
+    point: Point,
+    samples: Sequence[Sample],
+    breakdown: pl.DataFrame,
+    queued: pl.DataFrame,
 ) -> PointFigures:
     ready = [sample for sample in samples if sample.latency is not None]
     untraced = [sample for sample in ready if not sample.traced]
@@ -174,6 +195,7 @@ def _point(
         traced=len(traced),
         lost=sum(sample.lost > 0 for sample in traced),
         parts=tuple(_parts(traced, breakdown)),
+        queues=tuple(_queues(traced, queued)),
         untraced_samples=tuple(untraced),
         traced_samples=tuple(traced),
     )
@@ -245,6 +267,21 @@ def _parts(samples: Sequence[Sample], breakdown: pl.DataFrame) -> Iterable[Part]
             kernel=kernel / spent,
             causes=tuple((cause, time / spent) for cause, time in by_cause.iter_rows() if time),
         )
+
+
+def _queues(samples: Sequence[Sample], queued: pl.DataFrame) -> Iterable[Queue]:
+    total = latencies(samples).sum()
+    rows = queued.filter(pl.col("sample").is_in([sample.index for sample in samples]))
+    for (lock,), found in rows.group_by("lock", maintain_order=True):
+        waited = found["waited"].sum()
+        if waited < LEAST_QUEUED * total:
+            continue
+        by_holder = (
+            found.group_by("holder")
+            .agg((pl.col("waited").sum() / waited).alias("share"))
+            .sort("share", descending=True)
+        )
+        yield Queue(str(lock), waited / total, tuple(by_holder.iter_rows()))
 
 
 def _median(values: Floats, groups: Floats) -> Interval:

@@ -86,6 +86,7 @@ def render(runs: Sequence[Run]) -> str:
         "percent_interval": wording.percent_interval,
         "ratio_interval": wording.ratio_interval,
         "colour": palette.part,
+        "queue": answer.queue,
         "unbroken": unbroken,
     }
     scripts = {"vega": _bundle(), "page": _asset("page.js")}

@@ -51,6 +51,7 @@ def _run(run: Figures) -> RenderableType:
     for point in run.lead:
         if point.parts:
             shown += [Text(), _parts(point), Text(), _causes(point)]
+            shown += [Text(answer.queue(found)) for found in point.queues]
     failed = [sample for sample in run.run.samples if sample.latency is None]
     if failed:
         shown += [Text(), _failures(failed)]

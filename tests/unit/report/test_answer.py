@@ -8,7 +8,7 @@ from msgspec.structs import replace as changed
 
 from firstlight.model import Footer
 from firstlight.report import answer, figures, wording
-from firstlight.report.figures import Figures
+from firstlight.report.figures import Figures, Queue
 from firstlight.stats import Interval
 
 
@@ -116,3 +116,11 @@ def test_a_warning_of_many_points_is_said_once(container: Figures) -> None:
     found = [line for line in answer.warnings(replace(container, points=late)) if "late" in line]
     assert len(found) == 1
     assert found[0].startswith("runc × 1, runc × 10, runc × 50, crun × 1, crun × 10, crun × 50:")
+
+
+def test_a_queue_is_told_with_what_its_holder_did() -> None:
+    found = Queue("rtnl_mutex", 0.87, (("RCU: rcu_barrier (move)", 0.73), ("running", 0.2)))
+    assert answer.queue(found) == (
+        "Queues for rtnl_mutex take 87 % of the starts' time. "
+        "Meanwhile the lock's holder was waiting for RCU in rcu_barrier (move) 73 %; running 20 %."
+    )
