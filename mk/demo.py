@@ -10,7 +10,7 @@ FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
 RUNS = Path("build/demo")
 EXPERIMENTS = (
     ("container-creation", "--instances", "1,10,50", "--repetitions", "3"),
-    ("network-setup", "--instances", "1,10,50", "--repetitions", "2"),
+    ("network-setup", "--instances", "1,10,50", "--repetitions", "3"),
 )
 
 
