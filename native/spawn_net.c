@@ -17,7 +17,7 @@
  *   READ           path NUL
  *   COUNTS         path NUL; of a sockstat file, the counts that are the namespace's own
  *
- * The digest is an FNV-1a hash of all that was dumped and read, without what changes by itself.
+ * The digest is an FNV-1a hash of all that ASK, READ and COUNTS saw, without what changes by itself.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -209,11 +209,12 @@ static int act(const struct action *action, const char *bytes, struct sockets *i
 {
 	const char *value = memchr(bytes, 0, action->size);
 	bool text = value && !bytes[action->size - 1];
+	uint64_t ignored = 0;
 	if (action->kind == ASK_HOST)
-		return ask_family(&host, action, bytes, digest);
+		return ask_family(&host, action, bytes, &ignored);
 	if (action->kind == ASK)
 		return ask_family(inside, action, bytes, digest);
-	if (action->kind == ABSENT && ask_family(&host, action, bytes, digest) == 0)
+	if (action->kind == ABSENT && ask_family(&host, action, bytes, &ignored) == 0)
 		return errno = EEXIST, -1;
 	if (action->kind == ABSENT)
 		return errno == ENOENT ? 0 : -1;

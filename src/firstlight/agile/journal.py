@@ -24,6 +24,17 @@ class Journal:
 
     def open(self) -> None:
         """Take the journal over and remove what its last owner left. Raises Failed."""
+        while not self._locked():
+            self._close()  # its last owner has just removed it
+        try:
+            recover(self._path)
+            os.ftruncate(self._descriptor, 0)
+        except BaseException:
+            self._close()
+            raise
+
+    def _locked(self) -> bool:
+        """Lock the journal; False if it is not the one at its path any more."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -31,17 +42,14 @@ class Journal:
             raise Failed(f"cannot open the journal {self._path}: {error.strerror}") from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.fstat(self._descriptor).st_ino == self._path.stat().st_ino
         except BlockingIOError:
             self._close()
             raise Failed(
                 f"a runtime keeps {self._path.parent} already", "stop it, or choose another name"
             ) from None
-        try:
-            recover(self._path)
-            os.ftruncate(self._descriptor, 0)
-        except BaseException:
-            self._close()
-            raise
+        except FileNotFoundError:
+            return False
 
     def record(self, kind: str, *words: str) -> None:
         """Write down what is about to be made. Raises Failed: then it must not be made."""
@@ -54,9 +62,10 @@ class Journal:
             raise Failed(f"cannot write the journal {self._path}: the disk is full")
 
     def close(self) -> None:
-        """All that was recorded is gone."""
+        """All that was recorded is gone, and so is the journal."""
         with suppress(OSError):
-            os.ftruncate(self._descriptor, 0)
+            self._path.unlink()
+            self._path.parent.rmdir()
         self._close()
 
     def _close(self) -> None:

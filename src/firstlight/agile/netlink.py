@@ -11,7 +11,7 @@ from struct import pack
 ROUTE, NETFILTER = 0, 12
 
 _REQUEST, _ACK, _EXCL, _CREATE, _DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
-_NEWLINK, _DELLINK, _NEWADDR, _GETADDR = 16, 17, 20, 22
+_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _GETADDR = 16, 17, 18, 20, 22
 _NEWROUTE, _GETROUTE, _NEWNEIGH, _GETNEIGH, _GETRULE = 24, 26, 28, 30, 34
 _UP = 1
 _AF_INET, _AF_INET6 = 2, 10
@@ -30,6 +30,15 @@ def link_up_without_ipv6(index: int) -> bytes:
     """Set a link up that makes itself no IPv6 address, so that none is probed for duplicates."""
     no_ipv6 = _attribute(_AF_INET6, _attribute(_ADDR_GEN_MODE, pack("=B", _GEN_NONE)))
     return _message(_NEWLINK, _ACK, _link(index, _UP) + _attribute(_AF_SPEC, no_ipv6))
+
+
+def link_settle(index: int) -> bytes:
+    """Ask for a link; before it answers, the kernel does what it still owes to its carrier.
+
+    A link whose carrier came up sends nothing until a worker has activated its queue: the first
+    packet would be lost. Since Linux 6.9 to ask for the link is to wait for that.
+    """
+    return _message(_GETLINK, _ACK, _link(index, 0))
 
 
 def veth(

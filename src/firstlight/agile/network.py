@@ -231,6 +231,9 @@ class Networks:
                 raise _Taken(what)
             self._suspect.discard(address)
         answer = await self._do(_MAKE, script + self._look, what, owner)
+        if answer.descriptor < 0:
+            raise Failed(f"cannot {what}: no descriptor is left",
+                         "raise the limit of open files, or stop instances")  # fmt: skip
         return Network(answer.descriptor, address, answer.digest)
 
     async def is_as_new(self, network: Network) -> bool:
@@ -311,6 +314,7 @@ class Networks:
             _route(_ASK_HOST, netlink.neighbour(index, address, _INSTANCE_MAC)),
             _route(_ASK_HOST, netlink.route_host(index, address, self.gateway)),
             _route(_ASK, netlink.link_up(_ETH0)),
+            _route(_ASK_HOST, netlink.link_settle(index)),
             _route(_ASK, netlink.address(_ETH0, address)),
             _route(_ASK, netlink.neighbour(_ETH0, self.gateway, _HOST_MAC)),
             _route(_ASK, netlink.route_host(_ETH0, self.gateway)),

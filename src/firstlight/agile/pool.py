@@ -105,15 +105,24 @@ class Pool(Generic[Part]):
         part = self.take_ready()
         if part is not None:
             return part, True
+        if self.builds:
+            return await self._make(), False
+        return await self.wait(), False
+
+    @property
+    def builds(self) -> bool:
+        """Whether a request that finds it empty builds a part for itself."""
+        return self.size.dry == "build" or self.size.high == 0
+
+    async def wait(self) -> Part:
+        """What a request does that does not build: wait its turn. Raises Failed if refused."""
         if self.size.dry == "refuse":
             raise Failed(f"no {self.name} is ready", "retry later, or raise the pool's marks")
-        if self.size.dry == "build" or self.size.high == 0:
-            return await self._make(), False
         self._want()
         waiter: asyncio.Future[Part] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
-            return await waiter, False
+            return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and not waiter.exception():
                 self.give(waiter.result())
@@ -124,12 +133,10 @@ class Pool(Generic[Part]):
         self._returned += 1
         self._put(part)
 
-    def take_back(self, part: Part) -> bool:
-        """Forget a part that went bad on the shelf; False if it was not there."""
-        with suppress(ValueError):
-            self._shelf.remove(part)
-            return True
-        return False
+    def drain(self) -> None:
+        """Discard what is on the shelf."""
+        while self._shelf:
+            self._discard(self._shelf.pop())
 
     async def warm(self, count: int | None = None) -> None:
         """Fill up to ``count``, or to the high mark, and wait for that. Raises the failure."""
@@ -160,8 +167,7 @@ class Pool(Generic[Part]):
                 await self._filler
         for waiter in self._waiting:
             waiter.cancel()
-        while self._shelf:
-            self._discard(self._shelf.pop())
+        self.drain()
 
     def _put(self, part: Part) -> None:
         while self._waiting:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import resource
+import shutil
 import signal
 import time
 from collections import deque
@@ -158,6 +159,7 @@ class Runtime:
 
     def _remove_all(self) -> None:
         self._networks.close()
+        shutil.rmtree(self.config.directory / "skeleton", ignore_errors=True)
         if hasattr(self, "_cgroups"):
             self._cgroups.close()
         self._journal.close()
@@ -184,8 +186,9 @@ class Runtime:
     ) -> Instance:
         """Start an instance, and return when it is ready.
 
-        ``streams`` are its standard input, output and error, which stay the caller's; without
-        them its input is empty and its output is ``Instance.stdout`` and ``.stderr``.
+        ``streams`` are its standard input, output and error, which stay the caller's, as does
+        to see ``Function.ready`` there; without them its input is empty and its output is
+        ``Instance.stdout`` and ``.stderr``.
         ``requested`` is when it was asked for, in ns of CLOCK_MONOTONIC. Raises Failed.
         """
         requested = requested or time.monotonic_ns()
@@ -281,27 +284,20 @@ class Runtime:
 
     async def _woken(self, kind: _Kind, streams: list[int]) -> tuple[Sandbox, bool]:
         """A sandbox that executes the command, and whether it was waiting."""
-        while (sandbox := kind.sandboxes.take_ready()) is not None:
-            if not sandbox.child.ended.done():
-                sandbox.child.wake(kind.start, streams)
-                return await self._executing(sandbox), True
-        if kind.sandboxes.size.high and kind.sandboxes.size.dry != "build":
-            sandbox, _ = await kind.sandboxes.take()
-            sandbox.child.wake(kind.start, streams)
-            return await self._executing(sandbox), False
-        sandbox = await self._assembled(kind)
+        while (sandbox := kind.sandboxes.take_ready()) and sandbox.child.ended.done():
+            self._discard_sandbox(sandbox)  # something on the host killed it
+        warm = sandbox is not None
+        if sandbox is None and kind.sandboxes.builds:
+            sandbox = await self._assembled(kind)
+        sandbox = sandbox or await kind.sandboxes.wait()
         sandbox.child.wake(kind.start, streams)
-        return await self._executing(sandbox), False
-
-    async def _executing(self, sandbox: Sandbox) -> Sandbox:
         try:
             await sandbox.child.runs
             await sandbox.child.made
         except BaseException:
-            sandbox.child.kill()
-            self._task(self._scrapped(sandbox))
+            self._discard_sandbox(sandbox)
             raise
-        return sandbox
+        return sandbox, warm
 
     async def _assembled(self, kind: _Kind) -> Sandbox:
         """Parts, and a child that is becoming a sandbox of them."""
@@ -312,22 +308,28 @@ class Runtime:
         try:
             network = await self._network(kind)
             try:
-                cgroup, _ = await self._cgroup_pool(kind.limits).take()
+                return await self._spawned(kind, network)
             except BaseException:
                 self._return_network(kind, network)
                 raise
         except BaseException:
             self._count -= 1
             raise
+
+    async def _spawned(self, kind: _Kind, network: Network) -> Sandbox:
+        cgroup, _ = await self._cgroup_pool(kind.limits).take()
         flags = kind.flags | (Flag.CLONE_INTO if self._cgroups.unified else Flag(0))
         function = kind.function
-        child = self._spawner.spawn(
-            wire.sandbox(
-                flags, _USUAL_PROFILE, function.uid, function.gid, function.files,
-                f"size={function.scratch},nr_inodes=65536,mode=1777", "instance",
-            ),
-            [kind.template, network.descriptor, *cgroup.descriptors],
+        described = wire.sandbox(
+            flags, _USUAL_PROFILE, function.uid, function.gid, function.files,
+            f"size={function.scratch},nr_inodes=65536,mode=1777", "instance",
         )  # fmt: skip
+        parts = [kind.template, network.descriptor, *cgroup.descriptors]
+        try:
+            child = self._spawner.spawn(described, parts)
+        except BaseException:
+            self._cgroups.remove(cgroup)
+            raise
         return Sandbox(child, network, cgroup)
 
     async def _prepared(self, kind: _Kind) -> Sandbox:
@@ -336,8 +338,7 @@ class Runtime:
             await sandbox.child.made
             await sandbox.child.waits
         except BaseException:
-            sandbox.child.kill()
-            self._task(self._scrapped(sandbox))
+            self._discard_sandbox(sandbox)
             raise
         return sandbox
 
@@ -479,8 +480,7 @@ class Runtime:
     def _spawner_lost(self) -> None:
         """It was killed, and its children with it; another takes its place."""
         for kind in self._kinds.values():
-            while (sandbox := kind.sandboxes.take_ready()) is not None:
-                self._task(self._scrapped(sandbox))
+            kind.sandboxes.drain()
         if not self._closing:
             self._spawner = Spawner(self._profiles, self._spawner_lost)
 

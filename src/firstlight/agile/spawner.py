@@ -24,7 +24,11 @@ class Child:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise Failed(f"cannot open an instance's control socket: {error.strerror}",
+                         "raise the limit of open files, or stop instances") from error  # fmt: skip
         self._control.setblocking(False)
         self._executing = False
         self.stamps: dict[Step, int] = {}
@@ -51,9 +55,11 @@ class Child:
 
     def kill(self) -> None:
         """End it and all below it, at once."""
-        if self.pidfd >= 0:
-            with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
+            if self.pidfd >= 0:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            elif self.pid > 0 and not self.ended.done():  # no descriptor was left for it
+                os.kill(self.pid, signal.SIGKILL)
         self._end_control()
 
     def is_made(self, news: News, pidfd: int) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import socket
 import subprocess
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from agile_host import on_host
 
-from firstlight.agile import Config, Function, Runtime
+from firstlight.agile import Config, Function, Instance, Runtime
 from firstlight.agile.config import NetworkConfig, Pools, PoolSize
 from firstlight.errors import Failed, FirstlightError
 
@@ -252,5 +253,61 @@ def test_outbound_reaches_the_world_by_the_hosts_address_and_internal_does_not(
                 assert not kind.used, "a network whose connections the host tracks was kept"
         finally:
             subprocess.run(["ip", "netns", "delete", name], check=True)
+
+    on_host(main)
+
+
+async def start_many(runtime: Runtime, function: Function, up: list[Instance]) -> None:
+    for _ in range(200):
+        up += [await runtime.start(function)]
+
+
+def test_a_network_is_usable_from_its_first_packet(function: Make) -> None:
+    """The kernel activates a link's queue a while after its carrier."""
+
+    async def main() -> None:
+        pools = Pools(network=PoolSize(low=0, high=0))
+        async with Runtime(Config(name="t1", pools=pools)) as runtime:
+            for _ in range(15):
+                async with await runtime.start(function("ping", GATEWAY)) as instance:
+                    assert instance.stdout is not None
+                    assert await instance.stdout.all() == b"answered\n"
+
+    on_host(main)
+
+
+def test_exhausted_descriptors_are_an_error_and_cost_nothing(function: Make) -> None:
+    async def main() -> None:
+        hold = function("hold", "60")
+        async with Runtime(Config(name="t1")) as runtime:
+            await (await runtime.start(hold)).stop()
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            up: list[Instance] = []
+            try:
+                open_now = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+                resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 10, hard))
+                with pytest.raises(Failed, match=r"descriptor|open file|Too many"):
+                    await start_many(runtime, hold, up)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await asyncio.gather(*(one.stop() for one in up))
+            async with await runtime.start(hold) as instance:
+                assert instance.pid > 0
+            assert runtime._count == 0
+
+    on_host(main)
+
+
+def test_nothing_is_left_of_a_runtime_that_has_ended(function: Make) -> None:
+    async def main() -> None:
+        config = Config(name="t1", pools=WHOLE)
+        async with Runtime(config) as runtime:
+            await runtime.prepare(function("hold", "60"), 2)
+            await runtime.start(function("hold", "60"))
+        links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout
+        assert [line for line in links.splitlines() if "flt1" in line] == []
+        assert not config.directory.exists()
+        tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
+        assert "firstlight" not in tables
 
     on_host(main)
