@@ -63,6 +63,7 @@ struct pt_regs { unsigned long orig_x0; __u64 regs[31]; } KERNEL;
 enum { S_IFMT = 0170000, S_IFSOCK = 0140000, AF_NETLINK = 16 };
 enum { NSFS_MAGIC = 0x6e736673, SOCKFS_MAGIC = 0x534f434b, PIPEFS_MAGIC = 0x50495045 };
 enum { SPIN = 1, READ = 2, RT = 8, PERCPU = 16, MUTEX = 32 }; /* include/trace/events/lock.h */
+enum { INTERRUPTIBLE = 1 }; /* include/linux/sched.h */
 enum { SHORTEST_OFF_NS = 1000, SHORTEST_LOCK_NS = 1000, PAGE = 4096 };
 
 const volatile struct settings settings;
@@ -250,7 +251,12 @@ int BPF_PROG(on_switch, _Bool preempt, struct task_struct *prev, struct task_str
 		task->off = now;
 		task->woken = 0;
 		task->off_state = preempt ? 0 : prev_state;
-		task->off_stack = task->off_state ? take_stack(ctx, task, prev->pid, now) : -1;
+		if (!task->off_state)
+			task->off_stack = -1;
+		else if (task->wait && task->off_state & INTERRUPTIBLE)
+			task->off_stack = STACKS + task->wait;
+		else
+			task->off_stack = take_stack(ctx, task, prev->pid, now);
 	}
 	switched_in(next->pid, now);
 	return 0;
@@ -324,6 +330,10 @@ int BPF_PROG(on_enter, struct pt_regs *regs, long number)
 	task->lock = 0; /* one whose end was missed must not hide those to come */
 	if (number < 0 || number >= NUMBERS || settings.take[number] == IGNORE)
 		return 0;
+	if (settings.take[number] >= ASLEEP) {
+		task->wait = settings.take[number];
+		return 0;
+	}
 	task->number = number;
 	task->args[0] = ARGUMENT(regs, 0);
 	task->args[1] = ARGUMENT(regs, 1);
@@ -404,7 +414,10 @@ int BPF_PROG(on_return, struct pt_regs *regs, long result)
 {
 	__u32 tid = (__u32)bpf_get_current_pid_tgid(), zero = 0;
 	struct task *task = traced(tid);
-	if (!task || task->number < 0 || !task->call)
+	if (!task)
+		return 0;
+	task->wait = 0;
+	if (task->number < 0 || !task->call)
 		return 0;
 	struct wide *out = bpf_map_lookup_elem(&scratch, &zero);
 	if (!out)

@@ -72,8 +72,8 @@ static int write_event(void *context, void *data, size_t size)
 	(void)context;
 	if (size < sizeof(*event) + event->text)
 		return -EPROTO;
-	if (fwrite(event, sizeof(*event), 1, heads) != 1 ||
-	    fwrite(event + 1, 1, event->text, texts) != event->text)
+	if (fwrite_unlocked(event, sizeof(*event), 1, heads) != 1 ||
+	    fwrite_unlocked(event + 1, 1, event->text, texts) != event->text)
 		return errno ? -errno : -EIO;
 	written++;
 	return 0;
@@ -341,6 +341,8 @@ static const char *subject(int take)
 {
 	switch (take) {
 	case IGNORE:
+	case ASLEEP:
+	case PARKED:
 		return "ignored";
 	case PATH0:
 		return "path0";

@@ -24,7 +24,8 @@ struct event {
 	unsigned long long args[4];
 	unsigned int root, pid, tid, peer;
 	unsigned int magic; /* file system of the descriptor; SOCKFS_MAGIC for a socket */
-	int stack;	    /* -1: none; less: in a STACK event; UNSEEN: it began before tracing */
+	int stack;	    /* -1: none; less: in a STACK event; UNSEEN: it began before tracing;
+			     * STACKS and more: that of the wait that a call is for, enum take */
 	unsigned short kind, number, family, protocol;
 	unsigned int text; /* bytes of text that follow */
 	unsigned int open; /* 1: still going on when tracing stopped */
@@ -45,5 +46,6 @@ struct task {
 	unsigned int waker, owner, lock_flags, off_state;
 	int off_stack, lock_stack;
 	int number; /* -1: not in a call that is reported */
+	unsigned int wait; /* the call's kind, if it is for waiting */
 };
 #endif

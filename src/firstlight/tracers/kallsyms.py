@@ -55,6 +55,10 @@ def words(addresses: list[int]) -> str:
     return ";".join(frame for frame in frames if not _ENTRY.match(frame))
 
 
+# STACKS of native/trace.h and ASLEEP, PARKED of native/calls.h: waits that need no stack to name.
+_KNOWN = {65536 + 100: "do_nanosleep;hrtimer_nanosleep", 65536 + 101: "futex_wait;do_futex"}
+
+
 class Stacks:
     """The stacks of one trace: number to functions, innermost first, joined by ``;``."""
 
@@ -62,7 +66,7 @@ class Stacks:
         self._addresses = {
             int(record["id"]): record["addresses"] for record in np.frombuffer(raw, dtype=_RECORD)
         }
-        self._words: dict[int, str] = {}
+        self._words = dict(_KNOWN)
 
     def __getitem__(self, number: int) -> str:
         if number not in self._words:
