@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pyroute2 import netns
 
-from firstlight import cgroups
+from firstlight import cgroups, mountpoints
 from firstlight.backends.oci import unmount_below
 from firstlight.errors import Failed, FirstlightError, Unsupported
 from firstlight.place import DISK, STATE
@@ -80,6 +80,10 @@ def leftovers() -> list[Leftover]:
             for base in (DISK, STATE)  # a run is known by its directory in the latter
             for run in sorted(dead)
             if (base / run).exists()
+        ),
+        *(
+            Leftover("directory", str(directory), mountpoints.remove_unused)
+            for directory in ([] if any(runs.values()) else mountpoints.made())
         ),
     ]
 

@@ -8,13 +8,12 @@ The end point is that the operation returned. The step ``packet`` is the first p
 the gateway and back.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from pathlib import Path
 
 from pyroute2 import IPRoute, NetlinkError
 
-from firstlight import place as places
 from firstlight.backends import Command, Place, cni_services, native
 from firstlight.backends.network import private_names
 from firstlight.cni import known
@@ -32,11 +30,11 @@ from firstlight.cni.plugin import find
 from firstlight.cni.runtime import Attachment
 from firstlight.errors import Failed, Unsupported
 from firstlight.model import EndPoint, Point
+from firstlight.mountpoints import mount_points
 
 OPERATIONS = ("ADD", "DEL", "ADD beside DEL")
 NAMES = Path("/run/netns")
 _PRIVATE = ("/var/lib/cni", "/run/cni")
-_MADE = places.STATE / "directories"
 _INTERFACE = "eth0"
 _AT_ONCE = 4  # untimed ADDs and DELs: more than this only queue for the kernel's locks
 _UNTIMED_SECONDS = 60.0
@@ -214,7 +212,7 @@ def _host(about: known.About, base: Path) -> Iterator[None]:
         cleanup.enter_context(private_names())
         parents = {str(Path(file).parent) for file in about.files}
         hidden = [Path(one) for one in sorted({*_PRIVATE, *about.private, *parents})]
-        cleanup.enter_context(_mount_points(hidden))
+        cleanup.enter_context(mount_points(hidden))
         for number, directory in enumerate(hidden):
             cleanup.enter_context(_private(directory, base / f"private{number}"))
         if about.address:
@@ -229,38 +227,6 @@ def _uplink(address: str) -> None:
     _run("ip", "link", "add", "uplink", "type", "veth", "peer", "nowhere")
     _run("ip", "-batch", "-", text=f"address add {address} dev uplink\nlink set nowhere up\n"
          "link set uplink up\nroute add default dev uplink\n")  # fmt: skip
-
-
-@contextmanager
-def _mount_points(directories: Sequence[Path]) -> Iterator[None]:
-    """Makes the directories that are missing; the last run to need any removes them.
-
-    To remove a directory unmounts it in every mount namespace, so runs that go on side by side
-    hold a shared lock. It is on the state directory, where the list is that outlives a kill.
-    """
-    places.STATE.mkdir(parents=True, exist_ok=True)
-    lock = os.open(places.STATE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        for directory in directories:
-            missing = [one for one in (directory, *directory.parents) if not one.exists()]
-            with _MADE.open("a") as list_:
-                list_.writelines(f"{one}\n" for one in missing)
-            directory.mkdir(parents=True, exist_ok=True)
-        yield
-        with suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove_made()
-    finally:
-        os.close(lock)
-
-
-def _remove_made() -> None:
-    made = [Path(line) for line in _MADE.read_text().splitlines()] if _MADE.exists() else []
-    for directory in sorted(made, key=lambda one: len(one.parts), reverse=True):
-        with suppress(OSError):  # the host has put something there meanwhile
-            directory.rmdir()
-    _MADE.unlink(missing_ok=True)
 
 
 @contextmanager

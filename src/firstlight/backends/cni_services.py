@@ -1,6 +1,6 @@
 """The daemons that some CNI plugins ask: started for one batch, inside the run's own network.
 
-Their data is on a real disk, below /var/tmp, because waiting for it is a part of what they cost.
+Their data is on a real disk, because waiting for it is a part of what they cost.
 """
 
 import base64
@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from firstlight.backends import Place, native
 from firstlight.cni import agent, weaver
 from firstlight.cni.known import About
 from firstlight.errors import Failed, Unsupported
+from firstlight.place import DISK
 
 _READY_SECONDS = 30.0
 _ETCD = "http://127.0.0.1:2379"
@@ -58,11 +58,13 @@ def running(about: About, place: Place) -> Iterator[tuple[int, ...]]:
     if not about.service:
         yield ()
         return
-    with (
-        tempfile.TemporaryDirectory(prefix=f"firstlight-{place.run}-", dir="/var/tmp") as disk,
-        SERVICES[about.service].run(about, Path(disk), place) as pid,
-    ):
-        yield (pid,)
+    disk = DISK / place.run / "service"
+    disk.mkdir(mode=0o700, parents=True)
+    try:
+        with SERVICES[about.service].run(about, disk, place) as pid:
+            yield (pid,)
+    finally:
+        shutil.rmtree(disk)
 
 
 @contextmanager

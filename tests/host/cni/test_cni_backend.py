@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "cni"))
 from cni_bench import install
 
+from firstlight import mountpoints
 from firstlight.backends.cni import Cni
 from firstlight.cni import conf, known
 from firstlight.cni.conf import BadConf
@@ -238,6 +239,15 @@ def test_every_network_of_ours_can_be_read_and_says_what_it_is(name: str) -> Non
     network, about = known.find(name)
     assert network.plugins
     assert about.about
+
+
+def test_runs_side_by_side_share_the_directories_they_mount_over(tmp_path: Path) -> None:
+    wanted = tmp_path / "a" / "b"
+    with mountpoints.mount_points([wanted]):
+        with mountpoints.mount_points([wanted]):
+            assert wanted.is_dir()
+        assert wanted.is_dir()
+    assert not (tmp_path / "a").exists()
 
 
 def needs(network: str) -> None:
