@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -96,23 +97,33 @@ def test_instances_without_a_network_share_it_only_within_their_function(functio
     on_host(main)
 
 
-def test_a_spoofed_source_does_not_leave(function: Make, escape: Path) -> None:
-    """Even an instance that could give itself an address could not use it."""
+def test_a_spoofed_source_does_not_leave(function: Make) -> None:
+    """Even an instance that could give itself a neighbour's address could not use it."""
+    config = Config(name="t2", network=NetworkConfig(host_services=("udp/7777",)))
 
     async def main() -> None:
         async with (
-            Runtime(Config(name="t2")) as runtime,
+            Runtime(config) as runtime,
             await runtime.start(function("hold", "60", ready="holding")) as instance,
+            await runtime.start(function("hold", "60", ready="holding")) as neighbour,
         ):
-            inside = ["nsenter", f"--net=/proc/{instance.pid}/ns/net"]
-            ping = [*inside, str(escape / "bin/escape"), "ping", GATEWAY]
-            said = subprocess.run(ping, capture_output=True, text=True).stdout
-            assert said == "answered\n"
-            change = "ip addr flush dev eth0; ip addr add 10.213.0.99/32 dev eth0; " + (
-                f"ip route replace {GATEWAY} dev eth0"
-            )
-            subprocess.run([*inside, "sh", "-c", change], check=True)
-            said = subprocess.run(ping, capture_output=True, text=True).stdout
-            assert said == "Connection timed out\n"
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+                service.bind((GATEWAY, 7777))
+                service.settimeout(0.5)
+
+                def send(word: str, before: str = "true") -> None:
+                    script = f"{before}; echo {word} > /dev/udp/{GATEWAY}/7777"
+                    namespace = f"--net=/proc/{instance.pid}/ns/net"
+                    subprocess.run(["nsenter", namespace, "bash", "-c", script], check=True)
+
+                send("own")
+                assert service.recv(64) == b"own\n"
+                send(
+                    "spoofed",
+                    f"ip addr add {neighbour.address}/32 dev eth0; ip addr del "
+                    f"{instance.address}/32 dev eth0; ip route replace {GATEWAY} dev eth0",
+                )
+                with pytest.raises(TimeoutError):
+                    service.recv(64)
 
     on_host(main)
