@@ -126,7 +126,9 @@ def _summarise(batch: "_Batch", sample: Sample, rows: slice) -> pl.DataFrame:
             sums = np.bincount(inverse, weights=length[chosen], minlength=len(distinct))
             for one, amount in zip(distinct.tolist(), sums.tolist(), strict=True):
                 total[one] = total.get(one, 0) + round(amount)
-    keys = sorted(wall.keys() | summed.keys())
+    keys = sorted(
+        wall.keys() | summed.keys(), key=lambda key: (key // width, batch.causes[key % width])
+    )
     return pl.DataFrame(
         {
             "sample": [sample.index] * len(keys),
