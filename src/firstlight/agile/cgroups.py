@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,8 @@ class Cgroups:
             except OSError as error:
                 raise Failed(f"cannot make the cgroup {top}: {error.strerror}") from error
             if self.unified:
-                (top / "cgroup.subtree_control").write_text("+cpu +memory +pids")
+                for level in (top.parent, top):
+                    _write(level / "cgroup.subtree_control", "+cpu +memory +pids")
 
     def make(self, limits: Limits) -> Cgroup:
         """A cgroup with its limits set. Raises Failed."""
@@ -113,6 +114,22 @@ class Cgroups:
             yield top["memory"] / "memory.memsw.limit_in_bytes", str(limits.memory)
             yield top["cpu"] / "cpu.cfs_quota_us", str(quota)
         yield top["pids"] / "pids.max", str(limits.pids)
+
+    @contextmanager
+    def doors(self, cgroup: Cgroup) -> Iterator[list[int]]:
+        """Descriptors by which a process moves itself in that was not born there.
+
+        On version 2 that is ``cgroup.procs``, and slow.
+        """
+        if not self.unified:
+            yield list(cgroup.descriptors)
+            return
+        doors = [os.open(path / "cgroup.procs", os.O_WRONLY) for path in cgroup.paths]
+        try:
+            yield doors
+        finally:
+            for door in doors:
+                os.close(door)
 
     def ran_out_of_memory(self, cgroup: Cgroup) -> bool:
         """Whether the kernel killed something in it for its memory limit."""

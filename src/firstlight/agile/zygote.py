@@ -230,7 +230,8 @@ class Zygote:
         ours.setblocking(False)
         descriptors = [theirs.fileno(), streams[1], streams[2], network.descriptor]
         try:
-            await self._send_fork([*descriptors, *cgroup.descriptors])
+            with self._node.cgroups.doors(cgroup) as doors:
+                await self._send_fork([*descriptors, *doors])
         finally:
             theirs.close()
             for descriptor in streams:
