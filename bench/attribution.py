@@ -226,7 +226,12 @@ def agreement(table: Confusion, expected: dict[str, set[str]]) -> float:
 def _mark(of: str, table: Confusion, starts: int, expected: dict[str, set[str]]) -> Mark:
     sys.stdout.write("\n".join(lines(table, starts, expected)) + "\n\n")
     share = agreement(table, expected)
-    return Mark(f"attribution agrees with {of}", f"{share:.1%}", f"≥ {MARK:.0%}", share >= MARK)
+    longest = max(expected.keys() & table.keys(), key=lambda name: sum(table[name].values()))
+    rest = agreement({name: row for name, row in table.items() if name != longest}, expected)
+    return Mark(
+        f"attribution agrees with {of}; without the longest of them",
+        f"{share:.1%}; {rest:.1%}", f"≥ {MARK:.0%}", min(share, rest) >= MARK,
+    )  # fmt: skip
 
 
 def measure() -> list[Mark]:
