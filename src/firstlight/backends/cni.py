@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -37,7 +39,8 @@ NAMES = Path("/run/netns")
 _PRIVATE = ("/var/lib/cni", "/run/cni")
 _INTERFACE = "eth0"
 _AT_ONCE = 4  # untimed ADDs and DELs: more than this only queue for the kernel's locks
-_UNTIMED_SECONDS = 60.0
+_UNTIMED_SECONDS = 120.0  # for all together
+_CLEARING_SECONDS = 15.0  # a plugin may wait for a daemon that has died; the rest is swept away
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,8 @@ class Pods:
     def clear(self) -> None:
         """DEL whatever has a kept result: what was up, failed or killed."""
         kept = sorted(self.base.glob("*.kept"))
-        _each([file.with_suffix(".request") for file in kept], "del", quietly=True)
+        requests = [file.with_suffix(".request") for file in kept]
+        _each(requests, "del", quietly=True, seconds=_CLEARING_SECONDS)
 
     def request(self, pod: str) -> Path:
         """The file that tells ``cnirun`` of a pod, whose namespace is of that name."""
@@ -185,23 +189,36 @@ def _kinds(network: Network) -> Iterator[str]:
             yield ipam["type"]
 
 
-def _each(requests: Iterable[Path], verb: str, *, quietly: bool = False) -> None:
+def _each(
+    requests: Iterable[Path],
+    verb: str,
+    *,
+    quietly: bool = False,
+    seconds: float = _UNTIMED_SECONDS,
+) -> None:
     """Run untimed operations. Raises Failed unless ``quietly``: then the timed ones will tell."""
+    until = time.monotonic() + seconds
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for error in pool.map(partial(_operate, verb=verb), requests):
+        for error in pool.map(partial(_operate, verb=verb, until=until), requests):
             if error and not quietly:
                 raise Failed(f"cannot prepare the host's pods: {error}")
 
 
-def _operate(request: Path, verb: str) -> str:
-    try:
-        done = subprocess.run(
-            [native("cnirun"), verb, request],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_UNTIMED_SECONDS,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return f"{verb} of {request.stem} has not ended in {_UNTIMED_SECONDS:g} s"
-    return (done.stderr or done.stdout).strip() if done.returncode else ""
+def _operate(request: Path, verb: str, until: float) -> str:
+    """Why it failed; empty if it did not. Its plugins are ended with it when the time is up."""
+    if time.monotonic() > until:
+        return f"no time was left for {verb} of {request.stem}"
+    with subprocess.Popen(
+        [native("cnirun"), verb, request], text=True, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        try:
+            said, complained = process.communicate(timeout=max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return f"{verb} of {request.stem} has not ended in time"
+    return (complained or said).strip() if process.returncode else ""
 
 
 @contextmanager
