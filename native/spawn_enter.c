@@ -62,8 +62,6 @@ static int set_limits(const struct sandbox *sandbox)
 	struct rlimit files = {sandbox->files, sandbox->files}, none = {0, 0};
 	struct rlimit locked = {65536, 65536};
 	umask(022);
-	if (setpriority(PRIO_PROCESS, 0, 0))
-		return -1;
 	return setrlimit(RLIMIT_NOFILE, &files) || setrlimit(RLIMIT_CORE, &none) ||
 	       setrlimit(RLIMIT_MEMLOCK, &locked);
 }

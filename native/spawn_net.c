@@ -30,7 +30,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -344,6 +344,7 @@ int main(void)
 	sigaddset(&signals, SIGINT); /* Ctrl-C is for the runtime to handle, in order */
 	sigaddset(&signals, SIGTERM);
 	sigprocmask(SIG_BLOCK, &signals, NULL);
+	(void)setpriority(PRIO_PROCESS, 0, 0); /* it prepares: the runtime's own haste is not for it */
 	fcntl(CONTROL, F_SETFD, FD_CLOEXEC);
 	close_range(CONTROL + 1, ~0U, 0);
 	host_namespace = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);

@@ -16,6 +16,7 @@ from firstlight.agile.runtime import Instance, Runtime
 from firstlight.errors import Failed, FirstlightError
 
 _BACKLOG = 512
+_NICE = -10
 _log = logging.getLogger(__name__)
 
 
@@ -30,6 +31,8 @@ def serve(config: Config, ready: Callable[[], None] = lambda: None) -> None:
 async def _serve(config: Config, ready: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
+    with suppress(PermissionError):  # a request must not queue behind the work of the instances
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
     for number in (signal.SIGINT, signal.SIGTERM):
         with suppress(ValueError, RuntimeError):  # not in the main thread: its owner's to handle
             loop.add_signal_handler(number, stopped.set)
