@@ -5,6 +5,7 @@ The generator is ``native/launch.c``, a process of its own; its protocol is desc
 
 import os
 import random
+import select
 import socket
 import struct
 import subprocess
@@ -82,6 +83,8 @@ class Generator:
 
     def __enter__(self) -> "Generator":
         self._socket, theirs = socket.socketpair()
+        self._answers = select.poll()
+        self._answers.register(self._socket, select.POLLIN)
         with theirs:
             descriptor = theirs.fileno()
             self._process = subprocess.Popen(
@@ -153,6 +156,7 @@ class Generator:
     def _receive(self, size: int) -> bytes:
         parts = bytearray()
         while len(parts) < size:
+            self._answers.poll()  # unlike recv, an interrupt ends it whatever its handler's flags
             try:
                 part = self._socket.recv(size - len(parts))
             except OSError as error:
