@@ -42,10 +42,10 @@ class Cgroup:
 
 
 class Cgroups:
-    """All cgroups below one runtime's own top cgroup ``firstlight-agile.NAME``."""
+    """All cgroups below one runtime's own top cgroup, a path below each hierarchy's root."""
 
-    def __init__(self, name: str) -> None:
-        self._name = f"firstlight-agile.{name}"
+    def __init__(self, top: str) -> None:
+        self._name = top
         self._serial = 0
         self._busy: list[Path] = []
         unified, self._hierarchies = _hierarchies()
@@ -65,13 +65,15 @@ class Cgroups:
     def open(self) -> None:
         """Make the top cgroups. Raises Failed if one is there already."""
         for top in self._tops:
+            root = Path(str(top).removesuffix(self._name))
             try:
+                top.parent.mkdir(parents=True, exist_ok=True)
                 top.mkdir()
+                if self.unified:
+                    for level in (root, *(root / part for part in _levels(self._name))):
+                        _write(level / "cgroup.subtree_control", "+cpu +memory +pids")
             except OSError as error:
                 raise Failed(f"cannot make the cgroup {top}: {error.strerror}") from error
-            if self.unified:
-                for level in (top.parent, top):
-                    _write(level / "cgroup.subtree_control", "+cpu +memory +pids")
 
     def make(self, limits: Limits) -> Cgroup:
         """A cgroup with its limits set. Raises Failed."""
@@ -182,6 +184,12 @@ def remove_tree(top: Path) -> None:
                          "see what is in its cgroup.procs")  # fmt: skip
         if top.is_dir():
             time.sleep(_RETRY_SECONDS)  # a killed process leaves when the kernel has ended it
+
+
+def _levels(name: str) -> list[Path]:
+    """``a/b/c`` as ``a``, ``a/b``, ``a/b/c``."""
+    path = Path(name)
+    return [*reversed([one for one in path.parents if one != Path()]), path]
 
 
 def _kill(path: Path) -> bool:

@@ -68,12 +68,21 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     state: str = "/run/firstlight-agile"
     network: NetworkConfig = NetworkConfig()
     pools: Pools = Pools()
+    cgroup: str = ""
+    """Its top cgroup, below the root of each hierarchy; by default ``firstlight.agile.NAME``."""
     instances: int = 2000
     """At most so many instances and prepared sandboxes at once."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"name {self.name!r} is not 1 to 8 letters a-z and digits")
+        if ".." in self.cgroup:
+            raise ValueError(f"cgroup {self.cgroup!r} is not below its hierarchy's root")
+
+    @property
+    def top_cgroup(self) -> str:
+        """The path of its top cgroup below the root of each hierarchy."""
+        return self.cgroup.strip("/") or f"firstlight.agile.{self.name}"
 
     @property
     def directory(self) -> Path:

@@ -120,7 +120,7 @@ class Runtime:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._journal.open()
         try:
-            self._cgroups = Cgroups(self.config.name)
+            self._cgroups = Cgroups(self.config.top_cgroup)
             for top in self._cgroups.tops:
                 self._journal.record("cgroup", str(top))
             self._cgroups.open()

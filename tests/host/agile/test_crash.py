@@ -46,7 +46,7 @@ def left() -> list[str]:
     return [
         *(line for line in links.splitlines() if "flt3" in line),
         *(line for line in tables.splitlines() if "firstlight_t3" in line),
-        *(str(path) for path in Path("/sys/fs/cgroup").glob("*/firstlight-agile.t3")),
+        *(str(path) for path in Path("/sys/fs/cgroup").glob("*/firstlight.agile.t3")),
         *(f"process {pid}" for pid in holders()),
     ]
 
@@ -81,7 +81,7 @@ def test_a_killed_runtime_leaves_nothing_after_the_next_start(function: Make, se
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
         await process.wait()
-        other = Path("/sys/fs/cgroup/pids/firstlight-agile.not-ours")
+        other = Path("/sys/fs/cgroup/pids/firstlight.agile.not-ours")
         if other.parent.is_dir():
             other.mkdir()
         try:

@@ -52,7 +52,7 @@ async def template(spawner: Spawner, root: Path, skeleton: Path) -> int:
 
 def test_a_child_is_born_in_its_cgroup_of_version_2(escape: Path, tmp_path: Path) -> None:
     async def main() -> None:
-        group = unified() / "firstlight-agile.t7"
+        group = unified() / "firstlight.agile.t7"
         group.mkdir()
         spawner = Spawner([seccomp.program()], lambda: None)
         try:
@@ -62,7 +62,7 @@ def test_a_child_is_born_in_its_cgroup_of_version_2(escape: Path, tmp_path: Path
                 await child.waits
                 await child.made
                 told = Path(f"/proc/{child.pid}/cgroup").read_text().splitlines()
-                assert "0::/firstlight-agile.t7" in told
+                assert "0::/firstlight.agile.t7" in told
                 assert (group / "cgroup.procs").read_text().split() == [str(child.pid)]
             child.kill()
             await child.ended

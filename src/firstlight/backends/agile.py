@@ -1,0 +1,124 @@
+"""The agile runtime as one more backend: its daemon runs in the lab, a small client asks it.
+
+The client is a static program that is executed for each start, as a runtime is. The end point is
+the payload's first instruction, in an instance whose network is up.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from firstlight import cgroups
+from firstlight.agile import Config, Function, protocol
+from firstlight.agile.client import Client
+from firstlight.agile.config import Pools, PoolSize
+from firstlight.backends import Command, Place, native
+from firstlight.errors import Failed, UnknownName, Unsupported
+from firstlight.model import EndPoint, Point
+
+DEPTHS = {
+    "agile": "from pooled networks and cgroups",
+    "agile-ready": "from whole sandboxes that wait one step before exec",
+    "agile-cold": "the same code with empty pools",
+}
+_RATE = 1e4  # a second: what is not timed need not be gentle
+_SERVE = """
+import sys
+import msgspec
+from firstlight.agile import Config, daemon
+daemon.serve(msgspec.json.decode(sys.argv[1], type=Config), lambda: print("ready", flush=True))
+"""
+
+
+@dataclass(frozen=True)
+class Agile:
+    """``depth`` is one of DEPTHS: how much of a start is done before it is asked for."""
+
+    depth: str
+    end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
+
+    @property
+    def name(self) -> str:
+        """The depth's name."""
+        return self.depth
+
+    @property
+    def note(self) -> str | None:
+        """What was done before the request."""
+        return f"{self.depth}: {DEPTHS[self.depth]}"
+
+    def probe(self) -> None:
+        """Root, nft and cgroup controllers must be here."""
+        if self.depth not in DEPTHS:
+            raise UnknownName("depth", self.depth, DEPTHS)
+        if os.geteuid() != 0:
+            raise Unsupported("the agile runtime needs root", "run it with sudo")
+        if not shutil.which("nft"):
+            raise Unsupported("nft is not installed", "apt-get install nftables")
+
+    @contextmanager
+    def prepared(
+        self,
+        point: Point,
+        instances: int,
+        place: Place,  # noqa: ARG002 - every depth has the same
+    ) -> Iterator[list[Command]]:
+        """A daemon with its pools filled for the batch; afterwards nothing of it."""
+        base = place.directory / "agile"
+        tree = base / "root"
+        for name in ("bin", "proc", "dev", "tmp"):
+            (tree / name).mkdir(parents=True)
+        try:
+            shutil.copy2(native("payload"), tree / "bin/payload")
+            function = Function(rootfs=str(tree), command=("/bin/payload", "ready"))
+            request = base / "request"
+            request.write_bytes(protocol.encode(protocol.Start(function)))
+            config = self._config(instances, place, base)
+            with _daemon(config, place) as pid:
+                with Client(config.socket) as client:
+                    client.prepare(function, config.pools.sandbox.high)
+                argv = (str(native("spawn-client")), str(config.socket), str(request))
+                one = Command(argv, place.environment, daemons=(pid, *_children(pid)))
+                yield [one] * instances
+        finally:
+            shutil.rmtree(base)
+
+    def _config(self, instances: int, place: Place, base: Path) -> Config:
+        none = PoolSize(low=0, high=0)
+        full = PoolSize(low=0, high=instances, rate=_RATE)
+        pools = {
+            "agile": Pools(network=full, cgroup=full, sandbox=none),
+            "agile-ready": Pools(network=full, cgroup=full, sandbox=full),
+            "agile-cold": Pools(network=none, cgroup=none, sandbox=none),
+        }[self.depth]
+        return Config(
+            name="lab", state=str(base / "state"), pools=pools, instances=10 * instances,
+            cgroup=f"{cgroups.name(place.run)}/agile",
+        )  # fmt: skip
+
+
+@contextmanager
+def _daemon(config: Config, place: Place) -> Iterator[int]:
+    argv = [sys.executable, "-c", _SERVE, msgspec.json.encode(config).decode()]
+    with subprocess.Popen(
+        argv, env=place.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        try:
+            if process.stdout.readline() != "ready\n":
+                raise Failed(f"the agile runtime did not start: {process.stderr.read().strip()}")
+            yield process.pid
+        finally:
+            process.terminate()
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
