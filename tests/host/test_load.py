@@ -366,6 +366,20 @@ def test_a_generator_that_is_killed_meanwhile_is_an_error(program: str) -> None:
         generator.run(1, [shell("kill -KILL $PPID; sleep 1000")], deadline=30)
 
 
+def test_an_interrupt_is_answered_at_once_whatever_the_flags_of_its_handler(
+    generator: Generator,
+) -> None:
+    """Polars installs one that restarts what it interrupts."""
+    signal.siginterrupt(signal.SIGINT, False)
+    begun = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            generator.run(1, [shell(f"kill -INT {os.getpid()}; sleep 1000")], deadline=30)
+        assert time.monotonic() - begun < 15
+    finally:
+        signal.siginterrupt(signal.SIGINT, True)
+
+
 HEAD = struct.Struct("=IIIIqqQ")
 
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laboratory import returning_home
 
-from firstlight import runner, store
+from firstlight import cgroups, runner, store
 from firstlight.backends import Command, Place
 from firstlight.errors import FirstlightError, Unsupported
 from firstlight.experiments import Experiment, Options
@@ -85,9 +85,10 @@ def left(run: str) -> list[str]:
     """What a run has left on the host, of all that would carry its name."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     loops = subprocess.check_output(["losetup", "--list", "--noheadings"], text=True).splitlines()
-    groups = map(str, Path("/sys/fs/cgroup").glob("**/firstlight*"))
+    groups = [each / cgroups.name(run) for each in cgroups.hierarchies()]
     return [
-        *(line for line in (*mounts, *loops, *groups) if run in line),
+        *(line for line in (*mounts, *loops) if run in line),
+        *(str(group) for group in groups if group.exists()),
         *map(str, Path("/run/firstlight").glob(run)),
         *marked(run),
     ]
@@ -292,6 +293,13 @@ def test_a_start_that_hangs_is_a_sample_with_where_it_hung(tmp_path: Path) -> No
 
 
 @needs_root
+def test_of_a_hung_tree_the_process_whose_call_tells_most_is_named(tmp_path: Path) -> None:
+    os.mkfifo(fifo := tmp_path / "exec.fifo")
+    run = measured(experiment(f"cat {fifo} & sleep 1000", instances=(1,)), tmp_path, deadline=0.5)
+    assert str(run.samples[0].error).startswith(f"hung in phase handshake: cat {fifo}")
+
+
+@needs_root
 def test_a_start_that_sleeps_says_so(tmp_path: Path) -> None:
     run = measured(experiment("sleep 1000", instances=(1,)), tmp_path, deadline=0.3)
     assert "sleep 1000" in str(run.samples[0].error)
@@ -422,6 +430,35 @@ def test_an_interrupt_keeps_what_was_measured_and_leaves_nothing(tmp_path: Path,
 
 def name_of(directory: Path) -> str:
     return store.read(directory).header.run
+
+
+@dataclass(frozen=True)
+class Watched(Scripts):
+    """A backend that looks, when it cleans up, for what may still use what it removes."""
+
+    @contextmanager
+    def prepared(self, point: Point, instances: int, place: Place) -> Iterator[list[Command]]:
+        try:
+            with super().prepared(point, instances, place) as commands:
+                yield commands
+        finally:
+            assert marked(place.run) == []
+
+
+@needs_root
+def test_an_interrupted_start_ends_before_its_backend_cleans_up(tmp_path: Path) -> None:
+    of = Experiment(
+        name="scripts", question="?", figure="", axes=("script", "instances"),
+        points=lambda _options: [
+            {"script": "kill -INT ${FIRSTLIGHT_LAB%:*}; sleep 1000", "instances": 1}
+        ],
+        backend=lambda _point: Watched(),
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        measured(of, tmp_path)
+    run = store.read(tmp_path / "run")
+    assert run.footer is not None
+    assert run.footer.interrupted
 
 
 @needs_root

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from laboratory import NATIVE, Bench, Seen, compiled
@@ -389,12 +390,28 @@ def test_stacks_that_find_no_place_in_the_table_are_not_lost(
     assert seen.lost == 0
 
 
-def test_what_was_up_before_is_not_part_of_a_batch(bench: Bench, known: Path) -> None:
-    script = "while read word; do /bin/true; echo firstlight ready 1; done; /bin/true"
-    busy = bench.command("/bin/sh", "-c", f"echo firstlight ready 1; {script}")
-    [up] = bench.generator.run(60, [busy], deadline=5)
-    seen = bench.start(known, "child", "5")
-    bench.generator.stop(60, deadline=5)
+def roots(tracer: bpf.Tracer) -> set[int]:
+    """The instances that the kernel reported of in the last batch, ours or not."""
+    events = np.fromfile(tracer._prefix.with_suffix(".events"), dtype=bpf._EVENT)
+    return set(events["root"].tolist())
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_what_was_up_before_is_not_part_of_a_batch(bench: Bench, known: Path, traced: bool) -> None:
+    """Neither a start of an earlier batch nor anything else that forks on this machine."""
+    forking = "while kill -0 $PPID; do /bin/true; done 2>/dev/null"
+    if traced:
+        bench.tracer.start()
+    [up] = bench.generator.run(
+        60, [bench.command("/bin/sh", "-c", f"echo firstlight ready 1; {forking}")], deadline=5
+    )
+    if traced:
+        assert bench.tracer.stop() == 0
+    with subprocess.Popen(["/bin/sh", "-c", forking]) as other:
+        seen = bench.start(known, "child", "5")
+        other.kill()
+    bench.generator.stop(60, deadline=0)
+    assert roots(bench.tracer) == {seen.sample.pid}
     assert up.pid not in seen.spans["pid"].to_list()
     assert len(children(seen)) == 1
     assert seen.lost == 0

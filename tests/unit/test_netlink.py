@@ -1,5 +1,6 @@
 """Netlink requests in words, against messages that pyroute2 encodes."""
 
+import struct
 from typing import Any
 
 import pytest
@@ -105,12 +106,17 @@ def test_a_message_that_was_cut_reads_as_far_as_it_goes(
     ]
 
 
-@given(st.integers(0, 255), st.binary(max_size=600))
+HEADERS = st.lists(
+    st.binary(max_size=9) | st.integers(0, 40).map(lambda n: struct.pack("=HH", n, n))
+)
+
+
+@given(st.integers(0, 255), st.binary(max_size=600) | HEADERS.map(b"".join).map(bytes(32).__add__))
 def test_garbage_is_described_or_not_but_never_an_error(protocol: int, message: bytes) -> None:
     assert isinstance(describe(protocol, message), str)
 
 
-@given(st.binary(max_size=300))
+@given(HEADERS.map(b"".join))
 def test_attributes_end(data: bytes) -> None:
     found = list(attributes(data))
     assert len(found) <= len(data) // 4
