@@ -28,6 +28,7 @@ DEPTHS = {
     "agile-ready": "from whole sandboxes that wait one step before exec",
     "agile-cold": "the same code with empty pools",
 }
+_WARM_STARTS = 3
 _RATE = 1e4  # a second: what is not timed need not be gentle
 _SERVE = """
 import sys
@@ -66,9 +67,9 @@ class Agile:
     @contextmanager
     def prepared(
         self,
-        point: Point,
+        point: Point,  # noqa: ARG002 - nothing else varies
         instances: int,
-        place: Place,  # noqa: ARG002 - every depth has the same
+        place: Place,
     ) -> Iterator[list[Command]]:
         """A daemon with its pools filled for the batch; afterwards nothing of it."""
         base = place.directory / "agile"
@@ -82,8 +83,7 @@ class Agile:
             request.write_bytes(protocol.encode(protocol.Start(function)))
             config = self._config(instances, place, base)
             with _daemon(config, place) as pid:
-                with Client(config.socket) as client:
-                    client.prepare(function, config.pools.sandbox.high)
+                _warm(config, function)
                 argv = (str(native("spawn-client")), str(config.socket), str(request))
                 one = Command(argv, place.environment, daemons=(pid, *_children(pid)))
                 yield [one] * instances
@@ -102,6 +102,15 @@ class Agile:
             name="lab", state=str(base / "state"), pools=pools, instances=10 * instances,
             cgroup=f"{cgroups.name(place.run)}/agile",
         )  # fmt: skip
+
+
+def _warm(config: Config, function: Function) -> None:
+    """A few starts before those that count, as a node has had, and full pools."""
+    with Client(config.socket) as client, Path("/dev/null").open("r+b", buffering=0) as null:
+        for _ in range(_WARM_STARTS):
+            streams = (null.fileno(), null.fileno(), null.fileno())
+            client.wait(client.start(function, streams).id)
+        client.prepare(function, config.pools.sandbox.high)
 
 
 @contextmanager
