@@ -194,8 +194,17 @@ def test_a_wait_for_what_is_not_of_the_start_stays_its_own() -> None:
 
 
 def test_a_wake_up_by_a_thread_that_is_born_later_is_not_followed() -> None:
-    held = run([*start_of_root(), wait(PIPE, 20, 40, 101), fork(60, 101)], sample(100))
+    late = [fork(60, 101), call("mount", "/x tmpfs", 70, 90, 101)]
+    held = run([*start_of_root(), wait(PIPE, 20, 40, 101), *late], sample(100))
     assert owners(held) == [(ROOT, 0, 100)]
+
+
+def test_a_parent_whose_number_was_used_again_ends_the_path() -> None:
+    held = run(
+        [*start_of_root(), fork(10, 101, 102), fork(50, 102), call("write", "pipe:", 81, 85, 101)],
+        sample(80), end_point=EndPoint.REQUEST_DONE,
+    )  # fmt: skip
+    assert owners(held) == [(102, 0, 10), (101, 10, 80)]
 
 
 def test_a_monitor_that_polls_hands_on_to_the_thread_that_was_busy() -> None:
