@@ -1,7 +1,7 @@
 """What firstlight claims of itself, measured: ``python -m bench [PART...]``, as root.
 
-Prints a table and writes build/bench.json. Each part runs in a process of its own, since the lab
-moves a process into namespaces for good. Exits with 1 if a mark is missed.
+Prints a line a mark and writes build/bench.json. Each part runs in a process of its own, since the
+lab moves a process into namespaces for good. Exits with 1 if a mark is missed.
 """
 
 import importlib
@@ -19,11 +19,23 @@ OUT = Path(__file__).parent.parent / "build" / "bench.json"
 
 
 def measure(part: str) -> list[Mark]:
-    """The marks of one part, which must not have been measured in this process before."""
+    """The marks of one part, each printed once it is known; a part that fails is one missed."""
     sys.stdout.write(f"== {part} (load {os.getloadavg()[0]:.1f})\n")
-    sys.stdout.flush()
-    marks: list[Mark] = importlib.import_module(f"bench.{part}").measure()
+    marks = []
+    try:
+        for mark in importlib.import_module(f"bench.{part}").measure():
+            marks.append(mark)
+            _show(mark)
+    except Exception as error:  # noqa: BLE001 - the other parts are still worth measuring
+        marks.append(Mark(f"{part} can be measured", f"{type(error).__name__}: {error}", "", False))
+        _show(marks[-1])
     return marks
+
+
+def _show(mark: Mark) -> None:
+    state = "" if mark.mark == "none" else "met" if mark.met else "MISSED"
+    sys.stdout.write(f"{mark.name:<72}  {mark.measured:<44}  {mark.mark:<8}  {state}\n")
+    sys.stdout.flush()
 
 
 def main(wanted: list[str]) -> int:
@@ -36,12 +48,8 @@ def main(wanted: list[str]) -> int:
     for part in wanted or PARTS:
         with multiprocessing.get_context("fork").Pool(1) as alone:
             marks += alone.apply(measure, (part,))
-    width = max(len(mark.name) for mark in marks)
-    for mark in marks:
-        state = "" if mark.mark == "none" else "met" if mark.met else "MISSED"
-        sys.stdout.write(f"{mark.name:<{width}}  {mark.measured:<26}{mark.mark:<10}{state}\n")
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_bytes(msgspec.json.format(msgspec.json.encode(marks)) + b"\n")
+        OUT.parent.mkdir(exist_ok=True)
+        OUT.write_bytes(msgspec.json.format(msgspec.json.encode(marks)) + b"\n")
     return not all(mark.met for mark in marks)
 
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -234,9 +235,8 @@ def _mark(of: str, table: Confusion, starts: int, expected: dict[str, set[str]])
     )  # fmt: skip
 
 
-def measure() -> list[Mark]:
+def measure() -> Iterator[Mark]:
     """Print each table, and say how much was right."""
-    marks = []
     for subject in (RUNC, BRIDGE):
         if not Path(subject.program).exists():
             sys.stdout.write(f"{subject.program} is not installed: not asked\n")
@@ -244,8 +244,7 @@ def measure() -> list[Mark]:
         with tempfile.TemporaryDirectory() as directory:
             table, starts = confusion(subject, observe(subject, Path(directory)))
         name = Path(subject.program).name
-        marks.append(_mark(f"{name}'s own functions", table, starts, subject.expected))
+        yield _mark(f"{name}'s own functions", table, starts, subject.expected)
     with tempfile.TemporaryDirectory() as directory:
         table, starts = steps(Path(directory))
-    marks.append(_mark("netsetup's own stamps", table, starts, STEPS))
-    return marks
+    yield _mark("netsetup's own stamps", table, starts, STEPS)
