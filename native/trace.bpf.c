@@ -64,7 +64,7 @@ enum { S_IFMT = 0170000, S_IFSOCK = 0140000, AF_NETLINK = 16 };
 enum { NSFS_MAGIC = 0x6e736673, SOCKFS_MAGIC = 0x534f434b, PIPEFS_MAGIC = 0x50495045 };
 enum { SPIN = 1, READ = 2, RT = 8, PERCPU = 16, MUTEX = 32 }; /* include/trace/events/lock.h */
 enum { INTERRUPTIBLE = 1 }; /* include/linux/sched.h */
-enum { SHORTEST_OFF_NS = 1000, SHORTEST_LOCK_NS = 1000, PAGE = 4096 };
+enum { SHORTEST_OFF_NS = 1000, SHORTEST_LOCK_NS = 1000, PAGE = 4096, PATH = 256 };
 
 const volatile struct settings settings;
 
@@ -379,7 +379,7 @@ static __always_inline void describe(struct wide *out, __u64 fd)
 
 static __always_inline void take_path(struct wide *out, __u64 address)
 {
-	long length = bpf_probe_read_user_str(out->text, 128, (void *)address);
+	long length = bpf_probe_read_user_str(out->text, PATH, (void *)address);
 	out->event.text = length > 0 ? length : 0;
 }
 
@@ -402,8 +402,8 @@ static __always_inline void take_message(struct wide *out, __u64 header)
 
 static __always_inline void take_mount(struct wide *out, __u64 target, __u64 type)
 {
-	long length = bpf_probe_read_user_str(out->text, 128, (void *)target);
-	if (length <= 0 || length > 128)
+	long length = bpf_probe_read_user_str(out->text, PATH, (void *)target);
+	if (length <= 0 || length > PATH)
 		return;
 	long more = bpf_probe_read_user_str(out->text + length, 64, (void *)type);
 	out->event.text = length + (more > 0 ? more : 0);

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -323,6 +324,15 @@ def test_what_is_mounted_on_a_descriptor_has_its_path(bench: Bench, runtime: str
     assert sum(target.startswith("/proc/self/fd/") for target in targets) <= 1, targets
 
 
+def test_a_long_path_is_read_whole(bench: Bench, known: Path, tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 100) / "y"
+    deep.mkdir(parents=True)
+    seen = bench.start(known, "mount-sleep", deep, "1")
+    assert len(str(deep)) > 128
+    assert len(seen.calls("mount", f"{deep} tmpfs")) == 1
+    assert len(seen.calls("umount2", str(deep))) == 1
+
+
 # What may be lost must be said.
 
 
@@ -354,40 +364,48 @@ def test_a_ring_that_is_too_small_is_no_secret(bench: Bench, known: Path, tmp_pa
         assert again.lost == 0  # each batch has its own count
 
 
-@pytest.fixture
-def few_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same programs with a table of stacks in which nearly all collide."""
+@contextmanager
+def altered(
+    monkeypatch: pytest.MonkeyPatch, bench: Bench, directory: Path, constant: str, value: int
+) -> Iterator[Bench]:
+    """A bench with the same programs, but for the value of one of their constants."""
     for name in ("trace.bpf.c", "trace.h", "calls.h"):
         text = (SOURCE / name).read_text()
-        (tmp_path / name).write_text(text.replace("STACKS = 65536", "STACKS = 4"))
-    assert "STACKS = 4," in (tmp_path / "trace.h").read_text()
+        (directory / name).write_text(re.sub(rf"\b{constant} = \d+", f"{constant} = {value}", text))
+    assert f"{constant} = {value}" in (directory / "trace.h").read_text()
     machine = os.uname().machine
     multiarch = subprocess.check_output(["gcc", "-print-multiarch"], text=True).strip()
+    built = directory / "trace.bpf.o"
     subprocess.run(
         ["clang", "-g", "-O2", "-Wall", "-Werror", "-target", "bpf", f"-D__{machine}__",
          f"-D__TARGET_ARCH_{'x86' if machine == 'x86_64' else 'arm64'}",
-         f"-I/usr/include/{multiarch}", "-c", tmp_path / "trace.bpf.c",
-         "-o", tmp_path / "trace.bpf.o"],
+         f"-I/usr/include/{multiarch}", "-c", directory / "trace.bpf.c", "-o", built],
         check=True,
     )  # fmt: skip
-    swapped = {"trace.bpf.o": tmp_path / "trace.bpf.o"}
-    monkeypatch.setattr(bpf, "native", lambda name: swapped.get(name) or native(name))
+    monkeypatch.setattr(bpf, "native", lambda name: built if built.name == name else native(name))
+    with Generator() as generator, bpf.Tracer(generator.pid, bench.place.directory) as tracer:
+        yield Bench(bench.place, generator, tracer, directory)
 
 
 def test_stacks_that_find_no_place_in_the_table_are_not_lost(
-    few_stacks: None, bench: Bench, known: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, bench: Bench, known: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mnt").mkdir()
-    with (
-        Generator() as generator,
-        bpf.Tracer(generator.pid, bench.place.directory) as tracer,
-    ):
-        crowded = Bench(bench.place, generator, tracer, tmp_path)
+    with altered(monkeypatch, bench, tmp_path, "STACKS", 4) as crowded:
         seen = crowded.starts([crowded.command(known, "mounts", tmp_path / "mnt", "40")] * 4)
     waits = seen.spans.filter(pl.col("kind").is_in(["blocked", "lock"]))
     assert waits["stack"].n_unique() > 4
     assert waits.filter(pl.col("stack") == "").is_empty()
     assert seen.lost == 0
+
+
+def test_threads_that_find_no_place_in_the_table_are_counted(
+    monkeypatch: pytest.MonkeyPatch, bench: Bench, known: Path, tmp_path: Path
+) -> None:
+    with altered(monkeypatch, bench, tmp_path, "TASKS", 4) as crowded:
+        seen = crowded.start(known, "threads", "64")
+        assert seen.lost > 0
+        assert seen.wall() == seen.sample.latency
 
 
 def roots(tracer: bpf.Tracer) -> set[int]:
