@@ -9,6 +9,7 @@ It never imports the lab, which measures it as one more backend.
 
 from firstlight.agile.config import Config
 from firstlight.agile.function import Ended, Function
-from firstlight.agile.runtime import Instance, Runtime
+from firstlight.agile.instance import Instance
+from firstlight.agile.runtime import Runtime
 
 __all__ = ["Config", "Ended", "Function", "Instance", "Runtime"]

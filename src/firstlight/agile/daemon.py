@@ -12,7 +12,8 @@ import msgspec
 
 from firstlight.agile import protocol
 from firstlight.agile.config import Config
-from firstlight.agile.runtime import Instance, Runtime
+from firstlight.agile.instance import Instance
+from firstlight.agile.runtime import Runtime
 from firstlight.errors import Failed, FirstlightError
 
 _BACKLOG = 512

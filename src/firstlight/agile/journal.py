@@ -8,11 +8,14 @@ made: the top cgroups, the nftables table and the gateway's link. One line each,
 import fcntl
 import json
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from firstlight.agile import cgroups, network
 from firstlight.errors import Failed
+
+_LOCK_SECONDS, _RETRY_SECONDS = 1.0, 0.02
 
 
 class Journal:
@@ -24,8 +27,10 @@ class Journal:
 
     def open(self) -> None:
         """Take the journal over and remove what its last owner left. Raises Failed."""
-        while not self._locked():
-            self._close()  # its last owner has just removed it
+        until = time.monotonic() + _LOCK_SECONDS
+        while not self._locked(time.monotonic() > until):
+            self._close()
+            time.sleep(_RETRY_SECONDS)
         try:
             recover(self._path)
             os.ftruncate(self._descriptor, 0)
@@ -33,8 +38,12 @@ class Journal:
             self._close()
             raise
 
-    def _locked(self) -> bool:
-        """Lock the journal; False if it is not the one at its path any more."""
+    def _locked(self, last: bool) -> bool:
+        """Lock the journal; False if it is not the one at its path any more, or is locked.
+
+        A runtime that was just killed may have been starting a program: until that has executed,
+        it shares the lock. The last try raises Failed.
+        """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -44,6 +53,8 @@ class Journal:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return os.fstat(self._descriptor).st_ino == self._path.stat().st_ino
         except BlockingIOError:
+            if not last:
+                return False
             self._close()
             raise Failed(
                 f"a runtime keeps {self._path.parent} already", "stop it, or choose another name"

@@ -18,11 +18,12 @@ from firstlight.agile import roots, seccomp, wire
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import Config
 from firstlight.agile.function import Ended, Function, Listed
+from firstlight.agile.instance import Instance, Sandbox
 from firstlight.agile.journal import Journal
 from firstlight.agile.network import Network, Networks
 from firstlight.agile.output import Output, pipes
 from firstlight.agile.pool import Counts, Pool, Traffic
-from firstlight.agile.spawner import Child, Spawner
+from firstlight.agile.spawner import Spawner
 from firstlight.agile.wasm import Wasm
 from firstlight.agile.wire import Flag
 from firstlight.agile.zygote import ZYGOTE_CALLS, Node, Result, Zygote
@@ -31,65 +32,14 @@ from firstlight.errors import Failed, Unsupported
 _USUAL_PROFILE = 0
 
 
-class Sandbox:
-    """A child with its parts: everything is done but the exec."""
-
-    def __init__(self, child: Child, network: Network, cgroup: Cgroup) -> None:
-        self.child, self.network, self.cgroup = child, network, cgroup
-
-
-class Instance:
-    """One running instance. Leaving it as a context ends it.
-
-    ``stamps`` are ns of CLOCK_MONOTONIC: ``requested``, each step of ``wire.Step`` that was
-    taken, and ``running``, when the runtime knew it. ``warm`` says whether it was waiting.
-    """
-
-    def __init__(
-        self, number: int, function: Function, sandbox: Sandbox, warm: bool, outputs: list[Output]
-    ) -> None:
-        self.id = str(number)
-        self.function, self.warm = function, warm
-        self.pid = sandbox.child.pid
-        self.address = sandbox.network.address
-        self.stamps: dict[str, int] = {}
-        self.stdout: Output | None = outputs[0] if outputs else None
-        self.stderr: Output | None = outputs[1] if outputs else None
-        self._child = sandbox.child
-        self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
-
-    async def wait(self) -> Ended:
-        """How it ended, when it has, and its parts are back or gone."""
-        return await asyncio.shield(self.ended)
-
-    def kill(self) -> None:
-        """End it and all its processes."""
-        self._child.kill()
-
-    async def stop(self) -> Ended:
-        """Kill it and wait for its end."""
-        self.kill()
-        ended = await self.wait()
-        for output in (self.stdout, self.stderr):
-            if output:
-                output.close()
-        return ended
-
-    async def __aenter__(self) -> "Instance":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
-
 class _Kind:
     """What the instances of one function share: its template and its own used networks."""
 
-    def __init__(self, function: Function, template: int) -> None:
+    def __init__(self, function: Function, template: int, shared: Network | None) -> None:
         self.function, self.template = function, template
+        self.shared = shared  # by the instances of a function without a network
         self.limits = _limits(function)
         self.used: deque[Network] = deque()
-        self.shared: Network | None = None  # of a function without a network
         self.start = wire.start(function.command, function.env, function.directory)
         self.flags = Flag.USER_NAMESPACE if function.user_namespace else Flag(0)
         self.sandboxes: Pool[Sandbox]
@@ -209,7 +159,7 @@ class Runtime:
                 if not streams:
                     for descriptor in theirs:
                         os.close(descriptor)
-            return await self._running(kind, sandbox, warm, outputs, requested)
+        return await self._running(kind, sandbox, warm, outputs, requested)
 
     async def invoke(
         self, function: Function, event: object, requested: int | None = None
@@ -224,9 +174,8 @@ class Runtime:
                 function.check()
                 self._wasms[key] = Wasm(function)
             return await self._wasms[key].invoke(event, requested)
-        with self._traffic:
-            zygote = self._zygotes.get(_key(function)) or await self._zygote(function)
-            return await zygote.invoke(event, requested)
+        zygote = self._zygotes.get(_key(function)) or await self._zygote(function)
+        return await zygote.invoke(event, requested)
 
     def running(self) -> list[Listed]:
         """The running instances."""
@@ -434,12 +383,13 @@ class Runtime:
     async def _kind(self, function: Function) -> _Kind:
         key = _key(function)
         template = await self._rooted(function)
+        shared = await self._networks.make("none") if function.network == "none" else None
         if key in self._kinds:  # two first starts at once
             os.close(template)
+            if shared:
+                self._networks.discard(shared)
             return self._kinds[key]
-        kind = _Kind(function, template)
-        if function.network == "none":
-            kind.shared = await self._networks.make("none")
+        kind = _Kind(function, template, shared)
         kind.sandboxes = Pool(
             f"sandbox {function.command[0]}", self.config.pools.sandbox,
             lambda: self._prepared(kind), self._discard_sandbox, self._traffic,

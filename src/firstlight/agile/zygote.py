@@ -114,12 +114,8 @@ class Zygote:
 
     async def invoke(self, event: object, requested: int) -> Result:
         """Run the handler on one event in an instance of its own. Raises Failed."""
-        if self._child and self._child.ended.done():
-            self._generation += 1
-        while (fork := self.forks.take_ready()) and fork.generation != self._generation:
-            self._discard(fork)  # it ended with its zygote
-        warm = fork is not None
-        fork = fork or await self._ready_fork()
+        with self._node.traffic:
+            fork, warm = await self._taken()
         try:
             answer, texts = await asyncio.wait_for(self._ask(fork, event), self.function.timeout)
         except TimeoutError:
@@ -137,6 +133,14 @@ class Zygote:
             began=answer["began"], finished=time.monotonic_ns(), warm=warm,
             stdout=texts[0], stderr=texts[1],
         )  # fmt: skip
+
+    async def _taken(self) -> tuple[Fork, bool]:
+        """A fork, and whether it was waiting."""
+        if self._child and self._child.ended.done():
+            self._generation += 1
+        while (fork := self.forks.take_ready()) and fork.generation != self._generation:
+            self._discard(fork)  # it ended with its zygote
+        return (fork, True) if fork else (await self._ready_fork(), False)
 
     async def start(self) -> None:
         """Start the zygote, and return when the handler is imported. Raises Failed."""
