@@ -30,6 +30,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -262,8 +263,9 @@ static int make_owned(int owner)
 		return -1;
 	pid_t child = fork();
 	if (child == 0) {
-		if (setns(owner, CLONE_NEWUSER) == 0 && unshare(CLONE_NEWNET) == 0 &&
-		    write(ready[1], &byte, 1) == 1)
+		/* Entering a user namespace clears the signal of the parent's death: so it is set after. */
+		if (setns(owner, CLONE_NEWUSER) == 0 && prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 &&
+		    unshare(CLONE_NEWNET) == 0 && write(ready[1], &byte, 1) == 1)
 			pause();
 		_exit(1);
 	}
