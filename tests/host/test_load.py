@@ -363,7 +363,7 @@ def test_a_generator_that_is_killed_meanwhile_is_an_error(program: str) -> None:
         Generator() as generator,
         pytest.raises(Failed, match="the load generator has ended"),
     ):
-        generator.run(1, [shell("kill -KILL $PPID; sleep 1000")], deadline=30)
+        generator.run(1, [shell("kill -KILL $PPID; cat")], deadline=30)
 
 
 def test_an_interrupt_is_answered_at_once_whatever_the_flags_of_its_handler(
