@@ -8,13 +8,13 @@ SHELL := bash
 
 PACKAGES := gcc libc6-dev make pkg-config clang libbpf-dev libelf-dev zlib1g-dev linux-libc-dev \
   python3 python3-venv python3-dev iproute2 runc crun squashfs-tools erofs-utils \
-  containernetworking-plugins nftables iptables
+  containernetworking-plugins nftables iptables musl-tools
 TEST_PACKAGES := chromium fonts-dejavu-core strace bpftrace shellcheck
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # A version manager's shim would cost 250 ms a start: take the system's own interpreter first.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.1[1-9] /usr/bin/python3) python3)
 BIN := .venv/bin
-NATIVE := $(wildcard native/*.[ch] native/meson.build meson.build)
+NATIVE := $(shell find native conf meson.build -type f)
 SOURCES := $(shell find src -name '*.py' -o -name '*.j2' -o -name '*.css' -o -name '*.js')
 
 setup: .venv/packages .venv/installed

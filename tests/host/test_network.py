@@ -16,7 +16,7 @@ import pytest
 
 from firstlight import place as places
 from firstlight.backends import Command, Place
-from firstlight.backends.network import CROWD, GATEWAY, METHODS, TRICKS, Network
+from firstlight.backends.network import CROWD, GATEWAY, METHODS, TRICKS, Network, settle
 from firstlight.errors import Unsupported
 from firstlight.model import Point
 
@@ -358,13 +358,14 @@ def test_a_missing_ip_is_an_error_of_the_first_step(lab: Place) -> None:
     )
 
 
-def test_leaving_waits_for_the_end_of_every_namespace(lab: Place) -> None:
+def test_settling_waits_for_the_end_of_every_namespace(lab: Place) -> None:
     with Network().prepared({}, 1, lab):
         for index in range(10):
             subprocess.check_call(
                 ["unshare", "--net", "ip", "link", "add", "x", "type", "veth", "peer", "name",
                  f"old{index}", "netns", str(os.getpid())],
             )  # fmt: skip
+    settle()
     assert [name for _, name in socket.if_nameindex()] == ["lo"]
 
 

@@ -250,3 +250,28 @@ def test_lost_events_leave_a_batch_out(monkeypatch: pytest.MonkeyPatch) -> None:
     lossy = [*run.samples[:-1], replace(run.samples[-1], lost=4)]
     assert of("C7", run).verdict == "holds"
     assert of("C7", Run(run.path, run.header, lossy, None)).verdict == "not measured"
+
+
+def test_c18_compares_full_pools_with_empty_ones() -> None:
+    points: list[Point] = [
+        {"backend": backend, "instances": size}
+        for backend in ("agile", "agile-cold", "runc + bridge")
+        for size in (1, 50)
+    ]
+
+    def plan(point: Point, _: int, draw: np.random.Generator) -> tuple[int, int, tuple[Step, ...]]:
+        slow = 4 if point["backend"] == "agile-cold" else 1
+        return 0, round((slow + draw.uniform(0, 0.1)) * MS), ()
+
+    def verdict(points: list[Point], plan: Plan) -> tuple[str, str]:
+        judged = claims.judge([run_of("agile", points, plan)])[-1]
+        assert judged.id == "C18"
+        return judged.verdict, judged.figure
+
+    assert verdict(points, plan)[0] == "holds"
+    assert "50 at once: 3.8" in verdict(points, plan)[1]
+    assert (
+        verdict(points, lambda point, i, draw: plan({**point, "backend": ""}, i, draw))[0]
+        != "holds"
+    )
+    assert verdict(points[:2], plan)[0] == "not measured"

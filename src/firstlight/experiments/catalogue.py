@@ -2,6 +2,7 @@
 
 from firstlight.errors import UnknownName, Unsupported
 from firstlight.experiments import Experiment, Options
+from firstlight.experiments.agile import AGILE
 from firstlight.experiments.cni_background import CNI_BACKGROUND
 from firstlight.experiments.cni_breakdown import CNI_BREAKDOWN
 from firstlight.experiments.cni_burst import CNI_BURST
@@ -17,7 +18,7 @@ ALL = {
     experiment.name: experiment
     for experiment in (
         CONTAINER_CREATION, NETWORK_SETUP, ROOTFS, NETWORK_TRICKS, FLOOR,
-        CNI_BREAKDOWN, CNI_BACKGROUND, CNI_BURST, CNI_TEARDOWN, POD,
+        CNI_BREAKDOWN, CNI_BACKGROUND, CNI_BURST, CNI_TEARDOWN, POD, AGILE,
     )
 }  # fmt: skip
 

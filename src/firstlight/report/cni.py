@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 from rich.table import Table
-from rich.text import Text
 
 from firstlight.breakdown import breakdown
 from firstlight.model import Ending, Sample
@@ -14,7 +13,7 @@ from firstlight.stats import quantile_interval
 from firstlight.store import Run
 
 TAIL = 10
-"""A P99 of so many medians is shown as a warning."""
+"""A P99 of more than so many medians is shown with how many they are."""
 
 _NETLINK = pl.col("name").is_in(["sendto", "sendmsg"]) & pl.col("detail").str.starts_with(
     "socket:netlink"
@@ -128,24 +127,41 @@ def advice(run: Run) -> str:
     )
 
 
-def table(run: Run) -> Table:
-    """The same for a terminal, each count with its time."""
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("CNI", "ADD returned", "P99", "+ packet", "netns switches", "netlink",
-                    "processes", "asks a daemon", "eBPF programs"):  # fmt: skip
-        shown.add_column(heading, justify="left" if heading == "CNI" else "right")
-    for row in side_by_side(run).iter_rows(named=True):
-        tail = "yellow" if row["p99"] > TAIL * row["latency"] else ""
-        bounds = f"({duration(row['low'])}–{duration(row['high'])})"
-        shown.add_row(
+EXPERIMENT = "cni-breakdown"
+HEADINGS = ("CNI", "ADD returned", "P99", "+ packet", "netns switches", "netlink", "processes",
+            "asks a daemon", "eBPF programs")  # fmt: skip
+
+
+def cells(run: Run) -> list[tuple[str, ...]]:
+    """``side_by_side`` in words, each count with its time; a cell a heading of HEADINGS."""
+    return [
+        (
             row["cni"],
-            f"{duration(row['latency'])} {bounds}",
-            Text(duration(row["p99"]), style=tail),
+            f"{duration(row['latency'])} ({duration(row['low'])}–{duration(row['high'])})",
+            _tail(row["p99"], row["latency"]),
             duration(row["packet"]) if row["packet"] is not None else "none",
-            *(_counted(row[kind], row[f"{kind}_ns"])
-              for kind in ("switches", "netlink", "processes", "asks", "programs")),
-        )  # fmt: skip
+            *(
+                _counted(row[kind], row[f"{kind}_ns"])
+                for kind in ("switches", "netlink", "processes", "asks", "programs")
+            ),
+        )
+        for row in side_by_side(run).iter_rows(named=True)
+    ]
+
+
+def table(run: Run) -> Table:
+    """The same for a terminal."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in HEADINGS:
+        shown.add_column(heading, justify="left" if heading == "CNI" else "right")
+    for row in cells(run):
+        shown.add_row(*row)
     return shown
+
+
+def _tail(p99: float, median: float) -> str:
+    """A tail of many medians says how many."""
+    return f"{duration(p99)} (×{p99 / median:.0f})" if p99 > TAIL * median else duration(p99)
 
 
 def _counted(count: float | None, ns: float | None) -> str:

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from firstlight import claims
 from firstlight.model import Sample
 from firstlight.plots import palette, theme
-from firstlight.report import answer, figures, pictures, wording
+from firstlight.report import answer, cni, figures, pictures, wording
 from firstlight.report.figures import Figures, PointFigures
 from firstlight.report.pictures import Picture
 from firstlight.stats import samples_needed
@@ -116,11 +116,19 @@ def _run(run: Figures, charts: Charts) -> dict[str, Any]:
         "header": run.run.header,
         "answer": answer.answer(run),
         "bars": bars,
+        "cni": _cni(run.run),
         "curves": [charts.place(picture) for picture in pictures.curves(run, legend=False)],
         "series": [_series(run, name, charts) for name in run.series if run.of(name)],
         "failed": [(sample, _setting(sample)) for sample in failed[:MOST_FAILURES]],
         "more_failed": max(len(failed) - MOST_FAILURES, 0),
     }
+
+
+def _cni(run: Run) -> dict[str, Any] | None:
+    """The plugins side by side, for the experiment that measures one pod alone."""
+    if run.header.experiment != cni.EXPERIMENT:
+        return None
+    return {"headings": cni.HEADINGS, "rows": cni.cells(run), "advice": cni.advice(run)}
 
 
 def _series(run: Figures, name: str, charts: Charts) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from firstlight.compare import Comparison, Difference, Side
 from firstlight.host import Check
 from firstlight.model import Ending, Sample
 from firstlight.plots import palette
-from firstlight.report import answer, figures, wording
+from firstlight.report import answer, cni, figures, wording
 from firstlight.report.data import as_json
 from firstlight.report.figures import Figures, Part, PointFigures
 from firstlight.stats import Interval, samples_needed
@@ -45,6 +45,8 @@ def _run(run: Figures) -> RenderableType:
         Text(),
         _latencies(run),
     ]
+    if run.run.header.experiment == cni.EXPERIMENT:
+        shown += [Text(), cni.table(run.run), Text(cni.advice(run.run))]
     explained = [point for point in _ends(run) if point.parts]
     if len(explained) > 1:
         shown += [Text(), _shares(explained)]
