@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from bench.marks import Mark
 from firstlight.backends import Command, Place
@@ -24,10 +25,12 @@ from firstlight.tracers.bpf import Tracer
 
 STARTS = 20
 MOST_APART_US = 200.0
-MOST_APART = 0.05
+LEAST_ALIKE = 0.95
 _DEADLINE = 60.0
 _LONG_US = 100.0
-"""Calls that take so long; perf trace itself adds some 15 µs to each."""
+_LEFT_OUT = frozenset({"read", "execve", "execveat"})
+"""Reads are long waits for one another, which would hide the rest; perf trace loses when a call began
+in which the program changes, and says 2**64 ns."""
 _PERF_LINE = re.compile(
     r"\s*[\d.]+ \(\s*([\d.]+) ms\): .*?/(\d+) +(?:\.\.\. \[continued\]: )?(\w+)\("
 )
@@ -103,15 +106,15 @@ def totals(starts: int = STARTS) -> Mark:
 
 
 def calls(starts: int = 5) -> Mark:
-    """The time of long calls by perf trace and by our tracer, in the same starts at once."""
+    """Whether the long calls that perf trace saw are in our spans, in the same starts at once."""
+    found: dict[str, float] = defaultdict(float)
+    asked: dict[str, float] = defaultdict(float)
     with (
         tempfile.TemporaryDirectory() as directory,
         isolated("bench-calls") as place,
         Generator() as generator,
         Tracer(generator.pid) as tracer,
     ):
-        theirs: dict[str, float] = defaultdict(float)
-        ours: dict[str, float] = defaultdict(float)
         for batch in range(starts):
             report = Path(directory) / f"{batch}"
             tracer.start()
@@ -120,27 +123,36 @@ def calls(starts: int = 5) -> Mark:
             )
             tracer.stop()
             spans = tracer.collect({outcome.pid: 0}).filter(kind="call")
-            spans = spans.filter(spans["result"].is_not_null() & (spans["pid"] != outcome.pid))
-            threads = set(spans["tid"].to_list())
-            names = set(spans["name"].to_list())
-            for name, start, end in spans.select("name", "start", "end").iter_rows():
-                if end - start > _LONG_US * 1000:
-                    ours[name] += (end - start) / 1000
+            ours = _durations(spans.filter(spans["result"].is_not_null()))
             for line in report.read_text(errors="replace").splitlines():
-                found = _PERF_LINE.match(line)
-                if found and int(found[2]) in threads and found[3] in names:
-                    micros = float(found[1]) * 1000
-                    if micros > _LONG_US:
-                        theirs[found[3]] += micros
-    del ours["read"], theirs["read"]  # long waits for one another would hide all else
-    sys.stdout.write(f"{'call':<16}{'firstlight':>12}{'perf trace':>12}  µs a start\n")
-    for name in sorted(ours, key=lambda name: -ours[name])[:12]:
-        sys.stdout.write(f"{name:<16}{ours[name] / starts:>12.0f}{theirs[name] / starts:>12.0f}\n")
-    apart = abs(sum(ours.values()) - sum(theirs.values())) / sum(theirs.values())
+                said = _PERF_LINE.match(line)
+                key = (int(said[2]), said[3]) if said else None
+                micros = float(said[1]) * 1000 if said else 0.0
+                if key in ours and micros > _LONG_US and key[1] not in _LEFT_OUT:
+                    asked[key[1]] += micros
+                    found[key[1]] += micros * _has(ours[key], micros)
+    sys.stdout.write(f"{'call':<16}{'by perf trace':>15}{'by us too':>12}  µs a start\n")
+    for name in sorted(asked, key=lambda name: -asked[name])[:12]:
+        sys.stdout.write(f"{name:<16}{asked[name] / starts:>15.0f}{found[name] / starts:>12.0f}\n")
+    share = sum(found.values()) / sum(asked.values())
     return Mark(
-        f"time in calls over {_LONG_US:.0f} µs, against perf trace of the same {starts} runc",
-        f"{apart:.1%} apart", f"≤ {MOST_APART:.0%}", apart <= MOST_APART,
+        f"time of perf trace's calls over {_LONG_US:.0f} µs that we saw alike",
+        f"{share:.1%}", f"≥ {LEAST_ALIKE:.0%}", share >= LEAST_ALIKE,
     )  # fmt: skip
+
+
+def _durations(spans: pl.DataFrame) -> dict[tuple[int, str], list[float]]:
+    """The µs of every call, by thread and name."""
+    taken: dict[tuple[int, str], list[float]] = defaultdict(list)
+    for tid, name, start, end in spans.select("tid", "name", "start", "end").iter_rows():
+        taken[tid, name].append((end - start) / 1000)
+    return taken
+
+
+def _has(durations: list[float], micros: float) -> bool:
+    """Whether one of them is alike; perf trace itself adds some 15 µs."""
+    nearest = min(durations, key=lambda one: abs(one - micros))
+    return abs(nearest - micros) <= max(20.0, 0.05 * micros)
 
 
 def strace(starts: int = 5) -> Mark:
