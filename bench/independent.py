@@ -29,8 +29,8 @@ LEAST_ALIKE = 0.95
 _DEADLINE = 60.0
 _LONG_US = 100.0
 _LEFT_OUT = frozenset({"read", "execve", "execveat"})
-"""Reads are long waits for one another, which would hide the rest; perf trace loses when a call began
-in which the program changes, and says 2**64 ns."""
+"""Reads are long waits for one another, which would hide the rest. perf trace loses when a call
+began in which the program changes, and says 2**64 ns."""
 _PERF_LINE = re.compile(
     r"\s*[\d.]+ \(\s*([\d.]+) ms\): .*?/(\d+) +(?:\.\.\. \[continued\]: )?(\w+)\("
 )
