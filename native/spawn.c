@@ -1,14 +1,14 @@
 /* The spawner: makes sandboxes from prepared parts, one clone each.
  *
  * A small single-threaded process in a pruned mount namespace, so that a clone copies little. It
- * reads requests on descriptor 3 and tells there what it made and what ended (spawn.h). A child
+ * reads requests on descriptor 3 and tells there what it made and what ended (spawner.h). A child
  * speaks for itself on its control socket: it makes itself a sandbox, says so, waits for the
  * message that says what to execute, and executes it. A start message that was sent before the
  * request is read at once; so a prepared sandbox and a direct start are the same code.
  *
  * All that it made dies with it, and it ends when descriptor 3 does.
  */
-#include "spawn.h"
+#include "spawner.h"
 
 #include <errno.h>
 #include <fcntl.h>

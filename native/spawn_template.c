@@ -1,6 +1,6 @@
 /* A template is a mount namespace that a function's instances are copies of: its root is the
  * function's tree, read-only, with a /dev; /proc and /tmp are mounted by each instance. */
-#include "spawn.h"
+#include "spawner.h"
 
 #include <errno.h>
 #include <fcntl.h>

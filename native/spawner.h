@@ -3,8 +3,8 @@
  * Everything goes over seqpacket sockets, one message each, integers in host order. The Python
  * side of these records is src/firstlight/agile/wire.py.
  */
-#ifndef FIRSTLIGHT_SPAWN_H
-#define FIRSTLIGHT_SPAWN_H
+#ifndef FIRSTLIGHT_SPAWNER_H
+#define FIRSTLIGHT_SPAWNER_H
 
 #include <linux/filter.h>
 #include <stdint.h>
