@@ -29,7 +29,7 @@ MOST_POINTS = 8
 """Shares of more points do not fit beside each other."""
 INTERVAL = 11
 """The width of the bounds of an interval, which then stand below its estimate."""
-_STYLES = {"holds": "green", "does not hold": "red", "not measured": "dim"}
+_STYLES = {"holds": "green", "does not hold": "red"}
 
 
 def summary(runs: Sequence[Run]) -> RenderableType:
@@ -197,18 +197,17 @@ def claims(verdicts: Sequence[Verdict]) -> RenderableType:
     for name in ("", "claim", "verdict", "here", "paper"):
         table.add_column(name, overflow="fold")
     table.columns[2].no_wrap = True
-    for verdict in sorted(verdicts, key=lambda one: one.verdict == "not measured"):
-        style = _STYLES[verdict.verdict]
-        _row(
-            table,
-            verdict.id,
-            verdict.claim,
-            Text(verdict.verdict, style=style),
-            verdict.figure,
-            verdict.paper,
-            style="dim" if verdict.verdict == "not measured" else "",
-        )
-    return table
+    missing = _table("not measured by these runs")
+    missing.show_header = False
+    for _ in range(2):
+        missing.add_column("", overflow="fold")
+    for verdict in verdicts:
+        if verdict.verdict == "not measured":
+            _row(missing, verdict.id, f"{verdict.claim}: {verdict.figure}", style="dim")
+        else:
+            judged = Text(verdict.verdict, style=_STYLES[verdict.verdict])
+            _row(table, verdict.id, verdict.claim, judged, verdict.figure, verdict.paper)
+    return Group(*(one for one in (table, missing) if one.row_count))
 
 
 def comparison(result: Comparison) -> RenderableType:
