@@ -49,12 +49,13 @@ def isolated(run: str, *, on_disk: bool = False) -> Iterator[Place]:
             _mount(str(disk), str(work), None, _MS_BIND)
         else:
             _mount("tmpfs", str(work), "tmpfs", 0)
-        mark = {"FIRSTLIGHT_RUN": run, "FIRSTLIGHT_LAB": owner.replace(" ", ":")}
-        os.environ.update(mark)  # what the lab itself starts is this run's as well
-        yield Place(work, run, {"PATH": os.environ.get("PATH", os.defpath), **mark})
+        environment = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "FIRSTLIGHT_RUN": run,
+            "FIRSTLIGHT_LAB": owner.replace(" ", ":"),
+        }
+        yield Place(work, run, environment)
     finally:
-        for name in ("FIRSTLIGHT_RUN", "FIRSTLIGHT_LAB"):
-            os.environ.pop(name, None)
         cgroups.remove(cgroups.name(run))
         _libc.umount2(os.fsencode(state / "work"), 2)
         for directory in (disk, state):
