@@ -11,7 +11,6 @@ import struct
 import subprocess
 from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass
-from types import TracebackType
 
 from firstlight.backends import Command, native
 from firstlight.errors import Failed
@@ -92,12 +91,7 @@ class Generator:
             )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

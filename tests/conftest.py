@@ -1,0 +1,30 @@
+"""In CI a skip is a failure, but for what its machine cannot have: plugins that Go must build."""
+
+import os
+
+import pytest
+
+MAY_BE_MISSING = "make cni-plugins"
+_skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if (
+        report.skipped
+        and not hasattr(report, "wasxfail")
+        and MAY_BE_MISSING not in str(report.longrepr)
+    ):
+        _skipped.append(f"{report.nodeid}: {report.longrepr}")
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.skipped:
+        _skipped.append(f"{report.nodeid}: {report.longrepr}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if os.environ.get("CI") and _skipped and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        session.config.get_terminal_writer().line(
+            "\nskipped in CI:\n" + "\n".join(_skipped), red=True
+        )
