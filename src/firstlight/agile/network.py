@@ -332,7 +332,11 @@ class Networks:
             _REQUEST.pack(verb, script.count, self._serial) + script.body,
             [descriptor] if descriptor >= 0 else [],
         )
-        answer = await future
+        try:
+            answer = await future
+        except asyncio.CancelledError:
+            _drop(future)
+            raise
         if answer.error == errno.EEXIST and verb == _MAKE:
             raise _Taken(what)
         if answer.error:
@@ -383,6 +387,14 @@ def remove(table: str, anchor: str) -> None:
         name.startswith(f"{anchor}-") for _, name in socket.if_nameindex()
     ):
         time.sleep(_RETRY_SECONDS)
+
+
+def _drop(future: "asyncio.Future[_Answer]") -> None:
+    """Close the namespace in an answer that came just before its asker was cancelled."""
+    if future.done() and not future.cancelled() and not future.exception():
+        answer = future.result()
+        if answer.descriptor >= 0:
+            os.close(answer.descriptor)
 
 
 def _script(*actions: bytes) -> _Script:
