@@ -30,6 +30,7 @@ from firstlight.agile.zygote import ZYGOTE_CALLS, Node, Result, Zygote
 from firstlight.errors import Failed, Unsupported
 
 _USUAL_PROFILE = 0
+_END_SECONDS = 10.0  # a killed process ends at once, unless the kernel holds it
 
 
 class _Kind:
@@ -99,6 +100,9 @@ class Runtime:
         for wasm in self._wasms.values():
             wasm.close()
         self._spawner.close()
+        ends = [instance.ended for instance in self._instances.values()]
+        if ends:  # what an instance used is given up only when its end has been heard
+            await asyncio.wait(ends, timeout=_END_SECONDS)
         while self._tasks:
             await asyncio.wait(self._tasks)
         for one in self._kinds.values():
