@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from firstlight import cli_agile
+from firstlight.cli_words import Json, examples, print_json, say
 from firstlight.errors import FirstlightError, UnknownName
 
 if TYPE_CHECKING:
@@ -35,15 +36,10 @@ app = typer.Typer(
     "  firstlight report runs/* --html report.html\n  firstlight trace -- runc run mine",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.")]
 
 
-def _examples(*lines: str) -> str:
-    return "\b\nExamples:\n" + "\n".join(f"  firstlight {line}" for line in lines)
-
-
-@app.command(epilog=_examples("doctor", "doctor --json"))
+@app.command(epilog=examples("doctor", "doctor --json"))
 def doctor(*, as_json: Json = False) -> None:
     """Tell what can run here, what cannot and what to install, and what will make noise.
 
@@ -55,7 +51,7 @@ def doctor(*, as_json: Json = False) -> None:
     checks = host.doctor()
     answers = catalogue.probe()
     if as_json:
-        _print_json({"checks": checks, "experiments": answers})
+        print_json({"checks": checks, "experiments": answers})
     else:
         from firstlight.report import terminal
 
@@ -63,13 +59,13 @@ def doctor(*, as_json: Json = False) -> None:
     raise typer.Exit(any(reasons for reasons in answers.values()))
 
 
-@app.command("list", epilog=_examples("list"))
+@app.command("list", epilog=examples("list"))
 def list_experiments(*, as_json: Json = False) -> None:
     """List the experiments."""
     from firstlight.experiments import catalogue
 
     if as_json:
-        _print_json(
+        print_json(
             [
                 {"name": one.name, "question": one.question, "figure": one.figure,
                  "axes": one.axes, "instances": one.instances}
@@ -88,7 +84,7 @@ def list_experiments(*, as_json: Json = False) -> None:
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "run container-creation", "run network-setup --instances 1,10,50 --repetitions 20",
         "run container-creation --runtime runc,/usr/local/bin/youki --fast", "run rootfs --cold",
         "run cni-breakdown --conf /etc/cni/net.d/10-mine.conflist",
@@ -153,14 +149,14 @@ def run(
         with _Progress(chosen.name) as progress:
             runner.run(plan, directory, progress.show)
     except KeyboardInterrupt:
-        _say(f"interrupted: what was measured is in {directory}")
+        say(f"interrupted: what was measured is in {directory}")
         raise
     _show([_read(directory)], as_json=as_json)
-    _say(f"run: {directory}\nfull report: firstlight report {directory} --html report.html")
+    say(f"run: {directory}\nfull report: firstlight report {directory} --html report.html")
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "trace -- runc run --bundle /tmp/b mine", "trace -- ip netns add test",
         "trace --until nginx -- podman run nginx", "trace -- python3 -c 'import json'",
     )
@@ -189,7 +185,7 @@ def trace(
         sample = result.run.samples[0]
         timeline = breakdown.timeline(result.run, sample)
         if as_json:
-            _print_json(
+            print_json(
                 {
                     "latency_ns": sample.latency,
                     "end_point": result.run.header.end_point,
@@ -204,13 +200,13 @@ def trace(
             _, spans = next(result.run.span_batches())
             console.print(waterfall.waterfall(timeline, spans, console.width))
             if sample.lost:
-                _say(f"warning: {sample.lost} events were lost: phases may be wrong")
+                say(f"warning: {sample.lost} events were lost: phases may be wrong")
         status = result.exit_status
     raise typer.Exit(status if status >= 0 else 128 - status)
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "report runs/container-creation-20260101-120000", "report runs/* --html report.html",
         "report runs/* --export perfetto --out traces", "report runs/* --pictures figures",
     )
@@ -240,17 +236,17 @@ def report(
 
         for one in read:
             for file in drawn.write(figures.figures(one), pictures):
-                _say(f"wrote {file}")
+                say(f"wrote {file}")
     if html is not None:
         from firstlight.report import page
 
         page.write(read, html)
-        _say(f"wrote {html}")
+        say(f"wrote {html}")
     if export is None and pictures is None and html is None:
         _show(read, as_json=as_json)
 
 
-@app.command(epilog=_examples("compare runs/before runs/after", "compare a b --threshold 0.1"))
+@app.command(epilog=examples("compare runs/before runs/after", "compare a b --threshold 0.1"))
 def compare(
     a: Annotated[Path, typer.Argument(help="The run to compare with.")],
     b: Annotated[Path, typer.Argument(help="The run that may be slower.")],
@@ -264,7 +260,7 @@ def compare(
 
     result = compared(_read(a), _read(b), threshold=threshold, across=across)
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
         from firstlight.report import terminal
 
@@ -272,7 +268,7 @@ def compare(
     raise typer.Exit(result.regression)
 
 
-@app.command(epilog=_examples("paper", "paper runs/network-setup-*"))
+@app.command(epilog=examples("paper", "paper runs/network-setup-*"))
 def paper(
     runs: Annotated[
         list[Path] | None, typer.Argument(metavar="[RUN...]", help="[default: all of runs/]")
@@ -286,14 +282,14 @@ def paper(
     paths = runs if runs else sorted(path.parent for path in RUNS.glob("*/header.json"))
     verdicts = judge([_read(path) for path in paths])
     if as_json:
-        _print_json(verdicts)
+        print_json(verdicts)
     else:
         from firstlight.report import terminal
 
         _stdout().print(terminal.claims(verdicts))
 
 
-@app.command(epilog=_examples("clean --dry-run", "clean"))
+@app.command(epilog=examples("clean --dry-run", "clean"))
 def clean(
     *, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell.")] = False
 ) -> None:
@@ -302,15 +298,15 @@ def clean(
 
     if dry_run:
         for leftover in cleaning.leftovers():
-            _say(f"would remove {leftover.kind} {leftover.name}")
+            say(f"would remove {leftover.kind} {leftover.name}")
         return
     cleaned = cleaning.clean()
     for leftover in cleaned.removed:
-        _say(f"removed {leftover.kind} {leftover.name}")
+        say(f"removed {leftover.kind} {leftover.name}")
     for leftover, reason in cleaned.failed:
-        _say(f"cannot remove {leftover.kind} {leftover.name}: {reason}")
+        say(f"cannot remove {leftover.kind} {leftover.name}: {reason}")
     if not cleaned.removed and not cleaned.failed:
-        _say("nothing was left")
+        say("nothing was left")
     raise typer.Exit(1 if cleaned.failed else 0)
 
 
@@ -323,9 +319,9 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except FirstlightError as error:
-        _say(f"firstlight: {error.message}")
+        say(f"firstlight: {error.message}")
         if error.hint:
-            _say(f"Hint: {error.hint}")
+            say(f"Hint: {error.hint}")
         sys.exit(error.exit_status)
     except BrokenPipeError:
         sys.stdout = None
@@ -370,7 +366,7 @@ def _show(runs: "list[Run]", *, as_json: bool) -> None:
     from firstlight.report import terminal
 
     if as_json:
-        _print_json(terminal.as_json(runs))
+        print_json(terminal.as_json(runs))
     else:
         _stdout().print(terminal.summary(runs))
 
@@ -386,7 +382,7 @@ def _export(runs: "list[Run]", kind: str, out: Path) -> None:
             export.perfetto(one, out / f"{one.path.name}.json")
         else:
             getattr(export, kind)(one, out / one.path.name)
-    _say(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 def _read(path: Path) -> "Run":
@@ -427,16 +423,6 @@ def _check_space(directory: Path) -> None:
             f"{_LEAST_FREE_BYTES >> 20} MiB",
             "free some, or name another directory with --out",
         )
-
-
-def _print_json(value: object) -> None:
-    import msgspec
-
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
 
 
 def _stdout() -> "Console":

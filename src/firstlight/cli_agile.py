@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from firstlight.cli_words import Json, examples, print_json, say, to_json
 from firstlight.errors import FirstlightError
 
 if TYPE_CHECKING:
@@ -37,11 +38,6 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 Configuration = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="The runtime's TOML file.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
-
-
-def _examples(*lines: str) -> str:
-    return "\b\nExamples:\n" + "\n".join(f"  firstlight {line}" for line in lines)
 
 
 def up(
@@ -60,7 +56,7 @@ def up(
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the daemon handles it itself
     loaded = _configuration(config)
-    daemon.serve(loaded, lambda: _say(f"ready: {loaded.socket}"))
+    daemon.serve(loaded, lambda: say(f"ready: {loaded.socket}"))
 
 
 def start(
@@ -107,12 +103,12 @@ def start(
     )
     with _client(config) as client:
         if function.kind != "command":
-            _print_json(client.invoke(function, _event(event)))
+            print_json(client.invoke(function, _event(event)))
             return
         streams = (_null(), _null(), _null()) if detach else (0, 1, 2)
         started = client.start(function, streams, detached=detach)
         if as_json:
-            sys.stderr.write(_json(started))
+            sys.stderr.write(to_json(started))
         elif detach:
             sys.stdout.write(started.id + "\n")
         if not detach:
@@ -124,7 +120,7 @@ def ps(*, config: Configuration = None, as_json: Json = False) -> None:
     with _client(config) as client:
         running = client.running()
     if as_json:
-        _print_json(running)
+        print_json(running)
         return
     _table(
         ("id", "pid", "address", "command"),
@@ -149,7 +145,7 @@ def pool(*, config: Configuration = None, as_json: Json = False) -> None:
     with _client(config) as client:
         pools = client.pools()
     if as_json:
-        _print_json(pools)
+        print_json(pools)
         return
     _table(
         ("pool", "ready", "low", "high", "hits", "misses", "made", "returned", "failed", "fill/s"),
@@ -161,16 +157,16 @@ def pool(*, config: Configuration = None, as_json: Json = False) -> None:
 
 def add(app: typer.Typer) -> None:
     """Add the verbs to those of the lab."""
-    app.command(epilog=_examples("up", "up --config /etc/firstlight.toml", "up --unit"))(up)
+    app.command(epilog=examples("up", "up --config /etc/firstlight.toml", "up --unit"))(up)
     app.command(
-        epilog=_examples(
+        epilog=examples(
             "start --rootfs /srv/root -- /bin/hello", "start --rootfs /srv/f --handler app:main",
             "start --rootfs /srv/root --port 8080:80 --detach -- /bin/server",
         )
     )(start)  # fmt: skip
-    app.command(epilog=_examples("ps", "ps --json"))(ps)
-    app.command(epilog=_examples("stop 17"))(stop)
-    app.command(epilog=_examples("pool"))(pool)
+    app.command(epilog=examples("ps", "ps --json"))(ps)
+    app.command(epilog=examples("stop 17"))(stop)
+    app.command(epilog=examples("pool"))(pool)
 
 
 def _configuration(file: Path | None) -> "Config":
@@ -232,17 +228,3 @@ def _table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(highlight=False).print(table)
-
-
-def _json(value: object) -> str:
-    import msgspec
-
-    return msgspec.json.format(msgspec.json.encode(value)).decode() + "\n"
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(_json(value))
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")

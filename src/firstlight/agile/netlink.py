@@ -11,7 +11,7 @@ from struct import pack
 ROUTE, NETFILTER = 0, 12
 
 _REQUEST, _ACK, _EXCL, _CREATE, _DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
-_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _GETADDR = 16, 17, 18, 20, 22
+_NEWLINK, _GETLINK, _NEWADDR, _GETADDR = 16, 18, 20, 22
 _NEWROUTE, _GETROUTE, _NEWNEIGH, _GETNEIGH, _GETRULE = 24, 26, 28, 30, 34
 _UP = 1
 _AF_INET, _AF_INET6 = 2, 10
@@ -71,11 +71,6 @@ def bridge(name: str, index: int) -> bytes:
         + _attribute(_IFNAME, name.encode() + b"\0")
         + _attribute(_LINKINFO, _attribute(_KIND, b"bridge\0")),
     )
-
-
-def link_delete(name: str) -> bytes:
-    """Delete a link by name."""
-    return _message(_DELLINK, _ACK, _link(0, 0) + _attribute(_IFNAME, name.encode() + b"\0"))
 
 
 def address(index: int, value: IPv4Address) -> bytes:
