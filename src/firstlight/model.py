@@ -64,6 +64,21 @@ class Step(Struct, frozen=True):
     end: int
 
 
+class GuestLog(Struct, frozen=True):
+    """What a guest said of its own boot, as it said it.
+
+    ``spans`` bear the guest's own names and are in ns of the guest's ``clock``, from its own zero.
+    A guest's stamp plus ``offset`` is one of the host's, to within ``uncertainty`` ns; both are
+    None where nothing ties the clocks. ``console`` is the end of what it printed.
+    """
+
+    clock: str
+    spans: tuple[Step, ...] = ()
+    offset: int | None = None
+    uncertainty: int | None = None
+    console: str = ""
+
+
 class Sample(Struct, frozen=True):
     """One instance's start. ``index`` is its place in the run and names its spans.
 
@@ -88,6 +103,7 @@ class Sample(Struct, frozen=True):
     error: str | None = None
     output: str = ""
     lost: int = 0
+    guest: GuestLog | None = None
 
     @property
     def latency(self) -> int | None:

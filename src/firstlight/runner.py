@@ -19,7 +19,7 @@ from firstlight.backends import Backend, Command, network
 from firstlight.errors import Unsupported
 from firstlight.experiments import Experiment, Options
 from firstlight.load import Burst, Generator, Outcome, Sequence, Shape
-from firstlight.model import Ending, Footer, Header, Point, Sample, Stamps, Step
+from firstlight.model import Ending, Footer, GuestLog, Header, Point, Sample, Stamps, Step
 from firstlight.place import isolated
 from firstlight.store import Writer
 from firstlight.tracers import bpf
@@ -183,14 +183,15 @@ class _Lab:
                 outcomes, lost = self._start(batch, commands)
                 evidence = {o.pid: stuck.describe(o.pid) for o in outcomes if o.expired}
                 ended = self._generator.stop(self._batches, deadline=_STOP_SECONDS)
+                guests = [command.guest() if command.guest else None for command in commands]
             except BaseException:
                 self._generator.close()  # what it started must end before what that used
                 raise
         network.settle()
         samples = [
             sample(self._samples + place, self._batches, place, batch, outcome, end,
-                   evidence.get(outcome.pid), lost)
-            for place, (outcome, end) in enumerate(zip(outcomes, ended, strict=True))
+                   evidence.get(outcome.pid), lost, guest)
+            for place, (outcome, end, guest) in enumerate(zip(outcomes, ended, guests, strict=True))
         ]  # fmt: skip
         if batch.traced:
             roots = {one.pid: one.index for one in samples}
@@ -222,6 +223,7 @@ def sample(
     ended: Outcome,
     evidence: str | None,
     lost: int,
+    guest: GuestLog | None = None,
 ) -> Sample:
     """What the load generator saw of one start when it was ready, and when it had ended.
 
@@ -258,6 +260,7 @@ def sample(
         error=None if ready else evidence or _complaint(outcome),
         output="\n".join(other).rstrip("\n"),
         lost=lost,
+        guest=guest,
     )
 
 

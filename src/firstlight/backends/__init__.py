@@ -11,6 +11,7 @@ After ``ready`` the program keeps its instance up until its standard input ends;
 down what it made and exits.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from firstlight.errors import Failed
-from firstlight.model import EndPoint, Point
+from firstlight.model import EndPoint, GuestLog, Point
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Command:
     """What the load generator executes for one start. ``argv[0]`` is an absolute path.
 
     ``daemons`` are processes that serve it: where it is the only start of a batch they are traced.
+    ``guest`` reads what a guest left of its own boot, once the start has ended.
     """
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     cwd: Path = Path("/")
     daemons: tuple[int, ...] = ()
+    guest: Callable[[], GuestLog] | None = None
 
 
 @dataclass(frozen=True)
