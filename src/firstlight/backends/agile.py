@@ -73,20 +73,11 @@ class Agile:
     ) -> Iterator[list[Command]]:
         """A daemon with its pools filled for the batch; afterwards nothing of it."""
         base = place.directory / "agile"
-        tree = base / "root"
-        for name in ("bin", "proc", "dev", "tmp"):
-            (tree / name).mkdir(parents=True)
+        base.mkdir()
         try:
-            shutil.copy2(native("payload"), tree / "bin/payload")
-            function = Function(rootfs=str(tree), command=("/bin/payload", "ready"))
-            request = base / "request"
-            request.write_bytes(protocol.encode(protocol.Start(function)))
-            config = self._config(instances, place, base)
-            with _daemon(config, place) as pid:
-                _warm(config, function)
-                argv = (str(native("spawn-client")), str(config.socket), str(request))
-                one = Command(argv, place.environment, daemons=(pid, *_children(pid)))
-                yield [one] * instances
+            config, function = self._config(instances, place, base), payload(base)
+            with serving(config, function, place) as start:
+                yield [start] * instances
         finally:
             shutil.rmtree(base)
 
@@ -104,8 +95,27 @@ class Agile:
         )  # fmt: skip
 
 
+def payload(base: Path) -> Function:
+    """The payload as a function, its root file system made below ``base``."""
+    tree = base / "root"
+    for name in ("bin", "proc", "dev", "tmp"):
+        (tree / name).mkdir(parents=True)
+    shutil.copy2(native("payload"), tree / "bin/payload")
+    return Function(rootfs=str(tree), command=("/bin/payload", "ready"))
+
+
+@contextmanager
+def serving(config: Config, function: Function, place: Place) -> Iterator[Command]:
+    """A runtime that has had a few starts of the function, its pools full; yields one start."""
+    request = Path(config.state).parent / "request"
+    request.write_bytes(protocol.encode(protocol.Start(function)))
+    with daemon(config, place) as pid:
+        _warm(config, function)
+        argv = (str(native("spawn-client")), str(config.socket), str(request))
+        yield Command(argv, place.environment, daemons=(pid, *children(pid)))
+
+
 def _warm(config: Config, function: Function) -> None:
-    """A few starts before those that count, as a node has had, and full pools."""
     with Client(config.socket) as client, Path("/dev/null").open("r+b", buffering=0) as null:
         for _ in range(_WARM_STARTS):
             streams = (null.fileno(), null.fileno(), null.fileno())
@@ -114,7 +124,8 @@ def _warm(config: Config, function: Function) -> None:
 
 
 @contextmanager
-def _daemon(config: Config, place: Place) -> Iterator[int]:
+def daemon(config: Config, place: Place) -> Iterator[int]:
+    """The resident runtime in a process of its own; yields its pid."""
     argv = [sys.executable, "-c", _SERVE, msgspec.json.encode(config).decode()]
     with subprocess.Popen(
         argv, env=place.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -129,5 +140,6 @@ def _daemon(config: Config, place: Place) -> Iterator[int]:
             process.terminate()
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes that a process has made: of a runtime, its helpers."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
