@@ -92,7 +92,7 @@ class Guest(Protocol):
         Raises Failed for an image that is missing, truncated or not of its kind.
         """
 
-    def read(self, lines: Sequence[Line], memory: Path | None) -> Reading:
+    def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
         """Its own log as spans; ``memory`` is a file that holds the guest's physical memory.
 
         Never raises for what a guest printed: half a log gives the spans that it has.
