@@ -1,17 +1,24 @@
 /* What runs inside an instance: stamps its first instruction, then says so and waits.
  *
- *   payload ready            print "firstlight ready STAMP", wait for standard input to end
+ *   payload ready [ADDRESS]  print "firstlight ready STAMP", wait for standard input to end; before
+ *                            it speaks, send ADDRESS an echo request and hear the answer, if given:
+ *                            "firstlight step packet SENT HEARD"
+ *   payload once             print it and exit
  *   payload clone NS[,NS] [--] COMMAND [ARG...]
  *                            the floor: one clone3 into new namespaces (net mount pid ipc uts user
  *                            cgroup time, or none), exec COMMAND, hand on its exit status
  */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <linux/sched.h>
+#include <netinet/ip_icmp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -50,16 +57,49 @@ static int fail(const char *step)
 	return 1;
 }
 
-static int ready(void)
+static long long nanoseconds(struct timespec t)
 {
-	char line[64];
-	int length = snprintf(line, sizeof(line), "firstlight ready %lld\n",
-			      first_instruction.tv_sec * 1000000000LL + first_instruction.tv_nsec);
-	ssize_t n = write(STDOUT_FILENO, line, (size_t)length);
-	if (n != length)
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+/* The first packet: an echo request of an unprivileged socket, there and back. */
+static int reach(const char *address)
+{
+	struct sockaddr_in to = {.sin_family = AF_INET};
+	struct timeval patience = {.tv_sec = 5};
+	struct icmphdr echo = {.type = ICMP_ECHO};
+	struct timespec sent, heard;
+	if (inet_pton(AF_INET, address, &to.sin_addr) != 1) {
+		errno = EINVAL;
+		return fail(address);
+	}
+	int echoes = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, IPPROTO_ICMP);
+	if (echoes < 0 || setsockopt(echoes, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) ||
+	    connect(echoes, (struct sockaddr *)&to, sizeof to))
+		return fail("first packet");
+	clock_gettime(CLOCK_MONOTONIC, &sent);
+	if (send(echoes, &echo, sizeof echo, 0) < 0 || recv(echoes, &echo, sizeof echo, 0) < 0)
+		return fail("first packet");
+	clock_gettime(CLOCK_MONOTONIC, &heard);
+	close(echoes);
+	printf("firstlight step packet %lld %lld\n", nanoseconds(sent), nanoseconds(heard));
+	return 0;
+}
+
+static int ready(const char *address)
+{
+	if (address && reach(address))
 		return 1;
+	printf("firstlight ready %lld\n", nanoseconds(first_instruction));
+	return fflush(stdout) ? 1 : 0;
+}
+
+static int wait_for_the_end(void)
+{
+	char rest[64];
+	ssize_t n;
 	do
-		n = read(STDIN_FILENO, line, sizeof(line));
+		n = read(STDIN_FILENO, rest, sizeof(rest));
 	while (n > 0 || (n < 0 && errno == EINTR));
 	return 0;
 }
@@ -109,8 +149,10 @@ static int clone_into(char *list, char **command)
 
 int main(int argc, char **argv)
 {
-	if (argc == 2 && !strcmp(argv[1], "ready"))
-		return ready();
+	if ((argc == 2 || argc == 3) && !strcmp(argv[1], "ready"))
+		return ready(argv[2]) || wait_for_the_end();
+	if (argc == 2 && !strcmp(argv[1], "once"))
+		return ready(NULL);
 	if (argc > 3 && !strcmp(argv[1], "clone")) {
 		char **command = argv + 3;
 		if (!strcmp(command[0], "--"))
@@ -118,6 +160,7 @@ int main(int argc, char **argv)
 		if (command[0])
 			return clone_into(argv[2], command);
 	}
-	fputs("usage: payload ready | payload clone NS[,NS...] [--] COMMAND [ARG...]\n", stderr);
+	fputs("usage: payload ready [ADDRESS] | payload once |"
+	      " payload clone NS[,NS...] [--] COMMAND [ARG...]\n", stderr);
 	return 2;
 }
