@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from firstlight import attribution, causes, phases
+from firstlight import attribution, boot, causes, phases
 from firstlight.attribution import Integers
 from firstlight.critical_path import NONE, Thread, inside, walk
 from firstlight.model import EndPoint, Sample
@@ -38,6 +38,7 @@ _NAMESPACE_CALLS = frozenset({"unshare", "clone", "clone3"})
 _PHASE = attribution.PHASE
 _START, _EXEC = _PHASE["process.start"], _PHASE["exec"]
 _UNATTRIBUTED = _PHASE[phases.UNATTRIBUTED]
+_HYPERVISOR = _PHASE[boot.INIT]
 _USED_BYTES = 64
 _TAKING = frozenset({"read", "pread64", "readv", "recvfrom", "recvmsg"})
 
@@ -193,8 +194,10 @@ class _Batch:
         processes = self._processes(threads, root.pid, rows, end)
         late = walk(threads, self._last(threads, root, rows, end), begin, end)
         yield root, _lateness(begin, late)
+        guest = boot.stretches(sample)
         for thread in threads.values():
-            yield thread, _cut(thread, processes.get(thread.pid), late, end)
+            pieces = _cut(thread, processes.get(thread.pid), late, end)
+            yield thread, _with_guest(pieces, guest) if guest else pieces
 
     def _threads(self, rows: slice) -> dict[int, Thread]:
         threads = {}
@@ -401,6 +404,30 @@ def _cut(thread: Thread, process: _Process | None, begin: int, end: int) -> _Pie
     cause = np.where(inside(thread.queued, start)[0], 1, cause)
     return _Pieces(start[alive], stop[alive], phase[alive], in_call[alive], cause[alive],
                    in_owned[alive])  # fmt: skip
+
+
+def _with_guest(pieces: _Pieces, guest: Sequence[boot.Stretch]) -> _Pieces:
+    """Once a guest runs its phases own the time; before, what is no program's start is its
+    hypervisor's."""
+    edges = np.array([each.start for each in guest], dtype=np.int64)
+    codes = np.array([_HYPERVISOR, *(_PHASE[each.phase] for each in guest)])
+    order, start, end = _cut_at(pieces.start, pieces.end, edges)
+    phase = pieces.phase[order]
+    stretch = np.searchsorted(edges, start, side="right")
+    phase = np.where((stretch == 0) & (phase == _START), _START, codes[stretch])
+    return _Pieces(start, end, phase, pieces.kernel[order], pieces.cause[order],
+                   pieces.owned[order])  # fmt: skip
+
+
+def _cut_at(
+    starts: Integers, ends: Integers, edges: Integers
+) -> tuple[Integers, Integers, Integers]:
+    """Intervals in order, cut at each edge inside one: whose part each is, and its bounds."""
+    all_starts = np.unique(np.concatenate([starts, ends, edges]))
+    at, until = all_starts[:-1], all_starts[1:]
+    of = np.searchsorted(starts, at, side="right") - 1
+    within = (of >= 0) & (at < ends[np.maximum(of, 0)]) if len(starts) else np.zeros(0, np.bool_)
+    return of[within], at[within], until[within]
 
 
 def _gap_phase(process: _Process | None, at: Integers) -> Integers:

@@ -3,7 +3,8 @@
 A rule is matched against ``CALL DETAIL``, the words of a call's span; the first that matches names
 the phase. A call that matches none is neutral: its time goes with what surrounds it. Calls that
 only ask are neutral too (which capabilities are there, what is mounted, which control group is
-one's own): one asks for the sake of other work.
+one's own): one asks for the sake of other work. A guest's own spans have rules of their own, over
+the names that it gave them.
 """
 
 import re
@@ -23,13 +24,14 @@ class Phase:
     """A phase, what it is in a sentence, and the rules that put calls into it.
 
     ``helpers`` names programs that a start executes for this alone: their time is the phase's from
-    execve to exit, but for what they ask of a daemon.
+    execve to exit, but for what they ask of a daemon. ``guest`` names spans of a guest's own log.
     """
 
     name: str
     meaning: str
     rules: tuple[str, ...] = ()
     helpers: str = ""
+    guest: str = ""
 
 
 # What only a language's run-time and the dynamic linker do: it names their start also where no
@@ -86,7 +88,8 @@ PHASES = (
            r"\w+ /dev/loop", r"ioctl devtmpfs:loop",
            r"\w+ \S*/rootfs(/|$)", r"\w+ \S*/root/(dev|proc|sys|etc)(/|$)",
            r"(mkdirat|mkdir|newfstatat|openat|fchmodat|fchownat|chown) (dev|proc|sys)(/|$)",
-           r"\w+ devpts:", r"readlinkat /proc/self/fd/", r"(sethostname|setdomainname)")),
+           r"\w+ devpts:", r"readlinkat /proc/self/fd/", r"(sethostname|setdomainname)"),
+          guest=r"mount( .*)?|\S+ mounted"),
     Phase("veth", "a veth pair is made and given its MTU and address",
           (r"\w+ socket:netlink\.route RTM_(NEW|SET)LINK .*kind=(veth|vxlan|macvlan|dummy)",
            r"\w+ socket:netlink\.route RTM_(NEW|SET)LINK .*\b(mac|mtu)\b",
@@ -135,7 +138,34 @@ PHASES = (
           (rf"(read|write|readv|writev|sendto|sendmsg|recvfrom|recvmsg|copy_file_range|splice) "
            rf"{_STREAM}", r"socketpair", r"(wait4|waitid|kill|pidfd_\w+)\b",
            r"(?!fcntl)\w+ \S*fifo\b", r"prctl (CHILD_SUBREAPER|PDEATHSIG)")),
-    Phase("exec", "the payload is executed, to the end point", ()),
+    Phase("hypervisor.init", "a hypervisor sets itself and its machine up, to the guest's first "
+          "instruction", ()),
+    Phase("firmware", "from a guest's first instruction to its kernel's first stamp: the BIOS and "
+          "what the kernel does before it can tell the time", (), guest="firmware"),
+    Phase("kernel.load", "a guest's boot loader reads the kernel from disk in real mode", (),
+          guest=r"disk read.*"),
+    Phase("kernel.uncompress", "a guest's kernel decompresses itself", (), guest="uncompress.*"),
+    Phase("kernel.init", "a guest's kernel sets up processors, memory and its own parts", (),
+          guest=r"TLS init.*|\.init functions|SMP launched|VFS init.*|pvpanic done|kernel( .*)?|"
+                r"entry|memory"),
+    Phase("net.init", "a guest's network stack is set up, and its address", (),
+          guest=r"Network init.*|network|initcall (inet|ipv6|ip6?_auto|net_dev|sock)\w*_init"),
+    Phase("pci", "a guest looks for its devices", (),
+          guest=r"pci( enumerated)?|virtio|initcall (pci|acpi_pci|pcibios)\w*"),
+    Phase("driver.console", "a guest's console driver, and what it writes on it", (),
+          guest=r"console|serial|vga|initcall (serial8250|vga|vgacon|vt|tty|con|fb|pty|drm|"
+                r"bochs|efifb|simplefb|hvc)\w*"),
+    Phase("driver.block", "a guest's block driver", (),
+          guest=r"block|(initcall|module) virtio_blk\w*"),
+    Phase("driver.net", "a guest's network interface driver", (),
+          guest=r"net|(initcall|module) (virtio_net|net_failover|failover)\w*"),
+    Phase("driver.rng", "a guest's random number driver", (),
+          guest=r"rng|(initcall|module) (virtio_rng|hwrng)\w*"),
+    Phase("driver.other", "a guest's other drivers", (),
+          guest=r"drivers (probe|loaded)|initcall .*|module .*"),
+    Phase("packet", "the first packet: to the gateway and back", (), guest="packet"),
+    Phase("guest.other", "a guest runs, and its log does not say what", ()),
+    Phase("exec", "the payload is executed, to the end point", (), guest="exec|Total time"),
     Phase("process.exit", "a helper process ends, to its parent's wake-up", (r"exit_group",)),
     Phase(UNATTRIBUTED, "time that no rule explains", ()),
 )  # fmt: skip
@@ -143,6 +173,7 @@ PHASES = (
 ORDER = tuple(phase.name for phase in PHASES)
 _ANSWER = re.compile(r"recv\w+ socket:netlink")
 _RULES = tuple((re.compile(rule), phase.name) for phase in PHASES for rule in phase.rules)
+_GUEST = tuple((re.compile(phase.guest), phase.name) for phase in PHASES if phase.guest)
 _HELPERS = tuple((re.compile(phase.helpers), phase.name) for phase in PHASES if phase.helpers)
 
 
@@ -162,13 +193,22 @@ def of_helper(program: str) -> str | None:
     return next((phase for names, phase in _HELPERS if names.fullmatch(name)), None)
 
 
+def of_guest(name: str) -> str:
+    """The phase of a span of a guest's log, by the guest's own name for it."""
+    return next((phase for rule, phase in _GUEST if rule.fullmatch(name)), "guest.other")
+
+
 def markdown(phases: Iterable[Phase] = PHASES) -> str:
     """The table of docs/phases.md."""
     rows = "".join(
         f"| `{phase.name}` | {phase.meaning} | "
         + "<br>".join(
             f"`{rule.replace('|', chr(92) + '|')}`"
-            for rule in (*phase.rules, *([f"execve {phase.helpers}"] if phase.helpers else []))
+            for rule in (
+                *phase.rules,
+                *([f"execve {phase.helpers}"] if phase.helpers else []),
+                *([f"guest: {phase.guest}"] if phase.guest else []),
+            )
         )
         + " |\n"
         for phase in phases

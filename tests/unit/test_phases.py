@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight import phases
-from firstlight.phases import ANSWER, MASK, ORDER, UNATTRIBUTED, classify, of_helper
+from firstlight.phases import ANSWER, MASK, ORDER, UNATTRIBUTED, classify, of_guest, of_helper
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "phases.md"
 ROUTE = "socket:netlink.route"
@@ -72,6 +72,33 @@ CALLS = {
     "process.exit": ["exit_group"],
 }  # fmt: skip
 
+# What OSv, Linux and the probe call the parts of their own boot.
+GUESTS = {
+    "firmware": ["firmware"],
+    "kernel.load": ["disk read (real mode)"],
+    "kernel.uncompress": ["uncompress lzloader.elf"],
+    "kernel.init": ["TLS initialization", ".init functions", "SMP launched", "VFS initialized",
+                    "pvpanic done", "kernel", "entry"],
+    "net.init": ["Network initialized", "initcall inet_init", "network"],
+    "pci": ["pci enumerated", "pci", "initcall pci_subsys_init", "initcall acpi_pci_init"],
+    "driver.console": ["console", "initcall serial8250_init", "vga"],
+    "driver.block": ["block", "initcall virtio_blk_init", "module virtio_blk"],
+    "driver.net": ["net", "initcall virtio_net_driver_init", "module virtio_net"],
+    "driver.rng": ["rng", "module virtio_rng"],
+    "driver.other": ["drivers probe", "drivers loaded", "initcall acpi_init", "module crc32c"],
+    "mount": ["mount", "ROFS mounted", "ZFS mounted", "Virtio-fs mounted", "mount ext4"],
+    "packet": ["packet"],
+    "exec": ["Total time", "exec"],
+    "guest.other": ["what no rule knows"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "phase"), [(name, phase) for phase, found in GUESTS.items() for name in found]
+)
+def test_a_span_of_a_guest_is_of_its_phase(name: str, phase: str) -> None:
+    assert of_guest(name) == phase
+
 
 @pytest.mark.parametrize(
     ("words", "phase"), [(words, phase) for phase, found in CALLS.items() for words in found]
@@ -82,7 +109,8 @@ def test_a_call_is_of_its_phase(words: str, phase: str) -> None:
 
 
 def test_every_phase_has_an_example_above() -> None:
-    assert set(ORDER) - CALLS.keys() == {"exec", UNATTRIBUTED}  # which attribution gives
+    given = {"exec", "hypervisor.init", UNATTRIBUTED}  # by attribution, and by breakdown
+    assert set(ORDER) - CALLS.keys() - GUESTS.keys() == given - GUESTS.keys()
 
 
 @pytest.mark.parametrize(
