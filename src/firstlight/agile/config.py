@@ -43,6 +43,20 @@ class Pools(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sandbox: PoolSize = PoolSize(low=0, high=0)
 
 
+class Ahead(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is done ahead of requests besides filling pools.
+
+    Each can be left to the request, to measure what it is worth: the experiment ``ablation``.
+    """
+
+    root: bool = True
+    """A function's root file system is mounted once, and its instances copy that."""
+    seccomp: bool = True
+    """The seccomp profile is compiled once."""
+    neighbours: bool = True
+    """An instance and its gateway know each other's link address from the start."""
+
+
 class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where instances' addresses come from and what they may reach.
 
@@ -68,6 +82,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     state: str = "/run/firstlight-agile"
     network: NetworkConfig = NetworkConfig()
     pools: Pools = Pools()
+    ahead: Ahead = Ahead()
     cgroup: str = ""
     """Its top cgroup, below the root of each hierarchy; by default ``firstlight.agile.NAME``."""
     instances: int = 2000

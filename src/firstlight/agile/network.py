@@ -160,6 +160,7 @@ class Networks:
         self.anchor = f"fl{config.name}"
         self.links = f"fl{config.name}-"
         self._services = config.network.host_services
+        self._knows_neighbours = config.ahead.neighbours
         self._first = 1 << 28 | (binascii.crc32(config.name.encode()) & 0xFFF) << 16
         half = self.range.num_addresses // 2
         self._numbers = {
@@ -306,17 +307,20 @@ class Networks:
             f"{self.links}{number:04x}", index, _HOST_MAC, "eth0", _ETH0, _INSTANCE_MAC,
             _NAMESPACE_FD,
         )  # fmt: skip
+        neighbours = [
+            _route(_ASK_HOST, netlink.neighbour(index, address, _INSTANCE_MAC)),
+            _route(_ASK, netlink.neighbour(_ETH0, self.gateway, _HOST_MAC)),
+        ]
         return _script(
             *_sysctl_actions(),
             _route(_ASK, netlink.link_up(_LOOPBACK)),
             _route(_ASK_HOST, link),
             _route(_ASK_HOST, netlink.link_up_without_ipv6(index)),
-            _route(_ASK_HOST, netlink.neighbour(index, address, _INSTANCE_MAC)),
             _route(_ASK_HOST, netlink.route_host(index, address, self.gateway)),
             _route(_ASK, netlink.link_up(_ETH0)),
             _route(_ASK_HOST, netlink.link_settle(index)),
             _route(_ASK, netlink.address(_ETH0, address)),
-            _route(_ASK, netlink.neighbour(_ETH0, self.gateway, _HOST_MAC)),
+            *(neighbours if self._knows_neighbours else ()),
             _route(_ASK, netlink.route_host(_ETH0, self.gateway)),
             _route(_ASK, netlink.route_default(_ETH0, self.gateway)),
         )

@@ -277,12 +277,20 @@ class Runtime:
             flags, _USUAL_PROFILE, function.uid, function.gid, function.files,
             f"size={function.scratch},nr_inodes=65536,mode=1777", "instance",
         )  # fmt: skip
-        parts = [kind.template, network.descriptor, *cgroup.descriptors]
+        template = kind.template
         try:
+            if not self.config.ahead.seccomp:
+                self._spawner.load(_USUAL_PROFILE, seccomp.program())
+            if not self.config.ahead.root:
+                template = await self._rooted(function)
+            parts = [template, network.descriptor, *cgroup.descriptors]
             child = self._spawner.spawn(described, parts)
         except BaseException:
             self._cgroups.remove(cgroup)
             raise
+        finally:
+            if template != kind.template:
+                os.close(template)
         return Sandbox(child, network, cgroup)
 
     async def _prepared(self, kind: _Kind) -> Sandbox:

@@ -154,9 +154,13 @@ class Spawner:
         self._helper = Helper("spawn", self._heard, self._ended)
         self.pid = self._helper.pid
         for number, program in enumerate(profiles):
-            sandbox = wire.sandbox(wire.Flag(0), number, 0, 0, 0, "", "")
-            head = wire.REQUEST.pack(wire.Verb.PROFILE, len(program) // 8, 0)
-            self._helper.send(head + sandbox + program)
+            self.load(number, program)
+
+    def load(self, number: int, program: bytes) -> None:
+        """Give it the compiled seccomp profile that the sandboxes of this number get."""
+        sandbox = wire.sandbox(wire.Flag(0), number, 0, 0, 0, "", "")
+        head = wire.REQUEST.pack(wire.Verb.PROFILE, len(program) // 8, 0)
+        self._helper.send(head + sandbox + program)
 
     def spawn(self, sandbox: bytes, parts: Sequence[int]) -> Child:
         """Make a sandbox of parts: the root's template, the network, the cgroups."""
