@@ -54,6 +54,27 @@ def stretches(sample: Sample) -> list[Stretch]:
     return partition(spans, begin, end)
 
 
+def account(sample: Sample) -> dict[str, int]:
+    """The time of each phase of a machine's start, in ns; empty for what is no machine.
+
+    On the host's line they sum to the latency. Where nothing ties the guest's clock to it they are
+    the guest's own, from its first span to the end of its last.
+    """
+    log, begin = sample.guest, entered(sample)
+    if begin is None or log is None or sample.stamps.ready is None:
+        return {}
+    spent: dict[str, int] = {}
+    if log.offset is None and log.spans:
+        first, last = min(s.start for s in log.spans), max(s.end for s in log.spans)
+        parts = partition(log.spans, first, last)
+    else:
+        spent[INIT] = min(begin, sample.stamps.ready) - sample.stamps.intended
+        parts = stretches(sample)
+    for part in parts:
+        spent[part.phase] = spent.get(part.phase, 0) + part.end - part.start
+    return spent
+
+
 def partition(spans: Iterable[Step], begin: int, end: int) -> list[Stretch]:
     """Divide ``begin`` to ``end`` by the innermost span at each instant."""
     ahead = sorted(

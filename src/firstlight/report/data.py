@@ -10,7 +10,7 @@ from typing import Any
 from firstlight.claims import judge
 from firstlight.model import Sample
 from firstlight.report import answer, figures
-from firstlight.report.figures import Figures, Part, PointFigures
+from firstlight.report.figures import Boot, Figures, Part, PointFigures
 from firstlight.stats import Interval
 from firstlight.store import Run
 
@@ -81,7 +81,18 @@ def _point(point: PointFigures) -> dict[str, Any]:
             }
             for found in point.queues
         ],
+        "boot": _boot(figures.boot(point)),
         "steps": [{"step": name, "median_ns": _ns(took)} for name, took in figures.steps(point)],
+    }
+
+
+def _boot(found: Boot | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "clock": found.clock,
+        "uncertainty_ns": found.uncertainty,
+        "phases": [{"phase": name, "median_ns": _ns(took)} for name, took in found.phases],
     }
 
 

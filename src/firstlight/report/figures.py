@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from firstlight import boot as boots
 from firstlight import breakdown as breakdowns
 from firstlight import phases, stats
 from firstlight.holders import holders
@@ -312,6 +313,38 @@ def steps(point: PointFigures) -> list[tuple[str, Interval]]:
         (name, _median(*(np.array(column, dtype=np.float64) for column in zip(*took, strict=True))))
         for name, took in spent.items()
     ]
+
+
+@dataclass(frozen=True)
+class Boot:
+    """How a point's machines booted, by untraced starts alone: medians of each phase, in ns.
+
+    ``clock`` is the one that the guest told its time by. ``uncertainty`` is how far its spans may
+    be off on the host's line, in ns (the largest seen), or None where the phases are the guest's
+    own account, which no host's clock bounds.
+    """
+
+    clock: str
+    uncertainty: int | None
+    phases: tuple[tuple[str, Interval], ...]
+
+
+def boot(point: PointFigures) -> Boot | None:
+    """None for a point whose instances are no machines."""
+    found = [(one, account) for one in point.untraced_samples if (account := boots.account(one))]
+    if not found:
+        return None
+    groups = batches([one for one, _ in found])
+    logs = [one.guest for one, _ in found if one.guest]
+    bounds = [log.uncertainty for log in logs if log.uncertainty is not None]
+    return Boot(
+        clock=logs[0].clock,
+        uncertainty=max(bounds) if bounds else None,
+        phases=tuple(
+            (name, _median(np.array([account.get(name, 0) for _, account in found], float), groups))
+            for name in in_order({name for _, account in found for name in account})
+        ),
+    )
 
 
 def share_interval(part: Floats, total: Floats, groups: Floats) -> Interval:

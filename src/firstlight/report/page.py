@@ -87,6 +87,7 @@ def render(runs: Sequence[Run]) -> str:
         "ratio_interval": wording.ratio_interval,
         "colour": palette.part,
         "queue": answer.queue,
+        "clock": wording.clock,
         "unbroken": unbroken,
     }
     scripts = {"vega": _bundle(), "page": _asset("page.js")}
@@ -117,6 +118,7 @@ def _run(run: Figures, charts: Charts) -> dict[str, Any]:
         "answer": answer.answer(run),
         "bars": bars,
         "cni": _cni(run.run),
+        "boots": _boots(run),
         "curves": [charts.place(picture) for picture in pictures.curves(run, legend=False)],
         "series": [_series(run, name, charts) for name in run.series if run.of(name)],
         "failed": [(sample, _setting(sample)) for sample in failed[:MOST_FAILURES]],
@@ -129,6 +131,16 @@ def _cni(run: Run) -> dict[str, Any] | None:
     if run.header.experiment != cni.EXPERIMENT:
         return None
     return {"headings": cni.HEADINGS, "rows": cni.cells(run), "advice": cni.advice(run)}
+
+
+def _boots(run: Figures) -> dict[str, Any] | None:
+    """How machines booted: the phases that any point has, and each point's medians."""
+    rows = [(point, found) for point in run.points if (found := figures.boot(point))]
+    names = figures.in_order({name for _, found in rows for name, _ in found.phases})
+    return {
+        "names": names,
+        "rows": [(point, found, dict(found.phases)) for point, found in rows],
+    } if rows else None  # fmt: skip
 
 
 def _series(run: Figures, name: str, charts: Charts) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import vl_convert
 
 from firstlight import breakdown
 from firstlight.model import Sample
-from firstlight.plots import palette, theme
+from firstlight.plots import boots, palette, theme
 from firstlight.plots.causes import causes as causes_chart
 from firstlight.plots.cdf import cdf
 from firstlight.plots.cdf import curves as cdf_curves
@@ -23,7 +23,14 @@ from firstlight.report.figures import Figures, PointFigures
 from firstlight.report.wording import duration
 from firstlight.store import Run
 
-PAPER = {"container-creation": "the paper's Fig. 6", "network-setup": "the paper's Fig. 7"}
+PAPER = {
+    "container-creation": "the paper's Fig. 6",
+    "network-setup": "the paper's Fig. 7",
+    "unikernel-boot": "the paper's Fig. 3(a)",
+    "hypervisor-builds": "the paper's Fig. 3(b)",
+    "driver-loading": "the paper's Fig. 4",
+    "unikernel-scale": "the paper's Fig. 5",
+}
 SHADES = "Full colour is inside a phase's own system calls, pale colour around them."
 
 
@@ -57,7 +64,20 @@ def bars(run: Figures, *, legend: bool) -> Iterator[Picture]:
     """The stacked bars: by the backend's steps where it stamps them, and by phase."""
     source = PAPER.get(run.run.header.experiment)
     beside = f", as {source}" if source else ""
-    if names := steps(run):
+    if names := boots.parts(run):
+        yield Picture(
+            "boot",
+            f"{run.run.header.experiment}: boot by phase{beside}",
+            "Height: the sum of the phases' medians. Untraced starts only; a guest's phases are as "
+            "it logged them, by the clock that the table names.",
+            {
+                "time": boots.boots(run, "time", legend=legend),
+                "share": boots.boots(run, "share", legend=legend),
+            },
+            tuple(palette.parts(names).items()),
+        )
+        beside = ""
+    elif names := steps(run):
         yield Picture(
             "steps",
             f"{run.run.header.experiment} by step{beside}",

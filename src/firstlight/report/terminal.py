@@ -27,6 +27,7 @@ MOST_FAILURES = 5
 MOST_CAUSES = 6
 MOST_POINTS = 8
 """Shares of more points do not fit beside each other."""
+MOST_BOOTS = 4
 INTERVAL = 11
 """The width of the bounds of an interval, which then stand below its estimate."""
 _STYLES = {"holds": "green", "does not hold": "red"}
@@ -47,6 +48,7 @@ def _run(run: Figures) -> RenderableType:
     ]
     if run.run.header.experiment == cni.EXPERIMENT:
         shown += [Text(), cni.table(run.run), Text(cni.advice(run.run))]
+    shown += _boots(run)
     explained = [point for point in _ends(run) if point.parts]
     if len(explained) > 1:
         shown += [Text(), _shares(explained)]
@@ -106,6 +108,25 @@ def _latencies(run: Figures) -> Table:
             _kept(f"×{point.overhead.value:.2f}") if point.overhead else "–",
         )
     return table
+
+
+def _boots(run: Figures) -> Iterable[RenderableType]:
+    """How the machines booted, a column a point, a few beside each other."""
+    booted = [(point, found) for point in run.points if (found := figures.boot(point))]
+    for some in (booted[at : at + MOST_BOOTS] for at in range(0, len(booted), MOST_BOOTS)):
+        table = _table("boot by phase, untraced, median")
+        table.add_column("", no_wrap=True)
+        for point, _ in some:
+            table.add_column(Text(point.name), justify="right")
+        spent = [dict(found.phases) for _, found in some]
+        for name in figures.in_order({name for each in spent for name in each}):
+            took = [each.get(name) for each in spent]
+            _row(table, _phase(name),
+                 *(_kept(wording.duration(one.value)) if one else "–" for one in took))  # fmt: skip
+        _row(table, "clock", *(wording.clock(found.clock, found.uncertainty) for _, found in some),
+             style="dim")  # fmt: skip
+        yield Text()
+        yield table
 
 
 def _tail(point: PointFigures, quantile: float) -> Text:

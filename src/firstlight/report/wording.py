@@ -45,6 +45,11 @@ def cause(name: str) -> str:
     return f"{words[kind]} {what}" if what and kind in words else name
 
 
+def clock(name: str, uncertainty: int | None) -> str:
+    """A guest's clock, and how far its stamps may be off on the host's line, in ns."""
+    return name if uncertainty is None else f"{name}, ± {duration(uncertainty)}"
+
+
 def digits(value: float, decimals: int) -> str:
     """A figure with a thin space at the thousands."""
     return f"{value:,.{decimals}f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
