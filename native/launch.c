@@ -5,7 +5,8 @@
  * names, and answers each request once, when the whole of it is done:
  *
  *   request  struct request, then for each start: struct start, then its strings, each ending in
- *            NUL: argv, environment, working directory
+ *            NUL: argv, environment, working directory; or, where argc is 0, what to ask whom for
+ *            it: the path of a seqpacket socket, a greeting, the message
  *   RUN      start each at its time; done when each said "firstlight ready" or "firstlight error",
  *            or has exited, or is past its deadline (expired, and left as it is, to be looked at)
  *   STOP     end the standard input of every start of one batch and kill the expired; done when
@@ -14,10 +15,17 @@
  *   answer   struct answer, then for each start: struct record, then its output
  *
  * A start whose flag INHERIT is set keeps our standard streams; others read from a pipe that ends
- * at STOP and write to one that we read. Of more output than fits, what is not "firstlight ..." is
+ * at STOP and write to one that we read. One that is asked for gets the same streams with the
+ * message, and its connection is open and greeted before the first start of its batch is due. The
+ * answers are those of the agile runtime's protocol: "error", "ended", and others, which are kept as
+ * lines "firstlight answer TEXT". When the connection ends, so has the instance. Of more output than fits, what is not "firstlight ..." is
  * dropped, the oldest first. When the socket ends, everything is killed.
  * Stamps are CLOCK_MONOTONIC in ns. Integers are in host order.
  */
+#include "launch_ask.h"
+#include "launch_instance.h"
+#include "launch_text.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -38,11 +46,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { CONTROL = 3, OUTPUT_MAX = 16384, BATCHES = 64, READS = 32 };
+enum { CONTROL = 3, BATCHES = 64 };
 static const int64_t UNKILLABLE_NS = 10000000000LL;
 
 enum { RUN = 1, STOP = 2 };
-enum { SEQUENTIAL = 1, INHERIT = 2 };
 
 struct request {
 	uint32_t verb, batch, count, flags;
@@ -60,21 +67,6 @@ struct answer {
 	uint32_t batch, count;
 };
 
-struct record {
-	int64_t intended, spawned, seen, exited;
-	int64_t user, system;
-	int32_t pid, status; /* status: as waitpid gives it, -1 while alive */
-	uint32_t expired, output;
-};
-
-struct instance {
-	struct record record;
-	char **argv, **envp, *cwd;
-	int64_t offset;
-	int out;
-	char *text;
-};
-
 struct batch {
 	struct instance *instances;
 	uint32_t count;
@@ -83,9 +75,10 @@ struct batch {
 };
 
 static struct batch batches[BATCHES];
-static int events = -1, children = -1;
+int events = -1;
+static int children = -1;
 
-static int64_t now(void)
+int64_t now(void)
 {
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);
@@ -110,7 +103,7 @@ static void end(void)
 	}
 }
 
-static void die(const char *what)
+void die(const char *what)
 {
 	fprintf(stderr, "launch: %s: %s\n", what, strerror(errno));
 	end();
@@ -164,121 +157,11 @@ static void be_prompt(void)
 		(void)setpriority(PRIO_PROCESS, 0, -20); /* best effort: lateness is reported */
 }
 
-/* Between fork and exec; standard error is already the instance's own. */
-static void execute(const struct instance *instance, const int streams[2], uint32_t flags)
-{
-	sigset_t none;
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	setpriority(PRIO_PROCESS, 0, 0);
-	if (!(flags & INHERIT)) {
-		setsid();
-		if (dup2(streams[0], 0) < 0 || dup2(streams[1], 1) < 0 || dup2(streams[1], 2) < 0)
-			_exit(127);
-	}
-	close_range(3, ~0U, 0);
-	if (chdir(instance->cwd) == 0)
-		execve(instance->argv[0], instance->argv, instance->envp);
-	dprintf(STDOUT_FILENO, "firstlight error execute %s: %s\n", instance->argv[0], strerror(errno));
-	_exit(127);
-}
-
-static void watch(int fd, struct instance *instance)
+void watch(int fd, struct instance *instance)
 {
 	struct epoll_event event = {.events = EPOLLIN, .data.ptr = instance};
 	if (epoll_ctl(events, EPOLL_CTL_ADD, fd, &event))
 		die("epoll_ctl");
-}
-
-static void spawn(struct instance *instance, int input, uint32_t flags)
-{
-	int out[2] = {-1, -1};
-	if (!(flags & INHERIT) && pipe2(out, O_CLOEXEC))
-		die("pipe2");
-	instance->record.spawned = now();
-	pid_t pid = fork();
-	if (pid < 0)
-		die("fork");
-	if (pid == 0)
-		execute(instance, (int[2]){input, out[1]}, flags);
-	instance->record.pid = pid;
-	instance->out = out[0];
-	if (out[0] >= 0) {
-		close(out[1]);
-		fcntl(out[0], F_SETFL, O_NONBLOCK);
-		watch(out[0], instance);
-	}
-}
-
-/* The length of the first line of a text, with its end; the whole text if it has none. */
-static size_t line_length(const char *text, size_t size)
-{
-	const char *newline = memchr(text, '\n', size);
-	return newline ? (size_t)(newline - text) + 1 : size;
-}
-
-static int starts_with(const char *text, size_t size, const char *word)
-{
-	return size >= strlen(word) && !memcmp(text, word, strlen(word));
-}
-
-/* A whole line that starts with "firstlight ready" or "firstlight error". */
-static int has_spoken(const char *text, size_t size)
-{
-	for (size_t length; size; text += length, size -= length) {
-		length = line_length(text, size);
-		if (text[length - 1] == '\n' && (starts_with(text, length, "firstlight ready ") ||
-						 starts_with(text, length, "firstlight error ")))
-			return 1;
-	}
-	return 0;
-}
-
-/* Drops the oldest lines that are not ours; of one that has no end yet, what follows its beginning. */
-static void make_room(struct instance *instance)
-{
-	char *text = instance->text;
-	size_t size = instance->record.output, kept = 0, length;
-	for (size_t at = 0; at < size; at += length) {
-		length = line_length(text + at, size - at);
-		if (text[at + length - 1] == '\n' && at - kept < OUTPUT_MAX / 2 &&
-		    !starts_with(text + at, length, "firstlight "))
-			continue;
-		memmove(text + kept, text + at, length);
-		kept += length;
-	}
-	instance->record.output = (uint32_t)(kept < OUTPUT_MAX ? kept : OUTPUT_MAX / 2);
-}
-
-static void stop_hearing(struct instance *instance)
-{
-	if (instance->out >= 0) {
-		epoll_ctl(events, EPOLL_CTL_DEL, instance->out, NULL); /* a fork may hold it for now */
-		close(instance->out);
-	}
-	instance->out = -1;
-}
-
-/* A pipe's worth at a time: one that never ceases must not keep the others waiting. */
-static void hear(struct instance *instance)
-{
-	struct record *record = &instance->record;
-	for (int reads = 0; reads < READS; reads++) {
-		if (record->output == OUTPUT_MAX)
-			make_room(instance);
-		ssize_t n = read(instance->out, instance->text + record->output, OUTPUT_MAX - record->output);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && errno == EAGAIN)
-			return;
-		if (n <= 0) {
-			stop_hearing(instance);
-			return;
-		}
-		record->output += (uint32_t)n;
-		if (!record->seen && has_spoken(instance->text, record->output))
-			record->seen = now();
-	}
 }
 
 static struct instance *find(pid_t pid)
@@ -288,11 +171,6 @@ static struct instance *find(pid_t pid)
 			if (batch->instances[i].record.pid == pid && batch->instances[i].record.status == -1)
 				return &batch->instances[i];
 	return NULL;
-}
-
-static int64_t nanoseconds(struct timeval t)
-{
-	return t.tv_sec * 1000000000LL + t.tv_usec * 1000LL;
 }
 
 /* Orphans of an instance come to us as well, being its subreaper: they are only reaped. */
@@ -306,14 +184,8 @@ static void reap(void)
 		;
 	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
 		struct instance *instance = find(pid);
-		if (!instance)
-			continue;
-		instance->record.exited = now();
-		instance->record.status = status;
-		instance->record.user = nanoseconds(usage.ru_utime);
-		instance->record.system = nanoseconds(usage.ru_stime);
-		if (instance->out >= 0)
-			hear(instance);
+		if (instance)
+			instance_exited(instance, status, &usage);
 	}
 }
 
@@ -334,22 +206,10 @@ static int serve_events(int64_t until)
 			reap();
 		else if (ready[i].data.ptr == &events)
 			open = 0; /* only its end is watched, by EPOLLRDHUP */
-		else if (((struct instance *)ready[i].data.ptr)->out >= 0)
-			hear(ready[i].data.ptr);
+		else
+			instance_hear(ready[i].data.ptr);
 	}
 	return open;
-}
-
-static int settled(const struct instance *instance)
-{
-	return instance->record.seen || instance->record.status != -1;
-}
-
-static void kill_instance(struct instance *instance, uint32_t flags)
-{
-	if (instance->record.status != -1 || instance->record.pid <= 0)
-		return;
-	kill(flags & INHERIT ? instance->record.pid : -instance->record.pid, SIGKILL);
 }
 
 /* Points argv, environment and directory of each start into the received strings. */
@@ -367,12 +227,14 @@ static int parse(struct batch *batch, const struct request *request)
 		at += sizeof(start);
 		instance->offset = start.offset;
 		instance->text = allocate(OUTPUT_MAX + 1, 1);
-		instance->out = -1;
+		instance->out = instance->connection = -1;
 		instance->record.status = -1;
-		char **lists[] = {instance->argv = pointer, instance->envp = pointer + start.argc + 1,
+		instance->asks = !start.argc;
+		uint32_t counts[] = {instance->asks ? ASKED : start.argc, start.envc, !instance->asks};
+		char **lists[] = {instance->argv = pointer, instance->envp = pointer + counts[0] + 1,
 				  &instance->cwd};
-		uint32_t counts[] = {start.argc, start.envc, 1};
-		if (!start.argc || start.argc + (uint64_t)start.envc > request->bytes)
+		if ((instance->asks && start.envc) ||
+		    counts[0] + (uint64_t)start.envc > request->bytes)
 			return -1;
 		for (int list = 0; list < 3; list++)
 			for (uint32_t j = 0; j < counts[list]; j++) {
@@ -382,7 +244,7 @@ static int parse(struct batch *batch, const struct request *request)
 				lists[list][j] = at;
 				at = nul + 1;
 			}
-		pointer += start.argc + start.envc + 2;
+		pointer += counts[0] + start.envc + 2;
 	}
 	return 0;
 }
@@ -399,16 +261,27 @@ static void report(const struct batch *batch, uint32_t number)
 
 static void forget(struct batch *batch)
 {
-	for (uint32_t i = 0; i < batch->count; i++) {
-		stop_hearing(&batch->instances[i]);
-		free(batch->instances[i].text);
-	}
+	for (uint32_t i = 0; i < batch->count; i++)
+		instance_forget(&batch->instances[i]);
 	if (batch->life >= 0)
 		close(batch->life);
 	free(batch->instances);
 	free(batch->pointers);
 	free(batch->strings);
 	*batch = (struct batch){.life = -1};
+}
+
+/* Before any start is due: who asks for starts on this node has a connection open. */
+static void connect_all(struct batch *batch, int64_t until)
+{
+	for (struct instance *one = batch->instances; one < batch->instances + batch->count; one++) {
+		if (!one->asks)
+			continue;
+		one->connection = ask_connect(one->argv[SOCKET], one->argv[GREETING], until, CONTROL);
+		one->refused = one->connection < 0 ? errno : ECONNRESET;
+		if (one->connection >= 0)
+			watch(one->connection, one);
+	}
 }
 
 static int run(struct batch *batch, const struct request *request)
@@ -427,6 +300,7 @@ static int run(struct batch *batch, const struct request *request)
 	if (pipe2(input, O_CLOEXEC) || prctl(PR_SET_CHILD_SUBREAPER, !(request->flags & INHERIT)))
 		die("pipe2");
 	batch->life = input[1];
+	connect_all(batch, now() + request->deadline);
 	int sequential = request->flags & SEQUENTIAL, open = 1;
 	int64_t begin = request->begin ? request->begin : now();
 	uint32_t started = 0;
@@ -435,7 +309,7 @@ static int run(struct batch *batch, const struct request *request)
 		uint32_t waiting = 0;
 		for (uint32_t i = 0; i < started; i++) {
 			struct instance *instance = &batch->instances[i];
-			if (settled(instance))
+			if (instance_settled(instance))
 				continue;
 			int64_t deadline = instance->record.intended + request->deadline;
 			if (deadline <= now()) {
@@ -450,7 +324,7 @@ static int run(struct batch *batch, const struct request *request)
 			int64_t due = sequential && started ? now() : begin + instance->offset;
 			if (due <= now()) {
 				instance->record.intended = due;
-				spawn(instance, input[0], request->flags);
+				instance_start(instance, input[0], request->flags);
 				started++;
 				continue;
 			}
@@ -483,14 +357,14 @@ static int stop(struct batch *batch, const struct request *request)
 	batch->life = -1;
 	for (uint32_t i = 0; i < batch->count; i++)
 		if (batch->instances[i].record.expired)
-			kill_instance(&batch->instances[i], request->flags);
+			instance_kill(&batch->instances[i], request->flags);
 	while (open && alive) {
 		alive = 0;
 		for (uint32_t i = 0; i < batch->count; i++)
 			alive |= batch->instances[i].record.status == -1;
 		if (alive && now() >= until) {
 			for (uint32_t i = 0; i < batch->count; i++)
-				kill_instance(&batch->instances[i], request->flags);
+				instance_kill(&batch->instances[i], request->flags);
 			if (killed)
 				break; /* stuck in the kernel: reported as alive */
 			killed = 1;

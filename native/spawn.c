@@ -8,6 +8,7 @@
  *
  * All that it made dies with it, and it ends when descriptor 3 does.
  */
+#include "message.h"
 #include "spawner.h"
 
 #include <errno.h>
@@ -80,21 +81,8 @@ static ssize_t receive(int socket, void *to, size_t size, int *descriptors, int 
 
 static void tell(const struct news *news, int descriptor)
 {
-	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int))] = {0};
-	struct iovec part = {(void *)news, sizeof *news};
-	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-	if (descriptor >= 0) {
-		message.msg_control = space;
-		message.msg_controllen = sizeof space;
-		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(header), &descriptor, sizeof descriptor);
-	}
-	while (sendmsg(CONTROL, &message, MSG_NOSIGNAL) < 0)
-		if (errno != EINTR)
-			exit(1); /* the runtime is gone: so are we, and all that we made */
+	if (message_send(CONTROL, news, sizeof *news, &descriptor, descriptor >= 0))
+		exit(1); /* the runtime is gone: so are we, and all that we made */
 }
 
 static void report(int control, enum step step, int error, const int64_t stamps[STEPS])

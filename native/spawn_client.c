@@ -6,50 +6,22 @@
  * standard streams. We end as the instance did; if it could not be started, its error is said as
  * "firstlight error TEXT" on standard output. When we are killed, the instance ends.
  */
+#include "message.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { MESSAGE_MAX = 192 * 1024 };
 static char message[MESSAGE_MAX + 1];
 
 static int fail(const char *what)
 {
 	printf("firstlight error %s: %s\n", what, strerror(errno));
 	return 1;
-}
-
-static int send_start(int to, size_t size)
-{
-	static const int streams[3] = {0, 1, 2};
-	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof streams)] = {0};
-	struct iovec part = {message, size};
-	struct msghdr head = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space,
-			      .msg_controllen = sizeof space};
-	struct cmsghdr *rights = CMSG_FIRSTHDR(&head);
-	rights->cmsg_level = SOL_SOCKET;
-	rights->cmsg_type = SCM_RIGHTS;
-	rights->cmsg_len = CMSG_LEN(sizeof streams);
-	memcpy(CMSG_DATA(rights), streams, sizeof streams);
-	return sendmsg(to, &head, MSG_NOSIGNAL) < 0 ? -1 : 0;
-}
-
-static int has_type(const char *type)
-{
-	char tag[64];
-	int length = snprintf(tag, sizeof tag, "{\"type\":\"%s\"", type);
-	return !strncmp(message, tag, (size_t)length);
-}
-
-static int number_of(const char *key)
-{
-	const char *at = strstr(message, key);
-	return at ? atoi(at + strlen(key)) : 0;
 }
 
 int main(int argc, char **argv)
@@ -67,7 +39,7 @@ int main(int argc, char **argv)
 	int runtime = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (runtime < 0 || connect(runtime, (struct sockaddr *)&address, sizeof address))
 		return fail("reach the runtime");
-	if (send_start(runtime, (size_t)size))
+	if (message_send(runtime, message, (size_t)size, (int[]){0, 1, 2}, 3))
 		return fail("send the request");
 	for (;;) {
 		size = recv(runtime, message, MESSAGE_MAX, 0);
@@ -76,13 +48,13 @@ int main(int argc, char **argv)
 		if (size <= 0)
 			return size < 0 ? fail("hear the runtime") : (errno = EPIPE, fail("hear the runtime"));
 		message[size] = 0;
-		if (has_type("error")) {
+		if (message_is(message, "error")) {
 			printf("firstlight error %s\n", message);
 			return 1;
 		}
-		if (has_type("ended")) {
-			int killed = number_of("\"signal\":");
-			return killed ? 128 + killed : number_of("\"status\":");
+		if (message_is(message, "ended")) {
+			int killed = (int)message_number(message, "signal");
+			return killed ? 128 + killed : (int)message_number(message, "status");
 		}
 	}
 }

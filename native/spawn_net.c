@@ -19,6 +19,8 @@
  *
  * The digest is an FNV-1a hash of all that ASK, READ and COUNTS saw, without what changes by itself.
  */
+#include "message.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/netfilter/nfnetlink.h>
@@ -306,9 +308,6 @@ static int above_namespace(int opened)
 static void serve_one(const struct request *request, const char *actions, const char *end, int given)
 {
 	struct answer answer = {.id = request->id, .action = -1};
-	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int))] = {0};
-	struct iovec part = {&answer, sizeof answer};
-	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
 	int made FILE_SCOPE = -1;
 	errno = EPROTO;
 	if (request->verb == MAKE)
@@ -323,18 +322,9 @@ static void serve_one(const struct request *request, const char *actions, const 
 	close(NAMESPACE);
 	if (setns(host_namespace, CLONE_NEWNET))
 		die("return to the host's network namespace");
-	if (!answer.error && request->verb == MAKE) {
-		message.msg_control = space;
-		message.msg_controllen = sizeof space;
-		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(header), &made, sizeof made);
-	}
-	while (sendmsg(CONTROL, &message, MSG_NOSIGNAL) < 0)
-		if (errno != EINTR)
-			exit(0);
+	int given_back = !answer.error && request->verb == MAKE;
+	if (message_send(CONTROL, &answer, sizeof answer, &made, given_back))
+		exit(0);
 }
 
 int main(void)

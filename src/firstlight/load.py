@@ -5,12 +5,16 @@ The generator is ``native/launch.c``, a process of its own; its protocol is desc
 
 import os
 import random
+import re
 import select
 import socket
 import struct
 import subprocess
 from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass
+from itertools import pairwise
+
+import msgspec
 
 from firstlight.backends import Command, native
 from firstlight.errors import Failed
@@ -21,6 +25,7 @@ _ANSWER = struct.Struct("=II")
 _RECORD = struct.Struct("=qqqqqqiiII")
 _RUN, _STOP = 1, 2
 _SEQUENTIAL, _INHERIT = 1, 2
+_ANSWER_LINE = re.compile(r"^firstlight answer (.*\n)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Outcome:
 
     ``seen`` is when it read ``firstlight ready`` or ``error``. ``status`` is as ``waitpid``
     gives it, None while the start is up. ``expired``: its deadline passed before
-    it was ready; it is up until ``stop`` kills it.
+    it was ready; it is up until ``stop`` kills it. ``pid`` is 0 of one that was asked for.
     """
 
     intended: int
@@ -141,7 +146,7 @@ class Generator:
     def _outcome(self) -> Outcome:
         record = _RECORD.unpack(self._receive(_RECORD.size))
         intended, spawned, seen, exited, user, system, pid, status, expired, length = record
-        output = self._receive(length).decode(errors="replace")
+        output = said(self._receive(length).decode(errors="replace"))
         ended = None if status == -1 else status
         return Outcome(
             intended, spawned, seen, exited, user, system, pid, ended, bool(expired), output
@@ -161,16 +166,54 @@ class Generator:
         return bytes(parts)
 
 
+class _Answer(msgspec.Struct):
+    """What of a runtime's answer is of use here."""
+
+    type: str
+    message: str = ""
+    hint: str | None = None
+    stamps: dict[str, int] = {}
+
+
+def said(output: str) -> str:
+    """An output with its runtime's answers as the lines that a start's program would print."""
+    return _ANSWER_LINE.sub(_line, output)
+
+
+def _line(found: re.Match[str]) -> str:
+    try:
+        answer = msgspec.json.decode(found[1], type=_Answer)
+    except msgspec.MsgspecError:
+        return f"firstlight error not of the protocol: {found[1]}"
+    if answer.type == "error":
+        words = f"{answer.message} ({answer.hint})" if answer.hint else answer.message
+        return f"firstlight error {' '.join(words.split())}\n"
+    begun = answer.stamps.get("requested", 0)
+    stamps = sorted((at, name) for name, at in answer.stamps.items() if at >= begun)
+    return "".join(
+        f"firstlight step {name} {at} {until}\n" for (at, name), (until, _) in pairwise(stamps)
+    )
+
+
 def _start(command: Command, offset: int) -> bytes:
     """One start in the words of the protocol."""
+    if command.request:
+        request = command.request
+        texts = [str(request.socket), request.greeting, request.message]
+        if any("\0" in text for text in texts):
+            raise Failed(f"cannot ask {request.socket}: a NUL is in the request")
+        return _START.pack(offset, 0, 0) + _strings(texts)
     variables = [f"{name}={value}" for name, value in command.env.items()]
     texts = [*command.argv, *variables, str(command.cwd)]
     if not command.argv or not command.argv[0]:
         raise Failed("cannot start a command without a program", "name one")
     if any("\0" in text for text in texts):
         raise Failed(f"cannot start {command.argv[0]}: a NUL is in its arguments or environment")
-    head = _START.pack(offset, len(command.argv), len(variables))
-    return head + b"".join(os.fsencode(text) + b"\0" for text in texts)
+    return _START.pack(offset, len(command.argv), len(variables)) + _strings(texts)
+
+
+def _strings(texts: list[str]) -> bytes:
+    return b"".join(os.fsencode(text) + b"\0" for text in texts)
 
 
 def _gone(reason: object) -> Failed:

@@ -181,7 +181,7 @@ class _Lab:
                 drop_caches()
             try:
                 outcomes, lost = self._start(batch, commands)
-                evidence = {o.pid: stuck.describe(o.pid) for o in outcomes if o.expired}
+                evidence = {o.pid: stuck.describe(o.pid) for o in outcomes if o.expired and o.pid}
                 ended = self._generator.stop(self._batches, deadline=_STOP_SECONDS)
                 guests = [command.guest() if command.guest else None for command in commands]
             except BaseException:

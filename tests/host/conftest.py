@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from laboratory import NATIVE, Bench, compiled, laboratory
 
+from firstlight import load
 from firstlight.errors import Unsupported
 from firstlight.load import Generator
 from firstlight.tracers import bpf
+
+LAUNCH = ("launch", "launch_ask", "launch_instance", "launch_text", "message")
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +38,28 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         bpf.Tracer(generator.pid, place.directory) as tracer,
     ):
         yield Bench(place, generator, tracer, tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="session")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The load generator, stopped by its first wrong access or undefined operation."""
+    first, *others = [NATIVE.parent.parent / "native" / f"{name}.c" for name in LAUNCH]
+    return compiled(
+        first, tmp_path_factory.mktemp("launch") / "launch", *map(str, others),
+        "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+    )  # fmt: skip
+
+
+@pytest.fixture(params=["installed", "sanitized"])
+def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "sanitized":
+        built = request.getfixturevalue("sanitized")
+        monkeypatch.setattr(load, "native", lambda name: {"launch": built}[name])
+    return str(request.param)
+
+
+@pytest.fixture
+def generator(program: str) -> Iterator[Generator]:
+    with Generator() as generator:
+        yield generator
+    assert generator._process.returncode == 0

@@ -9,47 +9,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from laboratory import NATIVE, compiled
 
-from firstlight import load
 from firstlight.backends import Command
 from firstlight.errors import Failed
 from firstlight.load import Burst, Generator, Outcome, Poisson, Sequence, Shape, offsets
 
-SOURCE = NATIVE.parent.parent / "native" / "launch.c"
 READY = 'echo "firstlight ready 1"'
 MS = 1_000_000
-
-
-@pytest.fixture(scope="session")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The load generator, stopped by its first wrong access or undefined operation."""
-    return compiled(
-        SOURCE, tmp_path_factory.mktemp("launch") / "launch",
-        "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-    )  # fmt: skip
-
-
-@pytest.fixture(params=["installed", "sanitized"])
-def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "sanitized":
-        built = request.getfixturevalue("sanitized")
-        monkeypatch.setattr(load, "native", lambda name: {"launch": built}[name])
-    return str(request.param)
-
-
-@pytest.fixture
-def generator(program: str) -> Iterator[Generator]:
-    with Generator() as generator:
-        yield generator
-    assert generator._process.returncode == 0
 
 
 def shell(script: str, *arguments: str, **environment: str) -> Command:

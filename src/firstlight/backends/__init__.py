@@ -23,9 +23,25 @@ from firstlight.model import EndPoint, GuestLog, Point
 
 
 @dataclass(frozen=True)
-class Command:
-    """What the load generator executes for one start. ``argv[0]`` is an absolute path.
+class Request:
+    """A start that is asked for, as one asks a resident runtime: a message on an open connection.
 
+    The generator connects to the seqpacket ``socket`` and has an answer to ``greeting`` before any
+    start of the batch is due. It sends ``message`` with the instance's standard input, output and
+    output again. Answers are the agile runtime's (``agile.protocol``): ``started``, with stamps,
+    which are the start's steps; ``error``; and ``ended``. None of the texts has a NUL.
+    """
+
+    socket: Path
+    greeting: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the load generator does for one start: executes ``argv``, or sends ``request``.
+
+    ``argv[0]`` is an absolute path; with a request there is neither ``argv``, ``env`` nor a pid.
     ``daemons`` are processes that serve it: where it is the only start of a batch they are traced.
     ``guest`` reads what a guest left of its own boot, once the start has ended.
     """
@@ -34,6 +50,7 @@ class Command:
     env: dict[str, str] = field(default_factory=dict)
     cwd: Path = Path("/")
     daemons: tuple[int, ...] = ()
+    request: Request | None = None
     guest: Callable[[], GuestLog] | None = None
 
 

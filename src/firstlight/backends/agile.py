@@ -1,7 +1,8 @@
-"""The agile runtime as one more backend: its daemon runs in the lab, a small client asks it.
+"""The agile runtime as one more backend: its daemon runs in the lab and is asked for each start.
 
-The client is a static program that is executed for each start, as a runtime is. The end point is
-the payload's first instruction, in an instance whose network is up.
+To ask is to send a message on a connection that is open, as a platform's gateway holds one. By
+``client`` it is to execute a small static program, as one executes a runtime. The end point is the
+payload's first instruction, in an instance whose network is up.
 """
 
 import os
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -19,7 +21,7 @@ from firstlight import cgroups
 from firstlight.agile import Config, Function, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.config import Pools, PoolSize
-from firstlight.backends import Command, Place, native
+from firstlight.backends import Command, Place, Request, native
 from firstlight.errors import Failed, UnknownName, Unsupported
 from firstlight.model import EndPoint, Point
 
@@ -27,6 +29,13 @@ DEPTHS = {
     "agile": "from pooled networks and cgroups",
     "agile-ready": "from whole sandboxes that wait one step before exec",
     "agile-cold": "the same code with empty pools",
+}
+Asked = Literal["message", "client"]
+BY_CLIENT = " by client"
+_GREETING = protocol.encode(protocol.List()).decode()
+_ASKED = {
+    "message": "a request is a message on an open connection",
+    "client": "a request is a program, executed, that connects",
 }
 _WARM_STARTS = 3
 _RATE = 1e4  # a second: what is not timed need not be gentle
@@ -40,20 +49,24 @@ daemon.serve(msgspec.json.decode(sys.argv[1], type=Config), lambda: print("ready
 
 @dataclass(frozen=True)
 class Agile:
-    """``depth`` is one of DEPTHS: how much of a start is done before it is asked for."""
+    """``depth`` is one of DEPTHS: how much of a start is done before it is asked for.
+
+    ``asked`` says how: by a ``message`` on an open connection, or a ``client`` that is executed.
+    """
 
     depth: str
+    asked: Asked = "message"
     end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
 
     @property
     def name(self) -> str:
-        """The depth's name."""
-        return self.depth
+        """The depth's name, and how it is asked where that is not by a message."""
+        return self.depth if self.asked == "message" else f"{self.depth}{BY_CLIENT}"
 
     @property
     def note(self) -> str | None:
-        """What was done before the request."""
-        return f"{self.depth}: {DEPTHS[self.depth]}"
+        """What was done before the request, and what a request is."""
+        return f"{self.name}: {DEPTHS[self.depth]}; {_ASKED[self.asked]}"
 
     def probe(self) -> None:
         """Root, nft and cgroup controllers must be here."""
@@ -76,7 +89,7 @@ class Agile:
         base.mkdir()
         try:
             config, function = self._config(instances, place, base), payload(base)
-            with serving(config, function, place) as start:
+            with serving(config, function, place, self.asked) as start:
                 yield [start] * instances
         finally:
             shutil.rmtree(base)
@@ -105,14 +118,21 @@ def payload(base: Path) -> Function:
 
 
 @contextmanager
-def serving(config: Config, function: Function, place: Place) -> Iterator[Command]:
+def serving(
+    config: Config, function: Function, place: Place, asked: Asked = "message"
+) -> Iterator[Command]:
     """A runtime that has had a few starts of the function, its pools full; yields one start."""
-    request = Path(config.state).parent / "request"
-    request.write_bytes(protocol.encode(protocol.Start(function)))
+    start = protocol.encode(protocol.Start(function))
     with daemon(config, place) as pid:
         _warm(config, function)
-        argv = (str(native("spawn-client")), str(config.socket), str(request))
-        yield Command(argv, place.environment, daemons=(pid, *children(pid)))
+        if asked == "message":
+            request = Request(config.socket, _GREETING, start.decode())
+            yield Command((), daemons=_tree(pid), request=request)
+            return
+        file = Path(config.state).parent / "request"
+        file.write_bytes(start)
+        argv = (str(native("spawn-client")), str(config.socket), str(file))
+        yield Command(argv, place.environment, daemons=_tree(pid))
 
 
 def _warm(config: Config, function: Function) -> None:
@@ -143,3 +163,8 @@ def daemon(config: Config, place: Place) -> Iterator[int]:
 def children(pid: int) -> list[int]:
     """The processes that a process has made: of a runtime, its helpers."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _tree(pid: int) -> tuple[int, ...]:
+    """A process and all below it: a runtime, its helpers, the sandboxes that wait."""
+    return (pid, *(one for child in children(pid) for one in _tree(child)))

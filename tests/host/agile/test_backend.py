@@ -1,39 +1,38 @@
 """The runtime as the lab sees it."""
 
-import asyncio
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 from agile_host import on_host
 
 from firstlight.backends import Place
-from firstlight.backends.agile import DEPTHS, Agile
+from firstlight.backends.agile import DEPTHS, Agile, Asked
+from firstlight.load import Generator
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_each_start_is_ready_and_ends_with_its_input(depth: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("depth", "asked"), [*((depth, "message") for depth in DEPTHS), ("agile", "client")]
+)
+def test_each_start_is_ready_and_ends_with_its_input(
+    depth: str, asked: Asked, tmp_path: Path
+) -> None:
     place = Place(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
 
     async def main() -> None:
-        backend = Agile(depth)
+        backend = Agile(depth, asked)
         backend.probe()
-        with backend.prepared({"instances": 3}, 3, place) as commands:
-            started = [
-                subprocess.Popen(
-                    one.argv, env=one.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-                )
-                for one in commands
-            ]
-            for process in started:
-                assert process.stdout
-                assert process.stdout.readline().startswith(b"firstlight ready ")
-            for process in started:
-                process.communicate()
-                assert process.returncode == 0
-            await asyncio.sleep(0)
+        with backend.prepared({"instances": 3}, 3, place) as commands, Generator() as generator:
+            seen = generator.run(0, commands, deadline=20)
+            ended = generator.stop(0, deadline=20)
         assert list(tmp_path.iterdir()) == []
+        for one in seen:
+            assert one.output.startswith("firstlight "), one.output
+            assert "firstlight ready " in one.output
+            assert ("firstlight step exec " in one.output) == (asked == "message")
+            assert one.status is None
+        assert [one.status for one in ended] == [0] * 3
+        assert all(one.user_ns + one.system_ns > 0 for one in ended)
 
     tmp_path.chmod(0o755)
     on_host(main)

@@ -1,0 +1,16 @@
+/* What a start's program says: lines, of which those that begin with "firstlight " are ours. */
+#ifndef FIRSTLIGHT_LAUNCH_TEXT_H
+#define FIRSTLIGHT_LAUNCH_TEXT_H
+
+#include <stddef.h>
+
+enum { OUTPUT_MAX = 16384 };
+
+/* Whether there is a whole line that starts with "firstlight ready" or "firstlight error". */
+int text_has_spoken(const char *text, size_t size);
+
+/* Drops the oldest lines that are not ours; of one that has no end yet, what follows its beginning.
+ * Returns the size of what is left. */
+size_t text_make_room(char *text, size_t size);
+
+#endif

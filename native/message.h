@@ -1,0 +1,18 @@
+/* Messages over unix sockets of type seqpacket: with descriptors, and those that are JSON. */
+#ifndef FIRSTLIGHT_MESSAGE_H
+#define FIRSTLIGHT_MESSAGE_H
+
+#include <stddef.h>
+
+enum { MESSAGE_DESCRIPTORS = 3, MESSAGE_MAX = 192 * 1024 };
+
+/* Sends one message with at most MESSAGE_DESCRIPTORS descriptors. Returns 0, or -1 with errno. */
+int message_send(int socket, const void *bytes, size_t size, const int *descriptors, int count);
+
+/* Whether a message of the agile runtime (src/firstlight/agile/protocol.py) has this type. */
+int message_is(const char *message, const char *type);
+
+/* The number that follows the first such key; 0 where there is none, or null. */
+long long message_number(const char *message, const char *key);
+
+#endif
