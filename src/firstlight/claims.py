@@ -13,7 +13,7 @@ from functools import cached_property
 
 import polars as pl
 
-from firstlight import claims_agile, claims_cni
+from firstlight import claims_agile, claims_boot, claims_cni
 from firstlight.breakdown import breakdown
 from firstlight.causes import QUEUED
 from firstlight.evidence import (
@@ -88,13 +88,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Claim:
-    """A row of the table: the experiment that can tell, and how, once that exists here."""
+    """A row of the table: the experiment that can tell, and how."""
 
     id: str
     claim: str
     paper: str
     experiment: str
-    found: Callable[[Evidence], tuple[Outcome, str]] | None = None
+    found: Callable[[Evidence], tuple[Outcome, str]]
 
 
 _Points = dict[str, dict[int, list[list[Sample]]]]
@@ -244,30 +244,35 @@ CLAIMS = (
         "Hypervisor init depends on the hypervisor and not on the guest's other components",
         "Fig. 3(a)",
         "unikernel-boot",
+        claims_boot.hypervisor_decides_its_init,
     ),
     Claim(
         "C2",
         "A hypervisor that enters the kernel directly skips disk read and decompression",
         "QEMU pays both, Firecracker neither",
-        "unikernel-boot",
+        "boot-protocol",
+        claims_boot.direct_entry_skips_loading,
     ),
     Claim(
         "C3",
         "QEMU's init grows with the features built in, because of dynamic linking",
         "Fig. 3(b)",
         "hypervisor-builds",
+        claims_boot.features_slow_init,
     ),
     Claim(
         "C4",
         "The VGA console dominates driver loading; serial does not",
         "157 ms → 6 ms",
         "driver-loading",
+        claims_boot.vga_dominates_drivers,
     ),
     Claim(
         "C5",
         "A read-write file system dominates mounting; a read-only one does not",
         "ZFS 175 ms, read-only 0.7 ms",
         "unikernel-boot",
+        claims_boot.writable_file_systems_dominate,
     ),
     Claim(
         "C6",
@@ -275,6 +280,7 @@ CLAIMS = (
         " network init and the block driver hardly do",
         "Fig. 5, Fig. 4",
         "unikernel-scale",
+        claims_boot.hypervisor_and_vga_grow,
     ),
     Claim(
         "C7",
@@ -368,8 +374,6 @@ CLAIMS = (
 
 
 def _outcome(claim: Claim, runs: Sequence[Run]) -> tuple[Outcome, str]:
-    if claim.found is None:
-        return "not measured", f"needs the experiment {claim.experiment}, not here yet"
     outcome: tuple[Outcome, str] = (
         "not measured",
         f"needs a run of {claim.experiment}: firstlight run {claim.experiment}",
