@@ -15,6 +15,4 @@ enum heard { HEARD_NOTHING, HEARD_ANSWER, HEARD_ERROR, HEARD_END, HEARD_LAST };
  * the request, its error, the end of the instance, or that the connection has ended. */
 enum heard ask_hear(int connection, char *text, int size);
 
-
-
 #endif

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from collections.abc import Sequence as Sequenced
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -177,6 +177,7 @@ class _Lab:
         self._done += work(batch)
         backend = self._plan.experiment.backend(batch.point)
         with backend.prepared(batch.point, batch.instances, self._place) as commands:
+            batch = replace(batch, traced=batch.traced and can_trace(commands))
             if self._plan.cold:
                 drop_caches()
             try:
@@ -207,6 +208,11 @@ class _Lab:
             self._tracer.start(traced_daemons(commands))
         outcomes = self._generator.run(self._batches, commands, shape, deadline=self._plan.deadline)
         return outcomes, self._tracer.stop() if batch.traced else 0
+
+
+def can_trace(commands: Sequenced[Command]) -> bool:
+    """Whether tracing would say whose start it saw: of one among many in a daemon it would not."""
+    return len(commands) == 1 or not any(command.request for command in commands)
 
 
 def traced_daemons(commands: Sequenced[Command]) -> tuple[int, ...]:

@@ -3,12 +3,16 @@
 import os
 from pathlib import Path
 
+import polars as pl
 import pytest
 from agile_host import on_host
+from laboratory import Bench
 
-from firstlight.backends import Place
+from firstlight.backends import Command, Place, Request
 from firstlight.backends.agile import DEPTHS, Agile, Asked
 from firstlight.load import Generator
+from firstlight.model import EndPoint
+from firstlight.runner import can_trace
 
 
 @pytest.mark.parametrize(
@@ -37,3 +41,25 @@ def test_each_start_is_ready_and_ends_with_its_input(
     tmp_path.chmod(0o755)
     on_host(main)
     assert not list(Path("/sys/fs/cgroup").glob(f"*/firstlight-{place.run}/agile"))
+
+
+@pytest.mark.parametrize(
+    ("depth", "phases"),
+    [("agile", {"exec", "handshake", "ns.other", "mount", "security"}), ("agile-ready", {"exec"})],
+)
+def test_a_traced_start_is_explained_in_the_runtime_and_in_its_instance(
+    bench: Bench, depth: str, phases: set[str]
+) -> None:
+    with Agile(depth).prepared({"instances": 1}, 1, bench.place) as commands:
+        seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION)
+    found = seen.breakdown()
+    assert phases <= set(found.filter(pl.col("wall") > 0)["phase"])
+    assert seen.wall("unattributed") < 0.1 * int(found["wall"].sum())
+
+
+def test_only_alone_can_a_start_that_is_asked_for_be_told_from_others() -> None:
+    asked = Command((), request=Request(Path("/socket"), "hello", "start"))
+    executed = Command(("/bin/true",))
+    assert can_trace([asked])
+    assert can_trace([executed, executed])
+    assert not can_trace([asked, asked])
