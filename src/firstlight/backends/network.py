@@ -120,7 +120,7 @@ class Network:
             cleanup.enter_context(private_names())
             flags = trick.flags
             if "--no-ipv6" in flags:
-                cleanup.enter_context(_ipv6_off_on_new_links())
+                cleanup.enter_context(ipv6_off_on_new_links())
             if trick.is_crowded:
                 _crowd()
             if trick.is_pruned:
@@ -201,7 +201,8 @@ def private_names() -> Iterator[None]:
 
 
 @contextmanager
-def _ipv6_off_on_new_links() -> Iterator[None]:
+def ipv6_off_on_new_links() -> Iterator[None]:
+    """No link that is made in a block, in this network namespace, ever speaks IPv6."""
     if not _IPV6_OFF.exists():
         yield
         return

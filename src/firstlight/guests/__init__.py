@@ -39,7 +39,8 @@ class Boot:
     a ``writable`` one is its own and is dropped. The end point is the console line that ``ready``
     (a POSIX extended regular expression) finds, or, where it is None, the exit of a QEMU whose
     guest wrote ``exit_code`` to the one-byte port ``exit_port`` (isa-debug-exit: QEMU's status is
-    then ``exit_code * 2 + 1``).
+    then ``exit_code * 2 + 1``). What a guest has to say after that is heard up to the console line
+    that ``last`` finds, for at most ten seconds.
     """
 
     kernel: Path | None = None
@@ -50,6 +51,7 @@ class Boot:
     ready: str | None = None
     exit_port: int | None = None
     exit_code: int | None = None
+    last: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,9 @@ class Guest(Protocol):
 
     def boot(self, wanted: Wanted, directory: Path) -> Boot:
         """Make or find its images, below ``directory`` (which dies with the batch). Untimed.
+
+        Called for each instance of a batch with the one directory: an image that does not differ
+        by ``wanted`` is made once.
 
         Raises Failed for an image that is missing, truncated or not of its kind.
         """

@@ -1,0 +1,425 @@
+/* Runs one hypervisor, hears its guest's serial console, and says when the guest is ready.
+ *
+ *   vmrun --log FILE [--ready REGEX | --exit STATUS] [--last REGEX] [--qmp] -- HYPERVISOR [ARG...]
+ *
+ * The hypervisor's standard output is the console. Each of its lines goes to FILE as "STAMP TEXT"
+ * when it has arrived, an unfinished one at the end; what the hypervisor itself did goes there as
+ * "STAMP=WORD". The guest is ready with the first line that --ready finds (a POSIX extended regular
+ * expression; also a line that is not finished, once nothing follows), or when the hypervisor exits
+ * with STATUS. Its standard error is handed on, and its last line is part of an error.
+ *
+ * --qmp gives it a QMP monitor on descriptor 3 and tells it to continue: it must be started with
+ * "-S". The monitor says when it let the guest run, and why the guest stopped.
+ *
+ * When our standard input ends, the line that --last finds is waited for, then the hypervisor is
+ * killed; it is, too, when we are. Stamps are CLOCK_MONOTONIC in ns.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <poll.h>
+#include <regex.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { LINE_MAX_BYTES = 4096, CHUNK = 65536, QMP_FD = 3, QUIET_MS = 3, LAST_WORDS_MS = 10000 };
+static const int64_t SECOND = 1000000000;
+
+/* One stream of text, cut into lines. */
+struct stream {
+	int fd;
+	int64_t stamp; /* of the last bytes */
+	size_t size;
+	char line[LINE_MAX_BYTES + 1];
+};
+
+struct machine {
+	pid_t pid;
+	int pidfd, log;
+	int status; /* as waitpid gives it, -1 while it runs */
+	int64_t spawned, entered;
+	struct stream console, complaints, monitor;
+	regex_t ready_line, last_line;
+	bool has_ready_line, has_last_line, is_ready, has_failed, has_said_all;
+	int ready_status; /* -1: none */
+	char last_said[LINE_MAX_BYTES + 1], last_complaint[LINE_MAX_BYTES + 1], stopped[64];
+};
+
+typedef void heard(struct machine *, struct stream *);
+
+static int64_t now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * SECOND + t.tv_nsec;
+}
+
+static void say(const char *format, ...)
+{
+	va_list arguments;
+	va_start(arguments, format);
+	vprintf(format, arguments);
+	va_end(arguments);
+	fflush(stdout);
+}
+
+static int fail(const char *what)
+{
+	say("firstlight error %s: %s\n", what, strerror(errno));
+	return 1;
+}
+
+static void record(struct machine *vm, int64_t stamp, char kind, const char *text)
+{
+	char out[LINE_MAX_BYTES + 32];
+	int size = snprintf(out, sizeof(out), "%lld%c%s\n", (long long)stamp, kind, text);
+	if (write(vm->log, out, (size_t)size) != size && !vm->has_failed) {
+		vm->has_failed = true;
+		fail("write the console's log");
+	}
+}
+
+static void ready(struct machine *vm, int64_t stamp)
+{
+	if (vm->is_ready || vm->has_failed)
+		return;
+	vm->is_ready = true;
+	say("firstlight ready %lld\n", (long long)stamp);
+}
+
+/* What others print is theirs: an error is one line of printable text. */
+static void make_plain(char *text)
+{
+	for (; *text; text++)
+		if ((unsigned char)*text < ' ' || *text == 0x7f)
+			*text = ' ';
+}
+
+static void lost(struct machine *vm)
+{
+	char how[64];
+	const char *stopped = vm->stopped, *said = vm->last_complaint;
+	if (vm->is_ready || vm->has_failed)
+		return;
+	vm->has_failed = true;
+	if (WIFSIGNALED(vm->status))
+		snprintf(how, sizeof(how), "was ended by signal %d", WTERMSIG(vm->status));
+	else
+		snprintf(how, sizeof(how), "exited with status %d", WEXITSTATUS(vm->status));
+	make_plain(vm->last_complaint);
+	make_plain(vm->last_said);
+	say("firstlight error the hypervisor %s before the guest was ready%s%s%s%s; the guest %s%s%s\n",
+	    how, *stopped ? ": " : "", stopped, *said ? ": " : "", said,
+	    *vm->last_said ? "last said \"" : "said nothing", vm->last_said, *vm->last_said ? "\"" : "");
+}
+
+static void on_console(struct machine *vm, struct stream *stream)
+{
+	const char *text = stream->line;
+	record(vm, stream->stamp, ' ', text);
+	if (text[strspn(text, " \t")])
+		strcpy(vm->last_said, text);
+	if (vm->has_ready_line && !vm->is_ready && !regexec(&vm->ready_line, text, 0, NULL, 0))
+		ready(vm, stream->stamp);
+	if (vm->has_last_line && !regexec(&vm->last_line, text, 0, NULL, 0))
+		vm->has_said_all = true;
+}
+
+static void on_complaint(struct machine *vm, struct stream *stream)
+{
+	if (!strstr(stream->line, "warning: ") && stream->line[0])
+		strcpy(vm->last_complaint, stream->line);
+	say("%s\n", stream->line);
+}
+
+/* A number behind a name, as QEMU writes its objects: "NAME": NUMBER. */
+static bool number(const char *object, const char *name, int64_t *value)
+{
+	const char *found = strstr(object, name);
+	char *end = NULL;
+	if (found)
+		*value = strtoll(found + strlen(name), &end, 10);
+	return found && end != found + strlen(name);
+}
+
+/* The monitor stamps by the wall clock: the difference from now is the same on ours. */
+static int64_t stamped(const struct stream *stream, int64_t earliest)
+{
+	int64_t seconds, microseconds;
+	struct timespec wall;
+	if (!number(stream->line, "\"seconds\": ", &seconds) ||
+	    !number(stream->line, "\"microseconds\": ", &microseconds))
+		return stream->stamp;
+	int64_t monotonic = now();
+	clock_gettime(CLOCK_REALTIME, &wall);
+	int64_t age = (wall.tv_sec - seconds) * SECOND + wall.tv_nsec - microseconds * 1000;
+	int64_t stamp = monotonic - age;
+	return stamp < earliest || stamp > stream->stamp ? stream->stamp : stamp;
+}
+
+static void on_monitor(struct machine *vm, struct stream *stream)
+{
+	const char *line = stream->line, *reason = strstr(line, "\"reason\": \"");
+	if (strstr(line, "\"event\": \"RESUME\"") && !vm->entered) {
+		vm->entered = stamped(stream, vm->spawned);
+		record(vm, vm->entered, '=', "entered");
+		say("firstlight step hypervisor.init %lld %lld\n", (long long)vm->spawned,
+		    (long long)vm->entered);
+	} else if (strstr(line, "\"event\": \"SHUTDOWN\"") && reason) {
+		snprintf(vm->stopped, sizeof(vm->stopped), "%.40s", reason + strlen("\"reason\": \""));
+		vm->stopped[strcspn(vm->stopped, "\"")] = 0;
+	} else if (strstr(line, "\"error\":")) {
+		snprintf(vm->last_complaint, sizeof(vm->last_complaint), "%s", line);
+	}
+}
+
+static void end_line(struct machine *vm, struct stream *stream, heard *hear)
+{
+	while (stream->size && stream->line[stream->size - 1] == '\r')
+		stream->size--;
+	stream->line[stream->size] = 0;
+	for (char *at = stream->line; at < stream->line + stream->size; at++)
+		if (!*at)
+			*at = '?'; /* a NUL would end the line */
+	hear(vm, stream);
+	stream->size = 0;
+}
+
+/* Reads what is there; a line longer than we keep is cut into several. */
+static void read_stream(struct machine *vm, struct stream *stream, heard *hear)
+{
+	char chunk[CHUNK];
+	for (;;) {
+		ssize_t n = read(stream->fd, chunk, sizeof(chunk));
+		int64_t stamp = now();
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EAGAIN)
+			return;
+		if (n <= 0) {
+			if (stream->size)
+				end_line(vm, stream, hear);
+			close(stream->fd);
+			stream->fd = -1;
+			return;
+		}
+		for (const char *at = chunk; at < chunk + n; at++) {
+			stream->stamp = stamp;
+			if (*at != '\n')
+				stream->line[stream->size++] = *at;
+			if (*at == '\n' || stream->size == LINE_MAX_BYTES)
+				end_line(vm, stream, hear);
+		}
+		if ((size_t)n < sizeof(chunk))
+			return;
+	}
+}
+
+/* A prompt has no end: after a moment of silence it may be the ready line, too. */
+static void look_at_unfinished(struct machine *vm)
+{
+	struct stream *console = &vm->console;
+	console->line[console->size] = 0;
+	if (vm->has_ready_line && !regexec(&vm->ready_line, console->line, 0, NULL, 0))
+		ready(vm, console->stamp);
+}
+
+static void hear_all(struct machine *vm)
+{
+	if (vm->monitor.fd >= 0)
+		read_stream(vm, &vm->monitor, on_monitor);
+	if (vm->complaints.fd >= 0)
+		read_stream(vm, &vm->complaints, on_complaint);
+	if (vm->console.fd >= 0)
+		read_stream(vm, &vm->console, on_console);
+}
+
+static void reap(struct machine *vm)
+{
+	int64_t stamp = now();
+	while (waitpid(vm->pid, &vm->status, 0) < 0)
+		if (errno != EINTR)
+			return;
+	close(vm->pidfd);
+	vm->pidfd = -1;
+	hear_all(vm);
+	if (vm->ready_status >= 0 && WIFEXITED(vm->status) && WEXITSTATUS(vm->status) == vm->ready_status)
+		ready(vm, stamp);
+	lost(vm);
+}
+
+/* Serves until the hypervisor has ended, or our input has, or the time is over. */
+static bool serve(struct machine *vm, int input, int64_t until)
+{
+	bool looked = true; /* at an unfinished line */
+	for (;;) {
+		struct pollfd polled[] = {
+			{vm->console.fd, POLLIN, 0}, {vm->monitor.fd, POLLIN, 0},
+			{vm->complaints.fd, POLLIN, 0}, {vm->pidfd, POLLIN, 0}, {input, POLLIN, 0},
+		};
+		int64_t left = (until - now()) / 1000000;
+		if (left < 0)
+			return true;
+		int wait = looked ? (until == INT64_MAX ? -1 : (int)left + 1) : QUIET_MS;
+		int n = poll(polled, 5, wait);
+		if (n < 0 && errno != EINTR)
+			return fail("poll"), false;
+		if (n == 0 && !looked) {
+			look_at_unfinished(vm);
+			looked = true;
+		}
+		if (n <= 0)
+			continue;
+		if (polled[1].revents)
+			read_stream(vm, &vm->monitor, on_monitor);
+		if (polled[2].revents)
+			read_stream(vm, &vm->complaints, on_complaint);
+		if (polled[0].revents) {
+			read_stream(vm, &vm->console, on_console);
+			looked = !vm->console.size || vm->is_ready;
+		}
+		if (polled[3].revents)
+			reap(vm);
+		if (polled[4].revents) {
+			char drop[64];
+			if (read(input, drop, sizeof(drop)) == 0)
+				return true;
+		}
+		if (input < 0 && (vm->has_said_all || vm->pidfd < 0))
+			return true;
+	}
+}
+
+static void stop(struct machine *vm)
+{
+	if (vm->is_ready && vm->has_last_line && !vm->has_said_all && vm->pidfd >= 0)
+		serve(vm, -1, now() + LAST_WORDS_MS * 1000000LL);
+	if (vm->pidfd >= 0) {
+		kill(vm->pid, SIGKILL);
+		vm->has_failed = true; /* its end is our doing, and tells nothing */
+		reap(vm);
+	}
+	hear_all(vm);
+	if (vm->console.size)
+		end_line(vm, &vm->console, on_console);
+}
+
+static int execute(pid_t parent, int console, int complaints, int monitor, char **command)
+{
+	int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent || nothing < 0 ||
+	    dup2(nothing, 0) < 0 || dup2(console, 1) < 0)
+		return fail("prepare the hypervisor's process");
+	if (monitor >= 0 && monitor != QMP_FD && dup2(monitor, QMP_FD) < 0)
+		return fail("prepare the hypervisor's monitor");
+	if ((monitor >= 0 && fcntl(QMP_FD, F_SETFD, 0)) || dup2(complaints, 2) < 0)
+		return fail("prepare the hypervisor's process");
+	execv(command[0], command);
+	dprintf(2, "cannot execute %s: %s\n", command[0], strerror(errno));
+	return 127;
+}
+
+static int spawn(struct machine *vm, bool has_monitor, char **command)
+{
+	static const char hello[] = "{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"cont\"}\n";
+	int console[2], complaints[2], monitor[2] = {-1, -1};
+	if (pipe2(console, O_CLOEXEC) || pipe2(complaints, O_CLOEXEC) ||
+	    (has_monitor && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, monitor)))
+		return fail("make the hypervisor's pipes");
+	if (has_monitor && write(monitor[0], hello, strlen(hello)) != (ssize_t)strlen(hello))
+		return fail("write to the monitor");
+	vm->console.fd = console[0];
+	vm->complaints.fd = complaints[0];
+	vm->monitor.fd = monitor[0];
+	for (int i = 0; i < 3; i++) {
+		int fd = (int[]){console[0], complaints[0], monitor[0]}[i];
+		if (fd >= 0 && fcntl(fd, F_SETFL, O_NONBLOCK))
+			return fail("fcntl");
+	}
+	pid_t self = getpid();
+	vm->spawned = now();
+	vm->pid = fork();
+	if (vm->pid < 0)
+		return fail("fork");
+	if (vm->pid == 0)
+		_exit(execute(self, console[1], complaints[1], monitor[1], command));
+	vm->pidfd = (int)syscall(SYS_pidfd_open, vm->pid, 0);
+	close(console[1]);
+	close(complaints[1]);
+	if (has_monitor)
+		close(monitor[1]);
+	return vm->pidfd < 0 ? fail("pidfd_open") : 0;
+}
+
+static bool compile(regex_t *pattern, const char *text)
+{
+	char reason[256];
+	int error = regcomp(pattern, text, REG_EXTENDED | REG_NOSUB);
+	if (!error)
+		return true;
+	regerror(error, pattern, reason, sizeof(reason));
+	say("firstlight error the pattern %s: %s\n", text, reason);
+	return false;
+}
+
+static const char usage[] = "usage: vmrun --log FILE [--ready REGEX | --exit STATUS] "
+			    "[--last REGEX] [--qmp] -- HYPERVISOR [ARG...]\n";
+
+int main(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{"log", required_argument, NULL, 'l'},   {"ready", required_argument, NULL, 'r'},
+		{"exit", required_argument, NULL, 'x'},  {"last", required_argument, NULL, 'a'},
+		{"qmp", no_argument, NULL, 'q'},	 {NULL, 0, NULL, 0},
+	};
+	static struct machine vm = {.pidfd = -1, .log = -1, .status = -1, .ready_status = -1};
+	bool has_monitor = false;
+	const char *log = NULL;
+	for (int option; (option = getopt_long(argc, argv, "+", options, NULL)) != -1;) {
+		switch (option) {
+		case 'l':
+			log = optarg;
+			break;
+		case 'r':
+			if (!(vm.has_ready_line = compile(&vm.ready_line, optarg)))
+				return 1;
+			break;
+		case 'a':
+			if (!(vm.has_last_line = compile(&vm.last_line, optarg)))
+				return 1;
+			break;
+		case 'x':
+			vm.ready_status = (int)strtol(optarg, NULL, 10);
+			break;
+		case 'q':
+			has_monitor = true;
+			break;
+		default:
+			log = NULL;
+			optind = argc;
+		}
+	}
+	if (!log || optind >= argc || (!vm.has_ready_line && vm.ready_status < 0)) {
+		fputs(usage, stderr);
+		return 2;
+	}
+	vm.log = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
+	if (vm.log < 0)
+		return fail(log);
+	if (spawn(&vm, has_monitor, argv + optind))
+		return 1;
+	serve(&vm, STDIN_FILENO, INT64_MAX);
+	stop(&vm);
+	return !vm.is_ready;
+}

@@ -1,0 +1,121 @@
+"""What hypervisors share: taps for their guests, ``native/vmrun.c`` around them, and its log."""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from firstlight.backends import native
+from firstlight.backends.network import ipv6_off_on_new_links
+from firstlight.errors import Unsupported
+from firstlight.guests import Boot, Guest, Line, Wanted, clock
+from firstlight.model import GuestLog
+
+_BRIDGE = "flvm"
+_GATEWAY = IPv4Interface("172.31.0.1/16")
+_TUN = Path("/dev/net/tun")
+_RECORD = re.compile(r"(\d{1,18})([ =])(.*)")
+_CONSOLE_CHARACTERS = 4096
+
+
+@dataclass(frozen=True)
+class Port:
+    """Where one guest is plugged in: a tap of the lab's bridge, and what the guest is called."""
+
+    tap: str
+    mac: str
+    address: str
+
+
+@dataclass(frozen=True)
+class Log:
+    """What vmrun wrote of one start: ``entered`` is when the guest's first instruction ran."""
+
+    lines: tuple[Line, ...]
+    entered: int | None
+
+
+def probe_taps() -> None:
+    """Raise Unsupported where no tap can be made."""
+    if not _TUN.exists():
+        raise Unsupported(f"{_TUN} is missing: no tap can be made", "modprobe tun")
+
+
+@contextmanager
+def plugged(instances: int) -> Iterator[list[Port]]:
+    """A bridge with the gateway's address and a tap for each instance; afterwards neither is left.
+
+    For use inside the lab's own network namespace.
+    """
+    with IPRoute() as netlink, ipv6_off_on_new_links(), ExitStack() as cleanup:
+        netlink.link("add", ifname=_BRIDGE, kind="bridge")
+        [bridge] = netlink.link_lookup(ifname=_BRIDGE)
+        cleanup.callback(netlink.link, "del", index=bridge)
+        netlink.addr(
+            "add", index=bridge, address=str(_GATEWAY.ip), prefixlen=_GATEWAY.network.prefixlen
+        )
+        netlink.link("set", index=bridge, state="up")
+        ports = [_port(index) for index in range(instances)]
+        for port in ports:
+            netlink.link("add", ifname=port.tap, kind="tuntap", mode="tap")
+            [tap] = netlink.link_lookup(ifname=port.tap)
+            cleanup.callback(netlink.link, "del", index=tap)
+            netlink.link("set", index=tap, master=bridge, state="up")
+        yield ports
+
+
+def _port(index: int) -> Port:
+    address = f"{_GATEWAY.ip + 1 + index}/{_GATEWAY.network.prefixlen}"
+    return Port(f"{_BRIDGE}{index}", f"52:54:00:f1:{index >> 8:02x}:{index & 0xFF:02x}", address)
+
+
+def wanted_at(wanted: Wanted, port: Port) -> Wanted:
+    """The same for the guest at a port."""
+    return Wanted(wanted.protocol, wanted.console, port.address, str(_GATEWAY.ip), wanted.chart,
+                  wanted.icount)  # fmt: skip
+
+
+def under_vmrun(boot: Boot, log: Path, *options: str) -> tuple[str, ...]:
+    """vmrun, told the guest's end point; the hypervisor's own arguments follow.
+
+    Raises Failed if vmrun is not built.
+    """
+    end: tuple[str, ...] = ("--ready", boot.ready) if boot.ready is not None else ()
+    if boot.exit_port is not None:
+        end += ("--exit", str((boot.exit_code or 0) * 2 + 1 & 0xFF))
+    if boot.last is not None:
+        end += ("--last", boot.last)
+    return (str(native("vmrun")), "--log", str(log), *end, *options, "--")
+
+
+def read_log(file: Path) -> Log:
+    """What vmrun wrote; nothing for a start that never came so far."""
+    if not file.exists():
+        return Log((), None)
+    lines: list[Line] = []
+    entered = None
+    for record in file.read_bytes().decode(errors="replace").split("\n"):
+        found = _RECORD.fullmatch(record)
+        if found and found[2] == " ":
+            lines.append(Line(int(found[1]), found[3]))
+        elif found and found[3] == "entered":
+            entered = int(found[1])
+    return Log(tuple(lines), entered)
+
+
+def guest_log(guest: Guest, wanted: Wanted, file: Path, memory: Path | None) -> GuestLog:
+    """What a guest said of its boot, with its clock laid on the host's where an event ties them."""
+    log = read_log(file)
+    reading = guest.read(wanted, log.lines, memory)
+    offset = None if wanted.icount else clock.place(reading, log.entered)
+    return GuestLog(
+        clock=reading.clock,
+        spans=reading.spans,
+        offset=offset.value if offset else None,
+        uncertainty=offset.uncertainty if offset else None,
+        console="\n".join(line.text for line in log.lines)[-_CONSOLE_CHARACTERS:],
+    )
