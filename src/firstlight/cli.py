@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from firstlight import cli_agile
+from firstlight import cli_agile, cli_guest
 from firstlight.cli_words import Json, examples, print_json, say
 from firstlight.errors import FirstlightError, UnknownName
 
@@ -311,6 +311,7 @@ def clean(
 
 
 cli_agile.add(app)
+cli_guest.add_to(app)
 
 
 def main() -> None:

@@ -38,6 +38,7 @@ class EndPoint(StrEnum):
     FIRST_PACKET = "first packet"
     REQUEST_DONE = "request done"
     EXIT = "exit"
+    BOOTED = "end of boot"
 
 
 class Stamps(Struct, frozen=True):
@@ -85,6 +86,7 @@ class Sample(Struct, frozen=True):
     ``batch`` counts batches over the run, ``instance`` the starts of one batch from 0.
     ``user_ns`` and ``system_ns`` are the CPU time of the reaped process tree.
     ``lost`` counts events that the tracer lost during the batch: such a breakdown is marked.
+    ``counts`` is what the backend counted over the whole batch, in its first sample.
     """
 
     index: int
@@ -104,6 +106,7 @@ class Sample(Struct, frozen=True):
     output: str = ""
     lost: int = 0
     guest: GuestLog | None = None
+    counts: dict[str, float] = {}
 
     @property
     def latency(self) -> int | None:

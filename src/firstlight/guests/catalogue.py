@@ -1,0 +1,201 @@
+"""The guests that a user brought: copies of their files, each with the sum it had when it came.
+
+A guest is a directory of the catalogue: ``guest.json`` (an Entry) and its files. The catalogue is
+FIRSTLIGHT_GUESTS, or firstlight/guests below XDG_DATA_HOME.
+"""
+
+import gzip
+import os
+import re
+import shutil
+import subprocess
+import zlib
+from collections.abc import Mapping
+from hashlib import file_digest
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from firstlight.errors import Failed, FirstlightError, UnknownName, Unsupported
+from firstlight.guests import Guest, images, osv
+from firstlight.guests.osv import Osv
+
+KINDS = ("osv", "linux", "generic")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+PARTS = ("kernel", "disk.img")
+_ENTRY = "guest.json"
+_GZIP, _QCOW2 = b"\x1f\x8b", b"QFI\xfb"
+
+
+class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One guest. ``sums`` are the SHA-256 of its files, by their names in its directory.
+
+    ``program`` is what OSv runs, ``arguments`` any other kernel's command line, ``ready`` the
+    pattern of the console line that ends a generic guest's start.
+    """
+
+    name: str
+    kind: str
+    sums: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    filesystem: str = ""
+    program: str = ""
+    arguments: str = ""
+    ready: str = ""
+
+
+def directory() -> Path:
+    """Where the catalogue is."""
+    own = os.environ.get("FIRSTLIGHT_GUESTS")
+    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
+    return Path(own) if own else Path(data) / "firstlight/guests"
+
+
+def entries() -> list[Entry]:
+    """All guests, by name."""
+    return [_entry(file) for file in sorted(directory().glob(f"[!.]*/{_ENTRY}"))]
+
+
+def find(name: str) -> Entry:
+    """One guest. Raises UnknownName, and Failed where its files are no longer what was added."""
+    file = directory() / name / _ENTRY
+    if not _NAME.fullmatch(name) or not file.is_file():
+        raise UnknownName("guest", name, [one.name for one in entries()])
+    entry = _entry(file)
+    for part, expected in entry.sums.items():
+        if _sum(file.parent / part) != expected:
+            raise Failed(
+                f"{file.parent / part} is not what was added as guest {name}: its SHA-256 changed",
+                f"firstlight guest remove {name}, then add it again",
+            )
+    return entry
+
+
+def guest(entry: Entry) -> Guest:
+    """What a hypervisor boots of it."""
+    home = directory() / entry.name
+    kernel, disk = (home / part if part in entry.sums else None for part in PARTS)
+    return Osv(entry.name, entry.filesystem, kernel, disk, entry.program)
+
+
+def add(entry: Entry, files: Mapping[str, Path]) -> Entry:
+    """Copy a guest's ``files``, named as in PARTS, and keep it; what was filled in is returned.
+
+    A kernel may be compressed by gzip and an image be qcow2: both are kept unpacked. Raises Failed
+    for files that are missing, truncated, for another machine or not of their kind.
+    """
+    _check_words(entry)
+    home = directory() / entry.name
+    making = directory() / f".{entry.name}.{os.getpid()}"
+    try:
+        making.mkdir(parents=True)
+        whole = {part: _unpacked(source, making / part) for part, source in files.items()}
+        entry = _checked(entry, whole)
+        for part, source in whole.items():
+            if source != making / part:
+                _run("cp", "--sparse=always", "--reflink=auto", source, making / part)
+            (making / part).chmod(0o444)
+        entry = replace(
+            entry,
+            sums={part: _sum(making / part) for part in files},
+            sources={part: str(source.absolute()) for part, source in files.items()},
+        )
+        (making / _ENTRY).write_bytes(msgspec.json.format(msgspec.json.encode(entry)))
+        making.rename(home)
+    except OSError as error:
+        raise Failed(
+            f"cannot keep guest {entry.name} in {home.parent}: {error.strerror}",
+            "free some space, or name another directory by FIRSTLIGHT_GUESTS",
+        ) from error
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return entry
+
+
+def remove(name: str) -> None:
+    """Forget a guest and its copies. Raises UnknownName."""
+    home = directory() / name
+    if not _NAME.fullmatch(name) or not home.is_dir():
+        raise UnknownName("guest", name, [one.name for one in entries()])
+    shutil.rmtree(home)
+
+
+def _entry(file: Path) -> Entry:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Entry)
+    except (OSError, msgspec.DecodeError) as error:
+        raise Failed(
+            f"cannot read the guest {file}: {error}", f"delete {file.parent}, and add it again"
+        ) from error
+
+
+def _check_words(entry: Entry) -> None:
+    if entry.kind not in KINDS:
+        raise UnknownName("kind of guest", entry.kind, KINDS)
+    if not _NAME.fullmatch(entry.name):
+        raise FirstlightError(
+            f"{entry.name!r} is no name for a guest", "take small letters, digits, '.', '_' and '-'"
+        )
+    if (directory() / entry.name).exists():
+        raise FirstlightError(
+            f"a guest {entry.name} is there already",
+            f"firstlight guest remove {entry.name}, or take another --name",
+        )
+
+
+def _checked(entry: Entry, files: Mapping[str, Path]) -> Entry:
+    """The entry with its file system filled in. Raises Failed for files that cannot boot."""
+    if not files:
+        raise FirstlightError(f"guest {entry.name} has no file", "give --kernel or --image")
+    kernel, disk = files.get("kernel"), files.get("disk.img")
+    if kernel:
+        osv.check_kernel(kernel) if entry.kind == "osv" else images.kernel(kernel)
+    held = [volume.filesystem for volume in images.disk(disk).volumes] if disk else []
+    if entry.kind == "osv" and not entry.filesystem:
+        known = [filesystem for filesystem in held if filesystem in osv.FILESYSTEMS]
+        entry = replace(entry, filesystem=known[0] if known else "ramfs")
+    if disk and entry.filesystem not in ("", *osv.DISKLESS):
+        images.check_root(disk, entry.filesystem)
+    return entry
+
+
+def _unpacked(source: Path, target: Path) -> Path:
+    """``source`` itself, or ``target`` with what was packed in it."""
+    try:
+        with source.open("rb") as file:
+            magic = file.read(4)
+        if magic[:2] == _GZIP:
+            with gzip.open(source) as packed, target.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+            return target
+    except (EOFError, zlib.error) as error:
+        raise Failed(f"{source} is truncated or damaged: {error}", "download it again") from error
+    except OSError as error:
+        raise Failed(
+            f"cannot read {source}: {error.strerror or error}", "name a file that can be read"
+        ) from error
+    if magic == _QCOW2:
+        _run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", source, target)
+        return target
+    return source
+
+
+def _run(*command: str | Path) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise Unsupported(
+            f"{command[0]} is not installed, which unpacks qcow2", "apt-get install qemu-utils"
+        ) from error
+    if done.returncode:
+        raise Failed(f"{command[0]} failed: {done.stderr.strip()}", "is the file whole?")
+
+
+def _sum(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            return file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise Failed(f"cannot read {file}: {error.strerror}", "add the guest again") from error

@@ -1,0 +1,162 @@
+"""What a kernel file or a disk image is, by its own bytes, and whether it is whole."""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from firstlight.errors import Failed
+
+SECTOR = 512
+_BYTES_ENOUGH = 256 << 10  # of a volume, to know its file system: ZFS writes its label last
+_MACHINES = {3: "i386", 21: "ppc64", 22: "s390x", 40: "arm", 183: "aarch64", 243: "riscv"}
+_X86_64 = 62
+_HINT_WHOLE = "copy or download it again, and compare the sizes"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A whole x86-64 kernel. ``pvh``: it has the PVH entry; ``bzimage``: Linux's own format."""
+
+    bzimage: bool
+    pvh: bool
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A file system in an image, from the byte ``start`` on."""
+
+    filesystem: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A whole raw disk image. ``boots``: its first sector holds a boot loader."""
+
+    volumes: tuple[Volume, ...]
+    boots: bool
+
+
+def kernel(file: Path) -> Kernel:
+    """What kernel ``file`` is. Raises Failed if it is missing, truncated or not for x86-64."""
+    size = _size("kernel", file)
+    with file.open("rb") as stream:
+        head = stream.read(64 << 10)
+        if head[:4] == b"\x7fELF":
+            return Kernel(bzimage=False, pvh=_elf(file, stream, head, size))
+    if head[0x202:0x206] == b"HdrS" and len(head) > 0x1F8:
+        (paragraphs,) = struct.unpack_from("<I", head, 0x1F4)
+        _whole("kernel", file, ((head[0x1F1] or 4) + 1) * SECTOR + paragraphs * 16, size)
+        return Kernel(bzimage=True, pvh=False)
+    raise Failed(f"kernel {file} is neither an ELF file nor a bzImage", "name an x86-64 kernel")
+
+
+def disk(file: Path) -> Disk:
+    """What disk image ``file`` is. Raises Failed if it is missing, truncated or not raw."""
+    size = _size("image", file)
+    with file.open("rb") as stream:
+        sector = stream.read(SECTOR)
+        if sector[:4] == b"QFI\xfb":
+            raise Failed(f"image {file} is of format qcow2", "qemu-img convert -O raw makes it raw")
+        partitioned = sector[510:] == b"\x55\xaa"
+        starts = [0]
+        for entry in range(0x1BE, 0x1FE, 16) if partitioned else ():
+            start, sectors = struct.unpack_from("<II", sector, entry + 8)
+            if sectors and sector[entry + 4]:
+                _whole("image", file, (start + sectors) * SECTOR, size)
+                starts.append(start * SECTOR)
+        volumes = []
+        for start in starts:
+            stream.seek(start)
+            found = _volume(stream.read(_BYTES_ENOUGH))
+            if found:
+                filesystem, length = found
+                _whole("image", file, start + length, size)
+                volumes.append(Volume(filesystem, start))
+    return Disk(tuple(volumes), boots=partitioned and any(sector[:3]))
+
+
+def check_root(file: Path, filesystem: str) -> None:
+    """Raise Failed if ``file`` is not a whole raw image that holds ``filesystem``."""
+    held = [volume.filesystem for volume in disk(file).volumes]
+    if filesystem not in held:
+        raise Failed(
+            f"image {file} holds {' and '.join(held) or 'no file system that is known'}, "
+            f"not {filesystem}",
+            "say what it holds with --filesystem, or name another image",
+        )
+
+
+def _size(what: str, file: Path) -> int:
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise Failed(f"{what} {file}: {error.strerror}", "name a file that can be read") from error
+    if not file.is_file() or not size:
+        raise Failed(f"{what} {file} is not a file with anything in it", _HINT_WHOLE)
+    return size
+
+
+def _whole(what: str, file: Path, needed: int, size: int) -> None:
+    if needed > size:
+        raise Failed(
+            f"{what} {file} is truncated: it has {size} bytes of {needed} that it says it has",
+            _HINT_WHOLE,
+        )
+
+
+def _elf(file: Path, stream: BinaryIO, head: bytes, size: int) -> bool:
+    """Whether it has a PVH entry: an ELF note "Xen" of type 18 (XEN_ELFNOTE_PHYS32_ENTRY)."""
+    if len(head) < 64:
+        _whole("kernel", file, 64, size)
+    (machine,) = struct.unpack_from("<H", head, 18)
+    if machine != _X86_64 or head[4] != 2:
+        name = _MACHINES.get(machine, f"machine {machine}")
+        raise Failed(f"kernel {file} is an ELF file for {name}, not x86_64", "name an x86-64 one")
+    table, step, count = *struct.unpack_from("<Q", head, 32), *struct.unpack_from("<HH", head, 54)
+    _whole("kernel", file, table + step * count, size)
+    pvh = False
+    stream.seek(table)
+    headers = stream.read(step * count)
+    for at in range(0, len(headers) - 55, step) if step >= 56 else ():
+        kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", headers, at)
+        _whole("kernel", file, offset + length, size)
+        if kind == 4:  # PT_NOTE
+            stream.seek(offset)
+            pvh |= any(note == (b"Xen\0", 18) for note in _notes(stream.read(length)))
+    return pvh
+
+
+def _notes(section: bytes) -> Iterator[tuple[bytes, int]]:
+    at = 0
+    while at + 12 <= len(section):
+        name, description, kind = struct.unpack_from("<III", section, at)
+        yield section[at + 12 : at + 12 + name], kind
+        at += 12 + (name + 3 & ~3) + (description + 3 & ~3)
+
+
+def _volume(head: bytes) -> tuple[str, int] | None:
+    """The file system whose volume begins so, and its least length in bytes."""
+    head = head.ljust(_BYTES_ENOUGH, b"\0")
+
+    def word(at: int) -> int:
+        return int.from_bytes(head[at : at + 4], "little")
+
+    def long(at: int) -> int:
+        return int.from_bytes(head[at : at + 8], "little")
+
+    if long(0) == 0xDEADBEAD:  # OSv fs/rofs/rofs.hh
+        return "rofs", (long(24) + long(32)) * long(16)
+    if head[:4] == b"hsqs":
+        return "squashfs", long(40)
+    if word(1024) == 0xE0F5E1E2:
+        return "erofs", word(1024 + 36) << head[1024 + 12]
+    if head[1080:1082] == b"\x53\xef":
+        return "ext", word(1028) << (10 + word(1048))
+    if head[0x10040:0x10048] == b"_BHRfS_M":
+        return "btrfs", long(0x10070)
+    if any(long(at) == 0x00BAB10C for at in range(128 << 10, 256 << 10, 1024)):  # an uberblock
+        return "zfs", 0
+    return None
