@@ -79,7 +79,7 @@ def choose(program: str, asked: str = "auto", *, must_be_tcg: bool = False) -> A
     why_not = _why_no_kvm(program, built_in)
     if asked == "kvm":
         if why_not and not why_not.startswith(_EMULATES):
-            raise Unsupported(f"no guest runs under KVM here: {why_not}", _NO_KVM)
+            raise Unsupported(f"no guest runs under KVM here: {why_not}", NO_KVM)
         return Accelerator("kvm", f"it was asked for{f', though {why_not}' if why_not else ''}")
     if not why_not:
         return Accelerator("kvm", "a guest was run under it, at a processor's speed")
@@ -88,12 +88,12 @@ def choose(program: str, asked: str = "auto", *, must_be_tcg: bool = False) -> A
     if why_not.startswith(_EMULATES):
         return Accelerator("kvm", f"{why_not}, but {Path(program).name} is built without TCG")
     raise Unsupported(
-        f"{program} is built without TCG, and no guest runs under KVM here: {why_not}", _NO_KVM
+        f"{program} is built without TCG, and no guest runs under KVM here: {why_not}", NO_KVM
     )
 
 
 _OTHER_BUILD = "take another build, such as Debian's qemu-system-x86_64"
-_NO_KVM = "enable virtualisation in the firmware, or nested in the hypervisor; modprobe kvm"
+NO_KVM = "enable virtualisation in the firmware, or nested in the hypervisor; modprobe kvm"
 _EMULATES = "KVM only emulates"
 
 
@@ -110,14 +110,17 @@ def _why_no_kvm(program: str, built_in: set[str]) -> str | None:
     except OSError as error:
         return f"{_KVM} does not open: {error.strerror}"
     counted, complaint = _count(program, "kvm")
-    if counted is None:
-        return complaint
-    if counted > _FAIR_SECONDS:
-        return (
-            f"{_EMULATES} here: {LOOPS} turns of a loop took {counted * 1000:.0f} ms, "
-            "and a processor needs 0.1"
-        )
-    return None
+    return complaint if counted is None else emulates(counted)
+
+
+def emulates(counted: float) -> str | None:
+    """That KVM only emulates, if a guest that counted to LOOPS took so many seconds."""
+    if counted <= _FAIR_SECONDS:
+        return None
+    return (
+        f"{_EMULATES} here: {LOOPS} turns of a loop took {counted * 1000:.0f} ms, "
+        "and a processor needs 0.1"
+    )
 
 
 def _machine(program: str) -> str:
@@ -139,12 +142,13 @@ def _count(program: str, accelerator: str) -> tuple[float | None, str]:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
             try:
-                return _heard(process)
+                return heard(process)
             finally:
                 process.kill()
 
 
-def _heard(process: "subprocess.Popen[bytes]") -> tuple[float | None, str]:
+def heard(process: "subprocess.Popen[bytes]") -> tuple[float | None, str]:
+    """How long a guest on standard output took from A to B, in seconds, or why it did not say."""
     assert process.stdout is not None
     assert process.stderr is not None
     said, began = b"", 0.0
