@@ -65,6 +65,8 @@ enum heard ask_hear(int connection, char *text, int size)
 	if (length <= 0)
 		return HEARD_LAST;
 	text[length] = 0;
-	return message_is(text, "error") ? HEARD_ERROR : message_is(text, "ended") ? HEARD_END
-										    : HEARD_ANSWER;
+	return message_is(text, "error")      ? HEARD_ERROR
+	       : message_is(text, "ended")    ? HEARD_END
+	       : message_is(text, "answered") ? HEARD_RESULT
+					      : HEARD_ANSWER;
 }

@@ -9,10 +9,11 @@
  * Returns the connection, which does not block, or -1 with errno. */
 int ask_connect(const char *path, const char *greeting, int64_t until, int control);
 
-enum heard { HEARD_NOTHING, HEARD_ANSWER, HEARD_ERROR, HEARD_END, HEARD_LAST };
+enum heard { HEARD_NOTHING, HEARD_ANSWER, HEARD_RESULT, HEARD_ERROR, HEARD_END, HEARD_LAST };
 
 /* The next message, if there is one, in text, of at most size bytes with its NUL: the answer to
- * the request, its error, the end of the instance, or that the connection has ended. */
+ * the request, what a handler returned, its error, the end of the instance, or that the connection
+ * has ended. */
 enum heard ask_hear(int connection, char *text, int size);
 
 #endif

@@ -142,18 +142,20 @@ static void listen_to(struct instance *instance)
 {
 	char text[ANSWER_MAX];
 	struct record *record = &instance->record;
-	while (instance->connection >= 0)
-		switch (ask_hear(instance->connection, text, sizeof text)) {
+	while (instance->connection >= 0) {
+		enum heard heard = ask_hear(instance->connection, text, sizeof text);
+		switch (heard) {
 		case HEARD_NOTHING:
 			return;
 		case HEARD_ANSWER:
 			instance->answered = 1;
 			note(instance, "answer", text);
 			break;
+		case HEARD_RESULT: /* its instance has ended with it */
 		case HEARD_ERROR:
 			note(instance, "answer", text);
 			record->seen = record->seen ? record->seen : now();
-			end_asked(instance, 1 << 8);
+			end_asked(instance, heard == HEARD_ERROR ? 1 << 8 : 0);
 			break;
 		case HEARD_END: {
 			int killed = (int)message_number(text, "signal");
@@ -168,6 +170,7 @@ static void listen_to(struct instance *instance)
 			else
 				end_asked(instance, SIGKILL);
 		}
+	}
 	if (instance->out >= 0)
 		hear(instance);
 }

@@ -166,6 +166,14 @@ class Generator:
         return bytes(parts)
 
 
+class _Result(msgspec.Struct):
+    """When a handler was asked for, began and finished."""
+
+    requested: int
+    began: int
+    finished: int
+
+
 class _Answer(msgspec.Struct):
     """What of a runtime's answer is of use here."""
 
@@ -173,6 +181,7 @@ class _Answer(msgspec.Struct):
     message: str = ""
     hint: str | None = None
     stamps: dict[str, int] = {}
+    result: _Result | None = None
 
 
 def said(output: str) -> str:
@@ -188,6 +197,12 @@ def _line(found: re.Match[str]) -> str:
     if answer.type == "error":
         words = f"{answer.message} ({answer.hint})" if answer.hint else answer.message
         return f"firstlight error {' '.join(words.split())}\n"
+    if result := answer.result:
+        return (
+            f"firstlight step start {result.requested} {result.began}\n"
+            f"firstlight step handler {result.began} {result.finished}\n"
+            f"firstlight ready {result.began}\n"
+        )
     begun = answer.stamps.get("requested", 0)
     stamps = sorted((at, name) for name, at in answer.stamps.items() if at >= begun)
     return "".join(

@@ -114,6 +114,25 @@ def test_a_start_that_is_asked_for_is_stamped_and_ends_with_its_input(
     ]
 
 
+def test_a_handlers_result_is_ready_and_the_end_of_its_instance(
+    generator: Generator, tmp_path: Path
+) -> None:
+    def serve(peer: Peer) -> None:
+        peer.request()
+        result = {"value": [1], "requested": 10, "began": 40, "finished": 60, "warm": True}
+        peer.say(type="answered", result=result)
+
+    with runtime(tmp_path / "socket", serve) as path:
+        [seen], [ended] = both(generator, asking(path))
+    assert (seen.status, ended.status) == (0, 0)
+    assert seen.spawned <= seen.seen <= seen.exited
+    assert seen.output.splitlines() == [
+        "firstlight step start 10 40",
+        "firstlight step handler 40 60",
+        "firstlight ready 40",
+    ]
+
+
 def test_the_message_comes_whole_with_its_streams(generator: Generator, tmp_path: Path) -> None:
     words = '{"type":"start","é":"' + "x" * 3000 + '"}'
     heard = []

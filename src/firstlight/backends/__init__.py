@@ -29,7 +29,8 @@ class Request:
     The generator connects to the seqpacket ``socket`` and has an answer to ``greeting`` before any
     start of the batch is due. It sends ``message`` with the instance's standard input, output and
     output again. Answers are the agile runtime's (``agile.protocol``): ``started``, with stamps,
-    which are the start's steps; ``error``; and ``ended``. None of the texts has a NUL.
+    which are the start's steps; ``error``; ``ended``; and ``answered``, of a handler: where that
+    began is the end point. None of the texts has a NUL.
     """
 
     socket: Path
@@ -60,12 +61,14 @@ class Place:
 
     ``directory`` is a private tmpfs that dies with the run; ``run`` is the run's name, which
     everything that outlives a process (a cgroup, a container id) must carry. ``environment``
-    goes to every start: it marks its processes as this run's.
+    goes to every start: it marks its processes as this run's. ``counts`` takes what a backend
+    counted over a batch, when that is left.
     """
 
     directory: Path
     run: str
     environment: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
 
 
 class Backend(Protocol):
