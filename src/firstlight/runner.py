@@ -14,11 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
+
 from firstlight import __version__, host, stuck
 from firstlight.backends import Backend, Command, network
 from firstlight.errors import Unsupported
 from firstlight.experiments import Experiment, Options
-from firstlight.load import Burst, Generator, Outcome, Sequence, Shape
+from firstlight.load import Burst, Generator, Outcome, Poisson, Sequence, Shape
 from firstlight.model import Ending, Footer, GuestLog, Header, Point, Sample, Stamps, Step
 from firstlight.place import isolated
 from firstlight.store import Writer
@@ -194,6 +196,9 @@ class _Lab:
                    evidence.get(outcome.pid), lost, guest)
             for place, (outcome, end, guest) in enumerate(zip(outcomes, ended, guests, strict=True))
         ]  # fmt: skip
+        if self._place.counts:
+            samples[0] = msgspec.structs.replace(samples[0], counts=dict(self._place.counts))
+            self._place.counts.clear()
         if batch.traced:
             roots = {one.pid: one.index for one in samples}
             roots |= dict.fromkeys(traced_daemons(commands), self._samples)
@@ -203,7 +208,7 @@ class _Lab:
         self._samples += len(samples)
 
     def _start(self, batch: Batch, commands: list[Command]) -> tuple[list[Outcome], int]:
-        shape: Shape = Sequence() if batch.point.get("order") == "sequential" else Burst()
+        shape = shape_of(batch.point, self._plan.seed + self._batches)
         if batch.traced:
             self._tracer.start(traced_daemons(commands))
         outcomes = self._generator.run(self._batches, commands, shape, deadline=self._plan.deadline)
@@ -213,6 +218,13 @@ class _Lab:
 def can_trace(commands: Sequenced[Command]) -> bool:
     """Whether tracing would say whose start it saw: of one among many in a daemon it would not."""
     return len(commands) == 1 or not any(command.request for command in commands)
+
+
+def shape_of(point: Point, seed: int) -> Shape:
+    """How the starts of a point are asked for, by its axes ``rate`` and ``order``."""
+    if "rate" in point:
+        return Poisson(float(point["rate"]), seed)
+    return Sequence() if point.get("order") == "sequential" else Burst()
 
 
 def traced_daemons(commands: Sequenced[Command]) -> tuple[int, ...]:
@@ -263,11 +275,20 @@ def sample(
         user_ns=ended.user_ns,
         system_ns=ended.system_ns,
         exit_status=ended.status,
-        error=None if ready else evidence or _complaint(outcome),
+        error=None if ready else _hung(evidence, guest) if evidence else _complaint(outcome),
         output="\n".join(other).rstrip("\n"),
         lost=lost,
         guest=guest,
     )
+
+
+def _hung(evidence: str, guest: GuestLog | None) -> str:
+    """Where it is stuck, and of a machine, what its guest said before."""
+    if guest is None:
+        return evidence
+    said = [line for line in guest.console.split("\n") if line.strip()]
+    words = f'last said "{said[-1].strip()}"' if said else "said nothing"
+    return f"{evidence}; the guest {words}"
 
 
 def _complaint(outcome: Outcome) -> str:

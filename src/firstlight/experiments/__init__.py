@@ -12,11 +12,14 @@ class Options:
     """What the user asked for; ``instances`` replaces an experiment's own list.
 
     ``confs`` are CNI networks, by a name of conf/cni or the path of a configuration file.
+    ``binaries`` are hypervisors, by name or path; ``accel`` is one of backends.accel.ACCELERATORS.
     """
 
     instances: tuple[int, ...]
     runtimes: tuple[str, ...] = ()
     confs: tuple[str, ...] = ()
+    binaries: tuple[str, ...] = ()
+    accel: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Experiment:
 
     Every point has the axis ``instances``: how many starts one batch asks for. The axis
     ``order``, where a point has it, says ``parallel`` (all at once, the default) or
-    ``sequential`` (each when the one before is ready).
+    ``sequential`` (each when the one before is ready); the axis ``rate`` says how many a second
+    arrive at random, whether or not earlier ones are ready.
     """
 
     name: str
