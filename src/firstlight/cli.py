@@ -16,6 +16,8 @@ from firstlight.cli_words import Json, examples, print_json, say
 from firstlight.errors import FirstlightError, UnknownName
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
 
     from firstlight.runner import Batch
@@ -106,6 +108,13 @@ def run(
         list[str] | None,
         typer.Option(metavar="FILE", help="A CNI configuration of your own, or a name of ours."),
     ] = None,
+    binary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PROGRAM", help="A hypervisor by name or path, instead of ours."),
+    ] = None,
+    accel: Annotated[
+        str, typer.Option(metavar="auto|kvm|tcg", help="What QEMU runs guests with.")
+    ] = "auto",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the run goes.  [default: runs/…]")
     ] = None,
@@ -136,6 +145,8 @@ def run(
             _numbers(instances) or default or chosen.instances,
             _runtimes(runtime),
             tuple(conf or ()),
+            _binaries(binary or ()),
+            _accelerator(accel),
         ),
         _FAST if fast else _RIGOROUS if rigorous else repetitions,
         seed,
@@ -409,6 +420,26 @@ def _runtimes(words: str) -> tuple[str, ...]:
     for runtime in runtimes:
         Oci(runtime).probe()
     return runtimes
+
+
+def _binaries(words: "Iterable[str]") -> tuple[str, ...]:
+    import shutil
+
+    from firstlight.errors import Unsupported
+
+    binaries = tuple(words)
+    for binary in binaries:
+        if not shutil.which(binary):
+            raise Unsupported(f"hypervisor {binary!r} is not found", "give its path to --binary")
+    return binaries
+
+
+def _accelerator(word: str) -> str:
+    from firstlight.backends.accel import ACCELERATORS
+
+    if word not in ACCELERATORS:
+        raise UnknownName("accelerator", word, ACCELERATORS)
+    return word
 
 
 def _check_space(directory: Path) -> None:

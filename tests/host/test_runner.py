@@ -25,7 +25,7 @@ from firstlight.experiments import Experiment, Options
 from firstlight.experiments.container_creation import CONTAINER_CREATION
 from firstlight.experiments.floor import FLOOR
 from firstlight.load import Outcome
-from firstlight.model import Ending, EndPoint, Point, Sample, Step
+from firstlight.model import Ending, EndPoint, GuestLog, Point, Sample, Step
 from firstlight.runner import Batch, Plan, sample, schedule
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -200,6 +200,17 @@ def test_a_stamp_whose_line_was_cut_is_not_believed() -> None:
     one = sampled("firstlight ready 40", seen=0, status=0)
     assert (one.ending, one.latency) == (Ending.FAILED, None)
     assert one.error == "exited with status 0 before it was ready"
+
+
+@pytest.mark.parametrize(
+    ("console", "words"),
+    [("Booting\npanic: no init\n\n", 'last said "panic: no init"'), ("", "said nothing")],
+)
+def test_a_machine_that_hangs_is_told_with_its_guests_last_words(console: str, words: str) -> None:
+    hung = outcome("", expired=True, seen=0)
+    one = sample(5, 2, 0, Batch({"instances": 1}, 0, traced=False), hung, hung, "hung in x", 0,
+                 GuestLog("ticks", console=console))  # fmt: skip
+    assert one.error == f"hung in x; the guest {words}"
 
 
 def test_a_step_that_makes_no_sense_is_left_out() -> None:

@@ -36,6 +36,8 @@ _PRCTL = {
 _SECCOMP = {0: "STRICT", 1: "FILTER", 2: "ACTION_AVAIL", 3: "NOTIF_SIZES"}
 _BPF = {0: "MAP_CREATE", 5: "PROG_LOAD", 6: "OBJ_PIN", 7: "OBJ_GET", 8: "PROG_ATTACH",
         9: "PROG_DETACH", 16: "PROG_QUERY", 18: "BTF_LOAD", 28: "LINK_CREATE"}  # fmt: skip
+# linux/kvm.h: _IO(KVMIO, …)
+_KVM = {0xAE01: "CREATE_VM", 0xAE41: "CREATE_VCPU", 0xAE80: "RUN"}
 _CGROUP_DEVICE = 15  # linux/bpf.h: BPF_PROG_TYPE_CGROUP_DEVICE
 _AF_NETLINK = 16
 
@@ -68,7 +70,8 @@ def detail(  # noqa: C901 - one flat table
     if magic == _SOCKFS:
         return _family(family, protocol)
     if magic:
-        return f"{_FILE_SYSTEMS.get(magic, hex(magic))}:{_words(text)}"
+        asked = _KVM.get(args[1], "") if name == "ioctl" and text.startswith(b"kvm") else ""
+        return f"{_FILE_SYSTEMS.get(magic, hex(magic))}:{_words(text)} {asked}".rstrip()
     return _words(text)
 
 
