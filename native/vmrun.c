@@ -1,6 +1,7 @@
 /* Runs one hypervisor, hears its guest's serial console, and says when the guest is ready.
  *
- *   vmrun --log FILE [--ready REGEX | --exit STATUS] [--last REGEX] [--qmp] -- HYPERVISOR [ARG...]
+ *   vmrun --log FILE [--ready REGEX | --exit STATUS] [--last REGEX] [--qmp]
+ *         [--journal FILE] [--api SOCKET --requests FILE [--answered]] -- HYPERVISOR [ARG...]
  *
  * The hypervisor's standard output is the console. Each of its lines goes to FILE as "STAMP TEXT"
  * when it has arrived, an unfinished one at the end; what the hypervisor itself did goes there as
@@ -11,9 +12,16 @@
  * --qmp gives it a QMP monitor on descriptor 3 and tells it to continue: it must be started with
  * "-S". The monitor says when it let the guest run, and why the guest stopped.
  *
+ * Of Firecracker, --journal names its own log, which tells when it let the guest run, and why it did
+ * not. --api names its API's socket, and --requests what is asked there (vmapi.h); with --answered
+ * the guest is ready when the last request was.
+ *
  * When our standard input ends, the line that --last finds is waited for, then the hypervisor is
  * killed; it is, too, when we are. Stamps are CLOCK_MONOTONIC in ns.
  */
+#include "vmapi.h"
+#include "vmjournal.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -51,7 +59,11 @@ struct machine {
 	int64_t spawned, entered;
 	struct stream console, complaints, monitor;
 	regex_t ready_line, last_line;
-	bool has_ready_line, has_last_line, is_ready, has_failed, has_said_all;
+	bool has_ready_line, has_last_line, is_ready, is_told, has_failed, has_said_all;
+	bool has_api, ends_with_api;
+	struct api api;
+	const char *journal; /* Firecracker's */
+	int64_t ready_stamp;
 	int ready_status; /* -1: none */
 	char last_said[LINE_MAX_BYTES + 1], last_complaint[LINE_MAX_BYTES + 1], stopped[64];
 };
@@ -90,12 +102,37 @@ static void record(struct machine *vm, int64_t stamp, char kind, const char *tex
 	}
 }
 
+static void enter(struct machine *vm, int64_t stamp)
+{
+	if (vm->entered || stamp <= vm->spawned)
+		return;
+	vm->entered = stamp;
+	record(vm, stamp, '=', "entered");
+	say("firstlight step hypervisor.init %lld %lld\n", (long long)vm->spawned, (long long)stamp);
+}
+
+/* Nobody listens after this: what is to be known of a start comes before. */
+static void tell(struct machine *vm)
+{
+	char steps[API_REQUESTS * 128] = "";
+	if (!vm->is_ready || vm->is_told)
+		return;
+	vm->is_told = true;
+	if (vm->journal)
+		enter(vm, journal_entered(vm->journal));
+	if (vm->has_api)
+		api_steps(&vm->api, vm->spawned, steps, sizeof(steps));
+	say("%sfirstlight ready %lld\n", steps, (long long)vm->ready_stamp);
+}
+
 static void ready(struct machine *vm, int64_t stamp)
 {
 	if (vm->is_ready || vm->has_failed)
 		return;
 	vm->is_ready = true;
-	say("firstlight ready %lld\n", (long long)stamp);
+	vm->ready_stamp = stamp;
+	if (!vm->has_api || vm->api.state == API_DONE)
+		tell(vm);
 }
 
 /* What others print is theirs: an error is one line of printable text. */
@@ -117,6 +154,8 @@ static void lost(struct machine *vm)
 		snprintf(how, sizeof(how), "was ended by signal %d", WTERMSIG(vm->status));
 	else
 		snprintf(how, sizeof(how), "exited with status %d", WEXITSTATUS(vm->status));
+	if (vm->journal)
+		journal_complaint(vm->journal, vm->last_complaint, sizeof(vm->last_complaint));
 	make_plain(vm->last_complaint);
 	make_plain(vm->last_said);
 	say("firstlight error the hypervisor %s before the guest was ready%s%s%s%s; the guest %s%s%s\n",
@@ -172,16 +211,31 @@ static void on_monitor(struct machine *vm, struct stream *stream)
 {
 	const char *line = stream->line, *reason = strstr(line, "\"reason\": \"");
 	if (strstr(line, "\"event\": \"RESUME\"") && !vm->entered) {
-		vm->entered = stamped(stream, vm->spawned);
-		record(vm, vm->entered, '=', "entered");
-		say("firstlight step hypervisor.init %lld %lld\n", (long long)vm->spawned,
-		    (long long)vm->entered);
+		enter(vm, stamped(stream, vm->spawned));
 	} else if (strstr(line, "\"event\": \"SHUTDOWN\"") && reason) {
 		snprintf(vm->stopped, sizeof(vm->stopped), "%.40s", reason + strlen("\"reason\": \""));
 		vm->stopped[strcspn(vm->stopped, "\"")] = 0;
 	} else if (strstr(line, "\"error\":")) {
 		snprintf(vm->last_complaint, sizeof(vm->last_complaint), "%s", line);
 	}
+}
+
+static void on_api(struct machine *vm)
+{
+	struct api *api = &vm->api;
+	enum api_state state = api_advance(api);
+	if (state == API_WAITING || state == API_ASKING)
+		return;
+	if (state == API_DONE && vm->ends_with_api)
+		ready(vm, api->requests[api->count - 1].end);
+	else if (state == API_DONE)
+		tell(vm);
+	else if (state == API_CLOSED)
+		strcpy(vm->last_complaint, api->error); /* its process ends, and that is told */
+	else if (!vm->has_failed)
+		say("firstlight error the hypervisor's API: %s\n", api->error);
+	vm->has_failed |= state == API_FAILED;
+	api_end(api);
 }
 
 static void end_line(struct machine *vm, struct stream *stream, heard *hear)
@@ -256,6 +310,7 @@ static void reap(struct machine *vm)
 	hear_all(vm);
 	if (vm->ready_status >= 0 && WIFEXITED(vm->status) && WEXITSTATUS(vm->status) == vm->ready_status)
 		ready(vm, stamp);
+	tell(vm);
 	lost(vm);
 }
 
@@ -267,12 +322,13 @@ static bool serve(struct machine *vm, int input, int64_t until)
 		struct pollfd polled[] = {
 			{vm->console.fd, POLLIN, 0}, {vm->monitor.fd, POLLIN, 0},
 			{vm->complaints.fd, POLLIN, 0}, {vm->pidfd, POLLIN, 0}, {input, POLLIN, 0},
+			{vm->api.fd, POLLIN, 0},
 		};
 		int64_t left = (until - now()) / 1000000;
 		if (left < 0)
 			return true;
 		int wait = looked ? (until == INT64_MAX ? -1 : (int)left + 1) : QUIET_MS;
-		int n = poll(polled, 5, wait);
+		int n = poll(polled, 6, wait);
 		if (n < 0 && errno != EINTR)
 			return fail("poll"), false;
 		if (n == 0 && !looked) {
@@ -289,6 +345,8 @@ static bool serve(struct machine *vm, int input, int64_t until)
 			read_stream(vm, &vm->console, on_console);
 			looked = !vm->console.size || vm->is_ready;
 		}
+		if (polled[5].revents)
+			on_api(vm);
 		if (polled[3].revents)
 			reap(vm);
 		if (polled[4].revents) {
@@ -373,19 +431,19 @@ static bool compile(regex_t *pattern, const char *text)
 	return false;
 }
 
-static const char usage[] = "usage: vmrun --log FILE [--ready REGEX | --exit STATUS] "
-			    "[--last REGEX] [--qmp] -- HYPERVISOR [ARG...]\n";
-
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{"log", required_argument, NULL, 'l'},   {"ready", required_argument, NULL, 'r'},
 		{"exit", required_argument, NULL, 'x'},  {"last", required_argument, NULL, 'a'},
-		{"qmp", no_argument, NULL, 'q'},	 {NULL, 0, NULL, 0},
+		{"qmp", no_argument, NULL, 'q'},	 {"journal", required_argument, NULL, 'j'},
+		{"api", required_argument, NULL, 's'},	 {"requests", required_argument, NULL, 'd'},
+		{"answered", no_argument, NULL, 'w'},	 {NULL, 0, NULL, 0},
 	};
-	static struct machine vm = {.pidfd = -1, .log = -1, .status = -1, .ready_status = -1};
+	static struct machine vm = {.pidfd = -1, .log = -1, .status = -1, .ready_status = -1,
+				    .api.fd = -1};
 	bool has_monitor = false;
-	const char *log = NULL;
+	const char *log = NULL, *socket = NULL, *requests = NULL;
 	for (int option; (option = getopt_long(argc, argv, "+", options, NULL)) != -1;) {
 		switch (option) {
 		case 'l':
@@ -405,21 +463,40 @@ int main(int argc, char **argv)
 		case 'q':
 			has_monitor = true;
 			break;
+		case 'j':
+			vm.journal = optarg;
+			break;
+		case 's':
+			socket = optarg;
+			break;
+		case 'd':
+			requests = optarg;
+			break;
+		case 'w':
+			vm.ends_with_api = true;
+			break;
 		default:
 			log = NULL;
 			optind = argc;
 		}
 	}
-	if (!log || optind >= argc || (!vm.has_ready_line && vm.ready_status < 0)) {
-		fputs(usage, stderr);
+	bool has_end = vm.has_ready_line || vm.ready_status >= 0 || vm.ends_with_api;
+	vm.has_api = socket && requests;
+	if (!log || optind >= argc || !has_end || !socket != !requests ||
+	    (vm.ends_with_api && !vm.has_api)) {
+		fputs("usage: vmrun --log FILE [OPTION...] -- HYPERVISOR [ARG...]\n", stderr);
 		return 2;
 	}
 	vm.log = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
 	if (vm.log < 0)
 		return fail(log);
+	if (vm.has_api && api_begin(&vm.api, socket, requests)) {
+		say("firstlight error %s\n", vm.api.error);
+		return 1;
+	}
 	if (spawn(&vm, has_monitor, argv + optind))
 		return 1;
 	serve(&vm, STDIN_FILENO, INT64_MAX);
 	stop(&vm);
-	return !vm.is_ready;
+	return !vm.is_told;
 }

@@ -1,0 +1,60 @@
+#include "vmjournal.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+static const int64_t SECOND = 1000000000, QUARTER_HOUR = 900 * SECOND;
+
+/* Every version since 0.24 logs it on the last line of resume_vm() before the vCPUs are told. */
+static const char entering[] = "Artificially kick devices";
+
+static int64_t clock_ns(clockid_t clock)
+{
+	struct timespec t;
+	clock_gettime(clock, &t);
+	return t.tv_sec * SECOND + t.tv_nsec;
+}
+
+/* A line begins with local time. No zone differs from another by less than a quarter of an hour,
+ * so that its minutes and below tell how long ago it was written. */
+static int64_t stamp(const char *line)
+{
+	int minutes, seconds, nanoseconds;
+	if (sscanf(line, "%*d-%*d-%*dT%*d:%2d:%2d.%9d", &minutes, &seconds, &nanoseconds) != 3)
+		return 0;
+	int64_t then = (minutes * 60LL + seconds) * SECOND + nanoseconds;
+	int64_t monotonic = clock_ns(CLOCK_MONOTONIC);
+	int64_t age = (clock_ns(CLOCK_REALTIME) - then) % QUARTER_HOUR;
+	return monotonic - age;
+}
+
+int64_t journal_entered(const char *file)
+{
+	char line[4096];
+	int64_t found = 0;
+	FILE *log = fopen(file, "re");
+	while (log && !found && fgets(line, sizeof line, log))
+		if (strstr(line, entering))
+			found = stamp(line);
+	if (log)
+		fclose(log);
+	return found;
+}
+
+void journal_complaint(const char *file, char *to, size_t size)
+{
+	char line[4096];
+	FILE *log = fopen(file, "re");
+	*to = 0;
+	while (log && fgets(line, sizeof line, log)) {
+		char *said = strstr(line, "] ");
+		if (!said || !strstr(said, "rror") || strstr(said, "exiting with error"))
+			continue;
+		said += 2;
+		said[strcspn(said, "\r\n")] = 0;
+		snprintf(to, size, "%s", said);
+	}
+	if (log)
+		fclose(log);
+}

@@ -1,0 +1,15 @@
+/* What Firecracker writes to its own log while it starts a guest. */
+#ifndef FIRSTLIGHT_VMJOURNAL_H
+#define FIRSTLIGHT_VMJOURNAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* When it was about to let the guest run, in ns of CLOCK_MONOTONIC; 0 where the log does not say.
+ * The guest's first instruction comes after it: all that is left is to wake the vCPU's thread. */
+int64_t journal_entered(const char *file);
+
+/* The last error that the log tells, in one line; empty if none. */
+void journal_complaint(const char *file, char *to, size_t size);
+
+#endif
