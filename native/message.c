@@ -16,11 +16,11 @@ int message_send(int socket, const void *bytes, size_t size, const int *descript
 		return errno = EINVAL, -1;
 	if (count > 0) {
 		message.msg_control = space;
-		message.msg_controllen = CMSG_SPACE(rights);
+		message.msg_controllen = (socklen_t)CMSG_SPACE(rights);
 		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
 		header->cmsg_level = SOL_SOCKET;
 		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(rights);
+		header->cmsg_len = (socklen_t)CMSG_LEN(rights);
 		memcpy(CMSG_DATA(header), descriptors, rights);
 	}
 	while (sendmsg(socket, &message, MSG_NOSIGNAL) < 0)
