@@ -124,7 +124,9 @@ class Runtime:
         Raises Failed for a function that cannot be started.
         """
         if function.kind == "python":
-            await (await self._zygote(function)).forks.warm(sandboxes)
+            await self._cgroup_pool(_limits(function)).warm()
+            zygote = self._zygotes.get(_key(function)) or await self._zygote(function)
+            await zygote.prepare(sandboxes)
             return
         kind = await self._kind(function)
         if function.network != "none":

@@ -112,6 +112,11 @@ class Zygote:
         """The zygote's process, or -1."""
         return self._child.pid if self._child else -1
 
+    async def prepare(self, forks: int) -> None:
+        """Make the networks of forks, and that many forks that wait. Raises Failed."""
+        await self._networks.warm()
+        await self.forks.warm(forks)
+
     async def invoke(self, event: object, requested: int) -> Result:
         """Run the handler on one event in an instance of its own. Raises Failed."""
         with self._node.traffic:

@@ -127,12 +127,12 @@ def serving(
         _warm(config, function)
         if asked == "message":
             request = Request(config.socket, _GREETING, start.decode())
-            yield Command((), daemons=_tree(pid), request=request)
+            yield Command((), daemons=tree(pid), request=request)
             return
         file = Path(config.state).parent / "request"
         file.write_bytes(start)
         argv = (str(native("spawn-client")), str(config.socket), str(file))
-        yield Command(argv, place.environment, daemons=_tree(pid))
+        yield Command(argv, place.environment, daemons=tree(pid))
 
 
 def _warm(config: Config, function: Function) -> None:
@@ -165,6 +165,6 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _tree(pid: int) -> tuple[int, ...]:
+def tree(pid: int) -> tuple[int, ...]:
     """A process and all below it: a runtime, its helpers, the sandboxes that wait."""
-    return (pid, *(one for child in children(pid) for one in _tree(child)))
+    return (pid, *(one for child in children(pid) for one in tree(child)))

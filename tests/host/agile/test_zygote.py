@@ -182,6 +182,24 @@ def test_a_waiting_fork_answers_at_once(python: Path) -> None:
     with_handlers(python, main, Pools(sandbox=PoolSize(low=1, high=3)))
 
 
+def test_to_prepare_makes_networks_and_cgroups_for_forks_by_one_zygote(python: Path) -> None:
+    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+        echo = function("echo")
+        await runtime.prepare(echo)
+        [zygote] = runtime._zygotes.values()
+        before = zygote.pid
+        await runtime.prepare(echo)
+        assert zygote.pid == before
+        ready = {pool.name: pool.ready for pool in runtime.pools()}
+        assert ready.pop("network of handlers:echo") == 3
+        assert ready.pop("fork handlers:echo") == 0
+        assert list(ready.values()) == [2], "the cgroups, of which the zygote had one"
+
+    with_handlers(
+        python, main, Pools(network=PoolSize(low=0, high=3), cgroup=PoolSize(low=0, high=2))
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "event", "said"),
     [
