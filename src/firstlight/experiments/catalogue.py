@@ -2,13 +2,17 @@
 
 from firstlight.errors import UnknownName, Unsupported
 from firstlight.experiments import Experiment, Options
+from firstlight.experiments.ablation import ABLATION
 from firstlight.experiments.agile import AGILE
+from firstlight.experiments.churn import CHURN
 from firstlight.experiments.cni_background import CNI_BACKGROUND
 from firstlight.experiments.cni_breakdown import CNI_BREAKDOWN
 from firstlight.experiments.cni_burst import CNI_BURST
 from firstlight.experiments.cni_teardown import CNI_TEARDOWN
 from firstlight.experiments.container_creation import CONTAINER_CREATION
+from firstlight.experiments.density import DENSITY
 from firstlight.experiments.floor import FLOOR
+from firstlight.experiments.functions import FUNCTIONS
 from firstlight.experiments.network_setup import NETWORK_SETUP
 from firstlight.experiments.network_tricks import NETWORK_TRICKS
 from firstlight.experiments.pod import POD
@@ -18,7 +22,8 @@ ALL = {
     experiment.name: experiment
     for experiment in (
         CONTAINER_CREATION, NETWORK_SETUP, ROOTFS, NETWORK_TRICKS, FLOOR,
-        CNI_BREAKDOWN, CNI_BACKGROUND, CNI_BURST, CNI_TEARDOWN, POD, AGILE,
+        CNI_BREAKDOWN, CNI_BACKGROUND, CNI_BURST, CNI_TEARDOWN, POD,
+        AGILE, ABLATION, CHURN, DENSITY, FUNCTIONS,
     )
 }  # fmt: skip
 

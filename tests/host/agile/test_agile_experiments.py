@@ -1,0 +1,165 @@
+"""The runtime's experiments for real, at small size: what they measure, and that nothing stays."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from agile_host import on_host
+from laboratory import returning_home
+
+from firstlight import cgroups, runner, store
+from firstlight.agile.client import Client
+from firstlight.backends import Place
+from firstlight.backends.agile_parts import POOLS, WITHOUT, Ablated, Churn, Crowd
+from firstlight.backends.functions import KINDS, RUNC, Invoked
+from firstlight.errors import UnknownName, Unsupported
+from firstlight.experiments import Experiment, Options
+from firstlight.experiments.ablation import ABLATION
+from firstlight.experiments.churn import CHURN
+from firstlight.experiments.density import DENSITY
+from firstlight.experiments.functions import COMMAND, FUNCTIONS
+from firstlight.model import Ending, Point, Sample
+
+MS = 1_000_000
+Measure = Callable[[Experiment, list[Point]], store.Run]
+
+
+def marked(run: str) -> list[str]:
+    """Processes that carry the run's name."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"FIRSTLIGHT_RUN={run}".encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
+def seen() -> dict[str, object]:
+    """What of the host's own a run must not change."""
+    return {
+        "links": sorted(path.name for path in Path("/sys/class/net").iterdir()),
+        "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
+        "names": sorted(path.name for path in Path("/run/netns").glob("*")),
+    }
+
+
+@pytest.fixture
+def measure(tmp_path: Path) -> Iterator[Measure]:
+    """Runs points of an experiment untraced; afterwards nothing of the run is left."""
+    before = seen()
+    runs: list[store.Run] = []
+
+    def one(experiment: Experiment, points: list[Point]) -> store.Run:
+        small = replace(experiment, points=lambda _options: points)
+        plan = runner.Plan(small, Options((1,)), repetitions=1, seed=1, traced=False, deadline=30)
+        with returning_home():
+            runner.run(plan, tmp_path / "run", lambda _batch, _done, _all: None)
+        runs.append(store.read(tmp_path / "run"))
+        return runs[0]
+
+    yield one
+    for run in runs:
+        name = run.header.run
+        assert not marked(name)
+        assert not [each for each in cgroups.hierarchies() if (each / cgroups.name(name)).exists()]
+        assert not Path(f"/run/firstlight/{name}").exists()
+        assert {one.ending for one in run.samples} == {Ending.READY}, run.samples
+    assert seen() == before
+
+
+def by(run: store.Run, axis: str, value: object) -> list[Sample]:
+    return [one for one in run.samples if one.point[axis] == value]
+
+
+def test_churn_counts_what_the_pool_gave_and_made(measure: Measure) -> None:
+    run = measure(CHURN, [{"pools": name, "rate": 200, "instances": 8} for name in POOLS])
+    counts = {name: by(run, "pools", name)[0].counts for name in POOLS}
+    assert (counts["full"]["hits"], counts["full"]["misses"]) == (8, 0)
+    assert counts["full"]["made"] == counts["full"]["refill"] == 0
+    assert counts["full"]["fill"] > 0
+    assert counts["refilling"]["hits"] + counts["refilling"]["misses"] == 8
+    assert counts["refilling"]["made"] > 0
+    assert counts["refilling"]["refill"] > 0
+    assert (counts["empty"]["hits"], counts["empty"]["misses"]) == (0, 8)
+    assert not any(one.counts for one in run.samples if one.instance)
+
+
+def test_churn_is_an_open_loop_whose_instances_have_ended_by_themselves(measure: Measure) -> None:
+    run = measure(CHURN, [{"pools": "full", "rate": 100, "instances": 10}])
+    asked = [one.stamps.intended for one in run.samples]
+    assert asked == sorted(asked)
+    assert len(set(asked)) == 10
+    assert 10 * MS < asked[-1] - asked[0] < 500 * MS
+    ends = [one.stamps.stopped for one in run.samples]
+    assert all(ends)
+    assert min(end for end in ends if end) < asked[-1], "none ended before the last was asked for"
+
+
+def test_density_measures_one_start_beside_those_that_are_up(measure: Measure) -> None:
+    run = measure(DENSITY, [{"background": 12, "instances": 1}])
+    assert len(run.samples) == 3, "three batches of one"
+
+
+def test_those_that_are_up_stay_up_until_the_batch_is_left(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+
+    async def main() -> None:
+        place = Place(tmp_path, f"test-crowd-{os.getpid()}", {"PATH": os.environ["PATH"]})
+        with Crowd().prepared({"background": 7}, 1, place) as [start]:
+            assert start.request
+            with Client(start.request.socket) as client:
+                assert len(client.running()) == 7
+                assert {pool.ready for pool in client.pools() if pool.high} == {1}
+        assert list(tmp_path.iterdir()) == []
+
+    on_host(main)
+
+
+def test_ablation_hears_the_first_packet_whatever_is_left_out(measure: Measure) -> None:
+    run = measure(ABLATION, [{"without": part, "instances": 1} for part in WITHOUT])
+    for one in run.samples:
+        [packet] = [step for step in one.steps if step.name == "packet"]
+        assert one.stamps.ready
+        assert one.stamps.ready < packet.start < packet.end
+    assert len(run.header.notes) == len(WITHOUT)
+
+
+def test_what_is_left_out_is_left_to_the_start(measure: Measure) -> None:
+    """A start without a prepared part takes its step itself; told by the runtime's own stamps."""
+    run = measure(
+        ABLATION, [{"without": name, "instances": 1} for name in ("nothing", "sandboxes")]
+    )
+    ready, parts = (
+        [{step.name for step in one.steps} for one in by(run, "without", name)]
+        for name in ("nothing", "sandboxes")
+    )
+    assert all("clone" not in names and "exec" in names for names in ready)
+    assert all({"clone", "network", "exec"} <= names for names in parts)
+
+
+@pytest.mark.parametrize("name", [RUNC, COMMAND, *KINDS])
+def test_each_kind_of_function_begins_and_ends(measure: Measure, name: str) -> None:
+    try:
+        FUNCTIONS.backend({"function": name, "instances": 1}).probe()
+    except Unsupported as error:
+        pytest.skip(error.message)
+    run = measure(FUNCTIONS, [{"function": name, "instances": count} for count in (1, 4)])
+    assert len(run.samples) == 3 + 4
+    for one in run.samples:
+        assert one.exit_status == 0, one
+        if name in KINDS:
+            start, handler = one.steps
+            assert one.stamps.intended <= start.start <= start.end == one.stamps.ready
+            assert start.end == handler.start <= handler.end
+    assert any(name in note for note in run.header.notes)
+
+
+def test_a_name_that_is_none_of_ours_lists_those_that_are() -> None:
+    for backend, valid in ((Churn("?"), POOLS), (Ablated("?"), WITHOUT), (Invoked("?"), KINDS)):
+        with pytest.raises(UnknownName) as caught:
+            backend.probe()
+        assert str(caught.value.hint).endswith(", ".join(valid))
