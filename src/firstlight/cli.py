@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 EXPORTS = ("perfetto", "csv", "parquet")
-_FAST, _DEFAULT, _RIGOROUS = 3, 10, 30
+_FAST, _RIGOROUS = 3, 30
 _FAST_INSTANCES = (1, 10, 20)
 _LEAST_FREE_BYTES = 200 << 20
 
@@ -90,6 +90,7 @@ def list_experiments(*, as_json: Json = False) -> None:
         "run container-creation", "run network-setup --instances 1,10,50 --repetitions 20",
         "run container-creation --runtime runc,/usr/local/bin/youki --fast", "run rootfs --cold",
         "run cni-breakdown --conf /etc/cni/net.d/10-mine.conflist",
+        "run unikernel-boot --guest probe --binary /opt/qemu/bin/qemu-system-x86_64",
     )
 )  # fmt: skip
 def run(
@@ -98,7 +99,9 @@ def run(
     instances: Annotated[
         str, typer.Option(help="How many starts to ask for at once, such as 1,10,50.")
     ] = "",
-    repetitions: Annotated[int, typer.Option(min=1, help="Of every point.")] = _DEFAULT,
+    repetitions: Annotated[
+        int | None, typer.Option(min=1, help="Of every point.  [default: the experiment's own]")
+    ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Few repetitions and instances.")] = False,
     rigorous: Annotated[bool, typer.Option("--rigorous", help="Many repetitions.")] = False,
     runtime: Annotated[
@@ -115,6 +118,14 @@ def run(
     accel: Annotated[
         str, typer.Option(metavar="auto|kvm|tcg", help="What QEMU runs guests with.")
     ] = "auto",
+    guest: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="What to boot: probe, linux, or one you added."),
+    ] = None,
+    icount: Annotated[
+        bool,
+        typer.Option("--icount", help="Boot by counted instructions too: repeatable, no wall time."),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the run goes.  [default: runs/…]")
     ] = None,
@@ -147,8 +158,10 @@ def run(
             tuple(conf or ()),
             _binaries(binary or ()),
             _accelerator(accel),
+            tuple(guest or ()),
+            ("wall", "counted") if icount else ("wall",),
         ),
-        _FAST if fast else _RIGOROUS if rigorous else repetitions,
+        repetitions or (_FAST if fast else _RIGOROUS if rigorous else chosen.repetitions),
         seed,
         traced=trace,
         cold=cold,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from firstlight.backends import Backend
-from firstlight.model import Point
+from firstlight.model import Point, Setting
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,8 @@ class Options:
 
     ``confs`` are CNI networks, by a name of conf/cni or the path of a configuration file.
     ``binaries`` are hypervisors, by name or path; ``accel`` is one of backends.accel.ACCELERATORS.
+    ``guests`` are ours or the guest catalogue's; none means all. ``clocks`` is what their time is
+    told by: ``wall``, or ``counted`` instructions.
     """
 
     instances: tuple[int, ...]
@@ -20,6 +22,12 @@ class Options:
     confs: tuple[str, ...] = ()
     binaries: tuple[str, ...] = ()
     accel: str = "auto"
+    guests: tuple[str, ...] = ()
+    clocks: tuple[str, ...] = ("wall",)
+
+
+def _none(_: Options) -> dict[str, Setting]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Experiment:
     Every point has the axis ``instances``: how many starts one batch asks for. The axis
     ``order``, where a point has it, says ``parallel`` (all at once, the default) or
     ``sequential`` (each when the one before is ready); the axis ``rate`` says how many a second
-    arrive at random, whether or not earlier ones are ready.
+    arrive at random, whether or not earlier ones are ready. ``facts`` join those of the host.
     """
 
     name: str
@@ -40,3 +48,4 @@ class Experiment:
     backend: Callable[[Point], Backend]
     instances: tuple[int, ...] = (1, 10, 20, 50, 100)
     repetitions: int = 10
+    facts: Callable[[Options], dict[str, Setting]] = _none
