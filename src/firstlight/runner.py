@@ -103,7 +103,7 @@ def run(plan: Plan, out: Path, progress: Callable[[Batch, int, int], None]) -> N
         revision=revision(),
         repetitions=plan.repetitions,
         cold=plan.cold,
-        environment=host.facts() | plan.experiment.facts(plan.options),
+        environment={**host.facts(), **plan.experiment.facts(plan.options)},
         notes=tuple(dict.fromkeys(backend.note for backend in backends if backend.note)),
         skipped=tuple(skipped.items()),
     )
