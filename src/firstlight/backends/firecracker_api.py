@@ -1,0 +1,167 @@
+"""What Firecracker is told: one machine, as requests of its API or as its configuration file.
+
+The bodies are those of its published description, src/firecracker/swagger/firecracker.yaml in its
+repository, kept to what every version since 1.4 takes; before, there is no ``/entropy``. Nothing
+here is timed: the requests of a measured start are made by ``native/vmapi.c``.
+"""
+
+import json
+import socket
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+from firstlight.errors import Failed
+
+_ANSWER_SECONDS = 120.0  # a snapshot writes all of the guest's memory
+
+Body = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request; ``path`` begins with a slash."""
+
+    method: str
+    path: str
+    body: Body
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A guest and its devices. Files are named as Firecracker sees them, in a jail from its root.
+
+    Drives are no root devices: for one Firecracker would add a ``root=`` to the guest's own.
+    """
+
+    kernel: str
+    arguments: str
+    initrd: str | None = None
+    disk: str | None = None
+    writable: bool = False
+    tap: str | None = None
+    mac: str | None = None
+    has_rng: bool = False
+    memory_mb: int = 1024
+    cpus: int = 1
+
+
+def configuration(machine: Machine) -> Body:
+    """The content of a ``--config-file``."""
+    source: Body = {"kernel_image_path": machine.kernel, "boot_args": machine.arguments}
+    if machine.initrd:
+        source["initrd_path"] = machine.initrd
+    whole: Body = {
+        "machine-config": {"vcpu_count": machine.cpus, "mem_size_mib": machine.memory_mb},
+        "boot-source": source,
+        "drives": [],
+        "network-interfaces": [],
+    }
+    if machine.disk:
+        whole["drives"] = [
+            {
+                "drive_id": "disk",
+                "path_on_host": machine.disk,
+                "is_root_device": False,
+                "is_read_only": not machine.writable,
+            }
+        ]
+    if machine.tap:
+        whole["network-interfaces"] = [
+            {"iface_id": "net", "host_dev_name": machine.tap, "guest_mac": machine.mac}
+        ]
+    if machine.has_rng:
+        whole["entropy"] = {}
+    return whole
+
+
+def text(machine: Machine) -> str:
+    """The same, as it is written."""
+    return json.dumps(configuration(machine), indent=1)
+
+
+def requests(machine: Machine) -> list[Request]:
+    """The same machine, as requests that end with its start."""
+    made = []
+    for part, content in configuration(machine).items():
+        if isinstance(content, list):
+            for device in content:
+                name = device.get("drive_id") or device["iface_id"]
+                made.append(Request("PUT", f"/{part}/{name}", device))
+        elif isinstance(content, dict):
+            made.append(Request("PUT", f"/{part}", content))
+    return [*made, Request("PUT", "/actions", {"action_type": "InstanceStart"})]
+
+
+def save(state: str, memory: str) -> list[Request]:
+    """Stop a guest that runs and write its state and memory to files."""
+    return [
+        Request("PATCH", "/vm", {"state": "Paused"}),
+        Request(
+            "PUT",
+            "/snapshot/create",
+            {"snapshot_type": "Full", "snapshot_path": state, "mem_file_path": memory},
+        ),
+    ]
+
+
+def restore(state: str, memory: str, tap: str | None) -> list[Request]:
+    """Load a saved guest and let it run; on another ``tap`` than its own if one is named.
+
+    Only Firecracker 1.12 and newer can give it another.
+    """
+    body: Body = {
+        "snapshot_path": state,
+        "mem_backend": {"backend_type": "File", "backend_path": memory},
+        "resume_vm": True,
+    }
+    if tap:
+        body["network_overrides"] = [{"iface_id": "net", "host_dev_name": tap}]
+    return [Request("PUT", "/snapshot/load", body)]
+
+
+def lines(made: list[Request]) -> str:
+    """Requests as ``native/vmapi.c`` reads them: METHOD PATH BODY, one a line."""
+    return "".join(f"{each.method} {each.path} {json.dumps(each.body)}\n" for each in made)
+
+
+def perform(api: Path, made: list[Request]) -> None:
+    """Make requests one after the other, untimed. Raises Failed with Firecracker's own words."""
+    connection = _Connection(api)
+    try:
+        for each in made:
+            connection.request(
+                each.method,
+                each.path,
+                json.dumps(each.body),
+                {"Content-Type": "application/json", "Accept": "application/json"},
+            )
+            answer = connection.getresponse()
+            said = answer.read()
+            if answer.status // 100 != 2:
+                raise Failed(
+                    f"Firecracker answered {answer.status} to {each.method} {each.path}: "
+                    f"{_fault(said)}"
+                )
+    except (OSError, HTTPException) as error:
+        raise Failed(f"Firecracker's API at {api} does not answer: {error}") from error
+    finally:
+        connection.close()
+
+
+def _fault(said: bytes) -> str:
+    try:
+        return str(json.loads(said)["fault_message"])
+    except (ValueError, KeyError, TypeError):
+        return said.decode(errors="replace").strip() or "no reason given"
+
+
+class _Connection(HTTPConnection):
+    def __init__(self, api: Path) -> None:
+        super().__init__("localhost", timeout=_ANSWER_SECONDS)
+        self._api = api
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._api))
