@@ -52,14 +52,15 @@ def elf(code: bytes) -> bytes:
     An ELF file of one loaded segment and a note of Xen's type 18, the 32-bit entry
     (xen/include/public/elfnote.h).
     """
-    note = struct.pack("<III4sI", 4, 4, 18, b"Xen\0", _ENTRY)
-    at = 52 + 2 * 32
-    head = b"\x7fELF\x01\x01\x01".ljust(16, b"\0") + struct.pack(
-        "<HHIIIIIHHHHHH", 2, 3, 1, _ENTRY, 52, 0, 0, 52, 32, 2, 0, 0, 0
+    note = struct.pack("<III4sQ", 4, 8, 18, b"Xen\0", _ENTRY)
+    at = 64 + 2 * 56
+    head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + struct.pack(
+        "<HHIQQQIHHHHHH", 2, 62, 1, _ENTRY, 64, 0, 0, 64, 56, 2, 0, 0, 0
     )
     size, length = len(note), len(code)
-    load = struct.pack("<8I", 1, at + size, _ENTRY, _ENTRY, length, length, 7, 1)
-    return head + load + struct.pack("<8I", 4, at, 0, 0, size, size, 4, 4) + note + code
+    load = struct.pack("<IIQQQQQQ", 1, 7, at + size, _ENTRY, _ENTRY, length, length, 1)
+    notes = struct.pack("<IIQQQQQQ", 4, 4, at, 0, 0, size, size, 4)
+    return head + load + notes + note + code
 
 
 @cache

@@ -20,7 +20,7 @@ from pathlib import Path
 from firstlight.backends import Command, Place, vm
 from firstlight.backends.accel import ACCELERATORS, Accelerator, choose
 from firstlight.errors import Failed, Unsupported
-from firstlight.guests import CONSOLES, PROTOCOLS, Boot, Guest, Wanted
+from firstlight.guests import CONSOLES, PROTOCOLS, Boot, Guest, Wanted, images
 from firstlight.model import EndPoint, Point
 
 MACHINES = ("microvm", "pc", "q35")
@@ -214,19 +214,15 @@ def _names(program: str, option: str) -> frozenset[str]:
 
 def _check_kernel(kernel: Path, protocol: str) -> None:
     """QEMU takes whatever boots of its own accord: a wrong kernel would be measured as another."""
-    try:
-        with kernel.open("rb") as file:
-            head = file.read(0x206)
-    except OSError as error:
-        raise Failed(f"cannot read the kernel {kernel}: {error.strerror}") from error
-    if protocol == "pvh" and not head.startswith(b"\x7fELF"):
+    found = images.kernel(kernel)
+    if protocol == "pvh" and not found.pvh:
         raise Failed(
-            f"the kernel {kernel} is no ELF file: it has no PVH entry",
-            "take the protocol kernel, or give an uncompressed vmlinux",
+            f"kernel {kernel} has no PVH entry",
+            "take the protocol kernel, or give an ELF vmlinux of CONFIG_PVH=y",
         )
-    if protocol == "kernel" and head[0x202:0x206] != b"HdrS":
+    if protocol == "kernel" and not found.bzimage:
         raise Failed(
-            f"the kernel {kernel} is no bzImage: firmware cannot boot it",
+            f"kernel {kernel} is no bzImage: firmware cannot boot it",
             "take the protocol pvh for an ELF file",
         )
 

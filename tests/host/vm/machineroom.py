@@ -1,0 +1,55 @@
+"""A lab of the tests' own that starts machines as a run does, and looks for what is left."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from firstlight import stuck
+from firstlight.backends import Backend, Place
+from firstlight.load import Generator
+from firstlight.model import Sample
+from firstlight.runner import Batch, sample
+
+
+@dataclass
+class Room:
+    """Where machines start."""
+
+    place: Place
+    generator: Generator
+    batches: int = field(default=0)
+
+    def start(self, machine: Backend, instances: int = 1, *, deadline: float = 20) -> list[Sample]:
+        """One batch of a machine, as samples."""
+        machine.probe()
+        point = {"instances": instances}
+        batch = Batch({"instances": instances}, 0, traced=False)
+        self.batches += 1
+        with machine.prepared(dict(point), instances, self.place) as commands:
+            outcomes = self.generator.run(self.batches, commands, deadline=deadline)
+            evidence = {one.pid: stuck.describe(one.pid) for one in outcomes if one.expired}
+            ended = self.generator.stop(self.batches, deadline=20)
+            guests = [command.guest() if command.guest else None for command in commands]
+        return [
+            sample(index, 0, index, batch, outcome, end, evidence.get(outcome.pid), 0, guest)
+            for index, (outcome, end, guest) in enumerate(zip(outcomes, ended, guests, strict=True))
+        ]
+
+    def leftovers(self) -> list[str]:
+        """Processes, links and files that a batch has left."""
+        links = Path("/proc/self/net/dev").read_text().split("\n")[2:-1]
+        names = [line.split(":")[0].strip() for line in links]
+        files = [str(file) for file in self.place.directory.iterdir()]
+        return [*_processes(self.place.run), *(name for name in names if name != "lo"), *files]
+
+
+def _processes(run: str) -> list[str]:
+    """Every process of a run but the lab's own."""
+    mark = f"FIRSTLIGHT_RUN={run}\0".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "environ").read_bytes() + b"\0":
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:80])
+        except OSError:
+            continue
+    return found
