@@ -8,7 +8,7 @@ SHELL := bash
 
 PACKAGES := gcc libc6-dev make pkg-config clang libbpf-dev libelf-dev zlib1g-dev linux-libc-dev \
   python3 python3-venv python3-dev iproute2 runc crun squashfs-tools erofs-utils \
-  containernetworking-plugins nftables iptables musl-tools procps
+  containernetworking-plugins nftables iptables musl-tools procps libnghttp2-dev
 TEST_PACKAGES := chromium fonts-dejavu-core strace bpftrace shellcheck
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # A version manager's shim would cost 250 ms a start: take the system's own interpreter first.
@@ -17,7 +17,7 @@ BIN := .venv/bin
 NATIVE := $(shell find native conf meson.build -type f)
 SOURCES := $(shell find src -name '*.py' -o -name '*.j2' -o -name '*.css' -o -name '*.js')
 
-setup: .venv/packages .venv/installed
+setup: .venv/packages .venv/etcd .venv/installed
 
 .venv/packages: Makefile
 	@missing=$$(for p in $(PACKAGES) $(TEST_PACKAGES); do \
@@ -29,6 +29,16 @@ setup: .venv/packages .venv/installed
 	    > /dev/null; \
 	fi
 	@mkdir -p .venv && touch $@
+
+# Unpacked and not installed: the package would start a service.
+.venv/etcd: .venv/packages
+	@mkdir -p .venv/libexec/etcd; \
+	if ! PATH="$$PATH:.venv/libexec/etcd/usr/bin" command -v etcd > /dev/null; then \
+	  cd .venv/libexec/etcd && apt-get download -qq etcd-server > /dev/null 2>&1 \
+	    && dpkg-deb --extract etcd-server_*.deb . && rm etcd-server_*.deb \
+	    || echo "etcd-server cannot be had: calico cannot be measured" >&2; \
+	fi
+	@touch $@
 
 .venv/environment: pyproject.toml .venv/packages
 	$(PYTHON) -m venv .venv

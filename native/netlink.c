@@ -163,17 +163,63 @@ int link_up(int socket, const char *name)
 	return ask(socket, &request);
 }
 
+int link_query(int socket, const char *name)
+{
+	struct request request = begin_link(RTM_GETLINK, 0, 0, name);
+	return ask(socket, &request);
+}
+
+int link_set_mtu(int socket, const char *name, unsigned mtu)
+{
+	struct request request = begin_link(RTM_SETLINK, 0, 0, name);
+	put(&request, IFLA_MTU, &mtu, sizeof mtu);
+	return ask(socket, &request);
+}
+
+int link_set_mac(int socket, const char *name, const unsigned char mac[6])
+{
+	struct request request = begin_link(RTM_SETLINK, 0, 0, name);
+	put(&request, IFLA_ADDRESS, mac, 6);
+	return ask(socket, &request);
+}
+
+int link_set_master(int socket, const char *name, int bridge)
+{
+	struct request request = begin_link(RTM_SETLINK, 0, 0, name);
+	put_number(&request, IFLA_MASTER, bridge);
+	return ask(socket, &request);
+}
+
+int link_rename(int socket, const char *name, const char *to)
+{
+	struct ifinfomsg fixed = {.ifi_family = AF_UNSPEC, .ifi_index = link_index(socket, name)};
+	struct request request = begin(RTM_SETLINK, 0, &fixed, sizeof fixed);
+	put_name(&request, IFLA_IFNAME, to);
+	return ask(socket, &request);
+}
+
+int link_set_hairpin(int socket, const char *name)
+{
+	struct ifinfomsg fixed = {.ifi_family = AF_BRIDGE, .ifi_index = link_index(socket, name)};
+	struct request request = begin(RTM_SETLINK, 0, &fixed, sizeof fixed);
+	size_t port = open_nest(&request, IFLA_PROTINFO | NLA_F_NESTED);
+	put(&request, IFLA_BRPORT_MODE, &(uint8_t){1}, sizeof(uint8_t));
+	close_nest(&request, port);
+	return ask(socket, &request);
+}
+
 int link_delete(int socket, const char *name)
 {
 	struct request request = begin_link(RTM_DELLINK, 0, 0, name);
 	return ask(socket, &request);
 }
 
-static struct request begin_address(int link, uint8_t family, const void *address, uint8_t size)
+static struct request begin_address(int link, uint8_t family, const void *address, uint8_t size,
+				    uint8_t prefix)
 {
 	struct ifaddrmsg fixed = {
 		.ifa_family = family,
-		.ifa_prefixlen = (uint8_t)(8 * size),
+		.ifa_prefixlen = prefix,
 		.ifa_scope = RT_SCOPE_UNIVERSE,
 		.ifa_index = (uint32_t)link,
 	};
@@ -183,15 +229,21 @@ static struct request begin_address(int link, uint8_t family, const void *addres
 	return request;
 }
 
+int address_add_prefix(int socket, int link, struct in_addr address, uint8_t prefix)
+{
+	struct request request = begin_address(link, AF_INET, &address, sizeof address, prefix);
+	return ask(socket, &request);
+}
+
 int address_add(int socket, int link, struct in_addr address)
 {
-	struct request request = begin_address(link, AF_INET, &address, sizeof address);
-	return ask(socket, &request);
+	return address_add_prefix(socket, link, address, 8 * sizeof address);
 }
 
 int address6_add(int socket, int link, const struct in6_addr *address, bool detect_duplicates)
 {
-	struct request request = begin_address(link, AF_INET6, address, sizeof *address);
+	struct request request = begin_address(link, AF_INET6, address, sizeof *address,
+					       8 * sizeof *address);
 	if (!detect_duplicates)
 		put_number(&request, IFA_FLAGS, IFA_F_NODAD);
 	return ask(socket, &request);

@@ -19,9 +19,18 @@ int link_index(int socket, const char *name);
 int link_add_veth(int socket, const char *name, const char *peer, int peer_namespace);
 int link_move(int socket, const char *name, int namespace);
 int link_up(int socket, const char *name);
+/* Asks for all that the kernel knows of a link; -1 with ENODEV if there is none. */
+int link_query(int socket, const char *name);
+int link_set_mtu(int socket, const char *name, unsigned mtu);
+int link_set_mac(int socket, const char *name, const unsigned char mac[6]);
+int link_rename(int socket, const char *name, const char *to);
+/* Make it a port of the bridge of that index, and let the bridge send back what came from it. */
+int link_set_master(int socket, const char *name, int bridge);
+int link_set_hairpin(int socket, const char *name);
 int link_delete(int socket, const char *name);
 
 int address_add(int socket, int link, struct in_addr address);
+int address_add_prefix(int socket, int link, struct in_addr address, uint8_t prefix);
 int address6_add(int socket, int link, const struct in6_addr *address, bool detect_duplicates);
 
 /* To one address, on the link itself. */

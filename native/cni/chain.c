@@ -4,86 +4,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <spawn.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
-
-enum { RESULT_MAX = 1 << 20 };
-
-char error[1200];
-
-int64_t now(void)
-{
-	struct timespec time;
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
-}
-
-/* Keeps the first reason only: what follows is clean-up. Returns -1. */
-int fail(const char *format, ...)
-{
-	if (error[0])
-		return -1;
-	va_list arguments;
-	va_start(arguments, format);
-	vsnprintf(error, sizeof error, format, arguments);
-	va_end(arguments);
-	return -1;
-}
-
-void close_fd(const int *fd)
-{
-	if (*fd >= 0)
-		close(*fd);
-}
-const char *base(const char *path)
-{
-	const char *slash = strrchr(path, '/');
-	return slash ? slash + 1 : path;
-}
-
-/* Reads to the end of the stream; the caller frees it. NULL on error or above RESULT_MAX. */
-static char *read_all(int fd)
-{
-	size_t used = 0, room = 16384;
-	char *text = malloc(room + 1);
-	while (text) {
-		ssize_t n = read(fd, text + used, room - used);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n == 0) {
-			text[used] = 0;
-			return text;
-		}
-		used += n > 0 ? (size_t)n : 0;
-		if (n < 0 || (used == room && room >= RESULT_MAX))
-			break;
-		char *more = used == room ? realloc(text, 2 * room + 1) : text;
-		room = used == room ? 2 * room : room;
-		if (!more)
-			break;
-		text = more;
-	}
-	free(text);
-	return NULL;
-}
-
-static int write_all(int fd, const char *text, size_t length)
-{
-	while (length > 0) {
-		ssize_t n = write(fd, text, length);
-		if (n < 0 && errno != EINTR)
-			return -1;
-		text += n > 0 ? n : 0;
-		length -= n > 0 ? (size_t)n : 0;
-	}
-	return 0;
-}
 
 static int take_line(struct request *request, char *line)
 {
@@ -132,40 +57,13 @@ int load(struct request *request, const char *file)
 /* The configuration, with the previous result if there is one, in a pipe that the plugin reads. */
 static int input(const struct plugin *plugin, const char *previous)
 {
-	int ends[2];
-	size_t size = strlen(plugin->conf) + (previous ? strlen(previous) : 0) + 32;
-	char *text = malloc(size);
-	if (!text || pipe2(ends, O_CLOEXEC)) {
-		free(text);
-		return fail("cannot make a pipe: %s", strerror(errno));
+	scoped_text text = NULL;
+	if (asprintf(&text, "%s%s%s}", plugin->conf, previous ? ",\"prevResult\":" : "",
+		     previous ? previous : "") < 0) {
+		text = NULL;
+		return fail("no memory is left for a configuration");
 	}
-	int length = snprintf(text, size, "%s%s%s}", plugin->conf, previous ? ",\"prevResult\":" : "",
-			      previous ? previous : "");
-	int bad = length >= 65536 && fcntl(ends[1], F_SETPIPE_SZ, length) < 0;
-	fcntl(ends[1], F_SETFL, O_NONBLOCK); /* it fits, or says so */
-	bad = bad || write_all(ends[1], text, (size_t)length);
-	free(text);
-	close(ends[1]);
-	if (!bad)
-		return ends[0];
-	close(ends[0]);
-	return fail("a configuration of %d bytes does not fit into a pipe", length);
-}
-
-static int spawn(const struct request *request, const struct plugin *plugin, int in, int out,
-		 pid_t *pid)
-{
-	char *argv[] = {plugin->path, NULL};
-	posix_spawn_file_actions_t actions;
-	int wrong = posix_spawn_file_actions_init(&actions);
-	if (wrong)
-		return wrong;
-	wrong = posix_spawn_file_actions_adddup2(&actions, in, STDIN_FILENO);
-	wrong = wrong ? wrong : posix_spawn_file_actions_adddup2(&actions, out, STDOUT_FILENO);
-	if (!wrong)
-		wrong = posix_spawn(pid, plugin->path, &actions, NULL, argv, request->variables);
-	posix_spawn_file_actions_destroy(&actions);
-	return wrong;
+	return pipe_of(text);
 }
 
 static int explain(const char *command, const struct plugin *plugin, const char *said, int status)
@@ -193,35 +91,19 @@ static int explain(const char *command, const struct plugin *plugin, const char 
 }
 
 /* Executes one plugin; returns what it printed, for the caller to free, or NULL. */
-static char *execute(const struct request *request, const struct plugin *plugin,
-		     const char *command, const char *previous)
+static char *execute(struct request *request, const struct plugin *plugin, const char *command,
+		     const char *previous)
 {
-	int out[2], status = 0;
-	pid_t pid;
+	char *argv[] = {plugin->path, NULL};
+	int status = 0;
 	scoped_fd in = input(plugin, previous);
 	if (in < 0)
 		return NULL;
-	if (pipe2(out, O_CLOEXEC)) {
-		fail("cannot make a pipe: %s", strerror(errno));
-		return NULL;
-	}
-	int wrong = spawn(request, plugin, in, out[1], &pid);
-	close(out[1]);
-	char *said = wrong ? NULL : read_all(out[0]);
-	close(out[0]);
-	if (wrong) {
-		fail("plugin %s %s: cannot execute %s: %s", base(plugin->path), command, plugin->path,
-		     strerror(wrong));
-		return NULL;
-	}
-	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-		;
-	if (!said)
-		fail("plugin %s %s: its output cannot be read", base(plugin->path), command);
-	else if (status)
-		explain(command, plugin, said, status);
+	char *said = run(plugin->path, argv, request->variables, in, &status);
 	if (said && !status)
 		return said;
+	if (said)
+		explain(command, plugin, said, status);
 	free(said);
 	return NULL;
 }

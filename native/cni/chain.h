@@ -1,12 +1,12 @@
 /* One attachment's request, and what is done with it. Functions return 0, or -1 with the reason in
- * ``error``; of several reasons the first is kept, because what follows is clean-up.
+ * ``error`` (run.h).
  */
 #ifndef FIRSTLIGHT_CHAIN_H
 #define FIRSTLIGHT_CHAIN_H
 
+#include "run.h"
+
 #include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
 
 enum { PLUGINS = 16, VARIABLES = 64 };
 
@@ -23,14 +23,6 @@ struct request {
 	char *result; /* of the last ADD, or NULL */
 	int64_t packet_start, packet_end;
 };
-
-extern char error[1200];
-
-__attribute__((format(printf, 1, 2))) int fail(const char *format, ...);
-int64_t now(void);
-const char *base(const char *path);
-void close_fd(const int *fd);
-#define scoped_fd __attribute__((cleanup(close_fd))) int
 
 int load(struct request *request, const char *file);
 

@@ -2,7 +2,7 @@
 
 Each of the paper's five is judged by the network of conf/cni that is nearest to what the paper
 measured (of flannel and kube-router the sets of 2021), and where a newer one was measured too, a
-second finding stands beside it. Cilium is judged by its profile, and its name says so.
+second finding stands beside it. Where a profile stands in for a product, its name says so.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,13 +33,13 @@ PAYS = 0.25
 HALF = (0.5 * SAME[0], 0.5 * SAME[1])
 
 _FAMILIES = {
-    "kube-router": ("kube-router-2021", "kube-router"),
-    "flannel": ("flannel-2021", "flannel"),
-    "weave": ("weave",),
-    "calico": ("calico",),
-    "cilium": ("cilium-profile",),
+    "kube-router": (("kube-router-2021", "kube-router"), ("kube-router",)),
+    "flannel": (("flannel-2021", "flannel", "flannel-profile"), ("flannel", "flannel-profile")),
+    "weave": (("weave", "weave-profile"), ()),
+    "calico": (("calico-profile", "calico"), ("calico",)),
+    "cilium": (("cilium-profile", "cilium-whole-profile"), ()),
 }
-"""The paper's five: what stands for each, as it was then first and as it is now last."""
+"""The paper's five: what stands for each as it was then, the nearest first, and as it is now."""
 
 _Five = dict[str, str]
 """The network that stands for each of the paper's five, where one was measured."""
@@ -163,14 +163,16 @@ def _judged(
     found: Callable[[_Five], Finding | str], measured: AbstractSet[str]
 ) -> tuple[Outcome, str]:
     def findings() -> Iterator[Finding | str]:
-        then, now = (
-            {
-                family: [name for name in names if name in measured][place]
-                for family, names in _FAMILIES.items()
-                if measured & set(names)
-            }
-            for place in (0, -1)
-        )
+        then = {
+            family: min(measured & set(names), key=names.index)
+            for family, (names, _) in _FAMILIES.items()
+            if measured & set(names)
+        }
+        now = then | {
+            family: min(measured & set(names), key=names.index)
+            for family, (_, names) in _FAMILIES.items()
+            if measured & set(names)
+        }
         if not then:
             yield f"none of the paper's CNIs has {REPETITIONS} complete batches"
             return

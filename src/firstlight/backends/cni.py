@@ -104,6 +104,19 @@ class Cni:
             ]
 
 
+def present(networks: Iterable[str]) -> list[str]:
+    """The networks, and after each that cannot run here the profile that stands in for it."""
+    found = []
+    for network in networks:
+        found.append(network)
+        try:
+            Cni(network).probe()
+        except Unsupported:
+            instead = known.stand_in(network)
+            found += [instead] if instead else []
+    return found
+
+
 @contextmanager
 def hosting(conf: str, background: int, place: Place) -> Iterator["Pods"]:
     """A host on which the network's pods can be made; afterwards it has none of what they made."""

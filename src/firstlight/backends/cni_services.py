@@ -42,11 +42,17 @@ class Service:
 def probe(name: str) -> None:
     """Raise Unsupported if the daemon is not installed."""
     service = SERVICES[name]
-    if not shutil.which(service.program):
+    if not _program(service.program):
         raise Unsupported(
             f"{service.program}, which the plugin asks, is not installed",
-            f"apt-get install {service.package}",
+            f"make setup, or apt-get install {service.package}",
         )
+
+
+def _program(name: str) -> str | None:
+    """A daemon's program: the system's, or the one that ``make setup`` unpacked."""
+    unpacked = Path(sys.prefix) / "libexec" / "etcd" / "usr" / "bin"
+    return shutil.which(name) or shutil.which(name, path=str(unpacked))
 
 
 @contextmanager
@@ -97,7 +103,7 @@ def _listens(address: tuple[str, int]) -> bool:
 def _etcd(about: About, disk: Path, place: Place) -> Iterator[int]:
     """etcd with the keys that the configuration names, on its usual port."""
     argv = (
-        "etcd", "--data-dir", str(disk / "etcd"), "--log-level", "error",
+        _program("etcd") or "etcd", "--data-dir", str(disk / "etcd"), "--log-level", "error",
         "--listen-client-urls", _ETCD, "--advertise-client-urls", _ETCD,
         "--listen-peer-urls", "http://127.0.0.1:2380",
         "--initial-advertise-peer-urls", "http://127.0.0.1:2380",

@@ -12,6 +12,7 @@ A list of ours says what firstlight must know of it under its key ``firstlight``
     service   the daemon that must answer, by its name in backends/cni_services.py
     keys      what its database holds at first, by key
     profile   the binary that this stands in for: same operations, but not the product
+    instead_of  the network that this one is measured for where that cannot be had
 """
 
 import os
@@ -45,6 +46,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     service: str = ""
     keys: Mapping[str, Any] = {}
     profile: str = ""
+    instead_of: str = ""
 
 
 def names() -> list[str]:
@@ -67,10 +69,15 @@ def title(name: str) -> str:
 
 
 def path(about: About) -> tuple[Path, ...]:
-    """Where plugins are looked for: the list's own sets, then CNI_PATH, then the usual places."""
+    """Where plugins are looked for: the list's own sets, CNI_PATH, the usual places, profiles."""
     own = tuple(BUILT / part for part in about.path)
     given = tuple(Path(part) for part in os.environ.get("CNI_PATH", "").split(":") if part)
-    return (*own, *given, *_SYSTEM)
+    return (*own, *given, *_SYSTEM, _package() / "_native" / "profiles")
+
+
+def stand_in(name: str) -> str | None:
+    """The network that is measured where the one of that name cannot be had; None if none is."""
+    return next((one for one in names() if find(one)[1].instead_of == name), None)
 
 
 def _described(network: Network) -> tuple[Network, About]:
@@ -81,4 +88,8 @@ def _described(network: Network) -> tuple[Network, About]:
 
 
 def _directory() -> Path:
-    return Path(str(files("firstlight"))) / "conf" / "cni"
+    return _package() / "conf" / "cni"
+
+
+def _package() -> Path:
+    return Path(str(files("firstlight")))

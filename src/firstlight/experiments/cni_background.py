@@ -1,6 +1,6 @@
 """Fig. 9(a) of the paper: do background pods slow a new one? (pattern A)."""
 
-from firstlight.backends.cni import Cni
+from firstlight.backends.cni import Cni, present
 from firstlight.experiments import Experiment, Options
 from firstlight.experiments.cni_breakdown import NETWORKS
 from firstlight.model import Point
@@ -11,7 +11,7 @@ BACKGROUND = (0, 10, 50, 100, 200)
 def _points(options: Options) -> list[Point]:
     return [
         {"cni": network, "background": background, "instances": instances}
-        for network in options.confs or NETWORKS
+        for network in options.confs or present(NETWORKS)
         for background in BACKGROUND
         for instances in options.instances
     ]

@@ -1,6 +1,6 @@
 """Fig. 9(b) of the paper: do pods that start together slow each other? (pattern B)."""
 
-from firstlight.backends.cni import Cni
+from firstlight.backends.cni import Cni, present
 from firstlight.experiments import Experiment, Options
 from firstlight.experiments.cni_breakdown import NETWORKS
 from firstlight.model import Point
@@ -9,7 +9,7 @@ from firstlight.model import Point
 def _points(options: Options) -> list[Point]:
     return [
         {"cni": network, "instances": instances}
-        for network in options.confs or NETWORKS
+        for network in options.confs or present(NETWORKS)
         for instances in options.instances
     ]
 

@@ -1,6 +1,6 @@
 """What taking pods down costs, and what it costs those that start meanwhile."""
 
-from firstlight.backends.cni import OPERATIONS, Cni
+from firstlight.backends.cni import OPERATIONS, Cni, present
 from firstlight.experiments import Experiment, Options
 from firstlight.experiments.cni_breakdown import NETWORKS
 from firstlight.model import Point
@@ -9,7 +9,7 @@ from firstlight.model import Point
 def _points(options: Options) -> list[Point]:
     return [
         {"cni": network, "operation": operation, "instances": instances}
-        for network in options.confs or NETWORKS
+        for network in options.confs or present(NETWORKS)
         for operation in OPERATIONS
         for instances in options.instances
     ]

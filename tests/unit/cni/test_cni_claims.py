@@ -121,6 +121,20 @@ def test_another_that_spends_more_on_the_same_refutes(monkeypatch: pytest.Monkey
     assert of("C13", run).verdict == "does not hold"
 
 
+def test_a_profile_is_judged_where_it_stands_in_and_by_its_own_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(SLOW, "calico-profile", 60)
+    monkeypatch.setitem(SLOW, "weave-profile", 40)
+    shares = {"weave-profile": {"netns.switch": 0.4}, "calico-profile": {"ipam": 0.5}}
+    both = {**shares, "weave": {"netns.switch": 0.5}, "calico": {"ipam": 0.6}}
+    assert "calico-profile: datastore" in of("C14", breakdown_run(monkeypatch, shares)).figure
+    figure = of("C14", breakdown_run(monkeypatch, both)).figure
+    assert "calico-profile: datastore" in figure
+    assert "calico: datastore" in figure
+    assert "weave-profile" not in figure
+
+
 def background(growth: dict[str, float]) -> Run:
     return run_of(
         "cni-background",

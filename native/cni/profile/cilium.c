@@ -1,0 +1,132 @@
+/* The profile of cilium's plugin of 2024: four requests to the agent, a pair made on the host of
+ * which one end is moved and renamed; the last request waits for the endpoint's eBPF programs. */
+#include "http.h"
+#include "plugin.h"
+
+#include "../../netlink.h"
+
+#include <fcntl.h>
+#include <net/if.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static const char SOCKET[] = "/var/run/cilium/cilium.sock";
+
+/* A member of an answer by its path, as text. */
+static char *member(const char *answer, const char *const path[], char *to, size_t size)
+{
+	const char *value = json_end(answer) ? answer : NULL;
+	for (size_t i = 0; value && path[i]; i++)
+		value = json_member(value, path[i]);
+	if (!value)
+		refuse("the agent's answer has no %s", path[0]);
+	return json_text(value, to, size);
+}
+
+static char *ask(int agent, const char *method, const char *path, const char *body)
+{
+	char *answer;
+	int status = request(agent, method, path, body, &answer);
+	if (status != 200 && status != 201 && status != 404)
+		refuse("the agent answered %s %s with %d: %s", method, path, status, answer);
+	return answer;
+}
+
+static void mac_of(const char *link, char *to, size_t size)
+{
+	struct ifreq asked = {0};
+	scoped_fd fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	snprintf(asked.ifr_name, sizeof asked.ifr_name, "%s", link);
+	must(fd < 0 ? -1 : ioctl(fd, SIOCGIFHWADDR, &asked), "read %s's address", link);
+	const unsigned char *mac = (unsigned char *)asked.ifr_hwaddr.sa_data;
+	snprintf(to, size, "%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4],
+		 mac[5]);
+}
+
+static void make_pair(const struct call *call, int route, const char *host, const char *guest,
+		      unsigned mtu)
+{
+	must(link_add_veth(route, host, guest, -1), "make the pair %s", host);
+	must(link_query(route, host), "find %s", host);
+	set_sysctl("0", "ipv4/conf/%s/rp_filter", host);
+	must(link_query(route, guest), "find %s", guest);
+	must(link_set_mtu(route, guest, mtu), "set the MTU of %s", guest);
+	must(link_query(route, host), "find %s", host);
+	must(link_set_mtu(route, host, mtu), "set the MTU of %s", host);
+	must(link_up(route, host), "bring %s up", host);
+	scoped_fd namespace = open_namespace(call);
+	must(link_move(route, guest, namespace), "move %s", guest);
+	struct visit visit = enter(call);
+	scoped_fd there = netlink_open(0);
+	must(there < 0 ? -1 : link_query(there, guest), "find %s", guest);
+	must(link_rename(there, guest, call->interface), "rename %s", guest);
+	leave(&visit);
+}
+
+static void configure(const struct call *call, struct in_addr address, struct in_addr gateway,
+		      char *mac, size_t size)
+{
+	struct visit visit = enter(call);
+	scoped_fd route = netlink_open(0);
+	must(route < 0 ? -1 : link_query(route, call->interface), "find %s", call->interface);
+	must(link_up(route, call->interface), "bring %s up", call->interface);
+	int index = link_index(route, call->interface);
+	must(address_add(route, index, address), "give %s its address", call->interface);
+	must(route_add_host(route, index, gateway), "add the gateway's route");
+	must(route_add_default(route, index, gateway), "add the default route");
+	mac_of(call->interface, mac, size);
+	leave(&visit);
+}
+
+static void check_free(const struct call *call)
+{
+	struct visit visit = enter(call);
+	scoped_fd route = netlink_open(0);
+	if (route >= 0 && !link_query(route, call->interface))
+		refuse("%s is in %s already", call->interface, call->namespace);
+	leave(&visit);
+}
+
+static void add(const struct call *call)
+{
+	char host[IFNAMSIZ], guest[IFNAMSIZ], address[64], gateway[64], mtu[16], mac[24], host_mac[24];
+	snprintf(host, sizeof host, "lxc%.12s", call->container);
+	snprintf(guest, sizeof guest, "tmp%.5s", call->container);
+	scoped_fd agent = connect_unix("the agent", SOCKET);
+	scoped_text node = ask(agent, "GET", "/v1/config", "");
+	scoped_text again = ask(agent, "GET", "/v1/config", "");
+	member(node, (const char *[]){"status", "deviceMTU", NULL}, mtu, sizeof mtu);
+	member(again, (const char *[]){"status", "addressing", "ipv4", "ip", NULL}, gateway,
+	       sizeof gateway);
+	check_free(call);
+	scoped_text given = ask(agent, "POST", "/v1/ipam?owner=default", "");
+	member(given, (const char *[]){"address", "ipv4", NULL}, address, sizeof address);
+	scoped_fd route = netlink_open(0);
+	must(route, "open a netlink socket");
+	make_pair(call, route, host, guest, (unsigned)atoi(mtu));
+	configure(call, address_of(address), address_of(gateway), mac, sizeof mac);
+	mac_of(host, host_mac, sizeof host_mac);
+	scoped_text endpoint = text_of(
+		"{\"addressing\":{\"ipv4\":\"%s\",\"ipv4-pool-name\":\"default\"},\"container-id\":"
+		"\"%s\",\"container-interface-name\":\"%s\",\"datapath-configuration\":{},\"host-mac\":"
+		"\"%s\",\"interface-index\":%d,\"interface-name\":\"%s\",\"mac\":\"%s\",\"state\":"
+		"\"waiting-for-identity\",\"sync-build-endpoint\":true}",
+		address, call->container, call->interface, host_mac, link_index(route, host), host, mac);
+	scoped_text done = ask(agent, "PUT", "/v1/endpoint/cilium-local:0", endpoint);
+	say_result(call, host, address_of(address), 32, gateway);
+}
+
+static void del(const struct call *call)
+{
+	scoped_fd agent = connect_unix("the agent", SOCKET);
+	scoped_text node = ask(agent, "GET", "/v1/config", "");
+	scoped_text body = text_of("{\"container-id\":\"%s\"}", call->container);
+	scoped_text gone = ask(agent, "DELETE", "/v1/endpoint", body);
+	delete_interface(call);
+}
+
+const struct plugin plugin = {add, del};

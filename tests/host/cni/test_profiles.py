@@ -1,0 +1,211 @@
+"""The profiles: whole plugins, with the operations of what they stand in for."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from firstlight.backends import cni_services, native
+from firstlight.backends.cni import Cni, present
+from firstlight.cni import known
+from firstlight.errors import Unsupported
+from firstlight.model import Ending, Point
+from firstlight.report.cni import _counts
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+PROFILES = ("flannel-profile", "weave-profile", "calico-profile", "cilium-whole-profile")
+BINARIES = ("calico-profile", "calico-profile-ipam", "cilium-profile", "flannel-profile",
+            "weave-profile")  # fmt: skip
+CALL = {"CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/none-such", "CNI_IFNAME": "eth0"}
+CONF = {"cniVersion": "1.0.0", "name": "net", "type": "x", "etcd_endpoints": "http://127.0.0.1:1"}
+
+
+def invoke(binary: str, command: str, text: str, **env: str) -> tuple[int, dict[str, Any]]:
+    program = native("cnirun").parent / "profiles" / binary
+    done = subprocess.run(
+        ["unshare", "-n", program], input=text, capture_output=True, text=True,
+        env={"CNI_COMMAND": command, "CNI_PATH": "/none", **env},
+    )  # fmt: skip
+    answer = json.loads(done.stdout) if done.stdout else {}
+    return done.returncode, answer
+
+
+@pytest.mark.parametrize("binary", BINARIES)
+def test_a_profile_answers_as_the_specification_says(binary: str) -> None:
+    assert invoke(binary, "VERSION", "{}") == (
+        0, {"cniVersion": "1.0.0", "supportedVersions": ["0.3.0", "0.3.1", "0.4.0", "1.0.0"]}
+    )  # fmt: skip
+    assert invoke(binary, "ADD", json.dumps(CONF))[1]["code"] == 4
+    assert invoke(binary, "PLUG", json.dumps(CONF), **CALL)[1]["code"] == 4
+    for text in ("", "{", "[]", '{"a": 1} x'):
+        status, answer = invoke(binary, "ADD", text, **CALL)
+        assert (status, answer["code"]) == (1, 6)
+    status, answer = invoke(binary, "ADD", json.dumps({**CONF, "cniVersion": "9.0"}), **CALL)
+    assert (status, answer["code"]) == (1, 1)
+    status, answer = invoke(binary, "CHECK", json.dumps(CONF), **CALL)
+    assert status == 1
+    assert "/run/netns/none-such: No such file" in answer["msg"]
+    status, answer = invoke(binary, "ADD", json.dumps(CONF), **CALL)
+    assert (status, answer["cniVersion"]) == (1, "1.0.0")
+    assert answer["msg"]
+
+
+def usable(network: str) -> None:
+    try:
+        Cni(network).probe()
+    except Unsupported as error:
+        pytest.skip(f"{error.message}: {error.hint}")
+
+
+def counted(bench: Any, network: str) -> dict[str, float]:
+    """What one ADD of it does, as the report counts it."""
+    usable(network)
+    point: Point = {"cni": network, "instances": 1}
+    with Cni(network).prepared(point, 1, bench.place) as commands:
+        seen = bench.starts(commands)
+    assert seen.sample.ending is Ending.READY, seen.sample.error
+    assert "packet" in {step.name for step in seen.sample.steps}
+    assert seen.sample.exit_status == 0
+    assert seen.wall("unattributed") < 0.05 * seen.sample.latency
+    return dict(_counts(seen.spans, seen.sample.pid).row(0, named=True))
+
+
+def test_weaves_profile_switches_moves_and_asks_as_weaves_plugin(bench: Any) -> None:
+    ours = counted(bench, "weave-profile")
+    assert (ours["switches"], ours["asks"]) == (8, 1)
+    real = counted(bench, "weave")
+    assert ours["switches"] == real["switches"]
+    assert ours["asks"] == real["asks"]
+    assert ours["processes"] == real["processes"]
+    assert abs(ours["netlink"] - real["netlink"]) <= 0.2 * real["netlink"]
+
+
+def test_calicos_profile_asks_etcd_fifteen_times(bench: Any) -> None:
+    ours = counted(bench, "calico-profile")
+    assert (ours["asks"], ours["switches"]) == (15, 2)
+    real = counted(bench, "calico")  # of 2025: it also reads reservations
+    assert abs(real["asks"] - 16) <= 1  # by how its answers come in, one may be two or none
+
+
+def test_ciliums_profile_does_what_ciliums_plugin_does(bench: Any) -> None:
+    ours = counted(bench, "cilium-whole-profile")
+    assert ours["asks"] == 4
+    assert ours["programs"] >= 12
+    real = counted(bench, "cilium-profile")
+    for kind in ("switches", "asks", "programs", "processes"):
+        assert ours[kind] == real[kind], kind
+
+
+def test_flannels_profile_delegates_as_flannels_plugin(bench: Any) -> None:
+    ours = counted(bench, "flannel-profile")
+    assert (ours["asks"], ours["processes"]) == (0, 4)  # flannel, bridge, host-local, portmap
+    assert ours["switches"] == counted(bench, "flannel")["switches"]
+
+
+@pytest.mark.parametrize("network", PROFILES)
+def test_more_pods_than_a_block_of_addresses_come_and_go(bench: Any, network: str) -> None:
+    usable(network)
+    many = 70 if network == "calico-profile" else 6
+    point: Point = {"cni": network, "instances": many}
+    with Cni(network).prepared(point, many, bench.place) as commands:
+        samples = bench.starts(commands, deadline=60).run.samples
+    assert [one.error for one in samples] == many * [None]
+    assert {one.exit_status for one in samples} == {0}
+
+
+def test_a_profile_is_measured_only_where_the_product_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(known, "BUILT", tmp_path)
+    assert present(["weave", "kube-router"])[:2] == ["weave", "weave-profile"]
+    for name in ("flannel", "calico", "cilium-profile"):
+        stand_in = present([name])[-1]
+        assert stand_in in PROFILES
+        note = Cni(stand_in).note
+        assert note is not None
+        assert "is a profile and not" in note
+    for binary in ("weave-net", "portmap"):
+        (tmp_path / "weave").mkdir(exist_ok=True)
+        (tmp_path / "weave" / binary).write_text("#!/bin/sh\n")
+        (tmp_path / "weave" / binary).chmod(0o755)
+    assert present(["weave"]) == ["weave"]
+
+
+def fill() -> None:
+    """Put values into etcd until it has no room."""
+    value = base64.b64encode(os.urandom(1 << 20)).decode()
+    for number in range(64):
+        key = base64.b64encode(f"/filler/{number}".encode()).decode()
+        body = json.dumps({"key": key, "value": value}).encode()
+        try:
+            urllib.request.urlopen(f"{cni_services._ETCD}/v3/kv/put", body, timeout=10).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+            return
+    raise AssertionError("etcd was never full")
+
+
+@pytest.mark.parametrize("network", ["calico", "calico-profile"])
+def test_a_full_datastore_is_told_in_its_own_words(
+    bench: Any, network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usable(network)
+    daemon = cni_services._daemon
+
+    def small(argv: tuple[str, ...], *rest: Any) -> Any:
+        return daemon((*argv, "--quota-backend-bytes", str(4 << 20)), *rest)
+
+    monkeypatch.setattr(cni_services, "_daemon", small)
+    point: Point = {"cni": network, "instances": 2}
+    with Cni(network).prepared(point, 2, bench.place) as commands:
+        fill()
+        samples = bench.starts(commands).run.samples
+    for one in samples:
+        assert one.ending is Ending.FAILED
+        assert f"plugin {network} ADD: " in (one.error or "")
+        assert "mvcc: database space exceeded" in (one.error or "")
+
+
+def test_a_datastore_that_dies_amid_a_burst_fails_it_in_the_plugins_words(bench: Any) -> None:
+    usable("calico-profile")
+    point: Point = {"cni": "calico-profile", "instances": 20}
+    with Cni("calico-profile").prepared(point, 20, bench.place) as commands:
+        [daemon] = commands[0].daemons
+        lock = Path("/run/calico/ipam.lock")
+        reaper = subprocess.Popen(
+            ["sh", "-c", f"while [ ! -e {lock} ]; do :; done; kill -KILL {daemon}"]
+        )
+        lock.unlink(missing_ok=True)
+        samples = bench.starts(commands, deadline=20).run.samples
+        assert reaper.wait(timeout=20) == 0
+    failed = [one for one in samples if one.ending is Ending.FAILED]
+    assert failed
+    for one in failed:
+        assert (one.error or "").startswith("plugin calico-profile ADD: ")
+        assert "etcd on 127.0.0.1:2379" in (one.error or "")
+
+
+def test_a_slow_datastore_makes_a_slow_start_and_not_a_failed_one(bench: Any) -> None:
+    usable("calico-profile")
+    point: Point = {"cni": "calico-profile", "instances": 1}
+    with Cni("calico-profile").prepared(point, 1, bench.place) as commands:
+        [daemon] = commands[0].daemons
+        os.kill(daemon, signal.SIGSTOP)
+        began = time.monotonic_ns()
+        waker = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -CONT {daemon}"])
+        seen = bench.starts(commands)
+        assert waker.wait(timeout=10) == 0
+    assert seen.sample.ending is Ending.READY
+    assert seen.sample.stamps.ready is not None
+    assert seen.sample.stamps.ready - began > 300_000_000
+    table = seen.breakdown().filter(pl.col("phase") == "datastore")
+    assert int(table["wall"].sum()) > 0.5 * seen.sample.latency
