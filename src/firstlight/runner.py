@@ -6,6 +6,7 @@ import re
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Sequenced
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ import msgspec
 
 from firstlight import __version__, host, stuck
 from firstlight.backends import Backend, Command, network
-from firstlight.errors import Unsupported
+from firstlight.errors import Failed, Unsupported
 from firstlight.experiments import Experiment, Options
 from firstlight.load import Burst, Generator, Outcome, Poisson, Sequence, Shape
 from firstlight.model import Ending, Footer, GuestLog, Header, Point, Sample, Stamps, Step
@@ -28,6 +29,7 @@ from firstlight.tracers import bpf
 
 DEADLINE_SECONDS = 60.0
 _STOP_SECONDS = 30.0
+_SAID = 300  # characters of a program's last words
 _STEP = re.compile(r"^firstlight step (\S+) (\d{1,18}) (\d{1,18})\n", re.MULTILINE)
 _READY = re.compile(r"^firstlight ready (\d{1,18})\n", re.MULTILINE)
 _LEAST_SAMPLES = 3  # times the repetitions, for points of few instances
@@ -178,7 +180,14 @@ class _Lab:
         progress(batch, self._done, all_)
         self._done += work(batch)
         backend = self._plan.experiment.backend(batch.point)
-        with backend.prepared(batch.point, batch.instances, self._place) as commands:
+        with ExitStack() as prepared:
+            try:
+                commands = prepared.enter_context(
+                    backend.prepared(batch.point, batch.instances, self._place)
+                )
+            except Failed as error:
+                self._keep(unprepared(batch, self._batches, self._samples, error.message))
+                return
             batch = replace(batch, traced=batch.traced and can_trace(commands))
             if self._plan.cold:
                 drop_caches()
@@ -203,6 +212,9 @@ class _Lab:
             roots = {one.pid: one.index for one in samples}
             roots |= dict.fromkeys(traced_daemons(commands), self._samples)
             self._writer.append_spans(self._batches, self._tracer.collect(roots))
+        self._keep(samples)
+
+    def _keep(self, samples: list[Sample]) -> None:
         self._writer.append(samples)
         self._batches += 1
         self._samples += len(samples)
@@ -225,6 +237,25 @@ def shape_of(point: Point, seed: int) -> Shape:
     if "rate" in point:
         return Poisson(float(point["rate"]), seed)
     return Sequence() if point.get("order") == "sequential" else Burst()
+
+
+def unprepared(batch: Batch, number: int, first: int, why: str) -> list[Sample]:
+    """The samples of a batch whose host could not be prepared: none was started, and so it says."""
+    now = time.monotonic_ns()
+    return [
+        Sample(
+            index=first + instance,
+            batch=number,
+            instance=instance,
+            repetition=batch.repetition,
+            point=batch.point,
+            traced=False,
+            ending=Ending.FAILED,
+            stamps=Stamps(now, now),
+            error=f"not started: {why}",
+        )
+        for instance in range(batch.instances)
+    ]
 
 
 def traced_daemons(commands: Sequenced[Command]) -> tuple[int, ...]:
@@ -275,20 +306,22 @@ def sample(
         user_ns=ended.user_ns,
         system_ns=ended.system_ns,
         exit_status=ended.status,
-        error=None if ready else _hung(evidence, guest) if evidence else _complaint(outcome),
+        error=None if ready else _hung(evidence, guest, other) if evidence else _complaint(outcome),
         output="\n".join(other).rstrip("\n"),
         lost=lost,
         guest=guest,
     )
 
 
-def _hung(evidence: str, guest: GuestLog | None) -> str:
-    """Where it is stuck, and of a machine, what its guest said before."""
-    if guest is None:
+def _hung(evidence: str, guest: GuestLog | None, other: Sequenced[str]) -> str:
+    """Where it is stuck, and what it said last; of a machine, its guest."""
+    who = "it" if guest is None else "the guest"
+    lines = other if guest is None else guest.console.split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    if not said and guest is None:
         return evidence
-    said = [line for line in guest.console.split("\n") if line.strip()]
-    words = f'last said "{said[-1].strip()}"' if said else "said nothing"
-    return f"{evidence}; the guest {words}"
+    words = f'last said "{said[-1][:_SAID]}"' if said else "said nothing"
+    return f"{evidence}; {who} {words}"
 
 
 def _complaint(outcome: Outcome) -> str:
