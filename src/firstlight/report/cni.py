@@ -19,6 +19,7 @@ _NETLINK = pl.col("name").is_in(["sendto", "sendmsg"]) & pl.col("detail").str.st
     "socket:netlink"
 )
 _MOVES = pl.col("detail").str.contains(r"^socket:(inet6?$|unix /)") & (pl.col("result") > 0)
+_PREFACE, _ACKNOWLEDGED = 24, 47  # bytes of HTTP/2
 _SAYS = pl.col("name").is_in(["write", "writev", "sendto", "sendmsg"])
 _HEARS = pl.col("name").is_in(["read", "readv", "recvfrom", "recvmsg"])
 _COUNTED = {
@@ -219,10 +220,21 @@ def _counts(spans: pl.DataFrame, root: int) -> pl.DataFrame:
 
 
 def _turns(calls: pl.DataFrame) -> int:
-    """How often a process that had heard from a daemon, or never spoken, spoke to it."""
+    """How often a process that had heard from a daemon, or never spoken, asked it something.
+
+    What is said over HTTP/2 without a request (its settings, and that pings and data arrived) is
+    no longer than _ACKNOWLEDGED; a process that speaks HTTP/2 says its preface first.
+    """
     moves = calls.filter(_MOVES & (_SAYS | _HEARS)).sort("pid", "start").with_columns(says=_SAYS)
     before = pl.col("says").shift(1, fill_value=False).over("pid")
-    return moves.filter(pl.col("says") & ~before).height
+    turns = (
+        moves.with_columns(turn=(pl.col("says") & ~before).cum_sum().over("pid"))
+        .filter("says")
+        .group_by("pid", "turn", maintain_order=True)
+        .agg(first=pl.col("result").first(), said=pl.col("result").sum())
+        .with_columns(http2=pl.col("first").first().over("pid") == _PREFACE)
+    )
+    return turns.filter(~pl.col("http2") | (pl.col("said") > _ACKNOWLEDGED)).height
 
 
 def _tree(spans: pl.DataFrame, root: int) -> set[int]:
