@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import struct
 import subprocess
 import tempfile
 from functools import cache
@@ -15,7 +14,6 @@ from firstlight.errors import Unsupported
 BINARY = "firecracker"
 VARIABLE = "FIRSTLIGHT_FIRECRACKER"
 _KVM = Path("/dev/kvm")
-_ENTRY = 0x100000
 _VERSION = re.compile(r"^(?:Firecracker|Jailer) v(\d+)\.(\d+)\.(\d+)", re.MULTILINE)
 _GET = (
     "download a release from its project (no Debian package has it), then put it on the PATH, "
@@ -63,7 +61,7 @@ def run_guest(program: str) -> str:
         ) from error
     with tempfile.TemporaryDirectory(prefix="firstlight-guest-") as directory:
         kernel = Path(directory, "kernel")
-        kernel.write_bytes(tiny_guest())
+        kernel.write_bytes(accel.elf(accel.COUNT))
         config = Path(directory, "config.json")
         config.write_text(
             f'{{"boot-source": {{"kernel_image_path": "{kernel}"}}, "drives": [],'
@@ -81,25 +79,3 @@ def run_guest(program: str) -> str:
     if seconds is None:
         raise Unsupported(f"{program} runs no guest here: {complaint}", accel.NO_KVM)
     return accel.emulates(seconds) or "guests run under KVM at a processor's speed"
-
-
-def tiny_guest() -> bytes:
-    """An ELF kernel for the 64-bit entry: says A on its serial port, counts, says B, resets.
-
-    The reset is the keyboard controller's, by which Firecracker ends.
-    """
-    code = bytes.fromhex(
-        "66baf803"  # mov dx, 0x3f8
-        "b041ee"  # mov al, 'A'; out dx, al
-        f"b9{accel.LOOPS.to_bytes(4, 'little').hex()}"  # mov ecx, LOOPS
-        "83e90175fb"  # sub ecx, 1; jnz to it
-        "b042ee"  # mov al, 'B'; out dx, al
-        "b0fee664"  # mov al, 0xfe; out 0x64, al
-        "f4ebfd"  # hlt; jmp to it
-    )
-    at = 64 + 56
-    head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + struct.pack(
-        "<HHIQQQIHHHHHH", 2, 62, 1, _ENTRY, 64, 0, 0, 64, 56, 1, 0, 0, 0
-    )
-    size = len(code)
-    return head + struct.pack("<IIQQQQQQ", 1, 7, at, _ENTRY, _ENTRY, size, size, 1) + code
