@@ -8,7 +8,9 @@ SHELL := bash
 
 PACKAGES := gcc libc6-dev make pkg-config clang libbpf-dev libelf-dev zlib1g-dev linux-libc-dev \
   python3 python3-venv python3-dev iproute2 runc crun squashfs-tools erofs-utils \
-  containernetworking-plugins nftables iptables musl-tools procps libnghttp2-dev
+  containernetworking-plugins nftables iptables musl-tools procps libnghttp2-dev \
+  btrfs-progs e2fsprogs lz4 \
+  qemu-system-x86
 TEST_PACKAGES := chromium fonts-dejavu-core strace bpftrace shellcheck
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # A version manager's shim would cost 250 ms a start: take the system's own interpreter first.
@@ -17,7 +19,7 @@ BIN := .venv/bin
 NATIVE := $(shell find native conf meson.build -type f)
 SOURCES := $(shell find src -name '*.py' -o -name '*.j2' -o -name '*.css' -o -name '*.js')
 
-setup: .venv/packages .venv/etcd .venv/installed
+setup: .venv/packages .venv/etcd .venv/linux .venv/installed
 
 .venv/packages: Makefile
 	@missing=$$(for p in $(PACKAGES) $(TEST_PACKAGES); do \
@@ -37,6 +39,18 @@ setup: .venv/packages .venv/etcd .venv/installed
 	  cd .venv/libexec/etcd && apt-get download -qq etcd-server > /dev/null 2>&1 \
 	    && dpkg-deb --extract etcd-server_*.deb . && rm etcd-server_*.deb \
 	    || echo "etcd-server cannot be had: calico cannot be measured" >&2; \
+	fi
+	@touch $@
+
+# Unpacked and not installed: the package would make itself the kernel that this machine boots.
+.venv/linux: .venv/packages
+	@mkdir -p .venv/libexec/linux; \
+	if ! ls /boot/vmlinuz-*-cloud-amd64 .venv/libexec/linux/boot/vmlinuz-* > /dev/null 2>&1; then \
+	  cd .venv/libexec/linux \
+	    && apt-get download -qq "$$(apt-cache depends linux-image-cloud-amd64 \
+	      | sed -n 's/^ *Depends: //p')" > /dev/null 2>&1 \
+	    && dpkg-deb --extract linux-image-*.deb . && rm linux-image-*.deb \
+	    || echo "linux-image-cloud-amd64 cannot be had: the guest linux cannot boot" >&2; \
 	fi
 	@touch $@
 
