@@ -18,7 +18,7 @@ _LOOP_CONTROL = Path("/dev/loop-control")
 _LOOP_CTL_REMOVE = 0x4C81
 _RELEASE_SECONDS = 5
 _BLOCK = Path("/sys/block")
-_MAKERS = {
+MAKERS = {
     "squashfs": ("mksquashfs", "squashfs-tools"),
     "erofs": ("mkfs.erofs", "erofs-utils"),
 }
@@ -33,9 +33,9 @@ def probe(technique: str) -> None:
             f"this kernel has no {technique} file system",
             f"modprobe {technique}, or leave {technique} out",
         )
-    if technique not in _MAKERS:
+    if technique not in MAKERS:
         return
-    maker, package = _MAKERS[technique]
+    maker, package = MAKERS[technique]
     if not shutil.which(maker):
         raise Unsupported(f"{maker} is not installed", f"apt-get install {package}")
     if not _LOOP_CONTROL.exists():
@@ -59,11 +59,11 @@ def _kernel_has(kind: str) -> bool:
 
 def prepare(technique: str, tree: Path, directory: Path) -> Path:
     """What ``wrap`` mounts for this tree: the tree, or an image of it, made once a directory."""
-    if technique not in _MAKERS:
+    if technique not in MAKERS:
         return tree
     image = directory / f"{tree.name}.{technique}"
     if not image.exists():
-        maker, _ = _MAKERS[technique]
+        maker, _ = MAKERS[technique]
         argv = {
             "squashfs": [maker, str(tree), str(image), "-noappend", "-no-progress", "-quiet"],
             "erofs": [maker, "--quiet", str(image), str(tree)],
