@@ -4,6 +4,7 @@ from firstlight.errors import UnknownName, Unsupported
 from firstlight.experiments import Experiment, Options
 from firstlight.experiments.ablation import ABLATION
 from firstlight.experiments.agile import AGILE
+from firstlight.experiments.boot_protocol import BOOT_PROTOCOL
 from firstlight.experiments.churn import CHURN
 from firstlight.experiments.cni_background import CNI_BACKGROUND
 from firstlight.experiments.cni_breakdown import CNI_BREAKDOWN
@@ -11,19 +12,24 @@ from firstlight.experiments.cni_burst import CNI_BURST
 from firstlight.experiments.cni_teardown import CNI_TEARDOWN
 from firstlight.experiments.container_creation import CONTAINER_CREATION
 from firstlight.experiments.density import DENSITY
+from firstlight.experiments.driver_loading import DRIVER_LOADING
 from firstlight.experiments.floor import FLOOR
 from firstlight.experiments.functions import FUNCTIONS
 from firstlight.experiments.network_setup import NETWORK_SETUP
 from firstlight.experiments.network_tricks import NETWORK_TRICKS
+from firstlight.experiments.platforms import PLATFORMS
 from firstlight.experiments.pod import POD
 from firstlight.experiments.rootfs import ROOTFS
+from firstlight.experiments.unikernel_boot import UNIKERNEL_BOOT
+from firstlight.experiments.unikernel_scale import UNIKERNEL_SCALE
 
 ALL = {
     experiment.name: experiment
     for experiment in (
         CONTAINER_CREATION, NETWORK_SETUP, ROOTFS, NETWORK_TRICKS, FLOOR,
         CNI_BREAKDOWN, CNI_BACKGROUND, CNI_BURST, CNI_TEARDOWN, POD,
-        AGILE, ABLATION, CHURN, DENSITY, FUNCTIONS,
+        UNIKERNEL_BOOT, BOOT_PROTOCOL, DRIVER_LOADING, UNIKERNEL_SCALE,
+        AGILE, ABLATION, CHURN, DENSITY, FUNCTIONS, PLATFORMS,
     )
 }  # fmt: skip
 

@@ -1,0 +1,130 @@
+"""The machines that experiments boot, by the words that their points use.
+
+``hypervisor`` is ``BINARY MACHINE`` (``qemu`` stands for the QEMU on PATH) or a Firecracker's name
+or path; ``guest`` is ``probe``, ``linux`` or a name of the guest catalogue.
+"""
+
+import shutil
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from firstlight.backends import Backend
+from firstlight.backends.accel import choose
+from firstlight.backends.firecracker import Firecracker
+from firstlight.backends.qemu import Qemu
+from firstlight.errors import UnknownName, Unsupported
+from firstlight.experiments import Options
+from firstlight.guests import Guest, catalogue
+from firstlight.guests.linux import Linux
+from firstlight.guests.probe import Probe
+from firstlight.model import Point
+
+_QEMU = "qemu-system-x86_64"
+_OWN = ("probe", "linux")
+
+
+def hypervisors(options: Options, *machines: str) -> list[str]:
+    """What to compare: each QEMU with each type of machine, and Firecracker."""
+    given = [binary for binary in options.binaries if not _is_firecracker(binary)]
+    others = [binary for binary in options.binaries if _is_firecracker(binary)]
+    qemus = [f"{binary} {machine}" for binary in given or ["qemu"] for machine in machines]
+    return qemus + (others or ["firecracker"])
+
+
+def pc(options: Options) -> str:
+    """The one QEMU of an experiment that compares none."""
+    return hypervisors(options, "pc")[0]
+
+
+def guests(options: Options, *filesystems: str) -> list[tuple[str, str]]:
+    """Guests and their file systems: ours and the catalogue's, or those that were asked for.
+
+    ``filesystems`` are the ones of Linux's that count here.
+    """
+    added = {entry.name: entry.filesystem for entry in catalogue.entries()}
+    known = (*added, *_OWN)
+    for name in options.guests:
+        if name not in known:
+            raise UnknownName("guest", name, known)
+    names = options.guests or known
+    return [
+        (name, filesystem)
+        for name in names
+        for filesystem in (
+            filesystems if name == "linux" else ("erofs",) if name == "probe"
+            else (added.get(name, ""),)
+        )
+    ]  # fmt: skip
+
+
+def protocol(hypervisor: str, guest: str) -> str:
+    """How a guest is booted where that is not the question.
+
+    Linux has a VGA text console only by firmware, so on a PC it is booted so on either console.
+    """
+    if not hypervisor.rpartition(" ")[0]:
+        return "direct" if guest == "linux" else "pvh"
+    return "kernel" if guest == "linux" and hypervisor.endswith(" pc") else "pvh"
+
+
+def measured(points: Iterable[Point], options: Options) -> list[Point]:
+    """Points of a hypervisor and a guest made whole: how it is booted where they do not say,
+    which accelerator will run it, and each number of instances."""
+    return [
+        {
+            **point,
+            "protocol": point.get("protocol")
+            or protocol(str(point["hypervisor"]), str(point["guest"])),
+            "accel": _accelerator(point, options),
+            "instances": instances,
+        }
+        for point in points
+        for instances in options.instances
+    ]
+
+
+def backend(point: Point) -> Backend:
+    """The machine of a point; what a point does not say is as the paper had it."""
+    hypervisor = str(point["hypervisor"])
+    binary, _, machine = hypervisor.rpartition(" ")
+    guest = _guest(str(point["guest"]), str(point["filesystem"]))
+    console = str(point.get("console", "serial"))
+    how = str(point.get("protocol") or protocol(hypervisor, str(point["guest"])))
+    if not binary:
+        return Firecracker(guest, protocol=how, console=console, binary=hypervisor)
+    return Qemu(
+        guest,
+        machine=machine,
+        protocol=how,
+        console=console,
+        accel=str(point.get("accel", "auto")),
+        binary=_QEMU if binary == "qemu" else binary,
+        icount=point.get("clock") == "counted",
+    )
+
+
+def _is_firecracker(binary: str) -> bool:
+    return "firecracker" in Path(binary).name
+
+
+def _accelerator(point: Point, options: Options) -> str:
+    binary = str(point["hypervisor"]).rpartition(" ")[0]
+    found = shutil.which(_QEMU if binary == "qemu" else binary)
+    try:
+        if found:
+            counted = point.get("clock") == "counted"
+            program = str(Path(found).absolute())
+            return choose(program, options.accel, must_be_tcg=counted).name
+    except Unsupported:
+        pass
+    return "kvm" if not binary else options.accel
+
+
+@cache
+def _guest(name: str, filesystem: str) -> Guest:
+    if name == "probe":
+        return Probe(filesystem, packet=False)
+    if name == "linux":
+        return Linux(filesystem)
+    return catalogue.guest(catalogue.find(name))
