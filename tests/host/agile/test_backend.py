@@ -9,7 +9,8 @@ from agile_host import on_host
 from laboratory import Bench
 
 from firstlight.backends import Command, Place, Request
-from firstlight.backends.agile import DEPTHS, Agile, Asked
+from firstlight.backends.agile import DEPTHS, Agile, Asked, children
+from firstlight.backends.agile_floor import Floor
 from firstlight.load import Generator
 from firstlight.model import EndPoint
 from firstlight.runner import can_trace
@@ -63,3 +64,28 @@ def test_only_alone_can_a_start_that_is_asked_for_be_told_from_others() -> None:
     assert can_trace([asked])
     assert can_trace([executed, executed])
     assert not can_trace([asked, asked])
+
+
+def test_the_floor_starts_each_in_parts_of_its_own(tmp_path: Path) -> None:
+    place = Place(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
+
+    async def main() -> None:
+        backend = Floor()
+        with backend.prepared({"instances": 3}, 3, place) as commands, Generator() as generator:
+            seen = generator.run(0, commands, deadline=20)
+            [floor] = {pid for one in commands for pid in one.daemons}
+            kinds = ("net", "mnt", "pid_for_children", "ipc", "uts", "cgroup")
+            spaces = [
+                [Path(f"/proc/{pid}/ns/{kind}").readlink() for kind in kinds]
+                for pid in (floor, *children(floor))
+            ]
+            ended = generator.stop(0, deadline=20)
+        assert all("firstlight ready " in one.output for one in seen), seen
+        assert len(spaces) == 4
+        assert all(len(set(column)) == 4 for column in zip(*spaces, strict=True))
+        assert [one.status for one in ended] == [0] * 3
+        assert list(tmp_path.iterdir()) == []
+
+    tmp_path.chmod(0o755)
+    on_host(main)
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/firstlight-{place.run}/floor"))

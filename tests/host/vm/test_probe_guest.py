@@ -1,0 +1,261 @@
+"""The probe in real hypervisors: every step on every machine, and what it says when it cannot."""
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from laboratory import laboratory
+from machineroom import Room
+
+from firstlight import boot
+from firstlight.backends import native
+from firstlight.backends.firecracker import Firecracker
+from firstlight.backends.qemu import Qemu
+from firstlight.errors import Unsupported
+from firstlight.guests import Boot, Wanted
+from firstlight.guests.probe import Probe, _fnv1a
+from firstlight.load import Generator
+from firstlight.model import Ending, EndPoint, GuestLog, Sample
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="needs qemu-system-x86"),
+    pytest.mark.skipif(not shutil.which("mkfs.erofs"), reason="needs erofs-utils"),
+]
+ALL = {"entry", "console", "block", "net", "rng", "mount", "packet"}
+
+
+@pytest.fixture(scope="module")
+def room() -> Iterator[Room]:
+    with laboratory(f"test-{os.getpid()}-probe") as place, Generator() as generator:
+        yield Room(place, generator)
+
+
+def tcg(guest: Probe, **more: object) -> Qemu:
+    return Qemu(guest, **({"accel": "tcg", "memory_mb": 64} | more))  # type: ignore[arg-type]
+
+
+def ready(samples: list[Sample]) -> tuple[Sample, GuestLog]:
+    [one] = samples
+    assert one.ending is Ending.READY, one
+    assert one.guest is not None
+    return one, one.guest
+
+
+def error(samples: list[Sample]) -> str:
+    [one] = samples
+    assert one.ending is Ending.FAILED, one
+    assert one.error is not None
+    return one.error
+
+
+def check_whole(one: Sample, guest: GuestLog, looked: str) -> None:
+    """Every step is there, in order and without overlap, within what the host saw."""
+    assert {span.name for span in guest.spans} - {"firmware"} == ALL | {looked}
+    assert all(first.end <= second.start for first, second in pairwise(guest.spans))
+    texts = [span for span in guest.spans if span.name == "console"]
+    assert len(texts) == len(ALL | {looked})  # what it prints: itself, and every other step's line
+    assert guest.console.split("\n")[-1].startswith(f"probe end {len(texts) * 2} ")
+    assert guest.offset is not None
+    assert one.stamps.ready is not None
+    entered = boot.entered(one)
+    assert entered is not None
+    for span in boot.placed(one):
+        assert entered - 1_000_000 <= span.start  # a counter may run a little off
+        assert span.end <= one.stamps.ready
+
+
+@pytest.mark.parametrize(
+    ("machine", "console", "looked"),
+    [("microvm", "serial", "virtio"), ("pc", "serial", "pci"), ("pc", "vga", "pci"),
+     ("q35", "serial", "pci"), ("q35", "vga", "pci")],
+)  # fmt: skip
+def test_every_step_on_every_machine(room: Room, machine: str, console: str, looked: str) -> None:
+    one, guest = ready(room.start(tcg(Probe(), machine=machine, console=console)))
+    check_whole(one, guest, looked)
+    assert guest.spans[0].name == "firmware"
+    assert ("block: " in guest.console) == (console == "serial")
+    assert room.leftovers() == []
+
+
+def test_a_kvm_that_only_emulates_suffices(room: Room) -> None:
+    how = tcg(Probe(), accel="kvm")
+    try:
+        one, guest = ready(room.start(how))
+    except Unsupported as why:
+        pytest.skip(why.message)
+    check_whole(one, guest, "virtio")
+
+
+@pytest.mark.parametrize("protocol", ["direct", "pvh"])
+def test_firecracker_enters_it_by_both_protocols(room: Room, protocol: str) -> None:
+    how = Firecracker(Probe(), protocol=protocol, memory_mb=64)
+    try:
+        one, guest = ready(room.start(how))
+    except Unsupported as why:
+        pytest.skip(why.message)
+    check_whole(one, guest, "virtio")
+
+
+def test_counted_time_is_on_no_line_of_the_hosts(room: Room) -> None:
+    _, guest = ready(room.start(tcg(Probe(), icount=True)))
+    assert (guest.offset, guest.uncertainty) == (None, None)
+    assert {span.name for span in guest.spans} >= ALL
+    assert "1.000000 GHz" in guest.clock
+
+
+def test_several_at_once_have_an_address_each(room: Room) -> None:
+    samples = room.start(tcg(Probe()), 3)
+    assert [one.ending for one in samples] == [Ending.READY] * 3
+    assert room.leftovers() == []
+
+
+def test_a_device_that_is_not_there_is_absent(room: Room) -> None:
+    guest = Probe("none", packet=False)
+    assert guest.end_point is EndPoint.BOOTED
+    for machine, looked in (("microvm", set[str]()), ("pc", {"pci"})):
+        _, log = ready(room.start(tcg(guest, machine=machine, devices=())))
+        assert {span.name for span in log.spans} == {"firmware", "entry", "console", *looked}
+        for device in ("block", "net", "rng"):
+            assert f"probe {device} absent" in log.console.split("\n")
+
+
+def test_what_was_asked_for_and_is_not_there_fails(room: Room) -> None:
+    assert "probe failed packet: there is no network interface" in error(
+        room.start(tcg(Probe(), devices=("block",)))
+    )
+    assert "probe failed mount: there is no disk" in error(
+        room.start(tcg(Probe(), devices=("net",)))
+    )
+
+
+@dataclass(frozen=True)
+class Altered(Probe):
+    """A probe which is booted otherwise than it would be."""
+
+    how: Callable[[Boot], Boot] = lambda boot: boot
+
+    def boot(self, wanted: Wanted, directory: Path) -> Boot:
+        return self.how(super().boot(wanted, directory))
+
+
+def told(*words: str) -> Altered:
+    """A probe with other words at the beginning of its command line, where the first of each
+    counts."""
+    return Altered(how=lambda boot: replace(boot, arguments=" ".join((*words, boot.arguments))))
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("file=/bin/none", "mount: the file is not in the image"),
+        ("file=/bin/first/none", "mount: the file is not in the image"),
+        ("file=/bin", "mount: the path is not a file"),
+        ("sum=1", "mount: the file's content is not what it should be"),
+        ("gw=172.31.9.9", "packet: the gateway does not say where it is (ARP)"),
+        ("virtio_mmio.device=512@0xf000000000000:5", "exception: the processor cannot go on"),
+    ],
+)
+def test_it_says_which_step_cannot_be_done(room: Room, words: str, complaint: str) -> None:
+    assert f"probe failed {complaint}" in error(room.start(tcg(told(words))))
+    assert room.leftovers() == []
+
+
+def test_an_exception_is_told_by_vector_and_address(room: Room) -> None:
+    [one] = room.start(tcg(told("virtio_mmio.device=512@0xf000000000000:5")))
+    assert one.guest is not None
+    [line] = [line for line in one.guest.console.split("\n") if "exception" in line][:1]
+    assert line.startswith("probe exception 14 at 0x10")  # a page fault in the code at 1 MiB
+
+
+def test_no_vga_is_said(room: Room) -> None:
+    assert "probe failed console: there is none of this kind" in error(
+        room.start(tcg(told("console=vga"), machine="microvm"))
+    )
+
+
+def test_a_disk_of_something_else_is_no_image(room: Room, tmp_path: Path) -> None:
+    (tmp_path / "zeros").write_bytes(bytes(8192))
+    guest = Altered(how=lambda boot: replace(boot, disk=tmp_path / "zeros"))
+    assert "probe failed mount: the disk is no EROFS image" in error(room.start(tcg(guest)))
+
+
+def test_a_disk_that_ends_too_soon_cannot_be_read(room: Room, tmp_path: Path) -> None:
+    def cut(boot: Boot) -> Boot:
+        assert boot.disk is not None
+        (tmp_path / "cut").write_bytes(boot.disk.read_bytes()[:512])
+        return replace(boot, disk=tmp_path / "cut")
+
+    assert "probe failed block: the disk cannot be read there" in error(
+        room.start(tcg(Altered(how=cut)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [(1, ()), (4096, ()), (4097, ()), (70_000, ()), (8191, ("-Eforce-inode-extended",)),
+     (8000, ("-Enoinline_data",)), (300, ("-x1",))],
+)  # fmt: skip
+def test_it_reads_what_mkfs_wrote(
+    room: Room, tmp_path: Path, size: int, options: tuple[str, ...]
+) -> None:
+    """Files with and without a last part beside their inode, in a directory of several blocks."""
+    content = bytes(index * index >> 3 & 0xFF for index in range(size))
+    directory = tmp_path / "tree" / "a" / "directory"
+    directory.mkdir(parents=True)
+    for index in range(400):
+        (directory / f"a file with a rather long name {index:03}").touch()
+    file = directory / "a-file-in-between"
+    file.write_bytes(content)
+    os.setxattr(file, "user.note", b"x" * 30)
+    subprocess.run(
+        ["mkfs.erofs", *options, tmp_path / "image", tmp_path / "tree"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    words = f"file=//a/directory/{file.name} sum={_fnv1a(content)}"
+    guest = Altered(
+        how=lambda boot: replace(
+            boot, disk=tmp_path / "image", arguments=f"{words} {boot.arguments}"
+        )
+    )
+    _, log = ready(room.start(tcg(guest)))
+    assert f"mount: erofs, a file of {size} bytes, sum {_fnv1a(content):#x}" in log.console
+
+
+def test_a_compressed_file_is_refused(room: Room, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_bytes(bytes(100_000))
+    subprocess.run(
+        ["mkfs.erofs", "-zlz4", tmp_path / "image", tmp_path / "tree"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    guest = Altered(
+        how=lambda boot: replace(
+            boot, disk=tmp_path / "image", arguments=f"file=/file {boot.arguments}"
+        )
+    )
+    assert "probe failed mount: a file of the image is compressed" in error(room.start(tcg(guest)))
+
+
+def test_the_vga_screen_shows_the_last_lines(tmp_path: Path) -> None:
+    monitor, picture = tmp_path / "monitor", tmp_path / "picture"
+    machine = subprocess.Popen(
+        ["qemu-system-x86_64", "-nodefaults", "-accel", "tcg", "-machine", "pc", "-m", "64",
+         "-display", "none", "-vga", "std", "-serial", "stdio", "-no-reboot",
+         "-monitor", f"unix:{monitor},server=on,wait=off",
+         "-kernel", native("guest/probe"), "-append", "console=vga lines=40"],
+        stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        assert machine.stdout is not None
+        said = [line for line in machine.stdout if line.startswith("probe ")]
+    finally:
+        machine.kill()
+        machine.wait()
+    del said, picture, socket
