@@ -52,7 +52,8 @@ static void close_all(const int *descriptors, int count)
 }
 
 /* Returns the message's size, 0 at the end, or -1. Descriptors beyond the most are not kept. */
-static ssize_t receive(int socket, void *to, size_t size, int *descriptors, int most, int *count)
+static ssize_t receive(int socket, void *to, size_t size, int flags, int *descriptors, int most,
+		       int *count)
 {
 	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int[DESCRIPTORS]))];
 	struct iovec part = {to, size};
@@ -61,7 +62,7 @@ static ssize_t receive(int socket, void *to, size_t size, int *descriptors, int 
 	ssize_t got;
 	*count = 0;
 	do
-		got = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+		got = recvmsg(socket, &message, flags | MSG_CMSG_CLOEXEC);
 	while (got < 0 && errno == EINTR);
 	struct cmsghdr *header = got < 0 ? NULL : CMSG_FIRSTHDR(&message);
 	if (header && header->cmsg_type == SCM_RIGHTS) {
@@ -155,8 +156,11 @@ _Noreturn static void be_instance(const struct request *request, struct parts *p
 		goto failed;
 	step = STEP_WAIT;
 	stamps[step] = monotonic();
-	report(CONTROL, step, 0, stamps);
-	ssize_t size = receive(CONTROL, words, sizeof words, streams, 3, &count);
+	ssize_t size = receive(CONTROL, words, sizeof words, MSG_DONTWAIT, streams, 3, &count);
+	if (size < 0 && errno == EAGAIN) {
+		report(CONTROL, step, 0, stamps);
+		size = receive(CONTROL, words, sizeof words, 0, streams, 3, &count);
+	}
 	if (size == 0)
 		_exit(0); /* not needed any more, or the runtime is gone */
 	if (size < 0)
@@ -271,7 +275,8 @@ static int serve(void)
 		struct sock_filter rest[PROFILE_MAX];
 	} request;
 	int descriptors[DESCRIPTORS] = {-1}, count;
-	ssize_t size = receive(CONTROL, &request, sizeof request, descriptors, DESCRIPTORS, &count);
+	ssize_t size = receive(CONTROL, &request, sizeof request, 0, descriptors, DESCRIPTORS,
+			       &count);
 	if (size == 0 || (size < 0 && errno != EMSGSIZE))
 		return 0;
 	if (size >= (ssize_t)sizeof request.head && request.head.verb == PROFILE)

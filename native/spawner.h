@@ -73,7 +73,7 @@ struct news {
 	int64_t user, system;  /* ns of CPU time, of EXITED */
 };
 
-/* What a child says on its control socket: once when it waits (step STEP_WAIT), once when it is
+/* What a child says on its control socket: once when it has to wait (step STEP_WAIT), once when it is
  * about to exec (STEP_EXEC), or which step failed, with its errno. stamps[s] is when s began;
  * those of a failed or coming step are 0. The socket ends when the exec succeeds. */
 struct report {

@@ -18,6 +18,7 @@ from firstlight.errors import Failed, FirstlightError
 
 _BACKLOG = 512
 _NICE = -10
+_received = memoryview(bytearray(protocol.MESSAGE_MAX))  # to allocate as much for each costs more
 _log = logging.getLogger(__name__)
 
 
@@ -90,29 +91,28 @@ class _Connection:
         self._open = True
         self._loop = asyncio.get_running_loop()
         peer.setblocking(False)
-        self._loop.add_reader(peer, self._read)
+        self._loop.add_reader(peer.fileno(), self._read)
 
     def _read(self) -> None:
         try:
-            message, ancillary, flags, _ = self._socket.recvmsg(
-                protocol.MESSAGE_MAX, protocol.RIGHTS_MAX
-            )
+            size, ancillary, flags, _ = self._socket.recvmsg_into([_received], protocol.RIGHTS_MAX)
         except BlockingIOError:
             return
         except OSError:
-            message, ancillary, flags = b"", [], 0
+            size, ancillary, flags = 0, [], 0
         descriptors = [
             int.from_bytes(data[at : at + 4], "little")
             for level, kind, data in ancillary
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
             for at in range(0, len(data) - len(data) % 4, 4)
         ]
-        if not message:
+        if not size:
             _close(descriptors)
             self.close()
             return
         whole = not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
-        task = self._loop.create_task(self._handle(message if whole else b"", descriptors))
+        message = bytes(_received[:size]) if whole else b""
+        task = self._loop.create_task(self._handle(message, descriptors))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -182,14 +182,18 @@ class _Connection:
         except Failed as error:
             text = protocol.encode(protocol.Error(error.message, error.hint))
         with suppress(OSError):
-            if self._open:
+            if not self._open:
+                return
+            try:
+                self._socket.send(text)
+            except BlockingIOError:
                 await self._loop.sock_sendall(self._socket, text)
 
     def close(self) -> None:
         """The client is gone: so are the instances that it did not detach."""
         if self._open:
             self._open = False
-            self._loop.remove_reader(self._socket)
+            self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
             for instance in self._mine.values():
                 instance.kill()

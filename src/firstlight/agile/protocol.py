@@ -7,6 +7,7 @@ instance that is not ends with its connection.
 """
 
 import socket
+from functools import lru_cache
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +17,7 @@ from firstlight.agile.pool import Counts
 from firstlight.agile.zygote import Result
 from firstlight.errors import Failed
 
+_REPEATED_MOST = 4096
 MESSAGE_MAX = 192 * 1024  # fits a socket's default buffer
 RIGHTS_MAX = socket.CMSG_SPACE(3 * 4)
 
@@ -115,6 +117,11 @@ _requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
 
 
+@lru_cache(maxsize=256)
+def _decoded(message: bytes) -> Request:
+    return _requests.decode(message)
+
+
 def encode(message: Request | Answer) -> bytes:
     """A message's bytes. Raises Failed if they are too many."""
     text = msgspec.json.encode(message)
@@ -126,7 +133,8 @@ def encode(message: Request | Answer) -> bytes:
 def request(message: bytes) -> Request:
     """Parse a client's message. Raises Failed."""
     try:
-        return _requests.decode(message)
+        # Who starts a function again and again repeats the message.
+        return _decoded(message) if len(message) <= _REPEATED_MOST else _requests.decode(message)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Failed(f"the message is not of the protocol: {error}",
                      "see firstlight.agile.protocol") from error  # fmt: skip

@@ -243,9 +243,10 @@ class Runtime:
             self._discard_sandbox(sandbox)  # something on the host killed it
         warm = sandbox is not None
         if sandbox is None and kind.sandboxes.builds:
-            sandbox = await self._assembled(kind)
-        sandbox = sandbox or await kind.sandboxes.wait()
-        sandbox.child.wake(kind.start, streams)
+            sandbox = await self._assembled(kind, streams)
+        else:
+            sandbox = sandbox or await kind.sandboxes.wait()
+            sandbox.child.wake(kind.start, streams)
         try:
             await sandbox.child.runs
             await sandbox.child.made
@@ -254,8 +255,8 @@ class Runtime:
             raise
         return sandbox, warm
 
-    async def _assembled(self, kind: _Kind) -> Sandbox:
-        """Parts, and a child that is becoming a sandbox of them."""
+    async def _assembled(self, kind: _Kind, streams: list[int] | None = None) -> Sandbox:
+        """Parts, and a child that is becoming a sandbox of them; with streams, an instance."""
         if self._count >= self.config.instances:
             raise Failed(f"{self._count} instances and sandboxes are up",
                          "stop some, or configure more instances")  # fmt: skip
@@ -263,7 +264,7 @@ class Runtime:
         try:
             network = await self._network(kind)
             try:
-                return await self._spawned(kind, network)
+                return await self._spawned(kind, network, streams)
             except BaseException:
                 self._return_network(kind, network)
                 raise
@@ -271,7 +272,7 @@ class Runtime:
             self._count -= 1
             raise
 
-    async def _spawned(self, kind: _Kind, network: Network) -> Sandbox:
+    async def _spawned(self, kind: _Kind, network: Network, streams: list[int] | None) -> Sandbox:
         cgroup, _ = await self._cgroup_pool(kind.limits).take()
         flags = kind.flags | (Flag.CLONE_INTO if self._cgroups.unified else Flag(0))
         function = kind.function
@@ -286,7 +287,8 @@ class Runtime:
             if not self.config.ahead.root:
                 template = await self._rooted(function)
             parts = [template, network.descriptor, *cgroup.descriptors]
-            child = self._spawner.spawn(described, parts)
+            wake = (kind.start, streams) if streams else None
+            child = self._spawner.spawn(described, parts, wake)
         except BaseException:
             self._cgroups.remove(cgroup)
             raise

@@ -39,7 +39,8 @@ class Child:
         self.ended: asyncio.Future[News] = self._loop.create_future()
         for future in (self.made, self.waits, self.runs):
             future.add_done_callback(_seen)
-        self._loop.add_reader(self._control, self._hear)
+        # By number: asyncio would write out the socket, with its addresses.
+        self._loop.add_reader(self._control.fileno(), self._hear)
 
     @property
     def theirs(self) -> int:
@@ -139,7 +140,7 @@ class Child:
 
     def _end_control(self) -> None:
         if self._control.fileno() >= 0:
-            self._loop.remove_reader(self._control)
+            self._loop.remove_reader(self._control.fileno())
             self._control.close()
 
 
@@ -162,17 +163,30 @@ class Spawner:
         head = wire.REQUEST.pack(wire.Verb.PROFILE, len(program) // 8, 0)
         self._helper.send(head + sandbox + program)
 
-    def spawn(self, sandbox: bytes, parts: Sequence[int]) -> Child:
-        """Make a sandbox of parts: the root's template, the network, the cgroups."""
-        return self._request(wire.Verb.SPAWN, sandbox, parts)
+    def spawn(
+        self, sandbox: bytes, parts: Sequence[int], wake: tuple[bytes, Sequence[int]] | None = None
+    ) -> Child:
+        """Make a sandbox of parts: the root's template, the network, the cgroups.
+
+        With ``wake``, the words of ``Child.wake``, it finds its start waiting and never waits.
+        """
+        return self._request(wire.Verb.SPAWN, sandbox, parts, wake)
 
     def template(self, tree: int) -> Child:
         """Make a process whose mount namespace is a template, and which then waits."""
         return self._request(wire.Verb.TEMPLATE, _NO_SANDBOX, [tree])
 
-    def _request(self, verb: wire.Verb, sandbox: bytes, parts: Sequence[int]) -> Child:
+    def _request(
+        self,
+        verb: wire.Verb,
+        sandbox: bytes,
+        parts: Sequence[int],
+        wake: tuple[bytes, Sequence[int]] | None = None,
+    ) -> Child:
         self._serial += 1
         child = Child()
+        if wake:
+            child.wake(*wake)
         self._asked[self._serial] = child
         head = wire.REQUEST.pack(verb, 0, self._serial)
         self._helper.send(head + sandbox, [child.theirs, *parts])
