@@ -7,6 +7,7 @@
  *   ip=ADDRESS gw=ADDRESS       send the gateway an echo request and hear the answer
  *   lines=N                     print as many lines more, as a talkative kernel does
  *   exit=PORT                   write EXIT_DONE there at the very end (QEMU's isa-debug-exit)
+ *   pci=off                     do not look for it
  *   virtio_mmio.device=SIZE@ADDRESS:IRQ   a device; those on PCI are found
  * What is asked for must be done; a device that is not there is otherwise "absent".
  *
@@ -53,6 +54,18 @@ static _Noreturn void halt(void)
 		__asm__ volatile("cli; hlt");
 }
 
+/* The keyboard controller's reset line; and where there is none, an exception without handlers. */
+static _Noreturn void reset(void)
+{
+	static const struct __attribute__((packed)) {
+		uint16_t limit;
+		uint64_t base;
+	} no_handlers;
+	out8(0x64, 0xfe);
+	__asm__ volatile("lidt %0; int3" : : "m"(no_handlers));
+	halt();
+}
+
 static void leave(uint8_t code)
 {
 	const char *port = option("exit=", NULL);
@@ -64,8 +77,7 @@ _Noreturn void fail(const char *step, const char *words)
 {
 	report("probe failed %s: %s (told: %s)\n", step, words, option("", NULL));
 	leave(EXIT_FAILED);
-	out8(0x64, 0xfe); /* the keyboard controller's reset line */
-	halt();
+	reset();
 }
 
 static void add(const char *name, uint64_t start, uint64_t end)

@@ -3,7 +3,9 @@
 #include "guest.h"
 
 enum { MAC_FEATURE = 1 << 5, RECEIVE = 0, SEND = 1, ATTEMPTS = 5 };
-enum { LEGACY_HEADER = 10, HEADER = 12, ETHERNET = 14, SHORTEST = 60, LONGEST = 2048 };
+enum { LEGACY_HEADER = 10, HEADER = 12, ETHERNET = 14, SHORTEST = 60 };
+/* Firecracker reads its tap only once there is room for the longest packet that can be. */
+enum { LONGEST = 66 << 10 };
 enum { ARP = 0x0806, IP = 0x0800, ICMP = 1, ECHO = 8, ECHO_REPLY = 0 };
 enum { ARP_REPLY_FROM = 14, IP_FROM = 12, IP_TO = 16, IP_HEADER = 20, IP_LENGTH = 28 };
 

@@ -40,6 +40,8 @@ static bool look_at(uint32_t function, uint32_t *last_bus, uint32_t *header)
 
 void pci_enumerate(void)
 {
+	if (is_word(option("pci=", NULL), "off"))
+		return;
 	out32(ADDRESS, ENABLE);
 	pci.present = in32(ADDRESS) == ENABLE;
 	uint32_t last_bus = 0;

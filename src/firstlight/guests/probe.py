@@ -147,4 +147,6 @@ def _image(directory: Path) -> Path:
 
 def _fnv1a(content: bytes) -> int:
     """The 32-bit sum of Fowler, Noll and Vo, as native/guest/erofs.c has it."""
-    return reduce(lambda so_far, byte: (so_far ^ byte) * 0x01000193 & 0xFFFFFFFF, content, 0x811C9DC5)
+    return reduce(
+        lambda so_far, byte: (so_far ^ byte) * 0x01000193 & 0xFFFFFFFF, content, 0x811C9DC5
+    )

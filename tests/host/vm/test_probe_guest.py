@@ -145,10 +145,16 @@ class Altered(Probe):
         return self.how(super().boot(wanted, directory))
 
 
-def told(*words: str) -> Altered:
-    """A probe with other words at the beginning of its command line, where the first of each
-    counts."""
-    return Altered(how=lambda boot: replace(boot, arguments=" ".join((*words, boot.arguments))))
+def told(words: str) -> Altered:
+    """A probe with words before its own on the command line: the first of each name counts."""
+    return Altered(how=lambda boot: replace(boot, arguments=f"{words} {boot.arguments}"))
+
+
+def with_image(image: Path, words: str) -> Altered:
+    """A probe told so, with another disk."""
+    return Altered(
+        how=lambda boot: replace(boot, disk=image, arguments=f"{words} {boot.arguments}")
+    )
 
 
 @pytest.mark.parametrize(
@@ -218,12 +224,7 @@ def test_it_reads_what_mkfs_wrote(
         ["mkfs.erofs", *options, tmp_path / "image", tmp_path / "tree"],
         check=True, capture_output=True,
     )  # fmt: skip
-    words = f"file=//a/directory/{file.name} sum={_fnv1a(content)}"
-    guest = Altered(
-        how=lambda boot: replace(
-            boot, disk=tmp_path / "image", arguments=f"{words} {boot.arguments}"
-        )
-    )
+    guest = with_image(tmp_path / "image", f"file=//a/directory/{file.name} sum={_fnv1a(content)}")
     _, log = ready(room.start(tcg(guest)))
     assert f"mount: erofs, a file of {size} bytes, sum {_fnv1a(content):#x}" in log.console
 
@@ -235,11 +236,7 @@ def test_a_compressed_file_is_refused(room: Room, tmp_path: Path) -> None:
         ["mkfs.erofs", "-zlz4", tmp_path / "image", tmp_path / "tree"],
         check=True, capture_output=True,
     )  # fmt: skip
-    guest = Altered(
-        how=lambda boot: replace(
-            boot, disk=tmp_path / "image", arguments=f"file=/file {boot.arguments}"
-        )
-    )
+    guest = with_image(tmp_path / "image", "file=/file")
     assert "probe failed mount: a file of the image is compressed" in error(room.start(tcg(guest)))
 
 
@@ -254,8 +251,19 @@ def test_the_vga_screen_shows_the_last_lines(tmp_path: Path) -> None:
     )  # fmt: skip
     try:
         assert machine.stdout is not None
-        said = [line for line in machine.stdout if line.startswith("probe ")]
+        assert any(line.startswith("probe end ") for line in machine.stdout)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(monitor))
+            connection.sendall(f'pmemsave 0xb8000 4000 "{picture}"\nquit\n'.encode())
+            machine.wait(timeout=20)
     finally:
         machine.kill()
         machine.wait()
-    del said, picture, socket
+    cells = picture.read_bytes()[::2].decode("cp437")
+    rows = [cells[at : at + 80].rstrip() for at in range(0, len(cells), 80)]
+    assert rows[:-2] == [
+        f"[{number}] what a talkative kernel prints of each part that it sets up"
+        for number in range(18, 41)
+    ]
+    assert rows[-2].startswith("pci: ")
+    assert rows[-1] == ""
