@@ -10,7 +10,7 @@ PACKAGES := gcc libc6-dev make pkg-config clang libbpf-dev libelf-dev zlib1g-dev
   python3 python3-venv python3-dev iproute2 runc crun squashfs-tools erofs-utils \
   containernetworking-plugins nftables iptables musl-tools procps libnghttp2-dev \
   btrfs-progs e2fsprogs lz4 \
-  qemu-system-x86
+  qemu-system-x86 qemu-utils
 TEST_PACKAGES := chromium fonts-dejavu-core strace bpftrace shellcheck
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # A version manager's shim would cost 250 ms a start: take the system's own interpreter first.

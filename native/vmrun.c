@@ -308,6 +308,7 @@ static void reap(struct machine *vm)
 	close(vm->pidfd);
 	vm->pidfd = -1;
 	hear_all(vm);
+	record(vm, stamp, '=', "ended");
 	if (vm->ready_status >= 0 && WIFEXITED(vm->status) && WEXITSTATUS(vm->status) == vm->ready_status)
 		ready(vm, stamp);
 	tell(vm);

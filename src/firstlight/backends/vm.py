@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface
 from pathlib import Path
 
@@ -33,10 +33,14 @@ class Port:
 
 @dataclass(frozen=True)
 class Log:
-    """What vmrun wrote of one start: ``entered`` is when the guest's first instruction ran."""
+    """What vmrun wrote of one start: ``entered`` is when the guest's first instruction ran.
+
+    ``ended`` is when the hypervisor's process was gone.
+    """
 
     lines: tuple[Line, ...]
     entered: int | None
+    ended: int | None = None
 
 
 def probe_taps() -> None:
@@ -97,20 +101,23 @@ def read_log(file: Path) -> Log:
     if not file.exists():
         return Log((), None)
     lines: list[Line] = []
-    entered = None
+    words: dict[str, int] = {}
     for record in file.read_bytes().decode(errors="replace").split("\n"):
         found = _RECORD.fullmatch(record)
         if found and found[2] == " ":
             lines.append(Line(int(found[1]), found[3]))
-        elif found and found[3] == "entered":
-            entered = int(found[1])
-    return Log(tuple(lines), entered)
+        elif found:
+            words[found[3]] = int(found[1])
+    return Log(tuple(lines), words.get("entered"), words.get("ended"))
 
 
 def guest_log(guest: Guest, wanted: Wanted, file: Path, memory: Path | None) -> GuestLog:
     """What a guest said of its boot, with its clock laid on the host's where an event ties them."""
     log = read_log(file)
     reading = guest.read(wanted, log.lines, memory)
+    if log.ended is not None and reading.spans:  # all that it stamped, it stamped before
+        last = (log.ended, max(span.end for span in reading.spans))
+        reading = replace(reading, anchors=(*reading.anchors, last))
     offset = None if wanted.icount else clock.place(reading, log.entered)
     return GuestLog(
         clock=reading.clock,

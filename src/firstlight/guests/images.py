@@ -115,8 +115,10 @@ def _elf(file: Path, stream: BinaryIO, head: bytes, size: int) -> bool:
     if machine != _X86_64 or head[4] != 2:
         name = _MACHINES.get(machine, f"machine {machine}")
         raise Failed(f"kernel {file} is an ELF file for {name}, not x86_64", "name an x86-64 one")
-    table, step, count = *struct.unpack_from("<Q", head, 32), *struct.unpack_from("<HH", head, 54)
+    table, sections = struct.unpack_from("<QQ", head, 32)
+    step, count, section_step, section_count = struct.unpack_from("<4H", head, 54)
     _whole("kernel", file, table + step * count, size)
+    _whole("kernel", file, sections + section_step * section_count, size)
     pvh = False
     stream.seek(table)
     headers = stream.read(step * count)

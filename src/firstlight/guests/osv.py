@@ -123,7 +123,7 @@ class Osv:
 def check_kernel(kernel: Path) -> None:
     """Raise Failed if ``kernel`` is not a whole kernel of OSv for x86-64."""
     images.kernel(kernel)
-    if b"OSv " not in kernel.read_bytes():
+    if osv_chart.MARK not in kernel.read_bytes():
         raise Failed(f"kernel {kernel} is not OSv's", "name its loader-stripped.elf or vmlinuz.bin")
 
 

@@ -16,7 +16,8 @@ from firstlight.guests import Line
 from firstlight.model import Step
 
 _PRINTED = re.compile(r"\s*(?P<name>\S.*): (?P<at>\d{1,12}\.\d\d)ms, \(\+(?P<took>\d+\.\d\d)ms\)")
-_FIRST = b"disk read (real mode)\0"
+MARK = b"disk read (real mode)\0"
+"""The first event's name, which every OSv kernel has."""
 _SHIFTS = (0x4000_0000, 0)
 """A kernel's virtual less its physical addresses: since 0.57, and before."""
 _PAIRS = 16
@@ -70,13 +71,13 @@ def spans(events: Sequence[Event], hertz: float) -> list[Step]:
     Until its first event the guest is in ``firmware``.
     """
     ends = [round(event.ticks * 1e9 / hertz) for event in events]
-    names = ["firmware", *(event.name for event in events[1:])]
+    names = ("firmware", *(event.name for event in events[1:]))
     marks = pairwise([0, *ends])
-    return [Step(name, start, end) for name, (start, end) in zip(names, marks, strict=True)]
+    return [Step(name, start, end) for name, (start, end) in zip(names, marks, strict=False)]
 
 
 def _tables(file: int) -> Iterator[list[Event]]:
-    for place in _find(file, _FIRST, aligned=1):
+    for place in _find(file, MARK, aligned=1):
         for shift in _SHIFTS:
             pointer = struct.pack("<Q", place + shift)
             for second in _find(file, pointer, aligned=8):

@@ -60,6 +60,12 @@ def test_a_guests_clock_is_laid_on_the_hosts(tmp_path: Path) -> None:
     assert found.console == "booted"
 
 
+def test_what_a_guest_stamped_it_stamped_before_its_hypervisor_was_gone(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("1000=entered\n1030 booted\n1025=ended\n")
+    found = guest_log(Told(), Wanted(), tmp_path / "log", None)
+    assert (found.offset, found.uncertainty) == (1002, 8), "from 1000 - 5 to 1025 - 15"
+
+
 def test_counted_instructions_are_no_time(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("1000=entered\n1030 booted\n")
     found = guest_log(Told(), Wanted(icount=True), tmp_path / "log", None)
