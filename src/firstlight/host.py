@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from firstlight.backends import rootfs
+from firstlight.backends import accel, rootfs, vm
 from firstlight.cgroups import hierarchies, is_unified
 from firstlight.errors import Failed, Unsupported
 from firstlight.tracers import bpf
@@ -93,9 +93,11 @@ def facts() -> dict[str, Fact]:
                 ("crun", "--version"),
                 ("runsc", "--version"),
                 ("ip", "-V"),
+                ("qemu-system-x86_64", "--version"),
             )
             if (version := _version(program, option))
         },
+        **({"accelerators": names} if (names := accel.in_use()) else {}),
     }
 
 
@@ -248,6 +250,41 @@ def ip() -> Check:
     return _program("ip", "iproute2", "-V")
 
 
+def qemu() -> Check:
+    """The hypervisor of the paper."""
+    return _program("qemu-system-x86_64", "qemu-system-x86")
+
+
+def kvm() -> Check:
+    """Runs a guest of a few bytes: that /dev/kvm opens says little."""
+    program = shutil.which("qemu-system-x86_64")
+    if not program:
+        return Check(
+            "KVM", None, "not tried: QEMU is not installed", "apt-get install qemu-system-x86"
+        )
+    try:
+        chosen = accel.choose(program)
+    except Unsupported as error:
+        return Check("KVM", None, error.message, error.hint)
+    if chosen.name == "kvm":
+        return Check("KVM", True, chosen.reason)
+    return Check(
+        "KVM",
+        None,
+        f"{chosen.reason}; QEMU's guests run under TCG",
+        "their times are TCG's and no processor's: measure on a machine with a KVM of its own",
+    )
+
+
+def tun() -> Check:
+    """A machine is on the lab's network by a tap."""
+    try:
+        vm.probe_taps()
+    except Unsupported as error:
+        return Check("taps", None, error.message, error.hint)
+    return Check("taps", True, "can be made")
+
+
 def cores() -> Check:
     """More starts at once than cores wait for each other, whatever the runtime does."""
     count, smt = _cores(), _read(_SYS / "devices/system/cpu/smt/active") == "1"
@@ -366,6 +403,9 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     crun,
     runsc,
     ip,
+    qemu,
+    kvm,
+    tun,
     cores,
     frequency,
     steal,

@@ -12,7 +12,6 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from firstlight.errors import Unsupported
@@ -64,9 +63,23 @@ def elf(code: bytes) -> bytes:
     return head + load + notes + note + code
 
 
-@cache
+_chosen: dict[tuple[str, str, bool], Accelerator] = {}
+
+
 def choose(program: str, asked: str = "auto", *, must_be_tcg: bool = False) -> Accelerator:
-    """The accelerator for a QEMU by its path; asked once in a process. Raises Unsupported."""
+    """The accelerator for a QEMU by its path; found once in a process. Raises Unsupported."""
+    key = program, asked, must_be_tcg
+    if key not in _chosen:
+        _chosen[key] = _choose(*key)
+    return _chosen[key]
+
+
+def in_use() -> list[str]:
+    """The accelerators that were chosen in this process."""
+    return sorted({each.name for each in _chosen.values()})
+
+
+def _choose(program: str, asked: str, must_be_tcg: bool) -> Accelerator:
     built_in = _built_in(program)
     if must_be_tcg:
         if "tcg" not in built_in or asked == "kvm":

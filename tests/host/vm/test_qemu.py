@@ -24,7 +24,7 @@ from tinyguest import (
     says,
 )
 
-from firstlight.backends import accel, native, vm
+from firstlight.backends import accel, native, qemu_build, vm
 from firstlight.backends.qemu import Qemu
 from firstlight.errors import Failed, Unsupported
 from firstlight.load import Generator
@@ -265,14 +265,13 @@ def test_what_is_missing_is_told_before_anything_starts(
     monkeypatch.setattr(vm, "_TUN", tmp_path / "tun")
     with pytest.raises(Unsupported, match="no tap"):
         tcg(Tiny()).probe()
-    accel.choose.cache_clear()
+    monkeypatch.setattr(accel, "_chosen", {})
     monkeypatch.setattr(accel, "_KVM", tmp_path / "kvm")
     with pytest.raises(Unsupported, match=r"kvm does not open: No such file"):
         tcg(Tiny(), accel="kvm").probe()
     chosen = accel.choose(QEMU)
     assert chosen.name == "tcg"
     assert "does not open" in chosen.reason
-    accel.choose.cache_clear()
 
 
 def _build_without(directory: Path, word: str) -> Path:
@@ -325,3 +324,17 @@ def test_no_machine_outlives_vmrun(tmp_path: Path, death: str) -> None:
         gone.register(machine, select.POLLIN)
         assert gone.poll(20_000)
         os.close(machine)
+
+
+def test_the_linkers_unit_is_found_by_known_work() -> None:
+    """A linker's count that is off by a digit would say a tenth of this."""
+    spun = qemu_build.linking(str(native("linkspin")))
+    assert 20_000_000 <= spun.relocation_ns <= spun.total_ns < 100_000_000
+
+
+def test_what_a_build_is_made_of() -> None:
+    linked = qemu_build.linking(QEMU)
+    assert linked.shared_objects > 20
+    assert linked.relocations < linked.relative_relocations
+    assert 0 < linked.load_ns + linked.relocation_ns <= linked.total_ns
+    assert qemu_build.features(QEMU).devices > 100

@@ -1,0 +1,42 @@
+/* Known work for the dynamic linker: relocating this program takes SPIN_NS longer than it would.
+ *
+ * A resolver of an indirect function runs amid relocation, and this one waits. What the linker
+ * then counts (LD_DEBUG=statistics) tells what its unit is: glibc 2.36 prints a tenth of its ticks.
+ */
+#include <sys/syscall.h>
+#include <time.h>
+
+enum { SPIN_NS = 20000000 };
+
+/* Nothing is relocated yet: no function of the C library can be called. */
+static long now(void)
+{
+	struct timespec t;
+	long result;
+	__asm__ volatile("syscall"
+			 : "=a"(result)
+			 : "a"(SYS_clock_gettime), "D"(CLOCK_MONOTONIC), "S"(&t)
+			 : "rcx", "r11", "memory");
+	return result ? 0 : t.tv_sec * 1000000000L + t.tv_nsec;
+}
+
+static int nothing(void)
+{
+	return 0;
+}
+
+static int (*resolve(void))(void)
+{
+	long end = now() + SPIN_NS;
+	while (now() < end)
+		;
+	return nothing;
+}
+
+int spun(void);
+int spun(void) __attribute__((ifunc("resolve")));
+
+int main(void)
+{
+	return spun();
+}

@@ -1,0 +1,51 @@
+"""What a build is made of."""
+
+import pytest
+
+from firstlight.backends import qemu_build
+from firstlight.errors import Unsupported
+
+SAID = """      1234:\truntime linker statistics:
+      1234:\t  total startup time in dynamic loader: 3000 cycles
+      1234:\t            time needed for relocation: 2000 cycles (66.6%)
+      1234:\t                 number of relocations: 20
+      1234:\t        number of relative relocations: 300
+      1234:\t           time needed to load objects: 500 cycles (16.6%)
+      1234:\t           final number of relocations: 25
+"""
+FILES = """      1234:\tcalling init: /lib/libm.so.6
+      1234:\tcalling init: /lib/libc.so.6
+      1234:\tinitialize program: qemu
+"""
+
+
+def says(monkeypatch: pytest.MonkeyPatch, answers: dict[str, str]) -> None:
+    def said(*command: str, **environment: str) -> str:
+        return answers[" ".join([*command, *environment.values()])]
+
+    monkeypatch.setattr(qemu_build, "_said", said)
+
+
+def test_the_linkers_count_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu_build, "_unit_ns", lambda: 4.0)
+    says(monkeypatch, {"qemu --version statistics": SAID, "qemu --version files": FILES})
+    found = qemu_build.linking.__wrapped__("qemu")
+    assert found == qemu_build.Linking(2, 25, 300, 12_000, 8_000, 2_000)
+
+
+def test_a_static_program_links_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    says(monkeypatch, {"qemu --version statistics": "QEMU 9", "qemu --version files": "QEMU 9"})
+    assert qemu_build.linking.__wrapped__("qemu") == qemu_build.Linking(0, 0, 0, 0, 0, 0)
+
+
+def test_features_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    says(monkeypatch, {
+        "qemu -machine help": "Supported machines are:\nmicrovm x\nnone y\n",
+        "qemu -device help": 'Storage devices:\nname "a", bus PCI\n\nname "b"\n',
+    })  # fmt: skip
+    assert qemu_build.features.__wrapped__("qemu") == qemu_build.Features(2, 2)
+
+
+def test_what_cannot_run_is_told() -> None:
+    with pytest.raises(Unsupported, match="cannot be run"):
+        qemu_build.features("/nonexistent/qemu")
