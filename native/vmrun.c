@@ -7,7 +7,8 @@
  * when it has arrived, an unfinished one at the end; what the hypervisor itself did goes there as
  * "STAMP=WORD". The guest is ready with the first line that --ready finds (a POSIX extended regular
  * expression; also a line that is not finished, once nothing follows), or when the hypervisor exits
- * with STATUS. Its standard error is handed on, and its last line is part of an error.
+ * with STATUS. Its standard error is handed on, and its last line is part of an error. A guest that
+ * prints "firstlight error TEXT" has failed.
  *
  * --qmp gives it a QMP monitor on descriptor 3 and tells it to continue: it must be started with
  * "-S". The monitor says when it let the guest run, and why the guest stopped.
@@ -16,8 +17,9 @@
  * not. --api names its API's socket, and --requests what is asked there (vmapi.h); with --answered
  * the guest is ready when the last request was.
  *
- * When our standard input ends, the line that --last finds is waited for, then the hypervisor is
- * killed; it is, too, when we are. Stamps are CLOCK_MONOTONIC in ns.
+ * When our standard input ends, the guest gets an empty line to read on its console, the line that
+ * --last finds is waited for, then the hypervisor is killed; it is, too, when we are. Stamps are
+ * CLOCK_MONOTONIC in ns.
  */
 #include "vmapi.h"
 #include "vmjournal.h"
@@ -54,7 +56,7 @@ struct stream {
 
 struct machine {
 	pid_t pid;
-	int pidfd, log;
+	int pidfd, log, keyboard;
 	int status; /* as waitpid gives it, -1 while it runs */
 	int64_t spawned, entered;
 	struct stream console, complaints, monitor;
@@ -165,8 +167,14 @@ static void lost(struct machine *vm)
 
 static void on_console(struct machine *vm, struct stream *stream)
 {
+	static const char error[] = "firstlight error ";
 	const char *text = stream->line;
 	record(vm, stream->stamp, ' ', text);
+	if (!strncmp(text, error, strlen(error)) && !vm->is_ready && !vm->has_failed) {
+		vm->has_failed = true;
+		make_plain(stream->line);
+		say("%s\n", text);
+	}
 	if (text[strspn(text, " \t")])
 		strcpy(vm->last_said, text);
 	if (vm->has_ready_line && !vm->is_ready && !regexec(&vm->ready_line, text, 0, NULL, 0))
@@ -308,7 +316,6 @@ static void reap(struct machine *vm)
 	close(vm->pidfd);
 	vm->pidfd = -1;
 	hear_all(vm);
-	record(vm, stamp, '=', "ended");
 	if (vm->ready_status >= 0 && WIFEXITED(vm->status) && WEXITSTATUS(vm->status) == vm->ready_status)
 		ready(vm, stamp);
 	tell(vm);
@@ -362,8 +369,11 @@ static bool serve(struct machine *vm, int input, int64_t until)
 
 static void stop(struct machine *vm)
 {
-	if (vm->is_ready && vm->has_last_line && !vm->has_said_all && vm->pidfd >= 0)
-		serve(vm, -1, now() + LAST_WORDS_MS * 1000000LL);
+	if (vm->is_ready && vm->has_last_line && !vm->has_said_all && vm->pidfd >= 0) {
+		signal(SIGPIPE, SIG_IGN); /* it may just have ended */
+		if (write(vm->keyboard, "\n", 1) == 1)
+			serve(vm, -1, now() + LAST_WORDS_MS * 1000000LL);
+	}
 	if (vm->pidfd >= 0) {
 		kill(vm->pid, SIGKILL);
 		vm->has_failed = true; /* its end is our doing, and tells nothing */
@@ -374,11 +384,11 @@ static void stop(struct machine *vm)
 		end_line(vm, &vm->console, on_console);
 }
 
-static int execute(pid_t parent, int console, int complaints, int monitor, char **command)
+static int execute(pid_t parent, int keyboard, int console, int complaints, int monitor,
+		   char **command)
 {
-	int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
-	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent || nothing < 0 ||
-	    dup2(nothing, 0) < 0 || dup2(console, 1) < 0)
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent || dup2(keyboard, 0) < 0 ||
+	    dup2(console, 1) < 0)
 		return fail("prepare the hypervisor's process");
 	if (monitor >= 0 && monitor != QMP_FD && dup2(monitor, QMP_FD) < 0)
 		return fail("prepare the hypervisor's monitor");
@@ -392,12 +402,13 @@ static int execute(pid_t parent, int console, int complaints, int monitor, char 
 static int spawn(struct machine *vm, bool has_monitor, char **command)
 {
 	static const char hello[] = "{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"cont\"}\n";
-	int console[2], complaints[2], monitor[2] = {-1, -1};
-	if (pipe2(console, O_CLOEXEC) || pipe2(complaints, O_CLOEXEC) ||
+	int keyboard[2], console[2], complaints[2], monitor[2] = {-1, -1};
+	if (pipe2(keyboard, O_CLOEXEC) || pipe2(console, O_CLOEXEC) || pipe2(complaints, O_CLOEXEC) ||
 	    (has_monitor && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, monitor)))
 		return fail("make the hypervisor's pipes");
 	if (has_monitor && write(monitor[0], hello, strlen(hello)) != (ssize_t)strlen(hello))
 		return fail("write to the monitor");
+	vm->keyboard = keyboard[1];
 	vm->console.fd = console[0];
 	vm->complaints.fd = complaints[0];
 	vm->monitor.fd = monitor[0];
@@ -412,8 +423,9 @@ static int spawn(struct machine *vm, bool has_monitor, char **command)
 	if (vm->pid < 0)
 		return fail("fork");
 	if (vm->pid == 0)
-		_exit(execute(self, console[1], complaints[1], monitor[1], command));
+		_exit(execute(self, keyboard[0], console[1], complaints[1], monitor[1], command));
 	vm->pidfd = (int)syscall(SYS_pidfd_open, vm->pid, 0);
+	close(keyboard[0]);
 	close(console[1]);
 	close(complaints[1]);
 	if (has_monitor)
