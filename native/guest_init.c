@@ -1,10 +1,12 @@
 /* The first process of firstlight's Linux guest.
  *
  * It loads the modules that /modules lists (a path a line), brings up eth0, mounts the root and
- * runs the payload from it. Only once the payload has said that it is ready, on the serial port,
- * does it print there what the boot was spent on, in ticks of the time-stamp counter, which begins
- * with the machine: its own steps, and what the kernel's tracer holds (trace_event=initcall:*,
- * printk:console trace_clock=x86-tsc). The kernel's command line gives its environment:
+ * runs the payload from it. When the payload has said that it is ready, on the serial port, and a
+ * line can be read there, it prints what the boot was spent on, in ticks of the time-stamp counter,
+ * which begins with the machine: its own steps, and what the kernel's tracer holds
+ * (trace_event=initcall:*,printk:console trace_clock=x86-tsc). So nothing of it is inside a start,
+ * nor inside those of neighbours that are not ready yet. The kernel's command line gives its
+ * environment:
  *
  *   firstlight_root=TYPE[,rw]    what /dev/vda holds; the initramfs is the root where it is missing
  *   firstlight_address=A/PREFIX  of eth0
@@ -186,6 +188,13 @@ static void run_payload(char *packet_to)
 	end();
 }
 
+static void wait_to_be_asked(void)
+{
+	char line[64];
+	while (read(serial, line, sizeof(line)) < 0 && errno == EINTR)
+		;
+}
+
 /* Lines that the host sees at once tie its clock to the counter; by the kernel's console sooner. */
 static void anchor(void)
 {
@@ -291,6 +300,7 @@ int main(void)
 	if (root)
 		mount_root(root);
 	run_payload(reachable && getenv("firstlight_packet") ? gateway : NULL);
+	wait_to_be_asked();
 	anchor();
 	say(serial, "firstlight init %llu\n", started);
 	for (int i = 0; i < step_count; i++)
