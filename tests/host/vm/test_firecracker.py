@@ -1,0 +1,387 @@
+"""Firecracker, a fake and a real one where there is one: starts, failures, what is left."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+import fakecracker
+import pytest
+from laboratory import NATIVE, compiled, laboratory
+from machineroom import Room
+from tinyguest import HALT, RESET, SPIN, Tiny, says
+
+from firstlight.backends import accel, firecracker_probe, vm
+from firstlight.backends.firecracker import Firecracker, without_pvh
+from firstlight.errors import Failed, Unsupported
+from firstlight.guests import images
+from firstlight.load import Generator
+from firstlight.model import Ending, Sample
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+READY = says("booting\r\nready\r\n") + HALT
+SOURCES = NATIVE.parent.parent / "native"
+API_STEPS = ["api.connect", "api/machine-config", "api/boot-source"]
+
+
+@pytest.fixture(scope="module")
+def room() -> Iterator[Room]:
+    with laboratory(f"test-{os.getpid()}-fc") as place, Generator() as generator:
+        yield Room(place, generator)
+
+
+@pytest.fixture(scope="module")
+def sanitized_vmrun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """vmrun, stopped by its first wrong access or undefined operation."""
+    first, *others = [SOURCES / name for name in
+                      ("vmrun.c", "vmapi.c", "vmjournal.c", "cni/json.c")]  # fmt: skip
+    return compiled(
+        first, tmp_path_factory.mktemp("vmrun") / "vmrun", *map(str, others),
+        "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+    )  # fmt: skip
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fake") / "firecracker"
+    return script(path, f"#!{sys.executable}\n{Path(fakecracker.__file__).read_text()}")
+
+
+@pytest.fixture(scope="module")
+def real() -> str:
+    try:
+        found = firecracker_probe.find()
+        firecracker_probe.run_guest(found)
+    except Unsupported as error:
+        pytest.skip(f"needs a real Firecracker, and KVM: {error.message}")
+    return found
+
+
+@pytest.fixture(params=["fake", "real"])
+def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Its path; the fake is run by the sanitized vmrun, and needs no KVM."""
+    if request.param == "real":
+        return str(request.getfixturevalue("real"))
+    monkeypatch.setattr(firecracker_probe, "_KVM", tmp_path / "kvm")
+    (tmp_path / "kvm").touch()
+    vmrun = request.getfixturevalue("sanitized_vmrun")
+    monkeypatch.setattr(vm, "native", lambda name: {"vmrun": vmrun}[name])
+    return str(request.getfixturevalue("fake"))
+
+
+def machine(program: str, guest: Tiny, way: str = "config", **more: object) -> Firecracker:
+    return Firecracker(guest, **({"binary": program, "way": way, "memory_mb": 64} | more))  # type: ignore[arg-type]
+
+
+def ready(samples: list[Sample]) -> list[Sample]:
+    for one in samples:
+        assert one.ending is Ending.READY, one
+        assert one.stamps.ready is not None
+        assert one.steps[0].name == "hypervisor.init"
+        assert one.stamps.spawned < one.steps[0].start < one.steps[0].end <= one.stamps.ready
+    return samples
+
+
+@pytest.mark.parametrize("protocol", ["direct", "pvh"])
+@pytest.mark.parametrize("way", ["config", "api"])
+def test_a_guest_boots(room: Room, tmp_path: Path, program: str, way: str, protocol: str) -> None:
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    guest = Tiny(READY, disk=tmp_path / "disk")
+    [one] = ready(room.start(machine(program, guest, way, protocol=protocol)))
+    assert one.guest is not None
+    assert one.guest.console == "booting\nready"
+    devices = ["api/drives/disk", "api/network-interfaces/net", "api/entropy", "api/actions"]
+    assert [step.name for step in one.steps[1:]] == [*API_STEPS, *devices] * (way == "api")
+    assert room.leftovers() == []
+
+
+def test_requests_are_stamped_one_after_the_other(room: Room, program: str) -> None:
+    [one] = ready(room.start(machine(program, Tiny(READY), "api")))
+    init, *steps = one.steps
+    edges = [edge for step in steps for edge in (step.start, step.end)]
+    assert edges == sorted(edges)
+    assert steps[0].start == init.start
+    assert steps[-1].start < init.end  # it is the start that lets the guest run
+
+
+def test_snapshots_are_restored_each_on_its_own_tap(room: Room, program: str) -> None:
+    guest = Tiny(says("ready\r\nbye\r\n") + HALT, last="^bye$")
+    samples = ready(room.start(machine(program, guest, "snapshot"), 2))
+    for one in samples:
+        assert [step.name for step in one.steps[1:]] == ["api.connect", "api/snapshot/load"]
+        assert one.stamps.ready == one.steps[-1].end
+        assert one.guest is not None
+        assert one.guest.console == ""  # it had said all that before it was saved
+    assert room.leftovers() == []
+
+
+def test_a_log_in_another_time_zone_tells_the_same_time(room: Room, program: str) -> None:
+    start = machine(program, Tiny(READY))
+    with start.prepared({"instances": 1}, 1, room.place) as [command]:
+        room.batches += 1
+        there = replace(command, env=command.env | {"TZ": "XXX-5:45"})
+        [outcome] = room.generator.run(room.batches, [there], deadline=20)
+        room.generator.stop(room.batches, deadline=20)
+    [init, ready] = [line.split() for line in outcome.output.splitlines()[:2]]
+    assert init[1:3] == ["step", "hypervisor.init"]
+    assert outcome.spawned < int(init[4]) <= int(ready[2])
+
+
+def test_writes_to_a_disk_are_an_instances_own(room: Room, tmp_path: Path, program: str) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(4096))
+    start = machine(program, Tiny(READY, disk=disk, writable=True))
+    with start.prepared({"instances": 2}, 2, room.place):
+        copies = list(room.place.directory.rglob("disk"))
+        assert len(copies) == 2
+        assert disk not in copies
+    with pytest.raises(Failed, match="2 restored guests would write to one disk"):
+        room.start(machine(program, Tiny(READY, disk=disk, writable=True), "snapshot"), 2)
+    ready(room.start(machine(program, Tiny(READY, disk=disk, writable=True), "snapshot")))
+    assert room.leftovers() == []
+
+
+@pytest.mark.parametrize("way", ["config", "api", "snapshot"])
+def test_a_jailed_one_starts_and_leaves_no_jail(
+    room: Room, tmp_path: Path, real: str, way: str
+) -> None:
+    jailer = shutil.which("jailer") or str(Path(real).with_name("jailer"))
+    linked = subprocess.run(["ldd", real], capture_output=True, text=True)
+    if not Path(jailer).exists() or "=>" in linked.stdout:
+        pytest.skip("needs a real Firecracker linked statically, and its jailer beside it")
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(4096))
+    guest = Tiny(READY, disk=disk, writable=True)
+    ready(room.start(machine(real, guest, way, jailer=jailer), 2))
+    assert room.leftovers() == []
+
+
+# Bad input: each is a sample that says what happened, and leaves nothing.
+
+
+def failed(room: Room, start: Firecracker, *words: str) -> Sample:
+    [one] = room.start(start)
+    assert one.ending is Ending.FAILED, one
+    for word in words:
+        assert word in str(one.error)
+    assert room.leftovers() == []
+    return one
+
+
+@pytest.mark.parametrize("way", ["config", "api"])
+def test_a_guest_that_reboots(room: Room, program: str, way: str) -> None:
+    failed(room, machine(program, Tiny(says("panic\r\n") + RESET), way),
+           "exited with status 0 before the guest was ready", 'last said "panic"')  # fmt: skip
+
+
+def test_a_guest_that_hangs(room: Room, program: str) -> None:
+    [one] = room.start(machine(program, Tiny(says("half\r\n") + SPIN), "api"), deadline=2)
+    assert one.ending is Ending.HUNG
+    assert room.leftovers() == []
+
+
+@pytest.mark.parametrize("way", ["config", "api"])
+def test_what_firecracker_refuses_is_told_in_its_words(
+    room: Room, tmp_path: Path, program: str, way: str
+) -> None:
+    missing = Tiny(READY, disk=tmp_path / "none")
+    one = failed(room, machine(program, missing, way), "No such file or directory (os error 2)")
+    assert way != "api" or "PUT /drives/disk answered 400: " in str(one.error)
+
+
+def test_a_snapshot_of_another_version(room: Room, program: str) -> None:
+    start = machine(program, Tiny(READY), "snapshot")
+    with start.prepared({"instances": 1}, 1, room.place) as commands:
+        [state] = room.place.directory.rglob("snapshot.state")
+        state.write_text('["0.23.0", {}]')
+        room.batches += 1
+        [outcome] = room.generator.run(room.batches, commands, deadline=20)
+        room.generator.stop(room.batches, deadline=20)
+    assert "firstlight error " in outcome.output
+    assert "PUT /snapshot/load answered 400: Load snapshot error: " in outcome.output
+    assert room.leftovers() == []
+
+
+def test_a_guest_that_is_never_ready_to_be_saved(room: Room, program: str) -> None:
+    with pytest.raises(Failed, match=r"no snapshot was made .* before the guest was ready"):
+        room.start(machine(program, Tiny(says("panic\r\n") + RESET), "snapshot"))
+    assert room.leftovers() == []
+
+
+def test_guests_that_it_cannot_boot(room: Room, tmp_path: Path, program: str) -> None:
+    bare = tmp_path / "kernel"
+    bare.write_bytes(without_pvh(accel.elf(READY)))
+    assert not images.kernel(bare).pvh
+    for guest, protocol, words in [
+        (Tiny(READY, ready=None), "direct", "has no console line that says ready"),
+        (Tiny(), "direct", "has no kernel"),
+        (Tiny(kernel=bare), "pvh", "has no PVH entry"),
+    ]:
+        with pytest.raises(Failed, match=words):
+            room.start(machine(program, guest, protocol=protocol))
+    assert room.leftovers() == []
+
+
+@pytest.mark.parametrize("victim", ["vmrun", "firecracker"])
+@pytest.mark.parametrize("way", ["config", "api", "snapshot"])
+def test_a_kill_in_the_middle_leaves_nothing(
+    room: Room, program: str, way: str, victim: str
+) -> None:
+    start = machine(program, Tiny(READY), way)
+    with start.prepared({"instances": 2}, 2, room.place) as commands:
+        room.batches += 1
+        outcomes = room.generator.run(room.batches, commands, deadline=20)
+        children = [
+            int(Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text()) for one in outcomes
+        ]
+        for pid in [one.pid for one in outcomes] if victim == "vmrun" else children:
+            os.kill(pid, signal.SIGKILL)
+        room.generator.stop(room.batches, deadline=20)
+    assert room.leftovers() == []
+
+
+def test_what_is_missing_is_told_before_anything_starts(
+    tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(start: Firecracker) -> str:
+        with pytest.raises(Unsupported) as error:
+            start.probe()
+        assert error.value.hint
+        return error.value.message
+
+    old = script(tmp_path / "old", "#!/bin/sh\necho Firecracker v1.11.0\n")
+    mute = script(tmp_path / "mute", "#!/bin/sh\n")
+    (tmp_path / "kvm").touch()
+    monkeypatch.setattr(firecracker_probe, "_KVM", tmp_path / "kvm")
+    for how, words in [
+        ({"binary": str(tmp_path / "none")}, "is not here"),
+        ({"binary": str(mute)}, "is no Firecracker"),
+        ({"binary": str(old), "protocol": "pvh"}, "older than 1.12"),
+        ({"binary": str(old)}, "runs no guest here"),
+        ({"protocol": "disk"}, "has no firmware"),
+        ({"console": "vga"}, "has no vga console"),
+        ({"chart": "memory"}, "keeps its guest's memory to itself"),
+        ({"way": "luck"}, "knows no 'luck'"),
+        ({"jailer": str(tmp_path / "none")}, "is not here"),
+    ]:
+        assert words in unsupported(Firecracker(Tiny(), **({"binary": str(fake)} | how)))  # type: ignore[arg-type]
+    monkeypatch.setattr(firecracker_probe, "_KVM", tmp_path / "no-kvm")
+    assert "no-kvm does not open: No such file" in unsupported(
+        Firecracker(
+            Tiny(), binary=str(script(tmp_path / "new", "#!/bin/sh\necho Firecracker v1.16.0\n"))
+        )
+    )
+
+
+def test_a_variable_names_the_binary(
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(firecracker_probe.VARIABLE, str(fake))
+    assert firecracker_probe.find() == str(fake)
+    other = script(tmp_path / "other", "#!/bin/sh\n")
+    assert firecracker_probe.find(str(other)) == str(other)
+    assert firecracker_probe.version(str(fake)) == (1, 16, 1)
+
+
+# The API client, at its edges.
+
+
+class Server:
+    """Answers each connection with the given bytes, in pieces."""
+
+    def __init__(self, path: Path, pieces: list[bytes]) -> None:
+        self._pieces, self.asked = pieces, b""
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(path))
+        self._socket.listen()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        peer, _ = self._socket.accept()
+        with peer:
+            for piece in self._pieces:
+                if piece == b"":
+                    self.asked += peer.recv(65536)
+                else:
+                    peer.sendall(piece)
+
+    def close(self) -> None:
+        self._thread.join()
+        self._socket.close()
+
+
+NO_CONTENT = b"HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n"
+FAULT = b'{"fault_message":"a \\"bad\\"\\nthing"}'
+ONE = 'PUT /entropy {"a": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("requests", "pieces", "said"),
+    [
+        (ONE * 2, [b"", NO_CONTENT, b"", NO_CONTENT], "firstlight ready "),
+        (ONE, [b"", *(bytes((byte,)) for byte in NO_CONTENT)], "firstlight ready "),
+        (ONE, [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n", b"a", b"bc"], "ready "),
+        (ONE, [b"", b"HTTP/1.1 400 \r\nContent-Length: %d\r\n\r\n" % len(FAULT), FAULT],
+         'PUT /entropy answered 400: a "bad" thing'),
+        (ONE, [b"", b"HTTP/1.1 500 \r\nContent-Length: 4\r\n\r\noops"], "answered 500: oops"),
+        (ONE, [b"", b"HTTP/1.1 500 \r\n\r\n"], "answered 500: no reason given"),
+        (ONE, [b"", b"SSH-2.0\r\n\r\n"], "was not answered in HTTP"),
+        (ONE, [b"", b"HTTP/1.1 200 \r\n" + b"x: y\r\n" * 4096], "has too long an answer"),
+        ("PUT /entropy\n", [], "is not METHOD PATH BODY"),
+        ("", [], "has no request"),
+        (ONE * 17, [], "has more than 16 requests"),
+    ],
+    ids=["two", "byte by byte", "a body", "a fault", "no JSON", "no body", "no HTTP", "too long",
+         "no request's body", "none", "too many"],
+)  # fmt: skip
+def test_answers(
+    tmp_path: Path, sanitized_vmrun: Path, requests: str, pieces: list[bytes], said: str
+) -> None:
+    (tmp_path / "requests").write_text(requests)
+    with asking(sanitized_vmrun, tmp_path, "exec sleep 60") as lines:
+        server = Server(tmp_path / "api", pieces) if pieces else None
+        assert said in last(lines)
+        if server:
+            server.close()
+            assert server.asked.startswith(b"PUT /entropy HTTP/1.1\r\nHost: localhost\r\n")
+            assert b'Content-Length: 8\r\n\r\n{"a": 1}' in server.asked
+
+
+def test_a_hypervisor_that_dies_before_its_api(tmp_path: Path, sanitized_vmrun: Path) -> None:
+    (tmp_path / "requests").write_text(ONE)
+    with asking(sanitized_vmrun, tmp_path, "echo no licence >&2\nexit 3") as lines:
+        how = "the hypervisor exited with status 3 before the guest was ready: no licence"
+        assert how in last(lines)
+
+
+@contextmanager
+def asking(vmrun: Path, directory: Path, body: str) -> Iterator[IO[str]]:
+    """What vmrun says of a script that stands for a hypervisor, whose API is ours."""
+    command = script(directory / "hypervisor", f"#!/bin/sh\n{body}\n")
+    run = subprocess.Popen(
+        [str(vmrun), "--log", "log", "--api", "api", "--requests", "requests",
+         "--answered", "--", str(command)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=directory,
+    )  # fmt: skip
+    with run:
+        assert run.stdout is not None
+        yield run.stdout
+
+
+def last(lines: IO[str]) -> str:
+    return next(line for line in lines if line.startswith(("firstlight ready", "firstlight err")))
