@@ -40,9 +40,9 @@ class Boot:
     (a POSIX extended regular expression) finds, or, where it is None, the exit of a QEMU whose
     guest wrote ``exit_code`` to the one-byte port ``exit_port`` (isa-debug-exit: QEMU's status is
     then ``exit_code * 2 + 1``). What a guest has to say after that is heard up to the console line
-    that ``last`` finds, for at most ten seconds once the machine is to stop; the guest then reads an
-    empty line on its serial console, and should wait for that where its neighbours still start. One
-    that prints ``firstlight error TEXT`` before it is ready has failed.
+    that ``last`` finds, for at most ten seconds once the machine is to stop; the guest then reads
+    an empty line on its serial console, and had better wait for it: its neighbours may still start.
+    One that prints ``firstlight error TEXT`` before it is ready has failed.
     """
 
     kernel: Path | None = None

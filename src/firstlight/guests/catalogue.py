@@ -19,7 +19,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from firstlight.errors import Failed, FirstlightError, UnknownName, Unsupported
-from firstlight.guests import Guest, images, osv
+from firstlight.guests import Guest, images, linux_kernel, linux_root, osv
+from firstlight.guests.generic import Generic
+from firstlight.guests.linux import Linux
 from firstlight.guests.osv import Osv
 
 KINDS = ("osv", "linux", "generic")
@@ -77,6 +79,11 @@ def guest(entry: Entry) -> Guest:
     """What a hypervisor boots of it."""
     home = directory() / entry.name
     kernel, disk = (home / part if part in entry.sums else None for part in PARTS)
+    if entry.kind == "linux":
+        return Linux(entry.filesystem, kernel, name=entry.name)
+    if entry.kind == "generic":
+        return Generic(entry.name, entry.ready, kernel, disk, entry.arguments,
+                       entry.filesystem or "unknown")  # fmt: skip
     return Osv(entry.name, entry.filesystem, kernel, disk, entry.program)
 
 
@@ -138,6 +145,11 @@ def _check_words(entry: Entry) -> None:
         raise FirstlightError(
             f"{entry.name!r} is no name for a guest", "take small letters, digits, '.', '_' and '-'"
         )
+    if entry.kind == "generic" and not entry.ready:
+        raise FirstlightError(
+            f"nothing says when guest {entry.name} is ready",
+            "give --ready a pattern that finds the line which it prints then",
+        )
     if (directory() / entry.name).exists():
         raise FirstlightError(
             f"a guest {entry.name} is there already",
@@ -150,14 +162,31 @@ def _checked(entry: Entry, files: Mapping[str, Path]) -> Entry:
     if not files:
         raise FirstlightError(f"guest {entry.name} has no file", "give --kernel or --image")
     kernel, disk = files.get("kernel"), files.get("disk.img")
+    if entry.kind == "linux":
+        return _checked_linux(entry, kernel, disk)
     if kernel:
         osv.check_kernel(kernel) if entry.kind == "osv" else images.kernel(kernel)
     held = [volume.filesystem for volume in images.disk(disk).volumes] if disk else []
     if entry.kind == "osv" and not entry.filesystem:
         known = [filesystem for filesystem in held if filesystem in osv.FILESYSTEMS]
         entry = replace(entry, filesystem=known[0] if known else "ramfs")
+    elif held and not entry.filesystem:
+        entry = replace(entry, filesystem=held[0])
     if disk and entry.filesystem not in ("", *osv.DISKLESS):
         images.check_root(disk, entry.filesystem)
+    return entry
+
+
+def _checked_linux(entry: Entry, kernel: Path | None, disk: Path | None) -> Entry:
+    if kernel is None or disk is not None:
+        raise FirstlightError(
+            f"guest {entry.name} of the kind linux is a kernel, whose root firstlight makes",
+            "give --kernel alone, or add an image with a root of its own as generic",
+        )
+    linux_kernel.load(kernel)
+    entry = replace(entry, filesystem=entry.filesystem or Linux.filesystem)
+    if entry.filesystem not in linux_root.FILESYSTEMS:
+        raise UnknownName("file system of Linux", entry.filesystem, linux_root.FILESYSTEMS)
     return entry
 
 

@@ -30,7 +30,6 @@ class Generic:
     name: str
     ready: str
     kernel: Path | None = None
-    initrd: Path | None = None
     disk: Path | None = None
     arguments: str = ""
     filesystem: str = "unknown"
@@ -78,7 +77,6 @@ class Generic:
                   "gateway": wanted.gateway, "console": wanted.console}  # fmt: skip
         return Boot(
             kernel=None if wanted.protocol == "disk" else self.kernel,
-            initrd=self.initrd,
             arguments=_PLACEHOLDERS.sub(lambda hit: values[hit[1]], self.arguments),
             disk=self.disk,
             writable=self.writable,

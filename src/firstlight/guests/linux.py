@@ -82,21 +82,21 @@ class Linux:
     def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
         """Its steps and the initcalls that took long."""
         del memory
-        return linux_log.read(lines, _hertz(wanted))
+        return linux_log.read(lines, _hertz(wanted), packed=wanted.protocol == "kernel")
 
     def _arguments(self, wanted: Wanted) -> list[str]:
         """The kernel's command line, a word each.
 
         The counter's frequency is told, for a microvm under TCG has nothing to measure it by; so is
         that it can be relied on, or a busy host's lost ticks would make the kernel drop it. The
-        real-mode code says that it has begun where ``debug`` and an early console are asked for.
+        real-mode code says that it has begun where ``debug`` and an early console are asked for:
+        not where that console would take lines from another.
         """
         hertz = _hertz(wanted)
         words = ["console=" + {"serial": "ttyS0", "vga": "tty0"}[wanted.console]]
-        if not self.verbose:
-            if wanted.protocol == "kernel":
-                words += ["debug", "earlyprintk=ttyS0,115200"]
-            words.append("quiet")
+        if wanted.protocol == "kernel" and not (self.verbose and wanted.console == "vga"):
+            words += ["debug", "earlyprintk=ttyS0,115200"]
+        words.append("loglevel=7" if self.verbose else "quiet")
         words += [
             "panic=-1", "reboot=t", "no_timer_check",
             "tsc=reliable", f"tsc_early_khz={hertz / 1e3:.0f}",

@@ -35,8 +35,11 @@ _SINGLE = {
 }
 
 
-def read(lines: Sequence[Line], hertz: float) -> Reading:
-    """The spans of a log, however much of it there is; ``hertz`` is how often the counter ticks."""
+def read(lines: Sequence[Line], hertz: float, *, packed: bool) -> Reading:
+    """The spans of a log, however much of it there is; ``hertz`` is how often the counter ticks.
+
+    ``packed``: the kernel was a bzImage, which uncompresses itself.
+    """
 
     def ns(ticks: str) -> int:
         return round(int(ticks) / hertz * 1e9)
@@ -56,21 +59,23 @@ def read(lines: Sequence[Line], hertz: float) -> Reading:
     if "init" in said:
         told = {"log", "trace"} <= {*said}
         kernel = ns(said["trace"][1]) - int(said["log"][1]) * 1000 if told else 0
-        spans += _before_init(kernel, ns(said["init"][1]), _setup(lines, anchors))
+        spans += _before_init(kernel, ns(said["init"][1]), _setup(lines, anchors), packed)
     return Reading(CLOCK, tuple(sorted(spans, key=lambda span: span.start)), tuple(anchors))
 
 
-def _before_init(kernel: int, init: int, setup: int | None) -> Iterator[Step]:
+def _before_init(kernel: int, init: int, setup: int | None, packed: bool) -> Iterator[Step]:
     """What there was before the first process; ``kernel`` is when the kernel's own time began."""
     if not 0 < kernel <= init:
         yield Step("kernel and firmware", 0, init)
-    elif setup is None or not 0 < setup < kernel:
+        return
+    yield Step("kernel", kernel, init)
+    if not packed:
         yield Step("firmware", 0, kernel)
-        yield Step("kernel", kernel, init)
+    elif setup is None or not 0 < setup < kernel:
+        yield Step("uncompress and firmware", 0, kernel)
     else:
         yield Step("firmware", 0, setup)
         yield Step("uncompress", setup, kernel)
-        yield Step("kernel", kernel, init)
 
 
 def _setup(lines: Sequence[Line], anchors: Sequence[tuple[int, int]]) -> int | None:
