@@ -68,6 +68,21 @@ RUNC = "python3 in runc"
 
 
 @dataclass(frozen=True)
+class Program(Agile):
+    """A program of its own, as the runtime starts it from parts."""
+
+    depth: str = "agile"
+
+    @property
+    def note(self) -> str | None:
+        """What it is, and which isolation it gives."""
+        return (
+            f"{self.name}: a program of its own, from pooled parts; isolated by namespaces, a "
+            "cgroup, seccomp and a read-only root, without capabilities, as a user of its own"
+        )
+
+
+@dataclass(frozen=True)
 class Invoked:
     """A handler of the agile runtime. ``kind`` is one of KINDS."""
 

@@ -1,8 +1,7 @@
 """Kinds of functions side by side: what it costs to start each, and which isolation it gives."""
 
 from firstlight.backends import Backend
-from firstlight.backends.agile import Agile
-from firstlight.backends.functions import KINDS, RUNC, Invoked, PythonInRunc
+from firstlight.backends.functions import KINDS, RUNC, Invoked, Program, PythonInRunc
 from firstlight.experiments import Experiment, Options
 from firstlight.model import Point
 
@@ -21,7 +20,7 @@ def _backend(point: Point) -> Backend:
     name = str(point["function"])
     if name == RUNC:
         return PythonInRunc()
-    return Agile(name) if name == COMMAND else Invoked(name)
+    return Program() if name == COMMAND else Invoked(name)
 
 
 FUNCTIONS = Experiment(

@@ -1,29 +1,38 @@
-"""How latency grows with instances: a curve a series, with its 95 % interval as a band."""
+"""How latency grows along an axis: a curve a series, with its 95 % interval as a band."""
 
 from typing import Any
 
 import altair as alt
 
 from firstlight.plots import palette, theme
-from firstlight.report.figures import Figures
+from firstlight.report.figures import Figures, PointFigures, series_axes
 from firstlight.report.wording import duration_interval
 
 QUANTITIES = ("median", "P95", "P99", "all ready")
+AXES = {
+    "instances": "instances (log)",
+    "background": "instances that are up (log)",
+    "rate": "starts asked a second (log)",
+}
+"""What a curve can be drawn along, and how its axis is named."""
 
 
-def scaling(run: Figures, *, legend: bool = True) -> alt.FacetChart:
-    """Median, P95 and P99 of a start, and the time until a batch is all ready; log-log."""
-    rows = values(run)
+def scaling(run: Figures, *, along: str = "instances", legend: bool = True) -> alt.FacetChart:
+    """Median, P95 and P99 of a start, and the time until a batch is all ready; log-log.
+
+    ``along`` is one of AXES; the last quantity is only drawn along instances.
+    """
+    rows = values(run, along)
     shown = [name for name in QUANTITIES if any(row["quantity"] == name for row in rows)]
-    counts = sorted({row["instances"] for row in rows})
-    names = run.series
+    counts = sorted({row["at"] for row in rows})
+    names = series(run, along)
     colours = palette.series(names)
     scale, ticks = theme.log_scale(
         min(row["low"] for row in rows), max(row["high"] for row in rows)
     )
     x = alt.X(
-        "instances:Q",
-        title="instances (log)",
+        "at:Q",
+        title=AXES[along],
         scale=theme.log_scale(counts[0], counts[-1])[0],
         axis=alt.Axis(values=counts, format="d", grid=False),
     )
@@ -37,7 +46,7 @@ def scaling(run: Figures, *, legend: bool = True) -> alt.FacetChart:
         "series:N",
         scale=alt.Scale(domain=names, range=[colours[name] for name in names]),
         legend=alt.Legend(title=None, orient="top", symbolType="stroke", symbolStrokeWidth=3)
-        if legend
+        if legend and len(names) > 1
         else None,
     )
     base = alt.Chart().encode(x=x, color=colour)
@@ -49,7 +58,7 @@ def scaling(run: Figures, *, legend: bool = True) -> alt.FacetChart:
         y=y,
         tooltip=[
             alt.Tooltip("series:N", title="series"),
-            alt.Tooltip("instances:Q", title="instances"),
+            alt.Tooltip("at:Q", title=along),
             alt.Tooltip("quantity:N", title="figure"),
             alt.Tooltip("worded:N", title="95 % interval"),
         ],
@@ -66,22 +75,38 @@ def scaling(run: Figures, *, legend: bool = True) -> alt.FacetChart:
     )
 
 
-def values(run: Figures) -> list[dict[str, Any]]:
-    """A row a point and quantity; a tail that the samples cannot bound has none."""
+def series(run: Figures, along: str) -> list[str]:
+    """What the curves are: the settings of the axes that vary, but for ``along``."""
+    return list(dict.fromkeys(_name(run, point, along) for point in run.points if point.latency))
+
+
+def _name(run: Figures, point: PointFigures, along: str) -> str:
+    if along == "instances":
+        return point.series
+    axes = [axis for axis in series_axes(run.run) if axis != along]
+    sizes = {each.instances for each in run.points}
+    own = " · ".join(str(point.point.get(axis)) for axis in axes)
+    return " × ".join(filter(None, (own, str(point.instances) * (len(sizes) > 1)))) or "all"
+
+
+def values(run: Figures, along: str = "instances") -> list[dict[str, Any]]:
+    """A row a point and quantity; a tail that the samples cannot bound has none, and neither has
+    a setting that a logarithm cannot show."""
     rows = []
     for point in run.points:
-        if point.latency is None:
+        at = point.point.get(along, 0)
+        if point.latency is None or not isinstance(at, int | float) or at <= 0:
             continue
         figures = (
             point.latency.median,
             point.latency.p95,
             point.latency.p99,
-            point.all_ready,
+            point.all_ready if along == "instances" else None,
         )
         rows += [
             {
-                "series": point.series,
-                "instances": point.instances,
+                "series": _name(run, point, along),
+                "at": at,
                 "quantity": quantity,
                 "ms": interval.value / 1e6,
                 "low": interval.low / 1e6,

@@ -9,7 +9,7 @@ from typing import Any
 
 from firstlight.claims import judge
 from firstlight.model import Sample
-from firstlight.report import answer, figures
+from firstlight.report import agile, answer, figures
 from firstlight.report.figures import Boot, Figures, Part, PointFigures
 from firstlight.stats import Interval
 from firstlight.store import Run
@@ -82,6 +82,7 @@ def _point(point: PointFigures) -> dict[str, Any]:
             for found in point.queues
         ],
         "boot": _boot(figures.boot(point)),
+        "counts": agile.counts(point),
         "steps": [{"step": name, "median_ns": _ns(took)} for name, took in figures.steps(point)],
     }
 

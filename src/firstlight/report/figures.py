@@ -217,8 +217,11 @@ def _summary(samples: Sequence[Sample]) -> Summary | None:
     return stats.summary(latencies(samples), groups=batches(samples)) if samples else None
 
 
-def _all_ready(samples: Sequence[Sample]) -> Interval | None:
-    """Over the batches in which every start was ready."""
+def makespans(samples: Iterable[Sample]) -> Floats:
+    """From a batch's first intended arrival until its last start is ready, in ns.
+
+    Of the batches in which every start was ready.
+    """
     by_batch: dict[int, list[Sample]] = {}
     for sample in samples:
         by_batch.setdefault(sample.batch, []).append(sample)
@@ -227,7 +230,12 @@ def _all_ready(samples: Sequence[Sample]) -> Interval | None:
         for batch in by_batch.values()
         if len(ends := [s.stamps.ready for s in batch if s.stamps.ready is not None]) == len(batch)
     ]
-    return stats.quantile_interval(np.array(spans, dtype=np.float64), 0.5) if spans else None
+    return np.array(spans, dtype=np.float64)
+
+
+def _all_ready(samples: Sequence[Sample]) -> Interval | None:
+    spans = makespans(samples)
+    return stats.quantile_interval(spans, 0.5) if spans.size else None
 
 
 def _late(samples: Sequence[Sample], latency: Summary | None) -> float | None:

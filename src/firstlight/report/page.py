@@ -23,7 +23,7 @@ from markupsafe import Markup
 from firstlight import claims
 from firstlight.model import Sample
 from firstlight.plots import palette, theme
-from firstlight.report import answer, cni, figures, pictures, wording
+from firstlight.report import agile, answer, cni, figures, pictures, wording
 from firstlight.report.figures import Figures, PointFigures
 from firstlight.report.pictures import Picture
 from firstlight.stats import samples_needed
@@ -119,6 +119,7 @@ def _run(run: Figures, charts: Charts) -> dict[str, Any]:
         "bars": bars,
         "cni": _cni(run.run),
         "boots": _boots(run),
+        "own": agile.table(run),
         "curves": [charts.place(picture) for picture in pictures.curves(run, legend=False)],
         "series": [_series(run, name, charts) for name in run.series if run.of(name)],
         "failed": [(sample, _setting(sample)) for sample in failed[:MOST_FAILURES]],

@@ -11,14 +11,18 @@ import vl_convert
 from firstlight import breakdown
 from firstlight.model import Sample
 from firstlight.plots import boots, palette, theme
+from firstlight.plots.ablation import ablation
 from firstlight.plots.causes import causes as causes_chart
 from firstlight.plots.cdf import cdf
 from firstlight.plots.cdf import curves as cdf_curves
 from firstlight.plots.container_creation import container_creation, parts
 from firstlight.plots.network_setup import network_setup, steps
 from firstlight.plots.scaling import scaling
+from firstlight.plots.scaling import series as scaling_series
+from firstlight.plots.scaling import values as scaling_values
 from firstlight.plots.waterfall import waterfall as waterfall_chart
 from firstlight.report import figures
+from firstlight.report.agile import worth
 from firstlight.report.figures import Figures, PointFigures
 from firstlight.report.wording import duration
 from firstlight.store import Run
@@ -31,6 +35,13 @@ PAPER = {
     "driver-loading": "the paper's Fig. 4",
     "unikernel-scale": "the paper's Fig. 5",
 }
+_ALONG = {
+    "background": "Growth with instances that are up already",
+    "rate": "Growth with starts asked for a second",
+}
+_BANDS = "Bands are 95 % intervals. A tail that too few starts bound is left out."
+MOST_STEPS = 12
+"""The colours of more cannot be told apart; ``--json`` has them all."""
 SHADES = "Full colour is inside a phase's own system calls, pale colour around them."
 
 
@@ -77,7 +88,7 @@ def bars(run: Figures, *, legend: bool) -> Iterator[Picture]:
             tuple(palette.parts(names).items()),
         )
         beside = ""
-    elif names := steps(run):
+    elif 0 < len(names := steps(run)) <= MOST_STEPS:
         yield Picture(
             "steps",
             f"{run.run.header.experiment} by step{beside}",
@@ -108,6 +119,14 @@ def curves(run: Figures, *, legend: bool) -> Iterator[Picture]:
     """The distribution of latencies, and how they grow."""
     if not run.lead:
         return
+    if run.run.header.experiment == "ablation" and worth(run):
+        yield Picture(
+            "worth",
+            "What each prepared part is worth",
+            "Median of the starts without it over that of the starts with it, with 95 % intervals; "
+            "grey where leaving it out may cost nothing. Untraced starts only.",
+            {"": ablation(run)},
+        )
     yield Picture(
         "cdf",
         "Distribution of latency",
@@ -122,11 +141,19 @@ def curves(run: Figures, *, legend: bool) -> Iterator[Picture]:
         yield Picture(
             "scaling",
             "Growth with instances",
-            "Bands are 95 % intervals. A tail that too few starts bound is left out. "
-            "“All ready” is until the last start of a batch.",
+            f"{_BANDS} “All ready” is until the last start of a batch.",
             {"": scaling(run, legend=legend)},
             tuple(palette.series(run.series).items()),
         )
+    for along, title in _ALONG.items():
+        if len({row["at"] for row in scaling_values(run, along)}) > 1:
+            yield Picture(
+                f"by-{along}",
+                title,
+                _BANDS,
+                {"": scaling(run, along=along, legend=legend)},
+                tuple(palette.series(scaling_series(run, along)).items()),
+            )
 
 
 def causes(points: Sequence[PointFigures], *, legend: bool) -> Picture:

@@ -15,7 +15,7 @@ from firstlight.compare import Comparison, Difference, Side
 from firstlight.host import Check
 from firstlight.model import Ending, Sample
 from firstlight.plots import palette
-from firstlight.report import answer, cni, figures, wording
+from firstlight.report import agile, answer, cni, figures, wording
 from firstlight.report.data import as_json
 from firstlight.report.figures import Figures, Part, PointFigures
 from firstlight.stats import Interval, samples_needed
@@ -46,6 +46,8 @@ def _run(run: Figures) -> RenderableType:
         Text(),
         _latencies(run),
     ]
+    if own := agile.table(run):
+        shown += [Text(), _own(own)]
     if run.run.header.experiment == cni.EXPERIMENT:
         shown += [Text(), cni.table(run.run), Text(cni.advice(run.run))]
     shown += _boots(run)
@@ -127,6 +129,21 @@ def _boots(run: Figures) -> Iterable[RenderableType]:
              style="dim")  # fmt: skip
         yield Text()
         yield table
+
+
+def _own(own: agile.Table) -> Table:
+    table = _table(own.title)
+    for place, heading in enumerate(own.headings):
+        table.add_column(heading, justify="right" if own.is_figure(place) else "left")
+    for row in own.rows:
+        _row(table, *(_worded(cell) if own.is_figure(n) else cell for n, cell in enumerate(row)))
+    return table
+
+
+def _worded(cell: str) -> Text:
+    """A figure that wraps before its interval, and nowhere else."""
+    value, _, bounds = cell.partition(" (")
+    return Text.assemble(_kept(value), " (", _kept(bounds)) if bounds else _kept(value)
 
 
 def _tail(point: PointFigures, quantile: float) -> Text:

@@ -16,12 +16,14 @@ def duration(ns: float) -> str:
 def duration_interval(interval: Interval) -> str:
     """``31.2 ms (29.0–33.1)``: all three in the unit of the estimate."""
     scale, _ = _unit(interval.value)
-    return f"{duration(interval.value)} ({_bounds(interval, scale)})"
+    decimals = _decimals(interval.value / scale)
+    return f"{duration(interval.value)} ({_bounds(interval, scale, decimals)})"
 
 
 def ratio_interval(interval: Interval) -> str:
-    """``1.04× (0.98–1.10)``."""
-    return f"{digits(interval.value, 2)}× ({digits(interval.low, 2)}–{digits(interval.high, 2)})"
+    """``1.04× (0.98–1.10)``, ``78.4× (71.2–83.0)``, ``361× (336–429)``."""
+    decimals = _decimals(interval.value) if interval.value >= 10 else 2
+    return f"{digits(interval.value, decimals)}× ({_bounds(interval, 1, decimals)})"
 
 
 def percent(share: float) -> str:
@@ -63,6 +65,5 @@ def _decimals(value: float) -> int:
     return max(0, 2 - math.floor(math.log10(abs(value)))) if abs(value) >= 1 else 0
 
 
-def _bounds(interval: Interval, scale: float) -> str:
-    decimals = _decimals(interval.value / scale)
+def _bounds(interval: Interval, scale: float, decimals: int) -> str:
     return "–".join(digits(bound / scale, decimals) for bound in (interval.low, interval.high))

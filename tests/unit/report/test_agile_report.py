@@ -1,0 +1,253 @@
+"""What is said of the agile runtime's runs, on runs made up so that the answer is known."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from firstlight.model import Ending, EndPoint, Header, Point, Sample, Stamps, Step
+from firstlight.plots import scaling
+from firstlight.report import agile, answer, figures, pictures, terminal
+from firstlight.report.figures import Figures
+from firstlight.store import Run
+
+MS = 1_000_000
+BATCHES = 4
+Latency = Callable[[Point], float]
+Counts = Callable[[Point], dict[str, float]]
+
+
+def starts(
+    points: list[Point], ms: Latency, packet: Latency | None, counts: Counts | None
+) -> Iterator[Sample]:
+    """A batch's starts are asked for 1 ms after one another; each batch is 1 % slower."""
+    batch = index = 0
+    for point in points:
+        for repetition in range(BATCHES):
+            for instance in range(int(point["instances"])):
+                asked = batch * 1000 * MS + instance * MS
+                took = int(ms(point) * (1 + repetition / 100) * MS)
+                heard = asked + took + int(packet(point) * MS) if packet else 0
+                yield Sample(
+                    index=index, batch=batch, instance=instance, repetition=repetition, point=point,
+                    traced=False, ending=Ending.READY,
+                    stamps=Stamps(asked, asked, asked + took, asked + took),
+                    steps=(Step("packet", asked + took, heard),) if packet else (),
+                    counts=counts(point) if counts and not instance else {},
+                )  # fmt: skip
+                index += 1
+            batch += 1
+
+
+def run(
+    experiment: str,
+    axes: tuple[str, ...],
+    points: list[Point],
+    ms: Latency,
+    *,
+    packet: Latency | None = None,
+    counts: Counts | None = None,
+    notes: tuple[str, ...] = (),
+) -> Figures:
+    header = Header(
+        run="r", experiment=experiment, question="?", end_point=EndPoint.FIRST_INSTRUCTION,
+        axes=axes, points=tuple(points), argv=(), seed=1, started="", revision="",
+        repetitions=BATCHES, notes=notes,
+    )  # fmt: skip
+    samples = list(starts(points, ms, packet, counts))
+    return figures.figures(Run(Path("/nowhere"), header, samples, None))
+
+
+def comparison() -> Figures:
+    took = {"runc + bridge": 30.0, "agile": 1.5, "agile-ready": 1.0}
+    points: list[Point] = [
+        {"backend": name, "instances": size} for name in took for size in (1, 10)
+    ]
+    return run(
+        "agile", ("backend", "instances"), points,
+        lambda p: took[str(p["backend"])] * (1 if p["instances"] == 1 else 2),
+    )  # fmt: skip
+
+
+def test_the_gain_over_a_runtime_is_the_answer() -> None:
+    said = answer.answer(comparison())
+    assert said.startswith("On this machine an agile start takes 1.52 ms (1.50–1.54) to its first ")
+    assert "instruction, 20.0× (19.6–20.4) faster than runc + bridge" in said
+    assert "from a whole sandbox 1.01 ms (1.00–1.03), 30.0× (" in said
+    # The last of ten is asked for after 9 ms.
+    assert "With 10 at once the last is ready after 12.0 ms (" in said
+    assert f"{(9 + 60.9) / (9 + 3.045):.2f}× (" in said
+
+
+def test_a_run_of_something_else_or_too_thin_says_nothing() -> None:
+    one: list[Point] = [{"backend": "agile", "instances": 1}]
+    alone = run("agile", ("backend", "instances"), one, lambda _: 1.0)
+    assert agile.answer(alone) is None
+    assert answer.answer(alone).startswith("On this machine one start (")
+    other = run("pod", ("backend", "instances"), one, lambda _: 1.0)
+    assert agile.answer(other) is None
+    assert agile.table(other) is None
+
+
+def ablation() -> Figures:
+    took = {"nothing": 1.0, "sandboxes": 2.0, "networks": 5.0, "cgroups": 2.5, "neighbours": 2.0,
+            "everything": 8.0}  # fmt: skip
+    points: list[Point] = [{"without": part, "instances": size} for part in took for size in (1, 2)]
+    return run(
+        "ablation", ("without", "instances"), points, lambda p: took[str(p["without"])],
+        packet=lambda p: 1.0 if p["without"] in ("neighbours", "everything") else 0.1,
+    )  # fmt: skip
+
+
+def test_a_part_is_compared_with_the_start_that_only_has_it_more() -> None:
+    found = {(one.part, one.instances, one.end): one for one in agile.worth(ablation())}
+    worth = {
+        part: (round(one.longer.value, 3), round(one.extra / MS, 2))
+        for (part, size, end), one in found.items()
+        if (size, end) == (1, "first instruction")
+    }
+    assert worth == {
+        "sandboxes": (2.0, 1.01),
+        "networks": (2.5, 3.04),
+        "cgroups": (1.25, 0.51),
+        "neighbours": (1.0, 0.0),
+        "everything": (8.0, 7.11),
+    }
+    packet = found["neighbours", 1, "first packet"]
+    assert packet.extra == pytest.approx(0.9 * MS)
+    assert packet.longer.low > 1
+
+
+def test_the_parts_that_gain_are_said_in_order_and_the_others_named() -> None:
+    said = answer.answer(ablation())
+    assert "from parts 2.00× (" in said
+    assert "with nothing prepared 8.00× (" in said
+    assert said.index("networks 3.04 ms, 2.50×") < said.index("cgroups 508 µs, 1.25×")
+    assert said.endswith("No gain is shown for neighbours.")
+
+
+def churn(hits: dict[float, float]) -> Figures:
+    points: list[Point] = [
+        {"pools": pools, "rate": rate, "instances": 100}
+        for pools in ("full", "refilling")
+        for rate in hits
+    ]
+
+    def counts(point: Point) -> dict[str, float]:
+        found = hits[float(point["rate"])] if point["pools"] == "refilling" else 100.0
+        return {"hits": found, "misses": 100 - found, "made": 9, "fill": 500.0, "refill": 300.0}
+
+    return run(
+        "churn", ("pools", "rate", "instances"), points,
+        lambda p: 1.2 if p["pools"] == "refilling" else 1.0, counts=counts,
+    )  # fmt: skip
+
+
+def test_churn_is_told_at_the_rate_that_the_pool_keeps_up_with() -> None:
+    said = answer.answer(churn({50: 100, 100: 98, 200: 20}))
+    assert "at 100 starts and stops a second, a start takes 1.2" in said
+    assert "its P99 is 1.20× (" in said
+    assert "filled with 500 sandboxes a second before, and refilled with 300 a second" in said
+    assert said.endswith("at 200 a second it runs dry: 20 % find a sandbox waiting.")
+
+
+def test_churn_that_no_pool_keeps_up_with_is_told_at_its_highest_rate() -> None:
+    said = answer.answer(churn({50: 40, 100: 10}))
+    assert "at 100 starts and stops a second" in said
+    assert "runs dry" not in said
+
+
+def test_the_table_of_churn_has_a_row_a_point() -> None:
+    found = agile.table(churn({50: 100}))
+    assert found
+    assert [row[0] for row in found.rows] == ["full · 50", "refilling · 50"]
+    full, refilling = found.rows
+    assert full[1] == "1000", "100 starts, each 1 ms after the one before, in 100 ms"
+    assert full[2:] == ("100 %", "500", "300", "–")
+    assert refilling[5].startswith("1.20× (")
+
+
+def test_a_full_host_is_compared_with_an_empty_one() -> None:
+    points: list[Point] = [{"background": up, "instances": 1} for up in (10, 1000)]
+    said = answer.answer(
+        run("density", ("background", "instances"), points,
+            lambda p: 1.0 if p["background"] == 10 else 1.5)
+    )  # fmt: skip
+    assert "1.01 ms (1.00–1.03) to its first instruction with 10 instances up" in said
+    assert "with 1\N{NARROW NO-BREAK SPACE}000: 1.50× (" in said
+
+
+def test_kinds_of_functions_are_told_with_their_isolation() -> None:
+    took = {"python3 in runc": 60.0, "zygote": 3.0, "wasm": 0.1}
+    points: list[Point] = [{"function": name, "instances": 1} for name in took]
+    kinds = run(
+        "functions", ("function", "instances"), points, lambda p: took[str(p["function"])],
+        notes=("wasm: by WebAssembly alone", "a note without a name"),
+    )  # fmt: skip
+    said = answer.answer(kinds)
+    assert "its handler's first line after 3.04 ms (3.00–3.09), 20.0× (19." in said
+    assert "faster than python3 in runc (60.9 ms (60.0–61.8)); a WebAssembly function" in said
+    found = agile.table(kinds)
+    assert found
+    assert found.rows[-1][0] == "wasm"
+    assert found.rows[-1][-1] == "by WebAssembly alone"
+    assert found.rows[0][2] == "–"
+
+
+def test_an_ablation_is_drawn_by_part_and_end() -> None:
+    found = {picture.name: picture for picture in pictures.every(ablation())}
+    [chart] = found["worth"].charts.values()
+    [rows] = chart.to_dict()["datasets"].values()
+    assert list(dict.fromkeys(row["facet"] for row in rows)) == [
+        "first instruction, 1 at once",
+        "first instruction, 2 at once",
+        "first packet, 1 at once",
+    ]
+    assert [row["part"] for row in rows if row["facet"].startswith("first packet")] == [
+        "sandboxes", "networks", "cgroups", "neighbours", "everything"
+    ]  # fmt: skip
+    assert all(row["low"] <= row["times"] <= row["high"] for row in rows)
+
+
+def test_growth_is_drawn_along_the_axis_that_varies() -> None:
+    assert "by-rate" in {picture.name for picture in pictures.every(churn({50: 100, 100: 98}))}
+    points: list[Point] = [{"background": up, "instances": 1} for up in (0, 10, 100)]
+    density = run("density", ("background", "instances"), points, lambda _: 1.0)
+    assert "by-background" in {picture.name for picture in pictures.every(density)}
+    rows = scaling.values(density, "background")
+    assert [(row["series"], row["at"], row["quantity"]) for row in rows] == [
+        ("all", 10, "median"), ("all", 100, "median")
+    ]  # fmt: skip
+    rows = scaling.values(churn({50: 100, 100: 98}), "rate")
+    assert {(row["series"], row["at"]) for row in rows} == {
+        (pools, rate) for pools in ("full", "refilling") for rate in (50, 100)
+    }
+    assert "all ready" not in {row["quantity"] for row in rows}
+
+
+def test_more_steps_than_colours_are_not_drawn() -> None:
+    points: list[Point] = [{"backend": "x", "instances": 1}]
+    few, many = (run("pod", ("backend", "instances"), points, lambda _: 1.0) for _ in range(2))
+    for shown, count in ((few, 3), (many, pictures.MOST_STEPS + 1)):
+        steps = tuple(Step(f"step-{n}", n, n + 1) for n in range(count))
+        samples = [msgspec.structs.replace(one, steps=steps) for one in shown.run.samples]
+        names = {
+            p.name for p in pictures.every(figures.figures(replace(shown.run, samples=samples)))
+        }
+        assert ("steps" in names) is (count == 3)
+
+
+@pytest.mark.parametrize("made", [comparison, ablation, lambda: churn({50: 100})])
+def test_the_terminal_shows_it(made: Callable[[], Figures]) -> None:
+    shown = made()
+    console = Console(width=110, file=StringIO())
+    console.print(terminal.summary([shown.run]))
+    assert isinstance(console.file, StringIO)
+    text = " ".join(console.file.getvalue().split())
+    assert " ".join(answer.answer(shown).split()) in text
+    own = agile.table(shown)
+    assert own is None or own.title in text
