@@ -88,13 +88,22 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Claim:
-    """A row of the table: the experiment that can tell, and how."""
+    """A row of the table: the experiment that can tell, and how.
+
+    ``also`` are other experiments whose runs can tell as well.
+    """
 
     id: str
     claim: str
     paper: str
     experiment: str
     found: Callable[[Evidence], tuple[Outcome, str]]
+    also: tuple[str, ...] = ()
+
+    @property
+    def experiments(self) -> tuple[str, ...]:
+        """All experiments whose runs can tell."""
+        return self.experiment, *self.also
 
 
 _Points = dict[str, dict[int, list[list[Sample]]]]
@@ -368,6 +377,7 @@ CLAIMS = (
         "proposed, not measured there; related work says up to 80 %",
         "agile",
         claims_agile.pool_relieves,
+        also=("ablation",),
     ),
 )
 """The paper's claims, in its order."""
@@ -378,7 +388,7 @@ def _outcome(claim: Claim, runs: Sequence[Run]) -> tuple[Outcome, str]:
         "not measured",
         f"needs a run of {claim.experiment}: firstlight run {claim.experiment}",
     )
-    fitting = [run for run in runs if run.header.experiment == claim.experiment]
+    fitting = [run for run in runs if run.header.experiment in claim.experiments]
     for age, run in enumerate(sorted(fitting, key=lambda run: run.header.started, reverse=True)):
         found = claim.found(Evidence(run))
         if found[0] != "not measured":

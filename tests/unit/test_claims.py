@@ -275,3 +275,22 @@ def test_c18_compares_full_pools_with_empty_ones() -> None:
         != "holds"
     )
     assert verdict(points[:2], plan)[0] == "not measured"
+
+
+def test_c18_is_told_by_an_ablation_that_leaves_out_the_networks() -> None:
+    points: list[Point] = [
+        {"without": part, "instances": size}
+        for part in ("nothing", "sandboxes", "networks", "everything")
+        for size in (1, 20)
+    ]
+
+    def plan(point: Point, _: int, draw: np.random.Generator) -> tuple[int, int, tuple[Step, ...]]:
+        slow = {"nothing": 1, "sandboxes": 2, "networks": 6, "everything": 30}
+        return 0, round((slow[str(point["without"])] + draw.uniform(0, 0.1)) * MS), ()
+
+    judged = claims.judge([run_of("ablation", points, plan)])[-1]
+    assert (judged.id, judged.verdict) == ("C18", "holds")
+    assert judged.figure.startswith(
+        "a network of each start's own over a pooled one: 1 at once: 2.9"
+    )
+    assert "20 at once: 2.9" in judged.figure

@@ -70,7 +70,7 @@ def render(runs: Sequence[Run]) -> str:
     shown = [figures.figures(run) for run in runs]
     verdicts = claims.judge(runs)
     experiments = {run.header.experiment for run in runs}
-    asked = {claim.id for claim in claims.CLAIMS if claim.experiment in experiments}
+    asked = {one.id for one in claims.CLAIMS if experiments.intersection(one.experiments)}
     charts = Charts()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("firstlight.report", "."),
