@@ -275,10 +275,11 @@ def _by_guest(run: Run, found: Callable[[list[_Starts]], Finding | str]) -> tupl
             finding: Finding | str = f"needs {REPETITIONS} complete batches of each point"
             if mine:
                 finding = found(mine)
+            whose = f"{guest}: " if guest else ""
             if isinstance(finding, str):
-                yield f"{guest}: {finding}"
+                yield f"{whose}{finding}"
             else:
-                yield Finding(finding.sides, f"{guest}: {finding.figure}")
+                yield Finding(finding.sides, f"{whose}{finding.figure}")
 
     every = list(findings())
     decided = [one for one in every if isinstance(one, Finding)]

@@ -15,6 +15,7 @@ from firstlight.experiments.density import DENSITY
 from firstlight.experiments.driver_loading import DRIVER_LOADING
 from firstlight.experiments.floor import FLOOR
 from firstlight.experiments.functions import FUNCTIONS
+from firstlight.experiments.hypervisor_builds import HYPERVISOR_BUILDS
 from firstlight.experiments.network_setup import NETWORK_SETUP
 from firstlight.experiments.network_tricks import NETWORK_TRICKS
 from firstlight.experiments.platforms import PLATFORMS
@@ -28,7 +29,7 @@ ALL = {
     for experiment in (
         CONTAINER_CREATION, NETWORK_SETUP, ROOTFS, NETWORK_TRICKS, FLOOR,
         CNI_BREAKDOWN, CNI_BACKGROUND, CNI_BURST, CNI_TEARDOWN, POD,
-        UNIKERNEL_BOOT, BOOT_PROTOCOL, DRIVER_LOADING, UNIKERNEL_SCALE,
+        UNIKERNEL_BOOT, HYPERVISOR_BUILDS, BOOT_PROTOCOL, DRIVER_LOADING, UNIKERNEL_SCALE,
         AGILE, ABLATION, CHURN, DENSITY, FUNCTIONS, PLATFORMS,
     )
 }  # fmt: skip

@@ -1,7 +1,8 @@
 """The machines that experiments boot, by the words that their points use.
 
-``hypervisor`` is ``BINARY MACHINE`` (``qemu`` stands for the QEMU on PATH) or a Firecracker's name
-or path; ``guest`` is ``probe``, ``linux`` or a name of the guest catalogue.
+``hypervisor`` is ``BINARY MACHINE`` (``qemu`` stands for the QEMU on PATH), or a Firecracker's name
+or path, with `` snapshot`` behind it where a guest is restored and not booted. ``guest`` is
+``probe``, ``linux`` or a name of the guest catalogue.
 """
 
 import shutil
@@ -20,6 +21,7 @@ from firstlight.guests.linux import Linux
 from firstlight.guests.probe import Probe
 from firstlight.model import Point
 
+SNAPSHOT = " snapshot"
 _QEMU = "qemu-system-x86_64"
 _OWN = ("probe", "linux")
 
@@ -63,7 +65,7 @@ def protocol(hypervisor: str, guest: str) -> str:
 
     Linux has a VGA text console only by firmware, so on a PC it is booted so on either console.
     """
-    if not hypervisor.rpartition(" ")[0]:
+    if _is_firecracker(hypervisor):
         return "direct" if guest == "linux" else "pvh"
     return "kernel" if guest == "linux" and hypervisor.endswith(" pc") else "pvh"
 
@@ -91,8 +93,10 @@ def backend(point: Point) -> Backend:
     guest = _guest(str(point["guest"]), str(point["filesystem"]))
     console = str(point.get("console", "serial"))
     how = str(point.get("protocol") or protocol(hypervisor, str(point["guest"])))
-    if not binary:
-        return Firecracker(guest, protocol=how, console=console, binary=hypervisor)
+    if _is_firecracker(hypervisor):
+        binary = hypervisor.removesuffix(SNAPSHOT)
+        way = "config" if binary == hypervisor else "snapshot"
+        return Firecracker(guest, way=way, protocol=how, console=console, binary=binary)
     return Qemu(
         guest,
         machine=machine,
@@ -104,11 +108,13 @@ def backend(point: Point) -> Backend:
     )
 
 
-def _is_firecracker(binary: str) -> bool:
-    return "firecracker" in Path(binary).name
+def _is_firecracker(hypervisor: str) -> bool:
+    return "firecracker" in Path(hypervisor).name
 
 
 def _accelerator(point: Point, options: Options) -> str:
+    if _is_firecracker(str(point["hypervisor"])):
+        return "kvm"
     binary = str(point["hypervisor"]).rpartition(" ")[0]
     found = shutil.which(_QEMU if binary == "qemu" else binary)
     try:
@@ -118,7 +124,7 @@ def _accelerator(point: Point, options: Options) -> str:
             return choose(program, options.accel, must_be_tcg=counted).name
     except Unsupported:
         pass
-    return "kvm" if not binary else options.accel
+    return options.accel
 
 
 @cache

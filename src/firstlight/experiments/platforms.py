@@ -18,13 +18,18 @@ def _points(options: Options) -> list[Point]:
     names += [
         f"{hypervisor}: {guest} {filesystem}"
         for guest, filesystem in machines.guests(options, _ROOT)
-        for hypervisor in machines.hypervisors(options, "microvm")
+        for hypervisor in _hypervisors(options)
     ]
     return [
         {"platform": name, "instances": instances}
         for name in names
         for instances in options.instances
     ]
+
+
+def _hypervisors(options: Options) -> list[str]:
+    booting = machines.hypervisors(options, "microvm")
+    return [*booting, f"{booting[-1]}{machines.SNAPSHOT}"]
 
 
 def _backend(point: Point) -> Backend:

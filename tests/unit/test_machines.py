@@ -1,0 +1,62 @@
+"""The words that points use for machines, and what they stand for."""
+
+import pytest
+
+from firstlight.backends.firecracker import Firecracker
+from firstlight.backends.qemu import Qemu
+from firstlight.errors import UnknownName
+from firstlight.experiments import Options, machines
+from firstlight.experiments.catalogue import ALL
+from firstlight.guests.linux import Linux
+from firstlight.guests.probe import Probe
+
+NAMES = ("unikernel-boot", "boot-protocol", "driver-loading", "unikernel-scale", "platforms")
+
+
+@pytest.fixture(autouse=True)
+def _no_guests_of_the_users(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIRSTLIGHT_GUESTS", str(tmp_path))
+
+
+def test_a_point_is_a_machine() -> None:
+    found = machines.backend(
+        {"hypervisor": "qemu pc", "guest": "linux", "filesystem": "ext4", "console": "vga",
+         "clock": "counted"}
+    )  # fmt: skip
+    assert found == Qemu(Linux("ext4"), machine="pc", protocol="kernel", console="vga", icount=True)
+
+
+@pytest.mark.parametrize(
+    ("word", "way"), [("firecracker", "config"), ("/opt/a b/firecracker-1.12 snapshot", "snapshot")]
+)
+def test_a_firecracker_boots_or_restores(word: str, way: str) -> None:
+    found = machines.backend({"hypervisor": word, "guest": "probe", "filesystem": "erofs"})
+    assert isinstance(found, Firecracker)
+    assert (found.way, found.binary) == (way, word.removesuffix(" snapshot"))
+    assert found.guest == Probe(packet=False)
+
+
+def test_a_path_of_qemu_may_have_blanks() -> None:
+    found = machines.backend({"hypervisor": "/a b/qemu microvm", "guest": "probe",
+                              "filesystem": "none"})  # fmt: skip
+    assert isinstance(found, Qemu)
+    assert (found.binary, found.machine, found.protocol) == ("/a b/qemu", "microvm", "pvh")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_point_has_all_axes_once_and_a_backend(name: str) -> None:
+    experiment = ALL[name]
+    points = experiment.points(Options(instances=(1, 2)))
+    assert len({tuple(point.items()) for point in points}) == len(points)
+    for point in points:
+        assert set(point) == set(experiment.axes)
+        assert experiment.backend(point).name
+
+
+def test_guests_are_those_that_were_asked_for() -> None:
+    assert machines.guests(Options((1,), guests=("probe",)), "ext4") == [("probe", "erofs")]
+    assert machines.guests(Options((1,)), "ext4", "btrfs") == [
+        ("probe", "erofs"), ("linux", "ext4"), ("linux", "btrfs")
+    ]  # fmt: skip
+    with pytest.raises(UnknownName, match="osv"):
+        machines.guests(Options((1,), guests=("osv",)))
