@@ -1,0 +1,133 @@
+"""What firstlight adds to a start of QEMU, and whether sixteen at once are heard and traced whole.
+
+The guest is of a few bytes: it writes some lines and ends its machine by isa-debug-exit, so that
+the end is the same event with firstlight and without. Starts of both are interleaved.
+"""
+
+import random
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.marks import Mark
+from firstlight import runner, stats, store
+from firstlight.backends import Command
+from firstlight.backends.accel import elf
+from firstlight.backends.qemu import Qemu
+from firstlight.experiments import Experiment, Options
+from firstlight.guests import Boot, Line, Reading, Wanted
+from firstlight.load import Generator
+from firstlight.model import EndPoint, Step
+from firstlight.place import isolated
+
+TRIPLES, CROWD, LINES = 120, 16, 500
+MOST_ADDED = 1.02
+_PORT, _CODE = 0x3F0, 123
+_READY = re.compile(r"^firstlight ready (\d+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Talker:
+    """Writes ``lines`` numbered lines, then exits."""
+
+    lines: int
+    name: str = "talker"
+    filesystem: str = "none"
+    end_point: EndPoint = EndPoint.BOOTED
+
+    def probe(self, wanted: Wanted) -> None:
+        """It boots anywhere."""
+
+    def boot(self, wanted: Wanted, directory: Path) -> Boot:
+        """A kernel of its own."""
+        del wanted
+        code = bytearray(b"\x66\xba\xf8\x03")  # mov dx, 0x3f8
+        for byte in b"".join(b"line %05d\r\n" % number for number in range(self.lines)):
+            code += bytes((0xB0, byte, 0xEE))  # mov al, byte; out dx, al
+        code += b"\x66\xba" + _PORT.to_bytes(2, "little") + bytes((0xB0, _CODE, 0xEE, 0xF4))
+        kernel = directory / "talker"
+        kernel.write_bytes(elf(bytes(code)))
+        return Boot(kernel, exit_port=_PORT, exit_code=_CODE)
+
+    def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
+        """A span a line."""
+        del wanted, memory
+        return Reading("none", tuple(Step(line.text, 0, 0) for line in lines))
+
+
+def _typed(command: Command) -> Command:
+    """The same command line as a user would type it: no vmrun, and nothing that vmrun asks for."""
+    line = command.argv[command.argv.index("--") + 1 :]
+    start = line.index("-S")
+    return Command((*line[:start], *line[start + 5 :]), command.env)
+
+
+def added(lines: int) -> Iterator[Mark]:
+    """Ratios of medians, from the asking for a start to the end of the machine."""
+    machine = Qemu(Talker(lines), accel="tcg")
+    taken: dict[str, list[float]] = {"firstlight": [], "a shell": [], "a bare exec": []}
+    spent: dict[str, list[float]] = {name: [] for name in taken}
+    order = random.Random(lines)  # noqa: S311 - a schedule, not a secret
+    with ExitStack() as stack:
+        place = stack.enter_context(isolated(f"bench-vm-{lines}"))
+        generator = stack.enter_context(Generator())
+        [command] = stack.enter_context(machine.prepared({}, 1, place))
+        typed = _typed(command)
+        shell = Command(("/bin/sh", "-c", shlex.join(typed.argv)), typed.env)
+        starts = {"firstlight": command, "a shell": shell, "a bare exec": typed}
+        for batch in range(TRIPLES):
+            for name in order.sample(list(starts), len(starts)):
+                [one] = generator.run(batch, [starts[name]], deadline=60)
+                [ended] = generator.stop(batch, deadline=60)
+                said = _READY.search(one.output)
+                assert bool(said) == (name == "firstlight"), one.output
+                taken[name].append((int(said[1]) if said else one.exited) - one.intended)
+                spent[name].append(ended.user_ns + ended.system_ns)
+    for name, mark in (("a shell", MOST_ADDED), ("a bare exec", None)):
+        ratio = stats.ratio_interval(taken["firstlight"], taken[name])
+        cpu = np.median(spent["firstlight"]) - np.median(spent[name])
+        yield Mark(
+            f"a QEMU start by firstlight to {name}'s, {lines} lines "
+            f"({np.median(taken[name]) / 1e6:.1f} ms, {TRIPLES} each)",
+            f"{ratio.value - 1:+.1%} [{ratio.low - 1:+.1%}, {ratio.high - 1:+.1%}], "
+            f"CPU time {cpu / 1e6:+.1f} ms",
+            f"≤ {mark - 1:+.0%}" if mark else "none",
+            mark is None or ratio.value <= mark,
+        )
+
+
+def crowd() -> list[Mark]:
+    """Sixteen at once, traced: events lost, and console lines that are not there in their order."""
+    narrow = Experiment(
+        "bench-vm", "Is all heard?", "", ("instances",), lambda _: [{"instances": CROWD}],
+        lambda _: Qemu(Talker(LINES), accel="tcg", memory_mb=128),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as directory:
+        runner.run(runner.Plan(narrow, Options((CROWD,)), 3, 1), Path(directory), lambda *_: None)
+        samples = store.read(Path(directory)).samples
+    expected = [f"line {number:05}" for number in range(LINES)]
+    heard = [[span.name for span in one.guest.spans] for one in samples if one.guest]
+    wrong = sum(lines != expected for lines in heard) + len(samples) - len(heard)
+    lost = max(one.lost for one in samples)
+    return [
+        Mark(f"events lost, {CROWD} machines at once", str(lost), "0", lost == 0),
+        Mark(f"consoles of {len(samples)} with a line lost or misplaced, {LINES} lines each",
+             str(wrong), "0", wrong == 0),
+    ]  # fmt: skip
+
+
+def measure() -> Iterator[Mark]:
+    """All of them."""
+    if not shutil.which("qemu-system-x86_64"):
+        yield Mark("QEMU", "is not installed", "", False)
+        return
+    yield from added(0)
+    yield from added(LINES)
+    yield from crowd()
