@@ -41,9 +41,13 @@ static int take_line(struct request *request, char *line)
 int load(struct request *request, const char *file)
 {
 	scoped_fd fd = open(file, O_RDONLY | O_CLOEXEC);
-	request->text = fd < 0 ? NULL : read_all(fd);
-	if (!request->text)
-		return fail("cannot read the request %s: %s", file, strerror(errno));
+	size_t used = 0;
+	ssize_t n = fd < 0 ? -1 : 1;
+	while (n > 0 && used < REQUEST_MAX)
+		used += (size_t)((n = read(fd, request->text + used, REQUEST_MAX - used)) > 0 ? n : 0);
+	if (n)
+		return fail("cannot read the request %s: %s", file,
+			    n < 0 ? strerror(errno) : "it is too long");
 	char *rest = request->text, *line;
 	while ((line = strsep(&rest, "\n")) && *line)
 		if (take_line(request, line))
@@ -52,18 +56,6 @@ int load(struct request *request, const char *file)
 	for (size_t i = 0; i < request->count; i++)
 		whole = whole && request->plugins[i].conf;
 	return whole && request->count ? 0 : fail("the request %s is not whole", file);
-}
-
-/* The configuration, with the previous result if there is one, in a pipe that the plugin reads. */
-static int input(const struct plugin *plugin, const char *previous)
-{
-	scoped_text text = NULL;
-	if (asprintf(&text, "%s%s%s}", plugin->conf, previous ? ",\"prevResult\":" : "",
-		     previous ? previous : "") < 0) {
-		text = NULL;
-		return fail("no memory is left for a configuration");
-	}
-	return pipe_of(text);
 }
 
 static int explain(const char *command, const struct plugin *plugin, const char *said, int status)
@@ -96,7 +88,8 @@ static char *execute(struct request *request, const struct plugin *plugin, const
 {
 	char *argv[] = {plugin->path, NULL};
 	int status = 0;
-	scoped_fd in = input(plugin, previous);
+	scoped_fd in = pipe_of((const char *[]){
+		plugin->conf, previous ? ",\"prevResult\":" : "}", previous, "}", NULL});
 	if (in < 0)
 		return NULL;
 	char *said = run(plugin->path, argv, request->variables, in, &status);

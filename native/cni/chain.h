@@ -8,7 +8,7 @@
 
 #include <stdbool.h>
 
-enum { PLUGINS = 16, VARIABLES = 64 };
+enum { PLUGINS = 16, VARIABLES = 64, REQUEST_MAX = 1 << 18 };
 
 struct plugin {
 	char *path, *conf;
@@ -16,12 +16,13 @@ struct plugin {
 };
 
 struct request {
-	char *text, *kept, *version, *namespace, *interface, *packet;
+	char *kept, *version, *namespace, *interface, *packet;
 	char *variables[VARIABLES + 2]; /* the first is CNI_COMMAND */
 	struct plugin plugins[PLUGINS];
 	size_t count, variable_count;
 	char *result; /* of the last ADD, or NULL */
 	int64_t packet_start, packet_end;
+	char text[REQUEST_MAX + 1]; /* no memory to ask for while the start waits */
 };
 
 int load(struct request *request, const char *file);

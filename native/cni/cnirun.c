@@ -9,7 +9,7 @@
  *
  * What it says is the protocol of backends/__init__.py. A request is lines of a word and a value:
  *
- *   kept PATH       where the result is kept, from before ADD to after DEL; empty if it failed
+ *   kept PATH       where the result is kept, to after DEL; there before ADD, and then empty
  *   version V       the CNI version that every result must have
  *   namespace PATH  the attachment's, as in CNI_NETNS
  *   interface NAME
@@ -203,11 +203,6 @@ int main(int argc, char **argv)
 	if (!strcmp(verb, "del")) {
 		recall(&request);
 		return delete_and_hold(&request);
-	}
-	keep(&request);
-	if (error[0]) {
-		say(&request, 0);
-		return 2;
 	}
 	if (pod)
 		return run_pod(&request, argv + 3);

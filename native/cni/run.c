@@ -87,15 +87,19 @@ int write_all(int fd, const char *text, size_t length)
 	return 0;
 }
 
-int pipe_of(const char *text)
+int pipe_of(const char *const texts[])
 {
-	int ends[2];
-	size_t length = strlen(text);
+	int ends[2], bad = 0;
+	size_t length = 0;
 	if (pipe2(ends, O_CLOEXEC))
 		return fail("cannot make a pipe: %s", strerror(errno));
-	int bad = length >= PIPE_SIZE && fcntl(ends[1], F_SETPIPE_SZ, (int)length) < 0;
-	fcntl(ends[1], F_SETFL, O_NONBLOCK); /* it fits, or says so */
-	bad = bad || write_all(ends[1], text, length);
+	for (size_t i = 0; texts[i]; i++)
+		length += strlen(texts[i]);
+	if (length >= PIPE_SIZE)
+		bad = fcntl(ends[1], F_SETPIPE_SZ, (int)(2 * length)) < 0;
+	fcntl(ends[1], F_SETFL, O_NONBLOCK); /* they fit, or it says so */
+	for (size_t i = 0; !bad && texts[i]; i++)
+		bad = write_all(ends[1], texts[i], strlen(texts[i]));
 	close(ends[1]);
 	if (!bad)
 		return ends[0];

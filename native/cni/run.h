@@ -22,8 +22,8 @@ void free_text(char **text);
 char *read_all(int fd);
 int write_all(int fd, const char *text, size_t length);
 
-/* A pipe that holds the text, to be read; -1 on failure. */
-int pipe_of(const char *text);
+/* A pipe that holds these texts one after the other, to be read; -1 on failure. The last is NULL. */
+int pipe_of(const char *const texts[]);
 
 /* Executes a program whose standard input is that descriptor; what it printed, for the caller to
  * free, and its wait status. NULL if it could not be executed or read. */

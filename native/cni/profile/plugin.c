@@ -139,7 +139,7 @@ char *delegate(const char *type, const char *conf)
 {
 	int status = 0;
 	scoped_text program = find(type);
-	scoped_fd in = pipe_of(conf);
+	scoped_fd in = pipe_of((const char *[]){conf, NULL});
 	char *said = in < 0 ? NULL : run(program, (char *[]){program, NULL}, environ, in, &status);
 	if (!said)
 		refuse("%s", error);

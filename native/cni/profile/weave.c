@@ -106,7 +106,7 @@ static bool iptables(char *const arguments[])
 {
 	char *argv[24] = {"/usr/sbin/iptables"};
 	int status = 0;
-	scoped_fd in = pipe_of("");
+	scoped_fd in = pipe_of((const char *[]){NULL});
 	for (size_t i = 0; arguments[i]; i++)
 		argv[i + 1] = arguments[i];
 	char *said = in < 0 ? NULL : run(argv[0], argv, environ, in, &status);

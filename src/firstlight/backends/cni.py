@@ -172,6 +172,7 @@ class Pods:
         """The file that tells ``cnirun`` of a pod, whose namespace is of that name."""
         file = self.base / f"{pod}.request"
         file.write_text(self._request(pod))
+        file.with_suffix(".kept").touch()  # from now on there may be something to DEL
         return file
 
     def _request(self, pod: str) -> str:

@@ -1,0 +1,142 @@
+"""What firstlight adds to a CNI plugin: to invoke it, to trace it, and a hundred at once.
+
+To invoke: an ADD as the lab makes it, from the intended arrival to the end point, over the same
+plugin executed by a few lines of C (execute.c) with the same environment and configuration, from
+its spawn to its end. The two take turns, in pairs of which either may be first.
+"""
+
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from bench import overhead
+from bench.marks import Mark
+from firstlight import stats
+from firstlight.backends import Command, Place, native
+from firstlight.backends.cni import Cni, hosting
+from firstlight.errors import Failed, Unsupported
+from firstlight.load import Generator
+from firstlight.model import Sample
+from firstlight.place import isolated
+from firstlight.runner import Batch, sample
+
+PAIRS = 200
+MOST_TO_INVOKE, MOST_TO_TRACE = 1.03, 1.15
+CROWD = 100
+INVOKED = ("bridge", "ptp")
+TRACED = ("bridge", "weave", "calico-profile")
+_WARM = 5
+_turns = random.Random(1)  # noqa: S311 - an order, not a secret
+
+
+def turns() -> list[int]:
+    """Who goes first in a pair: 0 is firstlight, 1 the harness."""
+    return _turns.sample([0, 1], 2)
+
+
+def compiled(directory: Path) -> Path:
+    """The harness; with musl where it is, as what it is compared with."""
+    program = directory / "execute"
+    source = Path(__file__).with_name("execute.c")
+    for compiler in ("musl-gcc", "gcc"):
+        command = [compiler, "-O2", "-D_GNU_SOURCE", "-static", "-o", program, source]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except FileNotFoundError:
+            continue
+        return program
+    raise Unsupported("no C compiler is installed", "apt-get install gcc")
+
+
+def pairs(conf: str, place: Place, generator: Generator, count: int) -> tuple[list[int], list[int]]:
+    """The durations of ``count`` ADDs through firstlight and through the harness, in ns."""
+    taken: tuple[list[int], list[int]] = [], []
+    harness = compiled(place.directory)
+    order = [number // 2 for number in range(2 * count)]
+    sides = [side for _ in range(count) for side in turns()]
+    with hosting(conf, 0, place) as pods:
+        for batch, (number, side) in enumerate(zip(order, sides, strict=True)):
+            [request] = pods.make(f"{'ab'[side]}{number}", 1)
+            command = _bare(harness, request) if side else _ours(request, place)
+            start = _start(generator, batch, command)
+            [step, *_] = start.steps
+            taken[side].append(step.end - step.start if side else start.latency or 0)
+            if side:
+                subprocess.run([native("cnirun"), "del", request], check=True, capture_output=True,
+                               stdin=subprocess.DEVNULL)  # fmt: skip
+    return taken[0][_WARM:], taken[1][_WARM:]
+
+
+def _ours(request: Path, place: Place) -> Command:
+    return Command((str(native("cnirun")), "add", str(request)), place.environment)
+
+
+def _bare(harness: Path, request: Path) -> Command:
+    """The only plugin of a request, executed by the harness."""
+    words = [line.partition(" ")[::2] for line in request.read_text().splitlines()]
+    environment = dict(value.split("=", 1) for word, value in words if word == "env")
+    [program] = [value for word, value in words if word == "plugin"]
+    [configuration] = [value for word, value in words if word == "conf"]
+    file = request.with_suffix(".json")
+    file.write_text(configuration + "}")
+    return Command((str(harness), program, str(file)), {**environment, "CNI_COMMAND": "ADD"})
+
+
+def _start(generator: Generator, batch: int, command: Command) -> Sample:
+    [outcome] = generator.run(batch, [command], deadline=30)
+    [ended] = generator.stop(batch, deadline=30)
+    alone = Batch({"instances": 1}, 0, traced=False)
+    start = sample(batch, batch, 0, alone, outcome, ended, None, 0)
+    if start.latency is None:
+        raise Failed(f"an ADD failed: {start.error}")
+    return start
+
+
+def invocation(conf: str) -> Mark:
+    """The median of the pairs' ratios, with its interval."""
+    with isolated(f"bench-{os.getpid()}-{conf}") as place, Generator() as generator:
+        ours, theirs = pairs(conf, place, generator, PAIRS)
+    ratio = stats.quantile_interval(np.array(ours) / np.array(theirs), 0.5)
+    return Mark(
+        f"to invoke {conf} through firstlight adds ({np.median(theirs) / 1e6:.1f} ms, "
+        f"{PAIRS} pairs)",
+        f"{ratio.value - 1:+.1%} [{ratio.low - 1:+.1%}, {ratio.high - 1:+.1%}]",
+        f"≤ {MOST_TO_INVOKE - 1:+.0%}",
+        ratio.value <= MOST_TO_INVOKE,
+    )
+
+
+def tracing(conf: str) -> Mark:
+    """What tracing adds to the median ADD."""
+    workload = overhead.Workload(f"CNI {conf} ADD", "cni-breakdown", {"cni": conf}, confs=(conf,))
+    return overhead.added(workload, most=MOST_TO_TRACE)
+
+
+def crowd() -> Iterator[Mark]:
+    """A hundred ADDs at once: what was lost, and what failed."""
+    workload = overhead.Workload(
+        "CNI bridge ADD", "cni-burst", {"cni": "bridge"}, confs=("bridge",)
+    )
+    frame = overhead.run(workload, CROWD, 2)
+    lost, failed = int(frame["lost"].to_numpy().max()), frame.filter(ending="failed").height
+    yield Mark(f"events lost, {CROWD} ADDs at once", str(lost), "0", lost == 0)
+    yield Mark(f"ADDs that failed, of {frame.height}", str(failed), "0", failed == 0)
+
+
+def measure() -> Iterator[Mark]:
+    """All of them; a network that cannot run here is left out."""
+    yield from map(invocation, filter(_usable, INVOKED))
+    yield from map(tracing, filter(_usable, TRACED))
+    yield from crowd()
+
+
+def _usable(conf: str) -> bool:
+    try:
+        Cni(conf).probe()
+    except Unsupported:
+        return False
+    return True
