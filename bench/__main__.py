@@ -14,7 +14,7 @@ import msgspec
 
 from bench.marks import Mark
 
-PARTS = ("startup", "spans", "attribution", "independent", "overhead", "vm")
+PARTS = ("startup", "spans", "attribution", "independent", "overhead", "cni", "vm")
 OUT = Path(__file__).parent.parent / "build" / "bench.json"
 
 
