@@ -107,7 +107,7 @@ int api_begin(struct api *api, const char *socket, const char *requests)
 	strcpy(api->address.sun_path, socket);
 	if (load(api, requests) || watch_directory(api, socket))
 		return -1;
-	return wake_at(api, api->limit);
+	return wake_at(api, now() + RETRY_NS); /* it may be there already */
 }
 
 static int ask(struct api *api)

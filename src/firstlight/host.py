@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from firstlight.backends import accel, rootfs, vm
+from firstlight.backends import accel, firecracker_probe, rootfs, vm
 from firstlight.cgroups import hierarchies, is_unified
 from firstlight.errors import Failed, Unsupported
 from firstlight.tracers import bpf
@@ -94,6 +94,7 @@ def facts() -> dict[str, Fact]:
                 ("runsc", "--version"),
                 ("ip", "-V"),
                 ("qemu-system-x86_64", "--version"),
+                ("firecracker", "--version"),
             )
             if (version := _version(program, option))
         },
@@ -276,6 +277,17 @@ def kvm() -> Check:
     )
 
 
+def firecracker() -> Check:
+    """Runs a guest of a few bytes, as its backend does before a run."""
+    try:
+        program = firecracker_probe.find()
+        pace = firecracker_probe.run_guest(program)
+    except Unsupported as error:
+        return Check("firecracker", None, error.message, error.hint)
+    version = ".".join(map(str, firecracker_probe.version(program)))
+    return Check("firecracker", True, f"{version} at {program}: {pace}")
+
+
 def tun() -> Check:
     """A machine is on the lab's network by a tap."""
     try:
@@ -405,6 +417,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     ip,
     qemu,
     kvm,
+    firecracker,
     tun,
     cores,
     frequency,

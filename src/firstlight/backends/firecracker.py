@@ -32,7 +32,7 @@ from firstlight.backends.firecracker_room import (
 )
 from firstlight.errors import Failed, Unsupported
 from firstlight.guests import Boot, Guest, Wanted, images
-from firstlight.model import EndPoint, Point
+from firstlight.model import EndPoint, GuestLog, Point
 
 WAYS = ("config", "api", "snapshot")
 DEVICES = ("block", "net", "rng")
@@ -141,11 +141,15 @@ class Firecracker:
                 start = partial(self._restored, self._save(boots, ports[0], directory, place))
             commands = []
             for room, boot, port in zip(rooms, boots, ports, strict=True):
-                read = partial(vm.guest_log, self.guest, vm.wanted_at(self._wanted, port),
-                               room.root / "console", None)  # fmt: skip
+                read = partial(self._read, vm.wanted_at(self._wanted, port), room.root / "console")
                 argv = start(room, boot, port)
                 commands.append(Command(argv, place.environment, cwd=room.root, guest=read))
             yield commands
+
+    def _read(self, wanted: Wanted, console: Path) -> GuestLog:
+        """What the guest said of its boot; a restored one booted before its start."""
+        log = vm.guest_log(self.guest, wanted, console, None)
+        return GuestLog("none", console=log.console) if self.way == "snapshot" else log
 
     def _room(self, directory: Path, place: Place, name: str) -> Room:
         program = firecracker_probe.find(self.binary)
@@ -224,8 +228,7 @@ class Firecracker:
                 "restore one at a time, take a read-only file system, or a jailer",
             )
         (room.root / CONFIG).write_text(firecracker_api.text(machine))
-        silent = replace(boots[0], ready=boots[0].last or boots[0].ready)  # when it has said all
-        argv = (*vm.under_vmrun(silent, room.root / "console", "--journal", LOG),
+        argv = (*vm.under_vmrun(boots[0], room.root / "console", "--journal", LOG),
                 *room.command_line("both"))  # fmt: skip
         with until_ready(argv, place.environment, room.root):
             firecracker_api.perform(room.root / API, firecracker_api.save(STATE, MEMORY))

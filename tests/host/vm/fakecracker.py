@@ -225,8 +225,8 @@ def main() -> int:
     if told.version:
         print(f"Firecracker v{VERSION}\n")  # noqa: T201
         return 0
-    machine = Machine(Path(told.log_path) if told.log_path else None)
-    _Handler.machine = machine
+    _Handler.machine = machine = Machine(Path(told.log_path) if told.log_path else None)
+    server = ThreadingUnixStreamServer(told.api_sock, _Handler) if told.api_sock else None
     try:
         if told.config_file:
             _configure(machine, json.loads(Path(told.config_file).read_text()))
@@ -234,10 +234,9 @@ def main() -> int:
         machine.log(f"RunWithoutApiError error: Failed to build MicroVM from Json: {error}")
         machine.log("Firecracker exiting with error. exit_code=1")
         return 1
-    if told.no_api:
-        threading.Event().wait()
-    with ThreadingUnixStreamServer(told.api_sock, _Handler) as server:
+    if server:
         server.serve_forever()
+    threading.Event().wait()
     return 0
 
 
