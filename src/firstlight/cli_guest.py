@@ -36,7 +36,9 @@ def add(
         str, typer.Option(help="Of the root.  [default: what the image holds]")
     ] = "",
     program: Annotated[str, typer.Option(help="What OSv runs.  [default: the image's own]")] = "",
-    arguments: Annotated[str, typer.Option(help="A generic kernel's command line.")] = "",
+    arguments: Annotated[
+        str, typer.Option(help="A generic kernel's command line; {ip}, {gateway} stand for its.")
+    ] = "",
     ready: Annotated[
         str, typer.Option(metavar="REGEX", help="The console line that ends a generic start.")
     ] = "",

@@ -75,7 +75,8 @@ class Qemu:
 
     @property
     def _wanted(self) -> Wanted:
-        return Wanted(self.protocol, self.console, chart=self.chart, icount=self.icount)
+        return Wanted(self.protocol, self.console, chart=self.chart, icount=self.icount,
+                      machine=self.machine, accel=self._accelerator().name)  # fmt: skip
 
     @property
     def _program(self) -> str:
@@ -110,10 +111,7 @@ class Qemu:
                 f"{self._program} has no machine {self.machine}", "take another build of QEMU"
             )
         for model in _models(self):
-            if model not in _names(self._program, "-device"):
-                raise Unsupported(
-                    f"{self._program} has no device {model}", "take another build of QEMU"
-                )
+            _check_device(self._program, model)
         self._accelerator()
         if "net" in self.devices:
             vm.probe_taps()
@@ -127,7 +125,9 @@ class Qemu:
         with ExitStack() as cleanup:
             directory.mkdir()
             cleanup.callback(shutil.rmtree, directory)
-            ports = cleanup.enter_context(vm.plugged(instances))
+            ports = vm.ports(instances)
+            if "net" in self.devices:
+                ports = cleanup.enter_context(vm.plugged(instances))
             yield [self._command(index, port, directory, place) for index, port in enumerate(ports)]
 
     def _command(self, index: int, port: vm.Port, directory: Path, place: Place) -> Command:
@@ -159,6 +159,7 @@ class Qemu:
         if self.icount:
             line += ["-icount", "shift=0,sleep=off"]
         if boot.exit_port is not None:
+            _check_device(self._program, "isa-debug-exit")
             line += ["-device", f"isa-debug-exit,iobase={boot.exit_port:#x},iosize=1"]
         return [*line, *self._kernel(boot), *self._devices(boot, port)]
 
@@ -200,7 +201,13 @@ def _bus(machine: str) -> str:
 def _models(machine: Qemu) -> list[str]:
     words = {"block": "blk", "net": "net", "rng": "rng"}
     models = [f"virtio-{words[device]}-{_bus(machine.machine)}" for device in machine.devices]
-    return [*models, "VGA"] if machine.console == "vga" else models
+    models += ["VGA"] * (machine.console == "vga")
+    return models + ["isa-debug-exit"] * (machine.chart == "memory")
+
+
+def _check_device(program: str, model: str) -> None:
+    if model not in _names(program, "-device"):
+        raise Unsupported(f"{program} has no device {model}", "take another build of QEMU")
 
 
 @cache

@@ -63,24 +63,29 @@ def plugged(instances: int) -> Iterator[list[Port]]:
             "add", index=bridge, address=str(_GATEWAY.ip), prefixlen=_GATEWAY.network.prefixlen
         )
         netlink.link("set", index=bridge, state="up")
-        ports = [_port(index) for index in range(instances)]
-        for port in ports:
+        for port in (found := ports(instances)):
             netlink.link("add", ifname=port.tap, kind="tuntap", mode="tap")
             [tap] = netlink.link_lookup(ifname=port.tap)
             cleanup.callback(netlink.link, "del", index=tap)
             netlink.link("set", index=tap, master=bridge, state="up")
-        yield ports
+        yield found
 
 
-def _port(index: int) -> Port:
-    address = f"{_GATEWAY.ip + 1 + index}/{_GATEWAY.network.prefixlen}"
-    return Port(f"{_BRIDGE}{index}", f"52:54:00:f1:{index >> 8:02x}:{index & 0xFF:02x}", address)
+def ports(instances: int) -> list[Port]:
+    """Where each instance is, or would be, plugged in."""
+    return [
+        Port(
+            f"{_BRIDGE}{index}",
+            f"52:54:00:f1:{index >> 8:02x}:{index & 0xFF:02x}",
+            f"{_GATEWAY.ip + 1 + index}/{_GATEWAY.network.prefixlen}",
+        )
+        for index in range(instances)
+    ]
 
 
 def wanted_at(wanted: Wanted, port: Port) -> Wanted:
     """The same for the guest at a port."""
-    return Wanted(wanted.protocol, wanted.console, port.address, str(_GATEWAY.ip), wanted.chart,
-                  wanted.icount)  # fmt: skip
+    return replace(wanted, address=port.address, gateway=str(_GATEWAY.ip))
 
 
 def under_vmrun(boot: Boot, log: Path, *options: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from firstlight.errors import UnknownName, Unsupported
 from firstlight.experiments import Options
 from firstlight.guests import Guest, catalogue
 from firstlight.guests.linux import Linux
+from firstlight.guests.osv import Osv
 from firstlight.guests.probe import Probe
 from firstlight.model import Point
 
@@ -105,6 +106,8 @@ def backend(point: Point) -> Backend:
         accel=str(point.get("accel", "auto")),
         binary=_QEMU if binary == "qemu" else binary,
         icount=point.get("clock") == "counted",
+        # OSv has no clock to print by under TCG, and its chart in memory costs the boot nothing.
+        chart="memory" if isinstance(guest, Osv) else "console",
     )
 
 

@@ -21,6 +21,7 @@ class Wanted:
     in any case, for the line that says ready. ``address`` is the guest's, as ADDRESS/PREFIX; the
     lab is ``gateway``. ``chart`` says whether the guest prints its boot chart or leaves it in
     ``memory``. ``icount``: time is instruction-counted, and a wall clock means nothing.
+    ``machine`` is QEMU's type of machine and ``accel`` what runs it.
     """
 
     protocol: str = "pvh"
@@ -29,6 +30,8 @@ class Wanted:
     gateway: str = "172.31.0.1"
     chart: str = "console"
     icount: bool = False
+    machine: str = ""
+    accel: str = ""
 
 
 @dataclass(frozen=True)

@@ -150,11 +150,22 @@ def _check_words(entry: Entry) -> None:
             f"nothing says when guest {entry.name} is ready",
             "give --ready a pattern that finds the line which it prints then",
         )
+    if entry.ready and not _is_pattern(entry.ready):
+        raise FirstlightError(
+            f"--ready {entry.ready!r} is not a POSIX extended regular expression",
+            "try it with grep -E",
+        )
     if (directory() / entry.name).exists():
         raise FirstlightError(
             f"a guest {entry.name} is there already",
             f"firstlight guest remove {entry.name}, or take another --name",
         )
+
+
+def _is_pattern(words: str) -> bool:
+    """Whether they are a POSIX extended regular expression, of which grep knows and Python not."""
+    asked = ["grep", "-E", "-e", words, "/dev/null"]
+    return subprocess.run(asked, capture_output=True, check=False).returncode < 2
 
 
 def _checked(entry: Entry, files: Mapping[str, Path]) -> Entry:

@@ -32,8 +32,9 @@ _COMMAND_LINE, _COMMAND_LINE_SIZE = 512, 63 * 512  # of a disk; arch/x64/boot16.
 
 @dataclass(frozen=True)
 class Osv:
-    """One OSv: ``kernel`` for a direct boot (loader-stripped.elf, or vmlinuz.bin for the protocol
-    ``kernel``), ``disk`` a raw image. ``program`` runs once it is up; if empty, the image's own.
+    """One OSv: ``kernel`` is its loader-stripped.elf, for a direct boot, ``disk`` a raw image.
+
+    ``program`` runs once it is up; if empty, the image's own.
     """
 
     name: str
@@ -45,6 +46,11 @@ class Osv:
 
     def probe(self, wanted: Wanted) -> None:
         """Raise Unsupported, with a hint, if it cannot be booted so from here."""
+        if (wanted.machine, wanted.accel) == ("microvm", "tcg"):
+            raise Unsupported(
+                "a microvm without KVM has no clock that OSv knows: it would halt",
+                "take the machine pc or q35, or a host with KVM",
+            )
         if self.filesystem == "virtiofs":
             raise Unsupported(
                 f"guest {self.name} has its root on virtio-fs, and no hypervisor here shares one",
@@ -62,16 +68,16 @@ class Osv:
                 f"guest {self.name} has no kernel for the protocol {wanted.protocol}",
                 "add it with --kernel loader-stripped.elf, or boot it by the protocol disk",
             )
-        what = images.kernel(self.kernel)
-        if what.bzimage != (wanted.protocol == "kernel"):
+        if wanted.protocol == "kernel":
             raise Unsupported(
-                f"guest {self.name}'s kernel is no {'bzImage' if not what.bzimage else 'ELF file'},"
-                f" which the protocol {wanted.protocol} needs",
-                "vmlinuz.bin goes with kernel, loader-stripped.elf with pvh and direct",
+                "OSv has no real-mode entry for firmware to jump into: its vmlinuz.bin has none",
+                "take the protocol pvh, or disk",
             )
-        if wanted.protocol == "pvh" and not what.pvh:
+        what = images.kernel(self.kernel)
+        if what.bzimage or (wanted.protocol == "pvh" and not what.pvh):
             raise Unsupported(
-                f"guest {self.name}'s kernel has no PVH entry", "take OSv 0.54 or newer"
+                f"guest {self.name}'s kernel has no entry for the protocol {wanted.protocol}",
+                "add it with --kernel loader-stripped.elf of OSv 0.54 or newer",
             )
 
     def boot(self, wanted: Wanted, directory: Path) -> Boot:
@@ -124,7 +130,7 @@ def check_kernel(kernel: Path) -> None:
     """Raise Failed if ``kernel`` is not a whole kernel of OSv for x86-64."""
     images.kernel(kernel)
     if osv_chart.MARK not in kernel.read_bytes():
-        raise Failed(f"kernel {kernel} is not OSv's", "name its loader-stripped.elf or vmlinuz.bin")
+        raise Failed(f"kernel {kernel} is not OSv's", "name its loader-stripped.elf")
 
 
 @cache

@@ -14,6 +14,7 @@ from firstlight.cli import app
 from firstlight.errors import Failed, FirstlightError, UnknownName
 from firstlight.guests import catalogue
 from firstlight.guests.catalogue import Entry
+from firstlight.guests.generic import Generic
 from firstlight.guests.osv import Osv
 from firstlight.guests.osv_chart import MARK
 
@@ -98,6 +99,9 @@ def test_what_cannot_boot_is_refused_and_leaves_nothing(
         (OSV, {"kernel": foreign}, "is not OSv's"),
         (OSV, {}, "has no file"),
         (Entry(name="mine", kind="osv", filesystem="zfs"), {"disk.img": image}, "holds ext, not"),
+        (Entry(name="mine", kind="linux"), {"kernel": kernel, "disk.img": image}, "is a kernel"),
+        (Entry(name="mine", kind="generic"), {"kernel": kernel}, "nothing says when"),
+        (Entry(name="mine", kind="generic", ready="a(b"), {"kernel": kernel}, r"'a\(b' is not a"),
         (Entry(name="mine", kind="plan9"), {"kernel": kernel}, "unknown kind of guest"),
         (Entry(name="../mine", kind="osv"), {"kernel": kernel}, "is no name for a guest"),
     ):
@@ -105,6 +109,13 @@ def test_what_cannot_boot_is_refused_and_leaves_nothing(
             catalogue.add(entry, files)
         assert error.value.hint
         assert not own.exists() or list(own.iterdir()) == []
+
+
+def test_any_kernel_is_a_guest_with_a_pattern_that_ends_its_start(kernel: Path, own: Path) -> None:
+    entry = Entry(name="mine", kind="generic", ready="^up( |$)", arguments="ip={ip}")
+    added = catalogue.add(entry, {"kernel": kernel})
+    expected = Generic("mine", "^up( |$)", own / "mine/kernel", arguments="ip={ip}")
+    assert catalogue.guest(added) == expected
 
 
 def test_a_name_is_given_once(kernel: Path) -> None:

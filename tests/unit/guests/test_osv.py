@@ -102,7 +102,7 @@ def test_a_disk_boots_with_each_guests_own_command_line_on_a_copy(
 
 
 def test_a_command_line_longer_than_its_place_is_told(disk: Path, tmp_path: Path) -> None:
-    with pytest.raises(Failed, match="too long for OSv.s disk"):
+    with pytest.raises(Failed, match="is too long"):
         Osv("mine", "rofs", disk=disk, program="/x " * 12_000).boot(
             replace(ADDRESS, protocol="disk"), tmp_path
         )
@@ -119,13 +119,21 @@ def test_what_it_cannot_boot_is_told_with_the_remedy(
         (Osv("mine", "rofs", disk=disk), "pvh", "no kernel for the protocol pvh"),
         (Osv("mine", "rofs", kernel, flat), "disk", "no boot loader on a disk"),
         (Osv("mine", "rofs", kernel), "disk", "no boot loader on a disk"),
-        (Osv("mine", "rofs", kernel, disk), "kernel", "no bzImage"),
-        (Osv("mine", "rofs", plain, disk), "pvh", "no PVH entry"),
+        (Osv("mine", "rofs", kernel, disk), "kernel", "no real-mode entry"),
+        (Osv("mine", "rofs", plain, disk), "pvh", "no entry for the protocol pvh"),
         (Osv("mine", "virtiofs", kernel), "pvh", "virtio-fs"),
     ):
         with pytest.raises(Unsupported, match=fact) as error:
             guest.probe(replace(ADDRESS, protocol=protocol))
         assert error.value.hint
+
+
+def test_a_machine_without_a_clock_is_refused_before_it_halts(kernel: Path, disk: Path) -> None:
+    guest = Osv("mine", "rofs", kernel, disk)
+    guest.probe(replace(ADDRESS, machine="microvm", accel="kvm"))
+    guest.probe(replace(ADDRESS, machine="pc", accel="tcg"))
+    with pytest.raises(Unsupported, match="no clock"):
+        guest.probe(replace(ADDRESS, machine="microvm", accel="tcg"))
 
 
 def test_foreign_files_are_refused(kernel: Path, disk: Path, tmp_path: Path) -> None:
