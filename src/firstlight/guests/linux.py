@@ -94,9 +94,11 @@ class Linux:
         """
         hertz = _hertz(wanted)
         words = ["console=" + {"serial": "ttyS0", "vga": "tty0"}[wanted.console]]
+        loudness = "loglevel=7" if self.verbose else "quiet"
         if wanted.protocol == "kernel" and not (self.verbose and wanted.console == "vga"):
-            words += ["debug", "earlyprintk=ttyS0,115200"]
-        words.append("loglevel=7" if self.verbose else "quiet")
+            words += ["debug", loudness, "earlyprintk=ttyS0,115200"]
+        else:
+            words.append(loudness)
         words += [
             "panic=-1", "reboot=t", "no_timer_check",
             "tsc=reliable", f"tsc_early_khz={hertz / 1e3:.0f}",

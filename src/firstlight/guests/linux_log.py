@@ -46,16 +46,13 @@ def read(lines: Sequence[Line], hertz: float, *, packed: bool) -> Reading:
 
     said = {name: hit for name, rule in _SINGLE.items() if (hit := _first(rule, lines))}
     anchors = [(line.stamp, ns(hit[1])) for line in lines if (hit := _NOW.fullmatch(line.text))]
-    steps = [
-        Step(hit[3], ns(hit[1]), ns(hit[2]))
-        for line in lines
-        if (hit := _STEP.fullmatch(line.text)) and int(hit[1]) <= int(hit[2])
-    ]
+    hits = [hit for line in lines if (hit := _STEP.fullmatch(line.text))]
+    steps = [Step(hit[3], ns(hit[1]), ns(hit[2])) for hit in hits]
     packet = _first(_PACKET, lines)
     if packet and "clocks" in said:
         zero = ns(said["clocks"][1]) - int(said["clocks"][2])
         steps.append(Step("packet", int(packet[1]) + zero, int(packet[2]) + zero))
-    spans = list(_named(steps))
+    spans = [span for span in _named(steps) if span.start <= span.end]
     if "init" in said:
         told = {"log", "trace"} <= {*said}
         kernel = ns(said["trace"][1]) - int(said["log"][1]) * 1000 if told else 0
@@ -66,13 +63,13 @@ def read(lines: Sequence[Line], hertz: float, *, packed: bool) -> Reading:
 def _before_init(kernel: int, init: int, setup: int | None, packed: bool) -> Iterator[Step]:
     """What there was before the first process; ``kernel`` is when the kernel's own time began."""
     if not 0 < kernel <= init:
-        yield Step("kernel and firmware", 0, init)
+        yield Step("firmware and kernel", 0, init)
         return
     yield Step("kernel", kernel, init)
     if not packed:
         yield Step("firmware", 0, kernel)
     elif setup is None or not 0 < setup < kernel:
-        yield Step("uncompress and firmware", 0, kernel)
+        yield Step("firmware and uncompress", 0, kernel)
     else:
         yield Step("firmware", 0, setup)
         yield Step("uncompress", setup, kernel)
