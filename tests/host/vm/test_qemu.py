@@ -150,6 +150,31 @@ def test_sixteen_at_once_lose_no_line_and_no_event(bench: Bench) -> None:
     assert [[span.name for span in log.spans] for log in logs] == [expected] * 16
 
 
+def test_the_guest_is_entered_before_the_first_kvm_run(bench: Bench) -> None:
+    """The monitor's word against the kernel's: one stamps what the other sees a moment later."""
+    if accel.choose(QEMU).name != "kvm" and "KVM only emulates" not in accel.choose(QEMU).reason:
+        assert accel.choose(QEMU).reason  # there is no KVM to ask
+        return
+    machine = tcg(Tiny(READY), accel="kvm")
+    with machine.prepared({"instances": 1}, 1, bench.place) as commands:
+        seen = bench.starts(commands, deadline=30)
+    calls = seen.calls("ioctl").sort("start")
+    ran = calls.filter(calls["detail"].str.contains(r"^anon:kvm-vcpu:0 RUN$"))
+    [init] = seen.sample.steps
+    assert init.end <= ran["start"][0] < seen.sample.stamps.ready
+    before = calls.filter(calls["start"] < init.start)
+    assert not before["detail"].str.contains("kvm").any()
+
+
+def test_a_machine_without_a_network_needs_no_tap(room: Room) -> None:
+    guest = Tiny(READY)
+    machine = tcg(guest, devices=())
+    with machine.prepared({"instances": 1}, 1, room.place) as [command]:
+        assert "-netdev" not in command.argv
+        assert room.leftovers() == [str(room.place.directory / "vm")]
+    ready(room.start(machine))
+
+
 # Bad input: each is a sample that says what happened, and leaves nothing.
 
 
@@ -233,6 +258,15 @@ def test_a_disk_without_a_boot_sector(room: Room, tmp_path: Path) -> None:
 
 def test_more_memory_than_there_is(room: Room) -> None:
     failed(room, tcg(Tiny(READY), memory_mb=1 << 25), "annot", "memory")
+
+
+def test_a_build_without_the_exit_device(room: Room) -> None:
+    binary = shutil.which("qemu-system-x86_64-microvm")
+    assert binary, "it is in the same package"
+    guest = Tiny(exits(0x3F0, 123), ready=None, exit_port=0x3F0, exit_code=123)
+    with pytest.raises(Unsupported, match="no device isa-debug-exit"):
+        room.start(tcg(guest, binary=binary, accel="kvm"))
+    assert room.leftovers() == []
 
 
 def test_a_tap_that_is_taken(room: Room) -> None:
