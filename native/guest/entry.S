@@ -1,5 +1,6 @@
-/* From the hypervisor's entry to start(), in long mode, with the first 4 GiB mapped as they are.
- * Two entries: PVH (32-bit, the note below) and the 64-bit one of the Linux boot protocol. */
+/* From the hypervisor's or loader's entry to start(), in long mode, with the first 4 GiB mapped as
+ * they are. Three entries: PVH (the note below), and the Linux boot protocol's, of 32 bits, where the
+ * kernel begins, and of 64 bits, where the ELF file says. */
 
 #define CODE 0x08
 #define DATA 0x10
@@ -20,11 +21,32 @@
 
 	.section .text.entry, "ax"
 	.code32
+/* esi: Linux's boot_params, ebx: 0, or our own boot loader's two stamps */
+enter_linux32:
+	rdtsc
+	mov %eax, %ebp
+	mov $bss_start, %edi
+	mov $bss_words, %ecx
+	xor %eax, %eax
+	rep stosl /* a flat file's loader knows of no bss */
+	mov %edx, %edi
+	xchg %esi, %ebp
+	xchg %ebx, %ebp
+	xor %esp, %esp
+	jmp to_long_mode
+
+/* ebx: PVH's hvm_start_info */
 	.globl enter_pvh
 enter_pvh:
 	rdtsc
 	mov %eax, %esi
 	mov %edx, %edi
+	xor %ebp, %ebp
+	mov $1, %esp
+
+/* edi, esi: the stamp of the first instruction, ebx: what we were told, ebp: when we were loaded,
+ * esp: whether by PVH */
+to_long_mode:
 	lgdt gdt_pointer
 	mov $tables, %eax
 	mov %eax, %cr3
@@ -38,17 +60,18 @@ enter_pvh:
 	mov %cr0, %eax
 	or $CR0_PG_PE, %eax
 	mov %eax, %cr0
-	ljmp $CODE, $from_pvh
+	ljmp $CODE, $1f
 
 	.code64
-from_pvh:
-	mov %esi, %eax
+1:	mov %esi, %eax
 	shl $32, %rdi
 	or %rax, %rdi
 	mov %ebx, %esi
-	xor %edx, %edx
+	mov %ebp, %edx
+	mov %esp, %ecx
 	jmp enter_c
 
+/* rsi: Linux's boot_params */
 	.globl enter_direct
 enter_direct:
 	rdtsc
@@ -61,9 +84,9 @@ enter_direct:
 	pushq $CODE
 	pushq $1f
 	lretq
-1:	mov $1, %edx
+1:	xor %edx, %edx
+	xor %ecx, %ecx
 
-/* rdi: the stamp of the first instruction, rsi: what the hypervisor says, edx: whether direct */
 enter_c:
 	mov $DATA, %eax
 	mov %eax, %ds

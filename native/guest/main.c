@@ -13,7 +13,8 @@
  *
  * On the serial port, whatever the console (stamps in ticks of the TSC):
  *   firstlight probe ready STAMP          the end point; what follows costs nobody's start
- *   probe STEP START END                  in order; "console" once for each line of text
+ *   probe STEP START END                  in order; "console" once for each line of text, "disk read"
+ *                                         first where our own boot sector was the loader
  *   probe STEP absent
  *   probe clock HZ SOURCE HYPERVISOR
  *   probe end SPANS STAMP                 all has been said
@@ -31,7 +32,7 @@ static uint64_t count;
 
 void *memcpy(void *to, const void *from, size_t length);
 void *memset(void *to, int value, size_t length);
-void start(uint64_t first, const void *told, bool direct);
+void start(uint64_t first, const void *told, const uint64_t *loaded, bool by_pvh);
 
 /* The compiler may ask for these two by itself. */
 void *memcpy(void *to, const void *from, size_t length)
@@ -115,10 +116,10 @@ static void chatter(void)
 }
 
 /* Where PVH's hvm_start_info and Linux's boot_params keep the command line. */
-static const char *command_line(const void *told, bool direct)
+static const char *command_line(const void *told, bool by_pvh)
 {
 	const uint8_t *at = told;
-	if (direct)
+	if (!by_pvh)
 		return (const char *)(uint64_t)*(const uint32_t *)(at + 0x228);
 	return *(const uint32_t *)at == 0x336ec578 ? (const char *)*(const uint64_t *)(at + 24) : NULL;
 }
@@ -163,14 +164,16 @@ static void tell(uint64_t ready)
 	report("probe end %u %u\n", count, now());
 }
 
-void start(uint64_t first, const void *told, bool direct)
+void start(uint64_t first, const void *told, const uint64_t *loaded, bool by_pvh)
 {
 	static uint8_t random[RANDOM_BYTES];
 	traps_catch();
-	const char *line = command_line(told, direct);
+	const char *line = command_line(told, by_pvh);
 	options_set(line ? line : "");
 	uint64_t begun = now();
-	add("entry", first, begun);
+	if (loaded)
+		add("disk read", loaded[0], loaded[1]);
+	add("entry", loaded ? loaded[1] : first, begun);
 
 	if (!console_open(is_word(option("console=", NULL), "vga")))
 		fail("console", "there is none of this kind");

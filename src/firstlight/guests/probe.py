@@ -6,24 +6,20 @@ point is the line ``firstlight probe ready``; its log follows, so that printing 
 
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from ipaddress import IPv4Interface
 from pathlib import Path
 
 from firstlight.backends import native
-from firstlight.errors import Failed, Unsupported
-from firstlight.guests import Boot, Line, Reading, Wanted
+from firstlight.errors import Unsupported
+from firstlight.guests import Boot, Line, Reading, Wanted, probe_images
 from firstlight.model import EndPoint, Step
 
 FILESYSTEMS = ("erofs", "none")
-PROTOCOLS = ("pvh", "direct")
-STEPS = ("entry", "console", "pci", "virtio", "block", "net", "rng", "mount", "packet")
+STEPS = ("disk read", "entry", "console", "pci", "virtio", "block", "net", "rng", "mount", "packet")
 """The names of its spans; ``firmware`` is one more, where its counter began with the machine."""
 
-_FILE, _CONTENT = "bin/first", b"first light\n"
 _COUNTED_HERTZ = 10**9  # where instructions are counted a tick is a nanosecond (QEMU's icount_get)
 _PLAUSIBLE_HERTZ = range(10**8, 10**11)
 _TICKS = r"(\d{1,17})"
@@ -57,34 +53,43 @@ class Probe:
         return EndPoint.FIRST_PACKET if self.packet else EndPoint.BOOTED
 
     def probe(self, wanted: Wanted) -> None:
-        """Raise Unsupported, with a hint, if it cannot be booted so from here."""
+        """Raise Unsupported, with a hint, if it cannot be booted from here; it can, however."""
+        del wanted
         if self.filesystem not in FILESYSTEMS:
             raise Unsupported(
                 f"the probe mounts no {self.filesystem}", f"valid: {', '.join(FILESYSTEMS)}"
-            )
-        if wanted.protocol not in PROTOCOLS:
-            raise Unsupported(
-                f"the probe is an ELF kernel, which the protocol {wanted.protocol} does not boot",
-                f"take {' or '.join(PROTOCOLS)}",
             )
         if self.filesystem == "erofs" and not shutil.which("mkfs.erofs"):
             raise Unsupported("mkfs.erofs is not installed", "apt-get install erofs-utils")
 
     def boot(self, wanted: Wanted, directory: Path) -> Boot:
-        """Its kernel, and an image that holds one small file. Raises Failed if mkfs.erofs does."""
+        """Its kernel, and an image that holds one small file. Raises Failed if it cannot be made.
+
+        For the protocol ``disk`` the image begins with the kernel's boot loader.
+        """
+        arguments = self._arguments(wanted)
+        disk = probe_images.root(directory) if self.filesystem == "erofs" else None
+        kernel: Path | None = native("guest/probe")
+        if wanted.protocol == "kernel":
+            kernel = probe_images.bzimage(directory)
+        elif wanted.protocol == "disk":
+            address = IPv4Interface(wanted.address).ip
+            disk = probe_images.bootable(disk, arguments, directory / f"probe-{address}.img")
+            kernel = None
+        return Boot(
+            kernel=kernel, arguments=arguments, disk=disk,
+            ready=r"^firstlight probe ready [0-9]+$", last=r"^probe (end|failed) ",
+        )  # fmt: skip
+
+    def _arguments(self, wanted: Wanted) -> str:
         words = [f"console={wanted.console}"]
-        disk = None
         if self.filesystem == "erofs":
-            disk = _image(directory)
-            words += [f"file=/{_FILE}", f"sum={_fnv1a(_CONTENT):#x}"]
+            words += [f"file=/{probe_images.FILE}", f"sum={probe_images.SUM:#x}"]
         if self.packet:
             words += [f"ip={IPv4Interface(wanted.address).ip}", f"gw={wanted.gateway}"]
         if self.lines:
             words.append(f"lines={self.lines}")
-        return Boot(
-            kernel=native("guest/probe"), arguments=" ".join(words), disk=disk,
-            ready=r"^firstlight probe ready [0-9]+$", last=r"^probe (end|failed) ",
-        )  # fmt: skip
+        return " ".join(words)
 
     def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
         """Its spans, in order: ``console`` once for each line of text, others once.
@@ -124,29 +129,3 @@ def _stamped(lines: Sequence[Line]) -> list[tuple[Line, int]]:
 
 def _last(pattern: re.Pattern[str], lines: Sequence[Line]) -> re.Match[str] | None:
     return next((hit for line in reversed(lines) if (hit := pattern.fullmatch(line.text))), None)
-
-
-def _image(directory: Path) -> Path:
-    """One for all instances of a batch."""
-    image = directory / "probe.erofs"
-    if image.exists():
-        return image
-    file = directory / "probe-root" / _FILE
-    file.parent.mkdir(parents=True)
-    file.write_bytes(_CONTENT)
-    done = subprocess.run(
-        ["mkfs.erofs", "-T0", image, directory / "probe-root"], capture_output=True, text=True
-    )
-    if done.returncode:
-        image.unlink(missing_ok=True)
-        raise Failed(
-            f"mkfs.erofs cannot make {image}: {done.stderr.strip()}", "is there room in /tmp?"
-        )
-    return image
-
-
-def _fnv1a(content: bytes) -> int:
-    """The 32-bit sum of Fowler, Noll and Vo, as native/guest/erofs.c has it."""
-    return reduce(
-        lambda so_far, byte: (so_far ^ byte) * 0x01000193 & 0xFFFFFFFF, content, 0x811C9DC5
-    )

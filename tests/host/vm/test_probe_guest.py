@@ -19,7 +19,8 @@ from firstlight.backends.firecracker import Firecracker
 from firstlight.backends.qemu import Qemu
 from firstlight.errors import Unsupported
 from firstlight.guests import Boot, Wanted
-from firstlight.guests.probe import Probe, _fnv1a
+from firstlight.guests.probe import Probe
+from firstlight.guests.probe_images import fnv1a
 from firstlight.load import Generator
 from firstlight.model import Ending, EndPoint, GuestLog, Sample
 
@@ -55,13 +56,15 @@ def error(samples: list[Sample]) -> str:
     return one.error
 
 
-def check_whole(one: Sample, guest: GuestLog, looked: str) -> None:
+def check_whole(one: Sample, guest: GuestLog, looked: str, *loader: str) -> None:
     """Every step is there, in order and without overlap, within what the host saw."""
-    assert {span.name for span in guest.spans} - {"firmware"} == ALL | {looked}
+    steps = ALL | {looked}
+    assert {span.name for span in guest.spans} - {"firmware"} == {*steps, *loader}
     assert all(first.end <= second.start for first, second in pairwise(guest.spans))
     texts = [span for span in guest.spans if span.name == "console"]
-    assert len(texts) == len(ALL | {looked})  # what it prints: itself, and every other step's line
-    assert guest.console.split("\n")[-1].startswith(f"probe end {len(texts) * 2} ")
+    assert len(texts) == len(steps)  # what it prints: itself, and every other step's line
+    said = len(texts) * 2 + len(loader)
+    assert guest.console.split("\n")[-1].startswith(f"probe end {said} ")
     assert guest.offset is not None
     assert one.stamps.ready is not None
     entered = boot.entered(one)
@@ -72,13 +75,16 @@ def check_whole(one: Sample, guest: GuestLog, looked: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "console", "looked"),
-    [("microvm", "serial", "virtio"), ("pc", "serial", "pci"), ("pc", "vga", "pci"),
-     ("q35", "serial", "pci"), ("q35", "vga", "pci")],
+    ("machine", "protocol", "console"),
+    [("microvm", "pvh", "serial"), ("microvm", "kernel", "serial"), ("pc", "pvh", "serial"),
+     ("pc", "kernel", "serial"), ("pc", "disk", "vga"), ("q35", "pvh", "vga"),
+     ("q35", "disk", "serial")],
 )  # fmt: skip
-def test_every_step_on_every_machine(room: Room, machine: str, console: str, looked: str) -> None:
-    one, guest = ready(room.start(tcg(Probe(), machine=machine, console=console)))
-    check_whole(one, guest, looked)
+def test_every_step_on_every_machine(room: Room, machine: str, protocol: str, console: str) -> None:
+    how = tcg(Probe(), machine=machine, protocol=protocol, console=console)
+    one, guest = ready(room.start(how))
+    loader = ["disk read"] if protocol == "disk" else []
+    check_whole(one, guest, "virtio" if machine == "microvm" else "pci", *loader)
     assert guest.spans[0].name == "firmware"
     assert ("block: " in guest.console) == (console == "serial")
     assert room.leftovers() == []
@@ -203,30 +209,49 @@ def test_a_disk_that_ends_too_soon_cannot_be_read(room: Room, tmp_path: Path) ->
     )
 
 
+LAST_OF_ITS_BLOCK = "a-file-with-a-rather-long-name-087"  # its name is padded with zeros
+
+
 @pytest.mark.parametrize(
-    ("size", "options"),
-    [(1, ()), (4096, ()), (4097, ()), (70_000, ()), (8191, ("-Eforce-inode-extended",)),
-     (8000, ("-Enoinline_data",)), (300, ("-x1",))],
+    ("size", "name", "options"),
+    [(1, "last", ()), (4096, "last", ()), (4097, "last", ()), (70_000, LAST_OF_ITS_BLOCK, ()),
+     (8191, "last", ("-Eforce-inode-extended",)), (8000, "last", ("-Enoinline_data",)),
+     (300, "last", ("-x1",))],
 )  # fmt: skip
 def test_it_reads_what_mkfs_wrote(
-    room: Room, tmp_path: Path, size: int, options: tuple[str, ...]
+    room: Room, tmp_path: Path, size: int, name: str, options: tuple[str, ...]
 ) -> None:
     """Files with and without a last part beside their inode, in a directory of several blocks."""
     content = bytes(index * index >> 3 & 0xFF for index in range(size))
     directory = tmp_path / "tree" / "a" / "directory"
     directory.mkdir(parents=True)
     for index in range(400):
-        (directory / f"a file with a rather long name {index:03}").touch()
-    file = directory / "a-file-in-between"
+        (directory / f"a-file-with-a-rather-long-name-{index:03}").touch()
+    file = directory / name
     file.write_bytes(content)
     os.setxattr(file, "user.note", b"x" * 30)
     subprocess.run(
         ["mkfs.erofs", *options, tmp_path / "image", tmp_path / "tree"],
         check=True, capture_output=True,
     )  # fmt: skip
-    guest = with_image(tmp_path / "image", f"file=//a/directory/{file.name} sum={_fnv1a(content)}")
+    guest = with_image(tmp_path / "image", f"file=//a/directory/{name} sum={fnv1a(content)}")
     _, log = ready(room.start(tcg(guest)))
-    assert f"mount: erofs, a file of {size} bytes, sum {_fnv1a(content):#x}" in log.console
+    assert f"mount: erofs, a file of {size} bytes, sum {fnv1a(content):#x}" in log.console
+
+
+def test_a_disk_whose_kernel_is_not_there_is_told_by_its_boot_sector(
+    room: Room, tmp_path: Path
+) -> None:
+    def cut(boot: Boot) -> Boot:
+        assert boot.disk is not None
+        content = bytearray(boot.disk.read_bytes())
+        content[0x1FA] = 1  # the kernel's first sector is some 4 G on
+        (tmp_path / "disk").write_bytes(content)
+        return replace(boot, disk=tmp_path / "disk")
+
+    assert "probe failed disk read: the BIOS cannot read the disk" in error(
+        room.start(tcg(Altered(how=cut), machine="pc", protocol="disk"))
+    )
 
 
 def test_a_compressed_file_is_refused(room: Room, tmp_path: Path) -> None:

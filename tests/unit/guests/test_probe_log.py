@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstlight.errors import Unsupported
-from firstlight.guests import Line, Reading, Wanted
-from firstlight.guests.probe import STEPS, Probe, _fnv1a
+from firstlight.errors import Failed, Unsupported
+from firstlight.guests import Line, Reading, Wanted, probe_images
+from firstlight.guests.probe import STEPS, Probe
+from firstlight.guests.probe_images import fnv1a
 from firstlight.model import Step
 
 # Printed by QEMU 7.2, microvm, TCG.
@@ -108,14 +109,29 @@ def test_no_text_is_an_error_nor_out_of_range(said: list[str], icount: bool) -> 
     ("text", "sum_of_it"), [(b"", 0x811C9DC5), (b"a", 0xE40C292C), (b"foobar", 0xBF9CF968)]
 )
 def test_sums_are_those_that_are_published(text: bytes, sum_of_it: int) -> None:
-    assert _fnv1a(text) == sum_of_it
+    assert fnv1a(text) == sum_of_it
 
 
 def test_what_it_cannot_do_is_said() -> None:
-    with pytest.raises(Unsupported, match="ELF kernel, which the protocol disk does not boot"):
-        Probe().probe(Wanted(protocol="disk"))
     with pytest.raises(Unsupported, match="mounts no zfs"):
         Probe("zfs").probe(Wanted())
+
+
+def test_a_long_command_line_does_not_run_into_the_file_system(tmp_path: Path) -> None:
+    with pytest.raises(Failed, match="command line has 512 bytes"):
+        probe_images.bootable(None, "x" * 512, tmp_path / "disk")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_failing_mkfs_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    mkfs = tmp_path / "bin" / "mkfs.erofs"
+    mkfs.write_text("#!/bin/sh\necho no room >&2\nexit 3\n")
+    mkfs.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(Failed, match=r"mkfs\.erofs cannot make .*: no room"):
+        probe_images.root(tmp_path)
+    assert not (tmp_path / "probe.erofs").exists()
 
 
 def test_a_missing_mkfs_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
