@@ -22,6 +22,7 @@ from tinyguest import (
     exits,
     numbered,
     says,
+    writing_boot_sector,
 )
 
 from firstlight.backends import accel, native, qemu_build, vm
@@ -82,6 +83,21 @@ def test_firmware_reads_a_disk(room: Room, tmp_path: Path, machine: str, console
     disk.write_bytes(boot_sector())
     guest = Tiny(disk=disk)
     ready(room.start(tcg(guest, machine=machine, protocol="disk", console=console)))
+
+
+@pytest.mark.parametrize(
+    ("writable", "said"), [(True, "ready"), (False, "refused")], ids=["writable", "read-only"]
+)
+def test_what_a_guest_writes_is_its_own(
+    room: Room, tmp_path: Path, writable: bool, said: str
+) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(writing_boot_sector())
+    guest = Tiny(disk=disk, writable=writable, ready=f"^{said}$")
+    for one in room.start(tcg(guest, machine="pc", protocol="disk"), 2):
+        assert one.ending is Ending.READY, one
+    assert disk.read_bytes() == writing_boot_sector()
+    assert room.leftovers() == []
 
 
 @pytest.mark.parametrize("machine", ["microvm", "pc", "q35"])

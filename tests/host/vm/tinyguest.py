@@ -36,6 +36,14 @@ def boot_sector() -> bytes:
     return (says("ready\r\n", bits=16) + HALT).ljust(510, b"\0") + b"\x55\xaa" + bytes(2 << 20)
 
 
+def writing_boot_sector() -> bytes:
+    """The same, which writes itself into the disk's second sector, and says if it was refused."""
+    refused = says("refused\r\n", bits=16) + HALT
+    write = bytes.fromhex("b80103 bb007c b90200 b600 cd13")  # int 13h, ah=3: one sector of 0x7c00
+    code = write + b"\x73" + bytes((len(refused),)) + refused + says("ready\r\n", bits=16) + HALT
+    return code.ljust(510, b"\0") + b"\x55\xaa" + bytes(2 << 20)
+
+
 def bz_image() -> bytes:
     """What firmware takes for a Linux kernel (Documentation/arch/x86/boot.rst), saying ``ready``.
 
