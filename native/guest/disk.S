@@ -1,6 +1,7 @@
 /* The boot sector of a disk that holds the probe: reads its command line and the flat file, by the
  * BIOS, and enters it as the Linux boot protocol has it. guests/probe_images.py lays the disk out and
  * sets the two numbers at the end. Linked at 0x7c00. */
+#include "flat.h"
 
 #define COMMAND_LINE 0x7e00 /* the second sector */
 #define PARAMETERS 0x7000   /* Linux's boot_params, of which we give the command line */
@@ -35,17 +36,12 @@ boot:
 	mov %eax, STAMPS + 8
 	mov %edx, STAMPS + 12
 	lgdt gdt_pointer
-	mov %cr0, %eax
-	or $1, %al
-	mov %eax, %cr0
-	ljmpl $0x08, $protected
+	set_protected_mode
+	ljmpl $FLAT_CODE, $protected
 
 	.code32
 protected:
-	mov $0x10, %eax
-	mov %eax, %ds
-	mov %eax, %es
-	mov %eax, %ss
+	load_flat_segments
 	movzwl sectors, %ecx
 	shl $7, %ecx
 	mov $0x10000, %esi
@@ -83,12 +79,9 @@ words:	.asciz "probe failed disk read: the BIOS cannot read the disk\n"
 read_line: /* size, sectors, offset, segment, first sector */
 	.word 16, 1, COMMAND_LINE, 0
 	.quad 1
-	.balign 8
-gdt:	.quad 0
-	.quad 0x00cf9b000000ffff
-	.quad 0x00cf93000000ffff
+	flat_segments
 gdt_pointer:
-	.word . - gdt - 1
+	.word gdt_end - gdt - 1
 	.long gdt
 drive:	.byte 0
 

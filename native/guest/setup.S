@@ -1,6 +1,7 @@
 /* What makes a bzImage of the flat file that follows it: the header of the Linux boot protocol
  * (Linux, Documentation/arch/x86/boot.rst), version 2.12, and its real-mode part, which only enters
  * protected mode. Loaders read the fields by their offsets. */
+#include "flat.h"
 
 	.code16
 	.globl boot
@@ -42,29 +43,21 @@ start: /* ds: the segment of this file */
 	lgdtl pointer - boot
 	lea protected - boot(%esi), %eax
 	mov %eax, target - boot
-	mov %cr0, %eax
-	or $1, %al
-	mov %eax, %cr0
+	set_protected_mode
 	ljmpl *(target - boot)
 
 	.code32
 protected:
-	mov $0x10, %eax
-	mov %eax, %ds
-	mov %eax, %es
-	mov %eax, %ss
+	load_flat_segments
 	xor %ebx, %ebx
 	mov $0x100000, %eax
 	jmp *%eax
 
-	.balign 8
-gdt:	.quad 0
-	.quad 0x00cf9b000000ffff
-	.quad 0x00cf93000000ffff
+	flat_segments
 pointer:
-	.word pointer - gdt - 1
+	.word gdt_end - gdt - 1
 base:	.long gdt - boot
 target:	.long 0
-	.word 0x08
+	.word FLAT_CODE
 	.org boot + 0x400
 	.section .note.GNU-stack, "", @progbits
