@@ -1,12 +1,15 @@
 """Firecracker, a fake and a real one where there is one: starts, failures, what is left."""
 
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -107,6 +110,16 @@ def test_a_guest_boots(room: Room, tmp_path: Path, program: str, way: str, proto
     devices = ["api/drives/disk", "api/network-interfaces/net", "api/entropy", "api/actions"]
     assert [step.name for step in one.steps[1:]] == [*API_STEPS, *devices] * (way == "api")
     assert room.leftovers() == []
+
+
+@pytest.mark.parametrize(("protocol", "mode"), [("direct", "long"), ("pvh", "protected")])
+def test_a_kernel_is_entered_as_it_was_asked(
+    room: Room, real: str, protocol: str, mode: str
+) -> None:
+    long = says("long mode\r\n") + HALT
+    asks = bytes.fromhex("31c0 4090 85c0 75")  # xor eax, eax; inc eax, or a prefix; test; jnz
+    code = asks + bytes((len(long),)) + long + says("protected mode\r\n") + HALT
+    ready(room.start(machine(real, Tiny(code, ready=f"^{mode} mode"), protocol=protocol)))
 
 
 def test_requests_are_stamped_one_after_the_other(room: Room, program: str) -> None:
@@ -317,10 +330,19 @@ class Server:
                     self.asked += peer.recv(65536)
                 else:
                     peer.sendall(piece)
+                    while unread(peer):
+                        os.sched_yield()
 
     def close(self) -> None:
         self._thread.join()
         self._socket.close()
+
+
+def unread(peer: socket.socket) -> int:
+    """How much of what was sent the other end has not read yet, in bytes."""
+    left = array("i", [0])
+    fcntl.ioctl(peer, termios.TIOCOUTQ, left)
+    return left[0]
 
 
 NO_CONTENT = b"HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n"
