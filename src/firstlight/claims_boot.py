@@ -209,7 +209,7 @@ def writable_file_systems_dominate(evidence: Measured) -> tuple[Outcome, str]:
     def found(starts: list[_Starts]) -> Finding | str:
         serial = [one for one in starts if one.point.get("console", "serial") == "serial"]
         kinds = {
-            name: [one for one in serial if one.point["filesystem"] in kinds]
+            name: [one for one in serial if one.point.get("filesystem") in kinds]
             for name, kinds in (("read-write", READ_WRITE), ("read-only", READ_ONLY))
         }
         if not all(kinds.values()):

@@ -124,7 +124,7 @@ def run(
     ] = None,
     icount: Annotated[
         bool,
-        typer.Option("--icount", help="Boot by counted instructions too: repeatable, no wall time."),
+        typer.Option("--icount", help="Boot by counted instructions too, which repeats."),
     ] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the run goes.  [default: runs/…]")

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from firstlight import stats
 from firstlight.model import Ending, EndPoint
-from firstlight.report import agile, figures
+from firstlight.report import agile, boots, figures
 from firstlight.report.figures import Figures, PointFigures, Queue, batches, latencies
 from firstlight.report.wording import (
     cause,
@@ -22,7 +22,7 @@ def answer(run: Figures) -> str:
     """A sentence or two: how long one start takes, where it goes, and what changes with many."""
     if not run.lead:
         return "No start was ready, so there is no latency to explain."
-    if found := agile.answer(run):
+    if found := agile.answer(run) or boots.answer(run):
         return found
     first, *rest = run.lead
     clauses = [_alone(run, first, explain=not rest), *(_many(last) for last in rest)]

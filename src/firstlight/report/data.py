@@ -9,7 +9,7 @@ from typing import Any
 
 from firstlight.claims import judge
 from firstlight.model import Sample
-from firstlight.report import agile, answer, figures
+from firstlight.report import agile, answer, boots, figures
 from firstlight.report.figures import Boot, Figures, Part, PointFigures
 from firstlight.stats import Interval
 from firstlight.store import Run
@@ -46,6 +46,7 @@ def _run(run: Figures) -> dict[str, Any]:
         "cold": header.cold,
         "environment": header.environment,
         "answer": answer.answer(run),
+        "advice": boots.advice(run),
         "warnings": answer.warnings(run),
         "skipped": [{"point": point, "reason": reason} for point, reason in header.skipped],
         "points": [_point(point) for point in run.points],

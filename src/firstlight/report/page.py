@@ -23,7 +23,7 @@ from markupsafe import Markup
 from firstlight import claims
 from firstlight.model import Sample
 from firstlight.plots import palette, theme
-from firstlight.report import agile, answer, cni, figures, pictures, wording
+from firstlight.report import agile, answer, boots, cni, figures, pictures, wording
 from firstlight.report.figures import Figures, PointFigures
 from firstlight.report.pictures import Picture
 from firstlight.stats import samples_needed
@@ -88,6 +88,7 @@ def render(runs: Sequence[Run]) -> str:
         "colour": palette.part,
         "queue": answer.queue,
         "clock": wording.clock,
+        "skipped": wording.skipped,
         "unbroken": unbroken,
     }
     scripts = {"vega": _bundle(), "page": _asset("page.js")}
@@ -141,6 +142,7 @@ def _boots(run: Figures) -> dict[str, Any] | None:
     return {
         "names": names,
         "rows": [(point, found, dict(found.phases)) for point, found in rows],
+        "advice": boots.advice(run),
     } if rows else None  # fmt: skip
 
 

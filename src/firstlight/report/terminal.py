@@ -15,7 +15,7 @@ from firstlight.compare import Comparison, Difference, Side
 from firstlight.host import Check
 from firstlight.model import Ending, Sample
 from firstlight.plots import palette
-from firstlight.report import agile, answer, cni, figures, wording
+from firstlight.report import agile, answer, boots, cni, figures, wording
 from firstlight.report.data import as_json
 from firstlight.report.figures import Figures, Part, PointFigures
 from firstlight.stats import Interval, samples_needed
@@ -42,6 +42,7 @@ def _run(run: Figures) -> RenderableType:
     shown: list[RenderableType] = [
         Text(f"\n{run.run.header.experiment}: {run.run.header.question}", style="bold"),
         Text(answer.answer(run)),
+        *(Text(note, style="dim") for note in run.run.header.notes),
         *(Text(f"! {warning}", style="yellow") for warning in answer.warnings(run)),
         Text(),
         _latencies(run),
@@ -63,7 +64,7 @@ def _run(run: Figures) -> RenderableType:
         shown += [Text(), _failures(failed)]
     if run.run.header.skipped:
         shown += [Text("\nnot run here", style="bold")]
-        shown += [Text(f"{point}: {reason}") for point, reason in run.run.header.skipped]
+        shown += [Text(f"{points}: {why}") for why, points in wording.skipped(run.run.header)]
     return Group(*shown)
 
 
@@ -125,10 +126,17 @@ def _boots(run: Figures) -> Iterable[RenderableType]:
             took = [each.get(name) for each in spent]
             _row(table, _phase(name),
                  *(_kept(wording.duration(one.value)) if one else "–" for one in took))  # fmt: skip
-        _row(table, "clock", *(wording.clock(found.clock, found.uncertainty) for _, found in some),
-             style="dim")  # fmt: skip
+        _row(table, "placed to ±", *(_bound(found) for _, found in some), style="dim")
         yield Text()
         yield table
+    for clock in dict.fromkeys(found.clock for _, found in booted):
+        yield Text(f"a guest's phases are by {clock}", style="dim")
+    if advice := boots.advice(run):
+        yield Text(f"\n{advice}")
+
+
+def _bound(found: figures.Boot) -> str:
+    return "–" if found.uncertainty is None else _kept(wording.duration(found.uncertainty)).plain
 
 
 def _own(own: agile.Table) -> Table:

@@ -2,6 +2,7 @@
 
 import math
 
+from firstlight.model import Header
 from firstlight.stats import Interval
 
 UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
@@ -50,6 +51,14 @@ def cause(name: str) -> str:
 def clock(name: str, uncertainty: int | None) -> str:
     """A guest's clock, and how far its stamps may be off on the host's line, in ns."""
     return name if uncertainty is None else f"{name}, ± {duration(uncertainty)}"
+
+
+def skipped(header: Header) -> list[tuple[str, str]]:
+    """Each reason why something could not run, and the names of all that it kept from running."""
+    names: dict[str, list[str]] = {}
+    for name, reason in header.skipped:
+        names.setdefault(reason, []).append(name)
+    return [(reason, ", ".join(of)) for reason, of in names.items()]
 
 
 def digits(value: float, decimals: int) -> str:

@@ -1,0 +1,124 @@
+"""How machines boot, in sentences: the quickest, the slowest, and what each part is worth."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+from firstlight.report import figures
+from firstlight.report.figures import Figures, PointFigures, batches, latencies
+from firstlight.report.wording import duration, duration_interval, ratio_interval
+from firstlight.stats import Interval
+from firstlight.stats import ratio_interval as ratio_of
+
+_PARTS = ("hypervisor", "build", "protocol", "console", "filesystem")
+"""The axes of a machine that its user may choose for the same guest."""
+
+
+@dataclass(frozen=True)
+class _Change:
+    axis: str
+    slow: PointFigures
+    quick: PointFigures
+    gain: Interval
+
+
+def answer(run: Figures) -> str | None:
+    """Which machine boots first and which last, alone; None for a run of other things."""
+    if run.run.header.experiment == "platforms":
+        return _ranking(run)
+    booted = _alone(run)
+    if not booted or len(booted) < len(_fewest(run)):
+        return None
+    quickest, slowest = booted[0], booted[-1]
+    sentence = f"On this machine {_boot(run, quickest)}"
+    if slowest is not quickest:
+        sentence += f"; the slowest, {slowest.name}, takes {_median(slowest)}"
+    many = run.ends(quickest.series)[-1]
+    if many.instances > quickest.instances:
+        sentence += f"; with {many.instances} at once the first takes {_median(many)}"
+    return f"{sentence}."
+
+
+def _ranking(run: Figures) -> str | None:
+    """What one function takes to start on each platform, the quickest first."""
+    ranked = sorted(_fewest(run), key=_middle)
+    if not ranked:
+        return None
+    took = ", ".join(f"{duration(_middle(point))} by {point.series}" for point in ranked)
+    return f"On this machine one function starts in {took} (medians)."
+
+
+def advice(run: Figures) -> str:
+    """What each change of one part alone gains most, the greatest first; or ""."""
+    best: dict[str, _Change] = {}
+    for change in _changes(_alone(run)):
+        if change.gain.low > 1 and (
+            change.axis not in best or change.gain.value > best[change.axis].gain.value
+        ):
+            best[change.axis] = change
+    if not best:
+        return ""
+    ordered = sorted(best.values(), key=lambda change: -change.gain.value)
+    return f"What gains most by itself: {'; '.join(map(_words, ordered))}."
+
+
+def _fewest(run: Figures) -> list[PointFigures]:
+    """The points of the fewest instances, by wall time, that were ready."""
+    timed = [
+        point for point in run.points
+        if point.latency and point.point.get("clock", "wall") == "wall"
+    ]  # fmt: skip
+    least = min((point.instances for point in timed), default=0)
+    return [point for point in timed if point.instances == least]
+
+
+def _alone(run: Figures) -> list[PointFigures]:
+    """Those of them that booted machines, the quickest first."""
+    return sorted((point for point in _fewest(run) if figures.boot(point)), key=_middle)
+
+
+def _middle(point: PointFigures) -> float:
+    assert point.latency
+    return point.latency.median.value
+
+
+def _boot(run: Figures, point: PointFigures) -> str:
+    found = figures.boot(point)
+    assert found
+    name, took = max(found.phases, key=lambda phase: phase[1].value)
+    median = _median(point).replace(" (", " (median, 95 % interval ")
+    return (
+        f"the quickest boot, {point.series}, takes {median} to its {run.end_point}, of which "
+        f"{name} is {duration(took.value)}"
+    )
+
+
+def _median(point: PointFigures) -> str:
+    assert point.latency
+    return duration_interval(point.latency.median)
+
+
+def _changes(points: list[PointFigures]) -> Iterator[_Change]:
+    for one, other in combinations(points, 2):
+        unlike = [axis for axis, value in one.point.items() if other.point.get(axis) != value]
+        chosen = [axis for axis in unlike if axis in _PARTS]
+        if len(chosen) == 1 and set(unlike) <= {*chosen, "accel"}:
+            yield _Change(chosen[0], other, one, _gain(other, one))
+
+
+def _gain(slow: PointFigures, quick: PointFigures) -> Interval:
+    return ratio_of(
+        latencies(slow.untraced_samples), latencies(quick.untraced_samples),
+        groups_a=batches(slow.untraced_samples), groups_b=batches(quick.untraced_samples),
+    )  # fmt: skip
+
+
+def _words(change: _Change) -> str:
+    quick, slow = change.quick.point, change.slow.point
+    rest = [str(quick[axis]) for axis in ("guest", *_PARTS) if axis in quick]
+    rest.remove(str(quick[change.axis]))
+    with_ = f" ({', '.join(rest)})" if rest else ""
+    return (
+        f"{change.axis} {quick[change.axis]} instead of {slow[change.axis]}{with_}, "
+        f"{_median(change.slow)} to {_median(change.quick)}, {ratio_interval(change.gain)}"
+    )

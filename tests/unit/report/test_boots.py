@@ -1,0 +1,95 @@
+"""What is said of machines: the quickest, the slowest, what each part is worth, by which clock."""
+
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from machine_runs import MS, Parts, run
+from rich.console import Console
+
+from firstlight.plots import boots as bars
+from firstlight.report import boots, data, figures, wording
+from firstlight.report.figures import Figures
+from firstlight.report.page import render
+from firstlight.report.terminal import summary
+
+if TYPE_CHECKING:
+    from firstlight.model import Point
+
+
+def machines(tmp_path: Path) -> Figures:
+    points: list[tuple[Point, Parts]] = [
+        ({"hypervisor": hypervisor, "guest": "probe", "console": console, "instances": instances},
+         {"init": init, "console": drawn, "block": 2.0})
+        for instances in (1, 4)
+        for hypervisor, init in (("qemu pc", 80.0 * instances), ("qemu microvm", 40.0 * instances))
+        for console, drawn in (("serial", 1.0), ("vga", 30.0))
+    ]  # fmt: skip
+    return figures.figures(run(tmp_path / "run", "unikernel-boot", points, repetitions=5))
+
+
+def test_the_quickest_and_the_slowest_are_named(tmp_path: Path) -> None:
+    said = boots.answer(machines(tmp_path))
+    assert said is not None
+    assert "the quickest boot, qemu microvm · serial, takes 43." in said
+    assert "of which hypervisor.init is 40." in said
+    assert "the slowest, qemu pc · vga × 1, takes 11" in said
+    assert "with 4 at once the first takes 16" in said
+
+
+def test_each_part_alone_is_worth_what_it_takes_off(tmp_path: Path) -> None:
+    said = boots.advice(machines(tmp_path))
+    machine, console = (
+        said.index("hypervisor qemu microvm instead of qemu pc"),
+        said.index("console serial instead of vga"),
+    )
+    assert machine < console  # 83 to 43 is more than 72 to 43
+    assert "(probe, serial)" in said
+    assert "(probe, qemu microvm)" in said
+
+
+def test_nothing_is_advised_where_nothing_differs(tmp_path: Path) -> None:
+    point: Point = {"hypervisor": "qemu pc", "guest": "probe", "console": "vga", "instances": 1}
+    one = figures.figures(run(tmp_path / "r", "unikernel-boot", [(point, {"init": 5.0})]))
+    assert boots.advice(one) == ""
+
+
+def test_a_bar_is_the_sum_of_its_phases(tmp_path: Path) -> None:
+    rows = [row for row in bars.values(machines(tmp_path)) if row["instances"] == 1]
+    of_one = [row for row in rows if row["series"] == "qemu pc · vga"]
+    assert {row["part"] for row in of_one} == {"hypervisor.init", "driver.console", "driver.block"}
+    total = sum(row["ms"] for row in of_one)
+    assert 112 < total < 115
+    assert abs(sum(row["share"] for row in of_one) - 1) < 1e-9
+
+
+def test_the_clock_and_its_bound_are_in_the_data(tmp_path: Path) -> None:
+    found = data.as_json([machines(tmp_path).run])["runs"][0]
+    assert found["points"][0]["boot"]["clock"] == "TSC"
+    assert found["points"][0]["boot"]["uncertainty_ns"] == 0
+    parts = {part["phase"]: part for part in found["points"][0]["boot"]["phases"]}
+    assert abs(parts["hypervisor.init"]["median_ns"]["value"] - 80 * MS) < 3 * MS
+    assert found["advice"].startswith("What gains most by itself")
+
+
+def test_page_and_terminal_show_boots(tmp_path: Path) -> None:
+    measured = machines(tmp_path).run
+    page = render([measured])
+    assert "Boot by phase" in page
+    assert "TSC, ± 0 ns" in page
+    console = Console(file=StringIO(), width=120)
+    with console.capture() as capture:
+        console.print(summary([measured]))
+    words = capture.get()
+    assert "boot by phase, untraced, median" in words
+    assert "a guest's phases are by TSC" in words
+
+
+def test_what_one_reason_kept_from_running_is_said_once(tmp_path: Path) -> None:
+    header = machines(tmp_path).run.header
+    reasons = (("a vga", "no VGA"), ("b", "not here"), ("c vga", "no VGA"))
+    assert wording.skipped(msgspec.structs.replace(header, skipped=reasons)) == [
+        ("no VGA", "a vga, c vga"),
+        ("not here", "b"),
+    ]
