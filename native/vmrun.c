@@ -4,11 +4,11 @@
  *         [--journal FILE] [--api SOCKET --requests FILE [--answered]] -- HYPERVISOR [ARG...]
  *
  * The hypervisor's standard output is the console. Each of its lines goes to FILE as "STAMP TEXT"
- * when it has arrived, an unfinished one at the end; what the hypervisor itself did goes there as
- * "STAMP=WORD". The guest is ready with the first line that --ready finds (a POSIX extended regular
- * expression; also a line that is not finished, once nothing follows), or when the hypervisor exits
- * with STATUS. Its standard error is handed on, and its last line is part of an error. A guest that
- * prints "firstlight error TEXT" has failed.
+ * when it has arrived, and as "STAMP~TEXT" what there is of one when nothing follows for a moment;
+ * what the hypervisor itself did goes there as "STAMP=WORD". The guest is ready with the first line
+ * that --ready finds (a POSIX extended regular expression; also a line that is not finished, once
+ * nothing follows), or when the hypervisor exits with STATUS. Its standard error is handed on, and
+ * its last line is part of an error. A guest that prints "firstlight error TEXT" has failed.
  *
  * --qmp gives it a QMP monitor on descriptor 3 and tells it to continue: it must be started with
  * "-S". The monitor says when it let the guest run, and why the guest stopped.
@@ -61,7 +61,7 @@ struct machine {
 	int64_t spawned, entered;
 	struct stream console, complaints, monitor;
 	regex_t ready_line, last_line;
-	bool has_ready_line, has_last_line, is_ready, is_told, has_failed, has_said_all;
+	bool has_ready_line, has_last_line, is_ready, is_told, has_failed, has_said_all, has_panicked;
 	bool has_api, ends_with_api;
 	struct api api;
 	const char *journal; /* Firecracker's */
@@ -175,8 +175,9 @@ static void on_console(struct machine *vm, struct stream *stream)
 		make_plain(stream->line);
 		say("%s\n", text);
 	}
-	if (text[strspn(text, " \t")])
+	if (text[strspn(text, " \t")] && !vm->has_panicked)
 		strcpy(vm->last_said, text);
+	vm->has_panicked |= strcasestr(text, "panic") != NULL; /* what follows says less */
 	if (vm->has_ready_line && !vm->is_ready && !regexec(&vm->ready_line, text, 0, NULL, 0))
 		ready(vm, stream->stamp);
 	if (vm->has_last_line && !regexec(&vm->last_line, text, 0, NULL, 0))
@@ -293,6 +294,7 @@ static void look_at_unfinished(struct machine *vm)
 {
 	struct stream *console = &vm->console;
 	console->line[console->size] = 0;
+	record(vm, console->stamp, '~', console->line);
 	if (vm->has_ready_line && !regexec(&vm->ready_line, console->line, 0, NULL, 0))
 		ready(vm, console->stamp);
 }
@@ -316,6 +318,7 @@ static void reap(struct machine *vm)
 	close(vm->pidfd);
 	vm->pidfd = -1;
 	hear_all(vm);
+	record(vm, stamp, '=', "ended");
 	if (vm->ready_status >= 0 && WIFEXITED(vm->status) && WEXITSTATUS(vm->status) == vm->ready_status)
 		ready(vm, stamp);
 	tell(vm);

@@ -18,7 +18,7 @@ from firstlight.model import GuestLog
 _BRIDGE = "flvm"
 _GATEWAY = IPv4Interface("172.31.0.1/16")
 _TUN = Path("/dev/net/tun")
-_RECORD = re.compile(r"(\d{1,18})([ =])(.*)")
+_RECORD = re.compile(r"(\d{1,18})([ ~=])(.*)")
 _CONSOLE_CHARACTERS = 4096
 
 
@@ -106,13 +106,19 @@ def read_log(file: Path) -> Log:
     if not file.exists():
         return Log((), None)
     lines: list[Line] = []
+    unfinished: Line | None = None
     words: dict[str, int] = {}
     for record in file.read_bytes().decode(errors="replace").split("\n"):
         found = _RECORD.fullmatch(record)
         if found and found[2] == " ":
             lines.append(Line(int(found[1]), found[3]))
+            unfinished = None
+        elif found and found[2] == "~":
+            unfinished = Line(int(found[1]), found[3])
         elif found:
             words[found[3]] = int(found[1])
+    if unfinished:
+        lines.append(unfinished)
     return Log(tuple(lines), words.get("entered"), words.get("ended"))
 
 

@@ -49,6 +49,11 @@ def test_no_bytes_are_an_error(tmp_path: Path, raw: bytes) -> None:
     guest_log(Told(), Wanted(), tmp_path / "log", None)
 
 
+def test_a_line_that_was_never_finished_is_the_last(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("1 one\n2~tw\n3 two\n4~th\n5~thr\n")
+    assert read_log(tmp_path / "log").lines == (Line(1, "one"), Line(3, "two"), Line(5, "thr"))
+
+
 def test_a_start_that_never_came_to_it_has_no_lines(tmp_path: Path) -> None:
     assert read_log(tmp_path / "log") == Log((), None)
 
