@@ -305,8 +305,8 @@ int main(void)
 	say(serial, "firstlight init %llu\n", started);
 	for (int i = 0; i < step_count; i++)
 		say(serial, "firstlight step %llu %llu %s\n", steps[i].begin, steps[i].end, steps[i].name);
-	print_log_time(log);
 	print_trace();
+	print_log_time(log);
 	say(serial, "firstlight log ends\n");
 	for (;;)
 		pause();
