@@ -234,6 +234,8 @@ static void spawn(const struct request *request, const int *descriptors, int cou
 	news.verb = pid < 0 ? REFUSED : SPAWNED;
 	news.error = pid < 0 ? errno : 0;
 	news.pid = pid;
+	if (pid < 0)
+		pidfd = -1; /* the kernel wrote one down before it failed, and closed it */
 	tell(&news, pidfd);
 	if (pidfd >= 0)
 		close(pidfd);

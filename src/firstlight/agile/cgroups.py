@@ -18,6 +18,7 @@ from pathlib import Path
 from firstlight.errors import Failed, Unsupported
 
 CONTROLLERS = ("cpu", "memory", "pids")
+_ENABLED = "+cpu +memory +pids"
 _PERIOD_US = 100_000
 _EMPTY_SECONDS = 10.0
 _RETRY_SECONDS = 0.01
@@ -71,7 +72,7 @@ class Cgroups:
                 top.mkdir()
                 if self.unified:
                     for level in (root, *(root / part for part in _levels(self._name))):
-                        _write(level / "cgroup.subtree_control", "+cpu +memory +pids")
+                        _write(level / "cgroup.subtree_control", _ENABLED)
             except OSError as error:
                 raise Failed(f"cannot make the cgroup {top}: {error.strerror}") from error
 

@@ -1,6 +1,7 @@
 """The resident runtime behind its unix socket: what ``firstlight up`` runs."""
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -18,6 +19,10 @@ from firstlight.errors import Failed, FirstlightError
 
 _BACKLOG = 512
 _NICE = -10
+_STREAMS, _SEND = 3, "send standard input, output and error"
+_NO_DESCRIPTOR = (
+    "the runtime has no descriptor left", "raise its limit of open files, or stop instances"
+)  # fmt: skip
 _received = memoryview(bytearray(protocol.MESSAGE_MAX))  # to allocate as much for each costs more
 _log = logging.getLogger(__name__)
 
@@ -42,10 +47,16 @@ async def _serve(config: Config, ready: Callable[[], None]) -> None:
         listener = _listen(config)
         connections: set[_Connection] = set()
 
+        spare = _Spare()
+
         def accept() -> None:
-            with suppress(BlockingIOError, OSError):
+            try:
                 accepted, _ = listener.accept()
-                connections.add(_Connection(accepted, runtime, connections.discard))
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    spare.refuse(listener)
+                return
+            connections.add(_Connection(accepted, runtime, connections.discard))
 
         loop.add_reader(listener, accept)
         try:
@@ -55,6 +66,7 @@ async def _serve(config: Config, ready: Callable[[], None]) -> None:
         finally:
             loop.remove_reader(listener)
             listener.close()
+            spare.close()
             config.socket.unlink(missing_ok=True)
             for connection in list(connections):
                 connection.close()
@@ -77,6 +89,32 @@ def _tell_systemd(state: bytes) -> None:
     if path := os.environ.get("NOTIFY_SOCKET"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, suppress(OSError):
             notify.sendto(state, path.replace("@", "\0", 1))
+
+
+class _Spare:
+    """A descriptor to part with when none is left, so that a client hears why it is not served.
+
+    A connection that is left waiting would wake the runtime for ever.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor = os.open(os.devnull, os.O_RDONLY)
+
+    def refuse(self, listener: socket.socket) -> None:
+        """Answer one waiting client with an error."""
+        self.close()
+        with suppress(OSError):
+            refused, _ = listener.accept()
+            with refused:
+                refused.send(protocol.encode(protocol.Error(*_NO_DESCRIPTOR)))
+        with suppress(OSError):
+            self._descriptor = os.open(os.devnull, os.O_RDONLY)
+
+    def close(self) -> None:
+        """Part with it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 class _Connection:
@@ -110,15 +148,22 @@ class _Connection:
             _close(descriptors)
             self.close()
             return
-        whole = not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+        whole = not flags & socket.MSG_TRUNC
         message = bytes(_received[:size]) if whole else b""
-        task = self._loop.create_task(self._handle(message, descriptors))
+        lost = bool(flags & socket.MSG_CTRUNC)
+        task = self._loop.create_task(self._handle(message, descriptors, lost))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _handle(self, message: bytes, descriptors: list[int]) -> None:
+    async def _handle(self, message: bytes, descriptors: list[int], lost: bool) -> None:
+        """``lost``: some descriptors of the message did not come with it."""
         try:
-            answer = await self._answer(protocol.request(message), descriptors)
+            request = protocol.request(message)
+            if lost and len(descriptors) >= _STREAMS:
+                raise Failed(f"a message came with more than {_STREAMS} descriptors", _SEND)
+            if lost:
+                raise Failed(*_NO_DESCRIPTOR)
+            answer = await self._answer(request, descriptors)
         except FirstlightError as error:
             answer = protocol.Error(error.message, error.hint)
         except Exception as error:  # a client must not wait for an answer that never comes
@@ -149,9 +194,8 @@ class _Connection:
                 return protocol.PoolCounts(runtime.pools())
 
     async def _start(self, request: protocol.Start, descriptors: list[int]) -> protocol.Answer:
-        if len(descriptors) != 3:
-            raise Failed(f"a start came with {len(descriptors)} descriptors",
-                         "send standard input, output and error")  # fmt: skip
+        if len(descriptors) != _STREAMS:
+            raise Failed(f"a start came with {len(descriptors)} descriptors", _SEND)
         streams = (descriptors[0], descriptors[1], descriptors[2])
         instance = await self._runtime.start(request.function, streams, request.asked or None)
         if not request.detached:

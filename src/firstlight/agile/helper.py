@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from firstlight.agile import wire
+from firstlight.errors import Failed
 
 _MESSAGE_MAX = 4096
 _RIGHTS = socket.CMSG_SPACE(4)
@@ -17,26 +18,23 @@ _RIGHTS = socket.CMSG_SPACE(4)
 class Helper:
     """One helper process. ``heard`` gets each message with its descriptor, or -1.
 
-    ``ended`` is called once if it goes while it is still wanted.
+    ``ended`` is called once if it goes while it is still wanted. Raises Failed if it cannot be
+    started.
     """
 
     def __init__(
         self, program: str, heard: Callable[[bytes, int], None], ended: Callable[[], None]
     ) -> None:
         self._heard, self._ended = heard, ended
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
-        with theirs:
-            path = str(wire.native(program))
-            self.pid = os.posix_spawn(
-                path, [path], os.environ,
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
-                ],
-                setsigdef=[signal.SIGPIPE],
-            )  # fmt: skip
+        path = str(wire.native(program))
+        try:
+            self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                self.pid = _spawned(path, theirs.fileno())
+        except OSError as error:
+            raise Failed(f"cannot start {path}: {error.strerror}",
+                         "more pids and open files, or fewer instances") from error  # fmt: skip
         self._socket.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket, self._read)
@@ -96,3 +94,16 @@ class Helper:
             os.kill(self.pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
+
+
+def _spawned(path: str, control: int) -> int:
+    """The pid of the program, with its control socket as descriptor 3."""
+    return os.posix_spawn(
+        path, [path], os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_DUP2, control, 3),
+        ],
+        setsigdef=[signal.SIGPIPE],
+    )  # fmt: skip

@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -170,6 +171,7 @@ class Networks:
         self._asked: dict[int, asyncio.Future[_Answer]] = {}
         self._serial = 0
         self._helper: Helper | None = None
+        self._is_open = False
         self._published: dict[int, IPv4Address] = {}
         self._suspect: set[IPv4Address] = set()
 
@@ -178,7 +180,7 @@ class Networks:
         if not shutil.which("nft"):
             raise Unsupported("nft is not installed", "apt-get install nftables")
         self._check_overlap()
-        self._helper = Helper("spawn-net", self._heard, self._lost)
+        self._is_open = True
         self._look = _script(
             *(_route(_ASK, request) for request in netlink.dumps()),
             *(_action(_COUNTS, 0, path.encode() + b"\0") for path in _SOCKETS),
@@ -297,6 +299,7 @@ class Networks:
 
     def close(self) -> None:
         """Remove the host's side."""
+        self._is_open = False
         if self._helper:
             self._helper.close()
         remove(self.table, self.anchor)
@@ -327,8 +330,10 @@ class Networks:
 
     async def _do(self, verb: int, script: _Script, what: str, descriptor: int = -1) -> _Answer:
         """What the helper answers. Raises Failed, _Taken."""
-        if self._helper is None:
+        if not self._is_open:
             raise Failed(f"cannot {what}: the runtime is not running")
+        if self._helper is None:
+            self._helper = Helper("spawn-net", self._heard, self._lost)
         self._serial += 1
         future: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         self._asked[self._serial] = future
@@ -364,7 +369,9 @@ class Networks:
             if not future.done():
                 future.set_exception(Failed("the network helper was killed", "try again"))
         self._asked.clear()
-        self._helper = Helper("spawn-net", self._heard, self._lost)
+        self._helper = None
+        with suppress(Failed):  # then it is for the next request to try, and to tell
+            self._helper = Helper("spawn-net", self._heard, self._lost)
 
     def _check_overlap(self) -> None:
         for line in Path("/proc/thread-self/net/route").read_text().splitlines()[1:]:
@@ -418,6 +425,10 @@ def _sysctl_actions() -> list[bytes]:
 
 
 def _nft(script: str, what: str) -> None:
-    done = subprocess.run(["nft", "-f", "-"], input=script, capture_output=True, text=True)
+    try:
+        done = subprocess.run(["nft", "-f", "-"], input=script, capture_output=True, text=True)
+    except OSError as error:
+        raise Failed(f"cannot {what}: nft cannot be executed: {error.strerror}",
+                     "more pids and open files, or fewer instances") from error  # fmt: skip
     if done.returncode:
         raise Failed(f"cannot {what}: {done.stderr.strip()}")

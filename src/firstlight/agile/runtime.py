@@ -8,6 +8,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -63,6 +64,7 @@ class Runtime:
         self._tasks: set[asyncio.Task[None]] = set()
         self._serial = self._count = 0
         self._closing = False
+        self._latest_spawner: Spawner | None = None
 
     async def __aenter__(self) -> "Runtime":
         if os.geteuid() != 0:
@@ -78,7 +80,7 @@ class Runtime:
             self._journal.record("network", self._networks.table, self._networks.anchor)
             await self._networks.open()
             self._profiles = [seccomp.program(), seccomp.program(ZYGOTE_CALLS)]
-            self._spawner = Spawner(self._profiles, self._spawner_lost)
+            self._latest_spawner = Spawner(self._profiles, self._spawner_lost)
         except BaseException:
             self._remove_all()
             raise
@@ -99,7 +101,8 @@ class Runtime:
             await zygote.close()
         for wasm in self._wasms.values():
             wasm.close()
-        self._spawner.close()
+        if self._latest_spawner:
+            self._latest_spawner.close()
         ends = [instance.ended for instance in self._instances.values()]
         if ends:  # what an instance used is given up only when its end has been heard
             await asyncio.wait(ends, timeout=_END_SECONDS)
@@ -447,8 +450,17 @@ class Runtime:
         """It was killed, and its children with it; another takes its place."""
         for kind in self._kinds.values():
             kind.sandboxes.drain()
+        self._latest_spawner = None
         if not self._closing:
-            self._spawner = Spawner(self._profiles, self._spawner_lost)
+            with suppress(Failed):  # then it is for the next request to try, and to tell
+                _ = self._spawner
+
+    @property
+    def _spawner(self) -> Spawner:
+        """Raises Failed if it was killed and another cannot be started."""
+        if self._latest_spawner is None:
+            self._latest_spawner = Spawner(self._profiles, self._spawner_lost)
+        return self._latest_spawner
 
     def _task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

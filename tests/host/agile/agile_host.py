@@ -2,16 +2,25 @@
 
 import asyncio
 import os
+import signal
+import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from firstlight import place
+from firstlight.agile import Config
 
 Outcome = TypeVar("Outcome")
 HERE = Path(__file__).parent
 SECONDS = 60.0
+SOCKET = Config(name="t5").socket
+SERVE = """
+from firstlight.agile import Config, daemon
+daemon.serve(Config(name="t5"), lambda: print("ready", flush=True))
+"""
 
 
 def on_host(main: Callable[[], Awaitable[Outcome]]) -> Outcome:
@@ -35,3 +44,36 @@ def on_host(main: Callable[[], Awaitable[Outcome]]) -> Outcome:
     if errors:
         raise errors[0]
     return outcome[0]
+
+
+@asynccontextmanager
+async def daemon() -> AsyncIterator[int]:
+    """A resident runtime at SOCKET, which must end in order; yields its pid."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVE, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    assert not SOCKET.exists()
+
+
+def with_daemon(main: Callable[[Path], Awaitable[None]]) -> None:
+    """Run a coroutine beside a resident runtime."""
+
+    async def on() -> None:
+        async with daemon():
+            await main(SOCKET)
+
+    on_host(on)
+
+
+def streams() -> tuple[int, int, tuple[int, int, int]]:
+    """(to write, to read, what the instance gets)."""
+    stdin, to_write = os.pipe()
+    to_read, stdout = os.pipe()
+    return to_write, to_read, (stdin, stdout, stdout)

@@ -6,49 +6,18 @@ import os
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
-from agile_host import on_host
+from agile_host import streams, with_daemon
 
-from firstlight.agile import Config, Function, protocol, wire
+from firstlight.agile import Function, protocol, wire
 from firstlight.agile.client import Client
 from firstlight.errors import Failed
 
 Make = Callable[..., Function]
-SERVE = """
-import sys
-from pathlib import Path
-from firstlight.agile import Config, daemon
-daemon.serve(Config(name="t5"), lambda: print("ready", flush=True))
-"""
-
-
-def with_daemon(main: Callable[[Path], Awaitable[None]]) -> None:
-    async def on() -> None:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", SERVE, stdout=asyncio.subprocess.PIPE
-        )
-        try:
-            assert process.stdout is not None
-            assert await process.stdout.readline() == b"ready\n"
-            await main(Config(name="t5").socket)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert await process.wait() == 0
-        assert not Config(name="t5").socket.exists()
-
-    on_host(on)
-
-
-def streams() -> tuple[int, int, tuple[int, int, int]]:
-    """(to write, to read, what the instance gets)."""
-    stdin, to_write = os.pipe()
-    to_read, stdout = os.pipe()
-    return to_write, to_read, (stdin, stdout, stdout)
 
 
 def test_a_client_starts_lists_and_stops(function: Make) -> None:
@@ -126,6 +95,18 @@ def test_a_start_without_streams_is_refused(function: Make) -> None:
             raw.connect(str(path))
             raw.sendmsg([protocol.encode(protocol.Start(function("hold", "0")))], wire.rights([0]))
             assert "came with 1 descriptors" in json.loads(raw.recv(65536))["message"]
+
+    with_daemon(main)
+
+
+def test_more_descriptors_than_streams_are_refused(function: Make) -> None:
+    async def main(path: Path) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as raw:
+            raw.settimeout(10)
+            raw.connect(str(path))
+            message = protocol.encode(protocol.Start(function("hold", "0")))
+            raw.sendmsg([message], wire.rights([0, 1, 2, 0, 1, 2]))
+            assert "more than 3 descriptors" in json.loads(raw.recv(65536))["message"]
 
     with_daemon(main)
 

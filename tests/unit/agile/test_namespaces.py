@@ -21,7 +21,7 @@ def test_a_cancelled_request_leaves_no_namespace_open(answered_first: bool) -> N
     async def main() -> int:
         networks = object.__new__(Networks)
         networks._helper = Quiet()  # type: ignore[assignment]
-        networks._serial, networks._asked = 0, {}
+        networks._serial, networks._asked, networks._is_open = 0, {}, True
         asking = asyncio.create_task(networks._do(network._MAKE, network._script(), "make"))
         await asyncio.sleep(0)
         descriptor = os.open(os.devnull, os.O_RDONLY)

@@ -1,0 +1,96 @@
+"""Cgroups of version 2, with the one controller that a hybrid host leaves to it."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agile_host import on_host
+
+from firstlight.agile import cgroups
+from firstlight.agile.cgroups import Cgroups, Limits
+from firstlight.errors import Failed
+
+CONTROLLER = "hugetlb"
+FILE = f"{CONTROLLER}.2MB.max"
+TOP = "firstlight.agile.t8/lab"
+LIMITS = Limits(memory=1 << 20, cpus=1, pids=8)
+
+
+@pytest.fixture
+def unified(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A hierarchy of version 2 whose controllers are CONTROLLER alone."""
+    root = next(
+        (Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines()
+         if line.split()[2] == "cgroup2"), None,
+    )  # fmt: skip
+    if root is None or CONTROLLER not in (root / "cgroup.controllers").read_text().split():
+        pytest.skip(f"no cgroup version 2 with the controller {CONTROLLER} is mounted")
+    enabled = (root / "cgroup.subtree_control").read_text().split()
+    found = True, dict.fromkeys(cgroups.CONTROLLERS, root)
+    monkeypatch.setattr(cgroups, "_hierarchies", lambda: found)
+    monkeypatch.setattr(cgroups, "_ENABLED", f"+{CONTROLLER}")
+    monkeypatch.setattr(
+        Cgroups, "_settings", lambda self, limits: [(self.tops[0] / str(self._serial) / FILE, "0")]
+    )
+    yield root
+    (root / TOP).parent.rmdir()
+    if CONTROLLER not in enabled:
+        (root / "cgroup.subtree_control").write_text(f"-{CONTROLLER}")
+
+
+def test_one_is_made_with_its_limits_entered_emptied_and_removed(unified: Path) -> None:
+    async def main() -> None:
+        groups = Cgroups(TOP)
+        groups.open()
+        assert groups.unified
+        assert groups.tops == (unified / TOP,)
+        group = groups.make(LIMITS)
+        path = unified / TOP / "1"
+        assert (path / FILE).read_text() == "0\n"
+        assert [os.readlink(f"/proc/self/fd/{one}") for one in group.descriptors] == [str(path)]  # noqa: PTH115
+        with groups.doors(group) as doors:
+            sleeper = subprocess.Popen(["sleep", "60"])
+            for door in doors:
+                os.write(door, str(sleeper.pid).encode())
+        assert (path / "cgroup.procs").read_text().split() == [str(sleeper.pid)]
+        assert not groups.ran_out_of_memory(group)
+        killing = asyncio.create_task(groups.kill(group))
+        assert await asyncio.to_thread(sleeper.wait) == -9
+        await killing
+        groups.remove(group)
+        assert not path.exists()
+        groups.close()
+        assert not (unified / TOP).exists()
+
+    on_host(main)
+
+
+def test_one_whose_limits_cannot_be_set_leaves_nothing(
+    unified: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = Cgroups(TOP)
+    groups.open()
+    monkeypatch.setattr(
+        Cgroups, "_settings", lambda self, limits: [(self.tops[0] / "1/memory.max", "0")]
+    )
+    with pytest.raises(Failed, match=r"memory\.max: No such file"):
+        groups.make(LIMITS)
+    assert not [one for one in (unified / TOP).iterdir() if one.is_dir()]
+    groups.close()
+
+
+def test_what_is_in_them_ends_with_the_runtime(unified: Path) -> None:
+    groups = Cgroups(TOP)
+    groups.open()
+    group = groups.make(LIMITS)
+    sleeper = subprocess.Popen(["sleep", "60"])
+    with groups.doors(group) as [door]:
+        os.write(door, str(sleeper.pid).encode())
+    for descriptor in group.descriptors:
+        os.close(descriptor)
+    groups.close()
+    assert sleeper.wait() == -9
+    assert not (unified / TOP).exists()

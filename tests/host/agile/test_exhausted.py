@@ -1,0 +1,145 @@
+"""A host that has no pid or descriptor left: an error that says so, and then all is well again."""
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from agile_host import SOCKET, daemon, on_host, streams
+
+from firstlight.agile import Function, protocol
+from firstlight.agile.client import Client
+from firstlight.errors import Failed
+
+Make = Callable[..., Function]
+
+
+def pids_hierarchy() -> Path:
+    for line in Path("/proc/thread-self/mounts").read_text().splitlines():
+        _, where, kind, options, *_ = line.split()
+        if kind == "cgroup" and "pids" in options.split(","):
+            return Path(where)
+        if kind == "cgroup2" and "pids" in (Path(where) / "cgroup.controllers").read_text().split():
+            return Path(where)
+    pytest.skip("no cgroup controller for pids")
+
+
+def below(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(one for child in map(int, children) for one in below(child))]
+
+
+@contextmanager
+def no_pid_left(pid: int) -> Iterator[None]:
+    """A process and those below it make no other: a tree in a cgroup that is full."""
+    hierarchy = pids_hierarchy()
+    group = hierarchy / "firstlight.agile.t5full"
+    group.mkdir()
+    tree = below(pid)
+    try:
+        for one in tree:
+            (group / "cgroup.procs").write_text(str(one))
+        (group / "pids.max").write_text("1")
+        yield
+    finally:
+        for one in below(pid):
+            (hierarchy / "cgroup.procs").write_text(str(one))
+        group.rmdir()
+
+
+@contextmanager
+def no_descriptor_left(pid: int) -> Iterator[None]:
+    """A process opens no more files than it has."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    numbers = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    free = next(number for number in range(4096) if number not in numbers)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+def starts(client: Client, function: Function) -> int:
+    """How an instance ended whose command ends by itself."""
+    _, _, theirs = streams()
+    ended = client.wait(client.start(function, theirs).id)
+    assert ended.status is not None
+    return ended.status
+
+
+def test_without_a_pid_a_start_says_so_and_the_next_is_served(function: Make) -> None:
+    async def main() -> None:
+        async with daemon() as pid:
+            with Client(SOCKET) as client:
+                hold = function("hold", "0")
+                assert starts(client, hold) == 0
+                with no_pid_left(pid):
+                    for _ in range(3):
+                        with pytest.raises(Failed, match="cannot clone an instance: Resource"):
+                            starts(client, hold)
+                assert starts(client, hold) == 0
+                assert client.running() == []
+
+    on_host(main)
+
+
+def test_a_spawner_that_cannot_be_started_again_is_when_it_can(function: Make) -> None:
+    async def main() -> None:
+        async with daemon() as pid:
+            with Client(SOCKET) as client:
+                hold = function("hold", "0")
+                assert starts(client, hold) == 0
+                with no_pid_left(pid):
+                    for helper in below(pid)[1:]:
+                        os.kill(helper, signal.SIGKILL)
+                    while len(below(pid)) > 1:
+                        await asyncio.sleep(0)
+                    with pytest.raises(Failed, match=r"cannot start .*spawn.*: Resource"):
+                        starts(client, hold)
+                    published = function("hold", "0", ports={8080: 80})
+                    with pytest.raises(Failed, match="Resource temporarily"):
+                        starts(client, published)
+                assert starts(client, hold) == 0
+                assert starts(client, function("hold", "0", network="internal")) == 0
+
+    on_host(main)
+
+
+def test_without_a_descriptor_a_start_says_so_and_the_next_is_served(function: Make) -> None:
+    async def main() -> None:
+        async with daemon() as pid:
+            with Client(SOCKET) as client:
+                hold = function("hold", "0")
+                assert starts(client, hold) == 0
+                with no_descriptor_left(pid):
+                    for _ in range(3):
+                        with pytest.raises(Failed, match="no descriptor left"):
+                            starts(client, hold)
+                    assert client.running() == []  # what needs none is served
+                assert starts(client, hold) == 0
+
+    on_host(main)
+
+
+def test_without_a_descriptor_a_client_hears_why_it_is_not_served(function: Make) -> None:
+    async def main() -> None:
+        async with daemon() as pid:
+            with no_descriptor_left(pid):
+                for _ in range(3):
+                    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+                        client.settimeout(10)
+                        client.connect(str(SOCKET))
+                        answer = protocol.answer(client.recv(protocol.MESSAGE_MAX))
+                        assert isinstance(answer, protocol.Error)
+                        assert answer.message == "the runtime has no descriptor left"
+                        assert client.recv(1) == b""
+            with Client(SOCKET) as served:
+                assert starts(served, function("hold", "0")) == 0
+
+    on_host(main)
