@@ -14,7 +14,17 @@ import msgspec
 
 from bench.marks import Mark
 
-PARTS = ("startup", "spans", "attribution", "independent", "overhead", "cni", "vm")
+PARTS = (
+    "startup",
+    "spans",
+    "attribution",
+    "independent",
+    "overhead",
+    "cni",
+    "vm",
+    "agile",
+    "agile_node",
+)
 OUT = Path(__file__).parent.parent / "build" / "bench.json"
 
 

@@ -1,0 +1,160 @@
+"""What prepared parts gain, and what they cost to hold: issue 3's table of speed and memory.
+
+Ratios are between starts of one run, whose batches are interleaved at random. A P99 is of as many
+starts as are given with it: fewer than 368 do not bound one.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from bench.marks import Mark
+from firstlight import runner, stats, store
+from firstlight.experiments import Experiment, Options
+from firstlight.experiments.agile import AGILE
+from firstlight.experiments.churn import CHURN
+from firstlight.experiments.functions import FUNCTIONS
+from firstlight.model import Point, Sample
+
+OLD, PARTS, WHOLE, FLOOR = "runc + bridge", "agile", "agile-ready", "floor"
+ALONE = 80
+CROWDS = (50, 100)
+REPETITIONS = 5
+CALLS = 25
+RATE = 200
+Chosen = Callable[[Point], bool]
+
+
+def samples(experiment: Experiment, points: list[Point], repetitions: int) -> list[Sample]:
+    """The untraced starts of these points, all of which must be ready."""
+    axes = tuple(dict.fromkeys(axis for point in points for axis in point))
+    narrow = Experiment(experiment.name, experiment.question, experiment.figure, axes,
+                        lambda _: points, experiment.backend)  # fmt: skip
+    plan = runner.Plan(narrow, Options(()), repetitions, seed=1, traced=False)
+    with tempfile.TemporaryDirectory() as directory:
+        runner.run(plan, Path(directory), lambda *_: None)
+        found = store.read(Path(directory)).samples
+    if failed := [one.error for one in found if one.latency is None]:
+        raise RuntimeError(f"{len(failed)} of {len(found)} starts failed: {failed[0]}")
+    return found
+
+
+def latencies(found: list[Sample], chosen: Chosen) -> tuple[stats.Floats, stats.Floats]:
+    """The latencies of the chosen starts in ms, and the batch of each; shape (n,)."""
+    of = [one for one in found if chosen(one.point)]
+    return np.array([(one.latency or 0) / 1e6 for one in of]), np.array([one.batch for one in of])
+
+
+def lasts(found: list[Sample], chosen: Chosen) -> stats.Floats:
+    """Each chosen batch's last start, in ms; shape (batches,)."""
+    values, batches = latencies(found, chosen)
+    return np.array([values[batches == batch].max() for batch in np.unique(batches)])
+
+
+def starts() -> Iterator[Mark]:
+    """One at a time and many at once, against a runtime with a plugin, and against the floor."""
+    points: list[Point] = [
+        {"backend": name, "instances": ALONE, "order": "sequential"}
+        for name in (OLD, PARTS, WHOLE, FLOOR)
+    ]
+    points += [
+        {"backend": name, "instances": crowd, "order": "parallel"}
+        for name in (OLD, PARTS, WHOLE)
+        for crowd in CROWDS
+    ]
+    found = samples(AGILE, points, REPETITIONS)
+
+    def alone(name: str) -> Chosen:
+        return lambda point: point["backend"] == name and point["order"] == "sequential"
+
+    old, old_batches = latencies(found, alone(OLD))
+    for name in (PARTS, WHOLE):
+        new, batches = latencies(found, alone(name))
+        gain = stats.ratio_interval(old, new, groups_a=old_batches, groups_b=batches)
+        yield Mark(
+            f"{name} against {OLD}, one at a time, median ({np.median(new):.2f} ms)",
+            f"{gain.value:.1f}× [{gain.low:.1f}, {gain.high:.1f}]", "≥ 20×", gain.value >= 20,
+        )  # fmt: skip
+        tails = [float(np.percentile(one, 99)) for one in (old, new)]
+        yield Mark(
+            f"the same at P99 (of {old.size} and {new.size}: {tails[0]:.1f}, {tails[1]:.2f} ms)",
+            f"{tails[0] / tails[1]:.1f}×", "≥ 20×", tails[0] >= 20 * tails[1],
+        )  # fmt: skip
+        yield _against_floor(name, found, alone)
+    for crowd in CROWDS:
+        last = {
+            name: lasts(found, lambda p, n=name: p["backend"] == n and p["instances"] == crowd)  # type: ignore[misc] # noqa: B023
+            for name in (OLD, PARTS, WHOLE)
+        }
+        for name, least in ((PARTS, 20), (WHOLE, 40)):
+            gain = stats.ratio_interval(last[OLD], last[name])
+            yield Mark(
+                f"{name}, {crowd} at once, to the last ({np.median(last[name]):.1f} ms)",
+                f"{gain.value:.1f}× [{gain.low:.1f}, {gain.high:.1f}]", f"≥ {least}×",
+                gain.value >= least,
+            )  # fmt: skip
+
+
+def _against_floor(name: str, found: list[Sample], alone: Callable[[str], Chosen]) -> Mark:
+    new, batches = latencies(found, alone(name))
+    floor, floor_batches = latencies(found, alone(FLOOR))
+    cost = stats.ratio_interval(new, floor, groups_a=batches, groups_b=floor_batches)
+    return Mark(
+        f"{name} against the floor, median ({np.median(floor):.2f} ms)",
+        f"{cost.value:.2f}× [{cost.low:.2f}, {cost.high:.2f}]", "≤ 1.5×", cost.value <= 1.5,
+    )  # fmt: skip
+
+
+def refill() -> Mark:
+    """P99 of starts that come at a rate, while their pool refills and while it need not."""
+    points: list[Point] = [
+        {"pools": pools, "rate": RATE, "instances": 100} for pools in ("full", "refilling")
+    ]
+    found = samples(CHURN, points, REPETITIONS)
+    full, refilling = (latencies(found, lambda p, n=n: p["pools"] == n)[0]  # type: ignore[misc]
+                       for n in ("full", "refilling"))  # fmt: skip
+    tails = [float(np.percentile(one, 99)) for one in (full, refilling)]
+    return Mark(
+        f"P99 while the pool refills, {RATE} starts a second (of {full.size} each: "
+        f"{tails[0]:.2f}, {tails[1]:.2f} ms)",
+        f"{tails[1] / tails[0]:.2f}×", "≤ 1.5×", tails[1] <= 1.5 * tails[0],
+    )  # fmt: skip
+
+
+def handlers() -> Iterator[Mark]:
+    """A Python handler by zygote against ``python3`` in runc, and a WebAssembly one."""
+    old = "python3 in runc"
+    points: list[Point] = [
+        {"function": name, "instances": CALLS, "order": "sequential"}
+        for name in (old, "zygote", "zygote-ready", "wasm")
+    ]
+    found = samples(FUNCTIONS, points, 4)
+    by = {
+        name: latencies(found, lambda p, n=name: p["function"] == n)  # type: ignore[misc]
+        for name in (old, "zygote", "zygote-ready")
+    }
+    for name in ("zygote", "zygote-ready"):
+        middle = float(np.median(by[name][0]))
+        yield Mark(f"Python handler by {name}, to its first line, median of {by[name][0].size}",
+                   f"{middle:.2f} ms", "≤ 4 ms", middle <= 4)  # fmt: skip
+        gain = stats.ratio_interval(by[old][0], by[name][0], groups_a=by[old][1],
+                                    groups_b=by[name][1])  # fmt: skip
+        yield Mark(f"the same against {old} ({np.median(by[old][0]):.0f} ms)",
+                   f"{gain.value:.0f}× [{gain.low:.0f}, {gain.high:.0f}]", "≥ 15×",
+                   gain.value >= 15)  # fmt: skip
+    wasm = [one for one in found if one.point["function"] == "wasm"]
+    inside = float(np.median([one.steps[-1].end - one.steps[0].start for one in wasm])) / 1e3
+    outside = float(np.median([one.steps[-1].end - one.stamps.intended for one in wasm])) / 1e3
+    yield Mark(
+        f"WebAssembly, request to result, median of {len(wasm)} (over the socket {outside:.0f} µs)",
+        f"{inside:.0f} µs", "≤ 100 µs", inside <= 100,
+    )  # fmt: skip
+
+
+def measure() -> Iterator[Mark]:
+    """All of them."""
+    yield from starts()
+    yield refill()
+    yield from handlers()
