@@ -70,7 +70,8 @@ class GuestLog(Struct, frozen=True):
 
     ``spans`` bear the guest's own names and are in ns of the guest's ``clock``, from its own zero.
     A guest's stamp plus ``offset`` is one of the host's, to within ``uncertainty`` ns; both are
-    None where nothing ties the clocks. ``console`` is the end of what it printed.
+    None where nothing ties the clocks. ``console`` is the end of what it printed. ``fault`` is what
+    it left out on its way to the end point: then the start has failed.
     """
 
     clock: str
@@ -78,6 +79,7 @@ class GuestLog(Struct, frozen=True):
     offset: int | None = None
     uncertainty: int | None = None
     console: str = ""
+    fault: str | None = None
 
 
 class Sample(Struct, frozen=True):

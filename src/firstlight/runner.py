@@ -287,8 +287,11 @@ def sample(
     ready = int(said[1]) if said and not outcome.expired else None
     if ready is not None and not outcome.intended <= ready <= outcome.seen:
         ready = outcome.seen
+    fault = guest.fault if guest and ready else None
+    ready = None if fault else ready
     lines = outcome.output.split("\n")
     other = [line for line in lines if not line.startswith("firstlight ")]
+    failure = _hung(evidence, guest, other) if evidence else _complaint(outcome)
     ending = Ending.READY if ready else Ending.HUNG if outcome.expired else Ending.FAILED
     return Sample(
         index=index,
@@ -306,7 +309,7 @@ def sample(
         user_ns=ended.user_ns,
         system_ns=ended.system_ns,
         exit_status=ended.status,
-        error=None if ready else _hung(evidence, guest, other) if evidence else _complaint(outcome),
+        error=None if ready else fault or failure,
         output="\n".join(other).rstrip("\n"),
         lost=lost,
         guest=guest,

@@ -136,4 +136,5 @@ def guest_log(guest: Guest, wanted: Wanted, file: Path, memory: Path | None) -> 
         offset=offset.value if offset else None,
         uncertainty=offset.uncertainty if offset else None,
         console="\n".join(line.text for line in log.lines)[-_CONSOLE_CHARACTERS:],
+        fault=reading.fault,
     )

@@ -72,12 +72,14 @@ class Reading:
     """What a guest's log says: ``spans`` in ns of the guest's ``clock``, from its own zero.
 
     ``anchors`` are pairs (host, guest) of stamps of one event, each of which the guest stamped
-    before the host did: a line that bears the guest's time, and its arrival.
+    before the host did: a line that bears the guest's time, and its arrival. ``fault`` is what a
+    guest that came to its end point left out on the way, such as its root.
     """
 
     clock: str
     spans: tuple[Step, ...] = ()
     anchors: tuple[tuple[int, int], ...] = ()
+    fault: str | None = None
 
 
 class Guest(Protocol):

@@ -184,7 +184,8 @@ def _checked(entry: Entry, files: Mapping[str, Path]) -> Entry:
     elif held and not entry.filesystem:
         entry = replace(entry, filesystem=held[0])
     if disk and entry.filesystem not in ("", *osv.DISKLESS):
-        images.check_root(disk, entry.filesystem)
+        check = osv.check_disk if entry.kind == "osv" else images.check_root
+        check(disk, entry.filesystem)
     return entry
 
 

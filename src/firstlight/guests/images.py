@@ -25,10 +25,14 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Volume:
-    """A file system in an image, from the byte ``start`` on."""
+    """A file system in an image, from the byte ``start`` on.
+
+    ``partition`` is its place in the table of the first sector, from 1; 0 is the whole disk.
+    """
 
     filesystem: str
     start: int
+    partition: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,20 +65,21 @@ def disk(file: Path) -> Disk:
         if sector[:4] == b"QFI\xfb":
             raise Failed(f"image {file} is of format qcow2", "qemu-img convert -O raw makes it raw")
         partitioned = sector[510:] == b"\x55\xaa"
-        starts = [0]
-        for entry in range(0x1BE, 0x1FE, 16) if partitioned else ():
+        starts = {0: 0}
+        for number in range(1, 5) if partitioned else ():
+            entry = 0x1AE + 16 * number
             start, sectors = struct.unpack_from("<II", sector, entry + 8)
             if sectors and sector[entry + 4]:
                 _whole("image", file, (start + sectors) * SECTOR, size)
-                starts.append(start * SECTOR)
+                starts[number] = start * SECTOR
         volumes = []
-        for start in starts:
+        for number, start in starts.items():
             stream.seek(start)
             found = _volume(stream.read(_BYTES_ENOUGH))
             if found:
                 filesystem, length = found
                 _whole("image", file, start + length, size)
-                volumes.append(Volume(filesystem, start))
+                volumes.append(Volume(filesystem, start, number))
     return Disk(tuple(volumes), boots=partitioned and any(sector[:3]))
 
 

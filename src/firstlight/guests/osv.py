@@ -18,7 +18,7 @@ from pathlib import Path
 from firstlight.backends import native
 from firstlight.errors import Failed, Unsupported
 from firstlight.guests import Boot, Line, Reading, Wanted, images, osv_chart
-from firstlight.model import EndPoint
+from firstlight.model import EndPoint, Step
 
 FILESYSTEMS = ("rofs", "zfs", "ramfs", "ext", "virtiofs")
 WRITABLE = ("zfs", "ext")
@@ -88,7 +88,7 @@ class Osv:
         if self.kernel is not None:
             check_kernel(self.kernel)
         if self.disk is not None and self.filesystem not in DISKLESS:
-            images.check_root(self.disk, self.filesystem)
+            check_disk(self.disk, self.filesystem)
         if wanted.chart == "memory":
             tsc_hertz()
             end = Boot(exit_port=_DONE_PORT, exit_code=_DONE_CODE)
@@ -107,10 +107,19 @@ class Osv:
         """Its boot chart, whose events name the spans that they end."""
         if wanted.chart == "memory" and memory is not None:
             hertz = 1e9 if wanted.icount else tsc_hertz()
-            found = osv_chart.spans(osv_chart.remembered(memory), hertz)
-            return Reading("the guest's time-stamp counter", tuple(found))
+            spans = osv_chart.spans(osv_chart.remembered(memory), hertz)
+            return Reading("the guest's time-stamp counter", tuple(spans), (), self._fault(spans))
         spans, anchors = osv_chart.printed(lines)
-        return Reading("OSv's clock, to 10 µs", tuple(spans), tuple(anchors))
+        return Reading("OSv's clock, to 10 µs", tuple(spans), tuple(anchors), self._fault(spans))
+
+    def _fault(self, spans: Sequence[Step]) -> str | None:
+        """OSv goes on without a root that it cannot mount: then the chart lacks an event."""
+        names = [span.name for span in spans]
+        if self.filesystem in DISKLESS or names[-1:] != ["Total time"]:
+            return None
+        if any(name.endswith(" mounted") for name in names):
+            return None
+        return f"OSv did not mount its root, {self.filesystem}"
 
     def _arguments(self, wanted: Wanted) -> str:
         address = IPv4Interface(wanted.address)
@@ -131,6 +140,20 @@ def check_kernel(kernel: Path) -> None:
     images.kernel(kernel)
     if osv_chart.MARK not in kernel.read_bytes():
         raise Failed(f"kernel {kernel} is not OSv's", "name its loader-stripped.elf")
+
+
+def check_disk(disk: Path, filesystem: str) -> None:
+    """Raise Failed if ``disk`` is not a whole raw image whose second partition is such a root.
+
+    OSv looks there, and of ROFS its chart does not tell whether it found any.
+    """
+    images.check_root(disk, filesystem)
+    found = images.disk(disk).volumes
+    if not any(volume.filesystem == filesystem and volume.partition == 2 for volume in found):
+        raise Failed(
+            f"image {disk} holds {filesystem}, but not in its second partition",
+            "OSv looks for its root there alone; scripts/build lays images so",
+        )
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -36,9 +37,12 @@ def kernel(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """An empty ext4, which is as good a root as any."""
-    file = tmp_path / "usr.img"
-    subprocess.run(["mke2fs", "-q", "-F", file, "4M"], check=True)
+    """An empty ext4 in the second partition, where OSv looks for its root."""
+    bare, file = tmp_path / "ext.img", tmp_path / "usr.img"
+    subprocess.run(["mke2fs", "-q", "-F", bare, "4M"], check=True)
+    entry = struct.pack("<8B2I", 0, 0, 1, 0, 0x83, 0, 1, 0, 8, bare.stat().st_size // 512)
+    sector = bytes(0x1CE) + entry.ljust(48, b"\0") + b"\x55\xaa"
+    file.write_bytes(sector.ljust(8 * 512, b"\0") + bare.read_bytes())
     return file
 
 

@@ -71,7 +71,7 @@ def test_a_file_system_is_known_bare_and_in_a_partition(filesystem: str, tmp_pat
     assert disk(image) == Disk((Volume(filesystem, 0),), boots=False)
     inside = tmp_path / "partitioned.img"
     inside.write_bytes(partitioned(image.read_bytes()))
-    assert disk(inside) == Disk((Volume(filesystem, MIB),), boots=True)
+    assert disk(inside) == Disk((Volume(filesystem, MIB, 2),), boots=True)
     check_root(inside, filesystem)
 
 
@@ -94,7 +94,7 @@ def test_a_cut_partition_is_told(tmp_path: Path) -> None:
 def test_a_disk_without_code_boots_not(tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(partitioned(rofs(9), 1, code=b""))
-    assert disk(image) == Disk((Volume("rofs", 512),), boots=False)
+    assert disk(image) == Disk((Volume("rofs", 512, 2),), boots=False)
 
 
 def test_a_wrong_file_system_is_named_with_what_is_there(tmp_path: Path) -> None:

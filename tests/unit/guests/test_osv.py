@@ -137,8 +137,11 @@ def test_a_machine_without_a_clock_is_refused_before_it_halts(kernel: Path, disk
 
 
 def test_foreign_files_are_refused(kernel: Path, disk: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat.img"
+    flat.write_bytes(disk.read_bytes()[64 * 512 :])
     for guest, fact in (
         (Osv("mine", "zfs", kernel, disk), "holds rofs, not zfs"),
+        (Osv("mine", "rofs", kernel, flat), "not in its second partition"),
         (Osv("mine", "rofs", Path("/bin/true"), disk), "/bin/true is not OSv's"),
         (Osv("mine", "rofs", tmp_path / "absent", disk), "absent: No such file"),
         (Osv("mine", "rofs", kernel, tmp_path / "absent"), "absent: No such file"),
@@ -159,6 +162,24 @@ def test_a_tick_is_the_hosts_or_a_nanosecond(icount: bool, tmp_path: Path) -> No
     reading = Osv("mine", "rofs").read(wanted, [], tmp_path / "memory")
     tick = 1.0 if icount else 0.5
     assert reading.spans[-1] == Step("Total time", round(3000 * tick), round(4000 * tick))
+
+
+@pytest.mark.parametrize(
+    ("filesystem", "events", "fault"),
+    [
+        ("zfs", ["drivers loaded", "Total time"], "OSv did not mount its root, zfs"),
+        ("zfs", ["drivers loaded", "ZFS mounted", "Total time"], None),
+        ("ext", ["drivers loaded", "Extfs mounted", "Total time"], None),
+        ("ramfs", ["drivers loaded", "Total time"], None),
+        ("zfs", ["drivers loaded"], None),
+        ("zfs", [], None),
+    ],
+)
+def test_a_root_that_is_not_mounted_is_a_fault(
+    filesystem: str, events: list[str], fault: str | None
+) -> None:
+    said = [Line(1, f"\t{name}: {at}.00ms, (+1.00ms)") for at, name in enumerate(events, 1)]
+    assert Osv("mine", filesystem).read(ADDRESS, said, None).fault == fault
 
 
 @pytest.mark.parametrize(("chart", "memory"), list(product(("console", "memory"), (False, True))))
