@@ -35,12 +35,13 @@ POOLS = {
 WITHOUT = {
     "nothing": "whole sandboxes wait",
     "sandboxes": "every part waits, and a start puts them together",
-    "networks": "the same, but each start makes its network",
-    "cgroups": "the same, but each start makes its cgroups",
-    "root mounts": "the same, but each start mounts its root file system",
-    "seccomp program": "the same, but each start compiles its seccomp program",
-    "neighbours": "the same, but the first packet asks for its neighbour's link address",
-    "everything": "nothing is made ahead of a start",
+    "networks": "a start puts the other parts together, and makes its network",
+    "cgroups": "a start puts the other parts together, and makes its cgroups",
+    "root mounts": "a start puts the other parts together, and mounts its root file system",
+    "seccomp program": "a start puts the parts together, and compiles its seccomp program",
+    "neighbours": "a start puts the parts together, and its first packet asks for the gateway's "
+    "link address",
+    "everything": "a start makes all of its parts",
 }
 """What is left out. A sandbox that waits holds all other parts, so these are left out one by one
 where no sandbox waits."""
@@ -145,7 +146,7 @@ class Ablated:
     @property
     def note(self) -> str | None:
         """What that means for a start."""
-        return f"{self.name}: {WITHOUT[self.without]}"
+        return f"{self.without} left out: {WITHOUT[self.without]}"
 
     def probe(self) -> None:
         """Needs what the runtime needs."""

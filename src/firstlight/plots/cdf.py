@@ -1,6 +1,7 @@
 """How latencies are distributed: one curve a number of instances, one facet a series.
 
-With one number of instances only, a curve is a series.
+With one number of instances only, a curve is a series; where those are more than there are
+colours, a facet holds those of one setting of their first axis.
 """
 
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ import altair as alt
 import numpy as np
 
 from firstlight.plots import palette, theme
-from firstlight.report.figures import Figures, latencies
+from firstlight.report.figures import Figures, PointFigures, latencies
 from firstlight.report.wording import duration
 
 MOST = 200
@@ -20,12 +21,9 @@ MOST = 200
 def cdf(run: Figures, *, legend: bool = True) -> alt.FacetChart:
     """The share of untraced starts that were ready by a time, from their intended arrival."""
     rows = values(run)
-    series = list(dict.fromkeys(row["series"] for row in rows))
     scale, ticks = theme.log_scale(*_ends(row["ms"] for row in rows))
-    counts = sorted({row["instances"] for row in rows})
-    alone = f"instances: {counts[0]}" if len(counts) == 1 else None
-    rows = [dict(row, facet=alone or row["series"]) for row in rows]
-    facets = [alone] if alone else series
+    facets = list(dict.fromkeys(row["facet"] for row in rows))
+    by_instances = len({row["instances"] for row in rows}) > 1
     colours = curves(run)
     chart: alt.FacetChart = (
         alt.Chart()
@@ -44,10 +42,10 @@ def cdf(run: Figures, *, legend: bool = True) -> alt.FacetChart:
             ),
             y=alt.Y("share:Q", title="starts ready", axis=alt.Axis(format="%", tickCount=5)),
             color=alt.Color(
-                "series:N" if alone else "instances:O",
-                scale=alt.Scale(domain=series if alone else counts, range=list(colours.values())),
+                "curve:N",
+                scale=alt.Scale(domain=list(colours), range=list(colours.values())),
                 legend=alt.Legend(
-                    title=None if alone else "instances",
+                    title="instances" if by_instances else None,
                     orient="top",
                     columns=4,
                     symbolType="stroke",
@@ -76,11 +74,23 @@ def cdf(run: Figures, *, legend: bool = True) -> alt.FacetChart:
 
 def curves(run: Figures) -> dict[str, str]:
     """What each curve is, and its colour."""
-    measured = [point for point in run.points if point.untraced_samples]
-    counts = sorted({point.instances for point in measured})
+    places = _places(run)
+    counts = sorted({point.instances for point, _, _ in places})
     if len(counts) == 1:
-        return palette.series(list(dict.fromkeys(point.series for point in measured)))
+        return palette.series(list(dict.fromkeys(curve for _, _, curve in places)))
     return dict(zip(map(str, counts), palette.growth(counts), strict=True))
+
+
+def _places(run: Figures) -> list[tuple[PointFigures, str, str]]:
+    """Each measured point with its facet and its curve."""
+    measured = [point for point in run.points if point.untraced_samples]
+    counts = {point.instances for point in measured}
+    if len(counts) > 1:
+        return [(point, point.series, str(point.instances)) for point in measured]
+    if len({point.series for point in measured}) <= len(palette.SERIES):
+        return [(point, f"instances: {point.instances}", point.series) for point in measured]
+    split = [(point, *point.series.partition(" · ")) for point in measured]
+    return [(point, first, rest or first) for point, first, _, rest in split]
 
 
 def _ends(values: Iterable[float]) -> tuple[float, float]:
@@ -89,19 +99,19 @@ def _ends(values: Iterable[float]) -> tuple[float, float]:
 
 
 def values(run: Figures) -> list[dict[str, Any]]:
-    """``series``, ``instances``, ``ms`` and ``share``, thinned to ``MOST`` a curve."""
+    """``facet``, ``curve``, ``ms``, ``share`` and words, thinned to ``MOST`` a curve."""
     rows = []
-    for point in run.points:
+    for point, facet, name in _places(run):
         ordered = np.sort(latencies(point.untraced_samples))
         places = np.unique(
             np.linspace(0, len(ordered) - 1, min(len(ordered), MOST)).round().astype(int)
         )
-        if not len(ordered):
-            continue
         curve = [(ordered[0], 0.0)]
         curve += [(ordered[place], (int(place) + 1) / len(ordered)) for place in places]
         rows += [
             {
+                "facet": facet,
+                "curve": name,
                 "series": point.series,
                 "instances": point.instances,
                 "ms": float(latency) / 1e6,

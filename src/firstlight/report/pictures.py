@@ -127,17 +127,18 @@ def curves(run: Figures, *, legend: bool) -> Iterator[Picture]:
             "grey where leaving it out may cost nothing. Untraced starts only.",
             {"": ablation(run)},
         )
+    grows = len({point.instances for point in run.points if point.latency}) > 1
     yield Picture(
         "cdf",
         "Distribution of latency",
         "Untraced starts, from the intended arrival.",
         {"": cdf(run, legend=legend)},
         tuple(
-            (f"{name} at once" if name.isdigit() else name, colour)
+            (f"{name} at once" if grows else name, colour)
             for name, colour in cdf_curves(run).items()
         ),
     )
-    if len({point.instances for point in run.points if point.latency}) > 1:
+    if grows:
         yield Picture(
             "scaling",
             "Growth with instances",
@@ -146,13 +147,14 @@ def curves(run: Figures, *, legend: bool) -> Iterator[Picture]:
             tuple(palette.series(run.series).items()),
         )
     for along, title in _ALONG.items():
+        names = scaling_series(run, along)
         if len({row["at"] for row in scaling_values(run, along)}) > 1:
             yield Picture(
                 f"by-{along}",
                 title,
                 _BANDS,
                 {"": scaling(run, along=along, legend=legend)},
-                tuple(palette.series(scaling_series(run, along)).items()),
+                tuple(palette.series(names).items()) if len(names) > 1 else (),
             )
 
 

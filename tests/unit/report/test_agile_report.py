@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from firstlight.model import Ending, EndPoint, Header, Point, Sample, Stamps, Step
-from firstlight.plots import scaling
+from firstlight.plots import cdf, scaling
 from firstlight.report import agile, answer, figures, pictures, terminal
 from firstlight.report.figures import Figures
 from firstlight.store import Run
@@ -227,6 +227,15 @@ def test_growth_is_drawn_along_the_axis_that_varies() -> None:
         (pools, rate) for pools in ("full", "refilling") for rate in (50, 100)
     }
     assert "all ready" not in {row["quantity"] for row in rows}
+
+
+def test_more_curves_than_colours_are_spread_over_facets() -> None:
+    few, many = churn({50: 100}), churn({rate: 100 for rate in (1, 2, 5, 10, 20)})
+    assert cdf.curves(few).keys() == {"full · 50", "refilling · 50"}
+    assert {row["facet"] for row in cdf.values(few)} == {"instances: 100"}
+    assert list(cdf.curves(many)) == ["1", "2", "5", "10", "20"]
+    assert len(set(cdf.curves(many).values())) == 5
+    assert {row["facet"] for row in cdf.values(many)} == {"full", "refilling"}
 
 
 def test_more_steps_than_colours_are_not_drawn() -> None:
