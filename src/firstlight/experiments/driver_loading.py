@@ -9,7 +9,7 @@ def _points(options: Options) -> list[Point]:
     points: list[Point] = [
         {"hypervisor": machines.pc(options), "guest": guest, "filesystem": filesystem,
          "console": console, "clock": clock}
-        for guest, filesystem in machines.guests(options, "squashfs")
+        for guest, filesystem in machines.guests(options, "squashfs", verbose=True)
         for console in CONSOLES
         for clock in options.clocks
     ]  # fmt: skip

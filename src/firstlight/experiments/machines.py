@@ -25,6 +25,9 @@ from firstlight.model import Point
 SNAPSHOT = " snapshot"
 _QEMU = "qemu-system-x86_64"
 _OWN = ("probe", "linux")
+VERBOSE = "-verbose"
+"""Behind the name of a guest of ours: it prints as much as a kernel does unasked."""
+_LINES = 100
 
 
 def hypervisors(options: Options, *machines: str) -> list[str]:
@@ -40,23 +43,25 @@ def pc(options: Options) -> str:
     return hypervisors(options, "pc")[0]
 
 
-def guests(options: Options, *filesystems: str) -> list[tuple[str, str]]:
+def guests(options: Options, *filesystems: str, verbose: bool = False) -> list[tuple[str, str]]:
     """Guests and their file systems: ours and the catalogue's, or those that were asked for.
 
-    ``filesystems`` are the ones of Linux's that count here.
+    ``filesystems`` are the ones of Linux's that count here. Ours are taken ``verbose`` as well
+    where a console's cost is the question.
     """
+    ours = (*_OWN, *(f"{name}{VERBOSE}" for name in _OWN))
     added = {entry.name: entry.filesystem for entry in catalogue.entries()}
-    known = (*added, *_OWN)
+    known = (*added, *ours)
     for name in options.guests:
         if name not in known:
             raise UnknownName("guest", name, known)
-    names = options.guests or known
+    names = options.guests or (*added, *(ours if verbose else _OWN))
     return [
         (name, filesystem)
         for name in names
         for filesystem in (
-            filesystems if name == "linux" else ("erofs",) if name == "probe"
-            else (added.get(name, ""),)
+            filesystems if name.startswith("linux") and name in ours
+            else ("erofs",) if name in ours else (added.get(name, ""),)
         )
     ]  # fmt: skip
 
@@ -66,9 +71,10 @@ def protocol(hypervisor: str, guest: str) -> str:
 
     Linux has a VGA text console only by firmware, so on a PC it is booted so on either console.
     """
+    is_linux = guest.removesuffix(VERBOSE) == "linux"
     if _is_firecracker(hypervisor):
-        return "direct" if guest == "linux" else "pvh"
-    return "kernel" if guest == "linux" and hypervisor.endswith(" pc") else "pvh"
+        return "direct" if is_linux else "pvh"
+    return "kernel" if is_linux and hypervisor.endswith(" pc") else "pvh"
 
 
 def measured(points: Iterable[Point], options: Options) -> list[Point]:
@@ -132,8 +138,9 @@ def _accelerator(point: Point, options: Options) -> str:
 
 @cache
 def _guest(name: str, filesystem: str) -> Guest:
-    if name == "probe":
-        return Probe(filesystem, packet=False)
-    if name == "linux":
-        return Linux(filesystem)
+    own, verbose = name.removesuffix(VERBOSE), name.endswith(VERBOSE)
+    if own == "probe":
+        return Probe(filesystem, packet=False, lines=_LINES if verbose else 0)
+    if own == "linux":
+        return Linux(filesystem, verbose=verbose)
     return catalogue.guest(catalogue.find(name))
