@@ -113,9 +113,9 @@ class Probe:
         def since(stamp: int) -> int:
             return (stamp - zero) * 10**9 // hertz
 
-        source = f", by {clock[2]}" if clock and not wanted.icount else ""
+        rate = "a nanosecond an instruction" if wanted.icount or not clock else f"by {clock[2]}"
         return Reading(
-            f"the guest's time-stamp counter at {hertz / 1e9:.6f} GHz{source}",
+            f"the guest's time-stamp counter, its rate {rate}",
             tuple(Step(name, since(a), since(b)) for name, a, b in ticks if a <= b),
             tuple((line.stamp, since(stamp)) for line, stamp in _stamped(lines) if stamp >= zero),
         )
