@@ -1,6 +1,7 @@
 #include "vmapi.h"
 
 #include "cni/json.h"
+#include "vmclock.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,18 +16,10 @@
 #include <sys/inotify.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
-#include <time.h>
 #include <unistd.h>
 
 static const int64_t SOCKET_NS = 20000000000LL; /* until the socket is given up */
 static const int64_t RETRY_NS = 100000;		/* between bind(2) and listen(2) of the server */
-
-static int64_t now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
 
 __attribute__((format(printf, 2, 3))) static int fail(struct api *api, const char *format, ...)
 {

@@ -1,20 +1,14 @@
 #include "vmjournal.h"
 
+#include "vmclock.h"
+
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
-static const int64_t SECOND = 1000000000, QUARTER_HOUR = 900 * SECOND;
+static const int64_t QUARTER_HOUR = 900 * SECOND;
 
 /* Every version since 0.24 logs it on the last line of resume_vm() before the vCPUs are told. */
 static const char entering[] = "Artificially kick devices";
-
-static int64_t clock_ns(clockid_t clock)
-{
-	struct timespec t;
-	clock_gettime(clock, &t);
-	return t.tv_sec * SECOND + t.tv_nsec;
-}
 
 /* A line begins with local time. No zone differs from another by less than a quarter of an hour,
  * so that its minutes and below tell how long ago it was written. */
@@ -24,8 +18,8 @@ static int64_t stamp(const char *line)
 	if (sscanf(line, "%*d-%*d-%*dT%*d:%2d:%2d.%9d", &minutes, &seconds, &nanoseconds) != 3)
 		return 0;
 	int64_t then = (minutes * 60LL + seconds) * SECOND + nanoseconds;
-	int64_t monotonic = clock_ns(CLOCK_MONOTONIC);
-	int64_t age = (clock_ns(CLOCK_REALTIME) - then) % QUARTER_HOUR;
+	int64_t monotonic = now();
+	int64_t age = (time_of(CLOCK_REALTIME) - then) % QUARTER_HOUR;
 	return monotonic - age;
 }
 

@@ -22,7 +22,10 @@
  * CLOCK_MONOTONIC in ns.
  */
 #include "vmapi.h"
+#include "vmclock.h"
 #include "vmjournal.h"
+#include "vmmonitor.h"
+#include "vmstream.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -43,16 +46,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { LINE_MAX_BYTES = 4096, CHUNK = 65536, QMP_FD = 3, QUIET_MS = 3, LAST_WORDS_MS = 10000 };
-static const int64_t SECOND = 1000000000;
-
-/* One stream of text, cut into lines. */
-struct stream {
-	int fd;
-	int64_t stamp; /* of the last bytes */
-	size_t size;
-	char line[LINE_MAX_BYTES + 1];
-};
+enum { QMP_FD = 3, QUIET_MS = 3, JOURNAL_MS = 250, LAST_WORDS_MS = 10000 };
 
 struct machine {
 	pid_t pid;
@@ -67,17 +61,8 @@ struct machine {
 	const char *journal; /* Firecracker's */
 	int64_t ready_stamp;
 	int ready_status; /* -1: none */
-	char last_said[LINE_MAX_BYTES + 1], last_complaint[LINE_MAX_BYTES + 1], stopped[64];
+	char last_said[STREAM_LINE_MAX + 1], last_complaint[STREAM_LINE_MAX + 1], stopped[64];
 };
-
-typedef void heard(struct machine *, struct stream *);
-
-static int64_t now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * SECOND + t.tv_nsec;
-}
 
 static void say(const char *format, ...)
 {
@@ -96,7 +81,7 @@ static int fail(const char *what)
 
 static void record(struct machine *vm, int64_t stamp, char kind, const char *text)
 {
-	char out[LINE_MAX_BYTES + 32];
+	char out[STREAM_LINE_MAX + 32];
 	int size = snprintf(out, sizeof(out), "%lld%c%s\n", (long long)stamp, kind, text);
 	if (write(vm->log, out, (size_t)size) != size && !vm->has_failed) {
 		vm->has_failed = true;
@@ -113,18 +98,20 @@ static void enter(struct machine *vm, int64_t stamp)
 	say("firstlight step hypervisor.init %lld %lld\n", (long long)vm->spawned, (long long)stamp);
 }
 
+static void read_journal(struct machine *vm)
+{
+	if (vm->journal && !vm->entered)
+		enter(vm, journal_entered(vm->journal));
+}
+
 /* Nobody listens after this: what is to be known of a start comes before. */
 static void tell(struct machine *vm)
 {
-	char steps[API_REQUESTS * 128] = "";
 	if (!vm->is_ready || vm->is_told)
 		return;
 	vm->is_told = true;
-	if (vm->journal)
-		enter(vm, journal_entered(vm->journal));
-	if (vm->has_api)
-		api_steps(&vm->api, vm->spawned, steps, sizeof(steps));
-	say("%sfirstlight ready %lld\n", steps, (long long)vm->ready_stamp);
+	read_journal(vm);
+	say("firstlight ready %lld\n", (long long)vm->ready_stamp);
 }
 
 static void ready(struct machine *vm, int64_t stamp)
@@ -152,6 +139,7 @@ static void lost(struct machine *vm)
 	if (vm->is_ready || vm->has_failed)
 		return;
 	vm->has_failed = true;
+	read_journal(vm);
 	if (WIFSIGNALED(vm->status))
 		snprintf(how, sizeof(how), "was ended by signal %d", WTERMSIG(vm->status));
 	else
@@ -165,8 +153,9 @@ static void lost(struct machine *vm)
 	    *vm->last_said ? "last said \"" : "said nothing", vm->last_said, *vm->last_said ? "\"" : "");
 }
 
-static void on_console(struct machine *vm, struct stream *stream)
+static void on_console(void *context, struct stream *stream)
 {
+	struct machine *vm = context;
 	static const char error[] = "firstlight error ";
 	const char *text = stream->line;
 	record(vm, stream->stamp, ' ', text);
@@ -184,57 +173,35 @@ static void on_console(struct machine *vm, struct stream *stream)
 		vm->has_said_all = true;
 }
 
-static void on_complaint(struct machine *vm, struct stream *stream)
+static void on_complaint(void *context, struct stream *stream)
 {
+	struct machine *vm = context;
 	if (!strstr(stream->line, "warning: ") && stream->line[0])
 		strcpy(vm->last_complaint, stream->line);
 	say("%s\n", stream->line);
 }
 
-/* A number behind a name, as QEMU writes its objects: "NAME": NUMBER. */
-static bool number(const char *object, const char *name, int64_t *value)
+static void on_monitor(void *context, struct stream *stream)
 {
-	const char *found = strstr(object, name);
-	char *end = NULL;
-	if (found)
-		*value = strtoll(found + strlen(name), &end, 10);
-	return found && end != found + strlen(name);
-}
-
-/* The monitor stamps by the wall clock: the difference from now is the same on ours. */
-static int64_t stamped(const struct stream *stream, int64_t earliest)
-{
-	int64_t seconds, microseconds;
-	struct timespec wall;
-	if (!number(stream->line, "\"seconds\": ", &seconds) ||
-	    !number(stream->line, "\"microseconds\": ", &microseconds))
-		return stream->stamp;
-	int64_t monotonic = now();
-	clock_gettime(CLOCK_REALTIME, &wall);
-	int64_t age = (wall.tv_sec - seconds) * SECOND + wall.tv_nsec - microseconds * 1000;
-	int64_t stamp = monotonic - age;
-	return stamp < earliest || stamp > stream->stamp ? stream->stamp : stamp;
-}
-
-static void on_monitor(struct machine *vm, struct stream *stream)
-{
-	const char *line = stream->line, *reason = strstr(line, "\"reason\": \"");
-	if (strstr(line, "\"event\": \"RESUME\"") && !vm->entered) {
-		enter(vm, stamped(stream, vm->spawned));
-	} else if (strstr(line, "\"event\": \"SHUTDOWN\"") && reason) {
-		snprintf(vm->stopped, sizeof(vm->stopped), "%.40s", reason + strlen("\"reason\": \""));
-		vm->stopped[strcspn(vm->stopped, "\"")] = 0;
-	} else if (strstr(line, "\"error\":")) {
-		snprintf(vm->last_complaint, sizeof(vm->last_complaint), "%s", line);
-	}
+	struct machine *vm = context;
+	int64_t stamp;
+	if (monitor_resumed(stream->line, vm->spawned, stream->stamp, &stamp))
+		enter(vm, stamp);
+	else if (!monitor_stopped(stream->line, vm->stopped, sizeof(vm->stopped)) &&
+		 monitor_refused(stream->line))
+		strcpy(vm->last_complaint, stream->line);
 }
 
 static void on_api(struct machine *vm)
 {
 	struct api *api = &vm->api;
 	enum api_state state = api_advance(api);
+	char steps[API_REQUESTS * 128];
 	if (state == API_WAITING || state == API_ASKING)
 		return;
+	read_journal(vm);
+	if (api_steps(api, vm->spawned, steps, sizeof(steps)))
+		say("%s", steps);
 	if (state == API_DONE && vm->ends_with_api)
 		ready(vm, api->requests[api->count - 1].end);
 	else if (state == API_DONE)
@@ -245,48 +212,6 @@ static void on_api(struct machine *vm)
 		say("firstlight error the hypervisor's API: %s\n", api->error);
 	vm->has_failed |= state == API_FAILED;
 	api_end(api);
-}
-
-static void end_line(struct machine *vm, struct stream *stream, heard *hear)
-{
-	while (stream->size && stream->line[stream->size - 1] == '\r')
-		stream->size--;
-	stream->line[stream->size] = 0;
-	for (char *at = stream->line; at < stream->line + stream->size; at++)
-		if (!*at)
-			*at = '?'; /* a NUL would end the line */
-	hear(vm, stream);
-	stream->size = 0;
-}
-
-/* Reads what is there; a line longer than we keep is cut into several. */
-static void read_stream(struct machine *vm, struct stream *stream, heard *hear)
-{
-	char chunk[CHUNK];
-	for (;;) {
-		ssize_t n = read(stream->fd, chunk, sizeof(chunk));
-		int64_t stamp = now();
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && errno == EAGAIN)
-			return;
-		if (n <= 0) {
-			if (stream->size)
-				end_line(vm, stream, hear);
-			close(stream->fd);
-			stream->fd = -1;
-			return;
-		}
-		for (const char *at = chunk; at < chunk + n; at++) {
-			stream->stamp = stamp;
-			if (*at != '\n')
-				stream->line[stream->size++] = *at;
-			if (*at == '\n' || stream->size == LINE_MAX_BYTES)
-				end_line(vm, stream, hear);
-		}
-		if ((size_t)n < sizeof(chunk))
-			return;
-	}
 }
 
 /* A prompt has no end: after a moment of silence it may be the ready line, too. */
@@ -301,12 +226,9 @@ static void look_at_unfinished(struct machine *vm)
 
 static void hear_all(struct machine *vm)
 {
-	if (vm->monitor.fd >= 0)
-		read_stream(vm, &vm->monitor, on_monitor);
-	if (vm->complaints.fd >= 0)
-		read_stream(vm, &vm->complaints, on_complaint);
-	if (vm->console.fd >= 0)
-		read_stream(vm, &vm->console, on_console);
+	stream_read(&vm->monitor, on_monitor, vm);
+	stream_read(&vm->complaints, on_complaint, vm);
+	stream_read(&vm->console, on_console, vm);
 }
 
 static void reap(struct machine *vm)
@@ -338,22 +260,26 @@ static bool serve(struct machine *vm, int input, int64_t until)
 		int64_t left = (until - now()) / 1000000;
 		if (left < 0)
 			return true;
-		int wait = looked ? (until == INT64_MAX ? -1 : (int)left + 1) : QUIET_MS;
+		bool is_unread = vm->journal && !vm->entered; /* a guest that hangs was entered, too */
+		int longest = until == INT64_MAX ? is_unread ? JOURNAL_MS : -1 : (int)left + 1;
+		int wait = looked ? longest : QUIET_MS;
 		int n = poll(polled, 6, wait);
 		if (n < 0 && errno != EINTR)
 			return fail("poll"), false;
 		if (n == 0 && !looked) {
 			look_at_unfinished(vm);
 			looked = true;
+		} else if (n == 0) {
+			read_journal(vm);
 		}
 		if (n <= 0)
 			continue;
 		if (polled[1].revents)
-			read_stream(vm, &vm->monitor, on_monitor);
+			stream_read(&vm->monitor, on_monitor, vm);
 		if (polled[2].revents)
-			read_stream(vm, &vm->complaints, on_complaint);
+			stream_read(&vm->complaints, on_complaint, vm);
 		if (polled[0].revents) {
-			read_stream(vm, &vm->console, on_console);
+			stream_read(&vm->console, on_console, vm);
 			looked = !vm->console.size || vm->is_ready;
 		}
 		if (polled[5].revents)
@@ -383,8 +309,7 @@ static void stop(struct machine *vm)
 		reap(vm);
 	}
 	hear_all(vm);
-	if (vm->console.size)
-		end_line(vm, &vm->console, on_console);
+	stream_finish(&vm->console, on_console, vm);
 }
 
 static int execute(pid_t parent, int keyboard, int console, int complaints, int monitor,
@@ -404,7 +329,7 @@ static int execute(pid_t parent, int keyboard, int console, int complaints, int 
 
 static int spawn(struct machine *vm, bool has_monitor, char **command)
 {
-	static const char hello[] = "{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"cont\"}\n";
+	static const char hello[] = MONITOR_GREETING;
 	int keyboard[2], console[2], complaints[2], monitor[2] = {-1, -1};
 	if (pipe2(keyboard, O_CLOEXEC) || pipe2(console, O_CLOEXEC) || pipe2(complaints, O_CLOEXEC) ||
 	    (has_monitor && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, monitor)))

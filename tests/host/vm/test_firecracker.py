@@ -32,6 +32,7 @@ from firstlight.model import Ending, GuestLog, Sample
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 READY = says("booting\r\nready\r\n") + HALT
 SOURCES = NATIVE.parent.parent / "native"
+VMRUN = ("vmrun", "vmstream", "vmmonitor", "vmapi", "vmjournal")
 API_STEPS = ["api.connect", "api/machine-config", "api/boot-source"]
 
 
@@ -45,7 +46,7 @@ def room() -> Iterator[Room]:
 def sanitized_vmrun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """vmrun, stopped by its first wrong access or undefined operation."""
     first, *others = [SOURCES / name for name in
-                      ("vmrun.c", "vmapi.c", "vmjournal.c", "cni/json.c")]  # fmt: skip
+                      (*(f"{name}.c" for name in VMRUN), "cni/json.c")]  # fmt: skip
     return compiled(
         first, tmp_path_factory.mktemp("vmrun") / "vmrun", *map(str, others),
         "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
@@ -99,6 +100,12 @@ def ready(samples: list[Sample]) -> list[Sample]:
     return samples
 
 
+def steps(one: Sample) -> list[str]:
+    """The names of those that come after the hypervisor's initialisation."""
+    assert one.steps[0].name == "hypervisor.init"
+    return [step.name for step in one.steps[1:]]
+
+
 @pytest.mark.parametrize("protocol", ["direct", "pvh"])
 @pytest.mark.parametrize("way", ["config", "api"])
 def test_a_guest_boots(room: Room, tmp_path: Path, program: str, way: str, protocol: str) -> None:
@@ -108,7 +115,7 @@ def test_a_guest_boots(room: Room, tmp_path: Path, program: str, way: str, proto
     assert one.guest is not None
     assert one.guest.console == "booting\nready"
     devices = ["api/drives/disk", "api/network-interfaces/net", "api/entropy", "api/actions"]
-    assert [step.name for step in one.steps[1:]] == [*API_STEPS, *devices] * (way == "api")
+    assert steps(one) == [*API_STEPS, *devices] * (way == "api")
     assert room.leftovers() == []
 
 
@@ -124,17 +131,17 @@ def test_a_kernel_is_entered_as_it_was_asked(
 
 def test_requests_are_stamped_one_after_the_other(room: Room, program: str) -> None:
     [one] = ready(room.start(machine(program, Tiny(READY), "api")))
-    init, *steps = one.steps
-    edges = [edge for step in steps for edge in (step.start, step.end)]
+    init, *asked = one.steps
+    edges = [edge for step in asked for edge in (step.start, step.end)]
     assert edges == sorted(edges)
-    assert steps[0].start == init.start
-    assert steps[-1].start < init.end  # it is the start that lets the guest run
+    assert asked[0].start == init.start
+    assert asked[-1].start < init.end  # it is the start that lets the guest run
 
 
 def test_snapshots_are_restored_each_on_its_own_tap(room: Room, program: str) -> None:
     samples = ready(room.start(machine(program, Tiny(READY), "snapshot"), 2))
     for one in samples:
-        assert [step.name for step in one.steps[1:]] == ["api.connect", "api/snapshot/load"]
+        assert steps(one) == ["api.connect", "api/snapshot/load"]
         assert one.stamps.ready == one.steps[-1].end
         assert one.guest == GuestLog("none")  # all that it says it had said before
     assert room.leftovers() == []
@@ -199,9 +206,12 @@ def test_a_guest_that_reboots(room: Room, program: str, way: str) -> None:
            "exited with status 0 before the guest was ready", 'last said "panic"')  # fmt: skip
 
 
-def test_a_guest_that_hangs(room: Room, program: str) -> None:
-    [one] = room.start(machine(program, Tiny(says("half\r\n") + SPIN), "api"), deadline=2)
+@pytest.mark.parametrize("way", ["config", "api"])
+@pytest.mark.parametrize("code", [says("half\r\n") + SPIN, says("") + HALT], ids=["half", "silent"])
+def test_a_guest_that_hangs(room: Room, program: str, code: bytes, way: str) -> None:
+    [one] = room.start(machine(program, Tiny(code), way), deadline=2)
     assert one.ending is Ending.HUNG
+    assert steps(one)[-1:] == ["api/actions"] * (way == "api")  # how far it came
     assert room.leftovers() == []
 
 
@@ -211,6 +221,7 @@ def test_what_firecracker_refuses_is_told_in_its_words(
 ) -> None:
     missing = Tiny(READY, disk=tmp_path / "none")
     one = failed(room, machine(program, missing, way), "No such file or directory (os error 2)")
+    assert [step.name for step in one.steps] == [*API_STEPS, "api/drives/disk"] * (way == "api")
     assert way != "api" or "PUT /drives/disk answered 400: " in str(one.error)
 
 
