@@ -28,6 +28,7 @@ from firstlight.place import DISK
 
 _READY_SECONDS = 30.0
 _ETCD = "http://127.0.0.1:2379"
+_OURS = (sys.executable, "-P")  # then a file and no module: this firstlight, wherever it is
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _put(key: str, value: Mapping[str, Any]) -> None:
 @contextmanager
 def _weaver(_: About, disk: Path, place: Place) -> Iterator[int]:
     """The bridge ``weave`` with its address, and the server that gives pods theirs."""
-    argv = (sys.executable, "-m", weaver.__name__, str(disk / "addresses"))
+    argv = (*_OURS, weaver.__file__, str(disk / "addresses"))
     with IPRoute() as netlink:
         netlink.link("add", ifname="weave", kind="bridge", mtu=1376)
         [index] = netlink.link_lookup(ifname="weave")
@@ -155,7 +156,7 @@ def _cilium(_: About, disk: Path, place: Place, *options: str) -> Iterator[int]:
         [index] = netlink.link_lookup(ifname="cilium_host")
         netlink.addr("add", index=index, address=str(agent.GATEWAY), prefixlen=32)
     source = Path(str(files("firstlight"))) / "conf" / "cni" / "cilium" / "endpoint.c"
-    argv = (sys.executable, "-m", agent.__name__, str(source), str(native("endpointload")),
+    argv = (*_OURS, agent.__file__, str(source), str(native("endpointload")),
             str(disk), *options)  # fmt: skip
     with _daemon(argv, place, disk / "log", _agent_listens) as pid:
         yield pid

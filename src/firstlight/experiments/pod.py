@@ -1,17 +1,18 @@
 """A whole pod, network and container: what the network adds to the container's start."""
 
+from firstlight.backends.cni import present
 from firstlight.backends.pod import NO_NETWORK, Pod
 from firstlight.experiments import Experiment, Options
 from firstlight.model import Point
 
-NETWORKS = (NO_NETWORK, "ptp", "kube-router", "flannel", "calico")
+NETWORKS = ("ptp", "kube-router", "flannel", "calico")
 
 
 def _points(options: Options) -> list[Point]:
     return [
         {"runtime": runtime, "network": network, "instances": instances}
         for runtime in options.runtimes or ("runc",)
-        for network in options.confs or NETWORKS
+        for network in options.confs or (NO_NETWORK, *present(NETWORKS))
         for instances in options.instances
     ]
 

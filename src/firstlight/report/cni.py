@@ -150,13 +150,25 @@ def cells(run: Run) -> list[tuple[str, ...]]:
     ]
 
 
+_BRIEF = ("CNI", "ADD", "P99", "packet", "switches", "netlink", "processes", "asks", "eBPF")
+
+
 def table(run: Run) -> Table:
-    """The same for a terminal."""
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in HEADINGS:
-        shown.add_column(heading, justify="left" if heading == "CNI" else "right")
-    for row in cells(run):
-        shown.add_row(*row)
+    """The same for a terminal of 80 columns: a time stands below its count, without intervals."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for heading in _BRIEF:
+        if heading == "CNI":
+            shown.add_column(heading, overflow="fold")
+        else:
+            shown.add_column(heading, justify="right", no_wrap=True)
+    for name, latency, tail, packet, *counted in cells(run):
+        shown.add_row(
+            name,
+            latency.partition(" (")[0],
+            tail.replace(" (", "\n("),
+            packet,
+            *(count.replace(": ", "\n").replace("none", "–") for count in counted),
+        )
     return shown
 
 

@@ -133,6 +133,7 @@ def test_a_profile_is_measured_only_where_the_product_cannot_be_had(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(known, "BUILT", tmp_path)
+    monkeypatch.setattr(known, "_SYSTEM", (Path("/usr/lib/cni"),))
     assert present(["weave", "kube-router"])[:2] == ["weave", "weave-profile"]
     for name in ("flannel", "calico", "cilium-profile"):
         stand_in = present([name])[-1]

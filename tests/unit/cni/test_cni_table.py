@@ -106,7 +106,8 @@ def test_a_long_tail_can_be_seen(run: store.Run) -> None:
     with console.capture() as capture:
         console.print(cni.table(run))
     shown = capture.get()
-    assert "183 ms (×18)" in shown
+    assert "183 ms" in shown
+    assert "(×18)" in shown
     assert "10.0 ms" in shown
 
 
