@@ -29,7 +29,8 @@ def add(
         Path | None, typer.Option(metavar="FILE", help="An ELF file or a bzImage; may be gzip's.")
     ] = None,
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A disk image, raw or qcow2.")
+        Path | None,
+        typer.Option(metavar="FILE|DIR", help="A disk image, raw or qcow2; or OSv's root."),
     ] = None,
     name: Annotated[str, typer.Option(help="What to call it.  [default: its kind]")] = "",
     filesystem: Annotated[
@@ -51,8 +52,9 @@ def add(
         name=name or kind, kind=kind, filesystem=filesystem, program=program,
         arguments=arguments, ready=ready,
     )  # fmt: skip
-    given = zip(catalogue.PARTS, (kernel, image), strict=True)
-    added = catalogue.add(entry, {part: file for part, file in given if file})
+    shared = image is not None and image.is_dir()
+    given = {"kernel": kernel, "root" if shared else "disk.img": image}
+    added = catalogue.add(entry, {part: file for part, file in given.items() if file})
     if as_json:
         print_json(added)
     else:

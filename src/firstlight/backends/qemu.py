@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from firstlight.backends import Command, Place, vm
+from firstlight.backends import Command, Place, virtiofs, vm
 from firstlight.backends.accel import ACCELERATORS, Accelerator, choose
 from firstlight.errors import Failed, Unsupported
 from firstlight.guests import CONSOLES, PROTOCOLS, Boot, Guest, Wanted, images
@@ -128,29 +128,45 @@ class Qemu:
             ports = vm.ports(instances)
             if "net" in self.devices:
                 ports = cleanup.enter_context(vm.plugged(instances))
-            yield [self._command(index, port, directory, place) for index, port in enumerate(ports)]
+            yield [
+                self._command(index, port, directory, place, cleanup)
+                for index, port in enumerate(ports)
+            ]
 
-    def _command(self, index: int, port: vm.Port, directory: Path, place: Place) -> Command:
+    def _command(
+        self, index: int, port: vm.Port, directory: Path, place: Place, cleanup: ExitStack
+    ) -> Command:
         wanted = vm.wanted_at(self._wanted, port)
         boot = self.guest.boot(wanted, directory)
         if boot.kernel is not None:
             _check_kernel(boot.kernel, self.protocol)
         log = directory / f"console-{index}"
         memory = directory / f"memory-{index}" if self.chart == "memory" else None
+        environment = {**place.environment, "TMPDIR": str(directory)}
+        share = directory / f"share-{index}" if boot.share else None
+        daemons: tuple[int, ...] = ()
+        if boot.share and share:
+            daemons = (cleanup.enter_context(virtiofs.serving(boot.share, share, environment)),)
         return Command(
-            (*vm.under_vmrun(boot, log, "--qmp"), *self.command_line(boot, port, memory)),
-            {**place.environment, "TMPDIR": str(directory)},
+            (*vm.under_vmrun(boot, log, "--qmp"), *self.command_line(boot, port, memory, share)),
+            environment,
+            daemons=daemons,
             guest=partial(vm.guest_log, self.guest, wanted, log, memory),
         )
 
-    def command_line(self, boot: Boot, port: vm.Port, memory: Path | None = None) -> list[str]:
-        """QEMU's path and arguments; with ``-S`` and a monitor on descriptor 3, as vmrun asks."""
+    def command_line(
+        self, boot: Boot, port: vm.Port, memory: Path | None = None, share: Path | None = None
+    ) -> list[str]:
+        """QEMU's path and arguments; with ``-S`` and a monitor on descriptor 3, as vmrun asks.
+
+        ``memory`` is a file for the guest's, and ``share`` the socket of its virtiofsd.
+        """
         chosen = self._accelerator()
         machine = f"{self.machine},accel={chosen.name}"
         line = [self._program, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
-        if memory:
-            line += ["-object", f"memory-backend-file,id=memory,size={self.memory_mb}M,"
-                     f"mem-path={_quoted(memory)},share=on"]  # fmt: skip
+        if memory or share:
+            kind = f"file,mem-path={_quoted(memory)}" if memory else "memfd"
+            line += ["-object", f"memory-backend-{kind},id=memory,size={self.memory_mb}M,share=on"]
             machine += ",memory-backend=memory"
         line += ["-machine", machine, "-cpu", "host" if chosen.name == "kvm" else "max",
                  "-m", str(self.memory_mb), "-smp", str(self.cpus),
@@ -161,6 +177,11 @@ class Qemu:
         if boot.exit_port is not None:
             _check_device(self._program, "isa-debug-exit")
             line += ["-device", f"isa-debug-exit,iobase={boot.exit_port:#x},iosize=1"]
+        if share:
+            model = f"vhost-user-fs-{_bus(self.machine)}"
+            _check_device(self._program, model)
+            line += ["-chardev", f"socket,id=share,path={_quoted(share)}",
+                     "-device", f"{model},chardev=share,tag=root"]  # fmt: skip
         return [*line, *self._kernel(boot), *self._devices(boot, port)]
 
     def _kernel(self, boot: Boot) -> list[str]:

@@ -45,7 +45,8 @@ class Boot:
     then ``exit_code * 2 + 1``). What a guest has to say after that is heard up to the console line
     that ``last`` finds, for at most ten seconds once the machine is to stop; the guest then reads
     an empty line on its serial console, and had better wait for it: its neighbours may still start.
-    One that prints ``firstlight error TEXT`` before it is ready has failed.
+    One that prints ``firstlight error TEXT`` before it is ready has failed. ``share`` is a
+    directory that the guest gets by virtio-fs.
     """
 
     kernel: Path | None = None
@@ -57,6 +58,7 @@ class Boot:
     exit_port: int | None = None
     exit_code: int | None = None
     last: str | None = None
+    share: Path | None = None
 
 
 @dataclass(frozen=True)

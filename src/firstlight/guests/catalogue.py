@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import zlib
 from collections.abc import Mapping
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import msgspec
@@ -26,7 +26,7 @@ from firstlight.guests.osv import Osv
 
 KINDS = ("osv", "linux", "generic")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-PARTS = ("kernel", "disk.img")
+PARTS = ("kernel", "disk.img", "root")
 _ENTRY = "guest.json"
 _GZIP, _QCOW2 = b"\x1f\x8b", b"QFI\xfb"
 
@@ -78,17 +78,19 @@ def find(name: str) -> Entry:
 def guest(entry: Entry) -> Guest:
     """What a hypervisor boots of it."""
     home = directory() / entry.name
-    kernel, disk = (home / part if part in entry.sums else None for part in PARTS)
+    kernel, disk, root = (home / part if part in entry.sums else None for part in PARTS)
     if entry.kind == "linux":
         return Linux(entry.filesystem, kernel, name=entry.name)
     if entry.kind == "generic":
         return Generic(entry.name, entry.ready, kernel, disk, entry.arguments,
                        entry.filesystem or "unknown")  # fmt: skip
-    return Osv(entry.name, entry.filesystem, kernel, disk, entry.program)
+    return Osv(entry.name, entry.filesystem, kernel, disk, entry.program, root)
 
 
 def add(entry: Entry, files: Mapping[str, Path]) -> Entry:
     """Copy a guest's ``files``, named as in PARTS, and keep it; what was filled in is returned.
+
+    ``root`` is a directory, which OSv can have as its root by virtio-fs.
 
     A kernel may be compressed by gzip and an image be qcow2: both are kept unpacked. Raises Failed
     for files that are missing, truncated, for another machine or not of their kind.
@@ -102,8 +104,9 @@ def add(entry: Entry, files: Mapping[str, Path]) -> Entry:
         entry = _checked(entry, whole)
         for part, source in whole.items():
             if source != making / part:
-                _run("cp", "--sparse=always", "--reflink=auto", source, making / part)
-            (making / part).chmod(0o444)
+                _run("cp", "-RP", "--sparse=always", "--reflink=auto", source, making / part)
+            if part != "root":
+                (making / part).chmod(0o444)
         entry = replace(
             entry,
             sums={part: _sum(making / part) for part in files},
@@ -172,7 +175,12 @@ def _checked(entry: Entry, files: Mapping[str, Path]) -> Entry:
     """The entry with its file system filled in. Raises Failed for files that cannot boot."""
     if not files:
         raise FirstlightError(f"guest {entry.name} has no file", "give --kernel or --image")
-    kernel, disk = files.get("kernel"), files.get("disk.img")
+    kernel, disk, root = (files.get(part) for part in PARTS)
+    if root and entry.kind != "osv":
+        raise FirstlightError(
+            f"a directory is no image for guest {entry.name} of the kind {entry.kind}",
+            "give a file, or a directory to OSv alone",
+        )
     if entry.kind == "linux":
         return _checked_linux(entry, kernel, disk)
     if kernel:
@@ -180,7 +188,8 @@ def _checked(entry: Entry, files: Mapping[str, Path]) -> Entry:
     held = [volume.filesystem for volume in images.disk(disk).volumes] if disk else []
     if entry.kind == "osv" and not entry.filesystem:
         known = [filesystem for filesystem in held if filesystem in osv.FILESYSTEMS]
-        entry = replace(entry, filesystem=known[0] if known else "ramfs")
+        other = "virtiofs" if root else "ramfs"
+        entry = replace(entry, filesystem=known[0] if known else other)
     elif held and not entry.filesystem:
         entry = replace(entry, filesystem=held[0])
     if disk and entry.filesystem not in ("", *osv.DISKLESS):
@@ -204,6 +213,8 @@ def _checked_linux(entry: Entry, kernel: Path | None, disk: Path | None) -> Entr
 
 def _unpacked(source: Path, target: Path) -> Path:
     """``source`` itself, or ``target`` with what was packed in it."""
+    if source.is_dir():
+        return source
     try:
         with source.open("rb") as file:
             magic = file.read(4)
@@ -235,6 +246,14 @@ def _run(*command: str | Path) -> None:
 
 
 def _sum(file: Path) -> str:
+    """A file's SHA-256; of a directory that of its paths and their content, in order."""
+    if file.is_dir():
+        total = sha256()
+        for path in sorted(file.rglob("*")):
+            is_content = path.is_file() and not path.is_symlink()
+            what = _sum(path) if is_content else path.readlink() if path.is_symlink() else "/"
+            total.update(f"{path.relative_to(file)}\0{what}\0".encode(errors="surrogateescape"))
+        return total.hexdigest()
     try:
         with file.open("rb") as stream:
             return file_digest(stream, "sha256").hexdigest()

@@ -34,7 +34,8 @@ _COMMAND_LINE, _COMMAND_LINE_SIZE = 512, 63 * 512  # of a disk; arch/x64/boot16.
 class Osv:
     """One OSv: ``kernel`` is its loader-stripped.elf, for a direct boot, ``disk`` a raw image.
 
-    ``program`` runs once it is up; if empty, the image's own.
+    ``share`` is the directory that is its root by virtio-fs. ``program`` runs once it is up; if
+    empty, the image's own.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Osv:
     kernel: Path | None = None
     disk: Path | None = None
     program: str = ""
+    share: Path | None = None
     end_point: EndPoint = EndPoint.BOOTED
 
     def probe(self, wanted: Wanted) -> None:
@@ -51,9 +53,9 @@ class Osv:
                 "a microvm without KVM has no clock that OSv knows: it would halt",
                 "take the machine pc or q35, or a host with KVM",
             )
-        if self.filesystem == "virtiofs":
+        if self.filesystem == "virtiofs" and (not wanted.machine or wanted.icount):
             raise Unsupported(
-                f"guest {self.name} has its root on virtio-fs, and no hypervisor here shares one",
+                f"guest {self.name} has its root on virtio-fs, which needs QEMU and real time",
                 "add it with an image of ROFS or ZFS",
             )
         if wanted.protocol == "disk":
@@ -101,7 +103,18 @@ class Osv:
         elif self.filesystem in DISKLESS:
             disk = None
         writable = self.filesystem in WRITABLE
-        return replace(end, kernel=kernel, arguments=arguments, disk=disk, writable=writable)
+        return replace(end, kernel=kernel, arguments=arguments, disk=disk, writable=writable,
+                       share=self._root())  # fmt: skip
+
+    def _root(self) -> Path | None:
+        if self.filesystem != "virtiofs":
+            return None
+        if self.share is None or not self.share.is_dir():
+            raise Failed(
+                f"guest {self.name} has no directory for its root on virtio-fs",
+                "add it with --image DIR",
+            )
+        return self.share
 
     def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
         """Its boot chart, whose events name the spans that they end."""

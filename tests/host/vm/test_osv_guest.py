@@ -29,7 +29,8 @@ pytestmark = [
 EVENTS = [b"", MARK[:-1], b"uncompress lzloader.elf", b"TLS initialization", b"Total time"]
 LOOPS = 500_000  # of two instructions each, before each event but the first
 OURS = [entry for entry in catalogue.entries() if entry.kind == "osv"]
-MOUNTED = {"rofs": "ROFS mounted", "zfs": "ZFS mounted", "ext": "EXT mounted"}
+MOUNTED = {"rofs": "ROFS mounted", "zfs": "ZFS mounted", "ext": "EXT mounted",
+           "virtiofs": "Virtio-fs mounted"}  # fmt: skip
 
 
 def laying(shift: int) -> bytes:

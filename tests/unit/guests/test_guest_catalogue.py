@@ -86,6 +86,22 @@ def test_a_later_change_is_refused(part: str, kernel: Path, image: Path, own: Pa
         catalogue.find("mine")
 
 
+def test_a_directory_is_kept_as_a_root_and_watched(kernel: Path, own: Path, tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    (root / "etc").mkdir(parents=True)
+    (root / "hello").write_text("program")
+    (root / "etc/link").symlink_to("../hello")
+    added = catalogue.add(OSV, {"kernel": kernel, "root": root})
+    kept = own / "mine/root"
+    assert added.filesystem == "virtiofs"
+    assert catalogue.guest(added) == Osv("mine", "virtiofs", own / "mine/kernel", share=kept)
+    assert (kept / "etc/link").read_text() == "program"
+    assert catalogue.find("mine") == added
+    (kept / "etc/link").unlink()
+    with pytest.raises(Failed, match="mine/root is not what was added"):
+        catalogue.find("mine")
+
+
 def test_the_users_file_may_change_or_go(kernel: Path, own: Path) -> None:
     catalogue.add(OSV, {"kernel": kernel})
     kernel.unlink()
@@ -102,6 +118,7 @@ def test_what_cannot_boot_is_refused_and_leaves_nothing(
         (OSV, {"kernel": cut}, r"cut\.gz is truncated or damaged"),
         (OSV, {"kernel": foreign}, "is not OSv's"),
         (OSV, {}, "has no file"),
+        (Entry(name="mine", kind="linux"), {"root": tmp_path}, "a directory is no image"),
         (Entry(name="mine", kind="osv", filesystem="zfs"), {"disk.img": image}, "holds ext, not"),
         (Entry(name="mine", kind="linux"), {"kernel": kernel, "disk.img": image}, "is a kernel"),
         (Entry(name="mine", kind="generic"), {"kernel": kernel}, "nothing says when"),

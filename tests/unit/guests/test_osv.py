@@ -81,6 +81,14 @@ def test_an_image_without_a_command_line_runs_nothing(
     assert boot.disk is None
 
 
+def test_a_directory_is_shared_as_the_root(kernel: Path, tmp_path: Path) -> None:
+    guest = Osv("mine", "virtiofs", kernel, program="/hello", share=tmp_path)
+    guest.probe(replace(ADDRESS, machine="pc", accel="tcg"))
+    boot = guest.boot(ADDRESS, tmp_path)
+    assert "--rootfs=virtiofs" in boot.arguments
+    assert (boot.share, boot.disk) == (tmp_path, None)
+
+
 def test_a_disk_boots_with_each_guests_own_command_line_on_a_copy(
     disk: Path, tmp_path: Path
 ) -> None:
@@ -121,7 +129,7 @@ def test_what_it_cannot_boot_is_told_with_the_remedy(
         (Osv("mine", "rofs", kernel), "disk", "no boot loader on a disk"),
         (Osv("mine", "rofs", kernel, disk), "kernel", "no real-mode entry"),
         (Osv("mine", "rofs", plain, disk), "pvh", "no entry for the protocol pvh"),
-        (Osv("mine", "virtiofs", kernel), "pvh", "virtio-fs"),
+        (Osv("mine", "virtiofs", kernel, share=tmp_path), "pvh", "virtio-fs, which needs QEMU"),
     ):
         with pytest.raises(Unsupported, match=fact) as error:
             guest.probe(replace(ADDRESS, protocol=protocol))
@@ -141,6 +149,7 @@ def test_foreign_files_are_refused(kernel: Path, disk: Path, tmp_path: Path) -> 
     flat.write_bytes(disk.read_bytes()[64 * 512 :])
     for guest, fact in (
         (Osv("mine", "zfs", kernel, disk), "holds rofs, not zfs"),
+        (Osv("mine", "virtiofs", kernel), "no directory for its root"),
         (Osv("mine", "rofs", kernel, flat), "not in its second partition"),
         (Osv("mine", "rofs", Path("/bin/true"), disk), "/bin/true is not OSv's"),
         (Osv("mine", "rofs", tmp_path / "absent", disk), "absent: No such file"),

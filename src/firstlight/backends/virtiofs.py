@@ -1,0 +1,45 @@
+"""A directory as a guest's root by virtio-fs: a virtiofsd for each machine, started beforehand."""
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from firstlight.errors import Unsupported
+
+_ASIDE = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
+
+
+def program() -> str:
+    """Where virtiofsd is. Raises Unsupported."""
+    found = shutil.which("virtiofsd") or next(filter(shutil.which, _ASIDE), None)
+    if found is None:
+        raise Unsupported(
+            "virtiofsd is not installed, which shares a directory with a guest",
+            "apt-get install qemu-system-common, or virtiofsd",
+        )
+    return found
+
+
+@contextmanager
+def serving(directory: Path, at: Path, environment: Mapping[str, str]) -> Iterator[int]:
+    """The pid of a virtiofsd that serves ``directory`` to the one who connects to ``at``."""
+    with socket.socket(socket.AF_UNIX) as listener:  # who connects need not wait for it
+        listener.bind(str(at))
+        listener.listen(1)
+        daemon = subprocess.Popen(
+            [program(), f"--fd={listener.fileno()}", "-o", f"source={directory},cache=auto"],
+            pass_fds=[listener.fileno()],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    try:
+        yield daemon.pid
+    finally:
+        daemon.terminate()
+        daemon.wait()
+        at.unlink()
