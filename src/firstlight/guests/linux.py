@@ -90,7 +90,8 @@ class Linux:
         The counter's frequency is told, for a microvm under TCG has nothing to measure it by; so is
         that it can be relied on, or a busy host's lost ticks would make the kernel drop it. The
         real-mode code says that it has begun where ``debug`` and an early console are asked for:
-        not where that console would take lines from another.
+        not where that console would take lines from another. Where instructions are counted, an
+        idle processor's time leaps to its next timer while a disk is read: it is never idle.
         """
         hertz = _hertz(wanted)
         words = ["console=" + {"serial": "ttyS0", "vga": "tty0"}[wanted.console]]
@@ -106,6 +107,8 @@ class Linux:
             f"firstlight_least={hertz * _TOLD_SECONDS:.0f}",
             f"firstlight_address={wanted.address}", f"firstlight_gateway={wanted.gateway}",
         ]  # fmt: skip
+        if wanted.icount:
+            words.append("idle=poll")
         if self.filesystem != "initramfs":
             writable = ",rw" if self.filesystem in root.WRITABLE else ""
             words.append(f"firstlight_root={self.filesystem}{writable}")

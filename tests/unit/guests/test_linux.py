@@ -67,6 +67,7 @@ def test_the_command_line_says_how_to_boot() -> None:
     assert quiet[:2] == ["console=ttyS0", "quiet"]
     assert "tsc_early_khz=1000000" in quiet, "where instructions are counted, a tick is 1 ns"
     assert "firstlight_least=100000" in quiet
+    assert "idle=poll" in quiet
     assert "firstlight_address=172.31.0.2/16" in quiet
     assert "firstlight_gateway=172.31.0.1" in quiet
     assert "firstlight_root=ext4,rw" in quiet

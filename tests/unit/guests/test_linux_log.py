@@ -108,10 +108,9 @@ def test_nothing_said_is_nothing_told() -> None:
 
 _WORDS = st.sampled_from([word for text in BOOT for word in text.split()])
 _NUMBERS = st.integers(0, 10**20).map(str)
-_ANY = st.builds(
-    Line, st.integers(0, 2**62),
-    st.text() | st.lists(_WORDS | _NUMBERS, max_size=6).map(" ".join) | st.sampled_from(BOOT),
-)  # fmt: skip
+_STEPS = st.builds("firstlight step {} {} module x".format, _NUMBERS, _NUMBERS)
+_TEXTS = st.text() | st.lists(_WORDS | _NUMBERS, max_size=6).map(" ".join) | st.sampled_from(BOOT)
+_ANY = st.builds(Line, st.integers(0, 2**62), _TEXTS | _STEPS)
 
 
 @given(st.lists(_ANY), st.booleans())
