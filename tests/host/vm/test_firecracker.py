@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import IO
 
 import fakecracker
+import polars as pl
 import pytest
-from laboratory import NATIVE, compiled, laboratory
+from laboratory import NATIVE, Bench, compiled, laboratory
 from machineroom import Room
 from tinyguest import HALT, RESET, SPIN, Tiny, says
 
@@ -136,6 +137,19 @@ def test_requests_are_stamped_one_after_the_other(room: Room, program: str) -> N
     assert edges == sorted(edges)
     assert asked[0].start == init.start
     assert asked[-1].start < init.end  # it is the start that lets the guest run
+
+
+@pytest.mark.parametrize("way", ["config", "api"])
+def test_the_tracer_sees_the_guest_entered_when_the_log_says(
+    bench: Bench, real: str, way: str
+) -> None:
+    with machine(real, Tiny(READY), way).prepared({"instances": 1}, 1, bench.place) as commands:
+        seen = bench.starts(commands)
+    entered = next(step.end for step in seen.sample.steps if step.name == "hypervisor.init")
+    calls = seen.spans.filter(pl.col("name") == "ioctl")
+    made = calls.filter(pl.col("detail").str.ends_with(" CREATE_VCPU"))
+    run = calls.filter(pl.col("detail").str.ends_with(" RUN"))
+    assert made["end"].max() < entered < run["start"].min()  # type: ignore[operator]
 
 
 def test_snapshots_are_restored_each_on_its_own_tap(room: Room, program: str) -> None:
