@@ -14,6 +14,10 @@ ROOM = 1.09
 MOST_LETTERS = 60
 """More than so many under the bars of a picture, and they must be aslant."""
 
+LONGEST_LABEL = 280
+LEAST_BAR = 44
+"""In pixels: what the name under a bar may take, and a bar with the total above it."""
+
 Measure = Literal["time", "share"]
 
 
@@ -43,7 +47,7 @@ def stacked(
         bar,
         title=None if alone else "instances",
         sort=names,
-        axis=alt.Axis(labelAngle=-35 if long else 0, ticks=False),
+        axis=alt.Axis(labelAngle=-35 if long else 0, labelLimit=LONGEST_LABEL, ticks=False),
         scale=alt.Scale(paddingInner=0.1, paddingOuter=max(0.05, 1.2 - 0.35 * len(names))),
     )
     colours = palette.parts(order)
@@ -77,7 +81,7 @@ def stacked(
         layers.append(totals)
     return (
         alt.layer(*layers)
-        .properties(width=250, height=230)
+        .properties(width=max(250, LEAST_BAR * len(names)), height=230)
         .facet(
             facet=alt.Facet("facet:N", title=None, sort=facets),
             columns=theme.columns(len(facets), 2),
