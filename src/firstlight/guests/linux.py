@@ -82,7 +82,8 @@ class Linux:
     def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
         """Its steps and the initcalls that took long."""
         del memory
-        return linux_log.read(lines, _hertz(wanted), packed=wanted.protocol == "kernel")
+        packed = wanted.protocol == "kernel"
+        return linux_log.read(lines, _hertz(wanted), packed=packed, counted=wanted.icount)
 
     def _arguments(self, wanted: Wanted) -> list[str]:
         """The kernel's command line, a word each.

@@ -35,10 +35,11 @@ _SINGLE = {
 }
 
 
-def read(lines: Sequence[Line], hertz: float, *, packed: bool) -> Reading:
+def read(lines: Sequence[Line], hertz: float, *, packed: bool, counted: bool = False) -> Reading:
     """The spans of a log, however much of it there is; ``hertz`` is how often the counter ticks.
 
-    ``packed``: the kernel was a bzImage, which uncompresses itself.
+    ``packed``: the kernel was a bzImage, which uncompresses itself. ``counted``: the counter counts
+    instructions, and what the host heard when says nothing.
     """
 
     def ns(ticks: str) -> int:
@@ -56,7 +57,8 @@ def read(lines: Sequence[Line], hertz: float, *, packed: bool) -> Reading:
     if "init" in said:
         told = {"log", "trace"} <= {*said}
         kernel = ns(said["trace"][1]) - int(said["log"][1]) * 1000 if told else 0
-        spans += _before_init(kernel, ns(said["init"][1]), _setup(lines, anchors), packed)
+        setup = None if counted else _setup(lines, anchors)
+        spans += _before_init(kernel, ns(said["init"][1]), setup, packed)
     return Reading(CLOCK, tuple(sorted(spans, key=lambda span: span.start)), tuple(anchors))
 
 
