@@ -108,7 +108,7 @@ def test_those_that_are_up_stay_up_until_the_batch_is_left(tmp_path: Path) -> No
     tmp_path.chmod(0o755)
 
     async def main() -> None:
-        place = Place(tmp_path, f"test-crowd-{os.getpid()}", {"PATH": os.environ["PATH"]})
+        place = Place(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
         with Crowd().prepared({"background": 7}, 1, place) as [start]:
             assert start.request
             with Client(start.request.socket) as client:
