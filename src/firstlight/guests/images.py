@@ -160,7 +160,7 @@ def _volume(head: bytes) -> tuple[str, int] | None:
         return "squashfs", long(40)
     if word(1024) == 0xE0F5E1E2:
         return "erofs", word(1024 + 36) << head[1024 + 12]
-    if head[1080:1082] == b"\x53\xef":
+    if head[1080:1082] == b"\x53\xef" and word(1048) <= 6:  # blocks of 64 KiB at most
         return "ext", word(1028) << (10 + word(1048))
     if head[0x10040:0x10048] == b"_BHRfS_M":
         return "btrfs", long(0x10070)

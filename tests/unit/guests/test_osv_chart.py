@@ -37,7 +37,9 @@ EVENTS = [
     Event("ROFS mounted", 500_000), Event("Total time", 500_001),
 ]  # fmt: skip
 SHIFTS = pytest.mark.parametrize("shift", [0x4000_0000, 0])
-IN_ONE_DIRECTORY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+IN_ONE_DIRECTORY = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 
 
 def lines(text: str, begin: int = 1000) -> list[Line]:
