@@ -21,6 +21,10 @@ class Unsupported(FirstlightError):
     """This machine lacks a kernel feature, a privilege, a program or space."""
 
 
+class NotApplicable(Unsupported):
+    """A combination that no machine has: nothing that could be installed would bring it."""
+
+
 class UnknownName(FirstlightError):
     """A name that is not one of ours; the hint lists those that are."""
 

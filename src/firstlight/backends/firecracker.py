@@ -30,7 +30,7 @@ from firstlight.backends.firecracker_room import (
     find_jailer,
     until_ready,
 )
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import Failed, NotApplicable, Unsupported
 from firstlight.guests import Boot, Guest, Wanted, images
 from firstlight.model import EndPoint, GuestLog, Point
 
@@ -108,14 +108,14 @@ class Firecracker:
 
     def _check_words(self) -> None:
         if self.protocol in ("disk", "kernel"):
-            raise Unsupported(
+            raise NotApplicable(
                 f"Firecracker has no firmware, which the protocol {self.protocol} needs",
                 "take the protocol direct or pvh",
             )
         if self.console != "serial":
-            raise Unsupported(f"Firecracker has no {self.console} console", "take serial")
+            raise NotApplicable(f"Firecracker has no {self.console} console", "take serial")
         if self.chart != "console":
-            raise Unsupported(
+            raise NotApplicable(
                 f"Firecracker keeps its guest's {self.chart} to itself", "take the chart console"
             )
         words = [(self.way, WAYS), (self.protocol, PROTOCOLS)]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from firstlight.backends import Command, Place, virtiofs, vm
 from firstlight.backends.accel import ACCELERATORS, Accelerator, choose
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import Failed, NotApplicable, Unsupported
 from firstlight.guests import CONSOLES, PROTOCOLS, Boot, Guest, Wanted, images
 from firstlight.model import EndPoint, Point
 
@@ -97,14 +97,16 @@ class Qemu:
             raise Unsupported("starting machines on the lab's network needs root", "run with sudo")
         _check_words(self)
         if self.protocol == "direct":
-            raise Unsupported(
+            raise NotApplicable(
                 "QEMU enters no kernel by its 64-bit entry: firmware always runs first",
                 "take the protocol pvh, or Firecracker",
             )
         if self.protocol == "disk" and self.machine == "microvm":
-            raise Unsupported("microvm's firmware boots from no disk", "take the machine pc or q35")
+            raise NotApplicable(
+                "microvm's firmware boots from no disk", "take the machine pc or q35"
+            )
         if self.console == "vga" and self.machine == "microvm":
-            raise Unsupported("microvm has no VGA", "take the machine pc or q35")
+            raise NotApplicable("microvm has no VGA", "take the machine pc or q35")
         machines = _names(self._program, "-machine")
         if self.machine not in machines:
             raise Unsupported(

@@ -1,6 +1,6 @@
 """Every experiment, by name."""
 
-from firstlight.errors import UnknownName, Unsupported
+from firstlight.errors import NotApplicable, UnknownName, Unsupported
 from firstlight.experiments import Experiment, Options
 from firstlight.experiments.ablation import ABLATION
 from firstlight.experiments.agile import AGILE
@@ -48,11 +48,13 @@ def probe() -> dict[str, list[str]]:
 
 
 def _missing(experiment: Experiment) -> list[str]:
-    reasons: dict[str, None] = {}
+    names: dict[str, dict[str, None]] = {}
     for point in experiment.points(Options(instances=(1,))):
         backend = experiment.backend(point)
         try:
             backend.probe()
+        except NotApplicable:
+            continue
         except Unsupported as error:
-            reasons[f"{backend.name}: {error.message} ({error.hint})"] = None
-    return list(reasons)
+            names.setdefault(f"{error.message} ({error.hint})", {})[backend.name] = None
+    return [f"{', '.join(of)}: {reason}" for reason, of in names.items()]

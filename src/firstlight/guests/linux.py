@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from firstlight.errors import Unsupported
+from firstlight.errors import NotApplicable, Unsupported
 from firstlight.guests import Boot, Line, Reading, Wanted, images, linux_kernel, linux_log
 from firstlight.guests import linux_root as root
 from firstlight.guests.osv import tsc_hertz
@@ -41,18 +41,18 @@ class Linux:
         root.probe(self.filesystem)
         image = self.kernel or linux_kernel.newest()
         if wanted.protocol == "disk":
-            raise Unsupported("the Linux guest has no boot loader", "take the protocol kernel")
+            raise NotApplicable("the Linux guest has no boot loader", "take the protocol kernel")
         if wanted.protocol == "kernel" and not images.kernel(image).bzimage:
             raise Unsupported(
                 f"kernel {image} is an ELF file, which no firmware boots", "take pvh, or a bzImage"
             )
         if wanted.console == "vga" and wanted.protocol != "kernel":
-            raise Unsupported(
+            raise NotApplicable(
                 "Linux has a VGA text console only where its real-mode code has found the screen",
                 "take the protocol kernel",
             )
         if wanted.chart != "console":
-            raise Unsupported("Linux leaves no boot chart in memory", "take the chart console")
+            raise NotApplicable("Linux leaves no boot chart in memory", "take the chart console")
 
     def boot(self, wanted: Wanted, directory: Path) -> Boot:
         """Its kernel, packed or not as the protocol needs, an initramfs and an image.

@@ -1,0 +1,103 @@
+"""The experiments of machines, for real and small: whole accounts, clocks named, nothing left."""
+
+import os
+from pathlib import Path
+
+import polars as pl
+import pytest
+from laboratory import returning_home
+
+from firstlight import boot, cgroups, runner, store
+from firstlight.breakdown import breakdown
+from firstlight.errors import Unsupported
+from firstlight.experiments import Options
+from firstlight.experiments.catalogue import ALL
+from firstlight.model import Ending
+from firstlight.runner import Plan
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+COUNTS = {
+    "unikernel-boot": 6,  # pc on two consoles and microvm on one, by two clocks
+    "boot-protocol": 5,  # pc by three protocols, microvm by two
+    "hypervisor-builds": 2,
+}
+_NO_DEVICE = ("kernel.init", "pci", "driver.console")
+"""What a guest does without waiting for the host, whose pace no instruction counts."""
+
+
+@pytest.fixture(autouse=True)
+def _no_firecracker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIRSTLIGHT_FIRECRACKER", "/nonexistent")
+
+
+def measured(name: str, out: Path, **options: object) -> store.Run:
+    asked = Options((1,), guests=("probe",), clocks=("wall", "counted"), **options)  # type: ignore[arg-type]
+    plan = Plan(ALL[name], asked, repetitions=1, seed=1, traced=True, deadline=60)
+    try:
+        with returning_home():
+            runner.run(plan, out / name, lambda _batch, _done, _all: None)
+    except Unsupported as error:
+        pytest.skip(error.message)
+    return store.read(out / name)
+
+
+@pytest.mark.parametrize("name", list(COUNTS))
+def test_machines_are_measured_whole_and_leave_nothing(name: str, tmp_path: Path) -> None:
+    run = measured(name, tmp_path)
+    assert {one.ending for one in run.samples} == {Ending.READY}, [s.error for s in run.samples]
+    assert len(run.header.points) == COUNTS[name]
+    assert {point["accel"] for point in run.header.points} <= {"tcg", "kvm"}
+    for one in run.samples:
+        assert one.guest is not None
+        assert one.latency is not None
+        account = boot.account(one)
+        assert account["driver.console"] > 0
+        if one.point.get("clock") == "counted":
+            assert one.guest.offset is None
+            assert boot.INIT not in account
+        else:
+            assert sum(account.values()) == one.latency
+            assert one.guest.uncertainty is not None
+    table = breakdown(run)
+    for one in run.samples:
+        rows = table.filter(pl.col("sample") == one.index)
+        if one.traced:
+            assert rows["wall"].sum() == one.latency
+            assert {"process.start", boot.INIT} <= set(rows["phase"])
+    assert not Path("/run/firstlight", run.header.run).exists()
+    assert not any((each / cgroups.name(run.header.run)).exists() for each in cgroups.hierarchies())
+    assert _processes(run.header.run) == []
+
+
+def test_counted_boots_repeat(tmp_path: Path) -> None:
+    run = measured("driver-loading", tmp_path)
+    for console in ("serial", "vga"):
+        counted = [
+            boot.account(one)
+            for one in run.samples
+            if (one.point["clock"], one.point["console"]) == ("counted", console)
+        ]
+        assert len(counted) > 1
+        for phase in _NO_DEVICE:
+            times = [account[phase] for account in counted]
+            assert max(times) <= 1.02 * min(times), (console, phase)
+
+
+def test_builds_are_told_apart_by_what_they_are_made_of(tmp_path: Path) -> None:
+    run = measured("hypervisor-builds", tmp_path)
+    facts = run.header.environment
+    full, small = (str(point["build"]) for point in run.header.points)
+    for name in ("features", "shared objects", "relocations", "linker ns"):
+        assert float(str(facts[f"{full}: {name}"])) > float(str(facts[f"{small}: {name}"])) > 0
+
+
+def _processes(run: str) -> list[str]:
+    mark = f"FIRSTLIGHT_RUN={run}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "environ").read_bytes():
+                found.append(process.name)
+        except OSError:
+            continue
+    return found
