@@ -65,7 +65,7 @@ PHASES = (
           guest=r"TLS init.*|\.init functions|SMP launched|VFS init.*|pvpanic done|kernel( .*)?|"
                 r"entry|memory"),
     Phase("net.init", "a guest's network stack is set up, and its address", (),
-          guest=r"Network init.*|network|initcall (inet|ipv6|ip6?_auto|net_dev|sock)\w*_init"),
+          guest=r"Network init.*|Total time|network|initcall (inet|ipv6|ip6?_auto|net_dev|sock)\w*_init"),
     Phase("pci", "a guest looks for its devices", (),
           guest=r"pci( enumerated)?|virtio|initcall (pci|acpi_pci|pcibios)\w*"),
     Phase("driver.console", "a guest's console driver, and what it writes on it", (),
@@ -165,7 +165,7 @@ PHASES = (
            r"(?!fcntl)\w+ \S*fifo\b", r"prctl (CHILD_SUBREAPER|PDEATHSIG)")),
     Phase("packet", "the first packet: to the gateway and back", (), guest="packet"),
     Phase("guest.other", "a guest runs, and its log does not say what", ()),
-    Phase("exec", "the payload is executed, to the end point", (), guest="exec|Total time"),
+    Phase("exec", "the payload is executed, to the end point", (), guest="exec"),
     Phase("process.exit", "a helper process ends, to its parent's wake-up", (r"exit_group",)),
     Phase(UNATTRIBUTED, "time that no rule explains", ()),
 )  # fmt: skip

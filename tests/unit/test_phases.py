@@ -79,7 +79,7 @@ GUESTS = {
     "kernel.uncompress": ["uncompress lzloader.elf"],
     "kernel.init": ["TLS initialization", ".init functions", "SMP launched", "VFS initialized",
                     "pvpanic done", "kernel", "entry"],
-    "net.init": ["Network initialized", "initcall inet_init", "network"],
+    "net.init": ["Network initialized", "Total time", "initcall inet_init", "network"],
     "pci": ["pci enumerated", "pci", "initcall pci_subsys_init", "initcall acpi_pci_init"],
     "driver.console": ["console", "initcall serial8250_init", "vga"],
     "driver.block": ["block", "initcall virtio_blk_init", "module virtio_blk"],
@@ -88,7 +88,7 @@ GUESTS = {
     "driver.other": ["drivers probe", "drivers loaded", "initcall acpi_init", "module crc32c"],
     "mount": ["mount", "ROFS mounted", "ZFS mounted", "Virtio-fs mounted", "mount ext4"],
     "packet": ["packet"],
-    "exec": ["Total time", "exec"],
+    "exec": ["exec"],
     "guest.other": ["what no rule knows"],
 }  # fmt: skip
 
