@@ -65,7 +65,8 @@ PHASES = (
           guest=r"TLS init.*|\.init functions|SMP launched|VFS init.*|pvpanic done|kernel( .*)?|"
                 r"entry|memory"),
     Phase("net.init", "a guest's network stack is set up, and its address", (),
-          guest=r"Network init.*|Total time|network|initcall (inet|ipv6|ip6?_auto|net_dev|sock)\w*_init"),
+          guest=r"Network init.*|Total time|network|"
+                r"initcall (inet|ipv6|ip6?_auto|net_dev|sock)\w*_init"),
     Phase("pci", "a guest looks for its devices", (),
           guest=r"pci( enumerated)?|virtio|initcall (pci|acpi_pci|pcibios)\w*"),
     Phase("driver.console", "a guest's console driver, and what it writes on it", (),
