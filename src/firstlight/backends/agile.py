@@ -166,5 +166,12 @@ def children(pid: int) -> list[int]:
 
 
 def tree(pid: int) -> tuple[int, ...]:
-    """A process and all below it: a runtime, its helpers, the sandboxes that wait."""
-    return (pid, *(one for child in children(pid) for one in tree(child)))
+    """A process and all below it: a runtime, its helpers, the sandboxes that wait.
+
+    One that ends meanwhile, as what an earlier start left does, is none of them.
+    """
+    try:
+        made = children(pid)
+    except OSError:
+        return ()
+    return (pid, *(one for child in made for one in tree(child)))

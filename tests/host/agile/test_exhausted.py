@@ -6,7 +6,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,10 @@ def pids_hierarchy() -> Path:
 
 
 def below(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []  # it has just ended
     return [pid, *(one for child in map(int, children) for one in below(child))]
 
 
@@ -43,12 +46,14 @@ def no_pid_left(pid: int) -> Iterator[None]:
     tree = below(pid)
     try:
         for one in tree:
-            (group / "cgroup.procs").write_text(str(one))
+            with suppress(ProcessLookupError):
+                (group / "cgroup.procs").write_text(str(one))
         (group / "pids.max").write_text("1")
         yield
     finally:
         for one in below(pid):
-            (hierarchy / "cgroup.procs").write_text(str(one))
+            with suppress(ProcessLookupError):
+                (hierarchy / "cgroup.procs").write_text(str(one))
         group.rmdir()
 
 
