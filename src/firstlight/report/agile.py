@@ -27,16 +27,11 @@ _PACKET = "packet"
 
 @dataclass(frozen=True)
 class Table:
-    """A table of words: a name, then so many ``figures``, then text."""
+    """A table of words: a name, then figures."""
 
     title: str
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    figures: int
-
-    def is_figure(self, place: int) -> bool:
-        """Whether the column at this place holds figures."""
-        return 0 < place <= self.figures
 
 
 @dataclass(frozen=True)
@@ -200,15 +195,14 @@ def _functions(run: Figures) -> str | None:
 
 def _functions_table(run: Figures) -> Table | None:
     slow = _find(run, function=_CONTAINER, instances=1)
-    notes = dict(note.split(": ", 1) for note in run.run.header.notes if ": " in note)
     rows = []
     for name in dict.fromkeys(str(point.point["function"]) for point in run.points):
         point = _find(run, function=name, instances=1)
         if point:
             faster = ratio_interval(_over(slow, point)) if slow and point is not slow else "–"
-            rows.append((name, _median(point), faster, notes.get(name, "")))
-    headings = ("function", "one start", f"faster than {_CONTAINER}", "what it is, its isolation")
-    return Table("kinds of functions", headings, tuple(rows), 2) if rows else None
+            rows.append((name, _median(point), faster))
+    headings = ("function", "one start", f"faster than {_CONTAINER}")
+    return Table("kinds of functions, one at a time", headings, tuple(rows)) if rows else None
 
 
 def _rates(run: Figures) -> list[tuple[float, PointFigures, PointFigures | None]]:
@@ -276,7 +270,7 @@ def _churn_table(run: Figures) -> Table | None:
         )
     headings = ("pools · starts asked a second", "started a second", "found a sandbox",
                 "filled a second", "refilled a second", "P99 over that of full pools")  # fmt: skip
-    return Table("starts and stops, and the pool", headings, tuple(rows), 5) if rows else None
+    return Table("starts and stops, and the pool", headings, tuple(rows)) if rows else None
 
 
 def _achieved(point: PointFigures) -> list[float]:
@@ -340,8 +334,7 @@ def _ablation_table(run: Figures) -> Table | None:
         for part in dict.fromkeys(one.part for one in found)
     ]
     headings = ("left out", *(f"{end}, {many} at once" for end, many in ends))
-    title = "what each part is worth to a start"
-    return Table(title, headings, tuple(rows), len(ends)) if rows else None
+    return Table("what each part is worth to a start", headings, tuple(rows)) if rows else None
 
 
 def _signed(ns: float) -> str:

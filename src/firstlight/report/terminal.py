@@ -142,9 +142,9 @@ def _bound(found: figures.Boot) -> str:
 def _own(own: agile.Table) -> Table:
     table = _table(own.title)
     for place, heading in enumerate(own.headings):
-        table.add_column(heading, justify="right" if own.is_figure(place) else "left")
-    for row in own.rows:
-        _row(table, *(_worded(cell) if own.is_figure(n) else cell for n, cell in enumerate(row)))
+        table.add_column(heading, justify="right" if place else "left")
+    for name, *cells in own.rows:
+        _row(table, name, *map(_worded, cells))
     return table
 
 

@@ -51,12 +51,11 @@ def run(
     *,
     packet: Latency | None = None,
     counts: Counts | None = None,
-    notes: tuple[str, ...] = (),
 ) -> Figures:
     header = Header(
         run="r", experiment=experiment, question="?", end_point=EndPoint.FIRST_INSTRUCTION,
         axes=axes, points=tuple(points), argv=(), seed=1, started="", revision="",
-        repetitions=BATCHES, notes=notes,
+        repetitions=BATCHES,
     )  # fmt: skip
     samples = list(starts(points, ms, packet, counts))
     return figures.figures(Run(Path("/nowhere"), header, samples, None))
@@ -181,21 +180,20 @@ def test_a_full_host_is_compared_with_an_empty_one() -> None:
     assert "with 1\N{NARROW NO-BREAK SPACE}000: 1.50× (" in said
 
 
-def test_kinds_of_functions_are_told_with_their_isolation() -> None:
+def test_kinds_of_functions_are_compared_with_a_container() -> None:
     took = {"python3 in runc": 60.0, "zygote": 3.0, "wasm": 0.1}
     points: list[Point] = [{"function": name, "instances": 1} for name in took]
     kinds = run(
         "functions", ("function", "instances"), points, lambda p: took[str(p["function"])],
-        notes=("wasm: by WebAssembly alone", "a note without a name"),
     )  # fmt: skip
     said = answer.answer(kinds)
     assert "its handler's first line after 3.04 ms (3.00–3.09), 20.0× (19." in said
     assert "faster than python3 in runc (60.9 ms (60.0–61.8)); a WebAssembly function" in said
     found = agile.table(kinds)
     assert found
-    assert found.rows[-1][0] == "wasm"
-    assert found.rows[-1][-1] == "by WebAssembly alone"
+    assert [row[0] for row in found.rows] == ["python3 in runc", "zygote", "wasm"]
     assert found.rows[0][2] == "–"
+    assert found.rows[2][2].startswith("600× (")
 
 
 def test_an_ablation_is_drawn_by_part_and_end() -> None:
