@@ -131,6 +131,6 @@ def measure() -> Iterator[Mark]:
     with isolated(f"bench-{os.getpid()}") as place:
         base = place.directory / "payload"
         base.mkdir()
-        yield asyncio.run(sustained(place, payload(base)))
+        yield asyncio.run(sustained(place, payload(base, "once")))
         yield from asyncio.run(takes(place))
         yield zygote(place)

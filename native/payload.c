@@ -2,23 +2,25 @@
  *
  *   payload ready [ADDRESS]  print "firstlight ready STAMP", wait for standard input to end; before
  *                            it speaks, send ADDRESS an echo request and hear the answer, if given:
- *                            "firstlight step packet SENT HEARD"
- *   payload once             print it and exit
+ *                            "firstlight step packet START END"
+ *   payload reach ADDRESS    the same, but the answer is the end point: "firstlight step payload
+ *                            FIRST-INSTRUCTION START", the step packet, and "firstlight ready END"
+ *   payload once [ADDRESS]   as ready, or with an address as reach, and exit
  *   payload clone NS[,NS] [--] COMMAND [ARG...]
  *                            the floor: one clone3 into new namespaces (net mount pid ipc uts user
  *                            cgroup time, or none), exec COMMAND, hand on its exit status
  */
-#include <arpa/inet.h>
+#include "echo.h"
+
 #include <errno.h>
 #include <linux/sched.h>
-#include <netinet/ip_icmp.h>
 #include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -57,40 +59,24 @@ static int fail(const char *step)
 	return 1;
 }
 
-static long long nanoseconds(struct timespec t)
+static int64_t nanoseconds(struct timespec t)
 {
-	return t.tv_sec * 1000000000LL + t.tv_nsec;
+	return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
 }
 
-/* The first packet: an echo request of an unprivileged socket, there and back. */
-static int reach(const char *address)
+static int ready(const char *address, bool reaches)
 {
-	struct sockaddr_in to = {.sin_family = AF_INET};
-	struct timeval patience = {.tv_sec = 5};
-	struct icmphdr echo = {.type = ICMP_ECHO};
-	struct timespec sent, heard;
-	if (inet_pton(AF_INET, address, &to.sin_addr) != 1) {
-		errno = EINVAL;
-		return fail(address);
-	}
-	int echoes = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, IPPROTO_ICMP);
-	if (echoes < 0 || setsockopt(echoes, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) ||
-	    connect(echoes, (struct sockaddr *)&to, sizeof to))
-		return fail("first packet");
-	clock_gettime(CLOCK_MONOTONIC, &sent);
-	if (send(echoes, &echo, sizeof echo, 0) < 0 || recv(echoes, &echo, sizeof echo, 0) < 0)
-		return fail("first packet");
-	clock_gettime(CLOCK_MONOTONIC, &heard);
-	close(echoes);
-	printf("firstlight step packet %lld %lld\n", nanoseconds(sent), nanoseconds(heard));
-	return 0;
-}
-
-static int ready(const char *address)
-{
-	if (address && reach(address))
+	struct echo echo = {.end = 0};
+	int64_t first = nanoseconds(first_instruction);
+	if (address && echo_ask(address, ECHO_PATIENCE_MS, &echo)) {
+		printf("firstlight error first packet: %s\n", echo.error);
 		return 1;
-	printf("firstlight ready %lld\n", nanoseconds(first_instruction));
+	}
+	if (reaches)
+		printf("firstlight step payload %jd %jd\n", (intmax_t)first, (intmax_t)echo.start);
+	if (address)
+		printf("firstlight step packet %jd %jd\n", (intmax_t)echo.start, (intmax_t)echo.end);
+	printf("firstlight ready %jd\n", (intmax_t)(reaches ? echo.end : first));
 	return fflush(stdout) ? 1 : 0;
 }
 
@@ -149,10 +135,13 @@ static int clone_into(char *list, char **command)
 
 int main(int argc, char **argv)
 {
-	if ((argc == 2 || argc == 3) && !strcmp(argv[1], "ready"))
-		return ready(argv[2]) || wait_for_the_end();
-	if (argc == 2 && !strcmp(argv[1], "once"))
-		return ready(NULL);
+	const char *address = argc == 3 ? argv[2] : NULL;
+	if ((argc == 2 || address) && !strcmp(argv[1], "ready"))
+		return ready(address, false) || wait_for_the_end();
+	if (address && !strcmp(argv[1], "reach"))
+		return ready(address, true) || wait_for_the_end();
+	if ((argc == 2 || address) && !strcmp(argv[1], "once"))
+		return ready(address, address);
 	if (argc > 3 && !strcmp(argv[1], "clone")) {
 		char **command = argv + 3;
 		if (!strcmp(command[0], "--"))
@@ -160,7 +149,7 @@ int main(int argc, char **argv)
 		if (command[0])
 			return clone_into(argv[2], command);
 	}
-	fputs("usage: payload ready [ADDRESS] | payload once |"
-	      " payload clone NS[,NS...] [--] COMMAND [ARG...]\n", stderr);
+	fputs("usage: payload ready [ADDRESS] | payload reach ADDRESS |"
+	      " payload once [ADDRESS] | payload clone NS[,NS...] [--] COMMAND [ARG...]\n", stderr);
 	return 2;
 }

@@ -16,7 +16,7 @@ struct plugin {
 };
 
 struct request {
-	char *kept, *version, *namespace, *interface, *packet;
+	char *kept, *version, *namespace, *interface, *packet, *until, *tell;
 	char *variables[VARIABLES + 2]; /* the first is CNI_COMMAND */
 	struct plugin plugins[PLUGINS];
 	size_t count, variable_count;
@@ -36,7 +36,12 @@ int add(struct request *request);
 /* By all plugins even if one fails when ADD has failed; else the first failure stops it. */
 int del(struct request *request, bool after_failure);
 
-/* The first packet, from inside the namespace. That none comes back is not a failed ADD. */
-void first_packet(struct request *request);
+/* The first packet, from inside the namespace. That none comes back is not a failed ADD, unless the
+ * request's end point is the answer.
+ */
+int first_packet(struct request *request);
+
+/* Writes where the first packet goes to where the request says, for the pod's own program. */
+int tell_destination(const struct request *request);
 
 #endif

@@ -14,7 +14,10 @@
  *   namespace PATH  the attachment's, as in CNI_NETNS
  *   interface NAME
  *   packet ADDRESS  optional, after ADD: the step "packet" is an echo to it and back; with
- *                   "gateway", to the first IPv4 gateway of the result
+ *                   "gateway", to the first IPv4 gateway of the result, or else of IPv6
+ *   until packet    optional: ready when that echo is answered, and not when ADD has returned
+ *   tell OFFSET PATH  optional, for pod: where in which file the echo's address is written, over
+ *                   blanks, before the command is run
  *   env NAME=VALUE  the plugins' whole environment, but for CNI_COMMAND
  *   plugin PATH     then its configuration as JSON without the last brace, so that
  *   conf TEXT       prevResult can be added
@@ -88,14 +91,12 @@ static int add_and_hold(struct request *request, struct request *beside)
 	int bad = add(request);
 	int64_t ready = now();
 	if (!bad) {
-		first_packet(request);
+		bad = first_packet(request);
 		keep(request);
-	} else {
-		say(request, ready);
-		del(request, true);
 	}
-	if (!bad)
-		say(request, ready);
+	say(request, request->until ? request->packet_end : ready);
+	if (bad)
+		del(request, true);
 	while (pid > 0 && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
 		;
 	if (bad)
@@ -162,7 +163,7 @@ static int run_pod(struct request *request, char **argv)
 	if (!bad) {
 		keep(request);
 		say_steps(request, start, made);
-		bad = run_command(argv);
+		bad = tell_destination(request) || run_command(argv);
 	}
 	if (bad)
 		say(request, 0);

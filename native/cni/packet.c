@@ -1,83 +1,100 @@
+#include "../echo.h"
 #include "chain.h"
 #include "json.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/ip_icmp.h>
-#include <poll.h>
 #include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
-enum { PACKET_TRIES = 3, PACKET_MS = 1000 };
+enum { SHOWN_PATIENCE_MS = 3000, ADDRESS_MAX = 80 };
 
-static bool gateway(const struct request *request, struct in_addr *address)
+/* A member of a result's object, if it is an address of that family. */
+static bool take(const char *object, const char *key, int family, char *text, size_t size)
 {
-	char text[64];
-	const char *all = json_member(request->result, "ips"), *one = NULL, *member;
-	while (all && (one = json_next(all, one)))
-		if ((member = json_member(one, "gateway")) &&
-		    inet_pton(AF_INET, json_text(member, text, sizeof text), address) == 1)
-			return true;
-	return false;
+	unsigned char address[16];
+	const char *member = json_member(object, key);
+	return member && inet_pton(family, json_text(member, text, size), address) == 1;
 }
 
-static unsigned short checksum(const void *data, size_t length)
+/* The first gateway of the result's addresses, or of its routes, of a family. */
+static bool gateway(const char *result, int family, char *text, size_t size)
 {
-	uint32_t sum = 0;
-	unsigned short word;
-	for (size_t i = 0; i + 1 < length; i += 2) {
-		memcpy(&word, (const char *)data + i, sizeof word);
-		sum += word;
-	}
-	sum = (sum >> 16) + (sum & 0xffff);
-	return (unsigned short)~(sum + (sum >> 16));
-}
-
-/* An answer is one to our echo: a raw socket sees all that arrives in its namespace. */
-static bool answered(int fd, unsigned short id)
-{
-	unsigned char packet[1500];
-	struct icmphdr echo;
-	ssize_t n = recv(fd, packet, sizeof packet, 0);
-	size_t header = n > 0 ? (size_t)(packet[0] & 15) * 4 : 0;
-	if (n < 0 || (size_t)n < header + sizeof echo)
-		return false;
-	memcpy(&echo, packet + header, sizeof echo);
-	return echo.type == ICMP_ECHOREPLY && echo.un.echo.id == id;
-}
-
-static bool echo(struct in_addr address)
-{
-	struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr = address};
-	struct icmphdr request = {.type = ICMP_ECHO, .un.echo.id = (unsigned short)getpid()};
-	request.checksum = checksum(&request, sizeof request);
-	scoped_fd fd = socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_ICMP);
-	for (int tries = 0; fd >= 0 && tries < PACKET_TRIES; tries++) {
-		struct pollfd ready = {.fd = fd, .events = POLLIN};
-		if (sendto(fd, &request, sizeof request, 0, (struct sockaddr *)&to, sizeof to) < 0)
-			return false;
-		while (poll(&ready, 1, PACKET_MS) > 0)
-			if (answered(fd, request.un.echo.id))
+	static const char *const places[][2] = {{"ips", "gateway"}, {"routes", "gw"}};
+	for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+		const char *all = json_member(result, places[i][0]), *one = NULL;
+		while (all && (one = json_next(all, one)))
+			if (take(one, places[i][1], family, text, size))
 				return true;
 	}
 	return false;
 }
 
-void first_packet(struct request *request)
+/* Where the first packet goes: a gateway of IPv6 where there is none of IPv4. */
+static bool destination(const struct request *request, char *text, size_t size)
 {
-	struct in_addr address;
-	bool known = request->packet && (strcmp(request->packet, "gateway")
-		? inet_pton(AF_INET, request->packet, &address) == 1 : gateway(request, &address));
+	char found[ADDRESS_MAX] = "";
+	const char *asked = request->packet ? request->packet : "gateway";
+	if (strcmp(asked, "gateway"))
+		snprintf(found, sizeof found, "%s", asked);
+	else if (!request->result || (!gateway(request->result, AF_INET, found, sizeof found) &&
+				      !gateway(request->result, AF_INET6, found, sizeof found)))
+		return false;
+	bool local = !strncasecmp(found, "fe80:", 5);
+	snprintf(text, size, "%s%s%s", found, local ? "%" : "", local ? request->interface : "");
+	return true;
+}
+
+static int no_gateway(void)
+{
+	return fail("no first packet: the result of ADD names no gateway");
+}
+
+/* Returns -1 with ``error`` where that is the start's failure. */
+static int ask(struct request *request, const char *address)
+{
+	struct echo echo;
 	scoped_fd home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
 	scoped_fd there = open(request->namespace, O_RDONLY | O_CLOEXEC);
-	if (!known || home < 0 || there < 0 || setns(there, CLONE_NEWNET))
-		return;
-	request->packet_start = now();
-	if (echo(address))
-		request->packet_end = now();
+	if (home < 0 || there < 0 || setns(there, CLONE_NEWNET))
+		return request->until ? fail("cannot enter the namespace %s: %s", request->namespace,
+					     strerror(errno)) : 0;
+	int bad = echo_ask(address, request->until ? ECHO_PATIENCE_MS : SHOWN_PATIENCE_MS, &echo);
 	if (setns(home, CLONE_NEWNET))
-		fail("cannot return from the namespace %s: %s", request->namespace, strerror(errno));
+		return fail("cannot return from the namespace %s: %s", request->namespace,
+			    strerror(errno));
+	if (bad)
+		return request->until ? fail("first packet: %s", echo.error) : 0;
+	request->packet_start = echo.start;
+	request->packet_end = echo.end;
+	return 0;
+}
+
+int first_packet(struct request *request)
+{
+	char address[ADDRESS_MAX];
+	if (!request->packet && !request->until)
+		return 0;
+	if (!destination(request, address, sizeof address))
+		return request->until ? no_gateway() : 0;
+	return ask(request, address);
+}
+
+int tell_destination(const struct request *request)
+{
+	char address[ADDRESS_MAX], *file;
+	if (!request->tell)
+		return 0;
+	if (!destination(request, address, sizeof address))
+		return no_gateway();
+	off_t offset = (off_t)strtoll(request->tell, &file, 10);
+	scoped_fd fd = *file == ' ' ? open(file + 1, O_WRONLY | O_CLOEXEC) : (errno = EINVAL, -1);
+	ssize_t length = (ssize_t)strlen(address);
+	if (fd < 0 || pwrite(fd, address, (size_t)length, offset) != length)
+		return fail("cannot tell %s of the gateway: %s", file, strerror(errno));
+	return 0;
 }

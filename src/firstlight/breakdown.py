@@ -7,7 +7,8 @@ waker owns it, and before its birth a thread's parent. So work that ran beside i
 only where the start waited for it.
 
 A thread's instant in a reported call has the shade ``kernel``, and between calls ``around``; which
-phase it belongs to is ``attribution``'s to say.
+phase it belongs to is ``attribution``'s to say. Where the end point is the first packet, it is
+``packet`` from when the instance's program asked for it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ _LATE = "load generator"
 _NAMESPACE_CALLS = frozenset({"unshare", "clone", "clone3"})
 _PHASE = attribution.PHASE
 _START, _EXEC = _PHASE["process.start"], _PHASE["exec"]
+_PACKET = _PHASE["packet"]
 _UNATTRIBUTED = _PHASE[phases.UNATTRIBUTED]
 _HYPERVISOR = _PHASE[boot.INIT]
 _USED_BYTES = 64
@@ -191,13 +193,22 @@ class _Batch:
         root = threads.setdefault(sample.pid, Thread(sample.pid, sample.pid))
         threads.pop(root.parent or 0, None)  # the load generator is no part of the instance
         root.parent = None
-        processes = self._processes(threads, root.pid, rows, end)
-        late = walk(threads, self._last(threads, root, rows, end), begin, end)
+        asked = self._asked(sample)
+        begun = end if asked is None else asked
+        processes = self._processes(threads, root.pid, rows, begun)
+        late = walk(threads, self._last(threads, root, rows, begun), begin, end)
         yield root, _lateness(begin, late)
         guest = boot.stretches(sample)
         for thread in threads.values():
             pieces = _cut(thread, processes.get(thread.pid), late, end)
-            yield thread, _with_guest(pieces, guest) if guest else pieces
+            pieces = _with_guest(pieces, guest) if guest else pieces
+            yield thread, pieces if asked is None else _with_packet(pieces, asked)
+
+    def _asked(self, sample: Sample) -> int | None:
+        """When the first packet that is the end point was asked for, where a program says so."""
+        if self._end_point is not EndPoint.FIRST_PACKET or sample.guest:
+            return None
+        return next((step.start for step in sample.steps if step.name == "packet"), None)
 
     def _threads(self, rows: slice) -> dict[int, Thread]:
         threads = {}
@@ -417,6 +428,14 @@ def _with_guest(pieces: _Pieces, guest: Sequence[boot.Stretch]) -> _Pieces:
     phase = np.where((stretch == 0) & (phase == _START), _START, codes[stretch])
     return _Pieces(start, end, phase, pieces.kernel[order], pieces.cause[order],
                    pieces.owned[order])  # fmt: skip
+
+
+def _with_packet(pieces: _Pieces, asked: int) -> _Pieces:
+    """On the critical path, all that follows ``asked`` is for the first packet."""
+    order, start, end = _cut_at(pieces.start, pieces.end, np.array([asked], dtype=np.int64))
+    owned = pieces.owned[order]
+    phase = np.where(owned & (start >= asked), _PACKET, pieces.phase[order])
+    return _Pieces(start, end, phase, pieces.kernel[order], pieces.cause[order], owned)
 
 
 def _cut_at(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from firstlight.model import EndPoint
     from firstlight.runner import Batch
     from firstlight.store import Run
 
@@ -90,6 +91,7 @@ def list_experiments(*, as_json: Json = False) -> None:
         "run container-creation", "run network-setup --instances 1,10,50 --repetitions 20",
         "run container-creation --runtime runc,/usr/local/bin/youki --fast", "run rootfs --cold",
         "run cni-breakdown --conf /etc/cni/net.d/10-mine.conflist",
+        "run agile --until first-packet --instances 1,10",
         "run unikernel-boot --guest probe --binary /opt/qemu/bin/qemu-system-x86_64",
     )
 )  # fmt: skip
@@ -126,6 +128,10 @@ def run(
         bool,
         typer.Option("--icount", help="Boot by counted instructions too, which repeats."),
     ] = False,
+    until: Annotated[
+        str,
+        typer.Option(metavar="first-packet", help="End each start at its gateway's answer."),
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the run goes.  [default: runs/…]")
     ] = None,
@@ -160,6 +166,7 @@ def run(
             _accelerator(accel),
             tuple(guest or ()),
             ("wall", "counted") if icount else ("wall",),
+            _end_point(until),
         ),
         repetitions or (_FAST if fast else _RIGOROUS if rigorous else chosen.repetitions),
         seed,
@@ -453,6 +460,15 @@ def _accelerator(word: str) -> str:
     if word not in ACCELERATORS:
         raise UnknownName("accelerator", word, ACCELERATORS)
     return word
+
+
+def _end_point(word: str) -> "EndPoint | None":
+    from firstlight.model import EndPoint
+
+    asked = {"first-packet": EndPoint.FIRST_PACKET}
+    if word and word not in asked:
+        raise UnknownName("end point", word, asked)
+    return asked.get(word)
 
 
 def _check_space(directory: Path) -> None:

@@ -18,7 +18,7 @@ from types import TracebackType
 import msgspec
 
 from firstlight import __version__, host, stuck
-from firstlight.backends import Backend, Command, network
+from firstlight.backends import Backend, Command, network, until
 from firstlight.errors import Failed, Unsupported
 from firstlight.experiments import Experiment, Options
 from firstlight.load import Burst, Generator, Outcome, Poisson, Sequence, Shape
@@ -133,6 +133,7 @@ def _usable(plan: Plan) -> tuple[list[Point], list[Backend], dict[str, str]]:
     for point in plan.experiment.points(plan.options):
         backend = plan.experiment.backend(point)
         try:
+            backend = until(backend, plan.options.until, point)
             if backend not in usable:
                 backend.probe()
         except Unsupported as error:
@@ -179,7 +180,8 @@ class _Lab:
         """Run one batch and store its samples and spans."""
         progress(batch, self._done, all_)
         self._done += work(batch)
-        backend = self._plan.experiment.backend(batch.point)
+        own = self._plan.experiment.backend(batch.point)
+        backend = until(own, self._plan.options.until, batch.point)
         with ExitStack() as prepared:
             try:
                 commands = prepared.enter_context(

@@ -16,9 +16,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from firstlight.errors import Failed
+from firstlight.errors import Failed, Unsupported
 from firstlight.model import EndPoint, GuestLog, Point
 
 
@@ -94,6 +94,26 @@ class Backend(Protocol):
 
         Leaving it removes whatever a start may have left, also a failed or killed one.
         """
+
+
+@runtime_checkable
+class Reaching(Protocol):
+    """A backend whose starts can go on to the answer of the gateway to their first packet."""
+
+    def reaching(self, point: Point) -> Backend:
+        """The same with FIRST_PACKET as its end point. Raises Unsupported where it has none."""
+
+
+def until(backend: Backend, end_point: EndPoint | None, point: Point) -> Backend:
+    """The backend with its starts ending there; None is its own end point. Raises Unsupported."""
+    if end_point is None or backend.end_point is end_point:
+        return backend
+    if end_point is not EndPoint.FIRST_PACKET or not isinstance(backend, Reaching):
+        raise Unsupported(
+            f"its starts end at the {backend.end_point}, and have no {end_point}",
+            "leave --until out, or run agile, pod or a CNI experiment",
+        )
+    return backend.reaching(point)
 
 
 def native(name: str) -> Path:

@@ -11,9 +11,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import msgspec
 
@@ -32,6 +33,8 @@ DEPTHS = {
 }
 Asked = Literal["message", "client"]
 BY_CLIENT = " by client"
+GATEWAY = str(IPv4Network(Config().network.range)[1])
+"""Of every instance: what its first packet asks."""
 _GREETING = protocol.encode(protocol.List()).decode()
 _ASKED = {
     "message": "a request is a message on an open connection",
@@ -88,11 +91,17 @@ class Agile:
         base = place.directory / "agile"
         base.mkdir()
         try:
-            config, function = self._config(instances, place, base), payload(base)
+            config = self._config(instances, place, base)
+            function = payload(base, *told(self.end_point))
             with serving(config, function, place, self.asked) as start:
                 yield [start] * instances
         finally:
             shutil.rmtree(base)
+
+    def reaching(self, point: Point) -> Self:
+        """Until the gateway has answered."""
+        del point
+        return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     def _config(self, instances: int, place: Place, base: Path) -> Config:
         none = PoolSize(low=0, high=0)
@@ -108,13 +117,18 @@ class Agile:
         )  # fmt: skip
 
 
-def payload(base: Path) -> Function:
-    """The payload as a function, its root file system made below ``base``."""
+def told(end_point: EndPoint) -> tuple[str, ...]:
+    """The payload's words for a start that ends there."""
+    return ("reach", GATEWAY) if end_point is EndPoint.FIRST_PACKET else ("ready",)
+
+
+def payload(base: Path, *words: str) -> Function:
+    """The payload as a function, told these words; its root file system is made below ``base``."""
     tree = base / "root"
     for name in ("bin", "proc", "dev", "tmp"):
         (tree / name).mkdir(parents=True)
     shutil.copy2(native("payload"), tree / "bin/payload")
-    return Function(rootfs=str(tree), command=("/bin/payload", "ready"))
+    return Function(rootfs=str(tree), command=("/bin/payload", *words))
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class Floor:
         base.mkdir()
         groups = Cgroups(f"{cgroups.name(place.run)}/floor")
         try:
-            function = payload(base)
+            function = payload(base, "ready")
             groups.open()
             with ExitStack() as parts:
                 starts = [_parts(function, groups, parts) for _ in range(instances)]

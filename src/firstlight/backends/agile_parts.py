@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import msgspec
+from typing import Self
 
 from firstlight import cgroups
 from firstlight.agile import Config, Function
@@ -18,13 +17,12 @@ from firstlight.agile.client import Client
 from firstlight.agile.config import Ahead, Pools, PoolSize
 from firstlight.agile.pool import Counts
 from firstlight.backends import Command, Place
-from firstlight.backends.agile import Agile, children, payload, serving
+from firstlight.backends.agile import GATEWAY, Agile, children, payload, serving, told
 from firstlight.errors import UnknownName
 from firstlight.model import EndPoint, Point
 
 _RATE = 1e4  # a second: as quick as the machine can
 _NONE = PoolSize(low=0, high=0)
-_GATEWAY = "10.213.0.1"
 
 POOLS = {
     "full": "a sandbox waits for each start, and none is made meanwhile",
@@ -72,6 +70,11 @@ class Churn:
         """Needs what the runtime needs."""
         _probe("pools", self.pools, POOLS)
 
+    def reaching(self, point: Point) -> Self:
+        """Until the gateway has answered."""
+        del point
+        return replace(self, end_point=EndPoint.FIRST_PACKET)
+
     @contextmanager
     def prepared(self, point: Point, instances: int, place: Place) -> Iterator[list[Command]]:
         """A runtime with such pools; afterwards nothing of it, and its counts."""
@@ -83,7 +86,8 @@ class Churn:
             config = _config(
                 place, base, Pools(network=size, cgroup=size, sandbox=size), instances, Ahead()
             )
-            function = msgspec.structs.replace(payload(base), command=("/bin/payload", "once"))
+            words = ("once", GATEWAY) if self.end_point is EndPoint.FIRST_PACKET else ("once",)
+            function = payload(base, *words)
             with serving(config, function, place) as start, Client(config.socket) as client:
                 before = _sandboxes(client)
                 yield [start] * instances
@@ -110,6 +114,11 @@ class Crowd:
         """Needs what the runtime needs."""
         Agile(self.name).probe()
 
+    def reaching(self, point: Point) -> Self:
+        """Until the gateway has answered."""
+        del point
+        return replace(self, end_point=EndPoint.FIRST_PACKET)
+
     @contextmanager
     def prepared(self, point: Point, instances: int, place: Place) -> Iterator[list[Command]]:
         """A runtime whose instances are up, and full pools; afterwards nothing of either."""
@@ -118,7 +127,7 @@ class Crowd:
         pools = Pools(network=full, cgroup=full, sandbox=_NONE)
         with _base(place) as base:
             config = _config(place, base, pools, many + instances, Ahead())
-            function = payload(base)
+            function = payload(base, *told(self.end_point))
             with (
                 serving(config, function, place) as start,
                 _held(config, function, many) as client,
@@ -152,6 +161,11 @@ class Ablated:
         """Needs what the runtime needs."""
         _probe("part", self.without, WITHOUT)
 
+    def reaching(self, point: Point) -> Self:
+        """Until the gateway has answered."""
+        del point
+        return replace(self, end_point=EndPoint.FIRST_PACKET)
+
     @contextmanager
     def prepared(self, point: Point, instances: int, place: Place) -> Iterator[list[Command]]:
         """A runtime without that part; afterwards nothing of it."""
@@ -173,8 +187,8 @@ class Ablated:
         )
         with _base(place) as base:
             config = _config(place, base, pools, instances, ahead)
-            command = ("/bin/payload", "ready", _GATEWAY)
-            function = msgspec.structs.replace(payload(base), command=command)
+            word = "reach" if self.end_point is EndPoint.FIRST_PACKET else "ready"
+            function = payload(base, word, GATEWAY)
             with serving(config, function, place) as start:
                 yield [start] * instances
 

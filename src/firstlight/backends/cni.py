@@ -5,7 +5,7 @@ plugin does to the host it does to the run's own: its network namespace, and pri
 directories in which plugins keep their state.
 
 The end point is that the operation returned. The step ``packet`` is the first packet after it, to
-the gateway and back.
+the gateway and back; that can be the end point too, of an ADD.
 """
 
 import hashlib
@@ -18,9 +18,10 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Self
 
 from pyroute2 import IPRoute, NetlinkError
 
@@ -76,6 +77,13 @@ class Cni:
         if about.service:
             cni_services.probe(about.service)
 
+    def reaching(self, point: Point) -> Self:
+        """Until the gateway has answered the first packet after ADD."""
+        if point.get("operation") == "DEL":
+            raise Unsupported("DEL ends without a network, and so without a first packet",
+                              "leave --until out")  # fmt: skip
+        return replace(self, end_point=EndPoint.FIRST_PACKET)
+
     @contextmanager
     def prepared(self, point: Point, instances: int, place: Place) -> Iterator[list[Command]]:
         """A host with the background pods up; afterwards it has none of what plugins made.
@@ -87,7 +95,8 @@ class Cni:
         if operation not in OPERATIONS:
             raise Failed(f"unknown CNI operation {operation!r}", f"valid: {', '.join(OPERATIONS)}")
         with hosting(self.conf, int(point.get("background", 0)), place) as pods:
-            own = pods.make("fl", instances)
+            reaches = self.end_point is EndPoint.FIRST_PACKET
+            own = pods.make("fl", instances, *(("until packet",) if reaches else ()))
             old = pods.make("old", instances) if operation == "ADD beside DEL" else []
             if operation == "DEL":
                 _each(own, "up", quietly=True)
@@ -155,12 +164,12 @@ class Pods:
             for plugin in self.network.plugins
         ]
 
-    def make(self, name: str, count: int) -> list[Path]:
+    def make(self, name: str, count: int, *more: str) -> list[Path]:
         """Namespaces called ``name`` and a number, and the request file of each."""
         pods = [f"{name}{index}" for index in range(count)]
         lines = "".join(f"netns add {pod}\n" for pod in pods)
         _run("ip", "-batch", "-", text=lines)
-        return [self.request(pod) for pod in pods]
+        return [self.request(pod, *more) for pod in pods]
 
     def clear(self) -> None:
         """DEL whatever has a kept result: what was up, failed or killed."""
@@ -168,14 +177,17 @@ class Pods:
         requests = [file.with_suffix(".request") for file in kept]
         _each(requests, "del", quietly=True, seconds=_CLEARING_SECONDS)
 
-    def request(self, pod: str) -> Path:
-        """The file that tells ``cnirun`` of a pod, whose namespace is of that name."""
+    def request(self, pod: str, *more: str) -> Path:
+        """The file that tells ``cnirun`` of a pod, whose namespace is of that name.
+
+        ``more`` are lines of a request besides the usual ones.
+        """
         file = self.base / f"{pod}.request"
-        file.write_text(self._request(pod))
+        file.write_text(self._request(pod, more))
         file.with_suffix(".kept").touch()  # from now on there may be something to DEL
         return file
 
-    def _request(self, pod: str) -> str:
+    def _request(self, pod: str, more: Iterable[str]) -> str:
         args = self.about.args.format(pod=pod)
         container = hashlib.sha256(f"{self.place.run}-{pod}".encode()).hexdigest()
         attachment = Attachment(container, str(NAMES / pod), _INTERFACE, args)
@@ -187,6 +199,7 @@ class Pods:
             f"namespace {attachment.namespace}",
             f"interface {_INTERFACE}",
             f"packet {self.about.packet}",
+            *more,
             *(f"env {name}={value}" for name, value in variables.items()),
         ]
         for program, configuration in self._plugins:

@@ -28,6 +28,7 @@ class _Manner:
     options: tuple[str, ...] = ()
     note: str | None = None
     has_cgroup: bool = True
+    joins_network: bool = True
     needs_cgroup2: bool = False
 
 
@@ -46,6 +47,7 @@ def _manner(program: str) -> _Manner:
             ("--platform=ptrace", "--ignore-cgroups", "--network=none"),
             "runsc runs on its ptrace platform, without cgroups and without a network",
             has_cgroup=False,
+            joins_network=False,
         )
     return _Manner()
 
@@ -71,6 +73,11 @@ class Oci:
     def note(self) -> str | None:
         """What this runtime is spared here, if anything."""
         return _manner(self.runtime).note
+
+    @property
+    def joins_network(self) -> bool:
+        """Whether its containers use the network namespace that they are given."""
+        return _manner(self.runtime).joins_network
 
     def probe(self) -> None:
         """The runtime and what its root file system needs must be there."""

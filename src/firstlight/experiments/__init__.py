@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from firstlight.backends import Backend
-from firstlight.model import Point, Setting
+from firstlight.model import EndPoint, Point, Setting
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class Options:
     ``confs`` are CNI networks, by a name of conf/cni or the path of a configuration file.
     ``binaries`` are hypervisors, by name or path; ``accel`` is one of backends.accel.ACCELERATORS.
     ``guests`` are ours or the guest catalogue's; none means all. ``clocks`` is what their time is
-    told by: ``wall``, or ``counted`` instructions.
+    told by: ``wall``, or ``counted`` instructions. ``until`` is where starts end, if not at their
+    backend's own end point.
     """
 
     instances: tuple[int, ...]
@@ -24,6 +25,7 @@ class Options:
     accel: str = "auto"
     guests: tuple[str, ...] = ()
     clocks: tuple[str, ...] = ("wall",)
+    until: EndPoint | None = None
 
 
 def _none(_: Options) -> dict[str, Setting]:

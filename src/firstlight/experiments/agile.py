@@ -3,11 +3,11 @@
 from firstlight.backends import Backend
 from firstlight.backends.agile import BY_CLIENT, DEPTHS, Agile
 from firstlight.backends.agile_floor import Floor
-from firstlight.backends.pod import Pod
+from firstlight.backends.pod import POOLED, Pod
 from firstlight.experiments import Experiment, Options
 from firstlight.model import Point
 
-_NETWORK = "bridge"
+_NETWORKS = ("bridge", POOLED)
 _BY_CLIENT = f"agile{BY_CLIENT}"
 
 
@@ -16,7 +16,7 @@ def _points(options: Options) -> list[Point]:
     return [
         {"backend": backend, "instances": instances}
         for backend in (
-            *(f"{runtime} + {_NETWORK}" for runtime in runtimes),
+            *(f"{runtime} + {network}" for network in _NETWORKS for runtime in runtimes),
             *DEPTHS,
             _BY_CLIENT,
             "floor",
@@ -31,7 +31,8 @@ def _backend(point: Point) -> Backend:
         return Floor()
     if name == _BY_CLIENT:
         return Agile("agile", "client")
-    return Agile(name) if name in DEPTHS else Pod(name.removesuffix(f" + {_NETWORK}"), _NETWORK)
+    runtime, _, network = name.rpartition(" + ")
+    return Pod(runtime, network) if runtime else Agile(name)
 
 
 AGILE = Experiment(

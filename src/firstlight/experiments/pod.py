@@ -1,7 +1,7 @@
 """A whole pod, network and container: what the network adds to the container's start."""
 
 from firstlight.backends.cni import present
-from firstlight.backends.pod import NO_NETWORK, Pod
+from firstlight.backends.pod import NO_NETWORK, POOLED, Pod
 from firstlight.experiments import Experiment, Options
 from firstlight.model import Point
 
@@ -12,7 +12,7 @@ def _points(options: Options) -> list[Point]:
     return [
         {"runtime": runtime, "network": network, "instances": instances}
         for runtime in options.runtimes or ("runc",)
-        for network in options.confs or (NO_NETWORK, *present(NETWORKS))
+        for network in options.confs or (NO_NETWORK, POOLED, *present(NETWORKS))
         for instances in options.instances
     ]
 

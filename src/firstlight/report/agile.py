@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from firstlight import stats
-from firstlight.model import Sample
+from firstlight.model import EndPoint, Sample
 from firstlight.report import figures
 from firstlight.report.figures import Figures, PointFigures, batches, latencies
 from firstlight.report.wording import (
@@ -76,8 +76,9 @@ def worth(run: Figures) -> list[Worth]:
         base = _find(run, without=_BASES.get(part, "sandboxes"), instances=point.instances)
         if part == "nothing" or point.latency is None or base is None:
             continue
-        ends = [(str(run.end_point), latencies), ("first packet", _to_packet)]
-        for end, times in ends if point.instances == fewest else ends[:1]:
+        ends = [(str(run.end_point), latencies), (str(EndPoint.FIRST_PACKET), _to_packet)]
+        both = point.instances == fewest and run.end_point is not EndPoint.FIRST_PACKET
+        for end, times in ends if both else ends[:1]:
             without, having = times(point.untraced_samples), times(base.untraced_samples)
             if not (without.size == len(point.untraced_samples) and having.size):
                 continue
@@ -155,6 +156,9 @@ def _agile(run: Figures) -> str | None:
     )
     if whole := _find(run, backend="agile-ready", instances=1):
         sentence += f"; from a whole sandbox {_median(whole)}, {ratio_interval(_over(slow, whole))}"
+    pooled = f"{runtime.rpartition(' + ')[0]} + pooled"
+    if pool := _find(run, backend=pooled, instances=1):
+        sentence += f"; {pooled}, {_median(pool)}, {ratio_interval(_over(slow, pool))}"
     most = max(p.instances for p in run.of("agile"))
     many, slow = (_find(run, backend=name, instances=most) for name in ("agile", runtime))
     if most > 1 and many and slow and many.all_ready and slow.all_ready:

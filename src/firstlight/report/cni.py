@@ -7,7 +7,7 @@ import polars as pl
 from rich.table import Table
 
 from firstlight.breakdown import breakdown
-from firstlight.model import Ending, Sample
+from firstlight.model import Ending, EndPoint, Sample
 from firstlight.report.wording import duration, percent
 from firstlight.stats import quantile_interval
 from firstlight.store import Run
@@ -44,7 +44,8 @@ SCHEMA = pl.Schema(
 def side_by_side(run: Run) -> pl.DataFrame:
     """A row a CNI, as SCHEMA, of the starts of one pod alone; the quickest first.
 
-    ``latency`` (with its 95 % interval), ``p99`` and ``packet``, the first packet's way after it,
+    ``latency`` (with its 95 % interval), ``p99`` and ``packet``, the first packet's way there and
+    back (after the end point, unless that is the end point),
     are of untraced starts, in ns; all else are medians over the traced ones. ``switches`` between
     network namespaces, ``netlink`` requests, ``processes`` started and how often a daemon is asked
     (``asks``) are counted in the plugins' processes, ``programs`` of eBPF also in the daemon.
@@ -129,12 +130,18 @@ def advice(run: Run) -> str:
 
 
 EXPERIMENT = "cni-breakdown"
-HEADINGS = ("CNI", "ADD returned", "P99", "+ packet", "netns switches", "netlink", "processes",
-            "asks a daemon", "eBPF programs")  # fmt: skip
+_ENDS = {EndPoint.FIRST_PACKET: ("first packet answered", "of which packet")}
+_OTHERS = ("netns switches", "netlink", "processes", "asks a daemon", "eBPF programs")
+
+
+def headings(run: Run) -> tuple[str, ...]:
+    """Of ``cells``: the first figure's names the end point."""
+    end, packet = _ENDS.get(run.header.end_point, ("ADD returned", "+ packet"))
+    return ("CNI", end, "P99", packet, *_OTHERS)
 
 
 def cells(run: Run) -> list[tuple[str, ...]]:
-    """``side_by_side`` in words, each count with its time; a cell a heading of HEADINGS."""
+    """``side_by_side`` in words, each count with its time; a cell a heading of ``headings``."""
     return [
         (
             row["cni"],
@@ -150,13 +157,14 @@ def cells(run: Run) -> list[tuple[str, ...]]:
     ]
 
 
-_BRIEF = ("CNI", "ADD", "P99", "packet", "switches", "netlink", "processes", "asks", "eBPF")
+_BRIEF = {EndPoint.FIRST_PACKET: ("packet back", "of it")}
 
 
 def table(run: Run) -> Table:
     """The same for a terminal of 80 columns: a time stands below its count, without intervals."""
     shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    for heading in _BRIEF:
+    end, packet = _BRIEF.get(run.header.end_point, ("ADD", "packet"))
+    for heading in ("CNI", end, "P99", packet, "switches", "netlink", "processes", "asks", "eBPF"):
         if heading == "CNI":
             shown.add_column(heading, overflow="fold")
         else:

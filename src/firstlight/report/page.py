@@ -132,7 +132,7 @@ def _cni(run: Run) -> dict[str, Any] | None:
     """The plugins side by side, for the experiment that measures one pod alone."""
     if run.header.experiment != cni.EXPERIMENT:
         return None
-    return {"headings": cni.HEADINGS, "rows": cni.cells(run), "advice": cni.advice(run)}
+    return {"headings": cni.headings(run), "rows": cni.cells(run), "advice": cni.advice(run)}
 
 
 def _boots(run: Figures) -> dict[str, Any] | None:

@@ -1,0 +1,215 @@
+#include "echo.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { AGAIN_MS = 100, SOON_MS = 1, PACKET_MAX = 1500 };
+static const int64_t MS = 1000000;
+
+union peer {
+	struct sockaddr any;
+	struct sockaddr_in v4;
+	struct sockaddr_in6 v6;
+};
+
+/* ICMP's and ICMPv6's are alike but for the types. */
+struct message {
+	uint8_t type, code;
+	uint16_t checksum, id, sequence;
+};
+
+struct asker {
+	union peer to;
+	int fd;
+	bool is_raw, is_sent;
+	struct message request;
+	int wrong; /* the latest errno of a send or of its answer */
+};
+
+static void close_fd(const int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+}
+
+static void free_links(struct ifaddrs **links)
+{
+	if (*links)
+		freeifaddrs(*links);
+}
+
+static int64_t now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000 * MS + t.tv_nsec;
+}
+
+static bool is_v6(const struct asker *asker)
+{
+	return asker->to.any.sa_family == AF_INET6;
+}
+
+static socklen_t size_of(const struct asker *asker)
+{
+	return is_v6(asker) ? sizeof asker->to.v6 : sizeof asker->to.v4;
+}
+
+static bool same(const union peer *a, const struct sockaddr *other)
+{
+	const union peer *b = (const union peer *)other;
+	if (!b || a->any.sa_family != b->any.sa_family)
+		return false;
+	return a->any.sa_family == AF_INET6
+		? !memcmp(&a->v6.sin6_addr, &b->v6.sin6_addr, sizeof a->v6.sin6_addr)
+		: a->v4.sin_addr.s_addr == b->v4.sin_addr.s_addr;
+}
+
+static int parse(const char *address, union peer *to)
+{
+	char text[64];
+	snprintf(text, sizeof text, "%.*s", (int)strcspn(address, " "), address);
+	char *scope = strchr(text, '%');
+	if (scope)
+		*scope++ = 0;
+	memset(to, 0, sizeof *to);
+	to->any.sa_family = strchr(text, ':') ? AF_INET6 : AF_INET;
+	if (to->any.sa_family == AF_INET)
+		return inet_pton(AF_INET, text, &to->v4.sin_addr) == 1 ? 0 : -1;
+	to->v6.sin6_scope_id = scope ? if_nametoindex(scope) : 0;
+	return inet_pton(AF_INET6, text, &to->v6.sin6_addr) == 1 ? 0 : -1;
+}
+
+static uint16_t checksum(const struct message *message)
+{
+	uint16_t words[sizeof *message / sizeof(uint16_t)];
+	uint32_t sum = 0;
+	memcpy(words, message, sizeof words);
+	for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+		sum += words[i];
+	sum = (sum >> 16) + (sum & 0xffff);
+	return (uint16_t)~(sum + (sum >> 16));
+}
+
+/* Where the namespace does not let everyone ask (ping_group_range), a capability may: CAP_NET_RAW. */
+static int open_socket(struct asker *asker)
+{
+	int family = asker->to.any.sa_family, protocol = is_v6(asker) ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
+	int fd = socket(family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol);
+	if (fd < 0 && (errno == EACCES || errno == EPERM)) {
+		fd = socket(family, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol);
+		asker->is_raw = true;
+	}
+	asker->request.type = is_v6(asker) ? 128 : 8;
+	asker->request.id = htons((uint16_t)getpid());
+	asker->request.checksum = is_v6(asker) ? 0 : checksum(&asker->request);
+	return fd;
+}
+
+/* An address that is being probed for duplicates, or a link that comes up, cannot be sent from yet:
+ * then it is tried again soon. Returns when the next try is due. */
+static int64_t send_request(struct asker *asker)
+{
+	if (connect(asker->fd, &asker->to.any, size_of(asker)) ||
+	    send(asker->fd, &asker->request, sizeof asker->request, 0) < 0) {
+		asker->wrong = errno;
+		return now() + SOON_MS * MS;
+	}
+	asker->is_sent = true;
+	return now() + AGAIN_MS * MS;
+}
+
+/* A raw socket hears all that its peer sends, IPv4's with its header. */
+static bool is_answer(const struct asker *asker, const unsigned char *packet, size_t size)
+{
+	struct message answer;
+	size_t header = asker->is_raw && !is_v6(asker) ? (size_t)(packet[0] & 15) * 4 : 0;
+	if (size < header + sizeof answer)
+		return false;
+	memcpy(&answer, packet + header, sizeof answer);
+	return answer.type == (is_v6(asker) ? 129 : 0) &&
+	       (!asker->is_raw || answer.id == asker->request.id);
+}
+
+static bool heard(struct asker *asker, int64_t until)
+{
+	unsigned char packet[PACKET_MAX];
+	struct pollfd ready = {.fd = asker->fd, .events = POLLIN};
+	int64_t left = until - now();
+	if (left > 0 && poll(&ready, 1, (int)((left + MS - 1) / MS)) <= 0)
+		return false;
+	ssize_t size = recv(asker->fd, packet, sizeof packet, 0);
+	if (size < 0 && errno != EAGAIN && errno != EINTR)
+		asker->wrong = errno;
+	return size > 0 && is_answer(asker, packet, (size_t)size);
+}
+
+static const char *interface_of(const union peer *own, struct ifaddrs *links)
+{
+	for (struct ifaddrs *link = links; link; link = link->ifa_next)
+		if (same(own, link->ifa_addr))
+			return link->ifa_name;
+	return "an interface without a name";
+}
+
+static int explain(const struct asker *asker, const char *address, int patience_ms, char *text,
+		   size_t size)
+{
+	struct ifaddrs *links __attribute__((cleanup(free_links))) = NULL;
+	union peer own;
+	socklen_t length = sizeof own;
+	const char *colon = asker->wrong ? ": " : "", *why = asker->wrong ? strerror(asker->wrong) : "";
+	int width = (int)strcspn(address, " ");
+	if (!asker->is_sent || getsockname(asker->fd, &own.any, &length) || getifaddrs(&links))
+		snprintf(text, size, "nothing could be sent to %.*s in %d s%s%s", width, address,
+			 patience_ms / 1000, colon, why);
+	else
+		snprintf(text, size, "%.*s did not answer on %s in %d s%s%s", width, address,
+			 interface_of(&own, links), patience_ms / 1000, colon, why);
+	return -1;
+}
+
+static bool is_own(const struct asker *asker)
+{
+	union peer own;
+	socklen_t length = sizeof own;
+	return !getsockname(asker->fd, &own.any, &length) && same(&asker->to, &own.any);
+}
+
+int echo_ask(const char *address, int patience_ms, struct echo *echo)
+{
+	struct asker asker = {.fd = -1};
+	if (parse(address, &asker.to)) {
+		snprintf(echo->error, sizeof echo->error, "%.64s is not an address", address);
+		return -1;
+	}
+	echo->start = now();
+	int fd __attribute__((cleanup(close_fd))) = asker.fd = open_socket(&asker);
+	if (fd < 0) {
+		snprintf(echo->error, sizeof echo->error, "cannot make a socket for ICMP: %s",
+			 strerror(errno));
+		return -1;
+	}
+	int64_t next = 0, until = echo->start + patience_ms * MS;
+	while (now() < until) {
+		if (now() >= next)
+			next = send_request(&asker);
+		if (!heard(&asker, next < until ? next : until))
+			continue;
+		echo->end = now();
+		if (!is_own(&asker))
+			return 0;
+		snprintf(echo->error, sizeof echo->error, "%.64s is the instance's own address", address);
+		return -1;
+	}
+	return explain(&asker, address, patience_ms, echo->error, sizeof echo->error);
+}
