@@ -79,7 +79,9 @@ PHASES = (
     Phase("driver.rng", "a guest's random number driver", (),
           guest=r"rng|(initcall|module) (virtio_rng|hwrng)\w*"),
     Phase("driver.other", "a guest's other drivers", (),
-          guest=r"drivers (probe|loaded)|initcall .*|module .*"),
+          guest=r"drivers (probe|loaded)|module .*|initcall (virtio|ata|ahci|scsi|nvme|usb|xhci|ehci|"
+                r"uhci|i8042|serio|input|psmouse|atkbd|rtc|cmos|hid|acpi_init|xenbus|hpet|agp|"
+                r"loop|thermal|powernow|intel|amd)\w*"),
     Phase("ns.net", "a network namespace is made", (r"(unshare|clone3?) \S*\bnet\b",)),
     Phase("ns.mount", "a mount namespace is made: every mount is copied",
           (r"(unshare|clone3?) \S*\bmount\b",)),
@@ -115,7 +117,8 @@ PHASES = (
            r"\w+ \S*/rootfs(/|$)", r"\w+ \S*/root/(dev|proc|sys|etc)(/|$)",
            r"(mkdirat|mkdir|newfstatat|openat|fchmodat|fchownat|chown) (dev|proc|sys)(/|$)",
            r"\w+ devpts:", r"readlinkat /proc/self/fd/", r"(sethostname|setdomainname)"),
-          guest=r"mount( .*)?|\S+ mounted"),
+          guest=r"mount( .*)?|\S+ mounted|module (squashfs|erofs|btrfs|ext4|jbd2|mbcache|xor|"
+                r"raid6_pq|libcrc32c|zstd_\w+|lz4_\w+|blake2b_\w+)|initcall init_btrfs_fs"),
     Phase("veth", "a veth pair is made and given its MTU and address",
           (r"\w+ socket:netlink\.route RTM_(NEW|SET)LINK .*kind=(veth|vxlan|macvlan|dummy)",
            r"\w+ socket:netlink\.route RTM_(NEW|SET)LINK .*\b(mac|mtu)\b",
@@ -195,8 +198,12 @@ def of_helper(program: str) -> str | None:
 
 
 def of_guest(name: str) -> str:
-    """The phase of a span of a guest's log, by the guest's own name for it."""
-    return next((phase for rule, phase in _GUEST if rule.fullmatch(name)), "guest.other")
+    """The phase of a span of a guest's log, by the guest's own name for it.
+
+    What a Linux kernel calls at its start and no rule names is its own set-up.
+    """
+    otherwise = "kernel.init" if name.startswith("initcall ") else "guest.other"
+    return next((phase for rule, phase in _GUEST if rule.fullmatch(name)), otherwise)
 
 
 def markdown(phases: Iterable[Phase] = PHASES) -> str:
