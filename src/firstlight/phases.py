@@ -45,6 +45,9 @@ _RUNTIME = (
 # Go's run-time asks for its own limit when it starts, with its control group from /proc.
 _LIMIT_ASKED = r"(openat|close|p?read(64)?) \S*\bcpu\.(cfs_quota_us|cfs_period_us|max)$"
 _STREAM = r"(pipe:|socket:unix|anon:|pidfs:)"
+# What Linux loads to mount a root.
+_FILE_SYSTEM = (r"(squashfs|erofs|btrfs|ext4|jbd2|mbcache|xor|raid6_pq|libcrc32c|zstd_\w+|lz4_\w+|"
+                r"blake2b_\w+)")  # fmt: skip
 
 PHASES = (
     Phase("process.start", "from the start of a program to its first own call: execve, dynamic "
@@ -79,9 +82,9 @@ PHASES = (
     Phase("driver.rng", "a guest's random number driver", (),
           guest=r"rng|(initcall|module) (virtio_rng|hwrng)\w*"),
     Phase("driver.other", "a guest's other drivers", (),
-          guest=r"drivers (probe|loaded)|module .*|initcall (virtio|ata|ahci|scsi|nvme|usb|xhci|ehci|"
-                r"uhci|i8042|serio|input|psmouse|atkbd|rtc|cmos|hid|acpi_init|xenbus|hpet|agp|"
-                r"loop|thermal|powernow|intel|amd)\w*"),
+          guest=rf"drivers (probe|loaded)|module (?!{_FILE_SYSTEM}$).*|initcall (virtio|ata|ahci|"
+                r"scsi|nvme|usb|xhci|ehci|uhci|i8042|serio|input|psmouse|atkbd|rtc|cmos|hid|"
+                r"acpi_init|xenbus|hpet|agp|loop|thermal|powernow|intel|amd)\w*"),
     Phase("ns.net", "a network namespace is made", (r"(unshare|clone3?) \S*\bnet\b",)),
     Phase("ns.mount", "a mount namespace is made: every mount is copied",
           (r"(unshare|clone3?) \S*\bmount\b",)),
@@ -117,8 +120,7 @@ PHASES = (
            r"\w+ \S*/rootfs(/|$)", r"\w+ \S*/root/(dev|proc|sys|etc)(/|$)",
            r"(mkdirat|mkdir|newfstatat|openat|fchmodat|fchownat|chown) (dev|proc|sys)(/|$)",
            r"\w+ devpts:", r"readlinkat /proc/self/fd/", r"(sethostname|setdomainname)"),
-          guest=r"mount( .*)?|\S+ mounted|module (squashfs|erofs|btrfs|ext4|jbd2|mbcache|xor|"
-                r"raid6_pq|libcrc32c|zstd_\w+|lz4_\w+|blake2b_\w+)|initcall init_btrfs_fs"),
+          guest=rf"mount( .*)?|\S+ mounted|module {_FILE_SYSTEM}"),
     Phase("veth", "a veth pair is made and given its MTU and address",
           (r"\w+ socket:netlink\.route RTM_(NEW|SET)LINK .*kind=(veth|vxlan|macvlan|dummy)",
            r"\w+ socket:netlink\.route RTM_(NEW|SET)LINK .*\b(mac|mtu)\b",
