@@ -63,7 +63,8 @@ PHASES = (
           "what the kernel does before it can tell the time", (), guest="firmware"),
     Phase("kernel.load", "a guest's boot loader reads the kernel from disk in real mode", (),
           guest=r"disk read.*"),
-    Phase("kernel.uncompress", "a guest's kernel decompresses itself", (), guest="uncompress.*|firmware and uncompress"),
+    Phase("kernel.uncompress", "a guest's kernel decompresses itself", (),
+          guest="uncompress.*|firmware and uncompress"),
     Phase("kernel.init", "a guest's kernel sets up processors, memory and its own parts", (),
           guest=r"TLS init.*|\.init functions|SMP launched|VFS init.*|pvpanic done|kernel( .*)?|"
                 r"entry|memory"),
