@@ -29,6 +29,7 @@ FEWEST_BATCHES = 3
 """Tracing's cost is a ratio of two medians, each of at least so many batches."""
 RESAMPLES = 500
 """For the intervals of parts: a tenth of a second a point, and ends good to two digits."""
+_NUMBERS = {"background": "{} up", "rate": "{} a second"}
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,11 @@ def series_axes(run: Run) -> list[str]:
     return varying or axes
 
 
+def _word(axis: str, point: Point) -> str:
+    """A setting in the name of a series; a bare number would say nothing."""
+    return _NUMBERS.get(axis, "{}").format(point.get(axis))
+
+
 def _key(run: Run, point: Point) -> tuple[object, ...]:
     return tuple(point.get(axis) for axis in run.header.axes)
 
@@ -186,7 +192,7 @@ def _point(
     latency = _summary(untraced)
     return PointFigures(
         point=point,
-        series=" · ".join(str(point.get(axis)) for axis in series_axes(run)) or "all",
+        series=" · ".join(_word(axis, point) for axis in series_axes(run)) or "all",
         instances=int(point.get("instances", 1)),
         ended={ending: sum(sample.ending is ending for sample in samples) for ending in Ending},
         latency=latency,

@@ -230,10 +230,10 @@ def test_growth_is_drawn_along_the_axis_that_varies() -> None:
 def test_more_curves_than_colours_are_spread_over_facets() -> None:
     few, many = churn({50: 100, 100: 100}), churn(dict.fromkeys((1, 2, 5, 10, 20), 100))
     assert cdf.curves(few).keys() == {
-        f"{pools} · {rate}" for pools in ("full", "refilling") for rate in (50, 100)
+        f"{pools} · {rate} a second" for pools in ("full", "refilling") for rate in (50, 100)
     }
     assert {row["facet"] for row in cdf.values(few)} == {"instances: 100"}
-    assert list(cdf.curves(many)) == ["1", "2", "5", "10", "20"]
+    assert list(cdf.curves(many)) == [f"{rate} a second" for rate in (1, 2, 5, 10, 20)]
     assert len(set(cdf.curves(many).values())) == 5
     assert {row["facet"] for row in cdf.values(many)} == {"full", "refilling"}
 
