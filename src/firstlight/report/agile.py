@@ -264,7 +264,7 @@ def _churn_table(run: Figures) -> Table | None:
         counted = counts(point)
         rows.append(
             (
-                f"{pools} · {rate}",
+                f"{pools} · {rate}/s",
                 f"{np.median(_achieved(point)):.0f}",
                 percent(_found_share(point)),
                 f"{counted['fill']:.0f}" if counted.get("fill") else "–",
@@ -272,7 +272,7 @@ def _churn_table(run: Figures) -> Table | None:
                 _tail(point, full) or "–",
             )
         )
-    headings = ("pools · starts asked a second", "started a second", "found a sandbox",
+    headings = ("pools · starts asked", "started a second", "found a sandbox",
                 "filled a second", "refilled a second", "P99 over that of full pools")  # fmt: skip
     return Table("starts and stops, and the pool", headings, tuple(rows)) if rows else None
 

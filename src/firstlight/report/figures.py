@@ -29,7 +29,7 @@ FEWEST_BATCHES = 3
 """Tracing's cost is a ratio of two medians, each of at least so many batches."""
 RESAMPLES = 500
 """For the intervals of parts: a tenth of a second a point, and ends good to two digits."""
-_NUMBERS = {"background": "{} up", "rate": "{} a second"}
+_NUMBERS = {"background": "{} up", "rate": "{}/s"}
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def test_churn_that_no_pool_keeps_up_with_is_told_at_its_highest_rate() -> None:
 def test_the_table_of_churn_has_a_row_a_point() -> None:
     found = agile.table(churn({50: 100}))
     assert found
-    assert [row[0] for row in found.rows] == ["full · 50", "refilling · 50"]
+    assert [row[0] for row in found.rows] == ["full · 50/s", "refilling · 50/s"]
     full, refilling = found.rows
     assert full[1] == "1000", "100 starts, each 1 ms after the one before, in 100 ms"
     assert full[2:] == ("100 %", "500", "300", "–")
@@ -230,10 +230,10 @@ def test_growth_is_drawn_along_the_axis_that_varies() -> None:
 def test_more_curves_than_colours_are_spread_over_facets() -> None:
     few, many = churn({50: 100, 100: 100}), churn(dict.fromkeys((1, 2, 5, 10, 20), 100))
     assert cdf.curves(few).keys() == {
-        f"{pools} · {rate} a second" for pools in ("full", "refilling") for rate in (50, 100)
+        f"{pools} · {rate}/s" for pools in ("full", "refilling") for rate in (50, 100)
     }
     assert {row["facet"] for row in cdf.values(few)} == {"instances: 100"}
-    assert list(cdf.curves(many)) == [f"{rate} a second" for rate in (1, 2, 5, 10, 20)]
+    assert list(cdf.curves(many)) == [f"{rate}/s" for rate in (1, 2, 5, 10, 20)]
     assert len(set(cdf.curves(many).values())) == 5
     assert {row["facet"] for row in cdf.values(many)} == {"full", "refilling"}
 
