@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstlight.breakdown import breakdown, timeline
-from firstlight.model import Ending, EndPoint, Header, Sample, Stamps
+from firstlight.model import Ending, EndPoint, Header, Sample, Stamps, Step
 from firstlight.store import SPAN_SCHEMA, Run
 
 ROOT, GENERATOR = 100, 9
@@ -233,6 +234,22 @@ def test_the_time_to_the_first_instruction_after_execve_is_exec() -> None:
     )  # fmt: skip
     assert owners(held) == [(ROOT, 0, 30), (101, 30, 80)]
     assert wall(held, "exec") == 50
+
+
+@pytest.mark.parametrize("answered", [80, 100])
+def test_from_when_the_first_packet_is_asked_for_all_is_packet(answered: int) -> None:
+    rows = [*start_of_root(), call("unshare", "net", 10, 20), fork(30, 101),
+            call("execve", "", 40, 51, 101),
+            span("exec", 50, tid=101, name="exec", detail="/bin/payload"),
+            call("socket", "", 61, 62, 101), call("sendto", "socket:inet", 64, 70, 101),
+            wait(POLL, 71, 78, tid=101), call("write", "pipe:", 110, 111, 101)]  # fmt: skip
+    told = msgspec.structs.replace(sample(answered), steps=(Step("packet", 60, answered),))
+    held = run(rows, told, end_point=EndPoint.FIRST_PACKET)
+    assert wall(held, "packet") == answered - 60
+    assert wall(held, "exec") == 30
+    assert wall(held) == answered
+    other = run(rows, told, end_point=EndPoint.FIRST_INSTRUCTION)
+    assert wall(other, "packet") == 0
 
 
 def test_a_request_that_is_done_is_of_the_thread_that_says_so() -> None:

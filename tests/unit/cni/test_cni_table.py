@@ -1,7 +1,9 @@
 """The side-by-side table, on spans whose counts are known."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import polars as pl
 import pytest
 from rich.console import Console
@@ -99,6 +101,18 @@ def test_latencies_are_of_the_untraced(run: store.Run) -> None:
     assert row["latency"] == 10_000_000
     assert row["packet"] == 70_000
     assert row["p99"] > cni.TAIL * row["latency"]
+
+
+def test_the_figures_name_their_end_point(run: store.Run) -> None:
+    assert cni.headings(run)[1:4] == ("ADD returned", "P99", "+ packet")
+    header = msgspec.structs.replace(run.header, end_point=EndPoint.FIRST_PACKET)
+    reaching = replace(run, header=header)
+    assert cni.headings(reaching)[1:4] == ("first packet answered", "P99", "of which packet")
+    assert len(cni.headings(reaching)) == len(cni.cells(reaching)[0])
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(cni.table(reaching))
+    assert "packet back" in capture.get()
 
 
 def test_a_long_tail_can_be_seen(run: store.Run) -> None:

@@ -51,9 +51,10 @@ def run(
     *,
     packet: Latency | None = None,
     counts: Counts | None = None,
+    end_point: EndPoint = EndPoint.FIRST_INSTRUCTION,
 ) -> Figures:
     header = Header(
-        run="r", experiment=experiment, question="?", end_point=EndPoint.FIRST_INSTRUCTION,
+        run="r", experiment=experiment, question="?", end_point=end_point,
         axes=axes, points=tuple(points), argv=(), seed=1, started="", revision="",
         repetitions=BATCHES,
     )  # fmt: skip
@@ -80,6 +81,27 @@ def test_the_gain_over_a_runtime_is_the_answer() -> None:
     # The last of ten is asked for after 9 ms.
     assert "With 10 at once the last is ready after 12.0 ms (" in said
     assert f"{(9 + 60.9) / (9 + 3.045):.2f}× (" in said
+
+
+def test_what_the_pool_alone_gives_to_a_runtime_stands_beside_it() -> None:
+    took = {"runc + bridge": 30.0, "runc + pooled": 20.0, "agile": 1.5}
+    points: list[Point] = [{"backend": name, "instances": 1} for name in took]
+    said = agile.answer(
+        run("agile", ("backend", "instances"), points, lambda p: took[str(p["backend"])])
+    )
+    assert said is not None
+    assert "20.0× (19.6–20.4) faster than runc + bridge; runc + pooled, 20.3 ms (" in said
+    assert "), 1.50× (1.47–1.53)" in said
+
+
+def test_a_run_to_the_first_packet_says_it_once() -> None:
+    points: list[Point] = [{"without": name, "instances": 1} for name in ("nothing", "sandboxes")]
+    reaching = run(
+        "ablation", ("without", "instances"), points, lambda _: 2.0, packet=lambda _: 0.1,
+        end_point=EndPoint.FIRST_PACKET,
+    )  # fmt: skip
+    assert [(one.part, one.end) for one in agile.worth(reaching)] == [("sandboxes", "first packet")]
+    assert "to its first packet" in answer.answer(reaching)
 
 
 def test_a_run_of_something_else_or_too_thin_says_nothing() -> None:
