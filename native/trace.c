@@ -248,7 +248,8 @@ static int write_stacks(void)
 	return fclose(file) ? fail("stacks") : 0;
 }
 
-/* A process that was there before, asleep until something asks it. */
+/* A process that was there before, asleep until something asks it. What has ended since it was
+ * listed serves nobody. */
 static int follow(unsigned int pid)
 {
 	char path[64];
@@ -261,7 +262,7 @@ static int follow(unsigned int pid)
 	snprintf(path, sizeof(path), "/proc/%u/task", pid);
 	DIR *threads = opendir(path);
 	if (!threads)
-		return fail(path);
+		return errno == ENOENT ? 0 : fail(path);
 	int error = 0;
 	while (!error && (entry = readdir(threads))) {
 		unsigned int tid = (unsigned int)strtoul(entry->d_name, NULL, 10);
