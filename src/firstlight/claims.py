@@ -27,7 +27,7 @@ from firstlight.evidence import (
     side,
     typical,
 )
-from firstlight.model import Sample
+from firstlight.model import EndPoint, Sample
 from firstlight.report.wording import digits, percent_interval
 from firstlight.report.wording import ratio_interval as times
 from firstlight.stats import (
@@ -104,6 +104,13 @@ class Claim:
     def experiments(self) -> tuple[str, ...]:
         """All experiments whose runs can tell."""
         return self.experiment, *self.also
+
+    def can_tell(self, run: Run) -> bool:
+        """Whether a run is evidence: of CNIs only their ADD is, not the first packet after it."""
+        header = run.header
+        is_of_packet = header.end_point is EndPoint.FIRST_PACKET
+        is_of_cni = header.experiment.startswith("cni-")
+        return header.experiment in self.experiments and not (is_of_cni and is_of_packet)
 
 
 _Points = dict[str, dict[int, list[list[Sample]]]]
@@ -388,7 +395,7 @@ def _outcome(claim: Claim, runs: Sequence[Run]) -> tuple[Outcome, str]:
         "not measured",
         f"needs a run of {claim.experiment}: firstlight run {claim.experiment}",
     )
-    fitting = [run for run in runs if run.header.experiment in claim.experiments]
+    fitting = [run for run in runs if claim.can_tell(run)]
     for age, run in enumerate(sorted(fitting, key=lambda run: run.header.started, reverse=True)):
         found = claim.found(Evidence(run))
         if found[0] != "not measured":

@@ -1,7 +1,9 @@
 """Claims C12 to C17 on runs whose answer is known."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -81,6 +83,15 @@ def breakdown_run(monkeypatch: pytest.MonkeyPatch, shares: dict[str, dict[str, f
 
 def of(identity: str, run: Run) -> claims.Verdict:
     return next(one for one in claims.judge([run]) if one.id == identity)
+
+
+def test_a_run_to_the_first_packet_says_nothing_of_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = breakdown_run(monkeypatch, {"kube-router-2021": {}, "cilium-profile": {"ebpf": 0.7}})
+    assert of("C15", run).verdict == "holds"
+    header = msgspec.structs.replace(run.header, end_point=EndPoint.FIRST_PACKET)
+    verdict = of("C15", replace(run, header=header))
+    assert verdict.verdict == "not measured"
+    assert "needs a run of cni-breakdown" in verdict.figure
 
 
 def test_the_papers_figure_8_holds(monkeypatch: pytest.MonkeyPatch) -> None:
