@@ -10,6 +10,7 @@ from firstlight import stats
 from firstlight.model import EndPoint, Sample
 from firstlight.report import figures
 from firstlight.report.figures import Figures, PointFigures, batches, latencies
+from firstlight.report.tables import Table
 from firstlight.report.wording import (
     digits,
     duration,
@@ -23,15 +24,6 @@ KEEPS_UP = 0.95
 """A pool keeps up with its requests when it has a part for this share of them."""
 _BASES = {"sandboxes": "nothing", "everything": "nothing"}
 _PACKET = "packet"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of words: a name, then figures."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
+from firstlight.boot import INIT
 from firstlight.report import figures
 from firstlight.report.figures import Figures, PointFigures, batches, latencies
+from firstlight.report.tables import Table
 from firstlight.report.wording import duration, duration_interval, ratio_interval
 from firstlight.stats import Interval
 from firstlight.stats import ratio_interval as ratio_of
 
+_COUNTED = ("features", "shared objects", "relocations")
 _PARTS = ("hypervisor", "build", "protocol", "console", "filesystem")
 """The axes of a machine that its user may choose for the same guest."""
 
@@ -60,6 +63,24 @@ def advice(run: Figures) -> str:
         return ""
     ordered = sorted(best.values(), key=lambda change: -change.gain.value)
     return f"What gains most by itself: {'; '.join(map(_words, ordered))}."
+
+
+def table(run: Figures) -> Table | None:
+    """What each build of a hypervisor is made of, beside its init: the paper's Fig. 3(b)."""
+    if run.run.header.experiment != "hypervisor-builds":
+        return None
+    facts = run.run.header.environment
+    rows = []
+    for point in _alone(run):
+        found = figures.boot(point)
+        assert found
+        init = duration_interval(dict(found.phases)[INIT])
+        build = str(point.point["build"])
+        counts = [f"{facts.get(f'{build}: {name}', 0):,}" for name in _COUNTED]
+        linker = duration(float(str(facts.get(f"{build}: linker ns", 0))))
+        rows.append((build, *counts, linker, init))
+    headings = ("build", "devices", "objects", "relocations", "linker", "hypervisor init")
+    return Table("what each build is made of", headings, tuple(rows)) if rows else None
 
 
 def _fewest(run: Figures) -> list[PointFigures]:

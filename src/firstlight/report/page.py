@@ -120,7 +120,7 @@ def _run(run: Figures, charts: Charts) -> dict[str, Any]:
         "bars": bars,
         "cni": _cni(run.run),
         "boots": _boots(run),
-        "own": agile.table(run),
+        "own": agile.table(run) or boots.table(run),
         "curves": [charts.place(picture) for picture in pictures.curves(run, legend=False)],
         "series": [_series(run, name, charts) for name in run.series if run.of(name)],
         "failed": [(sample, _setting(sample)) for sample in failed[:MOST_FAILURES]],

@@ -15,7 +15,7 @@ from firstlight.compare import Comparison, Difference, Side
 from firstlight.host import Check
 from firstlight.model import Ending, Sample
 from firstlight.plots import palette
-from firstlight.report import agile, answer, boots, cni, figures, wording
+from firstlight.report import agile, answer, boots, cni, figures, tables, wording
 from firstlight.report.data import as_json
 from firstlight.report.figures import Figures, Part, PointFigures
 from firstlight.stats import Interval, samples_needed
@@ -47,7 +47,7 @@ def _run(run: Figures) -> RenderableType:
         Text(),
         _latencies(run),
     ]
-    if own := agile.table(run):
+    if own := agile.table(run) or boots.table(run):
         shown += [Text(), _own(own)]
     if run.run.header.experiment == cni.EXPERIMENT:
         shown += [Text(), cni.table(run.run), Text(cni.advice(run.run))]
@@ -139,7 +139,7 @@ def _bound(found: figures.Boot) -> str:
     return "–" if found.uncertainty is None else _kept(wording.duration(found.uncertainty)).plain
 
 
-def _own(own: agile.Table) -> Table:
+def _own(own: tables.Table) -> Table:
     table = _table(own.title)
     for place, heading in enumerate(own.headings):
         table.add_column(heading, justify="right" if place else "left")

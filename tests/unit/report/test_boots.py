@@ -93,3 +93,21 @@ def test_what_one_reason_kept_from_running_is_said_once(tmp_path: Path) -> None:
         ("no VGA", "a vga, c vga"),
         ("not here", "b"),
     ]
+
+
+def test_builds_stand_beside_what_they_are_made_of(tmp_path: Path) -> None:
+    points: list[tuple[Point, Parts]] = [
+        ({"build": name, "instances": 1}, {"init": init, "console": 1.0})
+        for name, init in (("full", 26.0), ("small", 7.0))
+    ]
+    facts: dict[str, str | int | float | bool | list[str]] = {
+        "full: features": 388, "full: shared objects": 50, "full: relocations": 248125,
+        "full: linker ns": 9_400_000,
+    }  # fmt: skip
+    measured = run(tmp_path / "r", "hypervisor-builds", points, environment=facts)
+    found = boots.table(figures.figures(measured))
+    assert found is not None
+    rows = {row[0]: row[1:] for row in found.rows}
+    assert rows["full"][:4] == ("388", "50", "248,125", "9.40 ms")
+    assert rows["full"][4].startswith("26.")
+    assert rows["small"][0] == "0"
