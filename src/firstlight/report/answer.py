@@ -14,6 +14,7 @@ from firstlight.report.wording import (
     ratio_interval,
 )
 
+MOST_NAMES = 4
 WORTH_SAYING = 0.2
 """A queue that takes this share of the starts' time is part of the answer."""
 
@@ -127,8 +128,14 @@ def _of_point(point: PointFigures) -> Iterable[str]:
 
 
 def _merged(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """A sentence that holds of many points is said once, with their names."""
+    """A sentence that holds of several points is said once, with their names or their number."""
     points: dict[str, list[str]] = {}
     for sentence, point in pairs:
         points.setdefault(sentence, []).append(point)
-    return [f"{', '.join(names)}: {sentence}." for sentence, names in points.items()]
+    return [f"{_listed(names)}: {sentence}." for sentence, names in points.items()]
+
+
+def _listed(names: list[str]) -> str:
+    if len(names) <= MOST_NAMES:
+        return ", ".join(names)
+    return f"{len(names)} points ({names[0]} to {names[-1]})"

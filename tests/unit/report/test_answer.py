@@ -115,7 +115,10 @@ def test_a_warning_of_many_points_is_said_once(container: Figures) -> None:
     late = tuple(replace(point, late=0.5) for point in container.points)
     found = [line for line in answer.warnings(replace(container, points=late)) if "late" in line]
     assert len(found) == 1
-    assert found[0].startswith("runc × 1, runc × 10, runc × 50, crun × 1, crun × 10, crun × 50:")
+    assert found[0].startswith("6 points (runc × 1 to crun × 50):")
+    few = tuple(replace(point, late=0.5) for point in container.points[:2])
+    found = [line for line in answer.warnings(replace(container, points=few)) if "late" in line]
+    assert [line.partition(":")[0] for line in found] == ["runc × 1, runc × 10"]
 
 
 def test_a_queue_is_told_with_what_its_holder_did() -> None:
