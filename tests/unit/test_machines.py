@@ -1,12 +1,18 @@
 """The words that points use for machines, and what they stand for."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+from tinyguest import bz_image
+
+from firstlight.backends.accel import elf
 from firstlight.backends.firecracker import Firecracker
 from firstlight.backends.qemu import Qemu
 from firstlight.errors import UnknownName
 from firstlight.experiments import Options, machines
 from firstlight.experiments.catalogue import ALL
+from firstlight.guests import catalogue
+from firstlight.guests.catalogue import Entry
 from firstlight.guests.linux import Linux
 from firstlight.guests.probe import Probe
 
@@ -60,3 +66,28 @@ def test_guests_are_those_that_were_asked_for() -> None:
     ]  # fmt: skip
     with pytest.raises(UnknownName, match="osv"):
         machines.guests(Options((1,), guests=("osv",)))
+
+
+@pytest.mark.parametrize(
+    ("hypervisor", "files", "way"),
+    [
+        ("qemu pc", {"kernel": elf(b"\xf4")}, "pvh"),
+        ("qemu pc", {"kernel": bz_image()}, "kernel"),
+        ("qemu microvm", {"kernel": bz_image()}, "kernel"),
+        ("qemu pc", {"disk.img": b"\xeb".ljust(510, b"\0") + b"\x55\xaa"}, "disk"),
+        ("qemu pc", {"kernel": elf(b"\xf4").replace(b"Xen", b"Xem")}, "pvh"),
+        ("firecracker", {"kernel": elf(b"\xf4")}, "direct"),
+    ],
+    ids=["ELF", "bzImage", "bzImage on microvm", "disk", "no entry", "Firecracker"],
+)
+def test_a_users_guest_is_booted_as_its_files_can_be(
+    tmp_path: Path, hypervisor: str, files: dict[str, bytes], way: str
+) -> None:
+    for part, content in files.items():
+        (tmp_path / part).write_bytes(content)
+    entry = Entry(name=tmp_path.name.replace("_", "-"), kind="generic", ready="^up")
+    catalogue.add(entry, {part: tmp_path / part for part in files})
+    assert machines.protocol(hypervisor, entry.name, "") == way
+    found = machines.backend({"hypervisor": hypervisor, "guest": entry.name, "filesystem": ""})
+    assert isinstance(found, Qemu | Firecracker)
+    assert found.protocol == way

@@ -14,9 +14,10 @@ from firstlight.backends import Backend
 from firstlight.backends.accel import choose
 from firstlight.backends.firecracker import Firecracker
 from firstlight.backends.qemu import Qemu
-from firstlight.errors import UnknownName, Unsupported
+from firstlight.errors import FirstlightError, UnknownName, Unsupported
 from firstlight.experiments import Options
-from firstlight.guests import Guest, catalogue
+from firstlight.guests import Guest, Wanted, catalogue
+from firstlight.guests.catalogue import OWN, VERBOSE
 from firstlight.guests.linux import Linux
 from firstlight.guests.osv import Osv
 from firstlight.guests.probe import Probe
@@ -24,9 +25,6 @@ from firstlight.model import Point
 
 SNAPSHOT = " snapshot"
 _QEMU = "qemu-system-x86_64"
-_OWN = ("probe", "linux")
-VERBOSE = "-verbose"
-"""Behind the name of a guest of ours: it prints as much as a kernel does unasked."""
 _LINES = 100
 
 
@@ -49,13 +47,13 @@ def guests(options: Options, *filesystems: str, verbose: bool = False) -> list[t
     ``filesystems`` are the ones of Linux's that count here. Ours are taken ``verbose`` as well
     where a console's cost is the question.
     """
-    ours = (*_OWN, *(f"{name}{VERBOSE}" for name in _OWN))
+    ours = (*OWN, *(f"{name}{VERBOSE}" for name in OWN))
     added = {entry.name: entry.filesystem for entry in catalogue.entries()}
     known = (*added, *ours)
     for name in options.guests:
         if name not in known:
             raise UnknownName("guest", name, known)
-    names = options.guests or (*added, *(ours if verbose else _OWN))
+    names = options.guests or (*added, *(ours if verbose else OWN))
     return [
         (name, filesystem)
         for name in names
@@ -66,16 +64,26 @@ def guests(options: Options, *filesystems: str, verbose: bool = False) -> list[t
     ]  # fmt: skip
 
 
-def protocol(hypervisor: str, guest: str) -> str:
-    """How a guest is booted where that is not the question.
+def protocol(hypervisor: str, guest: str, filesystem: str) -> str:
+    """How a guest is booted where that is not the question: the shortest way that it has.
 
     Linux has a VGA text console only by firmware, so on a PC it is booted so on either console.
     Every Firecracker has the 64-bit entry, and only newer ones PVH.
     """
     if _is_firecracker(hypervisor):
         return "direct"
-    is_linux = guest.removesuffix(VERBOSE) == "linux"
-    return "kernel" if is_linux and hypervisor.endswith(" pc") else "pvh"
+    booted = _guest(guest, filesystem)
+    is_on_screen = isinstance(booted, Linux) and hypervisor.endswith(" pc")
+    ways = ("kernel", "pvh") if is_on_screen else ("pvh", "kernel", "disk")
+    return next((way for way in ways if _boots(booted, way)), ways[0])
+
+
+def _boots(guest: Guest, way: str) -> bool:
+    try:
+        guest.probe(Wanted(way))
+    except FirstlightError:
+        return False
+    return True
 
 
 def measured(points: Iterable[Point], options: Options) -> list[Point]:
@@ -85,7 +93,7 @@ def measured(points: Iterable[Point], options: Options) -> list[Point]:
         {
             **point,
             "protocol": point.get("protocol")
-            or protocol(str(point["hypervisor"]), str(point["guest"])),
+            or protocol(*(str(point[axis]) for axis in ("hypervisor", "guest", "filesystem"))),
             "accel": _accelerator(point, options),
             "instances": instances,
         }
@@ -104,9 +112,10 @@ def backend(point: Point) -> Backend:
     """The machine of a point; what a point does not say is as the paper had it."""
     hypervisor = str(point["hypervisor"])
     binary, _, machine = hypervisor.rpartition(" ")
-    guest = _guest(str(point["guest"]), str(point["filesystem"]))
+    name, filesystem = str(point["guest"]), str(point["filesystem"])
+    guest = _guest(name, filesystem)
     console = str(point.get("console", "serial"))
-    how = str(point.get("protocol") or protocol(hypervisor, str(point["guest"])))
+    how = str(point.get("protocol") or protocol(hypervisor, name, filesystem))
     if _is_firecracker(hypervisor):
         binary = hypervisor.removesuffix(SNAPSHOT)
         way = "config" if binary == hypervisor else "snapshot"

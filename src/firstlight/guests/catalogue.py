@@ -25,6 +25,10 @@ from firstlight.guests.linux import Linux
 from firstlight.guests.osv import Osv
 
 KINDS = ("osv", "linux", "generic")
+OWN = ("probe", "linux")
+"""The guests that firstlight has itself, whose names no other can have."""
+VERBOSE = "-verbose"
+"""Behind one of those names: it prints as much as a kernel does unasked."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 PARTS = ("kernel", "disk.img", "root")
 _ENTRY = "guest.json"
@@ -148,6 +152,8 @@ def _check_words(entry: Entry) -> None:
         raise FirstlightError(
             f"{entry.name!r} is no name for a guest", "take small letters, digits, '.', '_' and '-'"
         )
+    if entry.name.removesuffix(VERBOSE) in OWN:
+        raise FirstlightError(f"{entry.name} is a guest of firstlight's own", "take another --name")
     if entry.kind == "generic" and not entry.ready:
         raise FirstlightError(
             f"nothing says when guest {entry.name} is ready",

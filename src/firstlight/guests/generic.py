@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from firstlight.errors import Unsupported
+from firstlight.errors import NotApplicable, Unsupported
 from firstlight.guests import Boot, Line, Reading, Wanted, clock, images
 from firstlight.model import EndPoint, Step
 
@@ -41,6 +41,11 @@ class Generic:
         if wanted.chart != "console":
             raise Unsupported(
                 f"guest {self.name} leaves no boot chart in memory", "take the chart console"
+            )
+        if wanted.icount:
+            raise NotApplicable(
+                f"guest {self.name} stamps nothing by a clock of its own, which alone is counted",
+                "leave icount off",
             )
         if wanted.protocol == "disk":
             if self.disk is None or not images.disk(self.disk).boots:

@@ -125,6 +125,8 @@ def test_what_cannot_boot_is_refused_and_leaves_nothing(
         (Entry(name="mine", kind="generic", ready="a(b"), {"kernel": kernel}, r"'a\(b' is not a"),
         (Entry(name="mine", kind="plan9"), {"kernel": kernel}, "unknown kind of guest"),
         (Entry(name="../mine", kind="osv"), {"kernel": kernel}, "is no name for a guest"),
+        (Entry(name="linux", kind="osv"), {"kernel": kernel}, "linux is a guest of firstlight's"),
+        (Entry(name="probe-verbose", kind="osv"), {"kernel": kernel}, "a guest of firstlight's"),
     ):
         with pytest.raises(FirstlightError, match=fact) as error:
             catalogue.add(entry, files)

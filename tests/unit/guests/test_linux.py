@@ -170,6 +170,7 @@ def test_a_generic_guest_gets_what_its_command_line_asks_for(unpacked: Path) -> 
         (Wanted("disk"), "no boot loader"),
         (Wanted("kernel"), "an ELF file, which the protocol kernel does not boot"),
         (Wanted(chart="memory"), "no boot chart"),
+        (Wanted(icount=True), "stamps nothing by a clock"),
     ],
 )
 def test_a_generic_guest_boots_by_what_its_files_are_for(
