@@ -10,14 +10,13 @@ itself, and jumps to its 32-bit entry (protocol ``pvh``). There is no way to the
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
-from firstlight.backends import Command, Place, virtiofs, vm
+from firstlight.backends import Command, Place, qemu_build, virtiofs, vm
 from firstlight.backends.accel import ACCELERATORS, Accelerator, choose
 from firstlight.errors import Failed, NotApplicable, Unsupported
 from firstlight.guests import CONSOLES, PROTOCOLS, Boot, Guest, Wanted, images
@@ -107,7 +106,7 @@ class Qemu:
             )
         if self.console == "vga" and self.machine == "microvm":
             raise NotApplicable("microvm has no VGA", "take the machine pc or q35")
-        machines = _names(self._program, "-machine")
+        machines = qemu_build.listed(self._program, "-machine")
         if self.machine not in machines:
             raise Unsupported(
                 f"{self._program} has no machine {self.machine}", "take another build of QEMU"
@@ -229,17 +228,8 @@ def _models(machine: Qemu) -> list[str]:
 
 
 def _check_device(program: str, model: str) -> None:
-    if model not in _names(program, "-device"):
+    if model not in qemu_build.listed(program, "-device"):
         raise Unsupported(f"{program} has no device {model}", "take another build of QEMU")
-
-
-@cache
-def _names(program: str, option: str) -> frozenset[str]:
-    """What a binary lists under an option's ``help``: its machines or its devices."""
-    said = subprocess.run([program, option, "help"], capture_output=True, text=True).stdout
-    if option == "-device":
-        return frozenset(line.split('"')[1] for line in said.splitlines() if '"' in line)
-    return frozenset(line.split()[0] for line in said.splitlines()[1:] if line.strip())
 
 
 def _check_kernel(kernel: Path, protocol: str) -> None:

@@ -76,11 +76,20 @@ def _unit_ns() -> float:
 
 
 @cache
+def listed(program: str, option: str) -> frozenset[str]:
+    """What a QEMU has of ``-accel``, ``-machine`` or ``-device``, by its own list.
+
+    Raises Unsupported if it cannot be run.
+    """
+    lines = _said(program, option, "help").splitlines()
+    if option == "-device":
+        return frozenset(line.split('"')[1] for line in lines if line.startswith('name "'))
+    return frozenset(line.split()[0] for line in lines[1:] if line.strip())
+
+
 def features(program: str) -> Features:
     """Count what a QEMU lists. Raises Unsupported if it cannot be run."""
-    machines = _said(program, "-machine", "help").splitlines()[1:]
-    devices = re.findall('^name "', _said(program, "-device", "help"), re.MULTILINE)
-    return Features(len(machines), len(devices))
+    return Features(len(listed(program, "-machine")), len(listed(program, "-device")))
 
 
 def _number(text: str, before: str, behind: str = "") -> int:
@@ -91,8 +100,9 @@ def _number(text: str, before: str, behind: str = "") -> int:
 def _said(*command: str, **environment: str) -> str:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, env=os.environ | environment, timeout=30
-        )
+            command, capture_output=True, text=True, errors="replace", timeout=30,
+            env=os.environ | environment,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unsupported(f"{command[0]} cannot be run: {error}", "give a QEMU's path") from error
     return done.stdout + done.stderr

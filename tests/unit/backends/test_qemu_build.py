@@ -1,8 +1,10 @@
 """What a build is made of."""
 
+from pathlib import Path
+
 import pytest
 
-from firstlight.backends import qemu_build
+from firstlight.backends import accel, qemu_build
 from firstlight.errors import Unsupported
 
 SAID = """      1234:\truntime linker statistics:
@@ -39,13 +41,26 @@ def test_a_static_program_links_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_features_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu_build, "listed", qemu_build.listed.__wrapped__)
     says(monkeypatch, {
         "qemu -machine help": "Supported machines are:\nmicrovm x\nnone y\n",
         "qemu -device help": 'Storage devices:\nname "a", bus PCI\n\nname "b"\n',
     })  # fmt: skip
-    assert qemu_build.features.__wrapped__("qemu") == qemu_build.Features(2, 2)
+    assert qemu_build.features("qemu") == qemu_build.Features(2, 2)
 
 
-def test_what_cannot_run_is_told() -> None:
-    with pytest.raises(Unsupported, match="cannot be run"):
-        qemu_build.features("/nonexistent/qemu")
+@pytest.mark.parametrize("content", [None, "neither a program nor a script"])
+def test_what_cannot_run_is_told(tmp_path: Path, content: str | None) -> None:
+    program = tmp_path / "qemu"
+    if content is not None:
+        program.write_text(content)
+        program.chmod(0o755)
+    for ask in (qemu_build.features, qemu_build.linking, accel.choose):
+        with pytest.raises(Unsupported, match="qemu cannot be run"):
+            ask(str(program))
+
+
+def test_a_program_that_is_no_qemu_has_nothing() -> None:
+    assert qemu_build.features("/bin/true") == qemu_build.Features(0, 0)
+    with pytest.raises(Unsupported, match="built without TCG"):
+        accel.choose("/bin/true")
