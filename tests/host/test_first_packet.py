@@ -14,6 +14,7 @@ import pytest
 from firstlight.agile.config import Config
 from firstlight.backends import Backend, Command, native, pooled, until
 from firstlight.backends.agile import GATEWAY, Agile
+from firstlight.backends.agile_parts import Ablated, Churn, Crowd
 from firstlight.backends.cni import Cni
 from firstlight.backends.pod import POOLED, Pod
 from firstlight.errors import Unsupported
@@ -183,6 +184,24 @@ def test_a_program_that_cannot_be_executed_is_told_and_its_network_ends(bench: A
 @pytest.mark.parametrize("depth", ["agile", "agile-ready", "agile-cold"])
 def test_an_agile_start_ends_when_its_gateway_has_answered(bench: Any, depth: str) -> None:
     check_answered(measure(bench, usable(Agile(depth)), 2))
+
+
+@pytest.mark.parametrize(
+    ("backend", "axes"),
+    [(Crowd(), {"background": 2}), (Churn("full"), {}), (Ablated("neighbours"), {}),
+     (Ablated("everything"), {})],
+    ids=lambda one: getattr(one, "name", ""),
+)  # fmt: skip
+def test_so_do_the_runtimes_under_conditions(
+    bench: Any, backend: Backend, axes: dict[str, Any]
+) -> None:
+    reaching = usable(backend)
+    with (
+        clean(bench),
+        reaching.prepared({"instances": 2, **axes}, 2, bench.place) as starts,
+    ):
+        check_answered(bench.starts(starts, end_point=PACKET).run.samples)
+    bench.place.counts.clear()
 
 
 def test_a_traced_start_to_the_first_packet_has_a_phase_for_it(bench: Any) -> None:

@@ -92,6 +92,8 @@ def _together(point: PointFigures) -> str:
 
 
 def _subject(run: Figures, point: PointFigures) -> str:
+    if "network" in run.run.header.axes:
+        return f"a pod ({point.series})"
     if "runtime" in run.run.header.axes:
         return f"a {point.series} container"
     if "method" in run.run.header.axes:

@@ -6,7 +6,7 @@ import pytest
 import synthetic
 from msgspec.structs import replace as changed
 
-from firstlight.model import Footer
+from firstlight.model import EndPoint, Footer
 from firstlight.report import answer, figures, wording
 from firstlight.report.figures import Figures, Queue
 from firstlight.stats import Interval
@@ -39,6 +39,16 @@ def test_the_answer_is_one_sentence_for_each_run(network: Figures) -> None:
     assert sentence.count(". ") == 0
     assert "a network set-up request (ip · parallel)" in sentence
     assert "of that is waiting for RCU in rcu_barrier." in sentence
+
+
+def test_a_pod_to_its_first_packet_is_called_that(container: Figures) -> None:
+    header = changed(
+        container.run.header, axes=("runtime", "network", "instances"),
+        end_point=EndPoint.FIRST_PACKET,
+    )  # fmt: skip
+    sentence = answer.answer(replace(container, run=replace(container.run, header=header)))
+    assert "On this machine a pod (runc) takes " in sentence
+    assert " to its first packet, of which " in sentence
 
 
 def test_one_point_is_explained_by_itself(container: Figures) -> None:
