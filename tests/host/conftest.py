@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from laboratory import NATIVE, Bench, compiled, laboratory
+from laboratory import NATIVE, Bench, compiled, inside, returning_home
 
 from firstlight import load
+from firstlight import place as places
 from firstlight.errors import Unsupported
 from firstlight.load import Generator
 from firstlight.tracers import bpf
@@ -24,7 +26,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def traced_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """One traced lab for every test of the tracer: to load the programs takes a while."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
@@ -32,12 +34,21 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         bpf.probe()
     except Unsupported as error:
         pytest.skip(error.message)
-    with (
-        laboratory(f"test-{os.getpid()}-bench") as place,
-        Generator() as generator,
-        bpf.Tracer(generator.pid, place.directory) as tracer,
-    ):
+    with ExitStack() as lab:
+        with returning_home():
+            place = lab.enter_context(places.isolated(f"test-{os.getpid()}-bench"))
+            generator = lab.enter_context(Generator())
+            tracer = lab.enter_context(bpf.Tracer(generator.pid, place.directory))
         yield Bench(place, generator, tracer, tmp_path_factory.mktemp("bench"))
+        with inside(generator.pid):
+            lab.close()
+
+
+@pytest.fixture
+def bench(traced_lab: Bench) -> Iterator[Bench]:
+    """It, for a test that is inside: other labs come and go meanwhile, and none is in another."""
+    with inside(traced_lab.generator.pid):
+        yield traced_lab
 
 
 @pytest.fixture(scope="session")

@@ -36,18 +36,38 @@ def compiled(source: Path, to: Path, *flags: str) -> Path:
 def returning_home() -> Iterator[None]:
     """Whatever namespaces a block moves this thread to, it is back where it was afterwards."""
     cwd = Path.cwd()
-    with ExitStack() as files:
-        home = [
-            (files.enter_context(Path(f"/proc/thread-self/ns/{kind}").open()), flag)
-            for kind, flag in (("net", 0x40000000), ("mnt", 0x00020000))
-        ]
+    with namespaces("thread-self") as home:
         try:
             yield
         finally:
-            assert places._libc.unshare(CLONE_FS) == 0  # setns asks for it, if threads were started
-            for file, flag in home:
-                assert places._libc.setns(file.fileno(), flag) == 0
-            os.chdir(cwd)
+            enter(home, cwd)
+
+
+@contextmanager
+def inside(pid: int) -> Iterator[None]:
+    """A block in a process's namespaces."""
+    cwd = Path.cwd()
+    with returning_home(), namespaces(str(pid)) as there:
+        enter(there, cwd)
+        yield
+
+
+@contextmanager
+def namespaces(process: str) -> Iterator[list[tuple[int, int]]]:
+    """Descriptors of a process's namespaces, each with its kind, for ``enter``."""
+    with ExitStack() as files:
+        yield [
+            (files.enter_context(Path(f"/proc/{process}/ns/{kind}").open()).fileno(), flag)
+            for kind, flag in (("net", 0x40000000), ("mnt", 0x00020000))
+        ]
+
+
+def enter(there: list[tuple[int, int]], cwd: Path) -> None:
+    """Move this thread, and then to a directory: of another mount namespace it is in the root."""
+    assert places._libc.unshare(CLONE_FS) == 0  # setns asks for it, if threads were started
+    for descriptor, flag in there:
+        assert places._libc.setns(descriptor, flag) == 0
+    os.chdir(cwd)
 
 
 @contextmanager
