@@ -1,18 +1,18 @@
 """What a build of QEMU is made of, and what its dynamic linking costs by the linker's own count.
 
-The linker calls what it counts cycles, but glibc 2.36 prints a tenth of the counter's ticks: its
-unit is found by a program whose relocation takes a known time (``native/linkspin.c``).
+The linker calls what it counts cycles, but glibc 2.36 prints a tenth of the counter's ticks: which
+it is, is found by a program whose relocation takes a known time (``native/linkspin.c``).
 """
 
 import os
 import re
-import statistics
 import subprocess
 from dataclasses import dataclass
 from functools import cache
 
 from firstlight.backends import native
 from firstlight.errors import Unsupported
+from firstlight.guests import clock
 
 _STARTS = 9
 _TOTAL = "total startup time in dynamic loader"
@@ -23,7 +23,7 @@ _SPIN_NS = 20_000_000
 
 @dataclass(frozen=True)
 class Linking:
-    """One start's dynamic linking; counts, and times in ns (each the median of some starts).
+    """One start's dynamic linking; counts, and times in ns (of some starts the middle one's).
 
     ``relocations`` are by symbol, looked up by name; ``relative_relocations`` only add the address
     at which an object was loaded. All are 0 for a program that is linked statically.
@@ -52,10 +52,11 @@ def linking(program: str) -> Linking:
     Raises Unsupported if it cannot be run.
     """
     said = [_said(program, "--version", LD_DEBUG="statistics") for _ in range(_STARTS)]
-    total, relocation, load = (
-        statistics.median(_number(text, f"{words}: +", " cycles") for text in said)
-        for words in (_TOTAL, _RELOCATION, _LOAD)
+    times = sorted(
+        tuple(_number(text, f"{words}: +", " cycles") for words in (_TOTAL, _RELOCATION, _LOAD))
+        for text in said
     )
+    total, relocation, load = times[_STARTS // 2]
     unit = _unit_ns() if total else 0.0
     objects = re.findall(r"calling init: (\S+)", _said(program, "--version", LD_DEBUG="files"))
     return Linking(
@@ -70,9 +71,14 @@ def linking(program: str) -> Linking:
 
 @cache
 def _unit_ns() -> float:
-    """What the linker's cycle is, in ns."""
+    """What the linker's cycle is, in ns: a tick of the counter, or ten of them.
+
+    Others compute meanwhile: a start that waits for a processor counts more, and never less.
+    """
+    tick = 1e9 / clock.tsc_hertz()
     said = [_said(str(native("linkspin")), LD_DEBUG="statistics") for _ in range(_STARTS)]
-    return _SPIN_NS / min(_number(text, f"{_RELOCATION}: +", " cycles") for text in said)
+    least = min(_number(text, f"{_RELOCATION}: +", " cycles") for text in said)
+    return 10 * tick if least * tick < _SPIN_NS / 2 else tick
 
 
 @cache

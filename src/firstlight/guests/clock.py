@@ -5,8 +5,12 @@ stamp of its own; and what it stamped, and the host then saw, had happened befor
 Each bounds the offset that is added to a guest's stamp from one side.
 """
 
+import subprocess
 from dataclasses import dataclass
+from functools import cache
 
+from firstlight.backends import native
+from firstlight.errors import Failed
 from firstlight.guests import Reading
 
 HOST = "host, when a console line arrived"
@@ -42,3 +46,19 @@ def place(reading: Reading, entered: int | None) -> Offset | None:
         return Offset(upper, lower - upper)
     half = (upper - lower + 1) // 2
     return Offset(upper - half, half)
+
+
+@cache
+def tsc_hertz() -> float:
+    """How often this machine's time-stamp counter ticks, by CLOCK_MONOTONIC.
+
+    A guest's ticks as often, under KVM and under TCG (QEMU hands the host's through); not so where
+    instructions are counted: there a tick is a nanosecond (QEMU's icount_get).
+    """
+    done = subprocess.run([native("tsc")], capture_output=True, text=True, check=False)
+    try:
+        return float(done.stdout)
+    except ValueError as error:
+        raise Failed(
+            f"cannot measure the time-stamp counter: {done.stderr.strip()}", "read the console"
+        ) from error

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firstlight.errors import NotApplicable, Unsupported
-from firstlight.guests import Boot, Line, Reading, Wanted, images, linux_kernel, linux_log
+from firstlight.guests import Boot, Line, Reading, Wanted, clock, images, linux_kernel, linux_log
 from firstlight.guests import linux_root as root
-from firstlight.guests.osv import tsc_hertz
 from firstlight.model import EndPoint
 
 _TRANSPORTS = ("virtio_pci", "virtio_mmio")
@@ -119,4 +118,4 @@ class Linux:
 
 
 def _hertz(wanted: Wanted) -> float:
-    return _COUNTED_HERTZ if wanted.icount else tsc_hertz()
+    return _COUNTED_HERTZ if wanted.icount else clock.tsc_hertz()

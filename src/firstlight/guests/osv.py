@@ -11,13 +11,11 @@ and serial, so that the end of the boot can be seen; with the chart in memory VG
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from ipaddress import IPv4Interface
 from pathlib import Path
 
-from firstlight.backends import native
 from firstlight.errors import Failed, Unsupported
-from firstlight.guests import Boot, Line, Reading, Wanted, images, osv_chart
+from firstlight.guests import Boot, Line, Reading, Wanted, clock, images, osv_chart
 from firstlight.model import EndPoint, Step
 
 FILESYSTEMS = ("rofs", "zfs", "ramfs", "ext", "virtiofs")
@@ -92,7 +90,7 @@ class Osv:
         if self.disk is not None and self.filesystem not in DISKLESS:
             check_disk(self.disk, self.filesystem)
         if wanted.chart == "memory":
-            tsc_hertz()
+            clock.tsc_hertz()
             end = Boot(exit_port=_DONE_PORT, exit_code=_DONE_CODE)
         else:
             end = Boot(ready=READY, last=LAST)
@@ -119,7 +117,7 @@ class Osv:
     def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
         """Its boot chart, whose events name the spans that they end."""
         if wanted.chart == "memory" and memory is not None:
-            hertz = 1e9 if wanted.icount else tsc_hertz()
+            hertz = 1e9 if wanted.icount else clock.tsc_hertz()
             spans = osv_chart.spans(osv_chart.remembered(memory), hertz)
             return Reading("the guest's time-stamp counter", tuple(spans), (), self._fault(spans))
         spans, anchors = osv_chart.printed(lines)
@@ -167,22 +165,6 @@ def check_disk(disk: Path, filesystem: str) -> None:
             f"image {disk} holds {filesystem}, but not in its second partition",
             "OSv looks for its root there alone; scripts/build lays images so",
         )
-
-
-@cache
-def tsc_hertz() -> float:
-    """How often this machine's time-stamp counter ticks, by CLOCK_MONOTONIC.
-
-    A guest's ticks as often, under KVM and under TCG (QEMU hands the host's through); not so where
-    instructions are counted: there a tick is a nanosecond (QEMU's icount_get).
-    """
-    done = subprocess.run([native("tsc")], capture_output=True, text=True, check=False)
-    try:
-        return float(done.stdout)
-    except ValueError as error:
-        raise Failed(
-            f"cannot measure the time-stamp counter: {done.stderr.strip()}", "read the console"
-        ) from error
 
 
 def _own_program(disk: Path | None) -> str:

@@ -6,6 +6,7 @@ import pytest
 
 from firstlight.backends import accel, qemu_build
 from firstlight.errors import Unsupported
+from firstlight.guests import clock
 
 SAID = """      1234:\truntime linker statistics:
       1234:\t  total startup time in dynamic loader: 3000 cycles
@@ -33,6 +34,31 @@ def test_the_linkers_count_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     says(monkeypatch, {"qemu --version statistics": SAID, "qemu --version files": FILES})
     found = qemu_build.linking.__wrapped__("qemu")
     assert found == qemu_build.Linking(2, 25, 300, 12_000, 8_000, 2_000)
+
+
+def test_the_times_are_of_one_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of nine starts, each with its longest part elsewhere, whose medians would exceed a whole."""
+    parts = [(900, 100), (100, 900), (800, 800)] * 3
+    said = iter([SAID.replace("3000", str(sum(each))).replace("2000", str(each[0]))
+                 .replace(" 500", f" {each[1]}") for each in parts] + [FILES])  # fmt: skip
+    monkeypatch.setattr(qemu_build, "_unit_ns", lambda: 1.0)
+    monkeypatch.setattr(qemu_build, "_said", lambda *_command, **_environment: next(said))
+    found = qemu_build.linking.__wrapped__("qemu")
+    assert found.relocation_ns + found.load_ns == found.total_ns
+
+
+@pytest.mark.parametrize("divisor", [1, 10])
+@pytest.mark.parametrize("delayed", [1, 4])
+def test_the_linkers_cycle_is_a_tick_or_ten(
+    divisor: int, delayed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "tsc_hertz", lambda: 2e9)
+    count = 20_000_000 * 2 * delayed // divisor
+    monkeypatch.setattr(qemu_build, "native", Path)
+    monkeypatch.setattr(
+        qemu_build, "_said", lambda *_command, **_environment: SAID.replace("2000", str(count))
+    )
+    assert qemu_build._unit_ns.__wrapped__() == 0.5 * divisor
 
 
 def test_a_static_program_links_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

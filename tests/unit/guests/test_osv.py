@@ -9,7 +9,7 @@ import pytest
 
 from firstlight.backends.accel import elf
 from firstlight.errors import Failed, Unsupported
-from firstlight.guests import Line, Wanted, osv
+from firstlight.guests import Line, Wanted, clock, osv
 from firstlight.guests.osv import Osv
 from firstlight.guests.osv_chart import MARK
 from firstlight.model import Step
@@ -39,7 +39,7 @@ def disk(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def counter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(osv, "tsc_hertz", lambda: 2e9)
+    monkeypatch.setattr(clock, "tsc_hertz", lambda: 2e9)
 
 
 @pytest.mark.parametrize(
