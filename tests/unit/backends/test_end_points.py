@@ -104,7 +104,10 @@ def test_a_pool_has_no_plugins_and_says_what_it_spares() -> None:
     assert Pod("runc", NO_NETWORK).note is None
 
 
-def test_the_pool_stands_beside_the_plugins_in_both_experiments() -> None:
+def test_the_pool_stands_beside_the_plugins_in_both_experiments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("firstlight.experiments.pod.present", list)
     names = [str(point["backend"]) for point in AGILE.points(Options((1,), ("runc",)))]
     assert names[:3] == ["runc + bridge", "runc + pooled", "agile"]
     [path] = [
