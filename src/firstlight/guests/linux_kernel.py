@@ -20,7 +20,8 @@ _NAMES = "vmlinuz-*-cloud-amd64"
 _SECTOR = 512
 _SETUP_SECTORS, _KERNEL_VERSION, _LOAD_FLAGS, _PAYLOAD = 0x1F1, 0x20E, 0x236, 0x248
 _64_BIT = 1  # XLF_KERNEL_64
-_VERSION = re.compile(rb"Linux version (\S{1,60})")
+_RELEASE = re.compile(rb"(\d[a-zA-Z0-9._+~-]{0,63})[ \0]")
+_VERSION = re.compile(rb"Linux version " + _RELEASE.pattern)
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 _UNPACKERS: tuple[tuple[bytes, tuple[str, ...], str], ...] = (
     (b"\x1f\x8b", ("gzip", "-dc"), "gzip"),
@@ -65,13 +66,12 @@ def load(image: Path) -> Kernel:
         if not flags & _64_BIT:
             raise Failed(f"kernel {image} is a bzImage for i386, not x86_64", "name an x86-64 one")
         (offset,) = struct.unpack_from("<H", raw, _KERNEL_VERSION)
-        version = raw[offset + _SECTOR :][:64].split(b" ")[0]
+        found = _RELEASE.match(raw, offset + _SECTOR)
     else:
         found = _VERSION.search(raw)
-        if not found:
-            raise Failed(f"kernel {image} is not Linux", "name a bzImage or a vmlinux")
-        version = found[1]
-    named = version.decode("ascii", "replace")
+    if not found:
+        raise Failed(f"kernel {image} is not Linux", "name a bzImage or a vmlinux")
+    named = found[1].decode()
     beside = image.absolute().parent.parent / "lib/modules" / named
     modules = [place for place in (beside, Path("/lib/modules") / named) if place.is_dir()]
     return Kernel(image, bzimage, named, modules[0] if modules else None)

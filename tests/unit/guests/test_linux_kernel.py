@@ -38,6 +38,14 @@ def test_a_kernel_is_known_by_its_header(tmp_path: Path) -> None:
     assert linux_kernel.load(image) == Kernel(image, True, "5.10.9-odd", None)
 
 
+@pytest.mark.parametrize("version", ["", "\0", "../../etc", "6.1\n", "6" * 100, "\xff"])
+def test_a_bzimage_that_names_no_release_of_linux_is_not_linux(
+    tmp_path: Path, version: str
+) -> None:
+    with pytest.raises(Failed, match="is not Linux"):
+        linux_kernel.load(file(tmp_path, bzimage(version=version)))
+
+
 def test_an_unpacked_kernel_is_known_by_its_banner(tmp_path: Path) -> None:
     image = file(tmp_path, VMLINUX)
     kernel = linux_kernel.load(image)
