@@ -133,7 +133,9 @@ class Firecracker:
         with ExitStack() as cleanup:
             directory.mkdir()
             cleanup.callback(shutil.rmtree, directory)
-            ports = cleanup.enter_context(vm.plugged(instances))
+            ports = vm.ports(instances)
+            if "net" in self.devices:
+                ports = cleanup.enter_context(vm.plugged(instances))
             boots = [self._boot(port, directory) for port in ports]
             rooms = [self._room(directory, place, str(index)) for index in range(instances)]
             start = self._booted

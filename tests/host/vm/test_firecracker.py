@@ -152,6 +152,13 @@ def test_the_tracer_sees_the_guest_entered_when_the_log_says(
     assert made["end"].max() < entered < run["start"].min()  # type: ignore[operator]
 
 
+def test_a_machine_without_a_network_needs_no_tap(
+    room: Room, program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vm, "plugged", None)
+    ready(room.start(machine(program, Tiny(READY), devices=())))
+
+
 def test_snapshots_are_restored_each_on_its_own_tap(room: Room, program: str) -> None:
     samples = ready(room.start(machine(program, Tiny(READY), "snapshot"), 2))
     for one in samples:
