@@ -216,14 +216,14 @@ def test_a_guest_that_reboots(room: Room, code: bytes, machine: str) -> None:
 
 
 def test_a_guest_that_hangs(room: Room) -> None:
-    [one] = room.start(tcg(Tiny(says("mounting\r\nno ro") + SPIN)), deadline=2)
+    [one] = room.start(tcg(Tiny(says("mounting\r\nno ro") + SPIN)), deadline=4)
     assert one.ending is Ending.HUNG
     assert str(one.error).endswith('the guest last said "no ro"')
     assert room.leftovers() == []
 
 
 def test_a_guest_that_says_nothing(room: Room) -> None:
-    [one] = room.start(tcg(Tiny(HALT)), deadline=2)
+    [one] = room.start(tcg(Tiny(HALT)), deadline=1)
     assert one.ending is Ending.HUNG
     assert str(one.error).endswith("the guest said nothing")
 
@@ -267,7 +267,7 @@ def test_a_missing_disk(room: Room, tmp_path: Path) -> None:
 def test_a_disk_without_a_boot_sector(room: Room, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(65536))
-    [one] = room.start(tcg(Tiny(disk=disk), machine="pc", protocol="disk"), deadline=3)
+    [one] = room.start(tcg(Tiny(disk=disk), machine="pc", protocol="disk"), deadline=2)
     assert one.ending is Ending.HUNG
     assert room.leftovers() == []
 
