@@ -50,7 +50,6 @@ def version(program: str) -> Version:
     return int(found[1]), int(found[2]), int(found[3])
 
 
-@cache
 def run_guest(program: str) -> str:
     """Run a guest of a few bytes, and say in a sentence how quick KVM is. Raises Unsupported."""
     try:
@@ -59,6 +58,15 @@ def run_guest(program: str) -> str:
         raise Unsupported(
             f"Firecracker needs KVM, and {_KVM} does not open: {error.strerror}", accel.NO_KVM
         ) from error
+    seconds, complaint = _counted(program)
+    if seconds is None:
+        raise Unsupported(f"{program} runs no guest here: {complaint}", accel.NO_KVM)
+    return accel.emulates(seconds) or "guests run under KVM at a processor's speed"
+
+
+@cache
+def _counted(program: str) -> tuple[float | None, str]:
+    """How long a guest counted, in seconds, or why not: a KVM that hangs is waited for once."""
     with tempfile.TemporaryDirectory(prefix="firstlight-guest-") as directory:
         kernel = Path(directory, "kernel")
         kernel.write_bytes(accel.elf(accel.COUNT))
@@ -73,9 +81,6 @@ def run_guest(program: str) -> str:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
             try:
-                seconds, complaint = accel.heard(process)
+                return accel.heard(process)
             finally:
                 process.kill()
-    if seconds is None:
-        raise Unsupported(f"{program} runs no guest here: {complaint}", accel.NO_KVM)
-    return accel.emulates(seconds) or "guests run under KVM at a processor's speed"

@@ -333,6 +333,18 @@ def test_what_is_missing_is_told_before_anything_starts(
     )
 
 
+def test_a_kvm_that_runs_nothing_is_tried_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kvm").touch()
+    monkeypatch.setattr(firecracker_probe, "_KVM", tmp_path / "kvm")
+    program = script(tmp_path / "mute", f"#!/bin/sh\necho >> {tmp_path}/runs\n")
+    for _ in range(2):
+        with pytest.raises(Unsupported, match="mute runs no guest here"):
+            firecracker_probe.run_guest(str(program))
+    assert (tmp_path / "runs").read_text() == "\n"
+
+
 def test_a_variable_names_the_binary(
     fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
