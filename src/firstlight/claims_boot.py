@@ -148,13 +148,6 @@ def features_slow_init(evidence: Measured) -> tuple[Outcome, str]:
             return "needs two builds"
         few, many = order[0], order[-1]
         grown = _ratio([many], [few], boot.INIT)
-        drawn = [
-            resampled_quantiles(one.times(boot.INIT), 0.5, groups=one.batches, seed=seed)[:, 0]
-            for seed, one in enumerate((many, few))
-        ]
-        difference = float(np.median(many.times(boot.INIT)) - np.median(few.times(boot.INIT)))
-        linking = fact(many, "linker ns") - fact(few, "linker ns")
-        share = interval(linking / difference, linking / (drawn[0] - drawn[1]))
         each = ", ".join(
             f"{one.point['build']} {fact(one, 'features'):.0f} devices, "
             f"{fact(one, 'shared objects'):.0f} shared objects, "
@@ -162,6 +155,15 @@ def features_slow_init(evidence: Measured) -> tuple[Outcome, str]:
             f"{one.typical(boot.INIT)}"
             for one in order
         )
+        if grown.low <= 1:  # there is no difference to have a share of
+            return Finding([side(grown, above=SAME[1])], f"{each}; init {times(grown)}")
+        drawn = [
+            resampled_quantiles(one.times(boot.INIT), 0.5, groups=one.batches, seed=seed)[:, 0]
+            for seed, one in enumerate((many, few))
+        ]
+        difference = float(np.median(many.times(boot.INIT)) - np.median(few.times(boot.INIT)))
+        linking = fact(many, "linker ns") - fact(few, "linker ns")
+        share = interval(linking / difference, linking / (drawn[0] - drawn[1]))
         return Finding(
             [side(grown, above=SAME[1]), side(share, above=DOMINATES)],
             f"{each}; init {times(grown)}, linking {percent_interval(share)} of the difference",

@@ -67,7 +67,7 @@ def test_c2_a_direct_entry_reads_and_decompresses_nothing(
 
 @pytest.mark.parametrize(
     ("full", "linking", "outcome"),
-    [(26, 15, "holds"), (26, 5, "does not hold"), (8, 1, "does not hold")],
+    [(26, 15, "holds"), (26, 5, "does not hold"), (8, 1, "does not hold"), (7, 1, "does not hold")],
 )
 def test_c3_features_are_linked(tmp_path: Path, full: float, linking: int, outcome: str) -> None:
     points: list[tuple[Point, Parts]] = [
@@ -80,6 +80,7 @@ def test_c3_features_are_linked(tmp_path: Path, full: float, linking: int, outco
     }  # fmt: skip
     found = verdict("C3", run(tmp_path / "r", "hypervisor-builds", points, environment=facts))
     assert found.verdict == outcome, found
+    assert ("of the difference" in found.figure) == (full > 7), found
 
 
 @pytest.mark.parametrize(
