@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 from firstlight.backends import Command, Place, firecracker_api, firecracker_probe, vm
 from firstlight.backends.firecracker_room import (
@@ -86,6 +87,13 @@ class Firecracker:
     @property
     def _wanted(self) -> Wanted:
         return Wanted(self.protocol, self.console, chart=self.chart)
+
+    def reaching(self, point: Point) -> Self:
+        """Until the gateway has answered the guest's first packet."""
+        del point
+        if self.way == "snapshot":
+            raise Unsupported("a restored guest tells of no first packet", "boot one instead")
+        return replace(self, guest=vm.reaching(self.guest))
 
     def probe(self) -> None:
         """Needs root, the binary, KVM that runs a guest with it, taps, and the guest."""

@@ -12,9 +12,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 from firstlight.backends import Command, Place, qemu_build, virtiofs, vm
 from firstlight.backends.accel import ACCELERATORS, Accelerator, choose
@@ -89,6 +90,11 @@ class Qemu:
 
     def _accelerator(self) -> Accelerator:
         return choose(self._program, self.accel, must_be_tcg=self.icount)
+
+    def reaching(self, point: Point) -> Self:
+        """Until the gateway has answered the guest's first packet."""
+        del point
+        return replace(self, guest=vm.reaching(self.guest))
 
     def probe(self) -> None:
         """Needs root, the binary with its machine and devices, an accelerator, taps, the guest."""

@@ -12,7 +12,7 @@ from pyroute2 import IPRoute
 from firstlight.backends import native
 from firstlight.backends.network import ipv6_off_on_new_links
 from firstlight.errors import Unsupported
-from firstlight.guests import Boot, Guest, Line, Wanted, clock
+from firstlight.guests import Boot, Guest, Line, Reaching, Wanted, clock
 from firstlight.model import GuestLog
 
 _BRIDGE = "flvm"
@@ -41,6 +41,14 @@ class Log:
     lines: tuple[Line, ...]
     entered: int | None
     ended: int | None = None
+
+
+def reaching(guest: Guest) -> Guest:
+    """The guest with the first packet as its end point. Raises Unsupported."""
+    if not isinstance(guest, Reaching):
+        raise Unsupported(f"the guest {guest.name} tells of no first packet",
+                          "take probe or linux, or leave --until out")  # fmt: skip
+    return guest.reaching()
 
 
 def probe_taps() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from firstlight.model import EndPoint, Step
 
@@ -111,3 +111,11 @@ class Guest(Protocol):
 
         Never raises for what a guest printed: half a log gives the spans that it has.
         """
+
+
+@runtime_checkable
+class Reaching(Protocol):
+    """A guest that can send a packet to the gateway and hear its answer."""
+
+    def reaching(self) -> Guest:
+        """The same with FIRST_PACKET as its end point."""

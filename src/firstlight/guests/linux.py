@@ -6,7 +6,7 @@ kernel's tracer counts the initcalls in every boot: that adds 0.6 % to the instr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from firstlight.errors import NotApplicable, Unsupported
@@ -34,6 +34,10 @@ class Linux:
     verbose: bool = False
     end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
     name: str = "linux"
+
+    def reaching(self) -> "Linux":
+        """Until the gateway has answered the payload's echo request."""
+        return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     def probe(self, wanted: Wanted) -> None:
         """Raise Unsupported, with a hint, if it cannot be booted so from here."""

@@ -7,7 +7,7 @@ point is the line ``firstlight probe ready``; its log follows, so that printing 
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface
 from pathlib import Path
 
@@ -51,6 +51,10 @@ class Probe:
     def end_point(self) -> EndPoint:
         """The first packet, or the end of its boot."""
         return EndPoint.FIRST_PACKET if self.packet else EndPoint.BOOTED
+
+    def reaching(self) -> "Probe":
+        """Until the gateway has answered an echo request."""
+        return replace(self, packet=True)
 
     def probe(self, wanted: Wanted) -> None:
         """Raise Unsupported, with a hint, if it cannot be booted from here; it can, however."""
