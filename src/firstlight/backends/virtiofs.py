@@ -29,8 +29,9 @@ def serving(directory: Path, at: Path, environment: Mapping[str, str]) -> Iterat
     with socket.socket(socket.AF_UNIX) as listener:  # who connects need not wait for it
         listener.bind(str(at))
         listener.listen(1)
+        source = str(directory).replace(",", "\\,")  # libfuse's fuse_opt: else an option ends there
         daemon = subprocess.Popen(
-            [program(), f"--fd={listener.fileno()}", "-o", f"source={directory},cache=auto"],
+            [program(), f"--fd={listener.fileno()}", "-o", f"source={source},cache=auto"],
             pass_fds=[listener.fileno()],
             env=dict(environment),
             stdin=subprocess.DEVNULL,
