@@ -63,8 +63,15 @@ class Cgroups:
         """The runtime's top cgroup in each hierarchy."""
         return self._tops
 
+    def check(self) -> None:
+        """Raise Failed if a top cgroup is there already: it is another's, and so it stays."""
+        for top in self._tops:
+            if top.exists():
+                raise Failed(f"the cgroup {top} is there already",
+                             "configure another name, or remove it if nothing uses it")  # fmt: skip
+
     def open(self) -> None:
-        """Make the top cgroups. Raises Failed if one is there already."""
+        """Make the top cgroups. Raises Failed."""
         for top in self._tops:
             root = Path(str(top).removesuffix(self._name))
             try:

@@ -175,11 +175,18 @@ class Networks:
         self._published: dict[int, IPv4Address] = {}
         self._suspect: set[IPv4Address] = set()
 
-    async def open(self) -> None:
-        """Make the host's side. Raises Failed, Unsupported."""
+    def check(self) -> None:
+        """Raise Failed, Unsupported for what stands in the way; what is another's stays."""
         if not shutil.which("nft"):
             raise Unsupported("nft is not installed", "apt-get install nftables")
         self._check_overlap()
+        listed = subprocess.run(["nft", "list", "table", "inet", self.table], capture_output=True)
+        if not listed.returncode or self.anchor in (name for _, name in socket.if_nameindex()):
+            raise Failed(f"the table {self.table} or the link {self.anchor} is there already",
+                         "configure another name, or remove it if nothing uses it")  # fmt: skip
+
+    async def open(self) -> None:
+        """Make the host's side. Raises Failed."""
         self._is_open = True
         self._look = _script(
             *(_route(_ASK, request) for request in netlink.dumps()),
@@ -290,19 +297,22 @@ class Networks:
             _nft(f"add element inet {self.table} published {{ {elements} }}", "publish a port")
             self._published.update(dict.fromkeys(ports, address))
 
-    def withdraw(self, ports: dict[int, int]) -> None:
-        """Undo publish."""
-        mine = [port for port in ports if self._published.pop(port, None)]
+    def withdraw(self, ports: dict[int, int], address: IPv4Address) -> None:
+        """Undo publish, of those ports that lead to this address. Raises Failed."""
+        mine = [port for port in ports if self._published.get(port) == address]
         if mine:
             elements = ", ".join(map(str, mine))
             _nft(f"delete element inet {self.table} published {{ {elements} }}", "withdraw a port")
+        for port in mine:
+            del self._published[port]
 
     def close(self) -> None:
-        """Remove the host's side."""
-        self._is_open = False
+        """Remove the host's side, if it was made."""
         if self._helper:
             self._helper.close()
-        remove(self.table, self.anchor)
+        if self._is_open:
+            remove(self.table, self.anchor)
+        self._is_open = False
 
     def _wiring(self, number: int) -> _Script:
         index, address = self._first + number, self.range[number]

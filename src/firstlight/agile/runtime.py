@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine
 from contextlib import suppress
+from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +33,7 @@ from firstlight.errors import Failed, Unsupported
 
 _USUAL_PROFILE = 0
 _END_SECONDS = 10.0  # a killed process ends at once, unless the kernel holds it
+_RETRY_SECONDS = 0.1
 
 
 class _Kind:
@@ -73,10 +75,13 @@ class Runtime:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._journal.open()
         try:
-            self._cgroups = Cgroups(self.config.top_cgroup)
-            for top in self._cgroups.tops:
+            groups = Cgroups(self.config.top_cgroup)
+            groups.check()
+            self._networks.check()
+            for top in groups.tops:
                 self._journal.record("cgroup", str(top))
-            self._cgroups.open()
+            self._cgroups = groups
+            groups.open()
             self._journal.record("network", self._networks.table, self._networks.anchor)
             await self._networks.open()
             self._profiles = [seccomp.program(), seccomp.program(ZYGOTE_CALLS)]
@@ -336,10 +341,20 @@ class Runtime:
             system_ns=news.system,
         )
         self._cgroups.remove(sandbox.cgroup)
-        if kind.function.ports:
-            self._networks.withdraw(kind.function.ports)
+        if sandbox.network.address:
+            await self._withdrawn(kind.function.ports, sandbox.network.address)
         await self._recycle(kind, sandbox.network)
         instance.ended.set_result(ended)
+
+    async def _withdrawn(self, ports: dict[int, int], address: IPv4Address) -> None:
+        """No port leads to an address that may be another's next; with the runtime all go."""
+        while not self._closing:
+            try:
+                self._networks.withdraw(ports, address)
+            except Failed:
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return
 
     async def _network(self, kind: _Kind) -> Network:
         if kind.shared:
@@ -402,7 +417,11 @@ class Runtime:
     async def _kind(self, function: Function) -> _Kind:
         key = _key(function)
         template = await self._rooted(function)
-        shared = await self._networks.make("none") if function.network == "none" else None
+        try:
+            shared = await self._networks.make("none") if function.network == "none" else None
+        except BaseException:
+            os.close(template)
+            raise
         if key in self._kinds:  # two first starts at once
             os.close(template)
             if shared:

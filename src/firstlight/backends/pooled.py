@@ -88,6 +88,7 @@ async def _serve(config: Config, path: str, ready: Callable[[], None]) -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     networks = Networks(config)
+    networks.check()
     await networks.open()
     pool = Pool(
         "network", config.pools.network, lambda: networks.make("outbound"), networks.discard,

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
+
 from firstlight import place
 from firstlight.agile import Config
 
@@ -77,3 +79,14 @@ def streams() -> tuple[int, int, tuple[int, int, int]]:
     stdin, to_write = os.pipe()
     to_read, stdout = os.pipe()
     return to_write, to_read, (stdin, stdout, stdout)
+
+
+def pids_hierarchy() -> Path:
+    """Where the controller for pids is mounted."""
+    for line in Path("/proc/thread-self/mounts").read_text().splitlines():
+        _, where, kind, options, *_ = line.split()
+        if kind == "cgroup" and "pids" in options.split(","):
+            return Path(where)
+        if kind == "cgroup2" and "pids" in (Path(where) / "cgroup.controllers").read_text().split():
+            return Path(where)
+    pytest.skip("no cgroup controller for pids")

@@ -10,23 +10,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from agile_host import SOCKET, daemon, on_host, streams
+from agile_host import SOCKET, daemon, on_host, pids_hierarchy, streams
 
 from firstlight.agile import Function, protocol
 from firstlight.agile.client import Client
 from firstlight.errors import Failed
 
 Make = Callable[..., Function]
-
-
-def pids_hierarchy() -> Path:
-    for line in Path("/proc/thread-self/mounts").read_text().splitlines():
-        _, where, kind, options, *_ = line.split()
-        if kind == "cgroup" and "pids" in options.split(","):
-            return Path(where)
-        if kind == "cgroup2" and "pids" in (Path(where) / "cgroup.controllers").read_text().split():
-            return Path(where)
-    pytest.skip("no cgroup controller for pids")
 
 
 def below(pid: int) -> list[int]:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agile_host import on_host
+from agile_host import on_host, pids_hierarchy
 
-from firstlight.agile import Config, Function, Instance, Runtime
+from firstlight.agile import Config, Function, Instance, Runtime, network
 from firstlight.agile.config import NetworkConfig, Pools, PoolSize
 from firstlight.errors import Failed, FirstlightError
 
@@ -109,13 +109,14 @@ def test_a_socket_that_lingers_makes_its_network_unclean() -> None:
     on_host(main)
 
 
-def test_a_published_port_leads_to_the_instance_and_is_free_afterwards(function: Make) -> None:
-    async def ask(host: str, port: int) -> bytes:
-        reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 5)
-        line = await reader.read(6)
-        writer.close()
-        return line
+async def ask(host: str, port: int) -> bytes:
+    reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 20)
+    line = await reader.read(6)
+    writer.close()
+    return line
 
+
+def test_a_published_port_leads_to_the_instance_and_is_free_afterwards(function: Make) -> None:
     async def main() -> None:
         async with Runtime(Config(name="t1")) as runtime:
             listen = function("listen", "7777", ready="listening", ports={8080: 7777})
@@ -124,8 +125,36 @@ def test_a_published_port_leads_to_the_instance_and_is_free_afterwards(function:
                 assert await ask(str(instance.address), 7777) == b"hello\n"
                 with pytest.raises(Failed, match="port 8080 is published for"):
                     await runtime.start(listen)
+                assert await ask(GATEWAY, 8080) == b"hello\n"
             with socket.create_server(("", 8080)), pytest.raises(Failed, match="in use"):
                 await runtime.start(listen)
+            async with await runtime.start(listen):
+                assert await ask(GATEWAY, 8080) == b"hello\n"
+
+    on_host(main)
+
+
+def test_a_port_that_cannot_be_withdrawn_at_once_is_before_its_address_is_anothers(
+    function: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where nft cannot be executed, for want of a pid."""
+    tries: list[str] = []
+
+    def failing_twice(script: str, what: str) -> None:
+        if what == "withdraw a port" and len(tries) < 2:
+            tries.append(what)
+            raise Failed(f"cannot {what}")
+        nft(script, what)
+
+    nft = network._nft
+    monkeypatch.setattr(network, "_nft", failing_twice)
+
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            listen = function("listen", "7777", ready="listening", ports={8080: 7777})
+            await (await runtime.start(listen)).stop()
+            assert len(tries) == 2
+            assert not runtime.running()
             async with await runtime.start(listen):
                 assert await ask(GATEWAY, 8080) == b"hello\n"
 
@@ -216,6 +245,47 @@ def test_two_runtimes_of_one_name_do_not_meet() -> None:
             with pytest.raises(Failed, match="already"):
                 async with Runtime(Config(name="t1")):
                     pass
+
+    on_host(main)
+
+
+def test_two_runtimes_of_one_name_do_not_meet_by_two_state_directories_either(
+    function: Make, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with (
+            Runtime(Config(name="t1")) as runtime,
+            await runtime.start(function("hold", "60")) as instance,
+        ):
+            with pytest.raises(Failed, match="is there already"):
+                async with Runtime(Config(name="t1", state=str(tmp_path))):
+                    pass
+            assert list(tmp_path.iterdir()) == []
+            assert not instance.ended.done()
+            async with await runtime.start(function("ping", GATEWAY)) as ping:
+                assert ping.stdout
+                assert await ping.stdout.all() == b"answered\n"
+
+    on_host(main)
+
+
+@pytest.mark.parametrize(
+    ("make", "look"),
+    [
+        ("nft add table inet firstlight_t1", "nft list table inet firstlight_t1"),
+        ("ip link add flt1 type bridge", "ip link show flt1"),
+        ("mkdir {pids}/firstlight.agile.t1", "rmdir {pids}/firstlight.agile.t1"),
+    ],
+    ids=["table", "link", "cgroup"],
+)
+def test_what_has_a_runtimes_name_and_is_not_its_own_stays(make: str, look: str) -> None:
+    async def main() -> None:
+        pids = pids_hierarchy()
+        subprocess.run(make.format(pids=pids), shell=True, check=True)
+        with pytest.raises(Failed, match="is there already"):
+            async with Runtime(Config(name="t1")):
+                pass
+        subprocess.run(look.format(pids=pids), shell=True, check=True)
 
     on_host(main)
 
