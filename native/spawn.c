@@ -74,6 +74,7 @@ static ssize_t receive(int socket, void *to, size_t size, int flags, int *descri
 	}
 	if (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
 		close_all(descriptors, *count);
+		*count = 0;
 		errno = EMSGSIZE;
 		return -1;
 	}
@@ -310,7 +311,8 @@ int main(void)
 	sigaddset(&signals, SIGCHLD);
 	sigaddset(&signals, SIGINT); /* Ctrl-C is for the runtime to handle, in order */
 	sigaddset(&signals, SIGTERM);
-	if (fcntl(CONTROL, F_SETFD, FD_CLOEXEC) || sigprocmask(SIG_BLOCK, &signals, NULL))
+	if (fcntl(CONTROL, F_SETFD, FD_CLOEXEC) || close_range(CONTROL + 1, ~0U, 0) ||
+	    sigprocmask(SIG_BLOCK, &signals, NULL))
 		die("set up");
 	/* A start must not queue behind the work of those before it; its child is born ordinary. (A
 	 * child that lowered its own priority later would be made to wait for what it had before.)

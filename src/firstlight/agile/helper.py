@@ -69,7 +69,9 @@ class Helper:
     def _read(self) -> None:
         while True:
             try:
-                message, ancillary, _, _ = self._socket.recvmsg(_MESSAGE_MAX, _RIGHTS)
+                message, ancillary, _, _ = self._socket.recvmsg(
+                    _MESSAGE_MAX, _RIGHTS, socket.MSG_CMSG_CLOEXEC
+                )
             except BlockingIOError:
                 return
             except OSError:

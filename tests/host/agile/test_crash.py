@@ -19,6 +19,7 @@ from firstlight.errors import Failed
 
 Make = Callable[..., Function]
 
+MARK = "FIRSTLIGHT_TEST", f"crash-{os.getpid()}"
 LOADED = """
 import asyncio, sys
 import msgspec
@@ -52,24 +53,27 @@ def left() -> list[str]:
 
 
 def holders() -> list[str]:
+    """Processes that have the mark: of a runtime, its helpers and its instances."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            words = path.read_bytes().split(b"\0")
+            variables = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if words[0].endswith((b"/_native/spawn", b"/_native/spawn-net", b"/bin/escape")):
+        if "=".join(MARK).encode() in variables:
             found.append(path.parent.name)
     return found
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_killed_runtime_leaves_nothing_after_the_next_start(function: Make, seed: int) -> None:
+def test_a_killed_runtime_leaves_nothing_after_the_next_start(
+    function: Make, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chance = random.Random(seed)
+    monkeypatch.setenv(*MARK)
 
     async def main() -> None:
-        before = set(holders())
-        text = msgspec.json.encode(function("hold", "60")).decode()
+        text = msgspec.json.encode(function("hold", "60", env=dict([MARK]))).decode()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", LOADED, text, stdout=asyncio.subprocess.PIPE
         )
@@ -77,6 +81,7 @@ def test_a_killed_runtime_leaves_nothing_after_the_next_start(function: Make, se
         spawner = int(await process.stdout.readline())
         for _ in range(chance.randrange(1, 6)):
             await process.stdout.readline()
+        assert len(holders()) >= 3, "a runtime and its two helpers are seen"
         victims = [process.pid] if seed % 2 else [spawner, process.pid]
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
@@ -90,7 +95,7 @@ def test_a_killed_runtime_leaves_nothing_after_the_next_start(function: Make, se
                 await runtime.start(function("hold", "0")) as instance,
             ):
                 assert (await instance.wait()).status == 0
-            assert [one for one in left() if one.removeprefix("process ") not in before] == []
+            assert left() == []
             assert not other.parent.is_dir() or other.is_dir()
         finally:
             if other.is_dir():
@@ -112,6 +117,27 @@ def test_a_killed_spawner_is_replaced_and_its_instances_end(function: Make) -> N
             async with await runtime.start(hold) as second:
                 assert second.pid != first.pid
             assert runtime._count == 0
+
+    on_host(main)
+
+
+def test_a_spawner_started_again_holds_nothing_of_the_runtimes(function: Make) -> None:
+    """A namespace that it held would not end, and its links would stay."""
+
+    async def main() -> None:
+        async with Runtime(Config(name="t3")) as runtime:
+            hold = function("hold", "60", ready="holding")
+            await runtime.prepare(hold)
+            before = runtime._spawner.pid
+            async with await runtime.start(hold) as instance:
+                os.kill(before, signal.SIGKILL)
+                await instance.wait()
+            async with await runtime.start(hold):
+                files = Path(f"/proc/{runtime._spawner.pid}/fd")
+                held = {str(one.readlink()).partition(":")[0] for one in files.iterdir()}
+                assert runtime._spawner.pid != before
+                assert held.isdisjoint({"net", "mnt", "user"})
+                assert len(list(files.iterdir())) == 5, "streams, control socket and signals"
 
     on_host(main)
 
