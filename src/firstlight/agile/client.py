@@ -71,9 +71,13 @@ class Client:
 
     def running(self) -> list[Listed]:
         """The running instances. Raises Failed."""
-        answer = self._ask(protocol.List())
-        assert isinstance(answer, protocol.Instances)
-        return answer.instances
+        found: list[Listed] = []
+        while True:
+            answer = self._ask(protocol.List(int(found[-1].id) if found else 0))
+            assert isinstance(answer, protocol.Instances)
+            if not answer.instances:
+                return found
+            found += answer.instances
 
     def pools(self) -> list[Counts]:
         """What the pools hold and have done. Raises Failed."""

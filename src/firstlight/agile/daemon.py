@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -126,6 +127,7 @@ class _Connection:
         self._socket, self._runtime, self._closed = peer, runtime, closed
         self._tasks: set[asyncio.Task[None]] = set()
         self._mine: dict[str, Instance] = {}
+        self._unsent: deque[bytes] = deque()
         self._open = True
         self._loop = asyncio.get_running_loop()
         peer.setblocking(False)
@@ -133,7 +135,9 @@ class _Connection:
 
     def _read(self) -> None:
         try:
-            size, ancillary, flags, _ = self._socket.recvmsg_into([_received], protocol.RIGHTS_MAX)
+            size, ancillary, flags, _ = self._socket.recvmsg_into(
+                [_received], protocol.RIGHTS_MAX, socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return
         except OSError:
@@ -171,7 +175,7 @@ class _Connection:
             answer = protocol.Error(f"the runtime failed: {error!r}", "see its log")
         finally:
             _close(descriptors)
-        await self._send(answer)
+        self._send(answer)
 
     async def _answer(
         self, request: protocol.Request, descriptors: list[int]
@@ -188,8 +192,8 @@ class _Connection:
                 return protocol.Answered(result)
             case protocol.Stop(identity):
                 return protocol.Stopped(await runtime.instance(identity).stop())
-            case protocol.List():
-                return protocol.Instances(runtime.running())
+            case protocol.List(after):
+                return protocol.listed(runtime.running(), after)
             case protocol.Pools():
                 return protocol.PoolCounts(runtime.pools())
 
@@ -213,31 +217,43 @@ class _Connection:
 
     def _tell_end(self, instance: Instance) -> None:
         self._mine.pop(instance.id, None)
-        if self._open:
-            task = self._loop.create_task(
-                self._send(protocol.HasEnded(instance.id, instance.ended.result()))
-            )
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._send(protocol.HasEnded(instance.id, instance.ended.result()))
 
-    async def _send(self, answer: protocol.Answer) -> None:
+    def _send(self, answer: protocol.Answer) -> None:
+        if not self._open:
+            return
         try:
             text = protocol.encode(answer)
         except Failed as error:
             text = protocol.encode(protocol.Error(error.message, error.hint))
-        with suppress(OSError):
-            if not self._open:
-                return
+        if not self._unsent:
             try:
                 self._socket.send(text)
             except BlockingIOError:
-                await self._loop.sock_sendall(self._socket, text)
+                self._loop.add_writer(self._socket.fileno(), self._flush)
+            except OSError:
+                return  # it is gone: its end is told by the reader
+            else:
+                return
+        self._unsent.append(text)
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                self._socket.send(self._unsent[0])
+                self._unsent.popleft()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unsent.clear()
+        self._loop.remove_writer(self._socket.fileno())
 
     def close(self) -> None:
         """The client is gone: so are the instances that it did not detach."""
         if self._open:
             self._open = False
             self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_writer(self._socket.fileno())
             self._socket.close()
             for instance in self._mine.values():
                 instance.kill()

@@ -51,7 +51,9 @@ class Stop(Struct, frozen=True, tag="stop"):
 
 
 class List(Struct, frozen=True, tag="list"):
-    """List the running instances."""
+    """List the running instances whose ids are above ``after``: as many as fit one message."""
+
+    after: int = 0
 
 
 class Pools(Struct, frozen=True, tag="pools"):
@@ -88,7 +90,7 @@ class Answered(Struct, frozen=True, tag="answered"):
 
 
 class Instances(Struct, frozen=True, tag="instances"):
-    """The running instances."""
+    """Running instances in the order of their ids; after the last of all, none."""
 
     instances: list[Listed]
 
@@ -128,6 +130,19 @@ def encode(message: Request | Answer) -> bytes:
     if len(text) > MESSAGE_MAX:
         raise Failed(f"a message of {len(text)} bytes is too long", f"at most {MESSAGE_MAX}")
     return text
+
+
+def listed(running: list[Listed], after: int) -> Instances:
+    """As many of those after an id as fit one message."""
+    room = MESSAGE_MAX // 2
+    found: list[Listed] = []
+    for one in running:
+        if room <= 0:
+            break
+        if int(one.id) > after:
+            found.append(one)
+            room -= len(msgspec.json.encode(one))
+    return Instances(found)
 
 
 def request(message: bytes) -> Request:

@@ -6,7 +6,8 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -84,6 +85,52 @@ def test_a_message_that_is_not_of_the_protocol_is_answered_so(
             assert "not of the protocol" in answer["message"]
             raw.send(b'{"type":"list"}')
             assert json.loads(raw.recv(65536)) == {"type": "instances", "instances": []}
+
+    with_daemon(main)
+
+
+REQUESTS = 2000
+"""Whose answers fit no socket's buffer."""
+
+
+@contextmanager
+def much_asked(path: Path) -> Iterator[socket.socket]:
+    """A client that has asked REQUESTS times and read nothing."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as raw:
+        raw.settimeout(30)
+        raw.connect(str(path))
+        for _ in range(REQUESTS):
+            raw.send(b'{"type":"list"}')
+        yield raw
+
+
+def test_a_client_that_asks_much_before_it_reads_gets_every_answer() -> None:
+    async def main(path: Path) -> None:
+        with much_asked(path) as raw:
+            answers = {raw.recv(65536) for _ in range(REQUESTS)}
+            assert answers == {b'{"type":"instances","instances":[]}'}
+
+    with_daemon(main)
+
+
+def test_clients_after_one_that_never_read_its_answers_are_served() -> None:
+    async def main(path: Path) -> None:
+        with much_asked(path):
+            pass
+        with ExitStack() as clients:
+            for _ in range(5):
+                assert clients.enter_context(Client(path)).running() == []
+
+    with_daemon(main)
+
+
+def test_more_instances_than_one_message_holds_are_listed(function: Make) -> None:
+    async def main(path: Path) -> None:
+        _, _, theirs = streams()
+        with Client(path) as client:
+            large = function("hold", "60", env={"FILL": "x" * 40_000}, network="none")
+            ids = [client.start(large, theirs).id for _ in range(8)]
+            assert [one.id for one in client.running()] == ids
 
     with_daemon(main)
 
