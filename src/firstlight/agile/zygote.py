@@ -12,7 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -50,6 +50,16 @@ class Result(Struct, frozen=True, kw_only=True):
     warm: bool
     stdout: str = ""
     stderr: str = ""
+
+
+class _Said(Struct, frozen=True):
+    """A line of a fork: it waits, its handler returned or raised, or it is no sandbox."""
+
+    ready: int | None = None
+    began: int | None = None
+    result: Any = None
+    raised: str | None = None
+    failed: str = "it did not say why"
 
 
 @dataclass
@@ -129,13 +139,13 @@ class Zygote:
             ) from None
         finally:
             await self._end(fork)
-        if "raised" in answer:
-            raise Failed(f"{self.function.handler} raised: {answer['raised'].rstrip()}")
-        if "result" not in answer:
-            raise Failed(f"{self.function.handler} failed: {answer.get('failed', answer)}")
+        if answer.raised is not None:
+            raise Failed(f"{self.function.handler} raised: {answer.raised.rstrip()}")
+        if answer.began is None:
+            raise Failed(f"{self.function.handler} failed: {answer.failed}")
         return Result(
-            value=msgspec.Raw(msgspec.json.encode(answer["result"])), requested=requested,
-            began=answer["began"], finished=time.monotonic_ns(), warm=warm,
+            value=msgspec.Raw(msgspec.json.encode(answer.result)), requested=requested,
+            began=answer.began, finished=time.monotonic_ns(), warm=warm,
             stdout=texts[0], stderr=texts[1],
         )  # fmt: skip
 
@@ -148,55 +158,50 @@ class Zygote:
         return (fork, True) if fork else (await self._ready_fork(), False)
 
     async def start(self) -> None:
-        """Start the zygote, and return when the handler is imported. Raises Failed."""
+        """Have the zygote up: return when the handler is imported. Raises Failed."""
         async with self._starting:
-            if self._child and not self._child.ended.done():
-                return
-            await self._start()
+            if not self._child or self._child.ended.done():
+                await self._start()
 
     async def _start(self) -> None:
         self._forget()
         node, function = self._node, self.function
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        outputs, streams = pipes()
         code = files("firstlight.agile").joinpath("zygote_main.py").read_text()
         self._cgroup = await node.take_cgroup()
-        alone = await node.networks.make("none")
-        try:
+        with ExitStack() as passed, ExitStack() as failed:
+            alone = await node.networks.make("none")
+            passed.callback(os.close, alone.descriptor)
+            outputs, streams = pipes()
+            for output in outputs:
+                passed.callback(output.close)
+            for descriptor in streams:
+                passed.callback(os.close, descriptor)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            passed.callback(theirs.close)
+            failed.callback(ours.close)
+            ours.setblocking(False)
             flags = Flag.USER_NAMESPACE | Flag.ZYGOTE
             flags |= Flag.CLONE_INTO if node.cgroups.unified else Flag(0)
-            self._child = node.spawner().spawn(
+            child = node.spawner().spawn(
                 wire.sandbox(
                     flags, ZYGOTE_PROFILE, function.uid, function.gid, 4096,
                     f"size={function.scratch},nr_inodes=65536,mode=1777", "zygote",
                 ),
                 [self._template, alone.descriptor, *self._cgroup.descriptors],
             )  # fmt: skip
+            failed.callback(child.kill)
             command = (_INTERPRETER, "-c", code, function.handler)
             env = {"PYTHONDONTWRITEBYTECODE": "1", **function.env}
-            self._child.wake(
+            child.wake(
                 wire.start(command, env, function.directory),
                 [theirs.fileno(), streams[1], streams[2]],
             )
-            await self._child.runs
-            await self._child.made
-            self._control = ours
-            self._owner = os.open(f"/proc/{self._child.pid}/ns/user", os.O_RDONLY)
-            ours.setblocking(False)
+            await child.runs
+            await child.made
+            self._owner = os.open(f"/proc/{child.pid}/ns/user", os.O_RDONLY)
             await self._imported(ours, outputs[1])
-        except BaseException:
-            ours.close()
-            self._control = None
-            if self._child:
-                self._child.kill()
-            raise
-        finally:
-            theirs.close()
-            os.close(alone.descriptor)
-            for descriptor in streams:
-                os.close(descriptor)
-            for output in outputs:
-                output.close()
+            self._child, self._control = child, ours
+            failed.pop_all()
 
     async def _imported(self, control: socket.socket, err: Output) -> None:
         loop = asyncio.get_running_loop()
@@ -214,6 +219,7 @@ class Zygote:
             raise Failed(f"cannot import {self.function.handler}: {answer['failed'].rstrip()}")
 
     async def _make_network(self) -> tuple[int, Network]:
+        await self.start()
         generation = self._generation
         reach = self.function.network
         return generation, await self._node.networks.make(reach, self._owner)
@@ -229,37 +235,48 @@ class Zygote:
             self._node.networks.discard(network)
 
     async def _ready_fork(self) -> Fork:
-        if not self._child or self._child.ended.done():
-            await self.start()
-        assert self._control
-        network = await self._network()
-        cgroup = await self._node.take_cgroup()
-        outputs, streams = pipes()
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        descriptors = [theirs.fileno(), streams[1], streams[2], network.descriptor]
-        try:
-            with self._node.cgroups.doors(cgroup) as doors:
-                await self._send_fork([*descriptors, *doors])
-        finally:
-            theirs.close()
+        await self.start()
+        generation = self._generation
+        with ExitStack() as passed, ExitStack() as failed:
+            network = await self._network()
+            failed.callback(self._node.networks.discard, network)
+            cgroup = await self._node.take_cgroup()
+            failed.callback(self._node.cgroups.remove, cgroup)
+            outputs, streams = pipes()
+            for output in outputs:
+                failed.callback(output.close)
             for descriptor in streams:
-                os.close(descriptor)
-        lines, writer = await asyncio.open_connection(sock=ours, limit=_ANSWER_MOST)
-        fork = Fork(lines, writer, outputs, network, cgroup, self._generation)
+                passed.callback(os.close, descriptor)
+            ours, theirs = socket.socketpair()
+            passed.callback(theirs.close)
+            failed.callback(ours.close)
+            ours.setblocking(False)
+            doors = passed.enter_context(self._node.cgroups.doors(cgroup))
+            await self._send_fork(
+                [theirs.fileno(), streams[1], streams[2], network.descriptor, *doors]
+            )
+            lines, writer = await asyncio.open_connection(sock=ours, limit=_ANSWER_MOST)
+            failed.pop_all()
+        fork = Fork(lines, writer, outputs, network, cgroup, generation)
         try:
             said = await asyncio.wait_for(self._line(fork), self.function.timeout)
-            if "ready" not in said:
-                raise Failed(f"cannot fork {self.function.handler}: {said.get('failed', said)}")
+            if said.ready is None:
+                raise Failed(f"cannot fork {self.function.handler}: {said.failed}")
+        except TimeoutError:
+            self._discard(fork)
+            raise Failed(
+                f"a fork of {self.function.handler} was not ready in {self.function.timeout} s"
+            ) from None
         except BaseException:
             self._discard(fork)
             raise
         return fork
 
     async def _send_fork(self, descriptors: list[int]) -> None:
-        assert self._control
         while True:
             try:
+                if self._control is None:
+                    raise ConnectionError("it has ended meanwhile")
                 self._control.sendmsg([self._request], wire.rights(descriptors))
             except BlockingIOError:
                 await asyncio.sleep(0.001)  # a burst: the zygote has as many requests as fit
@@ -268,7 +285,7 @@ class Zygote:
                 raise Failed(f"the zygote of {self.function.handler} is gone") from error
             return
 
-    async def _ask(self, fork: Fork, event: object) -> tuple[dict[str, Any], list[str]]:
+    async def _ask(self, fork: Fork, event: object) -> tuple[_Said, list[str]]:
         texts = [asyncio.ensure_future(output.all(_OUTPUT_MOST)) for output in fork.outputs]
         try:
             fork.writer.write(msgspec.json.encode(event) + b"\n")
@@ -279,7 +296,7 @@ class Zygote:
                 text.cancel()
         return answer, [one.decode(errors="replace") for one in said]
 
-    async def _line(self, fork: Fork) -> dict[str, Any]:
+    async def _line(self, fork: Fork) -> _Said:
         try:
             line = await fork.lines.readline()
         except ValueError:
@@ -288,7 +305,11 @@ class Zygote:
         except ConnectionError:
             line = b""
         if line:
-            return dict(json.loads(line))
+            try:
+                return msgspec.convert(json.loads(line), _Said)
+            except (ValueError, RecursionError, msgspec.ValidationError) as error:
+                raise Failed(f"{self.function.handler} wrote what is no answer: {error}",
+                             "its descriptor 3 is the runtime's") from None  # fmt: skip
         if self._node.cgroups.ran_out_of_memory(fork.cgroup):
             raise Failed(f"{self.function.handler} was killed for memory",
                          f"its limit is {self.function.memory} bytes")  # fmt: skip

@@ -14,7 +14,7 @@ from agile_host import on_host
 
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Pools, PoolSize
-from firstlight.agile.zygote import Result
+from firstlight.agile.zygote import Result, Zygote
 from firstlight.errors import Failed
 
 HANDLERS = """
@@ -91,6 +91,10 @@ def leave(_):
 
 def large(size):
     return "x" * size
+
+def garble(said):
+    os.write(3, said.encode() + b"\\n")
+    os._exit(0)
 
 def unspeakable(_):
     return {1, 2}
@@ -204,20 +208,27 @@ def test_to_prepare_makes_networks_and_cgroups_for_forks_by_one_zygote(python: P
     ("name", "event", "said"),
     [
         ("boom", "more", "ValueError: no more"),
-        ("hang", None, "did not answer in 1.0 s"),
+        ("hang", None, "did not answer in 3.0 s"),
         ("eat", None, "was killed for memory"),
         ("leave", None, "ended without an answer"),
         ("large", 9 << 20, "answered more than"),
         ("unspeakable", None, "not JSON serializable"),
         ("missing", None, "cannot import handlers:missing"),
+        ("garble", "nonsense", "wrote what is no answer"),
+        ("garble", "[" * 100_000, "wrote what is no answer"),
+        ("garble", '["began"]', "wrote what is no answer"),
+        ("garble", '{"began": "now"}', "wrote what is no answer"),
+        ("garble", '{"raised": 7}', "wrote what is no answer"),
+        ("garble", "{}", "it did not say why"),
     ],
 )
 def test_a_handler_that_fails_has_its_own_error_and_the_next_is_served(
     python: Path, name: str, event: object, said: str
 ) -> None:
     async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+        bad = function(name, memory=64 << 20, timeout=3.0 if name == "hang" else 60.0)
         with pytest.raises(Failed) as caught:
-            await runtime.invoke(function(name, timeout=1.0, memory=64 << 20), event)
+            await runtime.invoke(bad, event)
         assert said in caught.value.message
         assert bytes((await runtime.invoke(function("echo"), 1)).value) == b"1"
 
@@ -241,23 +252,70 @@ def test_an_import_that_leaves_threads_is_refused(python: Path) -> None:
     with_handlers(python, main)
 
 
+async def killed_zygote(runtime: Runtime) -> Zygote:
+    """The only one, whose process has ended."""
+    [zygote] = runtime._zygotes.values()
+    assert zygote._child
+    os.kill(zygote.pid, signal.SIGKILL)
+    await asyncio.shield(zygote._child.ended)
+    return zygote
+
+
 def test_a_killed_zygote_is_replaced(python: Path) -> None:
     async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
         echo = function("echo")
         await runtime.invoke(echo, 1)
-        [zygote] = runtime._zygotes.values()
-        assert zygote._child
+        zygote = await killed_zygote(runtime)
         before = zygote.pid
-        os.kill(before, signal.SIGKILL)
-        await asyncio.shield(zygote._child.ended)
         assert bytes((await runtime.invoke(echo, 2)).value) == b"2"
         assert zygote.pid != before
         await runtime.prepare(echo, 2)
-        os.kill(zygote.pid, signal.SIGKILL)
-        await asyncio.shield(zygote._child.ended)
+        await killed_zygote(runtime)
         assert bytes((await runtime.invoke(echo, 3)).value) == b"3"
 
     with_handlers(python, main, Pools(sandbox=PoolSize(low=1, high=3)))
+
+
+def test_an_event_that_comes_while_a_zygote_is_started_again_waits_for_it(python: Path) -> None:
+    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+        echo = function("echo")
+        await runtime.invoke(echo, 1)
+        await killed_zygote(runtime)
+        events = [asyncio.create_task(runtime.invoke(echo, 0))]
+        while not events[0].done():
+            await asyncio.sleep(0.001)
+            events.append(asyncio.create_task(runtime.invoke(echo, len(events))))
+        assert [value(await event) for event in events] == list(range(len(events)))
+
+    with_handlers(python, main, Pools(network=PoolSize(low=2, high=4)))
+
+
+def test_a_fork_that_cannot_be_asked_for_gives_its_parts_back(
+    python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(*_: object) -> None:
+        raise Failed("the zygote is gone")
+
+    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+        def parts() -> tuple[int, ...]:
+            held = [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.exists()]
+            addresses = runtime._networks._numbers["outbound"]._used
+            cgroups = [one for one in runtime._cgroups.tops[0].iterdir() if one.is_dir()]
+            return len(addresses), len(cgroups), sum(one.startswith("net:") for one in held)
+
+        echo = function("echo")
+        await runtime.invoke(echo, 1)
+        before = parts()
+        with monkeypatch.context() as broken:
+            broken.setattr(Zygote, "_send_fork", gone)
+            for _ in range(3):
+                with pytest.raises(Failed, match="is gone"):
+                    await runtime.invoke(echo, 1)
+        assert parts() == before
+        assert value(await runtime.invoke(echo, 2)) == 2
+
+    none = PoolSize(low=0, high=0)
+    with_handlers(python, main, Pools(network=none, cgroup=none))
 
 
 def test_a_burst_of_events_is_answered(python: Path) -> None:
