@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from msgspec import Struct
 
 from firstlight.agile.config import PoolSize
-from firstlight.errors import Failed, FirstlightError
+from firstlight.errors import Failed
 
 Part = TypeVar("Part")
 
@@ -43,7 +43,10 @@ class Traffic:
 
 
 class Counts(Struct, frozen=True, kw_only=True):
-    """A pool as ``firstlight pool`` shows it. ``fill_rate`` is parts a second while filling."""
+    """A pool as ``firstlight pool`` shows it. ``fill_rate`` is parts a second while filling.
+
+    That was for ``fill_seconds``.
+    """
 
     name: str
     ready: int
@@ -55,6 +58,7 @@ class Counts(Struct, frozen=True, kw_only=True):
     returned: int
     failed: int
     fill_rate: float
+    fill_seconds: float
 
 
 class Pool(Generic[Part]):
@@ -83,7 +87,7 @@ class Pool(Generic[Part]):
         self._filler: asyncio.Task[None] | None = None
         self._hits = self._misses = self._made = self._returned = self._failed = 0
         self._filling_seconds = 0.0
-        self.error: FirstlightError | None = None
+        self.error: Exception | None = None
 
     def __len__(self) -> int:
         return len(self._shelf)
@@ -156,7 +160,7 @@ class Pool(Generic[Part]):
         return Counts(
             name=self.name, ready=len(self._shelf), low=self.size.low, high=self.size.high,
             hits=self._hits, misses=self._misses, made=self._made, returned=self._returned,
-            failed=self._failed, fill_rate=round(rate, 1),
+            failed=self._failed, fill_rate=round(rate, 1), fill_seconds=self._filling_seconds,
         )  # fmt: skip
 
     async def close(self) -> None:
@@ -199,20 +203,22 @@ class Pool(Generic[Part]):
                 began = time.monotonic()
                 try:
                     part = await self._make()
-                except FirstlightError as error:
+                except Exception as error:  # also an unforeseen one: someone may wait for a part
                     self._fail(error)
                     await asyncio.sleep(_RETRY_SECONDS)
                     continue
+                made = time.monotonic()
+                self._filling_seconds += made - began
                 self._made += 1
                 self._put(part)
                 if len(self._shelf) >= self._warm_to:
                     self._full.set()
                 if self._short():
-                    await asyncio.sleep(max(0.0, began + 1 / self.size.rate - time.monotonic()))
-                self._filling_seconds += time.monotonic() - began
+                    await asyncio.sleep(max(0.0, began + 1 / self.size.rate - made))
+                    self._filling_seconds += time.monotonic() - made
             self._full.set()
 
-    def _fail(self, error: FirstlightError) -> None:
+    def _fail(self, error: Exception) -> None:
         self._failed += 1
         self.error = error
         self._full.set()

@@ -235,16 +235,11 @@ def _sandboxes(client: Client) -> Counts:
 
 
 def _counted(before: Counts, after: Counts) -> dict[str, float]:
-    made = after.made - before.made
+    made, seconds = after.made - before.made, after.fill_seconds - before.fill_seconds
     return {
         "hits": after.hits - before.hits,
         "misses": after.misses - before.misses,
         "made": made,
         "fill": before.fill_rate,
-        "refill": made / seconds if (seconds := _filling(after) - _filling(before)) > 0 else 0.0,
+        "refill": made / seconds if made else 0.0,
     }
-
-
-def _filling(counts: Counts) -> float:
-    """For how many seconds a pool has been filled."""
-    return counts.made / counts.fill_rate if counts.fill_rate else 0.0

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstlight.agile import pool
 from firstlight.agile.config import PoolSize
 from firstlight.agile.pool import Pool, Traffic
 from firstlight.errors import Failed
@@ -17,13 +19,13 @@ class Maker:
 
     def __init__(self, allowed: int = 1000) -> None:
         self.made, self.discarded = 0, list[int]()
-        self.broken = False
+        self.broken: Exception | None = None
         self.permits = asyncio.Semaphore(allowed)
 
     async def make(self) -> int:
         await self.permits.acquire()
         if self.broken:
-            raise Failed("broken")
+            raise self.broken
         self.made += 1
         return self.made
 
@@ -113,14 +115,21 @@ def test_a_dry_pool_lets_wait_and_serves_in_order() -> None:
     with_pool(main, dry="wait", allowed=0)
 
 
-def test_one_who_waits_hears_of_the_failure() -> None:
+@pytest.mark.parametrize("error", [Failed("broken"), OSError("broken"), AssertionError("broken")])
+def test_one_who_waits_hears_of_the_failure_and_the_next_is_served(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_RETRY_SECONDS", 0.0)
+
     async def main(pool: Pool[int], maker: Maker) -> None:
-        maker.broken = True
-        with pytest.raises(Failed, match="broken"):
+        maker.broken = error
+        with pytest.raises(type(error), match="broken"):
             await pool.take()
-        with pytest.raises(Failed, match="broken"):
+        with pytest.raises(type(error), match="broken"):
             await pool.warm()
         assert pool.counts().failed >= 1
+        maker.broken = None
+        assert await pool.take() == (1, False)
 
     with_pool(main, dry="wait")
 
@@ -137,7 +146,8 @@ def test_one_who_gives_up_waiting_loses_no_part() -> None:
     with_pool(main, dry="wait", allowed=0)
 
 
-def test_a_refill_waits_while_requests_are_under_way() -> None:
+def test_a_refill_waits_while_requests_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_PATIENCE_SECONDS", 1e9)
     traffic = Traffic()
 
     async def main(pool: Pool[int], maker: Maker) -> None:
@@ -160,6 +170,20 @@ def test_a_refill_does_not_wait_for_ever() -> None:
         assert maker.made == 1
 
     with_pool(main, traffic)
+
+
+def test_whatever_is_counted_as_made_has_taken_its_time() -> None:
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        filling = asyncio.ensure_future(pool.warm())
+        counted = [pool.counts()]
+        while not filling.done():
+            await asyncio.sleep(0)
+            counted.append(pool.counts())
+        assert counted[-1].made == 4
+        for before, after in pairwise(counted):
+            assert (after.made > before.made) <= (after.fill_seconds > before.fill_seconds)
+
+    with_pool(main, rate=100.0)
 
 
 def test_what_is_given_to_a_full_pool_is_discarded() -> None:
