@@ -161,14 +161,17 @@ def _warm(config: Config, function: Function) -> None:
 def daemon(config: Config, place: Place) -> Iterator[int]:
     """The resident runtime in a process of its own; yields its pid."""
     argv = [sys.executable, "-c", _SERVE, msgspec.json.encode(config).decode()]
-    with subprocess.Popen(
-        argv, env=place.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    log = Path(config.state).parent / "log"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            argv, env=place.environment, text=True, stdout=subprocess.PIPE, stderr=errors
+        ) as process,
+    ):
         assert process.stdout
-        assert process.stderr
         try:
             if process.stdout.readline() != "ready\n":
-                raise Failed(f"the agile runtime did not start: {process.stderr.read().strip()}")
+                raise Failed(f"the agile runtime did not start: {log.read_text().strip()}")
             yield process.pid
         finally:
             process.terminate()

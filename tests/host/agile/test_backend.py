@@ -8,9 +8,10 @@ import pytest
 from agile_host import on_host
 from laboratory import Bench
 
-from firstlight.backends import Command, Place, Request
+from firstlight.backends import Command, Place, Request, agile
 from firstlight.backends.agile import DEPTHS, Agile, Asked, children
 from firstlight.backends.agile_floor import Floor
+from firstlight.errors import Failed
 from firstlight.load import Generator
 from firstlight.model import EndPoint
 from firstlight.runner import can_trace
@@ -64,6 +65,43 @@ def test_only_alone_can_a_start_that_is_asked_for_be_told_from_others() -> None:
     assert can_trace([asked])
     assert can_trace([executed, executed])
     assert not can_trace([asked, asked])
+
+
+def test_a_runtime_that_says_much_is_not_held_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
+    much = "import sys\nsys.stderr.write('x' * 1_000_000)\nsys.stderr.flush()\n"
+    monkeypatch.setattr(agile, "_SERVE", much + agile._SERVE)
+
+    async def main() -> None:
+        with (
+            Agile("agile-cold").prepared({"instances": 1}, 1, place) as commands,
+            Generator() as generator,
+        ):
+            [seen] = generator.run(0, commands, deadline=20)
+            generator.stop(0, deadline=20)
+        assert "firstlight ready " in seen.output
+
+    tmp_path.chmod(0o755)
+    on_host(main)
+
+
+def test_a_runtime_that_does_not_start_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
+    monkeypatch.setattr(agile, "_SERVE", "raise SystemExit('no such luck')")
+
+    async def main() -> None:
+        with (
+            pytest.raises(Failed, match="did not start: no such luck"),
+            Agile("agile").prepared({"instances": 1}, 1, place),
+        ):
+            pass
+        assert list(tmp_path.iterdir()) == []
+
+    on_host(main)
 
 
 def test_the_floor_starts_each_in_parts_of_its_own(tmp_path: Path) -> None:
