@@ -408,6 +408,7 @@ int main(int argc, char **argv)
 	    epoll_ctl(events, EPOLL_CTL_ADD, CONTROL, &on_end))
 		die("epoll_ctl");
 	be_prompt();
+	allow_files();
 	while (receive(&request, sizeof(request))) {
 		struct batch *batch = &batches[request.batch % BATCHES];
 		int free_slot = !batch->instances;

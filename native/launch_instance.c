@@ -15,6 +15,15 @@
 
 enum { READS = 32, ANSWER_MAX = 8192 };
 
+static struct rlimit given_files;
+
+void allow_files(void)
+{
+	if (getrlimit(RLIMIT_NOFILE, &given_files) ||
+	    setrlimit(RLIMIT_NOFILE, &(struct rlimit){given_files.rlim_max, given_files.rlim_max}))
+		die("limit of open files");
+}
+
 /* Between fork and exec; standard error is already the instance's own. */
 static void execute(const struct instance *instance, const int streams[2], uint32_t flags)
 {
@@ -22,6 +31,7 @@ static void execute(const struct instance *instance, const int streams[2], uint3
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	setpriority(PRIO_PROCESS, 0, 0);
+	setrlimit(RLIMIT_NOFILE, &given_files);
 	if (!(flags & INHERIT)) {
 		setsid();
 		if (dup2(streams[0], 0) < 0 || dup2(streams[1], 1) < 0 || dup2(streams[1], 2) < 0)
@@ -48,12 +58,19 @@ static void note(struct instance *instance, const char *word, const char *text)
 					    line, word, text);
 }
 
+static void stop_hearing(int *file)
+{
+	if (*file >= 0) {
+		epoll_ctl(events, EPOLL_CTL_DEL, *file, NULL); /* a fork may hold it for now */
+		close(*file);
+	}
+	*file = -1;
+}
+
 /* Ends a start that was asked for; status is as waitpid gives it. */
 static void end_asked(struct instance *instance, int status)
 {
-	if (instance->connection >= 0)
-		close(instance->connection);
-	instance->connection = -1;
+	stop_hearing(&instance->connection);
 	instance->record.status = status;
 	instance->record.exited = now();
 }
@@ -106,15 +123,6 @@ void instance_start(struct instance *instance, int input, uint32_t flags)
 	}
 }
 
-static void stop_hearing(struct instance *instance)
-{
-	if (instance->out >= 0) {
-		epoll_ctl(events, EPOLL_CTL_DEL, instance->out, NULL); /* a fork may hold it for now */
-		close(instance->out);
-	}
-	instance->out = -1;
-}
-
 /* A pipe's worth at a time: one that never ceases must not keep the others waiting. */
 static void hear(struct instance *instance)
 {
@@ -128,7 +136,7 @@ static void hear(struct instance *instance)
 		if (n < 0 && errno == EAGAIN)
 			return;
 		if (n <= 0) {
-			stop_hearing(instance);
+			stop_hearing(&instance->out);
 			return;
 		}
 		record->output += (uint32_t)n;
@@ -215,8 +223,7 @@ void instance_kill(struct instance *instance, uint32_t flags)
 
 void instance_forget(struct instance *instance)
 {
-	stop_hearing(instance);
-	if (instance->connection >= 0)
-		close(instance->connection);
+	stop_hearing(&instance->out);
+	stop_hearing(&instance->connection);
 	free(instance->text);
 }

@@ -31,6 +31,8 @@ int64_t now(void);
 void watch(int fd, struct instance *instance);
 _Noreturn void die(const char *what);
 
+/* A start takes up to two open files of ours. What is executed has the limit that we were given. */
+void allow_files(void);
 void instance_start(struct instance *instance, int input, uint32_t flags);
 void instance_hear(struct instance *instance);
 void instance_exited(struct instance *instance, int status, const struct rusage *usage);

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import socket
 import struct
@@ -32,11 +33,11 @@ def both(
     generator: Generator,
     *commands: Command,
     shape: Shape = Burst(),  # noqa: B008 - a frozen value
-    deadline: float = 10,
+    deadline: float = 60,
 ) -> tuple[list[Outcome], list[Outcome]]:
     """What was seen when all were ready, and when all had ended."""
     seen = generator.run(1, commands, shape, deadline=deadline)
-    return seen, generator.stop(1, deadline=10)
+    return seen, generator.stop(1, deadline=60)
 
 
 def runs(pid: int) -> bool:
@@ -157,7 +158,7 @@ def test_a_word_within_a_line_or_without_its_end_is_not_ready(generator: Generat
 
 
 def test_one_that_never_ceases_to_write_keeps_no_other_waiting(generator: Generator) -> None:
-    [flood, quiet], _ = both(generator, shell("exec yes"), shell(READY), deadline=1)
+    [flood, quiet], _ = both(generator, shell("exec yes"), shell(READY), deadline=3)
     assert flood.expired
     assert quiet.seen
     assert not quiet.expired
@@ -165,7 +166,7 @@ def test_one_that_never_ceases_to_write_keeps_no_other_waiting(generator: Genera
 
 def test_a_command_that_closes_its_output_is_ready_never_but_can_end(generator: Generator) -> None:
     [closed, ended], _ = both(
-        generator, shell("exec >&- 2>&-; sleep 1000"), shell("exec >&- 2>&-; exit 3"), deadline=0.3
+        generator, shell("exec >&- 2>&-; sleep 1000"), shell("exec >&- 2>&-; exit 3"), deadline=2
     )
     assert (closed.expired, closed.seen, closed.status) == (True, 0, None)
     assert os.waitstatus_to_exitcode(ended.status or 0) == 3
@@ -230,9 +231,9 @@ def test_in_sequence_each_is_asked_for_when_the_one_before_is_settled(
 ) -> None:
     seen, _ = both(
         generator, shell(f"{READY}; cat"), shell("exit 1"), shell("sleep 1000"),
-        shell(f"{READY}; cat"), shape=Sequence(), deadline=0.5,
+        shell(f"{READY}; cat"), shape=Sequence(), deadline=2,
     )  # fmt: skip
-    settled = [seen[0].seen, seen[1].exited, seen[2].intended + 500 * MS]
+    settled = [seen[0].seen, seen[1].exited, seen[2].intended + 2000 * MS]
     for before, after in zip(settled, seen[1:], strict=True):
         assert before <= after.intended <= after.spawned
     assert [one.expired for one in seen] == [False, False, True, False]
@@ -274,6 +275,19 @@ def test_a_hundred_at_once_are_all_ready_and_say_how_late_they_were(generator: G
     assert late[0] >= 0
     assert len({one.pid for one in seen}) == 100
     assert [one.status for one in ended] == [0] * 100
+
+
+def test_starts_may_be_more_than_the_open_files_that_they_are_given(program: str) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = 16 + max(int(one.name) for one in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
+    try:
+        with Generator() as generator:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            seen, _ = both(generator, *[shell(f"ulimit -n; {READY}; cat")] * (few + 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert {one.output for one in seen} == {f"{few}\nfirstlight ready 1\n"}
 
 
 def test_batches_may_overlap(generator: Generator) -> None:
