@@ -60,7 +60,7 @@ def runtime(path: Path, *serves: Serve) -> Iterator[Path]:
     def one(serve: Serve, connection: socket.socket) -> None:
         try:
             with connection:
-                connection.settimeout(20)
+                connection.settimeout(60)
                 serve(Peer(connection))
         except BaseException as error:
             errors.append(error)
@@ -89,10 +89,10 @@ def asking(path: Path, message: str = "start") -> Command:
 
 
 def both(
-    generator: Generator, *commands: Command, deadline: float = 10
+    generator: Generator, *commands: Command, deadline: float = 60
 ) -> tuple[list[Outcome], list[Outcome]]:
     seen = generator.run(1, commands, deadline=deadline)
-    return seen, generator.stop(1, deadline=10)
+    return seen, generator.stop(1, deadline=60)
 
 
 def test_a_start_that_is_asked_for_is_stamped_and_ends_with_its_input(
@@ -214,7 +214,7 @@ def test_one_that_is_not_answered_is_hung_until_it_is_stopped(
             os.close(descriptor)
 
     with runtime(tmp_path / "socket", hang) as path:
-        [seen], [ended] = both(generator, asking(path), deadline=0.3)
+        [seen], [ended] = both(generator, asking(path), deadline=2)
     assert (seen.expired, seen.status, bool(seen.seen)) == (True, None, ready)
     assert ended.status == 9
 
@@ -251,8 +251,8 @@ def test_in_sequence_the_next_is_asked_when_the_one_before_is_answered(
     generator: Generator, tmp_path: Path
 ) -> None:
     with runtime(tmp_path / "socket", *[behaves] * 5) as path:
-        seen = generator.run(1, [asking(path)] * 5, Sequence(), deadline=10)
-        generator.stop(1, deadline=10)
+        seen = generator.run(1, [asking(path)] * 5, Sequence(), deadline=60)
+        generator.stop(1, deadline=60)
     for before, after in pairwise(seen):
         assert before.seen <= after.intended
 
