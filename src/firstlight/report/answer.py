@@ -17,6 +17,8 @@ from firstlight.report.wording import (
 MOST_NAMES = 4
 WORTH_SAYING = 0.2
 """A queue that takes this share of the starts' time is part of the answer."""
+LEAST_TOLD = 0.01
+"""What a lock's holder did for less of the queue is left out."""
 
 
 def answer(run: Figures) -> str:
@@ -55,7 +57,9 @@ def warnings(run: Figures) -> list[str]:
 
 def queue(found: Queue) -> str:
     """One sentence: what the holder of a lock did while others queued for it."""
-    did = "; ".join(f"{cause(name)} {percent(share)}" for name, share in found.holders[:3])
+    first, *others = found.holders[:3]
+    told = [first, *(one for one in others if one[1] >= LEAST_TOLD)]
+    did = "; ".join(f"{cause(name)} {percent(share)}" for name, share in told)
     return (
         f"Queues for {found.lock} take {percent(found.share)} of the starts' time. "
         f"Meanwhile the lock's holder was {did}."

@@ -285,10 +285,10 @@ def _parts(samples: Sequence[Sample], breakdown: pl.DataFrame) -> Iterable[Part]
 
 
 def _queues(samples: Sequence[Sample], queued: pl.DataFrame) -> Iterable[Queue]:
-    total = latencies(samples).sum()
+    total = float(latencies(samples).sum())
     rows = queued.filter(pl.col("sample").is_in([sample.index for sample in samples]))
     for (lock,), found in rows.group_by("lock", maintain_order=True):
-        waited = found["waited"].sum()
+        waited = int(found["waited"].sum())
         if waited < LEAST_QUEUED * total:
             continue
         by_holder = (

@@ -132,7 +132,8 @@ def test_a_warning_of_many_points_is_said_once(container: Figures) -> None:
 
 
 def test_a_queue_is_told_with_what_its_holder_did() -> None:
-    found = Queue("rtnl_mutex", 0.87, (("RCU: rcu_barrier (move)", 0.73), ("running", 0.2)))
+    held = (("RCU: rcu_barrier (move)", 0.73), ("running", 0.2), ("RCU: a moment", 0.0004))
+    found = Queue("rtnl_mutex", 0.87, held)
     assert answer.queue(found) == (
         "Queues for rtnl_mutex take 87 % of the starts' time. "
         "Meanwhile the lock's holder was waiting for RCU in rcu_barrier (move) 73 %; running 20 %."

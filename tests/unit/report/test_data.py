@@ -1,9 +1,12 @@
 import json
 
 import numpy as np
+import polars as pl
 import pytest
 
-from firstlight.report import data
+from firstlight import holders
+from firstlight.cli_words import to_json
+from firstlight.report import data, figures
 from firstlight.report.figures import Figures
 
 
@@ -40,3 +43,17 @@ def test_json_holds_failures_skips_claims_and_steps(container: Figures, network:
     assert first["skipped"][0]["reason"].startswith("runsc is not installed")
     assert [step["step"] for step in second["points"][0]["steps"]][:3] == ["netns", "veth", "move"]
     assert [claim["id"] for claim in document["claims"]] == [f"C{n}" for n in range(1, 19)]
+
+
+def test_json_holds_the_queues_for_a_lock(
+    container: Figures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced = next(one for one in container.run.samples if one.traced and one.latency)
+    row = (traced.index, "rtnl_mutex", holders.RUNNING, 10**9)
+    queued = pl.DataFrame([row], holders.SCHEMA, orient="row")
+    monkeypatch.setattr(figures, "holders", lambda _: queued)
+    (run,) = json.loads(to_json(data.as_json([container.run])))["runs"]
+    (found,) = (queue for point in run["points"] for queue in point["queues"])
+    assert found["lock"] == "rtnl_mutex"
+    assert found["share"] > 0
+    assert found["holders"] == [{"cause": holders.RUNNING, "share": 1.0}]
