@@ -1,5 +1,6 @@
 """The words that points use for machines, and what they stand for."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ from tinyguest import bz_image
 from firstlight.backends.accel import elf
 from firstlight.backends.firecracker import Firecracker
 from firstlight.backends.qemu import Qemu
-from firstlight.errors import UnknownName
-from firstlight.experiments import Options, machines
+from firstlight.errors import UnknownName, Unsupported
+from firstlight.experiments import Options, hypervisor_builds, machines
 from firstlight.experiments.catalogue import ALL
 from firstlight.guests import catalogue
 from firstlight.guests.catalogue import Entry
@@ -91,3 +92,17 @@ def test_a_users_guest_is_booted_as_its_files_can_be(
     found = machines.backend({"hypervisor": hypervisor, "guest": entry.name, "filesystem": ""})
     assert isinstance(found, Qemu | Firecracker)
     assert found.protocol == way
+
+
+@pytest.mark.parametrize(("asked", "taken"), [("auto", "tcg"), ("kvm", "kvm")])
+def test_builds_without_a_common_accelerator_are_told_which_is_taken(
+    asked: str, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose(program: str, accel: str) -> None:
+        if accel == "kvm" or "microvm" in program:
+            raise Unsupported("not here")
+
+    monkeypatch.setattr(hypervisor_builds, "choose", choose)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    points = ALL["hypervisor-builds"].points(Options((1,), accel=asked))
+    assert {point["accel"] for point in points} == {taken}

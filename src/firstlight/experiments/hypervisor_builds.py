@@ -31,7 +31,7 @@ def _points(options: Options) -> list[Point]:
 
 
 def _common(builds: tuple[str, ...], asked: str) -> str:
-    """An accelerator that all builds have, so that they differ in nothing else."""
+    """An accelerator that all builds have, so that they differ in nothing else; or one by name."""
     found = [program for build in builds if (program := shutil.which(build))]
     for accel in ("tcg", "kvm") if asked == "auto" else (asked,):
         try:
@@ -40,7 +40,7 @@ def _common(builds: tuple[str, ...], asked: str) -> str:
         except Unsupported:
             continue
         return accel
-    return asked
+    return "tcg" if asked == "auto" else asked
 
 
 def _backend(point: Point) -> Backend:
