@@ -23,6 +23,7 @@ from firstlight.agile.function import Ended, Function, Listed
 from firstlight.agile.instance import Instance, Sandbox
 from firstlight.agile.journal import Journal
 from firstlight.agile.network import Network, Networks
+from firstlight.agile.once import Once
 from firstlight.agile.output import Output, pipes
 from firstlight.agile.pool import Counts, Pool, Traffic
 from firstlight.agile.spawner import Spawner
@@ -57,10 +58,10 @@ class Runtime:
         self._journal = Journal(self.config.directory)
         self._networks = Networks(self.config)
         self._traffic = Traffic()
-        self._kinds: dict[bytes, _Kind] = {}
+        self._kinds: Once[_Kind] = Once()
         self._cgroup_pools: dict[Limits, Pool[Cgroup]] = {}
         self._network_pools: dict[str, Pool[Network]] = {}
-        self._zygotes: dict[bytes, Zygote] = {}
+        self._zygotes: Once[Zygote] = Once()
         self._wasms: dict[bytes, Wasm] = {}
         self._instances: dict[str, Instance] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -100,6 +101,8 @@ class Runtime:
         self._closing = True
         for instance in self._instances.values():
             instance.kill()
+        await self._kinds.close()
+        await self._zygotes.close()
         for pool in self._all_pools():
             await pool.close()
         for zygote in self._zygotes.values():
@@ -133,8 +136,7 @@ class Runtime:
         """
         if function.kind == "python":
             await self._cgroup_pool(_limits(function)).warm()
-            zygote = self._zygotes.get(_key(function)) or await self._zygote(function)
-            await zygote.prepare(sandboxes)
+            await (await self._zygote(function)).prepare(sandboxes)
             return
         kind = await self._kind(function)
         if function.network != "none":
@@ -161,7 +163,7 @@ class Runtime:
                 raise Failed("the runtime is stopping")
             if function.kind != "command":
                 raise Failed(f"a function of kind {function.kind} is not started", "invoke it")
-            kind = self._kinds.get(_key(function)) or await self._kind(function)
+            kind = await self._kind(function)
             outputs, theirs = ([], list(streams)) if streams else pipes()
             try:
                 sandbox, warm = await self._woken(kind, theirs)
@@ -188,8 +190,7 @@ class Runtime:
                 function.check()
                 self._wasms[key] = Wasm(function)
             return await self._wasms[key].invoke(event, requested)
-        zygote = self._zygotes.get(_key(function)) or await self._zygote(function)
-        return await zygote.invoke(event, requested)
+        return await (await self._zygote(function)).invoke(event, requested)
 
     def running(self) -> list[Listed]:
         """The running instances."""
@@ -382,6 +383,9 @@ class Runtime:
             self._networks.discard(network)
 
     async def _zygote(self, function: Function) -> Zygote:
+        return await self._zygotes.get(_key(function), lambda: self._made_zygote(function))
+
+    async def _made_zygote(self, function: Function) -> Zygote:
         template = await self._rooted(function)
         limits = _limits(function)
 
@@ -398,9 +402,7 @@ class Runtime:
         except BaseException:
             await zygote.close()
             raise
-        if _key(function) in self._zygotes:  # two first starts at once
-            await zygote.close()
-        return self._zygotes.setdefault(_key(function), zygote)
+        return zygote
 
     async def _rooted(self, function: Function) -> int:
         """A function's template."""
@@ -415,24 +417,20 @@ class Runtime:
             os.close(tree)
 
     async def _kind(self, function: Function) -> _Kind:
-        key = _key(function)
+        return await self._kinds.get(_key(function), lambda: self._made_kind(function))
+
+    async def _made_kind(self, function: Function) -> _Kind:
         template = await self._rooted(function)
         try:
             shared = await self._networks.make("none") if function.network == "none" else None
         except BaseException:
             os.close(template)
             raise
-        if key in self._kinds:  # two first starts at once
-            os.close(template)
-            if shared:
-                self._networks.discard(shared)
-            return self._kinds[key]
         kind = _Kind(function, template, shared)
         kind.sandboxes = Pool(
             f"sandbox {function.command[0]}", self.config.pools.sandbox,
             lambda: self._prepared(kind), self._discard_sandbox, self._traffic,
         )  # fmt: skip
-        self._kinds[key] = kind
         return kind
 
     async def _template(self, tree: int) -> int:

@@ -318,10 +318,22 @@ def test_a_fork_that_cannot_be_asked_for_gives_its_parts_back(
     with_handlers(python, main, Pools(network=none, cgroup=none))
 
 
-def test_a_burst_of_events_is_answered(python: Path) -> None:
+def test_a_burst_of_first_events_is_answered_by_one_zygote(
+    python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    start = Zygote._start
+
+    async def counted(zygote: Zygote) -> None:
+        started.append(zygote)
+        await start(zygote)
+
+    monkeypatch.setattr(Zygote, "_start", counted)
+
     async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
         echo = function("echo")
         results = await asyncio.gather(*(runtime.invoke(echo, n) for n in range(30)))
         assert [value(result) for result in results] == list(range(30))
+        assert len(started) == 1
 
     with_handlers(python, main)

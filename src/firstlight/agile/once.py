@@ -1,0 +1,44 @@
+"""Things that are made when they are first asked for."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+Made = TypeVar("Made")
+
+
+class Once(Generic[Made]):
+    """Things by key. Those who ask for one while it is made wait for it, or hear of its failure.
+
+    Who gives up waiting does not end the making. A failure is not kept: the next makes it anew.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[bytes, Made] = {}
+        self._making: dict[bytes, asyncio.Future[Made]] = {}
+
+    async def get(self, key: bytes, make: Callable[[], Awaitable[Made]]) -> Made:
+        """What has this key, made if need be. Raises what making it raises."""
+        if key in self._made:
+            return self._made[key]
+        if key not in self._making:
+            self._making[key] = asyncio.ensure_future(self._make(key, make))
+        return await asyncio.shield(self._making[key])
+
+    async def _make(self, key: bytes, make: Callable[[], Awaitable[Made]]) -> Made:
+        try:
+            self._made[key] = await make()
+        finally:
+            del self._making[key]
+        return self._made[key]
+
+    def values(self) -> list[Made]:
+        """All that are made."""
+        return list(self._made.values())
+
+    async def close(self) -> None:
+        """Make no more."""
+        making = list(self._making.values())
+        for one in making:
+            one.cancel()
+        await asyncio.gather(*making, return_exceptions=True)
