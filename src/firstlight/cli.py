@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from firstlight import cli_agile, cli_guest
-from firstlight.cli_words import Json, examples, print_json, say
+from firstlight import cli_agile, cli_guest, cli_options
+from firstlight.cli_words import Json, completion, examples, print_json, say
 from firstlight.errors import FirstlightError, UnknownName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from rich.console import Console
 
-    from firstlight.model import EndPoint
     from firstlight.runner import Batch
     from firstlight.store import Run
 
@@ -28,7 +25,6 @@ RUNS = Path("runs")
 EXPORTS = ("perfetto", "csv", "parquet")
 _FAST, _RIGOROUS = 3, 30
 _FAST_INSTANCES = (1, 10, 20)
-_LEAST_FREE_BYTES = 200 << 20
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,12 +35,12 @@ app = typer.Typer(
     "  firstlight report runs/* --html report.html\n  firstlight trace -- runc run mine",
 )
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Directories of runs.")]
 
 
 @app.command(epilog=examples("doctor", "doctor --json"))
 def doctor(*, as_json: Json = False) -> None:
-    """Tell what can run here, what cannot and what to install, and what will make noise.
+    """Tell what can run here, what to install, and what makes noise.
 
     Exit status 1 if an experiment cannot run whole.
     """
@@ -96,18 +92,29 @@ def list_experiments(*, as_json: Json = False) -> None:
     )
 )  # fmt: skip
 def run(
-    experiment: Annotated[str, typer.Argument(help="Its name; firstlight list shows them.")],
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            help="Its name; firstlight list shows them.",
+            autocompletion=completion(cli_options.experiments),
+        ),
+    ],
     *,
     instances: Annotated[
-        str, typer.Option(help="How many starts to ask for at once, such as 1,10,50.")
+        str, typer.Option(metavar="N,N", help="How many starts at once, such as 1,10,50.")
     ] = "",
     repetitions: Annotated[
-        int | None, typer.Option(min=1, help="Of every point.  [default: the experiment's own]")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Of every point, and thrice that of single starts.  [default: the experiment's]",
+        ),
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Few repetitions and instances.")] = False,
     rigorous: Annotated[bool, typer.Option("--rigorous", help="Many repetitions.")] = False,
     runtime: Annotated[
-        str, typer.Option(help="OCI runtimes by name or path, such as runc,crun.")
+        str, typer.Option(metavar="NAME,NAME", help="OCI runtimes by name or path.")
     ] = "",
     conf: Annotated[
         list[str] | None,
@@ -118,7 +125,12 @@ def run(
         typer.Option(metavar="PROGRAM", help="A hypervisor by name or path, instead of ours."),
     ] = None,
     accel: Annotated[
-        str, typer.Option(metavar="auto|kvm|tcg", help="What QEMU runs guests with.")
+        str,
+        typer.Option(
+            metavar="auto|kvm|tcg",
+            help="What QEMU runs guests with.",
+            autocompletion=completion(lambda: ("auto", "kvm", "tcg")),
+        ),
     ] = "auto",
     guest: Annotated[
         list[str] | None,
@@ -130,7 +142,11 @@ def run(
     ] = False,
     until: Annotated[
         str,
-        typer.Option(metavar="first-packet", help="End each start at its gateway's answer."),
+        typer.Option(
+            metavar="first-packet",
+            help="End each start at its gateway's answer.",
+            autocompletion=completion(lambda: ("first-packet",)),
+        ),
     ] = "",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the run goes.  [default: runs/…]")
@@ -140,14 +156,15 @@ def run(
     ] = False,
     trace: Annotated[bool, typer.Option(help="Also trace, to break the time down.")] = True,
     deadline: Annotated[
-        float, typer.Option(min=0.1, help="Seconds after which a start has hung.")
+        float, typer.Option(metavar="SECONDS", min=0.1, help="After which a start has hung.")
     ] = 60.0,
-    seed: Annotated[int, typer.Option(help="Of the order of the schedule.")] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the order of the schedule.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Measure an experiment and print its figures.
 
-    Ctrl-C keeps what was measured and leaves nothing else behind.
+    Ctrl-C keeps what was measured and leaves nothing else behind. Exit status 1 if no start was
+    ready.
     """
     from firstlight import runner
     from firstlight.experiments import Options, catalogue
@@ -156,18 +173,20 @@ def run(
     if fast and rigorous:
         raise FirstlightError("--fast and --rigorous exclude one another", "leave one out")
     default = tuple(n for n in _FAST_INSTANCES if n in chosen.instances) if fast else ()
+    options = Options(
+        cli_options.numbers(instances) or default or chosen.instances,
+        cli_options.runtimes(runtime),
+        tuple(conf or ()),
+        cli_options.binaries(binary or ()),
+        cli_options.accelerator(accel),
+        tuple(guest or ()),
+        ("wall", "counted") if icount else ("wall",),
+        cli_options.end_point(until),
+    )
+    cli_options.check_use(chosen, options)
     plan = runner.Plan(
         chosen,
-        Options(
-            _numbers(instances) or default or chosen.instances,
-            _runtimes(runtime),
-            tuple(conf or ()),
-            _binaries(binary or ()),
-            _accelerator(accel),
-            tuple(guest or ()),
-            ("wall", "counted") if icount else ("wall",),
-            _end_point(until),
-        ),
+        options,
         repetitions or (_FAST if fast else _RIGOROUS if rigorous else chosen.repetitions),
         seed,
         traced=trace,
@@ -175,25 +194,29 @@ def run(
         deadline=deadline,
     )
     directory = out or RUNS / f"{chosen.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    _check_space(directory)
+    cli_options.check_space(directory)
     try:
         with _Progress(chosen.name) as progress:
             runner.run(plan, directory, progress.show)
     except KeyboardInterrupt:
-        say(f"interrupted: what was measured is in {directory}")
+        if (directory / "header.json").exists():
+            say(f"interrupted: what was measured is in {directory}")
         raise
-    _show([_read(directory)], as_json=as_json)
+    measured = _read(directory)
+    _show([measured], as_json=as_json)
     say(f"run: {directory}\nfull report: firstlight report {directory} --html report.html")
+    raise typer.Exit(not any(sample.latency is not None for sample in measured.samples))
 
 
 @app.command(
+    context_settings={"allow_interspersed_args": False},
     epilog=examples(
         "trace -- runc run --bundle /tmp/b mine", "trace -- ip netns add test",
         "trace --until nginx -- podman run nginx", "trace -- python3 -c 'import json'",
     )
 )  # fmt: skip
 def trace(
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...")],
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND")],
     *,
     until: Annotated[
         str | None,
@@ -204,7 +227,7 @@ def trace(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show where the start of any command goes: phases, causes, the slowest kernel waits.
+    """Show where the start of any command goes: phases, causes, waits.
 
     The command runs here, with your terminal, to its end. Exit status is the command's own.
     """
@@ -252,12 +275,17 @@ def report(
         Path | None, typer.Option(metavar="DIR", help="Write every picture as PNG and SVG.")
     ] = None,
     export: Annotated[
-        str | None, typer.Option(metavar="|".join(EXPORTS), help="Write the data.")
+        str | None,
+        typer.Option(
+            metavar="|".join(EXPORTS),
+            help="Write the data.",
+            autocompletion=completion(lambda: EXPORTS),
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where exports go.")] = Path("export"),
     as_json: Json = False,
 ) -> None:
-    """Show runs as tables, one HTML page, pictures, or data for other tools."""
+    """Show runs as tables, one HTML page, pictures, or exported data."""
     read = [_read(path) for path in runs]
     if export is not None:
         _export(read, export, out)
@@ -265,13 +293,19 @@ def report(
         from firstlight.report import figures
         from firstlight.report import pictures as drawn
 
-        for one in read:
-            for file in drawn.write(figures.figures(one), pictures):
-                say(f"wrote {file}")
+        experiments = [one.header.experiment for one in read]
+        for one, name in zip(read, _names(read), strict=True):
+            several = experiments.count(one.header.experiment) > 1
+            with cli_options.writing(pictures, "--pictures"):
+                for file in drawn.write(
+                    figures.figures(one), pictures / name if several else pictures
+                ):
+                    say(f"wrote {file}")
     if html is not None:
         from firstlight.report import page
 
-        page.write(read, html)
+        with cli_options.writing(html, "--html"):
+            page.write(read, html)
         say(f"wrote {html}")
     if export is None and pictures is None and html is None:
         _show(read, as_json=as_json)
@@ -282,7 +316,9 @@ def compare(
     a: Annotated[Path, typer.Argument(help="The run to compare with.")],
     b: Annotated[Path, typer.Argument(help="The run that may be slower.")],
     *,
-    threshold: Annotated[float, typer.Option(min=0, help="Smallest change that counts.")] = 0.05,
+    threshold: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, help="Smallest change that counts.")
+    ] = 0.05,
     across: Annotated[bool, typer.Option("--across", help="Of other machines too.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -302,7 +338,7 @@ def compare(
 @app.command(epilog=examples("paper", "paper runs/network-setup-*"))
 def paper(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN...]", help="[default: all of runs/]")
+        list[Path] | None, typer.Argument(metavar="RUN", help="[default: all of runs/]")
     ] = None,
     *,
     as_json: Json = False,
@@ -324,7 +360,7 @@ def paper(
 def clean(
     *, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell.")] = False
 ) -> None:
-    """Remove what a killed run left: processes, control groups, loop devices, state."""
+    """Remove what a killed run left: processes, cgroups, devices, state."""
     from firstlight import clean as cleaning
 
     if dry_run:
@@ -376,7 +412,7 @@ class _Progress:
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"),
             TimeRemainingColumn(), TextColumn("{task.fields[batch]}"), console=_stderr(),
-            transient=True,
+            transient=True, disable=not sys.stderr.isatty(),
         )  # fmt: skip
         self._task = self._bar.add_task(title, total=None, batch="")
 
@@ -408,82 +444,26 @@ def _export(runs: "list[Run]", kind: str, out: Path) -> None:
 
     if kind not in EXPORTS:
         raise UnknownName("export", kind, EXPORTS)
-    out.mkdir(parents=True, exist_ok=True)
-    for one in runs:
-        if kind == "perfetto":
-            export.perfetto(one, out / f"{one.path.name}.json")
-        else:
-            getattr(export, kind)(one, out / one.path.name)
+    with cli_options.writing(out, "--out"):
+        out.mkdir(parents=True, exist_ok=True)
+        for one, name in zip(runs, _names(runs), strict=True):
+            if kind == "perfetto":
+                export.perfetto(one, out / f"{name}.json")
+            else:
+                getattr(export, kind)(one, out / name)
     say(f"wrote {out}")
+
+
+def _names(runs: "list[Run]") -> list[str]:
+    """What tells the files of runs apart: their directories' names, if these do."""
+    names = [one.path.resolve().name for one in runs]
+    return names if len(set(names)) == len(names) else [one.header.run for one in runs]
 
 
 def _read(path: Path) -> "Run":
     from firstlight import store
 
     return store.read(path)
-
-
-def _numbers(words: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(word) for word in words.split(",") if word.strip())
-    except ValueError:
-        numbers = (0,)
-    if any(number < 1 for number in numbers):
-        raise FirstlightError(f"--instances {words!r} is not a list of counts", "such as 1,10,50")
-    return numbers
-
-
-def _runtimes(words: str) -> tuple[str, ...]:
-    from firstlight.backends.oci import Oci
-
-    runtimes = tuple(word.strip() for word in words.split(",") if word.strip())
-    for runtime in runtimes:
-        Oci(runtime).probe()
-    return runtimes
-
-
-def _binaries(words: "Iterable[str]") -> tuple[str, ...]:
-    import shutil
-
-    from firstlight.errors import Unsupported
-
-    binaries = tuple(words)
-    for binary in binaries:
-        if not shutil.which(binary):
-            raise Unsupported(f"hypervisor {binary!r} is not found", "give its path to --binary")
-    return binaries
-
-
-def _accelerator(word: str) -> str:
-    from firstlight.backends.accel import ACCELERATORS
-
-    if word not in ACCELERATORS:
-        raise UnknownName("accelerator", word, ACCELERATORS)
-    return word
-
-
-def _end_point(word: str) -> "EndPoint | None":
-    from firstlight.model import EndPoint
-
-    asked = {"first-packet": EndPoint.FIRST_PACKET}
-    if word and word not in asked:
-        raise UnknownName("end point", word, asked)
-    return asked.get(word)
-
-
-def _check_space(directory: Path) -> None:
-    import shutil
-
-    from firstlight.errors import Unsupported
-
-    directory.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(directory).free
-    if free < _LEAST_FREE_BYTES:
-        raise Unsupported(
-            f"{directory} has only {free >> 20} MiB free, and a run needs "
-            f"{_LEAST_FREE_BYTES >> 20} MiB",
-            "free some, or name another directory with --out",
-        )
 
 
 def _stdout() -> "Console":

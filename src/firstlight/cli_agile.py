@@ -47,7 +47,10 @@ def up(
         bool, typer.Option("--unit", help="Print a systemd unit that does so, and end.")
     ] = False,
 ) -> None:
-    """Run the resident runtime until SIGTERM or Ctrl-C; then nothing of it is left."""
+    """Run the resident runtime until SIGTERM or Ctrl-C.
+
+    Then nothing of it is left.
+    """
     if unit:
         options = f" --config {config.absolute()}" if config else ""
         sys.stdout.write(_UNIT.format(program=Path(sys.argv[0]).absolute(), options=options))
@@ -60,7 +63,7 @@ def up(
 
 
 def start(
-    command: Annotated[list[str] | None, typer.Argument(metavar="[-- COMMAND...]")] = None,
+    command: Annotated[list[str] | None, typer.Argument(metavar="COMMAND")] = None,
     *,
     rootfs: Annotated[str, typer.Option(help="Directory that is shown read-only, or a module.")],
     handler: Annotated[
@@ -130,7 +133,7 @@ def ps(*, config: Configuration = None, as_json: Json = False) -> None:
 
 
 def stop(
-    identities: Annotated[list[str], typer.Argument(metavar="ID...")],
+    identities: Annotated[list[str], typer.Argument(metavar="ID")],
     *,
     config: Configuration = None,
 ) -> None:

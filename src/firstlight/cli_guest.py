@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from firstlight.cli_words import Json, examples, print_json, say
+from firstlight.cli_words import Json, completion, examples, print_json, say
 
 guest = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Bring guests of your own for virtual machines: OSv, a Linux kernel, or any other.",
+    help="Bring guests of your own for machines: OSv, Linux or any other.",
 )
 
 
@@ -23,7 +23,13 @@ guest = typer.Typer(
     )
 )  # fmt: skip
 def add(
-    kind: Annotated[str, typer.Argument(help="osv, linux or generic.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="osv, linux or generic.",
+            autocompletion=completion(lambda: ("osv", "linux", "generic")),
+        ),
+    ],
     *,
     kernel: Annotated[
         Path | None, typer.Option(metavar="FILE", help="An ELF file or a bzImage; may be gzip's.")

@@ -1,6 +1,7 @@
 """How the verbs speak: figures to stdout, talk to stderr, examples at the end of ``--help``."""
 
 import sys
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import typer
@@ -11,6 +12,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")
 def examples(*lines: str) -> str:
     """The end of a verb's help."""
     return "\b\nExamples:\n" + "\n".join(f"  firstlight {line}" for line in lines)
+
+
+def completion(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """What a shell completes a word to."""
+
+    def complete(begun: str) -> list[str]:
+        return [name for name in names() if name.startswith(begun)]
+
+    return complete
 
 
 def to_json(value: object) -> str:

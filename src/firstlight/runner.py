@@ -142,12 +142,22 @@ def _usable(plan: Plan) -> tuple[list[Point], list[Backend], dict[str, str]]:
         usable[backend] = None
         points.append(point)
     if not points:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise Unsupported(
-            f"{plan.experiment.name} cannot run here: {reasons}",
+            f"{plan.experiment.name} cannot run here: {_reasons(skipped)}",
             "see all that is missing: firstlight doctor",
         )
     return points, list(usable), skipped
+
+
+def _reasons(skipped: dict[str, str]) -> str:
+    """Each reason once, with the first that it kept from running."""
+    kept: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        kept.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {reason}"
+        for reason, names in kept.items()
+    )
 
 
 class _Lab:

@@ -159,7 +159,13 @@ def read(path: Path) -> Run:
     """
     header_file = path / "header.json"
     if not header_file.is_file():
-        raise BadRun(f"{path} is not a run: it has no header.json", "name a directory of --out")
+        runs = any(path.glob("*/header.json"))
+        raise BadRun(
+            f"{path} is not a run: it has no header.json",
+            f"name the runs in it: {path}/*"
+            if runs
+            else "name the directory that firstlight run printed",
+        )
     header = _header(header_file)
     footer_file = path / "footer.json"
     return Run(

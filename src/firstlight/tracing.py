@@ -40,6 +40,8 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
     path. The run is kept in ``out``, or dropped on leaving. Raises Unsupported and Failed.
     """
     program = shutil.which(argv[0])
+    if not program and Path(argv[0]).exists():
+        raise Unsupported(f"{argv[0]} is not a program that can be executed", "name one")
     if not program:
         raise Unsupported(f"command {argv[0]!r} is not found", "give its path, or install it")
     command = Command((str(Path(program).absolute()), *argv[1:]), dict(os.environ), Path.cwd())
