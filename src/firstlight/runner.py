@@ -106,7 +106,11 @@ def run(plan: Plan, out: Path, progress: Callable[[Batch, int, int], None]) -> N
         repetitions=plan.repetitions,
         cold=plan.cold,
         environment={**host.facts(), **plan.experiment.facts(plan.options)},
-        notes=tuple(dict.fromkeys(backend.note for backend in backends if backend.note)),
+        notes=tuple(
+            dict.fromkeys(
+                line for backend in backends for line in (backend.note or "").splitlines()
+            )
+        ),
         skipped=tuple(skipped.items()),
     )
     with Writer(out, header) as writer:

@@ -44,9 +44,9 @@ class Pod:
 
     @property
     def note(self) -> str | None:
-        """What either part is spared here, or stands for."""
+        """What either part is spared here, or stands for, on a line each."""
         network = pooled.NOTE if self.network == POOLED else self._cni.note if self._cni else None
-        return "; ".join(note for note in (self._container.note, network) if note) or None
+        return "\n".join(note for note in (self._container.note, network) if note) or None
 
     @property
     def _container(self) -> Oci:

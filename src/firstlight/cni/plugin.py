@@ -11,6 +11,11 @@ from firstlight.cni.conf import Json
 from firstlight.errors import FirstlightError, Unsupported
 
 _SHOWN_BYTES = 400
+_PACKAGED = frozenset(
+    ("bandwidth", "bridge", "dhcp", "firewall", "host-device", "host-local", "ipvlan", "loopback",
+     "macvlan", "portmap", "ptp", "sbr", "static", "tuning", "vlan", "vrf")
+)  # fmt: skip
+_BUILT = frozenset(("flannel", "weave-net", "weave-ipam", "calico", "calico-ipam", "cilium-cni"))
 
 
 class PluginError(FirstlightError):
@@ -63,10 +68,11 @@ def find(kind: str, path: Sequence[Path]) -> Path:
         program = directory / kind
         if program.is_file() and os.access(program, os.X_OK):
             return program
+    packaged = "apt-get install containernetworking-plugins, or " if kind in _PACKAGED else ""
+    built = "make cni-plugins builds it where Go is, or " if kind in _BUILT else ""
     raise Unsupported(
-        f"CNI plugin {kind!r} is not in {':'.join(map(str, path)) or 'any directory'}",
-        "apt-get install containernetworking-plugins, make cni-plugins, or give its directory "
-        "in CNI_PATH",
+        f"CNI plugin {kind!r} is not installed",
+        f"{packaged}{built}name its directory in CNI_PATH",
     )
 
 

@@ -1,5 +1,7 @@
 """Every experiment, by name."""
 
+from dataclasses import dataclass
+
 from firstlight.errors import NotApplicable, UnknownName, Unsupported
 from firstlight.experiments import Experiment, Options
 from firstlight.experiments.ablation import ABLATION
@@ -42,13 +44,22 @@ def find(name: str) -> Experiment:
     return ALL[name]
 
 
-def probe() -> dict[str, list[str]]:
-    """For each experiment, why parts of it cannot run here; an empty list means that it can."""
+@dataclass(frozen=True)
+class Missing:
+    """Why ``parts`` of an experiment, backends by name, cannot run here, and what to do."""
+
+    parts: tuple[str, ...]
+    fact: str
+    hint: str | None
+
+
+def probe() -> dict[str, list[Missing]]:
+    """For each experiment, what keeps parts of it from running here; nothing if it can."""
     return {experiment.name: _missing(experiment) for experiment in ALL.values()}
 
 
-def _missing(experiment: Experiment) -> list[str]:
-    names: dict[str, dict[str, None]] = {}
+def _missing(experiment: Experiment) -> list[Missing]:
+    parts: dict[tuple[str, str | None], dict[str, None]] = {}
     for point in experiment.points(Options(instances=(1,))):
         backend = experiment.backend(point)
         try:
@@ -56,5 +67,5 @@ def _missing(experiment: Experiment) -> list[str]:
         except NotApplicable:
             continue
         except Unsupported as error:
-            names.setdefault(f"{error.message} ({error.hint})", {})[backend.name] = None
-    return [f"{', '.join(of)}: {reason}" for reason, of in names.items()]
+            parts.setdefault((error.message, error.hint), {})[backend.name] = None
+    return [Missing(tuple(of), fact, hint) for (fact, hint), of in parts.items()]

@@ -136,8 +136,8 @@ def _gain(slow: PointFigures, quick: PointFigures) -> Interval:
 
 def _words(change: _Change) -> str:
     quick, slow = change.quick.point, change.slow.point
-    rest = [str(quick[axis]) for axis in ("guest", *_PARTS) if axis in quick]
-    rest.remove(str(quick[change.axis]))
+    others = (axis for axis in ("guest", *_PARTS) if axis != change.axis)
+    rest = [str(quick[axis]) for axis in others if quick.get(axis)]
     with_ = f" ({', '.join(rest)})" if rest else ""
     return (
         f"{change.axis} {quick[change.axis]} instead of {slow[change.axis]}{with_}, "

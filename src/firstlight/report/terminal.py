@@ -3,7 +3,8 @@
 Nothing here prints. Cells wrap between an estimate and its interval, and nowhere else.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from firstlight.claims import Verdict
 from firstlight.compare import Comparison, Difference, Side
+from firstlight.experiments.catalogue import Missing
 from firstlight.host import Check
 from firstlight.model import Ending, Sample
 from firstlight.plots import palette
@@ -21,13 +23,15 @@ from firstlight.report.figures import Figures, Part, PointFigures
 from firstlight.stats import Interval, samples_needed
 from firstlight.store import Run
 
+T = TypeVar("T")
+
 __all__ = ["as_json", "claims", "comparison", "doctor", "summary"]
 
 MOST_FAILURES = 5
 MOST_CAUSES = 6
 MOST_POINTS = 8
-"""Shares of more points do not fit beside each other."""
-MOST_BOOTS = 4
+MOST_BESIDE = 4
+MOST_PARTS = 3
 INTERVAL = 11
 """The width of the bounds of an interval, which then stand below its estimate."""
 _STYLES = {"holds": "green", "does not hold": "red"}
@@ -52,9 +56,10 @@ def _run(run: Figures) -> RenderableType:
     if run.run.header.experiment == cni.EXPERIMENT:
         shown += [Text(), cni.table(run.run), Text(cni.advice(run.run))]
     shown += _boots(run)
-    explained = [point for point in _ends(run) if point.parts]
+    explained = [point for point in _ends(run) if any(part.seen for part in point.parts)]
     if len(explained) > 1:
-        shown += [Text(), _shares(explained)]
+        for some in _beside(explained):
+            shown += [Text(), _shares(some)]
     for point in run.lead:
         if point.parts:
             shown += [Text(), _parts(point), Text(), _causes(point)]
@@ -90,7 +95,7 @@ def _table(title: str = "") -> Table:
 def _latencies(run: Figures) -> Table:
     table = _table(f"latency to {run.end_point}, untraced, with 95 % intervals")
     table.padding = (0, 1, 0, 0)
-    table.add_column("")
+    table.add_column("", overflow="fold")
     table.add_column("n", justify="right", no_wrap=True)
     for name in ("median", "P95", "P99"):
         table.add_column(name, justify="right", min_width=INTERVAL)
@@ -116,7 +121,7 @@ def _latencies(run: Figures) -> Table:
 def _boots(run: Figures) -> Iterable[RenderableType]:
     """How the machines booted, a column a point, a few beside each other."""
     booted = [(point, found) for point in run.points if (found := figures.boot(point))]
-    for some in (booted[at : at + MOST_BOOTS] for at in range(0, len(booted), MOST_BOOTS)):
+    for some in _beside(booted):
         table = _table("boot by phase, untraced, median")
         table.add_column("", no_wrap=True)
         for point, _ in some:
@@ -133,6 +138,11 @@ def _boots(run: Figures) -> Iterable[RenderableType]:
         yield Text(f"a guest's phases are by {clock}", style="dim")
     if advice := boots.advice(run):
         yield Text(f"\n{advice}")
+
+
+def _beside(points: Sequence[T]) -> Iterator[Sequence[T]]:
+    """As many at a time as a terminal of 80 columns has room for beside each other."""
+    return (points[at : at + MOST_BESIDE] for at in range(0, len(points), MOST_BESIDE))
 
 
 def _bound(found: figures.Boot) -> str:
@@ -183,9 +193,10 @@ def _share(point: PointFigures, phase: str) -> Text:
 
 def _parts(point: PointFigures) -> Table:
     table = _table(f"{point.name}: phases of {point.traced} traced starts")
+    table.padding = (0, 1, 0, 0)
     table.add_column("phase", no_wrap=True)
     table.add_column("share", no_wrap=True)
-    for name, least in (("wall", 7), ("summed", 7), ("in kernel", 6)):
+    for name, least in (("wall", 7), ("summed", 7), ("kernel", 6)):
         table.add_column(name, justify="right", min_width=least)
     table.add_column("mostly")
     for part in point.parts:
@@ -229,7 +240,7 @@ def _failures(failed: Sequence[Sample]) -> Table:
     for name in ("start", "", "what it said"):
         table.add_column(name, overflow="fold")
     for sample in failed[:MOST_FAILURES]:
-        setting = ", ".join(f"{axis} {value}" for axis, value in sample.point.items())
+        setting = ", ".join(f"{axis} {value}" for axis, value in sample.point.items() if value)
         said = "\n".join(filter(None, (sample.error, sample.output.strip())))
         _row(table, f"{setting}, batch {sample.batch}", str(sample.ending), Text(said))
     if len(failed) > MOST_FAILURES:
@@ -289,18 +300,29 @@ def _news(difference: Difference) -> Text:
     return Text("faster", style="green") if difference.improvement else Text("alike", style="dim")
 
 
-def doctor(checks: Iterable[Check], experiments: Mapping[str, Sequence[str]]) -> RenderableType:
-    """What was looked at, and which experiments can run."""
+def doctor(checks: Iterable[Check], experiments: Mapping[str, Sequence[Missing]]) -> RenderableType:
+    """What was looked at, and which experiments can run; what to do about a lack is said once."""
     table = _table("this machine")
     for check in checks:
         mark = {True: ("✓", "green"), False: ("✗", "red"), None: ("!", "yellow")}[check.ok]
         hint = (f"\n{check.hint}", "yellow") if check.hint and not check.ok else ""
         _row(table, Text(*mark), check.name, Text.assemble(check.fact, hint))
     runnable = _table("\nexperiments")
-    for name, reasons in experiments.items():
-        mark = ("!", "yellow") if reasons else ("✓", "green")
-        _row(runnable, Text(*mark), name, "\n".join(reasons) or "can run whole")
+    told: set[str | None] = {None}
+    for name, lacks in experiments.items():
+        mark = ("!", "yellow") if lacks else ("✓", "green")
+        words = Text("" if lacks else "can run whole")
+        for lack in lacks:
+            words.append("\n" if words else "").append(f"{_parted(lack.parts)}: {lack.fact}")
+            if lack.hint not in told:
+                words.append(f"\n{lack.hint}", "yellow")
+            told.add(lack.hint)
+        _row(runnable, Text(*mark), name, words)
     return Group(Padding(table, 0), runnable)
+
+
+def _parted(parts: Sequence[str]) -> str:
+    return ", ".join(parts) if len(parts) <= MOST_PARTS else f"{len(parts)} starts ({parts[0]}, …)"
 
 
 def _row(table: Table, *cells: str | Text, style: str = "") -> None:

@@ -10,7 +10,7 @@ from firstlight.plots.palette import PHASES as COLOURS
 
 _WAITS = 8
 _FIXED_COLUMNS = 43  # of the terminal: all but the lane and the cause
-_FRAMES = 4
+_FRAMES = 6
 _LEAST_NS = 1000
 
 
@@ -20,7 +20,8 @@ def waterfall(timeline: pl.DataFrame, spans: pl.DataFrame, width: int) -> Render
     ``timeline`` is ``breakdown.timeline`` of one sample, ``spans`` its raw spans; ``width`` the
     columns of the terminal.
     """
-    return Group(_lanes(timeline, width), Text(), _waits(timeline, spans))
+    waits = _waits(timeline, spans)
+    return Group(_lanes(timeline, width), *((Text(), waits) if waits.row_count else ()))
 
 
 def _lanes(timeline: pl.DataFrame, width: int) -> Table:
@@ -83,10 +84,11 @@ def _mostly(rows: pl.DataFrame, took: int) -> str:
 
 
 def _waits(timeline: pl.DataFrame, spans: pl.DataFrame) -> Table:
-    """The longest waits in the kernel that were part of the critical path."""
+    """The waits in the kernel that took most of the critical path, those at one place together."""
     table = Table(title="slowest kernel waits on the critical path", title_justify="left",
                   box=None, pad_edge=False, header_style="bold")  # fmt: skip
     table.add_column("ms", justify="right", width=7)
+    table.add_column("times", justify="right")
     table.add_column("phase", no_wrap=True, width=13)
     table.add_column("kernel functions, innermost first", overflow="fold")
     waits = spans.filter(pl.col("kind").is_in(["blocked", "lock"])).select(
@@ -98,8 +100,12 @@ def _waits(timeline: pl.DataFrame, spans: pl.DataFrame) -> Table:
         .filter((pl.col("from_") <= pl.col("start")) & (pl.col("to") >= pl.col("end")))
         .sort("took", descending=True)
         .unique(["start", "tid"], keep="first", maintain_order=True)
+        .with_columns(pl.col("stack").cast(pl.String).str.split(";").list.head(_FRAMES))
+        .group_by("phase", "stack", maintain_order=True)
+        .agg(pl.col("took").sum(), times=pl.len())
+        .sort("took", descending=True, maintain_order=True)
         .head(_WAITS)
     )
-    for took, phase, stack in longest.select("took", "phase", "stack").iter_rows():
-        table.add_row(f"{took / 1e6:.2f}", phase, " ← ".join(stack.split(";")[:_FRAMES]))
+    for phase, stack, took, times in longest.iter_rows():
+        table.add_row(f"{took / 1e6:.2f}", f"{times}", phase, " ← ".join(stack))
     return table

@@ -62,8 +62,9 @@ def skipped(header: Header) -> list[tuple[str, str]]:
 
 
 def digits(value: float, decimals: int) -> str:
-    """A figure with a thin space at the thousands."""
-    return f"{value:,.{decimals}f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    """A figure with a thin space at the thousands, from five figures on."""
+    grouped = f"{value:,.{decimals}f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    return f"{value:.{decimals}f}" if abs(value) < 10_000 else grouped
 
 
 def _unit(ns: float) -> tuple[float, str]:

@@ -89,9 +89,15 @@ def test_a_plugin_that_hangs_is_killed(bench: Bench) -> None:
         runtime.add(network, POD)
 
 
-def test_a_plugin_that_is_missing_says_where_it_was_looked_for(bench: Bench) -> None:
-    with pytest.raises(Unsupported, match=rf"'none' is not in {bench.directory}/bin"):
-        bench.runtime.add(bench.network("none"), POD)
+@pytest.mark.parametrize(
+    ("kind", "how"), [("none", "name its"), ("vlan", "apt-get"), ("flannel", "make cni-plugins")]
+)
+def test_a_plugin_that_is_missing_says_how_to_have_it(bench: Bench, kind: str, how: str) -> None:
+    with pytest.raises(Unsupported, match=rf"CNI plugin '{kind}' is not installed") as raised:
+        bench.runtime.add(bench.network(kind), POD)
+    assert raised.value.hint
+    assert raised.value.hint.startswith(how)
+    assert "CNI_PATH" in raised.value.hint
 
 
 def test_the_same_attachment_is_not_added_twice(bench: Bench) -> None:

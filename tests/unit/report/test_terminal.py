@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 
 from firstlight.claims import Verdict
 from firstlight.compare import compare
+from firstlight.experiments.catalogue import Missing
 from firstlight.host import Check
 from firstlight.model import Sample
 from firstlight.report import answer, terminal, wording
@@ -71,7 +72,8 @@ def test_a_run_of_which_nothing_was_ready_has_a_summary(known_phases: None, tmp_
 def test_words_of_a_run_are_never_markup() -> None:
     assert "[red]6.18[/red]" in rendered(terminal.claims([verdict("[red]6.18[/red]")]), 100)
     checks = [Check("[b]x", None, "[b]y", "[b]z")]
-    assert rendered(terminal.doctor(checks, {"[b]": ["[b]"]}), 100).count("[b]") == 5
+    lack = Missing(("[b]",), "[b]", "[b]")
+    assert rendered(terminal.doctor(checks, {"[b]": [lack]}), 100).count("[b]") == 7
 
 
 def verdict(figure: str = "52 % (50–55)") -> Verdict:
@@ -122,9 +124,13 @@ def test_doctor_says_what_to_do_only_where_something_is_wrong() -> None:
         Check("root", True, "uid 0", "become root"),
         Check("BTF", False, "no /sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"),
     ]
-    text = words(rendered(terminal.doctor(checks, {"floor": [], "rootfs": ["no erofs"]}), 90))
+    lack = Missing(("erofs",), "mkfs.erofs is not installed", "apt-get install erofs-utils")
+    many = Missing(tuple("abcde"), lack.fact, lack.hint)
+    lacks = {"floor": [], "rootfs": [lack], "pod": [many]}
+    text = words(rendered(terminal.doctor(checks, lacks), 90))
     assert "✓ root uid 0" in text
     assert "become root" not in text
     assert "✗ BTF no /sys/kernel/btf/vmlinux CONFIG_DEBUG_INFO_BTF" in text
     assert "✓ floor can run whole" in text
-    assert "! rootfs no erofs" in text
+    assert "! rootfs erofs: mkfs.erofs is not installed apt-get install erofs-utils" in text
+    assert text.endswith("! pod 5 starts (a, …): mkfs.erofs is not installed")
