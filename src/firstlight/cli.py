@@ -73,12 +73,14 @@ def list_experiments(*, as_json: Json = False) -> None:
         )  # fmt: skip
         return
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("experiment", "question", "paper", "axes"):
-        table.add_column(column)
+    for column in ("experiment", "question, and what varies", "paper"):
+        table.add_column(column, no_wrap=column == "experiment")
     for one in catalogue.ALL.values():
-        table.add_row(one.name, one.question, one.figure, ", ".join(one.axes))
+        question = Text(one.question).append(f"\n{', '.join(one.axes)}", "dim")
+        table.add_row(one.name, question, one.figure)
     _stdout().print(table)
 
 
@@ -360,7 +362,7 @@ def paper(
 def clean(
     *, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell.")] = False
 ) -> None:
-    """Remove what a killed run left: processes, cgroups, devices, state."""
+    """Remove what a killed run left: processes, cgroups, state."""
     from firstlight import clean as cleaning
 
     if dry_run:

@@ -22,7 +22,7 @@ def refusal(*words: str) -> FirstlightError:
 
 
 def test_the_list_of_verbs_cuts_no_sentence() -> None:
-    text = verb("--help").stdout
+    text = CliRunner().invoke(cli.app, ["--help"], terminal_width=78).stdout
     assert "..." not in text.partition("Commands:")[2].partition("Examples:")[0]
 
 

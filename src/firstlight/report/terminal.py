@@ -51,6 +51,9 @@ def _run(run: Figures) -> RenderableType:
         Text(),
         _latencies(run),
     ]
+    if any(point.latency and not (point.latency.p95 and point.latency.p99) for point in run.points):
+        needed = f"P95 needs {samples_needed(0.95)} starts and P99 {samples_needed(0.99)}"
+        shown += [Text(f"{needed}: more --repetitions or --instances", style="dim")]
     if own := agile.table(run) or boots.table(run):
         shown += [Text(), _own(own)]
     if run.run.header.experiment == cni.EXPERIMENT:

@@ -25,7 +25,7 @@ def waterfall(timeline: pl.DataFrame, spans: pl.DataFrame, width: int) -> Render
 
 
 def _lanes(timeline: pl.DataFrame, width: int) -> Table:
-    cells = max((width - _FIXED_COLUMNS) // 2, 10)
+    cells = max((width - _FIXED_COLUMNS) * 2 // 5, 10)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("phase", no_wrap=True, width=13)
     table.add_column("where in time", no_wrap=True, width=cells)
@@ -80,7 +80,7 @@ def _mostly(rows: pl.DataFrame, took: int) -> str:
         .sort("took", descending=True)
     )
     cause, most = by_cause.row(0)
-    return f"{cause} {100 * most / took:.0f} %"
+    return f"{100 * most / took:.0f} % {cause}"
 
 
 def _waits(timeline: pl.DataFrame, spans: pl.DataFrame) -> Table:
