@@ -8,6 +8,7 @@ from firstlight.report import agile, boots, figures
 from firstlight.report.figures import Figures, PointFigures, Queue, batches, latencies
 from firstlight.report.wording import (
     cause,
+    duration,
     duration_interval,
     percent,
     percent_interval,
@@ -67,7 +68,11 @@ def queue(found: Queue) -> str:
 
 
 def _alone(run: Figures, point: PointFigures, *, explain: bool) -> str:
-    clause = f"{_subject(run, point)} takes {_median(point)}"
+    took = _median(point)
+    if figures.headline_of(run.run) == "traced":
+        assert point.latency
+        took = f"{duration(point.latency.median.value)}, traced,"
+    clause = f"{_subject(run, point)} takes {took}"
     if run.end_point != EndPoint.REQUEST_DONE:
         clause += f" to its {run.end_point}"
     if point.instances > 1:
@@ -102,6 +107,8 @@ def _subject(run: Figures, point: PointFigures) -> str:
         return f"a {point.series} container"
     if "method" in run.run.header.axes:
         return f"a network set-up request ({point.series})"
+    if "command" in run.run.header.axes:
+        return point.series
     return f"one start ({point.series}, {run.run.header.experiment})"
 
 

@@ -18,6 +18,8 @@ from firstlight.model import Ending, EndPoint, Point, Sample
 from firstlight.stats import Floats, Interval, Summary
 from firstlight.store import Run
 
+TRACE = "trace"
+"""What a command's own trace is called: it has no untraced start beside it."""
 LATE = 0.10
 """A load generator later than this share of the median marks the point."""
 UNEXPLAINED = 0.05
@@ -73,8 +75,8 @@ class Queue:
 class PointFigures:
     """The figures of one point.
 
-    ``latency`` and ``all_ready`` are of untraced samples, in ns: a start's own, from its
-    intended arrival, and from a batch's first intended arrival until its last start is ready.
+    ``latency`` and ``all_ready`` are of samples as ``headline_of`` says, in ns: a start's own, from
+    its intended arrival, and from a batch's first intended arrival until its last start is ready.
     ``late`` is the 95th percentile of the load generator's lateness, as a share of the median.
     ``overhead`` is the traced median over the untraced one. ``None`` where nothing was measured.
     """
@@ -189,7 +191,8 @@ def _point(
     ready = [sample for sample in samples if sample.latency is not None]
     untraced = [sample for sample in ready if not sample.traced]
     traced = [sample for sample in ready if sample.traced]
-    latency = _summary(untraced)
+    headline = traced if headline_of(run) == "traced" else untraced
+    latency = _summary(headline)
     return PointFigures(
         point=point,
         series=" · ".join(_word(axis, point) for axis in series_axes(run)) or "all",
@@ -197,7 +200,7 @@ def _point(
         ended={ending: sum(sample.ending is ending for sample in samples) for ending in Ending},
         latency=latency,
         all_ready=_all_ready([sample for sample in samples if not sample.traced]),
-        late=_late(untraced, latency),
+        late=_late(headline, latency),
         overhead=_overhead(traced, untraced),
         traced=len(traced),
         lost=sum(sample.lost > 0 for sample in traced),
@@ -206,6 +209,11 @@ def _point(
         untraced_samples=tuple(untraced),
         traced_samples=tuple(traced),
     )
+
+
+def headline_of(run: Run) -> str:
+    """Whether its latencies are of ``untraced`` starts or, of a command's own, of the traced."""
+    return "traced" if run.header.experiment == TRACE else "untraced"
 
 
 def latencies(samples: Iterable[Sample]) -> Floats:

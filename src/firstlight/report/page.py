@@ -95,6 +95,7 @@ def render(runs: Sequence[Run]) -> str:
     return environment.get_template("page.html.j2").render(
         runs=[_run(run, charts) for run in shown],
         warnings=[warning for run in shown for warning in answer.warnings(run)],
+        has_trace=figures.TRACE in experiments,
         MOST_WARNINGS=MOST_WARNINGS,
         measured=[verdict for verdict in verdicts if verdict.id in asked],
         unmeasured=[verdict for verdict in verdicts if verdict.id not in asked],

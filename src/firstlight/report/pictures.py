@@ -105,8 +105,8 @@ def bars(run: Figures, *, legend: bool) -> Iterator[Picture]:
         yield Picture(
             "phases",
             f"{run.run.header.experiment} by phase{beside}",
-            f"Height: median latency of a start to its {run.end_point}, untraced. Split: the wall "
-            f"time of traced starts. {SHADES}",
+            f"Height: median latency of a start to its {run.end_point}, "
+            f"{figures.headline_of(run.run)}. Split: the wall time of traced starts. {SHADES}",
             {
                 "time": container_creation(run, "time", legend=legend),
                 "share": container_creation(run, "share", legend=legend),
@@ -117,7 +117,7 @@ def bars(run: Figures, *, legend: bool) -> Iterator[Picture]:
 
 def curves(run: Figures, *, legend: bool) -> Iterator[Picture]:
     """The distribution of latencies, and how they grow."""
-    if not run.lead:
+    if not any(point.untraced_samples for point in run.lead):
         return
     if run.run.header.experiment == "ablation" and worth(run):
         yield Picture(

@@ -50,10 +50,8 @@ def _run(run: Figures) -> RenderableType:
         *(Text(f"! {warning}", style="yellow") for warning in answer.warnings(run)),
         Text(),
         _latencies(run),
+        *_tails_needed(run),
     ]
-    if any(point.latency and not (point.latency.p95 and point.latency.p99) for point in run.points):
-        needed = f"P95 needs {samples_needed(0.95)} starts and P99 {samples_needed(0.99)}"
-        shown += [Text(f"{needed}: more --repetitions or --instances", style="dim")]
     if own := agile.table(run) or boots.table(run):
         shown += [Text(), _own(own)]
     if run.run.header.experiment == cni.EXPERIMENT:
@@ -76,6 +74,14 @@ def _run(run: Figures) -> RenderableType:
     return Group(*shown)
 
 
+def _tails_needed(run: Figures) -> Iterable[Text]:
+    """What the "9 of 72" in the place of a tail means."""
+    found = (point.latency for point in run.points if point.untraced_samples)
+    if any(latency and not (latency.p95 and latency.p99) for latency in found):
+        needed = f"P95 needs {samples_needed(0.95)} starts and P99 {samples_needed(0.99)}"
+        yield Text(f"{needed}: more --repetitions or --instances", style="dim")
+
+
 def _ends(run: Figures) -> list[PointFigures]:
     points = [point for series in run.series for point in run.ends(series)]
     if len(points) > MOST_POINTS:
@@ -96,7 +102,9 @@ def _table(title: str = "") -> Table:
 
 
 def _latencies(run: Figures) -> Table:
-    table = _table(f"latency to {run.end_point}, untraced, with 95 % intervals")
+    table = _table(
+        f"latency to {run.end_point}, {figures.headline_of(run.run)}, with 95 % intervals"
+    )
     table.padding = (0, 1, 0, 0)
     table.add_column("", overflow="fold")
     table.add_column("n", justify="right", no_wrap=True)

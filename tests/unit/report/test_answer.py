@@ -7,7 +7,7 @@ import synthetic
 from msgspec.structs import replace as changed
 
 from firstlight.model import EndPoint, Footer
-from firstlight.report import answer, figures, wording
+from firstlight.report import answer, figures, page, wording
 from firstlight.report.figures import Figures, Queue
 from firstlight.stats import Interval
 
@@ -138,3 +138,18 @@ def test_a_queue_is_told_with_what_its_holder_did() -> None:
         "Queues for rtnl_mutex take 87 % of the starts' time. "
         "Meanwhile the lock's holder was waiting for RCU in rcu_barrier (move) 73 %; running 20 %."
     )
+
+
+def test_a_traced_command_is_answered_by_its_trace(known_phases: None, tmp_path: Path) -> None:
+    run = synthetic.container_creation(tmp_path / "run")
+    header = changed(
+        run.header, experiment="trace", axes=("command", "instances"), end_point=EndPoint.EXIT,
+        points=({"command": "ls", "instances": 1},),
+    )  # fmt: skip
+    one = next(one for one in run.samples if one.traced and one.latency)
+    assert one.latency
+    sample = changed(one, point=header.points[0])
+    traced = figures.figures(replace(run, header=header, samples=[sample]))
+    took = wording.duration(one.latency)
+    assert answer.answer(traced).startswith(f"On this machine ls takes {took}, traced, to its exit")
+    assert page.render([traced.run]).count("as is all of a command") == 1
