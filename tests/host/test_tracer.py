@@ -393,7 +393,8 @@ def test_stacks_that_find_no_place_in_the_table_are_not_lost(
 ) -> None:
     (tmp_path / "mnt").mkdir()
     with altered(monkeypatch, bench, tmp_path, "STACKS", 4) as crowded:
-        seen = crowded.starts([crowded.command(known, "mounts", tmp_path / "mnt", "40")] * 4)
+        mounts = crowded.command(known, "mounts", tmp_path / "mnt", "40")
+        seen = crowded.starts([mounts, mounts, mounts, *[crowded.command(known, "netns", "9")] * 3])
     waits = seen.spans.filter(pl.col("kind").is_in(["blocked", "lock"]))
     assert waits["stack"].n_unique() > 4
     assert waits.filter(pl.col("stack") == "").is_empty()

@@ -6,7 +6,7 @@
  *   known mount-burn DIR MS   burn CPU time there instead
  *   known child MS          wait for a child that sleeps
  *   known thread DIR N      wait for a thread that makes and removes N files
- *   known threads N         wait for N threads that look a file up
+ *   known threads N         wait for N threads that look a file up and for one another
  *   known ping-pong N       exchange N bytes with a child over two pipes
  *   known flock FILE MS     wait for a lock on a file that a child holds while it sleeps
  *   known mounts DIR N      mount and unmount N times at a new directory in DIR
@@ -117,9 +117,13 @@ static void *make_files(void *unused)
 	return unused;
 }
 
+static pthread_barrier_t all_are_there;
+
+/* No thread ends before the last one was there: so many are alive at once. */
 static void *look_up(void *unused)
 {
 	need(access("/sys/fs/cgroup", F_OK) == 0, "access");
+	pthread_barrier_wait(&all_are_there);
 	return unused;
 }
 
@@ -213,9 +217,10 @@ int main(int argc, char **argv)
 		wait_for_child();
 	else if (!strcmp(verb, "thread"))
 		wait_for_threads(1, make_files);
-	else if (!strcmp(verb, "threads"))
+	else if (!strcmp(verb, "threads")) {
+		need(pthread_barrier_init(&all_are_there, NULL, (unsigned)amount) == 0, "barrier");
 		wait_for_threads(amount, look_up);
-	else if (!strcmp(verb, "ping-pong"))
+	} else if (!strcmp(verb, "ping-pong"))
 		ping_pong();
 	else if (!strcmp(verb, "flock"))
 		wait_for_lock();
