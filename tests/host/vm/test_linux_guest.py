@@ -163,7 +163,7 @@ def test_any_kernel_is_ready_by_its_marker(room: Room) -> None:
     guest = Generic("any", marker, kernel, arguments="console=ttyS0 earlyprintk=ttyS0")
     machine = Qemu(guest, machine="pc", protocol="kernel", accel="tcg")
     [sample] = room.start(machine, deadline=_DEADLINE)
-    assert sample.ending is Ending.READY
+    assert sample.ending is Ending.READY, sample
     assert sum(boot.account(sample).values()) == sample.latency
     assert sample.guest is not None
     assert {phases.of_guest(span.name) for span in sample.guest.spans} <= {"guest.other"}
