@@ -29,7 +29,9 @@ class UnknownName(FirstlightError):
     """A name that is not one of ours; the hint lists those that are."""
 
     def __init__(self, what: str, name: str, valid: Iterable[str]) -> None:
-        super().__init__(f"unknown {what} {name!r}", f"valid: {', '.join(valid)}")
+        super().__init__(
+            f"unknown {what} {name!r}", f"valid: {', '.join(valid) or 'there is none'}"
+        )
 
 
 class BadRun(FirstlightError):

@@ -69,7 +69,13 @@ _chosen: dict[tuple[str, str, bool], Accelerator] = {}
 
 
 def choose(program: str, asked: str = "auto", *, must_be_tcg: bool = False) -> Accelerator:
-    """The accelerator for a QEMU by its path; found once in a process. Raises Unsupported."""
+    """The accelerator for a QEMU by its path; found once in a process. Raises Unsupported.
+
+    An experiment asks by name for what was chosen for it: then that choice's reason is the reason.
+    """
+    found = _chosen.get((program, "auto", must_be_tcg))
+    if found and found.name == asked:
+        return found
     key = program, asked, must_be_tcg
     if key not in _chosen:
         _chosen[key] = _choose(*key)
@@ -92,12 +98,12 @@ def _choose(program: str, asked: str, must_be_tcg: bool) -> Accelerator:
     if asked == "tcg":
         if "tcg" not in built_in:
             raise Unsupported(f"{program} is built without TCG", _OTHER_BUILD)
-        return Accelerator("tcg", "it was asked for")
+        return Accelerator("tcg", _ASKED)
     why_not = _why_no_kvm(program, built_in)
     if asked == "kvm":
         if why_not and not why_not.startswith(_EMULATES):
             raise Unsupported(f"no guest runs under KVM here: {why_not}", NO_KVM)
-        return Accelerator("kvm", f"it was asked for{f', though {why_not}' if why_not else ''}")
+        return Accelerator("kvm", f"{_ASKED}{f', though {why_not}' if why_not else ''}")
     if not why_not:
         return Accelerator("kvm", "a guest was run under it, at a processor's speed")
     if "tcg" in built_in:
@@ -112,6 +118,7 @@ def _choose(program: str, asked: str, must_be_tcg: bool) -> Accelerator:
 _OTHER_BUILD = "take another build, such as Debian's qemu-system-x86_64"
 NO_KVM = "enable virtualisation in the firmware, or nested in the hypervisor; modprobe kvm"
 _EMULATES = "KVM only emulates"
+_ASKED = "--accel or the experiment names it"
 
 
 def _why_no_kvm(program: str, built_in: frozenset[str]) -> str | None:

@@ -201,6 +201,11 @@ def _checked(entry: Entry, files: Mapping[str, Path]) -> Entry:
     if disk and entry.filesystem not in ("", *osv.DISKLESS):
         check = osv.check_disk if entry.kind == "osv" else images.check_root
         check(disk, entry.filesystem)
+    if disk and not kernel and not images.disk(disk).boots:
+        raise Failed(
+            f"image {disk} has no boot loader, and guest {entry.name} no kernel",
+            "give its --kernel too, or an image that boots",
+        )
     return entry
 
 

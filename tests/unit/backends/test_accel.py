@@ -33,6 +33,7 @@ def test_a_guest_that_counts_slowly_is_run_again(
     chosen = accel.choose("qemu")
     assert chosen.name == name
     assert reason in chosen.reason
+    assert accel.choose("qemu", name) == chosen
 
 
 @pytest.mark.parametrize("before", ["", "firmware"])

@@ -120,6 +120,8 @@ def test_what_cannot_boot_is_refused_and_leaves_nothing(
         (OSV, {}, "has no file"),
         (Entry(name="mine", kind="linux"), {"root": tmp_path}, "a directory is no image"),
         (Entry(name="mine", kind="osv", filesystem="zfs"), {"disk.img": image}, "holds ext, not"),
+        (Entry(name="mine", kind="osv"), {"disk.img": Path("/etc/passwd")}, "has no boot loader"),
+        (Entry(name="mine", kind="generic", ready="up"), {"disk.img": image}, "has no boot loader"),
         (Entry(name="mine", kind="linux"), {"kernel": kernel, "disk.img": image}, "is a kernel"),
         (Entry(name="mine", kind="generic"), {"kernel": kernel}, "nothing says when"),
         (Entry(name="mine", kind="generic", ready="a(b"), {"kernel": kernel}, r"'a\(b' is not a"),
