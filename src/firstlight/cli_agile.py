@@ -5,12 +5,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from firstlight.cli_words import Json, examples, print_json, say, to_json
-from firstlight.errors import FirstlightError
+from firstlight.cli_words import Json, completion, examples, print_json, say, to_json
+from firstlight.errors import FirstlightError, UnknownName
 
 if TYPE_CHECKING:
     from firstlight.agile.client import Client
@@ -65,7 +65,10 @@ def up(
 def start(
     command: Annotated[list[str] | None, typer.Argument(metavar="COMMAND")] = None,
     *,
-    rootfs: Annotated[str, typer.Option(help="Directory that is shown read-only, or a module.")],
+    rootfs: Annotated[
+        str,
+        typer.Option(metavar="DIR|FILE", help="What is shown read-only, or a WebAssembly module."),
+    ],
     handler: Annotated[
         str, typer.Option(metavar="MODULE:NAME", help="A Python handler, by a warm interpreter.")
     ] = "",
@@ -73,35 +76,49 @@ def start(
     wasm: Annotated[
         str, typer.Option(metavar="EXPORT", help="Call an export of a WebAssembly module.")
     ] = "",
-    env: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE")] = None,
-    memory: Annotated[str, typer.Option(help="Such as 128M.")] = "128M",
-    cpus: float = 1.0,
-    pids: int = 64,
-    network: Annotated[str, typer.Option(help="outbound, internal or none.")] = "outbound",
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="In its environment.")
+    ] = None,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="At most, such as 64M.")] = "128M",
+    cpus: Annotated[float, typer.Option(metavar="N", help="At most.")] = 1.0,
+    pids: Annotated[int, typer.Option(metavar="N", help="Processes and threads at most.")] = 64,
+    network: Annotated[
+        str,
+        typer.Option(
+            metavar="outbound|internal|none",
+            help="What it reaches.",
+            autocompletion=completion(lambda: ("outbound", "internal", "none")),
+        ),
+    ] = "outbound",
     port: Annotated[
         list[str] | None, typer.Option(metavar="HOST:INSTANCE", help="Publish a TCP port.")
     ] = None,
-    ready: Annotated[
-        str | None, typer.Option(metavar="PREFIX", help="The line of output that says so.")
-    ] = None,
-    user_namespace: Annotated[bool, typer.Option("--user-namespace")] = False,
+    user_namespace: Annotated[
+        bool, typer.Option("--user-namespace", help="Give it a user namespace of its own.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Print its id and leave it.")] = False,
     config: Configuration = None,
     as_json: Json = False,
 ) -> None:
     """Start an instance of a function. Exit status is the instance's own."""
+    from firstlight.agile.function import Reach
+
+    if network not in get_args(Reach):
+        raise UnknownName("network", network, get_args(Reach))
     function = _function(
         command=tuple(command or ()),
         rootfs=str(Path(rootfs).absolute()),
         kind="python" if handler else "wasm" if wasm else "command",
         handler=handler or wasm,
-        env=dict(_pair(word, "=", "--env") for word in env or ()),
+        env=dict(_pair(word, "=", "--env", "NAME=VALUE") for word in env or ()),
         memory=_bytes(memory),
         cpus=cpus,
         pids=pids,
         network=network,
-        ports={int(a): int(b) for a, b in (_pair(w, ":", "--port") for w in port or ())},
-        ready=ready,
+        ports={
+            int(a): int(b)
+            for a, b in (_pair(w, ":", "--port", "HOST:INSTANCE") for w in port or ())
+        },
         user_namespace=user_namespace,
     )
     with _client(config) as client:
@@ -164,6 +181,7 @@ def add(app: typer.Typer) -> None:
     app.command(
         epilog=examples(
             "start --rootfs /srv/root -- /bin/hello", "start --rootfs /srv/f --handler app:main",
+            "start --rootfs /srv/f.wasm --wasm add --event '[1, 2]'",
             "start --rootfs /srv/root --port 8080:80 --detach -- /bin/server",
         )
     )(start)  # fmt: skip
@@ -194,10 +212,10 @@ def _function(**fields: object) -> "Function":
     return function
 
 
-def _pair(word: str, separator: str, option: str) -> tuple[str, str]:
+def _pair(word: str, separator: str, option: str, form: str) -> tuple[str, str]:
     left, found, right = word.partition(separator)
     if not found or (separator == ":" and not (left.isdigit() and right.isdigit())):
-        raise FirstlightError(f"{option} {word!r} is not understood", f"A{separator}B is")
+        raise FirstlightError(f"{option} {word!r} is not understood", f"write it {form}")
     return left, right
 
 

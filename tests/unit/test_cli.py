@@ -119,3 +119,19 @@ def test_a_command_needs_no_dashes_before_its_own_options(monkeypatch: pytest.Mo
     refusal("trace", "ls", "-l", "--all")
     refusal("trace", "--", "ls", "-l", "--all")
     assert asked == [["ls", "-l", "--all"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("option", "fact", "hint"),
+    [
+        (("--network", "mars"), "unknown network 'mars'", "valid: outbound, internal, none"),
+        (("--port", "80"), "--port '80' is not understood", "write it HOST:INSTANCE"),
+        (("--env", "X"), "--env 'X' is not understood", "write it NAME=VALUE"),
+        (("--memory", "1Q"), "--memory '1Q' is not understood", "such as 64M or 1G"),
+    ],
+)
+def test_a_start_of_wrong_words_says_the_right_ones(
+    option: tuple[str, str], fact: str, hint: str
+) -> None:
+    error = refusal("start", "--rootfs", "/", *option, "--", "/bin/true")
+    assert (error.message, error.hint) == (fact, hint)

@@ -51,7 +51,8 @@ def check_command(rootfs: Path, command: str) -> None:
             if not path.resolve().is_relative_to(inside):
                 return  # what it means inside is for the kernel to say
     if not path.exists():
-        raise Failed(f"the root file system {rootfs} has no {command}")
+        raise Failed(f"the root file system {rootfs} has no {command}",
+                     "add it there, or name another root file system")  # fmt: skip
     if path.is_dir() or not path.stat().st_mode & 0o111:
         raise Failed(f"{command} in the root file system {rootfs} is not executable")
 

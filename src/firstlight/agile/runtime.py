@@ -29,7 +29,7 @@ from firstlight.agile.pool import Counts, Pool, Traffic
 from firstlight.agile.spawner import Spawner
 from firstlight.agile.wasm import Wasm
 from firstlight.agile.wire import Flag
-from firstlight.agile.zygote import ZYGOTE_CALLS, Node, Result, Zygote
+from firstlight.agile.zygote import INTERPRETER, ZYGOTE_CALLS, Node, Result, Zygote
 from firstlight.errors import Failed, Unsupported
 
 _USUAL_PROFILE = 0
@@ -410,8 +410,7 @@ class Runtime:
         rootfs = Path(function.rootfs)
         tree = roots.open_root(rootfs, self.config.directory / "skeleton")
         try:
-            if function.command:
-                roots.check_command(rootfs, function.command[0])
+            roots.check_command(rootfs, function.command[0] if function.command else INTERPRETER)
             return await self._template(tree)
         finally:
             os.close(tree)
@@ -428,7 +427,7 @@ class Runtime:
             raise
         kind = _Kind(function, template, shared)
         kind.sandboxes = Pool(
-            f"sandbox {function.command[0]}", self.config.pools.sandbox,
+            f"sandbox {' '.join(function.command)}", self.config.pools.sandbox,
             lambda: self._prepared(kind), self._discard_sandbox, self._traffic,
         )  # fmt: skip
         return kind

@@ -59,11 +59,12 @@ class Wasm:
         threading.Thread(target=self._tick, name="wasm clock", daemon=True).start()
 
     async def invoke(self, event: object, requested: int) -> Result:
-        """Run the export in an instance of its own. Raises Failed.
+        """Run the export in an instance of its own; no event is no arguments. Raises Failed.
 
         It runs in this thread for a tick or two; a handler that takes longer is run again in
         another, from then on at once: without imports, a run that was cut off has no effects.
         """
+        event = [] if event is None else event
         if not isinstance(event, list) or not all(type(n) in (int, float) for n in event):
             raise Failed(f"{self._function.handler} takes numbers", "write them [1, 2]")
         self._under_way += 1

@@ -33,7 +33,7 @@ from firstlight.errors import Failed
 
 ZYGOTE_PROFILE = 1
 ZYGOTE_CALLS = ("clone", "mount", "setns", "sethostname", "umount2", "unshare")
-_INTERPRETER = "/usr/bin/python3"
+INTERPRETER = "/usr/bin/python3"
 _ANSWER_MOST = 8 << 20
 _OUTPUT_MOST = 1 << 16
 _MASKED = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/interrupts",
@@ -190,7 +190,7 @@ class Zygote:
                 [self._template, alone.descriptor, *self._cgroup.descriptors],
             )  # fmt: skip
             failed.callback(child.kill)
-            command = (_INTERPRETER, "-c", code, function.handler)
+            command = (INTERPRETER, "-c", code, function.handler)
             env = {"PYTHONDONTWRITEBYTECODE": "1", **function.env}
             child.wake(
                 wire.start(command, env, function.directory),

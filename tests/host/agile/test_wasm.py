@@ -55,7 +55,8 @@ def test_an_instance_starts_anew_each_time(module: Path) -> None:
     async def main() -> None:
         async with Runtime(Config(name="t6")) as runtime:
             function = Function(rootfs=str(module), kind="wasm", handler="count")
-            said = [bytes((await runtime.invoke(function, [])).value) for _ in range(3)]
+            events: tuple[list[object] | None, ...] = ([], [], None)
+            said = [bytes((await runtime.invoke(function, event)).value) for event in events]
             assert said == [b"1"] * 3
 
     on_host(main)

@@ -164,6 +164,16 @@ def test_what_a_fork_inherits_and_what_not(python: Path) -> None:
     with_handlers(python, main)
 
 
+def test_a_root_without_an_interpreter_is_named(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Runtime(Config(name="t6")) as runtime:
+            bare = Function(rootfs=str(tmp_path), kind="python", handler="app:main")
+            with pytest.raises(Failed, match=r"has no /usr/bin/python3"):
+                await runtime.invoke(bare, None)
+
+    on_host(main)
+
+
 def test_a_fork_reaches_its_gateway_and_gets_no_further(python: Path) -> None:
     async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
         assert bytes((await runtime.invoke(function("ping"), "10.213.0.1")).value) == b"true"
