@@ -36,7 +36,7 @@ def joined(findings: Iterable[Finding | str]) -> tuple[Outcome, str]:
     """The first finding decides; the figures of all stand beside it."""
     each = list(findings)
     if not each:
-        return "not measured", "no batch is complete"
+        return "not measured", "none of the batches that it needs is complete"
     first = each[0]
     figure = "; ".join(one if isinstance(one, str) else one.figure for one in each)
     if isinstance(first, str):

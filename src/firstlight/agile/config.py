@@ -116,6 +116,6 @@ def load(path: Path) -> Config:
         return msgspec.convert(tomllib.loads(path.read_text()), Config)
     except OSError as error:
         raise Failed(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, msgspec.ValidationError) as error:  # of TOML, of UTF-8, of its keys
         raise Failed(f"the configuration {path} is wrong: {error}",
-                     "its keys are those of firstlight.agile.config.Config") from error  # fmt: skip
+                     "conf/agile/firstlight.toml in the source tree has every key") from error  # fmt: skip
