@@ -117,5 +117,7 @@ def load(path: Path) -> Config:
     except OSError as error:
         raise Failed(f"cannot read the configuration {path}: {error.strerror}") from error
     except (ValueError, msgspec.ValidationError) as error:  # of TOML, of UTF-8, of its keys
-        raise Failed(f"the configuration {path} is wrong: {error}",
-                     "conf/agile/firstlight.toml in the source tree has every key") from error  # fmt: skip
+        raise Failed(
+            f"the configuration {path} is wrong: {error}",
+            "conf/agile/firstlight.toml in the source tree has every key",
+        ) from error

@@ -54,7 +54,7 @@ def _run(run: Figures) -> RenderableType:
     ]
     if own := agile.table(run) or boots.table(run):
         shown += [Text(), _own(own)]
-    if run.run.header.experiment == cni.EXPERIMENT:
+    if run.run.header.experiment == cni.EXPERIMENT and run.lead:
         shown += [Text(), cni.table(run.run), Text(cni.advice(run.run))]
     shown += _boots(run)
     explained = [point for point in _ends(run) if any(part.seen for part in point.parts)]

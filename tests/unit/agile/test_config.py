@@ -74,6 +74,6 @@ def test_the_example_configuration_is_the_default_but_for_its_sandboxes() -> Non
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c").write_bytes(b"\xff\xfe name")
-    with pytest.raises(Failed, match="the configuration .* is wrong") as caught:
+    with pytest.raises(Failed, match=r"the configuration .* is wrong") as caught:
         load(tmp_path / "c")
     assert caught.value.hint
