@@ -28,6 +28,7 @@ _PROC = Path("/proc")
 _BTF = _SYS / "kernel/btf/vmlinux"
 _VERSION = re.compile(r"\d+\.[\w.+~-]*\w")
 _STEAL_SECONDS = 0.3
+_SUDO = "run it with sudo"
 _CAPABILITIES = {
     "CAP_DAC_OVERRIDE": 1,
     "CAP_KILL": 5,
@@ -111,7 +112,7 @@ def root() -> Check:
     """Namespaces, mounts, cgroups and eBPF need root."""
     if os.geteuid() == 0:
         return Check("root", True, "running as root")
-    return Check("root", False, f"running as user {os.geteuid()}", "run it with sudo")
+    return Check("root", False, f"running as user {os.geteuid()}", _SUDO)
 
 
 def capabilities() -> Check:
@@ -160,7 +161,8 @@ def tracer() -> Check:
     try:
         bpf.probe()
     except (Failed, Unsupported) as error:
-        return Check("eBPF tracer", False, error.message, error.hint)
+        hint = _SUDO if os.geteuid() else "the checks above say what the kernel or root lacks"
+        return Check("eBPF tracer", False, error.message, hint)
     return Check("eBPF tracer", True, "its programs load and attach")
 
 
@@ -182,8 +184,9 @@ def veth() -> Check:
         "network namespace and veth",
         False,
         f"cannot be made: {complaint[0]}",
+        _SUDO if os.geteuid() else
         "modprobe veth; the kernel needs CONFIG_NET_NS and CONFIG_VETH, and ip is in iproute2",
-    )
+    )  # fmt: skip
 
 
 def overlay() -> Check:

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 from firstlight import host
+from firstlight.errors import Unsupported
+from firstlight.tracers import bpf
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -81,6 +83,20 @@ def test_the_veth_check_leaves_nothing() -> None:
     before = left()
     host.veth()
     assert left() == before
+
+
+@pytest.mark.parametrize(("user", "hint"), [(65534, "run it with sudo"), (0, "the checks above")])
+def test_a_tracer_that_does_not_load_does_not_send_back_to_the_doctor(
+    user: int, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> None:
+        raise Unsupported("cannot trace: Operation not permitted", "see firstlight doctor")
+
+    monkeypatch.setattr(bpf, "probe", refused)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    found = host.tracer()
+    assert found.hint
+    assert found.hint.startswith(hint)
 
 
 def test_missing_capabilities_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

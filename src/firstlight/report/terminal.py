@@ -314,11 +314,15 @@ def _news(difference: Difference) -> Text:
 def doctor(checks: Iterable[Check], experiments: Mapping[str, Sequence[Missing]]) -> RenderableType:
     """What was looked at, and which experiments can run; what to do about a lack is said once."""
     table = _table("this machine")
+    for _ in range(3):
+        table.add_column("", overflow="fold")
     for check in checks:
         mark = {True: ("✓", "green"), False: ("✗", "red"), None: ("!", "yellow")}[check.ok]
         hint = (f"\n{check.hint}", "yellow") if check.hint and not check.ok else ""
         _row(table, Text(*mark), check.name, Text.assemble(check.fact, hint))
     runnable = _table("\nexperiments")
+    for _ in range(3):
+        runnable.add_column("", overflow="fold")
     told: set[str | None] = {None}
     for name, lacks in experiments.items():
         mark = ("!", "yellow") if lacks else ("✓", "green")
