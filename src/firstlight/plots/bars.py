@@ -15,6 +15,8 @@ MOST_LETTERS = 60
 """More than so many under the bars of a picture, and they must be aslant."""
 
 LONGEST_LABEL = 280
+MOST_BELOW = 24
+"""Names of a legend below each other: then another column is begun."""
 LEAST_BAR = 44
 """In pixels: what the name under a bar may take, and a bar with the total above it."""
 
@@ -60,7 +62,11 @@ def stacked(
             color=alt.Color(
                 "part:N",
                 scale=alt.Scale(domain=list(colours), range=list(colours.values())),
-                legend=alt.Legend(title=None, symbolType="square") if legend else None,
+                legend=alt.Legend(
+                    title=None, symbolType="square", columns=1 + len(colours) // MOST_BELOW
+                )
+                if legend
+                else None,
             ),
             opacity=alt.Opacity("opacity:Q", scale=None),
             order=alt.Order("rank:Q"),

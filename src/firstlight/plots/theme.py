@@ -48,6 +48,7 @@ def config(theme: Mapping[str, str]) -> dict[str, Any]:
             "titleFontWeight": "normal",
             "symbolStrokeWidth": 0,
             "symbolOpacity": 1,
+            "symbolLimit": 0,
         },
         "header": {"labelColor": theme["ink"], "labelFontSize": 12, "labelFontWeight": 600},
         "title": {

@@ -2,11 +2,13 @@ import struct
 from pathlib import Path
 from xml.etree import ElementTree
 
+import altair as alt
 import pytest
 import synthetic
+import vl_convert
 
 from firstlight import phases
-from firstlight.plots import palette
+from firstlight.plots import palette, theme
 from firstlight.plots.waterfall import CAUSE_LANE, values
 from firstlight.report import figures, pictures
 from firstlight.report.figures import Figures
@@ -85,3 +87,11 @@ def test_unknown_parts_of_one_picture_differ() -> None:
 )
 def test_causes_have_kinds(cause: str, kind: str) -> None:
     assert palette.cause_class(cause) == kind
+
+
+def test_a_legend_names_every_part_however_many() -> None:
+    rows = theme.rows({"part": f"part {n}"} for n in range(40))
+    chart = alt.Chart(rows).mark_bar().encode(color="part:N").to_dict()
+    chart["config"] = theme.config(theme.LIGHT)
+    drawn = vl_convert.vegalite_to_svg(chart)
+    assert all(f">part {n}<" in drawn for n in range(40))
