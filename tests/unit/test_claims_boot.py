@@ -99,6 +99,17 @@ def test_c4_the_vga_console_dominates(
     assert found.verdict == outcome, found
 
 
+@pytest.mark.parametrize(("vga", "outcome"), [(160, "holds"), (6, "does not hold")])
+def test_c4_of_a_guest_that_tells_no_console(tmp_path: Path, vga: float, outcome: str) -> None:
+    points: list[tuple[Point, Parts]] = [
+        ({"guest": "osv", "console": name, "instances": 1}, {"init": 80, "drivers loaded": took})
+        for name, took in (("vga", vga), ("serial", 6.0))
+    ]
+    found = verdict("C4", run(tmp_path / "r", "driver-loading", points))
+    assert found.verdict == outcome, found
+    assert "not told apart" in found.figure
+
+
 @pytest.mark.parametrize(
     ("mounts", "outcome"),
     [
@@ -133,6 +144,21 @@ def test_c6_init_and_vga_grow(
     ]  # fmt: skip
     found = verdict("C6", run(tmp_path / "r", "unikernel-scale", points))
     assert found.verdict == outcome, found
+
+
+def test_c5_compares_the_roots_of_one_kind_of_guest(tmp_path: Path) -> None:
+    points: list[tuple[Point, Parts]] = [
+        ({"hypervisor": "qemu", "guest": name, "filesystem": root, "console": "serial",
+          "instances": 1}, {"init": 80, "kernel": 20, f"{root.upper()} mounted": took})
+        for name, root, took in (("mine", "rofs", 0.7), ("mine-zfs", "zfs", 175.0))
+    ]  # fmt: skip
+    apart = run(tmp_path / "apart", "unikernel-boot", points)
+    assert verdict("C5", apart).verdict == "not measured"
+    kinds: dict[str, str | int | float | bool | list[str]] = {
+        "guest mine": "osv", "guest mine-zfs": "osv"
+    }  # fmt: skip
+    together = run(tmp_path / "together", "unikernel-boot", points, environment=kinds)
+    assert verdict("C5", together).verdict == "holds"
 
 
 def test_a_counted_clock_is_no_wall_time(tmp_path: Path) -> None:

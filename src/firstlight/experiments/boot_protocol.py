@@ -24,4 +24,5 @@ BOOT_PROTOCOL = Experiment(
     backend=machines.backend,
     instances=(1,),
     repetitions=3,
+    facts=machines.kinds,
 )

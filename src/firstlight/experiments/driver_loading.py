@@ -34,4 +34,5 @@ DRIVER_LOADING = Experiment(
     backend=machines.backend,
     instances=(1, 2, 4, 8, 16),
     repetitions=3,
+    facts=machines.kinds,
 )

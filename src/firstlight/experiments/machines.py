@@ -21,7 +21,7 @@ from firstlight.guests.catalogue import OWN, VERBOSE
 from firstlight.guests.linux import Linux
 from firstlight.guests.osv import Osv
 from firstlight.guests.probe import Probe
-from firstlight.model import Point
+from firstlight.model import Point, Setting
 
 SNAPSHOT = " snapshot"
 _QEMU = "qemu-system-x86_64"
@@ -62,6 +62,12 @@ def guests(options: Options, *filesystems: str, verbose: bool = False) -> list[t
             else ("erofs",) if name in ours else (added.get(name, ""),)
         )
     ]  # fmt: skip
+
+
+def kinds(options: Options) -> dict[str, Setting]:
+    """What kind of guest each of the user's is, for a run to keep: claims compare within a kind."""
+    del options
+    return {f"guest {entry.name}": entry.kind for entry in catalogue.entries()}
 
 
 def protocol(hypervisor: str, guest: str, filesystem: str) -> str:

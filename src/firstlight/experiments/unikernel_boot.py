@@ -35,4 +35,5 @@ UNIKERNEL_BOOT = Experiment(
     backend=machines.backend,
     instances=(1,),
     repetitions=3,
+    facts=machines.kinds,
 )

@@ -24,4 +24,5 @@ UNIKERNEL_SCALE = Experiment(
     backend=machines.backend,
     instances=(1, 2, 4, 8, 16),
     repetitions=3,
+    facts=machines.kinds,
 )
