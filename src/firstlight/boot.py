@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from itertools import pairwise
 
 from firstlight import phases
-from firstlight.model import Sample, Step
+from firstlight.model import Header, Point, Sample, Step
 
 INIT = "hypervisor.init"
 """The step that ends at the guest's first instruction."""
@@ -52,6 +52,12 @@ def stretches(sample: Sample) -> list[Stretch]:
     if first > begin:
         spans.append(Step("firmware", begin, first))
     return partition(spans, begin, end)
+
+
+def kind(header: Header, point: Point) -> str:
+    """The kind of a point's guest: OSv with one root and OSv with another are one guest."""
+    name = str(point.get("guest", ""))
+    return str(header.environment.get(f"guest {name}", name))
 
 
 def account(sample: Sample) -> dict[str, int]:

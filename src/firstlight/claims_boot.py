@@ -278,8 +278,8 @@ def _by_guest(run: Run, found: Callable[[list[_Starts]], Finding | str]) -> tupl
 
     def findings() -> Iterator[Finding | str]:
         starts = _starts(run)
-        for guest in dict.fromkeys(_kind(run, point) for point in run.header.points):
-            mine = [one for one in starts if _kind(run, one.point) == guest]
+        for guest in dict.fromkeys(boot.kind(run.header, point) for point in run.header.points):
+            mine = [one for one in starts if boot.kind(run.header, one.point) == guest]
             finding: Finding | str = f"needs {REPETITIONS} complete batches of each point"
             if mine:
                 finding = found(mine)
@@ -292,12 +292,6 @@ def _by_guest(run: Run, found: Callable[[list[_Starts]], Finding | str]) -> tupl
     every = list(findings())
     decided = [one for one in every if isinstance(one, Finding)]
     return joined(decided + [one for one in every if isinstance(one, str)])
-
-
-def _kind(run: Run, point: Point) -> str:
-    """The kind of a point's guest: OSv with one root and OSv with another are one guest."""
-    name = str(point.get("guest", ""))
-    return str(run.header.environment.get(f"guest {name}", name))
 
 
 def _starts(run: Run) -> list[_Starts]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-from firstlight.boot import INIT
+from firstlight import boot
 from firstlight.report import figures
 from firstlight.report.figures import Figures, PointFigures, batches, latencies
 from firstlight.report.tables import Table
@@ -54,7 +54,7 @@ def _ranking(run: Figures) -> str | None:
 def advice(run: Figures) -> str:
     """What each change of one part alone gains most, the greatest first; or ""."""
     best: dict[str, _Change] = {}
-    for change in _changes(_alone(run)):
+    for change in _changes(run):
         if change.gain.low > 1 and (
             change.axis not in best or change.gain.value > best[change.axis].gain.value
         ):
@@ -74,7 +74,7 @@ def table(run: Figures) -> Table | None:
     for point in _alone(run):
         found = figures.boot(point)
         assert found
-        init = duration_interval(dict(found.phases)[INIT])
+        init = duration_interval(dict(found.phases)[boot.INIT])
         build = str(point.point["build"])
         counts = [f"{facts.get(f'{build}: {name}', 0):,}" for name in _COUNTED]
         linker = duration(float(str(facts.get(f"{build}: linker ns", 0))))
@@ -119,12 +119,20 @@ def _median(point: PointFigures) -> str:
     return duration_interval(point.latency.median)
 
 
-def _changes(points: list[PointFigures]) -> Iterator[_Change]:
-    for one, other in combinations(points, 2):
-        unlike = [axis for axis, value in one.point.items() if other.point.get(axis) != value]
-        chosen = [axis for axis in unlike if axis in _PARTS]
-        if len(chosen) == 1 and set(unlike) <= {*chosen, "accel"}:
-            yield _Change(chosen[0], other, one, _gain(other, one))
+def _changes(run: Figures) -> Iterator[_Change]:
+    """Pairs of points, the slower first, of one kind of guest that differ in one part.
+
+    Each hypervisor has its own way into a kernel, so that goes with it.
+    """
+    header = run.run.header
+    for quick, slow in combinations(_alone(run), 2):
+        if boot.kind(header, quick.point) != boot.kind(header, slow.point):
+            continue
+        unlike = {axis for axis, value in quick.point.items() if slow.point.get(axis) != value}
+        unlike -= {"accel", "guest"}
+        unlike -= {"protocol"} if "hypervisor" in unlike else set()
+        if len(unlike) == 1 and unlike < {*_PARTS}:
+            yield _Change(unlike.pop(), slow, quick, _gain(slow, quick))
 
 
 def _gain(slow: PointFigures, quick: PointFigures) -> Interval:
@@ -138,6 +146,8 @@ def _words(change: _Change) -> str:
     quick, slow = change.quick.point, change.slow.point
     others = (axis for axis in ("guest", *_PARTS) if axis != change.axis)
     rest = [str(quick[axis]) for axis in others if quick.get(axis)]
+    if quick.get("accel") != slow.get("accel"):
+        rest.append(f"under {quick['accel']} and not {slow['accel']}")
     with_ = f" ({', '.join(rest)})" if rest else ""
     return (
         f"{change.axis} {quick[change.axis]} instead of {slow[change.axis]}{with_}, "

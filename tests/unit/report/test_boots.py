@@ -49,6 +49,26 @@ def test_each_part_alone_is_worth_what_it_takes_off(tmp_path: Path) -> None:
     assert "(probe, qemu microvm)" in said
 
 
+def test_roots_of_one_kind_are_compared_and_a_hypervisors_own_ways_told(tmp_path: Path) -> None:
+    points: list[tuple[Point, Parts]] = [
+        ({"hypervisor": hypervisor, "guest": guest, "filesystem": root, "protocol": protocol,
+          "accel": accel, "instances": 1}, {"init": init, "mount": mount})
+        for hypervisor, guest, root, protocol, accel, init, mount in (
+            ("qemu pc", "mine", "rofs", "pvh", "tcg", 40.0, 1.0),
+            ("qemu pc", "mine-zfs", "zfs", "pvh", "tcg", 40.0, 250.0),
+            ("firecracker", "mine", "rofs", "direct", "kvm", 10.0, 1.0),
+        )
+    ]  # fmt: skip
+    kinds: dict[str, str | int | float | bool | list[str]] = {
+        "guest mine": "osv", "guest mine-zfs": "osv"
+    }  # fmt: skip
+    measured = run(tmp_path / "r", "unikernel-boot", points, environment=kinds)
+    said = boots.advice(figures.figures(measured))
+    assert "filesystem rofs instead of zfs" in said
+    assert "hypervisor firecracker instead of qemu pc" in said
+    assert "under kvm and not tcg" in said
+
+
 def test_nothing_is_advised_where_nothing_differs(tmp_path: Path) -> None:
     point: Point = {"hypervisor": "qemu pc", "guest": "probe", "console": "vga", "instances": 1}
     one = figures.figures(run(tmp_path / "r", "unikernel-boot", [(point, {"init": 5.0})]))
