@@ -1,11 +1,21 @@
-"""In CI a skip is a failure, but for what its machine cannot have: others' programs, and KVM."""
+"""In CI a skip is a failure, but for what its machine cannot have: others' programs, and KVM.
+
+Tests that interrupt themselves can, wherever the suite was started.
+"""
 
 import os
+import signal
 
 import pytest
 
 MAY_BE_MISSING = ("make cni-plugins", "needs a real Firecracker", "needs an OSv")
 _skipped: list[str] = []
+
+
+def pytest_configure() -> None:
+    """A shell's ``&`` has SIGINT ignored: tests that interrupt themselves would wait for ever."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
