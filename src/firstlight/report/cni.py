@@ -187,7 +187,7 @@ def _tail(p99: float, median: float) -> str:
 
 def _counted(count: float | None, ns: float | None) -> str:
     if count is None or ns is None:
-        return "not traced"
+        return "–"
     return f"{count:.0f}: {duration(ns)}" if count else "none"
 
 
