@@ -5,11 +5,10 @@ from typing import Any
 
 import altair as alt
 
+from firstlight.boot import INIT
 from firstlight.plots.bars import Measure, stacked
-from firstlight.report.figures import Figures, PointFigures, boot, in_order
+from firstlight.report.figures import Figures, PointFigures, in_order
 from firstlight.report.wording import duration
-
-HYPERVISOR = "hypervisor.init"
 
 
 def boots(run: Figures, measure: Measure, *, legend: bool = True) -> alt.FacetChart:
@@ -19,8 +18,7 @@ def boots(run: Figures, measure: Measure, *, legend: bool = True) -> alt.FacetCh
 
 def parts(run: Figures) -> list[str]:
     """The phases that the bars hold, from the ground."""
-    found = (boot(point) for point in run.points)
-    return in_order({name for each in found if each for name, _ in each.phases})
+    return in_order({name for point in run.points if point.boot for name, _ in point.boot.phases})
 
 
 def values(run: Figures) -> list[dict[str, Any]]:
@@ -30,7 +28,7 @@ def values(run: Figures) -> list[dict[str, Any]]:
 
 
 def _of_point(point: PointFigures, rank: dict[str, int]) -> Iterable[dict[str, Any]]:
-    found = boot(point)
+    found = point.boot
     if found is None:
         return
     whole = max(sum(took.value for _, took in found.phases), 1.0)
@@ -40,7 +38,7 @@ def _of_point(point: PointFigures, rank: dict[str, int]) -> Iterable[dict[str, A
             "instances": point.instances,
             "part": name,
             "opacity": 1.0,
-            "where": "in the hypervisor" if name == HYPERVISOR else f"by {found.clock}",
+            "where": "in the hypervisor" if name == INIT else f"by {found.clock}",
             "ms": took.value / 1e6,
             "share": took.value / whole,
             "rank": rank[name],

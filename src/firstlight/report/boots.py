@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from firstlight import boot
-from firstlight.report import figures
 from firstlight.report.figures import Figures, PointFigures, batches, latencies
 from firstlight.report.tables import Table
 from firstlight.report.wording import duration, duration_interval, ratio_interval
@@ -72,9 +71,8 @@ def table(run: Figures) -> Table | None:
     facts = run.run.header.environment
     rows = []
     for point in _alone(run):
-        found = figures.boot(point)
-        assert found
-        init = duration_interval(dict(found.phases)[boot.INIT])
+        assert point.boot
+        init = duration_interval(dict(point.boot.phases)[boot.INIT])
         build = str(point.point["build"])
         counts = [f"{facts.get(f'{build}: {name}', 0):,}" for name in _COUNTED]
         linker = duration(float(str(facts.get(f"{build}: linker ns", 0))))
@@ -95,7 +93,7 @@ def _fewest(run: Figures) -> list[PointFigures]:
 
 def _alone(run: Figures) -> list[PointFigures]:
     """Those of them that booted machines, the quickest first."""
-    return sorted((point for point in _fewest(run) if figures.boot(point)), key=_middle)
+    return sorted((point for point in _fewest(run) if point.boot), key=_middle)
 
 
 def _middle(point: PointFigures) -> float:
@@ -104,9 +102,8 @@ def _middle(point: PointFigures) -> float:
 
 
 def _boot(run: Figures, point: PointFigures) -> str:
-    found = figures.boot(point)
-    assert found
-    name, took = max(found.phases, key=lambda phase: phase[1].value)
+    assert point.boot
+    name, took = max(point.boot.phases, key=lambda phase: phase[1].value)
     median = _median(point).replace(" (", " (median, 95 % interval ")
     return (
         f"the quickest boot, {point.series}, takes {median} to its {run.end_point}, of which "

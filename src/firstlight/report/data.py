@@ -82,7 +82,7 @@ def _point(point: PointFigures) -> dict[str, Any]:
             }
             for found in point.queues
         ],
-        "boot": _boot(figures.boot(point)),
+        "boot": _boot(point.boot),
         "counts": agile.counts(point),
         "steps": [{"step": name, "median_ns": _ns(took)} for name, took in figures.steps(point)],
     }

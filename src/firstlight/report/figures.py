@@ -72,6 +72,20 @@ class Queue:
 
 
 @dataclass(frozen=True)
+class Boot:
+    """How a point's machines booted, by untraced starts alone: medians of each phase, in ns.
+
+    ``clock`` is the one that the guest told its time by. ``uncertainty`` is how far its spans may
+    be off on the host's line, in ns (the largest seen), or None where the phases are the guest's
+    own account, which no host's clock bounds.
+    """
+
+    clock: str
+    uncertainty: int | None
+    phases: tuple[tuple[str, Interval], ...]
+
+
+@dataclass(frozen=True)
 class PointFigures:
     """The figures of one point.
 
@@ -93,6 +107,7 @@ class PointFigures:
     lost: int
     parts: tuple[Part, ...]
     queues: tuple[Queue, ...]
+    boot: Boot | None
     untraced_samples: tuple[Sample, ...] = field(repr=False)
     traced_samples: tuple[Sample, ...] = field(repr=False)
 
@@ -206,6 +221,7 @@ def _point(
         lost=sum(sample.lost > 0 for sample in traced),
         parts=tuple(_parts(traced, breakdown)),
         queues=tuple(_queues(traced, queued)),
+        boot=_boot(untraced),
         untraced_samples=tuple(untraced),
         traced_samples=tuple(traced),
     )
@@ -292,6 +308,24 @@ def _parts(samples: Sequence[Sample], breakdown: pl.DataFrame) -> Iterable[Part]
         )
 
 
+def _boot(samples: Sequence[Sample]) -> Boot | None:
+    """None where the instances are no machines."""
+    found = [(one, account) for one in samples if (account := boots.account(one))]
+    if not found:
+        return None
+    groups = batches([one for one, _ in found])
+    logs = [one.guest for one, _ in found if one.guest]
+    bounds = [log.uncertainty for log in logs if log.uncertainty is not None]
+    return Boot(
+        clock=logs[0].clock,
+        uncertainty=max(bounds) if bounds else None,
+        phases=tuple(
+            (name, _median(np.array([account.get(name, 0) for _, account in found], float), groups))
+            for name in in_order({name for _, account in found for name in account})
+        ),
+    )
+
+
 def _queues(samples: Sequence[Sample], queued: pl.DataFrame) -> Iterable[Queue]:
     total = float(latencies(samples).sum())
     rows = queued.filter(pl.col("sample").is_in([sample.index for sample in samples]))
@@ -335,38 +369,6 @@ def steps(point: PointFigures) -> list[tuple[str, Interval]]:
         (name, _median(*(np.array(column, dtype=np.float64) for column in zip(*took, strict=True))))
         for name, took in spent.items()
     ]
-
-
-@dataclass(frozen=True)
-class Boot:
-    """How a point's machines booted, by untraced starts alone: medians of each phase, in ns.
-
-    ``clock`` is the one that the guest told its time by. ``uncertainty`` is how far its spans may
-    be off on the host's line, in ns (the largest seen), or None where the phases are the guest's
-    own account, which no host's clock bounds.
-    """
-
-    clock: str
-    uncertainty: int | None
-    phases: tuple[tuple[str, Interval], ...]
-
-
-def boot(point: PointFigures) -> Boot | None:
-    """None for a point whose instances are no machines."""
-    found = [(one, account) for one in point.untraced_samples if (account := boots.account(one))]
-    if not found:
-        return None
-    groups = batches([one for one, _ in found])
-    logs = [one.guest for one, _ in found if one.guest]
-    bounds = [log.uncertainty for log in logs if log.uncertainty is not None]
-    return Boot(
-        clock=logs[0].clock,
-        uncertainty=max(bounds) if bounds else None,
-        phases=tuple(
-            (name, _median(np.array([account.get(name, 0) for _, account in found], float), groups))
-            for name in in_order({name for _, account in found for name in account})
-        ),
-    )
 
 
 def share_interval(part: Floats, total: Floats, groups: Floats) -> Interval:

@@ -138,7 +138,7 @@ def _cni(run: Run) -> dict[str, Any] | None:
 
 def _boots(run: Figures) -> dict[str, Any] | None:
     """How machines booted: the phases that any point has, and each point's medians."""
-    rows = [(point, found) for point in run.points if (found := figures.boot(point))]
+    rows = [(point, point.boot) for point in run.points if point.boot]
     names = figures.in_order({name for _, found in rows for name, _ in found.phases})
     return {
         "names": names,

@@ -131,7 +131,7 @@ def _latencies(run: Figures) -> Table:
 
 def _boots(run: Figures) -> Iterable[RenderableType]:
     """How the machines booted, a column a point, a few beside each other."""
-    booted = [(point, found) for point in run.points if (found := figures.boot(point))]
+    booted = [(point, point.boot) for point in run.points if point.boot]
     for some in _beside(booted):
         table = _table("boot by phase, untraced, median")
         table.add_column("", no_wrap=True)
