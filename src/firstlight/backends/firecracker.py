@@ -10,9 +10,8 @@ Firecracker writes last before it wakes the vCPU.
 """
 
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -137,13 +136,7 @@ class Firecracker:
     def prepared(self, point: Point, instances: int, place: Place) -> Iterator[list[Command]]:
         """A tap, a room and an image for each machine; afterwards none is left."""
         del point
-        directory = place.directory / "vm"
-        with ExitStack() as cleanup:
-            directory.mkdir()
-            cleanup.callback(shutil.rmtree, directory)
-            ports = vm.ports(instances)
-            if "net" in self.devices:
-                ports = cleanup.enter_context(vm.plugged(instances))
+        with vm.batch(place, instances, self.devices) as (directory, ports):
             boots = [self._boot(port, directory) for port in ports]
             rooms = [self._room(directory, place, str(index)) for index in range(instances)]
             start = self._booted

@@ -128,13 +128,8 @@ class Qemu:
     def prepared(self, point: Point, instances: int, place: Place) -> Iterator[list[Command]]:
         """A tap and an image for each machine; afterwards neither, nor what it wrote."""
         del point
-        directory = place.directory / "vm"
         with ExitStack() as cleanup:
-            directory.mkdir()
-            cleanup.callback(shutil.rmtree, directory)
-            ports = vm.ports(instances)
-            if "net" in self.devices:
-                ports = cleanup.enter_context(vm.plugged(instances))
+            directory, ports = cleanup.enter_context(vm.batch(place, instances, self.devices))
             yield [
                 self._command(index, port, directory, place, cleanup)
                 for index, port in enumerate(ports)

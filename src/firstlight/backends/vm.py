@@ -1,15 +1,16 @@
 """What hypervisors share: taps for their guests, ``native/vmrun.c`` around them, and its log."""
 
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface
 from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from firstlight.backends import native
+from firstlight.backends import Place, native
 from firstlight.backends.network import ipv6_off_on_new_links
 from firstlight.errors import Unsupported
 from firstlight.guests import Boot, Guest, Line, Reaching, Wanted, clock
@@ -55,6 +56,19 @@ def probe_taps() -> None:
     """Raise Unsupported where no tap can be made."""
     if not _TUN.exists():
         raise Unsupported(f"{_TUN} is missing: no tap can be made", "modprobe tun")
+
+
+@contextmanager
+def batch(
+    place: Place, instances: int, devices: Sequence[str]
+) -> Iterator[tuple[Path, list[Port]]]:
+    """A directory for a batch's machines, and a port for each, with a tap if one has a ``net``."""
+    directory = place.directory / "vm"
+    with ExitStack() as cleanup:
+        directory.mkdir()
+        cleanup.callback(shutil.rmtree, directory)
+        taps = plugged(instances) if "net" in devices else nullcontext(ports(instances))
+        yield directory, cleanup.enter_context(taps)
 
 
 @contextmanager
