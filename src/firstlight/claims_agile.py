@@ -3,8 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from firstlight.claims_cni import Measured
-from firstlight.evidence import MANY, REPETITIONS, Finding, Outcome, complete_batches, joined, side
+from firstlight.evidence import (
+    MANY,
+    REPETITIONS,
+    Finding,
+    Measured,
+    Outcome,
+    complete_batches,
+    joined,
+    side,
+)
 from firstlight.report.wording import ratio_interval as times
 from firstlight.stats import Interval, ratio_interval
 

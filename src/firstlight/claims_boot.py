@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from firstlight import boot
-from firstlight.claims_cni import Measured
 from firstlight.evidence import (
     REPETITIONS,
     SAME,
     Finding,
+    Measured,
     Outcome,
     complete_batches,
     joined,

@@ -7,7 +7,6 @@ second finding stands beside it. Where a profile stands in for a product, its na
 
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
-from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -18,6 +17,7 @@ from firstlight.evidence import (
     REPETITIONS,
     SAME,
     Finding,
+    Measured,
     Outcome,
     complete_batches,
     joined,
@@ -43,13 +43,6 @@ _FAMILIES = {
 
 _Five = dict[str, str]
 """The network that stands for each of the paper's five, where one was measured."""
-
-
-class Measured(Protocol):
-    """A run that is evidence."""
-
-    @property
-    def run(self) -> Run: ...  # noqa: D102
 
 
 def quickest_by_garp(evidence: Measured) -> tuple[Outcome, str]:

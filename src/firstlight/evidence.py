@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -30,6 +30,13 @@ class Finding:
 
     sides: list[bool | None]
     figure: str
+
+
+class Measured(Protocol):
+    """A run that is evidence."""
+
+    @property
+    def run(self) -> Run: ...  # noqa: D102
 
 
 def joined(findings: Iterable[Finding | str]) -> tuple[Outcome, str]:

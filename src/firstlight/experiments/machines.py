@@ -23,6 +23,8 @@ from firstlight.guests.osv import Osv
 from firstlight.guests.probe import Probe
 from firstlight.model import Point, Setting
 
+AXES = ("hypervisor", "guest", "filesystem", "console", "protocol", "clock", "accel", "instances")
+"""Of an experiment that boots by both consoles and both clocks."""
 SNAPSHOT = " snapshot"
 _QEMU = "qemu-system-x86_64"
 _LINES = 100
