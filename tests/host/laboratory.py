@@ -186,3 +186,16 @@ def header(end_point: EndPoint) -> Header:
         revision="",
         repetitions=1,
     )
+
+
+def marked(run: str) -> list[str]:
+    """The command lines of processes that carry a run's name."""
+    mark = f"FIRSTLIGHT_RUN={run}\0".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "environ").read_bytes() + b"\0":
+                found.append((process / "cmdline").read_text())
+        except OSError:
+            continue
+    return found

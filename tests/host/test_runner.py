@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laboratory import returning_home
+from laboratory import marked, returning_home
 
 from firstlight import cgroups, runner, store
 from firstlight.backends import Command, Place
@@ -92,18 +92,6 @@ def left(run: str) -> list[str]:
         *map(str, Path("/run/firstlight").glob(run)),
         *marked(run),
     ]
-
-
-def marked(run: str) -> list[str]:
-    """The command lines of processes that carry a run's name."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"FIRSTLIGHT_RUN={run}".encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_text())
-        except OSError:
-            continue
-    return found
 
 
 # The schedule.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from agile_host import on_host
-from laboratory import returning_home
+from laboratory import marked, returning_home
 
 from firstlight import cgroups, runner, store
 from firstlight.agile.client import Client
@@ -24,18 +24,6 @@ from firstlight.load import Poisson, offsets
 from firstlight.model import Ending, Point, Sample
 
 Measure = Callable[[Experiment, list[Point]], store.Run]
-
-
-def marked(run: str) -> list[str]:
-    """Processes that carry the run's name."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"FIRSTLIGHT_RUN={run}".encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_text())
-        except OSError:
-            continue
-    return found
 
 
 def seen() -> dict[str, object]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from laboratory import marked
+
 from firstlight import stuck
 from firstlight.backends import Backend, Place
 from firstlight.load import Generator
@@ -39,17 +41,4 @@ class Room:
         links = Path("/proc/self/net/dev").read_text().split("\n")[2:-1]
         names = [line.split(":")[0].strip() for line in links]
         files = [str(file) for file in self.place.directory.iterdir()]
-        return [*_processes(self.place.run), *(name for name in names if name != "lo"), *files]
-
-
-def _processes(run: str) -> list[str]:
-    """Every process of a run but the lab's own."""
-    mark = f"FIRSTLIGHT_RUN={run}\0".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (process / "environ").read_bytes() + b"\0":
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:80])
-        except OSError:
-            continue
-    return found
+        return [*marked(self.place.run), *(name for name in names if name != "lo"), *files]

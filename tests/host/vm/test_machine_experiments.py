@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from laboratory import returning_home
+from laboratory import marked, returning_home
 
 from firstlight import boot, cgroups, runner, store
 from firstlight.backends import accel
@@ -72,7 +72,7 @@ def test_machines_are_measured_whole_and_leave_nothing(
             assert {"process.start", boot.INIT} <= set(rows["phase"])
     assert not Path("/run/firstlight", run.header.run).exists()
     assert not any((each / cgroups.name(run.header.run)).exists() for each in cgroups.hierarchies())
-    assert _processes(run.header.run) == []
+    assert marked(run.header.run) == []
 
 
 def test_counted_boots_repeat(tmp_path: Path) -> None:
@@ -103,15 +103,3 @@ def _has_kvm() -> bool:
     except Unsupported:
         return False
     return True
-
-
-def _processes(run: str) -> list[str]:
-    mark = f"FIRSTLIGHT_RUN={run}".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (process / "environ").read_bytes():
-                found.append(process.name)
-        except OSError:
-            continue
-    return found
