@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from bench.marks import Mark
-from firstlight.place import unshare
+from firstlight.host.workspace import unshare
 
 PARTS = (
     "startup",

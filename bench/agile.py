@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from bench.marks import Mark
-from firstlight import runner, stats, store
-from firstlight.experiments import Experiment, Options
-from firstlight.experiments.agile import AGILE
-from firstlight.experiments.churn import CHURN
-from firstlight.experiments.functions import FUNCTIONS
+from firstlight import store
+from firstlight.analysis import stats
+from firstlight.lab import runner
+from firstlight.lab.experiments import Experiment, Options
+from firstlight.lab.experiments.agile import AGILE
+from firstlight.lab.experiments.churn import CHURN
+from firstlight.lab.experiments.functions import FUNCTIONS
 from firstlight.model import Point, Sample
 
 OLD, PARTS, WHOLE, FLOOR = "runc + bridge", "agile", "agile-ready", "floor"

@@ -11,15 +11,14 @@ import msgspec
 import numpy as np
 
 from bench.marks import Mark
-from firstlight import cgroups
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Pools, PoolSize
 from firstlight.agile.network import Network
 from firstlight.agile.pool import Pool, Traffic
-from firstlight.backends import Place
-from firstlight.backends.agile import payload
-from firstlight.backends.functions import Invoked
-from firstlight.place import isolated
+from firstlight.host import cgroups
+from firstlight.host.workspace import Workspace, sandbox
+from firstlight.lab.backends.agile import payload
+from firstlight.lab.backends.functions import Invoked
 
 WORKERS, SECONDS = 8, 5.0
 HELD = (10, 200, 2000)
@@ -27,11 +26,11 @@ TAKES = 2000
 MEMORY = ("Slab", "Percpu", "MemAvailable")
 
 
-async def sustained(place: Place, function: Function) -> Mark:
+async def sustained(workspace: Workspace, function: Function) -> Mark:
     """Networked starts whose programs end at once, as fast as eight clients ask for them."""
     program = msgspec.structs.replace(function, command=("/bin/payload", "once"))
     size = PoolSize(low=16, high=64, rate=2000)
-    async with Runtime(_config(place, Pools(network=size, cgroup=size))) as runtime:
+    async with Runtime(_config(workspace, Pools(network=size, cgroup=size))) as runtime:
         await runtime.prepare(program)
         null = os.open(os.devnull, os.O_RDWR)
         ended = 0
@@ -53,11 +52,11 @@ async def sustained(place: Place, function: Function) -> Mark:
     )  # fmt: skip
 
 
-async def takes(place: Place) -> list[Mark]:
+async def takes(workspace: Workspace) -> list[Mark]:
     """P99 of taking a network from a pool of few and of many, and what one of them holds."""
     marks = []
     tails = {}
-    async with Runtime(_config(place, Pools())) as runtime:
+    async with Runtime(_config(workspace, Pools())) as runtime:
         size = PoolSize(low=0, high=HELD[-1], rate=1e5)
         networks = runtime._networks
         pool = Pool("network", size, lambda: networks.make("outbound"), networks.discard, Traffic())
@@ -95,9 +94,9 @@ async def _tail(pool: Pool[Network]) -> float:
     return float(np.percentile(taken, 99)) / 1e3
 
 
-def zygote(place: Place) -> Mark:
+def zygote(workspace: Workspace) -> Mark:
     """What an idle zygote holds."""
-    with Invoked("zygote").prepared({}, 1, place) as [start]:
+    with Invoked("zygote").prepared({}, 1, workspace) as [start]:
         [pid] = [pid for pid in start.daemons if _command(pid).startswith("/usr/bin/python3\0")]
         rolled = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in rolled)}
@@ -119,16 +118,16 @@ def _memory() -> dict[str, int]:
     return {name: values[name] for name in MEMORY}
 
 
-def _config(place: Place, pools: Pools) -> Config:
+def _config(workspace: Workspace, pools: Pools) -> Config:
     return Config(
-        name="bench", state=str(place.directory / "state"), pools=pools,
-        cgroup=f"{cgroups.name(place.run)}/agile",
+        name="bench", state=str(workspace.directory / "state"), pools=pools,
+        cgroup=f"{cgroups.name(workspace.run)}/agile",
     )  # fmt: skip
 
 
 def measure() -> Iterator[Mark]:
     """All of them."""
-    with isolated(f"bench-{os.getpid()}") as place:
+    with sandbox(f"bench-{os.getpid()}") as place:
         base = place.directory / "payload"
         base.mkdir()
         yield asyncio.run(sustained(place, payload(base, "once")))

@@ -19,9 +19,11 @@ import polars as pl
 from bench.gofunctions import GoProgram
 from bench.marks import Mark
 from bench.uprobes import Probes, Visit
-from firstlight import breakdown, runner, store
-from firstlight.experiments import Options
-from firstlight.experiments.catalogue import find
+from firstlight import store
+from firstlight.analysis import breakdown
+from firstlight.lab import runner
+from firstlight.lab.experiments import Options
+from firstlight.lab.experiments.catalogue import find
 from firstlight.model import Sample
 
 REPETITIONS = 5

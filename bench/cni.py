@@ -16,14 +16,15 @@ import numpy as np
 
 from bench import overhead
 from bench.marks import Mark
-from firstlight import stats
-from firstlight.backends import Command, Place, native
-from firstlight.backends.cni import Cni, hosting
+from firstlight.analysis import stats
 from firstlight.errors import Failed, Unsupported
-from firstlight.load import Generator
+from firstlight.host.workspace import Workspace, sandbox
+from firstlight.lab.backends import Command
+from firstlight.lab.backends.cni import Cni, hosting
+from firstlight.lab.load import Generator
+from firstlight.lab.runner import Batch, sample
 from firstlight.model import Sample
-from firstlight.place import isolated
-from firstlight.runner import Batch, sample
+from firstlight.native import native
 
 PAIRS = 200
 MOST_TO_INVOKE, MOST_TO_TRACE = 1.03, 1.15
@@ -61,15 +62,15 @@ def compiled(directory: Path) -> Path:
     raise Unsupported("no C compiler is installed", "apt-get install gcc")
 
 
-def pairs(conf: str, place: Place, generator: Generator, count: int) -> Pairs:
+def pairs(conf: str, workspace: Workspace, generator: Generator, count: int) -> Pairs:
     """``count`` ADDs through firstlight, and as many through the harness."""
     found = Pairs([], [], [])
-    harness = compiled(place.directory)
+    harness = compiled(workspace.directory)
     sides = [side for _ in range(count) for side in turns()]
-    with hosting(conf, 0, place) as pods:
+    with hosting(conf, 0, workspace) as pods:
         for batch, bare in enumerate(sides):
             [request] = pods.make(f"pod{batch}-", 1)
-            command = _bare(harness, request) if bare else _ours(request, place)
+            command = _bare(harness, request) if bare else _ours(request, workspace)
             start = _start(generator, batch, command)
             plugin = start.steps[0].end - start.steps[0].start
             if not bare:
@@ -82,8 +83,8 @@ def pairs(conf: str, place: Place, generator: Generator, count: int) -> Pairs:
     return Pairs(*(part[_WARM:] for part in found))
 
 
-def _ours(request: Path, place: Place) -> Command:
-    return Command((str(native("cnirun")), "add", str(request)), place.environment)
+def _ours(request: Path, workspace: Workspace) -> Command:
+    return Command((str(native("cnirun")), "add", str(request)), workspace.environment)
 
 
 def _bare(harness: Path, request: Path) -> Command:
@@ -109,7 +110,7 @@ def _start(generator: Generator, batch: int, command: Command) -> Sample:
 
 def invocation(conf: str) -> Iterator[Mark]:
     """The pairs' ratios, and firstlight's own part, which other work on the machine sways less."""
-    with isolated(f"bench-{os.getpid()}-{conf}") as place, Generator() as generator:
+    with sandbox(f"bench-{os.getpid()}-{conf}") as place, Generator() as generator:
         whole, own, bare = map(np.array, pairs(conf, place, generator, PAIRS))
     ratio = stats.quantile_interval(whole / bare, 0.5)
     part = stats.ratio_interval(own, bare)

@@ -18,11 +18,11 @@ import numpy as np
 import polars as pl
 
 from bench.marks import Mark
-from firstlight.backends import Command, Place
-from firstlight.backends.oci import Oci
-from firstlight.load import Generator, Outcome
-from firstlight.place import isolated
-from firstlight.tracers.bpf import Tracer
+from firstlight.host.workspace import Workspace, sandbox
+from firstlight.lab.backends import Command
+from firstlight.lab.backends.oci import Oci
+from firstlight.lab.load import Generator, Outcome
+from firstlight.trace.bpf import Tracer
 
 STARTS = 20
 MOST_APART_US = 200.0
@@ -44,9 +44,9 @@ BEGIN { printf("ready 0 0\\n"); }
 """
 
 
-def _start(generator: Generator, place: Place, batch: int, *before: str) -> Outcome:
+def _start(generator: Generator, workspace: Workspace, batch: int, *before: str) -> Outcome:
     """One start of runc, with another command before its own."""
-    with Oci("runc").prepared({}, 1, place) as (command,):
+    with Oci("runc").prepared({}, 1, workspace) as (command,):
         outcome = _run(generator, batch, replace(command, argv=(*before, *command.argv)))
         generator.stop(batch, deadline=_DEADLINE)
     return outcome
@@ -86,7 +86,7 @@ def _bpftrace(generator: int) -> Iterator[list[tuple[str, int, int]]]:
 def totals(starts: int = STARTS) -> Mark:
     """bpftrace's time from the fork to the payload's execve, against ours to its first stamp."""
     with (
-        isolated("bench-totals") as place,
+        sandbox("bench-totals") as place,
         Generator() as generator,
         _bpftrace(generator.pid) as seen,
     ):
@@ -112,7 +112,7 @@ def calls(starts: int = 5) -> Mark:
     asked: dict[str, float] = defaultdict(float)
     with (
         tempfile.TemporaryDirectory() as directory,
-        isolated("bench-calls") as place,
+        sandbox("bench-calls") as place,
         Generator() as generator,
         Tracer(generator.pid) as tracer,
     ):
@@ -158,7 +158,7 @@ def _has(durations: list[float], micros: float) -> bool:
 
 def strace(starts: int = 5) -> Mark:
     """How many times slower runc is under strace."""
-    with isolated("bench-strace") as place, Generator() as generator:
+    with sandbox("bench-strace") as place, Generator() as generator:
         plain, traced = [], []
         for batch in range(0, 2 * starts, 2):
             plain.append(_latency(_start(generator, place, batch)))

@@ -13,9 +13,11 @@ import numpy as np
 import polars as pl
 
 from bench.marks import Mark
-from firstlight import runner, stats, store
-from firstlight.experiments import Experiment, Options
-from firstlight.experiments.catalogue import find
+from firstlight import store
+from firstlight.analysis import stats
+from firstlight.lab import runner
+from firstlight.lab.experiments import Experiment, Options
+from firstlight.lab.experiments.catalogue import find
 from firstlight.model import Point
 
 REPETITIONS = 34

@@ -15,9 +15,11 @@ import msgspec
 import polars as pl
 
 from bench.marks import Mark
-from firstlight import breakdown, runner, store
-from firstlight.experiments import Options
-from firstlight.experiments.catalogue import find
+from firstlight import store
+from firstlight.analysis import breakdown
+from firstlight.lab import runner
+from firstlight.lab.experiments import Options
+from firstlight.lab.experiments.catalogue import find
 
 SPANS = 1_000_000
 SECONDS, MEGABYTES = 10.0, 1000.0

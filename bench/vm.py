@@ -17,15 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from bench.marks import Mark
-from firstlight import runner, stats, store
-from firstlight.backends import Command
-from firstlight.backends.accel import elf
-from firstlight.backends.qemu import Qemu
-from firstlight.experiments import Experiment, Options
-from firstlight.guests import Boot, Line, Reading, Wanted
-from firstlight.load import Generator
+from firstlight import store
+from firstlight.analysis import stats
+from firstlight.host.workspace import sandbox
+from firstlight.lab import runner
+from firstlight.lab.backends import Command
+from firstlight.lab.backends.accel import elf
+from firstlight.lab.backends.qemu import Qemu
+from firstlight.lab.experiments import Experiment, Options
+from firstlight.lab.guests import Boot, Line, Reading, Wanted
+from firstlight.lab.load import Generator
 from firstlight.model import EndPoint, Step
-from firstlight.place import isolated
 
 TRIPLES, CROWD, LINES = 120, 16, 500
 MOST_ADDED = 1.02
@@ -76,7 +78,7 @@ def added(lines: int) -> Iterator[Mark]:
     spent: dict[str, list[float]] = {name: [] for name in taken}
     order = random.Random(lines)  # noqa: S311 - a schedule, not a secret
     with ExitStack() as stack:
-        place = stack.enter_context(isolated(f"bench-vm-{lines}"))
+        place = stack.enter_context(sandbox(f"bench-vm-{lines}"))
         generator = stack.enter_context(Generator())
         [command] = stack.enter_context(machine.prepared({}, 1, place))
         typed = _typed(command)

@@ -13,6 +13,7 @@ run         a header and its samples
 Every stamp is an integer number of nanoseconds of the host's CLOCK_MONOTONIC.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 from msgspec import Struct
@@ -122,7 +123,7 @@ class Sample(Struct, frozen=True):
 
 
 class Header(Struct, frozen=True, kw_only=True):
-    """What a run measured, where and how. ``environment`` is ``host.facts()``."""
+    """What a run measured, where and how. ``environment`` is ``host.facts.collect()``."""
 
     schema: int = SCHEMA_VERSION
     run: str
@@ -149,3 +150,31 @@ class Footer(Struct, frozen=True, kw_only=True):
     ended: str
     interrupted: bool = False
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the ends of its confidence interval: ``low <= value <= high``."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. ``ok`` is None for a warning; ``hint`` says what to do."""
+
+    name: str
+    ok: bool | None
+    fact: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why ``parts`` of an experiment, backends by name, cannot run here, and what to do."""
+
+    parts: tuple[str, ...]
+    fact: str
+    hint: str | None

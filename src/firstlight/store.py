@@ -41,6 +41,9 @@ SPAN_SCHEMA = pl.Schema(_SPAN_COLUMNS)
 """One row a span. ``blocked`` ends at the wake-up, where ``queued`` begins; instants have
 ``start == end``."""
 
+UNSEEN = "before tracing"
+"""The detail of a wait whose reason the tracer was not there to see."""
+
 
 _FIGURES: dict[str, pl.DataType | type[pl.DataType]] = {
     "index": pl.Int64, "batch": pl.Int64, "instance": pl.Int64, "repetition": pl.Int64,

@@ -6,13 +6,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from laboratory import NATIVE, Bench, compiled, inside, returning_home
+from tests.support.laboratory import NATIVE, Bench, compiled, inside, returning_home
 
-from firstlight import load
-from firstlight import place as places
 from firstlight.errors import Unsupported
-from firstlight.load import Generator
-from firstlight.tracers import bpf
+from firstlight.host import workspace as places
+from firstlight.lab import load
+from firstlight.lab.load import Generator
+from firstlight.trace import bpf
 
 LAUNCH = ("launch", "launch_ask", "launch_instance", "launch_text", "message")
 
@@ -36,7 +36,7 @@ def traced_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         pytest.skip(error.message)
     with ExitStack() as lab:
         with returning_home():
-            place = lab.enter_context(places.isolated(f"test-{os.getpid()}-bench"))
+            place = lab.enter_context(places.sandbox(f"test-{os.getpid()}-bench"))
             generator = lab.enter_context(Generator())
             tracer = lab.enter_context(bpf.Tracer(generator.pid, place.directory))
         yield Bench(place, generator, tracer, tmp_path_factory.mktemp("bench"))

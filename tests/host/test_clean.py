@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from firstlight import cgroups, clean
-from firstlight.place import STATE
+from firstlight.host import cgroups
+from firstlight.host.workspace import STATE
+from firstlight.lab import clean
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -22,10 +23,10 @@ LAB = """
 import subprocess, sys
 from pathlib import Path
 from firstlight import cgroups
-from firstlight.place import isolated
+from firstlight.place import sandbox
 
 run = sys.argv[1]
-with isolated(run) as place:
+with sandbox(run) as place:
     def start(env):
         return subprocess.Popen(["sleep", "1000"], env=env, stdin=subprocess.DEVNULL,
                                 stdout=subprocess.DEVNULL, start_new_session=True)

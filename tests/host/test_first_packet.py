@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from firstlight.agile.config import Config
-from firstlight.backends import Backend, Command, native, pooled, until
-from firstlight.backends.agile import GATEWAY, Agile
-from firstlight.backends.agile_parts import Ablated, Churn, Crowd
-from firstlight.backends.cni import Cni
-from firstlight.backends.pod import POOLED, Pod
 from firstlight.errors import Unsupported
+from firstlight.lab.backends import Backend, Command, pooled, until
+from firstlight.lab.backends.agile import GATEWAY, Agile
+from firstlight.lab.backends.agile_parts import Ablated, Churn, Crowd
+from firstlight.lab.backends.cni import Cni
+from firstlight.lab.backends.pod import POOLED, Pod
 from firstlight.model import Ending, EndPoint, Sample, Step
+from firstlight.native import native
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 PACKET = EndPoint.FIRST_PACKET
@@ -50,7 +51,7 @@ def host(bench: Any) -> str:
              "cat /proc/self/mountinfo")  # fmt: skip
     shown = [subprocess.run(one.split(), capture_output=True, text=True).stdout for one in words]
     # The root file system's tree is kept for the next batch of a run.
-    files = {path.name for path in bench.place.directory.iterdir()} - {"root"}
+    files = {path.name for path in bench.workspace.directory.iterdir()} - {"root"}
     return "".join(shown) + " ".join(sorted(files))
 
 
@@ -63,7 +64,10 @@ def clean(bench: Any) -> Iterator[None]:
 
 
 def measure(bench: Any, backend: Backend, instances: int) -> list[Sample]:
-    with clean(bench), backend.prepared({"instances": instances}, instances, bench.place) as starts:
+    with (
+        clean(bench),
+        backend.prepared({"instances": instances}, instances, bench.workspace) as starts,
+    ):
         seen = bench.starts(starts, end_point=backend.end_point)
     samples: list[Sample] = seen.run.samples
     return samples
@@ -114,7 +118,7 @@ def test_a_link_local_gateway_is_asked_on_the_pods_interface(bench: Any, tmp_pat
     address = {"address": "fd00:99::2/64", "gateway": "fe80::99"}
     network = conf(tmp_path, ipam={"type": "static", "addresses": [address]})
     backend = usable(Cni(network))
-    with clean(bench), backend.prepared({"instances": 1}, 1, bench.place) as starts:
+    with clean(bench), backend.prepared({"instances": 1}, 1, bench.workspace) as starts:
         subprocess.run(["ip", "address", "add", "fe80::99/64", "dev", "cni0", "nodad"], check=True)
         check_answered(bench.starts(starts, end_point=PACKET).run.samples)
 
@@ -151,12 +155,14 @@ def test_a_runtime_starts_in_networks_out_of_the_pool(bench: Any, runtime: str) 
 
 def test_each_start_has_a_network_of_its_own_that_no_other_gets(bench: Any) -> None:
     """Seen from inside: the namespace's number and its address, of two batches' worth of takes."""
-    with clean(bench), pooled.taking(4, bench.place) as pool:
-        links = [bench.place.directory / f"link{index}" for index in range(5)]
+    with clean(bench), pooled.taking(4, bench.workspace) as pool:
+        links = [bench.workspace.directory / f"link{index}" for index in range(5)]
         script = 'readlink $0; nsenter --net=$0 ip -o -4 address show dev eth0; echo "firstlight '
         script += 'ready 1"; read end'
         starts = [
-            pool.start(Command(("/bin/sh", "-c", script, str(link)), bench.place.environment), link)
+            pool.start(
+                Command(("/bin/sh", "-c", script, str(link)), bench.workspace.environment), link
+            )
             for link in links
         ]
         first = bench.starts(starts[:2]).run.samples
@@ -173,9 +179,9 @@ def test_each_start_has_a_network_of_its_own_that_no_other_gets(bench: Any) -> N
 
 
 def test_a_program_that_cannot_be_executed_is_told_and_its_network_ends(bench: Any) -> None:
-    with clean(bench), pooled.taking(1, bench.place) as pool:
-        link = bench.place.directory / "link"
-        start = pool.start(Command(("/nonexistent/runc",), bench.place.environment), link)
+    with clean(bench), pooled.taking(1, bench.workspace) as pool:
+        link = bench.workspace.directory / "link"
+        start = pool.start(Command(("/nonexistent/runc",), bench.workspace.environment), link)
         [one] = bench.starts([start]).run.samples
         assert not link.is_symlink()
     assert one.error == "/nonexistent/runc: No such file or directory"
@@ -198,15 +204,15 @@ def test_so_do_the_runtimes_under_conditions(
     reaching = usable(backend)
     with (
         clean(bench),
-        reaching.prepared({"instances": 2, **axes}, 2, bench.place) as starts,
+        reaching.prepared({"instances": 2, **axes}, 2, bench.workspace) as starts,
     ):
         check_answered(bench.starts(starts, end_point=PACKET).run.samples)
-    bench.place.counts.clear()
+    bench.workspace.counts.clear()
 
 
 def test_a_traced_start_to_the_first_packet_has_a_phase_for_it(bench: Any) -> None:
     backend = usable(Pod("runc", POOLED))
-    with clean(bench), backend.prepared({"instances": 1}, 1, bench.place) as starts:
+    with clean(bench), backend.prepared({"instances": 1}, 1, bench.workspace) as starts:
         seen = bench.starts(starts, end_point=PACKET)
     packet = steps(seen.sample)["packet"]
     assert seen.wall("packet") == packet.end - packet.start
@@ -224,5 +230,5 @@ def test_ones_own_address_is_no_gateway() -> None:
 
 @pytest.mark.skipif(not shutil.which("runc"), reason="runc is missing: apt-get install runc")
 def test_the_gateway_of_the_pool_is_the_runtimes(bench: Any) -> None:
-    with pooled.taking(1, bench.place) as pool:
+    with pooled.taking(1, bench.workspace) as pool:
         assert pool.gateway == GATEWAY

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from firstlight.backends import Command
 from firstlight.errors import Failed
-from firstlight.load import Burst, Generator, Outcome, Poisson, Sequence, Shape, offsets
+from firstlight.lab.backends import Command
+from firstlight.lab.load import Burst, Generator, Outcome, Poisson, Sequence, Shape, offsets
 
 READY = 'echo "firstlight ready 1"'
 MS = 1_000_000

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from firstlight import place as places
-from firstlight.backends import Command, Place
-from firstlight.backends.network import CROWD, GATEWAY, METHODS, TRICKS, Network, settle
 from firstlight.errors import Unsupported
+from firstlight.host import workspace as places
+from firstlight.host.netns import settle
+from firstlight.host.workspace import Workspace
+from firstlight.lab.backends import Command
+from firstlight.lab.backends.network import CROWD, GATEWAY, METHODS, TRICKS, Network
 from firstlight.model import Point
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -33,7 +35,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
 
 
 @pytest.fixture
-def lab() -> Iterator[Place]:
+def lab() -> Iterator[Workspace]:
     """A lab around one test; afterwards the test process is back where it was."""
     cwd = Path.cwd()
     with ExitStack() as files:
@@ -41,7 +43,7 @@ def lab() -> Iterator[Place]:
             (files.enter_context(Path(f"/proc/thread-self/ns/{kind}").open()), flag)
             for kind, flag in (("net", 0x40000000), ("mnt", 0x00020000))
         ]
-        with places.isolated(f"test-{os.getpid()}") as place:
+        with places.sandbox(f"test-{os.getpid()}") as place:
             yield place
         for file, flag in home:
             assert places._libc.setns(file.fileno(), flag) == 0
@@ -123,7 +125,7 @@ def namespace_of(process: subprocess.Popen[str]) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_step_is_stamped_in_order(lab: Place, method: str) -> None:
+def test_every_step_is_stamped_in_order(lab: Workspace, method: str) -> None:
     with Network().prepared({"method": method}, 1, lab) as [command]:
         done = run_once(command)
     assert done.returncode == 0, done.stdout
@@ -135,7 +137,7 @@ def test_every_step_is_stamped_in_order(lab: Place, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_packet_goes_from_the_container_to_the_host_and_back(lab: Place, method: str) -> None:
+def test_a_packet_goes_from_the_container_to_the_host_and_back(lab: Workspace, method: str) -> None:
     with (
         Network().prepared({"method": method}, 2, lab) as [_, command],
         started(command) as process,
@@ -165,7 +167,7 @@ def test_a_packet_goes_from_the_container_to_the_host_and_back(lab: Place, metho
 @pytest.mark.parametrize(
     "point", [*({"method": m} for m in METHODS), *({"trick": t} for t in TRICKS)]
 )
-def test_nothing_is_left_after_the_end_of_input(lab: Place, point: Point) -> None:
+def test_nothing_is_left_after_the_end_of_input(lab: Workspace, point: Point) -> None:
     outside = state()
     with Network().prepared(point, 2, lab) as commands:
         inside = state()
@@ -180,7 +182,7 @@ def test_nothing_is_left_after_the_end_of_input(lab: Place, point: Point) -> Non
     assert state() == outside
 
 
-def test_input_that_ended_before_the_start_is_no_failure(lab: Place) -> None:
+def test_input_that_ended_before_the_start_is_no_failure(lab: Workspace) -> None:
     with Network().prepared({}, 1, lab) as [command]:
         inside = state()
         assert run_once(command).returncode == 0
@@ -188,7 +190,7 @@ def test_input_that_ended_before_the_start_is_no_failure(lab: Place) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_request_to_end_takes_down_what_was_made(lab: Place, method: str) -> None:
+def test_a_request_to_end_takes_down_what_was_made(lab: Workspace, method: str) -> None:
     with Network().prepared({"method": method}, 1, lab) as [command]:
         inside = state()
         with started(command) as process:
@@ -199,7 +201,9 @@ def test_a_request_to_end_takes_down_what_was_made(lab: Place, method: str) -> N
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_nothing_is_left_of_starts_that_were_killed_at_any_step(lab: Place, method: str) -> None:
+def test_nothing_is_left_of_starts_that_were_killed_at_any_step(
+    lab: Workspace, method: str
+) -> None:
     outside = state()
     point: Point = {"method": method}
     with Network().prepared(point, 12, lab) as commands, ExitStack() as starts:
@@ -216,7 +220,7 @@ def test_nothing_is_left_of_starts_that_were_killed_at_any_step(lab: Place, meth
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_fifty_at_once_succeed(lab: Place, method: str) -> None:
+def test_fifty_at_once_succeed(lab: Workspace, method: str) -> None:
     with Network().prepared({"method": method}, 50, lab) as commands, ExitStack() as starts:
         processes = [starts.enter_context(started(command)) for command in commands]
         for process in processes:
@@ -226,7 +230,7 @@ def test_fifty_at_once_succeed(lab: Place, method: str) -> None:
         assert [finish(process) for process in processes] == [0] * 50
 
 
-def test_the_plain_request_moves_a_veth_and_names_its_namespace(lab: Place) -> None:
+def test_the_plain_request_moves_a_veth_and_names_its_namespace(lab: Workspace) -> None:
     with Network().prepared({"trick": "none"}, 1, lab) as [command], started(command) as process:
         assert step_names(said(process)) == ALL_STEPS
         assert named() == ["fl0"]
@@ -236,7 +240,7 @@ def test_the_plain_request_moves_a_veth_and_names_its_namespace(lab: Place) -> N
         assert any(address.startswith("fe80:") for address in addresses(link))
 
 
-def test_a_veth_in_place_is_not_moved(lab: Place) -> None:
+def test_a_veth_in_place_is_not_moved(lab: Workspace) -> None:
     with (
         Network().prepared({"trick": "veth in place"}, 1, lab) as [command],
         started(command) as process,
@@ -246,13 +250,13 @@ def test_a_veth_in_place_is_not_moved(lab: Place) -> None:
         assert "10.88.0.2" in addresses(link)
 
 
-def test_ip_can_make_a_veth_in_place_too(lab: Place) -> None:
+def test_ip_can_make_a_veth_in_place_too(lab: Workspace) -> None:
     with Network().prepared({"method": "ip"}, 1, lab) as [command]:
         done = run_once(Command((*command.argv, "--in-place"), command.env))
     assert step_names(done.stdout.splitlines()) == [name for name in ALL_STEPS if name != "move"]
 
 
-def test_ipv6_off_leaves_no_address_on_either_end(lab: Place) -> None:
+def test_ipv6_off_leaves_no_address_on_either_end(lab: Workspace) -> None:
     switch = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
     before = switch.read_text()
     with (
@@ -267,7 +271,7 @@ def test_ipv6_off_leaves_no_address_on_either_end(lab: Place) -> None:
 
 
 @pytest.mark.parametrize(("trick", "is_checked"), [("DAD on", True), ("DAD off", False)])
-def test_an_ipv6_address_is_usable_once_ready(lab: Place, trick: str, is_checked: bool) -> None:
+def test_an_ipv6_address_is_usable_once_ready(lab: Workspace, trick: str, is_checked: bool) -> None:
     with Network().prepared({"trick": trick}, 1, lab) as [command], started(command) as process:
         assert step_names(said(process)) == [*ALL_STEPS[:-1], "address6", "route"]
         [link] = ip("-n", "fl0", "address", "show", "dev", "fl0-c")
@@ -276,7 +280,7 @@ def test_an_ipv6_address_is_usable_once_ready(lab: Place, trick: str, is_checked
         assert ("nodad" not in found) == is_checked
 
 
-def test_a_descriptor_holds_a_namespace_without_a_name(lab: Place) -> None:
+def test_a_descriptor_holds_a_namespace_without_a_name(lab: Workspace) -> None:
     with (
         Network().prepared({"trick": "namespace by descriptor"}, 1, lab) as [command],
         started(command) as process,
@@ -289,7 +293,7 @@ def test_a_descriptor_holds_a_namespace_without_a_name(lab: Place) -> None:
 
 @pytest.mark.parametrize(("trick", "copied"), [("crowded mounts", CROWD), ("pruned mounts", 0)])
 def test_the_mount_namespace_copies_the_crowd_unless_it_is_pruned(
-    lab: Place, trick: str, copied: int
+    lab: Workspace, trick: str, copied: int
 ) -> None:
     with Network().prepared({"trick": trick}, 1, lab) as [command], started(command) as process:
         assert step_names(said(process)) == [*ALL_STEPS, "mount.ns"]
@@ -302,7 +306,7 @@ def test_the_mount_namespace_copies_the_crowd_unless_it_is_pruned(
         assert len(spaces) == 2
 
 
-def test_all_tricks_together(lab: Place) -> None:
+def test_all_tricks_together(lab: Workspace) -> None:
     with Network().prepared({"trick": "all"}, 1, lab) as [command], started(command) as process:
         assert step_names(said(process)) == [name for name in ALL_STEPS if name != "move"]
         assert named() == []
@@ -319,7 +323,9 @@ def test_all_tricks_together(lab: Place) -> None:
                r"RTNETLINK answers: File exists"),
     ],
 )  # fmt: skip
-def test_a_failure_names_the_step_and_undoes_the_others(lab: Place, method: str, text: str) -> None:
+def test_a_failure_names_the_step_and_undoes_the_others(
+    lab: Workspace, method: str, text: str
+) -> None:
     with Network().prepared({"method": method}, 1, lab) as [command]:
         subprocess.check_call(["ip", "link", "add", "fl0-h", "type", "veth", "peer", "other"])
         inside = state()
@@ -340,7 +346,7 @@ def test_a_failure_names_the_step_and_undoes_the_others(lab: Place, method: str,
         (("what",), "what; usage"),
     ],
 )
-def test_a_bad_request_makes_nothing(lab: Place, more: tuple[str, ...], text: str) -> None:
+def test_a_bad_request_makes_nothing(lab: Workspace, more: tuple[str, ...], text: str) -> None:
     with Network().prepared({}, 1, lab) as [command]:
         inside = state()
         done = run_once(Command((*command.argv, *more), command.env))
@@ -350,7 +356,7 @@ def test_a_bad_request_makes_nothing(lab: Place, more: tuple[str, ...], text: st
         assert state() == inside
 
 
-def test_a_missing_ip_is_an_error_of_the_first_step(lab: Place) -> None:
+def test_a_missing_ip_is_an_error_of_the_first_step(lab: Workspace) -> None:
     with Network().prepared({"method": "ip"}, 1, lab) as [command]:
         done = run_once(command, PATH="/nonexistent")
     assert done.stdout == (
@@ -358,7 +364,7 @@ def test_a_missing_ip_is_an_error_of_the_first_step(lab: Place) -> None:
     )
 
 
-def test_settling_waits_for_the_end_of_every_namespace(lab: Place) -> None:
+def test_settling_waits_for_the_end_of_every_namespace(lab: Workspace) -> None:
     with Network().prepared({}, 1, lab):
         for index in range(10):
             subprocess.check_call(

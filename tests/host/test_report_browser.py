@@ -1,15 +1,12 @@
 """The report in Debian's Chromium, without a network: it draws, fits, and asks for nothing."""
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-import synthetic
+from tests.support import synthetic
 
 from firstlight.report import page as report
 

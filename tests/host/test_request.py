@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstlight.backends import Command, Request
 from firstlight.errors import Failed
-from firstlight.load import Generator, Outcome, Sequence, said
+from firstlight.lab.backends import Command, Request
+from firstlight.lab.load import Generator, Outcome, Sequence, said
 
 MS = 1_000_000
 STAMPS = {"clone": 3, "requested": 10, "exec": 40, "running": 60}

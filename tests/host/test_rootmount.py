@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.backends import rootfs
 from firstlight.errors import Failed, UnknownName, Unsupported
+from firstlight.lab.backends import rootfs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

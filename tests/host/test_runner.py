@@ -16,17 +16,20 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laboratory import marked, returning_home
+from tests.support.laboratory import marked, returning_home
 
-from firstlight import cgroups, runner, store
-from firstlight.backends import Command, Place
+from firstlight import store
 from firstlight.errors import FirstlightError, Unsupported
-from firstlight.experiments import Experiment, Options
-from firstlight.experiments.container_creation import CONTAINER_CREATION
-from firstlight.experiments.floor import FLOOR
-from firstlight.load import Outcome
+from firstlight.host import cgroups
+from firstlight.host.workspace import Workspace
+from firstlight.lab import runner
+from firstlight.lab.backends import Command
+from firstlight.lab.experiments import Experiment, Options
+from firstlight.lab.experiments.container_creation import CONTAINER_CREATION
+from firstlight.lab.experiments.floor import FLOOR
+from firstlight.lab.load import Outcome
+from firstlight.lab.runner import Batch, Plan, sample, schedule
 from firstlight.model import Ending, EndPoint, GuestLog, Point, Sample, Step
-from firstlight.runner import Batch, Plan, sample, schedule
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 MS = 1_000_000
@@ -47,9 +50,11 @@ class Scripts:
             raise Unsupported(self.missing, "install it")
 
     @contextmanager
-    def prepared(self, point: Point, instances: int, place: Place) -> Iterator[list[Command]]:
+    def prepared(
+        self, point: Point, instances: int, workspace: Workspace
+    ) -> Iterator[list[Command]]:
         script = str(point["script"])
-        yield [Command(("/bin/sh", "-c", script), place.environment)] * instances
+        yield [Command(("/bin/sh", "-c", script), workspace.environment)] * instances
 
 
 def experiment(*scripts: str, instances: tuple[int, ...] = (2,), **more: str) -> Experiment:
@@ -436,12 +441,14 @@ class Watched(Scripts):
     """A backend that looks, when it cleans up, for what may still use what it removes."""
 
     @contextmanager
-    def prepared(self, point: Point, instances: int, place: Place) -> Iterator[list[Command]]:
+    def prepared(
+        self, point: Point, instances: int, workspace: Workspace
+    ) -> Iterator[list[Command]]:
         try:
-            with super().prepared(point, instances, place) as commands:
+            with super().prepared(point, instances, workspace) as commands:
                 yield commands
         finally:
-            assert marked(place.run) == []
+            assert marked(workspace.run) == []
 
 
 @needs_root

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from firstlight import stuck
+from firstlight.lab import stuck
 
 POLLER = """
 import select, socket, sys

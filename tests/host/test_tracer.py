@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from laboratory import NATIVE, Bench, Seen, compiled
+from tests.support.laboratory import NATIVE, Bench, Seen, compiled
 
-from firstlight.backends import native
-from firstlight.backends.network import Network
-from firstlight.backends.oci import Oci
-from firstlight.breakdown import timeline
+from firstlight.analysis.breakdown import timeline
 from firstlight.errors import Failed
-from firstlight.load import Generator, Sequence
+from firstlight.lab.backends.network import Network
+from firstlight.lab.backends.oci import Oci
+from firstlight.lab.load import Generator, Sequence
 from firstlight.model import EndPoint
-from firstlight.tracers import bpf
+from firstlight.native import native
+from firstlight.trace import bpf
 
 MS = 1_000_000
 SOURCE = NATIVE.parent.parent / "native"
@@ -210,7 +210,7 @@ REQUESTS = {
 
 @pytest.mark.parametrize("method", ["netlink", "ip"])
 def test_network_requests_are_read_from_their_messages(bench: Bench, method: str) -> None:
-    with Network().prepared({"method": method}, 1, bench.place) as commands:
+    with Network().prepared({"method": method}, 1, bench.workspace) as commands:
         seen = bench.starts(commands)
     sent = seen.spans.filter(
         (pl.col("kind") == "call") & pl.col("name").is_in(["sendto", "sendmsg"])
@@ -227,7 +227,7 @@ def test_network_requests_are_read_from_their_messages(bench: Bench, method: str
 
 
 def test_the_move_is_slow_for_a_grace_period_and_the_report_says_which(bench: Bench) -> None:
-    with Network().prepared({"method": "netlink"}, 4, bench.place) as commands:
+    with Network().prepared({"method": "netlink"}, 4, bench.workspace) as commands:
         seen = bench.starts(commands, shape=Sequence())
     found = causes(seen.breakdown(), "veth.move")
     waits = {cause: took for cause, took in found.items() if cause.startswith("RCU: ")}
@@ -284,7 +284,7 @@ def test_strace_counts_the_same_calls(
     argv = [str(known), *(str(tmp_path / "dir") if word == "DIR" else word for word in work)]
     log = tmp_path / "log"
     done = subprocess.run(
-        ["strace", "-f", "-o", log, *argv], env=bench.place.environment, cwd="/",
+        ["strace", "-f", "-o", log, *argv], env=bench.workspace.environment, cwd="/",
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -297,14 +297,14 @@ def test_strace_counts_the_same_calls(
 
 def test_strace_and_the_tracer_read_the_same_paths_of_runc(bench: Bench, tmp_path: Path) -> None:
     """Also the empty ones: runc does ask for the status of ""."""
-    with Oci("runc").prepared({}, 1, bench.place) as [command]:
+    with Oci("runc").prepared({}, 1, bench.workspace) as [command]:
         done = subprocess.run(
             ["strace", "-f", "-e", "trace=mkdirat,newfstatat", "-s", "200", "-o", tmp_path / "log",
              *command.argv],
             env=command.env, stdin=subprocess.DEVNULL, capture_output=True, timeout=60,
         )  # fmt: skip
         assert done.returncode == 0
-    with Oci("runc").prepared({}, 1, bench.place) as commands:
+    with Oci("runc").prepared({}, 1, bench.workspace) as commands:
         seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION, to_exit=True)
     log = (tmp_path / "log").read_text()
     made = Counter(re.findall(r'mkdirat\([^"]*"([^"]*)"', log))
@@ -318,7 +318,7 @@ def test_strace_and_the_tracer_read_the_same_paths_of_runc(bench: Bench, tmp_pat
 def test_what_is_mounted_on_a_descriptor_has_its_path(bench: Bench, runtime: str) -> None:
     if not shutil.which(runtime):
         pytest.skip(f"{runtime} is not installed")
-    with Oci(runtime).prepared({}, 1, bench.place) as commands:
+    with Oci(runtime).prepared({}, 1, bench.workspace) as commands:
         seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION)
     targets = [detail.split()[0] for detail in seen.calls("mount")["detail"].to_list()]
     assert any(target.endswith("dev/mqueue") for target in targets), targets
@@ -338,7 +338,7 @@ def test_a_long_path_is_read_whole(bench: Bench, known: Path, tmp_path: Path) ->
 
 
 def test_a_hundred_containers_at_once_lose_no_event(bench: Bench) -> None:
-    with Oci("runc").prepared({}, 100, bench.place) as commands:
+    with Oci("runc").prepared({}, 100, bench.workspace) as commands:
         seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION, deadline=60)
     assert [one.error for one in seen.run.samples if one.error] == []
     assert seen.lost == 0
@@ -354,9 +354,9 @@ def test_a_hundred_containers_at_once_lose_no_event(bench: Bench) -> None:
 def test_a_ring_that_is_too_small_is_no_secret(bench: Bench, known: Path, tmp_path: Path) -> None:
     with (
         Generator() as generator,
-        bpf.Tracer(generator.pid, bench.place.directory, ring=4096) as tracer,
+        bpf.Tracer(generator.pid, bench.workspace.directory, ring=4096) as tracer,
     ):
-        small = Bench(bench.place, generator, tracer, tmp_path)
+        small = Bench(bench.workspace, generator, tracer, tmp_path)
         seen = small.start(known, "files", tmp_path, "3000")
         assert seen.lost > 0
         assert seen.sample.lost == seen.lost
@@ -384,8 +384,8 @@ def altered(
         check=True,
     )  # fmt: skip
     monkeypatch.setattr(bpf, "native", lambda name: built if built.name == name else native(name))
-    with Generator() as generator, bpf.Tracer(generator.pid, bench.place.directory) as tracer:
-        yield Bench(bench.place, generator, tracer, directory)
+    with Generator() as generator, bpf.Tracer(generator.pid, bench.workspace.directory) as tracer:
+        yield Bench(bench.workspace, generator, tracer, directory)
 
 
 def test_stacks_that_find_no_place_in_the_table_are_not_lost(
@@ -454,7 +454,7 @@ def test_a_call_that_has_not_ended_is_reported_once_and_open(bench: Bench) -> No
 
 
 def test_a_tracer_that_ends_is_an_error_that_says_why(bench: Bench) -> None:
-    with Generator() as generator, bpf.Tracer(generator.pid, bench.place.directory) as tracer:
+    with Generator() as generator, bpf.Tracer(generator.pid, bench.workspace.directory) as tracer:
         os.kill(tracer._process.pid, signal.SIGKILL)
         with pytest.raises(Failed, match="the tracer failed: it ended without a word"):
             tracer.start()
@@ -494,9 +494,9 @@ def careful(
     monkeypatch.setattr(bpf, "native", lambda name: swapped.get(name) or native(name))
     with (
         Generator() as generator,
-        bpf.Tracer(generator.pid, bench.place.directory) as tracer,
+        bpf.Tracer(generator.pid, bench.workspace.directory) as tracer,
     ):
-        yield Bench(bench.place, generator, tracer, tmp_path)
+        yield Bench(bench.workspace, generator, tracer, tmp_path)
     assert tracer._process.returncode == 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from firstlight.agile import wire
 from firstlight.errors import Failed
+from firstlight.native import native
 
 _MESSAGE_MAX = 4096
 _RIGHTS = socket.CMSG_SPACE(4)
@@ -27,7 +28,7 @@ class Helper:
     ) -> None:
         self._heard, self._ended = heard, ended
         self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
-        path = str(wire.native(program))
+        path = str(native(program))
         try:
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:

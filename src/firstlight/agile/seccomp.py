@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from struct import pack
 
-from firstlight.agile.wire import native
 from firstlight.errors import Unsupported
+from firstlight.native import native
 
 _LOAD, _JEQ, _JGE, _JSET, _RETURN, _AND, _JUMP = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54, 0x05
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000

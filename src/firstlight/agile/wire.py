@@ -5,8 +5,6 @@ Integers are in host order; stamps are ns of CLOCK_MONOTONIC.
 
 import socket
 from enum import IntEnum, IntFlag
-from importlib.resources import files
-from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
@@ -128,11 +126,3 @@ def rights(descriptors: list[int]) -> list[tuple[int, int, bytes]]:
     """The ancillary data that sends descriptors."""
     data = b"".join(d.to_bytes(4, "little") for d in descriptors)
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, data)] if descriptors else []
-
-
-def native(name: str) -> Path:
-    """The path of one of firstlight's own native programs."""
-    path = Path(str(files("firstlight"))) / "_native" / name
-    if not path.exists():
-        raise Failed(f"firstlight's own program {path} is missing", "build it: make setup")
-    return path

@@ -6,19 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firstlight import stats
-from firstlight.model import EndPoint, Sample
-from firstlight.report import figures
-from firstlight.report.figures import Figures, PointFigures, batches, latencies
+from firstlight.analysis import figures, stats
+from firstlight.analysis.figures import Figures, PointFigures, batches, latencies
+from firstlight.analysis.stats import Floats
+from firstlight.model import EndPoint, Interval, Sample
 from firstlight.report.tables import Table
-from firstlight.report.wording import (
-    digits,
-    duration,
-    duration_interval,
-    percent,
-    ratio_interval,
-)
-from firstlight.stats import Floats, Interval
+from firstlight.units import digits, duration, duration_interval, percent, ratio_interval
 
 KEEPS_UP = 0.95
 """A pool keeps up with its requests when it has a part for this share of them."""

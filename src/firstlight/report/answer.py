@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-from firstlight import stats
+from firstlight.analysis import figures, stats
+from firstlight.analysis.figures import Figures, PointFigures, Queue, batches, latencies
 from firstlight.model import Ending, EndPoint
-from firstlight.report import agile, boots, figures
-from firstlight.report.figures import Figures, PointFigures, Queue, batches, latencies
-from firstlight.report.wording import (
+from firstlight.report import agile, boots
+from firstlight.units import (
     cause,
     duration,
     duration_interval,

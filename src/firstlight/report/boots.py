@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-from firstlight import boot
-from firstlight.report.figures import Figures, PointFigures, batches, latencies
+from firstlight.analysis import boot
+from firstlight.analysis.figures import Figures, PointFigures, batches, latencies
+from firstlight.analysis.stats import ratio_interval as ratio_of
+from firstlight.model import Interval
 from firstlight.report.tables import Table
-from firstlight.report.wording import duration, duration_interval, ratio_interval
-from firstlight.stats import Interval
-from firstlight.stats import ratio_interval as ratio_of
+from firstlight.units import duration, duration_interval, ratio_interval
 
 _COUNTED = ("features", "shared objects", "relocations")
 _PARTS = ("hypervisor", "build", "protocol", "console", "filesystem")

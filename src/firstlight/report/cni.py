@@ -6,11 +6,11 @@ import numpy as np
 import polars as pl
 from rich.table import Table
 
-from firstlight.breakdown import breakdown
+from firstlight.analysis.breakdown import breakdown
+from firstlight.analysis.stats import quantile_interval
 from firstlight.model import Ending, EndPoint, Sample
-from firstlight.report.wording import duration, percent
-from firstlight.stats import quantile_interval
 from firstlight.store import Run
+from firstlight.units import duration, percent
 
 TAIL = 10
 """A P99 of more than so many medians is shown with how many they are."""

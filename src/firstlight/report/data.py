@@ -7,11 +7,11 @@ Durations are integers in ns, shares and ratios are fractions, and an estimate i
 from collections.abc import Sequence
 from typing import Any
 
-from firstlight.claims import judge
-from firstlight.model import Sample
-from firstlight.report import agile, answer, boots, figures
-from firstlight.report.figures import Boot, Figures, Part, PointFigures
-from firstlight.stats import Interval
+from firstlight.analysis import figures
+from firstlight.analysis.figures import Boot, Figures, Part, PointFigures
+from firstlight.claims.judge import judge
+from firstlight.model import Interval, Sample
+from firstlight.report import agile, answer, boots
 from firstlight.store import Run
 
 

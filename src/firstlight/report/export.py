@@ -9,10 +9,10 @@ from typing import Any
 
 import polars as pl
 
-from firstlight import breakdown
+from firstlight.analysis import breakdown
+from firstlight.analysis.figures import median_sample
 from firstlight.errors import FirstlightError
 from firstlight.model import Sample
-from firstlight.report.figures import median_sample
 from firstlight.report.pictures import programs
 from firstlight.store import SPAN_SCHEMA, Run
 

@@ -20,13 +20,15 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from firstlight import claims
+from firstlight import units as wording
+from firstlight.analysis import figures
+from firstlight.analysis.figures import Figures, PointFigures
+from firstlight.analysis.stats import samples_needed
+from firstlight.claims import judge as claims
 from firstlight.model import Sample
-from firstlight.plots import palette, theme
-from firstlight.report import agile, answer, boots, cni, figures, pictures, wording
-from firstlight.report.figures import Figures, PointFigures
+from firstlight.report import agile, answer, boots, cni, pictures
 from firstlight.report.pictures import Picture
-from firstlight.stats import samples_needed
+from firstlight.report.plots import palette, theme
 from firstlight.store import Run
 
 MOST_FAILURES = 20

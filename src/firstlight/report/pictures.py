@@ -8,24 +8,23 @@ import altair as alt
 import polars as pl
 import vl_convert
 
-from firstlight import breakdown
+from firstlight.analysis import breakdown, figures
+from firstlight.analysis.figures import Figures, PointFigures
 from firstlight.model import Sample
-from firstlight.plots import boots, palette, theme
-from firstlight.plots.ablation import ablation
-from firstlight.plots.causes import causes as causes_chart
-from firstlight.plots.cdf import cdf
-from firstlight.plots.cdf import curves as cdf_curves
-from firstlight.plots.container_creation import container_creation, parts
-from firstlight.plots.network_setup import network_setup, steps
-from firstlight.plots.scaling import scaling
-from firstlight.plots.scaling import series as scaling_series
-from firstlight.plots.scaling import values as scaling_values
-from firstlight.plots.waterfall import waterfall as waterfall_chart
-from firstlight.report import figures
 from firstlight.report.agile import worth
-from firstlight.report.figures import Figures, PointFigures
-from firstlight.report.wording import duration
+from firstlight.report.plots import boots, palette, theme
+from firstlight.report.plots.ablation import ablation
+from firstlight.report.plots.causes import causes as causes_chart
+from firstlight.report.plots.cdf import cdf
+from firstlight.report.plots.cdf import curves as cdf_curves
+from firstlight.report.plots.container_creation import container_creation, parts
+from firstlight.report.plots.network_setup import network_setup, steps
+from firstlight.report.plots.scaling import scaling
+from firstlight.report.plots.scaling import series as scaling_series
+from firstlight.report.plots.scaling import values as scaling_values
+from firstlight.report.plots.waterfall import waterfall as waterfall_chart
 from firstlight.store import Run
+from firstlight.units import duration
 
 PAPER = {
     "container-creation": "the paper's Fig. 6",

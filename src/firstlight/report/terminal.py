@@ -11,16 +11,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from firstlight.claims import Verdict
-from firstlight.compare import Comparison, Difference, Side
-from firstlight.experiments.catalogue import Missing
-from firstlight.host import Check
-from firstlight.model import Ending, Sample
-from firstlight.plots import palette
-from firstlight.report import agile, answer, boots, cni, figures, tables, wording
+from firstlight import units as wording
+from firstlight.analysis import figures
+from firstlight.analysis.compare import Comparison, Difference, Side
+from firstlight.analysis.figures import Figures, Part, PointFigures
+from firstlight.analysis.stats import samples_needed
+from firstlight.claims.judge import Verdict
+from firstlight.model import Check, Ending, Interval, Missing, Sample
+from firstlight.report import agile, answer, boots, cni, tables
 from firstlight.report.data import as_json
-from firstlight.report.figures import Figures, Part, PointFigures
-from firstlight.stats import Interval, samples_needed
+from firstlight.report.plots import palette
 from firstlight.store import Run
 
 T = TypeVar("T")

@@ -5,8 +5,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from firstlight import phases
-from firstlight.plots.palette import PHASES as COLOURS
+from firstlight.analysis import phases
+from firstlight.report.plots.palette import PHASES as COLOURS
 
 _WAITS = 8
 _FIXED_COLUMNS = 43  # of the terminal: all but the lane and the cause

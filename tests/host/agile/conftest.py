@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agile_host import HERE
+from tests.support.agile_host import HERE
 
 from firstlight.agile import Function
 

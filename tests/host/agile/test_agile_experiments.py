@@ -6,21 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agile_host import on_host
-from laboratory import marked, returning_home
+from tests.support.agile_host import on_host
+from tests.support.laboratory import marked, returning_home
 
-from firstlight import cgroups, runner, store
+from firstlight import store
 from firstlight.agile.client import Client
-from firstlight.backends import Place
-from firstlight.backends.agile_parts import POOLS, WITHOUT, Ablated, Churn, Crowd
-from firstlight.backends.functions import KINDS, RUNC, Invoked
 from firstlight.errors import UnknownName, Unsupported
-from firstlight.experiments import Experiment, Options
-from firstlight.experiments.ablation import ABLATION
-from firstlight.experiments.churn import CHURN
-from firstlight.experiments.density import DENSITY
-from firstlight.experiments.functions import COMMAND, FUNCTIONS
-from firstlight.load import Poisson, offsets
+from firstlight.host import cgroups
+from firstlight.host.workspace import Workspace
+from firstlight.lab import runner
+from firstlight.lab.backends.agile_parts import POOLS, WITHOUT, Ablated, Churn, Crowd
+from firstlight.lab.backends.functions import KINDS, RUNC, Invoked
+from firstlight.lab.experiments import Experiment, Options
+from firstlight.lab.experiments.ablation import ABLATION
+from firstlight.lab.experiments.churn import CHURN
+from firstlight.lab.experiments.density import DENSITY
+from firstlight.lab.experiments.functions import COMMAND, FUNCTIONS
+from firstlight.lab.load import Poisson, offsets
 from firstlight.model import Ending, Point, Sample
 
 Measure = Callable[[Experiment, list[Point]], store.Run]
@@ -97,7 +99,7 @@ def test_those_that_are_up_stay_up_until_the_batch_is_left(tmp_path: Path) -> No
     tmp_path.chmod(0o755)
 
     async def main() -> None:
-        place = Place(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
+        place = Workspace(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
         with Crowd().prepared({"background": 7}, 1, place) as [start]:
             assert start.request
             with Client(start.request.socket) as client:

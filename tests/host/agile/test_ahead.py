@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agile_host import on_host
+from tests.support.agile_host import on_host
 
 from firstlight.agile import Config, Function, Runtime, seccomp
 from firstlight.agile.config import Ahead

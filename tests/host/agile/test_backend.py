@@ -5,16 +5,17 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from agile_host import on_host
-from laboratory import Bench
+from tests.support.agile_host import on_host
+from tests.support.laboratory import Bench
 
-from firstlight.backends import Command, Place, Request, agile
-from firstlight.backends.agile import DEPTHS, Agile, Asked, children
-from firstlight.backends.agile_floor import Floor
 from firstlight.errors import Failed
-from firstlight.load import Generator
+from firstlight.host.workspace import Workspace
+from firstlight.lab.backends import Command, Request, agile
+from firstlight.lab.backends.agile import DEPTHS, Agile, Asked, children
+from firstlight.lab.backends.agile_floor import Floor
+from firstlight.lab.load import Generator
+from firstlight.lab.runner import can_trace
 from firstlight.model import EndPoint
-from firstlight.runner import can_trace
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ from firstlight.runner import can_trace
 def test_each_start_is_ready_and_ends_with_its_input(
     depth: str, asked: Asked, tmp_path: Path
 ) -> None:
-    place = Place(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
+    place = Workspace(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
 
     async def main() -> None:
         backend = Agile(depth, asked)
@@ -52,7 +53,7 @@ def test_each_start_is_ready_and_ends_with_its_input(
 def test_a_traced_start_is_explained_in_the_runtime_and_in_its_instance(
     bench: Bench, depth: str, phases: set[str]
 ) -> None:
-    with Agile(depth).prepared({"instances": 1}, 1, bench.place) as commands:
+    with Agile(depth).prepared({"instances": 1}, 1, bench.workspace) as commands:
         seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION)
     found = seen.breakdown()
     assert phases <= set(found.filter(pl.col("wall") > 0)["phase"])
@@ -70,7 +71,7 @@ def test_only_alone_can_a_start_that_is_asked_for_be_told_from_others() -> None:
 def test_a_runtime_that_says_much_is_not_held_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
+    place = Workspace(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
     much = "import sys\nsys.stderr.write('x' * 1_000_000)\nsys.stderr.flush()\n"
     monkeypatch.setattr(agile, "_SERVE", much + agile._SERVE)
 
@@ -90,7 +91,7 @@ def test_a_runtime_that_says_much_is_not_held_up(
 def test_a_runtime_that_does_not_start_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
+    place = Workspace(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
     monkeypatch.setattr(agile, "_SERVE", "raise SystemExit('no such luck')")
 
     async def main() -> None:
@@ -105,7 +106,7 @@ def test_a_runtime_that_does_not_start_says_why(
 
 
 def test_the_floor_starts_each_in_parts_of_its_own(tmp_path: Path) -> None:
-    place = Place(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
+    place = Workspace(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
 
     async def main() -> None:
         backend = Floor()

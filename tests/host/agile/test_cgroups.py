@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agile_host import on_host
+from tests.support.agile_host import on_host
 
 from firstlight.agile import cgroups
 from firstlight.agile.cgroups import Cgroups, Limits

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from agile_host import streams, with_daemon
+from tests.support.agile_host import streams, with_daemon
 
 from firstlight.agile import Function, protocol, wire
 from firstlight.agile.client import Client
 from firstlight.errors import Failed
+from firstlight.native import native
 
 Make = Callable[..., Function]
 
@@ -161,7 +162,7 @@ def test_more_descriptors_than_streams_are_refused(function: Make) -> None:
 def test_the_small_client_ends_as_its_instance_does(function: Make, tmp_path: Path) -> None:
     def run(path: Path, request: bytes) -> tuple[int, str]:
         (tmp_path / "request").write_bytes(request)
-        argv = [wire.native("spawn-client"), path, tmp_path / "request"]
+        argv = [native("spawn-client"), path, tmp_path / "request"]
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         return done.returncode, done.stdout
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agile_host import HERE, on_host
+from tests.support.agile_host import HERE, on_host
 
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import NetworkConfig

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from agile_host import SOCKET, daemon, on_host, pids_hierarchy, streams
+from tests.support.agile_host import SOCKET, daemon, on_host, pids_hierarchy, streams
 
 from firstlight.agile import Function, protocol
 from firstlight.agile.client import Client

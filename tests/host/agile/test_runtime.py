@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agile_host import on_host, pids_hierarchy
+from tests.support.agile_host import on_host, pids_hierarchy
 
 from firstlight.agile import Config, Function, Instance, Runtime, network
 from firstlight.agile.config import NetworkConfig, Pools, PoolSize

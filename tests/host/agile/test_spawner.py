@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from agile_host import on_host
+from tests.support.agile_host import on_host
 
 from firstlight.agile import roots, seccomp, wire
 from firstlight.agile.spawner import Spawner

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from agile_host import on_host
+from tests.support.agile_host import on_host
 
 from firstlight.agile import Config, Function, Runtime
 from firstlight.errors import Failed

@@ -3,17 +3,14 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.cni_bench import Bench, bench
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "cni"))
-from cni_bench import Bench, bench
-
-from firstlight.cni import conf
-from firstlight.cni.runtime import Attachment
+from firstlight.lab.cni import conf
+from firstlight.lab.cni.runtime import Attachment
 
 __all__ = ["bench"]
 

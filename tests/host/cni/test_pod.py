@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from firstlight.backends.cni import Cni
-from firstlight.backends.pod import Pod
 from firstlight.errors import Unsupported
+from firstlight.lab.backends.cni import Cni
+from firstlight.lab.backends.pod import Pod
 from firstlight.model import Ending, EndPoint, Point
 
 pytestmark = [
@@ -31,7 +31,7 @@ def test_the_container_is_in_the_namespace_that_the_plugins_made(bench: Any) -> 
         pytest.skip(f"{error.message}: {error.hint}")
     before = links()
     point: Point = {"runtime": "runc", "network": "kube-router", "instances": 2}
-    with Pod("runc", "kube-router").prepared(point, 2, bench.place) as commands:
+    with Pod("runc", "kube-router").prepared(point, 2, bench.workspace) as commands:
         specs = [
             json.loads((Path(part) / "config.json").read_text())
             for command in commands
@@ -55,7 +55,7 @@ def test_the_container_is_in_the_namespace_that_the_plugins_made(bench: Any) -> 
 def test_a_runtime_that_fails_is_a_failed_pod_without_a_network(bench: Any) -> None:
     before = links()
     point: Point = {"runtime": "runc", "network": "bridge", "instances": 1}
-    with Pod("runc", "bridge").prepared(point, 1, bench.place) as commands:
+    with Pod("runc", "bridge").prepared(point, 1, bench.workspace) as commands:
         bundle = Path(commands[0].argv[commands[0].argv.index("--bundle") + 1])
         (bundle / "config.json").write_text("{")
         [sample] = bench.starts(commands).run.samples

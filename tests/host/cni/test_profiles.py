@@ -14,11 +14,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from firstlight.backends import cni_services, native
-from firstlight.backends.cni import Cni, present
-from firstlight.cni import known
 from firstlight.errors import Unsupported
+from firstlight.lab.backends import cni_services
+from firstlight.lab.backends.cni import Cni, present
+from firstlight.lab.cni import known
 from firstlight.model import Ending, Point
+from firstlight.native import native
 from firstlight.report.cni import _counts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -69,7 +70,7 @@ def usable(network: str) -> None:
 def added(bench: Any, network: str) -> Any:
     """One ADD of it alone, traced."""
     point: Point = {"cni": network, "instances": 1}
-    with Cni(network).prepared(point, 1, bench.place) as commands:
+    with Cni(network).prepared(point, 1, bench.workspace) as commands:
         seen = bench.starts(commands)
     assert seen.sample.ending is Ending.READY, seen.sample.error
     assert "packet" in {step.name for step in seen.sample.steps}
@@ -123,7 +124,7 @@ def test_more_pods_than_a_block_of_addresses_come_and_go(bench: Any, network: st
     usable(network)
     many = 70 if network == "calico-profile" else 6
     point: Point = {"cni": network, "instances": many}
-    with Cni(network).prepared(point, many, bench.place) as commands:
+    with Cni(network).prepared(point, many, bench.workspace) as commands:
         samples = bench.starts(commands, deadline=60).run.samples
     assert [one.error for one in samples] == many * [None]
     assert {one.exit_status for one in samples} == {0}
@@ -174,7 +175,7 @@ def test_a_full_datastore_is_told_in_its_own_words(
 
     monkeypatch.setattr(cni_services, "_daemon", small)
     point: Point = {"cni": network, "instances": 2}
-    with Cni(network).prepared(point, 2, bench.place) as commands:
+    with Cni(network).prepared(point, 2, bench.workspace) as commands:
         fill()
         samples = bench.starts(commands).run.samples
     for one in samples:
@@ -186,7 +187,7 @@ def test_a_full_datastore_is_told_in_its_own_words(
 def test_a_datastore_that_dies_amid_a_burst_fails_it_in_the_plugins_words(bench: Any) -> None:
     usable("calico-profile")
     point: Point = {"cni": "calico-profile", "instances": 20}
-    with Cni("calico-profile").prepared(point, 20, bench.place) as commands:
+    with Cni("calico-profile").prepared(point, 20, bench.workspace) as commands:
         [daemon] = commands[0].daemons
         lock = Path("/run/calico/ipam.lock")
         reaper = subprocess.Popen(
@@ -205,7 +206,7 @@ def test_a_datastore_that_dies_amid_a_burst_fails_it_in_the_plugins_words(bench:
 def test_a_slow_datastore_makes_a_slow_start_and_not_a_failed_one(bench: Any) -> None:
     usable("calico-profile")
     point: Point = {"cni": "calico-profile", "instances": 1}
-    with Cni("calico-profile").prepared(point, 1, bench.place) as commands:
+    with Cni("calico-profile").prepared(point, 1, bench.workspace) as commands:
         [daemon] = commands[0].daemons
         os.kill(daemon, signal.SIGSTOP)
         began = time.monotonic_ns()

@@ -16,18 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-import fakecracker
 import polars as pl
 import pytest
-from laboratory import NATIVE, Bench, compiled, laboratory
-from machineroom import Room
-from tinyguest import HALT, RESET, SPIN, Tiny, says
+from tests.support import fakecracker
+from tests.support.laboratory import NATIVE, Bench, compiled, laboratory
+from tests.support.machineroom import Room
+from tests.support.tinyguest import HALT, RESET, SPIN, Tiny, says
 
-from firstlight.backends import accel, firecracker_probe, vm
-from firstlight.backends.firecracker import Firecracker, without_pvh
 from firstlight.errors import Failed, Unsupported
-from firstlight.guests import images
-from firstlight.load import Generator
+from firstlight.lab.backends import accel, firecracker_probe, vm
+from firstlight.lab.backends.firecracker import Firecracker, without_pvh
+from firstlight.lab.guests import images
+from firstlight.lab.load import Generator
 from firstlight.model import Ending, GuestLog, Sample
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -143,7 +143,7 @@ def test_requests_are_stamped_one_after_the_other(room: Room, program: str) -> N
 def test_the_tracer_sees_the_guest_entered_when_the_log_says(
     bench: Bench, real: str, way: str
 ) -> None:
-    with machine(real, Tiny(READY), way).prepared({"instances": 1}, 1, bench.place) as commands:
+    with machine(real, Tiny(READY), way).prepared({"instances": 1}, 1, bench.workspace) as commands:
         seen = bench.starts(commands)
     entered = next(step.end for step in seen.sample.steps if step.name == "hypervisor.init")
     calls = seen.spans.filter(pl.col("name") == "ioctl")
@@ -170,7 +170,7 @@ def test_snapshots_are_restored_each_on_its_own_tap(room: Room, program: str) ->
 
 def test_a_log_in_another_time_zone_tells_the_same_time(room: Room, program: str) -> None:
     start = machine(program, Tiny(READY))
-    with start.prepared({"instances": 1}, 1, room.place) as [command]:
+    with start.prepared({"instances": 1}, 1, room.workspace) as [command]:
         room.batches += 1
         there = replace(command, env=command.env | {"TZ": "XXX-5:45"})
         [outcome] = room.generator.run(room.batches, [there], deadline=20)
@@ -184,8 +184,8 @@ def test_writes_to_a_disk_are_an_instances_own(room: Room, tmp_path: Path, progr
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(4096))
     start = machine(program, Tiny(READY, disk=disk, writable=True))
-    with start.prepared({"instances": 2}, 2, room.place):
-        copies = list(room.place.directory.rglob("disk"))
+    with start.prepared({"instances": 2}, 2, room.workspace):
+        copies = list(room.workspace.directory.rglob("disk"))
         assert len(copies) == 2
         assert disk not in copies
     with pytest.raises(Failed, match="2 restored guests would write to one disk"):
@@ -251,8 +251,8 @@ def test_what_firecracker_refuses_is_told_in_its_words(
 
 def test_a_snapshot_of_another_version(room: Room, program: str) -> None:
     start = machine(program, Tiny(READY), "snapshot")
-    with start.prepared({"instances": 1}, 1, room.place) as commands:
-        [state] = room.place.directory.rglob("snapshot.state")
+    with start.prepared({"instances": 1}, 1, room.workspace) as commands:
+        [state] = room.workspace.directory.rglob("snapshot.state")
         state.write_text('["0.23.0", {}]')
         room.batches += 1
         [outcome] = room.generator.run(room.batches, commands, deadline=20)
@@ -288,7 +288,7 @@ def test_a_kill_in_the_middle_leaves_nothing(
     room: Room, program: str, way: str, victim: str
 ) -> None:
     start = machine(program, Tiny(READY), way)
-    with start.prepared({"instances": 2}, 2, room.place) as commands:
+    with start.prepared({"instances": 2}, 2, room.workspace) as commands:
         room.batches += 1
         outcomes = room.generator.run(room.batches, commands, deadline=20)
         children = [

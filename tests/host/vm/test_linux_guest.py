@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from laboratory import laboratory
-from machineroom import Room
+from tests.support.laboratory import laboratory
+from tests.support.machineroom import Room
 
-from firstlight import boot, phases
-from firstlight.backends.qemu import Qemu
+from firstlight.analysis import boot, phases
 from firstlight.errors import Unsupported
-from firstlight.guests import Boot, Line, Reading, Wanted, linux_kernel, linux_root
-from firstlight.guests.generic import Generic
-from firstlight.guests.linux import Linux
-from firstlight.load import Generator
+from firstlight.lab.backends.qemu import Qemu
+from firstlight.lab.guests import Boot, Line, Reading, Wanted, linux_kernel, linux_root
+from firstlight.lab.guests.generic import Generic
+from firstlight.lab.guests.linux import Linux
+from firstlight.lab.load import Generator
 from firstlight.model import Ending, EndPoint, Sample
 
 _DEADLINE = 120  # seconds, of a boot that takes two: others compute here too

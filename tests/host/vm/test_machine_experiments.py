@@ -6,16 +6,19 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from laboratory import marked, returning_home
+from tests.support.laboratory import marked, returning_home
 
-from firstlight import boot, cgroups, runner, store
-from firstlight.backends import accel
-from firstlight.breakdown import breakdown
+from firstlight import store
+from firstlight.analysis import boot
+from firstlight.analysis.breakdown import breakdown
 from firstlight.errors import Unsupported
-from firstlight.experiments import Options
-from firstlight.experiments.catalogue import ALL
+from firstlight.host import cgroups
+from firstlight.lab import runner
+from firstlight.lab.backends import accel
+from firstlight.lab.experiments import Options
+from firstlight.lab.experiments.catalogue import ALL
+from firstlight.lab.runner import Plan
 from firstlight.model import Ending
-from firstlight.runner import Plan
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 COUNTS = {

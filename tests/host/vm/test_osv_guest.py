@@ -8,18 +8,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from laboratory import laboratory
-from machineroom import Room
-from tinyguest import HALT, exits
+from tests.support.laboratory import laboratory
+from tests.support.machineroom import Room
+from tests.support.tinyguest import HALT, exits
 
-from firstlight.backends.accel import _ENTRY as LOAD_ADDRESS
-from firstlight.backends.accel import elf
-from firstlight.backends.qemu import Qemu
 from firstlight.errors import Unsupported
-from firstlight.guests import Guest, catalogue
-from firstlight.guests.osv import Osv
-from firstlight.guests.osv_chart import MARK
-from firstlight.load import Generator
+from firstlight.lab.backends.accel import _ENTRY as LOAD_ADDRESS
+from firstlight.lab.backends.accel import elf
+from firstlight.lab.backends.qemu import Qemu
+from firstlight.lab.guests import Guest, catalogue
+from firstlight.lab.guests.osv import Osv
+from firstlight.lab.guests.osv_chart import MARK
+from firstlight.lab.load import Generator
 from firstlight.model import Ending, GuestLog, Sample
 
 pytestmark = [

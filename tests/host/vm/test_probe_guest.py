@@ -10,19 +10,19 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from laboratory import laboratory
-from machineroom import Room
+from tests.support.laboratory import laboratory
+from tests.support.machineroom import Room
 
-from firstlight import boot
-from firstlight.backends import native
-from firstlight.backends.firecracker import Firecracker
-from firstlight.backends.qemu import Qemu
+from firstlight.analysis import boot
 from firstlight.errors import Unsupported
-from firstlight.guests import Boot, Wanted
-from firstlight.guests.probe import Probe
-from firstlight.guests.probe_images import fnv1a
-from firstlight.load import Generator
+from firstlight.lab.backends.firecracker import Firecracker
+from firstlight.lab.backends.qemu import Qemu
+from firstlight.lab.guests import Boot, Wanted
+from firstlight.lab.guests.probe import Probe
+from firstlight.lab.guests.probe_images import fnv1a
+from firstlight.lab.load import Generator
 from firstlight.model import Ending, EndPoint, GuestLog, Sample
+from firstlight.native import native
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from laboratory import Bench, laboratory
-from machineroom import Room
-from tinyguest import (
+from tests.support.laboratory import Bench, laboratory
+from tests.support.machineroom import Room
+from tests.support.tinyguest import (
     HALT,
     RESET,
     SPIN,
@@ -25,11 +25,12 @@ from tinyguest import (
     writing_boot_sector,
 )
 
-from firstlight.backends import accel, native, qemu_build, vm
-from firstlight.backends.qemu import Qemu
 from firstlight.errors import Failed, Unsupported
-from firstlight.load import Generator
+from firstlight.lab.backends import accel, qemu_build, vm
+from firstlight.lab.backends.qemu import Qemu
+from firstlight.lab.load import Generator
 from firstlight.model import Ending, Sample
+from firstlight.native import native
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -135,7 +136,7 @@ def test_what_a_guest_says_after_it_is_ready_is_heard_to_its_last_line(room: Roo
 def test_memory_is_left_in_a_file_for_the_reader(room: Room) -> None:
     found = []
 
-    class Reader(Tiny):  # type: ignore[misc]
+    class Reader(Tiny):
         def read(self, wanted, lines, memory):  # type: ignore[no-untyped-def]
             found.append(memory.stat().st_size)
             with memory.open("rb") as file:
@@ -157,7 +158,7 @@ def test_counted_time_runs_and_says_so(room: Room) -> None:
 def test_sixteen_at_once_lose_no_line_and_no_event(bench: Bench) -> None:
     lines = 300
     machine = tcg(Tiny(numbered(lines)))
-    with machine.prepared({"instances": 16}, 16, bench.place) as commands:
+    with machine.prepared({"instances": 16}, 16, bench.workspace) as commands:
         seen = bench.starts(commands, deadline=120)
         logs = [command.guest() for command in commands if command.guest]
     assert seen.lost == 0
@@ -172,7 +173,7 @@ def test_the_guest_is_entered_before_the_first_kvm_run(bench: Bench) -> None:
         assert accel.choose(QEMU).reason  # there is no KVM to ask
         return
     machine = tcg(Tiny(READY), accel="kvm")
-    with machine.prepared({"instances": 1}, 1, bench.place) as commands:
+    with machine.prepared({"instances": 1}, 1, bench.workspace) as commands:
         seen = bench.starts(commands, deadline=30)
     calls = seen.calls("ioctl").sort("start")
     ran = calls.filter(calls["detail"].str.contains(r"^anon:kvm-vcpu:0 RUN$"))
@@ -185,9 +186,9 @@ def test_the_guest_is_entered_before_the_first_kvm_run(bench: Bench) -> None:
 def test_a_machine_without_a_network_needs_no_tap(room: Room) -> None:
     guest = Tiny(READY)
     machine = tcg(guest, devices=())
-    with machine.prepared({"instances": 1}, 1, room.place) as [command]:
+    with machine.prepared({"instances": 1}, 1, room.workspace) as [command]:
         assert "-netdev" not in command.argv
-        assert room.leftovers() == [str(room.place.directory / "vm")]
+        assert room.leftovers() == [str(room.workspace.directory / "vm")]
     ready(room.start(machine))
 
 
@@ -285,7 +286,7 @@ def test_a_build_without_the_exit_device(room: Room, tmp_path: Path) -> None:
 
 def test_a_tap_that_is_taken(room: Room) -> None:
     machine = tcg(Tiny(READY))
-    with machine.prepared({"instances": 1}, 1, room.place) as [command]:
+    with machine.prepared({"instances": 1}, 1, room.workspace) as [command]:
         room.batches += 1
         [one, other] = room.generator.run(room.batches, [command, command], deadline=20)
         room.generator.stop(room.batches, deadline=20)
@@ -333,7 +334,7 @@ def _build_without(directory: Path, pattern: str) -> str:
 @pytest.mark.parametrize("victim", ["vmrun", "qemu-system-x86_64"])
 def test_a_kill_in_the_middle_leaves_nothing(room: Room, victim: str) -> None:
     machine = tcg(Tiny(says("up\r\n") + SPIN, ready="^up"))
-    with machine.prepared({"instances": 2}, 2, room.place) as commands:
+    with machine.prepared({"instances": 2}, 2, room.workspace) as commands:
         room.batches += 1
         outcomes = room.generator.run(room.batches, commands, deadline=20)
         children = [

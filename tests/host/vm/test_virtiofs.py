@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.backends import virtiofs
 from firstlight.errors import Unsupported
+from firstlight.lab.backends import virtiofs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 GET_FEATURES, VERSION_1 = 1, 1  # of vhost-user's messages, docs/interop/vhost-user.rst in QEMU

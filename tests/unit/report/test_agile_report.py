@@ -9,10 +9,11 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from firstlight.analysis import figures
+from firstlight.analysis.figures import Figures
 from firstlight.model import Ending, EndPoint, Header, Point, Sample, Stamps, Step
-from firstlight.plots import cdf, scaling
-from firstlight.report import agile, answer, figures, pictures, terminal
-from firstlight.report.figures import Figures
+from firstlight.report import agile, answer, pictures, terminal
+from firstlight.report.plots import cdf, scaling
 from firstlight.store import Run
 
 MS = 1_000_000

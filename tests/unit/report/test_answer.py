@@ -3,13 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import synthetic
 from msgspec.structs import replace as changed
+from tests.support import synthetic
 
-from firstlight.model import EndPoint, Footer
-from firstlight.report import answer, figures, page, wording
-from firstlight.report.figures import Figures, Queue
-from firstlight.stats import Interval
+from firstlight import units as wording
+from firstlight.analysis import figures
+from firstlight.analysis.figures import Figures, Queue
+from firstlight.model import EndPoint, Footer, Interval
+from firstlight.report import answer, page
 
 
 def median(run: Figures, **point: object) -> float:

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from machine_runs import MS, Parts, run
 from rich.console import Console
+from tests.support.machine_runs import MS, Parts, run
 
-from firstlight.plots import boots as bars
-from firstlight.report import boots, data, figures, wording
-from firstlight.report.figures import Figures
+from firstlight import units as wording
+from firstlight.analysis import figures
+from firstlight.analysis.figures import Figures
+from firstlight.report import boots, data
 from firstlight.report.page import render
+from firstlight.report.plots import boots as bars
 from firstlight.report.terminal import summary
 
 if TYPE_CHECKING:

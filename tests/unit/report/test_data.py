@@ -4,10 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from firstlight import holders
-from firstlight.cli_words import to_json
-from firstlight.report import data, figures
-from firstlight.report.figures import Figures
+from firstlight.analysis import figures, holders
+from firstlight.analysis.figures import Figures
+from firstlight.cli.output import to_json
+from firstlight.report import data
 
 
 def test_json_holds_the_same_figures_as_integers_of_ns(container: Figures) -> None:

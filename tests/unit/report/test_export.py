@@ -6,9 +6,9 @@ from typing import Any
 import polars as pl
 import pytest
 
+from firstlight.analysis.figures import Figures
 from firstlight.errors import FirstlightError
 from firstlight.report import export
-from firstlight.report.figures import Figures
 
 
 def trace(run: Figures, file: Path) -> list[dict[str, Any]]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import synthetic
 from msgspec.structs import replace as changed
+from tests.support import synthetic
 
-from firstlight.report import answer, page, wording
-from firstlight.report.figures import Figures
+from firstlight import units as wording
+from firstlight.analysis.figures import Figures
+from firstlight.report import answer, page
 
 SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 

@@ -4,14 +4,14 @@ from xml.etree import ElementTree
 
 import altair as alt
 import pytest
-import synthetic
 import vl_convert
+from tests.support import synthetic
 
-from firstlight import phases
-from firstlight.plots import palette, theme
-from firstlight.plots.waterfall import CAUSE_LANE, values
-from firstlight.report import figures, pictures
-from firstlight.report.figures import Figures
+from firstlight.analysis import figures, phases
+from firstlight.analysis.figures import Figures
+from firstlight.report import pictures
+from firstlight.report.plots import palette, theme
+from firstlight.report.plots.waterfall import CAUSE_LANE, values
 
 
 def test_every_picture_is_written_as_png_and_svg(network: Figures, tmp_path: Path) -> None:

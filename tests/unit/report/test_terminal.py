@@ -5,16 +5,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import synthetic
 from rich.console import Console, RenderableType
+from tests.support import synthetic
 
-from firstlight.claims import Verdict
-from firstlight.compare import compare
-from firstlight.experiments.catalogue import Missing
-from firstlight.host import Check
-from firstlight.model import Sample
-from firstlight.report import answer, terminal, wording
-from firstlight.report.figures import Figures
+from firstlight import units as wording
+from firstlight.analysis.compare import compare
+from firstlight.analysis.figures import Figures
+from firstlight.claims.judge import Verdict
+from firstlight.model import Check, Missing, Sample
+from firstlight.report import answer, terminal
 from firstlight.store import read
 
 

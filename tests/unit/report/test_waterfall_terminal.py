@@ -3,7 +3,7 @@ from io import StringIO
 import polars as pl
 from rich.console import Console
 
-from firstlight.breakdown import TIMELINE
+from firstlight.analysis.breakdown import TIMELINE
 from firstlight.report.waterfall import waterfall
 from firstlight.store import SPAN_SCHEMA
 

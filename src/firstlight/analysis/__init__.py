@@ -1,0 +1,1 @@
+"""What is computed from a run: phases, causes, figures, comparisons. Pure functions."""

@@ -1,0 +1,220 @@
+"""Is run B slower than run A? The answer for each point that both have.
+
+Only untraced starts are compared. A point is a regression when its median is significantly slower
+(a permutation test of whole batches, Holm's correction over all points) and slower by more than
+the noise threshold, by the whole of its 95 % interval: a significant change of 1 % is no news, and
+a large one by chance neither (Firecracker's ``tools/ab_test.py`` asks for both, with the same two
+defaults, but of the estimate alone). It is also one when significantly more of its starts fail.
+
+Two runs are not interleaved, so what drifts between them looks like a difference. Two runs of the
+same thing, one after the other on a busy machine, differed by 8 % (3 to 18) with p = 0.006: that is
+what the interval is for.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from scipy import stats as distributions
+
+from firstlight.analysis.stats import (
+    is_unstable,
+    least_p,
+    permutation_test,
+    quantile_interval,
+    ratio_interval,
+)
+from firstlight.errors import FirstlightError
+from firstlight.model import Ending, Header, Interval, Point, Sample, Setting
+from firstlight.store import Run
+
+SAME_MACHINE = ("machine", "cpu", "cores", "memory", "kernel", "virtualisation")
+"""The facts of ``Header.environment`` that make two runs comparable."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One run at one point: starts asked for, starts not ready, median latency in ns."""
+
+    starts: int
+    failed: int
+    batches: int
+    median: Interval | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One point of both runs.
+
+    ``ratio`` is median B over median A: 1.10 is 10 % slower. ``p`` is after Holm's correction.
+    Both are None where a side has no start that was ready.
+    """
+
+    point: Point
+    a: Side
+    b: Side
+    ratio: Interval | None
+    p: float | None
+    regression: bool
+    improvement: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All differences, and what the reader must know before trusting them."""
+
+    differences: list[Difference]
+    warnings: list[str]
+
+    @property
+    def regression(self) -> bool:
+        """Whether any point is a regression."""
+        return any(difference.regression for difference in self.differences)
+
+
+def compare(
+    a: Run,
+    b: Run,
+    *,
+    threshold: float = 0.05,
+    alpha: float = 0.01,
+    across: bool = False,
+    seed: int = 0,
+) -> Comparison:
+    """Compare run ``b`` with run ``a``, its base.
+
+    ``threshold`` is the smallest change of the median that counts, as a part of it; ``alpha`` the
+    chance, over all points, of calling alike runs different. Raises FirstlightError if the runs
+    are of different experiments or machines and ``across`` is not set, or share no point.
+    """
+    apart = _apart(a.header, b.header)
+    if apart and not across:
+        raise FirstlightError(
+            f"{a.path} and {b.path} cannot be compared: {'; '.join(apart)}",
+            "ask for it with --across, and read the figures with care",
+        )
+    starts_a, starts_b = _by_point(a), _by_point(b)
+    pairs = [(starts_a[point], starts_b[point]) for point in starts_a if point in starts_b]
+    if not pairs:
+        raise FirstlightError(
+            f"{a.path} and {b.path} have no point in common",
+            f"measure the same axes: {', '.join(a.header.axes)}",
+        )
+    slower = _holm([_p_slower(*pair, seed) for pair in pairs])
+    failing = _holm([_p_failing(*pair) for pair in pairs])
+    differences = [
+        _difference(pair, p, p_failing, threshold, alpha, seed)
+        for pair, p, p_failing in zip(pairs, slower, failing, strict=True)
+    ]
+    warnings = [f"The runs differ: {fact}." for fact in apart]
+    for name, here, there in (("A", starts_a, starts_b), ("B", starts_b, starts_a)):
+        alone = [starts[0].point for point, starts in here.items() if point not in there]
+        warnings += [f"Only {name} has {_words(point)}." for point in alone]
+    for pair in pairs:
+        warnings += _warnings(pair, len(pairs), alpha)
+    return Comparison(differences, warnings)
+
+
+def _apart(a: Header, b: Header) -> list[str]:
+    sides = [
+        ("experiment", a.experiment, b.experiment),
+        ("end point", a.end_point, b.end_point),
+        ("cold", a.cold, b.cold),
+        *((fact, a.environment.get(fact), b.environment.get(fact)) for fact in SAME_MACHINE),
+    ]
+    return [f"{name} {left} and {right}" for name, left, right in sides if left != right]
+
+
+def _by_point(run: Run) -> dict[frozenset[tuple[str, Setting]], list[Sample]]:
+    """The untraced starts of each point."""
+    starts: dict[frozenset[tuple[str, Setting]], list[Sample]] = {}
+    for sample in run.samples:
+        if not sample.traced:
+            starts.setdefault(frozenset(sample.point.items()), []).append(sample)
+    return starts
+
+
+def _ready(starts: Sequence[Sample]) -> tuple[list[int], list[int]]:
+    """The latencies (ns) of the starts that were ready, and the batch of each."""
+    ready = [(each.latency, each.batch) for each in starts if each.ending is Ending.READY]
+    return [latency for latency, _ in ready if latency is not None], [batch for _, batch in ready]
+
+
+def _p_slower(a: list[Sample], b: list[Sample], seed: int) -> float | None:
+    (ns_a, batches_a), (ns_b, batches_b) = _ready(a), _ready(b)
+    if not ns_a or not ns_b:
+        return None
+    return permutation_test(ns_a, ns_b, groups_a=batches_a, groups_b=batches_b, seed=seed)
+
+
+def _p_failing(a: list[Sample], b: list[Sample]) -> float:
+    """How likely B fails so much more often than A by chance: Fisher's exact test."""
+    ready_a, ready_b = len(_ready(a)[0]), len(_ready(b)[0])
+    table = [[len(b) - ready_b, ready_b], [len(a) - ready_a, ready_a]]
+    return float(distributions.fisher_exact(table, alternative="greater").pvalue)
+
+
+def _holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction over the values that there are (1979)."""
+    tested = sorted((p, place) for place, p in enumerate(ps) if p is not None)
+    corrected: list[float | None] = [None] * len(ps)
+    reached = 0.0
+    for rank, (p, place) in enumerate(tested):
+        reached = max(reached, min(1.0, p * (len(tested) - rank)))
+        corrected[place] = reached
+    return corrected
+
+
+def _difference(
+    pair: tuple[list[Sample], list[Sample]],
+    p: float | None,
+    p_failing: float | None,
+    threshold: float,
+    alpha: float,
+    seed: int,
+) -> Difference:
+    (ns_a, batches_a), (ns_b, batches_b) = map(_ready, pair)
+    ratio, slower, faster = None, False, False
+    if p is not None:
+        ratio = ratio_interval(ns_b, ns_a, groups_a=batches_b, groups_b=batches_a, seed=seed)
+        slower = p < alpha and ratio.low > 1 + threshold
+        faster = p < alpha and ratio.high < 1 - threshold
+    fails_more = p_failing is not None and p_failing < alpha
+    return Difference(
+        pair[0][0].point,
+        _side(pair[0], seed),
+        _side(pair[1], seed),
+        ratio,
+        p,
+        regression=fails_more or slower,
+        improvement=faster and not fails_more,
+    )
+
+
+def _side(starts: list[Sample], seed: int) -> Side:
+    ns, batches = _ready(starts)
+    return Side(
+        len(starts),
+        len(starts) - len(ns),
+        len(set(batches)),
+        quantile_interval(ns, 0.5, groups=batches, seed=seed) if ns else None,
+    )
+
+
+def _warnings(pair: tuple[list[Sample], list[Sample]], points: int, alpha: float) -> Iterator[str]:
+    words = _words(pair[0][0].point)
+    ready = [_ready(starts) for starts in pair]
+    batches = [len(set(order)) for _, order in ready]
+    if least_p(*batches) * points >= alpha:
+        yield (
+            f"{words}: {batches[0]} and {batches[1]} repetitions are too few for any change to be"
+            f" significant among {points} points."
+        )
+        return
+    for (ns, order), name in zip(ready, "AB", strict=True):
+        trouble = is_unstable(ns, order)
+        if trouble:
+            yield f"{words}, {name}: {trouble}"
+
+
+def _words(point: Point) -> str:
+    return ", ".join(f"{axis} {setting}" for axis, setting in point.items())

@@ -1,0 +1,395 @@
+"""Every figure that a report shows, computed once from one run.
+
+The terminal, the page, the pictures and ``--json`` all read these records, so that they agree.
+Headline latencies come from untraced samples, parts (the phases) from traced ones.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from firstlight.analysis import boot as boots
+from firstlight.analysis import breakdown as breakdowns
+from firstlight.analysis import phases, stats
+from firstlight.analysis.holders import holders
+from firstlight.analysis.stats import Floats, Summary
+from firstlight.model import Ending, EndPoint, Interval, Point, Sample
+from firstlight.store import Run
+
+TRACE = "trace"
+"""What a command's own trace is called: it has no untraced start beside it."""
+LATE = 0.10
+"""A load generator later than this share of the median marks the point."""
+UNEXPLAINED = 0.05
+COSTLY = 1.10
+"""Tracing that multiplies the median by more than this is warned about."""
+LEAST_SEEN = 0.0005
+LEAST_QUEUED = 0.01
+FEWEST_BATCHES = 3
+"""Tracing's cost is a ratio of two medians, each of at least so many batches."""
+RESAMPLES = 500
+"""For the intervals of parts: a tenth of a second a point, and ends good to two digits."""
+_NUMBERS = {"background": "{} up", "rate": "{}/s"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one phase took at a point, over its traced samples.
+
+    ``share`` is of the starts' wall time; over a point's parts the estimates sum to 1.
+    ``wall`` and ``summed`` are medians of a start, in ns; ``summed`` counts the time of every
+    task of the instance, so it can exceed the latency. ``kernel`` is the share of the part's
+    wall time inside its own system calls. ``causes`` are shares of the part's wall time, the
+    greatest first.
+    """
+
+    phase: str
+    share: Interval
+    wall: Interval
+    summed: Interval
+    kernel: float
+    causes: tuple[tuple[str, float], ...]
+
+    @property
+    def seen(self) -> bool:
+        """Whether it is worth a row: what no rule explains always is."""
+        return self.share.value >= LEAST_SEEN or self.phase == phases.UNATTRIBUTED
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A lock that starts queued for, and what its holder did meanwhile.
+
+    ``share`` is the time queued, summed over threads, as a part of the starts' latencies.
+    ``holders`` are shares of the time queued, the greatest first, by what the holder waited for.
+    """
+
+    lock: str
+    share: float
+    holders: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Boot:
+    """How a point's machines booted, by untraced starts alone: medians of each phase, in ns.
+
+    ``clock`` is the one that the guest told its time by. ``uncertainty`` is how far its spans may
+    be off on the host's line, in ns (the largest seen), or None where the phases are the guest's
+    own account, which no host's clock bounds.
+    """
+
+    clock: str
+    uncertainty: int | None
+    phases: tuple[tuple[str, Interval], ...]
+
+
+@dataclass(frozen=True)
+class PointFigures:
+    """The figures of one point.
+
+    ``latency`` and ``all_ready`` are of samples as ``headline_of`` says, in ns: a start's own, from
+    its intended arrival, and from a batch's first intended arrival until its last start is ready.
+    ``late`` is the 95th percentile of the load generator's lateness, as a share of the median.
+    ``overhead`` is the traced median over the untraced one. ``None`` where nothing was measured.
+    """
+
+    point: Point
+    series: str
+    instances: int
+    ended: dict[Ending, int]
+    latency: Summary | None
+    all_ready: Interval | None
+    late: float | None
+    overhead: Interval | None
+    traced: int
+    lost: int
+    parts: tuple[Part, ...]
+    queues: tuple[Queue, ...]
+    boot: Boot | None
+    untraced_samples: tuple[Sample, ...] = field(repr=False)
+    traced_samples: tuple[Sample, ...] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The point in words: ``runc × 10``."""
+        return f"{self.series} × {self.instances}"
+
+    @property
+    def parallel(self) -> bool:
+        """Whether a batch's starts were asked for at once."""
+        return self.point.get("order") != "sequential"
+
+    def causes(self) -> list[tuple[str, float]]:
+        """Each cause's share of the starts' wall time, over all phases, the greatest first."""
+        shares: dict[str, float] = {}
+        for part in self.parts:
+            for cause, share in part.causes:
+                shares[cause] = shares.get(cause, 0.0) + share * part.share.value
+        return sorted(shares.items(), key=lambda pair: -pair[1])
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of one run. ``breakdown`` is ``breakdown.breakdown(run)``."""
+
+    run: Run
+    breakdown: pl.DataFrame = field(repr=False)
+    points: tuple[PointFigures, ...]
+
+    @property
+    def end_point(self) -> EndPoint:
+        """What every latency here ends at."""
+        return self.run.header.end_point
+
+    @property
+    def series(self) -> list[str]:
+        """The names of what is compared, in the order of the points."""
+        return list(dict.fromkeys(point.series for point in self.points))
+
+    def of(self, series: str) -> list[PointFigures]:
+        """The points of one series that were measured, by instances."""
+        chosen = [point for point in self.points if point.series == series and point.latency]
+        return sorted(chosen, key=lambda point: point.instances)
+
+    def ends(self, series: str) -> list[PointFigures]:
+        """The points of one series with the fewest and the most instances."""
+        points = self.of(series)
+        return points[:1] + points[-1:] if len(points) > 1 else points
+
+    @property
+    def lead(self) -> list[PointFigures]:
+        """The ends of the series that the answer is about: the first whose starts overlap."""
+        parallel = [point.series for point in self.points if point.parallel and point.latency]
+        names = parallel or [point.series for point in self.points if point.latency]
+        return self.ends(names[0]) if names else []
+
+
+def figures(run: Run) -> Figures:
+    """All figures of a run, with a tenth of a second's bootstrap a point."""
+    breakdown = breakdowns.breakdown(run)
+    queued = holders(run)
+    samples: dict[tuple[object, ...], list[Sample]] = {}
+    for sample in run.samples:
+        samples.setdefault(_key(run, sample.point), []).append(sample)
+    points = tuple(
+        _point(run, point, samples.get(_key(run, point), []), breakdown, queued)
+        for point in run.header.points
+    )
+    return Figures(run, breakdown, points)
+
+
+def series_axes(run: Run) -> list[str]:
+    """The axes that tell series apart: those that vary, instances aside; all if none does."""
+    axes = [axis for axis in run.header.axes if axis != "instances"]
+    varying = [axis for axis in axes if len({point.get(axis) for point in run.header.points}) > 1]
+    return varying or axes
+
+
+def _word(axis: str, point: Point) -> str:
+    """A setting in the name of a series; a bare number would say nothing."""
+    return _NUMBERS.get(axis, "{}").format(point.get(axis))
+
+
+def _key(run: Run, point: Point) -> tuple[object, ...]:
+    return tuple(point.get(axis) for axis in run.header.axes)
+
+
+def _point(
+    run: Run,
+    point: Point,
+    samples: Sequence[Sample],
+    breakdown: pl.DataFrame,
+    queued: pl.DataFrame,
+) -> PointFigures:
+    ready = [sample for sample in samples if sample.latency is not None]
+    untraced = [sample for sample in ready if not sample.traced]
+    traced = [sample for sample in ready if sample.traced]
+    headline = traced if headline_of(run) == "traced" else untraced
+    latency = _summary(headline)
+    return PointFigures(
+        point=point,
+        series=" · ".join(_word(axis, point) for axis in series_axes(run)) or "all",
+        instances=int(point.get("instances", 1)),
+        ended={ending: sum(sample.ending is ending for sample in samples) for ending in Ending},
+        latency=latency,
+        all_ready=_all_ready([sample for sample in samples if not sample.traced]),
+        late=_late(headline, latency),
+        overhead=_overhead(traced, untraced),
+        traced=len(traced),
+        lost=sum(sample.lost > 0 for sample in traced),
+        parts=tuple(_parts(traced, breakdown)),
+        queues=tuple(_queues(traced, queued)),
+        boot=_boot(untraced),
+        untraced_samples=tuple(untraced),
+        traced_samples=tuple(traced),
+    )
+
+
+def headline_of(run: Run) -> str:
+    """Whether its latencies are of ``untraced`` starts or, of a command's own, of the traced."""
+    return "traced" if run.header.experiment == TRACE else "untraced"
+
+
+def latencies(samples: Iterable[Sample]) -> Floats:
+    """The latencies of ready samples, in ns."""
+    return np.array([sample.latency for sample in samples], dtype=np.float64)
+
+
+def batches(samples: Iterable[Sample]) -> Floats:
+    """The batch of each sample: what the bootstrap draws, for a batch's starts are not
+    independent."""
+    return np.array([sample.batch for sample in samples])
+
+
+def _summary(samples: Sequence[Sample]) -> Summary | None:
+    return stats.summary(latencies(samples), groups=batches(samples)) if samples else None
+
+
+def makespans(samples: Iterable[Sample]) -> Floats:
+    """From a batch's first intended arrival until its last start is ready, in ns.
+
+    Of the batches in which every start was ready.
+    """
+    by_batch: dict[int, list[Sample]] = {}
+    for sample in samples:
+        by_batch.setdefault(sample.batch, []).append(sample)
+    spans = [
+        max(ends) - min(sample.stamps.intended for sample in batch)
+        for batch in by_batch.values()
+        if len(ends := [s.stamps.ready for s in batch if s.stamps.ready is not None]) == len(batch)
+    ]
+    return np.array(spans, dtype=np.float64)
+
+
+def _all_ready(samples: Sequence[Sample]) -> Interval | None:
+    spans = makespans(samples)
+    return stats.quantile_interval(spans, 0.5) if spans.size else None
+
+
+def _late(samples: Sequence[Sample], latency: Summary | None) -> float | None:
+    if latency is None or not latency.median.value:
+        return None
+    return float(np.quantile([s.lateness for s in samples], 0.95)) / latency.median.value
+
+
+def _overhead(traced: Sequence[Sample], untraced: Sequence[Sample]) -> Interval | None:
+    if min(np.unique(batches(side)).size for side in (traced, untraced)) < FEWEST_BATCHES:
+        return None
+    return stats.ratio_interval(
+        latencies(traced),
+        latencies(untraced),
+        groups_a=batches(traced),
+        groups_b=batches(untraced),
+    )
+
+
+def _parts(samples: Sequence[Sample], breakdown: pl.DataFrame) -> Iterable[Part]:
+    rows = breakdown.filter(pl.col("sample").is_in([sample.index for sample in samples]))
+    found = rows.get_column("phase").unique().to_list()
+    if not found:
+        return
+    groups = batches(samples)
+    wall = {phase: _per_sample(samples, rows, phase, "wall") for phase in found}
+    total = np.sum(list(wall.values()), axis=0)
+    for phase in in_order(found):
+        own = rows.filter(pl.col("phase") == phase)
+        spent = max(int(own.get_column("wall").sum()), 1)
+        by_cause = own.group_by("cause").agg(pl.col("wall").sum()).sort("wall", descending=True)
+        kernel = int(own.filter(pl.col("shade") == "kernel").get_column("wall").sum())
+        yield Part(
+            phase=phase,
+            share=share_interval(wall[phase], total, groups),
+            wall=_median(wall[phase], groups),
+            summed=_median(_per_sample(samples, rows, phase, "summed"), groups),
+            kernel=kernel / spent,
+            causes=tuple((cause, time / spent) for cause, time in by_cause.iter_rows() if time),
+        )
+
+
+def _boot(samples: Sequence[Sample]) -> Boot | None:
+    """None where the instances are no machines."""
+    found = [(one, account) for one in samples if (account := boots.account(one))]
+    if not found:
+        return None
+    groups = batches([one for one, _ in found])
+    logs = [one.guest for one, _ in found if one.guest]
+    bounds = [log.uncertainty for log in logs if log.uncertainty is not None]
+    return Boot(
+        clock=logs[0].clock,
+        uncertainty=max(bounds) if bounds else None,
+        phases=tuple(
+            (name, _median(np.array([account.get(name, 0) for _, account in found], float), groups))
+            for name in in_order({name for _, account in found for name in account})
+        ),
+    )
+
+
+def _queues(samples: Sequence[Sample], queued: pl.DataFrame) -> Iterable[Queue]:
+    total = float(latencies(samples).sum())
+    rows = queued.filter(pl.col("sample").is_in([sample.index for sample in samples]))
+    for (lock,), found in rows.group_by("lock", maintain_order=True):
+        waited = int(found["waited"].sum())
+        if waited < LEAST_QUEUED * total:
+            continue
+        by_holder = (
+            found.group_by("holder")
+            .agg((pl.col("waited").sum() / waited).alias("share"))
+            .sort("share", descending=True)
+        )
+        yield Queue(str(lock), waited / total, tuple(by_holder.iter_rows()))
+
+
+def _median(values: Floats, groups: Floats) -> Interval:
+    return stats.quantile_interval(values, 0.5, groups=groups, resamples=RESAMPLES)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Phases in the order in which reports show them; ``unattributed`` is last."""
+    place = {phase: number for number, phase in enumerate(phases.ORDER)}
+    return sorted(
+        names, key=lambda name: (name == "unattributed", place.get(name, len(place)), name)
+    )
+
+
+def _per_sample(samples: Sequence[Sample], rows: pl.DataFrame, phase: str, column: str) -> Floats:
+    sums = rows.filter(pl.col("phase") == phase).group_by("sample").agg(pl.col(column).sum())
+    of = dict(sums.iter_rows())
+    return np.array([of.get(sample.index, 0) for sample in samples], dtype=np.float64)
+
+
+def steps(point: PointFigures) -> list[tuple[str, Interval]]:
+    """The median duration of each backend step over a point's untraced samples, in ns."""
+    spent: dict[str, list[tuple[int, int]]] = {}
+    for sample in point.untraced_samples:
+        for step in sample.steps:
+            spent.setdefault(step.name, []).append((step.end - step.start, sample.batch))
+    return [
+        (name, _median(*(np.array(column, dtype=np.float64) for column in zip(*took, strict=True))))
+        for name, took in spent.items()
+    ]
+
+
+def share_interval(part: Floats, total: Floats, groups: Floats) -> Interval:
+    """``sum(part) / sum(total)``, shapes (n,), with its bootstrap interval over batches.
+
+    A ratio of sums, so that the shares of all parts sum to 1 exactly. One batch cannot be
+    resampled: the interval is then the range over its samples.
+    """
+    _, of = np.unique(groups, return_inverse=True)
+    parts, totals = np.bincount(of, weights=part), np.bincount(of, weights=total)
+    drawn = np.random.default_rng(0).multinomial(
+        parts.size, np.full(parts.size, 1 / parts.size), RESAMPLES
+    )
+    value = float(part.sum() / max(total.sum(), 1.0))
+    if parts.size == 1:
+        ratios = part / np.maximum(total, 1.0)
+        return Interval(value, float(ratios.min()), float(ratios.max()))
+    return stats.interval(value, (drawn @ parts) / np.maximum(drawn @ totals, 1.0))
+
+
+def median_sample(samples: Sequence[Sample]) -> Sample:
+    """The sample whose latency is nearest to the median; the earliest of equals."""
+    middle = float(np.median(latencies(samples)))
+    return min(samples, key=lambda sample: abs((sample.latency or 0) - middle))

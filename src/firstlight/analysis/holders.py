@@ -1,0 +1,121 @@
+"""What the holder of a contended lock did while others queued for it.
+
+The kernel does not say who holds a lock. But one thread at a time does, and while it waits inside
+the functions that run under the lock, its stack shows them: that wait is what the queue is for.
+"""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from firstlight.analysis import causes
+from firstlight.store import Run
+
+SCHEMA = pl.Schema(
+    {"sample": pl.UInt32(), "lock": pl.String(), "holder": pl.String(), "waited": pl.Int64()}
+)
+RUNNING = "running, or waiting for a CPU"
+
+# The functions that run under a lock; and those that wait after they have let it go.
+_UNDER = {
+    "rtnl_mutex": (
+        re.compile(r"\b(rtnl_newlink|rtnl_dellink|rtnl_setlink|do_setlink|rtnetlink_rcv_msg|"
+                   r"register_netdev|unregister_netdev|default_device_exit_batch|"
+                   r"register_nexthop_notifier|inet_rtm_\w+|inet6_rtm_\w+|addrconf_\w+)\b"),
+        re.compile(r"\b(netdev_run_todo|rtnl_unlock)\b"),
+    ),
+    "cgroup_mutex": (
+        re.compile(r"\b(cgroup_procs_write|__cgroup_procs_write|cgroup1_procs_write|cgroup_mkdir|"
+                   r"cgroup_rmdir|cgroup_kn_lock_live|cgroup_apply_control\w*)\b"),
+        re.compile(r"\bcgroup_kn_unlock\b"),
+    ),
+}  # fmt: skip
+
+_Intervals = npt.NDArray[np.int64]
+
+
+def holders(run: Run) -> pl.DataFrame:
+    """How long each traced sample queued for a lock, by what its holder then waited for.
+
+    As SCHEMA: ``waited`` in ns, summed over the sample's threads, for the locks whose holders can
+    be known. The holder can be any traced thread of the same batch; where none waits, ``holder``
+    is RUNNING.
+    """
+    parts = [pl.DataFrame(schema=SCHEMA)]
+    for _, spans in run.span_batches():
+        waits = spans.filter(pl.col("kind").is_in(["blocked", "lock"]) & (pl.col("stack") != ""))
+        waits = waits.with_columns(pl.col("kind", "name", "stack", "detail").cast(pl.String))
+        parts += [_queued_for(lock, waits) for lock in _UNDER]
+    return pl.concat(parts)
+
+
+def _queued_for(lock: str, waits: pl.DataFrame) -> pl.DataFrame:
+    queued = [row for row in waits.iter_rows(named=True) if _queues(row, lock)]
+    if not queued:
+        return pl.DataFrame(schema=SCHEMA)
+    starts = np.array([row["start"] for row in queued])
+    ends = np.array([row["end"] for row in queued])
+    samples = np.array([row["sample"] for row in queued], dtype=np.uint32)
+    rest = ends - starts
+    parts = []
+    for holder, intervals in _held(lock, waits):
+        waited = _covered(intervals, ends) - _covered(intervals, starts)
+        rest = rest - waited
+        parts.append(_part(samples, lock, holder, waited))
+    parts.append(_part(samples, lock, RUNNING, np.maximum(rest, 0)))
+    return pl.concat(parts).group_by("sample", "lock", "holder").agg(pl.col("waited").sum())
+
+
+def _part(
+    samples: npt.NDArray[np.uint32], lock: str, holder: str, waited: _Intervals
+) -> pl.DataFrame:
+    return pl.DataFrame(
+        {"sample": samples, "lock": [lock] * len(samples), "holder": [holder] * len(samples),
+         "waited": waited},
+        schema=SCHEMA,
+    )  # fmt: skip
+
+
+def _queues(row: dict[str, str], lock: str) -> bool:
+    if row["kind"] != "lock":
+        return False
+    return causes.of_lock(row["stack"], row["name"], row["detail"]).startswith(f"lock: {lock} ")
+
+
+def _held(lock: str, waits: pl.DataFrame) -> Iterator[tuple[str, _Intervals]]:
+    """What holders waited for, and when: disjoint intervals of shape (n, 2)."""
+    under, after = _UNDER[lock]
+    found: dict[str, list[tuple[int, int]]] = {}
+    for start, end, stack in (
+        waits.filter(pl.col("kind") == "blocked").select("start", "end", "stack").iter_rows()
+    ):
+        if not under.search(stack) or after.search(stack):
+            continue
+        cause = causes.of_wait(stack)
+        if not cause.startswith((causes.PEER, "lock:", "kernel:")):
+            found.setdefault(cause, []).append((start, end))
+    for cause, intervals in found.items():
+        yield cause, _merged(intervals)
+
+
+def _merged(intervals: list[tuple[int, int]]) -> _Intervals:
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(intervals):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], end)
+        else:
+            merged.append((start, end))
+    return np.array(merged, dtype=np.int64)
+
+
+def _covered(intervals: _Intervals, at: _Intervals) -> _Intervals:
+    """How much of the intervals lies before each instant, in ns."""
+    starts, ends = intervals[:, 0], intervals[:, 1]
+    before = np.concatenate([[0], np.cumsum(ends - starts)])
+    place = np.searchsorted(starts, at, side="right")
+    last = np.maximum(place - 1, 0)
+    inside = np.where(place > 0, np.clip(at - starts[last], 0, ends[last] - starts[last]), 0)
+    return np.asarray(np.where(place > 0, before[last] + inside, 0))

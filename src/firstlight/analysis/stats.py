@@ -1,0 +1,382 @@
+"""Quantiles with intervals, and tests between samples: pure functions on numpy arrays.
+
+Instances of one burst are not independent: they share the machine, its caches and its locks,
+and one slow moment slows all of them. Every function that takes ``groups`` (the batch of each
+value, shape ``(n,)``) therefore resamples or permutes whole batches, never single values: the
+cluster bootstrap of Davison and Hinkley, "Bootstrap Methods and their Application" (1997),
+section 3.8. Without groups each value is a batch of its own. The unit of every result is the
+unit of the values.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, islice
+from math import ceil, comb, log, sqrt
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats as distributions
+
+from firstlight.model import Interval
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int32]
+
+_BLOCK = 4_000_000
+"""Resampled values held at once, so that memory stays at some tens of megabytes."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The quantiles of ``count`` values out of ``batches`` batches.
+
+    A tail is None where the values are too few to bound it: see ``samples_needed``.
+    """
+
+    count: int
+    batches: int
+    median: Interval
+    p95: Interval | None
+    p99: Interval | None
+
+
+def samples_needed(q: float, level: float = 0.95) -> int:
+    """The fewest independent values whose range holds the q-quantile at this level.
+
+    The largest of n values lies above the q-quantile with probability 1 - q**n, and the interval
+    may miss on each side with probability (1 - level) / 2: 6 values for a median, 72 for P95,
+    368 for P99 (Conover, "Practical Nonparametric Statistics", 3rd edition, section 3.2).
+    """
+    side = (1 - level) / 2
+    return ceil(log(side) / log(max(q, 1 - q)))
+
+
+def resampled_quantiles(
+    values: ArrayLike,
+    q: float | tuple[float, ...],
+    *,
+    groups: ArrayLike | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Floats:
+    """The q-quantiles of bootstrap resamples of whole batches.
+
+    ``values`` has shape (n,) or (n, k); the k columns of one row are resampled together, so that
+    a figure made of several of them keeps their dependence. Returns shape (resamples, k) for one
+    q, (resamples, len(q)) for several of one column. Quantiles interpolate linearly (Hyndman and
+    Fan's type 7, numpy's default). Raises ValueError if there are no values.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    table = table[:, None] if table.ndim == 1 else table
+    batch, batches = _batches(table.shape[0], groups)
+    levels = q if isinstance(q, tuple) else (q,)
+    order = np.argsort(table, axis=0, kind="stable")
+    rng = np.random.default_rng(seed)
+    blocks = []
+    for rows in _blocks(resamples, max(table.shape[0], batches)):
+        draws = rng.integers(0, batches, size=(rows, batches))
+        draws += np.arange(rows)[:, None] * batches
+        drawn = np.bincount(draws.ravel(), minlength=rows * batches).reshape(rows, batches)
+        counts = drawn.astype(np.int32)
+        blocks.append(
+            np.column_stack(
+                [
+                    quantiles
+                    for column in range(table.shape[1])
+                    for quantiles in _counted_quantiles(
+                        table[order[:, column], column], counts[:, batch[order[:, column]]], levels
+                    )
+                ]
+            )
+        )
+    return np.concatenate(blocks)
+
+
+def interval(value: float, draws: Floats, *, level: float = 0.95) -> Interval:
+    """The percentile interval of bootstrap ``draws`` of an estimate, widened to hold it.
+
+    Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3.
+    """
+    low, high = np.quantile(draws, ((1 - level) / 2, (1 + level) / 2))
+    return Interval(float(value), float(min(low, value)), float(max(high, value)))
+
+
+def quantile_interval(
+    values: ArrayLike,
+    q: float,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+    groups: ArrayLike | None = None,
+) -> Interval:
+    """The q-quantile of ``values``, shape (n,), with its bootstrap percentile interval.
+
+    One batch cannot be resampled: the interval is then the whole range of the values, the widest
+    that they can say. With fewer than ``samples_needed(q)`` values the interval is too narrow.
+    Raises ValueError if there are no values.
+    """
+    flat = np.asarray(values, dtype=np.float64)
+    draws = resampled_quantiles(flat, q, groups=groups, seed=seed, resamples=resamples)[:, 0]
+    return _bounded(flat, q, draws, groups, level)
+
+
+def summary(values: ArrayLike, *, groups: ArrayLike | None = None, seed: int = 0) -> Summary:
+    """Median, P95 and P99 of ``values``, shape (n,), with 95 % intervals.
+
+    Raises ValueError if there are no values.
+    """
+    flat = np.asarray(values, dtype=np.float64)
+    levels = (0.5, 0.95, 0.99)
+    draws = resampled_quantiles(flat, levels, groups=groups, seed=seed)
+    median, p95, p99 = (
+        _bounded(flat, q, draws[:, column], groups, 0.95) for column, q in enumerate(levels)
+    )
+    return Summary(
+        flat.size,
+        _batches(flat.size, groups)[1],
+        median,
+        p95 if flat.size >= samples_needed(0.95) else None,
+        p99 if flat.size >= samples_needed(0.99) else None,
+    )
+
+
+def ratio_interval(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    q: float = 0.5,
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+    groups_a: ArrayLike | None = None,
+    groups_b: ArrayLike | None = None,
+) -> Interval:
+    """The q-quantile of ``a`` over that of ``b`` (b is so many times faster), with its interval.
+
+    The two sides are resampled independently. Values must be positive. Raises ValueError if a
+    side has no values.
+    """
+    above = resampled_quantiles(a, q, groups=groups_a, seed=seed, resamples=resamples)[:, 0]
+    below = resampled_quantiles(b, q, groups=groups_b, seed=seed + 1, resamples=resamples)[:, 0]
+    return interval(_quantile(a, q) / _quantile(b, q), above / below, level=level)
+
+
+def permutation_test(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    q: float = 0.5,
+    groups_a: ArrayLike | None = None,
+    groups_b: ArrayLike | None = None,
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> float:
+    """How likely so large a difference of q-quantiles is if both sides are alike: two-sided p.
+
+    Whole batches change sides. All assignments are tried when they are at most ``resamples``;
+    otherwise p is (1 + as extreme) / (1 + resamples), so that it is never zero (Phipson and
+    Smyth, "Permutation P-values should never be zero", 2010). Raises ValueError if a side has no
+    values.
+    """
+    values = np.concatenate([np.asarray(a, np.float64), np.asarray(b, np.float64)])
+    batch_a, count_a = _batches(np.size(a), groups_a)
+    batch_b, count_b = _batches(np.size(b), groups_b)
+    batch = np.concatenate([batch_a, batch_b + count_a])
+    order = np.argsort(values, kind="stable")
+    values, batch = values[order], batch[order]
+    observed = abs(_quantile(a, q) - _quantile(b, q))
+    limit = observed * (1 - 1e-12)
+    exact = comb(count_a + count_b, count_a) <= resamples
+    as_extreme = tried = 0
+    for on_side_a in _assignments(
+        count_a, count_b, values.size, None if exact else resamples, seed
+    ):
+        counts = on_side_a[:, batch].astype(np.int32)
+        ((left,), (right,)) = (
+            _counted_quantiles(values, side, (q,)) for side in (counts, 1 - counts)
+        )
+        as_extreme += int(np.count_nonzero(np.abs(left - right) >= limit))
+        tried += len(counts)
+    return as_extreme / tried if exact else (1 + as_extreme) / (1 + tried)
+
+
+def least_p(batches_a: int, batches_b: int, *, resamples: int = 10_000) -> float:
+    """No p of ``permutation_test`` is smaller for so many batches.
+
+    Batches of one value need more than this: their median does not tell which of the larger
+    values changed sides, so that more assignments are as extreme.
+    """
+    assignments = comb(batches_a + batches_b, batches_a)
+    if assignments > resamples:
+        return 1 / (1 + resamples)
+    return (2 if batches_a == batches_b else 1) / assignments
+
+
+def growth_exponent(
+    sizes: ArrayLike, values: ArrayLike, *, seed: int = 0, resamples: int = 2000
+) -> Interval:
+    """The exponent e of values ~ sizes**e: 1 is linear, 0 is constant; shapes (n,), all positive.
+
+    The slope of log(values) on log(sizes) by least squares; its interval resamples the values of
+    each size apart. Raises ValueError unless there are two sizes.
+    """
+    x, y = np.log(np.asarray(sizes, np.float64)), np.log(np.asarray(values, np.float64))
+    levels = np.unique(x)
+    if levels.size < 2:
+        raise ValueError("growth needs two sizes")
+    rng = np.random.default_rng(seed)
+    rows = [np.flatnonzero(x == level) for level in levels]
+    drawn = np.concatenate([rng.choice(row, (resamples, row.size)) for row in rows], axis=1)
+    return interval(float(_slope(x, y)), _slope(x[drawn], y[drawn]))
+
+
+def _slope(x: Floats, y: Floats) -> Floats:
+    apart = x - x.mean(axis=-1, keepdims=True)
+    return np.asarray((apart * y).sum(axis=-1) / (apart**2).sum(axis=-1))
+
+
+def is_unstable(values: ArrayLike, order: ArrayLike) -> str | None:
+    """Sentences on why a figure over ``values`` would mislead, or None; both of shape (n,).
+
+    ``order`` says when each was measured (the number of its batch); values of equal order count
+    as one, their median. What is looked at:
+
+    - spread: the standard deviation, estimated from the median absolute deviation so that single
+      outliers do not decide, is 10 % of the median or more. The 10 % is pyperf's ("the standard
+      deviation is 10 % of the mean", ``pyperf check``).
+    - drift: Spearman's rank correlation with time has p < 0.01, and the Theil-Sen line moves by
+      5 % of the median or more from first to last. The first is Firecracker's significance, the
+      second its noise threshold (``tools/ab_test.py``).
+    - two modes: Silverman's test, p < 0.05 ("Using kernel density estimates to investigate
+      multimodality", 1981), where each mode holds more than a tenth of the values.
+
+    Fewer than ten values are called too few: the number that the paper and Firecracker repeat.
+    """
+    series = _medians_in_order(np.asarray(values, np.float64), np.asarray(order))
+    if series.size < 10:
+        return f"Only {series.size} repetitions: too few to tell whether the figure is stable."
+    centre = float(np.median(series))
+    sentences = []
+    spread = float(distributions.median_abs_deviation(series, scale="normal")) / abs(centre)
+    if spread >= 0.10:
+        sentences.append(f"Repetitions spread by {spread:.0%} of the median.")
+    moved = _drift(series) / abs(centre)
+    if abs(moved) >= 0.05:
+        sentences.append(f"Repetitions drift by {moved:+.0%} of the median from first to last.")
+    modes = _two_modes(series)
+    if modes:
+        sentences.append(
+            f"Repetitions fall into two groups, near {modes[0]:.3g} and {modes[1]:.3g}."
+        )
+    return " ".join(sentences) or None
+
+
+def _quantile(values: ArrayLike, q: float) -> float:
+    return float(np.quantile(np.asarray(values, np.float64), q))
+
+
+def _batches(size: int, groups: ArrayLike | None) -> tuple[NDArray[np.intp], int]:
+    if size == 0:
+        raise ValueError("no values")
+    if groups is None:
+        return np.arange(size), size
+    names, batch = np.unique(np.asarray(groups), return_inverse=True)
+    if batch.shape != (size,):
+        raise ValueError(f"{size} values have {batch.size} groups")
+    return batch, names.size
+
+
+def _blocks(resamples: int, width: int) -> Iterator[int]:
+    rows = max(1, _BLOCK // width)
+    for start in range(0, resamples, rows):
+        yield min(rows, resamples - start)
+
+
+def _counted_quantiles(values: Floats, counts: Counts, qs: tuple[float, ...]) -> Iterator[Floats]:
+    """Quantiles of rows that hold values[i] counts[row, i] times; values ascend."""
+    reached = np.cumsum(counts, axis=1, dtype=np.int32)
+    total = reached[:, -1:]
+    for q in qs:
+        place = q * (total - 1)
+        floor = np.floor(place)
+        low, high = (
+            values[np.count_nonzero(reached <= end.astype(np.int32), axis=1)]
+            for end in (floor, np.ceil(place))
+        )
+        yield low + (high - low) * (place - floor)[:, 0]
+
+
+def _bounded(
+    values: Floats, q: float, draws: Floats, groups: ArrayLike | None, level: float
+) -> Interval:
+    value = _quantile(values, q)
+    if _batches(values.size, groups)[1] == 1:
+        return Interval(value, float(values.min()), float(values.max()))
+    return interval(value, draws, level=level)
+
+
+def _assignments(
+    count_a: int, count_b: int, width: int, resamples: int | None, seed: int
+) -> Iterator[NDArray[np.bool_]]:
+    """Blocks of rows that say which batches are on side a: all ways, or so many random ones."""
+    batches = count_a + count_b
+    if resamples is None:
+        ways = combinations(range(batches), count_a)
+        while chosen := list(islice(ways, max(1, _BLOCK // width))):
+            sides = np.zeros((len(chosen), batches), np.bool_)
+            np.put_along_axis(sides, np.array(chosen), True, axis=1)
+            yield sides
+        return
+    rng = np.random.default_rng(seed)
+    for rows in _blocks(resamples, width):
+        yield rng.permuted(np.tile(np.arange(batches) < count_a, (rows, 1)), axis=1)
+
+
+def _medians_in_order(values: Floats, order: NDArray[np.generic]) -> Floats:
+    names, place = np.unique(order, return_inverse=True)
+    return np.array([np.median(values[place == name]) for name in range(names.size)])
+
+
+def _drift(series: Floats) -> float:
+    """How far a significant trend moves over the series, in the unit of the values; else 0."""
+    if np.ptp(series) == 0:
+        return 0.0
+    time = np.arange(series.size)
+    if distributions.spearmanr(time, series).pvalue >= 0.01:
+        return 0.0
+    return float(distributions.theilslopes(series, time)[0]) * (series.size - 1)
+
+
+def _two_modes(series: Floats) -> tuple[float, float] | None:
+    """The medians of the two groups that the values fall into, if they do."""
+    if np.ptp(series) == 0:
+        return None
+    scaled = (series - series.mean()) / series.std()
+    grid = np.linspace(scaled.min() - 0.5, scaled.max() + 0.5, 128)
+    low, high = 0.01, 4.0
+    while high - low > 0.01:
+        width = (low + high) / 2
+        low, high = (width, high) if _modes(scaled, grid, width) > 1 else (low, width)
+    rng = np.random.default_rng(0)
+    drawn = rng.choice(scaled, (200, scaled.size)) + high * rng.standard_normal((200, scaled.size))
+    drawn /= sqrt(1 + high**2)
+    if np.mean(_modes(drawn, grid, high) > 1) >= 0.05:
+        return None
+    density = _density(scaled, grid, low)
+    tops = np.flatnonzero((density[1:-1] > density[:-2]) & (density[1:-1] >= density[2:])) + 1
+    valley = grid[tops[0] + np.argmin(density[tops[0] : tops[-1] + 1])]
+    below, above = series[scaled <= valley], series[scaled > valley]
+    if min(below.size, above.size) <= 0.1 * series.size:
+        return None
+    return float(np.median(below)), float(np.median(above))
+
+
+def _density(values: Floats, grid: Floats, width: float) -> Floats:
+    return np.asarray(np.exp(-0.5 * ((grid[:, None] - values[..., None, :]) / width) ** 2).sum(-1))
+
+
+def _modes(values: Floats, grid: Floats, width: float) -> NDArray[np.intp]:
+    rises = np.diff(_density(values, grid, width), axis=-1) > 0
+    tops: NDArray[np.intp] = np.sum(rises[..., :-1] & ~rises[..., 1:], axis=-1, dtype=np.intp)
+    return tops

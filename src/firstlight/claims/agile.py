@@ -1,0 +1,84 @@
+"""The paper's last claim, which it proposes and does not measure: what a pool is worth."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from firstlight.analysis.stats import ratio_interval
+from firstlight.claims.evidence import (
+    MANY,
+    REPETITIONS,
+    Finding,
+    Measured,
+    Outcome,
+    complete_batches,
+    joined,
+    side,
+)
+from firstlight.model import Interval
+from firstlight.units import ratio_interval as times
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Where an experiment has the same start from a pool and without it: an axis, two settings."""
+
+    axis: str
+    pooled: str
+    empty: str
+    words: str
+
+
+_SIDES = {
+    "agile": _Sides("backend", "agile", "agile-cold", "empty pools over full ones"),
+    "ablation": _Sides(
+        "without", "sandboxes", "networks", "a network of each start's own over a pooled one"
+    ),
+}
+
+
+def pool_relieves(evidence: Measured) -> tuple[Outcome, str]:
+    """C18: a pool of prepared network namespaces relieves network set-up.
+
+    The same code starts instances from pools and with empty ones; in an ablation only the pool of
+    networks is left out. It holds if, alone and with the most at once that both have (10 or more),
+    the median start is slower without.
+    """
+    sides = _SIDES[evidence.run.header.experiment]
+    by_size: dict[str, dict[int, list[tuple[int, int]]]] = {sides.pooled: {}, sides.empty: {}}
+    batches: dict[tuple[str, int], int] = {}
+    for size, batch in complete_batches(evidence.run, traced=False):
+        name = str(batch[0].point[sides.axis])
+        if name in by_size:
+            batches[name, size] = batches.get((name, size), 0) + 1
+            starts = by_size[name].setdefault(size, [])
+            starts += [(each.batch, each.latency) for each in batch if each.latency is not None]
+
+    def findings() -> Iterator[Finding | str]:
+        sizes = [
+            size
+            for size in by_size[sides.pooled]
+            if min(batches.get((name, size), 0) for name in by_size) >= REPETITIONS
+        ]
+        if 1 not in sizes or max(sizes) < MANY:
+            yield f"needs {REPETITIONS} complete batches of 1 and of {MANY}+, pooled and not"
+            return
+        gains = {
+            size: _gain(by_size[sides.pooled][size], by_size[sides.empty][size])
+            for size in (1, max(sizes))
+        }
+        words = ", ".join(f"{size} at once: {times(gain)}" for size, gain in gains.items())
+        yield Finding(
+            [side(gain, above=1) for gain in gains.values()],
+            f"{sides.words}: {words}",
+        )
+
+    return joined(findings())
+
+
+def _gain(pooled: list[tuple[int, int]], empty: list[tuple[int, int]]) -> Interval:
+    return ratio_interval(
+        [latency for _, latency in empty],
+        [latency for _, latency in pooled],
+        groups_a=[batch for batch, _ in empty],
+        groups_b=[batch for batch, _ in pooled],
+    )

@@ -1,0 +1,328 @@
+"""The paper's claims C1 to C6, of how machines boot, as functions of runs.
+
+All are judged by untraced starts: the hypervisor's init by its own step, the guest's parts as it
+logged them (``boot.account``). The first guest of a run decides, and the figures of others stand
+beside it. Times that the guest's instructions count stand for none here.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from firstlight.analysis import boot
+from firstlight.analysis.stats import (
+    Floats,
+    interval,
+    quantile_interval,
+    ratio_interval,
+    resampled_quantiles,
+)
+from firstlight.claims.evidence import (
+    REPETITIONS,
+    SAME,
+    Finding,
+    Measured,
+    Outcome,
+    complete_batches,
+    joined,
+    side,
+)
+from firstlight.model import Interval, Point, Sample
+from firstlight.store import Run
+from firstlight.units import duration, percent_interval
+from firstlight.units import ratio_interval as times
+
+READ_ONLY = frozenset({"rofs", "erofs", "squashfs"})
+READ_WRITE = frozenset({"zfs", "ext", "ext4", "btrfs"})
+DIRECT = frozenset({"pvh", "direct"})
+DOMINATES = 0.5
+"""A part dominates where it is over half of the whole."""
+
+_HYPERVISOR = frozenset({boot.INIT, "firmware"})
+_LOADING = ("kernel.load", "kernel.uncompress")
+_DRIVERS = ("driver.console", "driver.block", "driver.net", "driver.rng", "driver.other", "pci")
+
+
+@dataclass(frozen=True)
+class _Starts:
+    """The starts of one point: their accounts in ns, and the batch of each."""
+
+    point: Point
+    accounts: list[dict[str, int]]
+    batches: list[int]
+
+    def times(self, *phases: str) -> Floats:
+        """The time of some phases together, shape (starts,)."""
+        return np.array([sum(one.get(p, 0) for p in phases) for one in self.accounts], float)
+
+    def own(self) -> Floats:
+        """The guest's own time: all but the hypervisor's and the firmware's."""
+        return np.array(
+            [sum(t for p, t in one.items() if p not in _HYPERVISOR) for one in self.accounts],
+            float,
+        )
+
+    def median(self, values: Floats) -> Interval:
+        return quantile_interval(values, 0.5, groups=self.batches)
+
+    def typical(self, *phases: str) -> str:
+        return duration(float(np.median(self.times(*phases))))
+
+    def words(self, *axes: str) -> str:
+        return " ".join(str(self.point[axis]) for axis in axes if axis in self.point)
+
+
+def hypervisor_decides_its_init(evidence: Measured) -> tuple[Outcome, str]:
+    """C1: hypervisor init depends on the hypervisor and not on the guest's other components.
+
+    For each hypervisor, its median init with the file system and console where it is longest, over
+    that where it is shortest, lies within 0.8 to 1.25; between the hypervisors, the slowest over
+    the quickest is above 1.25.
+    """
+
+    def found(starts: list[_Starts]) -> Finding | str:
+        by: dict[str, list[_Starts]] = {}
+        for one in starts:
+            by.setdefault(one.words("hypervisor"), []).append(one)
+        if len(by) < 2 or max(map(len, by.values())) < 2:
+            return "needs two hypervisors, one of them with two file systems or consoles"
+        within = {name: _spread(some) for name, some in by.items() if len(some) > 1}
+        middle = sorted(by.values(), key=lambda some: float(np.median(_all(some))))
+        between = _ratio(middle[-1], middle[0], boot.INIT)
+        inits = ", ".join(f"{name} {duration(float(np.median(_all(s))))}" for name, s in by.items())
+        return Finding(
+            [*(side(each, above=SAME[0], below=SAME[1]) for each in within.values()),
+             side(between, above=SAME[1])],
+            f"{inits}; between them {times(between)}, within "
+            + ", ".join(f"{name} {times(each)}" for name, each in within.items()),
+        )  # fmt: skip
+
+    return _by_guest(evidence.run, found)
+
+
+def direct_entry_skips_loading(evidence: Measured) -> tuple[Outcome, str]:
+    """C2: entering the kernel directly skips disk read and decompression.
+
+    The median time in which the guest logs that it is read or decompresses itself is above 0 for
+    the boot sector or packed kernel that pays most, and no guest that is entered directly (PVH, or
+    the 64-bit entry) logs any. What firmware takes before any of it stands beside.
+    """
+
+    def found(starts: list[_Starts]) -> Finding | str:
+        packed = [one for one in starts if one.point["protocol"] not in DIRECT]
+        direct = [one for one in starts if one.point["protocol"] in DIRECT]
+        if not packed or not direct:
+            return "needs a boot from a disk or of a packed kernel, and a direct one"
+        paid = max((one.median(one.times(*_LOADING)) for one in packed), key=lambda m: m.value)
+        each = ", ".join(
+            f"{one.words('hypervisor', 'protocol')} {one.typical(*_LOADING)}"
+            f" and {one.typical('firmware')} of firmware"
+            for one in starts
+        )
+        return Finding(
+            [side(paid, above=0), not any(one.times(*_LOADING).any() for one in direct)],
+            f"reading and decompressing: {each}",
+        )
+
+    return _by_guest(evidence.run, found)
+
+
+def features_slow_init(evidence: Measured) -> tuple[Outcome, str]:
+    """C3: QEMU's init grows with the features built in, because of dynamic linking.
+
+    The median init of the build with the most devices over that with the fewest is above 1.25,
+    and the difference between the two's times in the dynamic linker, as it tells them itself, is
+    over half of the difference between their inits.
+    """
+    facts = evidence.run.header.environment
+
+    def fact(one: _Starts, name: str) -> float:
+        value = facts.get(f"{one.point['build']}: {name}", 0)
+        return float(value) if isinstance(value, int | float) else 0.0
+
+    def found(starts: list[_Starts]) -> Finding | str:
+        order = sorted(starts, key=lambda one: fact(one, "features"))
+        if len(order) < 2:
+            return "needs two builds"
+        few, many = order[0], order[-1]
+        grown = _ratio([many], [few], boot.INIT)
+        each = ", ".join(
+            f"{one.point['build']} {fact(one, 'features'):.0f} devices, "
+            f"{fact(one, 'shared objects'):.0f} shared objects, "
+            f"{duration(fact(one, 'linker ns'))} linking of "
+            f"{one.typical(boot.INIT)}"
+            for one in order
+        )
+        if grown.low <= 1:  # there is no difference to have a share of
+            return Finding([side(grown, above=SAME[1])], f"{each}; init {times(grown)}")
+        drawn = [
+            resampled_quantiles(one.times(boot.INIT), 0.5, groups=one.batches, seed=seed)[:, 0]
+            for seed, one in enumerate((many, few))
+        ]
+        difference = float(np.median(many.times(boot.INIT)) - np.median(few.times(boot.INIT)))
+        linking = fact(many, "linker ns") - fact(few, "linker ns")
+        share = interval(linking / difference, linking / (drawn[0] - drawn[1]))
+        return Finding(
+            [side(grown, above=SAME[1]), side(share, above=DOMINATES)],
+            f"{each}; init {times(grown)}, linking {percent_interval(share)} of the difference",
+        )
+
+    return _by_guest(evidence.run, found)
+
+
+def vga_dominates_drivers(evidence: Measured) -> tuple[Outcome, str]:
+    """C4: the VGA console dominates driver loading; serial does not.
+
+    The median share of the console's driver in the time of all drivers, alone, is above a half
+    with VGA and below it with serial. Of a guest whose log does not tell its console's driver from
+    others (OSv's), all drivers together take over twice as long with VGA as with serial.
+    """
+
+    def found(starts: list[_Starts]) -> Finding | str:
+        alone = {one.words("console"): one for one in starts if one.point["instances"] == 1}
+        if not {"vga", "serial"} <= alone.keys():
+            return "needs both consoles, one instance"
+        vga, serial = alone["vga"], alone["serial"]
+        if not (vga.times(*_DRIVERS).all() and serial.times(*_DRIVERS).all()):
+            return "logs no drivers"
+        growth = _ratio([vga], [serial], *_DRIVERS)
+        both = f"all drivers, VGA over serial {times(growth)}"
+        if not (vga.times("driver.console").any() or serial.times("driver.console").any()):
+            return Finding(
+                [side(growth, above=1 / DOMINATES)], f"its console is not told apart; {both}"
+            )
+        share = {
+            name: one.median(one.times("driver.console") / one.times(*_DRIVERS))
+            for name, one in alone.items()
+        }
+        return Finding(
+            [side(share["vga"], above=DOMINATES), side(share["serial"], below=DOMINATES)],
+            f"console {percent_interval(share['vga'])} of drivers with VGA, "
+            f"{percent_interval(share['serial'])} with serial; {both}",
+        )
+
+    return _by_guest(evidence.run, found)
+
+
+def writable_file_systems_dominate(evidence: Measured) -> tuple[Outcome, str]:
+    """C5: a read-write file system dominates mounting; a read-only one does not.
+
+    The median share of the mount in the guest's own time is above a half with each read-write
+    file system, and below it with each read-only one. How many times as long the slowest
+    read-write mount takes stands beside it.
+    """
+
+    def found(starts: list[_Starts]) -> Finding | str:
+        serial = [one for one in starts if one.point.get("console", "serial") == "serial"]
+        kinds = {
+            name: [one for one in serial if one.point.get("filesystem") in kinds]
+            for name, kinds in (("read-write", READ_WRITE), ("read-only", READ_ONLY))
+        }
+        if not all(kinds.values()):
+            return "needs a read-only and a read-write file system"
+        sides, words = [], []
+        for name, some in kinds.items():
+            for one in some:
+                share = one.median(one.times("mount") / np.maximum(one.own(), 1))
+                bound = {"above" if name == "read-write" else "below": DOMINATES}
+                sides.append(side(share, **bound))
+                words.append(
+                    f"{one.words('hypervisor', 'filesystem')} {one.typical('mount')} "
+                    f"({percent_interval(share)})"
+                )
+        return Finding(sides, "mount, of the guest's own time: " + ", ".join(words))
+
+    return _by_guest(evidence.run, found)
+
+
+def hypervisor_and_vga_grow(evidence: Measured) -> tuple[Outcome, str]:
+    """C6: with many at once, hypervisor init and the VGA driver grow; network init and the block
+    driver hardly do.
+
+    From one to the most at once, the median hypervisor init and, on VGA, the console's driver take
+    over 1.25 times as long; network init and the block driver grow by less than either.
+    """
+
+    def found(starts: list[_Starts]) -> Finding | str:
+        vga = [one for one in starts if one.point["console"] == "vga"]
+        by_size = {int(one.point["instances"]): one for one in vga}
+        most = max(by_size, default=0)
+        if 1 not in by_size or most < 2:
+            return "needs one VGA instance, and several at once"
+        one, many = by_size[1], by_size[most]
+        grown = {
+            name: _ratio([many], [one], *phases)
+            for name, phases in (
+                ("hypervisor init", (boot.INIT,)), ("VGA driver", ("driver.console",)),
+                ("network init", ("net.init", "driver.net")), ("block driver", ("driver.block",)),
+            )
+            if one.times(*phases).any() and many.times(*phases).any()
+        }  # fmt: skip
+        if len(grown) < 4:
+            return f"its log tells only of {', '.join(grown)}"
+        (init, console), calm = list(grown.values())[:2], list(grown.values())[2:]
+        least = min(init.low, console.low)
+        return Finding(
+            [side(init, above=SAME[1]), side(console, above=SAME[1]),
+             *(side(each, below=least) for each in calm)],
+            f"{most} at once: " + ", ".join(f"{name} {times(g)}" for name, g in grown.items()),
+        )  # fmt: skip
+
+    return _by_guest(evidence.run, found)
+
+
+def _by_guest(run: Run, found: Callable[[list[_Starts]], Finding | str]) -> tuple[Outcome, str]:
+    """Judge each kind of guest of a run apart; the first of its points decides."""
+
+    def findings() -> Iterator[Finding | str]:
+        starts = _starts(run)
+        for guest in dict.fromkeys(boot.kind(run.header, point) for point in run.header.points):
+            mine = [one for one in starts if boot.kind(run.header, one.point) == guest]
+            finding: Finding | str = f"needs {REPETITIONS} complete batches of each point"
+            if mine:
+                finding = found(mine)
+            whose = f"{guest}: " if guest else ""
+            if isinstance(finding, str):
+                yield f"{whose}{finding}"
+            else:
+                yield Finding(finding.sides, f"{whose}{finding.figure}")
+
+    every = list(findings())
+    decided = [one for one in every if isinstance(one, Finding)]
+    return joined(decided + [one for one in every if isinstance(one, str)])
+
+
+def _starts(run: Run) -> list[_Starts]:
+    batches: dict[tuple[object, ...], list[list[Sample]]] = {}
+    for _, batch in complete_batches(run, traced=False):
+        point = batch[0].point
+        if point.get("clock", "wall") == "wall":
+            batches.setdefault(tuple(sorted(point.items())), []).append(batch)
+    found = []
+    for some in batches.values():
+        samples = [sample for batch in some for sample in batch]
+        accounts = [boot.account(sample) for sample in samples]
+        if len(some) >= REPETITIONS and all(accounts):
+            found.append(_Starts(samples[0].point, accounts, [s.batch for s in samples]))
+    place = {tuple(sorted(point.items())): at for at, point in enumerate(run.header.points)}
+    return sorted(found, key=lambda one: place.get(tuple(sorted(one.point.items())), 0))
+
+
+def _all(some: list[_Starts]) -> Floats:
+    return np.concatenate([one.times(boot.INIT) for one in some])
+
+
+def _spread(some: list[_Starts]) -> Interval:
+    """The longest median init of some points over the shortest."""
+    order = sorted(some, key=lambda one: float(np.median(one.times(boot.INIT))))
+    return _ratio([order[-1]], [order[0]], boot.INIT)
+
+
+def _ratio(above: list[_Starts], below: list[_Starts], *phases: str) -> Interval:
+    sides = []
+    for some in (above, below):
+        values = np.concatenate([one.times(*phases) for one in some])
+        sides.append((np.maximum(values, 1), [batch for one in some for batch in one.batches]))
+    (a, groups_a), (b, groups_b) = sides
+    return ratio_interval(a, b, groups_a=groups_a, groups_b=groups_b)

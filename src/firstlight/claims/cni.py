@@ -1,0 +1,283 @@
+"""The paper's claims C12 to C17, of what CNI plugins cost, as functions of runs.
+
+Each of the paper's five is judged by the network of conf/cni that is nearest to what the paper
+measured (of flannel and kube-router the sets of 2021), and where a newer one was measured too, a
+second finding stands beside it. Where a profile stands in for a product, its name says so.
+"""
+
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+
+import numpy as np
+import polars as pl
+
+from firstlight.analysis.breakdown import breakdown
+from firstlight.analysis.stats import Floats, interval, quantile_interval, resampled_quantiles
+from firstlight.claims.evidence import (
+    MANY,
+    REPETITIONS,
+    SAME,
+    Finding,
+    Measured,
+    Outcome,
+    complete_batches,
+    joined,
+    side,
+)
+from firstlight.model import Interval
+from firstlight.store import Run
+from firstlight.units import digits, duration_interval, percent_interval
+
+PAYS = 0.25
+"""A CNI pays for what takes over a quarter of its ADD; C12 itself says "about half"."""
+
+HALF = (0.5 * SAME[0], 0.5 * SAME[1])
+
+_FAMILIES = {
+    "kube-router": (("kube-router-2021", "kube-router"), ("kube-router",)),
+    "flannel": (("flannel-2021", "flannel", "flannel-profile"), ("flannel", "flannel-profile")),
+    "weave": (("weave", "weave-profile"), ()),
+    "calico": (("calico-profile", "calico"), ("calico",)),
+    "cilium": (("cilium-profile", "cilium-whole-profile"), ()),
+}
+"""The paper's five: what stands for each as it was then, the nearest first, and as it is now."""
+
+_Five = dict[str, str]
+"""The network that stands for each of the paper's five, where one was measured."""
+
+
+def quickest_by_garp(evidence: Measured) -> tuple[Outcome, str]:
+    """C12: flannel and kube-router are quicker than the rest, half of it gratuitous ARP.
+
+    Quicker: the median untraced ADD of each other one, over that of each of the two, is above 1.
+    About half: the median share of ``garp`` in a traced ADD of the two lies within 0.4 and 0.625.
+    """
+    latencies, shares = _latencies(evidence.run), _shares(evidence.run, ("garp",))
+
+    def found(five: _Five) -> Finding | str:
+        two = [five[name] for name in ("kube-router", "flannel") if name in five]
+        rest = [name for name in five.values() if name not in two]
+        if len(two) < 2 or not rest:
+            return "needs kube-router, flannel and another CNI"
+        quicker = [_ratio(latencies[slow], latencies[quick]) for slow in rest for quick in two]
+        garp = {name: _interval(shares[name]) for name in two}
+        return Finding(
+            [side(interval(*each), above=1) for each in quicker]
+            + [side(share, above=HALF[0], below=HALF[1]) for share in garp.values()],
+            ", ".join(f"{name} {_typical(latencies[name])}" for name in (*two, *rest))
+            + "; gratuitous ARP "
+            + ", ".join(f"{percent_interval(share)} of {name}" for name, share in garp.items()),
+        )
+
+    return _judged(found, latencies.keys() & shares.keys())
+
+
+def weave_pays_for_switches(evidence: Measured) -> tuple[Outcome, str]:
+    """C13: entering network namespaces is over a quarter of weave's ADD, more than any other's."""
+    return _pays(evidence.run, "weave", ("netns.switch",), "switching network namespaces")
+
+
+def calico_pays_for_its_datastore(evidence: Measured) -> tuple[Outcome, str]:
+    """C14: datastore and address plugin are over a quarter of calico's ADD, more than others'."""
+    return _pays(evidence.run, "calico", ("datastore", "ipam"), "datastore and address plugin")
+
+
+def cilium_pays_for_ebpf(evidence: Measured) -> tuple[Outcome, str]:
+    """C15: compiling and loading eBPF is over a quarter of cilium's ADD, more than any other's."""
+    return _pays(evidence.run, "cilium", ("ebpf",), "eBPF")
+
+
+def background_is_free(evidence: Measured) -> tuple[Outcome, str]:
+    """C16: with the most pods up, the median untraced ADD is less than 1.25 times that with none.
+
+    The most are 10 or more; all that were measured must say so.
+    """
+    by_network = _by_network(evidence.run, "background")
+
+    def found(five: _Five) -> Finding | str:
+        grown = {}
+        for name in five.values():
+            points = by_network[name]
+            if 0 not in points or max(points) < MANY:
+                return f"{name}: needs {REPETITIONS} complete batches with 0, and {MANY}+ pods up"
+            grown[name] = (interval(*_ratio(points[max(points)], points[0])), max(points))
+        return Finding(
+            [side(ratio, below=SAME[1]) for ratio, _ in grown.values()],
+            ", ".join(
+                f"{name} {_times(ratio.value, ratio.low, ratio.high)} with {most} up"
+                for name, (ratio, most) in grown.items()
+            ),
+        )
+
+    return _judged(found, by_network.keys())
+
+
+def cilium_degrades_fastest(evidence: Measured) -> tuple[Outcome, str]:
+    """C17: from one to the most at once cilium's median grows by the largest factor.
+
+    And flannel's and kube-router's by smaller ones than weave's and calico's. Untraced, at the
+    largest number of ADDs that all were measured with.
+    """
+    by_network = _by_network(evidence.run, "instances")
+
+    def found(five: _Five) -> Finding | str:
+        if not {"cilium", "flannel", "kube-router"} <= five.keys():
+            return "needs cilium, flannel and kube-router"
+        common = set.intersection(*(set(by_network[name]) for name in five.values()))
+        if 1 not in common or max(common) < MANY:
+            return f"needs {REPETITIONS} complete batches of 1, and of {MANY}+ at once, of each CNI"
+        most = max(common)
+        grown = {
+            family: _ratio(by_network[name][most], by_network[name][1])
+            for family, name in five.items()
+        }
+        orders = [("cilium", other) for other in grown if other != "cilium"]
+        orders += [
+            (slow, quick)
+            for slow in ("weave", "calico")
+            for quick in ("flannel", "kube-router")
+            if slow in grown
+        ]
+        return Finding(
+            [side(interval(*_over(grown[more], grown[less])), above=1) for more, less in orders],
+            f"{most} at once: "
+            + ", ".join(
+                f"{five[family]} {_times(*_bounds(ratio))}" for family, ratio in grown.items()
+            ),
+        )
+
+    return _judged(found, by_network.keys())
+
+
+_Grown = tuple[float, Floats]
+"""An estimate and its bootstrap draws."""
+
+
+def _judged(
+    found: Callable[[_Five], Finding | str], measured: AbstractSet[str]
+) -> tuple[Outcome, str]:
+    def findings() -> Iterator[Finding | str]:
+        then = {
+            family: min(measured & set(names), key=names.index)
+            for family, (names, _) in _FAMILIES.items()
+            if measured & set(names)
+        }
+        now = then | {
+            family: min(measured & set(names), key=names.index)
+            for family, (_, names) in _FAMILIES.items()
+            if measured & set(names)
+        }
+        if not then:
+            yield f"none of the paper's CNIs has {REPETITIONS} complete batches"
+            return
+        yield found(then)
+        if now != then:
+            yield found(now)
+
+    return joined(findings())
+
+
+def _pays(run: Run, family: str, phases: tuple[str, ...], what: str) -> tuple[Outcome, str]:
+    shares, times = _shares(run, phases), _times_in(run, phases)
+
+    def found(five: _Five) -> Finding | str:
+        if family not in five or len(five) < 2:
+            return f"needs {family} and another CNI"
+        own = five[family]
+        share = _interval(shares[own])
+        others = [name for name in five.values() if name != own]
+        more = [_difference(times[own], times[other]) for other in others]
+        return Finding(
+            [side(share, above=PAYS), *(side(interval(*each), above=0) for each in more)],
+            f"{own}: {what} {percent_interval(share)}, {_typical(times[own])}; "
+            + ", ".join(f"{other} {_typical(times[other])}" for other in others),
+        )
+
+    return _judged(found, shares.keys())
+
+
+def _latencies(run: Run) -> dict[str, pl.DataFrame]:
+    """Of each network the untraced ADDs of one pod alone: batch and value, in ns."""
+    return {
+        name: points[1] for name, points in _by_network(run, "instances").items() if 1 in points
+    }
+
+
+def _by_network(run: Run, axis: str) -> dict[str, dict[int, pl.DataFrame]]:
+    """Of each network and setting of the axis the untraced ADDs: batch and value, in ns."""
+    rows = [
+        (str(sample.point["cni"]), int(sample.point[axis]), sample.batch, sample.latency)
+        for _, batch in complete_batches(run, traced=False)
+        for sample in batch
+    ]
+    frame = pl.DataFrame(rows, schema=["cni", "setting", "batch", "value"], orient="row")
+    found: dict[str, dict[int, pl.DataFrame]] = {}
+    for (name, setting), part in frame.group_by("cni", "setting"):
+        if part["batch"].n_unique() >= REPETITIONS:
+            found.setdefault(str(name), {})[int(str(setting))] = part.select("batch", "value")
+    return found
+
+
+def _shares(run: Run, phases: tuple[str, ...]) -> dict[str, pl.DataFrame]:
+    return _explained(run, pl.col("inside") / pl.col("total"), phases)
+
+
+def _times_in(run: Run, phases: tuple[str, ...]) -> dict[str, pl.DataFrame]:
+    return _explained(run, pl.col("inside"), phases)
+
+
+def _explained(run: Run, value: pl.Expr, phases: tuple[str, ...]) -> dict[str, pl.DataFrame]:
+    """Of each network the traced ADDs of one pod alone: batch, and a value of its phases."""
+    alone = [batch[0] for size, batch in complete_batches(run, traced=True) if size == 1]
+    starts = pl.DataFrame(
+        [(sample.index, sample.batch, str(sample.point["cni"])) for sample in alone],
+        schema={"sample": pl.UInt32, "batch": pl.Int64, "cni": pl.String},
+        orient="row",
+    )
+    parts = breakdown(run).group_by("sample").agg(
+        total=pl.col("wall").sum(),
+        inside=pl.col("wall").filter(pl.col("phase").is_in(phases)).sum(),
+    )  # fmt: skip
+    frame = starts.join(parts, on="sample").with_columns(value=value)
+    return {
+        str(name): part.select("batch", "value")
+        for (name,), part in frame.group_by("cni")
+        if part["batch"].n_unique() >= REPETITIONS
+    }
+
+
+def _draws(part: pl.DataFrame) -> Floats:
+    return resampled_quantiles(part["value"].to_numpy(), 0.5, groups=part["batch"].to_numpy())
+
+
+def _median(part: pl.DataFrame) -> float:
+    return float(np.median(part["value"].to_numpy()))
+
+
+def _interval(part: pl.DataFrame) -> Interval:
+    return quantile_interval(part["value"].to_numpy(), 0.5, groups=part["batch"].to_numpy())
+
+
+def _ratio(over: pl.DataFrame, under: pl.DataFrame) -> _Grown:
+    return _median(over) / _median(under), _draws(over) / _draws(under)
+
+
+def _over(more: _Grown, less: _Grown) -> _Grown:
+    return more[0] / less[0], more[1] / less[1]
+
+
+def _difference(more: pl.DataFrame, less: pl.DataFrame) -> _Grown:
+    return _median(more) - _median(less), _draws(more) - _draws(less)
+
+
+def _bounds(grown: _Grown) -> tuple[float, float, float]:
+    found = interval(*grown)
+    return found.value, found.low, found.high
+
+
+def _times(value: float, low: float, high: float) -> str:
+    return f"{digits(value, 1)}× ({digits(low, 1)}–{digits(high, 1)})"
+
+
+def _typical(part: pl.DataFrame) -> str:
+    return duration_interval(_interval(part))

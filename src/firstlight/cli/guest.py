@@ -1,0 +1,100 @@
+"""The verbs of the catalogue of guests, below ``firstlight guest``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from firstlight.cli.output import Json, completion, examples, print_json, say
+
+guest = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Bring guests of your own for machines: OSv, Linux or any other.",
+)
+
+
+@guest.command(
+    epilog=examples(
+        "guest add osv --kernel loader-stripped.elf --image usr.img",
+        "guest add osv --image usr.img --name mine --program '/java.so -jar /app.jar'",
+        "guest add linux --kernel vmlinux --name mainline",
+        "guest add generic --kernel unikernel.elf --ready 'listening on'",
+    )
+)  # fmt: skip
+def add(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="osv, linux or generic.",
+            autocompletion=completion(lambda: ("osv", "linux", "generic")),
+        ),
+    ],
+    *,
+    kernel: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An ELF file or a bzImage; may be gzip's.")
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|DIR", help="A disk image, raw or qcow2; or OSv's root."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="What to call it.  [default: its kind]")] = "",
+    filesystem: Annotated[
+        str, typer.Option(help="Of the root.  [default: what the image holds]")
+    ] = "",
+    program: Annotated[str, typer.Option(help="What OSv runs.  [default: the image's own]")] = "",
+    arguments: Annotated[
+        str, typer.Option(help="A generic kernel's command line; {ip}, {gateway} stand for its.")
+    ] = "",
+    ready: Annotated[
+        str, typer.Option(metavar="REGEX", help="The console line that ends a generic start.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Check a guest's files, copy them and keep it in the catalogue."""
+    from firstlight.lab.guests import catalogue
+
+    entry = catalogue.Entry(
+        name=name or kind, kind=kind, filesystem=filesystem, program=program,
+        arguments=arguments, ready=ready,
+    )  # fmt: skip
+    shared = image is not None and image.is_dir()
+    given = {"kernel": kernel, "root" if shared else "disk.img": image}
+    added = catalogue.add(entry, {part: file for part, file in given.items() if file})
+    if as_json:
+        print_json(added)
+    else:
+        say(f"added guest {added.name} to {catalogue.directory()}")
+
+
+@guest.command("list", epilog=examples("guest list", "guest list --json"))
+def list_guests(*, as_json: Json = False) -> None:
+    """List the guests of the catalogue."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from firstlight.lab.guests import catalogue
+
+    entries = catalogue.entries()
+    if as_json:
+        print_json(entries)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("guest", "kind", "file system", "from"):
+        table.add_column(column)
+    for entry in entries:
+        table.add_row(entry.name, entry.kind, entry.filesystem, ", ".join(entry.sources.values()))
+    Console(highlight=False).print(table)
+
+
+@guest.command(epilog=examples("guest remove osv"))
+def remove(name: str) -> None:
+    """Remove a guest and its copies from the catalogue."""
+    from firstlight.lab.guests import catalogue
+
+    catalogue.remove(name)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verbs to the lab's."""
+    app.add_typer(guest, name="guest")

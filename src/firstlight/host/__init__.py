@@ -1,0 +1,1 @@
+"""What this machine is, and the namespaces that work is done in."""

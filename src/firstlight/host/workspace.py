@@ -1,0 +1,99 @@
+"""Where a run works: namespaces that play the host, so that the user's own are never touched.
+
+The kernel ends them, with all links and mounts in them, when the run's last process ends, however
+it ends. What it does not end (cgroups, processes) carries the run's name for ``clean``.
+"""
+
+import ctypes
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from firstlight.errors import Unsupported
+from firstlight.host import cgroups
+
+STATE = Path("/run/firstlight")
+DISK = Path("/var/tmp/firstlight")  # noqa: S108 - a directory a run below it, root's alone
+_CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a run works: inside its own network and mount namespaces.
+
+    ``directory`` is a private tmpfs that dies with the run; ``run`` is the run's name, which
+    everything that outlives a process (a cgroup, a container id) must carry. ``environment``
+    goes to every start: it marks its processes as this run's. ``counts`` takes what a backend
+    counted over a batch, when that is left.
+    """
+
+    directory: Path
+    run: str
+    environment: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
+    """Move this thread into new network and mount namespaces; yields a directory to work in.
+
+    It is a tmpfs, or ``on_disk``, where dropping the page cache makes it cold. The process stays
+    in the namespaces: what it starts later is inside too. Raises Unsupported.
+    """
+    state, disk = STATE / run, DISK / run
+    if os.geteuid() != 0:
+        raise Unsupported("measuring needs root", "run it with sudo")
+    owner = f"{os.getpid()} {start_time(os.getpid())}"
+    state.mkdir(parents=True)
+    (state / "owner").write_text(owner)
+    try:
+        unshare(_CLONE_NEWNS | _CLONE_NEWNET)
+        _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+        with IPRoute() as netlink:
+            netlink.link("set", index=1, state="up")
+        work = state / "work"
+        work.mkdir()
+        if on_disk:
+            disk.mkdir(mode=0o700, parents=True)
+            _mount(str(disk), str(work), None, _MS_BIND)
+        else:
+            _mount("tmpfs", str(work), "tmpfs", 0)
+        environment = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "FIRSTLIGHT_RUN": run,
+            "FIRSTLIGHT_LAB": owner.replace(" ", ":"),
+        }
+        yield Workspace(work, run, environment)
+    finally:
+        cgroups.remove(cgroups.name(run))
+        _libc.umount2(os.fsencode(state / "work"), 2)
+        for directory in (disk, state):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def start_time(pid: int) -> str:
+    """When a process began, in clock ticks since boot: with its pid it names it for good."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+def unshare(flags: int) -> None:
+    """unshare(2). Raises Unsupported."""
+    if _libc.unshare(flags):
+        raise Unsupported(
+            f"cannot make namespaces for the run: {os.strerror(ctypes.get_errno())}",
+            "run it as root, with CAP_SYS_ADMIN",
+        )
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int) -> None:
+    words = [None if word is None else os.fsencode(word) for word in (source, target, kind)]
+    if _libc.mount(*words, ctypes.c_ulong(flags), None):
+        reason = os.strerror(ctypes.get_errno())
+        raise Unsupported(f"cannot mount {kind or '/'} at {target}: {reason}", "run it as root")

@@ -1,0 +1,193 @@
+"""Which accelerator a QEMU runs guests with, found out by running one.
+
+That /dev/kvm opens says little: under a hypervisor it may only emulate, a thousand times slower
+than a processor. So a guest of a few bytes counts to a hundred thousand, and its count is timed.
+"""
+
+import os
+import re
+import selectors
+import struct
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from firstlight.errors import Unsupported
+from firstlight.lab.backends import qemu_build
+
+ACCELERATORS = ("auto", "kvm", "tcg")
+_KVM = Path("/dev/kvm")
+LOOPS = 100_000
+_FAIR_SECONDS = 0.02  # a processor needs 0.1 ms, TCG 1 ms
+_TRIES = 3  # a guest, or we who hear it, may have waited for a processor meanwhile
+_TIMEOUT_SECONDS = 8.0
+_ENTRY = 0x100000
+COUNT = bytes.fromhex(
+    "66baf803"  # mov dx, 0x3f8: the serial port
+    "b041ee"  # mov al, 'A'; out dx, al
+    f"b9{LOOPS.to_bytes(4, 'little').hex()}"  # mov ecx, LOOPS
+    "83e90175fb"  # sub ecx, 1; jnz to it
+    "b042ee"  # mov al, 'B'; out dx, al
+    "f4ebfd"  # hlt; jmp to it
+)
+"""A guest that says A, counts and says B, in 32-bit code that means the same in 64 bits."""
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """``name`` as QEMU knows it, and why it was taken."""
+
+    name: str
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        """Both, for a reader of figures."""
+        return f"guests run under {self.name.upper()}: {self.reason}"
+
+
+def elf(code: bytes) -> bytes:
+    """A PVH guest whose 32-bit entry is ``code``.
+
+    An ELF file of one loaded segment and a note of Xen's type 18, the 32-bit entry
+    (xen/include/public/elfnote.h).
+    """
+    note = struct.pack("<III4sQ", 4, 8, 18, b"Xen\0", _ENTRY)
+    at = 64 + 2 * 56
+    head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + struct.pack(
+        "<HHIQQQIHHHHHH", 2, 62, 1, _ENTRY, 64, 0, 0, 64, 56, 2, 0, 0, 0
+    )
+    size, length = len(note), len(code)
+    load = struct.pack("<IIQQQQQQ", 1, 7, at + size, _ENTRY, _ENTRY, length, length, 1)
+    notes = struct.pack("<IIQQQQQQ", 4, 4, at, 0, 0, size, size, 4)
+    return head + load + notes + note + code
+
+
+_chosen: dict[tuple[str, str, bool], Accelerator] = {}
+
+
+def choose(program: str, asked: str = "auto", *, must_be_tcg: bool = False) -> Accelerator:
+    """The accelerator for a QEMU by its path; found once in a process. Raises Unsupported.
+
+    An experiment asks by name for what was chosen for it: then that choice's reason is the reason.
+    """
+    found = _chosen.get((program, "auto", must_be_tcg))
+    if found and found.name == asked:
+        return found
+    key = program, asked, must_be_tcg
+    if key not in _chosen:
+        _chosen[key] = _choose(*key)
+    return _chosen[key]
+
+
+def in_use() -> list[str]:
+    """The accelerators that were chosen in this process."""
+    return sorted({each.name for each in _chosen.values()})
+
+
+def _choose(program: str, asked: str, must_be_tcg: bool) -> Accelerator:
+    built_in = qemu_build.listed(program, "-accel")
+    if must_be_tcg:
+        if "tcg" not in built_in or asked == "kvm":
+            raise Unsupported(
+                f"{program} cannot count instructions without TCG", "leave icount off"
+            )
+        return Accelerator("tcg", "only it counts instructions")
+    if asked == "tcg":
+        if "tcg" not in built_in:
+            raise Unsupported(f"{program} is built without TCG", _OTHER_BUILD)
+        return Accelerator("tcg", _ASKED)
+    why_not = _why_no_kvm(program, built_in)
+    if asked == "kvm":
+        if why_not and not why_not.startswith(_EMULATES):
+            raise Unsupported(f"no guest runs under KVM here: {why_not}", NO_KVM)
+        return Accelerator("kvm", f"{_ASKED}{f', though {why_not}' if why_not else ''}")
+    if not why_not:
+        return Accelerator("kvm", "a guest was run under it, at a processor's speed")
+    if "tcg" in built_in:
+        return Accelerator("tcg", why_not)
+    if why_not.startswith(_EMULATES):
+        return Accelerator("kvm", f"{why_not}, but {Path(program).name} is built without TCG")
+    raise Unsupported(
+        f"{program} is built without TCG, and no guest runs under KVM here: {why_not}", NO_KVM
+    )
+
+
+_OTHER_BUILD = "take another build, such as Debian's qemu-system-x86_64"
+NO_KVM = "enable virtualisation in the firmware, or nested in the hypervisor; modprobe kvm"
+_EMULATES = "KVM only emulates"
+_ASKED = "--accel or the experiment names it"
+
+
+def _why_no_kvm(program: str, built_in: frozenset[str]) -> str | None:
+    if "kvm" not in built_in:
+        return f"{Path(program).name} is built without KVM"
+    try:
+        os.close(os.open(_KVM, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"{_KVM} does not open: {error.strerror}"
+    slow = None
+    for _ in range(_TRIES):
+        counted, complaint = _count(program, "kvm")
+        if counted is None:
+            return complaint
+        slow = emulates(counted)
+        if not slow:
+            break
+    return slow
+
+
+def emulates(counted: float) -> str | None:
+    """That KVM only emulates, if a guest that counted to LOOPS took so many seconds."""
+    if counted <= _FAIR_SECONDS:
+        return None
+    return (
+        f"{_EMULATES} here: {LOOPS} turns of a loop took {counted * 1000:.0f} ms, "
+        "and a processor needs 0.1"
+    )
+
+
+def _count(program: str, accelerator: str) -> tuple[float | None, str]:
+    """How long the tiny guest counted, in seconds, or why it did not say."""
+    with tempfile.NamedTemporaryFile(prefix="firstlight-guest-") as kernel:
+        kernel.write(elf(COUNT))
+        kernel.flush()
+        machine = "microvm" if "microvm" in qemu_build.listed(program, "-machine") else "pc"
+        command = [
+            program, "-nodefaults", "-no-user-config", "-machine", machine,
+            "-accel", accelerator, "-m", "32", "-display", "none", "-serial", "stdio",
+            "-kernel", kernel.name,
+        ]  # fmt: skip
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                return heard(process)
+            finally:
+                process.kill()
+
+
+def heard(process: "subprocess.Popen[bytes]") -> tuple[float | None, str]:
+    """How long a guest on standard output took from A to B, in seconds, or why it did not say."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    said, began = b"", 0.0
+    until = time.monotonic() + _TIMEOUT_SECONDS
+    with selectors.DefaultSelector() as ready:
+        ready.register(process.stdout, selectors.EVENT_READ)
+        while ready.select(max(0.0, until - time.monotonic())):
+            part = os.read(process.stdout.fileno(), 64)
+            now = time.monotonic()
+            if not part:
+                process.wait()
+                complaint = process.stderr.read().decode(errors="replace").strip()
+                last = re.sub(r"^\S+: ", "", complaint.rpartition("\n")[2])
+                return None, f"a guest did not run: {last or f'status {process.returncode}'}"
+            if b"A" in part and b"A" not in said:
+                began = now
+            said += part
+            if b"B" in said:
+                return now - began, ""
+    return None, f"a guest of {len(COUNT)} bytes did not end in {_TIMEOUT_SECONDS:.0f} s"

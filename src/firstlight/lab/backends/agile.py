@@ -1,0 +1,196 @@
+"""The agile runtime as one more backend: its daemon runs in the lab and is asked for each start.
+
+To ask is to send a message on a connection that is open, as a platform's gateway holds one. By
+``client`` it is to execute a small static program, as one executes a runtime. The end point is the
+payload's first instruction, in an instance whose network is up.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Literal, Self
+
+import msgspec
+
+from firstlight.agile import Config, Function, protocol
+from firstlight.agile.client import Client
+from firstlight.agile.config import Pools, PoolSize
+from firstlight.errors import Failed, UnknownName, Unsupported
+from firstlight.host import cgroups
+from firstlight.host.workspace import Workspace
+from firstlight.lab.backends import Command, Request
+from firstlight.model import EndPoint, Point
+from firstlight.native import native
+
+DEPTHS = {
+    "agile": "from pooled networks and cgroups",
+    "agile-ready": "from whole sandboxes that wait one step before exec",
+    "agile-cold": "the same code with empty pools",
+}
+Asked = Literal["message", "client"]
+BY_CLIENT = " by client"
+GATEWAY = str(IPv4Network(Config().network.range)[1])
+"""Of every instance: what its first packet asks."""
+_GREETING = protocol.encode(protocol.List()).decode()
+_ASKED = {
+    "message": "a request is a message on an open connection",
+    "client": "a request is a program, executed, that connects",
+}
+_WARM_STARTS = 3
+_RATE = 1e4  # a second: what is not timed need not be gentle
+_SERVE = """
+import sys
+import msgspec
+from firstlight.agile import Config, daemon
+daemon.serve(msgspec.json.decode(sys.argv[1], type=Config), lambda: print("ready", flush=True))
+"""
+
+
+@dataclass(frozen=True)
+class Agile:
+    """``depth`` is one of DEPTHS: how much of a start is done before it is asked for.
+
+    ``asked`` says how: by a ``message`` on an open connection, or a ``client`` that is executed.
+    """
+
+    depth: str
+    asked: Asked = "message"
+    end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
+
+    @property
+    def name(self) -> str:
+        """The depth's name, and how it is asked where that is not by a message."""
+        return self.depth if self.asked == "message" else f"{self.depth}{BY_CLIENT}"
+
+    @property
+    def note(self) -> str | None:
+        """What was done before the request, and what a request is."""
+        return f"{self.name}: {DEPTHS[self.depth]}; {_ASKED[self.asked]}"
+
+    def probe(self) -> None:
+        """Root, nft and cgroup controllers must be here."""
+        if self.depth not in DEPTHS:
+            raise UnknownName("depth", self.depth, DEPTHS)
+        if os.geteuid() != 0:
+            raise Unsupported("the agile runtime needs root", "run it with sudo")
+        if not shutil.which("nft"):
+            raise Unsupported("nft is not installed", "apt-get install nftables")
+
+    @contextmanager
+    def prepared(
+        self,
+        point: Point,  # noqa: ARG002 - nothing else varies
+        instances: int,
+        workspace: Workspace,
+    ) -> Iterator[list[Command]]:
+        """A daemon with its pools filled for the batch; afterwards nothing of it."""
+        base = workspace.directory / "agile"
+        base.mkdir()
+        try:
+            config = self._config(instances, workspace, base)
+            function = payload(base, *told(self.end_point))
+            with serving(config, function, workspace, self.asked) as start:
+                yield [start] * instances
+        finally:
+            shutil.rmtree(base)
+
+    def reaching(self, point: Point) -> Self:
+        """Until the gateway has answered."""
+        del point
+        return replace(self, end_point=EndPoint.FIRST_PACKET)
+
+    def _config(self, instances: int, workspace: Workspace, base: Path) -> Config:
+        none = PoolSize(low=0, high=0)
+        full = PoolSize(low=0, high=instances, rate=_RATE)
+        pools = {
+            "agile": Pools(network=full, cgroup=full, sandbox=none),
+            "agile-ready": Pools(network=full, cgroup=full, sandbox=full),
+            "agile-cold": Pools(network=none, cgroup=none, sandbox=none),
+        }[self.depth]
+        return Config(
+            name="lab", state=str(base / "state"), pools=pools, instances=10 * instances,
+            cgroup=f"{cgroups.name(workspace.run)}/agile",
+        )  # fmt: skip
+
+
+def told(end_point: EndPoint) -> tuple[str, ...]:
+    """The payload's words for a start that ends there."""
+    return ("reach", GATEWAY) if end_point is EndPoint.FIRST_PACKET else ("ready",)
+
+
+def payload(base: Path, *words: str) -> Function:
+    """The payload as a function, told these words; its root file system is made below ``base``."""
+    tree = base / "root"
+    for name in ("bin", "proc", "dev", "tmp"):
+        (tree / name).mkdir(parents=True)
+    shutil.copy2(native("payload"), tree / "bin/payload")
+    return Function(rootfs=str(tree), command=("/bin/payload", *words))
+
+
+@contextmanager
+def serving(
+    config: Config, function: Function, workspace: Workspace, asked: Asked = "message"
+) -> Iterator[Command]:
+    """A runtime that has had a few starts of the function, its pools full; yields one start."""
+    start = protocol.encode(protocol.Start(function))
+    with daemon(config, workspace) as pid:
+        _warm(config, function)
+        if asked == "message":
+            request = Request(config.socket, _GREETING, start.decode())
+            yield Command((), daemons=tree(pid), request=request)
+            return
+        file = Path(config.state).parent / "request"
+        file.write_bytes(start)
+        argv = (str(native("spawn-client")), str(config.socket), str(file))
+        yield Command(argv, workspace.environment, daemons=tree(pid))
+
+
+def _warm(config: Config, function: Function) -> None:
+    with Client(config.socket) as client, Path("/dev/null").open("r+b", buffering=0) as null:
+        for _ in range(_WARM_STARTS):
+            streams = (null.fileno(), null.fileno(), null.fileno())
+            client.wait(client.start(function, streams).id)
+        client.prepare(function, config.pools.sandbox.high)
+
+
+@contextmanager
+def daemon(config: Config, workspace: Workspace) -> Iterator[int]:
+    """The resident runtime in a process of its own; yields its pid."""
+    argv = [sys.executable, "-c", _SERVE, msgspec.json.encode(config).decode()]
+    log = Path(config.state).parent / "log"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            argv, env=workspace.environment, text=True, stdout=subprocess.PIPE, stderr=errors
+        ) as process,
+    ):
+        assert process.stdout
+        try:
+            if process.stdout.readline() != "ready\n":
+                raise Failed(f"the agile runtime did not start: {log.read_text().strip()}")
+            yield process.pid
+        finally:
+            process.terminate()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has made: of a runtime, its helpers."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def tree(pid: int) -> tuple[int, ...]:
+    """A process and all below it: a runtime, its helpers, the sandboxes that wait.
+
+    One that ends meanwhile, as what an earlier start left does, is none of them.
+    """
+    try:
+        made = children(pid)
+    except OSError:
+        return ()
+    return (pid, *(one for child in made for one in tree(child)))

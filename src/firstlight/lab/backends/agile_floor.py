@@ -1,0 +1,102 @@
+"""The floor of the agile runtime: one clone and exec into prepared parts, by ``spawn_floor.c``."""
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from firstlight.agile import Function
+from firstlight.agile.cgroups import Cgroups, Limits
+from firstlight.errors import Failed, Unsupported
+from firstlight.host import cgroups
+from firstlight.host import workspace as place
+from firstlight.host.workspace import Workspace
+from firstlight.lab.backends import Command, Request
+from firstlight.lab.backends.agile import Agile, payload
+from firstlight.model import EndPoint, Point
+from firstlight.native import native
+
+_CLONE_NEWNET = 0x40000000
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Asked as the agile runtime is; what it does not do is in the note."""
+
+    name: str = "floor"
+    end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
+    note: str | None = (
+        "floor: a resident C program's clone and exec into the same namespaces, cgroup and root, "
+        "made beforehand; no masks, limits, user, capabilities or filter, and an empty network"
+    )
+
+    def probe(self) -> None:
+        """Needs what the agile runtime needs."""
+        Agile("agile").probe()
+
+    @contextmanager
+    def prepared(
+        self,
+        point: Point,  # noqa: ARG002 - nothing varies
+        instances: int,
+        workspace: Workspace,
+    ) -> Iterator[list[Command]]:
+        """The program with the parts of each start; afterwards nothing of them."""
+        base = workspace.directory / "floor"
+        base.mkdir()
+        groups = Cgroups(f"{cgroups.name(workspace.run)}/floor")
+        try:
+            function = payload(base, "ready")
+            groups.open()
+            with ExitStack() as parts:
+                starts = [_parts(function, groups, parts) for _ in range(instances)]
+                with _serving(base / "socket", function, starts) as pid:
+                    request = Request(base / "socket", "hello", "start")
+                    yield [Command((), daemons=(pid,), request=request)] * instances
+        finally:
+            groups.close()
+            shutil.rmtree(base)
+
+
+def _parts(function: Function, groups: Cgroups, parts: ExitStack) -> list[int]:
+    """One start's network namespace and cgroups, by descriptor."""
+    cgroup = groups.make(Limits(function.memory, function.cpus, function.pids))
+    parts.callback(groups.remove, cgroup)
+    network = _network()
+    parts.callback(os.close, network)
+    return [network, *cgroup.descriptors]
+
+
+def _network() -> int:
+    """A new network namespace, made by a thread, which leaves the others where they are."""
+    made: list[int] = []
+
+    def make() -> None:
+        place.unshare(_CLONE_NEWNET)
+        made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    if not made:
+        raise Unsupported("cannot make a network namespace", "run it as root")
+    return made[0]
+
+
+@contextmanager
+def _serving(socket: Path, function: Function, starts: list[list[int]]) -> Iterator[int]:
+    words = "".join(",".join(map(str, parts)) + ";" for parts in starts)
+    argv = [str(native("spawn-floor")), str(socket), function.rootfs, words, *function.command]
+    given = [descriptor for parts in starts for descriptor in parts]
+    with subprocess.Popen(argv, pass_fds=given, text=True, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            if process.stdout.readline() != "ready\n":
+                raise Failed("the floor's program did not start", "it complained above")
+            yield process.pid
+        finally:
+            process.terminate()

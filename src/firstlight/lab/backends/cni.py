@@ -1,0 +1,321 @@
+"""A pod's network by CNI plugins, without the container: the pod is a namespace held open.
+
+``native/cni/cnirun.c`` runs the plugins, so that nothing of Python is in the timed path. What a
+plugin does to the host it does to the run's own: its network namespace, and private copies of the
+directories in which plugins keep their state.
+
+The end point is that the operation returned. The step ``packet`` is the first packet after it, to
+the gateway and back; that can be the end point too, of an ADD.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Self
+
+from pyroute2 import IPRoute, NetlinkError
+
+from firstlight.errors import Failed, Unsupported
+from firstlight.host.mounts import mount_points
+from firstlight.host.workspace import Workspace
+from firstlight.lab.backends import Command, cni_services
+from firstlight.lab.backends.network import private_names
+from firstlight.lab.cni import known
+from firstlight.lab.cni.conf import Json, Network, execution
+from firstlight.lab.cni.plugin import find
+from firstlight.lab.cni.runtime import Attachment
+from firstlight.model import EndPoint, Point
+from firstlight.native import native
+
+OPERATIONS = ("ADD", "DEL", "ADD beside DEL")
+NAMES = Path("/run/netns")
+_PRIVATE = ("/var/lib/cni", "/run/cni")
+_INTERFACE = "eth0"
+_AT_ONCE = 4  # untimed ADDs and DELs: more than this only queue for the kernel's locks
+_UNTIMED_SECONDS = 120.0  # for all together
+_CLEARING_SECONDS = 15.0  # a plugin may wait for a daemon that has died; the rest is swept away
+
+
+@dataclass(frozen=True)
+class Cni:
+    """One attachment an instance. ``conf`` is a name of conf/cni, or a path.
+
+    Axes: ``operation`` (OPERATIONS; ADD), and ``background``, how many pods are up before.
+    """
+
+    conf: str
+    end_point: EndPoint = EndPoint.REQUEST_DONE
+
+    @property
+    def name(self) -> str:
+        """The network's name in figures."""
+        return known.title(self.conf)
+
+    @property
+    def note(self) -> str | None:
+        """What the figures stand for, and whether a profile stands in for the product."""
+        _, about = known.find(self.conf)
+        if about.profile:
+            return f"{self.name} is a profile and not {about.profile}: {about.about}"
+        return f"{self.name}: {about.about}" if about.about else None
+
+    def probe(self) -> None:
+        """Its configuration must be good, and its plugins and their daemon must be here."""
+        if os.geteuid() != 0:
+            raise Unsupported("setting networks up needs root", "run it with sudo")
+        network, about = known.find(self.conf)
+        for kind in _kinds(network):
+            find(kind, known.path(about))
+        if about.service:
+            cni_services.probe(about.service)
+
+    def reaching(self, point: Point) -> Self:
+        """Until the gateway has answered the first packet after ADD."""
+        if point.get("operation") == "DEL":
+            raise Unsupported("DEL ends without a network, and so without a first packet",
+                              "leave --until out")  # fmt: skip
+        return replace(self, end_point=EndPoint.FIRST_PACKET)
+
+    @contextmanager
+    def prepared(
+        self, point: Point, instances: int, workspace: Workspace
+    ) -> Iterator[list[Command]]:
+        """A host with the background pods up; afterwards it has none of what plugins made.
+
+        One pod has been attached and detached before: a node's first pod makes the bridge and the
+        tables, and later ones find them.
+        """
+        operation = str(point.get("operation", "ADD"))
+        if operation not in OPERATIONS:
+            raise Failed(f"unknown CNI operation {operation!r}", f"valid: {', '.join(OPERATIONS)}")
+        with hosting(self.conf, int(point.get("background", 0)), workspace) as pods:
+            reaches = self.end_point is EndPoint.FIRST_PACKET
+            own = pods.make("fl", instances, *(("until packet",) if reaches else ()))
+            old = pods.make("old", instances) if operation == "ADD beside DEL" else []
+            if operation == "DEL":
+                _each(own, "up", quietly=True)
+            _each(old, "up", quietly=True)
+            verb = "del" if operation == "DEL" else "add"
+            besides: list[tuple[str, ...]] = [(str(request),) for request in old]
+            yield [
+                Command(
+                    (str(native("cnirun")), verb, str(request), *beside),
+                    workspace.environment,
+                    daemons=pods.daemons,
+                )
+                for request, beside in zip(own, besides or [()] * instances, strict=True)
+            ]
+
+
+def present(networks: Iterable[str]) -> list[str]:
+    """The networks, and after each that cannot run here the profile that stands in for it."""
+    found = []
+    for network in networks:
+        found.append(network)
+        try:
+            Cni(network).probe()
+        except Unsupported:
+            instead = known.stand_in(network)
+            found += [instead] if instead else []
+    return found
+
+
+@contextmanager
+def hosting(conf: str, background: int, workspace: Workspace) -> Iterator["Pods"]:
+    """A host on which the network's pods can be made; afterwards it has none of what they made."""
+    network, about = known.find(conf)
+    base = workspace.directory / "cni"
+    with ExitStack() as cleanup:
+        base.mkdir()
+        cleanup.callback(shutil.rmtree, base)
+        cleanup.enter_context(_host(about, base))
+        daemons = cleanup.enter_context(cni_services.running(about, workspace))
+        pods = Pods(network, about, base, workspace, daemons)
+        cleanup.callback(pods.clear)
+        [warm] = pods.make("warm", 1)
+        _each([warm], "up", quietly=True)
+        _each([warm], "del", quietly=True)
+        _each(pods.make("up", background), "up")
+        yield pods
+
+
+@dataclass(frozen=True)
+class Pods:
+    """The pods of one batch: a named namespace and a request file each."""
+
+    network: Network
+    about: known.About
+    base: Path
+    workspace: Workspace
+    daemons: tuple[int, ...]
+    """The processes that serve the network's plugins."""
+
+    @cached_property
+    def _plugins(self) -> list[tuple[Path, Json]]:
+        path = known.path(self.about)
+        return [
+            (find(plugin["type"], path), execution(self.network, plugin, {}))
+            for plugin in self.network.plugins
+        ]
+
+    def make(self, name: str, count: int, *more: str) -> list[Path]:
+        """Namespaces called ``name`` and a number, and the request file of each."""
+        pods = [f"{name}{index}" for index in range(count)]
+        lines = "".join(f"netns add {pod}\n" for pod in pods)
+        _run("ip", "-batch", "-", text=lines)
+        return [self.request(pod, *more) for pod in pods]
+
+    def clear(self) -> None:
+        """DEL whatever has a kept result: what was up, failed or killed."""
+        kept = sorted(self.base.glob("*.kept"))
+        requests = [file.with_suffix(".request") for file in kept]
+        _each(requests, "del", quietly=True, seconds=_CLEARING_SECONDS)
+
+    def request(self, pod: str, *more: str) -> Path:
+        """The file that tells ``cnirun`` of a pod, whose namespace is of that name.
+
+        ``more`` are lines of a request besides the usual ones.
+        """
+        file = self.base / f"{pod}.request"
+        file.write_text(self._request(pod, more))
+        file.with_suffix(".kept").touch()  # from now on there may be something to DEL
+        return file
+
+    def _request(self, pod: str, more: Iterable[str]) -> str:
+        args = self.about.args.format(pod=pod)
+        container = hashlib.sha256(f"{self.workspace.run}-{pod}".encode()).hexdigest()
+        attachment = Attachment(container, str(NAMES / pod), _INTERFACE, args)
+        variables = self.workspace.environment | attachment.call.environment(
+            "", known.path(self.about)
+        )
+        del variables["CNI_COMMAND"]
+        lines = [
+            f"kept {self.base / pod}.kept",
+            f"version {self.network.version}",
+            f"namespace {attachment.namespace}",
+            f"interface {_INTERFACE}",
+            f"packet {self.about.packet}",
+            *more,
+            *(f"env {name}={value}" for name, value in variables.items()),
+        ]
+        for program, configuration in self._plugins:
+            lines += [f"plugin {program}", f"conf {json.dumps(configuration)[:-1]}"]
+        return "\n".join(lines) + "\n"
+
+
+def _kinds(network: Network) -> Iterator[str]:
+    """Every plugin that a network names: its own, and those that they delegate to."""
+    for plugin in network.plugins:
+        yield plugin["type"]
+        ipam = plugin.get("ipam")
+        if isinstance(ipam, dict) and isinstance(ipam.get("type"), str):
+            yield ipam["type"]
+
+
+def _each(
+    requests: Iterable[Path],
+    verb: str,
+    *,
+    quietly: bool = False,
+    seconds: float = _UNTIMED_SECONDS,
+) -> None:
+    """Run untimed operations. Raises Failed unless ``quietly``: then the timed ones will tell."""
+    until = time.monotonic() + seconds
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for error in pool.map(partial(_operate, verb=verb, until=until), requests):
+            if error and not quietly:
+                raise Failed(f"cannot prepare the host's pods: {error}")
+
+
+def _operate(request: Path, verb: str, until: float) -> str:
+    """Why it failed; empty if it did not. Its plugins are ended with it when the time is up."""
+    if time.monotonic() > until:
+        return f"no time was left for {verb} of {request.stem}"
+    with subprocess.Popen(
+        [native("cnirun"), verb, request], text=True, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        try:
+            said, complained = process.communicate(timeout=max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return f"{verb} of {request.stem} has not ended in time"
+    return (complained or said).strip() if process.returncode else ""
+
+
+@contextmanager
+def _host(about: known.About, base: Path) -> Iterator[None]:
+    """The host as plugins see it: private state, the files they read, and no trace afterwards."""
+    with ExitStack() as cleanup:
+        cleanup.enter_context(_swept())
+        cleanup.enter_context(private_names())
+        parents = {str(Path(file).parent) for file in about.files}
+        hidden = [Path(one) for one in sorted({*_PRIVATE, *about.private, *parents})]
+        cleanup.enter_context(mount_points(hidden))
+        for number, directory in enumerate(hidden):
+            cleanup.enter_context(_private(directory, base / f"private{number}"))
+        if about.address:
+            _uplink(about.address)
+        for file, text in about.files.items():
+            Path(file).write_text(text)
+        yield
+
+
+def _uplink(address: str) -> None:
+    """A link with the host's address and its default route, which leads nowhere."""
+    _run("ip", "link", "add", "uplink", "type", "veth", "peer", "nowhere")
+    _run("ip", "-batch", "-", text=f"address add {address} dev uplink\nlink set nowhere up\n"
+         "link set uplink up\nroute add default dev uplink\n")  # fmt: skip
+
+
+@contextmanager
+def _private(directory: Path, instead: Path) -> Iterator[None]:
+    """Shows an empty directory in its place, in our mount namespace."""
+    instead.mkdir()
+    _run("mount", "--bind", str(instead), str(directory))
+    try:
+        yield
+    finally:
+        _run("umount", "--lazy", str(directory))
+
+
+@contextmanager
+def _swept() -> Iterator[None]:
+    """Removes the links and packet-filter rules that were not there before."""
+    with IPRoute() as netlink:
+        before = {link["index"] for link in netlink.get_links()}
+        try:
+            yield
+        finally:
+            for link in netlink.get_links():
+                if link["index"] not in before:
+                    with suppress(NetlinkError):  # a peer takes its other end with it
+                        netlink.link("del", index=link["index"])
+            _forget_rules()
+
+
+def _forget_rules() -> None:
+    if shutil.which("nft"):
+        _run("nft", "flush", "ruleset")
+    for family, program in (("ip", "iptables-legacy"), ("ip6", "ip6tables-legacy")):
+        tables = Path(f"/proc/thread-self/net/{family}_tables_names")
+        for table in tables.read_text().split() if tables.exists() else ():
+            _run(program, "--wait", "--table", table, "--flush")
+            _run(program, "--wait", "--table", table, "--delete-chain")
+
+
+def _run(*argv: str, text: str | None = None) -> None:
+    done = subprocess.run(argv, input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(f"{' '.join(argv)} failed: {done.stderr.strip()}")

@@ -1,0 +1,182 @@
+"""The daemons that some CNI plugins ask: started for one batch, inside the run's own network.
+
+Their data is on a real disk, because waiting for it is a part of what they cost.
+"""
+
+import base64
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from firstlight.errors import Failed, Unsupported
+from firstlight.host.workspace import DISK, Workspace
+from firstlight.lab.cni import agent, weaver
+from firstlight.lab.cni.known import About
+from firstlight.native import native
+
+_READY_SECONDS = 30.0
+_ETCD = "http://127.0.0.1:2379"
+_OURS = (sys.executable, "-P")  # then a file and no module: this firstlight, wherever it is
+
+
+@dataclass(frozen=True)
+class Service:
+    """A daemon: the program it needs and its package, and how it is run."""
+
+    program: str
+    package: str
+    run: Callable[[About, Path, Workspace], AbstractContextManager[int]]
+
+
+def probe(name: str) -> None:
+    """Raise Unsupported if the daemon is not installed."""
+    service = SERVICES[name]
+    if not _program(service.program):
+        raise Unsupported(
+            f"{service.program}, which the plugin asks, is not installed",
+            f"make setup, or apt-get install {service.package}",
+        )
+
+
+def _program(name: str) -> str | None:
+    """A daemon's program: the system's, or the one that ``make setup`` unpacked."""
+    unpacked = Path(sys.prefix) / "libexec" / "etcd" / "usr" / "bin"
+    return shutil.which(name) or shutil.which(name, path=str(unpacked))
+
+
+@contextmanager
+def running(about: About, workspace: Workspace) -> Iterator[tuple[int, ...]]:
+    """The daemon of a network, if it has one, ready to answer; afterwards nothing of it is left.
+
+    Yields the pids to trace with the starts that it serves.
+    """
+    if not about.service:
+        yield ()
+        return
+    disk = DISK / workspace.run / "service"
+    disk.mkdir(mode=0o700, parents=True)
+    try:
+        with SERVICES[about.service].run(about, disk, workspace) as pid:
+            yield (pid,)
+    finally:
+        shutil.rmtree(disk)
+
+
+@contextmanager
+def _daemon(
+    argv: tuple[str, ...], workspace: Workspace, log: Path, is_ready: Callable[[], bool]
+) -> Iterator[int]:
+    """A process that dies with us; entered when it answers. Raises Failed with its last words."""
+    with log.open("wb") as output, subprocess.Popen(
+        ("setpriv", "--pdeathsig", "KILL", *argv),
+        env=workspace.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+    ) as process:  # fmt: skip
+        try:
+            deadline = time.monotonic() + _READY_SECONDS
+            while not is_ready():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    words = log.read_text(errors="replace")[-400:].strip()
+                    raise Failed(f"{argv[0]} does not answer: {words or 'it said nothing'}")
+                time.sleep(0.01)
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def _listens(address: tuple[str, int]) -> bool:
+    with socket.socket() as probe_socket:
+        return probe_socket.connect_ex(address) == 0
+
+
+@contextmanager
+def _etcd(about: About, disk: Path, workspace: Workspace) -> Iterator[int]:
+    """etcd with the keys that the configuration names, on its usual port."""
+    argv = (
+        _program("etcd") or "etcd", "--data-dir", str(disk / "etcd"), "--log-level", "error",
+        "--listen-client-urls", _ETCD, "--advertise-client-urls", _ETCD,
+        "--listen-peer-urls", "http://127.0.0.1:2380",
+        "--initial-advertise-peer-urls", "http://127.0.0.1:2380",
+        "--initial-cluster", "default=http://127.0.0.1:2380",
+    )  # fmt: skip
+    with _daemon(argv, workspace, disk / "log", _etcd_is_healthy) as pid:
+        for key, value in about.keys.items():
+            _put(key, value)
+        yield pid
+
+
+def _etcd_is_healthy() -> bool:
+    try:
+        with urllib.request.urlopen(f"{_ETCD}/health", timeout=5) as answer:  # noqa: S310
+            return bool(json.load(answer).get("health") == "true")
+    except (OSError, ValueError):
+        return False
+
+
+def _put(key: str, value: Mapping[str, Any]) -> None:
+    pair = {"key": key.encode(), "value": json.dumps(value).encode()}
+    body = {name: base64.b64encode(part).decode() for name, part in pair.items()}
+    request = urllib.request.Request(f"{_ETCD}/v3/kv/put", json.dumps(body).encode())  # noqa: S310
+    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+        answer.read()
+
+
+@contextmanager
+def _weaver(_: About, disk: Path, workspace: Workspace) -> Iterator[int]:
+    """The bridge ``weave`` with its address, and the server that gives pods theirs."""
+    argv = (*_OURS, weaver.__file__, str(disk / "addresses"))
+    with IPRoute() as netlink:
+        netlink.link("add", ifname="weave", kind="bridge", mtu=1376)
+        [index] = netlink.link_lookup(ifname="weave")
+        netlink.addr("add", index=index, address=str(weaver.BRIDGE),
+                     prefixlen=weaver.NETWORK.prefixlen)  # fmt: skip
+        netlink.link("set", index=index, state="up")
+    with _daemon(argv, workspace, disk / "log", lambda: _listens(weaver.ADDRESS)) as pid:
+        yield pid
+
+
+@contextmanager
+def _cilium(_: About, disk: Path, workspace: Workspace, *options: str) -> Iterator[int]:
+    """The profile's agent on Cilium's socket, and the link that has the node's address."""
+    with IPRoute() as netlink:
+        netlink.link("add", ifname="cilium_host", kind="veth", peer="cilium_net")
+        for name in ("cilium_host", "cilium_net"):
+            netlink.link("set", index=netlink.link_lookup(ifname=name)[0], state="up")
+        [index] = netlink.link_lookup(ifname="cilium_host")
+        netlink.addr("add", index=index, address=str(agent.GATEWAY), prefixlen=32)
+    source = Path(str(files("firstlight"))) / "conf" / "cni" / "cilium" / "endpoint.c"
+    argv = (*_OURS, agent.__file__, str(source), str(native("endpointload")),
+            str(disk), *options)  # fmt: skip
+    with _daemon(argv, workspace, disk / "log", _agent_listens) as pid:
+        yield pid
+
+
+def _agent_listens() -> bool:
+    with socket.socket(socket.AF_UNIX) as probe_socket:
+        return probe_socket.connect_ex(str(agent.SOCKET)) == 0
+
+
+@contextmanager
+def _cilium_template(about: About, disk: Path, workspace: Workspace) -> Iterator[int]:
+    with _cilium(about, disk, workspace, "--template") as pid:
+        yield pid
+
+
+SERVICES = {
+    "cilium-agent": Service("clang", "clang", _cilium),
+    "cilium-agent-template": Service("clang", "clang", _cilium_template),
+    "etcd": Service("etcd", "etcd-server", _etcd),
+    "weaver": Service(sys.executable, "python3", _weaver),
+}
+"""Every daemon that a configuration may name under ``service``."""

@@ -1,0 +1,265 @@
+"""Firecracker: one process, one machine without firmware, entered at the kernel's own entry.
+
+It is started in one of three ways: from a configuration file; by requests of its API, each of
+which ``native/vmapi.c`` makes and stamps; or by restoring a snapshot, which is made beforehand and
+not timed. A kernel with a PVH note is entered by PVH from version 1.12 on, and by the 64-bit Linux
+entry before; for the protocol ``direct`` a copy of the kernel lacks the note.
+
+The guest's first instruction is what follows the log's "Artificially kick devices", which
+Firecracker writes last before it wakes the vCPU.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from firstlight.errors import Failed, NotApplicable, Unsupported
+from firstlight.host.workspace import Workspace
+from firstlight.lab.backends import Command, firecracker_api, firecracker_probe, vm
+from firstlight.lab.backends.firecracker_room import (
+    API,
+    CONFIG,
+    DISK,
+    LOG,
+    MEMORY,
+    REQUESTS,
+    STATE,
+    Room,
+    find_jailer,
+    until_ready,
+)
+from firstlight.lab.guests import Boot, Guest, Wanted, images
+from firstlight.model import EndPoint, GuestLog, Point
+
+WAYS = ("config", "api", "snapshot")
+DEVICES = ("block", "net", "rng")
+PROTOCOLS = ("direct", "pvh")
+_FIRST_WITH_PVH = (1, 12, 0)
+
+
+@dataclass(frozen=True)
+class Firecracker:
+    """One guest on one machine. ``binary`` and ``jailer`` are names or paths.
+
+    A jailed one keeps root's identity, whose change would undo the signal that ends it with us.
+    A disk and a tap are there only if the guest has one and the device is named.
+    """
+
+    guest: Guest
+    way: str = "config"
+    protocol: str = "direct"
+    console: str = "serial"
+    binary: str = firecracker_probe.BINARY
+    jailer: str | None = None
+    devices: tuple[str, ...] = DEVICES
+    memory_mb: int = 1024
+    cpus: int = 1
+    chart: str = "console"
+
+    @property
+    def name(self) -> str:
+        """How it is started, and the guest's own name."""
+        jailed = " jailed" if self.jailer else ""
+        how = f"{self.way} {self.protocol}{jailed}"
+        return f"{Path(self.binary).name} {how}: {self.guest.name} {self.guest.filesystem}"
+
+    @property
+    def end_point(self) -> EndPoint:
+        """The guest's; of a restored one, the first instruction that it goes on with."""
+        return EndPoint.FIRST_INSTRUCTION if self.way == "snapshot" else self.guest.end_point
+
+    @property
+    def note(self) -> str | None:
+        """The version, how quick its KVM is, and where a restored guest's start ends."""
+        try:
+            program = firecracker_probe.find(self.binary)
+            pace = firecracker_probe.run_guest(program)
+            version = ".".join(map(str, firecracker_probe.version(program)))
+        except Unsupported:
+            return None
+        ends = "; a restored guest is ready when the API has answered that it runs"
+        return f"Firecracker {version}: {pace}{ends if self.way == 'snapshot' else ''}"
+
+    @property
+    def _wanted(self) -> Wanted:
+        return Wanted(self.protocol, self.console, chart=self.chart)
+
+    def reaching(self, point: Point) -> Self:
+        """Until the gateway has answered the guest's first packet."""
+        del point
+        if self.way == "snapshot":
+            raise Unsupported("a restored guest tells of no first packet", "boot one instead")
+        return replace(self, guest=vm.reaching(self.guest))
+
+    def probe(self) -> None:
+        """Needs root, the binary, KVM that runs a guest with it, taps, and the guest."""
+        if os.geteuid() != 0:
+            raise Unsupported("starting machines on the lab's network needs root", "run with sudo")
+        self._check_words()
+        program = firecracker_probe.find(self.binary)
+        version = firecracker_probe.version(program)
+        if self.protocol == "pvh" and version < _FIRST_WITH_PVH:
+            raise Unsupported(
+                f"{program} is older than 1.12 and enters no kernel by PVH",
+                "take the protocol direct, or a newer Firecracker",
+            )
+        if self.jailer:
+            firecracker_probe.version(find_jailer(self.jailer))
+        firecracker_probe.run_guest(program)
+        if "net" in self.devices:
+            vm.probe_taps()
+        self.guest.probe(self._wanted)
+
+    def _check_words(self) -> None:
+        if self.protocol in ("disk", "kernel"):
+            raise NotApplicable(
+                f"Firecracker has no firmware, which the protocol {self.protocol} needs",
+                "take the protocol direct or pvh",
+            )
+        if self.console != "serial":
+            raise NotApplicable(f"Firecracker has no {self.console} console", "take serial")
+        if self.chart != "console":
+            raise NotApplicable(
+                f"Firecracker keeps its guest's {self.chart} to itself", "take the chart console"
+            )
+        words = [(self.way, WAYS), (self.protocol, PROTOCOLS)]
+        for word, valid in [*words, *((device, DEVICES) for device in self.devices)]:
+            if word not in valid:
+                raise Unsupported(
+                    f"Firecracker's backend knows no {word!r}", f"valid: {', '.join(valid)}"
+                )
+
+    @contextmanager
+    def prepared(
+        self, point: Point, instances: int, workspace: Workspace
+    ) -> Iterator[list[Command]]:
+        """A tap, a room and an image for each machine; afterwards none is left."""
+        del point
+        with vm.batch(workspace, instances, self.devices) as (directory, ports):
+            boots = [self._boot(port, directory) for port in ports]
+            rooms = [self._room(directory, workspace, str(index)) for index in range(instances)]
+            start = self._booted
+            if self.way == "snapshot":
+                start = partial(self._restored, self._save(boots, ports[0], directory, workspace))
+            commands = []
+            for room, boot, port in zip(rooms, boots, ports, strict=True):
+                read = partial(self._read, vm.wanted_at(self._wanted, port), room.root / "console")
+                argv = start(room, boot, port)
+                commands.append(Command(argv, workspace.environment, cwd=room.root, guest=read))
+            yield commands
+
+    def _read(self, wanted: Wanted, console: Path) -> GuestLog:
+        """What the guest said of its boot; a restored one booted before its start."""
+        log = vm.guest_log(self.guest, wanted, console, None)
+        return GuestLog("none", console=log.console) if self.way == "snapshot" else log
+
+    def _room(self, directory: Path, workspace: Workspace, name: str) -> Room:
+        program = firecracker_probe.find(self.binary)
+        jailer = find_jailer(self.jailer) if self.jailer else None
+        return Room.make(directory, f"{workspace.run}-{name}", program, jailer)
+
+    def _boot(self, port: vm.Port, directory: Path) -> Boot:
+        """What the guest boots from, with the kernel that the protocol takes."""
+        boot = self.guest.boot(vm.wanted_at(self._wanted, port), directory)
+        if boot.ready is None or boot.kernel is None:
+            what = "console line that says ready" if boot.kernel else "kernel"
+            raise Failed(
+                f"guest {self.guest.name} has no {what}, and Firecracker needs one",
+                "it has neither firmware nor a port for a guest to end by",
+            )
+        kernel = images.kernel(boot.kernel)
+        if self.protocol == "pvh" and not kernel.pvh:
+            raise Failed(
+                f"kernel {boot.kernel} has no PVH entry", "take the protocol direct, or another"
+            )
+        if self.protocol == "direct" and kernel.pvh:
+            bare = directory / f"{boot.kernel.name}-direct"
+            if not bare.exists():
+                bare.write_bytes(without_pvh(boot.kernel.read_bytes()))
+            boot = replace(boot, kernel=bare)
+        return replace(boot, exit_port=None)
+
+    def _machine(self, room: Room, boot: Boot, port: vm.Port) -> firecracker_api.Machine:
+        disk = boot.disk if "block" in self.devices else None
+        has_net = "net" in self.devices
+        assert boot.kernel is not None
+        return firecracker_api.Machine(
+            kernel=room.bring(boot.kernel, "kernel"),
+            arguments=boot.arguments,
+            initrd=room.bring(boot.initrd, "initrd") if boot.initrd else None,
+            disk=room.bring(disk, DISK, copied=boot.writable) if disk else None,
+            writable=boot.writable,
+            tap=port.tap if has_net else None,
+            mac=port.mac if has_net else None,
+            has_rng="rng" in self.devices,
+            memory_mb=self.memory_mb,
+            cpus=self.cpus,
+        )
+
+    def _booted(self, room: Room, boot: Boot, port: vm.Port) -> tuple[str, ...]:
+        machine = self._machine(room, boot, port)
+        options: tuple[str, ...] = ()
+        if self.way == "api":
+            asked = firecracker_api.lines(firecracker_api.requests(machine))
+            (room.root / REQUESTS).write_text(asked)
+            options = ("--api", API, "--requests", REQUESTS)
+        else:
+            (room.root / CONFIG).write_text(firecracker_api.text(machine))
+        end = vm.under_vmrun(boot, room.root / "console", "--journal", LOG, *options)
+        return (*end, *room.command_line(self.way))
+
+    def _restored(self, saved: "_Saved", room: Room, boot: Boot, port: vm.Port) -> tuple[str, ...]:
+        state = room.bring(saved.room.root / STATE, STATE)
+        memory = room.bring(saved.room.root / MEMORY, MEMORY)
+        if room.jailer and saved.disk:  # in its jail it has the same name as in the saved one's
+            room.bring(saved.disk, DISK, copied=boot.writable)
+        tap = port.tap if "net" in self.devices and port.tap != saved.tap else None
+        asked = firecracker_api.lines(firecracker_api.restore(state, memory, tap))
+        (room.root / REQUESTS).write_text(asked)
+        options = ("--journal", LOG, "--api", API, "--requests", REQUESTS, "--answered")
+        end = vm.under_vmrun(Boot(), room.root / "console", *options)
+        return (*end, *room.command_line("api"))
+
+    def _save(
+        self, boots: list[Boot], port: vm.Port, directory: Path, workspace: Workspace
+    ) -> "_Saved":
+        """Boot a guest, wait until it is ready, and leave its snapshot in its room."""
+        room = self._room(directory, workspace, "saved")
+        machine = self._machine(room, boots[0], port)
+        if machine.disk and machine.writable and len(boots) > 1 and not self.jailer:
+            raise Failed(
+                f"{len(boots)} restored guests would write to one disk, which a snapshot names",
+                "restore one at a time, take a read-only file system, or a jailer",
+            )
+        (room.root / CONFIG).write_text(firecracker_api.text(machine))
+        argv = (*vm.under_vmrun(boots[0], room.root / "console", "--journal", LOG),
+                *room.command_line("both"))  # fmt: skip
+        with until_ready(argv, workspace.environment, room.root):
+            firecracker_api.perform(room.root / API, firecracker_api.save(STATE, MEMORY))
+        return _Saved(room, machine.tap, room.root / DISK if machine.disk else None)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """Where a snapshot is, and the tap and the disk that it names."""
+
+    room: Room
+    tap: str | None
+    disk: Path | None
+
+
+def without_pvh(kernel: bytes) -> bytes:
+    """An ELF kernel without its PVH entry, which Firecracker would prefer to the 64-bit one.
+
+    The notes "Xen" of type 18 (xen/include/public/elfnote.h) are given the type 0, for which
+    nobody looks.
+    """
+    for size in (4, 8):
+        note = [size.to_bytes(4, "little"), (18).to_bytes(4, "little"), b"Xen\0"]
+        found = b"\4\0\0\0" + b"".join(note)
+        kernel = kernel.replace(found, found[:8] + bytes(4) + found[12:])
+    return kernel

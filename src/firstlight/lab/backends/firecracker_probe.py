@@ -1,0 +1,86 @@
+"""Which Firecracker is here, and whether it really runs a guest."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from firstlight.errors import Unsupported
+from firstlight.lab.backends import accel
+
+BINARY = "firecracker"
+VARIABLE = "FIRSTLIGHT_FIRECRACKER"
+_KVM = Path("/dev/kvm")
+_VERSION = re.compile(r"^(?:Firecracker|Jailer) v(\d+)\.(\d+)\.(\d+)", re.MULTILINE)
+_GET = (
+    "download a release from its project (no Debian package has it), then put it on the PATH, "
+    f"name it in {VARIABLE}, or give its path"
+)
+
+Version = tuple[int, int, int]
+
+
+def find(binary: str = BINARY) -> str:
+    """The absolute path of a Firecracker: a path, or a name looked up in VARIABLE and the PATH.
+
+    Raises Unsupported.
+    """
+    wanted = os.environ.get(VARIABLE, binary) if binary == BINARY else binary
+    found = shutil.which(wanted)
+    if not found:
+        raise Unsupported(f"hypervisor {wanted!r} is not here", _GET)
+    return str(Path(found).resolve())
+
+
+@cache
+def version(program: str) -> Version:
+    """What ``--version`` says. Raises Unsupported for a program that is no Firecracker."""
+    try:
+        said = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, errors="replace", timeout=20
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unsupported(f"{program} does not run: {error}", _GET) from error
+    found = _VERSION.search(said)
+    if not found:
+        raise Unsupported(f"{program} is no Firecracker: it names no version of one", _GET)
+    return int(found[1]), int(found[2]), int(found[3])
+
+
+def run_guest(program: str) -> str:
+    """Run a guest of a few bytes, and say in a sentence how quick KVM is. Raises Unsupported."""
+    try:
+        os.close(os.open(_KVM, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise Unsupported(
+            f"Firecracker needs KVM, and {_KVM} does not open: {error.strerror}", accel.NO_KVM
+        ) from error
+    seconds, complaint = _counted(program)
+    if seconds is None:
+        raise Unsupported(f"{program} runs no guest here: {complaint}", accel.NO_KVM)
+    return accel.emulates(seconds) or "guests run under KVM at a processor's speed"
+
+
+@cache
+def _counted(program: str) -> tuple[float | None, str]:
+    """How long a guest counted, in seconds, or why not: a KVM that hangs is waited for once."""
+    with tempfile.TemporaryDirectory(prefix="firstlight-guest-") as directory:
+        kernel = Path(directory, "kernel")
+        kernel.write_bytes(accel.elf(accel.COUNT))
+        config = Path(directory, "config.json")
+        config.write_text(
+            f'{{"boot-source": {{"kernel_image_path": "{kernel}"}}, "drives": [],'
+            ' "machine-config": {"vcpu_count": 1, "mem_size_mib": 32}}'
+        )
+        (log := Path(directory, "log")).touch()
+        command = [program, "--no-api", "--config-file", str(config), "--log-path", str(log)]
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                return accel.heard(process)
+            finally:
+                process.kill()

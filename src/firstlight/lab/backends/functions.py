@@ -1,0 +1,227 @@
+"""Kinds of functions: a handler in a fork of a warm Python, in WebAssembly, and in a container.
+
+The end point is the handler's first line. The agile runtime is asked by a message on an open
+connection, as in ``agile.py``; the container is what a platform without it would start.
+"""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from firstlight.agile import Config, Function, protocol
+from firstlight.agile.client import Client
+from firstlight.agile.config import Pools, PoolSize
+from firstlight.errors import Failed, UnknownName, Unsupported
+from firstlight.host import cgroups
+from firstlight.host.mounts import unmount_below
+from firstlight.host.workspace import Workspace
+from firstlight.lab.backends import Command, Request
+from firstlight.lab.backends.agile import Agile, daemon, tree
+from firstlight.lab.backends.oci import Oci
+from firstlight.model import EndPoint, Point
+
+_PYTHON = Path("/usr/bin/python3")
+_HANDLER = "import json\n\n\ndef main(event):\n    return event\n"
+_EVENT = {"n": 1}
+_PROGRAM = f"""
+import sys, time
+from handler import main
+began = time.monotonic_ns()
+main({_EVENT})
+print("firstlight ready", began, flush=True)
+sys.stdin.read()
+"""
+_MODULE = bytes.fromhex(
+    "0061736d010000000106016001 7f017f030201000708 01046e65787400000a0901070020004101 6a0b"
+)  # (module (func (export "next") (param i32) (result i32) local.get 0 i32.const 1 i32.add))
+_WARM = 3
+_RATE = 1e4  # a second: what is not timed need not be gentle
+_GREETING = protocol.encode(protocol.List()).decode()
+
+
+class _Kind(NamedTuple):
+    """``forks``: whether forks wait for their event."""
+
+    isolation: str
+    forks: bool = False
+
+
+_AS_AGILE = (
+    "isolated as an agile instance is (namespaces, cgroup, seccomp, no capabilities), "
+    "in a user namespace that the forks of one function share, with the memory of its imports"
+)
+KINDS = {
+    "zygote": _Kind(f"a warm interpreter forks on request; {_AS_AGILE}"),
+    "zygote-ready": _Kind(f"a fork of it waits for its event; {_AS_AGILE}", forks=True),
+    "wasm": _Kind(
+        "an instance in the runtime's own process; isolated by WebAssembly alone, without imports, "
+        "its memory and time limited: no namespace, no cgroup, no seccomp"
+    ),
+}
+RUNC = "python3 in runc"
+
+
+@dataclass(frozen=True)
+class Program(Agile):
+    """A program of its own, as the runtime starts it from parts."""
+
+    depth: str = "agile"
+
+    @property
+    def note(self) -> str | None:
+        """What it is, and which isolation it gives."""
+        return (
+            f"{self.name}: a program of its own, from pooled parts; isolated by namespaces, a "
+            "cgroup, seccomp and a read-only root, without capabilities, as a user of its own"
+        )
+
+
+@dataclass(frozen=True)
+class Invoked:
+    """A handler of the agile runtime. ``kind`` is one of KINDS."""
+
+    kind: str
+    end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
+
+    @property
+    def name(self) -> str:
+        """The kind."""
+        return self.kind
+
+    @property
+    def note(self) -> str | None:
+        """What it is, and which isolation it gives."""
+        return f"{self.kind}: {KINDS[self.kind].isolation}"
+
+    def probe(self) -> None:
+        """Needs what the runtime needs, and the language's own."""
+        if self.kind not in KINDS:
+            raise UnknownName("kind of function", self.kind, KINDS)
+        Agile("agile").probe()
+        if self.kind != "wasm":
+            _probe_python()
+        elif not find_spec("wasmtime"):
+            raise Unsupported("wasmtime is not installed", "pip install firstlight[wasm]")
+
+    @contextmanager
+    def prepared(
+        self, point: Point, instances: int, workspace: Workspace
+    ) -> Iterator[list[Command]]:
+        """A runtime that has answered before, and full pools; afterwards nothing of it."""
+        del point
+        full, none = PoolSize(low=0, high=instances, rate=_RATE), PoolSize(low=0, high=0)
+        forks = full if KINDS[self.kind].forks else none
+        with _base(workspace) as base:
+            config = Config(
+                name="lab", state=str(base / "state"), instances=10 * instances,
+                pools=Pools(network=full, cgroup=full, sandbox=forks),
+                cgroup=f"{cgroups.name(workspace.run)}/agile",
+            )  # fmt: skip
+            function, event = _wasm(base) if self.kind == "wasm" else _python(base)
+            with daemon(config, workspace) as pid:
+                with Client(config.socket) as client:
+                    for _ in range(_WARM):
+                        client.invoke(function, event)
+                    if self.kind != "wasm":
+                        client.prepare(function, forks.high)
+                raw = msgspec.Raw(msgspec.json.encode(event))
+                message = protocol.encode(protocol.Invoke(function, raw)).decode()
+                request = Request(config.socket, _GREETING, message)
+                yield [Command((), daemons=tree(pid), request=request)] * instances
+
+
+@dataclass(frozen=True)
+class PythonInRunc:
+    """The same handler by ``python3``, started in a container of its own."""
+
+    end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
+
+    @property
+    def name(self) -> str:
+        """What starts in what."""
+        return RUNC
+
+    @property
+    def note(self) -> str | None:
+        """Which isolation it gives, and what it is spared."""
+        return (
+            f"{RUNC}: a container of its own (namespaces, cgroup, seccomp, the usual capabilities) "
+            "whose network namespace is empty: it is spared the network"
+        )
+
+    def probe(self) -> None:
+        """Needs runc and the host's Python."""
+        Oci("runc").probe()
+        _probe_python()
+
+    @contextmanager
+    def prepared(
+        self, point: Point, instances: int, workspace: Workspace
+    ) -> Iterator[list[Command]]:
+        """A bundle for each instance; afterwards no container or mount is left."""
+        with (
+            _base(workspace) as base,
+            Oci("runc").prepared(point, instances, workspace) as commands,
+        ):
+            root = _tree_with_python(base)
+            for command in commands:
+                bundle = Path(command.argv[command.argv.index("--bundle") + 1])
+                spec = json.loads((bundle / "config.json").read_text())
+                spec["root"]["path"] = str(root)
+                spec["process"] |= {"args": [str(_PYTHON), "-c", _PROGRAM], "cwd": "/srv"}
+                (bundle / "config.json").write_text(json.dumps(spec))
+            yield commands
+
+
+def _probe_python() -> None:
+    if not _PYTHON.exists():
+        raise Unsupported(f"{_PYTHON} is missing", "apt-get install python3-minimal")
+
+
+@contextmanager
+def _base(workspace: Workspace) -> Iterator[Path]:
+    base = workspace.directory / "functions"
+    base.mkdir()
+    try:
+        yield base
+    finally:
+        unmount_below(base)
+        shutil.rmtree(base)
+
+
+def _tree_with_python(base: Path) -> Path:
+    """A root file system of the host's /usr, mounted, and the handler."""
+    root = base / "root"
+    for name in ("usr", "srv", "proc", "dev", "sys", "tmp"):
+        (root / name).mkdir(parents=True)
+    for name in ("bin", "lib", "lib64", "sbin"):
+        if (host := Path("/") / name).is_symlink():
+            (root / name).symlink_to(host.readlink())
+    (root / "srv/handler.py").write_text(_HANDLER)
+    done = subprocess.run(
+        ["mount", "--bind", "/usr", root / "usr"], capture_output=True, text=True
+    )  # fmt: skip
+    if done.returncode:
+        raise Failed(f"cannot mount /usr in {root}: {done.stderr.strip()}")
+    return root
+
+
+def _python(base: Path) -> tuple[Function, object]:
+    root = _tree_with_python(base)
+    function = Function(
+        rootfs=str(root), kind="python", handler="handler:main", directory="/srv"
+    )  # fmt: skip
+    return function, _EVENT
+
+
+def _wasm(base: Path) -> tuple[Function, object]:
+    (base / "next.wasm").write_bytes(_MODULE)
+    return Function(rootfs=str(base / "next.wasm"), kind="wasm", handler="next"), [41]

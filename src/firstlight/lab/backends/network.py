@@ -1,0 +1,229 @@
+"""A container's network, as the paper's section II-B describes it, without a container.
+
+``native/netsetup.c`` makes one request: a network namespace, a veth pair, one end moved into it,
+both up, an address, the routes; each step stamped. It does so by the ``ip`` command, as a user
+would, or by netlink within one process. ``TRICKS`` are what could make it quicker.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from socket import if_nametoindex
+
+from pyroute2 import IPRoute
+
+from firstlight.errors import Failed, Unsupported
+from firstlight.host.workspace import Workspace
+from firstlight.lab.backends import Command
+from firstlight.model import EndPoint, Point
+from firstlight.native import native
+
+METHODS = ("ip", "netlink")
+CROWD = 256
+GATEWAY = IPv4Address("10.88.0.1")
+_GATEWAY6 = IPv6Address("fd88::1")
+_NAMED = Path("/run/netns")
+_IPV6_OFF = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
+_LOOPBACK = 1
+_SETTLE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Trick:
+    """One way to set a network up: what ``netsetup`` is told, and what the host looks like."""
+
+    sentence: str
+    flags: tuple[str, ...] = ()
+    has_address6: bool = False
+    is_crowded: bool = False
+    is_pruned: bool = False
+
+
+TRICKS = {
+    "none": Trick("The plain request, by netlink, with the namespace named in /run/netns."),
+    "veth in place": Trick(
+        "The container's end of the veth is created in its namespace, so that nothing is moved.",
+        ("--in-place",),
+    ),
+    "IPv6 off": Trick(
+        "IPv6 is disabled in the namespace and on the host's end before the links exist.",
+        ("--no-ipv6",),
+    ),
+    "DAD on": Trick(
+        "The container also gets an IPv6 address, and is ready when the kernel has seen no "
+        "duplicate of it.",
+        has_address6=True,
+    ),
+    "DAD off": Trick(
+        "The container also gets an IPv6 address, which is usable at once.",
+        ("--no-dad",),
+        has_address6=True,
+    ),
+    "namespace by descriptor": Trick(
+        "An open descriptor holds the namespace, and no mount in /run/netns names it.",
+        ("--by-descriptor",),
+    ),
+    "crowded mounts": Trick(
+        f"A mount namespace follows, copied from one that holds {CROWD} named network namespaces.",
+        ("--mount-ns",),
+        is_crowded=True,
+    ),
+    "pruned mounts": Trick(
+        f"A mount namespace follows, copied from one that was rid of the host's {CROWD} named "
+        "network namespaces.",
+        ("--mount-ns",),
+        is_crowded=True,
+        is_pruned=True,
+    ),
+    "all": Trick(
+        "The veth in place, IPv6 off and the namespace by descriptor, together.",
+        ("--in-place", "--no-ipv6", "--by-descriptor"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """One request an instance. Axes: ``method`` (METHODS) or ``trick`` (TRICKS, by netlink)."""
+
+    name: str = "network"
+    end_point: EndPoint = EndPoint.REQUEST_DONE
+    note: str | None = None
+
+    def probe(self) -> None:
+        """Needs root, ``ip``, and a kernel that makes network namespaces and veth pairs."""
+        if os.geteuid() != 0:
+            raise Unsupported("setting networks up needs root", "run it with sudo")
+        for program, package in (("ip", "iproute2"), ("unshare", "util-linux")):
+            if not shutil.which(program):
+                raise Unsupported(f"{program} is not installed", f"apt-get install {package}")
+        try:
+            _run("unshare", "--net", "ip", "link", "add", "fl-p", "type", "veth", "peer", "fl-q")
+        except Failed as error:
+            raise Unsupported(
+                f"cannot make a veth pair in a network namespace: {error.message}",
+                "use a kernel with CONFIG_NET_NS and CONFIG_VETH; modprobe veth",
+            ) from error
+
+    @contextmanager
+    def prepared(
+        self, point: Point, instances: int, workspace: Workspace
+    ) -> Iterator[list[Command]]:
+        """A host with a gateway address and an empty /run/netns; afterwards neither is left."""
+        trick = TRICKS[str(point.get("trick", "none"))]
+        method = str(point.get("method", "netlink"))
+        with ExitStack() as cleanup:
+            cleanup.enter_context(_gateway())
+            cleanup.enter_context(private_names())
+            flags = trick.flags
+            if "--no-ipv6" in flags:
+                cleanup.enter_context(ipv6_off_on_new_links())
+            if trick.is_crowded:
+                _crowd()
+            if trick.is_pruned:
+                flags += ("--mounts", str(cleanup.enter_context(_pruned_mounts())))
+            names = [f"fl{index}" for index in range(instances)]
+            cleanup.callback(_delete_links, {f"{name}-{end}" for name in names for end in "hc"})
+            program = str(native("netsetup"))
+            yield [
+                Command(
+                    (program, "--method", method, "--name", name, *flags,
+                     *_addresses(index, trick.has_address6)),
+                    workspace.environment,
+                )
+                for index, name in enumerate(names)
+            ]  # fmt: skip
+
+
+def _exists(link: str) -> bool:
+    try:
+        return if_nametoindex(link) > 0
+    except OSError:
+        return False
+
+
+def _addresses(index: int, has_address6: bool) -> tuple[str, ...]:
+    own = ("--address", str(GATEWAY + 1 + index), "--gateway", str(GATEWAY))
+    return (*own, "--address6", str(_GATEWAY6 + 1 + index)) if has_address6 else own
+
+
+@contextmanager
+def _gateway() -> Iterator[None]:
+    """One address of the host, on no particular link, that every container can reach."""
+    with IPRoute() as netlink:
+        netlink.addr("replace", index=_LOOPBACK, address=str(GATEWAY), prefixlen=32)
+        try:
+            yield
+        finally:
+            netlink.addr("del", index=_LOOPBACK, address=str(GATEWAY), prefixlen=32)
+
+
+@contextmanager
+def private_names() -> Iterator[None]:
+    """An empty /run/netns, shared among mount namespaces as ``ip netns`` makes it.
+
+    Unmounting it takes with it the names that killed starts left. The directory itself stays,
+    as it does after any ``ip netns``: another run may have mounted on it.
+    """
+    _NAMED.mkdir(mode=0o755, parents=True, exist_ok=True)
+    _run("mount", "-t", "tmpfs", "-o", "mode=0755", "firstlight", str(_NAMED))
+    try:
+        _run("mount", "--make-shared", str(_NAMED))
+        yield
+    finally:
+        _run("umount", "--lazy", str(_NAMED))
+
+
+@contextmanager
+def ipv6_off_on_new_links() -> Iterator[None]:
+    """No link that is made in a block, in this network namespace, ever speaks IPv6."""
+    if not _IPV6_OFF.exists():
+        yield
+        return
+    before = _IPV6_OFF.read_text()
+    _IPV6_OFF.write_text("1")
+    try:
+        yield
+    finally:
+        _IPV6_OFF.write_text(before)
+
+
+def _crowd() -> None:
+    """Name our own network namespace many times: it is the mounts that cost."""
+    lines = (f"netns attach crowd{index} {os.getpid()}\n" for index in range(CROWD))
+    _run("ip", "-batch", "-", text="".join(lines))
+
+
+@contextmanager
+def _pruned_mounts() -> Iterator[Path]:
+    """A mount namespace like ours but for the names in /run/netns, for ``netsetup`` to enter."""
+    script = (
+        f"umount --lazy {_NAMED} && mount -t tmpfs -o mode=0755 firstlight {_NAMED} && "
+        f"mount --make-shared {_NAMED} && echo made && read -r _"
+    )
+    with subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as holder:  # fmt: skip
+        assert holder.stdout is not None
+        if holder.stdout.readline() != b"made\n":
+            raise Failed("cannot make a mount namespace without named network namespaces")
+        yield Path(f"/proc/{holder.pid}/ns/mnt")
+
+
+def _delete_links(names: set[str]) -> None:
+    with IPRoute() as netlink:
+        for link in netlink.get_links():
+            if link.get("ifname") in names and _exists(link.get("ifname")):
+                netlink.link("del", index=link["index"])
+
+
+def _run(*argv: str, text: str | None = None) -> None:
+    done = subprocess.run(argv, input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(f"{' '.join(argv)} failed: {done.stderr.strip()}")

@@ -1,0 +1,140 @@
+"""Networks out of the agile runtime's pool, for any runtime that joins a namespace by its path.
+
+The pool is in a process of its own, as a node's would be, and full before the batch. A start takes
+from it by ``native/pooled.c``, which links the namespace's path and then runs the runtime: the take
+is in the start's time, and what it spared (making the namespace, its link, address and routes) is
+not. A network that was taken ends with its start; no other start gets it.
+"""
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import msgspec
+
+from firstlight.agile import Config, wire
+from firstlight.agile.config import Pools, PoolSize
+from firstlight.agile.network import Network, Networks
+from firstlight.agile.pool import Pool, Traffic
+from firstlight.errors import Failed
+from firstlight.host.workspace import Workspace
+from firstlight.lab.backends import Command
+from firstlight.native import native
+
+NOTE = (
+    "pooled: the runtime joins a network of the agile runtime's pool, which was made before; "
+    "to take it is part of the start"
+)
+_BACKLOG = 512
+_RATE = 1e4  # a second: what is not timed need not be gentle
+_SERVE = """
+import sys
+import msgspec
+from firstlight.agile import Config
+from firstlight.backends import pooled
+config = msgspec.json.decode(sys.argv[1], type=Config)
+pooled.serve(config, sys.argv[2], lambda: print("ready", flush=True))
+"""
+
+
+@dataclass(frozen=True)
+class Taking:
+    """A pool that is full. ``gateway`` answers the first packets of all its networks."""
+
+    socket: Path
+    gateway: str
+    pid: int
+
+    def start(self, command: Command, path: Path) -> Command:
+        """The command with a network of its own at ``path``, taken when it starts."""
+        argv = (str(native("pooled")), str(self.socket), str(path), *command.argv)
+        return Command(argv, command.env, command.cwd, daemons=(self.pid,))
+
+
+@contextmanager
+def taking(instances: int, workspace: Workspace) -> Iterator[Taking]:
+    """A pool with a network for each start; afterwards none of them. Raises Failed."""
+    size = PoolSize(low=0, high=instances, rate=_RATE)
+    config = Config(name="lab", pools=Pools(network=size))
+    listening = workspace.directory / "pool"
+    argv = [sys.executable, "-c", _SERVE, msgspec.json.encode(config).decode(), str(listening)]
+    with subprocess.Popen(
+        argv, env=workspace.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        try:
+            if process.stdout.readline() != "ready\n":
+                said = process.stderr.read().strip().rpartition("\n")[2]
+                raise Failed(f"the pool of networks did not start: {said}")
+            yield Taking(listening, str(IPv4Network(config.network.range)[1]), process.pid)
+        finally:
+            process.terminate()
+            process.wait()
+            listening.unlink(missing_ok=True)
+
+
+def serve(config: Config, path: str, ready: Callable[[], None]) -> None:
+    """Fill a pool, call ``ready``, and give a network to each who connects, until SIGTERM."""
+    asyncio.run(_serve(config, path, ready))
+
+
+async def _serve(config: Config, path: str, ready: Callable[[], None]) -> None:
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    networks = Networks(config)
+    networks.check()
+    await networks.open()
+    pool = Pool(
+        "network", config.pools.network, lambda: networks.make("outbound"), networks.discard,
+        Traffic(),
+    )  # fmt: skip
+    takers: set[_Taker] = set()
+    try:
+        await pool.warm()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(path)
+            listener.listen(_BACKLOG)
+            listener.setblocking(False)
+            asyncio.get_running_loop().add_reader(
+                listener, lambda: takers.add(_Taker(listener, pool, networks))
+            )
+            ready()
+            await stopped.wait()
+            asyncio.get_running_loop().remove_reader(listener)
+    finally:
+        for taker in takers:
+            taker.leave()
+        await pool.close()
+        networks.close()
+
+
+class _Taker:
+    """Who has connected. It holds its network until it leaves."""
+
+    def __init__(self, listener: socket.socket, pool: Pool[Network], networks: Networks) -> None:
+        self._connection, _ = listener.accept()
+        self._networks = networks
+        self._network = pool.take_ready()
+        message, descriptors = b"the pool is empty", []
+        if self._network:
+            message, descriptors = b"a network", [self._network.descriptor]
+        with suppress(OSError):  # it has left already, and that is told by its end
+            self._connection.sendmsg([message], wire.rights(descriptors))
+        asyncio.get_running_loop().add_reader(self._connection, self.leave)
+
+    def leave(self) -> None:
+        """Its network is not used again."""
+        if self._connection.fileno() < 0:
+            return
+        asyncio.get_running_loop().remove_reader(self._connection)
+        self._connection.close()
+        if self._network:
+            self._networks.discard(self._network)

@@ -1,0 +1,114 @@
+"""What a build of QEMU is made of, and what its dynamic linking costs by the linker's own count.
+
+The linker calls what it counts cycles, but glibc 2.36 prints a tenth of the counter's ticks: which
+it is, is found by a program whose relocation takes a known time (``native/linkspin.c``).
+"""
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+
+from firstlight.errors import Unsupported
+from firstlight.lab.guests import clock
+from firstlight.native import native
+
+_STARTS = 9
+_TOTAL = "total startup time in dynamic loader"
+_RELOCATION = "time needed for relocation"
+_LOAD = "time needed to load objects"
+_SPIN_NS = 20_000_000
+
+
+@dataclass(frozen=True)
+class Linking:
+    """One start's dynamic linking; counts, and times in ns (of some starts the middle one's).
+
+    ``relocations`` are by symbol, looked up by name; ``relative_relocations`` only add the address
+    at which an object was loaded. All are 0 for a program that is linked statically.
+    """
+
+    shared_objects: int
+    relocations: int
+    relative_relocations: int
+    total_ns: int
+    relocation_ns: int
+    load_ns: int
+
+
+@dataclass(frozen=True)
+class Features:
+    """How many machine types and device models a build has."""
+
+    machines: int
+    devices: int
+
+
+@cache
+def linking(program: str) -> Linking:
+    """Start a program with ``--version`` some times, as glibc's linker counts (ld.so(8), LD_DEBUG).
+
+    Raises Unsupported if it cannot be run.
+    """
+    said = [_said(program, "--version", LD_DEBUG="statistics") for _ in range(_STARTS)]
+    times = sorted(
+        tuple(_number(text, f"{words}: +", " cycles") for words in (_TOTAL, _RELOCATION, _LOAD))
+        for text in said
+    )
+    total, relocation, load = times[_STARTS // 2]
+    unit = _unit_ns() if total else 0.0
+    objects = re.findall(r"calling init: (\S+)", _said(program, "--version", LD_DEBUG="files"))
+    return Linking(
+        shared_objects=len(set(objects)),
+        relocations=_number(said[0], "final number of relocations: +"),
+        relative_relocations=_number(said[0], "number of relative relocations: +"),
+        total_ns=round(total * unit),
+        relocation_ns=round(relocation * unit),
+        load_ns=round(load * unit),
+    )
+
+
+@cache
+def _unit_ns() -> float:
+    """What the linker's cycle is, in ns: a tick of the counter, or ten of them.
+
+    Others compute meanwhile: a start that waits for a processor counts more, and never less.
+    """
+    tick = 1e9 / clock.tsc_hertz()
+    said = [_said(str(native("linkspin")), LD_DEBUG="statistics") for _ in range(_STARTS)]
+    least = min(_number(text, f"{_RELOCATION}: +", " cycles") for text in said)
+    return 10 * tick if least * tick < _SPIN_NS / 2 else tick
+
+
+@cache
+def listed(program: str, option: str) -> frozenset[str]:
+    """What a QEMU has of ``-accel``, ``-machine`` or ``-device``, by its own list.
+
+    Raises Unsupported if it cannot be run.
+    """
+    lines = _said(program, option, "help").splitlines()
+    if option == "-device":
+        return frozenset(line.split('"')[1] for line in lines if line.startswith('name "'))
+    return frozenset(line.split()[0] for line in lines[1:] if line.strip())
+
+
+def features(program: str) -> Features:
+    """Count what a QEMU lists. Raises Unsupported if it cannot be run."""
+    return Features(len(listed(program, "-machine")), len(listed(program, "-device")))
+
+
+def _number(text: str, before: str, behind: str = "") -> int:
+    found = re.search(f"{before}(\\d+){behind}", text)
+    return int(found[1]) if found else 0
+
+
+def _said(*command: str, **environment: str) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=30,
+            env=os.environ | environment,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unsupported(f"{command[0]} cannot be run: {error}", "give a QEMU's path") from error
+    return done.stdout + done.stderr

@@ -1,0 +1,123 @@
+"""How an instance's root file system comes to be mounted, by ``native/rootmount.c``."""
+
+import errno
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fcntl import ioctl
+from pathlib import Path
+
+from firstlight.errors import Failed, UnknownName, Unsupported
+from firstlight.native import native
+
+TECHNIQUES = ("bind", "overlay", "tmpfs", "squashfs", "erofs")
+
+_LOOP_CONTROL = Path("/dev/loop-control")
+_LOOP_CTL_REMOVE = 0x4C81
+_RELEASE_SECONDS = 5
+_BLOCK = Path("/sys/block")
+MAKERS = {
+    "squashfs": ("mksquashfs", "squashfs-tools"),
+    "erofs": ("mkfs.erofs", "erofs-utils"),
+}
+
+
+def probe(technique: str) -> None:
+    """Raise Unsupported, with a hint, if root file systems cannot be mounted so here."""
+    if technique not in TECHNIQUES:
+        raise UnknownName("root-fs technique", technique, TECHNIQUES)
+    if technique != "bind" and not _kernel_has(technique):
+        raise Unsupported(
+            f"this kernel has no {technique} file system",
+            f"modprobe {technique}, or leave {technique} out",
+        )
+    if technique not in MAKERS:
+        return
+    maker, package = MAKERS[technique]
+    if not shutil.which(maker):
+        raise Unsupported(f"{maker} is not installed", f"apt-get install {package}")
+    if not _LOOP_CONTROL.exists():
+        raise Unsupported(
+            f"{technique} needs loop devices, and {_LOOP_CONTROL} is missing", "modprobe loop"
+        )
+
+
+def _kernel_has(kind: str) -> bool:
+    listed = [line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()]
+    if kind in listed:
+        return True
+    modprobe = shutil.which("modprobe", path="/usr/sbin:/sbin")
+    return (
+        modprobe is not None
+        and not subprocess.run(
+            [modprobe, "--dry-run", "--quiet", kind], capture_output=True
+        ).returncode
+    )  # mount(2) loads such a module itself
+
+
+def prepare(technique: str, tree: Path, directory: Path) -> Path:
+    """What ``wrap`` mounts for this tree: the tree, or an image of it, made once a directory."""
+    if technique not in MAKERS:
+        return tree
+    image = directory / f"{tree.name}.{technique}"
+    if not image.exists():
+        maker, _ = MAKERS[technique]
+        argv = {
+            "squashfs": [maker, str(tree), str(image), "-noappend", "-no-progress", "-quiet"],
+            "erofs": [maker, "--quiet", str(image), str(tree)],
+        }[technique]
+        done = subprocess.run(argv, capture_output=True, text=True)
+        if done.returncode:
+            image.unlink(missing_ok=True)
+            raise Failed(f"{' '.join(argv)} failed: {done.stderr.strip()}")
+    return image
+
+
+def wrap(
+    technique: str, lower: Path, target: Path, scratch: Path, argv: tuple[str, ...]
+) -> tuple[str, ...]:
+    """A command that mounts ``lower`` on ``target`` and becomes ``argv``.
+
+    The mount is in a mount namespace of the command's own, and ends with its last process.
+    ``scratch`` is where an overlay is written to; it is made if missing, its parent is not.
+    """
+    return (
+        str(native("rootmount")), technique, str(lower), str(target), str(scratch), "--", *argv
+    )  # fmt: skip
+
+
+@contextmanager
+def returned_loops() -> Iterator[None]:
+    """Remove afterwards the loop devices that the kernel had to add meanwhile.
+
+    It adds one whenever none is free, and keeps it. One that is still in use after a few seconds
+    is another program's, and stays.
+    """
+    before = _loops()
+    try:
+        yield
+    finally:
+        _remove(_loops() - before)
+
+
+def _loops() -> set[int]:
+    return {int(path.name.removeprefix("loop")) for path in _BLOCK.glob("loop[0-9]*")}
+
+
+def _remove(loops: set[int]) -> None:
+    deadline = time.monotonic() + _RELEASE_SECONDS
+    while loops and time.monotonic() < deadline:
+        loops = {loop for loop in loops if not _removed(loop)}
+        if loops:
+            time.sleep(0.01)  # a mount that has ended frees its device a little later
+
+
+def _removed(loop: int) -> bool:
+    with _LOOP_CONTROL.open("rb") as control:
+        try:
+            ioctl(control, _LOOP_CTL_REMOVE, loop)
+        except OSError as error:
+            return error.errno == errno.ENODEV
+    return True

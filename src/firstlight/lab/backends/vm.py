@@ -1,0 +1,163 @@
+"""What hypervisors share: taps for their guests, ``native/vmrun.c`` around them, and its log."""
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from firstlight.errors import Unsupported
+from firstlight.host.workspace import Workspace
+from firstlight.lab.backends.network import ipv6_off_on_new_links
+from firstlight.lab.guests import Boot, Guest, Line, Reaching, Wanted, clock
+from firstlight.model import GuestLog
+from firstlight.native import native
+
+_BRIDGE = "flvm"
+_GATEWAY = IPv4Interface("172.31.0.1/16")
+_TUN = Path("/dev/net/tun")
+_RECORD = re.compile(r"(\d{1,18})([ ~=])(.*)")
+_CONSOLE_CHARACTERS = 4096
+
+
+@dataclass(frozen=True)
+class Port:
+    """Where one guest is plugged in: a tap of the lab's bridge, and what the guest is called."""
+
+    tap: str
+    mac: str
+    address: str
+
+
+@dataclass(frozen=True)
+class Log:
+    """What vmrun wrote of one start: ``entered`` is when the guest's first instruction ran.
+
+    ``ended`` is when the hypervisor's process was gone.
+    """
+
+    lines: tuple[Line, ...]
+    entered: int | None
+    ended: int | None = None
+
+
+def reaching(guest: Guest) -> Guest:
+    """The guest with the first packet as its end point. Raises Unsupported."""
+    if not isinstance(guest, Reaching):
+        raise Unsupported(f"the guest {guest.name} tells of no first packet",
+                          "take probe or linux, or leave --until out")  # fmt: skip
+    return guest.reaching()
+
+
+def probe_taps() -> None:
+    """Raise Unsupported where no tap can be made."""
+    if not _TUN.exists():
+        raise Unsupported(f"{_TUN} is missing: no tap can be made", "modprobe tun")
+
+
+@contextmanager
+def batch(
+    workspace: Workspace, instances: int, devices: Sequence[str]
+) -> Iterator[tuple[Path, list[Port]]]:
+    """A directory for a batch's machines, and a port for each, with a tap if one has a ``net``."""
+    directory = workspace.directory / "vm"
+    with ExitStack() as cleanup:
+        directory.mkdir()
+        cleanup.callback(shutil.rmtree, directory)
+        taps = plugged(instances) if "net" in devices else nullcontext(ports(instances))
+        yield directory, cleanup.enter_context(taps)
+
+
+@contextmanager
+def plugged(instances: int) -> Iterator[list[Port]]:
+    """A bridge with the gateway's address and a tap for each instance; afterwards neither is left.
+
+    For use inside the lab's own network namespace.
+    """
+    with IPRoute() as netlink, ipv6_off_on_new_links(), ExitStack() as cleanup:
+        netlink.link("add", ifname=_BRIDGE, kind="bridge")
+        [bridge] = netlink.link_lookup(ifname=_BRIDGE)
+        cleanup.callback(netlink.link, "del", index=bridge)
+        netlink.addr(
+            "add", index=bridge, address=str(_GATEWAY.ip), prefixlen=_GATEWAY.network.prefixlen
+        )
+        netlink.link("set", index=bridge, state="up")
+        for port in (found := ports(instances)):
+            netlink.link("add", ifname=port.tap, kind="tuntap", mode="tap")
+            [tap] = netlink.link_lookup(ifname=port.tap)
+            cleanup.callback(netlink.link, "del", index=tap)
+            netlink.link("set", index=tap, master=bridge, state="up")
+        yield found
+
+
+def ports(instances: int) -> list[Port]:
+    """Where each instance is, or would be, plugged in."""
+    return [
+        Port(
+            f"{_BRIDGE}{index}",
+            f"52:54:00:f1:{index >> 8:02x}:{index & 0xFF:02x}",
+            f"{_GATEWAY.ip + 1 + index}/{_GATEWAY.network.prefixlen}",
+        )
+        for index in range(instances)
+    ]
+
+
+def wanted_at(wanted: Wanted, port: Port) -> Wanted:
+    """The same for the guest at a port."""
+    return replace(wanted, address=port.address, gateway=str(_GATEWAY.ip))
+
+
+def under_vmrun(boot: Boot, log: Path, *options: str) -> tuple[str, ...]:
+    """vmrun, told the guest's end point; the hypervisor's own arguments follow.
+
+    Raises Failed if vmrun is not built.
+    """
+    end: tuple[str, ...] = ("--ready", boot.ready) if boot.ready is not None else ()
+    if boot.exit_port is not None:
+        end += ("--exit", str((boot.exit_code or 0) * 2 + 1 & 0xFF))
+    if boot.last is not None:
+        end += ("--last", boot.last)
+    return (str(native("vmrun")), "--log", str(log), *end, *options, "--")
+
+
+def read_log(file: Path) -> Log:
+    """What vmrun wrote; nothing for a start that never came so far."""
+    if not file.exists():
+        return Log((), None)
+    lines: list[Line] = []
+    unfinished: Line | None = None
+    words: dict[str, int] = {}
+    for record in file.read_bytes().decode(errors="replace").split("\n"):
+        found = _RECORD.fullmatch(record)
+        if found and found[2] == " ":
+            lines.append(Line(int(found[1]), found[3]))
+            unfinished = None
+        elif found and found[2] == "~":
+            unfinished = Line(int(found[1]), found[3])
+        elif found:
+            words[found[3]] = int(found[1])
+    if unfinished:
+        lines.append(unfinished)
+    return Log(tuple(lines), words.get("entered"), words.get("ended"))
+
+
+def guest_log(guest: Guest, wanted: Wanted, file: Path, memory: Path | None) -> GuestLog:
+    """What a guest said of its boot, with its clock laid on the host's where an event ties them."""
+    log = read_log(file)
+    reading = guest.read(wanted, log.lines, memory)
+    if log.ended is not None and reading.spans:  # all that it stamped, it stamped before
+        last = (log.ended, max(span.end for span in reading.spans))
+        reading = replace(reading, anchors=(*reading.anchors, last))
+    offset = None if wanted.icount else clock.place(reading, log.entered)
+    return GuestLog(
+        clock=reading.clock,
+        spans=reading.spans,
+        offset=offset.value if offset else None,
+        uncertainty=offset.uncertainty if offset else None,
+        console="\n".join(line.text for line in log.lines)[-_CONSOLE_CHARACTERS:],
+        fault=reading.fault,
+    )

@@ -1,0 +1,276 @@
+"""Find and remove what a killed run left, and nothing else.
+
+What the kernel does not end with a run's last process carries the run's name, and a run is alive
+while the process in ``/run/firstlight/RUN/owner`` ("pid starttime") is. The directory is made
+first and removed last, so that it is there for as long as anything else of a run can be.
+"""
+
+import errno
+import os
+import re
+import select
+import shutil
+import signal
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from fcntl import ioctl
+from functools import partial
+from pathlib import Path
+
+from pyroute2 import netns
+
+from firstlight.errors import Failed, FirstlightError, Unsupported
+from firstlight.host import cgroups
+from firstlight.host import mounts as mountpoints
+from firstlight.host.mounts import unmount_below
+from firstlight.host.workspace import DISK, STATE
+
+_PROC = Path("/proc")
+_NAMED = Path("/run/netns")
+_BLOCK = Path("/sys/block")
+_LOOP_CLR_FD, _LOOP_GET_STATUS64 = 0x4C01, 0x4C05
+_LOOP_INFO = struct.Struct("56x 64s 112x")  # of loop_info64, only lo_file_name
+_EXIT_SECONDS = 5.0
+_ROUNDS = 3  # what forks while it is looked for is found in the next
+_STARTING_SECONDS = 10.0  # a run makes its directory and then names its owner in it
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """One thing that a killed run left: ``process``, ``cgroup``, ``loop device``, ….
+
+    ``remove`` raises FirstlightError or OSError if it cannot; a thing that is gone is removed.
+    """
+
+    kind: str
+    name: str
+    remove: Callable[[], None] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What ``clean`` removed, and what it could not, each with the reason."""
+
+    removed: list[Leftover]
+    failed: list[tuple[Leftover, str]]
+
+
+def leftovers() -> list[Leftover]:
+    """What dead runs left, in the order in which it can be removed. Raises Unsupported."""
+    if os.geteuid() != 0:
+        raise Unsupported("only root sees what runs left", "run it with sudo")
+    runs = _runs()
+    dead = {run for run, alive in runs.items() if not alive}
+    doomed = {pid: name for pid in _pids() if (name := _doomed(pid, dead))}
+    return [
+        *(
+            Leftover("process", f"{pid} ({name})", partial(_kill, pid, dead))
+            for pid, name in doomed.items()
+        ),
+        *(
+            Leftover("cgroup", group, partial(cgroups.remove, group))
+            for group in _cgroups(runs, set(doomed))
+        ),
+        *_loop_devices(runs),
+        *_named_namespaces(dead),
+        *(
+            Leftover("directory", str(base / run), partial(_remove_directory, base / run))
+            for base in (DISK, STATE)  # a run is known by its directory in the latter
+            for run in sorted(dead)
+            if (base / run).exists()
+        ),
+        *(
+            Leftover("directory", str(directory), mountpoints.remove_unused)
+            for directory in ([] if any(runs.values()) else mountpoints.made())
+        ),
+    ]
+
+
+def clean() -> Cleaned:
+    """Remove what dead runs left, until nothing is found. Raises Unsupported without root."""
+    removed: list[Leftover] = []
+    failed: dict[str, tuple[Leftover, str]] = {}
+    for _ in range(_ROUNDS):
+        found = [leftover for leftover in leftovers() if leftover.name not in failed]
+        if not found:
+            break
+        for leftover in found:
+            try:
+                leftover.remove()
+                removed.append(leftover)
+            except (FirstlightError, OSError) as error:
+                failed[leftover.name] = leftover, str(error)
+    return Cleaned(removed, list(failed.values()))
+
+
+def _runs() -> dict[str, bool]:
+    """Every run that has a directory, and whether it is alive."""
+    directories = STATE.iterdir() if STATE.is_dir() else ()
+    return {each.name: _owned(each) for each in directories if each.is_dir()}
+
+
+def _owned(directory: Path) -> bool:
+    try:
+        pid, started = (directory / "owner").read_text().split()
+    except (FileNotFoundError, ValueError):
+        with suppress(FileNotFoundError):
+            return time.time() - directory.stat().st_ctime < _STARTING_SECONDS
+        return False
+    return _alive(pid, started)
+
+
+def _alive(pid: str, started: str) -> bool:
+    """Whether that process runs; a zombie does not, and a later one of the same pid is another."""
+    try:
+        stat = _stat(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat[0] not in {"Z", "X"} and stat[19] == started
+
+
+def _stat(pid: str | int) -> list[str]:
+    """The fields of /proc/PID/stat after the name: 0 is the state, 1 the parent, 19 the start."""
+    return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+
+
+def _pids() -> Iterator[int]:
+    """All processes but this one and those that started it."""
+    own = {0}
+    pid = os.getpid()
+    while pid:
+        own.add(pid)
+        pid = int(_stat(pid)[1])
+    yield from sorted({int(each.name) for each in _PROC.iterdir() if each.name.isdigit()} - own)
+
+
+def _doomed(pid: int, dead: set[str]) -> str | None:
+    """The name of a process that belongs to a dead run, else None.
+
+    It says so in its environment, or it is in the mount namespace of the run: there its work
+    directory is mounted. A process whose run has no directory is judged by its lab's pid, which
+    says nothing in another PID namespace than ours.
+    """
+    process = _PROC / str(pid)
+    try:
+        name = (process / "comm").read_text().strip()
+        run, lab, started = _labels((process / "environ").read_bytes())
+        if run is None:
+            mounts = (process / "mountinfo").read_text()
+            works = re.findall(rf" {re.escape(str(STATE))}/([^/\s]+)/work ", mounts)
+            return name if dead.intersection(works) else None
+        if (STATE / run).exists():
+            return name if run in dead else None
+        near = (process / "ns/pid").readlink() == (_PROC / "self/ns/pid").readlink()
+    except OSError:
+        return None
+    return name if near and not _alive(lab, started) else None
+
+
+def _labels(environment: bytes) -> tuple[str | None, str, str]:
+    """The run that a process belongs to, and the pid and start time of its lab."""
+    words = (word.partition("=") for word in environment.decode(errors="replace").split("\0"))
+    said = {name: value for name, _, value in words}
+    lab, _, started = said.get("FIRSTLIGHT_LAB", "").partition(":")
+    return (said.get("FIRSTLIGHT_RUN") if lab.isdigit() else None), lab, started
+
+
+def _kill(pid: int, dead: set[str]) -> None:
+    """End a process, seen again to be a dead run's after its pid can no longer be reused."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if not _doomed(pid, dead):
+            return
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        waiting = select.poll()
+        waiting.register(process, select.POLLIN)
+        if not waiting.poll(_EXIT_SECONDS * 1000):
+            raise Failed(
+                f"process {pid} does not end {_EXIT_SECONDS:.0f} s after SIGKILL",
+                f"see where it waits: cat /proc/{pid}/stack",
+            )
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(process)
+
+
+def _cgroups(runs: dict[str, bool], doomed: set[int]) -> list[str]:
+    """Top cgroups of dead runs; without a run's directory, those that hold no others' process."""
+    groups: dict[str, set[int]] = {}
+    for hierarchy in cgroups.hierarchies():
+        for top in hierarchy.glob(f"{cgroups.PREFIX}*"):
+            held = groups.setdefault(top.name, set())
+            for directory, _, _ in os.walk(top):
+                with suppress(OSError):
+                    held.update(map(int, Path(directory, "cgroup.procs").read_text().split()))
+    return [
+        group
+        for group, held in sorted(groups.items())
+        if not runs.get(group.removeprefix(cgroups.PREFIX), not held <= doomed)
+    ]
+
+
+def _loop_devices(runs: dict[str, bool]) -> Iterator[Leftover]:
+    for device in sorted(_BLOCK.glob("loop*")):
+        run = _backing_run(device)
+        if run and not runs.get(run, False):
+            yield Leftover("loop device", f"/dev/{device.name}", partial(_detach, device, run))
+
+
+def _backing_run(device: Path) -> str | None:
+    """The run whose directory holds the file behind a loop device.
+
+    Once the run's mount namespace is gone, the kernel no longer knows the file's whole path, and
+    only the name is left that the device was given when it was set up.
+    """
+    try:
+        backing = (device / "loop/backing_file").read_text().strip()
+        with _opened(device) as node:
+            status = ioctl(node, _LOOP_GET_STATUS64, bytes(_LOOP_INFO.size))
+    except OSError:
+        return None
+    given = _LOOP_INFO.unpack(status)[0].partition(b"\0")[0].decode(errors="replace")
+    files = (Path(name) for name in (backing, given))
+    return next((file.relative_to(STATE).parts[0] for file in files if STATE in file.parents), None)
+
+
+def _detach(device: Path, run: str) -> None:
+    if _backing_run(device) != run:
+        return
+    with _opened(device) as node:
+        try:
+            ioctl(node, _LOOP_CLR_FD)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+
+
+@contextmanager
+def _opened(device: Path) -> Iterator[int]:
+    node = os.open(f"/dev/{device.name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield node
+    finally:
+        os.close(node)
+
+
+def _named_namespaces(dead: set[str]) -> Iterator[Leftover]:
+    """Runs name network namespaces only in mount namespaces of their own: a second look."""
+    for name in sorted(_NAMED.glob("fl-*")):
+        run = name.name.removeprefix("fl-")
+        if any(run == each or run.startswith(f"{each}-") for each in dead):
+            yield Leftover("network namespace", name.name, partial(netns.remove, name.name))
+
+
+def _remove_directory(directory: Path) -> None:
+    unmount_below(directory)
+    if f" {directory}/" in (_PROC / "self/mountinfo").read_text():
+        raise Failed(f"something is still mounted in {directory}", "unmount it, then clean again")
+    with suppress(FileNotFoundError):
+        shutil.rmtree(directory)

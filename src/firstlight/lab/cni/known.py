@@ -1,0 +1,95 @@
+"""The networks that firstlight brings along, conf/cni, and a user's own files beside them.
+
+A list of ours says what firstlight must know of it under its key ``firstlight``::
+
+    about     what it stands for, in a clause
+    path      folders of ``make cni-plugins`` to search first, such as 0.9.1
+    files     files that the plugin reads, by path, which only the run sees
+    private   more directories whose content only the run sees
+    address   the host's own, such as 10.0.0.1/24, on a link that has its default route
+    packet    where the first packet goes: "gateway", or an IPv4 address
+    args      CNI_ARGS; {pod} is the pod's name
+    service   the daemon that must answer, by its name in backends/cni_services.py
+    keys      what its database holds at first, by key
+    profile   the binary that this stands in for: same operations, but not the product
+    instead_of  the network that this one is measured for where that cannot be had
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from firstlight.errors import UnknownName
+from firstlight.lab.cni.conf import BadConf, Network, load
+
+BUILT = Path(sys.prefix) / "libexec" / "cni"
+"""Where ``make cni-plugins`` puts what it builds, a folder a set."""
+
+_SYSTEM = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
+
+
+class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The key ``firstlight`` of a configuration list."""
+
+    about: str = ""
+    path: tuple[str, ...] = ()
+    files: Annotated[Mapping[str, str], msgspec.Meta(max_length=16)] = {}
+    private: tuple[str, ...] = ()
+    address: str = ""
+    packet: str = "gateway"
+    args: str = ""
+    service: str = ""
+    keys: Mapping[str, Any] = {}
+    profile: str = ""
+    instead_of: str = ""
+
+
+def names() -> list[str]:
+    """The names of the networks that firstlight brings along."""
+    return sorted(file.name.removesuffix(".conflist") for file in _directory().glob("*.conflist"))
+
+
+def find(name: str) -> tuple[Network, About]:
+    """A network by its name here, or by a file's path (it has a slash). Raises BadConf."""
+    if "/" in name:
+        return _described(load(Path(name)))
+    if name not in names():
+        raise UnknownName("CNI network", name, [*names(), "or the path of a configuration file"])
+    return _described(load(_directory() / f"{name}.conflist"))
+
+
+def title(name: str) -> str:
+    """What figures call a network: a user's file by its own name."""
+    return Path(name).name
+
+
+def path(about: About) -> tuple[Path, ...]:
+    """Where plugins are looked for: the list's own sets, CNI_PATH, the usual places, profiles."""
+    own = tuple(BUILT / part for part in about.path)
+    given = tuple(Path(part) for part in os.environ.get("CNI_PATH", "").split(":") if part)
+    return (*own, *given, *_SYSTEM, _package() / "_native" / "profiles")
+
+
+def stand_in(name: str) -> str | None:
+    """The network that is measured where the one of that name cannot be had; None if none is."""
+    return next((one for one in names() if find(one)[1].instead_of == name), None)
+
+
+def _described(network: Network) -> tuple[Network, About]:
+    try:
+        return network, msgspec.convert(network.extra.get("firstlight", {}), About)
+    except msgspec.ValidationError as error:
+        raise BadConf(f"{network.source}: firstlight: {error}") from error
+
+
+def _directory() -> Path:
+    return _package() / "conf" / "cni"
+
+
+def _package() -> Path:
+    return Path(str(files("firstlight")))

@@ -1,0 +1,137 @@
+"""One call of one plugin: its environment, its standard input, and what it answers."""
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from firstlight.errors import FirstlightError, Unsupported
+from firstlight.lab.cni.conf import Json
+
+_SHOWN_BYTES = 400
+_PACKAGED = frozenset(
+    ("bandwidth", "bridge", "dhcp", "firewall", "host-device", "host-local", "ipvlan", "loopback",
+     "macvlan", "portmap", "ptp", "sbr", "static", "tuning", "vlan", "vrf")
+)  # fmt: skip
+_BUILT = frozenset(("flannel", "weave-net", "weave-ipam", "calico", "calico-ipam", "cilium-cni"))
+
+
+class PluginError(FirstlightError):
+    """A plugin failed. ``code``, ``text`` and ``details`` are its own words, where it had some."""
+
+    def __init__(
+        self, call: str, fact: str, *, code: int | None = None, details: str = "",
+        hint: str | None = None,
+    ) -> None:  # fmt: skip
+        coded = f" (code {code})" if code is not None else ""
+        super().__init__(f"{call}: {fact}{coded}{': ' + details if details else ''}", hint)
+        self.code = code
+        self.text = fact
+        self.details = details
+
+
+@dataclass(frozen=True)
+class Call:
+    """What identifies a call to a plugin, apart from its configuration.
+
+    ``args`` is CNI_ARGS. A command on no attachment leaves the first three fields empty.
+    """
+
+    container: str = ""
+    namespace: str = ""
+    interface: str = ""
+    args: str = ""
+
+    def environment(self, command: str, path: Sequence[Path]) -> dict[str, str]:
+        """The variables of the specification, and of ours only those that a program needs.
+
+        Variables that a command has no value for are left out, but CNI_NETNS is there, empty,
+        for a DEL after its namespace has gone.
+        """
+        variables = {"CNI_COMMAND": command, "CNI_PATH": ":".join(map(str, path))}
+        if self.container:
+            variables |= {
+                "CNI_CONTAINERID": self.container,
+                "CNI_NETNS": self.namespace,
+                "CNI_IFNAME": self.interface,
+            }
+            if self.args:
+                variables["CNI_ARGS"] = self.args
+        return variables
+
+
+def find(kind: str, path: Sequence[Path]) -> Path:
+    """The executable of a plugin's type in the first directory that has it. Raises Unsupported."""
+    for directory in path:
+        program = directory / kind
+        if program.is_file() and os.access(program, os.X_OK):
+            return program
+    packaged = "apt-get install containernetworking-plugins, or " if kind in _PACKAGED else ""
+    built = "make cni-plugins builds it where Go is, or " if kind in _BUILT else ""
+    raise Unsupported(
+        f"CNI plugin {kind!r} is not installed",
+        f"{packaged}{built}name its directory in CNI_PATH",
+    )
+
+
+def invoke(
+    program: Path,
+    variables: Mapping[str, str],
+    configuration: Json,
+    *,
+    timeout: float,
+    base: Mapping[str, str] | None = None,
+) -> Json | None:
+    """Execute a plugin; returns the JSON object that it printed, None if it printed nothing.
+
+    ``base`` is the environment below ``variables``, by default our own. Raises PluginError.
+    """
+    call = f"plugin {program.name} {variables['CNI_COMMAND']}"
+    try:
+        done = subprocess.run(
+            [program],
+            input=json.dumps(configuration).encode(),
+            capture_output=True,
+            env={**(os.environ if base is None else base), **variables},
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise PluginError(call, f"no answer in {timeout:g} s; it was killed") from error
+    except OSError as error:
+        raise PluginError(call, f"cannot execute {program}: {error.strerror}") from error
+    text = done.stdout.decode(errors="replace").strip()
+    if done.returncode == 0:
+        return _answer(call, text) if text else None
+    raise _failure(call, done.returncode, text, done.stderr.decode(errors="replace"))
+
+
+def _answer(call: str, text: str) -> Json:
+    try:
+        answer = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise PluginError(call, f"printed what is not JSON: {_shown(text)}") from error
+    if not isinstance(answer, dict):
+        raise PluginError(call, f"printed JSON that is not an object: {_shown(text)}")
+    return answer
+
+
+def _failure(call: str, status: int, text: str, complaint: str) -> PluginError:
+    ended = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+    try:
+        said = json.loads(text)
+        message, code = said["msg"], said.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        words = _shown(complaint.strip() or text)
+        return PluginError(call, f"{ended}{': ' + words if words else ', and no word of why'}")
+    return PluginError(
+        call,
+        str(message),
+        code=code if isinstance(code, int) else None,
+        details=str(said.get("details") or ""),
+    )
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _SHOWN_BYTES else f"{text[:_SHOWN_BYTES]}…"

@@ -1,0 +1,402 @@
+"""What can be measured here: the doctor's checks as a list of functions.
+
+To add a check, write a function that returns a ``Check`` and name it in ``CHECKS``. A check tries
+the real thing where that leaves nothing behind, and otherwise reads what the kernel says.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from firstlight.errors import Failed, Unsupported
+from firstlight.host import facts
+from firstlight.host.cgroups import hierarchies, is_unified
+from firstlight.lab.backends import accel, firecracker_probe, rootfs, vm
+from firstlight.model import Check
+from firstlight.trace import bpf
+
+_BTF = facts.SYS / "kernel/btf/vmlinux"
+_STEAL_SECONDS = 0.3
+_SUDO = "run it with sudo"
+_CAPABILITIES = {
+    "CAP_DAC_OVERRIDE": 1,
+    "CAP_KILL": 5,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
+    "CAP_SETPCAP": 8,
+    "CAP_NET_ADMIN": 12,
+    "CAP_SYS_CHROOT": 18,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_MKNOD": 27,
+    "CAP_PERFMON": 38,
+    "CAP_BPF": 39,
+}
+"""What the lab uses. CAP_SYS_RESOURCE is not among them: nothing here raises a limit."""
+
+_TRACEPOINTS = (
+    "sched_process_fork",
+    "sched_process_exec",
+    "sched_process_exit",
+    "sched_waking",
+    "sched_switch",
+    "sys_enter",
+    "sys_exit",
+    "contention_begin",
+    "contention_end",
+)
+
+
+def run() -> list[Check]:
+    """The answers of all ``CHECKS``, in their order; takes about a second."""
+    return [check() for check in CHECKS]
+
+
+def root() -> Check:
+    """Namespaces, mounts, cgroups and eBPF need root."""
+    if os.geteuid() == 0:
+        return Check("root", True, "running as root")
+    return Check("root", False, f"running as user {os.geteuid()}", _SUDO)
+
+
+def capabilities() -> Check:
+    """Root in a container may lack what root on the host has."""
+    found = re.search(r"CapEff:\s*(\w+)", (facts.PROC / "self/status").read_text())
+    held = int(found[1], 16) if found else 0
+    missing = [name for name, bit in _CAPABILITIES.items() if not held >> bit & 1]
+    if not missing:
+        return Check("capabilities", True, f"all {len(_CAPABILITIES)} that the lab uses")
+    return Check(
+        "capabilities",
+        False,
+        f"missing {', '.join(missing)}",
+        "run it as root on the host, or in a container with --privileged",
+    )
+
+
+def types() -> Check:
+    """The eBPF programs are relocated by the kernel's own type information."""
+    if _BTF.exists():
+        return Check("kernel types (BTF)", True, f"{_BTF} is there")
+    return Check(
+        "kernel types (BTF)",
+        False,
+        f"{_BTF} is missing",
+        "boot a kernel with CONFIG_DEBUG_INFO_BTF=y, as Debian's linux-image-amd64 has",
+    )
+
+
+def tracepoints() -> Check:
+    """Those that the tracer attaches to, looked up where its loader does: in the types."""
+    known = _BTF.read_bytes() if _BTF.exists() else b""
+    missing = [name for name in _TRACEPOINTS if f"\0btf_trace_{name}\0".encode() not in known]
+    if not missing:
+        return Check("tracepoints", True, f"all {len(_TRACEPOINTS)} that the tracer uses")
+    return Check(
+        "tracepoints",
+        False,
+        f"missing {', '.join(missing)}",
+        "boot Linux 5.19 or newer with CONFIG_FTRACE_SYSCALLS=y",
+    )
+
+
+def tracer() -> Check:
+    """Loads and attaches the real programs."""
+    try:
+        bpf.probe()
+    except (Failed, Unsupported) as error:
+        hint = _SUDO if os.geteuid() else "the checks above say what the kernel or root lacks"
+        return Check("eBPF tracer", False, error.message, hint)
+    return Check("eBPF tracer", True, "its programs load and attach")
+
+
+def veth() -> Check:
+    """Makes a veth pair in a network namespace that ends with the command."""
+    try:
+        done = subprocess.run(
+            ["unshare", "--net", "ip", "link", "add", "probe-a", "type", "veth", "peer", "probe-b"],
+            capture_output=True,
+            text=True,
+        )
+    except FileNotFoundError:
+        hint = "apt-get install util-linux iproute2"
+        return Check("network namespace and veth", False, "unshare is not installed", hint)
+    if done.returncode == 0:
+        return Check("network namespace and veth", True, "both can be made")
+    complaint = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+    return Check(
+        "network namespace and veth",
+        False,
+        f"cannot be made: {complaint[0]}",
+        _SUDO if os.geteuid() else
+        "modprobe veth; the kernel needs CONFIG_NET_NS and CONFIG_VETH, and ip is in iproute2",
+    )  # fmt: skip
+
+
+def overlay() -> Check:
+    """A root-fs technique."""
+    return _technique("overlay")
+
+
+def squashfs() -> Check:
+    """A root-fs technique."""
+    return _technique("squashfs")
+
+
+def erofs() -> Check:
+    """A root-fs technique."""
+    return _technique("erofs")
+
+
+def loop() -> Check:
+    """Squashfs and erofs images are mounted from loop devices."""
+    control = Path("/dev/loop-control")
+    try:
+        os.close(os.open(control, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return Check(
+            "loop devices", None, f"cannot open {control}: {error.strerror}", "modprobe loop"
+        )
+    return Check("loop devices", True, f"{control} opens")
+
+
+def cgroup_versions() -> Check:
+    """Runtimes need at least one hierarchy."""
+    if hierarchies():
+        return Check("cgroups", True, facts.cgroup_mode())
+    hint = "mount -t cgroup2 none /sys/fs/cgroup"
+    return Check("cgroups", False, "no hierarchy is mounted", hint)
+
+
+def runc() -> Check:
+    """The runtime of the paper."""
+    return _program("runc", "runc")
+
+
+def crun() -> Check:
+    """Refuses cgroup version 1 and hybrid hosts."""
+    found = _program("crun", "crun")
+    if not found.ok or is_unified():
+        return found
+    if "cgroup2" not in (facts.PROC / "filesystems").read_text().split():
+        return Check("crun", False, f"{found.fact}, and needs cgroup2, which this kernel lacks")
+    return Check(
+        "crun",
+        None,
+        f"{found.fact}; on a {facts.cgroup_mode()} host it runs without its cgroup work",
+        "to measure that work too, boot with systemd.unified_cgroup_hierarchy=1",
+    )
+
+
+def runsc() -> Check:
+    """GVisor's runtime."""
+    return _program("runsc", "runsc")
+
+
+def ip() -> Check:
+    """The network set-up of the paper is made of its commands."""
+    return _program("ip", "iproute2", "-V")
+
+
+def qemu() -> Check:
+    """The hypervisor of the paper."""
+    return _program("qemu-system-x86_64", "qemu-system-x86")
+
+
+def kvm() -> Check:
+    """Runs a guest of a few bytes: that /dev/kvm opens says little."""
+    program = shutil.which("qemu-system-x86_64")
+    if not program:
+        return Check(
+            "KVM", None, "not tried: QEMU is not installed", "apt-get install qemu-system-x86"
+        )
+    try:
+        chosen = accel.choose(program)
+    except Unsupported as error:
+        return Check("KVM", None, error.message, error.hint)
+    if chosen.name == "kvm":
+        return Check("KVM", True, chosen.reason)
+    return Check(
+        "KVM",
+        None,
+        f"{chosen.reason}; QEMU's guests run under TCG",
+        "their times are TCG's and no processor's: measure on a machine with a KVM of its own",
+    )
+
+
+def firecracker() -> Check:
+    """Runs a guest of a few bytes, as its backend does before a run."""
+    try:
+        program = firecracker_probe.find()
+        pace = firecracker_probe.run_guest(program)
+    except Unsupported as error:
+        return Check("firecracker", None, error.message, error.hint)
+    version = ".".join(map(str, firecracker_probe.version(program)))
+    return Check("firecracker", True, f"{version} at {program}: {pace}")
+
+
+def tun() -> Check:
+    """A machine is on the lab's network by a tap."""
+    try:
+        vm.probe_taps()
+    except Unsupported as error:
+        return Check("taps", None, error.message, error.hint)
+    return Check("taps", True, "can be made")
+
+
+def cores() -> Check:
+    """More starts at once than cores wait for each other, whatever the runtime does."""
+    count, smt = facts.cores(), facts.read_line(facts.SYS / "devices/system/cpu/smt/active") == "1"
+    fact = f"{count} cores{', of them half SMT siblings' if smt else ''}"
+    if count >= 4:
+        return Check("cores", True, fact)
+    return Check(
+        "cores",
+        None,
+        f"{fact}: with more starts at once, waiting for a CPU is much of the latency",
+        "read the causes beside the latencies, or use a larger machine",
+    )
+
+
+def frequency() -> Check:
+    """A governor that follows the load makes the first start of a burst slow."""
+    governors = facts.governors()
+    if not governors:
+        return Check(
+            "CPU frequency", True, "no policy is visible: the hypervisor or firmware has it"
+        )
+    if governors == ["performance"]:
+        return Check("CPU frequency", True, "performance")
+    return Check(
+        "CPU frequency",
+        None,
+        f"the policy is {', '.join(governors)}",
+        "cpupower frequency-set --governor performance (Debian: linux-cpupower)",
+    )
+
+
+def steal() -> Check:
+    """Time that the hypervisor gave to others."""
+    before = _cpu_ticks()
+    time.sleep(_STEAL_SECONDS)
+    spent = [after - earlier for after, earlier in zip(_cpu_ticks(), before, strict=True)]
+    share = spent[7] / max(1, sum(spent[:8]))
+    since_boot = before[7] / max(1, sum(before[:8]))
+    fact = f"{share:.1%} in the last {_STEAL_SECONDS} s, {since_boot:.1%} since boot"
+    if max(share, since_boot) < 0.01:
+        return Check("stolen CPU time", True, fact)
+    hint = "other guests share these CPUs: repeat more, or use a machine of its own"
+    return Check("stolen CPU time", None, fact, hint)
+
+
+def load() -> Check:
+    """Other work on this machine."""
+    average = os.getloadavg()[0]
+    fact = f"load average {average:.2f} on {facts.cores()} cores"
+    if average < 0.25 * facts.cores():
+        return Check("load", True, fact)
+    hint = "something else runs here: stop it (see top) and measure when it is quiet"
+    return Check("load", None, fact, hint)
+
+
+def swap() -> Check:
+    """Memory that went to disk comes back during a start."""
+    sizes = facts.memory()
+    used = sizes["SwapTotal"] - sizes["SwapFree"]
+    if used == 0:
+        return Check("swap", True, f"none used of {facts.gib(sizes['SwapTotal'])}")
+    return Check("swap", None, f"{facts.gib(used)} are swapped out", "swapoff -a while measuring")
+
+
+def huge_pages() -> Check:
+    """Zeroing 2 MB instead of 4 KB at a first touch makes starts of small programs vary."""
+    if facts.huge_pages() != "always":
+        return Check("transparent huge pages", True, facts.huge_pages())
+    return Check(
+        "transparent huge pages",
+        None,
+        "always",
+        "to see starts without them: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+    )
+
+
+def clock() -> Check:
+    """Stamps come from CLOCK_MONOTONIC, which must not need a system call."""
+    source = facts.read_line(facts.SYS / facts.CLOCK_SOURCE)
+    if source in {"tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page"}:
+        return Check("clock", True, source)
+    hint = "boot with clocksource=tsc if the CPU's is stable"
+    return Check("clock", None, f"{source} is slow to read", hint)
+
+
+def memory() -> Check:
+    """A hundred runtimes at once take some 20 MB each, and root file systems live in memory."""
+    free = facts.memory()["MemAvailable"]
+    if free >= 3 * facts.GIB:
+        return Check("memory", True, f"{facts.gib(free)} available")
+    hint = "ask for fewer --instances, or free some: a hundred at once take about 3 GiB"
+    return Check("memory", None, f"{facts.gib(free)} available", hint)
+
+
+def disk() -> Check:
+    """The spans of a traced run of a hundred at once take some hundred megabytes."""
+    free = shutil.disk_usage(".").free
+    if free >= facts.GIB:
+        return Check("disk", True, f"{facts.gib(free)} free here")
+    return Check("disk", None, f"{facts.gib(free)} free here", "name another directory with --out")
+
+
+CHECKS: tuple[Callable[[], Check], ...] = (
+    root,
+    capabilities,
+    types,
+    tracepoints,
+    tracer,
+    veth,
+    overlay,
+    squashfs,
+    erofs,
+    loop,
+    cgroup_versions,
+    runc,
+    crun,
+    runsc,
+    ip,
+    qemu,
+    kvm,
+    firecracker,
+    tun,
+    cores,
+    frequency,
+    steal,
+    load,
+    swap,
+    huge_pages,
+    clock,
+    memory,
+    disk,
+)
+
+
+def _technique(name: str) -> Check:
+    try:
+        rootfs.probe(name)
+    except Unsupported as error:
+        return Check(f"root fs: {name}", None, error.message, error.hint)
+    return Check(f"root fs: {name}", True, "can be mounted")
+
+
+def _program(name: str, package: str, option: str = "--version") -> Check:
+    path = shutil.which(name)
+    if not path:
+        return Check(name, None, "not installed", f"apt-get install {package}")
+    return Check(name, True, f"{facts.version(name, option) or 'of unknown version'} at {path}")
+
+
+def _cpu_ticks() -> list[int]:
+    """The first line of /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal, …."""
+    return [int(word) for word in (facts.PROC / "stat").read_text().split("\n", 1)[0].split()[1:]]

@@ -1,0 +1,61 @@
+"""Every experiment, by name."""
+
+from firstlight.errors import NotApplicable, UnknownName, Unsupported
+from firstlight.lab.experiments import Experiment, Options
+from firstlight.lab.experiments.ablation import ABLATION
+from firstlight.lab.experiments.agile import AGILE
+from firstlight.lab.experiments.boot_protocol import BOOT_PROTOCOL
+from firstlight.lab.experiments.churn import CHURN
+from firstlight.lab.experiments.cni_background import CNI_BACKGROUND
+from firstlight.lab.experiments.cni_breakdown import CNI_BREAKDOWN
+from firstlight.lab.experiments.cni_burst import CNI_BURST
+from firstlight.lab.experiments.cni_teardown import CNI_TEARDOWN
+from firstlight.lab.experiments.container_creation import CONTAINER_CREATION
+from firstlight.lab.experiments.density import DENSITY
+from firstlight.lab.experiments.driver_loading import DRIVER_LOADING
+from firstlight.lab.experiments.floor import FLOOR
+from firstlight.lab.experiments.functions import FUNCTIONS
+from firstlight.lab.experiments.hypervisor_builds import HYPERVISOR_BUILDS
+from firstlight.lab.experiments.network_setup import NETWORK_SETUP
+from firstlight.lab.experiments.network_tricks import NETWORK_TRICKS
+from firstlight.lab.experiments.platforms import PLATFORMS
+from firstlight.lab.experiments.pod import POD
+from firstlight.lab.experiments.rootfs import ROOTFS
+from firstlight.lab.experiments.unikernel_boot import UNIKERNEL_BOOT
+from firstlight.lab.experiments.unikernel_scale import UNIKERNEL_SCALE
+from firstlight.model import Missing
+
+ALL = {
+    experiment.name: experiment
+    for experiment in (
+        CONTAINER_CREATION, NETWORK_SETUP, ROOTFS, NETWORK_TRICKS, FLOOR,
+        CNI_BREAKDOWN, CNI_BACKGROUND, CNI_BURST, CNI_TEARDOWN, POD,
+        UNIKERNEL_BOOT, HYPERVISOR_BUILDS, BOOT_PROTOCOL, DRIVER_LOADING, UNIKERNEL_SCALE,
+        AGILE, ABLATION, CHURN, DENSITY, FUNCTIONS, PLATFORMS,
+    )
+}  # fmt: skip
+
+
+def find(name: str) -> Experiment:
+    """The experiment of that name. Raises UnknownName."""
+    if name not in ALL:
+        raise UnknownName("experiment", name, ALL)
+    return ALL[name]
+
+
+def probe() -> dict[str, list[Missing]]:
+    """For each experiment, what keeps parts of it from running here; nothing if it can."""
+    return {experiment.name: _missing(experiment) for experiment in ALL.values()}
+
+
+def _missing(experiment: Experiment) -> list[Missing]:
+    parts: dict[tuple[str, str | None], dict[str, None]] = {}
+    for point in experiment.points(Options(instances=(1,))):
+        backend = experiment.backend(point)
+        try:
+            backend.probe()
+        except NotApplicable:
+            continue
+        except Unsupported as error:
+            parts.setdefault((error.message, error.hint), {})[backend.name] = None
+    return [Missing(tuple(of), fact, hint) for (fact, hint), of in parts.items()]

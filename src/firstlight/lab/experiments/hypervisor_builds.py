@@ -1,0 +1,81 @@
+"""Does a bigger hypervisor start slower, and is it the dynamic linker: the paper's Fig. 3(b).
+
+Every build boots the same guest on the same machine type, under the same accelerator.
+"""
+
+import shutil
+
+from firstlight.errors import Unsupported
+from firstlight.lab.backends import Backend, qemu_build
+from firstlight.lab.backends.accel import choose
+from firstlight.lab.backends.qemu import Qemu
+from firstlight.lab.experiments import Experiment, Options
+from firstlight.lab.guests.probe import Probe
+from firstlight.model import Point, Setting
+
+_DEBIANS = ("qemu-system-x86_64", "qemu-system-x86_64-microvm")
+
+
+def _builds(options: Options) -> tuple[str, ...]:
+    return (*_DEBIANS, *(build for build in options.binaries if build not in _DEBIANS))
+
+
+def _points(options: Options) -> list[Point]:
+    builds = _builds(options)
+    accel = _common(builds, options.accel)
+    return [
+        {"build": build, "accel": accel, "instances": instances}
+        for build in builds
+        for instances in options.instances
+    ]
+
+
+def _common(builds: tuple[str, ...], asked: str) -> str:
+    """An accelerator that all builds have, so that they differ in nothing else; or one by name."""
+    found = [program for build in builds if (program := shutil.which(build))]
+    for accel in ("tcg", "kvm") if asked == "auto" else (asked,):
+        try:
+            for program in found:
+                choose(program, accel)
+        except Unsupported:
+            continue
+        return accel
+    return "tcg" if asked == "auto" else asked
+
+
+def _backend(point: Point) -> Backend:
+    return Qemu(
+        Probe("none", packet=False),
+        binary=str(point["build"]),
+        accel=str(point["accel"]),
+        devices=(),
+    )
+
+
+def _facts(options: Options) -> dict[str, Setting]:
+    """What each build is made of, and its dynamic linking by the linker's own count."""
+    facts: dict[str, Setting] = {}
+    for build in _builds(options):
+        if program := shutil.which(build):
+            features, linking = qemu_build.features(program), qemu_build.linking(program)
+            facts |= {
+                f"{build}: features": features.devices,
+                f"{build}: machine types": features.machines,
+                f"{build}: shared objects": linking.shared_objects,
+                f"{build}: relocations": linking.relocations + linking.relative_relocations,
+                f"{build}: linker ns": linking.total_ns,
+                f"{build}: of which relocating ns": linking.relocation_ns,
+            }
+    return facts
+
+
+HYPERVISOR_BUILDS = Experiment(
+    name="hypervisor-builds",
+    question="Does a bigger hypervisor start slower?",
+    figure="Fig. 3(b)",
+    axes=("build", "accel", "instances"),
+    points=_points,
+    backend=_backend,
+    instances=(1,),
+    facts=_facts,
+)

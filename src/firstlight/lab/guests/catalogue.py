@@ -1,0 +1,272 @@
+"""The guests that a user brought: copies of their files, each with the sum it had when it came.
+
+A guest is a directory of the catalogue: ``guest.json`` (an Entry) and its files. The catalogue is
+FIRSTLIGHT_GUESTS, or firstlight/guests below XDG_DATA_HOME.
+"""
+
+import gzip
+import os
+import re
+import shutil
+import subprocess
+import zlib
+from collections.abc import Mapping
+from hashlib import file_digest, sha256
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from firstlight.errors import Failed, FirstlightError, UnknownName, Unsupported
+from firstlight.lab.guests import Guest, images, linux_kernel, linux_root, osv
+from firstlight.lab.guests.generic import Generic
+from firstlight.lab.guests.linux import Linux
+from firstlight.lab.guests.osv import Osv
+
+KINDS = ("osv", "linux", "generic")
+OWN = ("probe", "linux")
+"""The guests that firstlight has itself, whose names no other can have."""
+VERBOSE = "-verbose"
+"""Behind one of those names: it prints as much as a kernel does unasked."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+PARTS = ("kernel", "disk.img", "root")
+_ENTRY = "guest.json"
+_GZIP, _QCOW2 = b"\x1f\x8b", b"QFI\xfb"
+
+
+class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One guest. ``sums`` are the SHA-256 of its files, by their names in its directory.
+
+    ``program`` is what OSv runs, ``arguments`` any other kernel's command line, ``ready`` the
+    pattern of the console line that ends a generic guest's start.
+    """
+
+    name: str
+    kind: str
+    sums: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    filesystem: str = ""
+    program: str = ""
+    arguments: str = ""
+    ready: str = ""
+
+
+def directory() -> Path:
+    """Where the catalogue is."""
+    own = os.environ.get("FIRSTLIGHT_GUESTS")
+    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
+    return Path(own) if own else Path(data) / "firstlight/guests"
+
+
+def entries() -> list[Entry]:
+    """All guests, by name."""
+    return [_entry(file) for file in sorted(directory().glob(f"[!.]*/{_ENTRY}"))]
+
+
+def find(name: str) -> Entry:
+    """One guest. Raises UnknownName, and Failed where its files are no longer what was added."""
+    file = directory() / name / _ENTRY
+    if not _NAME.fullmatch(name) or not file.is_file():
+        raise UnknownName("guest", name, [one.name for one in entries()])
+    entry = _entry(file)
+    for part, expected in entry.sums.items():
+        if _sum(file.parent / part) != expected:
+            raise Failed(
+                f"{file.parent / part} is not what was added as guest {name}: its SHA-256 changed",
+                f"firstlight guest remove {name}, then add it again",
+            )
+    return entry
+
+
+def guest(entry: Entry) -> Guest:
+    """What a hypervisor boots of it."""
+    home = directory() / entry.name
+    kernel, disk, root = (home / part if part in entry.sums else None for part in PARTS)
+    if entry.kind == "linux":
+        return Linux(entry.filesystem, kernel, name=entry.name)
+    if entry.kind == "generic":
+        return Generic(entry.name, entry.ready, kernel, disk, entry.arguments,
+                       entry.filesystem or "unknown")  # fmt: skip
+    return Osv(entry.name, entry.filesystem, kernel, disk, entry.program, root)
+
+
+def add(entry: Entry, files: Mapping[str, Path]) -> Entry:
+    """Copy a guest's ``files``, named as in PARTS, and keep it; what was filled in is returned.
+
+    ``root`` is a directory, which OSv can have as its root by virtio-fs.
+
+    A kernel may be compressed by gzip and an image be qcow2: both are kept unpacked. Raises Failed
+    for files that are missing, truncated, for another machine or not of their kind.
+    """
+    _check_words(entry)
+    home = directory() / entry.name
+    making = directory() / f".{entry.name}.{os.getpid()}"
+    try:
+        making.mkdir(parents=True)
+        whole = {part: _unpacked(source, making / part) for part, source in files.items()}
+        entry = _checked(entry, whole)
+        for part, source in whole.items():
+            if source != making / part:
+                _run("cp", "-RP", "--sparse=always", "--reflink=auto", source, making / part)
+            if part != "root":
+                (making / part).chmod(0o444)
+        entry = replace(
+            entry,
+            sums={part: _sum(making / part) for part in files},
+            sources={part: str(source.absolute()) for part, source in files.items()},
+        )
+        (making / _ENTRY).write_bytes(msgspec.json.format(msgspec.json.encode(entry)))
+        making.rename(home)
+    except OSError as error:
+        raise Failed(
+            f"cannot keep guest {entry.name} in {home.parent}: {error.strerror}",
+            "free some space, or name another directory by FIRSTLIGHT_GUESTS",
+        ) from error
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return entry
+
+
+def remove(name: str) -> None:
+    """Forget a guest and its copies. Raises UnknownName."""
+    home = directory() / name
+    if not _NAME.fullmatch(name) or not home.is_dir():
+        raise UnknownName("guest", name, [one.name for one in entries()])
+    shutil.rmtree(home)
+
+
+def _entry(file: Path) -> Entry:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Entry)
+    except (OSError, msgspec.DecodeError) as error:
+        raise Failed(
+            f"cannot read the guest {file}: {error}", f"delete {file.parent}, and add it again"
+        ) from error
+
+
+def _check_words(entry: Entry) -> None:
+    if entry.kind not in KINDS:
+        raise UnknownName("kind of guest", entry.kind, KINDS)
+    if not _NAME.fullmatch(entry.name):
+        raise FirstlightError(
+            f"{entry.name!r} is no name for a guest", "take small letters, digits, '.', '_' and '-'"
+        )
+    if entry.name.removesuffix(VERBOSE) in OWN:
+        raise FirstlightError(f"{entry.name} is a guest of firstlight's own", "take another --name")
+    if entry.kind == "generic" and not entry.ready:
+        raise FirstlightError(
+            f"nothing says when guest {entry.name} is ready",
+            "give --ready a pattern that finds the line which it prints then",
+        )
+    if entry.ready and not _is_pattern(entry.ready):
+        raise FirstlightError(
+            f"--ready {entry.ready!r} is not a POSIX extended regular expression",
+            "try it with grep -E",
+        )
+    if (directory() / entry.name).exists():
+        raise FirstlightError(
+            f"a guest {entry.name} is there already",
+            f"firstlight guest remove {entry.name}, or take another --name",
+        )
+
+
+def _is_pattern(words: str) -> bool:
+    """Whether they are a POSIX extended regular expression, of which grep knows and Python not."""
+    asked = ["grep", "-E", "-e", words, "/dev/null"]
+    return subprocess.run(asked, capture_output=True, check=False).returncode < 2
+
+
+def _checked(entry: Entry, files: Mapping[str, Path]) -> Entry:
+    """The entry with its file system filled in. Raises Failed for files that cannot boot."""
+    if not files:
+        raise FirstlightError(f"guest {entry.name} has no file", "give --kernel or --image")
+    kernel, disk, root = (files.get(part) for part in PARTS)
+    if root and entry.kind != "osv":
+        raise FirstlightError(
+            f"a directory is no image for guest {entry.name} of the kind {entry.kind}",
+            "give a file, or a directory to OSv alone",
+        )
+    if entry.kind == "linux":
+        return _checked_linux(entry, kernel, disk)
+    if kernel:
+        osv.check_kernel(kernel) if entry.kind == "osv" else images.kernel(kernel)
+    held = [volume.filesystem for volume in images.disk(disk).volumes] if disk else []
+    if entry.kind == "osv" and not entry.filesystem:
+        known = [filesystem for filesystem in held if filesystem in osv.FILESYSTEMS]
+        other = "virtiofs" if root else "ramfs"
+        entry = replace(entry, filesystem=known[0] if known else other)
+    elif held and not entry.filesystem:
+        entry = replace(entry, filesystem=held[0])
+    if disk and entry.filesystem not in ("", *osv.DISKLESS):
+        check = osv.check_disk if entry.kind == "osv" else images.check_root
+        check(disk, entry.filesystem)
+    if disk and not kernel and not images.disk(disk).boots:
+        raise Failed(
+            f"image {disk} has no boot loader, and guest {entry.name} no kernel",
+            "give its --kernel too, or an image that boots",
+        )
+    return entry
+
+
+def _checked_linux(entry: Entry, kernel: Path | None, disk: Path | None) -> Entry:
+    if kernel is None or disk is not None:
+        raise FirstlightError(
+            f"guest {entry.name} of the kind linux is a kernel, whose root firstlight makes",
+            "give --kernel alone, or add an image with a root of its own as generic",
+        )
+    linux_kernel.load(kernel)
+    entry = replace(entry, filesystem=entry.filesystem or Linux.filesystem)
+    if entry.filesystem not in linux_root.FILESYSTEMS:
+        raise UnknownName("file system of Linux", entry.filesystem, linux_root.FILESYSTEMS)
+    return entry
+
+
+def _unpacked(source: Path, target: Path) -> Path:
+    """``source`` itself, or ``target`` with what was packed in it."""
+    if source.is_dir():
+        return source
+    try:
+        with source.open("rb") as file:
+            magic = file.read(4)
+        if magic[:2] == _GZIP:
+            with gzip.open(source) as packed, target.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+            return target
+    except (EOFError, zlib.error) as error:
+        raise Failed(f"{source} is truncated or damaged: {error}", "download it again") from error
+    except OSError as error:
+        raise Failed(
+            f"cannot read {source}: {error.strerror or error}", "name a file that can be read"
+        ) from error
+    if magic == _QCOW2:
+        _run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", source, target)
+        return target
+    return source
+
+
+def _run(*command: str | Path) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise Unsupported(
+            f"{command[0]} is not installed, which unpacks qcow2", "apt-get install qemu-utils"
+        ) from error
+    if done.returncode:
+        raise Failed(f"{command[0]} failed: {done.stderr.strip()}", "is the file whole?")
+
+
+def _sum(file: Path) -> str:
+    """A file's SHA-256; of a directory that of its paths and their content, in order."""
+    if file.is_dir():
+        total = sha256()
+        for path in sorted(file.rglob("*")):
+            is_content = path.is_file() and not path.is_symlink()
+            what = _sum(path) if is_content else path.readlink() if path.is_symlink() else "/"
+            total.update(f"{path.relative_to(file)}\0{what}\0".encode(errors="surrogateescape"))
+        return total.hexdigest()
+    try:
+        with file.open("rb") as stream:
+            return file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise Failed(f"cannot read {file}: {error.strerror}", "add the guest again") from error

@@ -1,0 +1,134 @@
+"""Linux as a guest: Debian's cloud kernel, or another, and a root made around the payload.
+
+What the kernel has as modules is loaded from an initramfs by ``native/guest_init.c``, which also
+mounts the root, runs the payload and, once that is ready, tells what the boot was spent on. The
+kernel's tracer counts the initcalls in every boot: that adds 0.6 % to the instructions of one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from firstlight.errors import NotApplicable, Unsupported
+from firstlight.lab.guests import (
+    Boot,
+    Line,
+    Reading,
+    Wanted,
+    clock,
+    images,
+    linux_kernel,
+    linux_log,
+)
+from firstlight.lab.guests import linux_root as root
+from firstlight.model import EndPoint
+
+_TRANSPORTS = ("virtio_pci", "virtio_mmio")
+_DEVICES = ("virtio_net", "virtio_rng")
+_COUNTED_HERTZ = 1e9
+_TOLD_SECONDS = 100e-6
+"""Initcalls that took less are not told, but for those of virtio."""
+
+
+@dataclass(frozen=True)
+class Linux:
+    """Linux with a root of ``filesystem``; ``kernel`` is the newest of Debian's if None.
+
+    ``verbose``: the kernel prints what it does on the console, as it does unasked; otherwise it is
+    quiet. With an ``end_point`` of FIRST_PACKET the payload reaches the gateway before it is ready.
+    """
+
+    filesystem: str = "squashfs"
+    kernel: Path | None = None
+    verbose: bool = False
+    end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
+    name: str = "linux"
+
+    def reaching(self) -> "Linux":
+        """Until the gateway has answered the payload's echo request."""
+        return replace(self, end_point=EndPoint.FIRST_PACKET)
+
+    def probe(self, wanted: Wanted) -> None:
+        """Raise Unsupported, with a hint, if it cannot be booted so from here."""
+        root.probe(self.filesystem)
+        image = self.kernel or linux_kernel.newest()
+        if wanted.protocol == "disk":
+            raise NotApplicable("the Linux guest has no boot loader", "take the protocol kernel")
+        if wanted.protocol == "kernel" and not images.kernel(image).bzimage:
+            raise Unsupported(
+                f"kernel {image} is an ELF file, which no firmware boots", "take pvh, or a bzImage"
+            )
+        if wanted.console == "vga" and wanted.protocol != "kernel":
+            raise NotApplicable(
+                "Linux has a VGA text console only where its real-mode code has found the screen",
+                "take the protocol kernel",
+            )
+        if wanted.chart != "console":
+            raise NotApplicable("Linux leaves no boot chart in memory", "take the chart console")
+
+    def boot(self, wanted: Wanted, directory: Path) -> Boot:
+        """Its kernel, packed or not as the protocol needs, an initramfs and an image.
+
+        Raises Failed for a kernel that is missing, truncated or not for x86-64.
+        """
+        kernel = linux_kernel.load(self.kernel or linux_kernel.newest())
+        on_disk = self.filesystem != "initramfs"
+        image = kernel.image
+        if wanted.protocol != "kernel":
+            image = linux_kernel.uncompressed(kernel, directory)
+        initrd = directory / f"linux-{self.filesystem}.cpio"
+        if not initrd.exists():
+            names = [*_TRANSPORTS, *_DEVICES, *(["virtio_blk", self.filesystem] * on_disk)]
+            loaded = linux_kernel.modules(kernel, names)
+            initrd.write_bytes(root.initramfs(loaded, is_root=not on_disk))
+        return Boot(
+            kernel=image,
+            initrd=initrd,
+            arguments=" ".join(self._arguments(wanted)),
+            disk=root.image(self.filesystem, directory) if on_disk else None,
+            writable=self.filesystem in root.WRITABLE,
+            ready=linux_log.READY,
+            last=linux_log.LAST,
+        )
+
+    def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
+        """Its steps and the initcalls that took long."""
+        del memory
+        packed = wanted.protocol == "kernel"
+        return linux_log.read(lines, _hertz(wanted), packed=packed, counted=wanted.icount)
+
+    def _arguments(self, wanted: Wanted) -> list[str]:
+        """The kernel's command line, a word each.
+
+        The counter's frequency is told, for a microvm under TCG has nothing to measure it by; so is
+        that it can be relied on, or a busy host's lost ticks would make the kernel drop it. The
+        real-mode code says that it has begun where ``debug`` and an early console are asked for:
+        not where that console would take lines from another. Where instructions are counted, an
+        idle processor's time leaps to its next timer while a disk is read: it is never idle.
+        """
+        hertz = _hertz(wanted)
+        words = ["console=" + {"serial": "ttyS0", "vga": "tty0"}[wanted.console]]
+        loudness = "loglevel=7" if self.verbose else "quiet"
+        if wanted.protocol == "kernel" and not (self.verbose and wanted.console == "vga"):
+            words += ["debug", loudness, "earlyprintk=ttyS0,115200"]
+        else:
+            words.append(loudness)
+        words += [
+            "panic=-1", "reboot=t", "no_timer_check",
+            "tsc=reliable", f"tsc_early_khz={hertz / 1e3:.0f}",
+            "trace_event=initcall:*,printk:console", "trace_clock=x86-tsc", "trace_buf_size=256k",
+            f"firstlight_least={hertz * _TOLD_SECONDS:.0f}",
+            f"firstlight_address={wanted.address}", f"firstlight_gateway={wanted.gateway}",
+        ]  # fmt: skip
+        if wanted.icount:
+            words.append("idle=poll")
+        if self.filesystem != "initramfs":
+            writable = ",rw" if self.filesystem in root.WRITABLE else ""
+            words.append(f"firstlight_root={self.filesystem}{writable}")
+        if self.end_point is EndPoint.FIRST_PACKET:
+            words += ["firstlight_packet=1", 'sysctl.net.ipv4.ping_group_range="0 0"']
+        return words
+
+
+def _hertz(wanted: Wanted) -> float:
+    return _COUNTED_HERTZ if wanted.icount else clock.tsc_hertz()

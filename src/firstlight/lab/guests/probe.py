@@ -1,0 +1,135 @@
+"""The probe: firstlight's own minimal guest, ``native/guest/``. No guest can be faster than it.
+
+It does what a guest must to serve, each step once, and stamps it by its time-stamp counter. Its end
+point is the line ``firstlight probe ready``; its log follows, so that printing it costs no start.
+"""
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+from firstlight.errors import Unsupported
+from firstlight.lab.guests import Boot, Line, Reading, Wanted, probe_images
+from firstlight.model import EndPoint, Step
+from firstlight.native import native
+
+FILESYSTEMS = ("erofs", "none")
+STEPS = ("disk read", "entry", "console", "pci", "virtio", "block", "net", "rng", "mount", "packet")
+"""The names of its spans; ``firmware`` is one more, where its counter began with the machine."""
+
+_COUNTED_HERTZ = 10**9  # where instructions are counted a tick is a nanosecond (QEMU's icount_get)
+_PLAUSIBLE_HERTZ = range(10**8, 10**11)
+_TICKS = r"(\d{1,17})"
+_READY = re.compile(f"firstlight probe ready {_TICKS}")
+_SPAN = re.compile(f"probe ({'|'.join(STEPS)}) {_TICKS} {_TICKS}")
+_CLOCK = re.compile(r"probe clock (\d{1,12}) (\w+) (\S+)")
+_END = re.compile(rf"probe end \d+ {_TICKS}")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The probe with a read-only EROFS image, or ``none``.
+
+    With ``packet`` its end point is the gateway's answer to an echo request, and a machine without
+    an interface fails; without, it is the end of its boot. ``lines`` are printed besides its own,
+    of 66 characters each, as a talkative kernel does.
+    """
+
+    filesystem: str = "erofs"
+    packet: bool = True
+    lines: int = 0
+
+    @property
+    def name(self) -> str:
+        """``probe``."""
+        return "probe"
+
+    @property
+    def end_point(self) -> EndPoint:
+        """The first packet, or the end of its boot."""
+        return EndPoint.FIRST_PACKET if self.packet else EndPoint.BOOTED
+
+    def reaching(self) -> "Probe":
+        """Until the gateway has answered an echo request."""
+        return replace(self, packet=True)
+
+    def probe(self, wanted: Wanted) -> None:
+        """Raise Unsupported, with a hint, if it cannot be booted from here; it can, however."""
+        del wanted
+        if self.filesystem not in FILESYSTEMS:
+            raise Unsupported(
+                f"the probe mounts no {self.filesystem}", f"valid: {', '.join(FILESYSTEMS)}"
+            )
+        if self.filesystem == "erofs" and not shutil.which("mkfs.erofs"):
+            raise Unsupported("mkfs.erofs is not installed", "apt-get install erofs-utils")
+
+    def boot(self, wanted: Wanted, directory: Path) -> Boot:
+        """Its kernel, and an image that holds one small file. Raises Failed if it cannot be made.
+
+        For the protocol ``disk`` the image begins with the kernel's boot loader.
+        """
+        arguments = self._arguments(wanted)
+        disk = probe_images.root(directory) if self.filesystem == "erofs" else None
+        kernel: Path | None = native("guest/probe")
+        if wanted.protocol == "kernel":
+            kernel = probe_images.bzimage(directory)
+        elif wanted.protocol == "disk":
+            address = IPv4Interface(wanted.address).ip
+            disk = probe_images.bootable(disk, arguments, directory / f"probe-{address}.img")
+            kernel = None
+        return Boot(
+            kernel=kernel, arguments=arguments, disk=disk,
+            ready=r"^firstlight probe ready [0-9]+$", last=r"^probe (end|failed) ",
+        )  # fmt: skip
+
+    def _arguments(self, wanted: Wanted) -> str:
+        words = [f"console={wanted.console}"]
+        if self.filesystem == "erofs":
+            words += [f"file=/{probe_images.FILE}", f"sum={probe_images.SUM:#x}"]
+        if self.packet:
+            words += [f"ip={IPv4Interface(wanted.address).ip}", f"gw={wanted.gateway}"]
+        if self.lines:
+            words.append(f"lines={self.lines}")
+        return " ".join(words)
+
+    def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
+        """Its spans, in order: ``console`` once for each line of text, others once.
+
+        Its clock begins at its first instruction, or where it knows better (TCG, where the counter
+        begins with the machine) at the machine's start; then the first span is ``firmware``.
+        Without the line that says how fast the counter ticks there are no spans.
+        """
+        del memory
+        clock = _last(_CLOCK, lines)
+        hertz = _COUNTED_HERTZ if wanted.icount else int(clock[1]) if clock else 0
+        if hertz not in _PLAUSIBLE_HERTZ:
+            return Reading("a time-stamp counter of unknown frequency")
+        found = [hit for line in lines if (hit := _SPAN.fullmatch(line.text))]
+        ticks = [(hit[1], int(hit[2]), int(hit[3])) for hit in found]
+        begins_with_machine = wanted.icount or (clock is not None and clock[3].startswith("TCG"))
+        zero = 0 if begins_with_machine else min((start for _, start, _ in ticks), default=0)
+        if begins_with_machine and ticks:
+            ticks.insert(0, ("firmware", 0, ticks[0][1]))
+
+        def since(stamp: int) -> int:
+            return (stamp - zero) * 10**9 // hertz
+
+        rate = "a nanosecond an instruction" if wanted.icount or not clock else f"by {clock[2]}"
+        return Reading(
+            f"the guest's time-stamp counter, its rate {rate}",
+            tuple(Step(name, since(a), since(b)) for name, a, b in ticks if a <= b),
+            tuple((line.stamp, since(stamp)) for line, stamp in _stamped(lines) if stamp >= zero),
+        )
+
+
+def _stamped(lines: Sequence[Line]) -> list[tuple[Line, int]]:
+    """The lines that bear the guest's time as they are printed."""
+    hits = [(line, _READY.fullmatch(line.text) or _END.fullmatch(line.text)) for line in lines]
+    return [(line, int(hit[1])) for line, hit in hits if hit]
+
+
+def _last(pattern: re.Pattern[str], lines: Sequence[Line]) -> re.Match[str] | None:
+    return next((hit for line in reversed(lines) if (hit := pattern.fullmatch(line.text))), None)

@@ -1,0 +1,239 @@
+"""The load shapes, and the load generator that drives them: the lab's only concurrency.
+
+The generator is ``native/launch.c``, a process of its own; its protocol is described there.
+"""
+
+import os
+import random
+import re
+import select
+import socket
+import struct
+import subprocess
+from collections.abc import Sequence as Sequenced
+from dataclasses import dataclass
+from itertools import pairwise
+
+import msgspec
+
+from firstlight.errors import Failed
+from firstlight.lab.backends import Command
+from firstlight.native import native
+
+_REQUEST = struct.Struct("=IIIIqqQ")
+_START = struct.Struct("=qII")
+_ANSWER = struct.Struct("=II")
+_RECORD = struct.Struct("=qqqqqqiiII")
+_RUN, _STOP = 1, 2
+_SEQUENTIAL, _INHERIT = 1, 2
+_ANSWER_LINE = re.compile(r"^firstlight answer (.*\n)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Burst:
+    """All starts are asked for at one instant."""
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Each start is asked for when the one before it is ready or has failed."""
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """Starts arrive at random at ``rate`` a second, whether or not earlier ones are ready."""
+
+    rate: float
+    seed: int
+
+
+Shape = Burst | Sequence | Poisson
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the generator saw of one start; stamps in ns, 0 where it did not happen.
+
+    ``seen`` is when it read ``firstlight ready`` or ``error``. ``status`` is as ``waitpid``
+    gives it, None while the start is up. ``expired``: its deadline passed before
+    it was ready; it is up until ``stop`` kills it. ``pid`` is 0 of one that was asked for.
+    """
+
+    intended: int
+    spawned: int
+    seen: int
+    exited: int
+    user_ns: int
+    system_ns: int
+    pid: int
+    status: int | None
+    expired: bool
+    output: str
+
+
+def offsets(shape: Shape, count: int) -> list[int]:
+    """When each of ``count`` starts is asked for, in ns after the first may be."""
+    if not isinstance(shape, Poisson):
+        return [0] * count
+    arrivals = random.Random(shape.seed)  # noqa: S311 - a schedule, not a secret
+    at, result = 0.0, []
+    for _ in range(count):
+        at += arrivals.expovariate(shape.rate)
+        result.append(round(at * 1e9))
+    return result
+
+
+class Generator:
+    """A running load generator. Leaving it ends every start that it made."""
+
+    def __enter__(self) -> "Generator":
+        self._socket, theirs = socket.socketpair()
+        self._answers = select.poll()
+        self._answers.register(self._socket, select.POLLIN)
+        with theirs:
+            descriptor = theirs.fileno()
+            self._process = subprocess.Popen(
+                [native("launch"), str(descriptor)], pass_fds=[descriptor]
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every start, also amid a request. A second time does nothing."""
+        self._socket.close()
+        self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """The thread group whose children are the instances."""
+        return self._process.pid
+
+    def run(
+        self,
+        batch: int,
+        commands: Sequenced[Command],
+        shape: Shape = Burst(),
+        *,
+        deadline: float,
+        inherit: bool = False,
+    ) -> list[Outcome]:
+        """Start the commands, and return when each is ready, has ended or is past its deadline.
+
+        ``deadline`` is in seconds after a start's intended arrival. With ``inherit`` the commands
+        keep our standard streams. Raises Failed for a command that no kernel would take, before
+        anything is started, and if the generator has ended.
+        """
+        body = b"".join(map(_start, commands, offsets(shape, len(commands))))
+        flags = _SEQUENTIAL * isinstance(shape, Sequence) | _INHERIT * inherit
+        return self._ask(_RUN, batch, len(commands), flags, deadline, body)
+
+    def stop(self, batch: int, *, deadline: float, inherit: bool = False) -> list[Outcome]:
+        """End a batch's standard input; return when all have exited, killed after ``deadline``."""
+        return self._ask(_STOP, batch, 0, _INHERIT * inherit, deadline, b"")
+
+    def _ask(
+        self, verb: int, batch: int, count: int, flags: int, deadline: float, body: bytes
+    ) -> list[Outcome]:
+        head = _REQUEST.pack(verb, batch, count, flags, 0, round(deadline * 1e9), len(body))
+        try:
+            self._socket.sendall(head + body)
+        except OSError as error:
+            raise _gone(error) from error
+        _, answered = _ANSWER.unpack(self._receive(_ANSWER.size))
+        return [self._outcome() for _ in range(answered)]
+
+    def _outcome(self) -> Outcome:
+        record = _RECORD.unpack(self._receive(_RECORD.size))
+        intended, spawned, seen, exited, user, system, pid, status, expired, length = record
+        output = said(self._receive(length).decode(errors="replace"))
+        ended = None if status == -1 else status
+        return Outcome(
+            intended, spawned, seen, exited, user, system, pid, ended, bool(expired), output
+        )
+
+    def _receive(self, size: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < size:
+            self._answers.poll()  # unlike recv, an interrupt ends it whatever its handler's flags
+            try:
+                part = self._socket.recv(size - len(parts))
+            except OSError as error:
+                raise _gone(error) from error
+            if not part:
+                raise _gone("it closed its socket")
+            parts += part
+        return bytes(parts)
+
+
+class _Result(msgspec.Struct):
+    """When a handler was asked for, began and finished."""
+
+    requested: int
+    began: int
+    finished: int
+
+
+class _Answer(msgspec.Struct):
+    """What of a runtime's answer is of use here."""
+
+    type: str
+    message: str = ""
+    hint: str | None = None
+    stamps: dict[str, int] = {}
+    result: _Result | None = None
+
+
+def said(output: str) -> str:
+    """An output with its runtime's answers as the lines that a start's program would print."""
+    return _ANSWER_LINE.sub(_line, output)
+
+
+def _line(found: re.Match[str]) -> str:
+    try:
+        answer = msgspec.json.decode(found[1], type=_Answer)
+    except msgspec.MsgspecError:
+        return f"firstlight error not of the protocol: {found[1]}"
+    if answer.type == "error":
+        words = f"{answer.message} ({answer.hint})" if answer.hint else answer.message
+        return f"firstlight error {' '.join(words.split())}\n"
+    if result := answer.result:
+        return (
+            f"firstlight step start {result.requested} {result.began}\n"
+            f"firstlight step handler {result.began} {result.finished}\n"
+            f"firstlight ready {result.began}\n"
+        )
+    begun = answer.stamps.get("requested", 0)
+    stamps = sorted((at, name) for name, at in answer.stamps.items() if at >= begun)
+    return "".join(
+        f"firstlight step {name} {at} {until}\n" for (at, name), (until, _) in pairwise(stamps)
+    )
+
+
+def _start(command: Command, offset: int) -> bytes:
+    """One start in the words of the protocol."""
+    if command.request:
+        request = command.request
+        texts = [str(request.socket), request.greeting, request.message]
+        if any("\0" in text for text in texts):
+            raise Failed(f"cannot ask {request.socket}: a NUL is in the request")
+        return _START.pack(offset, 0, 0) + _strings(texts)
+    variables = [f"{name}={value}" for name, value in command.env.items()]
+    texts = [*command.argv, *variables, str(command.cwd)]
+    if not command.argv or not command.argv[0]:
+        raise Failed("cannot start a command without a program", "name one")
+    if any("\0" in text for text in texts):
+        raise Failed(f"cannot start {command.argv[0]}: a NUL is in its arguments or environment")
+    return _START.pack(offset, len(command.argv), len(variables)) + _strings(texts)
+
+
+def _strings(texts: list[str]) -> bytes:
+    return b"".join(os.fsencode(text) + b"\0" for text in texts)
+
+
+def _gone(reason: object) -> Failed:
+    return Failed(
+        f"the load generator has ended: {reason}",
+        "it may have complained on standard error; dmesg tells if the kernel killed it",
+    )

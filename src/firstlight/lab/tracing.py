@@ -1,0 +1,118 @@
+"""Trace the start of one command of the user's own, where and as the user would run it."""
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+
+from firstlight import store
+from firstlight.errors import Failed, Unsupported
+from firstlight.host import facts
+from firstlight.lab.backends import Command
+from firstlight.lab.load import Generator, Outcome
+from firstlight.lab.runner import revision
+from firstlight.model import Ending, EndPoint, Footer, Header, Point, Sample, Stamps
+from firstlight.trace import bpf
+
+_FOREVER_SECONDS = 1e8
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced command: its run of one sample, and the status that it exited with."""
+
+    run: store.Run
+    exit_status: int
+
+
+@contextmanager
+def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator[Traced]:
+    """Run a command with our standard streams and trace it to its exit.
+
+    With ``until`` the end point is instead the first execution of the program of that name or
+    path. The run is kept in ``out``, or dropped on leaving. Raises Unsupported and Failed.
+    """
+    program = shutil.which(argv[0])
+    if not program and Path(argv[0]).exists():
+        raise Unsupported(f"{argv[0]} is not a program that can be executed", "name one")
+    if not program:
+        raise Unsupported(f"command {argv[0]!r} is not found", "give its path, or install it")
+    command = Command((str(Path(program).absolute()), *argv[1:]), dict(os.environ), Path.cwd())
+    bpf.probe()
+    with Generator() as generator, bpf.Tracer(generator.pid) as tracer:
+        interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the command's
+        try:
+            tracer.start()
+            outcome = generator.run(0, [command], deadline=_FOREVER_SECONDS, inherit=True)[0]
+            lost = tracer.stop()
+        finally:
+            signal.signal(signal.SIGINT, interrupted)
+        generator.stop(0, deadline=0, inherit=True)
+        spans = tracer.collect({outcome.pid: 0})
+    status = os.waitstatus_to_exitcode(outcome.status or 0)
+    point: Point = {"command": " ".join(argv), "instances": 1}
+    header = _header(point, EndPoint.FIRST_INSTRUCTION if until else EndPoint.EXIT)
+    ready = _executed(spans, until) if until else outcome.exited
+    sample = _sample(point, outcome, ready, status, lost)
+    with tempfile.TemporaryDirectory(prefix="firstlight-trace-") as scratch:
+        directory = out or Path(scratch) / "run"
+        with store.Writer(directory, header) as writer:
+            writer.append_spans(0, spans)
+            writer.append([sample])
+            writer.finish(Footer(ended=datetime.now(UTC).isoformat(timespec="seconds")))
+        yield Traced(store.read(directory), status)
+
+
+def _executed(spans: pl.DataFrame, program: str) -> int:
+    executed = spans.filter(pl.col("kind") == "exec").with_columns(pl.col("detail").cast(pl.String))
+    found = executed.filter(
+        (pl.col("detail") == program) | pl.col("detail").str.ends_with(f"/{program}")
+    )
+    if found.is_empty():
+        seen = ", ".join(dict.fromkeys(executed["detail"].to_list()))
+        raise Failed(f"the command never executed {program!r}", f"it executed: {seen}")
+    return int(found["start"][0])
+
+
+def _header(point: Point, end_point: EndPoint) -> Header:
+    now = datetime.now(UTC)
+    return Header(
+        run=f"trace-{now:%Y%m%dT%H%M%S}",
+        experiment="trace",
+        question=f"Where does the start of {point['command']} go?",
+        end_point=end_point,
+        axes=("command", "instances"),
+        points=(point,),
+        argv=tuple(sys.argv),
+        seed=0,
+        started=now.isoformat(timespec="seconds"),
+        revision=revision(),
+        repetitions=1,
+        environment=facts.collect(),
+    )
+
+
+def _sample(point: Point, outcome: Outcome, ready: int, status: int, lost: int) -> Sample:
+    return Sample(
+        index=0,
+        batch=0,
+        instance=0,
+        repetition=0,
+        point=point,
+        traced=True,
+        ending=Ending.READY,
+        stamps=Stamps(outcome.intended, outcome.spawned, ready, ready, outcome.exited),
+        pid=outcome.pid,
+        user_ns=outcome.user_ns,
+        system_ns=outcome.system_ns,
+        exit_status=status,
+        lost=lost,
+    )

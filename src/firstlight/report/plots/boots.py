@@ -1,0 +1,47 @@
+"""Where a machine's start goes, by phase: the paper's Fig. 3, 4 and 5."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import altair as alt
+
+from firstlight.analysis.boot import INIT
+from firstlight.analysis.figures import Figures, PointFigures, in_order
+from firstlight.report.plots.bars import Measure, stacked
+from firstlight.units import duration
+
+
+def boots(run: Figures, measure: Measure, *, legend: bool = True) -> alt.FacetChart:
+    """A bar is the sum of the median times of the phases; all of it is of untraced starts."""
+    return stacked(values(run), order=parts(run), measure=measure, end=run.end_point, legend=legend)
+
+
+def parts(run: Figures) -> list[str]:
+    """The phases that the bars hold, from the ground."""
+    return in_order({name for point in run.points if point.boot for name, _ in point.boot.phases})
+
+
+def values(run: Figures) -> list[dict[str, Any]]:
+    """Rows of ``bars.stacked``: a point's ``ms`` sum to the sum of its medians."""
+    rank = {phase: place for place, phase in enumerate(parts(run))}
+    return [row for point in run.points for row in _of_point(point, rank)]
+
+
+def _of_point(point: PointFigures, rank: dict[str, int]) -> Iterable[dict[str, Any]]:
+    found = point.boot
+    if found is None:
+        return
+    whole = max(sum(took.value for _, took in found.phases), 1.0)
+    for name, took in found.phases:
+        yield {
+            "series": point.series,
+            "instances": point.instances,
+            "part": name,
+            "opacity": 1.0,
+            "where": "in the hypervisor" if name == INIT else f"by {found.clock}",
+            "ms": took.value / 1e6,
+            "share": took.value / whole,
+            "rank": rank[name],
+            "wall": duration(took.value),
+            "total": duration(whole),
+        }

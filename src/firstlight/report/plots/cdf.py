@@ -1,0 +1,123 @@
+"""How latencies are distributed: one curve a number of instances, one facet a series.
+
+With one number of instances only, a curve is a series; where those are more than there are
+colours, a facet holds those of one setting of their first axis.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from firstlight.analysis.figures import Figures, PointFigures, latencies
+from firstlight.report.plots import palette, theme
+from firstlight.units import duration
+
+MOST = 200
+"""More points than this on a curve cannot be told apart."""
+
+
+def cdf(run: Figures, *, legend: bool = True) -> alt.FacetChart:
+    """The share of untraced starts that were ready by a time, from their intended arrival."""
+    rows = values(run)
+    scale, ticks = theme.log_scale(*_ends(row["ms"] for row in rows))
+    facets = list(dict.fromkeys(row["facet"] for row in rows))
+    by_instances = len({row["instances"] for row in rows}) > 1
+    colours = curves(run)
+    chart: alt.FacetChart = (
+        alt.Chart()
+        .mark_line(interpolate="step-after")
+        .encode(
+            x=alt.X(
+                "ms:Q",
+                title=f"latency to {run.end_point} (log)",
+                scale=scale,
+                axis=alt.Axis(
+                    labelExpr=theme.DURATION_LABELS,
+                    values=ticks,
+                    labelOverlap="greedy",
+                    labelSeparation=6,
+                ),
+            ),
+            y=alt.Y("share:Q", title="starts ready", axis=alt.Axis(format="%", tickCount=5)),
+            color=alt.Color(
+                "curve:N",
+                scale=alt.Scale(domain=list(colours), range=list(colours.values())),
+                legend=alt.Legend(
+                    title="instances" if by_instances else None,
+                    orient="top",
+                    columns=4,
+                    symbolType="stroke",
+                    symbolStrokeWidth=3,
+                )
+                if legend
+                else None,
+            ),
+            tooltip=[
+                alt.Tooltip("series:N", title="series"),
+                alt.Tooltip("instances:O", title="instances"),
+                alt.Tooltip("share:Q", title="starts", format=".0%"),
+                alt.Tooltip("latency:N", title="ready by"),
+            ],
+        )
+        .properties(width=250, height=180)
+        .facet(
+            facet=alt.Facet("facet:N", title=None, sort=facets),
+            columns=theme.columns(len(facets), 2),
+            data=theme.rows(rows),
+        )
+        .properties(usermeta=theme.cells(facets, least=190, left=58))
+    )
+    return chart
+
+
+def curves(run: Figures) -> dict[str, str]:
+    """What each curve is, and its colour."""
+    places = _places(run)
+    counts = sorted({point.instances for point, _, _ in places})
+    if len(counts) == 1:
+        return palette.series(list(dict.fromkeys(curve for _, _, curve in places)))
+    return dict(zip(map(str, counts), palette.growth(counts), strict=True))
+
+
+def _places(run: Figures) -> list[tuple[PointFigures, str, str]]:
+    """Each measured point with its facet and its curve."""
+    measured = [point for point in run.points if point.untraced_samples]
+    counts = {point.instances for point in measured}
+    if len(counts) > 1:
+        return [(point, point.series, str(point.instances)) for point in measured]
+    if len({point.series for point in measured}) <= len(palette.SERIES):
+        return [(point, f"instances: {point.instances}", point.series) for point in measured]
+    split = [(point, *point.series.partition(" · ")) for point in measured]
+    return [(point, first, rest or first) for point, first, _, rest in split]
+
+
+def _ends(values: Iterable[float]) -> tuple[float, float]:
+    found = list(values)
+    return min(found), max(found)
+
+
+def values(run: Figures) -> list[dict[str, Any]]:
+    """``facet``, ``curve``, ``ms``, ``share`` and words, thinned to ``MOST`` a curve."""
+    rows = []
+    for point, facet, name in _places(run):
+        ordered = np.sort(latencies(point.untraced_samples))
+        places = np.unique(
+            np.linspace(0, len(ordered) - 1, min(len(ordered), MOST)).round().astype(int)
+        )
+        curve = [(ordered[0], 0.0)]
+        curve += [(ordered[place], (int(place) + 1) / len(ordered)) for place in places]
+        rows += [
+            {
+                "facet": facet,
+                "curve": name,
+                "series": point.series,
+                "instances": point.instances,
+                "ms": float(latency) / 1e6,
+                "share": share,
+                "latency": duration(float(latency)),
+            }
+            for latency, share in curve
+        ]
+    return rows

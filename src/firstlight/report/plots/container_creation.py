@@ -1,0 +1,53 @@
+"""Where an instance's start goes, by phase: the paper's Fig. 6."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from firstlight.analysis.figures import Figures, PointFigures, in_order
+from firstlight.report.plots import palette
+from firstlight.report.plots.bars import Measure, stacked
+from firstlight.units import duration
+
+WHERE = {"kernel": "in its system calls", "around": "around its system calls"}
+
+
+def container_creation(run: Figures, measure: Measure, *, legend: bool = True) -> alt.FacetChart:
+    """A bar is the untraced median; it is split as the traced starts' wall time is."""
+    return stacked(values(run), order=parts(run), measure=measure, end=run.end_point, legend=legend)
+
+
+def parts(run: Figures) -> list[str]:
+    """The phases that the bars hold, from the ground."""
+    return in_order({part.phase for point in run.points for part in point.parts})
+
+
+def values(run: Figures) -> list[dict[str, Any]]:
+    """Rows of ``bars.stacked``: a point's ``ms`` sum to its median."""
+    rank = {phase: place for place, phase in enumerate(parts(run))}
+    return [row for point in run.points for row in _of_point(run, point, rank)]
+
+
+def _of_point(run: Figures, point: PointFigures, rank: dict[str, int]) -> Iterable[dict[str, Any]]:
+    if not point.parts or point.latency is None:
+        return
+    median = point.latency.median.value
+    traced = [sample.index for sample in point.traced_samples]
+    rows = run.breakdown.filter(pl.col("sample").is_in(traced))
+    sums = rows.group_by("phase", "shade").agg(pl.col("wall").sum()).sort("phase", "shade")
+    whole = max(int(rows.get_column("wall").sum()), 1)
+    for phase, shade, wall in sums.iter_rows():
+        yield {
+            "series": point.series,
+            "instances": point.instances,
+            "part": phase,
+            "opacity": palette.opacity(shade),
+            "where": WHERE.get(shade, shade),
+            "ms": wall / whole * median / 1e6,
+            "share": wall / whole,
+            "rank": 2 * rank[phase] + (shade == "around"),
+            "wall": duration(wall / whole * median),
+            "total": duration(median),
+        }

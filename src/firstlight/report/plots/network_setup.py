@@ -1,0 +1,62 @@
+"""Where network set-up goes, by the steps of the request's own program: the paper's Fig. 7."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import altair as alt
+
+from firstlight.analysis.figures import Figures, PointFigures
+from firstlight.report.plots.bars import Measure, stacked
+from firstlight.units import duration
+
+BETWEEN = "between steps"
+
+
+def network_setup(run: Figures, measure: Measure, *, legend: bool = True) -> alt.FacetChart:
+    """A bar is the median time until the last of a batch's requests is done, as in the paper;
+    it is split as the time of its requests is. All of it is of untraced samples."""
+    return stacked(
+        values(run), order=steps(run), measure=measure, end="the last request done", legend=legend
+    )
+
+
+def steps(run: Figures) -> list[str]:
+    """The names of the steps as they follow each other, and what is between them."""
+    names = dict.fromkeys(
+        step.name
+        for point in run.points
+        for sample in point.untraced_samples
+        for step in sample.steps
+    )
+    return [*names, BETWEEN] if names else []
+
+
+def values(run: Figures) -> list[dict[str, Any]]:
+    """Rows of ``bars.stacked``: a point's ``ms`` sum to its ``all_ready``."""
+    rank = {name: place for place, name in enumerate(steps(run))}
+    return [row for point in run.points for row in _of_point(point, rank)]
+
+
+def _of_point(point: PointFigures, rank: dict[str, int]) -> Iterable[dict[str, Any]]:
+    if point.all_ready is None or not rank:
+        return
+    spent = dict.fromkeys(rank, 0)
+    for sample in point.untraced_samples:
+        for step in sample.steps:
+            spent[step.name] += step.end - step.start
+    whole = sum(sample.latency or 0 for sample in point.untraced_samples)
+    spent[BETWEEN] = max(whole - sum(spent.values()), 0)
+    whole = max(sum(spent.values()), 1)
+    for name, wall in spent.items():
+        yield {
+            "series": point.series,
+            "instances": point.instances,
+            "part": name,
+            "opacity": 1.0,
+            "where": "in this step" if name != BETWEEN else "in no step",
+            "ms": wall / whole * point.all_ready.value / 1e6,
+            "share": wall / whole,
+            "rank": rank[name],
+            "wall": duration(wall / whole * point.all_ready.value),
+            "total": duration(point.all_ready.value),
+        }

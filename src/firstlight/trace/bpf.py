@@ -1,0 +1,240 @@
+"""Kernel events by eBPF: runs ``native/trace.c`` and turns its records into spans.
+
+The records are ``struct event`` of ``native/trace.h``.
+"""
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from firstlight.errors import Failed, Unsupported
+from firstlight.native import native
+from firstlight.store import SPAN_SCHEMA, UNSEEN
+from firstlight.trace import kallsyms, words
+from firstlight.trace.kallsyms import Stacks
+
+_EVENT = np.dtype(
+    [
+        ("start", "u8"), ("end", "u8"), ("result", "i8"), ("args", "u8", 4),
+        ("root", "u4"), ("pid", "u4"), ("tid", "u4"), ("peer", "u4"),
+        ("magic", "u4"), ("stack", "i4"),
+        ("kind", "u2"), ("number", "u2"), ("family", "u2"), ("protocol", "u2"),
+        ("text", "u4"), ("open", "u4"),
+    ]
+)  # fmt: skip
+_CALL, _FORK, _EXEC, _EXIT, _OFF, _LOCK, _MARK, _STACK = range(1, 9)
+_RING_BYTES = 1 << 26
+_UNSEEN = -1000  # native/trace.h
+_OPENING = frozenset({"open", "openat", "openat2", "socket"})
+_HINT = "see what is missing: firstlight doctor"
+_DESCRIPTOR = re.compile(r"/proc/(?:self|thread-self)/fd/(\d+)")
+
+
+class Tracer:
+    """The loaded eBPF programs, for the children of one load generator.
+
+    What they report waits in a ring of at most ``ring`` bytes, a power of two, and then in files
+    of its own below ``directory``.
+    """
+
+    def __init__(
+        self, generator: int, directory: Path | None = None, ring: int = _RING_BYTES
+    ) -> None:
+        self._generator, self._parent, self._ring = generator, directory, ring
+
+    def __enter__(self) -> "Tracer":
+        self._directory = Path(tempfile.mkdtemp(prefix="firstlight-trace-", dir=self._parent))
+        self._prefix = self._directory / "batch"
+        self._process = subprocess.Popen(
+            [native("trace"), native("trace.bpf.o"), str(self._generator), str(self._ring)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            self._expect("loaded")
+        except Failed:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def start(self, daemons: Iterable[int] = ()) -> None:
+        """Attach the programs, and follow these processes as well as the generator's children."""
+        self._say(" ".join(map(str, ["start", self._prefix, *daemons])), "started")
+
+    def stop(self) -> int:
+        """Detach them; returns the events lost since ``start``."""
+        return int(self._say("stop", "stopped").split()[2])
+
+    def collect(self, samples: Mapping[int, int]) -> pl.DataFrame:
+        """The spans of the last batch.
+
+        ``samples`` maps the pid of an instance, or of a daemon that served it, to Sample.index.
+        """
+        events = np.fromfile(self._prefix.with_suffix(".events"), dtype=_EVENT)
+        text = self._prefix.with_suffix(".text").read_bytes()
+        stacks = Stacks(self._prefix.with_suffix(".stacks").read_bytes())
+        return decode(events, text, stacks, samples)
+
+    def _say(self, line: str, expected: str) -> str:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        return self._expect(expected)
+
+    def _expect(self, expected: str) -> str:
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        answer = self._process.stdout.readline()
+        if not answer.startswith(expected):
+            complaint = self._process.stderr.read().strip() or "it ended without a word"
+            raise Failed(f"the tracer failed: {complaint}", _HINT)
+        return answer
+
+
+def probe() -> None:
+    """Raise Unsupported if the eBPF programs do not load and attach here."""
+    done = subprocess.run(
+        [native("trace"), "--probe", native("trace.bpf.o")], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise Unsupported(f"cannot trace: {done.stderr.strip()}", _HINT)
+
+
+class Call(NamedTuple):
+    """A system call's name, and what it is about: path0, path1, fd, none; or ignored."""
+
+    name: str
+    subject: str
+
+
+@cache
+def calls() -> dict[int, Call]:
+    """Every system call that is reported, or ignored by name, by number."""
+    listing = subprocess.run([native("trace"), "--calls"], capture_output=True, text=True).stdout
+    words = (line.split() for line in listing.splitlines())
+    return {int(number): Call(name, subject) for number, name, subject in words}
+
+
+Row = tuple[object, ...]
+
+
+def decode(
+    events: np.ndarray, text: bytes, stacks: Stacks, samples: Mapping[int, int]
+) -> pl.DataFrame:
+    """The spans of the instances whose root is in ``samples``, ordered by start."""
+    texts = np.cumsum(events["text"], dtype=np.int64)
+    decoder = _Decoder(text, stacks, samples)
+    rows = [
+        row
+        for event, end in zip(events.tolist(), texts.tolist(), strict=True)
+        for row in decoder.rows(event, end)
+    ]
+    frame = pl.DataFrame(rows, schema=SPAN_SCHEMA, orient="row")
+    return frame.sort("start", maintain_order=True)
+
+
+class _Decoder:
+    """Turns events into rows, in the order in which the kernel wrote them."""
+
+    def __init__(self, text: bytes, stacks: Stacks, samples: Mapping[int, int]) -> None:
+        self._text, self._stacks, self._samples = text, stacks, samples
+        self._files: dict[tuple[int, int], str] = {}
+        self._whole: dict[tuple[int, int], str] = {}
+
+    def rows(self, event: tuple[Any, ...], text_end: int) -> Iterator[Row]:
+        """The spans of one event, whose text ends there."""
+        (start, end, result, args, root, pid, tid, peer, magic, stack, kind, number,
+         family, protocol, length, unfinished) = event  # fmt: skip
+        sample = self._samples.get(root)
+        if sample is None:
+            return
+        said = self._text[text_end - length : text_end]
+        where = (start, end, pid, tid)
+        if kind == _CALL:
+            name = calls()[number].name
+            about = _detail(name, magic, family, protocol, tuple(args), said)
+            about = self._file(name, about, pid, args[0], result)
+            result = None if unfinished else result
+            yield sample, "call", name, about, "", *where, result, peer or None
+        elif kind == _FORK:
+            name = "process" if args[0] == peer else "thread"
+            yield sample, "fork", name, "", "", *where, None, peer
+        elif kind in (_EXEC, _EXIT):
+            name = "exec" if kind == _EXEC else "exit"
+            about = said.split(b"\0", 1)[0].decode(errors="replace")
+            yield sample, name, name, about, "", *where, None, None
+        elif kind == _MARK:
+            yield sample, "mark", kallsyms.function(args[0]), "", "", *where, None, None
+        elif kind == _STACK:
+            self._whole[tid, start] = kallsyms.words(np.frombuffer(said, np.uint64).tolist())
+        elif kind == _LOCK:
+            lock = kallsyms.variable(args[0]) or hex(args[0])
+            frames = self._frames(stack, tid, start)
+            yield sample, "lock", _lock(args[1]), lock, frames, *where, None, peer
+        else:
+            frames = self._frames(stack, tid, start)
+            woken = min(max(args[0], start), end) if args[0] else end
+            ready = start if result == 0 else woken
+            if ready > start:
+                yield sample, "blocked", "", "", frames, start, ready, pid, tid, result, peer
+            if end > ready:
+                yield sample, "queued", "", "", "", ready, end, pid, tid, None, peer
+
+    def _frames(self, stack: int, tid: int, start: int) -> str:
+        if stack == _UNSEEN:
+            return UNSEEN
+        return self._whole.pop((tid, start), "") if stack < -1 else self._stacks[stack]
+
+    def _file(self, name: str, about: str, pid: int, descriptor: int, result: int) -> str:
+        """What a call is about: by the end of ``close`` its descriptor says nothing any more.
+
+        A runtime mounts on a descriptor of the target, by its name below /proc.
+        """
+        if name == "close":
+            return self._files.pop((pid, descriptor), "")
+        if name == "mount" and (at := _DESCRIPTOR.match(about)):
+            return self._files.get((pid, int(at[1])), at[0]) + about[at.end() :]
+        if name in _OPENING and result >= 0:
+            self._files[pid, result] = about
+        if name == "connect" and result == 0:
+            self._files[pid, descriptor] = about
+        if about == "socket:unix":  # of a connection, what it is to
+            return self._files.get((pid, descriptor), about)
+        return about
+
+
+@lru_cache(maxsize=65536)
+def _detail(
+    name: str, magic: int, family: int, protocol: int, args: tuple[int, ...], text: bytes
+) -> str:
+    return words.detail(name, magic, family, protocol, args, text)
+
+
+def _lock(flags: int) -> str:
+    """The kind of lock, from the LCB_F flags of include/trace/events/lock.h."""
+    if flags & 32:
+        return "mutex"
+    if flags & 16:
+        return "percpu-rwsem"
+    if flags & 8:
+        return "rt-mutex"
+    if flags & 1:
+        return "rwlock" if flags & 6 else "spinlock"
+    return "rwsem-read" if flags & 2 else "rwsem-write"

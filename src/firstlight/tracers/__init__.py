@@ -1,1 +1,0 @@
-"""Where spans come from."""

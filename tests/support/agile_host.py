@@ -1,0 +1,92 @@
+"""A host for a runtime: the namespaces of a thread, so that the test process stays put."""
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from firstlight.agile import Config
+from firstlight.host import workspace as place
+
+Outcome = TypeVar("Outcome")
+HERE = Path(__file__).parent
+SECONDS = 60.0
+SOCKET = Config(name="t5").socket
+SERVE = """
+from firstlight.agile import Config, daemon
+daemon.serve(Config(name="t5"), lambda: print("ready", flush=True))
+"""
+
+
+def on_host(main: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    """Run a coroutine in a thread that has network and mount namespaces of its own."""
+    outcome: list[Outcome] = []
+    errors: list[BaseException] = []
+
+    async def limited() -> Outcome:
+        return await asyncio.wait_for(main(), SECONDS)
+
+    def run() -> None:
+        try:
+            with place.sandbox(f"test-agile-{os.getpid()}"):
+                outcome.append(asyncio.run(limited()))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return outcome[0]
+
+
+@asynccontextmanager
+async def daemon() -> AsyncIterator[int]:
+    """A resident runtime at SOCKET, which must end in order; yields its pid."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVE, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    assert not SOCKET.exists()
+
+
+def with_daemon(main: Callable[[Path], Awaitable[None]]) -> None:
+    """Run a coroutine beside a resident runtime."""
+
+    async def on() -> None:
+        async with daemon():
+            await main(SOCKET)
+
+    on_host(on)
+
+
+def streams() -> tuple[int, int, tuple[int, int, int]]:
+    """(to write, to read, what the instance gets)."""
+    stdin, to_write = os.pipe()
+    to_read, stdout = os.pipe()
+    return to_write, to_read, (stdin, stdout, stdout)
+
+
+def pids_hierarchy() -> Path:
+    """Where the controller for pids is mounted."""
+    for line in Path("/proc/thread-self/mounts").read_text().splitlines():
+        _, where, kind, options, *_ = line.split()
+        if kind == "cgroup" and "pids" in options.split(","):
+            return Path(where)
+        if kind == "cgroup2" and "pids" in (Path(where) / "cgroup.controllers").read_text().split():
+            return Path(where)
+    pytest.skip("no cgroup controller for pids")

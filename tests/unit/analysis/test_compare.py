@@ -1,0 +1,186 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from firstlight.analysis.compare import _holm, compare
+from firstlight.errors import FirstlightError
+from firstlight.model import Ending, EndPoint, Header, Sample, Stamps
+from firstlight.store import Run
+
+MS = 1_000_000
+ENVIRONMENT: dict[str, str | int | float | bool | list[str]] = {"machine": "m", "kernel": "6.1"}
+
+
+def run_of(
+    medians: dict[int, float],
+    *,
+    seed: int,
+    repetitions: int = 12,
+    failing: float = 0,
+    between: float = 0.02,
+) -> Run:
+    """A run over ``instances``: each a median in ms; batches vary by ``between``, starts by 2 %."""
+    draw = np.random.default_rng(seed)
+    samples: list[Sample] = []
+    batches = [size for _ in range(repetitions) for size in medians]
+    for batch, size in enumerate(batches):
+        shared = draw.normal(1, between)
+        for instance in range(size):
+            fails = draw.random() < failing
+            took = int(medians[size] * shared * draw.normal(1, 0.02) * MS)
+            samples.append(
+                Sample(
+                    index=len(samples),
+                    batch=batch,
+                    instance=instance,
+                    repetition=batch // len(medians),
+                    point={"runtime": "runc", "instances": size},
+                    traced=False,
+                    ending=Ending.FAILED if fails else Ending.READY,
+                    stamps=Stamps(0, 0, None if fails else took),
+                )
+            )
+    header = Header(
+        run="r",
+        experiment="container-creation",
+        question="?",
+        end_point=EndPoint.FIRST_INSTRUCTION,
+        axes=("runtime", "instances"),
+        points=tuple({"runtime": "runc", "instances": size} for size in medians),
+        argv=(),
+        seed=seed,
+        started="2026",
+        revision="",
+        repetitions=repetitions,
+        environment=ENVIRONMENT,
+    )
+    return Run(Path(f"/runs/{seed}"), header, samples, None)
+
+
+def test_a_known_slow_down_is_a_regression_of_its_point_alone() -> None:
+    found = compare(run_of({1: 30, 10: 90}, seed=1), run_of({1: 30, 10: 108}, seed=2))
+    alone, burst = found.differences
+    assert (alone.regression, burst.regression) == (False, True)
+    assert found.regression
+    assert burst.point == {"runtime": "runc", "instances": 10}
+    assert burst.ratio is not None
+    assert burst.ratio.low < 1.2 < burst.ratio.high
+    assert burst.a.median is not None
+    assert burst.a.median.value == pytest.approx(90 * MS, rel=0.03)
+    assert (burst.a.starts, burst.a.failed, burst.a.batches) == (120, 0, 12)
+
+
+def test_the_other_way_round_it_is_an_improvement() -> None:
+    (found,) = compare(run_of({10: 108}, seed=2), run_of({10: 90}, seed=1)).differences
+    assert (found.regression, found.improvement) == (False, True)
+
+
+def test_a_significant_change_below_the_threshold_is_no_regression() -> None:
+    a, b = run_of({1: 30}, seed=1, repetitions=60), run_of({1: 31}, seed=2, repetitions=60)
+    (found,) = compare(a, b).differences
+    assert found.p is not None
+    assert found.p < 0.01
+    assert not found.regression
+    assert compare(a, b, threshold=0.01).regression
+
+
+def test_a_change_whose_interval_reaches_below_the_threshold_is_no_regression() -> None:
+    """As two runs of the same thing may look when the machine is busier during the second."""
+    found = compare(run_of({10: 100}, seed=1), run_of({10: 107}, seed=2, between=0.04))
+    (difference,) = found.differences
+    assert difference.ratio is not None
+    assert difference.p is not None
+    assert difference.p < 0.01
+    assert difference.ratio.low < 1.05 < difference.ratio.value
+    assert not difference.regression
+
+
+def test_batches_that_vary_by_themselves_are_no_regression() -> None:
+    """50 starts a batch would make any two bursts differ if each counted as independent."""
+    alarms = [
+        compare(
+            run_of({50: 100}, seed=seed, repetitions=8, between=0.15),
+            run_of({50: 100}, seed=seed + 500, repetitions=8, between=0.15),
+        ).regression
+        for seed in range(12)
+    ]
+    assert sum(alarms) <= 1
+
+
+def test_starts_that_fail_are_a_regression_without_any_latency() -> None:
+    found = compare(run_of({10: 90}, seed=1), run_of({10: 90}, seed=2, failing=1.0))
+    (difference,) = found.differences
+    assert difference.regression
+    assert (difference.ratio, difference.p, difference.b.median) == (None, None, None)
+    assert difference.b.failed == 120
+
+
+def test_too_few_repetitions_say_that_they_cannot_tell() -> None:
+    a, b = run_of({10: 90}, seed=1, repetitions=3), run_of({10: 900}, seed=2, repetitions=3)
+    found = compare(a, b)
+    assert not found.regression
+    assert any("too few" in warning for warning in found.warnings)
+
+
+def test_unstable_runs_are_named() -> None:
+    found = compare(run_of({1: 30}, seed=1), run_of({1: 30}, seed=2, between=0.4))
+    assert any("instances 1, B: Repetitions spread" in warning for warning in found.warnings)
+
+
+def test_traced_starts_do_not_count() -> None:
+    a, b = run_of({1: 30}, seed=1), run_of({1: 30}, seed=2)
+    slow = [replace(each, traced=True, stamps=Stamps(0, 0, 999 * MS)) for each in b.samples]
+    (found,) = compare(a, Run(b.path, b.header, b.samples + slow, None)).differences
+    assert not found.regression
+    assert found.b.starts == 12
+
+
+@pytest.mark.parametrize(
+    ("header", "fact"),
+    [
+        ({"environment": {**ENVIRONMENT, "kernel": "6.2"}}, "kernel 6.1 and 6.2"),
+        ({"environment": {**ENVIRONMENT, "machine": "n"}}, "machine m and n"),
+        ({"experiment": "floor"}, "experiment container-creation and floor"),
+        ({"cold": True}, "cold False and True"),
+    ],
+)
+def test_runs_that_differ_are_compared_only_when_asked(
+    header: dict[str, object], fact: str
+) -> None:
+    a, b = run_of({1: 30}, seed=1), run_of({1: 30}, seed=2)
+    other = Run(b.path, replace(b.header, **header), b.samples, None)
+    with pytest.raises(FirstlightError, match=fact):
+        compare(a, other)
+    assert any(fact in warning for warning in compare(a, other, across=True).warnings)
+
+
+def test_points_of_one_side_are_named_and_nothing_in_common_is_refused() -> None:
+    a, b = run_of({1: 30, 10: 90}, seed=1), run_of({1: 30, 50: 400}, seed=2)
+    found = compare(a, b)
+    assert [each.point["instances"] for each in found.differences] == [1]
+    assert "Only A has runtime runc, instances 10." in found.warnings
+    assert "Only B has runtime runc, instances 50." in found.warnings
+    with pytest.raises(FirstlightError, match="no point in common"):
+        compare(run_of({10: 90}, seed=1), run_of({50: 400}, seed=2))
+
+
+def test_the_order_of_a_points_axes_does_not_matter() -> None:
+    a, b = run_of({1: 30}, seed=1), run_of({1: 30}, seed=2)
+    turned = [replace(each, point=dict(reversed(each.point.items()))) for each in b.samples]
+    assert len(compare(a, Run(b.path, b.header, turned, None)).differences) == 1
+
+
+def test_holm_as_in_its_textbook_example() -> None:
+    assert _holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert _holm([None, 0.5, None]) == [None, 0.5, None]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_only_raises_p_and_keeps_its_order(ps: list[float]) -> None:
+    corrected = [p for p in _holm(list(ps)) if p is not None]
+    assert all(low <= high <= 1 for low, high in zip(ps, corrected, strict=True))
+    assert [corrected[i] for i in np.argsort(ps, kind="stable")] == sorted(corrected)

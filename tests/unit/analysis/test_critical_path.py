@@ -1,0 +1,54 @@
+"""Whose work an end point waited for, where a language's run-time makes it hard to tell."""
+
+import numpy as np
+
+from firstlight.analysis.critical_path import Thread, walk
+
+MAIN, MONITOR, OTHER, CHILD = 1, 2, 3, 9
+
+
+def intervals(*spans: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    table = np.array(spans, dtype=np.int64).reshape(-1, 2)
+    return table[:, 0], table[:, 1], np.zeros(len(table), np.int64)
+
+
+def monitor() -> Thread:
+    """A thread that sleeps and looks, from 10 on."""
+    naps = intervals(*((at, at + 9) for at in range(10, 200, 10)))
+    return Thread(MONITOR, MAIN, MAIN, 5, blocked=naps, sleeps=naps, idle=naps)
+
+
+def path(threads: list[Thread], last: int, end: int) -> list[tuple[int, int, int]]:
+    held = {thread.tid: thread for thread in threads}
+    walk(held, held[last], 0, end)
+    return sorted((start, stop, one.tid) for one in threads for start, stop in one.owned)
+
+
+def test_a_thread_that_a_monitor_made_goes_on_with_what_another_did() -> None:
+    made = Thread(OTHER, MAIN, MONITOR, 100)
+    assert path([Thread(MAIN, MAIN), monitor(), made], OTHER, 150) == [
+        (0, 100, MAIN), (100, 150, OTHER)
+    ]  # fmt: skip
+
+
+def test_a_thread_that_waits_for_its_vfork_child_is_busy() -> None:
+    waits = intervals((60, 120))
+    lender = Thread(MAIN, MAIN, blocked=waits)  # such a wait is not among its idle times
+    made = Thread(OTHER, MAIN, MONITOR, 100)
+    assert path([lender, monitor(), made], OTHER, 150)[0] == (0, 100, MAIN)
+
+
+def test_the_last_of_a_process_to_go_acts_for_the_one_that_ended_it() -> None:
+    parent = Thread(MAIN, MAIN, wakes=[(140, CHILD + 1)])
+    child = Thread(CHILD, CHILD, MAIN, 20, exit=130, ended=125)
+    helper = Thread(CHILD + 1, CHILD, CHILD, 30, exit=140)
+    assert path([parent, child, helper], MAIN, 150) == [
+        (0, 20, MAIN), (20, 140, CHILD), (140, 150, MAIN)
+    ]  # fmt: skip
+
+
+def test_a_parent_that_had_slept_is_no_monitor_if_none_else_was_busy() -> None:
+    slept = intervals((10, 90))
+    parent = Thread(MAIN, MAIN, blocked=slept, sleeps=slept, idle=slept)
+    made = Thread(OTHER, MAIN, MAIN, 100)
+    assert path([parent, made], OTHER, 150) == [(0, 100, MAIN), (100, 150, OTHER)]

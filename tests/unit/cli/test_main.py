@@ -1,0 +1,139 @@
+import re
+from pathlib import Path
+
+import pytest
+from tests.support import synthetic
+from typer.testing import CliRunner, Result
+
+from firstlight.cli import main as cli
+from firstlight.cli import options as cli_options
+from firstlight.errors import FirstlightError, Unsupported
+from firstlight.lab import runner
+from firstlight.lab.experiments import Experiment, Options, catalogue
+from firstlight.model import EndPoint, Point
+
+
+def verb(*words: str) -> Result:
+    return CliRunner().invoke(cli.app, list(words))
+
+
+def refusal(*words: str) -> FirstlightError:
+    error = verb(*words).exception
+    assert isinstance(error, FirstlightError), error
+    return error
+
+
+def test_the_list_of_verbs_cuts_no_sentence() -> None:
+    text = CliRunner().invoke(cli.app, ["--help"], terminal_width=78).stdout
+    assert "..." not in text.partition("Commands:")[2].partition("Examples:")[0]
+
+
+def test_a_shell_completes_the_names_of_experiments() -> None:
+    words = {"COMP_WORDS": "firstlight run cni-b", "COMP_CWORD": "2"}
+    done = CliRunner().invoke(
+        cli.app, [], env={"_FIRSTLIGHT_COMPLETE": "complete_bash", **words}, prog_name="firstlight"
+    )
+    expected = [name for name in catalogue.ALL if name.startswith("cni-b")]
+    assert done.stdout.split() == expected
+
+
+@pytest.mark.parametrize(
+    ("experiment", "option"),
+    [("container-creation", ("--conf", "bridge")), ("floor", ("--accel", "tcg")),
+     ("agile", ("--icount",)), ("network-setup", ("--guest", "probe"))],
+)  # fmt: skip
+def test_an_option_that_says_nothing_to_an_experiment_is_refused(
+    experiment: str, option: tuple[str, ...], tmp_path: Path
+) -> None:
+    error = refusal("run", experiment, *option, "--out", str(tmp_path / "run"))
+    assert error.message == f"{option[0]} says nothing to {experiment}"
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_option_that_names_the_default_is_taken() -> None:
+    cli_options.check_use(catalogue.find("agile"), Options((1,), runtimes=("runc", "crun")))
+
+
+def test_a_run_that_cannot_begin_leaves_no_directory(tmp_path: Path) -> None:
+    cli_options.check_space(tmp_path / "a/run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_run_is_said_once_for_each_reason() -> None:
+    class Rootless:
+        note = None
+        end_point = EndPoint.FIRST_INSTRUCTION
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def probe(self) -> None:
+            raise Unsupported("it needs root", "run it with sudo")
+
+    def points(_: Options) -> list[Point]:
+        return [{"what": name, "instances": 1} for name in ("a", "b", "c")]
+
+    experiment = Experiment(
+        "bare", "?", "", ("what", "instances"), points,
+        lambda point: Rootless(str(point["what"])),  # type: ignore[arg-type, return-value]
+    )  # fmt: skip
+    plan = runner.Plan(experiment, Options((1,)), 1, 1, traced=False)
+    with pytest.raises(Unsupported) as caught:
+        runner.run(plan, Path("/nonexistent"), lambda *_: None)
+    assert caught.value.message == (
+        "bare cannot run here: a and 2 more: it needs root (run it with sudo)"
+    )
+
+
+def test_a_directory_of_runs_is_no_run(tmp_path: Path) -> None:
+    synthetic.container_creation(tmp_path / "one")
+    found = refusal("report", str(tmp_path))
+    assert found.hint == f"name the runs in it: {tmp_path}/*"
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    run = str(synthetic.container_creation(tmp_path / "one").path)
+    for option in (("--html", f"{run}/header.json/page"), ("--pictures", f"{run}/header.json"),
+                   ("--export", "csv", "--out", f"{run}/header.json")):  # fmt: skip
+        with synthetic.known_phases():
+            error = refusal("report", run, *option)
+        assert re.match(rf"cannot write {run}/header\.json", error.message)
+        assert error.hint == f"give {option[-2]} another path"
+
+
+def test_exports_of_runs_of_one_name_lie_apart(tmp_path: Path) -> None:
+    made = (synthetic.container_creation, synthetic.network_setup)
+    runs = [make(tmp_path / make.__name__ / "run") for make in made]
+    done = verb("report", *(str(run.path) for run in runs),
+                "--export", "csv", "--out", str(tmp_path / "out"))  # fmt: skip
+    assert done.exit_code == 0, done.exception
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {run.header.run for run in runs}
+
+
+def test_a_command_needs_no_dashes_before_its_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def traced(argv: list[str], *_: object) -> None:
+        asked.append(argv)
+        raise Unsupported("enough", "")
+
+    monkeypatch.setattr("firstlight.lab.tracing.traced", traced)
+    refusal("trace", "ls", "-l", "--all")
+    refusal("trace", "--", "ls", "-l", "--all")
+    assert asked == [["ls", "-l", "--all"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("option", "fact", "hint"),
+    [
+        (("--network", "mars"), "unknown network 'mars'", "valid: outbound, internal, none"),
+        (("--port", "80"), "--port '80' is not understood", "write it HOST:INSTANCE"),
+        (("--env", "X"), "--env 'X' is not understood", "write it NAME=VALUE"),
+        (("--memory", "1Q"), "--memory '1Q' is not understood", "such as 64M or 1G"),
+    ],
+)
+def test_a_start_of_wrong_words_says_the_right_ones(
+    option: tuple[str, str], fact: str, hint: str
+) -> None:
+    error = refusal("start", "--rootfs", "/", *option, "--", "/bin/true")
+    assert (error.message, error.hint) == (fact, hint)

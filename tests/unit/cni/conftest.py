@@ -1,3 +1,0 @@
-from cni_bench import bench
-
-__all__ = ["bench"]

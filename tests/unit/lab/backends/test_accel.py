@@ -1,0 +1,49 @@
+"""Which accelerator is taken, by how long a guest counted."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from firstlight.lab.backends import accel, qemu_build
+
+LONG, SHORT = 0.3, 0.0005
+
+
+@pytest.mark.parametrize(
+    ("counts", "name", "reason"),
+    [
+        ([SHORT], "kvm", "at a processor's speed"),
+        ([LONG, SHORT], "kvm", "at a processor's speed"),
+        ([LONG, LONG, LONG, SHORT], "tcg", "KVM only emulates here"),
+        ([None], "tcg", "it did not"),
+    ],
+    ids=["quick", "quick on a busy machine", "slow", "none"],
+)
+def test_a_guest_that_counts_slowly_is_run_again(
+    counts: list[float | None], name: str, reason: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "kvm").touch()
+    monkeypatch.setattr(accel, "_KVM", tmp_path / "kvm")
+    monkeypatch.setattr(accel, "_chosen", {})
+    monkeypatch.setattr(qemu_build, "listed", lambda _program, _option: frozenset({"kvm", "tcg"}))
+    left = iter(counts)
+    monkeypatch.setattr(accel, "_count", lambda _program, _name: (next(left), "it did not"))
+    chosen = accel.choose("qemu")
+    assert chosen.name == name
+    assert reason in chosen.reason
+    assert accel.choose("qemu", name) == chosen
+
+
+@pytest.mark.parametrize("before", ["", "firmware"])
+def test_the_count_is_from_a_to_b(before: str) -> None:
+    words = f"printf '{before}'; sleep 0.1; printf A; sleep 0.1; printf B; exec cat"
+    with subprocess.Popen(
+        ["sh", "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        seconds, complaint = accel.heard(process)
+        process.kill()
+    assert complaint == ""
+    assert seconds is not None
+    assert seconds < 60

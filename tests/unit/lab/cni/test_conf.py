@@ -1,0 +1,112 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firstlight.lab.cni.conf import VERSIONS, BadConf, Network, execution, load, parse
+
+HEAD = {"cniVersion": "1.0.0", "name": "net"}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner),
+    max_leaves=8,
+)
+
+
+def listed(**keys: object) -> Network:
+    return parse(json.dumps({**HEAD, "plugins": [{"type": "bridge"}], **keys}), "x.conflist")
+
+
+def test_a_single_configuration_is_a_list_of_one() -> None:
+    network = parse(json.dumps({**HEAD, "type": "bridge", "mtu": 1400}), "x.conf")
+    assert (network.name, network.version) == ("net", "1.0.0")
+    assert execution(network, network.plugins[0], {}) == {**HEAD, "type": "bridge", "mtu": 1400}
+
+
+def test_a_syntax_error_says_the_file_and_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "10-mine.conflist"
+    file.write_text('{\n  "name": "net",\n  "plugins": [}\n')
+    with pytest.raises(BadConf, match=r"10-mine\.conflist line 3 column 15: Expecting value"):
+        load(file)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadConf, match=r"none\.conf: No such file or directory"):
+        load(tmp_path / "none.conf")
+
+
+@pytest.mark.parametrize(
+    ("versions", "chosen"),
+    [(["0.3.1", "1.0.0", "1.1.0"], "1.1.0"), (["0.4.0", "2.0.0"], "1.0.0"), ([], "1.0.0")],
+)
+def test_the_highest_version_that_we_speak_is_chosen(versions: list[str], chosen: str) -> None:
+    assert listed(cniVersions=versions).version == chosen
+
+
+@pytest.mark.parametrize("version", ["0.2.0", "9.0.0", "", "1"])
+def test_a_version_that_we_do_not_speak_lists_ours(version: str) -> None:
+    with pytest.raises(BadConf) as raised:
+        listed(cniVersion=version)
+    assert raised.value.hint == f"versions here: {', '.join(VERSIONS)}"
+
+
+@pytest.mark.parametrize(
+    ("document", "fact"),
+    [
+        ([], "an empty array and not a JSON object"),
+        ({**HEAD, "plugins": []}, "plugins is an empty array"),
+        ({**HEAD, "plugins": {}}, "plugins is an object"),
+        ({**HEAD, "plugins": ["bridge"]}, "plugin 0 is a string and not an object"),
+        ({**HEAD, "plugins": [{"type": "../evil"}]}, 'type is "../evil"'),
+        ({**HEAD, "plugins": [{"mtu": 1}]}, "type is null"),
+        ({**HEAD, "name": "a b", "plugins": [{"type": "x"}]}, 'name is "a b"'),
+        ({"name": "net", "plugins": [{"type": "x"}]}, "cniVersion is missing"),
+        ({**HEAD, "cniVersion": 1, "plugins": [{"type": "x"}]}, "cniVersion is a string"),
+        ({**HEAD, "plugins": [{"type": "x", "capabilities": []}]}, "capabilities is an empty"),
+        ({**HEAD, "plugins": [{"type": "x"}], "disableGC": "maybe"}, 'disableGC is "maybe"'),
+    ],
+)
+def test_a_wrong_document_says_what_is_wrong(document: object, fact: str) -> None:
+    with pytest.raises(BadConf) as raised:
+        parse(json.dumps(document), "x.conflist")
+    assert fact in raised.value.message
+
+
+def test_flags_may_be_booleans_or_the_words_of_specification_1_0() -> None:
+    assert listed(disableCheck="true").disable_check
+    assert listed(disableCheck=True).disable_check
+    assert not listed(disableGC="false").disable_gc
+
+
+def test_the_lists_name_and_version_replace_the_plugins_own() -> None:
+    plugin = {"type": "bridge", "name": "other", "cniVersion": "0.3.1", "args": {"x": 1}}
+    network = parse(json.dumps({**HEAD, "plugins": [plugin]}), "x")
+    assert execution(network, plugin, {}) == {**HEAD, "type": "bridge", "args": {"x": 1}}
+
+
+def test_a_plugin_is_given_only_the_capabilities_it_asks_for() -> None:
+    plugin = {"type": "x", "capabilities": {"portMappings": True, "mac": False}}
+    given = {"portMappings": [{"hostPort": 1}], "mac": "aa", "bandwidth": {}}
+    assert execution(listed(), plugin, given)["runtimeConfig"] == {
+        "portMappings": [{"hostPort": 1}]
+    }
+    assert "capabilities" not in execution(listed(), plugin, given)
+    assert "runtimeConfig" not in execution(listed(), {"type": "x"}, given)
+
+
+@given(JSON | st.fixed_dictionaries({"name": JSON, "cniVersion": JSON, "plugins": JSON}))
+def test_any_json_is_a_network_or_a_bad_one(document: object) -> None:
+    try:
+        network = parse(json.dumps(document), "x")
+    except BadConf as error:
+        assert error.message.startswith("x: ")  # noqa: PT017
+    else:
+        assert network.plugins
+
+
+@given(st.text())
+def test_any_text_is_a_network_or_a_bad_one(text: str) -> None:
+    with pytest.raises(BadConf, match=r"^x(:| line \d+ column \d+)"):
+        parse(text, "x")

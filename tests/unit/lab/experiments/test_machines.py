@@ -1,0 +1,108 @@
+"""The words that points use for machines, and what they stand for."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.support.tinyguest import bz_image
+
+from firstlight.errors import UnknownName, Unsupported
+from firstlight.lab.backends.accel import elf
+from firstlight.lab.backends.firecracker import Firecracker
+from firstlight.lab.backends.qemu import Qemu
+from firstlight.lab.experiments import Options, hypervisor_builds, machines
+from firstlight.lab.experiments.catalogue import ALL
+from firstlight.lab.guests import catalogue
+from firstlight.lab.guests.catalogue import Entry
+from firstlight.lab.guests.linux import Linux
+from firstlight.lab.guests.probe import Probe
+
+NAMES = ("unikernel-boot", "boot-protocol", "driver-loading", "unikernel-scale", "platforms")
+
+
+@pytest.fixture(autouse=True)
+def _no_guests_of_the_users(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIRSTLIGHT_GUESTS", str(tmp_path))
+
+
+def test_a_point_is_a_machine() -> None:
+    found = machines.backend(
+        {"hypervisor": "qemu pc", "guest": "linux", "filesystem": "ext4", "console": "vga",
+         "clock": "counted"}
+    )  # fmt: skip
+    assert found == Qemu(Linux("ext4"), machine="pc", protocol="kernel", console="vga", icount=True)
+
+
+@pytest.mark.parametrize(
+    ("word", "way"), [("firecracker", "config"), ("/opt/a b/firecracker-1.12 snapshot", "snapshot")]
+)
+def test_a_firecracker_boots_or_restores(word: str, way: str) -> None:
+    found = machines.backend({"hypervisor": word, "guest": "probe", "filesystem": "erofs"})
+    assert isinstance(found, Firecracker)
+    assert (found.way, found.binary) == (way, word.removesuffix(" snapshot"))
+    assert found.guest == Probe(packet=False)
+
+
+def test_a_path_of_qemu_may_have_blanks() -> None:
+    found = machines.backend({"hypervisor": "/a b/qemu microvm", "guest": "probe",
+                              "filesystem": "none"})  # fmt: skip
+    assert isinstance(found, Qemu)
+    assert (found.binary, found.machine, found.protocol) == ("/a b/qemu", "microvm", "pvh")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_point_has_all_axes_once_and_a_backend(name: str) -> None:
+    experiment = ALL[name]
+    points = experiment.points(Options(instances=(1, 2)))
+    assert len({tuple(point.items()) for point in points}) == len(points)
+    for point in points:
+        assert set(point) == set(experiment.axes)
+        assert experiment.backend(point).name
+
+
+def test_guests_are_those_that_were_asked_for() -> None:
+    assert machines.guests(Options((1,), guests=("probe",)), "ext4") == [("probe", "erofs")]
+    assert machines.guests(Options((1,)), "ext4", "btrfs") == [
+        ("probe", "erofs"), ("linux", "ext4"), ("linux", "btrfs")
+    ]  # fmt: skip
+    with pytest.raises(UnknownName, match="osv"):
+        machines.guests(Options((1,), guests=("osv",)))
+
+
+@pytest.mark.parametrize(
+    ("hypervisor", "files", "way"),
+    [
+        ("qemu pc", {"kernel": elf(b"\xf4")}, "pvh"),
+        ("qemu pc", {"kernel": bz_image()}, "kernel"),
+        ("qemu microvm", {"kernel": bz_image()}, "kernel"),
+        ("qemu pc", {"disk.img": b"\xeb".ljust(510, b"\0") + b"\x55\xaa"}, "disk"),
+        ("qemu pc", {"kernel": elf(b"\xf4").replace(b"Xen", b"Xem")}, "pvh"),
+        ("firecracker", {"kernel": elf(b"\xf4")}, "direct"),
+    ],
+    ids=["ELF", "bzImage", "bzImage on microvm", "disk", "no entry", "Firecracker"],
+)
+def test_a_users_guest_is_booted_as_its_files_can_be(
+    tmp_path: Path, hypervisor: str, files: dict[str, bytes], way: str
+) -> None:
+    for part, content in files.items():
+        (tmp_path / part).write_bytes(content)
+    entry = Entry(name=tmp_path.name.replace("_", "-"), kind="generic", ready="^up")
+    catalogue.add(entry, {part: tmp_path / part for part in files})
+    assert machines.protocol(hypervisor, entry.name, "") == way
+    found = machines.backend({"hypervisor": hypervisor, "guest": entry.name, "filesystem": ""})
+    assert isinstance(found, Qemu | Firecracker)
+    assert found.protocol == way
+
+
+@pytest.mark.parametrize(("asked", "taken"), [("auto", "tcg"), ("kvm", "kvm")])
+def test_builds_without_a_common_accelerator_are_told_which_is_taken(
+    asked: str, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose(program: str, accel: str) -> None:
+        if accel == "kvm" or "microvm" in program:
+            raise Unsupported("not here")
+
+    monkeypatch.setattr(hypervisor_builds, "choose", choose)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    points = ALL["hypervisor-builds"].points(Options((1,), accel=asked))
+    assert {point["accel"] for point in points} == {taken}

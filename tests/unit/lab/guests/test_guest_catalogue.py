@@ -1,0 +1,185 @@
+"""The catalogue: what is kept, what is refused, and what is noticed later."""
+
+import gzip
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from firstlight.cli.main import app
+from firstlight.errors import Failed, FirstlightError, UnknownName
+from firstlight.lab.backends.accel import elf
+from firstlight.lab.guests import catalogue
+from firstlight.lab.guests.catalogue import Entry
+from firstlight.lab.guests.generic import Generic
+from firstlight.lab.guests.osv import Osv
+from firstlight.lab.guests.osv_chart import MARK
+
+OSV = Entry(name="mine", kind="osv")
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FIRSTLIGHT_GUESTS", str(tmp_path / "guests"))
+    return tmp_path / "guests"
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Path:
+    file = tmp_path / "loader.elf"
+    file.write_bytes(elf(b"\xf4" + MARK))
+    return file
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """An empty ext4 in the second partition, where OSv looks for its root."""
+    bare, file = tmp_path / "ext.img", tmp_path / "usr.img"
+    subprocess.run(["mke2fs", "-q", "-F", bare, "4M"], check=True)
+    entry = struct.pack("<8B2I", 0, 0, 1, 0, 0x83, 0, 1, 0, 8, bare.stat().st_size // 512)
+    sector = bytes(0x1CE) + entry.ljust(48, b"\0") + b"\x55\xaa"
+    file.write_bytes(sector.ljust(8 * 512, b"\0") + bare.read_bytes())
+    return file
+
+
+def test_what_is_added_is_found_until_it_is_removed(kernel: Path, image: Path, own: Path) -> None:
+    added = catalogue.add(msgspec.structs.replace(OSV, program="/hello"),
+                          {"kernel": kernel, "disk.img": image})  # fmt: skip
+    assert catalogue.entries() == [added]
+    assert catalogue.find("mine") == added
+    assert added.filesystem == "ext", "the image says so"
+    assert added.sources == {"kernel": str(kernel), "disk.img": str(image)}
+    home = own / "mine"
+    expected = Osv("mine", "ext", home / "kernel", home / "disk.img", "/hello")
+    assert catalogue.guest(added) == expected
+    assert (home / "disk.img").read_bytes() == image.read_bytes()
+    catalogue.remove("mine")
+    assert catalogue.entries() == []
+    assert list(own.iterdir()) == []
+
+
+def test_packed_files_are_kept_unpacked(kernel: Path, image: Path, own: Path) -> None:
+    if not shutil.which("qemu-img"):
+        pytest.skip("qemu-img is not installed")
+    packed, qcow2 = kernel.with_suffix(".elf.gz"), image.with_suffix(".qcow2")
+    packed.write_bytes(gzip.compress(kernel.read_bytes()))
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", image, qcow2], check=True)
+    catalogue.add(OSV, {"kernel": packed, "disk.img": qcow2})
+    assert (own / "mine/kernel").read_bytes() == kernel.read_bytes()
+    assert (own / "mine/disk.img").read_bytes() == image.read_bytes()
+
+
+@pytest.mark.parametrize("part", ["kernel", "disk.img"])
+def test_a_later_change_is_refused(part: str, kernel: Path, image: Path, own: Path) -> None:
+    catalogue.add(OSV, {"kernel": kernel, "disk.img": image})
+    with (own / "mine" / part).open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"!")
+    with pytest.raises(Failed, match=rf"mine/{part} is not what was added .* SHA-256 changed"):
+        catalogue.find("mine")
+    (own / "mine" / part).unlink()
+    with pytest.raises(Failed, match="No such file"):
+        catalogue.find("mine")
+
+
+def test_a_directory_is_kept_as_a_root_and_watched(kernel: Path, own: Path, tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    (root / "etc").mkdir(parents=True)
+    (root / "hello").write_text("program")
+    (root / "etc/link").symlink_to("../hello")
+    added = catalogue.add(OSV, {"kernel": kernel, "root": root})
+    kept = own / "mine/root"
+    assert added.filesystem == "virtiofs"
+    assert catalogue.guest(added) == Osv("mine", "virtiofs", own / "mine/kernel", share=kept)
+    assert (kept / "etc/link").read_text() == "program"
+    assert catalogue.find("mine") == added
+    (kept / "etc/link").unlink()
+    with pytest.raises(Failed, match="mine/root is not what was added"):
+        catalogue.find("mine")
+
+
+def test_the_users_file_may_change_or_go(kernel: Path, own: Path) -> None:
+    catalogue.add(OSV, {"kernel": kernel})
+    kernel.unlink()
+    assert catalogue.find("mine").filesystem == "ramfs", "there is no image"
+
+
+def test_what_cannot_boot_is_refused_and_leaves_nothing(
+    kernel: Path, image: Path, own: Path, tmp_path: Path
+) -> None:
+    cut, foreign = tmp_path / "cut.gz", Path("/bin/true")
+    cut.write_bytes(gzip.compress(kernel.read_bytes())[:-20])
+    for entry, files, fact in (
+        (OSV, {"kernel": tmp_path / "absent"}, "absent: No such file"),
+        (OSV, {"kernel": cut}, r"cut\.gz is truncated or damaged"),
+        (OSV, {"kernel": foreign}, "is not OSv's"),
+        (OSV, {}, "has no file"),
+        (Entry(name="mine", kind="linux"), {"root": tmp_path}, "a directory is no image"),
+        (Entry(name="mine", kind="osv", filesystem="zfs"), {"disk.img": image}, "holds ext, not"),
+        (Entry(name="mine", kind="osv"), {"disk.img": Path("/etc/passwd")}, "has no boot loader"),
+        (Entry(name="mine", kind="generic", ready="up"), {"disk.img": image}, "has no boot loader"),
+        (Entry(name="mine", kind="linux"), {"kernel": kernel, "disk.img": image}, "is a kernel"),
+        (Entry(name="mine", kind="generic"), {"kernel": kernel}, "nothing says when"),
+        (Entry(name="mine", kind="generic", ready="a(b"), {"kernel": kernel}, r"'a\(b' is not a"),
+        (Entry(name="mine", kind="plan9"), {"kernel": kernel}, "unknown kind of guest"),
+        (Entry(name="../mine", kind="osv"), {"kernel": kernel}, "is no name for a guest"),
+        (Entry(name="linux", kind="osv"), {"kernel": kernel}, "linux is a guest of firstlight's"),
+        (Entry(name="probe-verbose", kind="osv"), {"kernel": kernel}, "a guest of firstlight's"),
+    ):
+        with pytest.raises(FirstlightError, match=fact) as error:
+            catalogue.add(entry, files)
+        assert error.value.hint
+        assert not own.exists() or list(own.iterdir()) == []
+
+
+def test_any_kernel_is_a_guest_with_a_pattern_that_ends_its_start(kernel: Path, own: Path) -> None:
+    entry = Entry(name="mine", kind="generic", ready="^up( |$)", arguments="ip={ip}")
+    added = catalogue.add(entry, {"kernel": kernel})
+    expected = Generic("mine", "^up( |$)", own / "mine/kernel", arguments="ip={ip}")
+    assert catalogue.guest(added) == expected
+
+
+def test_a_name_is_given_once(kernel: Path) -> None:
+    catalogue.add(OSV, {"kernel": kernel})
+    with pytest.raises(FirstlightError, match="a guest mine is there already"):
+        catalogue.add(OSV, {"kernel": kernel})
+
+
+def test_unknown_names_list_those_there_are(kernel: Path) -> None:
+    catalogue.add(OSV, {"kernel": kernel})
+    for ask in (catalogue.find, catalogue.remove):
+        for name in ("other", "..", ""):
+            with pytest.raises(UnknownName, match="unknown guest") as error:
+                ask(name)
+            assert error.value.hint == "valid: mine"
+
+
+def test_a_killed_adding_is_no_guest(own: Path) -> None:
+    (own / ".mine.7").mkdir(parents=True)
+    (own / ".mine.7/guest.json").write_bytes(msgspec.json.encode(OSV))
+    assert catalogue.entries() == []
+
+
+def test_a_damaged_entry_is_named(own: Path) -> None:
+    (own / "mine").mkdir(parents=True)
+    (own / "mine/guest.json").write_text("{")
+    with pytest.raises(Failed, match=r"cannot read the guest .*mine/guest\.json"):
+        catalogue.entries()
+
+
+def test_the_verbs_add_list_and_remove(kernel: Path, own: Path) -> None:
+    verb = CliRunner()
+    done = verb.invoke(
+        app, ["guest", "add", "osv", "--kernel", str(kernel), "--name", "mine", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    added = msgspec.json.decode(done.stdout, type=Entry)
+    listed = verb.invoke(app, ["guest", "list", "--json"])
+    assert msgspec.json.decode(listed.stdout, type=list[Entry]) == [added]
+    assert "mine" in verb.invoke(app, ["guest", "list"]).stdout
+    assert verb.invoke(app, ["guest", "remove", "mine"]).exit_code == 0
+    assert list(own.iterdir()) == []

@@ -1,0 +1,178 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from firstlight.errors import Unsupported
+from firstlight.host import facts
+from firstlight.lab import doctor
+from firstlight.trace import bpf
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_facts_are_this_machines() -> None:
+    known = facts.collect()
+    assert known["kernel"] == os.uname().release
+    assert known["cores"] == len(os.sched_getaffinity(0))
+    assert str(known["memory"]).endswith(" GiB")
+    assert all(isinstance(each, str) for each in known["mitigations"])  # type: ignore[union-attr]
+    assert known == facts.collect()
+
+
+def test_the_machine_is_named_but_its_id_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = facts.collect()["machine"]
+    for secret in ("0123456789abcdef0123456789abcdef", "another"):
+        monkeypatch.setattr(facts, "read_line", lambda _, secret=secret: secret)
+        assert facts._machine() not in {named, secret}
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        ("runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1\nspec: 1.0.2-dev", "1.1.5+ds1"),
+        ("crun version 1.8.1\ncommit: f8a096be060b22ccd3d5f3ebe44108517fbf6c30", "1.8.1"),
+        ("runsc version release-20221219.0\nspec: 1.0.2", "20221219.0"),
+        ("ip utility, iproute2-6.1.0, libbpf 1.1.0", "6.1.0"),
+    ],
+)
+def test_versions_are_read_from_what_programs_say(tmp_path: Path, said: str, version: str) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ncat <<'end'\n{said}\nend\n")
+    program.chmod(0o755)
+    assert facts.version(str(program), "--version") == version
+
+
+def test_a_program_that_is_missing_or_says_nothing_has_no_version() -> None:
+    assert facts.version("/nonexistent/runc", "--version") is None
+    assert facts.version("true", "--version") is not None
+    assert facts.version("false", "") is None
+
+
+def test_every_check_answers_and_says_what_to_do() -> None:
+    checks = doctor.run()
+    assert len(checks) == len(doctor.CHECKS)
+    assert len({check.name for check in checks}) == len(checks)
+    for check in checks:
+        assert check.fact
+        assert check.ok or check.hint
+
+
+def test_a_machine_with_nothing_installed_gets_hints_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    checks = {check.name: check for check in doctor.run()}
+    for name, package in (("runc", "runc"), ("crun", "crun"), ("ip", "iproute2")):
+        assert checks[name].hint == f"apt-get install {package}"
+    assert checks["network namespace and veth"].ok is False
+    assert "runc" not in facts.collect()
+
+
+def test_the_veth_check_leaves_nothing() -> None:
+    def left() -> tuple[set[str], set[str]]:
+        named = Path("/run/netns")
+        return {each.name for each in Path("/sys/class/net").iterdir()}, {
+            each.name for each in named.iterdir()
+        } if named.exists() else set()
+
+    before = left()
+    doctor.veth()
+    assert left() == before
+
+
+@pytest.mark.parametrize(("user", "hint"), [(65534, "run it with sudo"), (0, "the checks above")])
+def test_a_tracer_that_does_not_load_does_not_send_back_to_the_doctor(
+    user: int, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> None:
+        raise Unsupported("cannot trace: Operation not permitted", "see firstlight doctor")
+
+    monkeypatch.setattr(bpf, "probe", refused)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    found = doctor.tracer()
+    assert found.hint
+    assert found.hint.startswith(hint)
+
+
+def test_missing_capabilities_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but CAP_BPF (39), and without CAP_SYS_RESOURCE (24), which is not asked for."""
+    held = (1 << 41) - 1 & ~(1 << 39) & ~(1 << 24)
+    tree(tmp_path, {"self/status": f"CapInh:\t0\nCapEff:\t{held:016x}\n"})
+    monkeypatch.setattr(facts, "PROC", tmp_path)
+    assert (doctor.capabilities().ok, doctor.capabilities().fact) == (False, "missing CAP_BPF")
+
+
+def test_missing_tracepoints_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [each for each in doctor._TRACEPOINTS if not each.startswith("contention")]
+    types = b"\0" + b"".join(f"btf_trace_{name}\0".encode() for name in names)
+    (tmp_path / "vmlinux").write_bytes(types)
+    monkeypatch.setattr(doctor, "_BTF", tmp_path / "vmlinux")
+    assert doctor.tracepoints().fact == "missing contention_begin, contention_end"
+    assert doctor.types().ok
+    monkeypatch.setattr(doctor, "_BTF", tmp_path / "absent")
+    assert (doctor.types().ok, doctor.tracepoints().ok) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("mounts", "version"),
+    [
+        ("c /sys/fs/cgroup/cpu cgroup rw 0 0\nu /sys/fs/cgroup/unified cgroup2 rw 0 0", "hybrid"),
+        ("c /sys/fs/cgroup/cpu cgroup rw 0 0", "v1"),
+        ("c /sys/fs/cgroup cgroup2 rw 0 0", "v2"),
+        ("tmpfs /tmp tmpfs rw 0 0", "none"),
+    ],
+)
+def test_cgroup_versions_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounts: str, version: str
+) -> None:
+    monkeypatch.setattr(facts, "is_unified", lambda: False)
+    monkeypatch.setattr(facts, "PROC", tree(tmp_path, {"self/mounts": mounts + "\n"}))
+    assert facts.cgroup_mode() == version
+
+
+def test_a_governor_that_follows_the_load_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = "devices/system/cpu/cpufreq/policy{}/scaling_governor"
+    monkeypatch.setattr(facts, "SYS", tmp_path)
+    assert "no policy" in doctor.frequency().fact
+    tree(tmp_path, {policies.format(each): "performance\n" for each in (0, 1)})
+    assert doctor.frequency().ok
+    tree(tmp_path, {policies.format(1): "powersave\n"})
+    assert (doctor.frequency().ok, doctor.frequency().fact) == (
+        None,
+        "the policy is performance, powersave",
+    )
+
+
+@pytest.mark.parametrize(("stolen", "ok"), [(0, True), (50, None)])
+def test_stolen_time_is_a_share_of_the_interval(
+    monkeypatch: pytest.MonkeyPatch, stolen: int, ok: bool | None
+) -> None:
+    ticks = iter([[0] * 10, [100, 0, 50, 800, 0, 0, 0, stolen, 0, 0]])
+    monkeypatch.setattr(doctor, "_cpu_ticks", lambda: next(ticks))
+    monkeypatch.setattr(doctor, "_STEAL_SECONDS", 0)
+    found = doctor.steal()
+    assert found.ok is ok
+    assert f"{stolen / (950 + stolen):.1%} in the last" in found.fact
+
+
+def test_noise_is_a_warning_and_not_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "getloadavg", lambda: (cores * 3.0, 0.0, 0.0))
+    names = ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")
+    sizes = zip(names, (4, 1, 2, 1), strict=True)
+    meminfo = "".join(f"{name}: {gib * 2**20} kB\n" for name, gib in sizes)
+    monkeypatch.setattr(facts, "PROC", tree(tmp_path, {"meminfo": meminfo}))
+    for check in (doctor.load(), doctor.swap(), doctor.memory()):
+        assert check.ok is None
+        assert check.hint
+    assert doctor.swap().fact == "1.0 GiB are swapped out"

@@ -1,0 +1,17 @@
+"""How a start that the generator saw becomes a sample."""
+
+from firstlight.lab.load import Outcome
+from firstlight.lab.runner import Batch, sample
+from firstlight.model import Ending, GuestLog
+
+BATCH = Batch({"instances": 1}, 0, traced=False)
+DONE = Outcome(1000, 1010, 2000, 3000, 5, 6, 77, 0, False, "firstlight ready 1990\n")
+
+
+def test_a_guest_that_left_out_its_root_has_failed_though_it_was_ready() -> None:
+    sound = sample(0, 0, 0, BATCH, DONE, DONE, None, 0, GuestLog("ticks"))
+    assert (sound.ending, sound.stamps.ready, sound.error) == (Ending.READY, 1990, None)
+    faulty = GuestLog("ticks", fault="OSv did not mount its root, zfs")
+    one = sample(0, 0, 0, BATCH, DONE, DONE, None, 0, faulty)
+    assert (one.ending, one.latency, one.error) == (Ending.FAILED, None, faulty.fault)
+    assert one.guest == faulty, "what it did is kept"
