@@ -1,6 +1,8 @@
 # make setup   install what is missing: Debian packages, a Python environment in .venv, firstlight
 # make demo    the main job: measure, explain, write report.html; under three minutes
 # make test    every check and test; under fifteen minutes
+# make cni-plugins, make kubernetes   what others make, built by Go: CNI plugins; a control plane
+# make test-kubernetes   the tests on that control plane
 # make bench   the marks for speed and memory, and the check of the attribution rule
 .PHONY: setup build demo test lint bench clean
 SHELL := bash
@@ -68,6 +70,7 @@ setup: .venv/packages .venv/etcd .venv/linux .venv/installed
 build: .venv/installed
 
 include mk/cni-plugins.mk
+include mk/kubernetes.mk
 
 demo: setup
 	$(BIN)/python mk/demo.py
@@ -76,7 +79,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	shellcheck .ci/run
+	shellcheck .ci/run mk/*.sh
 
 test: lint
 	$(SUDO) env PATH="$$PATH" $(BIN)/pytest -q

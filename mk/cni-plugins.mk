@@ -2,17 +2,14 @@
 # the environment that conf/cni names in "path". What cannot be built is said, and left out.
 
 CNI_PLUGINS := .venv/libexec/cni
-GO := $(shell command -v go || ls /usr/local/go/bin/go 2>/dev/null)
 plugins := github.com/containernetworking/plugins/plugins
 weave := github.com/weaveworks/weave/prog/weaveutil@ba64f8e8eb1f
 calico := github.com/projectcalico/calico v1.11.0-cni-plugin.0.20250813170300-a0db560f0520
 cilium := github.com/cilium/cilium v1.15.19
 
 .PHONY: cni-plugins
-cni-plugins:
-ifeq ($(GO),)
-	@echo "cni-plugins: the Go toolchain is not installed: only Debian's containernetworking-plugins can be measured" >&2
-else
+cni-plugins: setup
+	$(eval GO := $(shell mk/go.sh))
 	@$(call go_install,tools,github.com/containernetworking/cni/cnitool@v1.3.0)
 	@$(call go_install,1.9.1,$(addprefix $(plugins)/,$(addsuffix @v1.9.1,main/bridge main/ptp ipam/host-local meta/portmap)))
 	@$(call go_install,0.9.1,$(addprefix $(plugins)/,$(addsuffix @v0.9.1,main/bridge main/ptp ipam/host-local meta/portmap meta/flannel)))
@@ -23,7 +20,6 @@ else
 	@$(call go_replaced,cilium,$(cilium),github.com/cilium/cilium/plugins/cilium-cni,cilium-cni)
 	@$(call go_replaced,calico,$(calico),github.com/projectcalico/calico/cni-plugin/cmd/calico,calico,v0.0.0-20250616174329-f8873f4e4b40)
 	@cd $(CNI_PLUGINS)/calico && ln -sf calico calico-ipam
-endif
 
 # $(1): the set; $(2): packages with their versions
 define go_install

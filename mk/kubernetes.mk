@@ -1,0 +1,10 @@
+# Kubernetes and containerd by module path and version, out of the Go module proxy: see the table in
+# mk/kubernetes.py. They are kept below ~/.cache/firstlight, which "make clean" leaves alone.
+
+.PHONY: kubernetes test-kubernetes
+kubernetes: setup
+	@$(BIN)/python mk/kubernetes.py
+
+test-kubernetes: setup
+	@$(BIN)/python mk/kubernetes.py || echo "what needs the rest is skipped, and says so" >&2
+	$(SUDO) env PATH="$$PATH" $(BIN)/pytest -q tests/kubernetes

@@ -1,0 +1,180 @@
+"""Build Kubernetes, containerd and their tools, each once a version, and link them for firstlight.
+
+A binary is kept as ``~/.cache/firstlight/COMPONENT-VERSION/NAME`` and linked from
+``.venv/libexec/kubernetes``. One that cannot be built leaves ``NAME.missing`` there, with the
+reason. Exit status: 0 all are there, 1 some could not be built, 2 none was tried.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+LINKS = Path(".venv/libexec/kubernetes").absolute()
+KEPT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "firstlight"
+BUILD_GB = 5.0  # sources and objects of a cold build, in Go's own caches
+ETCD = (Path(".venv/libexec/etcd/usr/bin/etcd").absolute(), Path("/usr/bin/etcd"))
+
+KUBERNETES = "1.34.4"
+CONTAINERD = "2.4.2"
+CRI_TOOLS = "1.34.0"
+_COMPONENT = "-X k8s.io/component-base/version.git"
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A command of a module. ``seconds`` and ``size`` (MB) are those of two quiet cores, cold."""
+
+    name: str
+    component: str
+    version: str
+    module: str
+    package: str
+    seconds: int
+    size: int
+    nested: str = "latest"
+    build: str = "build"
+    tags: str = ""
+    ldflags: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Where it is kept."""
+        return KEPT / f"{self.component}-{self.version}" / self.name
+
+
+def _kubernetes(name: str, seconds: int, size: int) -> Binary:
+    return Binary(
+        name, "kubernetes", KUBERNETES, "k8s.io/kubernetes", f"k8s.io/kubernetes/cmd/{name}",
+        seconds, size, nested=f"v0.{KUBERNETES.partition('.')[2]}",
+        ldflags=f"{_COMPONENT}Version=v{KUBERNETES} {_COMPONENT}Major=1 "
+        f"{_COMPONENT}Minor={KUBERNETES.split('.')[1]} {_COMPONENT}TreeState=clean",
+    )  # fmt: skip
+
+
+def _containerd(name: str, seconds: int, size: int) -> Binary:
+    module = "github.com/containerd/containerd/v2"
+    return Binary(
+        name, "containerd", CONTAINERD, module, f"{module}/cmd/{name}", seconds, size,
+        tags="no_btrfs no_devmapper no_zfs no_aufs",
+        ldflags=f"-X {module}/version.Version={CONTAINERD}",
+    )  # fmt: skip
+
+
+def _cri_tools(name: str, seconds: int, size: int, build: str) -> Binary:
+    module = "sigs.k8s.io/cri-tools"
+    return Binary(
+        name, "cri-tools", CRI_TOOLS, module, f"{module}/cmd/{name}", seconds, size, build=build,
+        ldflags=f"-X {module}/pkg/version.Version={CRI_TOOLS}",
+    )  # fmt: skip
+
+
+BINARIES = (
+    _containerd("containerd", 60, 39),
+    _containerd("containerd-shim-runc-v2", 1, 14),
+    _containerd("ctr", 4, 23),
+    _kubernetes("kube-apiserver", 266, 102),
+    _kubernetes("kube-scheduler", 21, 73),
+    _kubernetes("kube-controller-manager", 46, 93),
+    _kubernetes("kubelet", 20, 84),
+    _kubernetes("kubectl", 25, 61),
+    _cri_tools("crictl", 60, 28, "build"),
+    _cri_tools("critest", 30, 29, "test -c"),
+)
+
+
+def main() -> int:
+    """Build what is not kept yet."""
+    LINKS.mkdir(parents=True, exist_ok=True)
+    wanted = [binary for binary in BINARIES if not binary.path.exists()]
+    if wanted and not _has_room(wanted):
+        return 2
+    failed = 0
+    if wanted:
+        found = subprocess.run([HERE / "go.sh"], check=True, stdout=subprocess.PIPE, text=True)
+        for number, binary in enumerate(wanted, 1):
+            failed += not _built(binary, found.stdout.strip(), f"{number}/{len(wanted)}")
+    for binary in BINARIES:
+        if binary.path.exists():
+            _link(binary.path, binary.name)
+    etcd = next((path for path in ETCD if path.exists()), None)
+    if etcd:
+        _link(etcd, "etcd")
+    else:
+        failed += 1
+        _missing("etcd", "Debian's package etcd-server cannot be had")
+    if not failed:
+        print(
+            f"kubernetes: {KUBERNETES}, containerd {CONTAINERD}, cri-tools {CRI_TOOLS}: all there"
+        )
+    return 1 if failed else 0
+
+
+def _has_room(wanted: list[Binary]) -> bool:
+    """Say what the build takes, and whether the disk has that."""
+    minutes = sum(binary.seconds for binary in wanted) / 60
+    kept = sum(binary.size for binary in wanted) / 1000
+    print(
+        f"kubernetes: builds {len(wanted)} programs: about {minutes:.0f} minutes on two quiet "
+        f"cores if Go has cached nothing; up to {BUILD_GB:.0f} GB for Go's caches, "
+        f"{kept:.1f} GB kept in {KEPT}",
+        flush=True,
+    )
+    KEPT.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(KEPT).free / 1e9
+    if free >= BUILD_GB + kept:
+        return True
+    print(
+        f"kubernetes: {KEPT} has {free:.1f} GB free, and the build may take "
+        f"{BUILD_GB + kept:.1f} GB: free some, or set XDG_CACHE_HOME and GOPATH to a larger disk",
+        file=sys.stderr,
+    )
+    return False
+
+
+def _built(binary: Binary, go: str, place: str) -> bool:
+    """Build a binary, with a line before and after."""
+    print(f"kubernetes: {place} {binary.name} {binary.version}: building", flush=True)
+    begun = time.monotonic()
+    binary.path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"BUILD": binary.build, "TAGS": binary.tags, "LDFLAGS": binary.ldflags,
+                "JOBS": str(len(os.sched_getaffinity(0)))}  # fmt: skip
+    with tempfile.TemporaryDirectory(dir=binary.path.parent) as scratch:
+        made = Path(scratch) / binary.name
+        done = subprocess.run(
+            [HERE / "go-replaced.sh", go, binary.module, f"v{binary.version}", binary.package,
+             made, binary.nested],
+            env=os.environ | settings, capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode == 0 and made.exists():
+            made.rename(binary.path)
+    taken = time.monotonic() - begun
+    if binary.path.exists():
+        size = binary.path.stat().st_size / 1e6
+        print(f"kubernetes: {place} {binary.name}: {taken:.0f} s, {size:.0f} MB", flush=True)
+        return True
+    words = [line for line in done.stderr.splitlines() if not line.startswith("go: downloading")]
+    why = " ".join(words[-3:]).strip() or f"exit status {done.returncode}"
+    print(f"kubernetes: {place} {binary.name}: failed after {taken:.0f} s: {why}", file=sys.stderr)
+    _missing(binary.name, why)
+    return False
+
+
+def _link(path: Path, name: str) -> None:
+    link = LINKS / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(path)
+    (LINKS / f"{name}.missing").unlink(missing_ok=True)
+
+
+def _missing(name: str, why: str) -> None:
+    (LINKS / f"{name}.missing").write_text(f"{why}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
