@@ -9,7 +9,7 @@ import pytest
 from tests.support.laboratory import NATIVE, Bench, compiled, inside, returning_home
 
 from firstlight.errors import Unsupported
-from firstlight.host import workspace as places
+from firstlight.host import workspace as workspaces
 from firstlight.lab import load
 from firstlight.lab.load import Generator
 from firstlight.trace import bpf
@@ -36,7 +36,7 @@ def traced_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         pytest.skip(error.message)
     with ExitStack() as lab:
         with returning_home():
-            place = lab.enter_context(places.sandbox(f"test-{os.getpid()}-bench"))
+            place = lab.enter_context(workspaces.sandbox(f"test-{os.getpid()}-bench"))
             generator = lab.enter_context(Generator())
             tracer = lab.enter_context(bpf.Tracer(generator.pid, place.directory))
         yield Bench(place, generator, tracer, tmp_path_factory.mktemp("bench"))

@@ -22,15 +22,15 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 LAB = """
 import subprocess, sys
 from pathlib import Path
-from firstlight import cgroups
-from firstlight.place import sandbox
+from firstlight.host import cgroups
+from firstlight.host.workspace import sandbox
 
 run = sys.argv[1]
-with sandbox(run) as place:
+with sandbox(run) as workspace:
     def start(env):
         return subprocess.Popen(["sleep", "1000"], env=env, stdin=subprocess.DEVNULL,
                                 stdout=subprocess.DEVNULL, start_new_session=True)
-    marked = start(place.environment)
+    marked = start(workspace.environment)
     inside = start({})
     deep = start({})
     for hierarchy in cgroups.hierarchies():
@@ -41,7 +41,7 @@ with sandbox(run) as place:
     ) if Path("/sys/fs/cgroup/pids").is_dir() else (group / "cgroup.procs").write_text(
         str(deep.pid)
     )
-    image = place.directory / "image"
+    image = workspace.directory / "image"
     image.write_bytes(bytes(1 << 20))
     loop = subprocess.run(["losetup", "--find", "--show", image], check=True,
                           capture_output=True, text=True).stdout.strip()

@@ -306,7 +306,7 @@ def test_no_commands_is_an_empty_batch(generator: Generator) -> None:
 
 def test_inherited_streams_are_ours(generator: Generator, tmp_path: Path) -> None:
     script = (
-        "from firstlight.load import Generator; from firstlight.backends import Command\n"
+        "from firstlight.lab.load import Generator; from firstlight.lab.backends import Command\n"
         "with Generator() as g:\n"
         "    g.run(0, [Command(('/bin/cat',))], deadline=10, inherit=True)\n"
         "    g.stop(0, deadline=0, inherit=True)\n"

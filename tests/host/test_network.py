@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from firstlight.errors import Unsupported
-from firstlight.host import workspace as places
+from firstlight.host import workspace as workspaces
 from firstlight.host.netns import settle
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Command
@@ -43,10 +43,10 @@ def lab() -> Iterator[Workspace]:
             (files.enter_context(Path(f"/proc/thread-self/ns/{kind}").open()), flag)
             for kind, flag in (("net", 0x40000000), ("mnt", 0x00020000))
         ]
-        with places.sandbox(f"test-{os.getpid()}") as place:
+        with workspaces.sandbox(f"test-{os.getpid()}") as place:
             yield place
         for file, flag in home:
-            assert places._libc.setns(file.fileno(), flag) == 0
+            assert workspaces._libc.setns(file.fileno(), flag) == 0
         os.chdir(cwd)
 
 

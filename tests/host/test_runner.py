@@ -389,9 +389,9 @@ def test_in_sequence_no_two_starts_overlap(tmp_path: Path) -> None:
 INTERRUPTED = """
 import sys
 from pathlib import Path
-from firstlight import runner
-from firstlight.experiments import Options
-from firstlight.experiments.container_creation import CONTAINER_CREATION
+from firstlight.lab import runner
+from firstlight.lab.experiments import Options
+from firstlight.lab.experiments.container_creation import CONTAINER_CREATION
 
 def progress(batch, done, all_):
     print("batch", done, flush=True)

@@ -13,7 +13,7 @@ from typing import TypeVar
 import pytest
 
 from firstlight.agile import Config
-from firstlight.host import workspace as place
+from firstlight.host import workspace as workspaces
 
 Outcome = TypeVar("Outcome")
 HERE = Path(__file__).parent
@@ -35,7 +35,7 @@ def on_host(main: Callable[[], Awaitable[Outcome]]) -> Outcome:
 
     def run() -> None:
         try:
-            with place.sandbox(f"test-agile-{os.getpid()}"):
+            with workspaces.sandbox(f"test-agile-{os.getpid()}"):
                 outcome.append(asyncio.run(limited()))
         except BaseException as error:
             errors.append(error)

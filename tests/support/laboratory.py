@@ -11,7 +11,7 @@ import polars as pl
 
 from firstlight import store
 from firstlight.analysis.breakdown import breakdown
-from firstlight.host import workspace as places
+from firstlight.host import workspace as workspaces
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Command
 from firstlight.lab.load import Burst, Generator, Outcome, Shape
@@ -65,16 +65,16 @@ def namespaces(process: str) -> Iterator[list[tuple[int, int]]]:
 
 def enter(there: list[tuple[int, int]], cwd: Path) -> None:
     """Move this thread, and then to a directory: of another mount namespace it is in the root."""
-    assert places._libc.unshare(CLONE_FS) == 0  # setns asks for it, if threads were started
+    assert workspaces._libc.unshare(CLONE_FS) == 0  # setns asks for it, if threads were started
     for descriptor, flag in there:
-        assert places._libc.setns(descriptor, flag) == 0
+        assert workspaces._libc.setns(descriptor, flag) == 0
     os.chdir(cwd)
 
 
 @contextmanager
 def laboratory(name: str) -> Iterator[Workspace]:
     """A lab around a block."""
-    with returning_home(), places.sandbox(name) as place:
+    with returning_home(), workspaces.sandbox(name) as place:
         yield place
 
 

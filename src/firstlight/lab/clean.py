@@ -23,8 +23,7 @@ from pathlib import Path
 from pyroute2 import netns
 
 from firstlight.errors import Failed, FirstlightError, Unsupported
-from firstlight.host import cgroups
-from firstlight.host import mounts as mountpoints
+from firstlight.host import cgroups, mounts
 from firstlight.host.mounts import unmount_below
 from firstlight.host.workspace import DISK, STATE
 
@@ -83,8 +82,8 @@ def leftovers() -> list[Leftover]:
             if (base / run).exists()
         ),
         *(
-            Leftover("directory", str(directory), mountpoints.remove_unused)
-            for directory in ([] if any(runs.values()) else mountpoints.made())
+            Leftover("directory", str(directory), mounts.remove_unused)
+            for directory in ([] if any(runs.values()) else mounts.made())
         ),
     ]
 

@@ -14,7 +14,7 @@ import pytest
 from tests.support.cni_bench import install
 
 from firstlight.errors import Unsupported
-from firstlight.host import mounts as mountpoints
+from firstlight.host import mounts
 from firstlight.lab.backends.cni import Cni
 from firstlight.lab.cni import conf, known
 from firstlight.lab.cni.conf import BadConf
@@ -241,11 +241,11 @@ def test_every_network_of_ours_can_be_read_and_says_what_it_is(name: str) -> Non
 def test_runs_side_by_side_share_the_directories_they_mount_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mountpoints, "STATE", tmp_path / "state")
-    monkeypatch.setattr(mountpoints, "_LIST", tmp_path / "state" / "directories")
+    monkeypatch.setattr(mounts, "STATE", tmp_path / "state")
+    monkeypatch.setattr(mounts, "_LIST", tmp_path / "state" / "directories")
     wanted = tmp_path / "a" / "b"
-    with mountpoints.mount_points([wanted]):
-        with mountpoints.mount_points([wanted]):
+    with mounts.mount_points([wanted]):
+        with mounts.mount_points([wanted]):
             assert wanted.is_dir()
         assert wanted.is_dir()
     assert not (tmp_path / "a").exists()

@@ -13,7 +13,7 @@ from firstlight.agile import Function
 from firstlight.agile.cgroups import Cgroups, Limits
 from firstlight.errors import Failed, Unsupported
 from firstlight.host import cgroups
-from firstlight.host import workspace as place
+from firstlight.host import workspace as workspaces
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Command, Request
 from firstlight.lab.backends.agile import Agile, payload
@@ -76,7 +76,7 @@ def _network() -> int:
     made: list[int] = []
 
     def make() -> None:
-        place.unshare(_CLONE_NEWNET)
+        workspaces.unshare(_CLONE_NEWNET)
         made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
 
     thread = threading.Thread(target=make)

@@ -38,7 +38,7 @@ _SERVE = """
 import sys
 import msgspec
 from firstlight.agile import Config
-from firstlight.backends import pooled
+from firstlight.lab.backends import pooled
 config = msgspec.json.decode(sys.argv[1], type=Config)
 pooled.serve(config, sys.argv[2], lambda: print("ready", flush=True))
 """
