@@ -29,6 +29,6 @@ shutil.rmtree(RUNS, ignore_errors=True)
 runs = [str(RUNS / name) for name, *_ in EXPERIMENTS]
 for run, (name, *options) in zip(runs, EXPERIMENTS, strict=True):
     firstlight("run", name, *options, "--out", run)
-firstlight("paper", *runs)
+firstlight("claims", *runs)
 firstlight("report", *runs, "--html", "report.html", "--pictures", "report")
 firstlight("report", runs[-1])

@@ -1,3 +1,10 @@
 """firstlight: the laboratory and the runtime for fast function instantiation on Linux."""
 
-__version__ = "0.1.0"
+
+def __getattr__(name: str) -> str:
+    """``__version__``, from the installed package's metadata: meson.build alone states it."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("firstlight")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

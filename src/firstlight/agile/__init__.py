@@ -7,9 +7,26 @@
 It never imports the lab, which measures it as one more backend.
 """
 
+from typing import TYPE_CHECKING
+
 from firstlight.agile.config import Config
 from firstlight.agile.function import Ended, Function
-from firstlight.agile.instance import Instance
-from firstlight.agile.runtime import Runtime
+
+if TYPE_CHECKING:
+    from firstlight.agile.instance import Instance
+    from firstlight.agile.runtime import Runtime
 
 __all__ = ["Config", "Ended", "Function", "Instance", "Runtime"]
+
+
+def __getattr__(name: str) -> object:
+    """Import the runtime when it is first used: clients, which need not, are quick."""
+    if name == "Runtime":
+        from firstlight.agile.runtime import Runtime
+
+        return Runtime
+    if name == "Instance":
+        from firstlight.agile.instance import Instance
+
+        return Instance
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

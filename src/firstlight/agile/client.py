@@ -1,4 +1,4 @@
-"""A client of the resident runtime, for the verbs ``start``, ``ps``, ``stop`` and ``pool``."""
+"""A client of the resident runtime, for the verbs of ``firstlight agile``."""
 
 import socket
 import time
@@ -7,10 +7,8 @@ from pathlib import Path
 import msgspec
 
 from firstlight.agile import protocol, wire
-from firstlight.agile.function import Ended, Function, Listed
-from firstlight.agile.pool import Counts
+from firstlight.agile.function import Counts, Ended, Function, Listed, Result
 from firstlight.agile.protocol import Started
-from firstlight.agile.zygote import Result
 from firstlight.errors import Failed
 
 
@@ -24,7 +22,7 @@ class Client:
         except OSError as error:
             self._socket.close()
             raise Failed(f"no runtime answers at {path}: {error.strerror}",
-                         "start one: firstlight up") from error  # fmt: skip
+                         "start one: firstlight agile up") from error  # fmt: skip
         self._ended: dict[str, Ended] = {}
 
     def __enter__(self) -> "Client":

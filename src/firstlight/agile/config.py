@@ -106,7 +106,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def socket(self) -> Path:
-        """Where ``firstlight up`` listens."""
+        """Where ``firstlight agile up`` listens."""
         return self.directory / "socket"
 
 

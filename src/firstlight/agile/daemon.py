@@ -1,4 +1,4 @@
-"""The resident runtime behind its unix socket: what ``firstlight up`` runs."""
+"""The resident runtime behind its unix socket: what ``firstlight agile up`` runs."""
 
 import asyncio
 import errno

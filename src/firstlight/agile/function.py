@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from firstlight.errors import Failed, UnknownName
 
@@ -96,3 +96,34 @@ class Listed(Struct, frozen=True, kw_only=True):
     address: str | None
     function: Function
     started: int
+
+
+class Result(Struct, frozen=True, kw_only=True):
+    """What a handler returned, as JSON, and what it wrote. ``began`` is its first line, in ns."""
+
+    value: Raw
+    requested: int
+    began: int
+    finished: int
+    warm: bool
+    stdout: str = ""
+    stderr: str = ""
+
+
+class Counts(Struct, frozen=True, kw_only=True):
+    """A pool as ``firstlight agile pools`` shows it.
+
+    ``fill_rate`` is in parts a second, over the ``fill_seconds`` that were spent filling.
+    """
+
+    name: str
+    ready: int
+    low: int
+    high: int
+    hits: int
+    misses: int
+    made: int
+    returned: int
+    failed: int
+    fill_rate: float
+    fill_seconds: float

@@ -7,9 +7,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
-from msgspec import Struct
-
 from firstlight.agile.config import PoolSize
+from firstlight.agile.function import Counts
 from firstlight.errors import Failed
 
 Part = TypeVar("Part")
@@ -40,25 +39,6 @@ class Traffic:
             if not self._under_way and now - self._last >= _CALM_SECONDS:
                 return
             await asyncio.sleep(_CALM_SECONDS)
-
-
-class Counts(Struct, frozen=True, kw_only=True):
-    """A pool as ``firstlight pool`` shows it. ``fill_rate`` is parts a second while filling.
-
-    That was for ``fill_seconds``.
-    """
-
-    name: str
-    ready: int
-    low: int
-    high: int
-    hits: int
-    misses: int
-    made: int
-    returned: int
-    failed: int
-    fill_rate: float
-    fill_seconds: float
 
 
 class Pool(Generic[Part]):

@@ -12,9 +12,7 @@ from functools import lru_cache
 import msgspec
 from msgspec import Struct
 
-from firstlight.agile.function import Ended, Function, Listed
-from firstlight.agile.pool import Counts
-from firstlight.agile.zygote import Result
+from firstlight.agile.function import Counts, Ended, Function, Listed, Result
 from firstlight.errors import Failed
 
 _REPEATED_MOST = 4096

@@ -19,17 +19,17 @@ import msgspec
 from firstlight.agile import roots, seccomp, wire
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import Config
-from firstlight.agile.function import Ended, Function, Listed
+from firstlight.agile.function import Counts, Ended, Function, Listed, Result
 from firstlight.agile.instance import Instance, Sandbox
 from firstlight.agile.journal import Journal
 from firstlight.agile.network import Network, Networks
 from firstlight.agile.once import Once
 from firstlight.agile.output import Output, pipes
-from firstlight.agile.pool import Counts, Pool, Traffic
+from firstlight.agile.pool import Pool, Traffic
 from firstlight.agile.spawner import Spawner
 from firstlight.agile.wasm import Wasm
 from firstlight.agile.wire import Flag
-from firstlight.agile.zygote import INTERPRETER, ZYGOTE_CALLS, Node, Result, Zygote
+from firstlight.agile.zygote import INTERPRETER, ZYGOTE_CALLS, Node, Zygote
 from firstlight.errors import Failed, Unsupported
 
 _USUAL_PROFILE = 0
@@ -203,7 +203,7 @@ class Runtime:
     def instance(self, identity: str) -> Instance:
         """A running instance by its id. Raises Failed."""
         if identity not in self._instances:
-            raise Failed(f"no instance {identity!r} is running", "list them: firstlight ps")
+            raise Failed(f"no instance {identity!r} is running", "list them: firstlight agile ps")
         return self._instances[identity]
 
     def pools(self) -> list[Counts]:

@@ -15,8 +15,7 @@ from typing import Any
 
 import msgspec
 
-from firstlight.agile.function import Function
-from firstlight.agile.zygote import Result
+from firstlight.agile.function import Function, Result
 from firstlight.errors import Failed, Unsupported
 
 _TICK_SECONDS = 0.005

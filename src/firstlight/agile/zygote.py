@@ -23,7 +23,7 @@ from msgspec import Struct
 from firstlight.agile import seccomp, wire
 from firstlight.agile.cgroups import Cgroup, Cgroups
 from firstlight.agile.config import Config
-from firstlight.agile.function import Function
+from firstlight.agile.function import Function, Result
 from firstlight.agile.network import Network, Networks
 from firstlight.agile.output import Output, pipes
 from firstlight.agile.pool import Pool, Traffic
@@ -38,18 +38,6 @@ _ANSWER_MOST = 8 << 20
 _OUTPUT_MOST = 1 << 16
 _MASKED = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/interrupts",
            "/proc/acpi", "/proc/scsi", "/proc/asound")  # fmt: skip
-
-
-class Result(Struct, frozen=True, kw_only=True):
-    """What a handler returned, as JSON, and what it wrote. ``began`` is its first line, in ns."""
-
-    value: msgspec.Raw
-    requested: int
-    began: int
-    finished: int
-    warm: bool
-    stdout: str = ""
-    stderr: str = ""
 
 
 class _Said(Struct, frozen=True):

@@ -90,7 +90,7 @@ def compare(
     if apart and not across:
         raise FirstlightError(
             f"{a.path} and {b.path} cannot be compared: {'; '.join(apart)}",
-            "ask for it with --across, and read the figures with care",
+            "compare them with --allow-different-hosts, and read the figures with care",
         )
     starts_a, starts_b = _by_point(a), _by_point(b)
     pairs = [(starts_a[point], starts_b[point]) for point in starts_a if point in starts_b]

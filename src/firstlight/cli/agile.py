@@ -1,15 +1,16 @@
-"""The verbs of the agile runtime, beside those of the lab in ``cli``."""
+"""The verbs of the agile runtime: ``firstlight agile …``."""
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from firstlight.cli.output import Json, completion, examples, print_json, say, to_json
+from firstlight.cli.output import Json, completion, examples, print_json, print_table, say, to_json
 from firstlight.errors import FirstlightError, UnknownName
 
 if TYPE_CHECKING:
@@ -17,43 +18,68 @@ if TYPE_CHECKING:
     from firstlight.agile.config import Config
     from firstlight.agile.function import Ended, Function
 
-_UNIT = """\
-[Unit]
-Description=firstlight, the agile runtime
-After=network.target
+_BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_NETWORKS = ("outbound", "internal", "none")
 
-[Service]
-Type=notify
-ExecStart={program} up{options}
-KillMode=mixed
-Restart=on-failure
-Delegate=yes
-TasksMax=infinity
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The agile runtime: start functions from prepared parts.",
+)
 
-[Install]
-WantedBy=multi-user.target
-"""
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-Configuration = Annotated[
+ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="The runtime's TOML file.")
 ]
+Rootfs = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR|FILE", help="The root file system, read-only; or a WebAssembly module."
+    ),
+]
+Handler = Annotated[
+    str, typer.Option(metavar="MODULE:NAME", help="Call this Python function of the root.")
+]
+Wasm = Annotated[
+    str, typer.Option(metavar="EXPORT", help="Call this export of the WebAssembly module.")
+]
+Env = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Set an environment variable. Repeatable."),
+]
+Memory = Annotated[str, typer.Option(metavar="SIZE", help="Memory limit, such as 64M.")]
+Cpus = Annotated[float, typer.Option(metavar="N", help="CPU limit.")]
+Pids = Annotated[int, typer.Option(metavar="N", help="Limit of processes and threads.")]
+Reach = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(_NETWORKS),
+        help="What the instance can reach.",
+        autocompletion=completion(lambda: _NETWORKS),
+    ),
+]
+Port = Annotated[
+    list[str] | None,
+    typer.Option(metavar="HOST:INSTANCE", help="Publish a TCP port. Repeatable."),
+]
+UserNamespace = Annotated[
+    bool, typer.Option("--user-namespace", help="Use a user namespace per instance.")
+]
+Event = Annotated[str, typer.Option(metavar="JSON", help="The event that the handler gets.")]
 
 
+@app.command(
+    epilog=examples("agile up", "agile up --config /etc/firstlight.toml", "agile up --unit")
+)
 def up(
     *,
-    config: Configuration = None,
+    config: ConfigFile = None,
     unit: Annotated[
-        bool, typer.Option("--unit", help="Print a systemd unit that does so, and end.")
+        bool, typer.Option("--unit", help="Print a systemd unit for this command and exit.")
     ] = False,
 ) -> None:
-    """Run the resident runtime until SIGTERM or Ctrl-C.
-
-    Then nothing of it is left.
-    """
+    """Run the runtime until SIGTERM or Ctrl-C. Cleans up on exit."""
     if unit:
-        options = f" --config {config.absolute()}" if config else ""
-        sys.stdout.write(_UNIT.format(program=Path(sys.argv[0]).absolute(), options=options))
+        sys.stdout.write(_unit(config))
         return
     from firstlight.agile import daemon
 
@@ -62,65 +88,42 @@ def up(
     daemon.serve(loaded, lambda: say(f"ready: {loaded.socket}"))
 
 
+@app.command(
+    epilog=examples(
+        "agile start --rootfs /srv/root -- /bin/hello",
+        "agile start --rootfs /srv/root --memory 64M --network none -- /bin/job",
+        "agile start --rootfs /srv/root --port 8080:80 --detach -- /bin/server",
+    )
+)
 def start(
     command: Annotated[list[str] | None, typer.Argument(metavar="COMMAND")] = None,
     *,
-    rootfs: Annotated[
-        str,
-        typer.Option(metavar="DIR|FILE", help="What is shown read-only, or a WebAssembly module."),
-    ],
-    handler: Annotated[
-        str, typer.Option(metavar="MODULE:NAME", help="A Python handler, by a warm interpreter.")
-    ] = "",
-    event: Annotated[str, typer.Option(metavar="JSON", help="What the handler is given.")] = "null",
-    wasm: Annotated[
-        str, typer.Option(metavar="EXPORT", help="Call an export of a WebAssembly module.")
-    ] = "",
-    env: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="In its environment.")
-    ] = None,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="At most, such as 64M.")] = "128M",
-    cpus: Annotated[float, typer.Option(metavar="N", help="At most.")] = 1.0,
-    pids: Annotated[int, typer.Option(metavar="N", help="Processes and threads at most.")] = 64,
-    network: Annotated[
-        str,
-        typer.Option(
-            metavar="outbound|internal|none",
-            help="What it reaches.",
-            autocompletion=completion(lambda: ("outbound", "internal", "none")),
-        ),
-    ] = "outbound",
-    port: Annotated[
-        list[str] | None, typer.Option(metavar="HOST:INSTANCE", help="Publish a TCP port.")
-    ] = None,
-    user_namespace: Annotated[
-        bool, typer.Option("--user-namespace", help="Give it a user namespace of its own.")
+    rootfs: Rootfs,
+    handler: Handler = "",
+    event: Event = "null",
+    wasm: Wasm = "",
+    env: Env = None,
+    memory: Memory = "128M",
+    cpus: Cpus = 1.0,
+    pids: Pids = 64,
+    network: Reach = "outbound",
+    port: Port = None,
+    user_namespace: UserNamespace = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Print the instance's id and leave it running.")
     ] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Print its id and leave it.")] = False,
-    config: Configuration = None,
+    config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Start an instance of a function. Exit status is the instance's own."""
-    from firstlight.agile.function import Reach
+    """Start an instance of a function. Exit status is the instance's own.
 
-    if network not in get_args(Reach):
-        raise UnknownName("network", network, get_args(Reach))
+    With --handler or --wasm it does what invoke does.
+    """
     function = _function(
-        command=tuple(command or ()),
-        rootfs=str(Path(rootfs).absolute()),
-        kind="python" if handler else "wasm" if wasm else "command",
-        handler=handler or wasm,
-        env=dict(_pair(word, "=", "--env", "NAME=VALUE") for word in env or ()),
-        memory=_bytes(memory),
-        cpus=cpus,
-        pids=pids,
-        network=network,
-        ports={
-            int(a): int(b)
-            for a, b in (_pair(w, ":", "--port", "HOST:INSTANCE") for w in port or ())
-        },
+        command=tuple(command or ()), rootfs=rootfs, handler=handler, wasm=wasm, env=env,
+        memory=memory, cpus=cpus, pids=pids, network=network, port=port,
         user_namespace=user_namespace,
-    )
+    )  # fmt: skip
     with _client(config) as client:
         if function.kind != "command":
             print_json(client.invoke(function, _event(event)))
@@ -128,66 +131,97 @@ def start(
         streams = (_null(), _null(), _null()) if detach else (0, 1, 2)
         started = client.start(function, streams, detached=detach)
         if as_json:
-            sys.stderr.write(to_json(started))
+            sys.stderr.write(to_json(started))  # stdout is the instance's
         elif detach:
             sys.stdout.write(started.id + "\n")
         if not detach:
             raise typer.Exit(_status(client.wait(started.id)))
 
 
-def ps(*, config: Configuration = None, as_json: Json = False) -> None:
+@app.command(
+    epilog=examples(
+        "agile invoke --rootfs /srv/f --handler app:main '{\"a\": 1}'",
+        "agile invoke --rootfs /srv/f.wasm --wasm add '[1, 2]'",
+    )
+)
+def invoke(
+    event: Annotated[str, typer.Argument(metavar="EVENT", help="JSON.")] = "null",
+    *,
+    rootfs: Rootfs,
+    handler: Handler = "",
+    wasm: Wasm = "",
+    env: Env = None,
+    memory: Memory = "128M",
+    cpus: Cpus = 1.0,
+    pids: Pids = 64,
+    network: Reach = "outbound",
+    config: ConfigFile = None,
+) -> None:
+    """Call a handler with an event and print the answer.
+
+    The handler is a Python function or a WebAssembly export; event and answer are JSON.
+    """
+    if not handler and not wasm:
+        raise FirstlightError("there is no handler to call", "give --handler or --wasm")
+    function = _function(
+        rootfs=rootfs, handler=handler, wasm=wasm, env=env, memory=memory, cpus=cpus, pids=pids,
+        network=network,
+    )  # fmt: skip
+    with _client(config) as client:
+        print_json(client.invoke(function, _event(event)))
+
+
+@app.command(epilog=examples("agile ps", "agile ps --json"))
+def ps(*, config: ConfigFile = None, as_json: Json = False) -> None:
     """List the running instances."""
     with _client(config) as client:
         running = client.running()
     if as_json:
         print_json(running)
         return
-    _table(
+    print_table(
         ("id", "pid", "address", "command"),
-        [(one.id, str(one.pid), one.address or "–",
-          " ".join(one.function.command) or one.function.handler) for one in running],
+        [(instance.id, str(instance.pid), instance.address or "–",
+          " ".join(instance.function.command) or instance.function.handler)
+         for instance in running],
     )  # fmt: skip
 
 
+@app.command(epilog=examples("agile stop 17", "agile stop 17 18"))
 def stop(
     identities: Annotated[list[str], typer.Argument(metavar="ID")],
     *,
-    config: Configuration = None,
+    config: ConfigFile = None,
 ) -> None:
-    """End instances, by their ids."""
+    """Stop instances by their ids."""
     with _client(config) as client:
         for identity in identities:
             client.stop(identity)
 
 
-def pool(*, config: Configuration = None, as_json: Json = False) -> None:
-    """Show the pools: sizes, hits, misses, and how fast they fill."""
+@app.command(epilog=examples("agile pools", "agile pools --json"))
+def pools(*, config: ConfigFile = None, as_json: Json = False) -> None:
+    """Show the pools: sizes, hits, misses, fill rates."""
     with _client(config) as client:
-        pools = client.pools()
+        counts = client.pools()
     if as_json:
-        print_json(pools)
+        print_json(counts)
         return
-    _table(
-        ("pool", "ready", "low", "high", "hits", "misses", "made", "returned", "failed", "fill/s"),
-        [(one.name, *(str(getattr(one, name)) for name in
-          ("ready", "low", "high", "hits", "misses", "made", "returned", "failed")),
-          f"{one.fill_rate:.0f}") for one in pools],
+    names = ("ready", "low", "high", "hits", "misses", "made", "returned", "failed")
+    print_table(
+        ("pool", *names, "fill/s"),
+        [(pool.name, *(str(getattr(pool, name)) for name in names), f"{pool.fill_rate:.0f}")
+         for pool in counts],
     )  # fmt: skip
 
 
-def add(app: typer.Typer) -> None:
-    """Add the verbs to those of the lab."""
-    app.command(epilog=examples("up", "up --config /etc/firstlight.toml", "up --unit"))(up)
-    app.command(
-        epilog=examples(
-            "start --rootfs /srv/root -- /bin/hello", "start --rootfs /srv/f --handler app:main",
-            "start --rootfs /srv/f.wasm --wasm add --event '[1, 2]'",
-            "start --rootfs /srv/root --port 8080:80 --detach -- /bin/server",
-        )
-    )(start)  # fmt: skip
-    app.command(epilog=examples("ps", "ps --json"))(ps)
-    app.command(epilog=examples("stop 17"))(stop)
-    app.command(epilog=examples("pool"))(pool)
+def _unit(config: Path | None) -> str:
+    from importlib.resources import files
+
+    text = (files("firstlight") / "deploy/systemd/firstlight.service").read_text()
+    words = [str(Path(sys.argv[0]).absolute()), "agile", "up"]
+    words += ["--config", str(config.absolute())] if config else []
+    return re.sub(r"(?m)^ExecStart=.*$", lambda _: f"ExecStart={' '.join(words)}", text)
 
 
 def _configuration(file: Path | None) -> "Config":
@@ -202,35 +236,61 @@ def _client(file: Path | None) -> "Client":
     return Client(_configuration(file).socket)
 
 
-def _function(**fields: object) -> "Function":
+def _function(
+    *,
+    command: tuple[str, ...] = (),
+    rootfs: str,
+    handler: str,
+    wasm: str,
+    env: list[str] | None,
+    memory: str,
+    network: str,
+    port: list[str] | None = None,
+    **limits: object,
+) -> "Function":
     import msgspec
 
-    from firstlight.agile.function import Function
+    from firstlight.agile import function
 
-    function = msgspec.convert(fields, Function)
-    function.check()
-    return function
+    if network not in _NETWORKS:
+        raise UnknownName("network", network, _NETWORKS)
+    ports = [_pair(word, ":", "--port", "HOST:INSTANCE") for word in port or ()]
+    fields = {
+        "command": command,
+        "rootfs": str(Path(rootfs).absolute()),
+        "kind": "python" if handler else "wasm" if wasm else "command",
+        "handler": handler or wasm,
+        "env": dict(_pair(word, "=", "--env", "NAME=VALUE") for word in env or ()),
+        "memory": _bytes(memory),
+        "network": network,
+        "ports": {int(host): int(instance) for host, instance in ports},
+    }
+    converted = msgspec.convert(fields | limits, function.Function)
+    converted.check()
+    return converted
 
 
 def _pair(word: str, separator: str, option: str, form: str) -> tuple[str, str]:
     left, found, right = word.partition(separator)
     if not found or (separator == ":" and not (left.isdigit() and right.isdigit())):
-        raise FirstlightError(f"{option} {word!r} is not understood", f"write it {form}")
+        raise FirstlightError(f"{option} {word!r} is malformed", f"write it as {form}")
     return left, right
 
 
-def _bytes(words: str) -> int:
-    number, unit = (words[:-1], words[-1].upper()) if words[-1:].isalpha() else (words, "")
-    if not number.isdigit() or unit not in _UNITS:
-        raise FirstlightError(f"--memory {words!r} is not understood", "such as 64M or 1G")
-    return int(number) * _UNITS[unit]
+def _bytes(size: str) -> int:
+    number, unit = (size[:-1], size[-1].upper()) if size[-1:].isalpha() else (size, "")
+    if not number.isdigit() or unit not in _BYTES:
+        raise FirstlightError(f"--memory {size!r} is not a size", "such as 64M or 1G")
+    return int(number) * _BYTES[unit]
 
 
-def _event(words: str) -> object:
+def _event(text: str) -> object:
     try:
-        return json.loads(words)
+        return json.loads(text)
     except ValueError as error:
-        raise FirstlightError(f"--event is not JSON: {error}", "quote it for the shell") from error
+        raise FirstlightError(
+            f"the event is not JSON: {error}", "quote it for the shell"
+        ) from error
 
 
 def _null() -> int:
@@ -239,13 +299,3 @@ def _null() -> int:
 
 def _status(ended: "Ended") -> int:
     return 128 + ended.signal if ended.signal else ended.status or 0
-
-
-def _table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*names, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False).print(table)

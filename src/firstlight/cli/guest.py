@@ -1,4 +1,4 @@
-"""The verbs of the catalogue of guests, below ``firstlight guest``."""
+"""The verbs of the guest catalogue: ``firstlight guest …``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,14 +7,14 @@ import typer
 
 from firstlight.cli.output import Json, completion, examples, print_json, say
 
-guest = typer.Typer(
+app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Bring guests of your own for machines: OSv, Linux or any other.",
+    help="Manage guests of your own that VMs boot: OSv, Linux, any other.",
 )
 
 
-@guest.command(
+@app.command(
     epilog=examples(
         "guest add osv --kernel loader-stripped.elf --image usr.img",
         "guest add osv --image usr.img --name mine --program '/java.so -jar /app.jar'",
@@ -67,7 +67,7 @@ def add(
         say(f"added guest {added.name} to {catalogue.directory()}")
 
 
-@guest.command("list", epilog=examples("guest list", "guest list --json"))
+@app.command("list", epilog=examples("guest list", "guest list --json"))
 def list_guests(*, as_json: Json = False) -> None:
     """List the guests of the catalogue."""
     from rich.console import Console
@@ -87,14 +87,9 @@ def list_guests(*, as_json: Json = False) -> None:
     Console(highlight=False).print(table)
 
 
-@guest.command(epilog=examples("guest remove osv"))
+@app.command(epilog=examples("guest remove osv"))
 def remove(name: str) -> None:
     """Remove a guest and its copies from the catalogue."""
     from firstlight.lab.guests import catalogue
 
     catalogue.remove(name)
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the verbs to the lab's."""
-    app.add_typer(guest, name="guest")

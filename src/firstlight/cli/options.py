@@ -1,126 +1,183 @@
-"""What the words after the options of ``firstlight run`` mean, and whether they mean anything."""
+"""The options of ``firstlight run``: their help, and the checks of their values."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from firstlight.cli.output import completion
 from firstlight.errors import FirstlightError, UnknownName, Unsupported
 
 if TYPE_CHECKING:
     from firstlight.lab.experiments import Experiment, Options
     from firstlight.model import EndPoint
 
-_LEAST_FREE_BYTES = 200 << 20
-_NAMES = {
-    "runtimes": "--runtime", "confs": "--conf", "binaries": "--binary", "accel": "--accel",
+_END_POINTS = ("first-packet",)
+_FREE_BYTES_MIN = 200 << 20
+_OPTIONS = {
+    "runtimes": "--runtime", "confs": "--cni", "binaries": "--hypervisor", "accel": "--accel",
     "guests": "--guest", "clocks": "--icount",
 }  # fmt: skip
 
 
-def experiments() -> Iterable[str]:
-    """The names of all experiments."""
+def _experiments() -> Iterable[str]:
     from firstlight.lab.experiments import catalogue
 
     return catalogue.ALL
 
 
-def numbers(words: str) -> tuple[int, ...]:
-    """``1,10,50`` of --instances."""
-    try:
-        found = tuple(int(word) for word in words.split(",") if word.strip())
-    except ValueError:
-        found = (0,)
-    if any(number < 1 for number in found):
-        raise FirstlightError(f"--instances {words!r} is not a list of counts", "such as 1,10,50")
-    return found
-
-
-def runtimes(words: str) -> tuple[str, ...]:
-    """``runc,/opt/crun`` of --runtime, each of which is there."""
-    from firstlight.lab.backends.oci import Oci
-
-    found = tuple(word.strip() for word in words.split(",") if word.strip())
-    for runtime in found:
-        Oci(runtime).probe()
-    return found
-
-
-def binaries(words: Iterable[str]) -> tuple[str, ...]:
-    """Each --binary, which is there."""
-    import shutil
-
-    found = tuple(words)
-    for binary in found:
-        if not shutil.which(binary):
-            raise Unsupported(f"hypervisor {binary!r} is not found", "give its path to --binary")
-    return found
-
-
-def accelerator(word: str) -> str:
-    """What --accel names."""
+def _accelerators() -> Sequence[str]:
     from firstlight.lab.backends.accel import ACCELERATORS
 
-    if word not in ACCELERATORS:
-        raise UnknownName("accelerator", word, ACCELERATORS)
-    return word
+    return ACCELERATORS
 
 
-def end_point(word: str) -> "EndPoint | None":
-    """What --until names."""
+ExperimentName = Annotated[
+    str,
+    typer.Argument(
+        help="Its name; firstlight list shows all.",
+        autocompletion=completion(_experiments),
+    ),
+]
+Instances = Annotated[str, typer.Option(metavar="N,N", help="Starts at once, such as 1,10,50.")]
+Repetitions = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Batches per point (3× for single starts).  [default: the experiment's]",
+    ),
+]
+Fast = Annotated[bool, typer.Option("--fast", help="Few repetitions and instances.")]
+Rigorous = Annotated[bool, typer.Option("--rigorous", help="Many repetitions.")]
+Runtime = Annotated[str, typer.Option(metavar="NAME,NAME", help="OCI runtimes, by name or path.")]
+Cni = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME|FILE", help="A CNI network: a built-in name or a file. Repeatable."),
+]
+Hypervisor = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PROGRAM", help="A hypervisor, by name or path. Repeatable."),
+]
+Accel = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|kvm|tcg",
+        help="QEMU's accelerator.",
+        autocompletion=completion(_accelerators),
+    ),
+]
+Guest = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="What VMs boot: probe, linux, or an added one. Repeatable."),
+]
+Icount = Annotated[
+    bool,
+    typer.Option(
+        "--icount", help="Also boot on a clock of counted instructions, which is repeatable."
+    ),
+]
+EndPointName = Annotated[
+    str,
+    typer.Option(
+        metavar="first-packet",
+        help="End each start when the gateway has answered its first packet.",
+        autocompletion=completion(lambda: _END_POINTS),
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Directory of the run.  [default: runs/…]")
+]
+Cold = Annotated[bool, typer.Option("--cold", help="Drop the page cache before each batch.")]
+Trace = Annotated[bool, typer.Option(help="Also trace starts, for the breakdown.")]
+Deadline = Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Deadline per start.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the schedule's order.")]
+
+
+def instances(text: str) -> tuple[int, ...]:
+    """Parse ``1,10,50``. Raises FirstlightError."""
+    try:
+        counts = tuple(int(word) for word in text.split(",") if word.strip())
+    except ValueError:
+        counts = (0,)
+    if any(count < 1 for count in counts):
+        raise FirstlightError(f"--instances {text!r} is not a list of counts", "such as 1,10,50")
+    return counts
+
+
+def runtimes(text: str) -> tuple[str, ...]:
+    """Parse ``runc,/opt/crun``. Raises Unsupported if one cannot run here."""
+    from firstlight.lab.backends.oci import Oci
+
+    names = tuple(word.strip() for word in text.split(",") if word.strip())
+    for name in names:
+        Oci(name).probe()
+    return names
+
+
+def hypervisors(programs: Iterable[str]) -> tuple[str, ...]:
+    """Check that each hypervisor is installed. Raises Unsupported."""
+    import shutil
+
+    names = tuple(programs)
+    for name in names:
+        if not shutil.which(name):
+            raise Unsupported(
+                f"hypervisor {name!r} is not installed", "give its path to --hypervisor"
+            )
+    return names
+
+
+def accelerator(name: str) -> str:
+    """Check the value of --accel. Raises UnknownName."""
+    if name not in (valid := _accelerators()):
+        raise UnknownName("accelerator", name, valid)
+    return name
+
+
+def end_point(name: str) -> "EndPoint | None":
+    """The end point that --end-point names; None for the backend's own. Raises UnknownName."""
     from firstlight.model import EndPoint
 
-    asked = {"first-packet": EndPoint.FIRST_PACKET}
-    if word and word not in asked:
-        raise UnknownName("end point", word, asked)
-    return asked.get(word)
+    if name and name not in _END_POINTS:
+        raise UnknownName("end point", name, _END_POINTS)
+    return EndPoint.FIRST_PACKET if name else None
 
 
 def check_use(experiment: "Experiment", asked: "Options") -> None:
-    """Raise FirstlightError for an option that the experiment never looks at.
+    """Raise FirstlightError for an option that has no effect on the experiment.
 
-    Else the user would take a run for an answer to what was asked.
+    Otherwise the user would take the run for an answer to what was asked.
     """
     from firstlight.lab.experiments import Options
 
-    looked_at: set[str] = set()
+    used: set[str] = set()
 
     class Watched(Options):
         def __getattribute__(self, name: str) -> object:
-            looked_at.add(name)
+            used.add(name)
             return super().__getattribute__(name)
 
     experiment.points(Watched(**vars(asked)))
     default = Options(asked.instances)
-    for field, option in _NAMES.items():
-        if field not in looked_at and getattr(asked, field) != getattr(default, field):
+    for field, option in _OPTIONS.items():
+        if field not in used and getattr(asked, field) != getattr(default, field):
             raise FirstlightError(
-                f"{option} says nothing to {experiment.name}",
+                f"{option} has no effect on {experiment.name}",
                 "leave it out; firstlight list shows what each experiment varies",
             )
 
 
 def check_space(directory: Path) -> None:
-    """Raise Unsupported if a run would fill the disk that ``directory`` is to be made on."""
+    """Raise Unsupported if the disk of ``directory`` has no room for a run."""
     import shutil
 
-    there = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < _LEAST_FREE_BYTES:
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < _FREE_BYTES_MIN:
         raise Unsupported(
             f"{directory} has only {free >> 20} MiB free, and a run needs "
-            f"{_LEAST_FREE_BYTES >> 20} MiB",
-            "free some, or name another directory with --out",
+            f"{_FREE_BYTES_MIN >> 20} MiB",
+            "free some space, or choose another directory with --out",
         )
-
-
-@contextmanager
-def writing(path: Path, option: str) -> Iterator[None]:
-    """What cannot be written to ``path`` is the user's word to change, not a fault of ours."""
-    try:
-        yield
-    except OSError as error:
-        raise FirstlightError(
-            f"cannot write {error.filename or path}: {error.strerror}",
-            f"give {option} another path",
-        ) from error

@@ -14,7 +14,8 @@ from tests.support.agile_host import on_host
 
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Pools, PoolSize
-from firstlight.agile.zygote import Result, Zygote
+from firstlight.agile.function import Result
+from firstlight.agile.zygote import Zygote
 from firstlight.errors import Failed
 
 HANDLERS = """

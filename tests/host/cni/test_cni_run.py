@@ -31,7 +31,7 @@ def test_background_pods_that_cannot_be_brought_up_are_recorded_and_the_run_goes
     )  # fmt: skip
     out = tmp_path / "run"
     subprocess.run(
-        [Path(sys.executable).with_name("firstlight"), "run", "cni-background", "--conf", str(conf),
+        [Path(sys.executable).with_name("firstlight"), "run", "cni-background", "--cni", str(conf),
          "--repetitions", "1", "--no-trace", "--out", str(out)],
         check=True, capture_output=True, cwd=tmp_path,
     )  # fmt: skip

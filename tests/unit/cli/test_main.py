@@ -1,7 +1,12 @@
 import re
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from tests.support import synthetic
 from typer.testing import CliRunner, Result
 
@@ -13,19 +18,104 @@ from firstlight.lab.experiments import Experiment, Options, catalogue
 from firstlight.model import EndPoint, Point
 
 
-def verb(*words: str) -> Result:
+def invoke(*words: str) -> Result:
     return CliRunner().invoke(cli.app, list(words))
 
 
 def refusal(*words: str) -> FirstlightError:
-    error = verb(*words).exception
+    error = invoke(*words).exception
     assert isinstance(error, FirstlightError), error
     return error
 
 
-def test_the_list_of_verbs_cuts_no_sentence() -> None:
-    text = CliRunner().invoke(cli.app, ["--help"], terminal_width=78).stdout
+@pytest.mark.parametrize("group", [(), ("agile",), ("guest",)])
+def test_the_list_of_verbs_cuts_no_sentence(group: tuple[str, ...]) -> None:
+    text = CliRunner().invoke(cli.app, [*group, "--help"], terminal_width=78).stdout
     assert "..." not in text.partition("Commands:")[2].partition("Examples:")[0]
+
+
+def commands(app: typer.Typer = cli.app) -> dict[str, typer.core.TyperCommand]:
+    """Every verb by the words that call it."""
+    found = {}
+
+    def walk(command: Any, words: str) -> None:
+        if hasattr(command, "commands"):
+            for name, below in command.commands.items():
+                walk(below, f"{words} {name}")
+        else:
+            found[words.strip()] = command
+
+    walk(typer.main.get_command(app), "")
+    return found
+
+
+def test_the_verbs() -> None:
+    assert sorted(commands()) == sorted(
+        [
+            "agile invoke",
+            "agile pools",
+            "agile ps",
+            "agile start",
+            "agile stop",
+            "agile up",
+            "claims",
+            "clean",
+            "compare",
+            "doctor",
+            "guest add",
+            "guest list",
+            "guest remove",
+            "list",
+            "report",
+            "run",
+            "trace",
+        ]
+    )
+
+
+@pytest.mark.parametrize("verb", sorted(commands()))
+def test_the_help_of_each_verb_explains_every_option_and_has_examples(verb: str) -> None:
+    command = commands()[verb]
+    assert command.help
+    assert f"firstlight {verb}" in str(command.epilog)
+    for parameter in command.params:
+        if parameter.param_type_name == "option":
+            assert getattr(parameter, "help", None), parameter.name
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert invoke("--version").stdout == f"firstlight {version('firstlight')}\n"
+
+
+HEAVY = ("asyncio", "rich", "pydantic", "polars", "firstlight.lab", "firstlight.agile.runtime")
+
+
+def test_the_verbs_of_the_runtime_import_neither_the_lab_nor_the_runtime_nor_rich() -> None:
+    script = (
+        "import sys\n"
+        "from firstlight.cli.main import app\n"
+        "from firstlight.errors import Failed\n"
+        "try: app(['agile', *sys.argv[1:]])\n"
+        "except Failed: pass\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    for words in (("ps",), ("start", "--rootfs", "/", "--", "/bin/true")):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *words], capture_output=True, text=True
+        )
+        assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_unit_is_that_of_the_package_with_this_programs_path() -> None:
+    shipped = (Path(__file__).parents[3] / "deploy/systemd/firstlight.service").read_text()
+    unit = invoke("agile", "up", "--unit", "--config", "/etc/mine.toml").stdout
+    [line] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
+    assert re.fullmatch(r"ExecStart=/\S+ agile up --config /etc/mine.toml", line)
+    assert unit.replace(line, "") == re.sub(r"(?m)^ExecStart=.*$", "", shipped)
+
+
+def test_a_call_without_a_handler_is_refused() -> None:
+    assert refusal("agile", "invoke", "--rootfs", "/srv").message == "there is no handler to call"
 
 
 def test_a_shell_completes_the_names_of_experiments() -> None:
@@ -39,14 +129,14 @@ def test_a_shell_completes_the_names_of_experiments() -> None:
 
 @pytest.mark.parametrize(
     ("experiment", "option"),
-    [("container-creation", ("--conf", "bridge")), ("floor", ("--accel", "tcg")),
+    [("container-creation", ("--cni", "bridge")), ("floor", ("--accel", "tcg")),
      ("agile", ("--icount",)), ("network-setup", ("--guest", "probe"))],
 )  # fmt: skip
-def test_an_option_that_says_nothing_to_an_experiment_is_refused(
+def test_an_option_without_effect_on_an_experiment_is_refused(
     experiment: str, option: tuple[str, ...], tmp_path: Path
 ) -> None:
     error = refusal("run", experiment, *option, "--out", str(tmp_path / "run"))
-    assert error.message == f"{option[0]} says nothing to {experiment}"
+    assert error.message == f"{option[0]} has no effect on {experiment}"
     assert not (tmp_path / "run").exists()
 
 
@@ -104,7 +194,7 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_exports_of_runs_of_one_name_lie_apart(tmp_path: Path) -> None:
     made = (synthetic.container_creation, synthetic.network_setup)
     runs = [make(tmp_path / make.__name__ / "run") for make in made]
-    done = verb("report", *(str(run.path) for run in runs),
+    done = invoke("report", *(str(run.path) for run in runs),
                 "--export", "csv", "--out", str(tmp_path / "out"))  # fmt: skip
     assert done.exit_code == 0, done.exception
     assert {path.name for path in (tmp_path / "out").iterdir()} == {run.header.run for run in runs}
@@ -127,13 +217,13 @@ def test_a_command_needs_no_dashes_before_its_own_options(monkeypatch: pytest.Mo
     ("option", "fact", "hint"),
     [
         (("--network", "mars"), "unknown network 'mars'", "valid: outbound, internal, none"),
-        (("--port", "80"), "--port '80' is not understood", "write it HOST:INSTANCE"),
-        (("--env", "X"), "--env 'X' is not understood", "write it NAME=VALUE"),
-        (("--memory", "1Q"), "--memory '1Q' is not understood", "such as 64M or 1G"),
+        (("--port", "80"), "--port '80' is malformed", "write it as HOST:INSTANCE"),
+        (("--env", "X"), "--env 'X' is malformed", "write it as NAME=VALUE"),
+        (("--memory", "1Q"), "--memory '1Q' is not a size", "such as 64M or 1G"),
     ],
 )
-def test_a_start_of_wrong_words_says_the_right_ones(
+def test_a_start_with_a_malformed_option_names_the_form(
     option: tuple[str, str], fact: str, hint: str
 ) -> None:
-    error = refusal("start", "--rootfs", "/", *option, "--", "/bin/true")
+    error = refusal("agile", "start", "--rootfs", "/", *option, "--", "/bin/true")
     assert (error.message, error.hint) == (fact, hint)

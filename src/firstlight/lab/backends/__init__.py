@@ -95,6 +95,6 @@ def until(backend: Backend, end_point: EndPoint | None, point: Point) -> Backend
     if end_point is not EndPoint.FIRST_PACKET or not isinstance(backend, Reaching):
         raise Unsupported(
             f"its starts end at the {backend.end_point}, and have no {end_point}",
-            "leave --until out, or run agile, pod or a CNI experiment",
+            "leave out --end-point, or run agile, pod or a CNI experiment",
         )
     return backend.reaching(point)

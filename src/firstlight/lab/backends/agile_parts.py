@@ -14,7 +14,7 @@ from typing import Self
 from firstlight.agile import Config, Function
 from firstlight.agile.client import Client
 from firstlight.agile.config import Ahead, Pools, PoolSize
-from firstlight.agile.pool import Counts
+from firstlight.agile.function import Counts
 from firstlight.errors import UnknownName
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace

@@ -83,7 +83,7 @@ class Cni:
         """Until the gateway has answered the first packet after ADD."""
         if point.get("operation") == "DEL":
             raise Unsupported("DEL ends without a network, and so without a first packet",
-                              "leave --until out")  # fmt: skip
+                              "leave out --end-point")  # fmt: skip
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     @contextmanager

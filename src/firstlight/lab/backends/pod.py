@@ -71,7 +71,7 @@ class Pod:
         del point
         if self.network == NO_NETWORK:
             raise Unsupported("a pod without a network has no first packet",
-                              "name networks: --conf bridge --conf pooled")  # fmt: skip
+                              "name networks: --cni bridge --cni pooled")  # fmt: skip
         if not self._container.joins_network:
             raise Unsupported(f"{self._container.name} runs without a network here, and so has no "
                               "first packet", "name another: --runtime runc")  # fmt: skip

@@ -49,7 +49,7 @@ def reaching(guest: Guest) -> Guest:
     """The guest with the first packet as its end point. Raises Unsupported."""
     if not isinstance(guest, Reaching):
         raise Unsupported(f"the guest {guest.name} tells of no first packet",
-                          "take probe or linux, or leave --until out")  # fmt: skip
+                          "use probe or linux, or leave out --end-point")  # fmt: skip
     return guest.reaching()
 
 

@@ -1,0 +1,63 @@
+"""The verb ``trace``: the start of any command."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from firstlight.cli.output import Json, examples, print_json, say, stderr
+
+
+def trace(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND")],
+    *,
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="PROGRAM", help="Stop the clock when this program is executed."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the run, for report.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show where a command's start-up time goes, and why.
+
+    The command runs here, with your terminal, to its end. Exit status is the command's own.
+    """
+    from firstlight.analysis import breakdown
+    from firstlight.lab.tracing import traced
+    from firstlight.report import waterfall
+
+    with traced(command, until, out) as result:
+        sample = result.run.samples[0]
+        timeline = breakdown.timeline(result.run, sample)
+        if as_json:
+            print_json(
+                {
+                    "latency_ns": sample.latency,
+                    "end_point": result.run.header.end_point,
+                    "lost_events": sample.lost,
+                    "exit_status": result.exit_status,
+                    "breakdown": breakdown.breakdown(result.run).drop("sample").to_dicts(),
+                    "timeline": timeline.to_dicts(),
+                }
+            )
+        else:
+            console = stderr()  # stdout is the command's
+            _, spans = next(result.run.span_batches())
+            console.print(waterfall.waterfall(timeline, spans, console.width))
+            if sample.lost:
+                say(f"warning: {sample.lost} events were lost: phases may be wrong")
+        status = result.exit_status
+    raise typer.Exit(status if status >= 0 else 128 - status)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(
+        context_settings={"allow_interspersed_args": False},
+        epilog=examples(
+            "trace -- runc run --bundle /tmp/b mine", "trace -- ip netns add test",
+            "trace --until nginx -- podman run nginx", "trace -- python3 -c 'import json'",
+        ),
+    )(trace)  # fmt: skip
