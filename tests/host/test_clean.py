@@ -259,7 +259,7 @@ def test_a_named_namespace_of_a_dead_run_is_removed_and_others_stay() -> None:
 
 def test_cleaning_does_not_end_itself() -> None:
     """As when ``firstlight clean`` is typed in a shell that a dead lab had started."""
-    code = "from firstlight import clean; clean.clean(); print('alive')"
+    code = "from firstlight.lab import clean; clean.clean(); print('alive')"
     environment = {**os.environ, "FIRSTLIGHT_RUN": "gone", "FIRSTLIGHT_LAB": "1:0"}
     done = subprocess.run(
         ["sh", "-c", f'"{sys.executable}" -c "{code}"; echo shell'],

@@ -173,7 +173,7 @@ class Qemu:
             kind = f"file,mem-path={_quoted(memory)}" if memory else "memfd"
             line += ["-object", f"memory-backend-{kind},id=memory,size={self.memory_mb}M,share=on"]
             machine += ",memory-backend=memory"
-        line += ["-machine", machine, "-cpu", "host" if chosen.name == "kvm" else "max",
+        line += ["-machine", machine, "-cpu", chosen.cpu,
                  "-m", str(self.memory_mb), "-smp", str(self.cpus),
                  "-vga", "std" if self.console == "vga" else "none",
                  *_CONSOLE, *_MONITOR]  # fmt: skip

@@ -16,7 +16,7 @@ LONG, SHORT = 0.3, 0.0005
         ([SHORT], "kvm", "at a processor's speed"),
         ([LONG, SHORT], "kvm", "at a processor's speed"),
         ([LONG, LONG, LONG, SHORT], "tcg", "KVM only emulates here"),
-        ([None], "tcg", "it did not"),
+        ([None, None], "tcg", "it did not"),
     ],
     ids=["quick", "quick on a busy machine", "slow", "none"],
 )
@@ -29,7 +29,7 @@ def test_a_guest_that_counts_slowly_is_run_again(
     monkeypatch.setattr(accel, "_chosen", {})
     monkeypatch.setattr(qemu_build, "listed", lambda _program, _option: frozenset({"kvm", "tcg"}))
     left = iter(counts)
-    monkeypatch.setattr(accel, "_count", lambda _program, _name: (next(left), "it did not"))
+    monkeypatch.setattr(accel, "_count", lambda *_: (next(left), "it did not"))
     chosen = accel.choose("qemu")
     assert chosen.name == name
     assert reason in chosen.reason
@@ -47,3 +47,16 @@ def test_the_count_is_from_a_to_b(before: str) -> None:
     assert complaint == ""
     assert seconds is not None
     assert seconds < 60
+
+
+def test_a_cpu_that_kvm_cannot_give_is_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kvm").touch()
+    monkeypatch.setattr(accel, "_KVM", tmp_path / "kvm")
+    monkeypatch.setattr(accel, "_chosen", {})
+    monkeypatch.setattr(qemu_build, "listed", lambda _program, _option: frozenset({"kvm", "tcg"}))
+    monkeypatch.setattr(
+        accel, "_count", lambda _program, _name, cpu: (None if cpu == "host" else 1e-3, "aborted")
+    )
+    assert accel.choose("qemu").cpu == "host,-arch-capabilities"
