@@ -30,7 +30,7 @@ from firstlight.host.mounts import mount_points
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Command, cni_services
 from firstlight.lab.backends.network import private_names
-from firstlight.lab.cni import known
+from firstlight.lab.cni import known, needs
 from firstlight.lab.cni.conf import Json, Network, execution
 from firstlight.lab.cni.plugin import find
 from firstlight.lab.cni.runtime import Attachment
@@ -41,6 +41,8 @@ OPERATIONS = ("ADD", "DEL", "ADD beside DEL")
 NAMES = Path("/run/netns")
 _PRIVATE = ("/var/lib/cni", "/run/cni")
 _INTERFACE = "eth0"
+_UPLINK = "uplink"
+_ADDRESS = "192.0.2.1/24"  # of the range for documentation, RFC 5737: it is nobody's
 _AT_ONCE = 4  # untimed ADDs and DELs: more than this only queue for the kernel's locks
 _UNTIMED_SECONDS = 120.0  # for all together
 _CLEARING_SECONDS = 15.0  # a plugin may wait for a daemon that has died; the rest is swept away
@@ -76,6 +78,7 @@ class Cni:
         network, about = known.find(self.conf)
         for kind in _kinds(network):
             find(kind, known.path(about))
+        needs.check(network)
         if about.service:
             cni_services.probe(about.service)
 
@@ -138,7 +141,7 @@ def hosting(conf: str, background: int, workspace: Workspace) -> Iterator["Pods"
     with ExitStack() as cleanup:
         base.mkdir()
         cleanup.callback(shutil.rmtree, base)
-        cleanup.enter_context(_host(about, base))
+        cleanup.enter_context(_host(network, about, base))
         daemons = cleanup.enter_context(cni_services.running(about, workspace))
         pods = Pods(network, about, base, workspace, daemons)
         cleanup.callback(pods.clear)
@@ -255,28 +258,41 @@ def _operate(request: Path, verb: str, until: float) -> str:
 
 
 @contextmanager
-def _host(about: known.About, base: Path) -> Iterator[None]:
+def _host(network: Network, about: known.About, base: Path) -> Iterator[None]:
     """The host as plugins see it: private state, the files they read, and no trace afterwards."""
     with ExitStack() as cleanup:
         cleanup.enter_context(_swept())
         cleanup.enter_context(private_names())
         parents = {str(Path(file).parent) for file in about.files}
-        hidden = [Path(one) for one in sorted({*_PRIVATE, *about.private, *parents})]
+        named = {str(directory) for directory in needs.directories(network)}
+        hidden = _outermost({*_PRIVATE, *about.private, *parents, *named})
         cleanup.enter_context(mount_points(hidden))
         for number, directory in enumerate(hidden):
             cleanup.enter_context(_private(directory, base / f"private{number}"))
-        if about.address:
-            _uplink(about.address)
+        wants_default = bool(about.address) or needs.takes_default_link(network)
+        for number, link in enumerate(sorted(needs.links(network) - {"lo"})):
+            address = about.address or _ADDRESS if number == 0 and wants_default else ""
+            _make_link(link, f"far{number}", address)
+        if wants_default and not needs.links(network):
+            _make_link(_UPLINK, "nowhere", about.address or _ADDRESS)
         for file, text in about.files.items():
             Path(file).write_text(text)
         yield
 
 
-def _uplink(address: str) -> None:
-    """A link with the host's address and its default route, which leads nowhere."""
-    _run("ip", "link", "add", "uplink", "type", "veth", "peer", "nowhere")
-    _run("ip", "-batch", "-", text=f"address add {address} dev uplink\nlink set nowhere up\n"
-         "link set uplink up\nroute add default dev uplink\n")  # fmt: skip
+def _outermost(directories: Iterable[str]) -> list[Path]:
+    """Those that are in no other of them."""
+    paths = set(map(Path, directories))
+    return sorted(path for path in paths if paths.isdisjoint(path.parents))
+
+
+def _make_link(name: str, peer: str, address: str) -> None:
+    """A link that stands for one of the host's and leads nowhere; with an address, its default."""
+    _run("ip", "link", "add", name, "type", "veth", "peer", peer)
+    lines = f"link set {peer} up\nlink set {name} up\n"
+    if address:
+        lines += f"address add {address} dev {name}\nroute add default dev {name}\n"
+    _run("ip", "-batch", "-", text=lines)
 
 
 @contextmanager

@@ -1,0 +1,122 @@
+"""What a network's configuration names of the host, which a run must stand in for.
+
+A run works in namespaces of its own: the host's links are not there, and what the host's plugins
+keep in their directories is not the run's to see or to change.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from firstlight.errors import Unsupported
+from firstlight.lab.cni.conf import BadConf, Json, Network
+
+_KINDS = {
+    "macvlan": "macvlan", "ipvlan": "ipvlan", "vlan": "vlan", "bridge": "bridge", "ptp": "veth",
+    "dummy": "dummy", "vrf": "vrf",
+}  # fmt: skip
+"""The link that each plugin of containernetworking makes."""
+
+_ON_A_LINK = ("macvlan", "ipvlan", "vlan")
+"""Plugins that take the default route's link where their configuration names none."""
+
+_OWN_DEVICES = ("host-device", "sriov", "rdma", "ovs")
+"""Plugins that move or plug a device of the host's own, of which there is no other."""
+
+_LINK_KEYS = ("master", "hostInterface", "uplink")
+_FILE_KEYS = ("logfile", "log_file", "log_file_path")
+_UNDER = dict.fromkeys(_ON_A_LINK, "link probe0")
+_OPTIONS = {"veth": "peer name probe3", "macvlan": "mode bridge", "vlan": "id 7", "vrf": "table 7"}
+_SECONDS = 10
+
+
+def directories(network: Network) -> set[Path]:
+    """The directories in which its plugins keep their state, as their configurations name them.
+
+    Raises BadConf for one that is no absolute path, or is the root.
+    """
+    found = set()
+    for part in _parts(network):
+        for key, value in part.items():
+            is_directory = key.lower().endswith("dir")
+            if not isinstance(value, str) or not value:
+                continue
+            if not is_directory and key.lower() not in _FILE_KEYS:
+                continue
+            path = Path(value) if is_directory else Path(value).parent
+            if not path.is_absolute() or path == Path("/") or ".." in path.parts:
+                raise BadConf(
+                    f"{network.source}: {key} is {value!r}",
+                    "name a directory of its own by an absolute path: a run hides it",
+                )
+            if path.exists() and not path.is_dir():
+                raise BadConf(
+                    f"{network.source}: {key} is {value!r}, and {path} is no directory",
+                    "name a directory, or a path that is not there",
+                )
+            found.add(path)
+    return found
+
+
+def links(network: Network) -> set[str]:
+    """The host's links that it hangs on, by name."""
+    return {
+        str(part[key])
+        for part in _parts(network)
+        for key in _LINK_KEYS
+        if isinstance(part.get(key), str) and part[key]
+    }
+
+
+def takes_default_link(network: Network) -> bool:
+    """Whether one of its plugins takes the link of the host's default route."""
+    return any(
+        plugin["type"] in _ON_A_LINK and not any(plugin.get(key) for key in _LINK_KEYS)
+        for plugin in network.plugins
+    )
+
+
+def check(network: Network) -> None:
+    """Raise Unsupported or BadConf if a run cannot give it what it names."""
+    directories(network)
+    for name in links(network):
+        if len(name.encode()) > 15 or "/" in name or name in (".", "..") or name.split() != [name]:
+            raise BadConf(f"{network.source}: {name!r} is no name of a link",
+                          "a link's name has 1 to 15 bytes, without blanks and '/'")  # fmt: skip
+    for plugin in network.plugins:
+        kind = plugin["type"]
+        if kind in _OWN_DEVICES:
+            raise Unsupported(
+                f"{network.source}: {kind} takes a device of the host's own, and a run has none",
+                "measure bridge, ptp, macvlan or ipvlan instead",
+            )
+        if kind in _KINDS:
+            _check_link(_KINDS[kind], f"{network.source}: plugin {kind}")
+
+
+def _check_link(kind: str, who: str) -> None:
+    """Whether the kernel makes links of a kind: tried in a namespace that ends with the command."""
+    lines = "" if kind == "veth" else "link add probe0 type veth peer name probe1\n"
+    lines += f"link add {_UNDER.get(kind, '')} name probe2 type {kind} {_OPTIONS.get(kind, '')}\n"
+    done = subprocess.run(
+        ["unshare", "--net", "ip", "-batch", "-"], input=lines, text=True, capture_output=True,
+        timeout=_SECONDS,
+    )  # fmt: skip
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
+        raise Unsupported(
+            f"{who} needs a link of the kind {kind}, which this kernel does not make: {reason}",
+            f"modprobe {kind}, or boot a kernel that has it",
+        )
+
+
+def _parts(network: Network) -> Iterator[Json]:
+    """Each object of each plugin's configuration, at any depth."""
+    waiting: list[object] = list(network.plugins)
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            yield part
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
