@@ -6,6 +6,7 @@ starts as are given with it: fewer than 368 do not bound one.
 
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from bench.marks import Mark
 from firstlight import store
 from firstlight.analysis import stats
 from firstlight.lab import runner
-from firstlight.lab.experiments import Experiment, Options
+from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.experiments.agile import AGILE
 from firstlight.lab.experiments.churn import CHURN
 from firstlight.lab.experiments.functions import FUNCTIONS
+from firstlight.lab.load import Sequence
 from firstlight.model import Point, Sample
 
 OLD, PARTS, WHOLE, FLOOR = "runc + bridge", "agile", "agile-ready", "floor"
@@ -29,11 +31,22 @@ RATE = 200
 Chosen = Callable[[Point], bool]
 
 
-def samples(experiment: Experiment, points: list[Point], repetitions: int) -> list[Sample]:
-    """The untraced starts of these points, all of which must be ready."""
-    axes = tuple(dict.fromkeys(axis for point in points for axis in point))
-    narrow = Experiment(experiment.name, experiment.question, experiment.figure, axes,
-                        lambda _: points, experiment.backend)  # fmt: skip
+def cases(
+    experiment: Experiment, names: tuple[str, ...], instances: int, order: str = "parallel"
+) -> list[Case]:
+    """Those of an experiment whose first axis is one of these names, in parallel or in sequence."""
+    shape = Sequence() if order == "sequential" else None
+    return [
+        replace(case, point={**case.point, "order": order}, shape=shape or case.shape)
+        for case in experiment.cases(Options((instances,)))
+        if case.point[experiment.axes[0]] in names
+    ]
+
+
+def samples(experiment: Experiment, chosen: list[Case], repetitions: int) -> list[Sample]:
+    """The untraced starts of these cases, all of which must be ready."""
+    axes = tuple(chosen[0].point)
+    narrow = replace(experiment, axes=axes, cases=lambda _: chosen)
     plan = runner.Plan(narrow, Options(()), repetitions, seed=1, traced=False)
     with tempfile.TemporaryDirectory() as directory:
         runner.run(plan, Path(directory), lambda *_: None)
@@ -57,16 +70,10 @@ def lasts(found: list[Sample], chosen: Chosen) -> stats.Floats:
 
 def starts() -> Iterator[Mark]:
     """One at a time and many at once, against a runtime with a plugin, and against the floor."""
-    points: list[Point] = [
-        {"backend": name, "instances": ALONE, "order": "sequential"}
-        for name in (OLD, PARTS, WHOLE, FLOOR)
-    ]
-    points += [
-        {"backend": name, "instances": crowd, "order": "parallel"}
-        for name in (OLD, PARTS, WHOLE)
-        for crowd in CROWDS
-    ]
-    found = samples(AGILE, points, REPETITIONS)
+    chosen = cases(AGILE, (OLD, PARTS, WHOLE, FLOOR), ALONE, "sequential")
+    for crowd in CROWDS:
+        chosen += cases(AGILE, (OLD, PARTS, WHOLE), crowd)
+    found = samples(AGILE, chosen, REPETITIONS)
 
     def alone(name: str) -> Chosen:
         return lambda point: point["backend"] == name and point["order"] == "sequential"
@@ -111,10 +118,10 @@ def _against_floor(name: str, found: list[Sample], alone: Callable[[str], Chosen
 
 def refill() -> Mark:
     """P99 of starts that come at a rate, while their pool refills and while it need not."""
-    points: list[Point] = [
-        {"pools": pools, "rate": RATE, "instances": 100} for pools in ("full", "refilling")
+    chosen = [
+        case for case in cases(CHURN, ("full", "refilling"), 100) if case.point["rate"] == RATE
     ]
-    found = samples(CHURN, points, REPETITIONS)
+    found = samples(CHURN, chosen, REPETITIONS)
     full, refilling = (latencies(found, lambda p, n=n: p["pools"] == n)[0]  # type: ignore[misc]
                        for n in ("full", "refilling"))  # fmt: skip
     tails = [float(np.percentile(one, 99)) for one in (full, refilling)]
@@ -128,11 +135,8 @@ def refill() -> Mark:
 def handlers() -> Iterator[Mark]:
     """A Python handler by zygote against ``python3`` in runc, and a WebAssembly one."""
     old = "python3 in runc"
-    points: list[Point] = [
-        {"function": name, "instances": CALLS, "order": "sequential"}
-        for name in (old, "zygote", "zygote-ready", "wasm")
-    ]
-    found = samples(FUNCTIONS, points, 4)
+    names = (old, "zygote", "zygote-ready", "wasm")
+    found = samples(FUNCTIONS, cases(FUNCTIONS, names, CALLS, "sequential"), 4)
     by = {
         name: latencies(found, lambda p, n=name: p["function"] == n)  # type: ignore[misc]
         for name in (old, "zygote", "zygote-ready")

@@ -96,7 +96,8 @@ async def _tail(pool: Pool[Network]) -> float:
 
 def zygote(workspace: Workspace) -> Mark:
     """What an idle zygote holds."""
-    with Invoked("zygote").prepared({}, 1, workspace) as [start]:
+    with Invoked("zygote").prepared(1, workspace) as prepared:
+        [start] = prepared.commands
         [pid] = [pid for pid in start.daemons if _command(pid).startswith("/usr/bin/python3\0")]
         rolled = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in rolled)}

@@ -89,7 +89,7 @@ RUNC = Subject(
 BRIDGE = Subject(
     "/usr/lib/cni/bridge",
     "cni-breakdown",
-    Options((1,), confs=("bridge",)),
+    Options((1,), networks=("bridge",)),
     ("main.main",),
     {
         **_STARTED,

@@ -19,8 +19,9 @@ from bench.marks import Mark
 from firstlight.analysis import stats
 from firstlight.errors import Failed, Unsupported
 from firstlight.host.workspace import Workspace, sandbox
-from firstlight.lab.backends import Command
+from firstlight.lab.backends import Execute
 from firstlight.lab.backends.cni import Cni, hosting
+from firstlight.lab.experiments import Case
 from firstlight.lab.load import Generator
 from firstlight.lab.runner import Batch, sample
 from firstlight.model import Sample
@@ -83,11 +84,11 @@ def pairs(conf: str, workspace: Workspace, generator: Generator, count: int) -> 
     return Pairs(*(part[_WARM:] for part in found))
 
 
-def _ours(request: Path, workspace: Workspace) -> Command:
-    return Command((str(native("cnirun")), "add", str(request)), workspace.environment)
+def _ours(request: Path, workspace: Workspace) -> Execute:
+    return Execute((str(native("cnirun")), "add", str(request)), workspace.environment)
 
 
-def _bare(harness: Path, request: Path) -> Command:
+def _bare(harness: Path, request: Path) -> Execute:
     """The only plugin of a request, executed by the harness."""
     words = [line.partition(" ")[::2] for line in request.read_text().splitlines()]
     environment = dict(value.split("=", 1) for word, value in words if word == "env")
@@ -95,13 +96,13 @@ def _bare(harness: Path, request: Path) -> Command:
     [configuration] = [value for word, value in words if word == "conf"]
     file = request.with_suffix(".json")
     file.write_text(configuration + "}")
-    return Command((str(harness), program, str(file)), {**environment, "CNI_COMMAND": "ADD"})
+    return Execute((str(harness), program, str(file)), {**environment, "CNI_COMMAND": "ADD"})
 
 
-def _start(generator: Generator, batch: int, command: Command) -> Sample:
+def _start(generator: Generator, batch: int, command: Execute) -> Sample:
     [outcome] = generator.run(batch, [command], deadline=30)
     [ended] = generator.stop(batch, deadline=30)
-    alone = Batch({"instances": 1}, 0, traced=False)
+    alone = Batch(Case({"instances": 1}, Cni("bridge")), 0, traced=False)
     start = sample(batch, batch, 0, alone, outcome, ended, None, 0)
     if start.latency is None:
         raise Failed(f"an ADD failed: {start.error}")
@@ -129,14 +130,16 @@ def invocation(conf: str) -> Iterator[Mark]:
 
 def tracing(conf: str) -> Mark:
     """What tracing adds to the median ADD."""
-    workload = overhead.Workload(f"CNI {conf} ADD", "cni-breakdown", {"cni": conf}, confs=(conf,))
+    workload = overhead.Workload(
+        f"CNI {conf} ADD", "cni-breakdown", {"cni": conf}, networks=(conf,)
+    )
     return overhead.added(workload, most=MOST_TO_TRACE)
 
 
 def crowd() -> Iterator[Mark]:
     """A hundred ADDs at once: what was lost, and what failed."""
     workload = overhead.Workload(
-        "CNI bridge ADD", "cni-burst", {"cni": "bridge"}, confs=("bridge",)
+        "CNI bridge ADD", "cni-burst", {"cni": "bridge"}, networks=("bridge",)
     )
     frame = overhead.run(workload, CROWD, 2)
     lost, failed = int(frame["lost"].to_numpy().max()), frame.filter(ending="failed").height

@@ -19,7 +19,7 @@ import polars as pl
 
 from bench.marks import Mark
 from firstlight.host.workspace import Workspace, sandbox
-from firstlight.lab.backends import Command
+from firstlight.lab.backends import Execute
 from firstlight.lab.backends.oci import Oci
 from firstlight.lab.load import Generator, Outcome
 from firstlight.trace.bpf import Tracer
@@ -46,13 +46,14 @@ BEGIN { printf("ready 0 0\\n"); }
 
 def _start(generator: Generator, workspace: Workspace, batch: int, *before: str) -> Outcome:
     """One start of runc, with another command before its own."""
-    with Oci("runc").prepared({}, 1, workspace) as (command,):
+    with Oci("runc").bundles(workspace) as bundles:
+        command = bundles.make(0).execute(workspace.environment)
         outcome = _run(generator, batch, replace(command, argv=(*before, *command.argv)))
         generator.stop(batch, deadline=_DEADLINE)
     return outcome
 
 
-def _run(generator: Generator, batch: int, command: Command) -> Outcome:
+def _run(generator: Generator, batch: int, command: Execute) -> Outcome:
     (outcome,) = generator.run(batch, [command], deadline=_DEADLINE)
     return outcome
 

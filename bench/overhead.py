@@ -6,7 +6,7 @@ machine's drift meets both.
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from bench.marks import Mark
 from firstlight import store
 from firstlight.analysis import stats
 from firstlight.lab import runner
-from firstlight.lab.experiments import Experiment, Options
+from firstlight.lab.experiments import Case, Options
 from firstlight.lab.experiments.catalogue import find
 from firstlight.model import Point
 
@@ -34,7 +34,7 @@ class Workload:
     experiment: str
     point: Point
     runtimes: tuple[str, ...] = ()
-    confs: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
 
 
 WORKLOADS = (
@@ -50,16 +50,16 @@ def run(workload: Workload, instances: int, repetitions: int) -> pl.DataFrame:
     """The samples of a workload, traced and not, as ``store.Run.frame``."""
     found = find(workload.experiment)
 
-    def points(options: Options) -> list[Point]:
+    def cases(options: Options) -> list[Case]:
         return [
-            point
-            for point in found.points(options)
-            if all(point.get(axis) == value for axis, value in workload.point.items())
+            case
+            for case in found.cases(options)
+            if all(case.point.get(axis) == value for axis, value in workload.point.items())
         ]
 
-    narrow = Experiment(found.name, found.question, found.figure, found.axes, points, found.backend)
+    narrow = replace(found, cases=cases)
     plan = runner.Plan(
-        narrow, Options((instances,), workload.runtimes, workload.confs), repetitions, seed=1
+        narrow, Options((instances,), workload.runtimes, workload.networks), repetitions, seed=1
     )
     with tempfile.TemporaryDirectory() as directory:
         runner.run(plan, Path(directory), lambda *_: None)

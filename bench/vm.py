@@ -21,11 +21,11 @@ from firstlight import store
 from firstlight.analysis import stats
 from firstlight.host.workspace import sandbox
 from firstlight.lab import runner
-from firstlight.lab.backends import Command
+from firstlight.lab.backends import Execute
 from firstlight.lab.backends.accel import elf
 from firstlight.lab.backends.qemu import Qemu
-from firstlight.lab.experiments import Experiment, Options
-from firstlight.lab.guests import Boot, Line, Reading, Wanted
+from firstlight.lab.experiments import Case, Experiment, Options
+from firstlight.lab.guests import BootConfig, BootSpec, Line, Reading
 from firstlight.lab.load import Generator
 from firstlight.model import EndPoint, Step
 
@@ -44,31 +44,31 @@ class Talker:
     filesystem: str = "none"
     end_point: EndPoint = EndPoint.BOOTED
 
-    def probe(self, wanted: Wanted) -> None:
+    def probe(self, config: BootConfig) -> None:
         """It boots anywhere."""
 
-    def boot(self, wanted: Wanted, directory: Path) -> Boot:
+    def boot(self, config: BootConfig, directory: Path) -> BootSpec:
         """A kernel of its own."""
-        del wanted
+        del config
         code = bytearray(b"\x66\xba\xf8\x03")  # mov dx, 0x3f8
         for byte in b"".join(b"line %05d\r\n" % number for number in range(self.lines)):
             code += bytes((0xB0, byte, 0xEE))  # mov al, byte; out dx, al
         code += b"\x66\xba" + _PORT.to_bytes(2, "little") + bytes((0xB0, _CODE, 0xEE, 0xF4))
         kernel = directory / "talker"
         kernel.write_bytes(elf(bytes(code)))
-        return Boot(kernel, exit_port=_PORT, exit_code=_CODE)
+        return BootSpec(kernel, exit_port=_PORT, exit_code=_CODE)
 
-    def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
+    def read(self, config: BootConfig, lines: Sequence[Line], memory: Path | None) -> Reading:
         """A span a line."""
-        del wanted, memory
+        del config, memory
         return Reading("none", tuple(Step(line.text, 0, 0) for line in lines))
 
 
-def _typed(command: Command) -> Command:
+def _typed(command: Execute) -> Execute:
     """The same command line as a user would type it: no vmrun, and nothing that vmrun asks for."""
     line = command.argv[command.argv.index("--") + 1 :]
     start = line.index("-S")
-    return Command((*line[:start], *line[start + 5 :]), command.env)
+    return Execute((*line[:start], *line[start + 5 :]), command.env)
 
 
 def added(lines: int) -> Iterator[Mark]:
@@ -80,9 +80,10 @@ def added(lines: int) -> Iterator[Mark]:
     with ExitStack() as stack:
         place = stack.enter_context(sandbox(f"bench-vm-{lines}"))
         generator = stack.enter_context(Generator())
-        [command] = stack.enter_context(machine.prepared({}, 1, place))
+        [command] = stack.enter_context(machine.prepared(1, place)).commands
+        assert isinstance(command, Execute)
         typed = _typed(command)
-        shell = Command(("/bin/sh", "-c", shlex.join(typed.argv)), typed.env)
+        shell = Execute(("/bin/sh", "-c", shlex.join(typed.argv)), typed.env)
         starts = {"firstlight": command, "a shell": shell, "a bare exec": typed}
         for batch in range(TRIPLES):
             for name in order.sample(list(starts), len(starts)):
@@ -108,8 +109,8 @@ def added(lines: int) -> Iterator[Mark]:
 def crowd() -> list[Mark]:
     """Sixteen at once, traced: events lost, and console lines that are not there in their order."""
     narrow = Experiment(
-        "bench-vm", "Is all heard?", "", ("instances",), lambda _: [{"instances": CROWD}],
-        lambda _: Qemu(Talker(LINES), accel="tcg", memory_mb=128),
+        "bench-vm", "Is all heard?", "", ("instances",),
+        lambda _: [Case({"instances": CROWD}, Qemu(Talker(LINES), accel="tcg", memory_mb=128))],
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         runner.run(runner.Plan(narrow, Options((CROWD,)), 3, 1), Path(directory), lambda *_: None)

@@ -20,7 +20,7 @@ static int take_line(struct request *request, char *line)
 	struct { const char *word; char **to; } words[] = {
 		{"kept", &request->kept}, {"version", &request->version},
 		{"namespace", &request->namespace}, {"interface", &request->interface},
-		{"packet", &request->packet}, {"until", &request->until}, {"tell", &request->tell},
+		{"packet", &request->packet}, {"until", &request->until}, {"fill", &request->fill},
 	};
 	for (size_t i = 0; i < sizeof words / sizeof *words; i++)
 		if (!strcmp(line, words[i].word)) {

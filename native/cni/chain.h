@@ -16,7 +16,7 @@ struct plugin {
 };
 
 struct request {
-	char *kept, *version, *namespace, *interface, *packet, *until, *tell;
+	char *kept, *version, *namespace, *interface, *packet, *until, *fill;
 	char *variables[VARIABLES + 2]; /* the first is CNI_COMMAND */
 	struct plugin plugins[PLUGINS];
 	size_t count, variable_count;
@@ -41,7 +41,7 @@ int del(struct request *request, bool after_failure);
  */
 int first_packet(struct request *request);
 
-/* Writes where the first packet goes to where the request says, for the pod's own program. */
-int tell_destination(const struct request *request);
+/* Writes where the first packet goes into the file that the request names, for the pod's program. */
+int fill_destination(const struct request *request);
 
 #endif

@@ -16,8 +16,8 @@
  *   packet ADDRESS  optional, after ADD: the step "packet" is an echo to it and back; with
  *                   "gateway", to the first IPv4 gateway of the result, or else of IPv6
  *   until packet    optional: ready when that echo is answered, and not when ADD has returned
- *   tell OFFSET PATH  optional, for pod: where in which file the echo's address is written, over
- *                   blanks, before the command is run
+ *   fill PATH       optional, for pod: the file in which the echo's address replaces @GATEWAY@
+ *                   before the command is run
  *   env NAME=VALUE  the plugins' whole environment, but for CNI_COMMAND
  *   plugin PATH     then its configuration as JSON without the last brace, so that
  *   conf TEXT       prevResult can be added
@@ -163,7 +163,7 @@ static int run_pod(struct request *request, char **argv)
 	if (!bad) {
 		keep(request);
 		say_steps(request, start, made);
-		bad = tell_destination(request) || run_command(argv);
+		bad = fill_destination(request) || run_command(argv);
 	}
 	if (bad)
 		say(request, 0);

@@ -84,17 +84,25 @@ int first_packet(struct request *request)
 	return ask(request, address);
 }
 
-int tell_destination(const struct request *request)
+int fill_destination(const struct request *request)
 {
-	char address[ADDRESS_MAX], *file;
-	if (!request->tell)
+	static const char mark[] = "@GATEWAY@";
+	char address[ADDRESS_MAX];
+	if (!request->fill)
 		return 0;
 	if (!destination(request, address, sizeof address))
 		return no_gateway();
-	off_t offset = (off_t)strtoll(request->tell, &file, 10);
-	scoped_fd fd = *file == ' ' ? open(file + 1, O_WRONLY | O_CLOEXEC) : (errno = EINVAL, -1);
-	ssize_t length = (ssize_t)strlen(address);
-	if (fd < 0 || pwrite(fd, address, (size_t)length, offset) != length)
-		return fail("cannot tell %s of the gateway: %s", file, strerror(errno));
+	scoped_fd file = open(request->fill, O_RDWR | O_CLOEXEC);
+	scoped_text text = file < 0 ? NULL : read_all(file);
+	if (!text)
+		return fail("cannot read %s: %s", request->fill, strerror(errno));
+	char *at = strstr(text, mark);
+	if (!at)
+		return fail("%s has no %s", request->fill, mark);
+	const char *rest = at + sizeof mark - 1;
+	if (lseek(file, 0, SEEK_SET) || ftruncate(file, 0) ||
+	    write_all(file, text, (size_t)(at - text)) ||
+	    write_all(file, address, strlen(address)) || write_all(file, rest, strlen(rest)))
+		return fail("cannot write the gateway into %s: %s", request->fill, strerror(errno));
 	return 0;
 }

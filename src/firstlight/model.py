@@ -15,13 +15,14 @@ Every stamp is an integer number of nanoseconds of the host's CLOCK_MONOTONIC.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from msgspec import Struct
 
 Setting = str | int | float | bool
 Point = dict[str, Setting]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Ending(StrEnum):
@@ -122,6 +123,21 @@ class Sample(Struct, frozen=True):
         return self.stamps.spawned - self.stamps.intended
 
 
+class Presentation(Struct, frozen=True, kw_only=True):
+    """How a run is shown, as its experiment declares it: so a report needs no experiment.
+
+    ``subject`` is what one start is in a sentence, with ``{series}`` for its series. ``view`` names
+    the sentences, tables and pictures of a run besides those that every run has (report.views).
+    ``counterpart`` is the figure elsewhere that its bars are like. ``headline`` says of which
+    starts its latencies are; a run without an untraced start has those of traced ones.
+    """
+
+    subject: str = "one start ({series})"
+    view: str = ""
+    counterpart: str = ""
+    headline: Literal["untraced", "traced"] = "untraced"
+
+
 class Header(Struct, frozen=True, kw_only=True):
     """What a run measured, where and how. ``environment`` is ``host.facts.collect()``."""
 
@@ -142,6 +158,7 @@ class Header(Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     """Points that could not run here, each with its reason."""
+    presentation: Presentation = Presentation()
 
 
 class Footer(Struct, frozen=True, kw_only=True):

@@ -7,7 +7,8 @@ A run is a directory::
     spans/B.arrow   the raw spans of traced batch B (Arrow IPC, SPAN_SCHEMA)
     footer.json     one model.Footer, written last; missing after a kill
 
-Schema history: 1, the first.
+Schema history: 1, the first; 2, with ``Header.presentation``, for which older runs get what their
+experiment had.
 """
 
 import io
@@ -22,7 +23,7 @@ import msgspec
 import polars as pl
 
 from firstlight.errors import BadRun, FirstlightError
-from firstlight.model import SCHEMA_VERSION, Footer, Header, Sample
+from firstlight.model import SCHEMA_VERSION, Footer, Header, Presentation, Sample
 
 _SPAN_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "sample": pl.UInt32,  # Sample.index
@@ -192,12 +193,40 @@ def _header(file: Path) -> Header:
         version = json.loads(raw)["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise BadRun(f"{file} is not a run's header: {error}", "was it written whole?") from error
-    if version != SCHEMA_VERSION:
+    if version not in range(1, SCHEMA_VERSION + 1):
         raise BadRun(
-            f"{file} has schema {version}, and this firstlight reads {SCHEMA_VERSION}",
+            f"{file} has schema {version}, and this firstlight reads 1 to {SCHEMA_VERSION}",
             "read it with the firstlight that wrote it, or a newer one",
         )
-    return _decode(file, raw, Header)
+    header = _decode(file, raw, Header)
+    if version == 1:
+        header = msgspec.structs.replace(header, presentation=_presentation(header))
+    return header
+
+
+def _presentation(header: Header) -> Presentation:
+    """How a run of schema 1 is shown: what was in the report by its experiment's name then."""
+    axes = {"network": "a pod ({series})", "runtime": "a {series} container",
+            "method": "a network set-up request ({series})", "command": "{series}"}  # fmt: skip
+    return Presentation(
+        subject=next((axes[axis] for axis in axes if axis in header.axes), "one start ({series})"),
+        view=_VIEWS.get(header.experiment, ""),
+        counterpart=_COUNTERPARTS.get(header.experiment, ""),
+        headline="traced" if header.experiment == "trace" else "untraced",
+    )
+
+
+_VIEWS = {
+    "agile": "agile", "ablation": "ablation", "churn": "churn", "density": "density",
+    "functions": "functions", "platforms": "platforms", "cni-breakdown": "cni",
+    "hypervisor-builds": "builds", "unikernel-boot": "boots", "boot-protocol": "boots",
+    "driver-loading": "boots", "unikernel-scale": "boots",
+}  # fmt: skip
+_COUNTERPARTS = {
+    "container-creation": "the paper's Fig. 6", "network-setup": "the paper's Fig. 7",
+    "unikernel-boot": "the paper's Fig. 3(a)", "hypervisor-builds": "the paper's Fig. 3(b)",
+    "driver-loading": "the paper's Fig. 4", "unikernel-scale": "the paper's Fig. 5",
+}  # fmt: skip
 
 
 def _samples(file: Path) -> Iterator[Sample]:

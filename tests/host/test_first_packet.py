@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.laboratory import commands_of
 
 from firstlight.agile.config import Config
 from firstlight.errors import Unsupported
-from firstlight.lab.backends import Backend, Command, pooled, until
+from firstlight.lab.backends import Backend, ending_at, pooled
 from firstlight.lab.backends.agile import GATEWAY, Agile
 from firstlight.lab.backends.agile_parts import Ablated, Churn, Crowd
 from firstlight.lab.backends.cni import Cni
@@ -31,7 +32,7 @@ def usable(backend: Backend) -> Backend:
         backend.probe()
     except Unsupported as error:
         pytest.skip(f"{error.message}: {error.hint}")
-    return until(backend, PACKET, {"instances": 1})
+    return ending_at(backend, PACKET)
 
 
 def conf(directory: Path, **bridge: Any) -> str:
@@ -66,7 +67,7 @@ def clean(bench: Any) -> Iterator[None]:
 def measure(bench: Any, backend: Backend, instances: int) -> list[Sample]:
     with (
         clean(bench),
-        backend.prepared({"instances": instances}, instances, bench.workspace) as starts,
+        commands_of(backend, instances, bench.workspace) as starts,
     ):
         seen = bench.starts(starts, end_point=backend.end_point)
     samples: list[Sample] = seen.run.samples
@@ -118,7 +119,7 @@ def test_a_link_local_gateway_is_asked_on_the_pods_interface(bench: Any, tmp_pat
     address = {"address": "fd00:99::2/64", "gateway": "fe80::99"}
     network = conf(tmp_path, ipam={"type": "static", "addresses": [address]})
     backend = usable(Cni(network))
-    with clean(bench), backend.prepared({"instances": 1}, 1, bench.workspace) as starts:
+    with clean(bench), commands_of(backend, 1, bench.workspace) as starts:
         subprocess.run(["ip", "address", "add", "fe80::99/64", "dev", "cni0", "nodad"], check=True)
         check_answered(bench.starts(starts, end_point=PACKET).run.samples)
 
@@ -160,9 +161,7 @@ def test_each_start_has_a_network_of_its_own_that_no_other_gets(bench: Any) -> N
         script = 'readlink $0; nsenter --net=$0 ip -o -4 address show dev eth0; echo "firstlight '
         script += 'ready 1"; read end'
         starts = [
-            pool.start(
-                Command(("/bin/sh", "-c", script, str(link)), bench.workspace.environment), link
-            )
+            pool.start(("/bin/sh", "-c", script, str(link)), link, bench.workspace.environment)
             for link in links
         ]
         first = bench.starts(starts[:2]).run.samples
@@ -181,7 +180,7 @@ def test_each_start_has_a_network_of_its_own_that_no_other_gets(bench: Any) -> N
 def test_a_program_that_cannot_be_executed_is_told_and_its_network_ends(bench: Any) -> None:
     with clean(bench), pooled.taking(1, bench.workspace) as pool:
         link = bench.workspace.directory / "link"
-        start = pool.start(Command(("/nonexistent/runc",), bench.workspace.environment), link)
+        start = pool.start(("/nonexistent/runc",), link, bench.workspace.environment)
         [one] = bench.starts([start]).run.samples
         assert not link.is_symlink()
     assert one.error == "/nonexistent/runc: No such file or directory"
@@ -193,26 +192,22 @@ def test_an_agile_start_ends_when_its_gateway_has_answered(bench: Any, depth: st
 
 
 @pytest.mark.parametrize(
-    ("backend", "axes"),
-    [(Crowd(), {"background": 2}), (Churn("full"), {}), (Ablated("neighbours"), {}),
-     (Ablated("everything"), {})],
+    "backend",
+    [Crowd(2), Churn("full"), Ablated("neighbours"), Ablated("everything")],
     ids=lambda one: getattr(one, "name", ""),
 )  # fmt: skip
-def test_so_do_the_runtimes_under_conditions(
-    bench: Any, backend: Backend, axes: dict[str, Any]
-) -> None:
+def test_so_do_the_runtimes_under_conditions(bench: Any, backend: Backend) -> None:
     reaching = usable(backend)
     with (
         clean(bench),
-        reaching.prepared({"instances": 2, **axes}, 2, bench.workspace) as starts,
+        commands_of(reaching, 2, bench.workspace) as starts,
     ):
         check_answered(bench.starts(starts, end_point=PACKET).run.samples)
-    bench.workspace.counts.clear()
 
 
 def test_a_traced_start_to_the_first_packet_has_a_phase_for_it(bench: Any) -> None:
     backend = usable(Pod("runc", POOLED))
-    with clean(bench), backend.prepared({"instances": 1}, 1, bench.workspace) as starts:
+    with clean(bench), commands_of(backend, 1, bench.workspace) as starts:
         seen = bench.starts(starts, end_point=PACKET)
     packet = steps(seen.sample)["packet"]
     assert seen.wall("packet") == packet.end - packet.start

@@ -18,15 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from firstlight.errors import Failed
-from firstlight.lab.backends import Command
+from firstlight.lab.backends import Command, Execute
 from firstlight.lab.load import Burst, Generator, Outcome, Poisson, Sequence, Shape, offsets
 
 READY = 'echo "firstlight ready 1"'
 MS = 1_000_000
 
 
-def shell(script: str, *arguments: str, **environment: str) -> Command:
-    return Command(("/bin/sh", "-c", script, "sh", *arguments), environment)
+def shell(script: str, *arguments: str, **environment: str) -> Execute:
+    return Execute(("/bin/sh", "-c", script, "sh", *arguments), environment)
 
 
 def both(
@@ -82,7 +82,7 @@ def test_arguments_and_environment_arrive_byte_for_byte(
     with tempfile.NamedTemporaryFile() as said_to:
         script = f'cat /proc/$$/cmdline /proc/$$/environ >"$0"; {READY}'
         argv = ("/bin/sh", "-c", script, said_to.name, *arguments)
-        both(generator, Command(argv, environment))
+        both(generator, Execute(argv, environment))
         said = Path(said_to.name).read_bytes()
     expected = [*argv, *(f"{name}={value}" for name, value in environment.items())]
     assert said == b"".join(os.fsencode(text) + b"\0" for text in expected)
@@ -91,10 +91,10 @@ def test_arguments_and_environment_arrive_byte_for_byte(
 @pytest.mark.parametrize(
     ("command", "text"),
     [
-        (Command(()), "without a program"),
-        (Command(("",)), "without a program"),
-        (Command(("/bin/true", "a\0b")), "/bin/true: a NUL"),
-        (Command(("/bin/true",), {"A": "\0"}), "/bin/true: a NUL"),
+        (Execute(()), "without a program"),
+        (Execute(("",)), "without a program"),
+        (Execute(("/bin/true", "a\0b")), "/bin/true: a NUL"),
+        (Execute(("/bin/true",), {"A": "\0"}), "/bin/true: a NUL"),
     ],
 )
 def test_what_no_kernel_would_take_is_refused_and_the_generator_lives(
@@ -107,7 +107,7 @@ def test_what_no_kernel_would_take_is_refused_and_the_generator_lives(
 
 
 def test_a_command_that_does_not_exist_says_so(generator: Generator) -> None:
-    [seen], [ended] = both(generator, Command(("/nonexistent/program",)))
+    [seen], [ended] = both(generator, Execute(("/nonexistent/program",)))
     assert seen.output == (
         "firstlight error execute /nonexistent/program: No such file or directory\n"
     )
@@ -116,7 +116,7 @@ def test_a_command_that_does_not_exist_says_so(generator: Generator) -> None:
 
 
 def test_a_directory_that_does_not_exist_says_so(generator: Generator) -> None:
-    [seen], _ = both(generator, Command(("/bin/true",), cwd=Path("/nonexistent")))
+    [seen], _ = both(generator, Execute(("/bin/true",), cwd=Path("/nonexistent")))
     assert "No such file" in seen.output
 
 
@@ -240,7 +240,7 @@ def test_in_sequence_each_is_asked_for_when_the_one_before_is_settled(
 
 
 def test_arrivals_keep_to_their_schedule(generator: Generator) -> None:
-    shape = Poisson(rate=200, seed=3)
+    shape = Poisson(rate=200)
     seen, _ = both(generator, *[shell(READY)] * 20, shape=shape)
     first, asked = seen[0].intended, offsets(shape, 20)
     assert [one.intended - first for one in seen] == [at - asked[0] for at in asked]
@@ -251,14 +251,14 @@ def test_arrivals_keep_to_their_schedule(generator: Generator) -> None:
 def test_poisson_arrivals_are_ordered_repeatable_and_each_others_prefix(
     seed: int, rate: float, count: int
 ) -> None:
-    asked = offsets(Poisson(rate, seed), count)
+    asked = offsets(Poisson(rate), count, seed)
     assert asked == sorted(asked)
     assert all(at >= 0 for at in asked)
-    assert asked == offsets(Poisson(rate, seed), count + 1)[:count]
+    assert asked == offsets(Poisson(rate), count + 1, seed)[:count]
 
 
 def test_poisson_arrivals_come_at_their_rate() -> None:
-    asked = offsets(Poisson(rate=100, seed=random.Random(7).getrandbits(32)), 20_000)
+    asked = offsets(Poisson(rate=100), 20_000, random.Random(7).getrandbits(32))
     gaps = [later - sooner for sooner, later in zip([0, *asked], asked, strict=False)]
     mean = sum(gaps) / len(gaps)
     assert mean == pytest.approx(10 * MS, rel=0.03)
@@ -306,9 +306,9 @@ def test_no_commands_is_an_empty_batch(generator: Generator) -> None:
 
 def test_inherited_streams_are_ours(generator: Generator, tmp_path: Path) -> None:
     script = (
-        "from firstlight.lab.load import Generator; from firstlight.lab.backends import Command\n"
+        "from firstlight.lab.load import Generator; from firstlight.lab.backends import Execute\n"
         "with Generator() as g:\n"
-        "    g.run(0, [Command(('/bin/cat',))], deadline=10, inherit=True)\n"
+        "    g.run(0, [Execute(('/bin/cat',))], deadline=10, inherit=True)\n"
         "    g.stop(0, deadline=0, inherit=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], input="words", capture_output=True,

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.laboratory import commands_of
 
 from firstlight.errors import Unsupported
 from firstlight.host import workspace as workspaces
 from firstlight.host.netns import settle
 from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Command
+from firstlight.lab.backends import Execute
 from firstlight.lab.backends.network import CROWD, GATEWAY, METHODS, TRICKS, Network
-from firstlight.model import Point
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -51,7 +51,7 @@ def lab() -> Iterator[Workspace]:
 
 
 @contextmanager
-def started(command: Command) -> Iterator[subprocess.Popen[str]]:
+def started(command: Execute) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         command.argv, env=command.env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -78,7 +78,7 @@ def finish(process: subprocess.Popen[str]) -> int:
     return process.wait(timeout=30)
 
 
-def run_once(command: Command, **more: str) -> subprocess.CompletedProcess[str]:
+def run_once(command: Execute, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command.argv, env=command.env | more, text=True, capture_output=True,
         stdin=subprocess.DEVNULL, timeout=30,
@@ -126,7 +126,7 @@ def namespace_of(process: subprocess.Popen[str]) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_step_is_stamped_in_order(lab: Workspace, method: str) -> None:
-    with Network().prepared({"method": method}, 1, lab) as [command]:
+    with commands_of(Network(method=method), 1, lab) as [command]:
         done = run_once(command)
     assert done.returncode == 0, done.stdout
     *steps, ready = done.stdout.splitlines()
@@ -139,7 +139,7 @@ def test_every_step_is_stamped_in_order(lab: Workspace, method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_packet_goes_from_the_container_to_the_host_and_back(lab: Workspace, method: str) -> None:
     with (
-        Network().prepared({"method": method}, 2, lab) as [_, command],
+        commands_of(Network(method=method), 2, lab) as [_, command],
         started(command) as process,
     ):
         assert said(process)[-1].startswith("firstlight ready ")
@@ -165,11 +165,11 @@ def test_a_packet_goes_from_the_container_to_the_host_and_back(lab: Workspace, m
 
 
 @pytest.mark.parametrize(
-    "point", [*({"method": m} for m in METHODS), *({"trick": t} for t in TRICKS)]
+    "backend", [*map(Network, METHODS), *(Network(trick=trick) for trick in TRICKS)]
 )
-def test_nothing_is_left_after_the_end_of_input(lab: Workspace, point: Point) -> None:
+def test_nothing_is_left_after_the_end_of_input(lab: Workspace, backend: Network) -> None:
     outside = state()
-    with Network().prepared(point, 2, lab) as commands:
+    with commands_of(backend, 2, lab) as commands:
         inside = state()
         names = named()
         for command in commands:
@@ -183,7 +183,7 @@ def test_nothing_is_left_after_the_end_of_input(lab: Workspace, point: Point) ->
 
 
 def test_input_that_ended_before_the_start_is_no_failure(lab: Workspace) -> None:
-    with Network().prepared({}, 1, lab) as [command]:
+    with commands_of(Network(), 1, lab) as [command]:
         inside = state()
         assert run_once(command).returncode == 0
         assert state() == inside
@@ -191,7 +191,7 @@ def test_input_that_ended_before_the_start_is_no_failure(lab: Workspace) -> None
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_request_to_end_takes_down_what_was_made(lab: Workspace, method: str) -> None:
-    with Network().prepared({"method": method}, 1, lab) as [command]:
+    with commands_of(Network(method=method), 1, lab) as [command]:
         inside = state()
         with started(command) as process:
             said(process)
@@ -205,8 +205,7 @@ def test_nothing_is_left_of_starts_that_were_killed_at_any_step(
     lab: Workspace, method: str
 ) -> None:
     outside = state()
-    point: Point = {"method": method}
-    with Network().prepared(point, 12, lab) as commands, ExitStack() as starts:
+    with commands_of(Network(method), 12, lab) as commands, ExitStack() as starts:
         processes = [starts.enter_context(started(command)) for command in commands]
         for process in processes[:6]:
             process.kill()  # somewhere within its steps
@@ -221,7 +220,7 @@ def test_nothing_is_left_of_starts_that_were_killed_at_any_step(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fifty_at_once_succeed(lab: Workspace, method: str) -> None:
-    with Network().prepared({"method": method}, 50, lab) as commands, ExitStack() as starts:
+    with commands_of(Network(method=method), 50, lab) as commands, ExitStack() as starts:
         processes = [starts.enter_context(started(command)) for command in commands]
         for process in processes:
             assert said(process)[-1].startswith("firstlight ready ")
@@ -231,7 +230,7 @@ def test_fifty_at_once_succeed(lab: Workspace, method: str) -> None:
 
 
 def test_the_plain_request_moves_a_veth_and_names_its_namespace(lab: Workspace) -> None:
-    with Network().prepared({"trick": "none"}, 1, lab) as [command], started(command) as process:
+    with commands_of(Network(), 1, lab) as [command], started(command) as process:
         assert step_names(said(process)) == ALL_STEPS
         assert named() == ["fl0"]
         loopback, link = ip("-n", "fl0", "address")
@@ -242,7 +241,7 @@ def test_the_plain_request_moves_a_veth_and_names_its_namespace(lab: Workspace) 
 
 def test_a_veth_in_place_is_not_moved(lab: Workspace) -> None:
     with (
-        Network().prepared({"trick": "veth in place"}, 1, lab) as [command],
+        commands_of(Network(trick="veth in place"), 1, lab) as [command],
         started(command) as process,
     ):
         assert step_names(said(process)) == [name for name in ALL_STEPS if name != "move"]
@@ -251,8 +250,8 @@ def test_a_veth_in_place_is_not_moved(lab: Workspace) -> None:
 
 
 def test_ip_can_make_a_veth_in_place_too(lab: Workspace) -> None:
-    with Network().prepared({"method": "ip"}, 1, lab) as [command]:
-        done = run_once(Command((*command.argv, "--in-place"), command.env))
+    with commands_of(Network(method="ip"), 1, lab) as [command]:
+        done = run_once(Execute((*command.argv, "--in-place"), command.env))
     assert step_names(done.stdout.splitlines()) == [name for name in ALL_STEPS if name != "move"]
 
 
@@ -260,7 +259,7 @@ def test_ipv6_off_leaves_no_address_on_either_end(lab: Workspace) -> None:
     switch = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
     before = switch.read_text()
     with (
-        Network().prepared({"trick": "IPv6 off"}, 1, lab) as [command],
+        commands_of(Network(trick="IPv6 off"), 1, lab) as [command],
         started(command) as process,
     ):
         assert said(process)[-1].startswith("firstlight ready ")
@@ -272,7 +271,7 @@ def test_ipv6_off_leaves_no_address_on_either_end(lab: Workspace) -> None:
 
 @pytest.mark.parametrize(("trick", "is_checked"), [("DAD on", True), ("DAD off", False)])
 def test_an_ipv6_address_is_usable_once_ready(lab: Workspace, trick: str, is_checked: bool) -> None:
-    with Network().prepared({"trick": trick}, 1, lab) as [command], started(command) as process:
+    with commands_of(Network(trick=trick), 1, lab) as [command], started(command) as process:
         assert step_names(said(process)) == [*ALL_STEPS[:-1], "address6", "route"]
         [link] = ip("-n", "fl0", "address", "show", "dev", "fl0-c")
         found = addresses(link)["fd88::2"]
@@ -282,7 +281,7 @@ def test_an_ipv6_address_is_usable_once_ready(lab: Workspace, trick: str, is_che
 
 def test_a_descriptor_holds_a_namespace_without_a_name(lab: Workspace) -> None:
     with (
-        Network().prepared({"trick": "namespace by descriptor"}, 1, lab) as [command],
+        commands_of(Network(trick="namespace by descriptor"), 1, lab) as [command],
         started(command) as process,
     ):
         assert step_names(said(process)) == ALL_STEPS
@@ -295,7 +294,7 @@ def test_a_descriptor_holds_a_namespace_without_a_name(lab: Workspace) -> None:
 def test_the_mount_namespace_copies_the_crowd_unless_it_is_pruned(
     lab: Workspace, trick: str, copied: int
 ) -> None:
-    with Network().prepared({"trick": trick}, 1, lab) as [command], started(command) as process:
+    with commands_of(Network(trick=trick), 1, lab) as [command], started(command) as process:
         assert step_names(said(process)) == [*ALL_STEPS, "mount.ns"]
         [child] = subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()
         mounts = Path(f"/proc/{child}/mountinfo").read_text()
@@ -307,7 +306,7 @@ def test_the_mount_namespace_copies_the_crowd_unless_it_is_pruned(
 
 
 def test_all_tricks_together(lab: Workspace) -> None:
-    with Network().prepared({"trick": "all"}, 1, lab) as [command], started(command) as process:
+    with commands_of(Network(trick="all"), 1, lab) as [command], started(command) as process:
         assert step_names(said(process)) == [name for name in ALL_STEPS if name != "move"]
         assert named() == []
         [link] = ip("address", "show", "dev", "fl0-c", enter=namespace_of(process))
@@ -326,7 +325,7 @@ def test_all_tricks_together(lab: Workspace) -> None:
 def test_a_failure_names_the_step_and_undoes_the_others(
     lab: Workspace, method: str, text: str
 ) -> None:
-    with Network().prepared({"method": method}, 1, lab) as [command]:
+    with commands_of(Network(method=method), 1, lab) as [command]:
         subprocess.check_call(["ip", "link", "add", "fl0-h", "type", "veth", "peer", "other"])
         inside = state()
         done = run_once(command)
@@ -347,9 +346,9 @@ def test_a_failure_names_the_step_and_undoes_the_others(
     ],
 )
 def test_a_bad_request_makes_nothing(lab: Workspace, more: tuple[str, ...], text: str) -> None:
-    with Network().prepared({}, 1, lab) as [command]:
+    with commands_of(Network(), 1, lab) as [command]:
         inside = state()
-        done = run_once(Command((*command.argv, *more), command.env))
+        done = run_once(Execute((*command.argv, *more), command.env))
         assert done.returncode == 1
         assert done.stdout.startswith("firstlight error ")
         assert text in done.stdout
@@ -357,7 +356,7 @@ def test_a_bad_request_makes_nothing(lab: Workspace, more: tuple[str, ...], text
 
 
 def test_a_missing_ip_is_an_error_of_the_first_step(lab: Workspace) -> None:
-    with Network().prepared({"method": "ip"}, 1, lab) as [command]:
+    with commands_of(Network(method="ip"), 1, lab) as [command]:
         done = run_once(command, PATH="/nonexistent")
     assert done.stdout == (
         "firstlight error step netns: cannot execute ip: No such file or directory (errno 2)\n"
@@ -365,7 +364,7 @@ def test_a_missing_ip_is_an_error_of_the_first_step(lab: Workspace) -> None:
 
 
 def test_settling_waits_for_the_end_of_every_namespace(lab: Workspace) -> None:
-    with Network().prepared({}, 1, lab):
+    with commands_of(Network(), 1, lab):
         for index in range(10):
             subprocess.check_call(
                 ["unshare", "--net", "ip", "link", "add", "x", "type", "veth", "peer", "name",

@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.errors import Failed
-from firstlight.lab.backends import Command, Request
-from firstlight.lab.load import Generator, Outcome, Sequence, said
+from firstlight.lab.backends import Ask, Command, Execute
+from firstlight.lab.load import Generator, Outcome, Sequence
+from firstlight.lab.reply import Reply, read
+from firstlight.model import Step
 
 MS = 1_000_000
 STAMPS = {"clone": 3, "requested": 10, "exec": 40, "running": 60}
@@ -85,7 +87,7 @@ def runtime(path: Path, *serves: Serve) -> Iterator[Path]:
 
 
 def asking(path: Path, message: str = "start") -> Command:
-    return Command((), request=Request(path, "hello", message))
+    return Ask(path, "hello", message)
 
 
 def both(
@@ -106,12 +108,9 @@ def test_a_start_that_is_asked_for_is_stamped_and_ends_with_its_input(
     assert ended.status is not None
     assert os.waitstatus_to_exitcode(ended.status) == 3
     assert (ended.user_ns, ended.system_ns) == (5, 7)
-    assert sorted(ended.output.splitlines()) == [
-        "firstlight ready 50",
-        "firstlight step exec 40 60",
-        "firstlight step requested 10 40",
-        "last words",
-    ]
+    assert ended.reply == Reply(
+        (Step("requested", 10, 40), Step("exec", 40, 60)), 50, output="last words"
+    )
 
 
 def test_a_handlers_result_is_ready_and_the_end_of_its_instance(
@@ -126,11 +125,7 @@ def test_a_handlers_result_is_ready_and_the_end_of_its_instance(
         [seen], [ended] = both(generator, asking(path))
     assert (seen.status, ended.status) == (0, 0)
     assert seen.spawned <= seen.seen <= seen.exited
-    assert seen.output.splitlines() == [
-        "firstlight step start 10 40",
-        "firstlight step handler 40 60",
-        "firstlight ready 40",
-    ]
+    assert seen.reply == Reply((Step("start", 10, 40), Step("handler", 40, 60)), 40)
 
 
 def test_the_message_comes_whole_with_its_streams(generator: Generator, tmp_path: Path) -> None:
@@ -155,20 +150,18 @@ def test_an_error_is_told_in_the_runtimes_words(generator: Generator, tmp_path: 
 
     with runtime(tmp_path / "socket", refuse, behaves) as path:
         [refused, good], [ended, _] = both(generator, asking(path), asking(path))
-    assert refused.output == 'firstlight error no "pids" are left (stop some)\n'
+    assert refused.reply == Reply(error='no "pids" are left (stop some)')
     assert refused.seen
     assert ended.status
-    assert "firstlight ready 50" in good.output
+    assert good.reply.ready == 50
 
 
 def test_where_no_one_listens_it_says_so(generator: Generator, tmp_path: Path) -> None:
     [nowhere, too_long], _ = both(
         generator, asking(tmp_path / "none"), asking(Path("/" + "x" * 200))
     )
-    assert nowhere.output == (
-        f"firstlight error reach {tmp_path / 'none'}: No such file or directory\n"
-    )
-    assert "File name too long" in too_long.output
+    assert nowhere.reply == Reply(error=f"reach {tmp_path / 'none'}: No such file or directory")
+    assert "File name too long" in str(too_long.reply.error)
     assert nowhere.seen >= nowhere.spawned >= nowhere.intended > 0
 
 
@@ -182,7 +175,7 @@ def test_a_runtime_that_is_gone_before_it_answers_says_so(
     with runtime(tmp_path / "socket", vanish, lambda _: None) as path:
         lost, _ = both(generator, asking(path), asking(path))
     told = ("Connection reset by peer", "Broken pipe")
-    assert all(one.output.strip().endswith(told) for one in lost)
+    assert all(str(one.reply.error).endswith(told) for one in lost)
 
 
 def test_a_runtime_that_is_gone_while_its_instance_is_up_has_ended_it(
@@ -226,7 +219,7 @@ def test_a_greeting_that_is_not_answered_does_not_hold_it_for_ever(
         listener.bind(str(tmp_path / "socket"))
         listener.listen()
         [seen], _ = both(generator, asking(tmp_path / "socket"), deadline=0.3)
-    assert "Connection timed out" in seen.output
+    assert "Connection timed out" in str(seen.reply.error)
 
 
 def test_leaving_is_not_held_up_by_a_greeting(tmp_path: Path) -> None:
@@ -258,7 +251,7 @@ def test_in_sequence_the_next_is_asked_when_the_one_before_is_answered(
 
 
 def test_a_hundred_at_once_and_commands_among_them(generator: Generator, tmp_path: Path) -> None:
-    ready = Command(("/bin/sh", "-c", "echo firstlight ready 1; cat"))
+    ready = Execute(("/bin/sh", "-c", "echo firstlight ready 1; cat"))
     with runtime(tmp_path / "socket", *[behaves] * 100) as path:
         seen, ended = both(generator, *[asking(path)] * 50, ready, *[asking(path)] * 50)
     assert all(one.seen for one in seen)
@@ -274,20 +267,17 @@ def test_a_nul_is_refused_and_the_generator_lives(generator: Generator, tmp_path
 
 @given(st.text(), st.text())
 def test_what_is_no_answer_is_left_as_it_is(text: str, answer: str) -> None:
-    assert said(text.replace("firstlight answer", "")) == text.replace("firstlight answer", "")
-    lines = said(f"firstlight answer {answer.replace(chr(10), '')}\n")
-    assert not lines or all(
-        line.startswith("firstlight error ") for line in lines.split("\n") if line.strip()
-    )
+    kept = text.replace("firstlight ", "")
+    assert read(kept) == Reply(output=kept.rstrip("\n"))
+    refused = read(f"firstlight answer {answer.replace(chr(10), '')}\n")
+    assert (refused.steps, refused.ready, refused.output) == ((), None, "")
 
 
 @given(st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 1000)), st.integers(1, 1000))
 def test_steps_follow_one_another_from_the_request_on(stamps: dict[str, int], at: int) -> None:
     answer = {"type": "started", "stamps": {**stamps, "requested": at}}
-    lines = [
-        line.split() for line in said(f"firstlight answer {json.dumps(answer)}\n").splitlines()
-    ]
-    edges = [(int(line[3]), int(line[4])) for line in lines]
+    steps = read(f"firstlight answer {json.dumps(answer)}\n").steps
+    edges = [(step.start, step.end) for step in steps]
     assert all(before[1] == after[0] for before, after in pairwise(edges))
     assert all(at <= start <= end for start, end in edges)
     assert len(edges) == sum(stamp >= at for stamp in stamps.values())

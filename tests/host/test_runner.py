@@ -23,11 +23,11 @@ from firstlight.errors import FirstlightError, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
 from firstlight.lab import runner
-from firstlight.lab.backends import Command
-from firstlight.lab.experiments import Experiment, Options
-from firstlight.lab.experiments.container_creation import CONTAINER_CREATION
-from firstlight.lab.experiments.floor import FLOOR
-from firstlight.lab.load import Outcome
+from firstlight.lab.backends import Execute, Prepared
+from firstlight.lab.backends.oci import Oci
+from firstlight.lab.backends.process import Process
+from firstlight.lab.experiments import Case, Experiment, Options
+from firstlight.lab.load import BURST, Outcome, Sequence, Shape
 from firstlight.lab.runner import Batch, Plan, sample, schedule
 from firstlight.model import Ending, EndPoint, GuestLog, Point, Sample, Step
 
@@ -38,8 +38,9 @@ READY = 'echo "firstlight ready 1"; cat'
 
 @dataclass(frozen=True)
 class Scripts:
-    """A backend whose instances are shell scripts, one a point."""
+    """A backend whose instances are one shell script."""
 
+    script: str = ""
     name: str = "scripts"
     end_point: EndPoint = EndPoint.REQUEST_DONE
     note: str | None = None
@@ -50,20 +51,22 @@ class Scripts:
             raise Unsupported(self.missing, "install it")
 
     @contextmanager
-    def prepared(
-        self, point: Point, instances: int, workspace: Workspace
-    ) -> Iterator[list[Command]]:
-        script = str(point["script"])
-        yield [Command(("/bin/sh", "-c", script), workspace.environment)] * instances
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
+        start = Execute(("/bin/sh", "-c", self.script), workspace.environment)
+        yield Prepared([start] * instances)
 
 
-def experiment(*scripts: str, instances: tuple[int, ...] = (2,), **more: str) -> Experiment:
-    points: list[Point] = [
-        {"script": script, "instances": count, **more} for script in scripts for count in instances
+def experiment(
+    *scripts: str, instances: tuple[int, ...] = (2,), shape: Shape = BURST
+) -> Experiment:
+    cases = [
+        Case({"script": script, "instances": count}, Scripts(script), shape)
+        for script in scripts
+        for count in instances
     ]
     return Experiment(
         name="scripts", question="?", figure="", axes=("script", "instances"),
-        points=lambda _options: points, backend=lambda _point: Scripts(),
+        cases=lambda _options: cases,
     )  # fmt: skip
 
 
@@ -107,7 +110,8 @@ points_ = st.lists(
 
 
 def scheduled(points: list[Point], repetitions: int, seed: int, traced: bool) -> list[Batch]:
-    return schedule(points, plan(experiment(), repetitions=repetitions, seed=seed, traced=traced))
+    cases = [Case(point, Scripts()) for point in points]
+    return schedule(cases, plan(experiment(), repetitions=repetitions, seed=seed, traced=traced))
 
 
 @given(points_, st.integers(1, 6), st.integers(0, 2**32), st.booleans())
@@ -123,9 +127,9 @@ def test_every_point_is_measured_in_every_repetition_as_often(
             counts = Counter(own)
             assert set(counts) == set(range(repetitions))
             assert len(set(counts.values())) == 1
-            assert sum(b.instances for b in batches if b.point == point and b.traced == kind) >= (
-                3 * repetitions if int(point["instances"]) in (1, 3) else repetitions
-            )
+            assert sum(
+                b.case.instances for b in batches if b.point == point and b.traced == kind
+            ) >= (3 * repetitions if int(point["instances"]) in (1, 3) else repetitions)
     assert scheduled(points, repetitions, seed, traced) == batches
 
 
@@ -158,7 +162,7 @@ def outcome(output: str, **more: object) -> Outcome:
 def sampled(output: str, evidence: str | None = None, **more: object) -> Sample:
     seen = outcome(output, **more)
     ended = outcome(output, exited=9000, status=0, user_ns=7, system_ns=8)
-    batch = Batch({"instances": 1}, 3, traced=True)
+    batch = Batch(Case({"instances": 1}, Process()), 3, traced=True)
     return sample(5, 2, 0, batch, seen, ended, evidence, lost=4)
 
 
@@ -201,8 +205,8 @@ def test_a_stamp_whose_line_was_cut_is_not_believed() -> None:
 )
 def test_a_machine_that_hangs_is_told_with_its_guests_last_words(console: str, words: str) -> None:
     hung = outcome("", expired=True, seen=0)
-    one = sample(5, 2, 0, Batch({"instances": 1}, 0, traced=False), hung, hung, "hung in x", 0,
-                 GuestLog("ticks", console=console))  # fmt: skip
+    batch = Batch(Case({"instances": 1}, Process()), 0, traced=False)
+    one = sample(5, 2, 0, batch, hung, hung, "hung in x", 0, GuestLog("ticks", console=console))
     assert one.error == f"hung in x; the guest {words}"
 
 
@@ -259,8 +263,9 @@ def test_a_run_measures_every_batch_and_leaves_nothing(tmp_path: Path) -> None:
 
 FLOOR_OF_TWO = Experiment(
     name="floor", question="?", figure="", axes=("namespaces", "instances"),
-    points=lambda _options: [{"namespaces": n, "instances": 2} for n in ("none", "net")],
-    backend=FLOOR.backend,
+    cases=lambda _options: [
+        Case({"namespaces": n, "instances": 2}, Process(n)) for n in ("none", "net")
+    ],
 )  # fmt: skip
 
 
@@ -313,8 +318,9 @@ def test_a_start_that_sleeps_says_so(tmp_path: Path) -> None:
 def container(runtime: Path) -> Experiment:
     return Experiment(
         name="container-creation", question="?", figure="", axes=("runtime", "instances"),
-        points=lambda _options: [{"runtime": str(runtime), "instances": 2}],
-        backend=CONTAINER_CREATION.backend,
+        cases=lambda _options: [
+            Case({"runtime": str(runtime), "instances": 2}, Oci(str(runtime)))
+        ],
     )  # fmt: skip
 
 
@@ -346,12 +352,13 @@ def test_a_runtime_by_its_path_may_fail_hang_or_linger(
 
 @needs_root
 def test_points_that_cannot_run_are_told_and_the_others_run(tmp_path: Path) -> None:
-    points: list[Point] = [{"script": READY, "instances": 1}, {"script": "x", "instances": 1}]
+    cases = [
+        Case({"script": READY, "instances": 1}, Scripts(READY)),
+        Case({"script": "x", "instances": 1}, Scripts("x", name="x", missing="no x here")),
+    ]
     of = Experiment(
-        name="scripts", question="?", figure="", axes=("script",), points=lambda _options: points,
-        backend=lambda point: Scripts(missing=None if point["script"] == READY else "no x here",
-                                      name=str(point["script"])[:1]),
-    )  # fmt: skip
+        name="scripts", question="?", figure="", axes=("script",), cases=lambda _options: cases
+    )
     run = measured(of, tmp_path)
     assert dict(run.header.skipped) == {"x": "no x here (install it)"}
     assert run.header.points == ({"script": READY, "instances": 1},)
@@ -360,8 +367,9 @@ def test_points_that_cannot_run_are_told_and_the_others_run(tmp_path: Path) -> N
 def test_an_experiment_of_which_nothing_can_run_makes_nothing(tmp_path: Path) -> None:
     of = Experiment(
         name="scripts", question="?", figure="", axes=(),
-        points=lambda _options: [{"script": "x", "instances": 1}],
-        backend=lambda _point: Scripts(missing="no x here"),
+        cases=lambda _options: [
+            Case({"script": "x", "instances": 1}, Scripts(missing="no x here"))
+        ],
     )  # fmt: skip
     with pytest.raises(Unsupported, match="no x here"):
         measured(of, tmp_path)
@@ -379,7 +387,7 @@ def test_a_directory_that_is_in_use_is_left_alone(tmp_path: Path) -> None:
 
 @needs_root
 def test_in_sequence_no_two_starts_overlap(tmp_path: Path) -> None:
-    run = measured(experiment(READY, instances=(4,), order="sequential"), tmp_path)
+    run = measured(experiment(READY, instances=(4,), shape=Sequence()), tmp_path)
     starts = sorted(run.samples, key=lambda one: one.instance)
     for sooner, later in pairwise(starts):
         assert sooner.stamps.seen is not None
@@ -441,24 +449,20 @@ class Watched(Scripts):
     """A backend that looks, when it cleans up, for what may still use what it removes."""
 
     @contextmanager
-    def prepared(
-        self, point: Point, instances: int, workspace: Workspace
-    ) -> Iterator[list[Command]]:
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         try:
-            with super().prepared(point, instances, workspace) as commands:
-                yield commands
+            with super().prepared(instances, workspace) as prepared:
+                yield prepared
         finally:
             assert marked(workspace.run) == []
 
 
 @needs_root
 def test_an_interrupted_start_ends_before_its_backend_cleans_up(tmp_path: Path) -> None:
+    script = "kill -INT ${FIRSTLIGHT_LAB%:*}; sleep 1000"
     of = Experiment(
         name="scripts", question="?", figure="", axes=("script", "instances"),
-        points=lambda _options: [
-            {"script": "kill -INT ${FIRSTLIGHT_LAB%:*}; sleep 1000", "instances": 1}
-        ],
-        backend=lambda _point: Watched(),
+        cases=lambda _options: [Case({"script": script, "instances": 1}, Watched(script))],
     )  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         measured(of, tmp_path)

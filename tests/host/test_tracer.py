@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from tests.support.laboratory import NATIVE, Bench, Seen, compiled
+from tests.support.laboratory import NATIVE, Bench, Seen, commands_of, compiled
 
 from firstlight.analysis.breakdown import timeline
 from firstlight.errors import Failed
@@ -210,7 +210,7 @@ REQUESTS = {
 
 @pytest.mark.parametrize("method", ["netlink", "ip"])
 def test_network_requests_are_read_from_their_messages(bench: Bench, method: str) -> None:
-    with Network().prepared({"method": method}, 1, bench.workspace) as commands:
+    with commands_of(Network(method=method), 1, bench.workspace) as commands:
         seen = bench.starts(commands)
     sent = seen.spans.filter(
         (pl.col("kind") == "call") & pl.col("name").is_in(["sendto", "sendmsg"])
@@ -227,7 +227,7 @@ def test_network_requests_are_read_from_their_messages(bench: Bench, method: str
 
 
 def test_the_move_is_slow_for_a_grace_period_and_the_report_says_which(bench: Bench) -> None:
-    with Network().prepared({"method": "netlink"}, 4, bench.workspace) as commands:
+    with commands_of(Network(method="netlink"), 4, bench.workspace) as commands:
         seen = bench.starts(commands, shape=Sequence())
     found = causes(seen.breakdown(), "veth.move")
     waits = {cause: took for cause, took in found.items() if cause.startswith("RCU: ")}
@@ -297,14 +297,14 @@ def test_strace_counts_the_same_calls(
 
 def test_strace_and_the_tracer_read_the_same_paths_of_runc(bench: Bench, tmp_path: Path) -> None:
     """Also the empty ones: runc does ask for the status of ""."""
-    with Oci("runc").prepared({}, 1, bench.workspace) as [command]:
+    with commands_of(Oci("runc"), 1, bench.workspace) as [command]:
         done = subprocess.run(
             ["strace", "-f", "-e", "trace=mkdirat,newfstatat", "-s", "200", "-o", tmp_path / "log",
              *command.argv],
             env=command.env, stdin=subprocess.DEVNULL, capture_output=True, timeout=60,
         )  # fmt: skip
         assert done.returncode == 0
-    with Oci("runc").prepared({}, 1, bench.workspace) as commands:
+    with commands_of(Oci("runc"), 1, bench.workspace) as commands:
         seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION, to_exit=True)
     log = (tmp_path / "log").read_text()
     made = Counter(re.findall(r'mkdirat\([^"]*"([^"]*)"', log))
@@ -318,7 +318,7 @@ def test_strace_and_the_tracer_read_the_same_paths_of_runc(bench: Bench, tmp_pat
 def test_what_is_mounted_on_a_descriptor_has_its_path(bench: Bench, runtime: str) -> None:
     if not shutil.which(runtime):
         pytest.skip(f"{runtime} is not installed")
-    with Oci(runtime).prepared({}, 1, bench.workspace) as commands:
+    with commands_of(Oci(runtime), 1, bench.workspace) as commands:
         seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION)
     targets = [detail.split()[0] for detail in seen.calls("mount")["detail"].to_list()]
     assert any(target.endswith("dev/mqueue") for target in targets), targets
@@ -338,7 +338,7 @@ def test_a_long_path_is_read_whole(bench: Bench, known: Path, tmp_path: Path) ->
 
 
 def test_a_hundred_containers_at_once_lose_no_event(bench: Bench) -> None:
-    with Oci("runc").prepared({}, 100, bench.workspace) as commands:
+    with commands_of(Oci("runc"), 100, bench.workspace) as commands:
         seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION, deadline=60)
     assert [one.error for one in seen.run.samples if one.error] == []
     assert seen.lost == 0

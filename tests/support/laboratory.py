@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -13,8 +14,10 @@ from firstlight import store
 from firstlight.analysis.breakdown import breakdown
 from firstlight.host import workspace as workspaces
 from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Command
-from firstlight.lab.load import Burst, Generator, Outcome, Shape
+from firstlight.lab.backends import Backend, Command, Execute
+from firstlight.lab.backends.process import Process
+from firstlight.lab.experiments import Case
+from firstlight.lab.load import BURST, Generator, Outcome, Shape
 from firstlight.lab.runner import Batch, sample, traced_daemons
 from firstlight.model import EndPoint, Header, Sample
 from firstlight.trace import bpf
@@ -78,6 +81,13 @@ def laboratory(name: str) -> Iterator[Workspace]:
         yield place
 
 
+@contextmanager
+def commands_of(backend: Backend, instances: int, workspace: Workspace) -> Iterator[list[Any]]:
+    """The commands of a prepared batch."""
+    with backend.prepared(instances, workspace) as prepared:
+        yield list(prepared.commands)
+
+
 @dataclass
 class Bench:
     """A traced lab. ``starts`` runs one batch and reads it back as a run would be."""
@@ -92,7 +102,7 @@ class Bench:
         self,
         commands: Sequence[Command],
         *,
-        shape: Shape = Burst(),  # noqa: B008 - a frozen value
+        shape: Shape = BURST,
         end_point: EndPoint = EndPoint.REQUEST_DONE,
         deadline: float = 30,
         to_exit: bool = False,
@@ -105,7 +115,7 @@ class Bench:
         lost = 0 if to_exit else self.tracer.stop()
         ended = self.generator.stop(self.batches, deadline=10)
         lost = self.tracer.stop() if to_exit else lost
-        batch = Batch({"instances": len(commands)}, 0, traced=True)
+        batch = Batch(Case({"instances": len(commands)}, Process()), 0, traced=True)
         samples = [
             sample(index, self.batches, index, batch, outcome, end, None, lost)
             for index, (outcome, end) in enumerate(zip(outcomes, ended, strict=True))
@@ -128,8 +138,8 @@ class Bench:
         """One command, traced to its exit."""
         return self.starts([self.command(*argv)], end_point=end_point, to_exit=to_exit)
 
-    def command(self, *argv: str | Path) -> Command:
-        return Command(tuple(map(str, argv)), self.workspace.environment)
+    def command(self, *argv: str | Path) -> Execute:
+        return Execute(tuple(map(str, argv)), self.workspace.environment)
 
 
 @dataclass(frozen=True)

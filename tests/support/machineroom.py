@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.laboratory import marked
+from tests.support.laboratory import commands_of, marked
 
 from firstlight.host.workspace import Workspace
 from firstlight.lab import stuck
 from firstlight.lab.backends import Backend
+from firstlight.lab.experiments import Case
 from firstlight.lab.load import Generator
 from firstlight.lab.runner import Batch, sample
 from firstlight.model import Sample
@@ -24,10 +25,9 @@ class Room:
     def start(self, machine: Backend, instances: int = 1, *, deadline: float = 20) -> list[Sample]:
         """One batch of a machine, as samples."""
         machine.probe()
-        point = {"instances": instances}
-        batch = Batch({"instances": instances}, 0, traced=False)
+        batch = Batch(Case({"instances": instances}, machine), 0, traced=False)
         self.batches += 1
-        with machine.prepared(dict(point), instances, self.workspace) as commands:
+        with commands_of(machine, instances, self.workspace) as commands:
             outcomes = self.generator.run(self.batches, commands, deadline=deadline)
             evidence = {one.pid: stuck.describe(one.pid) for one in outcomes if one.expired}
             ended = self.generator.stop(self.batches, deadline=20)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firstlight.lab.backends.accel import elf
-from firstlight.lab.guests import Boot, Line, Reading, Wanted
+from firstlight.lab.guests import BootConfig, BootSpec, Line, Reading
 from firstlight.model import EndPoint, Step
 
 HALT = bytes.fromhex("f4ebfd")  # hlt; jmp to it
@@ -78,16 +78,16 @@ class Tiny:
     filesystem: str = "none"
     end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
 
-    def probe(self, wanted: Wanted) -> None:
+    def probe(self, wanted: BootConfig) -> None:
         """It boots anywhere."""
 
-    def boot(self, wanted: Wanted, directory: Path) -> Boot:
+    def boot(self, wanted: BootConfig, directory: Path) -> BootSpec:
         kernel = self.kernel
         if self.code:
             kernel = directory / "tiny.elf"
             kernel.write_bytes(elf(self.code))
-        return Boot(kernel, disk=self.disk, writable=self.writable, ready=self.ready,
+        return BootSpec(kernel, disk=self.disk, writable=self.writable, ready=self.ready,
                     exit_port=self.exit_port, exit_code=self.exit_code, last=self.last)  # fmt: skip
 
-    def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
+    def read(self, wanted: BootConfig, lines: Sequence[Line], memory: Path | None) -> Reading:
         return Reading("lines", tuple(Step(line.text, 0, 0) for line in lines))

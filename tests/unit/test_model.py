@@ -1,10 +1,12 @@
 """How a start that the generator saw becomes a sample."""
 
+from firstlight.lab.backends.process import Process
+from firstlight.lab.experiments import Case
 from firstlight.lab.load import Outcome
 from firstlight.lab.runner import Batch, sample
 from firstlight.model import Ending, GuestLog
 
-BATCH = Batch({"instances": 1}, 0, traced=False)
+BATCH = Batch(Case({"instances": 1}, Process()), 0, traced=False)
 DONE = Outcome(1000, 1010, 2000, 3000, 5, 6, 77, 0, False, "firstlight ready 1990\n")
 
 

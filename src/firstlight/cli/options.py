@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 _END_POINTS = ("first-packet",)
 _FREE_BYTES_MIN = 200 << 20
 _OPTIONS = {
-    "runtimes": "--runtime", "confs": "--cni", "binaries": "--hypervisor", "accel": "--accel",
+    "runtimes": "--runtime", "networks": "--cni", "hypervisors": "--hypervisor",
+    "accel": "--accel",
     "guests": "--guest", "clocks": "--icount",
 }  # fmt: skip
 
@@ -146,23 +147,14 @@ def end_point(name: str) -> "EndPoint | None":
 
 
 def check_use(experiment: "Experiment", asked: "Options") -> None:
-    """Raise FirstlightError for an option that has no effect on the experiment.
+    """Raise FirstlightError for an option that the experiment does not use.
 
     Otherwise the user would take the run for an answer to what was asked.
     """
-    from firstlight.lab.experiments import Options
-
-    used: set[str] = set()
-
-    class Watched(Options):
-        def __getattribute__(self, name: str) -> object:
-            used.add(name)
-            return super().__getattribute__(name)
-
-    experiment.points(Watched(**vars(asked)))
-    default = Options(asked.instances)
+    default = type(asked)(asked.instances)
     for field, option in _OPTIONS.items():
-        if field not in used and getattr(asked, field) != getattr(default, field):
+        is_asked = getattr(asked, field) != getattr(default, field)
+        if is_asked and field not in experiment.options:
             raise FirstlightError(
                 f"{option} has no effect on {experiment.name}",
                 "leave it out; firstlight list shows what each experiment varies",

@@ -30,14 +30,12 @@ class Workspace:
 
     ``directory`` is a private tmpfs that dies with the run; ``run`` is the run's name, which
     everything that outlives a process (a cgroup, a container id) must carry. ``environment``
-    goes to every start: it marks its processes as this run's. ``counts`` takes what a backend
-    counted over a batch, when that is left.
+    goes to every start: it marks its processes as this run's.
     """
 
     directory: Path
     run: str
     environment: dict[str, str] = field(default_factory=dict)
-    counts: dict[str, float] = field(default_factory=dict)
 
 
 @contextmanager

@@ -5,19 +5,18 @@ The generator is ``native/launch.c``, a process of its own; its protocol is desc
 
 import os
 import random
-import re
 import select
 import socket
 import struct
 import subprocess
 from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass
-from itertools import pairwise
-
-import msgspec
+from functools import cached_property
 
 from firstlight.errors import Failed
-from firstlight.lab.backends import Command
+from firstlight.lab import reply
+from firstlight.lab.backends import Ask, Command
+from firstlight.lab.reply import Reply
 from firstlight.native import native
 
 _REQUEST = struct.Struct("=IIIIqqQ")
@@ -26,7 +25,6 @@ _ANSWER = struct.Struct("=II")
 _RECORD = struct.Struct("=qqqqqqiiII")
 _RUN, _STOP = 1, 2
 _SEQUENTIAL, _INHERIT = 1, 2
-_ANSWER_LINE = re.compile(r"^firstlight answer (.*\n)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,10 @@ class Poisson:
     """Starts arrive at random at ``rate`` a second, whether or not earlier ones are ready."""
 
     rate: float
-    seed: int
 
 
 Shape = Burst | Sequence | Poisson
+BURST = Burst()
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,7 @@ class Outcome:
     ``seen`` is when it read ``firstlight ready`` or ``error``. ``status`` is as ``waitpid``
     gives it, None while the start is up. ``expired``: its deadline passed before
     it was ready; it is up until ``stop`` kills it. ``pid`` is 0 of one that was asked for.
+    ``output`` is what it wrote, ``reply`` the record of that.
     """
 
     intended: int
@@ -70,12 +69,20 @@ class Outcome:
     expired: bool
     output: str
 
+    @cached_property
+    def reply(self) -> Reply:
+        """What it reported."""
+        return reply.read(self.output)
 
-def offsets(shape: Shape, count: int) -> list[int]:
-    """When each of ``count`` starts is asked for, in ns after the first may be."""
+
+def offsets(shape: Shape, count: int, seed: int = 0) -> list[int]:
+    """When each of ``count`` starts is asked for, in ns after the first may be.
+
+    ``seed`` draws random arrivals.
+    """
     if not isinstance(shape, Poisson):
         return [0] * count
-    arrivals = random.Random(shape.seed)  # noqa: S311 - a schedule, not a secret
+    arrivals = random.Random(seed)  # noqa: S311 - a schedule, not a secret
     at, result = 0.0, []
     for _ in range(count):
         at += arrivals.expovariate(shape.rate)
@@ -114,18 +121,19 @@ class Generator:
         self,
         batch: int,
         commands: Sequenced[Command],
-        shape: Shape = Burst(),
+        shape: Shape = BURST,
         *,
         deadline: float,
+        seed: int = 0,
         inherit: bool = False,
     ) -> list[Outcome]:
         """Start the commands, and return when each is ready, has ended or is past its deadline.
 
-        ``deadline`` is in seconds after a start's intended arrival. With ``inherit`` the commands
-        keep our standard streams. Raises Failed for a command that no kernel would take, before
-        anything is started, and if the generator has ended.
+        ``deadline`` is in seconds after a start's intended arrival; ``seed`` is of ``offsets``.
+        With ``inherit`` the commands keep our standard streams. Raises Failed for a command that
+        no kernel would take, before anything is started, and if the generator has ended.
         """
-        body = b"".join(map(_start, commands, offsets(shape, len(commands))))
+        body = b"".join(map(_start, commands, offsets(shape, len(commands), seed)))
         flags = _SEQUENTIAL * isinstance(shape, Sequence) | _INHERIT * inherit
         return self._ask(_RUN, batch, len(commands), flags, deadline, body)
 
@@ -147,11 +155,12 @@ class Generator:
     def _outcome(self) -> Outcome:
         record = _RECORD.unpack(self._receive(_RECORD.size))
         intended, spawned, seen, exited, user, system, pid, status, expired, length = record
-        output = said(self._receive(length).decode(errors="replace"))
+        output = self._receive(length).decode(errors="replace")
         ended = None if status == -1 else status
         return Outcome(
-            intended, spawned, seen, exited, user, system, pid, ended, bool(expired), output
-        )
+            intended, spawned, seen, exited, user, system, pid, ended, bool(expired),
+            output,
+        )  # fmt: skip
 
     def _receive(self, size: int) -> bytes:
         parts = bytearray()
@@ -167,57 +176,12 @@ class Generator:
         return bytes(parts)
 
 
-class _Result(msgspec.Struct):
-    """When a handler was asked for, began and finished."""
-
-    requested: int
-    began: int
-    finished: int
-
-
-class _Answer(msgspec.Struct):
-    """What of a runtime's answer is of use here."""
-
-    type: str
-    message: str = ""
-    hint: str | None = None
-    stamps: dict[str, int] = {}
-    result: _Result | None = None
-
-
-def said(output: str) -> str:
-    """An output with its runtime's answers as the lines that a start's program would print."""
-    return _ANSWER_LINE.sub(_line, output)
-
-
-def _line(found: re.Match[str]) -> str:
-    try:
-        answer = msgspec.json.decode(found[1], type=_Answer)
-    except msgspec.MsgspecError:
-        return f"firstlight error not of the protocol: {found[1]}"
-    if answer.type == "error":
-        words = f"{answer.message} ({answer.hint})" if answer.hint else answer.message
-        return f"firstlight error {' '.join(words.split())}\n"
-    if result := answer.result:
-        return (
-            f"firstlight step start {result.requested} {result.began}\n"
-            f"firstlight step handler {result.began} {result.finished}\n"
-            f"firstlight ready {result.began}\n"
-        )
-    begun = answer.stamps.get("requested", 0)
-    stamps = sorted((at, name) for name, at in answer.stamps.items() if at >= begun)
-    return "".join(
-        f"firstlight step {name} {at} {until}\n" for (at, name), (until, _) in pairwise(stamps)
-    )
-
-
 def _start(command: Command, offset: int) -> bytes:
     """One start in the words of the protocol."""
-    if command.request:
-        request = command.request
-        texts = [str(request.socket), request.greeting, request.message]
+    if isinstance(command, Ask):
+        texts = [str(command.socket), command.greeting, command.message]
         if any("\0" in text for text in texts):
-            raise Failed(f"cannot ask {request.socket}: a NUL is in the request")
+            raise Failed(f"cannot ask {command.socket}: a NUL is in the request")
         return _START.pack(offset, 0, 0) + _strings(texts)
     variables = [f"{name}={value}" for name, value in command.env.items()]
     texts = [*command.argv, *variables, str(command.cwd)]

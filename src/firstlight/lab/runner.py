@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import secrets
 import subprocess
 import sys
@@ -23,18 +22,16 @@ from firstlight.host import facts
 from firstlight.host.netns import settle
 from firstlight.host.workspace import sandbox
 from firstlight.lab import stuck
-from firstlight.lab.backends import Backend, Command, until
-from firstlight.lab.experiments import Experiment, Options
-from firstlight.lab.load import Burst, Generator, Outcome, Poisson, Sequence, Shape
-from firstlight.model import Ending, Footer, GuestLog, Header, Point, Sample, Stamps, Step
+from firstlight.lab.backends import Ask, Backend, Command, Execute, ending_at
+from firstlight.lab.experiments import Case, Experiment, Options
+from firstlight.lab.load import Generator, Outcome
+from firstlight.model import Ending, Footer, GuestLog, Header, Point, Sample, Stamps
 from firstlight.store import Writer
 from firstlight.trace import bpf
 
 DEADLINE_SECONDS = 60.0
 _STOP_SECONDS = 30.0
-_SAID = 300  # characters of a program's last words
-_STEP = re.compile(r"^firstlight step (\S+) (\d{1,18}) (\d{1,18})\n", re.MULTILINE)
-_READY = re.compile(r"^firstlight ready (\d{1,18})\n", re.MULTILINE)
+_LAST_WORDS = 300  # characters of a program's last line
 _LEAST_SAMPLES = 3  # times the repetitions, for points of few instances
 
 
@@ -55,17 +52,17 @@ class Plan:
 class Batch:
     """One entry of the schedule."""
 
-    point: Point
+    case: Case
     repetition: int
     traced: bool
 
     @property
-    def instances(self) -> int:
-        """How many starts it asks for."""
-        return int(self.point["instances"])
+    def point(self) -> Point:
+        """The settings of its case."""
+        return self.case.point
 
 
-def schedule(points: list[Point], plan: Plan) -> list[Batch]:
+def schedule(cases: Sequenced[Case], plan: Plan) -> list[Batch]:
     """Every batch of a run in a seeded random order, repetition by repetition.
 
     Shuffling within repetitions interleaves the points: a drift of the machine meets all of them.
@@ -75,11 +72,11 @@ def schedule(points: list[Point], plan: Plan) -> list[Batch]:
     batches = []
     for repetition in range(plan.repetitions):
         part = []
-        for point in points:
-            for _ in range(max(1, _LEAST_SAMPLES // int(point["instances"]))):
-                part.append(Batch(point, repetition, traced=False))
+        for case in cases:
+            for _ in range(max(1, _LEAST_SAMPLES // case.instances)):
+                part.append(Batch(case, repetition, traced=False))
                 if plan.traced:
-                    part.append(Batch(point, repetition, traced=True))
+                    part.append(Batch(case, repetition, traced=True))
         order.shuffle(part)
         batches += part
     return batches
@@ -91,7 +88,8 @@ def run(plan: Plan, out: Path, progress: Callable[[Batch, int, int], None]) -> N
     ``progress`` is told each batch before it, with the work done and in all (see ``work``). On
     KeyboardInterrupt what was measured stays, marked interrupted, and the interrupt goes on.
     """
-    points, backends, skipped = _usable(plan)
+    cases, skipped = _usable(plan)
+    backends = [case.backend for case in cases]
     if plan.traced:
         bpf.probe()
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
@@ -101,7 +99,7 @@ def run(plan: Plan, out: Path, progress: Callable[[Batch, int, int], None]) -> N
         question=plan.experiment.question,
         end_point=backends[0].end_point,
         axes=plan.experiment.axes,
-        points=tuple(points),
+        points=tuple(case.point for case in cases),
         argv=tuple(sys.argv),
         seed=plan.seed,
         started=_now(),
@@ -115,12 +113,13 @@ def run(plan: Plan, out: Path, progress: Callable[[Batch, int, int], None]) -> N
             )
         ),
         skipped=tuple(skipped.items()),
+        presentation=plan.experiment.presentation,
     )
     with Writer(out, header) as writer:
         interrupted = True
         try:
             with _Lab(plan, writer, name) as lab:
-                for batch in (batches := schedule(points, plan)):
+                for batch in (batches := schedule(cases, plan)):
                     lab.measure(batch, progress, sum(map(work, batches)))
             interrupted = False
         finally:
@@ -129,31 +128,30 @@ def run(plan: Plan, out: Path, progress: Callable[[Batch, int, int], None]) -> N
 
 def work(batch: Batch) -> int:
     """How much of a run's time a batch takes, roughly, in no unit."""
-    return batch.instances + 4
+    return batch.case.instances + 4
 
 
-def _usable(plan: Plan) -> tuple[list[Point], list[Backend], dict[str, str]]:
-    """The points that can run here, their backends, and why others cannot."""
-    points: list[Point] = []
-    usable: dict[Backend, None] = {}
+def _usable(plan: Plan) -> tuple[list[Case], dict[str, str]]:
+    """The cases that can run here, to the end point that was asked for, and why others cannot."""
+    cases: list[Case] = []
+    probed: set[Backend] = set()
     skipped: dict[str, str] = {}
-    for point in plan.experiment.points(plan.options):
-        backend = plan.experiment.backend(point)
+    for case in plan.experiment.cases(plan.options):
         try:
-            backend = until(backend, plan.options.until, point)
-            if backend not in usable:
+            backend = ending_at(case.backend, plan.options.end_point)
+            if backend not in probed:
                 backend.probe()
         except Unsupported as error:
-            skipped[backend.name] = f"{error.message} ({error.hint})"
+            skipped[case.backend.name] = f"{error.message} ({error.hint})"
             continue
-        usable[backend] = None
-        points.append(point)
-    if not points:
+        probed.add(backend)
+        cases.append(replace(case, backend=backend))
+    if not cases:
         raise Unsupported(
             f"{plan.experiment.name} cannot run here: {_reasons(skipped)}",
             "see all that is missing: firstlight doctor",
         )
-    return points, list(usable), skipped
+    return cases, skipped
 
 
 def _reasons(skipped: dict[str, str]) -> str:
@@ -197,16 +195,16 @@ class _Lab:
         """Run one batch and store its samples and spans."""
         progress(batch, self._done, all_)
         self._done += work(batch)
-        own = self._plan.experiment.backend(batch.point)
-        backend = until(own, self._plan.options.until, batch.point)
-        with ExitStack() as prepared:
+        case = batch.case
+        with ExitStack() as stack:
             try:
-                commands = prepared.enter_context(
-                    backend.prepared(batch.point, batch.instances, self._workspace)
+                prepared = stack.enter_context(
+                    case.backend.prepared(case.instances, self._workspace)
                 )
             except Failed as error:
                 self._keep(unprepared(batch, self._batches, self._samples, error.message))
                 return
+            commands = prepared.commands
             batch = replace(batch, traced=batch.traced and can_trace(commands))
             if self._plan.cold:
                 drop_caches()
@@ -214,7 +212,8 @@ class _Lab:
                 outcomes, lost = self._start(batch, commands)
                 evidence = {o.pid: stuck.describe(o.pid) for o in outcomes if o.expired and o.pid}
                 ended = self._generator.stop(self._batches, deadline=_STOP_SECONDS)
-                guests = [command.guest() if command.guest else None for command in commands]
+                guests = [_guest_log(command) for command in commands]
+                counts = dict(prepared.counts())
             except BaseException:
                 self._generator.close()  # what it started must end before what that used
                 raise
@@ -224,9 +223,8 @@ class _Lab:
                    evidence.get(outcome.pid), lost, guest)
             for place, (outcome, end, guest) in enumerate(zip(outcomes, ended, guests, strict=True))
         ]  # fmt: skip
-        if self._workspace.counts:
-            samples[0] = msgspec.structs.replace(samples[0], counts=dict(self._workspace.counts))
-            self._workspace.counts.clear()
+        if counts:
+            samples[0] = msgspec.structs.replace(samples[0], counts=counts)
         if batch.traced:
             roots = {one.pid: one.index for one in samples}
             roots |= dict.fromkeys(traced_daemons(commands), self._samples)
@@ -238,24 +236,26 @@ class _Lab:
         self._batches += 1
         self._samples += len(samples)
 
-    def _start(self, batch: Batch, commands: list[Command]) -> tuple[list[Outcome], int]:
-        shape = shape_of(batch.point, self._plan.seed + self._batches)
+    def _start(self, batch: Batch, commands: Sequenced[Command]) -> tuple[list[Outcome], int]:
         if batch.traced:
             self._tracer.start(traced_daemons(commands))
-        outcomes = self._generator.run(self._batches, commands, shape, deadline=self._plan.deadline)
+        outcomes = self._generator.run(
+            self._batches,
+            commands,
+            batch.case.shape,
+            deadline=self._plan.deadline,
+            seed=self._plan.seed + self._batches,
+        )
         return outcomes, self._tracer.stop() if batch.traced else 0
 
 
 def can_trace(commands: Sequenced[Command]) -> bool:
     """Whether tracing would say whose start it saw: of one among many in a daemon it would not."""
-    return len(commands) == 1 or not any(command.request for command in commands)
+    return len(commands) == 1 or not any(isinstance(command, Ask) for command in commands)
 
 
-def shape_of(point: Point, seed: int) -> Shape:
-    """How the starts of a point are asked for, by its axes ``rate`` and ``order``."""
-    if "rate" in point:
-        return Poisson(float(point["rate"]), seed)
-    return Sequence() if point.get("order") == "sequential" else Burst()
+def _guest_log(command: Command) -> GuestLog | None:
+    return command.guest() if isinstance(command, Execute) and command.guest else None
 
 
 def unprepared(batch: Batch, number: int, first: int, why: str) -> list[Sample]:
@@ -273,7 +273,7 @@ def unprepared(batch: Batch, number: int, first: int, why: str) -> list[Sample]:
             stamps=Stamps(now, now),
             error=f"not started: {why}",
         )
-        for instance in range(batch.instances)
+        for instance in range(batch.case.instances)
     ]
 
 
@@ -299,18 +299,13 @@ def sample(
     clock that is not the host's (gVisor's): then the arrival stands for it. One that came after
     the deadline is no better than none.
     """
-    steps = tuple(
-        Step(name, int(start), int(end)) for name, start, end in _STEP.findall(outcome.output)
-    )
-    said = _READY.search(outcome.output)
-    ready = int(said[1]) if said and not outcome.expired else None
+    reply = outcome.reply
+    ready = None if outcome.expired else reply.ready
     if ready is not None and not outcome.intended <= ready <= outcome.seen:
         ready = outcome.seen
     fault = guest.fault if guest and ready else None
     ready = None if fault else ready
-    lines = outcome.output.split("\n")
-    other = [line for line in lines if not line.startswith("firstlight ")]
-    failure = _hung(evidence, guest, other) if evidence else _complaint(outcome)
+    failure = _hung(evidence, guest, reply.output) if evidence else _complaint(outcome)
     ending = Ending.READY if ready else Ending.HUNG if outcome.expired else Ending.FAILED
     return Sample(
         index=index,
@@ -323,33 +318,31 @@ def sample(
         stamps=Stamps(
             outcome.intended, outcome.spawned, ready, outcome.seen or None, ended.exited or None
         ),
-        steps=steps,
+        steps=reply.steps,
         pid=outcome.pid,
         user_ns=ended.user_ns,
         system_ns=ended.system_ns,
         exit_status=ended.status,
         error=None if ready else fault or failure,
-        output="\n".join(other).rstrip("\n"),
+        output=reply.output,
         lost=lost,
         guest=guest,
     )
 
 
-def _hung(evidence: str, guest: GuestLog | None, other: Sequenced[str]) -> str:
-    """Where it is stuck, and what it said last; of a machine, its guest."""
-    who = "it" if guest is None else "the guest"
-    lines = other if guest is None else guest.console.split("\n")
-    said = [line.strip() for line in lines if line.strip()]
-    if not said and guest is None:
+def _hung(evidence: str, guest: GuestLog | None, output: str) -> str:
+    """Where it is stuck, and its last words; of a machine, its guest's."""
+    who, text = ("it", output) if guest is None else ("the guest", guest.console)
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if not lines and guest is None:
         return evidence
-    words = f'last said "{said[-1][:_SAID]}"' if said else "said nothing"
+    words = f'last said "{lines[-1][:_LAST_WORDS]}"' if lines else "said nothing"
     return f"{evidence}; {who} {words}"
 
 
 def _complaint(outcome: Outcome) -> str:
-    for line in outcome.output.split("\n"):
-        if line.startswith("firstlight error "):
-            return line.removeprefix("firstlight error ")
+    if outcome.reply.error is not None:
+        return outcome.reply.error
     if outcome.status is None:
         return "not ready"
     if os.WIFSIGNALED(outcome.status):

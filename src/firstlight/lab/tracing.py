@@ -16,10 +16,19 @@ import polars as pl
 from firstlight import store
 from firstlight.errors import Failed, Unsupported
 from firstlight.host import facts
-from firstlight.lab.backends import Command
+from firstlight.lab.backends import Execute
 from firstlight.lab.load import Generator, Outcome
 from firstlight.lab.runner import revision
-from firstlight.model import Ending, EndPoint, Footer, Header, Point, Sample, Stamps
+from firstlight.model import (
+    Ending,
+    EndPoint,
+    Footer,
+    Header,
+    Point,
+    Presentation,
+    Sample,
+    Stamps,
+)
 from firstlight.trace import bpf
 
 _FOREVER_SECONDS = 1e8
@@ -45,7 +54,7 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
         raise Unsupported(f"{argv[0]} is not a program that can be executed", "name one")
     if not program:
         raise Unsupported(f"command {argv[0]!r} is not found", "give its path, or install it")
-    command = Command((str(Path(program).absolute()), *argv[1:]), dict(os.environ), Path.cwd())
+    command = Execute((str(Path(program).absolute()), *argv[1:]), dict(os.environ), Path.cwd())
     bpf.probe()
     with Generator() as generator, bpf.Tracer(generator.pid) as tracer:
         interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the command's
@@ -97,6 +106,7 @@ def _header(point: Point, end_point: EndPoint) -> Header:
         revision=revision(),
         repetitions=1,
         environment=facts.collect(),
+        presentation=Presentation(subject="{series}", headline="traced"),
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.agile_host import on_host
-from tests.support.laboratory import marked, returning_home
+from tests.support.laboratory import commands_of, marked, returning_home
 
 from firstlight import store
 from firstlight.agile.client import Client
@@ -17,15 +17,15 @@ from firstlight.host.workspace import Workspace
 from firstlight.lab import runner
 from firstlight.lab.backends.agile_parts import POOLS, WITHOUT, Ablated, Churn, Crowd
 from firstlight.lab.backends.functions import KINDS, RUNC, Invoked
-from firstlight.lab.experiments import Experiment, Options
+from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.experiments.ablation import ABLATION
 from firstlight.lab.experiments.churn import CHURN
 from firstlight.lab.experiments.density import DENSITY
-from firstlight.lab.experiments.functions import COMMAND, FUNCTIONS
+from firstlight.lab.experiments.functions import FUNCTIONS
 from firstlight.lab.load import Poisson, offsets
-from firstlight.model import Ending, Point, Sample
+from firstlight.model import Ending, Sample
 
-Measure = Callable[[Experiment, list[Point]], store.Run]
+Measure = Callable[[Experiment, list[Case]], store.Run]
 
 
 def seen() -> dict[str, object]:
@@ -39,12 +39,12 @@ def seen() -> dict[str, object]:
 
 @pytest.fixture
 def measure(tmp_path: Path) -> Iterator[Measure]:
-    """Runs points of an experiment untraced; afterwards nothing of the run is left."""
+    """Runs cases of an experiment untraced; afterwards nothing of the run is left."""
     before = seen()
     runs: list[store.Run] = []
 
-    def one(experiment: Experiment, points: list[Point]) -> store.Run:
-        small = replace(experiment, points=lambda _options: points)
+    def one(experiment: Experiment, cases: list[Case]) -> store.Run:
+        small = replace(experiment, cases=lambda _options: cases)
         plan = runner.Plan(small, Options((1,)), repetitions=1, seed=1, traced=False, deadline=30)
         with returning_home():
             runner.run(plan, tmp_path / "run", lambda _batch, _done, _all: None)
@@ -61,6 +61,14 @@ def measure(tmp_path: Path) -> Iterator[Measure]:
     assert seen() == before
 
 
+def churning(pools: str, rate: float) -> Case:
+    return Case({"pools": pools, "rate": rate, "instances": 8}, Churn(pools), Poisson(rate))
+
+
+def without(part: str) -> Case:
+    return Case({"without": part, "instances": 1}, Ablated(part))
+
+
 def by(run: store.Run, axis: str, value: object) -> list[Sample]:
     return [one for one in run.samples if one.point[axis] == value]
 
@@ -68,7 +76,7 @@ def by(run: store.Run, axis: str, value: object) -> list[Sample]:
 def test_churn_counts_what_the_pool_gave_and_made(measure: Measure) -> None:
     # At 10 a second it lasts longer than a refill is put off for requests.
     rates = {"full": 200, "refilling": 10, "empty": 200}
-    run = measure(CHURN, [{"pools": name, "rate": rates[name], "instances": 8} for name in POOLS])
+    run = measure(CHURN, [churning(name, rates[name]) for name in POOLS])
     counts = {name: by(run, "pools", name)[0].counts for name in POOLS}
     assert (counts["full"]["hits"], counts["full"]["misses"]) == (8, 0)
     assert counts["full"]["made"] == counts["full"]["refill"] == 0
@@ -81,9 +89,9 @@ def test_churn_counts_what_the_pool_gave_and_made(measure: Measure) -> None:
 
 
 def test_churn_is_an_open_loop_whose_instances_have_ended_by_themselves(measure: Measure) -> None:
-    run = measure(CHURN, [{"pools": "full", "rate": 10, "instances": 8}])
+    run = measure(CHURN, [churning("full", 10)])
     asked = [one.stamps.intended for one in run.samples]
-    due = offsets(Poisson(10, run.header.seed), 8)
+    due = offsets(Poisson(10), 8, run.header.seed)
     assert [at - asked[0] for at in asked] == [at - due[0] for at in due]
     ends = [one.stamps.stopped for one in run.samples]
     assert all(ends)
@@ -91,7 +99,7 @@ def test_churn_is_an_open_loop_whose_instances_have_ended_by_themselves(measure:
 
 
 def test_density_measures_one_start_beside_those_that_are_up(measure: Measure) -> None:
-    run = measure(DENSITY, [{"background": 12, "instances": 1}])
+    run = measure(DENSITY, [Case({"background": 12, "instances": 1}, Crowd(12))])
     assert len(run.samples) == 3, "three batches of one"
 
 
@@ -100,18 +108,16 @@ def test_those_that_are_up_stay_up_until_the_batch_is_left(tmp_path: Path) -> No
 
     async def main() -> None:
         place = Workspace(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
-        with Crowd().prepared({"background": 7}, 1, place) as [start]:
-            assert start.request
-            with Client(start.request.socket) as client:
-                assert len(client.running()) == 7
-                assert {pool.ready for pool in client.pools() if pool.high} == {1}
+        with commands_of(Crowd(7), 1, place) as [start], Client(start.socket) as client:
+            assert len(client.running()) == 7
+            assert {pool.ready for pool in client.pools() if pool.high} == {1}
         assert list(tmp_path.iterdir()) == []
 
     on_host(main)
 
 
 def test_ablation_hears_the_first_packet_whatever_is_left_out(measure: Measure) -> None:
-    run = measure(ABLATION, [{"without": part, "instances": 1} for part in WITHOUT])
+    run = measure(ABLATION, [without(part) for part in WITHOUT])
     for one in run.samples:
         [packet] = [step for step in one.steps if step.name == "packet"]
         assert one.stamps.ready
@@ -121,9 +127,7 @@ def test_ablation_hears_the_first_packet_whatever_is_left_out(measure: Measure) 
 
 def test_what_is_left_out_is_left_to_the_start(measure: Measure) -> None:
     """A start without a prepared part takes its step itself; told by the runtime's own stamps."""
-    run = measure(
-        ABLATION, [{"without": name, "instances": 1} for name in ("nothing", "sandboxes")]
-    )
+    run = measure(ABLATION, [without(name) for name in ("nothing", "sandboxes")])
     ready, parts = (
         [{step.name for step in one.steps} for one in by(run, "without", name)]
         for name in ("nothing", "sandboxes")
@@ -132,13 +136,14 @@ def test_what_is_left_out_is_left_to_the_start(measure: Measure) -> None:
     assert all({"clone", "network", "exec"} <= names for names in parts)
 
 
-@pytest.mark.parametrize("name", [RUNC, COMMAND, *KINDS])
+@pytest.mark.parametrize("name", [RUNC, "agile", *KINDS])
 def test_each_kind_of_function_begins_and_ends(measure: Measure, name: str) -> None:
+    cases = [case for case in FUNCTIONS.cases(Options((1, 4))) if case.point["function"] == name]
     try:
-        FUNCTIONS.backend({"function": name, "instances": 1}).probe()
+        cases[0].backend.probe()
     except Unsupported as error:
         pytest.skip(error.message)
-    run = measure(FUNCTIONS, [{"function": name, "instances": count} for count in (1, 4)])
+    run = measure(FUNCTIONS, cases)
     assert len(run.samples) == 3 + 4
     for one in run.samples:
         assert one.exit_status == 0, one

@@ -6,11 +6,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 from tests.support.agile_host import on_host
-from tests.support.laboratory import Bench
+from tests.support.laboratory import Bench, commands_of
 
 from firstlight.errors import Failed
 from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Command, Request, agile
+from firstlight.lab.backends import Ask, Execute, agile
 from firstlight.lab.backends.agile import DEPTHS, Agile, Asked, children
 from firstlight.lab.backends.agile_floor import Floor
 from firstlight.lab.load import Generator
@@ -29,14 +29,14 @@ def test_each_start_is_ready_and_ends_with_its_input(
     async def main() -> None:
         backend = Agile(depth, asked)
         backend.probe()
-        with backend.prepared({"instances": 3}, 3, place) as commands, Generator() as generator:
+        with commands_of(backend, 3, place) as commands, Generator() as generator:
             seen = generator.run(0, commands, deadline=20)
             ended = generator.stop(0, deadline=20)
         assert list(tmp_path.iterdir()) == []
         for one in seen:
-            assert one.output.startswith("firstlight "), one.output
-            assert "firstlight ready " in one.output
-            assert ("firstlight step exec " in one.output) == (asked == "message")
+            assert one.reply.output == "", one.output
+            assert one.reply.ready
+            assert ("exec" in {step.name for step in one.reply.steps}) == (asked == "message")
             assert one.status is None
         assert [one.status for one in ended] == [0] * 3
         assert all(one.user_ns + one.system_ns > 0 for one in ended)
@@ -53,7 +53,7 @@ def test_each_start_is_ready_and_ends_with_its_input(
 def test_a_traced_start_is_explained_in_the_runtime_and_in_its_instance(
     bench: Bench, depth: str, phases: set[str]
 ) -> None:
-    with Agile(depth).prepared({"instances": 1}, 1, bench.workspace) as commands:
+    with commands_of(Agile(depth), 1, bench.workspace) as commands:
         seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION)
     found = seen.breakdown()
     assert phases <= set(found.filter(pl.col("wall") > 0)["phase"])
@@ -61,8 +61,8 @@ def test_a_traced_start_is_explained_in_the_runtime_and_in_its_instance(
 
 
 def test_only_alone_can_a_start_that_is_asked_for_be_told_from_others() -> None:
-    asked = Command((), request=Request(Path("/socket"), "hello", "start"))
-    executed = Command(("/bin/true",))
+    asked = Ask(Path("/socket"), "hello", "start")
+    executed = Execute(("/bin/true",))
     assert can_trace([asked])
     assert can_trace([executed, executed])
     assert not can_trace([asked, asked])
@@ -77,7 +77,7 @@ def test_a_runtime_that_says_much_is_not_held_up(
 
     async def main() -> None:
         with (
-            Agile("agile-cold").prepared({"instances": 1}, 1, place) as commands,
+            commands_of(Agile("agile-cold"), 1, place) as commands,
             Generator() as generator,
         ):
             [seen] = generator.run(0, commands, deadline=20)
@@ -97,7 +97,7 @@ def test_a_runtime_that_does_not_start_says_why(
     async def main() -> None:
         with (
             pytest.raises(Failed, match="did not start: no such luck"),
-            Agile("agile").prepared({"instances": 1}, 1, place),
+            Agile("agile").prepared(1, place),
         ):
             pass
         assert list(tmp_path.iterdir()) == []
@@ -110,7 +110,7 @@ def test_the_floor_starts_each_in_parts_of_its_own(tmp_path: Path) -> None:
 
     async def main() -> None:
         backend = Floor()
-        with backend.prepared({"instances": 3}, 3, place) as commands, Generator() as generator:
+        with commands_of(backend, 3, place) as commands, Generator() as generator:
             seen = generator.run(0, commands, deadline=20)
             [floor] = {pid for one in commands for pid in one.daemons}
             kinds = ("net", "mnt", "pid_for_children", "ipc", "uts", "cgroup")

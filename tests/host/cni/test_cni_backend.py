@@ -6,12 +6,14 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 from tests.support.cni_bench import install
+from tests.support.laboratory import commands_of
 
 from firstlight.errors import Unsupported
 from firstlight.host import mounts
@@ -19,7 +21,7 @@ from firstlight.lab.backends.cni import Cni
 from firstlight.lab.cni import conf, known
 from firstlight.lab.cni.conf import BadConf
 from firstlight.lab.cni.runtime import Attachment, Runtime
-from firstlight.model import Ending, Point, Sample
+from firstlight.model import Ending, Sample
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 needs_bridge = pytest.mark.skipif(
@@ -70,9 +72,8 @@ def state() -> set[str]:
 def measure(
     bench: Any, backend: Cni, instances: int = 1, *, deadline: float = 30, **axes: Any
 ) -> list[Sample]:
-    point: Point = {"cni": backend.conf, "instances": instances, **axes}
     before = state()
-    with backend.prepared(point, instances, bench.workspace) as commands:
+    with commands_of(replace(backend, **axes), instances, bench.workspace) as commands:
         seen = bench.starts(commands, deadline=deadline)
     assert state() == before
     samples: list[Sample] = seen.run.samples
@@ -109,8 +110,7 @@ def test_pods_get_a_network_and_leave_nothing(bench: Any, tmp_path: Path) -> Non
 @needs_bridge
 def test_pods_in_the_background_are_up_during_the_start(bench: Any, tmp_path: Path) -> None:
     backend = write(tmp_path, BRIDGE)
-    point: Point = {"cni": backend.conf, "instances": 1, "background": 3}
-    with backend.prepared(point, 1, bench.workspace) as commands:
+    with commands_of(replace(backend, background=3), 1, bench.workspace) as commands:
         ports = subprocess.run(
             ["ip", "-o", "link", "show", "master", "cni0"], capture_output=True, text=True
         )
@@ -185,8 +185,7 @@ def test_a_bad_plugin_is_a_failed_sample_and_is_undone(
 
 def test_a_plugin_that_hangs_is_stopped_and_undone(bench: Any, recording: Path) -> None:
     backend = write(recording, listed({"type": "two"}, {"type": "one"}))
-    point: Point = {"cni": backend.conf, "instances": 1}
-    with backend.prepared(point, 1, bench.workspace) as commands:
+    with commands_of(backend, 1, bench.workspace) as commands:
         backend_now = json.dumps({"ADD": "hang"})
         request = Path(commands[0].argv[2])
         text = request.read_text().replace('"type": "one"', f'"type": "one", "does": {backend_now}')
@@ -202,7 +201,7 @@ def test_a_vanished_namespace_is_the_plugins_to_tell(bench: Any, tmp_path: Path)
     if not shutil.which("bridge", path="/usr/lib/cni:/opt/cni/bin"):
         pytest.skip("no bridge plugin: apt-get install containernetworking-plugins")
     backend = write(tmp_path, BRIDGE)
-    with backend.prepared({"cni": backend.conf, "instances": 1}, 1, bench.workspace) as commands:
+    with commands_of(backend, 1, bench.workspace) as commands:
         subprocess.run(["ip", "netns", "del", "fl0"], check=True)
         [sample] = bench.starts(commands).run.samples
     assert sample.ending is Ending.FAILED
@@ -211,8 +210,7 @@ def test_a_vanished_namespace_is_the_plugins_to_tell(bench: Any, tmp_path: Path)
 
 def test_an_interface_that_a_delete_left_is_its_error(bench: Any, recording: Path) -> None:
     backend = write(recording, listed({"type": "one"}))
-    point: Point = {"cni": backend.conf, "instances": 1, "operation": "DEL"}
-    with backend.prepared(point, 1, bench.workspace) as commands:
+    with commands_of(replace(backend, operation="DEL"), 1, bench.workspace) as commands:
         subprocess.run(
             ["ip", "-n", "fl0", "link", "add", "eth0", "type", "veth", "peer", "left"], check=True
         )
@@ -261,8 +259,7 @@ def needs(network: str) -> None:
 def test_a_plugin_whose_address_server_died_says_so(bench: Any) -> None:
     needs("weave")
     before = state()
-    point: Point = {"cni": "weave", "instances": 2}
-    with Cni("weave").prepared(point, 2, bench.workspace) as commands:
+    with commands_of(Cni("weave"), 2, bench.workspace) as commands:
         [daemon] = commands[0].daemons
         os.kill(daemon, signal.SIGKILL)
         samples = bench.starts(commands).run.samples
@@ -276,8 +273,7 @@ def test_a_plugin_whose_address_server_died_says_so(bench: Any) -> None:
 @pytest.mark.parametrize("network", ["weave", "calico", "cilium-profile"])
 def test_a_daemon_is_traced_with_the_start_that_it_serves(bench: Any, network: str) -> None:
     needs(network)
-    point: Point = {"cni": network, "instances": 1}
-    with Cni(network).prepared(point, 1, bench.workspace) as commands:
+    with commands_of(Cni(network), 1, bench.workspace) as commands:
         [daemon] = commands[0].daemons
         seen = bench.starts(commands)
     assert seen.sample.ending is Ending.READY

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.laboratory import commands_of
 
 from firstlight.errors import Unsupported
 from firstlight.lab.backends.cni import Cni
 from firstlight.lab.backends.pod import Pod
-from firstlight.model import Ending, EndPoint, Point
+from firstlight.model import Ending, EndPoint
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -30,8 +31,7 @@ def test_the_container_is_in_the_namespace_that_the_plugins_made(bench: Any) -> 
     except Unsupported as error:
         pytest.skip(f"{error.message}: {error.hint}")
     before = links()
-    point: Point = {"runtime": "runc", "network": "kube-router", "instances": 2}
-    with Pod("runc", "kube-router").prepared(point, 2, bench.workspace) as commands:
+    with commands_of(Pod("runc", "kube-router"), 2, bench.workspace) as commands:
         specs = [
             json.loads((Path(part) / "config.json").read_text())
             for command in commands
@@ -54,8 +54,7 @@ def test_the_container_is_in_the_namespace_that_the_plugins_made(bench: Any) -> 
 
 def test_a_runtime_that_fails_is_a_failed_pod_without_a_network(bench: Any) -> None:
     before = links()
-    point: Point = {"runtime": "runc", "network": "bridge", "instances": 1}
-    with Pod("runc", "bridge").prepared(point, 1, bench.workspace) as commands:
+    with commands_of(Pod("runc", "bridge"), 1, bench.workspace) as commands:
         bundle = Path(commands[0].argv[commands[0].argv.index("--bundle") + 1])
         (bundle / "config.json").write_text("{")
         [sample] = bench.starts(commands).run.samples

@@ -13,12 +13,13 @@ from typing import Any
 
 import polars as pl
 import pytest
+from tests.support.laboratory import commands_of
 
 from firstlight.errors import Unsupported
 from firstlight.lab.backends import cni_services
 from firstlight.lab.backends.cni import Cni, present
 from firstlight.lab.cni import known
-from firstlight.model import Ending, Point
+from firstlight.model import Ending
 from firstlight.native import native
 from firstlight.report.cni import _counts
 
@@ -69,8 +70,7 @@ def usable(network: str) -> None:
 
 def added(bench: Any, network: str) -> Any:
     """One ADD of it alone, traced."""
-    point: Point = {"cni": network, "instances": 1}
-    with Cni(network).prepared(point, 1, bench.workspace) as commands:
+    with commands_of(Cni(network), 1, bench.workspace) as commands:
         seen = bench.starts(commands)
     assert seen.sample.ending is Ending.READY, seen.sample.error
     assert "packet" in {step.name for step in seen.sample.steps}
@@ -123,8 +123,7 @@ def test_flannels_profile_delegates_as_flannels_plugin(bench: Any) -> None:
 def test_more_pods_than_a_block_of_addresses_come_and_go(bench: Any, network: str) -> None:
     usable(network)
     many = 70 if network == "calico-profile" else 6
-    point: Point = {"cni": network, "instances": many}
-    with Cni(network).prepared(point, many, bench.workspace) as commands:
+    with commands_of(Cni(network), many, bench.workspace) as commands:
         samples = bench.starts(commands, deadline=60).run.samples
     assert [one.error for one in samples] == many * [None]
     assert {one.exit_status for one in samples} == {0}
@@ -174,8 +173,7 @@ def test_a_full_datastore_is_told_in_its_own_words(
         return daemon((*argv, "--quota-backend-bytes", str(4 << 20)), *rest)
 
     monkeypatch.setattr(cni_services, "_daemon", small)
-    point: Point = {"cni": network, "instances": 2}
-    with Cni(network).prepared(point, 2, bench.workspace) as commands:
+    with commands_of(Cni(network), 2, bench.workspace) as commands:
         fill()
         samples = bench.starts(commands).run.samples
     for one in samples:
@@ -186,8 +184,7 @@ def test_a_full_datastore_is_told_in_its_own_words(
 
 def test_a_datastore_that_dies_amid_a_burst_fails_it_in_the_plugins_words(bench: Any) -> None:
     usable("calico-profile")
-    point: Point = {"cni": "calico-profile", "instances": 20}
-    with Cni("calico-profile").prepared(point, 20, bench.workspace) as commands:
+    with commands_of(Cni("calico-profile"), 20, bench.workspace) as commands:
         [daemon] = commands[0].daemons
         lock = Path("/run/calico/ipam.lock")
         reaper = subprocess.Popen(
@@ -205,8 +202,7 @@ def test_a_datastore_that_dies_amid_a_burst_fails_it_in_the_plugins_words(bench:
 
 def test_a_slow_datastore_makes_a_slow_start_and_not_a_failed_one(bench: Any) -> None:
     usable("calico-profile")
-    point: Point = {"cni": "calico-profile", "instances": 1}
-    with Cni("calico-profile").prepared(point, 1, bench.workspace) as commands:
+    with commands_of(Cni("calico-profile"), 1, bench.workspace) as commands:
         [daemon] = commands[0].daemons
         os.kill(daemon, signal.SIGSTOP)
         began = time.monotonic_ns()

@@ -19,7 +19,7 @@ from typing import IO
 import polars as pl
 import pytest
 from tests.support import fakecracker
-from tests.support.laboratory import NATIVE, Bench, compiled, laboratory
+from tests.support.laboratory import NATIVE, Bench, commands_of, compiled, laboratory
 from tests.support.machineroom import Room
 from tests.support.tinyguest import HALT, RESET, SPIN, Tiny, says
 
@@ -143,7 +143,7 @@ def test_requests_are_stamped_one_after_the_other(room: Room, program: str) -> N
 def test_the_tracer_sees_the_guest_entered_when_the_log_says(
     bench: Bench, real: str, way: str
 ) -> None:
-    with machine(real, Tiny(READY), way).prepared({"instances": 1}, 1, bench.workspace) as commands:
+    with commands_of(machine(real, Tiny(READY), way), 1, bench.workspace) as commands:
         seen = bench.starts(commands)
     entered = next(step.end for step in seen.sample.steps if step.name == "hypervisor.init")
     calls = seen.spans.filter(pl.col("name") == "ioctl")
@@ -170,7 +170,7 @@ def test_snapshots_are_restored_each_on_its_own_tap(room: Room, program: str) ->
 
 def test_a_log_in_another_time_zone_tells_the_same_time(room: Room, program: str) -> None:
     start = machine(program, Tiny(READY))
-    with start.prepared({"instances": 1}, 1, room.workspace) as [command]:
+    with commands_of(start, 1, room.workspace) as [command]:
         room.batches += 1
         there = replace(command, env=command.env | {"TZ": "XXX-5:45"})
         [outcome] = room.generator.run(room.batches, [there], deadline=20)
@@ -184,7 +184,7 @@ def test_writes_to_a_disk_are_an_instances_own(room: Room, tmp_path: Path, progr
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(4096))
     start = machine(program, Tiny(READY, disk=disk, writable=True))
-    with start.prepared({"instances": 2}, 2, room.workspace):
+    with commands_of(start, 2, room.workspace):
         copies = list(room.workspace.directory.rglob("disk"))
         assert len(copies) == 2
         assert disk not in copies
@@ -251,7 +251,7 @@ def test_what_firecracker_refuses_is_told_in_its_words(
 
 def test_a_snapshot_of_another_version(room: Room, program: str) -> None:
     start = machine(program, Tiny(READY), "snapshot")
-    with start.prepared({"instances": 1}, 1, room.workspace) as commands:
+    with commands_of(start, 1, room.workspace) as commands:
         [state] = room.workspace.directory.rglob("snapshot.state")
         state.write_text('["0.23.0", {}]')
         room.batches += 1
@@ -288,7 +288,7 @@ def test_a_kill_in_the_middle_leaves_nothing(
     room: Room, program: str, way: str, victim: str
 ) -> None:
     start = machine(program, Tiny(READY), way)
-    with start.prepared({"instances": 2}, 2, room.workspace) as commands:
+    with commands_of(start, 2, room.workspace) as commands:
         room.batches += 1
         outcomes = room.generator.run(room.batches, commands, deadline=20)
         children = [

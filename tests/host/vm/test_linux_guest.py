@@ -13,7 +13,7 @@ from tests.support.machineroom import Room
 from firstlight.analysis import boot, phases
 from firstlight.errors import Unsupported
 from firstlight.lab.backends.qemu import Qemu
-from firstlight.lab.guests import Boot, Line, Reading, Wanted, linux_kernel, linux_root
+from firstlight.lab.guests import BootConfig, BootSpec, Line, Reading, linux_kernel, linux_root
 from firstlight.lab.guests.generic import Generic
 from firstlight.lab.guests.linux import Linux
 from firstlight.lab.load import Generator
@@ -98,7 +98,7 @@ def test_neighbours_reach_the_gateway_each_by_its_own_address(room: Room) -> Non
 class Overheard(Linux):
     """Linux whose whole console is kept."""
 
-    def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
+    def read(self, wanted: BootConfig, lines: Sequence[Line], memory: Path | None) -> Reading:
         HEARD[:] = [line.text for line in lines]
         return super().read(wanted, lines, memory)
 
@@ -123,7 +123,7 @@ class Spoilt(Linux):
 
     spoil: str = "image"
 
-    def boot(self, wanted: Wanted, directory: Path) -> Boot:
+    def boot(self, wanted: BootConfig, directory: Path) -> BootSpec:
         whole = super().boot(wanted, directory)
         if self.spoil == "image":
             assert whole.disk is not None

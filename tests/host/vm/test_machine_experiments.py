@@ -95,7 +95,7 @@ def test_counted_boots_repeat(tmp_path: Path) -> None:
 def test_builds_are_told_apart_by_what_they_are_made_of() -> None:
     experiment, options = ALL["hypervisor-builds"], Options((1,))
     facts = experiment.facts(options)
-    full, small = (str(point["build"]) for point in experiment.points(options))
+    full, small = (str(case.point["build"]) for case in experiment.cases(options))
     for name in ("features", "shared objects", "relocations", "linker ns"):
         assert float(str(facts[f"{full}: {name}"])) > float(str(facts[f"{small}: {name}"])) > 0
 

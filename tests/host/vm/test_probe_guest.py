@@ -17,7 +17,7 @@ from firstlight.analysis import boot
 from firstlight.errors import Unsupported
 from firstlight.lab.backends.firecracker import Firecracker
 from firstlight.lab.backends.qemu import Qemu
-from firstlight.lab.guests import Boot, Wanted
+from firstlight.lab.guests import BootConfig, BootSpec
 from firstlight.lab.guests.probe import Probe
 from firstlight.lab.guests.probe_images import fnv1a
 from firstlight.lab.load import Generator
@@ -147,9 +147,9 @@ def test_what_was_asked_for_and_is_not_there_fails(room: Room) -> None:
 class Altered(Probe):
     """A probe which is booted otherwise than it would be."""
 
-    how: Callable[[Boot], Boot] = lambda boot: boot
+    how: Callable[[BootSpec], BootSpec] = lambda boot: boot
 
-    def boot(self, wanted: Wanted, directory: Path) -> Boot:
+    def boot(self, wanted: BootConfig, directory: Path) -> BootSpec:
         return self.how(super().boot(wanted, directory))
 
 
@@ -201,7 +201,7 @@ def test_a_disk_of_something_else_is_no_image(room: Room, tmp_path: Path) -> Non
 
 
 def test_a_disk_that_ends_too_soon_cannot_be_read(room: Room, tmp_path: Path) -> None:
-    def cut(boot: Boot) -> Boot:
+    def cut(boot: BootSpec) -> BootSpec:
         assert boot.disk is not None
         (tmp_path / "cut").write_bytes(boot.disk.read_bytes()[:512])
         return replace(boot, disk=tmp_path / "cut")
@@ -244,7 +244,7 @@ def test_it_reads_what_mkfs_wrote(
 def test_a_disk_whose_kernel_is_not_there_is_told_by_its_boot_sector(
     room: Room, tmp_path: Path
 ) -> None:
-    def cut(boot: Boot) -> Boot:
+    def cut(boot: BootSpec) -> BootSpec:
         assert boot.disk is not None
         content = bytearray(boot.disk.read_bytes())
         content[0x1FA] = 1  # the kernel's first sector is some 4 G on

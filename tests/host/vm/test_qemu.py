@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.laboratory import Bench, laboratory
+from tests.support.laboratory import Bench, commands_of, laboratory
 from tests.support.machineroom import Room
 from tests.support.tinyguest import (
     HALT,
@@ -158,7 +158,7 @@ def test_counted_time_runs_and_says_so(room: Room) -> None:
 def test_sixteen_at_once_lose_no_line_and_no_event(bench: Bench) -> None:
     lines = 300
     machine = tcg(Tiny(numbered(lines)))
-    with machine.prepared({"instances": 16}, 16, bench.workspace) as commands:
+    with commands_of(machine, 16, bench.workspace) as commands:
         seen = bench.starts(commands, deadline=120)
         logs = [command.guest() for command in commands if command.guest]
     assert seen.lost == 0
@@ -173,7 +173,7 @@ def test_the_guest_is_entered_before_the_first_kvm_run(bench: Bench) -> None:
         assert accel.choose(QEMU).reason  # there is no KVM to ask
         return
     machine = tcg(Tiny(READY), accel="kvm")
-    with machine.prepared({"instances": 1}, 1, bench.workspace) as commands:
+    with commands_of(machine, 1, bench.workspace) as commands:
         seen = bench.starts(commands, deadline=30)
     calls = seen.calls("ioctl").sort("start")
     ran = calls.filter(calls["detail"].str.contains(r"^anon:kvm-vcpu:0 RUN$"))
@@ -186,7 +186,7 @@ def test_the_guest_is_entered_before_the_first_kvm_run(bench: Bench) -> None:
 def test_a_machine_without_a_network_needs_no_tap(room: Room) -> None:
     guest = Tiny(READY)
     machine = tcg(guest, devices=())
-    with machine.prepared({"instances": 1}, 1, room.workspace) as [command]:
+    with commands_of(machine, 1, room.workspace) as [command]:
         assert "-netdev" not in command.argv
         assert room.leftovers() == [str(room.workspace.directory / "vm")]
     ready(room.start(machine))
@@ -286,7 +286,7 @@ def test_a_build_without_the_exit_device(room: Room, tmp_path: Path) -> None:
 
 def test_a_tap_that_is_taken(room: Room) -> None:
     machine = tcg(Tiny(READY))
-    with machine.prepared({"instances": 1}, 1, room.workspace) as [command]:
+    with commands_of(machine, 1, room.workspace) as [command]:
         room.batches += 1
         [one, other] = room.generator.run(room.batches, [command, command], deadline=20)
         room.generator.stop(room.batches, deadline=20)
@@ -334,7 +334,7 @@ def _build_without(directory: Path, pattern: str) -> str:
 @pytest.mark.parametrize("victim", ["vmrun", "qemu-system-x86_64"])
 def test_a_kill_in_the_middle_leaves_nothing(room: Room, victim: str) -> None:
     machine = tcg(Tiny(says("up\r\n") + SPIN, ready="^up"))
-    with machine.prepared({"instances": 2}, 2, room.workspace) as commands:
+    with commands_of(machine, 2, room.workspace) as commands:
         room.batches += 1
         outcomes = room.generator.run(room.batches, commands, deadline=20)
         children = [

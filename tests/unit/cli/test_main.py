@@ -14,8 +14,8 @@ from firstlight.cli import main as cli
 from firstlight.cli import options as cli_options
 from firstlight.errors import FirstlightError, Unsupported
 from firstlight.lab import runner
-from firstlight.lab.experiments import Experiment, Options, catalogue
-from firstlight.model import EndPoint, Point
+from firstlight.lab.experiments import Case, Experiment, Options, catalogue
+from firstlight.model import EndPoint
 
 
 def invoke(*words: str) -> Result:
@@ -160,13 +160,13 @@ def test_what_cannot_run_is_said_once_for_each_reason() -> None:
         def probe(self) -> None:
             raise Unsupported("it needs root", "run it with sudo")
 
-    def points(_: Options) -> list[Point]:
-        return [{"what": name, "instances": 1} for name in ("a", "b", "c")]
+    def cases(_: Options) -> list[Case]:
+        return [
+            Case({"what": name, "instances": 1}, Rootless(name))  # type: ignore[arg-type]
+            for name in ("a", "b", "c")
+        ]
 
-    experiment = Experiment(
-        "bare", "?", "", ("what", "instances"), points,
-        lambda point: Rootless(str(point["what"])),  # type: ignore[arg-type, return-value]
-    )  # fmt: skip
+    experiment = Experiment("bare", "?", "", ("what", "instances"), cases)
     plan = runner.Plan(experiment, Options((1,)), 1, 1, traced=False)
     with pytest.raises(Unsupported) as caught:
         runner.run(plan, Path("/nonexistent"), lambda *_: None)

@@ -1,7 +1,7 @@
 """How an instance is created: one file each, behind one small protocol.
 
-What a start's program says, it says on standard output, a line each, which the load generator
-reads (stamps in ns of CLOCK_MONOTONIC)::
+A started program reports on standard output, a line each, which the load generator reads (stamps
+in ns of CLOCK_MONOTONIC)::
 
     firstlight step NAME START END    a span of its own
     firstlight ready STAMP            the end point is reached
@@ -11,7 +11,7 @@ After ``ready`` the program keeps its instance up until its standard input ends;
 down what it made and exits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,46 +19,60 @@ from typing import Protocol, runtime_checkable
 
 from firstlight.errors import Unsupported
 from firstlight.host.workspace import Workspace
-from firstlight.model import EndPoint, GuestLog, Point
+from firstlight.model import EndPoint, GuestLog
 
 
 @dataclass(frozen=True)
-class Request:
-    """A start that is asked for, as one asks a resident runtime: a message on an open connection.
+class Execute:
+    """A start by executing a program. ``argv[0]`` is an absolute path.
 
-    The generator connects to the seqpacket ``socket`` and has an answer to ``greeting`` before any
-    start of the batch is due. It sends ``message`` with the instance's standard input, output and
-    output again. Answers are the agile runtime's (``agile.protocol``): ``started``, with stamps,
-    which are the start's steps; ``error``; ``ended``; and ``answered``, of a handler: where that
-    began is the end point. None of the texts has a NUL.
-    """
-
-    socket: Path
-    greeting: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Command:
-    """What the load generator does for one start: executes ``argv``, or sends ``request``.
-
-    ``argv[0]`` is an absolute path; with a request there is neither ``argv``, ``env`` nor a pid.
-    ``daemons`` are processes that serve it: where it is the only start of a batch they are traced.
-    ``guest`` reads what a guest left of its own boot, once the start has ended.
+    ``daemons`` are processes that serve it; they are traced where a batch has one start only.
+    ``guest`` reads the guest's log of its own boot, once the start has ended.
     """
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     cwd: Path = Path("/")
     daemons: tuple[int, ...] = ()
-    request: Request | None = None
     guest: Callable[[], GuestLog] | None = None
 
 
-class Backend(Protocol):
-    """One way to create an instance: a frozen value, compared by its fields.
+@dataclass(frozen=True)
+class Ask:
+    """A start by a message to a resident runtime, on a connection that is open already.
 
-    ``note`` says what makes its figures unlike those of its neighbours, if anything does.
+    The generator connects to the seqpacket ``socket`` and has an answer to ``greeting`` before any
+    start of the batch is due. It sends ``message`` with the instance's standard input, output and
+    output again. Answers are the agile runtime's (``agile.protocol``). None of the texts has a NUL.
+    ``daemons`` are as in Execute.
+    """
+
+    socket: Path
+    greeting: str
+    message: str
+    daemons: tuple[int, ...] = ()
+
+
+Command = Execute | Ask
+"""What the load generator does for one start."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch that is ready to start: a command for each instance.
+
+    ``counts`` returns what the backend counted over the batch; it is called once the starts have
+    ended, before the batch is cleaned up.
+    """
+
+    commands: Sequence[Command]
+    counts: Callable[[], Mapping[str, float]] = dict
+
+
+class Backend(Protocol):
+    """One way to create an instance: a frozen value that holds all of its configuration.
+
+    ``note`` says what sets its figures apart from its neighbours', if anything does.
     """
 
     @property
@@ -71,30 +85,29 @@ class Backend(Protocol):
     def probe(self) -> None:
         """Raise Unsupported, with a hint, if this backend cannot run here."""
 
-    def prepared(
-        self, point: Point, instances: int, workspace: Workspace
-    ) -> AbstractContextManager[list[Command]]:
-        """Do all that is not timed, and yield a command for each instance; then clean up.
+    def prepared(self, instances: int, workspace: Workspace) -> AbstractContextManager[Prepared]:
+        """Do all that is not timed; then clean up.
 
         Leaving it removes whatever a start may have left, also a failed or killed one.
         """
 
 
 @runtime_checkable
-class Reaching(Protocol):
-    """A backend whose starts can go on to the answer of the gateway to their first packet."""
+class PacketBackend(Protocol):
+    """A backend whose starts can go on to the gateway's answer to their first packet."""
 
-    def reaching(self, point: Point) -> Backend:
+    def to_first_packet(self) -> Backend:
         """The same with FIRST_PACKET as its end point. Raises Unsupported where it has none."""
 
 
-def until(backend: Backend, end_point: EndPoint | None, point: Point) -> Backend:
-    """The backend with its starts ending there; None is its own end point. Raises Unsupported."""
+def ending_at(backend: Backend, end_point: EndPoint | None) -> Backend:
+    """The backend with this end point; None is its own. Raises Unsupported."""
     if end_point is None or backend.end_point is end_point:
         return backend
-    if end_point is not EndPoint.FIRST_PACKET or not isinstance(backend, Reaching):
+    if end_point is not EndPoint.FIRST_PACKET or not isinstance(backend, PacketBackend):
         raise Unsupported(
-            f"its starts end at the {backend.end_point}, and have no {end_point}",
+            f"{backend.name} cannot measure the {end_point}: its starts end at the "
+            f"{backend.end_point}",
             "leave out --end-point, or run agile, pod or a CNI experiment",
         )
-    return backend.reaching(point)
+    return backend.to_first_packet()

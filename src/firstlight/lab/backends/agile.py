@@ -24,8 +24,8 @@ from firstlight.agile.config import Pools, PoolSize
 from firstlight.errors import Failed, UnknownName, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Command, Request
-from firstlight.model import EndPoint, Point
+from firstlight.lab.backends import Ask, Command, Execute, Prepared
+from firstlight.model import EndPoint
 from firstlight.native import native
 
 DEPTHS = {
@@ -83,12 +83,7 @@ class Agile:
             raise Unsupported("nft is not installed", "apt-get install nftables")
 
     @contextmanager
-    def prepared(
-        self,
-        point: Point,  # noqa: ARG002 - nothing else varies
-        instances: int,
-        workspace: Workspace,
-    ) -> Iterator[list[Command]]:
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A daemon with its pools filled for the batch; afterwards nothing of it."""
         base = workspace.directory / "agile"
         base.mkdir()
@@ -96,13 +91,12 @@ class Agile:
             config = self._config(instances, workspace, base)
             function = payload(base, *told(self.end_point))
             with serving(config, function, workspace, self.asked) as start:
-                yield [start] * instances
+                yield Prepared([start] * instances)
         finally:
             shutil.rmtree(base)
 
-    def reaching(self, point: Point) -> Self:
+    def to_first_packet(self) -> Self:
         """Until the gateway has answered."""
-        del point
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     def _config(self, instances: int, workspace: Workspace, base: Path) -> Config:
@@ -142,13 +136,12 @@ def serving(
     with daemon(config, workspace) as pid:
         _warm(config, function)
         if asked == "message":
-            request = Request(config.socket, _GREETING, start.decode())
-            yield Command((), daemons=tree(pid), request=request)
+            yield Ask(config.socket, _GREETING, start.decode(), daemons=tree(pid))
             return
         file = Path(config.state).parent / "request"
         file.write_bytes(start)
         argv = (str(native("spawn-client")), str(config.socket), str(file))
-        yield Command(argv, workspace.environment, daemons=tree(pid))
+        yield Execute(argv, workspace.environment, daemons=tree(pid))
 
 
 def _warm(config: Config, function: Function) -> None:

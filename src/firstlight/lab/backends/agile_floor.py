@@ -15,9 +15,9 @@ from firstlight.errors import Failed, Unsupported
 from firstlight.host import cgroups
 from firstlight.host import workspace as workspaces
 from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Command, Request
+from firstlight.lab.backends import Ask, Prepared
 from firstlight.lab.backends.agile import Agile, payload
-from firstlight.model import EndPoint, Point
+from firstlight.model import EndPoint
 from firstlight.native import native
 
 _CLONE_NEWNET = 0x40000000
@@ -39,12 +39,7 @@ class Floor:
         Agile("agile").probe()
 
     @contextmanager
-    def prepared(
-        self,
-        point: Point,  # noqa: ARG002 - nothing varies
-        instances: int,
-        workspace: Workspace,
-    ) -> Iterator[list[Command]]:
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """The program with the parts of each start; afterwards nothing of them."""
         base = workspace.directory / "floor"
         base.mkdir()
@@ -55,8 +50,8 @@ class Floor:
             with ExitStack() as parts:
                 starts = [_parts(function, groups, parts) for _ in range(instances)]
                 with _serving(base / "socket", function, starts) as pid:
-                    request = Request(base / "socket", "hello", "start")
-                    yield [Command((), daemons=(pid,), request=request)] * instances
+                    start = Ask(base / "socket", "hello", "start", daemons=(pid,))
+                    yield Prepared([start] * instances)
         finally:
             groups.close()
             shutil.rmtree(base)

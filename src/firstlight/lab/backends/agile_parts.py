@@ -18,9 +18,9 @@ from firstlight.agile.function import Counts
 from firstlight.errors import UnknownName
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Command
+from firstlight.lab.backends import Prepared
 from firstlight.lab.backends.agile import GATEWAY, Agile, children, payload, serving, told
-from firstlight.model import EndPoint, Point
+from firstlight.model import EndPoint
 
 _RATE = 1e4  # a second: as quick as the machine can
 _NONE = PoolSize(low=0, high=0)
@@ -71,17 +71,13 @@ class Churn:
         """Needs what the runtime needs."""
         _probe("pools", self.pools, POOLS)
 
-    def reaching(self, point: Point) -> Self:
+    def to_first_packet(self) -> Self:
         """Until the gateway has answered."""
-        del point
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     @contextmanager
-    def prepared(
-        self, point: Point, instances: int, workspace: Workspace
-    ) -> Iterator[list[Command]]:
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A runtime with such pools; afterwards nothing of it, and its counts."""
-        del point
         waiting = {"full": instances, "refilling": max(1, instances // 4), "empty": 0}[self.pools]
         low = waiting if self.pools == "refilling" else 0
         size = PoolSize(low=low, high=waiting, rate=_RATE)
@@ -93,14 +89,14 @@ class Churn:
             function = payload(base, *words)
             with serving(config, function, workspace) as start, Client(config.socket) as client:
                 before = _sandboxes(client)
-                yield [start] * instances
-                workspace.counts.update(_counted(before, _sandboxes(client)))
+                yield Prepared([start] * instances, lambda: _counted(before, _sandboxes(client)))
 
 
 @dataclass(frozen=True)
 class Crowd:
-    """A start from parts while as many instances are up as the axis ``background`` says."""
+    """A start from parts while ``background`` instances are up."""
 
+    background: int
     end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
 
     @property
@@ -117,29 +113,25 @@ class Crowd:
         """Needs what the runtime needs."""
         Agile(self.name).probe()
 
-    def reaching(self, point: Point) -> Self:
+    def to_first_packet(self) -> Self:
         """Until the gateway has answered."""
-        del point
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     @contextmanager
-    def prepared(
-        self, point: Point, instances: int, workspace: Workspace
-    ) -> Iterator[list[Command]]:
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A runtime whose instances are up, and full pools; afterwards nothing of either."""
-        many = int(point["background"])
         full = PoolSize(low=0, high=instances, rate=_RATE)
         pools = Pools(network=full, cgroup=full, sandbox=_NONE)
         with _base(workspace) as base:
-            config = _config(workspace, base, pools, many + instances, Ahead())
+            config = _config(workspace, base, pools, self.background + instances, Ahead())
             function = payload(base, *told(self.end_point))
             with (
                 serving(config, function, workspace) as start,
-                _held(config, function, many) as client,
+                _held(config, function, self.background) as client,
             ):
                 client.prepare(function)
                 pid = start.daemons[0]
-                yield [replace(start, daemons=(pid, *children(pid)))] * instances
+                yield Prepared([replace(start, daemons=(pid, *children(pid)))] * instances)
 
 
 @dataclass(frozen=True)
@@ -166,17 +158,13 @@ class Ablated:
         """Needs what the runtime needs."""
         _probe("part", self.without, WITHOUT)
 
-    def reaching(self, point: Point) -> Self:
+    def to_first_packet(self) -> Self:
         """Until the gateway has answered."""
-        del point
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     @contextmanager
-    def prepared(
-        self, point: Point, instances: int, workspace: Workspace
-    ) -> Iterator[list[Command]]:
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A runtime without that part; afterwards nothing of it."""
-        del point
         full = PoolSize(low=0, high=instances, rate=_RATE)
 
         def unless(*parts: str) -> PoolSize:
@@ -197,7 +185,7 @@ class Ablated:
             word = "reach" if self.end_point is EndPoint.FIRST_PACKET else "ready"
             function = payload(base, word, GATEWAY)
             with serving(config, function, workspace) as start:
-                yield [start] * instances
+                yield Prepared([start] * instances)
 
 
 def _probe(what: str, name: str, valid: dict[str, str]) -> None:

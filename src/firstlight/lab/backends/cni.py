@@ -25,16 +25,16 @@ from typing import Self
 
 from pyroute2 import IPRoute, NetlinkError
 
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import Failed, UnknownName, Unsupported
 from firstlight.host.mounts import mount_points
 from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Command, cni_services
+from firstlight.lab.backends import Execute, Prepared, cni_services
 from firstlight.lab.backends.network import private_names
 from firstlight.lab.cni import known, needs
 from firstlight.lab.cni.conf import Json, Network, execution
 from firstlight.lab.cni.plugin import find
 from firstlight.lab.cni.runtime import Attachment
-from firstlight.model import EndPoint, Point
+from firstlight.model import EndPoint
 from firstlight.native import native
 
 OPERATIONS = ("ADD", "DEL", "ADD beside DEL")
@@ -52,10 +52,12 @@ _CLEARING_SECONDS = 15.0  # a plugin may wait for a daemon that has died; the re
 class Cni:
     """One attachment an instance. ``conf`` is a name of conf/cni, or a path.
 
-    Axes: ``operation`` (OPERATIONS; ADD), and ``background``, how many pods are up before.
+    ``operation`` is one of OPERATIONS; ``background`` pods are up before.
     """
 
     conf: str
+    operation: str = "ADD"
+    background: int = 0
     end_point: EndPoint = EndPoint.REQUEST_DONE
 
     @property
@@ -73,6 +75,8 @@ class Cni:
 
     def probe(self) -> None:
         """Its configuration must be good, and its plugins and their daemon must be here."""
+        if self.operation not in OPERATIONS:
+            raise UnknownName("CNI operation", self.operation, OPERATIONS)
         if os.geteuid() != 0:
             raise Unsupported("setting networks up needs root", "run it with sudo")
         network, about = known.find(self.conf)
@@ -82,42 +86,39 @@ class Cni:
         if about.service:
             cni_services.probe(about.service)
 
-    def reaching(self, point: Point) -> Self:
+    def to_first_packet(self) -> Self:
         """Until the gateway has answered the first packet after ADD."""
-        if point.get("operation") == "DEL":
+        if self.operation == "DEL":
             raise Unsupported("DEL ends without a network, and so without a first packet",
                               "leave out --end-point")  # fmt: skip
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     @contextmanager
-    def prepared(
-        self, point: Point, instances: int, workspace: Workspace
-    ) -> Iterator[list[Command]]:
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A host with the background pods up; afterwards it has none of what plugins made.
 
         One pod has been attached and detached before: a node's first pod makes the bridge and the
         tables, and later ones find them.
         """
-        operation = str(point.get("operation", "ADD"))
-        if operation not in OPERATIONS:
-            raise Failed(f"unknown CNI operation {operation!r}", f"valid: {', '.join(OPERATIONS)}")
-        with hosting(self.conf, int(point.get("background", 0)), workspace) as pods:
+        with hosting(self.conf, self.background, workspace) as pods:
             reaches = self.end_point is EndPoint.FIRST_PACKET
             own = pods.make("fl", instances, *(("until packet",) if reaches else ()))
-            old = pods.make("old", instances) if operation == "ADD beside DEL" else []
-            if operation == "DEL":
+            old = pods.make("old", instances) if self.operation == "ADD beside DEL" else []
+            if self.operation == "DEL":
                 _each(own, "up", quietly=True)
             _each(old, "up", quietly=True)
-            verb = "del" if operation == "DEL" else "add"
+            verb = "del" if self.operation == "DEL" else "add"
             besides: list[tuple[str, ...]] = [(str(request),) for request in old]
-            yield [
-                Command(
-                    (str(native("cnirun")), verb, str(request), *beside),
-                    workspace.environment,
-                    daemons=pods.daemons,
-                )
-                for request, beside in zip(own, besides or [()] * instances, strict=True)
-            ]
+            yield Prepared(
+                [
+                    Execute(
+                        (str(native("cnirun")), verb, str(request), *beside),
+                        workspace.environment,
+                        daemons=pods.daemons,
+                    )
+                    for request, beside in zip(own, besides or [()] * instances, strict=True)
+                ]
+            )
 
 
 def present(networks: Iterable[str]) -> list[str]:

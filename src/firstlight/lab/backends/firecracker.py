@@ -19,7 +19,7 @@ from typing import Self
 
 from firstlight.errors import Failed, NotApplicable, Unsupported
 from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Command, firecracker_api, firecracker_probe, vm
+from firstlight.lab.backends import Execute, Prepared, firecracker_api, firecracker_probe, vm
 from firstlight.lab.backends.firecracker_room import (
     API,
     CONFIG,
@@ -32,8 +32,8 @@ from firstlight.lab.backends.firecracker_room import (
     find_jailer,
     until_ready,
 )
-from firstlight.lab.guests import Boot, Guest, Wanted, images
-from firstlight.model import EndPoint, GuestLog, Point
+from firstlight.lab.guests import BootConfig, BootSpec, Guest, images
+from firstlight.model import EndPoint, GuestLog
 
 WAYS = ("config", "api", "snapshot")
 DEVICES = ("block", "net", "rng")
@@ -85,15 +85,14 @@ class Firecracker:
         return f"Firecracker {version}: {pace}{ends if self.way == 'snapshot' else ''}"
 
     @property
-    def _wanted(self) -> Wanted:
-        return Wanted(self.protocol, self.console, chart=self.chart)
+    def _config(self) -> BootConfig:
+        return BootConfig(self.protocol, self.console, chart=self.chart)
 
-    def reaching(self, point: Point) -> Self:
+    def to_first_packet(self) -> Self:
         """Until the gateway has answered the guest's first packet."""
-        del point
         if self.way == "snapshot":
-            raise Unsupported("a restored guest tells of no first packet", "boot one instead")
-        return replace(self, guest=vm.reaching(self.guest))
+            raise Unsupported("a restored guest cannot report its first packet", "boot one instead")
+        return replace(self, guest=vm.to_first_packet(self.guest))
 
     def probe(self) -> None:
         """Needs root, the binary, KVM that runs a guest with it, taps, and the guest."""
@@ -112,7 +111,7 @@ class Firecracker:
         firecracker_probe.run_guest(program)
         if "net" in self.devices:
             vm.probe_taps()
-        self.guest.probe(self._wanted)
+        self.guest.probe(self._config)
 
     def _check_words(self) -> None:
         if self.protocol in ("disk", "kernel"):
@@ -134,11 +133,8 @@ class Firecracker:
                 )
 
     @contextmanager
-    def prepared(
-        self, point: Point, instances: int, workspace: Workspace
-    ) -> Iterator[list[Command]]:
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A tap, a room and an image for each machine; afterwards none is left."""
-        del point
         with vm.batch(workspace, instances, self.devices) as (directory, ports):
             boots = [self._boot(port, directory) for port in ports]
             rooms = [self._room(directory, workspace, str(index)) for index in range(instances)]
@@ -147,14 +143,14 @@ class Firecracker:
                 start = partial(self._restored, self._save(boots, ports[0], directory, workspace))
             commands = []
             for room, boot, port in zip(rooms, boots, ports, strict=True):
-                read = partial(self._read, vm.wanted_at(self._wanted, port), room.root / "console")
+                read = partial(self._read, vm.config_at(self._config, port), room.root / "console")
                 argv = start(room, boot, port)
-                commands.append(Command(argv, workspace.environment, cwd=room.root, guest=read))
-            yield commands
+                commands.append(Execute(argv, workspace.environment, cwd=room.root, guest=read))
+            yield Prepared(commands)
 
-    def _read(self, wanted: Wanted, console: Path) -> GuestLog:
+    def _read(self, config: BootConfig, console: Path) -> GuestLog:
         """What the guest said of its boot; a restored one booted before its start."""
-        log = vm.guest_log(self.guest, wanted, console, None)
+        log = vm.guest_log(self.guest, config, console, None)
         return GuestLog("none", console=log.console) if self.way == "snapshot" else log
 
     def _room(self, directory: Path, workspace: Workspace, name: str) -> Room:
@@ -162,9 +158,9 @@ class Firecracker:
         jailer = find_jailer(self.jailer) if self.jailer else None
         return Room.make(directory, f"{workspace.run}-{name}", program, jailer)
 
-    def _boot(self, port: vm.Port, directory: Path) -> Boot:
+    def _boot(self, port: vm.Port, directory: Path) -> BootSpec:
         """What the guest boots from, with the kernel that the protocol takes."""
-        boot = self.guest.boot(vm.wanted_at(self._wanted, port), directory)
+        boot = self.guest.boot(vm.config_at(self._config, port), directory)
         if boot.ready is None or boot.kernel is None:
             what = "console line that says ready" if boot.kernel else "kernel"
             raise Failed(
@@ -183,7 +179,7 @@ class Firecracker:
             boot = replace(boot, kernel=bare)
         return replace(boot, exit_port=None)
 
-    def _machine(self, room: Room, boot: Boot, port: vm.Port) -> firecracker_api.Machine:
+    def _machine(self, room: Room, boot: BootSpec, port: vm.Port) -> firecracker_api.Machine:
         disk = boot.disk if "block" in self.devices else None
         has_net = "net" in self.devices
         assert boot.kernel is not None
@@ -200,7 +196,7 @@ class Firecracker:
             cpus=self.cpus,
         )
 
-    def _booted(self, room: Room, boot: Boot, port: vm.Port) -> tuple[str, ...]:
+    def _booted(self, room: Room, boot: BootSpec, port: vm.Port) -> tuple[str, ...]:
         machine = self._machine(room, boot, port)
         options: tuple[str, ...] = ()
         if self.way == "api":
@@ -212,7 +208,9 @@ class Firecracker:
         end = vm.under_vmrun(boot, room.root / "console", "--journal", LOG, *options)
         return (*end, *room.command_line(self.way))
 
-    def _restored(self, saved: "_Saved", room: Room, boot: Boot, port: vm.Port) -> tuple[str, ...]:
+    def _restored(
+        self, saved: "_Saved", room: Room, boot: BootSpec, port: vm.Port
+    ) -> tuple[str, ...]:
         state = room.bring(saved.room.root / STATE, STATE)
         memory = room.bring(saved.room.root / MEMORY, MEMORY)
         if room.jailer and saved.disk:  # in its jail it has the same name as in the saved one's
@@ -221,11 +219,11 @@ class Firecracker:
         asked = firecracker_api.lines(firecracker_api.restore(state, memory, tap))
         (room.root / REQUESTS).write_text(asked)
         options = ("--journal", LOG, "--api", API, "--requests", REQUESTS, "--answered")
-        end = vm.under_vmrun(Boot(), room.root / "console", *options)
+        end = vm.under_vmrun(BootSpec(), room.root / "console", *options)
         return (*end, *room.command_line("api"))
 
     def _save(
-        self, boots: list[Boot], port: vm.Port, directory: Path, workspace: Workspace
+        self, boots: list[BootSpec], port: vm.Port, directory: Path, workspace: Workspace
     ) -> "_Saved":
         """Boot a guest, wait until it is ready, and leave its snapshot in its room."""
         room = self._room(directory, workspace, "saved")

@@ -4,7 +4,6 @@ The end point is the handler's first line. The agile runtime is asked by a messa
 connection, as in ``agile.py``; the container is what a platform without it would start.
 """
 
-import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -23,10 +22,10 @@ from firstlight.errors import Failed, UnknownName, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.mounts import unmount_below
 from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Command, Request
+from firstlight.lab.backends import Ask, Prepared, oci_spec
 from firstlight.lab.backends.agile import Agile, daemon, tree
 from firstlight.lab.backends.oci import Oci
-from firstlight.model import EndPoint, Point
+from firstlight.model import EndPoint
 
 _PYTHON = Path("/usr/bin/python3")
 _HANDLER = "import json\n\n\ndef main(event):\n    return event\n"
@@ -112,11 +111,8 @@ class Invoked:
             raise Unsupported("wasmtime is not installed", "pip install firstlight[wasm]")
 
     @contextmanager
-    def prepared(
-        self, point: Point, instances: int, workspace: Workspace
-    ) -> Iterator[list[Command]]:
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A runtime that has answered before, and full pools; afterwards nothing of it."""
-        del point
         full, none = PoolSize(low=0, high=instances, rate=_RATE), PoolSize(low=0, high=0)
         forks = full if KINDS[self.kind].forks else none
         with _base(workspace) as base:
@@ -134,8 +130,8 @@ class Invoked:
                         client.prepare(function, forks.high)
                 raw = msgspec.Raw(msgspec.json.encode(event))
                 message = protocol.encode(protocol.Invoke(function, raw)).decode()
-                request = Request(config.socket, _GREETING, message)
-                yield [Command((), daemons=tree(pid), request=request)] * instances
+                start = Ask(config.socket, _GREETING, message, daemons=tree(pid))
+                yield Prepared([start] * instances)
 
 
 @dataclass(frozen=True)
@@ -163,22 +159,18 @@ class PythonInRunc:
         _probe_python()
 
     @contextmanager
-    def prepared(
-        self, point: Point, instances: int, workspace: Workspace
-    ) -> Iterator[list[Command]]:
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A bundle for each instance; afterwards no container or mount is left."""
-        with (
-            _base(workspace) as base,
-            Oci("runc").prepared(point, instances, workspace) as commands,
-        ):
+        argv = (str(_PYTHON), "-c", _PROGRAM)
+        with _base(workspace) as base, Oci("runc").bundles(workspace) as bundles:
+            process = oci_spec.Process(argv, "/srv")
             root = _tree_with_python(base)
-            for command in commands:
-                bundle = Path(command.argv[command.argv.index("--bundle") + 1])
-                spec = json.loads((bundle / "config.json").read_text())
-                spec["root"]["path"] = str(root)
-                spec["process"] |= {"args": [str(_PYTHON), "-c", _PROGRAM], "cwd": "/srv"}
-                (bundle / "config.json").write_text(json.dumps(spec))
-            yield commands
+            yield Prepared(
+                [
+                    bundles.make(index, process, root=root).execute(workspace.environment)
+                    for index in range(instances)
+                ]
+            )
 
 
 def _probe_python() -> None:

@@ -19,8 +19,8 @@ from pyroute2 import IPRoute
 
 from firstlight.errors import Failed, Unsupported
 from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Command
-from firstlight.model import EndPoint, Point
+from firstlight.lab.backends import Execute, Prepared
+from firstlight.model import EndPoint
 from firstlight.native import native
 
 METHODS = ("ip", "netlink")
@@ -89,8 +89,10 @@ TRICKS = {
 
 @dataclass(frozen=True)
 class Network:
-    """One request an instance. Axes: ``method`` (METHODS) or ``trick`` (TRICKS, by netlink)."""
+    """One request an instance, by a ``method`` of METHODS, with a ``trick`` of TRICKS."""
 
+    method: str = "netlink"
+    trick: str = "none"
     name: str = "network"
     end_point: EndPoint = EndPoint.REQUEST_DONE
     note: str | None = None
@@ -111,12 +113,9 @@ class Network:
             ) from error
 
     @contextmanager
-    def prepared(
-        self, point: Point, instances: int, workspace: Workspace
-    ) -> Iterator[list[Command]]:
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A host with a gateway address and an empty /run/netns; afterwards neither is left."""
-        trick = TRICKS[str(point.get("trick", "none"))]
-        method = str(point.get("method", "netlink"))
+        trick = TRICKS[self.trick]
         with ExitStack() as cleanup:
             cleanup.enter_context(_gateway())
             cleanup.enter_context(private_names())
@@ -130,14 +129,16 @@ class Network:
             names = [f"fl{index}" for index in range(instances)]
             cleanup.callback(_delete_links, {f"{name}-{end}" for name in names for end in "hc"})
             program = str(native("netsetup"))
-            yield [
-                Command(
-                    (program, "--method", method, "--name", name, *flags,
-                     *_addresses(index, trick.has_address6)),
-                    workspace.environment,
-                )
-                for index, name in enumerate(names)
-            ]  # fmt: skip
+            yield Prepared(
+                [
+                    Execute(
+                        (program, "--method", self.method, "--name", name, *flags,
+                         *_addresses(index, trick.has_address6)),
+                        workspace.environment,
+                    )
+                    for index, name in enumerate(names)
+                ]
+            )  # fmt: skip
 
 
 def _exists(link: str) -> bool:

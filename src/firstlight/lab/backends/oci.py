@@ -16,8 +16,9 @@ from firstlight.errors import Failed, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.mounts import unmount_below
 from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Command, oci_spec, rootfs
-from firstlight.model import EndPoint, Point
+from firstlight.lab.backends import Execute, Prepared, oci_spec, rootfs
+from firstlight.lab.backends.oci_spec import PAYLOAD, Process
+from firstlight.model import EndPoint
 from firstlight.native import native
 
 KNOWN = ("runc", "crun", "runsc", "youki")
@@ -25,8 +26,8 @@ _DELETE_SECONDS = 20
 
 
 @dataclass(frozen=True)
-class _Manner:
-    """What a runtime is told besides the bundle, and what that spares it."""
+class RuntimeQuirks:
+    """The options that a runtime needs here besides the bundle, and what they spare it."""
 
     options: tuple[str, ...] = ()
     note: str | None = None
@@ -35,10 +36,10 @@ class _Manner:
     needs_cgroup2: bool = False
 
 
-def _manner(program: str) -> _Manner:
+def _quirks(program: str) -> RuntimeQuirks:
     name = Path(program).name
     if name == "crun" and not cgroups.is_unified():
-        return _Manner(
+        return RuntimeQuirks(
             ("--cgroup-manager=disabled",),
             "crun refuses cgroup v1 and hybrid hosts: it runs with --cgroup-manager=disabled "
             "and is spared the cgroup work",
@@ -46,13 +47,13 @@ def _manner(program: str) -> _Manner:
             needs_cgroup2=True,
         )
     if name == "runsc":
-        return _Manner(
+        return RuntimeQuirks(
             ("--platform=ptrace", "--ignore-cgroups", "--network=none"),
             "runsc runs on its ptrace platform, without cgroups and without a network",
             has_cgroup=False,
             joins_network=False,
         )
-    return _Manner()
+    return RuntimeQuirks()
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,12 @@ class Oci:
     @property
     def note(self) -> str | None:
         """What this runtime is spared here, if anything."""
-        return _manner(self.runtime).note
+        return _quirks(self.runtime).note
 
     @property
     def joins_network(self) -> bool:
         """Whether its containers use the network namespace that they are given."""
-        return _manner(self.runtime).joins_network
+        return _quirks(self.runtime).joins_network
 
     def probe(self) -> None:
         """The runtime and what its root file system needs must be there."""
@@ -100,57 +101,107 @@ class Oci:
         return str(Path(found).absolute())
 
     @contextmanager
-    def prepared(
-        self, point: Point, instances: int, workspace: Workspace
-    ) -> Iterator[list[Command]]:
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A bundle for each instance; afterwards no container, cgroup or mount is left."""
-        del point
-        manner = _manner(self.runtime)
-        program = self._program()
+        with self.bundles(workspace) as bundles:
+            yield Prepared(
+                [bundles.make(index).execute(workspace.environment) for index in range(instances)]
+            )
+
+    @contextmanager
+    def bundles(self, workspace: Workspace) -> Iterator["Bundles"]:
+        """Where bundles can be made; afterwards no container, cgroup or mount of them is left."""
         base = workspace.directory / "oci"
-        lower = _tree(workspace.directory / "root")
+        files = _tree(workspace.directory / "root")
         if self.rootfs:
-            lower = rootfs.prepare(self.rootfs, lower, workspace.directory)
-        state = base / "state"
-        identifiers = [f"{workspace.run}-{index}" for index in range(instances)]
+            files = rootfs.prepare(self.rootfs, files, workspace.directory)
+        made = Bundles(self, self._program(), base, files, workspace)
         with ExitStack() as cleanup:
-            if manner.needs_cgroup2:
+            if _quirks(self.runtime).needs_cgroup2:
                 cleanup.enter_context(_cgroup2_view())
             base.mkdir()
             if self.rootfs:
                 cleanup.enter_context(rootfs.returned_loops())
-            cleanup.callback(self._remove, program, state, base, workspace)
-            yield [
-                self._command(program, state, base / identifier, lower, workspace)
-                for identifier in identifiers
-            ]
+            cleanup.callback(made.remove)
+            yield made
 
-    def _command(
-        self, program: str, state: Path, bundle: Path, lower: Path, workspace: Workspace
-    ) -> Command:
-        bundle.mkdir(parents=True)
-        root = bundle / "rootfs" if self.rootfs else lower
-        manner = _manner(self.runtime)
-        cgroup = f"/{cgroups.name(workspace.run)}/{bundle.name}" if manner.has_cgroup else None
-        spec = oci_spec.make(root, cgroup, workspace.environment)
-        (bundle / "config.json").write_text(json.dumps(spec))
-        run = (program, "--root", str(state), *manner.options, "run",
-               "--bundle", str(bundle), bundle.name)  # fmt: skip
-        if self.rootfs:
-            root.mkdir()
-            run = rootfs.wrap(self.rootfs, lower, root, bundle / "scratch", run)
-        return Command(run, workspace.environment)
 
-    def _remove(self, program: str, state: Path, base: Path, workspace: Workspace) -> None:
-        for container in state.iterdir() if state.is_dir() else ():
+@dataclass(frozen=True)
+class Bundle:
+    """A container that can be run: its directory, and the command that does so."""
+
+    directory: Path
+    argv: tuple[str, ...]
+
+    @property
+    def config(self) -> Path:
+        """Its OCI configuration."""
+        return self.directory / "config.json"
+
+    def execute(self, env: dict[str, str]) -> Execute:
+        """The start that runs it."""
+        return Execute(self.argv, env)
+
+
+@dataclass(frozen=True)
+class Bundles:
+    """Where the containers of one batch are; ``files`` become the root file system of each."""
+
+    oci: Oci
+    program: str
+    base: Path
+    files: Path
+    workspace: Workspace
+
+    @property
+    def _line(self) -> tuple[str, ...]:
+        """The runtime and its options; a verb follows."""
+        return (self.program, "--root", str(self._state), *_quirks(self.oci.runtime).options)
+
+    @property
+    def _state(self) -> Path:
+        return self.base / "state"
+
+    def make(
+        self,
+        index: int,
+        process: Process = PAYLOAD,
+        *,
+        root: Path | None = None,
+        network: Path | None = None,
+    ) -> Bundle:
+        """The bundle of one instance.
+
+        ``root`` replaces the files; ``network`` is as in oci_spec.
+        """
+        directory = self.base / f"{self.workspace.run}-{index}"
+        directory.mkdir(parents=True)
+        technique = self.oci.rootfs
+        mounted = directory / "rootfs" if technique else root or self.files
+        cgroup = None
+        if _quirks(self.oci.runtime).has_cgroup:
+            cgroup = f"/{cgroups.name(self.workspace.run)}/{directory.name}"
+        argv = (*self._line, "run", "--bundle", str(directory), directory.name)
+        if technique:
+            mounted.mkdir()
+            argv = rootfs.wrap(technique, self.files, mounted, directory / "scratch", argv)
+        bundle = Bundle(directory, argv)
+        spec = oci_spec.make(
+            process, mounted, self.workspace.environment, cgroup=cgroup, network=network
+        )
+        bundle.config.write_text(json.dumps(spec))
+        return bundle
+
+    def remove(self) -> None:
+        """Delete every container, its cgroup, its mounts and its files."""
+        for container in self._state.iterdir() if self._state.is_dir() else ():
             subprocess.run(
-                [program, "--root", str(state), *_manner(self.runtime).options,
-                 "delete", "--force", container.name],
+                [*self._line, "delete", "--force", container.name],
                 capture_output=True, timeout=_DELETE_SECONDS,
             )  # fmt: skip
-        cgroups.remove(cgroups.name(workspace.run))
-        unmount_below(base)
-        shutil.rmtree(base)
+        cgroups.remove(cgroups.name(self.workspace.run))
+        unmount_below(self.base)
+        shutil.rmtree(self.base)
 
 
 def _tree(directory: Path) -> Path:

@@ -1,6 +1,7 @@
 """The OCI configuration of a measured container: what ``runc spec`` and Docker give by default."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,39 @@ _MOUNTS = [
 ]
 
 
-def make(root: Path, cgroup: str | None, environment: Mapping[str, str]) -> dict[str, Any]:
-    """The contents of ``config.json``: the payload as pid 1.
+@dataclass(frozen=True)
+class Process:
+    """What runs as pid 1 of a container."""
 
-    It is limited in the cgroup of that path, or not at all where there is none.
+    args: tuple[str, ...] = ("/bin/payload", "ready")
+    cwd: str = "/"
+
+
+PAYLOAD = Process()
+
+
+def make(
+    process: Process,
+    root: Path,
+    environment: Mapping[str, str],
+    *,
+    cgroup: str | None = None,
+    network: Path | None = None,
+) -> dict[str, Any]:
+    """The contents of ``config.json``.
+
+    The process is limited in the cgroup of that path, or not at all where there is none. It joins
+    the network namespace at ``network``, or gets one of its own.
     """
+    joined = {"network": {"path": str(network)}} if network else {}
     return {
         "ociVersion": "1.0.2",
         "process": {
             "terminal": False,
             "user": {"uid": 0, "gid": 0},
-            "args": ["/bin/payload", "ready"],
+            "args": list(process.args),
             "env": [f"{name}={value}" for name, value in environment.items()],
-            "cwd": "/",
+            "cwd": process.cwd,
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES),
             "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
             "noNewPrivileges": True,
@@ -70,7 +91,10 @@ def make(root: Path, cgroup: str | None, environment: Mapping[str, str]) -> dict
         "mounts": _MOUNTS,
         "linux": {
             **({"cgroupsPath": cgroup, "resources": _LIMITS} if cgroup else {}),
-            "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")],
+            "namespaces": [
+                {"type": kind, **joined.get(kind, {})}
+                for kind in ("pid", "network", "ipc", "uts", "mount")
+            ],
             "seccomp": {
                 "defaultAction": "SCMP_ACT_ALLOW",
                 "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],

@@ -5,21 +5,21 @@ runtime is told the namespace's path; or the namespace is taken from a pool. The
 payload's first instruction, or the answer of its gateway to the packet that it sends then.
 """
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Self
+from functools import partial
+from typing import Self
 
 from firstlight.errors import Unsupported
 from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Command, pooled
+from firstlight.lab.backends import Execute, Prepared, pooled
 from firstlight.lab.backends.agile import Agile
 from firstlight.lab.backends.cni import NAMES, Cni, Pods, hosting
-from firstlight.lab.backends.oci import Oci
+from firstlight.lab.backends.oci import Bundles, Oci
+from firstlight.lab.backends.oci_spec import PAYLOAD, Process
 from firstlight.lab.cni import known
-from firstlight.model import EndPoint, Point
+from firstlight.model import EndPoint
 from firstlight.native import native
 
 NO_NETWORK = "none"
@@ -27,8 +27,6 @@ NO_NETWORK = "none"
 
 POOLED = "pooled"
 """The container joins a network namespace of the agile runtime's pool."""
-
-_BLANK = " " * 79  # where ADD's gateway is written: as long as cnirun's longest address
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,8 @@ class Pod:
         if self.network == POOLED:
             Agile("agile").probe()
 
-    def reaching(self, point: Point) -> Self:
+    def to_first_packet(self) -> Self:
         """Until the gateway has answered the container's first packet."""
-        del point
         if self.network == NO_NETWORK:
             raise Unsupported("a pod without a network has no first packet",
                               "name networks: --cni bridge --cni pooled")  # fmt: skip
@@ -78,64 +75,45 @@ class Pod:
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     @contextmanager
-    def prepared(
-        self, point: Point, instances: int, workspace: Workspace
-    ) -> Iterator[list[Command]]:
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A bundle and a network, or a request for one, for each pod; afterwards none of them."""
-        containers = self._container.prepared(point, instances, workspace)
-        if self.network == NO_NETWORK:
-            with containers as commands:
-                yield commands
-        elif self.network == POOLED:
-            with pooled.taking(instances, workspace) as pool, containers as commands:
-                yield [self._from_pool(command, pool) for command in commands]
-        else:
-            background = int(point.get("background", 0))
-            with containers as commands, hosting(self.network, background, workspace) as pods:
-                yield [
-                    self._by_plugins(command, f"fl{index}", pods)
-                    for index, command in enumerate(commands)
-                ]
+        with ExitStack() as stack:
+            bundles = stack.enter_context(self._container.bundles(workspace))
+            if self.network == NO_NETWORK:
+                start = partial(self._alone, bundles)
+            elif self.network == POOLED:
+                pool = stack.enter_context(pooled.taking(instances, workspace))
+                start = partial(self._from_pool, bundles, pool)
+            else:
+                pods = stack.enter_context(hosting(self.network, 0, workspace))
+                start = partial(self._by_plugins, bundles, pods)
+            yield Prepared([start(index) for index in range(instances)])
 
-    @property
-    def _reaches(self) -> bool:
-        return self.end_point is EndPoint.FIRST_PACKET
+    def _process(self, gateway: str) -> Process:
+        if self.end_point is EndPoint.FIRST_PACKET:
+            return Process(("/bin/payload", "reach", gateway))
+        return PAYLOAD
 
-    def _from_pool(self, command: Command, pool: pooled.Taking) -> Command:
+    def _alone(self, bundles: Bundles, index: int) -> Execute:
+        return bundles.make(index).execute(bundles.workspace.environment)
+
+    def _from_pool(self, bundles: Bundles, pool: pooled.Taking, index: int) -> Execute:
         """The container's start inside a network that is taken then."""
-        path = _bundle(command) / "network"
-        _rewrite(command, path, pool.gateway if self._reaches else None)
-        return pool.start(command, path)
+        path = bundles.base / f"network{index}"
+        bundle = bundles.make(index, self._process(pool.gateway), network=path)
+        return pool.start(bundle.argv, path, bundles.workspace.environment)
 
-    def _by_plugins(self, command: Command, pod: str, pods: Pods) -> Command:
-        """The container's start inside the pod's namespace, after the plugins."""
-        text = _rewrite(command, NAMES / pod, _BLANK if self._reaches else None)
-        told = f"tell {text.index(_BLANK)} {_config(command)}" if self._reaches else ""
-        request = str(pods.request(pod, *([told] if told else [])))
-        return Command(
-            (str(native("cnirun")), "pod", request, *command.argv),
-            command.env,
-            command.cwd,
+    def _by_plugins(self, bundles: Bundles, pods: Pods, index: int) -> Execute:
+        """The container's start inside the pod's namespace, after the plugins.
+
+        Only when ADD has returned is the gateway known: cnirun puts it into the configuration.
+        """
+        pod = f"fl{index}"
+        bundle = bundles.make(index, self._process("@GATEWAY@"), network=NAMES / pod)
+        fill = [f"fill {bundle.config}"] if self.end_point is EndPoint.FIRST_PACKET else []
+        request = str(pods.request(pod, *fill))
+        return Execute(
+            (str(native("cnirun")), "pod", request, *bundle.argv),
+            bundles.workspace.environment,
             daemons=pods.daemons,
         )
-
-
-def _bundle(command: Command) -> Path:
-    return Path(command.argv[command.argv.index("--bundle") + 1])
-
-
-def _config(command: Command) -> Path:
-    return _bundle(command) / "config.json"
-
-
-def _rewrite(command: Command, namespace: Path, gateway: str | None) -> str:
-    """Put the container into a network namespace, there to reach a gateway; the new text."""
-    spec: dict[str, Any] = json.loads(_config(command).read_text())
-    for one in spec["linux"]["namespaces"]:
-        if one["type"] == "network":
-            one["path"] = str(namespace)
-    if gateway is not None:
-        spec["process"]["args"] = ["/bin/payload", "reach", gateway]
-    text = json.dumps(spec)
-    _config(command).write_text(text)
-    return text

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -25,7 +25,7 @@ from firstlight.agile.network import Network, Networks
 from firstlight.agile.pool import Pool, Traffic
 from firstlight.errors import Failed
 from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Command
+from firstlight.lab.backends import Execute
 from firstlight.native import native
 
 NOTE = (
@@ -52,10 +52,10 @@ class Taking:
     gateway: str
     pid: int
 
-    def start(self, command: Command, path: Path) -> Command:
-        """The command with a network of its own at ``path``, taken when it starts."""
-        argv = (str(native("pooled")), str(self.socket), str(path), *command.argv)
-        return Command(argv, command.env, command.cwd, daemons=(self.pid,))
+    def start(self, argv: Sequence[str], path: Path, env: dict[str, str]) -> Execute:
+        """A command that is started with a network of its own at ``path``, taken then."""
+        line = (str(native("pooled")), str(self.socket), str(path), *argv)
+        return Execute(line, env, daemons=(self.pid,))
 
 
 @contextmanager
@@ -72,8 +72,8 @@ def taking(instances: int, workspace: Workspace) -> Iterator[Taking]:
         assert process.stderr
         try:
             if process.stdout.readline() != "ready\n":
-                said = process.stderr.read().strip().rpartition("\n")[2]
-                raise Failed(f"the pool of networks did not start: {said}")
+                last = process.stderr.read().strip().rpartition("\n")[2]
+                raise Failed(f"the pool of networks did not start: {last}")
             yield Taking(listening, str(IPv4Network(config.network.range)[1]), process.pid)
         finally:
             process.terminate()

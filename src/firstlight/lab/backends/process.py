@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from firstlight.errors import Unsupported
 from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Command
-from firstlight.model import EndPoint, Point
+from firstlight.lab.backends import Execute, Prepared
+from firstlight.model import EndPoint
 from firstlight.native import native
 
 NAMESPACES = ("none", "uts", "ipc", "user", "pid", "mount", "net", "all")
@@ -17,8 +17,9 @@ _ALL = "net,mount,pid,ipc,uts,user"
 
 @dataclass(frozen=True)
 class Process:
-    """One clone3 with the flags of the axis ``namespaces``, then exec, by a small C program."""
+    """One clone3 with the flags of ``namespaces`` (NAMESPACES), then exec, by a small C program."""
 
+    namespaces: str = "none"
     name: str = "process"
     end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
     note: str | None = None
@@ -29,13 +30,9 @@ class Process:
             raise Unsupported("making namespaces needs root", "run it with sudo")
 
     @contextmanager
-    def prepared(
-        self, point: Point, instances: int, workspace: Workspace
-    ) -> Iterator[list[Command]]:
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """Nothing to prepare: the kernel ends the namespaces with their process."""
-        asked = str(point["namespaces"])
         payload = str(native("payload"))
-        flags = _ALL if asked == "all" else asked
-        yield [
-            Command((payload, "clone", flags, "--", payload, "ready"), workspace.environment)
-        ] * instances
+        flags = _ALL if self.namespaces == "all" else self.namespaces
+        argv = (payload, "clone", flags, "--", payload, "ready")
+        yield Prepared([Execute(argv, workspace.environment)] * instances)

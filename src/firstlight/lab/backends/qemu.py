@@ -19,10 +19,10 @@ from typing import Self
 
 from firstlight.errors import Failed, NotApplicable, Unsupported
 from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Command, qemu_build, virtiofs, vm
+from firstlight.lab.backends import Execute, Prepared, qemu_build, virtiofs, vm
 from firstlight.lab.backends.accel import ACCELERATORS, Accelerator, choose
-from firstlight.lab.guests import CONSOLES, PROTOCOLS, Boot, Guest, Wanted, images
-from firstlight.model import EndPoint, Point
+from firstlight.lab.guests import CONSOLES, PROTOCOLS, BootConfig, BootSpec, Guest, images
+from firstlight.model import EndPoint
 
 MACHINES = ("microvm", "pc", "q35")
 DEVICES = ("block", "net", "rng")
@@ -36,7 +36,7 @@ class Qemu:
 
     ``devices`` are virtio ones: on PCI, or memory-mapped on microvm. A disk image and a tap are
     there only if the guest has one and the device is named. ``icount`` counts instructions for
-    time (TCG only); ``chart`` is Wanted's.
+    time (TCG only); ``chart`` is BootConfig's.
     """
 
     guest: Guest
@@ -75,8 +75,8 @@ class Qemu:
         return chosen
 
     @property
-    def _wanted(self) -> Wanted:
-        return Wanted(self.protocol, self.console, chart=self.chart, icount=self.icount,
+    def _config(self) -> BootConfig:
+        return BootConfig(self.protocol, self.console, chart=self.chart, icount=self.icount,
                       machine=self.machine, accel=self._accelerator().name)  # fmt: skip
 
     @property
@@ -92,10 +92,9 @@ class Qemu:
     def _accelerator(self) -> Accelerator:
         return choose(self._program, self.accel, must_be_tcg=self.icount)
 
-    def reaching(self, point: Point) -> Self:
+    def to_first_packet(self) -> Self:
         """Until the gateway has answered the guest's first packet."""
-        del point
-        return replace(self, guest=vm.reaching(self.guest))
+        return replace(self, guest=vm.to_first_packet(self.guest))
 
     def probe(self) -> None:
         """Needs root, the binary with its machine and devices, an accelerator, taps, the guest."""
@@ -123,26 +122,25 @@ class Qemu:
         self._accelerator()
         if "net" in self.devices:
             vm.probe_taps()
-        self.guest.probe(self._wanted)
+        self.guest.probe(self._config)
 
     @contextmanager
-    def prepared(
-        self, point: Point, instances: int, workspace: Workspace
-    ) -> Iterator[list[Command]]:
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A tap and an image for each machine; afterwards neither, nor what it wrote."""
-        del point
         with ExitStack() as cleanup:
             directory, ports = cleanup.enter_context(vm.batch(workspace, instances, self.devices))
-            yield [
-                self._command(index, port, directory, workspace, cleanup)
-                for index, port in enumerate(ports)
-            ]
+            yield Prepared(
+                [
+                    self._command(index, port, directory, workspace, cleanup)
+                    for index, port in enumerate(ports)
+                ]
+            )
 
     def _command(
         self, index: int, port: vm.Port, directory: Path, workspace: Workspace, cleanup: ExitStack
-    ) -> Command:
-        wanted = vm.wanted_at(self._wanted, port)
-        boot = self.guest.boot(wanted, directory)
+    ) -> Execute:
+        config = vm.config_at(self._config, port)
+        boot = self.guest.boot(config, directory)
         if boot.kernel is not None:
             _check_kernel(boot.kernel, self.protocol)
         log = directory / f"console-{index}"
@@ -152,15 +150,15 @@ class Qemu:
         daemons: tuple[int, ...] = ()
         if boot.share and share:
             daemons = (cleanup.enter_context(virtiofs.serving(boot.share, share, environment)),)
-        return Command(
+        return Execute(
             (*vm.under_vmrun(boot, log, "--qmp"), *self.command_line(boot, port, memory, share)),
             environment,
             daemons=daemons,
-            guest=partial(vm.guest_log, self.guest, wanted, log, memory),
+            guest=partial(vm.guest_log, self.guest, config, log, memory),
         )
 
     def command_line(
-        self, boot: Boot, port: vm.Port, memory: Path | None = None, share: Path | None = None
+        self, boot: BootSpec, port: vm.Port, memory: Path | None = None, share: Path | None = None
     ) -> list[str]:
         """QEMU's path and arguments; with ``-S`` and a monitor on descriptor 3, as vmrun asks.
 
@@ -189,13 +187,13 @@ class Qemu:
                      "-device", f"{model},chardev=share,tag=root"]  # fmt: skip
         return [*line, *self._kernel(boot), *self._devices(boot, port)]
 
-    def _kernel(self, boot: Boot) -> list[str]:
+    def _kernel(self, boot: BootSpec) -> list[str]:
         if boot.kernel is None:
             return ["-boot", "strict=on"]
         line = ["-kernel", str(boot.kernel), "-append", boot.arguments]
         return [*line, "-initrd", str(boot.initrd)] if boot.initrd else line
 
-    def _devices(self, boot: Boot, port: vm.Port) -> list[str]:
+    def _devices(self, boot: BootSpec, port: vm.Port) -> list[str]:
         bus = _bus(self.machine)
         line: list[str] = []
         if "block" in self.devices and boot.disk is not None:

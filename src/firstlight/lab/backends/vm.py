@@ -13,7 +13,7 @@ from pyroute2 import IPRoute
 from firstlight.errors import Unsupported
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends.network import ipv6_off_on_new_links
-from firstlight.lab.guests import Boot, Guest, Line, Reaching, Wanted, clock
+from firstlight.lab.guests import BootConfig, BootSpec, Guest, Line, PacketGuest, clock
 from firstlight.model import GuestLog
 from firstlight.native import native
 
@@ -45,12 +45,12 @@ class Log:
     ended: int | None = None
 
 
-def reaching(guest: Guest) -> Guest:
+def to_first_packet(guest: Guest) -> Guest:
     """The guest with the first packet as its end point. Raises Unsupported."""
-    if not isinstance(guest, Reaching):
-        raise Unsupported(f"the guest {guest.name} tells of no first packet",
+    if not isinstance(guest, PacketGuest):
+        raise Unsupported(f"the guest {guest.name} cannot report its first packet",
                           "use probe or linux, or leave out --end-point")  # fmt: skip
-    return guest.reaching()
+    return guest.to_first_packet()
 
 
 def probe_taps() -> None:
@@ -106,12 +106,12 @@ def ports(instances: int) -> list[Port]:
     ]
 
 
-def wanted_at(wanted: Wanted, port: Port) -> Wanted:
+def config_at(config: BootConfig, port: Port) -> BootConfig:
     """The same for the guest at a port."""
-    return replace(wanted, address=port.address, gateway=str(_GATEWAY.ip))
+    return replace(config, address=port.address, gateway=str(_GATEWAY.ip))
 
 
-def under_vmrun(boot: Boot, log: Path, *options: str) -> tuple[str, ...]:
+def under_vmrun(boot: BootSpec, log: Path, *options: str) -> tuple[str, ...]:
     """vmrun, told the guest's end point; the hypervisor's own arguments follow.
 
     Raises Failed if vmrun is not built.
@@ -145,14 +145,14 @@ def read_log(file: Path) -> Log:
     return Log(tuple(lines), words.get("entered"), words.get("ended"))
 
 
-def guest_log(guest: Guest, wanted: Wanted, file: Path, memory: Path | None) -> GuestLog:
+def guest_log(guest: Guest, config: BootConfig, file: Path, memory: Path | None) -> GuestLog:
     """What a guest said of its boot, with its clock laid on the host's where an event ties them."""
     log = read_log(file)
-    reading = guest.read(wanted, log.lines, memory)
+    reading = guest.read(config, log.lines, memory)
     if log.ended is not None and reading.spans:  # all that it stamped, it stamped before
         last = (log.ended, max(span.end for span in reading.spans))
         reading = replace(reading, anchors=(*reading.anchors, last))
-    offset = None if wanted.icount else clock.place(reading, log.entered)
+    offset = None if config.icount else clock.place(reading, log.entered)
     return GuestLog(
         clock=reading.clock,
         spans=reading.spans,

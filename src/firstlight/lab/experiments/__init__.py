@@ -1,53 +1,75 @@
-"""One file a question, each a declared value that ``catalogue.ALL`` names."""
+"""One file a question, each one declaration that ``catalogue.ALL`` names."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
 
 from firstlight.lab.backends import Backend
-from firstlight.model import EndPoint, Point, Setting
+from firstlight.lab.load import BURST, Shape
+from firstlight.model import EndPoint, Point, Presentation, Setting
+
+Option = Literal["runtimes", "networks", "hypervisors", "accel", "guests", "clocks"]
+"""The fields of Options that not every experiment uses."""
 
 
 @dataclass(frozen=True)
 class Options:
     """What the user asked for; ``instances`` replaces an experiment's own list.
 
-    ``confs`` are CNI networks, by a name of conf/cni or the path of a configuration file.
-    ``binaries`` are hypervisors, by name or path; ``accel`` is one of backends.accel.ACCELERATORS.
-    ``guests`` are ours or the guest catalogue's; none means all. ``clocks`` is what their time is
-    told by: ``wall``, or ``counted`` instructions. ``until`` is where starts end, if not at their
-    backend's own end point.
+    ``networks`` are CNI networks, by a name of conf/cni or the path of a configuration file.
+    ``hypervisors`` are names or paths; ``accel`` is one of backends.accel.ACCELERATORS. ``guests``
+    are ours or the guest catalogue's; none means all. ``clocks`` say how guests tell time: by the
+    ``wall``, or by ``counted`` instructions. ``end_point`` replaces that of the backends.
     """
 
     instances: tuple[int, ...]
     runtimes: tuple[str, ...] = ()
-    confs: tuple[str, ...] = ()
-    binaries: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    hypervisors: tuple[str, ...] = ()
     accel: str = "auto"
     guests: tuple[str, ...] = ()
     clocks: tuple[str, ...] = ("wall",)
-    until: EndPoint | None = None
+    end_point: EndPoint | None = None
 
 
-def _none(_: Options) -> dict[str, Setting]:
+@dataclass(frozen=True)
+class Case:
+    """One point of an experiment: its settings as the report words them, and how it is measured.
+
+    ``point`` has a setting for each axis. Its ``instances`` say how many starts one batch asks for,
+    in the ``shape`` of load. The settings are labels: what is measured is in ``backend``.
+    """
+
+    point: Point
+    backend: Backend
+    shape: Shape = BURST
+
+    @property
+    def instances(self) -> int:
+        """How many starts one batch asks for."""
+        return int(self.point["instances"])
+
+
+def _no_facts(_: Options) -> dict[str, Setting]:
     return {}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question, the axes it varies and the points it measures.
+    """A question, the axes it varies and the cases it measures.
 
-    Every point has the axis ``instances``: how many starts one batch asks for. The axis
-    ``order``, where a point has it, says ``parallel`` (all at once, the default) or
-    ``sequential`` (each when the one before is ready); the axis ``rate`` says how many a second
-    arrive at random, whether or not earlier ones are ready. ``facts`` join those of the host.
+    ``figure`` is where the paper answers it. ``cases`` makes them in the order of the report.
+    ``options`` are those that ``cases`` uses: others are refused. ``facts`` join those of the
+    host. ``presentation`` says how its runs are shown.
     """
 
     name: str
     question: str
     figure: str
     axes: tuple[str, ...]
-    points: Callable[[Options], list[Point]]
-    backend: Callable[[Point], Backend]
+    cases: Callable[[Options], Iterable[Case]]
+    options: tuple[Option, ...] = ()
     instances: tuple[int, ...] = (1, 10, 20, 50, 100)
     repetitions: int = 10
-    facts: Callable[[Options], dict[str, Setting]] = _none
+    facts: Callable[[Options], dict[str, Setting]] = _no_facts
+    presentation: Presentation = field(default_factory=Presentation)

@@ -1,16 +1,16 @@
 """What each prepared part is worth: the runtime without it beside the runtime as it is."""
 
+from collections.abc import Iterator
+
 from firstlight.lab.backends.agile_parts import WITHOUT, Ablated
-from firstlight.lab.experiments import Experiment, Options
-from firstlight.model import Point
+from firstlight.lab.experiments import Case, Experiment, Options
+from firstlight.model import Presentation
 
 
-def _points(options: Options) -> list[Point]:
-    return [
-        {"without": part, "instances": instances}
-        for part in WITHOUT
-        for instances in options.instances
-    ]
+def _cases(options: Options) -> Iterator[Case]:
+    for part in WITHOUT:
+        for instances in options.instances:
+            yield Case({"without": part, "instances": instances}, Ablated(part))
 
 
 ABLATION = Experiment(
@@ -18,7 +18,7 @@ ABLATION = Experiment(
     question="What is each prepared part worth?",
     figure="section IV",
     axes=("without", "instances"),
-    points=_points,
-    backend=lambda point: Ablated(str(point["without"])),
+    cases=_cases,
     instances=(1, 20),
+    presentation=Presentation(view="ablation"),
 )

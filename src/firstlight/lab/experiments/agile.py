@@ -1,38 +1,30 @@
 """What the recommended design gains: prepared parts against a runtime with a CNI plugin."""
 
+from collections.abc import Iterator
+
 from firstlight.lab.backends import Backend
-from firstlight.lab.backends.agile import BY_CLIENT, DEPTHS, Agile
+from firstlight.lab.backends.agile import DEPTHS, Agile
 from firstlight.lab.backends.agile_floor import Floor
 from firstlight.lab.backends.pod import POOLED, Pod
-from firstlight.lab.experiments import Experiment, Options
-from firstlight.model import Point
+from firstlight.lab.experiments import Case, Experiment, Options
+from firstlight.model import Presentation
 
 _NETWORKS = ("bridge", POOLED)
-_BY_CLIENT = f"agile{BY_CLIENT}"
 
 
-def _points(options: Options) -> list[Point]:
-    runtimes = options.runtimes or ("runc", "crun")
-    return [
-        {"backend": backend, "instances": instances}
-        for backend in (
-            *(f"{runtime} + {network}" for network in _NETWORKS for runtime in runtimes),
-            *DEPTHS,
-            _BY_CLIENT,
-            "floor",
-        )
-        for instances in options.instances
-    ]
+def _backends(options: Options) -> Iterator[tuple[str, Backend]]:
+    for network in _NETWORKS:
+        for runtime in options.runtimes or ("runc", "crun"):
+            yield f"{runtime} + {network}", Pod(runtime, network)
+    prepared: list[Backend] = [*map(Agile, DEPTHS), Agile("agile", "client"), Floor()]
+    for backend in prepared:
+        yield backend.name, backend
 
 
-def _backend(point: Point) -> Backend:
-    name = str(point["backend"])
-    if name == "floor":
-        return Floor()
-    if name == _BY_CLIENT:
-        return Agile("agile", "client")
-    runtime, _, network = name.rpartition(" + ")
-    return Pod(runtime, network) if runtime else Agile(name)
+def _cases(options: Options) -> Iterator[Case]:
+    for name, backend in _backends(options):
+        for instances in options.instances:
+            yield Case({"backend": name, "instances": instances}, backend)
 
 
 AGILE = Experiment(
@@ -40,7 +32,8 @@ AGILE = Experiment(
     question="What do prepared parts gain over making them on request?",
     figure="section IV",
     axes=("backend", "instances"),
-    points=_points,
-    backend=_backend,
+    cases=_cases,
+    options=("runtimes",),
     instances=(1, 10, 50, 100),
+    presentation=Presentation(view="agile"),
 )

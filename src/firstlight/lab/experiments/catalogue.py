@@ -50,12 +50,11 @@ def probe() -> dict[str, list[Missing]]:
 
 def _missing(experiment: Experiment) -> list[Missing]:
     parts: dict[tuple[str, str | None], dict[str, None]] = {}
-    for point in experiment.points(Options(instances=(1,))):
-        backend = experiment.backend(point)
+    for case in experiment.cases(Options(instances=(1,))):
         try:
-            backend.probe()
+            case.backend.probe()
         except NotApplicable:
             continue
         except Unsupported as error:
-            parts.setdefault((error.message, error.hint), {})[backend.name] = None
+            parts.setdefault((error.message, error.hint), {})[case.backend.name] = None
     return [Missing(tuple(of), fact, hint) for (fact, hint), of in parts.items()]

@@ -1,20 +1,25 @@
 """What a platform sees all day: starts and stops that go on, past the end of its pools."""
 
+from collections.abc import Iterator
+
 from firstlight.lab.backends.agile_parts import POOLS, Churn
-from firstlight.lab.experiments import Experiment, Options
-from firstlight.model import Point
+from firstlight.lab.experiments import Case, Experiment, Options
+from firstlight.lab.load import Poisson
+from firstlight.model import Presentation
 
 RATES = (50, 100, 200, 400)
 """Starts a second, and as many stops."""
 
 
-def _points(options: Options) -> list[Point]:
-    return [
-        {"pools": pools, "rate": rate, "instances": instances}
-        for pools in POOLS
-        for rate in RATES
-        for instances in options.instances
-    ]
+def _cases(options: Options) -> Iterator[Case]:
+    for pools in POOLS:
+        for rate in RATES:
+            for instances in options.instances:
+                yield Case(
+                    {"pools": pools, "rate": rate, "instances": instances},
+                    Churn(pools),
+                    Poisson(rate),
+                )
 
 
 CHURN = Experiment(
@@ -22,7 +27,7 @@ CHURN = Experiment(
     question="How many starts and stops a second, and what does refilling the pools cost them?",
     figure="section IV",
     axes=("pools", "rate", "instances"),
-    points=_points,
-    backend=lambda point: Churn(str(point["pools"])),
+    cases=_cases,
     instances=(100,),
+    presentation=Presentation(view="churn"),
 )

@@ -1,20 +1,22 @@
 """Fig. 9(a) of the paper: do background pods slow a new one? (pattern A)."""
 
+from collections.abc import Iterator
+
 from firstlight.lab.backends.cni import Cni, present
-from firstlight.lab.experiments import Experiment, Options
+from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.experiments.cni_breakdown import NETWORKS
-from firstlight.model import Point
 
 BACKGROUND = (0, 10, 50, 100, 200)
 
 
-def _points(options: Options) -> list[Point]:
-    return [
-        {"cni": network, "background": background, "instances": instances}
-        for network in options.confs or present(NETWORKS)
-        for background in BACKGROUND
-        for instances in options.instances
-    ]
+def _cases(options: Options) -> Iterator[Case]:
+    for network in options.networks or present(NETWORKS):
+        for background in BACKGROUND:
+            for instances in options.instances:
+                yield Case(
+                    {"cni": network, "background": background, "instances": instances},
+                    Cni(network, background=background),
+                )
 
 
 CNI_BACKGROUND = Experiment(
@@ -22,7 +24,7 @@ CNI_BACKGROUND = Experiment(
     question="Do pods that are up already slow a new one?",
     figure="Fig. 9(a)",
     axes=("cni", "background", "instances"),
-    points=_points,
-    backend=lambda point: Cni(str(point["cni"])),
+    cases=_cases,
+    options=("networks",),
     instances=(1,),
 )

@@ -1,8 +1,10 @@
 """Fig. 8 of the paper: what each CNI spends on one pod."""
 
+from collections.abc import Iterator
+
 from firstlight.lab.backends.cni import Cni, present
-from firstlight.lab.experiments import Experiment, Options
-from firstlight.model import Point
+from firstlight.lab.experiments import Case, Experiment, Options
+from firstlight.model import Presentation
 
 NETWORKS = (
     "kube-router",
@@ -20,12 +22,10 @@ Where one cannot be had, the profile that stands in for it is measured."""
 _ALL = (*NETWORKS, "cilium-template-profile", "bridge", "bridge-masq", "ptp")
 
 
-def _points(options: Options) -> list[Point]:
-    return [
-        {"cni": network, "instances": instances}
-        for network in options.confs or present(_ALL)
-        for instances in options.instances
-    ]
+def _cases(options: Options) -> Iterator[Case]:
+    for network in options.networks or present(_ALL):
+        for instances in options.instances:
+            yield Case({"cni": network, "instances": instances}, Cni(network))
 
 
 CNI_BREAKDOWN = Experiment(
@@ -33,7 +33,8 @@ CNI_BREAKDOWN = Experiment(
     question="What does each CNI spend on one pod?",
     figure="Fig. 8",
     axes=("cni", "instances"),
-    points=_points,
-    backend=lambda point: Cni(str(point["cni"])),
+    cases=_cases,
+    options=("networks",),
     instances=(1,),
+    presentation=Presentation(view="cni"),
 )

@@ -1,17 +1,16 @@
 """Fig. 9(b) of the paper: do pods that start together slow each other? (pattern B)."""
 
+from collections.abc import Iterator
+
 from firstlight.lab.backends.cni import Cni, present
-from firstlight.lab.experiments import Experiment, Options
+from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.experiments.cni_breakdown import NETWORKS
-from firstlight.model import Point
 
 
-def _points(options: Options) -> list[Point]:
-    return [
-        {"cni": network, "instances": instances}
-        for network in options.confs or present(NETWORKS)
-        for instances in options.instances
-    ]
+def _cases(options: Options) -> Iterator[Case]:
+    for network in options.networks or present(NETWORKS):
+        for instances in options.instances:
+            yield Case({"cni": network, "instances": instances}, Cni(network))
 
 
 CNI_BURST = Experiment(
@@ -19,6 +18,6 @@ CNI_BURST = Experiment(
     question="Do pods that start together slow each other?",
     figure="Fig. 9(b)",
     axes=("cni", "instances"),
-    points=_points,
-    backend=lambda point: Cni(str(point["cni"])),
+    cases=_cases,
+    options=("networks",),
 )

@@ -1,18 +1,20 @@
 """What taking pods down costs, and what it costs those that start meanwhile."""
 
+from collections.abc import Iterator
+
 from firstlight.lab.backends.cni import OPERATIONS, Cni, present
-from firstlight.lab.experiments import Experiment, Options
+from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.experiments.cni_breakdown import NETWORKS
-from firstlight.model import Point
 
 
-def _points(options: Options) -> list[Point]:
-    return [
-        {"cni": network, "operation": operation, "instances": instances}
-        for network in options.confs or present(NETWORKS)
-        for operation in OPERATIONS
-        for instances in options.instances
-    ]
+def _cases(options: Options) -> Iterator[Case]:
+    for network in options.networks or present(NETWORKS):
+        for operation in OPERATIONS:
+            for instances in options.instances:
+                yield Case(
+                    {"cni": network, "operation": operation, "instances": instances},
+                    Cni(network, operation),
+                )
 
 
 CNI_TEARDOWN = Experiment(
@@ -20,7 +22,7 @@ CNI_TEARDOWN = Experiment(
     question="What does DEL cost, alone and together, and an ADD while DELs run?",
     figure="beyond the paper",
     axes=("cni", "operation", "instances"),
-    points=_points,
-    backend=lambda point: Cni(str(point["cni"])),
+    cases=_cases,
+    options=("networks",),
     instances=(1, 10, 50),
 )

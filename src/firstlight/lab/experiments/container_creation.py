@@ -1,16 +1,16 @@
 """Fig. 2 and Fig. 6 of the paper: where container creation goes."""
 
+from collections.abc import Iterator
+
 from firstlight.lab.backends.oci import Oci
-from firstlight.lab.experiments import Experiment, Options
-from firstlight.model import Point
+from firstlight.lab.experiments import Case, Experiment, Options
+from firstlight.model import Presentation
 
 
-def _points(options: Options) -> list[Point]:
-    return [
-        {"runtime": runtime, "instances": instances}
-        for runtime in options.runtimes or ("runc", "crun")
-        for instances in options.instances
-    ]
+def _cases(options: Options) -> Iterator[Case]:
+    for runtime in options.runtimes or ("runc", "crun"):
+        for instances in options.instances:
+            yield Case({"runtime": runtime, "instances": instances}, Oci(runtime))
 
 
 CONTAINER_CREATION = Experiment(
@@ -18,6 +18,7 @@ CONTAINER_CREATION = Experiment(
     question="Where does container creation go, alone and with many at once?",
     figure="Fig. 2, Fig. 6",
     axes=("runtime", "instances"),
-    points=_points,
-    backend=lambda point: Oci(str(point["runtime"])),
+    cases=_cases,
+    options=("runtimes",),
+    presentation=Presentation(subject="a {series} container", counterpart="the paper's Fig. 6"),
 )

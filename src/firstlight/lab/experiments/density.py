@@ -1,18 +1,18 @@
 """Does a start take longer on a host that is full?"""
 
+from collections.abc import Iterator
+
 from firstlight.lab.backends.agile_parts import Crowd
-from firstlight.lab.experiments import Experiment, Options
-from firstlight.model import Point
+from firstlight.lab.experiments import Case, Experiment, Options
+from firstlight.model import Presentation
 
 BACKGROUND = (10, 100, 500, 1000)
 
 
-def _points(options: Options) -> list[Point]:
-    return [
-        {"background": background, "instances": instances}
-        for background in BACKGROUND
-        for instances in options.instances
-    ]
+def _cases(options: Options) -> Iterator[Case]:
+    for background in BACKGROUND:
+        for instances in options.instances:
+            yield Case({"background": background, "instances": instances}, Crowd(background))
 
 
 DENSITY = Experiment(
@@ -20,7 +20,7 @@ DENSITY = Experiment(
     question="Do instances that are up already slow a new one?",
     figure="section IV",
     axes=("background", "instances"),
-    points=_points,
-    backend=lambda _point: Crowd(),
+    cases=_cases,
     instances=(1,),
+    presentation=Presentation(view="density"),
 )

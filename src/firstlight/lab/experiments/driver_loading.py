@@ -1,19 +1,21 @@
 """Which driver costs what, on each console, alone and with many at once: the paper's Fig. 4."""
 
-from firstlight.lab.experiments import Experiment, Options, machines
+from collections.abc import Iterable
+
+from firstlight.lab.experiments import Case, Experiment, Options, machines
+from firstlight.lab.experiments.machines import Machine
 from firstlight.lab.guests import CONSOLES
-from firstlight.model import Point
+from firstlight.model import Presentation
 
 
-def _points(options: Options) -> list[Point]:
-    points: list[Point] = [
-        {"hypervisor": machines.pc(options), "guest": guest, "filesystem": filesystem,
-         "console": console, "clock": clock}
+def _cases(options: Options) -> Iterable[Case]:
+    booted = [
+        Machine(machines.pc(options), guest, filesystem, console, clock=clock)
         for guest, filesystem in machines.guests(options, "squashfs", verbose=True)
         for console in CONSOLES
         for clock in options.clocks
-    ]  # fmt: skip
-    return machines.measured(points, options)
+    ]
+    return machines.cases(machines.AXES, booted, options)
 
 
 DRIVER_LOADING = Experiment(
@@ -21,9 +23,10 @@ DRIVER_LOADING = Experiment(
     question="Which driver costs what, alone and with many at once?",
     figure="Fig. 4",
     axes=machines.AXES,
-    points=_points,
-    backend=machines.backend,
+    cases=_cases,
+    options=(*machines.OPTIONS, "clocks"),
     instances=(1, 2, 4, 8, 16),
     repetitions=3,
     facts=machines.kinds,
+    presentation=Presentation(view="boots", counterpart="the paper's Fig. 4"),
 )

@@ -1,16 +1,15 @@
 """What no runtime can be faster than: one clone and exec, with each namespace."""
 
+from collections.abc import Iterator
+
 from firstlight.lab.backends.process import NAMESPACES, Process
-from firstlight.lab.experiments import Experiment, Options
-from firstlight.model import Point
+from firstlight.lab.experiments import Case, Experiment, Options
 
 
-def _points(options: Options) -> list[Point]:
-    return [
-        {"namespaces": namespaces, "instances": instances}
-        for namespaces in NAMESPACES
-        for instances in options.instances
-    ]
+def _cases(options: Options) -> Iterator[Case]:
+    for namespaces in NAMESPACES:
+        for instances in options.instances:
+            yield Case({"namespaces": namespaces, "instances": instances}, Process(namespaces))
 
 
 FLOOR = Experiment(
@@ -18,6 +17,5 @@ FLOOR = Experiment(
     question="What do clone, exec and each namespace cost by themselves?",
     figure="section II-B",
     axes=("namespaces", "instances"),
-    points=_points,
-    backend=lambda _point: Process(),
+    cases=_cases,
 )

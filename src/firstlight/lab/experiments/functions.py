@@ -1,26 +1,23 @@
 """Kinds of functions side by side: what it costs to start each, and which isolation it gives."""
 
+from collections.abc import Iterator
+
 from firstlight.lab.backends import Backend
-from firstlight.lab.backends.functions import KINDS, RUNC, Invoked, Program, PythonInRunc
-from firstlight.lab.experiments import Experiment, Options
-from firstlight.model import Point
-
-COMMAND = "agile"
+from firstlight.lab.backends.functions import KINDS, Invoked, Program, PythonInRunc
+from firstlight.lab.experiments import Case, Experiment, Options
+from firstlight.model import Presentation
 
 
-def _points(options: Options) -> list[Point]:
-    return [
-        {"function": function, "instances": instances}
-        for function in (RUNC, COMMAND, *KINDS)
-        for instances in options.instances
-    ]
+def _backends() -> Iterator[Backend]:
+    yield PythonInRunc()
+    yield Program()
+    yield from map(Invoked, KINDS)
 
 
-def _backend(point: Point) -> Backend:
-    name = str(point["function"])
-    if name == RUNC:
-        return PythonInRunc()
-    return Program() if name == COMMAND else Invoked(name)
+def _cases(options: Options) -> Iterator[Case]:
+    for backend in _backends():
+        for instances in options.instances:
+            yield Case({"function": backend.name, "instances": instances}, backend)
 
 
 FUNCTIONS = Experiment(
@@ -28,7 +25,7 @@ FUNCTIONS = Experiment(
     question="What does each kind of function cost to start?",
     figure="related work",
     axes=("function", "instances"),
-    points=_points,
-    backend=_backend,
+    cases=_cases,
     instances=(1, 10, 50),
+    presentation=Presentation(view="functions"),
 )

@@ -4,30 +4,30 @@ Every build boots the same guest on the same machine type, under the same accele
 """
 
 import shutil
+from collections.abc import Iterator
 
 from firstlight.errors import Unsupported
-from firstlight.lab.backends import Backend, qemu_build
+from firstlight.lab.backends import qemu_build
 from firstlight.lab.backends.accel import choose
 from firstlight.lab.backends.qemu import Qemu
-from firstlight.lab.experiments import Experiment, Options
+from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.guests.probe import Probe
-from firstlight.model import Point, Setting
+from firstlight.model import Presentation, Setting
 
 _DEBIANS = ("qemu-system-x86_64", "qemu-system-x86_64-microvm")
 
 
 def _builds(options: Options) -> tuple[str, ...]:
-    return (*_DEBIANS, *(build for build in options.binaries if build not in _DEBIANS))
+    return (*_DEBIANS, *(build for build in options.hypervisors if build not in _DEBIANS))
 
 
-def _points(options: Options) -> list[Point]:
+def _cases(options: Options) -> Iterator[Case]:
     builds = _builds(options)
     accel = _common(builds, options.accel)
-    return [
-        {"build": build, "accel": accel, "instances": instances}
-        for build in builds
-        for instances in options.instances
-    ]
+    for build in builds:
+        machine = Qemu(Probe("none", packet=False), binary=build, accel=accel, devices=())
+        for instances in options.instances:
+            yield Case({"build": build, "accel": accel, "instances": instances}, machine)
 
 
 def _common(builds: tuple[str, ...], asked: str) -> str:
@@ -41,15 +41,6 @@ def _common(builds: tuple[str, ...], asked: str) -> str:
             continue
         return accel
     return "tcg" if asked == "auto" else asked
-
-
-def _backend(point: Point) -> Backend:
-    return Qemu(
-        Probe("none", packet=False),
-        binary=str(point["build"]),
-        accel=str(point["accel"]),
-        devices=(),
-    )
 
 
 def _facts(options: Options) -> dict[str, Setting]:
@@ -74,8 +65,9 @@ HYPERVISOR_BUILDS = Experiment(
     question="Does a bigger hypervisor start slower?",
     figure="Fig. 3(b)",
     axes=("build", "accel", "instances"),
-    points=_points,
-    backend=_backend,
+    cases=_cases,
+    options=("hypervisors", "accel"),
     instances=(1,),
     facts=_facts,
+    presentation=Presentation(view="builds", counterpart="the paper's Fig. 3(b)"),
 )

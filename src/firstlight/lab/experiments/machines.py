@@ -1,12 +1,8 @@
-"""The machines that experiments boot, by the words that their points use.
-
-``hypervisor`` is ``BINARY MACHINE`` (``qemu`` stands for the QEMU on PATH), or a Firecracker's name
-or path, with `` snapshot`` behind it where a guest is restored and not booted. ``guest`` is
-``probe``, ``linux`` or a name of the guest catalogue.
-"""
+"""The machines that experiments boot: their cases, and the words of their points."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -15,31 +11,73 @@ from firstlight.lab.backends import Backend
 from firstlight.lab.backends.accel import choose, in_use
 from firstlight.lab.backends.firecracker import Firecracker
 from firstlight.lab.backends.qemu import Qemu
-from firstlight.lab.experiments import Options
-from firstlight.lab.guests import Guest, Wanted, catalogue
+from firstlight.lab.experiments import Case, Option, Options
+from firstlight.lab.guests import BootConfig, Guest, catalogue
 from firstlight.lab.guests.catalogue import OWN, VERBOSE
 from firstlight.lab.guests.linux import Linux
 from firstlight.lab.guests.osv import Osv
 from firstlight.lab.guests.probe import Probe
-from firstlight.model import Point, Setting
+from firstlight.model import Presentation, Setting
 
 AXES = ("hypervisor", "guest", "filesystem", "console", "protocol", "clock", "accel", "instances")
 """Of an experiment that boots by both consoles and both clocks."""
-SNAPSHOT = " snapshot"
-_QEMU = "qemu-system-x86_64"
+OPTIONS: tuple[Option, ...] = ("hypervisors", "accel", "guests")
+"""What every experiment of machines lets its user choose."""
+BOOTS = Presentation(view="boots")
+QEMU = "qemu-system-x86_64"
 _LINES = 100
 
 
-def hypervisors(options: Options, *machines: str) -> list[str]:
+@dataclass(frozen=True)
+class Hypervisor:
+    """A QEMU with its type of machine, or a Firecracker; by a name or a path.
+
+    ``snapshot``: a guest is restored and not booted.
+    """
+
+    binary: str
+    machine: str = ""
+    snapshot: bool = False
+
+    @property
+    def is_firecracker(self) -> bool:
+        """Which of the two it is."""
+        return "firecracker" in Path(self.binary).name
+
+    @property
+    def name(self) -> str:
+        """The word for it: ``qemu pc``, ``firecracker``, ``firecracker snapshot``."""
+        binary = "qemu" if self.binary == QEMU else self.binary
+        return " ".join(filter(None, (binary, self.machine, "snapshot" * self.snapshot)))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One guest on one hypervisor; an empty ``protocol`` is the shortest way that there is.
+
+    ``guest`` is ``probe``, ``linux`` or a name of the guest catalogue.
+    """
+
+    hypervisor: Hypervisor
+    guest: str
+    filesystem: str
+    console: str = "serial"
+    protocol: str = ""
+    clock: str = "wall"
+
+
+def hypervisors(options: Options, *machines: str) -> list[Hypervisor]:
     """What to compare: each QEMU with each type of machine, and Firecracker."""
-    given = [binary for binary in options.binaries if not _is_firecracker(binary)]
-    others = [binary for binary in options.binaries if _is_firecracker(binary)]
-    qemus = [f"{binary} {machine}" for binary in given or ["qemu"] for machine in machines]
-    return qemus + (others or ["firecracker"])
+    given = [Hypervisor(binary) for binary in options.hypervisors]
+    qemus = [each.binary for each in given if not each.is_firecracker]
+    return [
+        *(Hypervisor(binary, machine) for binary in qemus or [QEMU] for machine in machines),
+        *([each for each in given if each.is_firecracker] or [Hypervisor("firecracker")]),
+    ]
 
 
-def pc(options: Options) -> str:
-    """The one QEMU of an experiment that compares none."""
+def pc(options: Options) -> Hypervisor:
+    """The hypervisor of an experiment that does not compare them."""
     return hypervisors(options, "pc")[0]
 
 
@@ -66,99 +104,98 @@ def guests(options: Options, *filesystems: str, verbose: bool = False) -> list[t
     ]  # fmt: skip
 
 
-def kinds(options: Options) -> dict[str, Setting]:
+def kinds(_: Options) -> dict[str, Setting]:
     """The kind of each of the user's guests, and the accelerators that QEMU's machines run on.
 
     Claims compare within a kind of guest.
     """
-    del options
     kinds: dict[str, Setting] = {f"guest {entry.name}": entry.kind for entry in catalogue.entries()}
     return {**kinds, "accelerators": ", ".join(in_use())}
 
 
-def protocol(hypervisor: str, guest: str, filesystem: str) -> str:
-    """How a guest is booted where that is not the question: the shortest way that it has.
+def protocol(machine: Machine) -> str:
+    """How a guest is booted: as its machine says, or else by the shortest way that it has.
 
     Linux has a VGA text console only by firmware, so on a PC it is booted so on either console.
     Every Firecracker has the 64-bit entry, and only newer ones PVH.
     """
-    if _is_firecracker(hypervisor):
+    if machine.protocol:
+        return machine.protocol
+    if machine.hypervisor.is_firecracker:
         return "direct"
-    booted = _guest(guest, filesystem)
-    is_on_screen = isinstance(booted, Linux) and hypervisor.endswith(" pc")
+    guest = _guest(machine.guest, machine.filesystem)
+    is_on_screen = isinstance(guest, Linux) and machine.hypervisor.machine == "pc"
     ways = ("kernel", "pvh") if is_on_screen else ("pvh", "kernel", "disk")
-    return next((way for way in ways if _boots(booted, way)), ways[0])
+    return next((way for way in ways if _boots(guest, way)), ways[0])
 
 
 def _boots(guest: Guest, way: str) -> bool:
     try:
-        guest.probe(Wanted(way))
+        guest.probe(BootConfig(way))
     except FirstlightError:
         return False
     return True
 
 
-def measured(points: Iterable[Point], options: Options) -> list[Point]:
-    """Points of a hypervisor and a guest made whole: how it is booted where they do not say,
-    which accelerator will run it, and each number of instances."""
-    return [
-        {
-            **point,
-            "protocol": point.get("protocol")
-            or protocol(*(str(point[axis]) for axis in ("hypervisor", "guest", "filesystem"))),
-            "accel": _accelerator(point, options),
-            "instances": instances,
+def cases(axes: tuple[str, ...], machines: Iterable[Machine], options: Options) -> Iterator[Case]:
+    """A case for each machine and number of instances, with the settings of these axes."""
+    for machine in machines:
+        accel = _accelerator(machine, options)
+        settings: dict[str, Setting] = {
+            "hypervisor": machine.hypervisor.name,
+            "guest": machine.guest,
+            "filesystem": machine.filesystem,
+            "console": machine.console,
+            "protocol": protocol(machine),
+            "clock": machine.clock,
+            "accel": accel,
         }
-        for point in points
-        for instances in options.instances
-        if point.get("clock") != "counted" or _can_count(point, instances, options)
-    ]
+        for instances in options.instances:
+            if machine.clock == "counted" and not _can_count(machine, instances, options):
+                continue
+            yield Case(
+                {axis: instances if axis == "instances" else settings[axis] for axis in axes},
+                backend(machine, accel),
+            )
 
 
-def _can_count(point: Point, instances: int, options: Options) -> bool:
+def _can_count(machine: Machine, instances: int, options: Options) -> bool:
     """Only QEMU counts, and a neighbour does not change what one counts."""
-    return instances == min(options.instances) and not _is_firecracker(str(point["hypervisor"]))
+    return instances == min(options.instances) and not machine.hypervisor.is_firecracker
 
 
-def backend(point: Point) -> Backend:
-    """The machine of a point; what a point does not say is as the paper had it."""
-    hypervisor = str(point["hypervisor"])
-    binary, _, machine = hypervisor.rpartition(" ")
-    name, filesystem = str(point["guest"]), str(point["filesystem"])
-    guest = _guest(name, filesystem)
-    console = str(point.get("console", "serial"))
-    how = str(point.get("protocol") or protocol(hypervisor, name, filesystem))
-    if _is_firecracker(hypervisor):
-        binary = hypervisor.removesuffix(SNAPSHOT)
-        way = "config" if binary == hypervisor else "snapshot"
-        return Firecracker(guest, way=way, protocol=how, console=console, binary=binary)
+def backend(machine: Machine, accel: str = "auto") -> Backend:
+    """What boots a machine."""
+    hypervisor, guest = machine.hypervisor, _guest(machine.guest, machine.filesystem)
+    if hypervisor.is_firecracker:
+        return Firecracker(
+            guest,
+            way="snapshot" if hypervisor.snapshot else "config",
+            protocol=protocol(machine),
+            console=machine.console,
+            binary=hypervisor.binary,
+        )
     return Qemu(
         guest,
-        machine=machine,
-        protocol=how,
-        console=console,
-        accel=str(point.get("accel", "auto")),
-        binary=_QEMU if binary == "qemu" else binary,
-        icount=point.get("clock") == "counted",
+        machine=hypervisor.machine,
+        protocol=protocol(machine),
+        console=machine.console,
+        accel=accel,
+        binary=hypervisor.binary,
+        icount=machine.clock == "counted",
         # OSv has no clock to print by under TCG, and its chart in memory costs the boot nothing.
         chart="memory" if isinstance(guest, Osv) else "console",
     )
 
 
-def _is_firecracker(hypervisor: str) -> bool:
-    return "firecracker" in Path(hypervisor).name
-
-
-def _accelerator(point: Point, options: Options) -> str:
-    if _is_firecracker(str(point["hypervisor"])):
+def _accelerator(machine: Machine, options: Options) -> str:
+    if machine.hypervisor.is_firecracker:
         return "kvm"
-    binary = str(point["hypervisor"]).rpartition(" ")[0]
-    found = shutil.which(_QEMU if binary == "qemu" else binary)
+    program = shutil.which(machine.hypervisor.binary)
     try:
-        if found:
-            counted = point.get("clock") == "counted"
-            program = str(Path(found).absolute())
-            return choose(program, options.accel, must_be_tcg=counted).name
+        if program:
+            counted = machine.clock == "counted"
+            return choose(str(Path(program).absolute()), options.accel, must_be_tcg=counted).name
     except Unsupported:
         pass
     return options.accel

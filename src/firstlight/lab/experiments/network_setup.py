@@ -1,17 +1,24 @@
 """Fig. 7 of the paper: where network set-up goes, in order and at once."""
 
+from collections.abc import Iterator
+
 from firstlight.lab.backends.network import METHODS, Network
-from firstlight.lab.experiments import Experiment, Options
-from firstlight.model import Point
+from firstlight.lab.experiments import Case, Experiment, Options
+from firstlight.lab.load import BURST, Sequence, Shape
+from firstlight.model import Presentation
+
+_ORDERS: dict[str, Shape] = {"sequential": Sequence(), "parallel": BURST}
 
 
-def _points(options: Options) -> list[Point]:
-    return [
-        {"method": method, "order": order, "instances": instances}
-        for method in METHODS
-        for order in ("sequential", "parallel")
-        for instances in options.instances
-    ]
+def _cases(options: Options) -> Iterator[Case]:
+    for method in METHODS:
+        for order, shape in _ORDERS.items():
+            for instances in options.instances:
+                yield Case(
+                    {"method": method, "order": order, "instances": instances},
+                    Network(method),
+                    shape,
+                )
 
 
 NETWORK_SETUP = Experiment(
@@ -19,6 +26,8 @@ NETWORK_SETUP = Experiment(
     question="Where does network set-up go, in order and at once?",
     figure="Fig. 7(a), 7(b)",
     axes=("method", "order", "instances"),
-    points=_points,
-    backend=lambda _point: Network(),
+    cases=_cases,
+    presentation=Presentation(
+        subject="a network set-up request ({series})", counterpart="the paper's Fig. 7"
+    ),
 )

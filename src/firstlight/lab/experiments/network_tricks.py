@@ -1,16 +1,15 @@
 """What each known trick takes off the time of a network set-up."""
 
+from collections.abc import Iterator
+
 from firstlight.lab.backends.network import TRICKS, Network
-from firstlight.lab.experiments import Experiment, Options
-from firstlight.model import Point
+from firstlight.lab.experiments import Case, Experiment, Options
 
 
-def _points(options: Options) -> list[Point]:
-    return [
-        {"trick": trick, "instances": instances}
-        for trick in TRICKS
-        for instances in options.instances
-    ]
+def _cases(options: Options) -> Iterator[Case]:
+    for trick in TRICKS:
+        for instances in options.instances:
+            yield Case({"trick": trick, "instances": instances}, Network(trick=trick))
 
 
 NETWORK_TRICKS = Experiment(
@@ -18,7 +17,6 @@ NETWORK_TRICKS = Experiment(
     question="What does each trick take off the time of a network set-up?",
     figure="section IV",
     axes=("trick", "instances"),
-    points=_points,
-    backend=lambda _point: Network(),
+    cases=_cases,
     instances=(1, 10, 50),
 )

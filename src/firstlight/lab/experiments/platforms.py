@@ -1,46 +1,40 @@
 """Containers, prepared parts and machines side by side: what one function costs to start."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from firstlight.lab.backends import Backend
 from firstlight.lab.backends.agile import Agile
 from firstlight.lab.backends.pod import Pod
-from firstlight.lab.experiments import Experiment, Options, machines
-from firstlight.model import Point
+from firstlight.lab.experiments import Case, Experiment, Options, machines
+from firstlight.lab.experiments.machines import Hypervisor, Machine
+from firstlight.model import Presentation
 
 _NETWORK = "bridge"
-_AGILE = ("agile", "agile-ready")
+_DEPTHS = ("agile", "agile-ready")
 _ROOT = "squashfs"
 
 
-def _points(options: Options) -> list[Point]:
-    runtimes = options.runtimes or ("runc", "crun")
-    names = [f"{runtime} + {_NETWORK}" for runtime in runtimes]
-    names += _AGILE
-    names += [
-        f"{hypervisor}: {guest} {filesystem}"
-        for guest, filesystem in machines.guests(options, _ROOT)
-        for hypervisor in _hypervisors(options)
-    ]
-    return [
-        {"platform": name, "instances": instances}
-        for name in names
-        for instances in options.instances
-    ]
+def _platforms(options: Options) -> Iterator[tuple[str, Backend]]:
+    for runtime in options.runtimes or ("runc", "crun"):
+        yield f"{runtime} + {_NETWORK}", Pod(runtime, _NETWORK)
+    for depth in _DEPTHS:
+        yield depth, Agile(depth)
+    for guest, filesystem in machines.guests(options, _ROOT):
+        for hypervisor in _hypervisors(options):
+            machine = Machine(hypervisor, guest, filesystem)
+            yield f"{hypervisor.name}: {guest} {filesystem}", machines.backend(machine)
 
 
-def _hypervisors(options: Options) -> list[str]:
+def _hypervisors(options: Options) -> list[Hypervisor]:
     booting = machines.hypervisors(options, "microvm")
-    return [*booting, f"{booting[-1]}{machines.SNAPSHOT}"]
+    return [*booting, replace(booting[-1], snapshot=True)]
 
 
-def _backend(point: Point) -> Backend:
-    name = str(point["platform"])
-    if name in _AGILE:
-        return Agile(name)
-    hypervisor, colon, rest = name.partition(": ")
-    if not colon:
-        return Pod(name.removesuffix(f" + {_NETWORK}"), _NETWORK)
-    guest, _, filesystem = rest.partition(" ")
-    return machines.backend({"hypervisor": hypervisor, "guest": guest, "filesystem": filesystem})
+def _cases(options: Options) -> Iterator[Case]:
+    for name, backend in _platforms(options):
+        for instances in options.instances:
+            yield Case({"platform": name, "instances": instances}, backend)
 
 
 PLATFORMS = Experiment(
@@ -48,8 +42,9 @@ PLATFORMS = Experiment(
     question="What does one function cost to start in a container, from prepared parts, in a VM?",
     figure="sections III and IV",
     axes=("platform", "instances"),
-    points=_points,
-    backend=_backend,
+    cases=_cases,
+    options=("runtimes", "hypervisors", "guests"),
     instances=(1, 10),
     repetitions=5,
+    presentation=Presentation(view="platforms"),
 )

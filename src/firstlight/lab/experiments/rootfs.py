@@ -1,18 +1,21 @@
 """What each way of mounting a container's root file system costs."""
 
+from collections.abc import Iterator
+
 from firstlight.lab.backends import rootfs
 from firstlight.lab.backends.oci import Oci
-from firstlight.lab.experiments import Experiment, Options
-from firstlight.model import Point
+from firstlight.lab.experiments import Case, Experiment, Options
+from firstlight.model import Presentation
 
 
-def _points(options: Options) -> list[Point]:
-    return [
-        {"rootfs": technique, "runtime": runtime, "instances": instances}
-        for runtime in options.runtimes or ("runc",)
-        for technique in rootfs.TECHNIQUES
-        for instances in options.instances
-    ]
+def _cases(options: Options) -> Iterator[Case]:
+    for runtime in options.runtimes or ("runc",):
+        for technique in rootfs.TECHNIQUES:
+            for instances in options.instances:
+                yield Case(
+                    {"rootfs": technique, "runtime": runtime, "instances": instances},
+                    Oci(runtime, technique),
+                )
 
 
 ROOTFS = Experiment(
@@ -20,7 +23,8 @@ ROOTFS = Experiment(
     question="What does each way of mounting the root file system cost?",
     figure="section III-C",
     axes=("rootfs", "runtime", "instances"),
-    points=_points,
-    backend=lambda point: Oci(str(point["runtime"]), str(point["rootfs"])),
+    cases=_cases,
+    options=("runtimes",),
     instances=(1, 10, 20, 50, 100),
+    presentation=Presentation(subject="a {series} container"),
 )

@@ -1,20 +1,22 @@
 """Where one boot goes: the paper's Table I and Fig. 3(a)."""
 
-from firstlight.lab.experiments import Experiment, Options, machines
+from collections.abc import Iterable
+
+from firstlight.lab.experiments import Case, Experiment, Options, machines
+from firstlight.lab.experiments.machines import Machine
 from firstlight.lab.guests import CONSOLES, linux_root
-from firstlight.model import Point
+from firstlight.model import Presentation
 
 
-def _points(options: Options) -> list[Point]:
-    points: list[Point] = [
-        {"hypervisor": hypervisor, "guest": guest, "filesystem": filesystem, "console": console,
-         "clock": clock}
+def _cases(options: Options) -> Iterable[Case]:
+    booted = [
+        Machine(hypervisor, guest, filesystem, console, clock=clock)
         for guest, filesystem in machines.guests(options, *linux_root.FILESYSTEMS)
         for hypervisor in machines.hypervisors(options, "pc", "microvm")
         for console in CONSOLES
         for clock in options.clocks
-    ]  # fmt: skip
-    return machines.measured(points, options)
+    ]
+    return machines.cases(machines.AXES, booted, options)
 
 
 UNIKERNEL_BOOT = Experiment(
@@ -22,9 +24,10 @@ UNIKERNEL_BOOT = Experiment(
     question="Where does one boot go?",
     figure="Table I, Fig. 3(a)",
     axes=machines.AXES,
-    points=_points,
-    backend=machines.backend,
+    cases=_cases,
+    options=(*machines.OPTIONS, "clocks"),
     instances=(1,),
     repetitions=3,
     facts=machines.kinds,
+    presentation=Presentation(view="boots", counterpart="the paper's Fig. 3(a)"),
 )

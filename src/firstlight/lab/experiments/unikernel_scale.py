@@ -1,28 +1,33 @@
 """What grows when many boot at once: the paper's Fig. 5."""
 
-from firstlight.lab.experiments import Experiment, Options, machines
+from collections.abc import Iterable
+
+from firstlight.lab.experiments import Case, Experiment, Options, machines
+from firstlight.lab.experiments.machines import Machine
 from firstlight.lab.guests import CONSOLES
-from firstlight.model import Point
+from firstlight.model import Presentation
+
+_AXES = ("hypervisor", "guest", "filesystem", "console", "protocol", "accel", "instances")
 
 
-def _points(options: Options) -> list[Point]:
-    points: list[Point] = [
-        {"hypervisor": machines.pc(options), "guest": guest, "filesystem": filesystem,
-         "console": console}
+def _cases(options: Options) -> Iterable[Case]:
+    booted = [
+        Machine(machines.pc(options), guest, filesystem, console)
         for guest, filesystem in machines.guests(options, "squashfs", "ext4")
         for console in CONSOLES
-    ]  # fmt: skip
-    return machines.measured(points, options)
+    ]
+    return machines.cases(_AXES, booted, options)
 
 
 UNIKERNEL_SCALE = Experiment(
     name="unikernel-scale",
     question="What grows when many boot at once?",
     figure="Fig. 5",
-    axes=("hypervisor", "guest", "filesystem", "console", "protocol", "accel", "instances"),
-    points=_points,
-    backend=machines.backend,
+    axes=_AXES,
+    cases=_cases,
+    options=machines.OPTIONS,
     instances=(1, 2, 4, 8, 16),
     repetitions=3,
     facts=machines.kinds,
+    presentation=Presentation(view="boots", counterpart="the paper's Fig. 5"),
 )

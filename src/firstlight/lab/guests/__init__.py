@@ -12,7 +12,7 @@ CONSOLES = ("serial", "vga")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BootConfig:
     """How a hypervisor will boot a guest.
 
     ``protocol``: ``disk`` (firmware reads a boot sector), ``kernel`` (firmware jumps into a kernel
@@ -35,7 +35,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Boot:
+class BootSpec:
     """What a hypervisor is given to boot one guest.
 
     ``arguments`` is the kernel's command line. ``disk`` is a raw image; what an instance writes to
@@ -94,19 +94,19 @@ class Guest(Protocol):
     @property
     def end_point(self) -> EndPoint: ...  # noqa: D102
 
-    def probe(self, wanted: Wanted) -> None:
+    def probe(self, config: BootConfig) -> None:
         """Raise Unsupported, with a hint, if it cannot be booted so from here."""
 
-    def boot(self, wanted: Wanted, directory: Path) -> Boot:
+    def boot(self, config: BootConfig, directory: Path) -> BootSpec:
         """Make or find its images, below ``directory`` (which dies with the batch). Untimed.
 
         Called for each instance of a batch with the one directory: an image that does not differ
-        by ``wanted`` is made once.
+        by ``config`` is made once.
 
         Raises Failed for an image that is missing, truncated or not of its kind.
         """
 
-    def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
+    def read(self, config: BootConfig, lines: Sequence[Line], memory: Path | None) -> Reading:
         """Its own log as spans; ``memory`` is a file that holds the guest's physical memory.
 
         Never raises for what a guest printed: half a log gives the spans that it has.
@@ -114,8 +114,8 @@ class Guest(Protocol):
 
 
 @runtime_checkable
-class Reaching(Protocol):
+class PacketGuest(Protocol):
     """A guest that can send a packet to the gateway and hear its answer."""
 
-    def reaching(self) -> Guest:
+    def to_first_packet(self) -> Guest:
         """The same with FIRST_PACKET as its end point."""

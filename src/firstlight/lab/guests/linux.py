@@ -11,10 +11,10 @@ from pathlib import Path
 
 from firstlight.errors import NotApplicable, Unsupported
 from firstlight.lab.guests import (
-    Boot,
+    BootConfig,
+    BootSpec,
     Line,
     Reading,
-    Wanted,
     clock,
     images,
     linux_kernel,
@@ -44,29 +44,29 @@ class Linux:
     end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
     name: str = "linux"
 
-    def reaching(self) -> "Linux":
+    def to_first_packet(self) -> "Linux":
         """Until the gateway has answered the payload's echo request."""
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
-    def probe(self, wanted: Wanted) -> None:
+    def probe(self, config: BootConfig) -> None:
         """Raise Unsupported, with a hint, if it cannot be booted so from here."""
         root.probe(self.filesystem)
         image = self.kernel or linux_kernel.newest()
-        if wanted.protocol == "disk":
+        if config.protocol == "disk":
             raise NotApplicable("the Linux guest has no boot loader", "take the protocol kernel")
-        if wanted.protocol == "kernel" and not images.kernel(image).bzimage:
+        if config.protocol == "kernel" and not images.kernel(image).bzimage:
             raise Unsupported(
                 f"kernel {image} is an ELF file, which no firmware boots", "take pvh, or a bzImage"
             )
-        if wanted.console == "vga" and wanted.protocol != "kernel":
+        if config.console == "vga" and config.protocol != "kernel":
             raise NotApplicable(
                 "Linux has a VGA text console only where its real-mode code has found the screen",
                 "take the protocol kernel",
             )
-        if wanted.chart != "console":
+        if config.chart != "console":
             raise NotApplicable("Linux leaves no boot chart in memory", "take the chart console")
 
-    def boot(self, wanted: Wanted, directory: Path) -> Boot:
+    def boot(self, config: BootConfig, directory: Path) -> BootSpec:
         """Its kernel, packed or not as the protocol needs, an initramfs and an image.
 
         Raises Failed for a kernel that is missing, truncated or not for x86-64.
@@ -74,30 +74,30 @@ class Linux:
         kernel = linux_kernel.load(self.kernel or linux_kernel.newest())
         on_disk = self.filesystem != "initramfs"
         image = kernel.image
-        if wanted.protocol != "kernel":
+        if config.protocol != "kernel":
             image = linux_kernel.uncompressed(kernel, directory)
         initrd = directory / f"linux-{self.filesystem}.cpio"
         if not initrd.exists():
             names = [*_TRANSPORTS, *_DEVICES, *(["virtio_blk", self.filesystem] * on_disk)]
             loaded = linux_kernel.modules(kernel, names)
             initrd.write_bytes(root.initramfs(loaded, is_root=not on_disk))
-        return Boot(
+        return BootSpec(
             kernel=image,
             initrd=initrd,
-            arguments=" ".join(self._arguments(wanted)),
+            arguments=" ".join(self._arguments(config)),
             disk=root.image(self.filesystem, directory) if on_disk else None,
             writable=self.filesystem in root.WRITABLE,
             ready=linux_log.READY,
             last=linux_log.LAST,
         )
 
-    def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
+    def read(self, config: BootConfig, lines: Sequence[Line], memory: Path | None) -> Reading:
         """Its steps and the initcalls that took long."""
         del memory
-        packed = wanted.protocol == "kernel"
-        return linux_log.read(lines, _hertz(wanted), packed=packed, counted=wanted.icount)
+        packed = config.protocol == "kernel"
+        return linux_log.read(lines, _hertz(config), packed=packed, counted=config.icount)
 
-    def _arguments(self, wanted: Wanted) -> list[str]:
+    def _arguments(self, config: BootConfig) -> list[str]:
         """The kernel's command line, a word each.
 
         The counter's frequency is told, for a microvm under TCG has nothing to measure it by; so is
@@ -106,10 +106,10 @@ class Linux:
         not where that console would take lines from another. Where instructions are counted, an
         idle processor's time leaps to its next timer while a disk is read: it is never idle.
         """
-        hertz = _hertz(wanted)
-        words = ["console=" + {"serial": "ttyS0", "vga": "tty0"}[wanted.console]]
+        hertz = _hertz(config)
+        words = ["console=" + {"serial": "ttyS0", "vga": "tty0"}[config.console]]
         loudness = "loglevel=7" if self.verbose else "quiet"
-        if wanted.protocol == "kernel" and not (self.verbose and wanted.console == "vga"):
+        if config.protocol == "kernel" and not (self.verbose and config.console == "vga"):
             words += ["debug", loudness, "earlyprintk=ttyS0,115200"]
         else:
             words.append(loudness)
@@ -118,9 +118,9 @@ class Linux:
             "tsc=reliable", f"tsc_early_khz={hertz / 1e3:.0f}",
             "trace_event=initcall:*,printk:console", "trace_clock=x86-tsc", "trace_buf_size=256k",
             f"firstlight_least={hertz * _TOLD_SECONDS:.0f}",
-            f"firstlight_address={wanted.address}", f"firstlight_gateway={wanted.gateway}",
+            f"firstlight_address={config.address}", f"firstlight_gateway={config.gateway}",
         ]  # fmt: skip
-        if wanted.icount:
+        if config.icount:
             words.append("idle=poll")
         if self.filesystem != "initramfs":
             writable = ",rw" if self.filesystem in root.WRITABLE else ""
@@ -130,5 +130,5 @@ class Linux:
         return words
 
 
-def _hertz(wanted: Wanted) -> float:
-    return _COUNTED_HERTZ if wanted.icount else clock.tsc_hertz()
+def _hertz(config: BootConfig) -> float:
+    return _COUNTED_HERTZ if config.icount else clock.tsc_hertz()

@@ -15,7 +15,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 
 from firstlight.errors import Failed, Unsupported
-from firstlight.lab.guests import Boot, Line, Reading, Wanted, clock, images, osv_chart
+from firstlight.lab.guests import BootConfig, BootSpec, Line, Reading, clock, images, osv_chart
 from firstlight.model import EndPoint, Step
 
 FILESYSTEMS = ("rofs", "zfs", "ramfs", "ext", "virtiofs")
@@ -44,19 +44,19 @@ class Osv:
     share: Path | None = None
     end_point: EndPoint = EndPoint.BOOTED
 
-    def probe(self, wanted: Wanted) -> None:
+    def probe(self, config: BootConfig) -> None:
         """Raise Unsupported, with a hint, if it cannot be booted so from here."""
-        if (wanted.machine, wanted.accel) == ("microvm", "tcg"):
+        if (config.machine, config.accel) == ("microvm", "tcg"):
             raise Unsupported(
                 "a microvm without KVM has no clock that OSv knows: it would halt",
                 "take the machine pc or q35, or a host with KVM",
             )
-        if self.filesystem == "virtiofs" and (not wanted.machine or wanted.icount):
+        if self.filesystem == "virtiofs" and (not config.machine or config.icount):
             raise Unsupported(
                 f"guest {self.name} has its root on virtio-fs, which needs QEMU and real time",
                 "add it with an image of ROFS or ZFS",
             )
-        if wanted.protocol == "disk":
+        if config.protocol == "disk":
             if self.disk is None or not images.disk(self.disk).boots:
                 raise Unsupported(
                     f"guest {self.name} has no boot loader on a disk",
@@ -65,22 +65,22 @@ class Osv:
             return
         if self.kernel is None:
             raise Unsupported(
-                f"guest {self.name} has no kernel for the protocol {wanted.protocol}",
+                f"guest {self.name} has no kernel for the protocol {config.protocol}",
                 "add it with --kernel loader-stripped.elf, or boot it by the protocol disk",
             )
-        if wanted.protocol == "kernel":
+        if config.protocol == "kernel":
             raise Unsupported(
                 "OSv has no real-mode entry for firmware to jump into: its vmlinuz.bin has none",
                 "take the protocol pvh, or disk",
             )
         what = images.kernel(self.kernel)
-        if what.bzimage or (wanted.protocol == "pvh" and not what.pvh):
+        if what.bzimage or (config.protocol == "pvh" and not what.pvh):
             raise Unsupported(
-                f"guest {self.name}'s kernel has no entry for the protocol {wanted.protocol}",
+                f"guest {self.name}'s kernel has no entry for the protocol {config.protocol}",
                 "add it with --kernel loader-stripped.elf of OSv 0.54 or newer",
             )
 
-    def boot(self, wanted: Wanted, directory: Path) -> Boot:
+    def boot(self, config: BootConfig, directory: Path) -> BootSpec:
         """Its images as they are; booted from disk, a copy of the image with a command line in it.
 
         Raises Failed for an image that is missing, truncated or not of its kind.
@@ -89,14 +89,14 @@ class Osv:
             check_kernel(self.kernel)
         if self.disk is not None and self.filesystem not in DISKLESS:
             check_disk(self.disk, self.filesystem)
-        if wanted.chart == "memory":
+        if config.chart == "memory":
             clock.tsc_hertz()
-            end = Boot(exit_port=_DONE_PORT, exit_code=_DONE_CODE)
+            end = BootSpec(exit_port=_DONE_PORT, exit_code=_DONE_CODE)
         else:
-            end = Boot(ready=READY, last=LAST)
-        kernel, disk, arguments = self.kernel, self.disk, self._arguments(wanted)
-        if wanted.protocol == "disk" and disk is not None:
-            copy = directory / f"{self.name}-{IPv4Interface(wanted.address).ip}.img"
+            end = BootSpec(ready=READY, last=LAST)
+        kernel, disk, arguments = self.kernel, self.disk, self._arguments(config)
+        if config.protocol == "disk" and disk is not None:
+            copy = directory / f"{self.name}-{IPv4Interface(config.address).ip}.img"
             kernel, disk = None, _with_command_line(disk, arguments, copy)
         elif self.filesystem in DISKLESS:
             disk = None
@@ -114,10 +114,10 @@ class Osv:
             )
         return self.share
 
-    def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
+    def read(self, config: BootConfig, lines: Sequence[Line], memory: Path | None) -> Reading:
         """Its boot chart, whose events name the spans that they end."""
-        if wanted.chart == "memory" and memory is not None:
-            hertz = 1e9 if wanted.icount else clock.tsc_hertz()
+        if config.chart == "memory" and memory is not None:
+            hertz = 1e9 if config.icount else clock.tsc_hertz()
             spans = osv_chart.spans(osv_chart.remembered(memory), hertz)
             return Reading("the guest's time-stamp counter", tuple(spans), (), self._fault(spans))
         spans, anchors = osv_chart.printed(lines)
@@ -132,15 +132,15 @@ class Osv:
             return None
         return f"OSv did not mount its root, {self.filesystem}"
 
-    def _arguments(self, wanted: Wanted) -> str:
-        address = IPv4Interface(wanted.address)
-        visible = wanted.chart == "console"
+    def _arguments(self, config: BootConfig) -> str:
+        address = IPv4Interface(config.address)
+        visible = config.chart == "console"
         words = [
             *(["--bootchart"] if visible else []),
-            f"--console={'all' if wanted.console == 'vga' and visible else wanted.console}",
+            f"--console={'all' if config.console == 'vga' and visible else config.console}",
             f"--rootfs={self.filesystem}",
             f"--ip=eth0,{address.ip},{address.netmask}",
-            f"--defaultgw={wanted.gateway}",
+            f"--defaultgw={config.gateway}",
             self.program or _own_program(self.disk),
         ]
         return " ".join(word for word in words if word)

@@ -12,7 +12,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 
 from firstlight.errors import Unsupported
-from firstlight.lab.guests import Boot, Line, Reading, Wanted, probe_images
+from firstlight.lab.guests import BootConfig, BootSpec, Line, Reading, probe_images
 from firstlight.model import EndPoint, Step
 from firstlight.native import native
 
@@ -52,13 +52,13 @@ class Probe:
         """The first packet, or the end of its boot."""
         return EndPoint.FIRST_PACKET if self.packet else EndPoint.BOOTED
 
-    def reaching(self) -> "Probe":
+    def to_first_packet(self) -> "Probe":
         """Until the gateway has answered an echo request."""
         return replace(self, packet=True)
 
-    def probe(self, wanted: Wanted) -> None:
+    def probe(self, config: BootConfig) -> None:
         """Raise Unsupported, with a hint, if it cannot be booted from here; it can, however."""
-        del wanted
+        del config
         if self.filesystem not in FILESYSTEMS:
             raise Unsupported(
                 f"the probe mounts no {self.filesystem}", f"valid: {', '.join(FILESYSTEMS)}"
@@ -66,36 +66,36 @@ class Probe:
         if self.filesystem == "erofs" and not shutil.which("mkfs.erofs"):
             raise Unsupported("mkfs.erofs is not installed", "apt-get install erofs-utils")
 
-    def boot(self, wanted: Wanted, directory: Path) -> Boot:
+    def boot(self, config: BootConfig, directory: Path) -> BootSpec:
         """Its kernel, and an image that holds one small file. Raises Failed if it cannot be made.
 
         For the protocol ``disk`` the image begins with the kernel's boot loader.
         """
-        arguments = self._arguments(wanted)
+        arguments = self._arguments(config)
         disk = probe_images.root(directory) if self.filesystem == "erofs" else None
         kernel: Path | None = native("guest/probe")
-        if wanted.protocol == "kernel":
+        if config.protocol == "kernel":
             kernel = probe_images.bzimage(directory)
-        elif wanted.protocol == "disk":
-            address = IPv4Interface(wanted.address).ip
+        elif config.protocol == "disk":
+            address = IPv4Interface(config.address).ip
             disk = probe_images.bootable(disk, arguments, directory / f"probe-{address}.img")
             kernel = None
-        return Boot(
+        return BootSpec(
             kernel=kernel, arguments=arguments, disk=disk,
             ready=r"^firstlight probe ready [0-9]+$", last=r"^probe (end|failed) ",
         )  # fmt: skip
 
-    def _arguments(self, wanted: Wanted) -> str:
-        words = [f"console={wanted.console}"]
+    def _arguments(self, config: BootConfig) -> str:
+        words = [f"console={config.console}"]
         if self.filesystem == "erofs":
             words += [f"file=/{probe_images.FILE}", f"sum={probe_images.SUM:#x}"]
         if self.packet:
-            words += [f"ip={IPv4Interface(wanted.address).ip}", f"gw={wanted.gateway}"]
+            words += [f"ip={IPv4Interface(config.address).ip}", f"gw={config.gateway}"]
         if self.lines:
             words.append(f"lines={self.lines}")
         return " ".join(words)
 
-    def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
+    def read(self, config: BootConfig, lines: Sequence[Line], memory: Path | None) -> Reading:
         """Its spans, in order: ``console`` once for each line of text, others once.
 
         Its clock begins at its first instruction, or where it knows better (TCG, where the counter
@@ -104,12 +104,12 @@ class Probe:
         """
         del memory
         clock = _last(_CLOCK, lines)
-        hertz = _COUNTED_HERTZ if wanted.icount else int(clock[1]) if clock else 0
+        hertz = _COUNTED_HERTZ if config.icount else int(clock[1]) if clock else 0
         if hertz not in _PLAUSIBLE_HERTZ:
             return Reading("a time-stamp counter of unknown frequency")
         found = [hit for line in lines if (hit := _SPAN.fullmatch(line.text))]
         ticks = [(hit[1], int(hit[2]), int(hit[3])) for hit in found]
-        begins_with_machine = wanted.icount or (clock is not None and clock[3].startswith("TCG"))
+        begins_with_machine = config.icount or (clock is not None and clock[3].startswith("TCG"))
         zero = 0 if begins_with_machine else min((start for _, start, _ in ticks), default=0)
         if begins_with_machine and ticks:
             ticks.insert(0, ("firmware", 0, ticks[0][1]))
@@ -117,7 +117,7 @@ class Probe:
         def since(stamp: int) -> int:
             return (stamp - zero) * 10**9 // hertz
 
-        rate = "a nanosecond an instruction" if wanted.icount or not clock else f"by {clock[2]}"
+        rate = "a nanosecond an instruction" if config.icount or not clock else f"by {clock[2]}"
         return Reading(
             f"the guest's time-stamp counter, its rate {rate}",
             tuple(Step(name, since(a), since(b)) for name, a, b in ticks if a <= b),

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from firstlight.lab.backends.vm import Log, guest_log, read_log, under_vmrun
-from firstlight.lab.guests import Boot, Line, Reading, Wanted
+from firstlight.lab.guests import BootConfig, BootSpec, Line, Reading
 from firstlight.model import EndPoint, Step
 
 TEXT = st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=40)
@@ -22,12 +22,12 @@ class Told:
     filesystem: str = "none"
     end_point: EndPoint = EndPoint.BOOTED
 
-    def probe(self, wanted: Wanted) -> None: ...
+    def probe(self, config: BootConfig) -> None: ...
 
-    def boot(self, wanted: Wanted, directory: Path) -> Boot:
-        return Boot()
+    def boot(self, config: BootConfig, directory: Path) -> BootSpec:
+        return BootSpec()
 
-    def read(self, wanted: Wanted, lines: Sequence[Line], memory: Path | None) -> Reading:
+    def read(self, config: BootConfig, lines: Sequence[Line], memory: Path | None) -> Reading:
         spans = tuple(Step(line.text, 5, 15) for line in lines)
         return Reading("ticks", spans, tuple((line.stamp, 15) for line in lines))
 
@@ -46,7 +46,7 @@ def test_every_line_comes_back_as_the_guest_wrote_it(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_bytes_are_an_error(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "log").write_bytes(raw)
-    guest_log(Told(), Wanted(), tmp_path / "log", None)
+    guest_log(Told(), BootConfig(), tmp_path / "log", None)
 
 
 def test_a_line_that_was_never_finished_is_the_last(tmp_path: Path) -> None:
@@ -60,31 +60,31 @@ def test_a_start_that_never_came_to_it_has_no_lines(tmp_path: Path) -> None:
 
 def test_a_guests_clock_is_laid_on_the_hosts(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("1000=entered\n1030 booted\n")
-    found = guest_log(Told(), Wanted(), tmp_path / "log", None)
+    found = guest_log(Told(), BootConfig(), tmp_path / "log", None)
     assert (found.clock, found.offset, found.uncertainty) == ("ticks", 1005, 10)
     assert found.console == "booted"
 
 
 def test_what_a_guest_stamped_it_stamped_before_its_hypervisor_was_gone(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("1000=entered\n1030 booted\n1025=ended\n")
-    found = guest_log(Told(), Wanted(), tmp_path / "log", None)
+    found = guest_log(Told(), BootConfig(), tmp_path / "log", None)
     assert (found.offset, found.uncertainty) == (1002, 8), "from 1000 - 5 to 1025 - 15"
 
 
 def test_counted_instructions_are_no_time(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("1000=entered\n1030 booted\n")
-    found = guest_log(Told(), Wanted(icount=True), tmp_path / "log", None)
+    found = guest_log(Told(), BootConfig(icount=True), tmp_path / "log", None)
     assert found.offset is None
     assert found.spans
 
 
 def test_the_end_of_a_long_console_is_kept(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("".join(f"1 line {number}\n" for number in range(9999)))
-    found = guest_log(Told(), Wanted(), tmp_path / "log", None)
+    found = guest_log(Told(), BootConfig(), tmp_path / "log", None)
     assert found.console.endswith("line 9998")
     assert len(found.console) == 4096
 
 
 def test_vmrun_is_told_the_end_point(tmp_path: Path) -> None:
-    line = under_vmrun(Boot(exit_port=0x3F0, exit_code=123, last="^bye$"), tmp_path, "--qmp")
+    line = under_vmrun(BootSpec(exit_port=0x3F0, exit_code=123, last="^bye$"), tmp_path, "--qmp")
     assert line[1:] == ("--log", str(tmp_path), "--exit", "247", "--last", "^bye$", "--qmp", "--")

@@ -3,7 +3,7 @@
 import pytest
 
 from firstlight.errors import Unsupported
-from firstlight.lab.backends import until
+from firstlight.lab.backends import ending_at
 from firstlight.lab.backends.firecracker import Firecracker
 from firstlight.lab.backends.qemu import Qemu
 from firstlight.lab.guests.linux import Linux
@@ -21,8 +21,8 @@ def test_a_guest_that_sends_ends_at_its_first_packet(
 ) -> None:
     backend = machine(guest)
     assert backend.end_point is not PACKET
-    assert until(backend, PACKET, {}).end_point is PACKET
-    assert until(backend, None, {}) is backend
+    assert ending_at(backend, PACKET).end_point is PACKET
+    assert ending_at(backend, None) is backend
 
 
 @pytest.mark.parametrize(
@@ -30,4 +30,4 @@ def test_a_guest_that_sends_ends_at_its_first_packet(
 )
 def test_others_say_that_they_cannot(backend: Qemu | Firecracker) -> None:
     with pytest.raises(Unsupported, match="first packet"):
-        until(backend, PACKET, {})
+        ending_at(backend, PACKET)

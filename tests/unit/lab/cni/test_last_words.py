@@ -1,5 +1,7 @@
 """A start that hangs is recorded with where it hangs and what its programs said last."""
 
+from firstlight.lab.backends.process import Process
+from firstlight.lab.experiments import Case
 from firstlight.lab.load import Outcome
 from firstlight.lab.runner import Batch, sample
 from firstlight.model import Ending
@@ -9,7 +11,16 @@ WHERE = "hung in phase datastore: calico (pid 7) is in read socket:inet"
 
 def hung(output: str, evidence: str | None) -> str | None:
     outcome = Outcome(1, 2, 0, 0, 0, 0, 7, None, True, output)
-    made = sample(0, 0, 0, Batch({"instances": 1}, 0, traced=False), outcome, outcome, evidence, 0)
+    made = sample(
+        0,
+        0,
+        0,
+        Batch(Case({"instances": 1}, Process()), 0, traced=False),
+        outcome,
+        outcome,
+        evidence,
+        0,
+    )
     assert made.ending is Ending.HUNG
     return made.error
 

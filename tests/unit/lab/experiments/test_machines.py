@@ -12,11 +12,13 @@ from firstlight.lab.backends.firecracker import Firecracker
 from firstlight.lab.backends.qemu import Qemu
 from firstlight.lab.experiments import Options, hypervisor_builds, machines
 from firstlight.lab.experiments.catalogue import ALL
+from firstlight.lab.experiments.machines import QEMU, Hypervisor, Machine
 from firstlight.lab.guests import catalogue
 from firstlight.lab.guests.catalogue import Entry
 from firstlight.lab.guests.linux import Linux
 from firstlight.lab.guests.probe import Probe
 
+PC, FIRECRACKER = Hypervisor(QEMU, "pc"), Hypervisor("firecracker")
 NAMES = ("unikernel-boot", "boot-protocol", "driver-loading", "unikernel-scale", "platforms")
 
 
@@ -26,26 +28,33 @@ def _no_guests_of_the_users(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_point_is_a_machine() -> None:
-    found = machines.backend(
-        {"hypervisor": "qemu pc", "guest": "linux", "filesystem": "ext4", "console": "vga",
-         "clock": "counted"}
-    )  # fmt: skip
+    found = machines.backend(Machine(PC, "linux", "ext4", "vga", clock="counted"))
     assert found == Qemu(Linux("ext4"), machine="pc", protocol="kernel", console="vga", icount=True)
 
 
 @pytest.mark.parametrize(
-    ("word", "way"), [("firecracker", "config"), ("/opt/a b/firecracker-1.12 snapshot", "snapshot")]
+    ("hypervisor", "word", "way"),
+    [
+        (FIRECRACKER, "firecracker", "config"),
+        (
+            Hypervisor("/opt/a b/firecracker-1.12", snapshot=True),
+            "/opt/a b/firecracker-1.12 snapshot",
+            "snapshot",
+        ),
+    ],
 )
-def test_a_firecracker_boots_or_restores(word: str, way: str) -> None:
-    found = machines.backend({"hypervisor": word, "guest": "probe", "filesystem": "erofs"})
+def test_a_firecracker_boots_or_restores(hypervisor: Hypervisor, word: str, way: str) -> None:
+    found = machines.backend(Machine(hypervisor, "probe", "erofs"))
     assert isinstance(found, Firecracker)
-    assert (found.way, found.binary) == (way, word.removesuffix(" snapshot"))
+    assert hypervisor.name == word
+    assert (found.way, found.binary) == (way, hypervisor.binary)
     assert found.guest == Probe(packet=False)
 
 
 def test_a_path_of_qemu_may_have_blanks() -> None:
-    found = machines.backend({"hypervisor": "/a b/qemu microvm", "guest": "probe",
-                              "filesystem": "none"})  # fmt: skip
+    [hypervisor, _] = machines.hypervisors(Options((1,), hypervisors=("/a b/qemu",)), "microvm")
+    assert hypervisor.name == "/a b/qemu microvm"
+    found = machines.backend(Machine(hypervisor, "probe", "none"))
     assert isinstance(found, Qemu)
     assert (found.binary, found.machine, found.protocol) == ("/a b/qemu", "microvm", "pvh")
 
@@ -53,11 +62,11 @@ def test_a_path_of_qemu_may_have_blanks() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_point_has_all_axes_once_and_a_backend(name: str) -> None:
     experiment = ALL[name]
-    points = experiment.points(Options(instances=(1, 2)))
-    assert len({tuple(point.items()) for point in points}) == len(points)
-    for point in points:
-        assert set(point) == set(experiment.axes)
-        assert experiment.backend(point).name
+    cases = list(experiment.cases(Options(instances=(1, 2))))
+    assert len({tuple(case.point.items()) for case in cases}) == len(cases)
+    for case in cases:
+        assert set(case.point) == set(experiment.axes)
+        assert case.backend.name
 
 
 def test_guests_are_those_that_were_asked_for() -> None:
@@ -72,24 +81,25 @@ def test_guests_are_those_that_were_asked_for() -> None:
 @pytest.mark.parametrize(
     ("hypervisor", "files", "way"),
     [
-        ("qemu pc", {"kernel": elf(b"\xf4")}, "pvh"),
-        ("qemu pc", {"kernel": bz_image()}, "kernel"),
-        ("qemu microvm", {"kernel": bz_image()}, "kernel"),
-        ("qemu pc", {"disk.img": b"\xeb".ljust(510, b"\0") + b"\x55\xaa"}, "disk"),
-        ("qemu pc", {"kernel": elf(b"\xf4").replace(b"Xen", b"Xem")}, "pvh"),
-        ("firecracker", {"kernel": elf(b"\xf4")}, "direct"),
+        (PC, {"kernel": elf(b"\xf4")}, "pvh"),
+        (PC, {"kernel": bz_image()}, "kernel"),
+        (Hypervisor(QEMU, "microvm"), {"kernel": bz_image()}, "kernel"),
+        (PC, {"disk.img": b"\xeb".ljust(510, b"\0") + b"\x55\xaa"}, "disk"),
+        (PC, {"kernel": elf(b"\xf4").replace(b"Xen", b"Xem")}, "pvh"),
+        (FIRECRACKER, {"kernel": elf(b"\xf4")}, "direct"),
     ],
     ids=["ELF", "bzImage", "bzImage on microvm", "disk", "no entry", "Firecracker"],
 )
 def test_a_users_guest_is_booted_as_its_files_can_be(
-    tmp_path: Path, hypervisor: str, files: dict[str, bytes], way: str
+    tmp_path: Path, hypervisor: Hypervisor, files: dict[str, bytes], way: str
 ) -> None:
     for part, content in files.items():
         (tmp_path / part).write_bytes(content)
     entry = Entry(name=tmp_path.name.replace("_", "-"), kind="generic", ready="^up")
     catalogue.add(entry, {part: tmp_path / part for part in files})
-    assert machines.protocol(hypervisor, entry.name, "") == way
-    found = machines.backend({"hypervisor": hypervisor, "guest": entry.name, "filesystem": ""})
+    machine = Machine(hypervisor, entry.name, "")
+    assert machines.protocol(machine) == way
+    found = machines.backend(machine)
     assert isinstance(found, Qemu | Firecracker)
     assert found.protocol == way
 
@@ -104,5 +114,5 @@ def test_builds_without_a_common_accelerator_are_told_which_is_taken(
 
     monkeypatch.setattr(hypervisor_builds, "choose", choose)
     monkeypatch.setattr(shutil, "which", lambda name: name)
-    points = ALL["hypervisor-builds"].points(Options((1,), accel=asked))
-    assert {point["accel"] for point in points} == {taken}
+    cases = ALL["hypervisor-builds"].cases(Options((1,), accel=asked))
+    assert {case.point["accel"] for case in cases} == {taken}

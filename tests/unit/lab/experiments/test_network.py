@@ -8,7 +8,7 @@ from firstlight.lab.experiments.network_tricks import NETWORK_TRICKS
 
 
 def test_network_setup_crosses_method_order_and_instances() -> None:
-    points = NETWORK_SETUP.points(Options((1, 50)))
+    points = [case.point for case in NETWORK_SETUP.cases(Options((1, 50)))]
     assert len(points) == 8
     assert {(p["method"], p["order"], p["instances"]) for p in points} == {
         (method, order, instances)
@@ -20,7 +20,7 @@ def test_network_setup_crosses_method_order_and_instances() -> None:
 
 
 def test_network_tricks_measures_each_trick_at_each_number() -> None:
-    points = NETWORK_TRICKS.points(Options(NETWORK_TRICKS.instances))
+    points = [case.point for case in NETWORK_TRICKS.cases(Options(NETWORK_TRICKS.instances))]
     assert [p["instances"] for p in points[:3]] == [1, 10, 50]
     assert len(points) == 3 * len(TRICKS)
     assert all(tuple(point) == NETWORK_TRICKS.axes for point in points)

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from tests.support.linux_files import VMLINUX, bzimage
 
 from firstlight.errors import Failed, FirstlightError, UnknownName, Unsupported
-from firstlight.lab.guests import Line, Wanted, catalogue, clock
+from firstlight.lab.guests import BootConfig, Line, catalogue, clock
 from firstlight.lab.guests.catalogue import Entry
 from firstlight.lab.guests.generic import Generic
 from firstlight.lab.guests.linux import Linux
 from firstlight.lab.guests.linux_root import FILESYSTEMS, WRITABLE, Member, archive
 from firstlight.model import EndPoint, Step
 
-COUNTED = Wanted(icount=True)
+COUNTED = BootConfig(icount=True)
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def unpacked(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("filesystem", "wanted", "fact"),
     [
-        ("zfs", Wanted("kernel"), "no root of zfs"),
-        ("erofs", Wanted("disk"), "no boot loader"),
-        ("erofs", Wanted("pvh", "vga"), "real-mode"),
-        ("erofs", Wanted("kernel", chart="memory"), "no boot chart"),
+        ("zfs", BootConfig("kernel"), "no root of zfs"),
+        ("erofs", BootConfig("disk"), "no boot loader"),
+        ("erofs", BootConfig("pvh", "vga"), "real-mode"),
+        ("erofs", BootConfig("kernel", chart="memory"), "no boot chart"),
     ],
 )
 def test_what_linux_cannot_do_is_said_with_a_way_out(
-    packed: Path, filesystem: str, wanted: Wanted, fact: str
+    packed: Path, filesystem: str, wanted: BootConfig, fact: str
 ) -> None:
     with pytest.raises(Unsupported, match=fact) as failure:
         Linux(filesystem, packed).probe(wanted)
@@ -52,13 +52,13 @@ def test_what_linux_cannot_do_is_said_with_a_way_out(
 
 
 def test_firmware_boots_no_unpacked_kernel(packed: Path, unpacked: Path) -> None:
-    Linux("erofs", packed).probe(Wanted("kernel", "vga"))
-    Linux("erofs", unpacked).probe(Wanted("pvh"))
+    Linux("erofs", packed).probe(BootConfig("kernel", "vga"))
+    Linux("erofs", unpacked).probe(BootConfig("pvh"))
     with pytest.raises(Unsupported, match="no firmware boots"):
-        Linux("erofs", unpacked).probe(Wanted("kernel"))
+        Linux("erofs", unpacked).probe(BootConfig("kernel"))
 
 
-def words(guest: Linux, wanted: Wanted) -> list[str]:
+def words(guest: Linux, wanted: BootConfig) -> list[str]:
     return guest._arguments(wanted)
 
 
@@ -80,7 +80,7 @@ def test_the_command_line_says_how_to_boot() -> None:
 def test_the_real_mode_code_speaks_where_that_takes_no_line_away(
     console: str, verbose: bool
 ) -> None:
-    line = words(Linux(verbose=verbose), Wanted("kernel", console, icount=True))
+    line = words(Linux(verbose=verbose), BootConfig("kernel", console, icount=True))
     assert ("debug" in line) == (not (verbose and console == "vga"))
     if "debug" in line:
         assert line.index("debug") < line.index("loglevel=7" if verbose else "quiet")
@@ -159,7 +159,7 @@ class TestCatalogue:
 
 def test_a_generic_guest_gets_what_its_command_line_asks_for(unpacked: Path) -> None:
     guest = Generic("any", "^up$", unpacked, arguments="a={address} {ip}/{prefix} {gateway} {x} {")
-    boot = guest.boot(Wanted(), unpacked.parent)
+    boot = guest.boot(BootConfig(), unpacked.parent)
     assert boot.arguments == "a=172.31.0.2/16 172.31.0.2/16 172.31.0.1 {x} {"
     assert (boot.kernel, boot.disk, boot.ready) == (unpacked, None, "^up$")
 
@@ -167,25 +167,25 @@ def test_a_generic_guest_gets_what_its_command_line_asks_for(unpacked: Path) -> 
 @pytest.mark.parametrize(
     ("wanted", "fact"),
     [
-        (Wanted("disk"), "no boot loader"),
-        (Wanted("kernel"), "an ELF file, which the protocol kernel does not boot"),
-        (Wanted(chart="memory"), "no boot chart"),
-        (Wanted(icount=True), "stamps nothing by a clock"),
+        (BootConfig("disk"), "no boot loader"),
+        (BootConfig("kernel"), "an ELF file, which the protocol kernel does not boot"),
+        (BootConfig(chart="memory"), "no boot chart"),
+        (BootConfig(icount=True), "stamps nothing by a clock"),
     ],
 )
 def test_a_generic_guest_boots_by_what_its_files_are_for(
-    unpacked: Path, wanted: Wanted, fact: str
+    unpacked: Path, wanted: BootConfig, fact: str
 ) -> None:
-    Generic("any", "^up$", unpacked).probe(Wanted("pvh"))
+    Generic("any", "^up$", unpacked).probe(BootConfig("pvh"))
     with pytest.raises(Unsupported, match=re.escape(fact)):
         Generic("any", "^up$", unpacked).probe(wanted)
     with pytest.raises(Unsupported, match="no kernel"):
-        Generic("any", "^up$").probe(Wanted("pvh"))
+        Generic("any", "^up$").probe(BootConfig("pvh"))
 
 
 def test_a_generic_guests_spans_are_from_line_to_line() -> None:
     lines = [Line(5, "one"), Line(7, ""), Line(9, " two "), Line(20, "x" * 99)]
-    reading = Generic("any", "x").read(Wanted(), lines, None)
+    reading = Generic("any", "x").read(BootConfig(), lines, None)
     assert reading.spans == (Step("line two", 7, 9), Step(f"line {'x' * 72}", 9, 20))
     assert clock.place(reading, entered=1) == clock.Offset(0, 0)
 

@@ -9,12 +9,12 @@ import pytest
 
 from firstlight.errors import Failed, Unsupported
 from firstlight.lab.backends.accel import elf
-from firstlight.lab.guests import Line, Wanted, clock, osv
+from firstlight.lab.guests import BootConfig, Line, clock, osv
 from firstlight.lab.guests.osv import Osv
 from firstlight.lab.guests.osv_chart import MARK
 from firstlight.model import Step
 
-ADDRESS = Wanted(address="172.31.0.9/16", gateway="172.31.0.1")
+ADDRESS = BootConfig(address="172.31.0.9/16", gateway="172.31.0.1")
 NETWORK = "--ip=eth0,172.31.0.9,255.255.0.0 --defaultgw=172.31.0.1"
 
 

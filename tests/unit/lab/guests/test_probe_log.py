@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.errors import Failed, Unsupported
-from firstlight.lab.guests import Line, Reading, Wanted, probe_images
+from firstlight.lab.guests import BootConfig, Line, Reading, probe_images
 from firstlight.lab.guests.probe import STEPS, Probe
 from firstlight.lab.guests.probe_images import fnv1a
 from firstlight.model import Step
@@ -34,7 +34,7 @@ def lines(text: str) -> list[Line]:
 
 
 def read(text: str, *, icount: bool = False) -> Reading:
-    return Probe().read(Wanted(icount=icount), lines(text), None)
+    return Probe().read(BootConfig(icount=icount), lines(text), None)
 
 
 def test_a_log_is_its_spans_from_the_machines_start() -> None:
@@ -98,7 +98,7 @@ def test_what_is_left_of_a_log_gives_the_spans_that_it_has(
 )
 def test_no_text_is_an_error_nor_out_of_range(said: list[str], icount: bool) -> None:
     found = Probe().read(
-        Wanted(icount=icount), [Line(stamp, text) for stamp, text in enumerate(said)], None
+        BootConfig(icount=icount), [Line(stamp, text) for stamp, text in enumerate(said)], None
     )
     for span in found.spans:
         assert -(2**63) < span.start <= span.end < 2**63
@@ -114,7 +114,7 @@ def test_sums_are_those_that_are_published(text: bytes, sum_of_it: int) -> None:
 
 def test_what_it_cannot_do_is_said() -> None:
     with pytest.raises(Unsupported, match="mounts no zfs"):
-        Probe("zfs").probe(Wanted())
+        Probe("zfs").probe(BootConfig())
 
 
 def test_a_long_command_line_does_not_run_into_the_file_system(tmp_path: Path) -> None:
@@ -137,5 +137,5 @@ def test_a_failing_mkfs_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_a_missing_mkfs_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Unsupported, match=r"mkfs\.erofs is not installed"):
-        Probe().probe(Wanted())
-    Probe("none").probe(Wanted())
+        Probe().probe(BootConfig())
+    Probe("none").probe(BootConfig())

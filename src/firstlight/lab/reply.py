@@ -1,0 +1,109 @@
+"""What a start reports, as one record: a program's lines, or the answers of a runtime.
+
+The lines are those of ``lab.backends``. The load generator puts an answer behind
+``firstlight answer``: the agile runtime's (``agile.protocol``), of which ``started`` has stamps,
+which are the start's steps, and ``answered``, of a handler, says when that began, which is the
+end point.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import msgspec
+
+from firstlight.model import Step
+
+_STEP = re.compile(r"firstlight step (\S+) (\d{1,18}) (\d{1,18})")
+_READY = re.compile(r"firstlight ready (\d{1,18})")
+_ERROR = "firstlight error "
+_ANSWER = "firstlight answer "
+_OWN = "firstlight "
+
+
+@dataclass(frozen=True)
+class Reply:
+    """``ready`` is the stamp of the end point, ``error`` why it was not reached: the first of each.
+
+    ``output`` is all that the start printed besides.
+    """
+
+    steps: tuple[Step, ...] = ()
+    ready: int | None = None
+    error: str | None = None
+    output: str = ""
+
+
+class _Result(msgspec.Struct):
+    """When a handler was asked for, began and finished."""
+
+    requested: int
+    began: int
+    finished: int
+
+
+class _Answer(msgspec.Struct):
+    """What of a runtime's answer is of use here."""
+
+    type: str
+    message: str = ""
+    hint: str | None = None
+    stamps: dict[str, int] = {}
+    result: _Result | None = None
+
+
+def read(text: str) -> Reply:
+    """The record of all that a start wrote. A line that a kill cut short is no report."""
+    lines = text.split("\n")
+    parts = [part for line in lines[:-1] for part in _parts(line)]
+    last = lines[-1]
+    if last.startswith(_ERROR):
+        parts.append(last.removeprefix(_ERROR))
+    elif not last.startswith(_OWN):
+        parts.append(_Printed(last))
+    return Reply(
+        steps=tuple(part for part in parts if isinstance(part, Step)),
+        ready=next((part for part in parts if isinstance(part, int)), None),
+        error=next((part for part in parts if isinstance(part, str)), None),
+        output="\n".join(part.line for part in parts if isinstance(part, _Printed)).rstrip("\n"),
+    )
+
+
+@dataclass(frozen=True)
+class _Printed:
+    line: str
+
+
+def _parts(line: str) -> Iterator[Step | int | str | _Printed]:
+    """What one line says: steps, the stamp of the end point, an error, or nothing of ours."""
+    if not line.startswith(_OWN):
+        yield _Printed(line)
+    elif step := _STEP.fullmatch(line):
+        yield Step(step[1], int(step[2]), int(step[3]))
+    elif ready := _READY.fullmatch(line):
+        yield int(ready[1])
+    elif line.startswith(_ERROR):
+        yield line.removeprefix(_ERROR)
+    elif line.startswith(_ANSWER):
+        yield from _answered(line.removeprefix(_ANSWER))
+
+
+def _answered(text: str) -> Iterator[Step | int | str]:
+    try:
+        answer = msgspec.json.decode(text, type=_Answer)
+    except msgspec.MsgspecError:
+        yield f"not of the protocol: {text}"
+        return
+    if answer.type == "error":
+        words = f"{answer.message} ({answer.hint})" if answer.hint else answer.message
+        yield " ".join(words.split())
+    elif result := answer.result:
+        yield Step("start", result.requested, result.began)
+        yield Step("handler", result.began, result.finished)
+        yield result.began
+    else:
+        begun = answer.stamps.get("requested", 0)
+        stamps = sorted((at, name) for name, at in answer.stamps.items() if at >= begun)
+        for (at, name), (end, _) in pairwise(stamps):
+            yield Step(name, at, end)
