@@ -18,7 +18,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # A version manager's shim would cost 250 ms a start: take the system's own interpreter first.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.1[1-9] /usr/bin/python3) python3)
 BIN := .venv/bin
-NATIVE := $(shell find native conf meson.build -type f)
+NATIVE := $(shell find native contrib conf meson.build -type f)
 SOURCES := $(shell find src -name '*.py' -o -name '*.j2' -o -name '*.css' -o -name '*.js')
 
 setup: .venv/packages .venv/etcd .venv/linux .venv/installed

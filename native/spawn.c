@@ -8,7 +8,7 @@
  *
  * All that it made dies with it, and it ends when descriptor 3 does.
  */
-#include "message.h"
+#include "common/message.h"
 #include "spawner.h"
 
 #include <errno.h>

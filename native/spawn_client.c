@@ -6,7 +6,7 @@
  * standard streams. We end as the instance did; if it could not be started, its error is said as
  * "firstlight error TEXT" on standard output. When we are killed, the instance ends.
  */
-#include "message.h"
+#include "common/message.h"
 
 #include <errno.h>
 #include <fcntl.h>

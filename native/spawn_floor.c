@@ -9,7 +9,7 @@
  * network namespace, and "tasks" files of cgroups to enter, or the directory of one of version 2 to
  * be born in. Says "ready" when clients may connect.
  */
-#include "message.h"
+#include "common/message.h"
 #include "spawner.h"
 
 #include <errno.h>

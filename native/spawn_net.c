@@ -19,7 +19,7 @@
  *
  * The digest is an FNV-1a hash of all that ASK, READ and COUNTS saw, without what changes by itself.
  */
-#include "message.h"
+#include "common/message.h"
 
 #include <errno.h>
 #include <fcntl.h>

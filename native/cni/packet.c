@@ -1,4 +1,4 @@
-#include "../echo.h"
+#include "lab/echo.h"
 #include "chain.h"
 #include "json.h"
 

@@ -14,7 +14,13 @@ from firstlight.lab import load
 from firstlight.lab.load import Generator
 from firstlight.trace import bpf
 
-LAUNCH = ("launch", "launch_ask", "launch_instance", "launch_text", "message")
+LAUNCH = (
+    "lab/launch",
+    "lab/launch_ask",
+    "lab/launch_instance",
+    "lab/launch_text",
+    "common/message",
+)
 
 
 @pytest.fixture(scope="session")
@@ -34,12 +40,13 @@ def traced_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         bpf.probe()
     except Unsupported as error:
         pytest.skip(error.message)
+    runs = tmp_path_factory.mktemp("bench")  # its number tells this lab from contrib's
     with ExitStack() as lab:
         with returning_home():
-            place = lab.enter_context(workspaces.sandbox(f"test-{os.getpid()}-bench"))
+            place = lab.enter_context(workspaces.sandbox(f"test-{os.getpid()}-{runs.name}"))
             generator = lab.enter_context(Generator())
             tracer = lab.enter_context(bpf.Tracer(generator.pid, place.directory))
-        yield Bench(place, generator, tracer, tmp_path_factory.mktemp("bench"))
+        yield Bench(place, generator, tracer, runs)
         with inside(generator.pid):
             lab.close()
 
@@ -54,9 +61,10 @@ def bench(traced_lab: Bench) -> Iterator[Bench]:
 @pytest.fixture(scope="session")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The load generator, stopped by its first wrong access or undefined operation."""
-    first, *others = [NATIVE.parent.parent / "native" / f"{name}.c" for name in LAUNCH]
+    source = NATIVE.parent.parent / "native"
+    first, *others = [source / f"{name}.c" for name in LAUNCH]
     return compiled(
-        first, tmp_path_factory.mktemp("launch") / "launch", *map(str, others),
+        first, tmp_path_factory.mktemp("launch") / "launch", *map(str, others), f"-I{source}",
         "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ from firstlight.native import native
 from firstlight.trace import bpf
 
 MS = 1_000_000
-SOURCE = NATIVE.parent.parent / "native"
+SOURCE = NATIVE.parent.parent / "native" / "trace"
 
 
 def own_time(seen: Seen) -> tuple[int, int]:

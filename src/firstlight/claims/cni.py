@@ -35,7 +35,7 @@ HALF = (0.5 * SAME[0], 0.5 * SAME[1])
 
 _FAMILIES = {
     "kube-router": (("kube-router-2021", "kube-router"), ("kube-router",)),
-    "flannel": (("flannel-2021", "flannel", "flannel-profile"), ("flannel", "flannel-profile")),
+    "flannel": (("flannel-2021", "flannel"), ("flannel",)),
     "weave": (("weave", "weave-profile"), ()),
     "calico": (("calico-profile", "calico"), ("calico",)),
     "cilium": (("cilium-profile", "cilium-whole-profile"), ()),

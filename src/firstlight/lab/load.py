@@ -1,6 +1,6 @@
 """The load shapes, and the load generator that drives them: the lab's only concurrency.
 
-The generator is ``native/launch.c``, a process of its own; its protocol is described there.
+The generator is ``native/lab/launch.c``, a process of its own; its protocol is described there.
 """
 
 import os

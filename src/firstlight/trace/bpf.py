@@ -1,6 +1,6 @@
-"""Kernel events by eBPF: runs ``native/trace.c`` and turns its records into spans.
+"""Kernel events by eBPF: runs ``native/trace/trace.c`` and turns its records into spans.
 
-The records are ``struct event`` of ``native/trace.h``.
+The records are ``struct event`` of ``native/trace/trace.h``.
 """
 
 import re
@@ -32,7 +32,7 @@ _EVENT = np.dtype(
 )  # fmt: skip
 _CALL, _FORK, _EXEC, _EXIT, _OFF, _LOCK, _MARK, _STACK = range(1, 9)
 _RING_BYTES = 1 << 26
-_UNSEEN = -1000  # native/trace.h
+_UNSEEN = -1000  # native/trace/trace.h
 _OPENING = frozenset({"open", "openat", "openat2", "socket"})
 _HINT = "see what is missing: firstlight doctor"
 _DESCRIPTOR = re.compile(r"/proc/(?:self|thread-self)/fd/(\d+)")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-_DEPTH = 32  # STACK_DEPTH of native/trace.h
+_DEPTH = 32  # STACK_DEPTH of native/trace/trace.h
 _RECORD = np.dtype([("id", "u4"), ("addresses", "u8", _DEPTH)])
 _SUFFIX = re.compile(r"\.(?:constprop|isra|part|cold|llvm)\..*|\.cold$")
 # Frames that say only how the stack was taken, innermost, and how the kernel was entered.
@@ -55,7 +55,7 @@ def words(addresses: list[int]) -> str:
     return ";".join(frame for frame in frames if not _ENTRY.match(frame))
 
 
-# STACKS of native/trace.h and ASLEEP, PARKED of native/calls.h: waits that need no stack to name.
+# STACKS of native/trace/trace.h, ASLEEP and PARKED of calls.h: waits that no stack must name.
 _KNOWN = {65536 + 100: "do_nanosleep;hrtimer_nanosleep", 65536 + 101: "futex_wait;do_futex"}
 
 

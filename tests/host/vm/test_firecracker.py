@@ -47,9 +47,9 @@ def room() -> Iterator[Room]:
 def sanitized_vmrun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """vmrun, stopped by its first wrong access or undefined operation."""
     first, *others = [SOURCES / name for name in
-                      (*(f"{name}.c" for name in VMRUN), "cni/json.c")]  # fmt: skip
+                      (*(f"lab/{name}.c" for name in VMRUN), "cni/json.c")]  # fmt: skip
     return compiled(
-        first, tmp_path_factory.mktemp("vmrun") / "vmrun", *map(str, others),
+        first, tmp_path_factory.mktemp("vmrun") / "vmrun", *map(str, others), f"-I{SOURCES}",
         "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Firecracker: one process, one machine without firmware, entered at the kernel's own entry.
 
 It is started in one of three ways: from a configuration file; by requests of its API, each of
-which ``native/vmapi.c`` makes and stamps; or by restoring a snapshot, which is made beforehand and
+which ``vmrun`` makes and stamps; or by restoring a snapshot, which is made beforehand and
 not timed. A kernel with a PVH note is entered by PVH from version 1.12 on, and by the 64-bit Linux
 entry before; for the protocol ``direct`` a copy of the kernel lacks the note.
 

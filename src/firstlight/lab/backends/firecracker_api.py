@@ -2,7 +2,7 @@
 
 The bodies are those of its published description, src/firecracker/swagger/firecracker.yaml in its
 repository, kept to what every version since 1.4 takes; before, there is no ``/entropy``. Nothing
-here is timed: the requests of a measured start are made by ``native/vmapi.c``.
+here is timed: the requests of a measured start are made by ``vmrun``.
 """
 
 import json
@@ -121,7 +121,7 @@ def restore(state: str, memory: str, tap: str | None) -> list[Request]:
 
 
 def lines(made: list[Request]) -> str:
-    """Requests as ``native/vmapi.c`` reads them: METHOD PATH BODY, one a line."""
+    """Requests as ``vmrun`` reads them: METHOD PATH BODY, one a line."""
     return "".join(f"{each.method} {each.path} {json.dumps(each.body)}\n" for each in made)
 
 

@@ -1,6 +1,6 @@
 """A container's network, as the paper's section II-B describes it, without a container.
 
-``native/netsetup.c`` makes one request: a network namespace, a veth pair, one end moved into it,
+``netsetup`` makes one request: a network namespace, a veth pair, one end moved into it,
 both up, an address, the routes; each step stamped. It does so by the ``ip`` command, as a user
 would, or by netlink within one process. ``TRICKS`` are what could make it quicker.
 """

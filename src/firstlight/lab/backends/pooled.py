@@ -1,7 +1,7 @@
 """Networks out of the agile runtime's pool, for any runtime that joins a namespace by its path.
 
 The pool is in a process of its own, as a node's would be, and full before the batch. A start takes
-from it by ``native/pooled.c``, which links the namespace's path and then runs the runtime: the take
+from it by ``pooled``, which links the namespace's path and then runs the runtime: the take
 is in the start's time, and what it spared (making the namespace, its link, address and routes) is
 not. A network that was taken ends with its start; no other start gets it.
 """

@@ -1,7 +1,7 @@
 """What a build of QEMU is made of, and what its dynamic linking costs by the linker's own count.
 
 The linker calls what it counts cycles, but glibc 2.36 prints a tenth of the counter's ticks: which
-it is, is found by a program whose relocation takes a known time (``native/linkspin.c``).
+it is, is found by a program whose relocation takes a known time (``native/lab/linkspin.c``).
 """
 
 import os

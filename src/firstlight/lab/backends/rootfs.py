@@ -1,4 +1,4 @@
-"""How an instance's root file system comes to be mounted, by ``native/rootmount.c``."""
+"""How an instance's root file system comes to be mounted, by ``native/lab/rootmount.c``."""
 
 import errno
 import shutil

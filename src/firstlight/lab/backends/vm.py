@@ -1,4 +1,4 @@
-"""What hypervisors share: taps for their guests, ``native/vmrun.c`` around them, and its log."""
+"""What hypervisors share: taps for their guests, ``vmrun`` around them, and its log."""
 
 import re
 import shutil

@@ -1,6 +1,6 @@
 """Linux as a guest: Debian's cloud kernel, or another, and a root made around the payload.
 
-What the kernel has as modules is loaded from an initramfs by ``native/guest_init.c``, which also
+What the kernel has as modules is loaded from an initramfs by ``guest-init``, which also
 mounts the root, runs the payload and, once that is ready, tells what the boot was spent on. The
 kernel's tracer counts the initcalls in every boot: that adds 0.6 % to the instructions of one.
 """

@@ -1,4 +1,4 @@
-"""What firstlight's Linux guest says of its boot (native/guest_init.c), as spans.
+"""What firstlight's Linux guest says of its boot (native/lab/guest_init.c), as spans.
 
 Its clock is the processor's time-stamp counter, which begins with the machine. It says::
 

@@ -1,4 +1,4 @@
-"""The probe: firstlight's own minimal guest, ``native/guest/``. No guest can be faster than it.
+"""The probe: firstlight's own minimal guest, of ``contrib/probe-guest/``. No other can be faster.
 
 It does what a guest must to serve, each step once, and stamps it by its time-stamp counter. Its end
 point is the line ``firstlight probe ready``; its log follows, so that printing it costs no start.

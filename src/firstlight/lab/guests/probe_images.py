@@ -16,7 +16,7 @@ _READ_PROBE = 0x1EE  # of disk.S: sectors at +2, the first of them at +8
 
 
 def fnv1a(content: bytes) -> int:
-    """The 32-bit sum of Fowler, Noll and Vo, as native/guest/erofs.c has it."""
+    """The 32-bit sum of Fowler, Noll and Vo, as contrib/probe-guest/erofs.c has it."""
     return reduce(lambda past, byte: (past ^ byte) * 0x01000193 & 0xFFFFFFFF, content, 0x811C9DC5)
 
 

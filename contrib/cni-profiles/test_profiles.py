@@ -24,9 +24,8 @@ from firstlight.native import native
 from firstlight.report.cni import _counts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-PROFILES = ("flannel-profile", "weave-profile", "calico-profile", "cilium-whole-profile")
-BINARIES = ("calico-profile", "calico-profile-ipam", "cilium-profile", "flannel-profile",
-            "weave-profile")  # fmt: skip
+PROFILES = ("weave-profile", "calico-profile", "cilium-whole-profile")
+BINARIES = ("calico-profile", "calico-profile-ipam", "cilium-profile", "weave-profile")
 CALL = {"CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/none-such", "CNI_IFNAME": "eth0"}
 CONF = {"cniVersion": "1.0.0", "name": "net", "type": "x", "etcd_endpoints": "http://127.0.0.1:1"}
 
@@ -113,12 +112,6 @@ def test_ciliums_profile_does_what_ciliums_plugin_does(bench: Any) -> None:
         assert ours[kind] == real[kind], kind
 
 
-def test_flannels_profile_delegates_as_flannels_plugin(bench: Any) -> None:
-    ours = counted(bench, "flannel-profile")
-    assert (ours["asks"], ours["processes"]) == (0, 4)  # flannel, bridge, host-local, portmap
-    assert ours["switches"] == counted(bench, "flannel")["switches"]
-
-
 @pytest.mark.parametrize("network", PROFILES)
 def test_more_pods_than_a_block_of_addresses_come_and_go(bench: Any, network: str) -> None:
     usable(network)
@@ -135,7 +128,7 @@ def test_a_profile_is_measured_only_where_the_product_cannot_be_had(
     monkeypatch.setattr(known, "BUILT", tmp_path)
     monkeypatch.setattr(known, "_SYSTEM", (Path("/usr/lib/cni"),))
     assert present(["weave", "kube-router"])[:2] == ["weave", "weave-profile"]
-    for name in ("flannel", "calico", "cilium-profile"):
+    for name in ("calico", "cilium-profile"):
         stand_in = present([name])[-1]
         assert stand_in in PROFILES
         note = Cni(stand_in).note

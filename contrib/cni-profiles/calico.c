@@ -3,7 +3,7 @@
 #include "etcd.h"
 #include "plugin.h"
 
-#include "../../netlink.h"
+#include "lab/netlink.h"
 
 #include <arpa/inet.h>
 #include <net/if.h>

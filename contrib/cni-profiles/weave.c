@@ -3,7 +3,7 @@
 #include "http.h"
 #include "plugin.h"
 
-#include "../../netlink.h"
+#include "lab/netlink.h"
 
 #include <arpa/inet.h>
 #include <ifaddrs.h>

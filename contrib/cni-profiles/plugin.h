@@ -6,8 +6,8 @@
 #ifndef FIRSTLIGHT_PROFILE_H
 #define FIRSTLIGHT_PROFILE_H
 
-#include "../json.h"
-#include "../run.h"
+#include "cni/json.h"
+#include "cni/run.h"
 
 #include <netinet/in.h>
 #include <stdbool.h>

@@ -1,7 +1,7 @@
 #include "launch_instance.h"
 #include "launch_ask.h"
 #include "launch_text.h"
-#include "message.h"
+#include "common/message.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -1,6 +1,6 @@
 #include "launch_ask.h"
 #include "launch_instance.h"
-#include "message.h"
+#include "common/message.h"
 
 #include <errno.h>
 #include <fcntl.h>

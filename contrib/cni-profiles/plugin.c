@@ -1,6 +1,6 @@
 #include "plugin.h"
 
-#include "../../netlink.h"
+#include "lab/netlink.h"
 
 #include <arpa/inet.h>
 #include <errno.h>

@@ -3,7 +3,7 @@
 #include "http.h"
 #include "plugin.h"
 
-#include "../../netlink.h"
+#include "lab/netlink.h"
 
 #include <fcntl.h>
 #include <net/if.h>

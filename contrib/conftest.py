@@ -1,0 +1,5 @@
+"""The tests here run on the real kernel, with what such tests of the core share."""
+
+from tests.host.conftest import bench, traced_lab
+
+__all__ = ["bench", "traced_lab"]
