@@ -1,0 +1,39 @@
+"""Documents, messages and scripts use no spelling that 0.2.0 removed, and no dead link."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OLD = re.compile(
+    r"firstlight (up|start|ps|stop|pool|paper)\b|--(conf|binary|across)\b|run .*--until\b"
+    r"|measuring\.md|machines\.md|conf/agile/firstlight\.service"
+)
+FILES = [
+    path
+    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", "meson.build",
+                 "docs", "src", "mk", "bench", "conf", "deploy", "examples", "native", "contrib")
+    for path in ([ROOT / name] if (ROOT / name).is_file() else sorted((ROOT / name).rglob("*")))
+    if path.is_file() and "__pycache__" not in path.parts
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_old_spelling(path: Path) -> None:
+    lines = path.read_bytes().decode(errors="replace").splitlines()
+    assert [line for line in lines if OLD.search(line)] == []
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.suffix == ".md"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)  # fmt: skip
+def test_links_lead_somewhere(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
+    missing = [
+        target
+        for target in targets
+        if not target.startswith("http") and not (path.parent / target).exists()
+    ]
+    assert missing == []
