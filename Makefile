@@ -79,7 +79,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	shellcheck .ci/run mk/*.sh
+	shellcheck .ci/run mk/*.sh examples/*.sh
 
 test: lint
 	$(SUDO) env PATH="$$PATH" $(BIN)/pytest -q

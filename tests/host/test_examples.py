@@ -1,0 +1,55 @@
+"""The examples that start something."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.support.laboratory import compiled
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+HELLO = '#include <stdio.h>\nint main(void) { return puts("hello") < 0; }'
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def run(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **more,
+    }
+    return subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment)
+
+
+def test_the_gate_passes_the_same_runtime_and_stops_a_slower_one(tmp_path: Path) -> None:
+    runtime = tmp_path / "runc"
+    quick = f'#!/bin/sh\nexec {shutil.which("runc")} "$@"\n'
+    runtime.write_text(quick)
+    runtime.chmod(0o755)
+    few = {"INSTANCES": "1", "REPETITIONS": "5"}
+    gate = (EXAMPLES / "gate.sh", runtime, tmp_path / "baseline")
+    first = run(*gate, **few)
+    assert first.returncode == 0, first.stderr
+    runtime.write_text(quick.replace("exec", "sleep 0.2\nexec"))
+    slower = run(*gate, **few)
+    assert slower.returncode == 1, slower.stdout + slower.stderr
+
+
+def test_trace_causes() -> None:
+    done = run(EXAMPLES / "trace_causes.sh", "/bin/sleep", "0.05")
+    assert done.returncode == 0, done.stderr
+    assert "sleep" in done.stdout.splitlines()[0]
+
+
+def test_agile_hello(tmp_path: Path) -> None:
+    (tmp_path / "hello.c").write_text(HELLO)
+    (tmp_path / "root").mkdir()
+    compiled(tmp_path / "hello.c", tmp_path / "root/hello", "-static")
+    tmp_path.chmod(0o755)
+    done = run(
+        "unshare", "--net", "--mount", "--propagation", "private", sys.executable,
+        EXAMPLES / "agile_hello.py", tmp_path / "root", "/hello",
+    )  # fmt: skip
+    assert done.stdout == "hello\n", done.stderr
