@@ -2,7 +2,7 @@
 
 
 def __getattr__(name: str) -> str:
-    """``__version__``, from the installed package's metadata: meson.build alone states it."""
+    """Read ``__version__`` from the installed package's metadata; its source is meson.build."""
     if name == "__version__":
         from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""What can go wrong, as one small tree: every error names the object and the fact, and hints.
+"""Errors: each names the object, the fact and, in its hint, the remedy.
 
 The command line prints ``message`` and ``hint`` and exits with ``exit_status``.
 """
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class FirstlightError(Exception):
-    """An error whose message names the object and the fact, and whose hint says what to do."""
+    """Base of all errors. ``message`` names the object and the fact, ``hint`` the remedy."""
 
     exit_status = 2
 
@@ -22,21 +22,19 @@ class Unsupported(FirstlightError):
 
 
 class NotApplicable(Unsupported):
-    """A combination that no machine has: nothing that could be installed would bring it."""
+    """A combination that exists on no machine, whatever is installed."""
 
 
 class UnknownName(FirstlightError):
-    """A name that is not one of ours; the hint lists those that are."""
+    """A name that is not in a list; the hint shows the list."""
 
     def __init__(self, what: str, name: str, valid: Iterable[str]) -> None:
-        super().__init__(
-            f"unknown {what} {name!r}", f"valid: {', '.join(valid) or 'there is none'}"
-        )
+        super().__init__(f"unknown {what} {name!r}", f"valid: {', '.join(valid) or 'none'}")
 
 
 class BadRun(FirstlightError):
-    """A run that cannot be read: truncated, foreign, or of a newer schema."""
+    """A run that cannot be read: damaged, foreign, or of a newer schema."""
 
 
 class Failed(FirstlightError):
-    """A program or system call that firstlight itself needs has failed."""
+    """A program or a system call that firstlight needs has failed."""

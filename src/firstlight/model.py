@@ -1,16 +1,16 @@
-"""The words of firstlight as frozen records. Imports nothing of ours.
+"""The glossary of firstlight, as frozen records. Imports nothing else of firstlight.
 
 instance    one started compute unit
 payload     the static program run inside an instance; stamps its first instruction
 point       one setting of an experiment's axes
-batch       the starts that were asked for together, by one load shape, at one point
+batch       the starts asked for together, by one load shape, at one point
 sample      one instance's start: its stamps, its spans, how it ended
 span        a named interval from one source
 phase       what the work was for
 cause       what the time was spent on inside a phase
 run         a header and its samples
 
-Every stamp is an integer number of nanoseconds of the host's CLOCK_MONOTONIC.
+Stamps are integers in nanoseconds of the host's CLOCK_MONOTONIC.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ SCHEMA_VERSION = 2
 
 
 class Ending(StrEnum):
-    """How a start ended: ``hung`` is one that its deadline stopped."""
+    """How a start ended. A ``hung`` start was stopped at its deadline."""
 
     READY = "ready"
     FAILED = "failed"
@@ -34,7 +34,7 @@ class Ending(StrEnum):
 
 
 class EndPoint(StrEnum):
-    """What ``Stamps.ready`` marks; every figure names it."""
+    """What ``Stamps.ready`` marks. Every figure names its end point."""
 
     FIRST_INSTRUCTION = "first instruction"
     FIRST_PACKET = "first packet"
@@ -44,12 +44,12 @@ class EndPoint(StrEnum):
 
 
 class Stamps(Struct, frozen=True):
-    """When one start was asked for, made and ready, in ns of CLOCK_MONOTONIC.
+    """When one start was asked for, begun and ready, in ns of CLOCK_MONOTONIC.
 
     ``intended`` is the arrival that the load shape asked for; latency counts from it.
-    ``spawned`` is when the load generator began the start; late by ``spawned - intended``.
-    ``ready`` is the end point; ``seen`` is when the load generator read it, a check on a
-    stamp that the instance itself took. ``None`` where it was never reached.
+    ``spawned`` is when the load generator began the start. ``ready`` is the end point.
+    ``seen`` is when the load generator read it: a check on a stamp taken by the instance.
+    ``stopped`` is when the instance was gone. ``None`` means never reached.
     """
 
     intended: int
@@ -60,7 +60,7 @@ class Stamps(Struct, frozen=True):
 
 
 class Step(Struct, frozen=True):
-    """A span that the backend's own program stamped: ``start`` and ``end`` in ns."""
+    """A span stamped by the backend's own program: ``start`` and ``end`` in ns."""
 
     name: str
     start: int
@@ -68,12 +68,12 @@ class Step(Struct, frozen=True):
 
 
 class GuestLog(Struct, frozen=True):
-    """What a guest said of its own boot, as it said it.
+    """A guest's own log of its boot.
 
-    ``spans`` bear the guest's own names and are in ns of the guest's ``clock``, from its own zero.
-    A guest's stamp plus ``offset`` is one of the host's, to within ``uncertainty`` ns; both are
-    None where nothing ties the clocks. ``console`` is the end of what it printed. ``fault`` is what
-    it left out on its way to the end point: then the start has failed.
+    ``spans`` have the guest's names and are in ns of the guest's ``clock``, from its own zero.
+    A guest's stamp plus ``offset`` is a host's stamp, to within ``uncertainty`` ns; both are None
+    where nothing ties the clocks. ``console`` is the end of the console's output. ``fault`` is a
+    step that the guest skipped on its way to the end point, which makes the start a failure.
     """
 
     clock: str
@@ -85,12 +85,12 @@ class GuestLog(Struct, frozen=True):
 
 
 class Sample(Struct, frozen=True):
-    """One instance's start. ``index`` is its place in the run and names its spans.
+    """One instance's start. ``index`` is its number in the run; spans refer to it.
 
-    ``batch`` counts batches over the run, ``instance`` the starts of one batch from 0.
-    ``user_ns`` and ``system_ns`` are the CPU time of the reaped process tree.
-    ``lost`` counts events that the tracer lost during the batch: such a breakdown is marked.
-    ``counts`` is what the backend counted over the whole batch, in its first sample.
+    ``batch`` numbers the batches of the run, ``instance`` the starts of a batch, both from 0.
+    ``user_ns`` and ``system_ns`` are the CPU time of the process tree. ``lost`` counts the events
+    that the tracer lost during the batch; such a breakdown is marked. ``counts`` are the backend's
+    counts over the whole batch, in its first sample.
     """
 
     index: int
@@ -114,22 +114,22 @@ class Sample(Struct, frozen=True):
 
     @property
     def latency(self) -> int | None:
-        """From the intended arrival to the end point, in ns; None where it was not reached."""
+        """From the intended arrival to the end point, in ns; None if it was not reached."""
         return None if self.stamps.ready is None else self.stamps.ready - self.stamps.intended
 
     @property
     def lateness(self) -> int:
-        """How late the load generator was, in ns."""
+        """Lateness of the load generator, in ns."""
         return self.stamps.spawned - self.stamps.intended
 
 
 class Presentation(Struct, frozen=True, kw_only=True):
-    """How a run is shown, as its experiment declares it: so a report needs no experiment.
+    """How an experiment wants its runs shown, stored so that a report needs no experiment.
 
-    ``subject`` is what one start is in a sentence, with ``{series}`` for its series. ``view`` names
-    the sentences, tables and pictures of a run besides those that every run has (report.views).
-    ``counterpart`` is the figure elsewhere that its bars are like. ``headline`` says of which
-    starts its latencies are; a run without an untraced start has those of traced ones.
+    ``subject`` names one start in a sentence, with ``{series}`` for its series. ``view`` names the
+    sentences, tables and pictures that a run has besides those of every run (report.views).
+    ``counterpart`` is the paper's figure that the bars resemble. ``headline`` says which starts the
+    latencies come from; a run without untraced starts uses the traced ones.
     """
 
     subject: str = "one start ({series})"
@@ -139,7 +139,7 @@ class Presentation(Struct, frozen=True, kw_only=True):
 
 
 class Header(Struct, frozen=True, kw_only=True):
-    """What a run measured, where and how. ``environment`` is ``host.facts.collect()``."""
+    """What a run measured, where and how. ``environment`` is from ``host.facts.collect()``."""
 
     schema: int = SCHEMA_VERSION
     run: str
@@ -157,12 +157,12 @@ class Header(Struct, frozen=True, kw_only=True):
     environment: dict[str, str | int | float | bool | list[str]] = {}
     notes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
-    """Points that could not run here, each with its reason."""
+    """Points that could not run here, with the reason of each."""
     presentation: Presentation = Presentation()
 
 
 class Footer(Struct, frozen=True, kw_only=True):
-    """Written last: how the run ended. A run without one was killed."""
+    """How the run ended, written last. A run without a footer was killed."""
 
     ended: str
     interrupted: bool = False
@@ -180,7 +180,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. ``ok`` is None for a warning; ``hint`` says what to do."""
+    """The result of one check. ``ok`` is None for a warning; ``hint`` is the remedy."""
 
     name: str
     ok: bool | None
@@ -190,7 +190,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Missing:
-    """Why ``parts`` of an experiment, backends by name, cannot run here, and what to do."""
+    """Why ``parts`` of an experiment, backends by name, cannot run here; ``hint`` is the remedy."""
 
     parts: tuple[str, ...]
     fact: str

@@ -1,4 +1,4 @@
-"""The programs of firstlight's native part, as the package installs them."""
+"""Paths of firstlight's native programs, as installed with the package."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -7,8 +7,8 @@ from firstlight.errors import Failed
 
 
 def native(name: str) -> Path:
-    """The path of one of firstlight's own native programs. Raises Failed where it is not built."""
+    """The path of a native program. Raises Failed if it is not built."""
     path = Path(str(files("firstlight"))) / "_native" / name
     if not path.exists():
-        raise Failed(f"firstlight's own program {path} is missing", "build it: make setup")
+        raise Failed(f"the native program {path} is missing", "build it: make setup")
     return path

@@ -1,14 +1,14 @@
-"""Runs on disk: append as you go, read back.
+"""Runs on disk: append while measuring, read back.
 
 A run is a directory::
 
     header.json     one model.Header, written first
-    samples.jsonl   one model.Sample a line, flushed as measured
+    samples.jsonl   one model.Sample per line, flushed as measured
     spans/B.arrow   the raw spans of traced batch B (Arrow IPC, SPAN_SCHEMA)
     footer.json     one model.Footer, written last; missing after a kill
 
-Schema history: 1, the first; 2, with ``Header.presentation``, for which older runs get what their
-experiment had.
+Schema history: 1 was the first; 2 added ``Header.presentation``, which runs of version 1 get from
+their experiment's name.
 """
 
 import io
@@ -39,11 +39,11 @@ _SPAN_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "peer": pl.Int32,  # child of a fork, waker of a wait, owner of a lock, pipe of a call
 }
 SPAN_SCHEMA = pl.Schema(_SPAN_COLUMNS)
-"""One row a span. ``blocked`` ends at the wake-up, where ``queued`` begins; instants have
+"""One row per span. ``blocked`` ends at the wake-up, where ``queued`` begins; an instant has
 ``start == end``."""
 
 UNSEEN = "before tracing"
-"""The detail of a wait whose reason the tracer was not there to see."""
+"""The detail of a wait that began before tracing, so its reason is unknown."""
 
 
 _FIGURES: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -62,11 +62,12 @@ class Writer:
     def __init__(self, path: Path, header: Header) -> None:
         try:
             if path.exists() and any(path.iterdir()):
-                raise FirstlightError(f"{path} is not empty", "name another directory with --out")
+                raise FirstlightError(f"{path} is not empty", "choose another directory with --out")
             (path / "spans").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FirstlightError(
-                f"cannot write a run to {path}: {error.strerror}", "name a directory with --out"
+                f"cannot write a run to {path}: {error.strerror}",
+                "choose another directory with --out",
             ) from error
         _write(path / "header.json", msgspec.json.format(msgspec.json.encode(header)))
         self.path = path
@@ -79,24 +80,24 @@ class Writer:
         self._samples.close()
 
     def append(self, samples: Iterable[Sample]) -> None:
-        """Add samples and flush them."""
+        """Append samples and flush them."""
         for sample in samples:
             self._samples.write(msgspec.json.encode(sample) + b"\n")
         self._samples.flush()
 
     def append_spans(self, batch: int, spans: pl.DataFrame) -> None:
-        """Add the spans of one traced batch."""
+        """Write the spans of one traced batch."""
         frame = io.BytesIO()
         spans.match_to_schema(SPAN_SCHEMA).write_ipc(frame, compression="lz4")
         _write(self.path / "spans" / f"{batch}.arrow", frame.getbuffer())
 
     def finish(self, footer: Footer) -> None:
-        """Say that the run ended, and how."""
+        """Write the footer: how the run ended."""
         _write(self.path / "footer.json", msgspec.json.encode(footer))
 
 
 def _write(file: Path, content: Buffer) -> None:
-    """The whole file or none, whenever we are killed."""
+    """Write the whole file or nothing, even when killed."""
     part = file.with_name(f"{file.name}.part")
     part.write_bytes(content)
     part.rename(file)
@@ -113,7 +114,7 @@ class Run:
 
     @cached_property
     def frame(self) -> pl.DataFrame:
-        """One row a sample: every ``Sample`` field that is a figure, and a column an axis.
+        """One row per sample: each numeric field of ``Sample``, and a column per axis.
 
         Columns: the axes of the header; index, batch, instance, repetition (int); traced
         (bool); ending (str); latency, lateness, user_ns, system_ns (ns, null if not reached);
@@ -142,7 +143,7 @@ class Run:
         )
 
     def span_batches(self) -> Iterator[tuple[int, pl.DataFrame]]:
-        """Each traced batch's number and its spans, in order."""
+        """The number and the spans of each traced batch, in order."""
         batches = {sample.batch for sample in self.samples if sample.traced}
         for batch in sorted(batches):
             file = self.path / "spans" / f"{batch}.arrow"
@@ -150,25 +151,25 @@ class Run:
                 yield batch, _spans(file)
 
     def spans_of(self, sample: Sample) -> pl.DataFrame:
-        """The spans of one sample; none if it was not traced."""
+        """The spans of one sample; empty if it was not traced."""
         file = self.path / "spans" / f"{sample.batch}.arrow"
         spans = _spans(file) if file.exists() else pl.DataFrame(schema=SPAN_SCHEMA)
         return spans.filter(pl.col("sample") == sample.index)
 
 
 def read(path: Path) -> Run:
-    """Read a run. Raises BadRun, and never changes a file.
+    """Read a run without changing any file. Raises BadRun.
 
-    A last line that a kill cut short is left out; any other damage is an error.
+    A truncated last line, as a kill leaves it, is ignored; any other damage is an error.
     """
     header_file = path / "header.json"
     if not header_file.is_file():
         runs = any(path.glob("*/header.json"))
         raise BadRun(
             f"{path} is not a run: it has no header.json",
-            f"name the runs in it: {path}/*"
+            f"give the runs in it: {path}/*"
             if runs
-            else "name the directory that firstlight run printed",
+            else "give the directory that firstlight run printed",
         )
     header = _header(header_file)
     footer_file = path / "footer.json"
@@ -184,7 +185,7 @@ def _spans(file: Path) -> pl.DataFrame:
     try:
         return pl.read_ipc(file).match_to_schema(SPAN_SCHEMA)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise BadRun(f"cannot read {file}: {error}", "delete that file to go on") from error
+        raise BadRun(f"cannot read {file}: {error}", "delete this file to read the rest") from error
 
 
 def _header(file: Path) -> Header:
@@ -192,11 +193,13 @@ def _header(file: Path) -> Header:
     try:
         version = json.loads(raw)["schema"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BadRun(f"{file} is not a run's header: {error}", "was it written whole?") from error
+        raise BadRun(
+            f"{file} is not a run's header: {error}", "the file is damaged or from another program"
+        ) from error
     if version not in range(1, SCHEMA_VERSION + 1):
         raise BadRun(
             f"{file} has schema {version}, and this firstlight reads 1 to {SCHEMA_VERSION}",
-            "read it with the firstlight that wrote it, or a newer one",
+            "use the firstlight that wrote it, or a newer one",
         )
     header = _decode(file, raw, Header)
     if version == 1:
@@ -205,7 +208,7 @@ def _header(file: Path) -> Header:
 
 
 def _presentation(header: Header) -> Presentation:
-    """How a run of schema 1 is shown: what was in the report by its experiment's name then."""
+    """The presentation of a run of schema 1, by its experiment's name."""
     axes = {"network": "a pod ({series})", "runtime": "a {series} container",
             "method": "a network set-up request ({series})", "command": "{series}"}  # fmt: skip
     return Presentation(
@@ -241,4 +244,6 @@ def _decode(where: Path | str, raw: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(raw, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRun(f"cannot read {where}: {error}", "the file is damaged or foreign") from error
+        raise BadRun(
+            f"cannot read {where}: {error}", "the file is damaged or from another program"
+        ) from error

@@ -1,4 +1,4 @@
-"""How figures are worded: three digits, one unit for an estimate and its interval."""
+"""Formats figures: three digits, one unit for an estimate and its interval."""
 
 import math
 
@@ -27,7 +27,7 @@ def ratio_interval(interval: Interval) -> str:
 
 
 def percent(share: float) -> str:
-    """``24 %``; one decimal under ten per cent, ``<0.1 %`` where that would read as nothing."""
+    """``24 %``; one decimal below ten per cent, ``<0.1 %`` for what would read as zero."""
     if 0 < share < 0.001:
         return "<0.1 %"
     return f"{100 * share:.{1 if share < 0.0995 else 0}f} %"
@@ -48,12 +48,12 @@ def cause(name: str) -> str:
 
 
 def clock(name: str, uncertainty: int | None) -> str:
-    """A guest's clock, and how far its stamps may be off on the host's line, in ns."""
+    """A guest's clock, and the uncertainty of its stamps on the host's clock (ns)."""
     return name if uncertainty is None else f"{name}, ± {duration(uncertainty)}"
 
 
 def skipped(header: Header) -> list[tuple[str, str]]:
-    """Each reason why something could not run, and the names of all that it kept from running."""
+    """Each reason for skipped points, with the names of those points."""
     names: dict[str, list[str]] = {}
     for name, reason in header.skipped:
         names.setdefault(reason, []).append(name)
@@ -61,7 +61,7 @@ def skipped(header: Header) -> list[tuple[str, str]]:
 
 
 def digits(value: float, decimals: int) -> str:
-    """A figure with a thin space at the thousands, from five figures on."""
+    """A figure with a narrow space between thousands, from five digits on."""
     grouped = f"{value:,.{decimals}f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     return f"{value:.{decimals}f}" if abs(value) < 10_000 else grouped
 

@@ -1,1 +1,1 @@
-"""What this machine is, and the namespaces that work is done in."""
+"""Facts about this machine; namespaces, cgroups and mounts to work in."""

@@ -12,13 +12,13 @@ from firstlight.errors import Failed
 
 _ROOT = Path("/sys/fs/cgroup")
 PREFIX = "firstlight-"
-_EMPTY_SECONDS = 5.0  # a killed process leaves its cgroup when the kernel has torn it down
+_EMPTY_SECONDS = 5.0  # a killed process stays in its cgroup until the kernel has torn it down
 _RETRY_SECONDS = 0.01
 
 
 @cache
 def is_unified() -> bool:
-    """Whether the host has cgroup version 2 alone. Asked once: a run may cover the mount point."""
+    """Whether the host has cgroup version 2 only. Cached: a run may mount over the hierarchy."""
     return (_ROOT / "cgroup.controllers").exists()
 
 
@@ -28,14 +28,14 @@ def name(run: str) -> str:
 
 
 def hierarchies() -> list[Path]:
-    """Where each hierarchy is mounted."""
+    """The mount point of each hierarchy."""
     kinds = ("cgroup", "cgroup2")
     mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
     return [Path(mount[1]) for mount in mounts if mount[2] in kinds]
 
 
 def remove(group: str) -> None:
-    """Kill what is in a top cgroup, in every hierarchy, and remove it with all below it."""
+    """Kill all processes in a top cgroup, in every hierarchy, and remove it. Raises Failed."""
     tops = [top for hierarchy in hierarchies() if (top := hierarchy / group).is_dir()]
     until = time.monotonic() + _EMPTY_SECONDS
     while tops:
@@ -44,7 +44,9 @@ def remove(group: str) -> None:
                 os.kill(process, signal.SIGKILL)
         tops = [top for top in tops if not _removed(top)]
         if tops and time.monotonic() > until:
-            raise Failed(f"cannot remove cgroup {tops[0]}: it is busy", "firstlight clean")
+            raise Failed(
+                f"cannot remove cgroup {tops[0]}: it is busy", "remove it later: firstlight clean"
+            )
 
 
 def _removed(top: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Facts of this machine, its kernel and its runtimes: what a run carries to be comparable."""
+"""Facts about this machine, its kernel and its runtimes. A run stores them for comparison."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ _VERSION = re.compile(r"\d+\.[\w.+~-]*\w")
 
 
 def collect() -> dict[str, Fact]:
-    """What a run must carry to be compared: the machine, its kernel, its set-up, its runtimes."""
+    """The facts that a run stores: machine, kernel, configuration, runtimes."""
     sizes = memory()
     return {
         "machine": _machine(),
@@ -54,26 +54,26 @@ def collect() -> dict[str, Fact]:
 
 
 def _machine() -> str:
-    """Names the machine without telling its id, which is confidential (machine-id(5))."""
+    """A hash of the machine's id, which itself is confidential (machine-id(5))."""
     identity = read_line(Path("/etc/machine-id")) or platform.node()
     return hashlib.sha256(f"firstlight {identity}".encode()).hexdigest()[:12]
 
 
 def _cpu() -> str:
-    found = re.search(r"model name\s*: (.*)", (PROC / "cpuinfo").read_text())
-    return found[1] if found else platform.processor() or platform.machine()
+    model = re.search(r"model name\s*: (.*)", (PROC / "cpuinfo").read_text())
+    return model[1] if model else platform.processor() or platform.machine()
 
 
 def cores() -> int:
-    """How many CPUs this process may run on."""
+    """The number of CPUs that this process may run on."""
     return len(os.sched_getaffinity(0))
 
 
 def _virtualisation() -> str:
     """The hypervisor's name, "none", or "unknown hypervisor"."""
     if shutil.which("systemd-detect-virt"):
-        said = subprocess.run(["systemd-detect-virt", "--vm"], capture_output=True, text=True)
-        return said.stdout.strip()
+        done = subprocess.run(["systemd-detect-virt", "--vm"], capture_output=True, text=True)
+        return done.stdout.strip()
     guest = re.search(r"^flags.*\bhypervisor\b", (PROC / "cpuinfo").read_text(), re.MULTILINE)
     return "unknown hypervisor" if guest else "none"
 
@@ -111,8 +111,8 @@ def _mitigations() -> list[str]:
 
 def memory() -> dict[str, int]:
     """/proc/meminfo in bytes."""
-    found = re.findall(r"(\w+):\s+(\d+) kB", (PROC / "meminfo").read_text())
-    return {name: int(kib) * 1024 for name, kib in found}
+    lines = re.findall(r"(\w+):\s+(\d+) kB", (PROC / "meminfo").read_text())
+    return {name: int(kib) * 1024 for name, kib in lines}
 
 
 def gib(size: int) -> str:
@@ -121,7 +121,7 @@ def gib(size: int) -> str:
 
 
 def read_line(file: Path) -> str:
-    """A one-line file of the kernel's; empty where it is missing."""
+    """The content of a one-line kernel file; empty if it is missing."""
     try:
         return file.read_text().strip()
     except OSError:
@@ -129,10 +129,10 @@ def read_line(file: Path) -> str:
 
 
 def version(program: str, option: str) -> str | None:
-    """The version that a program prints; None where it prints none or is not installed."""
+    """The version that a program prints; None if it prints none or is not installed."""
     try:
-        said = subprocess.run([program, option], capture_output=True, text=True, timeout=10)
+        done = subprocess.run([program, option], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = _VERSION.search(said.stdout)
-    return found[0] if found else None
+    match = _VERSION.search(done.stdout)
+    return match[0] if match else None

@@ -1,7 +1,7 @@
-"""Directories that must be on the host for a run to mount something of its own over them.
+"""Mount points that must exist on the host, for a run to mount over them.
 
-To remove a directory unmounts it in every mount namespace, so the runs that go on side by side
-share them, and the last one removes those that runs have made.
+Removing a directory unmounts it in every mount namespace. So concurrent runs share these
+directories, and the last run removes those that runs have made.
 """
 
 import fcntl
@@ -15,21 +15,21 @@ from firstlight.errors import Failed
 from firstlight.host.workspace import STATE
 
 _LIST = STATE / "directories"
-"""Those that runs have made, a line each: it outlives a killed run."""
+"""Lists the directories that runs have made, one per line; survives a killed run."""
 
 
 @contextmanager
 def mount_points(directories: Sequence[Path]) -> Iterator[None]:
-    """Make the directories that are missing; afterwards they are gone if no other run needs any."""
+    """Make the missing directories; on exit remove them if no other run is left."""
     STATE.mkdir(parents=True, exist_ok=True)
     lock = os.open(STATE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_SH)
         for directory in directories:
-            missing = [one for one in (directory, *directory.parents) if not one.exists()]
+            missing = [path for path in (directory, *directory.parents) if not path.exists()]
             if missing:
-                with _LIST.open("a") as made_:
-                    made_.writelines(f"{one}\n" for one in missing)
+                with _LIST.open("a") as file:
+                    file.writelines(f"{path}\n" for path in missing)
             directory.mkdir(parents=True, exist_ok=True)
         yield
     finally:
@@ -38,14 +38,14 @@ def mount_points(directories: Sequence[Path]) -> Iterator[None]:
 
 
 def made() -> list[Path]:
-    """The directories that runs have made and that are still there, the deepest first."""
+    """The directories made by runs that still exist, the deepest first."""
     lines = _LIST.read_text().splitlines() if _LIST.exists() else []
-    there = {path for path in map(Path, lines) if path.is_dir()}
-    return sorted(there, key=lambda one: (-len(one.parts), str(one)))
+    existing = {path for path in map(Path, lines) if path.is_dir()}
+    return sorted(existing, key=lambda path: (-len(path.parts), str(path)))
 
 
 def remove_unused() -> None:
-    """Remove those directories, if no run uses one; what the host has filled meanwhile stays."""
+    """Remove these directories unless a run uses them. Directories that are not empty stay."""
     lock = os.open(STATE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with suppress(BlockingIOError):
@@ -59,7 +59,7 @@ def remove_unused() -> None:
 
 
 def unmount_below(directory: Path) -> None:
-    """Detach every mount below a directory, the innermost first."""
+    """Detach every mount below a directory, the innermost first. Raises Failed."""
     prefix = f"{directory}/"
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for point in reversed([point for point in points if point.startswith(prefix)]):

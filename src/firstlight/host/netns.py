@@ -1,4 +1,4 @@
-"""Network namespaces that the kernel still ends after the last process has left them."""
+"""Waits for network namespaces that the kernel still destroys after their last process."""
 
 import subprocess
 import threading
@@ -11,13 +11,12 @@ _SETTLE_SECONDS = 60
 
 
 def settle() -> None:
-    """Wait until the kernel has ended every network namespace that was let go before.
+    """Wait until the kernel has destroyed all network namespaces released so far.
 
-    That work holds the locks that the next batch is measured on.
-
-    It ends them on one ordered queue, by batches, and says nothing. So let go of one that holds
-    the peer of a link of ours: when the link is gone, its batch has begun, and when that of a
-    second one is gone, the first one's batch has ended. Raises Failed after a minute.
+    That work takes the locks that the next batch is measured on. The kernel does it in batches
+    on one ordered queue, and does not announce its end. So release a namespace that holds the
+    peer of a veth: when the veth is gone, that batch has begun; when a second one is gone, the
+    first batch has ended. Raises Failed after a minute.
     """
     here = str(threading.get_native_id())
     deadline = time.monotonic() + _SETTLE_SECONDS
@@ -27,8 +26,8 @@ def settle() -> None:
         while link_exists("fl-s"):
             if time.monotonic() > deadline:
                 raise Failed(
-                    f"the kernel has not ended old network namespaces in {_SETTLE_SECONDS} s",
-                    "dmesg may say what holds them",
+                    f"the kernel has not destroyed old network namespaces in {_SETTLE_SECONDS} s",
+                    "see dmesg for what holds them",
                 )
             time.sleep(0.002)
 

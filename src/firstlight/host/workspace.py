@@ -1,7 +1,7 @@
-"""Where a run works: namespaces that play the host, so that the user's own are never touched.
+"""The sandbox of a run: namespaces that play the host, so that the real ones are not touched.
 
-The kernel ends them, with all links and mounts in them, when the run's last process ends, however
-it ends. What it does not end (cgroups, processes) carries the run's name for ``clean``.
+The kernel destroys them, with their links and mounts, when the run's last process ends, however
+it ends. What outlives them (cgroups, processes) carries the run's name for ``clean``.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from firstlight.errors import Unsupported
 from firstlight.host import cgroups
 
 STATE = Path("/run/firstlight")
-DISK = Path("/var/tmp/firstlight")  # noqa: S108 - a directory a run below it, root's alone
+DISK = Path("/var/tmp/firstlight")  # noqa: S108 - holds one directory per run, which only root can enter
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -26,11 +26,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where a run works: inside its own network and mount namespaces.
+    """Where a run works, inside its own network and mount namespaces.
 
-    ``directory`` is a private tmpfs that dies with the run; ``run`` is the run's name, which
-    everything that outlives a process (a cgroup, a container id) must carry. ``environment``
-    goes to every start: it marks its processes as this run's.
+    ``directory`` is a private tmpfs that dies with the run. ``run`` is the run's name, which
+    everything that outlives a process (a cgroup, a container id) must carry. ``environment`` is
+    passed to every start and marks its processes as this run's.
     """
 
     directory: Path
@@ -40,14 +40,14 @@ class Workspace:
 
 @contextmanager
 def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
-    """Move this thread into new network and mount namespaces; yields a directory to work in.
+    """Move this thread into new network and mount namespaces, and yield a workspace there.
 
-    It is a tmpfs, or ``on_disk``, where dropping the page cache makes it cold. The process stays
-    in the namespaces: what it starts later is inside too. Raises Unsupported.
+    The workspace is a tmpfs; or, ``on_disk``, a directory that is cold when the page cache is
+    dropped. The thread stays in the namespaces afterwards. Raises Unsupported.
     """
     state, disk = STATE / run, DISK / run
     if os.geteuid() != 0:
-        raise Unsupported("measuring needs root", "run it with sudo")
+        raise Unsupported("measuring needs root", "run firstlight with sudo")
     owner = f"{os.getpid()} {start_time(os.getpid())}"
     state.mkdir(parents=True)
     (state / "owner").write_text(owner)
@@ -77,7 +77,7 @@ def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
 
 
 def start_time(pid: int) -> str:
-    """When a process began, in clock ticks since boot: with its pid it names it for good."""
+    """When a process started, in clock ticks since boot. With its pid this is unique."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
@@ -85,8 +85,8 @@ def unshare(flags: int) -> None:
     """unshare(2). Raises Unsupported."""
     if _libc.unshare(flags):
         raise Unsupported(
-            f"cannot make namespaces for the run: {os.strerror(ctypes.get_errno())}",
-            "run it as root, with CAP_SYS_ADMIN",
+            f"cannot create namespaces for the run: {os.strerror(ctypes.get_errno())}",
+            "run firstlight as root, with CAP_SYS_ADMIN",
         )
 
 
@@ -94,4 +94,6 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int) -> Non
     words = [None if word is None else os.fsencode(word) for word in (source, target, kind)]
     if _libc.mount(*words, ctypes.c_ulong(flags), None):
         reason = os.strerror(ctypes.get_errno())
-        raise Unsupported(f"cannot mount {kind or '/'} at {target}: {reason}", "run it as root")
+        raise Unsupported(
+            f"cannot mount {kind or '/'} at {target}: {reason}", "run firstlight as root"
+        )

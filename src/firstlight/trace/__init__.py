@@ -1,1 +1,1 @@
-"""The tracer: eBPF programs on tracepoints, and what they saw as spans."""
+"""The tracer: eBPF programs on tracepoints, and their events as spans."""

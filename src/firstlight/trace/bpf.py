@@ -1,4 +1,4 @@
-"""Kernel events by eBPF: runs ``native/trace/trace.c`` and turns its records into spans.
+"""Runs the eBPF tracer ``native/trace/trace.c`` and turns its records into spans.
 
 The records are ``struct event`` of ``native/trace/trace.h``.
 """
@@ -34,15 +34,15 @@ _CALL, _FORK, _EXEC, _EXIT, _OFF, _LOCK, _MARK, _STACK = range(1, 9)
 _RING_BYTES = 1 << 26
 _UNSEEN = -1000  # native/trace/trace.h
 _OPENING = frozenset({"open", "openat", "openat2", "socket"})
-_HINT = "see what is missing: firstlight doctor"
+_HINT = "run firstlight doctor to see what is missing"
 _DESCRIPTOR = re.compile(r"/proc/(?:self|thread-self)/fd/(\d+)")
 
 
 class Tracer:
-    """The loaded eBPF programs, for the children of one load generator.
+    """The loaded eBPF programs, which follow the children of one load generator.
 
-    What they report waits in a ring of at most ``ring`` bytes, a power of two, and then in files
-    of its own below ``directory``.
+    Events wait in a ring buffer of ``ring`` bytes, a power of two, and then in files below
+    ``directory``. Raises Failed.
     """
 
     def __init__(
@@ -72,17 +72,17 @@ class Tracer:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def start(self, daemons: Iterable[int] = ()) -> None:
-        """Attach the programs, and follow these processes as well as the generator's children."""
+        """Attach the programs, and follow ``daemons`` as well as the generator's children."""
         self._say(" ".join(map(str, ["start", self._prefix, *daemons])), "started")
 
     def stop(self) -> int:
-        """Detach them; returns the events lost since ``start``."""
+        """Detach the programs; returns the number of events lost since ``start``."""
         return int(self._say("stop", "stopped").split()[2])
 
     def collect(self, samples: Mapping[int, int]) -> pl.DataFrame:
         """The spans of the last batch.
 
-        ``samples`` maps the pid of an instance, or of a daemon that served it, to Sample.index.
+        ``samples`` maps the pid of an instance, or of a daemon that served it, to ``Sample.index``.
         """
         events = np.fromfile(self._prefix.with_suffix(".events"), dtype=_EVENT)
         text = self._prefix.with_suffix(".text").read_bytes()
@@ -103,8 +103,8 @@ class Tracer:
         assert self._process.stderr is not None
         answer = self._process.stdout.readline()
         if not answer.startswith(expected):
-            complaint = self._process.stderr.read().strip() or "it ended without a word"
-            raise Failed(f"the tracer failed: {complaint}", _HINT)
+            reason = self._process.stderr.read().strip() or "it exited without a message"
+            raise Failed(f"the tracer failed: {reason}", _HINT)
         return answer
 
 
@@ -118,7 +118,7 @@ def probe() -> None:
 
 
 class Call(NamedTuple):
-    """A system call's name, and what it is about: path0, path1, fd, none; or ignored."""
+    """A system call's name and its subject: ``path0``, ``path1``, ``fd``, ``none``, ``ignored``."""
 
     name: str
     subject: str
@@ -126,7 +126,7 @@ class Call(NamedTuple):
 
 @cache
 def calls() -> dict[int, Call]:
-    """Every system call that is reported, or ignored by name, by number."""
+    """The system calls that are reported, or ignored by name, by number."""
     listing = subprocess.run([native("trace"), "--calls"], capture_output=True, text=True).stdout
     words = (line.split() for line in listing.splitlines())
     return {int(number): Call(name, subject) for number, name, subject in words}
@@ -151,7 +151,7 @@ def decode(
 
 
 class _Decoder:
-    """Turns events into rows, in the order in which the kernel wrote them."""
+    """Turns events into rows, in the order of the kernel's records."""
 
     def __init__(self, text: bytes, stacks: Stacks, samples: Mapping[int, int]) -> None:
         self._text, self._stacks, self._samples = text, stacks, samples
@@ -159,7 +159,7 @@ class _Decoder:
         self._whole: dict[tuple[int, int], str] = {}
 
     def rows(self, event: tuple[Any, ...], text_end: int) -> Iterator[Row]:
-        """The spans of one event, whose text ends there."""
+        """The spans of one event, whose text ends at ``text_end``."""
         (start, end, result, args, root, pid, tid, peer, magic, stack, kind, number,
          family, protocol, length, unfinished) = event  # fmt: skip
         sample = self._samples.get(root)
@@ -203,9 +203,9 @@ class _Decoder:
         return self._whole.pop((tid, start), "") if stack < -1 else self._stacks[stack]
 
     def _file(self, name: str, about: str, pid: int, descriptor: int, result: int) -> str:
-        """What a call is about: by the end of ``close`` its descriptor says nothing any more.
+        """The object of a call. Files are remembered: after ``close`` a descriptor names nothing.
 
-        A runtime mounts on a descriptor of the target, by its name below /proc.
+        A runtime may name a mount's target by a descriptor below /proc.
         """
         if name == "close":
             return self._files.pop((pid, descriptor), "")
@@ -215,7 +215,7 @@ class _Decoder:
             self._files[pid, result] = about
         if name == "connect" and result == 0:
             self._files[pid, descriptor] = about
-        if about == "socket:unix":  # of a connection, what it is to
+        if about == "socket:unix":  # the peer of a connection
             return self._files.get((pid, descriptor), about)
         return about
 

@@ -1,4 +1,4 @@
-"""Kernel addresses to function names, by ``/proc/kallsyms``."""
+"""Translates kernel addresses to function names, by ``/proc/kallsyms``."""
 
 import re
 from functools import cache
@@ -9,7 +9,7 @@ import numpy as np
 _DEPTH = 32  # STACK_DEPTH of native/trace/trace.h
 _RECORD = np.dtype([("id", "u4"), ("addresses", "u8", _DEPTH)])
 _SUFFIX = re.compile(r"\.(?:constprop|isra|part|cold|llvm)\..*|\.cold$")
-# Frames that say only how the stack was taken, innermost, and how the kernel was entered.
+# Frames that only show how the stack was taken (innermost) and how the kernel was entered.
 _OURS = re.compile(
     r"bpf_|__bpf_|trace_|__traceiter_|__schedule$|schedule$|__cond_resched|preempt_schedule|\[|0x"
 )
@@ -41,7 +41,7 @@ def variable(address: int) -> str:
 
 
 def function(address: int) -> str:
-    """The function that holds an address."""
+    """The function that contains an address."""
     addresses, names, _ = _symbols()
     place = int(np.searchsorted(addresses, np.uint64(address), side="right")) - 1
     return names[place] if place >= 0 and addresses[0] else hex(address)
@@ -55,7 +55,7 @@ def words(addresses: list[int]) -> str:
     return ";".join(frame for frame in frames if not _ENTRY.match(frame))
 
 
-# STACKS of native/trace/trace.h, ASLEEP and PARKED of calls.h: waits that no stack must name.
+# STACKS of native/trace/trace.h, ASLEEP and PARKED of calls.h: waits named without a stack.
 _KNOWN = {65536 + 100: "do_nanosleep;hrtimer_nanosleep", 65536 + 101: "futex_wait;do_futex"}
 
 

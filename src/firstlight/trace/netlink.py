@@ -1,6 +1,6 @@
-"""Names the netlink requests that a traced program sent, from the first bytes of its message.
+"""Names the netlink requests of traced programs, from the first bytes of their messages.
 
-Numbers are those of ``linux/rtnetlink.h``, ``linux/if_link.h`` and ``linux/netfilter/nfnetlink.h``.
+Numbers are from ``linux/rtnetlink.h``, ``linux/if_link.h`` and ``linux/netfilter/nfnetlink.h``.
 """
 
 import struct
@@ -83,7 +83,7 @@ def _info_words(info: bytes) -> Iterator[str]:
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Each attribute's type and value, until the data ends or makes no sense."""
+    """The type and value of each attribute, up to the end or the first malformed one."""
     at = 0
     while at + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, at)

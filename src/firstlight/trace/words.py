@@ -1,6 +1,6 @@
-"""What a system call was about, in words: the ``detail`` of its span.
+"""Describes the object of a system call: the ``detail`` of its span.
 
-A descriptor reads ``FILESYSTEM:NAME`` or ``socket:FAMILY``; flags and options by their names.
+A descriptor reads ``FILESYSTEM:NAME`` or ``socket:FAMILY``; flags and options have their names.
 """
 
 import os
@@ -45,7 +45,7 @@ _AF_NETLINK = 16
 def detail(  # noqa: C901 - one flat table
     name: str, magic: int, family: int, protocol: int, args: Sequence[int], text: bytes
 ) -> str:
-    """The words for one call, from what ``struct event`` holds of it."""
+    """The description of one call, from its fields in ``struct event``."""
     match name:
         case "unshare":
             return namespaces(args[0])

@@ -178,7 +178,7 @@ def test_what_cannot_run_is_said_once_for_each_reason() -> None:
 def test_a_directory_of_runs_is_no_run(tmp_path: Path) -> None:
     synthetic.container_creation(tmp_path / "one")
     found = refusal("report", str(tmp_path))
-    assert found.hint == f"name the runs in it: {tmp_path}/*"
+    assert found.hint == f"give the runs in it: {tmp_path}/*"
 
 
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
