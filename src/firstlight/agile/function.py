@@ -25,7 +25,9 @@ class Function(Struct, frozen=True, kw_only=True):
     is ready when its command is executed.
 
     Of kind ``python``, ``handler`` is ``module:name``, imported from ``rootfs`` by a warm
-    interpreter; of kind ``wasm``, ``rootfs`` is a module's file and ``handler`` an export.
+    interpreter; of kind ``wasm``, ``rootfs`` is a module's file, ``handler`` an export and
+    ``command`` what it finds as its arguments. Its instances share ``cpus`` and ``scratch``, and
+    each has ``memory``; they have no network.
     """
 
     rootfs: str

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Coroutine
@@ -18,7 +19,7 @@ import msgspec
 
 from firstlight.agile import roots, seccomp, wire
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
-from firstlight.agile.config import Config
+from firstlight.agile.config import Config, PoolSize
 from firstlight.agile.function import Counts, Ended, Function, Listed, Result
 from firstlight.agile.instance import Instance, Sandbox
 from firstlight.agile.journal import Journal
@@ -26,6 +27,7 @@ from firstlight.agile.network import Network, Networks
 from firstlight.agile.once import Once
 from firstlight.agile.output import Output, pipes
 from firstlight.agile.pool import Pool, Traffic
+from firstlight.agile.resident import Resident
 from firstlight.agile.spawner import Spawner
 from firstlight.agile.wasm import Wasm
 from firstlight.agile.wire import Flag
@@ -62,7 +64,7 @@ class Runtime:
         self._cgroup_pools: dict[Limits, Pool[Cgroup]] = {}
         self._network_pools: dict[str, Pool[Network]] = {}
         self._zygotes: Once[Zygote] = Once()
-        self._wasms: dict[bytes, Wasm] = {}
+        self._wasms: Once[Wasm] = Once()
         self._instances: dict[str, Instance] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._serial = self._count = 0
@@ -103,12 +105,13 @@ class Runtime:
             instance.kill()
         await self._kinds.close()
         await self._zygotes.close()
+        await self._wasms.close()
         for pool in self._all_pools():
             await pool.close()
         for zygote in self._zygotes.values():
             await zygote.close()
         for wasm in self._wasms.values():
-            wasm.close()
+            await wasm.close()
         if self._latest_spawner:
             self._latest_spawner.close()
         ends = [instance.ended for instance in self._instances.values()]
@@ -185,12 +188,17 @@ class Runtime:
         if function.kind == "command":
             raise Failed("a function of kind command has no handler", "start it")
         if function.kind == "wasm":
-            key = _key(function)
-            if key not in self._wasms:
-                function.check()
-                self._wasms[key] = Wasm(function)
-            return await self._wasms[key].invoke(event, requested)
+            return await (await self._wasm(function)).invoke(event, requested)
         return await (await self._zygote(function)).invoke(event, requested)
+
+    async def attach(self, function: Function) -> socket.socket:
+        """A connection to a WebAssembly function's worker, to speak ``wasm_wire`` on.
+
+        Requests and answers on it do not pass the runtime. Raises Failed, Unsupported.
+        """
+        if function.kind != "wasm":
+            raise Failed(f"a function of kind {function.kind} has no worker", "invoke or start it")
+        return await (await self._wasm(function)).connect()
 
     def running(self) -> list[Listed]:
         """The running instances."""
@@ -404,6 +412,41 @@ class Runtime:
             raise
         return zygote
 
+    async def _wasm(self, function: Function) -> Wasm:
+        async def made() -> Wasm:
+            function.check()
+            return Wasm(function, self._resident)
+
+        return await self._wasms.get(_key(function), made)
+
+    async def _resident(self, function: Function, tree: int) -> Resident:
+        """An instance on a root file system of its own, a detached tree. It has no network."""
+        template = await self._template(tree)
+        shared = await self._networks.make("none")
+        kind = _Kind(function, template, shared)
+        kind.sandboxes = Pool(
+            f"sandbox {' '.join(function.command)}", PoolSize(low=0, high=0),
+            lambda: self._prepared(kind), self._discard_sandbox, self._traffic,
+        )  # fmt: skip
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        outputs, streams = pipes()
+        outputs[0].close()
+        try:
+            sandbox, warm = await self._woken(kind, [theirs.fileno(), streams[1], streams[2]])
+            instance = await self._running(kind, sandbox, warm, [], time.monotonic_ns())
+        except BaseException:
+            ours.close()
+            outputs[1].close()
+            self._networks.discard(shared)
+            raise
+        finally:
+            for descriptor in streams:
+                os.close(descriptor)
+            theirs.close()
+            os.close(template)
+        instance.ended.add_done_callback(lambda _: self._networks.discard(shared))
+        return Resident(instance, ours, outputs[1])
+
     async def _rooted(self, function: Function) -> int:
         """A function's template."""
         function.check()
@@ -493,4 +536,7 @@ def _limits(function: Function) -> Limits:
 
 
 def _key(function: Function) -> bytes:
-    return msgspec.msgpack.encode(function)
+    try:
+        return msgspec.msgpack.encode(function)
+    except UnicodeEncodeError as error:
+        raise Failed(f"the function's word {error.object!r} is not UTF-8") from error

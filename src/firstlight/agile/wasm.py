@@ -1,132 +1,353 @@
-"""WebAssembly functions: the lightest instances, each a store of its own in this process.
+"""WebAssembly functions: each has a worker in a sandbox, and each request an instance in it.
 
-What keeps one from the host and from its neighbours is WebAssembly itself, as wasmtime compiles
-it, and nothing of the kernel: no namespace, no cgroup, no seccomp. It is given no imports, so it
-can compute and no more; its memory and its time are limited. A handler takes the numbers of a
-JSON array and returns a number, an array of them, or nothing.
+The worker (``native/agile/wasm_worker.c``) compiles the module and runs its instances with
+wasmtime; this process reads neither module nor compiled code. An export takes the numbers of a
+JSON array and returns a number, an array of them, or nothing; a command, whose handler is
+``_start``, has the event as JSON on its standard input, and answers by what it writes.
 """
 
 import asyncio
-import threading
+import math
+import os
+import socket
+import struct
+import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import msgspec
 
-from firstlight.agile.function import Function, Result
+from firstlight.agile import wasm_wire
+from firstlight.agile.assembled import assemble
+from firstlight.agile.function import Ended, Function, Result
+from firstlight.agile.spawner import describe
+from firstlight.agile.wasm_channel import Channel
+from firstlight.agile.wasm_wire import Outcome, Reply
 from firstlight.errors import Failed, Unsupported
+from firstlight.native import native
 
-_TICK_SECONDS = 0.005
-_IDLE_TICKS = 20
-_THREADS = 2
+WASMTIME = 50
+"""The version of wasmtime whose interface the worker is written for."""
+THREADS = 8
+"""How many instances of a function run at once; more wait."""
+WORKER_BYTES = 512 << 20
+"""What a worker may use beside its instances' memory: for its compiler, and the compiled code."""
+ELEMENTS = 1 << 16
+MODULE_MAX = 256 << 20
+_MEMORY_MAX = 4 << 30
+_PIDS, _FILES = 128, 4096
+_REFUSED = 3
+_STALE_SECONDS = 0.2
+_GRACE_SECONDS = 2.0
+_WORDS_MOST = 500
+_DIRECTORIES = ("proc", "dev", "tmp")
+
+
+class Worker(Protocol):
+    """A worker's process."""
+
+    ended: asyncio.Future[Ended]
+
+    def connect(self) -> socket.socket:
+        """A connection to it. Raises Failed."""
+
+    async def words(self) -> str:
+        """What it wrote to standard error, when it has ended."""
+
+    def kill(self) -> None:
+        """End it."""
+
+
+Launch = Callable[[Function, int], Awaitable[Worker]]
+"""Starts a function, resident, on a root file system that is a detached tree. Raises Failed."""
+
+
+class _Serving:
+    """A worker that serves, and the version of the module that it has compiled."""
+
+    def __init__(self, worker: Worker, channel: Channel, identity: tuple[int, ...]) -> None:
+        self.worker, self.channel, self.identity = worker, channel, identity
+        self.checked = time.monotonic()
 
 
 class Wasm:
-    """One function's module, compiled. Raises Unsupported, Failed."""
+    """One function, and its worker, which is started by the first request and after its end."""
 
-    def __init__(self, function: Function) -> None:
-        try:
-            import wasmtime  # an optional dependency
-        except ImportError:
-            raise Unsupported("wasmtime is not installed", "pip install firstlight[wasm]") from None
-        self._wasmtime = wasmtime
-        self._function = function
-        config = wasmtime.Config()
-        config.epoch_interruption = True
-        self._engine = wasmtime.Engine(config)
-        try:
-            self._module = wasmtime.Module(self._engine, Path(function.rootfs).read_bytes())
-        except OSError as error:
-            raise Failed(f"cannot read the module {function.rootfs}: {error.strerror}") from error
-        except wasmtime.WasmtimeError as error:
-            raise Failed(f"{function.rootfs} is not a WebAssembly module: {error}") from error
-        exports = {export.name for export in self._module.exports}
-        if function.handler not in exports:
-            raise Failed(f"the module {function.rootfs} exports no {function.handler!r}",
-                         f"it exports: {', '.join(sorted(exports))}")  # fmt: skip
-        if self._module.imports:
-            names = ", ".join(f"{one.module}.{one.name}" for one in self._module.imports)
-            raise Failed(f"the module {function.rootfs} imports {names}", "it is given no imports")
-        self._threads = ThreadPoolExecutor(_THREADS, "wasm")
-        self._is_quick = True
-        self._last = 0.0
-        self._under_way = 0
-        self._awake = threading.Event()
-        self._closed = False
-        threading.Thread(target=self._tick, name="wasm clock", daemon=True).start()
+    def __init__(self, function: Function, launch: Launch) -> None:
+        self.function, self._launch = function, launch
+        self._serving: _Serving | None = None
+        self._starting: asyncio.Future[_Serving] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def invoke(self, event: object, requested: int) -> Result:
-        """Run the export in an instance of its own; no event is no arguments. Raises Failed.
+        """Run the handler on an event in an instance of its own. Raises Failed, Unsupported."""
+        [result] = await self.invoke_all([event], requested)
+        if isinstance(result, Failed):
+            raise result
+        return result
 
-        It runs in this thread for a tick or two; a handler that takes longer is run again in
-        another, from then on at once: without imports, a run that was cut off has no effects.
-        """
+    async def invoke_all(self, events: list[object], requested: int) -> list[Result | Failed]:
+        """Run the handler on each event, each in an instance of its own, by one message."""
+        encoded = [self._encode(event) for event in events]
+        warm = self._serving is not None
+        serving = await self._current()
+        try:
+            replies = await asyncio.wait_for(
+                serving.channel.ask(encoded),
+                self.function.timeout * max(len(events), 1) + _GRACE_SECONDS,
+            )
+        except TimeoutError:
+            raise Failed(f"{self.function.handler} did not answer in {self.function.timeout} s",
+                         "its worker is busy with other requests") from None  # fmt: skip
+        return [self._result(reply, requested, warm) for reply in replies]
+
+    async def connect(self) -> socket.socket:
+        """A connection to the worker, to speak ``wasm_wire`` on. Raises Failed, Unsupported."""
+        return (await self._current()).worker.connect()
+
+    async def _current(self) -> _Serving:
+        """The worker of the module as it is now."""
+        serving = self._serving
+        if serving and time.monotonic() - serving.checked > _STALE_SECONDS:
+            serving.checked = time.monotonic()
+            identity = await asyncio.to_thread(_identity, self.function.rootfs)
+            if self._serving is serving and identity != serving.identity:
+                self._serving = None
+                self._task(_retired(serving))
+        if self._serving:
+            return self._serving
+        if not self._starting:
+            self._starting = asyncio.ensure_future(self._start())
+            self._starting.add_done_callback(_seen)
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> _Serving:
+        function = self.function
+        try:
+            definition = _definition(function)
+            tree, identity = await asyncio.to_thread(_tree, function)
+            try:
+                worker = await self._launch(definition, tree)
+            finally:
+                os.close(tree)
+            connection = await self._connected(worker)
+            serving = _Serving(worker, Channel(connection, function.handler), identity)
+            self._task(self._watch(serving))
+            try:
+                await asyncio.wait_for(serving.channel.ask([]), function.timeout)
+            except BaseException as error:
+                worker.kill()
+                if isinstance(error, TimeoutError):
+                    raise Failed(f"compiling {function.rootfs} took over {function.timeout} s",
+                                 "give the function more time or CPUs") from None  # fmt: skip
+                raise
+            self._serving = serving
+            return serving
+        finally:
+            self._starting = None
+
+    async def _connected(self, worker: Worker) -> socket.socket:
+        try:
+            return worker.connect()
+        except Failed:
+            worker.kill()  # it has ended before, or is none that serves
+            raise await self._epitaph(worker) from None
+
+    async def _watch(self, serving: _Serving) -> None:
+        """Tell those who wait for a worker how it ended."""
+        worker, channel = serving.worker, serving.channel
+        await asyncio.wait((worker.ended, channel.over), return_when=asyncio.FIRST_COMPLETED)
+        if not worker.ended.done():  # it lets us down, or is about to end
+            await asyncio.wait((worker.ended,), timeout=_GRACE_SECONDS)
+            worker.kill()
+        epitaph = await self._epitaph(worker)
+        if self._serving is serving:
+            self._serving = None
+        channel.fail(epitaph)
+
+    async def _epitaph(self, worker: Worker) -> Failed:
+        """How it ended, when it has."""
+        ended = await worker.ended
+        words = (await worker.words()).strip()
+        name, path = self.function.handler, self.function.rootfs
+        again = "the next request starts another"
+        if ended.status == _REFUSED:
+            what, _, remedy = words.partition("\n")
+            return Failed(f"the module {path} cannot be run: {what}", remedy or None)
+        if ended.out_of_memory:
+            limit = _definition(self.function).memory
+            return Failed(f"the worker of {name} was killed for memory",
+                          f"its limit is {limit} bytes: {self.function.memory} for each of "
+                          f"{THREADS} instances, {WORKER_BYTES} for the compiler")  # fmt: skip
+        how = describe(ended.signal if ended.signal else (ended.status or 0) << 8)
+        return Failed(f"the worker of {name} ended: {how}",
+                      f"it wrote: {words[-_WORDS_MOST:]}; {again}" if words else again)  # fmt: skip
+
+    def _encode(self, event: object) -> bytes:
+        name = self.function.handler
+        if name == "_start":
+            return wasm_wire.event(stdin=b"" if event is None else msgspec.json.encode(event))
         event = [] if event is None else event
         if not isinstance(event, list) or not all(type(n) in (int, float) for n in event):
-            raise Failed(f"{self._function.handler} takes numbers", "write them [1, 2]")
-        self._under_way += 1
-        self._last = time.monotonic()
-        self._awake.set()
-        try:
-            began, value = await self._answered(event)
-        finally:
-            self._under_way -= 1
+            raise Failed(f"{name} takes numbers", "write them [1, 2]")
+        return wasm_wire.event(event)
+
+    def _result(self, reply: Reply, requested: int, warm: bool) -> Result | Failed:
+        name = self.function.handler
+        returned = reply.outcome is Outcome.RETURNED or (
+            name == "_start" and reply.outcome is Outcome.EXITED and reply.status == 0
+        )
+        if not returned:
+            return self._failure(reply)
+        values = reply.values
+        if not all(math.isfinite(value) for value in values):
+            return Failed(f"{name} returned {', '.join(map(str, values))}",
+                          "JSON has no such number: return another")  # fmt: skip
+        value = None if not values else values[0] if len(values) == 1 else values
         return Result(
-            value=msgspec.Raw(msgspec.json.encode(value)), requested=requested, began=began,
-            finished=time.monotonic_ns(), warm=True,
+            value=msgspec.Raw(msgspec.json.encode(value)), requested=requested, warm=warm,
+            began=reply.began, finished=reply.finished, stdout=reply.stdout, stderr=reply.stderr,
         )  # fmt: skip
 
-    async def _answered(self, event: list[Any]) -> tuple[int, object]:
-        if self._is_quick:
-            try:
-                return self._run(event, 2)
-            except _CutOff:
-                self._is_quick = False
-        ticks = 1 + int(self._function.timeout / _TICK_SECONDS)
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._threads, self._run, event, ticks)
-        except _CutOff:
-            raise Failed(
-                f"{self._function.handler} did not answer in {self._function.timeout} s"
-            ) from None
+    def _failure(self, reply: Reply) -> Failed:
+        name = self.function.handler
+        hint = f"it wrote: {reply.stderr[-_WORDS_MOST:]}" if reply.stderr else None
+        match reply.outcome:
+            case Outcome.REFUSED:
+                return Failed(f"{name} {reply.text}", "write what it takes, for instance [1, 2]")
+            case Outcome.LATE:
+                return Failed(f"{name} did not answer in {self.function.timeout} s", hint)
+            case Outcome.EXITED:
+                return Failed(f"{name} exited with status {reply.status}", hint)
+            case Outcome.TRAPPED:
+                return Failed(f"{name} trapped: {reply.text}", hint)
+        return Failed(f"no instance of {name} can be made: {reply.text}", hint)
 
-    def _run(self, event: list[Any], ticks: int) -> tuple[int, object]:
-        store = self._wasmtime.Store(self._engine)
-        store.set_limits(memory_size=self._function.memory, instances=1)
-        store.set_epoch_deadline(ticks)
-        name = self._function.handler
-        try:
-            instance = self._wasmtime.Instance(store, self._module, [])
-            handler = instance.exports(store)[name]
-            if not isinstance(handler, self._wasmtime.Func):
-                raise Failed(f"the export {name!r} is not a function")
-            began = time.monotonic_ns()
-            return began, handler(store, *event)
-        except (self._wasmtime.WasmtimeError, self._wasmtime.Trap) as error:
-            said = str(error).strip().splitlines()[-1]
-            if "interrupt" in str(error):
-                raise _CutOff from None
-            raise Failed(f"{name} trapped: {said}") from None
-        except (TypeError, ValueError, OverflowError) as error:
-            raise Failed(f"{name} cannot take {event}: {error}") from None
+    def _task(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    def _tick(self) -> None:
-        """A thread: it must count on while a handler holds the event loop."""
-        while self._awake.wait() and not self._closed:
-            time.sleep(_TICK_SECONDS)
-            self._engine.increment_epoch()
-            if not self._under_way and time.monotonic() - self._last > _IDLE_TICKS * _TICK_SECONDS:
-                self._awake.clear()
-
-    def close(self) -> None:
-        """Let its threads go."""
-        self._closed = True
-        self._awake.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    async def close(self) -> None:
+        """End the worker."""
+        if self._starting:
+            self._starting.cancel()
+        if self._serving:
+            self._serving.worker.kill()
+        for task in list(self._tasks):
+            with suppress(asyncio.CancelledError):
+                await task
 
 
-class _CutOff(Exception):
-    """The handler took longer than it was given."""
+def _seen(starting: "asyncio.Future[_Serving]") -> None:
+    """Who asked for it may have given up; then nobody else has the error."""
+    if not starting.cancelled():
+        starting.exception()
+
+
+async def _retired(serving: _Serving) -> None:
+    """A worker whose module was replaced answers what it was asked, and ends."""
+    while serving.channel.waiting and not serving.channel.over.done():
+        await asyncio.sleep(_STALE_SECONDS)
+    serving.worker.kill()
+
+
+def _definition(function: Function) -> Function:
+    """The worker as a function of kind ``command``, which has the limits of what it runs."""
+    memory = min(function.memory, _MEMORY_MAX)
+    arguments = (Path(function.rootfs).name, *function.command)
+    variables = [word for pair in function.env.items() for word in pair]
+    words = (*arguments, *variables, function.handler)
+    if not all(_is_text(word) for word in words):
+        raise Failed(f"an argument or a variable of {function.handler} is not UTF-8 without NUL",
+                     "WASI has no others")  # fmt: skip
+    return msgspec.structs.replace(
+        function, kind="command", env={"LD_LIBRARY_PATH": "/lib"}, directory="/", network="none",
+        ports={}, ready=None, pids=_PIDS, files=_FILES, memory=WORKER_BYTES + THREADS * memory,
+        command=(
+            "/worker", "/lib/libwasmtime.so", "/module", str(memory), str(ELEMENTS),
+            str(int(function.timeout * 1e9)), str(THREADS), function.handler,
+            str(len(arguments)), *arguments, *variables,
+        ),
+    )  # fmt: skip
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in word
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _tree(function: Function) -> tuple[int, tuple[int, ...]]:
+    """The worker's root file system, and which module is in it. Blocks."""
+    identity = _identity(function.rootfs)
+    if not identity:
+        raise Failed(f"there is no module {function.rootfs}", "give the path of a .wasm file")
+    worker = native("wasm-worker")
+    interpreter, libraries = _libraries(worker, _library())
+    files = {
+        "/worker": worker, "/lib/libwasmtime.so": _library(), "/module": Path(function.rootfs),
+        interpreter: Path(interpreter), **{f"/lib/{path.name}": path for path in libraries},
+    }  # fmt: skip
+    return assemble(files, _DIRECTORIES, MODULE_MAX), identity
+
+
+@lru_cache
+def _library() -> Path:
+    """wasmtime's shared library, in the package of which nothing is imported."""
+    package = find_spec("wasmtime")
+    if not package or not package.submodule_search_locations:
+        raise Unsupported("wasmtime is not installed", "pip install firstlight[wasm]")
+    if version("wasmtime").split(".")[0] != str(WASMTIME):
+        raise Unsupported(f"wasmtime {version('wasmtime')} is installed, and {WASMTIME} is needed",
+                          "pip install firstlight[wasm]")  # fmt: skip
+    found = [*Path(package.submodule_search_locations[0]).glob(f"linux-{os.uname().machine}/*.so")]
+    if len(found) != 1:
+        raise Unsupported(f"wasmtime has no library for {os.uname().machine}",
+                          "x86_64 or aarch64 is needed")  # fmt: skip
+    return found[0]
+
+
+@lru_cache
+def _libraries(program: Path, library: Path) -> tuple[str, tuple[Path, ...]]:
+    """The program's dynamic loader, and the host's libraries that it and the library need."""
+    interpreter = _interpreter(program.read_bytes())
+    needed: dict[str, Path] = {}
+    for path in (program, library):
+        done = subprocess.run(
+            [interpreter, "--list", path], capture_output=True, text=True, env={}, check=False
+        )
+        if done.returncode:
+            raise Failed(f"cannot find the libraries of {path}: {done.stderr.strip()}")
+        for line in done.stdout.splitlines():
+            name, arrow, rest = line.strip().partition(" => ")
+            if arrow:
+                needed[name] = Path(rest.split(" (")[0])
+    return interpreter, tuple(needed.values())
+
+
+def _interpreter(program: bytes) -> str:
+    """The dynamic loader that an ELF program of 64 bits names, by its PT_INTERP."""
+    [table] = struct.unpack_from("=Q", program, 32)
+    size, count = struct.unpack_from("=HH", program, 54)
+    for place in range(table, table + size * count, size):
+        kind, _, offset, _, _, length = struct.unpack_from("=IIQQQQ", program, place)
+        if kind == 3:
+            return program[offset : offset + length].rstrip(b"\0").decode()
+    raise Failed("the worker names no dynamic loader", "build it again: make setup")

@@ -1,0 +1,92 @@
+/* Emptying an instance's /tmp, which may be as deep as its author liked. */
+#include "wasm_module.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static void close_directory(DIR **directory)
+{
+	if (*directory)
+		closedir(*directory);
+}
+
+static DIR *open_directory(int at, const char *name)
+{
+	int descriptor = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	DIR *directory = descriptor < 0 ? NULL : fdopendir(descriptor);
+	if (descriptor >= 0 && !directory)
+		close(descriptor);
+	return directory;
+}
+
+/* Moves a directory that is not empty to the top, under a name that is free there or empty. */
+static int lift(int from, const char *name, int top)
+{
+	static _Thread_local unsigned serial;
+	char fresh[32];
+	do
+		snprintf(fresh, sizeof fresh, "%u", serial++);
+	while (renameat(from, name, top, fresh) &&
+	       (errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR));
+	return faccessat(from, name, F_OK, AT_SYMLINK_NOFOLLOW) ? 0 : -1;
+}
+
+/* Returns 0, 1 if the entry is a directory that is not empty, or -1. */
+static int remove_entry(int at, const char *name)
+{
+	if (!unlinkat(at, name, 0))
+		return 0;
+	if (errno != EISDIR && errno != EPERM)
+		return -1;
+	if (!unlinkat(at, name, AT_REMOVEDIR))
+		return 0;
+	return errno == ENOTEMPTY ? 1 : -1;
+}
+
+static bool is_dots(const char *name)
+{
+	return !strcmp(name, ".") || !strcmp(name, "..");
+}
+
+/* Empties one directory below the top; what is deeper comes to the top. */
+static int flatten(int top, const char *name)
+{
+	__attribute__((cleanup(close_directory))) DIR *directory = open_directory(top, name);
+	if (!directory)
+		return -1;
+	for (struct dirent *entry; errno = 0, (entry = readdir(directory));) {
+		if (is_dots(entry->d_name))
+			continue;
+		int full = remove_entry(dirfd(directory), entry->d_name);
+		if (full < 0 || (full && lift(dirfd(directory), entry->d_name, top)))
+			return -1;
+	}
+	return errno ? -1 : 0;
+}
+
+int wasm_empty_directory(const char *path)
+{
+	__attribute__((cleanup(close_directory))) DIR *directory = open_directory(AT_FDCWD, path);
+	if (!directory)
+		return -1;
+	for (bool again = true; again;) {
+		again = false;
+		rewinddir(directory);
+		for (struct dirent *entry; errno = 0, (entry = readdir(directory));) {
+			if (is_dots(entry->d_name))
+				continue;
+			int full = remove_entry(dirfd(directory), entry->d_name);
+			if (full < 0 || (full && flatten(dirfd(directory), entry->d_name)))
+				return -1;
+			again |= full > 0;
+		}
+		if (errno)
+			return -1;
+	}
+	return 0;
+}

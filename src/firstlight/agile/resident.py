@@ -1,0 +1,44 @@
+"""An instance that stays, and serves clients' connections that are passed to it."""
+
+import asyncio
+import socket
+
+from firstlight.agile import wire
+from firstlight.agile.instance import Instance
+from firstlight.agile.output import Output
+from firstlight.errors import Failed
+
+_WORDS_MOST = 1 << 16
+
+
+class Resident:
+    """One of them; its standard input is the other end of ``control``."""
+
+    def __init__(self, instance: Instance, control: socket.socket, errors: Output) -> None:
+        self.ended = instance.ended
+        self._instance, self._control, self._errors = instance, control, errors
+        self._words = asyncio.ensure_future(errors.all(_WORDS_MOST))
+        control.setblocking(False)
+        instance.ended.add_done_callback(lambda _: control.close())
+
+    def connect(self) -> socket.socket:
+        """A connection to it, of type seqpacket. Raises Failed."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                self._control.sendmsg([b"connection"], wire.rights([theirs.fileno()]))
+            except OSError as error:
+                ours.close()
+                raise Failed(f"instance {self._instance.id} takes no connection: {error.strerror}",
+                             "try again") from error  # fmt: skip
+        return ours
+
+    async def words(self) -> str:
+        """What it wrote to standard error, when it has ended."""
+        text = await self._words
+        self._errors.close()
+        return text.decode(errors="replace")
+
+    def kill(self) -> None:
+        """End it."""
+        self._instance.kill()

@@ -1,0 +1,130 @@
+"""A connection to a WebAssembly worker, whose requests are answered in any order."""
+
+import asyncio
+import socket
+from collections import deque
+from contextlib import suppress
+
+from firstlight.agile import wasm_wire
+from firstlight.agile.wasm_wire import Reply
+from firstlight.errors import Failed
+
+WAITING_MAX = 4096
+_READS = 16  # before others have their turn
+
+
+class _Asked:
+    """One message's events, and their results as they come."""
+
+    def __init__(self, events: int) -> None:
+        self.replies: list[Reply | None] = [None] * events
+        self.missing = events
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def take(self, first: int, replies: list[Reply]) -> None:
+        for place, reply in enumerate(replies, first):
+            if place >= len(self.replies) or self.replies[place] is not None:
+                raise Failed(f"a worker answered event {place} twice, or it is none")
+            self.replies[place] = reply
+        self.missing -= len(replies)
+        if not self.missing and not self.done.done():
+            self.done.set_result(None)
+
+
+class Channel:
+    """One connection. ``over`` is done when the worker ended it, or did not keep the protocol."""
+
+    def __init__(self, connection: socket.socket, name: str) -> None:
+        self._socket, self._name = connection, name
+        self._loop = asyncio.get_running_loop()
+        self._asked: dict[int, _Asked] = {}
+        self._unsent: deque[bytes] = deque()
+        self._serial = self._waiting = 0
+        self._error: Failed | None = None
+        self.over: asyncio.Future[None] = self._loop.create_future()
+        connection.setblocking(False)
+        self._loop.add_reader(connection.fileno(), self._read)
+
+    async def ask(self, events: list[bytes]) -> list[Reply]:
+        """The results of these events; of none, when the worker serves. Raises Failed."""
+        if self._error:
+            raise self._error
+        if self._waiting + len(events) > WAITING_MAX:
+            raise Failed(f"{self._waiting} events wait for the worker of {self._name}",
+                         "send fewer at once, or give the function more CPUs")  # fmt: skip
+        self._serial += 1
+        serial = self._serial
+        message = wasm_wire.request(serial, events)
+        asked = self._asked[serial] = _Asked(len(events))
+        self._waiting += len(events)
+        self._send(message)
+        try:
+            await asked.done
+        finally:
+            self._waiting -= len(events)
+            self._asked.pop(serial, None)
+        return [reply for reply in asked.replies if reply]
+
+    @property
+    def waiting(self) -> int:
+        """How many events have no result yet."""
+        return self._waiting
+
+    def fail(self, error: Failed) -> None:
+        """Nothing more comes: who waits, and who asks, has this error."""
+        self._error = error
+        self._end()
+        for asked in self._asked.values():
+            if not asked.done.done():
+                asked.done.set_exception(error)
+
+    def _send(self, message: bytes) -> None:
+        if not self._unsent:
+            try:
+                self._socket.send(message)
+            except BlockingIOError:
+                self._loop.add_writer(self._socket.fileno(), self._flush)
+            except OSError:
+                return  # it is gone: its end is told by the reader
+            else:
+                return
+        self._unsent.append(message)
+
+    def _flush(self) -> None:
+        with suppress(BlockingIOError):
+            while self._unsent:
+                try:
+                    self._socket.send(self._unsent[0])
+                except BlockingIOError:
+                    raise
+                except OSError:
+                    self._unsent.clear()
+                    break
+                self._unsent.popleft()
+            self._loop.remove_writer(self._socket.fileno())
+
+    def _read(self) -> None:
+        for _ in range(_READS):
+            try:
+                message = self._socket.recv(wasm_wire.MESSAGE_MAX)
+            except BlockingIOError:
+                return
+            except OSError:
+                message = b""
+            try:
+                if not message:
+                    raise Failed(f"the worker of {self._name} is gone")
+                identity, first, replies = wasm_wire.answer(message)
+                if identity in self._asked:
+                    self._asked[identity].take(first, replies)
+            except Failed:
+                self._end()
+                return
+
+    def _end(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_writer(self._socket.fileno())
+            self._socket.close()
+        if not self.over.done():
+            self.over.set_result(None)
