@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LINKS = Path(".venv/libexec/kubernetes").absolute()
 KEPT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "firstlight"
-BUILD_GB = 5.0  # sources and objects of a cold build, in Go's own caches
+BUILD_GB = 6.0  # sources and objects of a cold build, in Go's own caches
 ETCD = (Path(".venv/libexec/etcd/usr/bin/etcd").absolute(), Path("/usr/bin/etcd"))
 
 KUBERNETES = "1.34.4"

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-MAY_BE_MISSING = ("make cni-plugins", "needs a real Firecracker", "needs an OSv")
+MAY_BE_MISSING = ("make cni-plugins", "make kubernetes", "needs a real Firecracker", "needs an OSv")
 _skipped: list[str] = []
 
 

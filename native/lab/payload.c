@@ -6,6 +6,7 @@
  *   payload reach ADDRESS    the same, but the answer is the end point: "firstlight step payload
  *                            FIRST-INSTRUCTION START", the step packet, and "firstlight ready END"
  *   payload once [ADDRESS]   as ready, or with an address as reach, and exit
+ *   payload hold             keep a pod's namespaces until SIGTERM or SIGINT, as a pause container
  *   payload clone NS[,NS] [--] COMMAND [ARG...]
  *                            the floor: one clone3 into new namespaces (net mount pid ipc uts user
  *                            cgroup time, or none), exec COMMAND, hand on its exit status
@@ -90,6 +91,19 @@ static int wait_for_the_end(void)
 	return 0;
 }
 
+static int hold(void)
+{
+	sigset_t ends;
+	int signal_number;
+	sigemptyset(&ends);
+	sigaddset(&ends, SIGTERM);
+	sigaddset(&ends, SIGINT);
+	/* Orphans of the pod, where it shares a PID namespace, are reaped by the kernel. */
+	if (signal(SIGCHLD, SIG_IGN) == SIG_ERR || sigprocmask(SIG_BLOCK, &ends, NULL))
+		return fail("signals");
+	return sigwait(&ends, &signal_number) != 0;
+}
+
 static const struct {
 	const char *name;
 	__u64 flag;
@@ -142,6 +156,8 @@ int main(int argc, char **argv)
 		return ready(address, true) || wait_for_the_end();
 	if ((argc == 2 || address) && !strcmp(argv[1], "once"))
 		return ready(address, address);
+	if (argc == 2 && !strcmp(argv[1], "hold"))
+		return hold();
 	if (argc > 3 && !strcmp(argv[1], "clone")) {
 		char **command = argv + 3;
 		if (!strcmp(command[0], "--"))
@@ -150,6 +166,6 @@ int main(int argc, char **argv)
 			return clone_into(argv[2], command);
 	}
 	fputs("usage: payload ready [ADDRESS] | payload reach ADDRESS |"
-	      " payload once [ADDRESS] | payload clone NS[,NS...] [--] COMMAND [ARG...]\n", stderr);
+	      " payload once [ADDRESS] | payload hold | payload clone NS[,NS...] [--] COMMAND [ARG...]\n", stderr);
 	return 2;
 }

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import firstlight
-from firstlight.cli import agile, guest, host, report, run, trace
+from firstlight.cli import agile, cluster, guest, host, report, run, trace
 from firstlight.cli.output import examples, say
 from firstlight.errors import FirstlightError
 
@@ -29,6 +29,7 @@ for group in (host, run, trace, report):
     group.add_to(app)
 app.add_typer(agile.app, name="agile")
 app.add_typer(guest.app, name="guest")
+app.add_typer(cluster.app, name="cluster")
 
 
 def _print_version(asked: bool) -> None:

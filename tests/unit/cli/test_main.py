@@ -28,7 +28,7 @@ def refusal(*words: str) -> FirstlightError:
     return error
 
 
-@pytest.mark.parametrize("group", [(), ("agile",), ("guest",)])
+@pytest.mark.parametrize("group", [(), ("agile",), ("guest",), ("cluster",)])
 def test_the_list_of_verbs_cuts_no_sentence(group: tuple[str, ...]) -> None:
     text = CliRunner().invoke(cli.app, [*group, "--help"], terminal_width=78).stdout
     assert "..." not in text.partition("Commands:")[2].partition("Examples:")[0]
@@ -60,6 +60,9 @@ def test_the_verbs() -> None:
             "agile up",
             "claims",
             "clean",
+            "cluster down",
+            "cluster status",
+            "cluster up",
             "compare",
             "doctor",
             "guest add",

@@ -1,0 +1,95 @@
+"""The verbs of a cluster of one machine: ``firstlight cluster …``."""
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from firstlight.cli.output import Json, examples, print_json, say
+
+if TYPE_CHECKING:
+    from firstlight.lab.cluster.standing import Status
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Run a Kubernetes control plane and node on this machine.",
+)
+_NETWORKS = "bridge,ptp"
+
+
+@app.command(epilog=examples("cluster up", "cluster up --runtime runc,/opt/crun --conf bridge"))
+def up(
+    *,
+    runtime: Annotated[
+        str, typer.Option(metavar="NAME,NAME", help="OCI runtimes by name or path.")
+    ] = "runc",
+    conf: Annotated[
+        str, typer.Option(metavar="NAME,NAME", help="CNI networks, ours by name or a file's path.")
+    ] = _NETWORKS,
+    as_json: Json = False,
+) -> None:
+    """Bring a cluster up, and print its kubeconfig's path.
+
+    Each runtime with each network is a RuntimeClass, RUNTIME-NETWORK. Take it down with
+    cluster down.
+    """
+    from firstlight.lab.cluster import standing
+
+    begun = time.monotonic()
+    record = standing.up(
+        tuple(runtime.split(",")),
+        tuple(conf.split(",")),
+        lambda name: say(f"{time.monotonic() - begun:5.1f} s  {name} is up"),
+    )
+    say(f"{time.monotonic() - begun:5.1f} s  the node is Ready")
+    if as_json:
+        print_json(standing.status())
+    else:
+        typer.echo(record.kubeconfig)
+
+
+@app.command(epilog=examples("cluster down"))
+def down() -> None:
+    """Take the cluster down; nothing of it is left."""
+    from firstlight.lab.cluster import standing
+
+    say("the cluster is down" if standing.down() else "no cluster is up")
+
+
+@app.command(epilog=examples("cluster status", "cluster status --json"))
+def status(*, as_json: Json = False) -> None:
+    """Ask each component how it is. Exit status 1 if any is not well or none is up."""
+    from firstlight.lab.cluster import standing
+
+    seen = standing.status()
+    if as_json:
+        print_json(seen)
+    elif not seen.up:
+        say("no cluster is up: firstlight cluster up")
+    else:
+        _show(seen)
+    raise typer.Exit(
+        not (seen.up and seen.node_ready and all(part.healthy for part in seen.components))
+    )
+
+
+def _show(seen: "Status") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("component", "pid", "says"):
+        table.add_column(column)
+    for part in seen.components:
+        says = "well" if part.healthy else "nothing" if part.pid else "has ended"
+        table.add_row(part.name, str(part.pid or ""), says)
+    console = Console(highlight=False)
+    console.print(table)
+    ready = {True: "Ready", False: "not Ready", None: "unknown"}[seen.node_ready]
+    console.print(
+        f"node {ready}; {seen.pods if seen.pods is not None else '?'} pods; "
+        f"{seen.memory / 1e6:.0f} MB; was up after {seen.took:.1f} s"
+    )
+    console.print(f"runtime classes: {', '.join(seen.runtime_classes)}")
+    console.print(f"kubeconfig: {seen.kubeconfig}")

@@ -1,0 +1,78 @@
+"""Images made here: OCI archives of one layer, which ``ctr images import`` takes.
+
+Format: https://github.com/opencontainers/image-spec, image-layout.md and manifest.md.
+"""
+
+import hashlib
+import io
+import json
+import platform
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+_PLATFORM = {"architecture": _MACHINES.get(platform.machine(), platform.machine()), "os": "linux"}
+
+
+def archive(out: Path, name: str, entrypoint: list[str], files: Mapping[str, Path]) -> None:
+    """Write the image ``name`` to ``out``; ``files`` are executables by their paths in it."""
+    layer = _layer(files)
+    config = _json(
+        {
+            **_PLATFORM,
+            "config": {"Entrypoint": entrypoint, "Env": ["PATH=/bin"]},
+            "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+        }
+    )
+    manifest = _json(
+        {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": _described("application/vnd.oci.image.config.v1+json", config),
+            "layers": [_described("application/vnd.oci.image.layer.v1.tar", layer)],
+        }
+    )
+    entry = _described("application/vnd.oci.image.manifest.v1+json", manifest)
+    names = {
+        "io.containerd.image.name": name,
+        "org.opencontainers.image.ref.name": name.rpartition(":")[2],
+    }
+    index = _json(
+        {"schemaVersion": 2, "manifests": [{**entry, "annotations": names, "platform": _PLATFORM}]}
+    )
+    with tarfile.open(out, "w") as tar:
+        _add(tar, "oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
+        _add(tar, "index.json", index)
+        for blob in (layer, config, manifest):
+            _add(tar, f"blobs/sha256/{_digest(blob).partition(':')[2]}", blob)
+
+
+def _layer(files: Mapping[str, Path]) -> bytes:
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w") as tar:
+        for directory in ("bin", "dev", "etc", "proc", "sys", "tmp"):
+            entry = tarfile.TarInfo(directory)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
+        for path, source in files.items():
+            _add(tar, path.lstrip("/"), source.read_bytes(), mode=0o755)
+    return held.getvalue()
+
+
+def _add(tar: tarfile.TarFile, path: str, data: bytes, mode: int = 0o644) -> None:
+    entry = tarfile.TarInfo(path)
+    entry.size, entry.mode = len(data), mode
+    tar.addfile(entry, io.BytesIO(data))
+
+
+def _described(kind: str, blob: bytes) -> dict[str, object]:
+    return {"mediaType": kind, "digest": _digest(blob), "size": len(blob)}
+
+
+def _digest(blob: bytes) -> str:
+    return f"sha256:{hashlib.sha256(blob).hexdigest()}"
+
+
+def _json(document: object) -> bytes:
+    return json.dumps(document).encode()

@@ -1,0 +1,107 @@
+"""What a cluster's own mount namespace shows, so that nothing that a component writes stays.
+
+Called in new mount, network, cgroup and PID namespaces, by their first process.
+"""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from firstlight.errors import Failed
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_FLAGS = ("rw", "ro", "xattr", "clone_children")
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """A cgroup hierarchy: where it is mounted, its file system and its options."""
+
+    at: Path
+    kind: str
+    options: str
+
+
+def hierarchies() -> list[Hierarchy]:
+    """The host's, as mounted; asked before they are covered."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        if kind in ("cgroup", "cgroup2"):
+            words = [] if kind == "cgroup2" else options.split(",")
+            named = [word for word in words if word.startswith("name=")]
+            controllers = [word for word in words if "=" not in word and word not in _FLAGS]
+            chosen = ",".join(["none", *named] if named else controllers)
+            found.append(Hierarchy(Path(before.split()[4]), kind, chosen))
+    return found
+
+
+def enter(group: str, of: list[Hierarchy]) -> None:
+    """Make a top cgroup in every hierarchy and move this process into it.
+
+    A version 1 cpuset takes no process before it has CPUs and memory.
+    """
+    for hierarchy in of:
+        top = hierarchy.at / group
+        top.mkdir(exist_ok=True)
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if hierarchy.kind == "cgroup" and (top / name).exists():
+                (top / name).write_text((hierarchy.at / name).read_text())
+        (top / "cgroup.procs").write_text("0")
+
+
+def private(work: Path, scratch: Path, of: list[Hierarchy]) -> None:
+    """Give this mount namespace a /proc, /sys, /run and /var of its own; ``work`` stays in place.
+
+    /var shows the host's files, and what is written to it goes to ``scratch``.
+    """
+    mount("--make-rprivate", "/")
+    mount("--make-shared", "/")  # containerd keeps network namespaces in mounts that it shares
+    mount("-t", "proc", "proc", "/proc")
+    mount("-t", "sysfs", "sysfs", "/sys")
+    _remount_cgroups(of)
+    for optional in (("bpf", "/sys/fs/bpf"), ("tracefs", "/sys/kernel/tracing")):
+        subprocess.run(["mount", "-t", optional[0], optional[0], optional[1]], capture_output=True)
+    held = os.open(work, os.O_PATH | os.O_DIRECTORY)
+    upper, changed = scratch / "var", scratch / "var.work"
+    upper.mkdir(parents=True)
+    changed.mkdir()
+    mount("-t", "overlay", "-o", f"lowerdir=/var,upperdir={upper},workdir={changed}", "overlay",
+          "/var")  # fmt: skip
+    mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
+    work.mkdir(parents=True, exist_ok=True)
+    mount("--no-canonicalize", "--bind", f"/proc/self/fd/{held}", str(work), keep=held)
+    os.close(held)
+    Path("/run/netns").mkdir()
+
+
+def _remount_cgroups(of: list[Hierarchy]) -> None:
+    """Mount each hierarchy anew: its root is then that of this cgroup namespace."""
+    if not any(hierarchy.at == _CGROUPS for hierarchy in of):
+        mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", str(_CGROUPS))
+    for hierarchy in sorted(of, key=lambda each: each.at):
+        hierarchy.at.mkdir(exist_ok=True)
+        options = ["-o", hierarchy.options] if hierarchy.options else []
+        mount("-t", hierarchy.kind, *options, "cgroup", str(hierarchy.at))
+        if hierarchy.kind == "cgroup2":
+            _give_controllers(hierarchy.at)
+
+
+def _give_controllers(root: Path) -> None:
+    """Version 2: a cgroup that has processes gives its children no controllers, so they move."""
+    leaf = root / "components"
+    leaf.mkdir(exist_ok=True)
+    for process in (root / "cgroup.procs").read_text().split():
+        (leaf / "cgroup.procs").write_text(process)
+    for controller in (root / "cgroup.controllers").read_text().split():
+        (root / "cgroup.subtree_control").write_text(f"+{controller}")
+
+
+def mount(*words: str, keep: int = -1) -> None:
+    """mount(8), which keeps a descriptor that a path of it names. Raises Failed."""
+    done = subprocess.run(["mount", *words], capture_output=True, text=True,
+                          pass_fds=[keep] if keep >= 0 else [])  # fmt: skip
+    if done.returncode:
+        raise Failed(f"mount {' '.join(words)} failed: {done.stderr.strip()}")

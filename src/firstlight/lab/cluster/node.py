@@ -1,0 +1,325 @@
+"""The first process of a cluster's namespaces: starts the components; its end is everyone's.
+
+    python -m firstlight.lab.cluster.node SETTINGS DESCRIPTOR
+
+SETTINGS is a file of ``Settings``. On the descriptor it writes one line of JSON, an ``Event``, for
+each step, the last of which is ``ready`` or ``failed``; then it stays until it is killed or its
+standard input ends.
+"""
+
+import ctypes
+import http.client
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+from pyroute2 import IPRoute
+
+from firstlight.errors import Failed
+from firstlight.host import cgroups
+from firstlight.host.workspace import unshare
+from firstlight.lab.cluster import forward, image, mounts
+from firstlight.lab.cluster.settings import (
+    ADDRESS,
+    API_PORT,
+    NODE,
+    PAUSE,
+    PAYLOAD,
+    Component,
+    Health,
+    Settings,
+    components,
+    kubeconfig,
+    write,
+)
+
+_NAMESPACES = 0x00020000 | 0x40000000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x02000000
+"""CLONE_NEW of mount, net, uts, ipc, pid and cgroup."""
+_PR_SET_PDEATHSIG = 1
+_DEADLINE_SECONDS = 120.0  # for each component, on a machine that is busy with others' work
+_ASK_SECONDS = 2.0
+_POLL_SECONDS = 0.05
+_LAST_WORDS = 400
+
+
+class Event(msgspec.Struct, frozen=True):
+    """A step: ``up``, ``ready`` or ``failed``; or ``pid``, that of the first process."""
+
+    kind: str
+    name: str = ""
+    pid: int = 0
+    seconds: float = 0.0
+    message: str = ""
+
+
+class _Node:
+    """The components that run, and those that have ended, by their names."""
+
+    def __init__(self, settings: Settings, report: int) -> None:
+        self._settings, self._report = settings, report
+        self._begun = time.monotonic()
+        self._pids: dict[int, str] = {}
+        self._ended: dict[str, int] = {}
+        self._changed = threading.Condition()
+
+    def say(self, kind: str, name: str = "", message: str = "", pid: int = 0) -> None:
+        """Report an event to whoever started the cluster."""
+        seconds = time.monotonic() - self._begun
+        line = msgspec.json.encode(Event(kind, name, pid, seconds, message)) + b"\n"
+        os.write(self._report, line)
+
+    def bring_up(self) -> None:
+        """Start everything and wait for it; the last event says how that went."""
+        try:
+            _network()
+            write(self._settings)
+            waiting = list(components(self._settings))
+            up: set[str] = set()
+            starters = [threading.Thread(target=self._start, args=(each, up), daemon=True)
+                        for each in waiting]  # fmt: skip
+            for starter in starters:
+                starter.start()
+            for starter in starters:
+                starter.join()
+            if failed := self._failure:
+                raise failed
+            if self._settings.control_plane:
+                self._await_node()
+        except Exception as error:
+            self.say("failed", message=str(error) or repr(error))
+            os._exit(1)
+        self.say("ready")
+
+    _failure: Failed | None = None
+
+    def _start(self, component: Component, up: set[str]) -> None:
+        """Start a component when those that it needs are up, and wait until it is."""
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._failure or up.issuperset(component.after))
+                if self._failure:
+                    return
+            self._spawn(component)
+            self._await(component.name, component.health)
+            self._after(component.name)
+        except Exception as error:
+            with self._changed:
+                self._failure = self._failure or Failed(str(error) or repr(error))
+                self._changed.notify_all()
+            return
+        with self._changed:
+            up.add(component.name)
+            self._changed.notify_all()
+        self.say("up", component.name)
+
+    def _spawn(self, component: Component) -> None:
+        environment = {**self._settings.environment, **component.environment}
+        self._execute(component.name, component.argv, environment)
+
+    def _execute(self, name: str, argv: tuple[str, ...], environment: dict[str, str]) -> None:
+        """Start a program, whose end ``reap`` will see."""
+        with self._settings.log(name).open("wb") as log, self._changed:
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                cwd=self._settings.home,
+            )  # fmt: skip
+            process.returncode = 0  # nobody else is to wait for it
+            self._pids[process.pid] = name
+
+    def reap(self) -> None:
+        """Take the end of every process, orphans' too, for as long as there is one."""
+        while True:
+            try:
+                pid, status = os.wait()
+            except ChildProcessError:
+                time.sleep(_POLL_SECONDS)  # the first is not started yet
+                continue
+            with self._changed:
+                if name := self._pids.pop(pid, None):
+                    self._ended[name] = os.waitstatus_to_exitcode(status)
+
+    def _await(self, name: str, health: Health) -> None:
+        """Wait until a component says that it is up. Raises Failed with its last words."""
+        until = time.monotonic() + _DEADLINE_SECONDS
+        while not is_up(health, self._settings.token):
+            if name in self._ended:
+                raise Failed(
+                    f"{name} ended with status {self._ended[name]}: {self._last_words(name)}"
+                )
+            if time.monotonic() > until:
+                raise Failed(f"{name} is not up after {_DEADLINE_SECONDS:.0f} s: "
+                             f"{self._last_words(name)}")  # fmt: skip
+            time.sleep(_POLL_SECONDS)
+
+    def _last_words(self, name: str) -> str:
+        return last_words(self._settings.log(name))
+
+    def _after(self, name: str) -> None:
+        """What must be done once a component is up, before others use it."""
+        settings = self._settings
+        if name == "containerd":
+            self._import("payload", PAYLOAD, ["/bin/payload", "ready"])
+            self._import("pause", PAUSE, ["/bin/payload", "hold"])
+        elif name == "kube-apiserver":
+            authority = settings.home / "certs" / "apiserver.crt"
+            server = f"https://127.0.0.1:{API_PORT}"
+            settings.kubeconfig.write_text(kubeconfig(server, settings.token, str(authority)))
+            for handler in settings.handlers:
+                body = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
+                        "metadata": {"name": handler.name}, "handler": handler.name}  # fmt: skip
+                self._api("POST", "/apis/node.k8s.io/v1/runtimeclasses", body)
+            if settings.forward >= 0:
+                forward.serve(settings.forward, ("127.0.0.1", API_PORT))
+
+    def _import(self, file: str, image_name: str, entrypoint: list[str]) -> None:
+        archive = self._settings.home / f"{file}.tar"
+        image.archive(
+            archive, image_name, entrypoint, {"bin/payload": Path(self._settings.payload)}
+        )
+        argv = (self._settings.programs["ctr"], "--address", str(self._settings.socket),
+                "--namespace", "k8s.io", "images", "import", str(archive))  # fmt: skip
+        step = f"import-{file}"
+        self._execute(step, argv, self._settings.environment)
+        until = time.monotonic() + _DEADLINE_SECONDS
+        while step not in self._ended and time.monotonic() < until:
+            time.sleep(_POLL_SECONDS / 5)
+        if self._ended.get(step) != 0:
+            raise Failed(f"cannot import the image {image_name}: {self._last_words(step)}")
+
+    def _await_node(self) -> None:
+        """Wait until the kubelet's node is Ready. Raises Failed with the node's own reason."""
+        until = time.monotonic() + _DEADLINE_SECONDS
+        reason = "the kubelet has not registered it"
+        while time.monotonic() < until:
+            status, body = self._api("GET", f"/api/v1/nodes/{NODE}")
+            conditions = msgspec.json.decode(body)["status"].get("conditions", []) \
+                if status == 200 else []  # fmt: skip
+            ready = next((each for each in conditions if each["type"] == "Ready"), None)
+            if ready and ready["status"] == "True":
+                return
+            reason = ready["message"] if ready else reason
+            if "kubelet" in self._ended:
+                reason = f"the kubelet has ended: {self._last_words('kubelet')}"
+                break
+            time.sleep(_POLL_SECONDS)
+        raise Failed(f"the node is not Ready: {reason}")
+
+    def _api(self, verb: str, path: str, body: object = None) -> tuple[int, bytes]:
+        status, answer = ask(f"https://127.0.0.1:{API_PORT}{path}", self._settings.token,
+                             verb, None if body is None else msgspec.json.encode(body))  # fmt: skip
+        if verb == "POST" and status not in (200, 201):
+            raise Failed(f"kube-apiserver refuses {path}: {answer.decode(errors='replace')}")
+        return status, answer
+
+
+def is_up(health: Health, token: str, root: str = "") -> bool:
+    """Whether a component answers that it is well; ``root`` is where its mount namespace is."""
+    try:
+        if health.socket:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(_ASK_SECONDS)
+                connection.connect(f"{root}{health.socket}")
+            return True
+        if health.url.startswith("tcp://"):
+            where = urlsplit(health.url)
+            assert where.hostname
+            assert where.port
+            socket.create_connection((where.hostname, where.port), _ASK_SECONDS).close()
+            return True
+        return ask(health.url, token)[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def ask(url: str, token: str, verb: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
+    """One HTTP request to a component on the loopback of its own namespace: status and answer."""
+    where = urlsplit(url)
+    assert where.hostname
+    if where.scheme == "https":
+        # The certificate is made by the component itself; nothing else can be on this loopback.
+        context = ssl._create_unverified_context()  # noqa: S323
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            where.hostname, where.port, timeout=_ASK_SECONDS, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(where.hostname, where.port, timeout=_ASK_SECONDS)
+    headers = {"Authorization": f"Bearer {token}"} if where.scheme == "https" else {}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    try:
+        connection.request(verb, where.path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def last_words(log: Path) -> str:
+    """The end of what a program printed, on one line."""
+    try:
+        lines = log.read_text(errors="replace").strip().splitlines()
+    except FileNotFoundError:
+        return "it said nothing"
+    telling = [line for line in lines if line.startswith(("E", "F", "Error", "error"))] or lines
+    return (telling[-1].strip()[-_LAST_WORDS:]) if telling else "it said nothing"
+
+
+def _network() -> None:
+    """A loopback, and a link of the node's own with its address and default route."""
+    socket.sethostname(NODE)
+    for name, value in (("ip_forward", "1"), ("conf/all/rp_filter", "0"),
+                        ("conf/default/rp_filter", "0")):  # fmt: skip
+        Path("/proc/sys/net/ipv4", name).write_text(value)
+    with IPRoute() as netlink:
+        netlink.link("set", index=1, state="up")
+        netlink.link("add", ifname="ext0", kind="veth", peer="ext1")
+        for name in ("ext0", "ext1"):
+            netlink.link("set", index=netlink.link_lookup(ifname=name)[0], state="up")
+        index = netlink.link_lookup(ifname="ext0")[0]
+        netlink.addr("add", index=index, address=ADDRESS, prefixlen=24)
+        netlink.route("add", dst="0.0.0.0/0", oif=index)
+
+
+def main(file: Path, report: int) -> None:
+    """Enter the namespaces, and be their first process."""
+    settings = msgspec.json.decode(file.read_bytes(), type=Settings)
+    _end_with_parent()
+    hierarchies = mounts.hierarchies()
+    mounts.enter(cgroups.name(settings.run), hierarchies)
+    unshare(_NAMESPACES)
+    node = _Node(settings, report)
+    if first := os.fork():
+        node.say("pid", pid=first)
+        _, status = os.waitpid(first, 0)
+        os._exit(os.waitstatus_to_exitcode(status) != 0)
+    _end_with_parent()
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    try:
+        mounts.private(settings.home.parent, settings.home / "scratch", hierarchies)
+    except (Failed, OSError) as error:
+        node.say("failed", message=str(error))
+        os._exit(1)
+    threading.Thread(target=node.bring_up, daemon=True).start()
+    node.reap()
+
+
+def _end_with_input() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(0)
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,33 @@
+"""The programs that ``make kubernetes`` builds, and why one is not there."""
+
+import os
+import sys
+from pathlib import Path
+
+from firstlight.errors import Unsupported
+
+BUILT = Path(os.environ.get("FIRSTLIGHT_KUBERNETES") or Path(sys.prefix, "libexec", "kubernetes"))
+"""Where they are linked, each by its name; ``NAME.missing`` says why one could not be built."""
+
+CLUSTER = ("etcd", "containerd", "containerd-shim-runc-v2", "ctr", "kube-apiserver",
+           "kube-scheduler", "kube-controller-manager", "kubelet")  # fmt: skip
+NODE = ("containerd", "containerd-shim-runc-v2", "ctr")
+
+
+def path(name: str) -> Path:
+    """The program of that name. Raises Unsupported."""
+    program = BUILT / name
+    if program.exists():
+        return program
+    hint = "make kubernetes"
+    try:
+        why = (BUILT / f"{name}.missing").read_text().strip()
+    except FileNotFoundError:
+        raise Unsupported(f"{name} is not built", hint) from None
+    raise Unsupported(f"{name} could not be built: {why}", hint)
+
+
+def probe(names: tuple[str, ...]) -> None:
+    """Raise Unsupported if one of them is not there."""
+    for name in names:
+        path(name)

@@ -1,0 +1,224 @@
+"""A cluster that is up, from outside its namespaces: brought up, asked, entered and taken down."""
+
+import json
+import os
+import secrets
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from firstlight.errors import Failed, Unsupported
+from firstlight.host.workspace import Workspace
+from firstlight.lab.cluster import programs
+from firstlight.lab.cluster.node import Event
+from firstlight.lab.cluster.settings import Handler, Settings, components
+from firstlight.lab.cni import known
+from firstlight.lab.cni.conf import Network
+from firstlight.native import native
+
+_UP_SECONDS = 300.0  # in all: each component has a deadline of its own
+_DOWN_SECONDS = 20.0
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """``pid`` is its first process, whose end is everyone's; ``took`` is what being up took, in s.
+
+    ``steps`` are when each component was up, in s after the first process began.
+    """
+
+    settings: Settings
+    pid: int
+    took: float
+    steps: tuple[tuple[str, float], ...]
+
+    def inside(self, action: Callable[[], Result]) -> Result:
+        """The result of a function that a thread runs in the cluster's network namespace."""
+        return in_network(self.pid, action)
+
+
+def probe(*, control_plane: bool = True) -> None:
+    """Raise Unsupported if a cluster cannot be brought up here."""
+    if os.geteuid() != 0:
+        raise Unsupported("a cluster needs root", "run it with sudo")
+    programs.probe(programs.CLUSTER if control_plane else programs.NODE)
+
+
+def handlers(runtimes: tuple[str, ...], networks: tuple[str, ...]) -> tuple[Handler, ...]:
+    """A runtime class for each runtime with each network, a name of conf/cni or a path."""
+    made = []
+    for runtime in runtimes:
+        program = shutil.which(runtime)
+        if not program:
+            raise Unsupported(f"runtime {runtime!r} is not installed", f"apt-get install {runtime}")
+        for name in networks:
+            network, about = known.find(name)
+            made.append(
+                Handler(
+                    handler_name(runtime, name),
+                    str(Path(program).absolute()),
+                    _list(network),
+                    tuple(str(path) for path in known.path(about) if path.is_dir()),
+                )
+            )
+    return tuple(made)
+
+
+def handler_name(runtime: str, network: str) -> str:
+    """The runtime class of a runtime with a network: a DNS label."""
+    words = f"{Path(runtime).name}-{known.title(network)}".lower()
+    return "".join(each if each.isalnum() else "-" for each in words).strip("-")
+
+
+@contextmanager
+def cluster(
+    workspace: Workspace,
+    handlers: tuple[Handler, ...],
+    *,
+    control_plane: bool = True,
+    forward: socket.socket | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Iterator[Cluster]:
+    """Bring a cluster up in a workspace; afterwards nothing of it is left.
+
+    ``forward`` is a listening socket whose connections go to the API. Raises Failed with the
+    component that did not come up and its last words.
+    """
+    home = workspace.directory / "cluster"
+    home.mkdir()
+    names = programs.CLUSTER if control_plane else programs.NODE
+    built = {name: str(programs.path(name)) for name in names}
+    path = f"{programs.BUILT}:{workspace.environment.get('PATH', os.defpath)}"
+    settings = Settings(
+        run=workspace.run,
+        directory=str(home),
+        programs={**built, "python": sys.executable},
+        payload=str(native("payload")),
+        handlers=handlers,
+        token=secrets.token_urlsafe(),
+        environment={**workspace.environment, "PATH": path, "HOME": str(home)},
+        control_plane=control_plane,
+        forward=forward.fileno() if forward else -1,
+    )
+    file = home / "settings.json"
+    file.touch(mode=0o600)
+    file.write_bytes(msgspec.json.encode(settings))
+    ours, theirs = os.pipe()
+    begun = time.monotonic()
+    passed = [theirs, *([forward.fileno()] if forward else [])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "firstlight.lab.cluster.node", str(file), str(theirs)],
+        stdin=subprocess.PIPE, stderr=(home / "node.log").open("wb"), pass_fds=passed,
+        env=settings.environment, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        pid, steps = _events(ours, home / "node.log", progress)
+        yield Cluster(settings, pid, time.monotonic() - begun, tuple(steps))
+    finally:
+        assert process.stdin
+        process.stdin.close()
+        try:
+            process.wait(_DOWN_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        os.close(ours)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _events(
+    pipe: int, log: Path, progress: Callable[[str], None]
+) -> tuple[int, list[tuple[str, float]]]:
+    """What the first process says until everything is up: its pid, and each component's time."""
+    pid, waiting = 0, b""
+    steps: list[tuple[str, float]] = []
+    until = time.monotonic() + _UP_SECONDS
+    while True:
+        left = until - time.monotonic()
+        if left <= 0 or not select.select([pipe], [], [], left)[0]:
+            raise Failed(f"the cluster is not up after {_UP_SECONDS:.0f} s")
+        part = os.read(pipe, 65536)
+        if not part:
+            said = log.read_text(errors="replace").strip().splitlines()
+            raise Failed(f"the cluster's first process has ended: {said[-1] if said else 'killed'}")
+        *lines, waiting = (waiting + part).split(b"\n")
+        for event in (msgspec.json.decode(line, type=Event) for line in lines):
+            if event.kind == "failed":
+                raise Failed(f"the cluster does not come up: {event.message}")
+            if event.kind == "ready":
+                return pid, steps
+            if event.kind == "pid":
+                pid = event.pid
+            else:
+                steps.append((event.name, event.seconds))
+                progress(event.name)
+
+
+def in_network(pid: int, action: Callable[[], Result]) -> Result:
+    """The result of a function that a thread runs in a process's network namespace."""
+    answer: list[Result] = []
+    fault: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with Path(f"/proc/{pid}/ns/net").open() as namespace:
+                _setns(namespace.fileno())
+            answer.append(action())
+        except BaseException as error:
+            fault.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if fault:
+        raise fault[0]
+    return answer[0]
+
+
+def _setns(descriptor: int) -> None:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(descriptor, 0x40000000):
+        reason = os.strerror(ctypes.get_errno())
+        raise Failed(f"cannot enter the cluster's network namespace: {reason}", "run it as root")
+
+
+def component_pids(cluster: Cluster) -> dict[str, int]:
+    """The pid of each component, as this process sees it."""
+    names = [each.name for each in components(cluster.settings)]
+    found: dict[str, int] = {}
+    for child in Path(f"/proc/{cluster.pid}/task").glob("*/children"):
+        for pid in child.read_text().split():
+            with suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                program = Path(os.fsdecode(words[0])).name
+                name = "telemetry" if "telemetry" in os.fsdecode(words[2]) else program
+                if name in names:
+                    found[name] = int(pid)
+    return found
+
+
+def _list(network: Network) -> str:
+    """A network as a configuration list without what is ours alone."""
+    return json.dumps(
+        {
+            "cniVersion": network.version,
+            "name": network.name,
+            "plugins": network.plugins,
+            "disableCheck": network.disable_check,
+        }
+    )

@@ -1,0 +1,264 @@
+"""The cluster that ``firstlight cluster up`` leaves running, and ``down`` takes down.
+
+    python -m firstlight.lab.cluster.standing DESCRIPTOR RUNTIME,… NETWORK,…
+
+keeps it: it writes a line of JSON, an ``Event``, to the descriptor for each component that is up,
+at last ``ready`` or ``failed``, and then waits for SIGTERM. What it made is known to ``clean``.
+"""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from firstlight.errors import Failed, FirstlightError, Unsupported
+from firstlight.host.workspace import STATE, sandbox, start_time
+from firstlight.lab import clean
+from firstlight.lab.cluster import running
+from firstlight.lab.cluster.node import Event, ask, is_up
+from firstlight.lab.cluster.settings import API_PORT, NODE, Settings, components, kubeconfig
+
+NAME = "cluster"
+_DIRECTORY = STATE / NAME
+_RECORD = _DIRECTORY / "cluster.json"
+_DOWN_SECONDS = 60.0
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What the keeper leaves for the other verbs."""
+
+    keeper: int
+    keeper_started: str
+    first: int
+    kubeconfig: str
+    took: float
+    settings: Settings
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A component: its pid on the host, None where it has ended, and whether it says it is well."""
+
+    name: str
+    pid: int | None
+    healthy: bool
+
+
+class Status(msgspec.Struct, frozen=True):
+    """``node_ready`` is None where the API does not answer; ``memory`` is resident, in bytes."""
+
+    up: bool
+    kubeconfig: str = ""
+    took: float = 0.0
+    runtime_classes: tuple[str, ...] = ()
+    components: tuple[Part, ...] = ()
+    node_ready: bool | None = None
+    pods: int | None = None
+    memory: int = 0
+
+
+def up(
+    runtimes: tuple[str, ...], networks: tuple[str, ...], progress: Callable[[str], None]
+) -> Record:
+    """Bring it up; ``progress`` is told each component that is. Raises FirstlightError.
+
+    An interrupt, or the end of this process, takes down what is not up yet.
+    """
+    running.probe()
+    running.handlers(runtimes, networks)
+    if _record():
+        raise Failed("a cluster is up already", "firstlight cluster status, or … down")
+    if _DIRECTORY.exists():
+        raise Failed(f"{_DIRECTORY} is left by a cluster that was killed", "firstlight clean")
+    ours, theirs = os.pipe()
+    keeper = subprocess.Popen(
+        [sys.executable, "-m", __name__, str(theirs), ",".join(runtimes), ",".join(networks)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs],
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        with os.fdopen(ours, "rb") as events:
+            for line in events:
+                event = msgspec.json.decode(line, type=Event)
+                if event.kind == "failed":
+                    raise Failed(event.message)
+                if event.kind == "ready":
+                    keeper.returncode = 0  # it stays
+                    record = _record()
+                    assert record
+                    return record
+                progress(event.name)
+        raise Failed("the cluster's keeper has ended", "dmesg tells if the kernel killed it")
+    except BaseException:
+        with suppress(ProcessLookupError):
+            keeper.terminate()
+        keeper.wait()
+        raise
+
+
+def down() -> bool:
+    """Take it down; False if none is up. Raises Failed if it does not end."""
+    record = _record()
+    if record is None:
+        return False
+    try:
+        keeper = os.pidfd_open(record.keeper)
+    except ProcessLookupError:
+        return False
+    try:
+        signal.pidfd_send_signal(keeper, signal.SIGTERM)
+        if not select.select([keeper], [], [], _DOWN_SECONDS)[0]:
+            signal.pidfd_send_signal(keeper, signal.SIGKILL)
+            select.select([keeper], [], [], _DOWN_SECONDS)
+            clean.clean()
+    finally:
+        os.close(keeper)
+    return True
+
+
+def status() -> Status:
+    """How it is, asked of the components themselves."""
+    record = _record()
+    if record is None:
+        return Status(up=False)
+    settings = record.settings
+    seen = running.Cluster(settings, record.first, record.took, ())
+    pids = running.component_pids(seen)
+    root = f"/proc/{record.first}/root"
+
+    def look() -> tuple[tuple[Part, ...], bool | None, int | None]:
+        parts = tuple(
+            Part(each.name, pids.get(each.name), is_up(each.health, settings.token, root))
+            for each in components(settings)
+        )
+        with suppress(OSError, KeyError, msgspec.DecodeError):
+            return parts, *_node(settings.token)
+        return parts, None, None
+
+    parts, ready, pods = seen.inside(look)
+    return Status(
+        up=True,
+        kubeconfig=record.kubeconfig,
+        took=record.took,
+        runtime_classes=tuple(handler.name for handler in settings.handlers),
+        components=parts,
+        node_ready=ready,
+        pods=pods,
+        memory=sum(map(_resident, pids.values())),
+    )
+
+
+def _node(token: str) -> tuple[bool, int]:
+    api = f"https://127.0.0.1:{API_PORT}/api/v1"
+    node = msgspec.json.decode(ask(f"{api}/nodes/{NODE}", token)[1])
+    pods = msgspec.json.decode(ask(f"{api}/pods", token)[1])
+    ready = any(
+        each["type"] == "Ready" and each["status"] == "True"
+        for each in node["status"]["conditions"]
+    )
+    return ready, len(pods["items"])
+
+
+def _resident(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except OSError:
+        return 0
+
+
+def _record() -> Record | None:
+    """The record of a cluster whose keeper is alive; None if there is none. Raises Unsupported."""
+    if os.geteuid() != 0:
+        raise Unsupported("a cluster needs root", "run it with sudo")
+    try:
+        record = msgspec.json.decode(_RECORD.read_bytes(), type=Record)
+        alive = start_time(record.keeper) == record.keeper_started
+    except (FileNotFoundError, ProcessLookupError, msgspec.DecodeError):
+        return None
+    return record if alive else None
+
+
+class _Ended(BaseException):
+    """SIGTERM, or nobody waits for the cluster to be up any more."""
+
+
+def _keep(report: int, runtimes: tuple[str, ...], networks: tuple[str, ...]) -> None:
+    def say(kind: str, name: str = "", message: str = "") -> None:
+        try:
+            os.write(report, msgspec.json.encode(Event(kind, name, message=message)) + b"\n")
+        except BrokenPipeError:
+            raise _Ended from None
+
+    signal.signal(signal.SIGTERM, _end)
+    threading.Thread(target=_end_with_reader, args=(report,), daemon=True).start()
+    try:
+        outside = socket.create_server(("127.0.0.1", 0))
+        with (
+            sandbox(NAME) as workspace,
+            running.cluster(
+                workspace,
+                running.handlers(runtimes, networks),
+                forward=outside,
+                progress=lambda name: say("up", name),
+            ) as cluster,
+        ):
+            server = f"https://127.0.0.1:{outside.getsockname()[1]}"
+            outside.close()
+            _leave(cluster, server)
+            say("ready")
+            os.close(report)
+            first = os.pidfd_open(cluster.pid)
+            select.select([first], [], [])
+    except _Ended:
+        pass
+    except FirstlightError as error:
+        with suppress(_Ended):
+            say("failed", message=error.message)
+
+
+def _leave(cluster: running.Cluster, server: str) -> None:
+    """Write the record, and a kubeconfig with its certificate beside it, for root alone."""
+    settings = cluster.settings
+    authority = _DIRECTORY / "ca.crt"
+    authority.write_bytes((settings.home / "certs" / "apiserver.crt").read_bytes())
+    config = _DIRECTORY / "kubeconfig"
+    config.touch(mode=0o600)
+    config.write_text(kubeconfig(server, settings.token, str(authority)))
+    written = _RECORD.with_suffix(".new")
+    written.touch(mode=0o600)
+    written.write_bytes(
+        msgspec.json.encode(
+            Record(os.getpid(), start_time(os.getpid()), cluster.pid, str(config), cluster.took,
+                   settings)
+        )
+    )  # fmt: skip
+    written.rename(_RECORD)
+
+
+def _end_with_reader(report: int) -> None:
+    """End this process when nobody waits any more for the cluster to be up."""
+    waiting = select.poll()
+    waiting.register(report, 0)
+    while events := waiting.poll():
+        if events[0][1] & select.POLLNVAL:
+            return  # it is up, and the descriptor closed
+        if not _RECORD.exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return
+
+
+def _end(number: int, frame: object) -> None:
+    del number, frame
+    raise _Ended
+
+
+if __name__ == "__main__":
+    _keep(int(sys.argv[1]), tuple(sys.argv[2].split(",")), tuple(sys.argv[3].split(",")))

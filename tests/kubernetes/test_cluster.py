@@ -1,0 +1,139 @@
+"""The cluster itself: it comes up, runs a pod, and however it ends nothing of it is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from firstlight.errors import Failed
+from firstlight.host import cgroups
+from firstlight.host.workspace import STATE
+from firstlight.lab import clean
+from firstlight.lab.cluster import programs, standing
+
+POD = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"name": "one"},
+    "spec": {
+        "runtimeClassName": "runc-bridge",
+        "dnsPolicy": "Default",
+        "terminationGracePeriodSeconds": 0,
+        "automountServiceAccountToken": False,
+        "containers": [
+            {"name": "c", "image": "docker.io/firstlight/payload:1", "stdin": True,
+             "imagePullPolicy": "Never"}
+        ],
+    },
+}  # fmt: skip
+
+
+def kubectl(record: standing.Record, *words: str, text: str = "") -> str:
+    done = subprocess.run(
+        [programs.path("kubectl"), "--kubeconfig", record.kubeconfig, *words],
+        input=text, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def left() -> list[str]:
+    """What of the cluster the host still shows."""
+    groups = [str(top) for each in cgroups.hierarchies()
+              if (top := each / cgroups.name(standing.NAME)).exists()]  # fmt: skip
+    return groups + [str(path) for path in STATE.glob(f"{standing.NAME}*")]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone(pid: int) -> None:
+    end = time.monotonic() + 30
+    while alive(pid):
+        assert time.monotonic() < end, f"{pid} has not ended"
+        time.sleep(0.02)
+
+
+def test_a_pod_runs_and_is_reached_from_the_host(standing_cluster: standing.Record) -> None:
+    status = standing.status()
+    assert status.node_ready
+    assert {part.name for part in status.components if part.healthy} == {
+        "telemetry", "etcd", "containerd", "kube-apiserver", "kube-scheduler",
+        "kube-controller-manager", "kubelet",
+    }  # fmt: skip
+    before = {Path(path) for path in ("/var/lib/cni", "/var/lib/kubelet", "/run/containerd")}
+    before = {path for path in before if path.exists()}
+    kubectl(standing_cluster, "apply", "-f", "-", text=json.dumps(POD))
+    kubectl(standing_cluster, "wait", "--for=condition=Ready", "pod/one", "--timeout=90s")
+    assert kubectl(standing_cluster, "logs", "one").startswith("firstlight ready ")
+    assert kubectl(standing_cluster, "exec", "one", "--", "/bin/payload", "once")
+    pod = json.loads(kubectl(standing_cluster, "get", "pod", "one", "-o", "json"))
+    assert pod["status"]["podIP"].startswith("10.90.")
+    after = {Path(path) for path in ("/var/lib/cni", "/var/lib/kubelet", "/run/containerd")}
+    assert {path for path in after if path.exists()} == before
+
+
+def test_a_second_is_refused(standing_cluster: standing.Record) -> None:
+    with pytest.raises(Failed, match="up already"):
+        standing.up(("runc",), ("bridge",), lambda _: None)
+    assert standing.status().up
+
+
+def test_down_leaves_nothing(standing_cluster: standing.Record) -> None:
+    assert standing.down()
+    assert not left()
+    assert not standing.status().up
+    assert not standing.down()
+
+
+def test_killing_its_first_process_leaves_nothing(standing_cluster: standing.Record) -> None:
+    kubectl(standing_cluster, "apply", "-f", "-", text=json.dumps(POD))
+    kubectl(standing_cluster, "wait", "--for=condition=Ready", "pod/one", "--timeout=90s")
+    os.kill(standing_cluster.first, signal.SIGKILL)
+    gone(standing_cluster.keeper)
+    assert not left()
+
+
+def test_killing_its_keeper_leaves_what_clean_removes(standing_cluster: standing.Record) -> None:
+    os.kill(standing_cluster.keeper, signal.SIGKILL)
+    gone(standing_cluster.first)
+    clean.clean()
+    assert not left()
+
+
+def test_killing_who_brings_it_up_takes_it_down() -> None:
+    starter = subprocess.Popen(
+        [Path(sys.prefix, "bin", "firstlight"), "cluster", "up"], stderr=subprocess.PIPE
+    )
+    assert starter.stderr
+    assert b"is up" in starter.stderr.readline()
+    starter.kill()
+    starter.wait()
+    end = time.monotonic() + 60
+    while left():
+        assert time.monotonic() < end, left()
+        time.sleep(0.05)
+
+
+def test_a_component_that_cannot_start_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "etcd"
+    broken.write_text("#!/bin/sh\necho no room for a database >&2\nexit 7\n")
+    broken.chmod(0o755)
+    for name in programs.CLUSTER:
+        if name != "etcd":
+            (tmp_path / name).symlink_to(programs.path(name))
+    monkeypatch.setenv("FIRSTLIGHT_KUBERNETES", str(tmp_path))
+    with pytest.raises(Failed, match="etcd ended with status 7: no room for a database"):
+        standing.up(("runc",), ("bridge",), lambda _: None)
+    assert not left()
