@@ -150,7 +150,7 @@ static void lost(struct machine *vm)
 	make_plain(vm->last_said);
 	say("firstlight error the hypervisor %s before the guest was ready%s%s%s%s; the guest %s%s%s\n",
 	    how, *stopped ? ": " : "", stopped, *said ? ": " : "", said,
-	    *vm->last_said ? "last said \"" : "said nothing", vm->last_said, *vm->last_said ? "\"" : "");
+	    *vm->last_said ? "last printed \"" : "printed nothing", vm->last_said, *vm->last_said ? "\"" : "");
 }
 
 static void on_console(void *context, struct stream *stream)

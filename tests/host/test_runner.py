@@ -201,7 +201,7 @@ def test_a_stamp_whose_line_was_cut_is_not_believed() -> None:
 
 @pytest.mark.parametrize(
     ("console", "words"),
-    [("Booting\npanic: no init\n\n", 'last said "panic: no init"'), ("", "said nothing")],
+    [("Booting\npanic: no init\n\n", 'last printed "panic: no init"'), ("", "printed nothing")],
 )
 def test_a_machine_that_hangs_is_told_with_its_guests_last_words(console: str, words: str) -> None:
     hung = outcome("", expired=True, seen=0)

@@ -73,7 +73,7 @@ class Runtime:
 
     async def __aenter__(self) -> "Runtime":
         if os.geteuid() != 0:
-            raise Unsupported("the runtime needs root", "run it with sudo")
+            raise Unsupported("the runtime needs root", "run firstlight with sudo")
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._journal.open()

@@ -32,26 +32,34 @@ def add(
     ],
     *,
     kernel: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="An ELF file or a bzImage; may be gzip's.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The kernel: ELF or bzImage, may be gzipped."),
     ] = None,
     image: Annotated[
         Path | None,
-        typer.Option(metavar="FILE|DIR", help="A disk image, raw or qcow2; or OSv's root."),
+        typer.Option(
+            metavar="FILE|DIR", help="A disk image (raw or qcow2), or OSv's root as a directory."
+        ),
     ] = None,
-    name: Annotated[str, typer.Option(help="What to call it.  [default: its kind]")] = "",
+    name: Annotated[str, typer.Option(help="The guest's name.  [default: its kind]")] = "",
     filesystem: Annotated[
-        str, typer.Option(help="Of the root.  [default: what the image holds]")
+        str, typer.Option(help="File system of the root.  [default: that of the image]")
     ] = "",
-    program: Annotated[str, typer.Option(help="What OSv runs.  [default: the image's own]")] = "",
+    program: Annotated[
+        str, typer.Option(help="The program that OSv runs.  [default: the image's own]")
+    ] = "",
     arguments: Annotated[
-        str, typer.Option(help="A generic kernel's command line; {ip}, {gateway} stand for its.")
+        str, typer.Option(help="Command line of a generic kernel; {ip} and {gateway} are replaced.")
     ] = "",
     ready: Annotated[
-        str, typer.Option(metavar="REGEX", help="The console line that ends a generic start.")
+        str,
+        typer.Option(
+            metavar="REGEX", help="The console line that ends a start of a generic guest."
+        ),
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Check a guest's files, copy them and keep it in the catalogue."""
+    """Check a guest's files and copy them to the catalogue."""
     from firstlight.lab.guests import catalogue
 
     entry = catalogue.Entry(
@@ -69,7 +77,7 @@ def add(
 
 @app.command("list", epilog=examples("guest list", "guest list --json"))
 def list_guests(*, as_json: Json = False) -> None:
-    """List the guests of the catalogue."""
+    """List the guests in the catalogue."""
     from rich.console import Console
     from rich.table import Table
 
@@ -89,7 +97,7 @@ def list_guests(*, as_json: Json = False) -> None:
 
 @app.command(epilog=examples("guest remove osv"))
 def remove(name: str) -> None:
-    """Remove a guest and its copies from the catalogue."""
+    """Remove a guest and its files from the catalogue."""
     from firstlight.lab.guests import catalogue
 
     catalogue.remove(name)

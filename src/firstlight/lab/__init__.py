@@ -1,1 +1,1 @@
-"""Making runs: the experiments, what they start, and how it is driven and stopped."""
+"""Makes runs: experiments, the backends that they start, the runner, doctor and clean."""

@@ -1,8 +1,8 @@
-"""Find and remove what a killed run left, and nothing else.
+"""Finds and removes what killed runs left, and nothing else.
 
-What the kernel does not end with a run's last process carries the run's name, and a run is alive
-while the process in ``/run/firstlight/RUN/owner`` ("pid starttime") is. The directory is made
-first and removed last, so that it is there for as long as anything else of a run can be.
+Whatever the kernel does not end with a run's last process carries the run's name. A run is alive
+while the process in ``/run/firstlight/RUN/owner`` ("pid starttime") is. This directory is made
+first and removed last, so it exists for as long as anything else of the run.
 """
 
 import errno
@@ -31,17 +31,17 @@ _PROC = Path("/proc")
 _NAMED = Path("/run/netns")
 _BLOCK = Path("/sys/block")
 _LOOP_CLR_FD, _LOOP_GET_STATUS64 = 0x4C01, 0x4C05
-_LOOP_INFO = struct.Struct("56x 64s 112x")  # of loop_info64, only lo_file_name
+_LOOP_INFO = struct.Struct("56x 64s 112x")  # loop_info64: only lo_file_name
 _EXIT_SECONDS = 5.0
-_ROUNDS = 3  # what forks while it is looked for is found in the next
-_STARTING_SECONDS = 10.0  # a run makes its directory and then names its owner in it
+_ROUNDS = 3  # a process may fork during a search: the next round finds its child
+_STARTING_SECONDS = 10.0  # a run makes its directory, then writes its owner
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """One thing that a killed run left: ``process``, ``cgroup``, ``loop device``, ….
+    """Something that a killed run left: a process, a cgroup, a loop device, ….
 
-    ``remove`` raises FirstlightError or OSError if it cannot; a thing that is gone is removed.
+    ``remove`` raises FirstlightError or OSError; it succeeds if the thing is already gone.
     """
 
     kind: str
@@ -51,16 +51,16 @@ class Leftover:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What ``clean`` removed, and what it could not, each with the reason."""
+    """What ``clean`` removed, and what it could not remove, with reasons."""
 
     removed: list[Leftover]
     failed: list[tuple[Leftover, str]]
 
 
 def leftovers() -> list[Leftover]:
-    """What dead runs left, in the order in which it can be removed. Raises Unsupported."""
+    """What dead runs left, in an order in which it can be removed. Raises Unsupported."""
     if os.geteuid() != 0:
-        raise Unsupported("only root sees what runs left", "run it with sudo")
+        raise Unsupported("only root can find what runs left", "run firstlight with sudo")
     runs = _runs()
     dead = {run for run, alive in runs.items() if not alive}
     doomed = {pid: name for pid in _pids() if (name := _doomed(pid, dead))}
@@ -77,7 +77,7 @@ def leftovers() -> list[Leftover]:
         *_named_namespaces(dead),
         *(
             Leftover("directory", str(base / run), partial(_remove_directory, base / run))
-            for base in (DISK, STATE)  # a run is known by its directory in the latter
+            for base in (DISK, STATE)  # STATE last: its directory identifies the run
             for run in sorted(dead)
             if (base / run).exists()
         ),
@@ -89,7 +89,7 @@ def leftovers() -> list[Leftover]:
 
 
 def clean() -> Cleaned:
-    """Remove what dead runs left, until nothing is found. Raises Unsupported without root."""
+    """Remove what dead runs left, in several rounds. Raises Unsupported without root."""
     removed: list[Leftover] = []
     failed: dict[str, tuple[Leftover, str]] = {}
     for _ in range(_ROUNDS):
@@ -106,23 +106,23 @@ def clean() -> Cleaned:
 
 
 def _runs() -> dict[str, bool]:
-    """Every run that has a directory, and whether it is alive."""
+    """Each run that has a directory, and whether it is alive."""
     directories = STATE.iterdir() if STATE.is_dir() else ()
-    return {each.name: _owned(each) for each in directories if each.is_dir()}
+    return {path.name: _is_owned(path) for path in directories if path.is_dir()}
 
 
-def _owned(directory: Path) -> bool:
+def _is_owned(directory: Path) -> bool:
     try:
         pid, started = (directory / "owner").read_text().split()
     except (FileNotFoundError, ValueError):
         with suppress(FileNotFoundError):
             return time.time() - directory.stat().st_ctime < _STARTING_SECONDS
         return False
-    return _alive(pid, started)
+    return _is_alive(pid, started)
 
 
-def _alive(pid: str, started: str) -> bool:
-    """Whether that process runs; a zombie does not, and a later one of the same pid is another."""
+def _is_alive(pid: str, started: str) -> bool:
+    """Whether this process runs. A zombie does not; the start time detects a reused pid."""
     try:
         stat = _stat(pid)
     except (FileNotFoundError, ProcessLookupError):
@@ -131,26 +131,26 @@ def _alive(pid: str, started: str) -> bool:
 
 
 def _stat(pid: str | int) -> list[str]:
-    """The fields of /proc/PID/stat after the name: 0 is the state, 1 the parent, 19 the start."""
+    """The fields of /proc/PID/stat after the name: state is 0, parent 1, start time 19."""
     return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
 
 
 def _pids() -> Iterator[int]:
-    """All processes but this one and those that started it."""
+    """All processes except this one and its ancestors."""
     own = {0}
     pid = os.getpid()
     while pid:
         own.add(pid)
         pid = int(_stat(pid)[1])
-    yield from sorted({int(each.name) for each in _PROC.iterdir() if each.name.isdigit()} - own)
+    yield from sorted({int(path.name) for path in _PROC.iterdir() if path.name.isdigit()} - own)
 
 
 def _doomed(pid: int, dead: set[str]) -> str | None:
     """The name of a process that belongs to a dead run, else None.
 
-    It says so in its environment, or it is in the mount namespace of the run: there its work
-    directory is mounted. A process whose run has no directory is judged by its lab's pid, which
-    says nothing in another PID namespace than ours.
+    The process has the run in its environment, or is in the run's mount namespace, where the
+    run's work directory is mounted. If the run has no directory, the pid of its lab decides; that
+    pid means nothing in another PID namespace.
     """
     process = _PROC / str(pid)
     try:
@@ -162,22 +162,22 @@ def _doomed(pid: int, dead: set[str]) -> str | None:
             return name if dead.intersection(works) else None
         if (STATE / run).exists():
             return name if run in dead else None
-        near = (process / "ns/pid").readlink() == (_PROC / "self/ns/pid").readlink()
+        same_namespace = (process / "ns/pid").readlink() == (_PROC / "self/ns/pid").readlink()
     except OSError:
         return None
-    return name if near and not _alive(lab, started) else None
+    return name if same_namespace and not _is_alive(lab, started) else None
 
 
 def _labels(environment: bytes) -> tuple[str | None, str, str]:
     """The run that a process belongs to, and the pid and start time of its lab."""
     words = (word.partition("=") for word in environment.decode(errors="replace").split("\0"))
-    said = {name: value for name, _, value in words}
-    lab, _, started = said.get("FIRSTLIGHT_LAB", "").partition(":")
-    return (said.get("FIRSTLIGHT_RUN") if lab.isdigit() else None), lab, started
+    variables = {name: value for name, _, value in words}
+    lab, _, started = variables.get("FIRSTLIGHT_LAB", "").partition(":")
+    return (variables.get("FIRSTLIGHT_RUN") if lab.isdigit() else None), lab, started
 
 
 def _kill(pid: int, dead: set[str]) -> None:
-    """End a process, seen again to be a dead run's after its pid can no longer be reused."""
+    """Kill a process, after checking it again by a pidfd, so that its pid cannot be reused."""
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -190,8 +190,8 @@ def _kill(pid: int, dead: set[str]) -> None:
         waiting.register(process, select.POLLIN)
         if not waiting.poll(_EXIT_SECONDS * 1000):
             raise Failed(
-                f"process {pid} does not end {_EXIT_SECONDS:.0f} s after SIGKILL",
-                f"see where it waits: cat /proc/{pid}/stack",
+                f"process {pid} is still there {_EXIT_SECONDS:.0f} s after SIGKILL",
+                f"cat /proc/{pid}/stack shows where it waits",
             )
     except ProcessLookupError:
         return
@@ -200,7 +200,7 @@ def _kill(pid: int, dead: set[str]) -> None:
 
 
 def _cgroups(runs: dict[str, bool], doomed: set[int]) -> list[str]:
-    """Top cgroups of dead runs; without a run's directory, those that hold no others' process."""
+    """Top cgroups of dead runs. Without a run's directory: those with doomed processes only."""
     groups: dict[str, set[int]] = {}
     for hierarchy in cgroups.hierarchies():
         for top in hierarchy.glob(f"{cgroups.PREFIX}*"):
@@ -223,10 +223,10 @@ def _loop_devices(runs: dict[str, bool]) -> Iterator[Leftover]:
 
 
 def _backing_run(device: Path) -> str | None:
-    """The run whose directory holds the file behind a loop device.
+    """The run whose directory contains the file behind a loop device.
 
-    Once the run's mount namespace is gone, the kernel no longer knows the file's whole path, and
-    only the name is left that the device was given when it was set up.
+    When the run's mount namespace is gone the kernel no longer knows the file's full path; only
+    the name that was set with the device is left.
     """
     try:
         backing = (device / "loop/backing_file").read_text().strip()
@@ -260,16 +260,16 @@ def _opened(device: Path) -> Iterator[int]:
 
 
 def _named_namespaces(dead: set[str]) -> Iterator[Leftover]:
-    """Runs name network namespaces only in mount namespaces of their own: a second look."""
+    """Named namespaces of dead runs: rare, as runs name them in their own mount namespaces."""
     for name in sorted(_NAMED.glob("fl-*")):
         run = name.name.removeprefix("fl-")
-        if any(run == each or run.startswith(f"{each}-") for each in dead):
+        if any(run == gone or run.startswith(f"{gone}-") for gone in dead):
             yield Leftover("network namespace", name.name, partial(netns.remove, name.name))
 
 
 def _remove_directory(directory: Path) -> None:
     unmount_below(directory)
     if f" {directory}/" in (_PROC / "self/mountinfo").read_text():
-        raise Failed(f"something is still mounted in {directory}", "unmount it, then clean again")
+        raise Failed(f"something is still mounted in {directory}", "unmount it and clean again")
     with suppress(FileNotFoundError):
         shutil.rmtree(directory)

@@ -1,7 +1,7 @@
-"""What can be measured here: the doctor's checks as a list of functions.
+"""Checks what can be measured here: one function per check.
 
-To add a check, write a function that returns a ``Check`` and name it in ``CHECKS``. A check tries
-the real thing where that leaves nothing behind, and otherwise reads what the kernel says.
+To add a check, write a function that returns a ``Check`` and add it to ``CHECKS``. A check tries
+the real thing if that leaves nothing behind, and otherwise reads what the kernel states.
 """
 
 import os
@@ -21,7 +21,7 @@ from firstlight.trace import bpf
 
 _BTF = facts.SYS / "kernel/btf/vmlinux"
 _STEAL_SECONDS = 0.3
-_SUDO = "run it with sudo"
+_SUDO = "run firstlight with sudo"
 _CAPABILITIES = {
     "CAP_DAC_OVERRIDE": 1,
     "CAP_KILL": 5,
@@ -36,7 +36,7 @@ _CAPABILITIES = {
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
-"""What the lab uses. CAP_SYS_RESOURCE is not among them: nothing here raises a limit."""
+"""The capabilities that the lab uses. It raises no limit, so CAP_SYS_RESOURCE is not needed."""
 
 _TRACEPOINTS = (
     "sched_process_fork",
@@ -52,7 +52,7 @@ _TRACEPOINTS = (
 
 
 def run() -> list[Check]:
-    """The answers of all ``CHECKS``, in their order; takes about a second."""
+    """The results of all ``CHECKS``, in order; takes about a second."""
     return [check() for check in CHECKS]
 
 
@@ -64,24 +64,24 @@ def root() -> Check:
 
 
 def capabilities() -> Check:
-    """Root in a container may lack what root on the host has."""
+    """Root in a container may lack capabilities."""
     found = re.search(r"CapEff:\s*(\w+)", (facts.PROC / "self/status").read_text())
     held = int(found[1], 16) if found else 0
     missing = [name for name, bit in _CAPABILITIES.items() if not held >> bit & 1]
     if not missing:
-        return Check("capabilities", True, f"all {len(_CAPABILITIES)} that the lab uses")
+        return Check("capabilities", True, f"all {len(_CAPABILITIES)} that the lab needs")
     return Check(
         "capabilities",
         False,
         f"missing {', '.join(missing)}",
-        "run it as root on the host, or in a container with --privileged",
+        "run firstlight as root on the host, or in a container with --privileged",
     )
 
 
 def types() -> Check:
-    """The eBPF programs are relocated by the kernel's own type information."""
+    """The eBPF programs are relocated by the kernel's type information."""
     if _BTF.exists():
-        return Check("kernel types (BTF)", True, f"{_BTF} is there")
+        return Check("kernel types (BTF)", True, f"{_BTF} exists")
     return Check(
         "kernel types (BTF)",
         False,
@@ -91,27 +91,27 @@ def types() -> Check:
 
 
 def tracepoints() -> Check:
-    """Those that the tracer attaches to, looked up where its loader does: in the types."""
+    """The tracer's tracepoints, looked up in the kernel's types, as its loader does."""
     known = _BTF.read_bytes() if _BTF.exists() else b""
     missing = [name for name in _TRACEPOINTS if f"\0btf_trace_{name}\0".encode() not in known]
     if not missing:
-        return Check("tracepoints", True, f"all {len(_TRACEPOINTS)} that the tracer uses")
+        return Check("tracepoints", True, f"all {len(_TRACEPOINTS)} that the tracer needs")
     return Check(
         "tracepoints",
         False,
         f"missing {', '.join(missing)}",
-        "boot Linux 5.19 or newer with CONFIG_FTRACE_SYSCALLS=y",
+        "boot Linux 5.19 or later with CONFIG_FTRACE_SYSCALLS=y",
     )
 
 
 def tracer() -> Check:
-    """Loads and attaches the real programs."""
+    """Loads and attaches the tracer's programs."""
     try:
         bpf.probe()
     except (Failed, Unsupported) as error:
-        hint = _SUDO if os.geteuid() else "the checks above say what the kernel or root lacks"
+        hint = _SUDO if os.geteuid() else "the checks above show what is missing"
         return Check("eBPF tracer", False, error.message, hint)
-    return Check("eBPF tracer", True, "its programs load and attach")
+    return Check("eBPF tracer", True, "programs load and attach")
 
 
 def veth() -> Check:
@@ -126,29 +126,29 @@ def veth() -> Check:
         hint = "apt-get install util-linux iproute2"
         return Check("network namespace and veth", False, "unshare is not installed", hint)
     if done.returncode == 0:
-        return Check("network namespace and veth", True, "both can be made")
-    complaint = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+        return Check("network namespace and veth", True, "can be made")
+    message = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
     return Check(
         "network namespace and veth",
         False,
-        f"cannot be made: {complaint[0]}",
+        f"cannot be made: {message[0]}",
         _SUDO if os.geteuid() else
         "modprobe veth; the kernel needs CONFIG_NET_NS and CONFIG_VETH, and ip is in iproute2",
     )  # fmt: skip
 
 
 def overlay() -> Check:
-    """A root-fs technique."""
+    """A way to mount a root file system."""
     return _technique("overlay")
 
 
 def squashfs() -> Check:
-    """A root-fs technique."""
+    """A way to mount a root file system."""
     return _technique("squashfs")
 
 
 def erofs() -> Check:
-    """A root-fs technique."""
+    """A way to mount a root file system."""
     return _technique("erofs")
 
 
@@ -161,11 +161,11 @@ def loop() -> Check:
         return Check(
             "loop devices", None, f"cannot open {control}: {error.strerror}", "modprobe loop"
         )
-    return Check("loop devices", True, f"{control} opens")
+    return Check("loop devices", True, f"{control} can be opened")
 
 
 def cgroup_versions() -> Check:
-    """Runtimes need at least one hierarchy."""
+    """Container runtimes need at least one hierarchy."""
     if hierarchies():
         return Check("cgroups", True, facts.cgroup_mode())
     hint = "mount -t cgroup2 none /sys/fs/cgroup"
@@ -173,42 +173,42 @@ def cgroup_versions() -> Check:
 
 
 def runc() -> Check:
-    """The runtime of the paper."""
+    """The paper's runtime."""
     return _program("runc", "runc")
 
 
 def crun() -> Check:
-    """Refuses cgroup version 1 and hybrid hosts."""
+    """crun refuses cgroup version 1 and hybrid hosts."""
     found = _program("crun", "crun")
     if not found.ok or is_unified():
         return found
     if "cgroup2" not in (facts.PROC / "filesystems").read_text().split():
-        return Check("crun", False, f"{found.fact}, and needs cgroup2, which this kernel lacks")
+        return Check("crun", False, f"{found.fact}; it needs cgroup2, which this kernel lacks")
     return Check(
         "crun",
         None,
-        f"{found.fact}; on a {facts.cgroup_mode()} host it runs without its cgroup work",
-        "to measure that work too, boot with systemd.unified_cgroup_hierarchy=1",
+        f"{found.fact}; on this {facts.cgroup_mode()} host it runs without its cgroup work",
+        "to include that work, boot with systemd.unified_cgroup_hierarchy=1",
     )
 
 
 def runsc() -> Check:
-    """GVisor's runtime."""
+    """The runtime of gVisor."""
     return _program("runsc", "runsc")
 
 
 def ip() -> Check:
-    """The network set-up of the paper is made of its commands."""
+    """The paper's network set-up uses its commands."""
     return _program("ip", "iproute2", "-V")
 
 
 def qemu() -> Check:
-    """The hypervisor of the paper."""
+    """The paper's hypervisor."""
     return _program("qemu-system-x86_64", "qemu-system-x86")
 
 
 def kvm() -> Check:
-    """Runs a guest of a few bytes: that /dev/kvm opens says little."""
+    """Runs a guest of a few bytes, because an openable /dev/kvm proves little."""
     program = shutil.which("qemu-system-x86_64")
     if not program:
         return Check(
@@ -224,7 +224,7 @@ def kvm() -> Check:
         "KVM",
         None,
         f"{chosen.reason}; QEMU's guests run under TCG",
-        "their times are TCG's and no processor's: measure on a machine with a KVM of its own",
+        "these times are TCG's, not a processor's: measure on a machine with real KVM",
     )
 
 
@@ -240,7 +240,7 @@ def firecracker() -> Check:
 
 
 def tun() -> Check:
-    """A machine is on the lab's network by a tap."""
+    """VMs use taps on the lab's network."""
     try:
         vm.probe_taps()
     except Unsupported as error:
@@ -249,25 +249,25 @@ def tun() -> Check:
 
 
 def cores() -> Check:
-    """More starts at once than cores wait for each other, whatever the runtime does."""
+    """More starts at once than cores wait for each other with any runtime."""
     count, smt = facts.cores(), facts.read_line(facts.SYS / "devices/system/cpu/smt/active") == "1"
-    fact = f"{count} cores{', of them half SMT siblings' if smt else ''}"
+    fact = f"{count} cores{', half of them SMT siblings' if smt else ''}"
     if count >= 4:
         return Check("cores", True, fact)
     return Check(
         "cores",
         None,
-        f"{fact}: with more starts at once, waiting for a CPU is much of the latency",
-        "read the causes beside the latencies, or use a larger machine",
+        f"{fact}: with more starts at once, much of the latency is waiting for a CPU",
+        "read the causes along with the latencies, or use a larger machine",
     )
 
 
 def frequency() -> Check:
-    """A governor that follows the load makes the first start of a burst slow."""
+    """A governor that follows the load slows the first start of a burst."""
     governors = facts.governors()
     if not governors:
         return Check(
-            "CPU frequency", True, "no policy is visible: the hypervisor or firmware has it"
+            "CPU frequency", True, "no policy is visible; the hypervisor or firmware decides"
         )
     if governors == ["performance"]:
         return Check("CPU frequency", True, "performance")
@@ -280,7 +280,7 @@ def frequency() -> Check:
 
 
 def steal() -> Check:
-    """Time that the hypervisor gave to others."""
+    """CPU time that the hypervisor gave to other guests."""
     before = _cpu_ticks()
     time.sleep(_STEAL_SECONDS)
     spent = [after - earlier for after, earlier in zip(_cpu_ticks(), before, strict=True)]
@@ -289,7 +289,7 @@ def steal() -> Check:
     fact = f"{share:.1%} in the last {_STEAL_SECONDS} s, {since_boot:.1%} since boot"
     if max(share, since_boot) < 0.01:
         return Check("stolen CPU time", True, fact)
-    hint = "other guests share these CPUs: repeat more, or use a machine of its own"
+    hint = "other guests share these CPUs: repeat more, or use a dedicated machine"
     return Check("stolen CPU time", None, fact, hint)
 
 
@@ -299,12 +299,12 @@ def load() -> Check:
     fact = f"load average {average:.2f} on {facts.cores()} cores"
     if average < 0.25 * facts.cores():
         return Check("load", True, fact)
-    hint = "something else runs here: stop it (see top) and measure when it is quiet"
+    hint = "something else is running: see top, and measure when the machine is idle"
     return Check("load", None, fact, hint)
 
 
 def swap() -> Check:
-    """Memory that went to disk comes back during a start."""
+    """Swapped memory is read back during a start."""
     sizes = facts.memory()
     used = sizes["SwapTotal"] - sizes["SwapFree"]
     if used == 0:
@@ -313,41 +313,43 @@ def swap() -> Check:
 
 
 def huge_pages() -> Check:
-    """Zeroing 2 MB instead of 4 KB at a first touch makes starts of small programs vary."""
+    """Zeroing 2 MB instead of 4 KB at first touch makes starts of small programs vary."""
     if facts.huge_pages() != "always":
         return Check("transparent huge pages", True, facts.huge_pages())
     return Check(
         "transparent huge pages",
         None,
         "always",
-        "to see starts without them: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+        "to measure without them: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
     )
 
 
 def clock() -> Check:
-    """Stamps come from CLOCK_MONOTONIC, which must not need a system call."""
+    """CLOCK_MONOTONIC must be readable without a system call."""
     source = facts.read_line(facts.SYS / facts.CLOCK_SOURCE)
     if source in {"tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page"}:
         return Check("clock", True, source)
-    hint = "boot with clocksource=tsc if the CPU's is stable"
+    hint = "boot with clocksource=tsc if the CPU's TSC is stable"
     return Check("clock", None, f"{source} is slow to read", hint)
 
 
 def memory() -> Check:
-    """A hundred runtimes at once take some 20 MB each, and root file systems live in memory."""
+    """A hundred runtimes at once take about 20 MB each; root file systems are in memory."""
     free = facts.memory()["MemAvailable"]
     if free >= 3 * facts.GIB:
         return Check("memory", True, f"{facts.gib(free)} available")
-    hint = "ask for fewer --instances, or free some: a hundred at once take about 3 GiB"
+    hint = "use fewer --instances, or free memory: a hundred at once take about 3 GiB"
     return Check("memory", None, f"{facts.gib(free)} available", hint)
 
 
 def disk() -> Check:
-    """The spans of a traced run of a hundred at once take some hundred megabytes."""
+    """The spans of a traced run of a hundred at once take hundreds of megabytes."""
     free = shutil.disk_usage(".").free
     if free >= facts.GIB:
         return Check("disk", True, f"{facts.gib(free)} free here")
-    return Check("disk", None, f"{facts.gib(free)} free here", "name another directory with --out")
+    return Check(
+        "disk", None, f"{facts.gib(free)} free here", "choose another directory with --out"
+    )
 
 
 CHECKS: tuple[Callable[[], Check], ...] = (
@@ -394,7 +396,7 @@ def _program(name: str, package: str, option: str = "--version") -> Check:
     path = shutil.which(name)
     if not path:
         return Check(name, None, "not installed", f"apt-get install {package}")
-    return Check(name, True, f"{facts.version(name, option) or 'of unknown version'} at {path}")
+    return Check(name, True, f"{facts.version(name, option) or 'unknown version'} at {path}")
 
 
 def _cpu_ticks() -> list[int]:

@@ -1,6 +1,6 @@
-"""The load shapes, and the load generator that drives them: the lab's only concurrency.
+"""Load shapes, and the load generator that drives them: the lab's only concurrency.
 
-The generator is ``native/lab/launch.c``, a process of its own; its protocol is described there.
+The generator is a process, ``native/lab/launch.c``, which describes the protocol.
 """
 
 import os
@@ -29,17 +29,17 @@ _SEQUENTIAL, _INHERIT = 1, 2
 
 @dataclass(frozen=True)
 class Burst:
-    """All starts are asked for at one instant."""
+    """All starts at the same instant."""
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """Each start is asked for when the one before it is ready or has failed."""
+    """Each start when the one before it is ready or has failed."""
 
 
 @dataclass(frozen=True)
 class Poisson:
-    """Starts arrive at random at ``rate`` a second, whether or not earlier ones are ready."""
+    """Starts at random times, ``rate`` per second, whether or not earlier ones are ready."""
 
     rate: float
 
@@ -50,7 +50,7 @@ BURST = Burst()
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the generator saw of one start; stamps in ns, 0 where it did not happen.
+    """The generator's record of one start. Stamps are in ns, 0 for what did not happen.
 
     ``seen`` is when it read ``firstlight ready`` or ``error``. ``status`` is as ``waitpid``
     gives it, None while the start is up. ``expired``: its deadline passed before
@@ -71,14 +71,14 @@ class Outcome:
 
     @cached_property
     def reply(self) -> Reply:
-        """What it reported."""
+        """The start's own report, parsed from its output."""
         return reply.read(self.output)
 
 
 def offsets(shape: Shape, count: int, seed: int = 0) -> list[int]:
-    """When each of ``count`` starts is asked for, in ns after the first may be.
+    """The intended arrival of each of ``count`` starts, in ns from the batch's beginning.
 
-    ``seed`` draws random arrivals.
+    ``seed`` determines random arrivals.
     """
     if not isinstance(shape, Poisson):
         return [0] * count
@@ -91,7 +91,7 @@ def offsets(shape: Shape, count: int, seed: int = 0) -> list[int]:
 
 
 class Generator:
-    """A running load generator. Leaving it ends every start that it made."""
+    """A running load generator. Leaving the context ends every start that it made."""
 
     def __enter__(self) -> "Generator":
         self._socket, theirs = socket.socketpair()
@@ -108,13 +108,13 @@ class Generator:
         self.close()
 
     def close(self) -> None:
-        """End every start, also amid a request. A second time does nothing."""
+        """End every start, even during a request. Idempotent."""
         self._socket.close()
         self._process.wait()
 
     @property
     def pid(self) -> int:
-        """The thread group whose children are the instances."""
+        """The process whose children are the instances."""
         return self._process.pid
 
     def run(
@@ -127,18 +127,18 @@ class Generator:
         seed: int = 0,
         inherit: bool = False,
     ) -> list[Outcome]:
-        """Start the commands, and return when each is ready, has ended or is past its deadline.
+        """Start the commands; return when each is ready, has ended or is past its deadline.
 
-        ``deadline`` is in seconds after a start's intended arrival; ``seed`` is of ``offsets``.
-        With ``inherit`` the commands keep our standard streams. Raises Failed for a command that
-        no kernel would take, before anything is started, and if the generator has ended.
+        ``deadline`` is in seconds after a start's intended arrival; ``seed`` is for ``offsets``.
+        With ``inherit`` the commands keep this process's standard streams. Raises Failed if a
+        command is malformed, before anything is started, or if the generator has ended.
         """
         body = b"".join(map(_start, commands, offsets(shape, len(commands), seed)))
         flags = _SEQUENTIAL * isinstance(shape, Sequence) | _INHERIT * inherit
         return self._ask(_RUN, batch, len(commands), flags, deadline, body)
 
     def stop(self, batch: int, *, deadline: float, inherit: bool = False) -> list[Outcome]:
-        """End a batch's standard input; return when all have exited, killed after ``deadline``."""
+        """Close a batch's standard input; return when all have exited. Kills after ``deadline``."""
         return self._ask(_STOP, batch, 0, _INHERIT * inherit, deadline, b"")
 
     def _ask(
@@ -165,7 +165,7 @@ class Generator:
     def _receive(self, size: int) -> bytes:
         parts = bytearray()
         while len(parts) < size:
-            self._answers.poll()  # unlike recv, an interrupt ends it whatever its handler's flags
+            self._answers.poll()  # unlike recv, a signal always interrupts it
             try:
                 part = self._socket.recv(size - len(parts))
             except OSError as error:
@@ -177,18 +177,18 @@ class Generator:
 
 
 def _start(command: Command, offset: int) -> bytes:
-    """One start in the words of the protocol."""
+    """One start, encoded for the protocol."""
     if isinstance(command, Ask):
         texts = [str(command.socket), command.greeting, command.message]
         if any("\0" in text for text in texts):
-            raise Failed(f"cannot ask {command.socket}: a NUL is in the request")
+            raise Failed(f"cannot send a request to {command.socket}: it contains a NUL")
         return _START.pack(offset, 0, 0) + _strings(texts)
     variables = [f"{name}={value}" for name, value in command.env.items()]
     texts = [*command.argv, *variables, str(command.cwd)]
     if not command.argv or not command.argv[0]:
-        raise Failed("cannot start a command without a program", "name one")
+        raise Failed("the command is empty", "give a program")
     if any("\0" in text for text in texts):
-        raise Failed(f"cannot start {command.argv[0]}: a NUL is in its arguments or environment")
+        raise Failed(f"cannot start {command.argv[0]}: its arguments or environment contain a NUL")
     return _START.pack(offset, len(command.argv), len(variables)) + _strings(texts)
 
 
@@ -199,5 +199,5 @@ def _strings(texts: list[str]) -> bytes:
 def _gone(reason: object) -> Failed:
     return Failed(
         f"the load generator has ended: {reason}",
-        "it may have complained on standard error; dmesg tells if the kernel killed it",
+        "see the error above, or dmesg if the kernel killed it",
     )

@@ -1,4 +1,4 @@
-"""What a start reports, as one record: a program's lines, or the answers of a runtime.
+"""Parses what a start reports: a program's lines, or the replies of a runtime.
 
 The lines are those of ``lab.backends``. The load generator puts an answer behind
 ``firstlight answer``: the agile runtime's (``agile.protocol``), of which ``started`` has stamps,
@@ -24,9 +24,9 @@ _OWN = "firstlight "
 
 @dataclass(frozen=True)
 class Reply:
-    """``ready`` is the stamp of the end point, ``error`` why it was not reached: the first of each.
+    """A start's report. ``ready`` is the stamp of the end point, ``error`` why it was not reached.
 
-    ``output`` is all that the start printed besides.
+    The first of each counts. ``output`` is everything else that the start printed.
     """
 
     steps: tuple[Step, ...] = ()
@@ -36,7 +36,7 @@ class Reply:
 
 
 class _Result(msgspec.Struct):
-    """When a handler was asked for, began and finished."""
+    """When a handler was requested, began and finished."""
 
     requested: int
     began: int
@@ -44,7 +44,7 @@ class _Result(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    """What of a runtime's answer is of use here."""
+    """The fields of a runtime's answer that the lab uses."""
 
     type: str
     message: str = ""
@@ -54,7 +54,7 @@ class _Answer(msgspec.Struct):
 
 
 def read(text: str) -> Reply:
-    """The record of all that a start wrote. A line that a kill cut short is no report."""
+    """Parse a start's output. A truncated last line, as a kill leaves it, is not a report."""
     lines = text.split("\n")
     parts = [part for line in lines[:-1] for part in _parts(line)]
     last = lines[-1]
@@ -76,7 +76,7 @@ class _Printed:
 
 
 def _parts(line: str) -> Iterator[Step | int | str | _Printed]:
-    """What one line says: steps, the stamp of the end point, an error, or nothing of ours."""
+    """Parse one line: steps, the stamp of the end point, an error, or other output."""
     if not line.startswith(_OWN):
         yield _Printed(line)
     elif step := _STEP.fullmatch(line):

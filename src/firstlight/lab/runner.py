@@ -1,4 +1,4 @@
-"""Experiment to samples: expands the points, shuffles the schedule, runs each batch."""
+"""Runs an experiment: expands its points, shuffles the schedule, measures each batch."""
 
 import os
 import random
@@ -31,13 +31,13 @@ from firstlight.trace import bpf
 
 DEADLINE_SECONDS = 60.0
 _STOP_SECONDS = 30.0
-_LAST_WORDS = 300  # characters of a program's last line
-_LEAST_SAMPLES = 3  # times the repetitions, for points of few instances
+_LAST_LINE_CHARACTERS = 300
+_SAMPLES_MIN = 3  # per repetition, for points with few instances
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run is to be made. ``deadline`` is for each start, in seconds."""
+    """What to measure and how. ``deadline`` is per start, in seconds."""
 
     experiment: Experiment
     options: Options
@@ -50,7 +50,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Batch:
-    """One entry of the schedule."""
+    """An entry of the schedule."""
 
     case: Case
     repetition: int
@@ -63,17 +63,17 @@ class Batch:
 
 
 def schedule(cases: Sequenced[Case], plan: Plan) -> list[Batch]:
-    """Every batch of a run in a seeded random order, repetition by repetition.
+    """The batches of a run in a seeded random order, repetition by repetition.
 
-    Shuffling within repetitions interleaves the points: a drift of the machine meets all of them.
-    Points of few instances get more batches, so that their quantiles rest on as many samples.
+    Shuffling within repetitions interleaves the points, so a drift of the machine meets all of
+    them. Points with few instances get more batches, for as many samples.
     """
     order = random.Random(plan.seed)  # noqa: S311 - a schedule, not a secret
     batches = []
     for repetition in range(plan.repetitions):
         part = []
         for case in cases:
-            for _ in range(max(1, _LEAST_SAMPLES // case.instances)):
+            for _ in range(max(1, _SAMPLES_MIN // case.instances)):
                 part.append(Batch(case, repetition, traced=False))
                 if plan.traced:
                     part.append(Batch(case, repetition, traced=True))
@@ -85,8 +85,8 @@ def schedule(cases: Sequenced[Case], plan: Plan) -> list[Batch]:
 def run(plan: Plan, out: Path, progress: Callable[[Batch, int, int], None]) -> None:
     """Measure an experiment into the run directory ``out``.
 
-    ``progress`` is told each batch before it, with the work done and in all (see ``work``). On
-    KeyboardInterrupt what was measured stays, marked interrupted, and the interrupt goes on.
+    ``progress`` is called before each batch with the work done and the total (see ``work``). On
+    KeyboardInterrupt the run keeps what was measured, is marked as interrupted, and re-raises.
     """
     cases, skipped = _usable(plan)
     backends = [case.backend for case in cases]
@@ -127,12 +127,12 @@ def run(plan: Plan, out: Path, progress: Callable[[Batch, int, int], None]) -> N
 
 
 def work(batch: Batch) -> int:
-    """How much of a run's time a batch takes, roughly, in no unit."""
+    """The relative duration of a batch, roughly."""
     return batch.case.instances + 4
 
 
 def _usable(plan: Plan) -> tuple[list[Case], dict[str, str]]:
-    """The cases that can run here, to the end point that was asked for, and why others cannot."""
+    """The cases that can run here to the requested end point, and why the others cannot."""
     cases: list[Case] = []
     probed: set[Backend] = set()
     skipped: dict[str, str] = {}
@@ -149,13 +149,13 @@ def _usable(plan: Plan) -> tuple[list[Case], dict[str, str]]:
     if not cases:
         raise Unsupported(
             f"{plan.experiment.name} cannot run here: {_reasons(skipped)}",
-            "see all that is missing: firstlight doctor",
+            "firstlight doctor shows everything that is missing",
         )
     return cases, skipped
 
 
 def _reasons(skipped: dict[str, str]) -> str:
-    """Each reason once, with the first that it kept from running."""
+    """Each reason once, with the first point that it concerns."""
     kept: dict[str, list[str]] = {}
     for name, reason in skipped.items():
         kept.setdefault(reason, []).append(name)
@@ -166,7 +166,7 @@ def _reasons(skipped: dict[str, str]) -> str:
 
 
 class _Lab:
-    """A run under way: its place, load generator and tracer."""
+    """A run in progress: its workspace, load generator and tracer."""
 
     def __init__(self, plan: Plan, writer: Writer, name: str) -> None:
         self._plan, self._writer, self._name = plan, writer, name
@@ -191,9 +191,11 @@ class _Lab:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def measure(self, batch: Batch, progress: Callable[[Batch, int, int], None], all_: int) -> None:
+    def measure(
+        self, batch: Batch, progress: Callable[[Batch, int, int], None], total: int
+    ) -> None:
         """Run one batch and store its samples and spans."""
-        progress(batch, self._done, all_)
+        progress(batch, self._done, total)
         self._done += work(batch)
         case = batch.case
         with ExitStack() as stack:
@@ -215,7 +217,7 @@ class _Lab:
                 guests = [_guest_log(command) for command in commands]
                 counts = dict(prepared.counts())
             except BaseException:
-                self._generator.close()  # what it started must end before what that used
+                self._generator.close()  # instances end before the parts that they use
                 raise
         settle()
         samples = [
@@ -226,7 +228,7 @@ class _Lab:
         if counts:
             samples[0] = msgspec.structs.replace(samples[0], counts=counts)
         if batch.traced:
-            roots = {one.pid: one.index for one in samples}
+            roots = {sample.pid: sample.index for sample in samples}
             roots |= dict.fromkeys(traced_daemons(commands), self._samples)
             self._writer.append_spans(self._batches, self._tracer.collect(roots))
         self._keep(samples)
@@ -250,7 +252,7 @@ class _Lab:
 
 
 def can_trace(commands: Sequenced[Command]) -> bool:
-    """Whether tracing would say whose start it saw: of one among many in a daemon it would not."""
+    """Whether events can be assigned to a start. In a daemon that serves many, they cannot."""
     return len(commands) == 1 or not any(isinstance(command, Ask) for command in commands)
 
 
@@ -259,7 +261,7 @@ def _guest_log(command: Command) -> GuestLog | None:
 
 
 def unprepared(batch: Batch, number: int, first: int, why: str) -> list[Sample]:
-    """The samples of a batch whose host could not be prepared: none was started, and so it says."""
+    """The failed samples of a batch whose preparation failed."""
     now = time.monotonic_ns()
     return [
         Sample(
@@ -278,7 +280,7 @@ def unprepared(batch: Batch, number: int, first: int, why: str) -> list[Sample]:
 
 
 def traced_daemons(commands: Sequenced[Command]) -> tuple[int, ...]:
-    """The daemons that are traced: only of a single start is it plain whose request they serve."""
+    """The daemons to trace: only with a single start is it known whose request they serve."""
     return commands[0].daemons if len(commands) == 1 else ()
 
 
@@ -293,11 +295,11 @@ def sample(
     lost: int,
     guest: GuestLog | None = None,
 ) -> Sample:
-    """What the load generator saw of one start when it was ready, and when it had ended.
+    """Combine the generator's records of a start, at its readiness and at its end.
 
-    A stamp of the instance's own that is not between the start and its arrival here comes from a
-    clock that is not the host's (gVisor's): then the arrival stands for it. One that came after
-    the deadline is no better than none.
+    An instance's stamp that is not between the start and its arrival here comes from another
+    clock than the host's (gVisor's); the arrival replaces it. A stamp after the deadline is
+    ignored.
     """
     reply = outcome.reply
     ready = None if outcome.expired else reply.ready
@@ -331,13 +333,13 @@ def sample(
 
 
 def _hung(evidence: str, guest: GuestLog | None, output: str) -> str:
-    """Where it is stuck, and its last words; of a machine, its guest's."""
+    """Where a start hangs, and its last line of output; for a VM, its guest's."""
     who, text = ("it", output) if guest is None else ("the guest", guest.console)
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines and guest is None:
         return evidence
-    words = f'last said "{lines[-1][:_LAST_WORDS]}"' if lines else "said nothing"
-    return f"{evidence}; {who} {words}"
+    last = f'last printed "{lines[-1][:_LAST_LINE_CHARACTERS]}"' if lines else "printed nothing"
+    return f"{evidence}; {who} {last}"
 
 
 def _complaint(outcome: Outcome) -> str:
@@ -351,7 +353,7 @@ def _complaint(outcome: Outcome) -> str:
 
 
 def drop_caches() -> None:
-    """Empty the page cache, dentries and inodes, so that the next start reads from disk."""
+    """Drop the page cache, dentries and inodes, so that the next start reads from disk."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
@@ -361,7 +363,7 @@ def _now() -> str:
 
 
 def revision() -> str:
-    """firstlight's version, and the git revision where it runs from a checkout."""
+    """firstlight's version, with the Git revision when run from a checkout."""
     described = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
         capture_output=True, text=True,

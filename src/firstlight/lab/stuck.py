@@ -1,4 +1,4 @@
-"""What a start that hangs is doing: read from /proc before it is ended."""
+"""Finds out from /proc what a hanging start is doing, before it is killed."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +17,7 @@ _PATH_BYTES = 128
 
 @dataclass(frozen=True)
 class _Thread:
-    """Where one thread is: ``detail`` is the path or descriptor that its call is about."""
+    """A thread's current system call; ``detail`` is the path or descriptor of the call."""
 
     pid: int
     call: str
@@ -29,22 +29,22 @@ class _Thread:
 
 
 def describe(root: int) -> str:
-    """One sentence: the deepest process of the tree that is in a call of some phase, and which.
+    """Name the deepest process of the tree that is in a call of a known phase, and the call.
 
-    One that polls comes after those, but before what only waits for its own children's words.
+    Polling processes come next, then processes that only wait for their children.
     """
     tree = list(_tree(root))
     parents = {pid for pid in tree if len(list(_tree(pid))) > 1}
     threads = [thread for pid in tree for thread in _threads(pid)]
     deepest = [thread for thread in reversed(threads) if thread.call not in _WAITS]
-    telling = [thread for thread in deepest if thread.phase in phases.ORDER]
-    waiting = [one for one in telling if one.pid in parents and one.phase == "handshake"]
+    known = [thread for thread in deepest if thread.phase in phases.ORDER]
+    waiting = [thread for thread in known if thread.pid in parents and thread.phase == "handshake"]
     polling = [thread for thread in deepest if thread.call in _POLLS]
-    first = [thread for thread in telling if thread not in waiting]
-    found = next(iter([*first, *polling, *waiting, *deepest]), _Thread(root, "nothing"))
-    phase = found.phase if found in telling else phases.UNATTRIBUTED
-    where = f"{found.call} {found.detail}".rstrip()
-    return f"hung in phase {phase}: {_command(found.pid)} (pid {found.pid}) is in {where}"
+    first = [thread for thread in known if thread not in waiting]
+    stuck = next(iter([*first, *polling, *waiting, *deepest]), _Thread(root, "nothing"))
+    phase = stuck.phase if stuck in known else phases.UNATTRIBUTED
+    where = f"{stuck.call} {stuck.detail}".rstrip()
+    return f"hung in phase {phase}: {_command(stuck.pid)} (pid {stuck.pid}) is in {where}"
 
 
 def _tree(pid: int) -> Iterator[int]:
@@ -56,7 +56,7 @@ def _tree(pid: int) -> Iterator[int]:
 
 
 def _threads(pid: int) -> Iterator[_Thread]:
-    """A process's threads, the first one last: it is asked first."""
+    """The threads of a process, the main thread last; callers take the last first."""
     with suppress(OSError):
         for task in sorted(Path(f"/proc/{pid}/task").iterdir(), reverse=True):
             with suppress(OSError):
@@ -78,7 +78,7 @@ def _thread(pid: int, words: list[str]) -> _Thread:
 
 
 def _descriptor(pid: int, number: int) -> str:
-    """What a descriptor is, in the words of ``tracers.words``."""
+    """Describe a descriptor as ``trace.words`` does."""
     try:
         target = str(Path(f"/proc/{pid}/fd/{number}").readlink())
     except OSError:
@@ -91,7 +91,7 @@ def _descriptor(pid: int, number: int) -> str:
 
 
 def _far_ends(pid: int) -> str:
-    """What the connected sockets of a process lead to, as far as /proc tells."""
+    """The peers of a process's connected sockets, as far as /proc shows them."""
     owned = set()
     with suppress(OSError):
         for file in Path(f"/proc/{pid}/fd").iterdir():

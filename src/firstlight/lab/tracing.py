@@ -1,4 +1,4 @@
-"""Trace the start of one command of the user's own, where and as the user would run it."""
+"""Traces the start of a user's command, in the user's own environment."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ _FOREVER_SECONDS = 1e8
 
 @dataclass(frozen=True)
 class Traced:
-    """A traced command: its run of one sample, and the status that it exited with."""
+    """A traced command: its run of one sample, and its exit status."""
 
     run: store.Run
     exit_status: int
@@ -44,20 +44,20 @@ class Traced:
 
 @contextmanager
 def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator[Traced]:
-    """Run a command with our standard streams and trace it to its exit.
+    """Run a command with this process's standard streams and trace it to its exit.
 
-    With ``until`` the end point is instead the first execution of the program of that name or
-    path. The run is kept in ``out``, or dropped on leaving. Raises Unsupported and Failed.
+    With ``until`` the end point is the first execution of the program with that name or path. The
+    run is kept in ``out``, or deleted on exit. Raises Unsupported and Failed.
     """
     program = shutil.which(argv[0])
     if not program and Path(argv[0]).exists():
-        raise Unsupported(f"{argv[0]} is not a program that can be executed", "name one")
+        raise Unsupported(f"{argv[0]} is not an executable program", "give a program")
     if not program:
         raise Unsupported(f"command {argv[0]!r} is not found", "give its path, or install it")
     command = Execute((str(Path(program).absolute()), *argv[1:]), dict(os.environ), Path.cwd())
     bpf.probe()
     with Generator() as generator, bpf.Tracer(generator.pid) as tracer:
-        interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the command's
+        interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command
         try:
             tracer.start()
             outcome = generator.run(0, [command], deadline=_FOREVER_SECONDS, inherit=True)[0]
@@ -87,7 +87,7 @@ def _executed(spans: pl.DataFrame, program: str) -> int:
     )
     if found.is_empty():
         seen = ", ".join(dict.fromkeys(executed["detail"].to_list()))
-        raise Failed(f"the command never executed {program!r}", f"it executed: {seen}")
+        raise Failed(f"the command did not execute {program!r}", f"it executed: {seen}")
     return int(found["start"][0])
 
 
@@ -96,7 +96,7 @@ def _header(point: Point, end_point: EndPoint) -> Header:
     return Header(
         run=f"trace-{now:%Y%m%dT%H%M%S}",
         experiment="trace",
-        question=f"Where does the start of {point['command']} go?",
+        question=f"Where does the start of {point['command']} spend its time?",
         end_point=end_point,
         axes=("command", "instances"),
         points=(point,),

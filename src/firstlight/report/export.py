@@ -69,7 +69,7 @@ def _tables(run: Run) -> Iterator[tuple[str, pl.DataFrame]]:
 def _file(directory: Path, name: str) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     if (directory / "header.json").exists():
-        raise FirstlightError(f"{directory} is a run", "name another directory with --out")
+        raise FirstlightError(f"{directory} is a run", "choose another directory with --out")
     return directory / name
 
 

@@ -224,7 +224,7 @@ def failed(room: Room, start: Firecracker, *words: str) -> Sample:
 @pytest.mark.parametrize("way", ["config", "api"])
 def test_a_guest_that_reboots(room: Room, program: str, way: str) -> None:
     failed(room, machine(program, Tiny(says("panic\r\n") + RESET), way),
-           "exited with status 0 before the guest was ready", 'last said "panic"')  # fmt: skip
+           "exited with status 0 before the guest was ready", 'last printed "panic"')  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def failed(room: Room, machine: Qemu, *words: str) -> Sample:
 )
 def test_a_guest_that_reboots(room: Room, code: bytes, machine: str) -> None:
     guest = Tiny(says("panic: no root\r\n") + code)
-    words = ("before the guest was ready: guest-reset", 'last said "panic: no root"')
+    words = ("before the guest was ready: guest-reset", 'last printed "panic: no root"')
     one = failed(room, tcg(guest, machine=machine), *words)
     assert one.guest is not None
     assert [span.name for span in one.guest.spans] == ["panic: no root"]
@@ -219,14 +219,14 @@ def test_a_guest_that_reboots(room: Room, code: bytes, machine: str) -> None:
 def test_a_guest_that_hangs(room: Room) -> None:
     [one] = room.start(tcg(Tiny(says("mounting\r\nno ro") + SPIN)), deadline=4)
     assert one.ending is Ending.HUNG
-    assert str(one.error).endswith('the guest last said "no ro"')
+    assert str(one.error).endswith('the guest last printed "no ro"')
     assert room.leftovers() == []
 
 
 def test_a_guest_that_says_nothing(room: Room) -> None:
     [one] = room.start(tcg(Tiny(HALT)), deadline=1)
     assert one.ending is Ending.HUNG
-    assert str(one.error).endswith("the guest said nothing")
+    assert str(one.error).endswith("the guest printed nothing")
 
 
 def test_a_kernel_without_the_pvh_note(room: Room, tmp_path: Path) -> None:

@@ -86,7 +86,9 @@ def test_the_veth_check_leaves_nothing() -> None:
     assert left() == before
 
 
-@pytest.mark.parametrize(("user", "hint"), [(65534, "run it with sudo"), (0, "the checks above")])
+@pytest.mark.parametrize(
+    ("user", "hint"), [(65534, "run firstlight with sudo"), (0, "the checks above")]
+)
 def test_a_tracer_that_does_not_load_does_not_send_back_to_the_doctor(
     user: int, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,7 @@ class Agile:
         if self.depth not in DEPTHS:
             raise UnknownName("depth", self.depth, DEPTHS)
         if os.geteuid() != 0:
-            raise Unsupported("the agile runtime needs root", "run it with sudo")
+            raise Unsupported("the agile runtime needs root", "run firstlight with sudo")
         if not shutil.which("nft"):
             raise Unsupported("nft is not installed", "apt-get install nftables")
 

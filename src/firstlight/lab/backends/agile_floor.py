@@ -78,7 +78,7 @@ def _network() -> int:
     thread.start()
     thread.join()
     if not made:
-        raise Unsupported("cannot make a network namespace", "run it as root")
+        raise Unsupported("cannot make a network namespace", "run firstlight as root")
     return made[0]
 
 

@@ -78,7 +78,7 @@ class Cni:
         if self.operation not in OPERATIONS:
             raise UnknownName("CNI operation", self.operation, OPERATIONS)
         if os.geteuid() != 0:
-            raise Unsupported("setting networks up needs root", "run it with sudo")
+            raise Unsupported("setting networks up needs root", "run firstlight with sudo")
         network, about = known.find(self.conf)
         for kind in _kinds(network):
             find(kind, known.path(about))

@@ -100,7 +100,7 @@ class Network:
     def probe(self) -> None:
         """Needs root, ``ip``, and a kernel that makes network namespaces and veth pairs."""
         if os.geteuid() != 0:
-            raise Unsupported("setting networks up needs root", "run it with sudo")
+            raise Unsupported("setting networks up needs root", "run firstlight with sudo")
         for program, package in (("ip", "iproute2"), ("unshare", "util-linux")):
             if not shutil.which(program):
                 raise Unsupported(f"{program} is not installed", f"apt-get install {package}")

@@ -86,7 +86,7 @@ class Oci:
     def probe(self) -> None:
         """The runtime and what its root file system needs must be there."""
         if os.geteuid() != 0:
-            raise Unsupported("starting containers needs root", "run it with sudo")
+            raise Unsupported("starting containers needs root", "run firstlight with sudo")
         self._program()
         if self.rootfs:
             rootfs.probe(self.rootfs)

@@ -27,7 +27,7 @@ class Process:
     def probe(self) -> None:
         """Only root makes namespaces everywhere."""
         if os.geteuid() != 0:
-            raise Unsupported("making namespaces needs root", "run it with sudo")
+            raise Unsupported("making namespaces needs root", "run firstlight with sudo")
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
