@@ -26,6 +26,7 @@ PARTS = (
     "vm",
     "agile",
     "agile_node",
+    "wasm",
 )
 _TRACEFS = Path("/sys/kernel/tracing")
 _CLONE_NEWNS = 0x00020000

@@ -30,7 +30,7 @@ async def sustained(workspace: Workspace, function: Function) -> Mark:
     """Networked starts whose programs end at once, as fast as eight clients ask for them."""
     program = msgspec.structs.replace(function, command=("/bin/payload", "once"))
     size = PoolSize(low=16, high=64, rate=2000)
-    async with Runtime(_config(workspace, Pools(network=size, cgroup=size))) as runtime:
+    async with Runtime(config(workspace, Pools(network=size, cgroup=size))) as runtime:
         await runtime.prepare(program)
         null = os.open(os.devnull, os.O_RDWR)
         ended = 0
@@ -56,7 +56,7 @@ async def takes(workspace: Workspace) -> list[Mark]:
     """P99 of taking a network from a pool of few and of many, and what one of them holds."""
     marks = []
     tails = {}
-    async with Runtime(_config(workspace, Pools())) as runtime:
+    async with Runtime(config(workspace, Pools())) as runtime:
         size = PoolSize(low=0, high=HELD[-1], rate=1e5)
         networks = runtime._networks
         pool = Pool("network", size, lambda: networks.make("outbound"), networks.discard, Traffic())
@@ -119,7 +119,8 @@ def _memory() -> dict[str, int]:
     return {name: values[name] for name in MEMORY}
 
 
-def _config(workspace: Workspace, pools: Pools) -> Config:
+def config(workspace: Workspace, pools: Pools) -> Config:
+    """A runtime of the benchmark's own."""
     return Config(
         name="bench", state=str(workspace.directory / "state"), pools=pools,
         cgroup=f"{cgroups.name(workspace.run)}/agile",

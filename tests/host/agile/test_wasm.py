@@ -331,6 +331,19 @@ def test_neither_guests_nor_the_compiler_hold_the_loop(made: Make) -> None:
     with_runtime(main)
 
 
+def test_the_clock_ends_what_begins_when_it_goes_to_sleep(made: Make) -> None:
+    """It sleeps after 20 ticks of 5 ms without an instance; a guest may begin just then."""
+
+    async def main(runtime: Runtime) -> None:
+        function = made(MODULE, "spin", timeout=0.01)
+        for number in range(60):
+            failed = await failure(runtime, function, [])
+            assert "did not answer" in failed.message
+            await asyncio.sleep(0.09 + number % 20 * 0.001)
+
+    with_runtime(main)
+
+
 def test_a_module_that_takes_too_long_to_compile_is_given_up(made: Make) -> None:
     async def main(runtime: Runtime) -> None:
         with pytest.raises(Failed, match=r"compiling .* took over 0.3 s"):

@@ -61,8 +61,9 @@ KINDS = {
     "zygote": _Kind(f"a warm interpreter forks on request; {_AS_AGILE}"),
     "zygote-ready": _Kind(f"a fork of it waits for its event; {_AS_AGILE}", forks=True),
     "wasm": _Kind(
-        "an instance in the runtime's own process; isolated by WebAssembly alone, without imports, "
-        "its memory and time limited: no namespace, no cgroup, no seccomp"
+        "an instance in the worker of its function, isolated from the others by WebAssembly, its "
+        "memory and time limited; the worker is isolated as an agile instance is (namespaces, "
+        "cgroup, seccomp, no capabilities), without a network"
     ),
 }
 RUNC = "python3 in runc"
