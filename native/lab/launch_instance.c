@@ -36,8 +36,8 @@ static void execute(const struct instance *instance, const int streams[2], uint3
 		setsid();
 		if (dup2(streams[0], 0) < 0 || dup2(streams[1], 1) < 0 || dup2(streams[1], 2) < 0)
 			_exit(127);
-	}
-	close_range(3, ~0U, 0);
+		close_range(3, ~0U, 0);
+	} /* else all of ours are closed on exec, and the lab's were never here */
 	if (chdir(instance->cwd) == 0)
 		execve(instance->argv[0], instance->argv, instance->envp);
 	dprintf(STDOUT_FILENO, "firstlight error execute %s: %s\n", instance->argv[0], strerror(errno));

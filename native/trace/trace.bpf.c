@@ -43,8 +43,16 @@ struct sock_common { unsigned short skc_family; } KERNEL;
 struct sock { struct sock_common __sk_common; __u16 sk_protocol; } KERNEL;
 struct socket { struct sock *sk; } KERNEL;
 struct proc_ns_operations { const char *name; } KERNEL;
-struct ns_common { const struct proc_ns_operations *ops; } KERNEL;
-struct task_struct { int pid, tgid; struct files_struct *files; } KERNEL;
+struct ns_common { const struct proc_ns_operations *ops; unsigned int inum; } KERNEL;
+struct pid_namespace { struct ns_common ns; } KERNEL;
+struct upid { int nr; struct pid_namespace *ns; } KERNEL;
+struct pid { unsigned int level; struct upid numbers[1]; } KERNEL;
+struct task_struct {
+	int pid, tgid;
+	struct pid *thread_pid;
+	struct task_struct *group_leader;
+	struct files_struct *files;
+} KERNEL;
 struct linux_binprm { const char *filename; } KERNEL;
 typedef struct { __s64 counter; } atomic64_t;
 typedef atomic64_t atomic_long_t;
@@ -70,6 +78,9 @@ const volatile struct settings settings;
 
 __u64 lost;
 
+/* Our own PID namespace: how deep it lies below the first, and its number. on_ask fills it. */
+struct { __u32 level, number; } home SEC(".data.home");
+
 struct { __uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 1 << 26); } events SEC(".maps");
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -77,6 +88,13 @@ struct {
 	__type(key, __u32);
 	__type(value, struct task);
 } tasks SEC(".maps");
+/* In a PID namespace: the number that the kernel's own hooks know a traced thread by, to ours. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, TASKS);
+	__type(key, __u32);
+	__type(value, __u32);
+} numbers SEC(".maps");
 struct {
 	__uint(type, BPF_MAP_TYPE_STACK_TRACE);
 	__uint(max_entries, STACKS);
@@ -100,6 +118,42 @@ static __always_inline void emit(struct event *event, __u32 size)
 {
 	if (bpf_ringbuf_output(&events, event, size, BPF_RB_NO_WAKEUP))
 		__sync_fetch_and_add(&lost, 1);
+}
+
+/* A task's number in our own PID namespace, where that is not the first; 0 if it has none there. */
+static __always_inline __u32 number_below(struct task_struct *p)
+{
+	struct pid *pid = BPF_CORE_READ(p, thread_pid);
+	if (!pid || BPF_CORE_READ(pid, level) < home.level)
+		return 0;
+	struct upid *at = (void *)__builtin_preserve_access_index(&pid->numbers[0]);
+	at = (void *)at + home.level * bpf_core_type_size(struct upid);
+	return BPF_CORE_READ(at, ns, ns.inum) == home.number ? BPF_CORE_READ(at, nr) : 0;
+}
+
+/* The number that we know a task by; "p" is one of the kernel's own pointers. */
+#define NUMBER(p) (home.level ? number_below(p) : (__u32)(p)->pid)
+#define GROUP(p) (home.level ? number_below(BPF_CORE_READ(p, group_leader)) : (__u32)(p)->tgid)
+
+static __always_inline __u32 own_number(void)
+{
+	return home.level ? number_below((void *)bpf_get_current_task())
+			  : (__u32)bpf_get_current_pid_tgid();
+}
+
+/* Run once, by the loader itself. */
+SEC("syscall")
+int on_ask(void *context)
+{
+	(void)context;
+	struct task_struct *p = (void *)bpf_get_current_task();
+	struct pid *pid = BPF_CORE_READ(p, thread_pid);
+	__u32 level = BPF_CORE_READ(pid, level);
+	struct upid *at = (void *)__builtin_preserve_access_index(&pid->numbers[0]);
+	at = (void *)at + level * bpf_core_type_size(struct upid);
+	home.number = BPF_CORE_READ(at, ns, ns.inum);
+	home.level = level;
+	return 0;
 }
 
 static __always_inline struct task *traced(__u32 tid)
@@ -147,13 +201,13 @@ static __always_inline int take_stack(void *ctx, struct task *task, __u32 tid, _
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 {
-	__u32 parent_tid = parent->pid, tid = child->pid;
+	__u32 parent_tid = NUMBER(parent), tid = NUMBER(child), group = GROUP(child);
 	struct task *from = traced(parent_tid);
-	struct task task = {.pid = child->tgid, .off = bpf_ktime_get_ns(), .off_stack = -1,
+	struct task task = {.pid = group, .off = bpf_ktime_get_ns(), .off_stack = -1,
 			    .lock_stack = -1, .number = -1};
 	if (from)
 		task.root = from->root;
-	else if (parent->tgid == settings.generator)
+	else if (GROUP(parent) == settings.generator)
 		task.root = tid;
 	else
 		return 0;
@@ -161,8 +215,12 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 		__sync_fetch_and_add(&lost, 1);
 		return 0;
 	}
-	struct task by = {.root = task.root, .pid = parent->tgid};
-	instant(FORK, from ? from : &by, parent_tid, tid, child->tgid);
+	if (home.level) {
+		__u32 first = child->pid;
+		bpf_map_update_elem(&numbers, &first, &tid, BPF_ANY);
+	}
+	struct task by = {.root = task.root, .pid = GROUP(parent)};
+	instant(FORK, from ? from : &by, parent_tid, tid, group);
 	return 0;
 }
 
@@ -170,8 +228,12 @@ SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *bprm)
 {
 	struct { struct event event; char text[128]; } exec = {};
-	__u32 tid = p->pid, old = old_tid;
-	if (old != tid) { /* not the process's first thread: it takes that one's number */
+	__u32 tid = NUMBER(p), old = old_tid;
+	if (old_tid != p->pid) { /* not the process's first thread: it takes that one's number */
+		__u32 *known = home.level ? bpf_map_lookup_elem(&numbers, &old) : &old;
+		if (!known)
+			return 0;
+		old = *known;
 		struct task *from = traced(old);
 		if (!from)
 			return 0;
@@ -187,7 +249,7 @@ int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *b
 	exec.event.root = task->root;
 	exec.event.pid = task->pid;
 	exec.event.tid = tid;
-	exec.event.peer = old_tid;
+	exec.event.peer = old;
 	exec.event.stack = -1;
 	exec.event.start = exec.event.end = bpf_ktime_get_ns();
 	long length = bpf_probe_read_kernel_str(exec.text, sizeof(exec.text), bprm->filename);
@@ -199,7 +261,7 @@ int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *b
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(on_exit, struct task_struct *p)
 {
-	__u32 tid = p->pid;
+	__u32 tid = NUMBER(p);
 	struct task *task = traced(tid);
 	if (!task)
 		return 0;
@@ -211,16 +273,18 @@ int BPF_PROG(on_exit, struct task_struct *p)
 	}
 	instant(EXIT, task, tid, 0, 0);
 	bpf_map_delete_elem(&tasks, &tid);
+	__u32 first = p->pid;
+	bpf_map_delete_elem(&numbers, &first);
 	return 0;
 }
 
 SEC("tp_btf/sched_waking")
 int BPF_PROG(on_waking, struct task_struct *p)
 {
-	struct task *task = traced(p->pid);
+	struct task *task = traced(NUMBER(p));
 	if (task && task->off && !task->woken) {
 		task->woken = bpf_ktime_get_ns();
-		task->waker = (__u32)bpf_get_current_pid_tgid();
+		task->waker = own_number();
 	}
 	return 0;
 }
@@ -246,7 +310,7 @@ int BPF_PROG(on_switch, _Bool preempt, struct task_struct *prev, struct task_str
 	     unsigned int prev_state)
 {
 	__u64 now = bpf_ktime_get_ns();
-	struct task *task = traced(prev->pid);
+	struct task *task = traced(NUMBER(prev));
 	if (task) {
 		task->off = now;
 		task->woken = 0;
@@ -256,16 +320,16 @@ int BPF_PROG(on_switch, _Bool preempt, struct task_struct *prev, struct task_str
 		else if (task->wait && task->off_state & INTERRUPTIBLE)
 			task->off_stack = STACKS + task->wait;
 		else
-			task->off_stack = take_stack(ctx, task, prev->pid, now);
+			task->off_stack = take_stack(ctx, task, NUMBER(prev), now);
 	}
-	switched_in(next->pid, now);
+	switched_in(NUMBER(next), now);
 	return 0;
 }
 
 SEC("tp_btf/percpu_alloc_percpu")
 int BPF_PROG(on_allocation, unsigned long call_site)
 {
-	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	__u32 tid = own_number();
 	struct task *task = traced(tid);
 	if (!task || task->number < 0)
 		return 0;
@@ -273,6 +337,11 @@ int BPF_PROG(on_allocation, unsigned long call_site)
 	if (kind == SPACES || kind == CLONE3)
 		instant(MARK, task, tid, 0, call_site);
 	return 0;
+}
+
+static __always_inline __u32 owner_number(struct task_struct *owner)
+{
+	return home.level ? number_below(owner) : (__u32)BPF_CORE_READ(owner, pid);
 }
 
 /* Waiting for our own ring cannot be reported through it. */
@@ -285,18 +354,22 @@ static __always_inline int is_ours(void *lock)
 SEC("tp_btf/contention_begin")
 int BPF_PROG(on_contention, void *lock, unsigned int flags)
 {
-	struct task *task = traced((__u32)bpf_get_current_pid_tgid());
+	struct task *task = traced(own_number());
 	if (!task || task->lock || is_ours(lock))
 		return 0;
 	__u64 owner = 0;
-	if (flags & MUTEX)
-		owner = BPF_CORE_READ((struct mutex *)lock, owner.counter);
-	else if (!(flags & (SPIN | RT | PERCPU)))
-		owner = BPF_CORE_READ((struct rw_semaphore *)lock, owner.counter);
-	task->owner = owner & ~7ULL ? BPF_CORE_READ((struct task_struct *)(owner & ~7ULL), pid) : 0;
+	struct mutex *mutex = lock;
+	struct rw_semaphore *semaphore = lock;
+	if (flags & MUTEX) { /* with PREEMPT_RT both are built on rt_mutex, and keep no owner here */
+		if (bpf_core_field_exists(mutex->owner))
+			owner = BPF_CORE_READ(mutex, owner.counter);
+	} else if (!(flags & (SPIN | RT | PERCPU)) && bpf_core_field_exists(semaphore->owner)) {
+		owner = BPF_CORE_READ(semaphore, owner.counter);
+	}
+	task->owner = owner & ~7ULL ? owner_number((void *)(owner & ~7ULL)) : 0;
 	task->lock_address = (__u64)lock;
 	task->lock_flags = flags;
-	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	__u32 tid = own_number();
 	__u64 now = bpf_ktime_get_ns();
 	task->lock_stack = take_stack(ctx, task, tid, now);
 	task->lock = now;
@@ -306,7 +379,7 @@ int BPF_PROG(on_contention, void *lock, unsigned int flags)
 SEC("tp_btf/contention_end")
 int BPF_PROG(on_contention_end, void *lock)
 {
-	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	__u32 tid = own_number();
 	struct task *task = traced(tid);
 	if (!task || !task->lock || task->lock_address != (__u64)lock)
 		return 0;
@@ -323,7 +396,7 @@ int BPF_PROG(on_contention_end, void *lock)
 SEC("tp_btf/sys_enter")
 int BPF_PROG(on_enter, struct pt_regs *regs, long number)
 {
-	struct task *task = traced((__u32)bpf_get_current_pid_tgid());
+	struct task *task = traced(own_number());
 	if (!task)
 		return 0;
 	task->number = -1;
@@ -412,7 +485,7 @@ static __always_inline void take_mount(struct wide *out, __u64 target, __u64 typ
 SEC("tp_btf/sys_exit")
 int BPF_PROG(on_return, struct pt_regs *regs, long result)
 {
-	__u32 tid = (__u32)bpf_get_current_pid_tgid(), zero = 0;
+	__u32 tid = own_number(), zero = 0;
 	struct task *task = traced(tid);
 	if (!task)
 		return 0;

@@ -119,9 +119,15 @@ static int load(const char *file, unsigned int generator, unsigned int size)
 		return fail("load");
 	}
 	struct bpf_program *program;
-	bpf_object__for_each_program(program, object)
-		if (count < PROGRAMS)
+	bpf_object__for_each_program(program, object) {
+		if (!strcmp(bpf_program__name(program), "on_ask")) {
+			LIBBPF_OPTS(bpf_test_run_opts, once);
+			if (bpf_prog_test_run_opts(bpf_program__fd(program), &once))
+				return fail("ask for our PID namespace");
+		} else if (count < PROGRAMS) {
 			programs[count++] = program;
+		}
+	}
 	ring = ring_buffer__new(map("events"), write_event, NULL, NULL);
 	return ring ? 0 : fail("ring buffer");
 }
@@ -303,7 +309,7 @@ static int stop(void)
 	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	unsigned long long now = (unsigned long long)t.tv_sec * 1000000000ULL + (unsigned long long)t.tv_nsec;
-	int error = drain() || write_open(now) || clear("tasks") || write_stacks();
+	int error = drain() || write_open(now) || clear("tasks") || clear("numbers") || write_stacks();
 	error = fclose(heads) || error;
 	error = fclose(texts) || error;
 	heads = texts = NULL;

@@ -22,7 +22,8 @@ def trace(
 ) -> None:
     """Show where a command's start-up time goes, and why.
 
-    The command runs here, with your terminal, to its end. Exit status is the command's own.
+    The command runs here, with your terminal and every descriptor that you open for it, to its
+    end. The exit status is the command's own.
     """
     from firstlight.analysis import breakdown
     from firstlight.lab.tracing import traced

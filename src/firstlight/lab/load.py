@@ -91,7 +91,13 @@ def offsets(shape: Shape, count: int, seed: int = 0) -> list[int]:
 
 
 class Generator:
-    """A running load generator. Leaving the context ends every start that it made."""
+    """A running load generator. Leaving it ends every start that it made.
+
+    ``keep`` are descriptors of ours that a start with ``inherit`` gets under the same numbers.
+    """
+
+    def __init__(self, keep: Sequenced[int] = ()) -> None:
+        self._keep = keep
 
     def __enter__(self) -> "Generator":
         self._socket, theirs = socket.socketpair()
@@ -100,7 +106,7 @@ class Generator:
         with theirs:
             descriptor = theirs.fileno()
             self._process = subprocess.Popen(
-                [native("launch"), str(descriptor)], pass_fds=[descriptor]
+                [native("launch"), str(descriptor)], pass_fds=[descriptor, *self._keep]
             )
         return self
 
@@ -130,8 +136,9 @@ class Generator:
         """Start the commands; return when each is ready, has ended or is past its deadline.
 
         ``deadline`` is in seconds after a start's intended arrival; ``seed`` is for ``offsets``.
-        With ``inherit`` the commands keep this process's standard streams. Raises Failed if a
-        command is malformed, before anything is started, or if the generator has ended.
+        With ``inherit`` the commands keep this process's standard streams and the descriptors in
+        ``keep``. Raises Failed if a command is malformed, before anything is started, or if the
+        generator has ended.
         """
         body = b"".join(map(_start, commands, offsets(shape, len(commands), seed)))
         flags = _SEQUENTIAL * isinstance(shape, Sequence) | _INHERIT * inherit

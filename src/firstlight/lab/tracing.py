@@ -44,7 +44,7 @@ class Traced:
 
 @contextmanager
 def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator[Traced]:
-    """Run a command with this process's standard streams and trace it to its exit.
+    """Run a command with this process's descriptors and trace it to its exit.
 
     With ``until`` the end point is the first execution of the program with that name or path. The
     run is kept in ``out``, or deleted on exit. Raises Unsupported and Failed.
@@ -78,6 +78,19 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
             writer.append([sample])
             writer.finish(Footer(ended=datetime.now(UTC).isoformat(timespec="seconds")))
         yield Traced(store.read(directory), status)
+
+
+def _inherited() -> list[int]:
+    """The descriptors above 2 that whoever started us meant to hand on: all of ours are private."""
+    numbers = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+    return [number for number in numbers if number > 2 and _is_inheritable(number)]
+
+
+def _is_inheritable(descriptor: int) -> bool:
+    try:
+        return os.get_inheritable(descriptor)
+    except OSError:  # the one that listed them
+        return False
 
 
 def _executed(spans: pl.DataFrame, program: str) -> int:

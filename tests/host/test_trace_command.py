@@ -1,0 +1,83 @@
+"""``firstlight trace``: the command runs as it would by itself, wherever that is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from firstlight.errors import Unsupported
+from firstlight.trace import bpf
+
+FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
+LIST = ("/bin/ls", "/proc/self/fd")
+WORK = ("/bin/sh", "-c", "/bin/ls / >/dev/null; /bin/sleep 0.1")
+
+
+@pytest.fixture(autouse=True)
+def _can_trace() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    try:
+        bpf.probe()
+    except Unsupported as error:
+        pytest.skip(error.message)
+
+
+def trace(*argv: str, before: tuple[str, ...] = (), given: tuple[int, ...] = ()) -> str:
+    done = subprocess.run(
+        [*before, FIRSTLIGHT, "trace", "--json", "--", *argv],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, pass_fds=given,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def opened(path: Path, number: int) -> int:
+    """A descriptor of that number, open on a file of that text."""
+    path.write_text(f"descriptor {number}\n")
+    descriptor = os.open(path, os.O_RDONLY)
+    os.dup2(descriptor, number, inheritable=False)
+    os.close(descriptor)
+    return number
+
+
+def test_a_command_has_the_descriptors_that_it_is_given_and_no_others(tmp_path: Path) -> None:
+    given = tuple(opened(tmp_path / str(number), number) for number in (103, 107, 163))
+    try:
+        alone = subprocess.run(
+            LIST, stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds=given
+        )
+        listed = trace(*LIST, given=given).split("{", 1)[0].split()
+        assert sorted(listed) == sorted(alone.stdout.split())
+        assert {"103", "107", "163"} <= set(listed)
+        for number in given:
+            script = f"cat <&{number}" if number < 10 else f"cat /proc/self/fd/{number}"
+            assert f"descriptor {number}" in trace("/bin/sh", "-c", script, given=given)
+    finally:
+        for number in given:
+            os.close(number)
+
+
+def share_attributed(output: str) -> float:
+    rows = json.loads(output)["breakdown"]
+    whole = sum(row["wall"] for row in rows)
+    known = sum(row["wall"] for row in rows if row["phase"] != "unattributed")
+    return float(known / whole)
+
+
+def test_a_trace_in_a_pid_namespace_sees_what_one_outside_does() -> None:
+    inner = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    outside = share_attributed(trace(*WORK))
+    assert share_attributed(trace(*WORK, before=inner)) > outside / 2
+    assert share_attributed(trace(*WORK, before=(*inner, *inner))) > outside / 2
+
+
+def test_a_container_is_followed_into_its_own_pid_namespace() -> None:
+    """Its processes have a number in the tracer's namespace and another in their own."""
+    inner = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    output = trace("unshare", "--pid", "--fork", *WORK, before=inner)
+    phases = {row["phase"] for row in json.loads(output)["breakdown"]}
+    assert "process.start" in phases
