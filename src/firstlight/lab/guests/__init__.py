@@ -1,4 +1,4 @@
-"""What a VM boots: one file each, which knows its images, its command line and its own log."""
+"""What a VM boots: one file per guest, with its images, its command line and its log."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ CONSOLES = ("serial", "vga")
 
 @dataclass(frozen=True)
 class BootConfig:
-    """How a hypervisor will boot a guest.
+    """How a hypervisor boots a guest.
 
     ``protocol``: ``disk`` (firmware reads a boot sector), ``kernel`` (firmware jumps into a kernel
     that the hypervisor loaded), ``pvh`` (no firmware, the PVH entry) or ``direct`` (no firmware,
-    the 64-bit Linux entry). ``console`` is where the guest's own text goes; a serial port is there
-    in any case, for the line that says ready. ``address`` is the guest's, as ADDRESS/PREFIX; the
-    lab is ``gateway``. ``chart`` says whether the guest prints its boot chart or leaves it in
-    ``memory``. ``icount``: time is instruction-counted, and a wall clock means nothing.
-    ``machine`` is QEMU's type of machine and ``accel`` what runs it.
+    the 64-bit Linux entry). ``console`` is where the guest's own text goes; there is always a
+    serial port as well, for the ready line. ``address`` is the guest's, as ADDRESS/PREFIX;
+    ``gateway`` is the lab's. ``chart`` is ``console`` if the guest prints its boot chart, or
+    ``memory`` if it leaves it there. With ``icount`` time is a count of instructions, and wall
+    time is meaningless. ``machine`` is QEMU's machine type, ``accel`` its accelerator.
     """
 
     protocol: str = "pvh"
@@ -36,17 +36,17 @@ class BootConfig:
 
 @dataclass(frozen=True)
 class BootSpec:
-    """What a hypervisor is given to boot one guest.
+    """What a hypervisor needs to boot one guest.
 
-    ``arguments`` is the kernel's command line. ``disk`` is a raw image; what an instance writes to
-    a ``writable`` one is its own and is dropped. The end point is the console line that ``ready``
-    (a POSIX extended regular expression) finds, or, where it is None, the exit of a QEMU whose
-    guest wrote ``exit_code`` to the one-byte port ``exit_port`` (isa-debug-exit: QEMU's status is
-    then ``exit_code * 2 + 1``). What a guest has to say after that is heard up to the console line
-    that ``last`` finds, for at most ten seconds once the machine is to stop; the guest then reads
-    an empty line on its serial console, and had better wait for it: its neighbours may still start.
-    One that prints ``firstlight error TEXT`` before it is ready has failed. ``share`` is a
-    directory that the guest gets by virtio-fs.
+    ``arguments`` is the kernel's command line. ``disk`` is a raw image; writes to a ``writable``
+    one are private to the instance and dropped. The end point is the console line that matches
+    ``ready`` (a POSIX extended regular expression). Where it is None, the end point is the exit of
+    QEMU after its guest wrote ``exit_code`` to the one-byte port ``exit_port`` (isa-debug-exit:
+    QEMU's status is then ``exit_code * 2 + 1``). Output after the end point is read up to a line
+    that matches ``last``, for at most ten seconds from the moment when the VM is to stop. At that
+    moment the guest receives an empty line on its serial console; it should wait for it, because
+    its neighbours may still be starting. A guest that prints ``firstlight error TEXT`` before it is
+    ready has failed. ``share`` is a directory that the guest gets by virtio-fs.
     """
 
     kernel: Path | None = None
@@ -63,7 +63,7 @@ class BootSpec:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the serial console without its end, and when the host read that, in ns."""
+    """A line of the serial console without its newline, and when the host read it, in ns."""
 
     stamp: int
     text: str
@@ -71,11 +71,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a guest's log says: ``spans`` in ns of the guest's ``clock``, from its own zero.
+    """A parsed guest log: ``spans`` in ns of the guest's ``clock``, from its own zero.
 
-    ``anchors`` are pairs (host, guest) of stamps of one event, each of which the guest stamped
-    before the host did: a line that bears the guest's time, and its arrival. ``fault`` is what a
-    guest that came to its end point left out on the way, such as its root.
+    ``anchors`` are pairs (host, guest) of stamps of one event that the guest stamped before the
+    host: a line that carries the guest's time, and its arrival. ``fault`` is a step that the guest
+    skipped on its way to the end point, such as mounting its root.
     """
 
     clock: str
@@ -85,7 +85,7 @@ class Reading:
 
 
 class Guest(Protocol):
-    """One kind of guest with one file system: a frozen value, compared by its fields."""
+    """A kind of guest with a file system: a frozen value, compared by its fields."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -95,27 +95,27 @@ class Guest(Protocol):
     def end_point(self) -> EndPoint: ...  # noqa: D102
 
     def probe(self, config: BootConfig) -> None:
-        """Raise Unsupported, with a hint, if it cannot be booted so from here."""
+        """Raise Unsupported if it cannot be booted in this way here."""
 
     def boot(self, config: BootConfig, directory: Path) -> BootSpec:
-        """Make or find its images, below ``directory`` (which dies with the batch). Untimed.
+        """Make or find its images, below ``directory`` (which is deleted with the batch). Untimed.
 
-        Called for each instance of a batch with the one directory: an image that does not differ
-        by ``config`` is made once.
+        Called for each instance of a batch with the same directory: an image that does not depend
+        on ``config`` is made once.
 
         Raises Failed for an image that is missing, truncated or not of its kind.
         """
 
     def read(self, config: BootConfig, lines: Sequence[Line], memory: Path | None) -> Reading:
-        """Its own log as spans; ``memory`` is a file that holds the guest's physical memory.
+        """Parse its log; ``memory`` is a file with the guest's physical memory.
 
-        Never raises for what a guest printed: half a log gives the spans that it has.
+        Never raises because of what a guest printed: half a log gives the spans that it has.
         """
 
 
 @runtime_checkable
 class PacketGuest(Protocol):
-    """A guest that can send a packet to the gateway and hear its answer."""
+    """A guest that can send a packet to the gateway and receive the reply."""
 
     def to_first_packet(self) -> Guest:
-        """The same with FIRST_PACKET as its end point."""
+        """The same guest with FIRST_PACKET as its end point."""

@@ -1,4 +1,4 @@
-"""The guests that a user brought: copies of their files, each with the sum it had when it came.
+"""The user's guests: copies of their files, with the checksums that they had when added.
 
 A guest is a directory of the catalogue: ``guest.json`` (an Entry) and its files. The catalogue is
 FIRSTLIGHT_GUESTS, or firstlight/guests below XDG_DATA_HOME.
@@ -26,9 +26,9 @@ from firstlight.lab.guests.osv import Osv
 
 KINDS = ("osv", "linux", "generic")
 OWN = ("probe", "linux")
-"""The guests that firstlight has itself, whose names no other can have."""
+"""Names of firstlight's own guests, which no other guest can have."""
 VERBOSE = "-verbose"
-"""Behind one of those names: it prints as much as a kernel does unasked."""
+"""Suffix of such a name: the guest prints as much as a kernel does by default."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 PARTS = ("kernel", "disk.img", "root")
 _ENTRY = "guest.json"
@@ -36,10 +36,10 @@ _GZIP, _QCOW2 = b"\x1f\x8b", b"QFI\xfb"
 
 
 class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One guest. ``sums`` are the SHA-256 of its files, by their names in its directory.
+    """One guest. ``sums`` are the SHA-256 sums of its files, by their names in its directory.
 
-    ``program`` is what OSv runs, ``arguments`` any other kernel's command line, ``ready`` the
-    pattern of the console line that ends a generic guest's start.
+    ``program`` is the program that OSv runs, ``arguments`` the command line of any other kernel,
+    ``ready`` the pattern of the console line that ends a generic guest's start.
     """
 
     name: str
@@ -53,19 +53,19 @@ class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def directory() -> Path:
-    """Where the catalogue is."""
+    """The catalogue's directory."""
     own = os.environ.get("FIRSTLIGHT_GUESTS")
     data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
     return Path(own) if own else Path(data) / "firstlight/guests"
 
 
 def entries() -> list[Entry]:
-    """All guests, by name."""
+    """All guests, sorted by name."""
     return [_entry(file) for file in sorted(directory().glob(f"[!.]*/{_ENTRY}"))]
 
 
 def find(name: str) -> Entry:
-    """One guest. Raises UnknownName, and Failed where its files are no longer what was added."""
+    """One guest. Raises UnknownName, or Failed if its files have changed since it was added."""
     file = directory() / name / _ENTRY
     if not _NAME.fullmatch(name) or not file.is_file():
         raise UnknownName("guest", name, [one.name for one in entries()])
@@ -73,14 +73,14 @@ def find(name: str) -> Entry:
     for part, expected in entry.sums.items():
         if _sum(file.parent / part) != expected:
             raise Failed(
-                f"{file.parent / part} is not what was added as guest {name}: its SHA-256 changed",
-                f"firstlight guest remove {name}, then add it again",
+                f"{file.parent / part} changed since guest {name} was added: its SHA-256 differs",
+                f"add it again after firstlight guest remove {name}",
             )
     return entry
 
 
 def guest(entry: Entry) -> Guest:
-    """What a hypervisor boots of it."""
+    """The guest that a hypervisor boots."""
     home = directory() / entry.name
     kernel, disk, root = (home / part if part in entry.sums else None for part in PARTS)
     if entry.kind == "linux":
@@ -92,12 +92,12 @@ def guest(entry: Entry) -> Guest:
 
 
 def add(entry: Entry, files: Mapping[str, Path]) -> Entry:
-    """Copy a guest's ``files``, named as in PARTS, and keep it; what was filled in is returned.
+    """Copy a guest's ``files``, named as in PARTS, into the catalogue; returns the full entry.
 
-    ``root`` is a directory, which OSv can have as its root by virtio-fs.
+    ``root`` is a directory that OSv mounts as its root by virtio-fs.
 
-    A kernel may be compressed by gzip and an image be qcow2: both are kept unpacked. Raises Failed
-    for files that are missing, truncated, for another machine or not of their kind.
+    Gzipped kernels and qcow2 images are stored unpacked. Raises Failed for files that are missing,
+    truncated, for another architecture or of another kind.
     """
     _check_words(entry)
     home = directory() / entry.name
@@ -120,8 +120,8 @@ def add(entry: Entry, files: Mapping[str, Path]) -> Entry:
         making.rename(home)
     except OSError as error:
         raise Failed(
-            f"cannot keep guest {entry.name} in {home.parent}: {error.strerror}",
-            "free some space, or name another directory by FIRSTLIGHT_GUESTS",
+            f"cannot store guest {entry.name} in {home.parent}: {error.strerror}",
+            "free some space, or set FIRSTLIGHT_GUESTS to another directory",
         ) from error
     finally:
         shutil.rmtree(making, ignore_errors=True)
@@ -129,7 +129,7 @@ def add(entry: Entry, files: Mapping[str, Path]) -> Entry:
 
 
 def remove(name: str) -> None:
-    """Forget a guest and its copies. Raises UnknownName."""
+    """Remove a guest and its files. Raises UnknownName."""
     home = directory() / name
     if not _NAME.fullmatch(name) or not home.is_dir():
         raise UnknownName("guest", name, [one.name for one in entries()])
@@ -141,7 +141,8 @@ def _entry(file: Path) -> Entry:
         return msgspec.json.decode(file.read_bytes(), type=Entry)
     except (OSError, msgspec.DecodeError) as error:
         raise Failed(
-            f"cannot read the guest {file}: {error}", f"delete {file.parent}, and add it again"
+            f"cannot read the guest {file}: {error}",
+            f"delete {file.parent} and add the guest again",
         ) from error
 
 
@@ -150,14 +151,17 @@ def _check_words(entry: Entry) -> None:
         raise UnknownName("kind of guest", entry.kind, KINDS)
     if not _NAME.fullmatch(entry.name):
         raise FirstlightError(
-            f"{entry.name!r} is no name for a guest", "take small letters, digits, '.', '_' and '-'"
+            f"{entry.name!r} is not a valid guest name",
+            "use lower-case letters, digits, '.', '_' and '-'",
         )
     if entry.name.removesuffix(VERBOSE) in OWN:
-        raise FirstlightError(f"{entry.name} is a guest of firstlight's own", "take another --name")
+        raise FirstlightError(
+            f"{entry.name} is one of firstlight's own guests", "choose another --name"
+        )
     if entry.kind == "generic" and not entry.ready:
         raise FirstlightError(
-            f"nothing says when guest {entry.name} is ready",
-            "give --ready a pattern that finds the line which it prints then",
+            f"guest {entry.name} has no ready line",
+            "give --ready a pattern that matches the line it prints when ready",
         )
     if entry.ready and not _is_pattern(entry.ready):
         raise FirstlightError(
@@ -166,26 +170,28 @@ def _check_words(entry: Entry) -> None:
         )
     if (directory() / entry.name).exists():
         raise FirstlightError(
-            f"a guest {entry.name} is there already",
-            f"firstlight guest remove {entry.name}, or take another --name",
+            f"guest {entry.name} already exists",
+            f"remove it with firstlight guest remove {entry.name}, or choose another --name",
         )
 
 
 def _is_pattern(words: str) -> bool:
-    """Whether they are a POSIX extended regular expression, of which grep knows and Python not."""
+    """Whether it is a POSIX extended regular expression; grep knows, Python's re does not."""
     asked = ["grep", "-E", "-e", words, "/dev/null"]
     return subprocess.run(asked, capture_output=True, check=False).returncode < 2
 
 
 def _checked(entry: Entry, files: Mapping[str, Path]) -> Entry:
-    """The entry with its file system filled in. Raises Failed for files that cannot boot."""
+    """Fill in the entry's file system. Raises Failed for files that cannot boot."""
     if not files:
-        raise FirstlightError(f"guest {entry.name} has no file", "give --kernel or --image")
+        raise FirstlightError(
+            f"guest {entry.name} has neither a kernel nor an image", "give --kernel or --image"
+        )
     kernel, disk, root = (files.get(part) for part in PARTS)
     if root and entry.kind != "osv":
         raise FirstlightError(
-            f"a directory is no image for guest {entry.name} of the kind {entry.kind}",
-            "give a file, or a directory to OSv alone",
+            f"a guest of kind {entry.kind} cannot have a directory as its image",
+            "give an image file; only OSv takes a directory",
         )
     if entry.kind == "linux":
         return _checked_linux(entry, kernel, disk)
@@ -203,8 +209,8 @@ def _checked(entry: Entry, files: Mapping[str, Path]) -> Entry:
         check(disk, entry.filesystem)
     if disk and not kernel and not images.disk(disk).boots:
         raise Failed(
-            f"image {disk} has no boot loader, and guest {entry.name} no kernel",
-            "give its --kernel too, or an image that boots",
+            f"guest {entry.name} has no kernel, and image {disk} no boot loader",
+            "give --kernel too, or an image that boots",
         )
     return entry
 
@@ -212,8 +218,8 @@ def _checked(entry: Entry, files: Mapping[str, Path]) -> Entry:
 def _checked_linux(entry: Entry, kernel: Path | None, disk: Path | None) -> Entry:
     if kernel is None or disk is not None:
         raise FirstlightError(
-            f"guest {entry.name} of the kind linux is a kernel, whose root firstlight makes",
-            "give --kernel alone, or add an image with a root of its own as generic",
+            f"guest {entry.name} of kind linux takes a kernel only; firstlight makes its root",
+            "leave out --image, or add the image as kind generic",
         )
     linux_kernel.load(kernel)
     entry = replace(entry, filesystem=entry.filesystem or Linux.filesystem)
@@ -223,7 +229,7 @@ def _checked_linux(entry: Entry, kernel: Path | None, disk: Path | None) -> Entr
 
 
 def _unpacked(source: Path, target: Path) -> Path:
-    """``source`` itself, or ``target`` with what was packed in it."""
+    """``source`` itself, or ``target`` with its unpacked content."""
     if source.is_dir():
         return source
     try:
@@ -237,7 +243,7 @@ def _unpacked(source: Path, target: Path) -> Path:
         raise Failed(f"{source} is truncated or damaged: {error}", "download it again") from error
     except OSError as error:
         raise Failed(
-            f"cannot read {source}: {error.strerror or error}", "name a file that can be read"
+            f"cannot read {source}: {error.strerror or error}", "give a readable file"
         ) from error
     if magic == _QCOW2:
         _run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", source, target)
@@ -250,14 +256,16 @@ def _run(*command: str | Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise Unsupported(
-            f"{command[0]} is not installed, which unpacks qcow2", "apt-get install qemu-utils"
+            f"{command[0]}, which unpacks qcow2, is not installed", "apt-get install qemu-utils"
         ) from error
     if done.returncode:
-        raise Failed(f"{command[0]} failed: {done.stderr.strip()}", "is the file whole?")
+        raise Failed(
+            f"{command[0]} failed: {done.stderr.strip()}", "check that the file is complete"
+        )
 
 
 def _sum(file: Path) -> str:
-    """A file's SHA-256; of a directory that of its paths and their content, in order."""
+    """The SHA-256 of a file; for a directory, of its sorted paths and their content."""
     if file.is_dir():
         total = sha256()
         for path in sorted(file.rglob("*")):

@@ -1,8 +1,8 @@
-"""A guest's clock and the host's: what one stamp of the guest's is on the host's line.
+"""Relates a guest's clock to the host's.
 
-The two are never simply subtracted. The guest ran its first instruction at ``entered``, before any
-stamp of its own; and what it stamped, and the host then saw, had happened before the host saw it.
-Each bounds the offset that is added to a guest's stamp from one side.
+Stamps of the two are never simply subtracted. The guest ran its first instruction at ``entered``,
+before any stamp of its own; and an event that the guest stamped happened before the host saw it.
+These two facts bound the offset from either side.
 """
 
 import subprocess
@@ -14,26 +14,26 @@ from firstlight.lab.guests import Reading
 from firstlight.native import native
 
 HOST = "host, when a console line arrived"
-"""The clock of a reading whose stamps are the host's already."""
+"""The clock of a reading whose stamps are already the host's."""
 
 
 @dataclass(frozen=True)
 class Offset:
-    """A guest's stamp plus ``value`` is one of the host's, to within ``uncertainty``, in ns."""
+    """A guest's stamp plus ``value`` is a host's stamp, to within ``uncertainty``, in ns."""
 
     value: int
     uncertainty: int
 
 
 def place(reading: Reading, entered: int | None) -> Offset | None:
-    """The offset of a reading; None where no event ties its clock to the host's.
+    """The offset of a reading; None if no event ties its clock to the host's.
 
     Let g be the guest's first stamp, and (h, a) an anchor: entered - g <= offset <= h - a. The
-    middle is taken, and half the width is the uncertainty. Where the bounds cross, the two clocks
-    do not run at one rate: then the upper one is taken, so that nothing is placed after the host
-    saw it, and by how far they cross is the uncertainty.
+    estimate is the middle, the uncertainty half the width. If the bounds cross, the two clocks run
+    at different rates: then the upper bound is used, so that nothing is placed after the host saw
+    it, and the uncertainty is the amount by which the bounds cross.
 
-    A reader whose clock begins with the machine says so by a span that starts at 0.
+    A span that starts at 0 means that the clock begins with the VM.
     """
     if reading.clock == HOST:
         return Offset(0, 0)
@@ -50,15 +50,15 @@ def place(reading: Reading, entered: int | None) -> Offset | None:
 
 @cache
 def tsc_hertz() -> float:
-    """How often this machine's time-stamp counter ticks, by CLOCK_MONOTONIC.
+    """The frequency of this machine's time-stamp counter, in Hz, by CLOCK_MONOTONIC.
 
-    A guest's ticks as often, under KVM and under TCG (QEMU hands the host's through); not so where
-    instructions are counted: there a tick is a nanosecond (QEMU's icount_get).
+    A guest's counter has the same frequency, under KVM and under TCG (QEMU passes the host's on).
+    With counted instructions a tick is a nanosecond instead (QEMU's icount_get).
     """
     done = subprocess.run([native("tsc")], capture_output=True, text=True, check=False)
     try:
         return float(done.stdout)
     except ValueError as error:
         raise Failed(
-            f"cannot measure the time-stamp counter: {done.stderr.strip()}", "read the console"
+            f"cannot measure the time-stamp counter: {done.stderr.strip()}", "see the message"
         ) from error

@@ -1,7 +1,7 @@
-"""Any kernel or disk that a user brings: ready when its console says what a pattern finds.
+"""Any kernel or disk of the user's: ready when a console line matches a pattern.
 
-Its log bears no time, so its spans are the host's: each ends when a line of its console arrived,
-and is named by it.
+Its log has no stamps, so its spans are on the host's clock: each ends when a console line arrives,
+and has that line as its name.
 """
 
 import re
@@ -20,11 +20,11 @@ _NAME_CHARACTERS = 72
 
 @dataclass(frozen=True)
 class Generic:
-    """A guest whose console line that ``ready`` finds (POSIX extended) is its end point.
+    """A guest whose end point is the console line that matches ``ready`` (POSIX extended).
 
-    A ``kernel`` boots by the protocol that its format is for, a ``disk`` alone by its boot loader.
-    In ``arguments`` {ip}, {prefix}, {address} (both), {gateway} and {console} (serial or vga) stand
-    for what a hypervisor gives it.
+    A ``kernel`` boots by the protocol of its format, a ``disk`` without one by its boot loader.
+    In ``arguments`` {ip}, {prefix}, {address} (both), {gateway} and {console} (serial or vga) are
+    replaced.
     """
 
     name: str
@@ -40,38 +40,38 @@ class Generic:
         """Raise Unsupported, with a hint, if it cannot be booted so from here."""
         if config.chart != "console":
             raise Unsupported(
-                f"guest {self.name} leaves no boot chart in memory", "take the chart console"
+                f"guest {self.name} has no boot chart in memory", "use the chart console"
             )
         if config.icount:
             raise NotApplicable(
-                f"guest {self.name} stamps nothing by a clock of its own, which alone is counted",
-                "leave icount off",
+                f"guest {self.name} has no clock of its own; --icount needs one",
+                "leave out --icount",
             )
         if config.protocol == "disk":
             if self.disk is None or not images.disk(self.disk).boots:
                 raise Unsupported(
-                    f"guest {self.name} has no boot loader on a disk", "boot it by its kernel"
+                    f"guest {self.name} has no disk with a boot loader", "boot its kernel instead"
                 )
             return
         if self.kernel is None:
             raise Unsupported(
                 f"guest {self.name} has no kernel for the protocol {config.protocol}",
-                "add it with --kernel, or boot it by the protocol disk",
+                "add it with --kernel, or use the protocol disk",
             )
         what = images.kernel(self.kernel)
         if what.bzimage != (config.protocol == "kernel"):
             raise Unsupported(
                 f"guest {self.name}'s kernel is {'a bzImage' if what.bzimage else 'an ELF file'}, "
                 f"which the protocol {config.protocol} does not boot",
-                "a bzImage boots by the protocol kernel, an ELF file by pvh or direct",
+                "a bzImage needs the protocol kernel, an ELF file pvh or direct",
             )
         if config.protocol == "pvh" and not what.pvh:
             raise Unsupported(
-                f"guest {self.name}'s kernel has no PVH entry", "it needs the protocol direct"
+                f"guest {self.name}'s kernel has no PVH entry", "use the protocol direct"
             )
 
     def boot(self, config: BootConfig, directory: Path) -> BootSpec:
-        """Its files as they are. Raises Failed for one that is missing, truncated or foreign."""
+        """Its files as they are. Raises Failed if one is missing, truncated or of another kind."""
         del directory
         if self.kernel is not None:
             images.kernel(self.kernel)
@@ -89,7 +89,7 @@ class Generic:
         )
 
     def read(self, config: BootConfig, lines: Sequence[Line], memory: Path | None) -> Reading:
-        """From each line of its console to the next, as the host heard them."""
+        """A span from each console line to the next, as the host read them."""
         del config, memory
         spans = [
             Step(f"line {line.text.strip()[:_NAME_CHARACTERS]}", before.stamp, line.stamp)

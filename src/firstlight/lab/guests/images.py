@@ -1,4 +1,4 @@
-"""What a kernel file or a disk image is, by its own bytes, and whether it is whole."""
+"""Identifies kernel files and disk images by their content, and checks that they are complete."""
 
 import struct
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ from typing import BinaryIO
 from firstlight.errors import Failed
 
 SECTOR = 512
-_BYTES_ENOUGH = 256 << 10  # of a volume, to know its file system: ZFS writes its label last
+_BYTES_ENOUGH = 256 << 10  # enough to identify a volume's file system: ZFS writes its label last
 _MACHINES = {3: "i386", 21: "ppc64", 22: "s390x", 40: "arm", 183: "aarch64", 243: "riscv"}
 _X86_64 = 62
-_HINT_WHOLE = "copy or download it again, and compare the sizes"
+_HINT_WHOLE = "copy or download it again and compare the sizes"
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A whole x86-64 kernel. ``pvh``: it has the PVH entry; ``bzimage``: Linux's own format."""
+    """A complete x86-64 kernel. ``pvh``: it has a PVH entry; ``bzimage``: Linux's own format."""
 
     bzimage: bool
     pvh: bool
@@ -25,9 +25,9 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Volume:
-    """A file system in an image, from the byte ``start`` on.
+    """A file system in an image, starting at byte ``start``.
 
-    ``partition`` is its place in the table of the first sector, from 1; 0 is the whole disk.
+    ``partition`` is its number in the partition table, from 1; 0 is the whole disk.
     """
 
     filesystem: str
@@ -37,14 +37,14 @@ class Volume:
 
 @dataclass(frozen=True)
 class Disk:
-    """A whole raw disk image. ``boots``: its first sector holds a boot loader."""
+    """A complete raw disk image. ``boots``: its first sector has a boot loader."""
 
     volumes: tuple[Volume, ...]
     boots: bool
 
 
 def kernel(file: Path) -> Kernel:
-    """What kernel ``file`` is. Raises Failed if it is missing, truncated or not for x86-64."""
+    """Identify a kernel. Raises Failed if it is missing, truncated or not for x86-64."""
     size = _size("kernel", file)
     with file.open("rb") as stream:
         head = stream.read(64 << 10)
@@ -54,16 +54,18 @@ def kernel(file: Path) -> Kernel:
         (paragraphs,) = struct.unpack_from("<I", head, 0x1F4)
         _whole("kernel", file, ((head[0x1F1] or 4) + 1) * SECTOR + paragraphs * 16, size)
         return Kernel(bzimage=True, pvh=False)
-    raise Failed(f"kernel {file} is neither an ELF file nor a bzImage", "name an x86-64 kernel")
+    raise Failed(f"kernel {file} is neither an ELF file nor a bzImage", "give an x86-64 kernel")
 
 
 def disk(file: Path) -> Disk:
-    """What disk image ``file`` is. Raises Failed if it is missing, truncated or not raw."""
+    """Identify a disk image. Raises Failed if it is missing, truncated or not raw."""
     size = _size("image", file)
     with file.open("rb") as stream:
         sector = stream.read(SECTOR)
         if sector[:4] == b"QFI\xfb":
-            raise Failed(f"image {file} is of format qcow2", "qemu-img convert -O raw makes it raw")
+            raise Failed(
+                f"image {file} is in qcow2 format", "convert it with qemu-img convert -O raw"
+            )
         partitioned = sector[510:] == b"\x55\xaa"
         starts = {0: 0}
         for number in range(1, 5) if partitioned else ():
@@ -84,13 +86,12 @@ def disk(file: Path) -> Disk:
 
 
 def check_root(file: Path, filesystem: str) -> None:
-    """Raise Failed if ``file`` is not a whole raw image that holds ``filesystem``."""
+    """Raise Failed if ``file`` is not a complete raw image with ``filesystem``."""
     held = [volume.filesystem for volume in disk(file).volumes]
     if filesystem not in held:
         raise Failed(
-            f"image {file} holds {' and '.join(held) or 'no file system that is known'}, "
-            f"not {filesystem}",
-            "say what it holds with --filesystem, or name another image",
+            f"image {file} holds {' and '.join(held) or 'no known file system'}, not {filesystem}",
+            "give its file system with --filesystem, or give another image",
         )
 
 
@@ -98,28 +99,30 @@ def _size(what: str, file: Path) -> int:
     try:
         size = file.stat().st_size
     except OSError as error:
-        raise Failed(f"{what} {file}: {error.strerror}", "name a file that can be read") from error
+        raise Failed(f"{what} {file}: {error.strerror}", "give a readable file") from error
     if not file.is_file() or not size:
-        raise Failed(f"{what} {file} is not a file with anything in it", _HINT_WHOLE)
+        raise Failed(f"{what} {file} is empty or not a regular file", _HINT_WHOLE)
     return size
 
 
 def _whole(what: str, file: Path, needed: int, size: int) -> None:
     if needed > size:
         raise Failed(
-            f"{what} {file} is truncated: it has {size} bytes of {needed} that it says it has",
+            f"{what} {file} is truncated: it has {size} of {needed} bytes",
             _HINT_WHOLE,
         )
 
 
 def _elf(file: Path, stream: BinaryIO, head: bytes, size: int) -> bool:
-    """Whether it has a PVH entry: an ELF note "Xen" of type 18 (XEN_ELFNOTE_PHYS32_ENTRY)."""
+    """Whether it has a PVH entry, the ELF note "Xen" of type 18 (XEN_ELFNOTE_PHYS32_ENTRY)."""
     if len(head) < 64:
         _whole("kernel", file, 64, size)
     (machine,) = struct.unpack_from("<H", head, 18)
     if machine != _X86_64 or head[4] != 2:
         name = _MACHINES.get(machine, f"machine {machine}")
-        raise Failed(f"kernel {file} is an ELF file for {name}, not x86_64", "name an x86-64 one")
+        raise Failed(
+            f"kernel {file} is an ELF file for {name}, not x86_64", "give an x86-64 kernel"
+        )
     table, sections = struct.unpack_from("<QQ", head, 32)
     step, count, section_step, section_count = struct.unpack_from("<4H", head, 54)
     _whole("kernel", file, table + step * count, size)
@@ -145,7 +148,7 @@ def _notes(section: bytes) -> Iterator[tuple[bytes, int]]:
 
 
 def _volume(head: bytes) -> tuple[str, int] | None:
-    """The file system whose volume begins so, and its least length in bytes."""
+    """The file system of a volume that begins with these bytes, and its minimum size."""
     head = head.ljust(_BYTES_ENOUGH, b"\0")
 
     def word(at: int) -> int:

@@ -1,8 +1,8 @@
-"""Linux as a guest: Debian's cloud kernel, or another, and a root made around the payload.
+"""Linux as a guest: Debian's cloud kernel or another, with a root made around the payload.
 
-What the kernel has as modules is loaded from an initramfs by ``guest-init``, which also
-mounts the root, runs the payload and, once that is ready, tells what the boot was spent on. The
-kernel's tracer counts the initcalls in every boot: that adds 0.6 % to the instructions of one.
+``guest-init`` loads the kernel's modules from an initramfs, mounts the root, runs the payload and,
+once that is ready, prints what the boot spent its time on. The kernel's tracer records the
+initcalls of every boot, which adds 0.6 % to its instructions.
 """
 
 from collections.abc import Sequence
@@ -27,15 +27,15 @@ _TRANSPORTS = ("virtio_pci", "virtio_mmio")
 _DEVICES = ("virtio_net", "virtio_rng")
 _COUNTED_HERTZ = 1e9
 _TOLD_SECONDS = 100e-6
-"""Initcalls that took less are not told, but for those of virtio."""
+"""Shorter initcalls are not reported, except those of virtio."""
 
 
 @dataclass(frozen=True)
 class Linux:
-    """Linux with a root of ``filesystem``; ``kernel`` is the newest of Debian's if None.
+    """Linux with a root of ``filesystem``. ``kernel`` None is Debian's newest.
 
-    ``verbose``: the kernel prints what it does on the console, as it does unasked; otherwise it is
-    quiet. With an ``end_point`` of FIRST_PACKET the payload reaches the gateway before it is ready.
+    A ``verbose`` kernel prints on the console as it does by default; otherwise it is quiet. With
+    the ``end_point`` FIRST_PACKET the payload pings the gateway before it is ready.
     """
 
     filesystem: str = "squashfs"
@@ -45,7 +45,7 @@ class Linux:
     name: str = "linux"
 
     def to_first_packet(self) -> "Linux":
-        """Until the gateway has answered the payload's echo request."""
+        """The same, ready when the gateway has answered the payload's echo request."""
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     def probe(self, config: BootConfig) -> None:
@@ -53,21 +53,22 @@ class Linux:
         root.probe(self.filesystem)
         image = self.kernel or linux_kernel.newest()
         if config.protocol == "disk":
-            raise NotApplicable("the Linux guest has no boot loader", "take the protocol kernel")
+            raise NotApplicable("the Linux guest has no boot loader", "use the protocol kernel")
         if config.protocol == "kernel" and not images.kernel(image).bzimage:
             raise Unsupported(
-                f"kernel {image} is an ELF file, which no firmware boots", "take pvh, or a bzImage"
+                f"kernel {image} is an ELF file, which firmware cannot boot",
+                "use the protocol pvh, or a bzImage",
             )
         if config.console == "vga" and config.protocol != "kernel":
             raise NotApplicable(
-                "Linux has a VGA text console only where its real-mode code has found the screen",
-                "take the protocol kernel",
+                "Linux has a VGA text console only when its real-mode code runs",
+                "use the protocol kernel",
             )
         if config.chart != "console":
-            raise NotApplicable("Linux leaves no boot chart in memory", "take the chart console")
+            raise NotApplicable("Linux has no boot chart in memory", "use the chart console")
 
     def boot(self, config: BootConfig, directory: Path) -> BootSpec:
-        """Its kernel, packed or not as the protocol needs, an initramfs and an image.
+        """Its kernel, packed or unpacked as the protocol needs, an initramfs and an image.
 
         Raises Failed for a kernel that is missing, truncated or not for x86-64.
         """
@@ -92,19 +93,19 @@ class Linux:
         )
 
     def read(self, config: BootConfig, lines: Sequence[Line], memory: Path | None) -> Reading:
-        """Its steps and the initcalls that took long."""
+        """Its steps, and the long initcalls."""
         del memory
         packed = config.protocol == "kernel"
         return linux_log.read(lines, _hertz(config), packed=packed, counted=config.icount)
 
     def _arguments(self, config: BootConfig) -> list[str]:
-        """The kernel's command line, a word each.
+        """The words of the kernel's command line.
 
-        The counter's frequency is told, for a microvm under TCG has nothing to measure it by; so is
-        that it can be relied on, or a busy host's lost ticks would make the kernel drop it. The
-        real-mode code says that it has begun where ``debug`` and an early console are asked for:
-        not where that console would take lines from another. Where instructions are counted, an
-        idle processor's time leaps to its next timer while a disk is read: it is never idle.
+        They give the counter's frequency, which a microvm under TCG cannot measure, and declare it
+        reliable, or lost ticks of a busy host would make the kernel drop it. With ``debug`` and an
+        early console the real-mode code announces itself; not where that console would take lines
+        from another. With counted instructions the processor polls when idle, because an idle
+        one's time would jump to its next timer during disk reads.
         """
         hertz = _hertz(config)
         words = ["console=" + {"serial": "ttyS0", "vga": "tty0"}[config.console]]

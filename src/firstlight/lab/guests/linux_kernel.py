@@ -1,4 +1,4 @@
-"""Linux kernels: where one is, what is packed in it, and the modules that it needs."""
+"""Linux kernels: finds them, unpacks them, and resolves their modules."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from firstlight.errors import Failed, Unsupported
 from firstlight.lab.guests import images
 
 UNPACKED = Path(sys.prefix) / "libexec/linux/boot"
-"""Where ``make setup`` unpacks Debian's package, which it does not install."""
+"""Where ``make setup`` unpacks Debian's package without installing it."""
 _PLACES = (Path("/boot"), UNPACKED)
 _NAMES = "vmlinuz-*-cloud-amd64"
 
@@ -35,9 +35,9 @@ _UNPACKERS: tuple[tuple[bytes, tuple[str, ...], str], ...] = (
 
 @dataclass(frozen=True)
 class Kernel:
-    """A whole Linux kernel for x86-64: a bzImage, or the ELF file that one unpacks to.
+    """A complete Linux kernel for x86-64: a bzImage, or the ELF file that it unpacks to.
 
-    ``modules`` is the directory of its modules, None where it has none: then all must be built in.
+    ``modules`` is the directory of its modules; None if everything is built in.
     """
 
     image: Path
@@ -47,30 +47,32 @@ class Kernel:
 
 
 def newest() -> Path:
-    """The newest of Debian's cloud kernels that is here. Raises Unsupported if there is none."""
+    """Debian's newest installed cloud kernel. Raises Unsupported if there is none."""
     found = [file for place in _PLACES for file in place.glob(_NAMES)]
     if not found:
         raise Unsupported(
-            "there is no Linux kernel to boot",
-            "make setup, or apt-get install linux-image-cloud-amd64",
+            "no Linux kernel to boot was found",
+            "run make setup, or apt-get install linux-image-cloud-amd64",
         )
     return max(found, key=lambda file: [int(number) for number in re.findall(r"\d+", file.name)])
 
 
 def load(image: Path) -> Kernel:
-    """What kernel ``image`` is. Raises Failed if it is missing, truncated or not for x86-64."""
+    """Identify a Linux kernel. Raises Failed if it is missing, truncated or not for x86-64."""
     bzimage = images.kernel(image).bzimage
     raw = image.read_bytes()
     if bzimage:
         (flags,) = struct.unpack_from("<H", raw, _LOAD_FLAGS)
         if not flags & _64_BIT:
-            raise Failed(f"kernel {image} is a bzImage for i386, not x86_64", "name an x86-64 one")
+            raise Failed(
+                f"kernel {image} is a bzImage for i386, not x86_64", "give an x86-64 kernel"
+            )
         (offset,) = struct.unpack_from("<H", raw, _KERNEL_VERSION)
         found = _RELEASE.match(raw, offset + _SECTOR)
     else:
         found = _VERSION.search(raw)
     if not found:
-        raise Failed(f"kernel {image} is not Linux", "name a bzImage or a vmlinux")
+        raise Failed(f"kernel {image} is not Linux", "give a bzImage or a vmlinux")
     named = found[1].decode()
     beside = image.absolute().parent.parent / "lib/modules" / named
     modules = [place for place in (beside, Path("/lib/modules") / named) if place.is_dir()]
@@ -78,9 +80,9 @@ def load(image: Path) -> Kernel:
 
 
 def uncompressed(kernel: Kernel, directory: Path) -> Path:
-    """The ELF file that a kernel unpacks itself to, made once a directory.
+    """The ELF file that a kernel unpacks itself to, made once per directory.
 
-    Raises Failed where it cannot be unpacked (Documentation/arch/x86/boot.rst, payload_offset).
+    Raises Failed if it cannot be unpacked. See Documentation/arch/x86/boot.rst, payload_offset.
     """
     if not kernel.bzimage:
         return kernel.image
@@ -94,9 +96,9 @@ def uncompressed(kernel: Kernel, directory: Path) -> Path:
 
 
 def modules(kernel: Kernel, wanted: Iterable[str]) -> list[tuple[str, bytes]]:
-    """The files of modules and of what they depend on, in the order in which to load them.
+    """The files of modules and their dependencies, in load order.
 
-    What is not there is built in, or the guest will say what it lacks. Names have no hyphens.
+    A missing module is built in, or the guest reports it. Names have no hyphens.
     """
     if kernel.modules is None:
         return []
@@ -121,13 +123,13 @@ def modules(kernel: Kernel, wanted: Iterable[str]) -> list[tuple[str, bytes]]:
 
 
 def _unpacked(file: Path, raw: bytes, *, sized: bool) -> bytes:
-    """What is packed in ``raw``; ``sized``: its length follows it, but in gzip's own format."""
+    """Unpack ``raw``. If ``sized``, the length follows the data, except in gzip's own format."""
     for magic, command, package in _UNPACKERS:
         if not raw.startswith(magic):
             continue
         if not shutil.which(command[0]):
             raise Unsupported(
-                f"{file} is packed by {command[0]}, which is not installed",
+                f"{command[0]}, which unpacks {file}, is not installed",
                 f"apt-get install {package}",
             )
         if sized and command[0] != "gzip":

@@ -1,14 +1,14 @@
-"""What firstlight's Linux guest says of its boot (native/lab/guest_init.c), as spans.
+"""Parses the log of firstlight's Linux guest (native/lab/guest_init.c) into spans.
 
-Its clock is the processor's time-stamp counter, which begins with the machine. It says::
+Its clock is the processor's time-stamp counter, which begins with the VM. The log has::
 
-    early console in setup code       the firmware has entered a bzImage (says the kernel itself)
+    early console in setup code       the firmware has entered a bzImage (the kernel's own line)
     firstlight ready NS               the payload's first instruction, by its own clock
     firstlight step packet NS NS      its first packet, likewise
-    firstlight now TICKS              heard by the host at once
-    firstlight clocks TICKS NS        both clocks at one moment
+    firstlight now TICKS              read by the host at once
+    firstlight clocks TICKS NS        both clocks at the same moment
     firstlight init TICKS             the first process began
-    firstlight step TICKS TICKS NAME  a step of it, or an initcall
+    firstlight step TICKS TICKS NAME  a step of that process, or an initcall
     firstlight log US TEXT            a record of the kernel's log, in its own time
     firstlight trace TICKS Console    when the kernel made that record
 """
@@ -21,7 +21,7 @@ from firstlight.model import Step
 
 READY = "^firstlight ready [0-9]+$"
 LAST = "^firstlight log ends$"
-CLOCK = "the guest's time-stamp counter, from the machine's start"
+CLOCK = "the guest's time-stamp counter, from the VM's start"
 _SETUP = "early console in setup code"
 _N = r"(\d{1,19})"
 _NOW = re.compile(rf"(?:\[ *\d+\.\d+\] )?firstlight now {_N}")
@@ -36,10 +36,10 @@ _SINGLE = {
 
 
 def read(lines: Sequence[Line], hertz: float, *, packed: bool, counted: bool = False) -> Reading:
-    """The spans of a log, however much of it there is; ``hertz`` is how often the counter ticks.
+    """The spans of a log, complete or not; ``hertz`` is the counter's frequency.
 
     ``packed``: the kernel was a bzImage, which uncompresses itself. ``counted``: the counter counts
-    instructions, and what the host heard when says nothing.
+    instructions, so arrivals on the host mean nothing.
     """
 
     def ns(ticks: str) -> int:
@@ -63,7 +63,7 @@ def read(lines: Sequence[Line], hertz: float, *, packed: bool, counted: bool = F
 
 
 def _before_init(kernel: int, init: int, setup: int | None, packed: bool) -> Iterator[Step]:
-    """What there was before the first process; ``kernel`` is when the kernel's own time began."""
+    """The spans before the first process; ``kernel`` is the zero of the kernel's own time."""
     if not 0 < kernel <= init:
         yield Step("firmware and kernel", 0, init)
         return
@@ -78,7 +78,7 @@ def _before_init(kernel: int, init: int, setup: int | None, packed: bool) -> Ite
 
 
 def _setup(lines: Sequence[Line], anchors: Sequence[tuple[int, int]]) -> int | None:
-    """When a bzImage was entered: the host knows, and no other line was heard sooner."""
+    """When a bzImage was entered, by the arrival of its first line on the host."""
     heard = next((line.stamp for line in lines if line.text == _SETUP), None)
     if heard is None or not anchors:
         return None
@@ -86,7 +86,7 @@ def _setup(lines: Sequence[Line], anchors: Sequence[tuple[int, int]]) -> int | N
 
 
 def _named(steps: Sequence[Step]) -> Iterator[Step]:
-    """Modules by their own names; their initcalls likewise, whose names the kernel has dropped."""
+    """Name modules, and their initcalls, whose names the kernel has dropped."""
     modules = [step for step in steps if step.name.startswith("module ")]
     for step in steps:
         name = step.name

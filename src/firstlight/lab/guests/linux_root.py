@@ -1,7 +1,7 @@
-"""What firstlight's Linux guest has for a root: an archive that the kernel unpacks, or an image.
+"""Makes the root of firstlight's Linux guest: an archive that the kernel unpacks, or an image.
 
-All of them hold the payload and little else. The archive is in the format that
-Documentation/driver-api/early-userspace/buffer-format.rst gives ("newc").
+It holds little more than the payload. The archive's format is "newc"; see
+Documentation/driver-api/early-userspace/buffer-format.rst.
 """
 
 import shutil
@@ -18,12 +18,12 @@ from firstlight.native import native
 FILESYSTEMS = ("initramfs", "squashfs", "erofs", "ext4", "btrfs")
 WRITABLE = ("ext4", "btrfs")
 _MAKERS = {"ext4": ("mke2fs", "e2fsprogs"), "btrfs": ("mkfs.btrfs", "btrfs-progs")}
-_MEGABYTES = {"ext4": 64, "btrfs": 128}  # btrfs refuses less than 109
+_MEGABYTES = {"ext4": 64, "btrfs": 128}  # btrfs needs at least 109
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file of an archive: its ``mode`` says of which kind; ``device`` is major, minor."""
+    """A file of an archive. ``mode`` includes its type; ``device`` is major, minor."""
 
     name: str
     mode: int
@@ -45,7 +45,7 @@ def archive(members: Iterable[Member]) -> bytes:
 
 
 def initramfs(modules: Iterable[tuple[str, bytes]], *, is_root: bool) -> bytes:
-    """guest_init.c with the modules that it loads, and where it ``is_root`` also the payload."""
+    """An initramfs with guest-init and the modules; with the payload as well if ``is_root``."""
     loaded = [(f"modules.d/{name}.ko", content) for name, content in modules]
     listed = "".join(f"/{path}\n" for path, _ in loaded).encode()
     files = [("modules", listed), *loaded]
@@ -61,7 +61,7 @@ def initramfs(modules: Iterable[tuple[str, bytes]], *, is_root: bool) -> bytes:
 
 
 def probe(filesystem: str) -> None:
-    """Raise Unsupported, with a hint, if such a root cannot be made here."""
+    """Raise Unsupported if such a root cannot be made here."""
     if filesystem not in FILESYSTEMS:
         raise Unsupported(
             f"the Linux guest has no root of {filesystem}", f"valid: {', '.join(FILESYSTEMS)}"
@@ -72,7 +72,7 @@ def probe(filesystem: str) -> None:
 
 
 def image(filesystem: str, directory: Path) -> Path:
-    """An image of a root with the payload, made once a directory. Raises Failed."""
+    """The image of a root with the payload, made once per directory. Raises Failed."""
     tree = directory / "linux-root"
     if not tree.exists():
         for name in ("dev", "trace"):
@@ -96,4 +96,6 @@ def _run(made: Path, argv: list[str]) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         made.unlink()
-        raise Failed(f"{' '.join(argv)} failed: {done.stderr.strip()}", "is there memory enough?")
+        raise Failed(
+            f"{' '.join(argv)} failed: {done.stderr.strip()}", "check that enough memory is free"
+        )

@@ -1,8 +1,8 @@
-"""OSv: a user's kernel and image, which tell their own boot by its boot chart.
+"""OSv: a user's kernel and image, timed by OSv's own boot chart.
 
-The end point is the end of OSv's boot, before it loads a program. With the chart in memory it is
-the write of 123 to port 0x3f0 by which OSv says so; with the chart on the console it is the chart's
-first line, which OSv prints next.
+The end point is the end of OSv's boot, before it loads a program. With the chart in memory that is
+OSv's write of 123 to port 0x3f0; with the chart on the console, the chart's first line, which OSv
+prints next.
 
 OSv prints on one console or on all of them: with the chart on the console, ``vga`` means both VGA
 and serial, so that the end of the boot can be seen; with the chart in memory VGA alone.
@@ -23,17 +23,17 @@ WRITABLE = ("zfs", "ext")
 DISKLESS = ("ramfs", "virtiofs")
 READY = r"disk read \(real mode\): |Booted up in |^Cmdline: "
 LAST = r"Total time: |Booted up in |^Cmdline: "
-"""The chart's first line and last; or, of a kernel without a clock, which prints none, the next."""
+"""The chart's first and last lines; for a kernel without a clock, the next line instead."""
 _DONE_PORT, _DONE_CODE = 0x3F0, 123
-_COMMAND_LINE, _COMMAND_LINE_SIZE = 512, 63 * 512  # of a disk; arch/x64/boot16.S reads it there
+_COMMAND_LINE, _COMMAND_LINE_SIZE = 512, 63 * 512  # on the disk, where arch/x64/boot16.S reads it
 
 
 @dataclass(frozen=True)
 class Osv:
-    """One OSv: ``kernel`` is its loader-stripped.elf, for a direct boot, ``disk`` a raw image.
+    """An OSv guest. ``kernel`` is its loader-stripped.elf, for a direct boot, ``disk`` a raw image.
 
-    ``share`` is the directory that is its root by virtio-fs. ``program`` runs once it is up; if
-    empty, the image's own.
+    ``share`` is a directory that is its root by virtio-fs. ``program`` runs once it is up; empty
+    means the image's own.
     """
 
     name: str
@@ -48,40 +48,40 @@ class Osv:
         """Raise Unsupported, with a hint, if it cannot be booted so from here."""
         if (config.machine, config.accel) == ("microvm", "tcg"):
             raise Unsupported(
-                "a microvm without KVM has no clock that OSv knows: it would halt",
-                "take the machine pc or q35, or a host with KVM",
+                "OSv halts on a microvm without KVM: it finds no clock",
+                "use the machine pc or q35, or a host with KVM",
             )
         if self.filesystem == "virtiofs" and (not config.machine or config.icount):
             raise Unsupported(
-                f"guest {self.name} has its root on virtio-fs, which needs QEMU and real time",
-                "add it with an image of ROFS or ZFS",
+                f"guest {self.name} has its root on virtio-fs, which needs QEMU without --icount",
+                "add it with a ROFS or ZFS image",
             )
         if config.protocol == "disk":
             if self.disk is None or not images.disk(self.disk).boots:
                 raise Unsupported(
-                    f"guest {self.name} has no boot loader on a disk",
-                    "add an image that scripts/build made without --create-disk",
+                    f"guest {self.name} has no disk with a boot loader",
+                    "add an image made by scripts/build without --create-disk",
                 )
             return
         if self.kernel is None:
             raise Unsupported(
                 f"guest {self.name} has no kernel for the protocol {config.protocol}",
-                "add it with --kernel loader-stripped.elf, or boot it by the protocol disk",
+                "add it with --kernel loader-stripped.elf, or use the protocol disk",
             )
         if config.protocol == "kernel":
             raise Unsupported(
-                "OSv has no real-mode entry for firmware to jump into: its vmlinuz.bin has none",
-                "take the protocol pvh, or disk",
+                "OSv cannot be booted by firmware: its vmlinuz.bin has no real-mode entry",
+                "use the protocol pvh or disk",
             )
         what = images.kernel(self.kernel)
         if what.bzimage or (config.protocol == "pvh" and not what.pvh):
             raise Unsupported(
                 f"guest {self.name}'s kernel has no entry for the protocol {config.protocol}",
-                "add it with --kernel loader-stripped.elf of OSv 0.54 or newer",
+                "add it with --kernel loader-stripped.elf of OSv 0.54 or later",
             )
 
     def boot(self, config: BootConfig, directory: Path) -> BootSpec:
-        """Its images as they are; booted from disk, a copy of the image with a command line in it.
+        """Its images as they are; for a boot from disk, a copy with the command line in it.
 
         Raises Failed for an image that is missing, truncated or not of its kind.
         """
@@ -109,13 +109,13 @@ class Osv:
             return None
         if self.share is None or not self.share.is_dir():
             raise Failed(
-                f"guest {self.name} has no directory for its root on virtio-fs",
+                f"guest {self.name} has no directory for its root by virtio-fs",
                 "add it with --image DIR",
             )
         return self.share
 
     def read(self, config: BootConfig, lines: Sequence[Line], memory: Path | None) -> Reading:
-        """Its boot chart, whose events name the spans that they end."""
+        """The spans of its boot chart; each event names the span that it ends."""
         if config.chart == "memory" and memory is not None:
             hertz = 1e9 if config.icount else clock.tsc_hertz()
             spans = osv_chart.spans(osv_chart.remembered(memory), hertz)
@@ -124,7 +124,7 @@ class Osv:
         return Reading("OSv's clock, to 10 µs", tuple(spans), tuple(anchors), self._fault(spans))
 
     def _fault(self, spans: Sequence[Step]) -> str | None:
-        """OSv goes on without a root that it cannot mount: then the chart lacks an event."""
+        """OSv continues without a root that it cannot mount; the chart then lacks an event."""
         names = [span.name for span in spans]
         if self.filesystem in DISKLESS or names[-1:] != ["Total time"]:
             return None
@@ -147,28 +147,28 @@ class Osv:
 
 
 def check_kernel(kernel: Path) -> None:
-    """Raise Failed if ``kernel`` is not a whole kernel of OSv for x86-64."""
+    """Raise Failed if ``kernel`` is not a complete OSv kernel for x86-64."""
     images.kernel(kernel)
     if osv_chart.MARK not in kernel.read_bytes():
-        raise Failed(f"kernel {kernel} is not OSv's", "name its loader-stripped.elf")
+        raise Failed(f"kernel {kernel} is not an OSv kernel", "give OSv's loader-stripped.elf")
 
 
 def check_disk(disk: Path, filesystem: str) -> None:
-    """Raise Failed if ``disk`` is not a whole raw image whose second partition is such a root.
+    """Raise Failed if ``disk`` is not a raw image with such a root in its second partition.
 
-    OSv looks there, and of ROFS its chart does not tell whether it found any.
+    OSv looks only there, and for ROFS its chart does not show whether it found a root.
     """
     images.check_root(disk, filesystem)
     found = images.disk(disk).volumes
     if not any(volume.filesystem == filesystem and volume.partition == 2 for volume in found):
         raise Failed(
             f"image {disk} holds {filesystem}, but not in its second partition",
-            "OSv looks for its root there alone; scripts/build lays images so",
+            "OSv looks for its root only there: make the image with scripts/build",
         )
 
 
 def _own_program(disk: Path | None) -> str:
-    """What an image's own command line runs: its words from the first that is no option on."""
+    """The program of an image's own command line: its words from the first non-option on."""
     if disk is None:
         return ""
     with disk.open("rb") as image:
@@ -183,11 +183,11 @@ def _own_program(disk: Path | None) -> str:
 
 
 def _with_command_line(disk: Path, arguments: str, copy: Path) -> Path:
-    """A copy of ``disk`` whose boot loader passes ``arguments``. Raises Failed if they are long."""
+    """A copy of ``disk`` whose boot loader passes ``arguments``. Raises Failed if too long."""
     line = arguments.encode() + b"\0"
     if len(line) > _COMMAND_LINE_SIZE:
         raise Failed(
-            f"a command line of {len(line)} bytes is too long for OSv's disk", "shorten it"
+            f"OSv's command line is too long for its disk: {len(line)} bytes", "shorten it"
         )
     copied = subprocess.run(
         ["cp", "--sparse=always", "--reflink=auto", disk, copy],

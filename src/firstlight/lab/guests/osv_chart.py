@@ -1,7 +1,7 @@
-"""OSv's own boot chart (its core/chart.cc and include/osv/boot.hh), read in both ways.
+"""Reads OSv's boot chart (core/chart.cc, include/osv/boot.hh) from memory or from the console.
 
-The kernel keeps 16 pairs {pointer to a name, time-stamp counter}, one an event, and prints them
-with ``--bootchart``. An event ends what led to it, so it names the span from the event before.
+The kernel keeps 16 pairs {pointer to a name, time-stamp counter}, one per event, and prints them
+with ``--bootchart``. An event names the span that it ends, from the event before.
 """
 
 import os
@@ -17,9 +17,9 @@ from firstlight.model import Step
 
 _PRINTED = re.compile(r"\s*(?P<name>\S.*): (?P<at>\d{1,12}\.\d\d)ms, \(\+(?P<took>\d+\.\d\d)ms\)")
 MARK = b"disk read (real mode)\0"
-"""The first event's name, which every OSv kernel has."""
+"""The name of the first event, found in every OSv kernel."""
 _SHIFTS = (0x4000_0000, 0)
-"""A kernel's virtual less its physical addresses: since 0.57, and before."""
+"""Virtual minus physical addresses of a kernel: since 0.57, and before."""
 _PAIRS = 16
 _LONGEST_NAME = 64
 _CHUNK = 4 << 20
@@ -27,17 +27,17 @@ _CHUNK = 4 << 20
 
 @dataclass(frozen=True)
 class Event:
-    """One row of the table: ``ticks`` of the guest's time-stamp counter."""
+    """A row of the table; ``ticks`` of the guest's time-stamp counter."""
 
     name: str
     ticks: int
 
 
 def printed(lines: Sequence[Line]) -> tuple[list[Step], list[tuple[int, int]]]:
-    """The spans that the console shows, in ns from the guest's first event, and an anchor.
+    """The spans printed on the console, in ns from the guest's first event, and an anchor.
 
-    A kernel without a clock prints 0.00 ms throughout, or nothing: that is unknown, and gives no
-    span. The chart is printed after its last event: that ends before its first line arrived.
+    A kernel without a clock prints only 0.00 ms, or nothing: that gives no spans. The chart is
+    printed after its last event, so that event precedes the arrival of the first line.
     """
     found = [(line, row) for line in lines if (row := _PRINTED.fullmatch(line.text.rstrip()))]
     ends = [round(float(row["at"]) * 1e6) for _, row in found]
@@ -52,7 +52,7 @@ def printed(lines: Sequence[Line]) -> tuple[list[Step], list[tuple[int, int]]]:
 
 
 def remembered(memory: Path) -> list[Event]:
-    """The table in a guest's physical memory, entry 0 first; empty where there is none."""
+    """The table in a guest's physical memory, entry 0 first; empty if there is none."""
     try:
         file = os.open(memory, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -66,9 +66,9 @@ def remembered(memory: Path) -> list[Event]:
 
 
 def spans(events: Sequence[Event], hertz: float) -> list[Step]:
-    """The table as spans in ns from the counter's zero, which is when the machine was started.
+    """The table as spans in ns from the counter's zero, which is the VM's start.
 
-    Until its first event the guest is in ``firmware``.
+    The time before the first event is ``firmware``.
     """
     ends = [round(event.ticks * 1e9 / hertz) for event in events]
     names = ("firmware", *(event.name for event in events[1:]))
@@ -87,7 +87,7 @@ def _tables(file: int) -> Iterator[list[Event]]:
 
 
 def _table(file: int, at: int, shift: int) -> list[Event]:
-    """The events of a table at ``at``; none if it is not one."""
+    """The events of a table at ``at``; empty if there is no table."""
     raw = os.pread(file, _PAIRS * 16, at)
     rows = struct.iter_unpack("<QQ", raw[: len(raw) & ~15])
     used = list(takewhile(lambda row: row[0], rows))
@@ -107,7 +107,7 @@ def _text(file: int, at: int) -> str | None:
 
 
 def _find(file: int, needle: bytes, aligned: int) -> Iterator[int]:
-    """Where ``needle`` is in a file; the holes of it, memory never touched, are not read."""
+    """The offsets of ``needle`` in a file. Holes, which are untouched memory, are skipped."""
     for begin, end in _touched(file):
         for start in range(begin, end, _CHUNK):
             chunk = os.pread(file, min(_CHUNK + len(needle) - 1, end - start), start)
@@ -123,7 +123,7 @@ def _touched(file: int) -> Iterator[tuple[int, int]]:
     while at < size:
         try:
             begin = os.lseek(file, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left
+        except OSError:  # ENXIO: only a hole follows
             return
         at = os.lseek(file, begin, os.SEEK_HOLE)
         yield begin, at

@@ -1,7 +1,7 @@
-"""The probe: firstlight's own minimal guest, of ``contrib/probe-guest/``. No other can be faster.
+"""The probe: firstlight's minimal guest (``contrib/probe-guest/``). No other can be faster.
 
-It does what a guest must to serve, each step once, and stamps it by its time-stamp counter. Its end
-point is the line ``firstlight probe ready``; its log follows, so that printing it costs no start.
+It does each step once that a guest must do to serve, and stamps it by its time-stamp counter. The
+end point is the line ``firstlight probe ready``; the log follows, so printing it costs no start.
 """
 
 import re
@@ -18,9 +18,9 @@ from firstlight.native import native
 
 FILESYSTEMS = ("erofs", "none")
 STEPS = ("disk read", "entry", "console", "pci", "virtio", "block", "net", "rng", "mount", "packet")
-"""The names of its spans; ``firmware`` is one more, where its counter began with the machine."""
+"""The names of its spans; also ``firmware``, if its counter began with the VM."""
 
-_COUNTED_HERTZ = 10**9  # where instructions are counted a tick is a nanosecond (QEMU's icount_get)
+_COUNTED_HERTZ = 10**9  # with counted instructions a tick is a nanosecond (QEMU's icount_get)
 _PLAUSIBLE_HERTZ = range(10**8, 10**11)
 _TICKS = r"(\d{1,17})"
 _READY = re.compile(f"firstlight probe ready {_TICKS}")
@@ -33,9 +33,9 @@ _END = re.compile(rf"probe end \d+ {_TICKS}")
 class Probe:
     """The probe with a read-only EROFS image, or ``none``.
 
-    With ``packet`` its end point is the gateway's answer to an echo request, and a machine without
-    an interface fails; without, it is the end of its boot. ``lines`` are printed besides its own,
-    of 66 characters each, as a talkative kernel does.
+    With ``packet`` its end point is the gateway's reply to an echo request, and a VM without an
+    interface fails; otherwise it is the end of its boot. ``lines`` more lines of 66 characters are
+    printed, as by a verbose kernel.
     """
 
     filesystem: str = "erofs"
@@ -49,25 +49,25 @@ class Probe:
 
     @property
     def end_point(self) -> EndPoint:
-        """The first packet, or the end of its boot."""
+        """First packet, or end of boot."""
         return EndPoint.FIRST_PACKET if self.packet else EndPoint.BOOTED
 
     def to_first_packet(self) -> "Probe":
-        """Until the gateway has answered an echo request."""
+        """The same, ready when the gateway has answered an echo request."""
         return replace(self, packet=True)
 
     def probe(self, config: BootConfig) -> None:
-        """Raise Unsupported, with a hint, if it cannot be booted from here; it can, however."""
+        """Raise Unsupported if it cannot be booted here. It boots by every protocol."""
         del config
         if self.filesystem not in FILESYSTEMS:
             raise Unsupported(
-                f"the probe mounts no {self.filesystem}", f"valid: {', '.join(FILESYSTEMS)}"
+                f"the probe cannot mount {self.filesystem}", f"valid: {', '.join(FILESYSTEMS)}"
             )
         if self.filesystem == "erofs" and not shutil.which("mkfs.erofs"):
             raise Unsupported("mkfs.erofs is not installed", "apt-get install erofs-utils")
 
     def boot(self, config: BootConfig, directory: Path) -> BootSpec:
-        """Its kernel, and an image that holds one small file. Raises Failed if it cannot be made.
+        """Its kernel, and an image with one small file. Raises Failed if it cannot be made.
 
         For the protocol ``disk`` the image begins with the kernel's boot loader.
         """
@@ -96,11 +96,11 @@ class Probe:
         return " ".join(words)
 
     def read(self, config: BootConfig, lines: Sequence[Line], memory: Path | None) -> Reading:
-        """Its spans, in order: ``console`` once for each line of text, others once.
+        """Its spans in order: ``console`` once per line of text, the others once.
 
-        Its clock begins at its first instruction, or where it knows better (TCG, where the counter
-        begins with the machine) at the machine's start; then the first span is ``firmware``.
-        Without the line that says how fast the counter ticks there are no spans.
+        Its clock begins at its first instruction; or, under TCG, where the counter begins with the
+        VM, at the VM's start, and the first span is ``firmware``. Without the line that gives the
+        counter's frequency there are no spans.
         """
         del memory
         clock = _last(_CLOCK, lines)
@@ -117,7 +117,7 @@ class Probe:
         def since(stamp: int) -> int:
             return (stamp - zero) * 10**9 // hertz
 
-        rate = "a nanosecond an instruction" if config.icount or not clock else f"by {clock[2]}"
+        rate = "one nanosecond per instruction" if config.icount or not clock else f"by {clock[2]}"
         return Reading(
             f"the guest's time-stamp counter, its rate {rate}",
             tuple(Step(name, since(a), since(b)) for name, a, b in ticks if a <= b),
@@ -126,7 +126,7 @@ class Probe:
 
 
 def _stamped(lines: Sequence[Line]) -> list[tuple[Line, int]]:
-    """The lines that bear the guest's time as they are printed."""
+    """The lines that carry the guest's time at printing."""
     hits = [(line, _READY.fullmatch(line.text) or _END.fullmatch(line.text)) for line in lines]
     return [(line, int(hit[1])) for line, hit in hits if hit]
 

@@ -1,4 +1,4 @@
-"""What the probe boots from: its root file system, and its kernel as each protocol wants it."""
+"""Makes the probe's images: its root file system, and its kernel in each protocol's format."""
 
 import struct
 import subprocess
@@ -10,13 +10,13 @@ from firstlight.native import native
 
 FILE, _CONTENT = "bin/first", b"first light\n"
 _SECTOR, _BLOCK = 512, 4096
-_LEAST_DISK = 1 << 20  # SeaBIOS reads none of less than a cylinder
-_KERNEL_UNITS = 0x1F4  # of a bzImage's header: its size in units of 16 bytes
-_READ_PROBE = 0x1EE  # of disk.S: sectors at +2, the first of them at +8
+_LEAST_DISK = 1 << 20  # SeaBIOS refuses disks smaller than a cylinder
+_KERNEL_UNITS = 0x1F4  # in a bzImage's header: the size in units of 16 bytes
+_READ_PROBE = 0x1EE  # in disk.S: the number of sectors at +2, the first sector at +8
 
 
 def fnv1a(content: bytes) -> int:
-    """The 32-bit sum of Fowler, Noll and Vo, as contrib/probe-guest/erofs.c has it."""
+    """The 32-bit hash of Fowler, Noll and Vo, as in contrib/probe-guest/erofs.c."""
     return reduce(lambda past, byte: (past ^ byte) * 0x01000193 & 0xFFFFFFFF, content, 0x811C9DC5)
 
 
@@ -24,7 +24,7 @@ SUM = fnv1a(_CONTENT)
 
 
 def root(directory: Path) -> Path:
-    """An EROFS image that holds FILE, one for all instances of a batch. Raises Failed."""
+    """An EROFS image with FILE, one for all instances of a batch. Raises Failed."""
     image = directory / "probe.erofs"
     if image.exists():
         return image
@@ -38,13 +38,13 @@ def root(directory: Path) -> Path:
         image.unlink(missing_ok=True)
         raise Failed(
             f"mkfs.erofs cannot make {image}: {done.stderr.strip()}",
-            "it needs a few KiB of room, and no option of its own",
+            "free some memory",
         )
     return image
 
 
 def bzimage(directory: Path) -> Path:
-    """The kernel in Linux's format, which firmware can boot."""
+    """The kernel as a bzImage, which firmware can boot."""
     image = directory / "probe.bzimage"
     setup, kernel = _bytes("bzimage.setup"), _padded(_bytes("probe.flat"), 16)
     struct.pack_into("<I", setup, _KERNEL_UNITS, len(kernel) // 16)
@@ -53,13 +53,15 @@ def bzimage(directory: Path) -> Path:
 
 
 def bootable(filesystem: Path | None, arguments: str, image: Path) -> Path:
-    """A disk with a boot sector, ``arguments`` in the next, ``filesystem`` and then the kernel.
+    """A disk: boot sector, ``arguments`` in the next sector, ``filesystem``, then the kernel.
 
-    EROFS leaves the first two sectors to boot loaders (Linux, fs/erofs/erofs_fs.h: the superblock
-    is at 1024).
+    EROFS leaves the first two sectors to boot loaders: its superblock is at 1024 (Linux,
+    fs/erofs/erofs_fs.h).
     """
     if len(arguments) >= _SECTOR:
-        raise Failed(f"the probe's command line has {len(arguments)} bytes", "511 fit its sector")
+        raise Failed(
+            f"the probe's command line is too long: {len(arguments)} bytes", "at most 511 bytes fit"
+        )
     content = bytearray(filesystem.read_bytes() if filesystem else bytes(_BLOCK))
     kernel = _padded(_bytes("probe.flat"), _SECTOR)
     loader = _bytes("disk.boot")

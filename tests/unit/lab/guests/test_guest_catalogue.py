@@ -79,7 +79,7 @@ def test_a_later_change_is_refused(part: str, kernel: Path, image: Path, own: Pa
     with (own / "mine" / part).open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"!")
-    with pytest.raises(Failed, match=rf"mine/{part} is not what was added .* SHA-256 changed"):
+    with pytest.raises(Failed, match=rf"mine/{part} changed since guest .* SHA-256 differs"):
         catalogue.find("mine")
     (own / "mine" / part).unlink()
     with pytest.raises(Failed, match="No such file"):
@@ -98,7 +98,7 @@ def test_a_directory_is_kept_as_a_root_and_watched(kernel: Path, own: Path, tmp_
     assert (kept / "etc/link").read_text() == "program"
     assert catalogue.find("mine") == added
     (kept / "etc/link").unlink()
-    with pytest.raises(Failed, match="mine/root is not what was added"):
+    with pytest.raises(Failed, match="mine/root changed since guest mine was added"):
         catalogue.find("mine")
 
 
@@ -116,14 +116,14 @@ def test_what_cannot_boot_is_refused_and_leaves_nothing(
     for entry, files, fact in (
         (OSV, {"kernel": tmp_path / "absent"}, "absent: No such file"),
         (OSV, {"kernel": cut}, r"cut\.gz is truncated or damaged"),
-        (OSV, {"kernel": foreign}, "is not OSv's"),
-        (OSV, {}, "has no file"),
+        (OSV, {"kernel": foreign}, "is not an OSv kernel"),
+        (OSV, {}, "has neither a kernel nor an image"),
         (Entry(name="mine", kind="linux"), {"root": tmp_path}, "a directory is no image"),
         (Entry(name="mine", kind="osv", filesystem="zfs"), {"disk.img": image}, "holds ext, not"),
         (Entry(name="mine", kind="osv"), {"disk.img": Path("/etc/passwd")}, "has no boot loader"),
         (Entry(name="mine", kind="generic", ready="up"), {"disk.img": image}, "has no boot loader"),
         (Entry(name="mine", kind="linux"), {"kernel": kernel, "disk.img": image}, "is a kernel"),
-        (Entry(name="mine", kind="generic"), {"kernel": kernel}, "nothing says when"),
+        (Entry(name="mine", kind="generic"), {"kernel": kernel}, "has no ready line"),
         (Entry(name="mine", kind="generic", ready="a(b"), {"kernel": kernel}, r"'a\(b' is not a"),
         (Entry(name="mine", kind="plan9"), {"kernel": kernel}, "unknown kind of guest"),
         (Entry(name="../mine", kind="osv"), {"kernel": kernel}, "is no name for a guest"),
@@ -145,7 +145,7 @@ def test_any_kernel_is_a_guest_with_a_pattern_that_ends_its_start(kernel: Path, 
 
 def test_a_name_is_given_once(kernel: Path) -> None:
     catalogue.add(OSV, {"kernel": kernel})
-    with pytest.raises(FirstlightError, match="a guest mine is there already"):
+    with pytest.raises(FirstlightError, match="guest mine already exists"):
         catalogue.add(OSV, {"kernel": kernel})
 
 

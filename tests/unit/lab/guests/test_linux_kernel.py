@@ -81,7 +81,7 @@ def test_modules_lie_beside_their_kernel(tmp_path: Path) -> None:
         (VMLINUX[:18] + (183).to_bytes(2, "little") + VMLINUX[20:], "aarch64"),
         (VMLINUX[:-30], "truncated"),
         (b"#!/bin/sh\n", "neither"),
-        (b"", "not a file with anything in it"),
+        (b"", "is empty or not a regular file"),
     ],
 )
 def test_what_cannot_boot_is_refused(tmp_path: Path, content: bytes, fact: str) -> None:

@@ -125,8 +125,8 @@ def test_what_it_cannot_boot_is_told_with_the_remedy(
     plain.write_bytes(Path("/bin/true").read_bytes() + MARK)
     for guest, protocol, fact in (
         (Osv("mine", "rofs", disk=disk), "pvh", "no kernel for the protocol pvh"),
-        (Osv("mine", "rofs", kernel, flat), "disk", "no boot loader on a disk"),
-        (Osv("mine", "rofs", kernel), "disk", "no boot loader on a disk"),
+        (Osv("mine", "rofs", kernel, flat), "disk", "no disk with a boot loader"),
+        (Osv("mine", "rofs", kernel), "disk", "no disk with a boot loader"),
         (Osv("mine", "rofs", kernel, disk), "kernel", "no real-mode entry"),
         (Osv("mine", "rofs", plain, disk), "pvh", "no entry for the protocol pvh"),
         (Osv("mine", "virtiofs", kernel, share=tmp_path), "pvh", "virtio-fs, which needs QEMU"),
@@ -151,7 +151,7 @@ def test_foreign_files_are_refused(kernel: Path, disk: Path, tmp_path: Path) -> 
         (Osv("mine", "zfs", kernel, disk), "holds rofs, not zfs"),
         (Osv("mine", "virtiofs", kernel), "no directory for its root"),
         (Osv("mine", "rofs", kernel, flat), "not in its second partition"),
-        (Osv("mine", "rofs", Path("/bin/true"), disk), "/bin/true is not OSv's"),
+        (Osv("mine", "rofs", Path("/bin/true"), disk), "/bin/true is not an OSv kernel"),
         (Osv("mine", "rofs", tmp_path / "absent", disk), "absent: No such file"),
         (Osv("mine", "rofs", kernel, tmp_path / "absent"), "absent: No such file"),
     ):
