@@ -5,7 +5,7 @@
 #include "wasm.h"
 #include "wasmtime.h"
 
-enum { WASM_TICK_NS = 5 * 1000 * 1000, WASM_REASON_MAX = 2 * WASM_TEXT_MAX };
+enum { WASM_TICK_NS = 5 * 1000 * 1000, WASM_REASON_MAX = 2 * WASM_TEXT_MAX, WASM_PATH_MAX = 256 };
 
 struct wasm_limits {
 	uint64_t memory;   /* bytes of an instance's linear memory */
@@ -31,7 +31,7 @@ struct wasm_module {
 /* One thread's place to run an instance in. */
 struct wasm_runner {
 	const struct wasm_module *module;
-	char directory[32];		 /* /tmp of an instance */
+	char directory[WASM_PATH_MAX];	 /* /tmp of an instance */
 	_Atomic int64_t deadline;	 /* of the instance that runs, ns of CLOCK_MONOTONIC; 0: none */
 	struct wasm_outcome_view outcome; /* of the latest */
 };
@@ -49,6 +49,10 @@ int wasm_run(struct wasm_runner *runner, const struct wasm_event_view *event);
 
 /* Defines poll_oneoff, in wasm_poll.c: it waits no longer than the runner's deadline. */
 wasmtime_error_t *wasm_define_poll(wasmtime_linker_t *linker);
+
+/* Gives up the system calls that no instance and no compiler needs, for good. Returns 0, or -1 with
+ * errno. */
+int wasm_confine(void);
 
 /* Removes all that is in a directory, however deep. Returns 0, or -1 with errno. */
 int wasm_empty_directory(const char *path);

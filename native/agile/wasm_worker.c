@@ -1,6 +1,10 @@
 /* The worker of a WebAssembly function: compiles its module and runs its instances.
  *
- *   worker LIBRARY MODULE MEMORY ELEMENTS TIMEOUT THREADS HANDLER ARGUMENTS [ARGUMENT]... [NAME VALUE]...
+ *   worker LIBRARY MODULE DIRECTORY MEMORY ELEMENTS TIMEOUT THREADS HANDLER
+ *          ARGUMENTS [ARGUMENT]... [NAME VALUE]...
+ *
+ * DIRECTORY is where instances have their /tmp, each one of its own; ARGUMENTS is how many arguments
+ * follow.
  *
  * It is what an ordinary sandbox executes, as the function's user, with the function's limits: a hole
  * in the compiler is one into that sandbox. Nothing of the module is trusted here, and nothing that
@@ -292,18 +296,18 @@ static uint64_t number(const char *word, uint64_t least, uint64_t most)
 
 static void take_words(int argc, char **argv)
 {
-	enum { FIRST = 9 };
-	if (argc < FIRST)
-		end(BROKEN, "usage: worker LIBRARY MODULE MEMORY ELEMENTS TIMEOUT THREADS HANDLER ARGUMENTS "
-			    "[ARGUMENT]... [NAME VALUE]...", "");
+	enum { FIRST = 10 };
+	if (argc < FIRST || strlen(argv[3]) + 16 > WASM_PATH_MAX)
+		end(BROKEN, "usage: worker LIBRARY MODULE DIRECTORY MEMORY ELEMENTS TIMEOUT THREADS HANDLER "
+			    "ARGUMENTS [ARGUMENT]... [NAME VALUE]...", "");
 	module.limits = (struct wasm_limits){
-		.memory = number(argv[3], 1 << 16, 4ULL << 30),
-		.elements = number(argv[4], 1, 10 << 20),
-		.timeout = (int64_t)number(argv[5], 1, INT64_MAX / 4),
-		.threads = (uint32_t)number(argv[6], 1, WASM_THREADS_MAX),
+		.memory = number(argv[4], 1 << 16, 4ULL << 30),
+		.elements = number(argv[5], 1, 10 << 20),
+		.timeout = (int64_t)number(argv[6], 1, INT64_MAX / 4),
+		.threads = (uint32_t)number(argv[7], 1, WASM_THREADS_MAX),
 	};
-	module.handler = argv[7];
-	size_t count = number(argv[8], 0, (uint64_t)(argc - FIRST));
+	module.handler = argv[8];
+	size_t count = number(argv[9], 0, (uint64_t)(argc - FIRST));
 	size_t variables = ((size_t)(argc - FIRST) - count) / 2;
 	module.arguments = (const char *const *)argv + FIRST;
 	module.argument_count = count;
@@ -326,6 +330,8 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	if (wasmtime_load(argv[1], &why))
 		end(BROKEN, "cannot load wasmtime", why);
+	if (wasm_confine())
+		end(BROKEN, "cannot give up system calls", strerror(errno));
 	char *bytes = read_module(argv[2], &size);
 	if (wasm_module_make(&module, bytes, size, reason))
 		end(REFUSED, reason, "");
@@ -336,7 +342,7 @@ int main(int argc, char **argv)
 	start(be_clock, NULL);
 	for (uint32_t i = 0; i < module.limits.threads; i++) {
 		runners[i].module = &module;
-		snprintf(runners[i].directory, sizeof runners[i].directory, "/tmp/%u", i);
+		snprintf(runners[i].directory, sizeof runners[i].directory, "%s/%u", argv[3], i);
 		start(be_runner, runners + i);
 	}
 	for (int descriptor; (descriptor = take_connection()) >= 0;)

@@ -1,4 +1,6 @@
-"""WebAssembly modules that the tests of the agile runtime run, as text."""
+"""WebAssembly modules that the tests of the agile runtime run, as text, and what they answer."""
+
+from typing import Any
 
 W = "wasi_snapshot_preview1"
 MODULE = """(module
@@ -170,3 +172,35 @@ def data(size: int) -> bytes:
         section(10, b"\x01" + number(len(code)) + code),
         section(11, b"\x01\x00\x41\x00\x0b" + number(size) + b"\x07" * size),
     ))  # fmt: skip
+
+
+ANSWERS: list[tuple[str | bytes, str, list[Any], object]] = [
+    (MODULE, "next", [41], 42),
+    (MODULE, "next", [2**31], -(2**31) + 1),
+    (MODULE, "pair", [], [1, 2.5]),
+    (MODULE, "kinds", [-1, 2**62 + 1, 0.5, 3], [3, 0.5, 2**62 + 1, -1]),
+    (MODULE, "grow", [], -1),
+    (MODULE, "eat", [], 128 * 16),
+    (MODULE, "slow", [], 100_000_000),
+    (REACTOR, "scale", [6], 42),
+    (TABLE, "grow", [10], 1),
+    (TABLE, "grow", [20_000_000], -1),
+    (FILES, "open", [16, 0], 44),  # ENOENT
+    (FILES, "open", [16, 1], 0),
+    (FILES, "open", [32, 0], 63),  # EPERM: it leads out of /tmp
+    (FILES, "open", [48, 0], 63),
+    (FILES, "escape", [], 44),  # ENOENT: no link out was made
+    (TALK, "talk", [1], 7),
+    (TALK, "talk", [500], 7),
+    (TALK, "wrong", [9, 0, 1], 8),  # EBADF
+    (CALLS, "sleep", [1_000_000], 0),
+    (CALLS, "poll", [0x7FFFFFFF, 0, 1, 0], 21),  # EFAULT
+    (CALLS, "poll", [0, 65536, 1, 0], 21),
+    (CALLS, "poll", [0, 0, 0x7FFFFFFF, 0], 21),
+    (CALLS, "poll", [-1, -1, -1, -1], 21),
+    (CALLS, "poll", [0, 0, 0, 0], 28),  # EINVAL: nothing to wait for
+    (CALLS, "shutdown", [], 8),  # EBADF
+    (CALLS, "raise", [], 58),  # ENOTSUP
+    (data(40 << 20), "run", [], 7),
+]
+"""Module, handler, arguments and values, with 128 MiB of memory."""

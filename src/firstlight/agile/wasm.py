@@ -38,6 +38,8 @@ THREADS = 8
 """How many instances of a function run at once; more wait."""
 WORKER_BYTES = 512 << 20
 """What a worker may use beside its instances' memory: for its compiler, and the compiled code."""
+COMPILE_SECONDS = 10.0
+"""What a compilation may take at least, however short the function's own time is."""
 ELEMENTS = 1 << 16
 MODULE_MAX = 256 << 20
 _MEMORY_MAX = 4 << 30
@@ -139,12 +141,13 @@ class Wasm:
             connection = await self._connected(worker)
             serving = _Serving(worker, Channel(connection, function.handler), identity)
             self._task(self._watch(serving))
+            seconds = max(function.timeout, COMPILE_SECONDS)
             try:
-                await asyncio.wait_for(serving.channel.ask([]), function.timeout)
+                await asyncio.wait_for(serving.channel.ask([]), seconds)
             except BaseException as error:
                 worker.kill()
                 if isinstance(error, TimeoutError):
-                    raise Failed(f"compiling {function.rootfs} took over {function.timeout} s",
+                    raise Failed(f"compiling {function.rootfs} took over {seconds} s",
                                  "give the function more time or CPUs") from None  # fmt: skip
                 raise
             self._serving = serving
@@ -271,7 +274,7 @@ def _definition(function: Function) -> Function:
         function, kind="command", env={"LD_LIBRARY_PATH": "/lib"}, directory="/", network="none",
         ports={}, ready=None, pids=_PIDS, files=_FILES, memory=WORKER_BYTES + THREADS * memory,
         command=(
-            "/worker", "/lib/libwasmtime.so", "/module", str(memory), str(ELEMENTS),
+            "/worker", "/lib/libwasmtime.so", "/module", "/tmp", str(memory), str(ELEMENTS),  # noqa: S108
             str(int(function.timeout * 1e9)), str(THREADS), function.handler,
             str(len(arguments)), *arguments, *variables,
         ),

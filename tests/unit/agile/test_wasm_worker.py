@@ -1,0 +1,142 @@
+"""The worker of WebAssembly functions under the sanitizers, without a sandbox and without root."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+from tests.support.laboratory import compiled
+from tests.support.wasm_modules import ANSWERS, CALLS, COMMAND, FILES, MODULE
+
+from firstlight.agile import wasm, wasm_wire
+from firstlight.agile.wasm_wire import Outcome, Reply
+
+wasmtime = pytest.importorskip("wasmtime", reason="the extra 'wasm' is not installed")
+
+NATIVE = Path(__file__).parents[3] / "native/agile"
+# wasmtime's traps are signals, which it handles itself.
+SANITIZERS = "handle_segv=0:handle_sigill=0:handle_sigfpe=0:handle_sigbus=0:use_sigaltstack=0"
+
+
+class Worker:
+    """A process, and a connection to it."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = {**os.environ, "ASAN_OPTIONS": f"{SANITIZERS}:detect_leaks=0"}
+        with theirs:
+            self.process = subprocess.Popen(
+                words, stdin=theirs.fileno(), stderr=subprocess.PIPE, env=environment, text=True
+            )
+        self.connection = self.connect()
+
+    def connect(self) -> socket.socket:
+        """Another connection to it."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            socket.send_fds(self.control, [b"connection"], [theirs.fileno()])
+        ours.settimeout(30)
+        return ours
+
+    def ask(self, *events: bytes) -> list[Reply]:
+        """The results of one message's events."""
+        self.connection.send(wasm_wire.request(1, events))
+        replies: list[Reply] = []
+        while len(replies) < len(events):
+            _, first, some = wasm_wire.answer(self.connection.recv(wasm_wire.MESSAGE_MAX))
+            assert first == len(replies)
+            replies += some
+        return replies
+
+    def end(self) -> tuple[int, str]:
+        """Its exit status, once its control socket has ended, and what it wrote."""
+        self.connection.close()
+        self.control.close()
+        _, words = self.process.communicate(timeout=30)
+        return self.process.returncode, words
+
+
+Run = Callable[..., AbstractContextManager[Worker]]
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sources = [str(one) for one in NATIVE.glob("wasm*.c") if one.name != "wasm_worker.c"]
+    return compiled(
+        NATIVE / "wasm_worker.c", tmp_path_factory.mktemp("worker") / "worker", *sources,
+        "-pthread", "-ldl", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run(program: Path, tmp_path: Path) -> Run:
+    (tmp_path / "files").mkdir()
+
+    @contextmanager
+    def start(text: str | bytes, handler: str, seconds: float = 20.0) -> Iterator[Worker]:
+        module = tmp_path / "module"
+        module.write_bytes(wasmtime.wat2wasm(text) if isinstance(text, str) else text)
+        worker = Worker([
+            str(program), str(wasm._library()), str(module), str(tmp_path / "files"),
+            str(128 << 20), str(wasm.ELEMENTS), str(int(seconds * 1e9)), "4", handler, "1", "f",
+        ])  # fmt: skip
+        try:
+            yield worker
+        finally:
+            worker.process.kill()
+            worker.process.communicate()
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("text", "handler", "event", "answer"),
+    ANSWERS,
+    ids=[f"{handler} {event}" for _, handler, event, _ in ANSWERS],
+)
+def test_it_answers_and_ends_in_order(
+    run: Run, text: str | bytes, handler: str, event: list[int], answer: object
+) -> None:
+    with run(text, handler) as worker:
+        values = [list(reply.values) for reply in worker.ask(*[wasm_wire.event(event)] * 3)]
+        assert values == [answer if isinstance(answer, list) else [answer]] * 3
+        assert worker.end() == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "handler", "outcome"),
+    [
+        (MODULE, "spin", Outcome.LATE),
+        (MODULE, "trap", Outcome.TRAPPED),
+        (MODULE, "deep", Outcome.TRAPPED),
+        (MODULE, "outside", Outcome.TRAPPED),
+        (MODULE, "next", Outcome.REFUSED),
+        (COMMAND, "_start", Outcome.RETURNED),
+        (CALLS, "nowhere", Outcome.TRAPPED),
+    ],
+)
+def test_what_fails_does_so_in_order(run: Run, text: str, handler: str, outcome: Outcome) -> None:
+    with run(text, handler, 0.1) as worker:
+        assert [reply.outcome for reply in worker.ask(*[wasm_wire.event()] * 3)] == [outcome] * 3
+        assert worker.end() == (0, "")
+
+
+def test_files_are_removed_however_deep(run: Run, tmp_path: Path) -> None:
+    with run(FILES, "deep") as worker:
+        assert worker.ask(wasm_wire.event([300]))[0].values == (300,)
+        assert list((tmp_path / "files").iterdir()) == []
+        assert worker.end() == (0, "")
+
+
+def test_a_module_that_is_none_is_told(run: Run) -> None:
+    for text, words in (
+        (b"none", "not a WebAssembly module"),
+        (b"\0asm\1\0\0\0\xff", "not a valid"),
+    ):
+        with run(text, "f") as worker:
+            status, said = worker.end()
+            assert status == wasm._REFUSED
+            assert words in said
