@@ -1,4 +1,4 @@
-"""The verbs of a cluster of one machine: ``firstlight cluster …``."""
+"""The verbs of a single-node Kubernetes cluster: ``firstlight cluster …``."""
 
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -18,28 +18,28 @@ app = typer.Typer(
 _NETWORKS = "bridge,ptp"
 
 
-@app.command(epilog=examples("cluster up", "cluster up --runtime runc,/opt/crun --conf bridge"))
+@app.command(epilog=examples("cluster up", "cluster up --runtime runc,/opt/crun --cni bridge"))
 def up(
     *,
     runtime: Annotated[
-        str, typer.Option(metavar="NAME,NAME", help="OCI runtimes by name or path.")
+        str, typer.Option(metavar="NAME,NAME", help="OCI runtimes, by name or path.")
     ] = "runc",
-    conf: Annotated[
-        str, typer.Option(metavar="NAME,NAME", help="CNI networks, ours by name or a file's path.")
+    cni: Annotated[
+        str, typer.Option(metavar="NAME|FILE,…", help="CNI networks: built-in names or files.")
     ] = _NETWORKS,
     as_json: Json = False,
 ) -> None:
-    """Bring a cluster up, and print its kubeconfig's path.
+    """Start a cluster, and print the path of its kubeconfig.
 
-    Each runtime with each network is a RuntimeClass, RUNTIME-NETWORK. Take it down with
-    cluster down.
+    Each combination of runtime and network is a RuntimeClass, RUNTIME-NETWORK. Stop the cluster
+    with cluster down.
     """
     from firstlight.lab.cluster import standing
 
     begun = time.monotonic()
     record = standing.up(
         tuple(runtime.split(",")),
-        tuple(conf.split(",")),
+        tuple(cni.split(",")),
         lambda name: say(f"{time.monotonic() - begun:5.1f} s  {name} is up"),
     )
     say(f"{time.monotonic() - begun:5.1f} s  the node is Ready")
@@ -51,22 +51,22 @@ def up(
 
 @app.command(epilog=examples("cluster down"))
 def down() -> None:
-    """Take the cluster down; nothing of it is left."""
+    """Stop the cluster and remove everything of it."""
     from firstlight.lab.cluster import standing
 
-    say("the cluster is down" if standing.down() else "no cluster is up")
+    say("the cluster is stopped" if standing.down() else "no cluster is running")
 
 
 @app.command(epilog=examples("cluster status", "cluster status --json"))
 def status(*, as_json: Json = False) -> None:
-    """Ask each component how it is. Exit status 1 if any is not well or none is up."""
+    """Show the components. Exit status 1 if one is unhealthy or no cluster is running."""
     from firstlight.lab.cluster import standing
 
     seen = standing.status()
     if as_json:
         print_json(seen)
     elif not seen.up:
-        say("no cluster is up: firstlight cluster up")
+        say("no cluster is running; start one: firstlight cluster up")
     else:
         _show(seen)
     raise typer.Exit(
@@ -79,17 +79,17 @@ def _show(seen: "Status") -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("component", "pid", "says"):
+    for column in ("component", "pid", "state"):
         table.add_column(column)
     for part in seen.components:
-        says = "well" if part.healthy else "nothing" if part.pid else "has ended"
-        table.add_row(part.name, str(part.pid or ""), says)
+        state = "healthy" if part.healthy else "no answer" if part.pid else "exited"
+        table.add_row(part.name, str(part.pid or ""), state)
     console = Console(highlight=False)
     console.print(table)
     ready = {True: "Ready", False: "not Ready", None: "unknown"}[seen.node_ready]
     console.print(
         f"node {ready}; {seen.pods if seen.pods is not None else '?'} pods; "
-        f"{seen.memory / 1e6:.0f} MB; was up after {seen.took:.1f} s"
+        f"{seen.memory / 1e6:.0f} MB; ready after {seen.took:.1f} s"
     )
     console.print(f"runtime classes: {', '.join(seen.runtime_classes)}")
     console.print(f"kubeconfig: {seen.kubeconfig}")

@@ -1,13 +1,13 @@
-"""The agent of the cilium profile: answers cilium's plugin on its unix socket, and does the work.
+"""The agent of the cilium profile: answers cilium's plugin on its unix socket.
 
-It is not Cilium's agent. It does an endpoint's eBPF work for real and in the same order: writes the
-endpoint's header, compiles its programs with clang, loads them, attaches them to the pod's link,
-sets its route; and like Cilium's it builds few endpoints at a time and limits how many it begins::
+It is not Cilium's agent. It does the real eBPF work of an endpoint in the same order: it writes the
+endpoint's header, compiles its programs with clang, loads them, attaches them to the pod's link and
+sets its route. Like Cilium's it builds few endpoints at a time and limits their rate::
 
-    GET /v1/config            what the plugin must know of the node
+    GET /v1/config            the node's configuration, for the plugin
     POST /v1/ipam             an address
-    PUT /v1/endpoint/ID       the endpoint; answered when its programs are attached
-    DELETE /v1/endpoint       ends it, by its container
+    PUT /v1/endpoint/ID       creates an endpoint; answers when its programs are attached
+    DELETE /v1/endpoint       removes it, by its container
     DELETE /v1/ipam/ADDRESS   frees an address
 """
 
@@ -27,16 +27,16 @@ NETWORK = IPv4Network("10.96.0.0/16")
 GATEWAY = NETWORK.network_address + 1
 SOCKET = Path("/run/cilium/cilium.sock")
 _MTU = 1450
-_PARALLEL = 4  # Cilium's limits of endpoint creation: this many at once,
-_RATE = 0.5  # begun a second,
-_BURST = 4.0  # after so many,
-_EXPECTED_SECONDS = 2.0  # and by as much more as they are quicker than this,
-_LARGEST_FACTOR = 100.0  # up to so many times
+_PARALLEL = 4  # Cilium's limits of endpoint creation: at once,
+_RATE = 0.5  # per second,
+_BURST = 4.0  # after a burst of this many,
+_EXPECTED_SECONDS = 2.0  # faster by as much as they are quicker than this,
+_LARGEST_FACTOR = 100.0  # up to this factor
 _COMPILE = ("clang", "-O2", "-g", "-target", "bpf", "-Wall", "-Werror")
 
 
 class Limiter:
-    """A token bucket that grows as endpoints turn out quicker than expected."""
+    """A token bucket that grows when endpoints are quicker than expected."""
 
     def __init__(self) -> None:
         self._slots = threading.Semaphore(_PARALLEL)
@@ -53,12 +53,12 @@ class Limiter:
         self._slots.release()
 
     def took(self, seconds: float) -> None:
-        """Learn how long an endpoint took."""
+        """Record how long an endpoint took."""
         with self._lock:
             self._mean += 0.25 * (seconds - self._mean)
 
     def _take(self) -> float:
-        """Take a token; else how many seconds to wait for the next."""
+        """Take a token, or return the seconds to wait for the next."""
         with self._lock:
             factor = min(max(_EXPECTED_SECONDS / self._mean, 1.0), _LARGEST_FACTOR)
             now = time.monotonic()
@@ -85,7 +85,7 @@ class Agent:
         self.limiter = Limiter()
 
     def allocate(self) -> IPv4Address:
-        """A free address."""
+        """Allocate an address."""
         with self._lock:
             if self._free:
                 return self._free.pop()
@@ -93,7 +93,7 @@ class Agent:
             return self._next - 1
 
     def free(self, address: IPv4Address) -> None:
-        """Take an address back."""
+        """Free an address."""
         with self._lock:
             self._free.append(address)
 
@@ -113,7 +113,7 @@ class Agent:
         return number
 
     def remove(self, container: str) -> bool:
-        """End an endpoint, by its container; its link goes with the pod."""
+        """Remove an endpoint, by its container; its link ends with the pod."""
         with self._lock:
             address = self._endpoints.pop(container, None)
         if address is None:
@@ -144,7 +144,7 @@ class Agent:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection of a plugin."""
+    """A plugin's connection."""
 
     protocol_version = "HTTP/1.1"
     agent: Agent
@@ -189,7 +189,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(404, None)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: standard error is the run's."""
+        """Log nothing: standard error belongs to the run."""
 
     def _body(self) -> dict[str, Any]:
         length = int(self.headers.get("Content-Length") or 0)
@@ -226,7 +226,7 @@ def _node() -> dict[str, Any]:
 
 
 def _includes() -> tuple[str, ...]:
-    """Where Debian keeps asm/types.h, which clang does not look for when the target is bpf."""
+    """Debian's directory of asm/types.h, which clang does not search for the target bpf."""
     return tuple(
         f"-I{directory.parent}" for directory in Path("/usr/include").glob("*-linux-gnu/asm")
     )

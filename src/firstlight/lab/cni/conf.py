@@ -1,4 +1,4 @@
-"""Networks as their configuration files describe them: lists, and single configurations."""
+"""Parses network configurations: lists and single plugins."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from typing import Any
 from firstlight.errors import FirstlightError
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-"""The specification's versions that this runtime speaks, oldest first."""
+"""The supported versions of the specification, oldest first."""
 
 Json = dict[str, Any]
 
@@ -19,12 +19,12 @@ _LIST_HINT = "a configuration list has the keys cniVersion, name and plugins"
 
 
 class BadConf(FirstlightError):
-    """A network configuration that cannot be used; the message names the file and the place."""
+    """A network configuration that cannot be used. The message names the file and the place."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """One network. ``plugins`` are as written; ``version`` is the highest that we both speak."""
+    """A network. ``plugins`` are as written; ``version`` is the highest that both sides support."""
 
     name: str
     version: str
@@ -33,15 +33,15 @@ class Network:
     disable_check: bool = False
     disable_gc: bool = False
     extra: Json = field(default_factory=dict)
-    """The list's other keys, which are not of the specification."""
+    """Keys of the list that are not in the specification."""
 
     def at_least(self, version: str) -> bool:
-        """Whether the network's version is this one or newer."""
+        """Whether the network's version is this or later."""
         return VERSIONS.index(self.version) >= VERSIONS.index(version)
 
 
 def load(path: Path) -> Network:
-    """The network of a .conflist or .conf file. Raises BadConf."""
+    """Read a .conflist or .conf file. Raises BadConf."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -51,7 +51,7 @@ def load(path: Path) -> Network:
 
 
 def parse(text: str, source: str) -> Network:
-    """The network that a JSON text describes; ``source`` names it in errors. Raises BadConf."""
+    """Parse a network from JSON; ``source`` names it in errors. Raises BadConf."""
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
@@ -60,18 +60,18 @@ def parse(text: str, source: str) -> Network:
             "network configurations are JSON, without comments or trailing commas",
         ) from error
     except RecursionError as error:
-        raise BadConf(f"{source}: its JSON is nested too deeply") from error
+        raise BadConf(f"{source}: the JSON is nested too deeply") from error
     if not isinstance(document, dict):
-        raise BadConf(f"{source}: it holds {_kind(document)} and not a JSON object", _LIST_HINT)
+        raise BadConf(f"{source}: contains {_kind(document)}, not a JSON object", _LIST_HINT)
     if "plugins" not in document:
         return _network({"plugins": [document], **_heading(document)}, source)
     return _network(document, source)
 
 
 def execution(network: Network, plugin: Json, runtime_config: Mapping[str, Any]) -> Json:
-    """What one plugin is given, but for ``prevResult``: its configuration, derived as spec §3 says.
+    """A plugin's standard input without ``prevResult``: its configuration, by spec §3.
 
-    Of ``runtime_config``, by capability, it gets what its ``capabilities`` ask for.
+    It has the parts of ``runtime_config`` that the plugin's ``capabilities`` request.
     """
     derived = {key: value for key, value in plugin.items() if key != "capabilities"}
     wanted = plugin.get("capabilities") or {}
@@ -90,11 +90,11 @@ def _network(document: Json, source: str) -> Network:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise BadConf(
             f"{source}: the network's name is {json.dumps(name)}",
-            "a name is letters and digits, then also '_', '.' and '-'",
+            "a name starts with a letter or digit; '_', '.' and '-' may follow",
         )
     plugins = document["plugins"]
     if not isinstance(plugins, list) or not plugins:
-        raise BadConf(f"{source}: plugins is {_kind(plugins)}, and needs one plugin or more",
+        raise BadConf(f"{source}: plugins is {_kind(plugins)}; at least one plugin is needed",
                       _LIST_HINT)  # fmt: skip
     for place, plugin in enumerate(plugins):
         _check_plugin(plugin, f"{source}: plugin {place}")
@@ -116,38 +116,38 @@ def _network(document: Json, source: str) -> Network:
 
 def _check_plugin(plugin: object, where: str) -> None:
     if not isinstance(plugin, dict):
-        raise BadConf(f"{where} is {_kind(plugin)} and not an object")
+        raise BadConf(f"{where} is {_kind(plugin)}, not an object")
     kind = plugin.get("type")
     if not isinstance(kind, str) or not kind or "/" in kind or kind in (".", ".."):
         raise BadConf(
             f"{where}: its type is {json.dumps(kind)}",
-            "type is the file name of the plugin's executable, without a directory",
+            "type is the plugin's file name, without a directory",
         )
     capabilities = plugin.get("capabilities")
     if capabilities is not None and not isinstance(capabilities, dict):
-        raise BadConf(f"{where}: capabilities is {_kind(capabilities)} and not an object")
+        raise BadConf(f"{where}: capabilities is {_kind(capabilities)}, not an object")
 
 
 def _version(document: Json, source: str) -> str:
-    """The highest version of ``cniVersion`` and ``cniVersions`` that this runtime speaks."""
+    """The highest supported version in ``cniVersion`` and ``cniVersions``."""
     stated = [document["cniVersion"]] if "cniVersion" in document else []
     more = document.get("cniVersions", [])
     if not isinstance(more, list) or not all(isinstance(one, str) for one in [*stated, *more]):
-        raise BadConf(f"{source}: cniVersion is a string and cniVersions a list of strings")
+        raise BadConf(f"{source}: cniVersion must be a string, cniVersions a list of strings")
     spoken = [version for version in VERSIONS if version in [*stated, *more]]
     if not spoken:
         said = ", ".join([*stated, *more]) or "missing"
-        raise BadConf(f"{source}: cniVersion is {said}", f"versions here: {', '.join(VERSIONS)}")
+        raise BadConf(f"{source}: cniVersion is {said}", f"supported: {', '.join(VERSIONS)}")
     return spoken[-1]
 
 
 def _flag(document: Json, key: str, source: str) -> bool:
-    """A boolean, also as the string that specification 1.0 has."""
+    """A boolean, or the string form that specification 1.0 allows."""
     value = document.get(key, False)
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if not isinstance(value, bool):
-        raise BadConf(f"{source}: {key} is {json.dumps(value)} and neither true nor false")
+        raise BadConf(f"{source}: {key} is {json.dumps(value)}, not true or false")
     return value
 
 

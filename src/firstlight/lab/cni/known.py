@@ -1,18 +1,18 @@
-"""The networks that firstlight brings along, conf/cni, and a user's own files beside them.
+"""The built-in networks (conf/cni), and a user's own files.
 
-A list of ours says what firstlight must know of it under its key ``firstlight``::
+A built-in list describes itself to firstlight under the key ``firstlight``::
 
-    about     what it stands for, in a clause
+    about     what it represents, in a clause
     path      folders of ``make cni-plugins`` to search first, such as 0.9.1
-    files     files that the plugin reads, by path, which only the run sees
+    files     files that the plugin reads, by path; only the run sees them
     private   more directories whose content only the run sees
-    address   the host's own, such as 10.0.0.1/24, on a link that has its default route
-    packet    where the first packet goes: "gateway", or an IPv4 address
+    address   the host's address, such as 10.0.0.1/24, on a link with its default route
+    packet    destination of the first packet: "gateway", or an IPv4 address
     args      CNI_ARGS; {pod} is the pod's name
-    service   the daemon that must answer, by its name in backends/cni_services.py
-    keys      what its database holds at first, by key
-    profile   the binary that this stands in for: same operations, but not the product
-    instead_of  the network that this one is measured for where that cannot be had
+    service   the daemon that must run, by its name in backends/cni_services.py
+    keys      initial content of its database, by key
+    profile   the binary that this stands in for, with the same operations
+    instead_of  the network that this one replaces where that cannot be had
 """
 
 import os
@@ -28,13 +28,13 @@ from firstlight.errors import UnknownName
 from firstlight.lab.cni.conf import BadConf, Network, load
 
 BUILT = Path(sys.prefix) / "libexec" / "cni"
-"""Where ``make cni-plugins`` puts what it builds, a folder a set."""
+"""Where ``make cni-plugins`` installs plugins, one folder per set."""
 
 _SYSTEM = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
 
 
 class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The key ``firstlight`` of a configuration list."""
+    """The value of the key ``firstlight`` in a configuration list."""
 
     about: str = ""
     path: tuple[str, ...] = ()
@@ -50,12 +50,12 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def names() -> list[str]:
-    """The names of the networks that firstlight brings along."""
+    """The names of the built-in networks."""
     return sorted(file.name.removesuffix(".conflist") for file in _directory().glob("*.conflist"))
 
 
 def find(name: str) -> tuple[Network, About]:
-    """A network by its name here, or by a file's path (it has a slash). Raises BadConf."""
+    """A network by its built-in name, or by a file's path (with a slash). Raises BadConf."""
     if "/" in name:
         return _described(load(Path(name)))
     if name not in names():
@@ -64,19 +64,19 @@ def find(name: str) -> tuple[Network, About]:
 
 
 def title(name: str) -> str:
-    """What figures call a network: a user's file by its own name."""
+    """The name of a network in figures: for a user's file, its own name."""
     return Path(name).name
 
 
 def path(about: About) -> tuple[Path, ...]:
-    """Where plugins are looked for: the list's own sets, CNI_PATH, the usual places, profiles."""
+    """Where plugins are searched: the list's sets, CNI_PATH, the usual directories, profiles."""
     own = tuple(BUILT / part for part in about.path)
     given = tuple(Path(part) for part in os.environ.get("CNI_PATH", "").split(":") if part)
     return (*own, *given, *_SYSTEM, _package() / "_native" / "profiles")
 
 
 def stand_in(name: str) -> str | None:
-    """The network that is measured where the one of that name cannot be had; None if none is."""
+    """The network measured instead of this one where it cannot be had, or None."""
     return next((one for one in names() if find(one)[1].instead_of == name), None)
 
 

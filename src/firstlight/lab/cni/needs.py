@@ -1,7 +1,7 @@
-"""What a network's configuration names of the host, which a run must stand in for.
+"""The host's links and directories that a network's configuration names.
 
-A run works in namespaces of its own: the host's links are not there, and what the host's plugins
-keep in their directories is not the run's to see or to change.
+A run works in its own namespaces, where the host's links do not exist, and must not see or change
+the state that the host's plugins keep. So it replaces both.
 """
 
 import subprocess
@@ -15,13 +15,13 @@ _KINDS = {
     "macvlan": "macvlan", "ipvlan": "ipvlan", "vlan": "vlan", "bridge": "bridge", "ptp": "veth",
     "dummy": "dummy", "vrf": "vrf",
 }  # fmt: skip
-"""The link that each plugin of containernetworking makes."""
+"""The kind of link that each plugin of containernetworking makes."""
 
 _ON_A_LINK = ("macvlan", "ipvlan", "vlan")
-"""Plugins that take the default route's link where their configuration names none."""
+"""Plugins that use the default route's link if their configuration names none."""
 
 _OWN_DEVICES = ("host-device", "sriov", "rdma", "ovs")
-"""Plugins that move or plug a device of the host's own, of which there is no other."""
+"""Plugins that use a physical device of the host, which cannot be replaced."""
 
 _LINK_KEYS = ("master", "hostInterface", "uplink")
 _FILE_KEYS = ("logfile", "log_file", "log_file_path")
@@ -31,9 +31,9 @@ _SECONDS = 10
 
 
 def directories(network: Network) -> set[Path]:
-    """The directories in which its plugins keep their state, as their configurations name them.
+    """The directories in which its plugins keep state, as configured.
 
-    Raises BadConf for one that is no absolute path, or is the root.
+    Raises BadConf for a path that is relative, or is the root.
     """
     found = set()
     for part in _parts(network):
@@ -47,19 +47,19 @@ def directories(network: Network) -> set[Path]:
             if not path.is_absolute() or path == Path("/") or ".." in path.parts:
                 raise BadConf(
                     f"{network.source}: {key} is {value!r}",
-                    "name a directory of its own by an absolute path: a run hides it",
+                    "give an absolute path of its own: a run mounts over it",
                 )
             if path.exists() and not path.is_dir():
                 raise BadConf(
-                    f"{network.source}: {key} is {value!r}, and {path} is no directory",
-                    "name a directory, or a path that is not there",
+                    f"{network.source}: {key} is {value!r}, but {path} is not a directory",
+                    "give a directory, or a path that does not exist",
                 )
             found.add(path)
     return found
 
 
 def links(network: Network) -> set[str]:
-    """The host's links that it hangs on, by name."""
+    """The host's links that it attaches to, by name."""
     return {
         str(part[key])
         for part in _parts(network)
@@ -69,7 +69,7 @@ def links(network: Network) -> set[str]:
 
 
 def takes_default_link(network: Network) -> bool:
-    """Whether one of its plugins takes the link of the host's default route."""
+    """Whether one of its plugins uses the link of the host's default route."""
     return any(
         plugin["type"] in _ON_A_LINK and not any(plugin.get(key) for key in _LINK_KEYS)
         for plugin in network.plugins
@@ -77,17 +77,17 @@ def takes_default_link(network: Network) -> bool:
 
 
 def check(network: Network) -> None:
-    """Raise Unsupported or BadConf if a run cannot give it what it names."""
+    """Raise Unsupported or BadConf if a run cannot provide what it names."""
     directories(network)
     for name in links(network):
         if len(name.encode()) > 15 or "/" in name or name in (".", "..") or name.split() != [name]:
-            raise BadConf(f"{network.source}: {name!r} is no name of a link",
-                          "a link's name has 1 to 15 bytes, without blanks and '/'")  # fmt: skip
+            raise BadConf(f"{network.source}: {name!r} is not a valid link name",
+                          "a link name has 1 to 15 bytes, without blanks and '/'")  # fmt: skip
     for plugin in network.plugins:
         kind = plugin["type"]
         if kind in _OWN_DEVICES:
             raise Unsupported(
-                f"{network.source}: {kind} takes a device of the host's own, and a run has none",
+                f"{network.source}: {kind} needs a device of the host, which a run cannot use",
                 "measure bridge, ptp, macvlan or ipvlan instead",
             )
         if kind in _KINDS:
@@ -95,7 +95,7 @@ def check(network: Network) -> None:
 
 
 def _check_link(kind: str, who: str) -> None:
-    """Whether the kernel makes links of a kind: tried in a namespace that ends with the command."""
+    """Whether the kernel makes links of a kind, tried in a namespace that ends with the command."""
     lines = "" if kind == "veth" else "link add probe0 type veth peer name probe1\n"
     lines += f"link add {_UNDER.get(kind, '')} name probe2 type {kind} {_OPTIONS.get(kind, '')}\n"
     done = subprocess.run(
@@ -105,8 +105,8 @@ def _check_link(kind: str, who: str) -> None:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
         raise Unsupported(
-            f"{who} needs a link of the kind {kind}, which this kernel does not make: {reason}",
-            f"modprobe {kind}, or boot a kernel that has it",
+            f"{who} needs a link of kind {kind}, which this kernel cannot make: {reason}",
+            f"modprobe {kind}, or boot a kernel with it",
         )
 
 

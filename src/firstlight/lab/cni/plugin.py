@@ -1,4 +1,4 @@
-"""One call of one plugin: its environment, its standard input, and what it answers."""
+"""Calls one plugin: environment, standard input, answer."""
 
 import json
 import os
@@ -19,7 +19,7 @@ _BUILT = frozenset(("flannel", "weave-net", "weave-ipam", "calico", "calico-ipam
 
 
 class PluginError(FirstlightError):
-    """A plugin failed. ``code``, ``text`` and ``details`` are its own words, where it had some."""
+    """A plugin failed. ``code``, ``text`` and ``details`` are from its answer, if it gave one."""
 
     def __init__(
         self, call: str, fact: str, *, code: int | None = None, details: str = "",
@@ -34,9 +34,9 @@ class PluginError(FirstlightError):
 
 @dataclass(frozen=True)
 class Call:
-    """What identifies a call to a plugin, apart from its configuration.
+    """What identifies a call of a plugin, besides its configuration.
 
-    ``args`` is CNI_ARGS. A command on no attachment leaves the first three fields empty.
+    ``args`` is CNI_ARGS. A command without an attachment leaves the first three fields empty.
     """
 
     container: str = ""
@@ -45,10 +45,10 @@ class Call:
     args: str = ""
 
     def environment(self, command: str, path: Sequence[Path]) -> dict[str, str]:
-        """The variables of the specification, and of ours only those that a program needs.
+        """The specification's variables, and those of this process that a program needs.
 
-        Variables that a command has no value for are left out, but CNI_NETNS is there, empty,
-        for a DEL after its namespace has gone.
+        A variable without a value is left out; except CNI_NETNS, which is empty for a DEL whose
+        namespace is gone.
         """
         variables = {"CNI_COMMAND": command, "CNI_PATH": ":".join(map(str, path))}
         if self.container:
@@ -63,16 +63,16 @@ class Call:
 
 
 def find(kind: str, path: Sequence[Path]) -> Path:
-    """The executable of a plugin's type in the first directory that has it. Raises Unsupported."""
+    """The executable of a plugin's type, from the first directory with it. Raises Unsupported."""
     for directory in path:
         program = directory / kind
         if program.is_file() and os.access(program, os.X_OK):
             return program
     packaged = "apt-get install containernetworking-plugins, or " if kind in _PACKAGED else ""
-    built = "make cni-plugins builds it where Go is, or " if kind in _BUILT else ""
+    built = "make cni-plugins, or " if kind in _BUILT else ""
     raise Unsupported(
         f"CNI plugin {kind!r} is not installed",
-        f"{packaged}{built}name its directory in CNI_PATH",
+        f"{packaged}{built}set CNI_PATH to its directory",
     )
 
 
@@ -84,9 +84,9 @@ def invoke(
     timeout: float,
     base: Mapping[str, str] | None = None,
 ) -> Json | None:
-    """Execute a plugin; returns the JSON object that it printed, None if it printed nothing.
+    """Execute a plugin; returns the JSON object that it printed, or None.
 
-    ``base`` is the environment below ``variables``, by default our own. Raises PluginError.
+    ``base`` is the environment below ``variables``; None is this process's. Raises PluginError.
     """
     call = f"plugin {program.name} {variables['CNI_COMMAND']}"
     try:
@@ -98,7 +98,7 @@ def invoke(
             timeout=timeout,
         )
     except subprocess.TimeoutExpired as error:
-        raise PluginError(call, f"no answer in {timeout:g} s; it was killed") from error
+        raise PluginError(call, f"no answer in {timeout:g} s; killed") from error
     except OSError as error:
         raise PluginError(call, f"cannot execute {program}: {error.strerror}") from error
     text = done.stdout.decode(errors="replace").strip()
@@ -124,7 +124,7 @@ def _failure(call: str, status: int, text: str, complaint: str) -> PluginError:
         message, code = said["msg"], said.get("code")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         words = _shown(complaint.strip() or text)
-        return PluginError(call, f"{ended}{': ' + words if words else ', and no word of why'}")
+        return PluginError(call, f"{ended}{': ' + words if words else ', without a message'}")
     return PluginError(
         call,
         str(message),

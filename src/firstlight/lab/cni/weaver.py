@@ -1,10 +1,10 @@
-"""An address server that keeps weaver's contract, for the weave plugin to ask.
+"""An address server with weaver's interface, for the weave plugin.
 
-weaver itself needs a dummy device and cannot run on every kernel. This one answers on the same
-port the requests that the plugin makes, and as weaver does, writes its whole map to disk and waits
-for the disk, at each change.
+weaver itself needs a dummy device, which not every kernel has. This server answers the plugin's
+requests on the same port and, like weaver, writes its whole map to disk at each change and waits
+for the disk.
 
-    POST /ip/ID    an address for ID, the same one again if it has one    200, text ADDRESS/LENGTH
+    POST /ip/ID    an address for ID; the same if it has one              200, text ADDRESS/LENGTH
     GET /ip/ID     the address of ID                                      200, or 404
     DELETE /ip/ID  frees it                                               204
 """
@@ -20,11 +20,11 @@ from pathlib import Path
 ADDRESS = ("127.0.0.1", 6784)
 NETWORK = IPv4Network("10.32.0.0/12")
 BRIDGE = NETWORK.network_address + 1
-"""The address of the bridge: it is never given out."""
+"""The bridge's address, which is never allocated."""
 
 
 class Addresses:
-    """Which identifier has which address; every change is on disk before it is answered."""
+    """Allocated addresses by identifier. Each change is on disk before it is answered."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -34,7 +34,7 @@ class Addresses:
         self._next = BRIDGE + 1
 
     def allocate(self, owner: str) -> IPv4Address | None:
-        """The owner's address, a free one if it has none; None if none is free."""
+        """The owner's address, allocated if it has none; None if none is free."""
         with self._lock:
             if owner not in self._owned:
                 if self._free:
@@ -70,7 +70,7 @@ class Addresses:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection of a plugin."""
+    """A plugin's connection."""
 
     protocol_version = "HTTP/1.1"
     addresses: Addresses
@@ -89,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(500, f"Delete: no addresses for {owner}\n")
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: standard error is the run's."""
+        """Log nothing: standard error belongs to the run."""
 
     def _owner(self) -> str:
         length = int(self.headers.get("Content-Length") or 0)

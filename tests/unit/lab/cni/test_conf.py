@@ -49,21 +49,21 @@ def test_the_highest_version_that_we_speak_is_chosen(versions: list[str], chosen
 def test_a_version_that_we_do_not_speak_lists_ours(version: str) -> None:
     with pytest.raises(BadConf) as raised:
         listed(cniVersion=version)
-    assert raised.value.hint == f"versions here: {', '.join(VERSIONS)}"
+    assert raised.value.hint == f"supported: {', '.join(VERSIONS)}"
 
 
 @pytest.mark.parametrize(
     ("document", "fact"),
     [
-        ([], "an empty array and not a JSON object"),
+        ([], "an empty array, not a JSON object"),
         ({**HEAD, "plugins": []}, "plugins is an empty array"),
         ({**HEAD, "plugins": {}}, "plugins is an object"),
-        ({**HEAD, "plugins": ["bridge"]}, "plugin 0 is a string and not an object"),
+        ({**HEAD, "plugins": ["bridge"]}, "plugin 0 is a string, not an object"),
         ({**HEAD, "plugins": [{"type": "../evil"}]}, 'type is "../evil"'),
         ({**HEAD, "plugins": [{"mtu": 1}]}, "type is null"),
         ({**HEAD, "name": "a b", "plugins": [{"type": "x"}]}, 'name is "a b"'),
         ({"name": "net", "plugins": [{"type": "x"}]}, "cniVersion is missing"),
-        ({**HEAD, "cniVersion": 1, "plugins": [{"type": "x"}]}, "cniVersion is a string"),
+        ({**HEAD, "cniVersion": 1, "plugins": [{"type": "x"}]}, "cniVersion must be a string"),
         ({**HEAD, "plugins": [{"type": "x", "capabilities": []}]}, "capabilities is an empty"),
         ({**HEAD, "plugins": [{"type": "x"}], "disableGC": "maybe"}, 'disableGC is "maybe"'),
     ],

@@ -90,7 +90,8 @@ def test_a_plugin_that_hangs_is_killed(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "how"), [("none", "name its"), ("vlan", "apt-get"), ("flannel", "make cni-plugins")]
+    ("kind", "how"),
+    [("none", "set CNI_PATH"), ("vlan", "apt-get"), ("flannel", "make cni-plugins")],
 )
 def test_a_plugin_that_is_missing_says_how_to_have_it(bench: Bench, kind: str, how: str) -> None:
     with pytest.raises(Unsupported, match=rf"CNI plugin '{kind}' is not installed") as raised:
