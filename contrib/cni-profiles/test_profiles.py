@@ -21,7 +21,7 @@ from firstlight.lab.backends.cni import Cni, present
 from firstlight.lab.cni import known
 from firstlight.model import Ending
 from firstlight.native import native
-from firstlight.report.cni import _counts
+from firstlight.report.views.cni import _counts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 PROFILES = ("weave-profile", "calico-profile", "cilium-whole-profile")

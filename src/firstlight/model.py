@@ -126,13 +126,14 @@ class Sample(Struct, frozen=True):
 class Presentation(Struct, frozen=True, kw_only=True):
     """How an experiment wants its runs shown, stored so that a report needs no experiment.
 
-    ``subject`` names one start in a sentence, with ``{series}`` for its series. ``view`` names the
-    sentences, tables and pictures that a run has besides those of every run (report.views).
+    ``subject`` names one start in a sentence, with ``{series}`` for its series and
+    ``{experiment}``. ``view`` names the sentences, tables and pictures that a run has besides those
+    of every run (report.views).
     ``counterpart`` is the paper's figure that the bars resemble. ``headline`` says which starts the
     latencies come from; a run without untraced starts uses the traced ones.
     """
 
-    subject: str = "one start ({series})"
+    subject: str = "one start ({series}, {experiment})"
     view: str = ""
     counterpart: str = ""
     headline: Literal["untraced", "traced"] = "untraced"

@@ -212,7 +212,10 @@ def _presentation(header: Header) -> Presentation:
     axes = {"network": "a pod ({series})", "runtime": "a {series} container",
             "method": "a network set-up request ({series})", "command": "{series}"}  # fmt: skip
     return Presentation(
-        subject=next((axes[axis] for axis in axes if axis in header.axes), "one start ({series})"),
+        subject=next(
+            (axes[axis] for axis in axes if axis in header.axes),
+            "one start ({series}, {experiment})",
+        ),
         view=_VIEWS.get(header.experiment, ""),
         counterpart=_COUNTERPARTS.get(header.experiment, ""),
         headline="traced" if header.experiment == "trace" else "untraced",

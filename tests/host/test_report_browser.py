@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.support import synthetic
 
+from firstlight.analysis import Analysis
 from firstlight.report import page as report
 
 CHROMIUM = shutil.which("chromium")
@@ -32,8 +33,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with synthetic.known_phases():
         report.write(
             [
-                synthetic.container_creation(directory / "container"),
-                synthetic.network_setup(directory / "network"),
+                Analysis(synthetic.container_creation(directory / "container")),
+                Analysis(synthetic.network_setup(directory / "network")),
             ],
             directory / "report.html",
         )

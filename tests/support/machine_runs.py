@@ -4,6 +4,7 @@ from pathlib import Path
 
 from firstlight import store
 from firstlight.analysis import boot
+from firstlight.lab.experiments import catalogue
 from firstlight.model import Ending, EndPoint, Footer, GuestLog, Header, Point, Sample, Stamps, Step
 from firstlight.store import Writer
 
@@ -26,6 +27,7 @@ def run(
         run="r", experiment=experiment, question="?", end_point=EndPoint.FIRST_INSTRUCTION,
         axes=axes, points=tuple(point for point, _ in points), argv=(), seed=1, started="",
         revision="", repetitions=repetitions, environment=environment or {},
+        presentation=catalogue.find(experiment).presentation,
     )  # fmt: skip
     samples: list[Sample] = []
     for batch in range(repetitions):

@@ -5,7 +5,7 @@ know every figure (``known_phases`` puts them there); the raw spans of traced sa
 calls each, so the real ones can be used too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +14,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from firstlight.analysis import Analysis
 from firstlight.analysis import breakdown as real
-from firstlight.claims import judge as claims
+from firstlight.analysis.figures import PointFigures
+from firstlight.lab.experiments.container_creation import CONTAINER_CREATION
+from firstlight.lab.experiments.network_setup import NETWORK_SETUP
 from firstlight.model import Ending, EndPoint, Footer, Header, Point, Sample, Setting, Stamps, Step
 from firstlight.store import SPAN_SCHEMA, Run, Writer, read
 
@@ -105,6 +108,7 @@ def container_creation(path: Path, *, repetitions: int = 10) -> Run:
             environment=ENVIRONMENT,
             notes=("crun runs without cgroups here.",),
             skipped=(("runtime=runsc", "runsc is not installed; apt install runsc"),),
+            presentation=CONTAINER_CREATION.presentation,
         ),
         latency,
         steps={},
@@ -142,6 +146,7 @@ def network_setup(path: Path, *, repetitions: int = 10) -> Run:
             revision="0d8d918",
             repetitions=repetitions,
             environment=ENVIRONMENT,
+            presentation=NETWORK_SETUP.presentation,
         ),
         latency,
         steps=STEPS,
@@ -314,13 +319,19 @@ def _spans(header: Header, samples: list[Sample]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SPAN_SCHEMA)
 
 
+def with_points(analysis: Analysis, points: Iterable[PointFigures]) -> Analysis:
+    """The same run, with other figures."""
+    other = Analysis(analysis.run)
+    vars(other)["points"] = tuple(points)
+    return other
+
+
 @contextmanager
 def known_phases() -> Iterator[None]:
     """All readers of runs see the breakdown and the timeline of this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(real, "breakdown", breakdown)
         patch.setattr(real, "timeline", timeline)
-        patch.setattr(claims, "breakdown", breakdown)
         yield
 
 

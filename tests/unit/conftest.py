@@ -3,8 +3,7 @@ from collections.abc import Iterator
 import pytest
 from tests.support import synthetic
 
-from firstlight.analysis import figures
-from firstlight.analysis.figures import Figures
+from firstlight.analysis import Analysis
 
 
 @pytest.fixture(scope="session")
@@ -15,10 +14,10 @@ def known_phases() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def container(known_phases: None, tmp_path_factory: pytest.TempPathFactory) -> Figures:
-    return figures.figures(synthetic.container_creation(tmp_path_factory.mktemp("container")))
+def container(known_phases: None, tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    return Analysis(synthetic.container_creation(tmp_path_factory.mktemp("container")))
 
 
 @pytest.fixture(scope="session")
-def network(known_phases: None, tmp_path_factory: pytest.TempPathFactory) -> Figures:
-    return figures.figures(synthetic.network_setup(tmp_path_factory.mktemp("network")))
+def network(known_phases: None, tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    return Analysis(synthetic.network_setup(tmp_path_factory.mktemp("network")))

@@ -18,13 +18,10 @@ A call that the phase table names is its phase's. The rest follows from its neig
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from firstlight.analysis import phases
-
-Integers = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
+from firstlight.analysis.segments import Flags, Integers, after, before, firsts
 
 PHASE = {name: code for code, name in enumerate(phases.ORDER)}
 NEUTRAL, ANSWER, MASK = -1, -2, -3
@@ -39,32 +36,44 @@ _NEVER = np.iinfo(np.int64).min
 
 @dataclass(frozen=True)
 class Calls:
-    """A process's reported calls in order of start; arrays of shape (n,), times in ns.
+    """The reported calls of processes; arrays of shape (n,), times in ns on a segments.Line.
 
-    ``codes`` are PHASE or NEUTRAL; ``took`` says which calls took data in, or the end of it.
+    ``process`` numbers the processes from 0 and does not descend; within one, calls are in order
+    of their start. ``codes`` are PHASE, NEUTRAL or MASK; ``took`` says which calls took data in, or
+    the end of it.
     """
 
+    process: Integers
     starts: Integers
     ends: Integers
     codes: Integers
     took: Flags
 
 
-def charge(calls: Calls, execs: list[int], end: int) -> tuple[Integers, Integers]:
+@dataclass(frozen=True)
+class Execs:
+    """Each execve: its process, and when; in order on the line."""
+
+    process: Integers
+    starts: Integers
+
+
+def charge(calls: Calls, execs: Execs, ends: Integers) -> tuple[Integers, Integers]:
     """The phase of each call, and of the time before each; both of shape (n,), none neutral.
 
-    ``execs`` are the times of the process's execve, ``end`` that of the instance's end point.
+    ``ends`` is, for each process, the end point of its instance.
     """
-    codes = _before_exec(_masked(calls.codes))
-    starting = _starting(calls.starts, codes, np.sort(np.array(execs, dtype=np.int64)))
+    codes = _before_exec(_masked(calls.codes, calls.process), calls.process)
+    starting = _starting(calls, codes, execs)
     codes = np.where(starting & ~_is_own(codes), _START, codes)
-    following = _following(codes)
+    following = after(codes, calls.process, _UNATTRIBUTED)
     gaps = np.where(starting & (following != _EXIT), _START, following)
     gaps[gaps == _EXIT] = _UNATTRIBUTED
     codes = np.where(codes < 0, gaps, codes)
     used = calls.took[:-1] & (calls.ends[:-1] <= calls.starts[1:]) & ~starting[1:]
+    used &= calls.process[:-1] == calls.process[1:]
     gaps[1:] = np.where(used, codes[:-1], gaps[1:])
-    return _with_last_exec(calls, codes, gaps, execs, end)
+    return _with_last_exec(calls, codes, gaps, execs, ends)
 
 
 def helped(
@@ -100,28 +109,22 @@ def to_itself(spans: pl.DataFrame) -> Flags:
     return np.asarray(joined["moved"] & joined["alone"].fill_null(False))
 
 
-def answered(codes: Integers) -> Integers:
-    """One thread's calls, answers replaced by the phase of the call before them that has one."""
-    return np.where(codes == ANSWER, _before(codes), codes)
+def answered(codes: Integers, thread: Integers) -> Integers:
+    """Threads' calls, answers replaced by the phase of the call before them that has one."""
+    return np.where(codes == ANSWER, before(codes, firsts(thread), NEUTRAL), codes)
 
 
-def _masked(codes: Integers) -> Integers:
+def _masked(codes: Integers, process: Integers) -> Integers:
     """Changes of the signal mask that follow the setting of handlers are part of it."""
-    mask = codes == MASK
-    return np.where(mask, np.where(_before(codes) == _SIGNALS, _SIGNALS, NEUTRAL), codes)
+    follows = before(codes, firsts(process), NEUTRAL) == _SIGNALS
+    return np.where(codes == MASK, np.where(follows, _SIGNALS, NEUTRAL), codes)
 
 
-def _before_exec(codes: Integers) -> Integers:
+def _before_exec(codes: Integers, process: Integers) -> Integers:
     """Handlers that a child resets before it executes a program are part of that start."""
     signals = codes == _SIGNALS
-    follows = _following(np.where(signals, NEUTRAL, codes)) == _START
+    follows = after(np.where(signals, NEUTRAL, codes), process, _UNATTRIBUTED) == _START
     return np.where(signals & follows, _START, codes)
-
-
-def _before(codes: Integers) -> Integers:
-    """The phase of the latest call that has one, at each call; NEUTRAL if none has."""
-    latest = np.maximum.accumulate(np.where(codes >= 0, np.arange(len(codes)), -1))
-    return np.where(latest >= 0, codes[np.maximum(latest, 0)], NEUTRAL)
 
 
 def _is_own(codes: Integers) -> Flags:
@@ -129,38 +132,40 @@ def _is_own(codes: Integers) -> Flags:
     return np.asarray((codes >= 0) & (codes != _START) & (codes != _SIGNALS))
 
 
-def _starting(starts: Integers, codes: Integers, execs: Integers) -> Flags:
+def _starting(calls: Calls, codes: Integers, execs: Execs) -> Flags:
     """Whether no own call was made between the program's start and each call."""
-    begun = np.maximum.accumulate(np.where(codes == _START, starts, _NEVER))
-    if len(execs):
-        latest = np.searchsorted(execs, starts, side="right") - 1
-        begun = np.maximum(begun, np.where(latest >= 0, execs[np.maximum(latest, 0)], _NEVER))
-    own = np.maximum.accumulate(np.where(_is_own(codes), starts, _NEVER))
-    return np.asarray(begun > np.concatenate([[_NEVER], own[:-1]]))
+    first = firsts(calls.process)
+    begun = _latest(codes == _START, calls.starts, first)
+    if len(execs.starts):
+        latest = np.searchsorted(execs.starts, calls.starts, side="right") - 1
+        nearest = np.maximum(latest, 0)
+        mine = (latest >= 0) & (execs.process[nearest] == calls.process)
+        begun = np.maximum(begun, np.where(mine, execs.starts[nearest], _NEVER))
+    own = _latest(_is_own(codes), calls.starts, first)
+    own_before = np.concatenate([[_NEVER], own[:-1]])
+    own_before[first == np.arange(len(first))] = _NEVER
+    return np.asarray(begun > own_before)
 
 
-def _following(codes: Integers) -> Integers:
-    """The phase of the next call that has one, from each call on; of the last one at the end."""
-    count = len(codes)
-    place = np.where(codes >= 0, np.arange(count), count)
-    after = np.minimum.accumulate(place[::-1])[::-1]
-    known = codes[codes >= 0]
-    last = known[-1] if len(known) else _UNATTRIBUTED
-    return np.where(after < count, codes[np.minimum(after, count - 1)], last)
+def _latest(chosen: Flags, starts: Integers, first: Integers) -> Integers:
+    """When the latest chosen call of the process began, at each call; NEVER if none has."""
+    latest = np.maximum.accumulate(np.where(chosen, np.arange(len(starts)), -1))
+    return np.where(latest >= first, starts[np.maximum(latest, 0)], _NEVER)
 
 
 def _with_last_exec(
-    calls: Calls, codes: Integers, gaps: Integers, execs: list[int], end: int
+    calls: Calls, codes: Integers, gaps: Integers, execs: Execs, ends: Integers
 ) -> tuple[Integers, Integers]:
     """Marks what follows the last execve as ``exec`` if no own call comes before the end point."""
-    before = [at for at in execs if at <= end]
-    if not before:
-        return codes, gaps
-    executed = max(before)
-    if np.any((calls.starts >= executed) & (calls.starts < end) & _is_own(calls.codes)):
-        return codes, gaps
-    inside = (calls.ends >= executed) & (calls.starts < end)
-    return np.where(inside, _EXEC, codes), np.where(calls.ends >= executed, _EXEC, gaps)
+    last = np.full(len(ends), _NEVER)
+    in_time = execs.starts <= ends[execs.process]
+    np.maximum.at(last, execs.process[in_time], execs.starts[in_time])
+    executed, end = last[calls.process], ends[calls.process]
+    own = (calls.starts >= executed) & (calls.starts < end) & _is_own(calls.codes)
+    is_payload = (last != _NEVER) & (np.bincount(calls.process[own], minlength=len(ends)) == 0)
+    late = is_payload[calls.process] & (calls.ends >= executed)
+    inside = late & (calls.starts < end)
+    return np.where(inside, _EXEC, codes), np.where(late, _EXEC, gaps)
 
 
 def namespace_edges(detail: str, start: int, marks: list[tuple[int, str]]) -> list[tuple[int, str]]:

@@ -14,8 +14,6 @@ what the interval is for.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from scipy import stats as distributions
-
 from firstlight.analysis.stats import (
     is_unstable,
     least_p,
@@ -149,6 +147,8 @@ def _p_slower(a: list[Sample], b: list[Sample], seed: int) -> float | None:
 def _p_failing(a: list[Sample], b: list[Sample]) -> float:
     """How likely B fails so much more often than A by chance: Fisher's exact test."""
     ready_a, ready_b = len(_ready(a)[0]), len(_ready(b)[0])
+    from scipy import stats as distributions  # half a second to import
+
     table = [[len(b) - ready_b, ready_b], [len(a) - ready_a, ready_a]]
     return float(distributions.fisher_exact(table, alternative="greater").pvalue)
 

@@ -5,22 +5,22 @@ when another one woke it from a wait for a peer (a pipe, a child, a futex); from
 owns it, and before its birth a thread's parent.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
-from firstlight.analysis.attribution import Integers
-
-NONE = np.empty(0, dtype=np.int64)
-Intervals = tuple[Integers, Integers, Integers]
-"""Starts, ends and codes of disjoint intervals, in order; times in ns."""
+Spans = tuple[Sequence[int], Sequence[int]]
+"""Starts and ends of disjoint intervals, in order, in ns."""
 
 
 @dataclass
 class Thread:
-    """One thread's spans as sorted arrays; intervals as (start, end, code)."""
+    """What the path needs to know of one thread; times in ns.
+
+    ``wakes`` are (when, by whom) it was woken from a wait for a peer, and ``waits`` when its waits
+    began. ``idle`` is when it slept or waited for a peer, but for the child that it lent its memory
+    to; ``sleeps`` when it slept. ``ended`` is when it ended its process.
+    """
 
     tid: int
     pid: int
@@ -28,31 +28,22 @@ class Thread:
     birth: int = 0
     exit: int | None = None
     ended: int | None = None
-    """When it ended its process."""
-    calls: Intervals = (NONE, NONE, NONE)
-    """Every reported call, with its phase or NEUTRAL, which attribution replaces."""
-    took: Integers = field(default_factory=lambda: NONE)
-    """When its calls that took data in began."""
-    blocked: Intervals = (NONE, NONE, NONE)
-    queued: Intervals = (NONE, NONE, NONE)
-    locks: Intervals = (NONE, NONE, NONE)
-    wakes: list[tuple[int, int]] = field(default_factory=list)
-    """(when, by whom) it was woken from a wait for a peer."""
+    waits: Sequence[int] = ()
+    wakes: Sequence[tuple[int, int]] = ()
+    idle: Spans = ((), ())
+    sleeps: Spans = ((), ())
     owned: list[tuple[int, int]] = field(default_factory=list)
-    """Its part of the critical path."""
-    idle: Intervals = (NONE, NONE, NONE)
-    """When it slept or waited for a peer, but for the child that it lent its memory to."""
-    sleeps: Intervals = (NONE, NONE, NONE)
+    """Its part of the critical path, which ``walk`` fills from the end."""
 
     def last_wait(self, at: int) -> int:
         """When the latest wait before ``at`` began; its birth if there is none."""
-        place = int(np.searchsorted(self.blocked[0], at)) - 1
-        return int(self.blocked[0][place]) if place >= 0 else self.birth
+        place = bisect_left(self.waits, at) - 1
+        return int(self.waits[place]) if place >= 0 else self.birth
 
     def is_busy(self, at: int) -> bool:
         """Whether it was alive and neither slept nor waited for a peer."""
         alive = self.birth < at and (self.exit is None or at < self.exit)
-        return alive and not inside(self.idle, np.array([at]))[0][0]
+        return alive and not _is_inside(self.idle, at)
 
 
 def walk(threads: dict[int, Thread], last: Thread, begin: int, end: int) -> int:
@@ -97,7 +88,7 @@ def _worker(threads: dict[int, Thread], woken: Thread, waker: Thread, when: int)
     for thread in threads.values():
         if thread.pid == waker.pid and thread.ended is not None and thread.ended <= when:
             return thread
-    if waker.pid != woken.pid or not inside(waker.sleeps, np.array([waker.last_wait(when)]))[0][0]:
+    if waker.pid != woken.pid or not _is_inside(waker.sleeps, waker.last_wait(when)):
         return waker
     busy = [
         thread
@@ -107,11 +98,7 @@ def _worker(threads: dict[int, Thread], woken: Thread, waker: Thread, when: int)
     return max(busy, key=lambda thread: thread.last_wait(when), default=woken)
 
 
-def inside(intervals: Intervals, at: Integers) -> tuple[npt.NDArray[np.bool_], Integers]:
-    """Whether each instant is inside one of the disjoint intervals, and that one's code."""
-    starts, ends, codes = intervals
-    if not len(starts):
-        return np.zeros(len(at), np.bool_), np.zeros(len(at), np.int64)
-    place = np.searchsorted(starts, at, side="right") - 1
-    found = np.maximum(place, 0)
-    return (place >= 0) & (at < ends[found]), codes[found]
+def _is_inside(spans: Spans, at: int) -> bool:
+    starts, ends = spans
+    place = bisect_right(starts, at) - 1
+    return place >= 0 and at < ends[place]

@@ -11,15 +11,11 @@ import numpy as np
 import polars as pl
 
 from firstlight.analysis import boot as boots
-from firstlight.analysis import breakdown as breakdowns
 from firstlight.analysis import phases, stats
-from firstlight.analysis.holders import holders
 from firstlight.analysis.stats import Floats, Summary
-from firstlight.model import Ending, EndPoint, Interval, Point, Sample
+from firstlight.model import Ending, Interval, Point, Sample
 from firstlight.store import Run
 
-TRACE = "trace"
-"""What a command's own trace is called: it has no untraced start beside it."""
 LATE = 0.10
 """A load generator later than this share of the median marks the point."""
 UNEXPLAINED = 0.05
@@ -89,8 +85,9 @@ class Boot:
 class PointFigures:
     """The figures of one point.
 
-    ``latency`` and ``all_ready`` are of samples as ``headline_of`` says, in ns: a start's own, from
-    its intended arrival, and from a batch's first intended arrival until its last start is ready.
+    ``latency`` and ``all_ready`` are of the headline's samples (model.Presentation), in ns: a
+    start's own, from its intended arrival, and from a batch's first intended arrival until its
+    last start is ready.
     ``late`` is the 95th percentile of the load generator's lateness, as a share of the median.
     ``overhead`` is the traced median over the untraced one. ``None`` where nothing was measured.
     """
@@ -130,54 +127,18 @@ class PointFigures:
         return sorted(shares.items(), key=lambda pair: -pair[1])
 
 
-@dataclass(frozen=True)
-class Figures:
-    """The figures of one run. ``breakdown`` is ``breakdown.breakdown(run)``."""
+def points(run: Run, breakdown: pl.DataFrame, queued: pl.DataFrame) -> tuple[PointFigures, ...]:
+    """The figures of each point, with a tenth of a second's bootstrap a point.
 
-    run: Run
-    breakdown: pl.DataFrame = field(repr=False)
-    points: tuple[PointFigures, ...]
-
-    @property
-    def end_point(self) -> EndPoint:
-        """What every latency here ends at."""
-        return self.run.header.end_point
-
-    @property
-    def series(self) -> list[str]:
-        """The names of what is compared, in the order of the points."""
-        return list(dict.fromkeys(point.series for point in self.points))
-
-    def of(self, series: str) -> list[PointFigures]:
-        """The points of one series that were measured, by instances."""
-        chosen = [point for point in self.points if point.series == series and point.latency]
-        return sorted(chosen, key=lambda point: point.instances)
-
-    def ends(self, series: str) -> list[PointFigures]:
-        """The points of one series with the fewest and the most instances."""
-        points = self.of(series)
-        return points[:1] + points[-1:] if len(points) > 1 else points
-
-    @property
-    def lead(self) -> list[PointFigures]:
-        """The ends of the series that the answer is about: the first whose starts overlap."""
-        parallel = [point.series for point in self.points if point.parallel and point.latency]
-        names = parallel or [point.series for point in self.points if point.latency]
-        return self.ends(names[0]) if names else []
-
-
-def figures(run: Run) -> Figures:
-    """All figures of a run, with a tenth of a second's bootstrap a point."""
-    breakdown = breakdowns.breakdown(run)
-    queued = holders(run)
+    ``breakdown`` and ``queued`` are ``breakdown.breakdown`` and ``holders.holders`` of the run.
+    """
     samples: dict[tuple[object, ...], list[Sample]] = {}
     for sample in run.samples:
         samples.setdefault(_key(run, sample.point), []).append(sample)
-    points = tuple(
+    return tuple(
         _point(run, point, samples.get(_key(run, point), []), breakdown, queued)
         for point in run.header.points
     )
-    return Figures(run, breakdown, points)
 
 
 def series_axes(run: Run) -> list[str]:
@@ -206,7 +167,7 @@ def _point(
     ready = [sample for sample in samples if sample.latency is not None]
     untraced = [sample for sample in ready if not sample.traced]
     traced = [sample for sample in ready if sample.traced]
-    headline = traced if headline_of(run) == "traced" else untraced
+    headline = traced if run.header.presentation.headline == "traced" else untraced
     latency = _summary(headline)
     return PointFigures(
         point=point,
@@ -225,11 +186,6 @@ def _point(
         untraced_samples=tuple(untraced),
         traced_samples=tuple(traced),
     )
-
-
-def headline_of(run: Run) -> str:
-    """Whether its latencies are of ``untraced`` starts or, of a command's own, of the traced."""
-    return "traced" if run.header.experiment == TRACE else "untraced"
 
 
 def latencies(samples: Iterable[Sample]) -> Floats:

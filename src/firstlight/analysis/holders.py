@@ -6,6 +6,7 @@ the functions that run under the lock, its stack shows them: that wait is what t
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -46,22 +47,34 @@ def holders(run: Run) -> pl.DataFrame:
     """
     parts = [pl.DataFrame(schema=SCHEMA)]
     for _, spans in run.span_batches():
-        waits = spans.filter(pl.col("kind").is_in(["blocked", "lock"]) & (pl.col("stack") != ""))
-        waits = waits.with_columns(pl.col("kind", "name", "stack", "detail").cast(pl.String))
-        parts += [_queued_for(lock, waits) for lock in _UNDER]
+        waits = spans.filter(pl.col("stack") != "")
+        locks = _with_lock(waits.filter(pl.col("kind") == "lock"))
+        blocked = waits.filter(pl.col("kind") == "blocked").select(
+            pl.col("stack").cast(pl.String), "start", "end"
+        )
+        for lock in _UNDER:
+            queued = locks.filter(pl.col("lock") == lock)
+            if len(queued):
+                parts.append(_queued_for(lock, queued, blocked))
     return pl.concat(parts)
 
 
-def _queued_for(lock: str, waits: pl.DataFrame) -> pl.DataFrame:
-    queued = [row for row in waits.iter_rows(named=True) if _queues(row, lock)]
-    if not queued:
-        return pl.DataFrame(schema=SCHEMA)
-    starts = np.array([row["start"] for row in queued])
-    ends = np.array([row["end"] for row in queued])
-    samples = np.array([row["sample"] for row in queued], dtype=np.uint32)
+def _with_lock(queues: pl.DataFrame) -> pl.DataFrame:
+    """Waits for locks, with the name of each one's lock."""
+    words = queues.select(pl.col("stack", "name", "detail").cast(pl.String)).rows()
+    names = [
+        causes.of_lock(stack, kind, variable).removeprefix("lock: ").partition(" ")[0]
+        for stack, kind, variable in words
+    ]
+    return queues.select("sample", "start", "end", lock=pl.Series(names, dtype=pl.String))
+
+
+def _queued_for(lock: str, queued: pl.DataFrame, blocked: pl.DataFrame) -> pl.DataFrame:
+    starts, ends = queued["start"].to_numpy(), queued["end"].to_numpy()
+    samples = queued["sample"].to_numpy()
     rest = ends - starts
     parts = []
-    for holder, intervals in _held(lock, waits):
+    for holder, intervals in _held(lock, blocked):
         waited = _covered(intervals, ends) - _covered(intervals, starts)
         rest = rest - waited
         parts.append(_part(samples, lock, holder, waited))
@@ -72,33 +85,32 @@ def _queued_for(lock: str, waits: pl.DataFrame) -> pl.DataFrame:
 def _part(
     samples: npt.NDArray[np.uint32], lock: str, holder: str, waited: _Intervals
 ) -> pl.DataFrame:
-    return pl.DataFrame(
-        {"sample": samples, "lock": [lock] * len(samples), "holder": [holder] * len(samples),
-         "waited": waited},
-        schema=SCHEMA,
-    )  # fmt: skip
+    return pl.DataFrame({"sample": samples, "waited": waited}).select(
+        "sample",
+        lock=pl.lit(lock),
+        holder=pl.lit(holder),
+        waited=pl.col("waited").cast(pl.Int64),
+    )
 
 
-def _queues(row: dict[str, str], lock: str) -> bool:
-    if row["kind"] != "lock":
-        return False
-    return causes.of_lock(row["stack"], row["name"], row["detail"]).startswith(f"lock: {lock} ")
-
-
-def _held(lock: str, waits: pl.DataFrame) -> Iterator[tuple[str, _Intervals]]:
+def _held(lock: str, blocked: pl.DataFrame) -> Iterator[tuple[str, _Intervals]]:
     """What holders waited for, and when: disjoint intervals of shape (n, 2)."""
-    under, after = _UNDER[lock]
-    found: dict[str, list[tuple[int, int]]] = {}
-    for start, end, stack in (
-        waits.filter(pl.col("kind") == "blocked").select("start", "end", "stack").iter_rows()
-    ):
-        if not under.search(stack) or after.search(stack):
-            continue
-        cause = causes.of_wait(stack)
-        if not cause.startswith((causes.PEER, "lock:", "kernel:")):
-            found.setdefault(cause, []).append((start, end))
-    for cause, intervals in found.items():
+    held: dict[str, list[tuple[int, int]]] = {}
+    for (stack,), waits in blocked.group_by("stack", maintain_order=True):
+        if cause := _of_holder(lock, str(stack)):
+            held.setdefault(cause, []).extend(waits.select("start", "end").iter_rows())
+    for cause, intervals in held.items():
         yield cause, _merged(intervals)
+
+
+@lru_cache(maxsize=16384)
+def _of_holder(lock: str, stack: str) -> str | None:
+    """The cause of a wait of the lock's holder; None for one that is not its holder's."""
+    under, after = _UNDER[lock]
+    if not under.search(stack) or after.search(stack):
+        return None
+    cause = causes.of_wait(stack)
+    return None if cause.startswith((causes.PEER, "lock:", "kernel:")) else cause
 
 
 def _merged(intervals: list[tuple[int, int]]) -> _Intervals:

@@ -10,6 +10,7 @@ the names that it gave them.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 UNATTRIBUTED = "unattributed"
 ANSWER = "answer"
@@ -179,11 +180,14 @@ PHASES = (
 
 ORDER = tuple(phase.name for phase in PHASES)
 _ANSWER = re.compile(r"recv\w+ socket:netlink")
-_RULES = tuple((re.compile(rule), phase.name) for phase in PHASES for rule in phase.rules)
+_RULED = tuple((rule, phase.name) for phase in PHASES for rule in phase.rules)
+# One pattern of all rules, each in a group of its own: the first that matches is the one.
+_RULES = re.compile("|".join(f"(?P<rule{place}>{rule})" for place, (rule, _) in enumerate(_RULED)))
 _GUEST = tuple((re.compile(phase.guest), phase.name) for phase in PHASES if phase.guest)
 _HELPERS = tuple((re.compile(phase.helpers), phase.name) for phase in PHASES if phase.helpers)
 
 
+@lru_cache(maxsize=65536)
 def classify(call: str, detail: str) -> str | None:
     """The phase of one system call, by its name and the words of its span; None if neutral."""
     words = f"{call} {detail}".rstrip()
@@ -191,9 +195,11 @@ def classify(call: str, detail: str) -> str | None:
         return ANSWER
     if call == "rt_sigprocmask":
         return MASK
-    return next((name for rule, name in _RULES if rule.match(words)), None)
+    rule = _RULES.match(words)
+    return _RULED[int(str(rule.lastgroup).removeprefix("rule"))][1] if rule else None
 
 
+@lru_cache(maxsize=4096)
 def of_helper(program: str) -> str | None:
     """The phase that a helper program serves, by its path; None if it is not a helper."""
     name = program.rpartition("/")[2]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firstlight.analysis import boot
+from firstlight.analysis import Analysis, boot
 from firstlight.analysis.stats import (
     Floats,
     interval,
@@ -18,20 +18,20 @@ from firstlight.analysis.stats import (
     ratio_interval,
     resampled_quantiles,
 )
-from firstlight.claims.evidence import (
+from firstlight.claims.engine import (
     REPETITIONS,
     SAME,
+    Claim,
     Finding,
-    Measured,
-    Outcome,
+    Judgement,
+    compare_to_bound,
     complete_batches,
-    joined,
-    side,
+    verdict,
 )
 from firstlight.model import Interval, Point, Sample
 from firstlight.store import Run
 from firstlight.units import duration, percent_interval
-from firstlight.units import ratio_interval as times
+from firstlight.units import ratio_interval as ratio_text
 
 READ_ONLY = frozenset({"rofs", "erofs", "squashfs"})
 READ_WRITE = frozenset({"zfs", "ext", "ext4", "btrfs"})
@@ -73,7 +73,7 @@ class _Starts:
         return " ".join(str(self.point[axis]) for axis in axes if axis in self.point)
 
 
-def hypervisor_decides_its_init(evidence: Measured) -> tuple[Outcome, str]:
+def hypervisor_decides_its_init(analysis: Analysis) -> Judgement:
     """C1: hypervisor init depends on the hypervisor and not on the guest's other components.
 
     For each hypervisor, its median init with the file system and console where it is longest, over
@@ -81,7 +81,7 @@ def hypervisor_decides_its_init(evidence: Measured) -> tuple[Outcome, str]:
     the quickest is above 1.25.
     """
 
-    def found(starts: list[_Starts]) -> Finding | str:
+    def examine(starts: list[_Starts]) -> Finding | str:
         by: dict[str, list[_Starts]] = {}
         for one in starts:
             by.setdefault(one.words("hypervisor"), []).append(one)
@@ -92,16 +92,16 @@ def hypervisor_decides_its_init(evidence: Measured) -> tuple[Outcome, str]:
         between = _ratio(middle[-1], middle[0], boot.INIT)
         inits = ", ".join(f"{name} {duration(float(np.median(_all(s))))}" for name, s in by.items())
         return Finding(
-            [*(side(each, above=SAME[0], below=SAME[1]) for each in within.values()),
-             side(between, above=SAME[1])],
-            f"{inits}; between them {times(between)}, within "
-            + ", ".join(f"{name} {times(each)}" for name, each in within.items()),
+            [*(compare_to_bound(each, above=SAME[0], below=SAME[1]) for each in within.values()),
+             compare_to_bound(between, above=SAME[1])],
+            f"{inits}; between them {ratio_text(between)}, within "
+            + ", ".join(f"{name} {ratio_text(each)}" for name, each in within.items()),
         )  # fmt: skip
 
-    return _by_guest(evidence.run, found)
+    return _by_guest(analysis.run, examine)
 
 
-def direct_entry_skips_loading(evidence: Measured) -> tuple[Outcome, str]:
+def direct_entry_skips_loading(analysis: Analysis) -> Judgement:
     """C2: entering the kernel directly skips disk read and decompression.
 
     The median time in which the guest logs that it is read or decompresses itself is above 0 for
@@ -109,7 +109,7 @@ def direct_entry_skips_loading(evidence: Measured) -> tuple[Outcome, str]:
     the 64-bit entry) logs any. What firmware takes before any of it stands beside.
     """
 
-    def found(starts: list[_Starts]) -> Finding | str:
+    def examine(starts: list[_Starts]) -> Finding | str:
         packed = [one for one in starts if one.point["protocol"] not in DIRECT]
         direct = [one for one in starts if one.point["protocol"] in DIRECT]
         if not packed or not direct:
@@ -121,27 +121,30 @@ def direct_entry_skips_loading(evidence: Measured) -> tuple[Outcome, str]:
             for one in starts
         )
         return Finding(
-            [side(paid, above=0), not any(one.times(*_LOADING).any() for one in direct)],
+            [
+                compare_to_bound(paid, above=0),
+                not any(one.times(*_LOADING).any() for one in direct),
+            ],
             f"reading and decompressing: {each}",
         )
 
-    return _by_guest(evidence.run, found)
+    return _by_guest(analysis.run, examine)
 
 
-def features_slow_init(evidence: Measured) -> tuple[Outcome, str]:
+def features_slow_init(analysis: Analysis) -> Judgement:
     """C3: QEMU's init grows with the features built in, because of dynamic linking.
 
     The median init of the build with the most devices over that with the fewest is above 1.25,
     and the difference between the two's times in the dynamic linker, as it tells them itself, is
     over half of the difference between their inits.
     """
-    facts = evidence.run.header.environment
+    facts = analysis.run.header.environment
 
     def fact(one: _Starts, name: str) -> float:
         value = facts.get(f"{one.point['build']}: {name}", 0)
         return float(value) if isinstance(value, int | float) else 0.0
 
-    def found(starts: list[_Starts]) -> Finding | str:
+    def examine(starts: list[_Starts]) -> Finding | str:
         order = sorted(starts, key=lambda one: fact(one, "features"))
         if len(order) < 2:
             return "needs two builds"
@@ -155,7 +158,9 @@ def features_slow_init(evidence: Measured) -> tuple[Outcome, str]:
             for one in order
         )
         if grown.low <= 1:  # there is no difference to have a share of
-            return Finding([side(grown, above=SAME[1])], f"{each}; init {times(grown)}")
+            return Finding(
+                [compare_to_bound(grown, above=SAME[1])], f"{each}; init {ratio_text(grown)}"
+            )
         drawn = [
             resampled_quantiles(one.times(boot.INIT), 0.5, groups=one.batches, seed=seed)[:, 0]
             for seed, one in enumerate((many, few))
@@ -164,14 +169,15 @@ def features_slow_init(evidence: Measured) -> tuple[Outcome, str]:
         linking = fact(many, "linker ns") - fact(few, "linker ns")
         share = interval(linking / difference, linking / (drawn[0] - drawn[1]))
         return Finding(
-            [side(grown, above=SAME[1]), side(share, above=DOMINATES)],
-            f"{each}; init {times(grown)}, linking {percent_interval(share)} of the difference",
+            [compare_to_bound(grown, above=SAME[1]), compare_to_bound(share, above=DOMINATES)],
+            f"{each}; init {ratio_text(grown)}, "
+            f"linking {percent_interval(share)} of the difference",
         )
 
-    return _by_guest(evidence.run, found)
+    return _by_guest(analysis.run, examine)
 
 
-def vga_dominates_drivers(evidence: Measured) -> tuple[Outcome, str]:
+def vga_dominates_drivers(analysis: Analysis) -> Judgement:
     """C4: the VGA console dominates driver loading; serial does not.
 
     The median share of the console's driver in the time of all drivers, alone, is above a half
@@ -179,7 +185,7 @@ def vga_dominates_drivers(evidence: Measured) -> tuple[Outcome, str]:
     others (OSv's), all drivers together take over twice as long with VGA as with serial.
     """
 
-    def found(starts: list[_Starts]) -> Finding | str:
+    def examine(starts: list[_Starts]) -> Finding | str:
         alone = {one.words("console"): one for one in starts if one.point["instances"] == 1}
         if not {"vga", "serial"} <= alone.keys():
             return "needs both consoles, one instance"
@@ -187,25 +193,29 @@ def vga_dominates_drivers(evidence: Measured) -> tuple[Outcome, str]:
         if not (vga.times(*_DRIVERS).all() and serial.times(*_DRIVERS).all()):
             return "logs no drivers"
         growth = _ratio([vga], [serial], *_DRIVERS)
-        both = f"all drivers, VGA over serial {times(growth)}"
+        both = f"all drivers, VGA over serial {ratio_text(growth)}"
         if not (vga.times("driver.console").any() or serial.times("driver.console").any()):
             return Finding(
-                [side(growth, above=1 / DOMINATES)], f"its console is not told apart; {both}"
+                [compare_to_bound(growth, above=1 / DOMINATES)],
+                f"its console is not told apart; {both}",
             )
         share = {
             name: one.median(one.times("driver.console") / one.times(*_DRIVERS))
             for name, one in alone.items()
         }
         return Finding(
-            [side(share["vga"], above=DOMINATES), side(share["serial"], below=DOMINATES)],
+            [
+                compare_to_bound(share["vga"], above=DOMINATES),
+                compare_to_bound(share["serial"], below=DOMINATES),
+            ],
             f"console {percent_interval(share['vga'])} of drivers with VGA, "
             f"{percent_interval(share['serial'])} with serial; {both}",
         )
 
-    return _by_guest(evidence.run, found)
+    return _by_guest(analysis.run, examine)
 
 
-def writable_file_systems_dominate(evidence: Measured) -> tuple[Outcome, str]:
+def writable_file_systems_dominate(analysis: Analysis) -> Judgement:
     """C5: a read-write file system dominates mounting; a read-only one does not.
 
     The median share of the mount in the guest's own time is above a half with each read-write
@@ -213,7 +223,7 @@ def writable_file_systems_dominate(evidence: Measured) -> tuple[Outcome, str]:
     read-write mount takes stands beside it.
     """
 
-    def found(starts: list[_Starts]) -> Finding | str:
+    def examine(starts: list[_Starts]) -> Finding | str:
         serial = [one for one in starts if one.point.get("console", "serial") == "serial"]
         kinds = {
             name: [one for one in serial if one.point.get("filesystem") in kinds]
@@ -226,17 +236,17 @@ def writable_file_systems_dominate(evidence: Measured) -> tuple[Outcome, str]:
             for one in some:
                 share = one.median(one.times("mount") / np.maximum(one.own(), 1))
                 bound = {"above" if name == "read-write" else "below": DOMINATES}
-                sides.append(side(share, **bound))
+                sides.append(compare_to_bound(share, **bound))
                 words.append(
                     f"{one.words('hypervisor', 'filesystem')} {one.typical('mount')} "
                     f"({percent_interval(share)})"
                 )
         return Finding(sides, "mount, of the guest's own time: " + ", ".join(words))
 
-    return _by_guest(evidence.run, found)
+    return _by_guest(analysis.run, examine)
 
 
-def hypervisor_and_vga_grow(evidence: Measured) -> tuple[Outcome, str]:
+def hypervisor_and_vga_grow(analysis: Analysis) -> Judgement:
     """C6: with many at once, hypervisor init and the VGA driver grow; network init and the block
     driver hardly do.
 
@@ -244,7 +254,7 @@ def hypervisor_and_vga_grow(evidence: Measured) -> tuple[Outcome, str]:
     over 1.25 times as long; network init and the block driver grow by less than either.
     """
 
-    def found(starts: list[_Starts]) -> Finding | str:
+    def examine(starts: list[_Starts]) -> Finding | str:
         vga = [one for one in starts if one.point["console"] == "vga"]
         by_size = {int(one.point["instances"]): one for one in vga}
         most = max(by_size, default=0)
@@ -264,15 +274,15 @@ def hypervisor_and_vga_grow(evidence: Measured) -> tuple[Outcome, str]:
         (init, console), calm = list(grown.values())[:2], list(grown.values())[2:]
         least = min(init.low, console.low)
         return Finding(
-            [side(init, above=SAME[1]), side(console, above=SAME[1]),
-             *(side(each, below=least) for each in calm)],
-            f"{most} at once: " + ", ".join(f"{name} {times(g)}" for name, g in grown.items()),
+            [compare_to_bound(init, above=SAME[1]), compare_to_bound(console, above=SAME[1]),
+             *(compare_to_bound(each, below=least) for each in calm)],
+            f"{most} at once: " + ", ".join(f"{name} {ratio_text(g)}" for name, g in grown.items()),
         )  # fmt: skip
 
-    return _by_guest(evidence.run, found)
+    return _by_guest(analysis.run, examine)
 
 
-def _by_guest(run: Run, found: Callable[[list[_Starts]], Finding | str]) -> tuple[Outcome, str]:
+def _by_guest(run: Run, examine: Callable[[list[_Starts]], Finding | str]) -> Judgement:
     """Judge each kind of guest of a run apart; the first of its points decides."""
 
     def findings() -> Iterator[Finding | str]:
@@ -281,16 +291,16 @@ def _by_guest(run: Run, found: Callable[[list[_Starts]], Finding | str]) -> tupl
             mine = [one for one in starts if boot.kind(run.header, one.point) == guest]
             finding: Finding | str = f"needs {REPETITIONS} complete batches of each point"
             if mine:
-                finding = found(mine)
+                finding = examine(mine)
             whose = f"{guest}: " if guest else ""
             if isinstance(finding, str):
                 yield f"{whose}{finding}"
             else:
-                yield Finding(finding.sides, f"{whose}{finding.figure}")
+                yield Finding(finding.conditions, f"{whose}{finding.figure}")
 
     every = list(findings())
     decided = [one for one in every if isinstance(one, Finding)]
-    return joined(decided + [one for one in every if isinstance(one, str)])
+    return verdict(decided + [one for one in every if isinstance(one, str)])
 
 
 def _starts(run: Run) -> list[_Starts]:
@@ -326,3 +336,58 @@ def _ratio(above: list[_Starts], below: list[_Starts], *phases: str) -> Interval
         sides.append((np.maximum(values, 1), [batch for one in some for batch in one.batches]))
     (a, groups_a), (b, groups_b) = sides
     return ratio_interval(a, b, groups_a=groups_a, groups_b=groups_b)
+
+
+C1 = Claim(
+    "C1",
+    "Hypervisor init depends on the hypervisor and not on the guest's other components",
+    "Fig. 3(a)",
+    ("unikernel-boot",),
+    hypervisor_decides_its_init,
+)
+
+
+C2 = Claim(
+    "C2",
+    "A hypervisor that enters the kernel directly skips disk read and decompression",
+    "QEMU pays both, Firecracker neither",
+    ("boot-protocol",),
+    direct_entry_skips_loading,
+)
+
+
+C3 = Claim(
+    "C3",
+    "QEMU's init grows with the features built in, because of dynamic linking",
+    "Fig. 3(b)",
+    ("hypervisor-builds",),
+    features_slow_init,
+)
+
+
+C4 = Claim(
+    "C4",
+    "The VGA console dominates driver loading; serial does not",
+    "157 ms → 6 ms",
+    ("driver-loading",),
+    vga_dominates_drivers,
+)
+
+
+C5 = Claim(
+    "C5",
+    "A read-write file system dominates mounting; a read-only one does not",
+    "ZFS 175 ms, read-only 0.7 ms",
+    ("unikernel-boot",),
+    writable_file_systems_dominate,
+)
+
+
+C6 = Claim(
+    "C6",
+    "With many at once, hypervisor init and the VGA driver grow;"
+    " network init and the block driver hardly do",
+    "Fig. 5, Fig. 4",
+    ("unikernel-scale",),
+    hypervisor_and_vga_grow,
+)

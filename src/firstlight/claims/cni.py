@@ -11,20 +11,20 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 import polars as pl
 
-from firstlight.analysis.breakdown import breakdown
+from firstlight.analysis import Analysis
 from firstlight.analysis.stats import Floats, interval, quantile_interval, resampled_quantiles
-from firstlight.claims.evidence import (
+from firstlight.claims.engine import (
     MANY,
     REPETITIONS,
     SAME,
+    Claim,
     Finding,
-    Measured,
-    Outcome,
+    Judgement,
+    compare_to_bound,
     complete_batches,
-    joined,
-    side,
+    verdict,
 )
-from firstlight.model import Interval
+from firstlight.model import EndPoint, Interval
 from firstlight.store import Run
 from firstlight.units import digits, duration_interval, percent_interval
 
@@ -46,15 +46,15 @@ _Five = dict[str, str]
 """The network that stands for each of the paper's five, where one was measured."""
 
 
-def quickest_by_garp(evidence: Measured) -> tuple[Outcome, str]:
+def quickest_by_garp(analysis: Analysis) -> Judgement:
     """C12: flannel and kube-router are quicker than the rest, half of it gratuitous ARP.
 
     Quicker: the median untraced ADD of each other one, over that of each of the two, is above 1.
     About half: the median share of ``garp`` in a traced ADD of the two lies within 0.4 and 0.625.
     """
-    latencies, shares = _latencies(evidence.run), _shares(evidence.run, ("garp",))
+    latencies, shares = _latencies(analysis.run), _shares(analysis, ("garp",))
 
-    def found(five: _Five) -> Finding | str:
+    def examine(five: _Five) -> Finding | str:
         two = [five[name] for name in ("kube-router", "flannel") if name in five]
         rest = [name for name in five.values() if name not in two]
         if len(two) < 2 or not rest:
@@ -62,39 +62,39 @@ def quickest_by_garp(evidence: Measured) -> tuple[Outcome, str]:
         quicker = [_ratio(latencies[slow], latencies[quick]) for slow in rest for quick in two]
         garp = {name: _interval(shares[name]) for name in two}
         return Finding(
-            [side(interval(*each), above=1) for each in quicker]
-            + [side(share, above=HALF[0], below=HALF[1]) for share in garp.values()],
+            [compare_to_bound(interval(*each), above=1) for each in quicker]
+            + [compare_to_bound(share, above=HALF[0], below=HALF[1]) for share in garp.values()],
             ", ".join(f"{name} {_typical(latencies[name])}" for name in (*two, *rest))
             + "; gratuitous ARP "
             + ", ".join(f"{percent_interval(share)} of {name}" for name, share in garp.items()),
         )
 
-    return _judged(found, latencies.keys() & shares.keys())
+    return _judged(examine, latencies.keys() & shares.keys())
 
 
-def weave_pays_for_switches(evidence: Measured) -> tuple[Outcome, str]:
+def weave_pays_for_switches(analysis: Analysis) -> Judgement:
     """C13: entering network namespaces is over a quarter of weave's ADD, more than any other's."""
-    return _pays(evidence.run, "weave", ("netns.switch",), "switching network namespaces")
+    return _pays(analysis, "weave", ("netns.switch",), "switching network namespaces")
 
 
-def calico_pays_for_its_datastore(evidence: Measured) -> tuple[Outcome, str]:
+def calico_pays_for_its_datastore(analysis: Analysis) -> Judgement:
     """C14: datastore and address plugin are over a quarter of calico's ADD, more than others'."""
-    return _pays(evidence.run, "calico", ("datastore", "ipam"), "datastore and address plugin")
+    return _pays(analysis, "calico", ("datastore", "ipam"), "datastore and address plugin")
 
 
-def cilium_pays_for_ebpf(evidence: Measured) -> tuple[Outcome, str]:
+def cilium_pays_for_ebpf(analysis: Analysis) -> Judgement:
     """C15: compiling and loading eBPF is over a quarter of cilium's ADD, more than any other's."""
-    return _pays(evidence.run, "cilium", ("ebpf",), "eBPF")
+    return _pays(analysis, "cilium", ("ebpf",), "eBPF")
 
 
-def background_is_free(evidence: Measured) -> tuple[Outcome, str]:
+def background_is_free(analysis: Analysis) -> Judgement:
     """C16: with the most pods up, the median untraced ADD is less than 1.25 times that with none.
 
     The most are 10 or more; all that were measured must say so.
     """
-    by_network = _by_network(evidence.run, "background")
+    by_network = _by_network(analysis.run, "background")
 
-    def found(five: _Five) -> Finding | str:
+    def examine(five: _Five) -> Finding | str:
         grown = {}
         for name in five.values():
             points = by_network[name]
@@ -102,25 +102,25 @@ def background_is_free(evidence: Measured) -> tuple[Outcome, str]:
                 return f"{name}: needs {REPETITIONS} complete batches with 0, and {MANY}+ pods up"
             grown[name] = (interval(*_ratio(points[max(points)], points[0])), max(points))
         return Finding(
-            [side(ratio, below=SAME[1]) for ratio, _ in grown.values()],
+            [compare_to_bound(ratio, below=SAME[1]) for ratio, _ in grown.values()],
             ", ".join(
                 f"{name} {_times(ratio.value, ratio.low, ratio.high)} with {most} up"
                 for name, (ratio, most) in grown.items()
             ),
         )
 
-    return _judged(found, by_network.keys())
+    return _judged(examine, by_network.keys())
 
 
-def cilium_degrades_fastest(evidence: Measured) -> tuple[Outcome, str]:
+def cilium_degrades_fastest(analysis: Analysis) -> Judgement:
     """C17: from one to the most at once cilium's median grows by the largest factor.
 
     And flannel's and kube-router's by smaller ones than weave's and calico's. Untraced, at the
     largest number of ADDs that all were measured with.
     """
-    by_network = _by_network(evidence.run, "instances")
+    by_network = _by_network(analysis.run, "instances")
 
-    def found(five: _Five) -> Finding | str:
+    def examine(five: _Five) -> Finding | str:
         if not {"cilium", "flannel", "kube-router"} <= five.keys():
             return "needs cilium, flannel and kube-router"
         common = set.intersection(*(set(by_network[name]) for name in five.values()))
@@ -139,23 +139,24 @@ def cilium_degrades_fastest(evidence: Measured) -> tuple[Outcome, str]:
             if slow in grown
         ]
         return Finding(
-            [side(interval(*_over(grown[more], grown[less])), above=1) for more, less in orders],
+            [
+                compare_to_bound(interval(*_over(grown[more], grown[less])), above=1)
+                for more, less in orders
+            ],
             f"{most} at once: "
             + ", ".join(
                 f"{five[family]} {_times(*_bounds(ratio))}" for family, ratio in grown.items()
             ),
         )
 
-    return _judged(found, by_network.keys())
+    return _judged(examine, by_network.keys())
 
 
 _Grown = tuple[float, Floats]
 """An estimate and its bootstrap draws."""
 
 
-def _judged(
-    found: Callable[[_Five], Finding | str], measured: AbstractSet[str]
-) -> tuple[Outcome, str]:
+def _judged(examine: Callable[[_Five], Finding | str], measured: AbstractSet[str]) -> Judgement:
     def findings() -> Iterator[Finding | str]:
         then = {
             family: min(measured & set(names), key=names.index)
@@ -170,17 +171,17 @@ def _judged(
         if not then:
             yield f"none of the paper's CNIs has {REPETITIONS} complete batches"
             return
-        yield found(then)
+        yield examine(then)
         if now != then:
-            yield found(now)
+            yield examine(now)
 
-    return joined(findings())
+    return verdict(findings())
 
 
-def _pays(run: Run, family: str, phases: tuple[str, ...], what: str) -> tuple[Outcome, str]:
-    shares, times = _shares(run, phases), _times_in(run, phases)
+def _pays(analysis: Analysis, family: str, phases: tuple[str, ...], what: str) -> Judgement:
+    shares, times = _shares(analysis, phases), _times_in(analysis, phases)
 
-    def found(five: _Five) -> Finding | str:
+    def examine(five: _Five) -> Finding | str:
         if family not in five or len(five) < 2:
             return f"needs {family} and another CNI"
         own = five[family]
@@ -188,12 +189,15 @@ def _pays(run: Run, family: str, phases: tuple[str, ...], what: str) -> tuple[Ou
         others = [name for name in five.values() if name != own]
         more = [_difference(times[own], times[other]) for other in others]
         return Finding(
-            [side(share, above=PAYS), *(side(interval(*each), above=0) for each in more)],
+            [
+                compare_to_bound(share, above=PAYS),
+                *(compare_to_bound(interval(*each), above=0) for each in more),
+            ],
             f"{own}: {what} {percent_interval(share)}, {_typical(times[own])}; "
             + ", ".join(f"{other} {_typical(times[other])}" for other in others),
         )
 
-    return _judged(found, shares.keys())
+    return _judged(examine, shares.keys())
 
 
 def _latencies(run: Run) -> dict[str, pl.DataFrame]:
@@ -218,23 +222,25 @@ def _by_network(run: Run, axis: str) -> dict[str, dict[int, pl.DataFrame]]:
     return found
 
 
-def _shares(run: Run, phases: tuple[str, ...]) -> dict[str, pl.DataFrame]:
-    return _explained(run, pl.col("inside") / pl.col("total"), phases)
+def _shares(analysis: Analysis, phases: tuple[str, ...]) -> dict[str, pl.DataFrame]:
+    return _explained(analysis, pl.col("inside") / pl.col("total"), phases)
 
 
-def _times_in(run: Run, phases: tuple[str, ...]) -> dict[str, pl.DataFrame]:
-    return _explained(run, pl.col("inside"), phases)
+def _times_in(analysis: Analysis, phases: tuple[str, ...]) -> dict[str, pl.DataFrame]:
+    return _explained(analysis, pl.col("inside"), phases)
 
 
-def _explained(run: Run, value: pl.Expr, phases: tuple[str, ...]) -> dict[str, pl.DataFrame]:
+def _explained(
+    analysis: Analysis, value: pl.Expr, phases: tuple[str, ...]
+) -> dict[str, pl.DataFrame]:
     """Of each network the traced ADDs of one pod alone: batch, and a value of its phases."""
-    alone = [batch[0] for size, batch in complete_batches(run, traced=True) if size == 1]
+    alone = [batch[0] for size, batch in complete_batches(analysis.run, traced=True) if size == 1]
     starts = pl.DataFrame(
         [(sample.index, sample.batch, str(sample.point["cni"])) for sample in alone],
         schema={"sample": pl.UInt32, "batch": pl.Int64, "cni": pl.String},
         orient="row",
     )
-    parts = breakdown(run).group_by("sample").agg(
+    parts = analysis.breakdown.group_by("sample").agg(
         total=pl.col("wall").sum(),
         inside=pl.col("wall").filter(pl.col("phase").is_in(phases)).sum(),
     )  # fmt: skip
@@ -281,3 +287,67 @@ def _times(value: float, low: float, high: float) -> str:
 
 def _typical(part: pl.DataFrame) -> str:
     return duration_interval(_interval(part))
+
+
+_ADD = frozenset(EndPoint) - {EndPoint.FIRST_PACKET}
+"""Of CNIs only their ADD is evidence, not the first packet after it."""
+
+
+C12 = Claim(
+    "C12",
+    "Flannel and Kube-router are the quickest; gratuitous ARP is about half of theirs",
+    "~70 ms, of which ~35 ms",
+    ("cni-breakdown",),
+    quickest_by_garp,
+    _ADD,
+)
+
+
+C13 = Claim(
+    "C13",
+    "Weave pays for extra namespace switches",
+    "~200 ms",
+    ("cni-breakdown",),
+    weave_pays_for_switches,
+    _ADD,
+)
+
+
+C14 = Claim(
+    "C14",
+    "Calico pays for its datastore: IP assignment over REST",
+    "~80 ms of it",
+    ("cni-breakdown",),
+    calico_pays_for_its_datastore,
+    _ADD,
+)
+
+
+C15 = Claim(
+    "C15",
+    "Cilium pays for eBPF generation and loading",
+    "~150 ms",
+    ("cni-breakdown",),
+    cilium_pays_for_ebpf,
+    _ADD,
+)
+
+
+C16 = Claim(
+    "C16",
+    "Background pods do not slow a new pod (pattern A)",
+    "Fig. 9(a)",
+    ("cni-background",),
+    background_is_free,
+    _ADD,
+)
+
+
+C17 = Claim(
+    "C17",
+    "Starting together, Cilium degrades fastest, Flannel and Kube-router least (pattern B)",
+    "Fig. 9(b)",
+    ("cni-burst",),
+    cilium_degrades_fastest,
+    _ADD,
+)

@@ -18,6 +18,7 @@ from firstlight.cli.output import (
 from firstlight.errors import UnknownName
 
 if TYPE_CHECKING:
+    from firstlight.analysis import Analysis
     from firstlight.store import Run
 
 EXPORTS = ("perfetto", "csv", "parquet")
@@ -50,7 +51,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Show runs as tables, one HTML page, pictures, or exported data."""
-    stored = [read(path) for path in runs]
+    stored = [analyse(path) for path in runs]
     if export is not None:
         _export(stored, export, out)
     if pictures is not None:
@@ -98,10 +99,11 @@ def claims(
     as_json: Json = False,
 ) -> None:
     """Judge the 2021 paper's claims by stored runs."""
-    from firstlight.claims.judge import judge
+    from firstlight.claims import catalogue
+    from firstlight.claims.engine import judge
 
     paths = runs if runs else sorted(path.parent for path in RUNS.glob("*/header.json"))
-    verdicts = judge([read(path) for path in paths])
+    verdicts = judge(catalogue.ALL, [analyse(path) for path in paths])
     if as_json:
         print_json(verdicts)
     else:
@@ -131,7 +133,14 @@ def read(path: Path) -> "Run":
     return store.read(path)
 
 
-def show(runs: "list[Run]", *, as_json: bool) -> None:
+def analyse(path: Path) -> "Analysis":
+    """The analysis of a stored run. Raises BadRun."""
+    from firstlight.analysis import Analysis
+
+    return Analysis(read(path))
+
+
+def show(runs: "list[Analysis]", *, as_json: bool) -> None:
     """Print the tables of runs, or their figures as JSON."""
     from firstlight.report import terminal
 
@@ -141,21 +150,18 @@ def show(runs: "list[Run]", *, as_json: bool) -> None:
         stdout().print(terminal.summary(runs))
 
 
-def _draw(runs: "list[Run]", directory: Path) -> None:
-    from firstlight.analysis import figures
+def _draw(runs: "list[Analysis]", directory: Path) -> None:
     from firstlight.report import pictures
 
     experiments = [run.header.experiment for run in runs]
     for run, name in zip(runs, _names(runs), strict=True):
         several = experiments.count(run.header.experiment) > 1
         with writing(directory, "--pictures"):
-            for file in pictures.write(
-                figures.figures(run), directory / name if several else directory
-            ):
+            for file in pictures.write(run, directory / name if several else directory):
                 say(f"wrote {file}")
 
 
-def _export(runs: "list[Run]", kind: str, out: Path) -> None:
+def _export(runs: "list[Analysis]", kind: str, out: Path) -> None:
     from firstlight.report import export
 
     if kind not in EXPORTS:
@@ -170,7 +176,7 @@ def _export(runs: "list[Run]", kind: str, out: Path) -> None:
     say(f"wrote {out}")
 
 
-def _names(runs: "list[Run]") -> list[str]:
+def _names(runs: "list[Analysis]") -> list[str]:
     """Distinct file names for runs: their directories' names where those differ."""
-    names = [run.path.resolve().name for run in runs]
+    names = [run.run.path.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [run.header.run for run in runs]

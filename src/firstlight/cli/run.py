@@ -9,13 +9,13 @@ import typer
 
 from firstlight.cli import options as opt
 from firstlight.cli.output import RUNS, Json, examples, print_json, say, stderr, stdout
-from firstlight.cli.report import read, show
+from firstlight.cli.report import analyse, show
 from firstlight.errors import FirstlightError
 
 if TYPE_CHECKING:
+    from firstlight.analysis import Analysis
     from firstlight.lab.experiments import Experiment
     from firstlight.lab.runner import Batch, Plan
-    from firstlight.store import Run
 
 _FAST, _RIGOROUS = 3, 30
 _FAST_INSTANCES = (1, 10, 20)
@@ -97,7 +97,7 @@ def run(
     measured = _measure(plan, directory)
     show([measured], as_json=as_json)
     say(f"run: {directory}\nfull report: firstlight report {directory} --html report.html")
-    raise typer.Exit(not any(sample.latency is not None for sample in measured.samples))
+    raise typer.Exit(not any(sample.latency is not None for sample in measured.run.samples))
 
 
 def add_to(app: typer.Typer) -> None:
@@ -119,7 +119,7 @@ def _instances(experiment: "Experiment", *, fast: bool) -> tuple[int, ...]:
     return few if fast and few else experiment.instances
 
 
-def _measure(plan: "Plan", directory: Path) -> "Run":
+def _measure(plan: "Plan", directory: Path) -> "Analysis":
     from firstlight.lab import runner
 
     opt.check_space(directory)
@@ -130,7 +130,7 @@ def _measure(plan: "Plan", directory: Path) -> "Run":
         if (directory / "header.json").exists():
             say(f"interrupted: what was measured is in {directory}")
         raise
-    return read(directory)
+    return analyse(directory)
 
 
 class _Progress:

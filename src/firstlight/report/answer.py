@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from firstlight.analysis import figures, stats
-from firstlight.analysis.figures import Figures, PointFigures, Queue, batches, latencies
+from firstlight.analysis import Analysis, figures, stats
+from firstlight.analysis.figures import PointFigures, Queue, batches, latencies
 from firstlight.model import Ending, EndPoint
-from firstlight.report import agile, boots
+from firstlight.report import views
 from firstlight.units import (
     cause,
     duration,
@@ -22,16 +22,16 @@ LEAST_TOLD = 0.01
 """What a lock's holder did for less of the queue is left out."""
 
 
-def answer(run: Figures) -> str:
+def answer(analysis: Analysis) -> str:
     """A sentence or two: how long one start takes, where it goes, and what changes with many."""
-    if not run.lead:
+    if not analysis.lead:
         return "No start was ready, so there is no latency to explain."
-    if found := agile.answer(run) or boots.answer(run):
-        return found
-    first, *rest = run.lead
-    clauses = [_alone(run, first, explain=not rest), *(_many(last) for last in rest)]
+    if own := views.of(analysis.header).answer(analysis):
+        return own
+    first, *rest = analysis.lead
+    clauses = [_alone(analysis, first, explain=not rest), *(_many(last) for last in rest)]
     sentence = f"On this machine {'; '.join(clauses)}."
-    queues = sorted(run.lead[-1].queues, key=lambda found: -found.share)
+    queues = sorted(analysis.lead[-1].queues, key=lambda found: -found.share)
     if queues and queues[0].share >= WORTH_SAYING:
         name, share = queues[0].holders[0]
         sentence += f" While starts queue for {queues[0].lock}, its holder is {cause(name)}"
@@ -39,9 +39,9 @@ def answer(run: Figures) -> str:
     return sentence
 
 
-def warnings(run: Figures) -> list[str]:
+def warnings(analysis: Analysis) -> list[str]:
     """What the reader must know before believing a figure, the gravest first."""
-    footer = run.run.footer
+    footer = analysis.run.footer
     found = []
     if footer is None:
         found.append(
@@ -51,7 +51,7 @@ def warnings(run: Figures) -> list[str]:
         found.append("This run was interrupted before its end: points may be thin.")
     found += footer.warnings if footer else ()
     found += _merged(
-        (sentence, point.name) for point in run.points for sentence in _of_point(point)
+        (sentence, point.name) for point in analysis.points for sentence in _of_point(point)
     )
     return found
 
@@ -67,14 +67,14 @@ def queue(found: Queue) -> str:
     )
 
 
-def _alone(run: Figures, point: PointFigures, *, explain: bool) -> str:
+def _alone(analysis: Analysis, point: PointFigures, *, explain: bool) -> str:
     took = _median(point)
-    if figures.headline_of(run.run) == "traced":
+    if analysis.header.presentation.headline == "traced":
         assert point.latency
         took = f"{duration(point.latency.median.value)}, traced,"
-    clause = f"{_subject(run, point)} takes {took}"
-    if run.end_point != EndPoint.REQUEST_DONE:
-        clause += f" to its {run.end_point}"
+    clause = f"{_subject(analysis, point)} takes {took}"
+    if analysis.end_point != EndPoint.REQUEST_DONE:
+        clause += f" to its {analysis.end_point}"
     if point.instances > 1:
         clause += f" with {point.instances} {_together(point)}"
     if point.parts:
@@ -100,16 +100,10 @@ def _together(point: PointFigures) -> str:
     return "at once" if point.parallel else "one after the other"
 
 
-def _subject(run: Figures, point: PointFigures) -> str:
-    if "network" in run.run.header.axes:
-        return f"a pod ({point.series})"
-    if "runtime" in run.run.header.axes:
-        return f"a {point.series} container"
-    if "method" in run.run.header.axes:
-        return f"a network set-up request ({point.series})"
-    if "command" in run.run.header.axes:
-        return point.series
-    return f"one start ({point.series}, {run.run.header.experiment})"
+def _subject(analysis: Analysis, point: PointFigures) -> str:
+    return analysis.header.presentation.subject.format(
+        series=point.series, experiment=analysis.header.experiment
+    )
 
 
 def _median(point: PointFigures) -> str:

@@ -7,18 +7,19 @@ Durations are integers in ns, shares and ratios are fractions, and an estimate i
 from collections.abc import Sequence
 from typing import Any
 
-from firstlight.analysis import figures
-from firstlight.analysis.figures import Boot, Figures, Part, PointFigures
-from firstlight.claims.judge import judge
+from firstlight.analysis import Analysis, figures
+from firstlight.analysis.figures import Boot, Part, PointFigures
+from firstlight.claims import catalogue
+from firstlight.claims.engine import judge
 from firstlight.model import Interval, Sample
-from firstlight.report import agile, answer, boots
-from firstlight.store import Run
+from firstlight.report import answer, points
+from firstlight.report.views import boots
 
 
-def as_json(runs: Sequence[Run]) -> dict[str, Any]:
+def as_json(runs: Sequence[Analysis]) -> dict[str, Any]:
     """What the tables show, of all runs together: ``runs`` and ``claims``."""
     return {
-        "runs": [_run(figures.figures(run)) for run in runs],
+        "runs": [_run(run) for run in runs],
         "claims": [
             {
                 "id": verdict.id,
@@ -27,16 +28,16 @@ def as_json(runs: Sequence[Run]) -> dict[str, Any]:
                 "figure": verdict.figure,
                 "paper": verdict.paper,
             }
-            for verdict in judge(runs)
+            for verdict in judge(catalogue.ALL, runs)
         ],
     }
 
 
-def _run(run: Figures) -> dict[str, Any]:
-    header = run.run.header
+def _run(analysis: Analysis) -> dict[str, Any]:
+    header = analysis.header
     return {
         "run": header.run,
-        "path": str(run.run.path),
+        "path": str(analysis.run.path),
         "experiment": header.experiment,
         "question": header.question,
         "end_point": str(header.end_point),
@@ -45,12 +46,12 @@ def _run(run: Figures) -> dict[str, Any]:
         "seed": header.seed,
         "cold": header.cold,
         "environment": header.environment,
-        "answer": answer.answer(run),
-        "advice": boots.advice(run),
-        "warnings": answer.warnings(run),
+        "answer": answer.answer(analysis),
+        "advice": boots.advice(analysis),
+        "warnings": answer.warnings(analysis),
         "skipped": [{"point": point, "reason": reason} for point, reason in header.skipped],
-        "points": [_point(point) for point in run.points],
-        "failed": [_failure(sample) for sample in run.run.samples if sample.latency is None],
+        "points": [_point(point) for point in analysis.points],
+        "failed": [_failure(sample) for sample in analysis.run.samples if sample.latency is None],
     }
 
 
@@ -83,7 +84,7 @@ def _point(point: PointFigures) -> dict[str, Any]:
             for found in point.queues
         ],
         "boot": _boot(point.boot),
-        "counts": agile.counts(point),
+        "counts": points.counts(point),
         "steps": [{"step": name, "median_ns": _ns(took)} for name, took in figures.steps(point)],
     }
 

@@ -9,17 +9,16 @@ from typing import Any
 
 import polars as pl
 
-from firstlight.analysis import breakdown
+from firstlight.analysis import Analysis
 from firstlight.analysis.figures import median_sample
 from firstlight.errors import FirstlightError
 from firstlight.model import Sample
-from firstlight.report.pictures import programs
-from firstlight.store import SPAN_SCHEMA, Run
+from firstlight.store import SPAN_SCHEMA
 
 Event = dict[str, Any]
 
 
-def perfetto(run: Run, file: Path) -> None:
+def perfetto(analysis: Analysis, file: Path) -> None:
     """Write a trace for ui.perfetto.dev, in the Chrome trace-event format.
 
     Each point is there as the traced batch that holds its median start (or, untraced, the first):
@@ -27,43 +26,53 @@ def perfetto(run: Run, file: Path) -> None:
     slices within them. Times are of CLOCK_MONOTONIC.
     """
     numbers = count(1)
-    events = [event for sample in _chosen(run) for event in _of_sample(run, sample, numbers)]
+    events = [
+        event for sample in _chosen(analysis) for event in _of_sample(analysis, sample, numbers)
+    ]
     trace = {
         "displayTimeUnit": "ms",
-        "otherData": {"run": run.header.run, "experiment": run.header.experiment},
+        "otherData": {"run": analysis.header.run, "experiment": analysis.header.experiment},
         "traceEvents": events,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(trace, separators=(",", ":")), encoding="utf-8")
 
 
-def csv(run: Run, directory: Path) -> None:
+def csv(analysis: Analysis, directory: Path) -> None:
     """Write samples.csv, spans.csv and breakdown.csv."""
-    for name, frame in _tables(run):
+    for name, frame in _tables(analysis):
         frame.write_csv(_file(directory, f"{name}.csv"))
 
 
-def parquet(run: Run, directory: Path) -> None:
+def parquet(analysis: Analysis, directory: Path) -> None:
     """Write samples.parquet, spans.parquet and breakdown.parquet."""
-    for name, frame in _tables(run):
+    for name, frame in _tables(analysis):
         frame.write_parquet(_file(directory, f"{name}.parquet"))
 
 
-def _tables(run: Run) -> Iterator[tuple[str, pl.DataFrame]]:
+def _tables(analysis: Analysis) -> Iterator[tuple[str, pl.DataFrame]]:
     yield (
         "samples",
-        run.frame.with_columns(
-            pl.Series("error", [sample.error for sample in run.samples], dtype=pl.String),
+        analysis.run.frame.with_columns(
+            pl.Series("error", [sample.error for sample in analysis.run.samples], dtype=pl.String),
             pl.Series(
-                "intended", [sample.stamps.intended for sample in run.samples], dtype=pl.Int64
+                "intended",
+                [sample.stamps.intended for sample in analysis.run.samples],
+                dtype=pl.Int64,
             ),
-            pl.Series("spawned", [sample.stamps.spawned for sample in run.samples], dtype=pl.Int64),
-            pl.Series("ready", [sample.stamps.ready for sample in run.samples], dtype=pl.Int64),
+            pl.Series(
+                "spawned",
+                [sample.stamps.spawned for sample in analysis.run.samples],
+                dtype=pl.Int64,
+            ),
+            pl.Series(
+                "ready", [sample.stamps.ready for sample in analysis.run.samples], dtype=pl.Int64
+            ),
         ),
     )
-    batches = [spans for _, spans in run.span_batches()]
+    batches = [spans for _, spans in analysis.run.span_batches()]
     yield "spans", pl.concat(batches) if batches else pl.DataFrame(schema=SPAN_SCHEMA)
-    yield "breakdown", breakdown.breakdown(run)
+    yield "breakdown", analysis.breakdown
 
 
 def _file(directory: Path, name: str) -> Path:
@@ -73,9 +82,9 @@ def _file(directory: Path, name: str) -> Path:
     return directory / name
 
 
-def _chosen(run: Run) -> Iterator[Sample]:
-    for point in run.header.points:
-        at_point = [sample for sample in run.samples if sample.point == point]
+def _chosen(analysis: Analysis) -> Iterator[Sample]:
+    for point in analysis.header.points:
+        at_point = [sample for sample in analysis.run.samples if sample.point == point]
         ready = [sample for sample in at_point if sample.latency is not None]
         shown = [sample for sample in ready if sample.traced] or ready
         if shown:
@@ -83,7 +92,7 @@ def _chosen(run: Run) -> Iterator[Sample]:
             yield from (sample for sample in at_point if sample.batch == batch)
 
 
-def _of_sample(run: Run, sample: Sample, numbers: Iterator[int]) -> Iterator[Event]:
+def _of_sample(analysis: Analysis, sample: Sample, numbers: Iterator[int]) -> Iterator[Event]:
     process = next(numbers)
     setting = ", ".join(f"{axis} {value}" for axis, value in sample.point.items())
     name = f"{setting}: instance {sample.instance} of batch {sample.batch}"
@@ -95,20 +104,22 @@ def _of_sample(run: Run, sample: Sample, numbers: Iterator[int]) -> Iterator[Eve
         words = f"{sample.ending}: {sample.error}"
         yield start.event("i", sample.stamps.spawned, name=words, cat="start", s="p")
         return
-    yield start.event("B", sample.stamps.intended, name=str(run.header.end_point), cat="start",
+    yield start.event("B", sample.stamps.intended, name=str(analysis.header.end_point), cat="start",
                       args={"latency ns": sample.latency, "traced": sample.traced})  # fmt: skip
     for step in sample.steps:
         yield start.event("B", step.start, name=step.name, cat="step")
         yield start.event("E", step.end)
     yield start.event("E", sample.stamps.ready)
     if sample.traced:
-        yield from _of_timeline(run, sample, process, numbers)
+        yield from _of_timeline(analysis, sample, process, numbers)
 
 
-def _of_timeline(run: Run, sample: Sample, process: int, numbers: Iterator[int]) -> Iterator[Event]:
-    names = programs(run, sample)
+def _of_timeline(
+    analysis: Analysis, sample: Sample, process: int, numbers: Iterator[int]
+) -> Iterator[Event]:
+    names = analysis.programs(sample)
     tracks: dict[int, _Track] = {}
-    rows = breakdown.timeline(run, sample).sort("start", "end").iter_rows(named=True)
+    rows = analysis.timeline(sample).sort("start", "end").iter_rows(named=True)
     for phase in _runs(rows, "pid", "phase"):
         pid, last = phase[0]["pid"], phase[-1]
         if pid not in tracks:

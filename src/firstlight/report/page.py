@@ -8,10 +8,13 @@ compiling them, so that ``unsafe-eval`` is not needed.
 import base64
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,15 +24,16 @@ import vl_convert
 from markupsafe import Markup
 
 from firstlight import units as wording
-from firstlight.analysis import figures
-from firstlight.analysis.figures import Figures, PointFigures
+from firstlight.analysis import Analysis, figures
+from firstlight.analysis.figures import PointFigures
 from firstlight.analysis.stats import samples_needed
-from firstlight.claims import judge as claims
+from firstlight.claims import catalogue
+from firstlight.claims.engine import judge
 from firstlight.model import Sample
-from firstlight.report import agile, answer, boots, cni, pictures
-from firstlight.report.pictures import Picture
+from firstlight.report import answer, pictures, views
 from firstlight.report.plots import palette, theme
-from firstlight.store import Run
+from firstlight.report.records import Picture
+from firstlight.report.views import boots
 
 MOST_FAILURES = 20
 """Beyond so many, the samples file is the better reading."""
@@ -56,23 +60,22 @@ class Charts:
         """Keep a picture's specifications, without any colours for white."""
         first = len(self.specifications)
         for chart in picture.charts.values():
-            specification = chart.to_dict()
+            specification = chart.to_dict(validate=False)
             specification.pop("config", None)
             self.specifications.append(specification)
         return Figure(picture, tuple(range(first, len(self.specifications))))
 
 
-def write(runs: Sequence[Run], file: Path) -> None:
+def write(runs: Sequence[Analysis], file: Path) -> None:
     """Write the report of ``runs``; raises BadRun if their spans cannot be read."""
     file.write_text(render(runs), encoding="utf-8")
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[Analysis]) -> str:
     """The page's HTML."""
-    shown = [figures.figures(run) for run in runs]
-    verdicts = claims.judge(runs)
+    verdicts = judge(catalogue.ALL, runs)
     experiments = {run.header.experiment for run in runs}
-    asked = {one.id for one in claims.CLAIMS if experiments.intersection(one.experiments)}
+    asked = {one.id for one in catalogue.ALL if experiments.intersection(one.experiments)}
     charts = Charts()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("firstlight.report", "."),
@@ -95,13 +98,13 @@ def render(runs: Sequence[Run]) -> str:
     }
     scripts = {"vega": _bundle(), "page": _asset("page.js")}
     return environment.get_template("page.html.j2").render(
-        runs=[_run(run, charts) for run in shown],
-        warnings=[warning for run in shown for warning in answer.warnings(run)],
-        has_trace=figures.TRACE in experiments,
+        runs=[_run(run, charts) for run in runs],
+        warnings=[warning for run in runs for warning in answer.warnings(run)],
+        has_trace=any(run.header.presentation.headline == "traced" for run in runs),
         MOST_WARNINGS=MOST_WARNINGS,
         measured=[verdict for verdict in verdicts if verdict.id in asked],
         unmeasured=[verdict for verdict in verdicts if verdict.id not in asked],
-        environments=_environments(shown),
+        environments=_environments(runs),
         samples_needed=samples_needed,
         light=theme.LIGHT,
         dark=theme.DARK,
@@ -113,44 +116,38 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
-def _run(run: Figures, charts: Charts) -> dict[str, Any]:
-    failed = [sample for sample in run.run.samples if sample.latency is None]
-    bars = [charts.place(picture) for picture in pictures.bars(run, legend=False)]
+def _run(analysis: Analysis, charts: Charts) -> dict[str, Any]:
+    failed = [sample for sample in analysis.run.samples if sample.latency is None]
+    bars = [charts.place(picture) for picture in pictures.bars(analysis, legend=False)]
     return {
-        "figures": run,
-        "header": run.run.header,
-        "answer": answer.answer(run),
+        "figures": analysis,
+        "header": analysis.header,
+        "answer": answer.answer(analysis),
         "bars": bars,
-        "cni": _cni(run.run),
-        "boots": _boots(run),
-        "own": agile.table(run) or boots.table(run),
-        "curves": [charts.place(picture) for picture in pictures.curves(run, legend=False)],
-        "series": [_series(run, name, charts) for name in run.series if run.of(name)],
+        "boots": _boots(analysis),
+        "tables": list(views.of(analysis.header).tables(analysis)),
+        "curves": [charts.place(picture) for picture in pictures.curves(analysis, legend=False)],
+        "series": [
+            _series(analysis, name, charts) for name in analysis.series if analysis.of(name)
+        ],
         "failed": [(sample, _setting(sample)) for sample in failed[:MOST_FAILURES]],
         "more_failed": max(len(failed) - MOST_FAILURES, 0),
     }
 
 
-def _cni(run: Run) -> dict[str, Any] | None:
-    """The plugins side by side, for the experiment that measures one pod alone."""
-    if run.header.experiment != cni.EXPERIMENT:
-        return None
-    return {"headings": cni.headings(run), "rows": cni.cells(run), "advice": cni.advice(run)}
-
-
-def _boots(run: Figures) -> dict[str, Any] | None:
+def _boots(analysis: Analysis) -> dict[str, Any] | None:
     """How machines booted: the phases that any point has, and each point's medians."""
-    rows = [(point, point.boot) for point in run.points if point.boot]
+    rows = [(point, point.boot) for point in analysis.points if point.boot]
     names = figures.in_order({name for _, found in rows for name, _ in found.phases})
     return {
         "names": names,
         "rows": [(point, found, dict(found.phases)) for point, found in rows],
-        "advice": boots.advice(run),
+        "advice": boots.advice(analysis),
     } if rows else None  # fmt: skip
 
 
-def _series(run: Figures, name: str, charts: Charts) -> dict[str, Any]:
-    ends = run.ends(name)
+def _series(analysis: Analysis, name: str, charts: Charts) -> dict[str, Any]:
+    ends = analysis.ends(name)
     explained = [point for point in ends if point.parts]
     return {
         "name": name,
@@ -158,7 +155,7 @@ def _series(run: Figures, name: str, charts: Charts) -> dict[str, Any]:
         "steps": _steps(ends),
         "causes": charts.place(pictures.causes(explained, legend=False)) if explained else None,
         "waterfalls": [
-            charts.place(pictures.waterfall(run, point, legend=False)) for point in explained
+            charts.place(pictures.waterfall(analysis, point, legend=False)) for point in explained
         ],
     }
 
@@ -171,11 +168,11 @@ def _setting(sample: Sample) -> str:
     return ", ".join(f"{axis} {value}" for axis, value in sample.point.items())
 
 
-def _environments(runs: Iterable[Figures]) -> list[tuple[list[str], dict[str, str]]]:
+def _environments(runs: Iterable[Analysis]) -> list[tuple[list[str], dict[str, str]]]:
     """Each machine that was measured on, once, with the runs that were made there."""
     found: dict[str, tuple[list[str], dict[str, str]]] = {}
     for run in runs:
-        header = run.run.header
+        header = run.header
         worded = {name: _fact(value) for name, value in header.environment.items()}
         found.setdefault(json.dumps(worded), ([], worded))[0].append(header.run)
     return list(found.values())
@@ -210,7 +207,18 @@ def _policy(scripts: Iterable[str]) -> str:
 
 @cache
 def _bundle() -> str:
-    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+    """Vega's JavaScript; its bundling takes three seconds, so it is kept in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    kept = Path(home) / "firstlight" / f"vega-{version('vl-convert-python')}.js"
+    with suppress(OSError):
+        return kept.read_text(encoding="utf-8")
+    script = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(f".{os.getpid()}")
+        part.write_text(script, encoding="utf-8")
+        part.replace(kept)
+    return script
 
 
 def _asset(name: str) -> str:

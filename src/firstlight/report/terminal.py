@@ -12,16 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from firstlight import units as wording
-from firstlight.analysis import figures
+from firstlight.analysis import Analysis, figures
 from firstlight.analysis.compare import Comparison, Difference, Side
-from firstlight.analysis.figures import Figures, Part, PointFigures
+from firstlight.analysis.figures import Part, PointFigures
 from firstlight.analysis.stats import samples_needed
-from firstlight.claims.judge import Verdict
+from firstlight.claims.engine import Verdict
 from firstlight.model import Check, Ending, Interval, Missing, Sample
-from firstlight.report import agile, answer, boots, cni, tables
+from firstlight.report import answer, records, views
 from firstlight.report.data import as_json
 from firstlight.report.plots import palette
-from firstlight.store import Run
+from firstlight.report.views import boots
 
 T = TypeVar("T")
 
@@ -37,55 +37,53 @@ INTERVAL = 11
 _STYLES = {"holds": "green", "does not hold": "red"}
 
 
-def summary(runs: Sequence[Run]) -> RenderableType:
+def summary(runs: Sequence[Analysis]) -> RenderableType:
     """All that one screen or two can hold of some runs."""
-    return Group(*(_run(figures.figures(run)) for run in runs))
+    return Group(*(_run(run) for run in runs))
 
 
-def _run(run: Figures) -> RenderableType:
+def _run(analysis: Analysis) -> RenderableType:
     shown: list[RenderableType] = [
-        Text(f"\n{run.run.header.experiment}: {run.run.header.question}", style="bold"),
-        Text(answer.answer(run)),
-        *(Text(note, style="dim") for note in run.run.header.notes),
-        *(Text(f"! {warning}", style="yellow") for warning in answer.warnings(run)),
+        Text(f"\n{analysis.header.experiment}: {analysis.header.question}", style="bold"),
+        Text(answer.answer(analysis)),
+        *(Text(note, style="dim") for note in analysis.header.notes),
+        *(Text(f"! {warning}", style="yellow") for warning in answer.warnings(analysis)),
         Text(),
-        _latencies(run),
-        *_tails_needed(run),
+        _latencies(analysis),
+        *_tails_needed(analysis),
     ]
-    if own := agile.table(run) or boots.table(run):
-        shown += [Text(), _own(own)]
-    if run.run.header.experiment == cni.EXPERIMENT and run.lead:
-        shown += [Text(), cni.table(run.run), Text(cni.advice(run.run))]
-    shown += _boots(run)
-    explained = [point for point in _ends(run) if any(part.seen for part in point.parts)]
+    for own in views.of(analysis.header).tables(analysis):
+        shown += [Text(), _own(own), *([Text(own.advice)] if own.advice else [])]
+    shown += _boots(analysis)
+    explained = [point for point in _ends(analysis) if any(part.seen for part in point.parts)]
     if len(explained) > 1:
         for some in _beside(explained):
             shown += [Text(), _shares(some)]
-    for point in run.lead:
+    for point in analysis.lead:
         if point.parts:
             shown += [Text(), _parts(point), Text(), _causes(point)]
             shown += [Text(answer.queue(found)) for found in point.queues]
-    failed = [sample for sample in run.run.samples if sample.latency is None]
+    failed = [sample for sample in analysis.run.samples if sample.latency is None]
     if failed:
         shown += [Text(), _failures(failed)]
-    if run.run.header.skipped:
+    if analysis.header.skipped:
         shown += [Text("\nnot run here", style="bold")]
-        shown += [Text(f"{points}: {why}") for why, points in wording.skipped(run.run.header)]
+        shown += [Text(f"{points}: {why}") for why, points in wording.skipped(analysis.header)]
     return Group(*shown)
 
 
-def _tails_needed(run: Figures) -> Iterable[Text]:
+def _tails_needed(analysis: Analysis) -> Iterable[Text]:
     """What the "9 of 72" in the place of a tail means."""
-    found = (point.latency for point in run.points if point.untraced_samples)
+    found = (point.latency for point in analysis.points if point.untraced_samples)
     if any(latency and not (latency.p95 and latency.p99) for latency in found):
         needed = f"P95 needs {samples_needed(0.95)} starts and P99 {samples_needed(0.99)}"
         yield Text(f"{needed}: more --repetitions or --instances", style="dim")
 
 
-def _ends(run: Figures) -> list[PointFigures]:
-    points = [point for series in run.series for point in run.ends(series)]
+def _ends(analysis: Analysis) -> list[PointFigures]:
+    points = [point for series in analysis.series for point in analysis.ends(series)]
     if len(points) > MOST_POINTS:
-        points = [point for series in run.series for point in run.ends(series)[-1:]]
+        points = [point for series in analysis.series for point in analysis.ends(series)[-1:]]
     return points[:MOST_POINTS]
 
 
@@ -101,9 +99,10 @@ def _table(title: str = "") -> Table:
     )
 
 
-def _latencies(run: Figures) -> Table:
+def _latencies(analysis: Analysis) -> Table:
     table = _table(
-        f"latency to {run.end_point}, {figures.headline_of(run.run)}, with 95 % intervals"
+        f"latency to {analysis.end_point}, {analysis.header.presentation.headline}, "
+        "with 95 % intervals"
     )
     table.padding = (0, 1, 0, 0)
     table.add_column("", overflow="fold")
@@ -112,7 +111,7 @@ def _latencies(run: Figures) -> Table:
         table.add_column(name, justify="right", min_width=INTERVAL)
     for name, least in (("all ready", 7), ("failed", 6), ("traced", 6)):
         table.add_column(name, justify="right", min_width=least)
-    for point in run.points:
+    for point in analysis.points:
         latency = point.latency
         broken = point.ended[Ending.FAILED] + point.ended[Ending.HUNG]
         _row(
@@ -129,9 +128,9 @@ def _latencies(run: Figures) -> Table:
     return table
 
 
-def _boots(run: Figures) -> Iterable[RenderableType]:
+def _boots(analysis: Analysis) -> Iterable[RenderableType]:
     """How the machines booted, a column a point, a few beside each other."""
-    booted = [(point, point.boot) for point in run.points if point.boot]
+    booted = [(point, point.boot) for point in analysis.points if point.boot]
     for some in _beside(booted):
         table = _table("boot by phase, untraced, median")
         table.add_column("", no_wrap=True)
@@ -147,7 +146,7 @@ def _boots(run: Figures) -> Iterable[RenderableType]:
         yield table
     for clock in dict.fromkeys(found.clock for _, found in booted):
         yield Text(f"a guest's phases are by {clock}", style="dim")
-    if advice := boots.advice(run):
+    if advice := boots.advice(analysis):
         yield Text(f"\n{advice}")
 
 
@@ -160,12 +159,21 @@ def _bound(found: figures.Boot) -> str:
     return "–" if found.uncertainty is None else _kept(wording.duration(found.uncertainty)).plain
 
 
-def _own(own: tables.Table) -> Table:
+def _own(own: records.Table) -> Table:
+    """A table of a view: as it is, or as it has it for a narrow terminal."""
     table = _table(own.title)
-    for place, heading in enumerate(own.headings):
-        table.add_column(heading, justify="right" if place else "left")
-    for name, *cells in own.rows:
-        _row(table, name, *map(_worded, cells))
+    headings, rows = own.brief or (own.headings, own.rows)
+    if own.brief:
+        table.padding = (0, 1, 0, 0)
+    for place, heading in enumerate(headings):
+        table.add_column(
+            heading,
+            justify="right" if place else "left",
+            overflow="ellipsis" if place else "fold",
+            no_wrap=bool(place and own.brief),
+        )
+    for name, *cells in rows:
+        _row(table, name, *(cells if own.brief else map(_worded, cells)))
     return table
 
 

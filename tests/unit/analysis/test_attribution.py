@@ -7,11 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.analysis import attribution, phases
-from firstlight.analysis.attribution import CODE, NEUTRAL, PHASE, Calls
+from firstlight.analysis.attribution import CODE, NEUTRAL, PHASE, Calls, Execs
 from firstlight.store import SPAN_SCHEMA
 
 NAMES = {code: name for name, code in PHASE.items()}
 LONG = 10_000
+
+
+def executed(times: list[int]) -> Execs:
+    """One process's execve calls."""
+    return Execs(np.zeros(len(times), np.int64), np.array(sorted(times), np.int64))
 
 
 def charge(
@@ -23,8 +28,9 @@ def charge(
     """
     codes = np.array([NEUTRAL if word == "-" else CODE[word] for word in words])
     starts = np.arange(len(words), dtype=np.int64) * 10
-    calls = Calls(starts, starts + 5, codes, np.isin(np.arange(len(words)), took))
-    charged, gaps = attribution.charge(calls, execs or [], end)
+    took_in = np.isin(np.arange(len(words)), took)
+    calls = Calls(np.zeros(len(words), np.int64), starts, starts + 5, codes, took_in)
+    charged, gaps = attribution.charge(calls, executed(execs or []), np.array([end]))
     return [NAMES[code] for code in charged], [NAMES[code] for code in gaps]
 
 
@@ -63,8 +69,9 @@ def test_data_that_was_read_is_used_before_the_next_call() -> None:
 
 def test_a_read_that_still_goes_on_beside_says_nothing_of_the_time() -> None:
     codes = np.array([PHASE["config"], PHASE["mount"]])
-    calls = Calls(np.array([0, 10]), np.array([50, 15]), codes, np.array([True, False]))
-    _, gaps = attribution.charge(calls, [], LONG)
+    starts, ends = np.array([0, 10]), np.array([50, 15])
+    calls = Calls(np.array([0, 0]), starts, ends, codes, np.array([True, False]))
+    _, gaps = attribution.charge(calls, executed([]), np.array([LONG]))
     assert NAMES[gaps[1]] == "mount"
 
 
@@ -86,7 +93,12 @@ def test_the_time_before_an_exit_is_explained_by_nothing() -> None:
 
 def test_an_answer_goes_with_its_request() -> None:
     codes = np.array([CODE[phases.ANSWER], PHASE["veth"], NEUTRAL, CODE[phases.ANSWER]])
-    assert attribution.answered(codes).tolist() == [NEUTRAL, PHASE["veth"], NEUTRAL, PHASE["veth"]]
+    assert attribution.answered(codes, np.zeros(4, np.int64)).tolist() == [
+        NEUTRAL,
+        PHASE["veth"],
+        NEUTRAL,
+        PHASE["veth"],
+    ]
 
 
 @pytest.mark.parametrize(

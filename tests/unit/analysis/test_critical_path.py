@@ -1,21 +1,18 @@
 """Whose work an end point waited for, where a language's run-time makes it hard to tell."""
 
-import numpy as np
-
-from firstlight.analysis.critical_path import Thread, walk
+from firstlight.analysis.critical_path import Spans, Thread, walk
 
 MAIN, MONITOR, OTHER, CHILD = 1, 2, 3, 9
 
 
-def intervals(*spans: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    table = np.array(spans, dtype=np.int64).reshape(-1, 2)
-    return table[:, 0], table[:, 1], np.zeros(len(table), np.int64)
+def intervals(*spans: tuple[int, int]) -> Spans:
+    return [start for start, _ in spans], [end for _, end in spans]
 
 
 def monitor() -> Thread:
     """A thread that sleeps and looks, from 10 on."""
     naps = intervals(*((at, at + 9) for at in range(10, 200, 10)))
-    return Thread(MONITOR, MAIN, MAIN, 5, blocked=naps, sleeps=naps, idle=naps)
+    return Thread(MONITOR, MAIN, MAIN, 5, waits=naps[0], sleeps=naps, idle=naps)
 
 
 def path(threads: list[Thread], last: int, end: int) -> list[tuple[int, int, int]]:
@@ -33,7 +30,7 @@ def test_a_thread_that_a_monitor_made_goes_on_with_what_another_did() -> None:
 
 def test_a_thread_that_waits_for_its_vfork_child_is_busy() -> None:
     waits = intervals((60, 120))
-    lender = Thread(MAIN, MAIN, blocked=waits)  # such a wait is not among its idle times
+    lender = Thread(MAIN, MAIN, waits=waits[0])  # such a wait is not among its idle times
     made = Thread(OTHER, MAIN, MONITOR, 100)
     assert path([lender, monitor(), made], OTHER, 150)[0] == (0, 100, MAIN)
 
@@ -49,6 +46,6 @@ def test_the_last_of_a_process_to_go_acts_for_the_one_that_ended_it() -> None:
 
 def test_a_parent_that_had_slept_is_no_monitor_if_none_else_was_busy() -> None:
     slept = intervals((10, 90))
-    parent = Thread(MAIN, MAIN, blocked=slept, sleeps=slept, idle=slept)
+    parent = Thread(MAIN, MAIN, waits=slept[0], sleeps=slept, idle=slept)
     made = Thread(OTHER, MAIN, MAIN, 100)
     assert path([parent, made], OTHER, 150) == [(0, 100, MAIN), (100, 150, OTHER)]

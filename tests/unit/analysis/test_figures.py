@@ -7,19 +7,19 @@ import polars as pl
 import pytest
 from tests.support import synthetic
 
-from firstlight.analysis import figures
-from firstlight.analysis.figures import Figures, PointFigures
+from firstlight.analysis import Analysis, figures
+from firstlight.analysis.figures import PointFigures
 from firstlight.model import Ending, Sample
 from firstlight.report.plots import container_creation, network_setup
 
 
-def of(run: Figures, series: str, instances: int) -> PointFigures:
+def of(run: Analysis, series: str, instances: int) -> PointFigures:
     return next(
         point for point in run.points if (point.series, point.instances) == (series, instances)
     )
 
 
-def of_point(run: Figures, point: PointFigures, *, traced: bool) -> pl.DataFrame:
+def of_point(run: Analysis, point: PointFigures, *, traced: bool) -> pl.DataFrame:
     frame = run.run.frame.filter(traced=traced, ending="ready")
     for axis, value in point.point.items():
         frame = frame.filter(pl.col(axis) == value)
@@ -27,7 +27,7 @@ def of_point(run: Figures, point: PointFigures, *, traced: bool) -> pl.DataFrame
 
 
 def test_headline_latencies_are_numpys_quantiles_of_the_untraced_samples(
-    container: Figures,
+    container: Analysis,
 ) -> None:
     for point in container.points:
         values = of_point(container, point, traced=False)["latency"].to_numpy()
@@ -38,7 +38,7 @@ def test_headline_latencies_are_numpys_quantiles_of_the_untraced_samples(
             assert point.latency.p95.value == np.quantile(values, 0.95)
 
 
-def test_a_tail_that_too_few_starts_bound_is_absent(container: Figures) -> None:
+def test_a_tail_that_too_few_starts_bound_is_absent(container: Analysis) -> None:
     one, many = of(container, "runc", 1).latency, of(container, "runc", 50).latency
     assert one
     assert one.p95 is None
@@ -46,7 +46,7 @@ def test_a_tail_that_too_few_starts_bound_is_absent(container: Figures) -> None:
     assert many.p99
 
 
-def test_shares_of_phases_sum_to_one_and_are_those_of_the_wall_time(container: Figures) -> None:
+def test_shares_of_phases_sum_to_one_and_are_those_of_the_wall_time(container: Analysis) -> None:
     for point in container.points:
         assert sum(part.share.value for part in point.parts) == pytest.approx(1)
         chosen = container.breakdown.filter(
@@ -58,12 +58,12 @@ def test_shares_of_phases_sum_to_one_and_are_those_of_the_wall_time(container: F
             assert part.share.low <= part.share.value <= part.share.high
 
 
-def test_wall_and_summed_time_are_two_figures(container: Figures) -> None:
+def test_wall_and_summed_time_are_two_figures(container: Analysis) -> None:
     parts = {part.phase: part for part in of(container, "runc", 50).parts}
     assert parts["mount"].summed.value == pytest.approx(2 * parts["mount"].wall.value, rel=0.01)
 
 
-def test_the_kernels_share_and_the_causes_are_of_the_phase(container: Figures) -> None:
+def test_the_kernels_share_and_the_causes_are_of_the_phase(container: Analysis) -> None:
     parts = {part.phase: part for part in of(container, "runc", 1).parts}
     assert parts["mount"].kernel == pytest.approx(0.45, abs=0.01)
     assert dict(parts["mount"].causes)["RCU: synchronize_rcu_expedited"] == pytest.approx(
@@ -71,20 +71,20 @@ def test_the_kernels_share_and_the_causes_are_of_the_phase(container: Figures) -
     )
 
 
-def test_causes_of_a_point_sum_to_one_the_greatest_first(container: Figures) -> None:
+def test_causes_of_a_point_sum_to_one_the_greatest_first(container: Analysis) -> None:
     shares = [share for _, share in of(container, "runc", 50).causes()]
     assert sum(shares) == pytest.approx(1)
     assert shares == sorted(shares, reverse=True)
 
 
-def test_starts_that_were_not_ready_are_counted_and_in_no_latency(container: Figures) -> None:
+def test_starts_that_were_not_ready_are_counted_and_in_no_latency(container: Analysis) -> None:
     point = of(container, "runc", 10)
     assert point.ended == {Ending.READY: 196, Ending.FAILED: 2, Ending.HUNG: 2}
     assert point.latency
     assert point.latency.count == 98
 
 
-def test_all_ready_is_the_median_makespan_of_the_complete_batches(container: Figures) -> None:
+def test_all_ready_is_the_median_makespan_of_the_complete_batches(container: Analysis) -> None:
     point = of(container, "runc", 10)
     at_point = [
         sample
@@ -107,7 +107,7 @@ def makespan(batch: list[Sample]) -> int | None:
     return max(ready) - min(sample.stamps.intended for sample in batch)
 
 
-def test_tracings_cost_is_the_ratio_of_the_medians(container: Figures) -> None:
+def test_tracings_cost_is_the_ratio_of_the_medians(container: Analysis) -> None:
     point = of(container, "crun", 50)
     traced, untraced = (
         of_point(container, point, traced=traced)["latency"].to_numpy() for traced in (True, False)
@@ -116,7 +116,7 @@ def test_tracings_cost_is_the_ratio_of_the_medians(container: Figures) -> None:
     assert point.overhead.value == pytest.approx(np.median(traced) / np.median(untraced))
 
 
-def test_the_bars_of_fig_6_sum_to_the_median_that_stands_over_them(container: Figures) -> None:
+def test_the_bars_of_fig_6_sum_to_the_median_that_stands_over_them(container: Analysis) -> None:
     heights: Counter[tuple[str, int]] = Counter()
     for row in container_creation.values(container):
         heights[row["series"], row["instances"]] += row["ms"]
@@ -128,7 +128,7 @@ def test_the_bars_of_fig_6_sum_to_the_median_that_stands_over_them(container: Fi
 
 
 def test_the_bars_of_fig_7_sum_to_the_time_until_the_last_request_is_done(
-    network: Figures,
+    network: Analysis,
 ) -> None:
     heights: Counter[tuple[str, int]] = Counter()
     for row in network_setup.values(network):
@@ -140,7 +140,7 @@ def test_the_bars_of_fig_7_sum_to_the_time_until_the_last_request_is_done(
         assert height == pytest.approx(all_ready.value / 1e6)
 
 
-def test_the_bars_of_fig_7_are_split_as_the_steps_are(network: Figures) -> None:
+def test_the_bars_of_fig_7_are_split_as_the_steps_are(network: Analysis) -> None:
     shares = {
         row["part"]: row["share"]
         for row in network_setup.values(network)
@@ -150,7 +150,7 @@ def test_the_bars_of_fig_7_are_split_as_the_steps_are(network: Figures) -> None:
     assert shares[network_setup.BETWEEN] == pytest.approx(0.01, abs=0.01)
 
 
-def test_steps_are_medians_of_untraced_samples(network: Figures) -> None:
+def test_steps_are_medians_of_untraced_samples(network: Analysis) -> None:
     point = of(network, "ip · parallel", 10)
     took = [
         step.end - step.start
@@ -161,12 +161,12 @@ def test_steps_are_medians_of_untraced_samples(network: Figures) -> None:
     assert dict(figures.steps(point))["move"].value == np.median(took)
 
 
-def test_axes_that_do_not_vary_name_no_series(network: Figures, container: Figures) -> None:
+def test_axes_that_do_not_vary_name_no_series(network: Analysis, container: Analysis) -> None:
     assert network.series[0] == "ip · sequential"
     assert container.series == ["runc", "crun"]
 
 
-def test_the_answer_is_about_starts_that_overlap(network: Figures) -> None:
+def test_the_answer_is_about_starts_that_overlap(network: Analysis) -> None:
     assert [point.name for point in network.lead] == ["ip · parallel × 1", "ip · parallel × 50"]
 
 
@@ -176,7 +176,7 @@ def test_the_share_of_one_batch_ranges_over_its_samples() -> None:
     assert (share.value, share.low, share.high) == (0.5, 0.25, 0.75)
 
 
-def test_the_waterfall_shows_the_start_nearest_to_the_median(container: Figures) -> None:
+def test_the_waterfall_shows_the_start_nearest_to_the_median(container: Analysis) -> None:
     samples = of(container, "runc", 50).traced_samples
     middle = float(np.median(figures.latencies(samples)))
     chosen = figures.median_sample(samples)
@@ -188,7 +188,7 @@ def test_the_waterfall_shows_the_start_nearest_to_the_median(container: Figures)
 def test_a_run_of_which_nothing_is_ready_has_points_and_no_lead(
     known_phases: None, tmp_path: Path
 ) -> None:
-    run = figures.figures(synthetic.nothing_ready(tmp_path))
+    run = Analysis(synthetic.nothing_ready(tmp_path))
     assert not run.lead
     assert run.points[0].latency is None
     assert run.points[0].ended[Ending.FAILED] == 2

@@ -7,12 +7,14 @@ import pytest
 from tests.support.machine_runs import MS, Parts, run
 
 from firstlight import store
-from firstlight.claims.judge import Verdict, judge
+from firstlight.analysis import Analysis
+from firstlight.claims import catalogue
+from firstlight.claims.engine import Verdict, judge
 from firstlight.model import Point
 
 
 def verdict(claim: str, measured: store.Run) -> Verdict:
-    return next(each for each in judge([measured]) if each.id == claim)
+    return next(each for each in judge(catalogue.ALL, [Analysis(measured)]) if each.id == claim)
 
 
 def machines(inits: dict[str, tuple[float, float]]) -> list[tuple[Point, Parts]]:

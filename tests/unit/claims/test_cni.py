@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from firstlight.analysis import Analysis
+from firstlight.analysis import breakdown as breakdowns
 from firstlight.analysis.breakdown import SCHEMA
-from firstlight.claims import cni as claims_cni
-from firstlight.claims import judge as claims
+from firstlight.claims import catalogue, engine
 from firstlight.model import Ending, EndPoint, Header, Point, Sample, Stamps
 from firstlight.store import Run
 
@@ -78,12 +79,12 @@ def breakdown_run(monkeypatch: pytest.MonkeyPatch, shares: dict[str, dict[str, f
             wall = int(total * share)
             rows.append((sample.index, phase, "kernel", "on CPU", wall, wall))
     frame = pl.DataFrame(rows, schema=SCHEMA, orient="row")
-    monkeypatch.setattr(claims_cni, "breakdown", lambda _run: frame)
+    monkeypatch.setattr(breakdowns, "breakdown", lambda _run: frame)
     return run
 
 
-def of(identity: str, run: Run) -> claims.Verdict:
-    return next(one for one in claims.judge([run]) if one.id == identity)
+def of(identity: str, run: Run) -> engine.Verdict:
+    return next(one for one in engine.judge(catalogue.ALL, [Analysis(run)]) if one.id == identity)
 
 
 def test_a_run_to_the_first_packet_says_nothing_of_add(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,9 @@ import polars as pl
 import pytest
 from msgspec.structs import replace
 
-from firstlight.claims import judge as claims
+from firstlight.analysis import Analysis
+from firstlight.analysis import breakdown as breakdowns
+from firstlight.claims import catalogue, engine
 from firstlight.model import Ending, EndPoint, Header, Point, Sample, Stamps, Step
 from firstlight.store import Run
 
@@ -84,12 +86,16 @@ def requests(move_alone: float, other: float, *, serial: bool = True, **more: ob
     return run_of("network-setup", points, plan, **more)  # type: ignore[arg-type]
 
 
-def of(identity: str, *runs: Run) -> claims.Verdict:
-    return next(verdict for verdict in claims.judge(runs) if verdict.id == identity)
+def of(identity: str, *runs: Run) -> engine.Verdict:
+    return next(
+        verdict
+        for verdict in engine.judge(catalogue.ALL, [Analysis(run) for run in runs])
+        if verdict.id == identity
+    )
 
 
 def test_every_claim_is_answered_in_order_without_any_run() -> None:
-    found = claims.judge([])
+    found = engine.judge(catalogue.ALL, [])
     assert [verdict.id for verdict in found] == [f"C{number}" for number in range(1, 19)]
     assert {verdict.verdict for verdict in found} == {"not measured"}
     assert "firstlight run network-setup" in found[8].figure
@@ -205,7 +211,7 @@ def creation(
             schema_overrides={"sample": pl.UInt32},
         )
 
-    monkeypatch.setattr(claims, "breakdown", breakdown)
+    monkeypatch.setattr(breakdowns, "breakdown", breakdown)
 
     def plan(
         point: Point, instance: int, draw: np.random.Generator
@@ -264,7 +270,7 @@ def test_c18_compares_full_pools_with_empty_ones() -> None:
         return 0, round((slow + draw.uniform(0, 0.1)) * MS), ()
 
     def verdict(points: list[Point], plan: Plan) -> tuple[str, str]:
-        judged = claims.judge([run_of("agile", points, plan)])[-1]
+        judged = engine.judge(catalogue.ALL, [Analysis(run_of("agile", points, plan))])[-1]
         assert judged.id == "C18"
         return judged.verdict, judged.figure
 
@@ -288,7 +294,7 @@ def test_c18_is_told_by_an_ablation_that_leaves_out_the_networks() -> None:
         slow = {"nothing": 1, "sandboxes": 2, "networks": 6, "everything": 30}
         return 0, round((slow[str(point["without"])] + draw.uniform(0, 0.1)) * MS), ()
 
-    judged = claims.judge([run_of("ablation", points, plan)])[-1]
+    judged = engine.judge(catalogue.ALL, [Analysis(run_of("ablation", points, plan))])[-1]
     assert (judged.id, judged.verdict) == ("C18", "holds")
     assert judged.figure.startswith(
         "a network of each start's own over a pooled one: 1 at once: 2.9"

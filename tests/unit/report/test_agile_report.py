@@ -9,11 +9,14 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from firstlight.analysis import figures
-from firstlight.analysis.figures import Figures
+from firstlight.analysis import Analysis
+from firstlight.lab.experiments import catalogue
 from firstlight.model import Ending, EndPoint, Header, Point, Sample, Stamps, Step
-from firstlight.report import agile, answer, pictures, terminal
+from firstlight.report import answer, pictures, terminal, views
 from firstlight.report.plots import cdf, scaling
+from firstlight.report.records import Table
+from firstlight.report.views import agile as agile_view
+from firstlight.report.worth import worth
 from firstlight.store import Run
 
 MS = 1_000_000
@@ -53,17 +56,21 @@ def run(
     packet: Latency | None = None,
     counts: Counts | None = None,
     end_point: EndPoint = EndPoint.FIRST_INSTRUCTION,
-) -> Figures:
+) -> Analysis:
     header = Header(
         run="r", experiment=experiment, question="?", end_point=end_point,
         axes=axes, points=tuple(points), argv=(), seed=1, started="", revision="",
-        repetitions=BATCHES,
+        repetitions=BATCHES, presentation=catalogue.find(experiment).presentation,
     )  # fmt: skip
     samples = list(starts(points, ms, packet, counts))
-    return figures.figures(Run(Path("/nowhere"), header, samples, None))
+    return Analysis(Run(Path("/nowhere"), header, samples, None))
 
 
-def comparison() -> Figures:
+def tables(of: Analysis) -> list[Table]:
+    return list(views.of(of.header).tables(of))
+
+
+def comparison() -> Analysis:
     took = {"runc + bridge": 30.0, "agile": 1.5, "agile-ready": 1.0}
     points: list[Point] = [
         {"backend": name, "instances": size} for name in took for size in (1, 10)
@@ -87,7 +94,7 @@ def test_the_gain_over_a_runtime_is_the_answer() -> None:
 def test_what_the_pool_alone_gives_to_a_runtime_stands_beside_it() -> None:
     took = {"runc + bridge": 30.0, "runc + pooled": 20.0, "agile": 1.5}
     points: list[Point] = [{"backend": name, "instances": 1} for name in took]
-    said = agile.answer(
+    said = agile_view.VIEW.answer(
         run("agile", ("backend", "instances"), points, lambda p: took[str(p["backend"])])
     )
     assert said is not None
@@ -101,21 +108,22 @@ def test_a_run_to_the_first_packet_says_it_once() -> None:
         "ablation", ("without", "instances"), points, lambda _: 2.0, packet=lambda _: 0.1,
         end_point=EndPoint.FIRST_PACKET,
     )  # fmt: skip
-    assert [(one.part, one.end) for one in agile.worth(reaching)] == [("sandboxes", "first packet")]
+    assert [(one.part, one.end) for one in worth(reaching)] == [("sandboxes", "first packet")]
     assert "to its first packet" in answer.answer(reaching)
 
 
 def test_a_run_of_something_else_or_too_thin_says_nothing() -> None:
     one: list[Point] = [{"backend": "agile", "instances": 1}]
     alone = run("agile", ("backend", "instances"), one, lambda _: 1.0)
-    assert agile.answer(alone) is None
+    assert agile_view.VIEW.answer(alone) is None
     assert answer.answer(alone).startswith("On this machine one start (")
     other = run("pod", ("backend", "instances"), one, lambda _: 1.0)
-    assert agile.answer(other) is None
-    assert agile.table(other) is None
+    assert views.of(other.header) is views.EMPTY
+    assert views.EMPTY.answer(other) is None
+    assert list(views.EMPTY.tables(other)) == []
 
 
-def ablation() -> Figures:
+def ablation() -> Analysis:
     took = {"nothing": 1.0, "sandboxes": 2.0, "networks": 5.0, "cgroups": 2.5, "neighbours": 2.0,
             "everything": 8.0}  # fmt: skip
     points: list[Point] = [{"without": part, "instances": size} for part in took for size in (1, 2)]
@@ -126,13 +134,13 @@ def ablation() -> Figures:
 
 
 def test_a_part_is_compared_with_the_start_that_only_has_it_more() -> None:
-    found = {(one.part, one.instances, one.end): one for one in agile.worth(ablation())}
-    worth = {
+    found = {(one.part, one.instances, one.end): one for one in worth(ablation())}
+    gains = {
         part: (round(one.longer.value, 3), round(one.extra / MS, 2))
         for (part, size, end), one in found.items()
         if (size, end) == (1, "first instruction")
     }
-    assert worth == {
+    assert gains == {
         "sandboxes": (2.0, 1.01),
         "networks": (2.5, 3.04),
         "cgroups": (1.25, 0.51),
@@ -152,7 +160,7 @@ def test_the_parts_that_gain_are_said_in_order_and_the_others_named() -> None:
     assert said.endswith("No gain is shown for neighbours.")
 
 
-def churn(hits: dict[float, float]) -> Figures:
+def churn(hits: dict[float, float]) -> Analysis:
     points: list[Point] = [
         {"pools": pools, "rate": rate, "instances": 100}
         for pools in ("full", "refilling")
@@ -184,8 +192,7 @@ def test_churn_that_no_pool_keeps_up_with_is_told_at_its_highest_rate() -> None:
 
 
 def test_the_table_of_churn_has_a_row_a_point() -> None:
-    found = agile.table(churn({50: 100}))
-    assert found
+    [found] = tables(churn({50: 100}))
     assert [row[0] for row in found.rows] == ["full · 50/s", "refilling · 50/s"]
     full, refilling = found.rows
     assert full[1] == "1000", "100 starts, each 1 ms after the one before, in 100 ms"
@@ -212,8 +219,7 @@ def test_kinds_of_functions_are_compared_with_a_container() -> None:
     said = answer.answer(kinds)
     assert "its handler's first line after 3.04 ms (3.00–3.09), 20.0× (19." in said
     assert "faster than python3 in runc (60.9 ms (60.0–61.8)); a WebAssembly function" in said
-    found = agile.table(kinds)
-    assert found
+    [found] = tables(kinds)
     assert [row[0] for row in found.rows] == ["python3 in runc", "zygote", "wasm"]
     assert found.rows[0][2] == "–"
     assert found.rows[2][2].startswith("600× (")
@@ -267,19 +273,16 @@ def test_more_steps_than_colours_are_not_drawn() -> None:
     for shown, count in ((few, 3), (many, pictures.MOST_STEPS + 1)):
         steps = tuple(Step(f"step-{n}", n, n + 1) for n in range(count))
         samples = [msgspec.structs.replace(one, steps=steps) for one in shown.run.samples]
-        names = {
-            p.name for p in pictures.every(figures.figures(replace(shown.run, samples=samples)))
-        }
+        names = {p.name for p in pictures.every(Analysis(replace(shown.run, samples=samples)))}
         assert ("steps" in names) is (count == 3)
 
 
 @pytest.mark.parametrize("made", [comparison, ablation, lambda: churn({50: 100})])
-def test_the_terminal_shows_it(made: Callable[[], Figures]) -> None:
+def test_the_terminal_shows_it(made: Callable[[], Analysis]) -> None:
     shown = made()
     console = Console(width=110, file=StringIO())
-    console.print(terminal.summary([shown.run]))
+    console.print(terminal.summary([shown]))
     assert isinstance(console.file, StringIO)
     text = " ".join(console.file.getvalue().split())
     assert " ".join(answer.answer(shown).split()) in text
-    own = agile.table(shown)
-    assert own is None or own.title in text
+    assert all(own.title in text for own in tables(shown))

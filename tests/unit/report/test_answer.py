@@ -7,13 +7,14 @@ from msgspec.structs import replace as changed
 from tests.support import synthetic
 
 from firstlight import units as wording
-from firstlight.analysis import figures
-from firstlight.analysis.figures import Figures, Queue
-from firstlight.model import EndPoint, Footer, Interval
+from firstlight.analysis import Analysis
+from firstlight.analysis.figures import Queue
+from firstlight.lab.experiments.pod import POD
+from firstlight.model import EndPoint, Footer, Interval, Presentation
 from firstlight.report import answer, page
 
 
-def median(run: Figures, **point: object) -> float:
+def median(run: Analysis, **point: object) -> float:
     return float(
         np.median(
             [
@@ -25,7 +26,7 @@ def median(run: Figures, **point: object) -> float:
     )
 
 
-def test_the_answer_says_how_long_where_and_why(container: Figures) -> None:
+def test_the_answer_says_how_long_where_and_why(container: Analysis) -> None:
     sentence = answer.answer(container)
     alone = wording.duration(median(container, runtime="runc", instances=1))
     many = wording.duration(median(container, runtime="runc", instances=50))
@@ -35,46 +36,46 @@ def test_the_answer_says_how_long_where_and_why(container: Figures) -> None:
     assert "52 % of that is waiting for the lock pernet_ops_rwsem (copy_net_ns)." in sentence
 
 
-def test_the_answer_is_one_sentence_for_each_run(network: Figures) -> None:
+def test_the_answer_is_one_sentence_for_each_run(network: Analysis) -> None:
     sentence = answer.answer(network)
     assert sentence.count(". ") == 0
     assert "a network set-up request (ip · parallel)" in sentence
     assert "of that is waiting for RCU in rcu_barrier." in sentence
 
 
-def test_a_pod_to_its_first_packet_is_called_that(container: Figures) -> None:
+def test_a_pod_to_its_first_packet_is_called_that(container: Analysis) -> None:
     header = changed(
         container.run.header, axes=("runtime", "network", "instances"),
-        end_point=EndPoint.FIRST_PACKET,
+        end_point=EndPoint.FIRST_PACKET, presentation=POD.presentation,
     )  # fmt: skip
     sentence = answer.answer(replace(container, run=replace(container.run, header=header)))
     assert "On this machine a pod (runc) takes " in sentence
     assert " to its first packet, of which " in sentence
 
 
-def test_one_point_is_explained_by_itself(container: Figures) -> None:
-    alone = replace(container, points=container.points[:1])
+def test_one_point_is_explained_by_itself(container: Analysis) -> None:
+    alone = synthetic.with_points(container, container.points[:1])
     sentence = answer.answer(alone)
     assert "of which mount is 24 %, and " in sentence
     assert "of the whole is on CPU." in sentence
 
 
 def test_nothing_ready_is_said(known_phases: None, tmp_path: Path) -> None:
-    run = figures.figures(synthetic.nothing_ready(tmp_path))
+    run = Analysis(synthetic.nothing_ready(tmp_path))
     assert answer.answer(run) == "No start was ready, so there is no latency to explain."
     warnings = answer.warnings(run)
     assert warnings[0].startswith("This run was killed")
     assert any("2 starts failed and 0 hung of 2" in warning for warning in warnings)
 
 
-def test_failed_and_hung_starts_are_warned_of(container: Figures) -> None:
+def test_failed_and_hung_starts_are_warned_of(container: Analysis) -> None:
     assert any(
         warning.startswith("runc × 10: 2 starts failed and 2 hung of 200")
         for warning in answer.warnings(container)
     )
 
 
-def test_what_the_run_itself_warned_of_is_repeated(container: Figures) -> None:
+def test_what_the_run_itself_warned_of_is_repeated(container: Analysis) -> None:
     footer = Footer(ended="now", interrupted=True, warnings=("The clock was set.",))
     warned = replace(container, run=replace(container.run, footer=footer))
     assert answer.warnings(warned)[0].startswith("This run was interrupted")
@@ -93,42 +94,46 @@ def test_what_the_run_itself_warned_of_is_repeated(container: Figures) -> None:
     ],
 )
 def test_what_spoils_a_figure_is_warned_of(
-    container: Figures, change: dict[str, object], words: str
+    container: Analysis, change: dict[str, object], words: str
 ) -> None:
-    clean = replace(container, points=container.points[:1])
-    spoilt = replace(clean, points=(replace(clean.points[0], **change),))  # type: ignore[arg-type]
+    clean = synthetic.with_points(container, container.points[:1])
+    spoilt = synthetic.with_points(clean, (replace(clean.points[0], **change),))  # type: ignore[arg-type]
     assert not any(words in warning for warning in answer.warnings(clean))
     assert any(warning.startswith(words) for warning in answer.warnings(spoilt))
 
 
 def test_a_slow_load_generator_is_found_in_the_stamps(
-    known_phases: None, container: Figures
+    known_phases: None, container: Analysis
 ) -> None:
     late = [
         changed(sample, stamps=changed(sample.stamps, spawned=sample.stamps.spawned + 9_000_000))
         for sample in container.run.samples
     ]
-    run = figures.figures(replace(container.run, samples=late))
+    run = Analysis(replace(container.run, samples=late))
     assert any("crun × 1: the load generator was late" in line for line in answer.warnings(run))
 
 
-def test_unexplained_time_is_warned_of(container: Figures) -> None:
+def test_unexplained_time_is_warned_of(container: Analysis) -> None:
     point = container.points[0]
     parts = tuple(
         replace(part, share=Interval(0.08, 0.07, 0.09)) if part.phase == "unattributed" else part
         for part in point.parts
     )
-    run = replace(container, points=(replace(point, parts=parts),))
+    run = synthetic.with_points(container, (replace(point, parts=parts),))
     assert any("8.0 % (7.0–9.0) of the time belongs to no" in line for line in answer.warnings(run))
 
 
-def test_a_warning_of_many_points_is_said_once(container: Figures) -> None:
+def test_a_warning_of_many_points_is_said_once(container: Analysis) -> None:
     late = tuple(replace(point, late=0.5) for point in container.points)
-    found = [line for line in answer.warnings(replace(container, points=late)) if "late" in line]
+    found = [
+        line for line in answer.warnings(synthetic.with_points(container, late)) if "late" in line
+    ]
     assert len(found) == 1
     assert found[0].startswith("6 points (runc × 1 to crun × 50):")
     few = tuple(replace(point, late=0.5) for point in container.points[:2])
-    found = [line for line in answer.warnings(replace(container, points=few)) if "late" in line]
+    found = [
+        line for line in answer.warnings(synthetic.with_points(container, few)) if "late" in line
+    ]
     assert [line.partition(":")[0] for line in found] == ["runc × 1, runc × 10"]
 
 
@@ -146,11 +151,12 @@ def test_a_traced_command_is_answered_by_its_trace(known_phases: None, tmp_path:
     header = changed(
         run.header, experiment="trace", axes=("command", "instances"), end_point=EndPoint.EXIT,
         points=({"command": "ls", "instances": 1},),
+        presentation=Presentation(subject="{series}", headline="traced"),
     )  # fmt: skip
     one = next(one for one in run.samples if one.traced and one.latency)
     assert one.latency
     sample = changed(one, point=header.points[0])
-    traced = figures.figures(replace(run, header=header, samples=[sample]))
+    traced = Analysis(replace(run, header=header, samples=[sample]))
     took = wording.duration(one.latency)
     assert answer.answer(traced).startswith(f"On this machine ls takes {took}, traced, to its exit")
-    assert page.render([traced.run]).count("as is all of a command") == 1
+    assert page.render([Analysis(traced.run)]).count("as is all of a command") == 1

@@ -9,18 +9,18 @@ from rich.console import Console
 from tests.support.machine_runs import MS, Parts, run
 
 from firstlight import units as wording
-from firstlight.analysis import figures
-from firstlight.analysis.figures import Figures
-from firstlight.report import boots, data
+from firstlight.analysis import Analysis
+from firstlight.report import data
 from firstlight.report.page import render
 from firstlight.report.plots import boots as bars
 from firstlight.report.terminal import summary
+from firstlight.report.views import boots, builds
 
 if TYPE_CHECKING:
     from firstlight.model import Point
 
 
-def machines(tmp_path: Path) -> Figures:
+def machines(tmp_path: Path) -> Analysis:
     points: list[tuple[Point, Parts]] = [
         ({"hypervisor": hypervisor, "guest": "probe", "console": console, "instances": instances},
          {"init": init, "console": drawn, "block": 2.0})
@@ -28,7 +28,7 @@ def machines(tmp_path: Path) -> Figures:
         for hypervisor, init in (("qemu pc", 80.0 * instances), ("qemu microvm", 40.0 * instances))
         for console, drawn in (("serial", 1.0), ("vga", 30.0))
     ]  # fmt: skip
-    return figures.figures(run(tmp_path / "run", "unikernel-boot", points, repetitions=5))
+    return Analysis(run(tmp_path / "run", "unikernel-boot", points, repetitions=5))
 
 
 def test_the_quickest_and_the_slowest_are_named(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_roots_of_one_kind_are_compared_and_a_hypervisors_own_ways_told(tmp_path
         "guest mine": "osv", "guest mine-zfs": "osv"
     }  # fmt: skip
     measured = run(tmp_path / "r", "unikernel-boot", points, environment=kinds)
-    said = boots.advice(figures.figures(measured))
+    said = boots.advice(Analysis(measured))
     assert "filesystem rofs instead of zfs" in said
     assert "hypervisor firecracker instead of qemu pc" in said
     assert "under kvm and not tcg" in said
@@ -73,7 +73,7 @@ def test_roots_of_one_kind_are_compared_and_a_hypervisors_own_ways_told(tmp_path
 
 def test_nothing_is_advised_where_nothing_differs(tmp_path: Path) -> None:
     point: Point = {"hypervisor": "qemu pc", "guest": "probe", "console": "vga", "instances": 1}
-    one = figures.figures(run(tmp_path / "r", "unikernel-boot", [(point, {"init": 5.0})]))
+    one = Analysis(run(tmp_path / "r", "unikernel-boot", [(point, {"init": 5.0})]))
     assert boots.advice(one) == ""
 
 
@@ -87,7 +87,7 @@ def test_a_bar_is_the_sum_of_its_phases(tmp_path: Path) -> None:
 
 
 def test_the_clock_and_its_bound_are_in_the_data(tmp_path: Path) -> None:
-    found = data.as_json([machines(tmp_path).run])["runs"][0]
+    found = data.as_json([Analysis(machines(tmp_path).run)])["runs"][0]
     assert found["points"][0]["boot"]["clock"] == "TSC"
     assert found["points"][0]["boot"]["uncertainty_ns"] == 0
     parts = {part["phase"]: part for part in found["points"][0]["boot"]["phases"]}
@@ -97,12 +97,12 @@ def test_the_clock_and_its_bound_are_in_the_data(tmp_path: Path) -> None:
 
 def test_page_and_terminal_show_boots(tmp_path: Path) -> None:
     measured = machines(tmp_path).run
-    page = render([measured])
+    page = render([Analysis(measured)])
     assert "Boot by phase" in page
     assert "TSC, ± 0 ns" in page
     console = Console(file=StringIO(), width=120)
     with console.capture() as capture:
-        console.print(summary([measured]))
+        console.print(summary([Analysis(measured)]))
     words = capture.get()
     assert "boot by phase, untraced, median" in words
     assert "a guest's phases are by TSC" in words
@@ -127,8 +127,7 @@ def test_builds_stand_beside_what_they_are_made_of(tmp_path: Path) -> None:
         "full: linker ns": 9_400_000,
     }  # fmt: skip
     measured = run(tmp_path / "r", "hypervisor-builds", points, environment=facts)
-    found = boots.table(figures.figures(measured))
-    assert found is not None
+    [found] = builds.VIEW.tables(Analysis(measured))
     rows = {row[0]: row[1:] for row in found.rows}
     assert rows["full"][:4] == ("388", "50", "248,125", "9.40 ms")
     assert rows["full"][4].startswith("26.")

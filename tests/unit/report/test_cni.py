@@ -9,9 +9,12 @@ import pytest
 from rich.console import Console
 
 from firstlight import store
+from firstlight.analysis import Analysis, breakdown
 from firstlight.analysis.breakdown import SCHEMA
+from firstlight.lab.experiments.cni_breakdown import CNI_BREAKDOWN
 from firstlight.model import Ending, EndPoint, Header, Sample, Stamps, Step
-from firstlight.report import cni
+from firstlight.report import terminal
+from firstlight.report.views import cni
 from firstlight.store import SPAN_SCHEMA
 
 ROOT, PLUGIN, IPAM, DAEMON = 100, 101, 102, 900
@@ -64,6 +67,7 @@ def run(tmp_path: Path) -> store.Run:
         started="2026-01-01",
         revision="",
         repetitions=1,
+        presentation=CNI_BREAKDOWN.presentation,
     )
     samples = [
         Sample(
@@ -89,7 +93,7 @@ def run(tmp_path: Path) -> store.Run:
 def test_operations_of_the_plugins_are_counted_and_not_our_own_or_the_daemons(
     run: store.Run,
 ) -> None:
-    [row] = cni.side_by_side(run).iter_rows(named=True)
+    [row] = cni.side_by_side(Analysis(run)).iter_rows(named=True)
     assert (row["switches"], row["netlink"], row["processes"]) == (1, 2, 2)
     assert row["asks"] == 2
     assert row["programs"] == 1
@@ -97,28 +101,28 @@ def test_operations_of_the_plugins_are_counted_and_not_our_own_or_the_daemons(
 
 
 def test_latencies_are_of_the_untraced(run: store.Run) -> None:
-    [row] = cni.side_by_side(run).iter_rows(named=True)
+    [row] = cni.side_by_side(Analysis(run)).iter_rows(named=True)
     assert row["latency"] == 10_000_000
     assert row["packet"] == 70_000
     assert row["p99"] > cni.TAIL * row["latency"]
 
 
 def test_the_figures_name_their_end_point(run: store.Run) -> None:
-    assert cni.headings(run)[1:4] == ("ADD returned", "P99", "+ packet")
+    assert cni.headings(Analysis(run))[1:4] == ("ADD returned", "P99", "+ packet")
     header = msgspec.structs.replace(run.header, end_point=EndPoint.FIRST_PACKET)
-    reaching = replace(run, header=header)
+    reaching = Analysis(replace(run, header=header))
     assert cni.headings(reaching)[1:4] == ("first packet answered", "P99", "of which packet")
     assert len(cni.headings(reaching)) == len(cni.cells(reaching)[0])
     console = Console(width=120)
     with console.capture() as capture:
-        console.print(cni.table(reaching))
+        console.print(terminal.summary([reaching]))
     assert "packet back" in capture.get()
 
 
 def test_a_long_tail_can_be_seen(run: store.Run) -> None:
     console = Console(width=200, force_terminal=True, color_system="standard")
     with console.capture() as capture:
-        console.print(cni.table(run))
+        console.print(terminal.summary([Analysis(run)]))
     shown = capture.get()
     assert "183 ms" in shown
     assert "(×18)" in shown
@@ -134,8 +138,8 @@ def test_advice_names_the_largest_phase_that_has_a_remedy(
         (1, "garp", "around", "on CPU", 5_000, 0),
     ]
     frame = pl.DataFrame(rows, schema=SCHEMA, orient="row")
-    monkeypatch.setattr(cni, "breakdown", lambda _run: frame)
-    said = cni.advice(run)
+    monkeypatch.setattr(breakdown, "breakdown", lambda _run: frame)
+    said = cni.advice(Analysis(run))
     assert "in bridge: garp takes 30.0 µs of 100 µs (30 %" in said
     assert "RCU: synchronize_rcu (packet_release)" in said
     assert "arp_notify" in said

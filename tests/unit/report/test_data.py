@@ -4,14 +4,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from firstlight.analysis import figures, holders
-from firstlight.analysis.figures import Figures
+from firstlight.analysis import Analysis, holders
 from firstlight.cli.output import to_json
 from firstlight.report import data
 
 
-def test_json_holds_the_same_figures_as_integers_of_ns(container: Figures) -> None:
-    document = json.loads(json.dumps(data.as_json([container.run])))
+def test_json_holds_the_same_figures_as_integers_of_ns(container: Analysis) -> None:
+    document = json.loads(json.dumps(data.as_json([container])))
     (run,) = document["runs"]
     assert run["end_point"] == "first instruction"
     assert [point["point"] for point in run["points"]] == list(container.run.header.points)
@@ -29,14 +28,14 @@ def test_json_holds_the_same_figures_as_integers_of_ns(container: Figures) -> No
         assert sum(part["share"]["value"] for part in read["phases"]) == pytest.approx(1)
 
 
-def test_json_has_wall_and_summed_time_apart(container: Figures) -> None:
-    point = data.as_json([container.run])["runs"][0]["points"][2]
+def test_json_has_wall_and_summed_time_apart(container: Analysis) -> None:
+    point = data.as_json([container])["runs"][0]["points"][2]
     (mount,) = (part for part in point["phases"] if part["phase"] == "mount")
     assert mount["summed_ns"]["value"] > mount["wall_ns"]["value"]
 
 
-def test_json_holds_failures_skips_claims_and_steps(container: Figures, network: Figures) -> None:
-    document = data.as_json([container.run, network.run])
+def test_json_holds_failures_skips_claims_and_steps(container: Analysis, network: Analysis) -> None:
+    document = data.as_json([container, network])
     first, second = document["runs"]
     assert [failure["ending"] for failure in first["failed"]] == ["failed", "hung"] * 2
     assert first["failed"][0]["output"].startswith("runc run failed")
@@ -46,13 +45,13 @@ def test_json_holds_failures_skips_claims_and_steps(container: Figures, network:
 
 
 def test_json_holds_the_queues_for_a_lock(
-    container: Figures, monkeypatch: pytest.MonkeyPatch
+    container: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traced = next(one for one in container.run.samples if one.traced and one.latency)
     row = (traced.index, "rtnl_mutex", holders.RUNNING, 10**9)
     queued = pl.DataFrame([row], holders.SCHEMA, orient="row")
-    monkeypatch.setattr(figures, "holders", lambda _: queued)
-    (run,) = json.loads(to_json(data.as_json([container.run])))["runs"]
+    monkeypatch.setattr(holders, "holders", lambda _: queued)
+    (run,) = json.loads(to_json(data.as_json([Analysis(container.run)])))["runs"]
     (found,) = (queue for point in run["points"] for queue in point["queues"])
     assert found["lock"] == "rtnl_mutex"
     assert found["share"] > 0

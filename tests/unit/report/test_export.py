@@ -6,13 +6,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from firstlight.analysis.figures import Figures
+from firstlight.analysis import Analysis
 from firstlight.errors import FirstlightError
 from firstlight.report import export
 
 
-def trace(run: Figures, file: Path) -> list[dict[str, Any]]:
-    export.perfetto(run.run, file)
+def trace(run: Analysis, file: Path) -> list[dict[str, Any]]:
+    export.perfetto(run, file)
     events: list[dict[str, Any]] = json.loads(file.read_text())["traceEvents"]
     return events
 
@@ -43,7 +43,7 @@ def named(events: list[dict[str, Any]], kind: str) -> dict[tuple[int, int], str]
 
 
 def test_every_instance_is_a_process_and_its_phases_fill_its_latency(
-    container: Figures, tmp_path: Path
+    container: Analysis, tmp_path: Path
 ) -> None:
     events = trace(container, tmp_path / "trace.json")
     processes = named(events, "process_name")
@@ -65,7 +65,7 @@ def test_every_instance_is_a_process_and_its_phases_fill_its_latency(
 
 
 def test_causes_lie_within_phases_and_threads_belong_to_one_process(
-    container: Figures, tmp_path: Path
+    container: Analysis, tmp_path: Path
 ) -> None:
     events = trace(container, tmp_path / "trace.json")
     threads = {(event["pid"], event["tid"]) for event in events}
@@ -76,14 +76,14 @@ def test_causes_lie_within_phases_and_threads_belong_to_one_process(
     )
 
 
-def test_steps_lie_within_their_start(network: Figures, tmp_path: Path) -> None:
+def test_steps_lie_within_their_start(network: Analysis, tmp_path: Path) -> None:
     events = trace(network, tmp_path / "trace.json")
     assert any(name == "move" and depth == 1 for _, _, depth, name, _, _ in slices(events))
 
 
-def test_tables_hold_every_sample_span_and_row(container: Figures, tmp_path: Path) -> None:
-    export.parquet(container.run, tmp_path / "p")
-    export.csv(container.run, tmp_path / "c")
+def test_tables_hold_every_sample_span_and_row(container: Analysis, tmp_path: Path) -> None:
+    export.parquet(container, tmp_path / "p")
+    export.csv(container, tmp_path / "c")
     spans = sum(len(batch) for _, batch in container.run.span_batches())
     for read, ending, directory in ((pl.read_parquet, "parquet", "p"), (pl.read_csv, "csv", "c")):
         samples = read(tmp_path / directory / f"samples.{ending}")
@@ -94,6 +94,6 @@ def test_tables_hold_every_sample_span_and_row(container: Figures, tmp_path: Pat
         assert breakdown["wall"].sum() == container.breakdown["wall"].sum()
 
 
-def test_a_run_is_never_written_into(container: Figures) -> None:
+def test_a_run_is_never_written_into(container: Analysis) -> None:
     with pytest.raises(FirstlightError, match="is a run"):
-        export.csv(container.run, container.run.path)
+        export.csv(container, container.run.path)

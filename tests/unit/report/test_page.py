@@ -12,15 +12,15 @@ from msgspec.structs import replace as changed
 from tests.support import synthetic
 
 from firstlight import units as wording
-from firstlight.analysis.figures import Figures
+from firstlight.analysis import Analysis
 from firstlight.report import answer, page
 
 SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def text(container: Figures, network: Figures) -> str:
-    return page.render([container.run, network.run])
+def text(container: Analysis, network: Analysis) -> str:
+    return page.render([container, network])
 
 
 def body(text: str) -> str:
@@ -35,14 +35,14 @@ def charts(text: str) -> list[dict[str, Any]]:
     return specifications
 
 
-def test_the_answers_stand_first(text: str, container: Figures, network: Figures) -> None:
+def test_the_answers_stand_first(text: str, container: Analysis, network: Analysis) -> None:
     seen = body(text)
     places = [seen.index(" ".join(answer.answer(run).split())) for run in (container, network)]
     assert places == sorted(places)
     assert places[1] < seen.index("Where the time goes")
 
 
-def test_every_latency_of_the_tables_is_the_figure(text: str, container: Figures) -> None:
+def test_every_latency_of_the_tables_is_the_figure(text: str, container: Analysis) -> None:
     seen = body(text)
     for point in container.points:
         assert point.latency
@@ -96,18 +96,18 @@ def test_nothing_is_fetched(text: str) -> None:
 
 
 def test_words_from_a_run_cannot_become_markup(known_phases: None, tmp_path: Path) -> None:
-    text = page.render([synthetic.nothing_ready(tmp_path)])
+    text = page.render([Analysis(synthetic.nothing_ready(tmp_path))])
     assert "<b>runc</b>" not in text
     assert "<script>alert(1)" not in text
     assert "No start was ready" in body(text)
 
 
-def test_write_makes_one_file(container: Figures, tmp_path: Path) -> None:
-    page.write([container.run], tmp_path / "report.html")
+def test_write_makes_one_file(container: Analysis, tmp_path: Path) -> None:
+    page.write([container], tmp_path / "report.html")
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_words_in_charts_cannot_end_their_script(known_phases: None, container: Figures) -> None:
+def test_words_in_charts_cannot_end_their_script(known_phases: None, container: Analysis) -> None:
     hostile = {"runtime": "</script>", "instances": 1}
     samples = [
         changed(sample, point=hostile)
@@ -115,7 +115,7 @@ def test_words_in_charts_cannot_end_their_script(known_phases: None, container: 
         if sample.point == {"runtime": "runc", "instances": 1}
     ]
     header = changed(container.run.header, points=(hostile,))
-    text = page.render([replace(container.run, header=header, samples=samples)])
+    text = page.render([Analysis(replace(container.run, header=header, samples=samples))])
     assert text.count("</script>") == 4
     assert any(
         row["series"] == "</script>"

@@ -7,14 +7,13 @@ import pytest
 import vl_convert
 from tests.support import synthetic
 
-from firstlight.analysis import figures, phases
-from firstlight.analysis.figures import Figures
+from firstlight.analysis import Analysis, figures, phases
 from firstlight.report import pictures
 from firstlight.report.plots import palette, theme
 from firstlight.report.plots.waterfall import CAUSE_LANE, values
 
 
-def test_every_picture_is_written_as_png_and_svg(network: Figures, tmp_path: Path) -> None:
+def test_every_picture_is_written_as_png_and_svg(network: Analysis, tmp_path: Path) -> None:
     written = pictures.write(network, tmp_path / "new")
     assert {file.stem for file in written} >= {
         "network-setup-steps-time",
@@ -35,7 +34,7 @@ def test_every_picture_is_written_as_png_and_svg(network: Figures, tmp_path: Pat
             assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) > 10
 
 
-def test_the_waterfall_covers_the_start_once_and_its_causes_too(container: Figures) -> None:
+def test_the_waterfall_covers_the_start_once_and_its_causes_too(container: Analysis) -> None:
     point = container.lead[0]
     sample = figures.median_sample(point.traced_samples)
     rows = values(synthetic.timeline(container.run, sample), sample, {sample.pid: "runc"})
@@ -49,14 +48,14 @@ def test_the_waterfall_covers_the_start_once_and_its_causes_too(container: Figur
         assert spent == pytest.approx((sample.latency or 0) / 1e6)
 
 
-def test_processes_are_named_by_what_they_execute(container: Figures) -> None:
+def test_processes_are_named_by_what_they_execute(container: Analysis) -> None:
     sample = container.lead[0].traced_samples[0]
-    assert pictures.programs(container.run, sample) == {sample.pid: "runc"}
+    assert container.programs(sample) == {sample.pid: "runc"}
 
 
-def test_untraced_samples_execute_nothing_known(container: Figures) -> None:
+def test_untraced_samples_execute_nothing_known(container: Analysis) -> None:
     sample = container.lead[0].untraced_samples[0]
-    assert pictures.programs(container.run, sample) == {}
+    assert container.programs(sample) == {}
 
 
 def test_every_phase_of_the_table_has_a_colour_of_its_own() -> None:

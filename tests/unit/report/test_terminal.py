@@ -9,9 +9,9 @@ from rich.console import Console, RenderableType
 from tests.support import synthetic
 
 from firstlight import units as wording
+from firstlight.analysis import Analysis
 from firstlight.analysis.compare import compare
-from firstlight.analysis.figures import Figures
-from firstlight.claims.judge import Verdict
+from firstlight.claims.engine import Verdict
 from firstlight.model import Check, Missing, Sample
 from firstlight.report import answer, terminal
 from firstlight.store import read
@@ -30,9 +30,9 @@ def words(text: str) -> str:
 
 @pytest.mark.parametrize("width", [80, 100, 120])
 def test_the_summary_fits_and_keeps_every_latency(
-    container: Figures, network: Figures, width: int
+    container: Analysis, network: Analysis, width: int
 ) -> None:
-    text = rendered(terminal.summary([container.run, network.run]), width)
+    text = rendered(terminal.summary([container, network]), width)
     assert max(map(len, text.splitlines())) <= width
     shown = words(text)
     for run in (container, network):
@@ -45,8 +45,8 @@ def test_the_summary_fits_and_keeps_every_latency(
             assert bounds in shown
 
 
-def test_the_summary_names_the_kernel_functions_and_both_times(container: Figures) -> None:
-    text = words(rendered(terminal.summary([container.run]), 100))
+def test_the_summary_names_the_kernel_functions_and_both_times(container: Analysis) -> None:
+    text = words(rendered(terminal.summary([container]), 100))
     assert "52 % █ lock: pernet_ops_rwsem (copy_net_ns) █ ns.net" in text
     part = next(part for part in container.lead[1].parts if part.phase == "mount")
     assert (
@@ -55,15 +55,15 @@ def test_the_summary_names_the_kernel_functions_and_both_times(container: Figure
     )
 
 
-def test_the_summary_shows_what_a_failed_start_said(container: Figures) -> None:
-    text = words(rendered(terminal.summary([container.run]), 120))
+def test_the_summary_shows_what_a_failed_start_said(container: Analysis) -> None:
+    text = words(rendered(terminal.summary([container]), 120))
     assert "runc run failed: unable to start container process" in text
     assert "not ready after 30 s, in mount" in text
     assert "runtime=runsc: runsc is not installed" in text
 
 
 def test_a_run_of_which_nothing_was_ready_has_a_summary(known_phases: None, tmp_path: Path) -> None:
-    text = words(rendered(terminal.summary([synthetic.nothing_ready(tmp_path)]), 80))
+    text = words(rendered(terminal.summary([Analysis(synthetic.nothing_ready(tmp_path))]), 80))
     assert "No start was ready" in text
     assert "</script><script>alert(1)</script>" in text
 

@@ -1,23 +1,22 @@
 """What each prepared part is worth: how much longer a start takes without it, with its interval."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 
-from firstlight.analysis.figures import Figures
-from firstlight.report.agile import Worth, worth
 from firstlight.report.plots import palette, theme
+from firstlight.report.worth import Worth
 from firstlight.units import duration, ratio_interval
 
 _GAIN, _NONE = palette.SERIES[0], palette.SERIES[-1]
 
 
-def ablation(run: Figures) -> alt.FacetChart:
+def ablation(found: Sequence[Worth]) -> alt.FacetChart:
     """A dot and its 95 % interval a part, in a facet for each end point and number at once.
 
     Parts whose interval reaches 1, where leaving them out costs nothing, are grey. Log scale.
     """
-    found = worth(run)
     rows = [_row(one) for one in found]
     facets = list(dict.fromkeys(row["facet"] for row in rows))
     parts = list(dict.fromkeys(row["part"] for row in rows))

@@ -5,26 +5,35 @@ from typing import Any
 
 import altair as alt
 
+from firstlight.analysis import Analysis
 from firstlight.analysis.boot import INIT
-from firstlight.analysis.figures import Figures, PointFigures, in_order
+from firstlight.analysis.figures import PointFigures, in_order
 from firstlight.report.plots.bars import Measure, stacked
 from firstlight.units import duration
 
 
-def boots(run: Figures, measure: Measure, *, legend: bool = True) -> alt.FacetChart:
+def boots(analysis: Analysis, measure: Measure, *, legend: bool = True) -> alt.FacetChart:
     """A bar is the sum of the median times of the phases; all of it is of untraced starts."""
-    return stacked(values(run), order=parts(run), measure=measure, end=run.end_point, legend=legend)
+    return stacked(
+        values(analysis),
+        order=parts(analysis),
+        measure=measure,
+        end=analysis.end_point,
+        legend=legend,
+    )
 
 
-def parts(run: Figures) -> list[str]:
+def parts(analysis: Analysis) -> list[str]:
     """The phases that the bars hold, from the ground."""
-    return in_order({name for point in run.points if point.boot for name, _ in point.boot.phases})
+    return in_order(
+        {name for point in analysis.points if point.boot for name, _ in point.boot.phases}
+    )
 
 
-def values(run: Figures) -> list[dict[str, Any]]:
+def values(analysis: Analysis) -> list[dict[str, Any]]:
     """Rows of ``bars.stacked``: a point's ``ms`` sum to the sum of its medians."""
-    rank = {phase: place for place, phase in enumerate(parts(run))}
-    return [row for point in run.points for row in _of_point(point, rank)]
+    rank = {phase: place for place, phase in enumerate(parts(analysis))}
+    return [row for point in analysis.points for row in _of_point(point, rank)]
 
 
 def _of_point(point: PointFigures, rank: dict[str, int]) -> Iterable[dict[str, Any]]:

@@ -10,7 +10,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from firstlight.analysis.figures import Figures, PointFigures, latencies
+from firstlight.analysis import Analysis
+from firstlight.analysis.figures import PointFigures, latencies
 from firstlight.report.plots import palette, theme
 from firstlight.units import duration
 
@@ -18,20 +19,20 @@ MOST = 200
 """More points than this on a curve cannot be told apart."""
 
 
-def cdf(run: Figures, *, legend: bool = True) -> alt.FacetChart:
+def cdf(analysis: Analysis, *, legend: bool = True) -> alt.FacetChart:
     """The share of untraced starts that were ready by a time, from their intended arrival."""
-    rows = values(run)
+    rows = values(analysis)
     scale, ticks = theme.log_scale(*_ends(row["ms"] for row in rows))
     facets = list(dict.fromkeys(row["facet"] for row in rows))
     by_instances = len({row["instances"] for row in rows}) > 1
-    colours = curves(run)
+    colours = curves(analysis)
     chart: alt.FacetChart = (
         alt.Chart()
         .mark_line(interpolate="step-after")
         .encode(
             x=alt.X(
                 "ms:Q",
-                title=f"latency to {run.end_point} (log)",
+                title=f"latency to {analysis.end_point} (log)",
                 scale=scale,
                 axis=alt.Axis(
                     labelExpr=theme.DURATION_LABELS,
@@ -72,18 +73,18 @@ def cdf(run: Figures, *, legend: bool = True) -> alt.FacetChart:
     return chart
 
 
-def curves(run: Figures) -> dict[str, str]:
+def curves(analysis: Analysis) -> dict[str, str]:
     """What each curve is, and its colour."""
-    places = _places(run)
+    places = _places(analysis)
     counts = sorted({point.instances for point, _, _ in places})
     if len(counts) == 1:
         return palette.series(list(dict.fromkeys(curve for _, _, curve in places)))
     return dict(zip(map(str, counts), palette.growth(counts), strict=True))
 
 
-def _places(run: Figures) -> list[tuple[PointFigures, str, str]]:
+def _places(analysis: Analysis) -> list[tuple[PointFigures, str, str]]:
     """Each measured point with its facet and its curve."""
-    measured = [point for point in run.points if point.untraced_samples]
+    measured = [point for point in analysis.points if point.untraced_samples]
     counts = {point.instances for point in measured}
     if len(counts) > 1:
         return [(point, point.series, str(point.instances)) for point in measured]
@@ -98,10 +99,10 @@ def _ends(values: Iterable[float]) -> tuple[float, float]:
     return min(found), max(found)
 
 
-def values(run: Figures) -> list[dict[str, Any]]:
+def values(analysis: Analysis) -> list[dict[str, Any]]:
     """``facet``, ``curve``, ``ms``, ``share`` and words, thinned to ``MOST`` a curve."""
     rows = []
-    for point, facet, name in _places(run):
+    for point, facet, name in _places(analysis):
         ordered = np.sort(latencies(point.untraced_samples))
         places = np.unique(
             np.linspace(0, len(ordered) - 1, min(len(ordered), MOST)).round().astype(int)

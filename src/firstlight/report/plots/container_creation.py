@@ -6,7 +6,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from firstlight.analysis.figures import Figures, PointFigures, in_order
+from firstlight.analysis import Analysis
+from firstlight.analysis.figures import PointFigures, in_order
 from firstlight.report.plots import palette
 from firstlight.report.plots.bars import Measure, stacked
 from firstlight.units import duration
@@ -14,28 +15,38 @@ from firstlight.units import duration
 WHERE = {"kernel": "in its system calls", "around": "around its system calls"}
 
 
-def container_creation(run: Figures, measure: Measure, *, legend: bool = True) -> alt.FacetChart:
+def container_creation(
+    analysis: Analysis, measure: Measure, *, legend: bool = True
+) -> alt.FacetChart:
     """A bar is the untraced median; it is split as the traced starts' wall time is."""
-    return stacked(values(run), order=parts(run), measure=measure, end=run.end_point, legend=legend)
+    return stacked(
+        values(analysis),
+        order=parts(analysis),
+        measure=measure,
+        end=analysis.end_point,
+        legend=legend,
+    )
 
 
-def parts(run: Figures) -> list[str]:
+def parts(analysis: Analysis) -> list[str]:
     """The phases that the bars hold, from the ground."""
-    return in_order({part.phase for point in run.points for part in point.parts})
+    return in_order({part.phase for point in analysis.points for part in point.parts})
 
 
-def values(run: Figures) -> list[dict[str, Any]]:
+def values(analysis: Analysis) -> list[dict[str, Any]]:
     """Rows of ``bars.stacked``: a point's ``ms`` sum to its median."""
-    rank = {phase: place for place, phase in enumerate(parts(run))}
-    return [row for point in run.points for row in _of_point(run, point, rank)]
+    rank = {phase: place for place, phase in enumerate(parts(analysis))}
+    return [row for point in analysis.points for row in _of_point(analysis, point, rank)]
 
 
-def _of_point(run: Figures, point: PointFigures, rank: dict[str, int]) -> Iterable[dict[str, Any]]:
+def _of_point(
+    analysis: Analysis, point: PointFigures, rank: dict[str, int]
+) -> Iterable[dict[str, Any]]:
     if not point.parts or point.latency is None:
         return
     median = point.latency.median.value
     traced = [sample.index for sample in point.traced_samples]
-    rows = run.breakdown.filter(pl.col("sample").is_in(traced))
+    rows = analysis.breakdown.filter(pl.col("sample").is_in(traced))
     sums = rows.group_by("phase", "shade").agg(pl.col("wall").sum()).sort("phase", "shade")
     whole = max(int(rows.get_column("wall").sum()), 1)
     for phase, shade, wall in sums.iter_rows():

@@ -5,36 +5,41 @@ from typing import Any
 
 import altair as alt
 
-from firstlight.analysis.figures import Figures, PointFigures
+from firstlight.analysis import Analysis
+from firstlight.analysis.figures import PointFigures
 from firstlight.report.plots.bars import Measure, stacked
 from firstlight.units import duration
 
 BETWEEN = "between steps"
 
 
-def network_setup(run: Figures, measure: Measure, *, legend: bool = True) -> alt.FacetChart:
+def network_setup(analysis: Analysis, measure: Measure, *, legend: bool = True) -> alt.FacetChart:
     """A bar is the median time until the last of a batch's requests is done, as in the paper;
     it is split as the time of its requests is. All of it is of untraced samples."""
     return stacked(
-        values(run), order=steps(run), measure=measure, end="the last request done", legend=legend
+        values(analysis),
+        order=steps(analysis),
+        measure=measure,
+        end="the last request done",
+        legend=legend,
     )
 
 
-def steps(run: Figures) -> list[str]:
+def steps(analysis: Analysis) -> list[str]:
     """The names of the steps as they follow each other, and what is between them."""
     names = dict.fromkeys(
         step.name
-        for point in run.points
+        for point in analysis.points
         for sample in point.untraced_samples
         for step in sample.steps
     )
     return [*names, BETWEEN] if names else []
 
 
-def values(run: Figures) -> list[dict[str, Any]]:
+def values(analysis: Analysis) -> list[dict[str, Any]]:
     """Rows of ``bars.stacked``: a point's ``ms`` sum to its ``all_ready``."""
-    rank = {name: place for place, name in enumerate(steps(run))}
-    return [row for point in run.points for row in _of_point(point, rank)]
+    rank = {name: place for place, name in enumerate(steps(analysis))}
+    return [row for point in analysis.points for row in _of_point(point, rank)]
 
 
 def _of_point(point: PointFigures, rank: dict[str, int]) -> Iterable[dict[str, Any]]:

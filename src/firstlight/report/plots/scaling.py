@@ -4,7 +4,8 @@ from typing import Any
 
 import altair as alt
 
-from firstlight.analysis.figures import Figures, PointFigures, series_axes
+from firstlight.analysis import Analysis
+from firstlight.analysis.figures import PointFigures, series_axes
 from firstlight.report.plots import palette, theme
 from firstlight.units import duration_interval
 
@@ -17,15 +18,15 @@ AXES = {
 """What a curve can be drawn along, and how its axis is named."""
 
 
-def scaling(run: Figures, *, along: str = "instances", legend: bool = True) -> alt.FacetChart:
+def scaling(analysis: Analysis, *, along: str = "instances", legend: bool = True) -> alt.FacetChart:
     """Median, P95 and P99 of a start, and the time until a batch is all ready; log-log.
 
     ``along`` is one of AXES; the last quantity is only drawn along instances.
     """
-    rows = values(run, along)
+    rows = values(analysis, along)
     shown = [name for name in QUANTITIES if any(row["quantity"] == name for row in rows)]
     counts = sorted({row["at"] for row in rows})
-    names = series(run, along)
+    names = series(analysis, along)
     colours = palette.series(names)
     scale, ticks = theme.log_scale(
         min(row["low"] for row in rows), max(row["high"] for row in rows)
@@ -38,7 +39,7 @@ def scaling(run: Figures, *, along: str = "instances", legend: bool = True) -> a
     )
     y = alt.Y(
         "ms:Q",
-        title=f"to {run.end_point} (log)",
+        title=f"to {analysis.end_point} (log)",
         scale=scale,
         axis=alt.Axis(labelExpr=theme.DURATION_LABELS, values=ticks),
     )
@@ -75,25 +76,27 @@ def scaling(run: Figures, *, along: str = "instances", legend: bool = True) -> a
     )
 
 
-def series(run: Figures, along: str) -> list[str]:
+def series(analysis: Analysis, along: str) -> list[str]:
     """What the curves are: the settings of the axes that vary, but for ``along``."""
-    return list(dict.fromkeys(_name(run, point, along) for point in run.points if point.latency))
+    return list(
+        dict.fromkeys(_name(analysis, point, along) for point in analysis.points if point.latency)
+    )
 
 
-def _name(run: Figures, point: PointFigures, along: str) -> str:
+def _name(analysis: Analysis, point: PointFigures, along: str) -> str:
     if along == "instances":
         return point.series
-    axes = [axis for axis in series_axes(run.run) if axis != along]
-    sizes = {each.instances for each in run.points}
+    axes = [axis for axis in series_axes(analysis.run) if axis != along]
+    sizes = {each.instances for each in analysis.points}
     own = " · ".join(str(point.point.get(axis)) for axis in axes)
     return " × ".join(filter(None, (own, str(point.instances) * (len(sizes) > 1)))) or "all"
 
 
-def values(run: Figures, along: str = "instances") -> list[dict[str, Any]]:
+def values(analysis: Analysis, along: str = "instances") -> list[dict[str, Any]]:
     """A row a point and quantity; a tail that the samples cannot bound has none, and neither has
     a setting that a logarithm cannot show."""
     rows = []
-    for point in run.points:
+    for point in analysis.points:
         at = point.point.get(along, 0)
         if point.latency is None or not isinstance(at, int | float) or at <= 0:
             continue
@@ -105,7 +108,7 @@ def values(run: Figures, along: str = "instances") -> list[dict[str, Any]]:
         )
         rows += [
             {
-                "series": _name(run, point, along),
+                "series": _name(analysis, point, along),
                 "at": at,
                 "quantity": quantity,
                 "ms": interval.value / 1e6,

@@ -3,6 +3,7 @@
 import pytest
 
 from firstlight.lab.experiments import Experiment, Options, catalogue
+from firstlight.report import views
 
 EXPERIMENTS = pytest.mark.parametrize(
     "experiment", catalogue.ALL.values(), ids=lambda experiment: experiment.name
@@ -29,3 +30,13 @@ def test_each_case_has_a_setting_for_each_axis(experiment: Experiment) -> None:
     for case in experiment.cases(Options((1, 2))):
         assert set(case.point) == set(experiment.axes)
         assert case.instances in (1, 2)
+
+
+@EXPERIMENTS
+def test_its_view_is_one_of_the_reports(experiment: Experiment) -> None:
+    assert experiment.presentation.view in ("", *views.ALL)
+    assert "{series}" in experiment.presentation.subject
+
+
+def test_every_view_is_some_experiments() -> None:
+    assert {each.presentation.view for each in catalogue.ALL.values()} == {"", *views.ALL}

@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-from firstlight.analysis import boot
-from firstlight.analysis.figures import Figures, PointFigures, batches, latencies
+from firstlight.analysis import Analysis, boot
+from firstlight.analysis.figures import PointFigures, batches, latencies
 from firstlight.analysis.stats import ratio_interval as ratio_of
 from firstlight.model import Interval
-from firstlight.report.tables import Table
+from firstlight.report.records import View
 from firstlight.units import duration, duration_interval, ratio_interval
 
-_COUNTED = ("features", "shared objects", "relocations")
 _PARTS = ("hypervisor", "build", "protocol", "console", "filesystem")
 """The axes of a machine that its user may choose for the same guest."""
 
@@ -24,36 +23,25 @@ class _Change:
     gain: Interval
 
 
-def answer(run: Figures) -> str | None:
-    """Which machine boots first and which last, alone; None for a run of other things."""
-    if run.run.header.experiment == "platforms":
-        return _ranking(run)
-    booted = _alone(run)
-    if not booted or len(booted) < len(_fewest(run)):
+def answer(analysis: Analysis) -> str | None:
+    """Which machine boots first and which last, alone; None where none was ready."""
+    booted = alone(analysis)
+    if not booted or len(booted) < len(fewest(analysis)):
         return None
     quickest, slowest = booted[0], booted[-1]
-    sentence = f"On this machine {_boot(run, quickest)}"
+    sentence = f"On this machine {_boot(analysis, quickest)}"
     if slowest is not quickest:
         sentence += f"; the slowest, {slowest.name}, takes {_median(slowest)}"
-    many = run.ends(quickest.series)[-1]
+    many = analysis.ends(quickest.series)[-1]
     if many.instances > quickest.instances:
         sentence += f"; with {many.instances} at once the first takes {_median(many)}"
     return f"{sentence}."
 
 
-def _ranking(run: Figures) -> str | None:
-    """What one function takes to start on each platform, the quickest first."""
-    ranked = sorted(_fewest(run), key=_middle)
-    if not ranked:
-        return None
-    took = ", ".join(f"{duration(_middle(point))} by {point.series}" for point in ranked)
-    return f"On this machine one function starts in {took} (medians)."
-
-
-def advice(run: Figures) -> str:
+def advice(analysis: Analysis) -> str:
     """What each change of one part alone gains most, the greatest first; or ""."""
     best: dict[str, _Change] = {}
-    for change in _changes(run):
+    for change in _changes(analysis):
         if change.gain.low > 1 and (
             change.axis not in best or change.gain.value > best[change.axis].gain.value
         ):
@@ -64,49 +52,33 @@ def advice(run: Figures) -> str:
     return f"What gains most by itself: {'; '.join(map(_words, ordered))}."
 
 
-def table(run: Figures) -> Table | None:
-    """What each build of a hypervisor is made of, beside its init: the paper's Fig. 3(b)."""
-    if run.run.header.experiment != "hypervisor-builds":
-        return None
-    facts = run.run.header.environment
-    rows = []
-    for point in _alone(run):
-        assert point.boot
-        init = duration_interval(dict(point.boot.phases)[boot.INIT])
-        build = str(point.point["build"])
-        counts = [f"{facts.get(f'{build}: {name}', 0):,}" for name in _COUNTED]
-        linker = duration(float(str(facts.get(f"{build}: linker ns", 0))))
-        rows.append((build, *counts, linker, init))
-    headings = ("build", "devices", "objects", "relocations", "linker", "hypervisor init")
-    return Table("what each build is made of", headings, tuple(rows)) if rows else None
-
-
-def _fewest(run: Figures) -> list[PointFigures]:
+def fewest(analysis: Analysis) -> list[PointFigures]:
     """The points of the fewest instances, by wall time, that were ready."""
     timed = [
-        point for point in run.points
+        point for point in analysis.points
         if point.latency and point.point.get("clock", "wall") == "wall"
     ]  # fmt: skip
     least = min((point.instances for point in timed), default=0)
     return [point for point in timed if point.instances == least]
 
 
-def _alone(run: Figures) -> list[PointFigures]:
+def alone(analysis: Analysis) -> list[PointFigures]:
     """Those of them that booted machines, the quickest first."""
-    return sorted((point for point in _fewest(run) if point.boot), key=_middle)
+    return sorted((point for point in fewest(analysis) if point.boot), key=middle)
 
 
-def _middle(point: PointFigures) -> float:
+def middle(point: PointFigures) -> float:
+    """Its median latency, in ns."""
     assert point.latency
     return point.latency.median.value
 
 
-def _boot(run: Figures, point: PointFigures) -> str:
+def _boot(analysis: Analysis, point: PointFigures) -> str:
     assert point.boot
     name, took = max(point.boot.phases, key=lambda phase: phase[1].value)
     median = _median(point).replace(" (", " (median, 95 % interval ")
     return (
-        f"the quickest boot, {point.series}, takes {median} to its {run.end_point}, of which "
+        f"the quickest boot, {point.series}, takes {median} to its {analysis.end_point}, of which "
         f"{name} is {duration(took.value)}"
     )
 
@@ -116,13 +88,13 @@ def _median(point: PointFigures) -> str:
     return duration_interval(point.latency.median)
 
 
-def _changes(run: Figures) -> Iterator[_Change]:
+def _changes(analysis: Analysis) -> Iterator[_Change]:
     """Pairs of points, the slower first, of one kind of guest that differ in one part.
 
     Each hypervisor has its own way into a kernel, so that goes with it.
     """
-    header = run.run.header
-    for quick, slow in combinations(_alone(run), 2):
+    header = analysis.header
+    for quick, slow in combinations(alone(analysis), 2):
         if boot.kind(header, quick.point) != boot.kind(header, slow.point):
             continue
         unlike = {axis for axis, value in quick.point.items() if slow.point.get(axis) != value}
@@ -150,3 +122,6 @@ def _words(change: _Change) -> str:
         f"{change.axis} {quick[change.axis]} instead of {slow[change.axis]}{with_}, "
         f"{_median(change.slow)} to {_median(change.quick)}, {ratio_interval(change.gain)}"
     )
+
+
+VIEW = View(answer=answer)

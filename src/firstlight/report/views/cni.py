@@ -1,15 +1,14 @@
 """The CNIs of one run side by side: what each does for one pod, and what that takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import polars as pl
-from rich.table import Table
 
-from firstlight.analysis.breakdown import breakdown
+from firstlight.analysis import Analysis
 from firstlight.analysis.stats import quantile_interval
 from firstlight.model import Ending, EndPoint, Sample
-from firstlight.store import Run
+from firstlight.report.records import Table, View
 from firstlight.units import duration, percent
 
 TAIL = 10
@@ -41,7 +40,7 @@ SCHEMA = pl.Schema(
 )  # fmt: skip
 
 
-def side_by_side(run: Run) -> pl.DataFrame:
+def side_by_side(analysis: Analysis) -> pl.DataFrame:
     """A row a CNI, as SCHEMA, of the starts of one pod alone; the quickest first.
 
     ``latency`` (with its 95 % interval), ``p99`` and ``packet``, the first packet's way there and
@@ -53,9 +52,11 @@ def side_by_side(run: Run) -> pl.DataFrame:
     calls themselves.
     """
     alone = [
-        one for one in run.samples if one.ending is Ending.READY and one.point["instances"] == 1
+        one
+        for one in analysis.run.samples
+        if one.ending is Ending.READY and one.point["instances"] == 1
     ]
-    explained = _explained(run, [one for one in alone if one.traced])
+    explained = _explained(analysis, [one for one in alone if one.traced])
     rows = []
     for name in dict.fromkeys(str(one.point["cni"]) for one in alone):
         mine = [one for one in alone if one.point["cni"] == name and not one.traced]
@@ -91,18 +92,18 @@ _REMEDIES = {
 }
 
 
-def advice(run: Run) -> str:
+def advice(analysis: Analysis) -> str:
     """What would gain most, of the CNIs that were traced, with the figures that say so; or ""."""
     alone = {
         one.index: str(one.point["cni"])
-        for one in run.samples
+        for one in analysis.run.samples
         if one.traced and one.ending is Ending.READY and one.point["instances"] == 1
     }
     if not alone:
         return ""
     starts = pl.DataFrame({"sample": pl.Series(list(alone), dtype=pl.UInt32),
                            "cni": list(alone.values())})  # fmt: skip
-    parts = breakdown(run).join(starts, on="sample")
+    parts = analysis.breakdown.join(starts, on="sample")
     totals = parts.group_by("cni", "sample").agg(total=pl.col("wall").sum())
     phases = (
         parts.filter(pl.col("phase").is_in(_REMEDIES))
@@ -129,18 +130,17 @@ def advice(run: Run) -> str:
     )
 
 
-EXPERIMENT = "cni-breakdown"
 _ENDS = {EndPoint.FIRST_PACKET: ("first packet answered", "of which packet")}
 _OTHERS = ("netns switches", "netlink", "processes", "asks a daemon", "eBPF programs")
 
 
-def headings(run: Run) -> tuple[str, ...]:
+def headings(analysis: Analysis) -> tuple[str, ...]:
     """Of ``cells``: the first figure's names the end point."""
-    end, packet = _ENDS.get(run.header.end_point, ("ADD returned", "+ packet"))
+    end, packet = _ENDS.get(analysis.end_point, ("ADD returned", "+ packet"))
     return ("CNI", end, "P99", packet, *_OTHERS)
 
 
-def cells(run: Run) -> list[tuple[str, ...]]:
+def cells(analysis: Analysis) -> list[tuple[str, ...]]:
     """``side_by_side`` in words, each count with its time; a cell a heading of ``headings``."""
     return [
         (
@@ -153,31 +153,35 @@ def cells(run: Run) -> list[tuple[str, ...]]:
                 for kind in ("switches", "netlink", "processes", "asks", "programs")
             ),
         )
-        for row in side_by_side(run).iter_rows(named=True)
+        for row in side_by_side(analysis).iter_rows(named=True)
     ]
 
 
 _BRIEF = {EndPoint.FIRST_PACKET: ("packet back", "of it")}
 
 
-def table(run: Run) -> Table:
+def _brief(analysis: Analysis, rows: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
     """The same for a terminal of 80 columns: a time stands below its count, without intervals."""
-    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    end, packet = _BRIEF.get(run.header.end_point, ("ADD", "packet"))
-    for heading in ("CNI", end, "P99", packet, "switches", "netlink", "processes", "asks", "eBPF"):
-        if heading == "CNI":
-            shown.add_column(heading, overflow="fold")
-        else:
-            shown.add_column(heading, justify="right", no_wrap=True)
-    for name, latency, tail, packet, *counted in cells(run):
-        shown.add_row(
+    end, packet = _BRIEF.get(analysis.end_point, ("ADD", "packet"))
+    yield ("CNI", end, "P99", packet, "switches", "netlink", "processes", "asks", "eBPF")
+    for name, latency, tail, packet, *counted in rows:
+        yield (
             name,
             latency.partition(" (")[0],
             tail.replace(" (", "\n("),
             packet,
             *(count.replace(": ", "\n").replace("none", "–") for count in counted),
         )
-    return shown
+
+
+def _tables(analysis: Analysis) -> Iterator[Table]:
+    if analysis.lead:
+        rows = cells(analysis)
+        brief, *brief_rows = _brief(analysis, rows)
+        yield Table(
+            "the CNIs side by side", headings(analysis), tuple(rows), advice(analysis),
+            (brief, tuple(brief_rows)),
+        )  # fmt: skip
 
 
 def _tail(p99: float, median: float) -> str:
@@ -196,12 +200,12 @@ def _packet(samples: Sequence[Sample]) -> float | None:
     return float(np.median(took)) if took else None
 
 
-def _explained(run: Run, samples: Sequence[Sample]) -> pl.DataFrame:
+def _explained(analysis: Analysis, samples: Sequence[Sample]) -> pl.DataFrame:
     """A row a traced start: sample, cni, each count and its time."""
     named = {one.index: (str(one.point["cni"]), one.pid) for one in samples}
     parts = [
         _counts(part, pid).with_columns(sample=pl.lit(index, pl.UInt32), cni=pl.lit(name))
-        for _, spans in run.span_batches()
+        for _, spans in analysis.run.span_batches()
         for (key,), part in spans.group_by("sample")
         if (index := int(str(key))) in named
         for name, pid in [named[index]]
@@ -209,7 +213,7 @@ def _explained(run: Run, samples: Sequence[Sample]) -> pl.DataFrame:
     if not parts:
         return pl.DataFrame(schema={"cni": pl.String, "sample": pl.UInt32})
     counts = pl.concat(parts)
-    walls = breakdown(run).group_by("sample").agg(
+    walls = analysis.breakdown.group_by("sample").agg(
         **{
             f"{kind}_ns": pl.col("wall").filter(pl.col("phase") == phase).sum()
             for kind, phase in _PHASES.items()
@@ -265,3 +269,6 @@ def _tree(spans: pl.DataFrame, root: int) -> set[int]:
         if parent in tree:
             tree.add(child)
     return tree
+
+
+VIEW = View(tables=_tables)

@@ -1,0 +1,53 @@
+"""Figures that views compare points by."""
+
+from collections import Counter
+
+import numpy as np
+
+from firstlight.analysis import Analysis, figures, stats
+from firstlight.analysis.figures import PointFigures, batches, latencies
+from firstlight.analysis.stats import Floats
+from firstlight.model import Interval
+from firstlight.units import duration_interval
+
+
+def counts(point: PointFigures) -> dict[str, float]:
+    """What the backend counted over a batch: medians over the point's untraced batches."""
+    each = [sample.counts for sample in point.untraced_samples if sample.counts]
+    return {name: float(np.median([one[name] for one in each])) for name in (each or [{}])[0]}
+
+
+def find(analysis: Analysis, **setting: object) -> PointFigures | None:
+    """The measured point with these settings, if there is one."""
+    for point in analysis.points:
+        if point.latency and setting.items() <= point.point.items():
+            return point
+    return None
+
+
+def over(slow: PointFigures, fast: PointFigures, q: float = 0.5) -> Interval:
+    """By how much the one's quantile is that of the other."""
+    return stats.ratio_interval(
+        latencies(slow.untraced_samples),
+        latencies(fast.untraced_samples),
+        q=q,
+        groups_a=batches(slow.untraced_samples),
+        groups_b=batches(fast.untraced_samples),
+    )
+
+
+def last_over(slow: PointFigures, fast: PointFigures) -> Interval:
+    """The same of the times until the last start of a batch is ready."""
+    return stats.ratio_interval(makespans(slow), makespans(fast))
+
+
+def makespans(point: PointFigures) -> Floats:
+    """How long each batch took of which every start was ready, in ns."""
+    size = Counter(sample.batch for sample in point.untraced_samples)
+    return figures.makespans(s for s in point.untraced_samples if size[s.batch] == point.instances)
+
+
+def median(point: PointFigures) -> str:
+    """Its median latency in words, with the interval."""
+    assert point.latency
+    return duration_interval(point.latency.median)

@@ -1,0 +1,36 @@
+"""The views that an experiment can name in its presentation: one file each.
+
+``EMPTY`` is that of a run without one.
+"""
+
+from firstlight.model import Header
+from firstlight.report.records import View
+from firstlight.report.views import (
+    ablation,
+    agile,
+    boots,
+    builds,
+    churn,
+    cni,
+    density,
+    functions,
+    platforms,
+)
+
+ALL: dict[str, View] = {
+    "ablation": ablation.VIEW,
+    "agile": agile.VIEW,
+    "boots": boots.VIEW,
+    "builds": builds.VIEW,
+    "churn": churn.VIEW,
+    "cni": cni.VIEW,
+    "density": density.VIEW,
+    "functions": functions.VIEW,
+    "platforms": platforms.VIEW,
+}
+EMPTY = View()
+
+
+def of(header: Header) -> View:
+    """The view of a run; one that this firstlight does not have shows nothing of its own."""
+    return ALL.get(header.presentation.view, EMPTY)

@@ -1,0 +1,74 @@
+"""What each prepared part is worth."""
+
+from collections.abc import Iterator
+
+from firstlight.analysis import Analysis
+from firstlight.report.points import find, median
+from firstlight.report.records import Picture, Table, View
+from firstlight.report.worth import BASES, worth
+from firstlight.units import duration, ratio_interval
+
+
+def _answer(analysis: Analysis) -> str | None:
+    whole = find(analysis, without="nothing", instances=min(p.instances for p in analysis.points))
+    if not whole:
+        return None
+    end = str(analysis.end_point)
+    found = [one for one in worth(analysis) if (one.instances, one.end) == (whole.instances, end)]
+    by = {one.part: one for one in found}
+    sentence = (
+        f"On this machine an agile start from a whole sandbox takes {median(whole)} to its {end}"
+    )
+    for part, words in (("sandboxes", "from parts"), ("everything", "with nothing prepared")):
+        if part in by:
+            sentence += f"; {words} {ratio_interval(by[part].longer)} as long"
+    parts = [one for one in found if one.part not in BASES]
+    gains = sorted((one for one in parts if one.longer.low > 1), key=lambda one: -one.extra)
+    if gains:
+        listed = (f"{g.part} {duration(g.extra)}, {ratio_interval(g.longer)}" for g in gains)
+        sentence += f". Of the parts, most is gained by {'; then '.join(listed)}"
+    rest = [one.part for one in parts if one not in gains]
+    if rest:
+        sentence += f". No gain is shown for {', '.join(rest)}"
+    return sentence + "."
+
+
+def _tables(analysis: Analysis) -> Iterator[Table]:
+    found = worth(analysis)
+    ends = list(dict.fromkeys((one.end, one.instances) for one in found))
+    by = {(one.part, one.end, one.instances): one for one in found}
+    rows = [
+        (
+            part,
+            *(
+                f"{_signed(one.extra)}, {ratio_interval(one.longer)}"
+                if (one := by.get((part, *end)))
+                else "–"
+                for end in ends
+            ),
+        )
+        for part in dict.fromkeys(one.part for one in found)
+    ]
+    headings = ("left out", *(f"{end}, {many} at once" for end, many in ends))
+    if rows:
+        yield Table("what each part is worth to a start", headings, tuple(rows))
+
+
+def _signed(ns: float) -> str:
+    return f"{'+' if ns >= 0 else '−'}{duration(abs(ns))}"  # noqa: RUF001 - a minus sign
+
+
+def _pictures(analysis: Analysis) -> Iterator[Picture]:
+    from firstlight.report.plots.ablation import ablation
+
+    if any(point.untraced_samples for point in analysis.lead) and (found := worth(analysis)):
+        yield Picture(
+            "worth",
+            "What each prepared part is worth",
+            "Median of the starts without it over that of the starts with it, with 95 % intervals; "
+            "grey where leaving it out may cost nothing. Untraced starts only.",
+            {"": ablation(found)},
+        )
+
+
+VIEW = View(answer=_answer, tables=_tables, pictures=_pictures)

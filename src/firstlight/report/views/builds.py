@@ -1,0 +1,29 @@
+"""What each build of a hypervisor is made of, beside its init."""
+
+from collections.abc import Iterator
+
+from firstlight.analysis import Analysis, boot
+from firstlight.report.records import Table, View
+from firstlight.report.views.boots import alone, answer
+from firstlight.units import duration, duration_interval
+
+_COUNTED = ("features", "shared objects", "relocations")
+
+
+def _tables(analysis: Analysis) -> Iterator[Table]:
+    """What each build of a hypervisor is made of, beside its init: the paper's Fig. 3(b)."""
+    facts = analysis.header.environment
+    rows = []
+    for point in alone(analysis):
+        assert point.boot
+        init = duration_interval(dict(point.boot.phases)[boot.INIT])
+        build = str(point.point["build"])
+        counts = [f"{facts.get(f'{build}: {name}', 0):,}" for name in _COUNTED]
+        linker = duration(float(str(facts.get(f"{build}: linker ns", 0))))
+        rows.append((build, *counts, linker, init))
+    headings = ("build", "devices", "objects", "relocations", "linker", "hypervisor init")
+    if rows:
+        yield Table("what each build is made of", headings, tuple(rows))
+
+
+VIEW = View(answer=answer, tables=_tables)

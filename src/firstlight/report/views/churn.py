@@ -1,0 +1,93 @@
+"""Starts and stops that go on, and what refilling the pool costs them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from firstlight.analysis import Analysis
+from firstlight.analysis.figures import PointFigures
+from firstlight.report.points import counts, find, makespans, median, over
+from firstlight.report.records import Table, View
+from firstlight.units import percent, ratio_interval
+
+KEEPS_UP = 0.95
+"""A pool keeps up with its requests when it has a part for this share of them."""
+
+
+def _rates(analysis: Analysis) -> list[tuple[float, PointFigures, PointFigures | None]]:
+    """Each rate with its point that refills, and the one that does not."""
+    pairs = []
+    for point in analysis.points:
+        rate, size = point.point["rate"], point.instances
+        if point.latency and point.point["pools"] == "refilling":
+            pairs.append(
+                (float(rate), point, find(analysis, pools="full", rate=rate, instances=size))
+            )
+    return pairs
+
+
+def _answer(analysis: Analysis) -> str | None:
+    pairs = [(rate, refilling, full) for rate, refilling, full in _rates(analysis) if full]
+    if not pairs:
+        return None
+    kept = [pair for pair in pairs if _found_share(pair[1]) >= KEEPS_UP]
+    rate, refilling, full = (kept or pairs)[-1]
+    tail = _tail(refilling, full)
+    sentence = (
+        f"On this machine, at {rate:.0f} starts and stops a second, a start takes "
+        f"{median(refilling)} to its {analysis.end_point} while the pool refills"
+        f"{f', and its P99 is {tail} that of a pool that need not' if tail else ''}. "
+        f"The pool is filled with {counts(full)['fill']:.0f} sandboxes a second before, and "
+        f"refilled with {counts(refilling)['refill']:.0f} a second meanwhile"
+    )
+    dry = next((pair for pair in pairs if pair not in kept), None)
+    if kept and dry:
+        found = percent(_found_share(dry[1]))
+        sentence += f"; at {dry[0]:.0f} a second it runs dry: {found} find a sandbox waiting"
+    return sentence + "."
+
+
+def _tail(point: PointFigures, full: PointFigures | None) -> str:
+    """A P99 over that of full pools, in words; "" where too few starts bound either."""
+    if full is None or full is point:
+        return ""
+    known = [one.latency and one.latency.p99 for one in (point, full)]
+    return ratio_interval(over(point, full, 0.99)) if all(known) else ""
+
+
+def _found_share(point: PointFigures) -> float:
+    counted = counts(point)
+    asked = counted.get("hits", 0) + counted.get("misses", 0)
+    return counted["hits"] / asked if asked else 0.0
+
+
+def _tables(analysis: Analysis) -> Iterator[Table]:
+    rows = []
+    for point in analysis.points:
+        if not point.latency:
+            continue
+        pools, rate = str(point.point["pools"]), point.point["rate"]
+        full = find(analysis, pools="full", rate=rate, instances=point.instances)
+        counted = counts(point)
+        rows.append(
+            (
+                f"{pools} · {rate}/s",
+                f"{np.median(_achieved(point)):.0f}",
+                percent(_found_share(point)),
+                f"{counted['fill']:.0f}" if counted.get("fill") else "–",
+                f"{counted['refill']:.0f}" if counted.get("refill") else "–",
+                _tail(point, full) or "–",
+            )
+        )
+    headings = ("pools · starts asked", "started a second", "found a sandbox",
+                "filled a second", "refilled a second", "P99 over that of full pools")  # fmt: skip
+    if rows:
+        yield Table("starts and stops, and the pool", headings, tuple(rows))
+
+
+def _achieved(point: PointFigures) -> list[float]:
+    """Starts a second of each whole batch, from its first arrival to its last start."""
+    return [point.instances / span * 1e9 for span in makespans(point)] or [0.0]
+
+
+VIEW = View(answer=_answer, tables=_tables)

@@ -1,0 +1,24 @@
+"""Whether a start takes longer on a host that is full."""
+
+from firstlight.analysis import Analysis
+from firstlight.report.points import median, over
+from firstlight.report.records import View
+from firstlight.units import digits, ratio_interval
+
+
+def _answer(analysis: Analysis) -> str | None:
+    points = sorted(
+        (point for point in analysis.points if point.latency),
+        key=lambda point: int(point.point["background"]),
+    )
+    if len(points) < 2:
+        return None
+    few, many = points[0], points[-1]
+    return (
+        f"On this machine an agile start takes {median(few)} to its {analysis.end_point} with "
+        f"{few.point['background']} instances up, and {median(many)} with "
+        f"{digits(int(many.point['background']), 0)}: {ratio_interval(over(many, few))} as long."
+    )
+
+
+VIEW = View(answer=_answer)

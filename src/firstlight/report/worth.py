@@ -1,0 +1,76 @@
+"""What each prepared part is worth, from the runs that leave them out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from firstlight.analysis import Analysis, stats
+from firstlight.analysis.figures import batches, latencies
+from firstlight.analysis.stats import Floats
+from firstlight.model import EndPoint, Interval, Sample
+from firstlight.report.points import find
+
+BASES = {"sandboxes": "nothing", "everything": "nothing"}
+"""What a start without these is compared with."""
+_PACKET = "packet"
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What one prepared part is worth to one start of ``instances`` at once.
+
+    ``longer`` is the median without it over the median with it; ``extra`` their difference, ns.
+    ``end`` is what the times end at: the run's end point, or the first packet's answer.
+    """
+
+    part: str
+    instances: int
+    end: str
+    median: Interval
+    longer: Interval
+    extra: float
+
+
+def worth(analysis: Analysis) -> list[Worth]:
+    """What each part that an ablation left out is worth, by end, instances and place.
+
+    To the run's end point with each number of instances, and to the first packet with the
+    fewest.
+    A part is compared with the same start with it: sandboxes and everything with a start that
+    lacks nothing, the other parts with one that only lacks sandboxes, for those hold them all.
+    """
+    found = []
+    fewest = min((point.instances for point in analysis.points), default=1)
+    for point in analysis.points:
+        part = str(point.point["without"])
+        base = find(analysis, without=BASES.get(part, "sandboxes"), instances=point.instances)
+        if part == "nothing" or point.latency is None or base is None:
+            continue
+        ends = [(str(analysis.end_point), latencies), (str(EndPoint.FIRST_PACKET), _to_packet)]
+        both = point.instances == fewest and analysis.end_point is not EndPoint.FIRST_PACKET
+        for end, times in ends if both else ends[:1]:
+            without, having = times(point.untraced_samples), times(base.untraced_samples)
+            if not (without.size == len(point.untraced_samples) and having.size):
+                continue
+            groups = batches(point.untraced_samples), batches(base.untraced_samples)
+            found.append(
+                Worth(
+                    part, point.instances, end,
+                    stats.quantile_interval(without, 0.5, groups=groups[0]),
+                    stats.ratio_interval(without, having, groups_a=groups[0], groups_b=groups[1]),
+                    float(np.median(without) - np.median(having)),
+                )
+            )  # fmt: skip
+    return sorted(found, key=lambda one: (one.end != str(analysis.end_point), one.instances))
+
+
+def _to_packet(samples: Sequence[Sample]) -> Floats:
+    """From the intended arrival to the first packet's answer, of samples that have one, in ns."""
+    ends = [
+        step.end - sample.stamps.intended
+        for sample in samples
+        for step in sample.steps
+        if step.name == _PACKET
+    ]
+    return np.array(ends, dtype=np.float64)
