@@ -10,10 +10,10 @@ SHELL := bash
 
 PACKAGES := gcc libc6-dev make pkg-config clang libbpf-dev libelf-dev zlib1g-dev linux-libc-dev \
   python3 python3-venv python3-dev iproute2 runc crun squashfs-tools erofs-utils \
-  containernetworking-plugins nftables iptables musl-tools procps libnghttp2-dev \
+  containernetworking-plugins nftables iptables musl-tools procps libnghttp2-dev libmnl-dev libnftables-dev \
   btrfs-progs e2fsprogs lz4 \
   qemu-system-x86 qemu-utils
-TEST_PACKAGES := chromium fonts-dejavu-core strace bpftrace shellcheck
+TEST_PACKAGES := ipset chromium fonts-dejavu-core strace bpftrace shellcheck
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # A version manager's shim would cost 250 ms a start: take the system's own interpreter first.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.1[1-9] /usr/bin/python3) python3)

@@ -15,6 +15,7 @@ Dry = Literal["wait", "build", "refuse"]
 
 _NAME = re.compile(r"[a-z0-9]{1,8}")
 _PREFIX_LEAST, _PREFIX_MOST = 16, 29
+_CONNECTIONS_MOST = 1 << 20
 
 
 class PoolSize(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,13 +62,29 @@ class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Where instances' addresses come from and what they may reach.
 
     ``range`` must not overlap a route of the host. ``host_services`` are ports of the host
-    itself that instances may use: "tcp/53", "udp/53".
+    itself that instances may use: "tcp/53", "udp/53". ``allow`` are addresses that they may reach
+    although they are private, link-local or reserved: "10.0.0.0/8", "192.168.7.5". An instance
+    has at most ``connections`` open through the host, and opens at most ``connection_rate`` a
+    second.
     """
 
     range: str = "10.213.0.0/16"
     host_services: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    connections: int = 1024
+    connection_rate: int = 256
 
     def __post_init__(self) -> None:
+        for prefix in self.allow:
+            IPv4Network(prefix)
+        if not (
+            1 <= self.connections <= _CONNECTIONS_MOST
+            and 1 <= self.connection_rate <= _CONNECTIONS_MOST
+        ):
+            raise ValueError(
+                f"connections={self.connections}, connection_rate="
+                f"{self.connection_rate}: from 1 to {_CONNECTIONS_MOST}"
+            )
         if not _PREFIX_LEAST <= IPv4Network(self.range).prefixlen <= _PREFIX_MOST:
             raise ValueError(f"range {self.range}: from /{_PREFIX_LEAST} to /{_PREFIX_MOST}")
         for service in self.host_services:

@@ -13,6 +13,7 @@ from firstlight.errors import Failed
 from firstlight.native import native
 
 _MESSAGE_MAX = 4096
+_REAP_SECONDS = 0.1
 _RIGHTS = socket.CMSG_SPACE(4)
 
 
@@ -32,7 +33,7 @@ class Helper:
         try:
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
-                self.pid = _spawned(path, theirs.fileno())
+                self.pid = spawn(path, theirs.fileno())
         except OSError as error:
             raise Failed(f"cannot start {path}: {error.strerror}",
                          "more pids and open files, or fewer instances") from error  # fmt: skip
@@ -84,8 +85,8 @@ class Helper:
             descriptor = int.from_bytes(ancillary[0][2][:4], "little") if ancillary else -1
             self._heard(message, descriptor)
 
-    def close(self) -> None:
-        """End it, and all that it made, and wait for that."""
+    def close(self, wait: bool = True) -> None:
+        """End it, and all that it made, and wait for that, unless it may hang in the kernel."""
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._socket.close()
@@ -95,11 +96,19 @@ class Helper:
         self._unsent.clear()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
+        if not wait:
+            self._reap()
+            return
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+                self._loop.call_later(_REAP_SECONDS, self._reap)
 
-def _spawned(path: str, control: int) -> int:
+
+def spawn(path: str, control: int) -> int:
     """The pid of the program, with its control socket as descriptor 3."""
     return os.posix_spawn(
         path, [path], os.environ,

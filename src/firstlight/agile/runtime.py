@@ -42,9 +42,9 @@ _RETRY_SECONDS = 0.1
 class _Kind:
     """What the instances of one function share: its template and its own used networks."""
 
-    def __init__(self, function: Function, template: int, shared: Network | None) -> None:
+    def __init__(self, function: Function, template: int, room: int) -> None:
         self.function, self.template = function, template
-        self.shared = shared  # by the instances of a function without a network
+        self.room = room  # for used networks
         self.limits = _limits(function)
         self.used: deque[Network] = deque()
         self.start = wire.start(function.command, function.env, function.directory)
@@ -121,7 +121,7 @@ class Runtime:
             await asyncio.wait(self._tasks)
         for one in self._kinds.values():
             os.close(one.template)
-            for network in (*one.used, *([one.shared] if one.shared else [])):
+            for network in one.used:
                 self._networks.discard(network)
         self._remove_all()
 
@@ -142,8 +142,7 @@ class Runtime:
             await (await self._zygote(function)).prepare(sandboxes)
             return
         kind = await self._kind(function)
-        if function.network != "none":
-            await self._network_pool(function).warm()
+        await self._network_pool(function).warm()
         await self._cgroup_pool(kind.limits).warm()
         await kind.sandboxes.warm(sandboxes)
 
@@ -237,7 +236,7 @@ class Runtime:
         )
         try:
             if kind.function.ports and instance.address:
-                self._networks.publish(kind.function.ports, instance.address)
+                await self._networks.publish(kind.function.ports, instance.address)
             if kind.function.ready is not None and instance.stdout:
                 await asyncio.wait_for(
                     instance.stdout.until(kind.function.ready.encode()), kind.function.timeout
@@ -283,7 +282,7 @@ class Runtime:
             try:
                 return await self._spawned(kind, network, streams)
             except BaseException:
-                self._return_network(kind, network)
+                self._networks.discard(network)
                 raise
         except BaseException:
             self._count -= 1
@@ -333,8 +332,7 @@ class Runtime:
         await sandbox.child.ended
         self._count -= 1
         self._cgroups.remove(sandbox.cgroup)
-        if sandbox.network.address is not None:
-            self._networks.discard(sandbox.network)
+        self._networks.discard(sandbox.network)
 
     async def _ended(self, kind: _Kind, sandbox: Sandbox, instance: Instance) -> None:
         news = sandbox.child.ended.result()
@@ -352,36 +350,28 @@ class Runtime:
         self._cgroups.remove(sandbox.cgroup)
         if sandbox.network.address:
             await self._withdrawn(kind.function.ports, sandbox.network.address)
-        await self._recycle(kind, sandbox.network)
         instance.ended.set_result(ended)
+        await self._recycle(kind, sandbox.network)
 
     async def _withdrawn(self, ports: dict[int, int], address: IPv4Address) -> None:
         """No port leads to an address that may be another's next; with the runtime all go."""
         while not self._closing:
             try:
-                self._networks.withdraw(ports, address)
+                await self._networks.withdraw(ports, address)
             except Failed:
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
                 return
 
     async def _network(self, kind: _Kind) -> Network:
-        if kind.shared:
-            return kind.shared
         if kind.used:
-            return kind.used.pop()
+            return kind.used.popleft()
         network, _ = await self._network_pool(kind.function).take()
         return network
 
-    def _return_network(self, kind: _Kind, network: Network) -> None:
-        if network is not kind.shared:
-            kind.used.append(network)
-
     async def _recycle(self, kind: _Kind, network: Network) -> None:
         """A used network serves its function again if it is proven clean; else it ends."""
-        if network is kind.shared:
-            return
-        room = len(kind.used) < self.config.pools.network.high
+        room = len(kind.used) < kind.room
         if (
             room and not self._closing and not kind.function.ports
             and await self._networks.is_as_new(network)
@@ -422,8 +412,7 @@ class Runtime:
     async def _resident(self, function: Function, tree: int) -> Resident:
         """An instance on a root file system of its own, a detached tree. It has no network."""
         template = await self._template(tree)
-        shared = await self._networks.make("none")
-        kind = _Kind(function, template, shared)
+        kind = _Kind(function, template, room=0)
         kind.sandboxes = Pool(
             f"sandbox {' '.join(function.command)}", PoolSize(low=0, high=0),
             lambda: self._prepared(kind), self._discard_sandbox, self._traffic,
@@ -437,14 +426,12 @@ class Runtime:
         except BaseException:
             ours.close()
             outputs[1].close()
-            self._networks.discard(shared)
             raise
         finally:
             for descriptor in streams:
                 os.close(descriptor)
             theirs.close()
             os.close(template)
-        instance.ended.add_done_callback(lambda _: self._networks.discard(shared))
         return Resident(instance, ours, outputs[1])
 
     async def _rooted(self, function: Function) -> int:
@@ -463,12 +450,7 @@ class Runtime:
 
     async def _made_kind(self, function: Function) -> _Kind:
         template = await self._rooted(function)
-        try:
-            shared = await self._networks.make("none") if function.network == "none" else None
-        except BaseException:
-            os.close(template)
-            raise
-        kind = _Kind(function, template, shared)
+        kind = _Kind(function, template, self.config.pools.network.high)
         kind.sandboxes = Pool(
             f"sandbox {' '.join(function.command)}", self.config.pools.sandbox,
             lambda: self._prepared(kind), self._discard_sandbox, self._traffic,

@@ -215,7 +215,7 @@ class Zygote:
     async def _network(self) -> Network:
         """One that this zygote's user namespace owns, and not that of one before it."""
         if self._used:
-            return self._used.pop()
+            return self._used.popleft()
         while True:
             (generation, network), _ = await self._networks.take()
             if generation == self._generation:

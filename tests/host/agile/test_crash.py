@@ -145,14 +145,14 @@ def test_a_spawner_started_again_holds_nothing_of_the_runtimes(function: Make) -
 def test_a_killed_network_helper_is_replaced(function: Make) -> None:
     async def main() -> None:
         async with Runtime(Config(name="t3")) as runtime:
-            helper = runtime._networks._helper
-            assert helper
-            os.kill(helper.pid, signal.SIGKILL)
+            await (await runtime.start(function("hold", "0"))).stop()
+            before = runtime._networks._parts.pid
+            os.kill(before, signal.SIGKILL)
             with suppress(Failed):  # the one that was being served
                 await (await runtime.start(function("hold", "0"))).stop()
             async with await runtime.start(function("hold", "0")) as instance:
                 assert (await instance.wait()).status == 0
-            assert runtime._networks._helper is not helper
+            assert runtime._networks._parts.pid != before
 
     on_host(main)
 

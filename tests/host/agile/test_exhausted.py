@@ -95,7 +95,7 @@ def test_a_spawner_that_cannot_be_started_again_is_when_it_can(function: Make) -
                         os.kill(helper, signal.SIGKILL)
                     while len(below(pid)) > 1:
                         await asyncio.sleep(0)
-                    with pytest.raises(Failed, match=r"cannot start .*spawn.*: Resource"):
+                    with pytest.raises(Failed, match=r"cannot start .*helper: Resource"):
                         starts(client, hold)
                     published = function("hold", "0", ports={8080: 80})
                     with pytest.raises(Failed, match="Resource temporarily"):

@@ -1,0 +1,226 @@
+/* Makes network namespaces, looks into used ones and keeps the host's side of them, away from the
+ * process that starts instances: these calls wait for the kernel's network locks and RCU grace
+ * periods, milliseconds each.
+ *
+ * What is asked for is in net.h. Who asks sets a deadline, and kills a helper that does not answer.
+ */
+#include "net.h"
+#include "../common/cleanup.h"
+#include "../common/message.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <linux/netlink.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+enum { CONTROL = 3 };
+
+static int host_namespace = -1;
+static struct rtnl host;
+
+_Noreturn static void die(const char *what, int error)
+{
+	fprintf(stderr, "net-helper: %s: %s\n", what, strerror(error));
+	exit(1);
+}
+
+/* A namespace belongs to the user namespace of who makes it, and nobody comes back from there: so a
+ * child makes it, and we take it from the child. */
+static int make_owned(int owner)
+{
+	int ready[2], opened = -EPERM;
+	char path[64], byte = 0;
+	if (pipe2(ready, O_CLOEXEC))
+		return -errno;
+	pid_t child = fork();
+	if (child == 0) {
+		/* Entering a user namespace clears the signal of the parent's death: so it is set after. */
+		if (setns(owner, CLONE_NEWUSER) == 0 && prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 &&
+		    unshare(CLONE_NEWNET) == 0 && write(ready[1], &byte, 1) == 1)
+			pause();
+		_exit(1);
+	}
+	if (child < 0)
+		opened = -errno;
+	close(ready[1]);
+	if (child > 0 && read(ready[0], &byte, 1) == 1) {
+		snprintf(path, sizeof path, "/proc/%d/ns/net", child);
+		opened = open(path, O_RDONLY | O_CLOEXEC);
+		if (opened < 0)
+			opened = -errno;
+	}
+	close(ready[0]);
+	if (child > 0) {
+		kill(child, SIGKILL);
+		while (waitpid(child, NULL, 0) < 0 && errno == EINTR)
+			;
+	}
+	return opened;
+}
+
+/* The descriptor of a new namespace, or a negative errno. */
+static int make_namespace(int owner)
+{
+	if (owner >= 0)
+		return make_owned(owner);
+	if (unshare(CLONE_NEWNET))
+		return -errno;
+	int opened = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+	return opened < 0 ? -errno : opened;
+}
+
+static int enter(int namespace)
+{
+	return setns(namespace, CLONE_NEWNET) ? -errno : 0;
+}
+
+static int serve_make(const struct net_request *request, int owner, int *made, uint64_t *digest,
+		      const char **step)
+{
+	int error;
+	*step = "make a namespace";
+	*made = make_namespace(owner);
+	if (*made < 0)
+		return *made;
+	if ((error = enter(*made)) || (error = net_make(&host, request, *made, step)))
+		return error;
+	return net_digest(digest, step);
+}
+
+static int serve_check(int used, uint64_t *digest, const char **step)
+{
+	*step = "enter a used namespace";
+	uint64_t packets = 0, sockets = 0;
+	int error = used < 0 ? -EPROTO : enter(used);
+	if (error)
+		return error;
+	*step = "count sockets and packets";
+	if ((error = net_sockets(&sockets)) || sockets || (error = net_packets(&packets)) || packets)
+		return error;
+	return net_digest(digest, step);
+}
+
+static int serve_host(const struct net_request *request, const char **step)
+{
+	*step = "create a bridge";
+	int error = rtnl_bridge_add(&host, request->link, request->index);
+	if (error)
+		return error;
+	*step = "add an address to it";
+	return rtnl_address_add(&host, request->index, request->address);
+}
+
+static int serve_localnet(const void *body, size_t size, const char **step)
+{
+	int32_t index;
+	*step = "let localhost in";
+	for (size_t at = 0; at + sizeof index <= size; at += sizeof index) {
+		memcpy(&index, (const char *)body + at, sizeof index);
+		int error = rtnl_link_route_localnet(&host, index, true);
+		if (error)
+			return error;
+	}
+	return 0;
+}
+
+static int serve_remove(const struct net_request *request, const char **step)
+{
+	unsigned index = if_nametoindex(request->link);
+	*step = "delete the link";
+	int error = index ? rtnl_link_delete(&host, (int)index) : 0;
+	return error == -ENODEV ? 0 : error;
+}
+
+static void serve(const struct net_request *request, const void *body, size_t size, int given)
+{
+	struct {
+		struct net_answer head;
+		uint8_t gone[NET_RANGES_MAX];
+	} answer = {.head.id = request->id};
+	size_t length = sizeof answer.head, count = size / sizeof(struct net_range);
+	const char *step = "read the request";
+	int made FILE_SCOPE = -1, error = -EPROTO;
+	switch (request->verb) {
+	case NET_HOST:
+		error = serve_host(request, &step);
+		break;
+	case NET_MAKE:
+		error = serve_make(request, given, &made, &answer.head.digest, &step);
+		break;
+	case NET_CHECK:
+		error = serve_check(given, &answer.head.digest, &step);
+		break;
+	case NET_FORGET:
+		if (count > NET_RANGES_MAX)
+			break;
+		error = net_forget(&host, body, count, answer.gone, &step);
+		length += count;
+		break;
+	case NET_RULES:
+		if (size && !((const char *)body)[size - 1])
+			error = net_rules(body, &made, &step);
+		break;
+	case NET_LOCALNET:
+		error = serve_localnet(body, size, &step);
+		break;
+	case NET_REMOVE:
+		error = serve_remove(request, &step);
+		break;
+	}
+	if (enter(host_namespace))
+		die("return to the host's network namespace", errno);
+	answer.head.error = -error;
+	strncpy(answer.head.step, step, sizeof answer.head.step - 1);
+	bool comes = made >= 0 && (!error || request->verb == NET_RULES);
+	if (message_send(CONTROL, &answer, length, &made, comes))
+		exit(0);
+}
+
+int main(void)
+{
+	static _Alignas(uint64_t) struct {
+		struct net_request head;
+		char body[NET_BODY_MAX];
+	} request;
+	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int))];
+	sigset_t signals;
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGINT); /* Ctrl-C is for the runtime to handle, in order */
+	sigaddset(&signals, SIGTERM);
+	sigprocmask(SIG_BLOCK, &signals, NULL);
+	(void)setpriority(PRIO_PROCESS, 0, 0); /* it prepares: the runtime's own haste is not for it */
+	if (fcntl(CONTROL, F_SETFD, FD_CLOEXEC) || close_range(CONTROL + 1, ~0U, 0))
+		die("set up descriptors", errno);
+	host_namespace = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+	if (host_namespace < 0)
+		die("open the host's network namespace", errno);
+	int error = rtnl_open(&host, NETLINK_ROUTE);
+	if (error || (error = net_check_open()))
+		die("open the host's network", -error);
+	for (;;) {
+		struct iovec part = {&request, sizeof request};
+		struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space,
+					 .msg_controllen = sizeof space};
+		int given FILE_SCOPE = -1;
+		ssize_t size = recvmsg(CONTROL, &message, MSG_CMSG_CLOEXEC);
+		if (size < 0 && errno == EINTR)
+			continue;
+		if (size <= 0)
+			return 0;
+		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+		if (header && header->cmsg_type == SCM_RIGHTS)
+			memcpy(&given, CMSG_DATA(header), sizeof given);
+		if (size < (ssize_t)sizeof request.head || message.msg_flags & MSG_TRUNC)
+			continue; /* nobody to answer: who asked so has a deadline */
+		request.head.link[NET_LINK - 1] = 0;
+		serve(&request.head, request.body, (size_t)size - sizeof request.head, given);
+	}
+}

@@ -1,0 +1,70 @@
+/* What the agile runtime and its network helper say to one another (src/firstlight/agile/network.py).
+ *
+ * Everything goes over a seqpacket socket, descriptor 3 of the helper, one message each, integers in
+ * host order, addresses in network order.
+ */
+#ifndef FIRSTLIGHT_NET_H
+#define FIRSTLIGHT_NET_H
+
+#include "../common/rtnl.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { NET_LINK = 16, NET_BODY_MAX = 65536, NET_RANGES_MAX = 1024 };
+
+enum net_verb {
+	NET_HOST = 1,	/* the gateway's link, and its address */
+	NET_MAKE,	/* a network namespace; with a user namespace that is to own it */
+	NET_CHECK,	/* comes with a used network namespace */
+	NET_FORGET,	/* followed by struct net_range; end their connections */
+	NET_RULES,	/* followed by commands in nft's language, ending in NUL */
+	NET_LOCALNET,	/* the link takes what the host sends to itself; followed by indices */
+	NET_REMOVE,	/* the link of that index and name, if it is there */
+};
+
+enum net_flag {
+	NET_WIRED = 1,	    /* MAKE: with a link to the host */
+	NET_NEIGHBOURS = 2, /* MAKE: instance and gateway know each other's link address */
+};
+
+struct net_request {
+	uint32_t verb, flags;
+	uint64_t id;
+	int32_t index; /* of the link on the host */
+	struct in_addr address, gateway;
+	char link[NET_LINK];
+	uint32_t padding;
+};
+
+/* The digest of MAKE and CHECK is of all that can be read in the namespace; that of CHECK is 0 where a
+ * packet came or went, since its counters stay, and where somebody holds a socket of it. The answer of MAKE comes
+ * with the namespace, that of RULES with a memory file of what nft says. That of FORGET is followed
+ * by a byte for each range: 1 where its connections are gone, 0 where its link is still there. */
+struct net_answer {
+	uint64_t id, digest;
+	int32_t error;	/* errno, or 0 */
+	char step[28];	/* what failed */
+};
+
+struct net_range {
+	struct in_addr first, last;
+	int32_t index; /* of the link that must be gone first; 0 for none */
+};
+
+/* Each of these returns 0 or a negative errno, with what failed in *step. */
+int net_make(struct rtnl *host, const struct net_request *request, int namespace, const char **step);
+int net_digest(uint64_t *digest, const char **step);
+/* Packets that came and went by the links of the namespace, and sockets in it that anybody still
+ * holds. Ours count until a grace period after they were closed: so it is asked before one is open. */
+int net_packets(uint64_t *packets);
+int net_sockets(uint64_t *sockets);
+int net_forget(struct rtnl *host, const struct net_range *ranges, size_t count, uint8_t *gone,
+	       const char **step);
+int net_rules(const char *commands, int *output, const char **step);
+
+/* Resolves what NET_CHECK asks for by name; call it once. */
+int net_check_open(void);
+
+#endif

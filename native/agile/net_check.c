@@ -1,0 +1,381 @@
+/* What can be read in a network namespace, as one number: equal for two readings between which
+ * nothing happened there.
+ *
+ * An instance can change few of these (no capability, a read-only /proc), but each can be left by
+ * somebody. Every packet, and many a socket call that failed, leaves a counter that cannot be reset:
+ * a used namespace reads as a new one only if no packet came or went there.
+ */
+#include "net.h"
+#include "../common/cleanup.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/genetlink.h>
+#include <linux/netconf.h>
+#include <linux/nexthop.h>
+#include <linux/netfilter/ipset/ip_set.h>
+#include <linux/netfilter/nf_tables.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/rtnetlink.h>
+#include <linux/tcp_metrics.h>
+#include <linux/xfrm.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+enum { TEXT_MAX = 65536 };
+
+static uint16_t tcp_metrics; /* the kernel's number for that family; 0 if it has none */
+
+static void add(uint64_t *digest, const void *bytes, size_t size) /* FNV-1a */
+{
+	const unsigned char *at = bytes;
+	while (size--)
+		*digest = (*digest ^ *at++) * 1099511628211ULL;
+}
+
+/* Ages of neighbours change by themselves, and the carrier of a link comes up a while after it. */
+static void add_message(const struct nlmsghdr *message, void *digest)
+{
+	const char *body = mnl_nlmsg_get_payload(message);
+	size_t size = mnl_nlmsg_get_payload_len(message);
+	const struct nlattr *part;
+	struct rtmsg route;
+	if (message->nlmsg_type == RTM_NEWROUTE && size >= sizeof route) {
+		memcpy(&route, body, sizeof route);
+		route.rtm_flags &= ~(unsigned)(RTNH_F_LINKDOWN | RTNH_F_DEAD);
+		add(digest, &route, sizeof route);
+		add(digest, body + sizeof route, size - sizeof route);
+	} else if (message->nlmsg_type == RTM_NEWNEIGH && size >= sizeof(struct ndmsg)) {
+		struct ndmsg neighbour;
+		memcpy(&neighbour, body, sizeof neighbour);
+		if (neighbour.ndm_state & NUD_NOARP)
+			return; /* the kernel's own */
+		add(digest, &neighbour, sizeof neighbour);
+		RTNL_ATTRIBUTES(part, message, sizeof neighbour)
+			if (mnl_attr_get_type(part) != NDA_CACHEINFO &&
+			    mnl_attr_get_type(part) != NDA_PROBES)
+				add(digest, part, part->nla_len);
+	} else {
+		add(digest, body, size);
+	}
+}
+
+/* What the kernel was built without cannot have been used. */
+static int optional(int error)
+{
+	return error == -EOPNOTSUPP || error == -EPROTONOSUPPORT || error == -EINVAL ||
+			       error == -EAFNOSUPPORT || error == -ENOENT
+		       ? 0
+		       : error;
+}
+
+static int dump(struct rtnl *netlink, uint16_t type, const void *head, size_t size, uint64_t *digest)
+{
+	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
+	struct nlmsghdr *message = rtnl_message(buffer, type, NLM_F_DUMP);
+	memcpy(mnl_nlmsg_put_extra_header(message, size), head, size);
+	return rtnl_ask(netlink, message, add_message, digest);
+}
+
+static int dump_route(uint64_t *digest)
+{
+	struct rtnl netlink RTNL_SCOPE = {0};
+	struct ifinfomsg link = {0};
+	struct ifaddrmsg address = {0};
+	struct rtmsg route = {0};
+	struct ndmsg neighbour = {0}, proxy = {.ndm_flags = NTF_PROXY};
+	struct tcmsg discipline = {0};
+	struct nhmsg next_hop = {0};
+	struct netconfmsg settings = {0};
+	const struct {
+		uint16_t type;
+		bool optional;
+		const void *head;
+		size_t size;
+	} dumps[] = {
+		{RTM_GETLINK, false, &link, sizeof link},
+		{RTM_GETADDR, false, &address, sizeof address},
+		{RTM_GETROUTE, false, &route, sizeof route}, /* with its exceptions: path MTUs */
+		{RTM_GETRULE, false, &route, sizeof route},
+		{RTM_GETNEIGH, false, &neighbour, sizeof neighbour},
+		{RTM_GETNEIGH, false, &proxy, sizeof proxy},
+		{RTM_GETQDISC, true, &discipline, sizeof discipline},
+		{RTM_GETNEXTHOP, true, &next_hop, sizeof next_hop},
+		{RTM_GETNETCONF, true, &settings, sizeof settings},
+	};
+	int error = rtnl_open(&netlink, NETLINK_ROUTE);
+	for (size_t i = 0; i < sizeof dumps / sizeof *dumps && !error; i++) {
+		error = dump(&netlink, dumps[i].type, dumps[i].head, dumps[i].size, digest);
+		if (dumps[i].optional)
+			error = optional(error);
+	}
+	return error;
+}
+
+/* How many states and policies IPsec has here. */
+static int dump_xfrm(uint64_t *digest)
+{
+	static const uint16_t counts[] = {XFRM_MSG_GETSADINFO, XFRM_MSG_GETSPDINFO};
+	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
+	struct rtnl netlink RTNL_SCOPE = {0};
+	int error = rtnl_open(&netlink, NETLINK_XFRM);
+	for (size_t i = 0; i < sizeof counts / sizeof *counts && !error; i++) {
+		struct nlmsghdr *message = rtnl_message(buffer, counts[i], NLM_F_ACK);
+		memset(mnl_nlmsg_put_extra_header(message, sizeof(uint32_t)), 0xff, sizeof(uint32_t));
+		error = rtnl_ask(&netlink, message, add_message, digest);
+	}
+	return optional(error);
+}
+
+static struct nlmsghdr *netfilter_message(void *buffer, int subsystem, int type, uint16_t flags)
+{
+	struct nlmsghdr *message = rtnl_message(buffer, (uint16_t)(subsystem << 8 | type), flags);
+	struct nfgenmsg *head = mnl_nlmsg_put_extra_header(message, sizeof *head);
+	head->nfgen_family = AF_UNSPEC;
+	head->version = NFNETLINK_V0;
+	return message;
+}
+
+static void add_generation(const struct nlmsghdr *message, void *digest)
+{
+	const struct nlattr *part;
+	RTNL_ATTRIBUTES(part, message, sizeof(struct nfgenmsg))
+		if (mnl_attr_get_type(part) == NFTA_GEN_ID)
+			add(digest, part, part->nla_len);
+}
+
+/* Every change of rules has a number; sets of ipset are listed. */
+static int dump_netfilter(uint64_t *digest)
+{
+	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
+	struct rtnl netlink RTNL_SCOPE = {0};
+	int error = optional(rtnl_open(&netlink, NETLINK_NETFILTER));
+	if (error || !netlink.socket)
+		return error;
+	error = optional(rtnl_ask(
+		&netlink, netfilter_message(buffer, NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN, NLM_F_ACK),
+		add_generation, digest));
+	if (error)
+		return error;
+	struct nlmsghdr *sets =
+		netfilter_message(buffer, NFNL_SUBSYS_IPSET, IPSET_CMD_LIST, NLM_F_DUMP);
+	mnl_attr_put_u8(sets, IPSET_ATTR_PROTOCOL, IPSET_PROTOCOL_MIN);
+	return optional(rtnl_ask(&netlink, sets, add_message, digest));
+}
+
+static void find_family(const struct nlmsghdr *message, void *number)
+{
+	const struct nlattr *part;
+	RTNL_ATTRIBUTES(part, message, sizeof(struct genlmsghdr))
+		if (mnl_attr_get_type(part) == CTRL_ATTR_FAMILY_ID)
+			*(uint16_t *)number = mnl_attr_get_u16(part);
+}
+
+int net_check_open(void)
+{
+	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
+	struct rtnl netlink RTNL_SCOPE = {0};
+	int error = rtnl_open(&netlink, NETLINK_GENERIC);
+	if (error)
+		return error;
+	struct nlmsghdr *message = rtnl_message(buffer, GENL_ID_CTRL, NLM_F_ACK);
+	struct genlmsghdr *head = mnl_nlmsg_put_extra_header(message, sizeof *head);
+	head->cmd = CTRL_CMD_GETFAMILY;
+	head->version = 1;
+	mnl_attr_put_strz(message, CTRL_ATTR_FAMILY_NAME, TCP_METRICS_GENL_NAME);
+	return optional(rtnl_ask(&netlink, message, find_family, &tcp_metrics));
+}
+
+static void count_message(const struct nlmsghdr *message, void *count)
+{
+	(void)message;
+	++*(uint32_t *)count;
+}
+
+/* What TCP learned of destinations: only how many, since their ages change. */
+static int dump_tcp_metrics(uint64_t *digest)
+{
+	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
+	struct rtnl netlink RTNL_SCOPE = {0};
+	uint32_t count = 0;
+	if (!tcp_metrics)
+		return 0;
+	int error = rtnl_open(&netlink, NETLINK_GENERIC);
+	if (error)
+		return error;
+	struct nlmsghdr *message = rtnl_message(buffer, tcp_metrics, NLM_F_DUMP);
+	struct genlmsghdr *head = mnl_nlmsg_put_extra_header(message, sizeof *head);
+	head->cmd = TCP_METRICS_CMD_GET;
+	head->version = TCP_METRICS_GENL_VERSION;
+	error = rtnl_ask(&netlink, message, count_message, &count);
+	add(digest, &count, sizeof count);
+	return error;
+}
+
+/* Of "TCP: inuse 0 orphan 0 tw 0 alloc 1 mem 0", what counts one namespace and not all. "used" has
+ * our own netlink sockets in it: see net_sockets. */
+static void add_counts(uint64_t *digest, char *text)
+{
+	for (char *word, *rest = text; (word = strtok_r(rest, " \n", &rest));)
+		if (!strcmp(word, "inuse") || !strcmp(word, "tw")) {
+			const char *count = strtok_r(rest, " \n", &rest);
+			if (count)
+				add(digest, count, strlen(count) + 1);
+		}
+}
+
+/* Of each protocol, how many bound sockets there are; of netlink they are our own. */
+static void add_protocols(uint64_t *digest, char *text)
+{
+	char name[32];
+	long sockets;
+	for (char *line, *rest = text; (line = strtok_r(rest, "\n", &rest));)
+		if (sscanf(line, "%31s %*d %ld", name, &sockets) == 2 && strcmp(name, "NETLINK")) {
+			add(digest, name, strlen(name));
+			add(digest, &sockets, sizeof sockets);
+		}
+}
+
+/* Left out: what counts the whole host, and tables of all namespaces that take long to walk and of
+ * which the others tell the counts. */
+static bool is_left_out(const char *name)
+{
+	static const char *const names[] = {"netlink", "softnet_stat", "rt_acct", "rt_cache", "arp_cache",
+					    "ndisc_cache", "nf_conntrack", "nf_conntrack_expect", "tcp", "tcp6", "udp",
+					    "udp6", "udplite", "udplite6"};
+	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+		if (!strcmp(name, names[i]))
+			return true;
+	return name[0] == '.';
+}
+
+static void add_file(int directory, const char *name, uint64_t *digest)
+{
+	static char text[TEXT_MAX];
+	size_t size = 0;
+	ssize_t part = 1;
+	int file FILE_SCOPE = openat(directory, name, O_RDONLY | O_CLOEXEC);
+	while (file >= 0 && part > 0 && size < sizeof text - 1) {
+		part = read(file, text + size, sizeof text - 1 - size);
+		if (part > 0)
+			size += (size_t)part;
+	}
+	text[size] = 0; /* of one that cannot be read, as some sysctls, nothing */
+	add(digest, name, strlen(name) + 1);
+	if (!strncmp(name, "sockstat", 8))
+		add_counts(digest, text);
+	else if (!strcmp(name, "protocols"))
+		add_protocols(digest, text);
+	else
+		add(digest, text, size);
+}
+
+static void close_directory(DIR **directory)
+{
+	if (*directory)
+		closedir(*directory);
+}
+
+/* Every file of a directory, and of the directories in it. */
+static int add_directory(int above, const char *path, bool deep, uint64_t *digest)
+{
+	int opened = openat(above, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *directory __attribute__((cleanup(close_directory))) = opened < 0 ? NULL : fdopendir(opened);
+	int error = directory ? 0 : -errno;
+	if (error == -ENOENT)
+		return 0;
+	for (struct dirent *entry; !error && (entry = readdir(directory));) {
+		if (is_left_out(entry->d_name))
+			continue;
+		if (entry->d_type == DT_REG)
+			add_file(opened, entry->d_name, digest);
+		else if (entry->d_type == DT_DIR && deep)
+			error = add_directory(opened, entry->d_name, false, digest);
+	}
+	return error;
+}
+
+static int add_proc_net(uint64_t *digest)
+{
+	return add_directory(AT_FDCWD, "/proc/thread-self/net", true, digest);
+}
+
+/* Those that matter to a program, and the key that a listening socket may have made. To read all
+ * 600 takes longer than to make a namespace, and no instance can write one. */
+static int add_sysctls(uint64_t *digest)
+{
+	static const char *const names[] = {
+		"core/somaxconn", "ipv4/ip_forward", "ipv4/ip_local_port_range",
+		"ipv4/ip_local_reserved_ports", "ipv4/ip_unprivileged_port_start",
+		"ipv4/ping_group_range", "ipv4/tcp_congestion_control", "ipv4/tcp_fastopen",
+		"ipv4/tcp_fastopen_key", "ipv4/tcp_rmem", "ipv4/tcp_wmem",
+		"ipv6/conf/all/disable_ipv6", "ipv6/conf/default/disable_ipv6",
+	};
+	int directory FILE_SCOPE = open("/proc/sys/net", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (directory < 0)
+		return -errno;
+	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+		add_file(directory, names[i], digest);
+	return 0;
+}
+
+int net_sockets(uint64_t *sockets)
+{
+	char text[64];
+	int file FILE_SCOPE = open("/proc/thread-self/net/sockstat", O_RDONLY | O_CLOEXEC);
+	ssize_t size = file < 0 ? -1 : read(file, text, sizeof text - 1);
+	if (size < 0)
+		return -errno;
+	text[size] = 0;
+	return sscanf(text, "sockets: used %" SCNu64, sockets) == 1 ? 0 : -EPROTO;
+}
+
+static void add_packets(const struct nlmsghdr *message, void *packets)
+{
+	const struct nlattr *part;
+	struct rtnl_link_stats64 counts;
+	RTNL_ATTRIBUTES(part, message, sizeof(struct ifinfomsg))
+		if (mnl_attr_get_type(part) == IFLA_STATS64 &&
+		    mnl_attr_get_payload_len(part) >= 4 * sizeof counts.rx_packets) {
+			memcpy(&counts, mnl_attr_get_payload(part), 4 * sizeof counts.rx_packets);
+			*(uint64_t *)packets += counts.rx_packets + counts.tx_packets;
+		}
+}
+
+int net_packets(uint64_t *packets)
+{
+	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
+	struct rtnl netlink RTNL_SCOPE = {0};
+	*packets = 0;
+	int error = rtnl_open(&netlink, NETLINK_ROUTE);
+	if (error)
+		return error;
+	struct nlmsghdr *message = rtnl_message(buffer, RTM_GETLINK, NLM_F_DUMP);
+	memset(mnl_nlmsg_put_extra_header(message, sizeof(struct ifinfomsg)), 0,
+	       sizeof(struct ifinfomsg));
+	return rtnl_ask(&netlink, message, add_packets, packets);
+}
+
+int net_digest(uint64_t *digest, const char **step)
+{
+	static const struct {
+		const char *step;
+		int (*add)(uint64_t *digest);
+	} parts[] = {
+		{"read /proc/net", add_proc_net},
+		{"read /proc/sys/net", add_sysctls},
+		{"list links and routes", dump_route},
+		{"list IPsec", dump_xfrm},
+		{"list rules", dump_netfilter},
+		{"list TCP metrics", dump_tcp_metrics},
+	};
+	int error = 0;
+	*digest = 14695981039346656037ULL;
+	for (size_t i = 0; i < sizeof parts / sizeof *parts && !error; i++) {
+		*step = parts[i].step;
+		error = parts[i].add(digest);
+	}
+	return error;
+}

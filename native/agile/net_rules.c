@@ -1,0 +1,47 @@
+/* Commands in nft's own language, by its library: one transaction each. */
+#include "net.h"
+#include "../common/cleanup.h"
+
+#include <errno.h>
+#include <nftables/libnftables.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+static void free_context(struct nft_ctx **context)
+{
+	if (*context)
+		nft_ctx_free(*context);
+}
+
+static int write_all(int file, const char *text)
+{
+	for (size_t left = text ? strlen(text) : 0; left;) {
+		ssize_t part = write(file, text, left);
+		if (part < 0 && errno != EINTR)
+			return -errno;
+		if (part > 0) {
+			left -= (size_t)part;
+			text += part;
+		}
+	}
+	return 0;
+}
+
+int net_rules(const char *commands, int *output, const char **step)
+{
+	struct nft_ctx *context __attribute__((cleanup(free_context))) = nft_ctx_new(NFT_CTX_DEFAULT);
+	*step = "open nftables";
+	if (!context || nft_ctx_buffer_output(context) || nft_ctx_buffer_error(context))
+		return -ENOMEM;
+	nft_ctx_output_set_flags(context, NFT_CTX_OUTPUT_JSON | NFT_CTX_OUTPUT_HANDLE);
+	int refused = nft_run_cmd_from_buffer(context, commands);
+	*step = "store nft's answer";
+	*output = memfd_create("nft", MFD_CLOEXEC);
+	if (*output < 0)
+		return -errno;
+	int error = write_all(*output, refused ? nft_ctx_get_error_buffer(context)
+					       : nft_ctx_get_output_buffer(context));
+	*step = "change the rules";
+	return error ? error : refused ? -EINVAL : 0;
+}

@@ -1,0 +1,70 @@
+/* Netlink over libmnl: requests, and the links, addresses and routes of an instance.
+ *
+ * A socket speaks to the network namespace that it was opened in, whatever namespace its process is
+ * in later. Every function returns 0 or a negative errno.
+ */
+#ifndef FIRSTLIGHT_RTNL_H
+#define FIRSTLIGHT_RTNL_H
+
+#include <libmnl/libmnl.h>
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct rtnl {
+	struct mnl_socket *socket;
+	uint32_t sequence;
+};
+
+/* family: NETLINK_ROUTE, NETLINK_NETFILTER, ... An answer that does not come in 5 s is ETIMEDOUT. */
+int rtnl_open(struct rtnl *netlink, int family);
+void rtnl_close(struct rtnl *netlink);
+#define RTNL_SCOPE __attribute__((cleanup(rtnl_close)))
+
+typedef void rtnl_each(const struct nlmsghdr *message, void *data);
+
+/* Sends a request and reads to its acknowledgement, or to the end of its dump. Answers to other
+ * requests are not taken for its own. ``each`` (or NULL) gets every message of the answer. */
+int rtnl_ask(struct rtnl *netlink, struct nlmsghdr *request, rtnl_each *each, void *data);
+
+/* The head of a message in a buffer of RTNL_BUFFER bytes. */
+enum { RTNL_BUFFER = 1024 };
+struct nlmsghdr *rtnl_message(void *buffer, uint16_t type, uint16_t flags);
+
+/* The attributes after a message's head of that size, and those in another: libmnl's own loops do not
+ * compile with -Wconversion. */
+#define RTNL_ATTRIBUTES(part, message, size)                                                       \
+	for ((part) = mnl_nlmsg_get_payload_offset((message), (size));                             \
+			mnl_attr_ok((part), (int)((const char *)mnl_nlmsg_get_payload_tail(message) - \
+						  (const char *)(part)));                          \
+			(part) = mnl_attr_next(part))
+#define RTNL_NESTED(part, nest)                                                                    \
+	for ((part) = mnl_attr_get_payload(nest);                                                  \
+			mnl_attr_ok((part), (int)((const char *)(nest) + (nest)->nla_len -         \
+						  (const char *)(part)));                          \
+			(part) = mnl_attr_next(part))
+
+struct rtnl_veth {
+	const char *name, *peer;
+	int index, peer_index, peer_namespace; /* the peer is born in that namespace */
+	const unsigned char *mac, *peer_mac;
+};
+
+int rtnl_veth_add(struct rtnl *netlink, const struct rtnl_veth *veth);
+/* A bridge without ports, up: a link that only holds an address. */
+int rtnl_bridge_add(struct rtnl *netlink, const char *name, int index);
+/* IPv6 makes no address there by itself, so that none is probed for duplicates. */
+int rtnl_link_up(struct rtnl *netlink, int index);
+/* Asks for a link; before it answers, the kernel does what it still owes to its carrier. */
+int rtnl_link_settle(struct rtnl *netlink, int index);
+int rtnl_link_delete(struct rtnl *netlink, int index);
+/* Whether packets of 127.0.0.0/8 may come and go by that link. */
+int rtnl_link_route_localnet(struct rtnl *netlink, int index, bool on);
+int rtnl_address_add(struct rtnl *netlink, int index, struct in_addr address);
+/* To one address on the link itself; a source of 0.0.0.0 is none. */
+int rtnl_route_host(struct rtnl *netlink, int index, struct in_addr to, struct in_addr source);
+int rtnl_route_default(struct rtnl *netlink, int index, struct in_addr gateway);
+int rtnl_neighbour_add(struct rtnl *netlink, int index, struct in_addr address,
+		       const unsigned char *mac);
+
+#endif

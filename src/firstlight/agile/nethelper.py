@@ -1,0 +1,228 @@
+"""The network helper: what may wait for the kernel's network locks, away from the event loop.
+
+Layouts: ``native/agile/net.h``.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from enum import IntEnum, IntFlag
+from ipaddress import IPv4Address
+from struct import Struct
+from typing import Any, NamedTuple
+
+from firstlight.agile import helper
+from firstlight.agile.helper import Helper
+from firstlight.errors import Failed
+from firstlight.native import native
+
+PROGRAM = "net-helper"
+_REQUEST, _ANSWER = Struct("=IIQi4s4s16sI"), Struct("=QQi28s")
+_RANGE = Struct("=4s4si")
+RANGES_MAX, _BODY_MAX, _MESSAGE_MAX = 1024, 65536, 4096
+SILENCE_SECONDS = 10.0
+"""A helper that has answered nothing for so long, and is asked, hangs."""
+
+
+class Verb(IntEnum):
+    """What it can be asked."""
+
+    HOST = 1
+    MAKE = 2
+    CHECK = 3
+    FORGET = 4
+    RULES = 5
+    LOCALNET = 6
+    REMOVE = 7
+
+
+class Flag(IntFlag):
+    """Of MAKE."""
+
+    WIRED = 1
+    NEIGHBOURS = 2
+
+
+class Answer(NamedTuple):
+    """``error`` is an errno or 0; ``step`` is what failed. The descriptor is the taker's."""
+
+    id: int
+    digest: int
+    error: int
+    step: str
+    rest: bytes
+    descriptor: int
+
+    def check(self, what: str) -> "Answer":
+        """Itself. Raises Failed."""
+        if self.error:
+            raise Failed(f"cannot {what}: {self.step}: {os.strerror(self.error)}")
+        return self
+
+
+class Request(NamedTuple):
+    """One request; ``link_index`` and ``link`` are of the link on the host."""
+
+    verb: Verb
+    flags: Flag = Flag(0)
+    link_index: int = 0
+    address: IPv4Address = IPv4Address(0)
+    gateway: IPv4Address = IPv4Address(0)
+    link: str = ""
+    body: bytes = b""
+
+    def encode(self, number: int) -> bytes:
+        """Its bytes. Raises Failed for a body that no message holds."""
+        if len(self.body) > _BODY_MAX:
+            raise Failed(f"{len(self.body)} bytes of rules are more than {_BODY_MAX}")
+        return _REQUEST.pack(
+            self.verb, self.flags, number, self.link_index,
+            self.address.packed, self.gateway.packed, self.link.encode(), 0,
+        ) + self.body  # fmt: skip
+
+
+def rules(commands: str) -> Request:
+    """Commands in nft's language, one transaction."""
+    return Request(Verb.RULES, body=commands.encode() + b"\0")
+
+
+def forget(ranges: Sequence[tuple[IPv4Address, IPv4Address, int]]) -> Request:
+    """End the connections of addresses from the first to the last whose link has gone."""
+    body = b"".join(_RANGE.pack(a.packed, b.packed, index) for a, b, index in ranges)
+    return Request(Verb.FORGET, body=body)
+
+
+def read_rules(answer: Answer, what: str) -> list[dict[str, Any]]:
+    """What nft lists, from its JSON. Raises Failed, with nft's own words."""
+    try:
+        text = _read(answer.descriptor) if answer.descriptor >= 0 else ""
+    finally:
+        if answer.descriptor >= 0:
+            os.close(answer.descriptor)
+    if answer.error:
+        line = text.strip().partition("\n")[0].removeprefix("Error: ")
+        raise Failed(f"cannot {what}: {line or os.strerror(answer.error)}")
+    return list(json.loads(text)["nftables"]) if text else []
+
+
+def _read(descriptor: int) -> str:
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        file.seek(0)
+        return file.read().decode(errors="replace")
+
+
+def _decode(message: bytes, descriptor: int) -> Answer:
+    number, digest, error, step = _ANSWER.unpack_from(message)
+    text = step.rstrip(b"\0").decode(errors="replace")
+    return Answer(number, digest, error, text, message[_ANSWER.size :], descriptor)
+
+
+class NetHelper:
+    """A helper process, started when it is first asked, and again if it dies or hangs."""
+
+    def __init__(self, silence: float = SILENCE_SECONDS) -> None:
+        self._silence = silence
+        self._asked: dict[int, asyncio.Future[Answer]] = {}
+        self._count = 0
+        self._helper: Helper | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._is_closed = False
+
+    @property
+    def pid(self) -> int:
+        """Its process, or -1."""
+        return self._helper.pid if self._helper else -1
+
+    async def ask(self, request: Request, descriptor: int = -1) -> Answer:
+        """Its answer. Raises Failed if it dies, hangs or cannot be started."""
+        if self._is_closed:
+            raise Failed("the network is closed", "start the runtime again")
+        self._count += 1
+        message = request.encode(self._count)
+        if self._helper is None:
+            self._helper = Helper(PROGRAM, self._take_answer, self._died)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        self._asked[self._count] = future
+        self._helper.send(message, [descriptor] if descriptor >= 0 else [])
+        if self._watch is None:
+            self._watch = loop.call_later(self._silence, self._hangs)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            _close_answer(future)
+            raise
+
+    def close(self) -> None:
+        """End it; what it was asked fails."""
+        self._is_closed = True
+        self._end("the network is closed")
+
+    def _take_answer(self, message: bytes, descriptor: int) -> None:
+        answer = _decode(message, descriptor)
+        future = self._asked.pop(answer.id, None)
+        self._rewatch()
+        if future and not future.done():
+            future.set_result(answer)
+        elif descriptor >= 0:
+            os.close(descriptor)
+
+    def _rewatch(self) -> None:
+        if self._watch:
+            self._watch.cancel()
+            self._watch = None
+        if self._asked:
+            self._watch = asyncio.get_running_loop().call_later(self._silence, self._hangs)
+
+    def _hangs(self) -> None:
+        why = f"the network helper did not answer in {self._silence:g} s and was killed"
+        self._end(why, wait=False)
+
+    def _died(self) -> None:
+        self._end("the network helper was killed")
+
+    def _end(self, why: str, wait: bool = True) -> None:
+        ended, self._helper = self._helper, None
+        asked, self._asked = self._asked, {}
+        self._rewatch()
+        if ended:
+            ended.close(wait)
+        for future in asked.values():
+            if not future.done():
+                future.set_exception(Failed(why, "try again"))
+
+
+def ask_once(*requests: Request) -> list[Answer]:
+    """Ask a helper of one's own, and wait: where there is no event loop. Raises Failed."""
+    path = str(native(PROGRAM))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            pid = helper.spawn(path, theirs.fileno())
+        ours.settimeout(SILENCE_SECONDS)
+        try:
+            return [_ask(ours, request) for request in requests]
+        except OSError as error:
+            raise Failed(f"{path} does not answer: {error}") from error
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _ask(to: socket.socket, request: Request) -> Answer:
+    to.send(request.encode(1))
+    message, descriptors, _, _ = socket.recv_fds(to, _MESSAGE_MAX, 1)
+    if not message:
+        raise OSError("it has ended")
+    return _decode(message, descriptors[0] if descriptors else -1)
+
+
+def _close_answer(future: "asyncio.Future[Answer]") -> None:
+    """Close the descriptor of an answer that came just before its asker was cancelled."""
+    if future.done() and not future.cancelled() and not future.exception():
+        answer = future.result()
+        if answer.descriptor >= 0:
+            os.close(answer.descriptor)

@@ -1,0 +1,266 @@
+"""Forwarding, and the other software of a host that has to do with it."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.support.agile_host import on_host
+from tests.support.network_host import (
+    HOST,
+    inside,
+    neighbour,
+    networks,
+    on_network_host,
+    sh,
+    state,
+)
+
+from firstlight.agile import Config
+from firstlight.agile.journal import Journal
+from firstlight.agile.network import Networks
+
+FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+WORLD = "198.51.100.2"
+
+
+@contextmanager
+def neighbours() -> Iterator[list]:  # type: ignore[type-arg]
+    with (
+        neighbour("left", "203.0.113.1/24", "203.0.113.2/24") as left,
+        neighbour("world", "198.51.100.1/24", f"{WORLD}/24") as world,
+    ):
+        yield [left, world]
+
+
+def test_forwarding_that_was_off_serves_instances_alone_and_is_off_again_afterwards() -> None:
+    async def main() -> None:
+        sh("ip link set lo up; sysctl -qw net.ipv4.ip_forward=0")
+        with neighbours() as (left, world), world.serving("0.0.0.0", 80):
+            async with networks() as made:
+                made_now = await made.make("outbound")
+                assert FORWARD.read_text() == "1\n"
+                assert inside(made_now).reaches(WORLD, 80)
+                assert not left.reaches(WORLD, 80), "the host is a router for others"
+                made.discard(made_now)
+            assert FORWARD.read_text() == "0\n"
+            assert not left.reaches(WORLD, 80)
+
+    on_host(main)
+
+
+def test_forwarding_that_was_on_stays_everybodys() -> None:
+    async def main() -> None:
+        sh("ip link set lo up; sysctl -qw net.ipv4.ip_forward=1")
+        with neighbours() as (left, world), world.serving("0.0.0.0", 80):
+            async with networks() as made:
+                made_now = await made.make("outbound")
+                assert inside(made_now).reaches(WORLD, 80)
+                assert left.reaches(WORLD, 80)
+                made.discard(made_now)
+            assert FORWARD.read_text() == "1\n"
+            assert left.reaches(WORLD, 80)
+
+    on_host(main)
+
+
+def test_forwarding_that_was_turned_off_meanwhile_stays_off() -> None:
+    async def main() -> None:
+        async with networks():
+            sh("sysctl -qw net.ipv4.ip_forward=0")
+        assert FORWARD.read_text() == "0\n"
+
+    on_host(main)
+
+
+def test_two_runtimes_share_the_guard_and_the_last_one_ends_it() -> None:
+    async def main() -> None:
+        sh("ip link set lo up")
+        with neighbours() as (left, world), world.serving("0.0.0.0", 80):
+            first, second = networks(), networks(name="to", range="10.214.0.0/16")
+            one = await first.__aenter__()
+            two = await second.__aenter__()
+            for made in (one, two):
+                used = await made.make("outbound")
+                assert inside(used).reaches(WORLD, 80)
+                made.discard(used)
+            await first.__aexit__(None, None, None)
+            used = await two.make("outbound")
+            assert inside(used).reaches(WORLD, 80)
+            two.discard(used)
+            assert not left.reaches(WORLD, 80)
+            await second.__aexit__(None, None, None)
+            assert FORWARD.read_text() == "0\n"
+            assert "firstlight" not in sh("nft list ruleset")
+
+    on_host(main)
+
+
+def test_what_a_killed_runtime_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """The journal names it; the process that made it is gone without a word."""
+
+    async def main() -> None:
+        sh("ip link set lo up; nft 'table ip filter { chain FORWARD { type filter hook forward "
+           "priority filter; policy drop; }; }'")  # fmt: skip
+        before = state()
+        pid = os.fork()
+        if pid == 0:
+            code = (
+                "import asyncio; from firstlight.agile import Config; "
+                "from firstlight.agile.journal import Journal; "
+                "from firstlight.agile.network import Networks; "
+                f"c = Config(name='tn', state='{tmp_path}'); j = Journal(c.directory); j.open(); "
+                "n = Networks(c); n.check(); j.record('network', n.table, n.anchor)\n"
+                "async def main():\n"
+                "  await n.open(); await n.make('outbound'); import os; os.kill(os.getpid(), 9)\n"
+                "asyncio.run(main())"
+            )
+            os.execv(sys.executable, [sys.executable, "-c", code])
+        os.waitpid(pid, 0)
+        assert state() != before
+        journal = Journal(Config(name="tn", state=str(tmp_path)).directory)
+        journal.open()
+        assert state() == before
+        journal.close()
+
+    on_host(main)
+
+
+RULES = {
+    "iptables-nft, policy drop": (
+        "nft 'table ip filter { chain FORWARD { type filter hook forward priority filter; "
+        "policy drop; }; }'"
+    ),
+    "iptables-nft": "iptables-nft -P FORWARD DROP",
+    "iptables-nft, last rule rejects": "iptables-nft -A FORWARD -j REJECT",
+    "Docker by iptables-nft": (
+        "iptables-nft -N DOCKER-USER; iptables-nft -A DOCKER-USER -j RETURN; "
+        "iptables-nft -A FORWARD -j DOCKER-USER; iptables-nft -P FORWARD DROP"
+    ),
+    "iptables-legacy": "iptables-legacy -P FORWARD DROP",
+    "iptables-legacy, last rule rejects": "iptables-legacy -A FORWARD -j REJECT",
+    "Docker by iptables-legacy": (
+        "iptables-legacy -N DOCKER-USER; iptables-legacy -A DOCKER-USER -j RETURN; "
+        "iptables-legacy -A FORWARD -j DOCKER-USER; iptables-legacy -P FORWARD DROP"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_instances_reach_the_world_where_iptables_closes_what_is_forwarded(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = "iptables-legacy -S; iptables-legacy-save -t filter | grep -v '^[#:]'; true"
+
+    async def main() -> None:
+        sh("ip link set lo up; " + RULES[name])
+        before = [state(), sh(rules)]
+        with neighbours() as (left, world), world.serving("0.0.0.0", 80):
+            async with networks() as made:
+                used = await made.make("outbound")
+                assert used.address
+                assert inside(used).reaches(WORLD, 80)
+                assert not left.reaches(WORLD, 80)
+                with inside(used).serving("0.0.0.0", 80):
+                    await made.publish({8080: 80}, used.address)
+                    assert world.reaches("198.51.100.1", 8080)
+                    await made.withdraw({8080: 80}, used.address)
+                made.discard(used)
+        assert [state(), sh(rules)] == before, "its rules stayed"
+
+    on_host(main)
+    assert "forward" not in caplog.text
+
+
+FOREIGN = {
+    "an administrator's table": (
+        "table inet mine { chain through { type filter hook forward priority 10; policy drop; }; }",
+        "the chain inet mine through drops what instances forward: nft 'insert rule",
+    ),
+    "firewalld": (
+        "table inet firewalld { chain filter_FORWARD { type filter hook forward priority 10; "
+        "ct state established accept; reject with icmpx admin-prohibited; }; }",
+        "firewall-cmd --permanent --zone=trusted --add-source=10.213.0.0/16",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_table_of_anothers_is_left_alone_and_the_remedy_is_said_and_works(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    table, words = FOREIGN[name]
+
+    async def main(made: Networks) -> None:
+        with neighbours() as (_, world), world.serving("0.0.0.0", 80):
+            used = await made.make("outbound")
+            assert not inside(used).reaches(WORLD, 80)
+            [message] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+            assert words in message
+            if "nft '" in message:
+                sh(message[message.index("nft '") :])
+                assert inside(used).reaches(WORLD, 80)
+                sh("nft flush chain inet mine through")
+            made.discard(used)
+
+    on_network_host(main, before=f"nft '{table}'")
+
+
+@pytest.mark.skipif(not Path("/usr/sbin/ufw").exists(), reason="ufw is not installed")
+def test_beside_ufw() -> None:
+    """Its own rules, from its own files, without its service."""
+
+    async def main() -> None:
+        sh("""
+            ip link set lo up
+            mkdir /tmp/ufw-test; mount -t tmpfs tmpfs /tmp/ufw-test
+            cp -r /etc/ufw /etc/default/ufw /tmp/ufw-test/ 2>/dev/null || true
+            iptables-nft -P FORWARD DROP; iptables-nft -P INPUT DROP
+            iptables-nft -N ufw-before-forward; iptables-nft -A FORWARD -j ufw-before-forward
+            iptables-nft -N ufw-reject-forward; iptables-nft -A FORWARD -j ufw-reject-forward
+            umount /tmp/ufw-test; rmdir /tmp/ufw-test
+        """)
+        with neighbours() as (_, world), world.serving("0.0.0.0", 80):
+            async with networks() as made:
+                used = await made.make("outbound")
+                assert inside(used).reaches(WORLD, 80)
+                made.discard(used)
+
+    on_host(main)
+
+
+@pytest.mark.parametrize("reach", ["outbound", "none"])
+def test_a_host_without_ipv6(reach: str) -> None:
+    """A tmpfs stands for the settings of such a kernel, in the test's own mount namespace."""
+
+    async def main(made: Networks) -> None:
+        sh("""
+            mount -t tmpfs settings /proc/sys/net
+            mkdir -p /proc/sys/net/ipv4 /proc/sys/net/core; echo 1 > /proc/sys/net/ipv4/ip_forward
+        """)
+        used = await made.make(reach)  # type: ignore[arg-type]
+        if used.address:
+            with inside(used).serving("0.0.0.0", 80):
+                assert HOST.reaches(str(used.address), 80)
+        made.discard(used)
+        sh("umount /proc/sys/net")
+
+    on_network_host(main)
+
+
+def test_no_process_is_started_for_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(made: Networks) -> None:
+        used = await made.make("outbound")
+        assert used.address
+        monkeypatch.setattr(subprocess, "Popen", None)
+        monkeypatch.setattr(os, "posix_spawn", None)
+        await made.publish({8080: 80}, used.address)
+        await made.withdraw({8080: 80}, used.address)
+        monkeypatch.undo()
+        made.discard(used)
+
+    on_network_host(main)
