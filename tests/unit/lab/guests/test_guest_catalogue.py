@@ -126,13 +126,13 @@ def test_what_cannot_boot_is_refused_and_leaves_nothing(
         (Entry(name="mine", kind="osv", filesystem="zfs"), {"disk.img": image}, "holds ext, not"),
         (Entry(name="mine", kind="osv"), {"disk.img": Path("/etc/passwd")}, "no boot loader"),
         (Entry(name="mine", kind="generic", ready="up"), {"disk.img": image}, "no boot loader"),
-        (Entry(name="mine", kind="linux"), {"kernel": kernel, "disk.img": image}, "is a kernel"),
+        (Entry(name="mine", kind="linux"), {"kernel": kernel, "disk.img": image}, "takes a kernel only"),
         (Entry(name="mine", kind="generic"), {"kernel": kernel}, "has no ready line"),
         (Entry(name="mine", kind="generic", ready="a(b"), {"kernel": kernel}, r"'a\(b' is not a"),
         (Entry(name="mine", kind="plan9"), {"kernel": kernel}, "unknown kind of guest"),
-        (Entry(name="../mine", kind="osv"), {"kernel": kernel}, "is no name for a guest"),
-        (Entry(name="linux", kind="osv"), {"kernel": kernel}, "linux is a guest of firstlight's"),
-        (Entry(name="probe-verbose", kind="osv"), {"kernel": kernel}, "a guest of firstlight's"),
+        (Entry(name="../mine", kind="osv"), {"kernel": kernel}, "is not a valid guest name"),
+        (Entry(name="linux", kind="osv"), {"kernel": kernel}, "linux is one of firstlight's own"),
+        (Entry(name="probe-verbose", kind="osv"), {"kernel": kernel}, "one of firstlight's own"),
     ):
         with pytest.raises(FirstlightError, match=fact) as error:
             catalogue.add(entry, files)
