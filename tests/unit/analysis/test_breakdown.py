@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firstlight.analysis import breakdown as breakdowns
 from firstlight.analysis.breakdown import breakdown, timeline
 from firstlight.model import Ending, EndPoint, Header, Sample, Stamps, Step
-from firstlight.store import SPAN_SCHEMA, Run
+from firstlight.store import SPAN_SCHEMA, Run, read
 
 ROOT, GENERATOR = 100, 9
 NAP = "do_nanosleep;hrtimer_nanosleep"
@@ -443,3 +444,18 @@ def test_two_samples_of_a_batch_do_not_share_their_time() -> None:
         assert table.filter(pl.col("sample") == index)["wall"].sum() == took
     assert table.filter((pl.col("sample") == 1) & (pl.col("phase") == "mount")).is_empty()
     assert replace(held, samples=held.samples[:1]).samples == held.samples[:1]
+
+
+def test_many_batches_are_divided_as_each_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of many starts lie on one line: none may see another's calls, waits or wakes."""
+    stored = read(Path(__file__).parents[2] / "data" / "schema-1")
+    whole = breakdown(stored)
+    monkeypatch.setattr(breakdowns, "_CHUNK_SPANS", 1)
+    assert breakdown(stored).equals(whole)
+    alone = [
+        breakdown(replace(stored, samples=[each]))
+        for each in stored.samples
+        if each.traced and each.latency is not None
+    ]
+    assert len(alone) > 1
+    assert pl.concat(alone).equals(whole)
