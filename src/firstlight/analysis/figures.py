@@ -242,23 +242,23 @@ def _overhead(traced: Sequence[Sample], untraced: Sequence[Sample]) -> Interval 
 
 
 def _parts(samples: Sequence[Sample], breakdown: pl.DataFrame) -> Iterable[Part]:
-    rows = breakdown.filter(pl.col("sample").is_in([sample.index for sample in samples]))
-    found = rows.get_column("phase").unique().to_list()
-    if not found:
-        return
+    places = {sample.index: place for place, sample in enumerate(samples)}
+    rows = breakdown.filter(pl.col("sample").is_in(list(places)))
+    by_phase = {str(phase): part for (phase,), part in rows.group_by("phase")}
     groups = batches(samples)
-    wall = {phase: _per_sample(samples, rows, phase, "wall") for phase in found}
+    wall = {phase: _per_sample(places, part, "wall") for phase, part in by_phase.items()}
     total = np.sum(list(wall.values()), axis=0)
-    for phase in in_order(found):
-        own = rows.filter(pl.col("phase") == phase)
-        spent = max(int(own.get_column("wall").sum()), 1)
+    for phase in in_order(by_phase):
+        own = by_phase[phase]
+        walls = own.get_column("wall").to_numpy()
+        spent = max(int(walls.sum()), 1)
+        kernel = int(walls[(own.get_column("shade") == "kernel").to_numpy()].sum())
         by_cause = own.group_by("cause").agg(pl.col("wall").sum()).sort("wall", descending=True)
-        kernel = int(own.filter(pl.col("shade") == "kernel").get_column("wall").sum())
         yield Part(
             phase=phase,
             share=share_interval(wall[phase], total, groups),
             wall=_median(wall[phase], groups),
-            summed=_median(_per_sample(samples, rows, phase, "summed"), groups),
+            summed=_median(_per_sample(places, own, "summed"), groups),
             kernel=kernel / spent,
             causes=tuple((cause, time / spent) for cause, time in by_cause.iter_rows() if time),
         )
@@ -309,10 +309,11 @@ def in_order(names: Iterable[str]) -> list[str]:
     )
 
 
-def _per_sample(samples: Sequence[Sample], rows: pl.DataFrame, phase: str, column: str) -> Floats:
-    sums = rows.filter(pl.col("phase") == phase).group_by("sample").agg(pl.col(column).sum())
-    of = dict(sums.iter_rows())
-    return np.array([of.get(sample.index, 0) for sample in samples], dtype=np.float64)
+def _per_sample(places: dict[int, int], rows: pl.DataFrame, column: str) -> Floats:
+    """The sum of a column for each sample, by its place; shape (samples,)."""
+    at = [places[sample] for sample in rows.get_column("sample").to_list()]
+    sums = np.bincount(at, weights=rows.get_column(column).to_numpy(), minlength=len(places))
+    return np.asarray(sums, np.float64)
 
 
 def steps(point: PointFigures) -> list[tuple[str, Interval]]:
