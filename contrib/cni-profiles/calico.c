@@ -48,7 +48,7 @@ static char *address_plugin(const struct call *call, char *to, size_t size)
 static struct in_addr allocate(const struct call *call)
 {
 	char type[64], address[64] = "";
-	scoped_text said = delegate(address_plugin(call, type, sizeof type), call->conf);
+	char *said FREE_SCOPE = delegate(address_plugin(call, type, sizeof type), call->conf);
 	const char *ips = json_end(said) ? json_member(said, "ips") : NULL;
 	const char *first = ips ? json_next(ips, NULL) : NULL;
 	const char *value = first ? json_member(first, "address") : NULL;
@@ -63,7 +63,7 @@ static void make_pair(const struct call *call, const char *host, struct in_addr 
 	static const unsigned char MAC[] = {0xee, 0xee, 0xee, 0xee, 0xee, 0xee};
 	char mtu[16];
 	struct visit visit = enter(call);
-	scoped_fd route = netlink_open(0);
+	int route FILE_SCOPE = netlink_open(0);
 	must(route < 0 ? -1 : link_add_veth(route, call->interface, host, -1), "make the pair %s",
 	     host);
 	must(link_set_mtu(route, call->interface,
@@ -85,7 +85,7 @@ static void make_pair(const struct call *call, const char *host, struct in_addr 
 
 static void set_up_host(const char *host, struct in_addr address)
 {
-	scoped_fd route = netlink_open(0);
+	int route FILE_SCOPE = netlink_open(0);
 	set_sysctl("0", "ipv6/conf/%s/accept_ra", host);
 	set_sysctl("1", "ipv4/conf/%s/route_localnet", host);
 	set_sysctl("0", "ipv4/neigh/%s/proxy_delay", host);
@@ -101,8 +101,8 @@ static void write_endpoint(const struct call *call, struct etcd *etcd, const cha
 			   struct in_addr address)
 {
 	char text[INET_ADDRSTRLEN], node[64];
-	scoped_text key = endpoint_key(call);
-	scoped_text value = text_of(
+	char *key FREE_SCOPE = endpoint_key(call);
+	char *value FREE_SCOPE = text_of(
 		"{\"kind\":\"WorkloadEndpoint\",\"apiVersion\":\"projectcalico.org/v3\",\"metadata\":"
 		"{\"name\":\"%s\",\"namespace\":\"default\",\"labels\":{\"projectcalico.org/namespace\":"
 		"\"default\",\"projectcalico.org/orchestrator\":\"cni\"}},\"spec\":{\"orchestrator\":"
@@ -118,9 +118,9 @@ static void write_endpoint(const struct call *call, struct etcd *etcd, const cha
 
 static void ensure_profile(const struct call *call, struct etcd *etcd)
 {
-	scoped_text key = text_of(RESOURCES "profiles/%s", call->name);
+	char *key FREE_SCOPE = text_of(RESOURCES "profiles/%s", call->name);
 	scoped_pairs found = etcd_get(etcd, key);
-	scoped_text value = text_of(
+	char *value FREE_SCOPE = text_of(
 		"{\"kind\":\"Profile\",\"apiVersion\":\"projectcalico.org/v3\",\"metadata\":{\"name\":"
 		"\"%s\"},\"spec\":{\"ingress\":[{\"action\":\"Allow\",\"source\":{\"selector\":"
 		"\"has(%s)\"}}],\"egress\":[{\"action\":\"Allow\"}],\"labelsToApply\":{\"%s\":\"\"}}}",
@@ -134,9 +134,9 @@ static void add(const struct call *call)
 	char host[IFNAMSIZ];
 	snprintf(host, sizeof host, "cali%.11s", call->container);
 	struct etcd *etcd = open_ready(call);
-	scoped_text key = endpoint_key(call);
+	char *key FREE_SCOPE = endpoint_key(call);
 	*strrchr(key, '-') = 0;
-	scoped_text mine = text_of("%s-", key);
+	char *mine FREE_SCOPE = text_of("%s-", key);
 	scoped_pairs before = etcd_get_all(etcd, mine);
 	if (before.count)
 		refuse("the pod has an endpoint already: %s", before.all[0].key);
@@ -152,8 +152,8 @@ static void del(const struct call *call)
 {
 	char type[64];
 	struct etcd *etcd = open_ready(call);
-	scoped_text key = endpoint_key(call);
-	scoped_text said = delegate(address_plugin(call, type, sizeof type), call->conf);
+	char *key FREE_SCOPE = endpoint_key(call);
+	char *said FREE_SCOPE = delegate(address_plugin(call, type, sizeof type), call->conf);
 	scoped_pairs found = etcd_get(etcd, key);
 	if (found.count)
 		etcd_delete(etcd, key, found.all[0].revision);

@@ -64,7 +64,7 @@ static void read_pool(struct work *work)
 
 static void read_node(struct work *work)
 {
-	scoped_text key = text_of(RESOURCES "nodes/%s", work->node);
+	char *key FREE_SCOPE = text_of(RESOURCES "nodes/%s", work->node);
 	scoped_pairs found = etcd_get(work->etcd, key);
 	if (!found.count)
 		refuse("resource does not exist: Node(%s)", work->node);
@@ -90,9 +90,9 @@ static void claim(struct work *work, size_t number)
 	inet_ntop(AF_INET, &address, first, sizeof first);
 	for (size_t i = 0; i < BLOCK; i++)
 		strcat(nothing, i ? ",null" : "null");
-	scoped_text affinity = text_of(IPAM "host/%s/ipv4/block/%s-26", work->node, first);
-	scoped_text assignment = text_of(IPAM "assignment/ipv4/block/%s-26", first);
-	scoped_text block = text_of(
+	char *affinity FREE_SCOPE = text_of(IPAM "host/%s/ipv4/block/%s-26", work->node, first);
+	char *assignment FREE_SCOPE = text_of(IPAM "assignment/ipv4/block/%s-26", first);
+	char *block FREE_SCOPE = text_of(
 		"{\"cidr\":\"%s/26\",\"affinity\":\"host:%s\",\"strictAffinity\":false,"
 		"\"allocations\":[%s]}", first, work->node, nothing);
 	etcd_set(work->etcd, affinity, "{\"state\":\"pending\"}", 0);
@@ -115,7 +115,7 @@ static const char *find(const char *block, const char *value, uint32_t *number)
 
 static bool replace(struct work *work, const struct pair *block, const char *at, const char *with)
 {
-	scoped_text changed = text_of("%.*s%s%s", (int)(at - block->value), block->value, with,
+	char *changed FREE_SCOPE = text_of("%.*s%s%s", (int)(at - block->value), block->value, with,
 				      json_end(at));
 	return etcd_set(work->etcd, block->key, changed, block->revision);
 }
@@ -123,7 +123,7 @@ static bool replace(struct work *work, const struct pair *block, const char *at,
 static void remember(struct work *work, const char *block)
 {
 	scoped_pairs found = etcd_get(work->etcd, work->handle_key);
-	scoped_text value = text_of("{\"handleID\":\"%s\",\"block\":\"%s\",\"count\":1}", work->handle,
+	char *value FREE_SCOPE = text_of("{\"handleID\":\"%s\",\"block\":\"%s\",\"count\":1}", work->handle,
 				    block);
 	if (!etcd_set(work->etcd, work->handle_key, value, found.count ? found.all[0].revision : 0))
 		refuse("the handle %s is another's", work->handle);
@@ -136,12 +136,12 @@ static bool take(struct work *work, const char *affinity_key, struct in_addr *ad
 	uint32_t number;
 	scoped_pairs affinity = etcd_get(work->etcd, affinity_key);
 	const char *name = strrchr(affinity_key, '/') + 1;
-	scoped_text key = text_of(IPAM "assignment/ipv4/block/%s", name);
+	char *key FREE_SCOPE = text_of(IPAM "assignment/ipv4/block/%s", name);
 	scoped_pairs block = etcd_get(work->etcd, key);
 	const char *at = block.count ? find(block.all[0].value, "null", &number) : NULL;
 	if (!affinity.count || !at)
 		return false;
-	scoped_text owner = text_of("\"%s\"", work->handle);
+	char *owner FREE_SCOPE = text_of("\"%s\"", work->handle);
 	remember(work, name);
 	if (!replace(work, &block.all[0], at, owner))
 		return false;
@@ -154,7 +154,7 @@ static bool take(struct work *work, const char *affinity_key, struct in_addr *ad
 static struct in_addr assign(struct work *work)
 {
 	struct in_addr address;
-	scoped_text mine = text_of(IPAM "host/%s/ipv4/block/", work->node);
+	char *mine FREE_SCOPE = text_of(IPAM "host/%s/ipv4/block/", work->node);
 	for (int tries = 0; tries < TRIES; tries++) {
 		scoped_pairs ours = etcd_get_all(work->etcd, mine);
 		ensure_config(work);
@@ -172,7 +172,7 @@ static void add(const struct call *call)
 	struct work work = begin(call);
 	read_pool(&work);
 	read_pool(&work);
-	scoped_fd locked = lock();
+	int locked FILE_SCOPE = lock();
 	read_node(&work);
 	read_pool(&work);
 	struct in_addr address = assign(&work);
@@ -187,8 +187,8 @@ static void release(struct work *work, const struct pair *handle)
 	char name[64] = "";
 	uint32_t number;
 	const char *block = json_member(handle->value, "block");
-	scoped_text owner = text_of("\"%s\"", work->handle);
-	scoped_text key = text_of(IPAM "assignment/ipv4/block/%s",
+	char *owner FREE_SCOPE = text_of("\"%s\"", work->handle);
+	char *key FREE_SCOPE = text_of(IPAM "assignment/ipv4/block/%s",
 				  block ? json_text(block, name, sizeof name) : "");
 	for (int tries = 0; tries < TRIES; tries++) {
 		scoped_pairs found = etcd_get(work->etcd, key);
@@ -204,7 +204,7 @@ static void release(struct work *work, const struct pair *handle)
 static void del(const struct call *call)
 {
 	struct work work = begin(call);
-	scoped_fd locked = lock();
+	int locked FILE_SCOPE = lock();
 	scoped_pairs handle = etcd_get(work.etcd, work.handle_key);
 	if (handle.count)
 		release(&work, &handle.all[0]);

@@ -39,7 +39,7 @@ static char *ask(int agent, const char *method, const char *path, const char *bo
 static void mac_of(const char *link, char *to, size_t size)
 {
 	struct ifreq asked = {0};
-	scoped_fd fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int fd FILE_SCOPE = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	snprintf(asked.ifr_name, sizeof asked.ifr_name, "%s", link);
 	must(fd < 0 ? -1 : ioctl(fd, SIOCGIFHWADDR, &asked), "read %s's address", link);
 	const unsigned char *mac = (unsigned char *)asked.ifr_hwaddr.sa_data;
@@ -58,10 +58,10 @@ static void make_pair(const struct call *call, int route, const char *host, cons
 	must(link_query(route, host), "find %s", host);
 	must(link_set_mtu(route, host, mtu), "set the MTU of %s", host);
 	must(link_up(route, host), "bring %s up", host);
-	scoped_fd namespace = open_namespace(call);
+	int namespace FILE_SCOPE = open_namespace(call);
 	must(link_move(route, guest, namespace), "move %s", guest);
 	struct visit visit = enter(call);
-	scoped_fd there = netlink_open(0);
+	int there FILE_SCOPE = netlink_open(0);
 	must(there < 0 ? -1 : link_query(there, guest), "find %s", guest);
 	must(link_rename(there, guest, call->interface), "rename %s", guest);
 	leave(&visit);
@@ -71,7 +71,7 @@ static void configure(const struct call *call, struct in_addr address, struct in
 		      char *mac, size_t size)
 {
 	struct visit visit = enter(call);
-	scoped_fd route = netlink_open(0);
+	int route FILE_SCOPE = netlink_open(0);
 	must(route < 0 ? -1 : link_query(route, call->interface), "find %s", call->interface);
 	must(link_up(route, call->interface), "bring %s up", call->interface);
 	int index = link_index(route, call->interface);
@@ -85,7 +85,7 @@ static void configure(const struct call *call, struct in_addr address, struct in
 static void check_free(const struct call *call)
 {
 	struct visit visit = enter(call);
-	scoped_fd route = netlink_open(0);
+	int route FILE_SCOPE = netlink_open(0);
 	if (route >= 0 && !link_query(route, call->interface))
 		refuse("%s is in %s already", call->interface, call->namespace);
 	leave(&visit);
@@ -96,36 +96,36 @@ static void add(const struct call *call)
 	char host[IFNAMSIZ], guest[IFNAMSIZ], address[64], gateway[64], mtu[16], mac[24], host_mac[24];
 	snprintf(host, sizeof host, "lxc%.12s", call->container);
 	snprintf(guest, sizeof guest, "tmp%.5s", call->container);
-	scoped_fd agent = connect_unix("the agent", SOCKET);
-	scoped_text node = ask(agent, "GET", "/v1/config", "");
-	scoped_text again = ask(agent, "GET", "/v1/config", "");
+	int agent FILE_SCOPE = connect_unix("the agent", SOCKET);
+	char *node FREE_SCOPE = ask(agent, "GET", "/v1/config", "");
+	char *again FREE_SCOPE = ask(agent, "GET", "/v1/config", "");
 	member(node, (const char *[]){"status", "deviceMTU", NULL}, mtu, sizeof mtu);
 	member(again, (const char *[]){"status", "addressing", "ipv4", "ip", NULL}, gateway,
 	       sizeof gateway);
 	check_free(call);
-	scoped_text given = ask(agent, "POST", "/v1/ipam?owner=default", "");
+	char *given FREE_SCOPE = ask(agent, "POST", "/v1/ipam?owner=default", "");
 	member(given, (const char *[]){"address", "ipv4", NULL}, address, sizeof address);
-	scoped_fd route = netlink_open(0);
+	int route FILE_SCOPE = netlink_open(0);
 	must(route, "open a netlink socket");
 	make_pair(call, route, host, guest, (unsigned)atoi(mtu));
 	configure(call, address_of(address), address_of(gateway), mac, sizeof mac);
 	mac_of(host, host_mac, sizeof host_mac);
-	scoped_text endpoint = text_of(
+	char *endpoint FREE_SCOPE = text_of(
 		"{\"addressing\":{\"ipv4\":\"%s\",\"ipv4-pool-name\":\"default\"},\"container-id\":"
 		"\"%s\",\"container-interface-name\":\"%s\",\"datapath-configuration\":{},\"host-mac\":"
 		"\"%s\",\"interface-index\":%d,\"interface-name\":\"%s\",\"mac\":\"%s\",\"state\":"
 		"\"waiting-for-identity\",\"sync-build-endpoint\":true}",
 		address, call->container, call->interface, host_mac, link_index(route, host), host, mac);
-	scoped_text done = ask(agent, "PUT", "/v1/endpoint/cilium-local:0", endpoint);
+	char *done FREE_SCOPE = ask(agent, "PUT", "/v1/endpoint/cilium-local:0", endpoint);
 	say_result(call, host, address_of(address), 32, gateway);
 }
 
 static void del(const struct call *call)
 {
-	scoped_fd agent = connect_unix("the agent", SOCKET);
-	scoped_text node = ask(agent, "GET", "/v1/config", "");
-	scoped_text body = text_of("{\"container-id\":\"%s\"}", call->container);
-	scoped_text gone = ask(agent, "DELETE", "/v1/endpoint", body);
+	int agent FILE_SCOPE = connect_unix("the agent", SOCKET);
+	char *node FREE_SCOPE = ask(agent, "GET", "/v1/config", "");
+	char *body FREE_SCOPE = text_of("{\"container-id\":\"%s\"}", call->container);
+	char *gone FREE_SCOPE = ask(agent, "DELETE", "/v1/endpoint", body);
 	delete_interface(call);
 }
 

@@ -140,7 +140,7 @@ static ssize_t on_send(nghttp2_session *session, const uint8_t *data, size_t siz
 {
 	struct etcd *etcd = user;
 	(void)session, (void)flags;
-	return write_all(etcd->fd, (const char *)data, size) ? NGHTTP2_ERR_CALLBACK_FAILURE
+	return process_write_all(etcd->fd, (const char *)data, size) ? NGHTTP2_ERR_CALLBACK_FAILURE
 							     : (ssize_t)size;
 }
 
@@ -288,7 +288,7 @@ struct pairs etcd_get(struct etcd *etcd, const char *key)
 struct pairs etcd_get_all(struct etcd *etcd, const char *prefix)
 {
 	scoped_bytes message = {0};
-	scoped_text end = text_of("%s", prefix);
+	char *end FREE_SCOPE = text_of("%s", prefix);
 	end[strlen(end) - 1]++;
 	put_text(&message, RANGE_KEY, prefix);
 	put_text(&message, RANGE_END, end);

@@ -1,5 +1,6 @@
 #include "http.h"
 
+#include "common/http.h"
 #include "plugin.h"
 
 #include <arpa/inet.h>
@@ -48,26 +49,24 @@ static size_t receive(int fd, char *to, size_t size)
 
 int request(int fd, const char *method, const char *path, const char *body, char **answer)
 {
-	char head[HEAD_MAX + 1] = "", *end = NULL;
+	char head[HEAD_MAX + 1], asked[HEAD_MAX];
+	struct http_answer got = {0};
 	size_t used = 0;
-	scoped_text asked = text_of(
-		"%s %s HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n"
-		"Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
-		method, path, strlen(body), body);
-	must(write_all(fd, asked, strlen(asked)), "ask %s %s", method, path);
-	while (!end && used < HEAD_MAX) {
+	int size = http_request(asked, sizeof asked, method, path, body);
+	if (size < 0)
+		refuse("the request %s %s is too long", method, path);
+	must(process_write_all(fd, asked, (size_t)size), "ask %s %s", method, path);
+	do {
 		used += receive(fd, head + used, HEAD_MAX - used);
 		head[used] = 0;
-		end = strstr(head, "\r\n\r\n");
-	}
-	const char *length = end ? strcasestr(head, "\r\nContent-Length:") : NULL;
-	size_t whole = length && length < end ? strtoul(strchr(length, ':') + 1, NULL, 10) : 0;
-	size_t got = end ? used - (size_t)(end + 4 - head) : 0;
-	if (!end || whole > BODY_MAX || got > whole || !(*answer = malloc(whole + 1)))
+	} while (!http_parse(head, &got) && used < HEAD_MAX);
+	size_t here = got.body ? used - (size_t)(got.body - head) : 0;
+	if (!got.body || got.size > BODY_MAX || here > got.size ||
+	    !(*answer = malloc(got.size + 1)))
 		refuse("the answer to %s %s cannot be read", method, path);
-	memcpy(*answer, end + 4, got);
-	while (got < whole)
-		got += receive(fd, *answer + got, whole - got);
-	(*answer)[got] = 0;
-	return strncmp(head, "HTTP/1.1 ", 9) ? 0 : atoi(head + 9);
+	memcpy(*answer, got.body, here);
+	while (here < got.size)
+		here += receive(fd, *answer + here, got.size - here);
+	(*answer)[here] = 0;
+	return got.status;
 }

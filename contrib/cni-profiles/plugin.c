@@ -43,7 +43,7 @@ void refuse(const char *format, ...)
 void must(int done, const char *format, ...)
 {
 	char what[256];
-	int why = errno;
+	int why = done < -1 ? -done : errno;
 	va_list arguments;
 	if (done >= 0)
 		return;
@@ -106,8 +106,8 @@ void set_sysctl(const char *value, const char *format, ...)
 	va_start(arguments, format);
 	vsnprintf(path + used, sizeof path - used, format, arguments);
 	va_end(arguments);
-	scoped_fd fd = open(path, O_WRONLY | O_CLOEXEC);
-	must(fd < 0 ? -1 : write_all(fd, value, strlen(value)), "write %s to %s", value, path);
+	int fd FILE_SCOPE = open(path, O_WRONLY | O_CLOEXEC);
+	must(fd < 0 ? -1 : process_write_all(fd, value, strlen(value)), "write %s to %s", value, path);
 }
 
 void delete_interface(const struct call *call)
@@ -115,10 +115,21 @@ void delete_interface(const struct call *call)
 	if (!call->namespace || access(call->namespace, F_OK))
 		return;
 	struct visit visit = enter(call);
-	scoped_fd route = netlink_open(0);
+	int route FILE_SCOPE = netlink_open(0);
 	if (route >= 0 && !link_query(route, call->interface))
 		must(link_delete(route, call->interface), "delete %s", call->interface);
 	leave(&visit);
+}
+
+int run(char *const argv[], const char *text, char **output)
+{
+	struct error error = {0};
+	int input FILE_SCOPE = process_pipe((const char *[]){text, NULL});
+	must(input, "hand %s its input", argv[0]);
+	int status = process_run(argv, environ, input, output, &error);
+	if (status < 0)
+		refuse("%s", error.text);
+	return status;
 }
 
 static char *find(const char *type)
@@ -137,12 +148,9 @@ static char *find(const char *type)
 
 char *delegate(const char *type, const char *conf)
 {
-	int status = 0;
-	scoped_text program = find(type);
-	scoped_fd in = pipe_of((const char *[]){conf, NULL});
-	char *said = in < 0 ? NULL : run(program, (char *[]){program, NULL}, environ, in, &status);
-	if (!said)
-		refuse("%s", error);
+	char *program FREE_SCOPE = find(type);
+	char *said;
+	int status = run((char *[]){program, NULL}, conf, &said);
 	if (!status)
 		return said;
 	if (!*said)
@@ -174,7 +182,7 @@ struct in_addr address_of(const char *text)
 static void check(const struct call *call)
 {
 	struct visit visit = enter(call);
-	scoped_fd route = netlink_open(0);
+	int route FILE_SCOPE = netlink_open(0);
 	must(route < 0 ? -1 : link_query(route, call->interface), "find %s in %s", call->interface,
 	     call->namespace);
 	leave(&visit);
@@ -183,8 +191,8 @@ static void check(const struct call *call)
 static void read_configuration(struct call *call)
 {
 	const char *end;
-	call->conf = read_all(STDIN_FILENO);
-	if (!call->conf || !(end = json_end(call->conf)) || end[strspn(end, " \t\r\n")] ||
+	if (process_read_all(STDIN_FILENO, &call->conf) ||
+	    !(end = json_end(call->conf)) || end[strspn(end, " \t\r\n")] ||
 	    call->conf[strspn(call->conf, " \t\r\n")] != '{')
 		refuse_with(6, "the configuration is not a JSON object");
 	setting(call, "cniVersion", call->version, sizeof call->version, "0.3.0");

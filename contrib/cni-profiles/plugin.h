@@ -6,8 +6,9 @@
 #ifndef FIRSTLIGHT_PROFILE_H
 #define FIRSTLIGHT_PROFILE_H
 
-#include "cni/json.h"
-#include "cni/run.h"
+#include "common/cleanup.h"
+#include "common/process.h"
+#include "json.h"
 
 #include <netinet/in.h>
 #include <stdbool.h>
@@ -46,11 +47,15 @@ void leave(const struct visit *visit);
 /* Writes below /proc/sys/net; the path may name links. */
 __attribute__((format(printf, 2, 3))) void set_sysctl(const char *value, const char *format, ...);
 
-/* Refuses with the words and errno if a netlink request has failed. */
+/* Refuses with the words, and errno or a negative errno, if a call has failed. */
 __attribute__((format(printf, 2, 3))) void must(int done, const char *format, ...);
 
 /* Ends the pod's end of a pair; that it is not there is no error, nor that its namespace is not. */
 void delete_interface(const struct call *call);
+
+/* Executes a program with a text on its standard input; returns its wait status, and what it printed,
+ * for the caller to free. */
+int run(char *const argv[], const char *text, char **output);
 
 /* Executes another plugin of CNI_PATH for the same command; what it printed, for the caller to
  * free. If it fails, its words are this plugin's. */

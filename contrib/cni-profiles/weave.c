@@ -32,26 +32,30 @@ struct pod {
 
 static int ask(const struct call *call, const char *method, char **answer)
 {
-	scoped_fd weaver = connect_tcp("weaver", "127.0.0.1", 6784);
-	scoped_text path = text_of("/ip/%s", call->container);
+	int weaver FILE_SCOPE = connect_tcp("weaver", "127.0.0.1", 6784);
+	char *path FREE_SCOPE = text_of("/ip/%s", call->container);
 	return request(weaver, method, path, "", answer);
 }
 
 static void allocate(const struct call *call, struct pod *pod)
 {
-	scoped_text answer = NULL;
+	char *answer FREE_SCOPE = NULL;
 	int status = ask(call, "POST", &answer);
 	char *slash = strchr(answer, '/');
 	if (status != 200 || !slash)
 		refuse("unable to allocate IP address: %d: %s", status, answer);
 	*slash = 0;
 	pod->address = address_of(answer);
-	pod->prefix = (uint8_t)atoi(slash + 1);
-	in_addr_t mask = htonl(~0u << (32 - pod->prefix));
+	int prefix = atoi(slash + 1);
+	if (prefix < 1 || prefix > 32)
+		refuse("unable to allocate IP address: %s has the prefix %s", answer, slash + 1);
+	pod->prefix = (uint8_t)prefix;
+	in_addr_t mask = htonl(~0u << (32 - prefix));
 	struct in_addr network = {pod->address.s_addr & mask};
 	pod->broadcast.s_addr = pod->address.s_addr | ~mask;
 	inet_ntop(AF_INET, &network, pod->network, sizeof pod->network);
-	sprintf(pod->network + strlen(pod->network), "/%u", pod->prefix & 31u);
+	size_t length = strlen(pod->network);
+	snprintf(pod->network + length, sizeof pod->network - length, "/%d", prefix);
 }
 
 /* The address of the bridge, as the plugin finds it: among all that the host has. */
@@ -71,7 +75,7 @@ static void find_gateway(struct pod *pod)
 static void check_free(const struct call *call)
 {
 	struct visit visit = enter(call);
-	scoped_fd route = netlink_open(0);
+	int route FILE_SCOPE = netlink_open(0);
 	if (!link_query(route, call->interface))
 		refuse("%s is in %s already", call->interface, call->namespace);
 	leave(&visit);
@@ -81,7 +85,7 @@ static void leave_checksums(const char *link)
 {
 	struct ethtool_value value = {.cmd = ETHTOOL_GTXCSUM};
 	struct ifreq asked = {.ifr_data = (void *)&value};
-	scoped_fd fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int fd FILE_SCOPE = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	snprintf(asked.ifr_name, IFNAMSIZ, "%s", link);
 	must(fd < 0 ? -1 : ioctl(fd, SIOCETHTOOL, &asked), "ask for the checksums of %s", link);
 	value = (struct ethtool_value){.cmd = ETHTOOL_STXCSUM};
@@ -105,15 +109,10 @@ static void make_pair(int route, const struct pod *pod)
 static bool iptables(char *const arguments[])
 {
 	char *argv[24] = {"/usr/sbin/iptables"};
-	int status = 0;
-	scoped_fd in = pipe_of((const char *[]){NULL});
 	for (size_t i = 0; arguments[i]; i++)
 		argv[i + 1] = arguments[i];
-	char *said = in < 0 ? NULL : run(argv[0], argv, environ, in, &status);
-	if (!said)
-		refuse("%s", error);
-	free(said);
-	return !status;
+	char *said FREE_SCOPE = NULL;
+	return !run(argv, "", &said);
 }
 
 static void drop_multicast(const struct call *call)
@@ -139,7 +138,7 @@ static void accept_multicast(const struct call *call, const struct pod *pod)
 static void become_interface(const struct call *call, const struct pod *pod)
 {
 	struct visit visit = enter(call);
-	scoped_fd route = netlink_open(0);
+	int route FILE_SCOPE = netlink_open(0);
 	must(link_query(route, pod->guest), "find %s", pod->guest);
 	must(link_rename(route, pod->guest, call->interface), "rename %s", pod->guest);
 	set_sysctl("5", "ipv4/neigh/%s/base_reachable_time", call->interface);
@@ -159,7 +158,7 @@ static void announce(const struct call *call, const struct pod *pod)
 		.ethernet = {.ether_type = htons(ETHERTYPE_ARP)},
 		.arp.ea_hdr = {htons(ARPHRD_ETHER), htons(ETHERTYPE_IP), ETH_ALEN, 4, htons(ARPOP_REQUEST)},
 	};
-	scoped_fd fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(ETH_P_ARP));
+	int fd FILE_SCOPE = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(ETH_P_ARP));
 	snprintf(link.ifr_name, IFNAMSIZ, "%s", call->interface);
 	must(fd < 0 ? -1 : ioctl(fd, SIOCGIFHWADDR, &link), "read %s's address", call->interface);
 	memset(packet.ethernet.ether_dhost, 0xff, ETH_ALEN);
@@ -177,7 +176,7 @@ static void announce(const struct call *call, const struct pod *pod)
 static void configure(const struct call *call, const struct pod *pod)
 {
 	struct visit visit = enter(call);
-	scoped_fd route = netlink_open(0);
+	int route FILE_SCOPE = netlink_open(0);
 	must(link_query(route, call->interface), "find %s", call->interface);
 	must(address_add_prefix(route, link_index(route, call->interface), pod->address, pod->prefix),
 	     "give %s its address", call->interface);
@@ -191,7 +190,7 @@ static void configure(const struct call *call, const struct pod *pod)
 static void add_route(const struct call *call, const struct pod *pod)
 {
 	struct visit visit = enter(call);
-	scoped_fd route = netlink_open(0);
+	int route FILE_SCOPE = netlink_open(0);
 	must(link_query(route, call->interface), "find %s", call->interface);
 	must(route_add_default(route, link_index(route, call->interface), pod->gateway),
 	     "add the default route");
@@ -202,7 +201,7 @@ static void add(const struct call *call)
 {
 	char hairpin[8], gateway[INET_ADDRSTRLEN];
 	struct pod pod = {0};
-	scoped_fd route = netlink_open(0);
+	int route FILE_SCOPE = netlink_open(0);
 	if (!freopen("/dev/null", "w", stderr)) /* iptables says there what it does not find */
 		refuse("cannot open /dev/null");
 	snprintf(pod.host, sizeof pod.host, "vethwepl%.7s", call->container);
@@ -212,7 +211,7 @@ static void add(const struct call *call)
 	find_gateway(&pod);
 	check_free(call);
 	make_pair(route, &pod);
-	scoped_fd namespace = open_namespace(call);
+	int namespace FILE_SCOPE = open_namespace(call);
 	must(link_query(route, pod.guest), "find %s", pod.guest);
 	must(link_move(route, pod.guest, namespace), "move %s", pod.guest);
 	become_interface(call, &pod);
@@ -227,7 +226,7 @@ static void add(const struct call *call)
 
 static void del(const struct call *call)
 {
-	scoped_text answer = NULL;
+	char *answer FREE_SCOPE = NULL;
 	delete_interface(call);
 	int status = ask(call, "DELETE", &answer);
 	if (status != 204 && status != 200 && !strstr(answer, "no addresses for"))

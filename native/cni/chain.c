@@ -1,188 +1,206 @@
-#include "chain.h"
+#include "cni/chain.h"
 
-#include "json.h"
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "common/process.h"
 
-#include <errno.h>
+#include <cJSON.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-static int take_line(struct request *request, char *line)
+static void delete_json(cJSON **json)
 {
-	struct plugin *last = request->plugins + request->count - 1;
+	cJSON_Delete(*json);
+}
+#define JSON_SCOPE __attribute__((cleanup(delete_json)))
+
+const char *chain_name(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	return slash ? slash + 1 : path;
+}
+
+static int take_line(struct chain *chain, char *line)
+{
+	struct {
+		const char *word;
+		char **to;
+	} words[] = {
+		{"kept", &chain->kept},		  {"version", &chain->version},
+		{"namespace", &chain->namespace}, {"interface", &chain->interface},
+		{"packet", &chain->packet},	  {"until", &chain->until},
+		{"fill", &chain->fill},
+	};
 	char *value = strchr(line, ' ');
 	if (!value)
-		return -1;
+		return -EINVAL;
 	*value++ = 0;
-	struct { const char *word; char **to; } words[] = {
-		{"kept", &request->kept}, {"version", &request->version},
-		{"namespace", &request->namespace}, {"interface", &request->interface},
-		{"packet", &request->packet}, {"until", &request->until}, {"fill", &request->fill},
-	};
 	for (size_t i = 0; i < sizeof words / sizeof *words; i++)
 		if (!strcmp(line, words[i].word)) {
 			*words[i].to = value;
 			return 0;
 		}
-	if (!strcmp(line, "env") && request->variable_count < VARIABLES)
-		request->variables[1 + request->variable_count++] = value;
-	else if (!strcmp(line, "plugin") && request->count < PLUGINS)
-		request->plugins[request->count++].path = value;
-	else if (!strcmp(line, "conf") && request->count)
-		last->conf = value;
+	if (!strcmp(line, "env") && chain->variable_count < CHAIN_VARIABLES)
+		chain->variables[1 + chain->variable_count++] = value;
+	else if (!strcmp(line, "plugin") && chain->count < CHAIN_PLUGINS)
+		chain->plugins[chain->count++].path = value;
+	else if (!strcmp(line, "conf") && chain->count)
+		chain->plugins[chain->count - 1].conf = value;
 	else
-		return -1;
+		return -EINVAL;
 	return 0;
 }
 
-int load(struct request *request, const char *file)
+int chain_load(struct chain *chain, const char *file)
 {
-	scoped_fd fd = open(file, O_RDONLY | O_CLOEXEC);
+	int fd FILE_SCOPE = open(file, O_RDONLY | O_CLOEXEC);
 	size_t used = 0;
 	ssize_t n = fd < 0 ? -1 : 1;
-	while (n > 0 && used < REQUEST_MAX)
-		used += (size_t)((n = read(fd, request->text + used, REQUEST_MAX - used)) > 0 ? n : 0);
-	if (n)
-		return fail("cannot read the request %s: %s", file,
-			    n < 0 ? strerror(errno) : "it is too long");
-	char *rest = request->text, *line;
-	while ((line = strsep(&rest, "\n")) && *line)
-		if (take_line(request, line))
-			return fail("the request %s has a line that cannot be: %s", file, line);
-	bool whole = request->kept && request->version && request->namespace && request->interface;
-	for (size_t i = 0; i < request->count; i++)
-		whole = whole && request->plugins[i].conf;
-	return whole && request->count ? 0 : fail("the request %s is not whole", file);
-}
-
-static int explain(const char *command, const struct plugin *plugin, const char *said, int status)
-{
-	char message[600] = "", details[400] = "", code[16];
-	bool object = json_end(said) && said[strspn(said, " \t\r\n")] == '{';
-	const char *msg = object ? json_member(said, "msg") : NULL;
-	const char *more = object ? json_member(said, "details") : NULL;
-	const char *number = object ? json_member(said, "code") : NULL;
-	if (msg) {
-		json_text(msg, message, sizeof message);
-		if (more)
-			json_text(more, details, sizeof details);
-		return fail("plugin %s %s: %s%s%s%s%s%s", base(plugin->path), command, message,
-			    number ? " (code " : "", number ? json_text(number, code, sizeof code) : "",
-			    number ? ")" : "", *details ? ": " : "", details);
+	while (n > 0 && used < CHAIN_REQUEST_MAX) {
+		n = read(fd, chain->text + used, CHAIN_REQUEST_MAX - used);
+		used += n > 0 ? (size_t)n : 0;
 	}
+	if (n)
+		return error_set(&chain->error, n < 0 ? errno : EFBIG,
+				 "cannot read the request %s", file);
+	char *rest = chain->text, *line;
+	while ((line = strsep(&rest, "\n")) && *line)
+		if (take_line(chain, line))
+			return error_set(&chain->error, 0, "the request %s has an invalid line: %s",
+					 file, line);
+	bool whole = chain->kept && chain->version && chain->namespace && chain->interface;
+	for (size_t i = 0; i < chain->count; i++)
+		whole = whole && chain->plugins[i].conf;
+	if (whole && chain->count)
+		return 0;
+	return error_set(&chain->error, 0, "the request %s is not whole", file);
+}
+
+static const char *member(const cJSON *object, const char *key)
+{
+	return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(object, key));
+}
+
+/* The reason of a plugin that failed: in the specification's form, or whatever it printed. */
+static int explain(struct chain *chain, const char *call, const char *output, int status)
+{
+	cJSON *answer JSON_SCOPE = cJSON_Parse(output);
+	const cJSON *code = cJSON_GetObjectItemCaseSensitive(answer, "code");
+	const char *message = member(answer, "msg"), *details = member(answer, "details");
+	char coded[32] = "";
+	if (cJSON_IsNumber(code))
+		snprintf(coded, sizeof coded, " (code %d)", code->valueint);
+	if (message)
+		return error_set(&chain->error, 0, "%s: %s%s%s%s", call, message, coded,
+				 details && *details ? ": " : "", details ? details : "");
 	if (WIFSIGNALED(status))
-		return fail("plugin %s %s: killed by signal %d", base(plugin->path), command,
-			    WTERMSIG(status));
-	for (size_t i = 0; said[i] && i < sizeof message - 1; i++)
-		message[i] = said[i] == '\n' ? ' ' : said[i];
-	return fail("plugin %s %s: exit status %d%s%s", base(plugin->path), command,
-		    WEXITSTATUS(status), *message ? ": " : ", and no word of why", message);
+		return error_set(&chain->error, 0, "%s: killed by signal %d", call,
+				 WTERMSIG(status));
+	return error_set(&chain->error, 0, "%s: exit status %d%s%.600s", call, WEXITSTATUS(status),
+			 *output ? ": " : ", and no word of why", output);
 }
 
-/* Executes one plugin; returns what it printed, for the caller to free, or NULL. */
-static char *execute(struct request *request, const struct plugin *plugin, const char *command,
-		     const char *previous)
+static void name_call(char *to, size_t size, const struct chain_plugin *plugin, const char *command)
 {
-	char *argv[] = {plugin->path, NULL};
-	int status = 0;
-	scoped_fd in = pipe_of((const char *[]){
-		plugin->conf, previous ? ",\"prevResult\":" : "}", previous, "}", NULL});
-	if (in < 0)
-		return NULL;
-	char *said = run(plugin->path, argv, request->variables, in, &status);
-	if (said && !status)
-		return said;
-	if (said)
-		explain(command, plugin, said, status);
-	free(said);
-	return NULL;
+	snprintf(to, size, "plugin %s %s", chain_name(plugin->path), command);
 }
 
-/* Plugins of before 0.3.1 leave the version out: then it is the network's. */
-static char *with_version(const struct request *request, char *result)
+/* Executes one plugin; ``output`` is what it printed, for the caller to free. */
+static int execute(struct chain *chain, struct chain_plugin *plugin, const char *command,
+		   const char *previous, char **output)
 {
-	const char *rest = result ? result + strspn(result, " \t\r\n") : NULL;
-	char *whole = NULL;
-	if (!rest || *rest != '{' || !json_end(rest) || json_member(rest, "cniVersion"))
-		return result;
-	rest += 1 + strspn(rest + 1, " \t\r\n");
-	if (asprintf(&whole, "{\"cniVersion\":\"%s\"%s%s", request->version, *rest == '}' ? "" : ",",
-		     rest) < 0)
-		return result;
-	free(result);
-	return whole;
+	char call[128];
+	plugin->start = clock_now();
+	int input FILE_SCOPE =
+		process_pipe((const char *[]){plugin->conf, previous ? ",\"prevResult\":" : "}",
+					      previous, "}", NULL});
+	if (input < 0)
+		return error_set(&chain->error, -input, "cannot hand a plugin its configuration");
+	int status = process_run((char *[]){plugin->path, NULL}, chain->variables, input, output,
+				 &chain->error);
+	plugin->end = clock_now();
+	name_call(call, sizeof call, plugin, command);
+	return status > 0 ? explain(chain, call, *output, status) : status;
 }
 
-static int check_result(const struct request *request, const struct plugin *plugin,
-			const char *result)
+/* Whether an ADD's result is one of the network's version. Plugins of before 0.3.1 leave it out:
+ * then it is added. */
+static int check_result(struct chain *chain, const struct chain_plugin *plugin)
 {
-	char version[32] = "";
-	const char *end = json_end(result), *stated;
-	const char *name = base(plugin->path);
-	if (!result[strspn(result, " \t\r\n")])
-		return fail("plugin %s ADD: printed no result", name);
-	if (!end || end[strspn(end, " \t\r\n")] || result[strspn(result, " \t\r\n")] != '{')
-		return fail("plugin %s ADD: printed what is not a JSON object: %.200s", name, result);
-	if ((stated = json_member(result, "cniVersion")))
-		json_text(stated, version, sizeof version);
-	if (strcmp(version, request->version))
-		return fail("plugin %s ADD: its result is of CNI version %s and not %s", name, version,
-			    request->version);
-	return 0;
+	char call[128];
+	name_call(call, sizeof call, plugin, "ADD");
+	cJSON *result JSON_SCOPE = cJSON_ParseWithOpts(chain->result, NULL, true);
+	if (!chain->result[strspn(chain->result, " \t\r\n")])
+		return error_set(&chain->error, 0, "%s: printed no result", call);
+	if (!cJSON_IsObject(result))
+		return error_set(&chain->error, 0, "%s: printed what is not a JSON object: %.200s",
+				 call, chain->result);
+	if (!cJSON_HasObjectItem(result, "cniVersion")) {
+		cJSON_AddStringToObject(result, "cniVersion", chain->version);
+		free(chain->result);
+		chain->result = cJSON_PrintUnformatted(result);
+		return chain->result ? 0 : error_set(&chain->error, ENOMEM, "%s", call);
+	}
+	const char *version = member(result, "cniVersion");
+	if (version && !strcmp(version, chain->version))
+		return 0;
+	return error_set(&chain->error, 0, "%s: its result is of CNI version %s and not %s", call,
+			 version ? version : "that is no string", chain->version);
 }
 
-void keep(const struct request *request)
+static void drop_result(struct chain *chain)
 {
-	scoped_fd fd = open(request->kept, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	if (fd < 0 || (request->result && write_all(fd, request->result, strlen(request->result))))
-		fail("cannot write the result %s: %s", request->kept, strerror(errno));
+	free(chain->result);
+	chain->result = NULL;
 }
 
-int add(struct request *request)
+int chain_keep(struct chain *chain)
 {
-	request->variables[0] = "CNI_COMMAND=ADD";
-	for (struct plugin *plugin = request->plugins; plugin < request->plugins + request->count;
-	     plugin++) {
-		plugin->start = now();
-		char *result = execute(request, plugin, "ADD", request->result);
-		plugin->end = now();
-		free(request->result);
-		request->result = result = with_version(request, result);
-		if (!result || check_result(request, plugin, result)) {
-			free(request->result);
-			request->result = NULL;
-			return -1;
+	int fd FILE_SCOPE = open(chain->kept, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	int bad = fd < 0 ? -errno : 0;
+	if (!bad && chain->result)
+		bad = process_write_all(fd, chain->result, strlen(chain->result));
+	return bad ? error_set(&chain->error, -bad, "cannot write the result %s", chain->kept) : 0;
+}
+
+void chain_recall(struct chain *chain)
+{
+	int fd FILE_SCOPE = open(chain->kept, O_RDONLY | O_CLOEXEC);
+	drop_result(chain);
+	if (fd >= 0 && !process_read_all(fd, &chain->result) && !*chain->result)
+		drop_result(chain);
+}
+
+int chain_add(struct chain *chain)
+{
+	chain->variables[0] = "CNI_COMMAND=ADD";
+	for (size_t i = 0; i < chain->count; i++) {
+		char *output;
+		int bad = execute(chain, &chain->plugins[i], "ADD", chain->result, &output);
+		drop_result(chain);
+		chain->result = output;
+		bad = bad ? bad : check_result(chain, &chain->plugins[i]);
+		if (bad) {
+			drop_result(chain);
+			return bad;
 		}
 	}
 	return 0;
 }
 
-int del(struct request *request, bool after_failure)
+int chain_delete(struct chain *chain, bool after_failure)
 {
 	int bad = 0;
-	const char *previous = strncmp(request->version, "0.3.", 4) ? request->result : NULL;
-	request->variables[0] = "CNI_COMMAND=DEL";
-	for (size_t i = request->count; i-- > 0 && !(bad && !after_failure);) {
-		request->plugins[i].start = now();
-		char *said = execute(request, &request->plugins[i], "DEL", previous);
-		request->plugins[i].end = now();
-		bad = bad || !said;
-		free(said);
+	const char *previous = strncmp(chain->version, "0.3.", 4) ? chain->result : NULL;
+	chain->variables[0] = "CNI_COMMAND=DEL";
+	for (size_t i = chain->count; i-- > 0 && (!bad || after_failure);) {
+		char *output FREE_SCOPE = NULL;
+		int failed = execute(chain, &chain->plugins[i], "DEL", previous, &output);
+		bad = bad ? bad : failed;
 	}
-	if (!bad)
-		unlink(request->kept);
-	return bad ? -1 : 0;
-}
-
-void recall(struct request *request)
-{
-	scoped_fd fd = open(request->kept, O_RDONLY | O_CLOEXEC);
-	request->result = fd < 0 ? NULL : read_all(fd);
-	if (request->result && !*request->result) {
-		free(request->result);
-		request->result = NULL;
-	}
+	if (!bad && unlink(chain->kept) && errno != ENOENT)
+		bad = error_set(&chain->error, errno, "cannot remove the result %s", chain->kept);
+	return bad;
 }

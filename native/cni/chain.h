@@ -1,47 +1,53 @@
-/* One attachment's request, and what is done with it. Functions return 0, or -1 with the reason in
- * ``error`` (run.h).
+/* One attachment of one pod: what cnirun is asked for, and the calls of its plugins.
+ *
+ * Functions return 0, or a negative errno with the reason in the chain's ``error``.
  */
 #ifndef FIRSTLIGHT_CHAIN_H
 #define FIRSTLIGHT_CHAIN_H
 
-#include "run.h"
+#include "common/error.h"
 
 #include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
-enum { PLUGINS = 16, VARIABLES = 64, REQUEST_MAX = 1 << 18 };
+enum { CHAIN_PLUGINS = 16, CHAIN_VARIABLES = 64, CHAIN_REQUEST_MAX = 1 << 18 };
 
-struct plugin {
+struct chain_plugin {
 	char *path, *conf;
 	int64_t start, end;
 };
 
-struct request {
+struct chain {
 	char *kept, *version, *namespace, *interface, *packet, *until, *fill;
-	char *variables[VARIABLES + 2]; /* the first is CNI_COMMAND */
-	struct plugin plugins[PLUGINS];
+	char *variables[CHAIN_VARIABLES + 2]; /* the first is CNI_COMMAND */
+	struct chain_plugin plugins[CHAIN_PLUGINS];
 	size_t count, variable_count;
 	char *result; /* of the last ADD, or NULL */
 	int64_t packet_start, packet_end;
-	char text[REQUEST_MAX + 1]; /* no memory to ask for while the start waits */
+	struct error error;
+	char text[CHAIN_REQUEST_MAX + 1]; /* no memory to ask for while the start waits */
 };
 
-int load(struct request *request, const char *file);
+int chain_load(struct chain *chain, const char *file);
 
 /* Writes the result to the file that the request names, or an empty one; and reads it back. */
-void keep(const struct request *request);
-void recall(struct request *request);
+int chain_keep(struct chain *chain);
+void chain_recall(struct chain *chain);
 
-int add(struct request *request);
+int chain_add(struct chain *chain);
 
 /* By all plugins even if one fails when ADD has failed; else the first failure stops it. */
-int del(struct request *request, bool after_failure);
+int chain_delete(struct chain *chain, bool after_failure);
+
+/* The last part of a path. */
+const char *chain_name(const char *path);
 
 /* The first packet, from inside the namespace. That none comes back is not a failed ADD, unless the
- * request's end point is the answer.
- */
-int first_packet(struct request *request);
+ * request's end point is the answer. */
+int chain_first_packet(struct chain *chain);
 
-/* Writes where the first packet goes into the file that the request names, for the pod's program. */
-int fill_destination(const struct request *request);
+/* Writes where the first packet goes into the file that the request names. */
+int chain_fill_gateway(struct chain *chain);
 
 #endif

@@ -21,10 +21,13 @@
  *   env NAME=VALUE  the plugins' whole environment, but for CNI_COMMAND
  *   plugin PATH     then its configuration as JSON without the last brace, so that
  *   conf TEXT       prevResult can be added
+ *
+ * It is C because all of it lies inside a timed start: an interpreter takes longer than a plugin.
  */
-#include "chain.h"
+#include "cni/chain.h"
+#include "common/cleanup.h"
+#include "common/clock.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
 #include <sched.h>
@@ -34,178 +37,182 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 /* What a DEL has left in the namespace is the plugin's mistake, and the sample's error. */
-static int check_gone(const struct request *request)
+static int check_gone(struct chain *chain)
 {
-	scoped_fd there = open(request->namespace, O_RDONLY | O_CLOEXEC);
-	if (there < 0 || setns(there, CLONE_NEWNET) || !if_nametoindex(request->interface))
+	int there FILE_SCOPE = open(chain->namespace, O_RDONLY | O_CLOEXEC);
+	if (there < 0 || setns(there, CLONE_NEWNET) || !if_nametoindex(chain->interface))
 		return 0;
-	return fail("DEL left the interface %s in %s", request->interface, request->namespace);
+	return error_set(&chain->error, 0, "DEL left the interface %s in %s", chain->interface,
+			 chain->namespace);
 }
 
-static size_t steps(const struct request *request, char *text, size_t size)
+static void print_step(const char *name, int64_t start, int64_t end)
 {
-	size_t used = 0;
-	for (size_t i = 0; i < request->count; i++)
-		used += (size_t)snprintf(text + used, size - used, "firstlight step %.64s %jd %jd\n",
-					 base(request->plugins[i].path), (intmax_t)request->plugins[i].start,
-					 (intmax_t)request->plugins[i].end);
-	return used;
+	printf("firstlight step %.64s %jd %jd\n", name, (intmax_t)start, (intmax_t)end);
 }
 
-static void say(const struct request *request, int64_t ready)
+static void print_plugins(const struct chain *chain)
 {
-	char text[4096];
-	size_t used = error[0] ? 0 : steps(request, text, sizeof text);
-	if (!error[0] && request->packet_end)
-		used += (size_t)snprintf(text + used, sizeof text - used, "firstlight step packet %jd %jd\n",
-					 (intmax_t)request->packet_start, (intmax_t)request->packet_end);
-	used += (size_t)(error[0]
-		? snprintf(text + used, sizeof text - used, "firstlight error %s\n", error)
-		: snprintf(text + used, sizeof text - used, "firstlight ready %jd\n", (intmax_t)ready));
-	(void)!write(STDOUT_FILENO, text, used); /* nobody listens: standard input has ended too */
+	for (size_t i = 0; i < chain->count; i++)
+		print_step(chain_name(chain->plugins[i].path), chain->plugins[i].start,
+			   chain->plugins[i].end);
+}
+
+static void print_outcome(const struct chain *chain, int64_t ready)
+{
+	if (chain->error.code) {
+		error_print(&chain->error);
+		return;
+	}
+	print_plugins(chain);
+	if (chain->packet_end)
+		print_step("packet", chain->packet_start, chain->packet_end);
+	printf("firstlight ready %jd\n", (intmax_t)ready);
+	fflush(stdout); /* if nobody listens, standard input has ended, too */
 }
 
 static void hold(void)
 {
 	char ignored[256];
 	ssize_t n;
-	while ((n = read(STDIN_FILENO, ignored, sizeof ignored)) > 0 || (n < 0 && errno == EINTR))
-		;
+	do
+		n = read(STDIN_FILENO, ignored, sizeof ignored);
+	while (n > 0 || (n < 0 && errno == EINTR));
 }
 
-static pid_t start_beside(struct request *request)
+static pid_t delete_beside(struct chain *chain)
 {
 	pid_t pid = fork();
 	if (pid)
 		return pid;
-	recall(request);
-	_exit(del(request, false) ? 1 : 0);
+	chain_recall(chain);
+	_exit(chain_delete(chain, false) ? 1 : 0);
 }
 
-static int add_and_hold(struct request *request, struct request *beside)
+static int add_and_hold(struct chain *chain, struct chain *beside)
 {
-	pid_t pid = beside ? start_beside(beside) : 0;
-	int bad = add(request);
-	int64_t ready = now();
-	if (!bad) {
-		bad = first_packet(request);
-		keep(request);
-	}
-	say(request, request->until ? request->packet_end : ready);
+	pid_t pid = beside ? delete_beside(beside) : 0;
+	int bad = chain_add(chain);
+	int64_t ready = clock_now();
+	if (!bad)
+		bad = chain_first_packet(chain);
+	if (!bad)
+		bad = chain_keep(chain);
+	print_outcome(chain, chain->until ? chain->packet_end : ready);
 	if (bad)
-		del(request, true);
+		chain_delete(chain, true);
 	while (pid > 0 && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
 		;
 	if (bad)
-		return 1;
+		return bad;
 	hold();
-	return del(request, false) ? 1 : 0;
+	return chain_delete(chain, false);
 }
 
-static int delete_and_hold(struct request *request)
+static int delete_and_hold(struct chain *chain)
 {
-	int bad = del(request, false);
-	int64_t ready = now();
-	if (!bad)
-		check_gone(request);
-	say(request, ready);
+	chain_recall(chain);
+	int bad = chain_delete(chain, false);
+	int64_t ready = clock_now();
+	bad = bad ? bad : check_gone(chain);
+	print_outcome(chain, ready);
 	hold();
-	return error[0] ? 1 : 0;
-}
-
-/* Makes the namespace that the request names, as a file that is mounted, and stays outside. */
-static int make_namespace(const struct request *request)
-{
-	scoped_fd home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-	scoped_fd name = open(request->namespace, O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
-	if (home < 0 || name < 0 || unshare(CLONE_NEWNET))
-		return fail("cannot make the namespace %s: %s", request->namespace, strerror(errno));
-	int bad = mount("/proc/self/ns/net", request->namespace, NULL, MS_BIND, NULL);
-	if (bad)
-		fail("cannot name the namespace %s: %s", request->namespace, strerror(errno));
-	if (setns(home, CLONE_NEWNET))
-		return fail("cannot return from the namespace %s: %s", request->namespace,
-			    strerror(errno));
 	return bad;
 }
 
-static int run_command(char **argv)
+/* Makes the namespace that the request names, as a file that is mounted, and stays outside. */
+static int make_namespace(struct chain *chain)
+{
+	struct error *error = &chain->error;
+	int home FILE_SCOPE = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+	int name FILE_SCOPE =
+		open(chain->namespace, O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
+	if (home < 0 || name < 0 || unshare(CLONE_NEWNET))
+		return error_set(error, errno, "cannot make the namespace %s", chain->namespace);
+	int bad = mount("/proc/self/ns/net", chain->namespace, NULL, MS_BIND, NULL);
+	if (bad)
+		bad = error_set(error, errno, "cannot name the namespace %s", chain->namespace);
+	if (setns(home, CLONE_NEWNET))
+		bad = error_set(error, errno, "cannot leave the namespace %s", chain->namespace);
+	return bad;
+}
+
+static int run_command(struct chain *chain, char **argv)
 {
 	pid_t pid;
-	int status = 0;
+	int status;
 	int wrong = posix_spawn(&pid, argv[0], NULL, NULL, argv, environ);
 	if (wrong)
-		return fail("cannot execute %s: %s", argv[0], strerror(wrong));
-	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-		;
-	return status ? fail("%s ended with status %d", base(argv[0]), WEXITSTATUS(status)) : 0;
+		return error_set(&chain->error, wrong, "cannot execute %s", argv[0]);
+	while (waitpid(pid, &status, 0) < 0)
+		if (errno != EINTR)
+			return error_set(&chain->error, errno, "cannot wait for %s", argv[0]);
+	return status ? error_set(&chain->error, 0, "%s ended with status %d", chain_name(argv[0]),
+				  WEXITSTATUS(status))
+		      : 0;
 }
 
-static void say_steps(const struct request *request, int64_t start, int64_t made)
+static int run_pod(struct chain *chain, char **argv)
 {
-	char text[4096];
-	size_t used = (size_t)snprintf(text, sizeof text, "firstlight step netns %jd %jd\n",
-				       (intmax_t)start, (intmax_t)made);
-	used += steps(request, text + used, sizeof text - used);
-	(void)!write(STDOUT_FILENO, text, used);
-}
-
-static int run_pod(struct request *request, char **argv)
-{
-	int64_t start = now();
-	int bad = make_namespace(request);
-	int64_t made = now();
-	bool asked = !bad;
-	bad = bad || add(request);
+	int64_t start = clock_now();
+	int bad = make_namespace(chain);
+	int64_t made = clock_now();
+	bool has_asked = !bad;
+	bad = bad ? bad : chain_add(chain);
+	bad = bad ? bad : chain_keep(chain);
 	if (!bad) {
-		keep(request);
-		say_steps(request, start, made);
-		bad = fill_destination(request) || run_command(argv);
+		print_step("netns", start, made);
+		print_plugins(chain);
+		fflush(stdout);
+		bad = chain_fill_gateway(chain);
 	}
+	bad = bad ? bad : run_command(chain, argv);
 	if (bad)
-		say(request, 0);
-	if (asked)
-		del(request, bad);
-	umount2(request->namespace, MNT_DETACH);
-	unlink(request->namespace);
-	return error[0] ? 1 : 0;
+		error_print(&chain->error);
+	if (has_asked)
+		chain_delete(chain, bad);
+	umount2(chain->namespace, MNT_DETACH);
+	unlink(chain->namespace);
+	return -chain->error.code;
 }
 
-static int bring_up(struct request *request)
+static int bring_up(struct chain *chain)
 {
-	int bad = add(request);
+	int bad = chain_add(chain);
 	if (bad)
-		del(request, true);
+		chain_delete(chain, true);
 	else
-		keep(request);
-	if (error[0])
-		fprintf(stderr, "%s\n", error);
-	return bad ? 1 : 0;
+		bad = chain_keep(chain);
+	if (bad)
+		fprintf(stderr, "%s\n", chain->error.text);
+	return bad;
 }
 
 int main(int argc, char **argv)
 {
-	static struct request request, beside;
+	static struct chain chain, beside;
 	const char *verb = argc > 2 ? argv[1] : "";
-	bool two = argc == 4 && !strcmp(verb, "add"), pod = argc > 3 && !strcmp(verb, "pod");
+	bool is_pod = argc > 3 && !strcmp(verb, "pod");
+	bool has_beside = argc == 4 && !strcmp(verb, "add");
+	bool is_known = !strcmp(verb, "add") || !strcmp(verb, "up") || !strcmp(verb, "del");
 	signal(SIGPIPE, SIG_IGN);
-	if (argc != 3 && !two && !pod) {
+	if (!is_pod && !has_beside && !(argc == 3 && is_known)) {
 		fputs("usage: cnirun add REQUEST [BESIDE] | up REQUEST | del REQUEST | "
-		      "pod REQUEST COMMAND...\n", stderr);
+		      "pod REQUEST COMMAND...\n",
+		      stderr);
 		return 2;
 	}
-	if (load(&request, argv[2]) || (two && load(&beside, argv[3]))) {
-		say(&request, 0);
+	if (has_beside && chain_load(&beside, argv[3]))
+		chain.error = beside.error;
+	if (chain.error.code || chain_load(&chain, argv[2])) {
+		error_print(&chain.error);
 		return 2;
 	}
-	if (!strcmp(verb, "del")) {
-		recall(&request);
-		return delete_and_hold(&request);
-	}
-	if (pod)
-		return run_pod(&request, argv + 3);
-	return !strcmp(verb, "up") ? bring_up(&request) : add_and_hold(&request, two ? &beside : NULL);
+	int bad = is_pod		    ? run_pod(&chain, argv + 3)
+		  : !strcmp(verb, "del")    ? delete_and_hold(&chain)
+		  : !strcmp(verb, "up")	    ? bring_up(&chain)
+		  : add_and_hold(&chain, has_beside ? &beside : NULL);
+	return bad ? 1 : 0;
 }

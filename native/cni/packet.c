@@ -1,108 +1,107 @@
+#include "cni/chain.h"
+#include "common/cleanup.h"
+#include "common/process.h"
 #include "lab/echo.h"
-#include "chain.h"
-#include "json.h"
 
 #include <arpa/inet.h>
-#include <errno.h>
+#include <cJSON.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <strings.h>
 
 enum { SHOWN_PATIENCE_MS = 3000, ADDRESS_MAX = 80 };
 
-/* A member of a result's object, if it is an address of that family. */
-static bool take(const char *object, const char *key, int family, char *text, size_t size)
-{
-	unsigned char address[16];
-	const char *member = json_member(object, key);
-	return member && inet_pton(family, json_text(member, text, size), address) == 1;
-}
-
-/* The first gateway of the result's addresses, or of its routes, of a family. */
-static bool gateway(const char *result, int family, char *text, size_t size)
+/* The first gateway of a family that the result's addresses name, or else its routes. */
+static const char *gateway(const cJSON *result, int family)
 {
 	static const char *const places[][2] = {{"ips", "gateway"}, {"routes", "gw"}};
+	unsigned char address[16];
 	for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-		const char *all = json_member(result, places[i][0]), *one = NULL;
-		while (all && (one = json_next(all, one)))
-			if (take(one, places[i][1], family, text, size))
-				return true;
+		const cJSON *entry;
+		cJSON_ArrayForEach(entry, cJSON_GetObjectItemCaseSensitive(result, places[i][0]))
+		{
+			const char *text = cJSON_GetStringValue(
+				cJSON_GetObjectItemCaseSensitive(entry, places[i][1]));
+			if (text && inet_pton(family, text, address) == 1)
+				return text;
+		}
 	}
-	return false;
+	return NULL;
 }
 
 /* Where the first packet goes: a gateway of IPv6 where there is none of IPv4. */
-static bool destination(const struct request *request, char *text, size_t size)
+static int destination(struct chain *chain, char *text, size_t size, struct error *error)
 {
-	char found[ADDRESS_MAX] = "";
-	const char *asked = request->packet ? request->packet : "gateway";
-	if (strcmp(asked, "gateway"))
-		snprintf(found, sizeof found, "%s", asked);
-	else if (!request->result || (!gateway(request->result, AF_INET, found, sizeof found) &&
-				      !gateway(request->result, AF_INET6, found, sizeof found)))
-		return false;
-	bool local = !strncasecmp(found, "fe80:", 5);
-	snprintf(text, size, "%s%s%s", found, local ? "%" : "", local ? request->interface : "");
-	return true;
+	const char *asked = chain->packet ? chain->packet : "gateway";
+	cJSON *result = chain->result ? cJSON_Parse(chain->result) : NULL;
+	if (!strcmp(asked, "gateway"))
+		asked = gateway(result, AF_INET);
+	if (!asked)
+		asked = gateway(result, AF_INET6);
+	bool local = asked && !strncasecmp(asked, "fe80:", 5);
+	if (asked)
+		snprintf(text, size, "%s%s%s", asked, local ? "%" : "",
+			 local ? chain->interface : "");
+	cJSON_Delete(result);
+	return asked ? 0
+		     : error_set(error, 0, "no first packet: the result of ADD names no gateway");
 }
 
-static int no_gateway(void)
+static int ask_inside(struct chain *chain, const char *address, struct error *error)
 {
-	return fail("no first packet: the result of ADD names no gateway");
-}
-
-/* Returns -1 with ``error`` where that is the start's failure. */
-static int ask(struct request *request, const char *address)
-{
-	struct echo echo;
-	scoped_fd home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-	scoped_fd there = open(request->namespace, O_RDONLY | O_CLOEXEC);
+	struct echo echo = {0};
+	struct error why = {0};
+	int home FILE_SCOPE = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+	int there FILE_SCOPE = open(chain->namespace, O_RDONLY | O_CLOEXEC);
 	if (home < 0 || there < 0 || setns(there, CLONE_NEWNET))
-		return request->until ? fail("cannot enter the namespace %s: %s", request->namespace,
-					     strerror(errno)) : 0;
-	int bad = echo_ask(address, request->until ? ECHO_PATIENCE_MS : SHOWN_PATIENCE_MS, &echo);
+		return error_set(error, errno, "cannot enter the namespace %s", chain->namespace);
+	int patience = chain->until ? ECHO_PATIENCE_MS : SHOWN_PATIENCE_MS;
+	int bad = echo_ask(address, patience, &echo, &why);
 	if (setns(home, CLONE_NEWNET))
-		return fail("cannot return from the namespace %s: %s", request->namespace,
-			    strerror(errno));
+		return error_set(&chain->error, errno, "cannot return from the namespace %s",
+				 chain->namespace);
 	if (bad)
-		return request->until ? fail("first packet: %s", echo.error) : 0;
-	request->packet_start = echo.start;
-	request->packet_end = echo.end;
+		return error_set(error, 0, "first packet: %s", why.text);
+	chain->packet_start = echo.start;
+	chain->packet_end = echo.end;
 	return 0;
 }
 
-int first_packet(struct request *request)
+int chain_first_packet(struct chain *chain)
 {
 	char address[ADDRESS_MAX];
-	if (!request->packet && !request->until)
+	struct error shown = {0}, *error = chain->until ? &chain->error : &shown;
+	if (!chain->packet && !chain->until)
 		return 0;
-	if (!destination(request, address, sizeof address))
-		return request->until ? no_gateway() : 0;
-	return ask(request, address);
+	if (!destination(chain, address, sizeof address, error))
+		ask_inside(chain, address, error);
+	return -chain->error.code;
 }
 
-int fill_destination(const struct request *request)
+int chain_fill_gateway(struct chain *chain)
 {
 	static const char mark[] = "@GATEWAY@";
-	char address[ADDRESS_MAX];
-	if (!request->fill)
+	char address[ADDRESS_MAX], *text FREE_SCOPE = NULL;
+	if (!chain->fill)
 		return 0;
-	if (!destination(request, address, sizeof address))
-		return no_gateway();
-	scoped_fd file = open(request->fill, O_RDWR | O_CLOEXEC);
-	scoped_text text = file < 0 ? NULL : read_all(file);
-	if (!text)
-		return fail("cannot read %s: %s", request->fill, strerror(errno));
-	char *at = strstr(text, mark);
+	int bad = destination(chain, address, sizeof address, &chain->error);
+	if (bad)
+		return bad;
+	int file FILE_SCOPE = open(chain->fill, O_RDWR | O_CLOEXEC);
+	bad = file < 0 ? -errno : process_read_all(file, &text);
+	if (bad)
+		return error_set(&chain->error, -bad, "cannot read %s", chain->fill);
+	const char *at = strstr(text, mark);
 	if (!at)
-		return fail("%s has no %s", request->fill, mark);
+		return error_set(&chain->error, 0, "%s has no %s", chain->fill, mark);
 	const char *rest = at + sizeof mark - 1;
-	if (lseek(file, 0, SEEK_SET) || ftruncate(file, 0) ||
-	    write_all(file, text, (size_t)(at - text)) ||
-	    write_all(file, address, strlen(address)) || write_all(file, rest, strlen(rest)))
-		return fail("cannot write the gateway into %s: %s", request->fill, strerror(errno));
-	return 0;
+	if (lseek(file, 0, SEEK_SET) || ftruncate(file, 0))
+		bad = -errno;
+	bad = bad ? bad : process_write_all(file, text, (size_t)(at - text));
+	bad = bad ? bad : process_write_all(file, address, strlen(address));
+	bad = bad ? bad : process_write_all(file, rest, strlen(rest));
+	return bad ? error_set(&chain->error, -bad, "cannot write the gateway into %s", chain->fill)
+		   : 0;
 }

@@ -1,7 +1,9 @@
-#include "echo.h"
+#include "lab/echo.h"
+
+#include "common/cleanup.h"
+#include "common/clock.h"
 
 #include <arpa/inet.h>
-#include <errno.h>
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <poll.h>
@@ -9,11 +11,9 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
 enum { AGAIN_MS = 100, SOON_MS = 1, PACKET_MAX = 1500 };
-static const int64_t MS = 1000000;
+static const int64_t MS = CLOCK_SECOND / 1000;
 
 union peer {
 	struct sockaddr any;
@@ -32,26 +32,13 @@ struct asker {
 	int fd;
 	bool is_raw, is_sent;
 	struct message request;
-	int wrong; /* the latest errno of a send or of its answer */
+	int wrong; /* the last errno of a send or of its answer */
 };
-
-static void close_fd(const int *fd)
-{
-	if (*fd >= 0)
-		close(*fd);
-}
 
 static void free_links(struct ifaddrs **links)
 {
 	if (*links)
 		freeifaddrs(*links);
-}
-
-static int64_t now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000 * MS + t.tv_nsec;
 }
 
 static bool is_v6(const struct asker *asker)
@@ -70,8 +57,8 @@ static bool same(const union peer *a, const struct sockaddr *other)
 	if (!b || a->any.sa_family != b->any.sa_family)
 		return false;
 	return a->any.sa_family == AF_INET6
-		? !memcmp(&a->v6.sin6_addr, &b->v6.sin6_addr, sizeof a->v6.sin6_addr)
-		: a->v4.sin_addr.s_addr == b->v4.sin_addr.s_addr;
+		       ? !memcmp(&a->v6.sin6_addr, &b->v6.sin6_addr, sizeof a->v6.sin6_addr)
+		       : a->v4.sin_addr.s_addr == b->v4.sin_addr.s_addr;
 }
 
 static int parse(const char *address, union peer *to)
@@ -84,9 +71,9 @@ static int parse(const char *address, union peer *to)
 	memset(to, 0, sizeof *to);
 	to->any.sa_family = strchr(text, ':') ? AF_INET6 : AF_INET;
 	if (to->any.sa_family == AF_INET)
-		return inet_pton(AF_INET, text, &to->v4.sin_addr) == 1 ? 0 : -1;
+		return inet_pton(AF_INET, text, &to->v4.sin_addr) == 1 ? 0 : -EINVAL;
 	to->v6.sin6_scope_id = scope ? if_nametoindex(scope) : 0;
-	return inet_pton(AF_INET6, text, &to->v6.sin6_addr) == 1 ? 0 : -1;
+	return inet_pton(AF_INET6, text, &to->v6.sin6_addr) == 1 ? 0 : -EINVAL;
 }
 
 static uint16_t checksum(const struct message *message)
@@ -100,7 +87,7 @@ static uint16_t checksum(const struct message *message)
 	return (uint16_t)~(sum + (sum >> 16));
 }
 
-/* Where the namespace does not let everyone ask (ping_group_range), a capability may: CAP_NET_RAW. */
+/* Where not everyone may ask (ping_group_range), CAP_NET_RAW may. */
 static int open_socket(struct asker *asker)
 {
 	int family = asker->to.any.sa_family, protocol = is_v6(asker) ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
@@ -122,10 +109,10 @@ static int64_t send_request(struct asker *asker)
 	if (connect(asker->fd, &asker->to.any, size_of(asker)) ||
 	    send(asker->fd, &asker->request, sizeof asker->request, 0) < 0) {
 		asker->wrong = errno;
-		return now() + SOON_MS * MS;
+		return clock_now() + SOON_MS * MS;
 	}
 	asker->is_sent = true;
-	return now() + AGAIN_MS * MS;
+	return clock_now() + AGAIN_MS * MS;
 }
 
 /* A raw socket hears all that its peer sends, IPv4's with its header. */
@@ -140,11 +127,11 @@ static bool is_answer(const struct asker *asker, const unsigned char *packet, si
 	       (!asker->is_raw || answer.id == asker->request.id);
 }
 
-static bool heard(struct asker *asker, int64_t until)
+static bool is_answered(struct asker *asker, int64_t until)
 {
 	unsigned char packet[PACKET_MAX];
 	struct pollfd ready = {.fd = asker->fd, .events = POLLIN};
-	int64_t left = until - now();
+	int64_t left = until - clock_now();
 	if (left > 0 && poll(&ready, 1, (int)((left + MS - 1) / MS)) <= 0)
 		return false;
 	ssize_t size = recv(asker->fd, packet, sizeof packet, 0);
@@ -161,21 +148,18 @@ static const char *interface_of(const union peer *own, struct ifaddrs *links)
 	return "an interface without a name";
 }
 
-static int explain(const struct asker *asker, const char *address, int patience_ms, char *text,
-		   size_t size)
+static int explain(const struct asker *asker, const char *address, int patience_ms,
+		   struct error *error)
 {
 	struct ifaddrs *links __attribute__((cleanup(free_links))) = NULL;
 	union peer own;
 	socklen_t length = sizeof own;
-	const char *colon = asker->wrong ? ": " : "", *why = asker->wrong ? strerror(asker->wrong) : "";
-	int width = (int)strcspn(address, " ");
+	int width = (int)strcspn(address, " "), seconds = patience_ms / 1000;
 	if (!asker->is_sent || getsockname(asker->fd, &own.any, &length) || getifaddrs(&links))
-		snprintf(text, size, "nothing could be sent to %.*s in %d s%s%s", width, address,
-			 patience_ms / 1000, colon, why);
-	else
-		snprintf(text, size, "%.*s did not answer on %s in %d s%s%s", width, address,
-			 interface_of(&own, links), patience_ms / 1000, colon, why);
-	return -1;
+		return error_set(error, asker->wrong, "nothing could be sent to %.*s in %d s", width,
+				 address, seconds);
+	return error_set(error, asker->wrong, "%.*s did not answer on %s in %d s", width, address,
+			 interface_of(&own, links), seconds);
 }
 
 static bool is_own(const struct asker *asker)
@@ -185,31 +169,25 @@ static bool is_own(const struct asker *asker)
 	return !getsockname(asker->fd, &own.any, &length) && same(&asker->to, &own.any);
 }
 
-int echo_ask(const char *address, int patience_ms, struct echo *echo)
+int echo_ask(const char *address, int patience_ms, struct echo *echo, struct error *error)
 {
 	struct asker asker = {.fd = -1};
-	if (parse(address, &asker.to)) {
-		snprintf(echo->error, sizeof echo->error, "%.64s is not an address", address);
-		return -1;
-	}
-	echo->start = now();
-	int fd __attribute__((cleanup(close_fd))) = asker.fd = open_socket(&asker);
-	if (fd < 0) {
-		snprintf(echo->error, sizeof echo->error, "cannot make a socket for ICMP: %s",
-			 strerror(errno));
-		return -1;
-	}
+	if (parse(address, &asker.to))
+		return error_set(error, 0, "%.64s is not an address", address);
+	echo->start = clock_now();
+	int fd FILE_SCOPE = asker.fd = open_socket(&asker);
+	if (fd < 0)
+		return error_set(error, errno, "cannot make a socket for ICMP");
 	int64_t next = 0, until = echo->start + patience_ms * MS;
-	while (now() < until) {
-		if (now() >= next)
+	while (clock_now() < until) {
+		if (clock_now() >= next)
 			next = send_request(&asker);
-		if (!heard(&asker, next < until ? next : until))
+		if (!is_answered(&asker, next < until ? next : until))
 			continue;
-		echo->end = now();
+		echo->end = clock_now();
 		if (!is_own(&asker))
 			return 0;
-		snprintf(echo->error, sizeof echo->error, "%.64s is the instance's own address", address);
-		return -1;
+		return error_set(error, 0, "%.64s is the instance's own address", address);
 	}
-	return explain(&asker, address, patience_ms, echo->error, sizeof echo->error);
+	return explain(&asker, address, patience_ms, error);
 }

@@ -2,18 +2,20 @@
 #ifndef FIRSTLIGHT_ECHO_H
 #define FIRSTLIGHT_ECHO_H
 
+#include "common/error.h"
+
 #include <stdint.h>
 
 enum { ECHO_PATIENCE_MS = 10000 };
 
 struct echo {
-	int64_t start, end; /* ns of CLOCK_MONOTONIC: before the socket is made, the answer is read */
-	char error[200];
+	/* ns of CLOCK_MONOTONIC: before the socket is made, after the answer is read */
+	int64_t start, end;
 };
 
 /* Asks ADDRESS, IPv4 or IPv6, until it answers or the patience is over. Blanks at its end do not
- * count; after "%" comes the interface of a link-local one. Returns 0, or -1 with the error.
- */
-int echo_ask(const char *address, int patience_ms, struct echo *echo);
+ * count; after "%" comes the interface of a link-local one. Returns 0, or a negative errno with the
+ * error. */
+int echo_ask(const char *address, int patience_ms, struct echo *echo, struct error *error);
 
 #endif

@@ -10,8 +10,12 @@
  *   payload clone NS[,NS] [--] COMMAND [ARG...]
  *                            the floor: one clone3 into new namespaces (net mount pid ipc uts user
  *                            cgroup time, or none), exec COMMAND, hand on its exit status
+ *
+ * It is C because its first instruction is what is measured: nothing may run before it.
  */
-#include "echo.h"
+#include "common/clock.h"
+#include "common/error.h"
+#include "lab/echo.h"
 
 #include <errno.h>
 #include <linux/sched.h>
@@ -54,54 +58,42 @@ __asm__(".globl first_light\n"
 #error "payload: no entry point for this architecture"
 #endif
 
-static int fail(const char *step)
+static int ready(const char *address, bool reaches, struct error *error)
 {
-	printf("firstlight error %s: %s\n", step, strerror(errno));
-	return 1;
-}
-
-static int64_t nanoseconds(struct timespec t)
-{
-	return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
-}
-
-static int ready(const char *address, bool reaches)
-{
-	struct echo echo = {.end = 0};
-	int64_t first = nanoseconds(first_instruction);
-	if (address && echo_ask(address, ECHO_PATIENCE_MS, &echo)) {
-		printf("firstlight error first packet: %s\n", echo.error);
-		return 1;
-	}
+	struct echo echo = {0};
+	struct error why = {0};
+	int64_t first = first_instruction.tv_sec * CLOCK_SECOND + first_instruction.tv_nsec;
+	if (address && echo_ask(address, ECHO_PATIENCE_MS, &echo, &why))
+		return error_set(error, 0, "first packet: %s", why.text);
 	if (reaches)
 		printf("firstlight step payload %jd %jd\n", (intmax_t)first, (intmax_t)echo.start);
 	if (address)
-		printf("firstlight step packet %jd %jd\n", (intmax_t)echo.start, (intmax_t)echo.end);
+		printf("firstlight step packet %jd %jd\n", (intmax_t)echo.start,
+		       (intmax_t)echo.end);
 	printf("firstlight ready %jd\n", (intmax_t)(reaches ? echo.end : first));
-	return fflush(stdout) ? 1 : 0;
+	return fflush(stdout) ? error_set(error, errno, "cannot write to standard output") : 0;
 }
 
-static int wait_for_the_end(void)
+static void wait_for_the_end(void)
 {
 	char rest[64];
 	ssize_t n;
 	do
-		n = read(STDIN_FILENO, rest, sizeof(rest));
+		n = read(STDIN_FILENO, rest, sizeof rest);
 	while (n > 0 || (n < 0 && errno == EINTR));
-	return 0;
 }
 
-static int hold(void)
+static int hold(struct error *error)
 {
 	sigset_t ends;
-	int signal_number;
+	int ended_by;
 	sigemptyset(&ends);
 	sigaddset(&ends, SIGTERM);
 	sigaddset(&ends, SIGINT);
 	/* Orphans of the pod, where it shares a PID namespace, are reaped by the kernel. */
 	if (signal(SIGCHLD, SIG_IGN) == SIG_ERR || sigprocmask(SIG_BLOCK, &ends, NULL))
-		return fail("signals");
-	return sigwait(&ends, &signal_number) != 0;
+		return error_set(error, errno, "signals");
+	return sigwait(&ends, &ended_by) != 0;
 }
 
 static const struct {
@@ -113,59 +105,73 @@ static const struct {
 	{"cgroup", CLONE_NEWCGROUP}, {"time", CLONE_NEWTIME}, {"none", 0},
 };
 
-static int parse_namespaces(char *list, __u64 *flags)
+static int parse_namespaces(char *list, __u64 *flags, struct error *error)
 {
 	for (char *name = strtok(list, ","); name; name = strtok(NULL, ",")) {
-		size_t i, count = sizeof(namespaces) / sizeof(*namespaces);
+		size_t i, count = sizeof namespaces / sizeof *namespaces;
 		for (i = 0; i < count && strcmp(name, namespaces[i].name); i++)
 			;
 		if (i == count)
-			return -1;
+			return error_set(error, EINVAL, "%s", name);
 		*flags |= namespaces[i].flag;
 	}
 	return 0;
 }
 
-static int clone_into(char *list, char **command)
+/* Returns the command's exit status. */
+static int clone_into(char *list, char **command, struct error *error)
 {
 	struct clone_args args = {.exit_signal = SIGCHLD};
-	if (parse_namespaces(list, &args.flags)) {
-		errno = EINVAL;
-		return fail(list);
-	}
-	pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof(args));
+	int bad = parse_namespaces(list, &args.flags, error);
+	if (bad)
+		return bad;
+	pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
 	if (pid < 0)
-		return fail("clone3");
+		return error_set(error, errno, "clone3");
 	if (pid == 0) {
 		execv(command[0], command);
-		_exit(fail("execve"));
+		error_set(error, errno, "execve");
+		error_print(error);
+		_exit(1);
 	}
 	int status;
 	while (waitpid(pid, &status, 0) < 0)
 		if (errno != EINTR)
-			return fail("waitpid");
+			return error_set(error, errno, "waitpid");
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+static int usage(void)
+{
+	fputs("usage: payload ready [ADDRESS] | payload reach ADDRESS |"
+	      " payload once [ADDRESS] | payload hold |"
+	      " payload clone NS[,NS...] [--] COMMAND [ARG...]\n",
+	      stderr);
+	return 2;
 }
 
 int main(int argc, char **argv)
 {
-	const char *address = argc == 3 ? argv[2] : NULL;
-	if ((argc == 2 || address) && !strcmp(argv[1], "ready"))
-		return ready(address, false) || wait_for_the_end();
-	if (address && !strcmp(argv[1], "reach"))
-		return ready(address, true) || wait_for_the_end();
-	if ((argc == 2 || address) && !strcmp(argv[1], "once"))
-		return ready(address, address);
-	if (argc == 2 && !strcmp(argv[1], "hold"))
-		return hold();
-	if (argc > 3 && !strcmp(argv[1], "clone")) {
-		char **command = argv + 3;
-		if (!strcmp(command[0], "--"))
-			command++;
-		if (command[0])
-			return clone_into(argv[2], command);
+	struct error error = {0};
+	const char *verb = argc > 1 ? argv[1] : "", *address = argc == 3 ? argv[2] : NULL;
+	int status;
+	if (argc > 3 && !strcmp(verb, "clone")) {
+		char **command = argv + 3 + !strcmp(argv[3], "--");
+		status = *command ? clone_into(argv[2], command, &error) : usage();
+	} else if (argc == 2 + !!address && !strcmp(verb, "once")) {
+		status = ready(address, address, &error);
+	} else if ((argc == 2 + !!address && !strcmp(verb, "ready")) ||
+		   (address && !strcmp(verb, "reach"))) {
+		status = ready(address, !strcmp(verb, "reach"), &error);
+		if (!status)
+			wait_for_the_end();
+	} else if (argc == 2 && !strcmp(verb, "hold")) {
+		status = hold(&error);
+	} else {
+		status = usage();
 	}
-	fputs("usage: payload ready [ADDRESS] | payload reach ADDRESS |"
-	      " payload once [ADDRESS] | payload hold | payload clone NS[,NS...] [--] COMMAND [ARG...]\n", stderr);
-	return 2;
+	if (status >= 0)
+		return status;
+	error_print(&error);
+	return 1;
 }

@@ -1,11 +1,11 @@
-#include "vmjournal.h"
+#include "lab/vmjournal.h"
 
-#include "vmclock.h"
+#include "common/clock.h"
 
 #include <stdio.h>
 #include <string.h>
 
-static const int64_t QUARTER_HOUR = 900 * SECOND;
+static const int64_t QUARTER_HOUR = 900 * CLOCK_SECOND;
 
 /* Every version since 0.24 logs it on the last line of resume_vm() before the vCPUs are told. */
 static const char entering[] = "Artificially kick devices";
@@ -17,13 +17,13 @@ static int64_t stamp(const char *line)
 	int minutes, seconds, nanoseconds;
 	if (sscanf(line, "%*d-%*d-%*dT%*d:%2d:%2d.%9d", &minutes, &seconds, &nanoseconds) != 3)
 		return 0;
-	int64_t then = (minutes * 60LL + seconds) * SECOND + nanoseconds;
-	int64_t monotonic = now();
-	int64_t age = (time_of(CLOCK_REALTIME) - then) % QUARTER_HOUR;
+	int64_t then = (minutes * 60LL + seconds) * CLOCK_SECOND + nanoseconds;
+	int64_t monotonic = clock_now();
+	int64_t age = (clock_read(CLOCK_REALTIME) - then) % QUARTER_HOUR;
 	return monotonic - age;
 }
 
-int64_t journal_entered(const char *file)
+int64_t vmjournal_entered(const char *file)
 {
 	char line[4096];
 	int64_t found = 0;
@@ -36,7 +36,7 @@ int64_t journal_entered(const char *file)
 	return found;
 }
 
-void journal_complaint(const char *file, char *to, size_t size)
+void vmjournal_complaint(const char *file, char *to, size_t size)
 {
 	char line[4096];
 	FILE *log = fopen(file, "re");

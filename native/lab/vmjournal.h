@@ -7,9 +7,9 @@
 
 /* When it was about to let the guest run, in ns of CLOCK_MONOTONIC; 0 where the log does not say.
  * The guest's first instruction comes after it: all that is left is to wake the vCPU's thread. */
-int64_t journal_entered(const char *file);
+int64_t vmjournal_entered(const char *file);
 
 /* The last error that the log tells, in one line; empty if none. */
-void journal_complaint(const char *file, char *to, size_t size);
+void vmjournal_complaint(const char *file, char *to, size_t size);
 
 #endif

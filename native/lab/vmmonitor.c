@@ -1,49 +1,43 @@
-#include "vmmonitor.h"
+#include "lab/vmmonitor.h"
 
-#include "vmclock.h"
+#include "common/clock.h"
 
+#include <cJSON.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-/* A number behind a name, as QEMU writes its objects: "NAME": NUMBER. */
-static bool number(const char *object, const char *name, int64_t *value)
+/* The difference of the wall clock from now is the same on ours. */
+static int64_t resumed_at(const cJSON *timestamp, int64_t earliest, int64_t arrived)
 {
-	const char *found = strstr(object, name);
-	char *end = NULL;
-	if (found)
-		*value = strtoll(found + strlen(name), &end, 10);
-	return found && end != found + strlen(name);
+	const cJSON *seconds = cJSON_GetObjectItemCaseSensitive(timestamp, "seconds");
+	const cJSON *more = cJSON_GetObjectItemCaseSensitive(timestamp, "microseconds");
+	if (!cJSON_IsNumber(seconds) || !cJSON_IsNumber(more))
+		return arrived;
+	int64_t monotonic = clock_now();
+	int64_t wall = (int64_t)seconds->valuedouble * CLOCK_SECOND +
+		       (int64_t)more->valuedouble * 1000;
+	int64_t stamp = monotonic - (clock_read(CLOCK_REALTIME) - wall);
+	return stamp >= earliest && stamp <= arrived ? stamp : arrived;
 }
 
-/* The monitor stamps by the wall clock: the difference from now is the same on ours. */
-bool monitor_resumed(const char *line, int64_t earliest, int64_t arrived, int64_t *stamp)
+struct vmmonitor_message vmmonitor_read(const char *line, int64_t earliest, int64_t arrived)
 {
-	int64_t seconds, microseconds;
-	if (!strstr(line, "\"event\": \"RESUME\""))
-		return false;
-	*stamp = arrived;
-	if (number(line, "\"seconds\": ", &seconds) && number(line, "\"microseconds\": ", &microseconds)) {
-		int64_t monotonic = now();
-		int64_t age = time_of(CLOCK_REALTIME) - seconds * SECOND - microseconds * 1000;
-		if (monotonic - age >= earliest && monotonic - age <= arrived)
-			*stamp = monotonic - age;
+	struct vmmonitor_message message = {.kind = VMMONITOR_OTHER};
+	cJSON *json = cJSON_Parse(line);
+	const char *event = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(json, "event"));
+	const cJSON *data = cJSON_GetObjectItemCaseSensitive(json, "data");
+	const char *reason = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(data, "reason"));
+	if (cJSON_HasObjectItem(json, "error"))
+		message.kind = VMMONITOR_REFUSED;
+	if (event && !strcmp(event, "RESUME")) {
+		message.kind = VMMONITOR_RESUMED;
+		message.stamp = resumed_at(cJSON_GetObjectItemCaseSensitive(json, "timestamp"),
+					   earliest, arrived);
 	}
-	return true;
-}
-
-bool monitor_stopped(const char *line, char *reason, size_t size)
-{
-	static const char key[] = "\"reason\": \"";
-	const char *found = strstr(line, key);
-	if (!found || !strstr(line, "\"event\": \"SHUTDOWN\""))
-		return false;
-	snprintf(reason, size, "%s", found + strlen(key));
-	reason[strcspn(reason, "\"")] = 0;
-	return true;
-}
-
-bool monitor_refused(const char *line)
-{
-	return strstr(line, "\"error\":") != NULL;
+	if (event && !strcmp(event, "SHUTDOWN") && reason) {
+		message.kind = VMMONITOR_STOPPED;
+		snprintf(message.reason, sizeof message.reason, "%s", reason);
+	}
+	cJSON_Delete(json);
+	return message;
 }

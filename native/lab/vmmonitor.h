@@ -2,21 +2,21 @@
 #ifndef FIRSTLIGHT_VMMONITOR_H
 #define FIRSTLIGHT_VMMONITOR_H
 
-#include <stdbool.h>
-#include <stddef.h>
 #include <stdint.h>
 
 /* Asked beforehand: QEMU reads it when its main loop begins, its machine made and stopped (-S). */
-#define MONITOR_GREETING "{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"cont\"}\n"
+#define VMMONITOR_GREETING "{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"cont\"}\n"
 
-/* Whether the line says that the guest may run from now on. Then ``stamp`` is when that was, in ns
- * of CLOCK_MONOTONIC: QEMU stamps it before it wakes the processors; no earlier than ``earliest``
- * and no later than ``arrived``, or that is taken. */
-bool monitor_resumed(const char *line, int64_t earliest, int64_t arrived, int64_t *stamp);
+enum vmmonitor_kind { VMMONITOR_OTHER, VMMONITOR_RESUMED, VMMONITOR_STOPPED, VMMONITOR_REFUSED };
 
-/* Why the machine was shut down, in QEMU's word, if the line says so. */
-bool monitor_stopped(const char *line, char *reason, size_t size);
+struct vmmonitor_message {
+	enum vmmonitor_kind kind;
+	int64_t stamp;	 /* RESUMED: when the guest was let run, in ns of CLOCK_MONOTONIC */
+	char reason[64]; /* STOPPED: why, in QEMU's word */
+};
 
-bool monitor_refused(const char *line);
+/* Reads one line. QEMU stamps RESUME by the wall clock before it wakes the processors: that stamp is
+ * taken if it is no earlier than ``earliest`` and no later than ``arrived``, or that is. */
+struct vmmonitor_message vmmonitor_read(const char *line, int64_t earliest, int64_t arrived);
 
 #endif

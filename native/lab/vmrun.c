@@ -20,14 +20,18 @@
  * When our standard input ends, the guest gets an empty line to read on its console, the line that
  * --last finds is waited for, then the hypervisor is killed; it is, too, when we are. Stamps are
  * CLOCK_MONOTONIC in ns.
+ *
+ * It is C because it stamps what it hears and must cost a start nothing: an interpreter would take
+ * more CPU time than a small guest's whole boot.
  */
-#include "vmapi.h"
-#include "vmclock.h"
-#include "vmjournal.h"
-#include "vmmonitor.h"
-#include "vmstream.h"
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "common/error.h"
+#include "lab/vmapi.h"
+#include "lab/vmjournal.h"
+#include "lab/vmmonitor.h"
+#include "lab/vmstream.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <poll.h>
@@ -35,36 +39,35 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
-enum { QMP_FD = 3, QUIET_MS = 3, JOURNAL_MS = 250, LAST_WORDS_MS = 10000 };
+enum { QMP_FD = 3, QUIET_MS = 3, JOURNAL_MS = 250 };
+static const int64_t LAST_WORDS_NS = 10 * CLOCK_SECOND;
 
 struct machine {
 	pid_t pid;
 	int pidfd, log, keyboard;
 	int status; /* as waitpid gives it, -1 while it runs */
 	int64_t spawned, entered;
-	struct stream console, complaints, monitor;
+	struct vmstream console, complaints, monitor;
 	regex_t ready_line, last_line;
-	bool has_ready_line, has_last_line, is_ready, is_told, has_failed, has_said_all, has_panicked;
-	bool has_api, ends_with_api;
-	struct api api;
+	bool has_ready_line, has_last_line, has_monitor, has_api, ends_with_api;
+	bool is_ready, is_told, is_ending, has_said_all, has_panicked;
+	struct vmapi api;
 	const char *journal; /* Firecracker's */
 	int64_t ready_stamp;
-	int ready_status; /* -1: none */
-	char last_said[STREAM_LINE_MAX + 1], last_complaint[STREAM_LINE_MAX + 1], stopped[64];
+	int ready_status;   /* -1: none */
+	struct error error; /* why the start failed; told at once */
+	bool is_error_told;
+	char last_line_said[VMSTREAM_LINE_MAX + 1], complaint[VMSTREAM_LINE_MAX + 1], stopped[64];
 };
 
-static void say(const char *format, ...)
+__attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
 {
 	va_list arguments;
 	va_start(arguments, format);
@@ -73,20 +76,12 @@ static void say(const char *format, ...)
 	fflush(stdout);
 }
 
-static int fail(const char *what)
-{
-	say("firstlight error %s: %s\n", what, strerror(errno));
-	return 1;
-}
-
 static void record(struct machine *vm, int64_t stamp, char kind, const char *text)
 {
-	char out[STREAM_LINE_MAX + 32];
-	int size = snprintf(out, sizeof(out), "%lld%c%s\n", (long long)stamp, kind, text);
-	if (write(vm->log, out, (size_t)size) != size && !vm->has_failed) {
-		vm->has_failed = true;
-		fail("write the console's log");
-	}
+	char line[VMSTREAM_LINE_MAX + 32];
+	int size = snprintf(line, sizeof line, "%jd%c%s\n", (intmax_t)stamp, kind, text);
+	if (write(vm->log, line, (size_t)size) != size)
+		error_set(&vm->error, errno, "write the console's log");
 }
 
 static void enter(struct machine *vm, int64_t stamp)
@@ -95,204 +90,203 @@ static void enter(struct machine *vm, int64_t stamp)
 		return;
 	vm->entered = stamp;
 	record(vm, stamp, '=', "entered");
-	say("firstlight step hypervisor.init %lld %lld\n", (long long)vm->spawned, (long long)stamp);
+	say("firstlight step hypervisor.init %jd %jd\n", (intmax_t)vm->spawned, (intmax_t)stamp);
 }
 
 static void read_journal(struct machine *vm)
 {
 	if (vm->journal && !vm->entered)
-		enter(vm, journal_entered(vm->journal));
+		enter(vm, vmjournal_entered(vm->journal));
 }
 
 /* Nobody listens after this: what is to be known of a start comes before. */
-static void tell(struct machine *vm)
+static void tell_ready(struct machine *vm)
 {
 	if (!vm->is_ready || vm->is_told)
 		return;
 	vm->is_told = true;
 	read_journal(vm);
-	say("firstlight ready %lld\n", (long long)vm->ready_stamp);
+	say("firstlight ready %jd\n", (intmax_t)vm->ready_stamp);
 }
 
-static void ready(struct machine *vm, int64_t stamp)
+static void tell_error(struct machine *vm)
 {
-	if (vm->is_ready || vm->has_failed)
+	if (!vm->error.code || vm->is_error_told)
+		return;
+	vm->is_error_told = true;
+	error_print(&vm->error);
+}
+
+static void set_ready(struct machine *vm, int64_t stamp)
+{
+	if (vm->is_ready || vm->error.code || vm->is_ending)
 		return;
 	vm->is_ready = true;
 	vm->ready_stamp = stamp;
-	if (!vm->has_api || vm->api.state == API_DONE)
-		tell(vm);
+	if (!vm->has_api || vm->api.state == VMAPI_DONE)
+		tell_ready(vm);
 }
 
-/* What others print is theirs: an error is one line of printable text. */
-static void make_plain(char *text)
-{
-	for (; *text; text++)
-		if ((unsigned char)*text < ' ' || *text == 0x7f)
-			*text = ' ';
-}
-
-static void lost(struct machine *vm)
+static void explain_end(struct machine *vm)
 {
 	char how[64];
-	const char *stopped = vm->stopped, *said = vm->last_complaint;
-	if (vm->is_ready || vm->has_failed)
+	if (vm->is_ready || vm->is_ending)
 		return;
-	vm->has_failed = true;
 	read_journal(vm);
 	if (WIFSIGNALED(vm->status))
-		snprintf(how, sizeof(how), "was ended by signal %d", WTERMSIG(vm->status));
+		snprintf(how, sizeof how, "was ended by signal %d", WTERMSIG(vm->status));
 	else
-		snprintf(how, sizeof(how), "exited with status %d", WEXITSTATUS(vm->status));
+		snprintf(how, sizeof how, "exited with status %d", WEXITSTATUS(vm->status));
 	if (vm->journal)
-		journal_complaint(vm->journal, vm->last_complaint, sizeof(vm->last_complaint));
-	make_plain(vm->last_complaint);
-	make_plain(vm->last_said);
-	say("firstlight error the hypervisor %s before the guest was ready%s%s%s%s; the guest %s%s%s\n",
-	    how, *stopped ? ": " : "", stopped, *said ? ": " : "", said,
-	    *vm->last_said ? "last printed \"" : "printed nothing", vm->last_said, *vm->last_said ? "\"" : "");
+		vmjournal_complaint(vm->journal, vm->complaint, sizeof vm->complaint);
+	error_set(&vm->error, 0,
+		  "the hypervisor %s before the guest was ready%s%s%s%.500s; the guest %s%.400s%s",
+		  how, *vm->stopped ? ": " : "", vm->stopped, *vm->complaint ? ": " : "",
+		  vm->complaint, *vm->last_line_said ? "last printed \"" : "printed nothing",
+		  vm->last_line_said, *vm->last_line_said ? "\"" : "");
 }
 
-static void on_console(void *context, struct stream *stream)
+static bool matches(bool has_pattern, const regex_t *pattern, const char *line)
 {
-	struct machine *vm = context;
+	return has_pattern && !regexec(pattern, line, 0, NULL, 0);
+}
+
+static void on_console(void *context, struct vmstream *stream)
+{
 	static const char error[] = "firstlight error ";
+	struct machine *vm = context;
 	const char *text = stream->line;
 	record(vm, stream->stamp, ' ', text);
-	if (!strncmp(text, error, strlen(error)) && !vm->is_ready && !vm->has_failed) {
-		vm->has_failed = true;
-		make_plain(stream->line);
-		say("%s\n", text);
-	}
+	if (!strncmp(text, error, strlen(error)) && !vm->is_ready)
+		error_set(&vm->error, 0, "%s", text + strlen(error));
 	if (text[strspn(text, " \t")] && !vm->has_panicked)
-		strcpy(vm->last_said, text);
+		strcpy(vm->last_line_said, text);
 	vm->has_panicked |= strcasestr(text, "panic") != NULL; /* what follows says less */
-	if (vm->has_ready_line && !vm->is_ready && !regexec(&vm->ready_line, text, 0, NULL, 0))
-		ready(vm, stream->stamp);
-	if (vm->has_last_line && !regexec(&vm->last_line, text, 0, NULL, 0))
-		vm->has_said_all = true;
+	if (matches(vm->has_ready_line, &vm->ready_line, text))
+		set_ready(vm, stream->stamp);
+	vm->has_said_all |= matches(vm->has_last_line, &vm->last_line, text);
 }
 
-static void on_complaint(void *context, struct stream *stream)
+static void on_complaint(void *context, struct vmstream *stream)
 {
 	struct machine *vm = context;
 	if (!strstr(stream->line, "warning: ") && stream->line[0])
-		strcpy(vm->last_complaint, stream->line);
+		strcpy(vm->complaint, stream->line);
 	say("%s\n", stream->line);
 }
 
-static void on_monitor(void *context, struct stream *stream)
+static void on_monitor(void *context, struct vmstream *stream)
 {
 	struct machine *vm = context;
-	int64_t stamp;
-	if (monitor_resumed(stream->line, vm->spawned, stream->stamp, &stamp))
-		enter(vm, stamp);
-	else if (!monitor_stopped(stream->line, vm->stopped, sizeof(vm->stopped)) &&
-		 monitor_refused(stream->line))
-		strcpy(vm->last_complaint, stream->line);
+	struct vmmonitor_message message = vmmonitor_read(stream->line, vm->spawned, stream->stamp);
+	if (message.kind == VMMONITOR_RESUMED)
+		enter(vm, message.stamp);
+	else if (message.kind == VMMONITOR_STOPPED)
+		strcpy(vm->stopped, message.reason);
+	else if (message.kind == VMMONITOR_REFUSED)
+		strcpy(vm->complaint, stream->line);
 }
 
 static void on_api(struct machine *vm)
 {
-	struct api *api = &vm->api;
-	enum api_state state = api_advance(api);
-	char steps[API_REQUESTS * 128];
-	if (state == API_WAITING || state == API_ASKING)
+	struct vmapi *api = &vm->api;
+	enum vmapi_state state = vmapi_advance(api);
+	char steps[VMAPI_REQUESTS * 128];
+	if (state == VMAPI_WAITING || state == VMAPI_ASKING)
 		return;
 	read_journal(vm);
-	if (api_steps(api, vm->spawned, steps, sizeof(steps)))
+	if (vmapi_steps(api, vm->spawned, steps, sizeof steps))
 		say("%s", steps);
-	if (state == API_DONE && vm->ends_with_api)
-		ready(vm, api->requests[api->count - 1].end);
-	else if (state == API_DONE)
-		tell(vm);
-	else if (state == API_CLOSED)
-		strcpy(vm->last_complaint, api->error); /* its process ends, and that is told */
-	else if (!vm->has_failed)
-		say("firstlight error the hypervisor's API: %s\n", api->error);
-	vm->has_failed |= state == API_FAILED;
-	api_end(api);
+	if (state == VMAPI_DONE && vm->ends_with_api)
+		set_ready(vm, api->requests[api->count - 1].end);
+	else if (state == VMAPI_DONE)
+		tell_ready(vm);
+	else if (state == VMAPI_CLOSED) /* its process ends, and that is told */
+		snprintf(vm->complaint, sizeof vm->complaint, "%s", api->error.text);
+	else
+		error_set(&vm->error, 0, "the hypervisor's API: %s", api->error.text);
+	vmapi_end(api);
 }
 
 /* A prompt has no end: after a moment of silence it may be the ready line, too. */
 static void look_at_unfinished(struct machine *vm)
 {
-	struct stream *console = &vm->console;
+	struct vmstream *console = &vm->console;
 	console->line[console->size] = 0;
 	record(vm, console->stamp, '~', console->line);
-	if (vm->has_ready_line && !regexec(&vm->ready_line, console->line, 0, NULL, 0))
-		ready(vm, console->stamp);
+	if (matches(vm->has_ready_line, &vm->ready_line, console->line))
+		set_ready(vm, console->stamp);
 }
 
-static void hear_all(struct machine *vm)
+static void read_streams(struct machine *vm)
 {
-	stream_read(&vm->monitor, on_monitor, vm);
-	stream_read(&vm->complaints, on_complaint, vm);
-	stream_read(&vm->console, on_console, vm);
+	vmstream_read(&vm->monitor, on_monitor, vm);
+	vmstream_read(&vm->complaints, on_complaint, vm);
+	vmstream_read(&vm->console, on_console, vm);
 }
 
 static void reap(struct machine *vm)
 {
-	int64_t stamp = now();
+	int64_t stamp = clock_now();
 	while (waitpid(vm->pid, &vm->status, 0) < 0)
 		if (errno != EINTR)
 			return;
 	close(vm->pidfd);
 	vm->pidfd = -1;
-	hear_all(vm);
+	read_streams(vm);
 	record(vm, stamp, '=', "ended");
-	if (vm->ready_status >= 0 && WIFEXITED(vm->status) && WEXITSTATUS(vm->status) == vm->ready_status)
-		ready(vm, stamp);
-	tell(vm);
-	lost(vm);
+	if (WIFEXITED(vm->status) && WEXITSTATUS(vm->status) == vm->ready_status)
+		set_ready(vm, stamp);
+	tell_ready(vm);
+	explain_end(vm);
 }
 
 /* Serves until the hypervisor has ended, or our input has, or the time is over. */
-static bool serve(struct machine *vm, int input, int64_t until)
+static void serve(struct machine *vm, int input, int64_t until)
 {
-	bool looked = true; /* at an unfinished line */
+	bool has_looked = true; /* at an unfinished line */
 	for (;;) {
 		struct pollfd polled[] = {
-			{vm->console.fd, POLLIN, 0}, {vm->monitor.fd, POLLIN, 0},
-			{vm->complaints.fd, POLLIN, 0}, {vm->pidfd, POLLIN, 0}, {input, POLLIN, 0},
-			{vm->api.fd, POLLIN, 0},
+			{vm->console.fd, POLLIN, 0},	{vm->monitor.fd, POLLIN, 0},
+			{vm->complaints.fd, POLLIN, 0}, {vm->pidfd, POLLIN, 0},
+			{input, POLLIN, 0},		{vm->api.fd, POLLIN, 0},
 		};
-		int64_t left = (until - now()) / 1000000;
+		int64_t left = (until - clock_now()) / 1000000;
+		/* a guest that hangs was entered, too */
+		int longest = vm->journal && !vm->entered ? JOURNAL_MS : -1;
 		if (left < 0)
-			return true;
-		bool is_unread = vm->journal && !vm->entered; /* a guest that hangs was entered, too */
-		int longest = until == INT64_MAX ? is_unread ? JOURNAL_MS : -1 : (int)left + 1;
-		int wait = looked ? longest : QUIET_MS;
-		int n = poll(polled, 6, wait);
-		if (n < 0 && errno != EINTR)
-			return fail("poll"), false;
-		if (n == 0 && !looked) {
+			return;
+		if (until != INT64_MAX)
+			longest = (int)left + 1;
+		int n = poll(polled, 6, has_looked ? longest : QUIET_MS);
+		if (n < 0 && errno != EINTR) {
+			error_set(&vm->error, errno, "poll");
+			return;
+		}
+		if (n == 0 && !has_looked) {
 			look_at_unfinished(vm);
-			looked = true;
+			has_looked = true;
 		} else if (n == 0) {
 			read_journal(vm);
 		}
-		if (n <= 0)
-			continue;
-		if (polled[1].revents)
-			stream_read(&vm->monitor, on_monitor, vm);
-		if (polled[2].revents)
-			stream_read(&vm->complaints, on_complaint, vm);
-		if (polled[0].revents) {
-			stream_read(&vm->console, on_console, vm);
-			looked = !vm->console.size || vm->is_ready;
+		if (n > 0 && polled[1].revents)
+			vmstream_read(&vm->monitor, on_monitor, vm);
+		if (n > 0 && polled[2].revents)
+			vmstream_read(&vm->complaints, on_complaint, vm);
+		if (n > 0 && polled[0].revents) {
+			vmstream_read(&vm->console, on_console, vm);
+			has_looked = !vm->console.size || vm->is_ready;
 		}
-		if (polled[5].revents)
+		if (n > 0 && polled[5].revents)
 			on_api(vm);
-		if (polled[3].revents)
+		if (n > 0 && polled[3].revents)
 			reap(vm);
-		if (polled[4].revents) {
-			char drop[64];
-			if (read(input, drop, sizeof(drop)) == 0)
-				return true;
-		}
+		tell_error(vm);
+		char drop[64];
+		if (n > 0 && polled[4].revents && read(input, drop, sizeof drop) == 0)
+			return;
 		if (input < 0 && (vm->has_said_all || vm->pidfd < 0))
-			return true;
+			return;
 	}
 }
 
@@ -301,143 +295,140 @@ static void stop(struct machine *vm)
 	if (vm->is_ready && vm->has_last_line && !vm->has_said_all && vm->pidfd >= 0) {
 		signal(SIGPIPE, SIG_IGN); /* it may just have ended */
 		if (write(vm->keyboard, "\n", 1) == 1)
-			serve(vm, -1, now() + LAST_WORDS_MS * 1000000LL);
+			serve(vm, -1, clock_now() + LAST_WORDS_NS);
 	}
 	if (vm->pidfd >= 0) {
 		kill(vm->pid, SIGKILL);
-		vm->has_failed = true; /* its end is our doing, and tells nothing */
+		vm->is_ending = true; /* its end is our doing, and tells nothing */
 		reap(vm);
 	}
-	hear_all(vm);
-	stream_finish(&vm->console, on_console, vm);
+	read_streams(vm);
+	vmstream_finish(&vm->console, on_console, vm);
+	tell_error(vm);
 }
 
-static int execute(pid_t parent, int keyboard, int console, int complaints, int monitor,
-		   char **command)
+/* In the hypervisor's process: what fails is its complaint. */
+_Noreturn static void execute(pid_t parent, const int streams[3], int monitor, char **command)
 {
-	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent || dup2(keyboard, 0) < 0 ||
-	    dup2(console, 1) < 0)
-		return fail("prepare the hypervisor's process");
-	if (monitor >= 0 && monitor != QMP_FD && dup2(monitor, QMP_FD) < 0)
-		return fail("prepare the hypervisor's monitor");
-	if ((monitor >= 0 && fcntl(QMP_FD, F_SETFD, 0)) || dup2(complaints, 2) < 0)
-		return fail("prepare the hypervisor's process");
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent)
+		_exit(127);
+	for (int i = 0; i < 3; i++)
+		if (dup2(streams[i], i) < 0)
+			_exit(127);
+	if (monitor >= 0 && ((monitor != QMP_FD && dup2(monitor, QMP_FD) < 0) ||
+			     fcntl(QMP_FD, F_SETFD, 0)))
+		_exit(127);
 	execv(command[0], command);
 	dprintf(2, "cannot execute %s: %s\n", command[0], strerror(errno));
-	return 127;
+	_exit(127);
 }
 
-static int spawn(struct machine *vm, bool has_monitor, char **command)
+static int spawn(struct machine *vm, char **command)
 {
-	static const char hello[] = MONITOR_GREETING;
+	static const char hello[] = VMMONITOR_GREETING;
 	int keyboard[2], console[2], complaints[2], monitor[2] = {-1, -1};
-	if (pipe2(keyboard, O_CLOEXEC) || pipe2(console, O_CLOEXEC) || pipe2(complaints, O_CLOEXEC) ||
-	    (has_monitor && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, monitor)))
-		return fail("make the hypervisor's pipes");
-	if (has_monitor && write(monitor[0], hello, strlen(hello)) != (ssize_t)strlen(hello))
-		return fail("write to the monitor");
+	if (pipe2(keyboard, O_CLOEXEC) || pipe2(console, O_CLOEXEC) ||
+	    pipe2(complaints, O_CLOEXEC) ||
+	    (vm->has_monitor && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, monitor)))
+		return error_set(&vm->error, errno, "make the hypervisor's pipes");
+	if (vm->has_monitor && write(monitor[0], hello, strlen(hello)) != (ssize_t)strlen(hello))
+		return error_set(&vm->error, errno, "write to the monitor");
 	vm->keyboard = keyboard[1];
 	vm->console.fd = console[0];
 	vm->complaints.fd = complaints[0];
 	vm->monitor.fd = monitor[0];
-	for (int i = 0; i < 3; i++) {
-		int fd = (int[]){console[0], complaints[0], monitor[0]}[i];
-		if (fd >= 0 && fcntl(fd, F_SETFL, O_NONBLOCK))
-			return fail("fcntl");
-	}
+	if (fcntl(console[0], F_SETFL, O_NONBLOCK) || fcntl(complaints[0], F_SETFL, O_NONBLOCK) ||
+	    (vm->has_monitor && fcntl(monitor[0], F_SETFL, O_NONBLOCK)))
+		return error_set(&vm->error, errno, "fcntl");
 	pid_t self = getpid();
-	vm->spawned = now();
+	vm->spawned = clock_now();
 	vm->pid = fork();
 	if (vm->pid < 0)
-		return fail("fork");
+		return error_set(&vm->error, errno, "fork");
 	if (vm->pid == 0)
-		_exit(execute(self, keyboard[0], console[1], complaints[1], monitor[1], command));
+		execute(self, (int[]){keyboard[0], console[1], complaints[1]}, monitor[1], command);
 	vm->pidfd = (int)syscall(SYS_pidfd_open, vm->pid, 0);
 	close(keyboard[0]);
 	close(console[1]);
 	close(complaints[1]);
-	if (has_monitor)
+	if (vm->has_monitor)
 		close(monitor[1]);
-	return vm->pidfd < 0 ? fail("pidfd_open") : 0;
+	return vm->pidfd < 0 ? error_set(&vm->error, errno, "pidfd_open") : 0;
 }
 
-static bool compile(regex_t *pattern, const char *text)
+static bool compile(struct machine *vm, regex_t *pattern, const char *text)
 {
 	char reason[256];
-	int error = regcomp(pattern, text, REG_EXTENDED | REG_NOSUB);
-	if (!error)
+	int wrong = regcomp(pattern, text, REG_EXTENDED | REG_NOSUB);
+	if (!wrong)
 		return true;
-	regerror(error, pattern, reason, sizeof(reason));
-	say("firstlight error the pattern %s: %s\n", text, reason);
+	regerror(wrong, pattern, reason, sizeof reason);
+	error_set(&vm->error, 0, "the pattern %s: %s", text, reason);
 	return false;
+}
+
+/* Returns the hypervisor's command line, or NULL for what is no use of this program. */
+static char **read_options(struct machine *vm, int argc, char **argv)
+{
+	static const struct option options[] = {
+		{"log", required_argument, NULL, 'l'},	{"ready", required_argument, NULL, 'r'},
+		{"exit", required_argument, NULL, 'x'}, {"last", required_argument, NULL, 'a'},
+		{"qmp", no_argument, NULL, 'q'},	{"journal", required_argument, NULL, 'j'},
+		{"api", required_argument, NULL, 's'},	{"requests", required_argument, NULL, 'd'},
+		{"answered", no_argument, NULL, 'w'},	{NULL, 0, NULL, 0},
+	};
+	const char *log = NULL, *socket = NULL, *requests = NULL;
+	bool is_known = true;
+	for (int option; (option = getopt_long(argc, argv, "+", options, NULL)) != -1;) {
+		if (option == 'l')
+			log = optarg;
+		else if (option == 'r')
+			vm->has_ready_line = compile(vm, &vm->ready_line, optarg);
+		else if (option == 'a')
+			vm->has_last_line = compile(vm, &vm->last_line, optarg);
+		else if (option == 'x')
+			vm->ready_status = (int)strtol(optarg, NULL, 10);
+		else if (option == 'q')
+			vm->has_monitor = true;
+		else if (option == 'j')
+			vm->journal = optarg;
+		else if (option == 's')
+			socket = optarg;
+		else if (option == 'd')
+			requests = optarg;
+		else if (option == 'w')
+			vm->ends_with_api = true;
+		else
+			is_known = false;
+	}
+	bool has_end = vm->has_ready_line || vm->ready_status >= 0 || vm->ends_with_api;
+	vm->has_api = socket && requests;
+	if (vm->error.code)
+		return argv + optind;
+	if (!is_known || !log || optind >= argc || !has_end || !socket != !requests ||
+	    (vm->ends_with_api && !vm->has_api))
+		return NULL;
+	vm->log = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
+	if (vm->log < 0)
+		error_set(&vm->error, errno, "%s", log);
+	else if (vm->has_api && vmapi_begin(&vm->api, socket, requests))
+		vm->error = vm->api.error;
+	return argv + optind;
 }
 
 int main(int argc, char **argv)
 {
-	static const struct option options[] = {
-		{"log", required_argument, NULL, 'l'},   {"ready", required_argument, NULL, 'r'},
-		{"exit", required_argument, NULL, 'x'},  {"last", required_argument, NULL, 'a'},
-		{"qmp", no_argument, NULL, 'q'},	 {"journal", required_argument, NULL, 'j'},
-		{"api", required_argument, NULL, 's'},	 {"requests", required_argument, NULL, 'd'},
-		{"answered", no_argument, NULL, 'w'},	 {NULL, 0, NULL, 0},
-	};
-	static struct machine vm = {.pidfd = -1, .log = -1, .status = -1, .ready_status = -1,
-				    .api.fd = -1};
-	bool has_monitor = false;
-	const char *log = NULL, *socket = NULL, *requests = NULL;
-	for (int option; (option = getopt_long(argc, argv, "+", options, NULL)) != -1;) {
-		switch (option) {
-		case 'l':
-			log = optarg;
-			break;
-		case 'r':
-			if (!(vm.has_ready_line = compile(&vm.ready_line, optarg)))
-				return 1;
-			break;
-		case 'a':
-			if (!(vm.has_last_line = compile(&vm.last_line, optarg)))
-				return 1;
-			break;
-		case 'x':
-			vm.ready_status = (int)strtol(optarg, NULL, 10);
-			break;
-		case 'q':
-			has_monitor = true;
-			break;
-		case 'j':
-			vm.journal = optarg;
-			break;
-		case 's':
-			socket = optarg;
-			break;
-		case 'd':
-			requests = optarg;
-			break;
-		case 'w':
-			vm.ends_with_api = true;
-			break;
-		default:
-			log = NULL;
-			optind = argc;
-		}
-	}
-	bool has_end = vm.has_ready_line || vm.ready_status >= 0 || vm.ends_with_api;
-	vm.has_api = socket && requests;
-	if (!log || optind >= argc || !has_end || !socket != !requests ||
-	    (vm.ends_with_api && !vm.has_api)) {
+	static struct machine vm = {
+		.pidfd = -1, .log = -1, .status = -1, .ready_status = -1, .api.fd = -1};
+	char **command = read_options(&vm, argc, argv);
+	if (!command) {
 		fputs("usage: vmrun --log FILE [OPTION...] -- HYPERVISOR [ARG...]\n", stderr);
 		return 2;
 	}
-	vm.log = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
-	if (vm.log < 0)
-		return fail(log);
-	if (vm.has_api && api_begin(&vm.api, socket, requests)) {
-		say("firstlight error %s\n", vm.api.error);
-		return 1;
+	if (!vm.error.code && !spawn(&vm, command)) {
+		serve(&vm, STDIN_FILENO, INT64_MAX);
+		stop(&vm);
 	}
-	if (spawn(&vm, has_monitor, argv + optind))
-		return 1;
-	serve(&vm, STDIN_FILENO, INT64_MAX);
-	stop(&vm);
+	tell_error(&vm);
 	return !vm.is_told;
 }

@@ -6,7 +6,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tests.support.laboratory import NATIVE, Bench, compiled, inside, returning_home
+from tests.support.laboratory import (
+    NATIVE,
+    Bench,
+    compiled,
+    inside,
+    returning_home,
+    sanitized,
+)
 
 from firstlight.errors import Unsupported
 from firstlight.host import workspace as workspaces
@@ -14,13 +21,8 @@ from firstlight.lab import load
 from firstlight.lab.load import Generator
 from firstlight.trace import bpf
 
-LAUNCH = (
-    "lab/launch",
-    "lab/launch_ask",
-    "lab/launch_instance",
-    "lab/launch_text",
-    "common/message",
-)
+LAUNCH = ("lab/launch.c", "lab/launch_ask.c", "lab/launch_instance.c", "lab/launch_text.c",
+          "common/message.c")  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -59,20 +61,15 @@ def bench(traced_lab: Bench) -> Iterator[Bench]:
 
 
 @pytest.fixture(scope="session")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sanitized_launch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The load generator, stopped by its first wrong access or undefined operation."""
-    source = NATIVE.parent.parent / "native"
-    first, *others = [source / f"{name}.c" for name in LAUNCH]
-    return compiled(
-        first, tmp_path_factory.mktemp("launch") / "launch", *map(str, others), f"-I{source}",
-        "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-    )  # fmt: skip
+    return sanitized(tmp_path_factory.mktemp("launch"), *LAUNCH)
 
 
 @pytest.fixture(params=["installed", "sanitized"])
 def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "sanitized":
-        built = request.getfixturevalue("sanitized")
+        built = request.getfixturevalue("sanitized_launch")
         monkeypatch.setattr(load, "native", lambda name: {"launch": built}[name])
     return str(request.param)
 

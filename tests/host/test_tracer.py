@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from tests.support.laboratory import NATIVE, Bench, Seen, commands_of, compiled
+from tests.support.laboratory import NATIVE, Bench, Seen, commands_of, sanitized
 
 from firstlight.analysis.breakdown import timeline
 from firstlight.errors import Failed
@@ -480,10 +480,7 @@ def test_a_full_disk_is_an_error_and_not_a_short_trace(
 
 @pytest.fixture(scope="session")
 def sanitized_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled(
-        SOURCE / "trace.c", tmp_path_factory.mktemp("trace") / "trace",
-        "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-lbpf",
-    )  # fmt: skip
+    return sanitized(tmp_path_factory.mktemp("trace"), "trace/trace.c", options=("-lbpf",))
 
 
 @pytest.fixture

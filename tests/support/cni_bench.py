@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +9,19 @@ from typing import Any
 import pytest
 
 from firstlight.lab.cni import conf
-from firstlight.lab.cni.runtime import Runtime
+from firstlight.lab.cni.attachment import Attachment, request
+from firstlight.native import native
 
 RECORDER = Path(__file__).with_name("cni_recorder.py")
 
 
 @dataclass
 class Bench:
-    """A directory of recording plugins, a runtime over it, and what the plugins were given."""
+    """A directory of recording plugins, ``cnirun`` over it, and what the plugins were given."""
 
     directory: Path
-    runtime: Runtime
+    under: tuple[str, ...] = ()
+    """The command that ``cnirun`` runs under."""
 
     @property
     def calls(self) -> list[dict[str, Any]]:
@@ -33,10 +36,28 @@ class Bench:
     def order(self) -> list[tuple[str, str]]:
         return [(call["plugin"], call["env"]["CNI_COMMAND"]) for call in self.calls]
 
+    @property
+    def result(self) -> Any:
+        """What is kept of the last ADD; None if nothing is."""
+        kept = self.directory / "kept"
+        text = kept.read_text() if kept.exists() else ""
+        return json.loads(text) if text else None
+
     def network(self, *plugins: dict[str, Any] | str, **keys: Any) -> conf.Network:
         listed = [{"type": one} if isinstance(one, str) else one for one in plugins]
         document = {"cniVersion": "1.0.0", "name": "net", "plugins": listed, **keys}
         return conf.parse(json.dumps(document), "test")
+
+    def run(self, verb: str, network: conf.Network, pod: Attachment) -> str:
+        """Have the plugins called; returns why that failed, empty if it did not."""
+        file = self.directory / "request"
+        environment = {**os.environ, "RECORD": str(self.directory / "record")}
+        path = (self.directory / "bin",)
+        file.write_text(request(network, pod, path, self.directory / "kept", environment))
+        done = subprocess.run([*self.under, native("cnirun"), verb, file], text=True, timeout=20,
+                              stdin=subprocess.DEVNULL, capture_output=True)  # fmt: skip
+        *_, said = (done.stderr or done.stdout).splitlines() or [""]  # cnirun's own
+        return said.removeprefix("firstlight error ") if done.returncode else ""
 
 
 def install(directory: Path, *names: str) -> None:
@@ -49,8 +70,5 @@ def install(directory: Path, *names: str) -> None:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    plugins = tmp_path / "bin"
-    install(plugins, "one", "two", "three")
-    environment = {**os.environ, "RECORD": str(tmp_path / "record")}
-    runtime = Runtime((plugins,), tmp_path / "cache", timeout=20, environment=environment)
-    return Bench(tmp_path, runtime)
+    install(tmp_path / "bin", "one", "two", "three")
+    return Bench(tmp_path)

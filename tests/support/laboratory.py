@@ -27,6 +27,18 @@ CLONE_FS = 0x200
 _STRICT = ("-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror")
 
 
+def sanitized(directory: Path, *sources: str, options: tuple[str, ...] = ()) -> Path:
+    """A native program, of sources below native/, that its first wrong access stops."""
+    root = NATIVE.parent.parent
+    first, *others = [root / "native" / source for source in sources]
+    json = root / "subprojects" / "cjson"
+    return compiled(
+        first, directory / first.stem, *map(str, others), str(json / "cJSON.c"),
+        f"-I{root / 'native'}", f"-I{json}",
+        "-fsanitize=address,undefined", "-fno-sanitize-recover=all", *options,
+    )  # fmt: skip
+
+
 def compiled(source: Path, to: Path, *flags: str) -> Path:
     """A C program, or a failure that shows the compiler's words."""
     done = subprocess.run(

@@ -18,9 +18,8 @@ from tests.support.laboratory import commands_of
 from firstlight.errors import Unsupported
 from firstlight.host import mounts
 from firstlight.lab.backends.cni import Cni
-from firstlight.lab.cni import conf, known
+from firstlight.lab.cni import known
 from firstlight.lab.cni.conf import BadConf
-from firstlight.lab.cni.runtime import Attachment, Runtime
 from firstlight.model import Ending, Sample
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -138,7 +137,7 @@ def test_an_exhausted_range_fails_in_the_plugins_words(bench: Any, tmp_path: Pat
         assert (one.error or "").startswith("plugin bridge ADD: ")
 
 
-def test_the_native_runtime_gives_plugins_what_the_library_gives_them(
+def test_plugins_are_given_their_configuration_and_the_results_before(
     bench: Any, recording: Path
 ) -> None:
     backend = write(
@@ -147,19 +146,19 @@ def test_the_native_runtime_gives_plugins_what_the_library_gives_them(
     )
     [sample] = measure(bench, backend)
     assert sample.ending is Ending.READY
-    native = calls(recording)
-    (recording / "record").unlink()
-    pod = Attachment(native[0]["env"]["CNI_CONTAINERID"], native[0]["env"]["CNI_NETNS"])
-    network = conf.load(Path(backend.conf))
-    runtime = Runtime(
-        known.path(known.About()), recording / "cache", environment=bench.workspace.environment
-    )
-    runtime.add(network, pod)
-    runtime.delete(network, pod)
-    assert native == calls(recording)
-    assert [(call["plugin"], call["env"]["CNI_COMMAND"]) for call in native] == [
+    given = calls(recording)
+    assert [(call["plugin"], call["env"]["CNI_COMMAND"]) for call in given] == [
         ("one", "ADD"), ("two", "ADD"), ("two", "DEL"), ("one", "DEL"),
     ]  # fmt: skip
+    head = {"cniVersion": "1.0.0", "name": "test"}
+    results = [{"cniVersion": "1.0.0", "dns": {"search": ["one", "two"][:many]}} for many in (1, 2)]
+    one, two = {**head, "type": "one", "mtu": 1400}, {**head, "type": "two"}
+    assert [call["stdin"] for call in given] == [
+        one,
+        {**two, "prevResult": results[0]},
+        {**two, "prevResult": results[1]},
+        {**one, "prevResult": results[1]},
+    ]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from typing import IO
 import polars as pl
 import pytest
 from tests.support import fakecracker
-from tests.support.laboratory import NATIVE, Bench, commands_of, compiled, laboratory
+from tests.support.laboratory import Bench, commands_of, laboratory, sanitized
 from tests.support.machineroom import Room
 from tests.support.tinyguest import HALT, RESET, SPIN, Tiny, says
 
@@ -32,8 +32,8 @@ from firstlight.model import Ending, GuestLog, Sample
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 READY = says("booting\r\nready\r\n") + HALT
-SOURCES = NATIVE.parent.parent / "native"
-VMRUN = ("vmrun", "vmstream", "vmmonitor", "vmapi", "vmjournal")
+VMRUN = ("lab/vmrun.c", "lab/vmstream.c", "lab/vmmonitor.c", "lab/vmapi.c", "lab/vmjournal.c",
+         "common/http.c", "common/error.c")  # fmt: skip
 API_STEPS = ["api.connect", "api/machine-config", "api/boot-source"]
 
 
@@ -46,12 +46,7 @@ def room() -> Iterator[Room]:
 @pytest.fixture(scope="module")
 def sanitized_vmrun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """vmrun, stopped by its first wrong access or undefined operation."""
-    first, *others = [SOURCES / name for name in
-                      (*(f"lab/{name}.c" for name in VMRUN), "cni/json.c")]  # fmt: skip
-    return compiled(
-        first, tmp_path_factory.mktemp("vmrun") / "vmrun", *map(str, others), f"-I{SOURCES}",
-        "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-    )  # fmt: skip
+    return sanitized(tmp_path_factory.mktemp("vmrun"), *VMRUN)
 
 
 def script(path: Path, text: str) -> Path:

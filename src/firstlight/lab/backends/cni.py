@@ -9,7 +9,6 @@ the gateway and back; that can be the end point too, of an ADD.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -19,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -31,9 +30,9 @@ from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Execute, Prepared, cni_services
 from firstlight.lab.backends.network import private_names
 from firstlight.lab.cni import known, needs
-from firstlight.lab.cni.conf import Json, Network, execution
+from firstlight.lab.cni.attachment import Attachment, request
+from firstlight.lab.cni.conf import Network
 from firstlight.lab.cni.plugin import find
-from firstlight.lab.cni.runtime import Attachment
 from firstlight.model import EndPoint
 from firstlight.native import native
 
@@ -108,15 +107,15 @@ class Cni:
                 _each(own, "up", quietly=True)
             _each(old, "up", quietly=True)
             verb = "del" if self.operation == "DEL" else "add"
-            besides: list[tuple[str, ...]] = [(str(request),) for request in old]
+            besides: list[tuple[str, ...]] = [(str(file),) for file in old]
             yield Prepared(
                 [
                     Execute(
-                        (str(native("cnirun")), verb, str(request), *beside),
+                        (str(native("cnirun")), verb, str(file), *beside),
                         workspace.environment,
                         daemons=pods.daemons,
                     )
-                    for request, beside in zip(own, besides or [()] * instances, strict=True)
+                    for file, beside in zip(own, besides or [()] * instances, strict=True)
                 ]
             )
 
@@ -164,14 +163,6 @@ class Pods:
     daemons: tuple[int, ...]
     """The processes that serve the network's plugins."""
 
-    @cached_property
-    def _plugins(self) -> list[tuple[Path, Json]]:
-        path = known.path(self.about)
-        return [
-            (find(plugin["type"], path), execution(self.network, plugin, {}))
-            for plugin in self.network.plugins
-        ]
-
     def make(self, name: str, count: int, *more: str) -> list[Path]:
         """Namespaces called ``name`` and a number, and the request file of each."""
         pods = [f"{name}{index}" for index in range(count)]
@@ -191,30 +182,16 @@ class Pods:
         ``more`` are lines of a request besides the usual ones.
         """
         file = self.base / f"{pod}.request"
-        file.write_text(self._request(pod, more))
-        file.with_suffix(".kept").touch()  # from now on there may be something to DEL
-        return file
-
-    def _request(self, pod: str, more: Iterable[str]) -> str:
-        args = self.about.args.format(pod=pod)
+        kept = file.with_suffix(".kept")
         container = hashlib.sha256(f"{self.workspace.run}-{pod}".encode()).hexdigest()
-        attachment = Attachment(container, str(NAMES / pod), _INTERFACE, args)
-        variables = self.workspace.environment | attachment.call.environment(
-            "", known.path(self.about)
+        attachment = Attachment(
+            container, str(NAMES / pod), _INTERFACE, self.about.args.format(pod=pod)
         )
-        del variables["CNI_COMMAND"]
-        lines = [
-            f"kept {self.base / pod}.kept",
-            f"version {self.network.version}",
-            f"namespace {attachment.namespace}",
-            f"interface {_INTERFACE}",
-            f"packet {self.about.packet}",
-            *more,
-            *(f"env {name}={value}" for name, value in variables.items()),
-        ]
-        for program, configuration in self._plugins:
-            lines += [f"plugin {program}", f"conf {json.dumps(configuration)[:-1]}"]
-        return "\n".join(lines) + "\n"
+        path, environment = known.path(self.about), self.workspace.environment
+        packet = f"packet {self.about.packet}"
+        file.write_text(request(self.network, attachment, path, kept, environment, (packet, *more)))
+        kept.touch()  # from now on there may be something to DEL
+        return file
 
 
 def _kinds(network: Network) -> Iterator[str]:

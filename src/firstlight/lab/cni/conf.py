@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,8 @@ class Network:
     plugins: tuple[Json, ...]
     source: str
     disable_check: bool = False
-    disable_gc: bool = False
     extra: Json = field(default_factory=dict)
     """Keys of the list that are not in the specification."""
-
-    def at_least(self, version: str) -> bool:
-        """Whether the network's version is this or later."""
-        return VERSIONS.index(self.version) >= VERSIONS.index(version)
 
 
 def load(path: Path) -> Network:
@@ -68,16 +62,12 @@ def parse(text: str, source: str) -> Network:
     return _network(document, source)
 
 
-def execution(network: Network, plugin: Json, runtime_config: Mapping[str, Any]) -> Json:
+def execution(network: Network, plugin: Json) -> Json:
     """A plugin's standard input without ``prevResult``: its configuration, by spec §3.
 
-    It has the parts of ``runtime_config`` that the plugin's ``capabilities`` request.
+    A pod of the lab asks for no capability, so there is never a ``runtimeConfig``.
     """
     derived = {key: value for key, value in plugin.items() if key != "capabilities"}
-    wanted = plugin.get("capabilities") or {}
-    granted = {name: value for name, value in runtime_config.items() if wanted.get(name) is True}
-    if granted:
-        derived["runtimeConfig"] = granted
     return {**derived, "cniVersion": network.version, "name": network.name}
 
 
@@ -104,7 +94,6 @@ def _network(document: Json, source: str) -> Network:
         plugins=tuple(plugins),
         source=source,
         disable_check=_flag(document, "disableCheck", source),
-        disable_gc=_flag(document, "disableGC", source),
         extra={
             key: value
             for key, value in document.items()

@@ -126,7 +126,11 @@ def test_what_cannot_boot_is_refused_and_leaves_nothing(
         (Entry(name="mine", kind="osv", filesystem="zfs"), {"disk.img": image}, "holds ext, not"),
         (Entry(name="mine", kind="osv"), {"disk.img": Path("/etc/passwd")}, "no boot loader"),
         (Entry(name="mine", kind="generic", ready="up"), {"disk.img": image}, "no boot loader"),
-        (Entry(name="mine", kind="linux"), {"kernel": kernel, "disk.img": image}, "takes a kernel only"),
+        (
+            Entry(name="mine", kind="linux"),
+            {"kernel": kernel, "disk.img": image},
+            "takes a kernel only",
+        ),
         (Entry(name="mine", kind="generic"), {"kernel": kernel}, "has no ready line"),
         (Entry(name="mine", kind="generic", ready="a(b"), {"kernel": kernel}, r"'a\(b' is not a"),
         (Entry(name="mine", kind="plan9"), {"kernel": kernel}, "unknown kind of guest"),

@@ -1,7 +1,7 @@
 #include "json.h"
 
-#include <ctype.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { DEEPEST = 64 };
@@ -21,10 +21,27 @@ static const char *string_end(const char *at)
 
 static const char *number_end(const char *at)
 {
+	static const char digits[] = "0123456789";
 	at += *at == '-';
-	if (!isdigit((unsigned char)*at))
+	size_t whole = strspn(at, digits);
+	if (!whole || (*at == '0' && whole > 1))
 		return NULL;
-	return at + strspn(at, "0123456789.eE+-");
+	at += whole;
+	if (*at == '.') {
+		size_t fraction = strspn(++at, digits);
+		if (!fraction)
+			return NULL;
+		at += fraction;
+	}
+	if (*at == 'e' || *at == 'E') {
+		at++;
+		at += *at == '+' || *at == '-';
+		size_t exponent = strspn(at, digits);
+		if (!exponent)
+			return NULL;
+		at += exponent;
+	}
+	return at;
 }
 
 static const char *value_end(const char *at, int depth);
@@ -102,6 +119,34 @@ const char *json_next(const char *array, const char *element)
 	return *at == ',' ? space(at + 1) : NULL;
 }
 
+/* The code point of "\\uXXXX" at that place, or of a pair of them; moves on to its last digit. */
+static unsigned code_point(const char **at)
+{
+	unsigned high = 0xfffd, low;
+	int taken = 0;
+	if (sscanf(*at, "u%4x%n", &high, &taken) != 1 || taken != 5)
+		return high;
+	*at += 4;
+	if (high < 0xd800 || high > 0xdfff)
+		return high;
+	if (high > 0xdbff || sscanf(*at + 1, "\\u%4x%n", &low, &taken) != 1 || taken != 6 ||
+	    low < 0xdc00 || low > 0xdfff)
+		return 0xfffd;
+	*at += 6;
+	return 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
+}
+
+/* Writes a code point in UTF-8; returns how many bytes. */
+static size_t encode(unsigned point, char to[4])
+{
+	size_t size = point < 0x80 ? 1 : point < 0x800 ? 2 : point < 0x10000 ? 3 : 4;
+	static const unsigned lead[] = {0, 0, 0xc0, 0xe0, 0xf0};
+	for (size_t i = size; i-- > 1; point >>= 6)
+		to[i] = (char)(0x80 | (point & 0x3f));
+	to[0] = (char)(lead[size] | point);
+	return size;
+}
+
 char *json_text(const char *value, char *to, size_t size)
 {
 	const char *at = space(value), *end = json_end(at);
@@ -111,13 +156,20 @@ char *json_text(const char *value, char *to, size_t size)
 		at++;
 		end--;
 	}
-	for (; at < end && used + 1 < size; at++) {
-		char c = *at;
-		if (string && c == '\\') {
-			c = *++at;
-			c = c == 'n' || c == 't' || c == 'r' ? ' ' : c;
+	for (; at < end; at++) {
+		char bytes[4] = {*at};
+		size_t count = 1;
+		if (string && *at == '\\') {
+			at++;
+			bytes[0] = strchr("bfnrt", *at) ? ' ' : *at;
+			count = *at == 'u' ? encode(code_point(&at), bytes) : 1;
 		}
-		to[used++] = c == '\n' ? ' ' : c;
+		if (used + count >= size)
+			break;
+		if ((unsigned char)bytes[0] < ' ')
+			bytes[0] = ' ';
+		memcpy(to + used, bytes, count);
+		used += count;
 	}
 	to[used] = 0;
 	return to;

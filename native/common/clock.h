@@ -1,0 +1,22 @@
+/* The time of a clock, in ns. */
+#ifndef FIRSTLIGHT_CLOCK_H
+#define FIRSTLIGHT_CLOCK_H
+
+#include <stdint.h>
+#include <time.h>
+
+#define CLOCK_SECOND INT64_C(1000000000)
+
+static inline int64_t clock_read(clockid_t clock)
+{
+	struct timespec time;
+	clock_gettime(clock, &time); /* fails for an unknown clock only */
+	return time.tv_sec * CLOCK_SECOND + time.tv_nsec;
+}
+
+static inline int64_t clock_now(void)
+{
+	return clock_read(CLOCK_MONOTONIC);
+}
+
+#endif

@@ -1,0 +1,20 @@
+/* HTTP/1.1 as it is spoken with a daemon on the own node: one request, one answer with a length. */
+#ifndef FIRSTLIGHT_HTTP_H
+#define FIRSTLIGHT_HTTP_H
+
+#include <stddef.h>
+
+/* Writes a request whose body is JSON, or empty. Returns its length, or -EMSGSIZE. */
+int http_request(char *to, size_t size, const char *method, const char *path, const char *body);
+
+struct http_answer {
+	int status; /* 0: this is not HTTP */
+	const char *body;
+	size_t size; /* of the body */
+};
+
+/* Reads what has come in so far, ended by a NUL. Returns 1 when the head is there: the answer is whole
+ * when ``size`` bytes follow ``body``; else 0. */
+int http_parse(const char *text, struct http_answer *answer);
+
+#endif

@@ -1,0 +1,144 @@
+"""What plugins are given, and how what they answer is taken: by the runner of production."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.support.cni_bench import Bench
+
+from firstlight.errors import Unsupported
+from firstlight.lab.cni.attachment import Attachment, BadAttachment
+
+POD = Attachment("pod1", "/run/netns/pod1", "eth0", "K8S_POD_NAME=a;IgnoreUnknown=1")
+
+
+def test_add_chains_the_results_in_order(bench: Bench) -> None:
+    assert not bench.run("up", bench.network("one", "two", "three"), POD)
+    assert bench.result == {"cniVersion": "1.0.0", "dns": {"search": ["one", "two", "three"]}}
+    first, second, third = bench.calls
+    assert "prevResult" not in first["stdin"]
+    assert second["stdin"]["prevResult"] == {"cniVersion": "1.0.0", "dns": {"search": ["one"]}}
+    assert third["stdin"]["prevResult"]["dns"]["search"] == ["one", "two"]
+
+
+def test_every_plugin_gets_the_same_environment(bench: Bench) -> None:
+    bench.run("up", bench.network("one", "two"), POD)
+    assert [call["env"] for call in bench.calls] == 2 * [
+        {
+            "CNI_COMMAND": "ADD",
+            "CNI_CONTAINERID": "pod1",
+            "CNI_NETNS": "/run/netns/pod1",
+            "CNI_IFNAME": "eth0",
+            "CNI_ARGS": "K8S_POD_NAME=a;IgnoreUnknown=1",
+            "CNI_PATH": str(bench.directory / "bin"),
+        }
+    ]
+
+
+def test_delete_goes_backwards_with_the_kept_result_and_forgets_it(bench: Bench) -> None:
+    network = bench.network("one", "two")
+    bench.run("up", network, POD)
+    result = bench.result
+    assert not bench.run("del", network, POD)
+    assert bench.order[2:] == [("two", "DEL"), ("one", "DEL")]
+    assert [call["stdin"]["prevResult"] for call in bench.calls[2:]] == [result, result]
+    assert bench.result is None
+    assert not bench.run("del", network, POD)
+    assert "prevResult" not in bench.calls[-1]["stdin"]
+
+
+def test_a_failed_delete_stops_and_keeps_the_result(bench: Bench) -> None:
+    network = bench.network("one", {"type": "two", "does": {"DEL": "fail"}})
+    bench.run("up", network, POD)
+    result = bench.result
+    said = bench.run("del", network, POD)
+    assert said == "plugin two DEL: try again (code 11): lease is busy"
+    assert bench.order[2:] == [("two", "DEL")]
+    assert bench.result == result
+
+
+def test_a_failed_add_is_undone_by_every_plugin_and_says_the_plugins_words(bench: Bench) -> None:
+    network = bench.network("one", {"type": "two", "does": {"ADD": "fail", "DEL": "fail"}}, "three")
+    said = bench.run("up", network, POD)
+    assert said == "plugin two ADD: try again (code 11): lease is busy"
+    assert bench.order[2:] == [("three", "DEL"), ("two", "DEL"), ("one", "DEL")]
+    assert bench.result is None
+
+
+@pytest.mark.parametrize(
+    ("how", "fact"),
+    [
+        ("crash", "killed by signal 6"),
+        ("garble", "printed what is not a JSON object: Success! { not json"),
+        ("old", "its result is of CNI version 0.2.0 and not 1.0.0"),
+        ("silent", "printed no result"),
+    ],
+)
+def test_a_plugin_that_misbehaves_is_named_and_undone(bench: Bench, how: str, fact: str) -> None:
+    network = bench.network({"type": "one", "does": {"ADD": how}})
+    assert bench.run("up", network, POD) == f"plugin one ADD: {fact}"
+    assert bench.order == [("one", "ADD"), ("one", "DEL")]
+
+
+def test_delete_before_0_4_0_has_no_previous_result(bench: Bench) -> None:
+    network = bench.network("one", cniVersion="0.3.1")
+    bench.run("up", network, POD)
+    bench.run("del", network, POD)
+    assert "prevResult" not in bench.calls[1]["stdin"]
+
+
+@pytest.mark.parametrize(
+    ("printed", "fact"),
+    [
+        ('{"cniVersion": "1.0.0", "mtu": 1-+e}', "printed what is not a JSON object"),
+        ('{"cniVersion": "1.0.0"} {}', "printed what is not a JSON object"),
+        ("[]", "printed what is not a JSON object"),
+        ('{"cniVersion": 1}', "its result is of CNI version that is no string and not 1.0.0"),
+    ],
+)
+def test_a_result_is_read_as_json_strictly(bench: Bench, printed: str, fact: str) -> None:
+    script(bench.directory / "bin" / "one", f"cat > /dev/null; printf '%s' '{printed}'")
+    said = bench.run("up", bench.network("one"), POD)
+    assert said.startswith(f"plugin one ADD: {fact}")
+
+
+def test_the_version_is_added_where_an_old_plugin_leaves_it_out(bench: Bench) -> None:
+    script(bench.directory / "bin" / "one", "cat > /dev/null; echo '{\"ips\": []}'")
+    assert not bench.run("up", bench.network("one"), POD)
+    assert bench.result == {"ips": [], "cniVersion": "1.0.0"}
+
+
+@pytest.mark.parametrize("text", ['a "quoted" word', "back\\slash", "caf\u00e9", "\U0001f40e"])
+def test_an_errors_text_is_told_as_the_plugin_meant_it(bench: Bench, text: str) -> None:
+    error = json.dumps({"cniVersion": "1.0.0", "code": 7, "msg": text})  # escapes what is not ASCII
+    (bench.directory / "error").write_text(error)
+    script(bench.directory / "bin" / "one", f"cat {bench.directory}/error; exit 1")
+    assert bench.run("up", bench.network("one"), POD) == f"plugin one ADD: {text} (code 7)"
+
+
+def script(file: Path, body: str) -> None:
+    file.write_text(f"#!/bin/sh\n{body}\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [("none", "set CNI_PATH"), ("vlan", "apt-get"), ("flannel", "make cni-plugins")],
+)
+def test_a_plugin_that_is_missing_says_how_to_have_it(bench: Bench, kind: str, how: str) -> None:
+    with pytest.raises(Unsupported, match=rf"CNI plugin '{kind}' is not installed") as raised:
+        bench.run("up", bench.network(kind), POD)
+    assert raised.value.hint
+    assert raised.value.hint.startswith(how)
+    assert "CNI_PATH" in raised.value.hint
+
+
+@pytest.mark.parametrize("interface", ["", ".", "..", "a/b", "a:b", "a b", "x" * 16])
+def test_an_interface_name_that_linux_refuses_is_refused(interface: str) -> None:
+    with pytest.raises(BadAttachment, match="interface name"):
+        Attachment("pod", "/x", interface)
+
+
+@pytest.mark.parametrize("container", ["", "-a", "a/b", "a b"])
+def test_a_container_id_outside_the_specification_is_refused(container: str) -> None:
+    with pytest.raises(BadAttachment, match="container id"):
+        Attachment(container, "/x")
