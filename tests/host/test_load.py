@@ -91,10 +91,13 @@ def test_arguments_and_environment_arrive_byte_for_byte(
 @pytest.mark.parametrize(
     ("command", "text"),
     [
-        (Execute(()), "without a program"),
-        (Execute(("",)), "without a program"),
-        (Execute(("/bin/true", "a\0b")), "/bin/true: a NUL"),
-        (Execute(("/bin/true",), {"A": "\0"}), "/bin/true: a NUL"),
+        (Execute(()), "the command is empty"),
+        (Execute(("",)), "the command is empty"),
+        (Execute(("/bin/true", "a\0b")), "/bin/true: its arguments or environment contain a NUL"),
+        (
+            Execute(("/bin/true",), {"A": "\0"}),
+            "/bin/true: its arguments or environment contain a NUL",
+        ),
     ],
 )
 def test_what_no_kernel_would_take_is_refused_and_the_generator_lives(

@@ -268,7 +268,7 @@ def test_guests_that_it_cannot_boot(room: Room, tmp_path: Path, program: str) ->
     bare.write_bytes(without_pvh(accel.elf(READY)))
     assert not images.kernel(bare).pvh
     for guest, protocol, words in [
-        (Tiny(READY, ready=None), "direct", "has no console line that says ready"),
+        (Tiny(READY, ready=None), "direct", "has no ready line on the console"),
         (Tiny(), "direct", "has no kernel"),
         (Tiny(kernel=bare), "pvh", "has no PVH entry"),
     ]:
@@ -309,19 +309,19 @@ def test_what_is_missing_is_told_before_anything_starts(
     (tmp_path / "kvm").touch()
     monkeypatch.setattr(firecracker_probe, "_KVM", tmp_path / "kvm")
     for how, words in [
-        ({"binary": str(tmp_path / "none")}, "is not here"),
-        ({"binary": str(mute)}, "is no Firecracker"),
+        ({"binary": str(tmp_path / "none")}, "is not installed"),
+        ({"binary": str(mute)}, "is not Firecracker"),
         ({"binary": str(old), "protocol": "pvh"}, "older than 1.12"),
-        ({"binary": str(old)}, "runs no guest here"),
+        ({"binary": str(old)}, "cannot run a guest here"),
         ({"protocol": "disk"}, "has no firmware"),
         ({"console": "vga"}, "has no vga console"),
-        ({"chart": "memory"}, "keeps its guest's memory to itself"),
-        ({"way": "luck"}, "knows no 'luck'"),
-        ({"jailer": str(tmp_path / "none")}, "is not here"),
+        ({"chart": "memory"}, "does not expose its guest's memory"),
+        ({"way": "luck"}, "unknown option 'luck'"),
+        ({"jailer": str(tmp_path / "none")}, "is not installed"),
     ]:
         assert words in unsupported(Firecracker(Tiny(), **({"binary": str(fake)} | how)))  # type: ignore[arg-type]
     monkeypatch.setattr(firecracker_probe, "_KVM", tmp_path / "no-kvm")
-    assert "no-kvm does not open: No such file" in unsupported(
+    assert "no-kvm cannot be opened: No such file" in unsupported(
         Firecracker(
             Tiny(), binary=str(script(tmp_path / "new", "#!/bin/sh\necho Firecracker v1.16.0\n"))
         )
@@ -335,7 +335,7 @@ def test_a_kvm_that_runs_nothing_is_tried_once(
     monkeypatch.setattr(firecracker_probe, "_KVM", tmp_path / "kvm")
     program = script(tmp_path / "mute", f"#!/bin/sh\necho >> {tmp_path}/runs\n")
     for _ in range(2):
-        with pytest.raises(Unsupported, match="mute runs no guest here"):
+        with pytest.raises(Unsupported, match="mute cannot run a guest here"):
             firecracker_probe.run_guest(str(program))
     assert (tmp_path / "runs").read_text() == "\n"
 

@@ -1,14 +1,14 @@
-"""How an instance is created: one file each, behind one small protocol.
+"""How instances are created: one file per backend, behind one small protocol.
 
-A started program reports on standard output, a line each, which the load generator reads (stamps
-in ns of CLOCK_MONOTONIC)::
+A started program reports by lines on standard output, which the load generator reads (stamps in ns
+of CLOCK_MONOTONIC)::
 
-    firstlight step NAME START END    a span of its own
-    firstlight ready STAMP            the end point is reached
-    firstlight error TEXT             why it will not be
+    firstlight step NAME START END    a span
+    firstlight ready STAMP            the end point was reached
+    firstlight error TEXT             the end point will not be reached, and why
 
-After ``ready`` the program keeps its instance up until its standard input ends; then it takes
-down what it made and exits.
+After ``ready`` the program keeps its instance up until its standard input ends; then it removes
+what it made and exits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +26,8 @@ from firstlight.model import EndPoint, GuestLog
 class Execute:
     """A start by executing a program. ``argv[0]`` is an absolute path.
 
-    ``daemons`` are processes that serve it; they are traced where a batch has one start only.
-    ``guest`` reads the guest's log of its own boot, once the start has ended.
+    ``daemons`` are processes that serve it; they are traced in batches of a single start.
+    ``guest`` reads the guest's log of its boot, after the start has ended.
     """
 
     argv: tuple[str, ...]
@@ -39,11 +39,11 @@ class Execute:
 
 @dataclass(frozen=True)
 class Ask:
-    """A start by a message to a resident runtime, on a connection that is open already.
+    """A start by a message to a resident runtime, on an open connection.
 
-    The generator connects to the seqpacket ``socket`` and has an answer to ``greeting`` before any
-    start of the batch is due. It sends ``message`` with the instance's standard input, output and
-    output again. Answers are the agile runtime's (``agile.protocol``). None of the texts has a NUL.
+    The generator connects to the seqpacket ``socket`` and has received an answer to ``greeting``
+    before the batch begins. It sends ``message`` with the instance's standard input and output (the
+    latter twice). Answers are the agile runtime's (``agile.protocol``). The texts contain no NUL.
     ``daemons`` are as in Execute.
     """
 
@@ -54,14 +54,14 @@ class Ask:
 
 
 Command = Execute | Ask
-"""What the load generator does for one start."""
+"""How the load generator makes one start."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch that is ready to start: a command for each instance.
+    """A batch that is ready to start: one command per instance.
 
-    ``counts`` returns what the backend counted over the batch; it is called once the starts have
+    ``counts`` returns the backend's counts over the batch; it is called after the starts have
     ended, before the batch is cleaned up.
     """
 
@@ -70,9 +70,9 @@ class Prepared:
 
 
 class Backend(Protocol):
-    """One way to create an instance: a frozen value that holds all of its configuration.
+    """A way to create an instance: a frozen value with its whole configuration.
 
-    ``note`` says what sets its figures apart from its neighbours', if anything does.
+    ``note`` tells the reader what is special about its figures, if anything.
     """
 
     @property
@@ -83,31 +83,30 @@ class Backend(Protocol):
     def note(self) -> str | None: ...  # noqa: D102
 
     def probe(self) -> None:
-        """Raise Unsupported, with a hint, if this backend cannot run here."""
+        """Raise Unsupported if this backend cannot run here."""
 
     def prepared(self, instances: int, workspace: Workspace) -> AbstractContextManager[Prepared]:
-        """Do all that is not timed; then clean up.
+        """Prepare a batch, untimed; on exit clean up.
 
-        Leaving it removes whatever a start may have left, also a failed or killed one.
+        Leaving the context removes whatever a start may have left, even a failed or killed one.
         """
 
 
 @runtime_checkable
 class PacketBackend(Protocol):
-    """A backend whose starts can go on to the gateway's answer to their first packet."""
+    """A backend that can measure starts to the gateway's answer to their first packet."""
 
     def to_first_packet(self) -> Backend:
-        """The same with FIRST_PACKET as its end point. Raises Unsupported where it has none."""
+        """The same backend with FIRST_PACKET as its end point. Raises Unsupported."""
 
 
 def ending_at(backend: Backend, end_point: EndPoint | None) -> Backend:
-    """The backend with this end point; None is its own. Raises Unsupported."""
+    """The backend with this end point; None means its own. Raises Unsupported."""
     if end_point is None or backend.end_point is end_point:
         return backend
     if end_point is not EndPoint.FIRST_PACKET or not isinstance(backend, PacketBackend):
         raise Unsupported(
-            f"{backend.name} cannot measure the {end_point}: its starts end at the "
-            f"{backend.end_point}",
+            f"{backend.name} cannot measure the {end_point}; it measures the {backend.end_point}",
             "leave out --end-point, or run agile, pod or a CNI experiment",
         )
     return backend.to_first_packet()

@@ -1,7 +1,7 @@
-"""Which accelerator a QEMU runs guests with, found out by running one.
+"""Chooses QEMU's accelerator by running a guest.
 
-That /dev/kvm opens says little: under a hypervisor it may only emulate, a thousand times slower
-than a processor. So a guest of a few bytes counts to a hundred thousand, and its count is timed.
+An openable /dev/kvm proves little: under a hypervisor it may only emulate, a thousand times slower
+than a processor. So a guest of a few bytes counts to a hundred thousand, and is timed.
 """
 
 import os
@@ -21,26 +21,26 @@ ACCELERATORS = ("auto", "kvm", "tcg")
 _KVM = Path("/dev/kvm")
 LOOPS = 100_000
 _FAIR_SECONDS = 0.02  # a processor needs 0.1 ms, TCG 1 ms
-_TRIES = 3  # a guest, or we who hear it, may have waited for a processor meanwhile
+_TRIES = 3  # the guest, or this process, may have waited for a CPU
 _TIMEOUT_SECONDS = 8.0
 _ENTRY = 0x100000
 _KVM_CPUS = ("host", "host,-arch-capabilities")
-"""Models of the CPU to try under KVM: some nested ones refuse to set MSR_IA32_ARCH_CAPABILITIES,
-and QEMU aborts."""
+"""CPU models to try under KVM. Some nested KVMs refuse to set MSR_IA32_ARCH_CAPABILITIES, and QEMU
+aborts."""
 COUNT = bytes.fromhex(
     "66baf803"  # mov dx, 0x3f8: the serial port
     "b041ee"  # mov al, 'A'; out dx, al
     f"b9{LOOPS.to_bytes(4, 'little').hex()}"  # mov ecx, LOOPS
-    "83e90175fb"  # sub ecx, 1; jnz to it
+    "83e90175fb"  # sub ecx, 1; jnz back
     "b042ee"  # mov al, 'B'; out dx, al
-    "f4ebfd"  # hlt; jmp to it
+    "f4ebfd"  # hlt; jmp back
 )
-"""A guest that says A, counts and says B, in 32-bit code that means the same in 64 bits."""
+"""A guest that prints A, counts and prints B, in 32-bit code that also works in 64-bit mode."""
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """``name`` and ``cpu``, a CPU model, as QEMU knows them, and why the accelerator was taken."""
+    """``name`` and ``cpu`` (a CPU model) as QEMU knows them, and why they were chosen."""
 
     name: str
     reason: str
@@ -48,14 +48,14 @@ class Accelerator:
 
     @property
     def sentence(self) -> str:
-        """Both, for a reader of figures."""
+        """The choice in a sentence, for readers of figures."""
         return f"guests run under {self.name.upper()}: {self.reason}"
 
 
 def elf(code: bytes) -> bytes:
-    """A PVH guest whose 32-bit entry is ``code``.
+    """A PVH guest with the 32-bit entry ``code``.
 
-    An ELF file of one loaded segment and a note of Xen's type 18, the 32-bit entry
+    An ELF file with one loaded segment and a Xen note of type 18, the 32-bit entry
     (xen/include/public/elfnote.h).
     """
     note = struct.pack("<III4sQ", 4, 8, 18, b"Xen\0", _ENTRY)
@@ -73,9 +73,9 @@ _chosen: dict[tuple[str, str, bool], Accelerator] = {}
 
 
 def choose(program: str, asked: str = "auto", *, must_be_tcg: bool = False) -> Accelerator:
-    """The accelerator for a QEMU by its path; found once in a process. Raises Unsupported.
+    """The accelerator for a QEMU, by its path; determined once per process. Raises Unsupported.
 
-    An experiment asks by name for what was chosen for it: then that choice's reason is the reason.
+    An experiment may ask by name for what was chosen before; the reason of that choice is kept.
     """
     found = _chosen.get((program, "auto", must_be_tcg))
     if found and found.name == asked:
@@ -87,7 +87,7 @@ def choose(program: str, asked: str = "auto", *, must_be_tcg: bool = False) -> A
 
 
 def in_use() -> list[str]:
-    """The accelerators that were chosen in this process."""
+    """The accelerators chosen in this process."""
     return sorted({each.name for each in _chosen.values()})
 
 
@@ -96,9 +96,9 @@ def _choose(program: str, asked: str, must_be_tcg: bool) -> Accelerator:
     if must_be_tcg:
         if "tcg" not in built_in or asked == "kvm":
             raise Unsupported(
-                f"{program} cannot count instructions without TCG", "leave icount off"
+                f"{program} cannot count instructions without TCG", "leave out --icount"
             )
-        return Accelerator("tcg", "only it counts instructions")
+        return Accelerator("tcg", "only TCG counts instructions")
     if asked == "tcg":
         if "tcg" not in built_in:
             raise Unsupported(f"{program} is built without TCG", _OTHER_BUILD)
@@ -106,34 +106,34 @@ def _choose(program: str, asked: str, must_be_tcg: bool) -> Accelerator:
     cpu, why_not = _try_kvm(program, built_in)
     if asked == "kvm":
         if why_not and not why_not.startswith(_EMULATES):
-            raise Unsupported(f"no guest runs under KVM here: {why_not}", NO_KVM)
+            raise Unsupported(f"guests cannot run under KVM here: {why_not}", NO_KVM)
         return Accelerator("kvm", f"{_ASKED}{f', though {why_not}' if why_not else ''}", cpu)
     if not why_not:
-        return Accelerator("kvm", "a guest was run under it, at a processor's speed", cpu)
+        return Accelerator("kvm", "a guest ran under it at a processor's speed", cpu)
     if "tcg" in built_in:
         return Accelerator("tcg", why_not)
     if why_not.startswith(_EMULATES):
         reason = f"{why_not}, but {Path(program).name} is built without TCG"
         return Accelerator("kvm", reason, cpu)
     raise Unsupported(
-        f"{program} is built without TCG, and no guest runs under KVM here: {why_not}", NO_KVM
+        f"{program} is built without TCG, and guests cannot run under KVM here: {why_not}", NO_KVM
     )
 
 
-_OTHER_BUILD = "take another build, such as Debian's qemu-system-x86_64"
-NO_KVM = "enable virtualisation in the firmware, or nested in the hypervisor; modprobe kvm"
+_OTHER_BUILD = "use another build, such as Debian's qemu-system-x86_64"
+NO_KVM = "enable (nested) virtualisation in firmware or hypervisor, then modprobe kvm"
 _EMULATES = "KVM only emulates"
-_ASKED = "--accel or the experiment names it"
+_ASKED = "chosen by --accel or the experiment"
 
 
 def _try_kvm(program: str, built_in: frozenset[str]) -> tuple[str, str | None]:
-    """The CPU model with which a guest runs under KVM, and what is wrong with that, if anything."""
+    """The CPU model with which a guest runs under KVM, and what is wrong with KVM, if anything."""
     if "kvm" not in built_in:
         return "", f"{Path(program).name} is built without KVM"
     try:
         os.close(os.open(_KVM, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        return "", f"{_KVM} does not open: {error.strerror}"
+        return "", f"cannot open {_KVM}: {error.strerror}"
     cpu, fault = "", None
     for cpu in _KVM_CPUS:
         seconds, fault = _count(program, "kvm", cpu)
@@ -147,17 +147,17 @@ def _try_kvm(program: str, built_in: frozenset[str]) -> tuple[str, str | None]:
 
 
 def emulates(counted: float) -> str | None:
-    """That KVM only emulates, if a guest that counted to LOOPS took so many seconds."""
+    """A sentence saying that KVM only emulates, if a guest took this many seconds; else empty."""
     if counted <= _FAIR_SECONDS:
         return None
     return (
-        f"{_EMULATES} here: {LOOPS} turns of a loop took {counted * 1000:.0f} ms, "
-        "and a processor needs 0.1"
+        f"{_EMULATES} here: a loop of {LOOPS} turns took {counted * 1000:.0f} ms; "
+        "a processor needs 0.1 ms"
     )
 
 
 def _count(program: str, accelerator: str, cpu: str) -> tuple[float | None, str]:
-    """How long the tiny guest counted, in seconds, or why it did not say."""
+    """How long the tiny guest counted, in seconds, or why that is unknown."""
     with tempfile.NamedTemporaryFile(prefix="firstlight-guest-") as kernel:
         kernel.write(elf(COUNT))
         kernel.flush()
@@ -177,7 +177,7 @@ def _count(program: str, accelerator: str, cpu: str) -> tuple[float | None, str]
 
 
 def heard(process: "subprocess.Popen[bytes]") -> tuple[float | None, str]:
-    """How long a guest on standard output took from A to B, in seconds, or why it did not say."""
+    """The time from A to B on the guest's standard output, in seconds, or why it is unknown."""
     assert process.stdout is not None
     assert process.stderr is not None
     said, began = b"", 0.0
@@ -197,4 +197,4 @@ def heard(process: "subprocess.Popen[bytes]") -> tuple[float | None, str]:
             said += part
             if b"B" in said:
                 return now - began, ""
-    return None, f"a guest of {len(COUNT)} bytes did not end in {_TIMEOUT_SECONDS:.0f} s"
+    return None, f"a guest of {len(COUNT)} bytes did not finish in {_TIMEOUT_SECONDS:.0f} s"

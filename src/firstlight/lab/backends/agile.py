@@ -1,8 +1,8 @@
-"""The agile runtime as one more backend: its daemon runs in the lab and is asked for each start.
+"""The agile runtime as a backend: its daemon runs in the lab and is asked for each start.
 
-To ask is to send a message on a connection that is open, as a platform's gateway holds one. By
-``client`` it is to execute a small static program, as one executes a runtime. The end point is the
-payload's first instruction, in an instance whose network is up.
+A request is a message on an open connection, as a platform's gateway would send it; or, by
+``client``, the execution of a small static program. The end point is the payload's first
+instruction, in an instance whose network is up.
 """
 
 import os
@@ -30,20 +30,20 @@ from firstlight.native import native
 
 DEPTHS = {
     "agile": "from pooled networks and cgroups",
-    "agile-ready": "from whole sandboxes that wait one step before exec",
-    "agile-cold": "the same code with empty pools",
+    "agile-ready": "from whole sandboxes that wait just before exec",
+    "agile-cold": "the same code, with empty pools",
 }
 Asked = Literal["message", "client"]
 BY_CLIENT = " by client"
 GATEWAY = str(IPv4Network(Config().network.range)[1])
-"""Of every instance: what its first packet asks."""
+"""The gateway of every instance, for its first packet."""
 _GREETING = protocol.encode(protocol.List()).decode()
 _ASKED = {
     "message": "a request is a message on an open connection",
-    "client": "a request is a program, executed, that connects",
+    "client": "a request is the execution of a program that connects",
 }
 _WARM_STARTS = 3
-_RATE = 1e4  # a second: what is not timed need not be gentle
+_RATE = 1e4  # per second: untimed, so as fast as possible
 _SERVE = """
 import sys
 import msgspec
@@ -54,9 +54,9 @@ daemon.serve(msgspec.json.decode(sys.argv[1], type=Config), lambda: print("ready
 
 @dataclass(frozen=True)
 class Agile:
-    """``depth`` is one of DEPTHS: how much of a start is done before it is asked for.
+    """``depth`` is one of DEPTHS: how much of a start is done in advance.
 
-    ``asked`` says how: by a ``message`` on an open connection, or a ``client`` that is executed.
+    ``asked`` is ``message`` (on an open connection) or ``client`` (an executed program).
     """
 
     depth: str
@@ -65,16 +65,16 @@ class Agile:
 
     @property
     def name(self) -> str:
-        """The depth's name, and how it is asked where that is not by a message."""
+        """The depth's name, with ``by client`` where that applies."""
         return self.depth if self.asked == "message" else f"{self.depth}{BY_CLIENT}"
 
     @property
     def note(self) -> str | None:
-        """What was done before the request, and what a request is."""
+        """What is done in advance, and what a request is."""
         return f"{self.name}: {DEPTHS[self.depth]}; {_ASKED[self.asked]}"
 
     def probe(self) -> None:
-        """Root, nft and cgroup controllers must be here."""
+        """Needs root, nft and cgroup controllers."""
         if self.depth not in DEPTHS:
             raise UnknownName("depth", self.depth, DEPTHS)
         if os.geteuid() != 0:
@@ -84,7 +84,7 @@ class Agile:
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """A daemon with its pools filled for the batch; afterwards nothing of it."""
+        """A daemon with pools filled for the batch."""
         base = workspace.directory / "agile"
         base.mkdir()
         try:
@@ -96,7 +96,7 @@ class Agile:
             shutil.rmtree(base)
 
     def to_first_packet(self) -> Self:
-        """Until the gateway has answered."""
+        """The same, to the gateway's answer."""
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     def _config(self, instances: int, workspace: Workspace, base: Path) -> Config:
@@ -114,12 +114,12 @@ class Agile:
 
 
 def told(end_point: EndPoint) -> tuple[str, ...]:
-    """The payload's words for a start that ends there."""
+    """The payload's arguments for this end point."""
     return ("reach", GATEWAY) if end_point is EndPoint.FIRST_PACKET else ("ready",)
 
 
 def payload(base: Path, *words: str) -> Function:
-    """The payload as a function, told these words; its root file system is made below ``base``."""
+    """The payload as a function, with these arguments; its root file system is below ``base``."""
     tree = base / "root"
     for name in ("bin", "proc", "dev", "tmp"):
         (tree / name).mkdir(parents=True)
@@ -131,7 +131,7 @@ def payload(base: Path, *words: str) -> Function:
 def serving(
     config: Config, function: Function, workspace: Workspace, asked: Asked = "message"
 ) -> Iterator[Command]:
-    """A runtime that has had a few starts of the function, its pools full; yields one start."""
+    """A warmed-up runtime with full pools; yields the command of one start."""
     start = protocol.encode(protocol.Start(function))
     with daemon(config, workspace) as pid:
         _warm(config, function)
@@ -154,7 +154,7 @@ def _warm(config: Config, function: Function) -> None:
 
 @contextmanager
 def daemon(config: Config, workspace: Workspace) -> Iterator[int]:
-    """The resident runtime in a process of its own; yields its pid."""
+    """The resident runtime in its own process; yields its pid. Raises Failed."""
     argv = [sys.executable, "-c", _SERVE, msgspec.json.encode(config).decode()]
     log = Path(config.state).parent / "log"
     with (
@@ -173,14 +173,14 @@ def daemon(config: Config, workspace: Workspace) -> Iterator[int]:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has made: of a runtime, its helpers."""
+    """The child processes of a process: for a runtime, its helpers."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def tree(pid: int) -> tuple[int, ...]:
-    """A process and all below it: a runtime, its helpers, the sandboxes that wait.
+    """A process and its descendants: a runtime, its helpers, the waiting sandboxes.
 
-    One that ends meanwhile, as what an earlier start left does, is none of them.
+    Processes that end during the call are left out.
     """
     try:
         made = children(pid)

@@ -1,4 +1,4 @@
-"""The floor of the agile runtime: one clone and exec into prepared parts, by ``spawn_floor.c``."""
+"""The floor of the agile runtime: one clone and exec into prepared parts (``spawn_floor.c``)."""
 
 import os
 import shutil
@@ -25,22 +25,22 @@ _CLONE_NEWNET = 0x40000000
 
 @dataclass(frozen=True)
 class Floor:
-    """Asked as the agile runtime is; what it does not do is in the note."""
+    """Asked as the agile runtime is; ``note`` says what it leaves out."""
 
     name: str = "floor"
     end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
     note: str | None = (
         "floor: a resident C program's clone and exec into the same namespaces, cgroup and root, "
-        "made beforehand; no masks, limits, user, capabilities or filter, and an empty network"
+        "made in advance; no masks, limits, user, capabilities or filter, and an empty network"
     )
 
     def probe(self) -> None:
-        """Needs what the agile runtime needs."""
+        """Has the needs of the agile runtime."""
         Agile("agile").probe()
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """The program with the parts of each start; afterwards nothing of them."""
+        """The program, and the parts of each start."""
         base = workspace.directory / "floor"
         base.mkdir()
         groups = Cgroups(f"{cgroups.name(workspace.run)}/floor")
@@ -58,7 +58,7 @@ class Floor:
 
 
 def _parts(function: Function, groups: Cgroups, parts: ExitStack) -> list[int]:
-    """One start's network namespace and cgroups, by descriptor."""
+    """The network namespace and cgroups of one start, by descriptor."""
     cgroup = groups.make(Limits(function.memory, function.cpus, function.pids))
     parts.callback(groups.remove, cgroup)
     network = _network()
@@ -67,7 +67,7 @@ def _parts(function: Function, groups: Cgroups, parts: ExitStack) -> list[int]:
 
 
 def _network() -> int:
-    """A new network namespace, made by a thread, which leaves the others where they are."""
+    """Make a network namespace, by a thread, so that the process stays in its own."""
     made: list[int] = []
 
     def make() -> None:
@@ -91,7 +91,7 @@ def _serving(socket: Path, function: Function, starts: list[list[int]]) -> Itera
         try:
             assert process.stdout
             if process.stdout.readline() != "ready\n":
-                raise Failed("the floor's program did not start", "it complained above")
+                raise Failed("the floor's program did not start", "see the error above")
             yield process.pid
         finally:
             process.terminate()

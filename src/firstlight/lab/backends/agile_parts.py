@@ -1,6 +1,6 @@
-"""The agile runtime under conditions: pools past their end, a host that fills up, a part left out.
+"""The agile runtime under conditions: exhausted pools, a full host, one part left out.
 
-Each is the same runtime, served as in ``agile.py``; only its configuration and what is up differ.
+Each is the runtime of ``agile.py`` with another configuration or other running instances.
 """
 
 import os
@@ -22,36 +22,36 @@ from firstlight.lab.backends import Prepared
 from firstlight.lab.backends.agile import GATEWAY, Agile, children, payload, serving, told
 from firstlight.model import EndPoint
 
-_RATE = 1e4  # a second: as quick as the machine can
+_RATE = 1e4  # per second: as fast as possible
 _NONE = PoolSize(low=0, high=0)
 
 POOLS = {
-    "full": "a sandbox waits for each start, and none is made meanwhile",
-    "refilling": "a quarter as many sandboxes wait, and each that is taken is made again meanwhile",
+    "full": "a sandbox waits for each start, and none is made during the run",
+    "refilling": "a quarter as many sandboxes wait, and each one used is replaced during the run",
     "empty": "nothing waits: each start makes its parts",
 }
 
 WITHOUT = {
     "nothing": "whole sandboxes wait",
-    "sandboxes": "every part waits, and a start puts them together",
-    "networks": "a start puts the other parts together, and makes its network",
-    "cgroups": "a start puts the other parts together, and makes its cgroups",
-    "root mounts": "a start puts the other parts together, and mounts its root file system",
-    "seccomp program": "a start puts the parts together, and compiles its seccomp program",
-    "neighbours": "a start puts the parts together, and its first packet asks for the gateway's "
+    "sandboxes": "every part waits, and a start combines them",
+    "networks": "a start combines the other parts and makes its network",
+    "cgroups": "a start combines the other parts and makes its cgroups",
+    "root mounts": "a start combines the other parts and mounts its root file system",
+    "seccomp program": "a start combines the parts and compiles its seccomp program",
+    "neighbours": "a start combines the parts, and its first packet asks for the gateway's "
     "link address",
     "everything": "a start makes all of its parts",
 }
-"""What is left out. A sandbox that waits holds all other parts, so these are left out one by one
-where no sandbox waits."""
+"""What can be left out. A waiting sandbox contains all other parts, so those are left out, one by
+one, where no sandbox waits."""
 
 
 @dataclass(frozen=True)
 class Churn:
-    """Starts that end at once, so that one start is one stop. ``pools`` is one of POOLS.
+    """Starts that end at once, so there are as many stops. ``pools`` is one of POOLS.
 
-    Counts, of the pool of sandboxes: ``hits``, ``misses``, ``made`` meanwhile; ``fill`` and
-    ``refill`` are sandboxes a second while it makes them, before the starts and during them.
+    Counts of the sandbox pool: ``hits``, ``misses``, ``made`` during the batch; ``fill`` and
+    ``refill`` are sandboxes per second of filling, before and during the batch.
     """
 
     pools: str
@@ -59,25 +59,25 @@ class Churn:
 
     @property
     def name(self) -> str:
-        """How its pools are."""
+        """The state of its pools."""
         return f"{self.pools} pools"
 
     @property
     def note(self) -> str | None:
-        """What its pools hold."""
+        """What the pools contain."""
         return f"{self.name}: {POOLS[self.pools]}"
 
     def probe(self) -> None:
-        """Needs what the runtime needs."""
+        """Has the needs of the runtime."""
         _probe("pools", self.pools, POOLS)
 
     def to_first_packet(self) -> Self:
-        """Until the gateway has answered."""
+        """The same, to the gateway's answer."""
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """A runtime with such pools; afterwards nothing of it, and its counts."""
+        """A runtime with such pools, and its counts."""
         waiting = {"full": instances, "refilling": max(1, instances // 4), "empty": 0}[self.pools]
         low = waiting if self.pools == "refilling" else 0
         size = PoolSize(low=low, high=waiting, rate=_RATE)
@@ -94,7 +94,7 @@ class Churn:
 
 @dataclass(frozen=True)
 class Crowd:
-    """A start from parts while ``background`` instances are up."""
+    """A start from parts while ``background`` instances run."""
 
     background: int
     end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
@@ -106,20 +106,20 @@ class Crowd:
 
     @property
     def note(self) -> str | None:
-        """As the depth's own."""
+        """The depth's note."""
         return Agile(self.name).note
 
     def probe(self) -> None:
-        """Needs what the runtime needs."""
+        """Has the needs of the runtime."""
         Agile(self.name).probe()
 
     def to_first_packet(self) -> Self:
-        """Until the gateway has answered."""
+        """The same, to the gateway's answer."""
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """A runtime whose instances are up, and full pools; afterwards nothing of either."""
+        """A runtime with running instances and full pools."""
         full = PoolSize(low=0, high=instances, rate=_RATE)
         pools = Pools(network=full, cgroup=full, sandbox=_NONE)
         with _base(workspace) as base:
@@ -136,9 +136,9 @@ class Crowd:
 
 @dataclass(frozen=True)
 class Ablated:
-    """The runtime without one of the things that it prepares, one of WITHOUT.
+    """The runtime without one prepared part, one of WITHOUT.
 
-    Its starts send a first packet to the gateway and hear the answer: the step ``packet``.
+    Its starts ping the gateway: the step ``packet``.
     """
 
     without: str
@@ -146,25 +146,25 @@ class Ablated:
 
     @property
     def name(self) -> str:
-        """What is left out."""
+        """The part that is left out."""
         return f"without {self.without}"
 
     @property
     def note(self) -> str | None:
-        """What that means for a start."""
+        """What this means for a start."""
         return f"{self.without} left out: {WITHOUT[self.without]}"
 
     def probe(self) -> None:
-        """Needs what the runtime needs."""
+        """Has the needs of the runtime."""
         _probe("part", self.without, WITHOUT)
 
     def to_first_packet(self) -> Self:
-        """Until the gateway has answered."""
+        """The same, to the gateway's answer."""
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """A runtime without that part; afterwards nothing of it."""
+        """A runtime without that part."""
         full = PoolSize(low=0, high=instances, rate=_RATE)
 
         def unless(*parts: str) -> PoolSize:
@@ -213,7 +213,7 @@ def _config(workspace: Workspace, base: Path, pools: Pools, instances: int, ahea
 
 @contextmanager
 def _held(config: Config, function: Function, count: int) -> Iterator[Client]:
-    """Instances that are up meanwhile; their standard input does not end before."""
+    """Keep instances running; their standard input stays open."""
     ours, theirs = os.pipe()
     try:
         with Client(config.socket) as client, Path(os.devnull).open("wb") as null:

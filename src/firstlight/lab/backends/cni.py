@@ -1,11 +1,10 @@
-"""A pod's network by CNI plugins, without the container: the pod is a namespace held open.
+"""A pod's network by CNI plugins, without a container: the pod is a namespace held open.
 
-``native/cni/cnirun.c`` runs the plugins, so that nothing of Python is in the timed path. What a
-plugin does to the host it does to the run's own: its network namespace, and private copies of the
-directories in which plugins keep their state.
+``native/cni/cnirun.c`` calls the plugins, so there is no Python in the timed path. Plugins see the
+run's host: its network namespace, and private copies of the directories in which they keep state.
 
-The end point is that the operation returned. The step ``packet`` is the first packet after it, to
-the gateway and back; that can be the end point too, of an ADD.
+The end point is the return of the operation. The step ``packet`` is the first packet afterwards, to
+the gateway and back; for ADD it can be the end point.
 """
 
 import hashlib
@@ -41,17 +40,17 @@ NAMES = Path("/run/netns")
 _PRIVATE = ("/var/lib/cni", "/run/cni")
 _INTERFACE = "eth0"
 _UPLINK = "uplink"
-_ADDRESS = "192.0.2.1/24"  # of the range for documentation, RFC 5737: it is nobody's
-_AT_ONCE = 4  # untimed ADDs and DELs: more than this only queue for the kernel's locks
-_UNTIMED_SECONDS = 120.0  # for all together
-_CLEARING_SECONDS = 15.0  # a plugin may wait for a daemon that has died; the rest is swept away
+_ADDRESS = "192.0.2.1/24"  # reserved for documentation by RFC 5737: nobody's address
+_AT_ONCE = 4  # untimed ADDs and DELs at once: more would only wait for the kernel's locks
+_UNTIMED_SECONDS = 120.0  # for all of them together
+_CLEARING_SECONDS = 15.0  # a plugin may wait for a dead daemon; what is left is swept away
 
 
 @dataclass(frozen=True)
 class Cni:
-    """One attachment an instance. ``conf`` is a name of conf/cni, or a path.
+    """One attachment per instance. ``conf`` is a name of conf/cni, or a path.
 
-    ``operation`` is one of OPERATIONS; ``background`` pods are up before.
+    ``operation`` is one of OPERATIONS; ``background`` pods exist already.
     """
 
     conf: str
@@ -66,18 +65,18 @@ class Cni:
 
     @property
     def note(self) -> str | None:
-        """What the figures stand for, and whether a profile stands in for the product."""
+        """What the figures represent, and whether a profile stands in for the product."""
         _, about = known.find(self.conf)
         if about.profile:
-            return f"{self.name} is a profile and not {about.profile}: {about.about}"
+            return f"{self.name} is a profile, not {about.profile}: {about.about}"
         return f"{self.name}: {about.about}" if about.about else None
 
     def probe(self) -> None:
-        """Its configuration must be good, and its plugins and their daemon must be here."""
+        """Needs a valid configuration, its plugins and their daemon."""
         if self.operation not in OPERATIONS:
             raise UnknownName("CNI operation", self.operation, OPERATIONS)
         if os.geteuid() != 0:
-            raise Unsupported("setting networks up needs root", "run firstlight with sudo")
+            raise Unsupported("setting up networks needs root", "run firstlight with sudo")
         network, about = known.find(self.conf)
         for kind in _kinds(network):
             find(kind, known.path(about))
@@ -86,18 +85,18 @@ class Cni:
             cni_services.probe(about.service)
 
     def to_first_packet(self) -> Self:
-        """Until the gateway has answered the first packet after ADD."""
+        """The same, to the gateway's answer to the first packet after ADD."""
         if self.operation == "DEL":
-            raise Unsupported("DEL ends without a network, and so without a first packet",
+            raise Unsupported("DEL removes the network, so it has no first packet",
                               "leave out --end-point")  # fmt: skip
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """A host with the background pods up; afterwards it has none of what plugins made.
+        """A host with the background pods; on exit, whatever the plugins made is removed.
 
-        One pod has been attached and detached before: a node's first pod makes the bridge and the
-        tables, and later ones find them.
+        One pod has been attached and detached before, because a node's first pod makes the bridge
+        and the tables.
         """
         with hosting(self.conf, self.background, workspace) as pods:
             reaches = self.end_point is EndPoint.FIRST_PACKET
@@ -121,7 +120,7 @@ class Cni:
 
 
 def present(networks: Iterable[str]) -> list[str]:
-    """The networks, and after each that cannot run here the profile that stands in for it."""
+    """The networks; after each that cannot run here, the profile that stands in for it."""
     found = []
     for network in networks:
         found.append(network)
@@ -135,7 +134,7 @@ def present(networks: Iterable[str]) -> list[str]:
 
 @contextmanager
 def hosting(conf: str, background: int, workspace: Workspace) -> Iterator["Pods"]:
-    """A host on which the network's pods can be made; afterwards it has none of what they made."""
+    """A host for the network's pods; on exit, whatever they made is removed."""
     network, about = known.find(conf)
     base = workspace.directory / "cni"
     with ExitStack() as cleanup:
@@ -154,7 +153,7 @@ def hosting(conf: str, background: int, workspace: Workspace) -> Iterator["Pods"
 
 @dataclass(frozen=True)
 class Pods:
-    """The pods of one batch: a named namespace and a request file each."""
+    """The pods of a batch: each has a named namespace and a request file."""
 
     network: Network
     about: known.About
@@ -164,22 +163,22 @@ class Pods:
     """The processes that serve the network's plugins."""
 
     def make(self, name: str, count: int, *more: str) -> list[Path]:
-        """Namespaces called ``name`` and a number, and the request file of each."""
+        """Make namespaces, named ``name`` and a number, and their request files."""
         pods = [f"{name}{index}" for index in range(count)]
         lines = "".join(f"netns add {pod}\n" for pod in pods)
         _run("ip", "-batch", "-", text=lines)
         return [self.request(pod, *more) for pod in pods]
 
     def clear(self) -> None:
-        """DEL whatever has a kept result: what was up, failed or killed."""
+        """DEL every pod with a kept result: running, failed or killed."""
         kept = sorted(self.base.glob("*.kept"))
         requests = [file.with_suffix(".request") for file in kept]
         _each(requests, "del", quietly=True, seconds=_CLEARING_SECONDS)
 
     def request(self, pod: str, *more: str) -> Path:
-        """The file that tells ``cnirun`` of a pod, whose namespace is of that name.
+        """The request file of a pod for ``cnirun``; its namespace has the same name.
 
-        ``more`` are lines of a request besides the usual ones.
+        ``more`` are additional lines.
         """
         file = self.base / f"{pod}.request"
         kept = file.with_suffix(".kept")
@@ -195,7 +194,7 @@ class Pods:
 
 
 def _kinds(network: Network) -> Iterator[str]:
-    """Every plugin that a network names: its own, and those that they delegate to."""
+    """The plugins that a network names: its own, and those that they delegate to."""
     for plugin in network.plugins:
         yield plugin["type"]
         ipam = plugin.get("ipam")
@@ -210,18 +209,18 @@ def _each(
     quietly: bool = False,
     seconds: float = _UNTIMED_SECONDS,
 ) -> None:
-    """Run untimed operations. Raises Failed unless ``quietly``: then the timed ones will tell."""
+    """Run untimed operations. Raises Failed unless ``quietly``: then the timed ones will fail."""
     until = time.monotonic() + seconds
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for error in pool.map(partial(_operate, verb=verb, until=until), requests):
             if error and not quietly:
-                raise Failed(f"cannot prepare the host's pods: {error}")
+                raise Failed(f"cannot prepare the pods: {error}")
 
 
 def _operate(request: Path, verb: str, until: float) -> str:
-    """Why it failed; empty if it did not. Its plugins are ended with it when the time is up."""
+    """Why it failed, or "". On timeout its plugins are killed with it."""
     if time.monotonic() > until:
-        return f"no time was left for {verb} of {request.stem}"
+        return f"no time left for {verb} of {request.stem}"
     with subprocess.Popen(
         [native("cnirun"), verb, request], text=True, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -231,13 +230,13 @@ def _operate(request: Path, verb: str, until: float) -> str:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            return f"{verb} of {request.stem} has not ended in time"
+            return f"{verb} of {request.stem} did not finish in time"
     return (complained or said).strip() if process.returncode else ""
 
 
 @contextmanager
 def _host(network: Network, about: known.About, base: Path) -> Iterator[None]:
-    """The host as plugins see it: private state, the files they read, and no trace afterwards."""
+    """The host as plugins see it: private state, and the files that they read."""
     with ExitStack() as cleanup:
         cleanup.enter_context(_swept())
         cleanup.enter_context(private_names())
@@ -259,13 +258,13 @@ def _host(network: Network, about: known.About, base: Path) -> Iterator[None]:
 
 
 def _outermost(directories: Iterable[str]) -> list[Path]:
-    """Those that are in no other of them."""
+    """The directories that are not inside another of them."""
     paths = set(map(Path, directories))
     return sorted(path for path in paths if paths.isdisjoint(path.parents))
 
 
 def _make_link(name: str, peer: str, address: str) -> None:
-    """A link that stands for one of the host's and leads nowhere; with an address, its default."""
+    """A link in place of the host's, which leads nowhere; with an address, the default route's."""
     _run("ip", "link", "add", name, "type", "veth", "peer", peer)
     lines = f"link set {peer} up\nlink set {name} up\n"
     if address:
@@ -275,7 +274,7 @@ def _make_link(name: str, peer: str, address: str) -> None:
 
 @contextmanager
 def _private(directory: Path, instead: Path) -> Iterator[None]:
-    """Shows an empty directory in its place, in our mount namespace."""
+    """Mount an empty directory over it, in this mount namespace."""
     instead.mkdir()
     _run("mount", "--bind", str(instead), str(directory))
     try:
@@ -286,7 +285,7 @@ def _private(directory: Path, instead: Path) -> Iterator[None]:
 
 @contextmanager
 def _swept() -> Iterator[None]:
-    """Removes the links and packet-filter rules that were not there before."""
+    """On exit, remove links and packet-filter rules that did not exist before."""
     with IPRoute() as netlink:
         before = {link["index"] for link in netlink.get_links()}
         try:
@@ -294,7 +293,7 @@ def _swept() -> Iterator[None]:
         finally:
             for link in netlink.get_links():
                 if link["index"] not in before:
-                    with suppress(NetlinkError):  # a peer takes its other end with it
+                    with suppress(NetlinkError):  # removing one end removes its peer
                         netlink.link("del", index=link["index"])
             _forget_rules()
 

@@ -1,6 +1,6 @@
-"""The daemons that some CNI plugins ask: started for one batch, inside the run's own network.
+"""The daemons of some CNI plugins: started for a batch, inside the run's network.
 
-Their data is on a real disk, because waiting for it is a part of what they cost.
+Their data is on a real disk, because waiting for the disk is part of their cost.
 """
 
 import base64
@@ -28,12 +28,15 @@ from firstlight.native import native
 
 _READY_SECONDS = 30.0
 _ETCD = "http://127.0.0.1:2379"
-_OURS = (sys.executable, "-P")  # then a file and no module: this firstlight, wherever it is
+_OURS = (
+    sys.executable,
+    "-P",
+)  # by file, not by module name: this firstlight, wherever it is installed
 
 
 @dataclass(frozen=True)
 class Service:
-    """A daemon: the program it needs and its package, and how it is run."""
+    """A daemon: its program, the program's package, and how to run it."""
 
     program: str
     package: str
@@ -45,22 +48,22 @@ def probe(name: str) -> None:
     service = SERVICES[name]
     if not _program(service.program):
         raise Unsupported(
-            f"{service.program}, which the plugin asks, is not installed",
-            f"make setup, or apt-get install {service.package}",
+            f"{service.program}, which the plugin needs, is not installed",
+            f"run make setup, or apt-get install {service.package}",
         )
 
 
 def _program(name: str) -> str | None:
-    """A daemon's program: the system's, or the one that ``make setup`` unpacked."""
+    """The path of a daemon's program: the system's, or the one unpacked by ``make setup``."""
     unpacked = Path(sys.prefix) / "libexec" / "etcd" / "usr" / "bin"
     return shutil.which(name) or shutil.which(name, path=str(unpacked))
 
 
 @contextmanager
 def running(about: About, workspace: Workspace) -> Iterator[tuple[int, ...]]:
-    """The daemon of a network, if it has one, ready to answer; afterwards nothing of it is left.
+    """Run the daemon of a network, if it has one.
 
-    Yields the pids to trace with the starts that it serves.
+    Yields the pids to trace with the starts that it serves. Raises Failed.
     """
     if not about.service:
         yield ()
@@ -78,7 +81,7 @@ def running(about: About, workspace: Workspace) -> Iterator[tuple[int, ...]]:
 def _daemon(
     argv: tuple[str, ...], workspace: Workspace, log: Path, is_ready: Callable[[], bool]
 ) -> Iterator[int]:
-    """A process that dies with us; entered when it answers. Raises Failed with its last words."""
+    """Run a process, which dies with this one, until it answers. Raises Failed with its output."""
     with log.open("wb") as output, subprocess.Popen(
         ("setpriv", "--pdeathsig", "KILL", *argv),
         env=workspace.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
@@ -88,7 +91,7 @@ def _daemon(
             while not is_ready():
                 if process.poll() is not None or time.monotonic() > deadline:
                     words = log.read_text(errors="replace")[-400:].strip()
-                    raise Failed(f"{argv[0]} does not answer: {words or 'it said nothing'}")
+                    raise Failed(f"{argv[0]} does not answer: {words or 'it printed nothing'}")
                 time.sleep(0.01)
             yield process.pid
         finally:
@@ -102,7 +105,7 @@ def _listens(address: tuple[str, int]) -> bool:
 
 @contextmanager
 def _etcd(about: About, disk: Path, workspace: Workspace) -> Iterator[int]:
-    """etcd with the keys that the configuration names, on its usual port."""
+    """etcd on its usual port, with the keys of the configuration."""
     argv = (
         _program("etcd") or "etcd", "--data-dir", str(disk / "etcd"), "--log-level", "error",
         "--listen-client-urls", _ETCD, "--advertise-client-urls", _ETCD,
@@ -134,7 +137,7 @@ def _put(key: str, value: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _weaver(_: About, disk: Path, workspace: Workspace) -> Iterator[int]:
-    """The bridge ``weave`` with its address, and the server that gives pods theirs."""
+    """The bridge ``weave`` with its address, and the server of pod addresses."""
     argv = (*_OURS, weaver.__file__, str(disk / "addresses"))
     with IPRoute() as netlink:
         netlink.link("add", ifname="weave", kind="bridge", mtu=1376)
@@ -148,7 +151,7 @@ def _weaver(_: About, disk: Path, workspace: Workspace) -> Iterator[int]:
 
 @contextmanager
 def _cilium(_: About, disk: Path, workspace: Workspace, *options: str) -> Iterator[int]:
-    """The profile's agent on Cilium's socket, and the link that has the node's address."""
+    """The profile's agent on Cilium's socket, and the link with the node's address."""
     with IPRoute() as netlink:
         netlink.link("add", ifname="cilium_host", kind="veth", peer="cilium_net")
         for name in ("cilium_host", "cilium_net"):
@@ -179,4 +182,4 @@ SERVICES = {
     "etcd": Service("etcd", "etcd-server", _etcd),
     "weaver": Service(sys.executable, "python3", _weaver),
 }
-"""Every daemon that a configuration may name under ``service``."""
+"""The daemons that a configuration can name under ``service``."""

@@ -1,12 +1,12 @@
-"""Firecracker: one process, one machine without firmware, entered at the kernel's own entry.
+"""Firecracker: one process, one VM without firmware, entered at the kernel's own entry.
 
-It is started in one of three ways: from a configuration file; by requests of its API, each of
-which ``vmrun`` makes and stamps; or by restoring a snapshot, which is made beforehand and
-not timed. A kernel with a PVH note is entered by PVH from version 1.12 on, and by the 64-bit Linux
-entry before; for the protocol ``direct`` a copy of the kernel lacks the note.
+There are three ways to start it: from a configuration file; by API requests, which ``vmrun`` makes
+and stamps; or by restoring a snapshot, which is made in advance, untimed. A kernel with a PVH note
+is entered by PVH from version 1.12 on, and by the 64-bit Linux entry before. For the protocol
+``direct`` it gets a copy of the kernel without the note.
 
-The guest's first instruction is what follows the log's "Artificially kick devices", which
-Firecracker writes last before it wakes the vCPU.
+The guest's first instruction follows the log's "Artificially kick devices", which Firecracker
+writes last before it wakes the vCPU.
 """
 
 import os
@@ -43,10 +43,10 @@ _FIRST_WITH_PVH = (1, 12, 0)
 
 @dataclass(frozen=True)
 class Firecracker:
-    """One guest on one machine. ``binary`` and ``jailer`` are names or paths.
+    """A guest in a VM. ``binary`` and ``jailer`` are names or paths.
 
-    A jailed one keeps root's identity, whose change would undo the signal that ends it with us.
-    A disk and a tap are there only if the guest has one and the device is named.
+    A jailed VM stays root: changing its identity would cancel the signal that ends it with its
+    parent. It has a disk or a tap only if the guest has one and the device is named.
     """
 
     guest: Guest
@@ -62,19 +62,19 @@ class Firecracker:
 
     @property
     def name(self) -> str:
-        """How it is started, and the guest's own name."""
+        """How it is started, and the guest's name."""
         jailed = " jailed" if self.jailer else ""
         how = f"{self.way} {self.protocol}{jailed}"
         return f"{Path(self.binary).name} {how}: {self.guest.name} {self.guest.filesystem}"
 
     @property
     def end_point(self) -> EndPoint:
-        """The guest's; of a restored one, the first instruction that it goes on with."""
+        """The guest's; for a restored guest, the first instruction after the restore."""
         return EndPoint.FIRST_INSTRUCTION if self.way == "snapshot" else self.guest.end_point
 
     @property
     def note(self) -> str | None:
-        """The version, how quick its KVM is, and where a restored guest's start ends."""
+        """The version, the speed of KVM, and where a restored guest's start ends."""
         try:
             program = firecracker_probe.find(self.binary)
             pace = firecracker_probe.run_guest(program)
@@ -89,22 +89,26 @@ class Firecracker:
         return BootConfig(self.protocol, self.console, chart=self.chart)
 
     def to_first_packet(self) -> Self:
-        """Until the gateway has answered the guest's first packet."""
+        """The same, to the gateway's answer to the guest's first packet."""
         if self.way == "snapshot":
-            raise Unsupported("a restored guest cannot report its first packet", "boot one instead")
+            raise Unsupported(
+                "a restored guest cannot report its first packet", "boot the guest instead"
+            )
         return replace(self, guest=vm.to_first_packet(self.guest))
 
     def probe(self) -> None:
-        """Needs root, the binary, KVM that runs a guest with it, taps, and the guest."""
+        """Needs root, the binary, a KVM that runs guests, taps, and the guest."""
         if os.geteuid() != 0:
-            raise Unsupported("starting machines on the lab's network needs root", "run with sudo")
+            raise Unsupported(
+                "starting VMs on the lab's network needs root", "run firstlight with sudo"
+            )
         self._check_words()
         program = firecracker_probe.find(self.binary)
         version = firecracker_probe.version(program)
         if self.protocol == "pvh" and version < _FIRST_WITH_PVH:
             raise Unsupported(
-                f"{program} is older than 1.12 and enters no kernel by PVH",
-                "take the protocol direct, or a newer Firecracker",
+                f"{program} is older than 1.12 and cannot boot by PVH",
+                "use the protocol direct, or a newer Firecracker",
             )
         if self.jailer:
             firecracker_probe.version(find_jailer(self.jailer))
@@ -117,24 +121,25 @@ class Firecracker:
         if self.protocol in ("disk", "kernel"):
             raise NotApplicable(
                 f"Firecracker has no firmware, which the protocol {self.protocol} needs",
-                "take the protocol direct or pvh",
+                "use the protocol direct or pvh",
             )
         if self.console != "serial":
             raise NotApplicable(f"Firecracker has no {self.console} console", "take serial")
         if self.chart != "console":
             raise NotApplicable(
-                f"Firecracker keeps its guest's {self.chart} to itself", "take the chart console"
+                f"Firecracker does not expose its guest's {self.chart}", "use the chart console"
             )
         words = [(self.way, WAYS), (self.protocol, PROTOCOLS)]
         for word, valid in [*words, *((device, DEVICES) for device in self.devices)]:
             if word not in valid:
                 raise Unsupported(
-                    f"Firecracker's backend knows no {word!r}", f"valid: {', '.join(valid)}"
+                    f"unknown option {word!r} of Firecracker's backend",
+                    f"valid: {', '.join(valid)}",
                 )
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """A tap, a room and an image for each machine; afterwards none is left."""
+        """A tap, a directory and an image for each VM."""
         with vm.batch(workspace, instances, self.devices) as (directory, ports):
             boots = [self._boot(port, directory) for port in ports]
             rooms = [self._room(directory, workspace, str(index)) for index in range(instances)]
@@ -149,7 +154,7 @@ class Firecracker:
             yield Prepared(commands)
 
     def _read(self, config: BootConfig, console: Path) -> GuestLog:
-        """What the guest said of its boot; a restored one booted before its start."""
+        """The guest's log of its boot; a restored guest has none."""
         log = vm.guest_log(self.guest, config, console, None)
         return GuestLog("none", console=log.console) if self.way == "snapshot" else log
 
@@ -159,18 +164,19 @@ class Firecracker:
         return Room.make(directory, f"{workspace.run}-{name}", program, jailer)
 
     def _boot(self, port: vm.Port, directory: Path) -> BootSpec:
-        """What the guest boots from, with the kernel that the protocol takes."""
+        """What the guest boots, with a kernel for the protocol."""
         boot = self.guest.boot(vm.config_at(self._config, port), directory)
         if boot.ready is None or boot.kernel is None:
-            what = "console line that says ready" if boot.kernel else "kernel"
+            what = "ready line on the console" if boot.kernel else "kernel"
             raise Failed(
                 f"guest {self.guest.name} has no {what}, and Firecracker needs one",
-                "it has neither firmware nor a port for a guest to end by",
+                "Firecracker has neither firmware nor an exit port",
             )
         kernel = images.kernel(boot.kernel)
         if self.protocol == "pvh" and not kernel.pvh:
             raise Failed(
-                f"kernel {boot.kernel} has no PVH entry", "take the protocol direct, or another"
+                f"kernel {boot.kernel} has no PVH entry",
+                "use the protocol direct, or another kernel",
             )
         if self.protocol == "direct" and kernel.pvh:
             bare = directory / f"{boot.kernel.name}-direct"
@@ -213,7 +219,7 @@ class Firecracker:
     ) -> tuple[str, ...]:
         state = room.bring(saved.room.root / STATE, STATE)
         memory = room.bring(saved.room.root / MEMORY, MEMORY)
-        if room.jailer and saved.disk:  # in its jail it has the same name as in the saved one's
+        if room.jailer and saved.disk:  # the name is the same in every jail
             room.bring(saved.disk, DISK, copied=boot.writable)
         tap = port.tap if "net" in self.devices and port.tap != saved.tap else None
         asked = firecracker_api.lines(firecracker_api.restore(state, memory, tap))
@@ -225,13 +231,13 @@ class Firecracker:
     def _save(
         self, boots: list[BootSpec], port: vm.Port, directory: Path, workspace: Workspace
     ) -> "_Saved":
-        """Boot a guest, wait until it is ready, and leave its snapshot in its room."""
+        """Boot a guest, wait until it is ready, and save its snapshot in its directory."""
         room = self._room(directory, workspace, "saved")
         machine = self._machine(room, boots[0], port)
         if machine.disk and machine.writable and len(boots) > 1 and not self.jailer:
             raise Failed(
-                f"{len(boots)} restored guests would write to one disk, which a snapshot names",
-                "restore one at a time, take a read-only file system, or a jailer",
+                f"{len(boots)} restored guests would write to one disk, which the snapshot names",
+                "restore one at a time, or use a read-only file system or a jailer",
             )
         (room.root / CONFIG).write_text(firecracker_api.text(machine))
         argv = (*vm.under_vmrun(boots[0], room.root / "console", "--journal", LOG),
@@ -243,7 +249,7 @@ class Firecracker:
 
 @dataclass(frozen=True)
 class _Saved:
-    """Where a snapshot is, and the tap and the disk that it names."""
+    """A snapshot's files, and the tap and the disk that it names."""
 
     room: Room
     tap: str | None
@@ -251,10 +257,9 @@ class _Saved:
 
 
 def without_pvh(kernel: bytes) -> bytes:
-    """An ELF kernel without its PVH entry, which Firecracker would prefer to the 64-bit one.
+    """An ELF kernel without its PVH note, which Firecracker would prefer to the 64-bit entry.
 
-    The notes "Xen" of type 18 (xen/include/public/elfnote.h) are given the type 0, for which
-    nobody looks.
+    Xen notes of type 18 (xen/include/public/elfnote.h) get the unused type 0.
     """
     for size in (4, 8):
         note = [size.to_bytes(4, "little"), (18).to_bytes(4, "little"), b"Xen\0"]

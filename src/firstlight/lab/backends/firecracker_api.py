@@ -1,8 +1,8 @@
-"""What Firecracker is told: one machine, as requests of its API or as its configuration file.
+"""A Firecracker VM as API requests or as a configuration file.
 
-The bodies are those of its published description, src/firecracker/swagger/firecracker.yaml in its
-repository, kept to what every version since 1.4 takes; before, there is no ``/entropy``. Nothing
-here is timed: the requests of a measured start are made by ``vmrun``.
+The bodies follow the published description, src/firecracker/swagger/firecracker.yaml in its
+repository, as far as all versions since 1.4 accept it; before 1.4 there is no ``/entropy``. Nothing
+here is timed: ``vmrun`` makes the requests of measured starts.
 """
 
 import json
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from firstlight.errors import Failed
 
-_ANSWER_SECONDS = 120.0  # a snapshot writes all of the guest's memory
+_ANSWER_SECONDS = 120.0  # a snapshot writes the guest's whole memory
 
 Body = dict[str, object]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request; ``path`` begins with a slash."""
+    """A request; ``path`` begins with a slash."""
 
     method: str
     path: str
@@ -29,9 +29,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Machine:
-    """A guest and its devices. Files are named as Firecracker sees them, in a jail from its root.
+    """A guest and its devices. Paths are as Firecracker sees them, in a jail from its root.
 
-    Drives are no root devices: for one Firecracker would add a ``root=`` to the guest's own.
+    Drives are not root devices: Firecracker would add a ``root=`` to the guest's arguments.
     """
 
     kernel: str
@@ -47,7 +47,7 @@ class Machine:
 
 
 def configuration(machine: Machine) -> Body:
-    """The content of a ``--config-file``."""
+    """The VM as the content of a ``--config-file``."""
     source: Body = {"kernel_image_path": machine.kernel, "boot_args": machine.arguments}
     if machine.initrd:
         source["initrd_path"] = machine.initrd
@@ -76,12 +76,12 @@ def configuration(machine: Machine) -> Body:
 
 
 def text(machine: Machine) -> str:
-    """The same, as it is written."""
+    """The same, as JSON text."""
     return json.dumps(configuration(machine), indent=1)
 
 
 def requests(machine: Machine) -> list[Request]:
-    """The same machine, as requests that end with its start."""
+    """The VM as requests, the last of which starts it."""
     made = []
     for part, content in configuration(machine).items():
         if isinstance(content, list):
@@ -94,7 +94,7 @@ def requests(machine: Machine) -> list[Request]:
 
 
 def save(state: str, memory: str) -> list[Request]:
-    """Stop a guest that runs and write its state and memory to files."""
+    """Pause a running guest and write its state and memory to files."""
     return [
         Request("PATCH", "/vm", {"state": "Paused"}),
         Request(
@@ -106,9 +106,9 @@ def save(state: str, memory: str) -> list[Request]:
 
 
 def restore(state: str, memory: str, tap: str | None) -> list[Request]:
-    """Load a saved guest and let it run; on another ``tap`` than its own if one is named.
+    """Load a saved guest and resume it, on another ``tap`` if one is given.
 
-    Only Firecracker 1.12 and newer can give it another.
+    Another tap needs Firecracker 1.12 or later.
     """
     body: Body = {
         "snapshot_path": state,
@@ -121,12 +121,12 @@ def restore(state: str, memory: str, tap: str | None) -> list[Request]:
 
 
 def lines(made: list[Request]) -> str:
-    """Requests as ``vmrun`` reads them: METHOD PATH BODY, one a line."""
+    """Requests as ``vmrun`` reads them: METHOD PATH BODY, one per line."""
     return "".join(f"{each.method} {each.path} {json.dumps(each.body)}\n" for each in made)
 
 
 def perform(api: Path, made: list[Request]) -> None:
-    """Make requests one after the other, untimed. Raises Failed with Firecracker's own words."""
+    """Make requests in sequence, untimed. Raises Failed with Firecracker's message."""
     connection = _Connection(api)
     try:
         for each in made:

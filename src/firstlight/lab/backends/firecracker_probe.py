@@ -1,4 +1,4 @@
-"""Which Firecracker is here, and whether it really runs a guest."""
+"""Finds Firecracker, and checks that it really runs a guest."""
 
 import os
 import re
@@ -16,8 +16,8 @@ VARIABLE = "FIRSTLIGHT_FIRECRACKER"
 _KVM = Path("/dev/kvm")
 _VERSION = re.compile(r"^(?:Firecracker|Jailer) v(\d+)\.(\d+)\.(\d+)", re.MULTILINE)
 _GET = (
-    "download a release from its project (no Debian package has it), then put it on the PATH, "
-    f"name it in {VARIABLE}, or give its path"
+    "download a release of the project (Debian has no package); put it on the PATH, set "
+    f"{VARIABLE} to it, or give its path"
 )
 
 Version = tuple[int, int, int]
@@ -31,42 +31,44 @@ def find(binary: str = BINARY) -> str:
     wanted = os.environ.get(VARIABLE, binary) if binary == BINARY else binary
     found = shutil.which(wanted)
     if not found:
-        raise Unsupported(f"hypervisor {wanted!r} is not here", _GET)
+        raise Unsupported(f"hypervisor {wanted!r} is not installed", _GET)
     return str(Path(found).resolve())
 
 
 @cache
 def version(program: str) -> Version:
-    """What ``--version`` says. Raises Unsupported for a program that is no Firecracker."""
+    """The version. Raises Unsupported for a program that is not Firecracker."""
     try:
         said = subprocess.run(
             [program, "--version"], capture_output=True, text=True, errors="replace", timeout=20
         ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unsupported(f"{program} does not run: {error}", _GET) from error
+        raise Unsupported(f"cannot run {program}: {error}", _GET) from error
     found = _VERSION.search(said)
     if not found:
-        raise Unsupported(f"{program} is no Firecracker: it names no version of one", _GET)
+        raise Unsupported(
+            f"{program} is not Firecracker: --version does not print its version", _GET
+        )
     return int(found[1]), int(found[2]), int(found[3])
 
 
 def run_guest(program: str) -> str:
-    """Run a guest of a few bytes, and say in a sentence how quick KVM is. Raises Unsupported."""
+    """Run a guest of a few bytes; returns a sentence on KVM's speed. Raises Unsupported."""
     try:
         os.close(os.open(_KVM, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         raise Unsupported(
-            f"Firecracker needs KVM, and {_KVM} does not open: {error.strerror}", accel.NO_KVM
+            f"Firecracker needs KVM, but {_KVM} cannot be opened: {error.strerror}", accel.NO_KVM
         ) from error
     seconds, complaint = _counted(program)
     if seconds is None:
-        raise Unsupported(f"{program} runs no guest here: {complaint}", accel.NO_KVM)
+        raise Unsupported(f"{program} cannot run a guest here: {complaint}", accel.NO_KVM)
     return accel.emulates(seconds) or "guests run under KVM at a processor's speed"
 
 
 @cache
 def _counted(program: str) -> tuple[float | None, str]:
-    """How long a guest counted, in seconds, or why not: a KVM that hangs is waited for once."""
+    """How long a guest counted, in seconds, or why that is unknown. Cached: KVM may hang."""
     with tempfile.TemporaryDirectory(prefix="firstlight-guest-") as directory:
         kernel = Path(directory, "kernel")
         kernel.write_bytes(accel.elf(accel.COUNT))

@@ -1,4 +1,4 @@
-"""Where one Firecracker runs, with the files that it is shown, in a jail or not."""
+"""The directory of one Firecracker and the files in it, with or without a jail."""
 
 import shutil
 import subprocess
@@ -17,9 +17,9 @@ _MAKE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Room:
-    """Where one Firecracker runs: a directory of its own, or the root of its jail.
+    """The directory of one Firecracker, or the root of its jail.
 
-    It is the working directory either way, so that what is in it has the same name for both sides.
+    It is the working directory in both cases, so a file in it has the same name on either side.
     """
 
     root: Path
@@ -28,14 +28,14 @@ class Room:
     jailer: str | None
 
     def bring(self, file: Path, name: str, *, copied: bool = False) -> str:
-        """What Firecracker calls a file; it is brought in only if that is needed."""
+        """Firecracker's name for a file, which is linked or copied in if there is a jail."""
         if not (copied or self.jailer):
             return str(file.absolute())
         inside = self.root / name
         try:
             if not copied:
                 inside.hardlink_to(file)
-        except OSError:  # of another file system
+        except OSError:  # on another file system
             copied = True
         if copied:
             _copy(file, inside)
@@ -43,8 +43,8 @@ class Room:
 
     @classmethod
     def make(cls, directory: Path, identifier: str, program: str, jailer: str | None) -> "Room":
-        """An empty one below a directory."""
-        if jailer:  # where it is, is the jailer's to say
+        """Make an empty one below a directory."""
+        if jailer:  # the jailer determines the path
             root = directory / "jail" / Path(program).name / identifier / "root"
         else:
             root = directory / identifier
@@ -53,9 +53,9 @@ class Room:
         return cls(root, identifier, program, jailer)
 
     def command_line(self, way: str) -> tuple[str, ...]:
-        """Firecracker's path and arguments, behind the jailer's if there is one.
+        """Firecracker's path and arguments, after the jailer's if there is one.
 
-        It is given its configuration (``config``), an API (``api``) or ``both``.
+        It gets a configuration file (``config``), an API socket (``api``) or ``both``.
         """
         line = ["--log-path", LOG, "--level", "Info"]
         if way != "config":
@@ -72,18 +72,20 @@ class Room:
 
 
 def _copy(file: Path, to: Path) -> None:
-    """Without the holes that an image has, which would fill the run's memory."""
+    """Copy a file and keep its holes, which would otherwise fill the run's memory."""
     done = subprocess.run(
         ["cp", "--sparse=always", "--reflink=auto", str(file), str(to)],
         capture_output=True, text=True, errors="replace",
     )  # fmt: skip
     if done.returncode:
-        raise Failed(f"cannot copy {file}: {done.stderr.strip()}", "is there memory enough?")
+        raise Failed(
+            f"cannot copy {file}: {done.stderr.strip()}", "check that enough memory is free"
+        )
 
 
 @contextmanager
 def until_ready(argv: tuple[str, ...], environment: dict[str, str], cwd: Path) -> Iterator[None]:
-    """vmrun with a guest that has said that it is ready; it ends with the block. Raises Failed."""
+    """Run vmrun with a ready guest, until the context ends. Raises Failed."""
     said = ""
     with subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, errors="replace",
@@ -99,8 +101,8 @@ def until_ready(argv: tuple[str, ...], environment: dict[str, str], cwd: Path) -
             impatience.cancel()
             if not said.startswith("firstlight ready "):
                 reason = said.removeprefix("firstlight error ").strip()
-                reason = reason or f"it was not ready after {_MAKE_SECONDS:.0f} s"
-                raise Failed(f"no snapshot was made of the guest: {reason}")
+                reason = reason or f"not ready after {_MAKE_SECONDS:.0f} s"
+                raise Failed(f"cannot make a snapshot of the guest: {reason}")
             yield
         finally:
             impatience.cancel()
@@ -109,10 +111,10 @@ def until_ready(argv: tuple[str, ...], environment: dict[str, str], cwd: Path) -
 
 
 def find_jailer(jailer: str) -> str:
-    """Its absolute path. Raises Unsupported."""
+    """The jailer's absolute path. Raises Unsupported."""
     found = shutil.which(jailer)
     if not found:
         raise Unsupported(
-            f"jailer {jailer!r} is not here", "it comes with a release of Firecracker"
+            f"jailer {jailer!r} is not installed", "it is part of a release of Firecracker"
         )
     return str(Path(found).resolve())

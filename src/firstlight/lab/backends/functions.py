@@ -1,7 +1,7 @@
-"""Kinds of functions: a handler in a fork of a warm Python, in WebAssembly, and in a container.
+"""Kinds of functions: a handler in a fork of warm Python, in WebAssembly, and in a container.
 
 The end point is the handler's first line. The agile runtime is asked by a message on an open
-connection, as in ``agile.py``; the container is what a platform without it would start.
+connection, as in ``agile.py``; a platform without it would start the container.
 """
 
 import shutil
@@ -42,7 +42,7 @@ _MODULE = bytes.fromhex(
     "0061736d010000000106016001 7f017f030201000708 01046e65787400000a0901070020004101 6a0b"
 )  # (module (func (export "next") (param i32) (result i32) local.get 0 i32.const 1 i32.add))
 _WARM = 3
-_RATE = 1e4  # a second: what is not timed need not be gentle
+_RATE = 1e4  # per second: untimed, so as fast as possible
 _GREETING = protocol.encode(protocol.List()).decode()
 
 
@@ -59,7 +59,7 @@ _AS_AGILE = (
 )
 KINDS = {
     "zygote": _Kind(f"a warm interpreter forks on request; {_AS_AGILE}"),
-    "zygote-ready": _Kind(f"a fork of it waits for its event; {_AS_AGILE}", forks=True),
+    "zygote-ready": _Kind(f"a waiting fork of a warm interpreter; {_AS_AGILE}", forks=True),
     "wasm": _Kind(
         "an instance in the worker of its function, isolated from the others by WebAssembly, its "
         "memory and time limited; the worker is isolated as an agile instance is (namespaces, "
@@ -71,13 +71,13 @@ RUNC = "python3 in runc"
 
 @dataclass(frozen=True)
 class Program(Agile):
-    """A program of its own, as the runtime starts it from parts."""
+    """A program, started by the runtime from parts."""
 
     depth: str = "agile"
 
     @property
     def note(self) -> str | None:
-        """What it is, and which isolation it gives."""
+        """What it is, and its isolation."""
         return (
             f"{self.name}: a program of its own, from pooled parts; isolated by namespaces, a "
             "cgroup, seccomp and a read-only root, without capabilities, as a user of its own"
@@ -86,7 +86,7 @@ class Program(Agile):
 
 @dataclass(frozen=True)
 class Invoked:
-    """A handler of the agile runtime. ``kind`` is one of KINDS."""
+    """A handler in the agile runtime. ``kind`` is one of KINDS."""
 
     kind: str
     end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
@@ -98,11 +98,11 @@ class Invoked:
 
     @property
     def note(self) -> str | None:
-        """What it is, and which isolation it gives."""
+        """What it is, and its isolation."""
         return f"{self.kind}: {KINDS[self.kind].isolation}"
 
     def probe(self) -> None:
-        """Needs what the runtime needs, and the language's own."""
+        """Has the needs of the runtime and of the language."""
         if self.kind not in KINDS:
             raise UnknownName("kind of function", self.kind, KINDS)
         Agile("agile").probe()
@@ -113,7 +113,7 @@ class Invoked:
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """A runtime that has answered before, and full pools; afterwards nothing of it."""
+        """A warmed-up runtime with full pools."""
         full, none = PoolSize(low=0, high=instances, rate=_RATE), PoolSize(low=0, high=0)
         forks = full if KINDS[self.kind].forks else none
         with _base(workspace) as base:
@@ -137,18 +137,18 @@ class Invoked:
 
 @dataclass(frozen=True)
 class PythonInRunc:
-    """The same handler by ``python3``, started in a container of its own."""
+    """The same handler in ``python3``, started in a container."""
 
     end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
 
     @property
     def name(self) -> str:
-        """What starts in what."""
+        """The interpreter and the runtime."""
         return RUNC
 
     @property
     def note(self) -> str | None:
-        """Which isolation it gives, and what it is spared."""
+        """Its isolation, and what it does not do."""
         return (
             f"{RUNC}: a container of its own (namespaces, cgroup, seccomp, the usual capabilities) "
             "whose network namespace is empty: it is spared the network"
@@ -161,7 +161,7 @@ class PythonInRunc:
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """A bundle for each instance; afterwards no container or mount is left."""
+        """A bundle for each instance."""
         argv = (str(_PYTHON), "-c", _PROGRAM)
         with _base(workspace) as base, Oci("runc").bundles(workspace) as bundles:
             process = oci_spec.Process(argv, "/srv")
@@ -191,7 +191,7 @@ def _base(workspace: Workspace) -> Iterator[Path]:
 
 
 def _tree_with_python(base: Path) -> Path:
-    """A root file system of the host's /usr, mounted, and the handler."""
+    """A root file system with the host's /usr and the handler."""
     root = base / "root"
     for name in ("usr", "srv", "proc", "dev", "sys", "tmp"):
         (root / name).mkdir(parents=True)

@@ -1,8 +1,8 @@
-"""A container's network, as the paper's section II-B describes it, without a container.
+"""A container's network without a container, as in the paper's section II-B.
 
-``netsetup`` makes one request: a network namespace, a veth pair, one end moved into it,
-both up, an address, the routes; each step stamped. It does so by the ``ip`` command, as a user
-would, or by netlink within one process. ``TRICKS`` are what could make it quicker.
+``netsetup`` makes one request: a network namespace, a veth pair, one end moved into the namespace,
+both ends up, an address, the routes; each step is stamped. It uses the ``ip`` command, as a user
+would, or netlink within one process. ``TRICKS`` are ways to make it faster.
 """
 
 import os
@@ -35,7 +35,7 @@ _SETTLE_SECONDS = 60
 
 @dataclass(frozen=True)
 class Trick:
-    """One way to set a network up: what ``netsetup`` is told, and what the host looks like."""
+    """A way to set up a network: arguments of ``netsetup``, and the state of the host."""
 
     sentence: str
     flags: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class Trick:
 TRICKS = {
     "none": Trick("The plain request, by netlink, with the namespace named in /run/netns."),
     "veth in place": Trick(
-        "The container's end of the veth is created in its namespace, so that nothing is moved.",
+        "The container's end of the veth is created in its namespace, so nothing is moved.",
         ("--in-place",),
     ),
     "IPv6 off": Trick(
@@ -55,33 +55,32 @@ TRICKS = {
         ("--no-ipv6",),
     ),
     "DAD on": Trick(
-        "The container also gets an IPv6 address, and is ready when the kernel has seen no "
-        "duplicate of it.",
+        "The container also gets an IPv6 address, and is ready after duplicate address detection.",
         has_address6=True,
     ),
     "DAD off": Trick(
-        "The container also gets an IPv6 address, which is usable at once.",
+        "The container also gets an IPv6 address, usable at once.",
         ("--no-dad",),
         has_address6=True,
     ),
     "namespace by descriptor": Trick(
-        "An open descriptor holds the namespace, and no mount in /run/netns names it.",
+        "An open descriptor keeps the namespace, without a mount in /run/netns.",
         ("--by-descriptor",),
     ),
     "crowded mounts": Trick(
-        f"A mount namespace follows, copied from one that holds {CROWD} named network namespaces.",
+        f"A mount namespace follows, copied from one with {CROWD} named network namespaces.",
         ("--mount-ns",),
         is_crowded=True,
     ),
     "pruned mounts": Trick(
-        f"A mount namespace follows, copied from one that was rid of the host's {CROWD} named "
-        "network namespaces.",
+        f"A mount namespace follows, copied from one without the host's {CROWD} named network "
+        "namespaces.",
         ("--mount-ns",),
         is_crowded=True,
         is_pruned=True,
     ),
     "all": Trick(
-        "The veth in place, IPv6 off and the namespace by descriptor, together.",
+        "Veth in place, IPv6 off and namespace by descriptor, combined.",
         ("--in-place", "--no-ipv6", "--by-descriptor"),
     ),
 }
@@ -89,7 +88,7 @@ TRICKS = {
 
 @dataclass(frozen=True)
 class Network:
-    """One request an instance, by a ``method`` of METHODS, with a ``trick`` of TRICKS."""
+    """One request per instance, by a ``method`` of METHODS, with a ``trick`` of TRICKS."""
 
     method: str = "netlink"
     trick: str = "none"
@@ -98,9 +97,9 @@ class Network:
     note: str | None = None
 
     def probe(self) -> None:
-        """Needs root, ``ip``, and a kernel that makes network namespaces and veth pairs."""
+        """Needs root, ``ip``, and a kernel with network namespaces and veth."""
         if os.geteuid() != 0:
-            raise Unsupported("setting networks up needs root", "run firstlight with sudo")
+            raise Unsupported("setting up networks needs root", "run firstlight with sudo")
         for program, package in (("ip", "iproute2"), ("unshare", "util-linux")):
             if not shutil.which(program):
                 raise Unsupported(f"{program} is not installed", f"apt-get install {package}")
@@ -114,7 +113,7 @@ class Network:
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """A host with a gateway address and an empty /run/netns; afterwards neither is left."""
+        """A host with a gateway address and an empty /run/netns."""
         trick = TRICKS[self.trick]
         with ExitStack() as cleanup:
             cleanup.enter_context(_gateway())
@@ -155,7 +154,7 @@ def _addresses(index: int, has_address6: bool) -> tuple[str, ...]:
 
 @contextmanager
 def _gateway() -> Iterator[None]:
-    """One address of the host, on no particular link, that every container can reach."""
+    """An address of the host, on no particular link, that every container can reach."""
     with IPRoute() as netlink:
         netlink.addr("replace", index=_LOOPBACK, address=str(GATEWAY), prefixlen=32)
         try:
@@ -166,10 +165,10 @@ def _gateway() -> Iterator[None]:
 
 @contextmanager
 def private_names() -> Iterator[None]:
-    """An empty /run/netns, shared among mount namespaces as ``ip netns`` makes it.
+    """An empty /run/netns, shared among mount namespaces, as ``ip netns`` makes it.
 
-    Unmounting it takes with it the names that killed starts left. The directory itself stays,
-    as it does after any ``ip netns``: another run may have mounted on it.
+    Unmounting it removes the names left by killed starts. The directory itself stays, as after
+    any ``ip netns``: another run may have mounted on it.
     """
     _NAMED.mkdir(mode=0o755, parents=True, exist_ok=True)
     _run("mount", "-t", "tmpfs", "-o", "mode=0755", "firstlight", str(_NAMED))
@@ -182,7 +181,7 @@ def private_names() -> Iterator[None]:
 
 @contextmanager
 def ipv6_off_on_new_links() -> Iterator[None]:
-    """No link that is made in a block, in this network namespace, ever speaks IPv6."""
+    """Disable IPv6 on new links of this network namespace, within the context."""
     if not _IPV6_OFF.exists():
         yield
         return
@@ -195,14 +194,14 @@ def ipv6_off_on_new_links() -> Iterator[None]:
 
 
 def _crowd() -> None:
-    """Name our own network namespace many times: it is the mounts that cost."""
+    """Name this network namespace many times: the mounts are what costs."""
     lines = (f"netns attach crowd{index} {os.getpid()}\n" for index in range(CROWD))
     _run("ip", "-batch", "-", text="".join(lines))
 
 
 @contextmanager
 def _pruned_mounts() -> Iterator[Path]:
-    """A mount namespace like ours but for the names in /run/netns, for ``netsetup`` to enter."""
+    """A mount namespace without the names in /run/netns, for ``netsetup`` to enter."""
     script = (
         f"umount --lazy {_NAMED} && mount -t tmpfs -o mode=0755 firstlight {_NAMED} && "
         f"mount --make-shared {_NAMED} && echo made && read -r _"
