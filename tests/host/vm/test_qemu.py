@@ -301,11 +301,11 @@ def test_what_is_missing_is_told_before_anything_starts(
     for machine, words in [
         (tcg(Tiny(), binary=str(tmp_path / "none")), "is not installed"),
         (tcg(Tiny(), binary=_build_without(tmp_path, "virtio-rng")), "no device virtio-rng-device"),
-        (tcg(Tiny(), binary=_build_without(tmp_path, "^microvm")), "no machine microvm"),
+        (tcg(Tiny(), binary=_build_without(tmp_path, "^microvm")), "no machine type microvm"),
         (tcg(Tiny(), protocol="direct"), "64-bit entry"),
-        (tcg(Tiny(), protocol="disk"), "boots from no disk"),
+        (tcg(Tiny(), protocol="disk"), "cannot boot from disk"),
         (tcg(Tiny(), console="vga"), "has no VGA"),
-        (tcg(Tiny(), machine="isapc"), "knows no 'isapc'"),
+        (tcg(Tiny(), machine="isapc"), "unknown option 'isapc'"),
         (tcg(Tiny(), accel="kvm", icount=True), "cannot count instructions"),
     ]:
         with pytest.raises(Unsupported, match=words) as error:

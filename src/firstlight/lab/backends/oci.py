@@ -1,6 +1,6 @@
-"""OCI command-line runtimes: runc, crun, runsc, or any other by name or path.
+"""OCI command-line runtimes: runc, crun, runsc or any other, by name or path.
 
-The root file system is made here around the static payload, so no image is needed.
+The root file system is made around the static payload, so no image is needed.
 """
 
 import json
@@ -27,7 +27,7 @@ _DELETE_SECONDS = 20
 
 @dataclass(frozen=True)
 class RuntimeQuirks:
-    """The options that a runtime needs here besides the bundle, and what they spare it."""
+    """The options that a runtime needs besides the bundle, and the work that they save it."""
 
     options: tuple[str, ...] = ()
     note: str | None = None
@@ -42,7 +42,7 @@ def _quirks(program: str) -> RuntimeQuirks:
         return RuntimeQuirks(
             ("--cgroup-manager=disabled",),
             "crun refuses cgroup v1 and hybrid hosts: it runs with --cgroup-manager=disabled "
-            "and is spared the cgroup work",
+            "and does no cgroup work",
             has_cgroup=False,
             needs_cgroup2=True,
         )
@@ -70,21 +70,21 @@ class Oci:
 
     @property
     def name(self) -> str:
-        """The runtime's own name."""
+        """The runtime's name."""
         return Path(self.runtime).name
 
     @property
     def note(self) -> str | None:
-        """What this runtime is spared here, if anything."""
+        """The work that this runtime does not do here, if any."""
         return _quirks(self.runtime).note
 
     @property
     def joins_network(self) -> bool:
-        """Whether its containers use the network namespace that they are given."""
+        """Whether its containers use the given network namespace."""
         return _quirks(self.runtime).joins_network
 
     def probe(self) -> None:
-        """The runtime and what its root file system needs must be there."""
+        """Needs root, the runtime, and what its root file system needs."""
         if os.geteuid() != 0:
             raise Unsupported("starting containers needs root", "run firstlight with sudo")
         self._program()
@@ -96,13 +96,13 @@ class Oci:
         if not found:
             raise Unsupported(
                 f"runtime {self.runtime!r} is not installed",
-                f"apt-get install {self.name}, or give its path; known: {', '.join(KNOWN)}",
+                f"apt-get install {self.name}, or give its path",
             )
         return str(Path(found).absolute())
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """A bundle for each instance; afterwards no container, cgroup or mount is left."""
+        """A bundle for each instance."""
         with self.bundles(workspace) as bundles:
             yield Prepared(
                 [bundles.make(index).execute(workspace.environment) for index in range(instances)]
@@ -110,7 +110,7 @@ class Oci:
 
     @contextmanager
     def bundles(self, workspace: Workspace) -> Iterator["Bundles"]:
-        """Where bundles can be made; afterwards no container, cgroup or mount of them is left."""
+        """Make bundles; on exit remove their containers, cgroups and mounts."""
         base = workspace.directory / "oci"
         files = _tree(workspace.directory / "root")
         if self.rootfs:
@@ -128,24 +128,24 @@ class Oci:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A container that can be run: its directory, and the command that does so."""
+    """A container that is ready to run: its directory and its command."""
 
     directory: Path
     argv: tuple[str, ...]
 
     @property
     def config(self) -> Path:
-        """Its OCI configuration."""
+        """The path of its OCI configuration."""
         return self.directory / "config.json"
 
     def execute(self, env: dict[str, str]) -> Execute:
-        """The start that runs it."""
+        """The command that runs it."""
         return Execute(self.argv, env)
 
 
 @dataclass(frozen=True)
 class Bundles:
-    """Where the containers of one batch are; ``files`` become the root file system of each."""
+    """The containers of a batch; ``files`` become the root file system of each."""
 
     oci: Oci
     program: str
@@ -155,7 +155,7 @@ class Bundles:
 
     @property
     def _line(self) -> tuple[str, ...]:
-        """The runtime and its options; a verb follows."""
+        """The runtime and its options, to which a verb is appended."""
         return (self.program, "--root", str(self._state), *_quirks(self.oci.runtime).options)
 
     @property
@@ -170,7 +170,7 @@ class Bundles:
         root: Path | None = None,
         network: Path | None = None,
     ) -> Bundle:
-        """The bundle of one instance.
+        """Make the bundle of one instance.
 
         ``root`` replaces the files; ``network`` is as in oci_spec.
         """
@@ -205,7 +205,7 @@ class Bundles:
 
 
 def _tree(directory: Path) -> Path:
-    """The root file system's files: the payload, mount points, and a little bulk to copy."""
+    """The files of the root file system: the payload, mount points, and some bulk to copy."""
     if not directory.exists():
         for name in ("proc", "sys", "dev", "tmp", "etc", "bin"):
             (directory / name).mkdir(parents=True)
@@ -218,7 +218,7 @@ def _tree(directory: Path) -> Path:
 
 @contextmanager
 def _cgroup2_view() -> Iterator[None]:
-    """Shows /sys/fs/cgroup as cgroup2 alone, in our own mount namespace, while crun runs."""
+    """Mount cgroup2 alone at /sys/fs/cgroup for crun, in this mount namespace."""
     _run("mount", "-t", "cgroup2", "none", "/sys/fs/cgroup")
     try:
         yield

@@ -1,4 +1,4 @@
-"""The OCI configuration of a measured container: what ``runc spec`` and Docker give by default."""
+"""The OCI configuration of a measured container, from the defaults of ``runc spec`` and Docker."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _MASKED = [
     "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi",
 ]  # fmt: skip
 _READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
-# The system calls that Docker's documentation lists as blocked by its default profile.
+# The system calls that Docker's default profile blocks, by its documentation.
 _BLOCKED = [
     "acct", "add_key", "bpf", "clock_adjtime", "clock_settime", "create_module", "delete_module",
     "finit_module", "get_kernel_syms", "get_mempolicy", "init_module", "ioperm", "iopl", "kcmp",
@@ -51,7 +51,7 @@ _MOUNTS = [
 
 @dataclass(frozen=True)
 class Process:
-    """What runs as pid 1 of a container."""
+    """Pid 1 of a container."""
 
     args: tuple[str, ...] = ("/bin/payload", "ready")
     cwd: str = "/"
@@ -70,8 +70,8 @@ def make(
 ) -> dict[str, Any]:
     """The contents of ``config.json``.
 
-    The process is limited in the cgroup of that path, or not at all where there is none. It joins
-    the network namespace at ``network``, or gets one of its own.
+    Without a cgroup path the process has no limits. It joins the network namespace at
+    ``network``, or gets its own.
     """
     joined = {"network": {"path": str(network)}} if network else {}
     return {

@@ -1,8 +1,8 @@
-"""A whole pod: its network, then a container in it, as one start.
+"""A whole pod as one start: its network, then a container in it.
 
-As a node's runtime does: a network namespace gets its name, the CNI plugins are called, and the OCI
-runtime is told the namespace's path; or the namespace is taken from a pool. The end point is the
-payload's first instruction, or the answer of its gateway to the packet that it sends then.
+As on a node: a network namespace is named, the CNI plugins are called, and the OCI runtime gets the
+namespace's path; or the namespace comes from a pool. The end point is the payload's first
+instruction, or the gateway's answer to its first packet.
 """
 
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ from firstlight.model import EndPoint
 from firstlight.native import native
 
 NO_NETWORK = "none"
-"""The container has a network namespace of the runtime's own, with nothing in it."""
+"""The container has an empty network namespace, made by the runtime."""
 
 POOLED = "pooled"
-"""The container joins a network namespace of the agile runtime's pool."""
+"""The container joins a network namespace from the agile runtime's pool."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Pod:
 
     @property
     def note(self) -> str | None:
-        """What either part is spared here, or stands for, on a line each."""
+        """The notes of both parts, one per line."""
         network = pooled.NOTE if self.network == POOLED else self._cni.note if self._cni else None
         return "\n".join(note for note in (self._container.note, network) if note) or None
 
@@ -57,7 +57,7 @@ class Pod:
         return None if self.network in (NO_NETWORK, POOLED) else Cni(self.network)
 
     def probe(self) -> None:
-        """Needs what its parts need."""
+        """Has the needs of its parts."""
         self._container.probe()
         if self._cni:
             self._cni.probe()
@@ -65,18 +65,18 @@ class Pod:
             Agile("agile").probe()
 
     def to_first_packet(self) -> Self:
-        """Until the gateway has answered the container's first packet."""
+        """The same, to the gateway's answer to the container's first packet."""
         if self.network == NO_NETWORK:
             raise Unsupported("a pod without a network has no first packet",
-                              "name networks: --cni bridge --cni pooled")  # fmt: skip
+                              "give networks: --cni bridge --cni pooled")  # fmt: skip
         if not self._container.joins_network:
-            raise Unsupported(f"{self._container.name} runs without a network here, and so has no "
-                              "first packet", "name another: --runtime runc")  # fmt: skip
+            raise Unsupported(f"{self._container.name} runs without a network here, so it has no "
+                              "first packet", "give another runtime: --runtime runc")  # fmt: skip
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """A bundle and a network, or a request for one, for each pod; afterwards none of them."""
+        """A bundle and a network, or a request for one, for each pod."""
         with ExitStack() as stack:
             bundles = stack.enter_context(self._container.bundles(workspace))
             if self.network == NO_NETWORK:
@@ -98,15 +98,15 @@ class Pod:
         return bundles.make(index).execute(bundles.workspace.environment)
 
     def _from_pool(self, bundles: Bundles, pool: pooled.Taking, index: int) -> Execute:
-        """The container's start inside a network that is taken then."""
+        """The command that takes a network and starts the container in it."""
         path = bundles.base / f"network{index}"
         bundle = bundles.make(index, self._process(pool.gateway), network=path)
         return pool.start(bundle.argv, path, bundles.workspace.environment)
 
     def _by_plugins(self, bundles: Bundles, pods: Pods, index: int) -> Execute:
-        """The container's start inside the pod's namespace, after the plugins.
+        """The command that calls the plugins and starts the container in the pod's namespace.
 
-        Only when ADD has returned is the gateway known: cnirun puts it into the configuration.
+        The gateway is known only after ADD; cnirun then writes it into the configuration.
         """
         pod = f"fl{index}"
         bundle = bundles.make(index, self._process("@GATEWAY@"), network=NAMES / pod)

@@ -1,9 +1,9 @@
-"""Networks out of the agile runtime's pool, for any runtime that joins a namespace by its path.
+"""Networks from the agile runtime's pool, for any runtime that joins a namespace by its path.
 
-The pool is in a process of its own, as a node's would be, and full before the batch. A start takes
-from it by ``pooled``, which links the namespace's path and then runs the runtime: the take
-is in the start's time, and what it spared (making the namespace, its link, address and routes) is
-not. A network that was taken ends with its start; no other start gets it.
+The pool is in its own process, as on a node, and filled before the batch. A start takes a network
+by the program ``pooled``, which links the namespace's path and then executes the runtime. Taking is
+part of the start's time; making the namespace, its link, address and routes is not. A network ends
+with its start; no other start gets it.
 """
 
 import asyncio
@@ -29,11 +29,11 @@ from firstlight.lab.backends import Execute
 from firstlight.native import native
 
 NOTE = (
-    "pooled: the runtime joins a network of the agile runtime's pool, which was made before; "
-    "to take it is part of the start"
+    "pooled: the runtime joins a network of the agile runtime's pool, made in advance; "
+    "taking it is part of the start"
 )
 _BACKLOG = 512
-_RATE = 1e4  # a second: what is not timed need not be gentle
+_RATE = 1e4  # per second: untimed, so as fast as possible
 _SERVE = """
 import sys
 import msgspec
@@ -46,21 +46,21 @@ pooled.serve(config, sys.argv[2], lambda: print("ready", flush=True))
 
 @dataclass(frozen=True)
 class Taking:
-    """A pool that is full. ``gateway`` answers the first packets of all its networks."""
+    """A full pool. ``gateway`` answers the first packets of all its networks."""
 
     socket: Path
     gateway: str
     pid: int
 
     def start(self, argv: Sequence[str], path: Path, env: dict[str, str]) -> Execute:
-        """A command that is started with a network of its own at ``path``, taken then."""
+        """The command, started with a network from the pool at ``path``."""
         line = (str(native("pooled")), str(self.socket), str(path), *argv)
         return Execute(line, env, daemons=(self.pid,))
 
 
 @contextmanager
 def taking(instances: int, workspace: Workspace) -> Iterator[Taking]:
-    """A pool with a network for each start; afterwards none of them. Raises Failed."""
+    """A pool with a network for each start. Raises Failed."""
     size = PoolSize(low=0, high=instances, rate=_RATE)
     config = Config(name="lab", pools=Pools(network=size))
     listening = workspace.directory / "pool"
@@ -73,7 +73,7 @@ def taking(instances: int, workspace: Workspace) -> Iterator[Taking]:
         try:
             if process.stdout.readline() != "ready\n":
                 last = process.stderr.read().strip().rpartition("\n")[2]
-                raise Failed(f"the pool of networks did not start: {last}")
+                raise Failed(f"the network pool did not start: {last}")
             yield Taking(listening, str(IPv4Network(config.network.range)[1]), process.pid)
         finally:
             process.terminate()
@@ -82,7 +82,7 @@ def taking(instances: int, workspace: Workspace) -> Iterator[Taking]:
 
 
 def serve(config: Config, path: str, ready: Callable[[], None]) -> None:
-    """Fill a pool, call ``ready``, and give a network to each who connects, until SIGTERM."""
+    """Fill a pool, call ``ready``, and give a network to each client, until SIGTERM."""
     asyncio.run(_serve(config, path, ready))
 
 
@@ -117,7 +117,7 @@ async def _serve(config: Config, path: str, ready: Callable[[], None]) -> None:
 
 
 class _Taker:
-    """Who has connected. It holds its network until it leaves."""
+    """A client. It has its network until it disconnects."""
 
     def __init__(self, listener: socket.socket, pool: Pool[Network], networks: Networks) -> None:
         self._connection, _ = listener.accept()
@@ -126,12 +126,12 @@ class _Taker:
         message, descriptors = b"the pool is empty", []
         if self._network:
             message, descriptors = b"a network", [self._network.descriptor]
-        with suppress(OSError):  # it has left already, and that is told by its end
+        with suppress(OSError):  # it has already gone, which its end reports
             self._connection.sendmsg([message], wire.rights(descriptors))
         asyncio.get_running_loop().add_reader(self._connection, self.leave)
 
     def leave(self) -> None:
-        """Its network is not used again."""
+        """Destroy its network."""
         if self._connection.fileno() < 0:
             return
         asyncio.get_running_loop().remove_reader(self._connection)

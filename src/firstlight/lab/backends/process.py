@@ -1,4 +1,4 @@
-"""The floor: clone and exec of the payload, bare or into new namespaces."""
+"""The floor: clone and exec of the payload, plain or into new namespaces."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _ALL = "net,mount,pid,ipc,uts,user"
 
 @dataclass(frozen=True)
 class Process:
-    """One clone3 with the flags of ``namespaces`` (NAMESPACES), then exec, by a small C program."""
+    """A clone3 with the flags of ``namespaces`` (NAMESPACES), then exec, by a small C program."""
 
     namespaces: str = "none"
     name: str = "process"
@@ -25,13 +25,13 @@ class Process:
     note: str | None = None
 
     def probe(self) -> None:
-        """Only root makes namespaces everywhere."""
+        """Needs root, which may make namespaces everywhere."""
         if os.geteuid() != 0:
             raise Unsupported("making namespaces needs root", "run firstlight with sudo")
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """Nothing to prepare: the kernel ends the namespaces with their process."""
+        """Nothing to prepare: namespaces end with their process."""
         payload = str(native("payload"))
         flags = _ALL if self.namespaces == "all" else self.namespaces
         argv = (payload, "clone", flags, "--", payload, "ready")

@@ -1,11 +1,10 @@
-"""QEMU: a machine of one type, booted by one protocol, with one guest in it.
+"""QEMU: a machine type, a boot protocol, and a guest.
 
-What ``-kernel`` does (QEMU 7.2; hw/i386/x86.c, x86_load_linux). There is firmware on every machine
-type: SeaBIOS, or on microvm a smaller build of it. It runs an option ROM that QEMU adds:
-``linuxboot_dma.bin`` for a bzImage, which copies it into memory and jumps to its real-mode entry
-(protocol ``kernel``), or ``pvh.bin`` for an ELF file with a PVH note, which QEMU loaded into memory
-itself, and jumps to its 32-bit entry (protocol ``pvh``). There is no way to the 64-bit entry
-(``direct``) without firmware: that one is Firecracker's.
+What ``-kernel`` does (QEMU 7.2; hw/i386/x86.c, x86_load_linux): every machine type has firmware,
+SeaBIOS or, on microvm, a smaller build of it. It runs an option ROM that QEMU adds:
+``linuxboot_dma.bin`` copies a bzImage into memory and jumps to its real-mode entry (protocol
+``kernel``); ``pvh.bin`` jumps to the 32-bit entry of an ELF file with a PVH note, which QEMU has
+loaded (protocol ``pvh``). The 64-bit entry without firmware (``direct``) is Firecracker's.
 """
 
 import os
@@ -32,11 +31,11 @@ _CONSOLE = ("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:conso
 
 @dataclass(frozen=True)
 class Qemu:
-    """One guest on one machine. ``binary`` is a name or a path; ``accel`` one of ACCELERATORS.
+    """A guest on a machine. ``binary`` is a name or a path; ``accel`` one of ACCELERATORS.
 
-    ``devices`` are virtio ones: on PCI, or memory-mapped on microvm. A disk image and a tap are
-    there only if the guest has one and the device is named. ``icount`` counts instructions for
-    time (TCG only); ``chart`` is BootConfig's.
+    ``devices`` are virtio devices: on PCI, or memory-mapped on microvm. There is a disk or a tap
+    only if the guest has one and the device is named. ``icount`` takes counted instructions for
+    time (TCG only); ``chart`` is as in BootConfig.
     """
 
     guest: Guest
@@ -53,25 +52,25 @@ class Qemu:
 
     @property
     def name(self) -> str:
-        """The binary, the machine and how it boots, and the guest's own name."""
+        """The binary, the machine, how it boots, and the guest's name."""
         how = f"{self.machine} {self.protocol} {self.console}"
         counted = " icount" * self.icount
         return f"{Path(self.binary).name} {how}{counted}: {self.guest.name} {self.guest.filesystem}"
 
     @property
     def end_point(self) -> EndPoint:
-        """The guest's."""
+        """The guest's end point."""
         return self.guest.end_point
 
     @property
     def note(self) -> str | None:
-        """The accelerator and why it was taken, and what is special to counted time."""
+        """The accelerator, why it was chosen, and what is special about counted time."""
         try:
             chosen = self._accelerator().sentence
         except Unsupported:
             return None
         if self.icount:
-            return f"{chosen}; its guests' time is instruction-counted, and wall time says nothing"
+            return f"{chosen}; its guests' time is counted instructions: wall time means nothing"
         return chosen
 
     @property
@@ -93,29 +92,31 @@ class Qemu:
         return choose(self._program, self.accel, must_be_tcg=self.icount)
 
     def to_first_packet(self) -> Self:
-        """Until the gateway has answered the guest's first packet."""
+        """The same, to the gateway's answer to the guest's first packet."""
         return replace(self, guest=vm.to_first_packet(self.guest))
 
     def probe(self) -> None:
-        """Needs root, the binary with its machine and devices, an accelerator, taps, the guest."""
+        """Needs root, the binary with machine type and devices, an accelerator, taps, the guest."""
         if os.geteuid() != 0:
-            raise Unsupported("starting machines on the lab's network needs root", "run with sudo")
+            raise Unsupported(
+                "starting VMs on the lab's network needs root", "run firstlight with sudo"
+            )
         _check_words(self)
         if self.protocol == "direct":
             raise NotApplicable(
-                "QEMU enters no kernel by its 64-bit entry: firmware always runs first",
-                "take the protocol pvh, or Firecracker",
+                "QEMU cannot enter a kernel by its 64-bit entry: firmware always runs first",
+                "use the protocol pvh, or Firecracker",
             )
         if self.protocol == "disk" and self.machine == "microvm":
             raise NotApplicable(
-                "microvm's firmware boots from no disk", "take the machine pc or q35"
+                "microvm's firmware cannot boot from disk", "use the machine pc or q35"
             )
         if self.console == "vga" and self.machine == "microvm":
-            raise NotApplicable("microvm has no VGA", "take the machine pc or q35")
+            raise NotApplicable("microvm has no VGA", "use the machine pc or q35")
         machines = qemu_build.listed(self._program, "-machine")
         if self.machine not in machines:
             raise Unsupported(
-                f"{self._program} has no machine {self.machine}", "take another build of QEMU"
+                f"{self._program} has no machine type {self.machine}", "use another build of QEMU"
             )
         for model in _models(self):
             _check_device(self._program, model)
@@ -126,7 +127,7 @@ class Qemu:
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """A tap and an image for each machine; afterwards neither, nor what it wrote."""
+        """A tap and an image for each VM; on exit all are removed."""
         with ExitStack() as cleanup:
             directory, ports = cleanup.enter_context(vm.batch(workspace, instances, self.devices))
             yield Prepared(
@@ -160,9 +161,9 @@ class Qemu:
     def command_line(
         self, boot: BootSpec, port: vm.Port, memory: Path | None = None, share: Path | None = None
     ) -> list[str]:
-        """QEMU's path and arguments; with ``-S`` and a monitor on descriptor 3, as vmrun asks.
+        """QEMU's path and arguments, with ``-S`` and a monitor on descriptor 3 for vmrun.
 
-        ``memory`` is a file for the guest's, and ``share`` the socket of its virtiofsd.
+        ``memory`` is the file of the guest's memory, ``share`` the socket of its virtiofsd.
         """
         chosen = self._accelerator()
         machine = f"{self.machine},accel={chosen.name}"
@@ -202,7 +203,7 @@ class Qemu:
             line += ["-drive", f"file={_quoted(boot.disk)},if=none,id=disk,format=raw,{mode}",
                      "-device", f"virtio-blk-{bus},drive=disk{first}"]  # fmt: skip
         if "net" in self.devices:
-            rom = ",romfile=" if bus == "pci" else ""  # nothing boots from the network
+            rom = ",romfile=" if bus == "pci" else ""  # no network boot
             line += ["-netdev", f"tap,id=net,ifname={port.tap},script=no,downscript=no",
                      "-device", f"virtio-net-{bus},netdev=net,mac={port.mac}{rom}"]  # fmt: skip
         if "rng" in self.devices:
@@ -215,7 +216,9 @@ def _check_words(machine: Qemu) -> None:
               (machine.console, CONSOLES), (machine.accel, ACCELERATORS)]  # fmt: skip
     for word, valid in [*chosen, *((device, DEVICES) for device in machine.devices)]:
         if word not in valid:
-            raise Unsupported(f"QEMU's backend knows no {word!r}", f"valid: {', '.join(valid)}")
+            raise Unsupported(
+                f"unknown option {word!r} of QEMU's backend", f"valid: {', '.join(valid)}"
+            )
 
 
 def _bus(machine: str) -> str:
@@ -231,24 +234,24 @@ def _models(machine: Qemu) -> list[str]:
 
 def _check_device(program: str, model: str) -> None:
     if model not in qemu_build.listed(program, "-device"):
-        raise Unsupported(f"{program} has no device {model}", "take another build of QEMU")
+        raise Unsupported(f"{program} has no device {model}", "use another build of QEMU")
 
 
 def _check_kernel(kernel: Path, protocol: str) -> None:
-    """QEMU takes whatever boots of its own accord: a wrong kernel would be measured as another."""
+    """Raise Failed for a kernel of another protocol, which QEMU would boot in its own way."""
     found = images.kernel(kernel)
     if protocol == "pvh" and not found.pvh:
         raise Failed(
             f"kernel {kernel} has no PVH entry",
-            "take the protocol kernel, or give an ELF vmlinux of CONFIG_PVH=y",
+            "use the protocol kernel, or give an ELF vmlinux with CONFIG_PVH=y",
         )
     if protocol == "kernel" and not found.bzimage:
         raise Failed(
-            f"kernel {kernel} is no bzImage: firmware cannot boot it",
-            "take the protocol pvh for an ELF file",
+            f"kernel {kernel} is not a bzImage: firmware cannot boot it",
+            "use the protocol pvh for an ELF file",
         )
 
 
 def _quoted(path: Path) -> str:
-    """QEMU's options end at a comma, unless it is doubled."""
+    """Escape a value for QEMU, whose options end at a comma unless it is doubled."""
     return str(path).replace(",", ",,")

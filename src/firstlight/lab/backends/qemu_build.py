@@ -1,7 +1,7 @@
-"""What a build of QEMU is made of, and what its dynamic linking costs by the linker's own count.
+"""Describes a build of QEMU, and measures its dynamic linking by the linker's own count.
 
-The linker calls what it counts cycles, but glibc 2.36 prints a tenth of the counter's ticks: which
-it is, is found by a program whose relocation takes a known time (``native/lab/linkspin.c``).
+The linker calls its unit cycles, but glibc 2.36 prints a tenth of the counter's ticks. A program
+whose relocation takes a known time (``native/lab/linkspin.c``) tells which.
 """
 
 import os
@@ -23,10 +23,10 @@ _SPIN_NS = 20_000_000
 
 @dataclass(frozen=True)
 class Linking:
-    """One start's dynamic linking; counts, and times in ns (of some starts the middle one's).
+    """The dynamic linking of a start: counts, and times in ns. Of several starts, the median.
 
-    ``relocations`` are by symbol, looked up by name; ``relative_relocations`` only add the address
-    at which an object was loaded. All are 0 for a program that is linked statically.
+    ``relocations`` look up a symbol by name; ``relative_relocations`` only add an object's load
+    address. All are 0 for a static program.
     """
 
     shared_objects: int
@@ -39,7 +39,7 @@ class Linking:
 
 @dataclass(frozen=True)
 class Features:
-    """How many machine types and device models a build has."""
+    """The number of machine types and device models of a build."""
 
     machines: int
     devices: int
@@ -47,7 +47,7 @@ class Features:
 
 @cache
 def linking(program: str) -> Linking:
-    """Start a program with ``--version`` some times, as glibc's linker counts (ld.so(8), LD_DEBUG).
+    """Start a program with ``--version`` several times with LD_DEBUG=statistics (see ld.so(8)).
 
     Raises Unsupported if it cannot be run.
     """
@@ -71,9 +71,9 @@ def linking(program: str) -> Linking:
 
 @cache
 def _unit_ns() -> float:
-    """What the linker's cycle is, in ns: a tick of the counter, or ten of them.
+    """The linker's cycle in ns: one tick of the counter, or ten.
 
-    Others compute meanwhile: a start that waits for a processor counts more, and never less.
+    A start that waits for a CPU counts more, never less.
     """
     tick = 1e9 / clock.tsc_hertz()
     said = [_said(str(native("linkspin")), LD_DEBUG="statistics") for _ in range(_STARTS)]
@@ -83,7 +83,7 @@ def _unit_ns() -> float:
 
 @cache
 def listed(program: str, option: str) -> frozenset[str]:
-    """What a QEMU has of ``-accel``, ``-machine`` or ``-device``, by its own list.
+    """A QEMU's own list of ``-accel``, ``-machine`` or ``-device``.
 
     Raises Unsupported if it cannot be run.
     """
@@ -110,5 +110,5 @@ def _said(*command: str, **environment: str) -> str:
             env=os.environ | environment,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unsupported(f"{command[0]} cannot be run: {error}", "give a QEMU's path") from error
+        raise Unsupported(f"cannot run {command[0]}: {error}", "give the path of a QEMU") from error
     return done.stdout + done.stderr

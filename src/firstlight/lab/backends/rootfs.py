@@ -1,4 +1,4 @@
-"""How an instance's root file system comes to be mounted, by ``native/lab/rootmount.c``."""
+"""Ways to mount an instance's root file system (``native/lab/rootmount.c``)."""
 
 import errno
 import shutil
@@ -25,9 +25,9 @@ MAKERS = {
 
 
 def probe(technique: str) -> None:
-    """Raise Unsupported, with a hint, if root file systems cannot be mounted so here."""
+    """Raise Unsupported if root file systems cannot be mounted in this way here."""
     if technique not in TECHNIQUES:
-        raise UnknownName("root-fs technique", technique, TECHNIQUES)
+        raise UnknownName("root file system", technique, TECHNIQUES)
     if technique != "bind" and not _kernel_has(technique):
         raise Unsupported(
             f"this kernel has no {technique} file system",
@@ -40,7 +40,7 @@ def probe(technique: str) -> None:
         raise Unsupported(f"{maker} is not installed", f"apt-get install {package}")
     if not _LOOP_CONTROL.exists():
         raise Unsupported(
-            f"{technique} needs loop devices, and {_LOOP_CONTROL} is missing", "modprobe loop"
+            f"{technique} needs loop devices, but {_LOOP_CONTROL} is missing", "modprobe loop"
         )
 
 
@@ -54,11 +54,11 @@ def _kernel_has(kind: str) -> bool:
         and not subprocess.run(
             [modprobe, "--dry-run", "--quiet", kind], capture_output=True
         ).returncode
-    )  # mount(2) loads such a module itself
+    )  # mount(2) loads the module
 
 
 def prepare(technique: str, tree: Path, directory: Path) -> Path:
-    """What ``wrap`` mounts for this tree: the tree, or an image of it, made once a directory."""
+    """What ``wrap`` mounts: the tree itself, or an image of it, made once per directory."""
     if technique not in MAKERS:
         return tree
     image = directory / f"{tree.name}.{technique}"
@@ -78,10 +78,10 @@ def prepare(technique: str, tree: Path, directory: Path) -> Path:
 def wrap(
     technique: str, lower: Path, target: Path, scratch: Path, argv: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """A command that mounts ``lower`` on ``target`` and becomes ``argv``.
+    """A command that mounts ``lower`` on ``target`` and then executes ``argv``.
 
-    The mount is in a mount namespace of the command's own, and ends with its last process.
-    ``scratch`` is where an overlay is written to; it is made if missing, its parent is not.
+    The mount is in the command's own mount namespace and ends with its last process. ``scratch`` is
+    the overlay's upper directory; it is made if missing, its parent is not.
     """
     return (
         str(native("rootmount")), technique, str(lower), str(target), str(scratch), "--", *argv
@@ -90,10 +90,10 @@ def wrap(
 
 @contextmanager
 def returned_loops() -> Iterator[None]:
-    """Remove afterwards the loop devices that the kernel had to add meanwhile.
+    """On exit, remove the loop devices that the kernel has added.
 
-    It adds one whenever none is free, and keeps it. One that is still in use after a few seconds
-    is another program's, and stays.
+    The kernel adds one whenever none is free, and keeps it. A device that is still in use after a
+    few seconds belongs to another program and stays.
     """
     before = _loops()
     try:
@@ -111,7 +111,7 @@ def _remove(loops: set[int]) -> None:
     while loops and time.monotonic() < deadline:
         loops = {loop for loop in loops if not _removed(loop)}
         if loops:
-            time.sleep(0.01)  # a mount that has ended frees its device a little later
+            time.sleep(0.01)  # an unmount frees its device with a delay
 
 
 def _removed(loop: int) -> bool:

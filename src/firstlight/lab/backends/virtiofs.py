@@ -1,4 +1,4 @@
-"""A directory as a guest's root by virtio-fs: a virtiofsd for each machine, started beforehand."""
+"""A directory as a guest's root by virtio-fs: a virtiofsd for each VM, started in advance."""
 
 import shutil
 import socket
@@ -13,11 +13,11 @@ _ASIDE = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
 
 def program() -> str:
-    """Where virtiofsd is. Raises Unsupported."""
+    """The path of virtiofsd. Raises Unsupported."""
     found = shutil.which("virtiofsd") or next(filter(shutil.which, _ASIDE), None)
     if found is None:
         raise Unsupported(
-            "virtiofsd is not installed, which shares a directory with a guest",
+            "virtiofsd, which shares a directory with a guest, is not installed",
             "apt-get install qemu-system-common, or virtiofsd",
         )
     return found
@@ -25,11 +25,11 @@ def program() -> str:
 
 @contextmanager
 def serving(directory: Path, at: Path, environment: Mapping[str, str]) -> Iterator[int]:
-    """The pid of a virtiofsd that serves ``directory`` to the one who connects to ``at``."""
-    with socket.socket(socket.AF_UNIX) as listener:  # who connects need not wait for it
+    """Run a virtiofsd that serves ``directory`` at the socket ``at``; yields its pid."""
+    with socket.socket(socket.AF_UNIX) as listener:  # a client can connect at once
         listener.bind(str(at))
         listener.listen(1)
-        source = str(directory).replace(",", "\\,")  # libfuse's fuse_opt: else an option ends there
+        source = str(directory).replace(",", "\\,")  # libfuse's fuse_opt would end the option there
         daemon = subprocess.Popen(
             [program(), f"--fd={listener.fileno()}", "-o", f"source={source},cache=auto"],
             pass_fds=[listener.fileno()],

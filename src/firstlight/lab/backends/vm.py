@@ -1,4 +1,4 @@
-"""What hypervisors share: taps for their guests, ``vmrun`` around them, and its log."""
+"""Shared by the hypervisors: taps for guests, ``vmrun``, and its log."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ _CONSOLE_CHARACTERS = 4096
 
 @dataclass(frozen=True)
 class Port:
-    """Where one guest is plugged in: a tap of the lab's bridge, and what the guest is called."""
+    """A guest's port: a tap on the lab's bridge, and the guest's addresses."""
 
     tap: str
     mac: str
@@ -35,7 +35,7 @@ class Port:
 
 @dataclass(frozen=True)
 class Log:
-    """What vmrun wrote of one start: ``entered`` is when the guest's first instruction ran.
+    """vmrun's log of one start. ``entered`` is when the guest's first instruction ran.
 
     ``ended`` is when the hypervisor's process was gone.
     """
@@ -46,7 +46,7 @@ class Log:
 
 
 def to_first_packet(guest: Guest) -> Guest:
-    """The guest with the first packet as its end point. Raises Unsupported."""
+    """The guest with FIRST_PACKET as its end point. Raises Unsupported."""
     if not isinstance(guest, PacketGuest):
         raise Unsupported(f"the guest {guest.name} cannot report its first packet",
                           "use probe or linux, or leave out --end-point")  # fmt: skip
@@ -54,16 +54,16 @@ def to_first_packet(guest: Guest) -> Guest:
 
 
 def probe_taps() -> None:
-    """Raise Unsupported where no tap can be made."""
+    """Raise Unsupported if no tap can be made."""
     if not _TUN.exists():
-        raise Unsupported(f"{_TUN} is missing: no tap can be made", "modprobe tun")
+        raise Unsupported(f"cannot make taps: {_TUN} is missing", "modprobe tun")
 
 
 @contextmanager
 def batch(
     workspace: Workspace, instances: int, devices: Sequence[str]
 ) -> Iterator[tuple[Path, list[Port]]]:
-    """A directory for a batch's machines, and a port for each, with a tap if one has a ``net``."""
+    """A directory for a batch's VMs, and a port for each, with a tap if one has a ``net``."""
     directory = workspace.directory / "vm"
     with ExitStack() as cleanup:
         directory.mkdir()
@@ -74,9 +74,9 @@ def batch(
 
 @contextmanager
 def plugged(instances: int) -> Iterator[list[Port]]:
-    """A bridge with the gateway's address and a tap for each instance; afterwards neither is left.
+    """A bridge with the gateway's address, and a tap for each instance.
 
-    For use inside the lab's own network namespace.
+    For use inside the lab's network namespace.
     """
     with IPRoute() as netlink, ipv6_off_on_new_links(), ExitStack() as cleanup:
         netlink.link("add", ifname=_BRIDGE, kind="bridge")
@@ -95,7 +95,7 @@ def plugged(instances: int) -> Iterator[list[Port]]:
 
 
 def ports(instances: int) -> list[Port]:
-    """Where each instance is, or would be, plugged in."""
+    """The port of each instance, with or without a tap."""
     return [
         Port(
             f"{_BRIDGE}{index}",
@@ -107,12 +107,12 @@ def ports(instances: int) -> list[Port]:
 
 
 def config_at(config: BootConfig, port: Port) -> BootConfig:
-    """The same for the guest at a port."""
+    """The configuration for the guest at a port."""
     return replace(config, address=port.address, gateway=str(_GATEWAY.ip))
 
 
 def under_vmrun(boot: BootSpec, log: Path, *options: str) -> tuple[str, ...]:
-    """vmrun, told the guest's end point; the hypervisor's own arguments follow.
+    """The arguments of vmrun for a guest's end point; the hypervisor's follow.
 
     Raises Failed if vmrun is not built.
     """
@@ -125,7 +125,7 @@ def under_vmrun(boot: BootSpec, log: Path, *options: str) -> tuple[str, ...]:
 
 
 def read_log(file: Path) -> Log:
-    """What vmrun wrote; nothing for a start that never came so far."""
+    """vmrun's log; empty if the start did not come that far."""
     if not file.exists():
         return Log((), None)
     lines: list[Line] = []
@@ -146,10 +146,10 @@ def read_log(file: Path) -> Log:
 
 
 def guest_log(guest: Guest, config: BootConfig, file: Path, memory: Path | None) -> GuestLog:
-    """What a guest said of its boot, with its clock laid on the host's where an event ties them."""
+    """The guest's log of its boot, its clock tied to the host's where possible."""
     log = read_log(file)
     reading = guest.read(config, log.lines, memory)
-    if log.ended is not None and reading.spans:  # all that it stamped, it stamped before
+    if log.ended is not None and reading.spans:  # whatever it stamped precedes this
         last = (log.ended, max(span.end for span in reading.spans))
         reading = replace(reading, anchors=(*reading.anchors, last))
     offset = None if config.icount else clock.place(reading, log.entered)

@@ -91,7 +91,7 @@ def test_the_gateways_place_in_a_configuration_is_there_once() -> None:
 def test_a_pool_has_no_plugins_and_says_what_it_spares() -> None:
     pod = Pod("runc", POOLED)
     assert pod.name == "runc + pooled"
-    assert "made before" in (pod.note or "")
+    assert "made in advance" in (pod.note or "")
     assert Pod("runc", NO_NETWORK).note is None
 
 
