@@ -82,7 +82,7 @@ def test_what_cannot_run_is_told(tmp_path: Path, content: str | None) -> None:
         program.write_text(content)
         program.chmod(0o755)
     for ask in (qemu_build.features, qemu_build.linking, accel.choose):
-        with pytest.raises(Unsupported, match="cannot run .*qemu"):
+        with pytest.raises(Unsupported, match=r"cannot run .*qemu"):
             ask(str(program))
 
 
