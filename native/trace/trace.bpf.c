@@ -15,7 +15,7 @@ typedef __u32 __wsum;
 enum bpf_map_type { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 		    BPF_MAP_TYPE_STACK_TRACE = 7, BPF_MAP_TYPE_RINGBUF = 27 };
 enum { BPF_ANY, BPF_NOEXIST, BPF_EXIST };
-enum { BPF_RB_NO_WAKEUP = 1, BPF_F_FAST_STACK_CMP = 1 << 9 };
+enum { BPF_RB_NO_WAKEUP = 1, BPF_RB_FORCE_WAKEUP = 2, BPF_F_FAST_STACK_CMP = 1 << 9 };
 
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
@@ -44,6 +44,7 @@ struct sock { struct sock_common __sk_common; __u16 sk_protocol; } KERNEL;
 struct socket { struct sock *sk; } KERNEL;
 struct proc_ns_operations { const char *name; } KERNEL;
 struct ns_common { const struct proc_ns_operations *ops; unsigned int inum; } KERNEL;
+struct mm_struct { unsigned long arg_start, arg_end, env_start, env_end; } KERNEL;
 struct pid_namespace { struct ns_common ns; } KERNEL;
 struct upid { int nr; struct pid_namespace *ns; } KERNEL;
 struct pid { unsigned int level; struct upid numbers[1]; } KERNEL;
@@ -51,6 +52,7 @@ struct task_struct {
 	int pid, tgid;
 	struct pid *thread_pid;
 	struct task_struct *group_leader;
+	struct mm_struct *mm;
 	struct files_struct *files;
 } KERNEL;
 struct linux_binprm { const char *filename; } KERNEL;
@@ -88,6 +90,13 @@ struct {
 	__type(key, __u32);
 	__type(value, struct task);
 } tasks SEC(".maps");
+/* What watch waits for: the names of programs as the kernel keeps them, cut to 15 bytes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, NAMES);
+	__type(key, char[NAME]);
+	__type(value, __u32);
+} names SEC(".maps");
 /* In a PID namespace: the number that the kernel's own hooks know a traced thread by, to ours. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -207,7 +216,7 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 			    .lock_stack = -1, .number = -1};
 	if (from)
 		task.root = from->root;
-	else if (GROUP(parent) == settings.generator)
+	else if (settings.generator && GROUP(parent) == settings.generator)
 		task.root = tid;
 	else
 		return 0;
@@ -222,6 +231,58 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	struct task by = {.root = task.root, .pid = GROUP(parent)};
 	instant(FORK, from ? from : &by, parent_tid, tid, group);
 	return 0;
+}
+
+struct begin {
+	struct event event;
+	char file[FILE_MAX], arguments[WORDS_MAX], environment[WORDS_MAX];
+};
+
+/* Part of a process's own memory; returns how much was there. */
+static __always_inline __u64 take_words(char *out, __u64 start, __u64 end, int last)
+{
+	__u64 size = end - start;
+	if (start >= end)
+		return 0;
+	if (size > WORDS_MAX - 1) {
+		size = WORDS_MAX - 1;
+		start = last ? end - size : start;
+	}
+	return bpf_probe_read_user(out, size & (WORDS_MAX - 1), (void *)start) ? 0 : size;
+}
+
+/* A program whose name is watched for becomes a root of its own. */
+static __always_inline struct task *begin(struct task_struct *p, __u32 tid, const char *file)
+{
+	char name[NAME] = {};
+	bpf_get_current_comm(name, sizeof(name));
+	if (!tid || !bpf_map_lookup_elem(&names, name))
+		return 0;
+	__u64 now = bpf_ktime_get_ns();
+	struct task task = {.root = tid, .pid = GROUP(p), .off_stack = -1, .lock_stack = -1,
+			    .number = -1};
+	struct begin *out = bpf_ringbuf_reserve(&events, sizeof(*out), 0);
+	if (!out || bpf_map_update_elem(&tasks, &tid, &task, BPF_ANY)) {
+		__sync_fetch_and_add(&lost, 1);
+		if (out)
+			bpf_ringbuf_discard(out, 0);
+		return 0;
+	}
+	__builtin_memset(&out->event, 0, sizeof(out->event));
+	out->event.kind = BEGIN;
+	out->event.root = out->event.tid = tid;
+	out->event.pid = task.pid;
+	out->event.stack = -1;
+	out->event.start = out->event.end = now;
+	out->event.text = sizeof(*out) - sizeof(out->event);
+	bpf_probe_read_kernel_str(out->file, sizeof(out->file), file);
+	struct mm_struct *mm = p->mm;
+	out->event.args[0] = take_words(out->arguments, BPF_CORE_READ(mm, arg_start),
+					BPF_CORE_READ(mm, arg_end), 0);
+	out->event.args[1] = take_words(out->environment, BPF_CORE_READ(mm, env_start),
+					BPF_CORE_READ(mm, env_end), 1);
+	bpf_ringbuf_submit(out, BPF_RB_FORCE_WAKEUP);
+	return traced(tid);
 }
 
 SEC("tp_btf/sched_process_exec")
@@ -243,8 +304,16 @@ int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *b
 		bpf_map_delete_elem(&tasks, &old);
 	}
 	struct task *task = traced(tid);
+	if (!task && settings.watch)
+		task = begin(p, tid, bprm->filename);
 	if (!task)
 		return 0;
+	struct pid *pid = BPF_CORE_READ(p, thread_pid);
+	__u32 level = BPF_CORE_READ(pid, level);
+	struct upid *at = (void *)__builtin_preserve_access_index(&pid->numbers[0]);
+	at = (void *)at + level * bpf_core_type_size(struct upid);
+	exec.event.args[0] = BPF_CORE_READ(at, nr);
+	exec.event.args[1] = level - home.level;
 	exec.event.kind = EXEC;
 	exec.event.root = task->root;
 	exec.event.pid = task->pid;
@@ -254,7 +323,9 @@ int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *b
 	exec.event.start = exec.event.end = bpf_ktime_get_ns();
 	long length = bpf_probe_read_kernel_str(exec.text, sizeof(exec.text), bprm->filename);
 	exec.event.text = length > 0 ? length : 0;
-	emit(&exec.event, sizeof(exec));
+	if (bpf_ringbuf_output(&events, &exec.event, sizeof(exec),
+			       settings.watch ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP))
+		__sync_fetch_and_add(&lost, 1);
 	return 0;
 }
 

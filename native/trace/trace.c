@@ -10,7 +10,18 @@
  *       stop           detach, add what is still going on, write PREFIX.stacks
  *                      (u32 stack, u64 addresses[STACK_DEPTH]) -> "stopped EVENTS LOST"
  *
- * The ring buffer is drained every DRAIN_MS, without wake-ups from the kernel.
+ *   trace --watch OBJECT PREFIX NAME...
+ *                                   follow programs of these names, whoever starts them, until
+ *                                   standard input ends. Only forks, executions and exits are
+ *                                   followed until one begins; then the other programs are attached,
+ *                                   and when none has gone on for LINGER_NS, they are detached. What
+ *                                   came meanwhile is in PREFIX.N.events, .text and .stacks
+ *                                   -> "watching", then "window N EVENTS LOST" for each
+ *       follow PID     follow this process too while a window is open
+ *       forget PID     no more
+ *
+ * The ring buffer is drained every DRAIN_MS, without wake-ups from the kernel; but for "--watch",
+ * where an execution wakes us.
  */
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
@@ -32,6 +43,8 @@
 #include "trace.h"
 
 enum { DRAIN_MS = 20, PROGRAMS = 16 };
+enum { LINGER_NS = 300000000 };
+#define LONGEST_NS 20000000000ULL
 enum { RING_LARGEST = 1 << 26, RING_SMALLEST = 1 << 22 };
 
 static const struct {
@@ -66,6 +79,8 @@ static int fail(const char *what)
 	return -1;
 }
 
+static int watch_event(void *context, void *data, size_t size);
+
 static int write_event(void *context, void *data, size_t size)
 {
 	const struct event *event = data;
@@ -79,18 +94,24 @@ static int write_event(void *context, void *data, size_t size)
 	return 0;
 }
 
+static unsigned long long now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (unsigned long long)t.tv_sec * 1000000000ULL + (unsigned long long)t.tv_nsec;
+}
+
 static int map(const char *name)
 {
 	return bpf_object__find_map_fd_by_name(object, name);
 }
 
-static int configure(const char *file, unsigned int generator, unsigned int ring_size)
+static int configure(const char *file, struct settings settings, unsigned int ring_size)
 {
 	object = bpf_object__open_file(file, NULL);
 	if (!object)
 		return fail(file);
 	struct bpf_map *constants = bpf_object__find_map_by_name(object, ".rodata");
-	struct settings settings = {.generator = generator};
 	for (size_t i = 0; i < sizeof(calls) / sizeof(*calls); i++)
 		if (calls[i].number < NUMBERS)
 			settings.take[calls[i].number] = (unsigned char)calls[i].take;
@@ -100,11 +121,11 @@ static int configure(const char *file, unsigned int generator, unsigned int ring
 }
 
 /* A machine short of memory gets a smaller ring; a lost event is reported. */
-static int load(const char *file, unsigned int generator, unsigned int size)
+static int load(const char *file, struct settings settings, unsigned int size)
 {
 	int error = -1;
 	for (;; size /= 4) {
-		if (configure(file, generator, size))
+		if (configure(file, settings, size))
 			return -1;
 		error = bpf_object__load(object);
 		if (error) {
@@ -128,26 +149,37 @@ static int load(const char *file, unsigned int generator, unsigned int size)
 			programs[count++] = program;
 		}
 	}
-	ring = ring_buffer__new(map("events"), write_event, NULL, NULL);
+	ring = ring_buffer__new(map("events"), settings.watch ? watch_event : write_event, NULL, NULL);
 	return ring ? 0 : fail("ring buffer");
 }
 
-static void detach(void)
+static int is_cheap(int program)
+{
+	return !strncmp(bpf_program__section_name(programs[program]), "tp_btf/sched_process_", 21);
+}
+
+/* "keep_cheap": but for what follows forks, executions and exits. */
+static void detach(int keep_cheap)
 {
 	for (int i = 0; i < count; i++) {
+		if (keep_cheap && is_cheap(i))
+			continue;
 		if (links[i])
 			bpf_link__destroy(links[i]);
 		links[i] = NULL;
 	}
 }
 
-static int attach(void)
+/* Those that are not attached yet; "cheap": only what follows forks, executions and exits. */
+static int attach(int cheap)
 {
 	for (int i = 0; i < count; i++) {
+		if (links[i] || (cheap && !is_cheap(i)))
+			continue;
 		links[i] = bpf_program__attach(programs[i]);
 		if (!links[i]) {
 			fail(bpf_program__name(programs[i]));
-			detach();
+			detach(0);
 			return -1;
 		}
 	}
@@ -193,7 +225,7 @@ static FILE *create(const char *suffix)
 }
 
 /* Calls and waits that have not ended when tracing stops are reported as open. */
-static int write_open(unsigned long long now)
+static int write_open(unsigned long long end)
 {
 	unsigned int tid, previous, *at = NULL;
 	struct task task;
@@ -202,7 +234,7 @@ static int write_open(unsigned long long now)
 		at = &previous;
 		if (bpf_map_lookup_elem(map("tasks"), &tid, &task))
 			continue;
-		struct event event = {.root = task.root, .pid = task.pid, .tid = tid, .end = now,
+		struct event event = {.root = task.root, .pid = task.pid, .tid = tid, .end = end,
 				      .stack = -1, .open = 1};
 		if (task.number >= 0 && task.call) {
 			event.kind = CALL;
@@ -260,11 +292,9 @@ static int follow(unsigned int pid)
 {
 	char path[64];
 	struct dirent *entry;
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
 	struct task task = {.root = pid, .pid = pid, .off_state = 1, .off_stack = UNSEEN,
 			    .lock_stack = -1, .number = -1,
-			    .off = (unsigned long long)t.tv_sec * 1000000000ULL + (unsigned long long)t.tv_nsec};
+			    .off = now()};
 	snprintf(path, sizeof(path), "/proc/%u/task", pid);
 	DIR *threads = opendir(path);
 	if (!threads)
@@ -287,7 +317,7 @@ static int start(char *request)
 	heads = create("events");
 	texts = create("text");
 	misses = missed();
-	if (!heads || !texts || attach())
+	if (!heads || !texts || attach(0))
 		return -1;
 	while ((pid = strtok(NULL, " ")))
 		if (follow((unsigned int)strtoul(pid, NULL, 10)))
@@ -303,19 +333,197 @@ static int drain(void)
 
 static int stop(void)
 {
-	struct timespec t;
-	detach();
+	detach(0);
 	/* A program that another CPU is running still has ended after this. */
 	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	unsigned long long now = (unsigned long long)t.tv_sec * 1000000000ULL + (unsigned long long)t.tv_nsec;
-	int error = drain() || write_open(now) || clear("tasks") || clear("numbers") || write_stacks();
+	int error = drain() || write_open(now()) || clear("tasks") || clear("numbers") || write_stacks();
 	error = fclose(heads) || error;
 	error = fclose(texts) || error;
 	heads = texts = NULL;
 	if (!error)
 		printf("stopped %llu %llu\n", written, take_lost());
 	return error ? fail("stop") : 0;
+}
+
+/* The programs that watch has seen begin in this window, and whether their start still goes on. */
+static struct {
+	unsigned int pid;
+	int ended;
+} roots[4096];
+static unsigned int daemons[64];
+static size_t begun, going_on, daemon_count;
+
+static void note_begin(const struct event *event)
+{
+	if (begun < sizeof(roots) / sizeof(*roots)) {
+		roots[begun].pid = event->root;
+		roots[begun++].ended = 0;
+		going_on++;
+	}
+}
+
+static void note_end(unsigned int pid)
+{
+	for (size_t i = 0; i < begun; i++)
+		if (roots[i].pid == pid && !roots[i].ended) {
+			roots[i].ended = 1;
+			going_on--;
+		}
+}
+
+/* A start has ended when its root exits, or when what executes is the first process of a PID
+ * namespace: the container's own program. */
+static int watch_event(void *context, void *data, size_t size)
+{
+	const struct event *event = data;
+	if (size >= sizeof(*event)) {
+		if (event->kind == BEGIN)
+			note_begin(event);
+		else if ((event->kind == EXIT && event->tid == event->root) ||
+			 (event->kind == EXEC && event->args[0] == 1 && event->args[1] > 0))
+			note_end(event->root);
+	}
+	return write_event(context, data, size);
+}
+
+static int is_of_window(unsigned int root)
+{
+	for (size_t i = 0; i < begun; i++)
+		if (roots[i].pid == root)
+			return 1;
+	for (size_t i = 0; i < daemon_count; i++)
+		if (daemons[i] == root)
+			return 1;
+	return 0;
+}
+
+/* Forgets the threads of what this window has seen, and leaves those that begin meanwhile. */
+static int forget_threads(void)
+{
+	unsigned int tid, previous, *at = NULL;
+	struct task task;
+	int last = bpf_map_get_next_key(map("tasks"), at, &tid);
+	while (!last) {
+		previous = tid;
+		at = &previous;
+		last = bpf_map_get_next_key(map("tasks"), at, &tid);
+		if (!bpf_map_lookup_elem(map("tasks"), &previous, &task) && is_of_window(task.root) &&
+		    bpf_map_delete_elem(map("tasks"), &previous) && errno != ENOENT)
+			return fail("tasks");
+	}
+	return 0;
+}
+
+static int open_window(const char *base, unsigned long number)
+{
+	if (snprintf(prefix, sizeof(prefix), "%s.%lu", base, number) >= (int)sizeof(prefix) - 16) {
+		errno = ENAMETOOLONG;
+		return fail(base);
+	}
+	written = 0;
+	begun = going_on = 0;
+	misses = missed();
+	heads = create("events");
+	texts = create("text");
+	return heads && texts ? 0 : -1;
+}
+
+static int close_window(unsigned long number)
+{
+	detach(1);
+	/* A program that another CPU is running still has ended after this. */
+	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
+	int error = drain() || write_open(now()) || forget_threads() || write_stacks() || clear("stacks");
+	error = fclose(heads) || error;
+	error = fclose(texts) || error;
+	heads = texts = NULL;
+	if (error)
+		return fail("close a window");
+	printf("window %lu %llu %llu\n", number, written, take_lost());
+	return 0;
+}
+
+static int watch_names(char **names, int number)
+{
+	for (int i = 0; i < number; i++) {
+		char name[NAME] = {0};
+		unsigned int one = 1;
+		strncpy(name, names[i], NAME - 1);
+		if (bpf_map_update_elem(map("names"), name, &one, BPF_ANY))
+			return fail(names[i]);
+	}
+	return 0;
+}
+
+/* "follow PID" and "forget PID". */
+static int take_request(int armed)
+{
+	char line[64];
+	unsigned int pid;
+	if (!fgets(line, sizeof(line), stdin))
+		return 1;
+	if (sscanf(line, "follow %u", &pid) == 1) {
+		if (daemon_count < sizeof(daemons) / sizeof(*daemons))
+			daemons[daemon_count++] = pid;
+		return armed ? follow(pid) : 0;
+	}
+	if (sscanf(line, "forget %u", &pid) == 1) {
+		for (size_t i = 0; i < daemon_count; i++)
+			if (daemons[i] == pid)
+				daemons[i] = daemons[--daemon_count];
+		return 0;
+	}
+	errno = EPROTO;
+	return fail(line);
+}
+
+static int arm(void)
+{
+	if (attach(0))
+		return -1;
+	for (size_t i = 0; i < daemon_count; i++)
+		if (follow(daemons[i]))
+			return -1;
+	return 0;
+}
+
+static int watch(const char *base, char **names, int number_of_names)
+{
+	struct pollfd ready[] = {{.fd = STDIN_FILENO, .events = POLLIN},
+				 {.fd = ring_buffer__epoll_fd(ring), .events = POLLIN}};
+	unsigned long number = 0;
+	unsigned long long opened = 0, busy = 0;
+	int armed = 0;
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	setvbuf(stdin, NULL, _IONBF, 0);
+	if (watch_names(names, number_of_names) || open_window(base, number) || attach(1))
+		return -1;
+	puts("watching");
+	for (;;) {
+		if (poll(ready, 2, armed ? DRAIN_MS : -1) < 0 && errno != EINTR)
+			return fail("poll");
+		if (ready[0].revents) {
+			int end = take_request(armed);
+			if (end)
+				return end < 0 ? -1 : 0;
+		}
+		if (drain())
+			return -1;
+		unsigned long long at = now();
+		if (begun && !armed) {
+			if (arm())
+				return -1;
+			armed = 1;
+			opened = busy = at;
+		}
+		if (going_on)
+			busy = at;
+		if (armed && (at - busy > LINGER_NS || at - opened > LONGEST_NS)) {
+			if (close_window(number) || open_window(base, ++number))
+				return -1;
+			armed = 0;
+		}
+	}
 }
 
 static int serve(void)
@@ -376,14 +584,18 @@ int main(int argc, char **argv)
 		return 0;
 	}
 	if (argc == 3 && !strcmp(argv[1], "--probe")) {
-		int error = load(argv[2], 0, RING_LARGEST) || attach();
-		detach();
+		int error = load(argv[2], (struct settings){0}, RING_LARGEST) || attach(0);
+		detach(0);
 		return error ? 1 : 0;
 	}
+	if (argc >= 5 && !strcmp(argv[1], "--watch"))
+		return load(argv[2], (struct settings){.watch = 1}, RING_LARGEST) ||
+		       watch(argv[3], argv + 4, argc - 4) ? 1 : 0;
 	if (argc == 3 || argc == 4) {
 		unsigned int ring_size = argc == 4 ? (unsigned int)strtoul(argv[3], NULL, 10) : RING_LARGEST;
-		return load(argv[1], (unsigned int)strtoul(argv[2], NULL, 10), ring_size) || serve() ? 1 : 0;
+		struct settings settings = {.generator = (unsigned int)strtoul(argv[2], NULL, 10)};
+		return load(argv[1], settings, ring_size) || serve() ? 1 : 0;
 	}
-	fputs("usage: trace --probe OBJECT | --calls | OBJECT GENERATOR_PID [RING_BYTES]\n", stderr);
+	fputs("usage: trace --probe OBJECT | --calls | OBJECT GENERATOR_PID [RING_BYTES] | --watch OBJECT PREFIX NAME...\n", stderr);
 	return 1;
 }

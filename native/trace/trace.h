@@ -2,9 +2,10 @@
 #ifndef FIRSTLIGHT_TRACE_H
 #define FIRSTLIGHT_TRACE_H
 
-enum kind { CALL = 1, FORK, EXEC, EXIT, OFF, LOCK, MARK, STACK };
+enum kind { CALL = 1, FORK, EXEC, EXIT, OFF, LOCK, MARK, STACK, BEGIN };
 enum { UNSEEN = -1000 };
 enum { TEXT_MAX = 512, STACK_DEPTH = 32, STACKS = 65536, TASKS = 65536, NUMBERS = 512 };
+enum { NAME = 16, NAMES = 256, FILE_MAX = 256, WORDS_MAX = 2048 };
 
 /* CALL: number, args, result; text as calls.h says; magic and family describe a descriptor, and
  *       peer is the number of the pipe that it is, if it is one.
@@ -14,6 +15,11 @@ enum { TEXT_MAX = 512, STACK_DEPTH = 32, STACKS = 65536, TASKS = 65536, NUMBERS 
  * MARK: a per-CPU allocation by the kernel function at args[0], inside a call that makes namespaces:
  *      one call can make several, and each kind of namespace allocates in a function of its own.
  * LOCK: contended from start to end; args[0] the lock, args[1] its flags, peer its owner.
+ * EXEC: text is the file's name; args[0] is the process's number in its own PID namespace, args[1]
+ *      how far that lies below ours.
+ * BEGIN: the execution of a program of a watched name, by a process that was not traced: it is its
+ *      own root. text is the file's name in FILE_MAX bytes, the arguments' first args[0] bytes in
+ *      WORDS_MAX bytes, and the environment's last args[1] bytes in as many.
  * EXIT: peer is the thread that goes on under the process's number, after an execve by this one.
  * STACK: text is the addresses of the wait or lock of this tid that starts then; only where the
  *      kernel's table of stacks had no room, which that event's negative stack says.
@@ -35,6 +41,7 @@ struct event {
 struct settings {
 	unsigned char take[NUMBERS]; /* of each system call: enum take */
 	unsigned int generator;	     /* thread group whose children are the instances */
+	unsigned int watch;	     /* 1: programs of the map "names" are the instances */
 };
 
 /* What is known of one traced thread. */

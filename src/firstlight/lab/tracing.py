@@ -56,7 +56,7 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
         raise Unsupported(f"command {argv[0]!r} is not found", "give its path, or install it")
     command = Execute((str(Path(program).absolute()), *argv[1:]), dict(os.environ), Path.cwd())
     bpf.probe()
-    with Generator() as generator, bpf.Tracer(generator.pid) as tracer:
+    with Generator(_inherited()) as generator, bpf.Tracer(generator.pid) as tracer:
         interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command
         try:
             tracer.start()
