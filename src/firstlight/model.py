@@ -39,6 +39,7 @@ class EndPoint(StrEnum):
     FIRST_INSTRUCTION = "first instruction"
     FIRST_PACKET = "first packet"
     REQUEST_DONE = "request done"
+    READY_AT_API = "Ready at the API"
     EXIT = "exit"
     BOOTED = "end of boot"
 
@@ -84,6 +85,27 @@ class GuestLog(Struct, frozen=True):
     fault: str | None = None
 
 
+class Told(Struct, frozen=True):
+    """A component's own span of its part in a start; ``start`` and ``end`` in ns.
+
+    ``name`` is what the part was for, a space, and the component's own name for the span.
+    """
+
+    name: str
+    start: int
+    end: int
+
+
+class Telemetry(Struct, frozen=True):
+    """What the components that made an instance told of it, by their own tracing.
+
+    They stamp by CLOCK_REALTIME, which is laid on CLOCK_MONOTONIC to within ``uncertainty`` ns.
+    """
+
+    spans: tuple[Told, ...]
+    uncertainty: int
+
+
 class Sample(Struct, frozen=True):
     """One instance's start. ``index`` is its number in the run; spans refer to it.
 
@@ -111,6 +133,7 @@ class Sample(Struct, frozen=True):
     lost: int = 0
     guest: GuestLog | None = None
     counts: dict[str, float] = {}
+    telemetry: Telemetry | None = None
 
     @property
     def latency(self) -> int | None:

@@ -4,13 +4,13 @@ A guest's spans are in its own clock. ``GuestLog.offset`` lays them on the host'
 instant the innermost of them owns, which is the one that began last.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import pairwise
 
 from firstlight.analysis import phases
-from firstlight.model import Header, Point, Sample, Step
+from firstlight.model import Header, Point, Sample, Step, Told
 
 INIT = "hypervisor.init"
 """The step that ends at the guest's first instruction."""
@@ -81,7 +81,13 @@ def account(sample: Sample) -> dict[str, int]:
     return spent
 
 
-def partition(spans: Iterable[Step], begin: int, end: int) -> list[Stretch]:
+def partition(
+    spans: Iterable[Step | Told],
+    begin: int,
+    end: int,
+    phase_of: Callable[[str], str] = phases.of_guest,
+    otherwise: str = "guest.other",
+) -> list[Stretch]:
     """Divide ``begin`` to ``end`` by the innermost span at each instant."""
     ahead = sorted(
         (
@@ -98,10 +104,10 @@ def partition(spans: Iterable[Step], begin: int, end: int) -> list[Stretch]:
     for start, stop in pairwise(edges):
         while ahead and ahead[-1].start <= start:
             span = ahead.pop()
-            heappush(under, (-span.start, span.end, phases.of_guest(span.name)))
+            heappush(under, (-span.start, span.end, phase_of(span.name)))
         while under and under[0][1] <= start:
             heappop(under)
-        phase = under[0][2] if under else "guest.other"
+        phase = under[0][2] if under else otherwise
         if found and found[-1].phase == phase:
             found[-1] = Stretch(found[-1].start, stop, phase)
         else:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from firstlight.analysis import attribution, boot, causes, phases
+from firstlight.analysis import attribution, boot, causes, phases, pods
 from firstlight.analysis.columns import LATENESS, ON_CPU, QUEUED
 from firstlight.analysis.critical_path import walk
 from firstlight.analysis.instances import Instances
@@ -65,12 +65,18 @@ def breakdown(run: Run) -> pl.DataFrame:
     the time of all the instance's threads, less what they sleep or wait for one another off the
     critical path.
     """
-    parts = [_summarise(Instances(*chunk, run.header.end_point)) for chunk in _chunks(run)]
+    parts = [told for sample in run.samples if (told := _told(sample)) is not None]
+    parts += [_summarise(Instances(*chunk, run.header.end_point)) for chunk in _chunks(run)]
     return pl.concat(parts) if parts else pl.DataFrame(schema=SCHEMA)
 
 
 def timeline(run: Run, sample: Sample) -> pl.DataFrame:
     """The critical path of one ready sample in order, as TIMELINE, in ns of CLOCK_MONOTONIC."""
+    if parts := pods.stretches(sample):
+        return pl.DataFrame(
+            [(part.start, part.end, part.phase, "around", causes.TOLD, 0, 0) for part in parts],
+            schema=TIMELINE, orient="row",
+        )  # fmt: skip
     instances = Instances(run.spans_of(sample), [sample], run.header.end_point)
     pieces = _cut(instances, every_call=True)
     own = np.flatnonzero(pieces.owned)
@@ -89,11 +95,31 @@ def timeline(run: Run, sample: Sample) -> pl.DataFrame:
     ).sort("start")
 
 
+def _told(sample: Sample) -> pl.DataFrame | None:
+    """The same of a start whose components told of it; None for any other."""
+    spent = pods.account(sample)
+    if not spent:
+        return None
+    names = sorted(spent, key=phases.ORDER.index)
+    lengths = [spent[name] for name in names]
+    return pl.DataFrame(
+        {
+            "sample": [sample.index] * len(names),
+            "phase": names,
+            "shade": ["around"] * len(names),
+            "cause": [causes.TOLD] * len(names),
+            "wall": lengths,
+            "summed": lengths,
+        },
+        schema=SCHEMA,
+    )
+
+
 def _chunks(run: Run) -> Iterator[tuple[pl.DataFrame, list[Sample]]]:
     """The spans of some batches at a time, and their traced samples that were ready."""
     ready: dict[int, list[Sample]] = {}
     for sample in run.samples:
-        if sample.traced and sample.stamps.ready is not None:
+        if sample.traced and sample.stamps.ready is not None and not sample.telemetry:
             ready.setdefault(sample.batch, []).append(sample)
     frames: list[pl.DataFrame] = []
     samples: list[Sample] = []

@@ -11,6 +11,8 @@ from firstlight.store import UNSEEN
 
 ON_CPU = "on CPU"
 QUEUED = "waiting for a CPU"
+TOLD = "not traced"
+"""What time is spent on that a component told of, and the kernel was not asked about."""
 SLEEP = "sleep"
 """Stands for the stack of a daemon's wait that began before tracing: it waits to be asked."""
 UNKNOWN = "unknown wait"

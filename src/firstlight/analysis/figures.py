@@ -1,7 +1,8 @@
 """Every figure that a report shows, computed once from one run.
 
 The terminal, the page, the pictures and ``--json`` all read these records, so that they agree.
-Headline latencies come from untraced samples, parts (the phases) from traced ones.
+Headline latencies come from untraced samples, parts (the phases) from traced ones and from those
+whose components told of them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -167,6 +168,7 @@ def _point(
     ready = [sample for sample in samples if sample.latency is not None]
     untraced = [sample for sample in ready if not sample.traced]
     traced = [sample for sample in ready if sample.traced]
+    explained = [sample for sample in ready if sample.traced or sample.telemetry]
     headline = traced if run.header.presentation.headline == "traced" else untraced
     latency = _summary(headline)
     return PointFigures(
@@ -178,13 +180,13 @@ def _point(
         all_ready=_all_ready([sample for sample in samples if not sample.traced]),
         late=_late(headline, latency),
         overhead=_overhead(traced, untraced),
-        traced=len(traced),
+        traced=len(explained),
         lost=sum(sample.lost > 0 for sample in traced),
-        parts=tuple(_parts(traced, breakdown)),
+        parts=tuple(_parts(explained, breakdown)),
         queues=tuple(_queues(traced, queued)),
         boot=_boot(untraced),
         untraced_samples=tuple(untraced),
-        traced_samples=tuple(traced),
+        traced_samples=tuple(explained),
     )
 
 

@@ -25,7 +25,8 @@ class Phase:
     """A phase, what it is in a sentence, and the rules that put calls into it.
 
     ``helpers`` names programs that a start executes for this alone: their time is the phase's from
-    execve to exit, but for what they ask of a daemon. ``guest`` names spans of a guest's own log.
+    execve to exit, but for what they ask of a daemon. ``guest`` names spans of a guest's own log,
+    ``component`` those that a cluster's components tell (model.Told).
     """
 
     name: str
@@ -33,6 +34,7 @@ class Phase:
     rules: tuple[str, ...] = ()
     helpers: str = ""
     guest: str = ""
+    component: str = ""
 
 
 # What only a language's run-time and the dynamic linker do: it names their start also where no
@@ -160,7 +162,8 @@ PHASES = (
            r"\w+ /sys/class/net", r"ioctl socket:inet")),
     Phase("datastore", "a daemon or a database is asked",
           (r"\w+ socket:unix /", r"connect socket:(inet|inet6|unix) \S",
-           r"\w+ socket:(inet|inet6)\b")),
+           r"\w+ socket:(inet|inet6)\b"),
+          component=r"(create|bind|status) .*etcd.*"),
     Phase("config", "the bundle and the runtime's own state are read, checked and written",
           (r"\w+ \S*(config|state|runtime)\.json", r"\w+ \S*/(state|bundles?|oci)/(?!\S*fifo)",
            r"\w+ (/proc/cpuinfo|proc:cpuinfo)",
@@ -171,6 +174,31 @@ PHASES = (
           (rf"(read|write|readv|writev|sendto|sendmsg|recvfrom|recvmsg|copy_file_range|splice) "
            rf"{_STREAM}", r"socketpair", r"(wait4|waitid|kill|pidfd_\w+)\b",
            r"(?!fcntl)\w+ \S*fifo\b", r"prctl (CHILD_SUBREAPER|PDEATHSIG)")),
+    Phase("request", "a pod's request is on its way to the API server, or the answer back: the "
+          "client's own time", (), component="request"),
+    Phase("schedule", "the scheduler sees a pod and chooses its node", (), component="schedule"),
+    Phase("kubelet.watch", "the kubelet sees that a pod is bound to its node", (),
+          component="watch"),
+    Phase("kubelet.sync", "the kubelet prepares a pod's next step", (),
+          component=r"sync .*|.* runtime\.v1\.RuntimeService/\w*Status"),
+    Phase("kubelet.relist", "a container runs, and the kubelet has not looked yet", (),
+          component="relist"),
+    Phase("image", "an image is looked up, pulled and unpacked", (), component="image .*"),
+    Phase("cni", "CNI plugins set a pod's network up", (), component=r"sandbox cni\..*"),
+    Phase("shim", "containerd starts a pod's shim and connects to it", (),
+          component=r"(sandbox|start) (container\.NewTask|.*Task/Connect|.*Task/State)"),
+    Phase("sandbox.runtime", "the OCI runtime creates and starts a pod's pause container", (),
+          component=r"sandbox .*[Tt]ask[./](Create|Start)"),
+    Phase("sandbox.other", "the rest of RunPodSandbox: lease, network namespace, snapshot, spec",
+          (), component="sandbox .*"),
+    Phase("container.create", "CreateContainer: snapshot and spec", (), component="container .*"),
+    Phase("container.runtime", "the OCI runtime creates and starts a pod's container", (),
+          component=r"start .*[Tt]ask[./](Create|Start)"),
+    Phase("container.other", "the rest of StartContainer", (), component="start .*"),
+    Phase("status", "the kubelet tells the API server that a pod is Ready", (),
+          component="status HTTP .*"),
+    Phase("api", "the API server handles a request: admission, validation, encoding", (),
+          component=r"(create|bind|status) (?!.*etcd).*"),
     Phase("packet", "the first packet: to the gateway and back", (), guest="packet"),
     Phase("guest.other", "a guest runs, and its log does not say what", ()),
     Phase("exec", "the payload is executed, to the end point", (), guest="exec"),
@@ -184,6 +212,9 @@ _RULED = tuple((rule, phase.name) for phase in PHASES for rule in phase.rules)
 # One pattern of all rules, each in a group of its own: the first that matches is the one.
 _RULES = re.compile("|".join(f"(?P<rule{place}>{rule})" for place, (rule, _) in enumerate(_RULED)))
 _GUEST = tuple((re.compile(phase.guest), phase.name) for phase in PHASES if phase.guest)
+_COMPONENTS = tuple(
+    (re.compile(phase.component), phase.name) for phase in PHASES if phase.component
+)
 _HELPERS = tuple((re.compile(phase.helpers), phase.name) for phase in PHASES if phase.helpers)
 
 
@@ -215,6 +246,11 @@ def of_guest(name: str) -> str:
     return next((phase for rule, phase in _GUEST if rule.fullmatch(name)), otherwise)
 
 
+def of_component(name: str) -> str:
+    """The phase of what a component told, by the name of a model.Told."""
+    return next((phase for rule, phase in _COMPONENTS if rule.fullmatch(name)), UNATTRIBUTED)
+
+
 def markdown(phases: Iterable[Phase] = PHASES) -> str:
     """The table of docs/phases.md."""
     rows = "".join(
@@ -225,6 +261,7 @@ def markdown(phases: Iterable[Phase] = PHASES) -> str:
                 *phase.rules,
                 *([f"execve {phase.helpers}"] if phase.helpers else []),
                 *([f"guest: {phase.guest}"] if phase.guest else []),
+                *([f"component: {phase.component}"] if phase.component else []),
             )
         )
         + " |\n"

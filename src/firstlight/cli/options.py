@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from firstlight.lab.experiments import Experiment, Options
     from firstlight.model import EndPoint
 
-_END_POINTS = ("first-packet",)
+_END_POINTS = ("first-packet", "ready")
 _FREE_BYTES_MIN = 200 << 20
 _OPTIONS = {
     "runtimes": "--runtime", "networks": "--cni", "hypervisors": "--hypervisor",
@@ -82,8 +82,8 @@ Icount = Annotated[
 EndPointName = Annotated[
     str,
     typer.Option(
-        metavar="first-packet",
-        help="End each start when the gateway has answered its first packet.",
+        metavar="first-packet|ready",
+        help="End each start at the gateway's answer to its first packet, or when a pod is Ready.",
         autocompletion=completion(lambda: _END_POINTS),
     ),
 ]
@@ -143,7 +143,8 @@ def end_point(name: str) -> "EndPoint | None":
 
     if name and name not in _END_POINTS:
         raise UnknownName("end point", name, _END_POINTS)
-    return EndPoint.FIRST_PACKET if name else None
+    points = {"first-packet": EndPoint.FIRST_PACKET, "ready": EndPoint.READY_AT_API}
+    return points.get(name)
 
 
 def check_use(experiment: "Experiment", asked: "Options") -> None:

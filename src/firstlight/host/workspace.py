@@ -7,14 +7,15 @@ it ends. What outlives them (cgroups, processes) carries the run's name for ``cl
 import ctypes
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar, cast
 
 from pyroute2 import IPRoute
 
-from firstlight.errors import Unsupported
+from firstlight.errors import Failed, Unsupported
 from firstlight.host import cgroups
 
 STATE = Path("/run/firstlight")
@@ -22,6 +23,7 @@ DISK = Path("/var/tmp/firstlight")  # noqa: S108 - holds one directory per run, 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _libc = ctypes.CDLL(None, use_errno=True)
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,31 @@ class Workspace:
 
     ``directory`` is a private tmpfs that dies with the run. ``run`` is the run's name, which
     everything that outlives a process (a cgroup, a container id) must carry. ``environment`` is
-    passed to every start and marks its processes as this run's.
+    passed to every start and marks its processes as this run's. ``outside`` is a descriptor of the
+    network namespace that the run was started in.
     """
 
     directory: Path
     run: str
     environment: dict[str, str] = field(default_factory=dict)
+    outside: int = -1
+    _lasting: ExitStack = field(default_factory=ExitStack, compare=False)
+    _made: dict[Hashable, object] = field(default_factory=dict, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], AbstractContextManager[Made]]) -> Made:
+        """What ``make`` makes, made for the first who asks with that key; it ends with the run.
+
+        A second asking after a failure fails at once, for the same reason.
+        """
+        if key not in self._made:
+            try:
+                self._made[key] = self._lasting.enter_context(make())
+            except Failed as error:
+                self._made[key] = error
+        made = self._made[key]
+        if isinstance(made, Failed):
+            raise made
+        return cast("Made", made)
 
 
 @contextmanager
@@ -51,6 +72,8 @@ def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
     owner = f"{os.getpid()} {start_time(os.getpid())}"
     state.mkdir(parents=True)
     (state / "owner").write_text(owner)
+    outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    lasting = ExitStack()
     try:
         unshare(_CLONE_NEWNS | _CLONE_NEWNET)
         _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
@@ -68,8 +91,10 @@ def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
             "FIRSTLIGHT_RUN": run,
             "FIRSTLIGHT_LAB": owner.replace(" ", ":"),
         }
-        yield Workspace(work, run, environment)
+        with lasting:
+            yield Workspace(work, run, environment, outside, lasting)
     finally:
+        os.close(outside)
         cgroups.remove(cgroups.name(run))
         _libc.umount2(os.fsencode(state / "work"), 2)
         for directory in (disk, state):

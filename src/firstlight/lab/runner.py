@@ -88,6 +88,8 @@ def run(plan: Plan, out: Path, progress: Callable[[Batch, int, int], None]) -> N
     ``progress`` is called before each batch with the work done and the total (see ``work``). On
     KeyboardInterrupt the run keeps what was measured, is marked as interrupted, and re-raises.
     """
+    if plan.experiment.explained_by == "components":
+        plan = replace(plan, traced=False)
     cases, skipped = _usable(plan)
     backends = [case.backend for case in cases]
     if plan.traced:
@@ -216,6 +218,7 @@ class _Lab:
                 ended = self._generator.stop(self._batches, deadline=_STOP_SECONDS)
                 guests = [_guest_log(command) for command in commands]
                 counts = dict(prepared.counts())
+                telemetry = prepared.telemetry()
             except BaseException:
                 self._generator.close()  # instances end before the parts that they use
                 raise
@@ -225,6 +228,8 @@ class _Lab:
                    evidence.get(outcome.pid), lost, guest)
             for place, (outcome, end, guest) in enumerate(zip(outcomes, ended, guests, strict=True))
         ]  # fmt: skip
+        for place, told in telemetry.items():
+            samples[place] = msgspec.structs.replace(samples[place], telemetry=told)
         if counts:
             samples[0] = msgspec.structs.replace(samples[0], counts=counts)
         if batch.traced:
@@ -253,7 +258,8 @@ class _Lab:
 
 def can_trace(commands: Sequenced[Command]) -> bool:
     """Whether events can be assigned to a start. In a daemon that serves many, they cannot."""
-    return len(commands) == 1 or not any(isinstance(command, Ask) for command in commands)
+    asked = [command for command in commands if isinstance(command, Ask)]
+    return not asked or (len(commands) == 1 and bool(asked[0].daemons))
 
 
 def _guest_log(command: Command) -> GuestLog | None:

@@ -13,6 +13,7 @@ from firstlight.analysis.phases import (
     ORDER,
     UNATTRIBUTED,
     classify,
+    of_component,
     of_guest,
     of_helper,
 )
@@ -117,9 +118,37 @@ def test_a_call_is_of_its_phase(words: str, phase: str) -> None:
     assert classify(call, detail) == phase
 
 
+COMPONENTS = {
+    "request": ["request"],
+    "schedule": ["schedule"],
+    "kubelet.watch": ["watch"],
+    "kubelet.sync": ["sync syncPod", "sandbox runtime.v1.RuntimeService/PodSandboxStatus"],
+    "kubelet.relist": ["relist"],
+    "image": ["image runtime.v1.ImageService/ImageStatus", "image PullImage"],
+    "cni": ["sandbox cni.setup_pod_network", "sandbox cni.asynchAttach eth0"],
+    "shim": ["sandbox container.NewTask", "start containerd.task.v3.Task/Connect"],
+    "sandbox.runtime": ["sandbox containerd.task.v3.Task/Create", "sandbox client.task.Start"],
+    "sandbox.other": ["sandbox cri.sandbox.run", "sandbox client.NewContainer"],
+    "container.create": ["container runtime.v1.RuntimeService/CreateContainer"],
+    "container.runtime": ["start containerd.task.v3.Task/Create", "start client.task.Start"],
+    "container.other": ["start runtime.v1.RuntimeService/StartContainer"],
+    "status": ["status HTTP PATCH"],
+    "datastore": ["create Create etcd3", "bind etcdserverpb.KV/Txn"],
+    "api": ["create POST /api/v1/namespaces/{:namespace}/pods", "status Patch"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "phase"), [(name, phase) for phase, found in COMPONENTS.items() for name in found]
+)
+def test_what_a_component_tells_is_of_its_phase(name: str, phase: str) -> None:
+    assert of_component(name) == phase
+
+
 def test_every_phase_has_an_example_above() -> None:
     given = {"exec", "hypervisor.init", UNATTRIBUTED}  # by attribution, and by breakdown
-    assert set(ORDER) - CALLS.keys() - GUESTS.keys() == given - GUESTS.keys()
+    examples = CALLS.keys() | GUESTS.keys() | COMPONENTS.keys()
+    assert set(ORDER) - examples == given - GUESTS.keys()
 
 
 @pytest.mark.parametrize(

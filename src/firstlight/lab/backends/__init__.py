@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 
 from firstlight.errors import Unsupported
 from firstlight.host.workspace import Workspace
-from firstlight.model import EndPoint, GuestLog
+from firstlight.model import EndPoint, GuestLog, Telemetry
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,14 @@ Command = Execute | Ask
 class Prepared:
     """A batch that is ready to start: one command per instance.
 
-    ``counts`` returns the backend's counts over the batch; it is called after the starts have
-    ended, before the batch is cleaned up.
+    ``counts`` returns the backend's counts over the batch, ``telemetry`` what components reported
+    of each instance, by its position. Both are called after the starts have ended, before the batch
+    is cleaned up.
     """
 
     commands: Sequence[Command]
     counts: Callable[[], Mapping[str, float]] = dict
+    telemetry: Callable[[], Mapping[int, Telemetry]] = dict
 
 
 class Backend(Protocol):
@@ -100,10 +102,20 @@ class PacketBackend(Protocol):
         """The same backend with FIRST_PACKET as its end point. Raises Unsupported."""
 
 
+@runtime_checkable
+class ApiBackend(Protocol):
+    """A backend whose starts can go on until an API shows the instance Ready."""
+
+    def at_the_api(self) -> Backend:
+        """The same with READY_AT_API as its end point. Raises Unsupported where it has none."""
+
+
 def ending_at(backend: Backend, end_point: EndPoint | None) -> Backend:
     """The backend with this end point; None means its own. Raises Unsupported."""
     if end_point is None or backend.end_point is end_point:
         return backend
+    if end_point is EndPoint.READY_AT_API and isinstance(backend, ApiBackend):
+        return backend.at_the_api()
     if end_point is not EndPoint.FIRST_PACKET or not isinstance(backend, PacketBackend):
         raise Unsupported(
             f"{backend.name} cannot measure the {end_point}; it measures the {backend.end_point}",

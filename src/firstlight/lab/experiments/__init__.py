@@ -60,7 +60,8 @@ class Experiment:
 
     ``figure`` is where the paper answers it. ``cases`` makes them in the order of the report.
     ``options`` are those that ``cases`` uses: others are refused. ``facts`` join those of the
-    host. ``presentation`` says how its runs are shown.
+    host. ``presentation`` says how its runs are shown. Its phases are ``explained_by`` the
+    kernel's events, in starts that are traced beside the others, or by what components tell of all.
     """
 
     name: str
@@ -73,3 +74,4 @@ class Experiment:
     repetitions: int = 10
     facts: Callable[[Options], dict[str, Setting]] = _no_facts
     presentation: Presentation = field(default_factory=Presentation)
+    explained_by: Literal["kernel", "components"] = "kernel"

@@ -16,6 +16,7 @@ from firstlight.lab.experiments.driver_loading import DRIVER_LOADING
 from firstlight.lab.experiments.floor import FLOOR
 from firstlight.lab.experiments.functions import FUNCTIONS
 from firstlight.lab.experiments.hypervisor_builds import HYPERVISOR_BUILDS
+from firstlight.lab.experiments.kubernetes_pods import KUBERNETES_PODS
 from firstlight.lab.experiments.network_setup import NETWORK_SETUP
 from firstlight.lab.experiments.network_tricks import NETWORK_TRICKS
 from firstlight.lab.experiments.platforms import PLATFORMS
@@ -31,7 +32,7 @@ ALL = {
         CONTAINER_CREATION, NETWORK_SETUP, ROOTFS, NETWORK_TRICKS, FLOOR,
         CNI_BREAKDOWN, CNI_BACKGROUND, CNI_BURST, CNI_TEARDOWN, POD,
         UNIKERNEL_BOOT, HYPERVISOR_BUILDS, BOOT_PROTOCOL, DRIVER_LOADING, UNIKERNEL_SCALE,
-        AGILE, ABLATION, CHURN, DENSITY, FUNCTIONS, PLATFORMS,
+        KUBERNETES_PODS, AGILE, ABLATION, CHURN, DENSITY, FUNCTIONS, PLATFORMS,
     )
 }  # fmt: skip
 

@@ -1,0 +1,193 @@
+"""A pod by the API server of a cluster, ours or the user's, in a namespace of its own.
+
+A resident program asks the API (``cluster.requester``); the pod's container runs the payload, whose
+stamp of its first instruction is read from what it printed. A cluster of ours comes up once a run,
+and its components tell what they did.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from firstlight.errors import Failed, Unsupported
+from firstlight.host.workspace import Workspace
+from firstlight.lab.backends import Ask, Prepared
+from firstlight.lab.cluster import running
+from firstlight.lab.cluster.requester import Configuration, Request
+from firstlight.lab.cluster.settings import PAYLOAD
+from firstlight.lab.cluster.told import Book, Clock
+from firstlight.lab.cni import known
+from firstlight.model import EndPoint, Telemetry
+
+_TELEMETRY_SECONDS = 5.0
+_names = count()
+
+
+@dataclass(frozen=True)
+class Own:
+    """A cluster that the run brings up, with these runtime classes."""
+
+    runtimes: tuple[str, ...]
+    networks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Users:
+    """A cluster of the user's; ``context`` empty is the kubeconfig's own."""
+
+    kubeconfig: str
+    context: str = ""
+
+
+@dataclass(frozen=True)
+class Kubernetes:
+    """One pod a start. In a cluster of ours ``runtime`` and ``network`` name its runtime class.
+
+    ``background`` pods are up before. ``image`` is the payload's, which a user's cluster pulls.
+    """
+
+    cluster: Own | Users
+    runtime: str = ""
+    network: str = ""
+    background: int = 0
+    image: str = PAYLOAD
+    end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
+
+    @property
+    def name(self) -> str:
+        """The runtime's name and the network's, or the cluster's context."""
+        if isinstance(self.cluster, Users):
+            return self.cluster.context or Path(self.cluster.kubeconfig).name
+        return f"{Path(self.runtime).name} + {known.title(self.network)}"
+
+    @property
+    def note(self) -> str | None:
+        """What sets these figures apart."""
+        if isinstance(self.cluster, Users):
+            return "pods of a cluster of the user's: its components' spans are not seen"
+        return (
+            "pods of a control plane on this machine alone: etcd's data lies in memory, and all "
+            "components trace themselves"
+        )
+
+    def probe(self) -> None:
+        """A cluster must be there, or be such that it can come up."""
+        if isinstance(self.cluster, Users):
+            if not Path(self.cluster.kubeconfig).is_file():
+                raise Unsupported(f"there is no kubeconfig {self.cluster.kubeconfig}",
+                                  "name one: --kubeconfig FILE")  # fmt: skip
+            return
+        running.probe()
+        running.handlers((self.runtime,), (self.network,))
+        probe_runtime(self.runtime)
+
+    def at_the_api(self) -> Self:
+        """Until the API shows that the pod is Ready."""
+        return replace(self, end_point=EndPoint.READY_AT_API)
+
+    @contextmanager
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
+        """The cluster and a namespace in it; the pods are deleted as their starts end."""
+        lab = workspace.once(self.cluster, lambda: _lab(self.cluster, workspace))
+        names = [f"p{next(_names)}" for _ in range(instances)]
+        runtime_class = "" if lab.book is None else running.handler_name(self.runtime, self.network)
+        requests = [
+            Request(
+                name=name,
+                image=self.image,
+                runtime_class=runtime_class,
+                until="ready" if self.end_point is EndPoint.READY_AT_API else "first",
+                pull="Never" if lab.book else "IfNotPresent",
+            )
+            for name in names
+        ]
+        clock = Clock()
+        yield Prepared(
+            [Ask(lab.socket, "{}", msgspec.json.encode(each).decode()) for each in requests],
+            telemetry=lambda: lab.telemetry(names, clock),
+        )
+
+
+@dataclass(frozen=True)
+class _Lab:
+    """A namespace of a cluster; ``book`` is what its components tell, None of a user's."""
+
+    socket: Path
+    namespace: str
+    book: Book | None
+
+    def telemetry(self, names: list[str], clock: Clock) -> Mapping[int, Telemetry]:
+        """What the components told of each pod, by its place."""
+        clock.close()
+        if self.book is None:
+            return {}
+        pods = [f"{self.namespace}/{name}" for name in names]
+        self.book.await_pods(pods, _TELEMETRY_SECONDS)
+        return {place: self.book.pod(pod, clock) for place, pod in enumerate(pods)}
+
+
+@contextmanager
+def _lab(of: Own | Users, workspace: Workspace) -> Iterator[_Lab]:
+    namespace = f"firstlight-{workspace.run.lower()}"
+    if isinstance(of, Users):
+        network = f"/proc/self/fd/{workspace.outside}"
+        configuration = Configuration(
+            socket=str(workspace.directory / "requester.sock"),
+            kubeconfig=of.kubeconfig,
+            context=of.context,
+            namespace=namespace,
+            run=workspace.run,
+        )
+        with _requester(configuration, network, workspace) as socket:
+            yield _Lab(socket, namespace, None)
+        return
+    handlers = running.handlers(of.runtimes, of.networks)
+    with running.cluster(workspace, handlers) as cluster:
+        configuration = Configuration(
+            socket=str(workspace.directory / "requester.sock"),
+            kubeconfig=str(cluster.settings.kubeconfig),
+            namespace=namespace,
+            run=workspace.run,
+            pod_logs=str(cluster.settings.pod_logs),
+        )
+        with _requester(configuration, f"/proc/{cluster.pid}/ns/net", workspace) as socket:
+            yield _Lab(socket, namespace, Book(cluster.settings.spans))
+
+
+@contextmanager
+def _requester(configuration: Configuration, network: str, workspace: Workspace) -> Iterator[Path]:
+    """The resident program, in a network namespace. Raises Failed if the cluster refuses it."""
+    file = workspace.directory / "requester.json"
+    file.write_bytes(msgspec.json.encode(configuration))
+    process = subprocess.Popen(
+        ["nsenter", f"--net={network}", sys.executable, "-m",
+         "firstlight.lab.cluster.requester", str(file)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        pass_fds=[workspace.outside], env={**os.environ, **workspace.environment},
+    )  # fmt: skip
+    assert process.stdin
+    assert process.stdout
+    try:
+        answer = process.stdout.readline().strip()
+        if answer != "ready":
+            raise Failed(
+                answer or "the requester has ended", "check it: kubectl auth can-i create ns"
+            )
+        yield Path(configuration.socket)
+    finally:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+
+def probe_runtime(runtime: str) -> None:
+    """Raise Unsupported for a runtime that containerd 2 cannot use here."""
+    del runtime

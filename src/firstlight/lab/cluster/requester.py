@@ -1,0 +1,342 @@
+"""Asks a cluster for pods, as the load generator asks it: one pod a start, by the API.
+
+    python -m firstlight.lab.cluster.requester CONFIGURATION
+
+It makes a namespace, writes ``ready`` or why not to standard output, and serves until its standard
+input ends; then it deletes the namespace and all that is in it. Connections to the API are open
+before a start is due. Stamps are ns of CLOCK_MONOTONIC: those of events are when they arrived here.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from firstlight.lab.cluster import asked
+
+_DELETE_SECONDS = 60.0
+_LOG_SECONDS = 5.0
+_HOPELESS = ("ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff", "InvalidImageName",
+             "CreateContainerConfigError", "CreateContainerError", "RunContainerError",
+             "CrashLoopBackOff")  # fmt: skip
+_INSTRUCTION = "firstlight ready "
+
+
+class Configuration(msgspec.Struct, frozen=True):
+    """``context`` empty is the kubeconfig's own; ``pod_logs`` empty reads logs by the API."""
+
+    socket: str
+    kubeconfig: str
+    namespace: str
+    run: str
+    context: str = ""
+    pod_logs: str = ""
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A pod to make. ``until`` is ``first`` or ``ready``; ``patience`` in seconds."""
+
+    name: str
+    image: str
+    runtime_class: str = ""
+    args: tuple[str, ...] = ()
+    until: str = "first"
+    pull: str = "Never"
+    patience: float = 55.0
+
+
+class _Watch:
+    """What the API has said of each pod of the namespace, and when it was heard first."""
+
+    def __init__(self, api: Any, namespace: str) -> None:  # noqa: ANN401 - an untyped client
+        self._api, self._namespace = api, namespace
+        self._heard: dict[str, dict[str, int]] = {}
+        self._pods: dict[str, dict[str, Any]] = {}
+        self._changed = threading.Condition()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            with suppress(Exception):
+                self._stream()
+            time.sleep(0.2)
+
+    def _stream(self) -> None:
+        answer = self._api.list_namespaced_pod(
+            self._namespace, watch=True, _preload_content=False, _request_timeout=None
+        )
+        waiting = b""
+        for part in answer.stream(None):
+            now = time.monotonic_ns()
+            *lines, waiting = (waiting + part).split(b"\n")
+            for line in lines:
+                self._note(json.loads(line), now)
+
+    def _note(self, event: dict[str, Any], now: int) -> None:
+        pod = event["object"]
+        if pod.get("kind") != "Pod":
+            return
+        name, status = pod["metadata"]["name"], pod.get("status", {})
+        with self._changed:
+            heard = self._heard.setdefault(name, {})
+            heard.setdefault("seen", now)
+            if pod["spec"].get("nodeName"):
+                heard.setdefault("bound", now)
+            for condition in status.get("conditions", ()):
+                if condition["status"] == "True":
+                    heard.setdefault(condition["type"], now)
+            if event["type"] == "DELETED":
+                heard.setdefault("deleted", now)
+            self._pods[name] = pod
+            self._changed.notify_all()
+
+    def await_(self, name: str, what: str, seconds: float) -> dict[str, int] | None:
+        """What was heard of a pod, once that is among it, or it can no longer be; None if late."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            while True:
+                heard = self._heard.get(name, {})
+                if what in heard:
+                    return dict(heard)
+                if what != "deleted" and (why := hopeless(self._pods.get(name))):
+                    raise RuntimeError(why)
+                left = until - time.monotonic()
+                if left <= 0:
+                    return None
+                self._changed.wait(left)
+
+    def stage(self, name: str) -> str:
+        """How far a pod has come, in the API's own words."""
+        pod = self._pods.get(name)
+        if pod is None:
+            return "the API has not shown it"
+        conditions = pod.get("status", {}).get("conditions", [])
+        for condition in conditions:
+            if condition["type"] == "PodScheduled" and condition["status"] != "True":
+                return f"it is not scheduled: {condition.get('message', condition.get('reason'))}"
+        waiting = [state for each in pod.get("status", {}).get("containerStatuses", ())
+                   if (state := each.get("state", {}).get("waiting"))]  # fmt: skip
+        if waiting:
+            return f"its container waits: {words(waiting[0])}"
+        return f"it is {pod.get('status', {}).get('phase', 'Pending')}"
+
+
+def hopeless(pod: dict[str, Any] | None) -> str | None:
+    """Why a pod will not become ready, in its own status's words; None while it may."""
+    if pod is None:
+        return None
+    status = pod.get("status", {})
+    for each in status.get("containerStatuses", ()):
+        state = each.get("state", {})
+        waiting, ended = state.get("waiting"), state.get("terminated")
+        if waiting and waiting.get("reason") in _HOPELESS:
+            return f"its container does not start: {words(waiting)}"
+        if ended:
+            return f"its container ended with status {ended.get('exitCode')}: {words(ended)}"
+    if status.get("phase") == "Failed":
+        return f"it failed: {words(status)}"
+    return None
+
+
+def words(state: dict[str, Any]) -> str:
+    """The reason and message of a status."""
+    return ": ".join(str(state[key]) for key in ("reason", "message") if state.get(key)) or "?"
+
+
+class Cluster:
+    """A namespace of a cluster, and idle connections to it."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        from kubernetes import client, config
+
+        self.configuration = configuration
+        self._client = client
+        self._settings = client.Configuration()
+        config.load_kube_config(  # type: ignore[no-untyped-call]
+            configuration.kubeconfig, configuration.context or None, self._settings
+        )
+        self._settings.retries = 0
+        self._idle: list[Any] = []
+        self.api = self.connection()
+        self.api.create_namespace(
+            {"metadata": {"name": configuration.namespace,
+                          "labels": {"firstlight.run": configuration.run}}}
+        )  # fmt: skip
+        self.watch = _Watch(self._new(), configuration.namespace)
+
+    def _new(self) -> Any:  # noqa: ANN401 - an untyped client
+        return self._client.CoreV1Api(self._client.ApiClient(self._settings))
+
+    def connection(self) -> Any:  # noqa: ANN401 - an untyped client
+        """A client whose connection is open."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            api = self._new()
+            api.list_namespaced_pod("default", limit=1, _preload_content=False).read()
+            return api
+
+    def give_back(self, api: Any) -> None:  # noqa: ANN401 - an untyped client
+        """Keep a connection for the next start."""
+        self._idle.append(api)
+
+    def delete(self) -> None:
+        """Delete the namespace and wait until it is gone."""
+        name = self.configuration.namespace
+        self.api.delete_namespace(name, grace_period_seconds=0)
+        until = time.monotonic() + _DELETE_SECONDS
+        while time.monotonic() < until:
+            try:
+                self.api.read_namespace(name)
+            except self._client.ApiException as error:
+                if error.status == 404:
+                    return
+                raise
+            time.sleep(0.1)
+
+
+class Pod:
+    """One start: a pod of the namespace."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster, self._name = cluster, ""
+
+    def prepare(self) -> None:
+        """A connection of its own."""
+        self._api = self._cluster.connection()
+
+    def make(self, message: dict[str, Any]) -> list[str]:
+        """Create the pod and wait until it is Ready."""
+        request = msgspec.convert(message, Request)
+        namespace, watch = self._cluster.configuration.namespace, self._cluster.watch
+        self._name = request.name
+        begun = time.monotonic_ns()
+        try:
+            answer = self._api.create_namespaced_pod(
+                namespace, body(request), _preload_content=False
+            )
+            made = json.loads(answer.data)
+        except Exception as error:
+            self._name = ""
+            raise RuntimeError(f"the API server refuses the pod: {complaint(error)}") from error
+        created = time.monotonic_ns()
+        try:
+            heard = watch.await_(self._name, "Ready", request.patience)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}{self._warning()}") from error
+        if heard is None:
+            raise RuntimeError(
+                f"not Ready after {request.patience:.0f} s: {watch.stage(self._name)}"
+                f"{self._warning()}"
+            )
+        lines = [f"firstlight step create {begun} {created}",
+                 f"firstlight step Ready {begun} {heard['Ready']}"]  # fmt: skip
+        output = self._output(made["metadata"]["uid"])
+        first = [line for line in output if line.startswith(_INSTRUCTION)]
+        rest = [line for line in output if not line.startswith(_INSTRUCTION)]
+        if first:
+            stamp = first[0].removeprefix(_INSTRUCTION)
+            lines.append(f"firstlight step first-instruction {begun} {stamp}")
+        if request.until == "ready":
+            return [*lines, *rest, f"firstlight ready {heard['Ready']}"]
+        if not first:
+            raise RuntimeError("it is Ready, and its container has not said firstlight ready")
+        return [*lines, *rest, first[0]]
+
+    def _output(self, uid: str) -> list[str]:
+        """What the container has printed, by line; it was Ready, so that it comes at once."""
+        configuration = self._cluster.configuration
+        until = time.monotonic() + _LOG_SECONDS
+        while True:
+            if configuration.pod_logs:
+                directory = f"{configuration.namespace}_{self._name}_{uid}"
+                log = Path(configuration.pod_logs, directory, "c", "0.log")
+                text = log.read_text() if log.exists() else ""
+                lines = [line.split(" ", 3)[-1] for line in text.splitlines()]
+            else:
+                lines = self._api.read_namespaced_pod_log(
+                    self._name, configuration.namespace
+                ).splitlines()
+            if any(line.startswith(_INSTRUCTION) for line in lines) or time.monotonic() > until:
+                return lines
+            time.sleep(0.01)
+
+    def _warning(self) -> str:
+        """The last warning that a component has left of the pod."""
+        with suppress(Exception):
+            answer = self._api.list_namespaced_event(
+                self._cluster.configuration.namespace,
+                field_selector=f"involvedObject.name={self._name},type=Warning",
+                _preload_content=False,
+            )
+            events = json.loads(answer.data)["items"]
+            if events:
+                last = max(events, key=lambda each: each.get("lastTimestamp") or "")
+                by = last.get("source", {}).get("component") or last.get("reportingComponent")
+                return f"; {by}: {last.get('reason')}: {last.get('message')}"
+        return ""
+
+    def end(self) -> None:
+        """Delete the pod, and wait until the API has forgotten it."""
+        if self._name:
+            with suppress(Exception):
+                self._api.delete_namespaced_pod(
+                    self._name,
+                    self._cluster.configuration.namespace,
+                    grace_period_seconds=0,
+                    _preload_content=False,
+                ).read()  # so that the connection can be used again
+                self._cluster.watch.await_(self._name, "deleted", _DELETE_SECONDS)
+        self._cluster.give_back(self._api)
+
+
+def body(request: Request) -> dict[str, Any]:
+    """The pod as the API takes it."""
+    container: dict[str, Any] = {
+        "name": "c", "image": request.image, "imagePullPolicy": request.pull, "stdin": True,
+    }  # fmt: skip
+    if request.args:
+        container["args"] = list(request.args)
+    spec: dict[str, Any] = {
+        "containers": [container],
+        "restartPolicy": "Never",
+        "dnsPolicy": "Default",
+        "terminationGracePeriodSeconds": 0,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+    }
+    if request.runtime_class:
+        spec["runtimeClassName"] = request.runtime_class
+    return {"metadata": {"name": request.name}, "spec": spec}
+
+
+def complaint(error: Exception) -> str:
+    """An API error's own message."""
+    with suppress(Exception):
+        return str(json.loads(error.body)["message"])  # type: ignore[attr-defined]
+    return str(error)
+
+
+def main(file: Path) -> None:
+    """Make the namespace, serve, and delete it."""
+    configuration = msgspec.json.decode(file.read_bytes(), type=Configuration)
+    try:
+        cluster = Cluster(configuration)
+    except Exception as error:
+        print(f"cannot use the cluster: {complaint(error)}", flush=True)  # noqa: T201 - the answer
+        return
+    asked.serve(Path(configuration.socket), lambda: Pod(cluster))
+    print("ready", flush=True)  # noqa: T201 - the answer
+    while os.read(0, 4096):
+        pass
+    cluster.delete()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,147 @@
+"""Which of the components' spans are of one pod, or one sandbox, and what each was for.
+
+A pod's start is several traces: the API server's of its creation, of its binding and of its
+status, each found by the pod's key or URL; and the kubelet's syncPod, by the pod's name, which
+goes on through the CRI into containerd and ends at the shim. A sandbox that the lab asks for by
+the CRI itself is the one trace whose id the lab sent.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from firstlight.lab.cluster.telemetry import Reader, Span
+from firstlight.model import Telemetry, Told
+
+_PURPOSES = {
+    "RunPodSandbox": "sandbox",
+    "CreateContainer": "container",
+    "StartContainer": "start",
+    "ImageStatus": "image",
+    "PullImage": "image",
+}
+"""A verb of the CRI, and the word for what is done below it."""
+_POLL_SECONDS = 0.05
+
+
+class Book:
+    """All that a cluster's components have told."""
+
+    def __init__(self, file: Path) -> None:
+        self._reader = Reader(file)
+        self._traces: dict[str, list[Span]] = defaultdict(list)
+        self._syncs: dict[str, set[str]] = defaultdict(set)
+        self._created: dict[str, str] = {}
+        self._bound: dict[str, str] = {}
+        self._status: dict[str, list[str]] = defaultdict(list)
+
+    def read(self) -> None:
+        """Take in what was told since."""
+        for span in self._reader.new():
+            self._traces[span.trace].append(span)
+            key, url = str(span.attributes.get("key", "")), _url(span)
+            if span.name == "syncPod":
+                self._syncs[str(span.attributes.get("k8s.pod"))].add(span.trace)
+            elif span.name == "Create etcd3" and key.startswith("/pods/"):
+                self._created[key.removeprefix("/pods/")] = span.trace
+            elif url.endswith("/binding") and span.name.startswith("POST"):
+                self._bound[_pod(url)] = span.trace
+            elif url.endswith("/status") and span.name.startswith("HTTP PATCH"):
+                self._status[_pod(url)].append(span.trace)
+
+    def await_pods(self, pods: Iterable[str], seconds: float) -> None:
+        """Read until every pod's start was told whole, or some seconds have passed."""
+        until = time.monotonic() + seconds
+        missing = set(pods)
+        while True:
+            self.read()
+            missing = {pod for pod in missing if not self._is_whole(pod)}
+            if not missing or time.monotonic() > until:
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def _is_whole(self, pod: str) -> bool:
+        """Whether it was created, bound, synchronised and its status patched twice: Ready."""
+        told = pod in self._created and pod in self._bound and pod in self._syncs
+        return told and len(self._status[pod]) > 1
+
+    def pod(self, pod: str, clock: "Clock") -> Telemetry:
+        """The spans of a pod, ``namespace/name``, on the host's line."""
+        spans = [
+            *_named("create", self._traces.get(self._created.get(pod, ""), ())),
+            *_named("bind", self._traces.get(self._bound.get(pod, ""), ())),
+        ]
+        for trace in self._syncs.get(pod, ()):
+            spans += _purposes(self._traces[trace])
+        for trace in self._status.get(pod, ()):
+            spans += _named("status", self._traces[trace])
+        return clock.telemetry(spans)
+
+    def trace(self, trace: str, clock: "Clock") -> Telemetry:
+        """The spans of one trace of containerd's, on the host's line."""
+        return clock.telemetry(_purposes(self._traces.get(trace, [])))
+
+
+class Clock:
+    """CLOCK_REALTIME laid on CLOCK_MONOTONIC, by their readings at the begin and end of a batch."""
+
+    def __init__(self) -> None:
+        self._offset, self._bracket = _offset()
+
+    def close(self) -> None:
+        """Read them again: what they have moved apart is uncertain."""
+        offset, bracket = _offset()
+        self._uncertainty = abs(offset - self._offset) + max(bracket, self._bracket)
+        self._offset = (offset + self._offset) // 2
+
+    def telemetry(self, spans: Iterable[Told]) -> Telemetry:
+        """Spans of CLOCK_REALTIME on CLOCK_MONOTONIC, in order."""
+        laid = (Told(one.name, one.start + self._offset, one.end + self._offset) for one in spans)
+        return Telemetry(tuple(sorted(laid, key=lambda one: one.start)), self._uncertainty)
+
+
+def _offset() -> tuple[int, int]:
+    """What to add to CLOCK_REALTIME, and half the time that it took to read both, in ns."""
+    best = (0, 1 << 62)
+    for _ in range(5):
+        before = time.monotonic_ns()
+        real = time.time_ns()
+        after = time.monotonic_ns()
+        if after - before < best[1]:
+            best = ((before + after) // 2 - real, after - before)
+    return best[0], best[1] // 2 + 1
+
+
+def _named(purpose: str, spans: Iterable[Span]) -> list[Told]:
+    return [Told(f"{purpose} {span.name}", span.start, span.end) for span in spans]
+
+
+def _purposes(spans: list[Span]) -> list[Told]:
+    """Each span with what it was for: the CRI's verb that it is below, or else the kubelet's."""
+    by_id = {span.id: span for span in spans}
+    told = []
+    for span in spans:
+        above: Span | None = span
+        purpose = "sync"
+        while above:
+            if found := _PURPOSES.get(above.name.rpartition("/")[2]):
+                purpose = found
+            above = by_id.get(above.parent)
+        interface = span.attributes.get("cni.ifname")
+        name = f"{span.name} {interface}" if interface else span.name
+        told.append(Told(f"{purpose} {name}", span.start, span.end))
+    return told
+
+
+def _url(span: Span) -> str:
+    return str(span.attributes.get("http.target") or span.attributes.get("http.url") or "")
+
+
+def _pod(url: str) -> str:
+    """namespace/name of a URL …/namespaces/NAMESPACE/pods/NAME/…."""
+    words = url.partition("?")[0].split("/")
+    try:
+        return f"{words[words.index('namespaces') + 1]}/{words[words.index('pods') + 1]}"
+    except (ValueError, IndexError):
+        return ""

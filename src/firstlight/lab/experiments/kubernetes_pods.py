@@ -1,0 +1,33 @@
+"""Pods by the API server of a real control plane: where their time goes, alone and together."""
+
+from collections.abc import Iterator
+
+from firstlight.lab.backends.kubernetes import Kubernetes, Own
+from firstlight.lab.experiments import Case, Experiment, Options
+from firstlight.model import Presentation
+
+
+def _cases(options: Options) -> Iterator[Case]:
+    runtimes = options.runtimes or ("runc",)
+    networks = options.networks or ("bridge", "ptp")
+    for runtime in runtimes:
+        for network in networks:
+            for instances in options.instances:
+                yield Case(
+                    {"runtime": runtime, "network": network, "instances": instances},
+                    Kubernetes(Own(runtimes, networks), runtime, network),
+                )
+
+
+KUBERNETES_PODS = Experiment(
+    name="kubernetes-pods",
+    question="Where does a pod's time go, from the API request to its first instruction?",
+    figure="Fig. 8, Fig. 9",
+    axes=("runtime", "network", "instances"),
+    cases=_cases,
+    options=("runtimes", "networks"),
+    instances=(1, 10, 30, 100),
+    repetitions=5,
+    presentation=Presentation(subject="a pod ({series})"),
+    explained_by="components",
+)

@@ -1,0 +1,72 @@
+"""A pod's start by what its components told."""
+
+from itertools import pairwise
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firstlight.analysis import phases, pods
+from firstlight.model import Ending, Sample, Stamps, Step, Telemetry, Told
+
+TOLD = (
+    Told("create POST pods", 10, 100),
+    Told("create Create etcd3", 30, 80),
+    Told("bind POST binding", 120, 180),
+    Told("bind GuaranteedUpdate etcd3", 130, 160),
+    Told("sync syncPod", 200, 900),
+    Told("sandbox runtime.v1.RuntimeService/RunPodSandbox", 220, 600),
+    Told("sandbox cni.setup_pod_network", 250, 300),
+    Told("sandbox container.NewTask", 300, 500),
+    Told("sandbox containerd.task.v3.Task/Create", 350, 480),
+    Told("container runtime.v1.RuntimeService/CreateContainer", 610, 640),
+    Told("start runtime.v1.RuntimeService/StartContainer", 650, 890),
+    Told("start containerd.task.v3.Task/Create", 660, 880),
+    Told("status HTTP PATCH", 400, 420),
+    Told("status HTTP PATCH", 1300, 1350),
+    Told("status GuaranteedUpdate etcd3", 1310, 1340),
+)
+
+
+def pod(spans: tuple[Told, ...] = TOLD, ready: int = 870) -> Sample:
+    return Sample(
+        index=0, batch=0, instance=0, repetition=0, point={"instances": 1}, traced=False,
+        ending=Ending.READY, stamps=Stamps(0, 1, ready), telemetry=Telemetry(spans, 1),
+        steps=(Step("first-instruction", 1, 870), Step("Ready", 1, 1400)),
+    )  # fmt: skip
+
+
+def test_each_instant_is_the_part_s_that_began_last() -> None:
+    assert pods.account(pod()) == {
+        "request": 10, "api": 20 + 10, "datastore": 50 + 30, "schedule": 40,
+        "kubelet.watch": 40, "kubelet.sync": 20 + 10 + 10, "sandbox.other": 30 + 100,
+        "cni": 50, "shim": 50 + 20, "sandbox.runtime": 130, "container.create": 30,
+        "container.other": 10, "container.runtime": 210,
+    }  # fmt: skip
+
+
+def test_to_ready_the_kubelet_s_wait_and_its_status_follow() -> None:
+    first = pods.account(pod())
+    whole = pods.account(pod(ready=1400))
+    assert {name: whole[name] - first.get(name, 0) for name in whole if whole[name] !=
+            first.get(name, 0)} == {"kubelet.relist": 430, "status": 10, "datastore": 30,
+                                    "request": 60}  # fmt: skip
+
+
+def test_what_is_not_told_is_unattributed() -> None:
+    sync = tuple(span for span in TOLD if span.name.startswith("sync"))
+    assert pods.account(pod(sync))[phases.UNATTRIBUTED] == 200
+
+
+def test_a_start_without_telemetry_has_none() -> None:
+    assert pods.account(msgspec.structs.replace(pod(), telemetry=None)) == {}
+
+
+@given(st.lists(st.tuples(st.sampled_from([one.name for one in TOLD]), st.integers(-50, 1500),
+                          st.integers(0, 900))), st.integers(1, 1500))  # fmt: skip
+def test_the_parts_sum_to_the_latency(spans: list[tuple[str, int, int]], ready: int) -> None:
+    told = tuple(Told(name, start, start + length) for name, start, length in spans)
+    sample = pod(told, ready)
+    parts = pods.stretches(sample)
+    assert sum(part.end - part.start for part in parts) == sample.latency
+    assert all(a.end == b.start for a, b in pairwise(parts))
