@@ -100,7 +100,7 @@ def partition(
     )
     edges = sorted({begin, end, *(edge for span in ahead for edge in (span.start, span.end))})
     under: list[tuple[int, int, str]] = []
-    found: list[Stretch] = []
+    parts: list[Stretch] = []
     for start, stop in pairwise(edges):
         while ahead and ahead[-1].start <= start:
             span = ahead.pop()
@@ -108,8 +108,8 @@ def partition(
         while under and under[0][1] <= start:
             heappop(under)
         phase = under[0][2] if under else otherwise
-        if found and found[-1].phase == phase:
-            found[-1] = Stretch(found[-1].start, stop, phase)
+        if parts and parts[-1].phase == phase:
+            parts[-1] = Stretch(parts[-1].start, stop, phase)
         else:
-            found.append(Stretch(start, stop, phase))
-    return found
+            parts.append(Stretch(start, stop, phase))
+    return parts

@@ -127,8 +127,8 @@ def of_wait(stack: str) -> str:
     for pattern, cause in _BLOCKED:
         if match := pattern.search(stack):
             if cause == "lock":
-                found = _KIND.search(stack)
-                return of_lock(stack, _KINDS[found[0].split("_")[0]] if found else "lock", "")
+                kind = _KIND.search(stack)
+                return of_lock(stack, _KINDS[kind[0].split("_")[0]] if kind else "lock", "")
             if cause.startswith(PEER) or cause == SLEEP:
                 return cause
             if cause.startswith("RCU"):

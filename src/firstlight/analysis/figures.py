@@ -268,18 +268,21 @@ def _parts(samples: Sequence[Sample], breakdown: pl.DataFrame) -> Iterable[Part]
 
 def _boot(samples: Sequence[Sample]) -> Boot | None:
     """None where the instances are no machines."""
-    found = [(one, account) for one in samples if (account := boots.account(one))]
-    if not found:
+    booted = [(sample, account) for sample in samples if (account := boots.account(sample))]
+    if not booted:
         return None
-    groups = batches([one for one, _ in found])
-    logs = [one.guest for one, _ in found if one.guest]
+    groups = batches([sample for sample, _ in booted])
+    logs = [sample.guest for sample, _ in booted if sample.guest]
     bounds = [log.uncertainty for log in logs if log.uncertainty is not None]
     return Boot(
         clock=logs[0].clock,
         uncertainty=max(bounds) if bounds else None,
         phases=tuple(
-            (name, _median(np.array([account.get(name, 0) for _, account in found], float), groups))
-            for name in in_order({name for _, account in found for name in account})
+            (
+                name,
+                _median(np.array([account.get(name, 0) for _, account in booted], float), groups),
+            )
+            for name in in_order({name for _, account in booted for name in account})
         ),
     )
 
@@ -287,12 +290,12 @@ def _boot(samples: Sequence[Sample]) -> Boot | None:
 def _queues(samples: Sequence[Sample], queued: pl.DataFrame) -> Iterable[Queue]:
     total = float(latencies(samples).sum())
     rows = queued.filter(pl.col("sample").is_in([sample.index for sample in samples]))
-    for (lock,), found in rows.group_by("lock", maintain_order=True):
-        waited = int(found["waited"].sum())
+    for (lock,), booted in rows.group_by("lock", maintain_order=True):
+        waited = int(booted["waited"].sum())
         if waited < LEAST_QUEUED * total:
             continue
         by_holder = (
-            found.group_by("holder")
+            booted.group_by("holder")
             .agg((pl.col("waited").sum() / waited).alias("share"))
             .sort("share", descending=True)
         )

@@ -74,10 +74,10 @@ class Instances:
 
     def threads_of(self, sample: int) -> dict[int, Thread]:
         """The threads of one sample by number, for the critical path."""
-        found = {}
+        threads = {}
         for thread in self._members[sample]:
             parent = int(self._parent[thread])
-            found[int(self.tid[thread])] = Thread(
+            threads[int(self.tid[thread])] = Thread(
                 tid=int(self.tid[thread]),
                 pid=int(self.pid[thread]),
                 parent=None if parent < 0 or thread == self.roots[sample] else parent,
@@ -89,7 +89,7 @@ class Instances:
                 idle=self._idle.of(thread),
                 sleeps=self._sleeps.of(thread),
             )
-        return found
+        return threads
 
     def members(self, sample: int) -> list[int]:
         """The threads of one sample, by number."""

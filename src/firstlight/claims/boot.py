@@ -54,12 +54,12 @@ class _Starts:
 
     def times(self, *phases: str) -> Floats:
         """The time of some phases together, shape (starts,)."""
-        return np.array([sum(one.get(p, 0) for p in phases) for one in self.accounts], float)
+        return np.array([sum(start.get(p, 0) for p in phases) for start in self.accounts], float)
 
     def own(self) -> Floats:
         """The guest's own time: all but the hypervisor's and the firmware's."""
         return np.array(
-            [sum(t for p, t in one.items() if p not in _HYPERVISOR) for one in self.accounts],
+            [sum(t for p, t in start.items() if p not in _HYPERVISOR) for start in self.accounts],
             float,
         )
 
@@ -83,8 +83,8 @@ def hypervisor_decides_its_init(analysis: Analysis) -> Judgement:
 
     def examine(starts: list[_Starts]) -> Finding | str:
         by: dict[str, list[_Starts]] = {}
-        for one in starts:
-            by.setdefault(one.words("hypervisor"), []).append(one)
+        for start in starts:
+            by.setdefault(start.words("hypervisor"), []).append(start)
         if len(by) < 2 or max(map(len, by.values())) < 2:
             return "needs two hypervisors, one of them with two file systems or consoles"
         within = {name: _spread(some) for name, some in by.items() if len(some) > 1}
@@ -110,20 +110,22 @@ def direct_entry_skips_loading(analysis: Analysis) -> Judgement:
     """
 
     def examine(starts: list[_Starts]) -> Finding | str:
-        packed = [one for one in starts if one.point["protocol"] not in DIRECT]
-        direct = [one for one in starts if one.point["protocol"] in DIRECT]
+        packed = [start for start in starts if start.point["protocol"] not in DIRECT]
+        direct = [start for start in starts if start.point["protocol"] in DIRECT]
         if not packed or not direct:
             return "needs a boot from a disk or of a packed kernel, and a direct one"
-        paid = max((one.median(one.times(*_LOADING)) for one in packed), key=lambda m: m.value)
+        paid = max(
+            (start.median(start.times(*_LOADING)) for start in packed), key=lambda m: m.value
+        )
         each = ", ".join(
-            f"{one.words('hypervisor', 'protocol')} {one.typical(*_LOADING)}"
-            f" and {one.typical('firmware')} of firmware"
-            for one in starts
+            f"{start.words('hypervisor', 'protocol')} {start.typical(*_LOADING)}"
+            f" and {start.typical('firmware')} of firmware"
+            for start in starts
         )
         return Finding(
             [
                 compare_to_bound(paid, above=0),
-                not any(one.times(*_LOADING).any() for one in direct),
+                not any(start.times(*_LOADING).any() for start in direct),
             ],
             f"reading and decompressing: {each}",
         )
@@ -140,30 +142,30 @@ def features_slow_init(analysis: Analysis) -> Judgement:
     """
     facts = analysis.run.header.environment
 
-    def fact(one: _Starts, name: str) -> float:
-        value = facts.get(f"{one.point['build']}: {name}", 0)
+    def fact(start: _Starts, name: str) -> float:
+        value = facts.get(f"{start.point['build']}: {name}", 0)
         return float(value) if isinstance(value, int | float) else 0.0
 
     def examine(starts: list[_Starts]) -> Finding | str:
-        order = sorted(starts, key=lambda one: fact(one, "features"))
+        order = sorted(starts, key=lambda start: fact(start, "features"))
         if len(order) < 2:
             return "needs two builds"
         few, many = order[0], order[-1]
         grown = _ratio([many], [few], boot.INIT)
         each = ", ".join(
-            f"{one.point['build']} {fact(one, 'features'):.0f} devices, "
-            f"{fact(one, 'shared objects'):.0f} shared objects, "
-            f"{duration(fact(one, 'linker ns'))} linking of "
-            f"{one.typical(boot.INIT)}"
-            for one in order
+            f"{start.point['build']} {fact(start, 'features'):.0f} devices, "
+            f"{fact(start, 'shared objects'):.0f} shared objects, "
+            f"{duration(fact(start, 'linker ns'))} linking of "
+            f"{start.typical(boot.INIT)}"
+            for start in order
         )
         if grown.low <= 1:  # there is no difference to have a share of
             return Finding(
                 [compare_to_bound(grown, above=SAME[1])], f"{each}; init {ratio_text(grown)}"
             )
         drawn = [
-            resampled_quantiles(one.times(boot.INIT), 0.5, groups=one.batches, seed=seed)[:, 0]
-            for seed, one in enumerate((many, few))
+            resampled_quantiles(start.times(boot.INIT), 0.5, groups=start.batches, seed=seed)[:, 0]
+            for seed, start in enumerate((many, few))
         ]
         difference = float(np.median(many.times(boot.INIT)) - np.median(few.times(boot.INIT)))
         linking = fact(many, "linker ns") - fact(few, "linker ns")
@@ -186,7 +188,7 @@ def vga_dominates_drivers(analysis: Analysis) -> Judgement:
     """
 
     def examine(starts: list[_Starts]) -> Finding | str:
-        alone = {one.words("console"): one for one in starts if one.point["instances"] == 1}
+        alone = {start.words("console"): start for start in starts if start.point["instances"] == 1}
         if not {"vga", "serial"} <= alone.keys():
             return "needs both consoles, one instance"
         vga, serial = alone["vga"], alone["serial"]
@@ -200,8 +202,8 @@ def vga_dominates_drivers(analysis: Analysis) -> Judgement:
                 f"its console is not told apart; {both}",
             )
         share = {
-            name: one.median(one.times("driver.console") / one.times(*_DRIVERS))
-            for name, one in alone.items()
+            name: start.median(start.times("driver.console") / start.times(*_DRIVERS))
+            for name, start in alone.items()
         }
         return Finding(
             [
@@ -224,21 +226,21 @@ def writable_file_systems_dominate(analysis: Analysis) -> Judgement:
     """
 
     def examine(starts: list[_Starts]) -> Finding | str:
-        serial = [one for one in starts if one.point.get("console", "serial") == "serial"]
+        serial = [start for start in starts if start.point.get("console", "serial") == "serial"]
         kinds = {
-            name: [one for one in serial if one.point.get("filesystem") in kinds]
+            name: [start for start in serial if start.point.get("filesystem") in kinds]
             for name, kinds in (("read-write", READ_WRITE), ("read-only", READ_ONLY))
         }
         if not all(kinds.values()):
             return "needs a read-only and a read-write file system"
         sides, words = [], []
         for name, some in kinds.items():
-            for one in some:
-                share = one.median(one.times("mount") / np.maximum(one.own(), 1))
+            for start in some:
+                share = start.median(start.times("mount") / np.maximum(start.own(), 1))
                 bound = {"above" if name == "read-write" else "below": DOMINATES}
                 sides.append(compare_to_bound(share, **bound))
                 words.append(
-                    f"{one.words('hypervisor', 'filesystem')} {one.typical('mount')} "
+                    f"{start.words('hypervisor', 'filesystem')} {start.typical('mount')} "
                     f"({percent_interval(share)})"
                 )
         return Finding(sides, "mount, of the guest's own time: " + ", ".join(words))
@@ -255,19 +257,19 @@ def hypervisor_and_vga_grow(analysis: Analysis) -> Judgement:
     """
 
     def examine(starts: list[_Starts]) -> Finding | str:
-        vga = [one for one in starts if one.point["console"] == "vga"]
-        by_size = {int(one.point["instances"]): one for one in vga}
+        vga = [start for start in starts if start.point["console"] == "vga"]
+        by_size = {int(start.point["instances"]): start for start in vga}
         most = max(by_size, default=0)
         if 1 not in by_size or most < 2:
             return "needs one VGA instance, and several at once"
-        one, many = by_size[1], by_size[most]
+        alone, many = by_size[1], by_size[most]
         grown = {
-            name: _ratio([many], [one], *phases)
+            name: _ratio([many], [alone], *phases)
             for name, phases in (
                 ("hypervisor init", (boot.INIT,)), ("VGA driver", ("driver.console",)),
                 ("network init", ("net.init", "driver.net")), ("block driver", ("driver.block",)),
             )
-            if one.times(*phases).any() and many.times(*phases).any()
+            if alone.times(*phases).any() and many.times(*phases).any()
         }  # fmt: skip
         if len(grown) < 4:
             return f"its log tells only of {', '.join(grown)}"
@@ -288,7 +290,7 @@ def _by_guest(run: Run, examine: Callable[[list[_Starts]], Finding | str]) -> Ju
     def findings() -> Iterator[Finding | str]:
         starts = _starts(run)
         for guest in dict.fromkeys(boot.kind(run.header, point) for point in run.header.points):
-            mine = [one for one in starts if boot.kind(run.header, one.point) == guest]
+            mine = [start for start in starts if boot.kind(run.header, start.point) == guest]
             finding: Finding | str = f"needs {REPETITIONS} complete batches of each point"
             if mine:
                 finding = examine(mine)
@@ -299,8 +301,8 @@ def _by_guest(run: Run, examine: Callable[[list[_Starts]], Finding | str]) -> Ju
                 yield Finding(finding.conditions, f"{whose}{finding.figure}")
 
     every = list(findings())
-    decided = [one for one in every if isinstance(one, Finding)]
-    return verdict(decided + [one for one in every if isinstance(one, str)])
+    decided = [finding for finding in every if isinstance(finding, Finding)]
+    return verdict(decided + [reason for reason in every if isinstance(reason, str)])
 
 
 def _starts(run: Run) -> list[_Starts]:
@@ -309,31 +311,31 @@ def _starts(run: Run) -> list[_Starts]:
         point = batch[0].point
         if point.get("clock", "wall") == "wall":
             batches.setdefault(tuple(sorted(point.items())), []).append(batch)
-    found = []
+    measured = []
     for some in batches.values():
         samples = [sample for batch in some for sample in batch]
         accounts = [boot.account(sample) for sample in samples]
         if len(some) >= REPETITIONS and all(accounts):
-            found.append(_Starts(samples[0].point, accounts, [s.batch for s in samples]))
+            measured.append(_Starts(samples[0].point, accounts, [s.batch for s in samples]))
     place = {tuple(sorted(point.items())): at for at, point in enumerate(run.header.points)}
-    return sorted(found, key=lambda one: place.get(tuple(sorted(one.point.items())), 0))
+    return sorted(measured, key=lambda start: place.get(tuple(sorted(start.point.items())), 0))
 
 
 def _all(some: list[_Starts]) -> Floats:
-    return np.concatenate([one.times(boot.INIT) for one in some])
+    return np.concatenate([start.times(boot.INIT) for start in some])
 
 
 def _spread(some: list[_Starts]) -> Interval:
     """The longest median init of some points over the shortest."""
-    order = sorted(some, key=lambda one: float(np.median(one.times(boot.INIT))))
+    order = sorted(some, key=lambda start: float(np.median(start.times(boot.INIT))))
     return _ratio([order[-1]], [order[0]], boot.INIT)
 
 
 def _ratio(above: list[_Starts], below: list[_Starts], *phases: str) -> Interval:
     sides = []
     for some in (above, below):
-        values = np.concatenate([one.times(*phases) for one in some])
-        sides.append((np.maximum(values, 1), [batch for one in some for batch in one.batches]))
+        values = np.concatenate([start.times(*phases) for start in some])
+        sides.append((np.maximum(values, 1), [batch for start in some for batch in start.batches]))
     (a, groups_a), (b, groups_b) = sides
     return ratio_interval(a, b, groups_a=groups_a, groups_b=groups_b)
 

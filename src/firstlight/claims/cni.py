@@ -215,11 +215,11 @@ def _by_network(run: Run, axis: str) -> dict[str, dict[int, pl.DataFrame]]:
         for sample in batch
     ]
     frame = pl.DataFrame(rows, schema=["cni", "setting", "batch", "value"], orient="row")
-    found: dict[str, dict[int, pl.DataFrame]] = {}
+    points: dict[str, dict[int, pl.DataFrame]] = {}
     for (name, setting), part in frame.group_by("cni", "setting"):
         if part["batch"].n_unique() >= REPETITIONS:
-            found.setdefault(str(name), {})[int(str(setting))] = part.select("batch", "value")
-    return found
+            points.setdefault(str(name), {})[int(str(setting))] = part.select("batch", "value")
+    return points
 
 
 def _shares(analysis: Analysis, phases: tuple[str, ...]) -> dict[str, pl.DataFrame]:
@@ -277,8 +277,8 @@ def _difference(more: pl.DataFrame, less: pl.DataFrame) -> _Grown:
 
 
 def _bounds(grown: _Grown) -> tuple[float, float, float]:
-    found = interval(*grown)
-    return found.value, found.low, found.high
+    ratio = interval(*grown)
+    return ratio.value, ratio.low, ratio.high
 
 
 def _times(value: float, low: float, high: float) -> str:

@@ -46,11 +46,11 @@ def heavy_phases_are_constant(analysis: Analysis) -> Judgement:
     these phases; the growth with it, and that of the whole creation, stand beside it.
     """
 
-    def examine(runtime: str, one: pl.DataFrame, many: pl.DataFrame, size: int) -> Finding | str:
-        if one["heavy_own"].median() == 0:
+    def examine(runtime: str, alone: pl.DataFrame, many: pl.DataFrame, size: int) -> Finding | str:
+        if alone["heavy_own"].median() == 0:
             return f"{runtime} does no cgroup, security or mount work"
-        part = _share(one, "heavy")
-        own, wall, total = (_growth(one, many, name) for name in ("heavy_own", "heavy", "total"))
+        part = _share(alone, "heavy")
+        own, wall, total = (_growth(alone, many, name) for name in ("heavy_own", "heavy", "total"))
         return Finding(
             [compare_to_bound(part, above=0.25), compare_to_bound(own, below=SAME[1])],
             f"{runtime}: {percent_interval(part)} of one; {size} at once: {ratio_text(own)} without"
@@ -68,11 +68,11 @@ def network_namespace_grows(analysis: Analysis) -> Judgement:
     than that of all the rest of the creation.
     """
 
-    def examine(runtime: str, one: pl.DataFrame, many: pl.DataFrame, size: int) -> Finding | str:
-        if one["net"].median() == 0:
+    def examine(runtime: str, alone: pl.DataFrame, many: pl.DataFrame, size: int) -> Finding | str:
+        if alone["net"].median() == 0:
             return f"{runtime} makes no network namespace"
-        part, net, rest = _share(one, "net"), *(_growth(one, many, n) for n in ("net", "rest"))
-        few, lots = (_resampled(side, "net", "rest") for side in (one, many))
+        part, net, rest = _share(alone, "net"), *(_growth(alone, many, n) for n in ("net", "rest"))
+        few, lots = (_resampled(side, "net", "rest") for side in (alone, many))
         unusual = interval(
             net.value / rest.value, (lots[:, 0] / few[:, 0]) / (lots[:, 1] / few[:, 1])
         )
@@ -180,8 +180,8 @@ def _by_runtime(
             if 1 not in sizes or max(sizes) < MANY:
                 yield f"{runtime}: needs {REPETITIONS} complete traced batches of 1, of {MANY}+"
                 continue
-            one, many = (mine.filter(pl.col("instances") == size) for size in (1, max(sizes)))
-            yield examine(runtime, one, many, max(sizes))
+            alone, many = (mine.filter(pl.col("instances") == size) for size in (1, max(sizes)))
+            yield examine(runtime, alone, many, max(sizes))
 
     return verdict(findings())
 
@@ -234,12 +234,12 @@ def _share(starts: pl.DataFrame, name: str) -> Interval:
     return quantile_interval(shares, 0.5, groups=starts["batch"].to_numpy())
 
 
-def _growth(one: pl.DataFrame, many: pl.DataFrame, name: str) -> Interval:
+def _growth(alone: pl.DataFrame, many: pl.DataFrame, name: str) -> Interval:
     return ratio_interval(
         many[name].to_numpy(),
-        one[name].to_numpy(),
+        alone[name].to_numpy(),
         groups_a=many["batch"].to_numpy(),
-        groups_b=one["batch"].to_numpy(),
+        groups_b=alone["batch"].to_numpy(),
     )
 
 

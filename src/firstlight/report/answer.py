@@ -18,7 +18,7 @@ from firstlight.units import (
 MOST_NAMES = 4
 WORTH_SAYING = 0.2
 """A queue that takes this share of the starts' time is part of the answer."""
-LEAST_TOLD = 0.01
+LEAST_SHOWN = 0.01
 """What a lock's holder did for less of the queue is left out."""
 
 
@@ -31,7 +31,7 @@ def answer(analysis: Analysis) -> str:
     first, *rest = analysis.lead
     clauses = [_alone(analysis, first, explain=not rest), *(_many(last) for last in rest)]
     sentence = f"On this machine {'; '.join(clauses)}."
-    queues = sorted(analysis.lead[-1].queues, key=lambda found: -found.share)
+    queues = sorted(analysis.lead[-1].queues, key=lambda each: -each.share)
     if queues and queues[0].share >= WORTH_SAYING:
         name, share = queues[0].holders[0]
         sentence += f" While starts queue for {queues[0].lock}, its holder is {cause(name)}"
@@ -42,27 +42,27 @@ def answer(analysis: Analysis) -> str:
 def warnings(analysis: Analysis) -> list[str]:
     """What the reader must know before believing a figure, the gravest first."""
     footer = analysis.run.footer
-    found = []
+    sentences = []
     if footer is None:
-        found.append(
+        sentences.append(
             "This run was killed before its end: it has no footer, and points may be thin."
         )
     elif footer.interrupted:
-        found.append("This run was interrupted before its end: points may be thin.")
-    found += footer.warnings if footer else ()
-    found += _merged(
+        sentences.append("This run was interrupted before its end: points may be thin.")
+    sentences += footer.warnings if footer else ()
+    sentences += _merged(
         (sentence, point.name) for point in analysis.points for sentence in _of_point(point)
     )
-    return found
+    return sentences
 
 
-def queue(found: Queue) -> str:
+def queue(queued: Queue) -> str:
     """One sentence: what the holder of a lock did while others queued for it."""
-    first, *others = found.holders[:3]
-    told = [first, *(one for one in others if one[1] >= LEAST_TOLD)]
-    did = "; ".join(f"{cause(name)} {percent(share)}" for name, share in told)
+    first, *others = queued.holders[:3]
+    shown = [first, *(holder for holder in others if holder[1] >= LEAST_SHOWN)]
+    did = "; ".join(f"{cause(name)} {percent(share)}" for name, share in shown)
     return (
-        f"Queues for {found.lock} take {percent(found.share)} of the starts' time. "
+        f"Queues for {queued.lock} take {percent(queued.share)} of the starts' time. "
         f"Meanwhile the lock's holder was {did}."
     )
 

@@ -77,11 +77,11 @@ def _point(point: PointFigures) -> dict[str, Any]:
         "causes": [{"cause": cause, "share": share} for cause, share in point.causes()],
         "queues": [
             {
-                "lock": found.lock,
-                "share": found.share,
-                "holders": [{"cause": name, "share": share} for name, share in found.holders],
+                "lock": queue.lock,
+                "share": queue.share,
+                "holders": [{"cause": name, "share": share} for name, share in queue.holders],
             }
-            for found in point.queues
+            for queue in point.queues
         ],
         "boot": _boot(point.boot),
         "counts": points.counts(point),
@@ -89,13 +89,13 @@ def _point(point: PointFigures) -> dict[str, Any]:
     }
 
 
-def _boot(found: Boot | None) -> dict[str, Any] | None:
-    if found is None:
+def _boot(boot: Boot | None) -> dict[str, Any] | None:
+    if boot is None:
         return None
     return {
-        "clock": found.clock,
-        "uncertainty_ns": found.uncertainty,
-        "phases": [{"phase": name, "median_ns": _ns(took)} for name, took in found.phases],
+        "clock": boot.clock,
+        "uncertainty_ns": boot.uncertainty,
+        "phases": [{"phase": name, "median_ns": _ns(took)} for name, took in boot.phases],
     }
 
 

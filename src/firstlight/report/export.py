@@ -140,16 +140,16 @@ def _of_timeline(
 
 def _runs(rows: Iterable[dict[str, Any]], *keys: str) -> Iterator[list[dict[str, Any]]]:
     """Rows that are alike in ``keys`` and follow each other without a gap."""
-    found: list[dict[str, Any]] = []
+    alike: list[dict[str, Any]] = []
     for row in rows:
-        if found and not (
-            row["start"] == found[-1]["end"] and all(row[key] == found[-1][key] for key in keys)
+        if alike and not (
+            row["start"] == alike[-1]["end"] and all(row[key] == alike[-1][key] for key in keys)
         ):
-            yield found
-            found = []
-        found.append(row)
-    if found:
-        yield found
+            yield alike
+            alike = []
+        alike.append(row)
+    if alike:
+        yield alike
 
 
 def _named(kind: str, process: int, thread: int, arguments: dict[str, Any]) -> Event:

@@ -75,7 +75,7 @@ def render(runs: Sequence[Analysis]) -> str:
     """The page's HTML."""
     verdicts = judge(catalogue.ALL, runs)
     experiments = {run.header.experiment for run in runs}
-    asked = {one.id for one in catalogue.ALL if experiments.intersection(one.experiments)}
+    asked = {claim.id for claim in catalogue.ALL if experiments.intersection(claim.experiments)}
     charts = Charts()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("firstlight.report", "."),
@@ -138,10 +138,10 @@ def _run(analysis: Analysis, charts: Charts) -> dict[str, Any]:
 def _boots(analysis: Analysis) -> dict[str, Any] | None:
     """How machines booted: the phases that any point has, and each point's medians."""
     rows = [(point, point.boot) for point in analysis.points if point.boot]
-    names = figures.in_order({name for _, found in rows for name, _ in found.phases})
+    names = figures.in_order({name for _, boot in rows for name, _ in boot.phases})
     return {
         "names": names,
-        "rows": [(point, found, dict(found.phases)) for point, found in rows],
+        "rows": [(point, boot, dict(boot.phases)) for point, boot in rows],
         "advice": boots.advice(analysis),
     } if rows else None  # fmt: skip
 
@@ -161,7 +161,7 @@ def _series(analysis: Analysis, name: str, charts: Charts) -> dict[str, Any]:
 
 
 def _steps(points: Iterable[PointFigures]) -> list[tuple[PointFigures, list[tuple[str, Any]]]]:
-    return [(point, found) for point in points if (found := figures.steps(point))]
+    return [(point, steps) for point in points if (steps := figures.steps(point))]
 
 
 def _setting(sample: Sample) -> str:
@@ -170,12 +170,12 @@ def _setting(sample: Sample) -> str:
 
 def _environments(runs: Iterable[Analysis]) -> list[tuple[list[str], dict[str, str]]]:
     """Each machine that was measured on, once, with the runs that were made there."""
-    found: dict[str, tuple[list[str], dict[str, str]]] = {}
+    machines: dict[str, tuple[list[str], dict[str, str]]] = {}
     for run in runs:
         header = run.header
         worded = {name: _fact(value) for name, value in header.environment.items()}
-        found.setdefault(json.dumps(worded), ([], worded))[0].append(header.run)
-    return list(found.values())
+        machines.setdefault(json.dumps(worded), ([], worded))[0].append(header.run)
+    return list(machines.values())
 
 
 def _fact(value: str | int | float | bool | list[str]) -> str:

@@ -14,7 +14,7 @@ from firstlight.units import duration_interval
 def counts(point: PointFigures) -> dict[str, float]:
     """What the backend counted over a batch: medians over the point's untraced batches."""
     each = [sample.counts for sample in point.untraced_samples if sample.counts]
-    return {name: float(np.median([one[name] for one in each])) for name in (each or [{}])[0]}
+    return {name: float(np.median([batch[name] for batch in each])) for name in (each or [{}])[0]}
 
 
 def find(analysis: Analysis, **setting: object) -> PointFigures | None:

@@ -62,7 +62,7 @@ def _run(analysis: Analysis) -> RenderableType:
     for point in analysis.lead:
         if point.parts:
             shown += [Text(), _parts(point), Text(), _causes(point)]
-            shown += [Text(answer.queue(found)) for found in point.queues]
+            shown += [Text(answer.queue(queued)) for queued in point.queues]
     failed = [sample for sample in analysis.run.samples if sample.latency is None]
     if failed:
         shown += [Text(), _failures(failed)]
@@ -74,8 +74,8 @@ def _run(analysis: Analysis) -> RenderableType:
 
 def _tails_needed(analysis: Analysis) -> Iterable[Text]:
     """What the "9 of 72" in the place of a tail means."""
-    found = (point.latency for point in analysis.points if point.untraced_samples)
-    if any(latency and not (latency.p95 and latency.p99) for latency in found):
+    latencies = (point.latency for point in analysis.points if point.untraced_samples)
+    if any(latency and not (latency.p95 and latency.p99) for latency in latencies):
         needed = f"P95 needs {samples_needed(0.95)} starts and P99 {samples_needed(0.99)}"
         yield Text(f"{needed}: more --repetitions or --instances", style="dim")
 
@@ -136,15 +136,15 @@ def _boots(analysis: Analysis) -> Iterable[RenderableType]:
         table.add_column("", no_wrap=True)
         for point, _ in some:
             table.add_column(Text(point.name), justify="right")
-        spent = [dict(found.phases) for _, found in some]
+        spent = [dict(boot.phases) for _, boot in some]
         for name in figures.in_order({name for each in spent for name in each}):
             took = [each.get(name) for each in spent]
             _row(table, _phase(name),
-                 *(_kept(wording.duration(one.value)) if one else "–" for one in took))  # fmt: skip
-        _row(table, "placed to ±", *(_bound(found) for _, found in some), style="dim")
+                 *(_kept(wording.duration(m.value)) if m else "–" for m in took))  # fmt: skip
+        _row(table, "placed to ±", *(_bound(boot) for _, boot in some), style="dim")
         yield Text()
         yield table
-    for clock in dict.fromkeys(found.clock for _, found in booted):
+    for clock in dict.fromkeys(boot.clock for _, boot in booted):
         yield Text(f"a guest's phases are by {clock}", style="dim")
     if advice := boots.advice(analysis):
         yield Text(f"\n{advice}")
@@ -155,8 +155,8 @@ def _beside(points: Sequence[T]) -> Iterator[Sequence[T]]:
     return (points[at : at + MOST_BESIDE] for at in range(0, len(points), MOST_BESIDE))
 
 
-def _bound(found: figures.Boot) -> str:
-    return "–" if found.uncertainty is None else _kept(wording.duration(found.uncertainty)).plain
+def _bound(boot: figures.Boot) -> str:
+    return "–" if boot.uncertainty is None else _kept(wording.duration(boot.uncertainty)).plain
 
 
 def _own(own: records.Table) -> Table:
@@ -186,9 +186,9 @@ def _worded(cell: str) -> Text:
 def _tail(point: PointFigures, quantile: float) -> Text:
     if point.latency is None:
         return Text("–", style="dim")
-    found = point.latency.p95 if quantile == 0.95 else point.latency.p99
-    if found:
-        return _interval(found)
+    tail = point.latency.p95 if quantile == 0.95 else point.latency.p99
+    if tail:
+        return _interval(tail)
     missing = _kept(f"{point.latency.count} of {samples_needed(quantile)}")
     missing.stylize("dim")
     return missing
@@ -283,7 +283,7 @@ def claims(verdicts: Sequence[Verdict]) -> RenderableType:
         else:
             judged = Text(verdict.verdict, style=_STYLES[verdict.verdict])
             _row(table, verdict.id, verdict.claim, judged, verdict.figure, verdict.paper)
-    return Group(*(one for one in (table, missing) if one.row_count))
+    return Group(*(part for part in (table, missing) if part.row_count))
 
 
 def comparison(result: Comparison) -> RenderableType:
@@ -293,16 +293,16 @@ def comparison(result: Comparison) -> RenderableType:
     for name in ("A", "B", "B ÷ A", "p"):
         table.add_column(name, justify="right")
     table.add_column("", no_wrap=True)
-    for one in result.differences:
-        setting = ", ".join(f"{axis} {value}" for axis, value in one.point.items())
+    for difference in result.differences:
+        setting = ", ".join(f"{axis} {value}" for axis, value in difference.point.items())
         _row(
             table,
             setting,
-            _side(one.a),
-            _side(one.b),
-            wording.ratio_interval(one.ratio) if one.ratio else "–",
-            f"{one.p:.3f}" if one.p is not None else "–",
-            _news(one),
+            _side(difference.a),
+            _side(difference.b),
+            wording.ratio_interval(difference.ratio) if difference.ratio else "–",
+            f"{difference.p:.3f}" if difference.p is not None else "–",
+            _news(difference),
         )
     warnings = (Text(f"! {warning}", style="yellow") for warning in result.warnings)
     return Group(table, *warnings)

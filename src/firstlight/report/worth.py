@@ -40,7 +40,7 @@ def worth(analysis: Analysis) -> list[Worth]:
     A part is compared with the same start with it: sandboxes and everything with a start that
     lacks nothing, the other parts with one that only lacks sandboxes, for those hold them all.
     """
-    found = []
+    gains = []
     fewest = min((point.instances for point in analysis.points), default=1)
     for point in analysis.points:
         part = str(point.point["without"])
@@ -54,7 +54,7 @@ def worth(analysis: Analysis) -> list[Worth]:
             if not (without.size == len(point.untraced_samples) and having.size):
                 continue
             groups = batches(point.untraced_samples), batches(base.untraced_samples)
-            found.append(
+            gains.append(
                 Worth(
                     part, point.instances, end,
                     stats.quantile_interval(without, 0.5, groups=groups[0]),
@@ -62,7 +62,7 @@ def worth(analysis: Analysis) -> list[Worth]:
                     float(np.median(without) - np.median(having)),
                 )
             )  # fmt: skip
-    return sorted(found, key=lambda one: (one.end != str(analysis.end_point), one.instances))
+    return sorted(gains, key=lambda gain: (gain.end != str(analysis.end_point), gain.instances))
 
 
 def _to_packet(samples: Sequence[Sample]) -> Floats:

@@ -171,16 +171,16 @@ def _count(program: str, accelerator: str, cpu: str) -> tuple[float | None, str]
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
             try:
-                return heard(process)
+                return time_count(process)
             finally:
                 process.kill()
 
 
-def heard(process: "subprocess.Popen[bytes]") -> tuple[float | None, str]:
+def time_count(process: "subprocess.Popen[bytes]") -> tuple[float | None, str]:
     """The time from A to B on the guest's standard output, in seconds, or why it is unknown."""
     assert process.stdout is not None
     assert process.stderr is not None
-    said, began = b"", 0.0
+    output, began = b"", 0.0
     until = time.monotonic() + _TIMEOUT_SECONDS
     with selectors.DefaultSelector() as ready:
         ready.register(process.stdout, selectors.EVENT_READ)
@@ -192,9 +192,9 @@ def heard(process: "subprocess.Popen[bytes]") -> tuple[float | None, str]:
                 complaint = process.stderr.read().decode(errors="replace").strip()
                 last = re.sub(r"^\S+: ", "", complaint.rpartition("\n")[2])
                 return None, f"a guest did not run: {last or f'status {process.returncode}'}"
-            if b"A" in part and b"A" not in said:
+            if b"A" in part and b"A" not in output:
                 began = now
-            said += part
-            if b"B" in said:
+            output += part
+            if b"B" in output:
                 return now - began, ""
     return None, f"a guest of {len(COUNT)} bytes did not finish in {_TIMEOUT_SECONDS:.0f} s"

@@ -226,12 +226,12 @@ def _operate(request: Path, verb: str, until: float) -> str:
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         try:
-            said, complained = process.communicate(timeout=max(0.1, until - time.monotonic()))
+            output, errors = process.communicate(timeout=max(0.1, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             return f"{verb} of {request.stem} did not finish in time"
-    return (complained or said).strip() if process.returncode else ""
+    return (errors or output).strip() if process.returncode else ""
 
 
 @contextmanager

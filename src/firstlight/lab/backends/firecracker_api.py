@@ -137,11 +137,11 @@ def perform(api: Path, made: list[Request]) -> None:
                 {"Content-Type": "application/json", "Accept": "application/json"},
             )
             answer = connection.getresponse()
-            said = answer.read()
+            body = answer.read()
             if answer.status // 100 != 2:
                 raise Failed(
                     f"Firecracker answered {answer.status} to {each.method} {each.path}: "
-                    f"{_fault(said)}"
+                    f"{_fault(body)}"
                 )
     except (OSError, HTTPException) as error:
         raise Failed(f"Firecracker's API at {api} does not answer: {error}") from error
@@ -149,11 +149,11 @@ def perform(api: Path, made: list[Request]) -> None:
         connection.close()
 
 
-def _fault(said: bytes) -> str:
+def _fault(body: bytes) -> str:
     try:
-        return str(json.loads(said)["fault_message"])
+        return str(json.loads(body)["fault_message"])
     except (ValueError, KeyError, TypeError):
-        return said.decode(errors="replace").strip() or "no reason given"
+        return body.decode(errors="replace").strip() or "no reason given"
 
 
 class _Connection(HTTPConnection):

@@ -39,12 +39,12 @@ def find(binary: str = BINARY) -> str:
 def version(program: str) -> Version:
     """The version. Raises Unsupported for a program that is not Firecracker."""
     try:
-        said = subprocess.run(
+        output = subprocess.run(
             [program, "--version"], capture_output=True, text=True, errors="replace", timeout=20
         ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unsupported(f"cannot run {program}: {error}", _GET) from error
-    found = _VERSION.search(said)
+    found = _VERSION.search(output)
     if not found:
         raise Unsupported(
             f"{program} is not Firecracker: --version does not print its version", _GET
@@ -83,6 +83,6 @@ def _counted(program: str) -> tuple[float | None, str]:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
             try:
-                return accel.heard(process)
+                return accel.time_count(process)
             finally:
                 process.kill()

@@ -86,7 +86,7 @@ def _copy(file: Path, to: Path) -> None:
 @contextmanager
 def until_ready(argv: tuple[str, ...], environment: dict[str, str], cwd: Path) -> Iterator[None]:
     """Run vmrun with a ready guest, until the context ends. Raises Failed."""
-    said = ""
+    line = ""
     with subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, errors="replace",
         env=environment, cwd=cwd,
@@ -95,12 +95,12 @@ def until_ready(argv: tuple[str, ...], environment: dict[str, str], cwd: Path) -
         impatience.start()
         try:
             assert process.stdout is not None
-            for said in process.stdout:
-                if said.startswith(("firstlight ready ", "firstlight error ")):
+            for line in process.stdout:
+                if line.startswith(("firstlight ready ", "firstlight error ")):
                     break
             impatience.cancel()
-            if not said.startswith("firstlight ready "):
-                reason = said.removeprefix("firstlight error ").strip()
+            if not line.startswith("firstlight ready "):
+                reason = line.removeprefix("firstlight error ").strip()
                 reason = reason or f"not ready after {_MAKE_SECONDS:.0f} s"
                 raise Failed(f"cannot make a snapshot of the guest: {reason}")
             yield

@@ -51,18 +51,18 @@ def linking(program: str) -> Linking:
 
     Raises Unsupported if it cannot be run.
     """
-    said = [_said(program, "--version", LD_DEBUG="statistics") for _ in range(_STARTS)]
+    outputs = [_output_of(program, "--version", LD_DEBUG="statistics") for _ in range(_STARTS)]
     times = sorted(
         tuple(_number(text, f"{words}: +", " cycles") for words in (_TOTAL, _RELOCATION, _LOAD))
-        for text in said
+        for text in outputs
     )
     total, relocation, load = times[_STARTS // 2]
     unit = _unit_ns() if total else 0.0
-    objects = re.findall(r"calling init: (\S+)", _said(program, "--version", LD_DEBUG="files"))
+    objects = re.findall(r"calling init: (\S+)", _output_of(program, "--version", LD_DEBUG="files"))
     return Linking(
         shared_objects=len(set(objects)),
-        relocations=_number(said[0], "final number of relocations: +"),
-        relative_relocations=_number(said[0], "number of relative relocations: +"),
+        relocations=_number(outputs[0], "final number of relocations: +"),
+        relative_relocations=_number(outputs[0], "number of relative relocations: +"),
         total_ns=round(total * unit),
         relocation_ns=round(relocation * unit),
         load_ns=round(load * unit),
@@ -76,8 +76,8 @@ def _unit_ns() -> float:
     A start that waits for a CPU counts more, never less.
     """
     tick = 1e9 / clock.tsc_hertz()
-    said = [_said(str(native("linkspin")), LD_DEBUG="statistics") for _ in range(_STARTS)]
-    least = min(_number(text, f"{_RELOCATION}: +", " cycles") for text in said)
+    outputs = [_output_of(str(native("linkspin")), LD_DEBUG="statistics") for _ in range(_STARTS)]
+    least = min(_number(text, f"{_RELOCATION}: +", " cycles") for text in outputs)
     return 10 * tick if least * tick < _SPIN_NS / 2 else tick
 
 
@@ -87,7 +87,7 @@ def listed(program: str, option: str) -> frozenset[str]:
 
     Raises Unsupported if it cannot be run.
     """
-    lines = _said(program, option, "help").splitlines()
+    lines = _output_of(program, option, "help").splitlines()
     if option == "-device":
         return frozenset(line.split('"')[1] for line in lines if line.startswith('name "'))
     return frozenset(line.split()[0] for line in lines[1:] if line.strip())
@@ -103,7 +103,7 @@ def _number(text: str, before: str, behind: str = "") -> int:
     return int(found[1]) if found else 0
 
 
-def _said(*command: str, **environment: str) -> str:
+def _output_of(*command: str, **environment: str) -> str:
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=30,

@@ -172,8 +172,8 @@ class Handler(BaseHTTPRequestHandler):
                 number = self.agent.create(request)
                 self.agent.limiter.took(time.monotonic() - began)
         except subprocess.CalledProcessError as error:
-            said = (error.stderr or b"").decode(errors="replace").strip()
-            self._answer(500, f"{error.cmd[0]} failed: {said}")
+            reason = (error.stderr or b"").decode(errors="replace").strip()
+            self._answer(500, f"{error.cmd[0]} failed: {reason}")
         else:
             self._answer(201, {"id": number})
 

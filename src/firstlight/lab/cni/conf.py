@@ -125,8 +125,8 @@ def _version(document: Json, source: str) -> str:
         raise BadConf(f"{source}: cniVersion must be a string, cniVersions a list of strings")
     spoken = [version for version in VERSIONS if version in [*stated, *more]]
     if not spoken:
-        said = ", ".join([*stated, *more]) or "missing"
-        raise BadConf(f"{source}: cniVersion is {said}", f"supported: {', '.join(VERSIONS)}")
+        named = ", ".join([*stated, *more]) or "missing"
+        raise BadConf(f"{source}: cniVersion is {named}", f"supported: {', '.join(VERSIONS)}")
     return spoken[-1]
 
 

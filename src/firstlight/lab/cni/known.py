@@ -77,7 +77,7 @@ def path(about: About) -> tuple[Path, ...]:
 
 def stand_in(name: str) -> str | None:
     """The network measured instead of this one where it cannot be had, or None."""
-    return next((one for one in names() if find(one)[1].instead_of == name), None)
+    return next((network for network in names() if find(network)[1].instead_of == name), None)
 
 
 def _described(network: Network) -> tuple[Network, About]:

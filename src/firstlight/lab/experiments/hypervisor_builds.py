@@ -32,10 +32,10 @@ def _cases(options: Options) -> Iterator[Case]:
 
 def _common(builds: tuple[str, ...], asked: str) -> str:
     """An accelerator that all builds have, so that they differ in nothing else; or one by name."""
-    found = [program for build in builds if (program := shutil.which(build))]
+    programs = [program for build in builds if (program := shutil.which(build))]
     for accel in ("tcg", "kvm") if asked == "auto" else (asked,):
         try:
-            for program in found:
+            for program in programs:
                 choose(program, accel)
         except Unsupported:
             continue

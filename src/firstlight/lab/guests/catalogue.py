@@ -68,7 +68,7 @@ def find(name: str) -> Entry:
     """One guest. Raises UnknownName, or Failed if its files have changed since it was added."""
     file = directory() / name / _ENTRY
     if not _NAME.fullmatch(name) or not file.is_file():
-        raise UnknownName("guest", name, [one.name for one in entries()])
+        raise UnknownName("guest", name, [entry.name for entry in entries()])
     entry = _entry(file)
     for part, expected in entry.sums.items():
         if _sum(file.parent / part) != expected:
@@ -132,7 +132,7 @@ def remove(name: str) -> None:
     """Remove a guest and its files. Raises UnknownName."""
     home = directory() / name
     if not _NAME.fullmatch(name) or not home.is_dir():
-        raise UnknownName("guest", name, [one.name for one in entries()])
+        raise UnknownName("guest", name, [entry.name for entry in entries()])
     shutil.rmtree(home)
 
 

@@ -45,20 +45,20 @@ def read(lines: Sequence[Line], hertz: float, *, packed: bool, counted: bool = F
     def ns(ticks: str) -> int:
         return round(int(ticks) / hertz * 1e9)
 
-    said = {name: hit for name, rule in _SINGLE.items() if (hit := _first(rule, lines))}
+    hits = {name: hit for name, rule in _SINGLE.items() if (hit := _first(rule, lines))}
     anchors = [(line.stamp, ns(hit[1])) for line in lines if (hit := _NOW.fullmatch(line.text))]
-    hits = [hit for line in lines if (hit := _STEP.fullmatch(line.text))]
-    steps = [Step(hit[3], ns(hit[1]), ns(hit[2])) for hit in hits]
+    stamped = [hit for line in lines if (hit := _STEP.fullmatch(line.text))]
+    steps = [Step(hit[3], ns(hit[1]), ns(hit[2])) for hit in stamped]
     packet = _first(_PACKET, lines)
-    if packet and "clocks" in said:
-        zero = ns(said["clocks"][1]) - int(said["clocks"][2])
+    if packet and "clocks" in hits:
+        zero = ns(hits["clocks"][1]) - int(hits["clocks"][2])
         steps.append(Step("packet", int(packet[1]) + zero, int(packet[2]) + zero))
     spans = [span for span in _named(steps) if span.start <= span.end]
-    if "init" in said:
-        told = {"log", "trace"} <= {*said}
-        kernel = ns(said["trace"][1]) - int(said["log"][1]) * 1000 if told else 0
+    if "init" in hits:
+        is_tied = {"log", "trace"} <= {*hits}
+        kernel = ns(hits["trace"][1]) - int(hits["log"][1]) * 1000 if is_tied else 0
         setup = None if counted else _setup(lines, anchors)
-        spans += _before_init(kernel, ns(said["init"][1]), setup, packed)
+        spans += _before_init(kernel, ns(hits["init"][1]), setup, packed)
     return Reading(CLOCK, tuple(sorted(spans, key=lambda span: span.start)), tuple(anchors))
 
 
@@ -79,10 +79,10 @@ def _before_init(kernel: int, init: int, setup: int | None, packed: bool) -> Ite
 
 def _setup(lines: Sequence[Line], anchors: Sequence[tuple[int, int]]) -> int | None:
     """When a bzImage was entered, by the arrival of its first line on the host."""
-    heard = next((line.stamp for line in lines if line.text == _SETUP), None)
-    if heard is None or not anchors:
+    began = next((line.stamp for line in lines if line.text == _SETUP), None)
+    if began is None or not anchors:
         return None
-    return heard - min(host - guest for host, guest in anchors)
+    return began - min(host - guest for host, guest in anchors)
 
 
 def _named(steps: Sequence[Step]) -> Iterator[Step]:

@@ -12,12 +12,12 @@ from firstlight.units import duration, ratio_interval
 _GAIN, _NONE = palette.SERIES[0], palette.SERIES[-1]
 
 
-def ablation(found: Sequence[Worth]) -> alt.FacetChart:
+def ablation(gains: Sequence[Worth]) -> alt.FacetChart:
     """A dot and its 95 % interval a part, in a facet for each end point and number at once.
 
     Parts whose interval reaches 1, where leaving them out costs nothing, are grey. Log scale.
     """
-    rows = [_row(one) for one in found]
+    rows = [_row(gain) for gain in gains]
     facets = list(dict.fromkeys(row["facet"] for row in rows))
     parts = list(dict.fromkeys(row["part"] for row in rows))
     scale, ticks = theme.log_scale(
@@ -39,11 +39,11 @@ def ablation(found: Sequence[Worth]) -> alt.FacetChart:
             alt.Tooltip("extra:N", title="longer by"),
         ],
     )
-    one = alt.Chart().mark_rule(strokeDash=[3, 3]).encode(x=alt.datum(1.0))
+    level = alt.Chart().mark_rule(strokeDash=[3, 3]).encode(x=alt.datum(1.0))
     interval = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
     dot = base.mark_point(filled=True, size=50, opacity=1).encode(x=x)
     return (
-        alt.layer(one, interval, dot)
+        alt.layer(level, interval, dot)
         .properties(width=230, height=24 * len(parts))
         .facet(
             facet=alt.Facet("facet:N", title=None, sort=facets),
@@ -54,13 +54,13 @@ def ablation(found: Sequence[Worth]) -> alt.FacetChart:
     )
 
 
-def _row(one: Worth) -> dict[str, Any]:
+def _row(gain: Worth) -> dict[str, Any]:
     return {
-        "part": one.part,
-        "facet": f"{one.end}, {one.instances} at once",
-        "times": one.longer.value,
-        "low": one.longer.low,
-        "high": one.longer.high,
-        "worded": ratio_interval(one.longer),
-        "extra": duration(one.extra),
+        "part": gain.part,
+        "facet": f"{gain.end}, {gain.instances} at once",
+        "times": gain.longer.value,
+        "low": gain.longer.low,
+        "high": gain.longer.high,
+        "worded": ratio_interval(gain.longer),
+        "extra": duration(gain.extra),
     }

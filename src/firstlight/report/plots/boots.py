@@ -37,17 +37,17 @@ def values(analysis: Analysis) -> list[dict[str, Any]]:
 
 
 def _of_point(point: PointFigures, rank: dict[str, int]) -> Iterable[dict[str, Any]]:
-    found = point.boot
-    if found is None:
+    boot = point.boot
+    if boot is None:
         return
-    whole = max(sum(took.value for _, took in found.phases), 1.0)
-    for name, took in found.phases:
+    whole = max(sum(took.value for _, took in boot.phases), 1.0)
+    for name, took in boot.phases:
         yield {
             "series": point.series,
             "instances": point.instances,
             "part": name,
             "opacity": 1.0,
-            "where": "in the hypervisor" if name == INIT else f"by {found.clock}",
+            "where": "in the hypervisor" if name == INIT else f"by {boot.clock}",
             "ms": took.value / 1e6,
             "share": took.value / whole,
             "rank": rank[name],

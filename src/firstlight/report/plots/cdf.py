@@ -95,8 +95,8 @@ def _places(analysis: Analysis) -> list[tuple[PointFigures, str, str]]:
 
 
 def _ends(values: Iterable[float]) -> tuple[float, float]:
-    found = list(values)
-    return min(found), max(found)
+    ordered = list(values)
+    return min(ordered), max(ordered)
 
 
 def values(analysis: Analysis) -> list[dict[str, Any]]:

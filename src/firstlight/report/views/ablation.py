@@ -14,40 +14,42 @@ def _answer(analysis: Analysis) -> str | None:
     if not whole:
         return None
     end = str(analysis.end_point)
-    found = [one for one in worth(analysis) if (one.instances, one.end) == (whole.instances, end)]
-    by = {one.part: one for one in found}
+    every = [
+        gain for gain in worth(analysis) if (gain.instances, gain.end) == (whole.instances, end)
+    ]
+    by = {gain.part: gain for gain in every}
     sentence = (
         f"On this machine an agile start from a whole sandbox takes {median(whole)} to its {end}"
     )
     for part, words in (("sandboxes", "from parts"), ("everything", "with nothing prepared")):
         if part in by:
             sentence += f"; {words} {ratio_interval(by[part].longer)} as long"
-    parts = [one for one in found if one.part not in BASES]
-    gains = sorted((one for one in parts if one.longer.low > 1), key=lambda one: -one.extra)
+    parts = [gain for gain in every if gain.part not in BASES]
+    gains = sorted((gain for gain in parts if gain.longer.low > 1), key=lambda gain: -gain.extra)
     if gains:
         listed = (f"{g.part} {duration(g.extra)}, {ratio_interval(g.longer)}" for g in gains)
         sentence += f". Of the parts, most is gained by {'; then '.join(listed)}"
-    rest = [one.part for one in parts if one not in gains]
+    rest = [gain.part for gain in parts if gain not in gains]
     if rest:
         sentence += f". No gain is shown for {', '.join(rest)}"
     return sentence + "."
 
 
 def _tables(analysis: Analysis) -> Iterator[Table]:
-    found = worth(analysis)
-    ends = list(dict.fromkeys((one.end, one.instances) for one in found))
-    by = {(one.part, one.end, one.instances): one for one in found}
+    every = worth(analysis)
+    ends = list(dict.fromkeys((gain.end, gain.instances) for gain in every))
+    by = {(gain.part, gain.end, gain.instances): gain for gain in every}
     rows = [
         (
             part,
             *(
-                f"{_signed(one.extra)}, {ratio_interval(one.longer)}"
-                if (one := by.get((part, *end)))
+                f"{_signed(gain.extra)}, {ratio_interval(gain.longer)}"
+                if (gain := by.get((part, *end)))
                 else "–"
                 for end in ends
             ),
         )
-        for part in dict.fromkeys(one.part for one in found)
+        for part in dict.fromkeys(gain.part for gain in every)
     ]
     headings = ("left out", *(f"{end}, {many} at once" for end, many in ends))
     if rows:
@@ -61,13 +63,13 @@ def _signed(ns: float) -> str:
 def _pictures(analysis: Analysis) -> Iterator[Picture]:
     from firstlight.report.plots.ablation import ablation
 
-    if any(point.untraced_samples for point in analysis.lead) and (found := worth(analysis)):
+    if any(point.untraced_samples for point in analysis.lead) and (every := worth(analysis)):
         yield Picture(
             "worth",
             "What each prepared part is worth",
             "Median of the starts without it over that of the starts with it, with 95 % intervals; "
             "grey where leaving it out may cost nothing. Untraced starts only.",
-            {"": ablation(found)},
+            {"": ablation(every)},
         )
 
 

@@ -8,15 +8,15 @@ from firstlight.units import duration_interval, ratio_interval
 
 def _answer(analysis: Analysis) -> str | None:
     runtime = next((s for s in analysis.series if " + " in s), "")
-    one, slow = (
+    alone, slow = (
         find(analysis, backend="agile", instances=1),
         find(analysis, backend=runtime, instances=1),
     )
-    if not (one and slow):
+    if not (alone and slow):
         return None
     sentence = (
-        f"On this machine an agile start takes {median(one)} to its {analysis.end_point}, "
-        f"{ratio_interval(over(slow, one))} faster than {runtime}"
+        f"On this machine an agile start takes {median(alone)} to its {analysis.end_point}, "
+        f"{ratio_interval(over(slow, alone))} faster than {runtime}"
     )
     if whole := find(analysis, backend="agile-ready", instances=1):
         sentence += f"; from a whole sandbox {median(whole)}, {ratio_interval(over(slow, whole))}"

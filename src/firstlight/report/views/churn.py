@@ -42,8 +42,8 @@ def _answer(analysis: Analysis) -> str | None:
     )
     dry = next((pair for pair in pairs if pair not in kept), None)
     if kept and dry:
-        found = percent(_found_share(dry[1]))
-        sentence += f"; at {dry[0]:.0f} a second it runs dry: {found} find a sandbox waiting"
+        share = percent(_found_share(dry[1]))
+        sentence += f"; at {dry[0]:.0f} a second it runs dry: {share} find a sandbox waiting"
     return sentence + "."
 
 
@@ -51,7 +51,7 @@ def _tail(point: PointFigures, full: PointFigures | None) -> str:
     """A P99 over that of full pools, in words; "" where too few starts bound either."""
     if full is None or full is point:
         return ""
-    known = [one.latency and one.latency.p99 for one in (point, full)]
+    known = [each.latency and each.latency.p99 for each in (point, full)]
     return ratio_interval(over(point, full, 0.99)) if all(known) else ""
 
 

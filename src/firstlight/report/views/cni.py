@@ -52,18 +52,18 @@ def side_by_side(analysis: Analysis) -> pl.DataFrame:
     calls themselves.
     """
     alone = [
-        one
-        for one in analysis.run.samples
-        if one.ending is Ending.READY and one.point["instances"] == 1
+        sample
+        for sample in analysis.run.samples
+        if sample.ending is Ending.READY and sample.point["instances"] == 1
     ]
-    explained = _explained(analysis, [one for one in alone if one.traced])
+    explained = _explained(analysis, [sample for sample in alone if sample.traced])
     rows = []
-    for name in dict.fromkeys(str(one.point["cni"]) for one in alone):
-        mine = [one for one in alone if one.point["cni"] == name and not one.traced]
+    for name in dict.fromkeys(str(sample.point["cni"]) for sample in alone):
+        mine = [sample for sample in alone if sample.point["cni"] == name and not sample.traced]
         if not mine:
             continue
         latency = quantile_interval(
-            [one.latency or 0 for one in mine], 0.5, groups=[one.batch for one in mine]
+            [sample.latency or 0 for sample in mine], 0.5, groups=[sample.batch for sample in mine]
         )
         medians = explained.filter(pl.col("cni") == name).drop("cni", "sample").median()
         rows.append(
@@ -72,7 +72,7 @@ def side_by_side(analysis: Analysis) -> pl.DataFrame:
                 "latency": latency.value,
                 "low": latency.low,
                 "high": latency.high,
-                "p99": float(np.quantile([one.latency or 0 for one in mine], 0.99)),
+                "p99": float(np.quantile([sample.latency or 0 for sample in mine], 0.99)),
                 "packet": _packet(mine),
                 **(medians.row(0, named=True) if len(medians) else {}),
             }
@@ -95,9 +95,9 @@ _REMEDIES = {
 def advice(analysis: Analysis) -> str:
     """What would gain most, of the CNIs that were traced, with the figures that say so; or ""."""
     alone = {
-        one.index: str(one.point["cni"])
-        for one in analysis.run.samples
-        if one.traced and one.ending is Ending.READY and one.point["instances"] == 1
+        sample.index: str(sample.point["cni"])
+        for sample in analysis.run.samples
+        if sample.traced and sample.ending is Ending.READY and sample.point["instances"] == 1
     }
     if not alone:
         return ""
@@ -196,13 +196,18 @@ def _counted(count: float | None, ns: float | None) -> str:
 
 
 def _packet(samples: Sequence[Sample]) -> float | None:
-    took = [step.end - step.start for one in samples for step in one.steps if step.name == "packet"]
+    took = [
+        step.end - step.start
+        for sample in samples
+        for step in sample.steps
+        if step.name == "packet"
+    ]
     return float(np.median(took)) if took else None
 
 
 def _explained(analysis: Analysis, samples: Sequence[Sample]) -> pl.DataFrame:
     """A row a traced start: sample, cni, each count and its time."""
-    named = {one.index: (str(one.point["cni"]), one.pid) for one in samples}
+    named = {sample.index: (str(sample.point["cni"]), sample.pid) for sample in samples}
     parts = [
         _counts(part, pid).with_columns(sample=pl.lit(index, pl.UInt32), cni=pl.lit(name))
         for _, spans in analysis.run.span_batches()

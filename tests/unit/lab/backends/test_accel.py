@@ -42,7 +42,7 @@ def test_the_count_is_from_a_to_b(before: str) -> None:
     with subprocess.Popen(
         ["sh", "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        seconds, complaint = accel.heard(process)
+        seconds, complaint = accel.time_count(process)
         process.kill()
     assert complaint == ""
     assert seconds is not None

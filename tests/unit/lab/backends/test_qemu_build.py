@@ -26,7 +26,7 @@ def says(monkeypatch: pytest.MonkeyPatch, answers: dict[str, str]) -> None:
     def said(*command: str, **environment: str) -> str:
         return answers[" ".join([*command, *environment.values()])]
 
-    monkeypatch.setattr(qemu_build, "_said", said)
+    monkeypatch.setattr(qemu_build, "_output_of", said)
 
 
 def test_the_linkers_count_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +42,7 @@ def test_the_times_are_of_one_start(monkeypatch: pytest.MonkeyPatch) -> None:
     said = iter([SAID.replace("3000", str(sum(each))).replace("2000", str(each[0]))
                  .replace(" 500", f" {each[1]}") for each in parts] + [FILES])  # fmt: skip
     monkeypatch.setattr(qemu_build, "_unit_ns", lambda: 1.0)
-    monkeypatch.setattr(qemu_build, "_said", lambda *_command, **_environment: next(said))
+    monkeypatch.setattr(qemu_build, "_output_of", lambda *_command, **_environment: next(said))
     found = qemu_build.linking.__wrapped__("qemu")
     assert found.relocation_ns + found.load_ns == found.total_ns
 
@@ -56,7 +56,7 @@ def test_the_linkers_cycle_is_a_tick_or_ten(
     count = 20_000_000 * 2 * delayed // divisor
     monkeypatch.setattr(qemu_build, "native", Path)
     monkeypatch.setattr(
-        qemu_build, "_said", lambda *_command, **_environment: SAID.replace("2000", str(count))
+        qemu_build, "_output_of", lambda *_command, **_environment: SAID.replace("2000", str(count))
     )
     assert qemu_build._unit_ns.__wrapped__() == 0.5 * divisor
 

@@ -1,0 +1,12 @@
+"""Programs of the host that must succeed: ip, mount, nft."""
+
+import subprocess
+
+from firstlight.errors import Failed
+
+
+def run(*argv: str, text: str | None = None) -> None:
+    """Run a program, with ``text`` on its standard input. Raises Failed with its last words."""
+    done = subprocess.run(argv, input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(f"{' '.join(argv)} failed: {done.stderr.strip()}")
