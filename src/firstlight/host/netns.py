@@ -1,11 +1,11 @@
 """Waits for network namespaces that the kernel still destroys after their last process."""
 
-import subprocess
 import threading
 import time
 from socket import if_nametoindex
 
 from firstlight.errors import Failed
+from firstlight.host.commands import run
 
 _SETTLE_SECONDS = 60
 
@@ -21,7 +21,7 @@ def settle() -> None:
     here = str(threading.get_native_id())
     deadline = time.monotonic() + _SETTLE_SECONDS
     for _ in range(2):
-        _run("unshare", "--net", "ip", "link", "add", "fl-t", "type", "veth",
+        run("unshare", "--net", "ip", "link", "add", "fl-t", "type", "veth",
              "peer", "name", "fl-s", "netns", here)  # fmt: skip
         while link_exists("fl-s"):
             if time.monotonic() > deadline:
@@ -38,9 +38,3 @@ def link_exists(link: str) -> bool:
         return if_nametoindex(link) > 0
     except OSError:
         return False
-
-
-def _run(*argv: str) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True)
-    if done.returncode:
-        raise Failed(f"{' '.join(argv)} failed: {done.stderr.strip()}")

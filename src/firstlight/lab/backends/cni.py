@@ -24,6 +24,7 @@ from typing import Self
 from pyroute2 import IPRoute, NetlinkError
 
 from firstlight.errors import Failed, UnknownName, Unsupported
+from firstlight.host.commands import run
 from firstlight.host.mounts import mount_points
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Execute, Prepared, cni_services
@@ -166,7 +167,7 @@ class Pods:
         """Make namespaces, named ``name`` and a number, and their request files."""
         pods = [f"{name}{index}" for index in range(count)]
         lines = "".join(f"netns add {pod}\n" for pod in pods)
-        _run("ip", "-batch", "-", text=lines)
+        run("ip", "-batch", "-", text=lines)
         return [self.request(pod, *more) for pod in pods]
 
     def clear(self) -> None:
@@ -265,22 +266,22 @@ def _outermost(directories: Iterable[str]) -> list[Path]:
 
 def _make_link(name: str, peer: str, address: str) -> None:
     """A link in place of the host's, which leads nowhere; with an address, the default route's."""
-    _run("ip", "link", "add", name, "type", "veth", "peer", peer)
+    run("ip", "link", "add", name, "type", "veth", "peer", peer)
     lines = f"link set {peer} up\nlink set {name} up\n"
     if address:
         lines += f"address add {address} dev {name}\nroute add default dev {name}\n"
-    _run("ip", "-batch", "-", text=lines)
+    run("ip", "-batch", "-", text=lines)
 
 
 @contextmanager
 def _private(directory: Path, instead: Path) -> Iterator[None]:
     """Mount an empty directory over it, in this mount namespace."""
     instead.mkdir()
-    _run("mount", "--bind", str(instead), str(directory))
+    run("mount", "--bind", str(instead), str(directory))
     try:
         yield
     finally:
-        _run("umount", "--lazy", str(directory))
+        run("umount", "--lazy", str(directory))
 
 
 @contextmanager
@@ -300,15 +301,9 @@ def _swept() -> Iterator[None]:
 
 def _forget_rules() -> None:
     if shutil.which("nft"):
-        _run("nft", "flush", "ruleset")
+        run("nft", "flush", "ruleset")
     for family, program in (("ip", "iptables-legacy"), ("ip6", "ip6tables-legacy")):
         tables = Path(f"/proc/thread-self/net/{family}_tables_names")
         for table in tables.read_text().split() if tables.exists() else ():
-            _run(program, "--wait", "--table", table, "--flush")
-            _run(program, "--wait", "--table", table, "--delete-chain")
-
-
-def _run(*argv: str, text: str | None = None) -> None:
-    done = subprocess.run(argv, input=text, capture_output=True, text=True)
-    if done.returncode:
-        raise Failed(f"{' '.join(argv)} failed: {done.stderr.strip()}")
+            run(program, "--wait", "--table", table, "--flush")
+            run(program, "--wait", "--table", table, "--delete-chain")

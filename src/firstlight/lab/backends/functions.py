@@ -5,7 +5,6 @@ connection, as in ``agile.py``; a platform without it would start the container.
 """
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ import msgspec
 from firstlight.agile import Config, Function, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.config import Pools, PoolSize
-from firstlight.errors import Failed, UnknownName, Unsupported
+from firstlight.errors import UnknownName, Unsupported
 from firstlight.host import cgroups
+from firstlight.host.commands import run
 from firstlight.host.mounts import unmount_below
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Prepared, oci_spec
@@ -199,11 +199,7 @@ def _tree_with_python(base: Path) -> Path:
         if (host := Path("/") / name).is_symlink():
             (root / name).symlink_to(host.readlink())
     (root / "srv/handler.py").write_text(_HANDLER)
-    done = subprocess.run(
-        ["mount", "--bind", "/usr", root / "usr"], capture_output=True, text=True
-    )  # fmt: skip
-    if done.returncode:
-        raise Failed(f"cannot mount /usr in {root}: {done.stderr.strip()}")
+    run("mount", "--bind", "/usr", str(root / "usr"))
     return root
 
 

@@ -18,6 +18,7 @@ from socket import if_nametoindex
 from pyroute2 import IPRoute
 
 from firstlight.errors import Failed, Unsupported
+from firstlight.host.commands import run
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Execute, Prepared
 from firstlight.model import EndPoint
@@ -104,7 +105,7 @@ class Network:
             if not shutil.which(program):
                 raise Unsupported(f"{program} is not installed", f"apt-get install {package}")
         try:
-            _run("unshare", "--net", "ip", "link", "add", "fl-p", "type", "veth", "peer", "fl-q")
+            run("unshare", "--net", "ip", "link", "add", "fl-p", "type", "veth", "peer", "fl-q")
         except Failed as error:
             raise Unsupported(
                 f"cannot make a veth pair in a network namespace: {error.message}",
@@ -171,12 +172,12 @@ def private_names() -> Iterator[None]:
     any ``ip netns``: another run may have mounted on it.
     """
     _NAMED.mkdir(mode=0o755, parents=True, exist_ok=True)
-    _run("mount", "-t", "tmpfs", "-o", "mode=0755", "firstlight", str(_NAMED))
+    run("mount", "-t", "tmpfs", "-o", "mode=0755", "firstlight", str(_NAMED))
     try:
-        _run("mount", "--make-shared", str(_NAMED))
+        run("mount", "--make-shared", str(_NAMED))
         yield
     finally:
-        _run("umount", "--lazy", str(_NAMED))
+        run("umount", "--lazy", str(_NAMED))
 
 
 @contextmanager
@@ -196,7 +197,7 @@ def ipv6_off_on_new_links() -> Iterator[None]:
 def _crowd() -> None:
     """Name this network namespace many times: the mounts are what costs."""
     lines = (f"netns attach crowd{index} {os.getpid()}\n" for index in range(CROWD))
-    _run("ip", "-batch", "-", text="".join(lines))
+    run("ip", "-batch", "-", text="".join(lines))
 
 
 @contextmanager
@@ -221,9 +222,3 @@ def _delete_links(names: set[str]) -> None:
         for link in netlink.get_links():
             if link.get("ifname") in names and _exists(link.get("ifname")):
                 netlink.link("del", index=link["index"])
-
-
-def _run(*argv: str, text: str | None = None) -> None:
-    done = subprocess.run(argv, input=text, capture_output=True, text=True)
-    if done.returncode:
-        raise Failed(f"{' '.join(argv)} failed: {done.stderr.strip()}")

@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import Unsupported
 from firstlight.host import cgroups
+from firstlight.host.commands import run
 from firstlight.host.mounts import unmount_below
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Execute, Prepared, oci_spec, rootfs
@@ -219,14 +220,8 @@ def _tree(directory: Path) -> Path:
 @contextmanager
 def _cgroup2_view() -> Iterator[None]:
     """Mount cgroup2 alone at /sys/fs/cgroup for crun, in this mount namespace."""
-    _run("mount", "-t", "cgroup2", "none", "/sys/fs/cgroup")
+    run("mount", "-t", "cgroup2", "none", "/sys/fs/cgroup")
     try:
         yield
     finally:
-        _run("umount", "--lazy", "/sys/fs/cgroup")
-
-
-def _run(*argv: str) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True)
-    if done.returncode:
-        raise Failed(f"{' '.join(argv)} failed: {done.stderr.strip()}")
+        run("umount", "--lazy", "/sys/fs/cgroup")
