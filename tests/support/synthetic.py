@@ -96,7 +96,7 @@ def container_creation(path: Path, *, repetitions: int = 10) -> Run:
         Header(
             run="fl-container",
             experiment="container-creation",
-            question="Where does container creation go?",
+            question="Where does container creation spend its time?",
             end_point=EndPoint.FIRST_INSTRUCTION,
             axes=("runtime", "instances"),
             points=tuple(points),
@@ -136,7 +136,7 @@ def network_setup(path: Path, *, repetitions: int = 10) -> Run:
         Header(
             run="fl-network",
             experiment="network-setup",
-            question="Where does network set-up go, in order and at once?",
+            question="Where does network set-up spend its time, in sequence and at once?",
             end_point=EndPoint.REQUEST_DONE,
             axes=("method", "order", "instances"),
             points=tuple(points),
@@ -160,7 +160,7 @@ def nothing_ready(path: Path) -> Run:
     header = Header(
         run="fl-nothing",
         experiment="container-creation",
-        question="Where does container creation go?",
+        question="Where does container creation spend its time?",
         end_point=EndPoint.FIRST_INSTRUCTION,
         axes=("runtime", "instances"),
         points=(point,),

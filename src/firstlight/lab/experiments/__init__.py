@@ -1,4 +1,4 @@
-"""One file a question, each one declaration that ``catalogue.ALL`` names."""
+"""One file per experiment: a declaration, listed in ``catalogue.ALL``."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -9,17 +9,17 @@ from firstlight.lab.load import BURST, Shape
 from firstlight.model import EndPoint, Point, Presentation, Setting
 
 Option = Literal["runtimes", "networks", "hypervisors", "accel", "guests", "clocks"]
-"""The fields of Options that not every experiment uses."""
+"""The fields of Options that not all experiments use."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for; ``instances`` replaces an experiment's own list.
+    """The user's choices. ``instances`` replaces an experiment's own list.
 
     ``networks`` are CNI networks, by a name of conf/cni or the path of a configuration file.
     ``hypervisors`` are names or paths; ``accel`` is one of backends.accel.ACCELERATORS. ``guests``
-    are ours or the guest catalogue's; none means all. ``clocks`` say how guests tell time: by the
-    ``wall``, or by ``counted`` instructions. ``end_point`` replaces that of the backends.
+    are built-in or in the guest catalogue; empty means all. ``clocks`` are how guests tell time:
+    ``wall``, or ``counted`` instructions. ``end_point`` replaces that of the backends.
     """
 
     instances: tuple[int, ...]
@@ -34,10 +34,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Case:
-    """One point of an experiment: its settings as the report words them, and how it is measured.
+    """A point of an experiment: its settings as reports show them, and its backend.
 
-    ``point`` has a setting for each axis. Its ``instances`` say how many starts one batch asks for,
-    in the ``shape`` of load. The settings are labels: what is measured is in ``backend``.
+    ``point`` has a setting for each axis; ``instances`` is the number of starts per batch, in the
+    load ``shape``. Settings are labels: ``backend`` determines what is measured.
     """
 
     point: Point
@@ -46,7 +46,7 @@ class Case:
 
     @property
     def instances(self) -> int:
-        """How many starts one batch asks for."""
+        """The number of starts per batch."""
         return int(self.point["instances"])
 
 
@@ -58,10 +58,11 @@ def _no_facts(_: Options) -> dict[str, Setting]:
 class Experiment:
     """A question, the axes it varies and the cases it measures.
 
-    ``figure`` is where the paper answers it. ``cases`` makes them in the order of the report.
-    ``options`` are those that ``cases`` uses: others are refused. ``facts`` join those of the
-    host. ``presentation`` says how its runs are shown. Its phases are ``explained_by`` the
-    kernel's events, in starts that are traced beside the others, or by what components tell of all.
+    ``figure`` is the paper's answer. ``cases`` makes the cases in the order of the report.
+    ``options`` are those that ``cases`` uses; others are refused. ``facts`` are added to those of
+    the host. ``presentation`` is how its runs are shown. Phases are
+    ``explained_by`` the kernel's events, in traced starts interleaved with the others, or by the
+    components' own telemetry, in all starts.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What each prepared part is worth: the runtime without it beside the runtime as it is."""
+"""What each prepared part gains: the runtime with and without it."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ def _cases(options: Options) -> Iterator[Case]:
 
 ABLATION = Experiment(
     name="ablation",
-    question="What is each prepared part worth?",
+    question="What does each prepared part gain?",
     figure="section IV",
     axes=("without", "instances"),
     cases=_cases,

@@ -1,4 +1,4 @@
-"""What the recommended design gains: prepared parts against a runtime with a CNI plugin."""
+"""What prepared parts gain against a runtime with a CNI plugin."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What each way into a guest's kernel costs: a boot sector, firmware, PVH, the 64-bit entry."""
+"""What each boot protocol costs: a boot sector, firmware, PVH, the 64-bit entry."""
 
 from collections.abc import Iterable
 
@@ -21,7 +21,7 @@ def _cases(options: Options) -> Iterable[Case]:
 
 BOOT_PROTOCOL = Experiment(
     name="boot-protocol",
-    question="What does each way into the guest's kernel cost?",
+    question="What does each boot protocol cost?",
     figure="Fig. 3(a)",
     axes=_AXES,
     cases=_cases,

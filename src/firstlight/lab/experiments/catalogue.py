@@ -1,4 +1,4 @@
-"""Every experiment, by name."""
+"""The experiments by name."""
 
 from firstlight.errors import NotApplicable, UnknownName, Unsupported
 from firstlight.lab.experiments import Experiment, Options
@@ -38,14 +38,14 @@ ALL = {
 
 
 def find(name: str) -> Experiment:
-    """The experiment of that name. Raises UnknownName."""
+    """The experiment with this name. Raises UnknownName."""
     if name not in ALL:
         raise UnknownName("experiment", name, ALL)
     return ALL[name]
 
 
 def probe() -> dict[str, list[Missing]]:
-    """For each experiment, what keeps parts of it from running here; nothing if it can."""
+    """For each experiment, why parts of it cannot run here; empty if it can run in full."""
     return {experiment.name: _missing(experiment) for experiment in ALL.values()}
 
 

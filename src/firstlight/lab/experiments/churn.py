@@ -1,4 +1,4 @@
-"""What a platform sees all day: starts and stops that go on, past the end of its pools."""
+"""Sustained starts and stops, as on a platform, beyond the size of the pools."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from firstlight.lab.load import Poisson
 from firstlight.model import Presentation
 
 RATES = (50, 100, 200, 400)
-"""Starts a second, and as many stops."""
+"""Starts per second, and as many stops."""
 
 
 def _cases(options: Options) -> Iterator[Case]:
@@ -24,7 +24,7 @@ def _cases(options: Options) -> Iterator[Case]:
 
 CHURN = Experiment(
     name="churn",
-    question="How many starts and stops a second, and what does refilling the pools cost them?",
+    question="How many starts and stops per second, and what does refilling the pools cost them?",
     figure="section IV",
     axes=("pools", "rate", "instances"),
     cases=_cases,

@@ -21,7 +21,7 @@ def _cases(options: Options) -> Iterator[Case]:
 
 CNI_BACKGROUND = Experiment(
     name="cni-background",
-    question="Do pods that are up already slow a new one?",
+    question="Do running pods slow a new one?",
     figure="Fig. 9(a)",
     axes=("cni", "background", "instances"),
     cases=_cases,

@@ -15,9 +15,9 @@ NETWORKS = (
     "calico",
     "cilium-profile",
 )
-"""The paper's five, of which two also as they were when it was written; unless told otherwise.
+"""The paper's five plugins, two of them also in their versions of 2021.
 
-Where one cannot be had, the profile that stands in for it is measured."""
+Where one cannot be had, its profile is measured."""
 
 _ALL = (*NETWORKS, "cilium-template-profile", "bridge", "bridge-masq", "ptp")
 

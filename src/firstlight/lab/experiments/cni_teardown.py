@@ -1,4 +1,4 @@
-"""What taking pods down costs, and what it costs those that start meanwhile."""
+"""What removing pods costs, and what it costs pods that start at the same time."""
 
 from collections.abc import Iterator
 

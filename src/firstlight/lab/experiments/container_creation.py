@@ -1,4 +1,4 @@
-"""Fig. 2 and Fig. 6 of the paper: where container creation goes."""
+"""Fig. 2 and Fig. 6 of the paper: where container creation spends its time."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ def _cases(options: Options) -> Iterator[Case]:
 
 CONTAINER_CREATION = Experiment(
     name="container-creation",
-    question="Where does container creation go, alone and with many at once?",
+    question="Where does container creation spend its time, alone and with many at once?",
     figure="Fig. 2, Fig. 6",
     axes=("runtime", "instances"),
     cases=_cases,

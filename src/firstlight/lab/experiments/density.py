@@ -1,4 +1,4 @@
-"""Does a start take longer on a host that is full?"""
+"""Do starts take longer on a full host?"""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ def _cases(options: Options) -> Iterator[Case]:
 
 DENSITY = Experiment(
     name="density",
-    question="Do instances that are up already slow a new one?",
+    question="Do running instances slow a new one?",
     figure="section IV",
     axes=("background", "instances"),
     cases=_cases,

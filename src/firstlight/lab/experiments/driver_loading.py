@@ -1,4 +1,4 @@
-"""Which driver costs what, on each console, alone and with many at once: the paper's Fig. 4."""
+"""Fig. 4 of the paper: what each driver costs, by console, alone and with many at once."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,7 @@ def _cases(options: Options) -> Iterable[Case]:
 
 DRIVER_LOADING = Experiment(
     name="driver-loading",
-    question="Which driver costs what, alone and with many at once?",
+    question="What does each driver cost, alone and with many at once?",
     figure="Fig. 4",
     axes=machines.AXES,
     cases=_cases,

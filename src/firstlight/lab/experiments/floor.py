@@ -1,4 +1,4 @@
-"""What no runtime can be faster than: one clone and exec, with each namespace."""
+"""The floor that no runtime can beat: one clone and exec, with each namespace."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ def _cases(options: Options) -> Iterator[Case]:
 
 FLOOR = Experiment(
     name="floor",
-    question="What do clone, exec and each namespace cost by themselves?",
+    question="What do clone, exec and each namespace cost alone?",
     figure="section II-B",
     axes=("namespaces", "instances"),
     cases=_cases,

@@ -1,4 +1,4 @@
-"""Kinds of functions side by side: what it costs to start each, and which isolation it gives."""
+"""Kinds of functions: the cost of a start, and the isolation."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ def _cases(options: Options) -> Iterator[Case]:
 
 FUNCTIONS = Experiment(
     name="functions",
-    question="What does each kind of function cost to start?",
+    question="What does it cost to start each kind of function?",
     figure="related work",
     axes=("function", "instances"),
     cases=_cases,

@@ -1,6 +1,6 @@
-"""Does a bigger hypervisor start slower, and is it the dynamic linker: the paper's Fig. 3(b).
+"""Fig. 3(b) of the paper: does a larger hypervisor start more slowly, because of linking?
 
-Every build boots the same guest on the same machine type, under the same accelerator.
+All builds boot the same guest on the same machine type, under the same accelerator.
 """
 
 import shutil
@@ -31,7 +31,7 @@ def _cases(options: Options) -> Iterator[Case]:
 
 
 def _common(builds: tuple[str, ...], asked: str) -> str:
-    """An accelerator that all builds have, so that they differ in nothing else; or one by name."""
+    """An accelerator that all builds have, so that nothing else differs; or the given one."""
     programs = [program for build in builds if (program := shutil.which(build))]
     for accel in ("tcg", "kvm") if asked == "auto" else (asked,):
         try:
@@ -44,7 +44,7 @@ def _common(builds: tuple[str, ...], asked: str) -> str:
 
 
 def _facts(options: Options) -> dict[str, Setting]:
-    """What each build is made of, and its dynamic linking by the linker's own count."""
+    """The contents of each build, and its dynamic linking by the linker's own count."""
     facts: dict[str, Setting] = {}
     for build in _builds(options):
         if program := shutil.which(build):
@@ -62,7 +62,7 @@ def _facts(options: Options) -> dict[str, Setting]:
 
 HYPERVISOR_BUILDS = Experiment(
     name="hypervisor-builds",
-    question="Does a bigger hypervisor start slower?",
+    question="Does a larger hypervisor start more slowly?",
     figure="Fig. 3(b)",
     axes=("build", "accel", "instances"),
     cases=_cases,

@@ -1,4 +1,4 @@
-"""The machines that experiments boot: their cases, and the words of their points."""
+"""The VMs that experiments boot: their cases and the labels of their points."""
 
 import shutil
 from collections.abc import Iterable, Iterator
@@ -20,9 +20,9 @@ from firstlight.lab.guests.probe import Probe
 from firstlight.model import Presentation, Setting
 
 AXES = ("hypervisor", "guest", "filesystem", "console", "protocol", "clock", "accel", "instances")
-"""Of an experiment that boots by both consoles and both clocks."""
+"""The axes of an experiment with both consoles and both clocks."""
 OPTIONS: tuple[Option, ...] = ("hypervisors", "accel", "guests")
-"""What every experiment of machines lets its user choose."""
+"""The options of every experiment with VMs."""
 BOOTS = Presentation(view="boots")
 QEMU = "qemu-system-x86_64"
 _LINES = 100
@@ -30,9 +30,9 @@ _LINES = 100
 
 @dataclass(frozen=True)
 class Hypervisor:
-    """A QEMU with its type of machine, or a Firecracker; by a name or a path.
+    """A QEMU with its machine type, or a Firecracker; by name or path.
 
-    ``snapshot``: a guest is restored and not booted.
+    ``snapshot``: a guest is restored, not booted.
     """
 
     binary: str
@@ -41,19 +41,19 @@ class Hypervisor:
 
     @property
     def is_firecracker(self) -> bool:
-        """Which of the two it is."""
+        """Whether it is QEMU or Firecracker."""
         return "firecracker" in Path(self.binary).name
 
     @property
     def name(self) -> str:
-        """The word for it: ``qemu pc``, ``firecracker``, ``firecracker snapshot``."""
+        """Its label: ``qemu pc``, ``firecracker``, ``firecracker snapshot``."""
         binary = "qemu" if self.binary == QEMU else self.binary
         return " ".join(filter(None, (binary, self.machine, "snapshot" * self.snapshot)))
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One guest on one hypervisor; an empty ``protocol`` is the shortest way that there is.
+    """A guest on a hypervisor. An empty ``protocol`` means the shortest one available.
 
     ``guest`` is ``probe``, ``linux`` or a name of the guest catalogue.
     """
@@ -67,7 +67,7 @@ class Machine:
 
 
 def hypervisors(options: Options, *machines: str) -> list[Hypervisor]:
-    """What to compare: each QEMU with each type of machine, and Firecracker."""
+    """The hypervisors to compare: each QEMU with each machine type, and Firecracker."""
     given = [Hypervisor(binary) for binary in options.hypervisors]
     qemus = [each.binary for each in given if not each.is_firecracker]
     return [
@@ -77,15 +77,15 @@ def hypervisors(options: Options, *machines: str) -> list[Hypervisor]:
 
 
 def pc(options: Options) -> Hypervisor:
-    """The hypervisor of an experiment that does not compare them."""
+    """The hypervisor of an experiment that does not compare hypervisors."""
     return hypervisors(options, "pc")[0]
 
 
 def guests(options: Options, *filesystems: str, verbose: bool = False) -> list[tuple[str, str]]:
-    """Guests and their file systems: ours and the catalogue's, or those that were asked for.
+    """Guests and their file systems: built-in and in the catalogue, or the chosen ones.
 
-    ``filesystems`` are the ones of Linux's that count here. Ours are taken ``verbose`` as well
-    where a console's cost is the question.
+    ``filesystems`` are those of Linux that matter here. Built-in guests are also taken ``verbose``
+    where the cost of a console is the question.
     """
     ours = (*OWN, *(f"{name}{VERBOSE}" for name in OWN))
     added = {entry.name: entry.filesystem for entry in catalogue.entries()}
@@ -105,7 +105,7 @@ def guests(options: Options, *filesystems: str, verbose: bool = False) -> list[t
 
 
 def kinds(_: Options) -> dict[str, Setting]:
-    """The kind of each of the user's guests, and the accelerators that QEMU's machines run on.
+    """The kind of each of the user's guests, and the accelerators of QEMU's machines.
 
     Claims compare within a kind of guest.
     """
@@ -114,10 +114,10 @@ def kinds(_: Options) -> dict[str, Setting]:
 
 
 def protocol(machine: Machine) -> str:
-    """How a guest is booted: as its machine says, or else by the shortest way that it has.
+    """The protocol that boots a guest: as its machine says, else the shortest one.
 
-    Linux has a VGA text console only by firmware, so on a PC it is booted so on either console.
-    Every Firecracker has the 64-bit entry, and only newer ones PVH.
+    Linux has a VGA text console only by firmware, so on a PC it is booted by firmware on either
+    console. Every Firecracker has the 64-bit entry, newer ones also PVH.
     """
     if machine.protocol:
         return machine.protocol
@@ -138,7 +138,7 @@ def _boots(guest: Guest, way: str) -> bool:
 
 
 def cases(axes: tuple[str, ...], machines: Iterable[Machine], options: Options) -> Iterator[Case]:
-    """A case for each machine and number of instances, with the settings of these axes."""
+    """A case for each VM and number of instances, with the settings of these axes."""
     for machine in machines:
         accel = _accelerator(machine, options)
         settings: dict[str, Setting] = {
@@ -160,12 +160,12 @@ def cases(axes: tuple[str, ...], machines: Iterable[Machine], options: Options) 
 
 
 def _can_count(machine: Machine, instances: int, options: Options) -> bool:
-    """Only QEMU counts, and a neighbour does not change what one counts."""
+    """Only QEMU counts instructions, and neighbours do not change a count."""
     return instances == min(options.instances) and not machine.hypervisor.is_firecracker
 
 
 def backend(machine: Machine, accel: str = "auto") -> Backend:
-    """What boots a machine."""
+    """The backend that boots a VM."""
     hypervisor, guest = machine.hypervisor, _guest(machine.guest, machine.filesystem)
     if hypervisor.is_firecracker:
         return Firecracker(
@@ -183,7 +183,7 @@ def backend(machine: Machine, accel: str = "auto") -> Backend:
         accel=accel,
         binary=hypervisor.binary,
         icount=machine.clock == "counted",
-        # OSv has no clock to print by under TCG, and its chart in memory costs the boot nothing.
+        # Under TCG OSv has no clock to print; its chart in memory costs the boot nothing.
         chart="memory" if isinstance(guest, Osv) else "console",
     )
 

@@ -1,4 +1,4 @@
-"""Fig. 7 of the paper: where network set-up goes, in order and at once."""
+"""Fig. 7 of the paper: where network set-up spends its time, in sequence and at once."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ def _cases(options: Options) -> Iterator[Case]:
 
 NETWORK_SETUP = Experiment(
     name="network-setup",
-    question="Where does network set-up go, in order and at once?",
+    question="Where does network set-up spend its time, in sequence and at once?",
     figure="Fig. 7(a), 7(b)",
     axes=("method", "order", "instances"),
     cases=_cases,

@@ -1,4 +1,4 @@
-"""What each known trick takes off the time of a network set-up."""
+"""What each known trick saves in network set-up."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ def _cases(options: Options) -> Iterator[Case]:
 
 NETWORK_TRICKS = Experiment(
     name="network-tricks",
-    question="What does each trick take off the time of a network set-up?",
+    question="What does each trick save in network set-up?",
     figure="section IV",
     axes=("trick", "instances"),
     cases=_cases,

@@ -1,4 +1,4 @@
-"""Containers, prepared parts and machines side by side: what one function costs to start."""
+"""Containers, prepared parts and VMs: what it costs to start one function."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -39,7 +39,7 @@ def _cases(options: Options) -> Iterator[Case]:
 
 PLATFORMS = Experiment(
     name="platforms",
-    question="What does one function cost to start in a container, from prepared parts, in a VM?",
+    question="What does it cost to start a function in a container, from prepared parts, in a VM?",
     figure="sections III and IV",
     axes=("platform", "instances"),
     cases=_cases,

@@ -1,4 +1,4 @@
-"""A whole pod, network and container: what the network adds to the container's start."""
+"""A whole pod: what the network adds to the container's start."""
 
 from collections.abc import Iterator
 

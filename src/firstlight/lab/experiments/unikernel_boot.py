@@ -1,4 +1,4 @@
-"""Where one boot goes: the paper's Table I and Fig. 3(a)."""
+"""Table I and Fig. 3(a) of the paper: where a boot spends its time."""
 
 from collections.abc import Iterable
 
@@ -21,7 +21,7 @@ def _cases(options: Options) -> Iterable[Case]:
 
 UNIKERNEL_BOOT = Experiment(
     name="unikernel-boot",
-    question="Where does one boot go?",
+    question="Where does a VM's boot spend its time?",
     figure="Table I, Fig. 3(a)",
     axes=machines.AXES,
     cases=_cases,

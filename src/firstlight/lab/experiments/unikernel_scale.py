@@ -1,4 +1,4 @@
-"""What grows when many boot at once: the paper's Fig. 5."""
+"""Fig. 5 of the paper: what grows when many VMs boot at once."""
 
 from collections.abc import Iterable
 
@@ -21,7 +21,7 @@ def _cases(options: Options) -> Iterable[Case]:
 
 UNIKERNEL_SCALE = Experiment(
     name="unikernel-scale",
-    question="What grows when many boot at once?",
+    question="What grows when many VMs boot at once?",
     figure="Fig. 5",
     axes=_AXES,
     cases=_cases,
