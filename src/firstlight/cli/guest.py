@@ -1,5 +1,6 @@
 """The verbs of the guest catalogue: ``firstlight guest …``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Manage guests of your own that VMs boot: OSv, Linux, any other.",
 )
+
+
+def _kinds() -> Sequence[str]:
+    from firstlight.lab.guests.catalogue import KINDS
+
+    return KINDS
 
 
 @app.command(
@@ -27,7 +34,7 @@ def add(
         str,
         typer.Argument(
             help="osv, linux or generic.",
-            autocompletion=completion(lambda: ("osv", "linux", "generic")),
+            autocompletion=completion(_kinds),
         ),
     ],
     *,

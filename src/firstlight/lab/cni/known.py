@@ -54,6 +54,11 @@ def names() -> list[str]:
     return sorted(file.name.removesuffix(".conflist") for file in _directory().glob("*.conflist"))
 
 
+def networks() -> list[str]:
+    """The built-in networks that replace no other, sorted by name."""
+    return [name for name in names() if not find(name)[1].instead_of]
+
+
 def find(name: str) -> tuple[Network, About]:
     """A network by its built-in name, or by a file's path (with a slash). Raises BadConf."""
     if "/" in name:

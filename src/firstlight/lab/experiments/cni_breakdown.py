@@ -1,8 +1,9 @@
 """Fig. 8 of the paper: what each CNI spends on one pod."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from firstlight.lab.backends.cni import Cni, present
+from firstlight.lab.cni import known
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.model import Presentation
 
@@ -19,11 +20,15 @@ NETWORKS = (
 
 Where one cannot be had, its profile is measured."""
 
-_ALL = (*NETWORKS, "cilium-template-profile", "bridge", "bridge-masq", "ptp")
+
+def _networks(options: Options) -> Iterable[str]:
+    """The paper's five first, then every other built-in network."""
+    others = (name for name in known.networks() if name not in NETWORKS)
+    return options.networks or present([*NETWORKS, *others])
 
 
 def _cases(options: Options) -> Iterator[Case]:
-    for network in options.networks or present(_ALL):
+    for network in _networks(options):
         for instances in options.instances:
             yield Case({"cni": network, "instances": instances}, Cni(network))
 

@@ -12,11 +12,9 @@ from firstlight.lab.backends.accel import choose, in_use
 from firstlight.lab.backends.firecracker import Firecracker
 from firstlight.lab.backends.qemu import Qemu
 from firstlight.lab.experiments import Case, Option, Options
-from firstlight.lab.guests import BootConfig, Guest, catalogue
-from firstlight.lab.guests.catalogue import OWN, VERBOSE
+from firstlight.lab.guests import BootConfig, Guest, built_in, catalogue
 from firstlight.lab.guests.linux import Linux
 from firstlight.lab.guests.osv import Osv
-from firstlight.lab.guests.probe import Probe
 from firstlight.model import Presentation, Setting
 
 AXES = ("hypervisor", "guest", "filesystem", "console", "protocol", "clock", "accel", "instances")
@@ -25,7 +23,6 @@ OPTIONS: tuple[Option, ...] = ("hypervisors", "accel", "guests")
 """The options of every experiment with VMs."""
 BOOTS = Presentation(view="boots")
 QEMU = "qemu-system-x86_64"
-_LINES = 100
 
 
 @dataclass(frozen=True)
@@ -84,24 +81,25 @@ def pc(options: Options) -> Hypervisor:
 def guests(options: Options, *filesystems: str, verbose: bool = False) -> list[tuple[str, str]]:
     """Guests and their file systems: built-in and in the catalogue, or the chosen ones.
 
-    ``filesystems`` are those of Linux that matter here. Built-in guests are also taken ``verbose``
-    where the cost of a console is the question.
+    ``filesystems`` are for built-in guests that have several. Built-in guests are also taken
+    ``verbose`` where the cost of a console is the question.
     """
-    ours = (*OWN, *(f"{name}{VERBOSE}" for name in OWN))
     added = {entry.name: entry.filesystem for entry in catalogue.entries()}
-    known = (*added, *ours)
+    known = (*added, *built_in.NAMES)
     for name in options.guests:
         if name not in known:
             raise UnknownName("guest", name, known)
-    names = options.guests or (*added, *(ours if verbose else OWN))
+    names = options.guests or (*added, *(built_in.NAMES if verbose else built_in.ALL))
     return [
         (name, filesystem)
         for name in names
-        for filesystem in (
-            filesystems if name.startswith("linux") and name in ours
-            else ("erofs",) if name in ours else (added.get(name, ""),)
-        )
-    ]  # fmt: skip
+        for filesystem in ((added[name],) if name in added else _filesystems(name, filesystems))
+    ]
+
+
+def _filesystems(name: str, filesystems: tuple[str, ...]) -> tuple[str, ...]:
+    only = built_in.ALL[name.removesuffix(built_in.VERBOSE)].filesystem
+    return (only,) if only else filesystems
 
 
 def kinds(_: Options) -> dict[str, Setting]:
@@ -203,9 +201,7 @@ def _accelerator(machine: Machine, options: Options) -> str:
 
 @cache
 def _guest(name: str, filesystem: str) -> Guest:
-    own, verbose = name.removesuffix(VERBOSE), name.endswith(VERBOSE)
-    if own == "probe":
-        return Probe(filesystem, packet=False, lines=_LINES if verbose else 0)
-    if own == "linux":
-        return Linux(filesystem, verbose=verbose)
+    if name in built_in.NAMES:
+        brought = built_in.ALL[name.removesuffix(built_in.VERBOSE)]
+        return brought.make(filesystem, name.endswith(built_in.VERBOSE))
     return catalogue.guest(catalogue.find(name))

@@ -1,6 +1,6 @@
 """What a VM boots: one file per guest, with its images, its command line and its log."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -119,3 +119,15 @@ class PacketGuest(Protocol):
 
     def to_first_packet(self) -> Guest:
         """The same guest with FIRST_PACKET as its end point."""
+
+
+@dataclass(frozen=True)
+class BuiltInGuest:
+    """A built-in guest. ``make`` is told its file system, and whether to be verbose.
+
+    ``filesystem`` is the only one that it has; with none, each experiment chooses.
+    """
+
+    name: str
+    make: Callable[[str, bool], Guest]
+    filesystem: str = ""

@@ -19,16 +19,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from firstlight.errors import Failed, FirstlightError, UnknownName, Unsupported
-from firstlight.lab.guests import Guest, images, linux_kernel, linux_root, osv
+from firstlight.lab.guests import Guest, built_in, images, linux_kernel, linux_root, osv
 from firstlight.lab.guests.generic import Generic
 from firstlight.lab.guests.linux import Linux
 from firstlight.lab.guests.osv import Osv
 
 KINDS = ("osv", "linux", "generic")
-OWN = ("probe", "linux")
-"""Names of firstlight's own guests, which no other guest can have."""
-VERBOSE = "-verbose"
-"""Suffix of such a name: the guest prints as much as a kernel does by default."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 PARTS = ("kernel", "disk.img", "root")
 _ENTRY = "guest.json"
@@ -154,7 +150,7 @@ def _check_words(entry: Entry) -> None:
             f"{entry.name!r} is not a valid guest name",
             "use lower-case letters, digits, '.', '_' and '-'",
         )
-    if entry.name.removesuffix(VERBOSE) in OWN:
+    if entry.name in built_in.NAMES:
         raise FirstlightError(
             f"{entry.name} is one of firstlight's own guests", "choose another --name"
         )

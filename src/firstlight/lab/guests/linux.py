@@ -13,6 +13,7 @@ from firstlight.errors import NotApplicable, Unsupported
 from firstlight.lab.guests import (
     BootConfig,
     BootSpec,
+    BuiltInGuest,
     Line,
     Reading,
     clock,
@@ -133,3 +134,6 @@ class Linux:
 
 def _hertz(config: BootConfig) -> float:
     return _COUNTED_HERTZ if config.icount else clock.tsc_hertz()
+
+
+BUILT_IN = BuiltInGuest("linux", lambda filesystem, verbose: Linux(filesystem, verbose=verbose))

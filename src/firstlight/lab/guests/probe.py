@@ -12,7 +12,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 
 from firstlight.errors import Unsupported
-from firstlight.lab.guests import BootConfig, BootSpec, Line, Reading, probe_images
+from firstlight.lab.guests import BootConfig, BootSpec, BuiltInGuest, Line, Reading, probe_images
 from firstlight.model import EndPoint, Step
 from firstlight.native import native
 
@@ -20,6 +20,7 @@ FILESYSTEMS = ("erofs", "none")
 STEPS = ("disk read", "entry", "console", "pci", "virtio", "block", "net", "rng", "mount", "packet")
 """The names of its spans; also ``firmware``, if its counter began with the VM."""
 
+_VERBOSE_LINES = 100
 _COUNTED_HERTZ = 10**9  # with counted instructions a tick is a nanosecond (QEMU's icount_get)
 _PLAUSIBLE_HERTZ = range(10**8, 10**11)
 _TICKS = r"(\d{1,17})"
@@ -133,3 +134,10 @@ def _stamped(lines: Sequence[Line]) -> list[tuple[Line, int]]:
 
 def _last(pattern: re.Pattern[str], lines: Sequence[Line]) -> re.Match[str] | None:
     return next((hit for line in reversed(lines) if (hit := pattern.fullmatch(line.text))), None)
+
+
+def _make(filesystem: str, verbose: bool) -> Probe:
+    return Probe(filesystem, packet=False, lines=_VERBOSE_LINES if verbose else 0)
+
+
+BUILT_IN = BuiltInGuest("probe", _make, "erofs")
