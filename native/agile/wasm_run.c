@@ -208,8 +208,10 @@ int wasm_run(struct wasm_runner *runner, const struct wasm_event_view *event)
 {
 	const struct wasm_module *module = runner->module;
 	runner->outcome.head = (struct wasm_result){.outcome = WASM_RETURNED};
-	if (module->uses_files && mkdir(runner->directory, 0700))
-		return -1;
+	if (module->uses_files && mkdir(runner->directory, 0700)) {
+		fail(&runner->outcome, WASM_FAILED, "its /tmp cannot be made: %s", strerror(errno));
+		return 0;
+	}
 	runner->deadline = wasm_now() + module->limits.timeout;
 	wasmtime_store_t *store = wasmtime_store_new(module->engine, runner, NULL);
 	run_in(runner, store, event);

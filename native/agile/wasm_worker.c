@@ -15,7 +15,7 @@
  * instances whose time is over, by wasmtime's epochs; one that this does not end (a defect of ours or
  * of wasmtime's) ends the worker, and the next request finds a new one.
  *
- * It ends with 0 when its control socket does, with REFUSED and words on standard error if the module
+ * It ends with 0 when its control socket does or its last client has left, with REFUSED and words on standard error if the module
  * is none that it can run, and with BROKEN if it cannot go on.
  */
 #include "wasm_module.h"
@@ -32,6 +32,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -39,7 +40,7 @@
 #include <unistd.h>
 
 enum { CONTROL = 0, REFUSED = 3, BROKEN = 4 };
-enum { THREAD_STACK = 4 << 20, IDLE_TICKS = 20, READ_MS = 1000 };
+enum { THREAD_STACK = 4 << 20, IDLE_TICKS = 20, READ_MS = 1000, LINGER_MS = 1000 };
 static const int64_t GRACE_NS = 5LL * 1000 * 1000 * 1000;
 
 static struct wasm_module module;
@@ -53,7 +54,9 @@ static struct connection {
 	bool open;
 } connections[WASM_CONNECTIONS_MAX];
 static pthread_mutex_t connections_lock = PTHREAD_MUTEX_INITIALIZER;
-static int ready; /* epoll */
+static uint32_t open_connections;
+static int ready;   /* epoll */
+static int vacated; /* an eventfd: the last connection was closed */
 
 static atomic_int running;	    /* instances */
 static atomic_uint clock_is_asleep; /* a futex */
@@ -123,7 +126,8 @@ static void add_connection(int descriptor)
 		if (epoll_ctl(ready, EPOLL_CTL_ADD, descriptor, &event)) {
 			connection->open = false;
 			place = WASM_CONNECTIONS_MAX;
-		}
+		} else
+			open_connections++;
 	}
 	pthread_mutex_unlock(&connections_lock);
 	if (place == WASM_CONNECTIONS_MAX)
@@ -146,6 +150,8 @@ static void unuse(struct connection *connection, bool keep)
 	if (!keep && connection->open) {
 		connection->open = false;
 		epoll_ctl(ready, EPOLL_CTL_DEL, connection->descriptor, NULL);
+		if (!--open_connections && write(vacated, &(uint64_t){1}, sizeof(uint64_t)) < 0)
+			end(BROKEN, "eventfd", strerror(errno));
 	}
 	if (!--connection->users && !connection->open)
 		close(connection->descriptor);
@@ -259,6 +265,35 @@ static int take_connection(void)
 	}
 }
 
+/* Whether there is no connection, and none came for a while. */
+static bool is_left(void)
+{
+	struct pollfd control = {CONTROL, POLLIN, 0};
+	pthread_mutex_lock(&connections_lock);
+	bool none = !open_connections;
+	pthread_mutex_unlock(&connections_lock);
+	return none && poll(&control, 1, LINGER_MS) == 0;
+}
+
+/* Takes connections until there is no more need for it. */
+static void serve_connections(void)
+{
+	for (;;) {
+		struct pollfd awaited[] = {{CONTROL, POLLIN, 0}, {vacated, POLLIN, 0}};
+		uint64_t times;
+		if (poll(awaited, 2, -1) < 0 && errno != EINTR)
+			end(BROKEN, "poll", strerror(errno));
+		if (awaited[1].revents && read(vacated, &times, sizeof times) > 0 && is_left())
+			return;
+		if (!awaited[0].revents)
+			continue;
+		int descriptor = take_connection();
+		if (descriptor < 0)
+			return;
+		add_connection(descriptor);
+	}
+}
+
 static char *read_module(const char *path, size_t *size)
 {
 	struct stat status;
@@ -337,15 +372,15 @@ int main(int argc, char **argv)
 		end(REFUSED, reason, "");
 	free(bytes);
 	ready = epoll_create1(EPOLL_CLOEXEC);
-	if (ready < 0)
-		end(BROKEN, "epoll_create1", strerror(errno));
+	vacated = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (ready < 0 || vacated < 0)
+		end(BROKEN, "epoll_create1 or eventfd", strerror(errno));
 	start(be_clock, NULL);
 	for (uint32_t i = 0; i < module.limits.threads; i++) {
 		runners[i].module = &module;
 		snprintf(runners[i].directory, sizeof runners[i].directory, "%s/%u", argv[3], i);
 		start(be_runner, runners + i);
 	}
-	for (int descriptor; (descriptor = take_connection()) >= 0;)
-		add_connection(descriptor);
+	serve_connections();
 	_exit(0);
 }

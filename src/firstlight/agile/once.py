@@ -36,6 +36,10 @@ class Once(Generic[Made]):
         """All that are made."""
         return list(self._made.values())
 
+    def forget(self, made: Made) -> None:
+        """It is not had again: who asks for its key has another made."""
+        self._made = {key: one for key, one in self._made.items() if one is not made}
+
     async def close(self) -> None:
         """Make no more."""
         making = list(self._making.values())

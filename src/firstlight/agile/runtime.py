@@ -405,7 +405,7 @@ class Runtime:
     async def _wasm(self, function: Function) -> Wasm:
         async def made() -> Wasm:
             function.check()
-            return Wasm(function, self._resident)
+            return Wasm(function, self._resident, self._wasms.forget)
 
         return await self._wasms.get(_key(function), made)
 

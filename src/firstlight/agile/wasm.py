@@ -38,6 +38,8 @@ THREADS = 8
 """How many instances of a function run at once; more wait."""
 WORKER_BYTES = 512 << 20
 """What a worker may use beside its instances' memory: for its compiler, and the compiled code."""
+IDLE_SECONDS = 300.0
+"""After so long without a request the runtime leaves a worker, which ends with its last client."""
 COMPILE_SECONDS = 10.0
 """What a compilation may take at least, however short the function's own time is."""
 ELEMENTS = 1 << 16
@@ -75,14 +77,20 @@ class _Serving:
 
     def __init__(self, worker: Worker, channel: Channel, identity: tuple[int, ...]) -> None:
         self.worker, self.channel, self.identity = worker, channel, identity
-        self.checked = time.monotonic()
+        self.checked = self.used = time.monotonic()
+        self.is_left = False
 
 
 class Wasm:
-    """One function, and its worker, which is started by the first request and after its end."""
+    """One function, and its worker, which is started by the first request and after its end.
 
-    def __init__(self, function: Function, launch: Launch) -> None:
-        self.function, self._launch = function, launch
+    ``forget`` is called with it when it has had no request for a while, and its worker has ended.
+    """
+
+    def __init__(
+        self, function: Function, launch: Launch, forget: "Callable[[Wasm], None]"
+    ) -> None:  # fmt: skip
+        self.function, self._launch, self._forget = function, launch, forget
         self._serving: _Serving | None = None
         self._starting: asyncio.Future[_Serving] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,6 +107,7 @@ class Wasm:
         encoded = [self._encode(event) for event in events]
         warm = self._serving is not None
         serving = await self._current()
+        serving.used = time.monotonic()
         try:
             replies = await asyncio.wait_for(
                 serving.channel.ask(encoded),
@@ -121,7 +130,7 @@ class Wasm:
             identity = await asyncio.to_thread(_identity, self.function.rootfs)
             if self._serving is serving and identity != serving.identity:
                 self._serving = None
-                self._task(_retired(serving))
+                self._task(self._replaced(serving))
         if self._serving:
             return self._serving
         if not self._starting:
@@ -151,6 +160,7 @@ class Wasm:
                                  "give the function more time or CPUs") from None  # fmt: skip
                 raise
             self._serving = serving
+            self._task(self._leave(serving))
             return serving
         finally:
             self._starting = None
@@ -166,13 +176,37 @@ class Wasm:
         """Tell those who wait for a worker how it ended."""
         worker, channel = serving.worker, serving.channel
         await asyncio.wait((worker.ended, channel.over), return_when=asyncio.FIRST_COMPLETED)
-        if not worker.ended.done():  # it lets us down, or is about to end
+        if not worker.ended.done() and not serving.is_left:  # it is about to end, or hangs
             await asyncio.wait((worker.ended,), timeout=_GRACE_SECONDS)
             worker.kill()
         epitaph = await self._epitaph(worker)
         if self._serving is serving:
             self._serving = None
         channel.fail(epitaph)
+        if serving.is_left and not self._serving and not self._starting:
+            self._forget(self)
+
+    async def _leave(self, serving: _Serving) -> None:
+        """Let a worker go that nobody has asked for a while."""
+        while not serving.channel.over.done():
+            left = serving.used + IDLE_SECONDS - time.monotonic()
+            if left <= 0 and not serving.channel.waiting:
+                self._retire(serving)
+                return
+            await asyncio.wait((serving.channel.over,), timeout=max(left, _STALE_SECONDS))
+
+    async def _replaced(self, serving: _Serving) -> None:
+        """Its module was replaced: it answers what it was asked, and no more."""
+        while serving.channel.waiting and not serving.channel.over.done():
+            await asyncio.wait((serving.channel.over,), timeout=_STALE_SECONDS)
+        self._retire(serving)
+
+    def _retire(self, serving: _Serving) -> None:
+        """It serves those who are connected to it; for the next request there is another."""
+        serving.is_left = True
+        if self._serving is serving:
+            self._serving = None
+        serving.channel.close()
 
     async def _epitaph(self, worker: Worker) -> Failed:
         """How it ended, when it has."""
@@ -252,13 +286,6 @@ def _seen(starting: "asyncio.Future[_Serving]") -> None:
     """Who asked for it may have given up; then nobody else has the error."""
     if not starting.cancelled():
         starting.exception()
-
-
-async def _retired(serving: _Serving) -> None:
-    """A worker whose module was replaced answers what it was asked, and ends."""
-    while serving.channel.waiting and not serving.channel.over.done():
-        await asyncio.sleep(_STALE_SECONDS)
-    serving.worker.kill()
 
 
 def _definition(function: Function) -> Function:

@@ -70,6 +70,11 @@ class Channel:
         """How many events have no result yet."""
         return self._waiting
 
+    def close(self) -> None:
+        """Leave the worker; nothing may be waited for."""
+        self._error = Failed(f"the worker of {self._name} was left", "try again")
+        self._end()
+
     def fail(self, error: Failed) -> None:
         """Nothing more comes: who waits, and who asks, has this error."""
         self._error = error

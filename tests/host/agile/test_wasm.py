@@ -403,6 +403,31 @@ def test_new_code_is_served_and_what_runs_is_not_disturbed(made: Make, tmp_path:
     with_runtime(main)
 
 
+def test_what_nobody_asks_for_ends_and_is_forgotten(
+    made: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wasm, "IDLE_SECONDS", 0.3)
+
+    async def main(runtime: Runtime) -> None:
+        for number in range(5):  # each a function of its own
+            await value(runtime, made(MODULE, "next", env={"N": str(number)}), 1)
+        kept = made(MODULE, "next", env={"N": "kept"})
+        with await runtime.attach(kept) as client:
+            while len(runtime.running()) > 1 or len(runtime._wasms.values()) > 1:
+                await asyncio.sleep(0.05)
+            assert await value(runtime, kept, 1) == 2  # by another
+            while len(runtime.running()) > 1:
+                await asyncio.sleep(0.05)
+            client.setblocking(True)
+            client.send(wasm_wire.request(1, [wasm_wire.event([5])]))
+            [reply] = wasm_wire.answer(client.recv(wasm_wire.MESSAGE_MAX))[2]
+            assert reply.values == (6,)
+        await asyncio.wait_for(_none_left(runtime), 10)
+        assert runtime._wasms.values() == []
+
+    with_runtime(main)
+
+
 def test_a_client_speaks_to_the_worker_itself(made: Make) -> None:
     async def main(runtime: Runtime) -> None:
         count, odd = made(MODULE, "count"), made(MODULE, "next")

@@ -140,3 +140,29 @@ def test_a_module_that_is_none_is_told(run: Run) -> None:
             status, said = worker.end()
             assert status == wasm._REFUSED
             assert words in said
+
+
+def test_it_ends_with_its_last_client(run: Run) -> None:
+    with run(MODULE, "next") as worker:
+        other = worker.connect()
+        worker.connection.close()
+        other.send(wasm_wire.request(1, [wasm_wire.event([1])]))
+        assert wasm_wire.answer(other.recv(wasm_wire.MESSAGE_MAX))[2][0].values == (2,)
+        assert worker.process.poll() is None
+        other.close()
+        assert worker.process.wait(30) == 0
+
+
+def test_an_event_is_answered_to_who_sent_it(run: Run) -> None:
+    """Connections come and go meanwhile, in the places of others."""
+    with run(MODULE, "next") as worker:
+        for number in range(300):
+            clients = [worker.connect() for _ in range(3)]
+            for place, client in enumerate(clients):
+                client.send(wasm_wire.request(number, [wasm_wire.event([3 * number + place])]))
+            for place, client in enumerate(clients):
+                if place != number % 3:  # one leaves before it is answered
+                    identity, _, [reply] = wasm_wire.answer(client.recv(wasm_wire.MESSAGE_MAX))
+                    assert (identity, reply.values) == (number, (3 * number + place + 1,))
+                client.close()
+        assert worker.end() == (0, "")
