@@ -1,1 +1,1 @@
-"""The claims of the 2021 paper, and what a run makes true or false."""
+"""The claims of the 2021 paper, judged by runs."""

@@ -1,4 +1,4 @@
-"""The paper's last claim, which it proposes and does not measure: what a pool is worth."""
+"""The paper's last claim, proposed there but not measured: what a pool gains."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from firstlight.units import ratio_interval as ratio_text
 
 @dataclass(frozen=True)
 class _Sides:
-    """Where an experiment has the same start from a pool and without it: an axis, two settings."""
+    """The axis and two settings by which an experiment compares a start with and without a pool."""
 
     axis: str
     pooled: str
@@ -30,19 +30,17 @@ class _Sides:
 
 
 _SIDES = {
-    "agile": _Sides("backend", "agile", "agile-cold", "empty pools over full ones"),
-    "ablation": _Sides(
-        "without", "sandboxes", "networks", "a network of each start's own over a pooled one"
-    ),
+    "agile": _Sides("backend", "agile", "agile-cold", "empty pools over full pools"),
+    "ablation": _Sides("without", "sandboxes", "networks", "a new network over a pooled one"),
 }
 
 
 def pool_relieves(analysis: Analysis) -> Judgement:
     """C18: a pool of prepared network namespaces relieves network set-up.
 
-    The same code starts instances from pools and with empty ones; in an ablation only the pool of
-    networks is left out. It holds if, alone and with the most at once that both have (10 or more),
-    the median start is slower without.
+    The same code starts instances from full and from empty pools; in an ablation only the network
+    pool is left out. It holds if the median start is slower without the pool, both alone and with
+    the most at once that both have (10 or more).
     """
     sides = _SIDES[analysis.run.header.experiment]
     by_size: dict[str, dict[int, list[tuple[int, int]]]] = {sides.pooled: {}, sides.empty: {}}
@@ -61,7 +59,10 @@ def pool_relieves(analysis: Analysis) -> Judgement:
             if min(batches.get((name, size), 0) for name in by_size) >= REPETITIONS
         ]
         if 1 not in sizes or max(sizes) < MANY:
-            yield f"needs {REPETITIONS} complete batches of 1 and of {MANY}+, pooled and not"
+            yield (
+                f"needs {REPETITIONS} complete batches of 1 and of {MANY}+, "
+                "with and without the pool"
+            )
             return
         gains = {
             size: _gain(by_size[sides.pooled][size], by_size[sides.empty][size])

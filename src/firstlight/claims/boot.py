@@ -1,8 +1,8 @@
-"""The paper's claims C1 to C6, of how machines boot, as functions of runs.
+"""The paper's claims C1 to C6, on how VMs boot, as functions of runs.
 
-All are judged by untraced starts: the hypervisor's init by its own step, the guest's parts as it
-logged them (``boot.account``). The first guest of a run decides, and the figures of others stand
-beside it. Times that the guest's instructions count stand for none here.
+All are judged by untraced starts: hypervisor init by its own step, the guest's parts by its log
+(``boot.account``). The first guest of a run decides; the figures of the others are shown as well.
+Counted instructions are not used.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ READ_ONLY = frozenset({"rofs", "erofs", "squashfs"})
 READ_WRITE = frozenset({"zfs", "ext", "ext4", "btrfs"})
 DIRECT = frozenset({"pvh", "direct"})
 DOMINATES = 0.5
-"""A part dominates where it is over half of the whole."""
+"""A part dominates if it is more than half of the whole."""
 
 _HYPERVISOR = frozenset({boot.INIT, "firmware"})
 _LOADING = ("kernel.load", "kernel.uncompress")
@@ -46,18 +46,18 @@ _DRIVERS = ("driver.console", "driver.block", "driver.net", "driver.rng", "drive
 
 @dataclass(frozen=True)
 class _Starts:
-    """The starts of one point: their accounts in ns, and the batch of each."""
+    """The starts of one point: the account of each in ns, and its batch."""
 
     point: Point
     accounts: list[dict[str, int]]
     batches: list[int]
 
     def times(self, *phases: str) -> Floats:
-        """The time of some phases together, shape (starts,)."""
+        """The total time of some phases, shape (starts,)."""
         return np.array([sum(start.get(p, 0) for p in phases) for start in self.accounts], float)
 
     def own(self) -> Floats:
-        """The guest's own time: all but the hypervisor's and the firmware's."""
+        """The guest's own time: all except the hypervisor's and the firmware's."""
         return np.array(
             [sum(t for p, t in start.items() if p not in _HYPERVISOR) for start in self.accounts],
             float,
@@ -74,11 +74,11 @@ class _Starts:
 
 
 def hypervisor_decides_its_init(analysis: Analysis) -> Judgement:
-    """C1: hypervisor init depends on the hypervisor and not on the guest's other components.
+    """C1: hypervisor init depends on the hypervisor, not on the guest's other components.
 
-    For each hypervisor, its median init with the file system and console where it is longest, over
-    that where it is shortest, lies within 0.8 to 1.25; between the hypervisors, the slowest over
-    the quickest is above 1.25.
+    For each hypervisor, the longest median init over the shortest, across file systems and
+    consoles, lies within 0.8 to 1.25; across hypervisors the slowest over the fastest is above
+    1.25.
     """
 
     def examine(starts: list[_Starts]) -> Finding | str:
@@ -104,9 +104,9 @@ def hypervisor_decides_its_init(analysis: Analysis) -> Judgement:
 def direct_entry_skips_loading(analysis: Analysis) -> Judgement:
     """C2: entering the kernel directly skips disk read and decompression.
 
-    The median time in which the guest logs that it is read or decompresses itself is above 0 for
-    the boot sector or packed kernel that pays most, and no guest that is entered directly (PVH, or
-    the 64-bit entry) logs any. What firmware takes before any of it stands beside.
+    The median time that the guest logs for being read or decompressing itself is above 0 for the
+    slowest boot sector or packed kernel, and no guest that is entered directly (PVH, or the 64-bit
+    entry) logs any. The time of the firmware before it is shown as well.
     """
 
     def examine(starts: list[_Starts]) -> Finding | str:
@@ -136,9 +136,9 @@ def direct_entry_skips_loading(analysis: Analysis) -> Judgement:
 def features_slow_init(analysis: Analysis) -> Judgement:
     """C3: QEMU's init grows with the features built in, because of dynamic linking.
 
-    The median init of the build with the most devices over that with the fewest is above 1.25,
-    and the difference between the two's times in the dynamic linker, as it tells them itself, is
-    over half of the difference between their inits.
+    The median init of the build with the most devices over that with the fewest is above 1.25, and
+    the difference of their times in the dynamic linker, by its own count, is over half of the
+    difference of their inits.
     """
     facts = analysis.run.header.environment
 
@@ -159,7 +159,7 @@ def features_slow_init(analysis: Analysis) -> Judgement:
             f"{start.typical(boot.INIT)}"
             for start in order
         )
-        if grown.low <= 1:  # there is no difference to have a share of
+        if grown.low <= 1:  # without a difference there is no share
             return Finding(
                 [compare_to_bound(grown, above=SAME[1])], f"{each}; init {ratio_text(grown)}"
             )
@@ -182,9 +182,9 @@ def features_slow_init(analysis: Analysis) -> Judgement:
 def vga_dominates_drivers(analysis: Analysis) -> Judgement:
     """C4: the VGA console dominates driver loading; serial does not.
 
-    The median share of the console's driver in the time of all drivers, alone, is above a half
-    with VGA and below it with serial. Of a guest whose log does not tell its console's driver from
-    others (OSv's), all drivers together take over twice as long with VGA as with serial.
+    The median share of the console driver in the time of all drivers, alone, is above a half with
+    VGA and below it with serial. For a guest whose log does not separate its console driver (OSv),
+    all drivers together take more than twice as long with VGA as with serial.
     """
 
     def examine(starts: list[_Starts]) -> Finding | str:
@@ -199,7 +199,7 @@ def vga_dominates_drivers(analysis: Analysis) -> Judgement:
         if not (vga.times("driver.console").any() or serial.times("driver.console").any()):
             return Finding(
                 [compare_to_bound(growth, above=1 / DOMINATES)],
-                f"its console is not told apart; {both}",
+                f"its log does not separate the console driver; {both}",
             )
         share = {
             name: start.median(start.times("driver.console") / start.times(*_DRIVERS))
@@ -220,9 +220,9 @@ def vga_dominates_drivers(analysis: Analysis) -> Judgement:
 def writable_file_systems_dominate(analysis: Analysis) -> Judgement:
     """C5: a read-write file system dominates mounting; a read-only one does not.
 
-    The median share of the mount in the guest's own time is above a half with each read-write
-    file system, and below it with each read-only one. How many times as long the slowest
-    read-write mount takes stands beside it.
+    The median share of mounting in the guest's own time is above a half with each read-write file
+    system, and below it with each read-only one. The ratio of the slowest read-write mount is shown
+    as well.
     """
 
     def examine(starts: list[_Starts]) -> Finding | str:
@@ -252,8 +252,8 @@ def hypervisor_and_vga_grow(analysis: Analysis) -> Judgement:
     """C6: with many at once, hypervisor init and the VGA driver grow; network init and the block
     driver hardly do.
 
-    From one to the most at once, the median hypervisor init and, on VGA, the console's driver take
-    over 1.25 times as long; network init and the block driver grow by less than either.
+    From one to the most at once, the median hypervisor init and, on VGA, the console driver take
+    more than 1.25 times as long; network init and the block driver grow by less than either.
     """
 
     def examine(starts: list[_Starts]) -> Finding | str:
@@ -272,7 +272,7 @@ def hypervisor_and_vga_grow(analysis: Analysis) -> Judgement:
             if alone.times(*phases).any() and many.times(*phases).any()
         }  # fmt: skip
         if len(grown) < 4:
-            return f"its log tells only of {', '.join(grown)}"
+            return f"its log has only {', '.join(grown)}"
         (init, console), calm = list(grown.values())[:2], list(grown.values())[2:]
         least = min(init.low, console.low)
         return Finding(
@@ -285,7 +285,7 @@ def hypervisor_and_vga_grow(analysis: Analysis) -> Judgement:
 
 
 def _by_guest(run: Run, examine: Callable[[list[_Starts]], Finding | str]) -> Judgement:
-    """Judge each kind of guest of a run apart; the first of its points decides."""
+    """Judge each kind of guest of a run separately; the first decides."""
 
     def findings() -> Iterator[Finding | str]:
         starts = _starts(run)
@@ -342,7 +342,7 @@ def _ratio(above: list[_Starts], below: list[_Starts], *phases: str) -> Interval
 
 C1 = Claim(
     "C1",
-    "Hypervisor init depends on the hypervisor and not on the guest's other components",
+    "Hypervisor init depends on the hypervisor, not on the guest's other components",
     "Fig. 3(a)",
     ("unikernel-boot",),
     hypervisor_decides_its_init,

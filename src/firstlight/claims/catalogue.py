@@ -1,4 +1,4 @@
-"""Every claim, in the paper's order."""
+"""All claims, in the paper's order."""
 
 from firstlight.claims.agile import C18
 from firstlight.claims.boot import C1, C2, C3, C4, C5, C6

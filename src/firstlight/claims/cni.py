@@ -1,8 +1,8 @@
-"""The paper's claims C12 to C17, of what CNI plugins cost, as functions of runs.
+"""The paper's claims C12 to C17, on the cost of CNI plugins, as functions of runs.
 
-Each of the paper's five is judged by the network of conf/cni that is nearest to what the paper
-measured (of flannel and kube-router the sets of 2021), and where a newer one was measured too, a
-second finding stands beside it. Where a profile stands in for a product, its name says so.
+Each of the paper's five is judged by the network of conf/cni that is closest to what the paper
+measured (for flannel and kube-router the sets of 2021); if a newer one was measured, a second
+finding is shown as well. A profile that stands in for a product is named as such.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ from firstlight.store import Run
 from firstlight.units import digits, duration_interval, percent_interval
 
 PAYS = 0.25
-"""A CNI pays for what takes over a quarter of its ADD; C12 itself says "about half"."""
+"""A CNI "pays for" what takes over a quarter of its ADD; C12 itself says "about half"."""
 
 HALF = (0.5 * SAME[0], 0.5 * SAME[1])
 
@@ -40,17 +40,17 @@ _FAMILIES = {
     "calico": (("calico-profile", "calico"), ("calico",)),
     "cilium": (("cilium-profile", "cilium-whole-profile"), ()),
 }
-"""The paper's five: what stands for each as it was then, the nearest first, and as it is now."""
+"""The networks of each of the paper's five: as it was then, the closest first, and as it is now."""
 
 _Five = dict[str, str]
-"""The network that stands for each of the paper's five, where one was measured."""
+"""The measured network for each of the paper's five."""
 
 
 def quickest_by_garp(analysis: Analysis) -> Judgement:
-    """C12: flannel and kube-router are quicker than the rest, half of it gratuitous ARP.
+    """C12: flannel and kube-router are faster than the rest; half of their time is gratuitous ARP.
 
-    Quicker: the median untraced ADD of each other one, over that of each of the two, is above 1.
-    About half: the median share of ``garp`` in a traced ADD of the two lies within 0.4 and 0.625.
+    Faster: the median untraced ADD of each other CNI, over that of each of the two, is above 1.
+    Half: the median share of ``garp`` in traced ADDs of the two lies within 0.4 and 0.625.
     """
     latencies, shares = _latencies(analysis.run), _shares(analysis, ("garp",))
 
@@ -88,9 +88,9 @@ def cilium_pays_for_ebpf(analysis: Analysis) -> Judgement:
 
 
 def background_is_free(analysis: Analysis) -> Judgement:
-    """C16: with the most pods up, the median untraced ADD is less than 1.25 times that with none.
+    """C16: with the most pods, the median untraced ADD is less than 1.25 times that with none.
 
-    The most are 10 or more; all that were measured must say so.
+    The most are 10 or more; it must hold for all measured CNIs.
     """
     by_network = _by_network(analysis.run, "background")
 
@@ -99,12 +99,14 @@ def background_is_free(analysis: Analysis) -> Judgement:
         for name in five.values():
             points = by_network[name]
             if 0 not in points or max(points) < MANY:
-                return f"{name}: needs {REPETITIONS} complete batches with 0, and {MANY}+ pods up"
+                return (
+                    f"{name}: needs {REPETITIONS} complete batches with 0 and {MANY}+ pods running"
+                )
             grown[name] = (interval(*_ratio(points[max(points)], points[0])), max(points))
         return Finding(
             [compare_to_bound(ratio, below=SAME[1]) for ratio, _ in grown.values()],
             ", ".join(
-                f"{name} {_times(ratio.value, ratio.low, ratio.high)} with {most} up"
+                f"{name} {_times(ratio.value, ratio.low, ratio.high)} with {most} running"
                 for name, (ratio, most) in grown.items()
             ),
         )
@@ -115,8 +117,8 @@ def background_is_free(analysis: Analysis) -> Judgement:
 def cilium_degrades_fastest(analysis: Analysis) -> Judgement:
     """C17: from one to the most at once cilium's median grows by the largest factor.
 
-    And flannel's and kube-router's by smaller ones than weave's and calico's. Untraced, at the
-    largest number of ADDs that all were measured with.
+    Flannel's and kube-router's grow by smaller factors than weave's and calico's. Untraced, at the
+    largest number of ADDs at once that all were measured with.
     """
     by_network = _by_network(analysis.run, "instances")
 
@@ -201,14 +203,14 @@ def _pays(analysis: Analysis, family: str, phases: tuple[str, ...], what: str) -
 
 
 def _latencies(run: Run) -> dict[str, pl.DataFrame]:
-    """Of each network the untraced ADDs of one pod alone: batch and value, in ns."""
+    """The untraced ADDs of one pod alone, by network: batch and value, in ns."""
     return {
         name: points[1] for name, points in _by_network(run, "instances").items() if 1 in points
     }
 
 
 def _by_network(run: Run, axis: str) -> dict[str, dict[int, pl.DataFrame]]:
-    """Of each network and setting of the axis the untraced ADDs: batch and value, in ns."""
+    """The untraced ADDs by network and setting of the axis: batch and value, in ns."""
     rows = [
         (str(sample.point["cni"]), int(sample.point[axis]), sample.batch, sample.latency)
         for _, batch in complete_batches(run, traced=False)
@@ -233,7 +235,7 @@ def _times_in(analysis: Analysis, phases: tuple[str, ...]) -> dict[str, pl.DataF
 def _explained(
     analysis: Analysis, value: pl.Expr, phases: tuple[str, ...]
 ) -> dict[str, pl.DataFrame]:
-    """Of each network the traced ADDs of one pod alone: batch, and a value of its phases."""
+    """The traced ADDs of one pod alone, by network: batch, and a value from its phases."""
     alone = [batch[0] for size, batch in complete_batches(analysis.run, traced=True) if size == 1]
     starts = pl.DataFrame(
         [(sample.index, sample.batch, str(sample.point["cni"])) for sample in alone],
@@ -290,12 +292,12 @@ def _typical(part: pl.DataFrame) -> str:
 
 
 _ADD = frozenset(EndPoint) - {EndPoint.FIRST_PACKET}
-"""Of CNIs only their ADD is evidence, not the first packet after it."""
+"""Evidence is the ADD only, not the first packet after it."""
 
 
 C12 = Claim(
     "C12",
-    "Flannel and Kube-router are the quickest; gratuitous ARP is about half of theirs",
+    "Flannel and Kube-router are the fastest; half of their time is gratuitous ARP",
     "~70 ms, of which ~35 ms",
     ("cni-breakdown",),
     quickest_by_garp,

@@ -1,4 +1,4 @@
-"""The paper's claims C7 to C11: what container creation and network set-up spend time on."""
+"""The paper's claims C7 to C11, on container creation and network set-up."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -39,11 +39,11 @@ _Points = dict[str, dict[int, list[list[Sample]]]]
 def heavy_phases_are_constant(analysis: Analysis) -> Judgement:
     """C7: cgroup, security and mount take a large part, and do not grow with instances.
 
-    Large: over a quarter of the median traced start of one container; three of the paper's
-    eleven phases would have 27 % if all were alike. Do not grow: the median time in them, per
-    container and without waiting for a CPU, is less than 1.25 times as long with the most at once
-    as with one. Waiting for a CPU is left out because it is the machine's number of cores and not
-    these phases; the growth with it, and that of the whole creation, stand beside it.
+    Large: over a quarter of the median traced start of one container; three of the paper's eleven
+    equal phases would have 27 %. Do not grow: the median time in them, per container and without
+    waiting for a CPU, is less than 1.25 times as long with the most at once as with one. Waiting
+    for a CPU is left out because it depends on the number of cores, not on these phases; the growth
+    including it, and that of the whole creation, are shown as well.
     """
 
     def examine(runtime: str, alone: pl.DataFrame, many: pl.DataFrame, size: int) -> Finding | str:
@@ -63,14 +63,14 @@ def heavy_phases_are_constant(analysis: Analysis) -> Judgement:
 def network_namespace_grows(analysis: Analysis) -> Judgement:
     """C8: making the network namespace is short for one and grows unusually with many.
 
-    Short: under a tenth of the median traced start of one container, about the even share of
-    the paper's eleven phases. Unusually: from one to the most at once its median time grows more
-    than that of all the rest of the creation.
+    Short: under a tenth of the median traced start of one container, about an equal share of the
+    paper's eleven phases. Unusually: from one to the most at once its median time grows more than
+    that of the rest of the creation.
     """
 
     def examine(runtime: str, alone: pl.DataFrame, many: pl.DataFrame, size: int) -> Finding | str:
         if alone["net"].median() == 0:
-            return f"{runtime} makes no network namespace"
+            return f"{runtime} creates no network namespace"
         part, net, rest = _share(alone, "net"), *(_growth(alone, many, n) for n in ("net", "rest"))
         few, lots = (_resampled(side, "net", "rest") for side in (alone, many))
         unusual = interval(
@@ -109,12 +109,12 @@ def moving_dominates(analysis: Analysis) -> Judgement:
 
 
 def moving_is_serial(analysis: Analysis) -> Judgement:
-    """C10: moving veths costs the same in parallel as in order, and is linear in requests.
+    """C10: moving veths costs the same in parallel as in sequence, and is linear in requests.
 
-    The cost of a batch is the time during which at least one of its requests is in the step
-    ``move``. The same: per request, and at the largest number that both orders have, parallel
-    over sequential lies within 0.8 to 1.25. Linear: in parallel it grows as a power of the number
-    of requests whose exponent lies within the same bounds.
+    The cost of a batch is the time during which at least one request is in the step ``move``. The
+    same: per request, at the largest number that both orders have, parallel over sequential lies
+    within 0.8 to 1.25. Linear: in parallel the cost grows as a power of the number of requests with
+    an exponent within the same bounds.
     """
 
     def examine(method: str, points: _Points) -> Finding | str:
@@ -142,10 +142,10 @@ def moving_is_serial(analysis: Analysis) -> Judgement:
 
 
 def parallel_beats_sequential(analysis: Analysis) -> Judgement:
-    """C11: requests in parallel are done before the same requests in order.
+    """C11: requests in parallel finish before the same requests in sequence.
 
-    The time from the first intended arrival of a batch to its last request's end, sequential over
-    parallel, is above 1: at 50 requests as in the paper, or else at the largest number that both
+    The time from a batch's first intended arrival to the end of its last request, sequential over
+    parallel, is above 1: at 50 requests as in the paper, else at the largest number that both
     orders have.
     """
 
@@ -215,7 +215,7 @@ def _paper_first(names: Iterable[str], own: str) -> list[str]:
 
 
 def _steps_ns(batch: list[Sample], name: str) -> int:
-    """For how long, in ns, at least one of the samples is in the step of this name."""
+    """How long at least one of the samples is in the step of this name, in ns."""
     covered, reached = 0, 0
     spans = sorted((s.start, s.end) for sample in batch for s in sample.steps if s.name == name)
     for start, end in spans:
@@ -250,7 +250,7 @@ def _resampled(starts: pl.DataFrame, *names: str) -> Floats:
 
 
 def _phases(analysis: Analysis) -> pl.DataFrame:
-    """One row a traced start: batch, runtime, instances, and ns of wall time.
+    """One row per traced start: batch, runtime, instances, and wall times in ns.
 
     Columns: total; heavy and heavy_own (cgroup, security and mount, and the same without
     waiting for a CPU); net (making the network namespace); rest (total without net).
@@ -299,7 +299,7 @@ C9 = Claim(
 
 C10 = Claim(
     "C10",
-    "Moving veths costs the same in parallel as in order: linear in requests,"
+    "Moving veths costs the same in parallel as in sequence: linear in requests,"
     " one at a time under a global lock",
     "Fig. 7",
     ("network-setup",),

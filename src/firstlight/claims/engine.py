@@ -1,10 +1,10 @@
-"""How claims are judged: what a claim is, what it is judged by, and the verdict.
+"""Judges claims.
 
-A claim holds when the whole 95 % interval of its figure is on the claim's side of a bound, does
-not hold when the whole interval is on the other, and is otherwise not measured well enough. The
-bounds stand in the docstring of each claim's function. Only complete batches count (every start
-of the burst ready), and a point needs ``REPETITIONS`` of them. Where several runtimes or methods
-were measured, the paper's own (runc, ip) decides and the others' figures stand beside it.
+A claim holds when the whole 95 % interval of its figure is on the claim's side of a bound, does not
+hold when the whole interval is on the other side, and is otherwise not measured well enough. The
+bounds are in the docstring of each claim's function. Only complete batches count (every start
+ready), and a point needs ``REPETITIONS`` of them. If several runtimes or methods were measured, the
+paper's own (runc, ip) decides, and the figures of the others are shown as well.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,24 +21,24 @@ from firstlight.units import duration
 
 Outcome = Literal["holds", "does not hold", "not measured"]
 Judgement = tuple[Outcome, str]
-"""An outcome, and the figures that decided, or why there are none."""
+"""A verdict, and the figures that decided it, or why there are none."""
 
 REPETITIONS = 3
-"""Fewer complete batches of a point say nothing of their spread."""
+"""Fewer complete batches of a point do not show their spread."""
 
 MANY = 10
 """The smallest number at once that the paper calls many (Fig. 7)."""
 
 SAME = (0.8, 1.25)
-"""Two costs are the same when their ratio is in here: the margin of bioequivalence tests."""
+"""Bounds of the ratio of equal costs: the margin of bioequivalence tests."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence that a run can make true or false, and how.
+    """A sentence that a run can make true or false, and how to judge it.
 
-    ``experiments`` are those whose runs are evidence, to the backends' own end point. ``judged``
-    says what one run makes of it.
+    Runs of ``experiments``, to the backends' own end point, are evidence. ``judged`` judges the
+    claim by one run.
     """
 
     id: str
@@ -56,7 +56,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs say of one claim. ``figure`` has the numbers, or why there are none."""
+    """The verdict on one claim. ``figure`` has the numbers, or why there are none."""
 
     id: str
     claim: str
@@ -67,25 +67,25 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Finding:
-    """``conditions``: for each condition of a claim True, False, or None where undecided."""
+    """Combine conditions: each is True, False, or None if undecided."""
 
     conditions: list[bool | None]
     figure: str
 
 
 def judge(claims: Iterable[Claim], runs: Sequence[Analysis]) -> list[Verdict]:
-    """Each claim by the newest run that can tell."""
+    """Judge each claim by the newest run that can decide it."""
     return [Verdict(claim.id, claim.claim, claim.paper, *_outcome(claim, runs)) for claim in claims]
 
 
 def verdict(findings: Iterable[Finding | str]) -> Judgement:
-    """The first finding decides; the figures of all stand beside it.
+    """The first finding decides; the figures of all are shown.
 
-    A string is why there is no finding.
+    A string says why there is no finding.
     """
     each = list(findings)
     if not each:
-        return "not measured", "none of the batches that it needs is complete"
+        return "not measured", "no batch that it needs is complete"
     first = each[0]
     figure = "; ".join(part if isinstance(part, str) else part.figure for part in each)
     if isinstance(first, str):
@@ -98,7 +98,7 @@ def verdict(findings: Iterable[Finding | str]) -> Judgement:
 
 
 def complete_batches(run: Run, *, traced: bool) -> Iterator[tuple[int, list[Sample]]]:
-    """The number at once and the samples of each batch that was ready as a whole."""
+    """The size and the samples of each complete batch."""
     fitting = sorted((s for s in run.samples if s.traced == traced), key=lambda s: s.batch)
     for _, group in groupby(fitting, key=lambda sample: sample.batch):
         batch = list(group)
@@ -111,14 +111,14 @@ def complete_batches(run: Run, *, traced: bool) -> Iterator[tuple[int, list[Samp
 def compare_to_bound(
     interval: Interval, above: float = -np.inf, below: float = np.inf
 ) -> bool | None:
-    """Is all of the interval between the bounds, or none of it? None where it crosses one."""
+    """Whether the interval is inside the bounds or outside; None if it crosses one."""
     if above < interval.low and interval.high < below:
         return True
     return False if interval.high <= above or interval.low >= below else None
 
 
 def typical(times_ns: list[int] | list[float]) -> str:
-    """The median of some times in ns, in words."""
+    """The median of some times in ns, formatted."""
     return duration(float(np.median(times_ns)))
 
 

@@ -1,4 +1,4 @@
-"""The sentences over the figures: the answer, and what a reader must be warned of."""
+"""The sentences above the figures: the answer, and the warnings."""
 
 from collections.abc import Iterable
 
@@ -17,15 +17,15 @@ from firstlight.units import (
 
 MOST_NAMES = 4
 WORTH_SAYING = 0.2
-"""A queue that takes this share of the starts' time is part of the answer."""
+"""A queue with at least this share of the starts' time is part of the answer."""
 LEAST_SHOWN = 0.01
-"""What a lock's holder did for less of the queue is left out."""
+"""Activities of a lock's holder below this share of the queue are left out."""
 
 
 def answer(analysis: Analysis) -> str:
-    """A sentence or two: how long one start takes, where it goes, and what changes with many."""
+    """A sentence or two: how long a start takes, on what, and what changes with many at once."""
     if not analysis.lead:
-        return "No start was ready, so there is no latency to explain."
+        return "No start became ready, so there is no latency to explain."
     if own := views.of(analysis.header).answer(analysis):
         return own
     first, *rest = analysis.lead
@@ -40,15 +40,15 @@ def answer(analysis: Analysis) -> str:
 
 
 def warnings(analysis: Analysis) -> list[str]:
-    """What the reader must know before believing a figure, the gravest first."""
+    """What a reader must know before trusting a figure, the most serious first."""
     footer = analysis.run.footer
     sentences = []
     if footer is None:
         sentences.append(
-            "This run was killed before its end: it has no footer, and points may be thin."
+            "This run was killed before its end: it has no footer, and points may have few samples."
         )
     elif footer.interrupted:
-        sentences.append("This run was interrupted before its end: points may be thin.")
+        sentences.append("This run was interrupted before its end: points may have few samples.")
     sentences += footer.warnings if footer else ()
     sentences += _merged(
         (sentence, point.name) for point in analysis.points for sentence in _of_point(point)
@@ -57,7 +57,7 @@ def warnings(analysis: Analysis) -> list[str]:
 
 
 def queue(queued: Queue) -> str:
-    """One sentence: what the holder of a lock did while others queued for it."""
+    """One sentence: what the holder of a lock did while others waited for it."""
     first, *others = queued.holders[:3]
     shown = [first, *(holder for holder in others if holder[1] >= LEAST_SHOWN)]
     did = "; ".join(f"{cause(name)} {percent(share)}" for name, share in shown)
@@ -97,7 +97,7 @@ def _spent(point: PointFigures, of: str) -> str:
 
 
 def _together(point: PointFigures) -> str:
-    return "at once" if point.parallel else "one after the other"
+    return "at once" if point.parallel else "in sequence"
 
 
 def _subject(analysis: Analysis, point: PointFigures) -> str:
@@ -123,7 +123,7 @@ def _of_point(point: PointFigures) -> Iterable[str]:
             "(its 95th percentile), which is counted in it"
         )
     if point.overhead and point.overhead.low > figures.COSTLY:
-        yield f"tracing multiplies the median by {ratio_interval(point.overhead)}: read shares only"
+        yield f"tracing makes the median {ratio_interval(point.overhead)}: read shares only"
     for part in point.parts:
         if part.phase == "unattributed" and part.share.value > figures.UNEXPLAINED:
             yield f"{percent_interval(part.share)} of the time belongs to no phase"
@@ -135,7 +135,7 @@ def _of_point(point: PointFigures) -> Iterable[str]:
 
 
 def _merged(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """A sentence that holds of several points is said once, with their names or their number."""
+    """Say a sentence that applies to several points once, with their names or their number."""
     points: dict[str, list[str]] = {}
     for sentence, point in pairs:
         points.setdefault(sentence, []).append(point)

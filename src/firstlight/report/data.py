@@ -1,6 +1,6 @@
-"""The figures of runs as plain data, for ``--json``: the keys that docs/schema.md promises.
+"""The figures of runs as plain data for ``--json``, with the keys of docs/schema.md.
 
-Durations are integers in ns, shares and ratios are fractions, and an estimate is
+Durations are integers in ns, shares and ratios are fractions. An estimate is
 ``{"value", "low", "high"}`` with its 95 % interval. What was not measured is null.
 """
 
@@ -17,7 +17,7 @@ from firstlight.report.views import boots
 
 
 def as_json(runs: Sequence[Analysis]) -> dict[str, Any]:
-    """What the tables show, of all runs together: ``runs`` and ``claims``."""
+    """The figures of all runs: ``runs`` and ``claims``."""
     return {
         "runs": [_run(run) for run in runs],
         "claims": [

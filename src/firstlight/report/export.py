@@ -1,4 +1,4 @@
-"""Runs for other tools: Perfetto's trace viewer, CSV and Parquet."""
+"""Exports runs for other tools: Perfetto's trace viewer, CSV and Parquet."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -21,8 +21,8 @@ Event = dict[str, Any]
 def perfetto(analysis: Analysis, file: Path) -> None:
     """Write a trace for ui.perfetto.dev, in the Chrome trace-event format.
 
-    Each point is there as the traced batch that holds its median start (or, untraced, the first):
-    an instance is a process, its own processes are threads. Phases are slices, and the causes are
+    Each point is represented by the traced batch with its median start (or the first untraced one):
+    an instance is a process, its own processes are threads. Phases are slices, and causes are
     slices within them. Times are of CLOCK_MONOTONIC.
     """
     numbers = count(1)
@@ -139,7 +139,7 @@ def _of_timeline(
 
 
 def _runs(rows: Iterable[dict[str, Any]], *keys: str) -> Iterator[list[dict[str, Any]]]:
-    """Rows that are alike in ``keys`` and follow each other without a gap."""
+    """Groups of consecutive rows with equal ``keys`` and without gaps."""
     alike: list[dict[str, Any]] = []
     for row in rows:
         if alike and not (
@@ -158,7 +158,7 @@ def _named(kind: str, process: int, thread: int, arguments: dict[str, Any]) -> E
 
 @dataclass(frozen=True)
 class _Track:
-    """A row of the viewer. Slices are a begin and an end, so that equal stamps stay equal."""
+    """A row of the viewer. Slices are begin and end events, so equal stamps stay equal."""
 
     process: int
     thread: int

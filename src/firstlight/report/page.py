@@ -1,8 +1,8 @@
-"""One self-contained HTML page: the answer, the pictures, the tables, the warnings.
+"""A self-contained HTML page: answer, pictures, tables, warnings.
 
-Nothing is fetched: Vega's JavaScript is inlined once, and the page's own policy forbids any
-request. Its scripts are allowed by their hashes, and Vega interprets its expressions instead of
-compiling them, so that ``unsafe-eval`` is not needed.
+Nothing is fetched: Vega's JavaScript is inlined, and the page's content security policy forbids
+requests. Scripts are allowed by their hashes, and Vega interprets its expressions instead of
+compiling them, so ``unsafe-eval`` is not needed.
 """
 
 import base64
@@ -36,28 +36,28 @@ from firstlight.report.records import Picture
 from firstlight.report.views import boots
 
 MOST_FAILURES = 20
-"""Beyond so many, the samples file is the better reading."""
+"""More are better read in the samples file."""
 MOST_WARNINGS = 6
-"""The gravest come first; what is beyond waits under a fold."""
+"""The most serious come first; the rest is folded."""
 _MEASURE = re.compile(r"(?<=[\d)]) (?=(?:%|s|ms|µs|ns|×)(?!\w))")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture on the page: ``charts`` are places in the page's list of specifications."""
+    """A picture on the page: ``charts`` are indices of the page's list of specifications."""
 
     picture: Picture
     charts: tuple[int, ...]
 
 
 class Charts:
-    """The specifications of a page's charts, in the order in which they are placed."""
+    """The specifications of a page's charts, in order of appearance."""
 
     def __init__(self) -> None:
         self.specifications: list[dict[str, Any]] = []
 
     def place(self, picture: Picture) -> Figure:
-        """Keep a picture's specifications, without any colours for white."""
+        """Add a picture's specifications, without colours for a white background."""
         first = len(self.specifications)
         for chart in picture.charts.values():
             specification = chart.to_dict(validate=False)
@@ -67,7 +67,7 @@ class Charts:
 
 
 def write(runs: Sequence[Analysis], file: Path) -> None:
-    """Write the report of ``runs``; raises BadRun if their spans cannot be read."""
+    """Write the report of ``runs``. Raises BadRun if spans cannot be read."""
     file.write_text(render(runs), encoding="utf-8")
 
 
@@ -136,7 +136,7 @@ def _run(analysis: Analysis, charts: Charts) -> dict[str, Any]:
 
 
 def _boots(analysis: Analysis) -> dict[str, Any] | None:
-    """How machines booted: the phases that any point has, and each point's medians."""
+    """How VMs booted: the phases of any point, and the medians of each point."""
     rows = [(point, point.boot) for point in analysis.points if point.boot]
     names = figures.in_order({name for _, boot in rows for name, _ in boot.phases})
     return {
@@ -169,7 +169,7 @@ def _setting(sample: Sample) -> str:
 
 
 def _environments(runs: Iterable[Analysis]) -> list[tuple[list[str], dict[str, str]]]:
-    """Each machine that was measured on, once, with the runs that were made there."""
+    """Each machine that was measured, with its runs."""
     machines: dict[str, tuple[list[str], dict[str, str]]] = {}
     for run in runs:
         header = run.header
@@ -185,12 +185,12 @@ def _fact(value: str | int | float | bool | list[str]) -> str:
 
 
 def _json(value: object) -> Markup:
-    """JSON for a script element of type application/json: no character of it can end that."""
+    """JSON for a script element of type application/json, escaped so that it cannot end it."""
     return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))  # noqa: S704
 
 
 def unbroken(text: str) -> str:
-    """A figure and its unit stay on one line."""
+    """Keep a figure and its unit on one line."""
     return _MEASURE.sub("\N{NO-BREAK SPACE}", text)
 
 
@@ -207,7 +207,7 @@ def _policy(scripts: Iterable[str]) -> str:
 
 @cache
 def _bundle() -> str:
-    """Vega's JavaScript; its bundling takes three seconds, so it is kept in the user's cache."""
+    """Vega's JavaScript. Bundling takes three seconds, so the result is cached for the user."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     kept = Path(home) / "firstlight" / f"vega-{version('vl-convert-python')}.js"
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Which pictures a run has, with their words; and all of them as PNG and SVG files."""
+"""Chooses and captions the pictures of a run, and writes them as PNG and SVG files."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,17 +22,17 @@ from firstlight.report.records import Picture
 from firstlight.units import duration
 
 _ALONG = {
-    "background": "Growth with instances that are up already",
-    "rate": "Growth with starts asked for a second",
+    "background": "Growth with running instances",
+    "rate": "Growth with starts per second",
 }
-_BANDS = "Bands are 95 % intervals. A tail that too few starts bound is left out."
+_BANDS = "Bands are 95 % intervals. Tails with too few starts are left out."
 MOST_STEPS = 12
-"""The colours of more cannot be told apart; ``--json`` has them all."""
-SHADES = "Full colour is inside a phase's own system calls, pale colour around them."
+"""More colours cannot be distinguished; ``--json`` has all points."""
+SHADES = "Full colour: within a phase's own system calls; pale: around them."
 
 
 def every(analysis: Analysis) -> Iterator[Picture]:
-    """All pictures of a run, the legends inside them."""
+    """All pictures of a run, with legends."""
     yield from bars(analysis, legend=True)
     yield from curves(analysis, legend=True)
     for series in analysis.series:
@@ -44,15 +44,15 @@ def every(analysis: Analysis) -> Iterator[Picture]:
 
 
 def bars(analysis: Analysis, *, legend: bool) -> Iterator[Picture]:
-    """The stacked bars: by the backend's steps where it stamps them, and by phase."""
+    """The stacked bars: by the backend's steps, if it stamps them, and by phase."""
     source = analysis.header.presentation.counterpart
     beside = f", as {source}" if source else ""
     if names := boots.parts(analysis):
         yield Picture(
             "boot",
             f"{analysis.header.experiment}: boot by phase{beside}",
-            "Height: the sum of the phases' medians. Untraced starts only; a guest's phases are as "
-            "it logged them, by the clock that the table names.",
+            "Height: the sum of the phases' medians. Untraced starts only; a guest's phases are "
+            "from its log, by the clock named in the table.",
             {
                 "time": boots.boots(analysis, "time", legend=legend),
                 "share": boots.boots(analysis, "share", legend=legend),
@@ -64,7 +64,7 @@ def bars(analysis: Analysis, *, legend: bool) -> Iterator[Picture]:
         yield Picture(
             "steps",
             f"{analysis.header.experiment} by step{beside}",
-            "Height: median time until the last of the requests is done. Split: the requests' own "
+            "Height: median time until the last request is done. Split: the requests' own "
             "stamps. Untraced starts only.",
             {
                 "time": network_setup(analysis, "time", legend=legend),
@@ -89,7 +89,7 @@ def bars(analysis: Analysis, *, legend: bool) -> Iterator[Picture]:
 
 
 def curves(analysis: Analysis, *, legend: bool) -> Iterator[Picture]:
-    """What the run's view has, the distribution of latencies, and how they grow."""
+    """The pictures of the run's view, the distribution of latencies, and their growth."""
     yield from views.of(analysis.header).pictures(analysis)
     if not any(point.untraced_samples for point in analysis.lead):
         return
@@ -108,7 +108,7 @@ def curves(analysis: Analysis, *, legend: bool) -> Iterator[Picture]:
         yield Picture(
             "scaling",
             "Growth with instances",
-            f"{_BANDS} “All ready” is until the last start of a batch.",
+            f"{_BANDS} “All ready” lasts until the last start of a batch.",
             {"": scaling(analysis, legend=legend)},
             tuple(palette.series(analysis.series).items()),
         )
@@ -125,7 +125,7 @@ def curves(analysis: Analysis, *, legend: bool) -> Iterator[Picture]:
 
 
 def causes(points: Sequence[PointFigures], *, legend: bool) -> Picture:
-    """What each phase's time was spent on, at each of the points."""
+    """What each phase's time was spent on, by point."""
     spent = {palette.cause_class(cause) for point in points for cause, _ in point.causes()}
     kinds = [kind for kind in palette.CAUSES if kind in spent]
     return Picture(
@@ -138,7 +138,7 @@ def causes(points: Sequence[PointFigures], *, legend: bool) -> Picture:
 
 
 def waterfall(analysis: Analysis, point: PointFigures, *, legend: bool) -> Picture:
-    """The traced start of a point whose latency is nearest to their median."""
+    """The traced start of a point whose latency is closest to the median."""
     sample = figures.median_sample(point.traced_samples)
     timeline = analysis.timeline(sample)
     chart = waterfall_chart(timeline, sample, analysis.programs(sample), legend=legend)
@@ -147,7 +147,7 @@ def waterfall(analysis: Analysis, point: PointFigures, *, legend: bool) -> Pictu
     return Picture(
         _file_name("waterfall", point.series, str(point.instances)),
         f"One start of {point.name}",
-        f"The median traced one: {duration(sample.latency or 0)} to its {analysis.end_point} "
+        f"The median traced start: {duration(sample.latency or 0)} to its {analysis.end_point} "
         f"(batch {sample.batch}, instance {sample.instance}). {SHADES}",
         {"": chart},
         tuple((name, palette.part(name)) for name in shown)
@@ -156,7 +156,7 @@ def waterfall(analysis: Analysis, point: PointFigures, *, legend: bool) -> Pictu
 
 
 def write(analysis: Analysis, directory: Path) -> list[Path]:
-    """Every picture of a run as PNG (twice the size) and SVG; returns the files."""
+    """Write every picture of a run as PNG (double size) and SVG; returns the files."""
     directory.mkdir(parents=True, exist_ok=True)
     written = []
     for picture in every(analysis):

@@ -1,4 +1,4 @@
-"""Figures that views compare points by."""
+"""Figures by which views compare points."""
 
 from collections import Counter
 
@@ -12,13 +12,13 @@ from firstlight.units import duration_interval
 
 
 def counts(point: PointFigures) -> dict[str, float]:
-    """What the backend counted over a batch: medians over the point's untraced batches."""
+    """The backend's counts: medians over the point's untraced batches."""
     each = [sample.counts for sample in point.untraced_samples if sample.counts]
     return {name: float(np.median([batch[name] for batch in each])) for name in (each or [{}])[0]}
 
 
 def find(analysis: Analysis, **setting: object) -> PointFigures | None:
-    """The measured point with these settings, if there is one."""
+    """The measured point with these settings, or None."""
     for point in analysis.points:
         if point.latency and setting.items() <= point.point.items():
             return point
@@ -26,7 +26,7 @@ def find(analysis: Analysis, **setting: object) -> PointFigures | None:
 
 
 def over(slow: PointFigures, fast: PointFigures, q: float = 0.5) -> Interval:
-    """By how much the one's quantile is that of the other."""
+    """The ratio of a quantile of two points."""
     return stats.ratio_interval(
         latencies(slow.untraced_samples),
         latencies(fast.untraced_samples),
@@ -37,17 +37,17 @@ def over(slow: PointFigures, fast: PointFigures, q: float = 0.5) -> Interval:
 
 
 def last_over(slow: PointFigures, fast: PointFigures) -> Interval:
-    """The same of the times until the last start of a batch is ready."""
+    """The ratio of the times until the last start of a batch is ready."""
     return stats.ratio_interval(makespans(slow), makespans(fast))
 
 
 def makespans(point: PointFigures) -> Floats:
-    """How long each batch took of which every start was ready, in ns."""
+    """The duration of each complete batch, in ns."""
     size = Counter(sample.batch for sample in point.untraced_samples)
     return figures.makespans(s for s in point.untraced_samples if size[s.batch] == point.instances)
 
 
 def median(point: PointFigures) -> str:
-    """Its median latency in words, with the interval."""
+    """The median latency with its interval, formatted."""
     assert point.latency
     return duration_interval(point.latency.median)

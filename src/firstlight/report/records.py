@@ -1,4 +1,4 @@
-"""What a report is made of besides latencies: tables of words, pictures, and a run's own view."""
+"""Parts of a report: tables, pictures, and a run's view."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ Rows = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class Table:
-    """A table of words: a name, then figures; ``advice`` stands below it.
+    """A table of text: a name column, then figures; ``advice`` is shown below it.
 
-    ``brief``, headings and rows, is the same for a terminal of 80 columns.
+    ``brief`` (headings and rows) is the same table for a terminal of 80 columns.
     """
 
     title: str
@@ -28,9 +28,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """One chart or two of the same thing; ``name`` and the charts' keys name their files.
+    """One chart, or two of the same thing. ``name`` and the charts' keys name their files.
 
-    ``legend`` is the names and colours in it, for a page that draws its own.
+    ``legend`` has its names and colours, for a page that draws its own.
     """
 
     name: str
@@ -50,10 +50,10 @@ def _nothing(_: Analysis) -> tuple[()]:
 
 @dataclass(frozen=True)
 class View:
-    """What a report shows of some runs besides what it shows of every run.
+    """What a report shows of some runs in addition to what it shows of every run.
 
-    ``answer`` is the sentence on top, None for a run that is too thin for it. ``pictures`` import
-    what draws them when they are asked for: a terminal has no use for it.
+    ``answer`` is the sentence at the top, None if the run has too few samples. ``pictures`` imports
+    the drawing library when called: a terminal does not need it.
     """
 
     answer: Callable[[Analysis], str | None] = _no_answer

@@ -1,6 +1,6 @@
-"""What the verbs show in a terminal, as rich renderables that fit 80 to 120 columns.
+"""The output of the verbs in a terminal, as rich renderables for 80 to 120 columns.
 
-Nothing here prints. Cells wrap between an estimate and its interval, and nowhere else.
+Nothing here prints. Cells wrap only between an estimate and its interval.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,12 +33,12 @@ MOST_POINTS = 8
 MOST_BESIDE = 4
 MOST_PARTS = 3
 INTERVAL = 11
-"""The width of the bounds of an interval, which then stand below its estimate."""
+"""The width of an interval's bounds, which may wrap below the estimate."""
 _STYLES = {"holds": "green", "does not hold": "red"}
 
 
 def summary(runs: Sequence[Analysis]) -> RenderableType:
-    """All that one screen or two can hold of some runs."""
+    """A summary of runs, for one or two screens."""
     return Group(*(_run(run) for run in runs))
 
 
@@ -73,7 +73,7 @@ def _run(analysis: Analysis) -> RenderableType:
 
 
 def _tails_needed(analysis: Analysis) -> Iterable[Text]:
-    """What the "9 of 72" in the place of a tail means."""
+    """Explain the "9 of 72" in place of a tail."""
     latencies = (point.latency for point in analysis.points if point.untraced_samples)
     if any(latency and not (latency.p95 and latency.p99) for latency in latencies):
         needed = f"P95 needs {samples_needed(0.95)} starts and P99 {samples_needed(0.99)}"
@@ -129,7 +129,7 @@ def _latencies(analysis: Analysis) -> Table:
 
 
 def _boots(analysis: Analysis) -> Iterable[RenderableType]:
-    """How the machines booted, a column a point, a few beside each other."""
+    """How the VMs booted, a column per point."""
     booted = [(point, point.boot) for point in analysis.points if point.boot]
     for some in _beside(booted):
         table = _table("boot by phase, untraced, median")
@@ -151,7 +151,7 @@ def _boots(analysis: Analysis) -> Iterable[RenderableType]:
 
 
 def _beside(points: Sequence[T]) -> Iterator[Sequence[T]]:
-    """As many at a time as a terminal of 80 columns has room for beside each other."""
+    """Groups of columns that fit a terminal of 80 columns."""
     return (points[at : at + MOST_BESIDE] for at in range(0, len(points), MOST_BESIDE))
 
 
@@ -160,7 +160,7 @@ def _bound(boot: figures.Boot) -> str:
 
 
 def _own(own: records.Table) -> Table:
-    """A table of a view: as it is, or as it has it for a narrow terminal."""
+    """A table of a view, in its full or its narrow form."""
     table = _table(own.title)
     headings, rows = own.brief or (own.headings, own.rows)
     if own.brief:
@@ -178,7 +178,7 @@ def _own(own: records.Table) -> Table:
 
 
 def _worded(cell: str) -> Text:
-    """A figure that wraps before its interval, and nowhere else."""
+    """A figure that wraps only before its interval."""
     value, _, bounds = cell.partition(" (")
     return Text.assemble(_kept(value), " (", _kept(bounds)) if bounds else _kept(value)
 
@@ -233,7 +233,7 @@ def _parts(point: PointFigures) -> Table:
 
 
 def _mostly(part: Part) -> Text:
-    """The greatest cause, cut at the edge: the table below has it whole."""
+    """The largest cause, truncated; the table below has it in full."""
     words = " ".join((wording.percent(part.causes[0][1]), part.causes[0][0])) if part.causes else ""
     return Text(words, no_wrap=True, overflow="ellipsis")
 
@@ -268,7 +268,7 @@ def _failures(failed: Sequence[Sample]) -> Table:
 
 
 def claims(verdicts: Sequence[Verdict]) -> RenderableType:
-    """The claims that were measured, with figures; under them the others, with the reason."""
+    """The measured claims with figures; below them the others with reasons."""
     table = _table()
     for name in ("", "claim", "verdict", "here", "paper"):
         table.add_column(name, overflow="fold")
@@ -287,7 +287,7 @@ def claims(verdicts: Sequence[Verdict]) -> RenderableType:
 
 
 def comparison(result: Comparison) -> RenderableType:
-    """Each point of both runs, and whether B is slower."""
+    """The points of both runs, and whether B is slower."""
     table = _table("B over A: medians of untraced starts, with 95 % intervals")
     table.add_column("", overflow="fold")
     for name in ("A", "B", "B ÷ A", "p"):
@@ -320,7 +320,7 @@ def _news(difference: Difference) -> Text:
 
 
 def doctor(checks: Iterable[Check], experiments: Mapping[str, Sequence[Missing]]) -> RenderableType:
-    """What was looked at, and which experiments can run; what to do about a lack is said once."""
+    """The checks, and which experiments can run; each remedy is shown once."""
     table = _table("this machine")
     for _ in range(3):
         table.add_column("", overflow="fold")
@@ -334,7 +334,7 @@ def doctor(checks: Iterable[Check], experiments: Mapping[str, Sequence[Missing]]
     told: set[str | None] = {None}
     for name, lacks in experiments.items():
         mark = ("!", "yellow") if lacks else ("✓", "green")
-        words = Text("" if lacks else "can run whole")
+        words = Text("" if lacks else "can run in full")
         for lack in lacks:
             words.append("\n" if words else "").append(f"{_parted(lack.parts)}: {lack.fact}")
             if lack.hint not in told:
@@ -349,7 +349,7 @@ def _parted(parts: Sequence[str]) -> str:
 
 
 def _row(table: Table, *cells: str | Text, style: str = "") -> None:
-    """A row whose words are never taken for markup."""
+    """A row whose text is never interpreted as markup."""
     plain = (cell if isinstance(cell, Text) else Text(cell) for cell in cells)
     table.add_row(*plain, style=style)
 

@@ -1,4 +1,4 @@
-"""The start of one command as a waterfall in the terminal: phases, causes, slowest waits."""
+"""The start of a command as a waterfall in the terminal: phases, causes, slowest waits."""
 
 import polars as pl
 from rich.console import Group, RenderableType
@@ -9,16 +9,16 @@ from firstlight.analysis import phases
 from firstlight.report.plots.palette import PHASES as COLOURS
 
 _WAITS = 8
-_FIXED_COLUMNS = 43  # of the terminal: all but the lane and the cause
+_FIXED_COLUMNS = 43  # columns for everything except the lane and the cause
 _FRAMES = 6
 _LEAST_NS = 1000
 
 
 def waterfall(timeline: pl.DataFrame, spans: pl.DataFrame, width: int) -> RenderableType:
-    """Lanes of the phases over time, with what each took, and below them the longest waits.
+    """Lanes of the phases over time with their durations, and below them the longest waits.
 
-    ``timeline`` is ``breakdown.timeline`` of one sample, ``spans`` its raw spans; ``width`` the
-    columns of the terminal.
+    ``timeline`` is ``breakdown.timeline`` of one sample, ``spans`` its raw spans, ``width`` the
+    terminal's columns.
     """
     waits = _waits(timeline, spans)
     return Group(_lanes(timeline, width), *((Text(), waits) if waits.row_count else ()))
@@ -61,7 +61,7 @@ def _span(timeline: pl.DataFrame) -> int:
 
 
 def _lane(rows: pl.DataFrame, begin: int, total: int, cells: int, colour: str) -> Text:
-    """A cell is full if the phase owns most of its time, and half if it owns some."""
+    """A cell is full if the phase owns most of its time, half if it owns some."""
     owned = [0.0] * cells
     size = total / cells
     for start, end in zip(rows["start"].to_list(), rows["end"].to_list(), strict=True):
@@ -84,7 +84,7 @@ def _mostly(rows: pl.DataFrame, took: int) -> str:
 
 
 def _waits(timeline: pl.DataFrame, spans: pl.DataFrame) -> Table:
-    """The waits in the kernel that took most of the critical path, those at one place together."""
+    """The kernel waits that took most of the critical path, grouped by stack."""
     table = Table(title="slowest kernel waits on the critical path", title_justify="left",
                   box=None, pad_edge=False, header_style="bold")  # fmt: skip
     table.add_column("ms", justify="right", width=7)

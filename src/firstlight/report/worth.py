@@ -1,4 +1,4 @@
-"""What each prepared part is worth, from the runs that leave them out."""
+"""What each prepared part gains, from runs that leave it out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from firstlight.model import EndPoint, Interval, Sample
 from firstlight.report.points import find
 
 BASES = {"sandboxes": "nothing", "everything": "nothing"}
-"""What a start without these is compared with."""
+"""The start with which those without these parts are compared."""
 _PACKET = "packet"
 
 
 @dataclass(frozen=True)
 class Worth:
-    """What one prepared part is worth to one start of ``instances`` at once.
+    """What a prepared part gains for a start of ``instances`` at once.
 
-    ``longer`` is the median without it over the median with it; ``extra`` their difference, ns.
-    ``end`` is what the times end at: the run's end point, or the first packet's answer.
+    ``longer`` is the median without it over the median with it, ``extra`` the difference in ns.
+    ``end`` is the run's end point, or the first packet's answer.
     """
 
     part: str
@@ -33,12 +33,11 @@ class Worth:
 
 
 def worth(analysis: Analysis) -> list[Worth]:
-    """What each part that an ablation left out is worth, by end, instances and place.
+    """What each part left out by an ablation gains, by end, instances and position.
 
-    To the run's end point with each number of instances, and to the first packet with the
-    fewest.
-    A part is compared with the same start with it: sandboxes and everything with a start that
-    lacks nothing, the other parts with one that only lacks sandboxes, for those hold them all.
+    To the run's end point with each number of instances, and to the first packet with the fewest.
+    Sandboxes and everything are compared with a start that lacks nothing; the other parts with one
+    that only lacks sandboxes, because a sandbox contains them all.
     """
     gains = []
     fewest = min((point.instances for point in analysis.points), default=1)
@@ -66,7 +65,7 @@ def worth(analysis: Analysis) -> list[Worth]:
 
 
 def _to_packet(samples: Sequence[Sample]) -> Floats:
-    """From the intended arrival to the first packet's answer, of samples that have one, in ns."""
+    """From the intended arrival to the first packet's answer in ns, for samples that have one."""
     ends = [
         step.end - sample.stamps.intended
         for sample in samples

@@ -109,7 +109,7 @@ def test_c4_of_a_guest_that_tells_no_console(tmp_path: Path, vga: float, outcome
     ]
     found = verdict("C4", run(tmp_path / "r", "driver-loading", points))
     assert found.verdict == outcome, found
-    assert "not told apart" in found.figure
+    assert "does not separate" in found.figure
 
 
 @pytest.mark.parametrize(

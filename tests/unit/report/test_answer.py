@@ -62,7 +62,7 @@ def test_one_point_is_explained_by_itself(container: Analysis) -> None:
 
 def test_nothing_ready_is_said(known_phases: None, tmp_path: Path) -> None:
     run = Analysis(synthetic.nothing_ready(tmp_path))
-    assert answer.answer(run) == "No start was ready, so there is no latency to explain."
+    assert answer.answer(run) == "No start became ready, so there is no latency to explain."
     warnings = answer.warnings(run)
     assert warnings[0].startswith("This run was killed")
     assert any("2 starts failed and 0 hung of 2" in warning for warning in warnings)
@@ -89,7 +89,7 @@ def test_what_the_run_itself_warned_of_is_repeated(container: Analysis) -> None:
         ({"lost": 3}, "runc × 1: the tracer lost events in 3 of 10 traced starts"),
         (
             {"overhead": Interval(1.3, 1.2, 1.4)},
-            "runc × 1: tracing multiplies the median by 1.30× (1.20–1.40)",
+            "runc × 1: tracing makes the median by 1.30× (1.20–1.40)",
         ),
     ],
 )

@@ -99,7 +99,7 @@ def test_words_from_a_run_cannot_become_markup(known_phases: None, tmp_path: Pat
     text = page.render([Analysis(synthetic.nothing_ready(tmp_path))])
     assert "<b>runc</b>" not in text
     assert "<script>alert(1)" not in text
-    assert "No start was ready" in body(text)
+    assert "No start became ready" in body(text)
 
 
 def test_write_makes_one_file(container: Analysis, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_summary_shows_what_a_failed_start_said(container: Analysis) -> None
 
 def test_a_run_of_which_nothing_was_ready_has_a_summary(known_phases: None, tmp_path: Path) -> None:
     text = words(rendered(terminal.summary([Analysis(synthetic.nothing_ready(tmp_path))]), 80))
-    assert "No start was ready" in text
+    assert "No start became ready" in text
     assert "</script><script>alert(1)</script>" in text
 
 
@@ -130,6 +130,6 @@ def test_doctor_says_what_to_do_only_where_something_is_wrong() -> None:
     assert "✓ root uid 0" in text
     assert "become root" not in text
     assert "✗ BTF no /sys/kernel/btf/vmlinux CONFIG_DEBUG_INFO_BTF" in text
-    assert "✓ floor can run whole" in text
+    assert "✓ floor can run in full" in text
     assert "! rootfs erofs: mkfs.erofs is not installed apt-get install erofs-utils" in text
     assert text.endswith("! pod 5 starts (a, …): mkfs.erofs is not installed")
