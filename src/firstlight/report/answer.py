@@ -123,7 +123,7 @@ def _of_point(point: PointFigures) -> Iterable[str]:
             "(its 95th percentile), which is counted in it"
         )
     if point.overhead and point.overhead.low > figures.COSTLY:
-        yield f"tracing makes the median {ratio_interval(point.overhead)}: read shares only"
+        yield f"tracing makes starts {ratio_interval(point.overhead)} as long: read shares only"
     for part in point.parts:
         if part.phase == "unattributed" and part.share.value > figures.UNEXPLAINED:
             yield f"{percent_interval(part.share)} of the time belongs to no phase"

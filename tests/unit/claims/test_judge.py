@@ -296,7 +296,5 @@ def test_c18_is_told_by_an_ablation_that_leaves_out_the_networks() -> None:
 
     judged = engine.judge(catalogue.ALL, [Analysis(run_of("ablation", points, plan))])[-1]
     assert (judged.id, judged.verdict) == ("C18", "holds")
-    assert judged.figure.startswith(
-        "a new network over a pooled one: 1 at once: 2.9"
-    )
+    assert judged.figure.startswith("a new network over a pooled one: 1 at once: 2.9")
     assert "20 at once: 2.9" in judged.figure

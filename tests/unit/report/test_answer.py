@@ -89,7 +89,7 @@ def test_what_the_run_itself_warned_of_is_repeated(container: Analysis) -> None:
         ({"lost": 3}, "runc × 1: the tracer lost events in 3 of 10 traced starts"),
         (
             {"overhead": Interval(1.3, 1.2, 1.4)},
-            "runc × 1: tracing makes the median by 1.30× (1.20–1.40)",
+            "runc × 1: tracing makes starts 1.30× (1.20–1.40) as long",
         ),
     ],
 )
