@@ -193,5 +193,5 @@ def test_names_are_told_apart_and_the_last_is_what_is_left() -> None:
 
 def test_the_document_is_current() -> None:
     assert DOCUMENT.read_text().endswith(f"\n\n{phases.markdown()}"), (
-        "docs/phases.md is old: put phases.markdown() in place of the table at its end"
+        "docs/phases.md is old: PYTHONPATH=src .venv/bin/python mk/phases.py"
     )
