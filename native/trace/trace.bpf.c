@@ -251,29 +251,30 @@ static __always_inline __u64 take_words(char *out, __u64 start, __u64 end, int l
 	return bpf_probe_read_user(out, size & (WORDS_MAX - 1), (void *)start) ? 0 : size;
 }
 
-/* A program whose name is watched for becomes a root of its own. */
-static __always_inline struct task *begin(struct task_struct *p, __u32 tid, const char *file)
+/* A program of a watched name says how it was called; one that is not traced becomes a root. */
+static __always_inline void begin(struct task_struct *p, __u32 tid, const char *file)
 {
 	char name[NAME] = {};
 	bpf_get_current_comm(name, sizeof(name));
 	if (!tid || !bpf_map_lookup_elem(&names, name))
-		return 0;
-	__u64 now = bpf_ktime_get_ns();
-	struct task task = {.root = tid, .pid = GROUP(p), .off_stack = -1, .lock_stack = -1,
-			    .number = -1};
+		return;
+	struct task *known = traced(tid);
+	struct task task = {.root = known ? known->root : tid, .pid = GROUP(p), .off_stack = -1,
+			    .lock_stack = -1, .number = -1};
 	struct begin *out = bpf_ringbuf_reserve(&events, sizeof(*out), 0);
-	if (!out || bpf_map_update_elem(&tasks, &tid, &task, BPF_ANY)) {
+	if (!out || (!known && bpf_map_update_elem(&tasks, &tid, &task, BPF_ANY))) {
 		__sync_fetch_and_add(&lost, 1);
 		if (out)
 			bpf_ringbuf_discard(out, 0);
-		return 0;
+		return;
 	}
 	__builtin_memset(&out->event, 0, sizeof(out->event));
 	out->event.kind = BEGIN;
-	out->event.root = out->event.tid = tid;
+	out->event.root = task.root;
+	out->event.tid = tid;
 	out->event.pid = task.pid;
 	out->event.stack = -1;
-	out->event.start = out->event.end = now;
+	out->event.start = out->event.end = bpf_ktime_get_ns();
 	out->event.text = sizeof(*out) - sizeof(out->event);
 	bpf_probe_read_kernel_str(out->file, sizeof(out->file), file);
 	struct mm_struct *mm = p->mm;
@@ -282,7 +283,6 @@ static __always_inline struct task *begin(struct task_struct *p, __u32 tid, cons
 	out->event.args[1] = take_words(out->environment, BPF_CORE_READ(mm, env_start),
 					BPF_CORE_READ(mm, env_end), 1);
 	bpf_ringbuf_submit(out, BPF_RB_FORCE_WAKEUP);
-	return traced(tid);
 }
 
 SEC("tp_btf/sched_process_exec")
@@ -303,9 +303,9 @@ int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *b
 		instant(EXIT, from, old, tid, 0);
 		bpf_map_delete_elem(&tasks, &old);
 	}
+	if (settings.watch)
+		begin(p, tid, bprm->filename);
 	struct task *task = traced(tid);
-	if (!task && settings.watch)
-		task = begin(p, tid, bprm->filename);
 	if (!task)
 		return 0;
 	struct pid *pid = BPF_CORE_READ(p, thread_pid);

@@ -377,7 +377,7 @@ static int watch_event(void *context, void *data, size_t size)
 {
 	const struct event *event = data;
 	if (size >= sizeof(*event)) {
-		if (event->kind == BEGIN)
+		if (event->kind == BEGIN && event->root == event->tid)
 			note_begin(event);
 		else if ((event->kind == EXIT && event->tid == event->root) ||
 			 (event->kind == EXEC && event->args[0] == 1 && event->args[1] > 0))

@@ -134,6 +134,7 @@ class Sample(Struct, frozen=True):
     guest: GuestLog | None = None
     counts: dict[str, float] = {}
     telemetry: Telemetry | None = None
+    labels: dict[str, str] = {}
 
     @property
     def latency(self) -> int | None:

@@ -69,8 +69,8 @@ class Writer:
                 f"cannot write a run to {path}: {error.strerror}",
                 "choose another directory with --out",
             ) from error
-        _write(path / "header.json", msgspec.json.format(msgspec.json.encode(header)))
         self.path = path
+        self.write_header(header)
         self._samples: IO[bytes] = (path / "samples.jsonl").open("ab")
 
     def __enter__(self) -> "Writer":
@@ -78,6 +78,10 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         self._samples.close()
+
+    def write_header(self, header: Header) -> None:
+        """Write the header, or replace it: a run that is watched learns its points as they come."""
+        _write(self.path / "header.json", msgspec.json.format(msgspec.json.encode(header)))
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Append samples and flush them."""

@@ -412,7 +412,7 @@ def test_threads_that_find_no_place_in_the_table_are_counted(
 
 def roots(tracer: bpf.Tracer) -> set[int]:
     """The instances that the kernel reported of in the last batch, ours or not."""
-    events = np.fromfile(tracer._prefix.with_suffix(".events"), dtype=bpf._EVENT)
+    events = np.fromfile(tracer._prefix.with_suffix(".events"), dtype=bpf.EVENT)
     return set(events["root"].tolist())
 
 

@@ -24,7 +24,7 @@ from firstlight.analysis.columns import LATENESS, ON_CPU, QUEUED
 from firstlight.analysis.critical_path import walk
 from firstlight.analysis.instances import Instances
 from firstlight.analysis.segments import Flags, Integers, Intervals, distinct
-from firstlight.model import Sample
+from firstlight.model import EndPoint, Sample
 from firstlight.store import SPAN_SCHEMA, Run
 
 SCHEMA = pl.Schema(
@@ -68,6 +68,11 @@ def breakdown(run: Run) -> pl.DataFrame:
     parts = [told for sample in run.samples if (told := _told(sample)) is not None]
     parts += [_summarise(Instances(*chunk, run.header.end_point)) for chunk in _chunks(run)]
     return pl.concat(parts) if parts else pl.DataFrame(schema=SCHEMA)
+
+
+def of_sample(spans: pl.DataFrame, sample: Sample, end_point: EndPoint) -> pl.DataFrame:
+    """The same of one ready sample by itself, whose spans these are."""
+    return _summarise(Instances(spans, [sample], end_point))
 
 
 def timeline(run: Run, sample: Sample) -> pl.DataFrame:

@@ -21,7 +21,7 @@ from firstlight.store import SPAN_SCHEMA, UNSEEN
 from firstlight.trace import kallsyms, words
 from firstlight.trace.kallsyms import Stacks
 
-_EVENT = np.dtype(
+EVENT = np.dtype(
     [
         ("start", "u8"), ("end", "u8"), ("result", "i8"), ("args", "u8", 4),
         ("root", "u4"), ("pid", "u4"), ("tid", "u4"), ("peer", "u4"),
@@ -30,7 +30,7 @@ _EVENT = np.dtype(
         ("text", "u4"), ("open", "u4"),
     ]
 )  # fmt: skip
-_CALL, _FORK, _EXEC, _EXIT, _OFF, _LOCK, _MARK, _STACK = range(1, 9)
+_CALL, FORK, EXEC, _EXIT, _OFF, _LOCK, _MARK, _STACK, BEGIN = range(1, 10)
 _RING_BYTES = 1 << 26
 _UNSEEN = -1000  # native/trace/trace.h
 _OPENING = frozenset({"open", "openat", "openat2", "socket"})
@@ -84,7 +84,7 @@ class Tracer:
 
         ``samples`` maps the pid of an instance, or of a daemon that served it, to ``Sample.index``.
         """
-        events = np.fromfile(self._prefix.with_suffix(".events"), dtype=_EVENT)
+        events = np.fromfile(self._prefix.with_suffix(".events"), dtype=EVENT)
         text = self._prefix.with_suffix(".text").read_bytes()
         stacks = Stacks(self._prefix.with_suffix(".stacks").read_bytes())
         return decode(events, text, stacks, samples)
@@ -163,7 +163,7 @@ class _Decoder:
         (start, end, result, args, root, pid, tid, peer, magic, stack, kind, number,
          family, protocol, length, unfinished) = event  # fmt: skip
         sample = self._samples.get(root)
-        if sample is None:
+        if sample is None or kind == BEGIN:
             return
         said = self._text[text_end - length : text_end]
         where = (start, end, pid, tid)
@@ -173,11 +173,11 @@ class _Decoder:
             about = self._file(name, about, pid, args[0], result)
             result = None if unfinished else result
             yield sample, "call", name, about, "", *where, result, peer or None
-        elif kind == _FORK:
+        elif kind == FORK:
             name = "process" if args[0] == peer else "thread"
             yield sample, "fork", name, "", "", *where, None, peer
-        elif kind in (_EXEC, _EXIT):
-            name = "exec" if kind == _EXEC else "exit"
+        elif kind in (EXEC, _EXIT):
+            name = "exec" if kind == EXEC else "exit"
             about = said.split(b"\0", 1)[0].decode(errors="replace")
             yield sample, name, name, about, "", *where, None, None
         elif kind == _MARK:

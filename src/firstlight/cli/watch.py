@@ -1,0 +1,109 @@
+"""The verb ``watch``: the starts that others make on this node."""
+
+import json
+import select
+import signal
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from firstlight.cli.output import Json, examples, say
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from firstlight.model import Sample
+
+
+def watch(
+    *,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the starts as runs, for report.")
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Stop after this long.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show every container start that the runtimes on this node make, and where its time goes.
+
+    Nothing is restarted or configured. While no start is under way, only forks, executions and
+    exits are followed. Ctrl-C stops it. With --json, each start is one line of JSON.
+    """
+    from firstlight.lab.watch import programs
+    from firstlight.lab.watch.follow import Follower
+    from firstlight.lab.watch.keep import Keeper, Limits
+    from firstlight.trace import bpf
+
+    bpf.probe()
+    names = programs.watched()
+    until = None if duration is None else time.monotonic() + duration
+    with tempfile.TemporaryDirectory(prefix="firstlight-watch-") as scratch:
+        directory = out or Path(scratch)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with Follower(names) as follower, Keeper(directory, Limits()) as keeper:
+                say(f"watching {', '.join(programs.RUNTIMES)} and {len(names)} names in all")
+                while _wait(follower.descriptor, until):
+                    for sample, spans in keeper.add(follower.read()):
+                        _print(sample, spans, as_json=as_json)
+        except KeyboardInterrupt:
+            pass
+        if out:
+            say(f"kept in {out}: firstlight report {out}/watch-*")
+
+
+def _wait(descriptor: int, until: float | None) -> bool:
+    """Until a window has closed; False when the time is up."""
+    seconds = None if until is None else max(0.0, until - time.monotonic())
+    return bool(select.select([descriptor], [], [], seconds)[0])
+
+
+def _print(sample: "Sample", spans: "pl.DataFrame", *, as_json: bool) -> None:
+    phases = _phases(sample, spans)
+    if as_json:
+        record: dict[str, Any] = {
+            "labels": sample.labels, "point": sample.point, "latency_ns": sample.latency,
+            "lost_events": sample.lost, "error": sample.error, "phases_ns": phases,
+        }  # fmt: skip
+        print(json.dumps(record), flush=True)
+        return
+    from firstlight.units import duration, percent
+
+    labels = sample.labels
+    pod = "/".join(labels[key] for key in ("namespace", "pod", "container") if labels.get(key))
+    total = "failed" if sample.latency is None else duration(sample.latency)
+    largest = sorted(phases.items(), key=lambda item: -item[1])[:4]
+    shares = ", ".join(f"{name} {percent(ns / sample.latency)}" for name, ns in largest
+                       if sample.latency)  # fmt: skip
+    lost = f"  ({sample.lost} events lost)" if sample.lost else ""
+    print(
+        f"{datetime.now().astimezone():%H:%M:%S}  {total:>8}  {labels['runtime']:<6} "
+        f"{labels.get('engine', '-'):<10} {pod or labels['id'][:40]}  {shares}{lost}",
+        flush=True,
+    )
+
+
+def _phases(sample: "Sample", spans: "pl.DataFrame") -> dict[str, int]:
+    """The time of each phase on the critical path, in ns."""
+    from firstlight.analysis import breakdown
+    from firstlight.model import EndPoint
+
+    if sample.latency is None:
+        return {}
+    summary = breakdown.of_sample(spans, sample, EndPoint.FIRST_INSTRUCTION)
+    phases: dict[str, int] = {}
+    for phase, wall in summary.select("phase", "wall").rows():
+        phases[phase] = phases.get(phase, 0) + wall
+    return {phase: wall for phase, wall in phases.items() if wall}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(
+        epilog=examples("watch", "watch --out /var/lib/firstlight", "watch --json --duration 60")
+    )(watch)

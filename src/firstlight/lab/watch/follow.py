@@ -1,0 +1,180 @@
+"""Follows the starts that others make: ``native/trace/trace.c --watch``, and its windows read."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from firstlight.errors import Failed
+from firstlight.lab.watch.programs import DAEMONS, Program
+from firstlight.lab.watch.starts import Executed, Start, join
+from firstlight.native import native
+from firstlight.trace import bpf
+from firstlight.trace.kallsyms import Stacks
+
+_FILE_BYTES, _WORDS_BYTES = 256, 2048  # native/trace/trace.h
+_FILES = ("events", "text", "stacks")
+_KEPT = frozenset({"CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"})
+"""The variables of a program's environment that are kept; no other leaves this module."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """What was seen from the first sign of a start until none went on: starts, and their spans.
+
+    ``lost`` counts the events that the tracer lost.
+    """
+
+    starts: list[Start]
+    lost: int
+    spans: pl.DataFrame
+    """Of all trees, by the root's pid in the column ``sample``."""
+    daemons: tuple[int, ...]
+
+    def spans_of(self, start: Start, sample: int) -> pl.DataFrame:
+        """The spans of a start, its daemons' among them, as those of the sample of that index."""
+        roots = [*start.roots, *self.daemons]
+        own = self.spans.filter(pl.col("sample").is_in(roots))
+        return own.with_columns(pl.lit(sample, dtype=self.spans.schema["sample"]).alias("sample"))
+
+
+class Follower:
+    """The tracer, waiting for programs of the names given. Leaving the context detaches it."""
+
+    def __init__(self, names: Sequence[str], directory: Path | None = None) -> None:
+        self._names, self._parent = names, directory
+        self._daemons: set[int] = set()
+
+    def __enter__(self) -> "Follower":
+        self._directory = Path(tempfile.mkdtemp(prefix="firstlight-watch-", dir=self._parent))
+        self._prefix = self._directory / "window"
+        self._process = subprocess.Popen(
+            [native("trace"), "--watch", native("trace.bpf.o"), self._prefix, *self._names],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        if self._read_line() != ["watching"]:
+            self.__exit__()
+            raise self._failure()
+        self._follow_daemons()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    @property
+    def descriptor(self) -> int:
+        """Readable when a window has closed, or the tracer has ended."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def read(self) -> Window:
+        """The next window, once it has closed. Raises Failed if the tracer ends."""
+        words = self._read_line()
+        if len(words) != 4 or words[0] != "window":
+            raise self._failure()
+        daemons = tuple(self._daemons)
+        self._follow_daemons()
+        prefix = f"{self._prefix}.{words[1]}"
+        try:
+            return _window(prefix, int(words[3]), daemons)
+        finally:
+            for kind in _FILES:
+                Path(f"{prefix}.{kind}").unlink(missing_ok=True)
+
+    def _read_line(self) -> list[str]:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().split()
+
+    def _failure(self) -> Failed:
+        assert self._process.stderr is not None
+        reason = self._process.stderr.read().strip() or "it ended without a message"
+        return Failed(f"the tracer failed: {reason}", "see what is missing: firstlight doctor")
+
+    def _follow_daemons(self) -> None:
+        """Tell the tracer of engines' daemons that have come and gone."""
+        present = set(_daemons())
+        assert self._process.stdin is not None
+        for verb, pids in (
+            ("follow", present - self._daemons),
+            ("forget", self._daemons - present),
+        ):
+            for pid in sorted(pids):
+                self._process.stdin.write(f"{verb} {pid}\n")
+        self._process.stdin.flush()
+        self._daemons = present
+
+
+def _daemons() -> Iterator[int]:
+    """The processes of container engines' daemons that are in our PID namespace."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "comm").read_text().strip() in DAEMONS:
+                    yield int(entry.name)
+            except OSError:
+                continue
+
+
+def _window(prefix: str, lost: int, daemons: tuple[int, ...]) -> Window:
+    events = np.fromfile(f"{prefix}.events", dtype=bpf.EVENT)
+    text = Path(f"{prefix}.text").read_bytes()
+    stacks = Stacks(Path(f"{prefix}.stacks").read_bytes())
+    ends = np.cumsum(events["text"], dtype=np.int64)
+    programs = [
+        _program(event, text[end - event["text"] : end])
+        for event, end in _of_kind(events, ends, bpf.BEGIN)
+    ]
+    parents = _parents(events)
+    executed = [
+        Executed(_ancestors(int(event["pid"]), parents), int(event["start"]))
+        for event, _ in _of_kind(events, ends, bpf.EXEC)
+        if event["args"][0] == 1 and event["args"][1] > 0
+    ]
+    starts = join(programs, executed)
+    wanted = {root for start in starts for root in start.roots} | set(daemons)
+    spans = bpf.decode(events, text, stacks, {root: root for root in wanted})
+    return Window(starts, lost, spans, daemons)
+
+
+def _of_kind(events: np.ndarray, ends: np.ndarray, kind: int) -> Iterator[tuple[np.void, int]]:
+    for place in np.flatnonzero(events["kind"] == kind).tolist():
+        yield events[place], int(ends[place])
+
+
+def _parents(events: np.ndarray) -> dict[int, int]:
+    """The parent of each process that was forked in the window."""
+    forks = events[(events["kind"] == bpf.FORK) & (events["args"][:, 0] == events["peer"])]
+    return dict(zip(forks["peer"].tolist(), forks["pid"].tolist(), strict=True))
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> tuple[int, ...]:
+    found = [pid]
+    while (parent := parents.get(found[-1])) and parent not in found:
+        found.append(parent)
+    return tuple(found)
+
+
+def _program(event: np.void, text: bytes) -> Program:
+    file, words = text[:_FILE_BYTES], text[_FILE_BYTES : _FILE_BYTES + _WORDS_BYTES]
+    variables = text[_FILE_BYTES + _WORDS_BYTES :][: int(event["args"][1])]
+    pairs = (os.fsdecode(word).partition("=") for word in variables.split(b"\0"))
+    return Program(
+        root=int(event["root"]),
+        pid=int(event["pid"]),
+        at=int(event["start"]),
+        file=os.fsdecode(file.split(b"\0", 1)[0]),
+        arguments=tuple(
+            os.fsdecode(word) for word in words[: int(event["args"][0])].split(b"\0")[:-1]
+        ),
+        environment={name: value for name, _, value in pairs if name in _KEPT},
+    )

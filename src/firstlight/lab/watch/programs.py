@@ -1,0 +1,153 @@
+"""The programs that take part in a container's start, and which container each is for.
+
+Only what is named here is kept of a program's arguments and environment.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RUNTIMES = ("runc", "crun", "youki", "runsc", "kata-runtime")
+SHIMS = ("containerd-shim-runc-v2", "containerd-shim-runsc-v1", "containerd-shim-kata-v2",
+         "containerd-shim")  # fmt: skip
+MONITORS = ("conmon", "conmonrs")
+ENGINES = ("podman", "buildah", "ctr", "nerdctl")
+"""Engines without a daemon, and clients: a process of theirs is the first sign of a start."""
+
+DAEMONS = ("containerd", "dockerd", "crio")
+CNI_DIRECTORIES = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
+
+_STARTING = ("create", "run", "start", "restore")
+_WITH_VALUE = frozenset(
+    ("--root", "--log", "--log-format", "--criu", "--rootless", "--cgroup-manager", "--platform",
+     "--network", "-b", "--bundle", "--console-socket", "--pid-file", "--preserve-fds", "--config",
+     "--pid-file", "-f", "--file", "--user-log", "--debug-log")
+)  # fmt: skip
+"""Options of OCI runtimes whose value is a word of its own."""
+
+_TRUNCATED = 15
+"""The kernel keeps so many bytes of a program's name."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One execution: of ``file``, with these arguments, at ``at`` ns of CLOCK_MONOTONIC.
+
+    ``root`` is the process whose tree it is in.
+    """
+
+    root: int
+    pid: int
+    at: int
+    file: str
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """Its file's name."""
+        return Path(self.file).name
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a program is for. ``container`` is the identifier of the container, or pod sandbox.
+
+    ``kind`` is ``runtime``, ``shim``, ``monitor``, ``network`` or ``engine``.
+    """
+
+    kind: str
+    container: str = ""
+    bundle: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+def watched(directories: tuple[Path, ...] = CNI_DIRECTORIES) -> list[str]:
+    """The names to watch for: of runtimes, shims, engines, and of the CNI plugins installed."""
+    plugins = [file.name for directory in directories if directory.is_dir()
+               for file in sorted(directory.iterdir()) if file.is_file()]  # fmt: skip
+    return sorted({*RUNTIMES, *SHIMS, *MONITORS, *ENGINES, *plugins})
+
+
+def role(program: Program) -> Role | None:
+    """What a program does for a start; None where it does nothing for one (``runc state``)."""
+    if program.name in RUNTIMES:
+        return _runtime(program)
+    if program.name.startswith("containerd-shim"):
+        if "start" not in program.arguments:
+            return None
+        return Role("shim", _value(program.arguments, "-id", "--id"))
+    if program.name in MONITORS:
+        container = _value(program.arguments, "-c", "--cid")
+        name = _value(program.arguments, "-n", "--name")
+        bundle = _value(program.arguments, "-b", "--bundle")
+        return Role("monitor", container, bundle, {"container": name} if name else {})
+    if program.environment.get("CNI_COMMAND") == "ADD":
+        labels = _cni_labels(program.environment.get("CNI_ARGS", ""))
+        return Role("network", program.environment.get("CNI_CONTAINERID", ""), labels=labels)
+    return Role("engine") if program.name in ENGINES else None
+
+
+def labels_of(bundle: str) -> dict[str, str]:
+    """What a bundle's annotations say of its container: pod, namespace, container, image.
+
+    Those of containerd's CRI plugin, of CRI-O and of Podman. Empty where there are none.
+    """
+    try:
+        document = json.loads((Path(bundle) / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    annotations = document.get("annotations") if isinstance(document, dict) else None
+    if not isinstance(annotations, dict):
+        return {}
+    labels: dict[str, str] = {}
+    for label, keys in _ANNOTATIONS.items():
+        for key in keys:
+            if isinstance(annotations.get(key), str) and annotations[key]:
+                labels.setdefault(label, annotations[key])
+    return labels
+
+
+_ANNOTATIONS = {
+    "pod": ("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name"),
+    "namespace": ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace"),
+    "container": ("io.kubernetes.cri.container-name", "io.kubernetes.container.name"),
+    "image": ("io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName"),
+    "kind": ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"),
+    "sandbox": ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"),
+}
+
+
+def _runtime(program: Program) -> Role | None:
+    """``runc [OPTION…] create [OPTION…] ID``, as all OCI runtimes take it."""
+    words = list(program.arguments[1:])
+    positional: list[str] = []
+    bundle = ""
+    while words:
+        word = words.pop(0)
+        name, has_value, value = word.partition("=")
+        if not word.startswith("-"):
+            positional.append(word)
+            continue
+        if not has_value and name in _WITH_VALUE and words:
+            value = words.pop(0)
+        if name in ("-b", "--bundle"):
+            bundle = value
+    if len(positional) < 2 or positional[0] not in _STARTING:
+        return None
+    return Role("runtime", positional[-1], bundle)
+
+
+def _value(words: tuple[str, ...], *names: str) -> str:
+    for place, word in enumerate(words):
+        name, has_value, value = word.partition("=")
+        if name in names:
+            return value if has_value else next(iter(words[place + 1 : place + 2]), "")
+    return ""
+
+
+def _cni_labels(arguments: str) -> dict[str, str]:
+    """The pod's name and namespace in CNI_ARGS, as the kubelet's runtimes give them."""
+    pairs = dict(pair.partition("=")[::2] for pair in arguments.split(";"))
+    keys = {"pod": "K8S_POD_NAME", "namespace": "K8S_POD_NAMESPACE"}
+    return {label: pairs[key] for label, key in keys.items() if pairs.get(key)}

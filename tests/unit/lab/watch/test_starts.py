@@ -1,0 +1,108 @@
+"""Which programs are of which container's start."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firstlight.lab.watch.programs import Program, labels_of, role
+from firstlight.lab.watch.starts import Executed, join
+
+
+def program(
+    *arguments: str, pid: int = 10, root: int = 10, at: int = 0, **environment: str
+) -> Program:
+    return Program(root, pid, at, f"/usr/bin/{arguments[0]}", arguments, environment)
+
+
+@pytest.mark.parametrize(
+    ("words", "container", "bundle"),
+    [
+        ("runc run mine", "mine", ""),
+        ("runc --root /r --systemd-cgroup create --bundle /b --pid-file /p id", "id", "/b"),
+        ("crun --cgroup-manager=disabled run -b /b --detach id", "id", "/b"),
+        ("runc --log /l --log-format json start id", "id", ""),
+        ("runsc --root=/r --log=/l create --bundle=/b id", "id", "/b"),
+    ],
+)
+def test_a_runtime_names_its_container(words: str, container: str, bundle: str) -> None:
+    known = role(program(*words.split()))
+    assert known is not None
+    assert (known.kind, known.container, known.bundle) == ("runtime", container, bundle)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["runc state id", "runc kill id KILL", "runc --version", "runc", "runc create",
+     "containerd-shim-runc-v2 delete -id x", "bridge", "runc delete --force id"],
+)  # fmt: skip
+def test_what_starts_nothing_has_no_part(words: str) -> None:
+    assert role(program(*words.split())) is None
+
+
+def test_a_plugin_names_its_pod() -> None:
+    known = role(
+        program("bridge", CNI_COMMAND="ADD", CNI_CONTAINERID="sandbox",
+                CNI_ARGS="IgnoreUnknown=1;K8S_POD_NAMESPACE=web;K8S_POD_NAME=shop-1")
+    )  # fmt: skip
+    assert known is not None
+    assert (known.container, known.labels) == ("sandbox", {"pod": "shop-1", "namespace": "web"})
+    assert role(program("bridge", CNI_COMMAND="DEL", CNI_CONTAINERID="sandbox")) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"annotations": 7}', b"\xff", None])
+def test_a_bundle_that_says_nothing_has_no_labels(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    assert labels_of(str(tmp_path)) == {}
+
+
+def test_the_parts_of_a_pod_and_its_container_are_told_apart(tmp_path: Path) -> None:
+    annotations = {
+        "io.kubernetes.cri.sandbox-name": "shop-1",
+        "io.kubernetes.cri.sandbox-namespace": "web",
+        "io.kubernetes.cri.container-name": "nginx",
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"annotations": annotations}))
+    seen = [
+        program("bridge", CNI_COMMAND="ADD", CNI_CONTAINERID="sandbox", pid=1, root=1, at=5),
+        program("containerd-shim-runc-v2", "-id", "sandbox", "start", pid=2, root=2, at=20),
+        program("runc", "create", "--bundle", "/none", "sandbox", pid=3, root=2, at=30),
+        program("runc", "start", "sandbox", pid=5, root=2, at=50),
+        program("runc", "create", "--bundle", str(tmp_path), "app", pid=6, root=2, at=60),
+        program("runc", "start", "app", pid=8, root=2, at=80),
+    ]
+    executed = [Executed((4, 3, 2), 55), Executed((7, 6, 2), 85), Executed((99,), 90)]
+    sandbox, app = join(seen, executed)
+    assert (sandbox.container, sandbox.began, sandbox.ready) == ("sandbox", 5, 55)
+    assert (app.container, app.began, app.ready, app.root) == ("app", 60, 85, 2)
+    assert sandbox.roots == {1, 2}
+    assert app.labels["container"] == "nginx"
+    assert app.labels["runtime"] == "runc"
+    assert sandbox.labels["engine"] == "containerd"
+
+
+def test_an_engine_without_a_daemon_is_the_first_sign() -> None:
+    seen = [
+        program("podman", "run", "image", pid=1, root=1, at=1),
+        program("conmon", "-c", "id", "-n", "mine", pid=2, root=1, at=5),
+        program("crun", "create", "id", pid=3, root=1, at=6),
+        program("crun", "start", "id", pid=5, root=1, at=8),
+    ]
+    [start] = join(seen, [Executed((4, 3), 9)])
+    assert (start.began, start.ready, start.labels["engine"]) == (1, 9, "podman")
+    assert start.labels["container"] == "mine"
+
+
+def test_a_program_of_an_engine_that_starts_nothing_is_no_start() -> None:
+    assert join([program("podman", "ps")], []) == []
+
+
+@given(
+    st.lists(st.text()), st.dictionaries(st.sampled_from(["CNI_COMMAND", "CNI_ARGS"]), st.text())
+)
+def test_no_arguments_end_in_a_traceback(words: list[str], environment: dict[str, str]) -> None:
+    for name in ("runc", "conmon", "containerd-shim-runc-v2", "bridge"):
+        join([Program(1, 1, 1, name, (name, *words), environment)], [Executed((1,), 2)])
