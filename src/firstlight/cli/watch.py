@@ -29,10 +29,11 @@ def watch(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show every container start that the runtimes on this node make, and where its time goes.
+    """Show the container starts that others make on this node.
 
-    Nothing is restarted or configured. While no start is under way, only forks, executions and
-    exits are followed. Ctrl-C stops it. With --json, each start is one line of JSON.
+    Each is a line: its total, its names, and the phases that took longest. Nothing is restarted or
+    configured. While no start is under way, only forks,
+    executions and exits are followed. Ctrl-C stops it. With --json, each start is one line of JSON.
     """
     from firstlight.lab.watch import programs
     from firstlight.lab.watch.follow import Follower

@@ -72,6 +72,7 @@ def test_the_verbs() -> None:
             "report",
             "run",
             "trace",
+            "watch",
         ]
     )
 
