@@ -107,15 +107,20 @@ class Wasm:
         encoded = [self._encode(event) for event in events]
         warm = self._serving is not None
         serving = await self._current()
-        serving.used = time.monotonic()
+        serving.used = asked = time.monotonic()
         try:
             replies = await asyncio.wait_for(
                 serving.channel.ask(encoded),
                 self.function.timeout * max(len(events), 1) + _GRACE_SECONDS,
             )
         except TimeoutError:
-            raise Failed(f"{self.function.handler} did not answer in {self.function.timeout} s",
-                         "its worker is busy with other requests") from None  # fmt: skip
+            hangs = serving.channel.heard < asked
+            if hangs:
+                serving.worker.kill()
+            raise Failed(
+                f"{self.function.handler} did not answer in {self.function.timeout} s",
+                f"its worker {'hung and was ended' if hangs else 'is busy with other requests'}",
+            ) from None
         return [self._result(reply, requested, warm) for reply in replies]
 
     async def connect(self) -> socket.socket:

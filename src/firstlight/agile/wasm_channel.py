@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections import deque
 from contextlib import suppress
 
@@ -10,7 +11,7 @@ from firstlight.agile.wasm_wire import Reply
 from firstlight.errors import Failed
 
 WAITING_MAX = 4096
-_READS = 16  # before others have their turn
+_READS = 4  # before others have their turn
 
 
 class _Asked:
@@ -21,18 +22,25 @@ class _Asked:
         self.missing = events
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def take(self, first: int, replies: list[Reply]) -> None:
-        for place, reply in enumerate(replies, first):
-            if place >= len(self.replies) or self.replies[place] is not None:
-                raise Failed(f"a worker answered event {place} twice, or it is none")
-            self.replies[place] = reply
+    def take(self, first: int, count: int, message: bytes) -> None:
+        """Raises Failed for what was not asked, before it is read."""
+        places = range(first, first + count)
+        if count > self.missing or any(
+            self.replies[place : place + 1] != [None] for place in places
+        ):
+            raise Failed("a worker answered an event twice, or one that is none")
+        _, _, replies = wasm_wire.answer(message)
+        self.replies[first : first + count] = replies
         self.missing -= len(replies)
         if not self.missing and not self.done.done():
             self.done.set_result(None)
 
 
 class Channel:
-    """One connection. ``over`` is done when the worker ended it, or did not keep the protocol."""
+    """One connection. ``over`` is done when the worker ended it, or did not keep the protocol.
+
+    ``heard`` is when it answered last, in s of ``time.monotonic``.
+    """
 
     def __init__(self, connection: socket.socket, name: str) -> None:
         self._socket, self._name = connection, name
@@ -41,6 +49,7 @@ class Channel:
         self._unsent: deque[bytes] = deque()
         self._serial = self._waiting = 0
         self._error: Failed | None = None
+        self.heard = 0.0
         self.over: asyncio.Future[None] = self._loop.create_future()
         connection.setblocking(False)
         self._loop.add_reader(connection.fileno(), self._read)
@@ -119,9 +128,10 @@ class Channel:
             try:
                 if not message:
                     raise Failed(f"the worker of {self._name} is gone")
-                identity, first, replies = wasm_wire.answer(message)
-                if identity in self._asked:
-                    self._asked[identity].take(first, replies)
+                identity, first, count = wasm_wire.head(message)
+                if identity in self._asked:  # else nobody waits for it any more
+                    self._asked[identity].take(first, count, message)
+                    self.heard = time.monotonic()
             except Failed:
                 self._end()
                 return

@@ -69,13 +69,24 @@ def request(identity: int, events: Sequence[bytes]) -> bytes:
     return message
 
 
-def answer(message: bytes) -> tuple[int, int, list[Reply]]:
-    """The request's id, the number of the first event, and its result and those that follow.
+def head(message: bytes) -> tuple[int, int, int]:
+    """Of an answer: the request's id, the number of the first event, and how many results follow.
 
     Raises Failed: who says it is not trusted.
     """
     try:
-        identity, first, count = _ANSWER.unpack_from(message)
+        return _ANSWER.unpack_from(message)
+    except error as wrong:
+        raise Failed(f"a worker's message is not of the protocol: {wrong}") from wrong
+
+
+def answer(message: bytes) -> tuple[int, int, list[Reply]]:
+    """Of an answer: the request's id, the number of the first event, its result and the next ones'.
+
+    Raises Failed, as ``head``.
+    """
+    identity, first, count = head(message)
+    try:
         return identity, first, list(_replies(message, count))
     except (error, ValueError) as wrong:
         raise Failed(f"a worker's message is not of the protocol: {wrong}") from wrong
