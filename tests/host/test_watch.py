@@ -1,0 +1,191 @@
+"""``firstlight watch``: starts that others make, found by name, and nothing left attached."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from firstlight import store
+from firstlight.errors import Unsupported
+from firstlight.native import native
+from firstlight.trace import bpf
+
+FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
+
+
+@pytest.fixture(autouse=True)
+def _can_trace() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    try:
+        bpf.probe()
+    except Unsupported as error:
+        pytest.skip(error.message)
+
+
+class Watch:
+    """A running ``firstlight watch --json``."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+
+    def starts(self, prefix: str, count: int) -> list[dict[str, object]]:
+        """The next starts of containers whose identifiers begin so."""
+        seen: list[dict[str, object]] = []
+        assert self.process.stdout is not None
+        while len(seen) < count:
+            assert select.select([self.process.stdout], [], [], 60)[0], seen
+            record = json.loads(self.process.stdout.readline())
+            if record["labels"]["id"].startswith(prefix):
+                seen.append(record)
+        return seen
+
+
+@contextmanager
+def watching(*options: object) -> Iterator[Watch]:
+    with subprocess.Popen(
+        [FIRSTLIGHT, "watch", "--json", *map(str, options)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        bufsize=1,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline().startswith("watching ")
+            yield Watch(process)
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    root = tmp_path / "bundle" / "rootfs"
+    for name in ("bin", "proc", "dev", "sys"):
+        (root / name).mkdir(parents=True)
+    (root / "bin/payload").write_bytes(native("payload").read_bytes())
+    (root / "bin/payload").chmod(0o755)
+    subprocess.run(["runc", "spec", "--bundle", root.parent], check=True)
+    config = root.parent / "config.json"
+    document = json.loads(config.read_text())
+    document["process"] |= {"args": ["/bin/payload", "once"], "terminal": False}
+    document["annotations"] = {
+        "io.kubernetes.cri.sandbox-name": "shop-1",
+        "io.kubernetes.cri.sandbox-namespace": "web",
+        "io.kubernetes.cri.container-name": "nginx",
+    }
+    config.write_text(json.dumps(document))
+    return root.parent
+
+
+def run(bundle: Path, state: Path, name: str) -> None:
+    done = subprocess.run(
+        ["runc", "--root", state, "run", "--bundle", bundle, name],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert "usage" not in done.stderr
+    assert "runc" not in done.stderr, done.stderr
+
+
+def test_starts_of_others_are_found_by_name_and_kept_as_a_run(bundle: Path, tmp_path: Path) -> None:
+    prefix = f"w{uuid.uuid4().hex[:8]}-"
+    with watching("--out", tmp_path / "kept") as watch:
+        for index in range(3):
+            run(bundle, tmp_path / "state", f"{prefix}{index}")
+        seen = watch.starts(prefix, 3)
+        for record in seen:
+            assert record["lost_events"] == 0
+            assert record["error"] is None
+            phases = record["phases_ns"]
+            assert isinstance(phases, dict)
+            assert sum(phases.values()) == record["latency_ns"]
+            assert phases.get("unattributed", 0) < 0.05 * sum(phases.values())
+            labels = record["labels"]
+            assert isinstance(labels, dict)
+            assert (labels["pod"], labels["namespace"]) == ("shop-1", "web")
+            assert (labels["container"], labels["runtime"]) == ("nginx", "runc")
+    [kept] = (tmp_path / "kept").iterdir()
+    stored = store.read(kept)
+    own = [sample for sample in stored.samples if sample.labels["id"].startswith(prefix)]
+    assert [sample.latency for sample in own] == [record["latency_ns"] for record in seen]
+    report = subprocess.run([FIRSTLIGHT, "report", kept], capture_output=True, text=True)
+    assert report.returncode == 0, report.stderr
+    assert "runc" in report.stdout
+
+
+def test_a_burst_is_found_whole(bundle: Path, tmp_path: Path) -> None:
+    prefix = f"w{uuid.uuid4().hex[:8]}-"
+    with watching() as watch:
+        processes = [
+            subprocess.Popen(
+                ["runc", "--root", tmp_path / "state", "run", "--bundle", bundle,
+                 f"{prefix}{index}"],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )
+            for index in range(20)
+        ]  # fmt: skip
+        for process in processes:
+            process.wait()
+        seen = watch.starts(prefix, 20)
+    assert {record["error"] for record in seen} == {None}
+    assert {record["lost_events"] for record in seen} == {0}
+
+
+IDLE = 3  # forks, executions and exits
+_SECONDS = 60
+
+
+def links(pid: int) -> int:
+    """How many eBPF programs a process keeps attached."""
+    count = 0
+    with suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                count += "bpf_link" in str(entry.readlink())
+    return count
+
+
+def wait_for_links(pid: int, count: int) -> None:
+    """Until it has so many: starts of others on this machine attach more for a while."""
+    until = time.monotonic() + _SECONDS
+    while links(pid) != count:
+        assert time.monotonic() < until, links(pid)
+        time.sleep(0.05)
+
+
+def test_the_tracer_is_attached_while_a_start_goes_on_and_no_longer(
+    bundle: Path, tmp_path: Path
+) -> None:
+    prefix = f"w{uuid.uuid4().hex[:8]}-"
+    with watching() as watch:
+        children = Path(f"/proc/{watch.process.pid}/task/{watch.process.pid}/children")
+        [loader] = map(int, children.read_text().split())
+        wait_for_links(loader, IDLE)
+        run(bundle, tmp_path / "state", f"{prefix}0")
+        watch.starts(prefix, 1)
+        wait_for_links(loader, IDLE)
+        watch.process.kill()
+        watch.process.wait()
+    wait_for_links(loader, 0)  # it ends when the pipe from its parent does
+
+
+def test_a_container_that_fails_is_a_failed_start(bundle: Path, tmp_path: Path) -> None:
+    config = bundle / "config.json"
+    document = json.loads(config.read_text())
+    document["process"]["args"] = ["/bin/missing"]
+    config.write_text(json.dumps(document))
+    prefix = f"w{uuid.uuid4().hex[:8]}-"
+    with watching() as watch:
+        subprocess.run(
+            ["runc", "--root", tmp_path / "state", "run", "--bundle", bundle, f"{prefix}0"],
+            stdin=subprocess.DEVNULL, capture_output=True,
+        )  # fmt: skip
+        [record] = watch.starts(prefix, 1)
+    assert record["latency_ns"] is None
+    assert record["error"]
