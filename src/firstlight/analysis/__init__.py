@@ -1,4 +1,4 @@
-"""What is computed from a run: phases, causes, figures, comparisons. Pure functions of it."""
+"""What is computed from a run: phases, causes, figures, comparisons. Pure functions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ from firstlight.store import Run
 
 @dataclass(frozen=True)
 class Analysis:
-    """One run and all that is computed from it: each thing once, when it is first asked for.
+    """A run and everything computed from it: each result once, when first needed.
 
-    Tables, page, pictures, claims and exports all read it, so that they agree.
+    Tables, page, pictures, claims and exports all read it, so they agree.
     """
 
     run: Run
@@ -30,7 +30,7 @@ class Analysis:
 
     @property
     def end_point(self) -> EndPoint:
-        """What every latency here ends at."""
+        """The end point of every latency."""
         return self.run.header.end_point
 
     @cached_property
@@ -40,7 +40,7 @@ class Analysis:
 
     @cached_property
     def holders(self) -> pl.DataFrame:
-        """How long samples queued for locks, and what their holders did: ``holders.SCHEMA``."""
+        """How long samples waited for locks, and what the holders did: ``holders.SCHEMA``."""
         return holders.holders(self.run)
 
     @cached_property
@@ -50,11 +50,11 @@ class Analysis:
 
     @property
     def series(self) -> list[str]:
-        """The names of what is compared, in the order of the points."""
+        """The names of the series, in the order of the points."""
         return list(dict.fromkeys(point.series for point in self.points))
 
     def of(self, series: str) -> list[PointFigures]:
-        """The points of one series that were measured, by instances."""
+        """The measured points of one series, by instances."""
         chosen = [point for point in self.points if point.series == series and point.latency]
         return sorted(chosen, key=lambda point: point.instances)
 
@@ -65,7 +65,7 @@ class Analysis:
 
     @property
     def lead(self) -> list[PointFigures]:
-        """The ends of the series that the answer is about: the first whose starts overlap."""
+        """The ends of the series for the answer: the first whose starts overlap."""
         parallel = [point.series for point in self.points if point.parallel and point.latency]
         names = parallel or [point.series for point in self.points if point.latency]
         return self.ends(names[0]) if names else []
@@ -77,9 +77,9 @@ class Analysis:
         return self._timelines[sample.index]
 
     def programs(self, sample: Sample) -> dict[int, str]:
-        """What each process of a sample executed in turn, by its id; its parent's before that.
+        """The programs that each process of a sample executed, by pid; before that its parent's.
 
-        A program executed through /proc (by descriptor, or as ``exe``) keeps the name that it had.
+        A program executed through /proc (by descriptor, or as ``exe``) keeps its earlier name.
         """
         names: dict[int, str] = {}
         for kind, program, pid, child in self._ancestry(sample):
@@ -92,7 +92,7 @@ class Analysis:
         return names
 
     def _ancestry(self, sample: Sample) -> Iterator[tuple[str, str, int, int]]:
-        """Each exec and fork of a sample in order: its kind, program, process, and child."""
+        """The execs and forks of a sample in order: kind, program, process, child."""
         own = self.run.spans_of(sample).filter(pl.col("kind").is_in(["exec", "fork"]))
         for kind, detail, pid, child in (
             own.sort("start")

@@ -1,16 +1,14 @@
-"""Which phase each call of a process, and the time before it, belongs to.
+"""Assigns each call of a process, and the time before it, to a phase.
 
-A call that the phase table names is its phase's. The rest follows from its neighbours:
+A call with a rule in the phase table belongs to that phase. The rest follows from its neighbours:
 
-- From execve, or from what only a language's run-time does when it starts, to the program's first
-  own call, all is ``process.start``; in the program that reaches the end point it is ``exec``.
-- An answer goes with its request, and a change of the signal mask with the handlers set before it.
-- After a call that took data in, the time to the next call goes with it: the data is being used.
-  A few words are no data: they tell what to do next.
-- In a helper program (iptables, an address plugin) all is the helper's phase, but for what it asks
-  of a daemon.
-- All else, calls that the table leaves neutral included, goes with the next classified call, which
-  it prepares.
+- Everything from execve, or from a language run-time's own start, to the program's first own call
+is ``process.start``; in the program that reaches the end point it is ``exec``. - An answer belongs
+to its request, and a change of the signal mask to the handlers set before it. - After a call that
+read data, the time to the next call belongs to it: the data is being used. A few bytes are not
+data: they are a message. - Everything in a helper program (iptables, an address plugin) is the
+helper's phase, except its requests to a daemon. - Everything else, including neutral calls, belongs
+to the next classified call, which it prepares.
 
 ``make bench`` checks these rules against the functions of a real runtime.
 """
@@ -25,7 +23,7 @@ from firstlight.analysis.segments import Flags, Integers, after, before, firsts
 
 PHASE = {name: code for code, name in enumerate(phases.ORDER)}
 NEUTRAL, ANSWER, MASK = -1, -2, -3
-"""Codes of calls that have no phase of their own."""
+"""Codes of calls without a phase of their own."""
 CODE = {**PHASE, phases.ANSWER: ANSWER, phases.MASK: MASK}
 
 _START, _EXEC, _EXIT = PHASE["process.start"], PHASE["exec"], PHASE["process.exit"]
@@ -38,9 +36,8 @@ _NEVER = np.iinfo(np.int64).min
 class Calls:
     """The reported calls of processes; arrays of shape (n,), times in ns on a segments.Line.
 
-    ``process`` numbers the processes from 0 and does not descend; within one, calls are in order
-    of their start. ``codes`` are PHASE, NEUTRAL or MASK; ``took`` says which calls took data in, or
-    the end of it.
+    ``process`` numbers the processes from 0, ascending; within one, calls are in order of their
+    start. ``codes`` are PHASE, NEUTRAL or MASK; ``took`` marks calls that read data, or its end.
     """
 
     process: Integers
@@ -52,14 +49,14 @@ class Calls:
 
 @dataclass(frozen=True)
 class Execs:
-    """Each execve: its process, and when; in order on the line."""
+    """The execve calls, in order on the line: process and time."""
 
     process: Integers
     starts: Integers
 
 
 def charge(calls: Calls, execs: Execs, ends: Integers) -> tuple[Integers, Integers]:
-    """The phase of each call, and of the time before each; both of shape (n,), none neutral.
+    """The phase of each call and of the time before it; both of shape (n,), none neutral.
 
     ``ends`` is, for each process, the end point of its instance.
     """
@@ -79,10 +76,10 @@ def charge(calls: Calls, execs: Execs, ends: Integers) -> tuple[Integers, Intege
 def helped(
     starts: Integers, codes: Integers, gaps: Integers, programs: list[tuple[int, int]]
 ) -> tuple[Integers, Integers]:
-    """As ``charge``, when the process has executed helpers.
+    """As ``charge``, for processes that have executed helpers.
 
-    ``programs`` are the time of each execve, in order, and the PHASE that its program serves,
-    NEUTRAL where that is not a helper.
+    ``programs`` are the time of each execve, in order, and the PHASE of its program, NEUTRAL if it
+    is not a helper.
     """
     begun = np.array([begin for begin, _ in programs], dtype=np.int64)
     served = np.array([NEUTRAL, *(phase for _, phase in programs)])
@@ -95,7 +92,7 @@ def helped(
 
 
 def to_itself(spans: pl.DataFrame) -> Flags:
-    """Which rows of SPAN_SCHEMA use a pipe that one process alone writes to and reads from."""
+    """The rows of SPAN_SCHEMA that use a pipe which only one process writes and reads."""
     moved = (pl.col("kind") == "call") & pl.col("peer").is_not_null()
     wrote = pl.col("name").is_in(["write", "writev"]).any()
     users = (
@@ -110,7 +107,7 @@ def to_itself(spans: pl.DataFrame) -> Flags:
 
 
 def answered(codes: Integers, thread: Integers) -> Integers:
-    """Threads' calls, answers replaced by the phase of the call before them that has one."""
+    """Threads' calls, with answers replaced by the phase of the preceding classified call."""
     return np.where(codes == ANSWER, before(codes, firsts(thread), NEUTRAL), codes)
 
 
@@ -128,12 +125,12 @@ def _before_exec(codes: Integers, process: Integers) -> Integers:
 
 
 def _is_own(codes: Integers) -> Flags:
-    """Whether a call is the program's own, and not its language's run-time's."""
+    """Whether a call is the program's own, not its language run-time's."""
     return np.asarray((codes >= 0) & (codes != _START) & (codes != _SIGNALS))
 
 
 def _starting(calls: Calls, codes: Integers, execs: Execs) -> Flags:
-    """Whether no own call was made between the program's start and each call."""
+    """Whether the program has made no own call before each call."""
     first = firsts(calls.process)
     begun = _latest(codes == _START, calls.starts, first)
     if len(execs.starts):
@@ -148,7 +145,7 @@ def _starting(calls: Calls, codes: Integers, execs: Execs) -> Flags:
 
 
 def _latest(chosen: Flags, starts: Integers, first: Integers) -> Integers:
-    """When the latest chosen call of the process began, at each call; NEVER if none has."""
+    """For each call, when the latest chosen call of its process began, or NEVER."""
     latest = np.maximum.accumulate(np.where(chosen, np.arange(len(starts)), -1))
     return np.where(latest >= first, starts[np.maximum(latest, 0)], _NEVER)
 
@@ -156,7 +153,7 @@ def _latest(chosen: Flags, starts: Integers, first: Integers) -> Integers:
 def _with_last_exec(
     calls: Calls, codes: Integers, gaps: Integers, execs: Execs, ends: Integers
 ) -> tuple[Integers, Integers]:
-    """Marks what follows the last execve as ``exec`` if no own call comes before the end point."""
+    """Mark the time after the last execve as ``exec`` if the end point precedes any own call."""
     last = np.full(len(ends), _NEVER)
     in_time = execs.starts <= ends[execs.process]
     np.maximum.at(last, execs.process[in_time], execs.starts[in_time])
@@ -169,7 +166,7 @@ def _with_last_exec(
 
 
 def namespace_edges(detail: str, start: int, marks: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Where each kind of namespace begins inside one call, and its phase."""
+    """Where each kind of namespace begins within one call, and its phase."""
     kinds = set(detail.split(","))
     net = next((at for at, function in marks if "net" in function), None)
     if "net" not in kinds or net is None:

@@ -1,7 +1,7 @@
-"""A virtual machine's start on the host's line: first the hypervisor, then what its guest logged.
+"""Divides a VM's start: first the hypervisor, then the guest by its own log.
 
-A guest's spans are in its own clock. ``GuestLog.offset`` lays them on the host's line; at each
-instant the innermost of them owns, which is the one that began last.
+A guest's spans are on its own clock; ``GuestLog.offset`` places them on the host's. The innermost
+span owns an instant: the one that began last.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ INIT = "hypervisor.init"
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of a start of one phase, from ``start`` to ``end`` in ns of CLOCK_MONOTONIC."""
+    """A stretch of a start in one phase, from ``start`` to ``end`` in ns of CLOCK_MONOTONIC."""
 
     start: int
     end: int
@@ -26,12 +26,12 @@ class Stretch:
 
 
 def entered(sample: Sample) -> int | None:
-    """When the guest's first instruction ran, in ns of CLOCK_MONOTONIC; None for no machine."""
+    """When the guest's first instruction ran, in ns of CLOCK_MONOTONIC; None if there is no VM."""
     return next((step.end for step in sample.steps if step.name == INIT), None)
 
 
 def placed(sample: Sample) -> list[Step]:
-    """The guest's spans on the host's line, under its own names; none where no offset is known."""
+    """The guest's spans on the host's clock, with its names; empty if the offset is unknown."""
     log = sample.guest
     if log is None or log.offset is None:
         return []
@@ -39,10 +39,10 @@ def placed(sample: Sample) -> list[Step]:
 
 
 def stretches(sample: Sample) -> list[Stretch]:
-    """The guest's time, from its first instruction to the end point, divided without a gap.
+    """The guest's time, from its first instruction to the end point, divided without gaps.
 
-    Before the guest's first span it is in ``firmware``; what no span covers later is
-    ``guest.other``, and so is all of it for a guest that logged nothing.
+    Before its first span the guest is in ``firmware``; time that no span covers later is
+    ``guest.other``, as is everything if the guest logged nothing.
     """
     begin, end = entered(sample), sample.stamps.ready
     if begin is None or end is None or end <= begin:
@@ -55,15 +55,15 @@ def stretches(sample: Sample) -> list[Stretch]:
 
 
 def kind(header: Header, point: Point) -> str:
-    """The kind of a point's guest: OSv with one root and OSv with another are one guest."""
+    """The kind of a point's guest: OSv with different roots is one guest."""
     name = str(point.get("guest", ""))
     return str(header.environment.get(f"guest {name}", name))
 
 
 def account(sample: Sample) -> dict[str, int]:
-    """The time of each phase of a machine's start, in ns; empty for what is no machine.
+    """The time of each phase of a VM's start, in ns; empty for other starts.
 
-    On the host's line they sum to the latency. Where nothing ties the guest's clock to it they are
+    On the host's clock they sum to the latency. If nothing ties the guest's clock to it they are
     the guest's own, from its first span to the end of its last.
     """
     log, begin = sample.guest, entered(sample)

@@ -1,14 +1,14 @@
-"""Spans to phases and causes: whose work each instant of a start was, and what it was spent on.
+"""Divides starts into phases and causes.
 
-The instants between a start's intended arrival and its end point are divided by the *critical
-path*. It is walked backward from the thread that reached the end point: a thread owns the time back
-to when another one woke it from a wait for a peer (a pipe, a child, a futex); from there the waker
-owns it, and before its birth a thread's parent. So work that ran beside it counts once, and only
+The time from a start's intended arrival to its end point is divided along the *critical path*. The
+path is followed backward from the thread that reached the end point: a thread owns the time back to
+the moment when another one woke it from a wait for a peer (a pipe, a child, a futex); before that
+the waker owns it, and before a thread's birth its parent. So parallel work counts once, and only
 where the start waited for it.
 
-A thread's instant in a reported call has the shade ``kernel``, and between calls ``around``; which
-phase it belongs to is ``attribution``'s to say. Where the end point is the first packet, it is
-``packet`` from when the instance's program asked for it.
+Time in a reported call has the shade ``kernel``, time between calls ``around``; ``attribution``
+determines the phase. If the end point is the first packet, the time from its request on is
+``packet``.
 
 The starts of many batches are worked on at once, as arrays.
 """
@@ -42,7 +42,7 @@ _UNATTRIBUTED, _HYPERVISOR = _PHASE[phases.UNATTRIBUTED], _PHASE[boot.INIT]
 _ORDER = np.array(phases.ORDER, dtype=object)
 _SHADES = np.array(["around", "kernel"], dtype=object)
 _CHUNK_SPANS = 100_000
-"""So many spans are worked on at once, or the batch that has more."""
+"""Number of spans processed at once, unless a single batch has more."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,8 @@ class _Pieces:
 def breakdown(run: Run) -> pl.DataFrame:
     """Each traced, ready sample's time by phase, shade and cause, as SCHEMA, in ns.
 
-    ``wall`` is time on the critical path: it sums to the sample's latency exactly. ``summed`` is
-    the time of all the instance's threads, less what they sleep or wait for one another off the
-    critical path.
+    ``wall`` is time on the critical path; it sums to the sample's latency. ``summed`` is the time
+    of all threads of the instance, without sleeps and waits for each other off the critical path.
     """
     parts = [told for sample in run.samples if (told := _told(sample)) is not None]
     parts += [_summarise(Instances(*chunk, run.header.end_point)) for chunk in _chunks(run)]
@@ -121,7 +120,7 @@ def _told(sample: Sample) -> pl.DataFrame | None:
 
 
 def _chunks(run: Run) -> Iterator[tuple[pl.DataFrame, list[Sample]]]:
-    """The spans of some batches at a time, and their traced samples that were ready."""
+    """The spans of some batches at a time, with their traced, ready samples."""
     ready: dict[int, list[Sample]] = {}
     for sample in run.samples:
         if sample.traced and sample.stamps.ready is not None and not sample.telemetry:
@@ -147,7 +146,7 @@ def _joined(
 
 
 def _summarise(instances: Instances) -> pl.DataFrame:
-    """The sums of the pieces of each sample, by phase, shade and cause."""
+    """The sums of each sample's pieces, by phase, shade and cause."""
     pieces, names = _cut(instances), instances.columns.causes
     width = len(names)
     is_idle = instances.columns.is_cause(
@@ -242,7 +241,7 @@ def _cut(instances: Instances, *, every_call: bool = False) -> _Pieces:
 
 
 def _walk(instances: Instances) -> tuple[Integers, Intervals]:
-    """When the critical path of each sample begins, and whose it is, on the line of threads."""
+    """The beginning of each sample's critical path, and its owners, on the line of threads."""
     begins = []
     owned: list[tuple[int, int, int]] = []
     for number, sample in enumerate(instances.samples):
@@ -273,7 +272,7 @@ def _process_edges(instances: Instances, threads: Integers, *, every_call: bool)
 
 
 def _own_edges(instances: Instances, guests: dict[int, list[boot.Stretch]]) -> Iterator[Integers]:
-    """Where a guest's phases begin, and where the first packet was asked for."""
+    """Where a guest's phases begin, and where the first packet was requested."""
     for number in range(len(instances.samples)):
         times = [stretch.start for stretch in guests.get(number, ())]
         if (asked := instances.asked[number]) is not None:
@@ -300,8 +299,8 @@ def _gap_phases(instances: Instances, thread: Integers, at: Integers) -> Integer
 
 
 def _with_guest(pieces: _Pieces, mine: Flags, stretches: Sequence[boot.Stretch]) -> None:
-    """Once a guest runs its phases own the time; before, what is no program's start is its
-    hypervisor's."""
+    """Once a guest runs, its phases own the time; before, everything except program starts belongs
+    to the hypervisor."""
     edges = np.array([each.start for each in stretches], dtype=np.int64)
     codes = np.array([_HYPERVISOR, *(_PHASE[each.phase] for each in stretches)])
     stretch = np.searchsorted(edges, pieces.start[mine], side="right")
@@ -310,7 +309,7 @@ def _with_guest(pieces: _Pieces, mine: Flags, stretches: Sequence[boot.Stretch])
 
 
 def _with_lateness(instances: Instances, pieces: _Pieces, begins: Integers) -> _Pieces:
-    """And the time before a critical path begins: the load generator had not started it yet."""
+    """The time before a critical path begins, when the load generator had not started it yet."""
     count = len(instances.samples)
     arrivals = np.array([sample.stamps.intended for sample in instances.samples], np.int64)
     late = _Pieces(

@@ -1,4 +1,4 @@
-"""What the time was spent on: kernel stacks to causes, one ordered table.
+"""Translates kernel stacks to causes, by one ordered table.
 
 A stack is the kernel's functions, innermost first, joined by ``;``. A cause names the wait and, in
 parentheses, the function that asked for it.
@@ -14,13 +14,13 @@ QUEUED = "waiting for a CPU"
 TOLD = "not traced"
 """What time is spent on that a component told of, and the kernel was not asked about."""
 SLEEP = "sleep"
-"""Stands for the stack of a daemon's wait that began before tracing: it waits to be asked."""
+"""The stack of a daemon's wait for requests that began before tracing."""
 UNKNOWN = "unknown wait"
 PEER = "another "
-"""Causes that begin so are waits for another process or thread, which the critical path follows."""
+"""Prefix of causes that are waits for another process or thread; the critical path follows them."""
 VFORK = f"{PEER}process: vfork"
 
-# Functions that take a lock on their callers' behalf; the first one outside them asked for it.
+# Functions that take a lock for their callers; the first function outside them asked for it.
 _LOCKING = re.compile(
     r"_*(mutex_lock|mutex_lock_killable|mutex_lock_interruptible|ww_mutex)|_*down_(read|write)|"
     r"rwsem_|_*percpu_down|percpu_rwsem|_raw_spin|_raw_read|_raw_write|native_queued|__pv_queued|"
@@ -32,7 +32,7 @@ _WAITING = re.compile(
     r"folio_wait|__folio_lock|__flush_work|__wait_"
 )
 _MACHINERY = re.compile(f"{_LOCKING.pattern}|{_WAITING.pattern}")
-# Which lock of a kind a function means, where the kernel does not list the lock's own name.
+# The lock that a function takes, for kernels that do not list the lock's name.
 _LOCKS = {
     kind: tuple((re.compile(functions), name) for functions, name in table)
     for kind, table in {
@@ -70,12 +70,12 @@ _LOCKS = {
         "lock": ((r"netlink_table_", "nl_table_lock"),),
     }.items()
 }  # fmt: skip
-# The innermost of these says what kind of lock a blocked thread waits for.
+# The innermost of these determines the kind of lock that a blocked thread waits for.
 _KIND = re.compile(r"percpu_(?:down|rwsem)|rwsem_|\bdown_(?:read|write)|mutex|lock_sock")
 _KINDS = {"percpu": "percpu-rwsem", "rwsem": "rwsem", "down": "rwsem", "mutex": "mutex",
           "lock": "socket lock"}  # fmt: skip
 _CALLERS = 3
-"""How far out from the lock a function may still name it: beyond, it is another one's caller."""
+"""How many frames away from the lock a function may name it; beyond, it called something else."""
 _BLOCKED = tuple(
     (re.compile(pattern), cause)
     for pattern, cause in (
@@ -115,7 +115,7 @@ _BLOCKED = tuple(
 )  # fmt: skip
 
 
-# Waiters for one grace period queue for a mutex of RCU's own.
+# Waiters for one grace period queue for a mutex inside RCU.
 _RCU_LOCK = re.compile(
     r"mutex_lock[^;]*;(?:exp_funnel_lock;)?(synchronize_rcu_expedited|rcu_barrier)\b"
 )
@@ -123,7 +123,7 @@ _RCU_LOCK = re.compile(
 
 @lru_cache(maxsize=16384)
 def of_wait(stack: str) -> str:
-    """The cause of being off the CPU in this stack."""
+    """The cause of a thread's being off the CPU with this stack."""
     for pattern, cause in _BLOCKED:
         if match := pattern.search(stack):
             if cause == "lock":
@@ -139,9 +139,9 @@ def of_wait(stack: str) -> str:
 
 @lru_cache(maxsize=16384)
 def of_lock(stack: str, kind: str, variable: str) -> str:
-    """The cause of waiting for a contended lock in this stack.
+    """The cause of waiting for a contended lock with this stack.
 
-    ``kind`` is mutex, rwsem-write, spinlock, …; ``variable`` the lock's own name or address.
+    ``kind`` is mutex, rwsem-write, spinlock, …; ``variable`` is the lock's name or address.
     """
     asker = _asker(stack, _LOCKING)
     if waits := _RCU_LOCK.search(stack):
@@ -159,7 +159,7 @@ def of_lock(stack: str, kind: str, variable: str) -> str:
 
 
 def _asker(stack: str, inner: re.Pattern[str]) -> str:
-    """The first function outside the machinery of waiting."""
+    """The first function that is not part of the waiting itself."""
     frames = [frame for frame in stack.split(";") if frame]
     outside = (frame for frame in frames if not inner.match(frame))
     return next(outside, frames[0] if frames else "no stack")

@@ -1,14 +1,15 @@
-"""Is run B slower than run A? The answer for each point that both have.
+"""Compares two runs, point by point: is B slower than A?
 
 Only untraced starts are compared. A point is a regression when its median is significantly slower
-(a permutation test of whole batches, Holm's correction over all points) and slower by more than
-the noise threshold, by the whole of its 95 % interval: a significant change of 1 % is no news, and
-a large one by chance neither (Firecracker's ``tools/ab_test.py`` asks for both, with the same two
-defaults, but of the estimate alone). It is also one when significantly more of its starts fail.
+(a permutation test of whole batches, Holm's correction over all points), and the whole 95 %
+interval of the change lies above the noise threshold: neither a significant change of 1 % nor a
+large change by chance matters. Firecracker's ``tools/ab_test.py`` requires both with the same
+defaults, but for the estimate alone. A point is also a regression when significantly more of its
+starts fail.
 
-Two runs are not interleaved, so what drifts between them looks like a difference. Two runs of the
-same thing, one after the other on a busy machine, differed by 8 % (3 to 18) with p = 0.006: that is
-what the interval is for.
+Two runs are not interleaved, so a drift between them looks like a difference. Two runs of the same
+thing, one after the other on a busy machine, differed by 8 % (3 to 18) with p = 0.006: hence the
+interval.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,12 +27,12 @@ from firstlight.model import Ending, Header, Interval, Point, Sample, Setting
 from firstlight.store import Run
 
 SAME_MACHINE = ("machine", "cpu", "cores", "memory", "kernel", "virtualisation")
-"""The facts of ``Header.environment`` that make two runs comparable."""
+"""The facts of ``Header.environment`` that comparable runs share."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One run at one point: starts asked for, starts not ready, median latency in ns."""
+    """A run at a point: starts, failed starts, median latency in ns."""
 
     starts: int
     failed: int
@@ -41,10 +42,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Difference:
-    """One point of both runs.
+    """A point of both runs.
 
     ``ratio`` is median B over median A: 1.10 is 10 % slower. ``p`` is after Holm's correction.
-    Both are None where a side has no start that was ready.
+    Both are None if a side has no ready start.
     """
 
     point: Point
@@ -58,7 +59,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All differences, and what the reader must know before trusting them."""
+    """All differences, and warnings about them."""
 
     differences: list[Difference]
     warnings: list[str]
@@ -78,17 +79,17 @@ def compare(
     across: bool = False,
     seed: int = 0,
 ) -> Comparison:
-    """Compare run ``b`` with run ``a``, its base.
+    """Compare run ``b`` with its baseline ``a``.
 
-    ``threshold`` is the smallest change of the median that counts, as a part of it; ``alpha`` the
-    chance, over all points, of calling alike runs different. Raises FirstlightError if the runs
-    are of different experiments or machines and ``across`` is not set, or share no point.
+    ``threshold`` is the smallest relative change of the median that counts; ``alpha`` is the
+    chance, over all points, of calling equal runs different. Raises FirstlightError if the runs are
+    of different experiments or machines and ``across`` is not set, or share no point.
     """
     apart = _apart(a.header, b.header)
     if apart and not across:
         raise FirstlightError(
             f"{a.path} and {b.path} cannot be compared: {'; '.join(apart)}",
-            "compare them with --allow-different-hosts, and read the figures with care",
+            "compare them anyway with --allow-different-hosts",
         )
     starts_a, starts_b = _by_point(a), _by_point(b)
     pairs = [(starts_a[point], starts_b[point]) for point in starts_a if point in starts_b]
@@ -132,7 +133,7 @@ def _by_point(run: Run) -> dict[frozenset[tuple[str, Setting]], list[Sample]]:
 
 
 def _ready(starts: Sequence[Sample]) -> tuple[list[int], list[int]]:
-    """The latencies (ns) of the starts that were ready, and the batch of each."""
+    """The latencies of the ready starts in ns, and the batch of each."""
     ready = [(each.latency, each.batch) for each in starts if each.ending is Ending.READY]
     return [latency for latency, _ in ready if latency is not None], [batch for _, batch in ready]
 
@@ -145,16 +146,16 @@ def _p_slower(a: list[Sample], b: list[Sample], seed: int) -> float | None:
 
 
 def _p_failing(a: list[Sample], b: list[Sample]) -> float:
-    """How likely B fails so much more often than A by chance: Fisher's exact test."""
+    """The probability that B fails this much more often by chance: Fisher's exact test."""
     ready_a, ready_b = len(_ready(a)[0]), len(_ready(b)[0])
-    from scipy import stats as distributions  # half a second to import
+    from scipy import stats as distributions  # importing it takes half a second
 
     table = [[len(b) - ready_b, ready_b], [len(a) - ready_a, ready_a]]
     return float(distributions.fisher_exact(table, alternative="greater").pvalue)
 
 
 def _holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction over the values that there are (1979)."""
+    """Holm's step-down correction (1979); None values are skipped."""
     tested = sorted((p, place) for place, p in enumerate(ps) if p is not None)
     corrected: list[float | None] = [None] * len(ps)
     reached = 0.0

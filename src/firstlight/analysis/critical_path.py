@@ -1,8 +1,8 @@
-"""The critical path of a start: which thread's work its end point waited for, at each instant.
+"""Finds the critical path of a start: the thread whose work the end point waited for.
 
-It is walked backward from the thread that reached the end point: a thread owns the time back to
-when another one woke it from a wait for a peer (a pipe, a child, a futex); from there the waker
-owns it, and before its birth a thread's parent.
+The path is followed backward from the thread that reached the end point: a thread owns the time
+back to the moment when another one woke it from a wait for a peer (a pipe, a child, a futex);
+before that the waker owns it, and before a thread's birth its parent.
 """
 
 from bisect import bisect_left, bisect_right
@@ -15,11 +15,11 @@ Spans = tuple[Sequence[int], Sequence[int]]
 
 @dataclass
 class Thread:
-    """What the path needs to know of one thread; times in ns.
+    """A thread, for the path; times in ns.
 
-    ``wakes`` are (when, by whom) it was woken from a wait for a peer, and ``waits`` when its waits
-    began. ``idle`` is when it slept or waited for a peer, but for the child that it lent its memory
-    to; ``sleeps`` when it slept. ``ended`` is when it ended its process.
+    ``wakes`` are its wake-ups from waits for a peer, as (time, waker); ``waits`` are the beginnings
+    of these waits. ``idle`` is when it slept or waited for a peer, except for a child that borrows
+    its memory; ``sleeps`` is when it slept. ``ended`` is when it ended its process.
     """
 
     tid: int
@@ -33,15 +33,15 @@ class Thread:
     idle: Spans = ((), ())
     sleeps: Spans = ((), ())
     owned: list[tuple[int, int]] = field(default_factory=list)
-    """Its part of the critical path, which ``walk`` fills from the end."""
+    """Its part of the critical path, filled by ``walk`` from the end."""
 
     def last_wait(self, at: int) -> int:
-        """When the latest wait before ``at`` began; its birth if there is none."""
+        """The beginning of its latest wait before ``at``, or its birth."""
         place = bisect_left(self.waits, at) - 1
         return int(self.waits[place]) if place >= 0 else self.birth
 
     def is_busy(self, at: int) -> bool:
-        """Whether it was alive and neither slept nor waited for a peer."""
+        """Whether it was alive, and neither slept nor waited for a peer."""
         alive = self.birth < at and (self.exit is None or at < self.exit)
         return alive and not _is_inside(self.idle, at)
 
@@ -51,7 +51,7 @@ def walk(threads: dict[int, Thread], last: Thread, begin: int, end: int) -> int:
     thread, at = last, end
     while at > begin:
         when, before = _before(threads, thread, at)
-        when = max(when, begin) if when < at else begin  # a number used twice makes no loop
+        when = max(when, begin) if when < at else begin  # a reused thread id must not make a loop
         thread.owned.append((when, at))
         at = when
         if before is None:
@@ -61,7 +61,7 @@ def walk(threads: dict[int, Thread], last: Thread, begin: int, end: int) -> int:
 
 
 def _before(threads: dict[int, Thread], thread: Thread, at: int) -> tuple[int, Thread | None]:
-    """Back to when a thread owns the time before ``at``, and who owns it before that."""
+    """How far back a thread owns the time before ``at``, and who owns it before that."""
     place = bisect_left(thread.wakes, (at, -1)) - 1
     while place >= 0:
         when, tid = thread.wakes[place]
@@ -79,11 +79,11 @@ def _before(threads: dict[int, Thread], thread: Thread, at: int) -> tuple[int, T
 
 
 def _worker(threads: dict[int, Thread], woken: Thread, waker: Thread, when: int) -> Thread:
-    """Whose work a wake-up or a birth ended: the waker's, unless that is a monitor that polls.
+    """Whose work a wake-up or a birth ended: the waker's, unless it is a polling monitor.
 
-    A language's run-time has a thread that sleeps and looks (Go's sysmon). When it wakes another
-    for want of one, the work before was done by the thread that was busy then. And a thread that
-    wakes another as its process ends does so for the one that ended it.
+    A language run-time may have a thread that sleeps and polls (Go's sysmon). When it wakes another
+    thread, the work before was done by the thread that was busy then. A thread that wakes another
+    as its process ends does so for the thread that ended the process.
     """
     for thread in threads.values():
         if thread.pid == waker.pid and thread.ended is not None and thread.ended <= when:

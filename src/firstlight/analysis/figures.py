@@ -1,6 +1,6 @@
-"""Every figure that a report shows, computed once from one run.
+"""The figures of a report, computed once from one run.
 
-The terminal, the page, the pictures and ``--json`` all read these records, so that they agree.
+The terminal, the page, the pictures and ``--json`` all read these records, so they agree.
 Headline latencies come from untraced samples, parts (the phases) from traced ones and from those
 whose components told of them.
 """
@@ -18,28 +18,27 @@ from firstlight.model import Ending, Interval, Point, Sample
 from firstlight.store import Run
 
 LATE = 0.10
-"""A load generator later than this share of the median marks the point."""
+"""A point is marked if the load generator was later than this share of the median."""
 UNEXPLAINED = 0.05
 COSTLY = 1.10
-"""Tracing that multiplies the median by more than this is warned about."""
+"""A point is marked if tracing makes its median longer by more than this factor."""
 LEAST_SEEN = 0.0005
 LEAST_QUEUED = 0.01
 FEWEST_BATCHES = 3
-"""Tracing's cost is a ratio of two medians, each of at least so many batches."""
+"""Minimum number of batches on each side for the ratio of traced to untraced medians."""
 RESAMPLES = 500
-"""For the intervals of parts: a tenth of a second a point, and ends good to two digits."""
+"""Resamples for the intervals of parts: 0.1 s per point, bounds good to two digits."""
 _NUMBERS = {"background": "{} up", "rate": "{}/s"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one phase took at a point, over its traced samples.
+    """A phase at a point, over its traced samples.
 
-    ``share`` is of the starts' wall time; over a point's parts the estimates sum to 1.
-    ``wall`` and ``summed`` are medians of a start, in ns; ``summed`` counts the time of every
-    task of the instance, so it can exceed the latency. ``kernel`` is the share of the part's
-    wall time inside its own system calls. ``causes`` are shares of the part's wall time, the
-    greatest first.
+    ``share`` is the share of the starts' wall time; the estimates of a point's parts sum to 1.
+    ``wall`` and ``summed`` are medians per start, in ns; ``summed`` counts the time of every task
+    of the instance, so it can exceed the latency. ``kernel`` is the share of the part's wall time
+    within its own system calls. ``causes`` are shares of the part's wall time, the largest first.
     """
 
     phase: str
@@ -51,16 +50,16 @@ class Part:
 
     @property
     def seen(self) -> bool:
-        """Whether it is worth a row: what no rule explains always is."""
+        """Whether it deserves a row; unattributed time always does."""
         return self.share.value >= LEAST_SEEN or self.phase == phases.UNATTRIBUTED
 
 
 @dataclass(frozen=True)
 class Queue:
-    """A lock that starts queued for, and what its holder did meanwhile.
+    """A lock that starts waited for, and what its holder did in that time.
 
-    ``share`` is the time queued, summed over threads, as a part of the starts' latencies.
-    ``holders`` are shares of the time queued, the greatest first, by what the holder waited for.
+    ``share`` is the waiting time, summed over threads, relative to the starts' latencies.
+    ``holders`` are shares of the waiting time, the largest first, by what the holder waited for.
     """
 
     lock: str
@@ -70,11 +69,10 @@ class Queue:
 
 @dataclass(frozen=True)
 class Boot:
-    """How a point's machines booted, by untraced starts alone: medians of each phase, in ns.
+    """How a point's VMs booted, by untraced starts only: medians of each phase, in ns.
 
-    ``clock`` is the one that the guest told its time by. ``uncertainty`` is how far its spans may
-    be off on the host's line, in ns (the largest seen), or None where the phases are the guest's
-    own account, which no host's clock bounds.
+    ``clock`` is the guest's clock. ``uncertainty`` is the largest uncertainty of its spans on the
+    host's clock, in ns; None if nothing ties the clocks.
     """
 
     clock: str
@@ -86,11 +84,11 @@ class Boot:
 class PointFigures:
     """The figures of one point.
 
-    ``latency`` and ``all_ready`` are of the headline's samples (model.Presentation), in ns: a
-    start's own, from its intended arrival, and from a batch's first intended arrival until its
-    last start is ready.
-    ``late`` is the 95th percentile of the load generator's lateness, as a share of the median.
-    ``overhead`` is the traced median over the untraced one. ``None`` where nothing was measured.
+    ``latency`` and ``all_ready`` come from the headline's samples (model.Presentation), in ns:
+    ``latency`` is a start's, from its intended arrival; ``all_ready`` lasts from a batch's first
+    intended arrival until its last start is ready. ``late`` is the 95th percentile of the load
+    generator's lateness, as a share of the median. ``overhead`` is the traced median over the
+    untraced one. ``None`` means not measured.
     """
 
     point: Point
@@ -111,16 +109,16 @@ class PointFigures:
 
     @property
     def name(self) -> str:
-        """The point in words: ``runc × 10``."""
+        """The point's name: ``runc × 10``."""
         return f"{self.series} × {self.instances}"
 
     @property
     def parallel(self) -> bool:
-        """Whether a batch's starts were asked for at once."""
+        """Whether the starts of a batch were requested at once."""
         return self.point.get("order") != "sequential"
 
     def causes(self) -> list[tuple[str, float]]:
-        """Each cause's share of the starts' wall time, over all phases, the greatest first."""
+        """The share of each cause of the starts' wall time, over all phases, the largest first."""
         shares: dict[str, float] = {}
         for part in self.parts:
             for cause, share in part.causes:
@@ -129,7 +127,7 @@ class PointFigures:
 
 
 def points(run: Run, breakdown: pl.DataFrame, queued: pl.DataFrame) -> tuple[PointFigures, ...]:
-    """The figures of each point, with a tenth of a second's bootstrap a point.
+    """The figures of each point. The bootstrap takes about 0.1 s per point.
 
     ``breakdown`` and ``queued`` are ``breakdown.breakdown`` and ``holders.holders`` of the run.
     """
@@ -143,14 +141,14 @@ def points(run: Run, breakdown: pl.DataFrame, queued: pl.DataFrame) -> tuple[Poi
 
 
 def series_axes(run: Run) -> list[str]:
-    """The axes that tell series apart: those that vary, instances aside; all if none does."""
+    """The axes that distinguish series: those that vary, except instances; all if none varies."""
     axes = [axis for axis in run.header.axes if axis != "instances"]
     varying = [axis for axis in axes if len({point.get(axis) for point in run.header.points}) > 1]
     return varying or axes
 
 
 def _word(axis: str, point: Point) -> str:
-    """A setting in the name of a series; a bare number would say nothing."""
+    """A setting in a series' name; a number gets its axis."""
     return _NUMBERS.get(axis, "{}").format(point.get(axis))
 
 
@@ -196,8 +194,7 @@ def latencies(samples: Iterable[Sample]) -> Floats:
 
 
 def batches(samples: Iterable[Sample]) -> Floats:
-    """The batch of each sample: what the bootstrap draws, for a batch's starts are not
-    independent."""
+    """The batch of each sample, which the bootstrap resamples."""
     return np.array([sample.batch for sample in samples])
 
 
@@ -208,7 +205,7 @@ def _summary(samples: Sequence[Sample]) -> Summary | None:
 def makespans(samples: Iterable[Sample]) -> Floats:
     """From a batch's first intended arrival until its last start is ready, in ns.
 
-    Of the batches in which every start was ready.
+    For complete batches only.
     """
     by_batch: dict[int, list[Sample]] = {}
     for sample in samples:
@@ -267,7 +264,7 @@ def _parts(samples: Sequence[Sample], breakdown: pl.DataFrame) -> Iterable[Part]
 
 
 def _boot(samples: Sequence[Sample]) -> Boot | None:
-    """None where the instances are no machines."""
+    """None if the instances are not VMs."""
     booted = [(sample, account) for sample in samples if (account := boots.account(sample))]
     if not booted:
         return None
@@ -307,7 +304,7 @@ def _median(values: Floats, groups: Floats) -> Interval:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Phases in the order in which reports show them; ``unattributed`` is last."""
+    """Phases in the order of reports; ``unattributed`` is last."""
     place = {phase: number for number, phase in enumerate(phases.ORDER)}
     return sorted(
         names, key=lambda name: (name == "unattributed", place.get(name, len(place)), name)
@@ -315,7 +312,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def _per_sample(places: dict[int, int], rows: pl.DataFrame, column: str) -> Floats:
-    """The sum of a column for each sample, by its place; shape (samples,)."""
+    """The sum of a column per sample, by position; shape (samples,)."""
     at = [places[sample] for sample in rows.get_column("sample").to_list()]
     sums = np.bincount(at, weights=rows.get_column(column).to_numpy(), minlength=len(places))
     return np.asarray(sums, np.float64)
@@ -336,8 +333,8 @@ def steps(point: PointFigures) -> list[tuple[str, Interval]]:
 def share_interval(part: Floats, total: Floats, groups: Floats) -> Interval:
     """``sum(part) / sum(total)``, shapes (n,), with its bootstrap interval over batches.
 
-    A ratio of sums, so that the shares of all parts sum to 1 exactly. One batch cannot be
-    resampled: the interval is then the range over its samples.
+    As a ratio of sums, the shares of all parts sum to 1. One batch cannot be resampled: the
+    interval is then the range over its samples.
     """
     _, of = np.unique(groups, return_inverse=True)
     parts, totals = np.bincount(of, weights=part), np.bincount(of, weights=total)
@@ -352,6 +349,6 @@ def share_interval(part: Floats, total: Floats, groups: Floats) -> Interval:
 
 
 def median_sample(samples: Sequence[Sample]) -> Sample:
-    """The sample whose latency is nearest to the median; the earliest of equals."""
+    """The sample whose latency is closest to the median; the earliest of equals."""
     middle = float(np.median(latencies(samples)))
     return min(samples, key=lambda sample: abs((sample.latency or 0) - middle))

@@ -1,7 +1,7 @@
-"""What the holder of a contended lock did while others queued for it.
+"""Finds out what the holder of a contended lock did while others waited for it.
 
-The kernel does not say who holds a lock. But one thread at a time does, and while it waits inside
-the functions that run under the lock, its stack shows them: that wait is what the queue is for.
+The kernel does not report who holds a lock. But only one thread does, and while it waits within
+functions that run under the lock, its stack shows them: the others wait for that.
 """
 
 import re
@@ -20,7 +20,7 @@ SCHEMA = pl.Schema(
 )
 RUNNING = "running, or waiting for a CPU"
 
-# The functions that run under a lock; and those that wait after they have let it go.
+# The functions that run under a lock, and those that wait after releasing it.
 _UNDER = {
     "rtnl_mutex": (
         re.compile(r"\b(rtnl_newlink|rtnl_dellink|rtnl_setlink|do_setlink|rtnetlink_rcv_msg|"
@@ -39,11 +39,11 @@ _Intervals = npt.NDArray[np.int64]
 
 
 def holders(run: Run) -> pl.DataFrame:
-    """How long each traced sample queued for a lock, by what its holder then waited for.
+    """How long each traced sample waited for a lock, by what its holder was waiting for.
 
-    As SCHEMA: ``waited`` in ns, summed over the sample's threads, for the locks whose holders can
-    be known. The holder can be any traced thread of the same batch; where none waits, ``holder``
-    is RUNNING.
+    As SCHEMA: ``waited`` in ns, summed over the sample's threads, for locks whose holders can be
+    determined. The holder can be any traced thread of the same batch; if none waits, ``holder`` is
+    RUNNING.
     """
     parts = [pl.DataFrame(schema=SCHEMA)]
     for _, spans in run.span_batches():
@@ -60,7 +60,7 @@ def holders(run: Run) -> pl.DataFrame:
 
 
 def _with_lock(queues: pl.DataFrame) -> pl.DataFrame:
-    """Waits for locks, with the name of each one's lock."""
+    """Waits for locks, with the lock's name."""
     words = queues.select(pl.col("stack", "name", "detail").cast(pl.String)).rows()
     names = [
         causes.of_lock(stack, kind, variable).removeprefix("lock: ").partition(" ")[0]
@@ -94,7 +94,7 @@ def _part(
 
 
 def _held(lock: str, blocked: pl.DataFrame) -> Iterator[tuple[str, _Intervals]]:
-    """What holders waited for, and when: disjoint intervals of shape (n, 2)."""
+    """What holders waited for and when: disjoint intervals of shape (n, 2)."""
     held: dict[str, list[tuple[int, int]]] = {}
     for (stack,), waits in blocked.group_by("stack", maintain_order=True):
         if cause := _of_holder(lock, str(stack)):
@@ -105,7 +105,7 @@ def _held(lock: str, blocked: pl.DataFrame) -> Iterator[tuple[str, _Intervals]]:
 
 @lru_cache(maxsize=16384)
 def _of_holder(lock: str, stack: str) -> str | None:
-    """The cause of a wait of the lock's holder; None for one that is not its holder's."""
+    """The cause of a wait by the lock's holder; None for another thread's wait."""
     under, after = _UNDER[lock]
     if not under.search(stack) or after.search(stack):
         return None
@@ -124,7 +124,7 @@ def _merged(intervals: list[tuple[int, int]]) -> _Intervals:
 
 
 def _covered(intervals: _Intervals, at: _Intervals) -> _Intervals:
-    """How much of the intervals lies before each instant, in ns."""
+    """The length of the intervals before each instant, in ns."""
     starts, ends = intervals[:, 0], intervals[:, 1]
     before = np.concatenate([[0], np.cumsum(ends - starts)])
     place = np.searchsorted(starts, at, side="right")

@@ -1,6 +1,6 @@
-"""The threads and processes of some starts, with their calls charged to phases.
+"""The threads and processes of starts, with their calls assigned to phases.
 
-All starts of a chunk are worked on at once: their threads lie end to end on one line (segments).
+All starts of a chunk are processed at once: their threads lie end to end on one line (segments).
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from firstlight.analysis.segments import Flags, Integers, Intervals, Line, bound
 from firstlight.model import EndPoint, Sample, Step
 
 _WIDE = 1 << 32
-"""More than any process's or thread's number: with a sample's it makes one key."""
+"""Above any pid or tid; multiplies a sample's number to make one key."""
 _EXEC, _EXIT = PHASE["exec"], PHASE["process.exit"]
 _NO_TIME = np.iinfo(np.int64).max
 
@@ -73,7 +73,7 @@ class Instances:
         self._waits()
 
     def threads_of(self, sample: int) -> dict[int, Thread]:
-        """The threads of one sample by number, for the critical path."""
+        """The threads of a sample by number, for the critical path."""
         threads = {}
         for thread in self._members[sample]:
             parent = int(self._parent[thread])
@@ -92,15 +92,15 @@ class Instances:
         return threads
 
     def members(self, sample: int) -> list[int]:
-        """The threads of one sample, by number."""
+        """The numbers of a sample's threads."""
         return self._members[sample]
 
     def last(self, sample: int) -> int:
         """The number of the thread that reached the end point.
 
-        Where that is an exit, it is the instance's first. Otherwise it is the payload, which has
-        executed and called nothing else yet; or else the one that next writes to a pipe, to say so:
-        where the instance's first writes to one too, to the same.
+        For an exit it is the instance's first thread. Otherwise it is the payload, which has
+        executed and made no other call yet; else the thread that next writes to a pipe to report it
+        (the same pipe as the instance's first thread, if that writes to one).
         """
         columns, root = self.columns, self.samples[sample].pid
         if self._end_point == EndPoint.EXIT:
@@ -123,7 +123,7 @@ class Instances:
         return root
 
     def begun(self, sample: int) -> int:
-        """When what ends at the end point began its last step: the packet, or the end itself."""
+        """When the last step before the end point began: the packet, or the end point itself."""
         asked, ready = self.asked[sample], self.samples[sample].stamps.ready
         assert ready is not None
         return ready if asked is None else asked
@@ -139,7 +139,7 @@ class Instances:
         )
 
     def _rows(self, sample: int, rows: Integers) -> Integers:
-        """Those rows that are of one sample."""
+        """The rows of one sample."""
         low, high = np.searchsorted(self.columns.sample[rows], (sample, sample + 1))
         return rows[low:high]
 
@@ -151,7 +151,7 @@ class Instances:
         own = np.array(
             [number * _WIDE + sample.pid for number, sample in enumerate(self.samples)], np.int64
         )
-        bare = own[~np.isin(own, key[change])]  # a start of which the tracer saw nothing
+        bare = own[~np.isin(own, key[change])]  # a start without any traced event
         self._keys = np.concatenate([key[change], bare])
         self._order = np.argsort(self._keys, kind="stable")
         self.sample, self.tid = self._keys // _WIDE, self._keys % _WIDE
@@ -164,7 +164,7 @@ class Instances:
         return place if place >= 0 and self._keys[place] == key else -1
 
     def _relate(self) -> None:
-        """Births, parents and exits; the load generator is no part of an instance."""
+        """Births, parents and exits. The load generator is not part of an instance."""
         columns, count = self.columns, len(self._keys)
         self.birth, self._parent = np.zeros(count, np.int64), np.full(count, -1)
         forks = columns.rows["fork"]
@@ -179,7 +179,7 @@ class Instances:
         self._parent[child] = columns.tid[forks][seen][first]
         self.exit = np.full(count, _NO_TIME)
         exits = columns.rows["exit"]
-        self.exit[self._thread[exits]] = columns.start[exits]  # of several the last
+        self.exit[self._thread[exits]] = columns.start[exits]  # the last of several
         self.dropped = np.zeros(count, np.bool_)
         for number, root in enumerate(self.roots):
             parent = max(int(self._parent[root]), 0)
@@ -194,7 +194,7 @@ class Instances:
         self._process_keys, self.process = np.unique(key, return_inverse=True)
 
     def _process_of(self, rows: Integers) -> Integers:
-        """The process of each row by its number; -1 for one that has no thread."""
+        """The process number of each row; -1 if it has no thread."""
         key = self.columns.sample[rows] * _WIDE + self.columns.pid[rows]
         place = np.minimum(np.searchsorted(self._process_keys, key), len(self._process_keys) - 1)
         return np.where(self._process_keys[place] == key, place, -1)
@@ -231,7 +231,7 @@ class Instances:
         return calls.take(~self.dropped[calls.thread])
 
     def _prolong(self, calls: _Calls) -> None:
-        """Make the call before each deferred wait last until the wait has ended."""
+        """Extend the call before each deferred wait to the end of the wait."""
         waits = self.columns.deferred
         if not len(calls.starts):
             return
@@ -245,10 +245,10 @@ class Instances:
         np.maximum.at(calls.ends, place[mine], self.columns.end[waits][mine])
 
     def _split(self, calls: _Calls) -> _Calls:
-        """Divide calls that make a network namespace and others, by the kernel's own marks.
+        """Divide calls that create a network namespace and others, by the kernel's marks.
 
-        The kernel makes them in the order of create_new_namespaces: mount, uts, ipc, pid, cgroup,
-        net, time. Each allocates per-CPU memory in functions of its own.
+        The kernel creates them in the order of create_new_namespaces: mount, uts, ipc, pid, cgroup,
+        net, time. Each allocates per-CPU memory in its own functions.
         """
         columns, marks = self.columns, self.columns.rows["mark"]
         marked = self._thread[marks]
@@ -286,7 +286,7 @@ class Instances:
         return split
 
     def _charge(self) -> None:
-        """Charge the calls of each process, and the time before each."""
+        """Assign the calls of each process, and the time before each, to phases."""
         calls, columns, count = self.calls, self.columns, len(self._process_keys)
         process = self.process[calls.thread]
         starts = self.line.at(process, calls.starts)
@@ -325,7 +325,7 @@ class Instances:
     def _helpers(
         self, execs: Integers, process: Integers
     ) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-        """Each process that has executed a helper, with the programs from there on."""
+        """The processes that have executed a helper, with their programs from then on."""
         programs: dict[int, list[tuple[int, int]]] = {}
         for row, of in zip(execs.tolist(), process.tolist(), strict=True):
             if self.columns.pid[row] == self.samples[int(self.columns.sample[row])].pid:
@@ -375,7 +375,7 @@ class _Chosen:
 
 
 def _asked(sample: Sample, end_point: EndPoint) -> int | None:
-    """When the first packet that is the end point was asked for, where a program says so."""
+    """When the first packet was requested, if it is the end point and a program reports it."""
     if end_point is not EndPoint.FIRST_PACKET or sample.guest:
         return None
     packets: list[Step] = [step for step in sample.steps if step.name == "packet"]

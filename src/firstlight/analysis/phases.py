@@ -1,10 +1,9 @@
-"""What the work was for: the whole taxonomy, one ordered table, and ``classify``.
+"""The phases: one ordered table of rules, and ``classify``.
 
-A rule is matched against ``CALL DETAIL``, the words of a call's span; the first that matches names
-the phase. A call that matches none is neutral: its time goes with what surrounds it. Calls that
-only ask are neutral too (which capabilities are there, what is mounted, which control group is
-one's own): one asks for the sake of other work. A guest's own spans have rules of their own, over
-the names that it gave them.
+A rule is matched against ``CALL DETAIL`` of a call's span; the first match names the phase. A call
+without a match is neutral: its time belongs to its surroundings. Queries are neutral as well (of
+capabilities, mounts, the own control group), because they serve other work. A guest's spans have
+their own rules, which match the guest's names.
 """
 
 import re
@@ -14,19 +13,18 @@ from functools import lru_cache
 
 UNATTRIBUTED = "unattributed"
 ANSWER = "answer"
-"""Not a phase: a call that receives what the latest netlink request asked for, and so is of that
-request's phase."""
+"""Not a phase: a call that receives the answer to the latest netlink request, and has its phase."""
 MASK = "mask"
-"""Not a phase: a signal mask is changed, which is part of ``signals`` there, and else neutral."""
+"""Not a phase: a change of the signal mask, part of ``signals`` if next to it, else neutral."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase, what it is in a sentence, and the rules that put calls into it.
+    """A phase: its name, its meaning in a clause, and its rules.
 
-    ``helpers`` names programs that a start executes for this alone: their time is the phase's from
-    execve to exit, but for what they ask of a daemon. ``guest`` names spans of a guest's own log,
-    ``component`` those that a cluster's components tell (model.Told).
+    ``helpers`` are programs executed for this phase alone: all their time belongs to it, except
+    requests to a daemon. ``guest`` matches spans of a guest's log, ``component`` those that a
+    cluster's components report (model.Told).
     """
 
     name: str
@@ -37,18 +35,18 @@ class Phase:
     component: str = ""
 
 
-# What only a language's run-time and the dynamic linker do: it names their start also where no
-# execve came before (runc's last process is a clone of C code that goes on into Go's start).
+# Only language run-times and the dynamic linker do this. It identifies their start even without an
+# execve: runc's last process is a clone of C code that continues into Go's start.
 _RUNTIME = (
     r"(openat|open|access|newfstatat|stat|readlink) /(etc/ld\.so|(usr/)?lib\S*\.so)",
     r"(read|pread64) \w+:\S+\.so\b",
     r"\w+ (/sys/kernel/mm/transparent_hugepage/|sysfs:hpage_pmd_size)",
     r"\w+ \S*(\.pyc?|__pycache__|site-packages|pyvenv\.cfg|/python3)\b",
 )
-# Go's run-time asks for its own limit when it starts, with its control group from /proc.
+# Go's run-time reads its own limit when it starts, by its control group from /proc.
 _LIMIT_ASKED = r"(openat|close|p?read(64)?) \S*\bcpu\.(cfs_quota_us|cfs_period_us|max)$"
 _STREAM = r"(pipe:|socket:unix|anon:|pidfs:)"
-# What Linux loads to mount a root.
+# Modules that Linux loads to mount a root.
 _FILE_SYSTEM = (r"(squashfs|erofs|btrfs|ext4|jbd2|mbcache|xor|raid6_pq|libcrc32c|zstd_\w+|lz4_\w+|"
                 r"blake2b_\w+)")  # fmt: skip
 
@@ -60,10 +58,10 @@ PHASES = (
           (r"rt_sigaction\b",)),
     Phase("fork", "a process is cloned without new namespaces",
           (r"(clone|clone3|fork|vfork) ?(into-cgroup)?$",)),
-    Phase("hypervisor.init", "a hypervisor sets itself and its machine up, to the guest's first "
+    Phase("hypervisor.init", "a hypervisor sets up itself and its VM, to the guest's first "
           "instruction", ()),
     Phase("firmware", "from a guest's first instruction to its kernel's first stamp: the BIOS and "
-          "what the kernel does before it can tell the time", (), guest="firmware"),
+          "what the kernel does before it has a clock", (), guest="firmware"),
     Phase("kernel.load", "a guest's boot loader reads the kernel from disk in real mode", (),
           guest=r"disk read.*"),
     Phase("kernel.uncompress", "a guest's kernel decompresses itself", (),
@@ -157,10 +155,10 @@ PHASES = (
     Phase("ebpf", "eBPF programs are compiled, loaded and attached",
           (r"bpf\b", r"\w+ bpf:", r"\w+ socket:netlink\.route RTM_(NEW|DEL)(QDISC|TFILTER)"),
           helpers=r"(clang|llc|bpftool|endpointload)(-\d+)?|tc"),
-    Phase("link.query", "links and addresses are looked up, and what the kernel can do is probed",
+    Phase("link.query", "links and addresses are looked up, and kernel features are probed",
           (r"\w+ socket:netlink\.route RTM_GET", r"send\w+ socket:netlink\.route RTM_NEWLINK$",
            r"\w+ /sys/class/net", r"ioctl socket:inet")),
-    Phase("datastore", "a daemon or a database is asked",
+    Phase("datastore", "requests to a daemon or a database",
           (r"\w+ socket:unix /", r"connect socket:(inet|inet6|unix) \S",
            r"\w+ socket:(inet|inet6)\b"),
           component=r"(create|bind|status) .*etcd.*"),
@@ -170,7 +168,7 @@ PHASES = (
            r"\w+ \S*/(newuidmap|newgidmap)", r"\w+ /proc/\d+/stat\b", r"\w+ proc:stat$",
            r"\w+ /etc/(passwd|group|nsswitch\.conf|iproute2/\S*|localtime|resolv\.conf)",
            r"\w+ /(usr/share|etc)/(containers|iproute2)/")),
-    Phase("handshake", "the runtime's processes tell one another what to do, and wait for it",
+    Phase("handshake", "the runtime's processes exchange messages and wait for each other",
           (rf"(read|write|readv|writev|sendto|sendmsg|recvfrom|recvmsg|copy_file_range|splice) "
            rf"{_STREAM}", r"socketpair", r"(wait4|waitid|kill|pidfd_\w+)\b",
            r"(?!fcntl)\w+ \S*fifo\b", r"prctl (CHILD_SUBREAPER|PDEATHSIG)")),
@@ -200,7 +198,7 @@ PHASES = (
     Phase("api", "the API server handles a request: admission, validation, encoding", (),
           component=r"(create|bind|status) (?!.*etcd).*"),
     Phase("packet", "the first packet: to the gateway and back", (), guest="packet"),
-    Phase("guest.other", "a guest runs, and its log does not say what", ()),
+    Phase("guest.other", "a guest runs, but its log does not explain the time", ()),
     Phase("exec", "the payload is executed, to the end point", (), guest="exec"),
     Phase("process.exit", "a helper process ends, to its parent's wake-up", (r"exit_group",)),
     Phase(UNATTRIBUTED, "time that no rule explains", ()),
@@ -220,7 +218,7 @@ _HELPERS = tuple((re.compile(phase.helpers), phase.name) for phase in PHASES if 
 
 @lru_cache(maxsize=65536)
 def classify(call: str, detail: str) -> str | None:
-    """The phase of one system call, by its name and the words of its span; None if neutral."""
+    """The phase of a system call, by its name and its span's detail; None if neutral."""
     words = f"{call} {detail}".rstrip()
     if _ANSWER.match(words):
         return ANSWER
@@ -232,15 +230,15 @@ def classify(call: str, detail: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def of_helper(program: str) -> str | None:
-    """The phase that a helper program serves, by its path; None if it is not a helper."""
+    """The phase of a helper program, by its path; None if it is not a helper."""
     name = program.rpartition("/")[2]
     return next((phase for names, phase in _HELPERS if names.fullmatch(name)), None)
 
 
 def of_guest(name: str) -> str:
-    """The phase of a span of a guest's log, by the guest's own name for it.
+    """The phase of a span of a guest's log, by its name.
 
-    What a Linux kernel calls at its start and no rule names is its own set-up.
+    Initcalls of Linux without a rule are the kernel's set-up.
     """
     otherwise = "kernel.init" if name.startswith("initcall ") else "guest.other"
     return next((phase for rule, phase in _GUEST if rule.fullmatch(name)), otherwise)

@@ -1,8 +1,8 @@
-"""Arrays of many threads at once: their times laid end to end on one line, and their neighbours.
+"""Arrays over many threads at once: their times lie end to end on one line.
 
-Each item belongs to a segment (a thread, a process), numbered from 0; items of a segment are
-together and in order. A time of segment ``n`` lies on the line at ``n * length`` plus its distance
-from ``origin``, so that one search finds the place of many times, each in its own segment.
+Each item belongs to a segment (a thread, a process), numbered from 0; the items of a segment are
+adjacent and in order. A time of segment ``n`` lies on the line at ``n * length`` plus its distance
+from ``origin``. So one search finds the positions of many times, each in its own segment.
 """
 
 from dataclasses import dataclass

@@ -25,14 +25,14 @@ _LEAST_DRIFT = 0.05
 _NORMAL_MAD = 0.6744897501960817
 """The median absolute deviation of a normal distribution whose standard deviation is 1."""
 _BLOCK = 4_000_000
-"""Resampled values held at once, so that memory stays at some tens of megabytes."""
+"""Number of resampled values in memory at once: tens of megabytes."""
 
 
 @dataclass(frozen=True)
 class Summary:
     """The quantiles of ``count`` values out of ``batches`` batches.
 
-    A tail is None where the values are too few to bound it: see ``samples_needed``.
+    A tail is None if there are too few values to bound it; see ``samples_needed``.
     """
 
     count: int
@@ -43,7 +43,7 @@ class Summary:
 
 
 def samples_needed(q: float, level: float = 0.95) -> int:
-    """The fewest independent values whose range holds the q-quantile at this level.
+    """The smallest number of independent values whose range contains the q-quantile at this level.
 
     The largest of n values lies above the q-quantile with probability 1 - q**n, and the interval
     may miss on each side with probability (1 - level) / 2: 6 values for a median, 72 for P95,
@@ -95,7 +95,7 @@ def resampled_quantiles(
 
 
 def interval(value: float, draws: Floats, *, level: float = 0.95) -> Interval:
-    """The percentile interval of bootstrap ``draws`` of an estimate, widened to hold it.
+    """The percentile interval of bootstrap ``draws`` of an estimate, widened to include it.
 
     Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3.
     """
@@ -114,9 +114,9 @@ def quantile_interval(
 ) -> Interval:
     """The q-quantile of ``values``, shape (n,), with its bootstrap percentile interval.
 
-    One batch cannot be resampled: the interval is then the whole range of the values, the widest
-    that they can say. With fewer than ``samples_needed(q)`` values the interval is too narrow.
-    Raises ValueError if there are no values.
+    One batch cannot be resampled: the interval is then the whole range of the values. With fewer
+    than ``samples_needed(q)`` values the interval is too narrow. Raises ValueError if there are no
+    values.
     """
     flat = np.asarray(values, dtype=np.float64)
     draws = resampled_quantiles(flat, q, groups=groups, seed=seed, resamples=resamples)[:, 0]
@@ -174,7 +174,7 @@ def permutation_test(
     seed: int = 0,
     resamples: int = 10_000,
 ) -> float:
-    """How likely so large a difference of q-quantiles is if both sides are alike: two-sided p.
+    """The two-sided p of a difference of q-quantiles this large, if both sides are alike.
 
     Whole batches change sides. All assignments are tried when they are at most ``resamples``;
     otherwise p is (1 + as extreme) / (1 + resamples), so that it is never zero (Phipson and
@@ -204,10 +204,10 @@ def permutation_test(
 
 
 def least_p(batches_a: int, batches_b: int, *, resamples: int = 10_000) -> float:
-    """No p of ``permutation_test`` is smaller for so many batches.
+    """The smallest p that ``permutation_test`` can give for these numbers of batches.
 
-    Batches of one value need more than this: their median does not tell which of the larger
-    values changed sides, so that more assignments are as extreme.
+    For batches of one value the smallest p is larger: the median does not depend on which of the
+    larger values changed sides, so more assignments are as extreme.
     """
     assignments = comb(batches_a + batches_b, batches_a)
     if assignments > resamples:
@@ -242,7 +242,7 @@ def is_unstable(values: ArrayLike, order: ArrayLike) -> str | None:
     """Sentences on why a figure over ``values`` would mislead, or None; both of shape (n,).
 
     ``order`` says when each was measured (the number of its batch); values of equal order count
-    as one, their median. What is looked at:
+    as one, their median. The checks:
 
     - spread: the standard deviation, estimated from the median absolute deviation so that single
       outliers do not decide, is 10 % of the median or more. The 10 % is pyperf's ("the standard
