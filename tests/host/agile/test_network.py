@@ -94,15 +94,19 @@ def test_no_packet_of_an_instance_reaches_another_by_ipv4_or_ipv6() -> None:
                 sysctl -qw net.ipv6.conf.all.forwarding=1
             """)
             with there.serving("::", 80):
-                for chain in ("raw", "to_host"):  # the neighbours find each other
+                for chain in ("raw", "to_host", "leaving"):  # the neighbours find each other
                     sh(f"nft insert rule inet firstlight_tn {chain} accept")
-                assert not inside(first).reaches("2001:db8:9::2", 80), "by the final drop alone"
-                sh("nft insert rule inet firstlight_tn leaving accept")
                 assert inside(first).reaches("2001:db8:9::2", 80), "the way is there"
+                listed = sh("nft -a list chain inet firstlight_tn leaving").splitlines()
+                [handle] = [
+                    line.split()[-1] for line in listed if line.strip().startswith("accept")
+                ]
+                sh(f"nft delete rule inet firstlight_tn leaving handle {handle}")
+                assert not inside(first).reaches("2001:db8:9::2", 80)
         for network in (first, second):
             made.discard(network)
 
-    on_network_host(main)
+    on_network_host(main, allow=("10.0.0.0/8",))
 
 
 def tracked() -> int:
@@ -205,8 +209,8 @@ def test_a_published_port_answers_from_outside_at_the_hosts_address_and_on_local
 def test_localhost_is_open_neither_to_an_instance_that_publishes_nor_to_others() -> None:
     """Root inside sends to 127/8 by its link, and a neighbour by the host's."""
     lead = """
-        ip route add 127.9.9.9/32 via {} dev eth0 onlink table 7
-        ip rule add pref 0 to 127.9.9.9 table 7
+        ip route del local 127.0.0.0/8 dev lo table local
+        ip route add 127.9.9.9/32 via {} dev eth0 onlink
         sysctl -qw net.ipv4.conf.eth0.route_localnet=1
     """
 
@@ -216,12 +220,14 @@ def test_localhost_is_open_neither_to_an_instance_that_publishes_nor_to_others()
             assert network.address
             await made.publish({8080: 80}, network.address)
             assert HOST.reaches("127.9.9.9", 81)
+            with HOST.serving("198.51.100.1", 81):
+                assert inside(network).reaches("198.51.100.1", 81), "the service is open"
             for place, gateway in ((inside(network), str(made.gateway)), (there, "198.51.100.1")):
                 place.run("bash", "-c", lead.format(gateway))
                 assert not place.reaches("127.9.9.9", 81)
             made.discard(network)
 
-    on_network_host(main)
+    on_network_host(main, host_services=("tcp/81",))
 
 
 def test_ports_that_are_published_at_once_share_transactions_and_fail_alone() -> None:
