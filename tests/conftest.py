@@ -7,9 +7,14 @@ import os
 import signal
 
 import pytest
+from hypothesis import settings
 
 MAY_BE_MISSING = ("make cni-plugins", "make kubernetes", "needs a real Firecracker", "needs an OSv")
 _skipped: list[str] = []
+
+
+settings.register_profile("firstlight", deadline=None)  # how long an example takes proves nothing
+settings.load_profile("firstlight")
 
 
 def pytest_configure() -> None:
