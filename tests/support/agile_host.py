@@ -89,4 +89,4 @@ def pids_hierarchy() -> Path:
             return Path(where)
         if kind == "cgroup2" and "pids" in (Path(where) / "cgroup.controllers").read_text().split():
             return Path(where)
-    pytest.skip("no cgroup controller for pids")
+    pytest.skip("cgroup controllers are missing: pids")

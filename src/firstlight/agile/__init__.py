@@ -20,7 +20,7 @@ __all__ = ["Config", "Ended", "Function", "Instance", "Runtime"]
 
 
 def __getattr__(name: str) -> object:
-    """Import the runtime when it is first used: clients, which need not, are quick."""
+    """Import the runtime on first use, so that clients start quickly."""
     if name == "Runtime":
         from firstlight.agile.runtime import Runtime
 

@@ -1,4 +1,4 @@
-"""Root file systems that are put together from single files of the host, and lie nowhere on it."""
+"""Root file systems assembled from single files of the host, as detached mounts."""
 
 import ctypes
 import os
@@ -23,8 +23,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def assemble(files: Mapping[str, Path], directories: tuple[str, ...], most: int) -> int:
     """A detached mount with these files, by their paths in it, and these empty directories.
 
-    Each must be a regular file of at most ``most`` bytes; it is bound and not copied, and not
-    opened. Returns a descriptor. Blocks. Raises Failed.
+    Each must be a regular file of at most ``most`` bytes; it is bound, not copied or opened.
+    Returns a descriptor. Blocks. Raises Failed.
     """
     outcome: list[int | BaseException] = []
 
@@ -34,7 +34,7 @@ def assemble(files: Mapping[str, Path], directories: tuple[str, ...], most: int)
         except BaseException as error:  # the caller's thread raises it
             outcome.append(error)
 
-    # A thread of its own: it gives its mount namespace up, and ends with it.
+    # In its own thread, which leaves the mount namespace and then ends.
     thread = threading.Thread(target=work, name="assemble")
     thread.start()
     thread.join()
@@ -80,7 +80,9 @@ def _check_file(path: Path, status: os.stat_result, most: int) -> None:
         kind = kinds.get(stat.S_IFMT(status.st_mode), "no regular file")
         raise Failed(f"{path} is {kind}", "give the path of a regular file")
     if status.st_size > most:
-        raise Failed(f"{path} has {status.st_size} bytes", f"at most {most} are possible")
+        raise Failed(
+            f"{path} is too large: {status.st_size} bytes", f"at most {most} bytes are possible"
+        )
 
 
 def _check(what: str, result: int) -> int:

@@ -1,4 +1,4 @@
-"""The control groups of instances, made with their limits set, on version 1, 2 and hybrid hosts.
+"""The cgroups of instances, with their limits, on hosts with version 1, version 2 or both.
 
 Making one costs tens of microseconds; what is slow is moving a process into it by
 ``cgroup.procs``, which waits for an RCU grace period. So instances are born in their cgroup
@@ -26,7 +26,7 @@ _RETRY_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one instance: memory in bytes, CPUs, number of tasks."""
+    """The limits of an instance: memory in bytes, CPUs, number of tasks."""
 
     memory: int
     cpus: float
@@ -35,7 +35,7 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Cgroup:
-    """One instance's, in each hierarchy. ``descriptors`` are what the spawner enters it by."""
+    """An instance's cgroup in each hierarchy. The spawner enters it by ``descriptors``."""
 
     paths: tuple[Path, ...]
     descriptors: tuple[int, ...]
@@ -43,7 +43,7 @@ class Cgroup:
 
 
 class Cgroups:
-    """All cgroups below one runtime's own top cgroup, a path below each hierarchy's root."""
+    """The cgroups below a runtime's top cgroup, which is a path below each hierarchy's root."""
 
     def __init__(self, top: str) -> None:
         self._name = top
@@ -53,8 +53,8 @@ class Cgroups:
         self.unified = unified
         if missing := [c for c in CONTROLLERS if not unified and c not in self._hierarchies]:
             raise Unsupported(
-                f"no cgroup controller for {', '.join(missing)}",
-                "mount it, or boot with cgroup version 2",
+                f"cgroup controllers are missing: {', '.join(missing)}",
+                "mount them, or boot with cgroup version 2",
             )
         self._tops = tuple(dict.fromkeys(path / self._name for path in self._hierarchies.values()))
 
@@ -64,10 +64,10 @@ class Cgroups:
         return self._tops
 
     def check(self) -> None:
-        """Raise Failed if a top cgroup is there already: it is another's, and so it stays."""
+        """Raise Failed if a top cgroup exists: it belongs to something else and stays."""
         for top in self._tops:
             if top.exists():
-                raise Failed(f"the cgroup {top} is there already",
+                raise Failed(f"the cgroup {top} already exists",
                              "configure another name, or remove it if nothing uses it")  # fmt: skip
 
     def open(self) -> None:
@@ -84,7 +84,7 @@ class Cgroups:
                 raise Failed(f"cannot make the cgroup {top}: {error.strerror}") from error
 
     def make(self, limits: Limits) -> Cgroup:
-        """A cgroup with its limits set. Raises Failed."""
+        """Make a cgroup and set its limits. Raises Failed."""
         self._retry_busy()
         self._serial += 1
         name = str(self._serial)
@@ -106,7 +106,7 @@ class Cgroups:
                     path.rmdir()
             raise Failed(
                 f"cannot make a cgroup with {limits}: {error.filename}: {error.strerror}",
-                "the host must be able to grant the limits",
+                "the limits must not exceed the host's",
             ) from error
         return Cgroup(paths, tuple(descriptors), self._hierarchies["memory"] / self._name / name)
 
@@ -142,7 +142,7 @@ class Cgroups:
                 os.close(door)
 
     def ran_out_of_memory(self, cgroup: Cgroup) -> bool:
-        """Whether the kernel killed something in it for its memory limit."""
+        """Whether the kernel killed something in it because of its memory limit."""
         file = cgroup.memory / ("memory.events" if self.unified else "memory.oom_control")
         with suppress(OSError):
             words = [line.split() for line in file.read_text().splitlines()]
@@ -150,24 +150,24 @@ class Cgroups:
         return False
 
     def remove(self, cgroup: Cgroup) -> None:
-        """Remove a cgroup whose processes have ended; one still busy is tried again later."""
+        """Remove a cgroup whose processes have ended; a busy one is tried again later."""
         for descriptor in cgroup.descriptors:
             os.close(descriptor)
         self._busy.extend(path for path in cgroup.paths if not _removed(path))
 
     def kill_now(self, cgroup: Cgroup) -> bool:
-        """Kill what is in it; whether there was anything."""
+        """Kill its processes; returns whether there were any."""
         return _kill(cgroup.memory)
 
     async def kill(self, cgroup: Cgroup) -> None:
-        """Kill what is in it and wait until it is empty. Raises Failed after 10 s."""
+        """Kill its processes and wait until it is empty. Raises Failed after 10 s."""
         until = time.monotonic() + _EMPTY_SECONDS
         pause = 0.0002
         while self.kill_now(cgroup):
             await asyncio.sleep(pause)
             pause = min(2 * pause, _RETRY_SECONDS)
             if time.monotonic() > until:
-                raise Failed(f"a process in {cgroup.memory} does not die")
+                raise Failed(f"a process in {cgroup.memory} survives SIGKILL")
 
     def close(self) -> None:
         """Remove all. Raises Failed."""
@@ -180,7 +180,7 @@ class Cgroups:
 
 
 def remove_tree(top: Path) -> None:
-    """Kill what is in a cgroup and below, and remove it. Raises Failed if it stays busy."""
+    """Kill all processes in and below a cgroup, and remove it. Raises Failed if it stays busy."""
     until = time.monotonic() + _EMPTY_SECONDS
     while top.is_dir():
         below = (Path(entry) for entry in os.scandir(top) if entry.is_dir())
@@ -189,9 +189,9 @@ def remove_tree(top: Path) -> None:
                 _kill(path)
         if time.monotonic() > until:
             raise Failed(f"cannot remove the cgroup {top}: it is busy",
-                         "see what is in its cgroup.procs")  # fmt: skip
+                         "its cgroup.procs lists the processes")  # fmt: skip
         if top.is_dir():
-            time.sleep(_RETRY_SECONDS)  # a killed process leaves when the kernel has ended it
+            time.sleep(_RETRY_SECONDS)  # a killed process leaves when the kernel has torn it down
 
 
 def _levels(name: str) -> list[Path]:

@@ -32,7 +32,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Leave; instances that were not started detached end."""
+        """Disconnect; instances that were not started detached end."""
         self._socket.close()
 
     def start(
@@ -45,13 +45,13 @@ class Client:
         return answer
 
     def wait(self, identity: str) -> Ended:
-        """How an instance that this client started ended, when it has. Raises Failed."""
+        """Wait for the end of an instance that this client started. Raises Failed."""
         while identity not in self._ended:
             self._receive()
         return self._ended.pop(identity)
 
     def prepare(self, function: Function, sandboxes: int = 0) -> None:
-        """Make a function's parts ahead of its first start. Raises Failed."""
+        """Make a function's parts before its first start. Raises Failed."""
         self._ask(protocol.Prepare(function, sandboxes))
 
     def invoke(self, function: Function, event: object) -> Result:
@@ -78,7 +78,7 @@ class Client:
             found += answer.instances
 
     def pools(self) -> list[Counts]:
-        """What the pools hold and have done. Raises Failed."""
+        """The pools' counts. Raises Failed."""
         answer = self._ask(protocol.Pools())
         assert isinstance(answer, protocol.PoolCounts)
         return answer.pools
@@ -95,7 +95,7 @@ class Client:
         return answer
 
     def _receive(self) -> protocol.Answer | None:
-        """The next answer; None for news of an instance of this client, which is kept."""
+        """The next answer; None for the end of an instance, which is kept for ``wait``."""
         try:
             message = self._socket.recv(protocol.MESSAGE_MAX)
         except OSError as error:

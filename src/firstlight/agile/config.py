@@ -19,10 +19,10 @@ _CONNECTIONS_MOST = 1 << 20
 
 
 class PoolSize(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much of one part to hold ready.
+    """How many parts of one kind to keep ready.
 
-    Below ``low`` a pool is filled to ``high``, at most ``rate`` parts a second; ``dry`` is what
-    a request does that finds it empty. Before its first use a pool holds nothing.
+    A pool below ``low`` is filled to ``high``, with at most ``rate`` parts per second. ``dry`` is
+    what a request does when the pool is empty. A pool is empty before its first use.
     """
 
     low: int = 8
@@ -37,7 +37,7 @@ class PoolSize(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Pools(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The pools: of networks and cgroups, and of whole sandboxes and zygotes by function."""
+    """The pools: networks and cgroups; sandboxes and zygotes per function."""
 
     network: PoolSize = PoolSize()
     cgroup: PoolSize = PoolSize()
@@ -45,21 +45,21 @@ class Pools(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Ahead(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is done ahead of requests besides filling pools.
+    """What is prepared besides the pools.
 
-    Each can be left to the request, to measure what it is worth: the experiment ``ablation``.
+    Each can be left to the request, to measure its gain (experiment ``ablation``).
     """
 
     root: bool = True
-    """A function's root file system is mounted once, and its instances copy that."""
+    """A function's root file system is mounted once, and its instances copy the mount."""
     seccomp: bool = True
     """The seccomp profile is compiled once."""
     neighbours: bool = True
-    """An instance and its gateway know each other's link address from the start."""
+    """An instance and its gateway know each other's link-layer address in advance."""
 
 
 class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where instances' addresses come from and what they may reach.
+    """Instances' addresses, and what they may reach.
 
     ``range`` must not overlap a route of the host. ``host_services`` are ports of the host
     itself that instances may use: "tcp/53", "udp/53". ``allow`` are addresses that they may reach
@@ -89,11 +89,11 @@ class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ValueError(f"range {self.range}: from /{_PREFIX_LEAST} to /{_PREFIX_MOST}")
         for service in self.host_services:
             if not re.fullmatch(r"(tcp|udp)/[1-9][0-9]{0,4}", service):
-                raise ValueError(f"host service {service!r} is not like tcp/53")
+                raise ValueError(f"host service {service!r} is not of the form tcp/53")
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One runtime. ``name`` marks all that it makes; two of one name cannot run at once."""
+    """A runtime. ``name`` marks all that it makes; two of the same name cannot run at once."""
 
     name: str = "default"
     state: str = "/run/firstlight-agile"
@@ -103,7 +103,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cgroup: str = ""
     """Its top cgroup, below the root of each hierarchy; by default ``firstlight.agile.NAME``."""
     instances: int = 2000
-    """At most so many instances and prepared sandboxes at once."""
+    """Maximum number of instances and prepared sandboxes."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -118,7 +118,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def directory(self) -> Path:
-        """What the runtime keeps on disk: its journal and its socket."""
+        """The directory of the runtime's journal and socket."""
         return Path(self.state) / self.name
 
     @property
@@ -135,6 +135,6 @@ def load(path: Path) -> Config:
         raise Failed(f"cannot read the configuration {path}: {error.strerror}") from error
     except (ValueError, msgspec.ValidationError) as error:  # of TOML, of UTF-8, of its keys
         raise Failed(
-            f"the configuration {path} is wrong: {error}",
-            "conf/agile/firstlight.toml in the source tree has every key",
+            f"the configuration {path} is invalid: {error}",
+            "conf/agile/firstlight.toml in the source tree documents every key",
         ) from error

@@ -1,9 +1,9 @@
-"""Other software that drops what is forwarded: Docker, ufw, firewalld, an administrator.
+"""Copes with other software that drops forwarded packets: Docker, ufw, firewalld, rules by hand.
 
-A packet passes every base chain of a hook, and one drop is final, whatever others accept: so a
-table of ours cannot open what another's closes. Chains that are made for it (DOCKER-USER), and
-those of iptables, which all who forward insert their rules into, get two rules of ours; of the
-others it is told which closes the way and how to open it.
+A packet passes every base chain of a hook, and one drop is final, whatever the others accept. So
+the runtime's own table cannot open what another one closes. It inserts two rules into chains made
+for this (DOCKER-USER) and into those of iptables; for other chains it says which one drops packets
+and how to change that.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ _log = logging.getLogger(__name__)
 
 
 async def open_others(run: Run, links: str, mark: str, addresses: str) -> None:
-    """Let what the links of that prefix forward through; ``mark`` is the comment of our rules.
+    """Accept what links with this prefix forward; ``mark`` is the comment of the inserted rules.
 
-    What cannot be opened is logged as a warning, with the command that does.
+    A chain that cannot be changed is logged as a warning, with the command that changes it.
     """
     chains = _chains(await run("list chains", "list chains"))
     docker = any(_path(chain) == "ip filter DOCKER-USER" for chain in chains)
@@ -63,7 +63,7 @@ async def open_others(run: Run, links: str, mark: str, addresses: str) -> None:
 
 
 async def _closes(run: Run, chain: dict[str, Any]) -> bool:
-    """Whether a base chain drops what none of its rules accepts."""
+    """Whether a base chain drops what its rules do not accept."""
     if chain.get("policy") == "drop":
         return True
     listing = await run(f"list chain {_path(chain)}", "list a chain")
@@ -79,7 +79,7 @@ async def _closes(run: Run, chain: dict[str, Any]) -> bool:
 
 
 def close_others(mark: str) -> None:
-    """Remove every rule of that mark. Waits. Raises Failed."""
+    """Remove every rule with this mark. Blocks. Raises Failed."""
     for chain in _chains(_run_now("list chains")):
         path = _path(chain)
         if path not in ("ip filter FORWARD", "ip filter DOCKER-USER"):
@@ -104,7 +104,7 @@ def _run_now(commands: str) -> Listing:
 
 
 def _has_legacy() -> bool:
-    """Whether iptables-legacy has a filter table here: netlink does not show it."""
+    """Whether iptables-legacy has a filter table here, which netlink does not show."""
     try:
         return "filter" in _LEGACY_TABLES.read_text().split()
     except OSError:
@@ -144,14 +144,14 @@ def _close_legacy(mark: str) -> None:
 
 
 def _legacy(*words: str) -> str:
-    """What it prints. Only where the runtime starts and stops: there is no other way to ask."""
+    """Its output. Called only when the runtime starts and stops; netlink cannot answer this."""
     try:
         done = subprocess.run(
             ["iptables-legacy", "-w", "5", *words],
             capture_output=True, text=True, timeout=_SECONDS,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Failed(f"iptables-legacy cannot be executed: {error}") from error
+        raise Failed(f"cannot execute iptables-legacy: {error}") from error
     if done.returncode:
         raise Failed(f"iptables-legacy {' '.join(words)}: {done.stderr.strip()}")
     return done.stdout

@@ -1,4 +1,4 @@
-"""What can be started: a function, its limits, and what its instances may reach."""
+"""Functions: what to start, with which limits, and what instances may reach."""
 
 from typing import Literal
 
@@ -14,15 +14,15 @@ _PIDS_MOST = 1 << 22
 
 
 class Function(Struct, frozen=True, kw_only=True):
-    """One function; its instances share its parts, and no other function's.
+    """A function. Its instances share its parts with no other function.
 
-    ``rootfs`` is a directory on the host, shown read-only. ``command`` is executed in it, its
-    first word an absolute path. ``memory`` and ``scratch`` (the size of /tmp) are in bytes,
-    ``cpus`` in CPUs. ``network`` is ``outbound`` (the world, not the host nor neighbours),
-    ``internal`` (only what reaches it by ``ports``, and the gateway's echo) or ``none``.
-    ``ports`` publishes ports of the instance: host port to instance port, both TCP. ``ready`` is
-    how a line of standard output begins that says the instance is ready; without it an instance
-    is ready when its command is executed.
+    ``rootfs`` is a directory on the host, mounted read-only. ``command`` is executed in it; its
+    first word is an absolute path. ``memory`` and ``scratch`` (the size of /tmp) are in bytes,
+    ``cpus`` in CPUs. ``network`` is ``outbound`` (the world, but neither the host nor other
+    instances), ``internal`` (only connections through ``ports``, and the gateway's echo) or
+    ``none``. ``ports`` publishes TCP ports: host port to instance port. ``ready`` is the beginning
+    of the line of standard output that announces readiness; without it an instance is ready when
+    its command is executed.
 
     Of kind ``python``, ``handler`` is ``module:name``, imported from ``rootfs`` by a warm
     interpreter; of kind ``wasm``, ``rootfs`` is a module's file, ``handler`` an export and
@@ -48,34 +48,38 @@ class Function(Struct, frozen=True, kw_only=True):
     gid: int = 65534
     user_namespace: bool = False
     timeout: float = 60.0
-    """Seconds that the readiness, and a handler's answer, may take."""
+    """Deadline in seconds for readiness and for a handler's answer."""
 
     def check(self) -> None:
-        """Raise Failed or UnknownName for what no instance of it could have."""
+        """Raise Failed or UnknownName if a field is invalid."""
         if self.kind == "command" and (not self.command or not self.command[0].startswith("/")):
             raise Failed(
                 f"the function's command is {' '.join(self.command)!r}",
-                "its first word must be an absolute path in its root file system",
+                "it must start with an absolute path in the root file system",
             )
         if self.kind == "python" and self.handler.count(":") != 1:
-            raise Failed(f"the function's handler is {self.handler!r}", "write it module:name")
+            raise Failed(f"the function's handler is {self.handler!r}", "write it as module:name")
         if self.network not in ("outbound", "internal", "none"):
             raise UnknownName("network", self.network, ("outbound", "internal", "none"))
         self._check_limits()
         if self.ports and self.network == "none":
-            raise Failed("a function without a network cannot publish ports", "network: internal")
+            raise Failed(
+                "a function without a network cannot publish ports", "use network internal"
+            )
         for port in (*self.ports, *self.ports.values()):
             if not 1 <= port <= 65535:
-                raise Failed(f"{port} is not a port", "from 1 to 65535")
+                raise Failed(f"{port} is not a valid port", "from 1 to 65535")
 
     def _check_limits(self) -> None:
         if self.memory < _MEMORY_LEAST:
-            raise Failed(f"memory of {self.memory} bytes is too little", "at least 2 MiB")
+            raise Failed(
+                f"the memory limit is too small: {self.memory} bytes", "give at least 2 MiB"
+            )
         if not 0.01 <= self.cpus <= 1024:
-            raise Failed(f"{self.cpus} CPUs cannot be set", "from 0.01 to 1024")
+            raise Failed(f"the CPU limit {self.cpus} is out of range", "give 0.01 to 1024 CPUs")
         if not 1 <= self.pids <= _PIDS_MOST or self.files < 8:
-            raise Failed(f"pids={self.pids}, files={self.files} cannot be set",
-                         f"pids from 1 to {_PIDS_MOST}, files from 8")  # fmt: skip
+            raise Failed(f"the limits pids={self.pids}, files={self.files} are out of range",
+                         f"give pids from 1 to {_PIDS_MOST}, files from 8")  # fmt: skip
         if self.uid == 0 or self.gid == 0:
             raise Failed("a function cannot run as root", "give a uid and gid above 0")
 

@@ -1,8 +1,8 @@
-"""What a runtime made that outlives its processes, so that its next start can remove it.
+"""Records what outlives a runtime's processes, so that its next start can remove it.
 
-Most parts die with the processes that hold them: namespaces with their links and mounts by
-descriptor, instances by their parent's death. What does not is few and named here before it is
-made: the top cgroups, the nftables table and the gateway's link. One line each, a JSON array.
+Most parts end with the processes that hold them: namespaces with their links and mounts, instances
+with their parent. The few others are recorded before they are made: the top cgroups, the nftables
+table and the gateway's link. One line each, a JSON array.
 """
 
 import fcntl
@@ -19,14 +19,14 @@ _LOCK_SECONDS, _RETRY_SECONDS = 1.0, 0.02
 
 
 class Journal:
-    """The journal of one runtime. The lock on it says whether the runtime is alive."""
+    """The journal of a runtime. The lock on it shows whether the runtime is alive."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "journal"
         self._descriptor = -1
 
     def open(self) -> None:
-        """Take the journal over and remove what its last owner left. Raises Failed."""
+        """Take over the journal and remove what its last owner left. Raises Failed."""
         until = time.monotonic() + _LOCK_SECONDS
         while not self._locked(time.monotonic() > until):
             self._close()
@@ -57,13 +57,13 @@ class Journal:
                 return False
             self._close()
             raise Failed(
-                f"a runtime keeps {self._path.parent} already", "stop it, or choose another name"
+                f"another runtime uses {self._path.parent}", "stop it, or choose another name"
             ) from None
         except FileNotFoundError:
             return False
 
     def record(self, kind: str, *words: str) -> None:
-        """Write down what is about to be made. Raises Failed: then it must not be made."""
+        """Record what is about to be made. If this raises Failed, it must not be made."""
         line = json.dumps([kind, *words]).encode() + b"\n"
         try:
             written = os.write(self._descriptor, line)
@@ -73,7 +73,7 @@ class Journal:
             raise Failed(f"cannot write the journal {self._path}: the disk is full")
 
     def close(self) -> None:
-        """All that was recorded is gone, and so is the journal."""
+        """Delete the journal, when everything recorded is gone."""
         with suppress(OSError):
             self._path.unlink()
             self._path.parent.rmdir()
@@ -85,7 +85,7 @@ class Journal:
 
 
 def recover(path: Path) -> list[str]:
-    """Remove what a journal names, and say what there was. A torn last line was not acted on."""
+    """Remove what a journal names; returns it. Nothing was made for a truncated last line."""
     found = []
     for line in path.read_text().splitlines():
         try:

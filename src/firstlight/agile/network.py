@@ -111,7 +111,7 @@ class Networks:
         self._check_overlap()
         has_link = self.anchor in (name for _, name in socket.if_nameindex())
         if has_link or firewall.has_table(self.table):
-            raise Failed(f"the table {self.table} or the link {self.anchor} is there already",
+            raise Failed(f"the table {self.table} or the link {self.anchor} already exists",
                          "configure another name, or remove it if nothing uses it")  # fmt: skip
 
     async def open(self, adopt: bool = False) -> None:

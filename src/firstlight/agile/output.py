@@ -1,4 +1,4 @@
-"""What an instance writes, read as it comes: a full pipe holds the instance up, not the runtime."""
+"""Reads an instance's output. A full pipe blocks the instance, not the runtime."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ _LINE_MOST = 65536
 
 
 class Output:
-    """The reading end of one stream. It owns its descriptor."""
+    """The reading end of a stream; owns its descriptor."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -18,7 +18,7 @@ class Output:
         os.set_blocking(descriptor, False)
 
     async def read(self) -> bytes:
-        """What there is, at least a byte; nothing at the end."""
+        """The available output, at least one byte; empty at the end."""
         if self._held:
             held, self._held = self._held, b""
             return held
@@ -30,27 +30,27 @@ class Output:
         return b""
 
     async def all(self, most: int = 1 << 20) -> bytes:
-        """Everything to the end, of which at most ``most`` bytes are kept."""
+        """Read to the end; keeps at most ``most`` bytes."""
         kept = b""
         while part := await self.read():
             kept += part[: most - len(kept)]
         return kept
 
     async def until(self, prefix: bytes) -> None:
-        """Read to the line that begins so; all that was read stays to be read. Raises Failed."""
+        """Read to the line with this beginning; the output can be read again. Raises Failed."""
         seen = b""
         while not any(line.startswith(prefix) for line in seen.split(b"\n")[:-1]):
             part = await self.read()
             if not part:
                 raise Failed("the instance ended before it was ready",
-                             f"it said: {seen[-500:].decode(errors='replace')}")  # fmt: skip
+                             f"it wrote: {seen[-500:].decode(errors='replace')}")  # fmt: skip
             seen += part
             if len(seen) > _LINE_MOST:
-                raise Failed(f"the instance wrote {len(seen)} bytes and was not ready")
+                raise Failed(f"the instance wrote {len(seen)} bytes without the ready line")
         self._held = seen + self._held
 
     def close(self) -> None:
-        """Close the descriptor; what writes there gets SIGPIPE."""
+        """Close the descriptor; a writer gets SIGPIPE."""
         if self._descriptor >= 0:
             asyncio.get_running_loop().remove_reader(self._descriptor)
             os.close(self._descriptor)
@@ -73,7 +73,7 @@ def _settle(future: asyncio.Future[None]) -> None:
 
 
 def pipes() -> tuple[list[Output], list[int]]:
-    """What reads an instance's output, and the three descriptors that it gets."""
+    """The readers of an instance's output, and the three descriptors for the instance."""
     opened: list[int] = []
     try:
         opened.append(os.open("/dev/null", os.O_RDONLY))

@@ -1,9 +1,9 @@
-"""What clients and the resident runtime say: one JSON message each, over a seqpacket unix socket.
+"""The protocol of clients and the resident runtime: JSON messages over a seqpacket unix socket.
 
-A message has a ``type``, the name of its record here in lower case. ``start`` comes with three
-descriptors, which are the instance's standard streams. Each request has one answer, and a started
-instance one ``ended`` more, on the connection that started it, unless it was started detached: an
-instance that is not ends with its connection.
+A message has a ``type``: the tag of its record. ``start`` comes with three descriptors, the
+instance's standard streams. Each request has one answer. The connection that started an instance
+also gets its ``ended``, unless it was started detached; an instance that was not ends with its
+connection.
 """
 
 import socket
@@ -21,7 +21,7 @@ RIGHTS_MAX = socket.CMSG_SPACE(3 * 4)
 
 
 class Start(Struct, frozen=True, tag="start"):
-    """Start an instance. ``asked`` is when, in ns of CLOCK_MONOTONIC; 0: on arrival."""
+    """Start an instance. ``asked`` is the time of the request in ns; 0 means its arrival."""
 
     function: Function
     detached: bool = False
@@ -29,7 +29,7 @@ class Start(Struct, frozen=True, tag="start"):
 
 
 class Prepare(Struct, frozen=True, tag="prepare"):
-    """Make a function's parts, and that many whole sandboxes, and answer ``done``."""
+    """Make a function's parts, and this many whole sandboxes; the answer is ``done``."""
 
     function: Function
     sandboxes: int = 0
@@ -49,13 +49,13 @@ class Stop(Struct, frozen=True, tag="stop"):
 
 
 class List(Struct, frozen=True, tag="list"):
-    """List the running instances whose ids are above ``after``: as many as fit one message."""
+    """List running instances with ids above ``after``, as many as fit one message."""
 
     after: int = 0
 
 
 class Pools(Struct, frozen=True, tag="pools"):
-    """Say what the pools hold."""
+    """Ask for the pools' counts."""
 
 
 class Started(Struct, frozen=True, tag="started"):
@@ -88,23 +88,23 @@ class Answered(Struct, frozen=True, tag="answered"):
 
 
 class Instances(Struct, frozen=True, tag="instances"):
-    """Running instances in the order of their ids; after the last of all, none."""
+    """Running instances in the order of their ids; empty after the last."""
 
     instances: list[Listed]
 
 
 class PoolCounts(Struct, frozen=True, tag="counts"):
-    """What the pools hold and have done."""
+    """The pools' counts."""
 
     pools: list[Counts]
 
 
 class Done(Struct, frozen=True, tag="done"):
-    """It is done."""
+    """The request is done."""
 
 
 class Error(Struct, frozen=True, tag="error"):
-    """The request failed; nothing of it is left."""
+    """The request failed and has no effects."""
 
     message: str
     hint: str | None = None
@@ -123,7 +123,7 @@ def _decoded(message: bytes) -> Request:
 
 
 def encode(message: Request | Answer) -> bytes:
-    """A message's bytes. Raises Failed if they are too many."""
+    """Encode a message. Raises Failed if it is too long."""
     text = msgspec.json.encode(message)
     if len(text) > MESSAGE_MAX:
         raise Failed(f"a message of {len(text)} bytes is too long", f"at most {MESSAGE_MAX}")
@@ -131,7 +131,7 @@ def encode(message: Request | Answer) -> bytes:
 
 
 def listed(running: list[Listed], after: int) -> Instances:
-    """As many of those after an id as fit one message."""
+    """The instances after an id, as many as fit one message."""
     room = MESSAGE_MAX // 2
     found: list[Listed] = []
     for one in running:
@@ -146,10 +146,10 @@ def listed(running: list[Listed], after: int) -> Instances:
 def request(message: bytes) -> Request:
     """Parse a client's message. Raises Failed."""
     try:
-        # Who starts a function again and again repeats the message.
+        # Clients that start a function repeatedly repeat the message.
         return _decoded(message) if len(message) <= _REPEATED_MOST else _requests.decode(message)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Failed(f"the message is not of the protocol: {error}",
+        raise Failed(f"the message violates the protocol: {error}",
                      "see firstlight.agile.protocol") from error  # fmt: skip
 
 
@@ -158,5 +158,5 @@ def answer(message: bytes) -> Answer:
     try:
         return _answers.decode(message)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Failed(f"the answer is not of the protocol: {error}",
-                     "use a firstlight of the runtime's version") from error  # fmt: skip
+        raise Failed(f"the answer violates the protocol: {error}",
+                     "use the runtime's version of firstlight") from error  # fmt: skip

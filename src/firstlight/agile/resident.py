@@ -1,4 +1,4 @@
-"""An instance that stays, and serves clients' connections that are passed to it."""
+"""A resident instance, which serves connections that are passed to it."""
 
 import asyncio
 import socket
@@ -12,7 +12,7 @@ _WORDS_MOST = 1 << 16
 
 
 class Resident:
-    """One of them; its standard input is the other end of ``control``."""
+    """A resident instance; its standard input is the other end of ``control``."""
 
     def __init__(self, instance: Instance, control: socket.socket, errors: Output) -> None:
         self.ended = instance.ended
@@ -22,7 +22,7 @@ class Resident:
         instance.ended.add_done_callback(lambda _: control.close())
 
     def connect(self) -> socket.socket:
-        """A connection to it, of type seqpacket. Raises Failed."""
+        """A seqpacket connection to it. Raises Failed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -34,7 +34,7 @@ class Resident:
         return ours
 
     async def words(self) -> str:
-        """What it wrote to standard error, when it has ended."""
+        """Its standard error, after its end."""
         text = await self._words
         self._errors.close()
         return text.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Root file systems as detached mounts: what a template's root is made from."""
+"""Root file systems as detached mounts, from which templates are made."""
 
 import ctypes
 import os
@@ -18,7 +18,7 @@ _syscall = ctypes.CDLL(None, use_errno=True).syscall
 def open_root(rootfs: Path, skeleton: Path) -> int:
     """A detached mount of the directory, with the mount points that an instance needs.
 
-    A tree that lacks some is laid over ``skeleton``, made here, and stays untouched. Returns a
+    If the tree lacks some, it is an overlay above ``skeleton``, and itself unchanged. Returns a
     descriptor. Raises Failed.
     """
     if not rootfs.is_dir():
@@ -49,10 +49,10 @@ def check_command(rootfs: Path, command: str) -> None:
             target = path.readlink()
             path = rootfs / target.relative_to("/") if target.is_absolute() else path.resolve()
             if not path.resolve().is_relative_to(inside):
-                return  # what it means inside is for the kernel to say
+                return  # the kernel resolves it inside
     if not path.exists():
         raise Failed(f"the root file system {rootfs} has no {command}",
-                     "add it there, or name another root file system")  # fmt: skip
+                     "add it, or give another root file system")  # fmt: skip
     if path.is_dir() or not path.stat().st_mode & 0o111:
         raise Failed(f"{command} in the root file system {rootfs} is not executable")
 

@@ -1,8 +1,8 @@
-"""Seccomp programs, compiled once: a profile's names into classic BPF.
+"""Compiles a seccomp profile to classic BPF.
 
-The program is a binary search over ranges of system-call numbers, so that it is short to load and
-quick to run; the data is ``seccomp.json``, the field's usual profile of a container without
-capabilities. What is not listed ends with EPERM. Layout: linux/filter.h, linux/seccomp.h.
+The program is a binary search over ranges of system-call numbers, so it loads and runs quickly. The
+data is ``seccomp.json``, the usual profile of a container without capabilities. Calls that are not
+listed fail with EPERM. Layout: linux/filter.h, linux/seccomp.h.
 """
 
 import errno
@@ -19,14 +19,14 @@ _LOAD, _JEQ, _JGE, _JSET, _RETURN, _AND, _JUMP = 0x20, 0x15, 0x35, 0x45, 0x06, 0
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_NUMBERS_MAX = 1024  # those of x86-64's other ABI begin at 2**30
+_NUMBERS_MAX = 1024  # numbers of the x32 ABI begin at 2**30
 
 Instruction = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class _Condition:
-    """Allowed only if the low half of an argument is one of values, or has none of a mask."""
+    """Allowed only if the low half of an argument is one of values, or has no bit of a mask."""
 
     argument: int
     values: tuple[int, ...] = ()
@@ -34,10 +34,10 @@ class _Condition:
 
 
 def program(extra: tuple[str, ...] = ()) -> bytes:
-    """The compiled profile, with ``extra`` system calls allowed. Raises Unsupported."""
+    """Compile the profile, with ``extra`` system calls allowed. Raises Unsupported."""
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
-        raise Unsupported(f"no seccomp profile for {machine}", "x86_64 or aarch64 is needed")
+        raise Unsupported(f"there is no seccomp profile for {machine}", "use x86_64 or aarch64")
     profile = json.loads(files("firstlight.agile").joinpath("seccomp.json").read_text())
     numbers = system_calls()
     leaves = dict.fromkeys(range(_NUMBERS_MAX), _returns(_ERRNO | errno.EPERM))
@@ -64,7 +64,7 @@ def program(extra: tuple[str, ...] = ()) -> bytes:
 
 
 def system_calls() -> dict[str, int]:
-    """The numbers of this architecture's system calls, as the kernel's headers had them."""
+    """The system-call numbers of this architecture, from the kernel's headers."""
     lines = native("system-calls.txt").read_text().splitlines()
     words = [line.split() for line in lines if line.startswith("#define __NR_")]
     return {w[1].removeprefix("__NR_"): int(w[2]) for w in words if len(w) == 3 and w[2].isdigit()}
@@ -93,7 +93,7 @@ def _check(condition: _Condition) -> tuple[Instruction, ...]:
 def _ranges(
     leaves: dict[int, tuple[Instruction, ...]],
 ) -> list[tuple[int, tuple[Instruction, ...]]]:
-    """(first number, code) of each run of equal leaves; the last one holds for all above it."""
+    """(first number, code) of each run of equal leaves; the last run has no end."""
     ranges: list[tuple[int, tuple[Instruction, ...]]] = []
     for number in range(_NUMBERS_MAX):
         if not ranges or ranges[-1][1] != leaves[number]:

@@ -83,7 +83,7 @@ def test_a_message_that_is_not_of_the_protocol_is_answered_so(
             raw.send(message)
             answer = json.loads(raw.recv(65536))
             assert answer["type"] == "error"
-            assert "not of the protocol" in answer["message"]
+            assert "violates the protocol" in answer["message"]
             raw.send(b'{"type":"list"}')
             assert json.loads(raw.recv(65536)) == {"type": "instances", "instances": []}
 

@@ -134,7 +134,7 @@ def test_a_port_that_cannot_be_withdrawn_at_once_is_before_its_address_is_anothe
         ({"command": ("bin/escape",)}, "command is 'bin/escape'"),
         ({"command": ("/bin/escape", "x" * 200_000)}, "200015 bytes"),
         ({"directory": "/none"}, "exec: No such file or directory"),
-        ({"memory": 4096}, "4096 bytes is too little"),
+        ({"memory": 4096}, "too small: 4096 bytes"),
         ({"cpus": 0.0}, "0.0 CPUs"),
         ({"uid": 0}, "cannot run as root"),
         ({"network": "all"}, "unknown network 'all'"),
@@ -222,7 +222,7 @@ def test_two_runtimes_of_one_name_do_not_meet_by_two_state_directories_either(
             Runtime(Config(name="t1")) as runtime,
             await runtime.start(function("hold", "60")) as instance,
         ):
-            with pytest.raises(Failed, match="is there already"):
+            with pytest.raises(Failed, match="already exists"):
                 async with Runtime(Config(name="t1", state=str(tmp_path))):
                     pass
             assert list(tmp_path.iterdir()) == []
@@ -247,7 +247,7 @@ def test_what_has_a_runtimes_name_and_is_not_its_own_stays(make: str, look: str)
     async def main() -> None:
         pids = pids_hierarchy()
         subprocess.run(make.format(pids=pids), shell=True, check=True)
-        with pytest.raises(Failed, match="is there already"):
+        with pytest.raises(Failed, match="already exists"):
             async with Runtime(Config(name="t1")):
                 pass
         subprocess.run(look.format(pids=pids), shell=True, check=True)

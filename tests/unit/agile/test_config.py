@@ -38,7 +38,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         ("[network]\nrange = '10.0.0.0/30'", "from /16 to /29"),
         ("[network]\nrange = '10.0.0.0/8'", "from /16 to /29"),
         ("[network]\nrange = 'all'", "Expected 4 octets"),
-        ("[network]\nhost_services = ['dns']", "not like tcp/53"),
+        ("[network]\nhost_services = ['dns']", "not of the form tcp/53"),
         ("name = ", "Invalid value"),
     ],
 )
@@ -55,7 +55,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_function_is_checked_before_anything_is_made() -> None:
     Function(rootfs="/", command=("/bin/true",)).check()
-    with pytest.raises(Failed, match="70000 is not a port"):
+    with pytest.raises(Failed, match="70000 is not a valid port"):
         Function(rootfs="/", command=("/bin/true",), ports={70000: 1}).check()
     with pytest.raises(Failed, match="cannot publish"):
         Function(rootfs="/", command=("/bin/true",), ports={80: 1}, network="none").check()
@@ -74,6 +74,6 @@ def test_the_example_configuration_is_the_default_but_for_its_sandboxes() -> Non
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c").write_bytes(b"\xff\xfe name")
-    with pytest.raises(Failed, match=r"the configuration .* is wrong") as caught:
+    with pytest.raises(Failed, match=r"the configuration .* is invalid") as caught:
         load(tmp_path / "c")
     assert caught.value.hint
