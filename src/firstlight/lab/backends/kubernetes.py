@@ -5,9 +5,6 @@ stamp of its first instruction is read from what it printed. A cluster of ours c
 and its components tell what they did.
 """
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,10 +14,11 @@ from typing import Self
 
 import msgspec
 
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import Unsupported
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Prepared
 from firstlight.lab.cluster import running
+from firstlight.lab.cluster.asking import resident
 from firstlight.lab.cluster.requester import Configuration, Request
 from firstlight.lab.cluster.settings import PAYLOAD
 from firstlight.lab.cluster.told import Book, Clock
@@ -87,7 +85,6 @@ class Kubernetes:
             return
         running.probe()
         running.handlers((self.runtime,), (self.network,))
-        probe_runtime(self.runtime)
 
     def at_the_api(self) -> Self:
         """Until the API shows that the pod is Ready."""
@@ -146,7 +143,7 @@ def _lab(of: Own | Users, workspace: Workspace) -> Iterator[_Lab]:
             namespace=namespace,
             run=workspace.run,
         )
-        with _requester(configuration, network, workspace) as socket:
+        with resident("requester", configuration, network, workspace) as socket:
             yield _Lab(socket, namespace, None)
         return
     handlers = running.handlers(of.runtimes, of.networks)
@@ -158,36 +155,5 @@ def _lab(of: Own | Users, workspace: Workspace) -> Iterator[_Lab]:
             run=workspace.run,
             pod_logs=str(cluster.settings.pod_logs),
         )
-        with _requester(configuration, f"/proc/{cluster.pid}/ns/net", workspace) as socket:
+        with resident("requester", configuration, cluster.network, workspace) as socket:
             yield _Lab(socket, namespace, Book(cluster.settings.spans))
-
-
-@contextmanager
-def _requester(configuration: Configuration, network: str, workspace: Workspace) -> Iterator[Path]:
-    """The resident program, in a network namespace. Raises Failed if the cluster refuses it."""
-    file = workspace.directory / "requester.json"
-    file.write_bytes(msgspec.json.encode(configuration))
-    process = subprocess.Popen(
-        ["nsenter", f"--net={network}", sys.executable, "-m",
-         "firstlight.lab.cluster.requester", str(file)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-        pass_fds=[workspace.outside], env={**os.environ, **workspace.environment},
-    )  # fmt: skip
-    assert process.stdin
-    assert process.stdout
-    try:
-        answer = process.stdout.readline().strip()
-        if answer != "ready":
-            raise Failed(
-                answer or "the requester has ended", "check it: kubectl auth can-i create ns"
-            )
-        yield Path(configuration.socket)
-    finally:
-        process.stdin.close()
-        process.wait()
-        process.stdout.close()
-
-
-def probe_runtime(runtime: str) -> None:
-    """Raise Unsupported for a runtime that containerd 2 cannot use here."""
-    del runtime

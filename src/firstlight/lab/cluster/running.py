@@ -44,6 +44,11 @@ class Cluster:
     took: float
     steps: tuple[tuple[str, float], ...]
 
+    @property
+    def network(self) -> str:
+        """The path of its network namespace."""
+        return f"/proc/{self.pid}/ns/net"
+
     def inside(self, action: Callable[[], Result]) -> Result:
         """The result of a function that a thread runs in the cluster's network namespace."""
         return in_network(self.pid, action)

@@ -50,6 +50,21 @@ class Book:
             elif url.endswith("/status") and span.name.startswith("HTTP PATCH"):
                 self._status[_pod(url)].append(span.trace)
 
+    def await_traces(self, traces: Iterable[str], seconds: float) -> None:
+        """Read until the last call of every sandbox was told, or some seconds have passed."""
+        until = time.monotonic() + seconds
+        missing = set(traces)
+        while True:
+            self.read()
+            missing = {
+                trace
+                for trace in missing
+                if not any(one.name.endswith("/StartContainer") for one in self._traces[trace])
+            }
+            if not missing or time.monotonic() > until:
+                return
+            time.sleep(_POLL_SECONDS)
+
     def await_pods(self, pods: Iterable[str], seconds: float) -> None:
         """Read until every pod's start was told whole, or some seconds have passed."""
         until = time.monotonic() + seconds

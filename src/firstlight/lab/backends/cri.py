@@ -1,0 +1,132 @@
+"""A pod sandbox and its container by the Container Runtime Interface: the node's part alone.
+
+The runtime is containerd, brought up once a run without a control plane, or the user's own by its
+socket, which needs the image already.
+"""
+
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import msgspec
+
+from firstlight.errors import Unsupported
+from firstlight.host import cgroups
+from firstlight.host.workspace import Workspace
+from firstlight.lab.backends import Ask, Prepared
+from firstlight.lab.cluster import running
+from firstlight.lab.cluster.asking import resident
+from firstlight.lab.cluster.sandboxer import Configuration, Request
+from firstlight.lab.cluster.settings import PAYLOAD
+from firstlight.lab.cluster.told import Book, Clock
+from firstlight.lab.cni import known
+from firstlight.model import EndPoint, Telemetry
+
+_TELEMETRY_SECONDS = 5.0
+_names = count()
+
+
+@dataclass(frozen=True)
+class Containerd:
+    """A containerd that the run brings up, with these runtime classes."""
+
+    runtimes: tuple[str, ...]
+    networks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Socket:
+    """A runtime of the user's that listens there."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Cri:
+    """One sandbox a start. ``runtime`` and ``network`` name the handler of our containerd."""
+
+    of: Containerd | Socket
+    runtime: str = ""
+    network: str = ""
+    image: str = PAYLOAD
+    end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
+
+    @property
+    def name(self) -> str:
+        """The runtime's name and the network's, or the socket's."""
+        if isinstance(self.of, Socket):
+            return Path(self.of.path).name
+        return f"{Path(self.runtime).name} + {known.title(self.network)}"
+
+    @property
+    def note(self) -> str | None:
+        """What sets these figures apart."""
+        if isinstance(self.of, Socket):
+            return f"sandboxes of the runtime at {self.of.path}, whose spans are not seen"
+        return "sandboxes of a containerd whose data lies in memory and which traces itself"
+
+    def probe(self) -> None:
+        """The runtime must be there, or be such that it can come up."""
+        if isinstance(self.of, Socket):
+            if not Path(self.of.path).is_socket():
+                raise Unsupported(f"there is no CRI socket {self.of.path}", "name one: --cri PATH")
+            return
+        running.probe(control_plane=False)
+        running.handlers((self.runtime,), (self.network,))
+
+    @contextmanager
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
+        """The runtime; the sandboxes are removed as their starts end."""
+        lab = workspace.once(self.of, lambda: _lab(self.of, workspace))
+        handler = running.handler_name(self.runtime, self.network) if lab.book else ""
+        requests = [
+            Request(
+                name=f"s{next(_names)}-{workspace.run.lower()}",
+                image=self.image,
+                cgroup="/sandboxes" if lab.book else f"/{cgroups.name(workspace.run)}",
+                handler=handler,
+                trace=secrets.token_hex(16),
+            )
+            for _ in range(instances)
+        ]
+        clock = Clock()
+        yield Prepared(
+            [Ask(lab.socket, "{}", msgspec.json.encode(each).decode()) for each in requests],
+            telemetry=lambda: lab.telemetry([each.trace for each in requests], clock),
+        )
+
+
+@dataclass(frozen=True)
+class _Lab:
+    """``book`` is what our containerd tells, None of a user's runtime."""
+
+    socket: Path
+    book: Book | None
+
+    def telemetry(self, traces: list[str], clock: Clock) -> Mapping[int, Telemetry]:
+        """What was told of each sandbox, by its place."""
+        clock.close()
+        if self.book is None:
+            return {}
+        self.book.await_traces(traces, _TELEMETRY_SECONDS)
+        return {place: self.book.trace(trace, clock) for place, trace in enumerate(traces)}
+
+
+@contextmanager
+def _lab(of: Containerd | Socket, workspace: Workspace) -> Iterator[_Lab]:
+    directory = workspace.directory
+    socket, logs = str(directory / "sandboxer.sock"), str(directory / "sandbox-logs")
+    if isinstance(of, Socket):
+        configuration = Configuration(socket, of.path, logs)
+        network = f"/proc/self/fd/{workspace.outside}"
+        with resident("sandboxer", configuration, network, workspace) as path:
+            yield _Lab(path, None)
+        return
+    handlers = running.handlers(of.runtimes, of.networks)
+    with running.cluster(workspace, handlers, control_plane=False) as cluster:
+        configuration = Configuration(socket, str(cluster.settings.socket), logs)
+        with resident("sandboxer", configuration, cluster.network, workspace) as path:
+            yield _Lab(path, Book(cluster.settings.spans))

@@ -1,0 +1,52 @@
+"""Keeps the resident program that asks a cluster, or its container runtime, for starts."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from firstlight.errors import Failed
+from firstlight.host.workspace import Workspace
+from firstlight.lab.cluster import requester, sandboxer
+
+_END_SECONDS = 120.0  # it deletes what it has made
+
+
+@contextmanager
+def resident(
+    program: str,
+    configuration: requester.Configuration | sandboxer.Configuration,
+    network: str,
+    workspace: Workspace,
+) -> Iterator[Path]:
+    """Run it in a network namespace, by path; yields the socket that it serves on.
+
+    Raises Failed with its words if it cannot use what it is to ask.
+    """
+    file = workspace.directory / f"{program}.json"
+    file.write_bytes(msgspec.json.encode(configuration))
+    process = subprocess.Popen(
+        ["nsenter", f"--net={network}", sys.executable, "-m",
+         f"firstlight.lab.cluster.{program}", str(file)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        pass_fds=[workspace.outside], env={**os.environ, **workspace.environment},
+    )  # fmt: skip
+    assert process.stdin
+    assert process.stdout
+    try:
+        answer = process.stdout.readline().strip()
+        if answer != "ready":
+            raise Failed(answer or f"the {program} has ended before it was ready")
+        yield Path(configuration.socket)
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()

@@ -1,0 +1,180 @@
+"""Asks a container runtime for pod sandboxes by the CRI, as the load generator asks it.
+
+    python -m firstlight.lab.cluster.sandboxer CONFIGURATION
+
+What the kubelet does for a pod without its volumes and probes: RunPodSandbox, CreateContainer,
+StartContainer. It writes ``ready``, or why not, to standard output and serves until its standard
+input ends. Stamps are ns of CLOCK_MONOTONIC.
+"""
+
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from firstlight.lab.cluster import asked
+
+PROTO = "firstlight/lab/cluster/cri.proto"
+_INSTRUCTION = "firstlight ready "
+_STATUS_SECONDS = 10.0
+_LOG_SECONDS = 5.0
+_END_SECONDS = 60.0
+
+
+class Configuration(msgspec.Struct, frozen=True):
+    """``runtime`` is where the CRI listens, ``logs`` where containers' output is to go."""
+
+    socket: str
+    runtime: str
+    logs: str
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A sandbox with one container. ``trace`` is the id that the runtime's spans shall bear."""
+
+    name: str
+    image: str
+    cgroup: str
+    handler: str = ""
+    args: tuple[str, ...] = ()
+    trace: str = ""
+    patience: float = 55.0
+
+
+class Runtime:
+    """A connection to the CRI. Raises RuntimeError, in the runtime's own words."""
+
+    def __init__(self, socket: str) -> None:
+        import grpc
+
+        self._grpc = grpc
+        self.messages, services = grpc.protos_and_services(PROTO)
+        channel = grpc.insecure_channel(
+            f"unix:{socket}", options=[("grpc.default_authority", "localhost")]
+        )
+        self._stub = services.RuntimeServiceStub(channel)
+
+    def call(self, verb: str, request: Any, seconds: float, trace: str = "") -> Any:  # noqa: ANN401
+        """One call; ``trace`` makes it part of a trace that is sampled."""
+        metadata = [("traceparent", f"00-{trace}-{trace[:16]}-01")] if trace else None
+        try:
+            return getattr(self._stub, verb)(request, timeout=seconds, metadata=metadata)
+        except self._grpc.RpcError as error:
+            raise RuntimeError(f"{verb}: {error.details()}") from error
+
+    def check(self) -> None:
+        """Raise RuntimeError if the runtime or its network is not ready."""
+        answer = self.call("Status", self.messages.StatusRequest(), _STATUS_SECONDS)
+        for condition in answer.status.conditions:
+            if condition.type in ("RuntimeReady", "NetworkReady") and not condition.status:
+                raise RuntimeError(f"it is not {condition.type}: {condition.message}")
+
+
+class Sandbox:
+    """One start: a sandbox and its container."""
+
+    def __init__(self, runtime: Runtime, logs: str) -> None:
+        self._runtime, self._logs, self._id = runtime, logs, ""
+
+    def prepare(self) -> None:
+        """The connection is open."""
+
+    def make(self, message: dict[str, Any]) -> list[str]:
+        """The three calls, each a step."""
+        request = msgspec.convert(message, Request)
+        messages, call = self._runtime.messages, self._runtime.call
+        options = messages.NamespaceOption(pid=1)
+        config = messages.PodSandboxConfig(
+            metadata=messages.PodSandboxMetadata(
+                name=request.name, uid=request.name, namespace="firstlight"
+            ),
+            hostname=request.name,
+            log_directory=self._logs,
+            linux=messages.LinuxPodSandboxConfig(
+                cgroup_parent=request.cgroup,
+                security_context=messages.SecurityContext(namespace_options=options),
+            ),
+        )
+        until = time.monotonic() + request.patience
+        stamps = [time.monotonic_ns()]
+        self._id = call(
+            "RunPodSandbox",
+            messages.RunPodSandboxRequest(config=config, runtime_handler=request.handler),
+            request.patience, request.trace,
+        ).pod_sandbox_id  # fmt: skip
+        stamps.append(time.monotonic_ns())
+        container = call(
+            "CreateContainer",
+            messages.CreateContainerRequest(
+                pod_sandbox_id=self._id,
+                sandbox_config=config,
+                config=messages.ContainerConfig(
+                    metadata=messages.ContainerMetadata(name="c"),
+                    image=messages.ImageSpec(image=request.image),
+                    args=request.args,
+                    log_path=f"{request.name}.log",
+                    stdin=True,
+                    linux=messages.LinuxContainerConfig(
+                        security_context=messages.ContainerSecurityContext(
+                            namespace_options=options
+                        )
+                    ),
+                ),
+            ),
+            until - time.monotonic(), request.trace,
+        ).container_id  # fmt: skip
+        stamps.append(time.monotonic_ns())
+        call("StartContainer", messages.StartContainerRequest(container_id=container),
+             until - time.monotonic(), request.trace)  # fmt: skip
+        stamps.append(time.monotonic_ns())
+        names = ("RunPodSandbox", "CreateContainer", "StartContainer")
+        steps = [
+            f"firstlight step {name} {stamps[place]} {stamps[place + 1]}"
+            for place, name in enumerate(names)
+        ]
+        lines = self._output(request.name)
+        if not any(line.startswith(_INSTRUCTION) for line in lines):
+            raise RuntimeError("it is started, and its container has not said firstlight ready")
+        return [*steps, *lines]
+
+    def _output(self, name: str) -> list[str]:
+        log, until = Path(self._logs, f"{name}.log"), time.monotonic() + _LOG_SECONDS
+        while True:
+            text = log.read_text() if log.exists() else ""
+            lines = [line.split(" ", 3)[-1] for line in text.splitlines()]
+            if any(line.startswith(_INSTRUCTION) for line in lines) or time.monotonic() > until:
+                return lines
+            time.sleep(0.005)
+
+    def end(self) -> None:
+        """Stop and remove the sandbox, which removes its container."""
+        messages = self._runtime.messages
+        if self._id:
+            for verb in ("StopPodSandbox", "RemovePodSandbox"):
+                with suppress(RuntimeError):
+                    request = getattr(messages, f"{verb}Request")(pod_sandbox_id=self._id)
+                    self._runtime.call(verb, request, _END_SECONDS)
+
+
+def main(file: Path) -> None:
+    """Connect, and serve."""
+    configuration = msgspec.json.decode(file.read_bytes(), type=Configuration)
+    runtime = Runtime(configuration.runtime)
+    try:
+        runtime.check()
+    except RuntimeError as error:
+        print(f"the runtime at {configuration.runtime} cannot be used: {error}", flush=True)  # noqa: T201
+        return
+    Path(configuration.logs).mkdir(exist_ok=True)
+    asked.serve(Path(configuration.socket), lambda: Sandbox(runtime, configuration.logs))
+    print("ready", flush=True)  # noqa: T201 - the answer
+    while os.read(0, 4096):
+        pass
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
