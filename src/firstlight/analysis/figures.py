@@ -13,6 +13,7 @@ import polars as pl
 
 from firstlight.analysis import boot as boots
 from firstlight.analysis import phases, stats
+from firstlight.analysis.causes import TOLD
 from firstlight.analysis.stats import Floats, Summary
 from firstlight.model import Ending, Interval, Point, Sample
 from firstlight.store import Run
@@ -259,7 +260,11 @@ def _parts(samples: Sequence[Sample], breakdown: pl.DataFrame) -> Iterable[Part]
             wall=_median(wall[phase], groups),
             summed=_median(_per_sample(places, own, "summed"), groups),
             kernel=kernel / spent,
-            causes=tuple((cause, time / spent) for cause, time in by_cause.iter_rows() if time),
+            causes=tuple(
+                (cause, time / spent)
+                for cause, time in by_cause.iter_rows()
+                if time and cause != TOLD
+            ),
         )
 
 

@@ -29,6 +29,8 @@ def stretches(sample: Sample) -> list[Stretch]:
     first = first_instruction(sample) or end
     begun = [span for span in told if span.start < first and not span.name.startswith("status ")]
     spans = [*begun, *_waits(begun, begin), *_after(told, first, end)]
+    if any(step.name == "RunPodSandbox" for step in sample.steps):
+        spans.append(Told("request", begin, end))  # the client's own calls, one after the other
     return boot.partition(spans, begin, end, phases.of_component, phases.UNATTRIBUTED)
 
 

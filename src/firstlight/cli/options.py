@@ -18,7 +18,8 @@ _FREE_BYTES_MIN = 200 << 20
 _OPTIONS = {
     "runtimes": "--runtime", "networks": "--cni", "hypervisors": "--hypervisor",
     "accel": "--accel",
-    "guests": "--guest", "clocks": "--icount",
+    "guests": "--guest", "clocks": "--icount", "kubeconfig": "--kubeconfig",
+    "context": "--context", "image": "--image", "cri": "--cri",
 }  # fmt: skip
 
 
@@ -78,6 +79,16 @@ Icount = Annotated[
     typer.Option(
         "--icount", help="Also boot on a clock of counted instructions, which is repeatable."
     ),
+]
+Kubeconfig = Annotated[
+    str, typer.Option(metavar="FILE", help="Measure pods of the cluster that it names.")
+]
+Context = Annotated[str, typer.Option(metavar="NAME", help="The kubeconfig's context to use.")]
+Image = Annotated[
+    str, typer.Option(metavar="IMAGE", help="What containers run on a cluster or runtime of yours.")
+]
+Cri = Annotated[
+    str, typer.Option("--cri", metavar="SOCKET", help="Measure sandboxes of the runtime there.")
 ]
 EndPointName = Annotated[
     str,

@@ -60,6 +60,10 @@ def run(
     accel: opt.Accel = "auto",
     guest: opt.Guest = None,
     icount: opt.Icount = False,
+    kubeconfig: opt.Kubeconfig = "",
+    context: opt.Context = "",
+    cri: opt.Cri = "",
+    image: opt.Image = "",
     end_point: opt.EndPointName = "",
     out: opt.Out = None,
     cold: opt.Cold = False,
@@ -87,6 +91,11 @@ def run(
         tuple(guest or ()),
         ("wall", "counted") if icount else ("wall",),
         opt.end_point(end_point),
+        kubeconfig=kubeconfig and str(Path(kubeconfig).absolute()),
+        context=context,
+        image=image,
+        cri=cri,
+        deadline=deadline,
     )
     opt.check_use(chosen, options)
     default = _FAST if fast else _RIGOROUS if rigorous else chosen.repetitions
@@ -109,6 +118,7 @@ def add_to(app: typer.Typer) -> None:
             "run container-creation --runtime runc,/usr/local/bin/youki --fast",
             "run rootfs --cold", "run cni-breakdown --cni /etc/cni/net.d/10-mine.conflist",
             "run agile --end-point first-packet --instances 1,10",
+            "run kubernetes-pods --kubeconfig ~/.kube/config --context mine",
             "run unikernel-boot --guest probe --hypervisor /opt/qemu/bin/qemu-system-x86_64",
         )
     )(run)  # fmt: skip

@@ -149,11 +149,12 @@ def _boots(analysis: Analysis) -> dict[str, Any] | None:
 def _series(analysis: Analysis, name: str, charts: Charts) -> dict[str, Any]:
     ends = analysis.ends(name)
     explained = [point for point in ends if point.parts]
+    traced = [point for point in explained if point.causes()]
     return {
         "name": name,
         "ends": ends,
         "steps": _steps(ends),
-        "causes": charts.place(pictures.causes(explained, legend=False)) if explained else None,
+        "causes": charts.place(pictures.causes(traced, legend=False)) if traced else None,
         "waterfalls": [
             charts.place(pictures.waterfall(analysis, point, legend=False)) for point in explained
         ],

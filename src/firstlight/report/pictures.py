@@ -36,7 +36,7 @@ def every(analysis: Analysis) -> Iterator[Picture]:
     yield from bars(analysis, legend=True)
     yield from curves(analysis, legend=True)
     for series in analysis.series:
-        if explained := [point for point in analysis.ends(series) if point.parts]:
+        if explained := [point for point in analysis.ends(series) if point.causes()]:
             yield causes(explained, legend=True)
     for point in analysis.lead:
         if point.parts:

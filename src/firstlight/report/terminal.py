@@ -61,7 +61,8 @@ def _run(analysis: Analysis) -> RenderableType:
             shown += [Text(), _shares(some)]
     for point in analysis.lead:
         if point.parts:
-            shown += [Text(), _parts(point), Text(), _causes(point)]
+            shown += [Text(), _parts(point)]
+            shown += [Text(), _causes(point)] if point.causes() else []
             shown += [Text(answer.queue(queued)) for queued in point.queues]
     failed = [sample for sample in analysis.run.samples if sample.latency is None]
     if failed:
@@ -195,7 +196,10 @@ def _tail(point: PointFigures, quantile: float) -> Text:
 
 
 def _shares(points: Sequence[PointFigures]) -> Table:
-    table = _table("share of a start by phase, traced")
+    table = _table(
+        "share of a start by phase"
+        + (", traced" if any(point.causes() for point in points) else "")
+    )
     table.add_column("", no_wrap=True)
     for point in points:
         table.add_column(Text(point.name), justify="right")
@@ -211,7 +215,8 @@ def _share(point: PointFigures, phase: str) -> Text:
 
 
 def _parts(point: PointFigures) -> Table:
-    table = _table(f"{point.name}: phases of {point.traced} traced starts")
+    told = "traced starts" if point.causes() else "starts, as their components report them"
+    table = _table(f"{point.name}: phases of {point.traced} {told}")
     table.padding = (0, 1, 0, 0)
     table.add_column("phase", no_wrap=True)
     table.add_column("share", no_wrap=True)

@@ -49,14 +49,15 @@ class Users:
 class Kubernetes:
     """One pod a start. In a cluster of ours ``runtime`` and ``network`` name its runtime class.
 
-    ``background`` pods are up before. ``image`` is the payload's, which a user's cluster pulls.
+    ``image`` is the payload's, which a user's cluster may have to pull. A pod that is not Ready
+    after ``patience`` seconds has failed.
     """
 
     cluster: Own | Users
     runtime: str = ""
     network: str = ""
-    background: int = 0
     image: str = PAYLOAD
+    patience: float = 55.0
     end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
 
     @property
@@ -103,6 +104,7 @@ class Kubernetes:
                 runtime_class=runtime_class,
                 until="ready" if self.end_point is EndPoint.READY_AT_API else "first",
                 pull="Never" if lab.book else "IfNotPresent",
+                patience=self.patience,
             )
             for name in names
         ]

@@ -8,7 +8,10 @@ from firstlight.lab.backends import Backend
 from firstlight.lab.load import BURST, Shape
 from firstlight.model import EndPoint, Point, Presentation, Setting
 
-Option = Literal["runtimes", "networks", "hypervisors", "accel", "guests", "clocks"]
+Option = Literal[
+    "runtimes", "networks", "hypervisors", "accel", "guests", "clocks", "kubeconfig", "context",
+    "image", "cri",
+]  # fmt: skip
 """The fields of Options that not all experiments use."""
 
 
@@ -20,6 +23,8 @@ class Options:
     ``hypervisors`` are names or paths; ``accel`` is one of backends.accel.ACCELERATORS. ``guests``
     are built-in or in the guest catalogue; empty means all. ``clocks`` are how guests tell time:
     ``wall``, or ``counted`` instructions. ``end_point`` replaces that of the backends.
+    ``kubeconfig`` and its ``context`` name a cluster of the user's, ``cri`` a runtime's socket,
+    ``image`` what their containers run. ``deadline`` is per start, in seconds.
     """
 
     instances: tuple[int, ...]
@@ -30,6 +35,11 @@ class Options:
     guests: tuple[str, ...] = ()
     clocks: tuple[str, ...] = ("wall",)
     end_point: EndPoint | None = None
+    kubeconfig: str = ""
+    context: str = ""
+    image: str = ""
+    cri: str = ""
+    deadline: float = 60.0
 
 
 @dataclass(frozen=True)

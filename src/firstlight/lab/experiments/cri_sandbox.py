@@ -2,12 +2,20 @@
 
 from collections.abc import Iterator
 
-from firstlight.lab.backends.cri import Containerd, Cri
+from firstlight.lab.backends.cri import Containerd, Cri, Socket
+from firstlight.lab.cluster.settings import PAYLOAD
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.model import Presentation
 
 
 def _cases(options: Options) -> Iterator[Case]:
+    if options.cri:
+        for instances in options.instances:
+            yield Case(
+                {"runtime": "the socket's", "network": "the socket's", "instances": instances},
+                Cri(Socket(options.cri), image=options.image or PAYLOAD),
+            )
+        return
     runtimes = options.runtimes or ("runc",)
     networks = options.networks or ("bridge", "ptp")
     for runtime in runtimes:
@@ -25,7 +33,7 @@ CRI_SANDBOX = Experiment(
     figure="Fig. 8",
     axes=("runtime", "network", "instances"),
     cases=_cases,
-    options=("runtimes", "networks"),
+    options=("runtimes", "networks", "cri", "image"),
     instances=(1, 10, 30),
     repetitions=5,
     presentation=Presentation(subject="a sandbox ({series})"),

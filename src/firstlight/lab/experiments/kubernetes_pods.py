@@ -2,12 +2,24 @@
 
 from collections.abc import Iterator
 
-from firstlight.lab.backends.kubernetes import Kubernetes, Own
+from firstlight.lab.backends.kubernetes import Kubernetes, Own, Users
+from firstlight.lab.cluster.settings import PAYLOAD
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.model import Presentation
 
+_PATIENCE = 0.9  # of the deadline: a pod that is not Ready by then is asked why
+
 
 def _cases(options: Options) -> Iterator[Case]:
+    patience = _PATIENCE * options.deadline
+    if options.kubeconfig:
+        users = Users(options.kubeconfig, options.context)
+        for instances in options.instances:
+            yield Case(
+                {"runtime": "the cluster's", "network": "the cluster's", "instances": instances},
+                Kubernetes(users, image=options.image or PAYLOAD, patience=patience),
+            )
+        return
     runtimes = options.runtimes or ("runc",)
     networks = options.networks or ("bridge", "ptp")
     for runtime in runtimes:
@@ -15,7 +27,7 @@ def _cases(options: Options) -> Iterator[Case]:
             for instances in options.instances:
                 yield Case(
                     {"runtime": runtime, "network": network, "instances": instances},
-                    Kubernetes(Own(runtimes, networks), runtime, network),
+                    Kubernetes(Own(runtimes, networks), runtime, network, patience=patience),
                 )
 
 
@@ -25,7 +37,7 @@ KUBERNETES_PODS = Experiment(
     figure="Fig. 8, Fig. 9",
     axes=("runtime", "network", "instances"),
     cases=_cases,
-    options=("runtimes", "networks"),
+    options=("runtimes", "networks", "kubeconfig", "context", "image"),
     instances=(1, 10, 30, 100),
     repetitions=5,
     presentation=Presentation(subject="a pod ({series})"),
