@@ -46,7 +46,8 @@ class Socket:
 
 @dataclass(frozen=True)
 class Cri:
-    """One sandbox a start. ``runtime`` and ``network`` name the handler of our containerd."""
+    """One sandbox a start. ``runtime`` and ``network`` name the handler of our containerd; of a
+    user's runtime ``runtime`` is one, or empty for its own."""
 
     of: Containerd | Socket
     runtime: str = ""
@@ -81,7 +82,9 @@ class Cri:
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """The runtime; the sandboxes are removed as their starts end."""
         lab = workspace.once(self.of, lambda: _lab(self.of, workspace))
-        handler = running.handler_name(self.runtime, self.network) if lab.book else ""
+        handler = self.runtime
+        if isinstance(self.of, Containerd):
+            handler = running.handler_name(self.runtime, self.network)
         requests = [
             Request(
                 name=f"s{next(_names)}-{workspace.run.lower()}",

@@ -47,7 +47,8 @@ class Users:
 
 @dataclass(frozen=True)
 class Kubernetes:
-    """One pod a start. In a cluster of ours ``runtime`` and ``network`` name its runtime class.
+    """One pod a start. In a cluster of ours ``runtime`` and ``network`` name its runtime class; in
+    a user's ``runtime`` is one, or empty for the cluster's own.
 
     ``image`` is the payload's, which a user's cluster may have to pull. A pod that is not Ready
     after ``patience`` seconds has failed.
@@ -96,7 +97,9 @@ class Kubernetes:
         """The cluster and a namespace in it; the pods are deleted as their starts end."""
         lab = workspace.once(self.cluster, lambda: _lab(self.cluster, workspace))
         names = [f"p{next(_names)}" for _ in range(instances)]
-        runtime_class = "" if lab.book is None else running.handler_name(self.runtime, self.network)
+        runtime_class = self.runtime
+        if isinstance(self.cluster, Own):
+            runtime_class = running.handler_name(self.runtime, self.network)
         requests = [
             Request(
                 name=name,

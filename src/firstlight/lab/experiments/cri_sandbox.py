@@ -9,21 +9,22 @@ from firstlight.model import Presentation
 
 
 def _cases(options: Options) -> Iterator[Case]:
-    if options.cri:
-        for instances in options.instances:
-            yield Case(
-                {"runtime": "the socket's", "network": "the socket's", "instances": instances},
-                Cri(Socket(options.cri), image=options.image or PAYLOAD),
-            )
-        return
-    runtimes = options.runtimes or ("runc",)
-    networks = options.networks or ("bridge", "ptp")
+    """Of a runtime of the user's, runtimes are its handlers, and the network is its own."""
+    image, socket = options.image, options.cri
+    runtimes, networks = options.runtimes or ("runc",), options.networks or ("bridge", "ptp")
+    if socket:
+        runtimes, networks = options.runtimes or ("",), ("",)
+    of = Socket(socket) if socket else Containerd(runtimes, networks)
     for runtime in runtimes:
         for network in networks:
             for instances in options.instances:
                 yield Case(
-                    {"runtime": runtime, "network": network, "instances": instances},
-                    Cri(Containerd(runtimes, networks), runtime, network),
+                    {
+                        "runtime": runtime or "the socket's",
+                        "network": network or "the socket's",
+                        "instances": instances,
+                    },
+                    Cri(of, runtime, network, image or PAYLOAD),
                 )
 
 

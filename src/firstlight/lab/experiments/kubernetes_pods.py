@@ -11,23 +11,23 @@ _PATIENCE = 0.9  # of the deadline: a pod that is not Ready by then is asked why
 
 
 def _cases(options: Options) -> Iterator[Case]:
+    """On a cluster of the user's, runtimes are its runtime classes, and the network is its own."""
     patience = _PATIENCE * options.deadline
-    if options.kubeconfig:
-        users = Users(options.kubeconfig, options.context)
-        for instances in options.instances:
-            yield Case(
-                {"runtime": "the cluster's", "network": "the cluster's", "instances": instances},
-                Kubernetes(users, image=options.image or PAYLOAD, patience=patience),
-            )
-        return
-    runtimes = options.runtimes or ("runc",)
-    networks = options.networks or ("bridge", "ptp")
+    image, users = options.image, Users(options.kubeconfig, options.context)
+    runtimes, networks = options.runtimes or ("runc",), options.networks or ("bridge", "ptp")
+    if users.kubeconfig:
+        runtimes, networks = options.runtimes or ("",), ("",)
+    cluster = users if users.kubeconfig else Own(runtimes, networks)
     for runtime in runtimes:
         for network in networks:
             for instances in options.instances:
                 yield Case(
-                    {"runtime": runtime, "network": network, "instances": instances},
-                    Kubernetes(Own(runtimes, networks), runtime, network, patience=patience),
+                    {
+                        "runtime": runtime or "the cluster's",
+                        "network": network or "the cluster's",
+                        "instances": instances,
+                    },
+                    Kubernetes(cluster, runtime, network, image or PAYLOAD, patience),
                 )
 
 

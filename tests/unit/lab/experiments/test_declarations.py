@@ -8,7 +8,7 @@ from firstlight.report import views
 EXPERIMENTS = pytest.mark.parametrize(
     "experiment", catalogue.ALL.values(), ids=lambda experiment: experiment.name
 )
-ALWAYS = {"instances", "end_point"}
+ALWAYS = {"instances", "end_point", "deadline"}
 
 
 @EXPERIMENTS
