@@ -96,7 +96,8 @@ def of(identity: str, *runs: Run) -> engine.Verdict:
 
 def test_every_claim_is_answered_in_order_without_any_run() -> None:
     found = engine.judge(catalogue.ALL, [])
-    assert [verdict.id for verdict in found] == [f"C{number}" for number in range(1, 19)]
+    papers = [f"C{number}" for number in range(1, 19)]
+    assert [verdict.id for verdict in found][:18] == papers
     assert {verdict.verdict for verdict in found} == {"not measured"}
     assert "firstlight run network-setup" in found[8].figure
     assert "unikernel-boot" in found[0].figure
@@ -270,7 +271,7 @@ def test_c18_compares_full_pools_with_empty_ones() -> None:
         return 0, round((slow + draw.uniform(0, 0.1)) * MS), ()
 
     def verdict(points: list[Point], plan: Plan) -> tuple[str, str]:
-        judged = engine.judge(catalogue.ALL, [Analysis(run_of("agile", points, plan))])[-1]
+        judged = of("C18", run_of("agile", points, plan))
         assert judged.id == "C18"
         return judged.verdict, judged.figure
 
@@ -294,7 +295,7 @@ def test_c18_is_told_by_an_ablation_that_leaves_out_the_networks() -> None:
         slow = {"nothing": 1, "sandboxes": 2, "networks": 6, "everything": 30}
         return 0, round((slow[str(point["without"])] + draw.uniform(0, 0.1)) * MS), ()
 
-    judged = engine.judge(catalogue.ALL, [Analysis(run_of("ablation", points, plan))])[-1]
+    judged = of("C18", run_of("ablation", points, plan))
     assert (judged.id, judged.verdict) == ("C18", "holds")
     assert judged.figure.startswith("a new network over a pooled one: 1 at once: 2.9")
     assert "20 at once: 2.9" in judged.figure

@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from firstlight.analysis import Analysis, holders
+from firstlight.claims import catalogue
 from firstlight.cli.output import to_json
 from firstlight.report import data
 
@@ -41,7 +42,7 @@ def test_json_holds_failures_skips_claims_and_steps(container: Analysis, network
     assert first["failed"][0]["output"].startswith("runc run failed")
     assert first["skipped"][0]["reason"].startswith("runsc is not installed")
     assert [step["step"] for step in second["points"][0]["steps"]][:3] == ["netns", "veth", "move"]
-    assert [claim["id"] for claim in document["claims"]] == [f"C{n}" for n in range(1, 19)]
+    assert [claim["id"] for claim in document["claims"]] == [claim.id for claim in catalogue.ALL]
 
 
 def test_json_holds_the_queues_for_a_lock(

@@ -13,7 +13,7 @@ from firstlight.lab.backends.qemu import Qemu
 from firstlight.lab.experiments import Options, hypervisor_builds, machines
 from firstlight.lab.experiments.catalogue import ALL
 from firstlight.lab.experiments.machines import QEMU, Hypervisor, Machine
-from firstlight.lab.guests import catalogue
+from firstlight.lab.guests import built_in, catalogue
 from firstlight.lab.guests.catalogue import Entry
 from firstlight.lab.guests.linux import Linux
 from firstlight.lab.guests.probe import Probe
@@ -71,9 +71,11 @@ def test_every_point_has_all_axes_once_and_a_backend(name: str) -> None:
 
 def test_guests_are_those_that_were_asked_for() -> None:
     assert machines.guests(Options((1,), guests=("probe",)), "ext4") == [("probe", "erofs")]
-    assert machines.guests(Options((1,)), "ext4", "btrfs") == [
+    both = Options((1,), guests=("probe", "linux"))
+    assert machines.guests(both, "ext4", "btrfs") == [
         ("probe", "erofs"), ("linux", "ext4"), ("linux", "btrfs")
     ]  # fmt: skip
+    assert {name for name, _ in machines.guests(Options((1,)), "ext4")} == set(built_in.ALL)
     with pytest.raises(UnknownName, match="osv"):
         machines.guests(Options((1,), guests=("osv",)))
 
