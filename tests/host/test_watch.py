@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from firstlight import store
+from firstlight.cli.watch import NEEDED
 from firstlight.errors import Unsupported
+from firstlight.host import capabilities
 from firstlight.native import native
 from firstlight.trace import bpf
 
@@ -173,6 +175,19 @@ def test_the_tracer_is_attached_while_a_start_goes_on_and_no_longer(
         watch.process.kill()
         watch.process.wait()
     wait_for_links(loader, 0)  # it ends when the pipe from its parent does
+
+
+def test_it_keeps_no_right_but_those_that_it_needs() -> None:
+    with watching() as watch:
+        children = Path(f"/proc/{watch.process.pid}/task/{watch.process.pid}/children")
+        for pid in (watch.process.pid, *map(int, children.read_text().split())):
+            status = dict(
+                line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+            )
+            for kind in ("CapPrm", "CapEff", "CapBnd"):
+                held = int(status[kind], 16)
+                assert held & ~sum(1 << capabilities.NUMBERS[name] for name in NEEDED) == 0, kind
+            assert int(status["CapAmb"], 16) == 0
 
 
 def test_a_container_that_fails_is_a_failed_start(bundle: Path, tmp_path: Path) -> None:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from firstlight.model import Sample
 
 
+NEEDED = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_SYSLOG", "CAP_DAC_READ_SEARCH")
+"""For the tracer, for other users' bundles, and for the kernel's own names of its functions."""
+
+
 def watch(
     *,
     out: Annotated[
@@ -35,11 +39,13 @@ def watch(
     configured. While no start is under way, only forks,
     executions and exits are followed. Ctrl-C stops it. With --json, each start is one line of JSON.
     """
+    from firstlight.host import capabilities
     from firstlight.lab.watch import programs
     from firstlight.lab.watch.follow import Follower
     from firstlight.lab.watch.keep import Keeper, Limits
     from firstlight.trace import bpf
 
+    capabilities.keep_only(NEEDED)
     bpf.probe()
     names = programs.watched()
     until = None if duration is None else time.monotonic() + duration
