@@ -1,9 +1,10 @@
-# make setup   install what is missing: Debian packages, a Python environment in .venv, firstlight
-# make demo    the main job: measure, explain, write report.html; under three minutes
-# make test    every check and test; under fifteen minutes
-# make cni-plugins, make kubernetes   what others make, built by Go: CNI plugins; a control plane
-# make test-kubernetes   the tests on that control plane
-# make bench   the marks for speed and memory, and the check of the attribution rule
+# make setup             install what is missing: Debian packages, a Python environment, firstlight
+# make demo              measure, explain, write report.html; under three minutes
+# make test              run all checks and tests; under fifteen minutes
+# make cni-plugins       build other CNI plugins with Go
+# make kubernetes        build a Kubernetes control plane and containerd with Go
+# make test-kubernetes   run the tests on that control plane
+# make bench             measure the marks for speed and memory, and check the attribution
 .PHONY: setup build demo test lint bench clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,7 +16,7 @@ PACKAGES := gcc libc6-dev make pkg-config clang libbpf-dev libelf-dev zlib1g-dev
   qemu-system-x86 qemu-utils
 TEST_PACKAGES := ipset chromium fonts-dejavu-core strace bpftrace shellcheck
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
-# A version manager's shim would cost 250 ms a start: take the system's own interpreter first.
+# A version manager's shim would add 250 ms per start: prefer the system's interpreter.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.1[1-9] /usr/bin/python3) python3)
 BIN := .venv/bin
 NATIVE := $(shell find native contrib conf meson.build -type f)
@@ -34,7 +35,7 @@ setup: .venv/packages .venv/etcd .venv/linux .venv/installed
 	fi
 	@mkdir -p .venv && touch $@
 
-# Unpacked and not installed: the package would start a service.
+# Unpacked, not installed: the package would start a service.
 .venv/etcd: .venv/packages
 	@mkdir -p .venv/libexec/etcd; \
 	if ! PATH="$$PATH:.venv/libexec/etcd/usr/bin" command -v etcd > /dev/null; then \
@@ -44,7 +45,7 @@ setup: .venv/packages .venv/etcd .venv/linux .venv/installed
 	fi
 	@touch $@
 
-# Unpacked and not installed: the package would make itself the kernel that this machine boots.
+# Unpacked, not installed: the package would become the kernel that this machine boots.
 .venv/linux: .venv/packages
 	@mkdir -p .venv/libexec/linux; \
 	if ! ls /boot/vmlinuz-*-cloud-amd64 .venv/libexec/linux/boot/vmlinuz-* > /dev/null 2>&1; then \

@@ -1,1 +1,1 @@
-"""What firstlight claims of itself, measured: see ``__main__``."""
+"""Measures firstlight's marks: see ``__main__``."""

@@ -1,7 +1,7 @@
-"""What firstlight claims of itself, measured: ``python -m bench [PART...]``, as root.
+"""Measures firstlight's marks: ``python -m bench [PART...]``, as root.
 
-Prints a line a mark and writes build/bench.json. Each part runs in a process of its own, since the
-lab moves a process into namespaces for good. Exits with 1 if a mark is missed.
+Prints a line per mark and writes build/bench.json. Each part runs in its own process, since the lab
+moves a process into namespaces for good. Exit status 1 if a mark is missed.
 """
 
 import importlib
@@ -34,7 +34,7 @@ OUT = Path(__file__).parent.parent / "build" / "bench.json"
 
 
 def measure(part: str) -> list[Mark]:
-    """The marks of one part, each printed once it is known; a part that fails is one missed."""
+    """The marks of a part, printed as they are measured; a part that fails is a missed mark."""
     _see_tracefs()
     sys.stdout.write(f"== {part} (load {os.getloadavg()[0]:.1f})\n")
     marks = []
@@ -49,7 +49,7 @@ def measure(part: str) -> list[Mark]:
 
 
 def _see_tracefs() -> None:
-    """Mount it where the machine has not, for this process and its children alone."""
+    """Mount tracefs if the machine has not, for this process and its children only."""
     if any(_TRACEFS.iterdir()):
         return
     unshare(_CLONE_NEWNS)

@@ -1,7 +1,7 @@
-"""What prepared parts gain, and what they cost to hold: issue 3's table of speed and memory.
+"""What prepared parts gain, and what they cost to hold.
 
-Ratios are between starts of one run, whose batches are interleaved at random. A P99 is of as many
-starts as are given with it: fewer than 368 do not bound one.
+Ratios are between starts of one run, whose batches are interleaved at random. The number of starts
+is given with each P99: fewer than 368 do not bound it.
 """
 
 import tempfile
@@ -34,7 +34,7 @@ Chosen = Callable[[Point], bool]
 def cases(
     experiment: Experiment, names: tuple[str, ...], instances: int, order: str = "parallel"
 ) -> list[Case]:
-    """Those of an experiment whose first axis is one of these names, in parallel or in sequence."""
+    """The cases whose first axis has one of these names, in parallel or in sequence."""
     shape = Sequence() if order == "sequential" else None
     return [
         replace(case, point={**case.point, "order": order}, shape=shape or case.shape)
@@ -44,7 +44,7 @@ def cases(
 
 
 def samples(experiment: Experiment, chosen: list[Case], repetitions: int) -> list[Sample]:
-    """The untraced starts of these cases, all of which must be ready."""
+    """The untraced starts of these cases; all must be ready."""
     axes = tuple(chosen[0].point)
     narrow = replace(experiment, axes=axes, cases=lambda _: chosen)
     plan = runner.Plan(narrow, Options(()), repetitions, seed=1, traced=False)
@@ -69,7 +69,7 @@ def lasts(found: list[Sample], chosen: Chosen) -> stats.Floats:
 
 
 def starts() -> Iterator[Mark]:
-    """One at a time and many at once, against a runtime with a plugin, and against the floor."""
+    """One at a time and many at once, against a runtime with a plugin and against the floor."""
     chosen = cases(AGILE, (OLD, PARTS, WHOLE, FLOOR), ALONE, "sequential")
     for crowd in CROWDS:
         chosen += cases(AGILE, (OLD, PARTS, WHOLE), crowd)
@@ -117,7 +117,7 @@ def _against_floor(name: str, found: list[Sample], alone: Callable[[str], Chosen
 
 
 def refill() -> Mark:
-    """P99 of starts that come at a rate, while their pool refills and while it need not."""
+    """P99 of starts at a rate, while the pool refills and while it need not."""
     chosen = [
         case for case in cases(CHURN, ("full", "refilling"), 100) if case.point["rate"] == RATE
     ]

@@ -1,4 +1,4 @@
-"""The runtime from within: starts and stops that go on, a pool's take, and what parts hold."""
+"""The runtime from within: sustained starts and stops, taking from a pool, memory of parts."""
 
 import asyncio
 import gc
@@ -27,7 +27,7 @@ MEMORY = ("Slab", "Percpu", "MemAvailable")
 
 
 async def sustained(workspace: Workspace, function: Function) -> Mark:
-    """Networked starts whose programs end at once, as fast as eight clients ask for them."""
+    """Networked starts of programs that exit at once, as fast as eight clients ask for them."""
     program = msgspec.structs.replace(function, command=("/bin/payload", "once"))
     size = PoolSize(low=16, high=64, rate=2000)
     async with Runtime(config(workspace, Pools(network=size, cgroup=size))) as runtime:
@@ -53,7 +53,7 @@ async def sustained(workspace: Workspace, function: Function) -> Mark:
 
 
 async def takes(workspace: Workspace) -> list[Mark]:
-    """P99 of taking a network from a pool of few and of many, and what one of them holds."""
+    """P99 of taking a network from a small and a large pool, and the memory of a network."""
     marks = []
     tails = {}
     async with Runtime(config(workspace, Pools())) as runtime:
@@ -95,7 +95,7 @@ async def _tail(pool: Pool[Network]) -> float:
 
 
 def zygote(workspace: Workspace) -> Mark:
-    """What an idle zygote holds."""
+    """The memory of an idle zygote."""
     with Invoked("zygote").prepared(1, workspace) as prepared:
         [start] = prepared.commands
         [pid] = [pid for pid in start.daemons if _command(pid).startswith("/usr/bin/python3\0")]

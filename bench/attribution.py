@@ -1,9 +1,9 @@
-"""Whether firstlight charges a start's time to the right phase: asked of the programs themselves.
+"""Checks that a start's time goes to the right phase, against the measured programs themselves.
 
-While an experiment runs a Go program, uprobes stamp some of the program's functions. Each instant
-of a start's critical path then has two names: the innermost such function that the program was in,
-and the phase that ``breakdown.timeline`` gave. A function's work is known from its source; a table
-says which phases would be right for it. firstlight's own netsetup stamps its steps by itself.
+While an experiment runs a Go program, uprobes stamp some of its functions. Each instant of a
+start's critical path then has two names: the innermost such function, and the phase by
+``breakdown.timeline``. A table says which phases are right for a function, from its source.
+firstlight's netsetup stamps its own steps.
 """
 
 import sys
@@ -49,7 +49,7 @@ class Subject:
 
     @property
     def edges(self) -> dict[str, str]:
-        """Functions that never return, and what the time from there on is called."""
+        """Functions that never return, and the name of the time from there on."""
         own = dict.fromkeys(self.work, _ELSEWHERE)
         return {"runtime.rt0_go": _START, "runtime.main": _INITIALISERS, **own}
 
@@ -112,7 +112,7 @@ STEPS = {
     "address": {"ipam"},
     "route": {"route"},
 }
-"""What the steps are that netsetup stamps."""
+"""The phases of netsetup's steps."""
 
 Confusion = dict[str, dict[str, int]]
 """Nanoseconds by function and phase."""
@@ -120,7 +120,7 @@ Confusion = dict[str, dict[str, int]]
 
 @dataclass(frozen=True)
 class Evidence:
-    """A run of a program, and what its functions said of it."""
+    """A run of a program, and the stamps of its functions."""
 
     run: store.Run
     visits: list[Visit]
@@ -158,7 +158,7 @@ def confusion(subject: Subject, evidence: Evidence) -> tuple[Confusion, int]:
 def _places(
     subject: Subject, visits: list[Visit], spans: pl.DataFrame, sample: Sample
 ) -> dict[int, list[tuple[int, str]]]:
-    """For each process: from when on it was in which function. A goroutine changes threads."""
+    """The function of each process over time. By process, because goroutines change threads."""
     process = dict(spans.select("tid", "pid").iter_rows())
     begin, end = sample.stamps.intended, sample.stamps.ready or 0
     places: dict[int, list[tuple[int, str]]] = defaultdict(list)
@@ -171,7 +171,9 @@ def _places(
         if visit.function in subject.edges:
             if not visit.returned:
                 stack[:] = [subject.edges[visit.function]]
-        elif not visit.returned and stack[-1] != visit.function:  # else a stack grew: again
+        elif (
+            not visit.returned and stack[-1] != visit.function
+        ):  # otherwise a stack grew: entered again
             stack.append(visit.function)
         elif visit.returned and visit.function in stack:
             del stack[stack.index(visit.function) :]
@@ -206,7 +208,7 @@ def steps(directory: Path, repetitions: int = REPETITIONS) -> tuple[Confusion, i
 
 
 def lines(table: Confusion, starts: int, expected: dict[str, set[str]]) -> list[str]:
-    """The table in words: a line a function, the longest first."""
+    """The table as text: a line per function, the longest first."""
     words = [f"{'in':<28}{'µs a start':>11}{'right':>8}  charged to"]
     for function, charged in sorted(table.items(), key=lambda row: -sum(row[1].values())):
         total = sum(charged.values())
@@ -220,7 +222,7 @@ def lines(table: Confusion, starts: int, expected: dict[str, set[str]]) -> list[
 
 
 def agreement(table: Confusion, expected: dict[str, set[str]]) -> float:
-    """The share of the time in known functions that was charged to a phase that is right."""
+    """The share of the time in known functions that was charged to a right phase."""
     known = {function: row for function, row in table.items() if function in expected}
     right = sum(known[name].get(phase, 0) for name in known for phase in expected[name])
     return right / sum(sum(row.values()) for row in known.values())
@@ -238,10 +240,10 @@ def _mark(of: str, table: Confusion, starts: int, expected: dict[str, set[str]])
 
 
 def measure() -> Iterator[Mark]:
-    """Print each table, and say how much was right."""
+    """Print each table, and yield its share of right time."""
     for subject in (RUNC, BRIDGE):
         if not Path(subject.program).exists():
-            sys.stdout.write(f"{subject.program} is not installed: not asked\n")
+            sys.stdout.write(f"{subject.program} is not installed: skipped\n")
             continue
         with tempfile.TemporaryDirectory() as directory:
             table, starts = confusion(subject, observe(subject, Path(directory)))

@@ -1,8 +1,8 @@
-"""What firstlight adds to a CNI plugin: to invoke it, to trace it, and a hundred at once.
+"""What firstlight adds to a CNI plugin: invocation, tracing, and a hundred at once.
 
-To invoke: an ADD as the lab makes it, from the intended arrival to the end point, over the same
-plugin executed by a few lines of C (execute.c) with the same environment and configuration, from
-its spawn to its end. The two take turns, in pairs of which either may be first.
+Invocation: an ADD by the lab, from the intended arrival to the end point, against the same plugin
+executed by a few lines of C (execute.c) with the same environment and configuration, from spawn to
+exit. They alternate, in pairs of random order.
 """
 
 import os
@@ -37,7 +37,7 @@ _turns = random.Random(1)  # noqa: S311 - an order, not a secret
 
 
 class Pairs(NamedTuple):
-    """In ns: ADDs through firstlight, what of each was not the plugin, and ADDs by the harness."""
+    """In ns: ADDs by firstlight, the part of each outside the plugin, and ADDs by the harness."""
 
     whole: list[int]
     own: list[int]
@@ -45,12 +45,12 @@ class Pairs(NamedTuple):
 
 
 def turns() -> list[int]:
-    """Who goes first in a pair: 0 is firstlight, 1 the harness."""
+    """Which goes first in a pair: 0 is firstlight, 1 the harness."""
     return _turns.sample([0, 1], 2)
 
 
 def compiled(directory: Path) -> Path:
-    """The harness; with musl where it is, as what it is compared with."""
+    """Compile the harness; with musl if installed, like the program it is compared with."""
     program = directory / "execute"
     source = Path(__file__).with_name("execute.c")
     for compiler in ("musl-gcc", "gcc"):
@@ -64,7 +64,7 @@ def compiled(directory: Path) -> Path:
 
 
 def pairs(conf: str, workspace: Workspace, generator: Generator, count: int) -> Pairs:
-    """``count`` ADDs through firstlight, and as many through the harness."""
+    """``count`` ADDs by firstlight, and as many by the harness."""
     found = Pairs([], [], [])
     harness = compiled(workspace.directory)
     sides = [side for _ in range(count) for side in turns()]
@@ -110,7 +110,7 @@ def _start(generator: Generator, batch: int, command: Execute) -> Sample:
 
 
 def invocation(conf: str) -> Iterator[Mark]:
-    """The pairs' ratios, and firstlight's own part, which other work on the machine sways less."""
+    """The ratios of the pairs, and firstlight's own part, which depends less on other work."""
     with sandbox(f"bench-{os.getpid()}-{conf}") as place, Generator() as generator:
         whole, own, bare = map(np.array, pairs(conf, place, generator, PAIRS))
     ratio = stats.quantile_interval(whole / bare, 0.5)
@@ -137,7 +137,7 @@ def tracing(conf: str) -> Mark:
 
 
 def crowd() -> Iterator[Mark]:
-    """A hundred ADDs at once: what was lost, and what failed."""
+    """A hundred ADDs at once: lost events, and failures."""
     workload = overhead.Workload(
         "CNI bridge ADD", "cni-burst", {"cni": "bridge"}, networks=("bridge",)
     )

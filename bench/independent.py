@@ -1,7 +1,4 @@
-"""Whether other people's tools see the same: bpftrace the totals, perf trace the calls.
-
-strace is asked too, for what it costs.
-"""
+"""Compares with other tools: bpftrace for totals, perf trace for calls, strace for its cost."""
 
 import re
 import shutil

@@ -1,10 +1,10 @@
-"""One line of what ``make bench`` says."""
+"""A line of the output of ``make bench``."""
 
 from msgspec import Struct
 
 
 class Mark(Struct, frozen=True):
-    """What was measured, the mark it should meet (both with their units), and whether it does."""
+    """A measured value and its mark, both with units, and whether the mark is met."""
 
     name: str
     measured: str

@@ -1,4 +1,4 @@
-"""What tracing adds to a start, and whether the tracer and the load generator keep up with 100.
+"""What tracing adds to a start, and whether tracer and load generator keep up with a hundred.
 
 Starts with and without tracing are interleaved at random, as in every run of the lab, so that the
 machine's drift meets both.
@@ -28,7 +28,7 @@ CROWD = 100
 
 @dataclass(frozen=True)
 class Workload:
-    """One point of an experiment, in words."""
+    """A point of an experiment, and its name."""
 
     name: str
     experiment: str
@@ -81,7 +81,7 @@ def added(workload: Workload, repetitions: int = REPETITIONS, most: float = MOST
 
 
 def crowd(repetitions: int = 3) -> list[Mark]:
-    """A hundred runc at once: what was lost, and how late the load generator was."""
+    """A hundred runc at once: lost events, and the load generator's lateness."""
     frame = run(WORKLOADS[0], CROWD, repetitions)
     on, off = _latencies(frame, traced=True), _latencies(frame, traced=False)
     lost = int(frame["lost"].to_numpy().max())
@@ -104,7 +104,7 @@ def _latencies(frame: pl.DataFrame, *, traced: bool) -> stats.Floats:
 
 
 def _cpu(frame: pl.DataFrame, *, traced: bool) -> float:
-    """The median CPU time of a start, in ns: a busy machine sways it less than the latency."""
+    """The median CPU time of a start, in ns: it depends less on other work than the latency."""
     chosen = frame.filter((pl.col("traced") == traced) & (pl.col("ending") == "ready"))
     return float(np.median((chosen["user_ns"] + chosen["system_ns"]).to_numpy()))
 

@@ -1,7 +1,7 @@
-"""What firstlight adds to a start of QEMU, and whether sixteen at once are heard and traced whole.
+"""What firstlight adds to a start of QEMU, and whether sixteen at once are traced without loss.
 
-The guest is of a few bytes: it writes some lines and ends its machine by isa-debug-exit, so that
-the end is the same event with firstlight and without. Starts of both are interleaved.
+The guest has a few bytes: it writes some lines and ends its VM by isa-debug-exit, so the end is the
+same event with and without firstlight. Starts of both are interleaved.
 """
 
 import random
@@ -65,14 +65,14 @@ class Talker:
 
 
 def _typed(command: Execute) -> Execute:
-    """The same command line as a user would type it: no vmrun, and nothing that vmrun asks for."""
+    """The command line as a user would type it, without vmrun and its options."""
     line = command.argv[command.argv.index("--") + 1 :]
     start = line.index("-S")
     return Execute((*line[:start], *line[start + 5 :]), command.env)
 
 
 def added(lines: int) -> Iterator[Mark]:
-    """Ratios of medians, from the asking for a start to the end of the machine."""
+    """Ratios of medians, from the request for a start to the end of the VM."""
     machine = Qemu(Talker(lines), accel="tcg")
     taken: dict[str, list[float]] = {"firstlight": [], "a shell": [], "a bare exec": []}
     spent: dict[str, list[float]] = {name: [] for name in taken}
@@ -107,9 +107,9 @@ def added(lines: int) -> Iterator[Mark]:
 
 
 def crowd() -> list[Mark]:
-    """Sixteen at once, traced: events lost, and console lines that are not there in their order."""
+    """Sixteen at once, traced: lost events, and console lines missing or out of order."""
     narrow = Experiment(
-        "bench-vm", "Is all heard?", "", ("instances",),
+        "bench-vm", "Is everything read?", "", ("instances",),
         lambda _: [Case({"instances": CROWD}, Qemu(Talker(LINES), accel="tcg", memory_mb=128))],
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:

@@ -1,5 +1,5 @@
-# CNI plugins that the Go toolchain can build by module path and version, each set into a folder of
-# the environment that conf/cni names in "path". What cannot be built is said, and left out.
+# CNI plugins built by the Go toolchain by module path and version, each set in its own folder, which
+# conf/cni names in "path". A plugin that cannot be built is reported and left out.
 
 CNI_PLUGINS := .venv/libexec/cni
 plugins := github.com/containernetworking/plugins/plugins

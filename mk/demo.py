@@ -1,4 +1,4 @@
-"""The main job in under three minutes: containers and their networks, broken down and explained.
+"""The main job in under three minutes: containers and their networks, measured and explained.
 
 It ends with what prepared parts gain: a runtime with the bridge plugin, and the agile runtime.
 """
@@ -19,7 +19,7 @@ EXPERIMENTS = (
 
 
 def firstlight(*words: str) -> None:
-    """Run a verb as a user would; root's part of it by sudo."""
+    """Run a verb as a user would, with sudo if needed."""
     sudo = [] if os.geteuid() == 0 else ["sudo"]
     print(f"\n$ firstlight {' '.join(words)}", flush=True)
     subprocess.run([*sudo, str(FIRSTLIGHT), *words], check=True)

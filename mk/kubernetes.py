@@ -1,8 +1,8 @@
-"""Build Kubernetes, containerd and their tools, each once a version, and link them for firstlight.
+"""Build Kubernetes, containerd and their tools, once per version, and link them for firstlight.
 
 A binary is kept as ``~/.cache/firstlight/COMPONENT-VERSION/NAME`` and linked from
 ``.venv/libexec/kubernetes``. One that cannot be built leaves ``NAME.missing`` there, with the
-reason. Exit status: 0 all are there, 1 some could not be built, 2 none was tried.
+reason. Exit status: 0 if all exist, 1 if some could not be built, 2 if none was tried.
 """
 
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LINKS = Path(".venv/libexec/kubernetes").absolute()
 KEPT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "firstlight"
-BUILD_GB = 6.0  # sources and objects of a cold build, in Go's own caches
+BUILD_GB = 6.0  # sources and objects of a cold build, in Go's caches
 ETCD = (Path(".venv/libexec/etcd/usr/bin/etcd").absolute(), Path("/usr/bin/etcd"))
 
 KUBERNETES = "1.34.4"
@@ -28,7 +28,7 @@ _COMPONENT = "-X k8s.io/component-base/version.git"
 
 @dataclass(frozen=True)
 class Binary:
-    """A command of a module. ``seconds`` and ``size`` (MB) are those of two quiet cores, cold."""
+    """A command of a module. ``seconds`` is for a cold build on two idle cores; ``size`` in MB."""
 
     name: str
     component: str
@@ -44,7 +44,7 @@ class Binary:
 
     @property
     def path(self) -> Path:
-        """Where it is kept."""
+        """The path of the kept binary."""
         return KEPT / f"{self.component}-{self.version}" / self.name
 
 
@@ -89,7 +89,7 @@ BINARIES = (
 
 
 def main() -> int:
-    """Build what is not kept yet."""
+    """Build what is not built yet."""
     LINKS.mkdir(parents=True, exist_ok=True)
     wanted = [binary for binary in BINARIES if not binary.path.exists()]
     if wanted and not _has_room(wanted):
@@ -110,13 +110,13 @@ def main() -> int:
         _missing("etcd", "Debian's package etcd-server cannot be had")
     if not failed:
         print(
-            f"kubernetes: {KUBERNETES}, containerd {CONTAINERD}, cri-tools {CRI_TOOLS}: all there"
+            f"kubernetes: {KUBERNETES}, containerd {CONTAINERD}, cri-tools {CRI_TOOLS}: all built"
         )
     return 1 if failed else 0
 
 
 def _has_room(wanted: list[Binary]) -> bool:
-    """Say what the build takes, and whether the disk has that."""
+    """Print what the build takes; returns whether the disk has room."""
     minutes = sum(binary.seconds for binary in wanted) / 60
     kept = sum(binary.size for binary in wanted) / 1000
     print(

@@ -1,4 +1,4 @@
-"""Write the table of phases at the end of docs/phases.md again, from ``analysis/phases.py``."""
+"""Regenerate the table of phases in docs/phases.md from ``analysis/phases.py``."""
 
 from pathlib import Path
 

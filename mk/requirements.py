@@ -1,6 +1,6 @@
 """Print what to install before firstlight itself: its build, run and development requirements.
 
-They stand, pinned, in pyproject.toml alone.
+pyproject.toml pins them.
 """
 
 import tomllib

@@ -1,4 +1,4 @@
-"""The verb ``watch``: the starts that others make on this node."""
+"""The verb ``watch``: container starts on a node in use."""
 
 import json
 import select
@@ -29,15 +29,15 @@ def watch(
         Path | None, typer.Option(metavar="DIR", help="Keep the starts as runs, for report.")
     ] = None,
     duration: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Stop after this long.")
+        float | None, typer.Option(metavar="SECONDS", help="Stop after this time.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the container starts that others make on this node.
+    """Watch the container starts of this node.
 
-    Each is a line: its total, its names, and the phases that took longest. Nothing is restarted or
-    configured. While no start is under way, only forks,
-    executions and exits are followed. Ctrl-C stops it. With --json, each start is one line of JSON.
+    Prints a line per start: its total, its names, and its longest phases. Nothing is restarted or
+    reconfigured. Between starts only forks, execs and exits are traced. Ctrl-C stops it. With
+    --json each start is a line of JSON.
     """
     from firstlight.host import capabilities
     from firstlight.lab.watch import programs
@@ -54,18 +54,18 @@ def watch(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             with Follower(names) as follower, Keeper(directory, Limits()) as keeper:
-                say(f"watching {', '.join(programs.RUNTIMES)} and {len(names)} names in all")
+                say(f"watching {', '.join(programs.RUNTIMES)}: {len(names)} program names")
                 while _wait(follower.descriptor, until):
                     for sample, spans in keeper.add(follower.read()):
                         _print(sample, spans, as_json=as_json)
         except KeyboardInterrupt:
             pass
         if out:
-            say(f"kept in {out}: firstlight report {out}/watch-*")
+            say(f"runs: {out}\nfull report: firstlight report {out}/watch-* --html report.html")
 
 
 def _wait(descriptor: int, until: float | None) -> bool:
-    """Until a window has closed; False when the time is up."""
+    """Wait until a start has ended; False when the time is up."""
     seconds = None if until is None else max(0.0, until - time.monotonic())
     return bool(select.select([descriptor], [], [], seconds)[0])
 
