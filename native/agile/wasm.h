@@ -15,9 +15,9 @@
 
 enum {
 	WASM_MESSAGE_MAX = 192 * 1024, /* of every message */
-	WASM_OUTPUT_MAX = 48 * 1024,   /* kept of each of an instance's standard output and error */
-	WASM_TEXT_MAX = 2048,	       /* of the words of a failure */
-	WASM_VALUES_MAX = 64,	       /* parameters or results of a handler */
+	WASM_OUTPUT_MAX = 48 * 1024, /* kept of each of an instance's standard output and error */
+	WASM_TEXT_MAX = 2048, /* of the words of a failure */
+	WASM_VALUES_MAX = 64, /* parameters or results of a handler */
 	WASM_THREADS_MAX = 64,
 	WASM_MODULE_MAX = 256 << 20,
 	WASM_CONNECTIONS_MAX = 256,
@@ -54,7 +54,7 @@ struct wasm_answer {
 enum wasm_outcome {
 	WASM_RETURNED,
 	WASM_REFUSED, /* the handler does not take the event */
-	WASM_FAILED,  /* no instance could be made */
+	WASM_FAILED, /* no instance could be made */
 	WASM_TRAPPED,
 	WASM_LATE, /* it did not end in time */
 	WASM_EXITED,
@@ -83,7 +83,7 @@ struct wasm_outcome_view {
 	char output[WASM_OUTPUT_MAX], error[WASM_OUTPUT_MAX];
 };
 
-/* Takes the next event from *at on. Returns 0, or -1 if what is there up to end is none. */
+/* Takes the next event from *at on. Returns 0, or -EPROTO if what is there up to end is none. */
 int wasm_take_event(const char **at, const char *end, struct wasm_event_view *event);
 
 /* The size of an answer's part, and the part itself, which has that size. */

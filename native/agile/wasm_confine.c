@@ -18,6 +18,7 @@ enum { ARCHITECTURE = AUDIT_ARCH_X86_64 };
 enum { ARCHITECTURE = (int)AUDIT_ARCH_AARCH64 };
 #endif
 
+/* clang-format off */
 static const int allowed[] = {
 	SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_pread64, SYS_pwrite64, SYS_preadv, SYS_pwritev,
 	SYS_close, SYS_lseek, SYS_fcntl, SYS_ioctl, SYS_fstat, SYS_newfstatat, SYS_statx, SYS_openat,
@@ -38,6 +39,7 @@ static const int allowed[] = {
 	SYS_epoll_wait, SYS_open, SYS_stat, SYS_lstat,
 #endif
 };
+/* clang-format on */
 
 enum { ALLOWED = sizeof allowed / sizeof *allowed, HEAD = 4, TAIL = 6 };
 _Static_assert(ALLOWED + TAIL < 255, "a jump of classic BPF is one byte");
@@ -65,7 +67,8 @@ int wasm_confine(void)
 	for (unsigned i = 0; i < TAIL; i++)
 		program[HEAD + ALLOWED + i] = tail[i];
 	struct sock_fprog filter = {sizeof program / sizeof *program, program};
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-		return -1;
-	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter);
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
+	    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter))
+		return -errno;
+	return 0;
 }

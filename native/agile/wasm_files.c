@@ -33,19 +33,19 @@ static int lift(int from, const char *name, int top)
 		snprintf(fresh, sizeof fresh, "%u", serial++);
 	while (renameat(from, name, top, fresh) &&
 	       (errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR));
-	return faccessat(from, name, F_OK, AT_SYMLINK_NOFOLLOW) ? 0 : -1;
+	return faccessat(from, name, F_OK, AT_SYMLINK_NOFOLLOW) ? 0 : -EEXIST;
 }
 
-/* Returns 0, 1 if the entry is a directory that is not empty, or -1. */
+/* Returns 0, 1 if the entry is a directory that is not empty, or a negative errno. */
 static int remove_entry(int at, const char *name)
 {
 	if (!unlinkat(at, name, 0))
 		return 0;
 	if (errno != EISDIR && errno != EPERM)
-		return -1;
+		return -errno;
 	if (!unlinkat(at, name, AT_REMOVEDIR))
 		return 0;
-	return errno == ENOTEMPTY ? 1 : -1;
+	return errno == ENOTEMPTY ? 1 : -errno;
 }
 
 static bool is_dots(const char *name)
@@ -58,35 +58,39 @@ static int flatten(int top, const char *name)
 {
 	__attribute__((cleanup(close_directory))) DIR *directory = open_directory(top, name);
 	if (!directory)
-		return -1;
+		return -errno;
 	for (struct dirent *entry; errno = 0, (entry = readdir(directory));) {
 		if (is_dots(entry->d_name))
 			continue;
-		int full = remove_entry(dirfd(directory), entry->d_name);
-		if (full < 0 || (full && lift(dirfd(directory), entry->d_name, top)))
-			return -1;
+		int error = remove_entry(dirfd(directory), entry->d_name);
+		if (error > 0)
+			error = lift(dirfd(directory), entry->d_name, top);
+		if (error)
+			return error;
 	}
-	return errno ? -1 : 0;
+	return -errno;
 }
 
 int wasm_empty_directory(const char *path)
 {
 	__attribute__((cleanup(close_directory))) DIR *directory = open_directory(AT_FDCWD, path);
 	if (!directory)
-		return -1;
+		return -errno;
 	for (bool again = true; again;) {
 		again = false;
 		rewinddir(directory);
 		for (struct dirent *entry; errno = 0, (entry = readdir(directory));) {
 			if (is_dots(entry->d_name))
 				continue;
-			int full = remove_entry(dirfd(directory), entry->d_name);
-			if (full < 0 || (full && flatten(dirfd(directory), entry->d_name)))
-				return -1;
-			again |= full > 0;
+			int error = remove_entry(dirfd(directory), entry->d_name);
+			again |= error > 0;
+			if (error > 0)
+				error = flatten(dirfd(directory), entry->d_name);
+			if (error)
+				return error;
 		}
 		if (errno)
-			return -1;
+			return -errno;
 	}
 	return 0;
 }

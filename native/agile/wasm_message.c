@@ -1,5 +1,6 @@
 #include "wasm.h"
 
+#include <errno.h>
 #include <string.h>
 
 static size_t padded(size_t size)
@@ -12,13 +13,13 @@ int wasm_take_event(const char **at, const char *end, struct wasm_event_view *ev
 	struct wasm_event head;
 	size_t room = (size_t)(end - *at);
 	if (room < sizeof head)
-		return -1;
+		return -EPROTO;
 	memcpy(&head, *at, sizeof head);
 	if (head.arguments > WASM_MESSAGE_MAX || head.input > WASM_MESSAGE_MAX)
-		return -1;
+		return -EPROTO;
 	size_t values = head.arguments * sizeof(struct wasm_value);
 	if (room - sizeof head < values + padded(head.input))
-		return -1;
+		return -EPROTO;
 	*event = (struct wasm_event_view){
 		.arguments = (const struct wasm_value *)(const void *)(*at + sizeof head),
 		.input = *at + sizeof head + values,

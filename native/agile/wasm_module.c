@@ -97,7 +97,8 @@ static int take_types(const wasm_valtype_vec_t *types, const char *what, const c
 		       WASM_VALUES_MAX);
 	*count = (uint32_t)types->size;
 	for (size_t i = 0; i < types->size; i++) {
-		bool vector = wasmtime_wasm_valtype_equal(types->data[i], wasmtime_wasm_valtype_v128());
+		bool vector =
+			wasmtime_wasm_valtype_equal(types->data[i], wasmtime_wasm_valtype_v128());
 		kinds[i] = vector ? UINT8_MAX : wasm_valtype_kind(types->data[i]);
 		if (kinds[i] > WASM_F64)
 			REFUSE("%s %s what is not a number\nonly i32, i64, f32 and f64 are possible",
@@ -111,12 +112,14 @@ static void list(char *to, size_t size, const wasm_byte_vec_t *name)
 {
 	size_t used = strlen(to);
 	if (used + name->size + 8 < size)
-		snprintf(to + used, size - used, "%s%.*s", used ? ", " : "", (int)name->size, name->data);
+		snprintf(to + used, size - used, "%s%.*s", used ? ", " : "", (int)name->size,
+			 name->data);
 	else if (used + 8 < size && (used < 3 || strcmp(to + used - 3, "...")))
 		strcpy(to + used, ", ...");
 }
 
-static int take_exports(struct wasm_module *module, const wasm_exporttype_vec_t *exports, char *reason)
+static int take_exports(struct wasm_module *module, const wasm_exporttype_vec_t *exports,
+			char *reason)
 {
 	char names[WASM_TEXT_MAX] = "";
 	const wasm_externtype_t *handler = NULL;
@@ -131,7 +134,8 @@ static int take_exports(struct wasm_module *module, const wasm_exporttype_vec_t 
 		list(names, sizeof names, name);
 	}
 	if (!handler)
-		REFUSE("it exports no '%s'\nit exports: %s", module->handler, *names ? names : "nothing");
+		REFUSE("it exports no '%s'\nit exports: %s", module->handler,
+		       *names ? names : "nothing");
 	if (wasm_externtype_kind(handler) != WASM_EXTERN_FUNC)
 		REFUSE("its export '%s' is not a function\nit exports: %s", module->handler, names);
 	const wasm_functype_t *type = wasm_externtype_as_functype_const(handler);
@@ -146,7 +150,8 @@ static int take_exports(struct wasm_module *module, const wasm_exporttype_vec_t 
 		       : 0;
 }
 
-static int take_imports(struct wasm_module *module, const wasm_importtype_vec_t *imports, char *reason)
+static int take_imports(struct wasm_module *module, const wasm_importtype_vec_t *imports,
+			char *reason)
 {
 	char names[WASM_TEXT_MAX] = "";
 	for (size_t i = 0; i < imports->size; i++) {
@@ -165,7 +170,8 @@ static int take_imports(struct wasm_module *module, const wasm_importtype_vec_t 
 		list(names, sizeof names, &(wasm_byte_vec_t){size, both});
 	}
 	if (*names)
-		REFUSE("it imports %s\nit is given WASI preview 1 (%s) and nothing else", names, WASI);
+		REFUSE("it imports %s\nit is given WASI preview 1 (%s) and nothing else", names,
+		       WASI);
 	return 0;
 }
 
@@ -182,7 +188,8 @@ static int prepare(struct wasm_module *module, const wasmtime_module_t *compiled
 	if (!error)
 		return 0;
 	wasm_error_words(error, words, sizeof words);
-	REFUSE("it cannot be linked: %s\nit is given WASI preview 1 (%s) and nothing else", words, WASI);
+	REFUSE("it cannot be linked: %s\nit is given WASI preview 1 (%s) and nothing else", words,
+	       WASI);
 }
 
 int wasm_module_make(struct wasm_module *module, const char *bytes, size_t size,
@@ -207,7 +214,8 @@ int wasm_module_make(struct wasm_module *module, const char *bytes, size_t size,
 	}
 	wasmtime_module_exports(compiled, &exports);
 	wasmtime_module_imports(compiled, &imports);
-	int failed = take_exports(module, &exports, reason) || take_imports(module, &imports, reason);
+	int failed =
+		take_exports(module, &exports, reason) || take_imports(module, &imports, reason);
 	wasm_exporttype_vec_delete(&exports);
 	wasm_importtype_vec_delete(&imports);
 	return failed || prepare(module, compiled, reason) ? -1 : 0;

@@ -8,10 +8,10 @@
 enum { WASM_TICK_NS = 5 * 1000 * 1000, WASM_REASON_MAX = 2 * WASM_TEXT_MAX, WASM_PATH_MAX = 256 };
 
 struct wasm_limits {
-	uint64_t memory;   /* bytes of an instance's linear memory */
+	uint64_t memory; /* bytes of an instance's linear memory */
 	uint64_t elements; /* of each of its tables */
-	int64_t timeout;   /* ns that an instance may take */
-	uint32_t threads;  /* instances at once */
+	int64_t timeout; /* ns that an instance may take */
+	uint32_t threads; /* instances at once */
 };
 
 struct wasm_module {
@@ -21,22 +21,27 @@ struct wasm_module {
 	const char *handler;
 	const char *const *arguments, **names, **values;
 	size_t argument_count, variable_count;
-	uint8_t parameters[WASM_VALUES_MAX], results[WASM_VALUES_MAX]; /* enum: WASM_I32 and so on */
+	uint8_t parameters[WASM_VALUES_MAX],
+		results[WASM_VALUES_MAX]; /* enum: WASM_I32 and so on */
 	uint32_t parameter_count, result_count;
-	bool is_command;   /* its handler is _start, and takes its event on standard input */
-	bool initializes;  /* it exports _initialize, to be called before any other */
+	bool is_command; /* its handler is _start, and takes its event on standard input */
+	bool initializes; /* it exports _initialize, to be called before any other */
 	bool uses_wasi, uses_files;
 };
 
 /* One thread's place to run an instance in. */
 struct wasm_runner {
 	const struct wasm_module *module;
-	char directory[WASM_PATH_MAX];	 /* /tmp of an instance */
-	_Atomic int64_t deadline;	 /* of the instance that runs, ns of CLOCK_MONOTONIC; 0: none */
+	char directory[WASM_PATH_MAX]; /* /tmp of an instance */
+	_Atomic int64_t deadline; /* of the instance that runs, ns of CLOCK_MONOTONIC; 0: none */
 	struct wasm_outcome_view outcome; /* of the latest */
 };
 
-int64_t wasm_now(void);
+/* The clock runs between these two, so that it ends the instance that is run there when its time is
+ * over. wasm_clock_run is the clock itself, a thread's; it calls tick at each turn. */
+void wasm_clock_begin(void);
+void wasm_clock_end(void);
+_Noreturn void wasm_clock_run(wasm_engine_t *engine, void (*tick)(int64_t now));
 
 /* Compiles; limits, handler, arguments and variables are set. Returns 0, or -1 with the reason in
  * words: what is wrong, and in a second line, if there is one, what to do about it. */
@@ -44,17 +49,17 @@ int wasm_module_make(struct wasm_module *module, const char *bytes, size_t size,
 		     char reason[WASM_REASON_MAX]);
 
 /* Runs an event in an instance of its own, of which nothing is left when it returns but
- * runner->outcome. Returns 0, or -1 with errno if something of it is: then no other may be run. */
+ * runner->outcome. Returns 0, or a negative errno if something of it is: then no other may be run. */
 int wasm_run(struct wasm_runner *runner, const struct wasm_event_view *event);
 
 /* Defines poll_oneoff, in wasm_poll.c: it waits no longer than the runner's deadline. */
 wasmtime_error_t *wasm_define_poll(wasmtime_linker_t *linker);
 
-/* Gives up the system calls that no instance and no compiler needs, for good. Returns 0, or -1 with
- * errno. */
+/* Gives up the system calls that no instance and no compiler needs, for good. Returns 0 or a
+ * negative errno. */
 int wasm_confine(void);
 
-/* Removes all that is in a directory, however deep. Returns 0, or -1 with errno. */
+/* Removes all that is in a directory, however deep. Returns 0 or a negative errno. */
 int wasm_empty_directory(const char *path);
 
 /* The reason in the words of an error or a trap, which is deleted. Returns its size. */

@@ -4,6 +4,7 @@
  * waited for (standard input is in memory, files are files), so a subscription to a descriptor is
  * ready at once. Layouts: WASI preview 1, types "subscription" (48 bytes) and "event" (32 bytes).
  */
+#include "common/clock.h"
 #include "wasm_module.h"
 
 #include <errno.h>
@@ -16,7 +17,8 @@ enum { WASI_SUCCESS = 0, WASI_EFAULT = 21, WASI_EINVAL = 28 };
 static uint64_t word(const uint8_t *at, size_t size)
 {
 	uint64_t value = 0;
-	memcpy(&value, at, size); /* WebAssembly and the machines that we run on are little-endian */
+	memcpy(&value, at,
+	       size); /* WebAssembly and the machines that we run on are little-endian */
 	return value;
 }
 
@@ -24,12 +26,10 @@ static uint64_t word(const uint8_t *at, size_t size)
 static int64_t due(const uint8_t *subscription, int64_t now)
 {
 	uint64_t clock = word(subscription + 16, 4), timeout = word(subscription + 24, 8);
-	struct timespec t;
 	if (clock > 1)
 		return -1;
 	if (word(subscription + 40, 2) & ABSOLUTE) {
-		clock_gettime(clock == 0 ? CLOCK_REALTIME : CLOCK_MONOTONIC, &t);
-		uint64_t there = (uint64_t)t.tv_sec * 1000000000U + (uint64_t)t.tv_nsec;
+		uint64_t there = (uint64_t)clock_read(clock ? CLOCK_MONOTONIC : CLOCK_REALTIME);
 		timeout = timeout > there ? timeout - there : 0;
 	}
 	return timeout > (uint64_t)(INT64_MAX - now) ? INT64_MAX : now + (int64_t)timeout;
@@ -76,7 +76,7 @@ static wasm_trap_t *poll_oneoff(void *data, wasmtime_caller_t *caller, wasmtime_
 	values[0].i32 = WASI_EINVAL;
 	if (!number)
 		return NULL;
-	int64_t now = wasm_now(), first = INT64_MAX;
+	int64_t now = clock_now(), first = INT64_MAX;
 	for (uint64_t i = 0; i < number; i++) {
 		const uint8_t *subscription = base + in + i * SUBSCRIPTION;
 		int64_t at = subscription[8] == CLOCK ? due(subscription, now) : now;
@@ -110,7 +110,8 @@ wasmtime_error_t *wasm_define_poll(wasmtime_linker_t *linker)
 	wasm_valtype_vec_new(&results, 1, &result);
 	wasm_functype_t *type = wasm_functype_new(&parameters, &results);
 	wasmtime_error_t *error = wasmtime_linker_define_func_unchecked(
-		linker, module, sizeof module - 1, name, sizeof name - 1, type, poll_oneoff, NULL, NULL);
+		linker, module, sizeof module - 1, name, sizeof name - 1, type, poll_oneoff, NULL,
+		NULL);
 	wasm_functype_delete(type);
 	return error;
 }

@@ -1,3 +1,4 @@
+#include "common/clock.h"
 #include "wasm_module.h"
 
 #include <errno.h>
@@ -6,28 +7,21 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { TABLES = 4 };
 
-int64_t wasm_now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
-
 __attribute__((format(printf, 3, 4))) static int fail(struct wasm_outcome_view *outcome,
-						     enum wasm_outcome how, const char *format, ...)
+						      enum wasm_outcome how, const char *format,
+						      ...)
 {
 	va_list arguments;
 	va_start(arguments, format);
 	int length = vsnprintf(outcome->text, sizeof outcome->text, format, arguments);
 	va_end(arguments);
 	outcome->head.outcome = how;
-	outcome->head.text = length < (int)sizeof outcome->text ? (uint32_t)length
-								 : sizeof outcome->text - 1;
+	outcome->head.text =
+		length < (int)sizeof outcome->text ? (uint32_t)length : sizeof outcome->text - 1;
 	return -1;
 }
 
@@ -78,7 +72,8 @@ static int take_arguments(const struct wasm_module *module, const struct wasm_ev
 {
 	static const char *const types[] = {"an i32", "an i64", "an f32", "an f64"};
 	if (event->argument_count != module->parameter_count)
-		return fail(outcome, WASM_REFUSED, "takes %" PRIu32 " numbers and was given %" PRIu32,
+		return fail(outcome, WASM_REFUSED,
+			    "takes %" PRIu32 " numbers and was given %" PRIu32,
 			    module->parameter_count, event->argument_count);
 	for (uint32_t i = 0; i < event->argument_count; i++) {
 		struct wasm_value value;
@@ -87,10 +82,12 @@ static int take_arguments(const struct wasm_module *module, const struct wasm_ev
 			continue;
 		const char *type = types[module->parameters[i]];
 		if (value.kind == WASM_INTEGER)
-			return fail(outcome, WASM_REFUSED, "takes %s as number %" PRIu32 ", which %" PRId64 " is not",
+			return fail(outcome, WASM_REFUSED,
+				    "takes %s as number %" PRIu32 ", which %" PRId64 " is not",
 				    type, i + 1, value.of.integer);
-		return fail(outcome, WASM_REFUSED, "takes %s as number %" PRIu32 ", which %g is not", type,
-			    i + 1, value.of.real);
+		return fail(outcome, WASM_REFUSED,
+			    "takes %s as number %" PRIu32 ", which %g is not", type, i + 1,
+			    value.of.real);
 	}
 	return 0;
 }
@@ -105,10 +102,10 @@ static void put_values(const struct wasm_module *module, const wasmtime_val_t *r
 		*value = (struct wasm_value){.kind = whole ? WASM_INTEGER : WASM_REAL};
 		if (whole)
 			value->of.integer = module->results[i] == WASM_I32 ? results[i].of.i32
-									  : results[i].of.i64;
+									   : results[i].of.i64;
 		else
 			value->of.real = module->results[i] == WASM_F32 ? (double)results[i].of.f32
-								       : results[i].of.f64;
+									: results[i].of.f64;
 	}
 }
 
@@ -148,7 +145,8 @@ static int give_wasi(struct wasm_runner *runner, wasmtime_context_t *context,
 	if (!wasi_config_set_argv(wasi, module->argument_count, module->arguments) ||
 	    !wasi_config_set_env(wasi, module->variable_count, module->names, module->values))
 		wrong = "its arguments and environment must be UTF-8";
-	else if (module->uses_files && !wasi_config_preopen_dir(wasi, runner->directory, "/tmp", true))
+	else if (module->uses_files &&
+		 !wasi_config_preopen_dir(wasi, runner->directory, "/tmp", true))
 		wrong = "its /tmp cannot be opened";
 	if (wrong) {
 		wasi_config_delete(wasi);
@@ -159,16 +157,17 @@ static int give_wasi(struct wasm_runner *runner, wasmtime_context_t *context,
 }
 
 static int call(struct wasm_outcome_view *outcome, wasmtime_context_t *context,
-		const wasmtime_instance_t *instance, const char *name, const wasmtime_val_t *arguments,
-		size_t count, wasmtime_val_t *results, size_t result_count)
+		const wasmtime_instance_t *instance, const char *name,
+		const wasmtime_val_t *arguments, size_t count, wasmtime_val_t *results,
+		size_t result_count)
 {
 	wasmtime_extern_t found;
 	wasm_trap_t *trap = NULL;
 	if (!wasmtime_instance_export_get(context, instance, name, strlen(name), &found) ||
 	    found.kind != WASM_EXTERN_FUNC)
 		return fail(outcome, WASM_FAILED, "its export '%s' is not there", name);
-	wasmtime_error_t *error = wasmtime_func_call(context, &found.of.func, arguments, count, results,
-						    result_count, &trap);
+	wasmtime_error_t *error = wasmtime_func_call(context, &found.of.func, arguments, count,
+						     results, result_count, &trap);
 	return error || trap ? explain(outcome, WASM_TRAPPED, error, trap) : 0;
 }
 
@@ -184,8 +183,10 @@ static int run_in(struct wasm_runner *runner, wasmtime_store_t *store,
 	wasm_trap_t *trap = NULL;
 	if (take_arguments(module, event, arguments, outcome))
 		return -1;
-	wasmtime_store_limiter(store, (int64_t)limits->memory, (int64_t)limits->elements, 1, TABLES, 1);
-	wasmtime_context_set_epoch_deadline(context, (uint64_t)(limits->timeout / WASM_TICK_NS) + 1);
+	wasmtime_store_limiter(store, (int64_t)limits->memory, (int64_t)limits->elements, 1, TABLES,
+			       1);
+	wasmtime_context_set_epoch_deadline(context,
+					    (uint64_t)(limits->timeout / WASM_TICK_NS) + 1);
 	if (module->uses_wasi && give_wasi(runner, context, event))
 		return -1;
 	wasmtime_error_t *error =
@@ -195,10 +196,10 @@ static int run_in(struct wasm_runner *runner, wasmtime_store_t *store,
 	if (module->initializes &&
 	    call(outcome, context, &instance, "_initialize", NULL, 0, NULL, 0))
 		return -1;
-	outcome->head.began = wasm_now();
+	outcome->head.began = clock_now();
 	int failed = call(outcome, context, &instance, module->handler, arguments,
 			  module->parameter_count, results, module->result_count);
-	outcome->head.finished = wasm_now();
+	outcome->head.finished = clock_now();
 	if (!failed)
 		put_values(module, results, outcome);
 	return failed;
@@ -212,15 +213,16 @@ int wasm_run(struct wasm_runner *runner, const struct wasm_event_view *event)
 		fail(&runner->outcome, WASM_FAILED, "its /tmp cannot be made: %s", strerror(errno));
 		return 0;
 	}
-	runner->deadline = wasm_now() + module->limits.timeout;
+	runner->deadline = clock_now() + module->limits.timeout;
 	wasmtime_store_t *store = wasmtime_store_new(module->engine, runner, NULL);
 	run_in(runner, store, event);
 	wasmtime_store_delete(store); /* with its files */
 	runner->deadline = 0;
 	if (!module->uses_files)
 		return 0;
-	if (rmdir(runner->directory) == 0)
-		return 0;
-	return errno == ENOTEMPTY && !wasm_empty_directory(runner->directory) ? rmdir(runner->directory)
-									      : -1;
+	int error = rmdir(runner->directory) ? -errno : 0;
+	if (error != -ENOTEMPTY)
+		return error;
+	error = wasm_empty_directory(runner->directory);
+	return error ? error : rmdir(runner->directory) ? -errno : 0;
 }

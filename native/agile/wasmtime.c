@@ -2,7 +2,7 @@
 
 #include <dlfcn.h>
 
-#define WASMTIME_DEFINE(type, name, parameters) type (*name) parameters;
+#define WASMTIME_DEFINE(type, name, parameters) type(*name) parameters;
 WASMTIME_API(WASMTIME_DEFINE)
 
 #define WASMTIME_ENTRY(type, name, parameters) {#name, &name},

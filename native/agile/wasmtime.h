@@ -51,7 +51,7 @@ typedef struct {
 
 enum { WASM_EXTERN_FUNC, WASM_EXTERN_GLOBAL, WASM_EXTERN_TABLE, WASM_EXTERN_MEMORY };
 enum { WASM_I32, WASM_I64, WASM_F32, WASM_F64 };
-enum { WASMTIME_TRAP_STACK_OVERFLOW = 0, WASMTIME_TRAP_UNREACHABLE = 9, WASMTIME_TRAP_INTERRUPT = 10 };
+enum { WASMTIME_TRAP_INTERRUPT = 10 };
 
 typedef struct {
 	uint64_t store;
@@ -102,8 +102,10 @@ _Static_assert(sizeof(wasmtime_extern_t) == 32 && sizeof(wasmtime_val_t) == 32 &
 
 typedef ssize_t (*wasi_output_t)(void *data, const unsigned char *bytes, size_t size);
 typedef wasm_trap_t *(*wasmtime_func_unchecked_callback_t)(void *data, wasmtime_caller_t *caller,
-							   wasmtime_val_raw_t *values, size_t count);
+							   wasmtime_val_raw_t *values,
+							   size_t count);
 
+/* clang-format off */
 #define WASMTIME_API(API) \
 	API(wasm_config_t *, wasm_config_new, (void)) \
 	API(wasm_engine_t *, wasm_engine_new_with_config, (wasm_config_t *)) \
@@ -211,8 +213,9 @@ typedef wasm_trap_t *(*wasmtime_func_unchecked_callback_t)(void *data, wasmtime_
 	API(void, wasmtime_error_message, (const wasmtime_error_t *, wasm_byte_vec_t *)) \
 	API(bool, wasmtime_error_exit_status, (const wasmtime_error_t *, int *)) \
 	API(void, wasmtime_error_delete, (wasmtime_error_t *))
+/* clang-format on */
 
-#define WASMTIME_DECLARE(type, name, parameters) extern type (*name) parameters;
+#define WASMTIME_DECLARE(type, name, parameters) extern type(*name) parameters;
 WASMTIME_API(WASMTIME_DECLARE)
 #undef WASMTIME_DECLARE
 

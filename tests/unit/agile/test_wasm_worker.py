@@ -67,7 +67,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [str(one) for one in NATIVE.glob("wasm*.c") if one.name != "wasm_worker.c"]
     return compiled(
         NATIVE / "wasm_worker.c", tmp_path_factory.mktemp("worker") / "worker", *sources,
-        "-pthread", "-ldl", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+        f"-I{NATIVE.parent}", "-pthread", "-ldl",
+        "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
     )  # fmt: skip
 
 
