@@ -21,6 +21,12 @@ def _kinds() -> Sequence[str]:
     return KINDS
 
 
+def _names() -> list[str]:
+    from firstlight.lab.guests import catalogue
+
+    return [entry.name for entry in catalogue.entries()]
+
+
 @app.command(
     epilog=examples(
         "guest add osv --kernel loader-stripped.elf --image usr.img",
@@ -103,7 +109,11 @@ def list_guests(*, as_json: Json = False) -> None:
 
 
 @app.command(epilog=examples("guest remove osv"))
-def remove(name: str) -> None:
+def remove(
+    name: Annotated[
+        str, typer.Argument(help="The guest's name.", autocompletion=completion(_names))
+    ],
+) -> None:
     """Remove a guest and its files from the catalogue."""
     from firstlight.lab.guests import catalogue
 

@@ -35,6 +35,18 @@ def _accelerators() -> Sequence[str]:
     return ACCELERATORS
 
 
+def _networks() -> Iterable[str]:
+    from firstlight.lab.cni import known
+
+    return known.names()
+
+
+def _guests() -> Iterable[str]:
+    from firstlight.lab.guests import built_in, catalogue
+
+    return [*built_in.NAMES, *(entry.name for entry in catalogue.entries())]
+
+
 ExperimentName = Annotated[
     str,
     typer.Argument(
@@ -56,7 +68,11 @@ Rigorous = Annotated[bool, typer.Option("--rigorous", help="Many repetitions.")]
 Runtime = Annotated[str, typer.Option(metavar="NAME,NAME", help="OCI runtimes, by name or path.")]
 Cni = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME|FILE", help="A CNI network: a built-in name or a file. Repeatable."),
+    typer.Option(
+        metavar="NAME|FILE",
+        help="A CNI network: a built-in name or a file. Repeatable.",
+        autocompletion=completion(_networks),
+    ),
 ]
 Hypervisor = Annotated[
     list[str] | None,
@@ -72,7 +88,11 @@ Accel = Annotated[
 ]
 Guest = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="What VMs boot: probe, linux, or an added one. Repeatable."),
+    typer.Option(
+        metavar="NAME",
+        help="What VMs boot: probe, linux, or an added guest. Repeatable.",
+        autocompletion=completion(_guests),
+    ),
 ]
 Icount = Annotated[
     bool,
@@ -81,20 +101,22 @@ Icount = Annotated[
     ),
 ]
 Kubeconfig = Annotated[
-    str, typer.Option(metavar="FILE", help="Measure pods of the cluster that it names.")
+    str, typer.Option(metavar="FILE", help="Measure pods on this kubeconfig's cluster.")
 ]
-Context = Annotated[str, typer.Option(metavar="NAME", help="The kubeconfig's context to use.")]
+Context = Annotated[str, typer.Option(metavar="NAME", help="Context of the kubeconfig.")]
 Image = Annotated[
-    str, typer.Option(metavar="IMAGE", help="What containers run on a cluster or runtime of yours.")
+    str,
+    typer.Option(metavar="IMAGE", help="Image of the containers on your cluster or runtime."),
 ]
 Cri = Annotated[
-    str, typer.Option("--cri", metavar="SOCKET", help="Measure sandboxes of the runtime there.")
+    str,
+    typer.Option("--cri", metavar="SOCKET", help="Measure sandboxes of this CRI runtime."),
 ]
 EndPointName = Annotated[
     str,
     typer.Option(
         metavar="first-packet|ready",
-        help="End each start at the gateway's answer to its first packet, or when a pod is Ready.",
+        help="End each start when the gateway has answered its first packet, or a pod is Ready.",
         autocompletion=completion(lambda: _END_POINTS),
     ),
 ]

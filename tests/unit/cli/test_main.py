@@ -14,6 +14,7 @@ from firstlight.cli import main as cli
 from firstlight.cli import options as cli_options
 from firstlight.errors import FirstlightError, Unsupported
 from firstlight.lab import runner
+from firstlight.lab.cni import known
 from firstlight.lab.experiments import Case, Experiment, Options, catalogue
 from firstlight.model import EndPoint
 
@@ -122,13 +123,23 @@ def test_a_call_without_a_handler_is_refused() -> None:
     assert refusal("agile", "invoke", "--rootfs", "/srv").message == "there is no handler to call"
 
 
-def test_a_shell_completes_the_names_of_experiments() -> None:
-    words = {"COMP_WORDS": "firstlight run cni-b", "COMP_CWORD": "2"}
-    done = CliRunner().invoke(
-        cli.app, [], env={"_FIRSTLIGHT_COMPLETE": "complete_bash", **words}, prog_name="firstlight"
-    )
-    expected = [name for name in catalogue.ALL if name.startswith("cni-b")]
-    assert done.stdout.split() == expected
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("firstlight run cni-b", [name for name in catalogue.ALL if name.startswith("cni-b")]),
+        ("firstlight run pod --cni bri", [n for n in known.names() if n.startswith("bri")]),
+        ("firstlight run unikernel-boot --guest pr", ["probe"]),
+        ("firstlight agile po", ["pools"]),
+        ("firstlight agile start --network in", ["internal"]),
+        ("firstlight report --export p", ["perfetto", "parquet"]),
+        ("firstlight guest remove mi", []),
+    ],
+)
+def test_a_shell_completes_verbs_and_names(line: str, completed: list[str], tmp_path: Path) -> None:
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    words |= {"_FIRSTLIGHT_COMPLETE": "complete_bash", "FIRSTLIGHT_GUESTS": str(tmp_path)}
+    done = CliRunner().invoke(cli.app, [], env=words, prog_name="firstlight")
+    assert done.stdout.split() == completed
 
 
 @pytest.mark.parametrize(
