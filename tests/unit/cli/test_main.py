@@ -128,7 +128,7 @@ def test_a_call_without_a_handler_is_refused() -> None:
     [
         ("firstlight run cni-b", [name for name in catalogue.ALL if name.startswith("cni-b")]),
         ("firstlight run pod --cni bri", [n for n in known.names() if n.startswith("bri")]),
-        ("firstlight run unikernel-boot --guest pr", ["probe"]),
+        ("firstlight run unikernel-boot --guest pr", ["probe", "probe-verbose"]),
         ("firstlight agile po", ["pools"]),
         ("firstlight agile start --network in", ["internal"]),
         ("firstlight report --export p", ["perfetto", "parquet"]),
