@@ -1,4 +1,4 @@
-#include "message.h"
+#include "common/message.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -13,7 +13,7 @@ int message_send(int socket, const void *bytes, size_t size, const int *descript
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
 	size_t rights = sizeof(int) * (size_t)count;
 	if (count > MESSAGE_DESCRIPTORS)
-		return errno = EINVAL, -1;
+		return -EINVAL;
 	if (count > 0) {
 		message.msg_control = space;
 		message.msg_controllen = (socklen_t)CMSG_SPACE(rights);
@@ -25,7 +25,7 @@ int message_send(int socket, const void *bytes, size_t size, const int *descript
 	}
 	while (sendmsg(socket, &message, MSG_NOSIGNAL) < 0)
 		if (errno != EINTR)
-			return -1;
+			return -errno;
 	return 0;
 }
 

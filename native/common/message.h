@@ -6,7 +6,7 @@
 
 enum { MESSAGE_DESCRIPTORS = 3, MESSAGE_MAX = 192 * 1024 };
 
-/* Sends one message with at most MESSAGE_DESCRIPTORS descriptors. Returns 0, or -1 with errno. */
+/* Sends one message with at most MESSAGE_DESCRIPTORS descriptors. Returns 0 or a negative errno. */
 int message_send(int socket, const void *bytes, size_t size, const int *descriptors, int count);
 
 /* Whether a message of the agile runtime (src/firstlight/agile/protocol.py) has this type. */

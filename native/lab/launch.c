@@ -4,7 +4,7 @@
  * for the CPU do not make it late. It talks over the socket on the descriptor that its argument
  * names, and answers each request once, when the whole of it is done:
  *
- *   request  struct request, then for each start: struct start, then its strings, each ending in
+ *   request  struct launch_request, then for each start: struct launch_start, then its strings, each ending in
  *            NUL: argv, environment, working directory; or, where argc is 0, what to ask whom for
  *            it: the path of a seqpacket socket, a greeting, the message
  *   RUN      start each at its time; done when each said "firstlight ready" or "firstlight error",
@@ -14,26 +14,28 @@
  *            orphans are killed as well
  *   answer   struct answer, then for each start: struct record, then its output
  *
- * A start whose flag INHERIT is set keeps our standard streams and every
- * descriptor that we were started with; others read from a pipe that ends
- * at STOP and write to one that we read. One that is asked for gets the same streams with the
+ * A start whose flag INHERIT is set keeps our standard streams and every descriptor that we were
+ * started with; others read from a pipe that ends at STOP and write to one that we read. One that is asked for gets the same streams with the
  * message, and its connection is open and greeted before the first start of its batch is due. The
  * answers are those of the agile runtime's protocol: "error", "ended", and others, which are kept as
- * lines "firstlight answer TEXT". When the connection ends, so has the instance. Of more output than fits, what is not "firstlight ..." is
- * dropped, the oldest first. When the socket ends, everything is killed.
- * Stamps are CLOCK_MONOTONIC in ns. Integers are in host order.
+ * lines "firstlight answer TEXT". When the connection ends, so has the instance. Of more output than
+ * fits, what is not "firstlight ..." is dropped, the oldest first. When the socket ends, everything
+ * is killed. Stamps are CLOCK_MONOTONIC in ns. Integers are in host order.
+ *
+ * It is C because a start's lateness is the measurement's error: an interpreter that has to fork a
+ * hundred times, and to read what they print, is late by milliseconds.
  */
-#include "launch_ask.h"
-#include "launch_instance.h"
-#include "launch_text.h"
+#include "common/clock.h"
+#include "common/error.h"
+#include "lab/launch_ask.h"
+#include "lab/launch_instance.h"
+#include "lab/launch_text.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,113 +46,74 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { BATCHES = 64 };
-
-static int control; /* the lab's end of it asks; our number for ours is the lab's choice */
-static const int64_t UNKILLABLE_NS = 10000000000LL;
-
-enum { RUN = 1, STOP = 2 };
-
-struct request {
-	uint32_t verb, batch, count, flags;
-	int64_t begin; /* 0: now */
-	int64_t deadline; /* ns after a start's time, or after STOP */
-	uint64_t bytes; /* of what follows */
-};
-
-struct start {
-	int64_t offset; /* ns after begin */
-	uint32_t argc, envc;
-};
-
-struct answer {
-	uint32_t batch, count;
-};
+enum { BATCHES = 64, ORPHAN_ROUNDS = 1000, ORPHAN_MS = 2 };
+static const int64_t UNKILLABLE_NS = 10 * CLOCK_SECOND;
 
 struct batch {
-	struct instance *instances;
+	struct launch_instance *instances;
 	uint32_t count;
 	int life; /* write end of the batch's standard input */
 	char *strings, **pointers;
 };
 
 static struct batch batches[BATCHES];
-int events = -1;
-static int children = -1;
-
-int64_t now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
+static int control; /* the lab's end of it asks; our number for ours is the lab's choice */
+static int events, children;
+static int has_ended; /* the control socket: nothing is answered any more */
 
 /* Kills whatever is still our child, until nothing is: orphans' orphans come to us as well. */
-static void end(void)
+static void kill_children(void)
 {
-	for (int round = 0; round < 1000; round++) {
+	for (int round = 0; round < ORPHAN_ROUNDS; round++) {
 		FILE *list = fopen("/proc/thread-self/children", "re");
-		int pid, found = 0;
+		int pid, count = 0;
 		while (list && fscanf(list, "%d", &pid) == 1)
-			found = !kill(pid, SIGKILL) || found;
+			count += !kill(pid, SIGKILL);
 		if (list)
-			fclose(list);
-		if (!found)
+			(void)fclose(list);
+		if (!count)
 			return;
 		while (waitpid(-1, NULL, WNOHANG) > 0)
 			;
-		poll(NULL, 0, 2);
+		(void)poll(NULL, 0, ORPHAN_MS);
 	}
 }
 
-void die(const char *what)
-{
-	fprintf(stderr, "launch: %s: %s\n", what, strerror(errno));
-	end();
-	exit(1);
-}
-
-static void *allocate(size_t count, size_t size)
-{
-	void *memory = calloc(count ? count : 1, size);
-	if (!memory)
-		die("calloc");
-	return memory;
-}
-
-/* Returns 0 at the end of the stream. */
-static int receive(void *to, size_t size)
+/* At the end of the stream nothing more is read, and ``has_ended`` is set. */
+static int receive(void *to, size_t size, struct error *error)
 {
 	for (char *at = to; size;) {
 		ssize_t n = read(control, at, size);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && errno != ECONNRESET) /* it left an answer unread */
-			die("read control");
-		if (n <= 0)
+			return error_set(error, errno, "read control");
+		if (n <= 0) {
+			has_ended = 1;
 			return 0;
+		}
 		at += n;
 		size -= (size_t)n;
 	}
-	return 1;
+	return 0;
 }
 
-static void answer(const void *from, size_t size)
+static int answer(const void *from, size_t size, struct error *error)
 {
 	for (const char *at = from; size;) {
 		ssize_t n = send(control, at, size, MSG_NOSIGNAL);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && (errno == EPIPE || errno == ECONNRESET))
-			return; /* the next reading sees the end */
+			return 0; /* the next reading sees the end */
 		if (n < 0)
-			die("write control");
+			return error_set(error, errno, "write control");
 		at += n;
 		size -= (size_t)n;
 	}
+	return 0;
 }
 
 static void be_prompt(void)
@@ -160,19 +123,14 @@ static void be_prompt(void)
 		(void)setpriority(PRIO_PROCESS, 0, -20); /* best effort: lateness is reported */
 }
 
-void watch(int fd, struct instance *instance)
-{
-	struct epoll_event event = {.events = EPOLLIN, .data.ptr = instance};
-	if (epoll_ctl(events, EPOLL_CTL_ADD, fd, &event))
-		die("epoll_ctl");
-}
-
-static struct instance *find(pid_t pid)
+static struct launch_instance *find(pid_t pid)
 {
 	for (struct batch *batch = batches; batch < batches + BATCHES; batch++)
-		for (uint32_t i = 0; i < batch->count; i++)
-			if (batch->instances[i].record.pid == pid && batch->instances[i].record.status == -1)
-				return &batch->instances[i];
+		for (uint32_t i = 0; i < batch->count; i++) {
+			struct launch_instance *instance = &batch->instances[i];
+			if (instance->record.pid == pid && instance->record.status == -1)
+				return instance;
+		}
 	return NULL;
 }
 
@@ -183,89 +141,92 @@ static void reap(void)
 	struct rusage usage;
 	int status;
 	pid_t pid;
-	while (read(children, &info, sizeof(info)) > 0)
+	while (read(children, &info, sizeof info) > 0)
 		;
 	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
-		struct instance *instance = find(pid);
+		struct launch_instance *instance = find(pid);
 		if (instance)
-			instance_exited(instance, status, &usage);
+			launch_instance_exited(instance, status, &usage);
 	}
 }
 
-/* Returns 0 when the control socket has ended. */
-static int serve_events(int64_t until)
+static int serve_events(int64_t until, struct error *error)
 {
 	struct epoll_event ready[64];
-	int64_t left = until - now();
+	int64_t left = until - clock_now();
 	if (left < 0)
 		left = 0;
-	struct timespec timeout = {left / 1000000000LL, left % 1000000000LL};
+	struct timespec timeout = {left / CLOCK_SECOND, left % CLOCK_SECOND};
 	int n = (int)syscall(SYS_epoll_pwait2, events, ready, 64, &timeout, NULL, 0);
 	if (n < 0 && errno != EINTR)
-		die("epoll_pwait2");
-	int open = 1;
+		return error_set(error, errno, "epoll_pwait2");
 	for (int i = 0; i < n; i++) {
 		if (ready[i].data.ptr == &children)
 			reap();
 		else if (ready[i].data.ptr == &events)
-			open = 0; /* only its end is watched, by EPOLLRDHUP */
+			has_ended = 1; /* only its end is watched, by EPOLLRDHUP */
 		else
-			instance_hear(ready[i].data.ptr);
-	}
-	return open;
-}
-
-/* Points argv, environment and directory of each start into the received strings. */
-static int parse(struct batch *batch, const struct request *request)
-{
-	char *at = batch->strings, *stop = at + request->bytes;
-	batch->pointers = allocate(request->bytes + 3 * (size_t)request->count, sizeof(char *));
-	char **pointer = batch->pointers;
-	for (uint32_t i = 0; i < request->count; i++) {
-		struct instance *instance = &batch->instances[i];
-		struct start start;
-		if ((size_t)(stop - at) < sizeof(start))
-			return -1;
-		memcpy(&start, at, sizeof(start));
-		at += sizeof(start);
-		instance->offset = start.offset;
-		instance->text = allocate(OUTPUT_MAX + 1, 1);
-		instance->out = instance->connection = -1;
-		instance->record.status = -1;
-		instance->asks = !start.argc;
-		uint32_t counts[] = {instance->asks ? ASKED : start.argc, start.envc, !instance->asks};
-		char **lists[] = {instance->argv = pointer, instance->envp = pointer + counts[0] + 1,
-				  &instance->cwd};
-		if ((instance->asks && start.envc) ||
-		    counts[0] + (uint64_t)start.envc > request->bytes)
-			return -1;
-		for (int list = 0; list < 3; list++)
-			for (uint32_t j = 0; j < counts[list]; j++) {
-				char *nul = memchr(at, 0, (size_t)(stop - at));
-				if (!nul)
-					return -1;
-				lists[list][j] = at;
-				at = nul + 1;
-			}
-		pointer += counts[0] + start.envc + 2;
+			launch_instance_read(ready[i].data.ptr);
 	}
 	return 0;
 }
 
-static void report(const struct batch *batch, uint32_t number)
+/* Takes ``count`` strings from what was received. */
+static int take_strings(char **at, const char *stop, char **to, uint32_t count)
 {
-	struct answer head = {number, batch->count};
-	answer(&head, sizeof(head));
-	for (uint32_t i = 0; i < batch->count; i++) {
-		answer(&batch->instances[i].record, sizeof(struct record));
-		answer(batch->instances[i].text, batch->instances[i].record.output);
+	for (uint32_t i = 0; i < count; i++) {
+		char *nul = memchr(*at, 0, (size_t)(stop - *at));
+		if (!nul)
+			return -EPROTO;
+		to[i] = *at;
+		*at = nul + 1;
 	}
+	return 0;
 }
 
-static void forget(struct batch *batch)
+/* Points argv, environment and directory of each start into the received strings. */
+static int parse(struct batch *batch, const struct launch_request *request)
+{
+	char *at = batch->strings, *stop = at + request->bytes, **pointer = batch->pointers;
+	for (uint32_t i = 0; i < request->count; i++) {
+		struct launch_instance *instance = &batch->instances[i];
+		struct launch_start start;
+		if ((size_t)(stop - at) < sizeof start)
+			return -EPROTO;
+		memcpy(&start, at, sizeof start);
+		at += sizeof start;
+		instance->asks = !start.argc;
+		uint32_t argc = instance->asks ? ASK_STRINGS : start.argc;
+		if ((instance->asks && start.envc) || (uint64_t)argc + start.envc > request->bytes)
+			return -EPROTO;
+		instance->offset = start.offset;
+		instance->argv = pointer;
+		instance->envp = pointer + argc + 1;
+		pointer += argc + start.envc + 2;
+		if (take_strings(&at, stop, instance->argv, argc) ||
+		    take_strings(&at, stop, instance->envp, start.envc) ||
+		    take_strings(&at, stop, &instance->cwd, !instance->asks))
+			return -EPROTO;
+	}
+	return 0;
+}
+
+static int report(const struct batch *batch, uint32_t number, struct error *error)
+{
+	struct launch_answers head = {number, batch->count};
+	int bad = answer(&head, sizeof head, error);
+	for (uint32_t i = 0; i < batch->count && !bad; i++) {
+		const struct launch_instance *instance = &batch->instances[i];
+		bad = answer(&instance->record, sizeof instance->record, error);
+		bad = bad ? bad : answer(instance->text, instance->record.output, error);
+	}
+	return bad;
+}
+
+static void release(struct batch *batch)
 {
 	for (uint32_t i = 0; i < batch->count; i++)
-		instance_forget(&batch->instances[i]);
+		launch_instance_release(&batch->instances[i]);
 	if (batch->life >= 0)
 		close(batch->life);
 	free(batch->instances);
@@ -275,59 +236,91 @@ static void forget(struct batch *batch)
 }
 
 /* Before any start is due: who asks for starts on this node has a connection open. */
-static void connect_all(struct batch *batch, int64_t until)
+static int connect_all(struct batch *batch, int64_t until, struct error *error)
 {
-	for (struct instance *one = batch->instances; one < batch->instances + batch->count; one++) {
-		if (!one->asks)
+	int bad = 0;
+	for (uint32_t i = 0; i < batch->count && !bad; i++) {
+		struct launch_instance *instance = &batch->instances[i];
+		if (!instance->asks)
 			continue;
-		one->connection = ask_connect(one->argv[SOCKET], one->argv[GREETING], until, control);
-		one->refused = one->connection < 0 ? errno : ECONNRESET;
-		if (one->connection >= 0)
-			watch(one->connection, one);
+		instance->connection = launch_ask_connect(
+			instance->argv[ASK_SOCKET], instance->argv[ASK_GREETING], until, control);
+		instance->refused = instance->connection < 0 ? -instance->connection : ECONNRESET;
+		if (instance->connection >= 0)
+			bad = launch_instance_watch(instance, instance->connection, error);
 	}
+	return bad;
 }
 
-static int run(struct batch *batch, const struct request *request)
+static int prepare(struct batch *batch, const struct launch_request *request, struct error *error)
+{
+	uint64_t pointers = request->bytes + 3 * (uint64_t)request->count + 1;
+	batch->instances = calloc((size_t)request->count + 1, sizeof *batch->instances);
+	batch->strings = calloc(request->bytes + 1, 1);
+	batch->pointers = calloc(pointers, sizeof *batch->pointers);
+	if (!batch->instances || !batch->strings || !batch->pointers)
+		return error_set(error, ENOMEM, "calloc");
+	batch->count = request->count;
+	for (uint32_t i = 0; i < batch->count; i++) {
+		struct launch_instance *instance = &batch->instances[i];
+		*instance = (struct launch_instance){
+			.out = -1, .connection = -1, .events = events, .record.status = -1};
+		instance->text = calloc(LAUNCH_OUTPUT_MAX + 1, 1);
+		if (!instance->text)
+			return error_set(error, ENOMEM, "calloc");
+	}
+	int bad = receive(batch->strings, request->bytes, error);
+	if (!bad && !has_ended && parse(batch, request))
+		bad = error_set(error, EPROTO, "a request that is not of the protocol");
+	return bad;
+}
+
+/* What is next to wait for, and how many started ones are not settled. Marks the expired. */
+static int64_t next_deadline(struct batch *batch, uint32_t started, int64_t deadline,
+			     uint32_t *waiting)
+{
+	int64_t next = INT64_MAX;
+	*waiting = 0;
+	for (uint32_t i = 0; i < started; i++) {
+		struct launch_instance *instance = &batch->instances[i];
+		int64_t until = instance->record.intended + deadline;
+		if (launch_instance_settled(instance))
+			continue;
+		if (until <= clock_now()) {
+			instance->record.expired = 1;
+			continue;
+		}
+		++*waiting;
+		next = until < next ? until : next;
+	}
+	return next;
+}
+
+static int run(struct batch *batch, const struct launch_request *request, struct error *error)
 {
 	int input[2];
-	batch->count = request->count;
-	batch->instances = allocate(request->count, sizeof(struct instance));
-	batch->strings = allocate(request->bytes, 1);
-	if (!receive(batch->strings, request->bytes))
-		return 0;
-	if (parse(batch, request)) {
-		errno = EPROTO;
-		die("a request that is not of the protocol");
-	}
+	int bad = prepare(batch, request, error);
+	if (bad || has_ended)
+		return bad;
 	/* A traced command's daemons are its user's; a measured start's orphans are ours to end. */
-	if (pipe2(input, O_CLOEXEC) || prctl(PR_SET_CHILD_SUBREAPER, !(request->flags & INHERIT)))
-		die("pipe2");
+	if (pipe2(input, O_CLOEXEC) ||
+	    prctl(PR_SET_CHILD_SUBREAPER, !(request->flags & LAUNCH_INHERIT)))
+		return error_set(error, errno, "pipe2");
 	batch->life = input[1];
-	connect_all(batch, now() + request->deadline);
-	int sequential = request->flags & SEQUENTIAL, open = 1;
-	int64_t begin = request->begin ? request->begin : now();
-	uint32_t started = 0;
-	while (open) {
-		int64_t next = INT64_MAX;
-		uint32_t waiting = 0;
-		for (uint32_t i = 0; i < started; i++) {
-			struct instance *instance = &batch->instances[i];
-			if (instance_settled(instance))
-				continue;
-			int64_t deadline = instance->record.intended + request->deadline;
-			if (deadline <= now()) {
-				instance->record.expired = 1;
-				continue;
-			}
-			waiting++;
-			next = deadline < next ? deadline : next;
-		}
-		if (started < request->count && !(sequential && waiting)) {
-			struct instance *instance = &batch->instances[started];
-			int64_t due = sequential && started ? now() : begin + instance->offset;
-			if (due <= now()) {
+	bad = connect_all(batch, clock_now() + request->deadline, error);
+	int is_sequence = request->flags & LAUNCH_SEQUENTIAL;
+	int64_t begin = request->begin ? request->begin : clock_now();
+	uint32_t started = 0, waiting;
+	while (!bad && !has_ended) {
+		int64_t next = next_deadline(batch, started, request->deadline, &waiting);
+		if (started < request->count && !(is_sequence && waiting)) {
+			struct launch_instance *instance = &batch->instances[started];
+			int64_t due = is_sequence && started ? clock_now()
+							     : begin + instance->offset;
+			if (due <= clock_now()) {
 				instance->record.intended = due;
-				instance_start(instance, input[0], request->flags);
+				bad = launch_instance_start(instance, input[0], request->flags,
+							    error);
 				started++;
 				continue;
 			}
@@ -335,12 +328,10 @@ static int run(struct batch *batch, const struct request *request)
 		} else if (!waiting) {
 			break;
 		}
-		open = serve_events(next);
+		bad = serve_events(next, error);
 	}
 	close(input[0]);
-	if (open)
-		report(batch, request->batch);
-	return open;
+	return bad || has_ended ? bad : report(batch, request->batch, error);
 }
 
 static int is_last(const struct batch *batch)
@@ -351,74 +342,92 @@ static int is_last(const struct batch *batch)
 	return 1;
 }
 
-static int stop(struct batch *batch, const struct request *request)
+static int is_alive(const struct batch *batch)
 {
-	int64_t until = now() + request->deadline;
-	int open = 1, alive = 1, killed = 0;
+	for (uint32_t i = 0; i < batch->count; i++)
+		if (batch->instances[i].record.status == -1)
+			return 1;
+	return 0;
+}
+
+static int stop(struct batch *batch, const struct launch_request *request, struct error *error)
+{
+	int64_t until = clock_now() + request->deadline;
+	int bad = 0, has_killed = 0;
 	if (batch->life >= 0)
 		close(batch->life);
 	batch->life = -1;
 	for (uint32_t i = 0; i < batch->count; i++)
 		if (batch->instances[i].record.expired)
-			instance_kill(&batch->instances[i], request->flags);
-	while (open && alive) {
-		alive = 0;
-		for (uint32_t i = 0; i < batch->count; i++)
-			alive |= batch->instances[i].record.status == -1;
-		if (alive && now() >= until) {
-			for (uint32_t i = 0; i < batch->count; i++)
-				instance_kill(&batch->instances[i], request->flags);
-			if (killed)
+			launch_instance_kill(&batch->instances[i], request->flags);
+	while (!bad && !has_ended && is_alive(batch)) {
+		if (clock_now() >= until) {
+			if (has_killed)
 				break; /* stuck in the kernel: reported as alive */
-			killed = 1;
-			until = now() + UNKILLABLE_NS;
+			for (uint32_t i = 0; i < batch->count; i++)
+				launch_instance_kill(&batch->instances[i], request->flags);
+			has_killed = 1;
+			until = clock_now() + UNKILLABLE_NS;
 		}
-		if (alive)
-			open = serve_events(until);
+		bad = serve_events(until, error);
 	}
-	if (open && is_last(batch))
-		end(); /* orphans */
-	if (open)
-		report(batch, request->batch);
-	forget(batch);
-	return open;
+	if (!bad && !has_ended && is_last(batch))
+		kill_children(); /* orphans */
+	if (!bad && !has_ended)
+		bad = report(batch, request->batch, error);
+	release(batch);
+	return bad;
 }
 
-int main(int argc, char **argv)
+static int set_up(int argc, char **argv, struct error *error)
 {
-	sigset_t child;
-	struct request request;
-	for (int i = 0; i < BATCHES; i++)
-		batches[i].life = -1;
+	sigset_t blocked, child;
 	control = argc == 2 ? (int)strtol(argv[1], NULL, 10) : -1;
 	if (fcntl(control, F_SETFD, FD_CLOEXEC))
-		die("control socket, the only argument");
-	sigemptyset(&child);
-	sigaddset(&child, SIGCHLD);
-	sigaddset(&child, SIGINT); /* Ctrl-C is for the lab to handle, in order */
-	sigaddset(&child, SIGTERM);
-	sigprocmask(SIG_BLOCK, &child, NULL);
+		return error_set(error, errno, "control socket, the only argument");
+	sigemptyset(&blocked);
+	sigaddset(&blocked, SIGCHLD);
+	sigaddset(&blocked, SIGINT); /* Ctrl-C is for the lab to handle, in order */
+	sigaddset(&blocked, SIGTERM);
 	sigemptyset(&child);
 	sigaddset(&child, SIGCHLD);
 	children = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
 	events = epoll_create1(EPOLL_CLOEXEC);
-	if (children < 0 || events < 0)
-		die("set up");
+	if (sigprocmask(SIG_BLOCK, &blocked, NULL) || children < 0 || events < 0)
+		return error_set(error, errno, "set up");
 	struct epoll_event on_child = {.events = EPOLLIN, .data.ptr = &children};
 	struct epoll_event on_end = {.events = EPOLLRDHUP, .data.ptr = &events};
 	if (epoll_ctl(events, EPOLL_CTL_ADD, children, &on_child) ||
 	    epoll_ctl(events, EPOLL_CTL_ADD, control, &on_end))
-		die("epoll_ctl");
+		return error_set(error, errno, "epoll_ctl");
 	be_prompt();
-	allow_files();
-	while (receive(&request, sizeof(request))) {
-		struct batch *batch = &batches[request.batch % BATCHES];
-		int free_slot = !batch->instances;
-		if (request.verb == RUN && free_slot ? !run(batch, &request)
-		    : request.verb == STOP	     ? !stop(batch, &request)
-						     : (errno = EPROTO, die("request"), 1))
-			break;
-	}
-	end();
-	return 0;
+	return launch_instance_allow_files(error);
+}
+
+static int serve_request(struct error *error)
+{
+	struct launch_request request;
+	int bad = receive(&request, sizeof request, error);
+	if (bad || has_ended)
+		return bad;
+	struct batch *batch = &batches[request.batch % BATCHES];
+	if (request.verb == LAUNCH_RUN && !batch->instances)
+		return run(batch, &request, error);
+	if (request.verb == LAUNCH_STOP)
+		return stop(batch, &request, error);
+	return error_set(error, EPROTO, "request");
+}
+
+int main(int argc, char **argv)
+{
+	struct error error = {0};
+	for (int i = 0; i < BATCHES; i++)
+		batches[i].life = -1;
+	int bad = set_up(argc, argv, &error);
+	while (!bad && !has_ended)
+		bad = serve_request(&error);
+	if (bad)
+		fprintf(stderr, "launch: %s\n", error.text);
+	kill_children();
+	return bad ? 1 : 0;
 }

@@ -4,16 +4,16 @@
 
 #include <stdint.h>
 
-/* Connects to the seqpacket socket at a path, says the greeting, and waits for its answer, which
+/* Connects to the seqpacket socket at a path, sends the greeting, and waits for its answer, which
  * shows that the other side serves the connection. Gives up at `until`, or when `control` ends.
- * Returns the connection, which does not block, or -1 with errno. */
-int ask_connect(const char *path, const char *greeting, int64_t until, int control);
+ * Returns the connection, which does not block, or a negative errno. */
+int launch_ask_connect(const char *path, const char *greeting, int64_t until, int control);
 
-enum heard { HEARD_NOTHING, HEARD_ANSWER, HEARD_RESULT, HEARD_ERROR, HEARD_END, HEARD_LAST };
+enum launch_answer { ASK_NOTHING, ASK_ANSWER, ASK_RESULT, ASK_ERROR, ASK_END, ASK_CLOSED };
 
 /* The next message, if there is one, in text, of at most size bytes with its NUL: the answer to
  * the request, what a handler returned, its error, the end of the instance, or that the connection
  * has ended. */
-enum heard ask_hear(int connection, char *text, int size);
+enum launch_answer launch_ask_read(int connection, char *text, int size);
 
 #endif

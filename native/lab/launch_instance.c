@@ -1,7 +1,9 @@
-#include "launch_instance.h"
-#include "launch_ask.h"
-#include "launch_text.h"
+#include "lab/launch_instance.h"
+
+#include "common/clock.h"
 #include "common/message.h"
+#include "lab/launch_ask.h"
+#include "lab/launch_text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,22 +19,31 @@ enum { READS = 32, ANSWER_MAX = 8192 };
 
 static struct rlimit given_files;
 
-void allow_files(void)
+int launch_instance_allow_files(struct error *error)
 {
-	if (getrlimit(RLIMIT_NOFILE, &given_files) ||
-	    setrlimit(RLIMIT_NOFILE, &(struct rlimit){given_files.rlim_max, given_files.rlim_max}))
-		die("limit of open files");
+	if (!getrlimit(RLIMIT_NOFILE, &given_files) &&
+	    !setrlimit(RLIMIT_NOFILE, &(struct rlimit){given_files.rlim_max, given_files.rlim_max}))
+		return 0;
+	return error_set(error, errno, "limit of open files");
+}
+
+int launch_instance_watch(struct launch_instance *instance, int file, struct error *error)
+{
+	struct epoll_event event = {.events = EPOLLIN, .data.ptr = instance};
+	if (!epoll_ctl(instance->events, EPOLL_CTL_ADD, file, &event))
+		return 0;
+	return error_set(error, errno, "epoll_ctl");
 }
 
 /* Between fork and exec; standard error is already the instance's own. */
-static void execute(const struct instance *instance, const int streams[2], uint32_t flags)
+_Noreturn static void execute(const struct launch_instance *instance, const int streams[2], uint32_t flags)
 {
 	sigset_t none;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	setpriority(PRIO_PROCESS, 0, 0);
 	setrlimit(RLIMIT_NOFILE, &given_files);
-	if (!(flags & INHERIT)) {
+	if (!(flags & LAUNCH_INHERIT)) {
 		setsid();
 		if (dup2(streams[0], 0) < 0 || dup2(streams[1], 1) < 0 || dup2(streams[1], 2) < 0)
 			_exit(127);
@@ -45,134 +56,144 @@ static void execute(const struct instance *instance, const int streams[2], uint3
 }
 
 /* Adds one of our own lines to what an instance said. */
-static void note(struct instance *instance, const char *word, const char *text)
+static void note(struct launch_instance *instance, const char *word, const char *text)
 {
-	struct record *record = &instance->record;
+	struct launch_record *record = &instance->record;
 	size_t room = strlen(word) + strlen(text) + sizeof "firstlight  \n";
-	if (record->output + room > OUTPUT_MAX)
-		record->output = (uint32_t)text_make_room(instance->text, record->output);
-	if (record->output + room > OUTPUT_MAX)
+	if (record->output + room > LAUNCH_OUTPUT_MAX)
+		record->output = (uint32_t)launch_text_make_room(instance->text, record->output);
+	if (record->output + room > LAUNCH_OUTPUT_MAX)
 		return;
 	const char *line = record->output && instance->text[record->output - 1] != '\n' ? "\n" : "";
 	record->output += (uint32_t)sprintf(instance->text + record->output, "%sfirstlight %s %s\n",
 					    line, word, text);
 }
 
-static void stop_hearing(int *file)
+static void stop_reading(const struct launch_instance *instance, int *file)
 {
 	if (*file >= 0) {
-		epoll_ctl(events, EPOLL_CTL_DEL, *file, NULL); /* a fork may hold it for now */
+		/* a fork may hold it for now */
+		(void)epoll_ctl(instance->events, EPOLL_CTL_DEL, *file, NULL);
 		close(*file);
 	}
 	*file = -1;
 }
 
 /* Ends a start that was asked for; status is as waitpid gives it. */
-static void end_asked(struct instance *instance, int status)
+static void end_asked(struct launch_instance *instance, int status)
 {
-	stop_hearing(&instance->connection);
+	stop_reading(instance, &instance->connection);
 	instance->record.status = status;
-	instance->record.exited = now();
+	instance->record.exited = clock_now();
 }
 
-static void cannot_ask(struct instance *instance, const char *what, int error)
+static void cannot_ask(struct launch_instance *instance, const char *what, int error)
 {
 	char text[256];
-	snprintf(text, sizeof text, "%s %.128s: %s", what, instance->argv[SOCKET], strerror(error));
+	snprintf(text, sizeof text, "%s %.128s: %s", what, instance->argv[ASK_SOCKET], strerror(error));
 	note(instance, "error", text);
-	instance->record.seen = now();
+	instance->record.seen = clock_now();
 	end_asked(instance, 127 << 8);
 }
 
-static void ask(struct instance *instance, const int streams[2])
+static void ask(struct launch_instance *instance, const int streams[2])
 {
-	const char *message = instance->argv[MESSAGE];
-	instance->record.spawned = now();
-	if (instance->connection < 0)
+	const char *message = instance->argv[ASK_MESSAGE];
+	int files[] = {streams[0], streams[1], streams[1]};
+	instance->record.spawned = clock_now();
+	if (instance->connection < 0) {
 		cannot_ask(instance, "reach", instance->refused);
-	else if (message_send(instance->connection, message, strlen(message),
-			      (int[]){streams[0], streams[1], streams[1]}, 3))
-		cannot_ask(instance, "ask", errno);
+		return;
+	}
+	int bad = message_send(instance->connection, message, strlen(message), files, 3);
+	if (bad)
+		cannot_ask(instance, "ask", -bad);
 }
 
-static void spawn(struct instance *instance, const int streams[2], uint32_t flags)
+static int spawn(struct launch_instance *instance, const int streams[2], uint32_t flags,
+		 struct error *error)
 {
-	instance->record.spawned = now();
+	instance->record.spawned = clock_now();
 	pid_t pid = fork();
 	if (pid < 0)
-		die("fork");
+		return error_set(error, errno, "fork");
 	if (pid == 0)
 		execute(instance, streams, flags);
 	instance->record.pid = pid;
+	return 0;
 }
 
-void instance_start(struct instance *instance, int input, uint32_t flags)
+int launch_instance_start(struct launch_instance *instance, int input, uint32_t flags,
+			  struct error *error)
 {
-	int out[2] = {-1, STDOUT_FILENO};
-	if (!(flags & INHERIT) && pipe2(out, O_CLOEXEC))
-		die("pipe2");
+	int out[2] = {-1, STDOUT_FILENO}, bad = 0;
+	if (!(flags & LAUNCH_INHERIT) && pipe2(out, O_CLOEXEC))
+		return error_set(error, errno, "pipe2");
 	if (instance->asks)
-		ask(instance, (int[]){flags & INHERIT ? STDIN_FILENO : input, out[1]});
+		ask(instance, (int[]){flags & LAUNCH_INHERIT ? STDIN_FILENO : input, out[1]});
 	else
-		spawn(instance, (int[]){input, out[1]}, flags);
+		bad = spawn(instance, (int[]){input, out[1]}, flags, error);
 	instance->out = out[0];
-	if (out[0] >= 0) {
-		close(out[1]);
-		fcntl(out[0], F_SETFL, O_NONBLOCK);
-		watch(out[0], instance);
-	}
+	if (out[0] < 0)
+		return bad;
+	close(out[1]);
+	if (!bad && fcntl(out[0], F_SETFL, O_NONBLOCK))
+		bad = error_set(error, errno, "fcntl");
+	return bad ? bad : launch_instance_watch(instance, out[0], error);
 }
 
 /* A pipe's worth at a time: one that never ceases must not keep the others waiting. */
-static void hear(struct instance *instance)
+static void read_output(struct launch_instance *instance)
 {
-	struct record *record = &instance->record;
+	struct launch_record *record = &instance->record;
 	for (int reads = 0; reads < READS; reads++) {
-		if (record->output == OUTPUT_MAX)
-			record->output = (uint32_t)text_make_room(instance->text, record->output);
-		ssize_t n = read(instance->out, instance->text + record->output, OUTPUT_MAX - record->output);
+		if (record->output == LAUNCH_OUTPUT_MAX)
+			record->output = (uint32_t)launch_text_make_room(instance->text, record->output);
+		ssize_t n = read(instance->out, instance->text + record->output, LAUNCH_OUTPUT_MAX - record->output);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && errno == EAGAIN)
 			return;
 		if (n <= 0) {
-			stop_hearing(&instance->out);
+			stop_reading(instance, &instance->out);
 			return;
 		}
 		record->output += (uint32_t)n;
-		if (!record->seen && text_has_spoken(instance->text, record->output))
-			record->seen = now();
+		if (!record->seen && launch_text_has_spoken(instance->text, record->output))
+			record->seen = clock_now();
 	}
 }
 
-/* What is said on the connection of a start that was asked for. */
-static void listen_to(struct instance *instance)
+/* What comes in on the connection of a start that was asked for. */
+static void read_answers(struct launch_instance *instance)
 {
 	char text[ANSWER_MAX];
-	struct record *record = &instance->record;
+	struct launch_record *record = &instance->record;
 	while (instance->connection >= 0) {
-		enum heard heard = ask_hear(instance->connection, text, sizeof text);
-		switch (heard) {
-		case HEARD_NOTHING:
+		enum launch_answer answer =
+			launch_ask_read(instance->connection, text, sizeof text);
+		switch (answer) {
+		case ASK_NOTHING:
 			return;
-		case HEARD_ANSWER:
+		case ASK_ANSWER:
 			instance->answered = 1;
 			note(instance, "answer", text);
 			break;
-		case HEARD_RESULT: /* its instance has ended with it */
-		case HEARD_ERROR:
+		case ASK_RESULT: /* its instance has ended with it */
+		case ASK_ERROR:
 			note(instance, "answer", text);
-			record->seen = record->seen ? record->seen : now();
-			end_asked(instance, heard == HEARD_ERROR ? 1 << 8 : 0);
+			record->seen = record->seen ? record->seen : clock_now();
+			end_asked(instance, answer == ASK_ERROR ? 1 << 8 : 0);
 			break;
-		case HEARD_END: {
+		case ASK_END: {
 			int killed = (int)message_number(text, "signal");
 			record->user = message_number(text, "user_ns");
 			record->system = message_number(text, "system_ns");
-			end_asked(instance, killed ? killed : (int)message_number(text, "status") << 8);
+			end_asked(instance,
+				  killed ? killed : (int)message_number(text, "status") << 8);
 			break;
 		}
-		case HEARD_LAST:
+		case ASK_CLOSED:
 			if (record->spawned && !record->seen && !record->expired)
 				cannot_ask(instance, "hear", ECONNRESET);
 			else
@@ -180,15 +201,15 @@ static void listen_to(struct instance *instance)
 		}
 	}
 	if (instance->out >= 0)
-		hear(instance);
+		read_output(instance);
 }
 
-void instance_hear(struct instance *instance)
+void launch_instance_read(struct launch_instance *instance)
 {
 	if (instance->out >= 0)
-		hear(instance);
+		read_output(instance);
 	if (instance->connection >= 0)
-		listen_to(instance);
+		read_answers(instance);
 }
 
 static int64_t nanoseconds(struct timeval t)
@@ -196,34 +217,34 @@ static int64_t nanoseconds(struct timeval t)
 	return t.tv_sec * 1000000000LL + t.tv_usec * 1000LL;
 }
 
-void instance_exited(struct instance *instance, int status, const struct rusage *usage)
+void launch_instance_exited(struct launch_instance *instance, int status, const struct rusage *usage)
 {
-	instance->record.exited = now();
+	instance->record.exited = clock_now();
 	instance->record.status = status;
 	instance->record.user = nanoseconds(usage->ru_utime);
 	instance->record.system = nanoseconds(usage->ru_stime);
 	if (instance->out >= 0)
-		hear(instance);
+		read_output(instance);
 }
 
-int instance_settled(const struct instance *instance)
+int launch_instance_settled(const struct launch_instance *instance)
 {
 	return instance->record.status != -1 ||
 	       (instance->record.seen && (!instance->asks || instance->answered));
 }
 
-void instance_kill(struct instance *instance, uint32_t flags)
+void launch_instance_kill(struct launch_instance *instance, uint32_t flags)
 {
 	if (instance->connection >= 0)
-		shutdown(instance->connection, SHUT_WR); /* what was asked ends it, and tells */
+		(void)shutdown(instance->connection, SHUT_WR); /* what was asked ends it, and tells */
 	if (instance->record.status != -1 || instance->record.pid <= 0)
 		return;
-	kill(flags & INHERIT ? instance->record.pid : -instance->record.pid, SIGKILL);
+	kill(flags & LAUNCH_INHERIT ? instance->record.pid : -instance->record.pid, SIGKILL);
 }
 
-void instance_forget(struct instance *instance)
+void launch_instance_release(struct launch_instance *instance)
 {
-	stop_hearing(&instance->out);
-	stop_hearing(&instance->connection);
+	stop_reading(instance, &instance->out);
+	stop_reading(instance, &instance->connection);
 	free(instance->text);
 }

@@ -1,43 +1,40 @@
-/* One start, executed or asked for, and what it says. */
+/* One start, executed or asked for, and what it prints.
+ *
+ * Functions return 0, or a negative errno with the error.
+ */
 #ifndef FIRSTLIGHT_LAUNCH_INSTANCE_H
 #define FIRSTLIGHT_LAUNCH_INSTANCE_H
 
-#include <stdint.h>
+#include "common/error.h"
+#include "lab/launch_records.h"
+
 #include <sys/resource.h>
 
-enum { SEQUENTIAL = 1, INHERIT = 2 }; /* flags of a request */
-enum { SOCKET, GREETING, MESSAGE, ASKED }; /* what argv is of one that is asked for */
+enum { ASK_SOCKET, ASK_GREETING, ASK_MESSAGE, ASK_STRINGS }; /* what argv is of one asked for */
 
-struct record {
-	int64_t intended, spawned, seen, exited;
-	int64_t user, system;
-	int32_t pid, status; /* status: as waitpid gives it, -1 while alive */
-	uint32_t expired, output;
-};
-
-struct instance {
-	struct record record;
+struct launch_instance {
+	struct launch_record record;
 	char **argv, **envp, *cwd;
 	int64_t offset;
+	int events; /* the epoll that watches it; data.ptr is the instance */
 	int out;
 	int asks, connection; /* instead of executing; argv is what to ask */
 	int answered, refused; /* refused: errno of the connection */
 	char *text;
 };
 
-extern int events; /* epoll; data.ptr is the instance */
-
-int64_t now(void);
-void watch(int fd, struct instance *instance);
-_Noreturn void die(const char *what);
+/* Watches a descriptor of the instance. */
+int launch_instance_watch(struct launch_instance *instance, int file, struct error *error);
 
 /* A start takes up to two open files of ours. What is executed has the limit that we were given. */
-void allow_files(void);
-void instance_start(struct instance *instance, int input, uint32_t flags);
-void instance_hear(struct instance *instance);
-void instance_exited(struct instance *instance, int status, const struct rusage *usage);
-int instance_settled(const struct instance *instance);
-void instance_kill(struct instance *instance, uint32_t flags);
-void instance_forget(struct instance *instance);
+int launch_instance_allow_files(struct error *error);
+int launch_instance_start(struct launch_instance *instance, int input, uint32_t flags,
+			  struct error *error);
+void launch_instance_read(struct launch_instance *instance);
+void launch_instance_exited(struct launch_instance *instance, int status,
+			    const struct rusage *usage);
+int launch_instance_settled(const struct launch_instance *instance);
+void launch_instance_kill(struct launch_instance *instance, uint32_t flags);
+void launch_instance_release(struct launch_instance *instance);
 
 #endif

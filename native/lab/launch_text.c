@@ -1,4 +1,4 @@
-#include "launch_text.h"
+#include "lab/launch_text.h"
 
 #include <string.h>
 
@@ -14,7 +14,7 @@ static int starts_with(const char *text, size_t size, const char *word)
 	return size >= strlen(word) && !memcmp(text, word, strlen(word));
 }
 
-int text_has_spoken(const char *text, size_t size)
+int launch_text_has_spoken(const char *text, size_t size)
 {
 	for (size_t length; size; text += length, size -= length) {
 		length = line_length(text, size);
@@ -25,16 +25,16 @@ int text_has_spoken(const char *text, size_t size)
 	return 0;
 }
 
-size_t text_make_room(char *text, size_t size)
+size_t launch_text_make_room(char *text, size_t size)
 {
 	size_t kept = 0, length;
 	for (size_t at = 0; at < size; at += length) {
 		length = line_length(text + at, size - at);
-		if (text[at + length - 1] == '\n' && at - kept < OUTPUT_MAX / 2 &&
+		if (text[at + length - 1] == '\n' && at - kept < LAUNCH_OUTPUT_MAX / 2 &&
 		    !starts_with(text + at, length, "firstlight "))
 			continue;
 		memmove(text + kept, text + at, length);
 		kept += length;
 	}
-	return kept < OUTPUT_MAX ? kept : OUTPUT_MAX / 2;
+	return kept < LAUNCH_OUTPUT_MAX ? kept : LAUNCH_OUTPUT_MAX / 2;
 }

@@ -2,6 +2,7 @@
  *
  * A resolver of an indirect function runs amid relocation, and this one waits. What the linker
  * then counts (LD_DEBUG=statistics) tells what its unit is: glibc 2.36 prints a tenth of its ticks.
+ * It is C because it must run before anything is linked.
  */
 #include <sys/syscall.h>
 #include <time.h>
@@ -9,7 +10,7 @@
 enum { SPIN_NS = 20000000 };
 
 /* Nothing is relocated yet: no function of the C library can be called. */
-static long now(void)
+static long read_clock(void)
 {
 	struct timespec t;
 	long result;
@@ -27,8 +28,8 @@ static int nothing(void)
 
 static int (*resolve(void))(void)
 {
-	long end = now() + SPIN_NS;
-	while (now() < end)
+	long end = read_clock() + SPIN_NS;
+	while (read_clock() < end)
 		;
 	return nothing;
 }

@@ -6,104 +6,106 @@
  * To connect to the seqpacket SOCKET is to ask: the answer is a network namespace's descriptor, or a
  * text that says why there is none. PATH becomes a link to it, for who wants a path. The namespace
  * is ours until we end. What is said is the protocol of backends/__init__.py.
+ *
+ * It is C because all of it lies inside a timed start.
  */
-#include <errno.h>
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "common/error.h"
+
 #include <spawn.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
 enum { TEXT_MAX = 256 };
-
-extern char **environ;
-
-static int64_t now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
-}
-
-static int fail(const char *what, const char *why)
-{
-	printf("firstlight error %s: %s\n", what, why);
-	return 1;
-}
 
 static int connect_to(const char *path)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	if (strlen(path) >= sizeof address.sun_path)
-		return errno = ENAMETOOLONG, -1;
+		return -ENAMETOOLONG;
 	memcpy(address.sun_path, path, strlen(path) + 1);
-	int pool = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	if (pool >= 0 && connect(pool, (struct sockaddr *)&address, sizeof address)) {
-		int wrong = errno;
-		close(pool);
-		return errno = wrong, -1;
-	}
-	return pool;
+	int pool FILE_SCOPE = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (pool < 0 || connect(pool, (struct sockaddr *)&address, sizeof address))
+		return -errno;
+	int connected = pool;
+	pool = -1;
+	return connected;
 }
 
-/* The namespace's descriptor; -1 with the pool's words, or with none and errno. */
-static int receive(int pool, char text[TEXT_MAX])
+/* The namespace's descriptor; with an error, the pool's words if it gave any. */
+static int receive(int pool, struct error *error)
 {
 	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int))] = {0};
-	struct iovec part = {text, TEXT_MAX - 1};
-	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space,
+	char text[TEXT_MAX];
+	struct iovec part = {text, sizeof text - 1};
+	struct msghdr message = {.msg_iov = &part,
+				 .msg_iovlen = 1,
+				 .msg_control = space,
 				 .msg_controllen = sizeof space};
-	int network = -1;
+	int network;
 	ssize_t size;
 	while ((size = recvmsg(pool, &message, MSG_CMSG_CLOEXEC)) < 0 && errno == EINTR)
 		;
-	text[size > 0 ? size : 0] = 0;
-	if (size == 0)
-		errno = ECONNRESET;
-	struct cmsghdr *rights = size > 0 ? CMSG_FIRSTHDR(&message) : NULL;
-	if (rights && rights->cmsg_type == SCM_RIGHTS)
-		memcpy(&network, CMSG_DATA(rights), sizeof network);
+	if (size <= 0)
+		return error_set(error, size ? errno : ECONNRESET, "take a network");
+	text[size] = 0;
+	struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+	if (!rights || rights->cmsg_type != SCM_RIGHTS)
+		return error_set(error, 0, "take a network: %s", text);
+	memcpy(&network, CMSG_DATA(rights), sizeof network);
 	return network;
 }
 
-static int run(char **argv)
+static int run(char **argv, struct error *error)
 {
 	pid_t pid;
 	int status;
-	char text[64];
 	int wrong = posix_spawn(&pid, argv[0], NULL, NULL, argv, environ);
 	if (wrong)
-		return fail(argv[0], strerror(wrong));
+		return error_set(error, wrong, "%s", argv[0]);
 	while (waitpid(pid, &status, 0) < 0)
 		if (errno != EINTR)
-			return fail("waitpid", strerror(errno));
-	snprintf(text, sizeof text, WIFSIGNALED(status) ? "killed by signal %d" : "ended with status %d",
-		 WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
-	return status ? fail(argv[0], text) : 0;
+			return error_set(error, errno, "waitpid");
+	if (WIFSIGNALED(status))
+		return error_set(error, 0, "%s: killed by signal %d", argv[0], WTERMSIG(status));
+	if (!status)
+		return 0;
+	return error_set(error, 0, "%s: ended with status %d", argv[0], WEXITSTATUS(status));
+}
+
+static int take_and_run(char **argv, struct error *error)
+{
+	char path[64];
+	int64_t start = clock_now();
+	int pool FILE_SCOPE = connect_to(argv[1]);
+	if (pool < 0)
+		return error_set(error, -pool, "take a network");
+	int network FILE_SCOPE = receive(pool, error);
+	if (network < 0)
+		return network;
+	snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)getpid(), network);
+	if (symlink(path, argv[2]))
+		return error_set(error, errno, "%s", argv[2]);
+	printf("firstlight step pool.take %jd %jd\n", (intmax_t)start, (intmax_t)clock_now());
+	fflush(stdout);
+	int bad = run(argv + 3, error);
+	(void)unlink(argv[2]);
+	return bad;
 }
 
 int main(int argc, char **argv)
 {
-	char text[TEXT_MAX] = "", path[64];
+	struct error error = {0};
 	if (argc < 4) {
 		fputs("usage: pooled SOCKET PATH COMMAND [ARG...]\n", stderr);
 		return 2;
 	}
-	int64_t start = now();
-	int pool = connect_to(argv[1]);
-	int network = pool < 0 ? -1 : receive(pool, text);
-	if (network < 0)
-		return fail("take a network", *text ? text : strerror(errno));
-	snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)getpid(), network);
-	if (symlink(path, argv[2]))
-		return fail(argv[2], strerror(errno));
-	printf("firstlight step pool.take %jd %jd\n", (intmax_t)start, (intmax_t)now());
-	fflush(stdout);
-	int bad = run(argv + 3);
-	unlink(argv[2]);
-	return bad;
+	if (!take_and_run(argv, &error))
+		return 0;
+	error_print(&error);
+	return 1;
 }

@@ -5,11 +5,13 @@
  * by name.
  *
  * PLAIN: numbers only. SPACES: likewise, and it may make namespaces. PATHn: argument n is a path.
- * MOUNT: target and type. FD: argument 0 is a descriptor. SEND, SENDMSG: a descriptor, and the message if it is a netlink socket. ADDRESS: a
- * descriptor and a socket address. CLONE3: a struct whose first word holds the
- * flags. WORD1: the 32-bit word at argument 1. ASLEEP and PARKED are ignored, too: what they wait
- * for is known without a look at the stack, which costs more than all else.
+ * MOUNT: target and type. FD: argument 0 is a descriptor. SEND, SENDMSG: a descriptor, and the
+ * message if it is a netlink socket. ADDRESS: a descriptor and a socket address. CLONE3: a struct
+ * whose first word holds the flags. WORD1: the 32-bit word at argument 1. ASLEEP and PARKED are
+ * ignored, too: what they wait for is known without a look at the stack, which costs more than all
+ * else.
  */
+/* clang-format off */
 #ifndef FIRSTLIGHT_CALLS_H
 #define FIRSTLIGHT_CALLS_H
 
@@ -48,7 +50,8 @@ enum take { IGNORE, PLAIN, SPACES, PATH0, PATH1, MOUNT, FD, SEND, SENDMSG, ADDRE
 	CALL(recvfrom, FD) CALL(recvmsg, FD) CALL(recvmmsg, FD) CALL(sendmmsg, FD) \
 	CALL(bpf, WORD1) CALL(perf_event_open, PLAIN) CALL(init_module, PLAIN) \
 	CALL(finit_module, PLAIN) CALL(wait4, PLAIN) CALL(waitid, PLAIN) \
-	CALL(rt_sigaction, PLAIN) CALL(rt_sigprocmask, PLAIN) CALL(kill, PLAIN) CALL(pidfd_open, PLAIN) CALL(pidfd_send_signal, FD) CALL(tgkill, PLAIN) \
+	CALL(rt_sigaction, PLAIN) CALL(rt_sigprocmask, PLAIN) CALL(kill, PLAIN) CALL(pidfd_open, PLAIN) \
+	CALL(pidfd_send_signal, FD) CALL(tgkill, PLAIN) \
 	CALL(close_range, PLAIN) CALL(landlock_restrict_self, PLAIN)
 
 #if defined(__x86_64__)

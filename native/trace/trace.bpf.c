@@ -21,8 +21,8 @@ enum { BPF_RB_NO_WAKEUP = 1, BPF_RB_FORCE_WAKEUP = 2, BPF_F_FAST_STACK_CMP = 1 <
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 
-#include "calls.h"
-#include "trace.h"
+#include "trace/calls.h"
+#include "trace/trace.h"
 
 #define KERNEL __attribute__((preserve_access_index))
 

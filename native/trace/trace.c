@@ -21,8 +21,14 @@
  *       forget PID     no more
  *
  * The ring buffer is drained every DRAIN_MS, without wake-ups from the kernel; but for "--watch",
- * where an execution wakes us.
+ * where an execution wakes us. It is C because the kernel fills the ring faster than an interpreter can
+ * empty it, and what does not fit is lost.
  */
+#include "common/clock.h"
+#include "common/error.h"
+#include "trace/calls.h"
+#include "trace/trace.h"
+
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <dirent.h>
@@ -36,11 +42,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
-
-#include "calls.h"
-#include "trace.h"
 
 enum { DRAIN_MS = 20, PROGRAMS = 16 };
 enum { LINGER_NS = 300000000 };
@@ -64,19 +66,22 @@ static FILE *heads, *texts;
 static char prefix[4000];
 static unsigned long long written, misses;
 static char complaint[512];
+static struct error failure;
 
 /* Keeps the last complaint of libbpf, to say it if loading fails. */
 static int hush(enum libbpf_print_level level, const char *format, va_list arguments)
 {
 	if (level == LIBBPF_WARN)
-		vsnprintf(complaint, sizeof(complaint), format, arguments);
+		vsnprintf(complaint, sizeof complaint, format, arguments);
 	return 0;
 }
 
+/* By errno, with libbpf's own words if there are any. */
 static int fail(const char *what)
 {
-	fprintf(stderr, "trace: %s: %s%s%s\n", what, strerror(errno), *complaint ? ": " : "", complaint);
-	return -1;
+	error_set(&failure, 0, "%s: %s%s%s", what, strerror(errno), *complaint ? ": " : "",
+		  complaint);
+	return -failure.code;
 }
 
 static int watch_event(void *context, void *data, size_t size);
@@ -85,20 +90,13 @@ static int write_event(void *context, void *data, size_t size)
 {
 	const struct event *event = data;
 	(void)context;
-	if (size < sizeof(*event) + event->text)
+	if (size < sizeof *event + event->text)
 		return -EPROTO;
-	if (fwrite_unlocked(event, sizeof(*event), 1, heads) != 1 ||
+	if (fwrite_unlocked(event, sizeof *event, 1, heads) != 1 ||
 	    fwrite_unlocked(event + 1, 1, event->text, texts) != event->text)
 		return errno ? -errno : -EIO;
 	written++;
 	return 0;
-}
-
-static unsigned long long now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (unsigned long long)t.tv_sec * 1000000000ULL + (unsigned long long)t.tv_nsec;
 }
 
 static int map(const char *name)
@@ -112,10 +110,10 @@ static int configure(const char *file, struct settings settings, unsigned int ri
 	if (!object)
 		return fail(file);
 	struct bpf_map *constants = bpf_object__find_map_by_name(object, ".rodata");
-	for (size_t i = 0; i < sizeof(calls) / sizeof(*calls); i++)
+	for (size_t i = 0; i < sizeof calls / sizeof *calls; i++)
 		if (calls[i].number < NUMBERS)
 			settings.take[calls[i].number] = (unsigned char)calls[i].take;
-	if (bpf_map__set_initial_value(constants, &settings, sizeof(settings)))
+	if (bpf_map__set_initial_value(constants, &settings, sizeof settings))
 		return fail("constants of the object");
 	return bpf_map__set_max_entries(bpf_object__find_map_by_name(object, "events"), ring_size);
 }
@@ -126,7 +124,7 @@ static int load(const char *file, struct settings settings, unsigned int size)
 	int error = -1;
 	for (;; size /= 4) {
 		if (configure(file, settings, size))
-			return -1;
+			return -failure.code;
 		error = bpf_object__load(object);
 		if (error) {
 			bpf_object__close(object);
@@ -180,7 +178,7 @@ static int attach(int cheap)
 		if (!links[i]) {
 			fail(bpf_program__name(programs[i]));
 			detach(0);
-			return -1;
+			return -failure.code;
 		}
 	}
 	return 0;
@@ -195,7 +193,7 @@ static unsigned long long missed(void)
 		if (strstr(bpf_program__name(programs[i]), "contention"))
 			continue;
 		struct bpf_prog_info info = {0};
-		unsigned int size = sizeof(info);
+		unsigned int size = sizeof info;
 		if (!bpf_obj_get_info_by_fd(bpf_program__fd(programs[i]), &info, &size))
 			sum += info.recursion_misses;
 	}
@@ -216,8 +214,8 @@ static unsigned long long take_lost(void)
 
 static FILE *create(const char *suffix)
 {
-	char name[sizeof(prefix) + 16];
-	snprintf(name, sizeof(name), "%s.%s", prefix, suffix);
+	char name[sizeof prefix + 16];
+	snprintf(name, sizeof name, "%s.%s", prefix, suffix);
 	FILE *file = fopen(name, "we");
 	if (!file)
 		fail(name);
@@ -240,9 +238,9 @@ static int write_open(unsigned long long end)
 			event.kind = CALL;
 			event.start = task.call;
 			event.number = (unsigned short)task.number;
-			memcpy(event.args, task.args, sizeof(event.args));
-			if (write_event(NULL, &event, sizeof(event)))
-				return -1;
+			memcpy(event.args, task.args, sizeof event.args);
+			if (write_event(NULL, &event, sizeof event))
+				return fail("write events");
 		}
 		if (task.off) {
 			event.kind = OFF;
@@ -251,8 +249,8 @@ static int write_open(unsigned long long end)
 			event.peer = task.waker;
 			event.result = task.off_state;
 			event.stack = task.off_stack;
-			if (write_event(NULL, &event, sizeof(event)))
-				return -1;
+			if (write_event(NULL, &event, sizeof event))
+				return fail("write events");
 		}
 	}
 	return 0;
@@ -273,14 +271,14 @@ static int write_stacks(void)
 	unsigned int id, previous, *at = NULL;
 	unsigned long long addresses[STACK_DEPTH];
 	if (!file)
-		return -1;
+		return -failure.code;
 	while (!bpf_map_get_next_key(map("stacks"), at, &id)) {
 		previous = id;
 		at = &previous;
-		memset(addresses, 0, sizeof(addresses));
+		memset(addresses, 0, sizeof addresses);
 		if (!bpf_map_lookup_elem(map("stacks"), &id, addresses) &&
-		    (fwrite(&id, sizeof(id), 1, file) != 1 ||
-		     fwrite(addresses, sizeof(addresses), 1, file) != 1))
+		    (fwrite(&id, sizeof id, 1, file) != 1 ||
+		     fwrite(addresses, sizeof addresses, 1, file) != 1))
 			break;
 	}
 	return fclose(file) ? fail("stacks") : 0;
@@ -294,8 +292,8 @@ static int follow(unsigned int pid)
 	struct dirent *entry;
 	struct task task = {.root = pid, .pid = pid, .off_state = 1, .off_stack = UNSEEN,
 			    .lock_stack = -1, .number = -1,
-			    .off = now()};
-	snprintf(path, sizeof(path), "/proc/%u/task", pid);
+			    .off = (unsigned long long)clock_now()};
+	snprintf(path, sizeof path, "/proc/%u/task", pid);
 	DIR *threads = opendir(path);
 	if (!threads)
 		return errno == ENOENT ? 0 : fail(path);
@@ -312,16 +310,16 @@ static int follow(unsigned int pid)
 static int start(char *request)
 {
 	char *pid = strtok(request, " ");
-	strncpy(prefix, pid ? pid : "", sizeof(prefix) - 1);
+	strncpy(prefix, pid ? pid : "", sizeof prefix - 1);
 	written = 0;
 	heads = create("events");
 	texts = create("text");
 	misses = missed();
 	if (!heads || !texts || attach(0))
-		return -1;
+		return -failure.code;
 	while ((pid = strtok(NULL, " ")))
 		if (follow((unsigned int)strtoul(pid, NULL, 10)))
-			return -1;
+			return -failure.code;
 	puts("started");
 	return 0;
 }
@@ -336,7 +334,7 @@ static int stop(void)
 	detach(0);
 	/* A program that another CPU is running still has ended after this. */
 	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
-	int error = drain() || write_open(now()) || clear("tasks") || clear("numbers") || write_stacks();
+	int error = drain() || write_open((unsigned long long)clock_now()) || clear("tasks") || clear("numbers") || write_stacks();
 	error = fclose(heads) || error;
 	error = fclose(texts) || error;
 	heads = texts = NULL;
@@ -355,7 +353,7 @@ static size_t begun, going_on, daemon_count;
 
 static void note_begin(const struct event *event)
 {
-	if (begun < sizeof(roots) / sizeof(*roots)) {
+	if (begun < sizeof roots / sizeof *roots) {
 		roots[begun].pid = event->root;
 		roots[begun++].ended = 0;
 		going_on++;
@@ -376,7 +374,7 @@ static void note_end(unsigned int pid)
 static int watch_event(void *context, void *data, size_t size)
 {
 	const struct event *event = data;
-	if (size >= sizeof(*event)) {
+	if (size >= sizeof *event) {
 		if (event->kind == BEGIN && event->root == event->tid)
 			note_begin(event);
 		else if ((event->kind == EXIT && event->tid == event->root) ||
@@ -416,7 +414,7 @@ static int forget_threads(void)
 
 static int open_window(const char *base, unsigned long number)
 {
-	if (snprintf(prefix, sizeof(prefix), "%s.%lu", base, number) >= (int)sizeof(prefix) - 16) {
+	if (snprintf(prefix, sizeof prefix, "%s.%lu", base, number) >= (int)sizeof prefix - 16) {
 		errno = ENAMETOOLONG;
 		return fail(base);
 	}
@@ -425,7 +423,7 @@ static int open_window(const char *base, unsigned long number)
 	misses = missed();
 	heads = create("events");
 	texts = create("text");
-	return heads && texts ? 0 : -1;
+	return heads && texts ? 0 : -failure.code;
 }
 
 static int close_window(unsigned long number)
@@ -433,7 +431,7 @@ static int close_window(unsigned long number)
 	detach(1);
 	/* A program that another CPU is running still has ended after this. */
 	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
-	int error = drain() || write_open(now()) || forget_threads() || write_stacks() || clear("stacks");
+	int error = drain() || write_open((unsigned long long)clock_now()) || forget_threads() || write_stacks() || clear("stacks");
 	error = fclose(heads) || error;
 	error = fclose(texts) || error;
 	heads = texts = NULL;
@@ -460,10 +458,10 @@ static int take_request(int armed)
 {
 	char line[64];
 	unsigned int pid;
-	if (!fgets(line, sizeof(line), stdin))
+	if (!fgets(line, sizeof line, stdin))
 		return 1;
 	if (sscanf(line, "follow %u", &pid) == 1) {
-		if (daemon_count < sizeof(daemons) / sizeof(*daemons))
+		if (daemon_count < sizeof daemons / sizeof *daemons)
 			daemons[daemon_count++] = pid;
 		return armed ? follow(pid) : 0;
 	}
@@ -480,10 +478,10 @@ static int take_request(int armed)
 static int arm(void)
 {
 	if (attach(0))
-		return -1;
+		return -failure.code;
 	for (size_t i = 0; i < daemon_count; i++)
 		if (follow(daemons[i]))
-			return -1;
+			return -failure.code;
 	return 0;
 }
 
@@ -497,7 +495,7 @@ static int watch(const char *base, char **names, int number_of_names)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	setvbuf(stdin, NULL, _IONBF, 0);
 	if (watch_names(names, number_of_names) || open_window(base, number) || attach(1))
-		return -1;
+		return -failure.code;
 	puts("watching");
 	for (;;) {
 		if (poll(ready, 2, armed ? DRAIN_MS : -1) < 0 && errno != EINTR)
@@ -505,14 +503,14 @@ static int watch(const char *base, char **names, int number_of_names)
 		if (ready[0].revents) {
 			int end = take_request(armed);
 			if (end)
-				return end < 0 ? -1 : 0;
+				return end < 0 ? end : 0;
 		}
 		if (drain())
-			return -1;
-		unsigned long long at = now();
+			return -failure.code;
+		unsigned long long at = (unsigned long long)clock_now();
 		if (begun && !armed) {
 			if (arm())
-				return -1;
+				return -failure.code;
 			armed = 1;
 			opened = busy = at;
 		}
@@ -520,7 +518,7 @@ static int watch(const char *base, char **names, int number_of_names)
 			busy = at;
 		if (armed && (at - busy > LINGER_NS || at - opened > LONGEST_NS)) {
 			if (close_window(number) || open_window(base, ++number))
-				return -1;
+				return -failure.code;
 			armed = 0;
 		}
 	}
@@ -528,7 +526,7 @@ static int watch(const char *base, char **names, int number_of_names)
 
 static int serve(void)
 {
-	char line[sizeof(prefix)];
+	char line[sizeof prefix];
 	struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	setvbuf(stdin, NULL, _IONBF, 0);
@@ -538,10 +536,10 @@ static int serve(void)
 		if (n < 0 && errno != EINTR)
 			return fail("poll");
 		if (heads && drain())
-			return -1;
+			return -failure.code;
 		if (n <= 0)
 			continue;
-		if (!fgets(line, sizeof(line), stdin))
+		if (!fgets(line, sizeof line, stdin))
 			return 0;
 		line[strcspn(line, "\n")] = 0;
 		int error = !strncmp(line, "start ", 6) && !heads ? start(line + 6)
@@ -579,23 +577,30 @@ int main(int argc, char **argv)
 	libbpf_set_print(hush);
 	signal(SIGINT, SIG_IGN); /* Ctrl-C is for the lab to handle, in order */
 	if (argc == 2 && !strcmp(argv[1], "--calls")) {
-		for (size_t i = 0; i < sizeof(calls) / sizeof(*calls); i++)
+		for (size_t i = 0; i < sizeof calls / sizeof *calls; i++)
 			printf("%d %s %s\n", calls[i].number, calls[i].name, subject(calls[i].take));
 		return 0;
 	}
+	struct settings settings = {0};
+	int bad;
 	if (argc == 3 && !strcmp(argv[1], "--probe")) {
-		int error = load(argv[2], (struct settings){0}, RING_LARGEST) || attach(0);
+		bad = load(argv[2], settings, RING_LARGEST) || attach(0);
 		detach(0);
-		return error ? 1 : 0;
+	} else if (argc >= 5 && !strcmp(argv[1], "--watch")) {
+		settings.watch = 1;
+		bad = load(argv[2], settings, RING_LARGEST) || watch(argv[3], argv + 4, argc - 4);
+	} else if (argc == 3 || argc == 4) {
+		unsigned int size =
+			argc == 4 ? (unsigned int)strtoul(argv[3], NULL, 10) : RING_LARGEST;
+		settings.generator = (unsigned int)strtoul(argv[2], NULL, 10);
+		bad = load(argv[1], settings, size) || serve();
+	} else {
+		fputs("usage: trace --probe OBJECT | --calls | OBJECT GENERATOR_PID [RING_BYTES] | "
+		      "--watch OBJECT PREFIX NAME...\n",
+		      stderr);
+		return 1;
 	}
-	if (argc >= 5 && !strcmp(argv[1], "--watch"))
-		return load(argv[2], (struct settings){.watch = 1}, RING_LARGEST) ||
-		       watch(argv[3], argv + 4, argc - 4) ? 1 : 0;
-	if (argc == 3 || argc == 4) {
-		unsigned int ring_size = argc == 4 ? (unsigned int)strtoul(argv[3], NULL, 10) : RING_LARGEST;
-		struct settings settings = {.generator = (unsigned int)strtoul(argv[2], NULL, 10)};
-		return load(argv[1], settings, ring_size) || serve() ? 1 : 0;
-	}
-	fputs("usage: trace --probe OBJECT | --calls | OBJECT GENERATOR_PID [RING_BYTES] | --watch OBJECT PREFIX NAME...\n", stderr);
-	return 1;
+	if (bad)
+		fprintf(stderr, "trace: %s\n", failure.text);
+	return bad ? 1 : 0;
 }

@@ -37,6 +37,8 @@ struct event {
 	unsigned int open; /* 1: still going on when tracing stopped */
 };
 
+_Static_assert(sizeof(struct event) == 96, "EVENT in trace/bpf.py");
+
 /* The object's constants, which the loader sets. */
 struct settings {
 	unsigned char take[NUMBERS]; /* of each system call: enum take */

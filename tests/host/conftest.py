@@ -22,7 +22,7 @@ from firstlight.lab.load import Generator
 from firstlight.trace import bpf
 
 LAUNCH = ("lab/launch.c", "lab/launch_ask.c", "lab/launch_instance.c", "lab/launch_text.c",
-          "common/message.c")  # fmt: skip
+          "common/message.c", "common/error.c")  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +60,7 @@ def bench(traced_lab: Bench) -> Iterator[Bench]:
         yield traced_lab
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", name="sanitized")
 def sanitized_launch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The load generator, stopped by its first wrong access or undefined operation."""
     return sanitized(tmp_path_factory.mktemp("launch"), *LAUNCH)
@@ -69,7 +69,7 @@ def sanitized_launch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["installed", "sanitized"])
 def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "sanitized":
-        built = request.getfixturevalue("sanitized_launch")
+        built = request.getfixturevalue("sanitized")
         monkeypatch.setattr(load, "native", lambda name: {"launch": built}[name])
     return str(request.param)
 

@@ -153,10 +153,10 @@ def test_a_killed_command_leaves_no_loop_device(tree: Path, target: Path, tmp_pa
 @pytest.mark.parametrize(
     ("technique", "lower", "text"),
     [
-        ("bind", "missing", "cannot bind {lower} on {target}: No such file or directory (errno 2)"),
-        ("tmpfs", "missing", "cannot open {lower}: No such file or directory (errno 2)"),
-        ("erofs", "missing", "cannot open {lower}: No such file or directory (errno 2)"),
-        ("squashfs", "root/etc/words", "Invalid argument (errno 22)"),
+        ("bind", "missing", "cannot bind {lower} on {target}: No such file or directory"),
+        ("tmpfs", "missing", "cannot open {lower}: No such file or directory"),
+        ("erofs", "missing", "cannot open {lower}: No such file or directory"),
+        ("squashfs", "root/etc/words", "Invalid argument"),
         ("zip", "root", "cannot mount by zip; valid: bind, overlay, tmpfs, squashfs, erofs"),
     ],
 )
@@ -175,7 +175,7 @@ def test_a_command_that_is_not_there_is_an_error(tree: Path, target: Path) -> No
     done = run(*wrapped("bind", tree, target, "/nonexistent"))
     assert done.returncode == 1
     assert done.stdout == (
-        "firstlight error cannot execute /nonexistent: No such file or directory (errno 2)\n"
+        "firstlight error cannot execute /nonexistent: No such file or directory\n"
     )
 
 
