@@ -83,7 +83,7 @@ def test_a_pod_runs_and_is_reached_from_the_host(standing_cluster: standing.Reco
 
 
 def test_a_second_is_refused(standing_cluster: standing.Record) -> None:
-    with pytest.raises(Failed, match="up already"):
+    with pytest.raises(Failed, match="already running"):
         standing.up(("runc",), ("bridge",), lambda _: None)
     assert standing.status().up
 

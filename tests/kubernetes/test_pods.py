@@ -163,4 +163,4 @@ def test_a_kubeconfig_that_is_not_there(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2
-    assert f"there is no kubeconfig {tmp_path / 'none'}" in done.stderr
+    assert f"the kubeconfig {tmp_path / 'none'} does not exist" in done.stderr

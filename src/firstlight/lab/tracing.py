@@ -81,7 +81,7 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
 
 
 def _inherited() -> list[int]:
-    """The descriptors above 2 that whoever started us meant to hand on: all of ours are private."""
+    """The inherited descriptors above 2, which the command gets; this process's own are private."""
     numbers = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
     return [number for number in numbers if number > 2 and _is_inheritable(number)]
 
@@ -89,7 +89,7 @@ def _inherited() -> list[int]:
 def _is_inheritable(descriptor: int) -> bool:
     try:
         return os.get_inheritable(descriptor)
-    except OSError:  # the one that listed them
+    except OSError:  # the descriptor of this listing
         return False
 
 

@@ -1,4 +1,4 @@
-"""A pod sandbox and its container by the Container Runtime Interface: the node's part alone.
+"""A pod sandbox and its container by the Container Runtime Interface: the node's part only.
 
 The runtime is containerd, brought up once a run without a control plane, or the user's own by its
 socket, which needs the image already.
@@ -66,14 +66,16 @@ class Cri:
     def note(self) -> str | None:
         """What sets these figures apart."""
         if isinstance(self.of, Socket):
-            return f"sandboxes of the runtime at {self.of.path}, whose spans are not seen"
-        return "sandboxes of a containerd whose data lies in memory and which traces itself"
+            return f"sandboxes of the runtime at {self.of.path}, without its spans"
+        return "sandboxes of a containerd that keeps its data in memory and traces itself"
 
     def probe(self) -> None:
-        """The runtime must be there, or be such that it can come up."""
+        """Needs a runtime, or what is needed to start one."""
         if isinstance(self.of, Socket):
             if not Path(self.of.path).is_socket():
-                raise Unsupported(f"there is no CRI socket {self.of.path}", "name one: --cri PATH")
+                raise Unsupported(
+                    f"the CRI socket {self.of.path} does not exist", "give one with --cri PATH"
+                )
             return
         running.probe(control_plane=False)
         running.handlers((self.runtime,), (self.network,))

@@ -1,4 +1,4 @@
-"""A pod by the API server of a cluster, ours or the user's, in a namespace of its own.
+"""A pod by the API server of a cluster, firstlight's or the user's, in its own namespace.
 
 A resident program asks the API (``cluster.requester``); the pod's container runs the payload, whose
 stamp of its first instruction is read from what it printed. A cluster of ours comes up once a run,
@@ -72,24 +72,24 @@ class Kubernetes:
     def note(self) -> str | None:
         """What sets these figures apart."""
         if isinstance(self.cluster, Users):
-            return "pods of a cluster of the user's: its components' spans are not seen"
+            return "pods on the user's cluster, without its components' spans"
         return (
-            "pods of a control plane on this machine alone: etcd's data lies in memory, and all "
+            "pods of a control plane on this machine: etcd's data is in memory, and all "
             "components trace themselves"
         )
 
     def probe(self) -> None:
-        """A cluster must be there, or be such that it can come up."""
+        """Needs a cluster, or what is needed to start one."""
         if isinstance(self.cluster, Users):
             if not Path(self.cluster.kubeconfig).is_file():
-                raise Unsupported(f"there is no kubeconfig {self.cluster.kubeconfig}",
-                                  "name one: --kubeconfig FILE")  # fmt: skip
+                raise Unsupported(f"the kubeconfig {self.cluster.kubeconfig} does not exist",
+                                  "give one with --kubeconfig FILE")  # fmt: skip
             return
         running.probe()
         running.handlers((self.runtime,), (self.network,))
 
     def at_the_api(self) -> Self:
-        """Until the API shows that the pod is Ready."""
+        """The same, to the pod's being Ready in the API."""
         return replace(self, end_point=EndPoint.READY_AT_API)
 
     @contextmanager

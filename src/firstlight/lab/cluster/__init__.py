@@ -1,5 +1,5 @@
-"""A control plane and a node of one machine, in namespaces of their own.
+"""A Kubernetes control plane and node on one machine, in their own namespaces.
 
-``programs`` says what is built, ``settings`` what each component is given, ``node`` is the process
-whose end is everyone's, ``running`` is the cluster seen from outside it.
+``programs`` finds the binaries, ``settings`` configures the components, ``node`` is the first
+process, whose end is the end of all, and ``running`` is the cluster seen from outside.
 """

@@ -40,7 +40,7 @@ def resident(
     try:
         answer = process.stdout.readline().strip()
         if answer != "ready":
-            raise Failed(answer or f"the {program} has ended before it was ready")
+            raise Failed(answer or f"the {program} exited before it was ready")
         yield Path(configuration.socket)
     finally:
         process.stdin.close()

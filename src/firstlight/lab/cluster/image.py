@@ -1,4 +1,4 @@
-"""Images made here: OCI archives of one layer, which ``ctr images import`` takes.
+"""Makes images: OCI archives with one layer, for ``ctr images import``.
 
 Format: https://github.com/opencontainers/image-spec, image-layout.md and manifest.md.
 """

@@ -1,4 +1,4 @@
-"""The first process of a cluster's namespaces: starts the components; its end is everyone's.
+"""The first process of a cluster's namespaces: starts the components, which end with it.
 
     python -m firstlight.lab.cluster.node SETTINGS DESCRIPTOR
 
@@ -155,7 +155,7 @@ class _Node:
                     f"{name} ended with status {self._ended[name]}: {self._last_words(name)}"
                 )
             if time.monotonic() > until:
-                raise Failed(f"{name} is not up after {_DEADLINE_SECONDS:.0f} s: "
+                raise Failed(f"{name} is not ready after {_DEADLINE_SECONDS:.0f} s: "
                              f"{self._last_words(name)}")  # fmt: skip
             time.sleep(_POLL_SECONDS)
 
@@ -197,7 +197,7 @@ class _Node:
     def _await_node(self) -> None:
         """Wait until the kubelet's node is Ready. Raises Failed with the node's own reason."""
         until = time.monotonic() + _DEADLINE_SECONDS
-        reason = "the kubelet has not registered it"
+        reason = "the kubelet has not registered the node"
         while time.monotonic() < until:
             status, body = self._api("GET", f"/api/v1/nodes/{NODE}")
             conditions = msgspec.json.decode(body)["status"].get("conditions", []) \
@@ -207,7 +207,7 @@ class _Node:
                 return
             reason = ready["message"] if ready else reason
             if "kubelet" in self._ended:
-                reason = f"the kubelet has ended: {self._last_words('kubelet')}"
+                reason = f"the kubelet has exited: {self._last_words('kubelet')}"
                 break
             time.sleep(_POLL_SECONDS)
         raise Failed(f"the node is not Ready: {reason}")
@@ -267,9 +267,9 @@ def last_words(log: Path) -> str:
     try:
         lines = log.read_text(errors="replace").strip().splitlines()
     except FileNotFoundError:
-        return "it said nothing"
+        return "it printed nothing"
     telling = [line for line in lines if line.startswith(("E", "F", "Error", "error"))] or lines
-    return (telling[-1].strip()[-_LAST_WORDS:]) if telling else "it said nothing"
+    return (telling[-1].strip()[-_LAST_WORDS:]) if telling else "it printed nothing"
 
 
 def _network() -> None:

@@ -1,4 +1,4 @@
-"""The programs that ``make kubernetes`` builds, and why one is not there."""
+"""The programs built by ``make kubernetes``, and why one is missing."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from firstlight.errors import Unsupported
 
 BUILT = Path(os.environ.get("FIRSTLIGHT_KUBERNETES") or Path(sys.prefix, "libexec", "kubernetes"))
-"""Where they are linked, each by its name; ``NAME.missing`` says why one could not be built."""
+"""The directory of their links; ``NAME.missing`` says why one could not be built."""
 
 CLUSTER = ("etcd", "containerd", "containerd-shim-runc-v2", "ctr", "kube-apiserver",
            "kube-scheduler", "kube-controller-manager", "kubelet")  # fmt: skip
@@ -15,7 +15,7 @@ NODE = ("containerd", "containerd-shim-runc-v2", "ctr")
 
 
 def path(name: str) -> Path:
-    """The program of that name. Raises Unsupported."""
+    """The program with this name. Raises Unsupported."""
     program = BUILT / name
     if program.exists():
         return program
@@ -28,6 +28,6 @@ def path(name: str) -> Path:
 
 
 def probe(names: tuple[str, ...]) -> None:
-    """Raise Unsupported if one of them is not there."""
+    """Raise Unsupported if one of them is missing."""
     for name in names:
         path(name)

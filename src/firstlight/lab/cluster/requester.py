@@ -52,7 +52,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class _Watch:
-    """What the API has said of each pod of the namespace, and when it was heard first."""
+    """The API's events for each pod of the namespace, and when each first arrived."""
 
     def __init__(self, api: Any, namespace: str) -> None:  # noqa: ANN401 - an untyped client
         self._api, self._namespace = api, namespace
@@ -112,23 +112,23 @@ class _Watch:
                 self._changed.wait(left)
 
     def stage(self, name: str) -> str:
-        """How far a pod has come, in the API's own words."""
+        """A pod's progress, in the API's words."""
         pod = self._pods.get(name)
         if pod is None:
-            return "the API has not shown it"
+            return "the API has not reported it"
         conditions = pod.get("status", {}).get("conditions", [])
         for condition in conditions:
             if condition["type"] == "PodScheduled" and condition["status"] != "True":
-                return f"it is not scheduled: {condition.get('message', condition.get('reason'))}"
+                return f"not scheduled: {condition.get('message', condition.get('reason'))}"
         waiting = [state for each in pod.get("status", {}).get("containerStatuses", ())
                    if (state := each.get("state", {}).get("waiting"))]  # fmt: skip
         if waiting:
-            return f"its container waits: {words(waiting[0])}"
-        return f"it is {pod.get('status', {}).get('phase', 'Pending')}"
+            return f"the container is waiting: {words(waiting[0])}"
+        return f"the pod is {pod.get('status', {}).get('phase', 'Pending')}"
 
 
 def hopeless(pod: dict[str, Any] | None) -> str | None:
-    """Why a pod will not become ready, in its own status's words; None while it may."""
+    """Why a pod will not become Ready, from its status; None while it may."""
     if pod is None:
         return None
     status = pod.get("status", {})
@@ -136,11 +136,11 @@ def hopeless(pod: dict[str, Any] | None) -> str | None:
         state = each.get("state", {})
         waiting, ended = state.get("waiting"), state.get("terminated")
         if waiting and waiting.get("reason") in _HOPELESS:
-            return f"its container does not start: {words(waiting)}"
+            return f"the container does not start: {words(waiting)}"
         if ended:
-            return f"its container ended with status {ended.get('exitCode')}: {words(ended)}"
+            return f"the container exited with status {ended.get('exitCode')}: {words(ended)}"
     if status.get("phase") == "Failed":
-        return f"it failed: {words(status)}"
+        return f"the pod failed: {words(status)}"
     return None
 
 
@@ -224,7 +224,7 @@ class Pod:
             made = json.loads(answer.data)
         except Exception as error:
             self._name = ""
-            raise RuntimeError(f"the API server refuses the pod: {complaint(error)}") from error
+            raise RuntimeError(f"the API server rejects the pod: {complaint(error)}") from error
         created = time.monotonic_ns()
         try:
             heard = watch.await_(self._name, "Ready", request.patience)
@@ -246,7 +246,7 @@ class Pod:
         if request.until == "ready":
             return [*lines, *rest, f"firstlight ready {heard['Ready']}"]
         if not first:
-            raise RuntimeError("it is Ready, and its container has not said firstlight ready")
+            raise RuntimeError("the pod is Ready, but its container did not print firstlight ready")
         return [*lines, *rest, first[0]]
 
     def _output(self, uid: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A cluster that is up, from outside its namespaces: brought up, asked, entered and taken down."""
+"""A cluster from outside its namespaces: starts it, queries it, enters it, stops it."""
 
 import json
 import os
@@ -55,9 +55,9 @@ class Cluster:
 
 
 def probe(*, control_plane: bool = True) -> None:
-    """Raise Unsupported if a cluster cannot be brought up here."""
+    """Raise Unsupported if a cluster cannot run here."""
     if os.geteuid() != 0:
-        raise Unsupported("a cluster needs root", "run it with sudo")
+        raise Unsupported("a cluster needs root", "run firstlight with sudo")
     programs.probe(programs.CLUSTER if control_plane else programs.NODE)
 
 
@@ -154,15 +154,17 @@ def _events(
     while True:
         left = until - time.monotonic()
         if left <= 0 or not select.select([pipe], [], [], left)[0]:
-            raise Failed(f"the cluster is not up after {_UP_SECONDS:.0f} s")
+            raise Failed(f"the cluster is not ready after {_UP_SECONDS:.0f} s")
         part = os.read(pipe, 65536)
         if not part:
             said = log.read_text(errors="replace").strip().splitlines()
-            raise Failed(f"the cluster's first process has ended: {said[-1] if said else 'killed'}")
+            raise Failed(
+                f"the cluster's first process has exited: {said[-1] if said else 'killed'}"
+            )
         *lines, waiting = (waiting + part).split(b"\n")
         for event in (msgspec.json.decode(line, type=Event) for line in lines):
             if event.kind == "failed":
-                raise Failed(f"the cluster does not come up: {event.message}")
+                raise Failed(f"the cluster cannot start: {event.message}")
             if event.kind == "ready":
                 return pid, steps
             if event.kind == "pid":
@@ -199,7 +201,9 @@ def _setns(descriptor: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.setns(descriptor, 0x40000000):
         reason = os.strerror(ctypes.get_errno())
-        raise Failed(f"cannot enter the cluster's network namespace: {reason}", "run it as root")
+        raise Failed(
+            f"cannot enter the cluster's network namespace: {reason}", "run firstlight as root"
+        )
 
 
 def component_pids(cluster: Cluster) -> dict[str, int]:

@@ -71,7 +71,7 @@ class Runtime:
         answer = self.call("Status", self.messages.StatusRequest(), _STATUS_SECONDS)
         for condition in answer.status.conditions:
             if condition.type in ("RuntimeReady", "NetworkReady") and not condition.status:
-                raise RuntimeError(f"it is not {condition.type}: {condition.message}")
+                raise RuntimeError(f"not {condition.type}: {condition.message}")
 
 
 class Sandbox:
@@ -138,7 +138,7 @@ class Sandbox:
         ]
         lines = self._output(request.name)
         if not any(line.startswith(_INSTRUCTION) for line in lines):
-            raise RuntimeError("it is started, and its container has not said firstlight ready")
+            raise RuntimeError("the container is started, but did not print firstlight ready")
         return [*steps, *lines]
 
     def _output(self, name: str) -> list[str]:
@@ -167,7 +167,7 @@ def main(file: Path) -> None:
     try:
         runtime.check()
     except RuntimeError as error:
-        print(f"the runtime at {configuration.runtime} cannot be used: {error}", flush=True)  # noqa: T201
+        print(f"cannot use the runtime at {configuration.runtime}: {error}", flush=True)  # noqa: T201
         return
     Path(configuration.logs).mkdir(exist_ok=True)
     asked.serve(Path(configuration.socket), lambda: Sandbox(runtime, configuration.logs))

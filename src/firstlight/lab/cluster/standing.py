@@ -1,4 +1,4 @@
-"""The cluster that ``firstlight cluster up`` leaves running, and ``down`` takes down.
+"""The cluster that ``firstlight cluster up`` starts and ``cluster down`` stops.
 
     python -m firstlight.lab.cluster.standing DESCRIPTOR RUNTIME,… NETWORK,…
 
@@ -74,9 +74,11 @@ def up(
     running.probe()
     running.handlers(runtimes, networks)
     if _record():
-        raise Failed("a cluster is up already", "firstlight cluster status, or … down")
+        raise Failed("a cluster is already running", "stop it with firstlight cluster down")
     if _DIRECTORY.exists():
-        raise Failed(f"{_DIRECTORY} is left by a cluster that was killed", "firstlight clean")
+        raise Failed(
+            f"{_DIRECTORY} was left by a killed cluster", "remove it with firstlight clean"
+        )
     ours, theirs = os.pipe()
     keeper = subprocess.Popen(
         [sys.executable, "-m", __name__, str(theirs), ",".join(runtimes), ",".join(networks)],
@@ -96,7 +98,7 @@ def up(
                     assert record
                     return record
                 progress(event.name)
-        raise Failed("the cluster's keeper has ended", "dmesg tells if the kernel killed it")
+        raise Failed("the cluster's keeper has exited", "see dmesg if the kernel killed it")
     except BaseException:
         with suppress(ProcessLookupError):
             keeper.terminate()
@@ -105,7 +107,7 @@ def up(
 
 
 def down() -> bool:
-    """Take it down; False if none is up. Raises Failed if it does not end."""
+    """Stop the cluster; False if none is running. Raises Failed if it does not end."""
     record = _record()
     if record is None:
         return False
@@ -177,7 +179,7 @@ def _resident(pid: int) -> int:
 def _record() -> Record | None:
     """The record of a cluster whose keeper is alive; None if there is none. Raises Unsupported."""
     if os.geteuid() != 0:
-        raise Unsupported("a cluster needs root", "run it with sudo")
+        raise Unsupported("a cluster needs root", "run firstlight with sudo")
     try:
         record = msgspec.json.decode(_RECORD.read_bytes(), type=Record)
         alive = start_time(record.keeper) == record.keeper_started

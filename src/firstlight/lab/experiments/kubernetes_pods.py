@@ -1,4 +1,4 @@
-"""Pods by the API server of a real control plane: where their time goes, alone and together."""
+"""Pods by the API server of a real control plane: where they spend their time."""
 
 from collections.abc import Iterator
 
@@ -33,7 +33,7 @@ def _cases(options: Options) -> Iterator[Case]:
 
 KUBERNETES_PODS = Experiment(
     name="kubernetes-pods",
-    question="Where does a pod's time go, from the API request to its first instruction?",
+    question="Where does a pod spend its time, from the API request to its first instruction?",
     figure="Fig. 8, Fig. 9",
     axes=("runtime", "network", "instances"),
     cases=_cases,

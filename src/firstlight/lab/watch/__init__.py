@@ -1,7 +1,7 @@
-"""Watching a node in use: the starts that its container runtimes make, as they make them.
+"""Watches a node in use: follows the starts that its container runtimes make.
 
-window      the time for which the whole tracer is attached: from the first sign of a start until
-            no start has gone on for a moment
-program     one execution of a program that takes part in starts, with its arguments
-start       what brings one container up: the programs that name it, and their children
+window      the time for which the whole tracer is attached: from the first sign of a start until no
+            start has been in progress for a moment
+program     an execution of a program that takes part in starts, with its arguments
+start       what brings up a container: the programs that name it, and their children
 """

@@ -1,4 +1,4 @@
-"""Follows the starts that others make: ``native/trace/trace.c --watch``, and its windows read."""
+"""Follows the starts of others by ``native/trace/trace.c --watch``, and reads its windows."""
 
 import os
 import shutil
@@ -21,31 +21,31 @@ from firstlight.trace.kallsyms import Stacks
 _FILE_BYTES, _WORDS_BYTES = 256, 2048  # native/trace/trace.h
 _FILES = ("events", "text", "stacks")
 _KEPT = frozenset({"CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"})
-"""The variables of a program's environment that are kept; no other leaves this module."""
+"""The environment variables that are kept; no other leaves this module."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """What was seen from the first sign of a start until none went on: starts, and their spans.
+    """The starts of one window, and their spans.
 
-    ``lost`` counts the events that the tracer lost.
+    ``lost`` is the number of events that the tracer lost.
     """
 
     starts: list[Start]
     lost: int
     spans: pl.DataFrame
-    """Of all trees, by the root's pid in the column ``sample``."""
+    """The spans of all process trees, with the root's pid in the column ``sample``."""
     daemons: tuple[int, ...]
 
     def spans_of(self, start: Start, sample: int) -> pl.DataFrame:
-        """The spans of a start, its daemons' among them, as those of the sample of that index."""
+        """The spans of a start, including its daemons', as those of the sample with this index."""
         roots = [*start.roots, *self.daemons]
         own = self.spans.filter(pl.col("sample").is_in(roots))
         return own.with_columns(pl.lit(sample, dtype=self.spans.schema["sample"]).alias("sample"))
 
 
 class Follower:
-    """The tracer, waiting for programs of the names given. Leaving the context detaches it."""
+    """The tracer, waiting for programs with the given names. Leaving the context detaches it."""
 
     def __init__(self, names: Sequence[str], directory: Path | None = None) -> None:
         self._names, self._parent = names, directory
@@ -73,12 +73,12 @@ class Follower:
 
     @property
     def descriptor(self) -> int:
-        """Readable when a window has closed, or the tracer has ended."""
+        """A descriptor that is readable when a window has closed or the tracer has ended."""
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
     def read(self) -> Window:
-        """The next window, once it has closed. Raises Failed if the tracer ends."""
+        """Read the next closed window. Raises Failed if the tracer has ended."""
         words = self._read_line()
         if len(words) != 4 or words[0] != "window":
             raise self._failure()
@@ -98,7 +98,9 @@ class Follower:
     def _failure(self) -> Failed:
         assert self._process.stderr is not None
         reason = self._process.stderr.read().strip() or "it ended without a message"
-        return Failed(f"the tracer failed: {reason}", "see what is missing: firstlight doctor")
+        return Failed(
+            f"the tracer failed: {reason}", "run firstlight doctor to see what is missing"
+        )
 
     def _follow_daemons(self) -> None:
         """Tell the tracer of engines' daemons that have come and gone."""
@@ -115,7 +117,7 @@ class Follower:
 
 
 def _daemons() -> Iterator[int]:
-    """The processes of container engines' daemons that are in our PID namespace."""
+    """The processes of container engines' daemons in this PID namespace."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:

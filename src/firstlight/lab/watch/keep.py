@@ -1,6 +1,6 @@
-"""Keeps watched starts as runs, a directory each, so that report, compare and exports work on them.
+"""Stores watched starts as runs, so that report, compare and exports work on them.
 
-A run is closed when it is large or old, and the oldest runs are removed: see ``Limits``.
+A run is closed when it is large or old, and the oldest runs are removed; see ``Limits``.
 """
 
 import shutil
@@ -31,7 +31,7 @@ from firstlight.store import Writer
 
 AXES = ("runtime", "engine", "namespace", "instances")
 _OTHER = "other"
-_MOST_NAMESPACES = 20  # the axes of a run stay readable, and metrics bounded
+_MOST_NAMESPACES = 20  # keeps the axes of a run readable, and metrics bounded
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Limits:
 
 
 def sample_of(start: Start, index: int, lost: int, point: Point) -> Sample:
-    """A watched start as a sample: it has failed where the container's program never ran."""
+    """A watched start as a sample; failed if the container's program was never executed."""
     failed = start.ready is None
     return Sample(
         index=index,
@@ -63,7 +63,7 @@ def sample_of(start: Start, index: int, lost: int, point: Point) -> Sample:
 
 
 class Keeper:
-    """Writes starts below ``directory``, or into a directory that is removed on leaving."""
+    """Writes starts below ``directory``, or into a directory that is deleted on exit."""
 
     def __init__(self, directory: Path, limits: Limits, *, keep: bool = True) -> None:
         self._directory, self._limits, self._keep = directory, limits, keep
@@ -87,7 +87,7 @@ class Keeper:
 
     @property
     def path(self) -> Path:
-        """The directory of the run that is being written."""
+        """The directory of the current run."""
         return self._writer.path
 
     def add(self, window: Window) -> list[tuple[Sample, pl.DataFrame]]:
@@ -106,7 +106,7 @@ class Keeper:
         return kept
 
     def _point(self, start: Start) -> Point:
-        """Where a start counts; a namespace beyond the first few counts as ``other``."""
+        """The point of a start; namespaces beyond the first few become ``other``."""
         namespace = start.labels.get("namespace", "-")
         if namespace not in self._namespaces and len(self._namespaces) >= _MOST_NAMESPACES:
             namespace = _OTHER

@@ -1,6 +1,6 @@
-"""The programs that take part in a container's start, and which container each is for.
+"""Recognises the programs that take part in a container's start, and their container.
 
-Only what is named here is kept of a program's arguments and environment.
+No other part of a program's arguments and environment is kept.
 """
 
 import json
@@ -12,7 +12,7 @@ SHIMS = ("containerd-shim-runc-v2", "containerd-shim-runsc-v1", "containerd-shim
          "containerd-shim")  # fmt: skip
 MONITORS = ("conmon", "conmonrs")
 ENGINES = ("podman", "buildah", "ctr", "nerdctl")
-"""Engines without a daemon, and clients: a process of theirs is the first sign of a start."""
+"""Engines without a daemon, and clients: their process is the first sign of a start."""
 
 DAEMONS = ("containerd", "dockerd", "crio")
 CNI_DIRECTORIES = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
@@ -23,17 +23,17 @@ _WITH_VALUE = frozenset(
      "--network", "-b", "--bundle", "--console-socket", "--pid-file", "--preserve-fds", "--config",
      "--pid-file", "-f", "--file", "--user-log", "--debug-log")
 )  # fmt: skip
-"""Options of OCI runtimes whose value is a word of its own."""
+"""Options of OCI runtimes whose value is a separate argument."""
 
 _TRUNCATED = 15
-"""The kernel keeps so many bytes of a program's name."""
+"""Length to which the kernel truncates a program's name, in bytes."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """One execution: of ``file``, with these arguments, at ``at`` ns of CLOCK_MONOTONIC.
+    """An execution of ``file`` with these arguments, at ``at`` ns of CLOCK_MONOTONIC.
 
-    ``root`` is the process whose tree it is in.
+    ``root`` is the root process of its tree.
     """
 
     root: int
@@ -45,13 +45,13 @@ class Program:
 
     @property
     def name(self) -> str:
-        """Its file's name."""
+        """The file's name."""
         return Path(self.file).name
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a program is for. ``container`` is the identifier of the container, or pod sandbox.
+    """A program's part in a start. ``container`` is the id of the container or pod sandbox.
 
     ``kind`` is ``runtime``, ``shim``, ``monitor``, ``network`` or ``engine``.
     """
@@ -63,14 +63,14 @@ class Role:
 
 
 def watched(directories: tuple[Path, ...] = CNI_DIRECTORIES) -> list[str]:
-    """The names to watch for: of runtimes, shims, engines, and of the CNI plugins installed."""
+    """The program names to watch: runtimes, shims, engines, and installed CNI plugins."""
     plugins = [file.name for directory in directories if directory.is_dir()
                for file in sorted(directory.iterdir()) if file.is_file()]  # fmt: skip
     return sorted({*RUNTIMES, *SHIMS, *MONITORS, *ENGINES, *plugins})
 
 
 def role(program: Program) -> Role | None:
-    """What a program does for a start; None where it does nothing for one (``runc state``)."""
+    """A program's part in a start; None if it has none (``runc state``)."""
     if program.name in RUNTIMES:
         return _runtime(program)
     if program.name.startswith("containerd-shim"):
@@ -89,9 +89,9 @@ def role(program: Program) -> Role | None:
 
 
 def labels_of(bundle: str) -> dict[str, str]:
-    """What a bundle's annotations say of its container: pod, namespace, container, image.
+    """The labels in a bundle's annotations: pod, namespace, container, image.
 
-    Those of containerd's CRI plugin, of CRI-O and of Podman. Empty where there are none.
+    Knows those of containerd's CRI plugin, CRI-O and Podman. Empty if there are none.
     """
     try:
         document = json.loads((Path(bundle) / "config.json").read_bytes())
@@ -119,7 +119,7 @@ _ANNOTATIONS = {
 
 
 def _runtime(program: Program) -> Role | None:
-    """``runc [OPTION…] create [OPTION…] ID``, as all OCI runtimes take it."""
+    """Parse ``runc [OPTION…] create [OPTION…] ID``, the syntax of all OCI runtimes."""
     words = list(program.arguments[1:])
     positional: list[str] = []
     bundle = ""
@@ -147,7 +147,7 @@ def _value(words: tuple[str, ...], *names: str) -> str:
 
 
 def _cni_labels(arguments: str) -> dict[str, str]:
-    """The pod's name and namespace in CNI_ARGS, as the kubelet's runtimes give them."""
+    """The pod's name and namespace in CNI_ARGS, as Kubernetes runtimes set them."""
     pairs = dict(pair.partition("=")[::2] for pair in arguments.split(";"))
     keys = {"pod": "K8S_POD_NAME", "namespace": "K8S_POD_NAMESPACE"}
     return {label: pairs[key] for label, key in keys.items() if pairs.get(key)}

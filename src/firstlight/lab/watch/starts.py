@@ -1,4 +1,4 @@
-"""From what one window saw to the starts of containers in it."""
+"""Groups the programs of a window into starts of containers."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ from firstlight.lab.watch.programs import Program, labels_of, role
 
 @dataclass
 class Start:
-    """One container's start: the programs that took part, by whose trees it is known.
+    """The start of a container: the programs that took part, and their process trees.
 
-    ``began`` and ``ready`` are ns of CLOCK_MONOTONIC: the first program's execution, and that of
-    the container's own; ``ready`` is None where that never came.
+    ``began`` and ``ready`` are ns of CLOCK_MONOTONIC: the execution of the first program and of the
+    container's own; ``ready`` is None if that never came.
     """
 
     container: str
@@ -21,25 +21,25 @@ class Start:
 
     @property
     def began(self) -> int:
-        """When the first of its programs was executed."""
+        """When its first program was executed."""
         return min(program.at for program in self.programs)
 
     @property
     def root(self) -> int:
-        """The process that its first program ran in."""
+        """The process of its first program."""
         return min(self.programs, key=lambda program: program.at).root
 
     @property
     def roots(self) -> set[int]:
-        """The trees of processes that are its own."""
+        """The process trees that belong to it."""
         return {program.root for program in self.programs}
 
 
 @dataclass(frozen=True)
 class Executed:
-    """A container's own program was executed at ``at`` ns of CLOCK_MONOTONIC.
+    """The execution of a container's own program, at ``at`` ns of CLOCK_MONOTONIC.
 
-    ``ancestors`` are the processes that it descends from, the nearest first.
+    ``ancestors`` are its ancestor processes, the nearest first.
     """
 
     ancestors: tuple[int, ...]
@@ -47,10 +47,10 @@ class Executed:
 
 
 def join(programs: Iterable[Program], executed: Iterable[Executed]) -> list[Start]:
-    """The starts of a window, in their order.
+    """The starts of a window, in order.
 
-    Programs that name one container are of one start. One that names none, an engine's own
-    process, is of every container that a runtime in its tree names.
+    Programs that name the same container belong to one start. A program that names none, such as an
+    engine's own process, belongs to every container that a runtime in its tree names.
     """
     roles = [(program, role_) for program in programs if (role_ := role(program))]
     runtimes = {program.pid: role_.container for program, role_ in roles if role_.kind == "runtime"}
