@@ -15,14 +15,14 @@ def doctor(*, as_json: Json = False) -> None:
     from firstlight.lab import doctor as checks
     from firstlight.lab.experiments import catalogue
 
-    found = checks.run()
+    results = checks.run()
     answers = catalogue.probe()
     if as_json:
-        print_json({"checks": found, "experiments": answers})
+        print_json({"checks": results, "experiments": answers})
     else:
         from firstlight.report import terminal
 
-        stdout().print(terminal.doctor(found, answers))
+        stdout().print(terminal.doctor(results, answers))
     raise typer.Exit(any(reasons for reasons in answers.values()))
 
 

@@ -93,10 +93,10 @@ def clean() -> Cleaned:
     removed: list[Leftover] = []
     failed: dict[str, tuple[Leftover, str]] = {}
     for _ in range(_ROUNDS):
-        found = [leftover for leftover in leftovers() if leftover.name not in failed]
-        if not found:
+        remaining = [leftover for leftover in leftovers() if leftover.name not in failed]
+        if not remaining:
             break
-        for leftover in found:
+        for leftover in remaining:
             try:
                 leftover.remove()
                 removed.append(leftover)

@@ -65,8 +65,8 @@ def root() -> Check:
 
 def capabilities() -> Check:
     """Root in a container may lack capabilities."""
-    found = re.search(r"CapEff:\s*(\w+)", (facts.PROC / "self/status").read_text())
-    held = int(found[1], 16) if found else 0
+    match = re.search(r"CapEff:\s*(\w+)", (facts.PROC / "self/status").read_text())
+    held = int(match[1], 16) if match else 0
     missing = [name for name, bit in _CAPABILITIES.items() if not held >> bit & 1]
     if not missing:
         return Check("capabilities", True, f"all {len(_CAPABILITIES)} that the lab needs")
@@ -179,15 +179,15 @@ def runc() -> Check:
 
 def crun() -> Check:
     """crun refuses cgroup version 1 and hybrid hosts."""
-    found = _program("crun", "crun")
-    if not found.ok or is_unified():
-        return found
+    installed = _program("crun", "crun")
+    if not installed.ok or is_unified():
+        return installed
     if "cgroup2" not in (facts.PROC / "filesystems").read_text().split():
-        return Check("crun", False, f"{found.fact}; it needs cgroup2, which this kernel lacks")
+        return Check("crun", False, f"{installed.fact}; it needs cgroup2, which this kernel lacks")
     return Check(
         "crun",
         None,
-        f"{found.fact}; on this {facts.cgroup_mode()} host it runs without its cgroup work",
+        f"{installed.fact}; on this {facts.cgroup_mode()} host it runs without its cgroup work",
         "to include that work, boot with systemd.unified_cgroup_hierarchy=1",
     )
 

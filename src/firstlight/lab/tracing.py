@@ -95,13 +95,13 @@ def _is_inheritable(descriptor: int) -> bool:
 
 def _executed(spans: pl.DataFrame, program: str) -> int:
     executed = spans.filter(pl.col("kind") == "exec").with_columns(pl.col("detail").cast(pl.String))
-    found = executed.filter(
+    matching = executed.filter(
         (pl.col("detail") == program) | pl.col("detail").str.ends_with(f"/{program}")
     )
-    if found.is_empty():
+    if matching.is_empty():
         seen = ", ".join(dict.fromkeys(executed["detail"].to_list()))
         raise Failed(f"the command did not execute {program!r}", f"it executed: {seen}")
-    return int(found["start"][0])
+    return int(matching["start"][0])
 
 
 def _header(point: Point, end_point: EndPoint) -> Header:

@@ -165,11 +165,11 @@ class _Decoder:
         sample = self._samples.get(root)
         if sample is None or kind == BEGIN:
             return
-        said = self._text[text_end - length : text_end]
+        text = self._text[text_end - length : text_end]
         where = (start, end, pid, tid)
         if kind == _CALL:
             name = calls()[number].name
-            about = _detail(name, magic, family, protocol, tuple(args), said)
+            about = _detail(name, magic, family, protocol, tuple(args), text)
             about = self._file(name, about, pid, args[0], result)
             result = None if unfinished else result
             yield sample, "call", name, about, "", *where, result, peer or None
@@ -178,12 +178,12 @@ class _Decoder:
             yield sample, "fork", name, "", "", *where, None, peer
         elif kind in (EXEC, _EXIT):
             name = "exec" if kind == EXEC else "exit"
-            about = said.split(b"\0", 1)[0].decode(errors="replace")
+            about = text.split(b"\0", 1)[0].decode(errors="replace")
             yield sample, name, name, about, "", *where, None, None
         elif kind == _MARK:
             yield sample, "mark", kallsyms.function(args[0]), "", "", *where, None, None
         elif kind == _STACK:
-            self._whole[tid, start] = kallsyms.words(np.frombuffer(said, np.uint64).tolist())
+            self._whole[tid, start] = kallsyms.words(np.frombuffer(text, np.uint64).tolist())
         elif kind == _LOCK:
             lock = kallsyms.variable(args[0]) or hex(args[0])
             frames = self._frames(stack, tid, start)

@@ -77,9 +77,9 @@ def choose(program: str, asked: str = "auto", *, must_be_tcg: bool = False) -> A
 
     An experiment may ask by name for what was chosen before; the reason of that choice is kept.
     """
-    found = _chosen.get((program, "auto", must_be_tcg))
-    if found and found.name == asked:
-        return found
+    chosen_before = _chosen.get((program, "auto", must_be_tcg))
+    if chosen_before and chosen_before.name == asked:
+        return chosen_before
     key = program, asked, must_be_tcg
     if key not in _chosen:
         _chosen[key] = _choose(*key)

@@ -122,15 +122,15 @@ class Cni:
 
 def present(networks: Iterable[str]) -> list[str]:
     """The networks; after each that cannot run here, the profile that stands in for it."""
-    found = []
+    available = []
     for network in networks:
-        found.append(network)
+        available.append(network)
         try:
             Cni(network).probe()
         except Unsupported:
             instead = known.stand_in(network)
-            found += [instead] if instead else []
-    return found
+            available += [instead] if instead else []
+    return available
 
 
 @contextmanager

@@ -263,6 +263,6 @@ def without_pvh(kernel: bytes) -> bytes:
     """
     for size in (4, 8):
         note = [size.to_bytes(4, "little"), (18).to_bytes(4, "little"), b"Xen\0"]
-        found = b"\4\0\0\0" + b"".join(note)
-        kernel = kernel.replace(found, found[:8] + bytes(4) + found[12:])
+        pvh_note = b"\4\0\0\0" + b"".join(note)
+        kernel = kernel.replace(pvh_note, pvh_note[:8] + bytes(4) + pvh_note[12:])
     return kernel

@@ -29,10 +29,10 @@ def find(binary: str = BINARY) -> str:
     Raises Unsupported.
     """
     wanted = os.environ.get(VARIABLE, binary) if binary == BINARY else binary
-    found = shutil.which(wanted)
-    if not found:
+    path = shutil.which(wanted)
+    if not path:
         raise Unsupported(f"hypervisor {wanted!r} is not installed", _GET)
-    return str(Path(found).resolve())
+    return str(Path(path).resolve())
 
 
 @cache
@@ -44,12 +44,12 @@ def version(program: str) -> Version:
         ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unsupported(f"cannot run {program}: {error}", _GET) from error
-    found = _VERSION.search(output)
-    if not found:
+    match = _VERSION.search(output)
+    if not match:
         raise Unsupported(
             f"{program} is not Firecracker: --version does not print its version", _GET
         )
-    return int(found[1]), int(found[2]), int(found[3])
+    return int(match[1]), int(match[2]), int(match[3])
 
 
 def run_guest(program: str) -> str:

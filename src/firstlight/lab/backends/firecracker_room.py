@@ -112,9 +112,9 @@ def until_ready(argv: tuple[str, ...], environment: dict[str, str], cwd: Path) -
 
 def find_jailer(jailer: str) -> str:
     """The jailer's absolute path. Raises Unsupported."""
-    found = shutil.which(jailer)
-    if not found:
+    path = shutil.which(jailer)
+    if not path:
         raise Unsupported(
             f"jailer {jailer!r} is not installed", "it is part of a release of Firecracker"
         )
-    return str(Path(found).resolve())
+    return str(Path(path).resolve())

@@ -93,13 +93,13 @@ class Oci:
             rootfs.probe(self.rootfs)
 
     def _program(self) -> str:
-        found = shutil.which(self.runtime)
-        if not found:
+        path = shutil.which(self.runtime)
+        if not path:
             raise Unsupported(
                 f"runtime {self.runtime!r} is not installed",
                 f"apt-get install {self.name}, or give its path",
             )
-        return str(Path(found).absolute())
+        return str(Path(path).absolute())
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:

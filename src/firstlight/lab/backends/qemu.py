@@ -80,13 +80,13 @@ class Qemu:
 
     @property
     def _program(self) -> str:
-        found = shutil.which(self.binary)
-        if not found:
+        path = shutil.which(self.binary)
+        if not path:
             raise Unsupported(
                 f"hypervisor {self.binary!r} is not installed",
                 "apt-get install qemu-system-x86, or give its path",
             )
-        return str(Path(found).absolute())
+        return str(Path(path).absolute())
 
     def _accelerator(self) -> Accelerator:
         return choose(self._program, self.accel, must_be_tcg=self.icount)
@@ -239,13 +239,13 @@ def _check_device(program: str, model: str) -> None:
 
 def _check_kernel(kernel: Path, protocol: str) -> None:
     """Raise Failed for a kernel of another protocol, which QEMU would boot in its own way."""
-    found = images.kernel(kernel)
-    if protocol == "pvh" and not found.pvh:
+    kind = images.kernel(kernel)
+    if protocol == "pvh" and not kind.pvh:
         raise Failed(
             f"kernel {kernel} has no PVH entry",
             "use the protocol kernel, or give an ELF vmlinux with CONFIG_PVH=y",
         )
-    if protocol == "kernel" and not found.bzimage:
+    if protocol == "kernel" and not kind.bzimage:
         raise Failed(
             f"kernel {kernel} is not a bzImage: firmware cannot boot it",
             "use the protocol pvh for an ELF file",

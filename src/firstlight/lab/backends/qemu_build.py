@@ -99,8 +99,8 @@ def features(program: str) -> Features:
 
 
 def _number(text: str, before: str, behind: str = "") -> int:
-    found = re.search(f"{before}(\\d+){behind}", text)
-    return int(found[1]) if found else 0
+    match = re.search(f"{before}(\\d+){behind}", text)
+    return int(match[1]) if match else 0
 
 
 def _output_of(*command: str, **environment: str) -> str:

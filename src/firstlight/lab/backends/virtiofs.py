@@ -14,13 +14,13 @@ _ASIDE = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
 def program() -> str:
     """The path of virtiofsd. Raises Unsupported."""
-    found = shutil.which("virtiofsd") or next(filter(shutil.which, _ASIDE), None)
-    if found is None:
+    program = shutil.which("virtiofsd") or next(filter(shutil.which, _ASIDE), None)
+    if program is None:
         raise Unsupported(
             "virtiofsd, which shares a directory with a guest, is not installed",
             "apt-get install qemu-system-common, or virtiofsd",
         )
-    return found
+    return program
 
 
 @contextmanager

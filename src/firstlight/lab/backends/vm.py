@@ -86,12 +86,12 @@ def plugged(instances: int) -> Iterator[list[Port]]:
             "add", index=bridge, address=str(_GATEWAY.ip), prefixlen=_GATEWAY.network.prefixlen
         )
         netlink.link("set", index=bridge, state="up")
-        for port in (found := ports(instances)):
+        for port in (batch_ports := ports(instances)):
             netlink.link("add", ifname=port.tap, kind="tuntap", mode="tap")
             [tap] = netlink.link_lookup(ifname=port.tap)
             cleanup.callback(netlink.link, "del", index=tap)
             netlink.link("set", index=tap, master=bridge, state="up")
-        yield found
+        yield batch_ports
 
 
 def ports(instances: int) -> list[Port]:
@@ -132,14 +132,14 @@ def read_log(file: Path) -> Log:
     unfinished: Line | None = None
     words: dict[str, int] = {}
     for record in file.read_bytes().decode(errors="replace").split("\n"):
-        found = _RECORD.fullmatch(record)
-        if found and found[2] == " ":
-            lines.append(Line(int(found[1]), found[3]))
+        match = _RECORD.fullmatch(record)
+        if match and match[2] == " ":
+            lines.append(Line(int(match[1]), match[3]))
             unfinished = None
-        elif found and found[2] == "~":
-            unfinished = Line(int(found[1]), found[3])
-        elif found:
-            words[found[3]] = int(found[1])
+        elif match and match[2] == "~":
+            unfinished = Line(int(match[1]), match[3])
+        elif match:
+            words[match[3]] = int(match[1])
     if unfinished:
         lines.append(unfinished)
     return Log(tuple(lines), words.get("entered"), words.get("ended"))

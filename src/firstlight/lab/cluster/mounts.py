@@ -25,7 +25,7 @@ class Hierarchy:
 
 def hierarchies() -> list[Hierarchy]:
     """The host's, as mounted; asked before they are covered."""
-    found = []
+    hierarchies = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
@@ -34,8 +34,8 @@ def hierarchies() -> list[Hierarchy]:
             named = [word for word in words if word.startswith("name=")]
             controllers = [word for word in words if "=" not in word and word not in _FLAGS]
             chosen = ",".join(["none", *named] if named else controllers)
-            found.append(Hierarchy(Path(before.split()[4]), kind, chosen))
-    return found
+            hierarchies.append(Hierarchy(Path(before.split()[4]), kind, chosen))
+    return hierarchies
 
 
 def enter(group: str, of: list[Hierarchy]) -> None:

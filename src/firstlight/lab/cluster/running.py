@@ -209,7 +209,7 @@ def _setns(descriptor: int) -> None:
 def component_pids(cluster: Cluster) -> dict[str, int]:
     """The pid of each component, as this process sees it."""
     names = [each.name for each in components(cluster.settings)]
-    found: dict[str, int] = {}
+    pids: dict[str, int] = {}
     for child in Path(f"/proc/{cluster.pid}/task").glob("*/children"):
         for pid in child.read_text().split():
             with suppress(OSError):
@@ -217,8 +217,8 @@ def component_pids(cluster: Cluster) -> dict[str, int]:
                 program = Path(os.fsdecode(words[0])).name
                 name = "telemetry" if "telemetry" in os.fsdecode(words[2]) else program
                 if name in names:
-                    found[name] = int(pid)
-    return found
+                    pids[name] = int(pid)
+    return pids
 
 
 def _list(network: Network) -> str:

@@ -35,7 +35,7 @@ def directories(network: Network) -> set[Path]:
 
     Raises BadConf for a path that is relative, or is the root.
     """
-    found = set()
+    directories = set()
     for part in _parts(network):
         for key, value in part.items():
             is_directory = key.lower().endswith("dir")
@@ -54,8 +54,8 @@ def directories(network: Network) -> set[Path]:
                     f"{network.source}: {key} is {value!r}, but {path} is not a directory",
                     "give a directory, or a path that does not exist",
                 )
-            found.add(path)
-    return found
+            directories.add(path)
+    return directories
 
 
 def links(network: Network) -> set[str]:

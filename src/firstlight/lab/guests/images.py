@@ -77,9 +77,9 @@ def disk(file: Path) -> Disk:
         volumes = []
         for number, start in starts.items():
             stream.seek(start)
-            found = _volume(stream.read(_BYTES_ENOUGH))
-            if found:
-                filesystem, length = found
+            volume = _volume(stream.read(_BYTES_ENOUGH))
+            if volume:
+                filesystem, length = volume
                 _whole("image", file, start + length, size)
                 volumes.append(Volume(filesystem, start, number))
     return Disk(tuple(volumes), boots=partitioned and any(sector[:3]))

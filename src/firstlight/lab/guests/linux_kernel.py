@@ -48,13 +48,13 @@ class Kernel:
 
 def newest() -> Path:
     """Debian's newest installed cloud kernel. Raises Unsupported if there is none."""
-    found = [file for place in _PLACES for file in place.glob(_NAMES)]
-    if not found:
+    images = [file for place in _PLACES for file in place.glob(_NAMES)]
+    if not images:
         raise Unsupported(
             "no Linux kernel to boot was found",
             "run make setup, or apt-get install linux-image-cloud-amd64",
         )
-    return max(found, key=lambda file: [int(number) for number in re.findall(r"\d+", file.name)])
+    return max(images, key=lambda file: [int(number) for number in re.findall(r"\d+", file.name)])
 
 
 def load(image: Path) -> Kernel:
@@ -68,12 +68,12 @@ def load(image: Path) -> Kernel:
                 f"kernel {image} is a bzImage for i386, not x86_64", "give an x86-64 kernel"
             )
         (offset,) = struct.unpack_from("<H", raw, _KERNEL_VERSION)
-        found = _RELEASE.match(raw, offset + _SECTOR)
+        release = _RELEASE.match(raw, offset + _SECTOR)
     else:
-        found = _VERSION.search(raw)
-    if not found:
+        release = _VERSION.search(raw)
+    if not release:
         raise Failed(f"kernel {image} is not Linux", "give a bzImage or a vmlinux")
-    named = found[1].decode()
+    named = release[1].decode()
     beside = image.absolute().parent.parent / "lib/modules" / named
     modules = [place for place in (beside, Path("/lib/modules") / named) if place.is_dir()]
     return Kernel(image, bzimage, named, modules[0] if modules else None)

@@ -159,8 +159,8 @@ def check_disk(disk: Path, filesystem: str) -> None:
     OSv looks only there, and for ROFS its chart does not show whether it found a root.
     """
     images.check_root(disk, filesystem)
-    found = images.disk(disk).volumes
-    if not any(volume.filesystem == filesystem and volume.partition == 2 for volume in found):
+    volumes = images.disk(disk).volumes
+    if not any(volume.filesystem == filesystem and volume.partition == 2 for volume in volumes):
         raise Failed(
             f"image {disk} holds {filesystem}, but not in its second partition",
             "OSv looks for its root only there: make the image with scripts/build",

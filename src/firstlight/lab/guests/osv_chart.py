@@ -39,16 +39,16 @@ def printed(lines: Sequence[Line]) -> tuple[list[Step], list[tuple[int, int]]]:
     A kernel without a clock prints only 0.00 ms, or nothing: that gives no spans. The chart is
     printed after its last event, so that event precedes the arrival of the first line.
     """
-    found = [(line, row) for line in lines if (row := _PRINTED.fullmatch(line.text.rstrip()))]
-    ends = [round(float(row["at"]) * 1e6) for _, row in found]
+    rows = [(line, row) for line in lines if (row := _PRINTED.fullmatch(line.text.rstrip()))]
+    ends = [round(float(row["at"]) * 1e6) for _, row in rows]
     if not any(ends):
         return [], []
     spans = [
         Step(row["name"], start, end)
-        for (start, end), (_, row) in zip(pairwise([0, *ends]), found, strict=True)
+        for (start, end), (_, row) in zip(pairwise([0, *ends]), rows, strict=True)
         if start <= end
     ]
-    return spans, [(found[0][0].stamp, max(ends))]
+    return spans, [(rows[0][0].stamp, max(ends))]
 
 
 def remembered(memory: Path) -> list[Event]:
@@ -111,11 +111,11 @@ def _find(file: int, needle: bytes, aligned: int) -> Iterator[int]:
     for begin, end in _touched(file):
         for start in range(begin, end, _CHUNK):
             chunk = os.pread(file, min(_CHUNK + len(needle) - 1, end - start), start)
-            found = chunk.find(needle)
-            while found >= 0:
-                if not (start + found) % aligned:
-                    yield start + found
-                found = chunk.find(needle, found + 1)
+            offset = chunk.find(needle)
+            while offset >= 0:
+                if not (start + offset) % aligned:
+                    yield start + offset
+                offset = chunk.find(needle, offset + 1)
 
 
 def _touched(file: int) -> Iterator[tuple[int, int]]:

@@ -108,8 +108,8 @@ class Probe:
         hertz = _COUNTED_HERTZ if config.icount else int(clock[1]) if clock else 0
         if hertz not in _PLAUSIBLE_HERTZ:
             return Reading("a time-stamp counter of unknown frequency")
-        found = [hit for line in lines if (hit := _SPAN.fullmatch(line.text))]
-        ticks = [(hit[1], int(hit[2]), int(hit[3])) for hit in found]
+        hits = [hit for line in lines if (hit := _SPAN.fullmatch(line.text))]
+        ticks = [(hit[1], int(hit[2]), int(hit[3])) for hit in hits]
         begins_with_machine = config.icount or (clock is not None and clock[3].startswith("TCG"))
         zero = 0 if begins_with_machine else min((start for _, start, _ in ticks), default=0)
         if begins_with_machine and ticks:

@@ -160,10 +160,10 @@ def _parents(events: np.ndarray) -> dict[int, int]:
 
 
 def _ancestors(pid: int, parents: dict[int, int]) -> tuple[int, ...]:
-    found = [pid]
-    while (parent := parents.get(found[-1])) and parent not in found:
-        found.append(parent)
-    return tuple(found)
+    ancestors = [pid]
+    while (parent := parents.get(ancestors[-1])) and parent not in ancestors:
+        ancestors.append(parent)
+    return tuple(ancestors)
 
 
 def _program(event: np.void, text: bytes) -> Program:
