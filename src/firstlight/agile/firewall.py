@@ -160,19 +160,37 @@ class Firewall:
         self._gateway, self._outbound, self._helper = gateway, outbound, helper
         self._queue: list[tuple[str, str, asyncio.Future[None]]] = []
         self._sender: asyncio.Task[None] | None = None
+        self._is_guarded = False
 
     async def open(self, adopt: bool = False) -> None:
         """Make the table, unless ``adopt`` finds it, and see to forwarding. Raises Failed."""
-        tables = {name for family, name in await self._tables() if family == "inet"}
+        tables = await self._tables()
         if not (adopt and self.table in tables):
             await self._make_table()
+        self._is_guarded = GUARD in tables or not int(_FORWARD.read_text())
         if GUARD in tables:
             await self.run(
                 f'add element inet {GUARD} ours {{ "{self._links}*" }}', "join the guard"
             )
-        elif not int(_FORWARD.read_text()):
+        elif self._is_guarded:
             await self.run(_GUARD.format(guard=GUARD, links=self._links), "guard what is forwarded")
             _FORWARD.write_text("1")
+
+    async def mend(self, published: dict[int, tuple[IPv4Address, int]]) -> None:
+        """Make again what another program removed, as by "flush ruleset". Raises Failed."""
+        tables = await self._tables()
+        if self._is_guarded and GUARD not in tables:
+            await self.run(_GUARD.format(guard=GUARD, links=self._links), "guard what is forwarded")
+        if self.table in tables:
+            return
+        await self._make_table()
+        if published:
+            elements = ", ".join(f"{h} : {a} . {i}" for h, (a, i) in published.items())
+            await self.run(f"add element inet {self.table} ports {{ {elements} }}", "publish ports")
+        _log.warning(
+            "the table %s was removed by another program and is made again: until then instances "
+            "were not kept from the host", self.table,
+        )  # fmt: skip
 
     async def run(self, commands: str, what: str) -> Listing:
         """One transaction; what it lists. Raises Failed."""
@@ -192,9 +210,9 @@ class Firewall:
             f"delete element inet {self.table} ports {{ {elements} }}", "withdraw a port"
         )
 
-    async def _tables(self) -> list[tuple[str, str]]:
-        listing = await self.run("list tables", "list tables")
-        return [(e["table"]["family"], e["table"]["name"]) for e in listing if "table" in e]
+    async def _tables(self) -> set[str]:
+        listing = await self.run("list tables inet", "list tables")
+        return {entry["table"]["name"] for entry in listing if "table" in entry}
 
     async def _make_table(self) -> None:
         rate, count = self._config.connection_rate, _COUNT
@@ -267,11 +285,7 @@ class Firewall:
 
 def remove(table: str, links: str) -> None:
     """Remove a runtime's table, and forwarding with the guard where it was the last. Waits."""
-    tables = {
-        entry["table"]["name"]
-        for entry in _run_now("list tables", "list tables")
-        if "table" in entry and entry["table"]["family"] == "inet"
-    }
+    tables = _tables_now()
     if GUARD in tables:
         _leave_guard(f"{links}*")
     if table in tables:
@@ -298,11 +312,12 @@ def _leave_guard(links: str) -> None:
 
 def has_table(table: str) -> bool:
     """Whether an inet table of that name is there. Raises Failed."""
-    return any(
-        entry["table"]["name"] == table
-        for entry in _run_now("list tables inet", "list tables")
-        if "table" in entry
-    )
+    return table in _tables_now()
+
+
+def _tables_now() -> set[str]:
+    listing = _run_now("list tables inet", "list tables")
+    return {entry["table"]["name"] for entry in listing if "table" in entry}
 
 
 def _run_now(commands: str, what: str) -> Listing:

@@ -6,7 +6,7 @@ for this (DOCKER-USER) and into those of iptables; for other chains it says whic
 and how to change that.
 """
 
-import asyncio
+import json
 import logging
 import shutil
 import subprocess
@@ -23,11 +23,12 @@ _SECONDS = 10.0
 _log = logging.getLogger(__name__)
 
 
-async def open_others(run: Run, links: str, mark: str, addresses: str) -> None:
+async def open_others(run: Run, links: str, mark: str, addresses: str) -> list[str]:
     """Accept what links with this prefix forward; ``mark`` is the comment of the inserted rules.
 
-    A chain that cannot be changed is logged as a warning, with the command that changes it.
+    Returns a warning for each chain that cannot be changed, with the command that changes it.
     """
+    warnings = []
     chains = _chains(await run("list chains", "list chains"))
     docker = any(_path(chain) == "ip filter DOCKER-USER" for chain in chains)
     for chain in chains:
@@ -41,25 +42,35 @@ async def open_others(run: Run, links: str, mark: str, addresses: str) -> None:
             continue
         if is_iptables:
             into = "ip filter DOCKER-USER" if docker else path
-            await run(
-                f'insert rule {into} iifname "{links}*" counter accept comment "{mark}"; '
-                f'insert rule {into} oifname "{links}*" counter accept comment "{mark}"',
-                f"let instances through {into}",
-            )
+            if not await _is_open(run, into, mark):
+                await run(
+                    f'insert rule {into} iifname "{links}*" counter accept comment "{mark}"; '
+                    f'insert rule {into} oifname "{links}*" counter accept comment "{mark}"',
+                    f"let instances through {into}",
+                )
         elif chain["table"] == "firewalld":
-            _log.warning(
-                "firewalld drops what instances forward: "
-                "firewall-cmd --permanent --zone=trusted --add-source=%s && firewall-cmd --reload",
-                addresses,
+            warnings.append(
+                "firewalld drops what instances forward: firewall-cmd --permanent --zone=trusted "
+                f"--add-source={addresses} && firewall-cmd --reload"
             )
-        else:
-            _log.warning(
-                "the chain %s drops what instances forward: "
-                "nft 'insert rule %s iifname \"%s*\" accept; "
-                "insert rule %s oifname \"%s*\" accept'",
-                path, path, links, path, links,
-            )  # fmt: skip
-    await asyncio.to_thread(_open_legacy, links, mark)
+        elif not await _accepts(run, path, links):
+            warnings.append(
+                f"the chain {path} drops what instances forward: "
+                f'nft \'insert rule {path} iifname "{links}*" accept; '
+                f'insert rule {path} oifname "{links}*" accept\''
+            )
+    return warnings
+
+
+async def _is_open(run: Run, path: str, mark: str) -> bool:
+    listing = await run(f"list chain {path}", "list a chain")
+    return any(entry.get("rule", {}).get("comment") == mark for entry in listing)
+
+
+async def _accepts(run: Run, path: str, links: str) -> bool:
+    """Whether somebody has followed our advice."""
+    text = json.dumps(await run(f"list chain {path}", "list a chain"))
+    return f'"right": "{links}*"' in text
 
 
 async def _closes(run: Run, chain: dict[str, Any]) -> bool:
@@ -111,7 +122,8 @@ def _has_legacy() -> bool:
         return False
 
 
-def _open_legacy(links: str, mark: str) -> None:
+def open_legacy(links: str, mark: str) -> None:
+    """The same for iptables-legacy. Waits. Raises Failed."""
     if not _has_legacy():
         return
     if not shutil.which("iptables-legacy"):

@@ -8,6 +8,7 @@ without ports holds the gateway's address; a bridge with them ends at 1,023 inst
 import asyncio
 import binascii
 import errno
+import logging
 import os
 import socket
 import time
@@ -22,12 +23,14 @@ from firstlight.agile.config import Config
 from firstlight.agile.firewall import Firewall
 from firstlight.agile.function import Reach
 from firstlight.agile.nethelper import Flag, NetHelper, Request, Verb
+from firstlight.agile.rulewatch import RuleWatch
 from firstlight.errors import Failed
 
 QUARANTINE_SECONDS = 0.05
 """How long a used network rests before it is examined: what is under way to it arrives."""
 _GONE_SECONDS, _RETRY_SECONDS = 10.0, 0.01
 _SWEEP_SECONDS, _SWEEP_SHARE = 0.5, 4
+_log = logging.getLogger(__name__)
 
 
 class _Ring:
@@ -101,7 +104,9 @@ class Networks:
             next(self.range.subnets(1)), self._host,
         )  # fmt: skip
         self._is_open = False
-        self._published: dict[int, tuple[IPv4Address, socket.socket]] = {}
+        self._published: dict[int, tuple[IPv4Address, int, socket.socket]] = {}
+        self._watch = RuleWatch(self._mend)
+        self._warned: set[str] = set()
         self._left: list[int] = []  # numbers whose links are going
         self._sweeper: asyncio.Task[None] | None = None
         self._swept, self._hurry = asyncio.Event(), asyncio.Event()
@@ -123,20 +128,40 @@ class Networks:
         if not (adopt and answer.error == errno.EEXIST):
             answer.check(f"make the link {self.anchor} for the gateway {self.gateway}")
         await self._firewall.open(adopt)
-        await forwarding.open_others(self._firewall.run, self.links, self.table, str(self.range))
+        await self._open_others()
+        await asyncio.to_thread(forwarding.open_legacy, self.links, self.table)
+        self._watch.open()
         if not adopt:
             everything = [(self.range[0], self.range[-1], 0)]
             answer = await self._host.ask(nethelper.forget(everything))
             answer.check("end the connections of an earlier runtime")
 
-    async def adopt(self, network: Network, ports: tuple[int, ...] = ()) -> None:
+    async def _open_others(self) -> None:
+        run = self._firewall.run
+        warnings = await forwarding.open_others(run, self.links, self.table, str(self.range))
+        for warning in warnings:
+            if warning not in self._warned:
+                _log.warning("%s", warning)
+        self._warned = set(warnings)
+
+    async def _mend(self) -> None:
+        """Another program has changed tables or chains: Docker came, or all was flushed."""
+        try:
+            await self._firewall.mend(
+                {port: (address, inner) for port, (address, inner, _) in self._published.items()}
+            )
+            await self._open_others()
+        except Failed as error:
+            _log.warning("the packet filter changed and cannot be mended: %s", error.message)
+
+    async def adopt(self, network: Network, ports: dict[int, int] | None = None) -> None:
         """Take over a network, and the ports that lead to it, of a runtime that has ended."""
         if network.address is None:
             return
         number = self._number(network.address)
         self._ring(number).hold(number)
-        for port in ports:
-            self._published[port] = network.address, _hold(port)
+        for port, inner in (ports or {}).items():
+            self._published[port] = network.address, inner, _hold(port)
 
     async def make(self, reach: Reach, owner: int = -1) -> Network:
         """A network namespace that is ready to be entered. Raises Failed.
@@ -223,7 +248,9 @@ class Networks:
         try:
             for port in ports:
                 held[port] = _hold(port)
-            self._published.update((port, (address, sock)) for port, sock in held.items())
+            self._published.update(
+                (port, (address, ports[port], sock)) for port, sock in held.items()
+            )
             index = self._first + self._number(address)
             answer = await self._host.ask(Request(Verb.LOCALNET, body=pack("=i", index)))
             answer.check(f"lead localhost to {address}")
@@ -240,15 +267,16 @@ class Networks:
         if mine:
             await self._firewall.withdraw(mine)
         for port in mine:
-            self._published.pop(port)[1].close()
+            self._published.pop(port)[2].close()
 
     def close(self) -> None:
         """Remove the host's side, if it was made."""
         if self._sweeper:
             self._sweeper.cancel()
+        self._watch.close()
         self._parts.close()
         self._host.close()
-        for _, sock in self._published.values():
+        for _, _, sock in self._published.values():
             sock.close()
         self._published.clear()
         if self._is_open:

@@ -1,10 +1,11 @@
 """Forwarding, and the other software of a host that has to do with it."""
 
+import asyncio
 import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -231,6 +232,47 @@ def test_beside_ufw() -> None:
                 made.discard(used)
 
     on_host(main)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # else the test ends by its deadline
+        await asyncio.sleep(0.02)
+
+
+def test_docker_that_comes_later_is_opened_too() -> None:
+    async def main(made: Networks) -> None:
+        with neighbours() as (_, world), world.serving("0.0.0.0", 80):
+            used = await made.make("outbound")
+            for _ in range(2):  # it is restarted
+                sh(RULES["Docker by iptables-nft"])
+                await until(lambda: sh("nft list chain ip filter DOCKER-USER").count("accept") == 2)
+                assert inside(used).reaches(WORLD, 80)
+                sh("nft delete table ip filter")
+            made.discard(used)
+
+    on_network_host(main)
+
+
+def test_rules_that_another_program_flushes_are_made_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main(made: Networks) -> None:
+        with neighbours() as (left, world), world.serving("0.0.0.0", 80):
+            used = await made.make("outbound")
+            assert used.address
+            with inside(used).serving("0.0.0.0", 80), HOST.serving("0.0.0.0", 81):
+                await made.publish({8080: 80}, used.address)
+                sh("nft flush ruleset")
+                await until(lambda: "made again" in caplog.text)
+                assert inside(used).reaches(WORLD, 80)
+                assert not inside(used).reaches("198.51.100.1", 81)
+                assert not left.reaches(WORLD, 80)
+                assert world.reaches("198.51.100.1", 8080)
+                assert HOST.reaches("127.0.0.1", 8080)
+            await made.withdraw({8080: 80}, used.address)
+            made.discard(used)
+
+    on_network_host(main)
 
 
 @pytest.mark.parametrize("reach", ["outbound", "none"])

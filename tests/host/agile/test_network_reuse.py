@@ -242,12 +242,13 @@ def test_a_manager_that_takes_over_knows_networks_by_their_notes_and_keeps_their
                 await first.publish({8080: 80}, network.address)
                 first._parts.close()  # as a killed manager's end: the host's side stays
                 first._host.close()
-                for _, sock in first._published.values():
+                first._watch.close()
+                for _, _, sock in first._published.values():
                     sock.close()
                 again = Networks(first._config)
                 await again.open(adopt=True)
                 adopted = Network.from_note(network.note(), os.dup(network.descriptor))
-                await again.adopt(adopted, (8080,))
+                await again.adopt(adopted, {8080: 80})
                 assert (adopted.address, adopted.digest) == (network.address, network.digest)
                 with socket.create_connection(("127.0.0.1", 8080), 3) as client:
                     assert client.recv(5) == b"hello"
