@@ -5,7 +5,7 @@
 # make kubernetes        build a Kubernetes control plane and containerd with Go
 # make test-kubernetes   run the tests on that control plane
 # make bench             measure the marks for speed and memory, and check the attribution
-.PHONY: setup build demo test lint bench clean
+.PHONY: setup build demo test lint format bench clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -14,12 +14,13 @@ PACKAGES := gcc libc6-dev make pkg-config clang libbpf-dev libelf-dev zlib1g-dev
   containernetworking-plugins nftables iptables musl-tools procps libnghttp2-dev libmnl-dev libnftables-dev \
   btrfs-progs e2fsprogs lz4 \
   qemu-system-x86 qemu-utils
-TEST_PACKAGES := ipset chromium fonts-dejavu-core strace bpftrace shellcheck
+TEST_PACKAGES := ipset chromium fonts-dejavu-core strace bpftrace shellcheck clang-format clang-tidy
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # A version manager's shim would add 250 ms per start: prefer the system's interpreter.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.1[1-9] /usr/bin/python3) python3)
 BIN := .venv/bin
 NATIVE := $(shell find native contrib conf meson.build -type f)
+C_FILES := $(shell find native/common native/trace native/lab native/cni contrib -name '*.[ch]')
 SOURCES := $(shell find src -name '*.py' -o -name '*.j2' -o -name '*.css' -o -name '*.js')
 
 setup: .venv/packages .venv/etcd .venv/linux .venv/installed
@@ -81,6 +82,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	shellcheck .ci/run mk/*.sh examples/*.sh
+	clang-format --dry-run --Werror $(C_FILES)
+	clang-tidy --quiet $(filter-out %.h %.bpf.c contrib/probe-guest/%,$(C_FILES)) -- \
+	  -std=gnu11 -D_GNU_SOURCE -Inative -Isubprojects/cjson 2> /dev/null
+
+format: setup
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+	clang-format -i $(C_FILES)
 
 test: lint
 	$(SUDO) env PATH="$$PATH" $(BIN)/pytest -q

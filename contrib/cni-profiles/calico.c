@@ -16,8 +16,8 @@
 static struct etcd *open_ready(const struct call *call)
 {
 	char endpoint[128];
-	struct etcd *etcd = etcd_open(
-		setting(call, "etcd_endpoints", endpoint, sizeof endpoint, "http://127.0.0.1:2379"));
+	struct etcd *etcd = etcd_open(setting(call, "etcd_endpoints", endpoint, sizeof endpoint,
+					      "http://127.0.0.1:2379"));
 	scoped_pairs found = etcd_get(etcd, RESOURCES "clusterinformations/default");
 	const char *spec = found.count ? json_member(found.all[0].value, "spec") : NULL;
 	const char *ready = spec ? json_member(spec, "datastoreReady") : NULL;

@@ -38,8 +38,8 @@ static struct work begin(const struct call *call)
 	setting(call, "nodename", work.node, sizeof work.node, "localhost");
 	work.handle = text_of("%s.%s", call->name, call->container);
 	work.handle_key = text_of(IPAM "handle/%s", work.handle);
-	work.etcd = etcd_open(
-		setting(call, "etcd_endpoints", endpoint, sizeof endpoint, "http://127.0.0.1:2379"));
+	work.etcd = etcd_open(setting(call, "etcd_endpoints", endpoint, sizeof endpoint,
+				      "http://127.0.0.1:2379"));
 	return work;
 }
 
@@ -92,9 +92,10 @@ static void claim(struct work *work, size_t number)
 		strcat(nothing, i ? ",null" : "null");
 	char *affinity FREE_SCOPE = text_of(IPAM "host/%s/ipv4/block/%s-26", work->node, first);
 	char *assignment FREE_SCOPE = text_of(IPAM "assignment/ipv4/block/%s-26", first);
-	char *block FREE_SCOPE = text_of(
-		"{\"cidr\":\"%s/26\",\"affinity\":\"host:%s\",\"strictAffinity\":false,"
-		"\"allocations\":[%s]}", first, work->node, nothing);
+	char *block FREE_SCOPE =
+		text_of("{\"cidr\":\"%s/26\",\"affinity\":\"host:%s\",\"strictAffinity\":false,"
+			"\"allocations\":[%s]}",
+			first, work->node, nothing);
 	etcd_set(work->etcd, affinity, "{\"state\":\"pending\"}", 0);
 	etcd_set(work->etcd, assignment, block, 0);
 	scoped_pairs found = etcd_get(work->etcd, affinity);
@@ -115,16 +116,16 @@ static const char *find(const char *block, const char *value, uint32_t *number)
 
 static bool replace(struct work *work, const struct pair *block, const char *at, const char *with)
 {
-	char *changed FREE_SCOPE = text_of("%.*s%s%s", (int)(at - block->value), block->value, with,
-				      json_end(at));
+	char *changed FREE_SCOPE =
+		text_of("%.*s%s%s", (int)(at - block->value), block->value, with, json_end(at));
 	return etcd_set(work->etcd, block->key, changed, block->revision);
 }
 
 static void remember(struct work *work, const char *block)
 {
 	scoped_pairs found = etcd_get(work->etcd, work->handle_key);
-	char *value FREE_SCOPE = text_of("{\"handleID\":\"%s\",\"block\":\"%s\",\"count\":1}", work->handle,
-				    block);
+	char *value FREE_SCOPE =
+		text_of("{\"handleID\":\"%s\",\"block\":\"%s\",\"count\":1}", work->handle, block);
 	if (!etcd_set(work->etcd, work->handle_key, value, found.count ? found.all[0].revision : 0))
 		refuse("the handle %s is another's", work->handle);
 }
@@ -189,7 +190,7 @@ static void release(struct work *work, const struct pair *handle)
 	const char *block = json_member(handle->value, "block");
 	char *owner FREE_SCOPE = text_of("\"%s\"", work->handle);
 	char *key FREE_SCOPE = text_of(IPAM "assignment/ipv4/block/%s",
-				  block ? json_text(block, name, sizeof name) : "");
+				       block ? json_text(block, name, sizeof name) : "");
 	for (int tries = 0; tries < TRIES; tries++) {
 		scoped_pairs found = etcd_get(work->etcd, key);
 		const char *at = found.count ? find(found.all[0].value, owner, &number) : NULL;

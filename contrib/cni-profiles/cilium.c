@@ -93,7 +93,8 @@ static void check_free(const struct call *call)
 
 static void add(const struct call *call)
 {
-	char host[IFNAMSIZ], guest[IFNAMSIZ], address[64], gateway[64], mtu[16], mac[24], host_mac[24];
+	char host[IFNAMSIZ], guest[IFNAMSIZ], address[64], gateway[64], mtu[16], mac[24],
+		host_mac[24];
 	snprintf(host, sizeof host, "lxc%.12s", call->container);
 	snprintf(guest, sizeof guest, "tmp%.5s", call->container);
 	int agent FILE_SCOPE = connect_unix("the agent", SOCKET);
@@ -115,7 +116,8 @@ static void add(const struct call *call)
 		"\"%s\",\"container-interface-name\":\"%s\",\"datapath-configuration\":{},\"host-mac\":"
 		"\"%s\",\"interface-index\":%d,\"interface-name\":\"%s\",\"mac\":\"%s\",\"state\":"
 		"\"waiting-for-identity\",\"sync-build-endpoint\":true}",
-		address, call->container, call->interface, host_mac, link_index(route, host), host, mac);
+		address, call->container, call->interface, host_mac, link_index(route, host), host,
+		mac);
 	char *done FREE_SCOPE = ask(agent, "PUT", "/v1/endpoint/cilium-local:0", endpoint);
 	say_result(call, host, address_of(address), 32, gateway);
 }

@@ -32,8 +32,9 @@ static void close_object(struct bpf_object **object)
 
 static int fill(struct bpf_object *object)
 {
-	static const char *const order[] = {"arp", "family", "egress", "egress_track", "egress_policy",
-		"service", "translate", "ingress", "ingress_track", "deliver"};
+	static const char *const order[] = {"arp",           "family",  "egress",    "egress_track",
+					    "egress_policy", "service", "translate", "ingress",
+					    "ingress_track", "deliver"};
 	int calls = bpf_object__find_map_fd_by_name(object, "calls");
 	for (unsigned int i = 0; i < sizeof order / sizeof *order; i++) {
 		struct bpf_program *program = bpf_object__find_program_by_name(object, order[i]);
@@ -44,7 +45,8 @@ static int fill(struct bpf_object *object)
 	return 0;
 }
 
-static int attach(struct bpf_object *object, const char *name, int index, enum bpf_tc_attach_point to)
+static int attach(struct bpf_object *object, const char *name, int index,
+		  enum bpf_tc_attach_point to)
 {
 	struct bpf_program *program = bpf_object__find_program_by_name(object, name);
 	LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = index, .attach_point = to);

@@ -141,7 +141,7 @@ static ssize_t on_send(nghttp2_session *session, const uint8_t *data, size_t siz
 	struct etcd *etcd = user;
 	(void)session, (void)flags;
 	return process_write_all(etcd->fd, (const char *)data, size) ? NGHTTP2_ERR_CALLBACK_FAILURE
-							     : (ssize_t)size;
+								     : (ssize_t)size;
 }
 
 static int on_data(nghttp2_session *session, uint8_t flags, int32_t stream, const uint8_t *data,
@@ -196,8 +196,11 @@ struct etcd *etcd_open(const char *endpoint)
 	return etcd;
 }
 
-#define HEADER(name, value, size) \
-	{(uint8_t *)(name), (uint8_t *)(value), sizeof(name) - 1, size, NGHTTP2_NV_FLAG_NONE}
+#define HEADER(name, value, size)                                              \
+	{                                                                      \
+		(uint8_t *)(name), (uint8_t *)(value), sizeof(name) - 1, size, \
+			NGHTTP2_NV_FLAG_NONE                                   \
+	}
 
 static void exchange(struct etcd *etcd)
 {

@@ -107,7 +107,8 @@ void set_sysctl(const char *value, const char *format, ...)
 	vsnprintf(path + used, sizeof path - used, format, arguments);
 	va_end(arguments);
 	int fd FILE_SCOPE = open(path, O_WRONLY | O_CLOEXEC);
-	must(fd < 0 ? -1 : process_write_all(fd, value, strlen(value)), "write %s to %s", value, path);
+	must(fd < 0 ? -1 : process_write_all(fd, value, strlen(value)), "write %s to %s", value,
+	     path);
 }
 
 void delete_interface(const struct call *call)
@@ -191,9 +192,8 @@ static void check(const struct call *call)
 static void read_configuration(struct call *call)
 {
 	const char *end;
-	if (process_read_all(STDIN_FILENO, &call->conf) ||
-	    !(end = json_end(call->conf)) || end[strspn(end, " \t\r\n")] ||
-	    call->conf[strspn(call->conf, " \t\r\n")] != '{')
+	if (process_read_all(STDIN_FILENO, &call->conf) || !(end = json_end(call->conf)) ||
+	    end[strspn(end, " \t\r\n")] || call->conf[strspn(call->conf, " \t\r\n")] != '{')
 		refuse_with(6, "the configuration is not a JSON object");
 	setting(call, "cniVersion", call->version, sizeof call->version, "0.3.0");
 	setting(call, "name", call->name, sizeof call->name, "");

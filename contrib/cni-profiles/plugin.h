@@ -15,9 +15,9 @@
 
 struct call {
 	const char *container, *namespace, *interface;
-	char *conf;		/* the configuration, a JSON object */
-	char version[16];	/* its cniVersion */
-	char name[128];		/* the network's */
+	char *conf; /* the configuration, a JSON object */
+	char version[16]; /* its cniVersion */
+	char name[128]; /* the network's */
 	bool adding;
 };
 
@@ -40,7 +40,9 @@ char *setting(const struct call *call, const char *key, char *to, size_t size,
 int open_namespace(const struct call *call);
 
 /* To the namespace of the call, and back to the plugin's own. */
-struct visit { int home, there; };
+struct visit {
+	int home, there;
+};
 struct visit enter(const struct call *call);
 void leave(const struct visit *visit);
 

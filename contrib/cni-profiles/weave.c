@@ -125,8 +125,13 @@ static void drop_multicast(const struct call *call)
 
 static void accept_multicast(const struct call *call, const struct pod *pod)
 {
-	char *rule[] = {"-t", "filter", "-C", "INPUT", "-i", (char *)call->interface, "-s",
-			(char *)pod->network, "-d", (char *)MULTICAST, "-j", "ACCEPT", "--wait", NULL};
+	char *rule[] = {"-t",     "filter",
+			"-C",     "INPUT",
+			"-i",     (char *)call->interface,
+			"-s",     (char *)pod->network,
+			"-d",     (char *)MULTICAST,
+			"-j",     "ACCEPT",
+			"--wait", NULL};
 	iptables((char *[]){"--version", NULL});
 	if (iptables(rule))
 		return;
@@ -156,7 +161,8 @@ static void announce(const struct call *call, const struct pod *pod)
 		struct ether_arp arp;
 	} __attribute__((packed)) packet = {
 		.ethernet = {.ether_type = htons(ETHERTYPE_ARP)},
-		.arp.ea_hdr = {htons(ARPHRD_ETHER), htons(ETHERTYPE_IP), ETH_ALEN, 4, htons(ARPOP_REQUEST)},
+		.arp.ea_hdr = {htons(ARPHRD_ETHER), htons(ETHERTYPE_IP), ETH_ALEN, 4,
+			       htons(ARPOP_REQUEST)},
 	};
 	int fd FILE_SCOPE = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(ETH_P_ARP));
 	snprintf(link.ifr_name, IFNAMSIZ, "%s", call->interface);
@@ -167,7 +173,8 @@ static void announce(const struct call *call, const struct pod *pod)
 	memcpy(packet.arp.arp_sha, link.ifr_hwaddr.sa_data, ETH_ALEN);
 	memcpy(packet.arp.arp_spa, &pod->address, sizeof pod->address);
 	memcpy(packet.arp.arp_tpa, &pod->address, sizeof pod->address);
-	struct sockaddr_ll to = {.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ARP),
+	struct sockaddr_ll to = {.sll_family = AF_PACKET,
+				 .sll_protocol = htons(ETH_P_ARP),
 				 .sll_ifindex = (int)if_nametoindex(call->interface)};
 	must(sendto(fd, &packet, sizeof packet, 0, (struct sockaddr *)&to, sizeof to) < 0 ? -1 : 0,
 	     "announce the address");
@@ -178,7 +185,8 @@ static void configure(const struct call *call, const struct pod *pod)
 	struct visit visit = enter(call);
 	int route FILE_SCOPE = netlink_open(0);
 	must(link_query(route, call->interface), "find %s", call->interface);
-	must(address_add_prefix(route, link_index(route, call->interface), pod->address, pod->prefix),
+	must(address_add_prefix(route, link_index(route, call->interface), pod->address,
+				pod->prefix),
 	     "give %s its address", call->interface);
 	accept_multicast(call, pod);
 	must(link_up(route, call->interface), "bring %s up", call->interface);

@@ -14,11 +14,11 @@ static bool serial_open(void)
 	out8(SERIAL + 7, 0x5a);
 	if (in8(SERIAL + 7) != 0x5a)
 		return false;
-	out8(SERIAL + 1, 0);	/* no interrupts */
+	out8(SERIAL + 1, 0); /* no interrupts */
 	out8(SERIAL + 3, 0x80); /* the divisor: 115200 */
 	out8(SERIAL + 0, 1);
 	out8(SERIAL + 1, 0);
-	out8(SERIAL + 3, 3);	/* 8 bits, no parity, 1 stop bit */
+	out8(SERIAL + 3, 3); /* 8 bits, no parity, 1 stop bit */
 	out8(SERIAL + 2, 0xc7); /* the queue, emptied */
 	return true;
 }

@@ -1,7 +1,7 @@
 /* The boot sector of a disk that holds the probe: reads its command line and the flat file, by the
  * BIOS, and enters it as the Linux boot protocol has it. guests/probe_images.py lays the disk out and
  * sets the two numbers at the end. Linked at 0x7c00. */
-#include "flat.h"
+#include "flat.inc"
 
 #define COMMAND_LINE 0x7e00 /* the second sector */
 #define PARAMETERS 0x7000   /* Linux's boot_params, of which we give the command line */

@@ -8,7 +8,8 @@ enum { PLAIN = 0, INLINE = 2, MODE = 4, DIRECTORY = 0x4000, FILE = 0x8000, KIND 
 #define MAGIC 0xe0f5e1e2U
 
 struct inode {
-	uint64_t size, data, tail; /* where its blocks begin, and where its last part is if INLINE */
+	uint64_t size, data,
+		tail; /* where its blocks begin, and where its last part is if INLINE */
 	uint32_t mode, layout;
 };
 
@@ -43,7 +44,8 @@ static struct inode inode(uint64_t number)
 			      .layout = format >> 1 & 7,
 			      .size = get(raw + SIZE, format & 1 ? 8 : 4),
 			      .data = get(raw + DATA, 4) << UNIT_BITS};
-	found.tail = place + (format & 1 ? EXTENDED : COMPACT) + (xattrs ? 12 + 4 * (xattrs - 1) : 0);
+	found.tail =
+		place + (format & 1 ? EXTENDED : COMPACT) + (xattrs ? 12 + 4 * (xattrs - 1) : 0);
 	if (found.layout != PLAIN && found.layout != INLINE)
 		fail("mount", "a file of the image is compressed or in chunks");
 	return found;

@@ -92,11 +92,11 @@ static void add(const char *name, uint64_t start, uint64_t end)
 }
 
 /* A step ends; TEXT is what a kernel would print of it, and the printing is the console's time. */
-#define DONE(name, begun, ...)              \
-	do {                                \
-		uint64_t ended = now();     \
-		add(name, begun, ended);    \
-		say(__VA_ARGS__);           \
+#define DONE(name, begun, ...)                \
+	do {                                  \
+		uint64_t ended = now();       \
+		add(name, begun, ended);      \
+		say(__VA_ARGS__);             \
 		add("console", ended, now()); \
 	} while (0)
 
@@ -120,8 +120,9 @@ static const char *command_line(const void *told, bool by_pvh)
 {
 	const uint8_t *at = told;
 	if (!by_pvh)
-		return (const char *)(uint64_t)*(const uint32_t *)(at + 0x228);
-	return *(const uint32_t *)at == 0x336ec578 ? (const char *)*(const uint64_t *)(at + 24) : NULL;
+		return (const char *)(uint64_t) * (const uint32_t *)(at + 0x228);
+	return *(const uint32_t *)at == 0x336ec578 ? (const char *)*(const uint64_t *)(at + 24)
+						   : NULL;
 }
 
 static void mount(bool disk)
@@ -183,8 +184,8 @@ void start(uint64_t first, const void *told, const uint64_t *loaded, bool by_pvh
 	begun = now();
 	pci_enumerate();
 	if (pci.present)
-		DONE("pci", begun, "pci: %u functions, %u of them virtio\n", (uint64_t)pci.functions,
-		     (uint64_t)pci.virtio_functions);
+		DONE("pci", begun, "pci: %u functions, %u of them virtio\n",
+		     (uint64_t)pci.functions, (uint64_t)pci.virtio_functions);
 	else
 		absent("pci");
 

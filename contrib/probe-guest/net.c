@@ -95,7 +95,7 @@ static void ask_for(uint32_t own, uint32_t gateway)
 {
 	static const uint8_t all[6] = {255, 255, 255, 255, 255, 255};
 	uint8_t *arp = frame(all, ARP);
-	put32(arp, 0x00010800);	    /* ethernet, IPv4 */
+	put32(arp, 0x00010800); /* ethernet, IPv4 */
 	put32(arp + 4, 0x06040001); /* of 6 and 4 bytes, a request */
 	copy(arp + 8, mac, 6);
 	put32(arp + ARP_REPLY_FROM, own);

@@ -1,7 +1,7 @@
 /* What makes a bzImage of the flat file that follows it: the header of the Linux boot protocol
  * (Linux, Documentation/arch/x86/boot.rst), version 2.12, and its real-mode part, which only enters
  * protected mode. Loaders read the fields by their offsets. */
-#include "flat.h"
+#include "flat.inc"
 
 	.code16
 	.globl boot

@@ -34,7 +34,7 @@ void trap(const struct frame *frame)
 {
 	uint64_t place;
 	__asm__ volatile("mov %%cr2, %0" : "=r"(place));
-	report("\nprobe exception %u at 0x%x, error 0x%x, address 0x%x\n", frame->vector, frame->rip,
-	       frame->error, place);
+	report("\nprobe exception %u at 0x%x, error 0x%x, address 0x%x\n", frame->vector,
+	       frame->rip, frame->error, place);
 	fail("exception", "the processor cannot go on");
 }

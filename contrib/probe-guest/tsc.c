@@ -42,7 +42,7 @@ const char *hypervisor(void)
 
 struct instant {
 	uint64_t earliest, width; /* in ticks: it was at most WIDTH after EARLIEST */
-	uint16_t count;		  /* of the timer chip, downwards */
+	uint16_t count; /* of the timer chip, downwards */
 };
 
 /* An interruption between two instructions is seen as a wide instant: keep the narrowest of some. */

@@ -7,14 +7,42 @@ enum { NEXT = 1, DEVICE_WRITES = 2, NO_INTERRUPT = 1 };
 enum { VERSION_1 = 1 }; /* in the high word of the features */
 
 /* The same registers where PCI's common configuration and MMIO have them. */
-enum { PCI_SELECT = 0, PCI_OFFERED = 4, PCI_ACCEPT_SELECT = 8, PCI_ACCEPTED = 12,
-       PCI_STATUS = 20, PCI_QUEUE = 22, PCI_SIZE = 24, PCI_ENABLE = 28, PCI_BELL = 30,
-       PCI_DESCRIPTORS = 32, PCI_AVAILABLE = 40, PCI_USED = 48 };
-enum { MMIO_MAGIC = 0, MMIO_VERSION = 4, MMIO_TYPE = 8, MMIO_OFFERED = 0x10, MMIO_SELECT = 0x14,
-       MMIO_ACCEPTED = 0x20, MMIO_ACCEPT_SELECT = 0x24, MMIO_PAGE = 0x28, MMIO_QUEUE = 0x30,
-       MMIO_LARGEST = 0x34, MMIO_SIZE = 0x38, MMIO_ALIGN = 0x3c, MMIO_FRAME = 0x40,
-       MMIO_ENABLE = 0x44, MMIO_BELL = 0x50, MMIO_STATUS = 0x70, MMIO_DESCRIPTORS = 0x80,
-       MMIO_AVAILABLE = 0x90, MMIO_USED = 0xa0, MMIO_CONFIG = 0x100 };
+enum {
+	PCI_SELECT = 0,
+	PCI_OFFERED = 4,
+	PCI_ACCEPT_SELECT = 8,
+	PCI_ACCEPTED = 12,
+	PCI_STATUS = 20,
+	PCI_QUEUE = 22,
+	PCI_SIZE = 24,
+	PCI_ENABLE = 28,
+	PCI_BELL = 30,
+	PCI_DESCRIPTORS = 32,
+	PCI_AVAILABLE = 40,
+	PCI_USED = 48
+};
+enum {
+	MMIO_MAGIC = 0,
+	MMIO_VERSION = 4,
+	MMIO_TYPE = 8,
+	MMIO_OFFERED = 0x10,
+	MMIO_SELECT = 0x14,
+	MMIO_ACCEPTED = 0x20,
+	MMIO_ACCEPT_SELECT = 0x24,
+	MMIO_PAGE = 0x28,
+	MMIO_QUEUE = 0x30,
+	MMIO_LARGEST = 0x34,
+	MMIO_SIZE = 0x38,
+	MMIO_ALIGN = 0x3c,
+	MMIO_FRAME = 0x40,
+	MMIO_ENABLE = 0x44,
+	MMIO_BELL = 0x50,
+	MMIO_STATUS = 0x70,
+	MMIO_DESCRIPTORS = 0x80,
+	MMIO_AVAILABLE = 0x90,
+	MMIO_USED = 0xa0,
+	MMIO_CONFIG = 0x100
+};
 enum { VIRT = 0x74726976, PAGE = 4096 };
 
 enum { PCI_COMMAND = 4, PCI_SUBSYSTEM = 0x2c, PCI_BARS = 0x10, PCI_CAPABILITIES = 0x34 };
@@ -72,7 +100,8 @@ static volatile uint8_t *map(uint64_t physical)
 static uint64_t bar(uint32_t function, uint8_t index)
 {
 	uint32_t low = pci_read(function, (uint8_t)(PCI_BARS + 4 * index));
-	uint64_t high = (low & 6) == 4 ? pci_read(function, (uint8_t)(PCI_BARS + 4 * index + 4)) : 0;
+	uint64_t high =
+		(low & 6) == 4 ? pci_read(function, (uint8_t)(PCI_BARS + 4 * index + 4)) : 0;
 	return high << 32 | (low & ~0xfU);
 }
 
@@ -144,7 +173,8 @@ static bool find_on_mmio(enum virtio_type type, struct virtio *device)
 {
 	for (unsigned i = 0; i < mapped_count; i++)
 		if (get32(mapped[i] + MMIO_TYPE) == type) {
-			*device = (struct virtio){.type = type, .registers = mapped[i],
+			*device = (struct virtio){.type = type,
+						  .registers = mapped[i],
 						  .config = mapped[i] + MMIO_CONFIG,
 						  .legacy = get32(mapped[i] + MMIO_VERSION) == 1};
 			return true;
@@ -248,8 +278,9 @@ void virtio_post(struct virtio *device, struct queue *queue, const struct buffer
 	for (unsigned i = 0; i < count; i++) {
 		queue->descriptors[i].address = (uint64_t)buffers[i].at;
 		queue->descriptors[i].length = buffers[i].length;
-		queue->descriptors[i].flags = (uint16_t)((i + 1 < count ? NEXT : 0) |
-					      (buffers[i].filled_by_device ? DEVICE_WRITES : 0));
+		queue->descriptors[i].flags =
+			(uint16_t)((i + 1 < count ? NEXT : 0) |
+				   (buffers[i].filled_by_device ? DEVICE_WRITES : 0));
 		queue->descriptors[i].next = (uint16_t)(i + 1);
 	}
 	queue->available.ring[queue->available.index % QUEUE_SIZE] = 0;

@@ -28,9 +28,9 @@ static int take_line(struct chain *chain, char *line)
 		const char *word;
 		char **to;
 	} words[] = {
-		{"kept", &chain->kept},		  {"version", &chain->version},
+		{"kept", &chain->kept},           {"version", &chain->version},
 		{"namespace", &chain->namespace}, {"interface", &chain->interface},
-		{"packet", &chain->packet},	  {"until", &chain->until},
+		{"packet", &chain->packet},       {"until", &chain->until},
 		{"fill", &chain->fill},
 	};
 	char *value = strchr(line, ' ');
@@ -63,8 +63,8 @@ int chain_load(struct chain *chain, const char *file)
 		used += n > 0 ? (size_t)n : 0;
 	}
 	if (n)
-		return error_set(&chain->error, n < 0 ? errno : EFBIG,
-				 "cannot read the request %s", file);
+		return error_set(&chain->error, n < 0 ? errno : EFBIG, "cannot read the request %s",
+				 file);
 	char *rest = chain->text, *line;
 	while ((line = strsep(&rest, "\n")) && *line)
 		if (take_line(chain, line))
@@ -113,9 +113,8 @@ static int execute(struct chain *chain, struct chain_plugin *plugin, const char 
 {
 	char call[128];
 	plugin->start = clock_now();
-	int input FILE_SCOPE =
-		process_pipe((const char *[]){plugin->conf, previous ? ",\"prevResult\":" : "}",
-					      previous, "}", NULL});
+	int input FILE_SCOPE = process_pipe((const char *[]){
+		plugin->conf, previous ? ",\"prevResult\":" : "}", previous, "}", NULL});
 	if (input < 0)
 		return error_set(&chain->error, -input, "cannot hand a plugin its configuration");
 	int status = process_run((char *[]){plugin->path, NULL}, chain->variables, input, output,

@@ -127,8 +127,7 @@ static int make_namespace(struct chain *chain)
 {
 	struct error *error = &chain->error;
 	int home FILE_SCOPE = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-	int name FILE_SCOPE =
-		open(chain->namespace, O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
+	int name FILE_SCOPE = open(chain->namespace, O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
 	if (home < 0 || name < 0 || unshare(CLONE_NEWNET))
 		return error_set(error, errno, "cannot make the namespace %s", chain->namespace);
 	int bad = mount("/proc/self/ns/net", chain->namespace, NULL, MS_BIND, NULL);
@@ -210,9 +209,9 @@ int main(int argc, char **argv)
 		error_print(&chain.error);
 		return 2;
 	}
-	int bad = is_pod		    ? run_pod(&chain, argv + 3)
-		  : !strcmp(verb, "del")    ? delete_and_hold(&chain)
-		  : !strcmp(verb, "up")	    ? bring_up(&chain)
-		  : add_and_hold(&chain, has_beside ? &beside : NULL);
+	int bad = is_pod                 ? run_pod(&chain, argv + 3)
+		  : !strcmp(verb, "del") ? delete_and_hold(&chain)
+		  : !strcmp(verb, "up")  ? bring_up(&chain)
+					 : add_and_hold(&chain, has_beside ? &beside : NULL);
 	return bad ? 1 : 0;
 }

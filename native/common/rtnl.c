@@ -22,7 +22,8 @@ int rtnl_open(struct rtnl *netlink, int family)
 	if (!netlink->socket)
 		return -errno;
 	if (mnl_socket_bind(netlink->socket, 0, MNL_SOCKET_AUTOPID) ||
-	    setsockopt(mnl_socket_get_fd(netlink->socket), SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait)) {
+	    setsockopt(mnl_socket_get_fd(netlink->socket), SOL_SOCKET, SO_RCVTIMEO, &wait,
+		       sizeof wait)) {
 		error = errno;
 		rtnl_close(netlink);
 		return -error;
@@ -59,8 +60,8 @@ static int take(const struct nlmsghdr *message, bool *interrupted, rtnl_each *ea
 	}
 	if (message->nlmsg_type == NLMSG_ERROR)
 		return mnl_nlmsg_get_payload_len(message) < sizeof *failure ? -EPROTO
-		       : failure->error						    ? failure->error
-										    : 1;
+		       : failure->error                                     ? failure->error
+									    : 1;
 	if (each)
 		each(message, data);
 	return 0;
@@ -82,7 +83,7 @@ int rtnl_ask(struct rtnl *netlink, struct nlmsghdr *request, rtnl_each *each, vo
 		if (size < 0)
 			return errno == EAGAIN ? -ETIMEDOUT : -errno;
 		for (const struct nlmsghdr *message = (void *)answer; mnl_nlmsg_ok(message, left);
-				message = mnl_nlmsg_next(message, &left)) {
+		     message = mnl_nlmsg_next(message, &left)) {
 			if (!mnl_nlmsg_seq_ok(message, request->nlmsg_seq) ||
 			    !mnl_nlmsg_portid_ok(message, port))
 				continue;
@@ -126,8 +127,7 @@ int rtnl_veth_add(struct rtnl *netlink, const struct rtnl_veth *veth)
 int rtnl_bridge_add(struct rtnl *netlink, const char *name, int index)
 {
 	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
-	struct nlmsghdr *message =
-		link_message(buffer, NLM_F_CREATE | NLM_F_EXCL, index, IFF_UP);
+	struct nlmsghdr *message = link_message(buffer, NLM_F_CREATE | NLM_F_EXCL, index, IFF_UP);
 	mnl_attr_put_strz(message, IFLA_IFNAME, name);
 	struct nlattr *info = mnl_attr_nest_start(message, IFLA_LINKINFO);
 	mnl_attr_put_strz(message, IFLA_INFO_KIND, "bridge");

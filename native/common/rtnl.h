@@ -33,16 +33,16 @@ struct nlmsghdr *rtnl_message(void *buffer, uint16_t type, uint16_t flags);
 
 /* The attributes after a message's head of that size, and those in another: libmnl's own loops do not
  * compile with -Wconversion. */
-#define RTNL_ATTRIBUTES(part, message, size)                                                       \
-	for ((part) = mnl_nlmsg_get_payload_offset((message), (size));                             \
-			mnl_attr_ok((part), (int)((const char *)mnl_nlmsg_get_payload_tail(message) - \
-						  (const char *)(part)));                          \
-			(part) = mnl_attr_next(part))
-#define RTNL_NESTED(part, nest)                                                                    \
-	for ((part) = mnl_attr_get_payload(nest);                                                  \
-			mnl_attr_ok((part), (int)((const char *)(nest) + (nest)->nla_len -         \
-						  (const char *)(part)));                          \
-			(part) = mnl_attr_next(part))
+#define RTNL_ATTRIBUTES(part, message, size)                                               \
+	for ((part) = mnl_nlmsg_get_payload_offset((message), (size));                     \
+	     mnl_attr_ok((part), (int)((const char *)mnl_nlmsg_get_payload_tail(message) - \
+				       (const char *)(part)));                             \
+	     (part) = mnl_attr_next(part))
+#define RTNL_NESTED(part, nest)                                                                 \
+	for ((part) = mnl_attr_get_payload(nest);                                               \
+	     mnl_attr_ok((part),                                                                \
+			 (int)((const char *)(nest) + (nest)->nla_len - (const char *)(part))); \
+	     (part) = mnl_attr_next(part))
 
 struct rtnl_veth {
 	const char *name, *peer;

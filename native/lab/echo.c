@@ -84,13 +84,14 @@ static uint16_t checksum(const struct message *message)
 	for (size_t i = 0; i < sizeof words / sizeof *words; i++)
 		sum += words[i];
 	sum = (sum >> 16) + (sum & 0xffff);
-	return (uint16_t)~(sum + (sum >> 16));
+	return (uint16_t) ~(sum + (sum >> 16));
 }
 
 /* Where not everyone may ask (ping_group_range), CAP_NET_RAW may. */
 static int open_socket(struct asker *asker)
 {
-	int family = asker->to.any.sa_family, protocol = is_v6(asker) ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
+	int family = asker->to.any.sa_family,
+	    protocol = is_v6(asker) ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
 	int fd = socket(family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol);
 	if (fd < 0 && (errno == EACCES || errno == EPERM)) {
 		fd = socket(family, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol);
@@ -156,8 +157,8 @@ static int explain(const struct asker *asker, const char *address, int patience_
 	socklen_t length = sizeof own;
 	int width = (int)strcspn(address, " "), seconds = patience_ms / 1000;
 	if (!asker->is_sent || getsockname(asker->fd, &own.any, &length) || getifaddrs(&links))
-		return error_set(error, asker->wrong, "nothing could be sent to %.*s in %d s", width,
-				 address, seconds);
+		return error_set(error, asker->wrong, "nothing could be sent to %.*s in %d s",
+				 width, address, seconds);
 	return error_set(error, asker->wrong, "%.*s did not answer on %s in %d s", width, address,
 			 interface_of(&own, links), seconds);
 }

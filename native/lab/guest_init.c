@@ -237,7 +237,8 @@ static unsigned long long ticks_before(const char *line, const char *event)
 /* The initcalls that took at least so many ticks, and those of virtio. */
 static void print_initcalls(FILE *trace, unsigned long long least)
 {
-	static const char start[] = ": initcall_start: func=", finish[] = ": initcall_finish: func=";
+	static const char start[] = ": initcall_start: func=",
+			  finish[] = ": initcall_finish: func=";
 	static struct {
 		unsigned long long ticks;
 		char name[96];
@@ -263,7 +264,8 @@ static void print_initcalls(FILE *trace, unsigned long long least)
 				    !strncmp(open[i].name, event, length)) {
 					if (ticks - open[i].ticks >= least ||
 					    strstr(open[i].name, "virtio"))
-						say(serial, "firstlight step %llu %llu initcall %s\n",
+						say(serial,
+						    "firstlight step %llu %llu initcall %s\n",
 						    open[i].ticks, ticks, open[i].name);
 					open[i].name[0] = 0;
 				}
@@ -304,7 +306,8 @@ int main(void)
 	anchor();
 	say(serial, "firstlight init %llu\n", started);
 	for (int i = 0; i < step_count; i++)
-		say(serial, "firstlight step %llu %llu %s\n", steps[i].begin, steps[i].end, steps[i].name);
+		say(serial, "firstlight step %llu %llu %s\n", steps[i].begin, steps[i].end,
+		    steps[i].name);
 	print_trace();
 	print_log_time(log);
 	say(serial, "firstlight log ends\n");

@@ -315,8 +315,8 @@ static int run(struct batch *batch, const struct launch_request *request, struct
 		int64_t next = next_deadline(batch, started, request->deadline, &waiting);
 		if (started < request->count && !(is_sequence && waiting)) {
 			struct launch_instance *instance = &batch->instances[started];
-			int64_t due = is_sequence && started ? clock_now()
-							     : begin + instance->offset;
+			int64_t due =
+				is_sequence && started ? clock_now() : begin + instance->offset;
 			if (due <= clock_now()) {
 				instance->record.intended = due;
 				bad = launch_instance_start(instance, input[0], request->flags,

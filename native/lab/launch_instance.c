@@ -36,7 +36,8 @@ int launch_instance_watch(struct launch_instance *instance, int file, struct err
 }
 
 /* Between fork and exec; standard error is already the instance's own. */
-_Noreturn static void execute(const struct launch_instance *instance, const int streams[2], uint32_t flags)
+_Noreturn static void execute(const struct launch_instance *instance, const int streams[2],
+			      uint32_t flags)
 {
 	sigset_t none;
 	sigemptyset(&none);
@@ -51,7 +52,8 @@ _Noreturn static void execute(const struct launch_instance *instance, const int 
 	} /* else all of ours are closed on exec, and the lab's were never here */
 	if (chdir(instance->cwd) == 0)
 		execve(instance->argv[0], instance->argv, instance->envp);
-	dprintf(STDOUT_FILENO, "firstlight error execute %s: %s\n", instance->argv[0], strerror(errno));
+	dprintf(STDOUT_FILENO, "firstlight error execute %s: %s\n", instance->argv[0],
+		strerror(errno));
 	_exit(127);
 }
 
@@ -90,7 +92,8 @@ static void end_asked(struct launch_instance *instance, int status)
 static void cannot_ask(struct launch_instance *instance, const char *what, int error)
 {
 	char text[256];
-	snprintf(text, sizeof text, "%s %.128s: %s", what, instance->argv[ASK_SOCKET], strerror(error));
+	snprintf(text, sizeof text, "%s %.128s: %s", what, instance->argv[ASK_SOCKET],
+		 strerror(error));
 	note(instance, "error", text);
 	instance->record.seen = clock_now();
 	end_asked(instance, 127 << 8);
@@ -148,8 +151,10 @@ static void read_output(struct launch_instance *instance)
 	struct launch_record *record = &instance->record;
 	for (int reads = 0; reads < READS; reads++) {
 		if (record->output == LAUNCH_OUTPUT_MAX)
-			record->output = (uint32_t)launch_text_make_room(instance->text, record->output);
-		ssize_t n = read(instance->out, instance->text + record->output, LAUNCH_OUTPUT_MAX - record->output);
+			record->output =
+				(uint32_t)launch_text_make_room(instance->text, record->output);
+		ssize_t n = read(instance->out, instance->text + record->output,
+				 LAUNCH_OUTPUT_MAX - record->output);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && errno == EAGAIN)
@@ -217,7 +222,8 @@ static int64_t nanoseconds(struct timeval t)
 	return t.tv_sec * 1000000000LL + t.tv_usec * 1000LL;
 }
 
-void launch_instance_exited(struct launch_instance *instance, int status, const struct rusage *usage)
+void launch_instance_exited(struct launch_instance *instance, int status,
+			    const struct rusage *usage)
 {
 	instance->record.exited = clock_now();
 	instance->record.status = status;
@@ -236,7 +242,8 @@ int launch_instance_settled(const struct launch_instance *instance)
 void launch_instance_kill(struct launch_instance *instance, uint32_t flags)
 {
 	if (instance->connection >= 0)
-		(void)shutdown(instance->connection, SHUT_WR); /* what was asked ends it, and tells */
+		(void)shutdown(instance->connection,
+			       SHUT_WR); /* what was asked ends it, and tells */
 	if (instance->record.status != -1 || instance->record.pid <= 0)
 		return;
 	kill(flags & LAUNCH_INHERIT ? instance->record.pid : -instance->record.pid, SIGKILL);

@@ -4,14 +4,14 @@
 
 #include <stdint.h>
 
-enum { LAUNCH_RUN = 1, LAUNCH_STOP = 2 };	    /* verbs */
+enum { LAUNCH_RUN = 1, LAUNCH_STOP = 2 }; /* verbs */
 enum { LAUNCH_SEQUENTIAL = 1, LAUNCH_INHERIT = 2 }; /* flags */
 
 struct launch_request {
 	uint32_t verb, batch, count, flags;
-	int64_t begin;	  /* 0: now */
+	int64_t begin; /* 0: now */
 	int64_t deadline; /* ns after a start's time, or after STOP */
-	uint64_t bytes;	  /* of what follows */
+	uint64_t bytes; /* of what follows */
 };
 
 struct launch_start {

@@ -22,12 +22,13 @@ static struct request begin(uint16_t type, uint16_t flags, const void *fixed, si
 {
 	static uint32_t sequence;
 	struct request request = {
-		.header = {
-			.nlmsg_len = (uint32_t)NLMSG_LENGTH(size),
-			.nlmsg_type = type,
-			.nlmsg_flags = (uint16_t)(NLM_F_REQUEST | NLM_F_ACK | flags),
-			.nlmsg_seq = ++sequence,
-		},
+		.header =
+			{
+				.nlmsg_len = (uint32_t)NLMSG_LENGTH(size),
+				.nlmsg_type = type,
+				.nlmsg_flags = (uint16_t)(NLM_F_REQUEST | NLM_F_ACK | flags),
+				.nlmsg_seq = ++sequence,
+			},
 	};
 	memcpy(request.body, fixed, size);
 	return request;
@@ -95,7 +96,7 @@ static int ask(int socket, const struct request *request)
 			return -1;
 		size_t left = (size_t)length;
 		for (struct nlmsghdr *message = (void *)answer; NLMSG_OK(message, left);
-				message = NLMSG_NEXT(message, left)) {
+		     message = NLMSG_NEXT(message, left)) {
 			if (message->nlmsg_type != NLMSG_ERROR)
 				continue;
 			if (message->nlmsg_seq != request->header.nlmsg_seq)
@@ -223,7 +224,8 @@ static struct request begin_address(int link, uint8_t family, const void *addres
 		.ifa_scope = RT_SCOPE_UNIVERSE,
 		.ifa_index = (uint32_t)link,
 	};
-	struct request request = begin(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &fixed, sizeof fixed);
+	struct request request =
+		begin(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &fixed, sizeof fixed);
 	put(&request, IFA_LOCAL, address, size);
 	put(&request, IFA_ADDRESS, address, size);
 	return request;
@@ -242,8 +244,8 @@ int address_add(int socket, int link, struct in_addr address)
 
 int address6_add(int socket, int link, const struct in6_addr *address, bool detect_duplicates)
 {
-	struct request request = begin_address(link, AF_INET6, address, sizeof *address,
-					       8 * sizeof *address);
+	struct request request =
+		begin_address(link, AF_INET6, address, sizeof *address, 8 * sizeof *address);
 	if (!detect_duplicates)
 		put_number(&request, IFA_FLAGS, IFA_F_NODAD);
 	return ask(socket, &request);
@@ -260,7 +262,8 @@ static struct request begin_route(int link, uint8_t prefix, uint8_t scope, unsig
 		.rtm_type = RTN_UNICAST,
 		.rtm_flags = flags,
 	};
-	struct request request = begin(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &fixed, sizeof fixed);
+	struct request request =
+		begin(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &fixed, sizeof fixed);
 	put_number(&request, RTA_OIF, link);
 	return request;
 }
@@ -286,7 +289,7 @@ static enum address_state state_of(const struct nlmsghdr *message, const struct 
 	bool ours = false;
 	size_t left = IFA_PAYLOAD(message);
 	for (struct rtattr *attribute = IFA_RTA(fixed); RTA_OK(attribute, left);
-			attribute = RTA_NEXT(attribute, left)) {
+	     attribute = RTA_NEXT(attribute, left)) {
 		if (attribute->rta_type == IFA_ADDRESS && RTA_PAYLOAD(attribute) == sizeof *address)
 			ours = memcmp(RTA_DATA(attribute), address, sizeof *address) == 0;
 		if (attribute->rta_type == IFA_FLAGS)
@@ -308,7 +311,7 @@ int address6_state(int socket, const struct in6_addr *address, enum address_stat
 	*state = ADDRESS_PENDING;
 	size_t left = (size_t)length;
 	for (struct nlmsghdr *message = (void *)news; NLMSG_OK(message, left);
-			message = NLMSG_NEXT(message, left))
+	     message = NLMSG_NEXT(message, left))
 		if (message->nlmsg_type == RTM_NEWADDR && *state == ADDRESS_PENDING)
 			*state = state_of(message, address);
 	return 0;

@@ -4,8 +4,8 @@
  * The namespace it is started in plays the host. What it prints is the protocol of
  * backends/__init__.py, in one write at the end, so that no step contains printing.
  */
-#include "netlink.h"
 #include "netsetup.h"
+#include "netlink.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -45,7 +45,7 @@ int fail(struct setup *setup, const char *format, ...)
 	size_t length = strlen(setup->error);
 	if (error)
 		snprintf(setup->error + length, sizeof setup->error - length, ": %s (errno %d)",
-			strerror(error), error);
+			 strerror(error), error);
 	return -1;
 }
 
@@ -108,14 +108,15 @@ static struct step steps[] = {
 
 static bool left_out(const struct setup *setup, const struct step *step)
 {
-	return (step->by_netlink == netlink_move && setup->in_place)
-		|| (step->by_netlink == netlink_address6 && !setup->has_address6)
-		|| (step->by_netlink == mount_namespace && !setup->mount_ns);
+	return (step->by_netlink == netlink_move && setup->in_place) ||
+	       (step->by_netlink == netlink_address6 && !setup->has_address6) ||
+	       (step->by_netlink == mount_namespace && !setup->mount_ns);
 }
 
 static int set_up(struct setup *setup)
 {
-	EACH_STEP(step) {
+	EACH_STEP(step)
+	{
 		if (left_out(setup, step))
 			continue;
 		setup->step = step->name;
@@ -157,8 +158,8 @@ static int say_error(const struct setup *setup)
 {
 	char line[sizeof setup->error + 64];
 	int length = snprintf(line, sizeof line, "firstlight error %s%s%s%s\n",
-		setup->step ? "step " : "", setup->step ? setup->step : "", setup->step ? ": " : "",
-		setup->error);
+			      setup->step ? "step " : "", setup->step ? setup->step : "",
+			      setup->step ? ": " : "", setup->error);
 	say(line, (size_t)length);
 	return 1;
 }
@@ -168,12 +169,12 @@ static int say_ready(int64_t ready)
 	char text[1024];
 	size_t length = 0;
 	EACH_STEP(step)
-		if (step->end)
-			length += (size_t)snprintf(text + length, sizeof text - length,
-				"firstlight step %s %jd %jd\n", step->name, (intmax_t)step->start,
-				(intmax_t)step->end);
+	if (step->end)
+		length += (size_t)snprintf(text + length, sizeof text - length,
+					   "firstlight step %s %jd %jd\n", step->name,
+					   (intmax_t)step->start, (intmax_t)step->end);
 	length += (size_t)snprintf(text + length, sizeof text - length, "firstlight ready %jd\n",
-		(intmax_t)ready);
+				   (intmax_t)ready);
 	return say(text, length);
 }
 
@@ -223,7 +224,8 @@ static int prepare(struct setup *setup)
 static int bad_option(struct setup *setup, const char *text)
 {
 	errno = 0;
-	return fail(setup,
+	return fail(
+		setup,
 		"%s; usage: netsetup [--method netlink|ip] --name NAME --address A --gateway A "
 		"[--address6 A [--no-dad]] [--in-place] [--no-ipv6] [--by-descriptor] [--mount-ns] "
 		"[--mounts FILE]",

@@ -15,7 +15,8 @@ static int complain(struct setup *setup, const char *const *arguments, int statu
 {
 	char command[300] = "", said[200] = "";
 	for (size_t length = 0; *arguments && length < sizeof command; arguments++)
-		length += (size_t)snprintf(command + length, sizeof command - length, "%s ", *arguments);
+		length += (size_t)snprintf(command + length, sizeof command - length, "%s ",
+					   *arguments);
 	if (pread(setup->complaints, said, sizeof said - 1, 0) < 0)
 		return fail(setup, "cannot read the complaints of %s", command);
 	said[strcspn(said, "\n")] = '\0';
@@ -69,13 +70,13 @@ int ip_netns(struct setup *setup)
 static int ip_veth_in_place(struct setup *setup)
 {
 	return IP(setup, "link", "add", setup->host, "type", "veth", "peer", "name",
-		setup->container, "netns", setup->name);
+		  setup->container, "netns", setup->name);
 }
 
 static int ip_veth_here(struct setup *setup)
 {
 	return IP(setup, "link", "add", setup->host, "type", "veth", "peer", "name",
-		setup->container);
+		  setup->container);
 }
 
 int ip_veth(struct setup *setup)
@@ -104,7 +105,7 @@ int ip_container_up(struct setup *setup)
 int ip_address(struct setup *setup)
 {
 	return IP(setup, "-n", setup->name, "address", "add", setup->address_text, "dev",
-		setup->container);
+		  setup->container);
 }
 
 int ip_route(struct setup *setup)
@@ -112,7 +113,7 @@ int ip_route(struct setup *setup)
 	if (IP(setup, "route", "add", setup->address_text, "dev", setup->host) < 0)
 		return -1;
 	return IP(setup, "-n", setup->name, "route", "add", "default", "via", setup->gateway_text,
-		"dev", setup->container, "onlink");
+		  "dev", setup->container, "onlink");
 }
 
 void ip_take_down(struct setup *setup)

@@ -75,9 +75,11 @@ int netlink_netns(struct setup *setup)
 int netlink_veth(struct setup *setup)
 {
 	int target = setup->in_place ? setup->namespace : -1;
-	setup->linked = link_add_veth(setup->host_socket, setup->host, setup->container, target) == 0;
+	setup->linked =
+		link_add_veth(setup->host_socket, setup->host, setup->container, target) == 0;
 	if (!setup->linked)
-		return fail(setup, "cannot create %s with its peer %s", setup->host, setup->container);
+		return fail(setup, "cannot create %s with its peer %s", setup->host,
+			    setup->container);
 	return 0;
 }
 
@@ -125,12 +127,13 @@ static int await_address6(struct setup *setup)
 			errno = ETIMEDOUT;
 		if (ready > 0 && awaited[1].revents)
 			errno = EINTR;
-		if (ready <= 0 || awaited[1].revents
-				|| address6_state(setup->news, &setup->address6, &state) < 0)
+		if (ready <= 0 || awaited[1].revents ||
+		    address6_state(setup->news, &setup->address6, &state) < 0)
 			return fail(setup, "cannot await the IPv6 address of %s", setup->container);
 	}
 	errno = EADDRINUSE;
-	return state == ADDRESS_USABLE ? 0 : fail(setup, "the IPv6 address of %s", setup->container);
+	return state == ADDRESS_USABLE ? 0
+				       : fail(setup, "the IPv6 address of %s", setup->container);
 }
 
 int netlink_address6(struct setup *setup)

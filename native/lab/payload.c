@@ -38,7 +38,7 @@ __asm__(".globl first_light\n"
 	"first_light:\n"
 	"  mov %rdx, %r12\n"
 	"  mov $228, %eax\n" /* clock_gettime */
-	"  mov $1, %edi\n"   /* CLOCK_MONOTONIC */
+	"  mov $1, %edi\n" /* CLOCK_MONOTONIC */
 	"  lea first_instruction(%rip), %rsi\n"
 	"  syscall\n"
 	"  mov %r12, %rdx\n"
@@ -100,8 +100,8 @@ static const struct {
 	const char *name;
 	__u64 flag;
 } namespaces[] = {
-	{"net", CLONE_NEWNET},	 {"mount", CLONE_NEWNS},	 {"pid", CLONE_NEWPID},
-	{"ipc", CLONE_NEWIPC},	 {"uts", CLONE_NEWUTS},	 {"user", CLONE_NEWUSER},
+	{"net", CLONE_NEWNET},       {"mount", CLONE_NEWNS},  {"pid", CLONE_NEWPID},
+	{"ipc", CLONE_NEWIPC},       {"uts", CLONE_NEWUTS},   {"user", CLONE_NEWUSER},
 	{"cgroup", CLONE_NEWCGROUP}, {"time", CLONE_NEWTIME}, {"none", 0},
 };
 

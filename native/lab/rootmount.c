@@ -226,7 +226,7 @@ static const struct {
 	const char *name;
 	int (*mount)(struct root *);
 } techniques[] = {
-	{"bind", mount_bind},	   {"overlay", mount_overlay}, {"tmpfs", mount_tmpfs},
+	{"bind", mount_bind},      {"overlay", mount_overlay}, {"tmpfs", mount_tmpfs},
 	{"squashfs", mount_image}, {"erofs", mount_image},
 };
 

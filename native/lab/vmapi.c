@@ -16,7 +16,7 @@
 #include <sys/timerfd.h>
 
 static const int64_t SOCKET_NS = 20 * CLOCK_SECOND; /* until the socket is given up */
-static const int64_t RETRY_NS = 100000;		/* between bind(2) and listen(2) of the server */
+static const int64_t RETRY_NS = 100000; /* between bind(2) and listen(2) of the server */
 
 static int parse(struct vmapi *api, const char *file)
 {
@@ -75,8 +75,8 @@ static int wake_at(struct vmapi *api, int64_t stamp)
 
 int vmapi_begin(struct vmapi *api, const char *socket, const char *requests)
 {
-	*api = (struct vmapi){.fd = -1, .created = -1, .timer = -1, .socket = -1,
-			    .address.sun_family = AF_UNIX};
+	*api = (struct vmapi){
+		.fd = -1, .created = -1, .timer = -1, .socket = -1, .address.sun_family = AF_UNIX};
 	api->limit = clock_now() + SOCKET_NS;
 	if (strlen(socket) >= sizeof api->address.sun_path)
 		return error_set(&api->error, 0, "the API socket's path is longer than %zu: %s",
@@ -170,8 +170,8 @@ static int read_answer(struct vmapi *api)
 {
 	struct vmapi_request *request = &api->requests[api->current];
 	struct http_answer answer;
-	ssize_t n = recv(api->socket, api->answer + api->received,
-			 VMAPI_ANSWER_MAX - api->received, 0);
+	ssize_t n =
+		recv(api->socket, api->answer + api->received, VMAPI_ANSWER_MAX - api->received, 0);
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return 0;
 	if (n <= 0) {
@@ -207,7 +207,8 @@ size_t vmapi_steps(const struct vmapi *api, int64_t start, char *to, size_t size
 	size_t used = 0;
 	*to = 0;
 	if (api->connected)
-		used += (size_t)snprintf(to, size, "firstlight step api.connect %" PRId64 " %" PRId64 "\n",
+		used += (size_t)snprintf(to, size,
+					 "firstlight step api.connect %" PRId64 " %" PRId64 "\n",
 					 start, api->connected);
 	for (const struct vmapi_request *request = api->requests;
 	     request < api->requests + api->count && request->end && used < size; request++)

@@ -14,8 +14,8 @@ static int64_t resumed_at(const cJSON *timestamp, int64_t earliest, int64_t arri
 	if (!cJSON_IsNumber(seconds) || !cJSON_IsNumber(more))
 		return arrived;
 	int64_t monotonic = clock_now();
-	int64_t wall = (int64_t)seconds->valuedouble * CLOCK_SECOND +
-		       (int64_t)more->valuedouble * 1000;
+	int64_t wall =
+		(int64_t)seconds->valuedouble * CLOCK_SECOND + (int64_t)more->valuedouble * 1000;
 	int64_t stamp = monotonic - (clock_read(CLOCK_REALTIME) - wall);
 	return stamp >= earliest && stamp <= arrived ? stamp : arrived;
 }

@@ -11,7 +11,7 @@ enum vmmonitor_kind { VMMONITOR_OTHER, VMMONITOR_RESUMED, VMMONITOR_STOPPED, VMM
 
 struct vmmonitor_message {
 	enum vmmonitor_kind kind;
-	int64_t stamp;	 /* RESUMED: when the guest was let run, in ns of CLOCK_MONOTONIC */
+	int64_t stamp; /* RESUMED: when the guest was let run, in ns of CLOCK_MONOTONIC */
 	char reason[64]; /* STOPPED: why, in QEMU's word */
 };
 

@@ -61,7 +61,7 @@ struct machine {
 	struct vmapi api;
 	const char *journal; /* Firecracker's */
 	int64_t ready_stamp;
-	int ready_status;   /* -1: none */
+	int ready_status; /* -1: none */
 	struct error error; /* why the start failed; told at once */
 	bool is_error_told;
 	char last_line_said[VMSTREAM_LINE_MAX + 1], complaint[VMSTREAM_LINE_MAX + 1], stopped[64];
@@ -247,9 +247,12 @@ static void serve(struct machine *vm, int input, int64_t until)
 	bool has_looked = true; /* at an unfinished line */
 	for (;;) {
 		struct pollfd polled[] = {
-			{vm->console.fd, POLLIN, 0},	{vm->monitor.fd, POLLIN, 0},
-			{vm->complaints.fd, POLLIN, 0}, {vm->pidfd, POLLIN, 0},
-			{input, POLLIN, 0},		{vm->api.fd, POLLIN, 0},
+			{vm->console.fd, POLLIN, 0},
+			{vm->monitor.fd, POLLIN, 0},
+			{vm->complaints.fd, POLLIN, 0},
+			{vm->pidfd, POLLIN, 0},
+			{input, POLLIN, 0},
+			{vm->api.fd, POLLIN, 0},
 		};
 		int64_t left = (until - clock_now()) / 1000000;
 		/* a guest that hangs was entered, too */
@@ -315,8 +318,8 @@ _Noreturn static void execute(pid_t parent, const int streams[3], int monitor, c
 	for (int i = 0; i < 3; i++)
 		if (dup2(streams[i], i) < 0)
 			_exit(127);
-	if (monitor >= 0 && ((monitor != QMP_FD && dup2(monitor, QMP_FD) < 0) ||
-			     fcntl(QMP_FD, F_SETFD, 0)))
+	if (monitor >= 0 &&
+	    ((monitor != QMP_FD && dup2(monitor, QMP_FD) < 0) || fcntl(QMP_FD, F_SETFD, 0)))
 		_exit(127);
 	execv(command[0], command);
 	dprintf(2, "cannot execute %s: %s\n", command[0], strerror(errno));
@@ -371,11 +374,11 @@ static bool compile(struct machine *vm, regex_t *pattern, const char *text)
 static char **read_options(struct machine *vm, int argc, char **argv)
 {
 	static const struct option options[] = {
-		{"log", required_argument, NULL, 'l'},	{"ready", required_argument, NULL, 'r'},
+		{"log", required_argument, NULL, 'l'},  {"ready", required_argument, NULL, 'r'},
 		{"exit", required_argument, NULL, 'x'}, {"last", required_argument, NULL, 'a'},
-		{"qmp", no_argument, NULL, 'q'},	{"journal", required_argument, NULL, 'j'},
-		{"api", required_argument, NULL, 's'},	{"requests", required_argument, NULL, 'd'},
-		{"answered", no_argument, NULL, 'w'},	{NULL, 0, NULL, 0},
+		{"qmp", no_argument, NULL, 'q'},        {"journal", required_argument, NULL, 'j'},
+		{"api", required_argument, NULL, 's'},  {"requests", required_argument, NULL, 'd'},
+		{"answered", no_argument, NULL, 'w'},   {NULL, 0, NULL, 0},
 	};
 	const char *log = NULL, *socket = NULL, *requests = NULL;
 	bool is_known = true;

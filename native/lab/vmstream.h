@@ -8,9 +8,9 @@
 enum { VMSTREAM_LINE_MAX = 4096 };
 
 struct vmstream {
-	int fd;	       /* non-blocking; -1 once it has ended */
+	int fd; /* non-blocking; -1 once it has ended */
 	int64_t stamp; /* of the last bytes, in ns of CLOCK_MONOTONIC */
-	size_t size;   /* of a line that is not finished */
+	size_t size; /* of a line that is not finished */
 	char line[VMSTREAM_LINE_MAX + 1];
 };
 

@@ -12,6 +12,7 @@ typedef signed long long __s64;
 typedef __u16 __be16;
 typedef __u32 __be32;
 typedef __u32 __wsum;
+/* clang-format off */
 enum bpf_map_type { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 		    BPF_MAP_TYPE_STACK_TRACE = 7, BPF_MAP_TYPE_RINGBUF = 27 };
 enum { BPF_ANY, BPF_NOEXIST, BPF_EXIST };
@@ -76,14 +77,21 @@ enum { SPIN = 1, READ = 2, RT = 8, PERCPU = 16, MUTEX = 32 }; /* include/trace/e
 enum { INTERRUPTIBLE = 1 }; /* include/linux/sched.h */
 enum { SHORTEST_OFF_NS = 1000, SHORTEST_LOCK_NS = 1000, PAGE = 4096, PATH = 256 };
 
+/* clang-format on */
+
 const volatile struct settings settings;
 
 __u64 lost;
 
 /* Our own PID namespace: how deep it lies below the first, and its number. on_ask fills it. */
-struct { __u32 level, number; } home SEC(".data.home");
+struct {
+	__u32 level, number;
+} home SEC(".data.home");
 
-struct { __uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 1 << 26); } events SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 26);
+} events SEC(".maps");
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, TASKS);
@@ -172,8 +180,13 @@ static __always_inline struct task *traced(__u32 tid)
 
 static __always_inline void instant(__u16 kind, struct task *task, __u32 tid, __u32 peer, __u64 arg)
 {
-	struct event event = {.kind = kind, .root = task->root, .pid = task->pid, .tid = tid,
-			      .peer = peer, .args = {arg}, .stack = -1};
+	struct event event = {.kind = kind,
+			      .root = task->root,
+			      .pid = task->pid,
+			      .tid = tid,
+			      .peer = peer,
+			      .args = {arg},
+			      .stack = -1};
 	event.start = event.end = bpf_ktime_get_ns();
 	emit(&event, sizeof(event));
 }
@@ -212,8 +225,11 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 {
 	__u32 parent_tid = NUMBER(parent), tid = NUMBER(child), group = GROUP(child);
 	struct task *from = traced(parent_tid);
-	struct task task = {.pid = group, .off = bpf_ktime_get_ns(), .off_stack = -1,
-			    .lock_stack = -1, .number = -1};
+	struct task task = {.pid = group,
+			    .off = bpf_ktime_get_ns(),
+			    .off_stack = -1,
+			    .lock_stack = -1,
+			    .number = -1};
 	if (from)
 		task.root = from->root;
 	else if (settings.generator && GROUP(parent) == settings.generator)
@@ -259,8 +275,11 @@ static __always_inline void begin(struct task_struct *p, __u32 tid, const char *
 	if (!tid || !bpf_map_lookup_elem(&names, name))
 		return;
 	struct task *known = traced(tid);
-	struct task task = {.root = known ? known->root : tid, .pid = GROUP(p), .off_stack = -1,
-			    .lock_stack = -1, .number = -1};
+	struct task task = {.root = known ? known->root : tid,
+			    .pid = GROUP(p),
+			    .off_stack = -1,
+			    .lock_stack = -1,
+			    .number = -1};
 	struct begin *out = bpf_ringbuf_reserve(&events, sizeof(*out), 0);
 	if (!out || (!known && bpf_map_update_elem(&tasks, &tid, &task, BPF_ANY))) {
 		__sync_fetch_and_add(&lost, 1);
@@ -288,7 +307,10 @@ static __always_inline void begin(struct task_struct *p, __u32 tid, const char *
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *bprm)
 {
-	struct { struct event event; char text[128]; } exec = {};
+	struct {
+		struct event event;
+		char text[128];
+	} exec = {};
 	__u32 tid = NUMBER(p), old = old_tid;
 	if (old_tid != p->pid) { /* not the process's first thread: it takes that one's number */
 		__u32 *known = home.level ? bpf_map_lookup_elem(&numbers, &old) : &old;
@@ -337,9 +359,15 @@ int BPF_PROG(on_exit, struct task_struct *p)
 	if (!task)
 		return 0;
 	if (task->number >= 0 && task->call) { /* exit_group does not return */
-		struct event call = {.kind = CALL, .root = task->root, .pid = task->pid, .tid = tid,
-				     .start = task->call, .end = bpf_ktime_get_ns(),
-				     .number = task->number, .stack = -1, .open = 1};
+		struct event call = {.kind = CALL,
+				     .root = task->root,
+				     .pid = task->pid,
+				     .tid = tid,
+				     .start = task->call,
+				     .end = bpf_ktime_get_ns(),
+				     .number = task->number,
+				     .stack = -1,
+				     .open = 1};
 		emit(&call, sizeof(call));
 	}
 	instant(EXIT, task, tid, 0, 0);
@@ -366,9 +394,15 @@ static __always_inline void switched_in(__u32 tid, __u64 now)
 	if (!task || !task->off)
 		return;
 	if (now - task->off >= SHORTEST_OFF_NS) {
-		struct event event = {.kind = OFF, .root = task->root, .pid = task->pid, .tid = tid,
-				      .start = task->off, .end = now, .args = {task->woken},
-				      .peer = task->waker, .result = task->off_state,
+		struct event event = {.kind = OFF,
+				      .root = task->root,
+				      .pid = task->pid,
+				      .tid = tid,
+				      .start = task->off,
+				      .end = now,
+				      .args = {task->woken},
+				      .peer = task->waker,
+				      .result = task->off_state,
 				      .stack = task->off_stack};
 		emit(&event, sizeof(event));
 	}
@@ -431,7 +465,8 @@ int BPF_PROG(on_contention, void *lock, unsigned int flags)
 	__u64 owner = 0;
 	struct mutex *mutex = lock;
 	struct rw_semaphore *semaphore = lock;
-	if (flags & MUTEX) { /* with PREEMPT_RT both are built on rt_mutex, and keep no owner here */
+	/* With PREEMPT_RT both are built on rt_mutex, and keep no owner here. */
+	if (flags & MUTEX) {
 		if (bpf_core_field_exists(mutex->owner))
 			owner = BPF_CORE_READ(mutex, owner.counter);
 	} else if (!(flags & (SPIN | RT | PERCPU)) && bpf_core_field_exists(semaphore->owner)) {
@@ -454,8 +489,13 @@ int BPF_PROG(on_contention_end, void *lock)
 	struct task *task = traced(tid);
 	if (!task || !task->lock || task->lock_address != (__u64)lock)
 		return 0;
-	struct event event = {.kind = LOCK, .root = task->root, .pid = task->pid, .tid = tid,
-			      .start = task->lock, .end = bpf_ktime_get_ns(), .peer = task->owner,
+	struct event event = {.kind = LOCK,
+			      .root = task->root,
+			      .pid = task->pid,
+			      .tid = tid,
+			      .start = task->lock,
+			      .end = bpf_ktime_get_ns(),
+			      .peer = task->owner,
 			      .args = {task->lock_address, task->lock_flags},
 			      .stack = task->lock_stack};
 	task->lock = 0;
@@ -537,8 +577,14 @@ static __always_inline void take_bytes(struct wide *out, __u64 address, __u64 si
 
 static __always_inline void take_message(struct wide *out, __u64 header)
 {
-	struct { __u64 name; __u32 name_length, pad; __u64 vectors, count; } message = {};
-	struct { __u64 base, size; } vector = {};
+	struct {
+		__u64 name;
+		__u32 name_length, pad;
+		__u64 vectors, count;
+	} message = {};
+	struct {
+		__u64 base, size;
+	} vector = {};
 	bpf_probe_read_user(&message, sizeof(message), (void *)header);
 	bpf_probe_read_user(&vector, sizeof(vector), (void *)message.vectors);
 	take_bytes(out, vector.base, vector.size);

@@ -24,10 +24,10 @@
  * where an execution wakes us. It is C because the kernel fills the ring faster than an interpreter can
  * empty it, and what does not fit is lost.
  */
+#include "trace/trace.h"
 #include "common/clock.h"
 #include "common/error.h"
 #include "trace/calls.h"
-#include "trace/trace.h"
 
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
@@ -54,8 +54,7 @@ static const struct {
 	const char *name;
 } calls[] = {
 #define ENTRY(name, take) {SYS_##name, take, #name},
-	CALLS(ENTRY)
-};
+	CALLS(ENTRY)};
 
 static struct bpf_object *object;
 static struct bpf_link *links[PROGRAMS];
@@ -138,7 +137,8 @@ static int load(const char *file, struct settings settings, unsigned int size)
 		return fail("load");
 	}
 	struct bpf_program *program;
-	bpf_object__for_each_program(program, object) {
+	bpf_object__for_each_program(program, object)
+	{
 		if (!strcmp(bpf_program__name(program), "on_ask")) {
 			LIBBPF_OPTS(bpf_test_run_opts, once);
 			if (bpf_prog_test_run_opts(bpf_program__fd(program), &once))
@@ -147,7 +147,8 @@ static int load(const char *file, struct settings settings, unsigned int size)
 			programs[count++] = program;
 		}
 	}
-	ring = ring_buffer__new(map("events"), settings.watch ? watch_event : write_event, NULL, NULL);
+	ring = ring_buffer__new(map("events"), settings.watch ? watch_event : write_event, NULL,
+				NULL);
 	return ring ? 0 : fail("ring buffer");
 }
 
@@ -205,7 +206,8 @@ static unsigned long long take_lost(void)
 	unsigned int zero = 0;
 	unsigned long long lost = 0, none = 0;
 	int data = map(".bss");
-	if (bpf_map_lookup_elem(data, &zero, &lost) || bpf_map_update_elem(data, &zero, &none, BPF_ANY))
+	if (bpf_map_lookup_elem(data, &zero, &lost) ||
+	    bpf_map_update_elem(data, &zero, &none, BPF_ANY))
 		return 1;
 	unsigned long long before = misses;
 	misses = missed();
@@ -232,8 +234,12 @@ static int write_open(unsigned long long end)
 		at = &previous;
 		if (bpf_map_lookup_elem(map("tasks"), &tid, &task))
 			continue;
-		struct event event = {.root = task.root, .pid = task.pid, .tid = tid, .end = end,
-				      .stack = -1, .open = 1};
+		struct event event = {.root = task.root,
+				      .pid = task.pid,
+				      .tid = tid,
+				      .end = end,
+				      .stack = -1,
+				      .open = 1};
 		if (task.number >= 0 && task.call) {
 			event.kind = CALL;
 			event.start = task.call;
@@ -290,8 +296,12 @@ static int follow(unsigned int pid)
 {
 	char path[64];
 	struct dirent *entry;
-	struct task task = {.root = pid, .pid = pid, .off_state = 1, .off_stack = UNSEEN,
-			    .lock_stack = -1, .number = -1,
+	struct task task = {.root = pid,
+			    .pid = pid,
+			    .off_state = 1,
+			    .off_stack = UNSEEN,
+			    .lock_stack = -1,
+			    .number = -1,
 			    .off = (unsigned long long)clock_now()};
 	snprintf(path, sizeof path, "/proc/%u/task", pid);
 	DIR *threads = opendir(path);
@@ -334,7 +344,8 @@ static int stop(void)
 	detach(0);
 	/* A program that another CPU is running still has ended after this. */
 	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
-	int error = drain() || write_open((unsigned long long)clock_now()) || clear("tasks") || clear("numbers") || write_stacks();
+	int error = drain() || write_open((unsigned long long)clock_now()) || clear("tasks") ||
+		    clear("numbers") || write_stacks();
 	error = fclose(heads) || error;
 	error = fclose(texts) || error;
 	heads = texts = NULL;
@@ -405,8 +416,9 @@ static int forget_threads(void)
 		previous = tid;
 		at = &previous;
 		last = bpf_map_get_next_key(map("tasks"), at, &tid);
-		if (!bpf_map_lookup_elem(map("tasks"), &previous, &task) && is_of_window(task.root) &&
-		    bpf_map_delete_elem(map("tasks"), &previous) && errno != ENOENT)
+		if (!bpf_map_lookup_elem(map("tasks"), &previous, &task) &&
+		    is_of_window(task.root) && bpf_map_delete_elem(map("tasks"), &previous) &&
+		    errno != ENOENT)
 			return fail("tasks");
 	}
 	return 0;
@@ -431,7 +443,8 @@ static int close_window(unsigned long number)
 	detach(1);
 	/* A program that another CPU is running still has ended after this. */
 	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
-	int error = drain() || write_open((unsigned long long)clock_now()) || forget_threads() || write_stacks() || clear("stacks");
+	int error = drain() || write_open((unsigned long long)clock_now()) || forget_threads() ||
+		    write_stacks() || clear("stacks");
 	error = fclose(heads) || error;
 	error = fclose(texts) || error;
 	heads = texts = NULL;
@@ -543,8 +556,8 @@ static int serve(void)
 			return 0;
 		line[strcspn(line, "\n")] = 0;
 		int error = !strncmp(line, "start ", 6) && !heads ? start(line + 6)
-			    : !strcmp(line, "stop") && heads	   ? stop()
-								   : (errno = EPROTO, fail(line));
+			    : !strcmp(line, "stop") && heads      ? stop()
+								  : (errno = EPROTO, fail(line));
 		if (error)
 			return error;
 	}
@@ -578,7 +591,8 @@ int main(int argc, char **argv)
 	signal(SIGINT, SIG_IGN); /* Ctrl-C is for the lab to handle, in order */
 	if (argc == 2 && !strcmp(argv[1], "--calls")) {
 		for (size_t i = 0; i < sizeof calls / sizeof *calls; i++)
-			printf("%d %s %s\n", calls[i].number, calls[i].name, subject(calls[i].take));
+			printf("%d %s %s\n", calls[i].number, calls[i].name,
+			       subject(calls[i].take));
 		return 0;
 	}
 	struct settings settings = {0};

@@ -30,7 +30,7 @@ struct event {
 	unsigned long long args[4];
 	unsigned int root, pid, tid, peer;
 	unsigned int magic; /* file system of the descriptor; SOCKFS_MAGIC for a socket */
-	int stack;	    /* -1: none; less: in a STACK event; UNSEEN: it began before tracing;
+	int stack; /* -1: none; less: in a STACK event; UNSEEN: it began before tracing;
 			     * STACKS and more: that of the wait that a call is for, enum take */
 	unsigned short kind, number, family, protocol;
 	unsigned int text; /* bytes of text that follow */
@@ -42,8 +42,8 @@ _Static_assert(sizeof(struct event) == 96, "EVENT in trace/bpf.py");
 /* The object's constants, which the loader sets. */
 struct settings {
 	unsigned char take[NUMBERS]; /* of each system call: enum take */
-	unsigned int generator;	     /* thread group whose children are the instances */
-	unsigned int watch;	     /* 1: programs of the map "names" are the instances */
+	unsigned int generator; /* thread group whose children are the instances */
+	unsigned int watch; /* 1: programs of the map "names" are the instances */
 };
 
 /* What is known of one traced thread. */
