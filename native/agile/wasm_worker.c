@@ -1,10 +1,11 @@
-/* The worker of a WebAssembly function: compiles its module and runs its instances.
+/* The worker of a WebAssembly function: compiles its module and runs its instances. It is C because an
+ * instance takes 4 us by wasmtime's C API and 100 us by its Python package.
  *
- *   worker LIBRARY MODULE DIRECTORY MEMORY ELEMENTS TIMEOUT THREADS HANDLER
- *          ARGUMENTS [ARGUMENT]... [NAME VALUE]...
+ *   worker LIBRARY MODULE DIRECTORY MEMORY ELEMENTS TIMEOUT THREADS HANDLER [ARGUMENT]...
  *
- * DIRECTORY is where instances have their /tmp, each one of its own; ARGUMENTS is how many arguments
- * follow.
+ * DIRECTORY is where instances have their /tmp, each one of its own. An instance's environment is what
+ * stands in this process's with a plus before its name: other users may read a command line, and the
+ * dynamic loader reads the environment.
  *
  * It is what an ordinary sandbox executes, as the function's user, with the function's limits: a hole
  * in the compiler is one into that sandbox. Nothing of the module is trusted here, and nothing that
@@ -210,13 +211,33 @@ static uint64_t number(const char *word, uint64_t least, uint64_t most)
 	return value;
 }
 
+/* Points the module's names and values into the environment, which is taken apart. */
+static void take_environment(char **environment)
+{
+	size_t count = 0;
+	while (environment[count])
+		count++;
+	module.names = calloc(count + 1, sizeof *module.names);
+	module.values = calloc(count + 1, sizeof *module.values);
+	if (!module.names || !module.values)
+		end(BROKEN, "no memory for the environment", "");
+	for (; *environment; environment++) {
+		char *value = strchr(*environment, '=');
+		if (**environment != '+' || !value)
+			continue;
+		*value = 0;
+		module.names[module.variable_count] = *environment + 1;
+		module.values[module.variable_count++] = value + 1;
+	}
+}
+
 static void take_words(int argc, char **argv)
 {
-	enum { FIRST = 10 };
+	enum { FIRST = 9 };
 	if (argc < FIRST || strlen(argv[3]) + 16 > WASM_PATH_MAX)
 		end(BROKEN,
 		    "usage: worker LIBRARY MODULE DIRECTORY MEMORY ELEMENTS TIMEOUT THREADS HANDLER "
-		    "ARGUMENTS [ARGUMENT]... [NAME VALUE]...",
+		    "[ARGUMENT]...",
 		    "");
 	module.limits = (struct wasm_limits){
 		.memory = number(argv[4], 1 << 16, 4ULL << 30),
@@ -225,20 +246,8 @@ static void take_words(int argc, char **argv)
 		.threads = (uint32_t)number(argv[7], 1, WASM_THREADS_MAX),
 	};
 	module.handler = argv[8];
-	size_t count = number(argv[9], 0, (uint64_t)(argc - FIRST));
-	size_t variables = ((size_t)(argc - FIRST) - count) / 2;
 	module.arguments = (const char *const *)argv + FIRST;
-	module.argument_count = count;
-	module.names = calloc(variables + 1, sizeof *module.names);
-	module.values = calloc(variables + 1, sizeof *module.values);
-	if (!module.names || !module.values)
-		end(BROKEN, "no memory for the environment", "");
-	for (; module.variable_count < variables; module.variable_count++) {
-		module.names[module.variable_count] =
-			argv[FIRST + count + 2 * module.variable_count];
-		module.values[module.variable_count] =
-			argv[FIRST + count + 2 * module.variable_count + 1];
-	}
+	module.argument_count = (size_t)(argc - FIRST);
 }
 
 int main(int argc, char **argv)
@@ -247,6 +256,7 @@ int main(int argc, char **argv)
 	const char *why = "";
 	size_t size;
 	take_words(argc, argv);
+	take_environment(environ);
 	signal(SIGPIPE, SIG_IGN);
 	if (wasmtime_load(argv[1], &why))
 		end(BROKEN, "cannot load wasmtime", why);

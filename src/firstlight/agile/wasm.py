@@ -297,18 +297,18 @@ def _definition(function: Function) -> Function:
     """The worker as a function of kind ``command``, which has the limits of what it runs."""
     memory = min(function.memory, _MEMORY_MAX)
     arguments = (Path(function.rootfs).name, *function.command)
-    variables = [word for pair in function.env.items() for word in pair]
-    words = (*arguments, *variables, function.handler)
+    variables = {f"+{name}": value for name, value in function.env.items()}
+    words = (*arguments, *variables, *variables.values(), function.handler)
     if not all(_is_text(word) for word in words):
         raise Failed(f"an argument or a variable of {function.handler} is not UTF-8 without NUL",
                      "WASI has no others")  # fmt: skip
     return msgspec.structs.replace(
-        function, kind="command", env={"LD_LIBRARY_PATH": "/lib"}, directory="/", network="none",
-        ports={}, ready=None, pids=_PIDS, files=_FILES, memory=WORKER_BYTES + THREADS * memory,
+        function, kind="command", env={"LD_LIBRARY_PATH": "/lib", **variables}, directory="/",
+        network="none", ports={}, ready=None,
+        pids=_PIDS, files=_FILES, memory=WORKER_BYTES + THREADS * memory,
         command=(
             "/worker", "/lib/libwasmtime.so", "/module", "/tmp", str(memory), str(ELEMENTS),  # noqa: S108
-            str(int(function.timeout * 1e9)), str(THREADS), function.handler,
-            str(len(arguments)), *arguments, *variables,
+            str(int(function.timeout * 1e9)), str(THREADS), function.handler, *arguments,
         ),
     )  # fmt: skip
 

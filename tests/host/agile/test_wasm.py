@@ -215,6 +215,8 @@ def test_a_command_has_input_words_and_outputs(made: Make) -> None:
         )
         result = await runtime.invoke(words, None)
         assert result.stdout.split("\0")[1:] == ["two", "drei €", "A=b=c", "LD_PRELOAD=x", ""]
+        running = [Path(f"/proc/{one.pid}/cmdline").read_bytes() for one in runtime.running()]
+        assert not any(b"b=c" in line for line in running)  # which other users may read
         for more in ({"command": ("\udcff",)}, {"env": {"A": "\udcff"}}, {"env": {"A\0": "b"}}):
             failed = await failure(runtime, made(WORDS, "_start", **more), None)
             assert "not UTF-8" in failed.message
