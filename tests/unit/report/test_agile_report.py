@@ -157,7 +157,7 @@ def test_the_parts_that_gain_are_said_in_order_and_the_others_named() -> None:
     assert "from parts 2.00× (" in said
     assert "with nothing prepared 8.00× (" in said
     assert said.index("networks 3.04 ms, 2.50×") < said.index("cgroups 508 µs, 1.25×")
-    assert said.endswith("No gain is shown for neighbours.")
+    assert said.endswith("No gain was measured for neighbours.")
 
 
 def churn(hits: dict[float, float]) -> Analysis:
@@ -182,7 +182,7 @@ def test_churn_is_told_at_the_rate_that_the_pool_keeps_up_with() -> None:
     assert "at 100 starts and stops a second, a start takes 1.2" in said
     assert "its P99 is 1.20× (" in said
     assert "filled with 500 sandboxes a second before, and refilled with 300 a second" in said
-    assert said.endswith("at 200 a second it runs dry: 20 % find a sandbox waiting.")
+    assert said.endswith("at 200 per second it runs empty: 20 % find a waiting sandbox.")
 
 
 def test_churn_that_no_pool_keeps_up_with_is_told_at_its_highest_rate() -> None:
@@ -206,7 +206,7 @@ def test_a_full_host_is_compared_with_an_empty_one() -> None:
         run("density", ("background", "instances"), points,
             lambda p: 1.0 if p["background"] == 10 else 1.5)
     )  # fmt: skip
-    assert "1.01 ms (1.00–1.03) to its first instruction with 10 instances up" in said
+    assert "1.01 ms (1.00–1.03) to its first instruction with 10 instances running" in said
     assert "with 1000: 1.50× (" in said
 
 

@@ -37,7 +37,7 @@ class Generic:
     end_point: EndPoint = EndPoint.BOOTED
 
     def probe(self, config: BootConfig) -> None:
-        """Raise Unsupported, with a hint, if it cannot be booted so from here."""
+        """Raise Unsupported if it cannot be booted in this way here."""
         if config.chart != "console":
             raise Unsupported(
                 f"guest {self.name} has no boot chart in memory", "use the chart console"

@@ -50,7 +50,7 @@ class Linux:
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
     def probe(self, config: BootConfig) -> None:
-        """Raise Unsupported, with a hint, if it cannot be booted so from here."""
+        """Raise Unsupported if it cannot be booted in this way here."""
         root.probe(self.filesystem)
         image = self.kernel or linux_kernel.newest()
         if config.protocol == "disk":

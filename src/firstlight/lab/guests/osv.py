@@ -45,7 +45,7 @@ class Osv:
     end_point: EndPoint = EndPoint.BOOTED
 
     def probe(self, config: BootConfig) -> None:
-        """Raise Unsupported, with a hint, if it cannot be booted so from here."""
+        """Raise Unsupported if it cannot be booted in this way here."""
         if (config.machine, config.accel) == ("microvm", "tcg"):
             raise Unsupported(
                 "OSv halts on a microvm without KVM: it finds no clock",

@@ -1,1 +1,1 @@
-"""One file a picture: each turns frames into one Altair chart."""
+"""One file per picture: each turns frames into an Altair chart."""

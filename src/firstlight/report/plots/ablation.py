@@ -1,4 +1,4 @@
-"""What each prepared part is worth: how much longer a start takes without it, with its interval."""
+"""What each prepared part gains: how much longer a start takes without it, with its interval."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +13,9 @@ _GAIN, _NONE = palette.SERIES[0], palette.SERIES[-1]
 
 
 def ablation(gains: Sequence[Worth]) -> alt.FacetChart:
-    """A dot and its 95 % interval a part, in a facet for each end point and number at once.
+    """A dot and its 95 % interval per part, in a facet per end point and number at once.
 
-    Parts whose interval reaches 1, where leaving them out costs nothing, are grey. Log scale.
+    Parts whose interval reaches 1 (leaving them out may cost nothing) are grey. Log scale.
     """
     rows = [_row(gain) for gain in gains]
     facets = list(dict.fromkeys(row["facet"] for row in rows))

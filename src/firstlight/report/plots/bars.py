@@ -1,4 +1,4 @@
-"""Stacked bars of one start's parts against instances: the form of the paper's Fig. 6 and 7."""
+"""Stacked bars of a start's parts against instances, like the paper's Fig. 6 and 7."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,16 @@ import altair as alt
 from firstlight.report.plots import palette, theme
 
 ROOM = 1.09
-"""Above the highest bar, for its label."""
+"""Room above the highest bar for its label."""
 
 MOST_LETTERS = 60
-"""More than so many under the bars of a picture, and they must be aslant."""
+"""With more labels than this under the bars, labels are slanted."""
 
 LONGEST_LABEL = 280
 MOST_BELOW = 24
-"""Names of a legend below each other: then another column is begun."""
+"""Names per column of a legend."""
 LEAST_BAR = 44
-"""In pixels: what the name under a bar may take, and a bar with the total above it."""
+"""In pixels: the room for the name under a bar, and the width of a bar with its total above."""
 
 Measure = Literal["time", "share"]
 
@@ -31,9 +31,9 @@ def stacked(
     end: str,
     legend: bool,
 ) -> alt.FacetChart:
-    """A facet a series, a bar a number of instances, a layer a part and its shade.
+    """A facet per series, a bar per number of instances, a layer per part and shade.
 
-    With one number of instances only, a bar is a series.
+    With a single number of instances, there is a bar per series.
 
     ``values`` have ``series``, ``instances``, ``part``, ``where`` and ``opacity`` (its shade),
     ``ms`` (a bar's sum to the latency that ``total`` words; ``wall`` words this one), ``share``

@@ -1,4 +1,4 @@
-"""Where a machine's start goes, by phase: the paper's Fig. 3, 4 and 5."""
+"""A VM's start by phase: the paper's Fig. 3, 4 and 5."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ from firstlight.units import duration
 
 
 def boots(analysis: Analysis, measure: Measure, *, legend: bool = True) -> alt.FacetChart:
-    """A bar is the sum of the median times of the phases; all of it is of untraced starts."""
+    """A bar is the sum of the phases' medians, of untraced starts."""
     return stacked(
         values(analysis),
         order=parts(analysis),
@@ -24,14 +24,14 @@ def boots(analysis: Analysis, measure: Measure, *, legend: bool = True) -> alt.F
 
 
 def parts(analysis: Analysis) -> list[str]:
-    """The phases that the bars hold, from the ground."""
+    """The phases in the bars, from the bottom."""
     return in_order(
         {name for point in analysis.points if point.boot for name, _ in point.boot.phases}
     )
 
 
 def values(analysis: Analysis) -> list[dict[str, Any]]:
-    """Rows of ``bars.stacked``: a point's ``ms`` sum to the sum of its medians."""
+    """Rows for ``bars.stacked``: a point's ``ms`` sum to the sum of its medians."""
     rank = {phase: place for place, phase in enumerate(parts(analysis))}
     return [row for point in analysis.points for row in _of_point(point, rank)]
 

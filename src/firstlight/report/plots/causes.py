@@ -1,4 +1,4 @@
-"""What each phase's time was spent on: one facet a point, one bar a phase."""
+"""What each phase's time was spent on: a facet per point, a bar per phase."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +48,7 @@ def causes(points: Sequence[PointFigures], *, legend: bool = True) -> alt.FacetC
 
 
 def values(points: Sequence[PointFigures]) -> list[dict[str, Any]]:
-    """A row a point, phase and cause; ``share`` is of the point's wall time."""
+    """A row per point, phase and cause; ``share`` is relative to the point's wall time."""
     kinds = list(palette.CAUSES)
     return [
         {

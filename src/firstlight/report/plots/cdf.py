@@ -1,7 +1,7 @@
-"""How latencies are distributed: one curve a number of instances, one facet a series.
+"""The distribution of latencies: a curve per number of instances, a facet per series.
 
-With one number of instances only, a curve is a series; where those are more than there are
-colours, a facet holds those of one setting of their first axis.
+With a single number of instances there is a curve per series; with more series than colours, a
+facet per setting of their first axis.
 """
 
 from collections.abc import Iterable
@@ -16,11 +16,11 @@ from firstlight.report.plots import palette, theme
 from firstlight.units import duration
 
 MOST = 200
-"""More points than this on a curve cannot be told apart."""
+"""More points on a curve cannot be distinguished."""
 
 
 def cdf(analysis: Analysis, *, legend: bool = True) -> alt.FacetChart:
-    """The share of untraced starts that were ready by a time, from their intended arrival."""
+    """The share of untraced starts that were ready by a time after their intended arrival."""
     rows = values(analysis)
     scale, ticks = theme.log_scale(*_ends(row["ms"] for row in rows))
     facets = list(dict.fromkeys(row["facet"] for row in rows))
@@ -74,7 +74,7 @@ def cdf(analysis: Analysis, *, legend: bool = True) -> alt.FacetChart:
 
 
 def curves(analysis: Analysis) -> dict[str, str]:
-    """What each curve is, and its colour."""
+    """The meaning of each curve, and its colour."""
     places = _places(analysis)
     counts = sorted({point.instances for point, _, _ in places})
     if len(counts) == 1:
@@ -100,7 +100,7 @@ def _ends(values: Iterable[float]) -> tuple[float, float]:
 
 
 def values(analysis: Analysis) -> list[dict[str, Any]]:
-    """``facet``, ``curve``, ``ms``, ``share`` and words, thinned to ``MOST`` a curve."""
+    """``facet``, ``curve``, ``ms``, ``share`` and labels, thinned to ``MOST`` rows per curve."""
     rows = []
     for point, facet, name in _places(analysis):
         ordered = np.sort(latencies(point.untraced_samples))

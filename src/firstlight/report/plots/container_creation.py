@@ -1,4 +1,4 @@
-"""Where an instance's start goes, by phase: the paper's Fig. 6."""
+"""An instance's start by phase: the paper's Fig. 6."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +18,7 @@ WHERE = {"kernel": "in its system calls", "around": "around its system calls"}
 def container_creation(
     analysis: Analysis, measure: Measure, *, legend: bool = True
 ) -> alt.FacetChart:
-    """A bar is the untraced median; it is split as the traced starts' wall time is."""
+    """A bar is the untraced median, split like the wall time of traced starts."""
     return stacked(
         values(analysis),
         order=parts(analysis),
@@ -29,12 +29,12 @@ def container_creation(
 
 
 def parts(analysis: Analysis) -> list[str]:
-    """The phases that the bars hold, from the ground."""
+    """The phases in the bars, from the bottom."""
     return in_order({part.phase for point in analysis.points for part in point.parts})
 
 
 def values(analysis: Analysis) -> list[dict[str, Any]]:
-    """Rows of ``bars.stacked``: a point's ``ms`` sum to its median."""
+    """Rows for ``bars.stacked``: a point's ``ms`` sum to its median."""
     rank = {phase: place for place, phase in enumerate(parts(analysis))}
     return [row for point in analysis.points for row in _of_point(analysis, point, rank)]
 

@@ -1,4 +1,4 @@
-"""Where network set-up goes, by the steps of the request's own program: the paper's Fig. 7."""
+"""Network set-up by the steps of the request's program: the paper's Fig. 7."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,8 +14,8 @@ BETWEEN = "between steps"
 
 
 def network_setup(analysis: Analysis, measure: Measure, *, legend: bool = True) -> alt.FacetChart:
-    """A bar is the median time until the last of a batch's requests is done, as in the paper;
-    it is split as the time of its requests is. All of it is of untraced samples."""
+    """A bar is the median time until the last request of a batch is done, as in the paper, split
+    like the time of its requests. Untraced samples only."""
     return stacked(
         values(analysis),
         order=steps(analysis),
@@ -26,7 +26,7 @@ def network_setup(analysis: Analysis, measure: Measure, *, legend: bool = True) 
 
 
 def steps(analysis: Analysis) -> list[str]:
-    """The names of the steps as they follow each other, and what is between them."""
+    """The names of the steps in order, and of the time between them."""
     names = dict.fromkeys(
         step.name
         for point in analysis.points
@@ -37,7 +37,7 @@ def steps(analysis: Analysis) -> list[str]:
 
 
 def values(analysis: Analysis) -> list[dict[str, Any]]:
-    """Rows of ``bars.stacked``: a point's ``ms`` sum to its ``all_ready``."""
+    """Rows for ``bars.stacked``: a point's ``ms`` sum to its ``all_ready``."""
     rank = {name: place for place, name in enumerate(steps(analysis))}
     return [row for point in analysis.points for row in _of_point(point, rank)]
 

@@ -1,8 +1,8 @@
-"""One colour a phase, a step, a cause and a series: the same in every picture and table.
+"""The colours of phases, steps, causes and series, the same in every picture and table.
 
-Built on the colour-blind-safe sets of Okabe & Ito (2008) and Paul Tol (2021), moved to middle
-luminance so that each reads on white and on black, and ordered so that neighbours in a stack
-differ in lightness. Imports nothing that draws, for the terminal uses it too.
+Based on the colour-blind-safe sets of Okabe & Ito (2008) and Paul Tol (2021), moved to middle
+luminance to be legible on white and on black, and ordered so that neighbours in a stack differ in
+lightness. Imports no drawing library, because the terminal uses it too.
 """
 
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ CAUSES = {
 
 SERIES = ("#4477aa", "#e07b39", "#3a9452", "#aa3377", "#66bbdd", "#d4b83a", "#e8667a", "#8a8a8a")
 GROWTH = ("#d9a321", "#e0703c", "#cf4d6f", "#9a55b0", "#5a68c4", "#3d8fc4", "#3fa58c")
-"""From few instances to many."""
+"""Colours from few instances to many."""
 
 
 def part(name: str) -> str:
@@ -101,7 +101,7 @@ def part(name: str) -> str:
 
 
 def parts(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each phase or step of a picture; unknown ones get spare colours in turn."""
+    """A colour for each phase or step of a picture; unknown names get spare colours in turn."""
     known = PHASES | STEPS
     unknown = [name for name in names if name not in known]
     spare = {name: SPARE[place % len(SPARE)] for place, name in enumerate(unknown)}
@@ -109,7 +109,7 @@ def parts(names: Sequence[str]) -> dict[str, str]:
 
 
 def opacity(shade: str) -> float:
-    """Around a phase's own system calls its colour is pale; inside them, or unknown, full."""
+    """The opacity of a shade: pale around a phase's system calls, else full."""
     return 0.55 if shade == "around" else 1.0
 
 
@@ -124,7 +124,7 @@ def cause_class(cause: str) -> str:
 
 
 def series(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each series, by its place."""
+    """A colour for each series, by position."""
     return {name: SERIES[place % len(SERIES)] for place, name in enumerate(names)}
 
 

@@ -1,4 +1,4 @@
-"""How latency grows along an axis: a curve a series, with its 95 % interval as a band."""
+"""The growth of latency along an axis: a curve per series, with its 95 % interval as a band."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from firstlight.units import duration_interval
 QUANTITIES = ("median", "P95", "P99", "all ready")
 AXES = {
     "instances": "instances (log)",
-    "background": "instances that are up (log)",
-    "rate": "starts asked a second (log)",
+    "background": "running instances (log)",
+    "rate": "starts per second (log)",
 }
-"""What a curve can be drawn along, and how its axis is named."""
+"""The axes along which curves can be drawn, with their titles."""
 
 
 def scaling(analysis: Analysis, *, along: str = "instances", legend: bool = True) -> alt.FacetChart:
-    """Median, P95 and P99 of a start, and the time until a batch is all ready; log-log.
+    """Median, P95 and P99 of a start, and the time until a whole batch is ready; log-log.
 
     ``along`` is one of AXES; the last quantity is only drawn along instances.
     """
@@ -77,7 +77,7 @@ def scaling(analysis: Analysis, *, along: str = "instances", legend: bool = True
 
 
 def series(analysis: Analysis, along: str) -> list[str]:
-    """What the curves are: the settings of the axes that vary, but for ``along``."""
+    """The names of the curves: the settings of the axes that vary, except ``along``."""
     return list(
         dict.fromkeys(_name(analysis, point, along) for point in analysis.points if point.latency)
     )
@@ -93,8 +93,8 @@ def _name(analysis: Analysis, point: PointFigures, along: str) -> str:
 
 
 def values(analysis: Analysis, along: str = "instances") -> list[dict[str, Any]]:
-    """A row a point and quantity; a tail that the samples cannot bound has none, and neither has
-    a setting that a logarithm cannot show."""
+    """A row per point and quantity, without tails that the samples cannot bound, and without
+    settings that have no logarithm."""
     rows = []
     for point in analysis.points:
         at = point.point.get(along, 0)

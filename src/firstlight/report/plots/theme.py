@@ -1,4 +1,4 @@
-"""How charts look on white and on black: two Vega-Lite configurations and what shares them."""
+"""The looks of charts on white and on black: two Vega-Lite configurations, and shared parts."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,16 +15,16 @@ DURATION_LABELS = (
     "datum.value >= 1 || datum.value == 0 ? format(datum.value, '~r') + ' ms' : "
     "format(datum.value * 1000, '~r') + ' µs'"
 )
-"""A Vega expression that words an axis in ms."""
+"""A Vega expression that labels an axis in ms."""
 
 
 MOST_TICKS = 6
 LETTER = 8
-"""The width of a letter of a facet's name."""
+"""The width of a letter in a facet's name, in pixels."""
 
 
 def config(theme: Mapping[str, str]) -> dict[str, Any]:
-    """The Vega-Lite ``config`` for a theme; charts are transparent and name no ink themselves."""
+    """The Vega-Lite ``config`` of a theme; charts are transparent and set no ink colour."""
     words = {"labelColor": theme["soft"], "titleColor": theme["soft"]}
     return {
         "background": "transparent",
@@ -65,9 +65,9 @@ def config(theme: Mapping[str, str]) -> dict[str, Any]:
 
 
 def rows(values: Iterable[Mapping[str, Any]]) -> alt.InlineData:
-    """Rows to draw: no frame library between, and no limit on their number.
+    """Rows to draw, without limit on their number.
 
-    Altair would check each row against its schema, which takes longer than all else of a chart.
+    Altair would check each row against its schema, which takes longer than the rest of a chart.
     """
     data = alt.InlineData(values=[])
     data.values = list(values)
@@ -75,19 +75,19 @@ def rows(values: Iterable[Mapping[str, Any]]) -> alt.InlineData:
 
 
 def cells(facets: Sequence[str], *, least: int, left: int) -> dict[str, Any]:
-    """What the page needs to fit facets of these names, in pixels: a cell's least width, and the
-    room that the axis at the left takes."""
+    """In pixels, for facets with these names: the minimum width of a cell, and the room for the
+    axis at the left."""
     longest = max(map(len, facets), default=0)
     return {"cells": len(facets), "least": max(least, LETTER * longest), "left": left}
 
 
 def columns(count: int, most: int) -> int:
-    """How many facets stand beside each other in a picture of fixed width."""
+    """The number of facets side by side in a picture of fixed width."""
     return min(count, most)
 
 
 def log_scale(low: float, high: float) -> tuple[alt.Scale, list[float]]:
-    """A logarithmic scale for values from ``low`` to ``high``, and the few ticks that it needs."""
+    """A logarithmic scale for values from ``low`` to ``high``, and its ticks."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1, 2, 5), (1, 3), (1,)):
         ticks = [step * 10.0**power for power in decades for step in steps]

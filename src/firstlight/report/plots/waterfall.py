@@ -1,4 +1,4 @@
-"""One start in time: a lane a process coloured by phase, and under them a lane of causes."""
+"""A start over time: a lane per process, coloured by phase, and below them a lane of causes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from firstlight.units import duration
 
 CAUSE_LANE = "cause"
 PIXELS = 1500
-"""A picture is not wider than this, so shorter bars need no bar of their own."""
+"""The maximum width of a picture; bars shorter than a pixel are merged."""
 
 
 def waterfall(
@@ -68,7 +68,7 @@ def waterfall(
 def values(
     timeline: pl.DataFrame, sample: Sample, programs: Mapping[int, str]
 ) -> list[dict[str, Any]]:
-    """Bars in ms since the intended arrival; what cannot be told apart in a picture is one bar."""
+    """Bars in ms since the intended arrival; bars that cannot be distinguished are merged."""
     by_lane: dict[str, list[_Bar]] = {}
     pixel = (sample.latency or 0) / PIXELS
     for row in timeline.sort("start").iter_rows(named=True):
@@ -114,7 +114,7 @@ class _Bar:
     causes: set[str]
 
     def holds(self, next_bar: "_Bar", pixel: float) -> bool:
-        """Whether the next bar would look like more of this one."""
+        """Whether the next bar would look like a continuation of this one."""
         near = next_bar.start - self.end <= pixel
         alike = next_bar.shade == self.shade or next_bar.end - next_bar.start < pixel
         return near and alike and next_bar.part == self.part

@@ -1,6 +1,6 @@
-"""The views that an experiment can name in its presentation: one file each.
+"""The views that an experiment's presentation can name: one file each.
 
-``EMPTY`` is that of a run without one.
+``EMPTY`` is the view of a run without one.
 """
 
 from firstlight.model import Header
@@ -32,5 +32,5 @@ EMPTY = View()
 
 
 def of(header: Header) -> View:
-    """The view of a run; one that this firstlight does not have shows nothing of its own."""
+    """The view of a run; ``EMPTY`` if this firstlight does not have it."""
     return ALL.get(header.presentation.view, EMPTY)

@@ -1,4 +1,4 @@
-"""What each prepared part is worth."""
+"""What each prepared part gains."""
 
 from collections.abc import Iterator
 
@@ -28,10 +28,10 @@ def _answer(analysis: Analysis) -> str | None:
     gains = sorted((gain for gain in parts if gain.longer.low > 1), key=lambda gain: -gain.extra)
     if gains:
         listed = (f"{g.part} {duration(g.extra)}, {ratio_interval(g.longer)}" for g in gains)
-        sentence += f". Of the parts, most is gained by {'; then '.join(listed)}"
+        sentence += f". The largest gains are {'; then '.join(listed)}"
     rest = [gain.part for gain in parts if gain not in gains]
     if rest:
-        sentence += f". No gain is shown for {', '.join(rest)}"
+        sentence += f". No gain was measured for {', '.join(rest)}"
     return sentence + "."
 
 
@@ -53,7 +53,7 @@ def _tables(analysis: Analysis) -> Iterator[Table]:
     ]
     headings = ("left out", *(f"{end}, {many} at once" for end, many in ends))
     if rows:
-        yield Table("what each part is worth to a start", headings, tuple(rows))
+        yield Table("what each part gains for a start", headings, tuple(rows))
 
 
 def _signed(ns: float) -> str:
@@ -66,8 +66,8 @@ def _pictures(analysis: Analysis) -> Iterator[Picture]:
     if any(point.untraced_samples for point in analysis.lead) and (every := worth(analysis)):
         yield Picture(
             "worth",
-            "What each prepared part is worth",
-            "Median of the starts without it over that of the starts with it, with 95 % intervals; "
+            "What each prepared part gains",
+            "Median of starts without it over that of starts with it, with 95 % intervals; "
             "grey where leaving it out may cost nothing. Untraced starts only.",
             {"": ablation(every)},
         )

@@ -1,4 +1,4 @@
-"""How machines boot, in sentences: the quickest, the slowest, and what each part is worth."""
+"""How VMs boot: the fastest, the slowest, and what each change gains."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from firstlight.report.records import View
 from firstlight.units import duration, duration_interval, ratio_interval
 
 _PARTS = ("hypervisor", "build", "protocol", "console", "filesystem")
-"""The axes of a machine that its user may choose for the same guest."""
+"""The axes of a VM that a user can choose for the same guest."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class _Change:
 
 
 def answer(analysis: Analysis) -> str | None:
-    """Which machine boots first and which last, alone; None where none was ready."""
+    """The fastest and the slowest VM, alone; None if none was ready."""
     booted = alone(analysis)
     if not booted or len(booted) < len(fewest(analysis)):
         return None
@@ -39,7 +39,7 @@ def answer(analysis: Analysis) -> str | None:
 
 
 def advice(analysis: Analysis) -> str:
-    """What each change of one part alone gains most, the greatest first; or ""."""
+    """The largest gains of changing a single part, or ""."""
     best: dict[str, _Change] = {}
     for change in _changes(analysis):
         if change.gain.low > 1 and (
@@ -49,11 +49,11 @@ def advice(analysis: Analysis) -> str:
     if not best:
         return ""
     ordered = sorted(best.values(), key=lambda change: -change.gain.value)
-    return f"What gains most by itself: {'; '.join(map(_words, ordered))}."
+    return f"The largest single gains: {'; '.join(map(_words, ordered))}."
 
 
 def fewest(analysis: Analysis) -> list[PointFigures]:
-    """The points of the fewest instances, by wall time, that were ready."""
+    """The ready points with the fewest instances, by wall time."""
     timed = [
         point for point in analysis.points
         if point.latency and point.point.get("clock", "wall") == "wall"
@@ -63,7 +63,7 @@ def fewest(analysis: Analysis) -> list[PointFigures]:
 
 
 def alone(analysis: Analysis) -> list[PointFigures]:
-    """Those of them that booted machines, the quickest first."""
+    """The points that booted VMs, the fastest first."""
     return sorted((point for point in fewest(analysis) if point.boot), key=middle)
 
 
@@ -78,7 +78,7 @@ def _boot(analysis: Analysis, point: PointFigures) -> str:
     name, took = max(point.boot.phases, key=lambda phase: phase[1].value)
     median = _median(point).replace(" (", " (median, 95 % interval ")
     return (
-        f"the quickest boot, {point.series}, takes {median} to its {analysis.end_point}, of which "
+        f"the fastest boot, {point.series}, takes {median} to its {analysis.end_point}, of which "
         f"{name} is {duration(took.value)}"
     )
 
@@ -89,9 +89,9 @@ def _median(point: PointFigures) -> str:
 
 
 def _changes(analysis: Analysis) -> Iterator[_Change]:
-    """Pairs of points, the slower first, of one kind of guest that differ in one part.
+    """Pairs of points with one kind of guest that differ in one part, the slower first.
 
-    Each hypervisor has its own way into a kernel, so that goes with it.
+    Each hypervisor has its own boot protocols, so the protocol may change with it.
     """
     header = analysis.header
     for quick, slow in combinations(alone(analysis), 2):
@@ -116,7 +116,7 @@ def _words(change: _Change) -> str:
     others = (axis for axis in ("guest", *_PARTS) if axis != change.axis)
     rest = [str(quick[axis]) for axis in others if quick.get(axis)]
     if quick.get("accel") != slow.get("accel"):
-        rest.append(f"under {quick['accel']} and not {slow['accel']}")
+        rest.append(f"under {quick['accel']} instead of {slow['accel']}")
     with_ = f" ({', '.join(rest)})" if rest else ""
     return (
         f"{change.axis} {quick[change.axis]} instead of {slow[change.axis]}{with_}, "

@@ -1,4 +1,4 @@
-"""What each build of a hypervisor is made of, beside its init."""
+"""The contents of each build of a hypervisor, and its init."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ _COUNTED = ("features", "shared objects", "relocations")
 
 
 def _tables(analysis: Analysis) -> Iterator[Table]:
-    """What each build of a hypervisor is made of, beside its init: the paper's Fig. 3(b)."""
+    """The contents of each build of a hypervisor, and its init: the paper's Fig. 3(b)."""
     facts = analysis.header.environment
     rows = []
     for point in alone(analysis):
@@ -23,7 +23,7 @@ def _tables(analysis: Analysis) -> Iterator[Table]:
         rows.append((build, *counts, linker, init))
     headings = ("build", "devices", "objects", "relocations", "linker", "hypervisor init")
     if rows:
-        yield Table("what each build is made of", headings, tuple(rows))
+        yield Table("contents of each build", headings, tuple(rows))
 
 
 VIEW = View(answer=answer, tables=_tables)

@@ -1,4 +1,4 @@
-"""Starts and stops that go on, and what refilling the pool costs them."""
+"""Sustained starts and stops, and what refilling the pool costs them."""
 
 from collections.abc import Iterator
 
@@ -11,11 +11,11 @@ from firstlight.report.records import Table, View
 from firstlight.units import percent, ratio_interval
 
 KEEPS_UP = 0.95
-"""A pool keeps up with its requests when it has a part for this share of them."""
+"""A pool keeps up if it has a part for this share of the requests."""
 
 
 def _rates(analysis: Analysis) -> list[tuple[float, PointFigures, PointFigures | None]]:
-    """Each rate with its point that refills, and the one that does not."""
+    """Each rate with its refilling and its full point."""
     pairs = []
     for point in analysis.points:
         rate, size = point.point["rate"], point.instances
@@ -43,12 +43,12 @@ def _answer(analysis: Analysis) -> str | None:
     dry = next((pair for pair in pairs if pair not in kept), None)
     if kept and dry:
         share = percent(_found_share(dry[1]))
-        sentence += f"; at {dry[0]:.0f} a second it runs dry: {share} find a sandbox waiting"
+        sentence += f"; at {dry[0]:.0f} per second it runs empty: {share} find a waiting sandbox"
     return sentence + "."
 
 
 def _tail(point: PointFigures, full: PointFigures | None) -> str:
-    """A P99 over that of full pools, in words; "" where too few starts bound either."""
+    """A P99 relative to that of full pools, formatted; "" if too few starts bound either."""
     if full is None or full is point:
         return ""
     known = [each.latency and each.latency.p99 for each in (point, full)]
@@ -86,7 +86,7 @@ def _tables(analysis: Analysis) -> Iterator[Table]:
 
 
 def _achieved(point: PointFigures) -> list[float]:
-    """Starts a second of each whole batch, from its first arrival to its last start."""
+    """Starts per second of each complete batch, from its first arrival to its last start."""
     return [point.instances / span * 1e9 for span in makespans(point)] or [0.0]
 
 

@@ -1,4 +1,4 @@
-"""The CNIs of one run side by side: what each does for one pod, and what that takes."""
+"""The CNIs of a run side by side: what each does for a pod, and how long that takes."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,13 +12,13 @@ from firstlight.report.records import Table, View
 from firstlight.units import duration, percent
 
 TAIL = 10
-"""A P99 of more than so many medians is shown with how many they are."""
+"""A P99 above this multiple of the median is shown with the multiple."""
 
 _NETLINK = pl.col("name").is_in(["sendto", "sendmsg"]) & pl.col("detail").str.starts_with(
     "socket:netlink"
 )
 _MOVES = pl.col("detail").str.contains(r"^socket:(inet6?$|unix /)") & (pl.col("result") > 0)
-_PREFACE, _ACKNOWLEDGED = 24, 47  # bytes of HTTP/2
+_PREFACE, _ACKNOWLEDGED = 24, 47  # bytes of HTTP/2 frames
 _SAYS = pl.col("name").is_in(["write", "writev", "sendto", "sendmsg"])
 _HEARS = pl.col("name").is_in(["read", "readv", "recvfrom", "recvmsg"])
 _COUNTED = {
@@ -41,15 +41,15 @@ SCHEMA = pl.Schema(
 
 
 def side_by_side(analysis: Analysis) -> pl.DataFrame:
-    """A row a CNI, as SCHEMA, of the starts of one pod alone; the quickest first.
+    """A row per CNI, as SCHEMA, for starts of one pod alone; the fastest first.
 
     ``latency`` (with its 95 % interval), ``p99`` and ``packet``, the first packet's way there and
     back (after the end point, unless that is the end point),
-    are of untraced starts, in ns; all else are medians over the traced ones. ``switches`` between
-    network namespaces, ``netlink`` requests, ``processes`` started and how often a daemon is asked
-    (``asks``) are counted in the plugins' processes, ``programs`` of eBPF also in the daemon.
-    ``*_ns`` is the time on the critical path in the phase of each, and for netlink that of the
-    calls themselves.
+    are of untraced starts, in ns; everything else is a median over traced ones. ``switches``
+    between network namespaces, ``netlink`` requests, ``processes`` started and how often a daemon
+    is asked (``asks``) are counted in the plugins' processes, ``programs`` of eBPF also in the
+    daemon. ``*_ns`` is the time on the critical path in the phase of each, and for netlink that of
+    the calls themselves.
     """
     alone = [
         sample
@@ -81,19 +81,19 @@ def side_by_side(analysis: Analysis) -> pl.DataFrame:
 
 
 _REMEDIES = {
-    "veth.move": "a plugin that makes the pod's end in the pod's namespace moves nothing",
-    "garp": "the kernel announces the address by itself where arp_notify is set",
-    "process.start": "every plugin in the chain is a program to start: use fewer and smaller ones",
-    "ipam": "use an address plugin that needs no other program or daemon",
-    "datastore": "give each node a range of addresses of its own, so that ADD need not ask",
+    "veth.move": "use a plugin that creates the pod's end in its namespace, so nothing moves",
+    "garp": "set arp_notify, and the kernel announces the address by itself",
+    "process.start": "use fewer and smaller plugins: each in the chain is a program to start",
+    "ipam": "use an address plugin without another program or daemon",
+    "datastore": "give each node its own address range, so that ADD needs no request",
     "ebpf": "compile the programs once and load a copy with each pod's constants",
-    "firewall": "keep pods in one set that one rule names, without a chain for each",
+    "firewall": "keep pods in a set with a single rule, instead of a chain per pod",
     "bridge": "route to each pod instead of bridging, as ptp does",
 }
 
 
 def advice(analysis: Analysis) -> str:
-    """What would gain most, of the CNIs that were traced, with the figures that say so; or ""."""
+    """The largest possible gain among the traced CNIs, with its figures; or ""."""
     alone = {
         sample.index: str(sample.point["cni"])
         for sample in analysis.run.samples
@@ -124,14 +124,15 @@ def advice(analysis: Analysis) -> str:
         .sort("wall", descending=True)
     )
     return (
-        f"Most is to be gained in {most['cni']}: {most['phase']} takes {duration(most['wall'])} of "
-        f"{duration(most['total'])} ({percent(most['share'])}, medians of traced starts), first of "
-        f"all {causes['cause'][0]}. Remedy: {_REMEDIES[most['phase']]}."
+        f"The largest possible gain is in {most['cni']}: {most['phase']} takes "
+        f"{duration(most['wall'])} of "
+        f"{duration(most['total'])} ({percent(most['share'])}, medians of traced starts), mainly "
+        f"{causes['cause'][0]}. Remedy: {_REMEDIES[most['phase']]}."
     )
 
 
 _ENDS = {EndPoint.FIRST_PACKET: ("first packet answered", "of which packet")}
-_OTHERS = ("netns switches", "netlink", "processes", "asks a daemon", "eBPF programs")
+_OTHERS = ("netns switches", "netlink", "processes", "daemon requests", "eBPF programs")
 
 
 def headings(analysis: Analysis) -> tuple[str, ...]:
@@ -161,7 +162,7 @@ _BRIEF = {EndPoint.FIRST_PACKET: ("packet back", "of it")}
 
 
 def _brief(analysis: Analysis, rows: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
-    """The same for a terminal of 80 columns: a time stands below its count, without intervals."""
+    """The table for a terminal of 80 columns: times below counts, without intervals."""
     end, packet = _BRIEF.get(analysis.end_point, ("ADD", "packet"))
     yield ("CNI", end, "P99", packet, "switches", "netlink", "processes", "asks", "eBPF")
     for name, latency, tail, packet, *counted in rows:
@@ -185,7 +186,7 @@ def _tables(analysis: Analysis) -> Iterator[Table]:
 
 
 def _tail(p99: float, median: float) -> str:
-    """A tail of many medians says how many."""
+    """A tail, with its multiple of the median if that is large."""
     return f"{duration(p99)} (×{p99 / median:.0f})" if p99 > TAIL * median else duration(p99)
 
 
@@ -206,7 +207,7 @@ def _packet(samples: Sequence[Sample]) -> float | None:
 
 
 def _explained(analysis: Analysis, samples: Sequence[Sample]) -> pl.DataFrame:
-    """A row a traced start: sample, cni, each count and its time."""
+    """A row per traced start: sample, cni, each count and its time."""
     named = {sample.index: (str(sample.point["cni"]), sample.pid) for sample in samples}
     parts = [
         _counts(part, pid).with_columns(sample=pl.lit(index, pl.UInt32), cni=pl.lit(name))
@@ -229,7 +230,9 @@ def _explained(analysis: Analysis, samples: Sequence[Sample]) -> pl.DataFrame:
 
 def _counts(spans: pl.DataFrame, root: int) -> pl.DataFrame:
     spans = spans.with_columns(pl.col("kind", "name", "detail").cast(pl.String))
-    own = pl.col("pid").is_in(list(_tree(spans, root) - {root}))  # the root is our own runtime
+    own = pl.col("pid").is_in(
+        list(_tree(spans, root) - {root})
+    )  # the root is firstlight's runner of plugins
     calls = spans.filter(pl.col("kind") == "call")
     mine = calls.filter(own)
     counts = {
@@ -249,10 +252,10 @@ def _counts(spans: pl.DataFrame, root: int) -> pl.DataFrame:
 
 
 def _turns(calls: pl.DataFrame) -> int:
-    """How often a process that had heard from a daemon, or never spoken, asked it something.
+    """The number of requests to daemons: sends of a process that has received, or not yet sent.
 
-    What is said over HTTP/2 without a request (its settings, and that pings and data arrived) is
-    no longer than _ACKNOWLEDGED; a process that speaks HTTP/2 says its preface first.
+    HTTP/2 frames without a request (settings, acknowledgements) are no longer than _ACKNOWLEDGED; a
+    process that uses HTTP/2 sends its preface first.
     """
     moves = calls.filter(_MOVES & (_SAYS | _HEARS)).sort("pid", "start").with_columns(says=_SAYS)
     before = pl.col("says").shift(1, fill_value=False).over("pid")
@@ -267,7 +270,7 @@ def _turns(calls: pl.DataFrame) -> int:
 
 
 def _tree(spans: pl.DataFrame, root: int) -> set[int]:
-    """The processes that a start began, itself included; not the daemon's."""
+    """The processes of a start, without the daemon's."""
     forks = spans.filter((pl.col("kind") == "fork") & (pl.col("name") == "process")).sort("start")
     tree = {root}
     for parent, child in forks.select("pid", "peer").iter_rows():

@@ -1,4 +1,4 @@
-"""Whether a start takes longer on a host that is full."""
+"""Whether starts take longer on a full host."""
 
 from firstlight.analysis import Analysis
 from firstlight.report.points import median, over
@@ -16,7 +16,7 @@ def _answer(analysis: Analysis) -> str | None:
     few, many = points[0], points[-1]
     return (
         f"On this machine an agile start takes {median(few)} to its {analysis.end_point} with "
-        f"{few.point['background']} instances up, and {median(many)} with "
+        f"{few.point['background']} instances running, and {median(many)} with "
         f"{digits(int(many.point['background']), 0)}: {ratio_interval(over(many, few))} as long."
     )
 

@@ -9,7 +9,7 @@ from firstlight.units import ratio_interval
 
 _HANDLERS = {
     "zygote": "a fork of a warm Python runs its handler's first line after {}",
-    "zygote-ready": "one that waits for its event after {}",
+    "zygote-ready": "a waiting fork after {}",
     "wasm": "a WebAssembly function runs after {}",
 }
 

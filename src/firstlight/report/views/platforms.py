@@ -1,4 +1,4 @@
-"""What one function takes to start on each platform."""
+"""How long a function takes to start on each platform."""
 
 from firstlight.analysis import Analysis
 from firstlight.report.records import View
@@ -7,12 +7,12 @@ from firstlight.units import duration
 
 
 def _answer(analysis: Analysis) -> str | None:
-    """What one function takes to start on each platform, the quickest first."""
+    """How long a function takes to start on each platform, the fastest first."""
     ranked = sorted(fewest(analysis), key=middle)
     if not ranked:
         return None
     took = ", ".join(f"{duration(middle(point))} by {point.series}" for point in ranked)
-    return f"On this machine one function starts in {took} (medians)."
+    return f"On this machine a function starts in {took} (medians)."
 
 
 VIEW = View(answer=_answer)
