@@ -4,6 +4,7 @@ What a call or a wait is depends on its words alone: each distinct combination i
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -34,54 +35,54 @@ class Columns:
     def __init__(self, spans: pl.DataFrame, samples: Sequence[int]) -> None:
         """``samples`` are the indices of the samples that count, ascending."""
         spans = spans.filter(pl.col("sample").is_in(samples)).sort(
-            "sample", "tid", "start", maintain_order=True
+            "sample", "tid", "start", "end", maintain_order=True
         )
         self._spans = spans
-        self._codes = {name: _codes(spans[name]) for name in ("kind", "name", "detail", "stack")}
+        self._codes = {name: _codes(spans[name]) for name in ("name", "detail", "stack")}
         self.sample: Integers = np.searchsorted(samples, spans["sample"].to_numpy())
         self.tid, self.pid, self.start, self.end = (
             spans[name].to_numpy().astype(np.int64) for name in ("tid", "pid", "start", "end")
         )
         self.peer: Integers = spans["peer"].fill_null(0).to_numpy().astype(np.int64)
-        every = np.arange(len(spans))
-        kind = self._looked_up(every, ("kind",), lambda kind: _KINDS.index(kind))
+        self._groups: dict[tuple[str, ...], _Group] = {}
+        kind = spans["kind"].cast(pl.String)
         self.rows: dict[str, Integers] = {
-            name: np.flatnonzero(kind == code) for code, name in enumerate(_KINDS)
+            name: np.flatnonzero((kind == name).to_numpy()) for name in _KINDS
         }
         self._read_calls()
         self.causes = [causes.ON_CPU, causes.QUEUED, LATE]
         blocked, locks = self.rows["blocked"], self.rows["lock"]
         self.cause: Integers = np.zeros(len(spans), np.int64)
         self.cause[blocked] = self._looked_up(
-            blocked, ("stack",), lambda stack: self._code_of(causes.of_wait(stack))
+            "blocked", ("stack",), lambda stack: self._code_of(causes.of_wait(stack))
         )
         self.cause[locks] = self._looked_up(
-            locks,
+            "lock",
             ("stack", "name", "detail"),
             lambda stack, kind, lock: self._code_of(causes.of_lock(stack, kind, lock)),
         )
         # Work that a call put off to its return (umount does) is waited for after its exit.
-        deferred = self._looked_up(blocked, ("stack",), lambda stack: "task_work_run" in stack)
+        deferred = self._looked_up("blocked", ("stack",), lambda stack: "task_work_run" in stack)
         self.deferred: Integers = blocked[deferred.astype(np.bool_)]
 
     def _read_calls(self) -> None:
         spans, calls = self._spans, self.rows["call"]
         self.phase: Integers = np.full(len(spans), attribution.NEUTRAL)
-        self.phase[calls] = self._looked_up(calls, ("name", "detail"), _phase_of)
+        self.phase[calls] = self._looked_up("call", ("name", "detail"), _phase_of)
         refused = (spans["name"] == "seccomp") & (spans["result"] < 0)
         self.phase[refused.fill_null(False).to_numpy()] = attribution.NEUTRAL  # it was a question
         self.phase[attribution.to_itself(spans)] = attribution.NEUTRAL
         taking = np.zeros(len(spans), np.bool_)
-        taking[calls] = self._looked_up(calls, ("name",), lambda name: name in _TAKING)
+        taking[calls] = self._looked_up("call", ("name",), lambda name: name in _TAKING)
         size = spans["result"].fill_null(-1).to_numpy()
         self.took: Flags = taking & (size >= _USED_BYTES)
         self.at_end: Flags = taking & (size == 0)
         to_pipe = self._looked_up(
-            calls, ("name", "detail"), lambda name, detail: (name, detail) == ("write", "pipe:")
+            "call", ("name", "detail"), lambda name, detail: (name, detail) == ("write", "pipe:")
         )
         self.pipe_writes: Integers = calls[to_pipe.astype(np.bool_)]
         several = self._looked_up(
-            calls,
+            "call",
             ("name", "detail"),
             lambda name, detail: name in _NAMESPACE_CALLS and "," in detail,
         )
@@ -91,9 +92,9 @@ class Columns:
         """For each cause, whether it is one of those."""
         return np.array([chosen(cause) for cause in self.causes])
 
-    def name(self, row: int) -> str:
-        """The name of one span."""
-        return str(self._spans["name"][row])
+    def names(self, rows: Integers) -> list[str]:
+        """The names of some spans."""
+        return self._spans["name"][rows].cast(pl.String).to_list()
 
     def detail(self, row: int) -> str:
         """The detail of one span."""
@@ -104,12 +105,17 @@ class Columns:
             self.causes.append(cause)
         return self.causes.index(cause)
 
-    def _looked_up(
-        self, rows: Integers, columns: Sequence[str], of: Callable[..., int]
-    ) -> Integers:
-        """``of`` the values of rows in the columns, asked once for each distinct combination."""
-        if not len(rows):
+    def _looked_up(self, kind: str, columns: tuple[str, ...], of: Callable[..., int]) -> Integers:
+        """``of`` the columns of each row of a kind, asked once for each distinct combination."""
+        if not len(self.rows[kind]):
             return np.empty(0, np.int64)
+        key = (kind, *columns)
+        if key not in self._groups:
+            self._groups[key] = self._group(self.rows[kind], columns)
+        group = self._groups[key]
+        return np.array([of(*values) for values in group.distinct], np.int64)[group.place]
+
+    def _group(self, rows: Integers, columns: tuple[str, ...]) -> "_Group":
         key, width = np.zeros(len(rows), np.int64), 1
         for name in columns:
             dense, count = _dense(self._codes[name][rows])
@@ -122,7 +128,15 @@ class Columns:
         first = np.empty(count, np.int64)
         first[place[::-1]] = rows[::-1]
         distinct = self._spans.select(columns)[first].rows()
-        return np.array([of(*(value or "" for value in row)) for row in distinct], np.int64)[place]
+        return _Group(place, [tuple(value or "" for value in row) for row in distinct])
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The distinct values of some rows, and which of them each row has."""
+
+    place: Integers
+    distinct: list[tuple[str, ...]]
 
 
 def _codes(column: pl.Series) -> Integers:

@@ -264,7 +264,7 @@ class Instances:
             edges = attribution.namespace_edges(
                 columns.detail(row),
                 start,
-                [(int(columns.start[mark]), columns.name(mark)) for mark in inside.tolist()],
+                list(zip(columns.start[inside].tolist(), columns.names(inside), strict=True)),
             )
             first, last = np.searchsorted(calls.thread, (thread, thread + 1))
             place = int(first) + int(np.searchsorted(calls.starts[first:last], start))
