@@ -8,16 +8,26 @@ import io
 import json
 import platform
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 _PLATFORM = {"architecture": _MACHINES.get(platform.machine(), platform.machine()), "os": "linux"}
 
 
-def archive(out: Path, name: str, entrypoint: list[str], files: Mapping[str, Path]) -> None:
-    """Write the image ``name`` to ``out``; ``files`` are executables by their paths in it."""
-    layer = _layer(files)
+def archive(
+    out: Path,
+    name: str,
+    entrypoint: Sequence[str],
+    files: Mapping[str, Path],
+    links: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write the image ``name`` to ``out``.
+
+    ``files`` are executables by their paths in it, ``links`` are symbolic links' targets by theirs.
+    """
+    layer = _layer(files, links)
     config = _json(
         {
             **_PLATFORM,
@@ -48,7 +58,7 @@ def archive(out: Path, name: str, entrypoint: list[str], files: Mapping[str, Pat
             _add(tar, f"blobs/sha256/{_digest(blob).partition(':')[2]}", blob)
 
 
-def _layer(files: Mapping[str, Path]) -> bytes:
+def _layer(files: Mapping[str, Path], links: Mapping[str, str]) -> bytes:
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w") as tar:
         for directory in ("bin", "dev", "etc", "proc", "sys", "tmp"):
@@ -57,6 +67,10 @@ def _layer(files: Mapping[str, Path]) -> bytes:
             tar.addfile(entry)
         for path, source in files.items():
             _add(tar, path.lstrip("/"), source.read_bytes(), mode=0o755)
+        for path, target in links.items():
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.type, entry.linkname = tarfile.SYMTYPE, target
+            tar.addfile(entry)
     return held.getvalue()
 
 
