@@ -61,7 +61,7 @@ def test_a_traced_start_is_explained_in_the_runtime_and_in_its_instance(
 
 
 def test_only_alone_can_a_start_that_is_asked_for_be_told_from_others() -> None:
-    asked = Ask(Path("/socket"), "hello", "start")
+    asked = Ask(Path("/socket"), "hello", "start", daemons=(1,))
     executed = Execute(("/bin/true",))
     assert can_trace([asked])
     assert can_trace([executed, executed])

@@ -43,5 +43,5 @@ def test_background_pods_that_cannot_be_brought_up_are_recorded_and_the_run_goes
     assert (200, Ending.FAILED) in endings
     for one in run.samples:
         if one.ending is Ending.FAILED:
-            assert (one.error or "").startswith("not started: cannot prepare the host's pods: ")
+            assert (one.error or "").startswith("not started: cannot prepare the pods: ")
             assert "no IP addresses available" in (one.error or "")
