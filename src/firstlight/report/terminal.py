@@ -215,8 +215,8 @@ def _share(point: PointFigures, phase: str) -> Text:
 
 
 def _parts(point: PointFigures) -> Table:
-    told = "traced starts" if point.causes() else "starts, as their components report them"
-    table = _table(f"{point.name}: phases of {point.traced} {told}")
+    what = "traced starts" if point.causes() else "starts, as their components report them"
+    table = _table(f"{point.name}: phases of {point.traced} {what}")
     table.padding = (0, 1, 0, 0)
     table.add_column("phase", no_wrap=True)
     table.add_column("share", no_wrap=True)
@@ -265,8 +265,8 @@ def _failures(failed: Sequence[Sample]) -> Table:
         table.add_column(name, overflow="fold")
     for sample in failed[:MOST_FAILURES]:
         setting = ", ".join(f"{axis} {value}" for axis, value in sample.point.items() if value)
-        said = "\n".join(filter(None, (sample.error, sample.output.strip())))
-        _row(table, f"{setting}, batch {sample.batch}", str(sample.ending), Text(said))
+        words = "\n".join(filter(None, (sample.error, sample.output.strip())))
+        _row(table, f"{setting}, batch {sample.batch}", str(sample.ending), Text(words))
     if len(failed) > MOST_FAILURES:
         _row(table, f"and {len(failed) - MOST_FAILURES} more", "", "see samples.jsonl")
     return table

@@ -89,7 +89,7 @@ class Agile:
         base.mkdir()
         try:
             config = self._config(instances, workspace, base)
-            function = payload(base, *told(self.end_point))
+            function = payload(base, *payload_arguments(self.end_point))
             with serving(config, function, workspace, self.asked) as start:
                 yield Prepared([start] * instances)
         finally:
@@ -113,7 +113,7 @@ class Agile:
         )  # fmt: skip
 
 
-def told(end_point: EndPoint) -> tuple[str, ...]:
+def payload_arguments(end_point: EndPoint) -> tuple[str, ...]:
     """The payload's arguments for this end point."""
     return ("reach", GATEWAY) if end_point is EndPoint.FIRST_PACKET else ("ready",)
 

@@ -19,7 +19,14 @@ from firstlight.errors import UnknownName
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Prepared
-from firstlight.lab.backends.agile import GATEWAY, Agile, children, payload, serving, told
+from firstlight.lab.backends.agile import (
+    GATEWAY,
+    Agile,
+    children,
+    payload,
+    payload_arguments,
+    serving,
+)
 from firstlight.model import EndPoint
 
 _RATE = 1e4  # per second: as fast as possible
@@ -124,7 +131,7 @@ class Crowd:
         pools = Pools(network=full, cgroup=full, sandbox=_NONE)
         with _base(workspace) as base:
             config = _config(workspace, base, pools, self.background + instances, Ahead())
-            function = payload(base, *told(self.end_point))
+            function = payload(base, *payload_arguments(self.end_point))
             with (
                 serving(config, function, workspace) as start,
                 _held(config, function, self.background) as client,

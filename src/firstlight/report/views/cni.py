@@ -263,10 +263,10 @@ def _turns(calls: pl.DataFrame) -> int:
         moves.with_columns(turn=(pl.col("says") & ~before).cum_sum().over("pid"))
         .filter("says")
         .group_by("pid", "turn", maintain_order=True)
-        .agg(first=pl.col("result").first(), said=pl.col("result").sum())
+        .agg(first=pl.col("result").first(), sent=pl.col("result").sum())
         .with_columns(http2=pl.col("first").first().over("pid") == _PREFACE)
     )
-    return turns.filter(~pl.col("http2") | (pl.col("said") > _ACKNOWLEDGED)).height
+    return turns.filter(~pl.col("http2") | (pl.col("sent") > _ACKNOWLEDGED)).height
 
 
 def _tree(spans: pl.DataFrame, root: int) -> set[int]:

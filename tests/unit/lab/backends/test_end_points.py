@@ -8,7 +8,7 @@ import pytest
 
 from firstlight.errors import Unsupported
 from firstlight.lab.backends import Backend, ending_at, oci_spec
-from firstlight.lab.backends.agile import GATEWAY, Agile, told
+from firstlight.lab.backends.agile import GATEWAY, Agile, payload_arguments
 from firstlight.lab.backends.agile_floor import Floor
 from firstlight.lab.backends.agile_parts import Ablated, Churn, Crowd
 from firstlight.lab.backends.cni import Cni
@@ -61,8 +61,8 @@ def test_an_add_has_a_first_packet_and_a_del_has_none() -> None:
 
 
 def test_the_payload_is_told_where_its_start_ends() -> None:
-    assert told(EndPoint.FIRST_INSTRUCTION) == ("ready",)
-    assert told(PACKET) == ("reach", GATEWAY)
+    assert payload_arguments(EndPoint.FIRST_INSTRUCTION) == ("ready",)
+    assert payload_arguments(PACKET) == ("reach", GATEWAY)
 
 
 def spec(process: Pid1 = PAYLOAD, network: Path | None = None) -> dict[str, Any]:
