@@ -1,8 +1,8 @@
-"""What the host's packet filter does for a runtime, in nft's language.
+"""The host's packet filter for a runtime, as nft rules.
 
-All of it is one table, whose size depends on no number of instances: published ports are elements
-of a map. A guard, shared by the runtimes of a host, keeps forwarding that they turned on to
-themselves. What other software's tables lack is mended or told by ``forwarding.py``.
+It is one table, whose size does not depend on the number of instances: published ports are elements
+of a map. A guard, shared by the host's runtimes, limits the forwarding that they turned on to
+themselves. ``forwarding.py`` deals with other software's tables.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from firstlight.errors import Failed, Unsupported
 
 Listing = list[dict[str, Any]]
 Run = Callable[[str, str], Awaitable[Listing]]
-"""Runs commands for a purpose, and gives what they list. Raises Failed."""
+"""Runs nft commands for a purpose and returns what they list. Raises Failed."""
 
 GUARD = "firstlight_guard"
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
@@ -40,7 +40,7 @@ CLOSED = (
     "224.0.0.0/4",  # multicast
     "240.0.0.0/4",  # reserved, and broadcast
 )
-"""What instances do not reach unless ``network.allow`` has it.
+"""Addresses that instances reach only if ``network.allow`` has them.
 
 Sources: IANA's registry of special-purpose IPv4 addresses without what is globally reachable (and
 without the three networks for documentation, where nothing is), and clouds' documentation.
@@ -125,7 +125,7 @@ table inet {table} {{
 """
 _RATE = "update @opening {{ ip saddr limit rate over {rate}/second burst {rate} packets }} drop"
 _COUNT = "add @{set} {{ ip {end} ct count over {connections} }} drop"
-_WAIT_SECONDS = 120  # how long the kernel keeps a connection that nobody answered
+_WAIT_SECONDS = 120  # how long the kernel keeps an unanswered connection
 
 _GUARD = """
 table inet {guard} {{
@@ -150,7 +150,7 @@ _NEEDS = (
 
 
 class Firewall:
-    """The table of one runtime. ``links`` is how the names of its instances' links begin."""
+    """The table of a runtime. ``links`` is the prefix of its instances' link names."""
 
     def __init__(
         self, config: NetworkConfig, table: str, links: str, gateway: IPv4Address,
@@ -163,7 +163,7 @@ class Firewall:
         self._is_guarded = False
 
     async def open(self, adopt: bool = False) -> None:
-        """Make the table, unless ``adopt`` finds it, and see to forwarding. Raises Failed."""
+        """Make the table, unless ``adopt`` finds it, and set up forwarding. Raises Failed."""
         tables = await self._tables()
         if not (adopt and self.table in tables):
             await self._make_table()
@@ -193,18 +193,18 @@ class Firewall:
         )  # fmt: skip
 
     async def run(self, commands: str, what: str) -> Listing:
-        """One transaction; what it lists. Raises Failed."""
+        """Run one transaction; returns what it lists. Raises Failed."""
         return nethelper.read_rules(await self._helper.ask(nethelper.rules(commands)), what)
 
     async def publish(self, ports: dict[int, int], address: IPv4Address) -> None:
-        """Lead ports of the host to ports of an instance. Raises Failed."""
+        """Forward ports of the host to ports of an instance. Raises Failed."""
         elements = ", ".join(f"{h} : {address} . {i}" for h, i in ports.items())
         await self._batched(
             f"add element inet {self.table} ports {{ {elements} }}", "publish a port"
         )
 
     async def withdraw(self, ports: Iterable[int]) -> None:
-        """Lead those ports nowhere. Raises Failed."""
+        """Stop forwarding these ports. Raises Failed."""
         elements = ", ".join(map(str, ports))
         await self._batched(
             f"delete element inet {self.table} ports {{ {elements} }}", "withdraw a port"

@@ -1,4 +1,4 @@
-"""The network helper: what may wait for the kernel's network locks, away from the event loop.
+"""The network helper: does whatever may wait for the kernel's network locks, off the event loop.
 
 Layouts: ``native/agile/net.h``.
 """
@@ -24,11 +24,11 @@ _REQUEST, _ANSWER = Struct("=IIQi4s4s16sI"), Struct("=QQi28s")
 _RANGE = Struct("=4s4si")
 RANGES_MAX, _BODY_MAX, _MESSAGE_MAX = 1024, 65536, 4096
 SILENCE_SECONDS = 10.0
-"""A helper that has answered nothing for so long, and is asked, hangs."""
+"""A helper with requests that is silent for this long hangs."""
 
 
 class Verb(IntEnum):
-    """What it can be asked."""
+    """Its requests."""
 
     HOST = 1
     MAKE = 2
@@ -47,7 +47,7 @@ class Flag(IntFlag):
 
 
 class Answer(NamedTuple):
-    """``error`` is an errno or 0; ``step`` is what failed. The descriptor is the taker's."""
+    """``error`` is an errno or 0; ``step`` is what failed. The receiver owns the descriptor."""
 
     id: int
     digest: int
@@ -57,14 +57,14 @@ class Answer(NamedTuple):
     descriptor: int
 
     def check(self, what: str) -> "Answer":
-        """Itself. Raises Failed."""
+        """Return the answer, or raise its error as Failed."""
         if self.error:
             raise Failed(f"cannot {what}: {self.step}: {os.strerror(self.error)}")
         return self
 
 
 class Request(NamedTuple):
-    """One request; ``link_index`` and ``link`` are of the link on the host."""
+    """A request; ``link_index`` and ``link`` identify the link on the host."""
 
     verb: Verb
     flags: Flag = Flag(0)
@@ -75,9 +75,9 @@ class Request(NamedTuple):
     body: bytes = b""
 
     def encode(self, number: int) -> bytes:
-        """Its bytes. Raises Failed for a body that no message holds."""
+        """Encode it. Raises Failed if the body is too long."""
         if len(self.body) > _BODY_MAX:
-            raise Failed(f"{len(self.body)} bytes of rules are more than {_BODY_MAX}")
+            raise Failed(f"the rules are too long: {len(self.body)} of at most {_BODY_MAX} bytes")
         return _REQUEST.pack(
             self.verb, self.flags, number, self.link_index,
             self.address.packed, self.gateway.packed, self.link.encode(), 0,
@@ -85,18 +85,18 @@ class Request(NamedTuple):
 
 
 def rules(commands: str) -> Request:
-    """Commands in nft's language, one transaction."""
+    """nft commands, as one transaction."""
     return Request(Verb.RULES, body=commands.encode() + b"\0")
 
 
 def forget(ranges: Sequence[tuple[IPv4Address, IPv4Address, int]]) -> Request:
-    """End the connections of addresses from the first to the last whose link has gone."""
+    """End the connections of a range of addresses whose links are gone."""
     body = b"".join(_RANGE.pack(a.packed, b.packed, index) for a, b, index in ranges)
     return Request(Verb.FORGET, body=body)
 
 
 def read_rules(answer: Answer, what: str) -> list[dict[str, Any]]:
-    """What nft lists, from its JSON. Raises Failed, with nft's own words."""
+    """Parse nft's JSON listing. Raises Failed with nft's message."""
     try:
         text = _read(answer.descriptor) if answer.descriptor >= 0 else ""
     finally:
@@ -121,7 +121,7 @@ def _decode(message: bytes, descriptor: int) -> Answer:
 
 
 class NetHelper:
-    """A helper process, started when it is first asked, and again if it dies or hangs."""
+    """A helper process, started by the first request, and again if it dies or hangs."""
 
     def __init__(self, silence: float = SILENCE_SECONDS) -> None:
         self._silence = silence
@@ -133,11 +133,11 @@ class NetHelper:
 
     @property
     def pid(self) -> int:
-        """Its process, or -1."""
+        """Its pid, or -1."""
         return self._helper.pid if self._helper else -1
 
     async def ask(self, request: Request, descriptor: int = -1) -> Answer:
-        """Its answer. Raises Failed if it dies, hangs or cannot be started."""
+        """Send a request; returns its answer. Raises Failed if the helper dies or hangs."""
         if self._is_closed:
             raise Failed("the network is closed", "start the runtime again")
         self._count += 1
@@ -157,7 +157,7 @@ class NetHelper:
             raise
 
     def close(self) -> None:
-        """End it; what it was asked fails."""
+        """End the helper; pending requests fail."""
         self._is_closed = True
         self._end("the network is closed")
 
@@ -196,7 +196,7 @@ class NetHelper:
 
 
 def ask_once(*requests: Request) -> list[Answer]:
-    """Ask a helper of one's own, and wait: where there is no event loop. Raises Failed."""
+    """Ask a separate helper and wait, without an event loop. Raises Failed."""
     path = str(native(PROGRAM))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
@@ -206,7 +206,7 @@ def ask_once(*requests: Request) -> list[Answer]:
         try:
             return [_ask(ours, request) for request in requests]
         except OSError as error:
-            raise Failed(f"{path} does not answer: {error}") from error
+            raise Failed(f"no answer from {path}: {error}") from error
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -221,7 +221,7 @@ def _ask(to: socket.socket, request: Request) -> Answer:
 
 
 def _close_answer(future: "asyncio.Future[Answer]") -> None:
-    """Close the descriptor of an answer that came just before its asker was cancelled."""
+    """Close the descriptor of an answer whose requester was cancelled."""
     if future.done() and not future.cancelled() and not future.exception():
         answer = future.result()
         if answer.descriptor >= 0:

@@ -1,8 +1,8 @@
-"""Instances' networks: routed veth pairs, everything preset, behind one nftables table.
+"""Instances' networks: routed veth pairs, fully preset, behind one nftables table.
 
-Each instance has a link of its own to the host and no neighbour on it, so that nothing has to be
-kept apart on a shared segment: what one may reach is decided where the host routes. A bridge
-without ports holds the gateway's address; a bridge with them ends at 1,023 instances.
+Each instance has its own link to the host, without neighbours, so there is no shared segment to
+police: the host's routing decides what an instance reaches. A bridge without ports has the
+gateway's address; a bridge with ports is limited to 1,023 instances.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from firstlight.agile.rulewatch import RuleWatch
 from firstlight.errors import Failed
 
 QUARANTINE_SECONDS = 0.05
-"""How long a used network rests before it is examined: what is under way to it arrives."""
+"""How long a used network rests before it is examined, so that packets in flight arrive."""
 _GONE_SECONDS, _RETRY_SECONDS = 10.0, 0.01
 _SWEEP_SECONDS, _SWEEP_SHARE = 0.5, 4
 _log = logging.getLogger(__name__)
 
 
 class _Ring:
-    """Numbers from first to end, each handed out again as late as possible."""
+    """Numbers from first to end, each reused as late as possible."""
 
     def __init__(self, first: int, end: int) -> None:
         self.first, self.end, self.size = first, end, end - first
@@ -62,9 +62,9 @@ class _Ring:
 
 @dataclass(eq=False)
 class Network:
-    """One instance's network namespace. ``address`` is None where it has no link.
+    """An instance's network namespace. ``address`` is None if it has no link.
 
-    ``digest`` is of all that could be read in it when it was made.
+    ``digest`` covers everything readable in it when it was new.
     """
 
     descriptor: int
@@ -72,18 +72,18 @@ class Network:
     digest: int
 
     def note(self) -> bytes:
-        """What is needed to know it again, beside its descriptor: see ``from_note``."""
+        """What identifies it, besides its descriptor; see ``from_note``."""
         return f"{self.address or ''} {self.digest:x}".encode()
 
     @staticmethod
     def from_note(note: bytes, descriptor: int) -> "Network":
-        """The network that wrote this note."""
+        """The network with this note."""
         address, _, digest = note.decode().partition(" ")
         return Network(descriptor, IPv4Address(address) if address else None, int(digest, 16))
 
 
 class Networks:
-    """Makes networks, proves used ones clean, and keeps the host's side of them."""
+    """Makes networks, proves used ones clean, and maintains the host's side."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -107,12 +107,12 @@ class Networks:
         self._published: dict[int, tuple[IPv4Address, int, socket.socket]] = {}
         self._watch = RuleWatch(self._mend)
         self._warned: set[str] = set()
-        self._left: list[int] = []  # numbers whose links are going
+        self._left: list[int] = []  # numbers whose links are being removed
         self._sweeper: asyncio.Task[None] | None = None
         self._swept, self._hurry = asyncio.Event(), asyncio.Event()
 
     def check(self) -> None:
-        """Raise Failed for what stands in the way; what is another's stays."""
+        """Raise Failed if the host has something with this runtime's names."""
         self._check_overlap()
         has_link = self.anchor in (name for _, name in socket.if_nameindex())
         if has_link or firewall.has_table(self.table):
@@ -120,7 +120,7 @@ class Networks:
                          "configure another name, or remove it if nothing uses it")  # fmt: skip
 
     async def open(self, adopt: bool = False) -> None:
-        """Make the host's side; ``adopt`` what is there of it. Raises Failed, Unsupported."""
+        """Make the host's side; ``adopt`` what exists of it. Raises Failed, Unsupported."""
         self._is_open = True
         answer = await self._host.ask(
             Request(Verb.HOST, link_index=self._first, address=self.gateway, link=self.anchor)
@@ -155,7 +155,7 @@ class Networks:
             _log.warning("the packet filter changed and cannot be mended: %s", error.message)
 
     async def adopt(self, network: Network, ports: dict[int, int] | None = None) -> None:
-        """Take over a network, and the ports that lead to it, of a runtime that has ended."""
+        """Take over a network and its published ports from a runtime that has ended."""
         if network.address is None:
             return
         number = self._number(network.address)
@@ -164,9 +164,9 @@ class Networks:
             self._published[port] = network.address, inner, _hold(port)
 
     async def make(self, reach: Reach, owner: int = -1) -> Network:
-        """A network namespace that is ready to be entered. Raises Failed.
+        """Make a network namespace that is ready to enter. Raises Failed.
 
-        ``owner`` is the user namespace that it shall belong to, if that is not the host's.
+        ``owner`` is its owning user namespace, if that is not the host's.
         """
         if reach == "none":
             return await self._make(Request(Verb.MAKE), None, owner)
@@ -179,17 +179,17 @@ class Networks:
             )  # fmt: skip
             try:
                 return await self._make(request, self.range[number], owner)
-            except FileExistsError:  # a link of a killed runtime, which the kernel is ending
+            except FileExistsError:  # the link of a killed runtime, which the kernel is removing
                 self._leave(number)
                 if time.monotonic() > until:
-                    raise Failed(f"the links of {self.range} do not go",
+                    raise Failed(f"old links of {self.range} do not disappear",
                                  "configure a larger network.range") from None  # fmt: skip
             except BaseException:
                 self._leave(number)
                 raise
 
     async def _take(self, reach: str, until: float) -> int:
-        """A free number. Raises Failed if none is, and none becomes free."""
+        """A free number. Raises Failed if none becomes free."""
         ring = self._numbers[reach]
         while (number := ring.take()) is None:
             if time.monotonic() > until or not any(self._ring(n) is ring for n in self._left):
@@ -209,16 +209,16 @@ class Networks:
         what = f"make the network of {address}" if address else "make an empty network"
         answer.check(what)
         if answer.descriptor < 0:
-            raise Failed(f"cannot {what}: no descriptor is left",
+            raise Failed(f"cannot {what}: too many open files",
                          "raise the limit of open files, or stop instances")  # fmt: skip
         return Network(answer.descriptor, address, answer.digest)
 
     async def is_as_new(self, network: Network) -> bool:
-        """Whether a namespace, its processes gone, reads as when it was made.
+        """Whether a namespace without processes reads as new.
 
-        It rests first. Then no packet may have come or gone, and all that can be read of it must
-        be what it was: counters, sockets, addresses, routes and their exceptions, rules,
-        neighbours, sysctls, TCP's metrics, IPsec, packet filters.
+        It rests first. Then no packet may have passed, and everything readable must be as it was:
+        counters, sockets, addresses, routes and their exceptions, rules, neighbours, sysctls, TCP
+        metrics, IPsec, packet filters.
         """
         await asyncio.sleep(QUARANTINE_SECONDS)
         try:
@@ -229,19 +229,19 @@ class Networks:
         return answer.digest == network.digest
 
     def discard(self, network: Network) -> None:
-        """End a namespace: with its last descriptor and process its link goes.
+        """Destroy a namespace: its link goes with its last descriptor and process.
 
-        Its address is another's when that has happened and the host tracks no connection of it.
+        Its address is reused after that, when the host tracks no connection of it.
         """
         os.close(network.descriptor)
         if network.address is not None:
             self._leave(self._number(network.address))
 
     async def publish(self, ports: dict[int, int], address: IPv4Address) -> None:
-        """Lead ports of the host, localhost too, to ports of an instance. Raises Failed."""
+        """Forward ports of the host, on localhost too, to ports of an instance. Raises Failed."""
         for port in ports:
             if port in self._published:
-                raise Failed(f"port {port} is published for {self._published[port][0]}")
+                raise Failed(f"port {port} is already published for {self._published[port][0]}")
         if not ports:
             return
         held: dict[int, socket.socket] = {}
@@ -262,7 +262,7 @@ class Networks:
             raise
 
     async def withdraw(self, ports: dict[int, int], address: IPv4Address) -> None:
-        """Undo publish, of those ports that lead to this address. Raises Failed."""
+        """Undo ``publish`` for the ports of this address. Raises Failed."""
         mine = [port for port in ports if self._published.get(port, (None,))[0] == address]
         if mine:
             await self._firewall.withdraw(mine)
@@ -284,13 +284,13 @@ class Networks:
         self._is_open = False
 
     def _leave(self, number: int) -> None:
-        """Its number is free when its link has gone, and no connection of it is tracked."""
+        """Free its number when its link is gone and no connection of it is tracked."""
         self._left.append(number)
         if self._is_open and (self._sweeper is None or self._sweeper.done()):
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
 
     async def _sweep(self) -> None:
-        """One walk of the host's connections for many numbers: they may be a million."""
+        """Check many numbers in one pass over the host's connections, which may be a million."""
         rest = _SWEEP_SECONDS
         while self._left:
             self._hurry.clear()
@@ -338,9 +338,9 @@ class Networks:
 
 
 def remove(table: str, anchor: str) -> None:
-    """Remove what a runtime changed of the host, and wait until its links are gone.
+    """Remove a runtime's changes of the host, and wait until its links are gone.
 
-    Those go with their namespaces, which the kernel ends a while after their last process.
+    Links go with their namespaces, which the kernel destroys with a delay.
     """
     forwarding.close_others(table)
     firewall.remove(table, f"{anchor}-")
@@ -353,11 +353,11 @@ def remove(table: str, anchor: str) -> None:
 
 
 def _hold(port: int) -> socket.socket:
-    """A socket that keeps a published port from being another's. Raises Failed."""
+    """A socket that reserves a published port. Raises Failed."""
     sock = socket.socket(socket.AF_INET)
     try:
         sock.bind(("0.0.0.0", port))  # noqa: S104 - it does not listen
     except OSError as error:
         sock.close()
-        raise Failed(f"port {port} cannot be published: {error.strerror}") from error
+        raise Failed(f"cannot publish port {port}: {error.strerror}") from error
     return sock

@@ -33,15 +33,16 @@ from firstlight.errors import Failed, Unsupported
 from firstlight.native import native
 
 WASMTIME = 50
-"""The version of wasmtime whose interface the worker is written for."""
+"""The version of wasmtime that the worker is written for."""
 THREADS = 8
-"""How many instances of a function run at once; more wait."""
+"""Maximum number of running instances of a function; more wait."""
 WORKER_BYTES = 512 << 20
-"""What a worker may use beside its instances' memory: for its compiler, and the compiled code."""
+"""A worker's memory besides its instances': for the compiler and the compiled code."""
 IDLE_SECONDS = 300.0
-"""After so long without a request the runtime leaves a worker, which ends with its last client."""
+"""After this time without a request the runtime disconnects from a worker, which ends with its
+last client."""
 COMPILE_SECONDS = 10.0
-"""What a compilation may take at least, however short the function's own time is."""
+"""Minimum deadline of a compilation, even if the function's is shorter."""
 ELEMENTS = 1 << 16
 MODULE_MAX = 256 << 20
 _MEMORY_MAX = 4 << 30
@@ -59,21 +60,21 @@ class Worker(Protocol):
     ended: asyncio.Future[Ended]
 
     def connect(self) -> socket.socket:
-        """A connection to it. Raises Failed."""
+        """A connection to the worker. Raises Failed."""
 
     async def words(self) -> str:
-        """What it wrote to standard error, when it has ended."""
+        """Its standard error, after its end."""
 
     def kill(self) -> None:
         """End it."""
 
 
 Launch = Callable[[Function, int], Awaitable[Worker]]
-"""Starts a function, resident, on a root file system that is a detached tree. Raises Failed."""
+"""Starts a resident function on a detached tree as its root file system. Raises Failed."""
 
 
 class _Serving:
-    """A worker that serves, and the version of the module that it has compiled."""
+    """A worker, and the version of the module that it has compiled."""
 
     def __init__(self, worker: Worker, channel: Channel, identity: tuple[int, ...]) -> None:
         self.worker, self.channel, self.identity = worker, channel, identity
@@ -82,7 +83,7 @@ class _Serving:
 
 
 class Wasm:
-    """One function, and its worker, which is started by the first request and after its end.
+    """A function and its worker, which is started by the first request, and again after its end.
 
     ``forget`` is called with it when it has had no request for a while, and its worker has ended.
     """
@@ -96,14 +97,14 @@ class Wasm:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def invoke(self, event: object, requested: int) -> Result:
-        """Run the handler on an event in an instance of its own. Raises Failed, Unsupported."""
+        """Run the handler on an event in a new instance. Raises Failed, Unsupported."""
         [result] = await self.invoke_all([event], requested)
         if isinstance(result, Failed):
             raise result
         return result
 
     async def invoke_all(self, events: list[object], requested: int) -> list[Result | Failed]:
-        """Run the handler on each event, each in an instance of its own, by one message."""
+        """Run the handler on each event in a new instance, by one message."""
         encoded = [self._encode(event) for event in events]
         warm = self._serving is not None
         serving = await self._current()
@@ -124,11 +125,11 @@ class Wasm:
         return [self._result(reply, requested, warm) for reply in replies]
 
     async def connect(self) -> socket.socket:
-        """A connection to the worker, to speak ``wasm_wire`` on. Raises Failed, Unsupported."""
+        """A connection to the worker for ``wasm_wire``. Raises Failed, Unsupported."""
         return (await self._current()).worker.connect()
 
     async def _current(self) -> _Serving:
-        """The worker of the module as it is now."""
+        """The worker of the module's current version."""
         serving = self._serving
         if serving and time.monotonic() - serving.checked > _STALE_SECONDS:
             serving.checked = time.monotonic()
@@ -161,7 +162,7 @@ class Wasm:
             except BaseException as error:
                 worker.kill()
                 if isinstance(error, TimeoutError):
-                    raise Failed(f"compiling {function.rootfs} took over {seconds} s",
+                    raise Failed(f"compiling {function.rootfs} took more than {seconds} s",
                                  "give the function more time or CPUs") from None  # fmt: skip
                 raise
             self._serving = serving
@@ -174,11 +175,11 @@ class Wasm:
         try:
             return worker.connect()
         except Failed:
-            worker.kill()  # it has ended before, or is none that serves
+            worker.kill()  # it has ended already, or does not serve
             raise await self._epitaph(worker) from None
 
     async def _watch(self, serving: _Serving) -> None:
-        """Tell those who wait for a worker how it ended."""
+        """Tell waiting requests how the worker ended."""
         worker, channel = serving.worker, serving.channel
         await asyncio.wait((worker.ended, channel.over), return_when=asyncio.FIRST_COMPLETED)
         if not worker.ended.done() and not serving.is_left:  # it is about to end, or hangs
@@ -192,7 +193,7 @@ class Wasm:
             self._forget(self)
 
     async def _leave(self, serving: _Serving) -> None:
-        """Let a worker go that nobody has asked for a while."""
+        """Disconnect from a worker without recent requests."""
         while not serving.channel.over.done():
             left = serving.used + IDLE_SECONDS - time.monotonic()
             if left <= 0 and not serving.channel.waiting:
@@ -201,31 +202,31 @@ class Wasm:
             await asyncio.wait((serving.channel.over,), timeout=max(left, _STALE_SECONDS))
 
     async def _replaced(self, serving: _Serving) -> None:
-        """Its module was replaced: it answers what it was asked, and no more."""
+        """Its module was replaced: it answers pending requests only."""
         while serving.channel.waiting and not serving.channel.over.done():
             await asyncio.wait((serving.channel.over,), timeout=_STALE_SECONDS)
         self._retire(serving)
 
     def _retire(self, serving: _Serving) -> None:
-        """It serves those who are connected to it; for the next request there is another."""
+        """It serves its connections; the next request starts another."""
         serving.is_left = True
         if self._serving is serving:
             self._serving = None
         serving.channel.close()
 
     async def _epitaph(self, worker: Worker) -> Failed:
-        """How it ended, when it has."""
+        """How it ended, after its end."""
         ended = await worker.ended
         words = (await worker.words()).strip()
         name, path = self.function.handler, self.function.rootfs
         again = "the next request starts another"
         if ended.status == _REFUSED:
             what, _, remedy = words.partition("\n")
-            return Failed(f"the module {path} cannot be run: {what}", remedy or None)
+            return Failed(f"cannot run the module {path}: {what}", remedy or None)
         if ended.out_of_memory:
             limit = _definition(self.function).memory
-            return Failed(f"the worker of {name} was killed for memory",
-                          f"its limit is {limit} bytes: {self.function.memory} for each of "
+            return Failed(f"the worker of {name} exceeded its memory limit",
+                          f"the limit is {limit} bytes: {self.function.memory} for each of "
                           f"{THREADS} instances, {WORKER_BYTES} for the compiler")  # fmt: skip
         how = describe(ended.signal if ended.signal else (ended.status or 0) << 8)
         return Failed(f"the worker of {name} ended: {how}",
@@ -237,7 +238,7 @@ class Wasm:
             return wasm_wire.event(stdin=b"" if event is None else msgspec.json.encode(event))
         event = [] if event is None else event
         if not isinstance(event, list) or not all(type(n) in (int, float) for n in event):
-            raise Failed(f"{name} takes numbers", "write them [1, 2]")
+            raise Failed(f"{name} takes numbers", "write the event as [1, 2]")
         return wasm_wire.event(event)
 
     def _result(self, reply: Reply, requested: int, warm: bool) -> Result | Failed:
@@ -250,7 +251,7 @@ class Wasm:
         values = reply.values
         if not all(math.isfinite(value) for value in values):
             return Failed(f"{name} returned {', '.join(map(str, values))}",
-                          "JSON has no such number: return another")  # fmt: skip
+                          "JSON has no such number")  # fmt: skip
         value = None if not values else values[0] if len(values) == 1 else values
         return Result(
             value=msgspec.Raw(msgspec.json.encode(value)), requested=requested, warm=warm,
@@ -262,14 +263,16 @@ class Wasm:
         hint = f"it wrote: {reply.stderr[-_WORDS_MOST:]}" if reply.stderr else None
         match reply.outcome:
             case Outcome.REFUSED:
-                return Failed(f"{name} {reply.text}", "write what it takes, for instance [1, 2]")
+                return Failed(
+                    f"{name} {reply.text}", "write the event as its arguments, such as [1, 2]"
+                )
             case Outcome.LATE:
                 return Failed(f"{name} did not answer in {self.function.timeout} s", hint)
             case Outcome.EXITED:
                 return Failed(f"{name} exited with status {reply.status}", hint)
             case Outcome.TRAPPED:
                 return Failed(f"{name} trapped: {reply.text}", hint)
-        return Failed(f"no instance of {name} can be made: {reply.text}", hint)
+        return Failed(f"cannot make an instance of {name}: {reply.text}", hint)
 
     def _task(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -288,20 +291,20 @@ class Wasm:
 
 
 def _seen(starting: "asyncio.Future[_Serving]") -> None:
-    """Who asked for it may have given up; then nobody else has the error."""
+    """Retrieve the error, which nobody awaits if the requester has given up."""
     if not starting.cancelled():
         starting.exception()
 
 
 def _definition(function: Function) -> Function:
-    """The worker as a function of kind ``command``, which has the limits of what it runs."""
+    """The worker as a function of kind ``command``, with the limits of its function."""
     memory = min(function.memory, _MEMORY_MAX)
     arguments = (Path(function.rootfs).name, *function.command)
     variables = {f"+{name}": value for name, value in function.env.items()}
     words = (*arguments, *variables, *variables.values(), function.handler)
     if not all(_is_text(word) for word in words):
-        raise Failed(f"an argument or a variable of {function.handler} is not UTF-8 without NUL",
-                     "WASI has no others")  # fmt: skip
+        raise Failed(f"an argument or variable of {function.handler} is not UTF-8 without NUL",
+                     "WASI allows nothing else")  # fmt: skip
     return msgspec.structs.replace(
         function, kind="command", env={"LD_LIBRARY_PATH": "/lib", **variables}, directory="/",
         network="none", ports={}, ready=None,
@@ -330,10 +333,12 @@ def _identity(path: str) -> tuple[int, ...]:
 
 
 def _tree(function: Function) -> tuple[int, tuple[int, ...]]:
-    """The worker's root file system, and which module is in it. Blocks."""
+    """The worker's root file system, and the version of its module. Blocks."""
     identity = _identity(function.rootfs)
     if not identity:
-        raise Failed(f"there is no module {function.rootfs}", "give the path of a .wasm file")
+        raise Failed(
+            f"the module {function.rootfs} does not exist", "give the path of a .wasm file"
+        )
     worker = native("wasm-worker")
     interpreter, libraries = _libraries(worker, _library())
     files = {
@@ -345,23 +350,23 @@ def _tree(function: Function) -> tuple[int, tuple[int, ...]]:
 
 @lru_cache
 def _library() -> Path:
-    """wasmtime's shared library, in the package of which nothing is imported."""
+    """wasmtime's shared library; the Python package is not imported."""
     package = find_spec("wasmtime")
     if not package or not package.submodule_search_locations:
         raise Unsupported("wasmtime is not installed", "pip install firstlight[wasm]")
     if version("wasmtime").split(".")[0] != str(WASMTIME):
-        raise Unsupported(f"wasmtime {version('wasmtime')} is installed, and {WASMTIME} is needed",
+        raise Unsupported(f"wasmtime {WASMTIME} is needed, but {version('wasmtime')} is installed",
                           "pip install firstlight[wasm]")  # fmt: skip
     found = [*Path(package.submodule_search_locations[0]).glob(f"linux-{os.uname().machine}/*.so")]
     if len(found) != 1:
-        raise Unsupported(f"wasmtime has no library for {os.uname().machine}",
-                          "x86_64 or aarch64 is needed")  # fmt: skip
+        raise Unsupported(f"wasmtime does not support {os.uname().machine}",
+                          "use x86_64 or aarch64")  # fmt: skip
     return found[0]
 
 
 @lru_cache
 def _libraries(program: Path, library: Path) -> tuple[str, tuple[Path, ...]]:
-    """The program's dynamic loader, and the host's libraries that it and the library need."""
+    """The dynamic loader of a program, and the host's libraries that it and the library need."""
     interpreter = _interpreter(program.read_bytes())
     needed: dict[str, Path] = {}
     for path in (program, library):
@@ -378,11 +383,11 @@ def _libraries(program: Path, library: Path) -> tuple[str, tuple[Path, ...]]:
 
 
 def _interpreter(program: bytes) -> str:
-    """The dynamic loader that an ELF program of 64 bits names, by its PT_INTERP."""
+    """The dynamic loader of a 64-bit ELF program, from its PT_INTERP."""
     [table] = struct.unpack_from("=Q", program, 32)
     size, count = struct.unpack_from("=HH", program, 54)
     for place in range(table, table + size * count, size):
         kind, _, offset, _, _, length = struct.unpack_from("=IIQQQQ", program, place)
         if kind == 3:
             return program[offset : offset + length].rstrip(b"\0").decode()
-    raise Failed("the worker names no dynamic loader", "build it again: make setup")
+    raise Failed("the worker has no dynamic loader", "build it again: make setup")

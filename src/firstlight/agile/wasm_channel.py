@@ -1,4 +1,4 @@
-"""A connection to a WebAssembly worker, whose requests are answered in any order."""
+"""A connection to a WebAssembly worker, which answers requests in any order."""
 
 import asyncio
 import socket
@@ -11,11 +11,11 @@ from firstlight.agile.wasm_wire import Reply
 from firstlight.errors import Failed
 
 WAITING_MAX = 4096
-_READS = 4  # before others have their turn
+_READS = 4  # before other tasks run
 
 
 class _Asked:
-    """One message's events, and their results as they come."""
+    """The events of a message, and their results as they arrive."""
 
     def __init__(self, events: int) -> None:
         self.replies: list[Reply | None] = [None] * events
@@ -23,12 +23,12 @@ class _Asked:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def take(self, first: int, count: int, message: bytes) -> None:
-        """Raises Failed for what was not asked, before it is read."""
+        """Raises Failed for results that were not requested, before reading them."""
         places = range(first, first + count)
         if count > self.missing or any(
             self.replies[place : place + 1] != [None] for place in places
         ):
-            raise Failed("a worker answered an event twice, or one that is none")
+            raise Failed("a worker answered an event twice, or an unknown one")
         _, _, replies = wasm_wire.answer(message)
         self.replies[first : first + count] = replies
         self.missing -= len(replies)
@@ -37,9 +37,9 @@ class _Asked:
 
 
 class Channel:
-    """One connection. ``over`` is done when the worker ended it, or did not keep the protocol.
+    """A connection. ``over`` is done when the worker has closed it or violated the protocol.
 
-    ``heard`` is when it answered last, in s of ``time.monotonic``.
+    ``heard`` is the time of its last answer, in s of ``time.monotonic``.
     """
 
     def __init__(self, connection: socket.socket, name: str) -> None:
@@ -55,11 +55,11 @@ class Channel:
         self._loop.add_reader(connection.fileno(), self._read)
 
     async def ask(self, events: list[bytes]) -> list[Reply]:
-        """The results of these events; of none, when the worker serves. Raises Failed."""
+        """The results of these events; without events, wait until it serves. Raises Failed."""
         if self._error:
             raise self._error
         if self._waiting + len(events) > WAITING_MAX:
-            raise Failed(f"{self._waiting} events wait for the worker of {self._name}",
+            raise Failed(f"{self._waiting} events are waiting for the worker of {self._name}",
                          "send fewer at once, or give the function more CPUs")  # fmt: skip
         self._serial += 1
         serial = self._serial
@@ -76,16 +76,16 @@ class Channel:
 
     @property
     def waiting(self) -> int:
-        """How many events have no result yet."""
+        """The number of events without a result."""
         return self._waiting
 
     def close(self) -> None:
-        """Leave the worker; nothing may be waited for."""
-        self._error = Failed(f"the worker of {self._name} was left", "try again")
+        """Disconnect; no event may be waiting."""
+        self._error = Failed(f"the connection to the worker of {self._name} is closed", "try again")
         self._end()
 
     def fail(self, error: Failed) -> None:
-        """Nothing more comes: who waits, and who asks, has this error."""
+        """Give this error to all waiting and future requests."""
         self._error = error
         self._end()
         for asked in self._asked.values():
@@ -99,7 +99,7 @@ class Channel:
             except BlockingIOError:
                 self._loop.add_writer(self._socket.fileno(), self._flush)
             except OSError:
-                return  # it is gone: its end is told by the reader
+                return  # it is gone, which the reader reports
             else:
                 return
         self._unsent.append(message)

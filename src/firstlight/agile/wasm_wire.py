@@ -1,4 +1,4 @@
-"""What is said to a WebAssembly worker and by it: ``native/agile/wasm.h`` in Python.
+"""The protocol of a WebAssembly worker: ``native/agile/wasm.h`` in Python.
 
 A request is a message with events, each of them a handler's arguments and standard input; its
 answers are messages with as many results as fit, in the events' order. Integers are in host order,
@@ -24,7 +24,7 @@ _KIND = Struct("=I")
 
 
 class Outcome(IntEnum):
-    """How an event's instance came to its end."""
+    """How an event's instance ended."""
 
     RETURNED = 0
     REFUSED = 1
@@ -35,7 +35,7 @@ class Outcome(IntEnum):
 
 
 class Reply(NamedTuple):
-    """One event's result. ``text`` says why there are no values; ``status`` is an exit's."""
+    """An event's result. ``text`` says why there are no values; ``status`` is the exit status."""
 
     outcome: Outcome
     values: tuple[int | float, ...]
@@ -48,7 +48,7 @@ class Reply(NamedTuple):
 
 
 def event(arguments: Sequence[int | float] = (), stdin: bytes = b"") -> bytes:
-    """Encode one event. Raises Failed for a number that has no place in 64 bits."""
+    """Encode an event. Raises Failed for a number that does not fit 64 bits."""
     parts = [_EVENT.pack(len(arguments), len(stdin))]
     for number in arguments:
         if isinstance(number, float):
@@ -56,32 +56,32 @@ def event(arguments: Sequence[int | float] = (), stdin: bytes = b"") -> bytes:
         elif number in _INTEGERS:
             parts.append(_INTEGER.pack(0, 0, number))
         else:
-            raise Failed(f"{number} is not a number of 64 bits")
+            raise Failed(f"{number} does not fit 64 bits")
     return b"".join((*parts, stdin, bytes(-len(stdin) % 8)))
 
 
 def request(identity: int, events: Sequence[bytes]) -> bytes:
-    """Encode a message of events, as ``event`` gives them. Raises Failed if it is too long."""
+    """Encode a message of encoded events. Raises Failed if it is too long."""
     message = b"".join((_REQUEST.pack(identity, len(events), 0), *events))
     if len(message) > MESSAGE_MAX:
-        raise Failed(f"events of {len(message)} bytes are too long for a message",
+        raise Failed(f"the events are too long for a message: {len(message)} bytes",
                      f"at most {MESSAGE_MAX}: send fewer at once, or shorter ones")  # fmt: skip
     return message
 
 
 def head(message: bytes) -> tuple[int, int, int]:
-    """Of an answer: the request's id, the number of the first event, and how many results follow.
+    """Parse an answer's head: request id, number of the first event, number of results.
 
-    Raises Failed: who says it is not trusted.
+    Raises Failed; the worker is not trusted.
     """
     try:
         return _ANSWER.unpack_from(message)
     except error as wrong:
-        raise Failed(f"a worker's message is not of the protocol: {wrong}") from wrong
+        raise Failed(f"a worker's message violates the protocol: {wrong}") from wrong
 
 
 def answer(message: bytes) -> tuple[int, int, list[Reply]]:
-    """Of an answer: the request's id, the number of the first event, its result and the next ones'.
+    """Parse an answer: request id, number of the first event, the results from there on.
 
     Raises Failed, as ``head``.
     """
@@ -89,7 +89,7 @@ def answer(message: bytes) -> tuple[int, int, list[Reply]]:
     try:
         return identity, first, list(_replies(message, count))
     except (error, ValueError) as wrong:
-        raise Failed(f"a worker's message is not of the protocol: {wrong}") from wrong
+        raise Failed(f"a worker's message violates the protocol: {wrong}") from wrong
 
 
 def _replies(message: bytes, count: int) -> Iterable[Reply]:

@@ -87,7 +87,7 @@ def test_a_published_port_leads_to_the_instance_and_is_free_afterwards(function:
             async with await runtime.start(listen) as instance:
                 assert await ask(GATEWAY, 8080) == b"hello\n"
                 assert await ask(str(instance.address), 7777) == b"hello\n"
-                with pytest.raises(Failed, match="port 8080 is published for"):
+                with pytest.raises(Failed, match="port 8080 is already published for"):
                     await runtime.start(listen)
                 assert await ask(GATEWAY, 8080) == b"hello\n"
             with socket.create_server(("", 8080)), pytest.raises(Failed, match="in use"):
@@ -207,7 +207,7 @@ def test_an_address_range_of_the_host_is_refused_and_nothing_is_made() -> None:
 def test_two_runtimes_of_one_name_do_not_meet() -> None:
     async def main() -> None:
         async with Runtime(Config(name="t1")):
-            with pytest.raises(Failed, match="already"):
+            with pytest.raises(Failed, match="another runtime uses"):
                 async with Runtime(Config(name="t1")):
                     pass
 

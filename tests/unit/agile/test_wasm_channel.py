@@ -93,7 +93,7 @@ def test_who_waits_is_counted() -> None:
         asked = [asyncio.ensure_future(channel.ask([EVENT])) for _ in range(WAITING_MAX)]
         while channel.waiting < WAITING_MAX:  # most of them wait to be sent
             await asyncio.sleep(0)
-        with pytest.raises(Failed, match=f"{WAITING_MAX} events wait for the worker of f"):
+        with pytest.raises(Failed, match=f"{WAITING_MAX} events are waiting for the worker of f"):
             await channel.ask([EVENT])
         for _ in range(WAITING_MAX):
             worker.setblocking(False)

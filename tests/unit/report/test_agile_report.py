@@ -188,7 +188,7 @@ def test_churn_is_told_at_the_rate_that_the_pool_keeps_up_with() -> None:
 def test_churn_that_no_pool_keeps_up_with_is_told_at_its_highest_rate() -> None:
     said = answer.answer(churn({50: 40, 100: 10}))
     assert "at 100 starts and stops a second" in said
-    assert "runs dry" not in said
+    assert "runs empty" not in said
 
 
 def test_the_table_of_churn_has_a_row_a_point() -> None:
