@@ -44,8 +44,8 @@ def kubectl(record: standing.Record, *words: str, text: str = "") -> str:
 
 def left() -> list[str]:
     """What of the cluster the host still shows."""
-    groups = [str(top) for each in cgroups.hierarchies()
-              if (top := each / cgroups.name(standing.NAME)).exists()]  # fmt: skip
+    name = cgroups.name(standing.NAME)
+    groups = [str(top) for each in cgroups.hierarchies() for top in each.glob(f"{name}*")]
     return groups + [str(path) for path in STATE.glob(f"{standing.NAME}*")]
 
 

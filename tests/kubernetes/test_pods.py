@@ -6,11 +6,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import polars as pl
 import pytest
 from tests.kubernetes.test_cluster import kubectl
 
 from firstlight import store
 from firstlight.analysis import pods
+from firstlight.analysis.breakdown import breakdown
 from firstlight.lab.cluster import standing
 from firstlight.model import Ending, Sample
 
@@ -94,6 +96,16 @@ def test_a_sandbox_by_the_cri_alone(tmp_path: Path) -> None:
         spent = pods.account(sample)
         assert sum(spent.values()) == sample.latency
         assert not spent.get("unattributed")
+
+
+def test_a_container_by_containerd_beside_its_runtime_alone(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    found = measured(out, "containerd-task", "--instances", "1", "--repetitions", "1")
+    assert {sample.ending for sample in found} == {Ending.READY}, found
+    spent = breakdown(store.read(out)).group_by("sample").agg(pl.col("wall").sum())
+    latencies = {sample.index: sample.latency for sample in found}
+    assert len(spent) == sum(sample.traced for sample in found) == 6
+    assert all(latencies[index] == wall for index, wall in spent.iter_rows())
 
 
 @pytest.fixture(scope="module")

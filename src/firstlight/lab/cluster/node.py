@@ -24,7 +24,6 @@ import msgspec
 from pyroute2 import IPRoute
 
 from firstlight.errors import Failed
-from firstlight.host import cgroups
 from firstlight.host.workspace import unshare
 from firstlight.lab.cluster import forward, image, mounts
 from firstlight.lab.cluster.settings import (
@@ -293,7 +292,7 @@ def main(file: Path, report: int) -> None:
     settings = msgspec.json.decode(file.read_bytes(), type=Settings)
     _end_with_parent()
     hierarchies = mounts.hierarchies()
-    mounts.enter(cgroups.name(settings.run), hierarchies)
+    mounts.enter(settings.cgroup, hierarchies)
     unshare(_NAMESPACES)
     node = _Node(settings, report)
     if first := os.fork():

@@ -19,6 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from firstlight.errors import Failed, Unsupported
+from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
 from firstlight.lab.cluster import programs
 from firstlight.lab.cluster.node import Event
@@ -141,6 +142,7 @@ def cluster(
             process.kill()
             process.wait()
         os.close(ours)
+        cgroups.remove(settings.cgroup)
         shutil.rmtree(home, ignore_errors=True)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from firstlight.host import cgroups
+
 NODE = "firstlight"
 ADDRESS = "10.213.0.1"
 PAYLOAD, PAUSE = "docker.io/firstlight/payload:1", "docker.io/firstlight/pause:1"
@@ -51,6 +53,11 @@ class Settings(msgspec.Struct, frozen=True):
     def home(self) -> Path:
         """Its directory."""
         return Path(self.directory)
+
+    @property
+    def cgroup(self) -> str:
+        """Its top cgroup: not the run's, which is emptied after every batch."""
+        return f"{cgroups.name(self.run)}-node"
 
     @property
     def socket(self) -> Path:

@@ -11,6 +11,7 @@ from firstlight.lab.experiments.cni_breakdown import CNI_BREAKDOWN
 from firstlight.lab.experiments.cni_burst import CNI_BURST
 from firstlight.lab.experiments.cni_teardown import CNI_TEARDOWN
 from firstlight.lab.experiments.container_creation import CONTAINER_CREATION
+from firstlight.lab.experiments.containerd_task import CONTAINERD_TASK
 from firstlight.lab.experiments.cri_sandbox import CRI_SANDBOX
 from firstlight.lab.experiments.density import DENSITY
 from firstlight.lab.experiments.driver_loading import DRIVER_LOADING
@@ -33,7 +34,8 @@ ALL = {
         CONTAINER_CREATION, NETWORK_SETUP, ROOTFS, NETWORK_TRICKS, FLOOR,
         CNI_BREAKDOWN, CNI_BACKGROUND, CNI_BURST, CNI_TEARDOWN, POD,
         UNIKERNEL_BOOT, HYPERVISOR_BUILDS, BOOT_PROTOCOL, DRIVER_LOADING, UNIKERNEL_SCALE,
-        KUBERNETES_PODS, CRI_SANDBOX, AGILE, ABLATION, CHURN, DENSITY, FUNCTIONS, PLATFORMS,
+        KUBERNETES_PODS, CRI_SANDBOX, CONTAINERD_TASK,
+        AGILE, ABLATION, CHURN, DENSITY, FUNCTIONS, PLATFORMS,
     )
 }  # fmt: skip
 
