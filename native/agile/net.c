@@ -203,7 +203,7 @@ int main(void)
 	if (host_namespace < 0)
 		die("open the host's network namespace", errno);
 	int error = rtnl_open(&host, NETLINK_ROUTE);
-	if (error || (error = net_check_open()))
+	if (error)
 		die("open the host's network", -error);
 	for (;;) {
 		struct iovec part = {&request, sizeof request};

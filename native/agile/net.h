@@ -64,7 +64,4 @@ int net_forget(struct rtnl *host, const struct net_range *ranges, size_t count, 
 	       const char **step);
 int net_rules(const char *commands, int *output, const char **step);
 
-/* Resolves what NET_CHECK asks for by name; call it once. */
-int net_check_open(void);
-
 #endif

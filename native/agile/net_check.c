@@ -3,7 +3,8 @@
  *
  * An instance can change few of these (no capability, a read-only /proc), but each can be left by
  * somebody. Every packet, and many a socket call that failed, leaves a counter that cannot be reset:
- * a used namespace reads as a new one only if no packet came or went there.
+ * a used namespace reads as a new one only if no packet came or went there. What comes of packets
+ * alone, as TCP's metrics, is therefore not listed.
  */
 #include "net.h"
 #include "../common/cleanup.h"
@@ -11,22 +12,18 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <linux/genetlink.h>
 #include <linux/netconf.h>
 #include <linux/nexthop.h>
 #include <linux/netfilter/ipset/ip_set.h>
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/rtnetlink.h>
-#include <linux/tcp_metrics.h>
 #include <linux/xfrm.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 
 enum { TEXT_MAX = 65536 };
-
-static uint16_t tcp_metrics; /* the kernel's number for that family; 0 if it has none */
 
 static void add(uint64_t *digest, const void *bytes, size_t size) /* FNV-1a */
 {
@@ -165,55 +162,6 @@ static int dump_netfilter(uint64_t *digest)
 	return optional(rtnl_ask(&netlink, sets, add_message, digest));
 }
 
-static void find_family(const struct nlmsghdr *message, void *number)
-{
-	const struct nlattr *part;
-	RTNL_ATTRIBUTES(part, message, sizeof(struct genlmsghdr))
-		if (mnl_attr_get_type(part) == CTRL_ATTR_FAMILY_ID)
-			*(uint16_t *)number = mnl_attr_get_u16(part);
-}
-
-int net_check_open(void)
-{
-	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
-	struct rtnl netlink RTNL_SCOPE = {0};
-	int error = rtnl_open(&netlink, NETLINK_GENERIC);
-	if (error)
-		return error;
-	struct nlmsghdr *message = rtnl_message(buffer, GENL_ID_CTRL, NLM_F_ACK);
-	struct genlmsghdr *head = mnl_nlmsg_put_extra_header(message, sizeof *head);
-	head->cmd = CTRL_CMD_GETFAMILY;
-	head->version = 1;
-	mnl_attr_put_strz(message, CTRL_ATTR_FAMILY_NAME, TCP_METRICS_GENL_NAME);
-	return optional(rtnl_ask(&netlink, message, find_family, &tcp_metrics));
-}
-
-static void count_message(const struct nlmsghdr *message, void *count)
-{
-	(void)message;
-	++*(uint32_t *)count;
-}
-
-/* What TCP learned of destinations: only how many, since their ages change. */
-static int dump_tcp_metrics(uint64_t *digest)
-{
-	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
-	struct rtnl netlink RTNL_SCOPE = {0};
-	uint32_t count = 0;
-	if (!tcp_metrics)
-		return 0;
-	int error = rtnl_open(&netlink, NETLINK_GENERIC);
-	if (error)
-		return error;
-	struct nlmsghdr *message = rtnl_message(buffer, tcp_metrics, NLM_F_DUMP);
-	struct genlmsghdr *head = mnl_nlmsg_put_extra_header(message, sizeof *head);
-	head->cmd = TCP_METRICS_CMD_GET;
-	head->version = TCP_METRICS_GENL_VERSION;
-	error = rtnl_ask(&netlink, message, count_message, &count);
-	add(digest, &count, sizeof count);
-	return error;
-}
-
 /* Of "TCP: inuse 0 orphan 0 tw 0 alloc 1 mem 0", what counts one namespace and not all. "used" has
  * our own netlink sockets in it: see net_sockets. */
 static void add_counts(uint64_t *digest, char *text)
@@ -238,17 +186,18 @@ static void add_protocols(uint64_t *digest, char *text)
 		}
 }
 
-/* Left out: what counts the whole host, and tables of all namespaces that take long to walk and of
- * which the others tell the counts. */
+/* Left out: what tells of the whole host, and tables of all namespaces that take long to walk and of
+ * which others tell the counts. */
 static bool is_left_out(const char *name)
 {
 	static const char *const names[] = {"netlink", "softnet_stat", "rt_acct", "rt_cache", "arp_cache",
-					    "ndisc_cache", "nf_conntrack", "nf_conntrack_expect", "tcp", "tcp6", "udp",
-					    "udp6", "udplite", "udplite6"};
+					    "ndisc_cache", "nf_conntrack", "nf_conntrack_expect", "tcp",
+					    "tcp6", "udp", "udp6", "udplite", "udplite6"};
+	const char *suffix = strrchr(name, '_');
 	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
 		if (!strcmp(name, names[i]))
 			return true;
-	return name[0] == '.';
+	return name[0] == '.' || (suffix && (!strcmp(suffix, "_matches") || !strcmp(suffix, "_targets")));
 }
 
 static void add_file(int directory, const char *name, uint64_t *digest)
@@ -369,7 +318,6 @@ int net_digest(uint64_t *digest, const char **step)
 		{"list links and routes", dump_route},
 		{"list IPsec", dump_xfrm},
 		{"list rules", dump_netfilter},
-		{"list TCP metrics", dump_tcp_metrics},
 	};
 	int error = 0;
 	*digest = 14695981039346656037ULL;

@@ -217,8 +217,8 @@ class Networks:
         """Whether a namespace without processes reads as new.
 
         It rests first. Then no packet may have passed, and everything readable must be as it was:
-        counters, sockets, addresses, routes and their exceptions, rules, neighbours, sysctls, TCP
-        metrics, IPsec, packet filters.
+        counters, sockets, addresses, routes and their exceptions, rules, neighbours, sysctls,
+        IPsec, packet filters.
         """
         await asyncio.sleep(QUARANTINE_SECONDS)
         try:
