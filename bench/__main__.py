@@ -27,6 +27,7 @@ PARTS = (
     "agile",
     "agile_node",
     "wasm",
+    "report",
 )
 _TRACEFS = Path("/sys/kernel/tracing")
 _CLONE_NEWNS = 0x00020000
