@@ -3,7 +3,7 @@
 #include "etcd.h"
 #include "plugin.h"
 
-#include "lab/netlink.h"
+#include "link.h"
 
 #include <arpa/inet.h>
 #include <net/if.h>
@@ -63,38 +63,40 @@ static void make_pair(const struct call *call, const char *host, struct in_addr 
 	static const unsigned char MAC[] = {0xee, 0xee, 0xee, 0xee, 0xee, 0xee};
 	char mtu[16];
 	struct visit visit = enter(call);
-	int route FILE_SCOPE = netlink_open(0);
-	must(route < 0 ? -1 : link_add_veth(route, call->interface, host, -1), "make the pair %s",
-	     host);
-	must(link_set_mtu(route, call->interface,
+	struct rtnl route RTNL_SCOPE = open_route();
+	must(link_add_veth(&route, call->interface, host), "make the pair %s", host);
+	must(link_set_mtu(&route, call->interface,
 			  (unsigned)atoi(setting(call, "mtu", mtu, sizeof mtu, "1500"))),
 	     "set the MTU of %s", call->interface);
-	must(link_query(route, host), "find %s", host);
-	must(link_set_mac(route, host, MAC), "set the address of %s", host);
-	must(link_up(route, host), "bring %s up", host);
-	must(link_query(route, call->interface), "find %s", call->interface);
-	must(link_up(route, call->interface), "bring %s up", call->interface);
-	int index = link_index(route, call->interface);
-	must(address_add(route, index, address), "give %s its address", call->interface);
-	must(route_add_host(route, index, address_of("169.254.1.1")), "add the gateway's route");
-	must(route_add_default(route, index, address_of("169.254.1.1")), "add the default route");
+	must(link_query(&route, host), "find %s", host);
+	must(link_set_mac(&route, host, MAC), "set the address of %s", host);
+	must(link_up(&route, host), "bring %s up", host);
+	must(link_query(&route, call->interface), "find %s", call->interface);
+	must(link_up(&route, call->interface), "bring %s up", call->interface);
+	int index = link_index(call->interface);
+	must(link_add_address(&route, call->interface, address, 32), "give %s its address",
+	     call->interface);
+	must(rtnl_route_host(&route, index, address_of("169.254.1.1"), (struct in_addr){0}),
+	     "add the gateway's route");
+	must(rtnl_route_default(&route, index, address_of("169.254.1.1")), "add the default route");
 	set_sysctl("0", "ipv4/ip_forward");
-	must(link_move(route, host, visit.home), "move %s to the host", host);
+	must(link_move(&route, host, visit.home), "move %s to the host", host);
 	leave(&visit);
 }
 
 static void set_up_host(const char *host, struct in_addr address)
 {
-	int route FILE_SCOPE = netlink_open(0);
+	struct rtnl route RTNL_SCOPE = open_route();
 	set_sysctl("0", "ipv6/conf/%s/accept_ra", host);
 	set_sysctl("1", "ipv4/conf/%s/route_localnet", host);
 	set_sysctl("0", "ipv4/neigh/%s/proxy_delay", host);
 	set_sysctl("1", "ipv4/conf/%s/proxy_arp", host);
 	set_sysctl("1", "ipv4/conf/%s/forwarding", host);
-	must(route < 0 ? -1 : link_query(route, host), "find %s", host);
-	must(link_up(route, host), "bring %s up", host);
-	must(link_query(route, host), "find %s", host);
-	must(route_add_host(route, link_index(route, host), address), "add the route to %s", host);
+	must(link_query(&route, host), "find %s", host);
+	must(link_up(&route, host), "bring %s up", host);
+	must(link_query(&route, host), "find %s", host);
+	must(rtnl_route_host(&route, link_index(host), address, (struct in_addr){0}),
+	     "add the route to %s", host);
 }
 
 static void write_endpoint(const struct call *call, struct etcd *etcd, const char *host,

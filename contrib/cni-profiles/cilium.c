@@ -3,7 +3,7 @@
 #include "http.h"
 #include "plugin.h"
 
-#include "lab/netlink.h"
+#include "link.h"
 
 #include <fcntl.h>
 #include <net/if.h>
@@ -47,10 +47,10 @@ static void mac_of(const char *link, char *to, size_t size)
 		 mac[5]);
 }
 
-static void make_pair(const struct call *call, int route, const char *host, const char *guest,
-		      unsigned mtu)
+static void make_pair(const struct call *call, struct rtnl *route, const char *host,
+		      const char *guest, unsigned mtu)
 {
-	must(link_add_veth(route, host, guest, -1), "make the pair %s", host);
+	must(link_add_veth(route, host, guest), "make the pair %s", host);
 	must(link_query(route, host), "find %s", host);
 	set_sysctl("0", "ipv4/conf/%s/rp_filter", host);
 	must(link_query(route, guest), "find %s", guest);
@@ -61,9 +61,9 @@ static void make_pair(const struct call *call, int route, const char *host, cons
 	int namespace FILE_SCOPE = open_namespace(call);
 	must(link_move(route, guest, namespace), "move %s", guest);
 	struct visit visit = enter(call);
-	int there FILE_SCOPE = netlink_open(0);
-	must(there < 0 ? -1 : link_query(there, guest), "find %s", guest);
-	must(link_rename(there, guest, call->interface), "rename %s", guest);
+	struct rtnl there RTNL_SCOPE = open_route();
+	must(link_query(&there, guest), "find %s", guest);
+	must(link_rename(&there, guest, call->interface), "rename %s", guest);
 	leave(&visit);
 }
 
@@ -71,13 +71,15 @@ static void configure(const struct call *call, struct in_addr address, struct in
 		      char *mac, size_t size)
 {
 	struct visit visit = enter(call);
-	int route FILE_SCOPE = netlink_open(0);
-	must(route < 0 ? -1 : link_query(route, call->interface), "find %s", call->interface);
-	must(link_up(route, call->interface), "bring %s up", call->interface);
-	int index = link_index(route, call->interface);
-	must(address_add(route, index, address), "give %s its address", call->interface);
-	must(route_add_host(route, index, gateway), "add the gateway's route");
-	must(route_add_default(route, index, gateway), "add the default route");
+	struct rtnl route RTNL_SCOPE = open_route();
+	must(link_query(&route, call->interface), "find %s", call->interface);
+	must(link_up(&route, call->interface), "bring %s up", call->interface);
+	int index = link_index(call->interface);
+	must(link_add_address(&route, call->interface, address, 32), "give %s its address",
+	     call->interface);
+	must(rtnl_route_host(&route, index, gateway, (struct in_addr){0}),
+	     "add the gateway's route");
+	must(rtnl_route_default(&route, index, gateway), "add the default route");
 	mac_of(call->interface, mac, size);
 	leave(&visit);
 }
@@ -85,8 +87,8 @@ static void configure(const struct call *call, struct in_addr address, struct in
 static void check_free(const struct call *call)
 {
 	struct visit visit = enter(call);
-	int route FILE_SCOPE = netlink_open(0);
-	if (route >= 0 && !link_query(route, call->interface))
+	struct rtnl route RTNL_SCOPE = open_route();
+	if (!link_query(&route, call->interface))
 		refuse("%s is in %s already", call->interface, call->namespace);
 	leave(&visit);
 }
@@ -106,9 +108,8 @@ static void add(const struct call *call)
 	check_free(call);
 	char *given FREE_SCOPE = ask(agent, "POST", "/v1/ipam?owner=default", "");
 	member(given, (const char *[]){"address", "ipv4", NULL}, address, sizeof address);
-	int route FILE_SCOPE = netlink_open(0);
-	must(route, "open a netlink socket");
-	make_pair(call, route, host, guest, (unsigned)atoi(mtu));
+	struct rtnl route RTNL_SCOPE = open_route();
+	make_pair(call, &route, host, guest, (unsigned)atoi(mtu));
 	configure(call, address_of(address), address_of(gateway), mac, sizeof mac);
 	mac_of(host, host_mac, sizeof host_mac);
 	char *endpoint FREE_SCOPE = text_of(
@@ -116,8 +117,7 @@ static void add(const struct call *call)
 		"\"%s\",\"container-interface-name\":\"%s\",\"datapath-configuration\":{},\"host-mac\":"
 		"\"%s\",\"interface-index\":%d,\"interface-name\":\"%s\",\"mac\":\"%s\",\"state\":"
 		"\"waiting-for-identity\",\"sync-build-endpoint\":true}",
-		address, call->container, call->interface, host_mac, link_index(route, host), host,
-		mac);
+		address, call->container, call->interface, host_mac, link_index(host), host, mac);
 	char *done FREE_SCOPE = ask(agent, "PUT", "/v1/endpoint/cilium-local:0", endpoint);
 	say_result(call, host, address_of(address), 32, gateway);
 }

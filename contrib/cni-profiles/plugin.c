@@ -1,6 +1,6 @@
 #include "plugin.h"
 
-#include "lab/netlink.h"
+#include "link.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -82,6 +82,13 @@ int open_namespace(const struct call *call)
 	return fd;
 }
 
+struct rtnl open_route(void)
+{
+	struct rtnl route;
+	must(rtnl_open(&route, NETLINK_ROUTE), "open a netlink socket");
+	return route;
+}
+
 struct visit enter(const struct call *call)
 {
 	struct visit visit = {open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC), 0};
@@ -116,9 +123,9 @@ void delete_interface(const struct call *call)
 	if (!call->namespace || access(call->namespace, F_OK))
 		return;
 	struct visit visit = enter(call);
-	int route FILE_SCOPE = netlink_open(0);
-	if (route >= 0 && !link_query(route, call->interface))
-		must(link_delete(route, call->interface), "delete %s", call->interface);
+	struct rtnl route RTNL_SCOPE = open_route();
+	if (!link_query(&route, call->interface))
+		must(link_delete(&route, call->interface), "delete %s", call->interface);
 	leave(&visit);
 }
 
@@ -183,8 +190,8 @@ struct in_addr address_of(const char *text)
 static void check(const struct call *call)
 {
 	struct visit visit = enter(call);
-	int route FILE_SCOPE = netlink_open(0);
-	must(route < 0 ? -1 : link_query(route, call->interface), "find %s in %s", call->interface,
+	struct rtnl route RTNL_SCOPE = open_route();
+	must(link_query(&route, call->interface), "find %s in %s", call->interface,
 	     call->namespace);
 	leave(&visit);
 }

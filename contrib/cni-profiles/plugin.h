@@ -8,6 +8,7 @@
 
 #include "common/cleanup.h"
 #include "common/process.h"
+#include "common/rtnl.h"
 #include "json.h"
 
 #include <netinet/in.h>
@@ -38,6 +39,9 @@ char *setting(const struct call *call, const char *key, char *to, size_t size,
 	      const char *otherwise);
 
 int open_namespace(const struct call *call);
+
+/* A socket for routes and links in the calling namespace. */
+struct rtnl open_route(void);
 
 /* To the namespace of the call, and back to the plugin's own. */
 struct visit {

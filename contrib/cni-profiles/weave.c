@@ -3,7 +3,7 @@
 #include "http.h"
 #include "plugin.h"
 
-#include "lab/netlink.h"
+#include "link.h"
 
 #include <arpa/inet.h>
 #include <ifaddrs.h>
@@ -75,8 +75,8 @@ static void find_gateway(struct pod *pod)
 static void check_free(const struct call *call)
 {
 	struct visit visit = enter(call);
-	int route FILE_SCOPE = netlink_open(0);
-	if (!link_query(route, call->interface))
+	struct rtnl route RTNL_SCOPE = open_route();
+	if (!link_query(&route, call->interface))
 		refuse("%s is in %s already", call->interface, call->namespace);
 	leave(&visit);
 }
@@ -92,15 +92,14 @@ static void leave_checksums(const char *link)
 	must(ioctl(fd, SIOCETHTOOL, &asked), "turn the checksums of %s off", link);
 }
 
-static void make_pair(int route, const struct pod *pod)
+static void make_pair(struct rtnl *route, const struct pod *pod)
 {
 	must(link_query(route, BRIDGE), "find the bridge %s", BRIDGE);
-	must(link_add_veth(route, pod->host, pod->guest, -1), "make the pair %s", pod->host);
+	must(link_add_veth(route, pod->host, pod->guest), "make the pair %s", pod->host);
 	must(link_query(route, pod->host), "find %s", pod->host);
 	must(link_query(route, BRIDGE), "find the bridge %s", BRIDGE);
 	link_query(route, "datapath"); /* there is one where Open vSwitch forwards */
-	must(link_set_master(route, pod->host, link_index(route, BRIDGE)), "make %s a port",
-	     pod->host);
+	must(link_set_master(route, pod->host, link_index(BRIDGE)), "make %s a port", pod->host);
 	set_sysctl("0", "ipv6/conf/%s/accept_ra", pod->host);
 	set_sysctl("0", "ipv6/conf/%s/accept_ra", pod->guest);
 	leave_checksums(pod->guest);
@@ -143,9 +142,9 @@ static void accept_multicast(const struct call *call, const struct pod *pod)
 static void become_interface(const struct call *call, const struct pod *pod)
 {
 	struct visit visit = enter(call);
-	int route FILE_SCOPE = netlink_open(0);
-	must(link_query(route, pod->guest), "find %s", pod->guest);
-	must(link_rename(route, pod->guest, call->interface), "rename %s", pod->guest);
+	struct rtnl route RTNL_SCOPE = open_route();
+	must(link_query(&route, pod->guest), "find %s", pod->guest);
+	must(link_rename(&route, pod->guest, call->interface), "rename %s", pod->guest);
 	set_sysctl("5", "ipv4/neigh/%s/base_reachable_time", call->interface);
 	set_sysctl("2", "ipv4/neigh/%s/delay_first_probe_time", call->interface);
 	set_sysctl("1", "ipv4/neigh/%s/ucast_solicit", call->interface);
@@ -183,13 +182,12 @@ static void announce(const struct call *call, const struct pod *pod)
 static void configure(const struct call *call, const struct pod *pod)
 {
 	struct visit visit = enter(call);
-	int route FILE_SCOPE = netlink_open(0);
-	must(link_query(route, call->interface), "find %s", call->interface);
-	must(address_add_prefix(route, link_index(route, call->interface), pod->address,
-				pod->prefix),
+	struct rtnl route RTNL_SCOPE = open_route();
+	must(link_query(&route, call->interface), "find %s", call->interface);
+	must(link_add_address(&route, call->interface, pod->address, pod->prefix),
 	     "give %s its address", call->interface);
 	accept_multicast(call, pod);
-	must(link_up(route, call->interface), "bring %s up", call->interface);
+	must(link_up(&route, call->interface), "bring %s up", call->interface);
 	nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 	announce(call, pod);
 	leave(&visit);
@@ -198,9 +196,9 @@ static void configure(const struct call *call, const struct pod *pod)
 static void add_route(const struct call *call, const struct pod *pod)
 {
 	struct visit visit = enter(call);
-	int route FILE_SCOPE = netlink_open(0);
-	must(link_query(route, call->interface), "find %s", call->interface);
-	must(route_add_default(route, link_index(route, call->interface), pod->gateway),
+	struct rtnl route RTNL_SCOPE = open_route();
+	must(link_query(&route, call->interface), "find %s", call->interface);
+	must(rtnl_route_default(&route, link_index(call->interface), pod->gateway),
 	     "add the default route");
 	leave(&visit);
 }
@@ -209,23 +207,23 @@ static void add(const struct call *call)
 {
 	char hairpin[8], gateway[INET_ADDRSTRLEN];
 	struct pod pod = {0};
-	int route FILE_SCOPE = netlink_open(0);
+	struct rtnl route RTNL_SCOPE = open_route();
 	if (!freopen("/dev/null", "w", stderr)) /* iptables says there what it does not find */
 		refuse("cannot open /dev/null");
 	snprintf(pod.host, sizeof pod.host, "vethwepl%.7s", call->container);
 	snprintf(pod.guest, sizeof pod.guest, "vethwepg%.7s", call->container);
 	allocate(call, &pod);
-	must(route < 0 ? -1 : link_query(route, BRIDGE), "find the bridge %s", BRIDGE);
+	must(link_query(&route, BRIDGE), "find the bridge %s", BRIDGE);
 	find_gateway(&pod);
 	check_free(call);
-	make_pair(route, &pod);
+	make_pair(&route, &pod);
 	int namespace FILE_SCOPE = open_namespace(call);
-	must(link_query(route, pod.guest), "find %s", pod.guest);
-	must(link_move(route, pod.guest, namespace), "move %s", pod.guest);
+	must(link_query(&route, pod.guest), "find %s", pod.guest);
+	must(link_move(&route, pod.guest, namespace), "move %s", pod.guest);
 	become_interface(call, &pod);
-	must(link_up(route, pod.host), "bring %s up", pod.host);
+	must(link_up(&route, pod.host), "bring %s up", pod.host);
 	if (!strcmp(setting(call, "hairpinMode", hairpin, sizeof hairpin, "true"), "true"))
-		must(link_set_hairpin(route, pod.host), "set hairpin mode of %s", pod.host);
+		must(link_set_hairpin(&route, pod.host), "set hairpin mode of %s", pod.host);
 	configure(call, &pod);
 	add_route(call, &pod);
 	inet_ntop(AF_INET, &pod.gateway, gateway, sizeof gateway);

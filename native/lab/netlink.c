@@ -1,7 +1,8 @@
-#include "netlink.h"
+#include "lab/netlink.h"
+
+#include "common/cleanup.h"
 
 #include <assert.h>
-#include <errno.h>
 #include <linux/if_addr.h>
 #include <linux/rtnetlink.h>
 #include <linux/veth.h>
@@ -11,7 +12,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 struct request {
 	struct nlmsghdr header;
@@ -82,48 +82,43 @@ static ssize_t receive(int socket, void *buffer, size_t size)
 	do
 		length = recv(socket, buffer, size, 0);
 	while (length < 0 && errno == EINTR);
-	return length;
+	return length < 0 ? -errno : length;
 }
 
 static int ask(int socket, const struct request *request)
 {
 	if (send(socket, request, request->header.nlmsg_len, 0) < 0)
-		return -1;
+		return -errno;
 	for (;;) {
 		_Alignas(struct nlmsghdr) char answer[2048];
 		ssize_t length = receive(socket, answer, sizeof answer);
 		if (length < 0)
-			return -1;
+			return (int)length;
 		size_t left = (size_t)length;
 		for (struct nlmsghdr *message = (void *)answer; NLMSG_OK(message, left);
-		     message = NLMSG_NEXT(message, left)) {
-			if (message->nlmsg_type != NLMSG_ERROR)
-				continue;
-			if (message->nlmsg_seq != request->header.nlmsg_seq)
-				continue;
-			errno = -((struct nlmsgerr *)NLMSG_DATA(message))->error;
-			return errno ? -1 : 0;
-		}
+		     message = NLMSG_NEXT(message, left))
+			if (message->nlmsg_type == NLMSG_ERROR &&
+			    message->nlmsg_seq == request->header.nlmsg_seq)
+				return ((struct nlmsgerr *)NLMSG_DATA(message))->error;
 	}
 }
 
 int netlink_open(unsigned groups)
 {
-	int opened = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+	int opened FILE_SCOPE = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
 	struct sockaddr_nl local = {.nl_family = AF_NETLINK, .nl_groups = groups};
-	if (opened < 0 || bind(opened, (struct sockaddr *)&local, sizeof local) == 0)
-		return opened;
-	int error = errno;
-	close(opened);
-	errno = error;
-	return -1;
+	if (opened < 0 || bind(opened, (struct sockaddr *)&local, sizeof local))
+		return -errno;
+	int bound = opened;
+	opened = -1;
+	return bound;
 }
 
-int link_index(int socket, const char *name)
+int netlink_link_index(int socket, const char *name)
 {
 	struct ifreq ifreq = {0};
 	strncpy(ifreq.ifr_name, name, IFNAMSIZ - 1);
-	return ioctl(socket, SIOCGIFINDEX, &ifreq) < 0 ? 0 : ifreq.ifr_ifindex;
+	return ioctl(socket, SIOCGIFINDEX, &ifreq) < 0 ? -errno : ifreq.ifr_ifindex;
 }
 
 static struct request begin_link(uint16_t type, uint16_t flags, unsigned up, const char *name)
@@ -134,7 +129,7 @@ static struct request begin_link(uint16_t type, uint16_t flags, unsigned up, con
 	return request;
 }
 
-int link_add_veth(int socket, const char *name, const char *peer, int peer_namespace)
+int netlink_add_veth(int socket, const char *name, const char *peer, int peer_namespace)
 {
 	struct request request = begin_link(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, 0, name);
 	size_t info = open_nest(&request, IFLA_LINKINFO);
@@ -151,65 +146,20 @@ int link_add_veth(int socket, const char *name, const char *peer, int peer_names
 	return ask(socket, &request);
 }
 
-int link_move(int socket, const char *name, int namespace)
+int netlink_move_link(int socket, const char *name, int namespace)
 {
 	struct request request = begin_link(RTM_NEWLINK, 0, 0, name);
 	put_number(&request, IFLA_NET_NS_FD, namespace);
 	return ask(socket, &request);
 }
 
-int link_up(int socket, const char *name)
+int netlink_set_link_up(int socket, const char *name)
 {
 	struct request request = begin_link(RTM_NEWLINK, 0, IFF_UP, name);
 	return ask(socket, &request);
 }
 
-int link_query(int socket, const char *name)
-{
-	struct request request = begin_link(RTM_GETLINK, 0, 0, name);
-	return ask(socket, &request);
-}
-
-int link_set_mtu(int socket, const char *name, unsigned mtu)
-{
-	struct request request = begin_link(RTM_SETLINK, 0, 0, name);
-	put(&request, IFLA_MTU, &mtu, sizeof mtu);
-	return ask(socket, &request);
-}
-
-int link_set_mac(int socket, const char *name, const unsigned char mac[6])
-{
-	struct request request = begin_link(RTM_SETLINK, 0, 0, name);
-	put(&request, IFLA_ADDRESS, mac, 6);
-	return ask(socket, &request);
-}
-
-int link_set_master(int socket, const char *name, int bridge)
-{
-	struct request request = begin_link(RTM_SETLINK, 0, 0, name);
-	put_number(&request, IFLA_MASTER, bridge);
-	return ask(socket, &request);
-}
-
-int link_rename(int socket, const char *name, const char *to)
-{
-	struct ifinfomsg fixed = {.ifi_family = AF_UNSPEC, .ifi_index = link_index(socket, name)};
-	struct request request = begin(RTM_SETLINK, 0, &fixed, sizeof fixed);
-	put_name(&request, IFLA_IFNAME, to);
-	return ask(socket, &request);
-}
-
-int link_set_hairpin(int socket, const char *name)
-{
-	struct ifinfomsg fixed = {.ifi_family = AF_BRIDGE, .ifi_index = link_index(socket, name)};
-	struct request request = begin(RTM_SETLINK, 0, &fixed, sizeof fixed);
-	size_t port = open_nest(&request, IFLA_PROTINFO | NLA_F_NESTED);
-	put(&request, IFLA_BRPORT_MODE, &(uint8_t){1}, sizeof(uint8_t));
-	close_nest(&request, port);
-	return ask(socket, &request);
-}
-
-int link_delete(int socket, const char *name)
+int netlink_delete_link(int socket, const char *name)
 {
 	struct request request = begin_link(RTM_DELLINK, 0, 0, name);
 	return ask(socket, &request);
@@ -231,18 +181,14 @@ static struct request begin_address(int link, uint8_t family, const void *addres
 	return request;
 }
 
-int address_add_prefix(int socket, int link, struct in_addr address, uint8_t prefix)
+int netlink_add_address(int socket, int link, struct in_addr address)
 {
-	struct request request = begin_address(link, AF_INET, &address, sizeof address, prefix);
+	struct request request = begin_address(link, AF_INET, &address, sizeof address, 32);
 	return ask(socket, &request);
 }
 
-int address_add(int socket, int link, struct in_addr address)
-{
-	return address_add_prefix(socket, link, address, 8 * sizeof address);
-}
-
-int address6_add(int socket, int link, const struct in6_addr *address, bool detect_duplicates)
+int netlink_add_address6(int socket, int link, const struct in6_addr *address,
+			 bool detect_duplicates)
 {
 	struct request request =
 		begin_address(link, AF_INET6, address, sizeof *address, 8 * sizeof *address);
@@ -268,21 +214,21 @@ static struct request begin_route(int link, uint8_t prefix, uint8_t scope, unsig
 	return request;
 }
 
-int route_add_host(int socket, int link, struct in_addr destination)
+int netlink_add_host_route(int socket, int link, struct in_addr destination)
 {
 	struct request request = begin_route(link, 32, RT_SCOPE_LINK, 0);
 	put(&request, RTA_DST, &destination, sizeof destination);
 	return ask(socket, &request);
 }
 
-int route_add_default(int socket, int link, struct in_addr gateway)
+int netlink_add_default_route(int socket, int link, struct in_addr gateway)
 {
 	struct request request = begin_route(link, 0, RT_SCOPE_UNIVERSE, RTNH_F_ONLINK);
 	put(&request, RTA_GATEWAY, &gateway, sizeof gateway);
 	return ask(socket, &request);
 }
 
-static enum address_state state_of(const struct nlmsghdr *message, const struct in6_addr *address)
+static enum netlink_address state_of(const struct nlmsghdr *message, const struct in6_addr *address)
 {
 	const struct ifaddrmsg *fixed = NLMSG_DATA(message);
 	uint32_t flags = fixed->ifa_flags;
@@ -296,23 +242,23 @@ static enum address_state state_of(const struct nlmsghdr *message, const struct 
 			memcpy(&flags, RTA_DATA(attribute), sizeof flags);
 	}
 	if (!ours)
-		return ADDRESS_PENDING;
+		return NETLINK_PENDING;
 	if (flags & IFA_F_DADFAILED)
-		return ADDRESS_DUPLICATE;
-	return flags & IFA_F_TENTATIVE ? ADDRESS_PENDING : ADDRESS_USABLE;
+		return NETLINK_DUPLICATE;
+	return flags & IFA_F_TENTATIVE ? NETLINK_PENDING : NETLINK_USABLE;
 }
 
-int address6_state(int socket, const struct in6_addr *address, enum address_state *state)
+int netlink_address6_state(int socket, const struct in6_addr *address, enum netlink_address *state)
 {
 	_Alignas(struct nlmsghdr) char news[8192];
 	ssize_t length = receive(socket, news, sizeof news);
 	if (length < 0)
-		return -1;
-	*state = ADDRESS_PENDING;
+		return (int)length;
+	*state = NETLINK_PENDING;
 	size_t left = (size_t)length;
 	for (struct nlmsghdr *message = (void *)news; NLMSG_OK(message, left);
 	     message = NLMSG_NEXT(message, left))
-		if (message->nlmsg_type == RTM_NEWADDR && *state == ADDRESS_PENDING)
+		if (message->nlmsg_type == RTM_NEWADDR && *state == NETLINK_PENDING)
 			*state = state_of(message, address);
 	return 0;
 }

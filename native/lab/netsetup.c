@@ -3,61 +3,37 @@
  * In order: netns, veth, move, host.up, container.up, address[, address6], route[, mount.ns].
  * The namespace it is started in plays the host. What it prints is the protocol of
  * backends/__init__.py, in one write at the end, so that no step contains printing.
+ *
+ * It is C because what it times are single requests of microseconds.
  */
-#include "netsetup.h"
-#include "netlink.h"
+#include "lab/netsetup.h"
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "lab/netlink.h"
 
 #include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
-
-static int64_t now(void)
-{
-	struct timespec time;
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
-}
-
-int fail(struct setup *setup, const char *format, ...)
-{
-	int error = errno;
-	if (setup->error[0])
-		return -1;
-	va_list arguments;
-	va_start(arguments, format);
-	vsnprintf(setup->error, sizeof setup->error, format, arguments);
-	va_end(arguments);
-	size_t length = strlen(setup->error);
-	if (error)
-		snprintf(setup->error + length, sizeof setup->error - length, ": %s (errno %d)",
-			 strerror(error), error);
-	return -1;
-}
 
 /* The first thing a container's start does next: a mount namespace, a copy of every mount. */
 
-_Noreturn static void stay_in_new_mount_namespace(int said, int held)
+_Noreturn static void stay_in_new_mount_namespace(int told, int held)
 {
-	int error = 0;
+	int wrong = 0;
 	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0)
-		error = errno;
+		wrong = errno;
 	char end;
-	if (write(said, &error, sizeof error) == sizeof error)
+	if (write(told, &wrong, sizeof wrong) == sizeof wrong)
 		while (read(held, &end, 1) < 0 && errno == EINTR)
 			;
 	_exit(0);
@@ -65,24 +41,29 @@ _Noreturn static void stay_in_new_mount_namespace(int said, int held)
 
 static int mount_namespace(struct setup *setup)
 {
-	int said[2], held[2];
-	if (pipe2(said, O_CLOEXEC) < 0 || pipe2(held, O_CLOEXEC) < 0)
-		return fail(setup, "cannot make a pipe to the mount namespace's process");
+	int told[2], held[2];
+	if (pipe2(told, O_CLOEXEC) < 0 || pipe2(held, O_CLOEXEC) < 0)
+		return error_set(&setup->error, errno,
+				 "cannot make a pipe to the mount namespace's process");
 	setup->child = fork();
 	if (setup->child == 0) {
 		close(held[1]);
-		stay_in_new_mount_namespace(said[1], held[0]);
+		stay_in_new_mount_namespace(told[1], held[0]);
 	}
-	close(said[1]);
+	close(told[1]);
 	close(held[0]);
 	setup->held = held[1];
 	if (setup->child < 0)
-		return fail(setup, "cannot fork the mount namespace's process");
-	int error = 0;
-	ssize_t length = read(said[0], &error, sizeof error);
-	close(said[0]);
-	errno = length == sizeof error ? error : EPIPE;
-	return errno ? fail(setup, "cannot create the mount namespace of %s", setup->name) : 0;
+		return error_set(&setup->error, errno, "cannot fork the mount namespace's process");
+	int wrong = 0;
+	ssize_t length = read(told[0], &wrong, sizeof wrong);
+	close(told[0]);
+	if (length != sizeof wrong)
+		wrong = EPIPE;
+	if (!wrong)
+		return 0;
+	return error_set(&setup->error, wrong, "cannot create the mount namespace of %s",
+			 setup->name);
 }
 
 struct step {
@@ -93,14 +74,14 @@ struct step {
 };
 
 static struct step steps[] = {
-	{"netns", ip_netns, netlink_netns, 0, 0},
-	{"veth", ip_veth, netlink_veth, 0, 0},
-	{"move", ip_move, netlink_move, 0, 0},
-	{"host.up", ip_host_up, netlink_host_up, 0, 0},
-	{"container.up", ip_container_up, netlink_container_up, 0, 0},
-	{"address", ip_address, netlink_address, 0, 0},
-	{"address6", NULL, netlink_address6, 0, 0},
-	{"route", ip_route, netlink_route, 0, 0},
+	{"netns", netsetup_ip_netns, netsetup_netlink_netns, 0, 0},
+	{"veth", netsetup_ip_veth, netsetup_netlink_veth, 0, 0},
+	{"move", netsetup_ip_move, netsetup_netlink_move, 0, 0},
+	{"host.up", netsetup_ip_host_up, netsetup_netlink_host_up, 0, 0},
+	{"container.up", netsetup_ip_container_up, netsetup_netlink_container_up, 0, 0},
+	{"address", netsetup_ip_address, netsetup_netlink_address, 0, 0},
+	{"address6", NULL, netsetup_netlink_address6, 0, 0},
+	{"route", netsetup_ip_route, netsetup_netlink_route, 0, 0},
 	{"mount.ns", mount_namespace, mount_namespace, 0, 0},
 };
 #define EACH_STEP(step) \
@@ -108,8 +89,8 @@ static struct step steps[] = {
 
 static bool left_out(const struct setup *setup, const struct step *step)
 {
-	return (step->by_netlink == netlink_move && setup->in_place) ||
-	       (step->by_netlink == netlink_address6 && !setup->has_address6) ||
+	return (step->by_netlink == netsetup_netlink_move && setup->in_place) ||
+	       (step->by_netlink == netsetup_netlink_address6 && !setup->has_address6) ||
 	       (step->by_netlink == mount_namespace && !setup->mount_ns);
 }
 
@@ -120,62 +101,43 @@ static int set_up(struct setup *setup)
 		if (left_out(setup, step))
 			continue;
 		setup->step = step->name;
-		step->start = now();
-		if ((setup->by_ip ? step->by_ip : step->by_netlink)(setup) < 0)
-			return -1;
-		step->end = now();
+		step->start = clock_now();
+		int bad = (setup->by_ip ? step->by_ip : step->by_netlink)(setup);
+		if (bad)
+			return bad;
+		step->end = clock_now();
 	}
 	return 0;
 }
 
 static void take_down(struct setup *setup)
 {
-	if (!setup->error[0])
+	if (!setup->error.code)
 		setup->step = "take-down";
 	if (setup->child > 0) {
 		close(setup->held);
 		while (waitpid(setup->child, NULL, 0) < 0 && errno == EINTR)
 			;
 	}
-	(setup->by_ip ? ip_take_down : netlink_take_down)(setup);
+	(setup->by_ip ? netsetup_ip_take_down : netsetup_netlink_take_down)(setup);
 }
 
-static int say(const char *text, size_t length)
+static int print_error(const struct setup *setup)
 {
-	while (length > 0) {
-		ssize_t written = write(STDOUT_FILENO, text, length);
-		if (written < 0 && errno != EINTR)
-			return -1;
-		if (written > 0) {
-			text += written;
-			length -= (size_t)written;
-		}
-	}
-	return 0;
-}
-
-static int say_error(const struct setup *setup)
-{
-	char line[sizeof setup->error + 64];
-	int length = snprintf(line, sizeof line, "firstlight error %s%s%s%s\n",
-			      setup->step ? "step " : "", setup->step ? setup->step : "",
-			      setup->step ? ": " : "", setup->error);
-	say(line, (size_t)length);
+	printf("firstlight error %s%s%s%s\n", setup->step ? "step " : "",
+	       setup->step ? setup->step : "", setup->step ? ": " : "", setup->error.text);
+	fflush(stdout);
 	return 1;
 }
 
-static int say_ready(int64_t ready)
+static int print_ready(int64_t ready)
 {
-	char text[1024];
-	size_t length = 0;
 	EACH_STEP(step)
 	if (step->end)
-		length += (size_t)snprintf(text + length, sizeof text - length,
-					   "firstlight step %s %jd %jd\n", step->name,
-					   (intmax_t)step->start, (intmax_t)step->end);
-	length += (size_t)snprintf(text + length, sizeof text - length, "firstlight ready %jd\n",
-				   (intmax_t)ready);
-	return say(text, length);
+		printf("firstlight step %s %jd %jd\n", step->name, (intmax_t)step->start,
+		       (intmax_t)step->end);
+	printf("firstlight ready %jd\n", (intmax_t)ready);
+	return fflush(stdout) ? -errno : 0;
 }
 
 static void await_end(int stop)
@@ -211,21 +173,22 @@ static int prepare(struct setup *setup)
 	setup->complaints = memfd_create("complaints", MFD_CLOEXEC);
 	setup->host_socket = netlink_open(0);
 	if (setup->stop < 0 || setup->complaints < 0 || setup->host_socket < 0)
-		return fail(setup, "cannot open a signal, memory or netlink descriptor");
+		return error_set(&setup->error, errno,
+				 "cannot open a signal, memory or netlink descriptor");
 	if (!setup->mounts)
 		return 0;
 	int mounts = open(setup->mounts, O_RDONLY | O_CLOEXEC);
 	if (mounts < 0 || setns(mounts, CLONE_NEWNS) < 0)
-		return fail(setup, "cannot enter the mount namespace %s", setup->mounts);
+		return error_set(&setup->error, errno, "cannot enter the mount namespace %s",
+				 setup->mounts);
 	close(mounts);
 	return 0;
 }
 
 static int bad_option(struct setup *setup, const char *text)
 {
-	errno = 0;
-	return fail(
-		setup,
+	return error_set(
+		&setup->error, 0,
 		"%s; usage: netsetup [--method netlink|ip] --name NAME --address A --gateway A "
 		"[--address6 A [--no-dad]] [--in-place] [--no-ipv6] [--by-descriptor] [--mount-ns] "
 		"[--mounts FILE]",
@@ -244,7 +207,7 @@ static int check_options(struct setup *setup)
 	inet_ntop(AF_INET, &setup->gateway, setup->gateway_text, sizeof setup->gateway_text);
 	snprintf(setup->host, sizeof setup->host, "%s-h", setup->name);
 	snprintf(setup->container, sizeof setup->container, "%s-c", setup->name);
-	snprintf(setup->path, sizeof setup->path, NAMED "%s", setup->name);
+	snprintf(setup->path, sizeof setup->path, NETSETUP_NAMED "%s", setup->name);
 	return 0;
 }
 
@@ -301,11 +264,13 @@ static int read_options(struct setup *setup, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+	static char printed[2048];
 	struct setup setup = {0};
-	if (read_options(&setup, argc, argv) < 0 || prepare(&setup) < 0)
-		return say_error(&setup);
-	if (set_up(&setup) == 0 && say_ready(now()) == 0)
+	setvbuf(stdout, printed, _IOFBF, sizeof printed);
+	if (read_options(&setup, argc, argv) || prepare(&setup))
+		return print_error(&setup);
+	if (!set_up(&setup) && !print_ready(clock_now()))
 		await_end(setup.stop);
 	take_down(&setup);
-	return setup.error[0] ? say_error(&setup) : 0;
+	return setup.error.code ? print_error(&setup) : 0;
 }

@@ -1,16 +1,18 @@
 /* What the two methods of netsetup share: one request's state, and a function a step.
  *
- * A step's function returns 0, or -1 with the reason in setup->error.
+ * A step's function returns 0, or a negative errno with the reason in setup->error.
  */
 #ifndef FIRSTLIGHT_NETSETUP_H
 #define FIRSTLIGHT_NETSETUP_H
+
+#include "common/error.h"
 
 #include <net/if.h>
 #include <netinet/in.h>
 #include <stdbool.h>
 #include <sys/types.h>
 
-#define NAMED "/run/netns/"
+#define NETSETUP_NAMED "/run/netns/"
 
 struct setup {
 	const char *name;
@@ -22,7 +24,7 @@ struct setup {
 	bool has_address6;
 	char address_text[INET_ADDRSTRLEN], gateway_text[INET_ADDRSTRLEN];
 
-	char host[IFNAMSIZ], container[IFNAMSIZ], path[sizeof NAMED + IFNAMSIZ];
+	char host[IFNAMSIZ], container[IFNAMSIZ], path[sizeof NETSETUP_NAMED + IFNAMSIZ];
 	int host_socket;
 	int socket, news, namespace; /* the container's */
 	int complaints; /* where ip's standard error goes */
@@ -31,29 +33,26 @@ struct setup {
 	int held; /* while this is open, it stays */
 	bool linked, named; /* made, and so to be taken down */
 	const char *step;
-	char error[600];
+	struct error error;
 };
 
-/* Keep the text, and errno where it is not 0, unless a failure is kept already. Returns -1. */
-__attribute__((format(printf, 2, 3))) int fail(struct setup *setup, const char *format, ...);
+int netsetup_ip_netns(struct setup *setup);
+int netsetup_ip_veth(struct setup *setup);
+int netsetup_ip_move(struct setup *setup);
+int netsetup_ip_host_up(struct setup *setup);
+int netsetup_ip_container_up(struct setup *setup);
+int netsetup_ip_address(struct setup *setup);
+int netsetup_ip_route(struct setup *setup);
+void netsetup_ip_take_down(struct setup *setup);
 
-int ip_netns(struct setup *setup);
-int ip_veth(struct setup *setup);
-int ip_move(struct setup *setup);
-int ip_host_up(struct setup *setup);
-int ip_container_up(struct setup *setup);
-int ip_address(struct setup *setup);
-int ip_route(struct setup *setup);
-void ip_take_down(struct setup *setup);
-
-int netlink_netns(struct setup *setup);
-int netlink_veth(struct setup *setup);
-int netlink_move(struct setup *setup);
-int netlink_host_up(struct setup *setup);
-int netlink_container_up(struct setup *setup);
-int netlink_address(struct setup *setup);
-int netlink_address6(struct setup *setup);
-int netlink_route(struct setup *setup);
-void netlink_take_down(struct setup *setup);
+int netsetup_netlink_netns(struct setup *setup);
+int netsetup_netlink_veth(struct setup *setup);
+int netsetup_netlink_move(struct setup *setup);
+int netsetup_netlink_host_up(struct setup *setup);
+int netsetup_netlink_container_up(struct setup *setup);
+int netsetup_netlink_address(struct setup *setup);
+int netsetup_netlink_address6(struct setup *setup);
+int netsetup_netlink_route(struct setup *setup);
+void netsetup_netlink_take_down(struct setup *setup);
 
 #endif

@@ -1,5 +1,5 @@
 /* A network set-up request by the ip command: a process a change, as a user or a script does. */
-#include "netsetup.h"
+#include "lab/netsetup.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -18,12 +18,13 @@ static int complain(struct setup *setup, const char *const *arguments, int statu
 		length += (size_t)snprintf(command + length, sizeof command - length, "%s ",
 					   *arguments);
 	if (pread(setup->complaints, said, sizeof said - 1, 0) < 0)
-		return fail(setup, "cannot read the complaints of %s", command);
+		return error_set(&setup->error, errno, "cannot read the complaints of %s", command);
 	said[strcspn(said, "\n")] = '\0';
-	errno = 0;
 	if (WIFSIGNALED(status))
-		return fail(setup, "%sended by signal %d", command, WTERMSIG(status));
-	return fail(setup, "%sexited with %d: %s", command, WEXITSTATUS(status), said);
+		return error_set(&setup->error, 0, "%sended by signal %d", command,
+				 WTERMSIG(status));
+	return error_set(&setup->error, 0, "%sexited with %d: %s", command, WEXITSTATUS(status),
+			 said);
 }
 
 static int start_ip(struct setup *setup, const char *const *arguments, pid_t *pid)
@@ -39,32 +40,36 @@ static int start_ip(struct setup *setup, const char *const *arguments, pid_t *pi
 	posix_spawn_file_actions_t actions;
 	posix_spawn_file_actions_init(&actions);
 	posix_spawn_file_actions_adddup2(&actions, setup->complaints, STDERR_FILENO);
-	errno = posix_spawnp(pid, "ip", &actions, &attributes, (char *const *)arguments, environ);
+	int wrong =
+		posix_spawnp(pid, "ip", &actions, &attributes, (char *const *)arguments, environ);
 	posix_spawn_file_actions_destroy(&actions);
 	posix_spawnattr_destroy(&attributes);
-	return errno ? fail(setup, "cannot execute ip") : 0;
+	return wrong ? error_set(&setup->error, wrong, "cannot execute ip") : 0;
 }
 
 static int run(struct setup *setup, const char *const *arguments)
 {
 	if (ftruncate(setup->complaints, 0) < 0 || lseek(setup->complaints, 0, SEEK_SET) < 0)
-		return fail(setup, "cannot empty the file for the complaints of ip");
+		return error_set(&setup->error, errno,
+				 "cannot empty the file for the complaints of ip");
 	pid_t pid;
-	if (start_ip(setup, arguments, &pid) < 0)
-		return -1;
+	int bad = start_ip(setup, arguments, &pid);
+	if (bad)
+		return bad;
 	int status;
 	while (waitpid(pid, &status, 0) < 0)
 		if (errno != EINTR)
-			return fail(setup, "cannot wait for ip");
+			return error_set(&setup->error, errno, "cannot wait for ip");
 	return status == 0 ? 0 : complain(setup, arguments, status);
 }
 
 #define IP(setup, ...) run(setup, (const char *const[]){"ip", __VA_ARGS__, NULL})
 
-int ip_netns(struct setup *setup)
+int netsetup_ip_netns(struct setup *setup)
 {
-	setup->named = IP(setup, "netns", "add", setup->name) == 0;
-	return setup->named ? 0 : -1;
+	int bad = IP(setup, "netns", "add", setup->name);
+	setup->named = !bad;
+	return bad;
 }
 
 static int ip_veth_in_place(struct setup *setup)
@@ -79,44 +84,45 @@ static int ip_veth_here(struct setup *setup)
 		  setup->container);
 }
 
-int ip_veth(struct setup *setup)
+int netsetup_ip_veth(struct setup *setup)
 {
-	setup->linked = (setup->in_place ? ip_veth_in_place : ip_veth_here)(setup) == 0;
-	return setup->linked ? 0 : -1;
+	int bad = (setup->in_place ? ip_veth_in_place : ip_veth_here)(setup);
+	setup->linked = !bad;
+	return bad;
 }
 
-int ip_move(struct setup *setup)
+int netsetup_ip_move(struct setup *setup)
 {
 	return IP(setup, "link", "set", setup->container, "netns", setup->name);
 }
 
-int ip_host_up(struct setup *setup)
+int netsetup_ip_host_up(struct setup *setup)
 {
 	return IP(setup, "link", "set", setup->host, "up");
 }
 
-int ip_container_up(struct setup *setup)
+int netsetup_ip_container_up(struct setup *setup)
 {
 	if (IP(setup, "-n", setup->name, "link", "set", "lo", "up") < 0)
-		return -1;
+		return -setup->error.code;
 	return IP(setup, "-n", setup->name, "link", "set", setup->container, "up");
 }
 
-int ip_address(struct setup *setup)
+int netsetup_ip_address(struct setup *setup)
 {
 	return IP(setup, "-n", setup->name, "address", "add", setup->address_text, "dev",
 		  setup->container);
 }
 
-int ip_route(struct setup *setup)
+int netsetup_ip_route(struct setup *setup)
 {
 	if (IP(setup, "route", "add", setup->address_text, "dev", setup->host) < 0)
-		return -1;
+		return -setup->error.code;
 	return IP(setup, "-n", setup->name, "route", "add", "default", "via", setup->gateway_text,
 		  "dev", setup->container, "onlink");
 }
 
-void ip_take_down(struct setup *setup)
+void netsetup_ip_take_down(struct setup *setup)
 {
 	if (setup->linked)
 		IP(setup, "link", "delete", setup->host);

@@ -1,117 +1,119 @@
 /* A network set-up request by netlink, within one process. */
-#include "netlink.h"
-#include "netsetup.h"
+#include "common/cleanup.h"
+#include "lab/netlink.h"
+#include "lab/netsetup.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <linux/rtnetlink.h>
 #include <poll.h>
 #include <sched.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <sys/mount.h>
-#include <unistd.h>
 
-#define DUPLICATES_MS 10000 /* far beyond the 1 to 2 s of duplicate-address detection */
+enum { DUPLICATES_MS = 10000 }; /* far beyond the 1 to 2 s of duplicate-address detection */
 
-static int turn_off(struct setup *setup, const char *path)
+/* What a step returns after its request: a negative result is the reason that it cannot be done. */
+__attribute__((format(printf, 3, 4))) static int done(struct setup *setup, int result,
+						      const char *format, ...)
 {
-	int file = open(path, O_WRONLY | O_CLOEXEC);
-	if (file < 0 && errno == ENOENT)
-		return 0; /* a kernel without IPv6 has it off */
-	if (file < 0)
-		return fail(setup, "cannot open %s", path);
-	int result = write(file, "1", 1) == 1 ? 0 : fail(setup, "cannot write %s", path);
-	close(file);
-	return result;
+	char what[200];
+	va_list arguments;
+	if (result >= 0)
+		return 0;
+	va_start(arguments, format);
+	vsnprintf(what, sizeof what, format, arguments);
+	va_end(arguments);
+	return error_set(&setup->error, -result, "cannot %s", what);
 }
 
 static int turn_ipv6_off(struct setup *setup)
 {
-	if (turn_off(setup, "/proc/sys/net/ipv6/conf/all/disable_ipv6") < 0)
-		return -1;
-	return turn_off(setup, "/proc/sys/net/ipv6/conf/default/disable_ipv6");
+	static const char *const paths[] = {"/proc/sys/net/ipv6/conf/all/disable_ipv6",
+					    "/proc/sys/net/ipv6/conf/default/disable_ipv6"};
+	for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
+		int file FILE_SCOPE = open(paths[i], O_WRONLY | O_CLOEXEC);
+		if (file < 0 && errno == ENOENT)
+			return 0; /* a kernel without IPv6 has it off */
+		if (file < 0 || write(file, "1", 1) != 1)
+			return done(setup, -errno, "write %s", paths[i]);
+	}
+	return 0;
 }
 
 static int name_namespace(struct setup *setup)
 {
-	int file = open(setup->path, O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0);
+	int file FILE_SCOPE = open(setup->path, O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0);
 	if (file < 0)
-		return fail(setup, "cannot create %s", setup->path);
-	close(file);
+		return done(setup, -errno, "create %s", setup->path);
 	setup->named = true;
-	if (mount("/proc/thread-self/ns/net", setup->path, NULL, MS_BIND, NULL) < 0)
-		return fail(setup, "cannot mount the network namespace on %s", setup->path);
+	if (mount("/proc/thread-self/ns/net", setup->path, NULL, MS_BIND, NULL))
+		return done(setup, -errno, "mount the network namespace on %s", setup->path);
 	return 0;
 }
 
 static int enter_new_namespace(struct setup *setup)
 {
-	if (unshare(CLONE_NEWNET) < 0)
-		return fail(setup, "cannot create the network namespace %s", setup->name);
+	if (unshare(CLONE_NEWNET))
+		return done(setup, -errno, "create the network namespace %s", setup->name);
 	setup->namespace = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
 	if (setup->namespace < 0)
-		return fail(setup, "cannot open the network namespace %s", setup->name);
+		return done(setup, -errno, "open the network namespace %s", setup->name);
 	setup->socket = netlink_open(0);
-	if (setup->socket >= 0 && setup->has_address6)
+	if (setup->has_address6)
 		setup->news = netlink_open(RTMGRP_IPV6_IFADDR);
-	if (setup->socket < 0 || (setup->has_address6 && setup->news < 0))
-		return fail(setup, "cannot open a netlink socket in %s", setup->name);
-	if (!setup->by_descriptor && name_namespace(setup) < 0)
-		return -1;
-	return setup->no_ipv6 ? turn_ipv6_off(setup) : 0;
+	int bad = setup->socket < 0 ? setup->socket : setup->has_address6 ? setup->news : 0;
+	bad = done(setup, bad, "open a netlink socket in %s", setup->name);
+	if (!bad && !setup->by_descriptor)
+		bad = name_namespace(setup);
+	return !bad && setup->no_ipv6 ? turn_ipv6_off(setup) : bad;
 }
 
-int netlink_netns(struct setup *setup)
+int netsetup_netlink_netns(struct setup *setup)
 {
-	int host = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+	int host FILE_SCOPE = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
 	if (host < 0)
-		return fail(setup, "cannot open the host's network namespace");
-	int entered = enter_new_namespace(setup);
-	if (setns(host, CLONE_NEWNET) < 0)
-		entered = fail(setup, "cannot return to the host's network namespace");
-	close(host);
-	return entered;
+		return done(setup, -errno, "open the host's network namespace");
+	int bad = enter_new_namespace(setup);
+	if (setns(host, CLONE_NEWNET))
+		bad = done(setup, -errno, "return to the host's network namespace");
+	return bad;
 }
 
-int netlink_veth(struct setup *setup)
+int netsetup_netlink_veth(struct setup *setup)
 {
 	int target = setup->in_place ? setup->namespace : -1;
-	setup->linked =
-		link_add_veth(setup->host_socket, setup->host, setup->container, target) == 0;
-	if (!setup->linked)
-		return fail(setup, "cannot create %s with its peer %s", setup->host,
-			    setup->container);
-	return 0;
+	int bad = netlink_add_veth(setup->host_socket, setup->host, setup->container, target);
+	setup->linked = !bad;
+	return done(setup, bad, "create %s with its peer %s", setup->host, setup->container);
 }
 
-int netlink_move(struct setup *setup)
+int netsetup_netlink_move(struct setup *setup)
 {
-	if (link_move(setup->host_socket, setup->container, setup->namespace) < 0)
-		return fail(setup, "cannot move %s into %s", setup->container, setup->name);
-	return 0;
+	int bad = netlink_move_link(setup->host_socket, setup->container, setup->namespace);
+	return done(setup, bad, "move %s into %s", setup->container, setup->name);
 }
 
-int netlink_host_up(struct setup *setup)
+int netsetup_netlink_host_up(struct setup *setup)
 {
-	if (link_up(setup->host_socket, setup->host) < 0)
-		return fail(setup, "cannot bring %s up", setup->host);
-	return 0;
+	int bad = netlink_set_link_up(setup->host_socket, setup->host);
+	return done(setup, bad, "bring %s up", setup->host);
 }
 
-int netlink_container_up(struct setup *setup)
+int netsetup_netlink_container_up(struct setup *setup)
 {
-	if (link_up(setup->socket, "lo") < 0)
-		return fail(setup, "cannot bring lo up in %s", setup->name);
-	if (link_up(setup->socket, setup->container) < 0)
-		return fail(setup, "cannot bring %s up", setup->container);
-	return 0;
+	int bad = netlink_set_link_up(setup->socket, "lo");
+	if (bad)
+		return done(setup, bad, "bring lo up in %s", setup->name);
+	bad = netlink_set_link_up(setup->socket, setup->container);
+	return done(setup, bad, "bring %s up", setup->container);
 }
 
-int netlink_address(struct setup *setup)
+int netsetup_netlink_address(struct setup *setup)
 {
-	int link = link_index(setup->socket, setup->container);
-	if (link == 0 || address_add(setup->socket, link, setup->address) < 0)
-		return fail(setup, "cannot add %s to %s", setup->address_text, setup->container);
-	return 0;
+	int link = netlink_link_index(setup->socket, setup->container);
+	int bad = link < 0 ? link : netlink_add_address(setup->socket, link, setup->address);
+	return done(setup, bad, "add %s to %s", setup->address_text, setup->container);
 }
 
 static int await_address6(struct setup *setup)
@@ -120,49 +122,52 @@ static int await_address6(struct setup *setup)
 		{.fd = setup->news, .events = POLLIN},
 		{.fd = setup->stop, .events = POLLIN},
 	};
-	enum address_state state = ADDRESS_PENDING;
-	while (state == ADDRESS_PENDING) {
+	enum netlink_address state = NETLINK_PENDING;
+	while (state == NETLINK_PENDING) {
 		int ready = poll(awaited, 2, DUPLICATES_MS);
-		if (ready == 0)
-			errno = ETIMEDOUT;
-		if (ready > 0 && awaited[1].revents)
-			errno = EINTR;
-		if (ready <= 0 || awaited[1].revents ||
-		    address6_state(setup->news, &setup->address6, &state) < 0)
-			return fail(setup, "cannot await the IPv6 address of %s", setup->container);
+		int bad = ready < 0 ? -errno : ready == 0 ? -ETIMEDOUT : 0;
+		if (!bad && awaited[1].revents)
+			bad = -EINTR;
+		bad = bad ? bad : netlink_address6_state(setup->news, &setup->address6, &state);
+		if (bad)
+			return done(setup, bad, "await the IPv6 address of %s", setup->container);
 	}
-	errno = EADDRINUSE;
-	return state == ADDRESS_USABLE ? 0
-				       : fail(setup, "the IPv6 address of %s", setup->container);
+	if (state == NETLINK_USABLE)
+		return 0;
+	return error_set(&setup->error, EADDRINUSE, "the IPv6 address of %s", setup->container);
 }
 
-int netlink_address6(struct setup *setup)
+int netsetup_netlink_address6(struct setup *setup)
 {
-	int link = link_index(setup->socket, setup->container);
-	if (link == 0 || address6_add(setup->socket, link, &setup->address6, !setup->no_dad) < 0)
-		return fail(setup, "cannot add the IPv6 address to %s", setup->container);
-	return await_address6(setup);
+	int link = netlink_link_index(setup->socket, setup->container);
+	int bad = link < 0 ? link
+			   : netlink_add_address6(setup->socket, link, &setup->address6,
+						  !setup->no_dad);
+	bad = done(setup, bad, "add the IPv6 address to %s", setup->container);
+	return bad ? bad : await_address6(setup);
 }
 
-int netlink_route(struct setup *setup)
+int netsetup_netlink_route(struct setup *setup)
 {
-	int link = link_index(setup->host_socket, setup->host);
-	if (link == 0 || route_add_host(setup->host_socket, link, setup->address) < 0)
-		return fail(setup, "cannot route %s to %s", setup->address_text, setup->host);
-	link = link_index(setup->socket, setup->container);
-	if (link == 0 || route_add_default(setup->socket, link, setup->gateway) < 0)
-		return fail(setup, "cannot route %s by %s", setup->container, setup->gateway_text);
-	return 0;
+	int link = netlink_link_index(setup->host_socket, setup->host);
+	int bad =
+		link < 0 ? link : netlink_add_host_route(setup->host_socket, link, setup->address);
+	if (bad)
+		return done(setup, bad, "route %s to %s", setup->address_text, setup->host);
+	link = netlink_link_index(setup->socket, setup->container);
+	bad = link < 0 ? link : netlink_add_default_route(setup->socket, link, setup->gateway);
+	return done(setup, bad, "route %s by %s", setup->container, setup->gateway_text);
 }
 
-void netlink_take_down(struct setup *setup)
+void netsetup_netlink_take_down(struct setup *setup)
 {
-	if (setup->linked && link_delete(setup->host_socket, setup->host) < 0)
-		fail(setup, "cannot delete %s", setup->host);
+	if (setup->linked)
+		done(setup, netlink_delete_link(setup->host_socket, setup->host), "delete %s",
+		     setup->host);
 	if (!setup->named)
 		return;
-	if (umount2(setup->path, MNT_DETACH) < 0)
-		fail(setup, "cannot unmount %s", setup->path);
-	if (unlink(setup->path) < 0)
-		fail(setup, "cannot remove %s", setup->path);
+	if (umount2(setup->path, MNT_DETACH))
+		done(setup, -errno, "unmount %s", setup->path);
+	if (unlink(setup->path))
+		done(setup, -errno, "remove %s", setup->path);
 }
