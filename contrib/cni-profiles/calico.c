@@ -16,15 +16,15 @@
 static struct etcd *open_ready(const struct call *call)
 {
 	char endpoint[128];
-	struct etcd *etcd = etcd_open(setting(call, "etcd_endpoints", endpoint, sizeof endpoint,
-					      "http://127.0.0.1:2379"));
+	struct etcd *etcd = etcd_open(conf_string(call, "etcd_endpoints", endpoint, sizeof endpoint,
+						  "http://127.0.0.1:2379"));
 	scoped_pairs found = etcd_get(etcd, RESOURCES "clusterinformations/default");
 	const char *spec = found.count ? json_member(found.all[0].value, "spec") : NULL;
 	const char *ready = spec ? json_member(spec, "datastoreReady") : NULL;
 	if (!ready)
-		refuse("error getting ClusterInformation: resource does not exist: default");
+		cni_fail("error getting ClusterInformation: resource does not exist: default");
 	if (strncmp(ready, "true", 4))
-		refuse("Calico is currently not ready to process requests");
+		cni_fail("Calico is currently not ready to process requests");
 	return etcd;
 }
 
@@ -32,8 +32,8 @@ static char *endpoint_key(const struct call *call)
 {
 	char node[64];
 	return text_of(RESOURCES "workloadendpoints/default/%s-cni-%s-%s",
-		       setting(call, "nodename", node, sizeof node, "localhost"), call->container,
-		       call->interface);
+		       conf_string(call, "nodename", node, sizeof node, "localhost"),
+		       call->container, call->interface);
 }
 
 static char *address_plugin(const struct call *call, char *to, size_t size)
@@ -41,7 +41,7 @@ static char *address_plugin(const struct call *call, char *to, size_t size)
 	const char *ipam = json_member(call->conf, "ipam");
 	const char *type = ipam ? json_member(ipam, "type") : NULL;
 	if (!type)
-		refuse("the configuration has no ipam.type");
+		cni_fail("the configuration has no ipam.type");
 	return json_text(type, to, size);
 }
 
@@ -64,23 +64,24 @@ static void make_pair(const struct call *call, const char *host, struct in_addr 
 	char mtu[16];
 	struct visit visit = enter(call);
 	struct rtnl route RTNL_SCOPE = open_route();
-	must(link_add_veth(&route, call->interface, host), "make the pair %s", host);
-	must(link_set_mtu(&route, call->interface,
-			  (unsigned)atoi(setting(call, "mtu", mtu, sizeof mtu, "1500"))),
-	     "set the MTU of %s", call->interface);
-	must(link_query(&route, host), "find %s", host);
-	must(link_set_mac(&route, host, MAC), "set the address of %s", host);
-	must(link_up(&route, host), "bring %s up", host);
-	must(link_query(&route, call->interface), "find %s", call->interface);
-	must(link_up(&route, call->interface), "bring %s up", call->interface);
+	cni_check(link_add_veth(&route, call->interface, host), "make the pair %s", host);
+	cni_check(link_set_mtu(&route, call->interface,
+			       (unsigned)atoi(conf_string(call, "mtu", mtu, sizeof mtu, "1500"))),
+		  "set the MTU of %s", call->interface);
+	cni_check(link_query(&route, host), "find %s", host);
+	cni_check(link_set_mac(&route, host, MAC), "set the address of %s", host);
+	cni_check(link_up(&route, host), "bring %s up", host);
+	cni_check(link_query(&route, call->interface), "find %s", call->interface);
+	cni_check(link_up(&route, call->interface), "bring %s up", call->interface);
 	int index = link_index(call->interface);
-	must(link_add_address(&route, call->interface, address, 32), "give %s its address",
-	     call->interface);
-	must(rtnl_route_host(&route, index, address_of("169.254.1.1"), (struct in_addr){0}),
-	     "add the gateway's route");
-	must(rtnl_route_default(&route, index, address_of("169.254.1.1")), "add the default route");
+	cni_check(link_add_address(&route, call->interface, address, 32), "give %s its address",
+		  call->interface);
+	cni_check(rtnl_route_host(&route, index, address_of("169.254.1.1"), (struct in_addr){0}),
+		  "add the gateway's route");
+	cni_check(rtnl_route_default(&route, index, address_of("169.254.1.1")),
+		  "add the default route");
 	set_sysctl("0", "ipv4/ip_forward");
-	must(link_move(&route, host, visit.home), "move %s to the host", host);
+	cni_check(link_move(&route, host, visit.home), "move %s to the host", host);
 	leave(&visit);
 }
 
@@ -92,11 +93,11 @@ static void set_up_host(const char *host, struct in_addr address)
 	set_sysctl("0", "ipv4/neigh/%s/proxy_delay", host);
 	set_sysctl("1", "ipv4/conf/%s/proxy_arp", host);
 	set_sysctl("1", "ipv4/conf/%s/forwarding", host);
-	must(link_query(&route, host), "find %s", host);
-	must(link_up(&route, host), "bring %s up", host);
-	must(link_query(&route, host), "find %s", host);
-	must(rtnl_route_host(&route, link_index(host), address, (struct in_addr){0}),
-	     "add the route to %s", host);
+	cni_check(link_query(&route, host), "find %s", host);
+	cni_check(link_up(&route, host), "bring %s up", host);
+	cni_check(link_query(&route, host), "find %s", host);
+	cni_check(rtnl_route_host(&route, link_index(host), address, (struct in_addr){0}),
+		  "add the route to %s", host);
 }
 
 static void write_endpoint(const struct call *call, struct etcd *etcd, const char *host,
@@ -111,11 +112,11 @@ static void write_endpoint(const struct call *call, struct etcd *etcd, const cha
 		"\"cni\",\"node\":\"%s\",\"containerID\":\"%s\",\"endpoint\":\"%s\",\"ipNetworks\":"
 		"[\"%s/32\"],\"profiles\":[\"%s\"],\"interfaceName\":\"%s\",\"mac\":"
 		"\"ee:ee:ee:ee:ee:ee\"}}",
-		strrchr(key, '/') + 1, setting(call, "nodename", node, sizeof node, "localhost"),
-		call->container, call->interface, inet_ntop(AF_INET, &address, text, sizeof text),
-		call->name, host);
+		strrchr(key, '/') + 1,
+		conf_string(call, "nodename", node, sizeof node, "localhost"), call->container,
+		call->interface, inet_ntop(AF_INET, &address, text, sizeof text), call->name, host);
 	if (!etcd_set(etcd, key, value, 0))
-		refuse("resource already exists: %s", key);
+		cni_fail("resource already exists: %s", key);
 }
 
 static void ensure_profile(const struct call *call, struct etcd *etcd)
@@ -141,7 +142,7 @@ static void add(const struct call *call)
 	char *mine FREE_SCOPE = text_of("%s-", key);
 	scoped_pairs before = etcd_get_all(etcd, mine);
 	if (before.count)
-		refuse("the pod has an endpoint already: %s", before.all[0].key);
+		cni_fail("the pod has an endpoint already: %s", before.all[0].key);
 	struct in_addr address = allocate(call);
 	make_pair(call, host, address);
 	set_up_host(host, address);

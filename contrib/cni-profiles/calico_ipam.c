@@ -35,20 +35,20 @@ static struct work begin(const struct call *call)
 {
 	struct work work = {.call = call};
 	char endpoint[128];
-	setting(call, "nodename", work.node, sizeof work.node, "localhost");
+	conf_string(call, "nodename", work.node, sizeof work.node, "localhost");
 	work.handle = text_of("%s.%s", call->name, call->container);
 	work.handle_key = text_of(IPAM "handle/%s", work.handle);
-	work.etcd = etcd_open(setting(call, "etcd_endpoints", endpoint, sizeof endpoint,
-				      "http://127.0.0.1:2379"));
+	work.etcd = etcd_open(conf_string(call, "etcd_endpoints", endpoint, sizeof endpoint,
+					  "http://127.0.0.1:2379"));
 	return work;
 }
 
 static int lock(void)
 {
 	if (mkdir("/var/run/calico", 0700) && errno != EEXIST)
-		refuse("cannot make /var/run/calico: %s", strerror(errno));
+		cni_fail("cannot make /var/run/calico: %s", strerror(errno));
 	int fd = open("/var/run/calico/ipam.lock", O_RDONLY | O_CREAT | O_CLOEXEC, 0600);
-	must(fd < 0 ? -1 : flock(fd, LOCK_EX), "lock /var/run/calico/ipam.lock");
+	cni_check(fd < 0 ? -1 : flock(fd, LOCK_EX), "lock /var/run/calico/ipam.lock");
 	return fd;
 }
 
@@ -58,7 +58,7 @@ static void read_pool(struct work *work)
 	const char *spec = pools.count ? json_member(pools.all[0].value, "spec") : NULL;
 	const char *cidr = spec ? json_member(spec, "cidr") : NULL;
 	if (!cidr)
-		refuse("no configured Calico pools");
+		cni_fail("no configured Calico pools");
 	json_text(cidr, work->cidr, sizeof work->cidr);
 }
 
@@ -67,7 +67,7 @@ static void read_node(struct work *work)
 	char *key FREE_SCOPE = text_of(RESOURCES "nodes/%s", work->node);
 	scoped_pairs found = etcd_get(work->etcd, key);
 	if (!found.count)
-		refuse("resource does not exist: Node(%s)", work->node);
+		cni_fail("resource does not exist: Node(%s)", work->node);
 }
 
 static void ensure_config(struct work *work)
@@ -83,7 +83,7 @@ static void claim(struct work *work, size_t number)
 	char first[INET_ADDRSTRLEN], nothing[5 * BLOCK + 1] = "";
 	int length = atoi(strchr(work->cidr, '/') + 1);
 	if (number * BLOCK >= (size_t)1 << (32 - length))
-		refuse("no more free addresses in %s", work->cidr);
+		cni_fail("no more free addresses in %s", work->cidr);
 	work->cidr[strcspn(work->cidr, "/")] = 0;
 	struct in_addr address = address_of(work->cidr);
 	address.s_addr = htonl(ntohl(address.s_addr) + (uint32_t)(number * BLOCK));
@@ -127,7 +127,7 @@ static void remember(struct work *work, const char *block)
 	char *value FREE_SCOPE =
 		text_of("{\"handleID\":\"%s\",\"block\":\"%s\",\"count\":1}", work->handle, block);
 	if (!etcd_set(work->etcd, work->handle_key, value, found.count ? found.all[0].revision : 0))
-		refuse("the handle %s is another's", work->handle);
+		cni_fail("the handle %s is another's", work->handle);
 }
 
 /* An address of that block of ours; false if it is full or was changed meanwhile. */
@@ -164,7 +164,7 @@ static struct in_addr assign(struct work *work)
 				return address;
 		claim(work, ours.count);
 	}
-	refuse("the blocks of %s change all the time", work->node);
+	cni_fail("the blocks of %s change all the time", work->node);
 }
 
 static void add(const struct call *call)

@@ -23,7 +23,7 @@ static char *member(const char *answer, const char *const path[], char *to, size
 	for (size_t i = 0; value && path[i]; i++)
 		value = json_member(value, path[i]);
 	if (!value)
-		refuse("the agent's answer has no %s", path[0]);
+		cni_fail("the agent's answer has no %s", path[0]);
 	return json_text(value, to, size);
 }
 
@@ -32,7 +32,7 @@ static char *ask(int agent, const char *method, const char *path, const char *bo
 	char *answer;
 	int status = request(agent, method, path, body, &answer);
 	if (status != 200 && status != 201 && status != 404)
-		refuse("the agent answered %s %s with %d: %s", method, path, status, answer);
+		cni_fail("the agent answered %s %s with %d: %s", method, path, status, answer);
 	return answer;
 }
 
@@ -41,7 +41,7 @@ static void mac_of(const char *link, char *to, size_t size)
 	struct ifreq asked = {0};
 	int fd FILE_SCOPE = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	snprintf(asked.ifr_name, sizeof asked.ifr_name, "%s", link);
-	must(fd < 0 ? -1 : ioctl(fd, SIOCGIFHWADDR, &asked), "read %s's address", link);
+	cni_check(fd < 0 ? -1 : ioctl(fd, SIOCGIFHWADDR, &asked), "read %s's address", link);
 	const unsigned char *mac = (unsigned char *)asked.ifr_hwaddr.sa_data;
 	snprintf(to, size, "%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4],
 		 mac[5]);
@@ -50,20 +50,20 @@ static void mac_of(const char *link, char *to, size_t size)
 static void make_pair(const struct call *call, struct rtnl *route, const char *host,
 		      const char *guest, unsigned mtu)
 {
-	must(link_add_veth(route, host, guest), "make the pair %s", host);
-	must(link_query(route, host), "find %s", host);
+	cni_check(link_add_veth(route, host, guest), "make the pair %s", host);
+	cni_check(link_query(route, host), "find %s", host);
 	set_sysctl("0", "ipv4/conf/%s/rp_filter", host);
-	must(link_query(route, guest), "find %s", guest);
-	must(link_set_mtu(route, guest, mtu), "set the MTU of %s", guest);
-	must(link_query(route, host), "find %s", host);
-	must(link_set_mtu(route, host, mtu), "set the MTU of %s", host);
-	must(link_up(route, host), "bring %s up", host);
+	cni_check(link_query(route, guest), "find %s", guest);
+	cni_check(link_set_mtu(route, guest, mtu), "set the MTU of %s", guest);
+	cni_check(link_query(route, host), "find %s", host);
+	cni_check(link_set_mtu(route, host, mtu), "set the MTU of %s", host);
+	cni_check(link_up(route, host), "bring %s up", host);
 	int namespace FILE_SCOPE = open_namespace(call);
-	must(link_move(route, guest, namespace), "move %s", guest);
+	cni_check(link_move(route, guest, namespace), "move %s", guest);
 	struct visit visit = enter(call);
 	struct rtnl there RTNL_SCOPE = open_route();
-	must(link_query(&there, guest), "find %s", guest);
-	must(link_rename(&there, guest, call->interface), "rename %s", guest);
+	cni_check(link_query(&there, guest), "find %s", guest);
+	cni_check(link_rename(&there, guest, call->interface), "rename %s", guest);
 	leave(&visit);
 }
 
@@ -72,14 +72,14 @@ static void configure(const struct call *call, struct in_addr address, struct in
 {
 	struct visit visit = enter(call);
 	struct rtnl route RTNL_SCOPE = open_route();
-	must(link_query(&route, call->interface), "find %s", call->interface);
-	must(link_up(&route, call->interface), "bring %s up", call->interface);
+	cni_check(link_query(&route, call->interface), "find %s", call->interface);
+	cni_check(link_up(&route, call->interface), "bring %s up", call->interface);
 	int index = link_index(call->interface);
-	must(link_add_address(&route, call->interface, address, 32), "give %s its address",
-	     call->interface);
-	must(rtnl_route_host(&route, index, gateway, (struct in_addr){0}),
-	     "add the gateway's route");
-	must(rtnl_route_default(&route, index, gateway), "add the default route");
+	cni_check(link_add_address(&route, call->interface, address, 32), "give %s its address",
+		  call->interface);
+	cni_check(rtnl_route_host(&route, index, gateway, (struct in_addr){0}),
+		  "add the gateway's route");
+	cni_check(rtnl_route_default(&route, index, gateway), "add the default route");
 	mac_of(call->interface, mac, size);
 	leave(&visit);
 }
@@ -89,7 +89,7 @@ static void check_free(const struct call *call)
 	struct visit visit = enter(call);
 	struct rtnl route RTNL_SCOPE = open_route();
 	if (!link_query(&route, call->interface))
-		refuse("%s is in %s already", call->interface, call->namespace);
+		cni_fail("%s is in %s already", call->interface, call->namespace);
 	leave(&visit);
 }
 

@@ -48,7 +48,7 @@ static void append(struct bytes *to, const void *from, size_t size)
 	if (to->used + size > to->room) {
 		to->room = 2 * (to->used + size);
 		if (!(to->at = realloc(to->at, to->room)))
-			refuse("no memory is left");
+			cni_fail("no memory is left");
 	}
 	if (size)
 		memcpy(to->at + to->used, from, size);
@@ -103,7 +103,7 @@ static uint64_t get_varint(struct reader *reader)
 		if (!(byte & 0x80))
 			return number;
 	}
-	refuse("etcd's answer cannot be read");
+	cni_fail("etcd's answer cannot be read");
 }
 
 static bool next(struct reader *reader)
@@ -116,7 +116,7 @@ static bool next(struct reader *reader)
 	if ((tag & 7) == VARINT)
 		return true;
 	if ((tag & 7) != BYTES || reader->number > (uint64_t)(reader->end - reader->at))
-		refuse("etcd's answer cannot be read");
+		cni_fail("etcd's answer cannot be read");
 	reader->bytes = reader->at;
 	reader->at += reader->number;
 	return true;
@@ -180,9 +180,9 @@ struct etcd *etcd_open(const char *endpoint)
 	char host[64];
 	unsigned short port;
 	if (sscanf(endpoint, "http://%63[0-9.]:%hu", host, &port) != 2)
-		refuse("the etcd endpoint %s is not of the form http://ADDRESS:PORT", endpoint);
+		cni_fail("the etcd endpoint %s is not of the form http://ADDRESS:PORT", endpoint);
 	if (!etcd || nghttp2_session_callbacks_new(&callbacks))
-		refuse("no memory is left");
+		cni_fail("no memory is left");
 	etcd->fd = connect_tcp("etcd", host, port);
 	snprintf(etcd->authority, sizeof etcd->authority, "%.40s:%hu", host, port);
 	nghttp2_session_callbacks_set_send_callback(callbacks, on_send);
@@ -191,7 +191,7 @@ struct etcd *etcd_open(const char *endpoint)
 	nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, on_close);
 	if (nghttp2_session_client_new(&etcd->session, callbacks, etcd) ||
 	    nghttp2_submit_settings(etcd->session, NGHTTP2_FLAG_NONE, NULL, 0))
-		refuse("no memory is left");
+		cni_fail("no memory is left");
 	nghttp2_session_callbacks_del(callbacks);
 	return etcd;
 }
@@ -212,10 +212,10 @@ static void exchange(struct etcd *etcd)
 				n = read(etcd->fd, part, sizeof part);
 			while (n < 0 && errno == EINTR);
 		if (n <= 0)
-			refuse("etcd on %s hung up: %s", etcd->authority,
-			       n ? strerror(errno) : "connection closed");
+			cni_fail("etcd on %s hung up: %s", etcd->authority,
+				 n ? strerror(errno) : "connection closed");
 		if (nghttp2_session_mem_recv(etcd->session, part, (size_t)n) < 0)
-			refuse("etcd's answer cannot be read");
+			cni_fail("etcd's answer cannot be read");
 	}
 }
 
@@ -240,12 +240,12 @@ static struct reader call(struct etcd *etcd, const char *path, const struct byte
 	nghttp2_data_provider body = {.read_callback = give};
 	if (nghttp2_submit_request(etcd->session, NULL, headers, sizeof headers / sizeof *headers,
 				   &body, NULL) < 0)
-		refuse("no memory is left");
+		cni_fail("no memory is left");
 	exchange(etcd);
 	if (etcd->status)
-		refuse("%s", *etcd->complaint ? etcd->complaint : "etcd gave no answer");
+		cni_fail("%s", *etcd->complaint ? etcd->complaint : "etcd gave no answer");
 	if (etcd->answer.used < GRPC_HEAD)
-		refuse("etcd's answer cannot be read");
+		cni_fail("etcd's answer cannot be read");
 	return (struct reader){.at = etcd->answer.at + GRPC_HEAD,
 			       .end = etcd->answer.at + etcd->answer.used};
 }
@@ -262,7 +262,7 @@ static struct pair read_pair(const struct reader *from)
 		else if (reader.field == PAIR_VALUE)
 			pair.value = text_of("%.*s", (int)reader.number, reader.bytes);
 	if (!pair.key || !pair.value || !json_end(pair.value))
-		refuse("etcd has a key whose value is not JSON");
+		cni_fail("etcd has a key whose value is not JSON");
 	return pair;
 }
 
@@ -275,7 +275,7 @@ static struct pairs range(struct etcd *etcd, const struct bytes *message)
 			continue;
 		pairs.all = realloc(pairs.all, (pairs.count + 1) * sizeof *pairs.all);
 		if (!pairs.all)
-			refuse("no memory is left");
+			cni_fail("no memory is left");
 		pairs.all[pairs.count++] = read_pair(&reader);
 	}
 	return pairs;

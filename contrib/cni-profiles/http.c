@@ -21,7 +21,7 @@ int connect_tcp(const char *who, const char *address, uint16_t port)
 		.sin_family = AF_INET, .sin_port = htons(port), .sin_addr = address_of(address)};
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0 || connect(fd, (struct sockaddr *)&to, sizeof to))
-		refuse("cannot reach %s on %s:%d: %s", who, address, port, strerror(errno));
+		cni_fail("cannot reach %s on %s:%d: %s", who, address, port, strerror(errno));
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
 	return fd;
 }
@@ -32,7 +32,7 @@ int connect_unix(const char *who, const char *path)
 	snprintf(to.sun_path, sizeof to.sun_path, "%s", path);
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0 || connect(fd, (struct sockaddr *)&to, sizeof to))
-		refuse("cannot reach %s on %s: %s", who, path, strerror(errno));
+		cni_fail("cannot reach %s on %s: %s", who, path, strerror(errno));
 	return fd;
 }
 
@@ -43,7 +43,7 @@ static size_t receive(int fd, char *to, size_t size)
 		n = read(fd, to, size);
 	while (n < 0 && errno == EINTR);
 	if (n <= 0)
-		refuse("the answer ended early: %s", n ? strerror(errno) : "the daemon hung up");
+		cni_fail("the answer ended early: %s", n ? strerror(errno) : "the daemon hung up");
 	return (size_t)n;
 }
 
@@ -54,8 +54,8 @@ int request(int fd, const char *method, const char *path, const char *body, char
 	size_t used = 0;
 	int size = http_request(asked, sizeof asked, method, path, body);
 	if (size < 0)
-		refuse("the request %s %s is too long", method, path);
-	must(process_write_all(fd, asked, (size_t)size), "ask %s %s", method, path);
+		cni_fail("the request %s %s is too long", method, path);
+	cni_check(process_write_all(fd, asked, (size_t)size), "ask %s %s", method, path);
 	do {
 		used += receive(fd, head + used, HEAD_MAX - used);
 		head[used] = 0;
@@ -63,7 +63,7 @@ int request(int fd, const char *method, const char *path, const char *body, char
 	size_t here = got.body ? used - (size_t)(got.body - head) : 0;
 	if (!got.body || got.size > BODY_MAX || here > got.size ||
 	    !(*answer = malloc(got.size + 1)))
-		refuse("the answer to %s %s cannot be read", method, path);
+		cni_fail("the answer to %s %s cannot be read", method, path);
 	memcpy(*answer, got.body, here);
 	while (here < got.size)
 		here += receive(fd, *answer + here, got.size - here);

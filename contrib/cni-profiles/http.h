@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-/* A connected socket; refuses with ``who`` and errno. */
+/* A connected socket; fails with ``who`` and errno. */
 int connect_tcp(const char *who, const char *address, uint16_t port);
 int connect_unix(const char *who, const char *path);
 

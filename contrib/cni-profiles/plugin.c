@@ -18,7 +18,7 @@ enum { INVALID = 4, FAILED = 999 };
 static const char VERSIONS[] = "\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\"";
 static char version[16] = "1.0.0"; /* of what is being said */
 
-__attribute__((noreturn)) static void refuse_with(int code, const char *reason)
+__attribute__((noreturn)) static void cni_fail_with(int code, const char *reason)
 {
 	printf("{\"cniVersion\":\"%s\",\"code\":%d,\"msg\":\"", version, code);
 	for (; *reason; reason++)
@@ -30,17 +30,17 @@ __attribute__((noreturn)) static void refuse_with(int code, const char *reason)
 	exit(1);
 }
 
-void refuse(const char *format, ...)
+void cni_fail(const char *format, ...)
 {
 	char reason[1024];
 	va_list arguments;
 	va_start(arguments, format);
 	vsnprintf(reason, sizeof reason, format, arguments);
 	va_end(arguments);
-	refuse_with(FAILED, reason);
+	cni_fail_with(FAILED, reason);
 }
 
-void must(int done, const char *format, ...)
+void cni_check(int done, const char *format, ...)
 {
 	char what[256];
 	int why = done < -1 ? -done : errno;
@@ -50,7 +50,7 @@ void must(int done, const char *format, ...)
 	va_start(arguments, format);
 	vsnprintf(what, sizeof what, format, arguments);
 	va_end(arguments);
-	refuse("cannot %s: %s", what, strerror(why));
+	cni_fail("cannot %s: %s", what, strerror(why));
 }
 
 char *text_of(const char *format, ...)
@@ -61,12 +61,12 @@ char *text_of(const char *format, ...)
 	int length = vasprintf(&text, format, arguments);
 	va_end(arguments);
 	if (length < 0)
-		refuse("no memory is left");
+		cni_fail("no memory is left");
 	return text;
 }
 
-char *setting(const struct call *call, const char *key, char *to, size_t size,
-	      const char *otherwise)
+char *conf_string(const struct call *call, const char *key, char *to, size_t size,
+		  const char *otherwise)
 {
 	const char *value = json_member(call->conf, key);
 	if (value)
@@ -78,29 +78,29 @@ char *setting(const struct call *call, const char *key, char *to, size_t size,
 int open_namespace(const struct call *call)
 {
 	int fd = open(call->namespace, O_RDONLY | O_CLOEXEC);
-	must(fd, "open the namespace %s", call->namespace);
+	cni_check(fd, "open the namespace %s", call->namespace);
 	return fd;
 }
 
 struct rtnl open_route(void)
 {
 	struct rtnl route;
-	must(rtnl_open(&route, NETLINK_ROUTE), "open a netlink socket");
+	cni_check(rtnl_open(&route, NETLINK_ROUTE), "open a netlink socket");
 	return route;
 }
 
 struct visit enter(const struct call *call)
 {
 	struct visit visit = {open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC), 0};
-	must(visit.home, "open the plugin's own namespace");
+	cni_check(visit.home, "open the plugin's own namespace");
 	visit.there = open_namespace(call);
-	must(setns(visit.there, CLONE_NEWNET), "enter the namespace %s", call->namespace);
+	cni_check(setns(visit.there, CLONE_NEWNET), "enter the namespace %s", call->namespace);
 	return visit;
 }
 
 void leave(const struct visit *visit)
 {
-	must(setns(visit->home, CLONE_NEWNET), "return from the pod's namespace");
+	cni_check(setns(visit->home, CLONE_NEWNET), "return from the pod's namespace");
 	close(visit->home);
 	close(visit->there);
 }
@@ -114,8 +114,8 @@ void set_sysctl(const char *value, const char *format, ...)
 	vsnprintf(path + used, sizeof path - used, format, arguments);
 	va_end(arguments);
 	int fd FILE_SCOPE = open(path, O_WRONLY | O_CLOEXEC);
-	must(fd < 0 ? -1 : process_write_all(fd, value, strlen(value)), "write %s to %s", value,
-	     path);
+	cni_check(fd < 0 ? -1 : process_write_all(fd, value, strlen(value)), "write %s to %s",
+		  value, path);
 }
 
 void delete_interface(const struct call *call)
@@ -125,7 +125,7 @@ void delete_interface(const struct call *call)
 	struct visit visit = enter(call);
 	struct rtnl route RTNL_SCOPE = open_route();
 	if (!link_query(&route, call->interface))
-		must(link_delete(&route, call->interface), "delete %s", call->interface);
+		cni_check(link_delete(&route, call->interface), "delete %s", call->interface);
 	leave(&visit);
 }
 
@@ -133,10 +133,10 @@ int run(char *const argv[], const char *text, char **output)
 {
 	struct error error = {0};
 	int input FILE_SCOPE = process_pipe((const char *[]){text, NULL});
-	must(input, "hand %s its input", argv[0]);
+	cni_check(input, "hand %s its input", argv[0]);
 	int status = process_run(argv, environ, input, output, &error);
 	if (status < 0)
-		refuse("%s", error.text);
+		cni_fail("%s", error.text);
 	return status;
 }
 
@@ -151,7 +151,7 @@ static char *find(const char *type)
 		free(program);
 		path += length + (path[length] == ':');
 	}
-	refuse("the plugin %s is not in CNI_PATH", type);
+	cni_fail("the plugin %s is not in CNI_PATH", type);
 }
 
 char *delegate(const char *type, const char *conf)
@@ -162,7 +162,7 @@ char *delegate(const char *type, const char *conf)
 	if (!status)
 		return said;
 	if (!*said)
-		refuse("the plugin %s ended with status %d, and no word of why", type, status);
+		cni_fail("the plugin %s ended with status %d, and no word of why", type, status);
 	fputs(said, stdout);
 	exit(1);
 }
@@ -183,16 +183,16 @@ struct in_addr address_of(const char *text)
 {
 	struct in_addr address;
 	if (inet_pton(AF_INET, text, &address) != 1)
-		refuse("%s is no IPv4 address", text);
+		cni_fail("%s is no IPv4 address", text);
 	return address;
 }
 
-static void check(const struct call *call)
+static void check_interface(const struct call *call)
 {
 	struct visit visit = enter(call);
 	struct rtnl route RTNL_SCOPE = open_route();
-	must(link_query(&route, call->interface), "find %s in %s", call->interface,
-	     call->namespace);
+	cni_check(link_query(&route, call->interface), "find %s in %s", call->interface,
+		  call->namespace);
 	leave(&visit);
 }
 
@@ -201,13 +201,13 @@ static void read_configuration(struct call *call)
 	const char *end;
 	if (process_read_all(STDIN_FILENO, &call->conf) || !(end = json_end(call->conf)) ||
 	    end[strspn(end, " \t\r\n")] || call->conf[strspn(call->conf, " \t\r\n")] != '{')
-		refuse_with(6, "the configuration is not a JSON object");
-	setting(call, "cniVersion", call->version, sizeof call->version, "0.3.0");
-	setting(call, "name", call->name, sizeof call->name, "");
+		cni_fail_with(6, "the configuration is not a JSON object");
+	conf_string(call, "cniVersion", call->version, sizeof call->version, "0.3.0");
+	conf_string(call, "name", call->name, sizeof call->name, "");
 	char quoted[sizeof call->version + 2];
 	snprintf(quoted, sizeof quoted, "\"%s\"", call->version);
 	if (!strstr(VERSIONS, quoted))
-		refuse_with(1, "the configuration's cniVersion is not one of 0.3.0 to 1.0.0");
+		cni_fail_with(1, "the configuration's cniVersion is not one of 0.3.0 to 1.0.0");
 	strcpy(version, call->version);
 }
 
@@ -220,22 +220,22 @@ int main(void)
 		.interface = getenv("CNI_IFNAME"),
 	};
 	if (!command)
-		refuse_with(INVALID, "CNI_COMMAND is not set");
+		cni_fail_with(INVALID, "CNI_COMMAND is not set");
 	if (!strcmp(command, "VERSION")) {
 		printf("{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[%s]}\n", VERSIONS);
 		return 0;
 	}
 	call.adding = !strcmp(command, "ADD");
 	if (!call.adding && strcmp(command, "DEL") && strcmp(command, "CHECK"))
-		refuse_with(INVALID, "CNI_COMMAND is none of ADD, DEL, CHECK and VERSION");
+		cni_fail_with(INVALID, "CNI_COMMAND is none of ADD, DEL, CHECK and VERSION");
 	if (!call.container || !call.interface || (!call.namespace && strcmp(command, "DEL")))
-		refuse_with(INVALID, "CNI_CONTAINERID, CNI_IFNAME or CNI_NETNS is not set");
+		cni_fail_with(INVALID, "CNI_CONTAINERID, CNI_IFNAME or CNI_NETNS is not set");
 	read_configuration(&call);
 	if (call.adding)
 		plugin.add(&call);
 	else if (!strcmp(command, "DEL"))
 		plugin.del(&call);
 	else
-		check(&call);
+		check_interface(&call);
 	return fflush(stdout) ? 1 : 0;
 }

@@ -29,14 +29,14 @@ struct plugin {
 };
 extern const struct plugin plugin;
 
-__attribute__((format(printf, 1, 2), noreturn)) void refuse(const char *format, ...);
+__attribute__((format(printf, 1, 2), noreturn)) void cni_fail(const char *format, ...);
 
 /* As asprintf; the caller frees it. */
 __attribute__((format(printf, 1, 2))) char *text_of(const char *format, ...);
 
 /* A member of the configuration as text; ``otherwise`` if it has none. */
-char *setting(const struct call *call, const char *key, char *to, size_t size,
-	      const char *otherwise);
+char *conf_string(const struct call *call, const char *key, char *to, size_t size,
+		  const char *otherwise);
 
 int open_namespace(const struct call *call);
 
@@ -53,8 +53,8 @@ void leave(const struct visit *visit);
 /* Writes below /proc/sys/net; the path may name links. */
 __attribute__((format(printf, 2, 3))) void set_sysctl(const char *value, const char *format, ...);
 
-/* Refuses with the words, and errno or a negative errno, if a call has failed. */
-__attribute__((format(printf, 2, 3))) void must(int done, const char *format, ...);
+/* Fails with the words, and errno or a negative errno, if a call has failed. */
+__attribute__((format(printf, 2, 3))) void cni_check(int done, const char *format, ...);
 
 /* Ends the pod's end of a pair; that it is not there is no error, nor that its namespace is not. */
 void delete_interface(const struct call *call);

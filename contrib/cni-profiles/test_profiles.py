@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -47,7 +48,7 @@ def test_a_profile_answers_as_the_specification_says(binary: str) -> None:
     )  # fmt: skip
     assert invoke(binary, "ADD", json.dumps(CONF))[1]["code"] == 4
     assert invoke(binary, "PLUG", json.dumps(CONF), **CALL)[1]["code"] == 4
-    for text in ("", "{", "[]", '{"a": 1} x'):
+    for text in ("", "{", "[]", '{"a": 1} x', '{"a": 1-+e}', '{"a": 01}', '{"a": 1.}'):
         status, answer = invoke(binary, "ADD", text, **CALL)
         assert (status, answer["code"]) == (1, 6)
     status, answer = invoke(binary, "ADD", json.dumps({**CONF, "cniVersion": "9.0"}), **CALL)
@@ -58,6 +59,44 @@ def test_a_profile_answers_as_the_specification_says(binary: str) -> None:
     status, answer = invoke(binary, "ADD", json.dumps(CONF), **CALL)
     assert (status, answer["cniVersion"]) == (1, "1.0.0")
     assert answer["msg"]
+
+
+def test_an_escape_in_the_configuration_is_the_character_it_stands_for() -> None:
+    text = r'{"cniVersion": "1\u002e0.0", "name": "net", "type": "x"}'
+    status, answer = invoke("weave-profile", "CHECK", text, **CALL)
+    assert (status, answer["cniVersion"]) == (1, "1.0.0")
+    assert "/run/netns/none-such: No such file" in answer["msg"]
+
+
+WEAVER = """
+import http.server, subprocess, sys, threading
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+class Weaver(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(sys.argv[2])))
+        self.end_headers()
+        self.wfile.write(sys.argv[2].encode())
+    def log_message(self, *_):
+        pass
+server = http.server.HTTPServer(("127.0.0.1", 6784), Weaver)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+sys.exit(subprocess.run([sys.argv[1]], text=True, input=sys.argv[3]).returncode)
+"""
+
+
+@pytest.mark.parametrize("prefix", ["0", "33", "-1", "x"])
+def test_weaves_profile_takes_no_address_whose_prefix_cannot_be(prefix: str) -> None:
+    program = native("cnirun").parent / "profiles" / "weave-profile"
+    done = subprocess.run(
+        ["unshare", "-n", sys.executable, "-c", WEAVER, program, f"10.32.0.1/{prefix}",
+         json.dumps(CONF)],
+        capture_output=True, text=True, timeout=30,
+        env={**os.environ, "CNI_COMMAND": "ADD", "CNI_PATH": "/none", **CALL},
+    )  # fmt: skip
+    assert done.returncode == 1
+    answer = json.loads(done.stdout)
+    assert f"10.32.0.1 has the prefix {prefix}" in answer["msg"]
 
 
 def usable(network: str) -> None:

@@ -43,12 +43,12 @@ static void allocate(const struct call *call, struct pod *pod)
 	int status = ask(call, "POST", &answer);
 	char *slash = strchr(answer, '/');
 	if (status != 200 || !slash)
-		refuse("unable to allocate IP address: %d: %s", status, answer);
+		cni_fail("unable to allocate IP address: %d: %s", status, answer);
 	*slash = 0;
 	pod->address = address_of(answer);
 	int prefix = atoi(slash + 1);
 	if (prefix < 1 || prefix > 32)
-		refuse("unable to allocate IP address: %s has the prefix %s", answer, slash + 1);
+		cni_fail("unable to allocate IP address: %s has the prefix %s", answer, slash + 1);
 	pod->prefix = (uint8_t)prefix;
 	in_addr_t mask = htonl(~0u << (32 - prefix));
 	struct in_addr network = {pod->address.s_addr & mask};
@@ -62,14 +62,14 @@ static void allocate(const struct call *call, struct pod *pod)
 static void find_gateway(struct pod *pod)
 {
 	struct ifaddrs *all;
-	must(getifaddrs(&all), "list the host's addresses");
+	cni_check(getifaddrs(&all), "list the host's addresses");
 	for (struct ifaddrs *one = all; one; one = one->ifa_next)
 		if (one->ifa_addr && one->ifa_addr->sa_family == AF_INET &&
 		    !strcmp(one->ifa_name, BRIDGE))
 			pod->gateway = ((struct sockaddr_in *)one->ifa_addr)->sin_addr;
 	freeifaddrs(all);
 	if (!pod->gateway.s_addr)
-		refuse("the bridge %s has no address", BRIDGE);
+		cni_fail("the bridge %s has no address", BRIDGE);
 }
 
 static void check_free(const struct call *call)
@@ -77,7 +77,7 @@ static void check_free(const struct call *call)
 	struct visit visit = enter(call);
 	struct rtnl route RTNL_SCOPE = open_route();
 	if (!link_query(&route, call->interface))
-		refuse("%s is in %s already", call->interface, call->namespace);
+		cni_fail("%s is in %s already", call->interface, call->namespace);
 	leave(&visit);
 }
 
@@ -87,19 +87,21 @@ static void leave_checksums(const char *link)
 	struct ifreq asked = {.ifr_data = (void *)&value};
 	int fd FILE_SCOPE = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	snprintf(asked.ifr_name, IFNAMSIZ, "%s", link);
-	must(fd < 0 ? -1 : ioctl(fd, SIOCETHTOOL, &asked), "ask for the checksums of %s", link);
+	cni_check(fd < 0 ? -1 : ioctl(fd, SIOCETHTOOL, &asked), "ask for the checksums of %s",
+		  link);
 	value = (struct ethtool_value){.cmd = ETHTOOL_STXCSUM};
-	must(ioctl(fd, SIOCETHTOOL, &asked), "turn the checksums of %s off", link);
+	cni_check(ioctl(fd, SIOCETHTOOL, &asked), "turn the checksums of %s off", link);
 }
 
 static void make_pair(struct rtnl *route, const struct pod *pod)
 {
-	must(link_query(route, BRIDGE), "find the bridge %s", BRIDGE);
-	must(link_add_veth(route, pod->host, pod->guest), "make the pair %s", pod->host);
-	must(link_query(route, pod->host), "find %s", pod->host);
-	must(link_query(route, BRIDGE), "find the bridge %s", BRIDGE);
+	cni_check(link_query(route, BRIDGE), "find the bridge %s", BRIDGE);
+	cni_check(link_add_veth(route, pod->host, pod->guest), "make the pair %s", pod->host);
+	cni_check(link_query(route, pod->host), "find %s", pod->host);
+	cni_check(link_query(route, BRIDGE), "find the bridge %s", BRIDGE);
 	link_query(route, "datapath"); /* there is one where Open vSwitch forwards */
-	must(link_set_master(route, pod->host, link_index(BRIDGE)), "make %s a port", pod->host);
+	cni_check(link_set_master(route, pod->host, link_index(BRIDGE)), "make %s a port",
+		  pod->host);
 	set_sysctl("0", "ipv6/conf/%s/accept_ra", pod->host);
 	set_sysctl("0", "ipv6/conf/%s/accept_ra", pod->guest);
 	leave_checksums(pod->guest);
@@ -119,7 +121,7 @@ static void drop_multicast(const struct call *call)
 	iptables((char *[]){"--version", NULL});
 	if (!iptables((char *[]){"-t", "filter", "-A", "INPUT", "-i", (char *)call->interface, "-d",
 				 (char *)MULTICAST, "-j", "DROP", "--wait", NULL}))
-		refuse("iptables cannot drop multicast");
+		cni_fail("iptables cannot drop multicast");
 }
 
 static void accept_multicast(const struct call *call, const struct pod *pod)
@@ -136,15 +138,15 @@ static void accept_multicast(const struct call *call, const struct pod *pod)
 		return;
 	rule[2] = "-I";
 	if (!iptables(rule))
-		refuse("iptables cannot accept multicast");
+		cni_fail("iptables cannot accept multicast");
 }
 
 static void become_interface(const struct call *call, const struct pod *pod)
 {
 	struct visit visit = enter(call);
 	struct rtnl route RTNL_SCOPE = open_route();
-	must(link_query(&route, pod->guest), "find %s", pod->guest);
-	must(link_rename(&route, pod->guest, call->interface), "rename %s", pod->guest);
+	cni_check(link_query(&route, pod->guest), "find %s", pod->guest);
+	cni_check(link_rename(&route, pod->guest, call->interface), "rename %s", pod->guest);
 	set_sysctl("5", "ipv4/neigh/%s/base_reachable_time", call->interface);
 	set_sysctl("2", "ipv4/neigh/%s/delay_first_probe_time", call->interface);
 	set_sysctl("1", "ipv4/neigh/%s/ucast_solicit", call->interface);
@@ -165,7 +167,8 @@ static void announce(const struct call *call, const struct pod *pod)
 	};
 	int fd FILE_SCOPE = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(ETH_P_ARP));
 	snprintf(link.ifr_name, IFNAMSIZ, "%s", call->interface);
-	must(fd < 0 ? -1 : ioctl(fd, SIOCGIFHWADDR, &link), "read %s's address", call->interface);
+	cni_check(fd < 0 ? -1 : ioctl(fd, SIOCGIFHWADDR, &link), "read %s's address",
+		  call->interface);
 	memset(packet.ethernet.ether_dhost, 0xff, ETH_ALEN);
 	memset(packet.arp.arp_tha, 0xff, ETH_ALEN);
 	memcpy(packet.ethernet.ether_shost, link.ifr_hwaddr.sa_data, ETH_ALEN);
@@ -175,19 +178,20 @@ static void announce(const struct call *call, const struct pod *pod)
 	struct sockaddr_ll to = {.sll_family = AF_PACKET,
 				 .sll_protocol = htons(ETH_P_ARP),
 				 .sll_ifindex = (int)if_nametoindex(call->interface)};
-	must(sendto(fd, &packet, sizeof packet, 0, (struct sockaddr *)&to, sizeof to) < 0 ? -1 : 0,
-	     "announce the address");
+	cni_check(sendto(fd, &packet, sizeof packet, 0, (struct sockaddr *)&to, sizeof to) < 0 ? -1
+											       : 0,
+		  "announce the address");
 }
 
 static void configure(const struct call *call, const struct pod *pod)
 {
 	struct visit visit = enter(call);
 	struct rtnl route RTNL_SCOPE = open_route();
-	must(link_query(&route, call->interface), "find %s", call->interface);
-	must(link_add_address(&route, call->interface, pod->address, pod->prefix),
-	     "give %s its address", call->interface);
+	cni_check(link_query(&route, call->interface), "find %s", call->interface);
+	cni_check(link_add_address(&route, call->interface, pod->address, pod->prefix),
+		  "give %s its address", call->interface);
 	accept_multicast(call, pod);
-	must(link_up(&route, call->interface), "bring %s up", call->interface);
+	cni_check(link_up(&route, call->interface), "bring %s up", call->interface);
 	nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 	announce(call, pod);
 	leave(&visit);
@@ -197,9 +201,9 @@ static void add_route(const struct call *call, const struct pod *pod)
 {
 	struct visit visit = enter(call);
 	struct rtnl route RTNL_SCOPE = open_route();
-	must(link_query(&route, call->interface), "find %s", call->interface);
-	must(rtnl_route_default(&route, link_index(call->interface), pod->gateway),
-	     "add the default route");
+	cni_check(link_query(&route, call->interface), "find %s", call->interface);
+	cni_check(rtnl_route_default(&route, link_index(call->interface), pod->gateway),
+		  "add the default route");
 	leave(&visit);
 }
 
@@ -209,21 +213,21 @@ static void add(const struct call *call)
 	struct pod pod = {0};
 	struct rtnl route RTNL_SCOPE = open_route();
 	if (!freopen("/dev/null", "w", stderr)) /* iptables says there what it does not find */
-		refuse("cannot open /dev/null");
+		cni_fail("cannot open /dev/null");
 	snprintf(pod.host, sizeof pod.host, "vethwepl%.7s", call->container);
 	snprintf(pod.guest, sizeof pod.guest, "vethwepg%.7s", call->container);
 	allocate(call, &pod);
-	must(link_query(&route, BRIDGE), "find the bridge %s", BRIDGE);
+	cni_check(link_query(&route, BRIDGE), "find the bridge %s", BRIDGE);
 	find_gateway(&pod);
 	check_free(call);
 	make_pair(&route, &pod);
 	int namespace FILE_SCOPE = open_namespace(call);
-	must(link_query(&route, pod.guest), "find %s", pod.guest);
-	must(link_move(&route, pod.guest, namespace), "move %s", pod.guest);
+	cni_check(link_query(&route, pod.guest), "find %s", pod.guest);
+	cni_check(link_move(&route, pod.guest, namespace), "move %s", pod.guest);
 	become_interface(call, &pod);
-	must(link_up(&route, pod.host), "bring %s up", pod.host);
-	if (!strcmp(setting(call, "hairpinMode", hairpin, sizeof hairpin, "true"), "true"))
-		must(link_set_hairpin(&route, pod.host), "set hairpin mode of %s", pod.host);
+	cni_check(link_up(&route, pod.host), "bring %s up", pod.host);
+	if (!strcmp(conf_string(call, "hairpinMode", hairpin, sizeof hairpin, "true"), "true"))
+		cni_check(link_set_hairpin(&route, pod.host), "set hairpin mode of %s", pod.host);
 	configure(call, &pod);
 	add_route(call, &pod);
 	inet_ntop(AF_INET, &pod.gateway, gateway, sizeof gateway);
@@ -236,7 +240,7 @@ static void del(const struct call *call)
 	delete_interface(call);
 	int status = ask(call, "DELETE", &answer);
 	if (status != 204 && status != 200 && !strstr(answer, "no addresses for"))
-		refuse("unable to release IP address: %d: %s", status, answer);
+		cni_fail("unable to release IP address: %d: %s", status, answer);
 }
 
 const struct plugin plugin = {add, del};

@@ -13,6 +13,9 @@
  *   firstlight_gateway=A         of the default route
  *   firstlight_packet=1          the payload sends its first packet to the gateway
  *   firstlight_least=TICKS       initcalls that took less are not told
+ *
+ * It is C because it is all that the initramfs holds, and part of the boot that is measured. As the
+ * guest's first process it has nobody to return an error to: what fails is printed, and it reboots.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -43,7 +46,7 @@ static struct {
 } steps[STEPS];
 static int step_count;
 
-__attribute__((format(printf, 2, 3))) static void say(int fd, const char *format, ...)
+__attribute__((format(printf, 2, 3))) static void print_to(int fd, const char *format, ...)
 {
 	char line[1200];
 	va_list args;
@@ -60,18 +63,18 @@ __attribute__((format(printf, 2, 3))) static void say(int fd, const char *format
 	}
 }
 
-_Noreturn static void fail(const char *step, const char *object)
+_Noreturn static void give_up(const char *step, const char *object)
 {
-	say(serial, "firstlight error %s %s: %s\n", step, object, strerror(errno));
+	print_to(serial, "firstlight error %s %s: %s\n", step, object, strerror(errno));
 	tcdrain(serial);
 	reboot(RB_AUTOBOOT);
 	_exit(1);
 }
 
-static void must(int result, const char *step, const char *object)
+static void check(int result, const char *step, const char *object)
 {
 	if (result < 0)
-		fail(step, object);
+		give_up(step, object);
 }
 
 static void begin(const char *what, const char *name)
@@ -92,9 +95,9 @@ static void load(const char *path)
 	const char *slash = strrchr(path, '/');
 	begin("module ", slash ? slash + 1 : path);
 	int file = open(path, O_RDONLY | O_CLOEXEC);
-	must(file, "open", path);
+	check(file, "open", path);
 	if (syscall(SYS_finit_module, file, "", 0) < 0 && errno != EEXIST)
-		fail("load", path);
+		give_up("load", path);
 	close(file);
 	end();
 }
@@ -103,7 +106,7 @@ static void load_modules(void)
 {
 	FILE *list = fopen("/modules", "re");
 	if (!list)
-		fail("open", "/modules");
+		give_up("open", "/modules");
 	char path[256];
 	while (fgets(path, sizeof(path), list)) {
 		path[strcspn(path, "\n")] = 0;
@@ -125,7 +128,7 @@ static struct sockaddr ipv4(in_addr_t address)
 static int network(char *address, const char *gateway)
 {
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	must(fd, "make", "a socket");
+	check(fd, "make", "a socket");
 	struct ifreq link = {.ifr_name = "eth0"};
 	char *prefix = strchr(address, '/');
 	if (!prefix || ioctl(fd, SIOCGIFFLAGS, &link) < 0) {
@@ -135,16 +138,16 @@ static int network(char *address, const char *gateway)
 	*prefix++ = 0;
 	begin("network", "");
 	link.ifr_addr = ipv4(inet_addr(address));
-	must(ioctl(fd, SIOCSIFADDR, &link), "address eth0 as", address);
+	check(ioctl(fd, SIOCSIFADDR, &link), "address eth0 as", address);
 	link.ifr_netmask = ipv4(htonl(~(in_addr_t)0 << (32 - atoi(prefix))));
-	must(ioctl(fd, SIOCSIFNETMASK, &link), "set the prefix of eth0 to", prefix);
+	check(ioctl(fd, SIOCSIFNETMASK, &link), "set the prefix of eth0 to", prefix);
 	link.ifr_flags = IFF_UP;
-	must(ioctl(fd, SIOCSIFFLAGS, &link), "bring up", "eth0");
+	check(ioctl(fd, SIOCSIFFLAGS, &link), "bring up", "eth0");
 	struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY,
 				.rt_dst = ipv4(INADDR_ANY),
 				.rt_genmask = ipv4(INADDR_ANY),
 				.rt_gateway = ipv4(inet_addr(gateway))};
-	must(ioctl(fd, SIOCADDRT, &route), "add the route by", gateway);
+	check(ioctl(fd, SIOCADDRT, &route), "add the route by", gateway);
 	end();
 	close(fd);
 	return 1;
@@ -159,11 +162,11 @@ static void mount_root(char *type)
 		flags = 0;
 	}
 	begin("mount ", type);
-	must(mount("/dev/vda", "/root", type, flags, NULL), "mount /dev/vda as", type);
+	check(mount("/dev/vda", "/root", type, flags, NULL), "mount /dev/vda as", type);
 	end();
-	must(chdir("/root"), "enter", "the root");
-	must(mount(".", "/", NULL, MS_MOVE, NULL), "move", "the root");
-	must(chroot("."), "change to", "the root");
+	check(chdir("/root"), "enter", "the root");
+	check(mount(".", "/", NULL, MS_MOVE, NULL), "move", "the root");
+	check(chroot("."), "change to", "the root");
 }
 
 static void run_payload(char *packet_to)
@@ -172,17 +175,17 @@ static void run_payload(char *packet_to)
 	char *environment[] = {NULL};
 	begin("exec", "");
 	pid_t pid = vfork();
-	must(pid, "start", "the payload");
+	check(pid, "start", "the payload");
 	if (pid == 0) {
 		if (dup2(nothing, STDIN_FILENO) >= 0 && dup2(serial, STDOUT_FILENO) >= 0)
 			execve("/payload", packet_to ? ready : once, environment);
 		_exit(127);
 	}
 	int status;
-	must(waitpid(pid, &status, 0), "wait for", "the payload");
+	check(waitpid(pid, &status, 0), "wait for", "the payload");
 	if (status) {
 		errno = ENOEXEC;
-		fail("run", "the payload");
+		give_up("run", "the payload");
 	}
 	tcdrain(serial);
 	end();
@@ -199,14 +202,14 @@ static void wait_to_be_asked(void)
 static void anchor(void)
 {
 	for (int i = 0; i < ANCHORS; i++) {
-		say(kmsg, "<1>firstlight now %llu\n", __rdtsc());
-		say(serial, "firstlight now %llu\n", __rdtsc());
+		print_to(kmsg, "<1>firstlight now %llu\n", __rdtsc());
+		print_to(serial, "firstlight now %llu\n", __rdtsc());
 		tcdrain(serial);
 	}
 	struct timespec now;
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	say(serial, "firstlight clocks %llu %lld\n", __rdtsc(),
-	    now.tv_sec * 1000000000LL + now.tv_nsec);
+	print_to(serial, "firstlight clocks %llu %lld\n", __rdtsc(),
+		 now.tv_sec * 1000000000LL + now.tv_nsec);
 }
 
 /* The record "Console: ...", with the log's time in us: the tracer has it too, in ticks. */
@@ -221,7 +224,7 @@ static void print_log_time(int log)
 		if (!message || strncmp(message + 1, "Console: ", 9))
 			continue;
 		if (sscanf(text, "%*u,%*u,%llu", &us) == 1)
-			say(serial, "firstlight log %llu %s", us, message + 1);
+			print_to(serial, "firstlight log %llu %s", us, message + 1);
 		break;
 	}
 }
@@ -248,7 +251,8 @@ static void print_initcalls(FILE *trace, unsigned long long least)
 	while (fgets(line, sizeof(line), trace)) {
 		const char *event, *console = strstr(line, ": console: Console: ");
 		if (console)
-			say(serial, "firstlight trace %llu Console\n", ticks_before(line, console));
+			print_to(serial, "firstlight trace %llu Console\n",
+				 ticks_before(line, console));
 		if ((event = strstr(line, start))) {
 			open[next].ticks = ticks_before(line, event);
 			event += strlen(start);
@@ -264,9 +268,9 @@ static void print_initcalls(FILE *trace, unsigned long long least)
 				    !strncmp(open[i].name, event, length)) {
 					if (ticks - open[i].ticks >= least ||
 					    strstr(open[i].name, "virtio"))
-						say(serial,
-						    "firstlight step %llu %llu initcall %s\n",
-						    open[i].ticks, ticks, open[i].name);
+						print_to(serial,
+							 "firstlight step %llu %llu initcall %s\n",
+							 open[i].ticks, ticks, open[i].name);
 					open[i].name[0] = 0;
 				}
 		}
@@ -289,12 +293,12 @@ static void print_trace(void)
 int main(void)
 {
 	unsigned long long started = __rdtsc();
-	must(mount("devtmpfs", "/dev", "devtmpfs", 0, NULL), "mount", "devtmpfs");
+	check(mount("devtmpfs", "/dev", "devtmpfs", 0, NULL), "mount", "devtmpfs");
 	serial = open("/dev/ttyS0", O_RDWR | O_NOCTTY | O_CLOEXEC);
 	kmsg = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
 	int log = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
-	must(nothing, "open", "/dev/null");
+	check(nothing, "open", "/dev/null");
 	load_modules();
 	char *address = getenv("firstlight_address"), *gateway = getenv("firstlight_gateway");
 	int reachable = address && gateway && network(address, gateway);
@@ -304,13 +308,13 @@ int main(void)
 	run_payload(reachable && getenv("firstlight_packet") ? gateway : NULL);
 	wait_to_be_asked();
 	anchor();
-	say(serial, "firstlight init %llu\n", started);
+	print_to(serial, "firstlight init %llu\n", started);
 	for (int i = 0; i < step_count; i++)
-		say(serial, "firstlight step %llu %llu %s\n", steps[i].begin, steps[i].end,
-		    steps[i].name);
+		print_to(serial, "firstlight step %llu %llu %s\n", steps[i].begin, steps[i].end,
+			 steps[i].name);
 	print_trace();
 	print_log_time(log);
-	say(serial, "firstlight log ends\n");
+	print_to(serial, "firstlight log ends\n");
 	for (;;)
 		pause();
 }
