@@ -19,9 +19,10 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # A version manager's shim would add 250 ms per start: prefer the system's interpreter.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.1[1-9] /usr/bin/python3) python3)
 BIN := .venv/bin
+PYTHON_HEADERS = -I$(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 NATIVE := $(shell find native contrib conf meson.build -type f)
 C_FILES := $(shell find native/common native/trace native/lab native/cni contrib -name '*.[ch]') \
-  $(wildcard native/agile/wasm*.[ch])
+  $(wildcard native/agile/wasm*.[ch] native/agile/place.[ch]) native/agile/inside.c
 SOURCES := $(shell find src -name '*.py' -o -name '*.j2' -o -name '*.css' -o -name '*.js')
 
 setup: .venv/packages .venv/etcd .venv/linux .venv/installed
@@ -85,7 +86,7 @@ lint: setup
 	shellcheck .ci/run mk/*.sh examples/*.sh
 	clang-format --dry-run --Werror $(C_FILES)
 	clang-tidy --quiet $(filter-out %.h %.bpf.c contrib/probe-guest/%,$(C_FILES)) -- \
-	  -std=gnu11 -D_GNU_SOURCE -Inative -Isubprojects/cjson 2> /dev/null
+	  -std=gnu11 -D_GNU_SOURCE -Inative -Isubprojects/cjson $(PYTHON_HEADERS) 2> /dev/null
 
 format: setup
 	$(BIN)/ruff check --fix --quiet .

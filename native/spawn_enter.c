@@ -78,12 +78,24 @@ static int write_file(int directory, const char *name, const char *text)
 	return written == (ssize_t)strlen(text) ? 0 : -1;
 }
 
+static int set_capabilities(uint64_t keep)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[2] = {
+		{.effective = (uint32_t)keep, .permitted = (uint32_t)keep},
+		{.effective = (uint32_t)(keep >> 32), .permitted = (uint32_t)(keep >> 32)},
+	};
+	return (int)syscall(SYS_capset, &header, data);
+}
+
 /* One identity is mapped: the instance's own, to root for a zygote and to itself otherwise. */
 static int enter_user_namespace(const struct sandbox *sandbox, int self)
 {
 	char map[64];
 	bool zygote = sandbox->flags & SANDBOX_ZYGOTE;
-	if (prctl(PR_SET_DUMPABLE, 1) || unshare(CLONE_NEWUSER) ||
+	/* Some hosts let nobody make one who has no privilege. */
+	if (prctl(PR_SET_DUMPABLE, 1) || set_capabilities(1ULL << CAP_SYS_ADMIN) ||
+	    unshare(CLONE_NEWUSER) ||
 	    write_file(self, "setgroups", "deny"))
 		return -1;
 	snprintf(map, sizeof map, "%u %u 1", zygote ? 0 : sandbox->uid, sandbox->uid);
@@ -98,6 +110,8 @@ static int enter_user_namespace(const struct sandbox *sandbox, int self)
 
 static int become_user(const struct sandbox *sandbox, int self)
 {
+	if (sandbox->flags & SANDBOX_USER_NAMESPACE && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
+		return -1;
 	if (setgroups(0, NULL) || setresgid(sandbox->gid, sandbox->gid, sandbox->gid) ||
 	    setresuid(sandbox->uid, sandbox->uid, sandbox->uid))
 		return -1;
@@ -117,21 +131,11 @@ static int drop_bounding(uint64_t keep)
 	return 0;
 }
 
-static int set_capabilities(uint64_t keep)
-{
-	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-	struct __user_cap_data_struct data[2] = {
-		{.effective = (uint32_t)keep, .permitted = (uint32_t)keep},
-		{.effective = (uint32_t)(keep >> 32), .permitted = (uint32_t)(keep >> 32)},
-	};
-	return (int)syscall(SYS_capset, &header, data);
-}
-
 static int drop_capabilities(const struct sandbox *sandbox)
 {
-	/* To enter namespaces, and to drop the bounding set of its forks. */
+	/* To enter namespaces, that of mounts by a change of root, and for its forks to drop these. */
 	uint64_t keep = sandbox->flags & SANDBOX_ZYGOTE
-		? 1ULL << CAP_SYS_ADMIN | 1ULL << CAP_SETPCAP : 0;
+		? 1ULL << CAP_SYS_ADMIN | 1ULL << CAP_SYS_CHROOT | 1ULL << CAP_SETPCAP : 0;
 	/* A new user namespace came with all of them. */
 	if (sandbox->flags & SANDBOX_USER_NAMESPACE && drop_bounding(keep))
 		return -1;

@@ -155,9 +155,19 @@ class Cgroups:
             os.close(descriptor)
         self._busy.extend(path for path in cgroup.paths if not _removed(path))
 
+    def processes(self, cgroup: Cgroup) -> set[int]:
+        """The pids of its processes. Raises OSError."""
+        return set(map(int, (cgroup.memory / "cgroup.procs").read_text().split()))
+
+    def move(self, pid: int, cgroup: Cgroup) -> None:
+        """Move a process in. It may wait for a grace period of 10 ms. Raises OSError."""
+        for path in cgroup.paths:
+            (path / ("cgroup.procs" if self.unified else "tasks")).write_text(str(pid))
+
     def kill_now(self, cgroup: Cgroup) -> bool:
-        """Kill its processes; returns whether there were any."""
-        return _kill(cgroup.memory)
+        """Kill its processes, in any hierarchy; returns whether there were any."""
+        killed = [_kill(path) for path in cgroup.paths]
+        return any(killed)
 
     async def kill(self, cgroup: Cgroup) -> None:
         """Kill its processes and wait until it is empty. Raises Failed after 10 s."""

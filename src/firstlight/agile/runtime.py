@@ -22,6 +22,7 @@ from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import Config, PoolSize
 from firstlight.agile.function import Counts, Ended, Function, Listed, Result
 from firstlight.agile.instance import Instance, Sandbox
+from firstlight.agile.interpreter import INTERPRETER, ZYGOTE_CALLS
 from firstlight.agile.journal import Journal
 from firstlight.agile.network import Network, Networks
 from firstlight.agile.once import Once
@@ -31,7 +32,7 @@ from firstlight.agile.resident import Resident
 from firstlight.agile.spawner import Spawner
 from firstlight.agile.wasm import Wasm
 from firstlight.agile.wire import Flag
-from firstlight.agile.zygote import INTERPRETER, ZYGOTE_CALLS, Node, Zygote
+from firstlight.agile.zygote import Node, Zygote
 from firstlight.errors import Failed, Unsupported
 
 _USUAL_PROFILE = 0

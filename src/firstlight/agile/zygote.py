@@ -1,53 +1,38 @@
 """Python functions: a warm interpreter with the handler imported, which forks for each request.
 
 Zygote and forks run inside the function's root file system (``zygote_main.py`` is what they
-execute). A fork that waits for its event is the deepest level of preparation; one is made on
-request where none does.
+execute). A fork is born in a *place*, a sandbox with a PID 1 of ours, and in its cgroup: the zygote
+is moved there beforehand, from outside. It gets its event when ``verify.py`` has found it confined.
+A fork that waits for its event is the deepest level of preparation; one is made on request where
+none does.
 """
 
 import asyncio
 import json
+import logging
 import os
-import socket
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
-from firstlight.agile import seccomp, wire
+from firstlight.agile import interpreter
 from firstlight.agile.cgroups import Cgroup, Cgroups
 from firstlight.agile.config import Config
+from firstlight.agile.fork import Fork, Said
 from firstlight.agile.function import Function, Result
+from firstlight.agile.interpreter import Interpreter
 from firstlight.agile.network import Network, Networks
-from firstlight.agile.output import Output, pipes
+from firstlight.agile.place import Place
 from firstlight.agile.pool import Pool, Traffic
-from firstlight.agile.spawner import Child, Spawner
-from firstlight.agile.wire import Flag
+from firstlight.agile.spawner import Spawner
 from firstlight.errors import Failed
 
-ZYGOTE_PROFILE = 1
-ZYGOTE_CALLS = ("clone", "mount", "setns", "sethostname", "umount2", "unshare")
-INTERPRETER = "/usr/bin/python3"
-_ANSWER_MOST = 8 << 20
-_OUTPUT_MOST = 1 << 16
-_MASKED = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/interrupts",
-           "/proc/acpi", "/proc/scsi", "/proc/asound")  # fmt: skip
-
-
-class _Said(Struct, frozen=True):
-    """A line of a fork: it waits, its handler returned or raised, or it is no sandbox."""
-
-    ready: int | None = None
-    began: int | None = None
-    result: Any = None
-    raised: str | None = None
-    failed: str = "it did not say why"
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -62,294 +47,320 @@ class Node:
     take_cgroup: Callable[[], Awaitable[Cgroup]]
 
 
-@dataclass(eq=False)
-class Fork:
-    """One fork of the zygote, with its parts. ``lines`` and ``writer`` are its event socket."""
-
-    lines: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    outputs: list[Output]
-    network: Network
-    cgroup: Cgroup
-    generation: int
-
-
 class Zygote:
     """The zygote of one function, and its forks."""
 
     def __init__(self, node: Node, function: Function, template: int) -> None:
         self.function = function
         self._node, self._template = node, template
-        self._used: deque[Network] = deque()
-        self._child: Child | None = None
-        self._control: socket.socket | None = None
-        self._cgroup: Cgroup | None = None
-        self._owner = -1
-        self._starting = asyncio.Lock()
+        self._networks: deque[Network] = deque()  # used, and as new
+        self._cgroups: deque[Cgroup] = deque()  # used, and empty
+        self._up: Interpreter | None = None
+        self._starting, self._forking = asyncio.Lock(), asyncio.Lock()
+        self._generation = 0
+        self._closing = False
+        self._next: asyncio.Task[Fork] | None = None
+        self._standing: Place | None = None  # in its cgroup the zygote is
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.forks: Pool[Fork] = Pool(
             f"fork {function.handler}", node.config.pools.sandbox,
             self._ready_fork, self._discard, node.traffic,
         )  # fmt: skip
-        self._generation = 0
-        self._networks: Pool[tuple[int, Network]] = Pool(
-            f"network of {function.handler}", node.config.pools.network,
-            self._make_network, lambda made: node.networks.discard(made[1]), node.traffic,
+        self._places: Pool[Place] = Pool(
+            f"place of {function.handler}", node.config.pools.network,
+            self._make_place, self._give_back, node.traffic,
         )  # fmt: skip
-        self._request = json.dumps({
-            "masked": _MASKED, "files": function.files,
-            "tmpfs": f"size={function.scratch},nr_inodes=65536,mode=1777",
-        }).encode()  # fmt: skip
+        self._request = json.dumps(
+            {"files": function.files, "directory": function.directory}
+        ).encode()
 
     @property
     def pools(self) -> list[Pool[Any]]:
         """Its own pools."""
-        return [self.forks, self._networks]
+        return [self.forks, self._places]
 
     @property
     def pid(self) -> int:
         """The zygote's process, or -1."""
-        return self._child.pid if self._child else -1
+        return self._up.pid if self._up else -1
 
     async def prepare(self, forks: int) -> None:
-        """Make the networks of forks, and that many forks that wait. Raises Failed."""
-        await self._networks.warm()
+        """Make the places of forks, and that many forks that wait. Raises Failed."""
+        await self._places.warm()
         await self.forks.warm(forks)
 
     async def invoke(self, event: object, requested: int) -> Result:
         """Run the handler on one event in an instance of its own. Raises Failed."""
+        handler, seconds = self.function.handler, self.function.timeout
+        try:
+            line = msgspec.json.encode(event) + b"\n"
+        except (UnicodeEncodeError, TypeError, RecursionError) as error:
+            raise Failed(f"the event of {handler} is not JSON: {error}") from error
         with self._node.traffic:
             fork, warm = await self._taken()
         try:
-            answer, texts = await asyncio.wait_for(self._ask(fork, event), self.function.timeout)
+            said, texts = await asyncio.wait_for(fork.ask(line), seconds)
         except TimeoutError:
-            raise Failed(
-                f"{self.function.handler} did not answer in {self.function.timeout} s"
-            ) from None
+            raise Failed(f"{handler} did not answer in {seconds} s",
+                         "give the function a longer timeout") from None  # fmt: skip
+        except Failed:
+            if self._node.cgroups.ran_out_of_memory(fork.place.cgroup):
+                raise Failed(f"{handler} was killed for memory",
+                             f"its limit is {self.function.memory} bytes") from None  # fmt: skip
+            raise
         finally:
-            await self._end(fork)
-        if answer.raised is not None:
-            raise Failed(f"{self.function.handler} raised: {answer.raised.rstrip()}")
-        if answer.began is None:
-            raise Failed(f"{self.function.handler} failed: {answer.failed}")
+            self._discard(fork)
+        value = self._value(said)
+        stdout, stderr = (text.decode(errors="replace") for text in texts)
         return Result(
-            value=msgspec.Raw(msgspec.json.encode(answer.result)), requested=requested,
-            began=answer.began, finished=time.monotonic_ns(), warm=warm,
-            stdout=texts[0], stderr=texts[1],
+            value=value, requested=requested, began=said.began or 0,
+            finished=time.monotonic_ns(), warm=warm, stdout=stdout, stderr=stderr,
         )  # fmt: skip
+
+    def _value(self, said: Said) -> msgspec.Raw:
+        """What the handler returned. Raises Failed."""
+        handler = self.function.handler
+        if said.raised is not None:
+            raise Failed(f"{handler} raised: {said.raised.rstrip()}")
+        if said.exited is not None:
+            raise Failed(f"{handler} called sys.exit({said.exited})", "return the answer instead")
+        if said.unfit is not None:
+            raise Failed(f"{handler} returned what is not JSON: {said.unfit}",
+                         "return None, booleans, finite numbers, text, lists, dicts")  # fmt: skip
+        if said.began is None:
+            raise Failed(f"{handler} failed: {said.failed}")
+        try:
+            return msgspec.Raw(msgspec.json.encode(said.result))
+        except (UnicodeEncodeError, RecursionError) as error:
+            raise Failed(f"{handler} returned what is not JSON: {error}",
+                         "return text that UTF-8 can hold") from None  # fmt: skip
 
     async def _taken(self) -> tuple[Fork, bool]:
         """A fork, and whether it was waiting."""
-        if self._child and self._child.ended.done():
-            self._generation += 1
-        while (fork := self.forks.take_ready()) and fork.generation != self._generation:
+        while fork := self.forks.take_ready():
+            if fork.place.is_alive and self._is_up():
+                return fork, True
             self._discard(fork)  # it ended with its zygote
-        return (fork, True) if fork else (await self._ready_fork(), False)
+        return await self._ready_fork(), False
+
+    def _is_up(self) -> bool:
+        return self._up is not None and self._up.is_up
 
     async def start(self) -> None:
-        """Have the zygote up: return when the handler is imported. Raises Failed."""
+        """Have the zygote up: return when the handler is imported. Raises Failed, Unsupported."""
         async with self._starting:
-            if not self._child or self._child.ended.done():
-                await self._start()
+            if self._closing:
+                raise Failed("the runtime is stopping")
+            if not self._is_up():
+                await self._forget()
+                self._up = await self._started()
+                self._up.child.ended.add_done_callback(lambda _: self._stands_in(None))
+                self._generation += 1
 
-    async def _start(self) -> None:
-        self._forget()
-        node, function = self._node, self.function
-        code = files("firstlight.agile").joinpath("zygote_main.py").read_text()
-        self._cgroup = await node.take_cgroup()
-        with ExitStack() as passed, ExitStack() as failed:
+    async def _started(self) -> Interpreter:
+        interpreter.check_host()
+        node = self._node
+        cgroup = await node.take_cgroup()
+        try:
             alone = await node.networks.make("none")
-            passed.callback(os.close, alone.descriptor)
-            outputs, streams = pipes()
-            for output in outputs:
-                passed.callback(output.close)
-            for descriptor in streams:
-                passed.callback(os.close, descriptor)
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            passed.callback(theirs.close)
-            failed.callback(ours.close)
-            ours.setblocking(False)
-            flags = Flag.USER_NAMESPACE | Flag.ZYGOTE
-            flags |= Flag.CLONE_INTO if node.cgroups.unified else Flag(0)
-            child = node.spawner().spawn(
-                wire.sandbox(
-                    flags, ZYGOTE_PROFILE, function.uid, function.gid, 4096,
-                    f"size={function.scratch},nr_inodes=65536,mode=1777", "zygote",
-                ),
-                [self._template, alone.descriptor, *self._cgroup.descriptors],
-            )  # fmt: skip
-            failed.callback(child.kill)
-            command = (INTERPRETER, "-c", code, function.handler)
-            env = {"PYTHONDONTWRITEBYTECODE": "1", **function.env}
-            child.wake(
-                wire.start(command, env, function.directory),
-                [theirs.fileno(), streams[1], streams[2]],
-            )
-            await child.runs
-            await child.made
-            self._owner = os.open(f"/proc/{child.pid}/ns/user", os.O_RDONLY)
-            await self._imported(ours, outputs[1])
-            self._child, self._control = child, ours
-            failed.pop_all()
-
-    async def _imported(self, control: socket.socket, err: Output) -> None:
-        loop = asyncio.get_running_loop()
-        await loop.sock_sendall(control, seccomp.program())
-        try:
-            message = await asyncio.wait_for(
-                loop.sock_recv(control, 1 << 16), self.function.timeout
-            )
-        except TimeoutError:
-            raise Failed(
-                f"importing {self.function.handler} took over {self.function.timeout} s"
-            ) from None
-        answer = json.loads(message) if message else {"failed": (await err.all()).decode()}
-        if "imported" not in answer:
-            raise Failed(f"cannot import {self.function.handler}: {answer['failed'].rstrip()}")
-
-    async def _make_network(self) -> tuple[int, Network]:
-        await self.start()
-        generation = self._generation
-        reach = self.function.network
-        return generation, await self._node.networks.make(reach, self._owner)
-
-    async def _network(self) -> Network:
-        """One that this zygote's user namespace owns, and not that of one before it."""
-        if self._used:
-            return self._used.popleft()
-        while True:
-            (generation, network), _ = await self._networks.take()
-            if generation == self._generation:
-                return network
-            self._node.networks.discard(network)
-
-    async def _ready_fork(self) -> Fork:
-        await self.start()
-        generation = self._generation
-        with ExitStack() as passed, ExitStack() as failed:
-            network = await self._network()
-            failed.callback(self._node.networks.discard, network)
-            cgroup = await self._node.take_cgroup()
-            failed.callback(self._node.cgroups.remove, cgroup)
-            outputs, streams = pipes()
-            for output in outputs:
-                failed.callback(output.close)
-            for descriptor in streams:
-                passed.callback(os.close, descriptor)
-            ours, theirs = socket.socketpair()
-            passed.callback(theirs.close)
-            failed.callback(ours.close)
-            ours.setblocking(False)
-            doors = passed.enter_context(self._node.cgroups.doors(cgroup))
-            await self._send_fork(
-                [theirs.fileno(), streams[1], streams[2], network.descriptor, *doors]
-            )
-            lines, writer = await asyncio.open_connection(sock=ours, limit=_ANSWER_MOST)
-            failed.pop_all()
-        fork = Fork(lines, writer, outputs, network, cgroup, generation)
-        try:
-            said = await asyncio.wait_for(self._line(fork), self.function.timeout)
-            if said.ready is None:
-                raise Failed(f"cannot fork {self.function.handler}: {said.failed}")
-        except TimeoutError:
-            self._discard(fork)
-            raise Failed(
-                f"a fork of {self.function.handler} was not ready in {self.function.timeout} s"
-            ) from None
+            try:
+                up = Interpreter(
+                    self.function, node.cgroups, cgroup, node.spawner(), self._template,
+                    alone.descriptor,
+                )  # fmt: skip
+            finally:
+                os.close(alone.descriptor)
+            try:
+                await up.imported()
+            except BaseException:
+                up.close()
+                raise
         except BaseException:
-            self._discard(fork)
+            self._task(self._emptied(cgroup))
+            raise
+        return up
+
+    async def _make_place(self) -> Place:
+        """A place below the zygote that is up. Raises Failed."""
+        await self.start()
+        assert self._up is not None
+        up, generation, node = self._up, self._generation, self._node
+        if self._networks:
+            network = self._networks.popleft()
+        else:
+            network = await node.networks.make(self.function.network, up.owner)
+        try:
+            cgroup = self._cgroups.popleft() if self._cgroups else await node.take_cgroup()
+            try:
+                return await up.placer.make(node.cgroups, network, cgroup, generation)
+            except BaseException:
+                self._task(self._emptied(cgroup))
+                raise
+        except BaseException:
+            node.networks.discard(network)
+            raise
+
+    async def _armed(self) -> Fork:
+        """All of a fork but its process: the zygote is in its cgroup, and has what it needs."""
+        up, place = self._up, await self._next_place()
+        assert up is not None
+        place.left.clear()
+        try:
+            await asyncio.to_thread(self._node.cgroups.move, up.pid, place.cgroup)
+            self._stands_in(place)
+            function = self.function
+            expected = place.expected(function.uid, function.gid, up.filters + 1)
+            fork = Fork(function.handler, place, expected)
+            try:
+                await fork.listen()
+                await up.send(self._request, fork.given)
+                fork.hand_over()
+            except BaseException:
+                fork.close()
+                raise
+        except BaseException as error:
+            up.kill()  # nobody knows where it is
+            place.left.set()
+            self._give_back(place)
+            if isinstance(error, OSError):
+                text = f"the zygote of {self.function.handler} is gone: {error.strerror}"
+                raise Failed(text, "try again") from error
             raise
         return fork
 
-    async def _send_fork(self, descriptors: list[int]) -> None:
+    async def _next_place(self) -> Place:
         while True:
             try:
-                if self._control is None:
-                    raise ConnectionError("it has ended meanwhile")
-                self._control.sendmsg([self._request], wire.rights(descriptors))
-            except BlockingIOError:
-                await asyncio.sleep(0.001)  # a burst: the zygote has as many requests as fit
-                continue
-            except OSError as error:
-                raise Failed(f"the zygote of {self.function.handler} is gone") from error
-            return
+                place, _ = await self._places.take()
+            except BaseException:
+                if self._up:  # what it stands in may be all that there is to make one of
+                    with suppress(OSError):
+                        self._node.cgroups.move(self._up.pid, self._up.cgroup)
+                        self._stands_in(None)
+                raise
+            if self._is_current(place) and place.is_alive:
+                return place
+            self._give_back(place)
 
-    async def _ask(self, fork: Fork, event: object) -> tuple[_Said, list[str]]:
-        texts = [asyncio.ensure_future(output.all(_OUTPUT_MOST)) for output in fork.outputs]
-        try:
-            fork.writer.write(msgspec.json.encode(event) + b"\n")
-            answer = await self._line(fork)
-            said = await asyncio.gather(*texts)
-        finally:
-            for text in texts:
-                text.cancel()
-        return answer, [one.decode(errors="replace") for one in said]
+    def _stands_in(self, place: Place | None) -> None:
+        before, self._standing = self._standing, place
+        if before:
+            before.left.set()
 
-    async def _line(self, fork: Fork) -> _Said:
-        try:
-            line = await fork.lines.readline()
-        except ValueError:
-            raise Failed(f"{self.function.handler} answered more than {_ANSWER_MOST} bytes",
-                         "return less, or write it elsewhere") from None  # fmt: skip
-        except ConnectionError:
-            line = b""
-        if line:
+    def _arm_ahead(self) -> None:
+        """Get ready for the next fork while nobody waits for it."""
+        if not self._forking.locked():  # who holds it needs the zygote where it is
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._next is None and self._is_up() and not self._closing:
+            self._next = self._task(self._armed())
+
+    async def _ready_fork(self) -> Fork:
+        async with self._forking:
+            await self.start()
+            self._arm()
+            task, self._next = self._next, None
+            if task is None or self._up is None:
+                raise Failed(f"the zygote of {self.function.handler} is gone", "try again")
+            fork, up = await task, self._up
             try:
-                return msgspec.convert(json.loads(line), _Said)
-            except (ValueError, RecursionError, msgspec.ValidationError) as error:
-                raise Failed(f"{self.function.handler} wrote what is no answer: {error}",
-                             "its descriptor 3 is the runtime's") from None  # fmt: skip
-        if self._node.cgroups.ran_out_of_memory(fork.cgroup):
-            raise Failed(f"{self.function.handler} was killed for memory",
-                         f"its limit is {self.function.memory} bytes")  # fmt: skip
-        raise Failed(f"{self.function.handler} ended without an answer")
+                await up.send(b"\0", [])
+                await asyncio.wait_for(fork.ready(), self.function.timeout)
+                fork.check(self._born(fork.place))
+            except BaseException as error:
+                up.kill()  # nobody knows what it does in that place
+                self._discard(fork)
+                if isinstance(error, TimeoutError):
+                    name, seconds = self.function.handler, self.function.timeout
+                    error = Failed(f"a fork of {name} was not ready in {seconds} s")
+                if isinstance(error, Failed):
+                    raise Failed(error.message, error.hint or up.words) from None
+                raise
+        asyncio.get_running_loop().call_soon(self._arm_ahead)
+        return fork
 
-    async def _end(self, fork: Fork) -> None:
-        """The fork's processes end; then its network may serve this function again."""
-        self._close(fork)
-        await self._node.cgroups.kill(fork.cgroup)
-        self._node.cgroups.remove(fork.cgroup)
-        if (
-            len(self._used) < self._node.config.pools.network.high
-            and fork.generation == self._generation
-            and not self.function.ports
-            and await self._node.networks.is_as_new(fork.network)
-        ):
-            self._used.append(fork.network)
-        else:
-            self._node.networks.discard(fork.network)
-
-    def _close(self, fork: Fork) -> None:
-        fork.writer.close()
-        for output in fork.outputs:
-            output.close()
+    def _born(self, place: Place) -> int:
+        """The process that is new in a place. Raises Failed."""
+        with suppress(OSError):
+            pids = self._node.cgroups.processes(place.cgroup) - {place.pid, self.pid}
+            if len(pids) == 1:
+                return pids.pop()
+        raise Failed(f"the zygote of {self.function.handler} did not make one process",
+                     "its import must leave os.fork alone, and start no process")  # fmt: skip
 
     def _discard(self, fork: Fork) -> None:
-        self._close(fork)
-        self._node.cgroups.kill_now(fork.cgroup)
-        self._node.cgroups.remove(fork.cgroup)
-        self._node.networks.discard(fork.network)
+        fork.close()
+        self._give_back(fork.place)
 
-    def _forget(self) -> None:
-        if self._owner >= 0:
-            os.close(self._owner)
-            self._owner = -1
-        if self._control:
-            self._control.close()
-            self._control = None
-        if self._cgroup:
-            self._node.cgroups.remove(self._cgroup)
-            self._cgroup = None
-        self._generation += 1
-        while self._used:
-            self._node.networks.discard(self._used.pop())
+    def _give_back(self, place: Place) -> None:
+        """End what is in a place; its parts may serve this function again."""
+        place.end()
+        self._task(self._recycled(place))
+
+    async def _recycled(self, place: Place) -> None:
+        await place.left.wait()
+        groups, networks = self._node.cgroups, self._node.networks
+        await groups.kill(place.cgroup)
+        high = self._node.config.pools.network.high
+        again = len(self._networks) < high and not self.function.ports
+        again = again and self._is_current(place) and await networks.is_as_new(place.network)
+        if again and self._is_current(place):  # a later zygote could not enter it
+            self._networks.append(place.network)
+        else:
+            networks.discard(place.network)
+        # What a zygote left in one stays charged to it: so they are few, and used again.
+        if len(self._cgroups) < high and not groups.ran_out_of_memory(place.cgroup):
+            self._cgroups.append(place.cgroup)
+        else:
+            groups.remove(place.cgroup)
+
+    def _is_current(self, place: Place) -> bool:
+        return place.generation == self._generation and self._is_up()
+
+    async def _emptied(self, cgroup: Cgroup) -> None:
+        await self._node.cgroups.kill(cgroup)
+        self._node.cgroups.remove(cgroup)
+
+    async def _forget(self) -> None:
+        """Give up a zygote that has ended, and what was its own."""
+        up, self._up = self._up, None
+        if up:
+            up.close()
+            await asyncio.shield(up.child.ended)
+            self._task(self._emptied(up.cgroup))
+        self._stands_in(None)
+        if self._next:
+            task, self._next = self._next, None
+            task.add_done_callback(self._not_needed)
+        while self._networks:
+            self._node.networks.discard(self._networks.popleft())
+
+    def _not_needed(self, task: asyncio.Task[Fork]) -> None:
+        if not task.cancelled() and not task.exception():
+            self._discard(task.result())
+
+    def _task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, Failed):
+            _log.error("a zygote's upkeep failed", exc_info=error)
 
     async def close(self) -> None:
         """End the zygote and its forks, and what they had."""
+        self._closing = True
         for pool in self.pools:
             await pool.close()
-        if self._child:
-            self._child.kill()
-            with suppress(asyncio.CancelledError):
-                await self._child.ended
-        self._forget()
+        if self._up:
+            self._up.kill()
+        await self._forget()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        while self._cgroups:
+            self._node.cgroups.remove(self._cgroups.popleft())
         os.close(self._template)

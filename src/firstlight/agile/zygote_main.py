@@ -1,189 +1,200 @@
 """The zygote: runs inside the function's root file system, in the function's own interpreter.
 
-It imports the handler, then forks an instance for each request on descriptor 0. It is root of a
-user namespace of its own and nothing outside; a fork enters its namespaces and cgroup and gives
-up even that before it waits for its event. Only the standard library, and little of it: what is
-imported here is in every handler's interpreter.
+It imports the handler, then forks instances as its control socket asks. It may enter namespaces
+that it is handed and can make none; a fork gives up even that before it waits for its event. The
+runtime trusts nothing of this: it looks at each fork from outside. Only the standard library, and
+little of it: what is imported here is in every handler's interpreter.
 
 A fork inherits the imported modules and all that their import made: module globals, the hash
-seed. It does not inherit signal handlers or the state of ``random``,
-descriptors other than its streams and its event socket, or threads: an import that leaves threads
-running is refused.
+seed, the layout of its memory. It does not inherit the state of the generators that ``_reseed``
+names, signal handlers, and descriptors other than its streams and its event socket.
 """
 
-import ctypes
+import _signal  # type: ignore[import-not-found]  # its enumerations cost a fork 0.2 ms
+import gc
 import importlib
 import json
 import os
-import random
-import resource
-import signal
 import socket
 import sys
 import time
-import traceback
+from _imp import create_dynamic
 from collections.abc import Callable
-from typing import Any, cast
+from contextlib import suppress
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 Handler = Callable[[Any], Any]
 
-_NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
-_NEWPID, _NEWNET = 0x20000000, 0x40000000
-_RDONLY, _NOSUID, _NODEV, _NOEXEC, _BIND = 1, 2, 4, 8, 4096
-_PDEATHSIG, _CAPBSET_DROP, _SET_SECCOMP, _FILTER = 1, 24, 22, 2
-_CAPSET_VERSION = 0x20080522
-_CAPSET = {"x86_64": 126, "aarch64": 91}
-_CLONE = {"x86_64": 56, "aarch64": 220}
-_NO_ARGUMENTS = (ctypes.c_long(0),) * 4
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_holding = ctypes.PyDLL(None, use_errno=True)  # the interpreter's lock, over the call
+_EVENTS = 3  # of a fork; before that, the control socket
+_PART = 1 << 16
+_TEXT_MOST = 32 << 10
 
 
-class _Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+def _load(descriptor: int) -> ModuleType:
+    """native/agile/inside.c, from a descriptor."""
+    path = f"/proc/self/fd/{descriptor}"
+    return create_dynamic(ModuleSpec("inside", None, origin=path))
 
 
-def _check(what: str, result: int) -> None:
-    if result < 0:
-        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+def _described() -> str:
+    """The exception that is handled, as Python would print it: its end, if it is long."""
+    import traceback
+
+    try:
+        text = traceback.format_exc(limit=20)
+    except BaseException:
+        text = str(sys.exc_info()[0])
+    return _plain(text[-_TEXT_MOST:])
 
 
-def _mount(
-    source: str, target: str, kind: bytes | None, flags: int, data: bytes | None = None
-) -> None:
-    _check(
-        f"mount {target}",
-        _libc.mount(source.encode(), target.encode(), kind, ctypes.c_ulong(flags), data),
-    )
+def _plain(text: str) -> str:
+    """The same for who reads UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
-def _enter(request: dict[str, Any], network: int, cgroups: list[int], program: bytes) -> None:
-    """Make this fork a sandbox: the steps of native/spawn_enter.c that are not done yet."""
-    for descriptor in cgroups:
-        os.write(descriptor, b"0")
-    _check("network", _libc.setns(network, _NEWNET))
-    _check("namespaces", _libc.unshare(_NEWNS | _NEWCGROUP | _NEWUTS | _NEWIPC))
-    _mount("proc", "/proc", b"proc", _RDONLY | _NOSUID | _NODEV | _NOEXEC)
-    for path in request["masked"]:
-        source = "/dev/.empty" if os.path.isdir(path) else "/dev/null"  # noqa: PTH112
-        if os.path.exists(path):  # noqa: PTH110
-            _mount(source, path, None, _BIND)
-    _mount("tmpfs", "/tmp", b"tmpfs", _NOSUID | _NODEV, request["tmpfs"].encode())  # noqa: S108
-    _check("host name", _libc.sethostname(b"instance", 8))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (request["files"], request["files"]))
-    for capability in range(64):
-        _libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0)
-    header = (ctypes.c_uint32 * 2)(_CAPSET_VERSION, 0)
-    nothing = (ctypes.c_uint32 * 6)()
-    _check("capabilities", _libc.syscall(_CAPSET[os.uname().machine], header, nothing))
-    _check("parent", _libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
-    loaded = _Program(len(program) // 8, program)
-    _check("seccomp", _libc.prctl(_SET_SECCOMP, _FILTER, ctypes.byref(loaded), 0, 0))
+def _reseed() -> None:
+    """Give what draws numbers in this fork a state of its own, where that is known.
+
+    ``random``, ``tempfile`` and OpenSSL see by themselves that the process is another.
+    """
+    loaded = sys.modules
+    if "numpy.random" in loaded:
+        loaded["numpy.random"].seed()
+    if "uuid" in loaded:
+        for name in ("_node", "_last_timestamp", "_generate_time_safe"):
+            setattr(loaded["uuid"], name, None)
+    if "multiprocessing.process" in loaded:
+        loaded["multiprocessing.process"].current_process().authkey = os.urandom(32)
 
 
-def _forget() -> None:
-    """What a fork must not share with its siblings."""
-    random.seed()
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+def _signals() -> dict[int, Any]:
+    """What each signal does."""
+    return {number: _signal.getsignal(number) for number in _signal.valid_signals()}
 
 
-def _serve(handler: Handler, events: socket.socket) -> None:
+def _write(data: bytes) -> None:
+    while data:
+        data = data[os.write(_EVENTS, data) :]
+
+
+def _event() -> bytes:
+    """The line of the event; nothing, if none is to come."""
+    parts = []
+    while part := os.read(_EVENTS, _PART):
+        parts.append(part)
+        if part.endswith(b"\n"):
+            break
+    return b"".join(parts)
+
+
+def _answer(handler: Handler, line: bytes) -> bytes:
+    answer: dict[str, Any] = {"began": time.monotonic_ns()}
+    try:
+        result = handler(json.loads(line))
+    except SystemExit as stopped:
+        answer["exited"] = _plain(repr(stopped.code)[:_TEXT_MOST])
+    except BaseException:
+        answer["raised"] = _described()
+    else:
+        try:
+            said = json.dumps({**answer, "result": result}, allow_nan=False, ensure_ascii=False)
+            return said.encode() + b"\n"
+        except BaseException as error:
+            answer["unfit"] = _plain(f"{type(error).__name__}: {error}"[:_TEXT_MOST])
+    return json.dumps(answer).encode() + b"\n"
+
+
+def _serve(handler: Handler) -> None:
     """Take one event, answer it; a line of JSON each way."""
-    with events, events.makefile("rb") as lines:
-        events.sendall(b'{"ready": %d}\n' % time.monotonic_ns())
-        line = lines.readline()
-        if not line:
+    _write(b'{"ready": 1}\n')
+    line = _event()
+    if not line:
+        return
+    answer = _answer(handler, line)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BaseException):  # the handler may have closed it
+            stream.flush()
+    _write(answer)
+
+
+class Zygote:
+    """What forks are made from."""
+
+    def __init__(self, inside: ModuleType, program: bytes, before: dict[int, Any]) -> None:
+        """``before`` is what signals did before the import."""
+        self._inside, self._program = inside, program
+        self._changed = {n: what for n, what in before.items() if _signal.getsignal(n) != what}
+
+    def fork(self, handler: Handler, request: dict[str, Any], descriptors: list[int]) -> None:
+        """Make an instance of these descriptors: three streams, and five namespaces."""
+        directory, files = request["directory"], request["files"]
+        place = (tuple(descriptors[:3]), tuple(descriptors[4:]), directory, files, self._program)
+        if os.fork():
             return
         try:
-            answer = {"began": time.monotonic_ns()}
-            answer["result"] = handler(json.loads(line))
-            text = json.dumps(answer)
-        except BaseException:
-            text = json.dumps({"began": answer["began"], "raised": traceback.format_exc(limit=20)})
-        sys.stdout.flush()
-        sys.stderr.flush()
-        events.sendall(text.encode() + b"\n")
-
-
-def _be_instance(
-    handler: Handler, request: dict[str, Any], descriptors: list[int], program: bytes
-) -> None:
-    events, out, err, network, *cgroups = descriptors
-    connection = socket.socket(fileno=os.dup2(events, 3, inheritable=False))
-    try:
-        _enter(request, network, cgroups, program)
-    except OSError as error:
-        connection.sendall(json.dumps({"failed": str(error)}).encode() + b"\n")
-        return
-    null = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(out, 1)
-    os.dup2(err, 2)
-    os.closerange(4, 1 << 20)
-    _forget()
-    _serve(handler, connection)
-
-
-def _fork_into_pid_namespace() -> int:
-    """As os.fork, into a new PID namespace: unshare(2) would hold for the next fork as well."""
-    number = _CLONE[os.uname().machine]
-    ctypes.pythonapi.PyOS_BeforeFork()
-    pid = _holding.syscall(number, ctypes.c_long(_NEWPID | signal.SIGCHLD), *_NO_ARGUMENTS)
-    if pid == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
-    else:
-        ctypes.pythonapi.PyOS_AfterFork_Parent()
-    _check("clone", pid)
-    return int(pid)
-
-
-def _fork(handler: Handler, message: bytes, descriptors: list[int], program: bytes) -> None:
-    if _fork_into_pid_namespace() == 0:
-        status = 1
-        try:
-            _be_instance(handler, json.loads(message), descriptors, program)
-            status = 0
+            try:
+                self._inside.become_instance(*place)
+            except OSError as error:
+                os.write(descriptors[0], json.dumps({"failed": str(error)}).encode() + b"\n")
+                return
+            for number, what in self._changed.items():
+                _signal.signal(number, what)
+            with suppress(Exception):  # the import may have put something else in its place
+                _reseed()
+            _serve(handler)
         finally:
-            os._exit(status)
+            os._exit(0)
+
+    def serve(self, handler: Handler, control: socket.socket) -> None:
+        """Get ready for a fork by each message with descriptors; fork by each without."""
+        gc.collect()
+        gc.freeze()  # a collection in a fork does not write to all that was imported
+        request: dict[str, Any] = {}
+        descriptors: list[int] = []
+        while True:
+            message, given, _, _ = socket.recv_fds(control, _PART, 16)
+            if not message:
+                return
+            if not given:
+                self.fork(handler, request, descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            descriptors = given
+            if given:
+                request = json.loads(message)
+                self._inside.bear_in(given[3])
 
 
 def _import(name: str) -> Handler:
     module, _, attribute = name.partition(":")
-    handler = getattr(importlib.import_module(module), attribute)
+    handler: Handler = getattr(importlib.import_module(module), attribute)
     if not callable(handler):
         raise TypeError(f"{name} is not callable")
-    if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208
-        raise RuntimeError(f"importing {module} left threads running: a fork would not have them")
-    return cast(Handler, handler)
+    return handler
 
 
 def main() -> None:
-    """Import the handler, say so, and fork until descriptor 0 ends."""
-    control = socket.socket(fileno=os.dup(0))
-    program = control.recv(1 << 16)
+    """Import the handler, say so, and fork until the control socket ends."""
+    control = socket.socket(fileno=os.dup2(0, _EVENTS, inheritable=False))
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    program, [descriptor], _, _ = socket.recv_fds(control, _PART, 1)
+    inside = _load(descriptor)
+    os.close(descriptor)
+    before = _signals()
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
         handler = _import(sys.argv[1])
     except BaseException:
-        control.send(json.dumps({"failed": traceback.format_exc(limit=20)}).encode())
+        control.send(json.dumps({"failed": _described()}).encode())
         return
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks are reaped as they end
-    control.send(b'{"imported": %d}' % time.monotonic_ns())
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 16)
-        if not message:
-            return
-        try:
-            _fork(handler, message, descriptors, program)
-        except OSError as error:
-            os.write(descriptors[0], json.dumps({"failed": str(error)}).encode() + b"\n")
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+    zygote = Zygote(inside, program, before)
+    inside.forget_children()
+    control.send(b'{"imported": 1}')
+    zygote.serve(handler, control)
 
 
 if __name__ == "__main__":

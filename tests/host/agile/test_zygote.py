@@ -1,20 +1,17 @@
-"""Python functions: what a fork inherits and what it does not, and handlers that misbehave."""
+"""Python functions: what a fork inherits and what it does not, and zygotes that come and go."""
 
 import asyncio
-import json
 import os
 import signal
-import subprocess
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.support.agile_host import on_host
+from tests.support.python_functions import Make, python_root, value, with_handlers
 
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Pools, PoolSize
-from firstlight.agile.function import Result
+from firstlight.agile.interpreter import Interpreter
 from firstlight.agile.zygote import Zygote
 from firstlight.errors import Failed
 
@@ -71,88 +68,25 @@ def escape(_):
         except (OSError, ZeroDivisionError):
             said[name] = "held"
     return said
-
-def boom(event):
-    raise ValueError(f"no {event}")
-
-def hang(_):
-    time.sleep(1000)
-
-def talk(_):
-    sys.stdout.write("x" * 3_000_000)
-    return "done"
-
-def eat(_):
-    kept = []
-    while True:
-        kept.append(bytearray(1 << 20))
-
-def leave(_):
-    os._exit(3)
-
-def large(size):
-    return "x" * size
-
-def garble(said):
-    os.write(3, said.encode() + b"\\n")
-    os._exit(0)
-
-def unspeakable(_):
-    return {1, 2}
 """
 
 
 @pytest.fixture(scope="session")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root file system with Debian's Python, which is bound in on the test's own host."""
-    if not Path("/usr/bin/python3").exists():
-        pytest.skip("/usr/bin/python3 is missing")
-    root = tmp_path_factory.mktemp("python") / "root"
-    for name in ("usr", "srv", "proc", "dev", "tmp"):
-        (root / name).mkdir(parents=True)
-    for name in ("bin", "lib", "lib64", "sbin"):
-        (root / name).symlink_to(f"usr/{name}")
-    (root / "srv/handlers.py").write_text(HANDLERS)
-    (root / "srv/threaded.py").write_text(
-        "import threading, time\nthreading.Thread(target=time.sleep, args=(99,), daemon=True)"
-        ".start()\ndef main(e): pass\n"
-    )
-    root.parent.chmod(0o755)
-    return root
-
-
-def value(result: Result) -> Any:
-    return json.loads(bytes(result.value))
-
-
-def with_handlers(
-    root: Path,
-    main: Callable[[Runtime, Callable[..., Function]], Awaitable[None]],
-    pools: Pools | None = None,
-) -> None:
-    def function(name: str, module: str = "handlers", **more: Any) -> Function:
-        return Function(
-            rootfs=str(root), kind="python", handler=f"{module}:{name}", directory="/srv", **more
-        )
-
-    async def on() -> None:
-        subprocess.run(["mount", "--bind", "/usr", root / "usr"], check=True)
-        async with Runtime(Config(name="t4", pools=pools or Pools())) as runtime:
-            await main(runtime, function)
-
-    on_host(on)
+    """A root file system with these handlers."""
+    return python_root(tmp_path_factory.mktemp("python"), {"handlers": HANDLERS})
 
 
 def test_what_a_fork_inherits_and_what_not(python: Path) -> None:
-    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
         look = function("look")
         one, two = [value(await runtime.invoke(look, None)) for _ in range(2)]
         assert one["count"] == two["count"] == 1, "one request saw what another changed"
         assert one["at_import"] == two["at_import"], "the import was not shared"
         assert one["hash"] == two["hash"]
         assert one["random"] != two["random"], "two forks draw the same random numbers"
-        assert one["pid"] == two["pid"] == 1
-        assert one["processes"] == ["1"]
+        assert one["pid"] == two["pid"] == 2, "OpenSSL and others see a fork by its pid"
+        assert one["processes"] == ["1", "2"], "1 is the runtime's own"
         assert one["descriptors"] == ["0", "1", "2", "3"], "3 is its event socket"
         assert "SIG_DFL" in one["usr1"]
         assert one["threads"] == 1
@@ -176,7 +110,7 @@ def test_a_root_without_an_interpreter_is_named(tmp_path: Path) -> None:
 
 
 def test_a_fork_reaches_its_gateway_and_gets_no_further(python: Path) -> None:
-    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
         assert bytes((await runtime.invoke(function("ping"), "10.213.0.1")).value) == b"true"
         said = value(await runtime.invoke(function("escape"), None))
         assert len(said) == 8
@@ -186,7 +120,7 @@ def test_a_fork_reaches_its_gateway_and_gets_no_further(python: Path) -> None:
 
 
 def test_a_waiting_fork_answers_at_once(python: Path) -> None:
-    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
         echo = function("echo")
         await runtime.prepare(echo, 3)
         result = await runtime.invoke(echo, {"a": [1, "ü"]})
@@ -198,7 +132,7 @@ def test_a_waiting_fork_answers_at_once(python: Path) -> None:
 
 
 def test_to_prepare_makes_networks_and_cgroups_for_forks_by_one_zygote(python: Path) -> None:
-    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
         echo = function("echo")
         await runtime.prepare(echo)
         [zygote] = runtime._zygotes.values()
@@ -206,7 +140,7 @@ def test_to_prepare_makes_networks_and_cgroups_for_forks_by_one_zygote(python: P
         await runtime.prepare(echo)
         assert zygote.pid == before
         ready = {pool.name: pool.ready for pool in runtime.pools()}
-        assert ready.pop("network of handlers:echo") == 3
+        assert ready.pop("place of handlers:echo") == 3
         assert ready.pop("fork handlers:echo") == 0
         assert list(ready.values()) == [2], "the cgroups, of which the zygote had one"
 
@@ -215,65 +149,17 @@ def test_to_prepare_makes_networks_and_cgroups_for_forks_by_one_zygote(python: P
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "event", "said"),
-    [
-        ("boom", "more", "ValueError: no more"),
-        ("hang", None, "did not answer in 3.0 s"),
-        ("eat", None, "was killed for memory"),
-        ("leave", None, "ended without an answer"),
-        ("large", 9 << 20, "answered more than"),
-        ("unspeakable", None, "not JSON serializable"),
-        ("missing", None, "cannot import handlers:missing"),
-        ("garble", "nonsense", "wrote what is no answer"),
-        ("garble", "[" * 100_000, "wrote what is no answer"),
-        ("garble", '["began"]', "wrote what is no answer"),
-        ("garble", '{"began": "now"}', "wrote what is no answer"),
-        ("garble", '{"raised": 7}', "wrote what is no answer"),
-        ("garble", "{}", "it did not say why"),
-    ],
-)
-def test_a_handler_that_fails_has_its_own_error_and_the_next_is_served(
-    python: Path, name: str, event: object, said: str
-) -> None:
-    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
-        bad = function(name, memory=64 << 20, timeout=3.0 if name == "hang" else 60.0)
-        with pytest.raises(Failed) as caught:
-            await runtime.invoke(bad, event)
-        assert said in caught.value.message
-        assert bytes((await runtime.invoke(function("echo"), 1)).value) == b"1"
-
-    with_handlers(python, main)
-
-
-def test_a_talkative_handler_is_cut_short_in_what_is_kept(python: Path) -> None:
-    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
-        result = await runtime.invoke(function("talk"), None)
-        assert bytes(result.value) == b'"done"'
-        assert result.stdout == "x" * 65536
-
-    with_handlers(python, main)
-
-
-def test_an_import_that_leaves_threads_is_refused(python: Path) -> None:
-    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
-        with pytest.raises(Failed, match="left threads running"):
-            await runtime.invoke(function("main", "threaded"), None)
-
-    with_handlers(python, main)
-
-
 async def killed_zygote(runtime: Runtime) -> Zygote:
     """The only one, whose process has ended."""
     [zygote] = runtime._zygotes.values()
-    assert zygote._child
+    assert zygote._up
     os.kill(zygote.pid, signal.SIGKILL)
-    await asyncio.shield(zygote._child.ended)
+    await asyncio.shield(zygote._up.child.ended)
     return zygote
 
 
 def test_a_killed_zygote_is_replaced(python: Path) -> None:
-    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
         echo = function("echo")
         await runtime.invoke(echo, 1)
         zygote = await killed_zygote(runtime)
@@ -288,7 +174,7 @@ def test_a_killed_zygote_is_replaced(python: Path) -> None:
 
 
 def test_an_event_that_comes_while_a_zygote_is_started_again_waits_for_it(python: Path) -> None:
-    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
         echo = function("echo")
         await runtime.invoke(echo, 1)
         await killed_zygote(runtime)
@@ -307,7 +193,7 @@ def test_a_fork_that_cannot_be_asked_for_gives_its_parts_back(
     async def gone(*_: object) -> None:
         raise Failed("the zygote is gone")
 
-    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
         def parts() -> tuple[int, ...]:
             held = [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.exists()]
             networks = runtime._networks
@@ -319,11 +205,13 @@ def test_a_fork_that_cannot_be_asked_for_gives_its_parts_back(
         await runtime.invoke(echo, 1)
         before = parts()
         with monkeypatch.context() as broken:
-            broken.setattr(Zygote, "_send_fork", gone)
+            broken.setattr(Interpreter, "send", gone)
             for _ in range(3):
                 with pytest.raises(Failed, match="is gone"):
                     await runtime.invoke(echo, 1)
-        assert parts() == before
+        [zygote] = runtime._zygotes.values()
+        await asyncio.gather(*zygote._tasks, return_exceptions=True)
+        assert all(now <= then for now, then in zip(parts(), before, strict=True))
         assert value(await runtime.invoke(echo, 2)) == 2
 
     none = PoolSize(low=0, high=0)
@@ -334,15 +222,15 @@ def test_a_burst_of_first_events_is_answered_by_one_zygote(
     python: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
-    start = Zygote._start
+    start = Zygote._started
 
-    async def counted(zygote: Zygote) -> None:
+    async def counted(zygote: Zygote) -> Interpreter:
         started.append(zygote)
-        await start(zygote)
+        return await start(zygote)
 
-    monkeypatch.setattr(Zygote, "_start", counted)
+    monkeypatch.setattr(Zygote, "_started", counted)
 
-    async def main(runtime: Runtime, function: Callable[..., Function]) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
         echo = function("echo")
         results = await asyncio.gather(*(runtime.invoke(echo, n) for n in range(30)))
         assert [value(result) for result in results] == list(range(30))

@@ -1,0 +1,222 @@
+/* Makes the sandboxes that a zygote's forks are born in: "place", one for each zygote.
+ *
+ * A sandbox is a set of namespaces with a PID 1 that is ours, without a right and without a thing
+ * to do but to reap. The zygote, which is not trusted, only enters them. They must be owned by its
+ * user namespace and its PID namespace must lie below the zygote's, or it could not: so this
+ * process enters both. It is the zygote's to kill and not to trace: it has capabilities that the
+ * zygote lacks, and cannot be dumped.
+ *
+ * It ends when descriptor 3 does; a sandbox ends with its own socket, and with the zygote.
+ */
+#include "agile/place.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { CONTROL = 3, ZYGOTE_PID = 0, ZYGOTE_MOUNT, ZYGOTE_USER, ZYGOTE_SPACES };
+enum { HOLD = 0, NETWORK, FIRST_DOOR, PARTS = FIRST_DOOR + PLACE_DOORS };
+
+/* What an ordinary container masks below /proc, and a process without privileges may read. */
+static const struct {
+	const char *path, *by;
+} masked[] = {
+	{"/proc/kcore", "/dev/null"},         {"/proc/keys", "/dev/null"},
+	{"/proc/latency_stats", "/dev/null"}, {"/proc/timer_list", "/dev/null"},
+	{"/proc/timer_stats", "/dev/null"},   {"/proc/sched_debug", "/dev/null"},
+	{"/proc/interrupts", "/dev/null"},    {"/proc/acpi", "/dev/.empty"},
+	{"/proc/asound", "/dev/.empty"},      {"/proc/scsi", "/dev/.empty"},
+};
+
+static int failure(long result)
+{
+	return result < 0 ? -errno : 0;
+}
+
+/* The message's size, 0 at the end, or a negative errno. */
+static ssize_t receive(void *to, size_t size, int *descriptors, int most, int *count)
+{
+	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int[PARTS]))];
+	struct iovec part = {to, size};
+	struct msghdr message = {.msg_iov = &part,
+				 .msg_iovlen = 1,
+				 .msg_control = space,
+				 .msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)most)};
+	ssize_t got;
+	*count = 0;
+	do
+		got = recvmsg(CONTROL, &message, MSG_CMSG_CLOEXEC);
+	while (got < 0 && errno == EINTR);
+	struct cmsghdr *header = got < 0 ? NULL : CMSG_FIRSTHDR(&message);
+	if (header && header->cmsg_type == SCM_RIGHTS) {
+		*count = (int)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		*count = *count > most ? most : *count; /* padding may hold one more */
+		memcpy(descriptors, CMSG_DATA(header), sizeof(int) * (size_t)*count);
+	}
+	return got < 0 ? -errno : got;
+}
+
+static int mount_proc(void)
+{
+	return failure(
+		mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL));
+}
+
+/* As root: a whole /proc, which the kernel wants to see before it lets a user namespace mount one. */
+static int enter_mounts(int mounts)
+{
+	if (setns(mounts, CLONE_NEWNS) || unshare(CLONE_NEWNS) ||
+	    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
+		return -errno;
+	return mount_proc();
+}
+
+static int become_zygotes_root(int user)
+{
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || setgroups(0, NULL) ||
+	    setns(user, CLONE_NEWUSER) || setresgid(0, 0, 0) || setresuid(0, 0, 0) ||
+	    prctl(PR_SET_DUMPABLE, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL))
+		return -errno;
+	return failure(unshare(CLONE_NEWNS));
+}
+
+static int join_cgroups(const int *doors, int count)
+{
+	for (int i = 0; i < count; i++)
+		if (write(doors[i], "0", 1) != 1)
+			return -errno;
+	return failure(unshare(CLONE_NEWCGROUP));
+}
+
+static int mount_own(const char *tmpfs)
+{
+	int failed = mount_proc();
+	for (size_t i = 0; i < sizeof masked / sizeof *masked && !failed; i++)
+		if (mount(masked[i].by, masked[i].path, NULL, MS_BIND, NULL) && errno != ENOENT)
+			failed = -errno;
+	return failed ? failed
+		      : failure(mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, tmpfs));
+}
+
+static int give_up_rights(void)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct none[2] = {{0}};
+	for (unsigned capability = 0; capability < 64; capability++)
+		if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) && errno != EINVAL)
+			return -errno;
+	return failure(syscall(SYS_capset, &header, none));
+}
+
+#define DO(name, call)                           \
+	do {                                     \
+		report->step = name;             \
+		int failed = (call);             \
+		if (failed) {                    \
+			report->error = -failed; \
+			return;                  \
+		}                                \
+	} while (0)
+
+static void make(const struct place_zygote *zygote, const int *parts, int count,
+		 struct place_report *report)
+{
+	DO(PLACE_CGROUP, join_cgroups(parts + FIRST_DOOR, count - FIRST_DOOR));
+	DO(PLACE_NETWORK, failure(setns(parts[NETWORK], CLONE_NEWNET)));
+	DO(PLACE_MOUNT, mount_own(zygote->tmpfs));
+	DO(PLACE_NAME, failure(sethostname(zygote->host_name, strlen(zygote->host_name))));
+	DO(PLACE_RIGHTS, give_up_rights());
+}
+
+static void tell(int hold, const struct place_report *report)
+{
+	while (send(hold, report, sizeof *report, MSG_NOSIGNAL) < 0 && errno == EINTR)
+		;
+}
+
+/* PID 1 of a sandbox: what loses its parent there is reaped, as SIGCHLD is ignored. */
+_Noreturn static void be_first(const struct place_zygote *zygote, const int *parts, int count)
+{
+	struct place_report report = {0};
+	char end;
+	make(zygote, parts, count, &report);
+	if (!report.error && (dup2(parts[HOLD], 0) < 0 || close_range(1, ~0U, 0)))
+		report.error = errno;
+	tell(report.error ? parts[HOLD] : 0, &report);
+	while (!report.error && (read(0, &end, 1) > 0 || errno == EINTR))
+		errno = 0;
+	_exit(0);
+}
+
+/* The C library's clone wants a stack of its own for the child. */
+static pid_t clone_first(void)
+{
+	unsigned long flags = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | SIGCHLD;
+	return (pid_t)syscall(SYS_clone, flags, NULL, NULL, NULL, NULL);
+}
+
+_Noreturn static void serve(const struct place_zygote *zygote)
+{
+	for (;;) {
+		int parts[PARTS], count;
+		char request;
+		ssize_t size = receive(&request, sizeof request, parts, PARTS, &count);
+		if (size <= 0)
+			_exit(size < 0);
+		if (count < FIRST_DOOR)
+			_exit(EPROTO);
+		pid_t pid = clone_first();
+		if (pid == 0)
+			be_first(zygote, parts, count);
+		if (pid < 0)
+			tell(parts[HOLD], &(struct place_report){PLACE_CLONE, errno});
+		for (int i = 0; i < count; i++)
+			close(parts[i]);
+	}
+}
+
+_Noreturn static void be_placer(const struct place_zygote *zygote, const int *spaces)
+{
+	int failed = enter_mounts(spaces[ZYGOTE_MOUNT]);
+	if (!failed)
+		failed = become_zygotes_root(spaces[ZYGOTE_USER]);
+	if (failed || close_range(CONTROL + 1, ~0U, 0))
+		_exit(1);
+	serve(zygote);
+}
+
+int main(void)
+{
+	struct place_zygote zygote;
+	int spaces[ZYGOTE_SPACES], count, status;
+	sigset_t all;
+	sigfillset(&all);
+	if (fcntl(CONTROL, F_SETFD, FD_CLOEXEC) || close_range(CONTROL + 1, ~0U, 0) ||
+	    sigprocmask(SIG_BLOCK, &all, NULL) || signal(SIGCHLD, SIG_DFL) == SIG_ERR)
+		return 1;
+	ssize_t size = receive(&zygote, sizeof zygote, spaces, ZYGOTE_SPACES, &count);
+	if (size != sizeof zygote || count != ZYGOTE_SPACES)
+		return size != 0;
+	zygote.tmpfs[sizeof zygote.tmpfs - 1] = zygote.host_name[sizeof zygote.host_name - 1] = 0;
+	if (setns(spaces[ZYGOTE_PID], CLONE_NEWPID))
+		return 1;
+	pid_t pid = fork();
+	if (pid == 0 && signal(SIGCHLD, SIG_IGN) != SIG_ERR)
+		be_placer(&zygote, spaces);
+	/* The runtime learns of the child's end by its socket. */
+	close(CONTROL);
+	while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		;
+	return pid < 0;
+}

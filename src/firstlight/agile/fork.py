@@ -1,0 +1,170 @@
+"""One fork of a zygote: how it is asked for its answer, and what became of it."""
+
+import asyncio
+import fcntl
+import os
+import socket
+from contextlib import ExitStack
+from struct import pack, unpack_from
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from firstlight.agile import verify
+from firstlight.agile.output import pipes
+from firstlight.agile.place import Place
+from firstlight.agile.spawner import describe
+from firstlight.errors import Failed
+
+ANSWER_MOST = 8 << 20
+_OUTPUT_MOST = 1 << 16
+_END_SECONDS = 1.0
+_PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 8  # Linux 6.15
+
+
+class Said(Struct, frozen=True):
+    """A line of a fork: it waits, its handler returned or did not, or it is no sandbox."""
+
+    ready: int | None = None
+    began: int | None = None
+    result: Any = None
+    raised: str | None = None
+    exited: str | None = None
+    unfit: str | None = None
+    failed: str = "it did not say why"
+
+
+_lines = msgspec.json.Decoder(Said)
+
+
+class Fork:
+    """A fork that is to be, and then is; with the place that it is in.
+
+    ``expected`` is what it must be, ``given`` what the zygote makes it of: the event's socket,
+    standard output and error, and namespaces.
+    """
+
+    def __init__(self, name: str, place: Place, expected: verify.Expected) -> None:
+        """Raises Failed, OSError."""
+        self.name, self.place, self.expected = name, place, expected
+        self.pidfd = -1
+        with ExitStack() as failed:
+            self.outputs, [null, *streams] = pipes()
+            for output in self.outputs:
+                failed.callback(output.close)
+            os.close(null)
+            for descriptor in streams:
+                failed.callback(os.close, descriptor)
+            self._events, theirs = socket.socketpair()
+            self._events.setblocking(False)
+            failed.callback(self._events.close)
+            self.given = [theirs.detach(), *streams]
+            failed.callback(os.close, self.given[0])
+            self.given += place.open()
+            failed.pop_all()
+
+    async def listen(self) -> None:
+        """Be ready to read what it says."""
+        self._reader, self._writer = await asyncio.open_connection(
+            sock=self._events, limit=ANSWER_MOST
+        )
+
+    def hand_over(self) -> None:
+        """Close our copies of what was given: then its end is seen."""
+        for descriptor in self.given:
+            os.close(descriptor)
+        self.given = []
+
+    async def ready(self) -> None:
+        """Return when it says that it waits for its event. Raises Failed."""
+        try:
+            line = await self._reader.readline()
+        except (OSError, ValueError):
+            line = b""
+        if not line:
+            raise Failed(f"a fork of {self.name} ended before it was ready")
+        said = self.parsed(line)
+        if said.ready is None:
+            raise Failed(f"cannot fork {self.name}: {said.failed}")
+
+    def check(self, pid: int) -> None:
+        """Take the process that it is, which must be confined. Raises Failed."""
+        try:
+            self.pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            raise Failed(f"a fork of {self.name} ended before it was ready") from error
+        verify.check(f"a fork of {self.name}", pid, self.expected)
+
+    async def ask(self, line: bytes) -> tuple[Said, list[bytes]]:
+        """What it says to an event, and what it wrote meanwhile. Raises Failed."""
+        self._writer.write(line)
+        texts = [asyncio.ensure_future(output.all(_OUTPUT_MOST)) for output in self.outputs]
+        try:
+            answer = await self._answer()
+            self.place.end()  # what it started ends with its answer
+            return self.parsed(answer), list(await asyncio.gather(*texts))
+        finally:
+            for text in texts:
+                text.cancel()
+
+    async def _answer(self) -> bytes:
+        try:
+            line = await self._reader.readline()
+        except ValueError:
+            raise Failed(f"{self.name} answered more than {ANSWER_MOST} bytes",
+                         "return less, or write it elsewhere") from None  # fmt: skip
+        except ConnectionError:
+            line = b""
+        if not line:
+            try:
+                status = await asyncio.wait_for(_exit_status(self.pidfd), _END_SECONDS)
+            except TimeoutError:
+                raise Failed(f"{self.name} closed its descriptor 3 and goes on",
+                             "it is the runtime's: leave it open") from None  # fmt: skip
+            how = "" if status is None else f": {describe(status)}"
+            raise Failed(f"{self.name} ended without an answer{how}")
+        return line
+
+    def parsed(self, line: bytes) -> Said:
+        """A line of it. Raises Failed."""
+        try:
+            return _lines.decode(line)
+        except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+            raise Failed(f"{self.name} wrote what is no answer: {error}",
+                         "its descriptor 3 is the runtime's") from None  # fmt: skip
+
+    def close(self) -> None:
+        """End it, and read no more of it; the place's parts stay."""
+        self.place.end()
+        self.hand_over()
+        if hasattr(self, "_writer"):
+            self._writer.close()
+        else:
+            self._events.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+        for output in self.outputs:
+            output.close()
+
+
+async def _exit_status(pidfd: int) -> int | None:
+    """How a process that ends ended, as waitpid gives it; None before Linux 6.15."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+    information = bytearray(pack("=Q56x", _PIDFD_INFO_EXIT))
+    for _ in range(20):  # it is told when the zygote has reaped it
+        try:
+            fcntl.ioctl(pidfd, _PIDFD_GET_INFO, information)
+        except OSError:
+            return None
+        if unpack_from("=Q", information)[0] & _PIDFD_INFO_EXIT:
+            return int(unpack_from("=i", information, 60)[0])
+        await asyncio.sleep(0.001)
+    return None

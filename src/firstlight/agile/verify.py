@@ -1,0 +1,96 @@
+"""What a process is kept in, read from outside: nothing that it says of itself counts."""
+
+import os
+from dataclasses import dataclass
+
+from firstlight.errors import Failed
+
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+_MOST = 1 << 16
+_CONTROLLERS = {"cpu", "memory", "pids", ""}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Identity, number of seccomp filters, namespaces and cgroups by name."""
+
+    uid: int
+    gid: int
+    filters: int
+    namespaces: dict[str, str]
+    cgroups: dict[str, str]
+
+
+def namespaces(pid: int) -> dict[str, str]:
+    """The namespaces of a process by name, as the kernel numbers them. Raises OSError."""
+    return {name: _link(pid, name) for name in NAMESPACES}
+
+
+def cgroups(pid: int) -> dict[str, str]:
+    """The cgroup of a process in each hierarchy that limits it. Raises OSError."""
+    lines = [line.split(":", 2) for line in _read(f"/proc/{pid}/cgroup").splitlines()]
+    return {
+        names: path for _, names, path in lines if not _CONTROLLERS.isdisjoint(names.split(","))
+    }
+
+
+def status(pid: int) -> dict[str, str]:
+    """/proc/PID/status by key. Raises OSError."""
+    lines = _read(f"/proc/{pid}/status").splitlines()
+    return {key: text.strip() for key, _, text in (line.partition(":") for line in lines)}
+
+
+def filters(pid: int) -> int:
+    """How many seccomp filters a process has. Raises OSError."""
+    return int(status(pid)["Seccomp_filters"])
+
+
+def differences(pid: int, expected: Expected) -> list[str]:
+    """In what a process is not as it must be: empty for one that is. Raises OSError."""
+    have = status(pid)
+    wanted = {
+        "Uid": "\t".join([str(expected.uid)] * 4),
+        "Gid": "\t".join([str(expected.gid)] * 4),
+        "Groups": "",
+        **dict.fromkeys(_SETS, "0" * 16),
+        "NoNewPrivs": "1",
+        "Seccomp": "2",
+        "Seccomp_filters": str(expected.filters),
+        "Threads": "1",
+        "TracerPid": "0",
+        "NSsid": have["NSpid"],
+        "NSpgid": have["NSpid"],
+    }
+    found = [f"{key} is {have.get(key)}" for key, text in wanted.items() if have.get(key) != text]
+    spaces = namespaces(pid)
+    spaces["pid_for_children"] = _link(pid, "pid_for_children")
+    for name, link in spaces.items():
+        if link != expected.namespaces[name.removesuffix("_for_children")]:
+            found.append(f"its {name} namespace is another")
+    if cgroups(pid) != expected.cgroups:
+        found.append("its cgroup is another")
+    return found
+
+
+def check(what: str, pid: int, expected: Expected) -> None:
+    """Raise Failed if a process is not kept as it must be, or is gone."""
+    try:
+        found = differences(pid, expected)
+    except OSError as error:
+        raise Failed(f"{what} ended before it was ready: {error.strerror}") from error
+    if found:
+        raise Failed(f"{what} is not confined: {', '.join(found)}",
+                     "its import must leave os.fork and the runtime's module alone")  # fmt: skip
+
+
+def _link(pid: int, namespace: str) -> str:
+    return os.readlink(f"/proc/{pid}/ns/{namespace}")  # noqa: PTH115 (a path costs four times that)
+
+
+def _read(path: str) -> str:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, _MOST).decode()
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,62 @@
+"""What is read of a process from outside: each thing that is not as expected is named."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from firstlight.agile import verify
+from firstlight.errors import Failed
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that waits: nothing of it is confined."""
+    with subprocess.Popen(["sleep", "60"]) as one:
+        yield one
+        one.kill()
+
+
+def expected(pid: int) -> verify.Expected:
+    filters = verify.filters(pid)
+    return verify.Expected(
+        os.geteuid(), os.getegid(), filters, verify.namespaces(pid), verify.cgroups(pid)
+    )
+
+
+def test_a_process_with_rights_is_not_confined(process: subprocess.Popen[bytes]) -> None:
+    found = verify.differences(process.pid, expected(process.pid))
+    for key in ("NoNewPrivs", "Seccomp", "CapBnd"):
+        assert any(one.startswith(key) for one in found)
+
+
+@pytest.mark.parametrize("name", verify.NAMESPACES)
+def test_another_namespace_is_named(process: subprocess.Popen[bytes], name: str) -> None:
+    right = expected(process.pid)
+    wrong = replace(right, namespaces={**right.namespaces, name: "another"})
+    more = set(verify.differences(process.pid, wrong)) - set(verify.differences(process.pid, right))
+    assert f"its {name} namespace is another" in more
+
+
+def test_another_identity_filter_or_cgroup_is_named(process: subprocess.Popen[bytes]) -> None:
+    right = expected(process.pid)
+    for wrong, said in (
+        (replace(right, uid=right.uid + 1), "Uid is"),
+        (replace(right, gid=right.gid + 1), "Gid is"),
+        (replace(right, filters=right.filters + 1), "Seccomp_filters is"),
+        (replace(right, cgroups={"memory": "/another"}), "its cgroup is another"),
+    ):
+        more = set(verify.differences(process.pid, wrong)) - set(
+            verify.differences(process.pid, right)
+        )
+        assert [one for one in more if one.startswith(said)]
+
+
+def test_a_process_that_is_gone_is_no_instance(process: subprocess.Popen[bytes]) -> None:
+    right = expected(process.pid)
+    process.kill()
+    process.wait()
+    with pytest.raises(Failed, match="ended before it was ready"):
+        verify.check("a fork", process.pid, right)
