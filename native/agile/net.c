@@ -40,11 +40,12 @@ static int make_owned(int owner)
 	char path[64], byte = 0;
 	if (pipe2(ready, O_CLOEXEC))
 		return -errno;
-	pid_t child = fork();
+	pid_t parent = getpid(), child = fork();
 	if (child == 0) {
-		/* Entering a user namespace clears the signal of the parent's death: so it is set after. */
+		/* Entering a user namespace clears the signal of the parent's death: so it is set after,
+		 * and the parent may have died before. */
 		if (setns(owner, CLONE_NEWUSER) == 0 && prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 &&
-		    unshare(CLONE_NEWNET) == 0 && write(ready[1], &byte, 1) == 1)
+		    getppid() == parent && unshare(CLONE_NEWNET) == 0 && write(ready[1], &byte, 1) == 1)
 			pause();
 		_exit(1);
 	}
