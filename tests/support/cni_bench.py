@@ -23,6 +23,9 @@ class Bench:
     under: tuple[str, ...] = ()
     """The command that ``cnirun`` runs under."""
 
+    program: Path | None = None
+    """Another build of ``cnirun``."""
+
     @property
     def calls(self) -> list[dict[str, Any]]:
         record = self.directory / "record"
@@ -54,8 +57,10 @@ class Bench:
         environment = {**os.environ, "RECORD": str(self.directory / "record")}
         path = (self.directory / "bin",)
         file.write_text(request(network, pod, path, self.directory / "kept", environment))
-        done = subprocess.run([*self.under, native("cnirun"), verb, file], text=True, timeout=20,
-                              stdin=subprocess.DEVNULL, capture_output=True)  # fmt: skip
+        done = subprocess.run(
+            [*self.under, self.program or native("cnirun"), verb, file],
+            stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=20,
+        )  # fmt: skip
         *_, said = (done.stderr or done.stdout).splitlines() or [""]  # cnirun's own
         return said.removeprefix("firstlight error ") if done.returncode else ""
 

@@ -223,7 +223,7 @@ def _operate(request: Path, verb: str, until: float) -> str:
     if time.monotonic() > until:
         return f"no time left for {verb} of {request.stem}"
     with subprocess.Popen(
-        [native("cnirun"), verb, request], text=True, start_new_session=True,
+        [native("cnirun"), verb, request], errors="replace", start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         try:

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tests.support.cni_bench import Bench
+from tests.support.laboratory import sanitized
 
 from firstlight.errors import Unsupported
 from firstlight.lab.cni.attachment import Attachment, BadAttachment
@@ -114,6 +117,38 @@ def test_an_errors_text_is_told_as_the_plugin_meant_it(bench: Bench, text: str) 
     (bench.directory / "error").write_text(error)
     script(bench.directory / "bin" / "one", f"cat {bench.directory}/error; exit 1")
     assert bench.run("up", bench.network("one"), POD) == f"plugin one ADD: {text} (code 7)"
+
+
+@pytest.fixture(scope="module")
+def careful(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """cnirun, stopped by its first wrong access or undefined operation."""
+    return sanitized(
+        tmp_path_factory.mktemp("cnirun"), "cni/cnirun.c", "cni/chain.c", "cni/packet.c",
+        "lab/echo.c", "common/process.c", "common/error.c",
+    )  # fmt: skip
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+ANSWERS = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("cniVersion", "code", "msg", "details", "ips", "routes"), VALUES)
+).map(lambda answer: json.dumps(answer).encode())
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(printed=st.binary() | ANSWERS, status=st.sampled_from([0, 1]))
+def test_whatever_a_plugin_prints_is_a_result_or_an_error(
+    bench: Bench, careful: Path, printed: bytes, status: int
+) -> None:
+    (bench.directory / "printed").write_bytes(printed)
+    script(bench.directory / "bin" / "one", f"cat {bench.directory}/printed; exit {status}")
+    bench.program = careful
+    said = bench.run("up", bench.network("one"), POD)
+    assert not said or said.startswith("plugin one ADD: ")
 
 
 def script(file: Path, body: str) -> None:
