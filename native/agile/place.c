@@ -32,11 +32,16 @@ enum { HOLD = 0, NETWORK, FIRST_DOOR, PARTS = FIRST_DOOR + PLACE_DOORS };
 static const struct {
 	const char *path, *by;
 } masked[] = {
-	{"/proc/kcore", "/dev/null"},         {"/proc/keys", "/dev/null"},
-	{"/proc/latency_stats", "/dev/null"}, {"/proc/timer_list", "/dev/null"},
-	{"/proc/timer_stats", "/dev/null"},   {"/proc/sched_debug", "/dev/null"},
-	{"/proc/interrupts", "/dev/null"},    {"/proc/acpi", "/dev/.empty"},
-	{"/proc/asound", "/dev/.empty"},      {"/proc/scsi", "/dev/.empty"},
+	{"/proc/kcore", "/dev/null"},
+	{"/proc/keys", "/dev/null"},
+	{"/proc/latency_stats", "/dev/null"},
+	{"/proc/timer_list", "/dev/null"},
+	{"/proc/timer_stats", "/dev/null"},
+	{"/proc/sched_debug", "/dev/null"},
+	{"/proc/interrupts", "/dev/null"},
+	{"/proc/acpi", "/tmp"},
+	{"/proc/asound", "/tmp"},
+	{"/proc/scsi", "/tmp"},
 };
 
 static int failure(long result)
@@ -73,13 +78,18 @@ static int mount_proc(void)
 		mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL));
 }
 
-/* As root: a whole /proc, which the kernel wants to see before it lets a user namespace mount one. */
+/* As root: a whole /proc, which the kernel wants to see before it lets a user namespace mount one,
+ * and an empty directory. */
 static int enter_mounts(int mounts)
 {
 	if (setns(mounts, CLONE_NEWNS) || unshare(CLONE_NEWNS) ||
 	    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
 		return -errno;
-	return mount_proc();
+	int failed = mount_proc();
+	return failed ? failed
+		      : failure(mount("tmpfs", "/tmp", "tmpfs",
+				      MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC,
+				      "size=4k,nr_inodes=2,mode=555"));
 }
 
 static int become_zygotes_root(int user)
@@ -103,8 +113,8 @@ static int mount_own(const char *tmpfs)
 {
 	int failed = mount_proc();
 	for (size_t i = 0; i < sizeof masked / sizeof *masked && !failed; i++)
-		if (mount(masked[i].by, masked[i].path, NULL, MS_BIND, NULL) && errno != ENOENT)
-			failed = -errno;
+		if (!access(masked[i].path, F_OK))
+			failed = failure(mount(masked[i].by, masked[i].path, NULL, MS_BIND, NULL));
 	return failed ? failed
 		      : failure(mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, tmpfs));
 }

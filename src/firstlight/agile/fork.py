@@ -56,6 +56,7 @@ class Fork:
             os.close(null)
             for descriptor in streams:
                 failed.callback(os.close, descriptor)
+                os.fchown(descriptor, expected.uid, -1)  # or /dev/stdout could not be opened
             self._events, theirs = socket.socketpair()
             self._events.setblocking(False)
             failed.callback(self._events.close)

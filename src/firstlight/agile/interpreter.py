@@ -54,6 +54,8 @@ class Interpreter:
             outputs, streams = pipes()
             for descriptor in streams:
                 passed.callback(os.close, descriptor)
+            for descriptor in streams[1:]:
+                os.fchown(descriptor, function.uid, -1)  # or /dev/stdout could not be opened
             self._drain = Drain(outputs)
             failed.callback(self._drain.close)
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -141,7 +141,12 @@ class Zygote:
             if fork.place.is_alive and self._is_up():
                 return fork, True
             self._discard(fork)  # it ended with its zygote
-        return await self._ready_fork(), False
+        making = self._task(self._ready_fork())
+        try:
+            return await asyncio.shield(making), False
+        except asyncio.CancelledError:  # of who asks: the zygote is to stay in order
+            making.add_done_callback(self._not_needed)
+            raise
 
     def _is_up(self) -> bool:
         return self._up is not None and self._up.is_up

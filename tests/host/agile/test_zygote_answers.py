@@ -1,5 +1,6 @@
 """Handlers that do not answer as they should: each has an error of its own, and none hangs."""
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -143,6 +144,33 @@ def test_output_is_kept_up_to_a_limit_and_costs_no_answer(root: Path) -> None:
         assert value(binary) == "done"
         assert "\N{REPLACEMENT CHARACTER}" in binary.stdout
         assert len(json.dumps(binary.stdout)) > 65536
+
+    with_handlers(root, main)
+
+
+def test_output_can_be_opened_by_its_path(root: Path) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
+        said = await runtime.invoke(function("path", "answers"), None)
+        assert (value(said), said.stdout) == ("written", "a line by its path\n")
+
+    with_handlers(root, main)
+
+
+def test_who_leaves_while_a_fork_is_made_ends_nothing_but_it(root: Path) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
+        echo = function("echo", "answers")
+        assert value(await runtime.invoke(echo, 1)) == 1
+        [zygote] = runtime._zygotes.values()
+        before = zygote.pid
+        for turns in range(12):
+            leaving = asyncio.create_task(runtime.invoke(echo, 2))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            leaving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            assert value(await runtime.invoke(echo, 3)) == 3
+        assert zygote.pid == before
 
     with_handlers(root, main)
 

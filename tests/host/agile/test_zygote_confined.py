@@ -98,12 +98,26 @@ def main(event):
     return "signalled"
 """
 
+LOOKS = """
+import os
+def main(event):
+    paths = [f"/proc/{name}" for name in ("keys", "timer_list", "interrupts", "acpi", "scsi")]
+    there = [path for path in paths if os.path.exists(path)]
+    return {path: os.listdir(path) if os.path.isdir(path) else open(path).read() for path in there}
+"""
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root file system with these modules."""
     modules = {name: FORK.format(fork=text) + END for name, (text, _) in TAKES_OVER.items()}
-    modules |= {"tries": TRIES, "watches": WATCHES, "signals": SIGNALS, "plain": END}
+    modules |= {
+        "tries": TRIES,
+        "watches": WATCHES,
+        "signals": SIGNALS,
+        "looks": LOOKS,
+        "plain": END,
+    }
     return python_root(tmp_path_factory.mktemp("confined"), modules)
 
 
@@ -132,6 +146,15 @@ def test_a_zygote_holds_no_cgroup_and_nothing_of_the_host(root: Path) -> None:
         given = value(await runtime.invoke(function("main", "watches"), 1))
         kinds = sorted({one.split(":")[0] for one in given})
         assert kinds == ["/dev/null", "cgroup", "ipc", "mnt", "net", "pid", "pipe", "socket", "uts"]
+
+    with_handlers(root, main)
+
+
+def test_what_an_ordinary_container_masks_is_masked_in_a_fork(root: Path) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
+        seen = value(await runtime.invoke(function("main", "looks"), 1))
+        assert "/proc/interrupts" in seen
+        assert not any(seen.values())
 
     with_handlers(root, main)
 
