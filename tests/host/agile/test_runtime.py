@@ -135,7 +135,7 @@ def test_a_port_that_cannot_be_withdrawn_at_once_is_before_its_address_is_anothe
         ({"command": ("/bin/escape", "x" * 200_000)}, "200015 bytes"),
         ({"directory": "/none"}, "exec: No such file or directory"),
         ({"memory": 4096}, "too small: 4096 bytes"),
-        ({"cpus": 0.0}, "0.0 CPUs"),
+        ({"cpus": 0.0}, "the CPU limit 0.0"),
         ({"uid": 0}, "cannot run as root"),
         ({"network": "all"}, "unknown network 'all'"),
         ({"ready": "never", "timeout": 0.2}, "was not ready in 0.2 s"),

@@ -103,7 +103,7 @@ FAILURES: list[tuple[str, str, Any, str]] = [
     (MODULE, "next", [1, 2], "next takes 1 numbers and was given 2"),
     (MODULE, "next", [1.5], "takes an i32 as number 1, which 1.5 is not"),
     (MODULE, "next", [2**32], "takes an i32 as number 1, which 4294967296 is not"),
-    (MODULE, "next", [2**63], "not a number of 64 bits"),
+    (MODULE, "next", [2**63], "does not fit 64 bits"),
     (MODULE, "next", ["x"], "takes numbers"),
     (MODULE, "next", [True], "takes numbers"),
     (MODULE, "next", {"a": 1}, "takes numbers"),
@@ -154,7 +154,7 @@ def test_a_module_that_it_cannot_run_is_refused_by_name(made: Make) -> None:
         for text, words in REFUSED:
             with pytest.raises(Failed, match=words) as failed:
                 await runtime.invoke(made(text, "run"), [])
-            assert failed.value.message.startswith("the module /")
+            assert failed.value.message.startswith("cannot run the module /")
         whole = Path(made(MODULE, "next").rootfs).read_bytes()
         with pytest.raises(Failed, match="not a valid"):
             await runtime.invoke(made(whole[: len(whole) // 2], "next"), [1])
