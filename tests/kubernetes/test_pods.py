@@ -84,6 +84,17 @@ def test_the_stages_are_those_that_the_components_tell(samples: list[Sample]) ->
         assert parts - second == pytest.approx(whole, rel=0.05)
 
 
+def test_a_pod_to_its_first_packet(tmp_path: Path) -> None:
+    found = measured(tmp_path / "run", "kubernetes-pods", "--cni", "ptp", "--instances", "1",
+                     "--repetitions", "1", "--end-point", "first-packet")  # fmt: skip
+    for sample in found:
+        assert sample.ending is Ending.READY, sample.error
+        steps = {step.name: step for step in sample.steps}
+        assert steps["packet"].end == sample.stamps.ready
+        assert steps["first-instruction"].end <= steps["packet"].start
+        assert pods.account(sample)["packet"] >= steps["packet"].end - steps["packet"].start
+
+
 def test_a_sandbox_by_the_cri_alone(tmp_path: Path) -> None:
     found = measured(tmp_path / "run", "cri-sandbox", "--cni", "bridge", "--instances", "1,4",
                      "--repetitions", "1")  # fmt: skip

@@ -28,7 +28,11 @@ def stretches(sample: Sample) -> list[Stretch]:
     told = sample.telemetry.spans
     first = first_instruction(sample) or end
     begun = [span for span in told if span.start < first and not span.name.startswith("status ")]
-    spans = [*begun, *_waits(begun, begin), *_after(told, first, end)]
+    if any(step.name == "packet" for step in sample.steps):
+        after = [Told("packet", first, end)]
+    else:
+        after = _after(told, first, end)
+    spans = [*begun, *_waits(begun, begin), *after]
     if any(step.name == "RunPodSandbox" for step in sample.steps):
         spans.append(Told("request", begin, end))  # the client's own calls, one after the other
     return boot.partition(spans, begin, end, phases.of_component, phases.UNATTRIBUTED)

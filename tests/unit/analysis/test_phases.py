@@ -133,6 +133,7 @@ COMPONENTS = {
     "container.runtime": ["start containerd.task.v3.Task/Create", "start client.task.Start"],
     "container.other": ["start runtime.v1.RuntimeService/StartContainer"],
     "status": ["status HTTP PATCH"],
+    "packet": ["packet"],
     "datastore": ["create Create etcd3", "bind etcdserverpb.KV/Txn"],
     "api": ["create POST /api/v1/namespaces/{:namespace}/pods", "status Patch"],
 }

@@ -8,6 +8,7 @@ and its components tell what they did.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from ipaddress import ip_network
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -17,7 +18,7 @@ import msgspec
 from firstlight.errors import Unsupported
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Prepared
-from firstlight.lab.cluster import running
+from firstlight.lab.cluster import asked, running
 from firstlight.lab.cluster.asking import resident
 from firstlight.lab.cluster.requester import Configuration, Request
 from firstlight.lab.cluster.settings import PAYLOAD
@@ -51,7 +52,7 @@ class Kubernetes:
     a user's ``runtime`` is one, or empty for the cluster's own.
 
     ``image`` is the payload's, which a user's cluster may have to pull. A pod that is not Ready
-    after ``patience`` seconds has failed.
+    after ``patience`` seconds has failed. ``background`` pods are up before.
     """
 
     cluster: Own | Users
@@ -59,6 +60,7 @@ class Kubernetes:
     network: str = ""
     image: str = PAYLOAD
     patience: float = 55.0
+    background: int = 0
     end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
 
     @property
@@ -88,6 +90,13 @@ class Kubernetes:
         running.probe()
         running.handlers((self.runtime,), (self.network,))
 
+    def to_first_packet(self) -> Self:
+        """Until the pod's gateway has answered its container's first packet."""
+        if isinstance(self.cluster, Users):
+            raise Unsupported("the gateway of a user's pods is not known", "--end-point ready")
+        gateway(self.network)
+        return replace(self, end_point=EndPoint.FIRST_PACKET)
+
     def at_the_api(self) -> Self:
         """The same, to the pod's being Ready in the API."""
         return replace(self, end_point=EndPoint.READY_AT_API)
@@ -96,35 +105,61 @@ class Kubernetes:
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """The cluster and a namespace in it; the pods are deleted as their starts end."""
         lab = workspace.once(self.cluster, lambda: _lab(self.cluster, workspace))
-        names = [f"p{next(_names)}" for _ in range(instances)]
-        runtime_class = self.runtime
-        if isinstance(self.cluster, Own):
-            runtime_class = running.handler_name(self.runtime, self.network)
-        requests = [
-            Request(
-                name=name,
-                image=self.image,
-                runtime_class=runtime_class,
-                until="ready" if self.end_point is EndPoint.READY_AT_API else "first",
-                pull="Never" if lab.book else "IfNotPresent",
-                patience=self.patience,
-            )
-            for name in names
-        ]
+        names = [f"p{next(_names)}" for _ in range(self.background + instances)]
+        others, names = names[: self.background], names[self.background :]
         clock = Clock()
-        yield Prepared(
-            [Ask(lab.socket, "{}", msgspec.json.encode(each).decode()) for each in requests],
-            telemetry=lambda: lab.telemetry(names, clock),
+        try:
+            with asked.held(lab.socket, [self._request(name) for name in others]):
+                yield Prepared(
+                    [Ask(lab.socket, "{}", self._request(name)) for name in names],
+                    telemetry=lambda: lab.telemetry(names, clock),
+                )
+        finally:
+            if lab.first:
+                running.await_quiet(lab.first)
+
+    def _request(self, name: str) -> str:
+        own = isinstance(self.cluster, Own)
+        request = Request(
+            name=name,
+            image=self.image,
+            runtime_class=running.handler_name(self.runtime, self.network) if own else self.runtime,
+            args=self._args,
+            until="ready" if self.end_point is EndPoint.READY_AT_API else "first",
+            pull="Never" if own else "IfNotPresent",
+            patience=self.patience,
         )
+        return msgspec.json.encode(request).decode()
+
+    @property
+    def _args(self) -> tuple[str, ...]:
+        return ("reach", gateway(self.network)) if self.end_point is EndPoint.FIRST_PACKET else ()
+
+
+def gateway(name: str) -> str:
+    """The address that a network's first packet goes to. Raises Unsupported if it is not known."""
+    network, about = known.find(name)
+    if about.packet != "gateway":
+        return about.packet
+    for plugin in network.plugins:
+        ipam = plugin.get("ipam", {})
+        ranges = ipam.get("ranges") or [[ipam]]
+        if ipam.get("type") == "host-local" and "subnet" in ranges[0][0]:
+            chosen = ranges[0][0]
+            return str(chosen.get("gateway") or ip_network(chosen["subnet"])[1])
+    raise Unsupported(f"the gateway of {name} is known only when a pod has it",
+                      "name a network with host-local: --cni bridge")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Lab:
-    """A namespace of a cluster; ``book`` is what its components tell, None of a user's."""
+    """A namespace of a cluster; ``book`` is what its components tell, ``first`` the first process
+    of its node: None and 0 of a user's."""
 
     socket: Path
     namespace: str
-    book: Book | None
+    book: Book | None = None
+    first: int = 0
 
     def telemetry(self, names: list[str], clock: Clock) -> Mapping[int, Telemetry]:
         """What the components told of each pod, by its place."""
@@ -149,7 +184,7 @@ def _lab(of: Own | Users, workspace: Workspace) -> Iterator[_Lab]:
             run=workspace.run,
         )
         with resident("requester", configuration, network, workspace) as socket:
-            yield _Lab(socket, namespace, None)
+            yield _Lab(socket, namespace)
         return
     handlers = running.handlers(of.runtimes, of.networks)
     with running.cluster(workspace, handlers) as cluster:
@@ -161,4 +196,4 @@ def _lab(of: Own | Users, workspace: Workspace) -> Iterator[_Lab]:
             pod_logs=str(cluster.settings.pod_logs),
         )
         with resident("requester", configuration, cluster.network, workspace) as socket:
-            yield _Lab(socket, namespace, Book(cluster.settings.spans))
+            yield _Lab(socket, namespace, Book(cluster.settings.spans), cluster.pid)

@@ -10,13 +10,17 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from firstlight.errors import Failed
+
 _MESSAGE = 65536
 _STREAMS = 3
+_AT_ONCE = 10  # of the background's starts
 
 
 class Start(Protocol):
@@ -44,6 +48,44 @@ def serve(path: Path, start: Callable[[], Start]) -> None:
             threading.Thread(target=_one, args=(connection, start()), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
+
+
+@contextmanager
+def held(path: Path, messages: Sequence[str]) -> Iterator[None]:
+    """Ask for starts, some at a time, and keep them up. Raises Failed if one fails."""
+    with ThreadPoolExecutor(_AT_ONCE) as asking, ExitStack() as kept:
+        kept.callback(lambda: list(asking.map(_end, starts)))
+        starts: list[tuple[socket.socket, int]] = []
+        for outcome in asking.map(lambda message: _ask(path, message), messages):
+            if isinstance(outcome, str):
+                raise Failed(f"a start of the background fails: {outcome}")
+            starts.append(outcome)
+        yield
+
+
+def _ask(path: Path, message: str) -> tuple[socket.socket, int] | str:
+    """A start that is up, with what ends it; or why it is not."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(str(path))
+    connection.send(b"{}")
+    connection.recv(_MESSAGE)
+    theirs, life = os.pipe()
+    with open(os.devnull, "wb") as out:  # noqa: PTH123 - a descriptor is what is needed
+        socket.send_fds(connection, [message.encode()], [theirs, out.fileno(), out.fileno()])
+    os.close(theirs)
+    answer = json.loads(connection.recv(_MESSAGE))
+    if answer["type"] != "error":
+        return connection, life
+    os.close(life)
+    connection.close()
+    return str(answer["message"])
+
+
+def _end(start: tuple[socket.socket, int]) -> None:
+    connection, life = start
+    with connection:
+        os.close(life)
+        connection.recv(_MESSAGE)
 
 
 def _one(connection: socket.socket, start: Start) -> None:

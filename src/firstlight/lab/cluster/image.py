@@ -23,7 +23,7 @@ def archive(
     files: Mapping[str, Path],
     links: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write the image ``name`` to ``out``.
+    """Write the image ``name`` to ``out``; the arguments of its ``entrypoint`` can be replaced.
 
     ``files`` are executables by their paths in it, ``links`` are symbolic links' targets by theirs.
     """
@@ -31,7 +31,7 @@ def archive(
     config = _json(
         {
             **_PLATFORM,
-            "config": {"Entrypoint": entrypoint, "Env": ["PATH=/bin"]},
+            "config": {"Entrypoint": entrypoint[:1], "Cmd": entrypoint[1:], "Env": ["PATH=/bin"]},
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         }
     )

@@ -21,11 +21,12 @@ import msgspec
 from firstlight.lab.cluster import asked
 
 _DELETE_SECONDS = 60.0
-_LOG_SECONDS = 5.0
+_LOG_SECONDS = 12.0  # longer than the payload waits for its packet
 _HOPELESS = ("ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff", "InvalidImageName",
              "CreateContainerConfigError", "CreateContainerError", "RunContainerError",
              "CrashLoopBackOff")  # fmt: skip
 _INSTRUCTION = "firstlight ready "
+_PAYLOAD = "firstlight step payload "
 
 
 class Configuration(msgspec.Struct, frozen=True):
@@ -240,8 +241,9 @@ class Pod:
         output = self._output(made["metadata"]["uid"])
         first = [line for line in output if line.startswith(_INSTRUCTION)]
         rest = [line for line in output if not line.startswith(_INSTRUCTION)]
-        if first:
-            stamp = first[0].removeprefix(_INSTRUCTION)
+        sent = [line for line in output if line.startswith(_PAYLOAD)]
+        if first:  # where a packet follows, what is ready is its answer
+            stamp = sent[0].split()[3] if sent else first[0].removeprefix(_INSTRUCTION)
             lines.append(f"firstlight step first-instruction {begun} {stamp}")
         if request.until == "ready":
             return [*lines, *rest, f"firstlight ready {heard['Ready']}"]

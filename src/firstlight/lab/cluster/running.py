@@ -30,6 +30,9 @@ from firstlight.native import native
 
 _UP_SECONDS = 300.0  # in all: each component has a deadline of its own
 _DOWN_SECONDS = 20.0
+_QUIET_SECONDS = 120.0
+_POLL_SECONDS = 0.05
+_SHIM = "containerd-shim"  # as the kernel cuts its name
 Result = TypeVar("Result")
 
 
@@ -208,18 +211,45 @@ def _setns(descriptor: int) -> None:
         )
 
 
+def await_quiet(first: int) -> None:
+    """Wait until no pod is left on the node whose first process that is.
+
+    The API forgets a pod that is deleted without grace before the kubelet has ended it. Raises
+    Failed after two minutes.
+    """
+    until = time.monotonic() + _QUIET_SECONDS
+    while shims := [pid for pid in _children(first) if _comm(pid) == _SHIM]:
+        if time.monotonic() > until:
+            raise Failed(f"{len(shims)} pods do not end in {_QUIET_SECONDS:.0f} s",
+                         "see the kubelet's log in the run's directory")  # fmt: skip
+        time.sleep(_POLL_SECONDS)
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, thread.read_text().split())
+    return found
+
+
+def _comm(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
 def component_pids(cluster: Cluster) -> dict[str, int]:
     """The pid of each component, as this process sees it."""
     names = [each.name for each in components(cluster.settings)]
     pids: dict[str, int] = {}
-    for child in Path(f"/proc/{cluster.pid}/task").glob("*/children"):
-        for pid in child.read_text().split():
-            with suppress(OSError):
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                program = Path(os.fsdecode(words[0])).name
-                name = "telemetry" if "telemetry" in os.fsdecode(words[2]) else program
-                if name in names:
-                    pids[name] = int(pid)
+    for pid in _children(cluster.pid):
+        with suppress(OSError, IndexError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            program = Path(os.fsdecode(words[0])).name
+            name = "telemetry" if "telemetry" in os.fsdecode(words[2]) else program
+            if name in names:
+                pids[name] = pid
     return pids
 
 

@@ -1,0 +1,42 @@
+"""Pattern A of the paper, with real pods: one more, on a node that has some already."""
+
+from collections.abc import Iterator
+
+from firstlight.lab.backends.kubernetes import Kubernetes, Own
+from firstlight.lab.experiments import Case, Experiment, Options
+from firstlight.model import Presentation
+
+_BACKGROUND = (0, 10, 30, 100)
+
+
+def _cases(options: Options) -> Iterator[Case]:
+    runtimes, networks = options.runtimes or ("runc",), options.networks or ("bridge",)
+    for runtime in runtimes:
+        for network in networks:
+            for background in _BACKGROUND:
+                for instances in options.instances:
+                    yield Case(
+                        {
+                            "runtime": runtime,
+                            "network": network,
+                            "background": background,
+                            "instances": instances,
+                        },
+                        Kubernetes(
+                            Own(runtimes, networks), runtime, network, background=background
+                        ),
+                    )
+
+
+KUBERNETES_BACKGROUND = Experiment(
+    name="kubernetes-background",
+    question="What does a pod's start take on a node that has pods already?",
+    figure="Fig. 8, Fig. 9",
+    axes=("runtime", "network", "background", "instances"),
+    cases=_cases,
+    options=("runtimes", "networks"),
+    instances=(1,),
+    repetitions=2,
+    presentation=Presentation(subject="one more pod ({series})"),
+    explained_by="components",
+)
