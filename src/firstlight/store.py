@@ -166,6 +166,8 @@ def read(path: Path) -> Run:
 
     A truncated last line, as a kill leaves it, is ignored; any other damage is an error.
     """
+    if not path.exists():
+        raise BadRun(f"{path} does not exist", "give the directory that firstlight run printed")
     header_file = path / "header.json"
     if not header_file.is_file():
         runs = any(path.glob("*/header.json"))

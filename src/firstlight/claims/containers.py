@@ -178,7 +178,7 @@ def _by_runtime(
             enough = mine.group_by("instances").agg(batches=pl.col("batch").n_unique())
             sizes = enough.filter(pl.col("batches") >= REPETITIONS)["instances"].to_list()
             if 1 not in sizes or max(sizes) < MANY:
-                yield f"{runtime}: needs {REPETITIONS} complete traced batches of 1, of {MANY}+"
+                yield f"{runtime}: needs {REPETITIONS} complete traced batches of 1 and of {MANY}+"
                 continue
             alone, many = (mine.filter(pl.col("instances") == size) for size in (1, max(sizes)))
             yield examine(runtime, alone, many, max(sizes))

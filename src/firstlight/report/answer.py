@@ -80,7 +80,7 @@ def _alone(analysis: Analysis, point: PointFigures, *, explain: bool) -> str:
     if point.parts:
         greatest = max(point.parts, key=lambda part: part.share.value)
         clause += f", of which {greatest.phase} is {percent(greatest.share.value)}"
-    return clause + (_spent(point, "the whole") if explain else "")
+    return clause + (_spent(point, "the total") if explain else "")
 
 
 def _many(point: PointFigures) -> str:

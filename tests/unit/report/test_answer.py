@@ -57,7 +57,7 @@ def test_one_point_is_explained_by_itself(container: Analysis) -> None:
     alone = synthetic.with_points(container, container.points[:1])
     sentence = answer.answer(alone)
     assert "of which mount is 24 %, and " in sentence
-    assert "of the whole is on CPU." in sentence
+    assert "of the total is on CPU." in sentence
 
 
 def test_nothing_ready_is_said(known_phases: None, tmp_path: Path) -> None:
