@@ -176,9 +176,11 @@ def test_damaged_or_foreign_spans_are_an_error_that_names_the_file(
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for path in (tmp_path, tmp_path / "missing", tmp_path / "file"):
+    for path in (tmp_path, tmp_path / "file"):
         with pytest.raises(BadRun, match=r"is not a run: it has no header\.json"):
             read(path)
+    with pytest.raises(BadRun, match="missing does not exist"):
+        read(tmp_path / "missing")
 
 
 def test_a_directory_that_is_in_use_is_not_written_to(tmp_path: Path) -> None:
