@@ -72,21 +72,11 @@ int netsetup_ip_netns(struct setup *setup)
 	return bad;
 }
 
-static int ip_veth_in_place(struct setup *setup)
-{
-	return IP(setup, "link", "add", setup->host, "type", "veth", "peer", "name",
-		  setup->container, "netns", setup->name);
-}
-
-static int ip_veth_here(struct setup *setup)
-{
-	return IP(setup, "link", "add", setup->host, "type", "veth", "peer", "name",
-		  setup->container);
-}
-
 int netsetup_ip_veth(struct setup *setup)
 {
-	int bad = (setup->in_place ? ip_veth_in_place : ip_veth_here)(setup);
+	/* a NULL ends the arguments */
+	int bad = IP(setup, "link", "add", setup->host, "type", "veth", "peer", "name",
+		     setup->container, setup->in_place ? "netns" : NULL, setup->name);
 	setup->linked = !bad;
 	return bad;
 }
@@ -103,9 +93,8 @@ int netsetup_ip_host_up(struct setup *setup)
 
 int netsetup_ip_container_up(struct setup *setup)
 {
-	if (IP(setup, "-n", setup->name, "link", "set", "lo", "up") < 0)
-		return -setup->error.code;
-	return IP(setup, "-n", setup->name, "link", "set", setup->container, "up");
+	int bad = IP(setup, "-n", setup->name, "link", "set", "lo", "up");
+	return bad ? bad : IP(setup, "-n", setup->name, "link", "set", setup->container, "up");
 }
 
 int netsetup_ip_address(struct setup *setup)
@@ -116,10 +105,10 @@ int netsetup_ip_address(struct setup *setup)
 
 int netsetup_ip_route(struct setup *setup)
 {
-	if (IP(setup, "route", "add", setup->address_text, "dev", setup->host) < 0)
-		return -setup->error.code;
-	return IP(setup, "-n", setup->name, "route", "add", "default", "via", setup->gateway_text,
-		  "dev", setup->container, "onlink");
+	int bad = IP(setup, "route", "add", setup->address_text, "dev", setup->host);
+	return bad ? bad
+		   : IP(setup, "-n", setup->name, "route", "add", "default", "via",
+			setup->gateway_text, "dev", setup->container, "onlink");
 }
 
 void netsetup_ip_take_down(struct setup *setup)
