@@ -20,7 +20,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.1[1-9] /usr/bin/python3) python3)
 BIN := .venv/bin
 PYTHON_HEADERS = -I$(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
-NATIVE := $(shell find native contrib conf meson.build -type f)
+NATIVE := $(shell find native contrib conf subprojects meson.build -type f)
 C_FILES := $(shell find native/common native/trace native/lab native/cni contrib -name '*.[ch]') \
   $(wildcard native/agile/wasm*.[ch] native/agile/place.[ch]) native/agile/inside.c
 SOURCES := $(shell find src -name '*.py' -o -name '*.j2' -o -name '*.css' -o -name '*.js')
