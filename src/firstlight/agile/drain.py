@@ -1,4 +1,4 @@
-"""What an interpreter writes while nobody waits for it: read to its end, and its end is kept."""
+"""Drains the output of interpreters, and keeps its end."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ _MOST = 8 << 10
 
 
 class Drain:
-    """Reads outputs as they come, so that who writes is never held up."""
+    """Reads outputs as they come, so that writers never block."""
 
     def __init__(self, outputs: Sequence[Output]) -> None:
         self._outputs = outputs
@@ -25,18 +25,18 @@ class Drain:
 
     @property
     def text(self) -> str:
-        """The last of all outputs, in the order of its arrival, and how much there was before."""
+        """The end of all outputs, in order of arrival, with the number of bytes before it."""
         text = self._kept.decode(errors="replace").rstrip()
         before = self._size - len(self._kept)
         return f"({before} bytes before) {text}" if before else text
 
     async def end(self) -> str:
-        """The same when the outputs have ended, or after a second."""
+        """The same, after the outputs have ended or a second has passed."""
         await asyncio.wait(self._tasks, timeout=1.0)
         return self.text
 
     def close(self) -> None:
-        """Stop reading; what writes there gets SIGPIPE."""
+        """Stop reading; writers get SIGPIPE."""
         for task in self._tasks:
             task.cancel()
         for output in self._outputs:

@@ -1,4 +1,4 @@
-"""One fork of a zygote: how it is asked for its answer, and what became of it."""
+"""A fork of a zygote, and its conversation with the runtime."""
 
 import asyncio
 import fcntl
@@ -24,7 +24,7 @@ _PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 8  # Linux 6.15
 
 
 class Said(Struct, frozen=True):
-    """A line of a fork: it waits, its handler returned or did not, or it is no sandbox."""
+    """A line from a fork: it waits, its handler returned or failed, or it is not confined."""
 
     ready: int | None = None
     began: int | None = None
@@ -32,17 +32,17 @@ class Said(Struct, frozen=True):
     raised: str | None = None
     exited: str | None = None
     unfit: str | None = None
-    failed: str = "it did not say why"
+    failed: str = "no reason given"
 
 
 _lines = msgspec.json.Decoder(Said)
 
 
 class Fork:
-    """A fork that is to be, and then is; with the place that it is in.
+    """A fork, before and after it exists, and its place.
 
-    ``expected`` is what it must be, ``given`` what the zygote makes it of: the event's socket,
-    standard output and error, and namespaces.
+    ``expected`` is the confinement that it must have. ``given`` are the descriptors from which the
+    zygote makes it: the event's socket, standard output and error, and namespaces.
     """
 
     def __init__(self, name: str, place: Place, expected: verify.Expected) -> None:
@@ -56,7 +56,7 @@ class Fork:
             os.close(null)
             for descriptor in streams:
                 failed.callback(os.close, descriptor)
-                os.fchown(descriptor, expected.uid, -1)  # or /dev/stdout could not be opened
+                os.fchown(descriptor, expected.uid, -1)  # otherwise /dev/stdout cannot be opened
             self._events, theirs = socket.socketpair()
             self._events.setblocking(False)
             failed.callback(self._events.close)
@@ -66,19 +66,19 @@ class Fork:
             failed.pop_all()
 
     async def listen(self) -> None:
-        """Be ready to read what it says."""
+        """Prepare to read its lines."""
         self._reader, self._writer = await asyncio.open_connection(
             sock=self._events, limit=ANSWER_MOST
         )
 
     def hand_over(self) -> None:
-        """Close our copies of what was given: then its end is seen."""
+        """Close this process's copies of the descriptors, so that the fork's end is visible."""
         for descriptor in self.given:
             os.close(descriptor)
         self.given = []
 
     async def ready(self) -> None:
-        """Return when it says that it waits for its event. Raises Failed."""
+        """Wait until it waits for its event. Raises Failed."""
         try:
             line = await self._reader.readline()
         except (OSError, ValueError):
@@ -90,7 +90,7 @@ class Fork:
             raise Failed(f"cannot fork {self.name}: {said.failed}")
 
     def check(self, pid: int) -> None:
-        """Take the process that it is, which must be confined. Raises Failed."""
+        """Set its process, which must be confined. Raises Failed."""
         try:
             self.pidfd = os.pidfd_open(pid)
         except OSError as error:
@@ -98,12 +98,12 @@ class Fork:
         verify.check(f"a fork of {self.name}", pid, self.expected)
 
     async def ask(self, line: bytes) -> tuple[Said, list[bytes]]:
-        """What it says to an event, and what it wrote meanwhile. Raises Failed."""
+        """Send an event; returns the answer and the output. Raises Failed."""
         self._writer.write(line)
         texts = [asyncio.ensure_future(output.all(_OUTPUT_MOST)) for output in self.outputs]
         try:
             answer = await self._answer()
-            self.place.end()  # what it started ends with its answer
+            self.place.end()  # its children end with its answer
             return self.parsed(answer), list(await asyncio.gather(*texts))
         finally:
             for text in texts:
@@ -113,7 +113,7 @@ class Fork:
         try:
             line = await self._reader.readline()
         except ValueError:
-            raise Failed(f"{self.name} answered more than {ANSWER_MOST} bytes",
+            raise Failed(f"the answer of {self.name} is longer than {ANSWER_MOST} bytes",
                          "return less, or write it elsewhere") from None  # fmt: skip
         except ConnectionError:
             line = b""
@@ -121,22 +121,22 @@ class Fork:
             try:
                 status = await asyncio.wait_for(_exit_status(self.pidfd), _END_SECONDS)
             except TimeoutError:
-                raise Failed(f"{self.name} closed its descriptor 3 and goes on",
-                             "it is the runtime's: leave it open") from None  # fmt: skip
+                raise Failed(f"{self.name} closed its descriptor 3 and still runs",
+                             "leave it open: it belongs to the runtime") from None  # fmt: skip
             how = "" if status is None else f": {describe(status)}"
             raise Failed(f"{self.name} ended without an answer{how}")
         return line
 
     def parsed(self, line: bytes) -> Said:
-        """A line of it. Raises Failed."""
+        """Parse a line from it. Raises Failed."""
         try:
             return _lines.decode(line)
         except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-            raise Failed(f"{self.name} wrote what is no answer: {error}",
-                         "its descriptor 3 is the runtime's") from None  # fmt: skip
+            raise Failed(f"{self.name} wrote something other than an answer: {error}",
+                         "leave descriptor 3 to the runtime") from None  # fmt: skip
 
     def close(self) -> None:
-        """End it, and read no more of it; the place's parts stay."""
+        """End it and stop reading; the place's parts stay."""
         self.place.end()
         self.hand_over()
         if hasattr(self, "_writer"):
@@ -151,7 +151,7 @@ class Fork:
 
 
 async def _exit_status(pidfd: int) -> int | None:
-    """How a process that ends ended, as waitpid gives it; None before Linux 6.15."""
+    """The wait status of an exiting process; None before Linux 6.15."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_reader(pidfd, ended.set)
@@ -160,7 +160,7 @@ async def _exit_status(pidfd: int) -> int | None:
     finally:
         loop.remove_reader(pidfd)
     information = bytearray(pack("=Q56x", _PIDFD_INFO_EXIT))
-    for _ in range(20):  # it is told when the zygote has reaped it
+    for _ in range(20):  # available only after the zygote has reaped it
         try:
             fcntl.ioctl(pidfd, _PIDFD_GET_INFO, information)
         except OSError:

@@ -1,4 +1,4 @@
-"""A zygote's process: an interpreter in a sandbox of its own, started, watched, and looked at."""
+"""A zygote's process: an interpreter in its own sandbox."""
 
 import asyncio
 import json
@@ -24,15 +24,15 @@ ZYGOTE_PROFILE = 1
 ZYGOTE_CALLS = ("setns",)
 INTERPRETER = "/usr/bin/python3"
 USER_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
-_FILES_LEAST = 64  # of an interpreter that imports, and is handed a fork's descriptors
+_FILES_LEAST = 64  # for an interpreter that imports, and receives a fork's descriptors
 _END_SECONDS = 5.0
-# A library that starts threads as it is imported could not be forked: these start one a CPU.
+# Libraries that start threads on import cannot be forked; these start one per CPU by default.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _log = logging.getLogger(__name__)
 
 
 class Interpreter:
-    """One process, which has imported the handler, or is about to.
+    """A process that has imported the handler, or is about to.
 
     ``owner`` is a descriptor of its user namespace, ``filters`` its number of seccomp filters.
     """
@@ -55,7 +55,7 @@ class Interpreter:
             for descriptor in streams:
                 passed.callback(os.close, descriptor)
             for descriptor in streams[1:]:
-                os.fchown(descriptor, function.uid, -1)  # or /dev/stdout could not be opened
+                os.fchown(descriptor, function.uid, -1)  # otherwise /dev/stdout cannot be opened
             self._drain = Drain(outputs)
             failed.callback(self._drain.close)
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -82,22 +82,22 @@ class Interpreter:
 
     @property
     def is_up(self) -> bool:
-        """Whether it has not ended, and is not about to."""
+        """Whether it runs and is not ending."""
         return not self._killed and not self.child.ended.done()
 
     @property
     def placer(self) -> Placer:
-        """What makes the sandboxes of its forks."""
+        """The maker of its forks' sandboxes."""
         assert self._placer is not None
         return self._placer
 
     @property
     def words(self) -> str | None:
-        """The last that it wrote, as a hint."""
+        """The end of its output, as a hint."""
         return f"it wrote: {self._drain.text}" if self._drain.text else None
 
     async def imported(self) -> None:
-        """Return when it has imported the handler and left nothing behind. Raises Failed."""
+        """Wait until it has imported the handler and left nothing behind. Raises Failed."""
         await self._runs()
         try:
             self.filters = verify.filters(self.pid)
@@ -113,7 +113,7 @@ class Interpreter:
                 asyncio.get_running_loop().sock_recv(self._control, 1 << 16), seconds
             )
         except TimeoutError:
-            raise Failed(f"importing {name} took over {seconds} s", self.words) from None
+            raise Failed(f"importing {name} took more than {seconds} s", self.words) from None
         except OSError:
             message = b""
         if not message:
@@ -137,20 +137,20 @@ class Interpreter:
             raise
 
     async def _died(self) -> Failed:
-        """Why it ended before it had imported the handler."""
+        """Why it ended before the handler was imported."""
         name = self._function.handler
         await self._drain.end()
         with suppress(TimeoutError):
             news = await asyncio.wait_for(asyncio.shield(self.child.ended), _END_SECONDS)
             if self._groups.ran_out_of_memory(self.cgroup):
-                return Failed(f"importing {name} was killed for memory",
-                              f"its limit is {self._function.memory} bytes")  # fmt: skip
+                return Failed(f"importing {name} exceeded the memory limit",
+                              f"the limit is {self._function.memory} bytes")  # fmt: skip
             how = describe(news.status)
             return Failed(f"importing {name} ended the interpreter: {how}", self.words)
         return Failed(f"importing {name} closed its control socket", self.words)
 
     async def send(self, message: bytes, descriptors: list[int]) -> None:
-        """Ask it for something. Raises Failed if it is gone."""
+        """Send it a request. Raises Failed if it is gone."""
         while True:
             try:
                 self._control.sendmsg([message], wire.rights(descriptors))
@@ -162,12 +162,12 @@ class Interpreter:
             return
 
     def kill(self) -> None:
-        """End it, and with it its forks."""
+        """End it and its forks."""
         self._killed = True
         self.child.kill()
 
     def close(self) -> None:
-        """The same, and give up what was its own but its cgroup."""
+        """The same, and release its parts, except its cgroup."""
         self.kill()
         self._control.close()
         self._drain.close()
@@ -183,7 +183,7 @@ def tmpfs(function: Function) -> str:
 
 
 def check_host() -> None:
-    """Raise Unsupported where the host makes no user namespaces: an interpreter lives in one."""
+    """Raise Unsupported if the host allows no user namespaces, which an interpreter needs."""
     if USER_NAMESPACES.exists() and int(USER_NAMESPACES.read_text()) == 0:
         raise Unsupported("a Python function needs a user namespace, and user.max_user_namespaces "
                           "is 0", "sysctl user.max_user_namespaces=15000")  # fmt: skip
@@ -194,17 +194,17 @@ def _failed(message: bytes) -> str | None:
         said = json.loads(message)
         return None if "imported" in said else str(said["failed"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        return f"it says what is not of the protocol: {error!r}"
+        return f"its message violates the protocol: {error!r}"
 
 
 def _left_by_import(zygote: int, pids: set[int]) -> tuple[str, str] | None:
-    """What forks could not have, or would share, and the remedy."""
+    """What an import left that forks would lack or share, and the remedy."""
     if others := sorted(pids - {zygote}):
         names = ", ".join(sorted(filter(None, map(_name, others))))
         return f"processes running: {names}", "start them in the handler"
     if verify.status(zygote)["Threads"] != "1":
-        return ("threads running: a fork would not have them", "start them in the handler; of a "
-                "numeric library set the number of threads to 1")  # fmt: skip
+        return ("threads running: a fork would not have them", "start them in the handler; for a "
+                "numeric library, set the number of threads to 1")  # fmt: skip
     shared = set()
     for line in Path(f"/proc/{zygote}/maps").read_text(errors="replace").splitlines():
         _, rights, _, _, _, *path = line.split(maxsplit=5)

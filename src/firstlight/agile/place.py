@@ -1,4 +1,4 @@
-"""The sandboxes that a zygote's forks are born in: what ``native/agile/place.c`` makes of parts."""
+"""The sandboxes of a zygote's forks, made from parts by ``native/agile/place.c``."""
 
 import asyncio
 import os
@@ -23,9 +23,9 @@ _ENTERED = ("pid", "mnt", "net", "ipc", "uts", "cgroup")
 
 @dataclass(eq=False)
 class Place:
-    """A sandbox with a PID 1 that is ours: it lives until ``hold`` is closed.
+    """A sandbox with a trusted PID 1; it lives until ``hold`` is closed.
 
-    ``left`` is set while the zygote is not in its cgroup.
+    ``left`` is set while the zygote is outside its cgroup.
     """
 
     pid: int
@@ -41,14 +41,14 @@ class Place:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its PID 1 is."""
+        """Whether its PID 1 is alive."""
         with suppress(OSError):
             signal.pidfd_send_signal(self.pidfd, 0)
             return True
         return False
 
     def open(self) -> list[int]:
-        """Descriptors of what the zygote enters, its PID namespace first. Raises OSError."""
+        """Descriptors of its namespaces for the zygote, the PID namespace first. Raises OSError."""
         opened: list[int] = []
         try:
             for name in _ENTERED:
@@ -60,13 +60,13 @@ class Place:
         return opened
 
     def expected(self, uid: int, gid: int, filters: int) -> verify.Expected:
-        """What a fork in it must be. Raises OSError."""
+        """The confinement of a fork in it. Raises OSError."""
         return verify.Expected(
             uid, gid, filters, verify.namespaces(self.pid), verify.cgroups(self.pid)
         )
 
     def end(self) -> None:
-        """End all that is in it; its parts stay."""
+        """End all its processes; its parts stay."""
         if self.hold.fileno() >= 0:
             with suppress(OSError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -75,7 +75,7 @@ class Place:
 
 
 class Placer:
-    """The process that makes places of one zygote. It ends with the zygote."""
+    """The process that makes the places of a zygote; it ends with the zygote."""
 
     def __init__(self, zygote: int, tmpfs: str, host_name: str) -> None:
         """``zygote`` is its pid, ``tmpfs`` the mount options of /tmp. Raises Failed."""
@@ -95,7 +95,7 @@ class Placer:
     async def make(
         self, groups: Cgroups, network: Network, cgroup: Cgroup, generation: int
     ) -> Place:
-        """A sandbox of these parts. Raises Failed."""
+        """Make a sandbox from these parts. Raises Failed."""
         with ExitStack() as failed:
             hold, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             failed.callback(hold.close)
@@ -106,11 +106,11 @@ class Placer:
             try:
                 report = await asyncio.wait_for(loop.sock_recv(hold, _REPORT.size), _SECONDS)
             except TimeoutError:
-                raise Failed(f"no sandbox of a fork was ready in {_SECONDS} s") from None
+                raise Failed(f"a fork's sandbox was not ready in {_SECONDS} s") from None
             except OSError:
                 report = b""
             if not report:
-                raise Failed("what makes the sandboxes of forks has ended", "try again")
+                raise Failed("the maker of forks' sandboxes has ended", "try again")
             step, error = _REPORT.unpack(report)
             if error:
                 raise Failed(f"cannot make a fork's sandbox: {_STEPS[step]}: {os.strerror(error)}")
@@ -123,5 +123,5 @@ class Placer:
         return Place(pid, pidfd, hold, network, cgroup, generation)
 
     def close(self) -> None:
-        """End it; the places that it made stay."""
+        """End it; its places stay."""
         self._helper.close()

@@ -1,4 +1,4 @@
-"""What a process is kept in, read from outside: nothing that it says of itself counts."""
+"""Verifies a process's confinement from outside; nothing that it says of itself counts."""
 
 import os
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _CONTROLLERS = {"cpu", "memory", "pids", ""}
 
 @dataclass(frozen=True)
 class Expected:
-    """Identity, number of seccomp filters, namespaces and cgroups by name."""
+    """A confinement: identity, number of seccomp filters, namespaces and cgroups by name."""
 
     uid: int
     gid: int
@@ -23,12 +23,12 @@ class Expected:
 
 
 def namespaces(pid: int) -> dict[str, str]:
-    """The namespaces of a process by name, as the kernel numbers them. Raises OSError."""
+    """The namespaces of a process by name, with the kernel's numbers. Raises OSError."""
     return {name: _link(pid, name) for name in NAMESPACES}
 
 
 def cgroups(pid: int) -> dict[str, str]:
-    """The cgroup of a process in each hierarchy that limits it. Raises OSError."""
+    """The cgroup of a process in each limiting hierarchy. Raises OSError."""
     lines = [line.split(":", 2) for line in _read(f"/proc/{pid}/cgroup").splitlines()]
     return {
         names: path for _, names, path in lines if not _CONTROLLERS.isdisjoint(names.split(","))
@@ -42,12 +42,12 @@ def status(pid: int) -> dict[str, str]:
 
 
 def filters(pid: int) -> int:
-    """How many seccomp filters a process has. Raises OSError."""
+    """The number of seccomp filters of a process. Raises OSError."""
     return int(status(pid)["Seccomp_filters"])
 
 
 def differences(pid: int, expected: Expected) -> list[str]:
-    """In what a process is not as it must be: empty for one that is. Raises OSError."""
+    """The differences of a process from its expected confinement. Raises OSError."""
     have = status(pid)
     wanted = {
         "Uid": "\t".join([str(expected.uid)] * 4),
@@ -67,21 +67,21 @@ def differences(pid: int, expected: Expected) -> list[str]:
     spaces["pid_for_children"] = _link(pid, "pid_for_children")
     for name, link in spaces.items():
         if link != expected.namespaces[name.removesuffix("_for_children")]:
-            found.append(f"its {name} namespace is another")
+            found.append(f"its {name} namespace differs")
     if cgroups(pid) != expected.cgroups:
-        found.append("its cgroup is another")
+        found.append("its cgroup differs")
     return found
 
 
 def check(what: str, pid: int, expected: Expected) -> None:
-    """Raise Failed if a process is not kept as it must be, or is gone."""
+    """Raise Failed if a process is not confined as expected, or is gone."""
     try:
         found = differences(pid, expected)
     except OSError as error:
         raise Failed(f"{what} ended before it was ready: {error.strerror}") from error
     if found:
         raise Failed(f"{what} is not confined: {', '.join(found)}",
-                     "its import must leave os.fork and the runtime's module alone")  # fmt: skip
+                     "the import must not change os.fork or the runtime's module")  # fmt: skip
 
 
 def _link(pid: int, namespace: str) -> str:

@@ -1,10 +1,9 @@
 """Python functions: a warm interpreter with the handler imported, which forks for each request.
 
-Zygote and forks run inside the function's root file system (``zygote_main.py`` is what they
-execute). A fork is born in a *place*, a sandbox with a PID 1 of ours, and in its cgroup: the zygote
-is moved there beforehand, from outside. It gets its event when ``verify.py`` has found it confined.
-A fork that waits for its event is the deepest level of preparation; one is made on request where
-none does.
+Zygote and forks run ``zygote_main.py`` inside the function's root file system. A fork is born in a
+*place*, a sandbox with a trusted PID 1, and in its cgroup: the zygote is moved there in advance,
+from outside. It gets its event after ``verify.py`` has verified its confinement. A fork that waits
+for its event is the deepest level of preparation; if none waits, one is made on request.
 """
 
 import asyncio
@@ -37,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Node:
-    """What the functions of one runtime have in common."""
+    """What the functions of a runtime share."""
 
     config: Config
     networks: Networks
@@ -48,7 +47,7 @@ class Node:
 
 
 class Zygote:
-    """The zygote of one function, and its forks."""
+    """The zygote of a function, and its forks."""
 
     def __init__(self, node: Node, function: Function, template: int) -> None:
         self.function = function
@@ -76,21 +75,21 @@ class Zygote:
 
     @property
     def pools(self) -> list[Pool[Any]]:
-        """Its own pools."""
+        """Its pools."""
         return [self.forks, self._places]
 
     @property
     def pid(self) -> int:
-        """The zygote's process, or -1."""
+        """The zygote's pid, or -1."""
         return self._up.pid if self._up else -1
 
     async def prepare(self, forks: int) -> None:
-        """Make the places of forks, and that many forks that wait. Raises Failed."""
+        """Make places, and this many waiting forks. Raises Failed."""
         await self._places.warm()
         await self.forks.warm(forks)
 
     async def invoke(self, event: object, requested: int) -> Result:
-        """Run the handler on one event in an instance of its own. Raises Failed."""
+        """Run the handler on an event in a new instance. Raises Failed."""
         handler, seconds = self.function.handler, self.function.timeout
         try:
             line = msgspec.json.encode(event) + b"\n"
@@ -105,8 +104,8 @@ class Zygote:
                          "give the function a longer timeout") from None  # fmt: skip
         except Failed:
             if self._node.cgroups.ran_out_of_memory(fork.place.cgroup):
-                raise Failed(f"{handler} was killed for memory",
-                             f"its limit is {self.function.memory} bytes") from None  # fmt: skip
+                raise Failed(f"{handler} exceeded its memory limit",
+                             f"the limit is {self.function.memory} bytes") from None  # fmt: skip
             raise
         finally:
             self._discard(fork)
@@ -118,22 +117,22 @@ class Zygote:
         )  # fmt: skip
 
     def _value(self, said: Said) -> msgspec.Raw:
-        """What the handler returned. Raises Failed."""
+        """The handler's result. Raises Failed."""
         handler = self.function.handler
         if said.raised is not None:
             raise Failed(f"{handler} raised: {said.raised.rstrip()}")
         if said.exited is not None:
             raise Failed(f"{handler} called sys.exit({said.exited})", "return the answer instead")
         if said.unfit is not None:
-            raise Failed(f"{handler} returned what is not JSON: {said.unfit}",
-                         "return None, booleans, finite numbers, text, lists, dicts")  # fmt: skip
+            raise Failed(f"{handler} returned something that is not JSON: {said.unfit}",
+                         "return None, booleans, finite numbers, text, lists or dicts")  # fmt: skip
         if said.began is None:
             raise Failed(f"{handler} failed: {said.failed}")
         try:
             return msgspec.Raw(msgspec.json.encode(said.result))
         except (UnicodeEncodeError, RecursionError) as error:
-            raise Failed(f"{handler} returned what is not JSON: {error}",
-                         "return text that UTF-8 can hold") from None  # fmt: skip
+            raise Failed(f"{handler} returned something that is not JSON: {error}",
+                         "return valid Unicode text") from None  # fmt: skip
 
     async def _taken(self) -> tuple[Fork, bool]:
         """A fork, and whether it was waiting."""
@@ -152,7 +151,7 @@ class Zygote:
         return self._up is not None and self._up.is_up
 
     async def start(self) -> None:
-        """Have the zygote up: return when the handler is imported. Raises Failed, Unsupported."""
+        """Start the zygote if needed; wait for the import. Raises Failed, Unsupported."""
         async with self._starting:
             if self._closing:
                 raise Failed("the runtime is stopping")
@@ -186,7 +185,7 @@ class Zygote:
         return up
 
     async def _make_place(self) -> Place:
-        """A place below the zygote that is up. Raises Failed."""
+        """Make a place for the current zygote. Raises Failed."""
         await self.start()
         assert self._up is not None
         up, generation, node = self._up, self._generation, self._node
@@ -206,7 +205,7 @@ class Zygote:
             raise
 
     async def _armed(self) -> Fork:
-        """All of a fork but its process: the zygote is in its cgroup, and has what it needs."""
+        """Prepare a fork: move the zygote into its cgroup, and send what it needs."""
         up, place = self._up, await self._next_place()
         assert up is not None
         place.left.clear()
@@ -224,7 +223,7 @@ class Zygote:
                 fork.close()
                 raise
         except BaseException as error:
-            up.kill()  # nobody knows where it is
+            up.kill()  # its state is unknown
             place.left.set()
             self._give_back(place)
             if isinstance(error, OSError):
@@ -253,7 +252,7 @@ class Zygote:
             before.left.set()
 
     def _arm_ahead(self) -> None:
-        """Get ready for the next fork while nobody waits for it."""
+        """Prepare the next fork while no request waits."""
         if not self._forking.locked():  # who holds it needs the zygote where it is
             self._arm()
 
@@ -274,7 +273,7 @@ class Zygote:
                 await asyncio.wait_for(fork.ready(), self.function.timeout)
                 fork.check(self._born(fork.place))
             except BaseException as error:
-                up.kill()  # nobody knows what it does in that place
+                up.kill()  # its state in that place is unknown
                 self._discard(fork)
                 if isinstance(error, TimeoutError):
                     name, seconds = self.function.handler, self.function.timeout
@@ -286,20 +285,20 @@ class Zygote:
         return fork
 
     def _born(self, place: Place) -> int:
-        """The process that is new in a place. Raises Failed."""
+        """The new process in a place. Raises Failed."""
         with suppress(OSError):
             pids = self._node.cgroups.processes(place.cgroup) - {place.pid, self.pid}
             if len(pids) == 1:
                 return pids.pop()
-        raise Failed(f"the zygote of {self.function.handler} did not make one process",
-                     "its import must leave os.fork alone, and start no process")  # fmt: skip
+        raise Failed(f"the zygote of {self.function.handler} did not make exactly one process",
+                     "the import must not change os.fork or start processes")  # fmt: skip
 
     def _discard(self, fork: Fork) -> None:
         fork.close()
         self._give_back(fork.place)
 
     def _give_back(self, place: Place) -> None:
-        """End what is in a place; its parts may serve this function again."""
+        """End the processes in a place; its parts can serve this function again."""
         place.end()
         self._task(self._recycled(place))
 
@@ -328,7 +327,7 @@ class Zygote:
         self._node.cgroups.remove(cgroup)
 
     async def _forget(self) -> None:
-        """Give up a zygote that has ended, and what was its own."""
+        """Release a zygote that has ended, and its parts."""
         up, self._up = self._up, None
         if up:
             up.close()
@@ -357,7 +356,7 @@ class Zygote:
             _log.error("a zygote's upkeep failed", exc_info=error)
 
     async def close(self) -> None:
-        """End the zygote and its forks, and what they had."""
+        """End the zygote and its forks, and release their parts."""
         self._closing = True
         for pool in self.pools:
             await pool.close()

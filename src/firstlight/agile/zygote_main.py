@@ -1,13 +1,13 @@
 """The zygote: runs inside the function's root file system, in the function's own interpreter.
 
-It imports the handler, then forks instances as its control socket asks. It may enter namespaces
-that it is handed and can make none; a fork gives up even that before it waits for its event. The
-runtime trusts nothing of this: it looks at each fork from outside. Only the standard library, and
-little of it: what is imported here is in every handler's interpreter.
+It imports the handler, then forks instances on request of its control socket. It can enter
+namespaces that it receives, but make none; a fork gives up even that before it waits for its event.
+The runtime does not trust any of this: it verifies each fork from outside. Imports are few, and
+only from the standard library: they are in every handler's interpreter.
 
-A fork inherits the imported modules and all that their import made: module globals, the hash
-seed, the layout of its memory. It does not inherit the state of the generators that ``_reseed``
-names, signal handlers, and descriptors other than its streams and its event socket.
+A fork inherits the imported modules and what their import made: module globals, the hash seed, the
+memory layout. It does not inherit the state of the generators in ``_reseed``, signal handlers, and
+descriptors other than its streams and its event socket.
 """
 
 import _signal  # type: ignore[import-not-found]  # its enumerations cost a fork 0.2 ms
@@ -39,7 +39,7 @@ def _load(descriptor: int) -> ModuleType:
 
 
 def _described() -> str:
-    """The exception that is handled, as Python would print it: its end, if it is long."""
+    """The current exception as Python prints it; only its end if it is long."""
     import traceback
 
     try:
@@ -50,14 +50,14 @@ def _described() -> str:
 
 
 def _plain(text: str) -> str:
-    """The same for who reads UTF-8."""
+    """The same as valid UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _reseed() -> None:
-    """Give what draws numbers in this fork a state of its own, where that is known.
+    """Reseed the known random generators of this fork.
 
-    ``random``, ``tempfile`` and OpenSSL see by themselves that the process is another.
+    ``random``, ``tempfile`` and OpenSSL notice the fork themselves.
     """
     loaded = sys.modules
     if "numpy.random" in loaded:
@@ -70,7 +70,7 @@ def _reseed() -> None:
 
 
 def _signals() -> dict[int, Any]:
-    """What each signal does."""
+    """The disposition of each signal."""
     return {number: _signal.getsignal(number) for number in _signal.valid_signals()}
 
 
@@ -80,7 +80,7 @@ def _write(data: bytes) -> None:
 
 
 def _event() -> bytes:
-    """The line of the event; nothing, if none is to come."""
+    """The event's line; empty if none will come."""
     parts = []
     while part := os.read(_EVENTS, _PART):
         parts.append(part)
@@ -107,7 +107,7 @@ def _answer(handler: Handler, line: bytes) -> bytes:
 
 
 def _serve(handler: Handler) -> None:
-    """Take one event, answer it; a line of JSON each way."""
+    """Answer one event; a line of JSON each way."""
     _write(b'{"ready": 1}\n')
     line = _event()
     if not line:
@@ -120,15 +120,15 @@ def _serve(handler: Handler) -> None:
 
 
 class Zygote:
-    """What forks are made from."""
+    """Makes forks."""
 
     def __init__(self, inside: ModuleType, program: bytes, before: dict[int, Any]) -> None:
-        """``before`` is what signals did before the import."""
+        """``before`` are the signal dispositions before the import."""
         self._inside, self._program = inside, program
         self._changed = {n: what for n, what in before.items() if _signal.getsignal(n) != what}
 
     def fork(self, handler: Handler, request: dict[str, Any], descriptors: list[int]) -> None:
-        """Make an instance of these descriptors: three streams, and five namespaces."""
+        """Make an instance from these descriptors: three streams and five namespaces."""
         directory, files = request["directory"], request["files"]
         place = (tuple(descriptors[:3]), tuple(descriptors[4:]), directory, files, self._program)
         if os.fork():
@@ -141,16 +141,16 @@ class Zygote:
                 return
             for number, what in self._changed.items():
                 _signal.signal(number, what)
-            with suppress(Exception):  # the import may have put something else in its place
+            with suppress(Exception):  # the import may have replaced it
                 _reseed()
             _serve(handler)
         finally:
             os._exit(0)
 
     def serve(self, handler: Handler, control: socket.socket) -> None:
-        """Get ready for a fork by each message with descriptors; fork by each without."""
+        """Prepare a fork for each message with descriptors; fork for each without."""
         gc.collect()
-        gc.freeze()  # a collection in a fork does not write to all that was imported
+        gc.freeze()  # so that a collection in a fork does not write to all imported objects
         request: dict[str, Any] = {}
         descriptors: list[int] = []
         while True:
@@ -176,7 +176,7 @@ def _import(name: str) -> Handler:
 
 
 def main() -> None:
-    """Import the handler, say so, and fork until the control socket ends."""
+    """Import the handler, report it, and fork until the control socket ends."""
     control = socket.socket(fileno=os.dup2(0, _EVENTS, inheritable=False))
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)

@@ -22,22 +22,22 @@ def fork(self, handler, request, descriptors):
 __main__.Zygote.fork = fork
 """
 TAKES_OVER = {
-    "serves_itself": ("pass", "did not make one process"),
+    "serves_itself": ("pass", "did not make exactly one process"),
     "keeps_all": ("if os.fork(): return", "CapPrm is 0000000000240100"),
     "enters_only": ("if os.fork(): return\n"
                     "    import socket\n"
                     "    __import__('ctypes').CDLL(None).setns(descriptors[5], 0)",
                     "is not confined: .*NoNewPrivs|CapPrm"),
-    "other_cgroup": ("if os.fork(): return\n    os.setsid()", "its cgroup namespace is another"),
+    "other_cgroup": ("if os.fork(): return\n    os.setsid()", "its cgroup namespace differs"),
     "keeps_threads": ("if os.fork(): return\n"
                       "    inside.become_instance(*place); events = 3\n"
                       "    import _thread; _thread.start_new_thread(time.sleep, (9,))",
                       "Threads is 2"),
     "two": ("if os.fork(): return\n    if os.fork() == 0: time.sleep(9)",
-            "did not make one process"),
+            "did not make exactly one process"),
     "leaves_a_child": ("if os.fork() and (os.fork() or time.sleep(9) is None): return\n"
                        "    inside.become_instance(*place); events = 3",
-                       "did not make one process"),
+                       "did not make exactly one process"),
     "loads_no_filter": ("if os.fork(): return\n"
                         "    self._inside.become_instance(*place[:4], b''); events = 3",
                         "ended before it was ready"),

@@ -22,8 +22,8 @@ DIES = {
     "aborts": ("import os; os.write(2, b'my last words'); os.abort()", "killed by SIG"),
     "stops": ("import sys; print('my last words', flush=True); sys.exit(4)", "SystemExit: 4"),
     "long": ("print('my last words', flush=True); raise ValueError('y' * 500_000)", "yyyy"),
-    "eats": ("kept = [bytearray(1 << 20) for _ in range(500)]", "killed for memory"),
-    "garbles": ("import os; os.write(3, b'nonsense'); os._exit(0)", "not of the protocol"),
+    "eats": ("kept = [bytearray(1 << 20) for _ in range(500)]", "exceeded the memory limit"),
+    "garbles": ("import os; os.write(3, b'nonsense'); os._exit(0)", "violates the protocol"),
     "closes": ("import os, time; os.close(3); time.sleep(0.1); os._exit(0)", "exit status 0"),
 }  # fmt: skip
 LEAVES = {
