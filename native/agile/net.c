@@ -10,8 +10,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <net/if.h>
 #include <linux/netlink.h>
+#include <net/if.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -45,7 +45,8 @@ static int make_owned(int owner)
 		/* Entering a user namespace clears the signal of the parent's death: so it is set after,
 		 * and the parent may have died before. */
 		if (setns(owner, CLONE_NEWUSER) == 0 && prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 &&
-		    getppid() == parent && unshare(CLONE_NEWNET) == 0 && write(ready[1], &byte, 1) == 1)
+		    getppid() == parent && unshare(CLONE_NEWNET) == 0 &&
+		    write(ready[1], &byte, 1) == 1)
 			pause();
 		_exit(1);
 	}
@@ -104,7 +105,8 @@ static int serve_check(int used, uint64_t *digest, const char **step)
 	if (error)
 		return error;
 	*step = "count sockets and packets";
-	if ((error = net_sockets(&sockets)) || sockets || (error = net_packets(&packets)) || packets)
+	if ((error = net_sockets(&sockets)) || sockets || (error = net_packets(&packets)) ||
+	    packets)
 		return error;
 	return net_digest(digest, step);
 }
@@ -197,7 +199,8 @@ int main(void)
 	sigaddset(&signals, SIGINT); /* Ctrl-C is for the runtime to handle, in order */
 	sigaddset(&signals, SIGTERM);
 	sigprocmask(SIG_BLOCK, &signals, NULL);
-	(void)setpriority(PRIO_PROCESS, 0, 0); /* it prepares: the runtime's own haste is not for it */
+	(void)setpriority(PRIO_PROCESS, 0,
+			  0); /* it prepares: the runtime's own haste is not for it */
 	if (fcntl(CONTROL, F_SETFD, FD_CLOEXEC) || close_range(CONTROL + 1, ~0U, 0))
 		die("set up descriptors", errno);
 	host_namespace = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
@@ -208,7 +211,9 @@ int main(void)
 		die("open the host's network", -error);
 	for (;;) {
 		struct iovec part = {&request, sizeof request};
-		struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space,
+		struct msghdr message = {.msg_iov = &part,
+					 .msg_iovlen = 1,
+					 .msg_control = space,
 					 .msg_controllen = sizeof space};
 		int given FILE_SCOPE = -1;
 		ssize_t size = recvmsg(CONTROL, &message, MSG_CMSG_CLOEXEC);

@@ -15,17 +15,17 @@
 enum { NET_LINK = 16, NET_BODY_MAX = 65536, NET_RANGES_MAX = 1024 };
 
 enum net_verb {
-	NET_HOST = 1,	/* the gateway's link, and its address */
-	NET_MAKE,	/* a network namespace; with a user namespace that is to own it */
-	NET_CHECK,	/* comes with a used network namespace */
-	NET_FORGET,	/* followed by struct net_range; end their connections */
-	NET_RULES,	/* followed by commands in nft's language, ending in NUL */
-	NET_LOCALNET,	/* the link takes what the host sends to itself; followed by indices */
-	NET_REMOVE,	/* the link of that index and name, if it is there */
+	NET_HOST = 1, /* the gateway's link, and its address */
+	NET_MAKE, /* a network namespace; with a user namespace that is to own it */
+	NET_CHECK, /* comes with a used network namespace */
+	NET_FORGET, /* followed by struct net_range; end their connections */
+	NET_RULES, /* followed by commands in nft's language, ending in NUL */
+	NET_LOCALNET, /* the link takes what the host sends to itself; followed by indices */
+	NET_REMOVE, /* the link of that index and name, if it is there */
 };
 
 enum net_flag {
-	NET_WIRED = 1,	    /* MAKE: with a link to the host */
+	NET_WIRED = 1, /* MAKE: with a link to the host */
 	NET_NEIGHBOURS = 2, /* MAKE: instance and gateway know each other's link address */
 };
 
@@ -44,8 +44,8 @@ struct net_request {
  * by a byte for each range: 1 where its connections are gone, 0 where its link is still there. */
 struct net_answer {
 	uint64_t id, digest;
-	int32_t error;	/* errno, or 0 */
-	char step[28];	/* what failed */
+	int32_t error; /* errno, or 0 */
+	char step[28]; /* what failed */
 };
 
 struct net_range {
@@ -54,7 +54,8 @@ struct net_range {
 };
 
 /* Each of these returns 0 or a negative errno, with what failed in *step. */
-int net_make(struct rtnl *host, const struct net_request *request, int namespace, const char **step);
+int net_make(struct rtnl *host, const struct net_request *request, int namespace,
+	     const char **step);
 int net_digest(uint64_t *digest, const char **step);
 /* Packets that came and went by the links of the namespace, and sockets in it that anybody still
  * holds. Ours count until a grace period after they were closed: so it is asked before one is open. */

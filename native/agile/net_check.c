@@ -6,17 +6,17 @@
  * a used namespace reads as a new one only if no packet came or went there. What comes of packets
  * alone, as TCP's metrics, is therefore not listed.
  */
-#include "net.h"
 #include "../common/cleanup.h"
+#include "net.h"
 
 #include <dirent.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/netconf.h>
-#include <linux/nexthop.h>
 #include <linux/netfilter/ipset/ip_set.h>
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
+#include <linux/nexthop.h>
 #include <linux/rtnetlink.h>
 #include <linux/xfrm.h>
 #include <stdio.h>
@@ -51,9 +51,9 @@ static void add_message(const struct nlmsghdr *message, void *digest)
 			return; /* the kernel's own */
 		add(digest, &neighbour, sizeof neighbour);
 		RTNL_ATTRIBUTES(part, message, sizeof neighbour)
-			if (mnl_attr_get_type(part) != NDA_CACHEINFO &&
-			    mnl_attr_get_type(part) != NDA_PROBES)
-				add(digest, part, part->nla_len);
+		if (mnl_attr_get_type(part) != NDA_CACHEINFO &&
+		    mnl_attr_get_type(part) != NDA_PROBES)
+			add(digest, part, part->nla_len);
 	} else {
 		add(digest, body, size);
 	}
@@ -68,7 +68,8 @@ static int optional(int error)
 		       : error;
 }
 
-static int dump(struct rtnl *netlink, uint16_t type, const void *head, size_t size, uint64_t *digest)
+static int dump(struct rtnl *netlink, uint16_t type, const void *head, size_t size,
+		uint64_t *digest)
 {
 	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
 	struct nlmsghdr *message = rtnl_message(buffer, type, NLM_F_DUMP);
@@ -120,7 +121,8 @@ static int dump_xfrm(uint64_t *digest)
 	int error = rtnl_open(&netlink, NETLINK_XFRM);
 	for (size_t i = 0; i < sizeof counts / sizeof *counts && !error; i++) {
 		struct nlmsghdr *message = rtnl_message(buffer, counts[i], NLM_F_ACK);
-		memset(mnl_nlmsg_put_extra_header(message, sizeof(uint32_t)), 0xff, sizeof(uint32_t));
+		memset(mnl_nlmsg_put_extra_header(message, sizeof(uint32_t)), 0xff,
+		       sizeof(uint32_t));
 		error = rtnl_ask(&netlink, message, add_message, digest);
 	}
 	return optional(error);
@@ -139,8 +141,8 @@ static void add_generation(const struct nlmsghdr *message, void *digest)
 {
 	const struct nlattr *part;
 	RTNL_ATTRIBUTES(part, message, sizeof(struct nfgenmsg))
-		if (mnl_attr_get_type(part) == NFTA_GEN_ID)
-			add(digest, part, part->nla_len);
+	if (mnl_attr_get_type(part) == NFTA_GEN_ID)
+		add(digest, part, part->nla_len);
 }
 
 /* Every change of rules has a number; sets of ipset are listed. */
@@ -151,9 +153,10 @@ static int dump_netfilter(uint64_t *digest)
 	int error = optional(rtnl_open(&netlink, NETLINK_NETFILTER));
 	if (error || !netlink.socket)
 		return error;
-	error = optional(rtnl_ask(
-		&netlink, netfilter_message(buffer, NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN, NLM_F_ACK),
-		add_generation, digest));
+	error = optional(
+		rtnl_ask(&netlink,
+			 netfilter_message(buffer, NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN, NLM_F_ACK),
+			 add_generation, digest));
 	if (error)
 		return error;
 	struct nlmsghdr *sets =
@@ -190,14 +193,17 @@ static void add_protocols(uint64_t *digest, char *text)
  * which others tell the counts. */
 static bool is_left_out(const char *name)
 {
-	static const char *const names[] = {"netlink", "softnet_stat", "rt_acct", "rt_cache", "arp_cache",
-					    "ndisc_cache", "nf_conntrack", "nf_conntrack_expect", "tcp",
-					    "tcp6", "udp", "udp6", "udplite", "udplite6"};
+	static const char *const names[] = {
+		"netlink",   "softnet_stat", "rt_acct",      "rt_cache",
+		"arp_cache", "ndisc_cache",  "nf_conntrack", "nf_conntrack_expect",
+		"tcp",       "tcp6",         "udp",          "udp6",
+		"udplite",   "udplite6"};
 	const char *suffix = strrchr(name, '_');
 	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
 		if (!strcmp(name, names[i]))
 			return true;
-	return name[0] == '.' || (suffix && (!strcmp(suffix, "_matches") || !strcmp(suffix, "_targets")));
+	return name[0] == '.' ||
+	       (suffix && (!strcmp(suffix, "_matches") || !strcmp(suffix, "_targets")));
 }
 
 static void add_file(int directory, const char *name, uint64_t *digest)
@@ -231,7 +237,8 @@ static void close_directory(DIR **directory)
 static int add_directory(int above, const char *path, bool deep, uint64_t *digest)
 {
 	int opened = openat(above, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *directory __attribute__((cleanup(close_directory))) = opened < 0 ? NULL : fdopendir(opened);
+	DIR *directory __attribute__((cleanup(close_directory))) =
+		opened < 0 ? NULL : fdopendir(opened);
 	int error = directory ? 0 : -errno;
 	if (error == -ENOENT)
 		return 0;
@@ -256,11 +263,19 @@ static int add_proc_net(uint64_t *digest)
 static int add_sysctls(uint64_t *digest)
 {
 	static const char *const names[] = {
-		"core/somaxconn", "ipv4/ip_forward", "ipv4/ip_local_port_range",
-		"ipv4/ip_local_reserved_ports", "ipv4/ip_unprivileged_port_start",
-		"ipv4/ping_group_range", "ipv4/tcp_congestion_control", "ipv4/tcp_fastopen",
-		"ipv4/tcp_fastopen_key", "ipv4/tcp_rmem", "ipv4/tcp_wmem",
-		"ipv6/conf/all/disable_ipv6", "ipv6/conf/default/disable_ipv6",
+		"core/somaxconn",
+		"ipv4/ip_forward",
+		"ipv4/ip_local_port_range",
+		"ipv4/ip_local_reserved_ports",
+		"ipv4/ip_unprivileged_port_start",
+		"ipv4/ping_group_range",
+		"ipv4/tcp_congestion_control",
+		"ipv4/tcp_fastopen",
+		"ipv4/tcp_fastopen_key",
+		"ipv4/tcp_rmem",
+		"ipv4/tcp_wmem",
+		"ipv6/conf/all/disable_ipv6",
+		"ipv6/conf/default/disable_ipv6",
 	};
 	int directory FILE_SCOPE = open("/proc/sys/net", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (directory < 0)
@@ -286,11 +301,11 @@ static void add_packets(const struct nlmsghdr *message, void *packets)
 	const struct nlattr *part;
 	struct rtnl_link_stats64 counts;
 	RTNL_ATTRIBUTES(part, message, sizeof(struct ifinfomsg))
-		if (mnl_attr_get_type(part) == IFLA_STATS64 &&
-		    mnl_attr_get_payload_len(part) >= 4 * sizeof counts.rx_packets) {
-			memcpy(&counts, mnl_attr_get_payload(part), 4 * sizeof counts.rx_packets);
-			*(uint64_t *)packets += counts.rx_packets + counts.tx_packets;
-		}
+	if (mnl_attr_get_type(part) == IFLA_STATS64 &&
+	    mnl_attr_get_payload_len(part) >= 4 * sizeof counts.rx_packets) {
+		memcpy(&counts, mnl_attr_get_payload(part), 4 * sizeof counts.rx_packets);
+		*(uint64_t *)packets += counts.rx_packets + counts.tx_packets;
+	}
 }
 
 int net_packets(uint64_t *packets)
@@ -313,10 +328,8 @@ int net_digest(uint64_t *digest, const char **step)
 		const char *step;
 		int (*add)(uint64_t *digest);
 	} parts[] = {
-		{"read /proc/net", add_proc_net},
-		{"read /proc/sys/net", add_sysctls},
-		{"list links and routes", dump_route},
-		{"list IPsec", dump_xfrm},
+		{"read /proc/net", add_proc_net},      {"read /proc/sys/net", add_sysctls},
+		{"list links and routes", dump_route}, {"list IPsec", dump_xfrm},
 		{"list rules", dump_netfilter},
 	};
 	int error = 0;

@@ -33,8 +33,8 @@ static const struct nlattr *inner(const struct nlattr *nest, uint16_t type)
 	const struct nlattr *part;
 	if (nest)
 		RTNL_NESTED(part, nest)
-			if (mnl_attr_get_type(part) == type)
-				return part;
+	if (mnl_attr_get_type(part) == type)
+		return part;
 	return NULL;
 }
 
@@ -58,8 +58,8 @@ static void end_connection(const struct nlmsghdr *message, void *data)
 	static const uint16_t kept[] = {CTA_TUPLE_ORIG, CTA_ZONE, CTA_ID};
 	struct sweep *sweep = data;
 	RTNL_ATTRIBUTES(part, message, sizeof(struct nfgenmsg))
-		if (mnl_attr_get_type(part) <= CTA_MAX)
-			parts[mnl_attr_get_type(part)] = part;
+	if (mnl_attr_get_type(part) <= CTA_MAX)
+		parts[mnl_attr_get_type(part)] = part;
 	/* An instance is where one began, or where its answers come from. */
 	if (sweep->error || (!is_wanted(sweep, parts[CTA_TUPLE_ORIG], CTA_IP_V4_SRC) &&
 			     !is_wanted(sweep, parts[CTA_TUPLE_REPLY], CTA_IP_V4_SRC)))

@@ -1,6 +1,6 @@
 /* The link of a new network namespace, everything preset. */
-#include "net.h"
 #include "../common/cleanup.h"
+#include "net.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -31,12 +31,12 @@ static int set(const char *path, const char *text)
 	return written == (ssize_t)strlen(text) ? 0 : written < 0 ? -errno : -EIO;
 }
 
-#define TRY(what, call)                                                                            \
-	do {                                                                                       \
-		int error = (call);                                                                \
-		*step = (what);                                                                    \
-		if (error)                                                                         \
-			return error;                                                              \
+#define TRY(what, call)               \
+	do {                          \
+		int error = (call);   \
+		*step = (what);       \
+		if (error)            \
+			return error; \
 	} while (0)
 
 int net_make(struct rtnl *host, const struct net_request *request, int namespace, const char **step)
@@ -44,8 +44,12 @@ int net_make(struct rtnl *host, const struct net_request *request, int namespace
 	struct rtnl inside RTNL_SCOPE = {0};
 	struct in_addr none = {0};
 	struct rtnl_veth veth = {
-		.name = request->link, .index = request->index, .mac = HOST_MAC,
-		.peer = "eth0", .peer_index = ETH0, .peer_mac = INSTANCE_MAC,
+		.name = request->link,
+		.index = request->index,
+		.mac = HOST_MAC,
+		.peer = "eth0",
+		.peer_index = ETH0,
+		.peer_mac = INSTANCE_MAC,
 		.peer_namespace = namespace,
 	};
 	bool neighbours = request->flags & NET_NEIGHBOURS;
@@ -57,14 +61,15 @@ int net_make(struct rtnl *host, const struct net_request *request, int namespace
 	TRY("set loopback up", rtnl_link_up(&inside, LOOPBACK));
 	TRY("create its link", rtnl_veth_add(host, &veth));
 	TRY("set its link up", rtnl_link_up(host, request->index));
-	TRY("route to it", rtnl_route_host(host, request->index, request->address, request->gateway));
+	TRY("route to it",
+	    rtnl_route_host(host, request->index, request->address, request->gateway));
 	TRY("set eth0 up", rtnl_link_up(&inside, ETH0));
 	TRY("settle its link", rtnl_link_settle(host, request->index));
 	TRY("settle eth0", rtnl_link_settle(&inside, ETH0));
 	TRY("add its address", rtnl_address_add(&inside, ETH0, request->address));
 	if (neighbours) {
-		TRY("add its neighbour", rtnl_neighbour_add(host, request->index, request->address,
-							    INSTANCE_MAC));
+		TRY("add its neighbour",
+		    rtnl_neighbour_add(host, request->index, request->address, INSTANCE_MAC));
 		TRY("add the gateway's neighbour",
 		    rtnl_neighbour_add(&inside, ETH0, request->gateway, HOST_MAC));
 	}

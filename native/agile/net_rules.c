@@ -1,6 +1,6 @@
 /* Commands in nft's own language, by its library: one transaction each. */
-#include "net.h"
 #include "../common/cleanup.h"
+#include "net.h"
 
 #include <errno.h>
 #include <nftables/libnftables.h>
@@ -30,7 +30,8 @@ static int write_all(int file, const char *text)
 
 int net_rules(const char *commands, int *output, const char **step)
 {
-	struct nft_ctx *context __attribute__((cleanup(free_context))) = nft_ctx_new(NFT_CTX_DEFAULT);
+	struct nft_ctx *context __attribute__((cleanup(free_context))) =
+		nft_ctx_new(NFT_CTX_DEFAULT);
 	*step = "open nftables";
 	if (!context || nft_ctx_buffer_output(context) || nft_ctx_buffer_error(context))
 		return -ENOMEM;
