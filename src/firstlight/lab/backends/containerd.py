@@ -1,7 +1,7 @@
-"""A container by containerd's task service, through its own client ``ctr``: neither CRI nor CNI.
+"""A container by containerd's task service, through its client ``ctr``, without CRI and CNI.
 
-The container has a network namespace of its own with nothing in it, as with ``oci``, so that what
-is left between the two is containerd's: its client, snapshot, shim and event.
+The container has an empty network namespace, as with ``oci``, so the difference between the two is
+containerd's: its client, snapshot, shim and event.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from firstlight.lab.cluster.settings import PAYLOAD
 from firstlight.model import EndPoint
 
 _names = count()
-_NETWORK = "bridge"  # containerd wants one for its CRI, which is not used
+_NETWORK = "bridge"  # containerd needs one for its CRI, which is not used
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,17 @@ class Containerd:
 
     @property
     def note(self) -> str | None:
-        """What sets these figures apart."""
-        return "containerd's data lies in memory"
+        """What is special about these figures."""
+        return "containerd's data is in memory"
 
     def probe(self) -> None:
-        """Containerd must be built, and the runtime be there."""
+        """Needs containerd and the runtime."""
         running.probe(control_plane=False)
         running.handlers((self.runtime,), (_NETWORK,))
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """A containerd, once a run; ``ctr run --rm`` removes each container as it ends."""
+        """A containerd, once per run; ``ctr run --rm`` removes each container at its end."""
         handlers = running.handlers((self.runtime,), (_NETWORK,))
         node = workspace.once(
             handlers, lambda: running.cluster(workspace, handlers, control_plane=False)

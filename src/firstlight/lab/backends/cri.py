@@ -1,7 +1,7 @@
 """A pod sandbox and its container by the Container Runtime Interface: the node's part only.
 
-The runtime is containerd, brought up once a run without a control plane, or the user's own by its
-socket, which needs the image already.
+The runtime is containerd, started once per run without a control plane, or the user's own, by its
+socket; that needs the image already.
 """
 
 import secrets
@@ -31,7 +31,7 @@ _names = count()
 
 @dataclass(frozen=True)
 class Containerd:
-    """A containerd that the run brings up, with these runtime classes."""
+    """A containerd started by the run, with these runtime classes."""
 
     runtimes: tuple[str, ...]
     networks: tuple[str, ...]
@@ -39,15 +39,15 @@ class Containerd:
 
 @dataclass(frozen=True)
 class Socket:
-    """A runtime of the user's that listens there."""
+    """A user's runtime, by its socket."""
 
     path: str
 
 
 @dataclass(frozen=True)
 class Cri:
-    """One sandbox a start. ``runtime`` and ``network`` name the handler of our containerd; of a
-    user's runtime ``runtime`` is one, or empty for its own."""
+    """One sandbox per start. ``runtime`` and ``network`` select the handler of firstlight's
+    containerd; for a user's runtime ``runtime`` is a handler, or empty for the default."""
 
     of: Containerd | Socket
     runtime: str = ""
@@ -64,7 +64,7 @@ class Cri:
 
     @property
     def note(self) -> str | None:
-        """What sets these figures apart."""
+        """What is special about these figures."""
         if isinstance(self.of, Socket):
             return f"sandboxes of the runtime at {self.of.path}, without its spans"
         return "sandboxes of a containerd that keeps its data in memory and traces itself"
@@ -82,7 +82,7 @@ class Cri:
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """The runtime; the sandboxes are removed as their starts end."""
+        """The runtime; sandboxes are removed when their starts end."""
         lab = workspace.once(self.of, lambda: _lab(self.of, workspace))
         handler = self.runtime
         if isinstance(self.of, Containerd):
@@ -106,13 +106,13 @@ class Cri:
 
 @dataclass(frozen=True)
 class _Lab:
-    """``book`` is what our containerd tells, None of a user's runtime."""
+    """``book`` is the telemetry of firstlight's containerd; None for a user's runtime."""
 
     socket: Path
     book: Book | None
 
     def telemetry(self, traces: list[str], clock: Clock) -> Mapping[int, Telemetry]:
-        """What was told of each sandbox, by its place."""
+        """The telemetry of each sandbox, by position."""
         clock.close()
         if self.book is None:
             return {}

@@ -1,8 +1,8 @@
 """A pod by the API server of a cluster, firstlight's or the user's, in its own namespace.
 
-A resident program asks the API (``cluster.requester``); the pod's container runs the payload, whose
-stamp of its first instruction is read from what it printed. A cluster of ours comes up once a run,
-and its components tell what they did.
+A resident program sends the requests (``cluster.requester``). The pod's container runs the payload,
+whose output has the stamp of its first instruction. firstlight's cluster is started once per run,
+and its components report telemetry.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ _names = count()
 
 @dataclass(frozen=True)
 class Own:
-    """A cluster that the run brings up, with these runtime classes."""
+    """A cluster started by the run, with these runtime classes."""
 
     runtimes: tuple[str, ...]
     networks: tuple[str, ...]
@@ -40,7 +40,7 @@ class Own:
 
 @dataclass(frozen=True)
 class Users:
-    """A cluster of the user's; ``context`` empty is the kubeconfig's own."""
+    """A user's cluster. An empty ``context`` is the kubeconfig's current one."""
 
     kubeconfig: str
     context: str = ""
@@ -48,11 +48,11 @@ class Users:
 
 @dataclass(frozen=True)
 class Kubernetes:
-    """One pod a start. In a cluster of ours ``runtime`` and ``network`` name its runtime class; in
-    a user's ``runtime`` is one, or empty for the cluster's own.
+    """One pod per start. In firstlight's cluster ``runtime`` and ``network`` select the runtime
+    class; in a user's cluster ``runtime`` is a class, or empty for the default.
 
-    ``image`` is the payload's, which a user's cluster may have to pull. A pod that is not Ready
-    after ``patience`` seconds has failed. ``background`` pods are up before.
+    ``image`` has the payload; a user's cluster may have to pull it. A pod that is not Ready after
+    ``patience`` seconds has failed. ``background`` pods exist already.
     """
 
     cluster: Own | Users
@@ -72,7 +72,7 @@ class Kubernetes:
 
     @property
     def note(self) -> str | None:
-        """What sets these figures apart."""
+        """What is special about these figures."""
         if isinstance(self.cluster, Users):
             return "pods on the user's cluster, without its components' spans"
         return (
@@ -91,9 +91,9 @@ class Kubernetes:
         running.handlers((self.runtime,), (self.network,))
 
     def to_first_packet(self) -> Self:
-        """Until the pod's gateway has answered its container's first packet."""
+        """The same, to the gateway's answer to the container's first packet."""
         if isinstance(self.cluster, Users):
-            raise Unsupported("the gateway of a user's pods is not known", "--end-point ready")
+            raise Unsupported("the gateway of a user's pods is not known", "use --end-point ready")
         gateway(self.network)
         return replace(self, end_point=EndPoint.FIRST_PACKET)
 
@@ -103,7 +103,7 @@ class Kubernetes:
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """The cluster and a namespace in it; the pods are deleted as their starts end."""
+        """The cluster and a namespace in it; pods are deleted when their starts end."""
         lab = workspace.once(self.cluster, lambda: _lab(self.cluster, workspace))
         names = [f"p{next(_names)}" for _ in range(self.background + instances)]
         others, names = names[: self.background], names[self.background :]
@@ -137,7 +137,7 @@ class Kubernetes:
 
 
 def gateway(name: str) -> str:
-    """The address that a network's first packet goes to. Raises Unsupported if it is not known."""
+    """The destination of a network's first packet. Raises Unsupported if it is unknown."""
     network, about = known.find(name)
     if about.packet != "gateway":
         return about.packet
@@ -147,14 +147,14 @@ def gateway(name: str) -> str:
         if ipam.get("type") == "host-local" and "subnet" in ranges[0][0]:
             chosen = ranges[0][0]
             return str(chosen.get("gateway") or ip_network(chosen["subnet"])[1])
-    raise Unsupported(f"the gateway of {name} is known only when a pod has it",
-                      "name a network with host-local: --cni bridge")  # fmt: skip
+    raise Unsupported(f"the gateway of {name} is unknown before a pod exists",
+                      "give a network with host-local, such as --cni bridge")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Lab:
-    """A namespace of a cluster; ``book`` is what its components tell, ``first`` the first process
-    of its node: None and 0 of a user's."""
+    """A namespace of a cluster. ``book`` is its components' telemetry, ``first`` the pid of its
+    node's first process; None and 0 for a user's cluster."""
 
     socket: Path
     namespace: str
@@ -162,7 +162,7 @@ class _Lab:
     first: int = 0
 
     def telemetry(self, names: list[str], clock: Clock) -> Mapping[int, Telemetry]:
-        """What the components told of each pod, by its place."""
+        """The telemetry of each pod, by position."""
         clock.close()
         if self.book is None:
             return {}

@@ -1,8 +1,8 @@
-"""A resident program that the load generator asks for starts, as ``backends.Ask`` has it.
+"""A resident program that makes starts for the load generator (``backends.Ask``).
 
-Each connection is one start and has a thread: it is greeted, which makes ready what the start
-needs, and then asked, with the start's standard streams. What the start says is lines on its
-standard output; when its standard input or the connection ends, so does the start.
+Each connection is one start with its own thread. The greeting prepares the start; the request comes
+with the start's standard streams. The start reports by lines on its standard output, and ends with
+its standard input or the connection.
 """
 
 import json
@@ -24,20 +24,20 @@ _AT_ONCE = 10  # of the background's starts
 
 
 class Start(Protocol):
-    """One start, by the thread of its connection."""
+    """A start, run by its connection's thread."""
 
     def prepare(self) -> None:
-        """What is done before the clock starts."""
+        """Prepare, before the clock starts."""
 
     def make(self, request: dict[str, Any]) -> list[str]:
-        """Make the instance, and return the lines to say. Any exception is the start's error."""
+        """Make the instance; returns the lines to report. Any exception is the start's error."""
 
     def end(self) -> None:
-        """Remove whatever was made, also after a failed ``make``."""
+        """Remove what was made, even after a failed ``make``."""
 
 
 def serve(path: Path, start: Callable[[], Start]) -> None:
-    """Answer on a seqpacket socket, in threads of their own, until this process ends."""
+    """Serve on a seqpacket socket, with a thread per connection, until this process ends."""
     server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     server.bind(str(path))
     server.listen(512)
@@ -122,7 +122,7 @@ def _one(connection: socket.socket, start: Start) -> None:
 
 
 def _await_end(connection: socket.socket, life: int) -> None:
-    """Until the start's standard input ends, or nobody listens any more."""
+    """Wait until the start's standard input ends, or its connection."""
     waiting = select.poll()
     waiting.register(connection, select.POLLIN)
     waiting.register(life, select.POLLIN)

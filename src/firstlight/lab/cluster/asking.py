@@ -1,4 +1,4 @@
-"""Keeps the resident program that asks a cluster, or its container runtime, for starts."""
+"""Runs the resident program that requests starts from a cluster or its container runtime."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from firstlight.errors import Failed
 from firstlight.host.workspace import Workspace
 from firstlight.lab.cluster import requester, sandboxer
 
-_END_SECONDS = 120.0  # it deletes what it has made
+_END_SECONDS = 120.0  # time to delete what it has made
 
 
 @contextmanager
@@ -23,9 +23,9 @@ def resident(
     network: str,
     workspace: Workspace,
 ) -> Iterator[Path]:
-    """Run it in a network namespace, by path; yields the socket that it serves on.
+    """Run a program in a network namespace, by path; yields its socket.
 
-    Raises Failed with its words if it cannot use what it is to ask.
+    Raises Failed with the program's message if it cannot use the cluster or runtime.
     """
     file = workspace.directory / f"{program}.json"
     file.write_bytes(msgspec.json.encode(configuration))

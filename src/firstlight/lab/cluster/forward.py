@@ -1,7 +1,7 @@
-"""Hands connections on from one network namespace to an address in another.
+"""Forwards connections from one network namespace to an address in another.
 
-A socket stays in the namespace that it was made in: who listens outside, and connects inside, is a
-way in that needs neither a link nor a rule.
+A socket stays in the namespace in which it was made. So a process that listens outside and connects
+inside needs neither a link nor a rule.
 """
 
 import socket
@@ -12,7 +12,7 @@ _PART = 65536
 
 
 def serve(listening: int, to: tuple[str, int]) -> None:
-    """Accept on a descriptor, in threads of their own, for as long as the process lives."""
+    """Accept on a descriptor, with a thread per connection, until the process ends."""
     server = socket.socket(fileno=listening)
 
     def accept() -> None:

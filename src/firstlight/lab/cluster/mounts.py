@@ -1,6 +1,6 @@
-"""What a cluster's own mount namespace shows, so that nothing that a component writes stays.
+"""Sets up a cluster's mount namespace, so that nothing that components write remains.
 
-Called in new mount, network, cgroup and PID namespaces, by their first process.
+For the first process of new mount, network, cgroup and PID namespaces.
 """
 
 import os
@@ -24,7 +24,7 @@ class Hierarchy:
 
 
 def hierarchies() -> list[Hierarchy]:
-    """The host's, as mounted; asked before they are covered."""
+    """The host's hierarchies; to be read before they are covered."""
     hierarchies = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -41,7 +41,7 @@ def hierarchies() -> list[Hierarchy]:
 def enter(group: str, of: list[Hierarchy]) -> None:
     """Make a top cgroup in every hierarchy and move this process into it.
 
-    A version 1 cpuset takes no process before it has CPUs and memory.
+    A version 1 cpuset accepts no process before it has CPUs and memory nodes.
     """
     for hierarchy in of:
         top = hierarchy.at / group
@@ -53,9 +53,9 @@ def enter(group: str, of: list[Hierarchy]) -> None:
 
 
 def private(work: Path, scratch: Path, of: list[Hierarchy]) -> None:
-    """Give this mount namespace a /proc, /sys, /run and /var of its own; ``work`` stays in place.
+    """Give this mount namespace its own /proc, /sys, /run and /var; ``work`` stays in place.
 
-    /var shows the host's files, and what is written to it goes to ``scratch``.
+    /var shows the host's files; writes go to ``scratch``.
     """
     mount("--make-rprivate", "/")
     mount("--make-shared", "/")  # containerd keeps network namespaces in mounts that it shares
@@ -78,7 +78,7 @@ def private(work: Path, scratch: Path, of: list[Hierarchy]) -> None:
 
 
 def _remount_cgroups(of: list[Hierarchy]) -> None:
-    """Mount each hierarchy anew: its root is then that of this cgroup namespace."""
+    """Remount each hierarchy, so that its root is that of this cgroup namespace."""
     if not any(hierarchy.at == _CGROUPS for hierarchy in of):
         mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", str(_CGROUPS))
     for hierarchy in sorted(of, key=lambda each: each.at):
@@ -90,7 +90,7 @@ def _remount_cgroups(of: list[Hierarchy]) -> None:
 
 
 def _give_controllers(root: Path) -> None:
-    """Version 2: a cgroup that has processes gives its children no controllers, so they move."""
+    """Version 2: a cgroup with processes gives its children no controllers, so they move."""
     leaf = root / "components"
     leaf.mkdir(exist_ok=True)
     for process in (root / "cgroup.procs").read_text().split():
@@ -100,7 +100,7 @@ def _give_controllers(root: Path) -> None:
 
 
 def mount(*words: str, keep: int = -1) -> None:
-    """mount(8), which keeps a descriptor that a path of it names. Raises Failed."""
+    """mount(8), which inherits a descriptor named by a path. Raises Failed."""
     done = subprocess.run(["mount", *words], capture_output=True, text=True,
                           pass_fds=[keep] if keep >= 0 else [])  # fmt: skip
     if done.returncode:

@@ -1,4 +1,4 @@
-"""What the components tell of themselves: an OTLP receiver, and what it has received.
+"""Receives the components' telemetry by OTLP, and reads what was received.
 
     python -m firstlight.lab.cluster.telemetry FILE ADDRESS
 
@@ -28,14 +28,14 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Reader:
-    """The spans of a file that is still being written, each given out once."""
+    """Reads the spans of a growing file, each once."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._offset = file, 0
         self._decoder = msgspec.json.Decoder(Span)
 
     def new(self) -> list[Span]:
-        """Those that came since the last call."""
+        """The spans since the last call."""
         if not self._file.exists():
             return []
         with self._file.open("rb") as spans:
@@ -47,7 +47,7 @@ class Reader:
 
 
 def receive(file: Path, address: str) -> None:
-    """Write what is sent to ``address``, host:port, to the file, until the process ends."""
+    """Receive on ``address`` (host:port) and write to the file, until the process ends."""
     import grpc
     from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as messages
     from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as services

@@ -1,9 +1,9 @@
-"""Which of the components' spans are of one pod, or one sandbox, and what each was for.
+"""Finds the components' spans of a pod or a sandbox, and the purpose of each.
 
-A pod's start is several traces: the API server's of its creation, of its binding and of its
-status, each found by the pod's key or URL; and the kubelet's syncPod, by the pod's name, which
-goes on through the CRI into containerd and ends at the shim. A sandbox that the lab asks for by
-the CRI itself is the one trace whose id the lab sent.
+A pod's start consists of several traces: the API server's of its creation, binding and status, each
+found by the pod's key or URL; and the kubelet's syncPod, found by the pod's name, which continues
+through the CRI into containerd and ends at the shim. A sandbox requested by the lab through the CRI
+is one trace, with the id that the lab sent.
 """
 
 import time
@@ -21,12 +21,12 @@ _PURPOSES = {
     "ImageStatus": "image",
     "PullImage": "image",
 }
-"""A verb of the CRI, and the word for what is done below it."""
+"""The verbs of the CRI, and the purpose of the spans below each."""
 _POLL_SECONDS = 0.05
 
 
 class Book:
-    """All that a cluster's components have told."""
+    """The telemetry of a cluster's components."""
 
     def __init__(self, file: Path) -> None:
         self._reader = Reader(file)
@@ -37,7 +37,7 @@ class Book:
         self._status: dict[str, list[str]] = defaultdict(list)
 
     def read(self) -> None:
-        """Take in what was told since."""
+        """Read new spans."""
         for span in self._reader.new():
             self._traces[span.trace].append(span)
             key, url = str(span.attributes.get("key", "")), _url(span)
@@ -51,7 +51,7 @@ class Book:
                 self._status[_pod(url)].append(span.trace)
 
     def await_traces(self, traces: Iterable[str], seconds: float) -> None:
-        """Read until the last call of every sandbox was told, or some seconds have passed."""
+        """Read until the last call of every sandbox has arrived, for at most some seconds."""
         until = time.monotonic() + seconds
         missing = set(traces)
         while True:
@@ -66,7 +66,7 @@ class Book:
             time.sleep(_POLL_SECONDS)
 
     def await_pods(self, pods: Iterable[str], seconds: float) -> None:
-        """Read until every pod's start was told whole, or some seconds have passed."""
+        """Read until every pod's start is complete, for at most some seconds."""
         until = time.monotonic() + seconds
         missing = set(pods)
         while True:
@@ -82,7 +82,7 @@ class Book:
         return told and len(self._status[pod]) > 1
 
     def pod(self, pod: str, clock: "Clock") -> Telemetry:
-        """The spans of a pod, ``namespace/name``, on the host's line."""
+        """The spans of a pod, ``namespace/name``, on the host's clock."""
         spans = [
             *_named("create", self._traces.get(self._created.get(pod, ""), ())),
             *_named("bind", self._traces.get(self._bound.get(pod, ""), ())),
@@ -94,30 +94,30 @@ class Book:
         return clock.telemetry(spans)
 
     def trace(self, trace: str, clock: "Clock") -> Telemetry:
-        """The spans of one trace of containerd's, on the host's line."""
+        """The spans of one of containerd's traces, on the host's clock."""
         return clock.telemetry(_purposes(self._traces.get(trace, [])))
 
 
 class Clock:
-    """CLOCK_REALTIME laid on CLOCK_MONOTONIC, by their readings at the begin and end of a batch."""
+    """Converts CLOCK_REALTIME to CLOCK_MONOTONIC, by readings at both ends of a batch."""
 
     def __init__(self) -> None:
         self._offset, self._bracket = _offset()
 
     def close(self) -> None:
-        """Read them again: what they have moved apart is uncertain."""
+        """Read both again; their drift adds to the uncertainty."""
         offset, bracket = _offset()
         self._uncertainty = abs(offset - self._offset) + max(bracket, self._bracket)
         self._offset = (offset + self._offset) // 2
 
     def telemetry(self, spans: Iterable[Told]) -> Telemetry:
-        """Spans of CLOCK_REALTIME on CLOCK_MONOTONIC, in order."""
+        """Spans converted to CLOCK_MONOTONIC, in order."""
         laid = (Told(one.name, one.start + self._offset, one.end + self._offset) for one in spans)
         return Telemetry(tuple(sorted(laid, key=lambda one: one.start)), self._uncertainty)
 
 
 def _offset() -> tuple[int, int]:
-    """What to add to CLOCK_REALTIME, and half the time that it took to read both, in ns."""
+    """The offset to add to CLOCK_REALTIME, and half the duration of the reading, in ns."""
     best = (0, 1 << 62)
     for _ in range(5):
         before = time.monotonic_ns()
@@ -133,7 +133,7 @@ def _named(purpose: str, spans: Iterable[Span]) -> list[Told]:
 
 
 def _purposes(spans: list[Span]) -> list[Told]:
-    """Each span with what it was for: the CRI's verb that it is below, or else the kubelet's."""
+    """Each span with its purpose: by the CRI verb above it, else the kubelet's."""
     by_id = {span.id: span for span in spans}
     told = []
     for span in spans:

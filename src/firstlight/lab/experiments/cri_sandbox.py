@@ -1,4 +1,4 @@
-"""The node's part of a pod alone: a sandbox and a container by the CRI, without a kubelet."""
+"""The node's part of a pod: a sandbox and a container by the CRI, without a kubelet."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from firstlight.model import Presentation
 
 
 def _cases(options: Options) -> Iterator[Case]:
-    """Of a runtime of the user's, runtimes are its handlers, and the network is its own."""
+    """For a user's runtime, runtimes are its handlers, and the network is its own."""
     image, socket = options.image, options.cri
     runtimes, networks = options.runtimes or ("runc",), options.networks or ("bridge", "ptp")
     if socket:
@@ -30,7 +30,7 @@ def _cases(options: Options) -> Iterator[Case]:
 
 CRI_SANDBOX = Experiment(
     name="cri-sandbox",
-    question="What does the node alone take to start a pod's sandbox and container?",
+    question="How long does the node take to start a pod's sandbox and container?",
     figure="Fig. 8",
     axes=("runtime", "network", "instances"),
     cases=_cases,

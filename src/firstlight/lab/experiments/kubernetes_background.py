@@ -1,4 +1,4 @@
-"""Pattern A of the paper, with real pods: one more, on a node that has some already."""
+"""Pattern A of the paper with real pods: one more on a node with running pods."""
 
 from collections.abc import Iterator
 
@@ -30,7 +30,7 @@ def _cases(options: Options) -> Iterator[Case]:
 
 KUBERNETES_BACKGROUND = Experiment(
     name="kubernetes-background",
-    question="What does a pod's start take on a node that has pods already?",
+    question="How long does a pod's start take on a node with running pods?",
     figure="Fig. 8, Fig. 9",
     axes=("runtime", "network", "background", "instances"),
     cases=_cases,

@@ -7,11 +7,11 @@ from firstlight.lab.cluster.settings import PAYLOAD
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.model import Presentation
 
-_PATIENCE = 0.9  # of the deadline: a pod that is not Ready by then is asked why
+_PATIENCE = 0.9  # of the deadline; the reason of a pod that is not Ready is queried then
 
 
 def _cases(options: Options) -> Iterator[Case]:
-    """On a cluster of the user's, runtimes are its runtime classes, and the network is its own."""
+    """On a user's cluster, runtimes are its runtime classes, and the network is its own."""
     patience = _PATIENCE * options.deadline
     image, users = options.image, Users(options.kubeconfig, options.context)
     runtimes, networks = options.runtimes or ("runc",), options.networks or ("bridge", "ptp")
