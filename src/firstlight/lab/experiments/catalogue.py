@@ -1,6 +1,6 @@
 """The experiments by name."""
 
-from firstlight.errors import NotApplicable, UnknownName, Unsupported
+from firstlight.errors import Failed, NotApplicable, UnknownName, Unsupported
 from firstlight.lab.experiments import Experiment, Options
 from firstlight.lab.experiments.ablation import ABLATION
 from firstlight.lab.experiments.agile import AGILE
@@ -54,8 +54,12 @@ def probe() -> dict[str, list[Missing]]:
 
 
 def _missing(experiment: Experiment) -> list[Missing]:
+    try:
+        cases = list(experiment.cases(Options(instances=(1,))))
+    except Failed as error:  # the guest catalogue cannot be read
+        return [Missing((experiment.name,), error.message, error.hint)]
     parts: dict[tuple[str, str | None], dict[str, None]] = {}
-    for case in experiment.cases(Options(instances=(1,))):
+    for case in cases:
         try:
             case.backend.probe()
         except NotApplicable:

@@ -56,8 +56,14 @@ def directory() -> Path:
 
 
 def entries() -> list[Entry]:
-    """All guests, sorted by name."""
-    return [_entry(file) for file in sorted(directory().glob(f"[!.]*/{_ENTRY}"))]
+    """All guests, sorted by name. Raises Failed if they cannot be read."""
+    try:
+        return [_entry(file) for file in sorted(directory().glob(f"[!.]*/{_ENTRY}"))]
+    except OSError as error:
+        raise Failed(
+            f"cannot read the guest catalogue {error.filename}: {error.strerror}",
+            "set FIRSTLIGHT_GUESTS to a directory that you may read",
+        ) from error
 
 
 def find(name: str) -> Entry:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from firstlight.cli.main import app
 from firstlight.errors import Failed, FirstlightError, UnknownName
 from firstlight.lab.backends.accel import elf
+from firstlight.lab.experiments import catalogue as experiments
 from firstlight.lab.guests import catalogue
 from firstlight.lab.guests.catalogue import Entry
 from firstlight.lab.guests.generic import Generic
@@ -60,6 +61,18 @@ def test_what_is_added_is_found_until_it_is_removed(kernel: Path, image: Path, o
     catalogue.remove("mine")
     assert catalogue.entries() == []
     assert list(own.iterdir()) == []
+
+
+def test_a_catalogue_that_cannot_be_read_is_named_and_does_not_stop_the_doctor(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own / "mine").mkdir(parents=True)
+    (own / "mine" / "guest.json").write_text("{")
+    [missing] = experiments.probe()["unikernel-boot"]
+    assert missing.fact.startswith(f"cannot read the guest {own}/mine/guest.json")
+    monkeypatch.setenv("FIRSTLIGHT_GUESTS", f"/{'x' * 300}")
+    with pytest.raises(Failed, match=r"cannot read the guest catalogue /x+: File name too long"):
+        catalogue.entries()
 
 
 def test_packed_files_are_kept_unpacked(kernel: Path, image: Path, own: Path) -> None:
