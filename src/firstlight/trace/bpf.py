@@ -3,6 +3,7 @@
 The records are ``struct event`` of ``native/trace/trace.h``.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -110,6 +111,8 @@ class Tracer:
 
 def probe() -> None:
     """Raise Unsupported if the eBPF programs do not load and attach here."""
+    if os.geteuid() != 0:
+        raise Unsupported("tracing needs root", "run firstlight with sudo")
     done = subprocess.run(
         [native("trace"), "--probe", native("trace.bpf.o")], capture_output=True, text=True
     )

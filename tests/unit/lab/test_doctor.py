@@ -102,6 +102,12 @@ def test_a_tracer_that_does_not_load_does_not_send_back_to_the_doctor(
     assert found.hint.startswith(hint)
 
 
+def test_a_user_is_told_first_that_tracing_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    with pytest.raises(Unsupported, match="tracing needs root"):
+        bpf.probe()
+
+
 def test_missing_capabilities_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but CAP_BPF (39), and without CAP_SYS_RESOURCE (24), which is not asked for."""
     held = (1 << 41) - 1 & ~(1 << 39) & ~(1 << 24)
