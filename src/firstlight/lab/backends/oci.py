@@ -22,7 +22,6 @@ from firstlight.lab.backends.oci_spec import PAYLOAD, Process
 from firstlight.model import EndPoint
 from firstlight.native import native
 
-KNOWN = ("runc", "crun", "runsc", "youki")
 _DELETE_SECONDS = 20
 
 
@@ -97,7 +96,7 @@ class Oci:
         if not path:
             raise Unsupported(
                 f"runtime {self.runtime!r} is not installed",
-                f"apt-get install {self.name}, or give its path",
+                "install it, or give its path",
             )
         return str(Path(path).absolute())
 
