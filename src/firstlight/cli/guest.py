@@ -54,15 +54,25 @@ def add(
             metavar="FILE|DIR", help="A disk image (raw or qcow2), or OSv's root as a directory."
         ),
     ] = None,
-    name: Annotated[str, typer.Option(help="The guest's name.  [default: its kind]")] = "",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="The guest's name.  [default: its kind]")
+    ] = "",
     filesystem: Annotated[
-        str, typer.Option(help="File system of the root.  [default: that of the image]")
+        str,
+        typer.Option(metavar="NAME", help="File system of the root.  [default: that of the image]"),
     ] = "",
     program: Annotated[
-        str, typer.Option(help="The program that OSv runs.  [default: the image's own]")
+        str,
+        typer.Option(
+            metavar="COMMAND", help="The program that OSv runs.  [default: the image's own]"
+        ),
     ] = "",
     arguments: Annotated[
-        str, typer.Option(help="Command line of a generic kernel; {ip} and {gateway} are replaced.")
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Command line of a generic kernel; {ip} and {gateway} are replaced.",
+        ),
     ] = "",
     ready: Annotated[
         str,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 RUNS = Path("runs")
-Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def examples(*lines: str) -> str:
