@@ -336,15 +336,15 @@ def doctor(checks: Iterable[Check], experiments: Mapping[str, Sequence[Missing]]
     runnable = _table("\nexperiments")
     for _ in range(3):
         runnable.add_column("", overflow="fold")
-    told: set[str | None] = {None}
+    shown: set[str | None] = {None}
     for name, lacks in experiments.items():
         mark = ("!", "yellow") if lacks else ("✓", "green")
         words = Text("" if lacks else "can run in full")
         for lack in lacks:
             words.append("\n" if words else "").append(f"{_parted(lack.parts)}: {lack.fact}")
-            if lack.hint not in told:
+            if lack.hint not in shown:
                 words.append(f"\n{lack.hint}", "yellow")
-            told.add(lack.hint)
+            shown.add(lack.hint)
         _row(runnable, Text(*mark), name, words)
     return Group(Padding(table, 0), runnable)
 

@@ -186,4 +186,4 @@ def tree(pid: int) -> tuple[int, ...]:
         made = children(pid)
     except OSError:
         return ()
-    return (pid, *(one for child in made for one in tree(child)))
+    return (pid, *(below for child in made for below in tree(child)))

@@ -233,7 +233,7 @@ def _held(config: Config, function: Function, count: int) -> Iterator[Client]:
 
 
 def _sandboxes(client: Client) -> Counts:
-    return next(one for one in client.pools() if one.name.startswith("sandbox "))
+    return next(pool for pool in client.pools() if pool.name.startswith("sandbox "))
 
 
 def _counted(before: Counts, after: Counts) -> dict[str, float]:

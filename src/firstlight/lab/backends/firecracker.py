@@ -124,7 +124,7 @@ class Firecracker:
                 "use the protocol direct or pvh",
             )
         if self.console != "serial":
-            raise NotApplicable(f"Firecracker has no {self.console} console", "take serial")
+            raise NotApplicable(f"Firecracker has no {self.console} console", "use serial")
         if self.chart != "console":
             raise NotApplicable(
                 f"Firecracker does not expose its guest's {self.chart}", "use the chart console"

@@ -121,7 +121,7 @@ def _version(document: Json, source: str) -> str:
     """The highest supported version in ``cniVersion`` and ``cniVersions``."""
     stated = [document["cniVersion"]] if "cniVersion" in document else []
     more = document.get("cniVersions", [])
-    if not isinstance(more, list) or not all(isinstance(one, str) for one in [*stated, *more]):
+    if not isinstance(more, list) or not all(isinstance(each, str) for each in [*stated, *more]):
         raise BadConf(f"{source}: cniVersion must be a string, cniVersions a list of strings")
     spoken = [version for version in VERSIONS if version in [*stated, *more]]
     if not spoken:
