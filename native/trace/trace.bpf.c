@@ -1,6 +1,7 @@
 /* Follows the process tree of each child of the load generator, on tracepoints only (CO-RE).
  *
  * The kernel's types are declared here with just the members that are read; libbpf relocates them.
+ * The programs are one file because they share maps and inlined helpers, and load as one object.
  */
 #define __VMLINUX_H__ /* bpf_tracing.h: struct pt_regs is the kernel's */
 typedef unsigned char __u8;

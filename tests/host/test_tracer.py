@@ -1,4 +1,7 @@
-"""The tracer against known work: what a program does exactly must be reported exactly."""
+"""The tracer against known work: what a program does exactly must be reported exactly.
+
+One file, because every test checks the same instrument by the same helpers.
+"""
 
 import os
 import re

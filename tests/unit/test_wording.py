@@ -31,10 +31,17 @@ def test_no_old_spelling(path: Path) -> None:
 )  # fmt: skip
 def test_links_lead_somewhere(path: Path) -> None:
     text = re.sub(r"`[^`]*`", "", path.read_text())
-    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
-    missing = [
-        target
-        for target in targets
-        if not target.startswith("http") and not (path.parent / target).exists()
-    ]
+    missing = []
+    for target, heading in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text):
+        there = path.parent / target if target else path
+        if not target.startswith("http") and (
+            not there.exists() or (heading and heading not in anchors(there))
+        ):
+            missing.append(f"{target}#{heading}")
     assert missing == []
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"(?m)^#+ (.*)$", path.read_text())
+    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
