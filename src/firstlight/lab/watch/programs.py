@@ -25,9 +25,6 @@ _WITH_VALUE = frozenset(
 )  # fmt: skip
 """Options of OCI runtimes whose value is a separate argument."""
 
-_TRUNCATED = 15
-"""Length to which the kernel truncates a program's name, in bytes."""
-
 
 @dataclass(frozen=True)
 class Program:
