@@ -261,7 +261,7 @@ def _causes(point: PointFigures) -> Table:
 
 def _failures(failed: Sequence[Sample]) -> Table:
     table = _table("starts that failed or hung")
-    for name in ("start", "", "what it said"):
+    for name in ("start", "", "error and last output"):
         table.add_column(name, overflow="fold")
     for sample in failed[:MOST_FAILURES]:
         setting = ", ".join(f"{axis} {value}" for axis, value in sample.point.items() if value)

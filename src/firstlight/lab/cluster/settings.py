@@ -76,7 +76,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def spans(self) -> Path:
-        """What the components told of themselves; see ``telemetry``."""
+        """What the components report; see ``telemetry``."""
         return self.home / "spans.jsonl"
 
     def log(self, component: str) -> Path:

@@ -67,7 +67,7 @@ class Status(msgspec.Struct, frozen=True):
 def up(
     runtimes: tuple[str, ...], networks: tuple[str, ...], progress: Callable[[str], None]
 ) -> Record:
-    """Bring it up; ``progress`` is told each component that is. Raises FirstlightError.
+    """Bring it up; ``progress`` gets the name of each component that is up. Raises FirstlightError.
 
     An interrupt, or the end of this process, takes down what is not up yet.
     """

@@ -123,7 +123,7 @@ class PacketGuest(Protocol):
 
 @dataclass(frozen=True)
 class BuiltInGuest:
-    """A built-in guest. ``make`` is told its file system, and whether to be verbose.
+    """A built-in guest. ``make`` takes its file system, and whether it is verbose.
 
     ``filesystem`` is the only one that it has; with none, each experiment chooses.
     """
