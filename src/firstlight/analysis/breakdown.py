@@ -64,7 +64,7 @@ def breakdown(run: Run) -> pl.DataFrame:
     ``wall`` is time on the critical path; it sums to the sample's latency. ``summed`` is the time
     of all threads of the instance, without sleeps and waits for each other off the critical path.
     """
-    parts = [told for sample in run.samples if (told := _told(sample)) is not None]
+    parts = [_told(run, sample) for sample in run.samples if pods.stretches(sample)]
     parts += [_summarise(Instances(*chunk, run.header.end_point)) for chunk in _chunks(run)]
     return pl.concat(parts) if parts else pl.DataFrame(schema=SCHEMA)
 
@@ -76,11 +76,39 @@ def of_sample(spans: pl.DataFrame, sample: Sample, end_point: EndPoint) -> pl.Da
 
 def timeline(run: Run, sample: Sample) -> pl.DataFrame:
     """The critical path of one ready sample in order, as TIMELINE, in ns of CLOCK_MONOTONIC."""
-    if parts := pods.stretches(sample):
-        return pl.DataFrame(
-            [(part.start, part.end, part.phase, "around", causes.TOLD, 0, 0) for part in parts],
-            schema=TIMELINE, orient="row",
-        )  # fmt: skip
+    if sample.telemetry:
+        return _reported(run, sample, by_stage=False)
+    return _followed(run, sample)
+
+
+def _reported(run: Run, sample: Sample, *, by_stage: bool) -> pl.DataFrame:
+    """The same of a start that components report: their stages, and inside those of the container
+    runtime, where the start was traced, what the kernel saw. ``by_stage`` keeps the stages' names.
+    """
+    rows: list[tuple[int, int, str, str, str, int, int]] = []
+    seen = iter(_followed(run, sample).iter_rows() if sample.traced else ())
+    piece = next(seen, None)
+    for stage in pods.stretches(sample):
+        at = stage.start
+        while piece and piece[1] <= at:
+            piece = next(seen, None)
+        while stage.phase in pods.TRACED and piece and piece[0] < stage.end:
+            start, end, phase, *rest = piece
+            if start > at:
+                rows.append((at, start, stage.phase, "around", causes.TOLD, 0, 0))
+            end, at = min(end, stage.end), max(start, at)
+            rows.append((at, end, stage.phase if by_stage else phase, *rest))
+            at = end
+            if piece[1] > stage.end:
+                break
+            piece = next(seen, None)
+        if at < stage.end:
+            rows.append((at, stage.end, stage.phase, "around", causes.TOLD, 0, 0))
+    return pl.DataFrame(rows, schema=TIMELINE, orient="row")
+
+
+def _followed(run: Run, sample: Sample) -> pl.DataFrame:
+    """The critical path by the kernel's events alone."""
     instances = Instances(run.spans_of(sample), [sample], run.header.end_point)
     pieces = _cut(instances, every_call=True)
     own = np.flatnonzero(pieces.owned)
@@ -99,23 +127,15 @@ def timeline(run: Run, sample: Sample) -> pl.DataFrame:
     ).sort("start")
 
 
-def _told(sample: Sample) -> pl.DataFrame | None:
-    """The same of a start whose components told of it; None for any other."""
-    spent = pods.account(sample)
-    if not spent:
-        return None
-    names = sorted(spent, key=phases.ORDER.index)
-    lengths = [spent[name] for name in names]
-    return pl.DataFrame(
-        {
-            "sample": [sample.index] * len(names),
-            "phase": names,
-            "shade": ["around"] * len(names),
-            "cause": [causes.TOLD] * len(names),
-            "wall": lengths,
-            "summed": lengths,
-        },
-        schema=SCHEMA,
+def _told(run: Run, sample: Sample) -> pl.DataFrame:
+    """The breakdown of a start that components report."""
+    length = (pl.col("end") - pl.col("start")).sum()
+    return (
+        _reported(run, sample, by_stage=True)
+        .group_by("phase", "shade", "cause", maintain_order=True)
+        .agg(wall=length, summed=length)
+        .with_columns(sample=pl.lit(sample.index, pl.UInt32))
+        .select(SCHEMA.names())
     )
 
 

@@ -167,7 +167,7 @@ def _point(
     ready = [sample for sample in samples if sample.latency is not None]
     untraced = [sample for sample in ready if not sample.traced]
     traced = [sample for sample in ready if sample.traced]
-    explained = [sample for sample in ready if sample.traced or sample.telemetry]
+    explained = traced or [sample for sample in ready if sample.telemetry]
     headline = traced if run.header.presentation.headline == "traced" else untraced
     latency = _summary(headline)
     return PointFigures(

@@ -12,6 +12,9 @@ from firstlight.model import Sample, Told
 
 CREATED = "create Create etcd3"
 BOUND = "bind GuaranteedUpdate etcd3"
+TRACED = frozenset({"cni", "shim", "sandbox.runtime", "sandbox.other", "container.create",
+                    "container.runtime", "container.other"})  # fmt: skip
+"""The stages that containerd and its children work on, which the kernel's tracer follows."""
 _SYNC, _PATCH = "sync syncPod", "status HTTP PATCH"
 
 

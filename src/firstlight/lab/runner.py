@@ -69,13 +69,14 @@ def schedule(cases: Sequenced[Case], plan: Plan) -> list[Batch]:
     them. Points with few instances get more batches, for as many samples.
     """
     order = random.Random(plan.seed)  # noqa: S311 - a schedule, not a secret
+    by_kernel = plan.experiment.explained_by == "kernel"
     batches = []
     for repetition in range(plan.repetitions):
         part = []
         for case in cases:
             for _ in range(max(1, _SAMPLES_MIN // case.instances)):
                 part.append(Batch(case, repetition, traced=False))
-                if plan.traced:
+                if plan.traced and (case.instances == 1 or by_kernel):
                     part.append(Batch(case, repetition, traced=True))
         order.shuffle(part)
         batches += part
@@ -88,8 +89,6 @@ def run(plan: Plan, out: Path, progress: Callable[[Batch, int, int], None]) -> N
     ``progress`` is called before each batch with the work done and the total (see ``work``). On
     KeyboardInterrupt the run keeps what was measured, is marked as interrupted, and re-raises.
     """
-    if plan.experiment.explained_by == "components":
-        plan = replace(plan, traced=False)
     cases, skipped = _usable(plan)
     backends = [case.backend for case in cases]
     if plan.traced:

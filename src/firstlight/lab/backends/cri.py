@@ -99,17 +99,23 @@ class Cri:
         ]
         clock = Clock()
         yield Prepared(
-            [Ask(lab.socket, "{}", msgspec.json.encode(each).decode()) for each in requests],
+            [
+                Ask(lab.socket, "{}", msgspec.json.encode(each).decode(), lab.daemons)
+                for each in requests
+            ],
             telemetry=lambda: lab.telemetry([each.trace for each in requests], clock),
         )
 
 
 @dataclass(frozen=True)
 class _Lab:
-    """``book`` is the telemetry of firstlight's containerd; None for a user's runtime."""
+    """``book`` is the telemetry of firstlight's containerd, ``daemons`` its pid. A user's runtime
+    has neither.
+    """
 
     socket: Path
-    book: Book | None
+    book: Book | None = None
+    daemons: tuple[int, ...] = ()
 
     def telemetry(self, traces: list[str], clock: Clock) -> Mapping[int, Telemetry]:
         """The telemetry of each sandbox, by position."""
@@ -128,10 +134,11 @@ def _lab(of: Containerd | Socket, workspace: Workspace) -> Iterator[_Lab]:
         configuration = Configuration(socket, of.path, logs)
         network = f"/proc/self/fd/{workspace.outside}"
         with resident("sandboxer", configuration, network, workspace) as path:
-            yield _Lab(path, None)
+            yield _Lab(path)
         return
     handlers = running.handlers(of.runtimes, of.networks)
     with running.cluster(workspace, handlers, control_plane=False) as cluster:
         configuration = Configuration(socket, str(cluster.settings.socket), logs)
         with resident("sandboxer", configuration, cluster.network, workspace) as path:
-            yield _Lab(path, Book(cluster.settings.spans))
+            daemons = (running.component_pids(cluster)["containerd"],)
+            yield _Lab(path, Book(cluster.settings.spans), daemons)

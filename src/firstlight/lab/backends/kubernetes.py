@@ -111,7 +111,7 @@ class Kubernetes:
         try:
             with asked.held(lab.socket, [self._request(name) for name in others]):
                 yield Prepared(
-                    [Ask(lab.socket, "{}", self._request(name)) for name in names],
+                    [Ask(lab.socket, "{}", self._request(name), lab.daemons) for name in names],
                     telemetry=lambda: lab.telemetry(names, clock),
                 )
         finally:
@@ -154,12 +154,14 @@ def gateway(name: str) -> str:
 @dataclass(frozen=True)
 class _Lab:
     """A namespace of a cluster. ``book`` is its components' telemetry, ``first`` the pid of its
-    node's first process; None and 0 for a user's cluster."""
+    node's first process, ``daemons`` that of its containerd. A user's cluster has none of them.
+    """
 
     socket: Path
     namespace: str
     book: Book | None = None
     first: int = 0
+    daemons: tuple[int, ...] = ()
 
     def telemetry(self, names: list[str], clock: Clock) -> Mapping[int, Telemetry]:
         """The telemetry of each pod, by position."""
@@ -196,4 +198,5 @@ def _lab(of: Own | Users, workspace: Workspace) -> Iterator[_Lab]:
             pod_logs=str(cluster.settings.pod_logs),
         )
         with resident("requester", configuration, cluster.network, workspace) as socket:
-            yield _Lab(socket, namespace, Book(cluster.settings.spans), cluster.pid)
+            daemons = (running.component_pids(cluster)["containerd"],)
+            yield _Lab(socket, namespace, Book(cluster.settings.spans), cluster.pid, daemons)

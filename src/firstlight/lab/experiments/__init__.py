@@ -70,9 +70,9 @@ class Experiment:
 
     ``figure`` is the paper's answer. ``cases`` makes the cases in the order of the report.
     ``options`` are those that ``cases`` uses; others are refused. ``facts`` are added to those of
-    the host. ``presentation`` is how its runs are shown. Phases are
-    ``explained_by`` the kernel's events, in traced starts interleaved with the others, or by the
-    components' own telemetry, in all starts.
+    the host. ``presentation`` is how its runs are shown. Phases are ``explained_by`` the kernel's
+    events, in traced starts interleaved with the others; or by the components' own telemetry, in
+    all starts, and the kernel adds the causes of single ones.
     """
 
     name: str
