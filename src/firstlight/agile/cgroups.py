@@ -157,7 +157,8 @@ class Cgroups:
 
     def processes(self, cgroup: Cgroup) -> set[int]:
         """The pids of its processes. Raises OSError."""
-        return set(map(int, (cgroup.memory / "cgroup.procs").read_text().split()))
+        with open(f"{cgroup.memory}/cgroup.procs", "rb", 0) as file:  # noqa: PTH123 (half the cost)
+            return set(map(int, file.read().split()))
 
     def move(self, pid: int, cgroup: Cgroup) -> None:
         """Move a process in. It may wait for a grace period of 10 ms. Raises OSError."""

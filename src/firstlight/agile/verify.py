@@ -7,6 +7,14 @@ from firstlight.errors import Failed
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 _SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+_WANTED = {
+    **dict.fromkeys(_SETS, "0" * 16),
+    "Groups": "",
+    "NoNewPrivs": "1",
+    "Seccomp": "2",
+    "Threads": "1",
+    "TracerPid": "0",
+}
 _MOST = 1 << 16
 _CONTROLLERS = {"cpu", "memory", "pids", ""}
 
@@ -50,15 +58,10 @@ def differences(pid: int, expected: Expected) -> list[str]:
     """The differences of a process from its expected confinement. Raises OSError."""
     have = status(pid)
     wanted = {
+        **_WANTED,
         "Uid": "\t".join([str(expected.uid)] * 4),
         "Gid": "\t".join([str(expected.gid)] * 4),
-        "Groups": "",
-        **dict.fromkeys(_SETS, "0" * 16),
-        "NoNewPrivs": "1",
-        "Seccomp": "2",
         "Seccomp_filters": str(expected.filters),
-        "Threads": "1",
-        "TracerPid": "0",
         "NSsid": have["NSpid"],
         "NSpgid": have["NSpid"],
     }

@@ -98,7 +98,8 @@ class Zygote:
         with self._node.traffic:
             fork, warm = await self._taken()
         try:
-            said, texts = await asyncio.wait_for(fork.ask(line), seconds)
+            async with asyncio.timeout(seconds):
+                said, texts = await fork.ask(line)
         except TimeoutError:
             raise Failed(f"{handler} did not answer in {seconds} s",
                          "give the function a longer timeout") from None  # fmt: skip
@@ -206,11 +207,14 @@ class Zygote:
 
     async def _armed(self) -> Fork:
         """Prepare a fork: move the zygote into its cgroup, and send what it needs."""
-        up, place = self._up, await self._next_place()
+        place = await self._next_place()
+        up = self._up
         assert up is not None
         place.left.clear()
         try:
             await asyncio.to_thread(self._node.cgroups.move, up.pid, place.cgroup)
+            if up is not self._up or not up.is_up:
+                raise Failed(f"the zygote of {self.function.handler} is gone", "try again")
             self._stands_in(place)
             function = self.function
             expected = place.expected(function.uid, function.gid, up.filters + 1)
@@ -270,7 +274,8 @@ class Zygote:
             fork, up = await task, self._up
             try:
                 await up.send(b"\0", [])
-                await asyncio.wait_for(fork.ready(), self.function.timeout)
+                async with asyncio.timeout(self.function.timeout):
+                    await fork.ready()
                 fork.check(self._born(fork.place))
             except BaseException as error:
                 up.kill()  # its state in that place is unknown
@@ -352,7 +357,11 @@ class Zygote:
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) and not isinstance(error, Failed):
+        if task.cancelled() or not (error := task.exception()):
+            return
+        if isinstance(error, Failed):  # the next request meets it again, and tells
+            _log.info("of %s: %s", self.function.handler, error.message)
+        else:
             _log.error("a zygote's upkeep failed", exc_info=error)
 
     async def close(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -237,3 +238,23 @@ def test_a_burst_of_first_events_is_answered_by_one_zygote(
         assert len(started) == 1
 
     with_handlers(python, main)
+
+
+def test_a_runtime_stops_in_order_whatever_a_zygote_is_doing(python: Path) -> None:
+    async def main() -> None:
+        for turns in range(8):
+            async with Runtime(Config(name="t4")) as runtime:
+                echo = Function(
+                    rootfs=str(python), kind="python", handler="handlers:echo", directory="/srv"
+                )
+                asked = [asyncio.create_task(runtime.invoke(echo, n)) for n in range(turns % 3)]
+                assert value(await runtime.invoke(echo, 1)) == 1
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    async def on() -> None:
+        subprocess.run(["mount", "--bind", "/usr", python / "usr"], check=True)
+        await main()
+
+    on_host(on)
