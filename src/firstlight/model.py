@@ -85,7 +85,7 @@ class GuestLog(Struct, frozen=True):
     fault: str | None = None
 
 
-class Told(Struct, frozen=True):
+class ComponentSpan(Struct, frozen=True):
     """A component's own span of its part in a start; ``start`` and ``end`` in ns.
 
     ``name`` is what the part was for, a space, and the component's own name for the span.
@@ -97,12 +97,12 @@ class Told(Struct, frozen=True):
 
 
 class Telemetry(Struct, frozen=True):
-    """What the components that made an instance told of it, by their own tracing.
+    """The spans of the components that made an instance, by their own tracing.
 
     They stamp by CLOCK_REALTIME, which is laid on CLOCK_MONOTONIC to within ``uncertainty`` ns.
     """
 
-    spans: tuple[Told, ...]
+    spans: tuple[ComponentSpan, ...]
     uncertainty: int
 
 

@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from itertools import pairwise
 
 from firstlight.analysis import phases
-from firstlight.model import Header, Point, Sample, Step, Told
+from firstlight.model import ComponentSpan, Header, Point, Sample, Step
 
 INIT = "hypervisor.init"
 """The step that ends at the guest's first instruction."""
@@ -82,7 +82,7 @@ def account(sample: Sample) -> dict[str, int]:
 
 
 def partition(
-    spans: Iterable[Step | Told],
+    spans: Iterable[Step | ComponentSpan],
     begin: int,
     end: int,
     phase_of: Callable[[str], str] = phases.of_guest,

@@ -95,7 +95,7 @@ def _reported(run: Run, sample: Sample, *, by_stage: bool) -> pl.DataFrame:
         while stage.phase in pods.TRACED and piece and piece[0] < stage.end:
             start, end, phase, *rest = piece
             if start > at:
-                rows.append((at, start, stage.phase, "around", causes.TOLD, 0, 0))
+                rows.append((at, start, stage.phase, "around", causes.NOT_TRACED, 0, 0))
             end, at = min(end, stage.end), max(start, at)
             rows.append((at, end, stage.phase if by_stage else phase, *rest))
             at = end
@@ -103,7 +103,7 @@ def _reported(run: Run, sample: Sample, *, by_stage: bool) -> pl.DataFrame:
                 break
             piece = next(seen, None)
         if at < stage.end:
-            rows.append((at, stage.end, stage.phase, "around", causes.TOLD, 0, 0))
+            rows.append((at, stage.end, stage.phase, "around", causes.NOT_TRACED, 0, 0))
     return pl.DataFrame(rows, schema=TIMELINE, orient="row")
 
 

@@ -11,8 +11,8 @@ from firstlight.store import UNSEEN
 
 ON_CPU = "on CPU"
 QUEUED = "waiting for a CPU"
-TOLD = "not traced"
-"""What time is spent on that a component told of, and the kernel was not asked about."""
+NOT_TRACED = "not traced"
+"""The cause of time that only a component's span covers: the kernel was not traced."""
 SLEEP = "sleep"
 """The stack of a daemon's wait for requests that began before tracing."""
 UNKNOWN = "unknown wait"

@@ -2,7 +2,7 @@
 
 The terminal, the page, the pictures and ``--json`` all read these records, so they agree.
 Headline latencies come from untraced samples, parts (the phases) from traced ones and from those
-whose components told of them.
+whose components reported spans.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ import polars as pl
 
 from firstlight.analysis import boot as boots
 from firstlight.analysis import phases, stats
-from firstlight.analysis.causes import TOLD
+from firstlight.analysis.causes import NOT_TRACED
 from firstlight.analysis.stats import Floats, Summary
 from firstlight.model import Ending, Interval, Point, Sample
 from firstlight.store import Run
@@ -263,7 +263,7 @@ def _parts(samples: Sequence[Sample], breakdown: pl.DataFrame) -> Iterable[Part]
             causes=tuple(
                 (cause, time / spent)
                 for cause, time in by_cause.iter_rows()
-                if time and cause != TOLD
+                if time and cause != NOT_TRACED
             ),
         )
 

@@ -24,7 +24,7 @@ class Phase:
 
     ``helpers`` are programs executed for this phase alone: all their time belongs to it, except
     requests to a daemon. ``guest`` matches spans of a guest's log, ``component`` those that a
-    cluster's components report (model.Told).
+    cluster's components report (model.ComponentSpan).
     """
 
     name: str
@@ -246,7 +246,7 @@ def of_guest(name: str) -> str:
 
 
 def of_component(name: str) -> str:
-    """The phase of what a component told, by the name of a model.Told."""
+    """The phase of a component's span, by its name (model.ComponentSpan)."""
     return next((phase for rule, phase in _COMPONENTS if rule.fullmatch(name)), UNATTRIBUTED)
 
 

@@ -1,4 +1,4 @@
-"""A pod's start by what its components told: the API server, the kubelet and containerd.
+"""A pod's start by the spans of its components: the API server, the kubelet and containerd.
 
 Their spans do not cover it all. Between two of them lies somebody's wait, which is named for who
 must act next: the scheduler after the pod is in the datastore, the kubelet after it is bound, and,
@@ -8,7 +8,7 @@ owns the time; what none covers before the API server has the request is the cli
 
 from firstlight.analysis import boot, phases
 from firstlight.analysis.boot import Stretch
-from firstlight.model import Sample, Told
+from firstlight.model import ComponentSpan, Sample
 
 CREATED = "create Create etcd3"
 BOUND = "bind GuaranteedUpdate etcd3"
@@ -28,16 +28,19 @@ def stretches(sample: Sample) -> list[Stretch]:
     begin, end = sample.stamps.intended, sample.stamps.ready
     if sample.telemetry is None or end is None:
         return []
-    told = sample.telemetry.spans
+    reported = sample.telemetry.spans
     first = first_instruction(sample) or end
-    begun = [span for span in told if span.start < first and not span.name.startswith("status ")]
+    begun = [
+        span for span in reported if span.start < first and not span.name.startswith("status ")
+    ]
     if any(step.name == "packet" for step in sample.steps):
-        after = [Told("packet", first, end)]
+        after = [ComponentSpan("packet", first, end)]
     else:
-        after = _after(told, first, end)
+        after = _after(reported, first, end)
     spans = [*begun, *_waits(begun, begin), *after]
     if any(step.name == "RunPodSandbox" for step in sample.steps):
-        spans.append(Told("request", begin, end))  # the client's own calls, one after the other
+        # the client's own calls, one after the other
+        spans.append(ComponentSpan("request", begin, end))
     return boot.partition(spans, begin, end, phases.of_component, phases.UNATTRIBUTED)
 
 
@@ -49,34 +52,40 @@ def account(sample: Sample) -> dict[str, int]:
     return spent
 
 
-def _waits(told: list[Told], begin: int) -> list[Told]:
-    """What nobody tells of, up to the kubelet's work on the pod."""
-    requested = min((one.start for one in told if one.name.startswith("create ")), default=None)
-    stored = _end(told, CREATED)
-    binding = min((one.start for one in told if one.name.startswith("bind ")), default=None)
-    bound = _end(told, BOUND)
-    synced = min((one.start for one in told if one.name == _SYNC), default=None)
-    found = []
+def _waits(spans: list[ComponentSpan], begin: int) -> list[ComponentSpan]:
+    """The waits that no component has a span of, up to the kubelet's work on the pod."""
+    requested = min((span.start for span in spans if span.name.startswith("create ")), default=None)
+    stored = _end(spans, CREATED)
+    binding = min((span.start for span in spans if span.name.startswith("bind ")), default=None)
+    bound = _end(spans, BOUND)
+    synced = min((span.start for span in spans if span.name == _SYNC), default=None)
+    waits = []
     for name, start, end in (
         ("request", begin, requested),
         ("schedule", stored, binding),
         ("watch", bound, synced),
     ):
         if start is not None and end is not None and start < end:
-            found.append(Told(name, start, end))
-    return found
+            waits.append(ComponentSpan(name, start, end))
+    return waits
 
 
-def _after(told: tuple[Told, ...], first: int, end: int) -> list[Told]:
+def _after(spans: tuple[ComponentSpan, ...], first: int, end: int) -> list[ComponentSpan]:
     """From the first instruction to the API's word: the kubelet's wait, and its status."""
-    patches = [one for one in told if one.name == _PATCH and first < one.start < end]
+    patches = [span for span in spans if span.name == _PATCH and first < span.start < end]
     if not patches:
-        return [Told("relist", first, end)] if first < end else []
-    patch = max(patches, key=lambda one: one.start)
-    status = [one for one in told if one.name.startswith("status ") and one.start >= patch.start]
+        return [ComponentSpan("relist", first, end)] if first < end else []
+    patch = max(patches, key=lambda span: span.start)
+    status = [
+        span for span in spans if span.name.startswith("status ") and span.start >= patch.start
+    ]
     answered = _end(status, "status GuaranteedUpdate etcd3") or patch.end
-    return [Told("relist", first, patch.start), *status, Told("request", answered, end)]
+    return [
+        ComponentSpan("relist", first, patch.start),
+        *status,
+        ComponentSpan("request", answered, end),
+    ]
 
 
-def _end(told: list[Told], name: str) -> int | None:
-    return max((one.end for one in told if one.name == name), default=None)
+def _end(spans: list[ComponentSpan], name: str) -> int | None:
+    return max((span.end for span in spans if span.name == name), default=None)

@@ -227,8 +227,8 @@ class _Lab:
                    evidence.get(outcome.pid), lost, guest)
             for place, (outcome, end, guest) in enumerate(zip(outcomes, ended, guests, strict=True))
         ]  # fmt: skip
-        for place, told in telemetry.items():
-            samples[place] = msgspec.structs.replace(samples[place], telemetry=told)
+        for place, reported in telemetry.items():
+            samples[place] = msgspec.structs.replace(samples[place], telemetry=reported)
         if counts:
             samples[0] = msgspec.structs.replace(samples[0], counts=counts)
         if batch.traced:

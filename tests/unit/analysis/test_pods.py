@@ -1,4 +1,4 @@
-"""A pod's start by what its components told."""
+"""A pod's start by the spans of its components."""
 
 from itertools import pairwise
 
@@ -7,28 +7,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.analysis import phases, pods
-from firstlight.model import Ending, Sample, Stamps, Step, Telemetry, Told
+from firstlight.model import ComponentSpan, Ending, Sample, Stamps, Step, Telemetry
 
-TOLD = (
-    Told("create POST pods", 10, 100),
-    Told("create Create etcd3", 30, 80),
-    Told("bind POST binding", 120, 180),
-    Told("bind GuaranteedUpdate etcd3", 130, 160),
-    Told("sync syncPod", 200, 900),
-    Told("sandbox runtime.v1.RuntimeService/RunPodSandbox", 220, 600),
-    Told("sandbox cni.setup_pod_network", 250, 300),
-    Told("sandbox container.NewTask", 300, 500),
-    Told("sandbox containerd.task.v3.Task/Create", 350, 480),
-    Told("container runtime.v1.RuntimeService/CreateContainer", 610, 640),
-    Told("start runtime.v1.RuntimeService/StartContainer", 650, 890),
-    Told("start containerd.task.v3.Task/Create", 660, 880),
-    Told("status HTTP PATCH", 400, 420),
-    Told("status HTTP PATCH", 1300, 1350),
-    Told("status GuaranteedUpdate etcd3", 1310, 1340),
+SPANS = (
+    ComponentSpan("create POST pods", 10, 100),
+    ComponentSpan("create Create etcd3", 30, 80),
+    ComponentSpan("bind POST binding", 120, 180),
+    ComponentSpan("bind GuaranteedUpdate etcd3", 130, 160),
+    ComponentSpan("sync syncPod", 200, 900),
+    ComponentSpan("sandbox runtime.v1.RuntimeService/RunPodSandbox", 220, 600),
+    ComponentSpan("sandbox cni.setup_pod_network", 250, 300),
+    ComponentSpan("sandbox container.NewTask", 300, 500),
+    ComponentSpan("sandbox containerd.task.v3.Task/Create", 350, 480),
+    ComponentSpan("container runtime.v1.RuntimeService/CreateContainer", 610, 640),
+    ComponentSpan("start runtime.v1.RuntimeService/StartContainer", 650, 890),
+    ComponentSpan("start containerd.task.v3.Task/Create", 660, 880),
+    ComponentSpan("status HTTP PATCH", 400, 420),
+    ComponentSpan("status HTTP PATCH", 1300, 1350),
+    ComponentSpan("status GuaranteedUpdate etcd3", 1310, 1340),
 )
 
 
-def pod(spans: tuple[Told, ...] = TOLD, ready: int = 870) -> Sample:
+def pod(spans: tuple[ComponentSpan, ...] = SPANS, ready: int = 870) -> Sample:
     return Sample(
         index=0, batch=0, instance=0, repetition=0, point={"instances": 1}, traced=False,
         ending=Ending.READY, stamps=Stamps(0, 1, ready), telemetry=Telemetry(spans, 1),
@@ -54,7 +54,7 @@ def test_to_ready_the_kubelet_s_wait_and_its_status_follow() -> None:
 
 
 def test_what_is_not_told_is_unattributed() -> None:
-    sync = tuple(span for span in TOLD if span.name.startswith("sync"))
+    sync = tuple(span for span in SPANS if span.name.startswith("sync"))
     assert pods.account(pod(sync))[phases.UNATTRIBUTED] == 200
 
 
@@ -62,11 +62,11 @@ def test_a_start_without_telemetry_has_none() -> None:
     assert pods.account(msgspec.structs.replace(pod(), telemetry=None)) == {}
 
 
-@given(st.lists(st.tuples(st.sampled_from([one.name for one in TOLD]), st.integers(-50, 1500),
+@given(st.lists(st.tuples(st.sampled_from([one.name for one in SPANS]), st.integers(-50, 1500),
                           st.integers(0, 900))), st.integers(1, 1500))  # fmt: skip
 def test_the_parts_sum_to_the_latency(spans: list[tuple[str, int, int]], ready: int) -> None:
-    told = tuple(Told(name, start, start + length) for name, start, length in spans)
-    sample = pod(told, ready)
+    made = tuple(ComponentSpan(name, start, start + length) for name, start, length in spans)
+    sample = pod(made, ready)
     parts = pods.stretches(sample)
     assert sum(part.end - part.start for part in parts) == sample.latency
     assert all(a.end == b.start for a, b in pairwise(parts))

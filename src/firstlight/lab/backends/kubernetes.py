@@ -20,9 +20,9 @@ from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Prepared
 from firstlight.lab.cluster import asked, running
 from firstlight.lab.cluster.asking import resident
+from firstlight.lab.cluster.pod_spans import Book, Clock
 from firstlight.lab.cluster.requester import Configuration, Request
 from firstlight.lab.cluster.settings import PAYLOAD
-from firstlight.lab.cluster.told import Book, Clock
 from firstlight.lab.cni import known
 from firstlight.model import EndPoint, Telemetry
 

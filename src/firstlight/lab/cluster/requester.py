@@ -57,7 +57,7 @@ class _Watch:
 
     def __init__(self, api: Any, namespace: str) -> None:  # noqa: ANN401 - an untyped client
         self._api, self._namespace = api, namespace
-        self._heard: dict[str, dict[str, int]] = {}
+        self._events: dict[str, dict[str, int]] = {}
         self._pods: dict[str, dict[str, Any]] = {}
         self._changed = threading.Condition()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -85,26 +85,29 @@ class _Watch:
             return
         name, status = pod["metadata"]["name"], pod.get("status", {})
         with self._changed:
-            heard = self._heard.setdefault(name, {})
-            heard.setdefault("seen", now)
+            events = self._events.setdefault(name, {})
+            events.setdefault("seen", now)
             if pod["spec"].get("nodeName"):
-                heard.setdefault("bound", now)
+                events.setdefault("bound", now)
             for condition in status.get("conditions", ()):
                 if condition["status"] == "True":
-                    heard.setdefault(condition["type"], now)
+                    events.setdefault(condition["type"], now)
             if event["type"] == "DELETED":
-                heard.setdefault("deleted", now)
+                events.setdefault("deleted", now)
             self._pods[name] = pod
             self._changed.notify_all()
 
     def await_(self, name: str, what: str, seconds: float) -> dict[str, int] | None:
-        """What was heard of a pod, once that is among it, or it can no longer be; None if late."""
+        """When each event of a pod was seen, once ``what`` was; None if late.
+
+        Raises RuntimeError if it can no longer be.
+        """
         until = time.monotonic() + seconds
         with self._changed:
             while True:
-                heard = self._heard.get(name, {})
-                if what in heard:
-                    return dict(heard)
+                events = self._events.get(name, {})
+                if what in events:
+                    return dict(events)
                 if what != "deleted" and (why := hopeless(self._pods.get(name))):
                     raise RuntimeError(why)
                 left = until - time.monotonic()
@@ -228,16 +231,16 @@ class Pod:
             raise RuntimeError(f"the API server rejects the pod: {complaint(error)}") from error
         created = time.monotonic_ns()
         try:
-            heard = watch.await_(self._name, "Ready", request.patience)
+            events = watch.await_(self._name, "Ready", request.patience)
         except RuntimeError as error:
             raise RuntimeError(f"{error}{self._warning()}") from error
-        if heard is None:
+        if events is None:
             raise RuntimeError(
                 f"not Ready after {request.patience:.0f} s: {watch.stage(self._name)}"
                 f"{self._warning()}"
             )
         lines = [f"firstlight step create {begun} {created}",
-                 f"firstlight step Ready {begun} {heard['Ready']}"]  # fmt: skip
+                 f"firstlight step Ready {begun} {events['Ready']}"]  # fmt: skip
         output = self._output(made["metadata"]["uid"])
         first = [line for line in output if line.startswith(_INSTRUCTION)]
         rest = [line for line in output if not line.startswith(_INSTRUCTION)]
@@ -246,7 +249,7 @@ class Pod:
             stamp = sent[0].split()[3] if sent else first[0].removeprefix(_INSTRUCTION)
             lines.append(f"firstlight step first-instruction {begun} {stamp}")
         if request.until == "ready":
-            return [*lines, *rest, f"firstlight ready {heard['Ready']}"]
+            return [*lines, *rest, f"firstlight ready {events['Ready']}"]
         if not first:
             raise RuntimeError("the pod is Ready, but its container did not print firstlight ready")
         return [*lines, *rest, first[0]]

@@ -162,9 +162,9 @@ def _events(
             raise Failed(f"the cluster is not ready after {_UP_SECONDS:.0f} s")
         part = os.read(pipe, 65536)
         if not part:
-            said = log.read_text(errors="replace").strip().splitlines()
+            last = log.read_text(errors="replace").strip().splitlines()
             raise Failed(
-                f"the cluster's first process has exited: {said[-1] if said else 'killed'}"
+                f"the cluster's first process has exited: {last[-1] if last else 'killed'}"
             )
         *lines, waiting = (waiting + part).split(b"\n")
         for event in (msgspec.json.decode(line, type=Event) for line in lines):

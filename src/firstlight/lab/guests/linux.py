@@ -27,7 +27,7 @@ from firstlight.model import EndPoint
 _TRANSPORTS = ("virtio_pci", "virtio_mmio")
 _DEVICES = ("virtio_net", "virtio_rng")
 _COUNTED_HERTZ = 1e9
-_TOLD_SECONDS = 100e-6
+_LEAST_SECONDS = 100e-6
 """Shorter initcalls are not reported, except those of virtio."""
 
 
@@ -119,7 +119,7 @@ class Linux:
             "panic=-1", "reboot=t", "no_timer_check",
             "tsc=reliable", f"tsc_early_khz={hertz / 1e3:.0f}",
             "trace_event=initcall:*,printk:console", "trace_clock=x86-tsc", "trace_buf_size=256k",
-            f"firstlight_least={hertz * _TOLD_SECONDS:.0f}",
+            f"firstlight_least={hertz * _LEAST_SECONDS:.0f}",
             f"firstlight_address={config.address}", f"firstlight_gateway={config.gateway}",
         ]  # fmt: skip
         if config.icount:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from firstlight.lab.cluster.telemetry import Reader, Span
-from firstlight.model import Telemetry, Told
+from firstlight.model import ComponentSpan, Telemetry
 
 _PURPOSES = {
     "RunPodSandbox": "sandbox",
@@ -59,7 +59,7 @@ class Book:
             missing = {
                 trace
                 for trace in missing
-                if not any(one.name.endswith("/StartContainer") for one in self._traces[trace])
+                if not any(span.name.endswith("/StartContainer") for span in self._traces[trace])
             }
             if not missing or time.monotonic() > until:
                 return
@@ -78,8 +78,8 @@ class Book:
 
     def _is_whole(self, pod: str) -> bool:
         """Whether it was created, bound, synchronised and its status patched twice: Ready."""
-        told = pod in self._created and pod in self._bound and pod in self._syncs
-        return told and len(self._status[pod]) > 1
+        in_all = pod in self._created and pod in self._bound and pod in self._syncs
+        return in_all and len(self._status[pod]) > 1
 
     def pod(self, pod: str, clock: "Clock") -> Telemetry:
         """The spans of a pod, ``namespace/name``, on the host's clock."""
@@ -110,10 +110,11 @@ class Clock:
         self._uncertainty = abs(offset - self._offset) + max(bracket, self._bracket)
         self._offset = (offset + self._offset) // 2
 
-    def telemetry(self, spans: Iterable[Told]) -> Telemetry:
+    def telemetry(self, spans: Iterable[ComponentSpan]) -> Telemetry:
         """Spans converted to CLOCK_MONOTONIC, in order."""
-        laid = (Told(one.name, one.start + self._offset, one.end + self._offset) for one in spans)
-        return Telemetry(tuple(sorted(laid, key=lambda one: one.start)), self._uncertainty)
+        shift = self._offset
+        laid = (ComponentSpan(s.name, s.start + shift, s.end + shift) for s in spans)
+        return Telemetry(tuple(sorted(laid, key=lambda span: span.start)), self._uncertainty)
 
 
 def _offset() -> tuple[int, int]:
@@ -128,25 +129,25 @@ def _offset() -> tuple[int, int]:
     return best[0], best[1] // 2 + 1
 
 
-def _named(purpose: str, spans: Iterable[Span]) -> list[Told]:
-    return [Told(f"{purpose} {span.name}", span.start, span.end) for span in spans]
+def _named(purpose: str, spans: Iterable[Span]) -> list[ComponentSpan]:
+    return [ComponentSpan(f"{purpose} {span.name}", span.start, span.end) for span in spans]
 
 
-def _purposes(spans: list[Span]) -> list[Told]:
+def _purposes(spans: list[Span]) -> list[ComponentSpan]:
     """Each span with its purpose: by the CRI verb above it, else the kubelet's."""
     by_id = {span.id: span for span in spans}
-    told = []
+    named = []
     for span in spans:
         above: Span | None = span
         purpose = "sync"
         while above:
-            if found := _PURPOSES.get(above.name.rpartition("/")[2]):
-                purpose = found
+            if verb := _PURPOSES.get(above.name.rpartition("/")[2]):
+                purpose = verb
             above = by_id.get(above.parent)
         interface = span.attributes.get("cni.ifname")
         name = f"{span.name} {interface}" if interface else span.name
-        told.append(Told(f"{purpose} {name}", span.start, span.end))
-    return told
+        named.append(ComponentSpan(f"{purpose} {name}", span.start, span.end))
+    return named
 
 
 def _url(span: Span) -> str:
