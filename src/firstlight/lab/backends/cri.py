@@ -18,8 +18,8 @@ from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Prepared
 from firstlight.lab.cluster import running
-from firstlight.lab.cluster.asking import resident
 from firstlight.lab.cluster.pod_spans import Book, Clock
+from firstlight.lab.cluster.resident_program import resident
 from firstlight.lab.cluster.sandboxer import Configuration, Request
 from firstlight.lab.cluster.settings import PAYLOAD
 from firstlight.lab.cni import known

@@ -18,10 +18,10 @@ import msgspec
 from firstlight.errors import Unsupported
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Prepared
-from firstlight.lab.cluster import asked, running
-from firstlight.lab.cluster.asking import resident
+from firstlight.lab.cluster import running, start_server
 from firstlight.lab.cluster.pod_spans import Book, Clock
 from firstlight.lab.cluster.requester import Configuration, Request
+from firstlight.lab.cluster.resident_program import resident
 from firstlight.lab.cluster.settings import PAYLOAD
 from firstlight.lab.cni import known
 from firstlight.model import EndPoint, Telemetry
@@ -109,7 +109,7 @@ class Kubernetes:
         others, names = names[: self.background], names[self.background :]
         clock = Clock()
         try:
-            with asked.held(lab.socket, [self._request(name) for name in others]):
+            with start_server.held(lab.socket, [self._request(name) for name in others]):
                 yield Prepared(
                     [Ask(lab.socket, "{}", self._request(name), lab.daemons) for name in names],
                     telemetry=lambda: lab.telemetry(names, clock),

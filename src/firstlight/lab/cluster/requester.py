@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from firstlight.lab.cluster import asked
+from firstlight.lab.cluster import start_server
 
 _DELETE_SECONDS = 60.0
 _LOG_SECONDS = 12.0  # longer than the payload waits for its packet
@@ -336,7 +336,7 @@ def main(file: Path) -> None:
     except Exception as error:
         print(f"cannot use the cluster: {complaint(error)}", flush=True)  # noqa: T201 - the answer
         return
-    asked.serve(Path(configuration.socket), lambda: Pod(cluster))
+    start_server.serve(Path(configuration.socket), lambda: Pod(cluster))
     print("ready", flush=True)  # noqa: T201 - the answer
     while os.read(0, 4096):
         pass

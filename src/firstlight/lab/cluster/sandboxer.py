@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from firstlight.lab.cluster import asked
+from firstlight.lab.cluster import start_server
 
 PROTO = "firstlight/lab/cluster/cri.proto"
 _INSTRUCTION = "firstlight ready "
@@ -170,7 +170,7 @@ def main(file: Path) -> None:
         print(f"cannot use the runtime at {configuration.runtime}: {error}", flush=True)  # noqa: T201
         return
     Path(configuration.logs).mkdir(exist_ok=True)
-    asked.serve(Path(configuration.socket), lambda: Sandbox(runtime, configuration.logs))
+    start_server.serve(Path(configuration.socket), lambda: Sandbox(runtime, configuration.logs))
     print("ready", flush=True)  # noqa: T201 - the answer
     while os.read(0, 4096):
         pass

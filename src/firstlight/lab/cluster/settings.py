@@ -86,7 +86,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Health:
-    """How a component is asked whether it is up: by HTTP, or by its socket's being there."""
+    """How to see that a component is up: by HTTP, or by its socket."""
 
     url: str = ""
     socket: Path | None = None

@@ -127,7 +127,7 @@ def down() -> bool:
 
 
 def status() -> Status:
-    """How it is, asked of the components themselves."""
+    """Its state, as its components report it."""
     record = _record()
     if record is None:
         return Status(up=False)

@@ -53,10 +53,10 @@ def serve(path: Path, start: Callable[[], Start]) -> None:
 @contextmanager
 def held(path: Path, messages: Sequence[str]) -> Iterator[None]:
     """Ask for starts, some at a time, and keep them up. Raises Failed if one fails."""
-    with ThreadPoolExecutor(_AT_ONCE) as asking, ExitStack() as kept:
-        kept.callback(lambda: list(asking.map(_end, starts)))
+    with ThreadPoolExecutor(_AT_ONCE) as pool, ExitStack() as kept:
+        kept.callback(lambda: list(pool.map(_end, starts)))
         starts: list[tuple[socket.socket, int]] = []
-        for outcome in asking.map(lambda message: _ask(path, message), messages):
+        for outcome in pool.map(lambda message: _ask(path, message), messages):
             if isinstance(outcome, str):
                 raise Failed(f"a start of the background fails: {outcome}")
             starts.append(outcome)
