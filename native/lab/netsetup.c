@@ -41,23 +41,23 @@ _Noreturn static void stay_in_new_mount_namespace(int told, int held)
 
 static int mount_namespace(struct setup *setup)
 {
-	int told[2], held[2];
-	if (pipe2(told, O_CLOEXEC) < 0 || pipe2(held, O_CLOEXEC) < 0)
+	int result[2], held[2];
+	if (pipe2(result, O_CLOEXEC) < 0 || pipe2(held, O_CLOEXEC) < 0)
 		return error_set(&setup->error, errno,
 				 "cannot make a pipe to the mount namespace's process");
 	setup->child = fork();
 	if (setup->child == 0) {
 		close(held[1]);
-		stay_in_new_mount_namespace(told[1], held[0]);
+		stay_in_new_mount_namespace(result[1], held[0]);
 	}
-	close(told[1]);
+	close(result[1]);
 	close(held[0]);
 	setup->held = held[1];
 	if (setup->child < 0)
 		return error_set(&setup->error, errno, "cannot fork the mount namespace's process");
 	int wrong = 0;
-	ssize_t length = read(told[0], &wrong, sizeof wrong);
-	close(told[0]);
+	ssize_t length = read(result[0], &wrong, sizeof wrong);
+	close(result[0]);
 	if (length != sizeof wrong)
 		wrong = EPIPE;
 	if (!wrong)

@@ -13,18 +13,18 @@ extern char **environ;
 
 static int complain(struct setup *setup, const char *const *arguments, int status)
 {
-	char command[300] = "", said[200] = "";
+	char command[300] = "", complaint[200] = "";
 	for (size_t length = 0; *arguments && length < sizeof command; arguments++)
 		length += (size_t)snprintf(command + length, sizeof command - length, "%s ",
 					   *arguments);
-	if (pread(setup->complaints, said, sizeof said - 1, 0) < 0)
+	if (pread(setup->complaints, complaint, sizeof complaint - 1, 0) < 0)
 		return error_set(&setup->error, errno, "cannot read the complaints of %s", command);
-	said[strcspn(said, "\n")] = '\0';
+	complaint[strcspn(complaint, "\n")] = '\0';
 	if (WIFSIGNALED(status))
 		return error_set(&setup->error, 0, "%sended by signal %d", command,
 				 WTERMSIG(status));
 	return error_set(&setup->error, 0, "%sexited with %d: %s", command, WEXITSTATUS(status),
-			 said);
+			 complaint);
 }
 
 static int start_ip(struct setup *setup, const char *const *arguments, pid_t *pid)

@@ -458,9 +458,9 @@ static int watch_names(char **names, int number)
 {
 	for (int i = 0; i < number; i++) {
 		char name[NAME] = {0};
-		unsigned int one = 1;
+		unsigned int value = 1;
 		strncpy(name, names[i], NAME - 1);
-		if (bpf_map_update_elem(map("names"), name, &one, BPF_ANY))
+		if (bpf_map_update_elem(map("names"), name, &value, BPF_ANY))
 			return fail(names[i]);
 	}
 	return 0;

@@ -64,7 +64,7 @@ def breakdown(run: Run) -> pl.DataFrame:
     ``wall`` is time on the critical path; it sums to the sample's latency. ``summed`` is the time
     of all threads of the instance, without sleeps and waits for each other off the critical path.
     """
-    parts = [_told(run, sample) for sample in run.samples if pods.stretches(sample)]
+    parts = [_pod_breakdown(run, sample) for sample in run.samples if pods.stretches(sample)]
     parts += [_summarise(Instances(*chunk, run.header.end_point)) for chunk in _chunks(run)]
     return pl.concat(parts) if parts else pl.DataFrame(schema=SCHEMA)
 
@@ -127,7 +127,7 @@ def _followed(run: Run, sample: Sample) -> pl.DataFrame:
     ).sort("start")
 
 
-def _told(run: Run, sample: Sample) -> pl.DataFrame:
+def _pod_breakdown(run: Run, sample: Sample) -> pl.DataFrame:
     """The breakdown of a start that components report."""
     length = (pl.col("end") - pl.col("start")).sum()
     return (

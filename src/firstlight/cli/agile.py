@@ -271,8 +271,8 @@ def _function(
 
 
 def _pair(word: str, separator: str, option: str, form: str) -> tuple[str, str]:
-    left, found, right = word.partition(separator)
-    if not found or (separator == ":" and not (left.isdigit() and right.isdigit())):
+    left, separated, right = word.partition(separator)
+    if not separated or (separator == ":" and not (left.isdigit() and right.isdigit())):
         raise FirstlightError(f"{option} {word!r} is malformed", f"write it as {form}")
     return left, right
 

@@ -39,7 +39,7 @@ def collect() -> dict[str, Fact]:
         "huge pages": huge_pages(),
         "mitigations": _mitigations(),
         **{
-            program: found
+            program: text
             for program, option in (
                 ("runc", "--version"),
                 ("crun", "--version"),
@@ -48,7 +48,7 @@ def collect() -> dict[str, Fact]:
                 ("qemu-system-x86_64", "--version"),
                 ("firecracker", "--version"),
             )
-            if (found := version(program, option))
+            if (text := version(program, option))
         },
     }
 

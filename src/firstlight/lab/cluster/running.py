@@ -226,11 +226,11 @@ def await_quiet(first: int) -> None:
 
 
 def _children(pid: int) -> list[int]:
-    found: list[int] = []
+    children: list[int] = []
     for thread in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
-            found += map(int, thread.read_text().split())
-    return found
+            children += map(int, thread.read_text().split())
+    return children
 
 
 def _comm(pid: int) -> str:

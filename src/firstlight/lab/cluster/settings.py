@@ -295,4 +295,4 @@ def _containerd(settings: Settings) -> str:
 
 def plugin_directories(settings: Settings) -> list[str]:
     """Where containerd looks for the plugins of all handlers, the first handler's first."""
-    return list(dict.fromkeys(one for handler in settings.handlers for one in handler.plugins))
+    return list(dict.fromkeys(path for handler in settings.handlers for path in handler.plugins))

@@ -45,7 +45,7 @@ def serve(path: Path, start: Callable[[], Start]) -> None:
     def accept() -> None:
         while True:
             connection, _ = server.accept()
-            threading.Thread(target=_one, args=(connection, start()), daemon=True).start()
+            threading.Thread(target=_serve_start, args=(connection, start()), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
 
@@ -88,7 +88,7 @@ def _end(start: tuple[socket.socket, int]) -> None:
         connection.recv(_MESSAGE)
 
 
-def _one(connection: socket.socket, start: Start) -> None:
+def _serve_start(connection: socket.socket, start: Start) -> None:
     with connection, suppress(OSError):
         connection.recv(_MESSAGE)
         fault: Exception | None = None
