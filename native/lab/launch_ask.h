@@ -9,6 +9,10 @@
  * Returns the connection, which does not block, or a negative errno. */
 int launch_ask_connect(const char *path, const char *greeting, int64_t until, int control);
 
+/* Sends a text with descriptors: a message of the runtime, or one to the node itself, "node:ping" or
+ * "node:start NUMBER VERSION". Returns 0 or a negative errno. */
+int launch_ask_send(int connection, const char *text, const int *files, int count);
+
 enum launch_answer { ASK_NOTHING, ASK_ANSWER, ASK_RESULT, ASK_ERROR, ASK_END, ASK_CLOSED };
 
 /* The next message, if there is one, in text, of at most size bytes with its NUL: the answer to

@@ -108,7 +108,7 @@ static void ask(struct launch_instance *instance, const int streams[2])
 		cannot_ask(instance, "reach", instance->refused);
 		return;
 	}
-	int bad = message_send(instance->connection, message, strlen(message), files, 3);
+	int bad = launch_ask_send(instance->connection, message, files, 3);
 	if (bad)
 		cannot_ask(instance, "ask", -bad);
 }

@@ -70,9 +70,9 @@ class Cgroups:
                 raise Failed(f"the cgroup {top} already exists",
                              "configure another name, or remove it if nothing uses it")  # fmt: skip
 
-    def open(self) -> None:
-        """Make the top cgroups. Raises Failed."""
-        for top in self._tops:
+    def open(self, adopt: bool = False) -> None:
+        """Make the top cgroups; ``adopt`` those that are there. Raises Failed."""
+        for top in self._tops if not adopt else ():
             root = Path(str(top).removesuffix(self._name))
             try:
                 top.parent.mkdir(parents=True, exist_ok=True)
@@ -83,8 +83,24 @@ class Cgroups:
             except OSError as error:
                 raise Failed(f"cannot make the cgroup {top}: {error.strerror}") from error
 
-    def make(self, limits: Limits) -> Cgroup:
-        """Make a cgroup and set its limits. Raises Failed."""
+    def adopt(self, number: int) -> Cgroup:
+        """One that an earlier runtime made, by its name."""
+        self._serial = max(self._serial, number)
+        paths = tuple(top / str(number) for top in self._tops)
+        return Cgroup(paths, (), self._hierarchies["memory"] / self._name / str(number))
+
+    def remove_others(self, names: set[str]) -> None:
+        """Remove what an earlier runtime made and nobody holds."""
+        for top in self._tops:
+            for entry in list(os.scandir(top)):
+                if entry.is_dir() and entry.name.isdecimal():
+                    self._serial = max(self._serial, int(entry.name))
+                    if entry.name not in names and not _removed(Path(entry.path)):
+                        _kill(Path(entry.path))
+                        self._busy.append(Path(entry.path))
+
+    def make(self, limits: Limits, doors: bool = True) -> Cgroup:
+        """A cgroup with its limits set; without ``doors`` it is entered by name. Raises Failed."""
         self._retry_busy()
         self._serial += 1
         name = str(self._serial)
@@ -96,7 +112,7 @@ class Cgroups:
             for file, text in self._settings(limits):
                 _write(file, text)
             flags = os.O_RDONLY | os.O_DIRECTORY if self.unified else os.O_WRONLY
-            for path in paths:  # one by one: those opened before a failure are closed
+            for path in paths if doors else ():  # one by one: what is open when one fails is closed
                 descriptors += [os.open(path if self.unified else path / "tasks", flags)]
         except OSError as error:
             for descriptor in descriptors:

@@ -1,29 +1,47 @@
 """A client of the resident runtime, for the verbs of ``firstlight agile``."""
 
+import errno
+import os
 import socket
 import time
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
-from firstlight.agile import protocol, wire
+from firstlight.agile import node_wire, protocol, wire
 from firstlight.agile.function import Counts, Ended, Function, Listed, Result
-from firstlight.agile.protocol import Started
+from firstlight.agile.node_wire import Answer, Answered, Asked, Step, refused
 from firstlight.errors import Failed
+
+_PARTS = (Step.NETWORK, Step.CGROUP)
+_STALE = (errno.ENOENT, errno.ESTALE)
+
+
+class Started(Struct, frozen=True):
+    """An instance runs. ``stamps`` are ns of CLOCK_MONOTONIC by step."""
+
+    id: str
+    pid: int
+    address: str | None
+    warm: bool
+    stamps: dict[str, int]
 
 
 class Client:
-    """A connection to the runtime that listens at ``path``; blocking. Raises Failed."""
+    """Connections to the runtime that listens at ``path``; blocking. Raises Failed.
+
+    One is to the node, which starts instances by itself; the other to its manager.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            self._socket.connect(str(path))
-        except OSError as error:
-            self._socket.close()
-            raise Failed(f"no runtime answers at {path}: {error.strerror}",
-                         "start one: firstlight agile up") from error  # fmt: skip
+        _open_standard()
+        self._path = path
+        self._manager = _connected(path)
+        self._node: socket.socket | None = None
         self._ended: dict[str, Ended] = {}
+        self._serial = 0
 
     def __enter__(self) -> "Client":
         return self
@@ -32,22 +50,76 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Disconnect; instances that were not started detached end."""
-        self._socket.close()
+        """Leave; instances that were not started detached end."""
+        self._manager.close()
+        if self._node:
+            self._node.close()
+
+    def register(self, function: Function) -> tuple[int, int]:
+        """The number by which the node starts a function, and its version. Raises Failed."""
+        bare = msgspec.structs.replace(function, env={})
+        answer = self._ask(protocol.Register(bare))
+        assert isinstance(answer, protocol.Registered)
+        return answer.number, answer.version
 
     def start(
         self, function: Function, streams: tuple[int, int, int] = (0, 1, 2), detached: bool = False
     ) -> Started:
         """Start an instance with these descriptors as its standard streams. Raises Failed."""
-        request = protocol.Start(function, detached, time.monotonic_ns())
-        answer = self._ask(request, list(streams))
-        assert isinstance(answer, Started)
+        asked = time.monotonic_ns()
+        for again in (True, False):
+            number, version = self.register(function)
+            answer = self._start(number, version, function.env, streams, detached, asked)
+            stale = answer.step == Step.FUNCTION and answer.error in _STALE
+            if not (stale and again):
+                break
+        if answer.verb == Answered.REFUSED:
+            if answer.error == errno.EIO and answer.step in _PARTS:
+                self._ask(protocol.Explain(function))
+            raise refused(answer)
+        if function.ports:
+            self._ask(protocol.Publish(str(answer.instance)))
+        address = str(IPv4Address(answer.address.to_bytes(4, "little"))) if answer.address else None
+        warm = bool(answer.flags & node_wire.WARM)
+        return Started(str(answer.instance), answer.pid, address, warm, answer.stamps)
+
+    def _start(
+        self, number: int, version: int, env: dict[str, str], streams: tuple[int, int, int],
+        detached: bool, asked: int,
+    ) -> Answer:  # fmt: skip
+        if self._node is None:
+            self._node = _connected(self._path)
+        self._serial += 1
+        flags = (node_wire.DETACHED if detached else 0) | (node_wire.WITH_WORDS if env else 0)
+        message = node_wire.ask(Asked.START, number, flags, self._serial, asked, version=version)
+        words = [node_wire.words((), env)] if env else []
+        try:
+            self._node.sendmsg([message], wire.rights([*streams, *words]))
+            while True:
+                answer = self._heard()
+                if answer.tag == self._serial and answer.verb != Answered.ENDED:
+                    return answer
+        except OSError as error:
+            raise Failed(f"the node is gone: {error.strerror}") from error
+        finally:
+            for descriptor in words:
+                os.close(descriptor)
+
+    def _heard(self) -> Answer:
+        """The node's next answer; an end is kept."""
+        assert self._node
+        message = self._node.recv(4096)
+        if not message:
+            raise Failed("the node is gone", "see the runtime's log")
+        answer = node_wire.answer(message)
+        if answer.verb == Answered.ENDED:
+            self._ended[str(answer.instance)] = ended(answer)
         return answer
 
     def wait(self, identity: str) -> Ended:
         """Wait for the end of an instance that this client started. Raises Failed."""
         while identity not in self._ended:
-            self._receive()
+            self._heard()
         return self._ended.pop(identity)
 
     def prepare(self, function: Function, sandboxes: int = 0) -> None:
@@ -61,9 +133,9 @@ class Client:
         assert isinstance(answer, protocol.Answered)
         return answer.result
 
-    def stop(self, identity: str) -> Ended:
-        """End an instance. Raises Failed."""
-        answer = self._ask(protocol.Stop(identity))
+    def stop(self, identity: str, grace: float = 0.0) -> Ended:
+        """End an instance by SIGTERM, or SIGKILL after ``grace`` seconds. Raises Failed."""
+        answer = self._ask(protocol.Stop(identity, grace))
         assert isinstance(answer, protocol.Stopped)
         return answer.ended
 
@@ -83,29 +155,48 @@ class Client:
         assert isinstance(answer, protocol.PoolCounts)
         return answer.pools
 
-    def _ask(
-        self, request: protocol.Request, descriptors: list[int] | None = None
-    ) -> protocol.Answer:
+    def _ask(self, request: protocol.Request) -> protocol.Answer:
         try:
-            self._socket.sendmsg([protocol.encode(request)], wire.rights(descriptors or []))
-        except OSError as error:
-            raise Failed(f"the runtime is gone: {error.strerror}") from error
-        while (answer := self._receive()) is None:
-            pass
-        return answer
-
-    def _receive(self) -> protocol.Answer | None:
-        """The next answer; None for the end of an instance, which is kept for ``wait``."""
-        try:
-            message = self._socket.recv(protocol.MESSAGE_MAX)
+            self._manager.send(protocol.encode(request))
+            message, descriptors, _, _ = socket.recv_fds(self._manager, protocol.MESSAGE_MAX, 1)
         except OSError as error:
             raise Failed(f"the runtime is gone: {error.strerror}") from error
         if not message:
             raise Failed("the runtime is gone", "see its log")
         answer = protocol.answer(message)
+        if isinstance(answer, protocol.Large) and descriptors:
+            with os.fdopen(descriptors[0], "rb") as file:
+                file.seek(0)
+                answer = protocol.answer(file.read())
         if isinstance(answer, protocol.Error):
             raise Failed(answer.message, answer.hint)
-        if isinstance(answer, protocol.HasEnded):
-            self._ended[answer.id] = answer.ended
-            return None
         return answer
+
+
+def ended(answer: Answer) -> Ended:
+    """How an instance ended."""
+    killed = os.WTERMSIG(answer.status) if os.WIFSIGNALED(answer.status) else None
+    return Ended(
+        status=None if killed else os.WEXITSTATUS(answer.status), signal=killed,
+        out_of_memory=bool(answer.flags & node_wire.OUT_OF_MEMORY),
+        user_ns=answer.user, system_ns=answer.system,
+    )  # fmt: skip
+
+
+def _connected(path: Path) -> socket.socket:
+    opened = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        opened.connect(str(path))
+    except OSError as error:
+        opened.close()
+        raise Failed(f"no runtime answers at {path}: {error.strerror}",
+                     "start one: firstlight agile up") from error  # fmt: skip
+    return opened
+
+
+def _open_standard() -> None:
+    """A standard stream that is closed would become our connection, and then an instance's."""
+    opened = 0
+    while opened <= 2:
+        opened = os.open(os.devnull, os.O_RDWR)
+    os.close(opened)

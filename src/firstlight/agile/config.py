@@ -16,6 +16,7 @@ Dry = Literal["wait", "build", "refuse"]
 _NAME = re.compile(r"[a-z0-9]{1,8}")
 _PREFIX_LEAST, _PREFIX_MOST = 16, 29
 _CONNECTIONS_MOST = 1 << 20
+_FUNCTIONS_MOST, _INSTANCES_MOST = 4000, 100_000
 
 
 class PoolSize(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,10 +51,6 @@ class Ahead(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Each can be left to the request, to measure its gain (experiment ``ablation``).
     """
 
-    root: bool = True
-    """A function's root file system is mounted once, and its instances copy the mount."""
-    seccomp: bool = True
-    """The seccomp profile is compiled once."""
     neighbours: bool = True
     """An instance and its gateway know each other's link-layer address in advance."""
 
@@ -92,6 +89,39 @@ class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 raise ValueError(f"host service {service!r} is not of the form tcp/53")
 
 
+class Functions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many functions are registered at most, and how long one that nobody starts stays so.
+
+    ``look_seconds`` is how often the files of those that are in use are looked at for changes.
+    """
+
+    most: int = 1000
+    idle_seconds: float = 600.0
+    look_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (
+            not 1 <= self.most <= _FUNCTIONS_MOST
+            or self.idle_seconds <= 0
+            or self.look_seconds <= 0
+        ):
+            raise ValueError(f"most={self.most}: from 1 to {_FUNCTIONS_MOST}, and seconds above 0")
+
+
+class Identities(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The users and groups that instances run as: one a function, or one an instance.
+
+    They are numbers from ``first`` on, which nothing else on the host should have.
+    """
+
+    first: int = 0x70000000
+    each: Literal["function", "instance"] = "function"
+
+    def __post_init__(self) -> None:
+        if not 1000 <= self.first <= 0x7FF00000:
+            raise ValueError(f"identities from {self.first}: from 1000 to {0x7FF00000}")
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A runtime. ``name`` marks all that it makes; two of the same name cannot run at once."""
 
@@ -100,6 +130,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     network: NetworkConfig = NetworkConfig()
     pools: Pools = Pools()
     ahead: Ahead = Ahead()
+    functions: Functions = Functions()
+    identities: Identities = Identities()
     cgroup: str = ""
     """Its top cgroup, below the root of each hierarchy; by default ``firstlight.agile.NAME``."""
     instances: int = 2000
@@ -108,6 +140,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"name {self.name!r} is not 1 to 8 letters a-z and digits")
+        if not 1 <= self.instances <= _INSTANCES_MOST:
+            raise ValueError(f"instances={self.instances}: from 1 to {_INSTANCES_MOST}")
+        if not self.state.startswith("/"):
+            raise ValueError(f"state {self.state!r} is not an absolute path")
         if ".." in self.cgroup:
             raise ValueError(f"cgroup {self.cgroup!r} is not below its hierarchy's root")
 

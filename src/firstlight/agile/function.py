@@ -8,21 +8,27 @@ from firstlight.errors import Failed, UnknownName
 
 Reach = Literal["outbound", "internal", "none"]
 Kind = Literal["command", "python", "wasm"]
+Reuse = Literal["none", "network"]
 
 _MEMORY_LEAST = 2 << 20
-_PIDS_MOST = 1 << 22
+_SCRATCH_LEAST, _BYTES_MOST = 4096, 1 << 62
+_PIDS_MOST, _FILES_MOST = 1 << 22, 1 << 20
+_SECONDS_MOST = 86400.0
+_IDENTITY_MOST = (1 << 31) - 2  # beyond are those that mean "unchanged"
 
 
 class Function(Struct, frozen=True, kw_only=True):
     """A function. Its instances share its parts with no other function.
 
-    ``rootfs`` is a directory on the host, mounted read-only. ``command`` is executed in it; its
-    first word is an absolute path. ``memory`` and ``scratch`` (the size of /tmp) are in bytes,
-    ``cpus`` in CPUs. ``network`` is ``outbound`` (the world, but neither the host nor other
-    instances), ``internal`` (only connections through ``ports``, and the gateway's echo) or
-    ``none``. ``ports`` publishes TCP ports: host port to instance port. ``ready`` is the beginning
-    of the line of standard output that announces readiness; without it an instance is ready when
-    its command is executed.
+    ``rootfs`` is a directory on the host, shown read-only. ``command`` is executed in it, its
+    first word an absolute path. ``memory`` and ``scratch`` (the size of /tmp) are in bytes,
+    ``cpus`` in CPUs. ``network`` is ``outbound`` (the world, not the host nor neighbours),
+    ``internal`` (only what reaches it by ``ports``, and the gateway's echo) or ``none``.
+    ``ports`` publishes ports of the instance: host port to instance port, both TCP. ``ready`` is
+    how a line of standard output begins that says the instance is ready; without it an instance
+    is ready when its command is executed. Without ``uid`` and ``gid`` the function gets a user and
+    a group of its own. ``reuse`` says what of an instance may serve the function's next one, once
+    it is proven to be as new.
 
     Of kind ``python``, ``handler`` is ``module:name``, imported from ``rootfs`` by a warm
     interpreter; of kind ``wasm``, ``rootfs`` is a module's file, ``handler`` an export and
@@ -44,11 +50,18 @@ class Function(Struct, frozen=True, kw_only=True):
     network: Reach = "outbound"
     ports: dict[int, int] = {}
     ready: str | None = None
-    uid: int = 65534
-    gid: int = 65534
+    uid: int | None = None
+    gid: int | None = None
     user_namespace: bool = False
+    reuse: Reuse = "network"
     timeout: float = 60.0
     """Deadline in seconds for readiness and for a handler's answer."""
+
+    def identity(self) -> tuple[int, int]:
+        """The uid and gid that it was given. Raises Failed if it has none yet."""
+        if self.uid is None or self.gid is None:
+            raise Failed("the function has no user and group yet", "give uid and gid")
+        return self.uid, self.gid
 
     def check(self) -> None:
         """Raise Failed or UnknownName if a field is invalid."""
@@ -71,17 +84,25 @@ class Function(Struct, frozen=True, kw_only=True):
                 raise Failed(f"{port} is not a valid port", "from 1 to 65535")
 
     def _check_limits(self) -> None:
-        if self.memory < _MEMORY_LEAST:
-            raise Failed(
-                f"the memory limit is too small: {self.memory} bytes", "give at least 2 MiB"
-            )
+        if not _MEMORY_LEAST <= self.memory <= _BYTES_MOST:
+            what = "small" if self.memory < _MEMORY_LEAST else "large"
+            raise Failed(f"the memory limit is too {what}: {self.memory} bytes",
+                         "give from 2 MiB to 4 EiB")  # fmt: skip
+        if not _SCRATCH_LEAST <= self.scratch <= _BYTES_MOST:
+            raise Failed(f"the size of /tmp is out of range: {self.scratch} bytes",
+                         "give from 4 KiB to 4 EiB")  # fmt: skip
         if not 0.01 <= self.cpus <= 1024:
             raise Failed(f"the CPU limit {self.cpus} is out of range", "give 0.01 to 1024 CPUs")
-        if not 1 <= self.pids <= _PIDS_MOST or self.files < 8:
-            raise Failed(f"the limits pids={self.pids}, files={self.files} are out of range",
-                         f"give pids from 1 to {_PIDS_MOST}, files from 8")  # fmt: skip
+        if not 1 <= self.pids <= _PIDS_MOST or not 8 <= self.files <= _FILES_MOST:
+            raise Failed(f"pids={self.pids}, files={self.files} cannot be set",
+                         f"pids from 1 to {_PIDS_MOST}, files from 8 to {_FILES_MOST}")  # fmt: skip
+        if not 0 < self.timeout <= _SECONDS_MOST:  # nor is it NaN
+            raise Failed(f"a timeout of {self.timeout} s cannot be set", "above 0, up to a day")
         if self.uid == 0 or self.gid == 0:
             raise Failed("a function cannot run as root", "give a uid and gid above 0")
+        for what, value in (("uid", self.uid), ("gid", self.gid)):
+            if value is not None and not 0 < value <= _IDENTITY_MOST:
+                raise Failed(f"{value} cannot be a {what}", f"from 1 to {_IDENTITY_MOST}")
 
 
 class Ended(Struct, frozen=True, kw_only=True):

@@ -1,51 +1,53 @@
-"""A running instance, and the sandbox that it was before."""
+"""A running instance, as its manager sees it. It is the node's: it outlives this process."""
 
 import asyncio
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
 
-from firstlight.agile.cgroups import Cgroup
 from firstlight.agile.function import Ended, Function
-from firstlight.agile.network import Network
-from firstlight.agile.output import Output
-from firstlight.agile.spawner import Child
 
-
-class Sandbox:
-    """A child with its parts: everything is done but the exec."""
-
-    def __init__(self, child: Child, network: Network, cgroup: Cgroup) -> None:
-        self.child, self.network, self.cgroup = child, network, cgroup
+if TYPE_CHECKING:
+    from firstlight.agile.output import Output
 
 
 class Instance:
     """One running instance. Leaving it as a context ends it.
 
-    ``stamps`` are ns of CLOCK_MONOTONIC: ``requested``, each step of ``wire.Step`` that was
-    taken, and ``running``, when the runtime knew it. ``warm`` says whether it was waiting.
+    ``stamps`` are ns of CLOCK_MONOTONIC: ``requested``, each step of ``node_wire.Step`` that was
+    taken, and ``running``, when the node knew it. ``warm`` says whether its sandbox was waiting.
     """
 
     def __init__(
-        self, number: int, function: Function, sandbox: Sandbox, warm: bool, outputs: list[Output]
-    ) -> None:
-        self.id = str(number)
-        self.function, self.warm = function, warm
-        self.pid = sandbox.child.pid
-        self.address = sandbox.network.address
+        self, number: int, function: Function, pid: int, address: IPv4Address | None, warm: bool,
+        signal: Callable[[int, int], None],
+    ) -> None:  # fmt: skip
+        self.number, self.id = number, str(number)
+        self.function, self.pid, self.address, self.warm = function, pid, address, warm
         self.stamps: dict[str, int] = {}
-        self.stdout: Output | None = outputs[0] if outputs else None
-        self.stderr: Output | None = outputs[1] if outputs else None
-        self._child = sandbox.child
+        self.stdout: Output | None = None
+        self.stderr: Output | None = None
+        self._signal = signal
         self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> Ended:
-        """How it ended, when it has, and its parts are back or gone."""
+        """How it ended, when it has."""
         return await asyncio.shield(self.ended)
+
+    def signal(self, number: int) -> None:
+        """Send its first process a signal."""
+        if not self.ended.done():
+            self._signal(self.number, number)
 
     def kill(self) -> None:
         """End it and all its processes."""
-        self._child.kill()
+        self.signal(9)
 
-    async def stop(self) -> Ended:
-        """Kill it and wait for its end."""
+    async def stop(self, grace: float = 0.0) -> Ended:
+        """Ask it to end by SIGTERM, kill it after ``grace`` seconds, and wait for its end."""
+        if grace > 0 and not self.ended.done():
+            self.signal(15)
+            await asyncio.wait([self.ended], timeout=grace)
         self.kill()
         ended = await self.wait()
         for output in (self.stdout, self.stderr):

@@ -54,8 +54,9 @@ class Interpreter:
             outputs, streams = pipes()
             for descriptor in streams:
                 passed.callback(os.close, descriptor)
+            uid, _ = function.identity()
             for descriptor in streams[1:]:
-                os.fchown(descriptor, function.uid, -1)  # otherwise /dev/stdout cannot be opened
+                os.fchown(descriptor, uid, -1)  # otherwise /dev/stdout cannot be opened
             self._drain = Drain(outputs)
             failed.callback(self._drain.close)
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -64,7 +65,7 @@ class Interpreter:
             self._control.setblocking(False)
             self.child: Child = spawner.spawn(
                 wire.sandbox(
-                    flags, ZYGOTE_PROFILE, function.uid, function.gid,
+                    flags, ZYGOTE_PROFILE, *function.identity(),
                     max(function.files, _FILES_LEAST), tmpfs(function), "zygote",
                 ),
                 [template, network, *cgroup.descriptors],

@@ -8,6 +8,7 @@ table and the gateway's link. One line each, a JSON array.
 import fcntl
 import json
 import os
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -25,12 +26,14 @@ class Journal:
         self._path = directory / "journal"
         self._descriptor = -1
 
-    def open(self) -> None:
-        """Take over the journal and remove what its last owner left. Raises Failed."""
+    def open(self, adopt: bool = False) -> None:
+        """Take it over; remove what its last owner left, or ``adopt`` that. Raises Failed."""
         until = time.monotonic() + _LOCK_SECONDS
         while not self._locked(time.monotonic() > until):
             self._close()
             time.sleep(_RETRY_SECONDS)
+        if adopt:
+            return
         try:
             recover(self._path)
             os.ftruncate(self._descriptor, 0)
@@ -46,7 +49,9 @@ class Journal:
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            _check_own(self._path.parent)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+            self._descriptor = os.open(self._path, flags, 0o600)
         except OSError as error:
             raise Failed(f"cannot open the journal {self._path}: {error.strerror}") from error
         try:
@@ -82,6 +87,16 @@ class Journal:
     def _close(self) -> None:
         os.close(self._descriptor)
         self._descriptor = -1
+
+
+def _check_own(directory: Path) -> None:
+    """What another may write could name what is not ours to remove. Raises Failed."""
+    for path in (directory, directory.parent):
+        status = path.lstat()
+        shared = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or shared:
+            raise Failed(f"the state directory {path} is not root's alone",
+                         f"chown root {path}; chmod go-w {path}")  # fmt: skip
 
 
 def recover(path: Path) -> list[str]:

@@ -1,9 +1,8 @@
-"""The protocol of clients and the resident runtime: JSON messages over a seqpacket unix socket.
+"""What clients and the runtime say beside starts: JSON messages over a seqpacket unix socket.
 
-A message has a ``type``: the tag of its record. ``start`` comes with three descriptors, the
-instance's standard streams. Each request has one answer. The connection that started an instance
-also gets its ``ended``, unless it was started detached; an instance that was not ends with its
-connection.
+A message has a ``type``, the name of its record here in lower case. Each request has one answer.
+Starts are asked of the node itself, on a connection of their own, in its binary messages
+(``node_wire.py``): a connection is what its first message is.
 """
 
 import socket
@@ -17,15 +16,25 @@ from firstlight.errors import Failed
 
 _REPEATED_MOST = 4096
 MESSAGE_MAX = 192 * 1024  # fits a socket's default buffer
-RIGHTS_MAX = socket.CMSG_SPACE(3 * 4)
+RIGHTS_MAX = socket.CMSG_SPACE(4)
 
 
-class Start(Struct, frozen=True, tag="start"):
-    """Start an instance. ``asked`` is the time of the request in ns; 0 means its arrival."""
+class Register(Struct, frozen=True, tag="register"):
+    """Make a function startable by the node itself; the answer is ``registered``."""
 
     function: Function
-    detached: bool = False
-    asked: int = 0
+
+
+class Publish(Struct, frozen=True, tag="publish"):
+    """Lead the ports of its function to an instance, and answer ``done``."""
+
+    id: str
+
+
+class Explain(Struct, frozen=True, tag="explain"):
+    """Say why a part of this function's starts could not be made: the answer is ``error``."""
+
+    function: Function
 
 
 class Prepare(Struct, frozen=True, tag="prepare"):
@@ -43,9 +52,10 @@ class Invoke(Struct, frozen=True, tag="invoke"):
 
 
 class Stop(Struct, frozen=True, tag="stop"):
-    """End an instance; the answer is ``stopped``."""
+    """End an instance by SIGTERM, after ``grace`` seconds by SIGKILL; the answer is ``stopped``."""
 
     id: str
+    grace: float = 0.0
 
 
 class List(Struct, frozen=True, tag="list"):
@@ -58,21 +68,11 @@ class Pools(Struct, frozen=True, tag="pools"):
     """Ask for the pools' counts."""
 
 
-class Started(Struct, frozen=True, tag="started"):
-    """An instance is ready. ``stamps`` are ns of CLOCK_MONOTONIC by step."""
+class Registered(Struct, frozen=True, tag="registered"):
+    """A function has a number, which the node starts it by, and a version, of its files."""
 
-    id: str
-    pid: int
-    address: str | None
-    warm: bool
-    stamps: dict[str, int]
-
-
-class HasEnded(Struct, frozen=True, tag="ended"):
-    """An instance has ended."""
-
-    id: str
-    ended: Ended
+    number: int
+    version: int
 
 
 class Stopped(Struct, frozen=True, tag="stopped"):
@@ -99,6 +99,10 @@ class PoolCounts(Struct, frozen=True, tag="counts"):
     pools: list[Counts]
 
 
+class Large(Struct, frozen=True, tag="large"):
+    """The answer is in the memory file that comes with this."""
+
+
 class Done(Struct, frozen=True, tag="done"):
     """The request is done."""
 
@@ -110,8 +114,8 @@ class Error(Struct, frozen=True, tag="error"):
     hint: str | None = None
 
 
-Request = Start | Prepare | Invoke | Stop | List | Pools
-Answer = Started | HasEnded | Stopped | Answered | Instances | PoolCounts | Done | Error
+Request = Register | Publish | Explain | Prepare | Invoke | Stop | List | Pools
+Answer = Registered | Stopped | Answered | Instances | PoolCounts | Large | Done | Error
 
 _requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)

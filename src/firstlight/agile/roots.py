@@ -3,6 +3,7 @@
 import ctypes
 import os
 from pathlib import Path
+from struct import Struct
 
 from firstlight.errors import Failed
 
@@ -10,6 +11,8 @@ _OPEN_TREE, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 430, 431, 432  # the same on all
 _CLONE, _RECURSIVE, _CLOEXEC = 1, 0x8000, 0x80000
 _SET_STRING, _CREATE = 1, 6
 _HERE = -100
+_HEAD, _INTERPRETER = 4096, 3
+_ELF, _SEGMENT = Struct("=32xQ14xHH"), Struct("=I4xQ16xQ")
 MOUNT_POINTS = ("proc", "dev", "tmp")
 
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
@@ -24,6 +27,10 @@ def open_root(rootfs: Path, skeleton: Path) -> int:
     if not rootfs.is_dir():
         raise Failed(f"the root file system {rootfs} is not a directory",
                      "give the path of an unpacked root file system")  # fmt: skip
+    for name in MOUNT_POINTS:
+        if (rootfs / name).is_symlink():
+            raise Failed(f"{name} in the root file system {rootfs} is a symbolic link",
+                         "make it a directory: something is mounted there")  # fmt: skip
     if all((rootfs / name).is_dir() for name in MOUNT_POINTS):
         return _call(f"open the tree {rootfs}", _OPEN_TREE, _HERE, os.fsencode(rootfs),
                      _CLONE | _RECURSIVE | _CLOEXEC)  # fmt: skip
@@ -40,8 +47,24 @@ def open_root(rootfs: Path, skeleton: Path) -> int:
         os.close(context)
 
 
-def check_command(rootfs: Path, command: str) -> None:
-    """Raise Failed if the root file system certainly has no such command."""
+def check_command(rootfs: Path, command: str, uid: int = -1) -> None:
+    """Raise Failed if the root file system certainly has no such command, or not for ``uid``."""
+    _check_open(rootfs, uid)
+    path = _inside(rootfs, command)
+    if path is None:
+        return  # what it means inside is for the kernel to say
+    if not path.exists():
+        raise Failed(f"the root file system {rootfs} has no {command}",
+                     "add it there, or name another root file system")  # fmt: skip
+    if path.is_dir() or not path.stat().st_mode & 0o111:
+        raise Failed(f"{command} in the root file system {rootfs} is not executable",
+                     f"chmod a+rx {path}")  # fmt: skip
+    if path.is_file():
+        _check_interpreter(rootfs, command, path)
+
+
+def _inside(rootfs: Path, command: str) -> Path | None:
+    """Where a path of the root file system is on the host; None if its links lead out of sight."""
     path, inside = rootfs, rootfs.resolve()
     for part in Path(command).parts[1:]:
         path = path / part
@@ -49,12 +72,52 @@ def check_command(rootfs: Path, command: str) -> None:
             target = path.readlink()
             path = rootfs / target.relative_to("/") if target.is_absolute() else path.resolve()
             if not path.resolve().is_relative_to(inside):
-                return  # the kernel resolves it inside
-    if not path.exists():
-        raise Failed(f"the root file system {rootfs} has no {command}",
-                     "add it, or give another root file system")  # fmt: skip
-    if path.is_dir() or not path.stat().st_mode & 0o111:
-        raise Failed(f"{command} in the root file system {rootfs} is not executable")
+                return None
+    return path
+
+
+def _check_open(rootfs: Path, uid: int) -> None:
+    status = rootfs.stat()
+    if uid not in (-1, status.st_uid) and not status.st_mode & 0o001:
+        raise Failed(f"user {uid} may not enter the root file system {rootfs}: its mode is "
+                     f"{status.st_mode & 0o7777:04o}", f"chmod o+x {rootfs}")  # fmt: skip
+
+
+def _check_interpreter(rootfs: Path, command: str, path: Path) -> None:
+    """A script names what reads it in its first line; a program its loader in its head."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if head.startswith(b"\x7fELF"):
+        named = _loader(head)
+    elif head.startswith(b"#!"):
+        line = head[2:].split(b"\n")[0]
+        if line.endswith(b"\r"):
+            raise Failed(f"{command} in the root file system {rootfs} has Windows' line ends, "
+                         "which hide its interpreter", "convert it: sed -i 's/\\r$//'")  # fmt: skip
+        named = os.fsdecode(line.split()[0]) if line.split() else ""
+    else:
+        raise Failed(f"{command} in the root file system {rootfs} is no program, nor "
+                     "a script with its interpreter", "begin it with #! and a path")  # fmt: skip
+    if named.startswith("/"):
+        found = _inside(rootfs, named)
+        if found is not None and not found.exists():
+            raise Failed(f"{command} needs the interpreter {named}, which the root file system "
+                         f"{rootfs} does not have", "add it there")  # fmt: skip
+
+
+def _loader(head: bytes) -> str:
+    """The interpreter of a 64-bit ELF program, or nothing. Layout: elf(5)."""
+    if len(head) < _ELF.size or head[4] != 2:
+        return ""
+    offset, size, count = _ELF.unpack_from(head)
+    for number in range(count):
+        at = offset + number * size
+        if at + _SEGMENT.size > len(head):
+            break
+        kind, begin, length = _SEGMENT.unpack_from(head, at)
+        if kind == _INTERPRETER and begin + length <= len(head):
+            return os.fsdecode(head[begin : begin + length].rstrip(b"\0"))
+    return ""
 
 
 def _escaped(path: Path) -> str:

@@ -1,8 +1,13 @@
 """Compiles a seccomp profile to classic BPF.
 
-The program is a binary search over ranges of system-call numbers, so it loads and runs quickly. The
-data is ``seccomp.json``, the usual profile of a container without capabilities. Calls that are not
-listed fail with EPERM. Layout: linux/filter.h, linux/seccomp.h.
+The program is a binary search over ranges of system-call numbers, so that it is short to load and
+quick to run; the data is ``seccomp.json``, the field's usual profile of a container without
+capabilities. What is known and not listed ends with EPERM; what is newer than the profile with
+ENOSYS, as on a kernel without it. Layout: linux/filter.h, linux/seccomp.h.
+
+A long program is dear to load, so the node bears ``base`` itself, where what it needs to make
+sandboxes is allowed, and an instance adds ``rest``, which denies that: together they are
+``program``, of which the kernel takes the stricter answer.
 """
 
 import errno
@@ -19,7 +24,12 @@ _LOAD, _JEQ, _JGE, _JSET, _RETURN, _AND, _JUMP = 0x20, 0x15, 0x35, 0x45, 0x06, 0
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_NUMBERS_MAX = 1024  # numbers of the x32 ABI begin at 2**30
+_MAKING = (
+    "chroot", "clone", "clone3", "fsconfig", "fsmount", "fsopen", "mknod", "mknodat", "mount",
+    "mount_setattr", "move_mount", "open_tree", "sethostname", "setns", "umount2", "unshare",
+)  # fmt: skip
+"""What the node calls to make sandboxes, beyond what an instance may."""
+_NUMBERS_MAX = 1024  # those of x86-64's other ABI begin at 2**30
 
 Instruction = tuple[int, int, int, int]
 
@@ -34,13 +44,44 @@ class _Condition:
 
 
 def program(extra: tuple[str, ...] = ()) -> bytes:
-    """Compile the profile, with ``extra`` system calls allowed. Raises Unsupported."""
+    """The compiled profile, with ``extra`` system calls allowed. Raises Unsupported."""
+    return _program(_search(_ranges(_leaves(extra))))
+
+
+def base() -> bytes:
+    """The profile with what the node itself needs allowed. Raises Unsupported."""
+    return program(_MAKING)
+
+
+def rest(extra: tuple[str, ...] = ()) -> bytes:
+    """What is allowed by ``base`` and not by ``program(extra)``. Raises Unsupported."""
+    full, wide = _leaves(extra), _leaves(_MAKING)
+    leaves = {n: _returns(_ALLOW) if leaf == wide[n] else leaf for n, leaf in full.items()}
+    return _program(_search(_ranges(leaves)))
+
+
+def _program(code: list[Instruction]) -> bytes:
+    machine = platform.machine()
+    return encode(
+        [
+            (_LOAD, 0, 0, _ARCH),
+            (_JEQ, 1, 0, _ARCHITECTURES[machine]),
+            (_RETURN, 0, 0, _KILL),
+            (_LOAD, 0, 0, _NUMBER),
+            *code,
+        ]
+    )
+
+
+def _leaves(extra: tuple[str, ...]) -> dict[int, tuple[Instruction, ...]]:
+    """What is done with each number."""
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
         raise Unsupported(f"there is no seccomp profile for {machine}", "use x86_64 or aarch64")
     profile = json.loads(files("firstlight.agile").joinpath("seccomp.json").read_text())
     numbers = system_calls()
-    leaves = dict.fromkeys(range(_NUMBERS_MAX), _returns(_ERRNO | errno.EPERM))
+    leaves = dict.fromkeys(range(_NUMBERS_MAX), _returns(_ERRNO | errno.ENOSYS))
+    leaves.update(dict.fromkeys(numbers.values(), _returns(_ERRNO | errno.EPERM)))
     for name in (*profile["allow"], *extra):
         if name in numbers:
             leaves[numbers[name]] = _returns(_ALLOW)
@@ -52,15 +93,7 @@ def program(extra: tuple[str, ...] = ()) -> bytes:
             condition = _Condition(rule["argument"], tuple(rule.get("values", ())),
                                    rule.get("without", 0))  # fmt: skip
             leaves[numbers[name]] = _check(condition)
-    return encode(
-        [
-            (_LOAD, 0, 0, _ARCH),
-            (_JEQ, 1, 0, _ARCHITECTURES[machine]),
-            (_RETURN, 0, 0, _KILL),
-            (_LOAD, 0, 0, _NUMBER),
-            *_search(_ranges(leaves)),
-        ]
-    )
+    return leaves
 
 
 def system_calls() -> dict[str, int]:

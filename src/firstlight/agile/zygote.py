@@ -217,7 +217,7 @@ class Zygote:
                 raise Failed(f"the zygote of {self.function.handler} is gone", "try again")
             self._stands_in(place)
             function = self.function
-            expected = place.expected(function.uid, function.gid, up.filters + 1)
+            expected = place.expected(*function.identity(), up.filters + 1)
             fork = Fork(function.handler, place, expected)
             try:
                 await fork.listen()

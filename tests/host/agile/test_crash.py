@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,9 @@ import msgspec
 import pytest
 from tests.support.agile_host import on_host
 
-from firstlight.agile import Config, Function, Runtime
+from firstlight.agile import Config, Function, Runtime, node_wire, wire
+from firstlight.agile.client import Client
+from firstlight.agile.node import pid_of as node_pid
 from firstlight.errors import Failed
 
 Make = Callable[..., Function]
@@ -23,14 +26,16 @@ MARK = "FIRSTLIGHT_TEST", f"crash-{os.getpid()}"
 LOADED = """
 import asyncio, sys
 import msgspec
-from firstlight.agile import Config, Function, Runtime
+from firstlight.agile import Config, Function, Runtime, node_wire, wire
+from firstlight.agile.client import Client
+from firstlight.agile.node import pid_of as node_pid
 from firstlight.agile.config import Pools, PoolSize
 
 async def main():
     function = msgspec.json.decode(sys.argv[1], type=Function)
     pools = Pools(sandbox=PoolSize(low=4, high=8))
     async with Runtime(Config(name="t3", pools=pools)) as runtime:
-        print(runtime._spawner.pid, flush=True)
+        print(runtime.node, flush=True)
         while True:
             instances = await asyncio.gather(*(runtime.start(function) for _ in range(4)))
             print("up", flush=True)
@@ -104,40 +109,134 @@ def test_a_killed_runtime_leaves_nothing_after_the_next_start(
     on_host(main)
 
 
-def test_a_killed_spawner_is_replaced_and_its_instances_end(function: Make) -> None:
+SERVE = """
+import sys
+import msgspec
+from firstlight.agile import Config, daemon
+daemon.serve(msgspec.json.decode(sys.argv[1], type=Config), lambda: print("ready", flush=True))
+"""
+
+
+async def served(config: Config) -> asyncio.subprocess.Process:
+    """A resident runtime that serves."""
+    text = msgspec.json.encode(config).decode()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVE, text, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n"
+    return process
+
+
+def test_instances_outlive_their_manager_and_the_next_takes_them_over(function: Make) -> None:
+    """None ends, none is missing from ps, and every exit status arrives."""
+
+    async def main() -> None:
+        config = Config(name="t3")
+        first = await served(config)
+        ours, theirs = os.pipe()
+        null = os.open(os.devnull, os.O_RDWR)
+        with Client(config.socket) as client:
+            forks = function("hold", "60")
+            client.prepare(forks)
+            up = [client.start(forks, (null, null, null)).id for _ in range(20)]
+            detached = client.start(forks, (null, null, null), detached=True).id
+            number, version = client.register(forks)
+            client.prepare(forks)
+            ended = [client.start(function("hold", "1"), (null, null, null)).id for _ in range(5)]
+            node = node_pid(config)
+            first.kill()
+            await first.wait()
+            assert node_pid(config) == node
+            assert all(client.wait(one).status == 0 for one in ended), "they end meanwhile"
+            meanwhile = node_wire.ask(node_wire.Asked.START, number, tag=7, version=version)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as fast:
+                fast.connect(str(config.socket))
+                fast.sendmsg([meanwhile], wire.rights([null, null, null]))
+                assert node_wire.answer(fast.recv(4096)).verb == node_wire.Answered.STARTED
+            second = await served(config)
+            try:
+                with Client(config.socket) as other:
+                    assert node_pid(config) == node
+                    assert {one.id for one in other.running()} >= {*up, detached}
+                    assert other.stop(detached).signal == signal.SIGKILL
+                    assert other.register(forks)[0] == number
+                    assert other.wait(other.start(function("hold", "0")).id).status == 0
+                    for one in up[:10]:
+                        other.stop(one)
+                    assert all(client.wait(one).signal == signal.SIGKILL for one in up[:10])
+                client.close()
+                while True:
+                    with Client(config.socket) as other:
+                        if not other.running():
+                            break
+                    await asyncio.sleep(0.01)
+            finally:
+                second.terminate()
+                assert await second.wait() == 0
+        for descriptor in (ours, theirs, null):
+            os.close(descriptor)
+        assert left() == []
+
+    on_host(main)
+
+
+def test_nothing_outlives_the_node(function: Make) -> None:
+    """Whatever an instance does: what holds it is no signal that it can clear."""
+
+    async def main() -> None:
+        config = Config(name="t3")
+        async with Runtime(config) as runtime:
+            pids = [(await runtime.start(function("hold", "60"))).pid for _ in range(10)]
+            os.kill(runtime.node, signal.SIGKILL)
+            until = asyncio.get_running_loop().time() + 1.0
+            while any(is_alive(pid) for pid in pids):
+                assert asyncio.get_running_loop().time() < until, "gone within a second"
+                await asyncio.sleep(0.01)
+            async with await runtime.start(function("hold", "0")) as instance:
+                assert (await instance.wait()).status == 0
+        assert left() == []
+
+    on_host(main)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_killed_node_is_replaced_and_its_instances_end(function: Make) -> None:
     async def main() -> None:
         hold = function("hold", "60", ready="holding")
         async with Runtime(Config(name="t3")) as runtime:
             first = await runtime.start(hold)
-            os.kill(runtime._spawner.pid, signal.SIGKILL)
+            os.kill(runtime.node, signal.SIGKILL)
             assert (await first.wait()).signal == signal.SIGKILL
             with suppress(FileNotFoundError):  # its reaper may not have come by
                 state = Path(f"/proc/{first.pid}/stat").read_text().rpartition(")")[2].split()[0]
                 assert state in "ZX"
             async with await runtime.start(hold) as second:
                 assert second.pid != first.pid
-            assert runtime._count == 0
 
     on_host(main)
 
 
-def test_a_spawner_started_again_holds_nothing_of_the_runtimes(function: Make) -> None:
-    """A namespace that it held would not end, and its links would stay."""
-
+def test_a_node_that_was_killed_is_gone_before_another_takes_its_place(function: Make) -> None:
     async def main() -> None:
         async with Runtime(Config(name="t3")) as runtime:
             hold = function("hold", "60", ready="holding")
             await runtime.prepare(hold)
-            before = runtime._spawner.pid
+            before = runtime.node
             async with await runtime.start(hold) as instance:
                 os.kill(before, signal.SIGKILL)
                 await instance.wait()
             async with await runtime.start(hold):
-                files = Path(f"/proc/{runtime._spawner.pid}/fd")
-                held = {str(one.readlink()).partition(":")[0] for one in files.iterdir()}
-                assert runtime._spawner.pid != before
-                assert held.isdisjoint({"net", "mnt", "user"})
-                assert len(list(files.iterdir())) == 5, "streams, control socket and signals"
+                assert runtime.node != before
+                with suppress(FileNotFoundError):  # its reaper may not have come by
+                    state = Path(f"/proc/{before}/stat").read_text().rpartition(")")[2].split()[0]
+                    assert state in "ZX"
 
     on_host(main)
 

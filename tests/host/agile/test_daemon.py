@@ -1,21 +1,22 @@
 """The resident runtime behind its socket: clients that behave, and those that do not."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import msgspec
 import pytest
 from tests.support.agile_host import streams, with_daemon
 
-from firstlight.agile import Function, protocol, wire
+from firstlight.agile import Function, node_wire, wire
 from firstlight.agile.client import Client
+from firstlight.agile.node_wire import Answered, Asked, Step
 from firstlight.errors import Failed
 from firstlight.native import native
 
@@ -90,25 +91,26 @@ def test_a_message_that_is_not_of_the_protocol_is_answered_so(
     with_daemon(main)
 
 
-REQUESTS = 2000
-"""Whose answers fit no socket's buffer."""
-
-
 @contextmanager
-def much_asked(path: Path) -> Iterator[socket.socket]:
-    """A client that has asked REQUESTS times and read nothing."""
+def much_asked(path: Path) -> Iterator[tuple[socket.socket, int]]:
+    """A client that has read nothing and asked until it was not read any more; how often."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as raw:
-        raw.settimeout(30)
+        raw.settimeout(1.0)
         raw.connect(str(path))
-        for _ in range(REQUESTS):
-            raw.send(b'{"type":"list"}')
-        yield raw
+        asked = 0
+        with suppress(TimeoutError):
+            while asked < 100_000:
+                raw.send(b'{"type":"list"}')
+                asked += 1
+        assert 0 < asked < 100_000, "the runtime's memory is bounded"
+        raw.settimeout(30)
+        yield raw, asked
 
 
 def test_a_client_that_asks_much_before_it_reads_gets_every_answer() -> None:
     async def main(path: Path) -> None:
-        with much_asked(path) as raw:
-            answers = {raw.recv(65536) for _ in range(REQUESTS)}
+        with much_asked(path) as (raw, asked):
+            answers = {raw.recv(65536) for _ in range(asked)}
             assert answers == {b'{"type":"instances","instances":[]}'}
 
     with_daemon(main)
@@ -116,8 +118,8 @@ def test_a_client_that_asks_much_before_it_reads_gets_every_answer() -> None:
 
 def test_clients_after_one_that_never_read_its_answers_are_served() -> None:
     async def main(path: Path) -> None:
-        with much_asked(path):
-            pass
+        with much_asked(path), Client(path) as client:
+            assert client.running() == []
         with ExitStack() as clients:
             for _ in range(5):
                 assert clients.enter_context(Client(path)).running() == []
@@ -136,47 +138,78 @@ def test_more_instances_than_one_message_holds_are_listed(function: Make) -> Non
     with_daemon(main)
 
 
-def test_a_start_without_streams_is_refused(function: Make) -> None:
+def refusal(path: Path, message: bytes, descriptors: list[int]) -> tuple[Step, int]:
+    """The step and the errno with which the node refuses a message."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as raw:
+        raw.settimeout(10)
+        raw.connect(str(path))
+        raw.sendmsg([message], wire.rights(descriptors))
+        answer = node_wire.answer(raw.recv(4096))
+    assert answer.verb == Answered.REFUSED
+    return Step(answer.step), answer.error
+
+
+@pytest.mark.parametrize("descriptors", [[], [0], [0, 1, 2, 0], [0] * 8, [0] * 20])
+def test_a_start_with_other_descriptors_than_three_streams_is_refused(
+    function: Make, descriptors: list[int]
+) -> None:
     async def main(path: Path) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as raw:
-            raw.settimeout(10)
-            raw.connect(str(path))
-            raw.sendmsg([protocol.encode(protocol.Start(function("hold", "0")))], wire.rights([0]))
-            assert "came with 1 descriptors" in json.loads(raw.recv(65536))["message"]
+        with Client(path) as client:
+            number, version = client.register(function("hold", "0"))
+        message = node_wire.ask(Asked.START, number, version=version)
+        step, error = refusal(path, message, descriptors)
+        assert (step, error) in ((Step.STREAMS, errno.EBADMSG), (Step.CLONE, errno.EPROTO))
 
     with_daemon(main)
 
 
-def test_more_descriptors_than_streams_are_refused(function: Make) -> None:
+@pytest.mark.parametrize("message", [b"F", b"FLN1", b"F" * 47, b"FLN1" * 12, b"F" * 4000])
+def test_what_is_no_message_of_the_fast_path_is_refused(message: bytes) -> None:
     async def main(path: Path) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as raw:
-            raw.settimeout(10)
-            raw.connect(str(path))
-            message = protocol.encode(protocol.Start(function("hold", "0")))
-            raw.sendmsg([message], wire.rights([0, 1, 2, 0, 1, 2]))
-            assert "more than 3 descriptors" in json.loads(raw.recv(65536))["message"]
+        assert refusal(path, message, []) == (Step.CLONE, errno.EPROTO)
 
     with_daemon(main)
 
 
-def test_the_small_client_ends_as_its_instance_does(function: Make, tmp_path: Path) -> None:
-    def run(path: Path, request: bytes) -> tuple[int, str]:
-        (tmp_path / "request").write_bytes(request)
-        argv = [native("spawn-client"), path, tmp_path / "request"]
+def test_a_number_that_no_function_has_and_an_old_version_are_refused(function: Make) -> None:
+    async def main(path: Path) -> None:
+        with Client(path) as client:
+            number, version = client.register(function("hold", "0"))
+        for unknown in (0, number + 1, 4095, 4096, 2**32 - 1):
+            message = node_wire.ask(Asked.START, unknown)
+            assert refusal(path, message, [0, 1, 2]) == (Step.FUNCTION, errno.ENOENT)
+        message = node_wire.ask(Asked.START, number, version=version + 1)
+        assert refusal(path, message, [0, 1, 2]) == (Step.FUNCTION, errno.ESTALE)
+
+    with_daemon(main)
+
+
+def test_a_connection_to_the_node_is_no_standard_stream(function: Make) -> None:
+    async def main(path: Path) -> None:
+        with Client(path) as client, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as own:
+            own.connect(str(path))
+            with pytest.raises(Failed, match="a standard stream is a connection to the runtime"):
+                client.start(function("hold", "0"), (own.fileno(), 1, 2))
+
+    with_daemon(main)
+
+
+def test_the_small_client_ends_as_its_instance_does(function: Make) -> None:
+    def run(path: Path, *numbers: int) -> tuple[int, str]:
+        argv = [str(native("firstlight-start")), str(path), *map(str, numbers)]
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         return done.returncode, done.stdout
 
     async def main(path: Path) -> None:
-        def start(one: Function) -> tuple[int, str]:
-            return run(path, protocol.encode(protocol.Start(one)))
+        with Client(path) as client:
 
-        assert start(function("ping", "10.213.0.1")) == (0, "answered\n")
-        assert start(function("nonsense")) == (2, "")
-        assert start(function("memory", memory=16 << 20)) == (128 + 9, "")
-        status, said = start(msgspec.structs.replace(function("x"), rootfs="/none"))
-        assert status == 1
-        assert said.startswith("firstlight error ")
-        assert "/none is not a directory" in said
-        assert run(Path("/none/socket"), b"{}")[1].startswith("firstlight error reach the runtime")
+            def start(one: Function) -> tuple[int, str]:
+                return run(path, *client.register(one))
+
+            assert start(function("ping", "10.213.0.1")) == (0, "answered\n")
+            assert start(function("nonsense")) == (2, "")
+            assert start(function("memory", memory=16 << 20)) == (128 + 9, "")
+            assert run(path, 99, 1) == (1, "firstlight error function: No such file or directory\n")
+            assert run(Path("/none/socket"), 1, 1)[1].startswith("firstlight error reach the node")
 
     with_daemon(main)

@@ -247,7 +247,7 @@ def test_the_worker_is_confined_as_any_instance(made: Make) -> None:
         assert status["Gid"] == ["4343"] * 4
         assert all(int(status[f"Cap{kind}"][0], 16) == 0 for kind in ("Eff", "Prm", "Bnd", "Amb"))
         assert status["NoNewPrivs"] == ["1"]
-        assert status["Seccomp_filters"] == ["2"]  # the sandbox's, and its own
+        assert status["Seccomp_filters"] == ["3"]  # the node's, the sandbox's, and its own
         for space in ("mnt", "pid", "net", "ipc", "uts", "cgroup"):
             assert (
                 Path(f"/proc/{pid}/ns/{space}").readlink()

@@ -18,7 +18,7 @@ from typing import Literal, Self
 
 import msgspec
 
-from firstlight.agile import Config, Function, protocol
+from firstlight.agile import Config, Function, node
 from firstlight.agile.client import Client
 from firstlight.agile.config import Pools, PoolSize
 from firstlight.errors import Failed, UnknownName, Unsupported
@@ -37,7 +37,6 @@ Asked = Literal["message", "client"]
 BY_CLIENT = " by client"
 GATEWAY = str(IPv4Network(Config().network.range)[1])
 """The gateway of every instance, for its first packet."""
-_GREETING = protocol.encode(protocol.List()).decode()
 _ASKED = {
     "message": "a request is a message on an open connection",
     "client": "a request is the execution of a program that connects",
@@ -132,24 +131,28 @@ def serving(
     config: Config, function: Function, workspace: Workspace, asked: Asked = "message"
 ) -> Iterator[Command]:
     """A warmed-up runtime with full pools; yields the command of one start."""
-    start = protocol.encode(protocol.Start(function))
     with daemon(config, workspace) as pid:
-        _warm(config, function)
+        number, version = _warm(config, function)
         if asked == "message":
-            yield Ask(config.socket, _GREETING, start.decode(), daemons=tree(pid))
+            yield Ask(config.socket, "node:ping", f"node:start {number} {version}",
+                      daemons=processes(config, pid))  # fmt: skip
             return
-        file = Path(config.state).parent / "request"
-        file.write_bytes(start)
-        argv = (str(native("spawn-client")), str(config.socket), str(file))
-        yield Execute(argv, workspace.environment, daemons=tree(pid))
+        argv = (str(native("firstlight-start")), str(config.socket), str(number), str(version))
+        yield Execute(argv, workspace.environment, daemons=processes(config, pid))
 
 
-def _warm(config: Config, function: Function) -> None:
+def processes(config: Config, manager: int) -> tuple[int, ...]:
+    """The runtime's processes: the manager's, and the node's, which is no child of it."""
+    return (*tree(manager), *(tree(node.pid_of(config))))
+
+
+def _warm(config: Config, function: Function) -> tuple[int, int]:
     with Client(config.socket) as client, Path("/dev/null").open("r+b", buffering=0) as null:
         for _ in range(_WARM_STARTS):
             streams = (null.fileno(), null.fileno(), null.fileno())
             client.wait(client.start(function, streams).id)
         client.prepare(function, config.pools.sandbox.high)
+        return client.register(function)
 
 
 @contextmanager

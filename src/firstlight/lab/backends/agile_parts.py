@@ -22,7 +22,6 @@ from firstlight.lab.backends import Prepared
 from firstlight.lab.backends.agile import (
     GATEWAY,
     Agile,
-    children,
     payload,
     payload_arguments,
     serving,
@@ -43,8 +42,6 @@ WITHOUT = {
     "sandboxes": "every part waits, and a start combines them",
     "networks": "a start combines the other parts and makes its network",
     "cgroups": "a start combines the other parts and makes its cgroups",
-    "root mounts": "a start combines the other parts and mounts its root file system",
-    "seccomp program": "a start combines the parts and compiles its seccomp program",
     "neighbours": "a start combines the parts, and its first packet asks for the gateway's "
     "link address",
     "everything": "a start makes all of its parts",
@@ -137,8 +134,7 @@ class Crowd:
                 _held(config, function, self.background) as client,
             ):
                 client.prepare(function)
-                pid = start.daemons[0]
-                yield Prepared([replace(start, daemons=(pid, *children(pid)))] * instances)
+                yield Prepared([start] * instances)
 
 
 @dataclass(frozen=True)
@@ -183,8 +179,6 @@ class Ablated:
             sandbox=full if self.without == "nothing" else _NONE,
         )
         ahead = Ahead(
-            root=unless("root mounts") is full,
-            seccomp=unless("seccomp program") is full,
             neighbours=unless("neighbours") is full,
         )
         with _base(workspace) as base:
@@ -233,7 +227,7 @@ def _held(config: Config, function: Function, count: int) -> Iterator[Client]:
 
 
 def _sandboxes(client: Client) -> Counts:
-    return next(pool for pool in client.pools() if pool.name.startswith("sandbox "))
+    return next(pool for pool in client.pools() if pool.name == "sandbox")
 
 
 def _counted(before: Counts, after: Counts) -> dict[str, float]:

@@ -1,0 +1,259 @@
+#include "node.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static int reserve(void)
+{
+	int index = node.free_client;
+	if (index != NOBODY)
+		node.free_client = node.clients[index].next_free;
+	else if (node.client_count < CLIENTS)
+		index = node.client_count++;
+	return index;
+}
+
+static void leave(int index)
+{
+	node.clients[index].next_free = node.free_client;
+	node.free_client = index;
+	watch_again(node.clients_listener, ON_CLIENTS, 0, EPOLLIN);
+}
+
+/* Who comes when all places are taken waits in the listener's queue until another leaves. */
+void clients_accept(void)
+{
+	int index = reserve();
+	int descriptor = index == NOBODY ? NOBODY
+					 : accept4(node.clients_listener, NULL, NULL,
+						   SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (descriptor < 0) {
+		bool none_left = index == NOBODY || errno == EMFILE || errno == ENFILE;
+		if (index != NOBODY)
+			leave(index);
+		if (none_left)
+			watch_again(node.clients_listener, ON_CLIENTS, 0, 0);
+		return;
+	}
+	struct client *client = &node.clients[index];
+	*client = (struct client){
+		.descriptor = descriptor, .generation = client->generation + 1, .first = NOBODY};
+	if (watch(descriptor, ON_CLIENT, index, EPOLLIN)) {
+		descriptor_close(&client->descriptor);
+		leave(index);
+	}
+}
+
+/* The client has gone: so do its instances, but for those that it detached. */
+static void end(int index)
+{
+	struct client *client = &node.clients[index];
+	descriptor_close(&client->descriptor);
+	for (int at = client->first; at != NOBODY;) {
+		struct instance *instance = &node.instances[at];
+		int next = instance->next;
+		instance->client = NOBODY;
+		instance->owed_client = 0;
+		if (!instance->detached)
+			instance_kill(at);
+		instance_settle(at);
+		at = next;
+	}
+	client->first = NOBODY;
+	leave(index);
+}
+
+static int tell(int index, const struct answer *answer)
+{
+	struct client *client = &node.clients[index];
+	int failed = socket_send(client->descriptor, answer, sizeof *answer, NULL, 0);
+	if (failed == -EAGAIN && !client->blocked) {
+		client->blocked = true;
+		watch_again(client->descriptor, ON_CLIENT, index, EPOLLOUT);
+	}
+	return failed;
+}
+
+/* What is owed is made from the instances' own records: a client that does not read costs no
+ * memory, and is not read from either until it does. */
+void client_tell(int index)
+{
+	struct client *client = &node.clients[index];
+	for (int at = client->first; at != NOBODY && !client->blocked;) {
+		struct instance *instance = &node.instances[at];
+		int next = instance->next;
+		if (instance->owed_client & OWES_STARTED) {
+			struct answer answer = instance_answer(at, ANSWER_STARTED);
+			if (tell(index, &answer) == -EAGAIN)
+				return;
+			instance->owed_client &= (uint8_t)~OWES_STARTED;
+		}
+		if (instance->owed_client & OWES_ENDED) {
+			struct answer answer = instance_answer(at, instance->failed ? ANSWER_REFUSED
+										    : ANSWER_ENDED);
+			if (tell(index, &answer) == -EAGAIN)
+				return;
+			instance->owed_client &= (uint8_t)~OWES_ENDED;
+			instance_settle(at);
+		}
+		at = next;
+	}
+}
+
+/* A refusal of what is no instance yet. One that a client does not read in time is lost with it: such
+ * a client is closed. */
+void client_refuse(int index, const struct ask *ask, int error, enum step step)
+{
+	struct answer answer = {.magic = ASK_MAGIC,
+				.verb = ANSWER_REFUSED,
+				.tag = ask->tag,
+				.instance = ask->instance,
+				.error = error,
+				.step = step};
+	if (tell(index, &answer))
+		end(index);
+}
+
+static void attach(int index, const struct ask *ask)
+{
+	struct client *client = &node.clients[index];
+	struct function *function =
+		ask->function < FUNCTIONS ? &node.functions[ask->function] : NULL;
+	int failed = !function || !function->known ? -ENOENT
+		     : function->resident < 0      ? -ESRCH
+		     : client->first != NOBODY     ? -EBUSY
+						   : 0;
+	if (!failed)
+		failed = socket_send(function->resident, ask, sizeof *ask, &client->descriptor, 1);
+	if (failed) {
+		client_refuse(index, ask, -failed, STEP_FUNCTION);
+		return;
+	}
+	descriptor_close(&client->descriptor);
+	leave(index);
+}
+
+static void serve(int index, const struct ask *ask, struct rights *rights)
+{
+	struct answer pong = {.magic = ASK_MAGIC, .verb = ANSWER_PONG, .tag = ask->tag};
+	int failed;
+	switch (ask->verb) {
+	case ASK_PING:
+		if (tell(index, &pong))
+			end(index);
+		return;
+	case ASK_START:
+		instance_start(ask, rights, index);
+		return;
+	case ASK_SIGNAL:
+		failed = instance_signal(ask->instance, ask->signal);
+		if (failed)
+			client_refuse(index, ask, -failed, STEP_CLONE);
+		else if (tell(index, &pong))
+			end(index);
+		return;
+	case ASK_ATTACH:
+		attach(index, ask);
+		return;
+	default:
+		client_refuse(index, ask, EPROTO, STEP_CLONE);
+	}
+}
+
+static void hand_over(int index)
+{
+	struct client *client = &node.clients[index];
+	epoll_ctl(node.epoll, EPOLL_CTL_DEL, client->descriptor, NULL);
+	if (node.rich_count == RICH_HELD) {
+		descriptor_close(&client->descriptor);
+	} else {
+		node.rich[node.rich_count++] = client->descriptor;
+		client->descriptor = NOBODY;
+	}
+	leave(index);
+	rich_flush();
+}
+
+void rich_flush(void)
+{
+	while (node.rich_count && node.manager >= 0) {
+		struct event event = {.verb = EVENT_RICH};
+		if (manager_message(&event, sizeof event, &node.rich[0]))
+			return;
+		descriptor_close(&node.rich[0]);
+		node.rich_count--;
+		memmove(node.rich, node.rich + 1, (size_t)node.rich_count * sizeof *node.rich);
+	}
+}
+
+/* Reads one request, so that each client has its turn. */
+static void read_one(int index)
+{
+	struct client *client = &node.clients[index];
+	struct rights rights RIGHTS_SCOPE = {0};
+	struct ask ask;
+	char first;
+	if (!client->fast) {
+		ssize_t peeked = recv(client->descriptor, &first, 1, MSG_PEEK);
+		if (peeked < 0 && (errno == EAGAIN || errno == EINTR))
+			return;
+		if (peeked <= 0) {
+			end(index);
+			return;
+		}
+		if (first != (char)(ASK_MAGIC & 0xff)) {
+			hand_over(index);
+			return;
+		}
+		client->fast = true;
+	}
+	ssize_t size = socket_receive(client->descriptor, &ask, sizeof ask, 0, &rights);
+	if (size == -EAGAIN)
+		return;
+	if (size != sizeof ask || ask.magic != ASK_MAGIC) {
+		struct ask nothing = {.tag = size == sizeof ask ? ask.tag : 0};
+		if (size == 0 || (size < 0 && size != -EMSGSIZE))
+			end(index);
+		else
+			client_refuse(index, &nothing, EPROTO, STEP_CLONE);
+		return;
+	}
+	serve(index, &ask, &rights);
+}
+
+void client_ready(int index, uint32_t events)
+{
+	struct client *client = &node.clients[index];
+	if (client->descriptor < 0)
+		return;
+	if ((client->blocked || client->held) && events & (EPOLLERR | EPOLLHUP)) {
+		end(index);
+		return;
+	}
+	if (client->blocked && events & EPOLLOUT) {
+		client->blocked = false;
+		watch_again(client->descriptor, ON_CLIENT, index, EPOLLIN);
+		client_tell(index);
+		return;
+	}
+	/* Requests stay in their socket while no more starts can be held here. */
+	if (node.pending_count == PENDING) {
+		client->held = node.holds = true;
+		watch_again(client->descriptor, ON_CLIENT, index, 0);
+		return;
+	}
+	read_one(index);
+}
+
+void clients_release(void)
+{
+	node.holds = false;
+	for (int i = 0; i < node.client_count; i++)
+		if (node.clients[i].descriptor >= 0 && node.clients[i].held) {
+			node.clients[i].held = false;
+			watch_again(node.clients[i].descriptor, ON_CLIENT, i, EPOLLIN);
+		}
+}

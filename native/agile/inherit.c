@@ -1,0 +1,137 @@
+/* What is the same for all instances, set once in the node and inherited: whatever a process gets
+ * from its parent is in this file or in sandbox.c, and tests/host/agile/test_inherited.py compares
+ * each with what an instance reads of itself. */
+#include "sandbox.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <linux/ioprio.h>
+#include <linux/keyctl.h>
+#include <linux/securebits.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/personality.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { HASTE = -10 };
+
+static const struct {
+	int resource;
+	struct rlimit limit;
+} limits[] = {
+	{RLIMIT_CORE, {1, 1}}, /* 0 does not stop a core_pattern that is a pipe: 1 does */
+	{RLIMIT_MEMLOCK, {65536, 65536}},
+	{RLIMIT_STACK, {8 << 20, 8 << 20}},
+	{RLIMIT_NICE, {0, 0}},
+	{RLIMIT_RTPRIO, {0, 0}},
+	{RLIMIT_MSGQUEUE, {819200, 819200}},
+	{RLIMIT_SIGPENDING, {4096, 4096}},
+	{RLIMIT_CPU, {RLIM_INFINITY, RLIM_INFINITY}},
+	{RLIMIT_FSIZE, {RLIM_INFINITY, RLIM_INFINITY}},
+	{RLIMIT_DATA, {RLIM_INFINITY, RLIM_INFINITY}},
+	{RLIMIT_AS, {RLIM_INFINITY, RLIM_INFINITY}},
+	{RLIMIT_RTTIME, {RLIM_INFINITY, RLIM_INFINITY}},
+};
+
+/* A hard limit that is lower already stays: it cannot be raised without the privilege. */
+static int set_limit(int resource, struct rlimit wanted)
+{
+	struct rlimit now;
+	if (getrlimit(resource, &now))
+		return -errno;
+	if (!setrlimit(resource, &wanted))
+		return 0;
+	if (wanted.rlim_max > now.rlim_max)
+		wanted.rlim_max = now.rlim_max;
+	if (wanted.rlim_cur > wanted.rlim_max)
+		wanted.rlim_cur = wanted.rlim_max;
+	return setrlimit(resource, &wanted) ? -errno : 0;
+}
+
+static int set_out_of_memory_score(void)
+{
+	int file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+	if (file < 0)
+		return -errno;
+	int failed = write(file, "0", 1) == 1 ? 0 : -errno;
+	close(file);
+	return failed;
+}
+
+/* Children begin as ordinary processes, whatever the node's own haste is. */
+static int set_scheduling(void)
+{
+	cpu_set_t all;
+	memset(&all, 0xff, sizeof all);
+	if (sched_setscheduler(0, SCHED_OTHER, &(struct sched_param){0}) ||
+	    sched_setaffinity(0, sizeof all, &all) ||
+	    syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, 0))
+		return -errno;
+	if (setpriority(PRIO_PROCESS, 0, 0))
+		return -errno;
+	/* Without the privilege a start only waits longer for a CPU. */
+	if (!setpriority(PRIO_PROCESS, 0, HASTE) &&
+	    sched_setscheduler(0, SCHED_OTHER | SCHED_RESET_ON_FORK, &(struct sched_param){0}))
+		return -errno;
+	return 0;
+}
+
+static int drop_bounding(void)
+{
+	for (unsigned capability = 0; capability < 64; capability++)
+		if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) && errno != EINVAL)
+			return -errno;
+	return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) ? -errno : 0;
+}
+
+/* What is permitted stays the node's own: nothing of it survives an exec or a change of user. */
+static int clear_inheritable(void)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[2];
+	if (syscall(SYS_capget, &header, data))
+		return -errno;
+	data[0].inheritable = data[1].inheritable = 0;
+	return syscall(SYS_capset, &header, data) ? -errno : 0;
+}
+
+static void set_dispositions(void)
+{
+	sigset_t none;
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	for (int number = 1; number < NSIG; number++)
+		signal(number, SIG_DFL);
+}
+
+int inherit_set(void)
+{
+	int failed = 0;
+	set_dispositions();
+	umask(022);
+	personality(PER_LINUX);
+	for (size_t i = 0; i < sizeof limits / sizeof *limits && !failed; i++)
+		failed = set_limit(limits[i].resource, limits[i].limit);
+	if (!failed)
+		failed = set_out_of_memory_score();
+	if (!failed)
+		failed = set_scheduling();
+	if (failed)
+		return failed;
+	if (setgroups(0, NULL) || prctl(PR_SET_TIMERSLACK, 50000, 0, 0, 0) ||
+	    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		return -errno;
+	/* An empty one; an instance may not call keyctl. A kernel without keys has none to inherit. */
+	if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) < 0 && errno != ENOSYS)
+		return -errno;
+	failed = drop_bounding();
+	return failed ? failed : clear_inheritable();
+}

@@ -1,0 +1,345 @@
+#include "node.h"
+
+#include <errno.h>
+#include <linux/seccomp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum telling { TELL_NOTHING, TELL_FUNCTIONS, TELL_PARTS, TELL_INSTANCES, TELL_END };
+
+static struct {
+	struct order head;
+	struct sock_filter rest[PROFILE_MAX];
+} order;
+static struct sock_filter programs[PROFILES][PROFILE_MAX];
+
+static void lose(void)
+{
+	descriptor_close(&node.manager);
+	node.manager_blocked = node.has_done = false;
+	node.telling = TELL_NOTHING;
+	if (!node.stays)
+		exit(0); /* and all that runs here with it */
+}
+
+void managers_accept(void)
+{
+	int descriptor = accept4(node.managers_listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (descriptor < 0)
+		return;
+	descriptor_close(&node.manager); /* the newer one holds the journal's lock */
+	node.manager = descriptor;
+	node.manager_blocked = node.has_done = false;
+	node.telling = TELL_NOTHING;
+	if (watch(descriptor, ON_MANAGER, 0, EPOLLIN))
+		descriptor_close(&node.manager);
+}
+
+/* 0, or a negative errno: then it is to be tried again when the manager reads. */
+int manager_message(const void *bytes, size_t size, const int *descriptor)
+{
+	if (node.manager < 0 || node.manager_blocked)
+		return -EAGAIN;
+	int failed = socket_send(node.manager, bytes, size, descriptor, descriptor ? 1 : 0);
+	if (failed == -EAGAIN || failed == -ENOBUFS || failed == -ENOMEM ||
+	    failed == -ETOOMANYREFS) {
+		node.manager_blocked = true;
+		watch_again(node.manager, ON_MANAGER, 0, EPOLLOUT);
+	}
+	return failed;
+}
+
+static void done(const struct order *asked, int failed)
+{
+	struct event event = {.verb = EVENT_DONE, .id = asked->id, .error = -failed};
+	if (manager_message(&event, sizeof event, NULL)) {
+		node.done = event;
+		node.has_done = true;
+	}
+}
+
+static int hello(const struct order *asked, struct rights *rights)
+{
+	if (rights->count < 1 || rights->count > TOPS_MAX)
+		return -EPROTO;
+	for (int i = 0; i < node.house.top_count; i++)
+		close(node.house.tops[i]);
+	node.house.top_count = rights->count;
+	memcpy(node.house.tops, rights->descriptors, sizeof node.house.tops);
+	rights->count = 0;
+	node.stays = asked->flags & HELLO_STAY;
+	node.house.unified = asked->flags & HELLO_UNIFIED;
+	memset(node.wants, 0, sizeof node.wants);
+	node.telling = TELL_FUNCTIONS;
+	node.telling_at = 0;
+	return 0;
+}
+
+/* A long filter is dear to load: the node bears it itself, with what it needs to make sandboxes
+ * allowed in it, and an instance adds the few lines that deny that. */
+static int confine_node(unsigned short length, const struct sock_filter *program)
+{
+	static bool confined;
+	struct sock_fprog base = {length, (struct sock_filter *)program};
+	if (!confined && syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &base))
+		return -errno;
+	confined = true;
+	return 0;
+}
+
+static int set_profile(const struct order *asked, const struct sock_filter *program, size_t size)
+{
+	if (asked->count > PROFILE_BASE || !asked->length || asked->length > PROFILE_MAX ||
+	    size != asked->length * sizeof *program)
+		return -EPROTO;
+	if (asked->count == PROFILE_BASE)
+		return confine_node((unsigned short)asked->length, program);
+	memcpy(programs[asked->count], program, size);
+	node.house.profiles[asked->count] =
+		(struct sock_fprog){(unsigned short)asked->length, programs[asked->count]};
+	return 0;
+}
+
+static int set_function(const struct order *asked, struct rights *rights)
+{
+	if (rights->count != 2)
+		return -EPROTO;
+	int failed =
+		function_set(&asked->definition, rights->descriptors[0], rights->descriptors[1]);
+	if (!failed)
+		rights->descriptors[1] = -1;
+	return failed;
+}
+
+static int add_part(const struct order *asked, struct rights *rights)
+{
+	int failed = part_add(&asked->part, rights->count ? rights->descriptors[0] : NOBODY);
+	if (!failed && rights->count && asked->part.kind == PART_NETWORK &&
+	    node.parts[asked->part.index].network == rights->descriptors[0])
+		rights->descriptors[0] = -1;
+	return failed;
+}
+
+static int obey(const struct order *asked, size_t rest, struct rights *rights)
+{
+	switch (asked->verb) {
+	case ORDER_HELLO:
+		return hello(asked, rights);
+	case ORDER_PROFILE:
+		return set_profile(asked, order.rest, rest);
+	case ORDER_FUNCTION:
+		return set_function(asked, rights);
+	case ORDER_FORGET:
+		return function_forget(asked->count);
+	case ORDER_PART:
+		return add_part(asked, rights);
+	case ORDER_WITHDRAW:
+		return part_withdraw(asked->count);
+	case ORDER_SANDBOXES:
+		node.wanted_waiting = (int)(asked->count < 65536 ? asked->count : 65536);
+		return 0;
+	case ORDER_SIGNAL:
+		return instance_signal(asked->id, asked->signal);
+	case ORDER_REFUSE:
+		pending_refuse((enum part_kind)asked->count, asked->flags);
+		return 0;
+	case ORDER_END:
+		exit(0);
+	default:
+		return -EPROTO;
+	}
+}
+
+static void read_one(void)
+{
+	struct rights rights RIGHTS_SCOPE = {0};
+	ssize_t size = socket_receive(node.manager, &order, sizeof order, 0, &rights);
+	if (size == -EAGAIN)
+		return;
+	if (size == 0 || (size < 0 && size != -EMSGSIZE)) {
+		lose();
+		return;
+	}
+	if (size < (ssize_t)sizeof order.head) {
+		memset(&order.head, 0, sizeof order.head);
+		done(&order.head, -EPROTO);
+		return;
+	}
+	int failed = obey(&order.head, (size_t)size - sizeof order.head, &rights);
+	/* What is frequent is not acknowledged unless it failed. */
+	if (failed || order.head.verb == ORDER_FUNCTION || order.head.verb == ORDER_FORGET ||
+	    order.head.verb == ORDER_HELLO)
+		done(&order.head, failed);
+}
+
+void manager_ready(uint32_t events)
+{
+	if (node.manager < 0)
+		return;
+	if (node.manager_blocked && events & (EPOLLERR | EPOLLHUP)) {
+		lose();
+		return;
+	}
+	if (node.manager_blocked) {
+		node.manager_blocked = false;
+		watch_again(node.manager, ON_MANAGER, 0, EPOLLIN);
+		if (node.has_done && !manager_message(&node.done, sizeof node.done, NULL))
+			node.has_done = false;
+		return;
+	}
+	read_one();
+}
+
+static int tell_function(int index)
+{
+	const struct function *function = &node.functions[index];
+	struct state state = {.event = {.verb = EVENT_FUNCTION},
+			      .definition = function->definition};
+	return function->known ? manager_message(&state, sizeof state, &function->words) : 0;
+}
+
+static int tell_part(int index)
+{
+	const struct part *part = &node.parts[index];
+	struct state state = {.event = {.verb = EVENT_PART, .status = (int)part->state},
+			      .part = part->order};
+	if (part->state == PART_FREE)
+		return 0;
+	return manager_message(
+		&state, sizeof state,
+		part->network >= 0 && part->order.kind == PART_NETWORK ? &part->network : NULL);
+}
+
+static struct event instance_event(int index, enum event_verb verb)
+{
+	const struct instance *instance = &node.instances[index];
+	return (struct event){
+		.verb = verb,
+		.flags = instance->flags | (instance->detached ? 1U << 16 : 0),
+		.id = instance->id,
+		.function = (uint32_t)instance->function,
+		.version = instance->version,
+		.pid = node.progress[index].pid,
+		.status = instance->status,
+		.error = instance->error,
+		.step = (uint32_t)instance->step,
+		.network = instance->network,
+		.cgroup = instance->cgroup,
+		.requested = instance->requested,
+		.running = instance->running,
+		.user = instance->user,
+		.system = instance->system,
+	};
+}
+
+static int tell_instance(int index)
+{
+	if (node.instances[index].state != INSTANCE_RUNNING)
+		return 0;
+	struct event event = instance_event(index, EVENT_STARTED);
+	return manager_message(&event, sizeof event, NULL);
+}
+
+/* To a new manager: what there is. True when it has all of it. */
+static bool tell_state(void)
+{
+	const struct {
+		int (*tell)(int);
+		int count;
+	} all[] = {
+		[TELL_FUNCTIONS] = {tell_function, FUNCTIONS},
+		[TELL_PARTS] = {tell_part, PARTS},
+		[TELL_INSTANCES] = {tell_instance, node.instance_count},
+	};
+	while (node.telling != TELL_NOTHING && node.telling != TELL_END) {
+		while (node.telling_at < all[node.telling].count) {
+			if (all[node.telling].tell(node.telling_at))
+				return false;
+			node.telling_at++;
+		}
+		node.telling++;
+		node.telling_at = 0;
+	}
+	struct event event = {.verb = EVENT_STATE_END};
+	if (node.telling == TELL_END && manager_message(&event, sizeof event, NULL))
+		return false;
+	if (node.telling == TELL_END)
+		node.waiting_changed = true;
+	node.telling = TELL_NOTHING;
+	return true;
+}
+
+static int next_dirty(struct event *events, int count)
+{
+	int index = node.dirty.first;
+	struct instance *instance = &node.instances[index];
+	if (instance->owed_manager & OWES_STARTED)
+		events[count++] = instance_event(index, EVENT_STARTED);
+	if (instance->owed_manager & OWES_ENDED)
+		events[count++] =
+			instance_event(index, instance->failed ? EVENT_FAILED : EVENT_ENDED);
+	return count;
+}
+
+/* In batches, made from the instances' records when the manager can take them. */
+static void tell_instances(void)
+{
+	struct event events[EVENTS_MAX];
+	while (node.dirty.count) {
+		int count = 0, taken = 0, first = node.dirty.first;
+		struct queue before = node.dirty;
+		while (node.dirty.count && count < EVENTS_MAX - 1) {
+			count = next_dirty(events, count);
+			node.dirty.first = node.instances[node.dirty.first].next_dirty;
+			node.dirty.count--;
+			taken++;
+		}
+		if (manager_message(events, (size_t)count * sizeof *events, NULL)) {
+			node.dirty = before;
+			return;
+		}
+		for (int at = first; taken; taken--) {
+			int next = node.instances[at].next_dirty;
+			node.instances[at].owed_manager = 0;
+			node.instances[at].in_dirty = false;
+			instance_settle(at);
+			at = next;
+		}
+	}
+}
+
+static void tell_wants(void)
+{
+	for (uint32_t kind = PART_NETWORK; kind <= PART_CGROUP; kind++)
+		for (uint32_t reach = 0; reach < REACHES; reach++) {
+			struct event event = {.verb = EVENT_WANT,
+					      .step = kind,
+					      .status = (int)reach,
+					      .pid = node.pending_count};
+			if (node.wants[kind][reach] == 1 &&
+			    !manager_message(&event, sizeof event, NULL))
+				node.wants[kind][reach] = 2;
+		}
+}
+
+void manager_want(enum part_kind kind, uint32_t reach)
+{
+	if (!node.wants[kind][reach])
+		node.wants[kind][reach] = 1;
+}
+
+void manager_tell(void)
+{
+	if (node.manager < 0 || node.manager_blocked || !tell_state())
+		return;
+	tell_instances();
+	tell_wants();
+	struct event event = {.verb = EVENT_WAITING, .status = node.waiting.count};
+	if (node.waiting_changed && !manager_message(&event, sizeof event, NULL))
+		node.waiting_changed = false;
+	rich_flush();
+}

@@ -1,0 +1,210 @@
+/* firstlight-node: owns the instances of one machine, and starts them.
+ *
+ *   firstlight-node DIRECTORY INSTANCES 3>PIPE
+ *
+ * DIRECTORY is where it listens: for clients at "socket", for its manager at "node". A start of a
+ * function that the manager has registered is one message of a client, answered here. Instances
+ * outlive the manager, and none outlives the node, which is the first process of the PID namespace
+ * that they all are in. Descriptor 3 is closed when clients may connect.
+ */
+#include "node.h"
+#include "root.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { BACKLOG = 4096, MANAGERS = 4, READY_MAX = 64, READY = 3 };
+
+struct node node;
+
+_Noreturn void die(const char *what, int failed)
+{
+	fprintf(stderr, "firstlight-node: cannot %s%s%s\n", what, failed ? ": " : "",
+		failed ? strerror(-failed) : "");
+	exit(1);
+}
+
+static uint64_t word(enum source source, int index)
+{
+	return (uint64_t)source << 32 | (uint32_t)index;
+}
+
+int watch(int descriptor, enum source source, int index, uint32_t events)
+{
+	struct epoll_event event = {.events = events, .data.u64 = word(source, index)};
+	return epoll_ctl(node.epoll, EPOLL_CTL_ADD, descriptor, &event) ? -errno : 0;
+}
+
+int watch_again(int descriptor, enum source source, int index, uint32_t events)
+{
+	struct epoll_event event = {.events = events, .data.u64 = word(source, index)};
+	return epoll_ctl(node.epoll, EPOLL_CTL_MOD, descriptor, &event) ? -errno : 0;
+}
+
+/* Before anything else is opened: a standard stream that was closed would be taken by it. READY, our
+ * starter's, moves away from what a waiting sandbox keeps its own in. */
+static int open_standard(void)
+{
+	int opened, ready = fcntl(READY, F_DUPFD_CLOEXEC, FIRST_RESERVED + RESERVED);
+	if (ready < 0)
+		die("start: descriptor 3 is not open", 0);
+	close(READY);
+	do
+		opened = open("/dev/null", O_RDWR | O_CLOEXEC);
+	while (opened >= 0 && opened < FIRST_RESERVED + RESERVED - 1);
+	if (opened > FIRST_RESERVED + RESERVED - 1)
+		close(opened);
+	for (int i = 0; i < 3; i++)
+		(void)fcntl(i, F_SETFD, 0);
+	if (opened < 0 || close_range((unsigned)ready + 1, ~0U, 0))
+		die("open the standard streams", -errno);
+	return ready;
+}
+
+/* We go on as the first process of a PID namespace in which all instances are: whatever they do, none
+ * outlives us. /proc, mounted before, shows what pids the host knows them by. */
+static void enter_cage(void)
+{
+	if (unshare(CLONE_NEWPID))
+		die("make a PID namespace", -errno);
+	pid_t child = fork();
+	if (child < 0)
+		die("fork", -errno);
+	if (child > 0)
+		_exit(0);
+	setsid();
+	/* Once more: who connects is told the pid of the process that listens. */
+	if (listen(node.clients_listener, BACKLOG) || listen(node.managers_listener, MANAGERS))
+		die("listen", -errno);
+}
+
+static void find_pipes(void)
+{
+	int ends[2];
+	struct stat status;
+	if (pipe2(ends, O_CLOEXEC) || fstat(ends[0], &status))
+		die("open a pipe", -errno);
+	node.house.pipes = status.st_dev;
+	close(ends[0]);
+	close(ends[1]);
+}
+
+static int watch_children(void)
+{
+	sigset_t signals;
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGCHLD);
+	sigaddset(&signals, SIGINT); /* Ctrl-C is for the manager to handle, in order */
+	sigaddset(&signals, SIGTERM);
+	sigaddset(&signals, SIGHUP);
+	sigprocmask(SIG_BLOCK, &signals, NULL);
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGCHLD);
+	return signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+static void set_open_files(void)
+{
+	struct rlimit files;
+	if (!getrlimit(RLIMIT_NOFILE, &files)) {
+		files.rlim_cur = files.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &files);
+	}
+}
+
+static void handle(const struct epoll_event *event)
+{
+	struct signalfd_siginfo info;
+	int index = (int)(uint32_t)event->data.u64;
+	switch ((enum source)(event->data.u64 >> 32)) {
+	case ON_CHILDREN:
+		while (read(node.children, &info, sizeof info) > 0)
+			;
+		instances_reap();
+		return;
+	case ON_CLIENTS:
+		clients_accept();
+		return;
+	case ON_MANAGERS:
+		managers_accept();
+		return;
+	case ON_MANAGER:
+		manager_ready(event->events);
+		return;
+	case ON_CLIENT:
+		client_ready(index, event->events);
+		return;
+	case ON_INSTANCE:
+		instance_heard(index);
+		return;
+	}
+}
+
+static void listen_at(const char *directory)
+{
+	char path[sizeof node.house.socket];
+	int length = snprintf(node.house.socket, sizeof node.house.socket, "%s/socket", directory);
+	snprintf(path, sizeof path, "%s/node", directory);
+	if (length >= (int)sizeof node.house.socket)
+		die("listen", -ENAMETOOLONG);
+	node.clients_listener = socket_listen(node.house.socket, BACKLOG);
+	node.managers_listener = socket_listen(path, MANAGERS);
+	if (node.clients_listener < 0 || node.managers_listener < 0)
+		die("listen",
+		    node.clients_listener < 0 ? node.clients_listener : node.managers_listener);
+}
+
+int main(int argc, char **argv)
+{
+	int limit = argc == 3 ? atoi(argv[2]) : 0, failed;
+	if (limit < 1 || limit > 100000) {
+		fputs("usage: firstlight-node DIRECTORY INSTANCES\n", stderr);
+		return 2;
+	}
+	node.manager = node.free_client = node.free_instance = NOBODY;
+	int ready = open_standard();
+	set_open_files();
+	listen_at(argv[1]);
+	failed = root_prune();
+	if (failed)
+		die("prune the mounts", failed);
+	node.house.blank = root_blank();
+	if (node.house.blank < 0)
+		die("make the sandboxes' mount namespace", node.house.blank);
+	enter_cage();
+	failed = inherit_set();
+	if (failed)
+		die("set what instances inherit", failed);
+	find_pipes();
+	sandbox_find_masks(&node.house);
+	instances_open(limit);
+	node.epoll = epoll_create1(EPOLL_CLOEXEC);
+	node.children = watch_children();
+	if (node.epoll < 0 || node.children < 0 || watch(node.children, ON_CHILDREN, 0, EPOLLIN) ||
+	    watch(node.clients_listener, ON_CLIENTS, 0, EPOLLIN) ||
+	    watch(node.managers_listener, ON_MANAGERS, 0, EPOLLIN))
+		die("watch", -errno);
+	close(ready);
+	for (;;) {
+		struct epoll_event events[READY_MAX];
+		int count = epoll_wait(node.epoll, events, READY_MAX, pending_timeout());
+		if (count < 0 && errno != EINTR)
+			die("wait", -errno);
+		for (int i = 0; i < count; i++)
+			handle(&events[i]);
+		pending_serve();
+		instances_warm();
+		manager_tell();
+	}
+}

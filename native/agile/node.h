@@ -1,0 +1,172 @@
+/* The node's own state. One thread, one event loop: nothing here waits for anybody.
+ *
+ *   node.c       the loop, and what happens once
+ *   manager.c    orders and events
+ *   client.c     connections and their requests
+ *   instance.c   starts and ends
+ *   part.c       what is prepared: networks, cgroups; functions
+ */
+#ifndef FIRSTLIGHT_NODE_H
+#define FIRSTLIGHT_NODE_H
+
+#include "sandbox.h"
+#include "socket.h"
+#include "wire.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+enum {
+	FUNCTIONS = 4096,
+	PARTS = 16384,
+	CLIENTS = 4096,
+	PENDING = 1024,
+	RICH_HELD = 256,
+	NOBODY = -1,
+	/* Beyond its instances that run, those that have ended and that nobody has asked about yet. */
+	ENDED_KEPT = 8192,
+};
+
+/* Places of the event loop: the kind in the upper half of its word, an index in the lower. */
+enum source { ON_CHILDREN, ON_CLIENTS, ON_MANAGERS, ON_MANAGER, ON_CLIENT, ON_INSTANCE };
+
+/* Indices in a chain, oldest first; -1 is none. */
+struct queue {
+	int first, last, count;
+};
+
+struct function {
+	bool known;
+	struct definition definition;
+	int root, words; /* words: the manager's memory file */
+	int resident; /* our end of the socket of its instance, or -1 */
+	struct queue networks; /* used by it, and clean */
+};
+
+/* LEFT: its instance has ended, and it is the manager's to judge. */
+enum part_state { PART_FREE, PART_SHELVED, PART_USED, PART_LEFT };
+
+struct part {
+	enum part_state state;
+	struct part_order order;
+	int network; /* descriptor */
+	int next;
+};
+
+enum instance_state {
+	INSTANCE_FREE,
+	INSTANCE_MAKING, /* a generic sandbox that is not ready yet */
+	INSTANCE_WAITING, /* a generic sandbox */
+	INSTANCE_STARTING, /* before its exec */
+	INSTANCE_RUNNING,
+	INSTANCE_ENDED, /* until all who have to know do */
+};
+
+/* What is owed to the client and to the manager. */
+enum owed { OWES_STARTED = 1, OWES_ENDED = 2 };
+
+struct instance {
+	enum instance_state state;
+	uint64_t id, tag;
+	pid_t pid; /* in the node's namespace; the host's is in its progress */
+	int control, network, cgroup, client, function;
+	uint32_t version, client_generation, address;
+	uint16_t flags; /* of its answers */
+	uint8_t owed_client, owed_manager;
+	bool detached, killed, failed, in_dirty;
+	int status, error, step;
+	int64_t requested, running, user, system;
+	int next_dirty; /* of those that owe the manager */
+	int next, previous; /* of its client, or of those that wait */
+	int hash_next; /* of those with the same hash of their pids */
+};
+
+struct client {
+	int descriptor; /* -1: free */
+	uint32_t generation;
+	bool fast, blocked, held; /* blocked: does not read; held: is not read */
+	int first; /* its instances */
+	int next_free;
+};
+
+struct pending {
+	struct ask ask;
+	struct rights rights;
+	int client;
+	uint32_t client_generation;
+	int64_t until;
+};
+
+struct node {
+	int epoll, children, clients_listener, managers_listener, manager;
+	bool stays, manager_blocked, holds, waiting_changed, has_done;
+	struct event done; /* an answer that the manager has not taken yet */
+	int telling, telling_at; /* the state, to a new manager */
+	struct house house;
+	struct function functions[FUNCTIONS];
+	struct part parts[PARTS];
+	struct queue networks[REACHES], cgroups;
+	struct client clients[CLIENTS];
+	int free_client, client_count; /* clients that were ever used */
+	struct pending pending[PENDING];
+	int pending_first, pending_count;
+	int rich[RICH_HELD], rich_count;
+	struct instance *instances;
+	struct progress *progress; /* one for each instance, shared with the children */
+	int instance_count, instance_most, instance_limit, up; /* count: that were ever used */
+	int free_instance;
+	struct queue waiting, dirty, ended;
+	int making, wanted_waiting;
+	int *hash;
+	uint32_t hash_mask;
+	uint64_t serial;
+	uint8_t wants[PART_CGROUP + 1][REACHES];
+};
+
+extern struct node node;
+
+/* node.c */
+int watch(int descriptor, enum source source, int index, uint32_t events);
+int watch_again(int descriptor, enum source source, int index, uint32_t events);
+_Noreturn void die(const char *what, int failed);
+
+/* part.c */
+int part_add(const struct part_order *order, int network);
+int part_withdraw(uint32_t index);
+int part_take(enum part_kind kind, struct function *function);
+void part_give_back(int index, int function);
+void part_leave(int index);
+int function_set(const struct definition *definition, int tree, int words);
+int function_forget(uint32_t number);
+
+/* instance.c */
+void instances_open(int limit);
+void instance_start(const struct ask *ask, struct rights *rights, int client);
+void instance_heard(int index);
+void instances_reap(void);
+int instance_signal(uint64_t id, int number);
+void instance_kill(int index);
+void instances_warm(void);
+void pending_serve(void);
+void pending_refuse(enum part_kind kind, uint32_t reach);
+int pending_timeout(void);
+void instance_settle(int index);
+struct answer instance_answer(int index, enum answer_verb verb);
+
+/* client.c */
+void clients_accept(void);
+void client_ready(int index, uint32_t events);
+void clients_release(void);
+void client_tell(int index);
+void client_refuse(int client, const struct ask *ask, int error, enum step step);
+void rich_flush(void);
+
+/* manager.c */
+void managers_accept(void);
+void manager_ready(uint32_t events);
+void manager_tell(void);
+void manager_want(enum part_kind kind, uint32_t reach);
+int manager_message(const void *bytes, size_t size, const int *descriptor);
+
+#endif

@@ -1,0 +1,173 @@
+#include "node.h"
+#include "root.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+static void push(struct queue *queue, int index)
+{
+	node.parts[index].next = NOBODY;
+	if (queue->count++)
+		node.parts[queue->last].next = index;
+	else
+		queue->first = index;
+	queue->last = index;
+}
+
+static int pop(struct queue *queue)
+{
+	if (!queue->count)
+		return NOBODY;
+	int index = queue->first;
+	queue->first = node.parts[index].next;
+	queue->count--;
+	return index;
+}
+
+static bool cut(struct queue *queue, int index)
+{
+	int before = NOBODY, at = queue->first;
+	for (int left = queue->count; left; left--, before = at, at = node.parts[at].next) {
+		if (at != index)
+			continue;
+		if (before == NOBODY)
+			queue->first = node.parts[at].next;
+		else
+			node.parts[before].next = node.parts[at].next;
+		if (queue->last == index)
+			queue->last = before;
+		queue->count--;
+		return true;
+	}
+	return false;
+}
+
+static struct function *known(int32_t number)
+{
+	return number >= 0 && number < FUNCTIONS && node.functions[number].known
+		       ? &node.functions[number]
+		       : NULL;
+}
+
+/* Oldest first: what was used last rests longest before it is used again. */
+static struct queue *shelf(const struct part_order *order)
+{
+	struct function *owner = known(order->function);
+	if (order->kind == PART_NETWORK)
+		return owner ? &owner->networks : &node.networks[order->reach];
+	return &node.cgroups;
+}
+
+int part_add(const struct part_order *order, int network)
+{
+	if (order->index >= PARTS || order->reach < 0 || order->reach >= REACHES)
+		return -EINVAL;
+	if (node.parts[order->index].state == PART_LEFT) {
+		part_give_back((int)order->index, order->function);
+		return 0;
+	}
+	if (node.parts[order->index].state != PART_FREE)
+		return -EEXIST;
+	if (order->kind == PART_NETWORK ? network < 0 : order->kind != PART_CGROUP)
+		return -EINVAL;
+	struct part *part = &node.parts[order->index];
+	part->order = *order;
+	part->network = order->kind == PART_NETWORK ? network : NOBODY;
+	part->state = PART_SHELVED;
+	push(shelf(order), (int)order->index);
+	node.wants[order->kind][order->reach] = 0;
+	return 0;
+}
+
+void part_leave(int index)
+{
+	node.parts[index].state = PART_LEFT;
+}
+
+static void forget(int index)
+{
+	struct part *part = &node.parts[index];
+	descriptor_close(&part->network);
+	part->state = PART_FREE;
+}
+
+int part_withdraw(uint32_t index)
+{
+	if (index >= PARTS || node.parts[index].state == PART_FREE)
+		return -ENOENT;
+	if (node.parts[index].state == PART_USED)
+		return -EBUSY;
+	if (node.parts[index].state == PART_SHELVED)
+		cut(shelf(&node.parts[index].order), (int)index);
+	forget((int)index);
+	return 0;
+}
+
+int part_take(enum part_kind kind, struct function *function)
+{
+	uint32_t reach = function ? function->definition.reach : 0;
+	int index = NOBODY;
+	if (function && kind == PART_NETWORK)
+		index = pop(&function->networks);
+	if (index == NOBODY)
+		index = pop(kind == PART_NETWORK ? &node.networks[reach] : &node.cgroups);
+	if (index != NOBODY)
+		node.parts[index].state = PART_USED;
+	return index;
+}
+
+/* A network to its function, for its next instance; what has no function to all. */
+void part_give_back(int index, int function)
+{
+	struct part *part = &node.parts[index];
+	part->order.function = known(function) ? function : NOBODY;
+	part->state = PART_SHELVED;
+	push(shelf(&part->order), index);
+	node.wants[part->order.kind][part->order.reach] = 0;
+}
+
+static void give_up(struct queue *queue)
+{
+	int index;
+	while ((index = pop(queue)) != NOBODY)
+		forget(index); /* the manager removes what was on its shelf when the order is done */
+}
+
+int function_set(const struct definition *definition, int tree, int words)
+{
+	if (definition->number >= FUNCTIONS || definition->profile >= PROFILES ||
+	    definition->reach >= REACHES || !definition->version ||
+	    memchr(definition->host_name, 0, sizeof definition->host_name) == NULL)
+		return -EINVAL;
+	struct function *function = &node.functions[definition->number];
+	if (function->known && function->definition.version >= definition->version)
+		return -ESTALE;
+	int root = root_attach(definition->number, definition->version, tree);
+	if (root < 0)
+		return root;
+	if (function->known) {
+		root_detach(definition->number, function->definition.version, &function->root);
+		descriptor_close(&function->words);
+	}
+	if (!function->known)
+		function->resident = NOBODY;
+	function->definition = *definition;
+	function->root = root;
+	function->words = words;
+	function->known = true;
+	return 0;
+}
+
+int function_forget(uint32_t number)
+{
+	struct function *function = known((int32_t)number);
+	if (!function || number >= FUNCTIONS)
+		return -ENOENT;
+	give_up(&function->networks);
+	root_detach(number, function->definition.version, &function->root);
+	descriptor_close(&function->words);
+	descriptor_close(&function->resident);
+	function->known = false;
+	return 0;
+}

@@ -1,0 +1,431 @@
+#include "sandbox.h"
+#include "socket.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <linux/mount.h>
+#include <linux/seccomp.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+/* What an ordinary container masks below /proc, and this kernel may or may not have. What only root
+ * may read is closed to an instance anyway. */
+static const struct {
+	const char *path;
+	bool directory;
+} masked[] = {
+	{"/proc/kcore", false},       {"/proc/keys", false},       {"/proc/timer_list", false},
+	{"/proc/sched_debug", false}, {"/proc/interrupts", false}, {"/proc/acpi", true},
+	{"/proc/asound", true},       {"/proc/scsi", true},
+};
+enum { MASKED = sizeof masked / sizeof *masked };
+_Static_assert(MASKED == sizeof((struct house *)0)->mask, "one flag for each path");
+
+static const uint64_t tmpfs_default = 16 << 20;
+
+/* Filled by a child only, after its clone: it has no other memory to put its words in. */
+static char *pointers[2 * ARGUMENTS_MAX + 2];
+
+int64_t monotonic(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static int failure(int result)
+{
+	return result < 0 ? -errno : 0;
+}
+
+static int write_at(int directory, const char *name, const char *text)
+{
+	int file = openat(directory, name, O_WRONLY | O_CLOEXEC);
+	if (file < 0)
+		return -errno;
+	int failed = write(file, text, strlen(text)) == (ssize_t)strlen(text) ? 0 : -errno;
+	close(file);
+	return failed;
+}
+
+/* A thread that moves itself by the "tasks" file spares the kernel the write side of its
+ * thread-group lock, and with it an RCU grace period of 8 ms that "cgroup.procs" costs. On version 2
+ * it was born there. */
+static int join_cgroup(const struct house *house, uint32_t cgroup)
+{
+	char name[32];
+	int failed = 0;
+	snprintf(name, sizeof name, "%u/tasks", cgroup);
+	for (int i = 0; i < house->top_count && !house->unified && !failed; i++)
+		failed = write_at(house->tops[i], name, "0");
+	return failed;
+}
+
+static int set_limit(int top, uint32_t cgroup, const char *file, const char *text, bool must)
+{
+	char name[64];
+	snprintf(name, sizeof name, "%u/%s", cgroup, file);
+	int failed = write_at(top, name, text);
+	return !must && (failed == -ENOENT || failed == -EOPNOTSUPP) ? 0 : failed;
+}
+
+/* tops are those of cpu, memory and pids on version 1. */
+static int set_cgroup_limits(const struct house *house, uint32_t cgroup,
+			     const struct limits *limits)
+{
+	char memory[32], quota[64], pids[32];
+	int cpu = house->tops[0];
+	int top = house->unified ? cpu : house->tops[1],
+	    counted = house->unified ? cpu : house->tops[2];
+	int failed;
+	snprintf(memory, sizeof memory, "%llu", (unsigned long long)limits->memory);
+	snprintf(pids, sizeof pids, "%u", limits->pids);
+	if (house->unified) {
+		snprintf(quota, sizeof quota, "%u 100000", limits->quota);
+		failed = set_limit(top, cgroup, "memory.max", memory, true);
+		if (!failed)
+			failed = set_limit(cpu, cgroup, "cpu.max", quota, true);
+	} else {
+		snprintf(quota, sizeof quota, "%u", limits->quota);
+		/* Memory may not exceed memory with swap: which of them is first depends on what was. */
+		failed = set_limit(top, cgroup, "memory.limit_in_bytes", memory, true);
+		int swap = set_limit(top, cgroup, "memory.memsw.limit_in_bytes", memory, false);
+		if (failed && !swap)
+			failed = set_limit(top, cgroup, "memory.limit_in_bytes", memory, true);
+		if (!failed)
+			failed = swap;
+		if (!failed)
+			failed = set_limit(cpu, cgroup, "cpu.cfs_quota_us", quota, true);
+	}
+	return failed ? failed : set_limit(counted, cgroup, "pids.max", pids, true);
+}
+
+void sandbox_find_masks(struct house *house)
+{
+	for (int i = 0; i < MASKED; i++) {
+		struct stat status;
+		house->mask[i] = !stat(masked[i].path, &status) && status.st_mode & 0007;
+	}
+}
+
+static int mask_proc(const struct house *house)
+{
+	for (int i = 0; i < MASKED; i++)
+		if (house->mask[i] && mount(masked[i].directory ? "/empty" : "/null",
+					    masked[i].path, NULL, MS_BIND, NULL))
+			return -errno;
+	return 0;
+}
+
+static int enter_blank(const struct house *house)
+{
+	return failure(setns(house->blank, CLONE_NEWNS) || unshare(CLONE_NEWNS) ? -1 : 0);
+}
+
+static int mount_proc(void)
+{
+	return failure(
+		mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL));
+}
+
+static void tmpfs_options(char *options, size_t size, uint64_t bytes)
+{
+	snprintf(options, size, "size=%llu,nr_inodes=65536,mode=1777", (unsigned long long)bytes);
+}
+
+static int mount_tmpfs(void)
+{
+	char options[80];
+	tmpfs_options(options, sizeof options, tmpfs_default);
+	return failure(mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options));
+}
+
+static int resize_tmpfs(uint64_t bytes)
+{
+	char options[80];
+	if (bytes == tmpfs_default)
+		return 0;
+	tmpfs_options(options, sizeof options, bytes);
+	return failure(mount(NULL, "/tmp", NULL, MS_REMOUNT | MS_NOSUID | MS_NODEV, options));
+}
+
+/* The tree comes to lie over the blank root, /proc and /tmp below it, and becomes the root. What
+ * stays beneath is an empty tmpfs; to be rid of it would wait for a grace period. */
+static int enter_tree(const struct definition *function, int tree)
+{
+	int failed = resize_tmpfs(function->scratch);
+	if (failed)
+		return failed;
+	if (syscall(SYS_move_mount, tree, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH) ||
+	    fchdir(tree) || syscall(SYS_move_mount, AT_FDCWD, "/proc", AT_FDCWD, "proc", 0) ||
+	    syscall(SYS_move_mount, AT_FDCWD, "/tmp", AT_FDCWD, "tmp", 0) || chroot("."))
+		return -errno;
+	return failure(unshare(CLONE_NEWCGROUP));
+}
+
+/* An anonymous pipe is given to the instance's user, so that it can be opened as /dev/stdout. */
+static int take_stream(const struct house *house, const struct place *place, int number)
+{
+	int stream = place->streams[number];
+	struct sockaddr_un peer = {0};
+	socklen_t size = sizeof peer - 1;
+	struct stat status;
+	if (fstat(stream, &status))
+		return -errno;
+	if (S_ISFIFO(status.st_mode) && status.st_dev == house->pipes &&
+	    fchown(stream, place->function.uid, (gid_t)-1))
+		return -errno;
+	/* Else the instance could command the node by its client's own connection. */
+	if (S_ISSOCK(status.st_mode) && !getpeername(stream, (struct sockaddr *)&peer, &size) &&
+	    peer.sun_family == AF_UNIX && !strcmp(peer.sun_path, house->socket))
+		return -ENOTSUP;
+	return failure(dup2(stream, number));
+}
+
+static int take_streams(const struct house *house, const struct place *place)
+{
+	int failed = 0;
+	for (int i = 0; i < 3 && !failed; i++)
+		failed = take_stream(house, place, i);
+	return failed || setsid() >= 0 ? failed : -errno;
+}
+
+static int set_limits(const struct definition *function)
+{
+	struct rlimit files = {function->files, function->files};
+	return failure(setrlimit(RLIMIT_NOFILE, &files));
+}
+
+/* One identity is mapped: the instance's own, to root for a zygote and to itself otherwise. */
+static int enter_user_namespace(const struct definition *function, int self)
+{
+	char map[64];
+	bool zygote = function->flags & DEFINITION_ZYGOTE;
+	if (prctl(PR_SET_DUMPABLE, 1) || unshare(CLONE_NEWUSER))
+		return -errno;
+	int failed = write_at(self, "setgroups", "deny");
+	snprintf(map, sizeof map, "%u %u 1", zygote ? 0 : function->uid, function->uid);
+	if (!failed)
+		failed = write_at(self, "uid_map", map);
+	snprintf(map, sizeof map, "%u %u 1", zygote ? 0 : function->gid, function->gid);
+	if (!failed)
+		failed = write_at(self, "gid_map", map);
+	/* What the zygote mounts later must be its user namespace's own. */
+	return failed || !zygote ? failed : failure(unshare(CLONE_NEWNS));
+}
+
+/* -1 would mean "unchanged", and 0 the host's root: what was asked for is verified. */
+static int become_user(const struct definition *function, int self)
+{
+	uid_t uid = function->uid, uids[3];
+	gid_t gid = function->gid, gids[3];
+	if (uid == 0 || gid == 0 || uid == (uid_t)-1 || gid == (gid_t)-1)
+		return -EINVAL;
+	if (setresgid(gid, gid, gid) || setresuid(uid, uid, uid) ||
+	    getresuid(&uids[0], &uids[1], &uids[2]) || getresgid(&gids[0], &gids[1], &gids[2]))
+		return -errno;
+	for (int i = 0; i < 3; i++)
+		if (uids[i] != uid || gids[i] != gid)
+			return -EPERM;
+	return function->flags & DEFINITION_USER_NAMESPACE ? enter_user_namespace(function, self)
+							   : 0;
+}
+
+static int drop_bounding(uint64_t keep)
+{
+	for (unsigned capability = 0; capability < 64; capability++) {
+		if (keep & 1ULL << capability)
+			continue;
+		if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) && errno != EINVAL)
+			return -errno;
+	}
+	return 0;
+}
+
+static int drop_capabilities(const struct definition *function)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct have[2];
+	/* To enter namespaces, and to drop the bounding set of its forks. */
+	uint64_t keep = function->flags & DEFINITION_ZYGOTE
+				? 1ULL << CAP_SYS_ADMIN | 1ULL << CAP_SETPCAP
+				: 0;
+	struct __user_cap_data_struct wanted[2] = {
+		{.effective = (uint32_t)keep, .permitted = (uint32_t)keep},
+		{.effective = (uint32_t)(keep >> 32), .permitted = (uint32_t)(keep >> 32)},
+	};
+	/* A new user namespace came with all of them. */
+	if (function->flags & DEFINITION_USER_NAMESPACE) {
+		int failed = drop_bounding(keep);
+		if (failed)
+			return failed;
+	}
+	if (syscall(SYS_capset, &header, wanted) || syscall(SYS_capget, &header, have))
+		return -errno;
+	return memcmp(wanted, have, sizeof wanted) ? -EPERM : 0;
+}
+
+static int confine(const struct sock_fprog *profile)
+{
+	return failure((int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, profile));
+}
+
+/* Maps a memory file of words. One that its maker cuts off afterwards ends this child, no other. */
+static int map_words(int file, struct words *head, char **strings)
+{
+	struct stat status;
+	if (pread(file, head, sizeof *head, 0) != sizeof *head || fstat(file, &status))
+		return -EPROTO;
+	if ((uint64_t)status.st_size < sizeof *head + (uint64_t)head->size)
+		return -EPROTO;
+	if (head->size > WORDS_MAX || head->argc > ARGUMENTS_MAX ||
+	    head->envc > ARGUMENTS_MAX - head->argc)
+		return -E2BIG;
+	void *at =
+		mmap(NULL, sizeof *head + head->size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+	if (at == MAP_FAILED)
+		return -errno;
+	*strings = (char *)at + sizeof *head;
+	return 0;
+}
+
+/* The next string, or NULL if none ends before the end. */
+static char *next_word(char **at, char *end)
+{
+	char *word = *at, *nul = word < end ? memchr(word, 0, (size_t)(end - word)) : NULL;
+	*at = nul ? nul + 1 : end;
+	return nul ? word : NULL;
+}
+
+static bool same_name(const char *a, const char *b)
+{
+	size_t length = strcspn(a, "=");
+	return length == strcspn(b, "=") && !strncmp(a, b, length);
+}
+
+static void put_variable(char **envp, uint32_t *count, char *word)
+{
+	uint32_t i = 0;
+	while (i < *count && !same_name(envp[i], word))
+		i++;
+	envp[i] = word;
+	*count += i == *count;
+}
+
+/* argv and envp of the function, and after them the start's own. */
+static int read_words(const struct place *place, char ***argv, char ***envp, char **directory)
+{
+	struct words heads[2] = {{0}, {0}};
+	char *strings[2] = {NULL, NULL}, *at[2], *end[2];
+	int files = place->has_words ? 2 : 1, given[2] = {place->words, place->own_words},
+	    failed = 0;
+	uint32_t argc = 0, envc = 0;
+	for (int i = 0; i < files && !failed; i++)
+		failed = map_words(given[i], &heads[i], &strings[i]);
+	if (failed)
+		return failed;
+	for (int i = 0; i < files; i++) {
+		at[i] = strings[i];
+		end[i] = strings[i] + heads[i].size;
+		for (uint32_t n = 0; n < heads[i].argc; n++)
+			if (!(pointers[argc++] = next_word(&at[i], end[i])))
+				return -EPROTO;
+	}
+	if (!argc)
+		return -EPROTO;
+	pointers[argc] = NULL;
+	*argv = pointers;
+	*envp = pointers + argc + 1;
+	for (int i = 0; i < files; i++)
+		for (uint32_t n = 0; n < heads[i].envc; n++) {
+			char *word = next_word(&at[i], end[i]);
+			if (!word)
+				return -EPROTO;
+			put_variable(*envp, &envc, word);
+		}
+	(*envp)[envc] = NULL;
+	*directory = next_word(&at[0], end[0]);
+	return *directory ? 0 : -EPROTO;
+}
+
+static int execute(char **argv, char **envp, const char *directory)
+{
+	/* All that we hold is closed by the exec; what should not be is closed before. */
+	if (close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) || chdir(directory))
+		return -errno;
+	execve(argv[0], argv, envp);
+	return -errno;
+}
+
+static void begin(struct progress *progress, enum step step)
+{
+	progress->stamps[step] = monotonic();
+	progress->step = (int32_t)step;
+}
+
+#define DO(name, call)                             \
+	do {                                       \
+		begin(progress, name);             \
+		int failed = (call);               \
+		if (failed) {                      \
+			progress->error = -failed; \
+			return failed;             \
+		}                                  \
+	} while (0)
+
+int sandbox_self(struct progress *progress)
+{
+	char pid[16];
+	ssize_t size = readlink("/proc/self", pid, sizeof pid - 1);
+	int self = size < 0 ? -1 : open("/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (self < 0)
+		return -errno;
+	pid[size] = 0;
+	progress->pid = (int32_t)strtol(pid, NULL, 10);
+	return self;
+}
+
+int sandbox_make(const struct house *house, uint32_t cgroup, struct progress *progress)
+{
+	DO(STEP_CGROUP, join_cgroup(house, cgroup));
+	DO(STEP_MOUNT_NAMESPACE, enter_blank(house));
+	DO(STEP_PROC, mount_proc());
+	DO(STEP_MASK, mask_proc(house));
+	DO(STEP_TMPFS, mount_tmpfs());
+	return 0;
+}
+
+int sandbox_enter(const struct house *house, struct place *place, int self,
+		  struct progress *progress)
+{
+	const struct definition *function = &place->function;
+	char **argv, **envp, *directory;
+	DO(STEP_FUNCTION, read_words(place, &argv, &envp, &directory));
+	DO(STEP_NETWORK, failure(setns(place->network, CLONE_NEWNET)));
+	if (place->set_limits)
+		DO(STEP_CGROUP_LIMITS, set_cgroup_limits(house, place->cgroup, &place->limits));
+	DO(STEP_ROOT, enter_tree(function, place->tree));
+	DO(STEP_HOST_NAME, failure(sethostname(function->host_name, strlen(function->host_name))));
+	DO(STEP_LIMITS, set_limits(function));
+	DO(STEP_STREAMS, take_streams(house, place));
+	DO(STEP_USER, become_user(function, self));
+	DO(STEP_CAPABILITIES, drop_capabilities(function));
+	DO(STEP_SECCOMP, confine(&house->profiles[function->profile]));
+	DO(STEP_EXEC, execute(argv, envp, directory));
+	return 0;
+}

@@ -1,0 +1,110 @@
+#include "socket.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+void descriptor_close(int *descriptor)
+{
+	int error = errno;
+	if (*descriptor >= 0)
+		close(*descriptor);
+	*descriptor = -1;
+	errno = error;
+}
+
+void rights_close(struct rights *rights)
+{
+	for (int i = 0; i < rights->count; i++)
+		descriptor_close(&rights->descriptors[i]);
+	rights->count = 0;
+}
+
+int socket_send(int socket, const void *bytes, size_t size, const int *descriptors, int count)
+{
+	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int[RIGHTS_MAX]))] = {0};
+	struct iovec part = {(void *)bytes, size};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+	size_t rights = sizeof(int) * (size_t)count;
+	if (count > RIGHTS_MAX)
+		return -EINVAL;
+	if (count > 0) {
+		message.msg_control = space;
+		message.msg_controllen = (socklen_t)CMSG_SPACE(rights);
+		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = (socklen_t)CMSG_LEN(rights);
+		memcpy(CMSG_DATA(header), descriptors, rights);
+	}
+	while (sendmsg(socket, &message, MSG_NOSIGNAL) < 0)
+		if (errno != EINTR)
+			return -errno;
+	return 0;
+}
+
+/* All descriptors that arrived, also those beyond the most: padding may hold one more. */
+static void take_rights(struct msghdr *message, struct rights *rights, int *beyond)
+{
+	struct cmsghdr *header = CMSG_FIRSTHDR(message); /* the kernel puts all into one */
+	if (!header || header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS)
+		return;
+	size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+	for (size_t i = 0; i < count; i++) {
+		int descriptor;
+		memcpy(&descriptor, CMSG_DATA(header) + i * sizeof(int), sizeof descriptor);
+		if (rights->count < RIGHTS_MAX) {
+			rights->descriptors[rights->count++] = descriptor;
+		} else {
+			close(descriptor);
+			*beyond = 1;
+		}
+	}
+}
+
+ssize_t socket_receive(int socket, void *to, size_t size, int flags, struct rights *rights)
+{
+	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int[RIGHTS_MAX]))];
+	struct iovec part = {to, size};
+	struct msghdr message = {.msg_iov = &part,
+				 .msg_iovlen = 1,
+				 .msg_control = space,
+				 .msg_controllen = sizeof space};
+	ssize_t got;
+	int beyond = 0;
+	rights->count = 0;
+	do
+		got = recvmsg(socket, &message, flags | MSG_CMSG_CLOEXEC);
+	while (got < 0 && errno == EINTR);
+	if (got < 0)
+		return -errno;
+	take_rights(&message, rights, &beyond);
+	if (beyond || message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
+		rights_close(rights);
+		return -EMSGSIZE;
+	}
+	return got;
+}
+
+int socket_listen(const char *path, int backlog)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int listener DESCRIPTOR_SCOPE =
+		socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (strlen(path) >= sizeof address.sun_path)
+		return -ENAMETOOLONG;
+	memcpy(address.sun_path, path, strlen(path) + 1);
+	if (listener < 0 || (unlink(path) && errno != ENOENT))
+		return -errno;
+	mode_t before = umask(0177);
+	int failed = bind(listener, (struct sockaddr *)&address, sizeof address) ? -errno : 0;
+	umask(before);
+	if (failed || listen(listener, backlog))
+		return failed ? failed : -errno;
+	int opened = listener;
+	listener = -1;
+	return opened;
+}

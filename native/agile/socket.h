@@ -1,0 +1,31 @@
+/* Messages with descriptors over unix sockets. Functions return 0 or more, or a negative errno. */
+#ifndef FIRSTLIGHT_SOCKET_H
+#define FIRSTLIGHT_SOCKET_H
+
+#include <stddef.h>
+#include <sys/types.h>
+
+enum { RIGHTS_MAX = 8 };
+
+/* Descriptors that came with a message; those that are kept are set to -1. */
+struct rights {
+	int count;
+	int descriptors[RIGHTS_MAX];
+};
+
+int socket_send(int socket, const void *bytes, size_t size, const int *descriptors, int count);
+
+/* The message's size, 0 at the end. -EMSGSIZE: it was longer, or had more descriptors than fit;
+ * none of them is kept. */
+ssize_t socket_receive(int socket, void *to, size_t size, int flags, struct rights *rights);
+
+/* Listens at a path, for root alone. */
+int socket_listen(const char *path, int backlog);
+
+void rights_close(struct rights *rights);
+void descriptor_close(int *descriptor);
+
+#define RIGHTS_SCOPE __attribute__((cleanup(rights_close)))
+#define DESCRIPTOR_SCOPE __attribute__((cleanup(descriptor_close)))
+
+#endif

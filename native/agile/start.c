@@ -1,0 +1,82 @@
+/* The smallest client of the node, for those who cannot wait for an interpreter.
+ *
+ *   firstlight-start SOCKET NUMBER VERSION
+ *
+ * Starts a function that is registered under that number, with our standard streams. We end as the
+ * instance did; if it could not be started, its error is said as "firstlight error TEXT" on standard
+ * output. When we are killed, the instance ends.
+ */
+#include "socket.h"
+#include "wire.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static int fail(const char *what, int error)
+{
+	printf("firstlight error %s: %s\n", what, strerror(error));
+	return 1;
+}
+
+/* A standard stream that is closed would become our connection, and then the instance's. */
+static int open_standard(void)
+{
+	int opened;
+	do
+		opened = open("/dev/null", O_RDWR | O_CLOEXEC);
+	while (opened >= 0 && opened < 3);
+	if (opened < 0)
+		return -errno;
+	close(opened);
+	return 0;
+}
+
+static int hear(int node)
+{
+	static const char *const names[] = STEP_NAMES;
+	struct answer answer;
+	struct rights rights RIGHTS_SCOPE = {0};
+	for (;;) {
+		ssize_t size = socket_receive(node, &answer, sizeof answer, 0, &rights);
+		if (size != sizeof answer || answer.magic != ASK_MAGIC)
+			return fail("hear the node", size < 0 ? (int)-size : EPIPE);
+		if (answer.verb == ANSWER_REFUSED)
+			return fail(answer.step < STEPS ? names[answer.step] : "start",
+				    answer.error);
+		if (answer.verb == ANSWER_ENDED)
+			return WIFSIGNALED(answer.status) ? 128 + WTERMSIG(answer.status)
+							  : WEXITSTATUS(answer.status);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	struct ask ask = {.magic = ASK_MAGIC, .verb = ASK_START, .tag = 1};
+	struct timespec now;
+	if (argc != 4 || strlen(argv[1]) >= sizeof address.sun_path) {
+		fputs("usage: firstlight-start SOCKET NUMBER VERSION\n", stderr);
+		return 2;
+	}
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	ask.asked = now.tv_sec * 1000000000LL + now.tv_nsec;
+	ask.function = (uint32_t)strtoul(argv[2], NULL, 10);
+	ask.version = (uint32_t)strtoul(argv[3], NULL, 10);
+	memcpy(address.sun_path, argv[1], strlen(argv[1]) + 1);
+	int failed = open_standard();
+	if (failed)
+		return fail("open the standard streams", -failed);
+	int node = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (node < 0 || connect(node, (struct sockaddr *)&address, sizeof address))
+		return fail("reach the node", errno);
+	failed = socket_send(node, &ask, sizeof ask, (int[]){0, 1, 2}, 3);
+	return failed ? fail("ask the node", -failed) : hear(node);
+}

@@ -1,0 +1,184 @@
+/* What the node, its clients and its manager say to one another.
+ *
+ * Everything goes over seqpacket sockets, one message each, integers in host order. The Python side
+ * of these records is src/firstlight/agile/wire.py.
+ */
+#ifndef FIRSTLIGHT_WIRE_H
+#define FIRSTLIGHT_WIRE_H
+
+#include <stdint.h>
+
+enum {
+	ASK_MAGIC = 0x314e4c46, /* "FLN1": its first byte begins no JSON */
+	PROFILES = 4,
+	PROFILE_BASE = PROFILES, /* the node's own, which all inherit: set once */
+	PROFILE_MAX = 4096,
+	WORDS_MAX = 128 * 1024,
+	ARGUMENTS_MAX = 4096,
+	TOPS_MAX = 3,
+	NOTE_MAX = 120,
+	EVENTS_MAX = 64,
+	ORDER_RIGHTS = 4,
+};
+
+/* The steps of a start, in order. A failure names its step. */
+enum step {
+	STEP_CLONE,
+	STEP_CGROUP,
+	STEP_MOUNT_NAMESPACE,
+	STEP_PROC,
+	STEP_MASK,
+	STEP_TMPFS,
+	STEP_WAIT, /* a generic sandbox is ready here */
+	STEP_FUNCTION,
+	STEP_NETWORK,
+	STEP_CGROUP_LIMITS,
+	STEP_ROOT,
+	STEP_HOST_NAME,
+	STEP_LIMITS,
+	STEP_STREAMS,
+	STEP_USER,
+	STEP_CAPABILITIES,
+	STEP_SECCOMP,
+	STEP_EXEC,
+	STEPS,
+};
+
+#define STEP_NAMES                                                                                 \
+	{                                                                                          \
+		"clone", "cgroup", "mount_namespace", "proc", "mask", "tmpfs", "wait", "function", \
+			"network", "cgroup_limits", "root", "host_name", "limits", "streams",      \
+			"user", "capabilities", "seccomp", "exec"                                  \
+	}
+
+/* A client's request. START comes with standard input, output and error, and with WORDS a memory
+ * file of struct words; ATTACH with nothing: the connection itself goes to the function. */
+enum ask_verb { ASK_PING = 1, ASK_START = 2, ASK_SIGNAL = 3, ASK_ATTACH = 4 };
+enum ask_flag { ASK_DETACHED = 1, ASK_WORDS = 2 };
+
+struct ask {
+	uint32_t magic;
+	uint16_t verb, flags;
+	uint32_t function, version; /* version 0 is the newest */
+	uint64_t tag; /* the client's own: it comes back with each answer */
+	int64_t asked; /* ns of CLOCK_MONOTONIC; 0: on arrival */
+	uint64_t instance; /* of SIGNAL */
+	int32_t signal;
+	uint32_t reserved;
+};
+
+enum answer_verb { ANSWER_PONG = 1, ANSWER_STARTED = 2, ANSWER_ENDED = 3, ANSWER_REFUSED = 4 };
+enum answer_flag { ANSWER_WARM = 1, ANSWER_OUT_OF_MEMORY = 2 };
+
+struct answer {
+	uint32_t magic;
+	uint16_t verb, flags;
+	uint64_t tag, instance;
+	int32_t pid, status; /* status: as waitpid gives it */
+	int32_t error; /* errno of REFUSED, in the step that failed */
+	uint32_t step;
+	uint32_t address, version; /* address: IPv4, network order; 0 is none */
+	int64_t user, system; /* ns of CPU time, of ENDED */
+	int64_t stamps[STEPS + 2]; /* ns by step; then when it was requested, and known to run */
+};
+
+/* Words of a function, or of a start, in a memory file: strings that end in NUL follow, argv, envp,
+ * and of a function the directory. */
+struct words {
+	uint32_t argc, envc, size;
+};
+
+enum definition_flag {
+	DEFINITION_RESIDENT = 1, /* descriptor 0 is the node's socket, for ATTACH */
+	DEFINITION_ZYGOTE = 2, /* stays root of its user namespace, to enter sandboxes of it */
+	DEFINITION_USER_NAMESPACE = 4,
+	DEFINITION_REFUSES = 8, /* rather than wait for parts */
+	DEFINITION_OWN_IDENTITY = 16, /* uid and gid are the first of a range, one an instance */
+};
+enum reach { REACH_OUTBOUND, REACH_INTERNAL, REACH_NONE, REACHES };
+enum reuse { REUSE_NONE, REUSE_NETWORK };
+
+struct limits {
+	uint64_t memory;
+	uint32_t quota, pids; /* quota: us of CPU time in 100 ms */
+};
+
+/* A function as the node knows it. */
+struct definition {
+	uint32_t number, version, flags, profile, reach, reuse;
+	uint32_t uid, gid;
+	uint64_t files, scratch; /* RLIMIT_NOFILE; bytes of /tmp */
+	struct limits limits;
+	char host_name[64];
+};
+
+/* The manager's orders. HELLO comes with the tops of the cgroup hierarchies; FUNCTION with the root's
+ * detached tree and the words, after which the rest of that file is the manager's; PART with a
+ * network. PROFILE is followed by its program, an array of struct sock_filter. */
+enum order_verb {
+	ORDER_HELLO = 1,
+	ORDER_PROFILE,
+	ORDER_FUNCTION,
+	ORDER_FORGET,
+	ORDER_PART,
+	ORDER_WITHDRAW,
+	ORDER_SANDBOXES,
+	ORDER_SIGNAL,
+	ORDER_END,
+	ORDER_REFUSE, /* the starts that wait for a part that cannot be made: kind in count, reach in flags */
+};
+enum hello_flag { HELLO_STAY = 1, HELLO_UNIFIED = 2 };
+enum part_kind { PART_NETWORK = 1, PART_CGROUP = 2 };
+
+struct part_order {
+	uint32_t index, kind;
+	int32_t reach, function; /* function: whose it is, or -1 */
+	uint32_t address, cgroup; /* cgroup: its name below the top, a number */
+	struct limits limits;
+	char note[NOTE_MAX];
+};
+
+struct order {
+	uint32_t verb, flags;
+	uint64_t id; /* the instance of SIGNAL; else the manager's own */
+	uint32_t count, length;
+	union {
+		struct definition definition;
+		struct part_order part;
+		int32_t signal;
+	};
+};
+
+enum event_verb {
+	EVENT_DONE = 1, /* an order: its id, and its errno or 0 */
+	EVENT_STARTED,
+	EVENT_ENDED,
+	EVENT_FAILED, /* a start failed: its parts are given back */
+	EVENT_WANT, /* starts wait for a part: kind in step, reach in status, how many in pid */
+	EVENT_RICH, /* with a connection that is not of the fast path */
+	EVENT_FUNCTION, /* of the state: with its words */
+	EVENT_PART, /* of the state: with its network */
+	EVENT_STATE_END,
+	EVENT_WAITING, /* generic sandboxes that wait: count in status */
+};
+
+struct event {
+	uint32_t verb, flags;
+	uint64_t id; /* instance, or order */
+	uint32_t function, version;
+	int32_t pid, status, error;
+	uint32_t step;
+	int32_t network, cgroup; /* indices of parts, or -1 */
+	int64_t requested, running, user, system;
+};
+
+/* EVENT_FUNCTION and EVENT_PART are followed by the definition or the part. */
+struct state {
+	struct event event;
+	union {
+		struct definition definition;
+		struct part_order part;
+	};
+};
+
+#endif

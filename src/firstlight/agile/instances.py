@@ -1,0 +1,496 @@
+"""The instances of one node, seen from its manager: what they are started from, and their ends."""
+
+import asyncio
+import errno
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from firstlight.agile import node_wire, roots, seccomp
+from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
+from firstlight.agile.config import Config
+from firstlight.agile.function import Counts, Ended, Function, Listed, Reach
+from firstlight.agile.instance import Instance
+from firstlight.agile.network import Network, Networks
+from firstlight.agile.node import Node, State
+from firstlight.agile.node_wire import Answer, Answered, Event, Flag, Step, Told, refused
+from firstlight.agile.output import pipes
+from firstlight.agile.parts import NOBODY, Held, Parts, Shelf
+from firstlight.agile.pool import Traffic
+from firstlight.agile.registry import Registered, Registry, definition
+from firstlight.agile.starter import Starter
+from firstlight.errors import Failed
+
+_BASE_PROFILE = 4
+_RETRY_SECONDS = 0.1
+_END_SECONDS = 10.0
+_ENDED_KEPT = 1024
+
+
+class Instances:
+    """Everything that is started from a number. ``rich`` gets connections for the manager."""
+
+    def __init__(
+        self, config: Config, networks: Networks, cgroups: Cgroups, traffic: Traffic,
+        rich: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        self._config, self._networks, self._cgroups = config, networks, cgroups
+        self._traffic, self._rich = traffic, rich
+        usual = Function(rootfs="/")
+        self._limits = Limits(usual.memory, usual.cpus, usual.pids)
+        self._parts = Parts(networks, cgroups, self._limits)
+        self._shelves = {reach: self._network_shelf(reach) for reach in node_wire.REACHES}
+        self._cgroup_shelf = Shelf("cgroup", config.pools.cgroup, self._parts.put_cgroup, traffic,
+                                   lambda: self._refuse(node_wire.CGROUP, 0))  # fmt: skip
+        self._registry = Registry(config, self._register, self._forget)
+        self._running: dict[int, Instance] = {}
+        self._ended_last: OrderedDict[int, Instance] = OrderedDict()
+        self._using: dict[int, tuple[int, int, int]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._node: Node | None = None
+        self._starter: Starter | None = None
+        self._opening = asyncio.Lock()
+        self._stay = self._closing = False
+        self._waiting_wanted = 0
+        self._waiting_changed = asyncio.Event()
+        self._sandbox_hits = self._sandbox_misses = 0
+        self._keeper: asyncio.Task[None] | None = None
+
+    def _network_shelf(self, reach: Reach) -> Shelf:
+        return Shelf(
+            f"network {reach}", self._config.pools.network,
+            lambda: self._parts.put_network(reach), self._traffic,
+            lambda: self._refuse(node_wire.NETWORK, node_wire.REACHES.index(reach)),
+        )  # fmt: skip
+
+    async def open(self, stay: bool) -> None:
+        """Take the node over that runs, or start one. ``stay``: it outlives this process."""
+        self._stay = stay
+        await self._connected()
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    async def _connected(self) -> Node:
+        async with self._opening:
+            if self._node and not self._node.is_open():
+                await asyncio.shield(self._node.gone)
+            if self._node is None:
+                node = Node(self._config, self._told, self._rich, self._lost)
+                with _opened(self._cgroups.tops) as tops:
+                    state = await node.open(tops, self._cgroups.unified, self._stay)
+                self._node = self._parts.node = node
+                node.load(_BASE_PROFILE, seccomp.base())
+                node.load(0, seccomp.rest())
+                await self._adopt(node, state)
+                if self._waiting_wanted:
+                    node.keep_waiting(self._waiting_wanted)
+            return self._node
+
+    async def _adopt(self, node: Node, state: State) -> None:
+        """Take over what a node has that outlived its manager."""
+        for found, note in state.functions:
+            function = msgspec.json.decode(note, type=Function) if note else None
+            self._registry.adopt(found, function)
+        left = await self._parts.adopt(state.parts)
+        for reach, shelf in self._shelves.items():
+            shelf.ready = self._parts.ready(Network, reach)
+        self._cgroup_shelf.ready = self._parts.ready(Cgroup, "outbound")
+        node.begin()
+        for instance in self._running.values():
+            held = self._parts.get(self._using[instance.number][1])
+            if instance.function.ports and held and isinstance(held.made, Network):
+                await self._networks.adopt(held.made, instance.function.ports)
+        for held in left:
+            self._task(self._recycled(held, None))
+        self._cgroups.remove_others(self._parts.cgroups())
+
+    @property
+    def pid(self) -> int:
+        """The node's process, or -1."""
+        return self._node.pid if self._node else -1
+
+    async def close(self) -> None:
+        """End all instances, and the node."""
+        self._closing = True
+        if self._keeper:
+            self._keeper.cancel()
+        for shelf in (*self._shelves.values(), self._cgroup_shelf):
+            await shelf.close()
+        for instance in self._running.values():
+            instance.kill()
+        ends = [instance.ended for instance in self._running.values()]
+        if ends and self._node:
+            await asyncio.wait(ends, timeout=_END_SECONDS)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._starter:
+            self._starter.close()
+        if self._node:
+            self._node.end()
+            self._node = self._parts.node = None
+        self._parts.lost()
+
+    async def registered(self, function: Function, fresh: bool = True) -> Registered:
+        """The function, startable by its number. Raises Failed."""
+        await self._connected()
+        return await self._registry.get(function, fresh)
+
+    async def prepare(self, function: Function, sandboxes: int) -> None:
+        """Make parts ahead of starts, and generic sandboxes. Raises Failed."""
+        await self.registered(function)
+        await self._shelves[function.network].warm()
+        await self._cgroup_shelf.warm()
+        if sandboxes:
+            await self._warm_sandboxes(min(sandboxes, self._config.pools.sandbox.high))
+
+    async def _warm_sandboxes(self, count: int) -> None:
+        node = await self._connected()
+        self._cgroup_shelf.lent = count
+        self._waiting_wanted = max(self._waiting_wanted, count)
+        node.keep_waiting(self._waiting_wanted)
+        until = time.monotonic() + _END_SECONDS
+        while node.waiting < count:
+            self._waiting_changed.clear()
+            left = until - time.monotonic()
+            try:
+                await asyncio.wait_for(self._waiting_changed.wait(), max(0.0, left))
+            except TimeoutError:
+                raise Failed(f"{node.waiting} of {count} sandboxes are ready",
+                             "see the runtime's log") from None  # fmt: skip
+
+    async def start(
+        self, function: Function, streams: tuple[int, int, int] | None, requested: int
+    ) -> Instance:
+        """Start an instance. Without streams its output is the instance's to read."""
+        with self._traffic:
+            found = await self.registered(function, fresh=False)
+            outputs, theirs = ([], list(streams)) if streams else pipes()
+            try:
+                answer = await self._asked(found, theirs, function.env, requested)
+            except BaseException:
+                for output in outputs:
+                    output.close()
+                raise
+            finally:
+                if not streams:
+                    for descriptor in theirs:
+                        os.close(descriptor)
+        instance = self._instance(answer, found)
+        if outputs:
+            instance.stdout, instance.stderr = outputs
+        return instance
+
+    async def _asked(
+        self, found: Registered, streams: list[int], env: dict[str, str], requested: int
+    ) -> Answer:
+        if self._starter is None:
+            self._starter = Starter(self._config.directory / "socket")
+        answer = await self._starter.start(found.number, found.version, streams, env, requested)
+        if answer.verb != Answered.REFUSED:
+            return answer
+        if answer.error == errno.EIO and answer.step in (Step.NETWORK, Step.CGROUP):
+            raise self.explained(found.function)
+        raise refused(answer)
+
+    async def start_on(
+        self, function: Function, tree: int, streams: tuple[int, int, int]
+    ) -> Instance:
+        """Start the only instance of a function whose root is a detached tree. Raises Failed."""
+        node = await self._connected()
+        found = self._registry.only(function)
+        try:
+            words = node_wire.words(function.command, {}, function.directory)
+            try:
+                uid = self._config.identities.first + found.number
+                described = definition(found, 0, Flag(0), uid)
+                await node.register(described, tree, words)
+            finally:
+                os.close(words)
+            answer = await self._asked(found, list(streams), function.env, time.monotonic_ns())
+        except BaseException:
+            await self._forget_only(found)
+            raise
+        instance = self._instance(answer, found)
+        instance.ended.add_done_callback(lambda _: self._task(self._forget_only(found)))
+        return instance
+
+    async def _forget_only(self, found: Registered) -> None:
+        self._registry.leave(found)
+        await self._forget(found)
+        self._registry.free(found)
+
+    def _instance(self, answer: Answer, found: Registered) -> Instance:
+        """The instance of an answer. Its events may have come before, that of its end too."""
+        instance = self._running.get(answer.instance) or self._ended_last.get(answer.instance)
+        instance = instance or self._new(
+            answer.instance, found.function, answer.pid, answer.address, answer.flags
+        )
+        instance.stamps = answer.stamps
+        return instance
+
+    def explained(self, function: Function) -> Failed:
+        """Why a part of the function's starts could not be made."""
+        shelves = (self._shelves[function.network], self._cgroup_shelf)
+        failures = [one.error for one in shelves if one.error]
+        return failures[0] if failures else Failed("a network or a cgroup could not be made",
+                                                   "see the runtime's log")  # fmt: skip
+
+    def running(self) -> list[Listed]:
+        """The running instances, in the order of their ids."""
+        return [
+            Listed(id=one.id, pid=one.pid, function=one.function,
+                   address=None if one.address is None else str(one.address),
+                   started=one.stamps.get("running", 0))
+            for _, one in sorted(self._running.items())
+        ]  # fmt: skip
+
+    def get(self, identity: str) -> Instance | None:
+        """A running instance, by its id."""
+        return self._running.get(int(identity)) if identity.isdecimal() else None
+
+    async def publish(self, instance: Instance) -> None:
+        """Lead the function's ports to an instance. Raises Failed."""
+        if instance.function.ports and instance.address:
+            await self._networks.publish(instance.function.ports, instance.address)
+
+    def counts(self) -> list[Counts]:
+        """What is on the shelves."""
+        high = self._waiting_wanted
+        sandboxes = Counts(
+            name="sandbox", ready=self._node.waiting if self._node else 0, low=high, high=high,
+            hits=self._sandbox_hits, misses=self._sandbox_misses, made=0, returned=0, failed=0,
+            fill_rate=0.0, fill_seconds=0.0,
+        )  # fmt: skip
+        shelves = [one.counts() for one in (*self._shelves.values(), self._cgroup_shelf)]
+        used = [one for one in shelves if one.made or one.misses or one.ready]
+        return [*([sandboxes] if high else []), *used]
+
+    async def _register(self, found: Registered) -> None:
+        function = found.function
+        flags = Flag.USER_NAMESPACE if function.user_namespace else Flag(0)
+        if "refuse" in (self._config.pools.network.dry, self._config.pools.cgroup.dry):
+            flags |= Flag.REFUSES
+        first = self._config.identities.first
+        if self._config.identities.each == "instance" and function.uid is None:
+            flags |= Flag.OWN_IDENTITY
+        uid = first if flags & Flag.OWN_IDENTITY else first + found.number
+        note = msgspec.json.encode(function)
+        words = node_wire.words(function.command, {}, function.directory, note)
+        try:
+            tree = await asyncio.to_thread(self._rooted, function, function.uid or uid)
+            try:
+                node = await self._connected()
+                await node.register(definition(found, 0, flags, uid), tree, words)
+            finally:
+                os.close(tree)
+        finally:
+            os.close(words)
+
+    def _rooted(self, function: Function, uid: int) -> int:
+        """The function's root as a detached tree. It may wait for a disk."""
+        rootfs = Path(function.rootfs)
+        tree = roots.open_root(rootfs, self._config.directory / "skeleton")
+        try:
+            roots.check_command(rootfs, function.command[0], uid)
+        except BaseException:
+            os.close(tree)
+            raise
+        return tree
+
+    async def _forget(self, found: Registered) -> None:
+        if self._node:
+            with suppress(Failed):
+                await self._node.forget(found.number)
+        self._parts.forgotten(found.number)
+
+    async def _keep(self) -> None:
+        """Forget what is idle; see what has changed."""
+        while True:
+            await asyncio.sleep(self._config.functions.look_seconds)
+            with suppress(Failed):
+                await self._registry.forget_idle()
+                await self._registry.look()
+
+    def _refuse(self, kind: int, reach: int) -> None:
+        if self._node:
+            self._node.refuse(kind, reach)
+
+    def _told(self, event: Event) -> None:
+        match event.verb:
+            case Told.STARTED:
+                self._started(event)
+            case Told.ENDED | Told.FAILED:
+                self._ended(event)
+            case Told.WANT if event.step == node_wire.NETWORK:
+                self._shelves[node_wire.REACHES[event.status]].want(event.pid)
+            case Told.WANT:
+                self._cgroup_shelf.want(event.pid)
+            case Told.WAITING:
+                self._waiting_changed.set()
+
+    def _new(self, number: int, function: Function, pid: int, address: int, flags: int) -> Instance:
+        where = IPv4Address(address.to_bytes(4, "little")) if address else None
+        instance = Instance(
+            number, function, pid, where, bool(flags & node_wire.WARM), self._signal
+        )
+        self._running[number] = instance
+        return instance
+
+    def _signal(self, instance: int, number: int) -> None:
+        if self._node:
+            self._node.signal(instance, number)
+
+    def _use(self, event: Event) -> None:
+        """Count what a start took from the shelves."""
+        network = self._parts.used(event.network)
+        if network and network.shelved and network.function == NOBODY:
+            self._shelves[network.reach].taken()
+        cgroup = self._parts.used(event.cgroup)
+        if cgroup and cgroup.shelved:
+            self._cgroup_shelf.taken()
+
+    def _started(self, event: Event) -> None:
+        if event.id in self._using:
+            return
+        self._using[event.id] = (event.function, event.network, event.cgroup)
+        self._use(event)
+        found = self._registry.number(event.function)
+        if found:
+            found.running += 1
+            found.used = time.monotonic()
+        function = found.function if found else Function(rootfs="?", command=("?",))
+        if event.flags & node_wire.WARM:
+            self._sandbox_hits += 1
+        else:
+            self._sandbox_misses += 1
+        held = self._parts.get(event.network)
+        address = 0
+        if held and isinstance(held.made, Network) and held.made.address:
+            address = int.from_bytes(held.made.address.packed, "little")
+        if event.id not in self._running:
+            instance = self._new(event.id, function, event.pid, address, event.flags)
+            instance.stamps = {"requested": event.requested, "running": event.running}
+        if self._config.pools.sandbox.high and not self._waiting_wanted:
+            self._waiting_wanted = self._cgroup_shelf.lent = self._config.pools.sandbox.high
+            if self._node:
+                self._node.keep_waiting(self._waiting_wanted)
+
+    def _ended(self, event: Event) -> None:
+        number, index, cgroup = self._using.pop(
+            event.id, (event.function, event.network, event.cgroup)
+        )
+        if event.verb == Told.FAILED:
+            self._use(event)
+        found = self._registry.number(number)
+        if found and event.verb == Told.ENDED:
+            found.running -= 1
+        self._cgroup_ended(event.cgroup, cgroup)
+        instance = self._running.pop(event.id, None)
+        if instance:
+            self._ended_last[event.id] = instance
+            if len(self._ended_last) > _ENDED_KEPT:
+                self._ended_last.popitem(last=False)
+        ended = _ending(event)
+        if instance and instance.function.ports and instance.address:
+            self._task(self._released(instance, ended, index))
+            return
+        if instance and not instance.ended.done():
+            instance.ended.set_result(ended)
+        if held := self._parts.get(index):
+            self._task(self._recycled(held, found))
+
+    def _cgroup_ended(self, left: int, used: int) -> None:
+        """One that the node gave up is removed; one that it did not is on its shelf again."""
+        if left != NOBODY:
+            if held := self._parts.get(left):
+                self._parts.discard(held)
+        elif used != NOBODY:
+            self._parts.shelved(used)
+            self._cgroup_shelf.added()
+            self._cgroup_shelf.returned += 1
+
+    async def _recycled(self, held: Held, found: Registered | None) -> None:
+        """A used network serves its function again if it is proven clean; else it ends."""
+        if not isinstance(held.made, Network):
+            self._parts.discard(held)
+            return
+        again = (
+            found is not None and not self._closing and not found.function.ports
+            and found.function.reuse != "none" and await self._networks.is_as_new(held.made)
+        )  # fmt: skip
+        if again and found and self._registry.number(found.number) is found:
+            self._parts.give_back(held, found.number)
+            self._shelves[held.reach].returned += 1
+        else:
+            self._parts.discard(held)
+
+    async def _released(self, instance: Instance, ended: Ended, index: int) -> None:
+        """Its end is told when its ports are free again."""
+        if instance.address:
+            await self._withdrawn(instance.function.ports, instance.address)
+        if not instance.ended.done():
+            instance.ended.set_result(ended)
+        if held := self._parts.get(index):
+            self._parts.discard(held)
+
+    async def _withdrawn(self, ports: dict[int, int], address: IPv4Address) -> None:
+        """No port leads to an address that may be another's next; with the runtime all go."""
+        while not self._closing:
+            try:
+                await self._networks.withdraw(ports, address)
+            except Failed:
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return
+
+    def _lost(self) -> None:
+        """The node was killed, and all with it: another takes its place at the next start."""
+        self._node = self._parts.node = None
+        if self._starter:
+            self._starter.close()
+            self._starter = None
+        self._using.clear()
+        self._registry.clear()
+        self._parts.lost()
+        for shelf in (*self._shelves.values(), self._cgroup_shelf):
+            shelf.forget()
+        running, self._running = self._running, {}
+        for instance in running.values():
+            if not instance.ended.done():
+                instance.ended.set_result(Ended(signal=9))
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _ending(event: Event) -> Ended:
+    killed = os.WTERMSIG(event.status) if os.WIFSIGNALED(event.status) else None
+    return Ended(
+        status=None if killed else os.WEXITSTATUS(event.status), signal=killed,
+        out_of_memory=bool(event.flags & node_wire.OUT_OF_MEMORY),
+        user_ns=event.user, system_ns=event.system,
+    )  # fmt: skip
+
+
+class _opened:  # noqa: N801 - a context manager
+    """Directories, open while in the context."""
+
+    def __init__(self, paths: tuple[Path, ...]) -> None:
+        self._paths = paths
+        self._descriptors: list[int] = []
+
+    def __enter__(self) -> list[int]:
+        self._descriptors = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in self._paths]
+        return self._descriptors
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)

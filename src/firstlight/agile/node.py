@@ -1,0 +1,334 @@
+"""The link between this process, the manager, and the node, which owns the instances.
+
+The node (``native/agile/node.c``) serves starts by itself; here it is registered what can be
+started, and given what starts are made from. Its events say what it used and what ended.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from firstlight.agile import node_wire, wire
+from firstlight.agile.config import Config
+from firstlight.agile.node_wire import Event, Order, Told
+from firstlight.errors import Failed
+from firstlight.native import native
+
+_MESSAGE_MAX = 65536
+_log = logging.getLogger(__name__)
+_START_SECONDS = 10.0
+_ANSWER_SECONDS = 30.0
+
+
+@dataclass
+class State:
+    """What a node had when this manager came."""
+
+    functions: list[tuple[node_wire.Definition, bytes]] = field(default_factory=list)
+    parts: list[tuple[node_wire.Part, int, int]] = field(default_factory=list)
+    """Each with its state and its descriptor, or -1."""
+
+
+class Node:
+    """One node. ``told`` gets its events, ``rich`` connections, ``lost`` its end."""
+
+    def __init__(
+        self,
+        config: Config,
+        told: Callable[[Event], None],
+        rich: Callable[[int], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self._config, self._told, self._rich, self._lost = config, told, rich, lost
+        self._loop = asyncio.get_running_loop()
+        self._unsent: list[tuple[bytes, list[int]]] = []
+        self._asked: dict[int, asyncio.Future[None]] = {}
+        self._serial = 0
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = self._pidfd = -1
+        self.gone: asyncio.Future[None] = self._loop.create_future()
+        self.waiting = 0
+        self._held: list[Event] | None = []
+
+    async def open(self, tops: Sequence[int], unified: bool, stay: bool) -> State:
+        """Connect to the node that runs, or start one. Events are held until ``begin``.
+
+        Raises Failed.
+        """
+        self._socket.close()
+        link = _connected(self._config)
+        self._socket = link if link is not None else await asyncio.to_thread(_started, self._config)
+        self.pid = _peer(self._socket)
+        self._pidfd = os.pidfd_open(self.pid)
+        self._socket.setblocking(False)
+        self._state = State()
+        self._whole: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(self._socket, self._read)
+        flags = (node_wire.STAY if stay else 0) | (node_wire.UNIFIED if unified else 0)
+        await self._do(Order.HELLO, flags=flags, descriptors=list(tops))
+        await asyncio.wait_for(asyncio.shield(self._whole), _ANSWER_SECONDS)
+        return self._state
+
+    def begin(self) -> None:
+        """Tell the events from the start on."""
+        held, self._held = self._held or [], None
+        for event in held:
+            self._told(event)
+
+    def load(self, number: int, program: bytes) -> None:
+        """Give it a compiled seccomp profile."""
+        self._send(node_wire.profile(number, program))
+
+    async def register(self, definition: bytes, tree: int, words: int) -> None:
+        """Make a function startable by its number, or replace it by a newer version."""
+        await self._do(Order.FUNCTION, definition, descriptors=[tree, words])
+
+    async def forget(self, number: int) -> None:
+        """Make a function not startable any more; what it used before is given up."""
+        await self._do(Order.FORGET, count=number)
+
+    def add(self, part: node_wire.Part, descriptor: int = -1) -> None:
+        """Put a part on its shelf."""
+        body = node_wire.PART.pack(*part)
+        self._send(node_wire.order(Order.PART, body), [descriptor] if descriptor >= 0 else [])
+
+    def withdraw(self, index: int) -> None:
+        """Take a part that no instance uses."""
+        self._send(node_wire.order(Order.WITHDRAW, count=index))
+
+    def refuse(self, kind: int, reach: int) -> None:
+        """Refuse the starts that wait for a part that cannot be made."""
+        self._send(node_wire.order(Order.REFUSE, flags=reach, count=kind))
+
+    def keep_waiting(self, count: int) -> None:
+        """Hold that many generic sandboxes."""
+        self._send(node_wire.order(Order.SANDBOXES, count=count))
+
+    def signal(self, instance: int, number: int) -> None:
+        """Send an instance a signal; SIGKILL ends all its processes."""
+        body = int(number).to_bytes(4, "little")
+        self._send(node_wire.order(Order.SIGNAL, body, id=instance))
+
+    def end(self) -> None:
+        """End the node, and all instances with it."""
+        if self.is_open():
+            with suppress(OSError):
+                self._socket.setblocking(True)
+                self._socket.settimeout(1.0)
+                self._socket.sendmsg([node_wire.order(Order.END)])
+                while self._socket.recv(_MESSAGE_MAX):
+                    pass
+        self.close()
+
+    def close(self) -> None:
+        """Leave it."""
+        if self.is_open():
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        for _, descriptors in self._unsent:
+            _close(descriptors)
+        self._unsent.clear()
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(Failed("the node has ended", "try again"))
+        self._asked.clear()
+
+    def is_open(self) -> bool:
+        """Whether it has not ended, as far as is known."""
+        return self._socket.fileno() >= 0
+
+    async def _do(
+        self, verb: Order, body: bytes = b"", flags: int = 0, count: int = 0,
+        descriptors: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        self._serial += 1
+        serial, future = self._serial, self._loop.create_future()
+        self._asked[serial] = future
+        self._send(node_wire.order(verb, body, flags, serial, count), descriptors)
+        try:
+            await asyncio.wait_for(asyncio.shield(future), _ANSWER_SECONDS)
+        except TimeoutError:
+            raise Failed(f"the node does not answer in {_ANSWER_SECONDS:.0f} s") from None
+        finally:
+            self._asked.pop(serial, None)
+            future.cancel()
+
+    def _send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
+        if not self.is_open():
+            return
+        if not self._unsent:
+            try:
+                self._socket.sendmsg([message], wire.rights(list(descriptors)))
+            except BlockingIOError:
+                self._loop.add_writer(self._socket, self._flush)
+            except OSError:
+                return  # it is gone: its end is told by the reader
+            else:
+                return
+        self._unsent.append((message, [os.dup(one) for one in descriptors]))
+
+    def _flush(self) -> None:
+        while self._unsent:
+            message, descriptors = self._unsent[0]
+            try:
+                self._socket.sendmsg([message], wire.rights(descriptors))
+            except BlockingIOError:
+                return
+            except OSError:
+                break
+            self._unsent.pop(0)
+            _close(descriptors)
+        self._loop.remove_writer(self._socket)
+
+    def _read(self) -> None:
+        while self.is_open():
+            try:
+                message, ancillary, _, _ = self._socket.recvmsg(
+                    _MESSAGE_MAX, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return
+            except OSError:
+                message, ancillary = b"", []
+            descriptor = int.from_bytes(ancillary[0][2][:4], "little") if ancillary else -1
+            if not message:
+                pidfd, self._pidfd = self._pidfd, -1
+                self.close()
+                self._loop.add_reader(pidfd, self._is_gone, pidfd)
+                return
+            self._take(message, descriptor)
+
+    def _is_gone(self, pidfd: int) -> None:
+        """The node has ended, and all that it had before it."""
+        self._loop.remove_reader(pidfd)
+        os.close(pidfd)
+        self._lost()
+        if not self.gone.done():
+            self.gone.set_result(None)
+
+    def _take(self, message: bytes, descriptor: int) -> None:
+        events, record = node_wire.events(message)
+        for event in events:
+            match event.verb:
+                case Told.DONE:
+                    self._done(event)
+                case Told.RICH:
+                    self._hand(descriptor)
+                case Told.FUNCTION:
+                    note = node_wire.after_words(descriptor)
+                    os.close(descriptor)
+                    self._state.functions.append((node_wire.definition(record), note))
+                case Told.PART:
+                    self._state.parts.append((node_wire.part(record), event.status, descriptor))
+                case Told.STATE_END:
+                    if not self._whole.done():
+                        self._whole.set_result(None)
+                case _:
+                    self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        if event.verb == Told.WAITING:
+            self.waiting = event.status
+        if self._held is None:
+            self._told(event)
+        else:
+            self._held.append(event)
+
+    def _hand(self, descriptor: int) -> None:
+        if descriptor < 0:
+            _log.warning("a client is hung up on: no descriptor is left for it")
+        else:
+            self._rich(descriptor)
+
+    def _done(self, event: Event) -> None:
+        future = self._asked.pop(event.id, None)
+        if future is None or future.done():
+            return
+        if event.error:
+            future.set_exception(Refused(event.error))
+        else:
+            future.set_result(None)
+
+
+class Refused(Failed):
+    """An order that the node could not carry out, with its errno."""
+
+    def __init__(self, error: int) -> None:
+        super().__init__(f"the node refused: {os.strerror(error)}")
+        self.error = error
+
+
+def is_running(config: Config) -> bool:
+    """Whether a node of that name runs."""
+    return pid_of(config) > 0
+
+
+def pid_of(config: Config) -> int:
+    """The pid of the node of that name, or -1."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(str(config.socket))
+        except OSError:
+            return -1
+        return _peer(probe)
+
+
+def _peer(link: socket.socket) -> int:
+    credentials = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[:4], "little")
+
+
+def _connected(config: Config) -> socket.socket | None:
+    """A connection to the node that runs, or None."""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        link.connect(str(config.directory / "node"))
+    except OSError:
+        link.close()
+        return None
+    return link
+
+
+def _started(config: Config) -> socket.socket:
+    """A connection to a node that is started here. Raises Failed."""
+    path = str(native("firstlight-node"))
+    reading, writing = os.pipe()
+    try:
+        pid = os.posix_spawn(
+            path, [path, str(config.directory), str(config.instances)], {},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_DUP2, writing, 3),
+            ],
+            setsigdef=[signal.SIGPIPE],
+        )  # fmt: skip
+    except OSError as error:
+        raise Failed(f"cannot start {path}: {error.strerror}",
+                     "more pids and open files, or fewer instances") from error  # fmt: skip
+    finally:
+        os.close(writing)
+    os.waitpid(pid, 0)  # it goes on in a PID namespace of its own
+    until = time.monotonic() + _START_SECONDS
+    with os.fdopen(reading, "rb") as ready:
+        ready.read()
+    while (link := _connected(config)) is None:
+        if time.monotonic() > until:
+            raise Failed(f"the node does not start in {config.directory}", "see the log")
+        time.sleep(0.01)
+    return link
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

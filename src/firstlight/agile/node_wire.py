@@ -1,0 +1,303 @@
+"""What the node, its clients and its manager say to each other: ``native/agile/wire.h`` in Python.
+
+Integers are in host order; stamps are ns of CLOCK_MONOTONIC.
+"""
+
+import errno
+import os
+from enum import IntEnum, IntFlag
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
+from struct import Struct
+from typing import NamedTuple
+
+from firstlight.agile.function import Reach
+from firstlight.errors import Failed
+
+MAGIC = 0x314E4C46
+WORDS_MAX, ARGUMENTS_MAX, NOTE_MAX = 128 * 1024, 4096, 120
+PARTS = 16384
+FUNCTIONS = 4096
+REACHES: tuple[Reach, ...] = ("outbound", "internal", "none")
+
+
+class Step(IntEnum):
+    """The steps of a start, in order; a failure names its step."""
+
+    CLONE = 0
+    CGROUP = 1
+    MOUNT_NAMESPACE = 2
+    PROC = 3
+    MASK = 4
+    TMPFS = 5
+    WAIT = 6
+    FUNCTION = 7
+    NETWORK = 8
+    CGROUP_LIMITS = 9
+    ROOT = 10
+    HOST_NAME = 11
+    LIMITS = 12
+    STREAMS = 13
+    USER = 14
+    CAPABILITIES = 15
+    SECCOMP = 16
+    EXEC = 17
+
+
+class Asked(IntEnum):
+    """What a client asks the node for."""
+
+    PING = 1
+    START = 2
+    SIGNAL = 3
+    ATTACH = 4
+
+
+class Answered(IntEnum):
+    """What the node answers."""
+
+    PONG = 1
+    STARTED = 2
+    ENDED = 3
+    REFUSED = 4
+
+
+class Flag(IntFlag):
+    """How a function's instances are made."""
+
+    RESIDENT = 1
+    ZYGOTE = 2
+    USER_NAMESPACE = 4
+    REFUSES = 8
+    OWN_IDENTITY = 16
+
+
+class Order(IntEnum):
+    """What a manager orders."""
+
+    HELLO = 1
+    PROFILE = 2
+    FUNCTION = 3
+    FORGET = 4
+    PART = 5
+    WITHDRAW = 6
+    SANDBOXES = 7
+    SIGNAL = 8
+    END = 9
+    REFUSE = 10
+
+
+class Told(IntEnum):
+    """What the node tells its manager."""
+
+    DONE = 1
+    STARTED = 2
+    ENDED = 3
+    FAILED = 4
+    WANT = 5
+    RICH = 6
+    FUNCTION = 7
+    PART = 8
+    STATE_END = 9
+    WAITING = 10
+
+
+NETWORK, CGROUP = 1, 2
+SHELVED, USED, LEFT = 1, 2, 3
+STAY, UNIFIED = 1, 2
+DETACHED, WITH_WORDS = 1, 2
+WARM, OUT_OF_MEMORY, IS_DETACHED = 1, 2, 1 << 16
+
+ASK = Struct("=IHHIIQqQiI")
+_ANSWER = Struct(f"=IHHQQiiiIIIqq{len(Step) + 2}q")
+_WORDS = Struct("=III")
+_LIMITS = "QII"
+DEFINITION = Struct(f"=8IQQ{_LIMITS}64s")
+PART = Struct(f"=IIiiII{_LIMITS}{NOTE_MAX}s")
+_ORDER = Struct("=IIQII")
+_BODY = max(DEFINITION.size, PART.size)
+_EVENT = Struct("=IIQIIiiiIiiqqqq")
+
+
+class Answer(NamedTuple):
+    """One answer of the node to a client."""
+
+    verb: int
+    flags: int
+    tag: int
+    instance: int
+    pid: int
+    status: int
+    error: int
+    step: int
+    address: int
+    version: int
+    user: int
+    system: int
+    stamps: dict[str, int]
+
+
+class Event(NamedTuple):
+    """One event that the node tells its manager."""
+
+    verb: int
+    flags: int
+    id: int
+    function: int
+    version: int
+    pid: int
+    status: int
+    error: int
+    step: int
+    network: int
+    cgroup: int
+    requested: int
+    running: int
+    user: int
+    system: int
+
+
+class Definition(NamedTuple):
+    """A function as the node knows it."""
+
+    number: int
+    version: int
+    flags: int
+    profile: int
+    reach: int
+    reuse: int
+    uid: int
+    gid: int
+    files: int
+    scratch: int
+    memory: int
+    quota: int
+    pids: int
+    host_name: bytes
+
+
+class Part(NamedTuple):
+    """A network or a cgroup as the node knows it."""
+
+    place: int
+    kind: int
+    reach: int
+    function: int
+    address: int
+    cgroup: int
+    memory: int
+    quota: int
+    pids: int
+    note: bytes
+
+
+def ask(
+    verb: Asked, function: int = 0, flags: int = 0, tag: int = 0, asked: int = 0,
+    instance: int = 0, signal: int = 0, version: int = 0,
+) -> bytes:  # fmt: skip
+    """Encode a client's request."""
+    return ASK.pack(MAGIC, verb, flags, function, version, tag, asked, instance, signal, 0)
+
+
+def answer(message: bytes) -> Answer:
+    """Parse an answer. Raises struct.error."""
+    _, *fields = _ANSWER.unpack(message)
+    stamps = fields[12:]
+    names = [*(step.name.lower() for step in Step), "requested", "running"]
+    named = {name: stamp for name, stamp in zip(names, stamps, strict=True) if stamp}
+    return Answer._make([*fields[:12], dict(sorted(named.items(), key=lambda one: one[1]))])
+
+
+def order(verb: Order, body: bytes = b"", flags: int = 0, id: int = 0, count: int = 0) -> bytes:
+    """Encode an order."""
+    return _ORDER.pack(verb, flags, id, count, 0) + body.ljust(_BODY, b"\0")
+
+
+def profile(number: int, program: bytes) -> bytes:
+    """Encode the order that sets a seccomp profile."""
+    return _ORDER.pack(Order.PROFILE, 0, 0, number, len(program) // 8) + bytes(_BODY) + program
+
+
+def events(message: bytes) -> tuple[list[Event], bytes]:
+    """Parse what the node told: events, and the state record that follows the only one."""
+    kind = int.from_bytes(message[:4], "little")
+    if kind in (Told.FUNCTION, Told.PART):
+        return [Event(*_EVENT.unpack_from(message))], message[_EVENT.size :]
+    return [Event(*one) for one in _EVENT.iter_unpack(message)], b""
+
+
+def definition(body: bytes) -> Definition:
+    """Parse a function of the node's state."""
+    return Definition(*DEFINITION.unpack_from(body))
+
+
+def part(body: bytes) -> Part:
+    """Parse a part of the node's state."""
+    return Part(*PART.unpack_from(body))
+
+
+def words(
+    argv: tuple[str, ...], env: dict[str, str], directory: str | None = None, more: bytes = b""
+) -> int:
+    """A memory file of a function's words, or of a start's own; ``more`` follows them.
+
+    Returns its descriptor. Raises Failed if they are longer than a child reads.
+    """
+    texts = [*argv, *(f"{name}={value}" for name, value in env.items())]
+    texts += [] if directory is None else [directory]
+    what = f"the command {argv[0]!r}" if argv else "the start"
+    try:
+        coded = [text.encode() for text in texts]
+    except UnicodeEncodeError as error:
+        raise Failed(f"{what} or its environment is not text: {error}") from error
+    if any(b"\0" in one for one in coded):
+        raise Failed(f"{what} or its environment has a NUL in it")
+    text = b"".join(one + b"\0" for one in coded)
+    if len(text) > WORDS_MAX or len(argv) + len(env) > ARGUMENTS_MAX:
+        raise Failed(
+            f"{what} and its environment are {len(text)} bytes",
+            f"at most {WORDS_MAX} bytes and {ARGUMENTS_MAX} words are possible",
+        )
+    descriptor = os.memfd_create("words", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    whole = _WORDS.pack(len(argv), len(env), len(text)) + text + more
+    while whole:
+        whole = whole[os.write(descriptor, whole) :]
+    fcntl(descriptor, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
+    return descriptor
+
+
+def after_words(descriptor: int) -> bytes:
+    """What follows the words in such a file."""
+    head = os.pread(descriptor, _WORDS.size, 0)
+    begin = _WORDS.size + _WORDS.unpack(head)[2]
+    return os.pread(descriptor, os.fstat(descriptor).st_size - begin, begin)
+
+
+def refused(answer: Answer) -> Failed:
+    """What a refusal means."""
+    step = Step(answer.step)
+    match (step, answer.error):
+        case (Step.FUNCTION, errno.ENOENT):
+            return Failed("the function is not registered", "register it again")
+        case (Step.FUNCTION, errno.ESTALE):
+            return Failed("the function has a newer version", "register it again")
+        case (Step.CLONE, errno.EUSERS):
+            return Failed("as many instances and sandboxes are up as are configured",
+                          "stop some, or configure more instances")  # fmt: skip
+        case (Step.CLONE, errno.EBUSY):
+            return Failed("too many starts wait already", "retry later")
+        case (Step.NETWORK | Step.CGROUP, errno.EAGAIN):
+            return Failed(
+                f"no {step.name.lower()} is ready", "retry later, or raise the pool's marks"
+            )
+        case (Step.NETWORK, errno.ETIMEDOUT):
+            return Failed("no network or cgroup came in time", "see the runtime's log")
+        case (Step.STREAMS, errno.EOPNOTSUPP):
+            return Failed("a standard stream is a connection to the runtime",
+                          "open descriptors 0 to 2 before it")  # fmt: skip
+        case (_, errno.ECANCELED):
+            return Failed(f"the instance ended before it ran, in the step {_words(step)}")
+    return Failed(f"cannot start an instance: {_words(step)}: {os.strerror(answer.error)}")
+
+
+def _words(step: Step) -> str:
+    return step.name.lower().replace("_", " ")

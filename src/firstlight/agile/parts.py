@@ -1,0 +1,274 @@
+"""What starts are made from, kept ready on the node's shelves: networks by reach, and cgroups.
+
+The node takes them by itself and says so afterwards; here they are made, counted, examined when
+they were used, and ended.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from firstlight.agile import node_wire
+from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
+from firstlight.agile.config import PoolSize
+from firstlight.agile.function import Counts, Reach
+from firstlight.agile.network import Network, Networks
+from firstlight.agile.pool import Traffic
+from firstlight.errors import Failed
+
+if TYPE_CHECKING:
+    from firstlight.agile.node import Node
+
+_RETRY_SECONDS = 0.5
+_AT_ONCE = 4
+NOBODY = -1
+
+
+@dataclass(eq=False)
+class Held:
+    """One part that the node has. ``function`` is whose it is, or NOBODY."""
+
+    index: int
+    made: Network | Cgroup
+    reach: Reach
+    shelved: bool = True
+    function: int = NOBODY
+
+
+class Shelf:
+    """Parts of one kind, kept between two marks. Nothing is made before the first ``want``."""
+
+    def __init__(
+        self, name: str, size: PoolSize, put: Callable[[], Awaitable[None]], traffic: Traffic,
+        failed: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.name, self.size = name, size
+        self._put, self._traffic, self._tell_failed = put, traffic, failed
+        self.ready = self._waiting = self._target = 0
+        self.hits = self.misses = self.made = self.returned = self.failures = 0
+        self._seconds = 0.0
+        self._wanted = asyncio.Event()
+        self._filled = asyncio.Event()
+        self._filler: asyncio.Task[None] | None = None
+        self.error: Failed | None = None
+        self.lent = 0  # to sandboxes that wait
+
+    def taken(self) -> None:
+        """The node has used one that was ready."""
+        self.hits += 1
+        self.ready -= 1
+        self._target = self.size.high
+        if self.ready < max(self.size.low, min(1, self.size.high)) + self.lent:
+            self._wake()
+
+    def want(self, count: int) -> None:
+        """Starts wait for that many."""
+        self.misses += count
+        self._waiting = max(self._waiting, count)
+        self._target = self.size.high
+        self._wake()
+
+    def added(self) -> None:
+        """One more is on the shelf."""
+        self.ready += 1
+        self._waiting = max(0, self._waiting - 1)
+
+    async def warm(self, count: int | None = None) -> None:
+        """Fill up to ``count``, or to the high mark. Raises the failure."""
+        self._target = max(self._target, self.size.high if count is None else count)
+        while self.ready < self._target + self.lent:
+            self.error = None
+            self._filled.clear()
+            self._wake()
+            await self._filled.wait()
+            if self.error:
+                raise self.error
+
+    def counts(self) -> Counts:
+        """What it has done so far."""
+        rate = self.made / self._seconds if self._seconds else 0.0
+        return Counts(
+            name=self.name, ready=max(0, self.ready), low=self.size.low, high=self.size.high,
+            hits=self.hits, misses=self.misses, made=self.made, returned=self.returned,
+            failed=self.failures, fill_rate=round(rate, 1), fill_seconds=self._seconds,
+        )  # fmt: skip
+
+    def forget(self) -> None:
+        """The node is gone, and all that was on the shelf."""
+        self.ready = self._waiting = 0
+
+    async def close(self) -> None:
+        """Make no more."""
+        if self._filler:
+            self._filler.cancel()
+            await asyncio.gather(self._filler, return_exceptions=True)
+
+    def _wake(self) -> None:
+        self._wanted.set()
+        if self._filler is None:
+            self._filler = asyncio.get_running_loop().create_task(self._fill())
+
+    def _short(self) -> bool:
+        return self._waiting > 0 or self.ready < self._target + self.lent
+
+    async def _fill(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            while self._short():
+                await self._traffic.lull(lambda: self._waiting > 0)
+                began = time.monotonic()
+                many = min(_AT_ONCE, max(1, self._waiting))
+                results = await asyncio.gather(
+                    *(self._put() for _ in range(many)), return_exceptions=True
+                )
+                failures = [one for one in results if isinstance(one, BaseException)]
+                self.made += many - len(failures)
+                for _ in range(many - len(failures)):
+                    self.added()
+                self._seconds += time.monotonic() - began
+                if failures:
+                    self._fail(failures[0])
+                    await asyncio.sleep(_RETRY_SECONDS)
+                elif self._short() and not self._waiting:
+                    await asyncio.sleep(max(0.0, began + many / self.size.rate - time.monotonic()))
+            self._filled.set()
+
+    def _fail(self, error: BaseException) -> None:
+        self.failures += 1
+        self.error = (
+            error if isinstance(error, Failed) else Failed(f"cannot make {self.name}: {error!r}")
+        )
+        self._filled.set()
+        if self._waiting:
+            self._waiting = 0
+            self._tell_failed()
+
+
+class Parts:
+    """All parts of one node."""
+
+    def __init__(self, networks: Networks, cgroups: Cgroups, limits: Limits) -> None:
+        self._networks, self._cgroups, self._limits = networks, cgroups, limits
+        self._held: dict[int, Held] = {}
+        self._free = list(range(node_wire.PARTS - 1, -1, -1))
+        self.node: Node | None = None
+
+    async def put_network(self, reach: Reach) -> None:
+        """Make a network and put it on its shelf. Raises Failed."""
+        self._add(await self._networks.make(reach), reach)
+
+    async def put_cgroup(self) -> None:
+        """Make a cgroup and put it on the shelf. Raises Failed."""
+        self._add(self._cgroups.make(self._limits, doors=False), "outbound")
+
+    def _add(self, made: Network | Cgroup, reach: Reach) -> None:
+        if not self._free or self.node is None:
+            self._end(made)
+            raise Failed("no more parts can be held", "stop instances")
+        held = Held(self._free.pop(), made, reach)
+        self._held[held.index] = held
+        descriptor = made.descriptor if isinstance(made, Network) else -1
+        self.node.add(self._described(held), descriptor)
+
+    def _described(self, held: Held) -> node_wire.Part:
+        made, limits = held.made, self._limits
+        reach = node_wire.REACHES.index(held.reach)
+        if isinstance(made, Network):
+            address = int.from_bytes(made.address.packed, "little") if made.address else 0
+            return node_wire.Part(held.index, node_wire.NETWORK, reach, held.function, address,
+                                  0, 0, 0, 0, made.note())  # fmt: skip
+        return node_wire.Part(
+            held.index, node_wire.CGROUP, reach, NOBODY, 0, int(made.memory.name),
+            limits.memory, quota(limits.cpus), limits.pids, b"",
+        )  # fmt: skip
+
+    def used(self, index: int) -> Held | None:
+        """The node has given it to an instance; what it was before, or None if it is unknown."""
+        held = self._held.get(index)
+        if held is None:
+            return None
+        before = Held(held.index, held.made, held.reach, held.shelved, held.function)
+        held.shelved = False
+        return before
+
+    def get(self, index: int) -> Held | None:
+        """The part of that index."""
+        return self._held.get(index)
+
+    def shelved(self, index: int, function: int = NOBODY) -> None:
+        """The node has put it back by itself."""
+        if held := self._held.get(index):
+            held.shelved, held.function = True, function
+
+    def give_back(self, held: Held, function: int) -> None:
+        """A used network that is as new serves its function again."""
+        held.shelved, held.function = True, function
+        if self.node:
+            self.node.add(self._described(held))
+
+    def discard(self, held: Held) -> None:
+        """End a part that no instance uses."""
+        if self._held.pop(held.index, None) is None:
+            return
+        if self.node:
+            self.node.withdraw(held.index)
+        self._free.append(held.index)
+        self._end(held.made)
+
+    def forgotten(self, function: int) -> None:
+        """The node has given up what was a function's own."""
+        for held in [h for h in self._held.values() if h.function == function and h.shelved]:
+            del self._held[held.index]
+            self._free.append(held.index)
+            self._end(held.made)
+
+    def lost(self) -> None:
+        """The node is gone: all of it is."""
+        for held in self._held.values():
+            self._end(held.made)
+        self._free.extend(self._held)
+        self._held.clear()
+
+    def cgroups(self) -> set[str]:
+        """The names of the cgroups that are held."""
+        return {h.made.memory.name for h in self._held.values() if isinstance(h.made, Cgroup)}
+
+    async def adopt(self, state: list[tuple[node_wire.Part, int, int]]) -> list[Held]:
+        """Take over what a node holds; returns those whose instances have ended."""
+        left = []
+        for part, where, descriptor in state:
+            reach = node_wire.REACHES[part.reach]
+            made: Network | Cgroup
+            if part.kind == node_wire.NETWORK:
+                made = Network.from_note(part.note.rstrip(b"\0"), descriptor)
+                await self._networks.adopt(made)
+            else:
+                made = self._cgroups.adopt(part.cgroup)
+            held = Held(part.place, made, reach, where == node_wire.SHELVED, part.function)
+            self._held[part.place] = held
+            self._free.remove(part.place)
+            if where == node_wire.LEFT:
+                left.append(held)
+        return left
+
+    def ready(self, kind: type, reach: Reach) -> int:
+        """How many of a kind are on the common shelf."""
+        return sum(
+            isinstance(h.made, kind) and h.shelved and h.function == NOBODY
+            and (h.reach == reach or kind is Cgroup)
+            for h in self._held.values()
+        )  # fmt: skip
+
+    def _end(self, made: Network | Cgroup) -> None:
+        if isinstance(made, Network):
+            self._networks.discard(made)
+        else:
+            self._cgroups.remove(made)
+
+
+def quota(cpus: float) -> int:
+    """us of CPU time in 100 ms."""
+    return max(1000, int(cpus * 100_000))

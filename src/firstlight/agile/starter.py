@@ -1,0 +1,96 @@
+"""Starts asked of the node by one message each, on one connection: what any client may do."""
+
+import asyncio
+import errno
+import os
+import socket
+from pathlib import Path
+
+from firstlight.agile import node_wire, wire
+from firstlight.agile.node_wire import Answer, Answered, Asked
+from firstlight.errors import Failed
+
+
+class Starter:
+    """A connection to the node, of this process's own."""
+
+    def __init__(self, path: Path) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._asked: dict[int, asyncio.Future[Answer]] = {}
+        self._serial = 0
+        self._room = asyncio.Event()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            raise Failed(f"no node answers at {path}: {error.strerror}") from error
+        self._socket.setblocking(False)
+        self._loop.add_reader(self._socket, self._read)
+
+    async def start(
+        self, number: int, version: int, streams: list[int], env: dict[str, str], asked: int
+    ) -> Answer:
+        """The answer to a start. Raises Failed."""
+        words = node_wire.words((), env) if env else -1
+        self._serial += 1
+        serial = self._serial
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self._asked[serial] = future
+        given = [*streams, words] if env else [*streams]
+        flags = node_wire.WITH_WORDS if env else 0
+        message = node_wire.ask(Asked.START, number, flags, serial, asked, version=version)
+        try:
+            await self._send(message, given)
+            return await future
+        finally:
+            self._asked.pop(serial, None)
+            if words >= 0:
+                os.close(words)
+
+    async def _send(self, message: bytes, descriptors: list[int]) -> None:
+        while True:
+            try:
+                self._socket.sendmsg([message], wire.rights(descriptors))
+            except BlockingIOError:
+                self._room.clear()
+                self._loop.add_writer(self._socket, self._writable)
+                await self._room.wait()
+            except OSError as error:
+                if error.errno == errno.ETOOMANYREFS:
+                    await asyncio.sleep(0.001)
+                    continue
+                raise Failed(f"the node is gone: {error.strerror}", "try again") from error
+            else:
+                return
+
+    def _writable(self) -> None:
+        self._loop.remove_writer(self._socket)
+        self._room.set()
+
+    def _read(self) -> None:
+        while self._socket.fileno() >= 0:
+            try:
+                message = self._socket.recv(4096)
+            except BlockingIOError:
+                return
+            except OSError:
+                message = b""
+            if not message:
+                self.close()
+                return
+            answer = node_wire.answer(message)
+            future = self._asked.get(answer.tag)
+            if answer.verb != Answered.ENDED and future and not future.done():
+                future.set_result(answer)
+
+    def close(self) -> None:
+        """Leave: what was started here and not detached ends."""
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(Failed("the node is gone", "try again"))
+        self._room.set()
