@@ -124,7 +124,7 @@ class Runtime:
         Raises Failed for a function that cannot be started.
         """
         if function.kind == "python":
-            await self._cgroup_pool(_limits(function)).warm()
+            await self._cgroup_pool(_fork_limits(function)).warm()
             await (await self._zygote(function)).prepare(sandboxes)
             return
         await self._instances.prepare(function, sandboxes)
@@ -240,7 +240,7 @@ class Runtime:
             function, uid=function.uid or own, gid=function.gid or own
         )
         template = await self._rooted(function)
-        limits = _limits(function)
+        limits = _fork_limits(function)
 
         async def take_cgroup() -> Cgroup:
             return (await self._cgroup_pool(limits).take())[0]
@@ -331,6 +331,11 @@ class Runtime:
 
 def _limits(function: Function) -> Limits:
     return Limits(function.memory, function.cpus, function.pids)
+
+
+def _fork_limits(function: Function) -> Limits:
+    """With room for PID 1 of its sandbox, and for the zygote as it forks."""
+    return Limits(function.memory, function.cpus, max(function.pids, 2) + 1)
 
 
 def _key(function: Function) -> bytes:

@@ -105,6 +105,18 @@ def main(event):
     there = [path for path in paths if os.path.exists(path)]
     return {path: os.listdir(path) if os.path.isdir(path) else open(path).read() for path in there}
 """
+BREEDS = """
+import os, signal
+def main(event):
+    born = 0
+    while True:
+        try:
+            if os.fork() == 0:
+                signal.pause()
+        except OSError:
+            return born
+        born += 1
+"""
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +128,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "watches": WATCHES,
         "signals": SIGNALS,
         "looks": LOOKS,
+        "breeds": BREEDS,
         "plain": END,
     }
     return python_root(tmp_path_factory.mktemp("confined"), modules)
@@ -155,6 +168,18 @@ def test_what_an_ordinary_container_masks_is_masked_in_a_fork(root: Path) -> Non
         seen = value(await runtime.invoke(function("main", "looks"), 1))
         assert "/proc/interrupts" in seen
         assert not any(seen.values())
+
+    with_handlers(root, main)
+
+
+@pytest.mark.parametrize("most", [1, 2, 8])
+def test_a_handler_has_the_processes_that_its_limit_says(root: Path, most: int) -> None:
+    """For a moment the zygote counts with it; of the least limits, our PID 1 with none."""
+
+    async def main(runtime: Runtime, function: Make) -> None:
+        for _ in range(3):
+            born = value(await runtime.invoke(function("main", "breeds", pids=most), 1))
+            assert most - 2 <= born <= max(most, 2) - 1
 
     with_handlers(root, main)
 
