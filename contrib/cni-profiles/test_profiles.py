@@ -172,7 +172,7 @@ def test_a_profile_is_measured_only_where_the_product_cannot_be_had(
         assert stand_in in PROFILES
         note = Cni(stand_in).note
         assert note is not None
-        assert "is a profile and not" in note
+        assert "is a profile, not" in note
     for binary in ("weave-net", "portmap"):
         (tmp_path / "weave").mkdir(exist_ok=True)
         (tmp_path / "weave" / binary).write_text("#!/bin/sh\n")

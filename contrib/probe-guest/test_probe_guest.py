@@ -115,7 +115,7 @@ def test_counted_time_is_on_no_line_of_the_hosts(room: Room) -> None:
     _, guest = ready(room.start(tcg(Probe(), icount=True)))
     assert (guest.offset, guest.uncertainty) == (None, None)
     assert {span.name for span in guest.spans} >= ALL
-    assert "a nanosecond an instruction" in guest.clock
+    assert "one nanosecond per instruction" in guest.clock
 
 
 def test_several_at_once_have_an_address_each(room: Room) -> None:
