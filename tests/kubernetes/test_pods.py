@@ -11,6 +11,7 @@ import pytest
 from tests.kubernetes.test_cluster import kubectl
 
 from firstlight import store
+from firstlight.analysis import breakdown as breakdowns
 from firstlight.analysis import pods
 from firstlight.analysis.breakdown import breakdown
 from firstlight.analysis.causes import NOT_TRACED
@@ -63,7 +64,10 @@ def test_the_phases_of_every_pod_sum_to_its_latency(samples: list[Sample]) -> No
         assert sample.telemetry.uncertainty < 1_000_000
 
 
-def test_of_single_pods_the_kernel_tells_what_the_node_s_stages_waited_for(run: store.Run) -> None:
+def test_of_single_pods_the_kernel_tells_what_the_node_s_stages_waited_for(
+    run: store.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breakdowns, "_CHUNK_SPANS", 1)
     spent = breakdown(run)
     latencies = {sample.index: sample.latency for sample in run.samples}
     for index, wall in spent.group_by("sample").agg(pl.col("wall").sum()).iter_rows():

@@ -86,7 +86,8 @@ def _reported(run: Run, sample: Sample, *, by_stage: bool) -> pl.DataFrame:
     runtime, where the start was traced, what the kernel saw. ``by_stage`` keeps the stages' names.
     """
     rows: list[tuple[int, int, str, str, str, int, int]] = []
-    seen = iter(_followed(run, sample).iter_rows() if sample.traced else ())
+    seen = iter(_followed(run, pods.to_first_instruction(sample)).iter_rows()
+                if sample.traced else ())  # fmt: skip
     piece = next(seen, None)
     for stage in pods.stretches(sample):
         at = stage.start
@@ -148,8 +149,10 @@ def _chunks(run: Run) -> Iterator[tuple[pl.DataFrame, list[Sample]]]:
     frames: list[pl.DataFrame] = []
     samples: list[Sample] = []
     for number, spans in run.span_batches():
+        if number not in ready:
+            continue
         frames.append(spans)
-        samples += ready.get(number, ())
+        samples += ready[number]
         if sum(map(len, frames)) >= _CHUNK_SPANS:
             yield _joined(frames, samples)
             frames, samples = [], []

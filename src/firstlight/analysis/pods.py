@@ -6,6 +6,8 @@ once the container runs, the kubelet again until it looks. At each instant the s
 owns the time; what none covers before the API server has the request is the client's.
 """
 
+import msgspec
+
 from firstlight.analysis import boot, phases
 from firstlight.analysis.boot import Stretch
 from firstlight.model import ComponentSpan, Sample
@@ -21,6 +23,15 @@ _SYNC, _PATCH = "sync syncPod", "status HTTP PATCH"
 def first_instruction(sample: Sample) -> int | None:
     """When the container's first instruction ran, in ns of CLOCK_MONOTONIC."""
     return next((step.end for step in sample.steps if step.name == "first-instruction"), None)
+
+
+def to_first_instruction(sample: Sample) -> Sample:
+    """The same start, as if it ended there: what the tracer can follow back."""
+    first = first_instruction(sample)
+    if first is None:
+        return sample
+    stamps = msgspec.structs.replace(sample.stamps, ready=first)
+    return msgspec.structs.replace(sample, stamps=stamps)
 
 
 def stretches(sample: Sample) -> list[Stretch]:
