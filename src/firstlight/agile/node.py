@@ -318,7 +318,8 @@ def _started(config: Config) -> socket.socket:
                      "more pids and open files, or fewer instances") from error  # fmt: skip
     finally:
         os.close(writing)
-    os.waitpid(pid, 0)  # it goes on in a PID namespace of its own
+    with suppress(ChildProcessError):  # who started us may ignore the ends of children
+        os.waitpid(pid, 0)  # it goes on in a PID namespace of its own
     until = time.monotonic() + _START_SECONDS
     with os.fdopen(reading, "rb") as ready:
         ready.read()

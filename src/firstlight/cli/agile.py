@@ -191,12 +191,15 @@ def ps(*, config: ConfigFile = None, as_json: Json = False) -> None:
 def stop(
     identities: Annotated[list[str], typer.Argument(metavar="ID")],
     *,
+    grace: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Kill after so long; 0 kills at once.")
+    ] = 5.0,
     config: ConfigFile = None,
 ) -> None:
     """Stop instances by their ids."""
     with _client(config) as client:
         for identity in identities:
-            client.stop(identity)
+            client.stop(identity, grace)
 
 
 @app.command(epilog=examples("agile pools", "agile pools --json"))

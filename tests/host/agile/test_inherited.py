@@ -1,0 +1,125 @@
+"""What a process inherits from its parent, as an instance reads it of itself, against a list."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.support.agile_host import on_host
+
+from firstlight.agile import Config, Function, Runtime
+
+Make = Callable[..., Function]
+ODD = """
+import os, resource, signal, sys
+os.nice(7)
+os.sched_setaffinity(0, {0})
+for name in ("SIGPIPE", "SIGHUP", "SIGUSR1"):
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+os.umask(0o077)
+open("/proc/self/oom_score_adj", "w").write("300")
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+LIMITS = {
+    "Max core file size": "1",  # 0 does not stop a core_pattern that is a pipe
+    "Max open files": "1024",
+    "Max locked memory": "65536",
+    "Max nice priority": "0",
+    "Max realtime priority": "0",
+    "Max msgqueue size": "819200",
+}
+
+
+def fields(path: Path) -> dict[str, str]:
+    lines = path.read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def check(pid: int, identity: int) -> None:
+    """One instance, by what the host's /proc says of it."""
+    proc = Path(f"/proc/{pid}")
+    status = fields(proc / "status")
+    assert status["Uid"].split() == status["Gid"].split() == [str(identity)] * 4
+    assert status["Groups"] == ""
+    assert all(int(status[f"Cap{name}"], 16) == 0 for name in ("Inh", "Prm", "Eff", "Bnd", "Amb"))
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert (int(status["SigBlk"], 16), int(status["SigIgn"], 16)) == (0, 0)
+    assert status["Umask"] == "0022"
+    assert (proc / "oom_score_adj").read_text() == "0\n"
+    assert (proc / "personality").read_text() == "00000000\n"
+    assert (proc / "timerslack_ns").read_text() == "50000\n"
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 0
+    assert os.sched_getscheduler(pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER
+    assert len(os.sched_getaffinity(pid)) == os.cpu_count()
+    limits = (proc / "limits").read_text()
+    for name, value in LIMITS.items():
+        assert re.search(rf"^{name} +{value} +{value} ", limits, re.MULTILINE), limits
+    assert (proc / "environ").read_bytes() == b"A=1\0"
+    assert (proc / "cwd").readlink() == Path("/")
+    assert sorted(path.name for path in (proc / "fd").iterdir()) == ["0", "1", "2"]
+    assert os.getsid(pid) == pid
+
+
+@pytest.mark.parametrize("waiting", [0, 2])
+def test_an_instance_inherits_nothing_of_who_started_the_runtime(
+    function: Make, waiting: int, tmp_path: Path
+) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        f"""
+import asyncio, sys
+import msgspec
+from firstlight.agile import Config, Function, Runtime
+from firstlight.agile.config import Pools, PoolSize
+
+async def main():
+    function = msgspec.json.decode(sys.argv[1], type=Function)
+    pools = Pools(sandbox=PoolSize(low=0, high={waiting}))
+    async with Runtime(Config(name="t8", pools=pools)) as runtime:
+        await runtime.prepare(function, {waiting})
+        instance = await runtime.start(function)
+        await asyncio.sleep(0.2)
+        print(instance.pid, instance.warm, flush=True)
+        sys.stdin.read()
+
+asyncio.run(main())
+"""
+    )
+
+    async def main() -> None:
+        text = msgspec.json.encode(function("hold", "60", env={"A": "1"})).decode()
+        argv = [sys.executable, "-c", ODD, sys.executable, str(script), text]
+        with subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as odd:
+            assert odd.stdout
+            assert odd.stdin
+            line = await asyncio.to_thread(odd.stdout.readline)
+            pid, warm = line.split()
+            assert warm == str(bool(waiting))
+            check(int(pid), Config().identities.first + 1)
+            odd.stdin.close()
+            assert odd.wait() == 0
+
+    on_host(main)
+
+
+def test_each_function_has_an_identity_of_its_own_or_each_instance(function: Make) -> None:
+    def uid(pid: int) -> int:
+        return Path(f"/proc/{pid}").stat().st_uid
+
+    async def main() -> None:
+        async with Runtime(Config(name="t8")) as runtime:
+            one, other = function("hold", "60"), function("hold", "61")
+            same = [uid((await runtime.start(one)).pid) for _ in range(2)]
+            assert same[0] == same[1] != uid((await runtime.start(other)).pid)
+
+    on_host(main)
