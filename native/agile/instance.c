@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PENDING_SECONDS = 30 };
+enum { PENDING_SECONDS = 30, LULL = 5000000 }; /* LULL: ns */
 
 void instances_open(int limit)
 {
@@ -307,8 +307,18 @@ static int make_waiting(void)
 	return 0;
 }
 
+/* What takes the place of a sandbox is made in a lull, so that it does not keep a start from its CPU;
+ * but not too late. */
+static bool makes_later(void)
+{
+	return node.waiting.count + node.making > node.wanted_waiting / 2 &&
+	       monotonic() - node.last_start < LULL;
+}
+
 void instances_warm(void)
 {
+	if (node.waiting.count + node.making < node.wanted_waiting && makes_later())
+		return;
 	while (node.waiting.count + node.making < node.wanted_waiting)
 		if (make_waiting())
 			return;
@@ -481,6 +491,7 @@ static int start(const struct ask *ask, struct rights *rights, int client)
 		descriptor_close(&function->resident);
 		function->resident = resident[0];
 	}
+	node.last_start = monotonic();
 	instance->network = network;
 	instance->address = node.parts[network].order.address;
 	instance->function = (int)ask->function;
@@ -586,6 +597,8 @@ void pending_refuse(enum part_kind kind, uint32_t reach)
 
 int pending_timeout(void)
 {
+	if (node.waiting.count + node.making < node.wanted_waiting && makes_later())
+		return LULL / 1000000;
 	if (!node.pending_count)
 		return -1;
 	int64_t left = node.pending[node.pending_first].until - monotonic();

@@ -121,6 +121,7 @@ struct node {
 	int *hash;
 	uint32_t hash_mask;
 	uint64_t serial;
+	int64_t last_start;
 	uint8_t wants[PART_CGROUP + 1][REACHES];
 };
 

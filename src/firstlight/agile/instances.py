@@ -358,6 +358,7 @@ class Instances:
     def _started(self, event: Event) -> None:
         if event.id in self._using:
             return
+        self._traffic.seen()
         self._using[event.id] = (event.function, event.network, event.cgroup)
         self._use(event)
         found = self._registry.number(event.function)

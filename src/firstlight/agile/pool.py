@@ -32,6 +32,10 @@ class Traffic:
         self._under_way -= 1
         self._last = time.monotonic()
 
+    def seen(self) -> None:
+        """Note a request that the node has served."""
+        self._last = time.monotonic()
+
     async def lull(self, urgent: Callable[[], bool]) -> None:
         """Return when no request has been under way for 5 ms, after 200 ms, or when urgent."""
         until = time.monotonic() + _PATIENCE_SECONDS
