@@ -258,7 +258,9 @@ def test_a_snapshot_of_another_version(room: Room, program: str) -> None:
 
 
 def test_a_guest_that_is_never_ready_to_be_saved(room: Room, program: str) -> None:
-    with pytest.raises(Failed, match=r"cannot make a snapshot of the guest: .* before the guest was ready"):
+    with pytest.raises(
+        Failed, match=r"cannot make a snapshot of the guest: .* before the guest was ready"
+    ):
         room.start(machine(program, Tiny(says("panic\r\n") + RESET), "snapshot"))
     assert room.leftovers() == []
 
