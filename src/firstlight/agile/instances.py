@@ -262,10 +262,12 @@ class Instances:
     def counts(self) -> list[Counts]:
         """What is on the shelves."""
         high = self._waiting_wanted
+        node = self._node
+        made, seconds = (node.made, node.fill_seconds) if node else (0, 0.0)
         sandboxes = Counts(
-            name="sandbox", ready=self._node.waiting if self._node else 0, low=high, high=high,
-            hits=self._sandbox_hits, misses=self._sandbox_misses, made=0, returned=0, failed=0,
-            fill_rate=0.0, fill_seconds=0.0,
+            name="sandbox", ready=node.waiting if node else 0, low=high, high=high,
+            hits=self._sandbox_hits, misses=self._sandbox_misses, made=made, returned=0, failed=0,
+            fill_rate=made / seconds if seconds else 0.0, fill_seconds=seconds,
         )  # fmt: skip
         shelves = [one.counts() for one in (*self._shelves.values(), self._cgroup_shelf)]
         used = [one for one in shelves if one.made or one.misses or one.ready]

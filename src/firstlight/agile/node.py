@@ -53,7 +53,9 @@ class Node:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = self._pidfd = -1
         self.gone: asyncio.Future[None] = self._loop.create_future()
-        self.waiting = 0
+        self.waiting = self.made = 0  # generic sandboxes
+        self.fill_seconds = 0.0
+        self._wanted, self._short_since = 0, time.monotonic()
         self._held: list[Event] | None = []
 
     async def open(self, tops: Sequence[int], unified: bool, stay: bool) -> State:
@@ -108,6 +110,8 @@ class Node:
 
     def keep_waiting(self, count: int) -> None:
         """Hold that many generic sandboxes."""
+        self._count_waiting(self.waiting)
+        self._wanted = count
         self._send(node_wire.order(Order.SANDBOXES, count=count))
 
     def signal(self, instance: int, number: int) -> None:
@@ -238,11 +242,20 @@ class Node:
 
     def _tell(self, event: Event) -> None:
         if event.verb == Told.WAITING:
-            self.waiting = event.status
+            self._count_waiting(event.status)
         if self._held is None:
             self._told(event)
         else:
             self._held.append(event)
+
+    def _count_waiting(self, waiting: int) -> None:
+        """Note how many sandboxes wait now; time counts as filling while fewer do than wanted."""
+        now = time.monotonic()
+        if self.waiting < self._wanted:
+            self.fill_seconds += now - self._short_since
+        self._short_since = now
+        self.made += max(0, waiting - self.waiting)
+        self.waiting = waiting
 
     def _hand(self, descriptor: int) -> None:
         if descriptor < 0:

@@ -93,7 +93,11 @@ class Churn:
             function = payload(base, *words)
             with serving(config, function, workspace) as start, Client(config.socket) as client:
                 before = _sandboxes(client)
-                yield Prepared([start] * instances, lambda: _counted(before, _sandboxes(client)))
+
+                def counts() -> dict[str, float]:
+                    return _counted(before, _sandboxes(client), instances)
+
+                yield Prepared([start] * instances, counts)
 
 
 @dataclass(frozen=True)
@@ -226,15 +230,22 @@ def _held(config: Config, function: Function, count: int) -> Iterator[Client]:
         os.close(theirs)
 
 
+_NO_POOL = Counts(
+    name="sandbox", ready=0, low=0, high=0, hits=0, misses=0, made=0, returned=0, failed=0,
+    fill_rate=0.0, fill_seconds=0.0,
+)  # fmt: skip
+
+
 def _sandboxes(client: Client) -> Counts:
-    return next(pool for pool in client.pools() if pool.name == "sandbox")
+    return next((pool for pool in client.pools() if pool.name == "sandbox"), _NO_POOL)
 
 
-def _counted(before: Counts, after: Counts) -> dict[str, float]:
+def _counted(before: Counts, after: Counts, starts: int) -> dict[str, float]:
     made, seconds = after.made - before.made, after.fill_seconds - before.fill_seconds
+    hits = after.hits - before.hits
     return {
-        "hits": after.hits - before.hits,
-        "misses": after.misses - before.misses,
+        "hits": hits,
+        "misses": starts - hits,
         "made": made,
         "fill": before.fill_rate,
         "refill": made / seconds if made else 0.0,
