@@ -2,7 +2,7 @@
 
 Making one costs tens of microseconds; what is slow is moving a process into it by
 ``cgroup.procs``, which waits for an RCU grace period. So instances are born in their cgroup
-(version 2) or move themselves by ``tasks`` (version 1): see ``native/spawn_enter.c``.
+(version 2) or move themselves by ``tasks`` (version 1): see ``native/agile/spawn_enter.c``.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What the agile runtime and its native programs say to each other: ``native/spawner.h`` in Python.
+"""What the agile runtime and its native programs say: ``native/agile/spawner.h`` in Python.
 
 Integers are in host order; stamps are ns of CLOCK_MONOTONIC.
 """

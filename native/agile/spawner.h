@@ -26,7 +26,7 @@ enum step {
 	STEP_USER,
 	STEP_CAPABILITIES,
 	STEP_SECCOMP,
-	STEP_WAIT,    /* ready: one step before exec */
+	STEP_WAIT, /* ready: one step before exec */
 	STEP_STREAMS, /* woken */
 	STEP_EXEC,
 	STEPS,
@@ -34,8 +34,8 @@ enum step {
 
 enum {
 	SANDBOX_USER_NAMESPACE = 1,
-	SANDBOX_ZYGOTE = 2,	 /* stays root of its user namespace, to make sandboxes in it */
-	SANDBOX_CLONE_INTO = 4,	 /* the first cgroup descriptor is a version 2 directory */
+	SANDBOX_ZYGOTE = 2, /* stays root of its user namespace, to make sandboxes in it */
+	SANDBOX_CLONE_INTO = 4, /* the first cgroup descriptor is a version 2 directory */
 };
 
 struct sandbox {
@@ -70,7 +70,7 @@ struct news {
 	int32_t pid, error, status; /* status: as waitpid gives it */
 	uint64_t id;
 	int64_t asked, cloned; /* ns of CLOCK_MONOTONIC: request read, clone returned */
-	int64_t user, system;  /* ns of CPU time, of EXITED */
+	int64_t user, system; /* ns of CPU time, of EXITED */
 };
 
 /* What a child says on its control socket: once when it has to wait (step STEP_WAIT), once when it is

@@ -15,13 +15,15 @@
 static const struct {
 	const char *path;
 	unsigned minor;
-} devices[] = {{"dev/null", 3}, {"dev/zero", 5}, {"dev/full", 7}, {"dev/random", 8},
-	       {"dev/urandom", 9}};
+} devices[] = {
+	{"dev/null", 3}, {"dev/zero", 5}, {"dev/full", 7}, {"dev/random", 8}, {"dev/urandom", 9}};
 
 static const struct {
 	const char *path, *target;
-} links[] = {{"dev/fd", "/proc/self/fd"}, {"dev/stdin", "/proc/self/fd/0"},
-	     {"dev/stdout", "/proc/self/fd/1"}, {"dev/stderr", "/proc/self/fd/2"},
+} links[] = {{"dev/fd", "/proc/self/fd"},
+	     {"dev/stdin", "/proc/self/fd/0"},
+	     {"dev/stdout", "/proc/self/fd/1"},
+	     {"dev/stderr", "/proc/self/fd/2"},
 	     {"dev/shm", "/tmp"}};
 
 static int make_devices(void)

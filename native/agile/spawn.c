@@ -57,7 +57,9 @@ static ssize_t receive(int socket, void *to, size_t size, int flags, int *descri
 {
 	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int[DESCRIPTORS]))];
 	struct iovec part = {to, size};
-	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space,
+	struct msghdr message = {.msg_iov = &part,
+				 .msg_iovlen = 1,
+				 .msg_control = space,
 				 .msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)most)};
 	ssize_t got;
 	*count = 0;
@@ -148,7 +150,8 @@ _Noreturn static void be_instance(const struct request *request, struct parts *p
 	sigset_t none;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	if (sandbox_enter(&request->sandbox, parts, &profiles[request->sandbox.profile], stamps, &step))
+	if (sandbox_enter(&request->sandbox, parts, &profiles[request->sandbox.profile], stamps,
+			  &step))
 		goto failed;
 	if (dup3(control, CONTROL, O_CLOEXEC) < 0)
 		goto failed;
@@ -198,8 +201,8 @@ _Noreturn static void be_template(int control, int tree)
 
 static pid_t clone_child(const struct request *request, const struct parts *parts, int *pidfd)
 {
-	struct clone_args args = {.flags = CLONE_PIDFD, .pidfd = (uintptr_t)pidfd,
-				  .exit_signal = SIGCHLD};
+	struct clone_args args = {
+		.flags = CLONE_PIDFD, .pidfd = (uintptr_t)pidfd, .exit_signal = SIGCHLD};
 	if (request->verb == SPAWN)
 		args.flags |= CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS;
 	if (request->sandbox.flags & SANDBOX_CLONE_INTO) {
@@ -213,8 +216,11 @@ static void spawn(const struct request *request, const int *descriptors, int cou
 {
 	struct news news = {.verb = SPAWNED, .id = request->id, .asked = monotonic()};
 	int pidfd = -1, least = request->verb == SPAWN ? 3 : 2;
-	struct parts parts = {.control = descriptors[0], .root = descriptors[1],
-			      .network = descriptors[2], .cgroup_count = count - 3, .self = -1};
+	struct parts parts = {.control = descriptors[0],
+			      .root = descriptors[1],
+			      .network = descriptors[2],
+			      .cgroup_count = count - 3,
+			      .self = -1};
 	if (count < least || request->sandbox.profile >= PROFILES) {
 		news.verb = REFUSED;
 		news.error = EPROTO;
@@ -278,12 +284,13 @@ static int serve(void)
 		struct sock_filter rest[PROFILE_MAX];
 	} request;
 	int descriptors[DESCRIPTORS] = {-1}, count;
-	ssize_t size = receive(CONTROL, &request, sizeof request, 0, descriptors, DESCRIPTORS,
-			       &count);
+	ssize_t size =
+		receive(CONTROL, &request, sizeof request, 0, descriptors, DESCRIPTORS, &count);
 	if (size == 0 || (size < 0 && errno != EMSGSIZE))
 		return 0;
 	if (size >= (ssize_t)sizeof request.head && request.head.verb == PROFILE)
-		set_profile(&request.head, (char *)request.rest, (size_t)size - sizeof request.head);
+		set_profile(&request.head, (char *)request.rest,
+			    (size_t)size - sizeof request.head);
 	else if (size == sizeof request.head &&
 		 (request.head.verb == SPAWN || request.head.verb == TEMPLATE))
 		spawn(&request.head, descriptors, count);
@@ -297,7 +304,8 @@ static int serve(void)
 static void prune_mounts(void)
 {
 	if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
-	    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=64k,mode=700") ||
+	    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
+		  "size=64k,mode=700") ||
 	    chdir("/tmp") || mkdir("root", 0700) || mkdir("proc", 0700) ||
 	    mount("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) ||
 	    syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH) || chdir("/"))

@@ -73,13 +73,15 @@ static int make_template(const char *tree)
 		die("pipe2");
 	pid_t child = fork();
 	if (child == 0) {
-		int at = (int)syscall(SYS_open_tree, AT_FDCWD, tree, OPEN_TREE_CLONE | AT_RECURSIVE);
+		int at =
+			(int)syscall(SYS_open_tree, AT_FDCWD, tree, OPEN_TREE_CLONE | AT_RECURSIVE);
 		if (at < 0 || prctl(PR_SET_PDEATHSIG, SIGKILL) || unshare(CLONE_NEWNS) ||
 		    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
 		    mount("tmpfs", "/tmp", "tmpfs", 0, NULL) || mkdir("/tmp/root", 0700) ||
-		    chdir("/tmp") || syscall(SYS_move_mount, at, "", AT_FDCWD, "root", MOVE_MOUNT_F_EMPTY_PATH) ||
-		    chdir("root") || syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH) ||
-		    write(ready[1], &byte, 1) != 1)
+		    chdir("/tmp") ||
+		    syscall(SYS_move_mount, at, "", AT_FDCWD, "root", MOVE_MOUNT_F_EMPTY_PATH) ||
+		    chdir("root") || syscall(SYS_pivot_root, ".", ".") ||
+		    umount2(".", MNT_DETACH) || write(ready[1], &byte, 1) != 1)
 			die("make the root");
 		pause();
 		_exit(1);
@@ -106,9 +108,10 @@ _Noreturn static void be_instance(const int streams[3], const int *taken, int fo
 		if (!is_directory(taken[i]) && write(taken[i], "0", 1) != 1)
 			_exit(126);
 	if (setns(taken[0], CLONE_NEWNET) || setns(root, CLONE_NEWNS) ||
-	    unshare(CLONE_NEWNS | CLONE_NEWCGROUP) || mount("proc", "/proc", "proc", MS_RDONLY, NULL) ||
-	    dup2(streams[0], 0) < 0 || dup2(streams[1], 1) < 0 || dup2(streams[2], 2) < 0 ||
-	    close_range(3, ~0U, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL))
+	    unshare(CLONE_NEWNS | CLONE_NEWCGROUP) ||
+	    mount("proc", "/proc", "proc", MS_RDONLY, NULL) || dup2(streams[0], 0) < 0 ||
+	    dup2(streams[1], 1) < 0 || dup2(streams[2], 2) < 0 || close_range(3, ~0U, 0) ||
+	    prctl(PR_SET_PDEATHSIG, SIGKILL))
 		_exit(126);
 	execv(command[0], command);
 	_exit(127);
@@ -132,7 +135,8 @@ static void start(nfds_t client, const int streams[3], char **command)
 	if (pid == 0)
 		be_instance(streams, taken, found, command);
 	if (pid < 0) {
-		say(polled[client].fd, "{\"type\":\"error\",\"message\":\"cannot clone, or no parts are left\"}");
+		say(polled[client].fd,
+		    "{\"type\":\"error\",\"message\":\"cannot clone, or no parts are left\"}");
 		return;
 	}
 	started[client] = pid;
@@ -144,7 +148,9 @@ static void serve(nfds_t client, char **command)
 	static char text[MESSAGE_MAX];
 	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int[MESSAGE_DESCRIPTORS]))];
 	struct iovec part = {text, sizeof text};
-	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space,
+	struct msghdr message = {.msg_iov = &part,
+				 .msg_iovlen = 1,
+				 .msg_control = space,
 				 .msg_controllen = sizeof space};
 	int streams[MESSAGE_DESCRIPTORS];
 	ssize_t size = recvmsg(polled[client].fd, &message, MSG_CMSG_CLOEXEC);
@@ -175,8 +181,10 @@ static void reap(void)
 		for (nfds_t client = FIRST; client < count; client++)
 			if (started[client] == pid) {
 				started[client] = 0;
-				snprintf(text, sizeof text, "{\"type\":\"ended\",\"status\":%d,\"signal\":%d}",
-					 WEXITSTATUS(status), WIFSIGNALED(status) ? WTERMSIG(status) : 0);
+				snprintf(text, sizeof text,
+					 "{\"type\":\"ended\",\"status\":%d,\"signal\":%d}",
+					 WEXITSTATUS(status),
+					 WIFSIGNALED(status) ? WTERMSIG(status) : 0);
 				say(polled[client].fd, text);
 			}
 }
@@ -196,7 +204,8 @@ int main(int argc, char **argv)
 	sigaddset(&signals, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &signals, NULL);
 	polled[CHILDREN] = (struct pollfd){signalfd(-1, &signals, SFD_CLOEXEC), POLLIN, 0};
-	polled[LISTENER] = (struct pollfd){socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), POLLIN, 0};
+	polled[LISTENER] =
+		(struct pollfd){socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), POLLIN, 0};
 	if (polled[CHILDREN].fd < 0 || polled[LISTENER].fd < 0 ||
 	    bind(polled[LISTENER].fd, (struct sockaddr *)&address, sizeof address) ||
 	    listen(polled[LISTENER].fd, CLIENTS))
@@ -210,8 +219,8 @@ int main(int argc, char **argv)
 		if (poll(polled, count, -1) < 0 && errno != EINTR)
 			die("poll");
 		if (polled[LISTENER].revents && count < FIRST + CLIENTS)
-			polled[count++] = (struct pollfd){accept4(polled[LISTENER].fd, NULL, NULL, SOCK_CLOEXEC),
-							  POLLIN, 0};
+			polled[count++] = (struct pollfd){
+				accept4(polled[LISTENER].fd, NULL, NULL, SOCK_CLOEXEC), POLLIN, 0};
 		if (polled[CHILDREN].revents)
 			reap();
 		for (nfds_t client = FIRST; client < count; client++)

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <linux/capability.h>
 #include <linux/seccomp.h>
 #include <sched.h>
@@ -16,12 +17,11 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
-#include <grp.h>
 
 /* What an ordinary container masks below /proc, and this kernel may or may not have. */
-static const char *const masked_files[] = {"/proc/kcore",	"/proc/keys",	"/proc/latency_stats",
-					   "/proc/timer_list", "/proc/timer_stats",
-					   "/proc/sched_debug", "/proc/interrupts"};
+static const char *const masked_files[] = {
+	"/proc/kcore",       "/proc/keys",        "/proc/latency_stats", "/proc/timer_list",
+	"/proc/timer_stats", "/proc/sched_debug", "/proc/interrupts"};
 static const char *const masked_directories[] = {"/proc/acpi", "/proc/asound", "/proc/scsi"};
 
 int64_t monotonic(void)
@@ -95,8 +95,7 @@ static int enter_user_namespace(const struct sandbox *sandbox, int self)
 	bool zygote = sandbox->flags & SANDBOX_ZYGOTE;
 	/* Some hosts let nobody make one who has no privilege. */
 	if (prctl(PR_SET_DUMPABLE, 1) || set_capabilities(1ULL << CAP_SYS_ADMIN) ||
-	    unshare(CLONE_NEWUSER) ||
-	    write_file(self, "setgroups", "deny"))
+	    unshare(CLONE_NEWUSER) || write_file(self, "setgroups", "deny"))
 		return -1;
 	snprintf(map, sizeof map, "%u %u 1", zygote ? 0 : sandbox->uid, sandbox->uid);
 	if (write_file(self, "uid_map", map))
@@ -134,8 +133,10 @@ static int drop_bounding(uint64_t keep)
 static int drop_capabilities(const struct sandbox *sandbox)
 {
 	/* To enter namespaces, that of mounts by a change of root, and for its forks to drop these. */
-	uint64_t keep = sandbox->flags & SANDBOX_ZYGOTE
-		? 1ULL << CAP_SYS_ADMIN | 1ULL << CAP_SYS_CHROOT | 1ULL << CAP_SETPCAP : 0;
+	uint64_t keep =
+		sandbox->flags & SANDBOX_ZYGOTE
+			? 1ULL << CAP_SYS_ADMIN | 1ULL << CAP_SYS_CHROOT | 1ULL << CAP_SETPCAP
+			: 0;
 	/* A new user namespace came with all of them. */
 	if (sandbox->flags & SANDBOX_USER_NAMESPACE && drop_bounding(keep))
 		return -1;
@@ -159,16 +160,15 @@ static int enter_network(const struct parts *parts)
 
 static int mount_proc(void)
 {
-	return mount("proc", "/proc", "proc",
-		     MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+	return mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
 }
 
-#define DO(name, call)                          \
-	do {                                    \
-		*step = name;                   \
-		stamps[name] = monotonic();     \
-		if (call)                       \
-			return -1;              \
+#define DO(name, call)                      \
+	do {                                \
+		*step = name;               \
+		stamps[name] = monotonic(); \
+		if (call)                   \
+			return -1;          \
 	} while (0)
 
 int sandbox_enter(const struct sandbox *sandbox, struct parts *parts,
