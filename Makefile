@@ -21,8 +21,7 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3.1[1-9] /usr/bin/python3) pytho
 BIN := .venv/bin
 PYTHON_HEADERS = -I$(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 NATIVE := $(shell find native contrib conf subprojects meson.build -type f)
-C_FILES := $(shell find native/common native/trace native/lab native/cni contrib -name '*.[ch]') \
-  $(wildcard native/agile/wasm*.[ch] native/agile/place.[ch]) native/agile/inside.c
+C_FILES := $(shell find native contrib -name '*.[ch]')
 SOURCES := $(shell find src -name '*.py' -o -name '*.j2' -o -name '*.css' -o -name '*.js')
 
 setup: .venv/packages .venv/etcd .venv/linux .venv/installed

@@ -199,8 +199,8 @@ int main(void)
 	sigaddset(&signals, SIGINT); /* Ctrl-C is for the runtime to handle, in order */
 	sigaddset(&signals, SIGTERM);
 	sigprocmask(SIG_BLOCK, &signals, NULL);
-	(void)setpriority(PRIO_PROCESS, 0,
-			  0); /* it prepares: the runtime's own haste is not for it */
+	/* It prepares: the runtime's own haste is not for it. */
+	(void)setpriority(PRIO_PROCESS, 0, 0);
 	if (fcntl(CONTROL, F_SETFD, FD_CLOEXEC) || close_range(CONTROL + 1, ~0U, 0))
 		die("set up descriptors", errno);
 	host_namespace = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
