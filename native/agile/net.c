@@ -3,6 +3,8 @@
  * periods, milliseconds each.
  *
  * What is asked for is in net.h. Who asks sets a deadline, and kills a helper that does not answer.
+ *
+ * It is C because libmnl and libnftables are, and to compare namespaces is to read many dumps.
  */
 #include "net.h"
 #include "../common/cleanup.h"

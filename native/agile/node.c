@@ -6,6 +6,8 @@
  * function that the manager has registered is one message of a client, answered here. Instances
  * outlive the manager, and none outlives the node, which is the first process of the PID namespace
  * that they all are in. Descriptor 3 is closed when clients may connect.
+ *
+ * It is C because all of it lies inside a start, which begins with a clone of it.
  */
 #include "node.h"
 #include "root.h"

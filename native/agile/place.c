@@ -7,6 +7,8 @@
  * zygote lacks, and cannot be dumped.
  *
  * It ends when descriptor 3 does; a sandbox ends with its own socket, and with the zygote.
+ *
+ * It is C because a copy of it stays as PID 1 of each sandbox, and must be small.
  */
 #include "agile/place.h"
 

@@ -7,6 +7,8 @@
  * request is read at once; so a prepared sandbox and a direct start are the same code.
  *
  * All that it made dies with it, and it ends when descriptor 3 does.
+ *
+ * It is C because a start begins with a clone of it, and an interpreter has far more memory to map.
  */
 #include "common/message.h"
 #include "spawner.h"

@@ -8,6 +8,8 @@
  * without is a greeting. PARTS are our descriptors "NETWORK,CGROUP,...;" for each start to come: a
  * network namespace, and "tasks" files of cgroups to enter, or the directory of one of version 2 to
  * be born in. Says "ready" when clients may connect.
+ *
+ * It is C because an interpreter's work would be part of what is measured, and so no floor.
  */
 #include "common/message.h"
 #include "spawner.h"
