@@ -106,8 +106,10 @@ def test_killing_its_first_process_leaves_nothing(standing_cluster: standing.Rec
 def test_killing_its_keeper_leaves_what_clean_removes(standing_cluster: standing.Record) -> None:
     os.kill(standing_cluster.keeper, signal.SIGKILL)
     gone(standing_cluster.first)
-    clean.clean()
-    assert not left()
+    end = time.monotonic() + 60
+    while left():  # what ends with the first process is in its cgroups a moment longer
+        assert time.monotonic() < end, left()
+        clean.clean()
 
 
 def test_killing_who_brings_it_up_takes_it_down() -> None:
