@@ -11,6 +11,7 @@
  * It is C because a copy of it stays as PID 1 of each sandbox, and must be small.
  */
 #include "agile/place.h"
+#include "masked.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -29,22 +30,6 @@
 
 enum { CONTROL = 3, ZYGOTE_PID = 0, ZYGOTE_MOUNT, ZYGOTE_USER, ZYGOTE_SPACES };
 enum { HOLD = 0, NETWORK, FIRST_DOOR, PARTS = FIRST_DOOR + PLACE_DOORS };
-
-/* What an ordinary container masks below /proc, and a process without privileges may read. */
-static const struct {
-	const char *path, *by;
-} masked[] = {
-	{"/proc/kcore", "/dev/null"},
-	{"/proc/keys", "/dev/null"},
-	{"/proc/latency_stats", "/dev/null"},
-	{"/proc/timer_list", "/dev/null"},
-	{"/proc/timer_stats", "/dev/null"},
-	{"/proc/sched_debug", "/dev/null"},
-	{"/proc/interrupts", "/dev/null"},
-	{"/proc/acpi", "/tmp"},
-	{"/proc/asound", "/tmp"},
-	{"/proc/scsi", "/tmp"},
-};
 
 static int failure(long result)
 {
@@ -116,7 +101,8 @@ static int mount_own(const char *tmpfs)
 	int failed = mount_proc();
 	for (size_t i = 0; i < sizeof masked / sizeof *masked && !failed; i++)
 		if (!access(masked[i].path, F_OK))
-			failed = failure(mount(masked[i].by, masked[i].path, NULL, MS_BIND, NULL));
+			failed = failure(mount(masked[i].directory ? "/tmp" : "/dev/null",
+					       masked[i].path, NULL, MS_BIND, NULL));
 	return failed ? failed
 		      : failure(mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, tmpfs));
 }

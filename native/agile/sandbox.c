@@ -1,4 +1,5 @@
 #include "sandbox.h"
+#include "masked.h"
 #include "socket.h"
 
 #include <errno.h>
@@ -23,17 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* What an ordinary container masks below /proc, and this kernel may or may not have. What only root
- * may read is closed to an instance anyway. */
-static const struct {
-	const char *path;
-	bool directory;
-} masked[] = {
-	{"/proc/kcore", false},       {"/proc/keys", false},       {"/proc/timer_list", false},
-	{"/proc/sched_debug", false}, {"/proc/interrupts", false}, {"/proc/acpi", true},
-	{"/proc/asound", true},       {"/proc/scsi", true},
-};
-enum { MASKED = sizeof masked / sizeof *masked };
+/* What only root may read is closed to an instance anyway: see house->mask. */
 _Static_assert(MASKED == sizeof((struct house *)0)->mask, "one flag for each path");
 
 static const uint64_t tmpfs_default = 16 << 20;

@@ -22,7 +22,7 @@ struct house {
 	dev_t pipes; /* the device of anonymous pipes */
 	char socket[108]; /* where clients connect: an instance gets no such stream */
 	struct sock_fprog profiles[PROFILES];
-	bool mask[8]; /* which of the paths to mask there are, for others to read */
+	bool mask[10]; /* which of the paths to mask there are, for others to read */
 };
 
 /* A child's own part of a start: descriptors, or -1. */

@@ -1,3 +1,4 @@
+#include "masked.h"
 #include "spawner.h"
 
 #include <errno.h>
@@ -18,12 +19,6 @@
 #include <time.h>
 #include <unistd.h>
 
-/* What an ordinary container masks below /proc, and this kernel may or may not have. */
-static const char *const masked_files[] = {
-	"/proc/kcore",       "/proc/keys",        "/proc/latency_stats", "/proc/timer_list",
-	"/proc/timer_stats", "/proc/sched_debug", "/proc/interrupts"};
-static const char *const masked_directories[] = {"/proc/acpi", "/proc/asound", "/proc/scsi"};
-
 int64_t monotonic(void)
 {
 	struct timespec t;
@@ -41,20 +36,14 @@ static int enter_cgroups(const struct sandbox *sandbox, const struct parts *part
 	return 0;
 }
 
-static int mask(const char *source, const char *const *paths, size_t count)
-{
-	for (size_t i = 0; i < count; i++)
-		if (mount(source, paths[i], NULL, MS_BIND, NULL) && errno != ENOENT)
-			return -1;
-	return 0;
-}
-
 static int mask_proc(void)
 {
-	if (mask("/dev/null", masked_files, sizeof masked_files / sizeof *masked_files))
-		return -1;
-	return mask("/dev/.empty", masked_directories,
-		    sizeof masked_directories / sizeof *masked_directories);
+	for (int i = 0; i < MASKED; i++)
+		if (mount(masked[i].directory ? "/dev/.empty" : "/dev/null", masked[i].path, NULL,
+			  MS_BIND, NULL) &&
+		    errno != ENOENT)
+			return -1;
+	return 0;
 }
 
 static int set_limits(const struct sandbox *sandbox)

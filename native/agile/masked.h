@@ -1,0 +1,17 @@
+/* What an ordinary container masks below /proc, and a kernel may or may not have. */
+#ifndef FIRSTLIGHT_MASKED_H
+#define FIRSTLIGHT_MASKED_H
+
+#include <stdbool.h>
+
+static const struct {
+	const char *path;
+	bool directory;
+} masked[] = {
+	{"/proc/kcore", false},      {"/proc/keys", false},        {"/proc/latency_stats", false},
+	{"/proc/timer_list", false}, {"/proc/timer_stats", false}, {"/proc/sched_debug", false},
+	{"/proc/interrupts", false}, {"/proc/acpi", true},         {"/proc/asound", true},
+	{"/proc/scsi", true},
+};
+enum { MASKED = sizeof masked / sizeof *masked };
+#endif
