@@ -14,7 +14,7 @@ from bench.marks import Mark
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Pools, PoolSize
 from firstlight.agile.network import Network
-from firstlight.agile.pool import Pool, Traffic
+from firstlight.agile.pool import LoadGate, Pool
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace, sandbox
 from firstlight.lab.backends.agile import payload
@@ -59,7 +59,9 @@ async def takes(workspace: Workspace) -> list[Mark]:
     async with Runtime(config(workspace, Pools())) as runtime:
         size = PoolSize(low=0, high=HELD[-1], rate=1e5)
         networks = runtime._networks
-        pool = Pool("network", size, lambda: networks.make("outbound"), networks.discard, Traffic())
+        pool = Pool(
+            "network", size, lambda: networks.make("outbound"), networks.discard, LoadGate()
+        )
         used = {}
         for held in HELD:
             await pool.warm(held)

@@ -23,7 +23,7 @@ from firstlight.agile.node import Node, State
 from firstlight.agile.node_wire import Answer, Answered, Event, Flag, Step, Told, refused
 from firstlight.agile.output import pipes
 from firstlight.agile.parts import NOBODY, Held, Parts, Shelf
-from firstlight.agile.pool import Traffic
+from firstlight.agile.pool import LoadGate
 from firstlight.agile.registry import Registered, Registry, definition
 from firstlight.agile.starter import Starter
 from firstlight.errors import Failed
@@ -38,16 +38,16 @@ class Instances:
     """Everything that is started from a number. ``rich`` gets connections for the manager."""
 
     def __init__(
-        self, config: Config, networks: Networks, cgroups: Cgroups, traffic: Traffic,
+        self, config: Config, networks: Networks, cgroups: Cgroups, gate: LoadGate,
         rich: Callable[[int], None],
     ) -> None:  # fmt: skip
         self._config, self._networks, self._cgroups = config, networks, cgroups
-        self._traffic, self._rich = traffic, rich
+        self._gate, self._rich = gate, rich
         usual = Function(rootfs="/")
         self._limits = Limits(usual.memory, usual.cpus, usual.pids)
         self._parts = Parts(networks, cgroups, self._limits)
         self._shelves = {reach: self._network_shelf(reach) for reach in node_wire.REACHES}
-        self._cgroup_shelf = Shelf("cgroup", config.pools.cgroup, self._parts.put_cgroup, traffic,
+        self._cgroup_shelf = Shelf("cgroup", config.pools.cgroup, self._parts.put_cgroup, gate,
                                    lambda: self._refuse(node_wire.CGROUP, 0))  # fmt: skip
         self._registry = Registry(config, self._register, self._forget)
         self._running: dict[int, Instance] = {}
@@ -66,7 +66,7 @@ class Instances:
     def _network_shelf(self, reach: Reach) -> Shelf:
         return Shelf(
             f"network {reach}", self._config.pools.network,
-            lambda: self._parts.put_network(reach), self._traffic,
+            lambda: self._parts.put_network(reach), self._gate,
             lambda: self._refuse(node_wire.NETWORK, node_wire.REACHES.index(reach)),
         )  # fmt: skip
 
@@ -168,7 +168,7 @@ class Instances:
         self, function: Function, streams: tuple[int, int, int] | None, requested: int
     ) -> Instance:
         """Start an instance. Without streams its output is the instance's to read."""
-        with self._traffic:
+        with self._gate:
             found = await self.registered(function, fresh=False)
             outputs, theirs = ([], list(streams)) if streams else pipes()
             try:
@@ -360,7 +360,7 @@ class Instances:
     def _started(self, event: Event) -> None:
         if event.id in self._using:
             return
-        self._traffic.seen()
+        self._gate.seen()
         self._using[event.id] = (event.function, event.network, event.cgroup)
         self._use(event)
         found = self._registry.number(event.function)

@@ -15,7 +15,7 @@ from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import PoolSize
 from firstlight.agile.function import Counts, Reach
 from firstlight.agile.network import Network, Networks
-from firstlight.agile.pool import Traffic
+from firstlight.agile.pool import LoadGate
 from firstlight.errors import Failed
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ class Shelf:
     """Parts of one kind, kept between two marks. Nothing is made before the first ``want``."""
 
     def __init__(
-        self, name: str, size: PoolSize, put: Callable[[], Awaitable[None]], traffic: Traffic,
+        self, name: str, size: PoolSize, put: Callable[[], Awaitable[None]], gate: LoadGate,
         failed: Callable[[], None],
     ) -> None:  # fmt: skip
         self.name, self.size = name, size
-        self._put, self._traffic, self._tell_failed = put, traffic, failed
+        self._put, self._gate, self._tell_failed = put, gate, failed
         self.ready = self._waiting = self._target = 0
         self.hits = self.misses = self.made = self.returned = self.failures = 0
         self._seconds = 0.0
@@ -118,7 +118,7 @@ class Shelf:
             await self._wanted.wait()
             self._wanted.clear()
             while self._short():
-                await self._traffic.lull(lambda: self._waiting > 0)
+                await self._gate.wait_idle(lambda: self._waiting > 0)
                 began = time.monotonic()
                 many = min(_AT_ONCE, max(1, self._waiting))
                 results = await asyncio.gather(

@@ -18,7 +18,7 @@ _PATIENCE_SECONDS = 0.2
 _RETRY_SECONDS = 0.5
 
 
-class Traffic:
+class LoadGate:
     """Whether requests are under way: a refill waits for a lull, but not for ever."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Traffic:
         """Note a request that the node has served."""
         self._last = time.monotonic()
 
-    async def lull(self, urgent: Callable[[], bool]) -> None:
+    async def wait_idle(self, urgent: Callable[[], bool]) -> None:
         """Return when no request has been under way for 5 ms, after 200 ms, or when urgent."""
         until = time.monotonic() + _PATIENCE_SECONDS
         while not urgent() and (now := time.monotonic()) < until:
@@ -59,10 +59,10 @@ class Pool(Generic[Part]):
         size: PoolSize,
         make: Callable[[], Awaitable[Part]],
         discard: Callable[[Part], None],
-        traffic: Traffic,
+        gate: LoadGate,
     ) -> None:
         self.name, self.size = name, size
-        self._make, self._discard, self._traffic = make, discard, traffic
+        self._make, self._discard, self._gate = make, discard, gate
         self._shelf: deque[Part] = deque()
         self._waiting: deque[asyncio.Future[Part]] = deque()
         self._wanted = asyncio.Event()
@@ -183,7 +183,7 @@ class Pool(Generic[Part]):
             await self._wanted.wait()
             self._wanted.clear()
             while self._short():
-                await self._traffic.lull(lambda: bool(self._waiting))
+                await self._gate.wait_idle(lambda: bool(self._waiting))
                 began = time.monotonic()
                 try:
                     part = await self._make()

@@ -24,10 +24,10 @@ from firstlight.agile.interpreter import INTERPRETER, ZYGOTE_CALLS
 from firstlight.agile.journal import Journal
 from firstlight.agile.network import Networks
 from firstlight.agile.node import is_running
-from firstlight.agile.once import Once
 from firstlight.agile.output import pipes
-from firstlight.agile.pool import Pool, Traffic
+from firstlight.agile.pool import LoadGate, Pool
 from firstlight.agile.resident import Resident
+from firstlight.agile.single_flight import SingleFlight
 from firstlight.agile.spawner import Spawner
 from firstlight.agile.wasm import Wasm
 from firstlight.agile.zygote import Node, Zygote
@@ -50,10 +50,10 @@ class Runtime:
         self._stay, self._rich = stay, rich
         self._journal = Journal(self.config.directory)
         self._networks = Networks(self.config)
-        self._traffic = Traffic()
+        self._gate = LoadGate()
         self._cgroup_pools: dict[Limits, Pool[Cgroup]] = {}
-        self._zygotes: Once[Zygote] = Once()
-        self._wasms: Once[Wasm] = Once()
+        self._zygotes: SingleFlight[Zygote] = SingleFlight()
+        self._wasms: SingleFlight[Wasm] = SingleFlight()
         self._zygote_serial = 0
         self._closing = False
         self._latest_spawner: Spawner | None = None
@@ -78,9 +78,7 @@ class Runtime:
                 self._journal.record("network", self._networks.table, self._networks.anchor)
             await self._networks.open(adopt=runs)
             self._profiles = [seccomp.program(), seccomp.program(ZYGOTE_CALLS)]
-            self._instances = Instances(
-                self.config, self._networks, groups, self._traffic, self._rich
-            )
+            self._instances = Instances(self.config, self._networks, groups, self._gate, self._rich)
             await self._instances.open(self._stay)
         except BaseException:
             if hasattr(self, "_instances"):
@@ -246,7 +244,7 @@ class Runtime:
             return (await self._cgroup_pool(limits).take())[0]
 
         zygote = Zygote(
-            Node(self.config, self._networks, self._cgroups, self._traffic,
+            Node(self.config, self._networks, self._cgroups, self._gate,
                  lambda: self._spawner, take_cgroup),
             function, template,
         )  # fmt: skip
@@ -310,7 +308,7 @@ class Runtime:
 
             self._cgroup_pools[limits] = Pool(
                 f"cgroup {limits.memory >> 20} MiB, {limits.cpus:g} CPUs, {limits.pids} pids",
-                self.config.pools.cgroup, make, self._cgroups.remove, self._traffic,
+                self.config.pools.cgroup, make, self._cgroups.remove, self._gate,
             )  # fmt: skip
         return self._cgroup_pools[limits]
 

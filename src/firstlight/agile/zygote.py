@@ -27,7 +27,7 @@ from firstlight.agile.function import Function, Result
 from firstlight.agile.interpreter import Interpreter
 from firstlight.agile.network import Network, Networks
 from firstlight.agile.place import Place
-from firstlight.agile.pool import Pool, Traffic
+from firstlight.agile.pool import LoadGate, Pool
 from firstlight.agile.spawner import Spawner
 from firstlight.errors import Failed
 
@@ -41,7 +41,7 @@ class Node:
     config: Config
     networks: Networks
     cgroups: Cgroups
-    traffic: Traffic
+    gate: LoadGate
     spawner: Callable[[], Spawner]
     take_cgroup: Callable[[], Awaitable[Cgroup]]
 
@@ -63,11 +63,11 @@ class Zygote:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.forks: Pool[Fork] = Pool(
             f"fork {function.handler}", node.config.pools.sandbox,
-            self._ready_fork, self._discard, node.traffic,
+            self._ready_fork, self._discard, node.gate,
         )  # fmt: skip
         self._places: Pool[Place] = Pool(
             f"place of {function.handler}", node.config.pools.network,
-            self._make_place, self._give_back, node.traffic,
+            self._make_place, self._give_back, node.gate,
         )  # fmt: skip
         self._request = json.dumps(
             {"files": function.files, "directory": function.directory}
@@ -95,7 +95,7 @@ class Zygote:
             line = msgspec.json.encode(event) + b"\n"
         except (UnicodeEncodeError, TypeError, RecursionError) as error:
             raise Failed(f"the event of {handler} is not JSON: {error}") from error
-        with self._node.traffic:
+        with self._node.gate:
             fork, warm = await self._taken()
         try:
             async with asyncio.timeout(seconds):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from firstlight.agile import pool
 from firstlight.agile.config import PoolSize
-from firstlight.agile.pool import Pool, Traffic
+from firstlight.agile.pool import LoadGate, Pool
 from firstlight.errors import Failed
 
 
@@ -32,14 +32,14 @@ class Maker:
 
 def with_pool(
     main: Callable[[Pool[int], Maker], Awaitable[None]],
-    traffic: Traffic | None = None,
+    gate: LoadGate | None = None,
     allowed: int = 1000,
     **size: object,
 ) -> None:
     async def run() -> None:
         maker = Maker(allowed)
         sized = PoolSize(**({"low": 2, "high": 4, "rate": 1e6} | size))  # type: ignore[arg-type]
-        pool = Pool("part", sized, maker.make, maker.discarded.append, traffic or Traffic())
+        pool = Pool("part", sized, maker.make, maker.discarded.append, gate or LoadGate())
         await asyncio.wait_for(main(pool, maker), 10)
         await pool.close()
         assert len(pool) == 0
@@ -148,28 +148,28 @@ def test_one_who_gives_up_waiting_loses_no_part() -> None:
 
 def test_a_refill_waits_while_requests_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_PATIENCE_SECONDS", 1e9)
-    traffic = Traffic()
+    gate = LoadGate()
 
     async def main(pool: Pool[int], maker: Maker) -> None:
-        with traffic:
+        with gate:
             pool.take_ready()
             await asyncio.sleep(0.05)
             assert maker.made == 0
         await pool.warm()
         assert maker.made == 4
 
-    with_pool(main, traffic)
+    with_pool(main, gate)
 
 
 def test_a_refill_does_not_wait_for_ever() -> None:
-    traffic = Traffic()
+    gate = LoadGate()
 
     async def main(pool: Pool[int], maker: Maker) -> None:
-        with traffic:
+        with gate:
             await pool.warm(1)
         assert maker.made == 1
 
-    with_pool(main, traffic)
+    with_pool(main, gate)
 
 
 def test_whatever_is_counted_as_made_has_taken_its_time() -> None:
@@ -212,11 +212,11 @@ def test_no_part_is_lost_or_handed_out_twice(actions: list[str]) -> None:
             assert len(pool) <= 4
         assert maker.made == len(held) + len(pool) + len(maker.discarded)
 
-    with_pool(main, traffic=Calm(), low=0)
+    with_pool(main, gate=Calm(), low=0)
 
 
-class Calm(Traffic):
+class Calm(LoadGate):
     """No requests, no lull to wait for."""
 
-    async def lull(self, urgent: Callable[[], bool]) -> None:
+    async def wait_idle(self, urgent: Callable[[], bool]) -> None:
         await asyncio.sleep(0)

@@ -22,7 +22,7 @@ import msgspec
 from firstlight.agile import Config, wire
 from firstlight.agile.config import Pools, PoolSize
 from firstlight.agile.network import Network, Networks
-from firstlight.agile.pool import Pool, Traffic
+from firstlight.agile.pool import LoadGate, Pool
 from firstlight.errors import Failed
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Execute
@@ -94,7 +94,7 @@ async def _serve(config: Config, path: str, ready: Callable[[], None]) -> None:
     await networks.open()
     pool = Pool(
         "network", config.pools.network, lambda: networks.make("outbound"), networks.discard,
-        Traffic(),
+        LoadGate(),
     )  # fmt: skip
     takers: set[_Taker] = set()
     try:

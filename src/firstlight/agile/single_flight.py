@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 Made = TypeVar("Made")
 
 
-class Once(Generic[Made]):
+class SingleFlight(Generic[Made]):
     """Things by key. Those who ask for one while it is made wait for it, or hear of its failure.
 
     Who gives up waiting does not end the making. A failure is not kept: the next makes it anew.

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from firstlight.agile.once import Once
+from firstlight.agile.single_flight import SingleFlight
 
 
 class Maker:
@@ -27,14 +27,14 @@ class Maker:
             self.ended += 1
 
 
-def with_once(main: Callable[[Once[int], Maker], Awaitable[None]]) -> None:
+def with_once(main: Callable[[SingleFlight[int], Maker], Awaitable[None]]) -> None:
     async def run() -> None:
-        await asyncio.wait_for(main(Once(), Maker()), 20)
+        await asyncio.wait_for(main(SingleFlight(), Maker()), 20)
 
     asyncio.run(run())
 
 
-async def asked(once: Once[int], maker: Maker, count: int) -> list[asyncio.Task[int]]:
+async def asked(once: SingleFlight[int], maker: Maker, count: int) -> list[asyncio.Task[int]]:
     tasks = [asyncio.create_task(once.get(b"key", maker.make)) for _ in range(count)]
     while not maker.begun:
         await asyncio.sleep(0)
@@ -42,7 +42,7 @@ async def asked(once: Once[int], maker: Maker, count: int) -> list[asyncio.Task[
 
 
 def test_all_who_ask_get_the_same_and_others_keys_another() -> None:
-    async def main(once: Once[int], maker: Maker) -> None:
+    async def main(once: SingleFlight[int], maker: Maker) -> None:
         tasks = await asked(once, maker, 3)
         maker.allowed.set()
         assert await asyncio.gather(*tasks) == [1, 1, 1]
@@ -54,7 +54,7 @@ def test_all_who_ask_get_the_same_and_others_keys_another() -> None:
 
 
 def test_all_who_wait_hear_of_a_failure_and_the_next_tries_again() -> None:
-    async def main(once: Once[int], maker: Maker) -> None:
+    async def main(once: SingleFlight[int], maker: Maker) -> None:
         maker.broken = True
         tasks = await asked(once, maker, 3)
         maker.allowed.set()
@@ -68,7 +68,7 @@ def test_all_who_wait_hear_of_a_failure_and_the_next_tries_again() -> None:
 
 
 def test_one_who_gives_up_ends_nothing_for_the_others() -> None:
-    async def main(once: Once[int], maker: Maker) -> None:
+    async def main(once: SingleFlight[int], maker: Maker) -> None:
         first, second = await asked(once, maker, 2)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -80,7 +80,7 @@ def test_one_who_gives_up_ends_nothing_for_the_others() -> None:
 
 
 def test_what_is_being_made_ends_with_it() -> None:
-    async def main(once: Once[int], maker: Maker) -> None:
+    async def main(once: SingleFlight[int], maker: Maker) -> None:
         [task] = await asked(once, maker, 1)
         await once.close()
         assert (maker.begun, maker.ended) == (1, 1)
