@@ -6,12 +6,11 @@ directories, and the last run removes those that runs have made.
 
 import fcntl
 import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from firstlight.errors import Failed
+from firstlight.host.commands import run
 from firstlight.host.workspace import STATE
 
 _LIST = STATE / "directories"
@@ -63,6 +62,4 @@ def unmount_below(directory: Path) -> None:
     prefix = f"{directory}/"
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for point in reversed([point for point in points if point.startswith(prefix)]):
-        done = subprocess.run(["umount", "--lazy", point], capture_output=True, text=True)
-        if done.returncode:
-            raise Failed(f"cannot unmount {point}: {done.stderr.strip()}")
+        run("umount", "--lazy", point)
