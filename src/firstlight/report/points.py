@@ -1,6 +1,10 @@
-"""Figures by which views compare points."""
+"""Figures by which views compare points.
+
+A sentence may rank two points only if ``apart`` tells them apart.
+"""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,6 +13,8 @@ from firstlight.analysis.figures import PointFigures, batches, latencies
 from firstlight.analysis.stats import Floats
 from firstlight.model import Interval
 from firstlight.units import duration_interval
+
+LEVEL = 0.95
 
 
 def counts(point: PointFigures) -> dict[str, float]:
@@ -25,15 +31,43 @@ def find(analysis: Analysis, **setting: object) -> PointFigures | None:
     return None
 
 
-def over(slow: PointFigures, fast: PointFigures, q: float = 0.5) -> Interval:
+def middle(point: PointFigures) -> float:
+    """The median latency, in ns."""
+    assert point.latency
+    return point.latency.median.value
+
+
+def over(
+    slow: PointFigures, fast: PointFigures, q: float = 0.5, *, level: float = LEVEL
+) -> Interval:
     """The ratio of a quantile of two points."""
     return stats.ratio_interval(
         latencies(slow.untraced_samples),
         latencies(fast.untraced_samples),
         q=q,
+        level=level,
         groups_a=batches(slow.untraced_samples),
         groups_b=batches(fast.untraced_samples),
     )
+
+
+def apart(slow: PointFigures, fast: PointFigures, comparisons: int = 1) -> bool:
+    """Whether the median of ``slow`` is the greater one for certain.
+
+    The whole interval of their ratio is above 1, at 95 % over all ``comparisons`` (Bonferroni).
+    """
+    return over(slow, fast, level=1 - (1 - LEVEL) / max(comparisons, 1)).low > 1
+
+
+def in_groups(points: Sequence[PointFigures]) -> list[list[PointFigures]]:
+    """Points by median, the fastest first; a group holds those not told apart from its first."""
+    groups: list[list[PointFigures]] = []
+    for point in sorted(points, key=middle):
+        if groups and not apart(point, groups[-1][0], len(points) - 1):
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    return groups
 
 
 def last_over(slow: PointFigures, fast: PointFigures) -> Interval:

@@ -28,7 +28,7 @@ def _answer(analysis: Analysis) -> str | None:
     gains = sorted((gain for gain in parts if gain.longer.low > 1), key=lambda gain: -gain.extra)
     if gains:
         listed = (f"{g.part} {duration(g.extra)}, {ratio_interval(g.longer)}" for g in gains)
-        sentence += f". The largest gains are {'; then '.join(listed)}"
+        sentence += f". The measured gains are {'; '.join(listed)}"
     rest = [gain.part for gain in parts if gain not in gains]
     if rest:
         sentence += f". No gain was measured for {', '.join(rest)}"

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from firstlight.analysis import Analysis, boot
-from firstlight.analysis.figures import PointFigures, batches, latencies
-from firstlight.analysis.stats import ratio_interval as ratio_of
+from firstlight.analysis.figures import PointFigures
 from firstlight.model import Interval
+from firstlight.report.points import in_groups, median, middle, over
 from firstlight.report.records import View
-from firstlight.units import duration, duration_interval, ratio_interval
+from firstlight.units import duration, ratio_interval
 
+MOST_NAMES = 4
 _PARTS = ("hypervisor", "build", "protocol", "console", "filesystem")
 """The axes of a VM that a user can choose for the same guest."""
 
@@ -24,22 +25,23 @@ class _Change:
 
 
 def answer(analysis: Analysis) -> str | None:
-    """The fastest and the slowest VM, alone; None if none was ready."""
+    """The fastest and the slowest VM, alone, as far as they are told apart; None if none booted."""
     booted = alone(analysis)
     if not booted or len(booted) < len(fewest(analysis)):
         return None
-    quickest, slowest = booted[0], booted[-1]
-    sentence = f"On this machine {_boot(analysis, quickest)}"
-    if slowest is not quickest:
-        sentence += f"; the slowest, {slowest.name}, takes {_median(slowest)}"
-    many = analysis.ends(quickest.series)[-1]
-    if many.instances > quickest.instances:
-        sentence += f"; with {many.instances} at once the first takes {_median(many)}"
+    groups = in_groups(booted)
+    sentence = f"On this machine {_boot(analysis, groups[0])}"
+    if len(groups) > 1:
+        sentence += f"; {_slowest(groups[-1])}"
+    first = groups[0][0]
+    many = analysis.ends(first.series)[-1]
+    if many.instances > first.instances:
+        sentence += f". With {many.instances} at once, {first.series} takes {median(many)}"
     return f"{sentence}."
 
 
 def advice(analysis: Analysis) -> str:
-    """The largest gains of changing a single part, or ""."""
+    """What changing a single part gains, where a gain is certain; or ""."""
     best: dict[str, _Change] = {}
     for change in _changes(analysis):
         if change.gain.low > 1 and (
@@ -49,7 +51,7 @@ def advice(analysis: Analysis) -> str:
     if not best:
         return ""
     ordered = sorted(best.values(), key=lambda change: -change.gain.value)
-    return f"The largest single gains: {'; '.join(map(_words, ordered))}."
+    return f"What a single change gains: {'; '.join(map(_words, ordered))}."
 
 
 def fewest(analysis: Analysis) -> list[PointFigures]:
@@ -67,25 +69,33 @@ def alone(analysis: Analysis) -> list[PointFigures]:
     return sorted((point for point in fewest(analysis) if point.boot), key=middle)
 
 
-def middle(point: PointFigures) -> float:
-    """Its median latency, in ns."""
-    assert point.latency
-    return point.latency.median.value
-
-
-def _boot(analysis: Analysis, point: PointFigures) -> str:
+def _boot(analysis: Analysis, group: list[PointFigures]) -> str:
+    point, *equals = group
     assert point.boot
     name, took = max(point.boot.phases, key=lambda phase: phase[1].value)
-    median = _median(point).replace(" (", " (median, 95 % interval ")
-    return (
-        f"the fastest boot, {point.series}, takes {median} to its {analysis.end_point}, of which "
+    figure = median(point).replace(" (", " (median, 95 % interval ")
+    subject = f"{point.series}" if equals else f"the fastest boot, {point.series},"
+    clause = (
+        f"{subject} takes {figure} to its {analysis.end_point}, of which "
         f"{name} is {duration(took.value)}"
     )
+    if equals:
+        clause += f"; no difference is seen between it and {_several(equals)}"
+    return clause
 
 
-def _median(point: PointFigures) -> str:
-    assert point.latency
-    return duration_interval(point.latency.median)
+def _slowest(group: list[PointFigures]) -> str:
+    if len(group) == 1:
+        return f"the slowest, {group[0].name}, takes {median(group[0])}"
+    return f"the slowest, {_several(group)}, take {median(group[0])} to {median(group[-1])}"
+
+
+def _several(points: list[PointFigures]) -> str:
+    """The names of some points, or how many they are."""
+    if len(points) > MOST_NAMES:
+        return f"{len(points)} others"
+    names = [point.name for point in points]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _changes(analysis: Analysis) -> Iterator[_Change]:
@@ -101,14 +111,7 @@ def _changes(analysis: Analysis) -> Iterator[_Change]:
         unlike -= {"accel", "guest"}
         unlike -= {"protocol"} if "hypervisor" in unlike else set()
         if len(unlike) == 1 and unlike < {*_PARTS}:
-            yield _Change(unlike.pop(), slow, quick, _gain(slow, quick))
-
-
-def _gain(slow: PointFigures, quick: PointFigures) -> Interval:
-    return ratio_of(
-        latencies(slow.untraced_samples), latencies(quick.untraced_samples),
-        groups_a=batches(slow.untraced_samples), groups_b=batches(quick.untraced_samples),
-    )  # fmt: skip
+            yield _Change(unlike.pop(), slow, quick, over(slow, quick))
 
 
 def _words(change: _Change) -> str:
@@ -120,7 +123,7 @@ def _words(change: _Change) -> str:
     with_ = f" ({', '.join(rest)})" if rest else ""
     return (
         f"{change.axis} {quick[change.axis]} instead of {slow[change.axis]}{with_}, "
-        f"{_median(change.slow)} to {_median(change.quick)}, {ratio_interval(change.gain)}"
+        f"{median(change.slow)} to {median(change.quick)}, {ratio_interval(change.gain)}"
     )
 
 

@@ -1,16 +1,19 @@
 """The CNIs of a run side by side: what each does for a pod, and how long that takes."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from firstlight.analysis import Analysis
-from firstlight.analysis.stats import quantile_interval
+from firstlight.analysis.stats import quantile_interval, ratio_interval
 from firstlight.model import Ending, EndPoint, Sample
 from firstlight.report.records import Table, View
 from firstlight.units import duration, percent
 
+CONTENDERS = 5
+"""As many of the next phases are compared with the one that takes longest."""
 TAIL = 10
 """A P99 above this multiple of the median is shown with the multiple."""
 
@@ -93,7 +96,10 @@ _REMEDIES = {
 
 
 def advice(analysis: Analysis) -> str:
-    """The largest possible gain among the traced CNIs, with its figures; or ""."""
+    """The largest possible gain among the traced CNIs, with its figures; or "".
+
+    It is called the largest only if its time is longer than any other phase's for certain.
+    """
     alone = {
         sample.index: str(sample.point["cni"])
         for sample in analysis.run.samples
@@ -105,11 +111,13 @@ def advice(analysis: Analysis) -> str:
                            "cni": list(alone.values())})  # fmt: skip
     parts = analysis.breakdown.join(starts, on="sample")
     totals = parts.group_by("cni", "sample").agg(total=pl.col("wall").sum())
-    phases = (
+    walls = (
         parts.filter(pl.col("phase").is_in(_REMEDIES))
         .group_by("cni", "sample", "phase")
         .agg(wall=pl.col("wall").sum())
-        .join(totals, on=["cni", "sample"])
+    )
+    phases = (
+        walls.join(totals, on=["cni", "sample"])
         .group_by("cni", "phase")
         .agg(pl.col("wall", "total").median(), share=(pl.col("wall") / pl.col("total")).median())
         .sort("wall", descending=True)
@@ -123,12 +131,25 @@ def advice(analysis: Analysis) -> str:
         .agg(pl.col("wall").sum())
         .sort("wall", descending=True)
     )
+    is_largest = all(
+        _walls_apart(walls, most, other) for other in phases.rows(named=True)[1 : CONTENDERS + 1]
+    )
     return (
-        f"The largest possible gain is in {most['cni']}: {most['phase']} takes "
+        f"{'The largest' if is_largest else 'A large'} possible gain is in {most['cni']}: "
+        f"{most['phase']} takes "
         f"{duration(most['wall'])} of "
         f"{duration(most['total'])} ({percent(most['share'])}, medians of traced starts), mainly "
         f"{causes['cause'][0]}. Remedy: {_REMEDIES[most['phase']]}."
     )
+
+
+def _walls_apart(walls: pl.DataFrame, most: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether one phase of a CNI takes longer than another's for certain."""
+    sides = [
+        walls.filter((pl.col("cni") == row["cni"]) & (pl.col("phase") == row["phase"]))["wall"]
+        for row in (most, other)
+    ]
+    return ratio_interval(*sides, level=1 - 0.05 / CONTENDERS).low > 1
 
 
 _ENDS = {EndPoint.FIRST_PACKET: ("first packet answered", "of which packet")}

@@ -1,18 +1,26 @@
 """How long a function takes to start on each platform."""
 
 from firstlight.analysis import Analysis
+from firstlight.analysis.figures import PointFigures
+from firstlight.report.points import in_groups, middle
 from firstlight.report.records import View
-from firstlight.report.views.boots import fewest, middle
+from firstlight.report.views.boots import fewest
 from firstlight.units import duration
 
 
 def _answer(analysis: Analysis) -> str | None:
     """How long a function takes to start on each platform, the fastest first."""
-    ranked = sorted(fewest(analysis), key=middle)
-    if not ranked:
+    groups = in_groups(fewest(analysis))
+    if not groups:
         return None
-    took = ", ".join(f"{duration(middle(point))} by {point.series}" for point in ranked)
+    took = ", ".join(map(_group, groups))
     return f"On this machine a function starts in {took} (medians)."
+
+
+def _group(points: list[PointFigures]) -> str:
+    clauses = [f"{duration(middle(point))} by {point.series}" for point in points]
+    words = " and ".join(clauses)
+    return f"{words} (no difference seen)" if len(points) > 1 else words
 
 
 VIEW = View(answer=_answer)
