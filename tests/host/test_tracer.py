@@ -65,25 +65,34 @@ def test_twenty_three_network_namespaces_are_twenty_three(bench: Bench, known: P
     assert seen.lost == 0
 
 
-def test_a_sleep_in_a_phase_is_of_that_phase_and_cause(
+def test_a_sleep_between_calls_is_of_its_own_phase_and_cause(
     bench: Bench, known: Path, tmp_path: Path
 ) -> None:
     seen = bench.start(known, "mount-sleep", tmp_path, "50")
-    assert seen.wall("mount", "sleep") == pytest.approx(50 * MS, rel=0.05)
-    assert seen.wall(None, "sleep") == seen.wall("mount", "sleep")
+    assert seen.wall("sleep", "sleep") == pytest.approx(50 * MS, rel=0.05)
+    assert seen.wall(None, "sleep") == seen.wall("sleep", "sleep")
     assert seen.calls("mount", f"{tmp_path} tmpfs")["result"].to_list() == [0]
     assert seen.calls("umount2", str(tmp_path))["result"].to_list() == [0]
 
 
-def test_burning_the_cpu_in_a_phase_is_of_that_phase_and_on_the_cpu(
+def test_burning_the_cpu_between_calls_is_of_its_own_phase_and_on_the_cpu(
     bench: Bench, known: Path, tmp_path: Path
 ) -> None:
     seen = bench.start(known, "mount-burn", tmp_path, "50")
     start, end = own_time(seen)
-    burnt = seen.wall("mount", "on CPU") + seen.wall("mount", "lock: spinlock")
+    burnt = seen.wall("compute", "on CPU") + seen.wall("compute", "lock: spinlock")
     # Not the thread's own clock, but ours, runs on while a hypervisor takes the CPU away.
-    assert 0.95 * 50 * MS <= burnt <= end - start - seen.wall("mount", "waiting for a CPU")
+    assert 0.95 * 50 * MS <= burnt <= end - start - seen.wall("compute", "waiting for a CPU")
     assert seen.wall(None, "sleep") == 0
+
+
+def test_what_takes_too_long_to_prepare_a_call_is_not_that_calls(bench: Bench, known: Path) -> None:
+    seen = bench.start(known, "late", "30")
+    assert seen.wall("compute", "on CPU") >= 0.95 * 30 * MS
+    assert seen.wall("sleep") >= 2 * 30 * MS
+    for phase in ("fork", "handshake"):
+        assert seen.wall(phase, "sleep") == 0
+        assert seen.wall(phase, "on CPU") < 10 * MS
 
 
 def test_the_time_that_is_waited_for_a_child_is_the_childs(bench: Bench, known: Path) -> None:

@@ -4,6 +4,7 @@
  *   known netns N           make N network namespaces
  *   known mount-sleep DIR MS  sleep between a mount and an unmount at DIR
  *   known mount-burn DIR MS   burn CPU time there instead
+ *   known late MS           compute, sleep, wait for a child that ends at once, and sleep
  *   known child MS          wait for a child that sleeps
  *   known thread DIR N      wait for a thread that makes and removes N files
  *   known threads N         wait for N threads that look a file up and for one another
@@ -104,6 +105,18 @@ static void wait_for_child(void)
 		_exit(0);
 	}
 	join(child);
+}
+
+static void fork_late(void)
+{
+	burn_ms(amount);
+	sleep_ms(amount);
+	pid_t child = fork();
+	need(child >= 0, "fork");
+	if (child == 0)
+		_exit(0);
+	join(child);
+	sleep_ms(amount);
 }
 
 static void *make_files(void *unused)
@@ -213,6 +226,8 @@ int main(int argc, char **argv)
 		mount_and(sleep_ms);
 	else if (!strcmp(verb, "mount-burn"))
 		mount_and(burn_ms);
+	else if (!strcmp(verb, "late"))
+		fork_late();
 	else if (!strcmp(verb, "child"))
 		wait_for_child();
 	else if (!strcmp(verb, "thread"))

@@ -38,6 +38,7 @@ TIMELINE = pl.Schema(
 
 _PHASE = attribution.PHASE
 _START, _PACKET = _PHASE["process.start"], _PHASE["packet"]
+_SLEEP, _COMPUTE = _PHASE[phases.SLEEP], _PHASE[phases.COMPUTE]
 _UNATTRIBUTED, _HYPERVISOR = _PHASE[phases.UNATTRIBUTED], _PHASE[boot.INIT]
 _ORDER = np.array(phases.ORDER, dtype=object)
 _SHADES = np.array(["around", "kernel"], dtype=object)
@@ -253,6 +254,9 @@ def _cut(instances: Instances, *, every_call: bool = False) -> _Pieces:
         covered, code = intervals.inside(start)
         cause = np.where(covered, code, cause)
     cause = np.where(queued.inside(start)[0], QUEUED, cause)
+    phase = _with_pauses(
+        instances, _Gaps(own_calls, start, stop, thread, at, ~kernel), phase, cause
+    )
     pieces = _Pieces(thread, at, at + (stop - start), phase, kernel, cause, in_owned)
     for number, stretches in guests.items():
         _with_guest(pieces, sample[thread] == number, stretches)
@@ -261,6 +265,41 @@ def _cut(instances: Instances, *, every_call: bool = False) -> _Pieces:
             packet = in_owned & (sample[thread] == number) & (pieces.start >= asked)
             pieces.phase[packet] = _PACKET
     return _with_lateness(instances, pieces, begins)
+
+
+@dataclass(frozen=True)
+class _Gaps:
+    """Stretches of threads' time, on the line and from its ``origin``, and which are ``between``
+    the calls of their threads."""
+
+    calls: Intervals
+    starts: Integers
+    ends: Integers
+    thread: Integers
+    at: Integers
+    between: Flags
+
+
+def _with_pauses(instances: Instances, gaps: _Gaps, phase: Integers, cause: Integers) -> Integers:
+    """The phases, with ``sleep`` and ``compute`` where the time between two calls is too long to
+    have prepared one."""
+    latest = np.searchsorted(gaps.calls.starts, gaps.starts, side="right")
+    gap = np.cumsum(
+        (np.diff(latest, prepend=-1) != 0) | (np.diff(gaps.thread, prepend=-1) != 0)
+    )  # the stretches are in order, so that those between the same two calls lie together
+    place, _, _ = _following(instances, gaps.thread, gaps.at)
+    processes = instances.processes
+    is_sleep = instances.columns.is_cause(lambda name: name.startswith(causes.SLEEP))[cause]
+    is_busy = (cause == ON_CPU) | (cause == QUEUED)
+    for code, chosen, allowed, counted, longest in (
+        (_SLEEP, is_sleep, processes.pauses, is_sleep, phases.LONGEST_PAUSE),
+        (_COMPUTE, is_busy, processes.computes, cause == ON_CPU, phases.LONGEST_PREPARATION),
+    ):
+        chosen = chosen & gaps.between & (allowed[place] if len(allowed) else True)
+        length = np.where(chosen & counted, gaps.ends - gaps.starts, 0)
+        total = np.bincount(gap, weights=length)
+        phase = np.where(chosen & (total[gap] > longest), code, phase)
+    return phase
 
 
 def _walk(instances: Instances) -> tuple[Integers, Intervals]:
@@ -309,16 +348,23 @@ def _own_edges(instances: Instances, guests: dict[int, list[boot.Stretch]]) -> I
 
 def _gap_phases(instances: Instances, thread: Integers, at: Integers) -> Integers:
     """The phase of times between calls."""
-    processes, process = instances.processes, instances.process[thread]
-    low, high = processes.bounds[process], processes.bounds[process + 1]
+    processes = instances.processes
     if not len(processes.starts):
         return np.full(len(at), _UNATTRIBUTED)
+    place, is_last, has_calls = _following(instances, thread, at)
+    phase = np.where(is_last, processes.gaps_after[place], processes.gaps[place])
+    return np.where(has_calls, phase, _UNATTRIBUTED)
+
+
+def _following(
+    instances: Instances, thread: Integers, at: Integers
+) -> tuple[Integers, Flags, Flags]:
+    """The place of the next call of each time's process, or of its last call, then marked so; and
+    whether the process has any call."""
+    processes, process = instances.processes, instances.process[thread]
+    low, high = processes.bounds[process], processes.bounds[process + 1]
     place = np.searchsorted(processes.starts, instances.line.at(process, at), side="right")
-    last = np.maximum(high - 1, 0)
-    following = np.where(
-        place < high, processes.gaps[np.minimum(place, last)], processes.gaps_after[last]
-    )
-    return np.where(low < high, following, _UNATTRIBUTED)
+    return np.minimum(place, np.maximum(high - 1, 0)), place >= high, low < high
 
 
 def _with_guest(pieces: _Pieces, mine: Flags, stretches: Sequence[boot.Stretch]) -> None:

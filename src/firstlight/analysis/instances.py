@@ -18,7 +18,7 @@ from firstlight.model import EndPoint, Sample, Step
 
 _WIDE = 1 << 32
 """Above any pid or tid; multiplies a sample's number to make one key."""
-_EXEC, _EXIT = PHASE["exec"], PHASE["process.exit"]
+_START, _EXEC, _EXIT = PHASE["process.start"], PHASE["exec"], PHASE["process.exit"]
 _NO_TIME = np.iinfo(np.int64).max
 
 
@@ -42,12 +42,16 @@ class Processes:
     """When the calls of each process begin, and the phases of the time before and after each.
 
     After the last call that is its own. Calls of process ``p`` are ``bounds[p]`` to
-    ``bounds[p + 1]``.
+    ``bounds[p + 1]``. ``pauses`` and ``computes``: whether the time before a call can be a sleep,
+    or a computation, for no call. It cannot in a helper program, which serves one phase; what a
+    language's run-time computes as it starts, and what the payload does, has a phase already.
     """
 
     starts: Integers
     gaps: Integers
     gaps_after: Integers
+    pauses: Flags
+    computes: Flags
     bounds: Integers
 
 
@@ -308,15 +312,18 @@ class Instances:
             self.line.at(np.arange(count), ends[sample]),
         )
         edges = bounds(sorted_calls.process, count)
+        pauses = np.ones(len(gaps), np.bool_)
+        computes = (gaps != _EXEC) & ((gaps != _START) | (charged != _START))
         for helper, programs in self._helpers(execs, of):
             part = slice(edges[helper], edges[helper + 1])
             if part.start < part.stop:
                 charged[part], gaps[part] = attribution.helped(
                     sorted_calls.starts[part], charged[part], gaps[part], programs
                 )
+                pauses[part] = computes[part] = False
         is_last = np.diff(sorted_calls.process, append=count) != 0
         gaps_after = np.where(is_last, charged, np.roll(gaps, -1))
-        self.processes = Processes(sorted_calls.starts, gaps, gaps_after, edges)
+        self.processes = Processes(sorted_calls.starts, gaps, gaps_after, pauses, computes, edges)
         calls.codes = np.empty_like(charged)
         calls.codes[order] = charged
         executing = calls.thread[calls.codes == _EXEC]

@@ -12,6 +12,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 UNATTRIBUTED = "unattributed"
+SLEEP, COMPUTE = "sleep", "compute"
+LONGEST_PAUSE = 1_000_000
+"""A sleep between calls that is longer, in ns, is a phase of its own: it prepares no call."""
+LONGEST_PREPARATION = 10_000_000
+"""CPU time between calls that is longer, in ns, is a phase of its own. To prepare a call takes
+less: to compile a seccomp profile, the longest that is known, takes 1 to 5 ms."""
 ANSWER = "answer"
 """Not a phase: a call that receives the answer to the latest netlink request, and has its phase."""
 MASK = "mask"
@@ -201,6 +207,8 @@ PHASES = (
           component="packet"),
     Phase("guest.other", "a guest runs, but its log does not explain the time", ()),
     Phase("exec", "the payload is executed, to the end point", (), guest="exec"),
+    Phase(SLEEP, "a program sleeps between its calls, for more than 1 ms", ()),
+    Phase(COMPUTE, "a program computes between its calls, for more than 10 ms of CPU time", ()),
     Phase("process.exit", "a helper process ends, to its parent's wake-up", (r"exit_group",)),
     Phase(UNATTRIBUTED, "time that no rule explains", ()),
 )  # fmt: skip

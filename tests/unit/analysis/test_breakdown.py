@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from firstlight.analysis import breakdown as breakdowns
 from firstlight.analysis.breakdown import breakdown, timeline
+from firstlight.analysis.phases import LONGEST_PAUSE, LONGEST_PREPARATION
 from firstlight.model import Ending, EndPoint, Header, Sample, Stamps, Step
 from firstlight.store import SPAN_SCHEMA, Run, read
 
@@ -115,6 +116,53 @@ def test_a_call_is_kernel_and_what_prepares_it_is_around() -> None:
         "kernel": 50, "around": 40,
     }  # fmt: skip
     assert wall(held, "process.start") == 10
+
+
+def work(length: int, sleep: bool = False) -> dict[str, int]:
+    """The phases of a mount, this much work in ns, and an unmount."""
+    spans = [*start_of_root(), call("mount", "/x tmpfs", 10, 20),
+             call("umount2", "/x", 20 + length, 30 + length)]  # fmt: skip
+    if sleep:
+        spans.append(wait(NAP, 20, 20 + length))
+    table = breakdown(run(spans, sample(30 + length)))
+    return dict(table.group_by("phase").agg(pl.col("wall").sum()).rows())
+
+
+def test_work_is_of_the_call_that_it_prepares_unless_it_takes_too_long() -> None:
+    assert work(LONGEST_PREPARATION) == {"process.start": 10, "mount": 20 + LONGEST_PREPARATION}
+    longer = LONGEST_PREPARATION + 1
+    assert work(longer) == {"process.start": 10, "mount": 20, "compute": longer}
+
+
+def test_a_sleep_is_of_the_call_that_it_precedes_unless_it_is_too_long() -> None:
+    assert work(LONGEST_PAUSE, sleep=True) == {"process.start": 10, "mount": 20 + LONGEST_PAUSE}
+    longer = LONGEST_PAUSE + 1
+    assert work(longer, sleep=True) == {"process.start": 10, "mount": 20, "sleep": longer}
+
+
+def test_long_waits_for_a_cpu_are_no_computation() -> None:
+    length = 3 * LONGEST_PREPARATION
+    held = run([*start_of_root(), call("mount", "/x tmpfs", 10, 20), span("queued", 30, length),
+                call("umount2", "/x", 20 + length, 30 + length)], sample(30 + length))  # fmt: skip
+    assert wall(held, "compute") == 0
+
+
+def test_a_runtimes_start_and_a_helper_may_compute_for_long() -> None:
+    long = 3 * LONGEST_PREPARATION
+    start = [call("openat", "/lib/libc.so", 10, 20),
+             call("openat", "/lib/libm.so", 20 + long, 30 + long)]  # fmt: skip
+    end = call("mount", "/x tmpfs", 40 + long, 50 + long)
+    held = run([*start_of_root(), *start, end], sample(50 + long))
+    assert wall(held, "compute") == 0
+    assert wall(held, "process.start") == 40 + long
+    helper = [*start_of_root(), fork(10, 101), span("exec", 12, tid=101, detail="/sbin/iptables"),
+              call("socket", "inet", 20, 30, 101),
+              call("setsockopt", "inet", 30 + long, 40 + long, 101),
+              span("exit", 50 + long, tid=101), wait(CHILD, 15, 50 + long, 101),
+              call("umount2", "/x", 60 + long, 70 + long)]  # fmt: skip
+    held = run(helper, sample(70 + long))
+    assert wall(held, "compute") == 0
+    assert wall(held, "firewall") > long
 
 
 def test_a_sleep_before_a_call_is_of_its_phase() -> None:

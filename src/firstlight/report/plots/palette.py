@@ -19,6 +19,8 @@ PHASES = {
     "cgroup": "#6bbce8",
     "security": "#0a9b76",
     "handshake": "#a3ad55",
+    "sleep": "#b9bec7",
+    "compute": "#7d8f3f",
     "exec": "#cc79a7",
     "veth": "#dcae1d",
     "veth.move": "#b23a6b",
