@@ -24,7 +24,7 @@ NATIVE := $(shell find native contrib conf subprojects meson.build -type f)
 C_FILES := $(shell find native contrib -name '*.[ch]')
 SOURCES := $(shell find src -name '*.py' -o -name '*.j2' -o -name '*.css' -o -name '*.js')
 
-setup: .venv/packages .venv/etcd .venv/linux .venv/installed
+setup: .venv/packages .venv/etcd .venv/linux .venv/aws .venv/installed
 
 .venv/packages: Makefile
 	@missing=$$(for p in $(PACKAGES) $(TEST_PACKAGES); do \
@@ -63,6 +63,12 @@ setup: .venv/packages .venv/etcd .venv/linux .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python mk/requirements.py | $(BIN)/pip install -q --disable-pip-version-check -r /dev/stdin
 	@touch $@
+
+# What tests call functions with, and serve them by. An environment of its own: botocore needs an older
+# python-dateutil than kubernetes does.
+.venv/aws: .venv/packages
+	@$(PYTHON) -m venv $@ && $@/bin/pip install -q --disable-pip-version-check \
+	  awslambdaric==4.2.2 boto3==1.44.8 && touch $@
 
 .venv/installed: .venv/environment $(SOURCES) $(NATIVE)
 	@mkdir -p build

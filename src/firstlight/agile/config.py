@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ Dry = Literal["wait", "build", "refuse"]
 _NAME = re.compile(r"[a-z0-9]{1,8}")
 _PREFIX_LEAST, _PREFIX_MOST = 16, 29
 _CONNECTIONS_MOST = 1 << 20
-_FUNCTIONS_MOST, _INSTANCES_MOST = 4000, 100_000
+_FUNCTIONS_MOST, _INSTANCES_MOST, _PORT_MOST = 4000, 100_000, 65535
 
 
 class PoolSize(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,6 +122,24 @@ class Identities(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(f"identities from {self.first}: from 1000 to {0x7FF00000}")
 
 
+class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where functions are called over HTTP, and what the runtime shows of itself.
+
+    ``listen`` is a loopback address with a port, "127.0.0.1:9400", or a socket: "unix:/run/x".
+    """
+
+    listen: str
+
+    def __post_init__(self) -> None:
+        if self.listen.startswith("unix:/"):
+            return
+        address, _, port = self.listen.rpartition(":")
+        if not (port.isascii() and port.isdecimal() and int(port) <= _PORT_MOST):
+            raise ValueError(f"listen {self.listen!r} is neither ADDRESS:PORT nor unix:/PATH")
+        if not ip_address(address.strip("[]")).is_loopback:
+            raise ValueError(f"listen {self.listen!r} is not a loopback address")
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A runtime. ``name`` marks all that it makes; two of the same name cannot run at once."""
 
@@ -132,6 +150,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ahead: Ahead = Ahead()
     functions: Functions = Functions()
     identities: Identities = Identities()
+    http: Http | None = None
+    """Without it nothing is served over HTTP, and no server is loaded."""
     cgroup: str = ""
     """Its top cgroup, below the root of each hierarchy; by default ``firstlight.agile.NAME``."""
     instances: int = 2000

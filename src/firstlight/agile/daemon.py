@@ -7,7 +7,7 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import msgspec
 
@@ -45,7 +45,11 @@ async def _serve(config: Config, ready: Callable[[], None]) -> None:
         connections.add(_Connection(peer, runtime, connections.discard))
 
     runtime = Runtime(config, stay=True, rich=rich)
-    async with runtime:
+    async with runtime, AsyncExitStack() as others:
+        if config.http:
+            from firstlight.agile.http import node  # what it needs is not installed everywhere
+
+            await others.enter_async_context(node.opened(config.http, runtime))
         try:
             _tell_systemd(b"READY=1")
             ready()

@@ -1,0 +1,1 @@
+"""Functions by name and version: what is registered with a node."""

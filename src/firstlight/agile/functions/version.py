@@ -1,0 +1,41 @@
+"""A version of a registered function."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from firstlight.agile.function import Reach
+
+Kind = Literal["command", "bootstrap", "python", "image", "http", "wasm"]
+
+
+class FunctionVersion(Struct, frozen=True, kw_only=True):
+    """What is fixed of a function when it is called. Sizes are in bytes, times in seconds.
+
+    ``root`` is a root file system on the host that never changes, or the module of kind ``wasm``.
+    ``command`` is executed in it: of kind ``command`` for each event, which is its standard input;
+    of ``bootstrap``, ``python`` and ``image`` it asks the Lambda Runtime API for events; of
+    ``http`` it serves them on ``port``. ``handler`` is what a runtime calls, ``module.name``; of
+    kind ``wasm`` it is an export. An idle instance is kept for ``keep_warm``; ``concurrency`` of
+    them may run at once, None for as many as the node has.
+    """
+
+    name: str
+    kind: Kind
+    version: str = "$LATEST"
+    digest: str = ""
+    root: str = ""
+    command: tuple[str, ...] = ()
+    handler: str = ""
+    environment: dict[str, str] = {}
+    directory: str = "/"
+    memory: int = 128 << 20
+    scratch: int = 64 << 20
+    cpus: float = 1.0
+    timeout: float = 3.0
+    keep_warm: float = 300.0
+    concurrency: int | None = None
+    network: Reach = "outbound"
+    port: int = 8080
+    owner: str = ""
+    arn: str = ""

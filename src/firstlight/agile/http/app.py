@@ -1,0 +1,90 @@
+"""The HTTP server of a node, on the runtime's own event loop."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from ipaddress import ip_address
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute
+
+from firstlight.agile.config import Http
+from firstlight.errors import Failed
+
+_BACKLOG = 1024
+_CLOSE_SECONDS = 5
+
+
+class _Server(uvicorn.Server):
+    """One whose owner handles signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave them as they are."""
+        yield
+
+
+@asynccontextmanager
+async def served(config: Http, routes: Sequence[BaseRoute]) -> AsyncIterator[None]:
+    """Serve these routes while in the context. Raises Failed."""
+    listening = _listening(config.listen)
+    server = _Server(
+        uvicorn.Config(
+            Starlette(routes=routes), http="httptools", ws="none", lifespan="off",
+            log_config=None, access_log=False, server_header=False,
+            timeout_graceful_shutdown=_CLOSE_SECONDS,
+        )
+    )  # fmt: skip
+    task = asyncio.get_running_loop().create_task(server.serve([listening]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+        listening.close()
+        if config.listen.startswith("unix:"):
+            Path(config.listen.removeprefix("unix:")).unlink(missing_ok=True)
+
+
+def _listening(listen: str) -> socket.socket:
+    """Raises Failed."""
+    try:
+        if listen.startswith("unix:"):
+            return _listening_at(Path(listen.removeprefix("unix:")))
+        address, _, port = listen.rpartition(":")
+        address = address.strip("[]")
+        family = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
+        opened = socket.create_server((address, int(port)), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise Failed(f"cannot listen at {listen}: {error.strerror}",
+                     "configure another http.listen") from error  # fmt: skip
+    opened.setblocking(False)
+    return opened
+
+
+def _listening_at(path: Path) -> socket.socket:
+    """A socket that only its owner may connect to; in place of one that nobody serves."""
+    opened = socket.socket(socket.AF_UNIX)
+    opened.setblocking(False)
+    with (
+        suppress(ConnectionRefusedError, FileNotFoundError),
+        socket.socket(socket.AF_UNIX) as probe,
+    ):
+        probe.connect(str(path))
+        opened.close()
+        raise Failed(f"somebody serves {path} already", "configure another http.listen")
+    path.unlink(missing_ok=True)
+    mask = os.umask(0o177)
+    try:
+        opened.bind(str(path))
+    except BaseException:
+        opened.close()
+        raise
+    finally:
+        os.umask(mask)
+    opened.listen(_BACKLOG)
+    return opened

@@ -1,0 +1,111 @@
+"""Functions of which each event gets an instance of its own."""
+
+import asyncio
+import os
+import time
+
+import msgspec
+
+from firstlight.agile.drain import Drain
+from firstlight.agile.function import Ended, Function
+from firstlight.agile.functions.version import FunctionVersion
+from firstlight.agile.output import Output, pipes
+from firstlight.agile.runtime import Runtime
+from firstlight.agile.serving.answer import PAYLOAD_MAX, Answer, ending, failure, timed_out
+from firstlight.errors import Failed
+
+
+def definition(version: FunctionVersion) -> Function:
+    """What the node starts for a version."""
+    return Function(
+        rootfs=version.root, command=version.command, env=version.environment,
+        directory=version.directory, memory=version.memory, scratch=version.scratch,
+        cpus=version.cpus, network=version.network, timeout=version.timeout,
+    )  # fmt: skip
+
+
+async def run_command(runtime: Runtime, version: FunctionVersion, event: bytes) -> Answer:
+    """Answer by a command: the event is its standard input, its standard output the answer.
+
+    Raises Failed if it cannot be started.
+    """
+    requested = time.monotonic_ns()
+    [output, errors], streams = pipes()
+    log = Drain([errors])
+    try:
+        os.dup2(_file(event), streams[0], inheritable=False)
+        instance = await runtime.start(
+            definition(version), (streams[0], streams[1], streams[2]), requested
+        )
+    except BaseException:
+        output.close()
+        log.close()
+        raise
+    finally:
+        for descriptor in streams:
+            os.close(descriptor)
+    began = time.monotonic_ns()
+    ended: Ended | None = None
+    payload, in_time = b"", False
+    try:
+        async with asyncio.timeout(version.timeout):
+            payload = await _read(output)
+            if len(payload) <= PAYLOAD_MAX:
+                ended = await instance.wait()
+            in_time = True
+    except TimeoutError:
+        pass
+    finally:
+        await instance.stop()
+        output.close()
+        tail = (await log.end()).encode()
+        log.close()
+    answer = Answer(
+        payload=payload, log_tail=tail, init_ns=began - requested,
+        duration_ns=time.monotonic_ns() - began,
+    )  # fmt: skip
+    if not in_time:
+        return failure(answer, "Sandbox.Timedout", timed_out(version.timeout))
+    if ended is None:
+        return failure(answer, "Function.ResponseSizeTooLarge",
+                       f"the answer is longer than {PAYLOAD_MAX} bytes")  # fmt: skip
+    if ended.status != 0:
+        return failure(answer, *ending(ended, version.memory))
+    return answer
+
+
+async def _read(output: Output) -> bytes:
+    """An answer, to its end or until it is too long."""
+    payload = bytearray()
+    while len(payload) <= PAYLOAD_MAX and (part := await output.read()):
+        payload += part
+    return bytes(payload)
+
+
+async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes) -> Answer:
+    """Answer by a handler of one argument, in a fork of a warm interpreter or in a module."""
+    function = msgspec.structs.replace(
+        definition(version), command=(), handler=version.handler,
+        kind="wasm" if version.kind == "wasm" else "python",
+    )  # fmt: skip
+    requested = time.monotonic_ns()
+    try:
+        result = await runtime.invoke(function, msgspec.json.decode(event), requested)
+    except msgspec.DecodeError as error:
+        return failure(Answer(payload=b""), "Runtime.UnmarshalError", f"the event: {error}")
+    except Failed as error:
+        return failure(Answer(payload=b""), "Runtime.HandlerError", error.message)
+    return Answer(
+        payload=bytes(result.value), log_tail=(result.stdout + result.stderr).encode(),
+        cold=not result.warm, init_ns=result.began - requested,
+        duration_ns=result.finished - result.began,
+    )  # fmt: skip
+
+
+def _file(data: bytes) -> int:
+    """A memory file with this content, to read from its start."""
+    descriptor = os.memfd_create("event")
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
