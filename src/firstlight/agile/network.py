@@ -12,13 +12,13 @@ import logging
 import os
 import socket
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from struct import pack
 
 from firstlight.agile import firewall, forwarding, nethelper
+from firstlight.agile.addresses import GONE_SECONDS, RETRY_SECONDS, Addresses, Ring
 from firstlight.agile.config import Config
 from firstlight.agile.firewall import Firewall
 from firstlight.agile.function import Reach
@@ -28,36 +28,7 @@ from firstlight.errors import Failed
 
 QUARANTINE_SECONDS = 0.05
 """How long a used network rests before it is examined, so that packets in flight arrive."""
-_GONE_SECONDS, _RETRY_SECONDS = 10.0, 0.01
-_SWEEP_SECONDS, _SWEEP_SHARE = 0.5, 4
 _log = logging.getLogger(__name__)
-
-
-class _Ring:
-    """Numbers from first to end, each reused as late as possible."""
-
-    def __init__(self, first: int, end: int) -> None:
-        self.first, self.end, self.size = first, end, end - first
-        self._next, self._used = first, set[int]()
-
-    def take(self) -> int | None:
-        if len(self._used) == self.size:
-            return None
-        while self._next in self._used:
-            self._step()
-        number = self._next
-        self._used.add(number)
-        self._step()
-        return number
-
-    def hold(self, number: int) -> None:
-        self._used.add(number)
-
-    def give(self, number: int) -> None:
-        self._used.discard(number)
-
-    def _step(self) -> None:
-        self._next = self._next + 1 if self._next + 1 < self.end else self.first
 
 
 @dataclass(eq=False)
@@ -95,10 +66,9 @@ class Networks:
         self._flags = Flag.WIRED | (Flag.NEIGHBOURS if config.ahead.neighbours else Flag(0))
         self._first = 1 << 28 | (binascii.crc32(config.name.encode()) & 0xFFF) << 16
         half = self.range.num_addresses // 2
-        self._numbers = {
-            "outbound": _Ring(2, half), "internal": _Ring(half, self.range.num_addresses - 1)
-        }  # fmt: skip
         self._parts, self._host = NetHelper(), NetHelper()
+        rings = {"outbound": Ring(2, half), "internal": Ring(half, self.range.num_addresses - 1)}
+        self._addresses = Addresses(self.range, rings, self._first, self._host, "network.range")
         self._firewall = Firewall(
             config.network, self.table, self.links, self.gateway,
             next(self.range.subnets(1)), self._host,
@@ -107,9 +77,6 @@ class Networks:
         self._published: dict[int, tuple[IPv4Address, int, socket.socket]] = {}
         self._watch = RuleWatch(self._mend)
         self._warned: set[str] = set()
-        self._left: list[int] = []  # numbers whose links are being removed
-        self._sweeper: asyncio.Task[None] | None = None
-        self._swept, self._hurry = asyncio.Event(), asyncio.Event()
 
     def check(self) -> None:
         """Raise Failed if the host has something with this runtime's names."""
@@ -158,8 +125,7 @@ class Networks:
         """Take over a network and its published ports from a runtime that has ended."""
         if network.address is None:
             return
-        number = self._number(network.address)
-        self._ring(number).hold(number)
+        self._addresses.hold(self._number(network.address))
         for port, inner in (ports or {}).items():
             self._published[port] = network.address, inner, _hold(port)
 
@@ -170,9 +136,9 @@ class Networks:
         """
         if reach == "none":
             return await self._make(Request(Verb.MAKE), None, owner)
-        until = time.monotonic() + _GONE_SECONDS
+        until = time.monotonic() + GONE_SECONDS
         while True:
-            number = await self._take(reach, until)
+            number = await self._addresses.take(reach, until)
             request = Request(
                 Verb.MAKE, self._flags, self._first + number, self.range[number], self.gateway,
                 f"{self.links}{number:04x}",
@@ -187,19 +153,6 @@ class Networks:
             except BaseException:
                 self._leave(number)
                 raise
-
-    async def _take(self, reach: str, until: float) -> int:
-        """A free number. Raises Failed if none becomes free."""
-        ring = self._numbers[reach]
-        while (number := ring.take()) is None:
-            if time.monotonic() > until or not any(self._ring(n) is ring for n in self._left):
-                raise Failed("the address range is exhausted",
-                             "stop instances, or configure a larger network.range")  # fmt: skip
-            self._swept.clear()
-            self._hurry.set()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._swept.wait(), _GONE_SECONDS)
-        return number
 
     async def _make(self, request: Request, address: IPv4Address | None, owner: int) -> Network:
         self._check_open()
@@ -271,8 +224,7 @@ class Networks:
 
     def close(self) -> None:
         """Remove the host's side, if it was made."""
-        if self._sweeper:
-            self._sweeper.cancel()
+        self._addresses.close()
         self._watch.close()
         self._parts.close()
         self._host.close()
@@ -284,38 +236,8 @@ class Networks:
         self._is_open = False
 
     def _leave(self, number: int) -> None:
-        """Free its number when its link is gone and no connection of it is tracked."""
-        self._left.append(number)
-        if self._is_open and (self._sweeper is None or self._sweeper.done()):
-            self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
-
-    async def _sweep(self) -> None:
-        """Check many numbers in one pass over the host's connections, which may be a million."""
-        rest = _SWEEP_SECONDS
-        while self._left:
-            self._hurry.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), rest)
-            began = time.monotonic()
-            numbers = self._left[: nethelper.RANGES_MAX]
-            ranges = [(self.range[n], self.range[n], self._first + n) for n in numbers]
-            try:
-                answer = (await self._host.ask(nethelper.forget(ranges))).check("sweep")
-            except Failed:
-                await asyncio.sleep(_SWEEP_SECONDS)
-                continue
-            gone = {n for n, is_gone in zip(numbers, answer.rest, strict=True) if is_gone}
-            for number in gone:
-                self._ring(number).give(number)
-            self._left = [n for n in self._left if n not in gone]
-            self._swept.set()
-            took = time.monotonic() - began
-            rest = max(_SWEEP_SECONDS, took * _SWEEP_SHARE)
-            await asyncio.sleep(max(_RETRY_SECONDS, took * _SWEEP_SHARE))
-
-    def _ring(self, number: int) -> _Ring:
-        inner = self._numbers["internal"]
-        return inner if number >= inner.first else self._numbers["outbound"]
+        if self._is_open:
+            self._addresses.leave(number)
 
     def _number(self, address: IPv4Address) -> int:
         return int(address) - int(self.range[0])
@@ -345,11 +267,11 @@ def remove(table: str, anchor: str) -> None:
     forwarding.close_others(table)
     firewall.remove(table, f"{anchor}-")
     nethelper.ask_once(Request(Verb.REMOVE, link=anchor))[0].check(f"remove the link {anchor}")
-    until = time.monotonic() + _GONE_SECONDS
+    until = time.monotonic() + GONE_SECONDS
     while time.monotonic() < until and any(
         name.startswith(f"{anchor}-") for _, name in socket.if_nameindex()
     ):
-        time.sleep(_RETRY_SECONDS)
+        time.sleep(RETRY_SECONDS)
 
 
 def _hold(port: int) -> socket.socket:

@@ -311,7 +311,7 @@ def test_the_helper_does_its_work_under_the_sanitizers(
         await made.withdraw({8080: 80}, address)
         for network in used:
             made.discard(network)
-        while made._left:
+        while made._addresses._left:
             await asyncio.sleep(0.02)
 
     on_network_host(main)

@@ -198,7 +198,9 @@ def test_a_fork_that_cannot_be_asked_for_gives_its_parts_back(
         def parts() -> tuple[int, ...]:
             held = [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.exists()]
             networks = runtime._networks
-            addresses = networks._numbers["outbound"]._used - set(networks._left)
+            addresses = networks._addresses._rings["outbound"]._used - set(
+                networks._addresses._left
+            )
             cgroups = [one for one in runtime._cgroups.tops[0].iterdir() if one.is_dir()]
             return len(addresses), len(cgroups), sum(one.startswith("net:") for one in held)
 
