@@ -76,9 +76,9 @@ static void make_pair(const struct call *call, const char *host, struct in_addr 
 	int index = link_index(call->interface);
 	cni_check(link_add_address(&route, call->interface, address, 32), "give %s its address",
 		  call->interface);
-	cni_check(rtnl_route_host(&route, index, address_of("169.254.1.1"), (struct in_addr){0}),
+	cni_check(rtnl_route_host(&route, index, rtnl_ip4(address_of("169.254.1.1")), NULL),
 		  "add the gateway's route");
-	cni_check(rtnl_route_default(&route, index, address_of("169.254.1.1")),
+	cni_check(rtnl_route_default(&route, index, rtnl_ip4(address_of("169.254.1.1"))),
 		  "add the default route");
 	set_sysctl("0", "ipv4/ip_forward");
 	cni_check(link_move(&route, host, visit.home), "move %s to the host", host);
@@ -96,7 +96,7 @@ static void set_up_host(const char *host, struct in_addr address)
 	cni_check(link_query(&route, host), "find %s", host);
 	cni_check(link_up(&route, host), "bring %s up", host);
 	cni_check(link_query(&route, host), "find %s", host);
-	cni_check(rtnl_route_host(&route, link_index(host), address, (struct in_addr){0}),
+	cni_check(rtnl_route_host(&route, link_index(host), rtnl_ip4(address), NULL),
 		  "add the route to %s", host);
 }
 

@@ -77,9 +77,9 @@ static void configure(const struct call *call, struct in_addr address, struct in
 	int index = link_index(call->interface);
 	cni_check(link_add_address(&route, call->interface, address, 32), "give %s its address",
 		  call->interface);
-	cni_check(rtnl_route_host(&route, index, gateway, (struct in_addr){0}),
+	cni_check(rtnl_route_host(&route, index, rtnl_ip4(gateway), NULL),
 		  "add the gateway's route");
-	cni_check(rtnl_route_default(&route, index, gateway), "add the default route");
+	cni_check(rtnl_route_default(&route, index, rtnl_ip4(gateway)), "add the default route");
 	mac_of(call->interface, mac, size);
 	leave(&visit);
 }

@@ -202,7 +202,7 @@ static void add_route(const struct call *call, const struct pod *pod)
 	struct visit visit = enter(call);
 	struct rtnl route RTNL_SCOPE = open_route();
 	cni_check(link_query(&route, call->interface), "find %s", call->interface);
-	cni_check(rtnl_route_default(&route, link_index(call->interface), pod->gateway),
+	cni_check(rtnl_route_default(&route, link_index(call->interface), rtnl_ip4(pod->gateway)),
 		  "add the default route");
 	leave(&visit);
 }

@@ -96,7 +96,23 @@ static int serve_make(const struct net_request *request, int owner, int *made, u
 		return *made;
 	if ((error = enter(*made)) || (error = net_make(&host, request, *made, step)))
 		return error;
-	return net_digest(digest, step);
+	return request->flags & NET_POD ? 0 : net_digest(digest, step);
+}
+
+/* What fails in the middle takes its link with it: the namespace is not ours to end. */
+static int serve_fill(const struct net_request *request, int given, const char **step)
+{
+	*step = "enter the given namespace";
+	int error = given < 0 ? -EPROTO : enter(given);
+	if (error)
+		return error;
+	*step = "look for its interface";
+	if (if_nametoindex(request->peer))
+		return -EEXIST;
+	error = net_make(&host, request, given, step);
+	if (error)
+		(void)rtnl_link_delete(&host, request->index);
+	return error;
 }
 
 static int serve_check(int used, uint64_t *digest, const char **step)
@@ -120,7 +136,10 @@ static int serve_host(const struct net_request *request, const char **step)
 	if (error)
 		return error;
 	*step = "add an address to it";
-	return rtnl_address_add(&host, request->index, request->address);
+	error = rtnl_address_add(&host, request->index, rtnl_ip4(request->address));
+	if (error || !(request->flags & NET_IPV6))
+		return error;
+	return rtnl_address_add(&host, request->index, rtnl_ip6(request->address6));
 }
 
 static int serve_localnet(const void *body, size_t size, const char **step)
@@ -179,6 +198,9 @@ static void serve(const struct net_request *request, const void *body, size_t si
 	case NET_REMOVE:
 		error = serve_remove(request, &step);
 		break;
+	case NET_FILL:
+		error = serve_fill(request, given, &step);
+		break;
 	}
 	if (enter(host_namespace))
 		die("return to the host's network namespace", errno);
@@ -228,7 +250,7 @@ int main(void)
 			memcpy(&given, CMSG_DATA(header), sizeof given);
 		if (size < (ssize_t)sizeof request.head || message.msg_flags & MSG_TRUNC)
 			continue; /* nobody to answer: who asked so has a deadline */
-		request.head.link[NET_LINK - 1] = 0;
+		request.head.link[NET_LINK - 1] = request.head.peer[NET_LINK - 1] = 0;
 		serve(&request.head, request.body, (size_t)size - sizeof request.head, given);
 	}
 }

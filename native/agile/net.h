@@ -22,11 +22,16 @@ enum net_verb {
 	NET_RULES, /* followed by commands in nft's language, ending in NUL */
 	NET_LOCALNET, /* the link takes what the host sends to itself; followed by indices */
 	NET_REMOVE, /* the link of that index and name, if it is there */
+	NET_FILL, /* comes with a namespace that another program made: its link, as of MAKE */
 };
 
 enum net_flag {
 	NET_WIRED = 1, /* MAKE: with a link to the host */
 	NET_NEIGHBOURS = 2, /* MAKE: instance and gateway know each other's link address */
+	NET_POD =
+		4, /* MAKE, FILL: sysctls stay as they are, the link's address is the pod's own, and
+		      * nobody asks what can be read there */
+	NET_IPV6 = 8, /* HOST, MAKE, FILL: with address6 and gateway6, too */
 };
 
 struct net_request {
@@ -34,8 +39,9 @@ struct net_request {
 	uint64_t id;
 	int32_t index; /* of the link on the host */
 	struct in_addr address, gateway;
-	char link[NET_LINK];
-	uint32_t padding;
+	char link[NET_LINK], peer[NET_LINK]; /* on the host, and in the namespace */
+	uint32_t mtu; /* 0 is the kernel's default */
+	struct in6_addr address6, gateway6;
 };
 
 /* The digest of MAKE and CHECK is of all that can be read in the namespace; that of CHECK is 0 where a

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/netlink.h>
+#include <net/if.h>
 #include <string.h>
 
 enum { LOOPBACK = 1, ETH0 = 2 };
@@ -39,41 +40,65 @@ static int set(const char *path, const char *text)
 			return error; \
 	} while (0)
 
+/* A pod's link address comes from its own: software takes it for a machine's. */
+static void choose_mac(const struct net_request *request, unsigned char *mac)
+{
+	memcpy(mac, INSTANCE_MAC, sizeof INSTANCE_MAC);
+	if (request->flags & NET_POD)
+		memcpy(mac + 2, &request->address, sizeof request->address);
+}
+
+static int add_addresses(struct rtnl *host, struct rtnl *inside, int index, int eth0,
+			 struct rtnl_ip address, struct rtnl_ip gateway, const unsigned char *mac,
+			 const char **step)
+{
+	TRY("route to it", rtnl_route_host(host, index, address, &gateway));
+	TRY("add its address", rtnl_address_add(inside, eth0, address));
+	if (mac) {
+		TRY("add its neighbour", rtnl_neighbour_add(host, index, address, mac));
+		TRY("add the gateway's neighbour",
+		    rtnl_neighbour_add(inside, eth0, gateway, HOST_MAC));
+	}
+	TRY("route to the gateway", rtnl_route_host(inside, eth0, gateway, NULL));
+	TRY("add its default route", rtnl_route_default(inside, eth0, gateway));
+	return 0;
+}
+
 int net_make(struct rtnl *host, const struct net_request *request, int namespace, const char **step)
 {
 	struct rtnl inside RTNL_SCOPE = {0};
-	struct in_addr none = {0};
+	unsigned char mac[sizeof INSTANCE_MAC];
+	bool is_pod = request->flags & NET_POD;
 	struct rtnl_veth veth = {
 		.name = request->link,
 		.index = request->index,
 		.mac = HOST_MAC,
-		.peer = "eth0",
-		.peer_index = ETH0,
-		.peer_mac = INSTANCE_MAC,
+		.peer = request->peer,
+		.peer_index = is_pod ? 0 : ETH0,
+		.peer_mac = mac,
 		.peer_namespace = namespace,
+		.mtu = request->mtu,
 	};
-	bool neighbours = request->flags & NET_NEIGHBOURS;
-	for (size_t i = 0; i < sizeof SETTINGS / sizeof *SETTINGS; i++)
-		TRY("write sysctls", set(SETTINGS[i].path, SETTINGS[i].text));
+	const unsigned char *known = request->flags & NET_NEIGHBOURS ? mac : NULL;
+	choose_mac(request, mac);
+	if (!is_pod)
+		for (size_t i = 0; i < sizeof SETTINGS / sizeof *SETTINGS; i++)
+			TRY("write sysctls", set(SETTINGS[i].path, SETTINGS[i].text));
 	if (!(request->flags & NET_WIRED))
 		return 0;
 	TRY("open netlink", rtnl_open(&inside, NETLINK_ROUTE));
 	TRY("set loopback up", rtnl_link_up(&inside, LOOPBACK));
 	TRY("create its link", rtnl_veth_add(host, &veth));
+	int eth0 = (int)if_nametoindex(request->peer);
+	TRY("find its interface", eth0 ? 0 : -ENODEV);
 	TRY("set its link up", rtnl_link_up(host, request->index));
-	TRY("route to it",
-	    rtnl_route_host(host, request->index, request->address, request->gateway));
-	TRY("set eth0 up", rtnl_link_up(&inside, ETH0));
+	TRY("set its interface up", rtnl_link_up(&inside, eth0));
 	TRY("settle its link", rtnl_link_settle(host, request->index));
-	TRY("settle eth0", rtnl_link_settle(&inside, ETH0));
-	TRY("add its address", rtnl_address_add(&inside, ETH0, request->address));
-	if (neighbours) {
-		TRY("add its neighbour",
-		    rtnl_neighbour_add(host, request->index, request->address, INSTANCE_MAC));
-		TRY("add the gateway's neighbour",
-		    rtnl_neighbour_add(&inside, ETH0, request->gateway, HOST_MAC));
-	}
-	TRY("route to the gateway", rtnl_route_host(&inside, ETH0, request->gateway, none));
-	TRY("add its default route", rtnl_route_default(&inside, ETH0, request->gateway));
-	return 0;
+	TRY("settle its interface", rtnl_link_settle(&inside, eth0));
+	int error = add_addresses(host, &inside, request->index, eth0, rtnl_ip4(request->address),
+				  rtnl_ip4(request->gateway), known, step);
+	if (error || !(request->flags & NET_IPV6))
+		return error;
+	return add_addresses(host, &inside, request->index, eth0, rtnl_ip6(request->address6),
+			     rtnl_ip6(request->gateway6), known, step);
 }

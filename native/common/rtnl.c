@@ -94,6 +94,20 @@ int rtnl_ask(struct rtnl *netlink, struct nlmsghdr *request, rtnl_each *each, vo
 	}
 }
 
+struct rtnl_ip rtnl_ip4(struct in_addr address)
+{
+	struct rtnl_ip ip = {.family = AF_INET, .size = sizeof address};
+	memcpy(ip.bytes, &address, sizeof address);
+	return ip;
+}
+
+struct rtnl_ip rtnl_ip6(struct in6_addr address)
+{
+	struct rtnl_ip ip = {.family = AF_INET6, .size = sizeof address};
+	memcpy(ip.bytes, &address, sizeof address);
+	return ip;
+}
+
 static struct nlmsghdr *link_message(void *buffer, uint16_t flags, int index, unsigned up)
 {
 	struct nlmsghdr *message = rtnl_message(buffer, RTM_NEWLINK, NLM_F_ACK | flags);
@@ -109,6 +123,8 @@ int rtnl_veth_add(struct rtnl *netlink, const struct rtnl_veth *veth)
 	struct nlmsghdr *message = link_message(buffer, NLM_F_CREATE | NLM_F_EXCL, veth->index, 0);
 	mnl_attr_put_strz(message, IFLA_IFNAME, veth->name);
 	mnl_attr_put(message, IFLA_ADDRESS, MAC, veth->mac);
+	if (veth->mtu)
+		mnl_attr_put_u32(message, IFLA_MTU, veth->mtu);
 	struct nlattr *info = mnl_attr_nest_start(message, IFLA_LINKINFO);
 	mnl_attr_put_strz(message, IFLA_INFO_KIND, "veth");
 	struct nlattr *kind = mnl_attr_nest_start(message, IFLA_INFO_DATA);
@@ -117,6 +133,8 @@ int rtnl_veth_add(struct rtnl *netlink, const struct rtnl_veth *veth)
 	link->ifi_index = veth->peer_index;
 	mnl_attr_put_strz(message, IFLA_IFNAME, veth->peer);
 	mnl_attr_put(message, IFLA_ADDRESS, MAC, veth->peer_mac);
+	if (veth->mtu)
+		mnl_attr_put_u32(message, IFLA_MTU, veth->mtu);
 	mnl_attr_put_u32(message, IFLA_NET_NS_FD, (uint32_t)veth->peer_namespace);
 	mnl_attr_nest_end(message, peer);
 	mnl_attr_nest_end(message, kind);
@@ -188,26 +206,28 @@ int rtnl_link_route_localnet(struct rtnl *netlink, int index, bool on)
 	return rtnl_ask(netlink, message, NULL, NULL);
 }
 
-int rtnl_address_add(struct rtnl *netlink, int index, struct in_addr address)
+int rtnl_address_add(struct rtnl *netlink, int index, struct rtnl_ip address)
 {
 	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
 	struct nlmsghdr *message =
 		rtnl_message(buffer, RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL);
 	struct ifaddrmsg *head = mnl_nlmsg_put_extra_header(message, sizeof *head);
-	head->ifa_family = AF_INET;
-	head->ifa_prefixlen = 32;
+	head->ifa_family = address.family;
+	head->ifa_prefixlen = (uint8_t)(address.size * 8);
 	head->ifa_index = (uint32_t)index;
-	mnl_attr_put_u32(message, IFA_LOCAL, address.s_addr);
-	mnl_attr_put_u32(message, IFA_ADDRESS, address.s_addr);
+	head->ifa_flags = address.family == AF_INET6 ? IFA_F_NODAD : 0;
+	mnl_attr_put(message, IFA_LOCAL, address.size, address.bytes);
+	mnl_attr_put(message, IFA_ADDRESS, address.size, address.bytes);
 	return rtnl_ask(netlink, message, NULL, NULL);
 }
 
-static struct nlmsghdr *route_message(void *buffer, int index, uint8_t length, uint8_t scope)
+static struct nlmsghdr *route_message(void *buffer, int index, uint8_t family, uint8_t length,
+				      uint8_t scope)
 {
 	struct nlmsghdr *message =
 		rtnl_message(buffer, RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL);
 	struct rtmsg *route = mnl_nlmsg_put_extra_header(message, sizeof *route);
-	route->rtm_family = AF_INET;
+	route->rtm_family = family;
 	route->rtm_dst_len = length;
 	route->rtm_table = RT_TABLE_MAIN;
 	route->rtm_protocol = RTPROT_STATIC;
@@ -217,37 +237,40 @@ static struct nlmsghdr *route_message(void *buffer, int index, uint8_t length, u
 	return message;
 }
 
-int rtnl_route_host(struct rtnl *netlink, int index, struct in_addr to, struct in_addr source)
+int rtnl_route_host(struct rtnl *netlink, int index, struct rtnl_ip to,
+		    const struct rtnl_ip *source)
 {
 	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
-	struct nlmsghdr *message = route_message(buffer, index, 32, RT_SCOPE_LINK);
-	mnl_attr_put_u32(message, RTA_DST, to.s_addr);
-	if (source.s_addr)
-		mnl_attr_put_u32(message, RTA_PREFSRC, source.s_addr);
+	struct nlmsghdr *message =
+		route_message(buffer, index, to.family, (uint8_t)(to.size * 8), RT_SCOPE_LINK);
+	mnl_attr_put(message, RTA_DST, to.size, to.bytes);
+	if (source)
+		mnl_attr_put(message, RTA_PREFSRC, source->size, source->bytes);
 	return rtnl_ask(netlink, message, NULL, NULL);
 }
 
-int rtnl_route_default(struct rtnl *netlink, int index, struct in_addr gateway)
+int rtnl_route_default(struct rtnl *netlink, int index, struct rtnl_ip gateway)
 {
 	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
-	struct nlmsghdr *message = route_message(buffer, index, 0, RT_SCOPE_UNIVERSE);
+	struct nlmsghdr *message =
+		route_message(buffer, index, gateway.family, 0, RT_SCOPE_UNIVERSE);
 	struct rtmsg *route = mnl_nlmsg_get_payload(message);
 	route->rtm_flags = RTNH_F_ONLINK;
-	mnl_attr_put_u32(message, RTA_GATEWAY, gateway.s_addr);
+	mnl_attr_put(message, RTA_GATEWAY, gateway.size, gateway.bytes);
 	return rtnl_ask(netlink, message, NULL, NULL);
 }
 
-int rtnl_neighbour_add(struct rtnl *netlink, int index, struct in_addr address,
+int rtnl_neighbour_add(struct rtnl *netlink, int index, struct rtnl_ip address,
 		       const unsigned char *mac)
 {
 	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
 	struct nlmsghdr *message =
 		rtnl_message(buffer, RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL);
 	struct ndmsg *head = mnl_nlmsg_put_extra_header(message, sizeof *head);
-	head->ndm_family = AF_INET;
+	head->ndm_family = address.family;
 	head->ndm_ifindex = index;
 	head->ndm_state = NUD_PERMANENT;
-	mnl_attr_put_u32(message, NDA_DST, address.s_addr);
+	mnl_attr_put(message, NDA_DST, address.size, address.bytes);
 	mnl_attr_put(message, NDA_LLADDR, MAC, mac);
 	return rtnl_ask(netlink, message, NULL, NULL);
 }

@@ -44,9 +44,19 @@ struct nlmsghdr *rtnl_message(void *buffer, uint16_t type, uint16_t flags);
 			 (int)((const char *)(nest) + (nest)->nla_len - (const char *)(part))); \
 	     (part) = mnl_attr_next(part))
 
+/* An address of IPv4 (4 bytes) or IPv6 (16). */
+struct rtnl_ip {
+	uint8_t family, size, bytes[16];
+};
+
+struct rtnl_ip rtnl_ip4(struct in_addr address);
+struct rtnl_ip rtnl_ip6(struct in6_addr address);
+
+/* The peer is born in that namespace; an index of 0 is the kernel's choice, an MTU of 0 its default. */
 struct rtnl_veth {
 	const char *name, *peer;
-	int index, peer_index, peer_namespace; /* the peer is born in that namespace */
+	int index, peer_index, peer_namespace;
+	uint32_t mtu;
 	const unsigned char *mac, *peer_mac;
 };
 
@@ -60,11 +70,13 @@ int rtnl_link_settle(struct rtnl *netlink, int index);
 int rtnl_link_delete(struct rtnl *netlink, int index);
 /* Whether packets of 127.0.0.0/8 may come and go by that link. */
 int rtnl_link_route_localnet(struct rtnl *netlink, int index, bool on);
-int rtnl_address_add(struct rtnl *netlink, int index, struct in_addr address);
-/* To one address on the link itself; a source of 0.0.0.0 is none. */
-int rtnl_route_host(struct rtnl *netlink, int index, struct in_addr to, struct in_addr source);
-int rtnl_route_default(struct rtnl *netlink, int index, struct in_addr gateway);
-int rtnl_neighbour_add(struct rtnl *netlink, int index, struct in_addr address,
+/* That address alone, without a prefix; IPv6 does not look for its duplicates. */
+int rtnl_address_add(struct rtnl *netlink, int index, struct rtnl_ip address);
+/* To one address on the link itself; ``source`` may be NULL. */
+int rtnl_route_host(struct rtnl *netlink, int index, struct rtnl_ip to,
+		    const struct rtnl_ip *source);
+int rtnl_route_default(struct rtnl *netlink, int index, struct rtnl_ip gateway);
+int rtnl_neighbour_add(struct rtnl *netlink, int index, struct rtnl_ip address,
 		       const unsigned char *mac);
 
 #endif

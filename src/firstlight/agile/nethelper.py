@@ -10,7 +10,7 @@ import signal
 import socket
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from firstlight.errors import Failed
 from firstlight.native import native
 
 PROGRAM = "net-helper"
-_REQUEST, _ANSWER = Struct("=IIQi4s4s16sI"), Struct("=QQi28s")
+_REQUEST, _ANSWER = Struct("=IIQi4s4s16s16sI16s16s"), Struct("=QQi28s")
 _RANGE = Struct("=4s4si")
 RANGES_MAX, _BODY_MAX, _MESSAGE_MAX = 1024, 65536, 4096
 SILENCE_SECONDS = 10.0
@@ -37,13 +37,16 @@ class Verb(IntEnum):
     RULES = 5
     LOCALNET = 6
     REMOVE = 7
+    FILL = 8
 
 
 class Flag(IntFlag):
-    """Of MAKE."""
+    """Of MAKE and FILL; IPV6 of HOST, too."""
 
     WIRED = 1
     NEIGHBOURS = 2
+    POD = 4
+    IPV6 = 8
 
 
 class Answer(NamedTuple):
@@ -64,7 +67,9 @@ class Answer(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A request; ``link_index`` and ``link`` identify the link on the host."""
+    """A request; ``link_index`` and ``link`` identify the link on the host, ``peer`` is the name
+    of its other end.
+    """
 
     verb: Verb
     flags: Flag = Flag(0)
@@ -73,6 +78,10 @@ class Request(NamedTuple):
     gateway: IPv4Address = IPv4Address(0)
     link: str = ""
     body: bytes = b""
+    peer: str = "eth0"
+    mtu: int = 0
+    address6: IPv6Address = IPv6Address(0)
+    gateway6: IPv6Address = IPv6Address(0)
 
     def encode(self, number: int) -> bytes:
         """Encode it. Raises Failed if the body is too long."""
@@ -80,7 +89,8 @@ class Request(NamedTuple):
             raise Failed(f"the rules are too long: {len(self.body)} of at most {_BODY_MAX} bytes")
         return _REQUEST.pack(
             self.verb, self.flags, number, self.link_index,
-            self.address.packed, self.gateway.packed, self.link.encode(), 0,
+            self.address.packed, self.gateway.packed, self.link.encode(), self.peer.encode(),
+            self.mtu, self.address6.packed, self.gateway6.packed,
         ) + self.body  # fmt: skip
 
 

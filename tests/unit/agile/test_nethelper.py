@@ -126,4 +126,4 @@ def test_a_request_too_large_for_a_message_is_refused() -> None:
     with pytest.raises(Failed, match="the rules are too long"):
         nethelper.rules("x" * 70_000).encode(1)
     ranges = [(IPv4Address(1), IPv4Address(2), 3)] * nethelper.RANGES_MAX
-    assert len(nethelper.forget(ranges).encode(1)) == 48 + 12 * nethelper.RANGES_MAX
+    assert len(nethelper.forget(ranges).encode(1)) == 96 + 12 * nethelper.RANGES_MAX
