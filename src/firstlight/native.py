@@ -1,5 +1,6 @@
 """Paths of firstlight's native programs, as installed with the package."""
 
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,5 +11,23 @@ def native(name: str) -> Path:
     """The path of a native program. Raises Failed if it is not built."""
     path = Path(str(files("firstlight"))) / "_native" / name
     if not path.exists():
-        raise Failed(f"the native program {path} is missing", "build it: make setup")
+        raise Failed(f"the native program {path} is missing", make("setup"))
     return path
+
+
+@cache
+def checkout() -> Path | None:
+    """firstlight's own checkout, if this is its package or is installed in its environment."""
+    for parent in Path(str(files("firstlight"))).parents:
+        if (parent / "src/firstlight/native.py").is_file() and (parent / "Makefile").is_file():
+            return parent
+    return None
+
+
+def make(target: str) -> str:
+    """A hint to run ``make target``, for a user of a checkout or of an installed package."""
+    if checkout():
+        return f"make {target}"
+    if target == "setup":
+        return "install firstlight again, from a wheel for this machine"
+    return f"in a checkout of firstlight: make {target}"

@@ -30,7 +30,7 @@ from firstlight.agile.spawner import describe
 from firstlight.agile.wasm_channel import Channel
 from firstlight.agile.wasm_wire import Outcome, Reply
 from firstlight.errors import Failed, Unsupported
-from firstlight.native import native
+from firstlight.native import make, native
 
 WASMTIME = 50
 """The version of wasmtime that the worker is written for."""
@@ -390,4 +390,4 @@ def _interpreter(program: bytes) -> str:
         kind, _, offset, _, _, length = struct.unpack_from("=IIQQQQ", program, place)
         if kind == 3:
             return program[offset : offset + length].rstrip(b"\0").decode()
-    raise Failed("the worker has no dynamic loader", "build it again: make setup")
+    raise Failed("the worker has no dynamic loader", make("setup"))

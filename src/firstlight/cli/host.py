@@ -10,20 +10,22 @@ from firstlight.cli.output import Json, examples, print_json, say, stdout
 def doctor(*, as_json: Json = False) -> None:
     """Show what can run here, what to install, and what adds noise.
 
-    Exit status 1 if an experiment cannot run in full.
+    Exit status 1 if no container's start can be measured.
     """
     from firstlight.lab import doctor as checks
     from firstlight.lab.experiments import catalogue
 
     results = checks.run()
     answers = catalogue.probe()
+    ready = checks.ready(results, answers)
     if as_json:
-        print_json({"checks": results, "experiments": answers})
+        print_json({"checks": results, "experiments": answers, "ready": ready})
     else:
         from firstlight.report import terminal
 
         stdout().print(terminal.doctor(results, answers))
-    raise typer.Exit(any(reasons for reasons in answers.values()))
+        stdout().print(checks.verdict(results, answers), highlight=False, soft_wrap=True)
+    raise typer.Exit(0 if ready else 1)
 
 
 def clean(

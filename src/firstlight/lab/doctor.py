@@ -9,15 +9,19 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from firstlight.errors import Failed, Unsupported
 from firstlight.host import facts
 from firstlight.host.cgroups import hierarchies, is_unified
 from firstlight.lab.backends import accel, firecracker_probe, rootfs, vm
-from firstlight.model import Check
+from firstlight.model import Availability, Check
 from firstlight.trace import bpf
+
+MAIN = "container-creation"
+"""The experiment that a new user runs first."""
+TRACER = "eBPF tracer"
 
 _BTF = facts.SYS / "kernel/btf/vmlinux"
 _STEAL_SECONDS = 0.3
@@ -54,6 +58,29 @@ _TRACEPOINTS = (
 def run() -> list[Check]:
     """The results of all ``CHECKS``, in order; takes about a second."""
     return [check() for check in CHECKS]
+
+
+def ready(checks: Sequence[Check], experiments: Mapping[str, Availability]) -> bool:
+    """Whether the start of a container can be measured."""
+    is_root = all(check.ok for check in checks if check.name == "root")
+    return is_root and bool(experiments[MAIN].can_run)
+
+
+def verdict(checks: Sequence[Check], experiments: Mapping[str, Availability]) -> str:
+    """What can be done now, or what must be done first: one sentence."""
+    if not ready(checks, experiments):
+        remedies = {check.hint: None for check in checks if check.name == "root" and not check.ok}
+        remedies |= {each.hint: None for each in experiments[MAIN].missing}
+        return f"Nothing can be measured yet. First: {'; '.join(filter(None, remedies))}."
+    traced = all(check.ok for check in checks if check.name == TRACER)
+    command = f"firstlight run {MAIN} --fast{'' if traced else ' --no-trace'}"
+    runtimes = " and ".join(experiments[MAIN].can_run)
+    whole = sum(not each.missing for each in experiments.values())
+    part = sum(bool(each.missing and each.can_run) for each in experiments.values())
+    return (
+        f"Now: {command} measures {runtimes}. Of {len(experiments)} experiments {whole} can run "
+        f"in full and {part} in part."
+    )
 
 
 def root() -> Check:
@@ -110,8 +137,8 @@ def tracer() -> Check:
         bpf.probe()
     except (Failed, Unsupported) as error:
         hint = _SUDO if os.geteuid() else "the checks above show what is missing"
-        return Check("eBPF tracer", False, error.message, hint)
-    return Check("eBPF tracer", True, "programs load and attach")
+        return Check(TRACER, False, error.message, hint)
+    return Check(TRACER, True, "programs load and attach")
 
 
 def veth() -> Check:

@@ -3,6 +3,7 @@
 import os
 import random
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from firstlight.lab.backends import Ask, Backend, Command, Execute, ending_at
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.load import Generator, Outcome
 from firstlight.model import Ending, Footer, GuestLog, Header, Point, Sample, Stamps
+from firstlight.native import checkout
 from firstlight.store import Writer
 from firstlight.trace import bpf
 
@@ -369,8 +371,9 @@ def _now() -> str:
 
 def revision() -> str:
     """firstlight's version, with the Git revision when run from a checkout."""
-    described = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-        capture_output=True, text=True,
-    ).stdout.strip()  # fmt: skip
+    root = checkout()
+    if root is None or not shutil.which("git"):
+        return __version__
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    described = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return f"{__version__}+{described}" if described else __version__

@@ -17,7 +17,7 @@ from firstlight.analysis.compare import Comparison, Difference, Side
 from firstlight.analysis.figures import Part, PointFigures
 from firstlight.analysis.stats import samples_needed
 from firstlight.claims.engine import Verdict
-from firstlight.model import Check, Ending, Interval, Missing, Sample
+from firstlight.model import Availability, Check, Ending, Interval, Sample
 from firstlight.report import answer, records, views
 from firstlight.report.data import as_json
 from firstlight.report.plots import palette
@@ -324,7 +324,7 @@ def _news(difference: Difference) -> Text:
     return Text("faster", style="green") if difference.improvement else Text("alike", style="dim")
 
 
-def doctor(checks: Iterable[Check], experiments: Mapping[str, Sequence[Missing]]) -> RenderableType:
+def doctor(checks: Iterable[Check], experiments: Mapping[str, Availability]) -> RenderableType:
     """The checks, and which experiments can run; each remedy is shown once."""
     table = _table("this machine")
     for _ in range(3):
@@ -337,7 +337,8 @@ def doctor(checks: Iterable[Check], experiments: Mapping[str, Sequence[Missing]]
     for _ in range(3):
         runnable.add_column("", overflow="fold")
     shown: set[str | None] = {None}
-    for name, lacks in experiments.items():
+    for name, available in experiments.items():
+        lacks = available.missing
         mark = ("!", "yellow") if lacks else ("✓", "green")
         words = Text("" if lacks else "can run in full")
         for lack in lacks:

@@ -6,6 +6,7 @@ import pytest
 from firstlight.errors import Unsupported
 from firstlight.host import facts
 from firstlight.lab import doctor
+from firstlight.model import Availability, Check, Missing
 from firstlight.trace import bpf
 
 
@@ -184,3 +185,30 @@ def test_noise_is_a_warning_and_not_a_failure(
         assert check.ok is None
         assert check.hint
     assert doctor.swap().fact == "1.0 GiB are swapped out"
+
+
+def verdict(*, root: bool = True, tracer: bool = True, can_run: tuple[str, ...] = ("runc",)) -> str:
+    checks = [
+        Check("root", root, "", "run firstlight with sudo"),
+        Check(doctor.TRACER, tracer, ""),
+    ]
+    lack = Missing(("crun",), "runtime 'crun' is not installed", "apt-get install crun")
+    experiments = {
+        doctor.MAIN: Availability(can_run, (lack,)),
+        "density": Availability(("agile",), ()),
+        "image": Availability((), (lack,)),
+    }
+    return doctor.verdict(checks, experiments)
+
+
+def test_the_verdict_names_what_can_be_done_now() -> None:
+    assert verdict() == (
+        "Now: firstlight run container-creation --fast measures runc. "
+        "Of 3 experiments 1 can run in full and 1 in part."
+    )
+    assert "--fast --no-trace measures runc" in verdict(tracer=False)
+
+
+def test_the_verdict_names_what_must_be_done_first() -> None:
+    assert verdict(can_run=()) == "Nothing can be measured yet. First: apt-get install crun."
+    assert "First: run firstlight with sudo" in verdict(root=False)

@@ -12,7 +12,7 @@ from firstlight import units as wording
 from firstlight.analysis import Analysis
 from firstlight.analysis.compare import compare
 from firstlight.claims.engine import Verdict
-from firstlight.model import Check, Missing, Sample
+from firstlight.model import Availability, Check, Missing, Sample
 from firstlight.report import answer, terminal
 from firstlight.store import read
 
@@ -72,7 +72,9 @@ def test_words_of_a_run_are_never_markup() -> None:
     assert "[red]6.18[/red]" in rendered(terminal.claims([verdict("[red]6.18[/red]")]), 100)
     checks = [Check("[b]x", None, "[b]y", "[b]z")]
     lack = Missing(("[b]",), "[b]", "[b]")
-    assert rendered(terminal.doctor(checks, {"[b]": [lack]}), 100).count("[b]") == 7
+    assert (
+        rendered(terminal.doctor(checks, {"[b]": Availability((), (lack,))}), 100).count("[b]") == 7
+    )
 
 
 def verdict(figure: str = "52 % (50–55)") -> Verdict:
@@ -125,7 +127,11 @@ def test_doctor_says_what_to_do_only_where_something_is_wrong() -> None:
     ]
     lack = Missing(("erofs",), "mkfs.erofs is not installed", "apt-get install erofs-utils")
     many = Missing(tuple("abcde"), lack.fact, lack.hint)
-    lacks = {"floor": [], "rootfs": [lack], "pod": [many]}
+    lacks = {
+        "floor": Availability(("floor",), ()),
+        "rootfs": Availability((), (lack,)),
+        "pod": Availability((), (many,)),
+    }
     text = words(rendered(terminal.doctor(checks, lacks), 90))
     assert "✓ root uid 0" in text
     assert "become root" not in text

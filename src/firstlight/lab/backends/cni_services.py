@@ -49,7 +49,7 @@ def probe(name: str) -> None:
     if not _program(service.program):
         raise Unsupported(
             f"{service.program}, which the plugin needs, is not installed",
-            f"run make setup, or apt-get install {service.package}",
+            f"apt-get install {service.package}",
         )
 
 

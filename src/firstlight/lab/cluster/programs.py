@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from firstlight.errors import Unsupported
+from firstlight.native import make
 
 BUILT = Path(os.environ.get("FIRSTLIGHT_KUBERNETES") or Path(sys.prefix, "libexec", "kubernetes"))
 """The directory of their links; ``NAME.missing`` says why one could not be built."""
@@ -19,7 +20,7 @@ def path(name: str) -> Path:
     program = BUILT / name
     if program.exists():
         return program
-    hint = "make kubernetes"
+    hint = make("kubernetes")
     try:
         why = (BUILT / f"{name}.missing").read_text().strip()
     except FileNotFoundError:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from firstlight.errors import Unsupported
+from firstlight.native import make
 
 _PACKAGED = frozenset(
     ("bandwidth", "bridge", "dhcp", "firewall", "host-device", "host-local", "ipvlan", "loopback",
@@ -20,7 +21,7 @@ def find(kind: str, path: Sequence[Path]) -> Path:
         if program.is_file() and os.access(program, os.X_OK):
             return program
     packaged = "apt-get install containernetworking-plugins, or " if kind in _PACKAGED else ""
-    built = "make cni-plugins, or " if kind in _BUILT else ""
+    built = f"{make('cni-plugins')}, or " if kind in _BUILT else ""
     raise Unsupported(
         f"CNI plugin {kind!r} is not installed",
         f"{packaged}{built}set CNI_PATH to its directory",

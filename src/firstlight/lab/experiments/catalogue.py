@@ -27,7 +27,7 @@ from firstlight.lab.experiments.pod import POD
 from firstlight.lab.experiments.rootfs import ROOTFS
 from firstlight.lab.experiments.unikernel_boot import UNIKERNEL_BOOT
 from firstlight.lab.experiments.unikernel_scale import UNIKERNEL_SCALE
-from firstlight.model import Missing
+from firstlight.model import Availability, Missing
 
 ALL = {
     experiment.name: experiment
@@ -48,17 +48,18 @@ def find(name: str) -> Experiment:
     return ALL[name]
 
 
-def probe() -> dict[str, list[Missing]]:
-    """For each experiment, why parts of it cannot run here; empty if it can run in full."""
-    return {experiment.name: _missing(experiment) for experiment in ALL.values()}
+def probe() -> dict[str, Availability]:
+    """What of each experiment can run here, by its name."""
+    return {experiment.name: _available(experiment) for experiment in ALL.values()}
 
 
-def _missing(experiment: Experiment) -> list[Missing]:
+def _available(experiment: Experiment) -> Availability:
     try:
         cases = list(experiment.cases(Options(instances=(1,))))
     except Failed as error:  # the guest catalogue cannot be read
-        return [Missing((experiment.name,), error.message, error.hint)]
+        return Availability((), (Missing((experiment.name,), error.message, error.hint),))
     parts: dict[tuple[str, str | None], dict[str, None]] = {}
+    can_run: dict[str, None] = {}
     for case in cases:
         try:
             case.backend.probe()
@@ -66,4 +67,7 @@ def _missing(experiment: Experiment) -> list[Missing]:
             continue
         except Unsupported as error:
             parts.setdefault((error.message, error.hint), {})[case.backend.name] = None
-    return [Missing(tuple(of), fact, hint) for (fact, hint), of in parts.items()]
+        else:
+            can_run[case.backend.name] = None
+    missing = (Missing(tuple(of), fact, hint) for (fact, hint), of in parts.items())
+    return Availability(tuple(can_run), tuple(missing))

@@ -52,7 +52,7 @@ def newest() -> Path:
     if not images:
         raise Unsupported(
             "no Linux kernel to boot was found",
-            "run make setup, or apt-get install linux-image-cloud-amd64",
+            "apt-get install linux-image-cloud-amd64",
         )
     return max(images, key=lambda file: [int(number) for number in re.findall(r"\d+", file.name)])
 

@@ -68,7 +68,7 @@ def test_a_catalogue_that_cannot_be_read_is_named_and_does_not_stop_the_doctor(
 ) -> None:
     (own / "mine").mkdir(parents=True)
     (own / "mine" / "guest.json").write_text("{")
-    [missing] = experiments.probe()["unikernel-boot"]
+    [missing] = experiments.probe()["unikernel-boot"].missing
     assert missing.fact.startswith(f"cannot read the guest {own}/mine/guest.json")
     monkeypatch.setenv("FIRSTLIGHT_GUESTS", f"/{'x' * 300}")
     with pytest.raises(Failed, match=r"cannot read the guest catalogue /x+: File name too long"):
