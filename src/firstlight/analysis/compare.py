@@ -1,11 +1,11 @@
 """Compares two runs, point by point: is B slower than A?
 
-Only untraced starts are compared. A point is a regression when its median is significantly slower
-(a permutation test of whole batches, Holm's correction over all points), and the whole 95 %
-interval of the change lies above the noise threshold: neither a significant change of 1 % nor a
-large change by chance matters. Firecracker's ``tools/ab_test.py`` requires both with the same
-defaults, but for the estimate alone. A point is also a regression when significantly more of its
-starts fail.
+Only untraced starts are compared; of a run that has none, such as watch's, the traced ones. A point
+is a regression when its median is significantly slower (a permutation test of whole batches, Holm's
+correction over all points), and the whole 95 % interval of the change lies above the noise
+threshold: neither a significant change of 1 % nor a large change by chance matters. Firecracker's
+``tools/ab_test.py`` requires both with the same defaults, but for the estimate alone. A point is
+also a regression when significantly more of its starts fail.
 
 Two runs are not interleaved, so a drift between them looks like a difference. Two runs of the same
 thing, one after the other on a busy machine, differed by 8 % (3 to 18) with p = 0.006: hence the
@@ -124,10 +124,11 @@ def _apart(a: Header, b: Header) -> list[str]:
 
 
 def _by_point(run: Run) -> dict[frozenset[tuple[str, Setting]], list[Sample]]:
-    """The untraced starts of each point."""
+    """The starts of each point that its headline comes from."""
+    traced = run.header.presentation.headline == "traced"
     starts: dict[frozenset[tuple[str, Setting]], list[Sample]] = {}
     for sample in run.samples:
-        if not sample.traced:
+        if sample.traced == traced:
             starts.setdefault(frozenset(sample.point.items()), []).append(sample)
     return starts
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import firstlight
-from firstlight.cli import agile, cluster, guest, host, report, run, trace, watch
+from firstlight.cli import agile, cluster, gate, guest, host, report, run, trace, watch
 from firstlight.cli.output import examples, say
 from firstlight.errors import FirstlightError
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     ),
 )  # fmt: skip
 
-for group in (host, run, trace, watch, report):
+for group in (host, run, trace, watch, report, gate):
     group.add_to(app)
 app.add_typer(agile.app, name="agile")
 app.add_typer(guest.app, name="guest")

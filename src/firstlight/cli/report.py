@@ -76,19 +76,31 @@ def compare(
     allow_different_hosts: Annotated[
         bool, typer.Option("--allow-different-hosts", help="Allow runs from different hosts.")
     ] = False,
+    counts: Annotated[
+        bool, typer.Option("--counts", help="Compare what the starts did, too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare two runs point by point. Exit status 1 if B is significantly slower."""
-    from firstlight.analysis import compare as comparing
+    """Compare two runs point by point. Exit status 1 if B is significantly slower.
 
-    result = comparing.compare(read(a), read(b), threshold=threshold, across=allow_different_hosts)
+    With --counts, also if B does more: system calls, requests, processes, waits for RCU.
+    """
+    from firstlight.analysis import compare as comparing
+    from firstlight.analysis import gate
+
+    runs = read(a), read(b)
+    result = comparing.compare(*runs, threshold=threshold, across=allow_different_hosts)
+    verdict = gate.compare(*runs) if counts else None
     if as_json:
-        print_json(result)
+        print_json({"times": result, "counts": verdict} if verdict else result)
     else:
-        from firstlight.report import terminal
+        from firstlight.report import counted, terminal
 
         stdout().print(terminal.comparison(result))
-    raise typer.Exit(result.regression)
+        if verdict:
+            stdout().print()
+            stdout().print(counted.terminal(verdict))
+    raise typer.Exit(result.regression or (verdict is not None and verdict.outcome == "more"))
 
 
 def claims(
@@ -120,9 +132,11 @@ def add_to(app: typer.Typer) -> None:
             "report runs/* --export perfetto --out traces", "report runs/* --pictures figures",
         )
     )(report)  # fmt: skip
-    app.command(epilog=examples("compare runs/before runs/after", "compare a b --threshold 0.1"))(
-        compare
-    )
+    app.command(
+        epilog=examples(
+            "compare runs/before runs/after", "compare a b --threshold 0.1", "compare a b --counts"
+        )
+    )(compare)  # fmt: skip
     app.command(epilog=examples("claims", "claims runs/network-setup-*"))(claims)
 
 

@@ -66,6 +66,7 @@ def test_the_verbs() -> None:
             "cluster up",
             "compare",
             "doctor",
+            "gate",
             "guest add",
             "guest list",
             "guest remove",

@@ -1,0 +1,134 @@
+"""Counts what each traced start did: calls, requests, processes, waits, bytes.
+
+A count depends on the program and the kernel, hardly on the machine's load: a start that takes
+twice as long on a busy machine makes the same system calls. ``gate`` compares them.
+"""
+
+from collections.abc import Iterator
+
+import polars as pl
+
+from firstlight.analysis import causes
+from firstlight.model import Sample
+from firstlight.store import Run
+
+SCHEMA = pl.Schema({"sample": pl.UInt32(), "count": pl.String(), "value": pl.Int64()})
+
+CALL, REQUEST, PROGRAM = "call", "netlink", "exec"
+RCU, LOCK = "RCU wait", "lock wait"
+PROCESSES, THREADS = "processes", "threads"
+READ, WRITTEN = "bytes read", "bytes written"
+"""The kinds of counts: a kind and a name, such as ``call mount``, or the kind alone."""
+
+_TAKING = ("read", "pread64", "readv", "recvfrom", "recvmsg", "getdents64")
+_GIVING = ("write", "pwrite64", "writev", "sendto", "sendmsg", "sendfile", "copy_file_range",
+           "splice")  # fmt: skip
+_OF_THE_HOST = r"^(proc|sysfs|cgroup2?|securityfs|nsfs):"
+"""Files whose length is the host's: a mount more on the host is a longer mountinfo. Reads of them
+are not counted, opens are."""
+
+
+def counts(run: Run) -> pl.DataFrame:
+    """What each traced start of the run that became ready did, as SCHEMA; zeros are left out.
+
+    A span counts if it begins before the end point. Starts with lost events are left out, because
+    their counts would be too low.
+    """
+    usable = {sample.index: sample for sample in run.samples if is_whole(sample)}
+    parts = [pl.DataFrame(schema=SCHEMA)]
+    for _, spans in run.span_batches():
+        own = [usable[index] for index in spans["sample"].unique().to_list() if index in usable]
+        if own:
+            parts.append(of_spans(spans, own))
+    return pl.concat(parts)
+
+
+def is_whole(sample: Sample) -> bool:
+    """Whether all events of the start were seen, from its beginning to its end point."""
+    return sample.traced and sample.latency is not None and not sample.lost
+
+
+def of_spans(spans: pl.DataFrame, samples: list[Sample]) -> pl.DataFrame:
+    """What these samples did, as SCHEMA."""
+    ends = pl.DataFrame(
+        {
+            "sample": [each.index for each in samples],
+            "ready": [each.stamps.ready for each in samples],
+        },
+        schema={"sample": pl.UInt32, "ready": pl.Int64},
+    )
+    words = [
+        pl.col(name).cast(pl.String).fill_null("") for name in ("kind", "name", "detail", "stack")
+    ]
+    own = spans.join(ends, on="sample").filter(pl.col("start") <= pl.col("ready"))
+    own = own.with_columns(words)
+    return pl.concat(
+        part.group_by("sample", "count").agg(pl.col("value").sum()).select(SCHEMA.names())
+        for part in _parts(own)
+    ).cast(SCHEMA)
+
+
+def _parts(spans: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Rows of sample, count and value, some of them several times."""
+    one = pl.lit(1, pl.Int64).alias("value")
+    calls = spans.filter(pl.col("kind") == "call")
+    read_of_host = pl.col("name").is_in(_TAKING) & pl.col("detail").str.contains(_OF_THE_HOST)
+    yield calls.filter(~read_of_host).select("sample", _named(CALL, pl.col("name")), one)
+    requests = calls.filter(pl.col("detail").str.contains(r"^socket:netlink\.\S+ \S"))
+    request = pl.col("detail").str.strip_prefix("socket:netlink.")
+    yield requests.select("sample", _named(REQUEST, request), one)
+    moved = pl.col("result").fill_null(0).clip(lower_bound=0).alias("value")
+    for names, count in ((_TAKING, READ), (_GIVING, WRITTEN)):
+        yield calls.filter(pl.col("name").is_in(names) & ~read_of_host).select(
+            "sample", pl.lit(count).alias("count"), moved
+        )
+    forks = spans.filter(pl.col("kind") == "fork")
+    for name, count in (("process", PROCESSES), ("thread", THREADS)):
+        yield forks.filter(pl.col("name") == name).select(
+            "sample", pl.lit(count).alias("count"), one
+        )
+    program = pl.col("detail").str.extract(r"([^/]*)$")
+    program = (
+        pl.when(program.str.contains(r"^(\d+|exe)$")).then(pl.lit("itself")).otherwise(program)
+    )
+    yield spans.filter(pl.col("kind") == "exec").select("sample", _named(PROGRAM, program), one)
+    yield from _waits(spans, calls)
+
+
+def _waits(spans: pl.DataFrame, calls: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Waits for RCU and for locks. Several of a thread for one cause in one call count once.
+
+    The kernel may sleep more than once for a grace period: in a queue for it, and then for itself.
+    """
+    waits = spans.filter(pl.col("kind").is_in(["blocked", "lock"]) & (pl.col("stack") != ""))
+    known = {
+        row: _cause(*row) for row in waits.select("kind", "stack", "name", "detail").unique().rows()
+    }
+    cause = [known[row] for row in waits.select("kind", "stack", "name", "detail").rows()]
+    waits = waits.with_columns(count=pl.Series(cause, dtype=pl.String)).filter(
+        pl.col("count").is_not_null()
+    )
+    begun = calls.select("sample", "tid", "start", call=pl.col("start"), call_end=pl.col("end"))
+    inside = waits.sort("start").join_asof(
+        begun.sort("start"), on="start", by=["sample", "tid"], check_sortedness=False
+    )
+    of_call = pl.when(pl.col("call_end") >= pl.col("end")).then(pl.col("call"))
+    yield (
+        inside.with_columns(at=of_call.otherwise(pl.col("start")))
+        .unique(["sample", "tid", "count", "at"])
+        .select("sample", "count", pl.lit(1, pl.Int64).alias("value"))
+    )
+
+
+def _cause(kind: str, stack: str, name: str, detail: str) -> str | None:
+    """The count of a wait; None if it is neither for RCU nor for a lock."""
+    cause = causes.of_lock(stack, name, detail) if kind == "lock" else causes.of_wait(stack)
+    if cause.startswith("RCU: "):
+        return f"{RCU} {cause.removeprefix('RCU: ')}"
+    if kind == "lock":
+        return f"{LOCK} {cause.removeprefix('lock: ').partition(' ')[0]}"
+    return None
+
+
+def _named(kind: str, name: pl.Expr) -> pl.Expr:
+    return pl.concat_str(pl.lit(f"{kind} "), name).alias("count")
