@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <linux/netlink.h>
 #include <net/if.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -23,7 +24,7 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-enum { CONTROL = 3 };
+enum { CONTROL = 3, LOOPBACK = 1, BACKLOG = 16 };
 
 static int host_namespace = -1;
 static struct rtnl host;
@@ -155,6 +156,31 @@ static int serve_localnet(const void *body, size_t size, const char **step)
 	return 0;
 }
 
+/* A server of ours that only the namespace reaches. */
+static int serve_listen(const struct net_request *request, int namespace, int *made,
+			const char **step)
+{
+	struct rtnl inside RTNL_SCOPE = {0};
+	struct sockaddr_in at = {
+		.sin_family = AF_INET,
+		.sin_port = htons((uint16_t)request->index),
+		.sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+	};
+	*step = "enter a namespace to listen in";
+	int error = namespace < 0 ? -EPROTO : enter(namespace);
+	if (error)
+		return error;
+	*step = "set loopback up";
+	if ((error = rtnl_open(&inside, NETLINK_ROUTE)) ||
+	    (error = rtnl_link_up(&inside, LOOPBACK)))
+		return error;
+	*step = "listen";
+	*made = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (*made < 0 || bind(*made, (struct sockaddr *)&at, sizeof at) || listen(*made, BACKLOG))
+		return -errno;
+	return 0;
+}
+
 static int serve_remove(const struct net_request *request, const char **step)
 {
 	unsigned index = if_nametoindex(request->link);
@@ -200,6 +226,9 @@ static void serve(const struct net_request *request, const void *body, size_t si
 		break;
 	case NET_FILL:
 		error = serve_fill(request, given, &step);
+		break;
+	case NET_LISTEN:
+		error = serve_listen(request, given, &made, &step);
 		break;
 	}
 	if (enter(host_namespace))

@@ -23,6 +23,7 @@ enum net_verb {
 	NET_LOCALNET, /* the link takes what the host sends to itself; followed by indices */
 	NET_REMOVE, /* the link of that index and name, if it is there */
 	NET_FILL, /* comes with a namespace that another program made: its link, as of MAKE */
+	NET_LISTEN, /* at a port, which is the index, of a network namespace's own loopback */
 };
 
 enum net_flag {
@@ -45,9 +46,10 @@ struct net_request {
 };
 
 /* The digest of MAKE and CHECK is of all that can be read in the namespace; that of CHECK is 0 where a
- * packet came or went, since its counters stay, and where somebody holds a socket of it. The answer of MAKE comes
- * with the namespace, that of RULES with a memory file of what nft says. That of FORGET is followed
- * by a byte for each range: 1 where its connections are gone, 0 where its link is still there. */
+ * packet came or went, since its counters stay, and where somebody holds a socket of it. The answer
+ * of MAKE comes with the namespace, that of LISTEN with the socket, that of RULES with a memory file
+ * of what nft says. That of FORGET is followed by a byte for each range: 1 where its connections are
+ * gone, 0 where its link is still there. */
 struct net_answer {
 	uint64_t id, digest;
 	int32_t error; /* errno, or 0 */

@@ -9,6 +9,7 @@ from firstlight.errors import Failed, UnknownName
 Reach = Literal["outbound", "internal", "none"]
 Kind = Literal["command", "python", "wasm"]
 Reuse = Literal["none", "network"]
+Serves = Literal["nothing", "events", "http"]
 
 _MEMORY_LEAST = 2 << 20
 _SCRATCH_LEAST, _BYTES_MOST = 4096, 1 << 62
@@ -29,6 +30,9 @@ class Function(Struct, frozen=True, kw_only=True):
     is ready when its command is executed. Without ``uid`` and ``gid`` the function gets a user and
     a group of its own. ``reuse`` says what of an instance may serve the function's next one, once
     it is proven to be as new.
+
+    An instance that ``serves`` is kept for the next request, and ends with the manager that leads
+    requests to it: ``http``, or ``events``, which it fetches by the Lambda Runtime API.
 
     Of kind ``python``, ``handler`` is ``module:name``, imported from ``rootfs`` by a warm
     interpreter; of kind ``wasm``, ``rootfs`` is a module's file, ``handler`` an export and
@@ -54,6 +58,7 @@ class Function(Struct, frozen=True, kw_only=True):
     gid: int | None = None
     user_namespace: bool = False
     reuse: Reuse = "network"
+    serves: Serves = "nothing"
     timeout: float = 60.0
     """Deadline in seconds for readiness and for a handler's answer."""
 

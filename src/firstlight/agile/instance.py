@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from firstlight.agile.function import Ended, Function
 
 if TYPE_CHECKING:
+    from firstlight.agile.network import Network
     from firstlight.agile.output import Output
 
 
@@ -28,6 +29,7 @@ class Instance:
         self.stdout: Output | None = None
         self.stderr: Output | None = None
         self._signal = signal
+        self.network: asyncio.Future[Network] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> Ended:

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import os
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from ipaddress import IPv4Address
@@ -23,7 +23,7 @@ from firstlight.agile.node import Node, State
 from firstlight.agile.node_wire import Answer, Answered, Event, Flag, Step, Told, refused
 from firstlight.agile.output import pipes
 from firstlight.agile.parts import NOBODY, Held, Parts, Shelf
-from firstlight.agile.pool import LoadGate
+from firstlight.agile.pool import LoadGate, Pool
 from firstlight.agile.registry import Registered, Registry, definition
 from firstlight.agile.starter import Starter
 from firstlight.errors import Failed
@@ -32,6 +32,8 @@ _BASE_PROFILE = 4
 _RETRY_SECONDS = 0.1
 _END_SECONDS = 10.0
 _ENDED_KEPT = 1024
+EVENTS_PORT = 9001
+"""Where an instance finds the Lambda Runtime API, on its own loopback."""
 
 
 class Instances:
@@ -49,6 +51,8 @@ class Instances:
         self._shelves = {reach: self._network_shelf(reach) for reach in node_wire.REACHES}
         self._cgroup_shelf = Shelf("cgroup", config.pools.cgroup, self._parts.put_cgroup, gate,
                                    lambda: self._refuse(node_wire.CGROUP, 0))  # fmt: skip
+        self._listening = {reach: self._listening_pool(reach) for reach in node_wire.REACHES}
+        self._unused: Counter[int] = Counter()
         self._registry = Registry(config, self._register, self._forget)
         self._running: dict[int, Instance] = {}
         self._ended_last: OrderedDict[int, Instance] = OrderedDict()
@@ -68,6 +72,13 @@ class Instances:
             f"network {reach}", self._config.pools.network,
             lambda: self._parts.put_network(reach), self._gate,
             lambda: self._refuse(node_wire.NETWORK, node_wire.REACHES.index(reach)),
+        )  # fmt: skip
+
+    def _listening_pool(self, reach: Reach) -> Pool[Network]:
+        return Pool(
+            f"network {reach} for events", self._config.pools.network,
+            lambda: self._networks.make_listening(reach, EVENTS_PORT), self._networks.discard,
+            self._gate,
         )  # fmt: skip
 
     async def open(self, stay: bool) -> None:
@@ -106,6 +117,8 @@ class Instances:
             held = self._parts.get(self._using[instance.number][1])
             if instance.function.ports and held and isinstance(held.made, Network):
                 await self._networks.adopt(held.made, instance.function.ports)
+            if instance.function.serves != "nothing":
+                instance.kill()  # nobody leads requests to it any more
         for held in left:
             self._task(self._recycled(held, None))
         self._cgroups.remove_others(self._parts.cgroups())
@@ -122,6 +135,8 @@ class Instances:
             self._keeper.cancel()
         for shelf in (*self._shelves.values(), self._cgroup_shelf):
             await shelf.close()
+        for pool in self._listening.values():
+            await pool.close()
         for instance in self._running.values():
             instance.kill()
         ends = [instance.ended for instance in self._running.values()]
@@ -172,6 +187,8 @@ class Instances:
             found = await self.registered(function, fresh=False)
             outputs, theirs = ([], list(streams)) if streams else pipes()
             try:
+                if function.serves == "events":
+                    await self._give_listening(found)
                 answer = await self._asked(found, theirs, function.env, requested)
             except BaseException:
                 for output in outputs:
@@ -186,6 +203,17 @@ class Instances:
             instance.stdout, instance.stderr = outputs
         return instance
 
+    async def _give_listening(self, found: Registered) -> None:
+        """Give the function a network for its next instance. Raises Failed.
+
+        The node gives an instance any of its function's, and a start that it refuses leaves one.
+        """
+        if self._unused[found.number]:
+            self._unused[found.number] -= 1
+            return
+        network, _ = await self._listening[found.function.network].take()
+        self._parts.give(network, found.function.network, found.number)
+
     async def _asked(
         self, found: Registered, streams: list[int], env: dict[str, str], requested: int
     ) -> Answer:
@@ -194,6 +222,8 @@ class Instances:
         answer = await self._starter.start(found.number, found.version, streams, env, requested)
         if answer.verb != Answered.REFUSED:
             return answer
+        if found.function.serves == "events":
+            self._unused[found.number] += 1
         if answer.error == errno.EIO and answer.step in (Step.NETWORK, Step.CGROUP):
             raise self.explained(found.function)
         raise refused(answer)
@@ -271,6 +301,8 @@ class Instances:
         )  # fmt: skip
         shelves = [one.counts() for one in (*self._shelves.values(), self._cgroup_shelf)]
         used = [one for one in shelves if one.made or one.misses or one.ready]
+        listening = [pool.counts() for pool in self._listening.values()]
+        used += [one for one in listening if one.made or one.misses or one.ready]
         return [*([sandboxes] if high else []), *used]
 
     async def _register(self, found: Registered) -> None:
@@ -310,6 +342,7 @@ class Instances:
             with suppress(Failed):
                 await self._node.forget(found.number)
         self._parts.forgotten(found.number)
+        del self._unused[found.number]
 
     async def _keep(self) -> None:
         """Forget what is idle; see what has changed."""
@@ -379,6 +412,8 @@ class Instances:
         if event.id not in self._running:
             instance = self._new(event.id, function, event.pid, address, event.flags)
             instance.stamps = {"requested": event.requested, "running": event.running}
+        if held and isinstance(held.made, Network):
+            self._running[event.id].network.set_result(held.made)
         if self._config.pools.sandbox.high and not self._waiting_wanted:
             self._waiting_wanted = self._cgroup_shelf.lent = self._config.pools.sandbox.high
             if self._node:
@@ -459,6 +494,7 @@ class Instances:
             self._starter.close()
             self._starter = None
         self._using.clear()
+        self._unused.clear()
         self._registry.clear()
         self._parts.lost()
         for shelf in (*self._shelves.values(), self._cgroup_shelf):

@@ -38,6 +38,7 @@ class Verb(IntEnum):
     LOCALNET = 6
     REMOVE = 7
     FILL = 8
+    LISTEN = 9
 
 
 class Flag(IntFlag):

@@ -41,6 +41,8 @@ class Network:
     descriptor: int
     address: IPv4Address | None
     digest: int
+    listener: socket.socket | None = None
+    """A server socket on its own loopback."""
 
     def note(self) -> bytes:
         """What identifies it, besides its descriptor; see ``from_note``."""
@@ -181,12 +183,29 @@ class Networks:
             return False
         return answer.digest == network.digest
 
+    async def make_listening(self, reach: Reach, port: int) -> Network:
+        """Make a network with a server socket on its own loopback. Raises Failed."""
+        network = await self.make(reach)
+        try:
+            request = Request(Verb.LISTEN, link_index=port)
+            answer = (await self._parts.ask(request, network.descriptor)).check(f"listen at {port}")
+            if answer.descriptor < 0:
+                raise Failed(f"cannot listen at {port}: too many open files",
+                             "raise the limit of open files, or stop instances")  # fmt: skip
+        except BaseException:
+            self.discard(network)
+            raise
+        network.listener = socket.socket(fileno=answer.descriptor)
+        return network
+
     def discard(self, network: Network) -> None:
         """Destroy a namespace: its link goes with its last descriptor and process.
 
         Its address is reused after that, when the host tracks no connection of it.
         """
         os.close(network.descriptor)
+        if network.listener:
+            network.listener.close()
         if network.address is not None:
             self._leave(self._number(network.address))
 

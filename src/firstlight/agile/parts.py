@@ -164,11 +164,15 @@ class Parts:
         """Make a cgroup and put it on the shelf. Raises Failed."""
         self._add(self._cgroups.make(self._limits, doors=False), "outbound")
 
-    def _add(self, made: Network | Cgroup, reach: Reach) -> None:
+    def give(self, network: Network, reach: Reach, function: int) -> None:
+        """Put a network on the shelf of a function of its own. Raises Failed."""
+        self._add(network, reach, function)
+
+    def _add(self, made: Network | Cgroup, reach: Reach, function: int = NOBODY) -> None:
         if not self._free or self.node is None:
             self._end(made)
             raise Failed("no more parts can be held", "stop instances")
-        held = Held(self._free.pop(), made, reach)
+        held = Held(self._free.pop(), made, reach, function=function)
         self._held[held.index] = held
         descriptor = made.descriptor if isinstance(made, Network) else -1
         self.node.add(self._described(held), descriptor)

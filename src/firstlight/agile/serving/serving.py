@@ -1,9 +1,15 @@
 """Answers events of all functions of a node."""
 
+import asyncio
+import time
+from collections import Counter
+
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.runtime import Runtime
-from firstlight.agile.serving import once
+from firstlight.agile.serving import kept, once
 from firstlight.agile.serving.answer import Answer, Throttled
+from firstlight.agile.serving.fleet import Fleet
+from firstlight.agile.serving.runtime_api import Event, Lost
 from firstlight.errors import Failed
 
 
@@ -12,47 +18,95 @@ class Serving:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._running: dict[str, int] = {}
+        self._running: Counter[str] = Counter()
+        self._fleets: dict[tuple[str, str], Fleet] = {}
+        self._retired: set[Fleet] = set()
 
     async def __aenter__(self) -> "Serving":
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        pass
+        for fleet in [*self._fleets.values(), *self._retired]:
+            await fleet.close()
 
     async def invoke(
         self, version: FunctionVersion, event: bytes, *, request_id: str,
         deadline: float | None = None, client_context: bytes | None = None,
-        trace: str | None = None, tail: bool = False,
+        trace: str | None = None,
     ) -> Answer:  # fmt: skip
         """Answer an event.
 
         ``deadline`` is of time.monotonic(): an event that no instance has by then is refused.
         Raises Throttled, and Failed for what the node cannot do.
         """
-        del request_id, deadline, client_context, trace, tail
-        running = self._running.get(version.name, 0)
+        running = self._running[version.name]
         if version.concurrency is not None and running >= version.concurrency:
             raise Throttled(f"{version.name} has {running} instances, and may have no more",
                             "try again, or reserve more concurrency")  # fmt: skip
         self._running[version.name] = running + 1
         try:
-            return await self._answer(version, event)
+            if version.kind == "command":
+                return await once.run_command(self._runtime, version, event)
+            if version.kind == "wasm" or (version.kind == "python" and ":" in version.handler):
+                return await once.call_handler(self._runtime, version, event)
+            if version.kind == "http":
+                raise Failed(f"{version.name} serves HTTP, not events", "call it by its URL")
+            asked = Event(request_id, event, version.timeout, version.arn, trace, client_context)
+            return await self._fetched(version, asked, deadline)
         finally:
             self._running[version.name] -= 1
             if not self._running[version.name]:
                 del self._running[version.name]
 
-    async def _answer(self, version: FunctionVersion, event: bytes) -> Answer:
-        if version.kind == "command":
-            return await once.run_command(self._runtime, version, event)
-        if version.kind == "wasm" or ":" in version.handler:
-            return await once.call_handler(self._runtime, version, event)
-        raise Failed(f"functions of kind {version.kind} cannot be called yet")
+    async def _fetched(
+        self, version: FunctionVersion, event: Event, deadline: float | None
+    ) -> Answer:
+        """The answer of an instance that fetches its events."""
+        while True:
+            fleet = self._fleet(version)
+            try:
+                async with asyncio.timeout(deadline and deadline - time.monotonic()):
+                    instance = await fleet.take()
+            except TimeoutError:
+                raise Failed(
+                    f"no instance of {version.name} was free in time", "try again"
+                ) from None
+            except kept.InitFailed as error:
+                return error.answer
+            try:
+                return await instance.answer(event)
+            except Lost:
+                continue  # it had ended while it was idle
+            finally:
+                fleet.give(instance)
+
+    def _fleet(self, version: FunctionVersion) -> Fleet:
+        key = version.name, version.version
+        fleet = self._fleets.get(key)
+        if fleet and fleet.version != version:  # it was updated
+            self._retire(fleet)
+            fleet = None
+        if fleet is None:
+            fleet = Fleet(version, lambda one: kept.start(self._runtime, one), self._emptied)
+            self._fleets[key] = fleet
+        return fleet
+
+    def _retire(self, fleet: Fleet) -> None:
+        self._retired.add(fleet)
+        del self._fleets[fleet.version.name, fleet.version.version]
+        fleet.retire()
+
+    def _emptied(self, fleet: Fleet) -> None:
+        key = fleet.version.name, fleet.version.version
+        self._retired.discard(fleet)
+        if self._fleets.get(key) is fleet:
+            del self._fleets[key]
 
     async def retire(self, version: FunctionVersion) -> None:
-        """End the idle instances of a version, now and as they become idle."""
+        """End the idle instances of a version, and the others when they have answered."""
+        if fleet := self._fleets.get((version.name, version.version)):
+            self._retire(fleet)
 
-    def concurrency(self, version: FunctionVersion) -> int:
-        """How many events of the function are being answered."""
-        return self._running.get(version.name, 0)
+    def concurrency(self, name: str) -> int:
+        """How many events of a function are being answered."""
+        return self._running[name]

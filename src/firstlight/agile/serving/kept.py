@@ -1,0 +1,194 @@
+"""An instance that fetches events by the Lambda Runtime API, and is kept for the next one."""
+
+import asyncio
+import secrets
+import time
+
+import msgspec
+
+from firstlight.agile.function import Function
+from firstlight.agile.functions.version import FunctionVersion
+from firstlight.agile.instance import Instance
+from firstlight.agile.instances import EVENTS_PORT
+from firstlight.agile.runtime import Runtime
+from firstlight.agile.serving.answer import PAYLOAD_MAX, Answer, ending, failure, timed_out
+from firstlight.agile.serving.log import Log
+from firstlight.agile.serving.runtime_api import Event, Lost, Reply, RuntimeApi
+
+INIT_SECONDS = 10.0
+"""The least time limit of an instance's initialization."""
+_TAIL_MAX = 4096
+_COMMANDS = {
+    "python": ("/usr/bin/python3", "-m", "awslambdaric"),
+    "bootstrap": ("/var/task/bootstrap",),
+}
+
+
+class InitFailed(Exception):
+    """An instance failed before its first event: the answer to the event that it was for."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class Kept:
+    """One instance, which answers one event at a time."""
+
+    def __init__(
+        self,
+        version: FunctionVersion,
+        instance: Instance,
+        api: RuntimeApi,
+        log: Log,
+        requested: int,
+    ) -> None:
+        self.version, self.instance = version, instance
+        self._api, self._log, self._requested = api, log, requested
+        self._events = self._init_ns = 0
+        self.expiry: asyncio.TimerHandle | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it has not ended, as far as is known."""
+        return not self.instance.ended.done()
+
+    async def open(self) -> None:
+        """Wait until it asks for its first event. Raises InitFailed, Failed."""
+        seconds = max(INIT_SECONDS, self.version.timeout)
+        error: Reply | None = None
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.wait((self.instance.network, self.instance.ended),
+                                   return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
+                if self.is_up and (listener := self.instance.network.result().listener):
+                    await self._api.open(listener)
+                error = await asyncio.shield(self._api.initialized)
+        except TimeoutError:
+            await self.instance.stop()
+            raise InitFailed(
+                self._failed("Sandbox.Timedout", f"Init {timed_out(seconds)}")
+            ) from None
+        except Lost:
+            raise InitFailed(self._failed(*await self._ending())) from None
+        if error:
+            answer = self._failed("Runtime.InitError", "the initialization failed")
+            raise InitFailed(msgspec.structs.replace(answer, payload=error.payload))
+        self._init_ns = time.monotonic_ns() - self._requested
+
+    def _failed(self, kind: str, message: str) -> Answer:
+        answer = Answer(
+            payload=b"", log_tail=self._log.since(0, _TAIL_MAX),
+            init_ns=time.monotonic_ns() - self._requested,
+        )  # fmt: skip
+        return failure(answer, kind, message)
+
+    async def answer(self, event: Event) -> Answer:
+        """Its answer to an event, or its error. Raises Lost if it ended before it had the event.
+
+        One that did not answer in time, or whose caller has gone, has ended.
+        """
+        cold, self._events = self._events == 0, self._events + 1
+        before, began = self._log.size, time.monotonic_ns()
+        reply: Reply | None = None
+        lost = False
+        try:
+            async with asyncio.timeout(event.seconds):
+                reply = await self._api.ask(event)
+        except TimeoutError:
+            await self.instance.stop()
+        except Lost as error:
+            if not error.taken and not cold:
+                raise
+            lost = True
+        except BaseException:
+            self.instance.kill()
+            raise
+        answer = Answer(
+            payload=reply.payload if reply else b"",
+            error="Unhandled" if reply and reply.error else None,
+            log_tail=self._log.since(before, _TAIL_MAX), cold=cold,
+            init_ns=self._init_ns if cold else 0, duration_ns=time.monotonic_ns() - began,
+        )  # fmt: skip
+        if lost:
+            kind, text = await self._ending()
+            return failure(answer, kind, f"RequestId: {event.request_id} Error: {text}")
+        if reply is None:
+            text = f"RequestId: {event.request_id} Error: {timed_out(event.seconds)}"
+            return failure(answer, "Sandbox.Timedout", text)
+        if reply.too_large:
+            text = f"the answer exceeds the maximum of {PAYLOAD_MAX} bytes"
+            return failure(answer, "Function.ResponseSizeTooLarge", text)
+        return answer
+
+    async def _ending(self) -> tuple[str, str]:
+        """How it ended, with its last words."""
+        kind, text = ending(await self.instance.wait(), self.version.memory)
+        line = self._log.last_line()
+        return kind, f"{text}: {line}" if line else text
+
+    async def stop(self) -> None:
+        """End it."""
+        if self.expiry:
+            self.expiry.cancel()
+        await self.instance.stop()
+
+
+async def start(runtime: Runtime, version: FunctionVersion) -> Kept:
+    """Start an instance, and wait until it asks for its first event.
+
+    Raises InitFailed if it fails before, and Failed if it cannot be started.
+    """
+    requested = time.monotonic_ns()
+    log = Log()
+    try:
+        instance = await runtime.start(definition(version), log.streams, requested)
+    except BaseException:
+        log.close()
+        raise
+    log.open()
+    api = RuntimeApi()
+    instance.ended.add_done_callback(lambda _: api.end())
+    instance.ended.add_done_callback(lambda _: log.close())
+    kept = Kept(version, instance, api, log, requested)
+    try:
+        await kept.open()
+    except BaseException:
+        await instance.stop()
+        raise
+    return kept
+
+
+def definition(version: FunctionVersion) -> Function:
+    """What the node starts for a version that fetches events."""
+    command = version.command or _COMMANDS.get(version.kind, ())
+    if version.kind == "python" and not version.command:
+        command = (*command, version.handler)
+    return Function(
+        rootfs=version.root, command=command, env=environment(version),
+        directory=version.directory, memory=version.memory, scratch=version.scratch,
+        cpus=version.cpus, network=version.network, reuse="none", serves="events",
+    )  # fmt: skip
+
+
+def environment(version: FunctionVersion) -> dict[str, str]:
+    """What Lambda puts into the environment. The function's own may change the first half."""
+    today = time.strftime("%Y/%m/%d", time.gmtime())
+    return {
+        "LANG": "en_US.UTF-8",
+        "TZ": ":UTC",
+        "PATH": "/usr/local/bin:/usr/bin:/bin:/opt/bin",
+        "LD_LIBRARY_PATH": "/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:"
+        "/var/task/lib:/opt/lib",
+        **version.environment,
+        "_HANDLER": version.handler,
+        "LAMBDA_TASK_ROOT": "/var/task",
+        "LAMBDA_RUNTIME_DIR": "/var/runtime",
+        "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{EVENTS_PORT}",
+        "AWS_LAMBDA_FUNCTION_NAME": version.name,
+        "AWS_LAMBDA_FUNCTION_VERSION": version.version,
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(version.memory >> 20),
+        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+        "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{version.name}",
+        "AWS_LAMBDA_LOG_STREAM_NAME": f"{today}/[{version.version}]{secrets.token_hex(16)}",
+    }

@@ -1,0 +1,300 @@
+"""The Lambda Runtime API of one instance: it fetches events, and answers one at a time.
+
+https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html. The server is on the instance's own
+loopback, so a connection needs no further proof of whose it is. httptools reads the requests; their
+size and the number of connections are bounded.
+"""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httptools
+from msgspec import Struct
+
+from firstlight.agile.serving.answer import PAYLOAD_MAX
+
+_PREFIX = b"/2018-06-01/runtime/"
+_CONNECTIONS_MAX = 16
+_HEAD_MAX = 32 << 10
+_TOO_LARGE = (
+    b'{"errorType":"RequestEntityTooLarge","errorMessage":"Exceeded maximum allowed payload size"}'
+)
+_ACCEPTED = b'{"status":"OK"}'
+_REASONS = {200: b"OK", 202: b"Accepted", 400: b"Bad Request", 403: b"Forbidden", 404: b"Not Found",
+            413: b"Payload Too Large"}  # fmt: skip
+
+
+class Event(Struct):
+    """An event, and what its handler is told of it. ``seconds`` is its time limit."""
+
+    request_id: str
+    payload: bytes
+    seconds: float
+    arn: str = ""
+    trace: str | None = None
+    client_context: bytes | None = None
+
+    def head(self) -> bytes:
+        """The head of the answer that it is fetched by; values in one line each."""
+        deadline = int((time.time() + self.seconds) * 1000)
+        lines = [
+            f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(self.payload)}\r\n"
+            f"Lambda-Runtime-Aws-Request-Id: {self.request_id}\r\n"
+            f"Lambda-Runtime-Deadline-Ms: {deadline}\r\n"
+            f"Lambda-Runtime-Invoked-Function-Arn: {_line(self.arn)}\r\n"
+        ]
+        if self.trace:
+            lines.append(f"Lambda-Runtime-Trace-Id: {_line(self.trace)}\r\n")
+        if self.client_context:
+            lines.append(f"Lambda-Runtime-Client-Context: {_context(self.client_context)}\r\n")
+        return "".join(lines).encode() + b"\r\n"
+
+
+class Reply(Struct):
+    """What an event, or the initialization, came to; ``error`` if ``payload`` is one."""
+
+    payload: bytes
+    error: bool = False
+    too_large: bool = False
+
+
+class Lost(Exception):
+    """The instance ended. ``taken``: it had fetched the event."""
+
+    def __init__(self, taken: bool) -> None:
+        super().__init__()
+        self.taken = taken
+
+
+@dataclass
+class _Asked:
+    event: Event
+    reply: "asyncio.Future[Reply]"
+    taken: bool = False
+
+
+class RuntimeApi:
+    """One instance's server: ``ask`` gives it an event."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.initialized: asyncio.Future[Reply | None] = self._loop.create_future()
+        """None once it asks for its first event; an error if it says that it failed before."""
+        self._asked: _Asked | None = None
+        self._polling: _Connection | None = None
+        self._connections: set[_Connection] = set()
+        self._server: asyncio.Server | None = None
+        self._ended = False
+
+    async def open(self, listener: socket.socket) -> None:
+        """Serve the connections to a listening socket."""
+        self._server = await self._loop.create_server(lambda: _Connection(self), sock=listener)
+
+    async def ask(self, event: Event) -> Reply:
+        """Give it an event; returns its answer. Raises Lost if it ends before."""
+        asked = self._asked = _Asked(event, self._loop.create_future())
+        if self._ended:
+            raise Lost(taken=False)
+        if self._polling:
+            self._deliver(self._polling, asked)
+        try:
+            return await asked.reply
+        finally:
+            self._asked = None
+
+    def end(self) -> None:
+        """The instance has ended: so have its connections."""
+        self._ended = True
+        if self._server:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.close()
+        if not self.initialized.done():
+            self.initialized.set_exception(Lost(taken=False))
+            self.initialized.exception()  # who waits gets it; nobody may
+        if self._asked and not self._asked.reply.done():
+            self._asked.reply.set_exception(Lost(self._asked.taken))
+
+    def connected(self, connection: "_Connection") -> bool:
+        """Take a connection, unless it has enough."""
+        if len(self._connections) >= _CONNECTIONS_MAX or self._ended:
+            return False
+        self._connections.add(connection)
+        return True
+
+    def disconnected(self, connection: "_Connection") -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+        if self._polling is connection:
+            self._polling = None
+
+    def handle(
+        self, connection: "_Connection", method: bytes, path: bytes, body: bytes | None,
+        headers: Mapping[bytes, bytes],
+    ) -> None:  # fmt: skip
+        """Answer a request; its body is None if it was too long."""
+        del headers
+        what = path.removeprefix(_PREFIX).split(b"?")[0] if path.startswith(_PREFIX) else b""
+        if method == b"GET" and what == b"invocation/next":
+            self._next(connection)
+        elif method == b"POST" and what == b"init/error":
+            if not self.initialized.done():
+                self.initialized.set_result(Reply(body or b"{}", error=True))
+            connection.answer(202, _ACCEPTED)
+        elif method == b"POST" and what.startswith(b"invocation/"):
+            _, _, rest = what.partition(b"/")
+            identity, _, verb = rest.partition(b"/")
+            if verb in (b"response", b"error"):
+                self._reply(connection, identity, body, verb == b"error")
+            else:
+                connection.refuse(404, "NotFound", "there is no such call")
+        else:
+            connection.refuse(404, "NotFound", "there is no such call")
+
+    def _next(self, connection: "_Connection") -> None:
+        if self._asked and self._asked.taken and not self._asked.reply.done():
+            connection.refuse(403, "InvalidStateTransition", "an event is not answered yet")
+            return
+        if not self.initialized.done():
+            self.initialized.set_result(None)
+        if self._polling and self._polling is not connection:
+            self._polling.close()  # it asks anew: one of them only gets the next
+        self._polling = connection
+        if self._asked and not self._asked.reply.done():
+            self._deliver(connection, self._asked)
+
+    def _deliver(self, connection: "_Connection", asked: _Asked) -> None:
+        asked.taken, self._polling = True, None
+        connection.write(asked.event.head() + asked.event.payload)
+
+    def _reply(
+        self, connection: "_Connection", identity: bytes, body: bytes | None, error: bool
+    ) -> None:
+        asked = self._asked
+        known = asked and asked.taken and asked.event.request_id.encode() == identity
+        if not asked or not known or asked.reply.done():
+            connection.refuse(400, "InvalidRequestID", "no event of this id waits for an answer")
+        elif body is None:
+            connection.answer(413, _TOO_LARGE)
+            asked.reply.set_result(Reply(b"", error=True, too_large=True))
+        else:
+            connection.answer(202, _ACCEPTED)
+            asked.reply.set_result(Reply(body, error))
+
+
+class _Connection(asyncio.Protocol):
+    """One connection of an instance: a request at a time."""
+
+    def __init__(self, api: RuntimeApi) -> None:
+        self._api = api
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._open = self._busy = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._path, self._head, self._in_head = b"", 0, True
+        self._headers: dict[bytes, bytes] = {}
+        self._body: bytearray | None = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport, self._open = transport, True
+        if not self._api.connected(self):
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._open = False
+        self._api.disconnected(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head += len(data)
+        if self._busy or (self._in_head and self._head > _HEAD_MAX + len(data)):
+            self.close()  # a second request before the answer to the first, or an endless head
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.refuse(400, "BadRequest", "that is not HTTP")
+            self.close()
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        if self._busy:
+            self.close()
+        self._begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._path += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self._headers) < 64:
+            self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head = False, 0
+        if self._headers.get(b"expect", b"").lower() == b"100-continue":
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        if self._body is None:
+            return
+        if len(self._body) + len(body) > PAYLOAD_MAX:
+            self._body = None  # the rest is read, and not kept
+        else:
+            self._body += body
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._busy = True, True
+        body = None if self._body is None else bytes(self._body)
+        self._api.handle(self, self._parser.get_method(), self._path, body, self._headers)
+
+    # What the API calls.
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of an answer."""
+        if self._open and self._transport:
+            self._transport.write(data)
+        if not self._in_head:
+            return
+        self._busy = False
+        if not self._parser.should_keep_alive():
+            self.close()
+
+    def answer(self, status: int, body: bytes) -> None:
+        """Answer its request."""
+        self.write(
+            b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+            % (status, _REASONS[status], len(body), body)
+        )
+
+    def refuse(self, status: int, kind: str, message: str) -> None:
+        """Answer it with an error in the API's shape."""
+        self.answer(status, json.dumps({"errorType": kind, "errorMessage": message}).encode())
+
+    def close(self) -> None:
+        """Close it, after what was written."""
+        self._open = False
+        if self._transport:
+            self._transport.close()
+
+
+def _line(text: str) -> str:
+    """What fits a header: printable ASCII in one line."""
+    return text.encode("ascii", "replace").decode().replace("\r", " ").replace("\n", " ")
+
+
+def _context(data: bytes) -> str:
+    """JSON in one line of ASCII; nothing if it is none."""
+    try:
+        return json.dumps(json.loads(data), ensure_ascii=True, separators=(",", ":"))
+    except ValueError:
+        return ""

@@ -1,0 +1,202 @@
+"""Functions that fetch their events: unmodified awslambdaric handlers, and shell bootstraps."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import pytest
+from tests.support.lambda_functions import call, function, lambda_root, with_serving
+
+from firstlight.agile.functions.version import FunctionVersion
+from firstlight.agile.serving import Serving
+
+HANDLERS = """
+import json, os, sys, time
+COUNT = 0
+
+def echo(event, context):
+    global COUNT
+    COUNT += 1
+    print("seen", COUNT)
+    return {"event": event, "count": COUNT}
+
+def look(event, context):
+    return {
+        "id": context.aws_request_id,
+        "left": context.get_remaining_time_in_millis(),
+        "arn": context.invoked_function_arn,
+        "name": context.function_name,
+        "version": context.function_version,
+        "memory": context.memory_limit_in_mb,
+        "custom": context.client_context and context.client_context.custom,
+        "trace": os.environ.get("_X_AMZN_TRACE_ID"),
+        "handler": os.environ["_HANDLER"],
+        "own": os.environ.get("OWN"),
+    }
+
+def fails(event, context):
+    raise ValueError("no such cow")
+
+def exits(event, context):
+    print("last words")
+    sys.stdout.flush()
+    os._exit(7)
+
+def hangs(event, context):
+    print("going to sleep", flush=True)
+    time.sleep(600)
+
+def not_json(event, context):
+    return object()
+
+def large(event, context):
+    return "x" * (7 << 20)
+
+def talks(event, context):
+    print("y" * 1000000)
+    print("the end", flush=True)
+    return 1
+
+def pid(event, context):
+    time.sleep(event)
+    return os.environ["AWS_LAMBDA_LOG_STREAM_NAME"]
+"""
+TRACE = "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700"
+BROKEN = "raise RuntimeError('cannot load the model')\n"
+BOOTSTRAP = """#!/bin/bash
+set -eu
+base=http://$AWS_LAMBDA_RUNTIME_API/2018-06-01/runtime
+while :; do
+  head=$(mktemp)
+  event=$(curl -sS -D $head $base/invocation/next)
+  id=$(tr -d '\\r' < $head | sed -n 's/^[Ll]ambda-[Rr]untime-[Aa]ws-[Rr]equest-[Ii]d: //p')
+  case $event in
+    *fail*) curl -sS -o /dev/null -d '{"errorType":"Own.Error","errorMessage":"as told"}' \\
+              $base/invocation/$id/error ;;
+    *) curl -sS -o /dev/null -d "{\\"got\\": $event}" $base/invocation/$id/response ;;
+  esac
+done
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    files = {"app.py": HANDLERS, "broken.py": BROKEN, "bootstrap": BOOTSTRAP}
+    return lambda_root(tmp_path_factory.mktemp("lambda"), files)
+
+
+def test_a_handler_answers_cold_and_then_warm(root: Path) -> None:
+    async def main(serving: Serving) -> None:
+        echo = function(root, "app.echo")
+        first = await call(serving, echo, b'{"a": [1, "\xc3\xbc"]}')
+        assert (first.error, first.cold) == (None, True)
+        assert json.loads(first.payload) == {"event": {"a": [1, "ü"]}, "count": 1}
+        assert first.log_tail == b"seen 1\n"
+        assert first.init_ns > 0
+        second = await call(serving, echo)
+        assert json.loads(second.payload)["count"] == 2
+        assert (second.cold, second.init_ns, second.log_tail) == (False, 0, b"seen 2\n")
+
+    with_serving(root, main)
+
+
+def test_a_handler_sees_its_context(root: Path) -> None:
+    async def main(serving: Serving) -> None:
+        version = function(
+            root, "app.look", memory=256 << 20, version="3", arn="arn:aws:lambda:x:1:function:f:3"
+        )
+        answer = await serving.invoke(
+            version, b"{}", request_id="8476a536-e9f4-11e8-9739-2dfe598c3fcd",
+            client_context=b'{"custom": {"a":\n"b"}}', trace=TRACE,
+        )  # fmt: skip
+        seen = json.loads(answer.payload)
+        assert 0 < seen.pop("left") <= 30_000
+        assert seen == {
+            "id": "8476a536-e9f4-11e8-9739-2dfe598c3fcd", "arn": "arn:aws:lambda:x:1:function:f:3",
+            "name": "app.look", "version": "3", "memory": "256", "custom": {"a": "b"},
+            "trace": TRACE, "handler": "app.look", "own": None,
+        }  # fmt: skip
+
+    with_serving(root, main)
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind", "words"),
+    [
+        ("app.fails", "ValueError", "no such cow"),
+        ("app.exits", "Runtime.ExitError", "exit status 7: last words"),
+        ("app.hangs", "Sandbox.Timedout", "Task timed out after 2.00 seconds"),
+        ("app.not_json", "Runtime.MarshalError", "Unable to marshal response"),
+        ("app.large", "Function.ResponseSizeTooLarge", "6291456"),
+        ("app.missing", "Runtime.HandlerNotFound", "missing"),
+        ("broken.handler", "RuntimeError", "cannot load the model"),
+    ],
+)
+def test_each_failure_is_told_in_lambdas_words(
+    root: Path, handler: str, kind: str, words: str
+) -> None:
+    async def main(serving: Serving) -> None:
+        version = function(root, handler, timeout=2.0 if handler == "app.hangs" else 30.0)
+        answer = await call(serving, version)
+        error = json.loads(answer.payload)
+        assert answer.error == "Unhandled"
+        assert error["errorType"] == kind
+        assert words in error["errorMessage"]
+        if handler == "app.hangs":
+            assert answer.log_tail == b"going to sleep\n"
+        echo = await call(serving, function(root, "app.echo"))
+        assert echo.error is None
+
+    with_serving(root, main)
+
+
+def test_a_flood_of_output_does_not_hold_up_the_answer(root: Path) -> None:
+    async def main(serving: Serving) -> None:
+        answer = await call(serving, function(root, "app.talks"))
+        assert answer.payload == b"1"
+        assert len(answer.log_tail) == 4096
+
+    with_serving(root, main)
+
+
+def test_a_bootstrap_in_shell_answers(root: Path) -> None:
+    async def main(serving: Serving) -> None:
+        version = FunctionVersion(
+            name="b", kind="bootstrap", root=str(root), directory="/var/task", timeout=30.0
+        )
+        answer = await call(serving, version, b'{"k": 1}')
+        assert (answer.error, answer.payload) == (None, b'{"got": {"k": 1}}')
+        failed = await call(serving, version, b'"fail"')
+        assert failed.error == "Unhandled"
+        assert json.loads(failed.payload)["errorMessage"] == "as told"
+        assert (failed.cold, answer.cold) == (False, True)
+
+    with_serving(root, main)
+
+
+def test_an_instance_has_one_event_at_a_time_and_is_kept(root: Path) -> None:
+    async def main(serving: Serving) -> None:
+        version = function(root, "app.pid")
+        streams = {
+            (await answer).payload
+            for answer in [asyncio.ensure_future(call(serving, version, b"1")) for _ in range(2)]
+        }
+        assert len(streams) == 2
+        assert (await call(serving, version, b"0")).payload in streams
+        await serving.retire(version)
+        assert (await call(serving, version, b"0")).payload not in streams
+
+    with_serving(root, main)
+
+
+def test_an_idle_instance_ends_after_a_while(root: Path) -> None:
+    async def main(serving: Serving) -> None:
+        version = function(root, "app.pid", keep_warm=0.1)
+        await call(serving, version, b"0")
+        until = time.monotonic() + 30
+        while serving._runtime.running():
+            assert time.monotonic() < until
+            await asyncio.sleep(0.01)
+
+    with_serving(root, main)
