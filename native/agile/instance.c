@@ -217,19 +217,32 @@ _Noreturn static void be_waiting(int index, int control, uint32_t cgroup)
 	if (send(CONTROL, &ready, 1, MSG_NOSIGNAL) != 1)
 		_exit(0);
 	ssize_t size = socket_receive(CONTROL, &enter, sizeof enter, 0, &rights);
-	if (size != sizeof enter || rights.count < PLACE_RIGHTS - 1)
+	if (size != sizeof enter ||
+	    rights.count < PLACE_RIGHTS - 2 + !!enter.has_words + !!enter.has_hosts)
 		_exit(0); /* not needed any more, or the node is gone */
 	place.function = enter.function;
 	place.limits = enter.limits;
 	place.set_limits = enter.set_limits;
 	place.has_words = enter.has_words;
+	place.has_hosts = enter.has_hosts;
 	place.tree = rights.descriptors[0];
 	place.network = rights.descriptors[1];
 	memcpy(place.streams, &rights.descriptors[2], sizeof place.streams);
 	place.words = rights.descriptors[5];
-	place.own_words = rights.count > 6 ? rights.descriptors[6] : NOBODY;
+	place.hosts = rights.descriptors[6];
+	place.own_words = rights.descriptors[6 + !!enter.has_hosts];
 	sandbox_enter(&node.house, &place, SELF, progress);
 	_exit(127);
+}
+
+/* What is mounted in it of ours. A function whose root has no /etc/hosts gets none. */
+static int clone_mounts(struct place *place, int root)
+{
+	place->tree = root_clone(root);
+	if (place->tree < 0)
+		return place->tree;
+	place->hosts = place->has_hosts ? hosts_clone(place->network_part) : NOBODY;
+	return place->has_hosts && place->hosts < 0 ? place->hosts : 0;
 }
 
 _Noreturn static void be_instance(int index, struct place *place, int root)
@@ -237,10 +250,10 @@ _Noreturn static void be_instance(int index, struct place *place, int root)
 	struct progress *progress = &node.progress[index];
 	be_child_of_node();
 	int self = sandbox_self(progress);
-	place->tree = root_clone(root);
-	if (self < 0 || place->tree < 0) {
+	int failed = self < 0 ? self : clone_mounts(place, root);
+	if (failed) {
 		progress->step = STEP_ROOT;
-		progress->error = self < 0 ? -self : -place->tree;
+		progress->error = -failed;
 	} else if (!sandbox_make(&node.house, place->cgroup, progress)) {
 		sandbox_enter(&node.house, place, self, progress);
 	}
@@ -382,19 +395,21 @@ static int enter_waiting(int index, struct place *place, int root)
 	struct enter enter = {.function = place->function,
 			      .limits = place->limits,
 			      .set_limits = place->set_limits,
-			      .has_words = place->has_words};
-	int tree DESCRIPTOR_SCOPE = root_clone(root);
-	if (tree < 0)
-		return tree;
-	int given[PLACE_RIGHTS] = {tree,
-				   place->network,
-				   place->streams[0],
-				   place->streams[1],
-				   place->streams[2],
-				   place->words,
-				   place->own_words};
-	return socket_send(instance->control, &enter, sizeof enter, given,
-			   place->has_words ? PLACE_RIGHTS : PLACE_RIGHTS - 1);
+			      .has_words = place->has_words,
+			      .has_hosts = place->has_hosts};
+	int failed = clone_mounts(place, root);
+	int given[PLACE_RIGHTS] = {place->tree,       place->network,    place->streams[0],
+				   place->streams[1], place->streams[2], place->words};
+	int count = PLACE_RIGHTS - 2;
+	if (place->has_hosts)
+		given[count++] = place->hosts;
+	if (place->has_words)
+		given[count++] = place->own_words;
+	if (!failed)
+		failed = socket_send(instance->control, &enter, sizeof enter, given, count);
+	descriptor_close(&place->tree);
+	descriptor_close(&place->hosts);
+	return failed;
 }
 
 static int clone_instance(int index, struct place *place, int root)
@@ -508,6 +523,10 @@ static int start(const struct ask *ask, struct rights *rights, int client)
 		.set_limits = settle_limits(instance->cgroup, &function->definition),
 		.cgroup = node.parts[instance->cgroup].order.cgroup,
 		.has_words = words,
+		.has_hosts = function->has_hosts && node.parts[network].order.address,
+		.network_part = network,
+		.tree = NOBODY,
+		.hosts = NOBODY,
 		.network = node.parts[network].network,
 		.words = function->words,
 		.own_words = words ? rights->descriptors[3] : NOBODY,

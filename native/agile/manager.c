@@ -104,6 +104,15 @@ static int set_profile(const struct order *asked, const struct sock_filter *prog
 	return 0;
 }
 
+static int set_resolvers(const struct order *asked, const void *text, size_t size)
+{
+	if (asked->length != size || size >= sizeof node.resolvers || memchr(text, 0, size))
+		return -EPROTO;
+	memcpy(node.resolvers, text, size);
+	node.resolvers[size] = 0;
+	return 0;
+}
+
 static int set_function(const struct order *asked, struct rights *rights)
 {
 	if (rights->count != 2)
@@ -147,6 +156,8 @@ static int obey(const struct order *asked, size_t rest, struct rights *rights)
 	case ORDER_REFUSE:
 		pending_refuse((enum part_kind)asked->count, asked->flags);
 		return 0;
+	case ORDER_RESOLVERS:
+		return set_resolvers(asked, order.rest, rest);
 	case ORDER_END:
 		exit(0);
 	default:

@@ -181,6 +181,9 @@ int main(int argc, char **argv)
 	failed = root_prune();
 	if (failed)
 		die("prune the mounts", failed);
+	failed = hosts_open();
+	if (failed)
+		die("make a place for /etc/hosts", failed);
 	node.house.blank = root_blank();
 	if (node.house.blank < 0)
 		die("make the sandboxes' mount namespace", node.house.blank);

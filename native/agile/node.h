@@ -5,6 +5,7 @@
  *   client.c     connections and their requests
  *   instance.c   starts and ends
  *   part.c       what is prepared: networks, cgroups; functions
+ *   hosts.c      /etc/hosts of each network
  */
 #ifndef FIRSTLIGHT_NODE_H
 #define FIRSTLIGHT_NODE_H
@@ -40,6 +41,7 @@ struct function {
 	bool known;
 	struct definition definition;
 	int root, words; /* words: the manager's memory file */
+	bool has_hosts; /* its root has an /etc/hosts to mount over */
 	int resident; /* our end of the socket of its instance, or -1 */
 	struct queue networks; /* used by it, and clean */
 };
@@ -104,6 +106,7 @@ struct node {
 	struct event done; /* an answer that the manager has not taken yet */
 	int telling, telling_at; /* the state, to a new manager */
 	struct house house;
+	char resolvers[RESOLVERS_MAX]; /* resolv.conf of functions that reach out */
 	struct function functions[FUNCTIONS];
 	struct part parts[PARTS];
 	struct queue networks[REACHES], cgroups;
@@ -140,6 +143,12 @@ void part_give_back(int index, int function);
 void part_leave(int index);
 int function_set(const struct definition *definition, int tree, int words);
 int function_forget(uint32_t number);
+
+/* hosts.c */
+int hosts_open(void);
+int hosts_write(int index, uint32_t address);
+int hosts_clone(int index);
+void hosts_remove(int index);
 
 /* instance.c */
 void instances_open(int limit);

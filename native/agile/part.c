@@ -71,6 +71,11 @@ int part_add(const struct part_order *order, int network)
 		return -EEXIST;
 	if (order->kind == PART_NETWORK ? network < 0 : order->kind != PART_CGROUP)
 		return -EINVAL;
+	if (order->address) {
+		int failed = hosts_write((int)order->index, order->address);
+		if (failed)
+			return failed;
+	}
 	struct part *part = &node.parts[order->index];
 	part->order = *order;
 	part->network = order->kind == PART_NETWORK ? network : NOBODY;
@@ -89,6 +94,8 @@ static void forget(int index)
 {
 	struct part *part = &node.parts[index];
 	descriptor_close(&part->network);
+	if (part->order.address)
+		hosts_remove(index);
 	part->state = PART_FREE;
 }
 
@@ -143,7 +150,9 @@ int function_set(const struct definition *definition, int tree, int words)
 	struct function *function = &node.functions[definition->number];
 	if (function->known && function->definition.version >= definition->version)
 		return -ESTALE;
-	int root = root_attach(definition->number, definition->version, tree);
+	struct root_text text = {definition->host_name,
+				 definition->reach == REACH_OUTBOUND ? node.resolvers : ""};
+	int root = root_attach(definition->number, definition->version, tree, &text);
 	if (root < 0)
 		return root;
 	if (function->known) {
@@ -155,6 +164,7 @@ int function_set(const struct definition *definition, int tree, int words)
 	function->definition = *definition;
 	function->root = root;
 	function->words = words;
+	function->has_hosts = root_has_hosts(root);
 	function->known = true;
 	return 0;
 }

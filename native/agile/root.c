@@ -6,8 +6,10 @@
 #include <linux/mount.h>
 #include <linux/openat2.h>
 #include <sched.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -17,8 +19,9 @@
 
 static const struct {
 	const char *path;
-	unsigned minor;
-} devices[] = {{"null", 3}, {"zero", 5}, {"full", 7}, {"random", 8}, {"urandom", 9}};
+	unsigned major, minor;
+} devices[] = {{"null", 1, 3},   {"zero", 1, 5},    {"full", 1, 7},
+	       {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}};
 
 static const struct {
 	const char *path, *target;
@@ -98,8 +101,8 @@ static int fill_dev(int dev)
 	mode_t before = umask(0);
 	int failed = 0;
 	for (size_t i = 0; i < sizeof devices / sizeof *devices && !failed; i++)
-		failed =
-			mknodat(dev, devices[i].path, S_IFCHR | 0666, makedev(1, devices[i].minor));
+		failed = mknodat(dev, devices[i].path, S_IFCHR | 0666,
+				 makedev(devices[i].major, devices[i].minor));
 	for (size_t i = 0; i < sizeof links / sizeof *links && !failed; i++)
 		failed = symlinkat(links[i].target, dev, links[i].path);
 	int error = errno;
@@ -107,32 +110,144 @@ static int fill_dev(int dev)
 	return failed ? -error : 0;
 }
 
-/* A detached tmpfs with the devices. Not shared between functions: a lock on one reaches as far as
- * its inode does. */
-static int make_dev(void)
+int root_write(int directory, const char *name, const char *text)
 {
-	struct mount_attr read_only = {.attr_set = MOUNT_ATTR_RDONLY};
+	int file DESCRIPTOR_SCOPE =
+		openat(directory, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+	if (file < 0 || fchmod(file, 0644))
+		return -errno;
+	return write(file, text, strlen(text)) == (ssize_t)strlen(text) ? 0 : -EIO;
+}
+
+static int write_etc(int directory, const struct root_text *text)
+{
+	char name[80], hosts[256];
+	snprintf(name, sizeof name, "%s\n", text->host_name);
+	snprintf(hosts, sizeof hosts, ROOT_HOSTS "127.0.1.1\t%s\n", text->host_name);
+	int failed = root_write(directory, "hosts", hosts);
+	if (!failed)
+		failed = root_write(directory, "hostname", name);
+	return failed ? failed : root_write(directory, "resolv.conf", text->resolvers);
+}
+
+static int fill_own(int own, const struct root_text *text)
+{
+	if (mkdirat(own, "dev", 0755) || mkdirat(own, "etc", 0755))
+		return -errno;
+	int dev DESCRIPTOR_SCOPE = openat(own, "dev", O_DIRECTORY | O_CLOEXEC);
+	int etc DESCRIPTOR_SCOPE = dev < 0 ? dev : openat(own, "etc", O_DIRECTORY | O_CLOEXEC);
+	if (etc < 0)
+		return -errno;
+	int failed = fill_dev(dev);
+	return failed ? failed : write_etc(etc, text);
+}
+
+/* A tmpfs with what each root has of its own: the devices, and files of /etc. Not shared between
+ * functions: a lock on one reaches as far as its inode does. */
+static int make_own(const char *path, const struct root_text *text)
+{
 	int context DESCRIPTOR_SCOPE = (int)syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC);
 	if (context < 0 || syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, "size", "64k", 0) ||
 	    syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, "nr_inodes", "32", 0) ||
 	    syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, "mode", "755", 0) ||
 	    syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
 		return -errno;
-	int dev DESCRIPTOR_SCOPE = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC,
+	int own DESCRIPTOR_SCOPE = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC,
 						MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
-	if (dev < 0)
+	if (own < 0)
 		return -errno;
-	int failed = fill_dev(dev);
+	int failed = fill_own(own, text);
 	if (failed)
 		return failed;
-	if (syscall(SYS_mount_setattr, dev, "", AT_EMPTY_PATH, &read_only, sizeof read_only))
+	if (syscall(SYS_move_mount, own, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH))
 		return -errno;
-	int made = dev;
-	dev = -1;
+	int made = own;
+	own = -1;
 	return made;
 }
 
-static int attach(int tree, const char *path)
+static int bind(int own, const char *name, int point, uint64_t more)
+{
+	struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY | more};
+	int tree DESCRIPTOR_SCOPE =
+		(int)syscall(SYS_open_tree, own, name, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	if (tree < 0 ||
+	    syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH, &attributes, sizeof attributes) ||
+	    syscall(SYS_move_mount, tree, "", point, "",
+		    MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH))
+		return -errno;
+	return 0;
+}
+
+static const char *const etc_files[] = {"hosts", "hostname", "resolv.conf"};
+enum { ETC_FILES = sizeof etc_files / sizeof *etc_files };
+
+/* What a root has of that name, be it a link: something can be mounted there. */
+static int open_file(int etc, const char *name)
+{
+	struct stat status;
+	int point DESCRIPTOR_SCOPE = openat(etc, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (point < 0 || fstat(point, &status))
+		return -errno;
+	if (S_ISDIR(status.st_mode))
+		return -EISDIR;
+	int opened = point;
+	point = -1;
+	return opened;
+}
+
+static bool lacks_files(int etc)
+{
+	bool lacks = false;
+	for (int i = 0; i < ETC_FILES && !lacks; i++) {
+		int point DESCRIPTOR_SCOPE = open_file(etc, etc_files[i]);
+		lacks = point < 0;
+	}
+	return lacks;
+}
+
+/* Our files over the whole directory. */
+static int lay_over(int own, int etc)
+{
+	struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID |
+						    MOUNT_ATTR_NODEV};
+	char layers[80];
+	int ours DESCRIPTOR_SCOPE = openat(own, "etc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	int context DESCRIPTOR_SCOPE = (int)syscall(SYS_fsopen, "overlay", FSOPEN_CLOEXEC);
+	snprintf(layers, sizeof layers, "/proc/self/fd/%d:/proc/self/fd/%d", ours, etc);
+	if (ours < 0 || context < 0 ||
+	    syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, "lowerdir", layers, 0) ||
+	    syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+		return -errno;
+	int laid DESCRIPTOR_SCOPE = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, 0);
+	if (laid < 0 ||
+	    syscall(SYS_mount_setattr, laid, "", AT_EMPTY_PATH, &attributes, sizeof attributes) ||
+	    syscall(SYS_move_mount, laid, "", etc, "",
+		    MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH))
+		return -errno;
+	return 0;
+}
+
+/* A root without /etc has none of the files. One that lacks some is laid below ours; where the kernel
+ * cannot do that, as below two overlays, it has those that it has a place for. */
+static int give_etc(int own, int tree)
+{
+	struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+			       .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
+	int etc DESCRIPTOR_SCOPE = (int)syscall(SYS_openat2, tree, "etc", &how, sizeof how);
+	int failed = 0;
+	if (etc < 0 || (lacks_files(etc) && !lay_over(own, etc)))
+		return 0;
+	for (int i = 0; i < ETC_FILES && !failed; i++) {
+		char from[32];
+		int point DESCRIPTOR_SCOPE = open_file(etc, etc_files[i]);
+		snprintf(from, sizeof from, "etc/%s", etc_files[i]);
+		failed = point < 0 ? 0 : bind(own, from, point, MOUNT_ATTR_NODEV);
+	}
+	return failed;
+}
+
+static int attach(int tree, const char *path, const char *own_path, const struct root_text *text)
 {
 	struct mount_attr attributes = {
 		.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
@@ -143,16 +258,14 @@ static int attach(int tree, const char *path)
 		return -errno;
 	if (syscall(SYS_move_mount, tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH))
 		return -errno;
-	int dev DESCRIPTOR_SCOPE = make_dev();
-	int proc DESCRIPTOR_SCOPE = dev < 0 ? dev : open_point(tree, "proc");
+	int own DESCRIPTOR_SCOPE = make_own(own_path, text);
+	int proc DESCRIPTOR_SCOPE = own < 0 ? own : open_point(tree, "proc");
 	int tmp DESCRIPTOR_SCOPE = proc < 0 ? proc : open_point(tree, "tmp");
 	int point DESCRIPTOR_SCOPE = tmp < 0 ? tmp : open_point(tree, "dev");
 	if (point < 0)
 		return point;
-	if (syscall(SYS_move_mount, dev, "", point, "",
-		    MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH))
-		return -errno;
-	return 0;
+	int failed = bind(own, "dev", point, 0);
+	return failed ? failed : give_etc(own, tree);
 }
 
 static void name(char *path, size_t size, unsigned number, unsigned version)
@@ -160,18 +273,30 @@ static void name(char *path, size_t size, unsigned number, unsigned version)
 	snprintf(path, size, "/roots/%u.%u", number, version);
 }
 
-int root_attach(unsigned number, unsigned version, int tree)
+int root_attach(unsigned number, unsigned version, int tree, const struct root_text *text)
 {
-	char path[48];
+	char path[48], own[56];
 	name(path, sizeof path, number, version);
+	snprintf(own, sizeof own, "%s.own", path);
 	if (mkdir(path, 0700))
 		return -errno;
-	int failed = attach(tree, path);
+	int failed = mkdir(own, 0700) ? -errno : attach(tree, path, own, text);
+	umount2(own, MNT_DETACH); /* what is bound of it stays */
+	rmdir(own);
 	if (!failed)
 		return fcntl(tree, F_DUPFD_CLOEXEC, 3);
 	umount2(path, MNT_DETACH);
 	rmdir(path);
 	return failed;
+}
+
+int root_has_hosts(int root)
+{
+	struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
+			       .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
+	int file DESCRIPTOR_SCOPE = (int)syscall(SYS_openat2, root, "etc/hosts", &how, sizeof how);
+	struct stat status;
+	return file >= 0 && !fstat(file, &status) && S_ISREG(status.st_mode);
 }
 
 int root_clone(int root)

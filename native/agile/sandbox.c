@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <limits.h>
 #include <linux/capability.h>
 #include <linux/mount.h>
 #include <linux/seccomp.h>
@@ -157,14 +158,17 @@ static int resize_tmpfs(uint64_t bytes)
 
 /* The tree comes to lie over the blank root, /proc and /tmp below it, and becomes the root. What
  * stays beneath is an empty tmpfs; to be rid of it would wait for a grace period. */
-static int enter_tree(const struct definition *function, int tree)
+static int enter_tree(const struct place *place)
 {
-	int failed = resize_tmpfs(function->scratch);
+	int tree = place->tree, failed = resize_tmpfs(place->function.scratch);
 	if (failed)
 		return failed;
 	if (syscall(SYS_move_mount, tree, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH) ||
 	    fchdir(tree) || syscall(SYS_move_mount, AT_FDCWD, "/proc", AT_FDCWD, "proc", 0) ||
 	    syscall(SYS_move_mount, AT_FDCWD, "/tmp", AT_FDCWD, "tmp", 0) || chroot("."))
+		return -errno;
+	if (place->has_hosts && syscall(SYS_move_mount, place->hosts, "", AT_FDCWD, "/etc/hosts",
+					MOVE_MOUNT_F_EMPTY_PATH))
 		return -errno;
 	return failure(unshare(CLONE_NEWCGROUP));
 }
@@ -309,13 +313,15 @@ static bool same_name(const char *a, const char *b)
 	return length == strcspn(b, "=") && !strncmp(a, b, length);
 }
 
-static void put_variable(char **envp, uint32_t *count, char *word)
+/* The function's own are few, and what a start brings along differs among itself. */
+static void put_variable(char **envp, uint32_t *count, uint32_t own, char *word)
 {
 	uint32_t i = 0;
-	while (i < *count && !same_name(envp[i], word))
+	while (i < own && !same_name(envp[i], word))
 		i++;
+	if (i == own)
+		i = (*count)++;
 	envp[i] = word;
-	*count += i == *count;
 }
 
 /* argv and envp of the function, and after them the start's own. */
@@ -347,11 +353,35 @@ static int read_words(const struct place *place, char ***argv, char ***envp, cha
 			char *word = next_word(&at[i], end[i]);
 			if (!word)
 				return -EPROTO;
-			put_variable(*envp, &envc, word);
+			put_variable(*envp, &envc, i ? heads[0].envc : 0, word);
 		}
 	(*envp)[envc] = NULL;
 	*directory = next_word(&at[0], end[0]);
 	return *directory ? 0 : -EPROTO;
+}
+
+/* As a shell does: the first that is there and may be executed. */
+static int execute_found(char **argv, char **envp)
+{
+	char path[PATH_MAX];
+	int failed = -ENOENT;
+	const char *at = "";
+	for (char **word = envp; *word; word++)
+		if (!strncmp(*word, "PATH=", 5))
+			at = *word + 5;
+	for (const char *end; *at; at = *end ? end + 1 : end) {
+		end = strchrnul(at, ':');
+		int length = (int)(end - at);
+		if (snprintf(path, sizeof path, "%.*s/%s", length, length ? at : ".", argv[0]) >=
+		    (int)sizeof path)
+			continue;
+		execve(path, argv, envp);
+		if (errno != ENOENT && errno != ENOTDIR)
+			failed = -errno;
+		if (failed != -ENOENT && failed != -EACCES)
+			break;
+	}
+	return failed;
 }
 
 static int execute(char **argv, char **envp, const char *directory)
@@ -359,6 +389,8 @@ static int execute(char **argv, char **envp, const char *directory)
 	/* All that we hold is closed by the exec; what should not be is closed before. */
 	if (close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) || chdir(directory))
 		return -errno;
+	if (!strchr(argv[0], '/'))
+		return execute_found(argv, envp);
 	execve(argv[0], argv, envp);
 	return -errno;
 }
@@ -410,7 +442,7 @@ int sandbox_enter(const struct house *house, struct place *place, int self,
 	DO(STEP_NETWORK, failure(setns(place->network, CLONE_NEWNET)));
 	if (place->set_limits)
 		DO(STEP_CGROUP_LIMITS, set_cgroup_limits(house, place->cgroup, &place->limits));
-	DO(STEP_ROOT, enter_tree(function, place->tree));
+	DO(STEP_ROOT, enter_tree(place));
 	DO(STEP_HOST_NAME, failure(sethostname(function->host_name, strlen(function->host_name))));
 	DO(STEP_LIMITS, set_limits(function));
 	DO(STEP_STREAMS, take_streams(house, place));

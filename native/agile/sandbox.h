@@ -29,20 +29,21 @@ struct house {
 struct place {
 	struct definition function;
 	struct limits limits; /* to be set in its cgroup, if they differ: see set_limits */
-	uint32_t set_limits, has_words;
+	uint32_t set_limits, has_words, has_hosts;
 	uint32_t cgroup; /* its name below the top */
-	int tree, network, words, own_words, streams[3];
+	int network_part; /* which of the node's parts its network is */
+	int tree, network, words, own_words, hosts, streams[3];
 };
 
 /* Descriptors that the node leaves free, for a sandbox that waits to keep its own few in. */
-enum { PLACE_RIGHTS = 7, FIRST_RESERVED = 3, RESERVED = 2 + TOPS_MAX };
+enum { PLACE_RIGHTS = 8, FIRST_RESERVED = 3, RESERVED = 2 + TOPS_MAX };
 
 /* The message that gives a waiting sandbox its function; descriptors: tree, network, the three
- * streams, the function's words, and the start's own if there are. */
+ * streams, the function's words, then /etc/hosts and the start's own words if there are. */
 struct enter {
 	struct definition function;
 	struct limits limits;
-	uint32_t set_limits, has_words;
+	uint32_t set_limits, has_words, has_hosts;
 };
 
 /* A descriptor of this process in /proc, and its pid there; or a negative errno. */

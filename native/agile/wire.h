@@ -13,10 +13,11 @@ enum {
 	PROFILES = 4,
 	PROFILE_BASE = PROFILES, /* the node's own, which all inherit: set once */
 	PROFILE_MAX = 4096,
-	WORDS_MAX = 128 * 1024,
-	ARGUMENTS_MAX = 4096,
+	WORDS_MAX = 2 << 20, /* as Linux allows with a stack of 8 MiB */
+	ARGUMENTS_MAX = 65536,
 	TOPS_MAX = 3,
 	NOTE_MAX = 120,
+	RESOLVERS_MAX = 4096,
 	EVENTS_MAX = 64,
 	ORDER_RIGHTS = 4,
 };
@@ -114,7 +115,8 @@ struct definition {
 
 /* The manager's orders. HELLO comes with the tops of the cgroup hierarchies; FUNCTION with the root's
  * detached tree and the words, after which the rest of that file is the manager's; PART with a
- * network. PROFILE is followed by its program, an array of struct sock_filter. */
+ * network. PROFILE is followed by its program, an array of struct sock_filter,
+ * RESOLVERS by its text. */
 enum order_verb {
 	ORDER_HELLO = 1,
 	ORDER_PROFILE,
@@ -126,6 +128,7 @@ enum order_verb {
 	ORDER_SIGNAL,
 	ORDER_END,
 	ORDER_REFUSE, /* the starts that wait for a part that cannot be made: kind in count, reach in flags */
+	ORDER_RESOLVERS, /* what resolv.conf says in functions that are registered from now on */
 };
 enum hello_flag { HELLO_STAY = 1, HELLO_UNIFIED = 2 };
 enum part_kind { PART_NETWORK = 1, PART_CGROUP = 2 };

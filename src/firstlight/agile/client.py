@@ -76,7 +76,7 @@ class Client:
         if answer.verb == Answered.REFUSED:
             if answer.error == errno.EIO and answer.step in _PARTS:
                 self._ask(protocol.Explain(function))
-            raise refused(answer)
+            raise refused(answer, function)
         if function.ports:
             self._ask(protocol.Publish(str(answer.instance)))
         address = str(IPv4Address(answer.address.to_bytes(4, "little"))) if answer.address else None
@@ -157,7 +157,7 @@ class Client:
 
     def _ask(self, request: protocol.Request) -> protocol.Answer:
         try:
-            self._manager.send(protocol.encode(request))
+            protocol.send(self._manager, protocol.encode(request))
             message, descriptors, _, _ = socket.recv_fds(self._manager, protocol.MESSAGE_MAX, 1)
         except OSError as error:
             raise Failed(f"the runtime is gone: {error.strerror}") from error

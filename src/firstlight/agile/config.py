@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from ipaddress import IPv4Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -60,7 +60,8 @@ class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     ``range`` must not overlap a route of the host. ``host_services`` are ports of the host
     itself that instances may use: "tcp/53", "udp/53". ``allow`` are addresses that they may reach
-    although they are private, link-local or reserved: "10.0.0.0/8", "192.168.7.5". An instance
+    although they are private, link-local or reserved: "10.0.0.0/8", "192.168.7.5". ``resolvers``
+    are asked for names, by default those of the host (see resolvers.py). An instance
     has at most ``connections`` open through the host, and opens at most ``connection_rate`` a
     second.
     """
@@ -68,12 +69,15 @@ class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     range: str = "10.213.0.0/16"
     host_services: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
+    resolvers: tuple[str, ...] = ()
     connections: int = 1024
     connection_rate: int = 256
 
     def __post_init__(self) -> None:
         for prefix in self.allow:
             IPv4Network(prefix)
+        for resolver in self.resolvers:
+            IPv4Address(resolver)
         if not (
             1 <= self.connections <= _CONNECTIONS_MOST
             and 1 <= self.connection_rate <= _CONNECTIONS_MOST

@@ -88,15 +88,18 @@ class _Connection:
             return
         except OSError:
             size, ancillary, flags = 0, [], 0
-        for level, kind, data in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                for at in range(0, len(data) - len(data) % 4, 4):
-                    os.close(int.from_bytes(data[at : at + 4], "little"))
+        given = [
+            int.from_bytes(data[at : at + 4], "little")
+            for level, kind, data in ancillary
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+            for at in range(0, len(data) - len(data) % 4, 4)
+        ]
         if not size:
+            _close(given)
             self.close()
             return
         message = bytes(_received[:size]) if not flags & socket.MSG_TRUNC else b""
-        task = self._loop.create_task(self._handle(message))
+        task = self._loop.create_task(self._handle(message, given))
         self._tasks.add(task)
         task.add_done_callback(self._done)
         self._pace()
@@ -114,10 +117,14 @@ class _Connection:
             self._loop.remove_reader(self._socket.fileno())
         self._reads = reads
 
-    async def _handle(self, message: bytes) -> None:
+    async def _handle(self, message: bytes, given: list[int]) -> None:
         answer: protocol.Answer
         try:
-            answer = await self._answer(protocol.request(message))
+            try:
+                text = protocol.whole(message, given[0] if given else -1)
+            finally:
+                _close(given)
+            answer = await self._answer(protocol.request(text))
         except FirstlightError as error:
             answer = protocol.Error(error.message, error.hint)
         except Exception as error:  # a client must not wait for an answer that never comes
@@ -201,14 +208,15 @@ class _Connection:
 def _encoded(answer: protocol.Answer) -> tuple[bytes, int]:
     """A message, and the memory file with its text where that is too long for one, or -1."""
     try:
-        text = msgspec.json.encode(answer)
+        text = protocol.encode(answer)
     except (msgspec.MsgspecError, UnicodeError, ValueError) as error:
         failed = f"the answer cannot be sent: {error}"
         text = msgspec.json.encode(protocol.Error(failed, "return text that is UTF-8"))
     if len(text) <= protocol.MESSAGE_MAX:
         return text, -1
-    descriptor = os.memfd_create("answer", os.MFD_CLOEXEC)
-    rest = memoryview(text)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-    return msgspec.json.encode(protocol.Large()), descriptor
+    return protocol.encode(protocol.Large()), protocol.large(text)
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

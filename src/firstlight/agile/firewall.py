@@ -51,6 +51,7 @@ table inet {table} {{
   set outbound {{ type ipv4_addr; flags interval; elements = {{ {outbound} }}; }}
   set closed {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {closed} }}; }}
   set allowed {{ type ipv4_addr; flags interval; auto-merge; {allowed} }}
+  set resolvers {{ type ipv4_addr; }}
   set services {{ type inet_proto . inet_service; {services} }}
   set opened {{ type ipv4_addr; size 65535; flags dynamic; }}
   set served {{ type ipv4_addr; size 65535; flags dynamic; }}
@@ -87,6 +88,7 @@ table inet {table} {{
     ct state established accept
     ct state related meta l4proto icmp accept
     ip saddr != @outbound drop
+    ip daddr @resolvers meta l4proto {{ tcp, udp }} th dport 53 jump limited
     ip daddr @closed ip daddr != @allowed drop
     meta nfproto ipv4 jump limited
     drop
@@ -161,6 +163,7 @@ class Firewall:
         self._queue: list[tuple[str, str, asyncio.Future[None]]] = []
         self._sender: asyncio.Task[None] | None = None
         self._is_guarded = False
+        self._resolvers: list[IPv4Address] = []
 
     async def open(self, adopt: bool = False) -> None:
         """Make the table, unless ``adopt`` finds it, and set up forwarding. Raises Failed."""
@@ -184,6 +187,8 @@ class Firewall:
         if self.table in tables:
             return
         await self._make_table()
+        resolvers, self._resolvers = self._resolvers, []
+        await self.resolve_by(resolvers)
         if published:
             elements = ", ".join(f"{h} : {a} . {i}" for h, (a, i) in published.items())
             await self.run(f"add element inet {self.table} ports {{ {elements} }}", "publish ports")
@@ -195,6 +200,16 @@ class Firewall:
     async def run(self, commands: str, what: str) -> Listing:
         """Run one transaction; returns what it lists. Raises Failed."""
         return nethelper.read_rules(await self._helper.ask(nethelper.rules(commands)), what)
+
+    async def resolve_by(self, resolvers: list[IPv4Address]) -> None:
+        """Let instances that reach out ask these for names, be they closed. Raises Failed."""
+        if resolvers == self._resolvers:
+            return
+        commands = [f"flush set inet {self.table} resolvers"]
+        if found := ", ".join(str(one) for one in dict.fromkeys(resolvers)):
+            commands.append(f"add element inet {self.table} resolvers {{ {found} }}")
+        await self.run("\n".join(commands), "let instances reach the resolvers")
+        self._resolvers = resolvers
 
     async def publish(self, ports: dict[int, int], address: IPv4Address) -> None:
         """Forward ports of the host to ports of an instance. Raises Failed."""

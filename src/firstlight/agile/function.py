@@ -21,15 +21,15 @@ _IDENTITY_MOST = (1 << 31) - 2  # beyond are those that mean "unchanged"
 class Function(Struct, frozen=True, kw_only=True):
     """A function. Its instances share its parts with no other function.
 
-    ``rootfs`` is a directory on the host, shown read-only. ``command`` is executed in it, its
-    first word an absolute path. ``memory`` and ``scratch`` (the size of /tmp) are in bytes,
-    ``cpus`` in CPUs. ``network`` is ``outbound`` (the world, not the host nor neighbours),
-    ``internal`` (only what reaches it by ``ports``, and the gateway's echo) or ``none``.
-    ``ports`` publishes ports of the instance: host port to instance port, both TCP. ``ready`` is
-    how a line of standard output begins that says the instance is ready; without it an instance
-    is ready when its command is executed. Without ``uid`` and ``gid`` the function gets a user and
-    a group of its own. ``reuse`` says what of an instance may serve the function's next one, once
-    it is proven to be as new.
+    ``rootfs`` is a directory on the host, shown read-only. ``command`` is executed in it, in
+    ``directory``; its first word is looked up in PATH if it has no slash. ``memory`` and
+    ``scratch`` (the size of /tmp) are in bytes, ``cpus`` in CPUs. ``network`` is ``outbound``
+    (the world, not the host nor neighbours), ``internal`` (only what reaches it by ``ports``, and
+    the gateway's echo) or ``none``. ``ports`` publishes ports of the instance: host port to
+    instance port, both TCP. ``ready`` is how a line of standard output begins that says the
+    instance is ready; without it an instance is ready when its command is executed. Without
+    ``uid`` and ``gid`` the function gets a user and a group of its own. ``reuse`` says what of an
+    instance may serve the function's next one, once it is proven to be as new.
 
     An instance that ``serves`` is kept for the next request, and ends with the manager that leads
     requests to it: ``http``, or ``events``, which it fetches by the Lambda Runtime API.
@@ -70,11 +70,10 @@ class Function(Struct, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raise Failed or UnknownName if a field is invalid."""
-        if self.kind == "command" and (not self.command or not self.command[0].startswith("/")):
-            raise Failed(
-                f"the function's command is {' '.join(self.command)!r}",
-                "it must start with an absolute path in the root file system",
-            )
+        if self.kind == "command" and (not self.command or not self.command[0]):
+            raise Failed("the function has no command", "name a program of its root file system")
+        if not self.directory.startswith("/"):
+            raise Failed(f"the working directory {self.directory!r} is not an absolute path")
         if self.kind == "python" and self.handler.count(":") != 1:
             raise Failed(f"the function's handler is {self.handler!r}", "write it as module:name")
         if self.network not in ("outbound", "internal", "none"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from firstlight.agile import node_wire, roots, seccomp
+from firstlight.agile import coding, environment, node_wire, resolvers, roots, seccomp
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import Config
 from firstlight.agile.function import Counts, Ended, Function, Listed, Reach
@@ -29,6 +29,7 @@ from firstlight.agile.starter import Starter
 from firstlight.errors import Failed
 
 _BASE_PROFILE = 4
+_FUNCTION = msgspec.json.Decoder(Function)
 _RETRY_SECONDS = 0.1
 _END_SECONDS = 10.0
 _ENDED_KEPT = 1024
@@ -106,7 +107,7 @@ class Instances:
     async def _adopt(self, node: Node, state: State) -> None:
         """Take over what a node has that outlived its manager."""
         for found, note in state.functions:
-            function = msgspec.json.decode(note, type=Function) if note else None
+            function = coding.decode(note, _FUNCTION) if note else None
             self._registry.adopt(found, function)
         left = await self._parts.adopt(state.parts)
         for reach, shelf in self._shelves.items():
@@ -226,7 +227,7 @@ class Instances:
             self._unused[found.number] += 1
         if answer.error == errno.EIO and answer.step in (Step.NETWORK, Step.CGROUP):
             raise self.explained(found.function)
-        raise refused(answer)
+        raise refused(answer, found.function)
 
     async def start_on(
         self, function: Function, tree: int, streams: tuple[int, int, int]
@@ -314,24 +315,33 @@ class Instances:
         if self._config.identities.each == "instance" and function.uid is None:
             flags |= Flag.OWN_IDENTITY
         uid = first if flags & Flag.OWN_IDENTITY else first + found.number
-        note = msgspec.json.encode(function)
-        words = node_wire.words(function.command, {}, function.directory, note)
+        note = coding.encode(function)
+        env = await asyncio.to_thread(environment.defaults, function, function.uid or uid)
+        words = node_wire.words(function.command, env, function.directory, note)
         try:
             tree = await asyncio.to_thread(self._rooted, function, function.uid or uid)
             try:
                 node = await self._connected()
+                await self._resolve(node)
                 await node.register(definition(found, 0, flags, uid), tree, words)
             finally:
                 os.close(tree)
         finally:
             os.close(words)
 
+    async def _resolve(self, node: Node) -> None:
+        """Functions that are registered from now on have the resolvers of now."""
+        network, gateway = self._config.network, self._networks.gateway
+        found, text = await asyncio.to_thread(resolvers.read, network, gateway)
+        await self._networks.resolve_by(found)
+        node.resolve_by(text)
+
     def _rooted(self, function: Function, uid: int) -> int:
         """The function's root as a detached tree. It may wait for a disk."""
         rootfs = Path(function.rootfs)
         tree = roots.open_root(rootfs, self._config.directory / "skeleton")
         try:
-            roots.check_command(rootfs, function.command[0], uid)
+            roots.check_command(rootfs, function.command[0], uid, function.directory)
         except BaseException:
             os.close(tree)
             raise

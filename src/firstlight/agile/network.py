@@ -113,6 +113,10 @@ class Networks:
                 _log.warning("%s", warning)
         self._warned = set(warnings)
 
+    async def resolve_by(self, resolvers: list[IPv4Address]) -> None:
+        """Let instances that reach out ask these for names. Raises Failed."""
+        await self._firewall.resolve_by([one for one in resolvers if one != self.gateway])
+
     async def _mend(self) -> None:
         """Another program has changed tables or chains: Docker came, or all was flushed."""
         try:

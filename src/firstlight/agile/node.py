@@ -87,6 +87,10 @@ class Node:
         """Give it a compiled seccomp profile."""
         self._send(node_wire.profile(number, program))
 
+    def resolve_by(self, text: str) -> None:
+        """Say what resolv.conf is in functions that are registered from now on. Raises Failed."""
+        self._send(node_wire.resolvers(text.encode()))
+
     async def register(self, definition: bytes, tree: int, words: int) -> None:
         """Make a function startable by its number, or replace it by a newer version."""
         await self._do(Order.FUNCTION, definition, descriptors=[tree, words])

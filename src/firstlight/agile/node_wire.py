@@ -10,11 +10,13 @@ from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
 from struct import Struct
 from typing import NamedTuple
 
-from firstlight.agile.function import Reach
+from firstlight.agile.function import Function, Reach
 from firstlight.errors import Failed
 
 MAGIC = 0x314E4C46
-WORDS_MAX, ARGUMENTS_MAX, NOTE_MAX = 128 * 1024, 4096, 120
+WORDS_MAX, ARGUMENTS_MAX, NOTE_MAX = 2 << 20, 65536, 120
+RESOLVERS_MAX = 4096
+_WORD_MAX = 128 << 10
 PARTS = 16384
 FUNCTIONS = 4096
 REACHES: tuple[Reach, ...] = ("outbound", "internal", "none")
@@ -84,6 +86,7 @@ class Order(IntEnum):
     SIGNAL = 8
     END = 9
     REFUSE = 10
+    RESOLVERS = 11
 
 
 class Told(IntEnum):
@@ -217,6 +220,13 @@ def profile(number: int, program: bytes) -> bytes:
     return _ORDER.pack(Order.PROFILE, 0, 0, number, len(program) // 8) + bytes(_BODY) + program
 
 
+def resolvers(text: bytes) -> bytes:
+    """Encode the order that sets resolv.conf. Raises Failed if it is too long."""
+    if len(text) >= RESOLVERS_MAX or b"\0" in text:
+        raise Failed(f"a resolv.conf of {len(text)} bytes is too long", "set network.resolvers")
+    return _ORDER.pack(Order.RESOLVERS, 0, 0, 0, len(text)) + bytes(_BODY) + text
+
+
 def events(message: bytes) -> tuple[list[Event], bytes]:
     """Parse what the node told: events, and the state record that follows the only one."""
     kind = int.from_bytes(message[:4], "little")
@@ -244,13 +254,16 @@ def words(
     """
     texts = [*argv, *(f"{name}={value}" for name, value in env.items())]
     texts += [] if directory is None else [directory]
-    what = f"the command {argv[0]!r}" if argv else "the start"
+    what = f"the command {argv[0][:80]!r}" if argv else "the start"
     try:
-        coded = [text.encode() for text in texts]
+        coded = [text.encode(errors="surrogateescape") for text in texts]
     except UnicodeEncodeError as error:
         raise Failed(f"{what} or its environment is not text: {error}") from error
     if any(b"\0" in one for one in coded):
         raise Failed(f"{what} or its environment has a NUL in it")
+    if (longest := max(map(len, coded), default=0)) >= _WORD_MAX:
+        raise Failed(f"{what} or its environment has a word of {longest} bytes",
+                     f"Linux allows {_WORD_MAX - 1}; pass it by standard input")  # fmt: skip
     text = b"".join(one + b"\0" for one in coded)
     if len(text) > WORDS_MAX or len(argv) + len(env) > ARGUMENTS_MAX:
         raise Failed(
@@ -272,8 +285,8 @@ def after_words(descriptor: int) -> bytes:
     return os.pread(descriptor, os.fstat(descriptor).st_size - begin, begin)
 
 
-def refused(answer: Answer) -> Failed:
-    """What a refusal means."""
+def refused(answer: Answer, function: Function) -> Failed:
+    """What a refusal of a function's start means."""
     step = Step(answer.step)
     match (step, answer.error):
         case (Step.FUNCTION, errno.ENOENT):
@@ -296,7 +309,31 @@ def refused(answer: Answer) -> Failed:
                           "open descriptors 0 to 2 before it")  # fmt: skip
         case (_, errno.ECANCELED):
             return Failed(f"the instance ended before it ran, in the step {_words(step)}")
+        case (Step.EXEC, _):
+            return _not_executed(answer.error, function)
     return Failed(f"cannot start an instance: {_words(step)}: {os.strerror(answer.error)}")
+
+
+def _not_executed(error: int, function: Function) -> Failed:
+    command, root = function.command[0], function.rootfs
+    match error:
+        case errno.ENOENT if "/" not in command:
+            return Failed(f"no directory of PATH in the root file system {root} has {command}",
+                          "give its path, or set PATH")  # fmt: skip
+        case errno.ENOENT | errno.ENOTDIR:
+            return Failed(f"{command}, its interpreter or the directory {function.directory} "
+                          f"is not in the root file system {root}")  # fmt: skip
+        case errno.EACCES:
+            return Failed(f"the instance's user may not execute {command}, or not enter "
+                          f"{function.directory} or a directory above them",
+                          f"chmod a+rx them in {root}")  # fmt: skip
+        case errno.ENOEXEC:
+            return Failed(f"{command} is no program for this machine, nor a script that begins "
+                          "with #!", "build it for this architecture")  # fmt: skip
+        case errno.E2BIG:
+            return Failed(f"the command {command} and its environment are longer than Linux allows",
+                          "2 MiB in all, 128 KiB a word; pass it by standard input")  # fmt: skip
+    return Failed(f"{command} cannot be executed: {os.strerror(error)}")
 
 
 def _words(step: Step) -> str:

@@ -5,17 +5,22 @@ Starts are asked of the node itself, on a connection of their own, in its binary
 (``node_wire.py``): a connection is what its first message is.
 """
 
+import os
 import socket
+from fcntl import F_ADD_SEALS, F_GET_SEALS, F_SEAL_GROW, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
 from functools import lru_cache
 
 import msgspec
 from msgspec import Struct
 
+from firstlight.agile import coding
 from firstlight.agile.function import Counts, Ended, Function, Listed, Result
 from firstlight.errors import Failed
 
 _REPEATED_MOST = 4096
 MESSAGE_MAX = 192 * 1024  # fits a socket's default buffer
+LARGE_MAX = 16 << 20
+_SEALS = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
 RIGHTS_MAX = socket.CMSG_SPACE(4)
 
 
@@ -100,7 +105,7 @@ class PoolCounts(Struct, frozen=True, tag="counts"):
 
 
 class Large(Struct, frozen=True, tag="large"):
-    """The answer is in the memory file that comes with this."""
+    """The request or answer is in the memory file that comes with this."""
 
 
 class Done(Struct, frozen=True, tag="done"):
@@ -123,15 +128,51 @@ _answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
 
 @lru_cache(maxsize=256)
 def _decoded(message: bytes) -> Request:
-    return _requests.decode(message)
+    return coding.decode(message, _requests)
 
 
 def encode(message: Request | Answer) -> bytes:
-    """Encode a message. Raises Failed if it is too long."""
-    text = msgspec.json.encode(message)
-    if len(text) > MESSAGE_MAX:
-        raise Failed(f"a message of {len(text)} bytes is too long", f"at most {MESSAGE_MAX}")
-    return text
+    """Encode a message."""
+    return coding.encode(message)
+
+
+def send(peer: socket.socket, text: bytes) -> None:
+    """Send a message of any length on a blocking socket. Raises Failed, OSError."""
+    if len(text) <= MESSAGE_MAX:
+        peer.send(text)
+        return
+    if len(text) > LARGE_MAX:
+        raise Failed(f"a message of {len(text)} bytes is too long", f"at most {LARGE_MAX}")
+    descriptor = large(text)
+    try:
+        socket.send_fds(peer, [coding.encode(Large())], [descriptor])
+    finally:
+        os.close(descriptor)
+
+
+def large(text: bytes) -> int:
+    """A sealed memory file with a text that is too long for one message."""
+    descriptor = os.memfd_create("message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    rest = memoryview(text)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+    fcntl(descriptor, F_ADD_SEALS, _SEALS)
+    return descriptor
+
+
+def whole(message: bytes, descriptor: int) -> bytes:
+    """The text that a message is, or that its memory file holds. Raises Failed."""
+    if descriptor < 0 or message != coding.encode(Large()):
+        return message
+    try:  # another kind of file could be slow to read, or change
+        sealed = fcntl(descriptor, F_GET_SEALS) & _SEALS == _SEALS
+    except OSError:
+        sealed = False
+    size = os.fstat(descriptor).st_size
+    if not sealed or size > LARGE_MAX:
+        raise Failed("the message violates the protocol: it is not in a sealed memory file of at "
+                     f"most {LARGE_MAX} bytes", "see firstlight.agile.protocol")  # fmt: skip
+    return os.pread(descriptor, size, 0)
 
 
 def listed(running: list[Listed], after: int) -> Instances:
@@ -143,7 +184,7 @@ def listed(running: list[Listed], after: int) -> Instances:
             break
         if int(one.id) > after:
             found.append(one)
-            room -= len(msgspec.json.encode(one))
+            room -= len(coding.encode(one))
     return Instances(found)
 
 
@@ -151,7 +192,9 @@ def request(message: bytes) -> Request:
     """Parse a client's message. Raises Failed."""
     try:
         # Clients that start a function repeatedly repeat the message.
-        return _decoded(message) if len(message) <= _REPEATED_MOST else _requests.decode(message)
+        if len(message) <= _REPEATED_MOST:
+            return _decoded(message)
+        return coding.decode(message, _requests)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Failed(f"the message violates the protocol: {error}",
                      "see firstlight.agile.protocol") from error  # fmt: skip
@@ -160,7 +203,7 @@ def request(message: bytes) -> Request:
 def answer(message: bytes) -> Answer:
     """Parse the runtime's message. Raises Failed."""
     try:
-        return _answers.decode(message)
+        return coding.decode(message, _answers)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Failed(f"the answer violates the protocol: {error}",
                      "use the runtime's version of firstlight") from error  # fmt: skip

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from firstlight.agile import node_wire
+from firstlight.agile import coding, node_wire, resolvers, roots
 from firstlight.agile.config import Config
+from firstlight.agile.environment import HOST_NAME
 from firstlight.agile.function import Function
 from firstlight.agile.parts import quota
 from firstlight.errors import Failed
@@ -182,16 +183,17 @@ def definition(found: Registered, profile: int, flags: node_wire.Flag, uid: int)
         found.number, found.version, flags, profile, node_wire.REACHES.index(function.network),
         0 if function.reuse == "none" else 1, function.uid or uid, function.gid or uid,
         function.files, function.scratch, function.memory, quota(function.cpus), function.pids,
-        b"instance",
+        HOST_NAME.encode(),
     )  # fmt: skip
 
 
 def files_of(function: Function) -> Digest:
     """What tells one state of a function's files from another. It may wait for a disk."""
     root = Path(os.path.realpath(function.rootfs))
-    found: list[object] = [str(root), _look(root)]
+    found: list[object] = [str(root), _look(root), _look(resolvers.HOST)]
     if function.command:
-        found.append(_look(root / function.command[0].lstrip("/")))
+        path = roots.find(root, function.command[0], function.directory)
+        found.append(_look(path) if path else ())
     return tuple(found)
 
 
@@ -205,6 +207,4 @@ def _look(path: Path) -> tuple[int, ...]:
 
 def _key(function: Function) -> bytes:
     """Without what a start brings along."""
-    return msgspec.msgpack.encode(
-        msgspec.structs.replace(function, env={}, ready=None, timeout=0.0)
-    )
+    return coding.encode(msgspec.structs.replace(function, env={}, ready=None, timeout=0.0))

@@ -2,16 +2,21 @@
 
 import ctypes
 import os
+import platform
 from pathlib import Path
 from struct import Struct
 
 from firstlight.errors import Failed
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _OPEN_TREE, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 430, 431, 432  # the same on all architectures
 _CLONE, _RECURSIVE, _CLOEXEC = 1, 0x8000, 0x80000
 _SET_STRING, _CREATE = 1, 6
 _HERE = -100
 _HEAD, _INTERPRETER = 4096, 3
+_MACHINES = {"x86_64": 62, "aarch64": 183}  # of 64 bits; see elf.h
+_OTHERS = {"i386": 3, "arm": 40, "ppc64": 21, "s390x": 22, "riscv64": 243, "mips": 8}
 _ELF, _SEGMENT = Struct("=32xQ14xHH"), Struct("=I4xQ16xQ")
 MOUNT_POINTS = ("proc", "dev", "tmp")
 
@@ -47,10 +52,25 @@ def open_root(rootfs: Path, skeleton: Path) -> int:
         os.close(context)
 
 
-def check_command(rootfs: Path, command: str, uid: int = -1) -> None:
+def find(rootfs: Path, command: str, directory: str = "/") -> Path | None:
+    """Where on the host a command would be; None if a start's PATH or a link has to say it."""
+    if "/" in command:
+        return inside(rootfs, str(Path("/") / directory / command))
+    for name in PATH.split(":"):
+        path = inside(rootfs, f"{name}/{command}")
+        if path and path.is_file() and path.stat().st_mode & 0o111:
+            return path
+    return None
+
+
+def check_command(rootfs: Path, command: str, uid: int = -1, directory: str = "/") -> None:
     """Raise Failed if the root file system certainly has no such command, or not for ``uid``."""
     _check_open(rootfs, uid)
-    path = _inside(rootfs, command)
+    where = inside(rootfs, directory)
+    if where is not None and not where.is_dir():
+        raise Failed(f"the root file system {rootfs} has no directory {directory} to work in",
+                     "add it there, or name another")  # fmt: skip
+    path = find(rootfs, command, directory)
     if path is None:
         return  # what it means inside is for the kernel to say
     if not path.exists():
@@ -63,7 +83,7 @@ def check_command(rootfs: Path, command: str, uid: int = -1) -> None:
         _check_interpreter(rootfs, command, path)
 
 
-def _inside(rootfs: Path, command: str) -> Path | None:
+def inside(rootfs: Path, command: str) -> Path | None:
     """Where a path of the root file system is on the host; None if its links lead out of sight."""
     path, inside = rootfs, rootfs.resolve()
     for part in Path(command).parts[1:]:
@@ -88,6 +108,7 @@ def _check_interpreter(rootfs: Path, command: str, path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if head.startswith(b"\x7fELF"):
+        _check_machine(rootfs, command, head)
         named = _loader(head)
     elif head.startswith(b"#!"):
         line = head[2:].split(b"\n")[0]
@@ -99,10 +120,21 @@ def _check_interpreter(rootfs: Path, command: str, path: Path) -> None:
         raise Failed(f"{command} in the root file system {rootfs} is no program, nor "
                      "a script with its interpreter", "begin it with #! and a path")  # fmt: skip
     if named.startswith("/"):
-        found = _inside(rootfs, named)
+        found = inside(rootfs, named)
         if found is not None and not found.exists():
             raise Failed(f"{command} needs the interpreter {named}, which the root file system "
                          f"{rootfs} does not have", "add it there")  # fmt: skip
+
+
+def _check_machine(rootfs: Path, command: str, head: bytes) -> None:
+    """Raise Failed for a program of another architecture. Layout: elf(5)."""
+    here = platform.machine()
+    kind = int.from_bytes(head[18:20], "little" if head[5:6] == b"\1" else "big")
+    if here in _MACHINES and (kind, head[4:5]) != (_MACHINES[here], b"\2"):
+        names = {number: name for name, number in (*_MACHINES.items(), *_OTHERS.items())}
+        raise Failed(f"{command} in the root file system {rootfs} is a program for "
+                     f"{names.get(kind, f'machine {kind}')}, and this machine is {here}",
+                     f"use one that is built for {here}")  # fmt: skip
 
 
 def _loader(head: bytes) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from firstlight.agile import roots, seccomp
+from firstlight.agile import coding, roots, seccomp
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import Config
 from firstlight.agile.function import Counts, Function, Listed, Result
@@ -337,7 +337,4 @@ def _fork_limits(function: Function) -> Limits:
 
 
 def _key(function: Function) -> bytes:
-    try:
-        return msgspec.msgpack.encode(function)
-    except UnicodeEncodeError as error:
-        raise Failed(f"the function's word {error.object!r} is not UTF-8") from error
+    return coding.encode(function)

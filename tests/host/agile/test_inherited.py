@@ -62,7 +62,10 @@ def check(pid: int, identity: int) -> None:
     limits = (proc / "limits").read_text()
     for name, value in LIMITS.items():
         assert re.search(rf"^{name} +{value} +{value} ", limits, re.MULTILINE), limits
-    assert (proc / "environ").read_bytes() == b"A=1\0"
+    assert sorted((proc / "environ").read_text().rstrip("\0").split("\0")) == [
+        "A=1", "HOME=/tmp", "HOSTNAME=instance",
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    ]  # fmt: skip
     assert (proc / "cwd").readlink() == Path("/")
     assert sorted(path.name for path in (proc / "fd").iterdir()) == ["0", "1", "2"]
     assert os.getsid(pid) == pid

@@ -1,0 +1,35 @@
+"""Records as JSON, with the words of a command line in them.
+
+Linux lets arguments and variables hold any bytes. What of them is not UTF-8 Python has as single
+surrogates, and so has JSON, by escapes that msgspec neither writes nor reads.
+"""
+
+import json
+from typing import TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+def encode(value: object) -> bytes:
+    """A record as JSON."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(value, str_keys=True)).encode()
+
+
+def decode(text: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """The record of JSON. Raises msgspec.MsgspecError, UnicodeDecodeError."""
+    try:
+        return decoder.decode(text)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        if rb"\ud" not in text.lower():
+            raise
+        try:
+            return msgspec.convert(json.loads(text), decoder.type, str_keys=True)
+        except ValueError as error:
+            raise msgspec.DecodeError(str(error)) from error

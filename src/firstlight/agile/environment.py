@@ -1,0 +1,34 @@
+"""What a program expects of its environment, where its caller sets nothing else."""
+
+from pathlib import Path
+
+from firstlight.agile import roots
+from firstlight.agile.function import Function
+
+HOST_NAME = "instance"
+_PASSWD_MOST = 1 << 20
+
+
+def defaults(function: Function, uid: int) -> dict[str, str]:
+    """The variables of every instance of a function. The root file system may name its user.
+
+    A user that it does not name is at home in /tmp, the only directory that it can write to.
+    """
+    name, home = _user(Path(function.rootfs), uid)
+    named = {"USER": name, "LOGNAME": name} if name else {}
+    return {"PATH": roots.PATH, "HOME": home or "/tmp", "HOSTNAME": HOST_NAME, **named}  # noqa: S108
+
+
+def _user(rootfs: Path, uid: int) -> tuple[str, str]:
+    """Name and home in the root's /etc/passwd, each empty if it has none. Layout: passwd(5)."""
+    path = roots.inside(rootfs, "/etc/passwd")
+    try:
+        if path is None or not path.is_file() or path.stat().st_size > _PASSWD_MOST:
+            return "", ""
+        lines = path.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return "", ""
+    for fields in (line.split(":") for line in lines):
+        if len(fields) >= 6 and fields[2] == str(uid):
+            return fields[0], fields[5] if fields[5].startswith("/") else ""
+    return "", ""

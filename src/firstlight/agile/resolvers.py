@@ -1,0 +1,59 @@
+"""What /etc/resolv.conf says in an instance that reaches out.
+
+The host's resolvers are an instance's too, except those that listen on the host's loopback, which
+is not the instance's. Such a one is reached through the gateway where ``network.host_services``
+has "udp/53", which says that the host's resolver listens there as well; else those that
+systemd-resolved itself asks take its place. Layout: resolv.conf(5).
+"""
+
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
+
+from firstlight.agile.config import NetworkConfig
+
+HOST = Path("/etc/resolv.conf")
+_UPSTREAM = Path("/run/systemd/resolve/resolv.conf")
+_MOST, _LINE_MOST = 3, 1024  # glibc reads three
+_KEPT = ("search", "domain", "options")
+
+
+def read(config: NetworkConfig, gateway: IPv4Address) -> tuple[list[IPv4Address], str]:
+    """The resolvers of instances, and the whole of the file. It may wait for a disk."""
+    host = _lines(HOST)
+    found = [IPv4Address(text) for text in config.resolvers] or _chosen(host, config, gateway)
+    lines = [f"nameserver {one}" for one in found]
+    lines += [line for line in host if line.split()[0] in _KEPT]
+    if not found:
+        lines = ["# The host has no resolver that an instance reaches: set network.resolvers."]
+    return found, "".join(f"{line}\n" for line in lines)
+
+
+def _chosen(host: list[str], config: NetworkConfig, gateway: IPv4Address) -> list[IPv4Address]:
+    found = _servers(host)
+    beyond = [one for one in found if not one.is_loopback]
+    if len(beyond) < len(found) and {"udp/53", "tcp/53"} & set(config.host_services):
+        return [gateway, *beyond][:_MOST]
+    if not beyond:
+        beyond = [one for one in _servers(_lines(_UPSTREAM)) if not one.is_loopback]
+    return beyond[:_MOST]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:  # a host without one
+        return []
+    kept = [line.strip().replace("\0", "") for line in lines if len(line) < _LINE_MOST]
+    return [line for line in kept if line and line[0] not in "#;"][:16]
+
+
+def _servers(lines: list[str]) -> list[IPv4Address]:
+    """The addresses of IPv4 among them: instances have no other."""
+    found = []
+    for words in (line.split() for line in lines):
+        if words[0] == "nameserver" and len(words) > 1:
+            try:
+                found.append(IPv4Address(words[1]))
+            except AddressValueError:
+                continue
+    return found
