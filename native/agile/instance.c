@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PENDING_SECONDS = 30, LULL = 5000000 }; /* LULL: ns */
+enum { PENDING_SECONDS = 30, LULL = 5000000, RETRY = 10000000, MOMENT = 200000 }; /* ns */
 
 void instances_open(int limit)
 {
@@ -322,19 +322,53 @@ static int make_waiting(void)
 
 /* What takes the place of a sandbox is made in a lull, so that it does not keep a start from its CPU;
  * but not too late. */
-static bool makes_later(void)
+static int64_t next_fill(void)
 {
-	return node.waiting.count + node.making > node.wanted_waiting / 2 &&
-	       monotonic() - node.last_start < LULL;
+	int64_t next = node.last_made + node.fill_interval;
+	if (node.waiting.count + node.making > node.low_waiting / 2 &&
+	    node.last_start + LULL > next)
+		next = node.last_start + LULL;
+	return next;
 }
 
+static bool makes_more(void)
+{
+	return node.fills && node.waiting.count + node.making < node.high_waiting;
+}
+
+static void set_fills(bool fills)
+{
+	if (fills && !node.fills)
+		node.fills_since = monotonic();
+	if (node.fills && !fills)
+		node.fill_time += monotonic() - node.fills_since;
+	node.waiting_changed |= node.fills != fills;
+	node.fills = fills;
+}
+
+/* One at a time: starts come between. It ends when the last is ready. */
 void instances_warm(void)
 {
-	if (node.waiting.count + node.making < node.wanted_waiting && makes_later())
+	if (node.waiting.count + node.making < node.low_waiting)
+		set_fills(true);
+	if (node.waiting.count >= node.high_waiting)
+		set_fills(false);
+	if (!makes_more() || monotonic() < next_fill())
 		return;
-	while (node.waiting.count + node.making < node.wanted_waiting)
-		if (make_waiting())
-			return;
+	int failed = make_waiting();
+	node.last_made = monotonic() + (failed ? RETRY : 0);
+}
+
+/* Those that there are too many of serve the next starts. */
+int instances_keep(uint32_t high, uint32_t low, uint32_t interval)
+{
+	if (low > high || high > INT32_MAX)
+		return -EINVAL;
+	node.high_waiting = (int)high < node.instance_limit ? (int)high : node.instance_limit;
+	node.low_waiting = (int)low < node.high_waiting ? (int)low : node.high_waiting;
+	node.fill_interval = interval * 1000LL;
+	set_fills(node.waiting.count < node.high_waiting);
+	return 0;
 }
 
 static int take_waiting(void)
@@ -472,6 +506,8 @@ static int start(const struct ask *ask, struct rights *rights, int client)
 	}
 	int network = part_take(PART_NETWORK, function), cgroup = NOBODY;
 	bool warm = node.waiting.count > 0;
+	if (!warm && node.high_waiting)
+		set_fills(true);
 	if (network != NOBODY && !warm)
 		cgroup = part_take(PART_CGROUP, NULL);
 	if (network == NOBODY || (!warm && cgroup == NOBODY)) {
@@ -616,12 +652,15 @@ void pending_refuse(enum part_kind kind, uint32_t reach)
 
 int pending_timeout(void)
 {
-	if (node.waiting.count + node.making < node.wanted_waiting && makes_later())
-		return LULL / 1000000;
-	if (!node.pending_count)
+	int64_t until = INT64_MAX;
+	if (node.pending_count)
+		until = node.pending[node.pending_first].until;
+	if (makes_more() && next_fill() < until)
+		until = next_fill();
+	if (until == INT64_MAX)
 		return -1;
-	int64_t left = node.pending[node.pending_first].until - monotonic();
-	return left > 0 ? (int)(left / 1000000) + 1 : 0;
+	int64_t left = until - monotonic();
+	return left > MOMENT ? (int)((left + 999999) / 1000000) : 0;
 }
 
 /* A sandbox is ready, or a start's control socket has ended: by its exec, or with the child. */
@@ -636,6 +675,7 @@ void instance_heard(int index)
 		return;
 	if (size == 1 && instance->state == INSTANCE_MAKING) {
 		node.making--;
+		node.made++;
 		instance->state = INSTANCE_WAITING;
 		put_waiting(index);
 		return;

@@ -64,6 +64,8 @@ static void done(const struct order *asked, int failed)
 
 static int hello(const struct order *asked, struct rights *rights)
 {
+	if (asked->count != WIRE_VERSION)
+		return -EPROTONOSUPPORT;
 	if (rights->count < 1 || rights->count > TOPS_MAX)
 		return -EPROTO;
 	for (int i = 0; i < node.house.top_count; i++)
@@ -149,8 +151,7 @@ static int obey(const struct order *asked, size_t rest, struct rights *rights)
 	case ORDER_WITHDRAW:
 		return part_withdraw(asked->count);
 	case ORDER_SANDBOXES:
-		node.wanted_waiting = (int)(asked->count < 65536 ? asked->count : 65536);
-		return 0;
+		return instances_keep(asked->count, asked->length, asked->flags);
 	case ORDER_SIGNAL:
 		return instance_signal(asked->id, asked->signal);
 	case ORDER_REFUSE:
@@ -160,6 +161,8 @@ static int obey(const struct order *asked, size_t rest, struct rights *rights)
 		return set_resolvers(asked, order.rest, rest);
 	case ORDER_END:
 		exit(0);
+	case ORDER_SYNC:
+		return 0;
 	default:
 		return -EPROTO;
 	}
@@ -183,7 +186,7 @@ static void read_one(void)
 	int failed = obey(&order.head, (size_t)size - sizeof order.head, &rights);
 	/* What is frequent is not acknowledged unless it failed. */
 	if (failed || order.head.verb == ORDER_FUNCTION || order.head.verb == ORDER_FORGET ||
-	    order.head.verb == ORDER_HELLO)
+	    order.head.verb == ORDER_HELLO || order.head.verb == ORDER_SYNC)
 		done(&order.head, failed);
 }
 
@@ -349,7 +352,10 @@ void manager_tell(void)
 		return;
 	tell_instances();
 	tell_wants();
-	struct event event = {.verb = EVENT_WAITING, .status = node.waiting.count};
+	struct event event = {.verb = EVENT_WAITING,
+			      .id = node.made,
+			      .status = node.waiting.count,
+			      .user = node.fill_time};
 	if (node.waiting_changed && !manager_message(&event, sizeof event, NULL))
 		node.waiting_changed = false;
 	rich_flush();

@@ -113,6 +113,7 @@ static int watch_children(void)
 	sigprocmask(SIG_BLOCK, &signals, NULL);
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGCHLD);
+	sigaddset(&signals, SIGTERM);
 	return signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
@@ -132,7 +133,8 @@ static void handle(const struct epoll_event *event)
 	switch ((enum source)(event->data.u64 >> 32)) {
 	case ON_CHILDREN:
 		while (read(node.children, &info, sizeof info) > 0)
-			;
+			if (info.ssi_signo == SIGTERM && node.manager < 0)
+				exit(0); /* the host is stopping: a manager would end us in order */
 		instances_reap();
 		return;
 	case ON_CLIENTS:

@@ -120,7 +120,10 @@ struct node {
 	int instance_count, instance_most, instance_limit, up; /* count: that were ever used */
 	int free_instance;
 	struct queue waiting, dirty, ended;
-	int making, wanted_waiting;
+	int making, low_waiting, high_waiting;
+	bool fills; /* from below the low mark to the high one */
+	int64_t fill_interval, last_made, fills_since, fill_time; /* ns */
+	uint64_t made; /* sandboxes that were ready */
 	int *hash;
 	uint32_t hash_mask;
 	uint64_t serial;
@@ -158,6 +161,7 @@ void instances_reap(void);
 int instance_signal(uint64_t id, int number);
 void instance_kill(int index);
 void instances_warm(void);
+int instances_keep(uint32_t high, uint32_t low, uint32_t interval);
 void pending_serve(void);
 void pending_refuse(enum part_kind kind, uint32_t reach);
 int pending_timeout(void);

@@ -124,13 +124,15 @@ enum order_verb {
 	ORDER_FORGET,
 	ORDER_PART,
 	ORDER_WITHDRAW,
-	ORDER_SANDBOXES,
+	ORDER_SANDBOXES, /* count: the high mark; length: the low; flags: us between two */
 	ORDER_SIGNAL,
 	ORDER_END,
 	ORDER_REFUSE, /* the starts that wait for a part that cannot be made: kind in count, reach in flags */
 	ORDER_RESOLVERS, /* what resolv.conf says in functions that are registered from now on */
+	ORDER_SYNC, /* its answer comes after the events of all that clients have been told of */
 };
 enum hello_flag { HELLO_STAY = 1, HELLO_UNIFIED = 2 };
+enum { WIRE_VERSION = 2 }; /* count of HELLO: a node and a manager of other versions do not match */
 enum part_kind { PART_NETWORK = 1, PART_CGROUP = 2 };
 
 struct part_order {
@@ -162,7 +164,8 @@ enum event_verb {
 	EVENT_FUNCTION, /* of the state: with its words */
 	EVENT_PART, /* of the state: with its network */
 	EVENT_STATE_END,
-	EVENT_WAITING, /* generic sandboxes that wait: count in status */
+	EVENT_WAITING, /* generic sandboxes: in status how many wait, in id how many were made, in
+			* user the ns that took */
 };
 
 struct event {

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import select
 import socket
 import time
+from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from firstlight.agile.node_wire import Answer, Answered, Asked, Step, refused
 from firstlight.errors import Failed
 
 _PARTS = (Step.NETWORK, Step.CGROUP)
+_END_SECONDS = 60.0
 _STALE = (errno.ENOENT, errno.ESTALE)
 
 
@@ -155,9 +158,35 @@ class Client:
         assert isinstance(answer, protocol.PoolCounts)
         return answer.pools
 
+    def leave(self) -> None:
+        """Have the runtime's process end and its instances go on; waits for it. Raises Failed."""
+        self._end(protocol.Leave())
+
+    def end(self) -> None:
+        """End all instances and the runtime, and wait for that. Raises Failed."""
+        self._end(protocol.End())
+
+    def _end(self, request: protocol.Leave | protocol.End) -> None:
+        answer = self._ask(request)
+        assert isinstance(answer, protocol.Leaving)
+        with suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(answer.pid)
+            try:
+                if not select.select([pidfd], [], [], _END_SECONDS)[0]:
+                    raise Failed(f"the runtime, pid {answer.pid}, does not end",
+                                 f"see its log, or kill it: kill -9 {answer.pid}")  # fmt: skip
+            finally:
+                os.close(pidfd)
+
     def _ask(self, request: protocol.Request) -> protocol.Answer:
+        text = protocol.encode(request)
         try:
-            protocol.send(self._manager, protocol.encode(request))
+            try:
+                protocol.send(self._manager, text)
+            except BrokenPipeError:  # another has taken over from the one before
+                self._manager.close()
+                self._manager = _connected(self._path)
+                protocol.send(self._manager, text)
             message, descriptors, _, _ = socket.recv_fds(self._manager, protocol.MESSAGE_MAX, 1)
         except OSError as error:
             raise Failed(f"the runtime is gone: {error.strerror}") from error

@@ -11,10 +11,11 @@ from contextlib import AsyncExitStack, suppress
 
 import msgspec
 
-from firstlight.agile import protocol, wire
+from firstlight.agile import journal, node, protocol, wire
+from firstlight.agile.client import Client
 from firstlight.agile.config import Config
 from firstlight.agile.runtime import Runtime
-from firstlight.errors import FirstlightError
+from firstlight.errors import Failed, FirstlightError
 
 _NICE = -10
 _AT_ONCE = 64
@@ -22,27 +23,59 @@ _received = memoryview(bytearray(protocol.MESSAGE_MAX))  # to allocate as much f
 _log = logging.getLogger(__name__)
 
 
-def serve(config: Config, ready: Callable[[], None] = lambda: None) -> None:
+def serve(config: Config, ready: Callable[[], None] = lambda: None, keep: bool = False) -> None:
     """Serve until SIGINT or SIGTERM, then leave nothing behind. Raises FirstlightError.
 
-    ``ready`` is called when clients are served; under systemd it is told as well.
+    With ``keep``, SIGTERM ends this process alone: the instances go on, and the next call for the
+    same name takes them over. ``ready`` is called when clients are served; under systemd it is
+    told as well.
     """
-    asyncio.run(_serve(config, ready))
+    asyncio.run(_serve(config, ready, keep))
 
 
-async def _serve(config: Config, ready: Callable[[], None]) -> None:
+def leave(config: Config) -> None:
+    """Have the process that serves end, if there is one, and its instances go on. Raises Failed."""
+    if journal.is_owned(config.directory):
+        with Client(config.socket) as client:
+            client.leave()
+
+
+def end(config: Config) -> None:
+    """End all instances, their node and the process that serves, if there is one.
+
+    Raises Failed if there is nothing to end.
+    """
+    if journal.is_owned(config.directory):
+        with Client(config.socket) as client:
+            client.end()
+        return
+    if not (config.directory / "journal").exists():
+        raise Failed(f"no runtime {config.name!r} is up", "start one: firstlight agile up")
+    node.end(config)
+    left = journal.Journal(config.directory)
+    left.open()
+    left.close()
+
+
+async def _serve(config: Config, ready: Callable[[], None], keep: bool) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
+
+    def stop(leaves: bool) -> None:
+        if leaves and not stopped.is_set():
+            runtime.leave()
+        stopped.set()
+
     with suppress(PermissionError):  # a request must not queue behind the work of the instances
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
     for number in (signal.SIGINT, signal.SIGTERM):
         with suppress(ValueError, RuntimeError):  # not in the main thread: its owner's to handle
-            loop.add_signal_handler(number, stopped.set)
+            loop.add_signal_handler(number, stop, keep and number == signal.SIGTERM)
     connections: set[_Connection] = set()
 
     def rich(descriptor: int) -> None:
         peer = socket.socket(fileno=descriptor)
-        connections.add(_Connection(peer, runtime, connections.discard))
+        connections.add(_Connection(peer, runtime, stop, connections.discard))
 
     runtime = Runtime(config, stay=True, rich=rich)
     async with runtime, AsyncExitStack() as others:
@@ -69,9 +102,10 @@ class _Connection:
     """One client. Its requests are served at the same time, in no order."""
 
     def __init__(
-        self, peer: socket.socket, runtime: Runtime, closed: "Callable[[_Connection], None]"
-    ) -> None:
-        self._socket, self._runtime, self._closed = peer, runtime, closed
+        self, peer: socket.socket, runtime: Runtime, stop: Callable[[bool], None],
+        closed: "Callable[[_Connection], None]",
+    ) -> None:  # fmt: skip
+        self._socket, self._runtime, self._stop, self._closed = peer, runtime, stop, closed
         self._tasks: set[asyncio.Task[None]] = set()
         self._unsent: deque[tuple[bytes, int]] = deque()
         self._open = self._reads = True
@@ -151,8 +185,13 @@ class _Connection:
             case protocol.Stop(identity, grace):
                 return protocol.Stopped(await runtime.instance(identity).stop(grace))
             case protocol.List(after):
+                await runtime.synced()
                 return protocol.listed(runtime.running(), after)
+            case protocol.Leave() | protocol.End():
+                self._loop.call_soon(self._stop, isinstance(request, protocol.Leave))
+                return protocol.Leaving(os.getpid())
             case protocol.Pools():
+                await runtime.synced()
                 return protocol.PoolCounts(runtime.pools())
 
     def _send(self, answer: protocol.Answer) -> None:

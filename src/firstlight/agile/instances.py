@@ -15,7 +15,7 @@ import msgspec
 
 from firstlight.agile import coding, environment, node_wire, resolvers, roots, seccomp
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
-from firstlight.agile.config import Config
+from firstlight.agile.config import Config, PoolSize
 from firstlight.agile.function import Counts, Ended, Function, Listed, Reach
 from firstlight.agile.instance import Instance
 from firstlight.agile.network import Network, Networks
@@ -63,7 +63,7 @@ class Instances:
         self._starter: Starter | None = None
         self._opening = asyncio.Lock()
         self._stay = self._closing = False
-        self._waiting_wanted = 0
+        self._waiting = PoolSize(low=0, high=0)
         self._waiting_changed = asyncio.Event()
         self._sandbox_hits = self._sandbox_misses = 0
         self._keeper: asyncio.Task[None] | None = None
@@ -100,8 +100,8 @@ class Instances:
                 node.load(_BASE_PROFILE, seccomp.base())
                 node.load(0, seccomp.rest())
                 await self._adopt(node, state)
-                if self._waiting_wanted:
-                    node.keep_waiting(self._waiting_wanted)
+                if self._waiting.high:
+                    node.keep_waiting(self._waiting)
             return self._node
 
     async def _adopt(self, node: Node, state: State) -> None:
@@ -129,8 +129,18 @@ class Instances:
         """The node's process, or -1."""
         return self._node.pid if self._node else -1
 
-    async def close(self) -> None:
-        """End all instances, and the node."""
+    async def leave(self) -> None:
+        """Leave the node, with all that it has, to the manager that comes next."""
+        await self._stop_making()
+        for task in self._tasks:
+            task.cancel()  # what is not judged yet is the next one's to judge
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._starter:
+            self._starter.close()
+        if self._node:
+            self._node.close()
+
+    async def _stop_making(self) -> None:
         self._closing = True
         if self._keeper:
             self._keeper.cancel()
@@ -138,6 +148,10 @@ class Instances:
             await shelf.close()
         for pool in self._listening.values():
             await pool.close()
+
+    async def close(self) -> None:
+        """End all instances, and the node."""
+        await self._stop_making()
         for instance in self._running.values():
             instance.kill()
         ends = [instance.ended for instance in self._running.values()]
@@ -167,9 +181,7 @@ class Instances:
 
     async def _warm_sandboxes(self, count: int) -> None:
         node = await self._connected()
-        self._cgroup_shelf.lent = count
-        self._waiting_wanted = max(self._waiting_wanted, count)
-        node.keep_waiting(self._waiting_wanted)
+        self._keep_waiting(max(self._waiting.high, count))
         until = time.monotonic() + _END_SECONDS
         while node.waiting < count:
             self._waiting_changed.clear()
@@ -179,6 +191,18 @@ class Instances:
             except TimeoutError:
                 raise Failed(f"{node.waiting} of {count} sandboxes are ready",
                              "see the runtime's log") from None  # fmt: skip
+
+    def _keep_waiting(self, high: int) -> None:
+        wanted = self._config.pools.sandbox
+        self._cgroup_shelf.lent = high
+        self._waiting = msgspec.structs.replace(wanted, low=min(wanted.low, high), high=high)
+        if self._node:
+            self._node.keep_waiting(self._waiting)
+
+    async def synced(self) -> None:
+        """Return when all that clients have been told of is known here."""
+        if self._node and self._node.is_open():
+            await self._node.synced()
 
     async def start(
         self, function: Function, streams: tuple[int, int, int] | None, requested: int
@@ -292,11 +316,11 @@ class Instances:
 
     def counts(self) -> list[Counts]:
         """What is on the shelves."""
-        high = self._waiting_wanted
         node = self._node
         made, seconds = (node.made, node.fill_seconds) if node else (0, 0.0)
         sandboxes = Counts(
-            name="sandbox", ready=node.waiting if node else 0, low=high, high=high,
+            name="sandbox", ready=node.waiting if node else 0,
+            low=self._waiting.low, high=self._waiting.high,
             hits=self._sandbox_hits, misses=self._sandbox_misses, made=made, returned=0, failed=0,
             fill_rate=made / seconds if seconds else 0.0, fill_seconds=seconds,
         )  # fmt: skip
@@ -304,7 +328,8 @@ class Instances:
         used = [one for one in shelves if one.made or one.misses or one.ready]
         listening = [pool.counts() for pool in self._listening.values()]
         used += [one for one in listening if one.made or one.misses or one.ready]
-        return [*([sandboxes] if high else []), *used]
+        seen = self._waiting.high or self._sandbox_misses
+        return [*([sandboxes] if seen else []), *used]
 
     async def _register(self, found: Registered) -> None:
         function = found.function
@@ -424,10 +449,8 @@ class Instances:
             instance.stamps = {"requested": event.requested, "running": event.running}
         if held and isinstance(held.made, Network):
             self._running[event.id].network.set_result(held.made)
-        if self._config.pools.sandbox.high and not self._waiting_wanted:
-            self._waiting_wanted = self._cgroup_shelf.lent = self._config.pools.sandbox.high
-            if self._node:
-                self._node.keep_waiting(self._waiting_wanted)
+        if self._config.pools.sandbox.high and not self._waiting.high:
+            self._keep_waiting(self._config.pools.sandbox.high)
 
     def _ended(self, event: Event) -> None:
         number, index, cgroup = self._using.pop(

@@ -62,7 +62,8 @@ class Journal:
                 return False
             self._close()
             raise Failed(
-                f"another runtime uses {self._path.parent}", "stop it, or choose another name"
+                f"another runtime uses {self._path.parent}",
+                "agile up --replace takes over from it, agile down ends it; or choose another name",
             ) from None
         except FileNotFoundError:
             return False
@@ -77,6 +78,10 @@ class Journal:
         if written != len(line):
             raise Failed(f"cannot write the journal {self._path}: the disk is full")
 
+    def leave(self) -> None:
+        """Let the next runtime take over what is recorded."""
+        self._close()
+
     def close(self) -> None:
         """Delete the journal, when everything recorded is gone."""
         with suppress(OSError):
@@ -87,6 +92,21 @@ class Journal:
     def _close(self) -> None:
         os.close(self._descriptor)
         self._descriptor = -1
+
+
+def is_owned(directory: Path) -> bool:
+    """Whether a runtime that is alive has this directory's journal."""
+    try:
+        descriptor = os.open(directory / "journal", os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _check_own(directory: Path) -> None:

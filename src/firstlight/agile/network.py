@@ -247,6 +247,13 @@ class Networks:
 
     def close(self) -> None:
         """Remove the host's side, if it was made."""
+        was_open = self._is_open
+        self.leave()
+        if was_open:
+            remove(self.table, self.anchor)
+
+    def leave(self) -> None:
+        """Leave the host's side to the runtime that adopts it."""
         self._addresses.close()
         self._watch.close()
         self._parts.close()
@@ -254,8 +261,6 @@ class Networks:
         for _, _, sock in self._published.values():
             sock.close()
         self._published.clear()
-        if self._is_open:
-            remove(self.table, self.anchor)
         self._is_open = False
 
     def _leave(self, number: int) -> None:

@@ -5,8 +5,10 @@ started, and given what starts are made from. Its events say what it used and wh
 """
 
 import asyncio
+import errno
 import logging
 import os
+import select
 import signal
 import socket
 import time
@@ -15,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from firstlight.agile import node_wire, wire
-from firstlight.agile.config import Config
+from firstlight.agile.config import Config, PoolSize
 from firstlight.agile.node_wire import Event, Order, Told
 from firstlight.errors import Failed
 from firstlight.native import native
@@ -24,6 +26,7 @@ _MESSAGE_MAX = 65536
 _log = logging.getLogger(__name__)
 _START_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
+_END_SECONDS = 10.0
 
 
 @dataclass
@@ -55,7 +58,6 @@ class Node:
         self.gone: asyncio.Future[None] = self._loop.create_future()
         self.waiting = self.made = 0  # generic sandboxes
         self.fill_seconds = 0.0
-        self._wanted, self._short_since = 0, time.monotonic()
         self._held: list[Event] | None = []
 
     async def open(self, tops: Sequence[int], unified: bool, stay: bool) -> State:
@@ -73,7 +75,16 @@ class Node:
         self._whole: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(self._socket, self._read)
         flags = (node_wire.STAY if stay else 0) | (node_wire.UNIFIED if unified else 0)
-        await self._do(Order.HELLO, flags=flags, descriptors=list(tops))
+        try:
+            await self._do(
+                Order.HELLO, flags=flags, count=node_wire.VERSION, descriptors=list(tops)
+            )
+        except Refused as error:
+            self.close()
+            if error.error != errno.EPROTONOSUPPORT:
+                raise
+            raise Failed(f"the node with pid {self.pid} is of another version of firstlight",
+                         "end it and its instances: firstlight agile down") from error  # fmt: skip
         await asyncio.wait_for(asyncio.shield(self._whole), _ANSWER_SECONDS)
         return self._state
 
@@ -112,11 +123,16 @@ class Node:
         """Refuse the starts that wait for a part that cannot be made."""
         self._send(node_wire.order(Order.REFUSE, flags=reach, count=kind))
 
-    def keep_waiting(self, count: int) -> None:
-        """Hold that many generic sandboxes."""
-        self._count_waiting(self.waiting)
-        self._wanted = count
-        self._send(node_wire.order(Order.SANDBOXES, count=count))
+    def keep_waiting(self, size: PoolSize) -> None:
+        """Hold generic sandboxes: fill to the high mark now, and again below the low one."""
+        between = int(1e6 / size.rate)
+        self._send(
+            node_wire.order(Order.SANDBOXES, flags=between, count=size.high, length=size.low)
+        )
+
+    async def synced(self) -> None:
+        """Return when the events of all that clients have been told of are known here."""
+        await self._do(Order.SYNC)
 
     def signal(self, instance: int, number: int) -> None:
         """Send an instance a signal; SIGKILL ends all its processes."""
@@ -246,20 +262,11 @@ class Node:
 
     def _tell(self, event: Event) -> None:
         if event.verb == Told.WAITING:
-            self._count_waiting(event.status)
+            self.waiting, self.made, self.fill_seconds = event.status, event.id, event.user / 1e9
         if self._held is None:
             self._told(event)
         else:
             self._held.append(event)
-
-    def _count_waiting(self, waiting: int) -> None:
-        """Note how many sandboxes wait now; time counts as filling while fewer do than wanted."""
-        now = time.monotonic()
-        if self.waiting < self._wanted:
-            self.fill_seconds += now - self._short_since
-        self._short_since = now
-        self.made += max(0, waiting - self.waiting)
-        self.waiting = waiting
 
     def _hand(self, descriptor: int) -> None:
         if descriptor < 0:
@@ -298,6 +305,23 @@ def pid_of(config: Config) -> int:
         except OSError:
             return -1
         return _peer(probe)
+
+
+def end(config: Config) -> None:
+    """End a node that no manager serves, and all its instances. Raises Failed."""
+    pid = pid_of(config)
+    if pid < 0:
+        return
+    with suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                signal.pidfd_send_signal(pidfd, number)
+                if select.select([pidfd], [], [], _END_SECONDS)[0]:
+                    return
+        finally:
+            os.close(pidfd)
+        raise Failed(f"the node, pid {pid}, survives SIGKILL", f"see /proc/{pid}/stack")
 
 
 def _peer(link: socket.socket) -> int:

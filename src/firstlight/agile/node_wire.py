@@ -87,6 +87,7 @@ class Order(IntEnum):
     END = 9
     REFUSE = 10
     RESOLVERS = 11
+    SYNC = 12
 
 
 class Told(IntEnum):
@@ -107,6 +108,7 @@ class Told(IntEnum):
 NETWORK, CGROUP = 1, 2
 SHELVED, USED, LEFT = 1, 2, 3
 STAY, UNIFIED = 1, 2
+VERSION = 2
 DETACHED, WITH_WORDS = 1, 2
 WARM, OUT_OF_MEMORY, IS_DETACHED = 1, 2, 1 << 16
 
@@ -210,9 +212,11 @@ def answer(message: bytes) -> Answer:
     return Answer._make([*fields[:12], dict(sorted(named.items(), key=lambda one: one[1]))])
 
 
-def order(verb: Order, body: bytes = b"", flags: int = 0, id: int = 0, count: int = 0) -> bytes:
+def order(
+    verb: Order, body: bytes = b"", flags: int = 0, id: int = 0, count: int = 0, length: int = 0
+) -> bytes:
     """Encode an order."""
-    return _ORDER.pack(verb, flags, id, count, 0) + body.ljust(_BODY, b"\0")
+    return _ORDER.pack(verb, flags, id, count, length) + body.ljust(_BODY, b"\0")
 
 
 def profile(number: int, program: bytes) -> bytes:

@@ -73,6 +73,20 @@ class Pools(Struct, frozen=True, tag="pools"):
     """Ask for the pools' counts."""
 
 
+class Leave(Struct, frozen=True, tag="leave"):
+    """Leave the node and its instances to the next runtime; the answer is ``leaving``."""
+
+
+class End(Struct, frozen=True, tag="end"):
+    """End all instances, the node and the runtime; the answer is ``leaving``."""
+
+
+class Leaving(Struct, frozen=True, tag="leaving"):
+    """The runtime's process is about to end."""
+
+    pid: int
+
+
 class Registered(Struct, frozen=True, tag="registered"):
     """A function has a number, which the node starts it by, and a version, of its files."""
 
@@ -119,8 +133,8 @@ class Error(Struct, frozen=True, tag="error"):
     hint: str | None = None
 
 
-Request = Register | Publish | Explain | Prepare | Invoke | Stop | List | Pools
-Answer = Registered | Stopped | Answered | Instances | PoolCounts | Large | Done | Error
+Request = Register | Publish | Explain | Prepare | Invoke | Stop | List | Pools | Leave | End
+Answer = Registered | Stopped | Answered | Instances | PoolCounts | Large | Done | Leaving | Error
 
 _requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)

@@ -55,7 +55,7 @@ class Runtime:
         self._zygotes: SingleFlight[Zygote] = SingleFlight()
         self._wasms: SingleFlight[Wasm] = SingleFlight()
         self._zygote_serial = 0
-        self._closing = False
+        self._closing = self._leaves = False
         self._latest_spawner: Spawner | None = None
 
     async def __aenter__(self) -> "Runtime":
@@ -94,6 +94,7 @@ class Runtime:
         trace: TracebackType | None,
     ) -> None:
         self._closing = True
+        leaves = self._leaves and kind is None
         await self._zygotes.close()
         await self._wasms.close()
         for pool in self._all_pools():
@@ -104,8 +105,21 @@ class Runtime:
             await wasm.close()
         if self._latest_spawner:
             self._latest_spawner.close()
+        if leaves:
+            await self._instances.leave()
+            self._networks.leave()
+            self._journal.leave()
+            return
         await self._instances.close()
         self._remove_all()
+
+    def leave(self) -> None:
+        """On exit, end no instance: the next runtime of this name takes them over. Needs ``stay``.
+
+        What is under way ends all the same: invocations of handlers.
+        """
+        assert self._stay
+        self._leaves = True
 
     def _remove_all(self) -> None:
         self._networks.close()
@@ -201,6 +215,10 @@ class Runtime:
         if function.kind != "wasm":
             raise Failed(f"a function of kind {function.kind} has no worker", "invoke or start it")
         return await (await self._wasm(function)).connect()
+
+    async def synced(self) -> None:
+        """Return when ``running`` and ``pools`` have all that the node has told its clients."""
+        await self._instances.synced()
 
     def running(self) -> list[Listed]:
         """The running instances."""

@@ -68,7 +68,12 @@ Event = Annotated[str, typer.Option(metavar="JSON", help="The event that the han
 
 
 @app.command(
-    epilog=examples("agile up", "agile up --config /etc/firstlight.toml", "agile up --unit")
+    epilog=examples(
+        "agile up",
+        "agile up --config /etc/firstlight.toml",
+        "agile up --keep --replace",
+        "agile up --unit",
+    )
 )
 def up(
     *,
@@ -76,8 +81,23 @@ def up(
     unit: Annotated[
         bool, typer.Option("--unit", help="Print a systemd unit for this command and exit.")
     ] = False,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep", help="On SIGTERM leave the instances running, for the next up to take over."
+        ),
+    ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Take over from the runtime that serves, and its instances."
+        ),
+    ] = False,
 ) -> None:
-    """Run the runtime until SIGTERM or Ctrl-C. Cleans up on exit."""
+    """Run the runtime until SIGTERM or Ctrl-C. Cleans up on exit.
+
+    With --keep, SIGTERM ends this process alone; "agile down" and Ctrl-C end the instances.
+    """
     if unit:
         sys.stdout.write(_unit(config))
         return
@@ -85,7 +105,17 @@ def up(
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the daemon handles it itself
     loaded = _configuration(config)
-    daemon.serve(loaded, lambda: say(f"ready: {loaded.socket}"))
+    if replace:
+        daemon.leave(loaded)
+    daemon.serve(loaded, lambda: say(f"ready: {loaded.socket}"), keep)
+
+
+@app.command(epilog=examples("agile down", "agile down --config /etc/firstlight.toml"))
+def down(*, config: ConfigFile = None) -> None:
+    """End all instances and the runtime, also what a killed one left."""
+    from firstlight.agile import daemon
+
+    daemon.end(_configuration(config))
 
 
 @app.command(
@@ -222,7 +252,7 @@ def _unit(config: Path | None) -> str:
     from importlib.resources import files
 
     text = (files("firstlight") / "deploy/systemd/firstlight.service").read_text()
-    words = [str(Path(sys.argv[0]).absolute()), "agile", "up"]
+    words = [str(Path(sys.argv[0]).absolute()), "agile", "up", "--keep"]
     words += ["--config", str(config.absolute())] if config else []
     return re.sub(r"(?m)^ExecStart=.*$", lambda _: f"ExecStart={' '.join(words)}", text)
 

@@ -181,6 +181,113 @@ def test_instances_outlive_their_manager_and_the_next_takes_them_over(function: 
     on_host(main)
 
 
+FIRSTLIGHT = str(Path(sys.executable).parent / "firstlight")
+
+
+async def up(file: Path, *words: str) -> asyncio.subprocess.Process:
+    """``firstlight agile up``, serving."""
+    reading, writing = os.pipe()  # the node keeps it open
+    process = await asyncio.create_subprocess_exec(
+        FIRSTLIGHT, "agile", "up", "--config", str(file), *words, stderr=writing
+    )
+    os.close(writing)
+    with os.fdopen(reading) as lines:
+        assert (await asyncio.to_thread(lines.readline)).startswith("ready")
+    return process
+
+
+async def down(file: Path) -> int:
+    process = await asyncio.create_subprocess_exec(
+        FIRSTLIGHT, "agile", "down", "--config", str(file)
+    )
+    return await process.wait()
+
+
+def test_restarting_and_replacing_the_manager_end_no_instance(
+    function: Make, tmp_path: Path
+) -> None:
+    """None ends, none is missing from ps, statuses arrive, and starts go on all the while."""
+    file = tmp_path / "firstlight.toml"
+    config = Config(name="t3")
+    file.write_text(f'name = "{config.name}"\n')
+
+    async def main() -> None:
+        null = os.open(os.devnull, os.O_RDWR)
+        nothing = (null, null, null)
+        first = await up(file, "--keep")
+        with Client(config.socket) as client:
+            hold, short = function("hold", "60"), function("hold", "1")
+            ids = {client.start(hold, nothing).id for _ in range(10)}
+            ids.add(client.start(hold, nothing, detached=True).id)
+            client.prepare(short)
+            number, version = client.register(short)
+            node = node_pid(config)
+            stopped = asyncio.Event()
+            starts = asyncio.create_task(
+                asyncio.to_thread(keep_starting, config, number, version, nothing, stopped)
+            )
+            first.terminate()  # as systemctl restart does
+            assert await first.wait() == 0
+            second = await up(file, "--keep")
+            assert {one.id for one in client.running()} >= ids
+            third = await up(file, "--keep", "--replace")
+            assert await second.wait() == 0
+            assert {one.id for one in client.running()} >= ids, "the same client goes on"
+            stopped.set()
+            ends = await starts
+            assert len(ends) >= 3
+            assert set(ends) == {0}
+            assert node_pid(config) == node
+            client.stop(ids.pop())
+            ended = client.start(short, nothing).id
+            assert client.wait(ended).status == 0
+            assert await down(file) == 0
+            assert await third.wait() == 0
+        os.close(null)
+        assert left() == []
+        assert await down(file) == 2, "there is nothing to end"
+
+    on_host(main)
+
+
+def keep_starting(
+    config: Config, number: int, version: int, streams: tuple[int, int, int], stop: asyncio.Event
+) -> list[int]:
+    """Start one after another by the fast path alone; the statuses of their ends."""
+    ends: list[int] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as fast:
+        fast.connect(str(config.socket))
+        while not stop.is_set() or len(ends) < 3:
+            asked = node_wire.ask(node_wire.Asked.START, number, version=version)
+            fast.sendmsg([asked], wire.rights(list(streams)))
+            assert node_wire.answer(fast.recv(4096)).verb == node_wire.Answered.STARTED
+            ended = node_wire.answer(fast.recv(4096))
+            assert ended.verb == node_wire.Answered.ENDED
+            ends.append(ended.status)
+    return ends
+
+
+def test_down_ends_what_a_killed_manager_left(function: Make, tmp_path: Path) -> None:
+    file = tmp_path / "firstlight.toml"
+    config = Config(name="t3")
+    file.write_text(f'name = "{config.name}"\n')
+
+    async def main() -> None:
+        null = os.open(os.devnull, os.O_RDWR)
+        first = await up(file)
+        with Client(config.socket) as client:
+            pid = client.start(function("hold", "60"), (null, null, null), detached=True).pid
+        first.kill()
+        await first.wait()
+        assert is_alive(pid)
+        assert await down(file) == 0
+        assert not is_alive(pid)
+        assert left() == []
+        os.close(null)
+
+    on_host(main)
+
+
 def test_nothing_outlives_the_node(function: Make) -> None:
     """Whatever an instance does: what holds it is no signal that it can clear."""
 

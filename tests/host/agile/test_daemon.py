@@ -38,7 +38,9 @@ def test_a_client_starts_lists_and_stops(function: Make) -> None:
             assert other.running() == []
             with pytest.raises(Failed, match="no instance"):
                 other.stop(started.id)
-            assert {pool.name.split()[0] for pool in other.pools()} == {"cgroup", "network"}
+            assert {pool.name.split()[0] for pool in other.pools()} == {
+                "cgroup", "network", "sandbox"
+            }  # fmt: skip
 
     with_daemon(main)
 

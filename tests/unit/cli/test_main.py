@@ -53,6 +53,7 @@ def commands(app: typer.Typer = cli.app) -> dict[str, typer.core.TyperCommand]:
 def test_the_verbs() -> None:
     assert sorted(commands()) == sorted(
         [
+            "agile down",
             "agile invoke",
             "agile pools",
             "agile ps",
@@ -116,7 +117,7 @@ def test_a_unit_is_that_of_the_package_with_this_programs_path() -> None:
     shipped = (Path(__file__).parents[3] / "deploy/systemd/firstlight.service").read_text()
     unit = invoke("agile", "up", "--unit", "--config", "/etc/mine.toml").stdout
     [line] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
-    assert re.fullmatch(r"ExecStart=/\S+ agile up --config /etc/mine.toml", line)
+    assert re.fullmatch(r"ExecStart=/\S+ agile up --keep --config /etc/mine.toml", line)
     assert unit.replace(line, "") == re.sub(r"(?m)^ExecStart=.*$", "", shipped)
 
 

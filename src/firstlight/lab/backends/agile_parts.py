@@ -95,7 +95,7 @@ class Churn:
                 before = _sandboxes(client)
 
                 def counts() -> dict[str, float]:
-                    return _counted(before, _sandboxes(client), instances)
+                    return _counted(before, _sandboxes(client))
 
                 yield Prepared([start] * instances, counts)
 
@@ -240,12 +240,11 @@ def _sandboxes(client: Client) -> Counts:
     return next((pool for pool in client.pools() if pool.name == "sandbox"), _NO_POOL)
 
 
-def _counted(before: Counts, after: Counts, starts: int) -> dict[str, float]:
+def _counted(before: Counts, after: Counts) -> dict[str, float]:
     made, seconds = after.made - before.made, after.fill_seconds - before.fill_seconds
-    hits = after.hits - before.hits
     return {
-        "hits": hits,
-        "misses": starts - hits,
+        "hits": after.hits - before.hits,
+        "misses": after.misses - before.misses,
         "made": made,
         "fill": before.fill_rate,
         "refill": made / seconds if made else 0.0,
