@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from firstlight.agile import coding, environment, node_wire, resolvers, roots, seccomp
+from firstlight.agile import environment, node_wire, resolvers, roots, seccomp
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import Config, PoolSize
 from firstlight.agile.function import Counts, Ended, Function, Listed, Reach
@@ -24,12 +24,11 @@ from firstlight.agile.node_wire import Answer, Answered, Event, Flag, Step, Told
 from firstlight.agile.output import pipes
 from firstlight.agile.parts import NOBODY, Held, Parts, Shelf
 from firstlight.agile.pool import LoadGate, Pool
-from firstlight.agile.registry import Registered, Registry, definition
+from firstlight.agile.registry import Registered, Registry, definition, note
 from firstlight.agile.starter import Starter
 from firstlight.errors import Failed
 
 _BASE_PROFILE = 4
-_FUNCTION = msgspec.json.Decoder(Function)
 _RETRY_SECONDS = 0.1
 _END_SECONDS = 10.0
 _ENDED_KEPT = 1024
@@ -106,9 +105,8 @@ class Instances:
 
     async def _adopt(self, node: Node, state: State) -> None:
         """Take over what a node has that outlived its manager."""
-        for found, note in state.functions:
-            function = coding.decode(note, _FUNCTION) if note else None
-            self._registry.adopt(found, function)
+        for found, noted in state.functions:
+            self._registry.adopt(found, noted)
         left = await self._parts.adopt(state.parts)
         for reach, shelf in self._shelves.items():
             shelf.ready = self._parts.ready(Network, reach)
@@ -340,9 +338,8 @@ class Instances:
         if self._config.identities.each == "instance" and function.uid is None:
             flags |= Flag.OWN_IDENTITY
         uid = first if flags & Flag.OWN_IDENTITY else first + found.number
-        note = coding.encode(function)
         env = await asyncio.to_thread(environment.defaults, function, function.uid or uid)
-        words = node_wire.words(function.command, env, function.directory, note)
+        words = node_wire.words(function.command, env, function.directory, note(found))
         try:
             tree = await asyncio.to_thread(self._rooted, function, function.uid or uid)
             try:

@@ -6,6 +6,7 @@ is noticed, and served from then on as a new version.
 """
 
 import asyncio
+import hashlib
 import os
 import time
 from collections import deque
@@ -22,7 +23,7 @@ from firstlight.agile.function import Function
 from firstlight.agile.parts import quota
 from firstlight.errors import Failed
 
-Digest = tuple[object, ...]
+_noted = msgspec.json.Decoder(tuple[Function, str])
 
 
 @dataclass(eq=False)
@@ -32,7 +33,7 @@ class Registered:
     function: Function
     number: int
     version: int = 0
-    digest: Digest = ()
+    digest: str = ""
     used: float = field(default_factory=time.monotonic)
     checked: float = 0.0
     running: int = 0
@@ -99,10 +100,11 @@ class Registry:
         if found.number not in self._free:
             self._free.append(found.number)
 
-    def adopt(self, definition: node_wire.Definition, function: Function | None) -> None:
-        """One that the node has from the manager before; None is of those that start once."""
+    def adopt(self, definition: node_wire.Definition, note: bytes) -> None:
+        """One that the node has from the manager before; those that start once have no note."""
+        function, digest = coding.decode(note, _noted) if note else (None, "")
         known = function or Function(rootfs="?", command=("?",))
-        found = Registered(known, definition.number, definition.version)
+        found = Registered(known, definition.number, definition.version, digest)
         self._by_number[found.number] = found
         if function:
             self._by_key[_key(function)] = found
@@ -149,15 +151,14 @@ class Registry:
     async def _check(self, found: Registered) -> None:
         digest = await asyncio.to_thread(files_of, found.function)
         if digest != found.digest or not found.version:
-            before = found.version
+            before = found.version, found.digest
             self._serial += 1
-            found.version = self._serial
+            found.version, found.digest = self._serial, digest
             try:
                 await self._register(found)
             except BaseException:
-                found.version = before
+                found.version, found.digest = before
                 raise
-            found.digest = digest
         found.checked = time.monotonic()
 
     async def _forget_one(self, found: Registered) -> None:
@@ -176,6 +177,11 @@ class Registry:
             self._free.append(found.number)
 
 
+def note(found: Registered) -> bytes:
+    """What the next manager has to know of a function."""
+    return coding.encode((found.function, found.digest))
+
+
 def definition(found: Registered, profile: int, flags: node_wire.Flag, uid: int) -> bytes:
     """A function as the node knows it."""
     function = found.function
@@ -187,14 +193,14 @@ def definition(found: Registered, profile: int, flags: node_wire.Flag, uid: int)
     )  # fmt: skip
 
 
-def files_of(function: Function) -> Digest:
+def files_of(function: Function) -> str:
     """What tells one state of a function's files from another. It may wait for a disk."""
     root = Path(os.path.realpath(function.rootfs))
     found: list[object] = [str(root), _look(root), _look(resolvers.HOST)]
     if function.command:
         path = roots.find(root, function.command[0], function.directory)
         found.append(_look(path) if path else ())
-    return tuple(found)
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def _look(path: Path) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -207,43 +208,46 @@ def test_restarting_and_replacing_the_manager_end_no_instance(
     function: Make, tmp_path: Path
 ) -> None:
     """None ends, none is missing from ps, statuses arrive, and starts go on all the while."""
-    file = tmp_path / "firstlight.toml"
     config = Config(name="t3")
+    file = tmp_path / "firstlight.toml"
     file.write_text(f'name = "{config.name}"\n')
+    stopped = threading.Event()
 
     async def main() -> None:
         null = os.open(os.devnull, os.O_RDWR)
         nothing = (null, null, null)
         first = await up(file, "--keep")
-        with Client(config.socket) as client:
-            hold, short = function("hold", "60"), function("hold", "1")
-            ids = {client.start(hold, nothing).id for _ in range(10)}
-            ids.add(client.start(hold, nothing, detached=True).id)
-            client.prepare(short)
-            number, version = client.register(short)
-            node = node_pid(config)
-            stopped = asyncio.Event()
-            starts = asyncio.create_task(
-                asyncio.to_thread(keep_starting, config, number, version, nothing, stopped)
-            )
-            first.terminate()  # as systemctl restart does
-            assert await first.wait() == 0
-            second = await up(file, "--keep")
-            assert {one.id for one in client.running()} >= ids
-            third = await up(file, "--keep", "--replace")
-            assert await second.wait() == 0
-            assert {one.id for one in client.running()} >= ids, "the same client goes on"
+        try:
+            with Client(config.socket) as client:
+                hold, short = function("hold", "60"), function("hold", "1")
+                ids = {client.start(hold, nothing).id for _ in range(10)}
+                ids.add(client.start(hold, nothing, detached=True).id)
+                client.prepare(short)
+                number, version = client.register(short)
+                node = node_pid(config)
+                starts = asyncio.create_task(
+                    asyncio.to_thread(keep_starting, config, number, version, nothing, stopped)
+                )
+                first.terminate()  # as systemctl restart does
+                assert await first.wait() == 0
+                second = await up(file, "--keep")
+                assert {one.id for one in client.running()} >= ids
+                third = await up(file, "--keep", "--replace")
+                assert await second.wait() == 0
+                assert {one.id for one in client.running()} >= ids, "the same client goes on"
+                stopped.set()
+                ends = await starts
+                assert len(ends) >= 3
+                assert set(ends) == {0}
+                assert node_pid(config) == node
+                client.stop(ids.pop())
+                ended = client.start(short, nothing).id
+                assert client.wait(ended).status == 0
+        finally:
             stopped.set()
-            ends = await starts
-            assert len(ends) >= 3
-            assert set(ends) == {0}
-            assert node_pid(config) == node
-            client.stop(ids.pop())
-            ended = client.start(short, nothing).id
-            assert client.wait(ended).status == 0
             assert await down(file) == 0
-            assert await third.wait() == 0
-        os.close(null)
+            os.close(null)
+        assert await third.wait() == 0
         assert left() == []
         assert await down(file) == 2, "there is nothing to end"
 
@@ -251,7 +255,11 @@ def test_restarting_and_replacing_the_manager_end_no_instance(
 
 
 def keep_starting(
-    config: Config, number: int, version: int, streams: tuple[int, int, int], stop: asyncio.Event
+    config: Config,
+    number: int,
+    version: int,
+    streams: tuple[int, int, int],
+    stop: threading.Event,
 ) -> list[int]:
     """Start one after another by the fast path alone; the statuses of their ends."""
     ends: list[int] = []
