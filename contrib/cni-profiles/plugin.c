@@ -199,7 +199,7 @@ static void check_interface(const struct call *call)
 static void read_configuration(struct call *call)
 {
 	const char *end;
-	if (process_read_all(STDIN_FILENO, &call->conf) || !(end = json_end(call->conf)) ||
+	if (process_read_all(STDIN_FILENO, &call->conf) < 0 || !(end = json_end(call->conf)) ||
 	    end[strspn(end, " \t\r\n")] || call->conf[strspn(call->conf, " \t\r\n")] != '{')
 		cni_fail_with(6, "the configuration is not a JSON object");
 	conf_string(call, "cniVersion", call->version, sizeof call->version, "0.3.0");

@@ -168,7 +168,7 @@ void chain_recall(struct chain *chain)
 {
 	int fd FILE_SCOPE = open(chain->kept, O_RDONLY | O_CLOEXEC);
 	drop_result(chain);
-	if (fd >= 0 && !process_read_all(fd, &chain->result) && !*chain->result)
+	if (fd >= 0 && process_read_all(fd, &chain->result) == 0)
 		drop_result(chain);
 }
 

@@ -90,9 +90,9 @@ int chain_fill_gateway(struct chain *chain)
 	if (bad)
 		return bad;
 	int file FILE_SCOPE = open(chain->fill, O_RDWR | O_CLOEXEC);
-	bad = file < 0 ? -errno : process_read_all(file, &text);
-	if (bad)
-		return error_set(&chain->error, -bad, "cannot read %s", chain->fill);
+	int length = file < 0 ? -errno : process_read_all(file, &text);
+	if (length < 0)
+		return error_set(&chain->error, -length, "cannot read %s", chain->fill);
 	const char *at = strstr(text, mark);
 	if (!at)
 		return error_set(&chain->error, 0, "%s has no %s", chain->fill, mark);

@@ -38,7 +38,7 @@ int process_read_all(int file, char **text)
 	buffer[used] = 0;
 	*text = buffer;
 	buffer = NULL;
-	return 0;
+	return (int)used;
 }
 
 int process_write_all(int file, const char *text, size_t length)
@@ -106,5 +106,5 @@ int process_run(char *const argv[], char *const environment[], int input, char *
 	while (waitpid(pid, &status, 0) < 0)
 		if (errno != EINTR)
 			return error_set(error, errno, "cannot wait for %s", argv[0]);
-	return bad ? error_set(error, -bad, "cannot read the output of %s", argv[0]) : status;
+	return bad < 0 ? error_set(error, -bad, "cannot read the output of %s", argv[0]) : status;
 }

@@ -7,7 +7,8 @@
 
 #include "common/error.h"
 
-/* To the end of the stream, ended by a NUL; the caller frees it. EFBIG above 1 MiB. */
+/* To the end of the stream, ended by a NUL; the caller frees it. Returns its length; EFBIG above
+ * 1 MiB. */
 int process_read_all(int file, char **text);
 int process_write_all(int file, const char *text, size_t length);
 
