@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from ipaddress import IPv4Address, IPv4Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Literal
 
@@ -89,8 +89,7 @@ class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if not _PREFIX_LEAST <= IPv4Network(self.range).prefixlen <= _PREFIX_MOST:
             raise ValueError(f"range {self.range}: from /{_PREFIX_LEAST} to /{_PREFIX_MOST}")
         for service in self.host_services:
-            if not re.fullmatch(r"(tcp|udp)/[1-9][0-9]{0,4}", service):
-                raise ValueError(f"host service {service!r} is not of the form tcp/53")
+            _check_service(service)
 
 
 class Functions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -144,12 +143,56 @@ class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(f"listen {self.listen!r} is not a loopback address")
 
 
+class PodsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Networks for pods of other runtimes, which the node's agent hands out: ``agile agent``.
+
+    ``range`` are the node's pods' addresses; with ``range6`` each has one of IPv6, too, and that
+    range is at least as large. ``cluster`` are further addresses that pods reach under their own
+    address, such as those of other nodes' pods; with ``masquerade``, all others see the node's.
+    ``closed`` is what pods do not reach. ``node`` "closed" keeps them from the node's own sockets
+    but for ``node_services``. ``mtu`` 0 is the kernel's default.
+    """
+
+    range: str = "10.244.0.0/24"
+    range6: str = ""
+    mtu: int = 0
+    cluster: tuple[str, ...] = ()
+    masquerade: bool = True
+    closed: tuple[str, ...] = ("169.254.169.254/32", "100.100.100.200/32", "fd00:ec2::254/128")
+    node: Literal["closed", "open"] = "closed"
+    node_services: tuple[str, ...] = ("tcp/53", "udp/53", "tcp/6443", "tcp/10250")
+    pool: PoolSize = PoolSize(low=32, high=64)
+
+    def __post_init__(self) -> None:
+        if not _PREFIX_LEAST <= IPv4Network(self.range).prefixlen <= _PREFIX_MOST:
+            raise ValueError(f"pods.range {self.range}: from /{_PREFIX_LEAST} to /{_PREFIX_MOST}")
+        size = IPv4Network(self.range).num_addresses
+        if self.range6 and IPv6Network(self.range6).num_addresses < size:
+            raise ValueError(f"pods.range6 {self.range6} is smaller than pods.range {self.range}")
+        if self.pool.high > size - 3:
+            raise ValueError(
+                f"pods.pool.high={self.pool.high}: {self.range} has {size - 3} addresses"
+            )
+        if self.mtu and not 1280 <= self.mtu <= 65535:
+            raise ValueError(f"pods.mtu={self.mtu}: 0, or from 1280 to 65535")
+        for prefix in (*self.cluster, *self.closed):
+            ip_network(prefix)
+        for service in self.node_services:
+            _check_service(service)
+
+
+def _check_service(service: str) -> None:
+    if not re.fullmatch(r"(tcp|udp)/[1-9][0-9]{0,4}", service):
+        raise ValueError(f"host service {service!r} is not of the form tcp/53")
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A runtime. ``name`` marks all that it makes; two of the same name cannot run at once."""
 
     name: str = "default"
     state: str = "/run/firstlight-agile"
     network: NetworkConfig = NetworkConfig()
+    pods: PodsConfig = PodsConfig()
     pools: Pools = Pools()
     ahead: Ahead = Ahead()
     functions: Functions = Functions()

@@ -248,6 +248,30 @@ def pools(*, config: ConfigFile = None, as_json: Json = False) -> None:
     )  # fmt: skip
 
 
+@app.command(
+    epilog=examples("agile agent --config /etc/firstlight/pods.toml", "agile agent --remove")
+)
+def agent(
+    *,
+    config: ConfigFile = None,
+    remove: Annotated[
+        bool,
+        typer.Option("--remove", help="Remove what the agent leaves on the host, and exit."),
+    ] = False,
+) -> None:
+    """Hand prepared networks to the CNI plugin, until SIGTERM or Ctrl-C. Pods keep theirs."""
+    import asyncio
+
+    from firstlight.agile.pods import agent as pods
+    from firstlight.agile.pods import networks
+
+    loaded = _pods_configuration(config)
+    if remove:
+        networks.remove(loaded)
+        return
+    asyncio.run(pods.serve(loaded, lambda: say(f"ready: {loaded.socket}")))
+
+
 def _unit(config: Path | None) -> str:
     from importlib.resources import files
 
@@ -261,6 +285,12 @@ def _configuration(file: Path | None) -> "Config":
     from firstlight.agile.config import Config, load
 
     return load(file) if file else Config()
+
+
+def _pods_configuration(file: Path | None) -> "Config":
+    from firstlight.agile.config import Config, load
+
+    return load(file) if file else Config(name="pods")
 
 
 def _client(file: Path | None) -> "Client":

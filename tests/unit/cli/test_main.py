@@ -53,6 +53,7 @@ def commands(app: typer.Typer = cli.app) -> dict[str, typer.core.TyperCommand]:
 def test_the_verbs() -> None:
     assert sorted(commands()) == sorted(
         [
+            "agile agent",
             "agile down",
             "agile invoke",
             "agile pools",

@@ -20,9 +20,11 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
+from firstlight.agile.config import load
+from firstlight.agile.pods import agent as pods
 from firstlight.errors import Failed, Unsupported
 from firstlight.host.workspace import DISK, Workspace
-from firstlight.lab.cni import agent, weaver
+from firstlight.lab.cni import agent, known, weaver
 from firstlight.lab.cni.known import About
 from firstlight.native import native
 
@@ -176,9 +178,19 @@ def _cilium_template(about: About, disk: Path, workspace: Workspace) -> Iterator
         yield pid
 
 
+@contextmanager
+def _pods(_: About, disk: Path, workspace: Workspace) -> Iterator[int]:
+    """The agent of firstlight's own plugin, its pool filled."""
+    configuration = known.agent_configuration()
+    argv = (*_OURS, pods.__file__, str(configuration))
+    with _daemon(argv, workspace, disk / "log", load(configuration).socket.is_socket) as pid:
+        yield pid
+
+
 SERVICES = {
     "cilium-agent": Service("clang", "clang", _cilium),
     "cilium-agent-template": Service("clang", "clang", _cilium_template),
+    "firstlight-agent": Service(sys.executable, "python3", _pods),
     "etcd": Service("etcd", "etcd-server", _etcd),
     "weaver": Service(sys.executable, "python3", _weaver),
 }

@@ -77,7 +77,13 @@ def path(about: About) -> tuple[Path, ...]:
     """Where plugins are searched: the list's sets, CNI_PATH, the usual directories, profiles."""
     own = tuple(BUILT / part for part in about.path)
     given = tuple(Path(part) for part in os.environ.get("CNI_PATH", "").split(":") if part)
-    return (*own, *given, *_SYSTEM, _package() / "_native" / "profiles")
+    ours = _package() / "_native"
+    return (*own, *given, *_SYSTEM, ours / "cni", ours / "profiles")
+
+
+def agent_configuration() -> Path:
+    """The configuration of the agent that serves the network ``firstlight``."""
+    return _directory() / "firstlight" / "pods.toml"
 
 
 def stand_in(name: str) -> str | None:

@@ -1,0 +1,73 @@
+/* One call of the CNI plugin: what the runtime asks, and what becomes of it.
+ *
+ * Functions return 0, or a negative errno with the reason in the call.
+ */
+#ifndef FIRSTLIGHT_PLUGIN_H
+#define FIRSTLIGHT_PLUGIN_H
+
+#include "cni/agent.h"
+#include "common/error.h"
+
+#include <cJSON.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* https://www.cni.dev/docs/spec/#error; from 100 on, the plugin's own. */
+enum call_code {
+	CALL_BAD_VERSION = 1,
+	CALL_UNKNOWN_CONTAINER = 3,
+	CALL_BAD_ENVIRONMENT = 4,
+	CALL_IO = 5,
+	CALL_BAD_JSON = 6,
+	CALL_BAD_CONF = 7,
+	CALL_TRY_AGAIN = 11,
+	CALL_UNAVAILABLE = 50,
+	CALL_NAMESPACE = 100, /* cannot be replaced, or entered */
+	CALL_ATTACHED = 101, /* the interface is there already */
+	CALL_WRONG = 102, /* CHECK: it is not as it was made */
+};
+
+enum call_way { CALL_AUTO, CALL_REPLACE, CALL_FILL };
+
+struct call {
+	const char *command, *namespace; /* CNI_COMMAND, CNI_NETNS */
+	cJSON *conf;
+	const char *version; /* of the configuration, if it is one of ours */
+	char socket[108];
+	enum call_way way; /* what ADD does with the namespace */
+	int64_t deadline; /* of the agent's answer */
+	struct agent_request request;
+	int code;
+	struct error error;
+};
+
+/* Records the first failure: the specification's code, and what error_set takes. */
+#define CALL_FAIL(call, number, ...) \
+	(!(call)->error.code ? (call)->code = (number) : 0, error_set(&(call)->error, __VA_ARGS__))
+
+/* Environment and configuration, checked. */
+int call_load(struct call *call);
+
+/* The versions of the specification, to NULL. */
+extern const char *const call_versions[];
+
+/* Asks the agent. While it is not there, ``waits`` says whether to try until the deadline; -ENOTCONN
+ * without a reason in the call means that it is not. ``descriptor`` goes along, unless it is -1;
+ * ``*received`` is the one that came, or -1. */
+int call_agent(struct call *call, bool waits, int descriptor, struct agent_answer *answer,
+	       int *received);
+
+/* Opens and enters the namespace of the call. ``*obstacle`` is why it cannot be replaced, or NULL. */
+int call_enter(struct call *call, int *namespace, const char **obstacle);
+
+/* Puts a namespace where that of the call is: the path is never without one. -EOPNOTSUPP without a
+ * reason in the call means that this kernel, or this mount, cannot do it. */
+int call_replace(struct call *call, int prepared);
+
+/* In the namespace that was entered: whether the interface has what the agent gave. */
+int call_check(struct call *call, const struct agent_answer *expected);
+
+/* Deletes the interface where the namespace is still there. */
+int call_delete(struct call *call);
+
+#endif

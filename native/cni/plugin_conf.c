@@ -1,0 +1,222 @@
+/* What a runtime tells its plugin, by the environment and by standard input. */
+#include "cni/plugin.h"
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "common/process.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { SECONDS = 30, SECONDS_MAX = 600 };
+
+const char *const call_versions[] = {"0.4.0", "1.0.0", "1.1.0", NULL};
+
+/* Letters and digits, and after the first also _ . - */
+static bool is_identifier(const char *text)
+{
+	if (!isalnum((unsigned char)*text))
+		return false;
+	while (*text && (isalnum((unsigned char)*text) || strchr("_.-", *text)))
+		text++;
+	return !*text;
+}
+
+static bool is_interface(const char *text)
+{
+	size_t length = strlen(text);
+	if (!length || length >= AGENT_INTERFACE || !strcmp(text, ".") || !strcmp(text, ".."))
+		return false;
+	for (; *text; text++)
+		if (*text == '/' || *text == ':' || isspace((unsigned char)*text))
+			return false;
+	return true;
+}
+
+static int fit(struct call *call, int code, const char *what, const char *text, char *to,
+	       size_t size)
+{
+	if (strlen(text) >= size)
+		return CALL_FAIL(call, code, 0, "%s is longer than %zu bytes", what, size - 1);
+	strcpy(to, text);
+	return 0;
+}
+
+/* The pod's names; what else CNI_ARGS has is for others. */
+static int load_args(struct call *call)
+{
+	struct agent_request *request = &call->request;
+	const struct {
+		const char *key;
+		char *to;
+		size_t size;
+	} known[] = {
+		{"K8S_POD_NAMESPACE", request->pod_namespace, sizeof request->pod_namespace},
+		{"K8S_POD_NAME", request->pod, sizeof request->pod},
+		{"K8S_POD_UID", request->pod_uid, sizeof request->pod_uid},
+	};
+	const char *args = getenv("CNI_ARGS");
+	char *copy FREE_SCOPE = strdup(args ? args : "");
+	if (!copy)
+		return CALL_FAIL(call, CALL_IO, ENOMEM, "CNI_ARGS");
+	char *rest = copy, *pair;
+	while ((pair = strsep(&rest, ";"))) {
+		char *value = strchr(pair, '=');
+		if (!*pair)
+			continue;
+		if (!value || value == pair)
+			return CALL_FAIL(call, CALL_BAD_ENVIRONMENT, 0,
+					 "CNI_ARGS has %s, which is not NAME=VALUE", pair);
+		*value++ = 0;
+		for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+			if (!strcmp(pair, known[i].key) && fit(call, CALL_BAD_ENVIRONMENT, pair,
+							       value, known[i].to, known[i].size))
+				return -EINVAL;
+	}
+	return 0;
+}
+
+static int load_attachment(struct call *call)
+{
+	const char *container = getenv("CNI_CONTAINERID"), *interface = getenv("CNI_IFNAME");
+	struct agent_attachment *to = &call->request.attachment;
+	bool needs_namespace = strcmp(call->command, "DEL");
+	call->namespace = getenv("CNI_NETNS");
+	if (!container || !is_identifier(container))
+		return CALL_FAIL(
+			call, CALL_BAD_ENVIRONMENT, 0,
+			"CNI_CONTAINERID is not a letter or digit, and more of them or _.-");
+	if (!interface || !is_interface(interface))
+		return CALL_FAIL(call, CALL_BAD_ENVIRONMENT, 0,
+				 "CNI_IFNAME is not 1 to 15 bytes without / : and white space");
+	if (needs_namespace && (!call->namespace || !*call->namespace))
+		return CALL_FAIL(call, CALL_BAD_ENVIRONMENT, 0, "CNI_NETNS is not set");
+	strcpy(to->interface, interface);
+	int bad = fit(call, CALL_BAD_ENVIRONMENT, "CNI_CONTAINERID", container, to->container,
+		      sizeof to->container);
+	return bad ? bad : load_args(call);
+}
+
+/* A member that is a string; NULL if it is not there. */
+static int text_member(struct call *call, const char *key, const char **text)
+{
+	const cJSON *member = cJSON_GetObjectItemCaseSensitive(call->conf, key);
+	*text = cJSON_GetStringValue(member);
+	if (member && !*text)
+		return CALL_FAIL(call, CALL_BAD_CONF, 0, "%s is not a string", key);
+	return 0;
+}
+
+static int load_version(struct call *call)
+{
+	const char *version;
+	if (text_member(call, "cniVersion", &version))
+		return -EINVAL;
+	for (size_t i = 0; version && call_versions[i]; i++)
+		if (!strcmp(version, call_versions[i]))
+			call->version = version;
+	if (call->version || !strcmp(call->command, "VERSION"))
+		return 0;
+	return CALL_FAIL(call, CALL_BAD_VERSION, 0,
+			 "cniVersion %s is not supported: use 0.4.0, 1.0.0 or 1.1.0",
+			 version ? version : "is missing, and none");
+}
+
+static int load_way(struct call *call)
+{
+	static const char *const WAYS[] = {
+		[CALL_AUTO] = "auto", [CALL_REPLACE] = "replace", [CALL_FILL] = "fill"};
+	const char *way;
+	if (text_member(call, "namespace", &way))
+		return -EINVAL;
+	if (!way)
+		return 0;
+	for (size_t i = 0; i < sizeof WAYS / sizeof *WAYS; i++)
+		if (!strcmp(way, WAYS[i])) {
+			call->way = (enum call_way)i;
+			return 0;
+		}
+	return CALL_FAIL(call, CALL_BAD_CONF, 0, "namespace is %s: use auto, replace or fill", way);
+}
+
+static int load_conf(struct call *call)
+{
+	const cJSON *seconds = cJSON_GetObjectItemCaseSensitive(call->conf, "seconds");
+	const cJSON *dns = cJSON_GetObjectItemCaseSensitive(call->conf, "dns");
+	const cJSON *previous = cJSON_GetObjectItemCaseSensitive(call->conf, "prevResult");
+	const char *name, *socket;
+	double wait = seconds ? cJSON_GetNumberValue(seconds) : SECONDS;
+	if (text_member(call, "name", &name) || text_member(call, "socket", &socket) ||
+	    load_way(call))
+		return -EINVAL;
+	if (!name || !is_identifier(name))
+		return CALL_FAIL(call, CALL_BAD_CONF, 0,
+				 "name is not a letter or digit, and more of them or _.-");
+	socket = socket ? socket : "/run/firstlight-agile/pods/socket";
+	if (*socket != '/')
+		return CALL_FAIL(call, CALL_BAD_CONF, 0, "socket %s is not an absolute path",
+				 socket);
+	if (!(wait > 0 && wait <= SECONDS_MAX))
+		return CALL_FAIL(call, CALL_BAD_CONF, 0, "seconds is not a number up to %d",
+				 SECONDS_MAX);
+	if (dns && !cJSON_IsObject(dns))
+		return CALL_FAIL(call, CALL_BAD_CONF, 0, "dns is not an object");
+	if (previous && !cJSON_IsObject(previous))
+		return CALL_FAIL(call, CALL_BAD_CONF, 0, "prevResult is not an object");
+	if (cJSON_HasObjectItem(call->conf, "ipam"))
+		return CALL_FAIL(call, CALL_BAD_CONF, 0,
+				 "ipam is not used: addresses are the agent's; leave it out");
+	if (previous && !strcmp(call->command, "ADD"))
+		return CALL_FAIL(call, CALL_BAD_CONF, 0,
+				 "it is not the first plugin of its list: put it first");
+	call->deadline = clock_now() + (int64_t)(wait * 1e9);
+	int bad = fit(call, CALL_BAD_CONF, "socket", socket, call->socket, sizeof call->socket);
+	return bad ? bad
+		   : fit(call, CALL_BAD_CONF, "name", name, call->request.network,
+			 sizeof call->request.network);
+}
+
+static int read_conf(struct call *call)
+{
+	char *text FREE_SCOPE = NULL;
+	int length = process_read_all(STDIN_FILENO, &text);
+	if (length < 0)
+		return CALL_FAIL(call, CALL_IO, -length, "cannot read the configuration");
+	if (strlen(text) == (size_t)length)
+		call->conf = cJSON_ParseWithOpts(text, NULL, true);
+	if (!cJSON_IsObject(call->conf))
+		return CALL_FAIL(call, CALL_BAD_JSON, 0, "the configuration is not a JSON object");
+	return 0;
+}
+
+int call_load(struct call *call)
+{
+	static const struct {
+		const char *command;
+		enum agent_verb verb;
+		bool attachment;
+	} COMMANDS[] = {
+		{"ADD", AGENT_ADD, true},        {"DEL", AGENT_DEL, true},
+		{"CHECK", AGENT_CHECK, true},    {"GC", AGENT_GC, false},
+		{"STATUS", AGENT_STATUS, false}, {"VERSION", 0, false},
+	};
+	bool attachment = false;
+	const char *command = getenv("CNI_COMMAND");
+	for (size_t i = 0; command && i < sizeof COMMANDS / sizeof *COMMANDS; i++)
+		if (!strcmp(command, COMMANDS[i].command)) {
+			call->command = COMMANDS[i].command;
+			call->request.verb = COMMANDS[i].verb;
+			attachment = COMMANDS[i].attachment;
+		}
+	call->request.magic = AGENT_MAGIC;
+	if (!call->command)
+		return CALL_FAIL(call, CALL_BAD_ENVIRONMENT, 0,
+				 "CNI_COMMAND is %s: ADD, DEL, CHECK, GC, STATUS or VERSION",
+				 command ? command : "not set");
+	int bad = read_conf(call);
+	bad = bad ? bad : load_version(call);
+	if (bad || !strcmp(call->command, "VERSION"))
+		return bad;
+	bad = attachment ? load_attachment(call) : 0;
+	return bad ? bad : load_conf(call);
+}

@@ -1,0 +1,171 @@
+/* The pod's network namespace: replaced, entered, checked. */
+#include "cni/plugin.h"
+#include "common/cleanup.h"
+#include "lab/netlink.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <linux/nsfs.h>
+#include <net/if.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+
+#define PREPARED "eth0" /* in every prepared namespace */
+
+/* Of <linux/mount.h>, which does not go with <sys/mount.h>. */
+enum { TREE_CLONE = 1, MOVE_FROM_EMPTY = 4, MOVE_BENEATH = 0x200 };
+
+static bool is_same(const struct stat *one, const struct stat *other)
+{
+	return one->st_dev == other->st_dev && one->st_ino == other->st_ino;
+}
+
+/* Whether it belongs to our user namespace: the kernel names the owner of none above ours. */
+static bool is_ours(int namespace)
+{
+	struct stat owner, ours;
+	int file FILE_SCOPE = ioctl(namespace, NS_GET_USERNS);
+	return file >= 0 && !fstat(file, &owner) && !stat("/proc/self/ns/user", &ours) &&
+	       is_same(&owner, &ours);
+}
+
+/* Whether anything but the loopback is up in the current namespace. By /proc, which does not wait for
+ * the kernel's network locks as a dump does. */
+static bool has_links(void)
+{
+	char line[256];
+	int control FILE_SCOPE = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	FILE *links = fopen("/proc/thread-self/net/dev", "re");
+	bool any = control < 0 || !links;
+	while (!any && fgets(line, sizeof line, links)) {
+		struct ifreq request = {0};
+		if (sscanf(line, " %15[^: ]:", request.ifr_name) != 1 ||
+		    !strcmp(request.ifr_name, "lo"))
+			continue; /* or one of its two head lines, which name no link */
+		any = !ioctl(control, SIOCGIFFLAGS, &request) && request.ifr_flags & IFF_UP;
+	}
+	if (links)
+		fclose(links);
+	return any;
+}
+
+int call_enter(struct call *call, int *namespace, const char **obstacle)
+{
+	struct stat given, named, host;
+	struct statfs system;
+	const char *path = call->namespace, *interface = call->request.attachment.interface;
+	*obstacle = NULL;
+	*namespace = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	if (*namespace < 0 || fstatfs(*namespace, &system) || fstat(*namespace, &given))
+		return CALL_FAIL(call, CALL_BAD_ENVIRONMENT, errno, "cannot open CNI_NETNS %s",
+				 path);
+	if (system.f_type != NSFS_MAGIC || ioctl(*namespace, NS_GET_NSTYPE) != CLONE_NEWNET)
+		return CALL_FAIL(call, CALL_BAD_ENVIRONMENT, 0,
+				 "CNI_NETNS %s is not a network namespace", path);
+	if (stat("/proc/self/ns/net", &host) || is_same(&given, &host))
+		return CALL_FAIL(call, CALL_BAD_ENVIRONMENT, 0,
+				 "CNI_NETNS %s is the host's network namespace", path);
+	if (lstat(path, &named) || !is_same(&given, &named))
+		*obstacle = "its path is a link to it and not a mount of it";
+	else if (!is_ours(*namespace))
+		*obstacle = "it belongs to another user namespace";
+	else if (strcmp(interface, PREPARED))
+		*obstacle = "the interface is not called " PREPARED;
+	if (setns(*namespace, CLONE_NEWNET))
+		return CALL_FAIL(call, CALL_NAMESPACE, errno, "cannot enter CNI_NETNS %s", path);
+	if (!*obstacle && has_links())
+		*obstacle = "it has a link already";
+	return 0;
+}
+
+int call_replace(struct call *call, int prepared)
+{
+	struct stat wanted, shown;
+	const char *path = call->namespace;
+	int tree FILE_SCOPE =
+		(int)syscall(SYS_open_tree, prepared, "", TREE_CLONE | O_CLOEXEC | AT_EMPTY_PATH);
+	if (tree < 0)
+		return -EOPNOTSUPP;
+	/* Beneath, so that whoever opens the path meanwhile finds one of the two. */
+	if (syscall(SYS_move_mount, tree, "", AT_FDCWD, path, MOVE_FROM_EMPTY | MOVE_BENEATH))
+		return -EOPNOTSUPP;
+	if (umount2(path, MNT_DETACH) || fstat(prepared, &wanted) || stat(path, &shown))
+		return CALL_FAIL(call, CALL_NAMESPACE, errno, "cannot replace CNI_NETNS %s", path);
+	if (!is_same(&wanted, &shown))
+		return CALL_FAIL(call, CALL_NAMESPACE, 0, "CNI_NETNS %s was changed meanwhile",
+				 path);
+	return 0;
+}
+
+/* Whether a line of a table of the current namespace has both words. */
+static bool has_line(const char *path, const char *first, const char *second)
+{
+	char line[256];
+	bool any = false;
+	FILE *file = fopen(path, "re");
+	while (file && !any && fgets(line, sizeof line, file))
+		any = strstr(line, first) && strstr(line, second);
+	if (file)
+		fclose(file);
+	return any;
+}
+
+static bool has_address6(const char *interface, const struct in6_addr *address)
+{
+	char text[33];
+	for (size_t i = 0; i < sizeof address->s6_addr; i++)
+		snprintf(text + 2 * i, 3, "%02x", address->s6_addr[i]);
+	return has_line("/proc/thread-self/net/if_inet6", text, interface);
+}
+
+int call_check(struct call *call, const struct agent_answer *expected)
+{
+	const char *interface = call->request.attachment.interface;
+	struct ifreq request = {0};
+	struct sockaddr_in *address = (void *)&request.ifr_addr;
+	char text[INET_ADDRSTRLEN] = "", route[64];
+	int file FILE_SCOPE = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	strcpy(request.ifr_name, interface);
+	if (file < 0 || ioctl(file, SIOCGIFFLAGS, &request))
+		return CALL_FAIL(call, CALL_WRONG, errno, "interface %s", interface);
+	if (!(request.ifr_flags & IFF_UP))
+		return CALL_FAIL(call, CALL_WRONG, 0, "interface %s is down", interface);
+	inet_ntop(AF_INET, &expected->address, text, sizeof text);
+	if (ioctl(file, SIOCGIFADDR, &request) ||
+	    address->sin_addr.s_addr != expected->address.s_addr)
+		return CALL_FAIL(call, CALL_WRONG, 0, "interface %s does not have the address %s",
+				 interface, text);
+	snprintf(route, sizeof route, "%s\t00000000\t%08X", interface, expected->gateway.s_addr);
+	if (!has_line("/proc/thread-self/net/route", route, ""))
+		return CALL_FAIL(call, CALL_WRONG, 0, "the default route by %s is gone", interface);
+	if (expected->flags & AGENT_IPV6 && !has_address6(interface, &expected->address6))
+		return CALL_FAIL(call, CALL_WRONG, 0, "interface %s does not have its IPv6 address",
+				 interface);
+	return 0;
+}
+
+int call_delete(struct call *call)
+{
+	int namespace FILE_SCOPE = -1;
+	const char *path = call->namespace, *interface = call->request.attachment.interface;
+	struct stat given, host;
+	if (!path || !*path || (namespace = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)) < 0)
+		return 0; /* it has taken the interface with it */
+	if (fstat(namespace, &given) || stat("/proc/self/ns/net", &host) ||
+	    is_same(&given, &host) || setns(namespace, CLONE_NEWNET))
+		return 0; /* what the path shows is no namespace any more */
+	int route FILE_SCOPE = netlink_open(0);
+	int bad = route < 0 ? route : netlink_delete_link(route, interface);
+	if (bad && bad != -ENODEV)
+		return CALL_FAIL(call, CALL_NAMESPACE, -bad, "cannot delete %s in %s", interface,
+				 path);
+	return 0;
+}

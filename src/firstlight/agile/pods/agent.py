@@ -1,0 +1,327 @@
+"""The node's agent behind its unix socket: answers the CNI plugin from a pool of networks.
+
+An ADD that finds the pool filled is answered at once, in the event loop; everything else is a task.
+Order of events: a lease is written, then its network is sent, then our descriptor of it is closed.
+A lease whose link has gone without a DEL is dropped.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+
+from firstlight.agile.config import Config, load
+from firstlight.agile.function import Counts
+from firstlight.agile.pods import wire
+from firstlight.agile.pods.leases import Lease, Leases
+from firstlight.agile.pods.networks import HOST_MAC, PodNetwork, PodNetworks
+from firstlight.agile.pods.wire import Answer, Code, Flag, Request, Verb
+from firstlight.agile.pool import LoadGate, Pool
+from firstlight.errors import Failed, FirstlightError, Unsupported
+
+_BACKLOG = 4096
+_RIGHTS = socket.CMSG_SPACE(4)
+_LOOK_SECONDS = 10.0
+_NICE = -10
+_log = logging.getLogger(__name__)
+
+
+class Agent:
+    """An async context manager: serves while it is open. Raises FirstlightError."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.leases = Leases(config.directory)
+        self.networks = PodNetworks(config)
+        self._gate = LoadGate()
+        self.pool: Pool[PodNetwork] = Pool(
+            "pod network", config.pods.pool, self.networks.make, self.networks.discard, self._gate
+        )
+        self.added = self.deleted = self.refused = self.lost = 0
+        self.on_refusal: Callable[[Request, str], None] = lambda _request, _why: None
+        self._listener: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> "Agent":
+        if os.geteuid() != 0:
+            raise Unsupported("the agent needs root", "run firstlight with sudo")
+        self.leases.open()
+        try:
+            self._take_over()
+            await self.networks.open()
+            with suppress(FirstlightError):  # then ADD says why
+                await self.pool.warm()
+            self._listen()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        self._start(self._look())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._listener:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self.config.socket.unlink(missing_ok=True)
+            self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.pool.close()
+        self.networks.close()
+        self.leases.close()
+
+    def _take_over(self) -> None:
+        """Hold the addresses of pods that run, and those of links that are still going."""
+        linked, numbers = self.networks.linked(), range(2, self.networks.range.num_addresses - 1)
+        for lease in self.leases.all():
+            if lease.number not in numbers:
+                raise Failed(f"the pod {lease.pod or lease.key.container} has an address outside "
+                             f"of pods.range {self.networks.range}",
+                             "drain the node, then change the range")  # fmt: skip
+            self.networks.addresses.hold(lease.number)
+            if lease.number not in linked:
+                self._lose(lease)
+        leased = {lease.number for lease in self.leases.all()}
+        for number in linked - leased:
+            if number in numbers:
+                self.networks.addresses.hold(number)
+                self.networks.addresses.leave(number)
+
+    def _listen(self) -> None:
+        path = self.config.socket
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        path.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener, self._accept)
+
+    def _accept(self) -> None:
+        assert self._listener
+        while True:
+            try:
+                peer, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                _log.warning("cannot accept a connection: %s", error.strerror)
+                return
+            peer.setblocking(False)
+            self._read(peer)
+
+    def _read(self, peer: socket.socket) -> None:
+        """The request of a connection, or wait for it."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(peer)
+        try:
+            message, ancillary, _, _ = peer.recvmsg(
+                wire.REQUEST.size + 1, _RIGHTS, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            loop.add_reader(peer, self._read, peer)
+            return
+        except OSError:
+            message, ancillary = b"", []
+        descriptor = int.from_bytes(ancillary[0][2][:4], "little") if ancillary else -1
+        if message:
+            self._serve(peer, message, descriptor)
+            return
+        peer.close()
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _serve(self, peer: socket.socket, message: bytes, descriptor: int) -> None:
+        try:
+            request = wire.decode(message)
+            if request.verb is Verb.ADD and not request.flags & Flag.FILL and len(self.pool):
+                network = self.pool.take_ready()
+                assert network
+                self._hand_over(peer, request, network)
+                peer.close()
+                return
+        except Failed as error:
+            self._refuse(peer, None, error)
+            peer.close()
+            return
+        self._start(self._serve_slowly(peer, request, descriptor))
+
+    async def _serve_slowly(self, peer: socket.socket, request: Request, descriptor: int) -> None:
+        try:
+            with self._gate:
+                await self._answer(peer, request, descriptor)
+        except FirstlightError as error:
+            self._refuse(peer, request, error)
+        except Exception as error:  # the plugin must not wait for an answer that never comes
+            _log.exception("a request failed")
+            self._refuse(peer, request, Failed(f"the agent failed: {error!r}", "see its log"))
+        finally:
+            peer.close()
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    async def _answer(self, peer: socket.socket, request: Request, descriptor: int) -> None:
+        match request.verb:
+            case Verb.ADD if request.flags & Flag.FILL:
+                await self._fill(peer, request, descriptor)
+            case Verb.ADD:
+                network, _ = await self.pool.take()
+                self._hand_over(peer, request, network)
+            case Verb.DEL:
+                await self._delete(request)
+                _send(peer, Answer())
+            case Verb.CHECK:
+                _send(peer, self._check(request))
+            case Verb.GC:
+                await self._collect(request, descriptor)
+                _send(peer, Answer())
+            case Verb.STATUS:
+                _send(peer, self._status())
+
+    def _hand_over(self, peer: socket.socket, request: Request, network: PodNetwork) -> None:
+        try:
+            lease = self._lease(request, network.number)
+        except Failed:
+            self.networks.discard(network)
+            raise
+        sent = _send(peer, self._result(network.number), network.descriptor)
+        os.close(network.descriptor)
+        if sent:
+            self.added += 1
+            self._gate.seen()
+        else:
+            self._lose(lease)
+
+    async def _fill(self, peer: socket.socket, request: Request, namespace: int) -> None:
+        number = await self.networks.fill(namespace, request.key.interface)
+        try:
+            self._lease(request, number)
+        except Failed:
+            await self.networks.end(number)
+            raise
+        self.added += 1
+        _send(peer, self._result(number))
+
+    def _lease(self, request: Request, number: int) -> Lease:
+        """Record a lease; an earlier one of the same attachment was of an ADD that was lost."""
+        if before := self.leases.get(request.key):
+            self.leases.remove(before)
+            self._start(self.networks.end(before.number))
+        lease = Lease(number, request.key, request.pod)
+        self.leases.add(lease)
+        return lease
+
+    def _lose(self, lease: Lease) -> None:
+        self.leases.remove(lease)
+        self.networks.addresses.leave(lease.number)
+        self.lost += 1
+
+    async def _delete(self, request: Request) -> None:
+        if lease := self.leases.get(request.key):
+            await self._end(lease)
+
+    async def _end(self, lease: Lease) -> None:
+        """The link goes first: what is killed in between ends by ``_look``."""
+        await self.networks.end(lease.number)
+        if self.leases.get(lease.key) is lease:
+            self.leases.remove(lease)
+            self.deleted += 1
+
+    async def _collect(self, request: Request, descriptor: int) -> None:
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            file.seek(0)
+            valid = wire.attachments(file.read())
+        for lease in self.leases.all():
+            is_of = lease.key.network == request.key.network
+            if is_of and (lease.key.container, lease.key.interface) not in valid:
+                await self._end(lease)
+
+    def _check(self, request: Request) -> Answer:
+        lease = self.leases.get(request.key)
+        if lease is None:
+            return Answer(Code.UNKNOWN_CONTAINER, "the agent knows no such attachment")
+        if lease.number not in self.networks.linked():
+            return Answer(Code.WRONG, "the link on the host is gone")
+        return self._result(lease.number)
+
+    def _status(self) -> Answer:
+        if len(self.pool) or not self.pool.error:
+            return Answer()
+        return Answer(Code.UNAVAILABLE, f"no network can be made: {self.pool.error}")
+
+    def _result(self, number: int) -> Answer:
+        networks, range6 = self.networks, self.networks.range6
+        return Answer(
+            flags=Flag.IPV6 if range6 else Flag(0),
+            mtu=self.config.pods.mtu or 1500,
+            address=networks.range[number], gateway=networks.range[1],
+            address6=range6[number] if range6 else Answer().address6,
+            gateway6=range6[1] if range6 else Answer().address6,
+            mac=networks.mac(number), host_mac=HOST_MAC,
+            link=f"{networks.links}{number:04x}",
+        )  # fmt: skip
+
+    def _refuse(self, peer: socket.socket, request: Request | None, error: FirstlightError) -> None:
+        self.refused += 1
+        why = error.message + (f"; {error.hint}" if error.hint else "")
+        _log.warning("refused %s: %s", request.pod or request.key if request else "a request", why)
+        if request:
+            self.on_refusal(request, why)
+        _send(peer, Answer(Code.TRY_AGAIN, why))
+
+    async def _look(self) -> None:
+        """Drop leases whose namespaces have ended without a DEL."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            before = self.leases.all()
+            linked = self.networks.linked()
+            for lease in before:
+                if lease.number not in linked and self.leases.get(lease.key) is lease:
+                    with suppress(Failed):
+                        self._lose(lease)
+
+    def counts(self) -> Counts:
+        """What the pool has done."""
+        return self.pool.counts()
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _send(peer: socket.socket, answer: Answer, descriptor: int = -1) -> bool:
+    """Whether the plugin was still there."""
+    try:
+        if descriptor >= 0:
+            socket.send_fds(peer, [answer.encode()], [descriptor])
+        else:
+            peer.send(answer.encode())
+    except OSError:
+        return False
+    return True
+
+
+async def serve(config: Config, ready: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGINT or SIGTERM; pods keep their networks. Raises FirstlightError."""
+    stopped = asyncio.Event()
+    with suppress(PermissionError):  # a pod must not queue behind others' work
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    async with Agent(config):
+        ready()
+        await stopped.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(load(Path(sys.argv[1]))))

@@ -1,0 +1,143 @@
+"""Which attachment has which address: kept in a file, so that they survive the agent.
+
+One line an event, a JSON array, written before the network leaves the agent's hands:
+``["+", number, network, container, interface, pod]`` and ``["-", number]``. Addresses outlive a
+killed agent and not a boot, as pods do: the file is below /run.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from firstlight.agile.pods.wire import Key
+from firstlight.errors import Failed
+
+_LOCK_SECONDS, _RETRY_SECONDS = 30.0, 0.02
+_SPARE_LINES = 4096
+
+
+class Lease(NamedTuple):
+    """An attachment's number in the range. ``pod`` is ``namespace/name``, or ""."""
+
+    number: int
+    key: Key
+    pod: str
+
+
+class Leases:
+    """The leases of a node, in a directory that is locked until ``close``."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "leases"
+        self._by_key: dict[Key, Lease] = {}
+        self._by_number: dict[int, Lease] = {}
+        self._file, self._lines = -1, 0
+        self._lock = -1
+
+    def open(self) -> None:
+        """Lock and read them; waits for an agent that is ending. Raises Failed."""
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = self._path.with_suffix(".lock")
+            self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._wait_for_lock()
+            if self._path.exists():
+                self._read()
+            self._rewrite()
+        except OSError as error:
+            raise Failed(f"cannot keep leases in {self._path.parent}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Leave them to the next agent."""
+        for descriptor in (self._file, self._lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._file = self._lock = -1
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def all(self) -> list[Lease]:
+        """All of them."""
+        return list(self._by_key.values())
+
+    def get(self, key: Key) -> Lease | None:
+        """The lease of an attachment."""
+        return self._by_key.get(key)
+
+    def add(self, lease: Lease) -> None:
+        """Record a lease. Raises Failed if it cannot be written; then there is none."""
+        self._write("+", lease.number, *lease.key, lease.pod)
+        self._by_key[lease.key] = self._by_number[lease.number] = lease
+
+    def remove(self, lease: Lease) -> None:
+        """Forget a lease. Raises Failed."""
+        self._write("-", lease.number)
+        self._drop(lease.number)
+
+    def _drop(self, number: int) -> None:
+        lease = self._by_number.pop(number, None)
+        if lease and self._by_key.get(lease.key) is lease:
+            del self._by_key[lease.key]
+
+    def _wait_for_lock(self) -> None:
+        until = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise Failed(f"another agent keeps the leases in {self._path.parent}",
+                                 "stop it, or configure another name") from None  # fmt: skip
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return
+
+    def _read(self) -> None:
+        for line in self._path.read_text(errors="replace").splitlines():
+            try:
+                event, number, *rest = json.loads(line)
+            except ValueError:
+                continue  # cut off when the disk was full
+            if event == "+":
+                network, container, interface, pod = rest
+                lease = Lease(number, Key(network, container, interface), pod)
+                self._by_key[lease.key] = self._by_number[number] = lease
+            else:
+                self._drop(number)
+
+    def _rewrite(self) -> None:
+        new = self._path.with_suffix(".new")
+        file = os.open(
+            new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+        leases = self._by_number.values()
+        lines = b"".join(_line("+", each.number, *each.key, each.pod) for each in leases)
+        if os.write(file, lines) != len(lines):
+            os.close(file)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        new.rename(self._path)
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._lines = file, len(leases)
+
+    def _write(self, *event: str | int) -> None:
+        line = _line(*event)
+        try:
+            if self._lines > 2 * len(self._by_number) + _SPARE_LINES:
+                self._rewrite()
+            size = os.fstat(self._file).st_size
+            if os.write(self._file, line) != len(line):
+                os.ftruncate(self._file, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise Failed(f"cannot write {self._path}: {error.strerror}") from error
+        self._lines += 1
+
+
+def _line(*event: str | int) -> bytes:
+    return json.dumps(event).encode() + b"\n"

@@ -1,0 +1,169 @@
+"""Pods' networks: a routed veth pair each, in a namespace that is ready to be entered.
+
+They outlive the agent: a pod's link goes with its namespace, and the gateway's link and the table
+stay until ``remove``. Prepared ones that no pod has end with the agent.
+"""
+
+import asyncio
+import binascii
+import errno
+import logging
+import os
+import socket
+import time
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+
+from firstlight.agile import forwarding, nethelper
+from firstlight.agile.addresses import GONE_SECONDS, Addresses, Ring
+from firstlight.agile.config import Config
+from firstlight.agile.nethelper import Answer, Flag, NetHelper, Request, Verb
+from firstlight.agile.pods import firewall
+from firstlight.agile.rulewatch import RuleWatch
+from firstlight.errors import Failed
+
+HOST_MAC = bytes((2, 0x66, 0x6C, 0, 0, 1))
+"""Of every link on the host; see ``native/agile/net_make.c``."""
+_NO_IPV6 = IPv6Address(0)
+_CREATE = "create its link"
+_FORWARD = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class PodNetwork:
+    """A prepared namespace with the range's address of that number."""
+
+    number: int
+    descriptor: int
+
+
+class PodNetworks:
+    """Makes networks in the pods' range, and keeps the host's side of them."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config.pods
+        self.range = IPv4Network(config.pods.range)
+        self.range6 = IPv6Network(config.pods.range6) if config.pods.range6 else None
+        self.anchor, self.table = f"fp{config.name}", f"firstlight_pods_{config.name}"
+        self.links = f"{self.anchor}-"
+        self.first = 1 << 29 | (binascii.crc32(config.name.encode()) & 0xFFF) << 16
+        self._flags = Flag.WIRED | Flag.NEIGHBOURS | Flag.POD
+        self._flags |= Flag.IPV6 if self.range6 else Flag(0)
+        self._parts, self._host = NetHelper(), NetHelper()
+        rings = {"pod": Ring(2, self.range.num_addresses - 1)}
+        self.addresses = Addresses(self.range, rings, self.first, self._host, "pods.range")
+        self._rules = firewall.text(self._config, self.table, self.links)
+        self._watch = RuleWatch(self._mend)
+
+    async def open(self) -> None:
+        """Make the host's side, or take over what is there of it. Raises Failed."""
+        request = self._request(Verb.HOST, 0)._replace(
+            address=self.range[1], link=self.anchor,
+            address6=self.range6[1] if self.range6 else _NO_IPV6,
+        )  # fmt: skip
+        answer = await self._host.ask(request)
+        if answer.error != errno.EEXIST:
+            answer.check(f"make the link {self.anchor} for the gateway {self.range[1]}")
+        for path in _FORWARD if self.range6 else _FORWARD[:1]:
+            if Path(path).read_text().strip() == "0":
+                Path(path).write_text("1")
+        await firewall.replace(self._host, self.table, self._rules)
+        await self._open_others()
+        self._watch.open()
+
+    async def make(self) -> PodNetwork:
+        """A namespace with its link. Raises Failed."""
+        number, answer = await self._linked(Verb.MAKE, -1, "eth0")
+        if answer.descriptor < 0:
+            self.addresses.leave(number)
+            raise Failed("cannot make a network: too many open files",
+                         "raise the limit of open files, or lower pods.pool.high")  # fmt: skip
+        return PodNetwork(number, answer.descriptor)
+
+    async def fill(self, namespace: int, interface: str) -> int:
+        """The number of a link made in a namespace of another program's. Raises Failed."""
+        return (await self._linked(Verb.FILL, namespace, interface))[0]
+
+    async def _linked(self, verb: Verb, descriptor: int, interface: str) -> tuple[int, Answer]:
+        until = time.monotonic() + GONE_SECONDS
+        while True:
+            number = await self.addresses.take("pod", until)
+            try:
+                request = self._request(verb, number)._replace(peer=interface)
+                answer = await self._parts.ask(request, descriptor)
+                is_taken = answer.error == errno.EEXIST and answer.step == _CREATE
+                if is_taken and time.monotonic() < until:  # by a link of the agent before this one
+                    self.addresses.leave(number)
+                    continue
+                answer.check(f"make the network of {self.range[number]}")
+            except BaseException:
+                self.addresses.leave(number)
+                raise
+            return number, answer
+
+    def _request(self, verb: Verb, number: int) -> Request:
+        return Request(
+            verb, self._flags, self.first + number, self.range[number], self.range[1],
+            f"{self.links}{number:04x}", mtu=self._config.mtu,
+            address6=self.range6[number] if self.range6 else _NO_IPV6,
+            gateway6=self.range6[1] if self.range6 else _NO_IPV6,
+        )  # fmt: skip
+
+    async def end(self, number: int) -> None:
+        """Delete a pod's link, if it is there, and free its address after it. Raises Failed."""
+        link = f"{self.links}{number:04x}"
+        answer = await self._host.ask(Request(Verb.REMOVE, link=link))
+        answer.check(f"remove the link {link}")
+        self.addresses.leave(number)
+
+    def discard(self, network: PodNetwork) -> None:
+        """Give up a prepared network."""
+        os.close(network.descriptor)
+        self.addresses.leave(network.number)
+
+    def mac(self, number: int) -> bytes:
+        """The link address of a pod."""
+        return b"\x02\x66" + self.range[number].packed
+
+    def linked(self) -> set[int]:
+        """The numbers whose links are there."""
+        names = (name for _, name in socket.if_nameindex() if name.startswith(self.links))
+        return {int(name[len(self.links) :], 16) for name in names}
+
+    async def _open_others(self) -> None:
+        async def run(commands: str, what: str) -> list[dict[str, object]]:
+            return nethelper.read_rules(await self._host.ask(nethelper.rules(commands)), what)
+
+        for warning in await forwarding.open_others(run, self.links, self.table, str(self.range)):
+            _log.warning("%s", warning)
+        await asyncio.to_thread(forwarding.open_legacy, self.links, self.table)
+
+    async def _mend(self) -> None:
+        try:
+            if self.table not in await firewall.tables(self._host):
+                await firewall.replace(self._host, self.table, self._rules)
+                _log.warning("the table %s was removed by another program and is made again",
+                             self.table)  # fmt: skip
+        except Failed as error:
+            _log.warning("the packet filter changed and cannot be mended: %s", error.message)
+
+    def close(self) -> None:
+        """Leave the host's side to the next agent."""
+        self.addresses.close()
+        self._watch.close()
+        self._parts.close()
+        self._host.close()
+
+
+def remove(config: Config) -> None:
+    """Remove the host's side, with the links of pods that are left. Blocks. Raises Failed."""
+    anchor = f"fp{config.name}"
+    table = f"firstlight_pods_{config.name}"
+    forwarding.close_others(table)
+    firewall.remove(table)
+    links = [n for _, n in socket.if_nameindex() if n == anchor or n.startswith(f"{anchor}-")]
+    requests = [Request(Verb.REMOVE, link=link) for link in links]
+    for link, answer in zip(links, nethelper.ask_once(*requests), strict=True):
+        answer.check(f"remove the link {link}")

@@ -1,0 +1,105 @@
+"""What the CNI plugin and the agent say to each other: ``native/cni/agent.h`` in Python."""
+
+from enum import IntEnum, IntFlag
+from ipaddress import IPv4Address, IPv6Address
+from struct import Struct
+from typing import NamedTuple
+
+from firstlight.errors import Failed
+
+MAGIC = 0x31504C46
+REQUEST = Struct("=IIII128s256s16s64s256s64s")
+ANSWER = Struct("=IiII4s4s16s16s6s6s16s444s")
+ATTACHMENT = Struct("=256s16s")
+_TEXT_MAX = 443
+
+
+class Verb(IntEnum):
+    """The plugin's requests."""
+
+    ADD = 1
+    DEL = 2
+    CHECK = 3
+    GC = 4
+    STATUS = 5
+
+
+class Flag(IntFlag):
+    """FILL of a request, IPV6 of an answer."""
+
+    FILL = 1
+    IPV6 = 2
+
+
+class Code(IntEnum):
+    """The specification's errors that the agent answers with; WRONG is the plugin's own."""
+
+    UNKNOWN_CONTAINER = 3
+    TRY_AGAIN = 11
+    UNAVAILABLE = 50
+    WRONG = 102
+
+
+class Key(NamedTuple):
+    """An attachment: what the specification identifies one by."""
+
+    network: str
+    container: str
+    interface: str
+
+
+class Request(NamedTuple):
+    """A call of the plugin. ``pod`` is ``namespace/name`` where the runtime says it, else ""."""
+
+    verb: Verb
+    flags: Flag
+    key: Key
+    pod: str
+    uid: str
+
+
+class Answer(NamedTuple):
+    """What the plugin gets; with a code, only the text is read."""
+
+    code: int = 0
+    text: str = ""
+    flags: Flag = Flag(0)
+    mtu: int = 0
+    address: IPv4Address = IPv4Address(0)
+    gateway: IPv4Address = IPv4Address(0)
+    address6: IPv6Address = IPv6Address(0)
+    gateway6: IPv6Address = IPv6Address(0)
+    mac: bytes = bytes(6)
+    host_mac: bytes = bytes(6)
+    link: str = ""
+
+    def encode(self) -> bytes:
+        """The record; a text that is too long is cut."""
+        text = self.text.encode()[:_TEXT_MAX].decode(errors="ignore").encode()
+        return ANSWER.pack(
+            MAGIC, self.code, self.flags, self.mtu, self.address.packed, self.gateway.packed,
+            self.address6.packed, self.gateway6.packed, self.mac, self.host_mac,
+            self.link.encode(), text,
+        )  # fmt: skip
+
+
+def decode(message: bytes) -> Request:
+    """A request. Raises Failed for one of another version."""
+    if len(message) != REQUEST.size:
+        raise Failed("the CNI plugin is of another version than the agent", "install both again")
+    magic, verb, flags, _, *texts = REQUEST.unpack(message)
+    if magic != MAGIC or verb not in Verb.__members__.values():
+        raise Failed("the CNI plugin is of another version than the agent", "install both again")
+    network, container, interface, namespace, name, uid = map(_text, texts)
+    pod = f"{namespace}/{name}" if name else ""
+    return Request(Verb(verb), Flag(flags), Key(network, container, interface), pod, uid)
+
+
+def attachments(data: bytes) -> set[tuple[str, str]]:
+    """Container and interface of each record of a list."""
+    whole = data[: len(data) - len(data) % ATTACHMENT.size]
+    return {(_text(c), _text(i)) for c, i in ATTACHMENT.iter_unpack(whole)}
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode(errors="replace")
