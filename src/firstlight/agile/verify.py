@@ -7,7 +7,7 @@ from firstlight.errors import Failed
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 _SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
-_WANTED = {
+WANTED = {
     **dict.fromkeys(_SETS, "0" * 16),
     "Groups": "",
     "NoNewPrivs": "1",
@@ -15,6 +15,7 @@ _WANTED = {
     "Threads": "1",
     "TracerPid": "0",
 }
+"""Lines of /proc/PID/status of a process without rights."""
 _MOST = 1 << 16
 _CONTROLLERS = {"cpu", "memory", "pids", ""}
 
@@ -58,7 +59,7 @@ def differences(pid: int, expected: Expected) -> list[str]:
     """The differences of a process from its expected confinement. Raises OSError."""
     have = status(pid)
     wanted = {
-        **_WANTED,
+        **WANTED,
         "Uid": "\t".join([str(expected.uid)] * 4),
         "Gid": "\t".join([str(expected.gid)] * 4),
         "Seccomp_filters": str(expected.filters),

@@ -1,0 +1,90 @@
+"""What can be wrong with a function, its code or a request: each kind has its own class."""
+
+from firstlight.errors import Failed
+
+
+class NotFound(Failed):
+    """No such function, version or alias."""
+
+
+class Conflict(Failed):
+    """A function or alias of that name exists, or was changed meanwhile."""
+
+
+class Changed(Conflict):
+    """It is not the revision that was expected."""
+
+
+class Invalid(Failed):
+    """A parameter that cannot be."""
+
+
+class TooLarge(Failed):
+    """Code, an event or an answer exceeds its limit."""
+
+
+class BadCode(Failed):
+    """Code that is not taken. ``kind`` is what the unpacker calls the reason."""
+
+    kind = "bad"
+
+
+class NotAnArchive(BadCode):
+    """The file is not what its source says: no zip file, tar file, WebAssembly or image."""
+
+    kind = "format"
+
+
+class Truncated(BadCode):
+    """A layer or archive ends too early."""
+
+    kind = "truncated"
+
+
+class WrongDigest(BadCode):
+    """Content is not what its digest names."""
+
+    kind = "digest"
+
+
+class ClimbsOut(BadCode):
+    """A path or hard link leads out of the root file system."""
+
+    kind = "climbs"
+
+
+class DeviceNode(BadCode):
+    """A device node outside /dev."""
+
+    kind = "device"
+
+
+class WrongArchitecture(BadCode):
+    """The image is for another processor or operating system."""
+
+    kind = "architecture"
+
+
+class Bomb(BadCode):
+    """Unpacked, it has more bytes or files than allowed."""
+
+    kind = "bomb"
+
+
+class DiskFull(BadCode):
+    """The disk of the store is full."""
+
+    kind = "full"
+
+
+class NoImage(BadCode):
+    """The registry, layout or archive has no such image, or cannot be reached."""
+
+    kind = "image"
+
+
+BY_KIND = {
+    one.kind: one
+    for one in (BadCode, NotAnArchive, Truncated, WrongDigest, ClimbsOut, DeviceNode,
+                WrongArchitecture, Bomb, DiskFull, NoImage)
+}  # fmt: skip

@@ -1,0 +1,115 @@
+"""Unpacks archives by a process of its own without rights: ``unpack_main.py``.
+
+The process confines itself, is verified from outside, and only then gets the archive to read.
+Everything here blocks.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.resources import files
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from firstlight.agile import seccomp, verify
+from firstlight.agile.functions.errors import BY_KIND, BadCode
+from firstlight.errors import Failed
+
+ENTRIES_MOST = 500_000
+_SECONDS = 900.0
+_ANSWER_MOST, _WORDS_MOST = 1 << 16, 500
+_REMEDIES = {
+    "climbs": "leave that path out, or build the archive again from within its directory",
+    "device": "leave it out: an instance has a /dev of its own",
+    "bomb": "make it smaller",
+    "full": "free space there, or configure another store",
+    "truncated": "build or fetch it again",
+}
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """Where to unpack: ``upper`` below ``directory``, over the directories ``lower``.
+
+    ``target`` is an empty directory there, seen by the process alone; ``work`` is an overlay's.
+    ``layer``: names may be white-outs. ``into`` is a directory of the tree that is made.
+    """
+
+    directory: str
+    upper: str
+    target: str
+    work: str
+    uid: int
+    kind: Literal["tar", "zip"]
+    lower: str = ""
+    layer: bool = False
+    into: str = ""
+    bytes: int = 10 << 30
+    entries: int = ENTRIES_MOST
+
+
+class Unpacked(Struct, frozen=True):
+    """The digest of an uncompressed tar file, and how much it holds."""
+
+    digest: str
+    bytes: int
+    entries: int
+
+
+def unpack(job: Job, archive: int, what: str) -> Unpacked:
+    """Unpack an archive, a descriptor of a file. Raises BadCode, Failed.
+
+    ``what`` names it in errors. What was written until an error is the caller's to remove.
+    """
+    script = str(files("firstlight.agile.functions").joinpath("unpack_main.py"))
+    words = json.dumps({**msgspec.to_builtins(job), "archive": archive})
+    with subprocess.Popen(
+        [sys.executable, "-I", script, words, seccomp.program().hex()], env={},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=[archive],
+    ) as process:  # fmt: skip
+        try:
+            return _conversed(process, job, what)
+        finally:
+            process.kill()
+
+
+def _conversed(process: subprocess.Popen[bytes], job: Job, what: str) -> Unpacked:
+    assert process.stdout
+    assert process.stderr
+    ready = process.stdout.readline()
+    if b"ready" not in ready:
+        words = ready or process.stderr.read(_WORDS_MOST)
+        raise Failed(f"cannot confine the process that unpacks {what}: "
+                     f"{words.decode(errors='replace').strip()}")  # fmt: skip
+    if found := _rights(process.pid, job.uid):
+        raise Failed(f"the process that unpacks {what} is not confined: {', '.join(found)}")
+    try:
+        out, err = process.communicate(b"\n", timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise BadCode(f"{what}: unpacking takes more than {_SECONDS:.0f} s") from None
+    try:
+        answer = json.loads(out[:_ANSWER_MOST])
+        if "refused" not in answer:
+            return msgspec.convert(answer, Unpacked)
+        kind, why = BY_KIND.get(answer["refused"], BadCode), str(answer["why"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        last = err[-_WORDS_MOST:].decode(errors="replace").strip() or "killed"
+        raise BadCode(f"{what}: the process that unpacks it ended: {last}") from None
+    raise kind(f"{what}: {why}", _REMEDIES.get(answer["refused"]))
+
+
+def _rights(pid: int, uid: int) -> list[str]:
+    """What a process still has that it must not have. Raises Failed if it is gone."""
+    try:
+        have, ours = verify.status(pid), verify.namespaces(os.getpid())
+        spaces = verify.namespaces(pid)
+    except OSError as error:
+        raise Failed(f"the process that unpacks is gone: {error.strerror}") from error
+    wanted = {
+        **verify.WANTED, "Uid": "\t".join([str(uid)] * 4), "Gid": "\t".join([str(uid)] * 4),
+        "TracerPid": have.get("TracerPid", "0"),
+    }  # fmt: skip
+    found = [f"{key} is {have.get(key)}" for key, text in wanted.items() if have.get(key) != text]
+    return found + [name for name in ("net", "mnt", "ipc", "uts") if spaces[name] == ours[name]]

@@ -1,0 +1,369 @@
+"""Unpacks one untrusted archive: a process that confines itself before it is given the archive.
+
+``unpack.py`` starts it as root, verifies from outside that it has no rights left, and only then
+lets it read. It imports the standard library and zstandard, before it leaves the host's files: it
+sees nothing but the directory it writes to. What it says is one line of JSON: how it ended.
+
+A layer is applied upon the layers below it, through an overlay, so that its white-outs delete and
+its hard links find what is there. Owners, device nodes in /dev, FIFOs, and the bits for setuid,
+setgid and others' writing are dropped: an image is its function's to read.
+"""
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import resource
+import shutil
+import stat
+import struct
+import sys
+import tarfile
+import zipfile
+import zlib
+from typing import Any, BinaryIO, Protocol
+
+try:
+    import zstandard
+except ImportError:  # then layers of that kind are refused by name
+    zstandard = None  # type: ignore[assignment,unused-ignore]
+
+NAMESPACES = 0x20000 | 0x40000000 | 0x08000000 | 0x04000000  # mounts, network, IPC, host name
+_PRIVATE, _BIND, _REMOUNT, _RECURSIVE = 0x40000, 0x1000, 0x20, 0x4000
+_HARMLESS = 2 | 4 | 8  # nosuid, nodev, noexec
+_NO_NEW_PRIVILEGES, _DEATH_SIGNAL, _DROP_BOUND, _SECCOMP = 38, 1, 24, 22
+_FILTER = 2
+_PART, _BLOCK = 1 << 20, 512
+_MEMORY = 2 << 30
+_WINDOW_MAX = 1 << 27
+_NAME_MOST = 4096
+_GO = 0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+"".encode(
+    "cp437"
+)  # of zip files: the codec must be loaded before the host's files are out of sight
+
+
+class Reader(Protocol):
+    """What is read from."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Some bytes; at the end none."""
+
+
+class Refused(Exception):
+    """The archive is not taken: a kind of ``errors.py``, and why."""
+
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(why)
+        self.kind = kind
+
+
+class Counted:
+    """Reads a tar file, and keeps its digest. Some writers, umoci among them, leave out its end."""
+
+    def __init__(self, stream: Reader) -> None:
+        self._stream, self._digest = stream, hashlib.sha256()
+        self._size, self._ended = 0, False
+
+    def read(self, size: int = -1) -> bytes:
+        """As of a file."""
+        data = self._stream.read(size)
+        self._digest.update(data)
+        self._size += len(data)
+        if not data and not self._ended:
+            self._ended = True
+            return bytes(-self._size % _BLOCK + 2 * _BLOCK)
+        return data
+
+    def end(self) -> str:
+        """Read the rest; the digest of all."""
+        while self.read(_PART):
+            pass
+        return f"sha256:{self._digest.hexdigest()}"
+
+
+class Gunzip:
+    """The content of a gzip stream. Unlike gzip.GzipFile it never seeks."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._held = stream, b""
+        self._member = zlib.decompressobj(wbits=31)
+        self._begun = False
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to ``size`` bytes; at the end, none."""
+        data = b""
+        while not data:
+            if self._member.eof:
+                self._held = self._member.unused_data
+                self._member, self._begun = zlib.decompressobj(wbits=31), False
+            given = self._member.unconsumed_tail or self._held or self._stream.read(_PART)
+            self._held = b""
+            if not given:
+                data = self._member.decompress(b"", _PART) if self._begun else b""
+                if self._begun and not data and not self._member.eof:
+                    raise Refused("truncated", "its gzip stream ends too early")
+                return data
+            if not self._begun and not given.strip(b"\0"):
+                return b""  # padding
+            self._begun = True
+            data = self._member.decompress(given, size if size > 0 else _PART)
+        return data
+
+
+class Tree:
+    """What is written, relative to the working directory."""
+
+    def __init__(self, limit: int, entries: int) -> None:
+        self.bytes, self.entries = 0, 0
+        self._limit, self._most = limit, entries
+        self._made: set[str] = set()
+
+    def path(self, name: str, what: str = "path") -> str:
+        """A member's name as a path below the working directory. Raises Refused."""
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if ".." in parts or "\0" in name or len(name) > _NAME_MOST:
+            raise Refused("climbs", f"the {what} {name[:200]!r} leads out of it")
+        return "/".join(parts)
+
+    def count(self, size: int, entry: bool = True) -> None:
+        """One more entry, or more bytes. Raises Refused."""
+        self.bytes += size
+        self.entries += entry
+        if self.bytes > self._limit or self.entries > self._most:
+            raise Refused("bomb", f"unpacked it is larger than {self._limit} bytes "
+                          f"or {self._most} files")  # fmt: skip
+
+    def room(self, path: str, directory: bool = False) -> None:
+        """Make the parents of a path, and remove what is in its place."""
+        parent = os.path.dirname(path)
+        if parent and not os.path.isdir(parent):
+            self.room(parent, directory=True)
+            os.mkdir(parent, 0o755)
+        self._made.add(path)
+        if os.path.lexists(path):
+            if not os.path.isdir(path) or os.path.islink(path):
+                os.unlink(path)
+            elif not directory:
+                shutil.rmtree(path)
+
+    def directory(self, path: str) -> None:
+        """A directory."""
+        if path:
+            self.room(path, directory=True)
+            if not os.path.isdir(path):
+                os.mkdir(path, 0o755)
+
+    def file(self, path: str, mode: int, content: Reader, when: float) -> None:
+        """A file with what a stream still has."""
+        self.room(path)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            while data := content.read(_PART):
+                self.count(len(data), entry=False)
+                while data:
+                    data = data[os.write(descriptor, data) :]
+            os.fchmod(descriptor, 0o755 if mode & 0o111 else 0o644)
+            os.utime(descriptor, (when, when))
+        finally:
+            os.close(descriptor)
+
+    def link(self, path: str, target: str) -> None:
+        """A symbolic link, which means something only inside."""
+        self.room(path)
+        os.symlink(target, path)
+
+    def white_out(self, path: str) -> bool:
+        """Whether a layer's entry only says that something below it is gone. Then it is."""
+        directory, name = os.path.split(path)
+        if not name.startswith(".wh."):
+            return False
+        if name == ".wh..wh..opq":
+            self._clear(directory or ".")
+        elif not name.startswith(".wh..wh."):
+            gone = os.path.join(directory, name.removeprefix(".wh."))
+            if gone not in self._made and os.path.lexists(gone):
+                self._remove(gone)
+        return True
+
+    def _clear(self, directory: str) -> None:
+        """Leave in a directory only what this layer has."""
+        with os.scandir(directory) as entries:
+            found = list(entries)
+        for entry in found:
+            path = os.path.normpath(entry.path)
+            if path not in self._made:
+                self._remove(path)
+            elif entry.is_dir(follow_symlinks=False):
+                self._clear(path)
+
+    def _remove(self, path: str) -> None:
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+
+
+def _opened(blob: BinaryIO) -> Reader:
+    """The content of a blob that may be compressed."""
+    head = blob.read(4)
+    blob.seek(0)
+    if head[:2] == b"\x1f\x8b":
+        return Gunzip(blob)
+    if head == b"\x28\xb5\x2f\xfd":
+        if zstandard is None:
+            raise Refused("format", "it is compressed by zstd, and zstandard is not installed")
+        return zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX).stream_reader(
+            blob, read_across_frames=True
+        )
+    return blob
+
+
+def _tar(tree: Tree, blob: BinaryIO, layer: bool, into: str) -> str:
+    """Unpack a tar file; its digest, uncompressed."""
+    stream = Counted(_opened(blob))
+    with tarfile.open(fileobj=stream, mode="r|", errorlevel=2) as archive:  # type: ignore[call-overload]
+        for member in archive:
+            path = tree.path(member.name)
+            if layer and tree.white_out(path):
+                continue
+            tree.count(0)
+            _member(tree, archive, member, os.path.join(into, path) if path else into)
+    return stream.end()
+
+
+def _member(tree: Tree, archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
+    if member.isdir():
+        tree.directory(path)
+    elif member.issym():
+        tree.link(path, member.linkname)
+    elif member.islnk():
+        target = tree.path(member.linkname, "hard link to")
+        if not os.path.lexists(target):
+            raise Refused("format", f"{member.name} is a hard link to {target}, which is missing")
+        if target != path:
+            tree.room(path)
+            os.link(target, path, follow_symlinks=False)
+    elif member.isreg():
+        content = archive.extractfile(member)
+        assert content
+        tree.file(path, member.mode, content, member.mtime)
+    elif not member.isfifo() and not path.startswith("dev/"):
+        raise Refused("device", f"it has the device node {member.name}")
+
+
+def _zip(tree: Tree, blob: BinaryIO, into: str) -> None:
+    with zipfile.ZipFile(blob) as archive:
+        for member in archive.infolist():
+            path = tree.path(member.filename.replace("\\", "/"))
+            tree.count(0)
+            mode = member.external_attr >> 16
+            kind = stat.S_IFMT(mode)
+            place = os.path.join(into, path) if path else into
+            if member.is_dir():
+                tree.directory(place)
+            elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+                raise Refused("device", f"it has the device node {member.filename}")
+            elif member.flag_bits & 1:
+                raise Refused("format", f"{member.filename} is encrypted")
+            elif kind == stat.S_IFLNK:
+                with archive.open(member) as content:
+                    tree.link(place, os.fsdecode(content.read(_NAME_MOST)))
+            else:
+                with archive.open(member) as content:
+                    tree.file(place, mode, content, 315532800)
+
+
+def _unpack(job: dict[str, Any], blob: BinaryIO) -> dict[str, Any]:
+    tree = Tree(job["bytes"], job["entries"])
+    digest = ""
+    tree.directory(job["into"])
+    if job["kind"] == "zip":
+        _zip(tree, blob, job["into"])
+    else:
+        digest = _tar(tree, blob, job["layer"], job["into"])
+    return {"digest": digest, "bytes": tree.bytes, "entries": tree.entries}
+
+
+def _outcome(job: dict[str, Any]) -> dict[str, Any]:
+    try:
+        with os.fdopen(job["archive"], "rb") as blob:
+            return _unpack(job, blob)
+    except Refused as error:
+        return {"refused": error.kind, "why": str(error)}
+    except (tarfile.ReadError, EOFError) as error:
+        kind = "truncated" if "end" in str(error) or isinstance(error, EOFError) else "format"
+        return {"refused": kind, "why": f"it cannot be read: {error}"}
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, NotImplementedError,
+            UnicodeError, ValueError, RuntimeError, struct.error) as error:  # fmt: skip
+        return {"refused": "format", "why": f"it cannot be read: {error}"}
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        where = f" at {error.filename}" if error.filename else ""
+        return {"refused": "full" if full else "bad", "why": f"{error.strerror}{where}"}
+    except Exception as error:  # of zstandard, MemoryError, RecursionError
+        return {"refused": "format", "why": f"it cannot be read: {type(error).__name__}: {error}"}
+
+
+def _do(what: str, result: int) -> None:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+
+
+def _confine(job: dict[str, Any], program: bytes) -> None:
+    """Leave the host's files, network and rights."""
+    with open("/proc/sys/kernel/cap_last_cap") as file:
+        last = int(file.read())
+    _do("unshare", _libc.unshare(NAMESPACES))
+    _do("mount", _libc.mount(None, b"/", None, _RECURSIVE | _PRIVATE, None))
+    os.chdir(job["directory"])
+    target = job["target"].encode()
+    if job["lower"]:
+        options = f"lowerdir={job['lower']},upperdir={job['upper']},workdir={job['work']}"
+        _do("mount", _libc.mount(b"overlay", target, b"overlay", _HARMLESS, options.encode()))
+    else:
+        _do("mount", _libc.mount(job["upper"].encode(), target, None, _BIND, None))
+        _do("mount", _libc.mount(None, target, None, _REMOUNT | _BIND | _HARMLESS, None))
+    os.chroot(target)
+    os.chdir("/")
+    limits = ((resource.RLIMIT_AS, _MEMORY), (resource.RLIMIT_NOFILE, 1024),
+              (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, job["bytes"]))  # fmt: skip
+    for limit, value in limits:
+        resource.setrlimit(limit, (value, value))
+    os.umask(0o022)
+    for capability in range(last + 1):
+        _do("capabilities", _libc.prctl(_DROP_BOUND, capability, 0, 0, 0))
+    os.setgroups([])
+    os.setresgid(job["uid"], job["uid"], job["uid"])
+    os.setresuid(job["uid"], job["uid"], job["uid"])
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    _do("prctl", _libc.prctl(_DEATH_SIGNAL, 9, 0, 0, 0))
+    _do("prctl", _libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+    filters = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(filters))
+    _do("seccomp", _libc.prctl(_SECCOMP, _FILTER, header, 0, 0))
+
+
+def _tell(words: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(words) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Confine, say so, wait for the word, unpack, say how that ended."""
+    job = json.loads(sys.argv[1])
+    try:
+        _confine(job, bytes.fromhex(sys.argv[2]))
+    except OSError as error:
+        _tell({"unconfined": str(error)})
+        return
+    _tell({"ready": 1})
+    if os.read(_GO, 1):
+        _tell(_outcome(job))
+
+
+if __name__ == "__main__":
+    main()
