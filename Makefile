@@ -13,9 +13,9 @@ SHELL := bash
 PACKAGES := gcc libc6-dev make pkg-config clang libbpf-dev libelf-dev zlib1g-dev linux-libc-dev \
   python3 python3-venv python3-dev iproute2 runc crun squashfs-tools erofs-utils \
   containernetworking-plugins nftables iptables musl-tools procps libnghttp2-dev libmnl-dev libnftables-dev \
-  btrfs-progs e2fsprogs lz4 \
+  btrfs-progs e2fsprogs lz4 skopeo \
   qemu-system-x86 qemu-utils
-TEST_PACKAGES := busybox-static ipset chromium fonts-dejavu-core strace bpftrace shellcheck clang-format clang-tidy
+TEST_PACKAGES := busybox-static ipset chromium fonts-dejavu-core strace bpftrace shellcheck clang-format clang-tidy umoci
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # A version manager's shim would add 250 ms per start: prefer the system's interpreter.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.1[1-9] /usr/bin/python3) python3)
@@ -25,7 +25,7 @@ NATIVE := $(shell find native contrib conf subprojects meson.build -type f)
 C_FILES := $(shell find native contrib -name '*.[ch]')
 SOURCES := $(shell find src -name '*.py' -o -name '*.j2' -o -name '*.css' -o -name '*.js')
 
-setup: .venv/packages .venv/etcd .venv/linux .venv/aws .venv/installed
+setup: .venv/packages .venv/etcd .venv/linux .venv/registry .venv/aws .venv/installed
 
 .venv/packages: Makefile
 	@missing=$$(for p in $(PACKAGES) $(TEST_PACKAGES); do \
@@ -45,6 +45,16 @@ setup: .venv/packages .venv/etcd .venv/linux .venv/aws .venv/installed
 	  cd .venv/libexec/etcd && apt-get download -qq etcd-server > /dev/null 2>&1 \
 	    && dpkg-deb --extract etcd-server_*.deb . && rm etcd-server_*.deb \
 	    || echo "etcd-server cannot be had: calico cannot be measured" >&2; \
+	fi
+	@touch $@
+
+# Unpacked, not installed: the package would start a service.
+.venv/registry: .venv/packages
+	@mkdir -p .venv/libexec/registry; \
+	if ! PATH="$$PATH:.venv/libexec/registry/usr/bin" command -v docker-registry > /dev/null; then \
+	  cd .venv/libexec/registry && apt-get download -qq docker-registry > /dev/null 2>&1 \
+	    && dpkg-deb --extract docker-registry_*.deb . && rm docker-registry_*.deb \
+	    || echo "docker-registry cannot be had: images of a registry cannot be tested" >&2; \
 	fi
 	@touch $@
 

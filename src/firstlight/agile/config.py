@@ -186,17 +186,36 @@ def _check_service(service: str) -> None:
         raise ValueError(f"host service {service!r} is not of the form tcp/53")
 
 
+class Events(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Asynchronous events: how often one whose function fails is tried again.
+
+    The n-th time after n times ``retry_seconds``. One that is older than ``oldest_seconds`` is
+    given up.
+    """
+
+    retries: int = 2
+    retry_seconds: float = 60.0
+    oldest_seconds: float = 21600.0
+
+    def __post_init__(self) -> None:
+        if self.retries < 0 or self.retry_seconds < 0 or self.oldest_seconds <= 0:
+            raise ValueError(f"retries={self.retries}: none may be below 0")
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A runtime. ``name`` marks all that it makes; two of the same name cannot run at once."""
 
     name: str = "default"
     state: str = "/run/firstlight-agile"
+    store: str = "/var/lib/firstlight"
+    """Where registered functions and accepted events are kept, in a subdirectory ``name``."""
     network: NetworkConfig = NetworkConfig()
     pods: PodsConfig = PodsConfig()
     pools: Pools = Pools()
     ahead: Ahead = Ahead()
     functions: Functions = Functions()
     identities: Identities = Identities()
+    events: Events = Events()
     http: Http | None = None
     """Without it nothing is served over HTTP, and no server is loaded."""
     cgroup: str = ""
@@ -209,8 +228,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(f"name {self.name!r} is not 1 to 8 letters a-z and digits")
         if not 1 <= self.instances <= _INSTANCES_MOST:
             raise ValueError(f"instances={self.instances}: from 1 to {_INSTANCES_MOST}")
-        if not self.state.startswith("/"):
-            raise ValueError(f"state {self.state!r} is not an absolute path")
+        for what in ("state", "store"):
+            if not getattr(self, what).startswith("/"):
+                raise ValueError(f"{what} {getattr(self, what)!r} is not an absolute path")
         if ".." in self.cgroup:
             raise ValueError(f"cgroup {self.cgroup!r} is not below its hierarchy's root")
 

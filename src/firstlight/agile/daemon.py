@@ -14,7 +14,9 @@ import msgspec
 from firstlight.agile import journal, node, protocol, wire
 from firstlight.agile.client import Client
 from firstlight.agile.config import Config
+from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.runtime import Runtime
+from firstlight.agile.serving import Serving
 from firstlight.errors import Failed, FirstlightError
 
 _NICE = -10
@@ -79,10 +81,12 @@ async def _serve(config: Config, ready: Callable[[], None], keep: bool) -> None:
 
     runtime = Runtime(config, stay=True, rich=rich)
     async with runtime, AsyncExitStack() as others:
+        serving = await others.enter_async_context(Serving(runtime))
+        functions = await others.enter_async_context(Functions(runtime, serving))
         if config.http:
             from firstlight.agile.http import node  # what it needs is not installed everywhere
 
-            await others.enter_async_context(node.opened(config.http, runtime))
+            await others.enter_async_context(node.opened(config.http, functions))
         try:
             _tell_systemd(b"READY=1")
             ready()

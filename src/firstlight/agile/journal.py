@@ -2,7 +2,7 @@
 
 Most parts end with the processes that hold them: namespaces with their links and mounts, instances
 with their parent. The few others are recorded before they are made: the top cgroups, the nftables
-table and the gateway's link. One line each, a JSON array.
+table, the gateway's link and the mounts of functions' roots. One line each, a JSON array.
 """
 
 import fcntl
@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from firstlight.agile import cgroups, network
+from firstlight.agile.functions import mounts
 from firstlight.errors import Failed
 
 _LOCK_SECONDS, _RETRY_SECONDS = 1.0, 0.02
@@ -131,5 +132,7 @@ def recover(path: Path) -> list[str]:
             cgroups.remove_tree(Path(words[0]))
         elif kind == "network":
             network.remove(words[0], words[1])
+        elif kind == "mounts":
+            mounts.remove(Path(words[0]))
         found.append(f"{kind} {' '.join(words)}")
     return found

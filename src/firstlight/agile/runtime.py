@@ -48,7 +48,7 @@ class Runtime:
     ) -> None:  # fmt: skip
         self.config = config or Config()
         self._stay, self._rich = stay, rich
-        self._journal = Journal(self.config.directory)
+        self.journal = Journal(self.config.directory)
         self._networks = Networks(self.config)
         self._gate = LoadGate()
         self._cgroup_pools: dict[Limits, Pool[Cgroup]] = {}
@@ -64,18 +64,18 @@ class Runtime:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         runs = is_running(self.config)
-        self._journal.open(adopt=runs)
+        self.journal.open(adopt=runs)
         try:
             groups = Cgroups(self.config.top_cgroup)
             if not runs:
                 groups.check()
                 self._networks.check()
                 for top in groups.tops:
-                    self._journal.record("cgroup", str(top))
+                    self.journal.record("cgroup", str(top))
             self._cgroups = groups
             groups.open(adopt=runs)
             if not runs:
-                self._journal.record("network", self._networks.table, self._networks.anchor)
+                self.journal.record("network", self._networks.table, self._networks.anchor)
             await self._networks.open(adopt=runs)
             self._profiles = [seccomp.program(), seccomp.program(ZYGOTE_CALLS)]
             self._instances = Instances(self.config, self._networks, groups, self._gate, self._rich)
@@ -108,7 +108,7 @@ class Runtime:
         if leaves:
             await self._instances.leave()
             self._networks.leave()
-            self._journal.leave()
+            self.journal.leave()
             return
         await self._instances.close()
         self._remove_all()
@@ -128,7 +128,7 @@ class Runtime:
             (self.config.directory / name).unlink(missing_ok=True)
         if hasattr(self, "_cgroups"):
             self._cgroups.close()
-        self._journal.close()
+        self.journal.close()
 
     async def prepare(self, function: Function, sandboxes: int = 0) -> None:
         """Make a function's parts before its first start, and that many whole sandboxes.

@@ -10,6 +10,7 @@ from tests.support.agile_host import on_host
 
 from firstlight.agile import Config, Runtime
 from firstlight.agile.config import Http
+from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.http import node
 from firstlight.agile.serving import Answer, Serving
@@ -82,12 +83,13 @@ def test_a_command_that_fails_is_told_as_lambda_does(
 
 def test_the_daemon_serves_http_where_it_is_configured_to(tmp_path: Path) -> None:
     async def main() -> None:
-        config = Config(name="t4", http=Http(listen=LISTEN))
+        config = Config(name="t4", store=str(tmp_path), http=Http(listen=LISTEN))
         assert config.http
-        async with Runtime(config) as runtime:
-            async with node.opened(config.http, runtime):
+        async with Runtime(config) as runtime, Serving(runtime) as serving:
+            functions = Functions(runtime, serving)
+            async with node.opened(config.http, functions):
                 with pytest.raises(Failed, match="somebody serves"):
-                    await node.opened(config.http, runtime).__aenter__()
+                    await node.opened(config.http, functions).__aenter__()
                 transport = httpx.AsyncHTTPTransport(uds=LISTEN.removeprefix("unix:"))
                 async with httpx.AsyncClient(transport=transport, base_url="http://n") as client:
                     assert (await client.get("/no-such-thing")).status_code == 404

@@ -17,12 +17,14 @@ class FunctionVersion(Struct, frozen=True, kw_only=True):
     of ``bootstrap``, ``python`` and ``image`` it asks the Lambda Runtime API for events; of
     ``http`` it serves them on ``port``. ``handler`` is what a runtime calls, ``module.name``; of
     kind ``wasm`` it is an export. An idle instance is kept for ``keep_warm``; ``concurrency`` of
-    them may run at once, None for as many as the node has.
+    the function's may run at once, None for as many as the node has. ``revision`` tells each state
+    of a function's code and settings from any other, those of ``$LATEST`` too.
     """
 
     name: str
     kind: Kind
     version: str = "$LATEST"
+    revision: int = 0
     digest: str = ""
     root: str = ""
     command: tuple[str, ...] = ()

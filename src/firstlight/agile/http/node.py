@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from firstlight.agile.config import Http
+from firstlight.agile.functions.catalogue import Functions
+from firstlight.agile.http import lambda_api
 from firstlight.agile.http.app import served
-from firstlight.agile.runtime import Runtime
-from firstlight.agile.serving import Serving
 
 
 @asynccontextmanager
-async def opened(config: Http, runtime: Runtime) -> AsyncIterator[None]:
-    """Serve the runtime's functions while in the context. Raises Failed."""
-    async with Serving(runtime), served(config, []):
+async def opened(config: Http, functions: Functions) -> AsyncIterator[None]:
+    """Serve a runtime's functions while in the context. Raises Failed."""
+    async with served(config, lambda_api.routes(functions)):
         yield

@@ -104,7 +104,8 @@ class Serving:
 
     async def retire(self, version: FunctionVersion) -> None:
         """End the idle instances of a version, and the others when they have answered."""
-        if fleet := self._fleets.get((version.name, version.version)):
+        fleet = self._fleets.get((version.name, version.version))
+        if fleet and fleet.version.revision == version.revision:
             self._retire(fleet)
 
     def concurrency(self, name: str) -> int:

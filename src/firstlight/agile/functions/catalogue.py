@@ -1,0 +1,452 @@
+"""The functions of a node: added, changed, found and called by name. They survive restarts.
+
+A change is prepared beside what is there, checked, written in one transaction, and only then seen:
+one that fails changes nothing. What was replaced serves the events that it has begun, and is
+removed when the last is answered.
+"""
+
+import asyncio
+import fcntl
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from firstlight.agile.functions import images, settings
+from firstlight.agile.functions.content import Content
+from firstlight.agile.functions.errors import Changed, Conflict, Invalid, NotFound
+from firstlight.agile.functions.events import Queue
+from firstlight.agile.functions.mounts import Mounts
+from firstlight.agile.functions.records import (
+    LATEST,
+    Alias,
+    Code,
+    Event,
+    Registration,
+    Revision,
+    Settings,
+)
+from firstlight.agile.functions.settings import (
+    DirectorySource,
+    ImageSource,
+    ModuleSource,
+    Source,
+    ZipSource,
+)
+from firstlight.agile.functions.store import Store
+from firstlight.agile.functions.version import FunctionVersion
+from firstlight.agile.runtime import Runtime
+from firstlight.agile.serving import Answer, Serving
+from firstlight.errors import Failed
+
+_UNPACKER = 1 << 16
+"""The user that unpacks, beyond the first of the functions': none of theirs."""
+_NOTHING = Settings()
+Outcome = TypeVar("Outcome")
+
+
+class Functions:
+    """The registry of a runtime. An async context manager."""
+
+    def __init__(self, runtime: Runtime, serving: Serving) -> None:
+        self._runtime, self._serving = runtime, serving
+        self.config = runtime.config
+        self.directory = Path(self.config.store) / self.config.name
+        self._lock = -1
+        self._known: dict[str, Registration] = {}
+        self._ready: dict[int, FunctionVersion] = {}
+        self._using: Counter[int] = Counter()
+        self._leaving: dict[int, Revision] = {}
+        self._changing: dict[str, asyncio.Lock] = {}
+        self._adding = 0
+        self._gate = asyncio.Lock()  # nothing is collected while something is added
+        self._opening = asyncio.Lock()
+
+    async def __aenter__(self) -> "Functions":
+        if (self.directory / "functions.db").exists():
+            await self._open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._lock >= 0:
+            await self._queue.close()
+            await asyncio.to_thread(self._close)
+
+    def names(self) -> list[str]:
+        """The functions by name."""
+        return sorted(self._known)
+
+    def get(self, name: str) -> Registration:
+        """A function. Raises NotFound."""
+        found = self._known.get(name)
+        if found is None:
+            raise NotFound(f"there is no function {name!r}", "list them: firstlight agile function")
+        return found
+
+    def find(self, name: str, qualifier: str = "") -> Revision:
+        """A version of a function, by number, ``$LATEST`` or alias. Raises NotFound."""
+        function = self.get(name)
+        wanted = qualifier or LATEST
+        alias = function.aliases.get(wanted)
+        found = function.revisions.get(alias.version if alias else wanted)
+        if found is None:
+            raise NotFound(f"{name} has no version or alias {wanted!r}",
+                           f"show them: firstlight agile function show {name}")  # fmt: skip
+        return found
+
+    @asynccontextmanager
+    async def using(self, name: str, qualifier: str = "") -> AsyncIterator[FunctionVersion]:
+        """A version that stays while in the context, whatever changes. Raises NotFound, Failed."""
+        revision = self.find(name, qualifier)
+        self._using[revision.number] += 1
+        try:
+            version = self._ready.get(revision.number) or await self._prepared(revision)
+            concurrency = self.get(name).concurrency
+            if concurrency != version.concurrency:
+                version = msgspec.structs.replace(version, concurrency=concurrency)
+                self._ready[revision.number] = version
+            yield version
+        finally:
+            self._using[revision.number] -= 1
+            if not self._using[revision.number]:
+                del self._using[revision.number]
+                if revision.number in self._leaving:
+                    await self._retired()
+
+    async def invoke(
+        self, name: str, event: bytes, qualifier: str = "", *, request_id: str,
+        deadline: float | None = None, client_context: bytes | None = None,
+        trace: str | None = None,
+    ) -> tuple[Answer, FunctionVersion]:  # fmt: skip
+        """Answer an event, and by which version. Raises NotFound, Throttled, Failed."""
+        async with self.using(name, qualifier) as version:
+            answer = await self._serving.invoke(
+                version, event, request_id=request_id, deadline=deadline,
+                client_context=client_context, trace=trace,
+            )  # fmt: skip
+        return answer, version
+
+    async def add(
+        self, name: str, source: Source, given: Settings = _NOTHING, *,
+        publish: bool = True, owner: str = "", tags: dict[str, str] | None = None,
+    ) -> Registration:  # fmt: skip
+        """Register a function. Raises Conflict, Invalid, BadCode."""
+        if not settings.NAME.fullmatch(name):
+            raise Invalid(f"{name[:100]!r} cannot be a function's name",
+                          "1 to 64 letters, digits, - and _")  # fmt: skip
+        async with self._change(name):
+            self._check_new(name)
+            revision = await self._made(name, given, source)
+            function = Registration(
+                name=name, revisions={LATEST: revision}, owner=owner, tags=tags or {}
+            )
+            return await self._save(await self._published(function) if publish else function)
+
+    async def update(
+        self, name: str, source: Source | None = None, given: Settings = _NOTHING, *,
+        publish: bool = True, expected: int | None = None,
+    ) -> Registration:  # fmt: skip
+        """Change a function's code or settings; ``expected`` is the revision that is changed.
+
+        Raises NotFound, Conflict, Invalid, BadCode.
+        """
+        async with self._change(name):
+            function = self._expected(name, expected)
+            before = function.latest
+            merged = settings.merged(before.settings, given)
+            if source:
+                revision = await self._made(name, merged, source)
+            else:
+                revision = await self._checked(name, merged, before.code, before.image)
+            function = msgspec.structs.replace(
+                function, revisions={**function.revisions, LATEST: revision}
+            )
+            return await self._save(await self._published(function) if publish else function)
+
+    async def publish(
+        self, name: str, description: str = "", expected: int | None = None
+    ) -> Revision:
+        """Make ``$LATEST`` a numbered version, unless the newest is just that."""
+        async with self._change(name):
+            function = self._expected(name, expected)
+            newest = function.revisions.get(str(function.published))
+            if newest and _same(newest, function.latest):
+                return newest
+            function = await self._save(await self._published(function, description))
+            return function.revisions[str(function.published)]
+
+    async def remove(self, name: str, qualifier: str = "") -> None:
+        """Forget a function, or one of its versions. Raises NotFound, Conflict."""
+        async with self._change(name):
+            function = self.get(name)
+            if not qualifier:
+                await self._written(lambda store: store.delete(name))
+                del self._known[name]
+                await self._leave(function, None)
+                return
+            if qualifier not in function.revisions or qualifier == LATEST:
+                raise Invalid(f"{qualifier!r} of {name} is no numbered version",
+                              "remove the function, or a version by its number")  # fmt: skip
+            if used := [one.name for one in function.aliases.values() if one.version == qualifier]:
+                raise Conflict(f"version {qualifier} of {name} is what the alias {used[0]} means",
+                               "point the alias elsewhere first")  # fmt: skip
+            rest = {key: one for key, one in function.revisions.items() if key != qualifier}
+            await self._save(msgspec.structs.replace(function, revisions=rest))
+
+    async def set_alias(
+        self, name: str, alias: str, version: str | UnsetType = UNSET,
+        description: str | UnsetType = UNSET, *, new: bool | None = None,
+        expected: int | None = None,
+    ) -> Alias:  # fmt: skip
+        """Point an alias at a version. ``new``: it must not exist (True), or must (False).
+
+        Raises NotFound, Conflict, Invalid.
+        """
+        async with self._change(name):
+            function = self.get(name)
+            before = function.aliases.get(alias)
+            if not settings.ALIAS.fullmatch(alias):
+                raise Invalid(f"{alias[:100]!r} cannot be an alias",
+                              "letters, digits, - and _, and not a number")  # fmt: skip
+            if before and new:
+                raise Conflict(f"{name} has an alias {alias!r} already", "update it")
+            if not before and (new is False or version is UNSET):
+                raise NotFound(f"{name} has no alias {alias!r}", "create it, with a version")
+            if before and expected is not None and expected != before.revision:
+                raise Changed(f"the alias {alias} of {name} was changed meanwhile", "read it again")
+            changed = before or Alias(name=alias, version=LATEST)
+            if version is not UNSET:
+                if version not in function.revisions:
+                    raise NotFound(f"{name} has no version {version!r}", "publish it first")
+                changed = msgspec.structs.replace(changed, version=version)
+            if description is not UNSET:
+                changed = msgspec.structs.replace(changed, description=description)
+            number = await self._written(lambda store: store.next("revision"))
+            changed = msgspec.structs.replace(changed, revision=number)
+            aliases = {**function.aliases, alias: changed}
+            await self._save(msgspec.structs.replace(function, aliases=aliases))
+            return changed
+
+    async def remove_alias(self, name: str, alias: str) -> None:
+        """Forget an alias. Raises NotFound."""
+        async with self._change(name):
+            function = self.get(name)
+            if alias not in function.aliases:
+                raise NotFound(f"{name} has no alias {alias!r}")
+            rest = {key: one for key, one in function.aliases.items() if key != alias}
+            await self._save(msgspec.structs.replace(function, aliases=rest))
+
+    async def reserve(self, name: str, concurrency: int | None) -> None:
+        """Set how many events of a function are answered at once; None: as many as can be."""
+        if concurrency is not None and not 0 <= concurrency <= self.config.instances:
+            raise Invalid(f"a concurrency of {concurrency} cannot be reserved",
+                          f"from 0 to {self.config.instances}")  # fmt: skip
+        async with self._change(name):
+            await self._save(msgspec.structs.replace(self.get(name), concurrency=concurrency))
+
+    async def tag(self, name: str, tags: dict[str, str]) -> None:
+        """Set a function's tags."""
+        async with self._change(name):
+            await self._save(msgspec.structs.replace(self.get(name), tags=tags))
+
+    async def accept(
+        self, name: str, event: bytes, qualifier: str = "", *, request_id: str,
+        client_context: bytes | None = None, trace: str | None = None,
+    ) -> None:  # fmt: skip
+        """Keep an event, to be answered soon: a restart does not lose it. Raises NotFound."""
+        self.find(name, qualifier)
+        now = time.time()
+        await self._queue.accept(Event(
+            id=request_id, name=name, qualifier=qualifier, payload=event, context=client_context,
+            trace=trace, accepted=now, due=now,
+        ))  # fmt: skip
+
+    async def _answered(self, event: Event) -> Answer:
+        answer, _ = await self.invoke(
+            event.name, event.payload, event.qualifier, request_id=event.id,
+            client_context=event.context, trace=event.trace,
+        )  # fmt: skip
+        return answer
+
+    def _check_new(self, name: str) -> None:
+        if name in self._known:
+            raise Conflict(f"the function {name} exists already",
+                           f"update it: firstlight agile function update {name}")  # fmt: skip
+        if len(self._known) >= self.config.functions.most:
+            raise Conflict(f"{len(self._known)} functions are registered, which is the most",
+                           "remove some, or configure functions.most")  # fmt: skip
+
+    def _expected(self, name: str, revision: int | None) -> Registration:
+        function = self.get(name)
+        if revision is not None and revision != function.latest.number:
+            raise Changed(f"{name} was changed meanwhile", "read it again")
+        return function
+
+    @asynccontextmanager
+    async def _change(self, name: str) -> AsyncIterator[None]:
+        """One change of a function at a time; at the end, remove what is not needed any more."""
+        await self._open()
+        lock = self._changing.setdefault(name, asyncio.Lock())
+        async with self._gate:
+            self._adding += 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._adding -= 1
+            if not lock.locked():
+                self._changing.pop(name, None)
+            await asyncio.shield(asyncio.ensure_future(self._retired(collect=True)))
+
+    async def _made(self, name: str, given: Settings, source: Source) -> Revision:
+        code, own = await asyncio.to_thread(_fetched, self._content, source)
+        return await self._checked(name, given, code, own)
+
+    async def _checked(
+        self, name: str, given: Settings, code: Code, own: images.Settings | None
+    ) -> Revision:
+        """A revision that can be started, as far as its files tell. Raises Failed."""
+        number = await self._written(lambda store: store.next("revision"))
+        revision = settings.made(name, number, given, code, own, time.time())
+
+        def check() -> None:
+            root = str(self._mounts.root(code))
+            settings.check_root(msgspec.structs.replace(revision.version, root=root))
+
+        await asyncio.to_thread(check)
+        return revision
+
+    async def _published(self, function: Registration, description: str = "") -> Registration:
+        """With ``$LATEST`` as a numbered version."""
+        number = await self._written(lambda store: store.next("revision"))
+        version, latest = str(function.published + 1), function.latest
+        numbered = msgspec.structs.replace(
+            latest, number=number,
+            version=msgspec.structs.replace(
+                latest.version, version=version, revision=number,
+                arn=settings.qualified(function.name, version),
+            ),
+            settings=msgspec.structs.replace(
+                latest.settings, description=description or latest.settings.description
+            ),
+        )  # fmt: skip
+        return msgspec.structs.replace(
+            function, published=function.published + 1,
+            revisions={**function.revisions, version: numbered},
+        )  # fmt: skip
+
+    async def _save(self, function: Registration) -> Registration:
+        await self._written(lambda store: store.save(function))
+        before = self._known.get(function.name)
+        self._known[function.name] = function
+        if before:
+            await self._leave(before, function)
+        return function
+
+    async def _leave(self, before: Registration, after: Registration | None) -> None:
+        """Let go of the revisions that a function has no more."""
+        stays = {one.number for one in after.revisions.values()} if after else set()
+        for revision in before.revisions.values():
+            if revision.number not in stays:
+                self._leaving[revision.number] = revision
+
+    async def _retired(self, collect: bool = False) -> None:
+        """End what is left by its last event, and remove what it alone needed."""
+        for number, revision in list(self._leaving.items()):
+            if not self._using[number] and number in self._leaving:
+                del self._leaving[number]
+                version = self._ready.pop(number, revision.version)
+                await self._serving.retire(version)
+                collect = True
+        if not collect:
+            return
+        async with self._gate:
+            if not self._adding:
+                await asyncio.to_thread(self._collect, self._codes())
+
+    def _codes(self) -> list[Code]:
+        held = [one.code for each in self._known.values() for one in each.revisions.values()]
+        return [*held, *(one.code for one in self._leaving.values())]
+
+    def _collect(self, codes: list[Code]) -> None:
+        self._mounts.keep(codes)
+        self._content.collect(codes)
+
+    async def _prepared(self, revision: Revision) -> FunctionVersion:
+        root = await asyncio.to_thread(self._mounts.root, revision.code)
+        version = msgspec.structs.replace(revision.version, root=str(root))
+        return self._ready.setdefault(revision.number, version)
+
+    async def _written(self, write: Callable[[Store], Outcome]) -> Outcome:
+        return await asyncio.to_thread(write, self._store)
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if self._lock < 0:
+                self._known = await asyncio.to_thread(self._opened)
+                letters = self.directory / "dead-letters.jsonl"
+                self._queue = Queue(self.config.events, self._store, letters, self._answered)
+
+    def _opened(self) -> dict[str, Registration]:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.chmod(0o711)
+        status = self.directory.stat()
+        if status.st_uid != 0:
+            raise Failed(
+                f"the store {self.directory} is not root's", f"chown root {self.directory}"
+            )
+        lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._store = Store(self.directory / "functions.db")
+            uid = self.config.identities.first + _UNPACKER
+            self._content = Content(self.directory, self._store, uid)
+            self._content.recover()
+            place = self.config.directory / "roots"
+            self._runtime.journal.record("mounts", str(place))
+            self._mounts = Mounts(place, self._content)
+            self._mounts.open()
+            known = {one.name: one for one in self._store.functions()}
+        except BlockingIOError:
+            os.close(lock)
+            raise Failed(f"another runtime uses the store {self.directory}",
+                         "stop it, or configure another store") from None  # fmt: skip
+        except BaseException:
+            os.close(lock)
+            raise
+        self._lock = lock
+        return known
+
+    def _close(self) -> None:
+        self._mounts.close()
+        self._store.close()
+        os.close(self._lock)
+        self._lock = -1
+
+
+def _fetched(content: Content, source: Source) -> tuple[Code, images.Settings | None]:
+    """The code of a source on disk; blocks."""
+    match source:
+        case ImageSource(image):
+            code, found = content.add_image(image)
+            return code, found.configuration.config or images.Settings()
+        case ZipSource(path, data):
+            return content.add_zip(path or "a zip file", data or Path(path)), None
+        case DirectorySource(path, names, root):
+            return content.add_directory(Path(path), list(names), root), None
+        case ModuleSource(path):
+            return content.add_module(Path(path)), None
+
+
+def _same(one: Revision, other: Revision) -> bool:
+    """Whether two revisions are the same but for their names."""
+    first, second = (
+        msgspec.structs.replace(each.settings, description=UNSET) for each in (one, other)
+    )
+    return one.code == other.code and first == second

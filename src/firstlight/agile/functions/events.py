@@ -1,0 +1,168 @@
+"""The queue of asynchronous events: what was accepted is answered at least once, or kept as dead.
+
+An event is in the database before it is accepted, and until it is done: a process that is killed
+answers it when it comes back. One whose function fails is tried again, later each time; one that
+cannot be answered is appended to the dead-letter file, one line of JSON.
+"""
+
+import asyncio
+import base64
+import json
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from firstlight.agile.config import Events
+from firstlight.agile.functions.errors import NotFound
+from firstlight.agile.functions.records import Event
+from firstlight.agile.functions.store import Store
+from firstlight.agile.serving import Answer, Throttled
+from firstlight.errors import FirstlightError
+
+_AT_ONCE, _ENDS_MOST = 64, 5
+_BUSY_SECONDS, _BUSY_MOST = 1.0, 300.0
+_log = logging.getLogger(__name__)
+
+Answering = Callable[[Event], Awaitable[Answer]]
+
+
+class Queue:
+    """The queue over a store; ``answer`` answers an event by its function. ``close`` at the end."""
+
+    def __init__(self, config: Events, store: Store, letters: Path, answer: Answering) -> None:
+        self._config, self._store, self._answer = config, store, answer
+        self._letters = letters
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._accepting: list[tuple[Event, asyncio.Future[None]]] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._serve())
+
+    async def accept(self, event: Event) -> None:
+        """Keep an event; when this returns it is not lost. Raises Failed."""
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._accepting.append((event, written))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.get_running_loop().create_task(self._write())
+        await written
+
+    async def close(self) -> None:
+        """Stop. What is not answered stays in the store."""
+        tasks = [self._task, *self._running.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._writing:
+            await asyncio.gather(self._writing, return_exceptions=True)
+
+    async def _write(self) -> None:
+        """Write what was accepted meanwhile in one transaction."""
+        while self._accepting:
+            batch, self._accepting = self._accepting, []
+            error: Exception | None = None
+            try:
+                await asyncio.to_thread(self._store.accept, [event for event, _ in batch])
+            except Exception as failed:
+                error = failed
+            for _, written in batch:
+                if written.done():
+                    continue
+                if error:
+                    written.set_exception(error)
+                else:
+                    written.set_result(None)
+            self._news.set()
+
+    async def _serve(self) -> None:
+        while True:
+            self._news.clear()
+            running = frozenset(self._running)
+            try:
+                room = _AT_ONCE - len(running)
+                events = await asyncio.to_thread(self._store.due, time.time(), room, running)
+                for event in events:
+                    task = asyncio.get_running_loop().create_task(self._one(event))
+                    self._running[event.id] = task
+                later = await asyncio.to_thread(self._store.next_due, frozenset(self._running))
+            except FirstlightError as error:
+                _log.error("the queue of events: %s", error.message)
+                later = time.time() + _BUSY_SECONDS
+            full = len(self._running) >= _AT_ONCE
+            wait = None if later is None or full else max(later - time.time(), 0.0)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), wait)
+
+    async def _one(self, event: Event) -> None:
+        try:
+            await self._tried(event)
+        except asyncio.CancelledError:
+            self._store.postpone(event.id, event.attempts, event.due)  # it has not failed
+            raise
+        except Exception:
+            _log.exception("the event %s of %s", event.id, event.name)
+        finally:
+            del self._running[event.id]
+            self._news.set()
+
+    async def _tried(self, event: Event) -> None:
+        """Answer an event, and put off or give up what fails."""
+        attempts = event.attempts + 1
+        if attempts > self._config.retries + _ENDS_MOST:
+            await self._bury(event, attempts - 1, "the node ended each time while it was answered")
+            return
+        # Before it is tried: an event that ends the process must not be tried for ever.
+        await asyncio.to_thread(self._store.postpone, event.id, attempts, event.due)
+        reason = ""
+        try:
+            answer = await self._answer(event)
+            if not answer.error:
+                await asyncio.to_thread(self._store.done, [event.id])
+                return
+            reason = answer.payload.decode(errors="replace")
+            delay = self._config.retry_seconds * attempts
+        except NotFound as error:
+            await self._bury(event, attempts, error.message)
+            return
+        except FirstlightError as error:
+            reason = error.message
+            if isinstance(error, Throttled):  # it has not been tried
+                attempts -= 1
+            delay = min(_BUSY_SECONDS * 2 ** min(attempts, 10), _BUSY_MOST)
+        if attempts > self._config.retries or self._is_old(event, delay):
+            await self._bury(event, attempts, reason)
+        else:
+            due = time.time() + delay
+            await asyncio.to_thread(self._store.postpone, event.id, attempts, due)
+
+    def _is_old(self, event: Event, delay: float) -> bool:
+        return time.time() + delay - event.accepted > self._config.oldest_seconds
+
+    async def _bury(self, event: Event, attempts: int, reason: str) -> None:
+        letter = {
+            "time": time.time(), "accepted": event.accepted, "request": event.id,
+            "function": event.name, "qualifier": event.qualifier, "attempts": attempts,
+            "reason": reason[:4096], **_payload(event.payload),
+        }  # fmt: skip
+        await asyncio.to_thread(self._append, letter)
+        await asyncio.to_thread(self._store.done, [event.id])
+        _log.warning("the event %s of %s is dead: %s", event.id, event.name, reason[:200])
+
+    def _append(self, letter: dict[str, Any]) -> None:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self._letters, flags, 0o600)
+        try:
+            os.write(descriptor, json.dumps(letter).encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _payload(payload: bytes) -> dict[str, str]:
+    try:
+        return {"payload": payload.decode()}
+    except UnicodeDecodeError:
+        return {"payload_base64": base64.b64encode(payload).decode()}

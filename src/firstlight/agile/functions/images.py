@@ -1,0 +1,247 @@
+"""Fetches images by skopeo, as a user without rights; blobs are kept by digest.
+
+Everything here blocks. Formats: the OCI image specification, image-spec/{manifest,config}.md.
+"""
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from firstlight.agile.functions.errors import (
+    BadCode,
+    Invalid,
+    NoImage,
+    NotAnArchive,
+    Truncated,
+    WrongArchitecture,
+    WrongDigest,
+)
+from firstlight.agile.functions.errors import DiskFull as Full
+from firstlight.errors import Unsupported
+
+TRANSPORTS = ("docker://", "oci:", "docker-archive:")
+LAYERS_MOST = 127
+_SECONDS = 1800
+_PART = 1 << 20
+_DOCUMENT_MOST = 4 << 20
+Document = TypeVar("Document")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_LOCAL = re.compile(r"docker://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?/")
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+_WORDS = (
+    (r"no space left on device", Full, "free space there, or configure another store"),
+    (r"[Dd]igest did not match|does not match digest|digest mismatch|invalid checksum", WrongDigest,
+     "push it again: its content is not what its digest names"),
+    (r"unexpected EOF|truncated|size mismatch|[Ss]ize does not match|EOF", Truncated,
+     "push it again: a blob ends too early"),
+    (r"no image found in .* for architecture|no image found in manifest list", WrongArchitecture,
+     "build it for this machine's architecture"),
+    (r"no such host|connection refused|i/o timeout|network is unreachable|TLS|x509", NoImage,
+     "is the registry's address right, and can this host reach it?"),
+    (r"unauthorized|authentication required|denied", NoImage,
+     "log in as root: skopeo login REGISTRY"),
+)  # fmt: skip
+
+
+class Descriptor(Struct, rename="camel", frozen=True):
+    """A blob of an image."""
+
+    digest: str
+    size: int = 0
+    media_type: str = ""
+
+
+class Manifest(Struct, frozen=True):
+    """What an image consists of."""
+
+    config: Descriptor
+    layers: list[Descriptor]
+
+
+class Settings(Struct, rename="pascal", frozen=True):
+    """How an image's command is to be run."""
+
+    entrypoint: list[str] | None = None
+    cmd: list[str] | None = None
+    env: list[str] | None = None
+    working_dir: str = ""
+
+
+class RootFiles(Struct, frozen=True):
+    """The digests of the layers, uncompressed."""
+
+    diff_ids: list[str] = []
+
+
+class Configuration(Struct, frozen=True):
+    """What an image says of itself."""
+
+    architecture: str = ""
+    os: str = ""
+    config: Settings | None = None
+    rootfs: RootFiles = RootFiles()
+
+
+class Image(Struct, frozen=True):
+    """An image whose blobs are here. ``digest`` is its manifest's."""
+
+    digest: str
+    manifest: Manifest
+    configuration: Configuration
+
+
+class _Index(Struct, frozen=True):
+    manifests: list[Descriptor]
+
+
+def fetch(source: str, stage: Path, blobs: Path, uid: int) -> Image:
+    """Fetch an image's missing blobs into ``blobs``, and check it. Raises BadCode, Unsupported.
+
+    ``stage`` is an empty directory of that user.
+    """
+    if not shutil.which("skopeo"):
+        raise Unsupported("skopeo is not installed", "apt install skopeo")
+    local = not source.startswith("docker://")
+    if local and not Path(source.split(":", 2)[1]).exists():
+        raise NoImage(f"{source}: there is no such file", "write it as TRANSPORT:PATH[:TAG]")
+    words = ["skopeo", "copy", "--quiet", f"--override-arch={_machine()}", "--override-os=linux"]
+    if not Path("/etc/containers/policy.json").exists():
+        words.insert(1, "--insecure-policy")
+    if _LOCAL.match(source):
+        words.append("--src-tls-verify=false")
+    if auth := _authentication(stage, uid):
+        words.append(f"--src-authfile={auth}")
+    words += [f"--dest-shared-blob-dir={blobs}", source, f"oci:{stage}/layout:image"]
+    environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": str(stage),
+                   "TMPDIR": str(stage), "XDG_RUNTIME_DIR": str(stage)}  # fmt: skip
+    for name in ("https_proxy", "http_proxy", "no_proxy", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
+        if name in os.environ:
+            environment[name] = os.environ[name]
+    try:
+        done = subprocess.run(
+            [*_confined(uid, local), *words], env=environment, cwd=stage, capture_output=True,
+            stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise NoImage(f"{source}: fetching it takes more than {_SECONDS} s") from None
+    if done.returncode:
+        raise _failure(source, done.stderr.decode(errors="replace"))
+    return _checked(source, stage / "layout", blobs)
+
+
+def verified(path: Path, digest: str, what: str) -> int:
+    """A descriptor of a blob whose content has that digest. Raises BadCode."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise Truncated(f"{what} is missing: {error.strerror}", "fetch the image again") from error
+    found = hashlib.sha256()
+    while part := os.read(descriptor, _PART):
+        found.update(part)
+    if digest != f"sha256:{found.hexdigest()}":
+        os.close(descriptor)
+        with suppress(OSError):
+            path.unlink()
+        raise WrongDigest(f"{what} is not what its digest names", "add the image again")
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def blob(blobs: Path, digest: str) -> Path:
+    """Where a blob is. Raises NotAnArchive for what is no digest."""
+    if not _DIGEST.fullmatch(digest):
+        raise NotAnArchive(f"the image names a blob {digest[:100]!r}", "digests are of SHA-256")
+    return blobs / digest.replace(":", "/")
+
+
+def command(settings: Settings, replaced: Settings) -> tuple[str, ...]:
+    """What an image runs, where its entry point or arguments may be replaced."""
+    first = replaced.entrypoint if replaced.entrypoint is not None else settings.entrypoint
+    rest = replaced.cmd if replaced.cmd is not None else settings.cmd
+    return (*(first or ()), *(rest or ()))
+
+
+def _checked(source: str, layout: Path, blobs: Path) -> Image:
+    try:
+        index = msgspec.json.decode(_text(layout / "index.json"), type=_Index)
+        digest = index.manifests[0].digest
+        manifest = _document(blobs, digest, Manifest)
+        configuration = _document(blobs, manifest.config.digest, Configuration)
+    except (msgspec.MsgspecError, UnicodeDecodeError, OSError, IndexError) as error:
+        raise NotAnArchive(f"{source} is no image: {error}") from error
+    machine = f"{configuration.os or 'linux'}/{configuration.architecture or _machine()}"
+    if machine != f"linux/{_machine()}":
+        raise WrongArchitecture(f"{source} is for {machine}, and this machine is "
+                                f"linux/{_machine()}", "build it for this machine")  # fmt: skip
+    if not 0 < len(manifest.layers) <= LAYERS_MOST:
+        raise NotAnArchive(f"{source} has {len(manifest.layers)} layers",
+                           f"from 1 to {LAYERS_MOST} are possible")  # fmt: skip
+    if len(configuration.rootfs.diff_ids) != len(manifest.layers):
+        raise NotAnArchive(f"{source}: its configuration names "
+                           f"{len(configuration.rootfs.diff_ids)} layers, its manifest "
+                           f"{len(manifest.layers)}", "is it an image of files?")  # fmt: skip
+    return Image(digest, manifest, configuration)
+
+
+def _document(blobs: Path, digest: str, kind: type[Document]) -> Document:
+    descriptor = verified(blob(blobs, digest), digest, f"the blob {digest}")
+    with os.fdopen(descriptor, "rb") as file:
+        return msgspec.json.decode(file.read(_DOCUMENT_MOST), type=kind)
+
+
+def _text(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_DOCUMENT_MOST)
+
+
+def _machine() -> str:
+    return _MACHINES.get(platform.machine(), platform.machine())
+
+
+def _confined(uid: int, local: bool) -> list[str]:
+    """Without rights; for a local image without the network, but it may read what root may."""
+    words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs",
+             "--pdeathsig=KILL"]  # fmt: skip
+    if not local:
+        return [*words, "--inh-caps=-all", "--bounding-set=-all"]
+    reads = "-all,+dac_read_search"
+    return ["unshare", "--net", "--", *words, f"--inh-caps={reads}",
+            f"--ambient-caps={reads}", f"--bounding-set={reads}"]  # fmt: skip
+
+
+def _authentication(stage: Path, uid: int) -> Path | None:
+    """Root's credentials for registries, readable by that user while it fetches."""
+    named = os.environ.get("REGISTRY_AUTH_FILE")
+    for path in (named, "/run/containers/0/auth.json", "/root/.docker/config.json"):
+        if path and Path(path).is_file():
+            copy = stage / "auth.json"
+            copy.write_bytes(_text(Path(path)))
+            os.chown(copy, uid, uid)
+            copy.chmod(0o600)
+            return copy
+    return None
+
+
+def _failure(source: str, words: str) -> BadCode:
+    """skopeo's words as an error of its kind."""
+    found = re.findall(r'msg="((?:[^"\\]|\\.)*)"', words)
+    reason = (found[-1].replace('\\"', '"') if found else words.strip())[-500:]
+    for pattern, kind, remedy in _WORDS:
+        if re.search(pattern, reason):
+            return kind(f"{source}: {reason}", remedy)
+    return NoImage(f"{source}: {reason}", "is its name right?")
+
+
+def check_source(source: str) -> None:
+    """Raise Invalid if a source is not of a known transport."""
+    if not source.startswith(TRANSPORTS) or any(c in source for c in "\0\n "):
+        raise Invalid(f"{source[:200]!r} is no image", f"begin it with {', '.join(TRANSPORTS)}")

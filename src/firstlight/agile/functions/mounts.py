@@ -1,0 +1,106 @@
+"""Root file systems of functions, mounted while a version may be called.
+
+All are below one tmpfs, which the runtime's journal names, and are gone with it. A root that is one
+tree alone is not mounted at all. Everything here blocks.
+"""
+
+import ctypes
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from firstlight.agile.functions import base
+from firstlight.errors import Failed
+
+if TYPE_CHECKING:
+    from firstlight.agile.functions.content import Content
+    from firstlight.agile.functions.records import Code
+
+_READ_ONLY, _NO_SETUID, _NO_DEVICES, _BIND, _REMOUNT = 1, 2, 4, 0x1000, 0x20
+_RECURSIVE, _PRIVATE, _DETACH = 0x4000, 0x40000, 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Mounts:
+    """The mounted roots, at ``place``. ``open`` before use."""
+
+    def __init__(self, place: Path, content: "Content") -> None:
+        self._place, self._content = place, content
+
+    def open(self) -> None:
+        """Make the tmpfs, or take over what a process that was killed has there. Raises Failed."""
+        if os.path.ismount(self._place):
+            return
+        self._place.mkdir(mode=0o700, exist_ok=True)
+        _mount(b"tmpfs", self._place, b"tmpfs", _NO_SETUID | _NO_DEVICES, b"mode=711")
+        _mount(None, self._place, None, _PRIVATE, None)
+        base.make(self._place / "base")
+
+    def root(self, code: "Code") -> Path:
+        """Where the root of this code is, mounted if need be; a module's file. Raises Failed."""
+        if code.module:
+            return self._content.path(code.trees[0]) / code.module
+        if not code.base and len(code.trees) == 1:
+            return self._content.path(code.trees[0])
+        target = self._place / self._name(code)
+        if target.is_dir() and os.path.ismount(target):
+            return target
+        target.mkdir(exist_ok=True)
+        trees = os.open(self._content.path(0).parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            lower = [f"/proc/self/fd/{trees}/{number}" for number in reversed(code.trees)]
+            lower += [str(self._place / "base")] if code.base else []
+            _mount(b"overlay", target, b"overlay", _READ_ONLY | _NO_SETUID | _NO_DEVICES,
+                   f"lowerdir={':'.join(lower)}".encode())  # fmt: skip
+            if code.base:
+                self._bind_host(target)
+        except BaseException:
+            self._detach(target)
+            raise
+        finally:
+            os.close(trees)
+        return target
+
+    def keep(self, codes: "list[Code]") -> None:
+        """Unmount the roots of all other code."""
+        names = {self._name(code) for code in codes} | {"base"}
+        for target in self._place.iterdir():
+            if target.name not in names:
+                self._detach(target)
+
+    def close(self) -> None:
+        """Unmount all."""
+        remove(self._place)
+
+    def _name(self, code: "Code") -> str:
+        return "-".join(map(str, code.trees)) + ("-base" if code.base else "")
+
+    def _bind_host(self, target: Path) -> None:
+        flags = _BIND | _REMOUNT | _READ_ONLY | _NO_SETUID | _NO_DEVICES
+        for name in base.bound():
+            _mount(f"/{name}".encode(), target / name, None, _BIND, None)
+            _mount(None, target / name, None, flags, None)
+
+    def _detach(self, target: Path) -> None:
+        with suppress(OSError):
+            while os.path.ismount(target):
+                _libc.umount2(os.fsencode(target), _DETACH)
+        with suppress(OSError):
+            target.rmdir()
+
+
+def remove(place: Path) -> None:
+    """Unmount the roots at a place, with all that is below."""
+    while os.path.ismount(place):
+        if _libc.umount2(os.fsencode(place), _DETACH):
+            return
+    with suppress(OSError):
+        place.rmdir()
+
+
+def _mount(
+    source: bytes | None, target: Path, kind: bytes | None, flags: int, data: bytes | None
+) -> None:
+    if _libc.mount(source, os.fsencode(target), kind, flags, data):
+        raise Failed(f"cannot mount {target}: {os.strerror(ctypes.get_errno())}")

@@ -1,0 +1,105 @@
+"""What the registry keeps of functions, as it is stored."""
+
+from msgspec import UNSET, Struct, UnsetType
+
+from firstlight.agile.function import Reach
+from firstlight.agile.functions import images
+from firstlight.agile.functions.version import FunctionVersion, Kind
+
+LATEST = "$LATEST"
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is set of a function; what is UNSET stays as it is, or gets its default.
+
+    ``command`` are the words of kinds ``command`` and ``http``. For an image, ``entrypoint`` and
+    ``arguments`` replace the image's own. Sizes are in bytes, times in seconds.
+    """
+
+    kind: Kind | UnsetType = UNSET
+    handler: str | UnsetType = UNSET
+    command: tuple[str, ...] | UnsetType = UNSET
+    entrypoint: tuple[str, ...] | UnsetType = UNSET
+    arguments: tuple[str, ...] | UnsetType = UNSET
+    environment: dict[str, str] | UnsetType = UNSET
+    directory: str | UnsetType = UNSET
+    memory: int | UnsetType = UNSET
+    scratch: int | UnsetType = UNSET
+    cpus: float | UnsetType = UNSET
+    timeout: float | UnsetType = UNSET
+    keep_warm: float | UnsetType = UNSET
+    network: Reach | UnsetType = UNSET
+    port: int | UnsetType = UNSET
+    runtime: str | UnsetType = UNSET
+    role: str | UnsetType = UNSET
+    description: str | UnsetType = UNSET
+
+
+class Code(Struct, frozen=True, kw_only=True):
+    """Where a function's code comes from, and what holds it: trees, the lowest first.
+
+    ``base``: the trees lie over the host's own /usr. ``module`` is a WebAssembly module's path in
+    its tree. ``blobs`` are digests of the image.
+    """
+
+    source: str
+    digest: str
+    size: int
+    trees: tuple[int, ...]
+    base: bool = False
+    module: str = ""
+    blobs: tuple[str, ...] = ()
+
+
+class Revision(Struct, frozen=True, kw_only=True):
+    """One state of a function, which never changes. ``version.root`` is not stored.
+
+    ``number`` is this one's of all revisions. ``image`` is how the image says it is to be run.
+    """
+
+    number: int
+    version: FunctionVersion
+    code: Code
+    settings: Settings
+    image: images.Settings | None = None
+    modified: float = 0.0
+
+
+class Alias(Struct, frozen=True, kw_only=True):
+    """A name for a version."""
+
+    name: str
+    version: str
+    description: str = ""
+    revision: int = 0
+
+
+class Registration(Struct, frozen=True, kw_only=True):
+    """A function: its versions by their names, ``$LATEST`` among them, and its aliases."""
+
+    name: str
+    revisions: dict[str, Revision]
+    aliases: dict[str, Alias] = {}
+    concurrency: int | None = None
+    owner: str = ""
+    published: int = 0
+    tags: dict[str, str] = {}
+
+    @property
+    def latest(self) -> Revision:
+        """What ``$LATEST`` is."""
+        return self.revisions[LATEST]
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """An accepted asynchronous event. ``qualifier`` is as it was called."""
+
+    id: str
+    name: str
+    qualifier: str
+    payload: bytes
+    context: bytes | None = None
+    trace: str | None = None
+    accepted: float
+    attempts: int = 0
+    due: float = 0.0

@@ -1,0 +1,161 @@
+"""What a function is made of: its source, its settings, and the version that they make."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from firstlight.agile import roots
+from firstlight.agile.function import Function
+from firstlight.agile.functions import images
+from firstlight.agile.functions.base import RUNTIME
+from firstlight.agile.functions.errors import Invalid
+from firstlight.agile.functions.records import LATEST, Code, Revision, Settings
+from firstlight.agile.functions.version import FunctionVersion, Kind
+from firstlight.agile.interpreter import INTERPRETER
+
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+ALIAS = re.compile(r"(?![0-9]+$)[A-Za-z0-9_-]{1,128}")
+ARN = "arn:aws:lambda:us-east-1:000000000000:function:"
+TIMEOUT_MOST, ENVIRONMENT_MOST, DESCRIPTION_MOST = 900.0, 4096, 256
+_VARIABLE = re.compile(r"[^=\0]+")
+
+
+class ImageSource(Struct, frozen=True, tag="image"):
+    """An image: ``docker://…``, ``oci:…`` or ``docker-archive:…``."""
+
+    image: str
+
+
+class ZipSource(Struct, frozen=True, tag="zip"):
+    """A zip file: its path on the node, or its bytes."""
+
+    path: str = ""
+    data: bytes = b""
+
+
+class DirectorySource(Struct, frozen=True, tag="directory"):
+    """A directory on the node, or some names in it. ``root``: it is a whole root file system."""
+
+    path: str
+    names: tuple[str, ...] = ()
+    root: bool = False
+
+
+class ModuleSource(Struct, frozen=True, tag="wasm"):
+    """A WebAssembly module's file on the node."""
+
+    path: str
+
+
+Source = ImageSource | ZipSource | DirectorySource | ModuleSource
+
+
+def merged(before: Settings, after: Settings) -> Settings:
+    """Settings with those that are set anew."""
+    changes = {name: value for name in after.__struct_fields__
+               if (value := getattr(after, name)) is not UNSET}  # fmt: skip
+    return msgspec.structs.replace(before, **changes)
+
+
+def made(
+    name: str, number: int, settings: Settings, code: Code, own: images.Settings | None,
+    modified: float,
+) -> Revision:  # fmt: skip
+    """A function's revision of this code and these settings, and its image's. Raises Invalid."""
+    fields: dict[str, Any] = {
+        key: value
+        for key in ("environment", "directory", "memory", "scratch", "cpus", "timeout",
+                    "keep_warm", "network", "port")
+        if (value := getattr(settings, key)) is not UNSET
+    }  # fmt: skip
+    kind = settings.kind or _kind(code, own)
+    command = settings.command or ()
+    handler = settings.handler or ""
+    if own:
+        fields["environment"] = {**_variables(own.env or []), **fields.get("environment", {})}
+        fields.setdefault("directory", own.working_dir or "/")
+        command = command or _image_command(own, settings)
+    elif code.base:
+        fields.setdefault("directory", "/var/task")
+        if kind == "bootstrap" and not command:
+            command = ("/var/task/bootstrap",)
+        if kind == "python" and ":" not in handler:  # Lambda's own runtime for Python calls it
+            fields["environment"] = {"PYTHONPATH": RUNTIME, **fields.get("environment", {})}
+    version = FunctionVersion(
+        name=name, kind=kind, revision=number, digest=code.digest, command=command,
+        handler=handler, arn=ARN + name, **fields,
+    )  # fmt: skip
+    _check(version)
+    if len(settings.description or "") > DESCRIPTION_MOST:
+        raise Invalid(f"the description is longer than {DESCRIPTION_MOST} characters")
+    return Revision(
+        number=number, version=version, code=code, settings=settings, image=own, modified=modified
+    )
+
+
+def check_root(version: FunctionVersion) -> None:
+    """Raise Failed if a version certainly cannot be started in its root; blocks."""
+    if version.kind != "wasm":
+        command = version.command[0] if version.command else INTERPRETER
+        roots.check_command(Path(version.root), command, directory=version.directory)
+
+
+def qualified(name: str, version: str) -> str:
+    """The ARN of a version or alias."""
+    return ARN + name + (f":{version}" if version and version != LATEST else "")
+
+
+def _kind(code: Code, own: images.Settings | None) -> Kind:
+    if code.module:
+        return "wasm"
+    return "image" if own else "python" if code.base else "command"
+
+
+def _variables(words: list[str]) -> dict[str, str]:
+    return dict(word.partition("=")[::2] for word in words)
+
+
+def _image_command(own: images.Settings, settings: Settings) -> tuple[str, ...]:
+    replaced = images.Settings(
+        entrypoint=list(settings.entrypoint) if settings.entrypoint else None,
+        cmd=list(settings.arguments) if settings.arguments else None,
+    )
+    return images.command(own, replaced)
+
+
+def _check(version: FunctionVersion) -> None:
+    if not NAME.fullmatch(version.name):
+        raise Invalid(f"{version.name[:100]!r} cannot be a function's name",
+                      "1 to 64 letters, digits, - and _")  # fmt: skip
+    _check_numbers(version)
+    if version.kind in ("python", "wasm") and not version.handler:
+        raise Invalid(f"{version.name} has no handler", "give one: --handler app:main")
+    if version.kind in ("command", "http", "image", "bootstrap") and not version.command:
+        raise Invalid(f"{version.name} has no command to run",
+                      "give one, or an image with an entry point")  # fmt: skip
+    size = sum(len(name) + len(value) for name, value in version.environment.items())
+    if size > ENVIRONMENT_MOST:
+        raise Invalid(f"the environment has {size} bytes", f"at most {ENVIRONMENT_MOST}")
+    for name, value in version.environment.items():
+        if not _VARIABLE.fullmatch(name) or "\0" in value:
+            raise Invalid(f"{name!r} cannot be an environment variable", "no = in it, and no NUL")
+    words = (*version.command, version.handler, version.directory)
+    if any("\0" in word for word in words) or not version.directory.startswith("/"):
+        raise Invalid(f"a word of {version.name} has a NUL, or its directory is not absolute")
+
+
+def _check_numbers(version: FunctionVersion) -> None:
+    if not 0 < version.timeout <= TIMEOUT_MOST:
+        raise Invalid(f"a timeout of {version.timeout:g} s cannot be set",
+                      f"above 0, up to {TIMEOUT_MOST:g} s")  # fmt: skip
+    if not 0 <= version.keep_warm < float("inf"):
+        raise Invalid(f"keep_warm is {version.keep_warm}", "give seconds, from 0 on")
+    if not 1 <= version.port <= 65535:
+        raise Invalid(f"{version.port} is not a valid port", "from 1 to 65535")
+    Function(
+        rootfs="/", command=("/",), memory=version.memory, cpus=version.cpus,
+        scratch=version.scratch, network=version.network,
+    ).check()  # fmt: skip

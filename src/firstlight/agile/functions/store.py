@@ -1,0 +1,166 @@
+"""The registry's and the queue's database: SQLite, in its write-ahead mode. Everything here blocks.
+
+A transaction that was committed outlives the process, and a loss of power. A function is one row,
+with its versions and aliases, so that a change of it is whole or is none.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from firstlight.agile.functions.errors import DiskFull
+from firstlight.agile.functions.records import Event, Registration
+from firstlight.errors import Failed
+
+_SCHEMA = 1
+_TABLES = """
+CREATE TABLE functions(name TEXT PRIMARY KEY, record BLOB NOT NULL) STRICT;
+CREATE TABLE trees(
+  number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL
+) STRICT;
+CREATE TABLE events(
+  id TEXT PRIMARY KEY, record BLOB NOT NULL, attempts INTEGER NOT NULL, due REAL NOT NULL
+) STRICT;
+CREATE INDEX due ON events(due);
+CREATE TABLE counters(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+"""
+
+
+class Store:
+    """A database at a path; one process has it at a time. Raises Failed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            self._base = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._base.execute("PRAGMA journal_mode=WAL")
+            self._base.execute("PRAGMA synchronous=FULL")
+            [version] = self._base.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                self._base.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={_SCHEMA};COMMIT")
+        except sqlite3.Error as error:
+            raise Failed(
+                f"cannot open the registry {path}: {error}",
+                "is it damaged? Move it away, and add the functions again",
+            ) from error
+        if version not in (0, _SCHEMA):
+            raise Failed(f"the registry {path} is of schema {version}, not {_SCHEMA}",
+                         "use the version of firstlight that made it")  # fmt: skip
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._base.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._base.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._base
+                    self._base.execute("COMMIT")
+                except BaseException:
+                    if self._base.in_transaction:
+                        self._base.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                message = f"cannot write the registry {self._path}: {error}"
+                if "full" in str(error):
+                    raise DiskFull(message, "free space there") from error
+                raise Failed(message) from error
+
+    def functions(self) -> list[Registration]:
+        """All functions."""
+        with self._transaction() as base:
+            rows = base.execute("SELECT record FROM functions ORDER BY name").fetchall()
+        return [msgspec.json.decode(row[0], type=Registration) for row in rows]
+
+    def save(self, function: Registration) -> None:
+        """Write a function as it is now."""
+        row = (function.name, msgspec.json.encode(function))
+        with self._transaction() as base:
+            base.execute("INSERT OR REPLACE INTO functions VALUES (?, ?)", row)
+
+    def delete(self, name: str) -> None:
+        """Forget a function."""
+        with self._transaction() as base:
+            base.execute("DELETE FROM functions WHERE name=?", (name,))
+
+    def next(self, counter: str) -> int:
+        """A number that was never given before."""
+        with self._transaction() as base:
+            [row] = base.execute(
+                "INSERT INTO counters VALUES (?, 1) ON CONFLICT DO UPDATE SET value=value+1 "
+                "RETURNING value", (counter,),
+            ).fetchall()  # fmt: skip
+        return int(row[0])
+
+    def trees(self) -> dict[str, tuple[int, int]]:
+        """The number and size of each tree by its key."""
+        with self._transaction() as base:
+            rows = base.execute("SELECT key, number, bytes FROM trees").fetchall()
+        return {key: (number, size) for key, number, size in rows}
+
+    def add_tree(self, key: str, number: int, size: int) -> None:
+        """A tree is complete."""
+        with self._transaction() as base:
+            base.execute("INSERT INTO trees VALUES (?, ?, ?)", (number, key, size))
+
+    def delete_trees(self, numbers: Iterable[int]) -> None:
+        """Trees are about to be removed."""
+        with self._transaction() as base:
+            base.executemany("DELETE FROM trees WHERE number=?", [(n,) for n in numbers])
+
+    def accept(self, events: list[Event]) -> None:
+        """Keep events until they are done."""
+        rows = [(one.id, msgspec.msgpack.encode(one), one.attempts, one.due) for one in events]
+        with self._transaction() as base:
+            base.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", rows)
+
+    def postpone(self, identity: str, attempts: int, due: float) -> None:
+        """An event is to be tried again at a time, after so many attempts."""
+        with self._transaction() as base:
+            base.execute(
+                "UPDATE events SET attempts=?, due=? WHERE id=?", (attempts, due, identity)
+            )
+
+    def done(self, identities: Iterable[str]) -> None:
+        """Events need not be kept any more."""
+        with self._transaction() as base:
+            base.executemany("DELETE FROM events WHERE id=?", [(one,) for one in identities])
+
+    def due(self, now: float, most: int, without: frozenset[str]) -> list[Event]:
+        """The events that are due, the oldest first; not those that are being answered."""
+        with self._transaction() as base:
+            rows = base.execute(
+                "SELECT record, attempts, due, id FROM events WHERE due<=? ORDER BY due LIMIT ?",
+                (now, most + len(without)),
+            ).fetchall()
+        found = [
+            msgspec.structs.replace(
+                msgspec.msgpack.decode(row[0], type=Event), attempts=row[1], due=row[2]
+            )
+            for row in rows
+            if row[3] not in without
+        ]
+        return found[:most]
+
+    def next_due(self, without: frozenset[str]) -> float | None:
+        """When the next event is due."""
+        with self._transaction() as base:
+            rows = base.execute(
+                "SELECT due, id FROM events ORDER BY due LIMIT ?", (len(without) + 1,)
+            ).fetchall()
+        return next((float(due) for due, identity in rows if identity not in without), None)
+
+    def waiting(self) -> int:
+        """How many events are kept."""
+        with self._transaction() as base:
+            [row] = base.execute("SELECT count(*) FROM events").fetchall()
+        return int(row[0])

@@ -1,0 +1,253 @@
+"""Requests and answers of the Lambda API. Shapes: its description, API version 2015-03-31."""
+
+import base64
+import platform
+import time
+import uuid
+from math import ceil
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from firstlight.agile.functions import settings
+from firstlight.agile.functions.errors import Invalid
+from firstlight.agile.functions.records import Alias, Registration, Revision, Settings
+from firstlight.agile.functions.settings import ImageSource, Source, ZipSource
+
+_MIB = 1 << 20
+_ARCHITECTURES = {"x86_64": "x86_64", "aarch64": "arm64"}
+_SPACE = uuid.UUID("8f1f6a52-6f6e-4d3c-9f0e-5a1d0a3f4b00")
+
+Megabytes = Annotated[int, Meta(ge=128, le=32768)]
+Seconds = Annotated[int, Meta(ge=1, le=900)]
+Text = Annotated[str, Meta(max_length=256)]
+
+
+class _Shape(Struct, frozen=True, kw_only=True, rename="pascal"):
+    pass
+
+
+class Variables(_Shape, frozen=True):
+    """Environment."""
+
+    variables: dict[str, str] = {}
+
+
+class ImageConfig(_Shape, frozen=True):
+    """What replaces an image's own settings."""
+
+    entry_point: list[str] | None = None
+    command: list[str] | None = None
+    working_directory: str | None = None
+
+
+class Storage(_Shape, frozen=True):
+    """The size of /tmp, in MiB."""
+
+    size: Annotated[int, Meta(ge=16, le=10240)]
+
+
+class CodeShape(_Shape, frozen=True):
+    """Where code comes from: bytes of a zip file, or an image."""
+
+    zip_file: bytes | None = None
+    image_uri: str | None = None
+    s3_bucket: str | None = None
+    architectures: list[str] | None = None
+
+    def source(self) -> Source:
+        """The same as the registry takes it. Raises Invalid."""
+        if self.s3_bucket is not None:
+            raise Invalid("this node has no S3", "give ZipFile or ImageUri")
+        machine = _ARCHITECTURES.get(platform.machine(), platform.machine())
+        if self.architectures and self.architectures != [machine]:
+            raise Invalid(f"this node runs {machine}, not {', '.join(self.architectures)}")
+        if (self.zip_file is None) == (self.image_uri is None):
+            raise Invalid("the code is not given, or twice", "give ZipFile or ImageUri")
+        if self.zip_file is not None:
+            return ZipSource(data=self.zip_file)
+        uri = str(self.image_uri)
+        if uri.startswith(("oci:", "docker-archive:")):
+            raise Invalid("over HTTP, images come from registries",
+                          "add it on the node: firstlight agile function add")  # fmt: skip
+        return ImageSource(uri if uri.startswith("docker://") else f"docker://{uri}")
+
+
+class Configuration(_Shape, frozen=True):
+    """What Create and UpdateFunctionConfiguration set."""
+
+    runtime: str | None = None
+    role: str | None = None
+    handler: Annotated[str, Meta(max_length=128)] | None = None
+    description: Text | None = None
+    timeout: Seconds | None = None
+    memory_size: Megabytes | None = None
+    environment: Variables | None = None
+    image_config: ImageConfig | None = None
+    ephemeral_storage: Storage | None = None
+    revision_id: str | None = None
+
+    def settings(self) -> Settings:
+        """The same as the registry takes it. Raises Invalid."""
+        given: dict[str, Any] = {
+            "handler": self.handler, "role": self.role, "description": self.description,
+            "runtime": self.runtime,
+            "timeout": None if self.timeout is None else float(self.timeout),
+            "memory": None if self.memory_size is None else self.memory_size * _MIB,
+            "environment": None if self.environment is None else self.environment.variables,
+        }  # fmt: skip
+        if self.ephemeral_storage:
+            given["scratch"] = self.ephemeral_storage.size * _MIB
+        if self.image_config:
+            given["entrypoint"] = tuple(self.image_config.entry_point or ())
+            given["arguments"] = tuple(self.image_config.command or ())
+            if self.image_config.working_directory:
+                given["directory"] = self.image_config.working_directory
+        if self.runtime is not None:
+            given["kind"] = _kind(self.runtime)
+        return Settings(**{key: value for key, value in given.items() if value is not None})
+
+
+class Create(Configuration, frozen=True, kw_only=True):
+    """CreateFunction."""
+
+    function_name: str
+    code: CodeShape
+    package_type: str = "Zip"
+    publish: bool = False
+    tags: dict[str, str] = {}
+    architectures: list[str] | None = None
+
+
+class UpdateCode(CodeShape, frozen=True):
+    """UpdateFunctionCode."""
+
+    publish: bool = False
+    dry_run: bool = False
+    revision_id: str | None = None
+
+
+class Publish(_Shape, frozen=True):
+    """PublishVersion."""
+
+    code_sha256: str | None = msgspec.field(default=None, name="CodeSha256")
+    description: Text = ""
+    revision_id: str | None = None
+
+
+class CreateAlias(_Shape, frozen=True):
+    """CreateAlias."""
+
+    name: str
+    function_version: str
+    description: Text = ""
+
+
+class UpdateAlias(_Shape, frozen=True):
+    """UpdateAlias."""
+
+    function_version: str | UnsetType = UNSET
+    description: Text | UnsetType = UNSET
+    revision_id: str | None = None
+
+
+class Concurrency(_Shape, frozen=True):
+    """PutFunctionConcurrency."""
+
+    reserved_concurrent_executions: Annotated[int, Meta(ge=0)]
+
+
+class Tags(_Shape, frozen=True):
+    """TagResource."""
+
+    tags: dict[str, str]
+
+
+def configuration(function: Registration, revision: Revision) -> dict[str, Any]:
+    """A FunctionConfiguration."""
+    version, given = revision.version, revision.settings
+    found: dict[str, Any] = {
+        "FunctionName": function.name,
+        "FunctionArn": settings.qualified(function.name, version.version),
+        "Role": given.role or "",
+        "CodeSize": revision.code.size,
+        "CodeSha256": base64.b64encode(bytes.fromhex(revision.code.digest[7:])).decode(),
+        "Description": given.description or "",
+        "Timeout": ceil(version.timeout),
+        "MemorySize": version.memory // _MIB,
+        "LastModified": _time(revision.modified),
+        "Version": version.version,
+        "TracingConfig": {"Mode": "PassThrough"},
+        "RevisionId": revision_id(revision.number),
+        "State": "Active",
+        "LastUpdateStatus": "Successful",
+        "PackageType": "Image" if revision.image else "Zip",
+        "Architectures": [_ARCHITECTURES.get(platform.machine(), platform.machine())],
+        "EphemeralStorage": {"Size": version.scratch // _MIB},
+    }
+    if not revision.image:
+        found |= {"Runtime": given.runtime or version.kind, "Handler": version.handler}
+    if given.environment:
+        found["Environment"] = {"Variables": given.environment}
+    if given.entrypoint or given.arguments:
+        found["ImageConfigResponse"] = {
+            "ImageConfig": {
+                "EntryPoint": list(given.entrypoint or ()), "Command": list(given.arguments or ()),
+            }
+        }  # fmt: skip
+    return found
+
+
+def function(found: Registration, revision: Revision) -> dict[str, Any]:
+    """What GetFunction answers."""
+    code = {"RepositoryType": "firstlight", "Location": revision.code.source}
+    if revision.image:
+        uri = revision.code.source.removeprefix("docker://")
+        name = uri.split("@")[0]
+        code = {"RepositoryType": "ECR", "ImageUri": uri,
+                "ResolvedImageUri": f"{name}@{revision.code.digest}"}  # fmt: skip
+    answer: dict[str, Any] = {"Configuration": configuration(found, revision), "Code": code}
+    if found.tags:
+        answer["Tags"] = found.tags
+    if found.concurrency is not None:
+        answer["Concurrency"] = {"ReservedConcurrentExecutions": found.concurrency}
+    return answer
+
+
+def alias(name: str, found: Alias) -> dict[str, Any]:
+    """An AliasConfiguration."""
+    return {
+        "AliasArn": settings.qualified(name, found.name), "Name": found.name,
+        "FunctionVersion": found.version, "Description": found.description,
+        "RevisionId": revision_id(found.revision),
+    }  # fmt: skip
+
+
+def revision_id(number: int) -> str:
+    """A revision's number as the API shows it."""
+    return str(uuid.UUID(int=_SPACE.int + number))
+
+
+def revision_number(identity: str | None) -> int | None:
+    """And back; of what is none, a number that no revision has."""
+    if identity is None:
+        return None
+    try:
+        return uuid.UUID(identity).int - _SPACE.int
+    except ValueError:
+        return -1
+
+
+def _kind(runtime: str) -> str:
+    if runtime.startswith("python3"):
+        return "python"
+    if runtime.startswith("provided"):
+        return "bootstrap"
+    raise Invalid(f"this node has no runtime {runtime[:60]!r}",
+                  "use python3 (the host's), provided, or an image")  # fmt: skip
+
+
+def _time(seconds: float) -> str:
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{whole}.{int(seconds % 1 * 1000):03d}+0000"

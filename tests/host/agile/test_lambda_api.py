@@ -1,0 +1,121 @@
+"""An unmodified boto3 against the node's Lambda API."""
+
+import base64
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.lambda_host import boto, with_functions, zipped
+
+from firstlight.agile.functions.catalogue import Functions
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+ARN = "arn:aws:lambda:us-east-1:000000000000:function:"
+ROLE = "arn:aws:iam::000000000000:role/none"
+ECHO = "def main(event):\n    print('seen')\n    return {'got': event}\n"
+LAMBDA = """
+import os, sys, time
+def main(event, context):
+    print("a line of", context.function_name)
+    return {"got": event, "version": context.function_version, "word": os.environ.get("WORD")}
+def fails(event, context):
+    raise ValueError("no such cow")
+def leaves(event, context):
+    os._exit(3)
+def hangs(event, context):
+    time.sleep(600)
+def writes(event, context):
+    while True:
+        print("y" * 1000)
+def object(event, context):
+    return {1, 2}
+"""
+
+
+def create(name: str, text: str = ECHO, **more: Any) -> dict[str, Any]:
+    return {
+        "FunctionName": name, "Runtime": "python3.11", "Handler": "app:main", "Role": ROLE,
+        "Timeout": 30, "Code": {"ZipFile": zipped(app=text)}, **more,
+    }  # fmt: skip
+
+
+def test_the_life_of_a_function(tmp_path: Path) -> None:
+    async def main(functions: Functions) -> None:
+        async with boto() as call:
+            more = {"Handler": "app.main", "Environment": {"Variables": {"WORD": "one"}}}
+            made = await call("create_function", **create("hello", LAMBDA, **more))
+            assert (made["FunctionName"], made["Version"]) == ("hello", "$LATEST")
+            assert made["Environment"] == {"Variables": {"WORD": "one"}}
+            await call("wait", waiter="function_active_v2", FunctionName="hello")
+            answer = await call(
+                "invoke", FunctionName="hello", Payload=b'{"a": [1]}', LogType="Tail"
+            )
+            assert json.loads(answer["Payload"]) == {
+                "got": {"a": [1]}, "version": "$LATEST", "word": "one"}  # fmt: skip
+            assert (answer["StatusCode"], answer["ExecutedVersion"]) == (200, "$LATEST")
+            log = base64.b64decode(answer["LogResult"]).decode()
+            assert "a line of hello" in log
+            assert "REPORT RequestId" in log
+            first = await call("publish_version", FunctionName="hello")
+            assert first["Version"] == "1"
+            again = await call("publish_version", FunctionName="hello")
+            assert again["Version"] == "1"  # nothing has changed
+            await call("create_alias", FunctionName="hello", Name="live", FunctionVersion="1")
+            await call("update_function_configuration", FunctionName="hello",
+                       Environment={"Variables": {"WORD": "two"}})  # fmt: skip
+            answers = [
+                json.loads((await call("invoke", FunctionName=name))["Payload"])
+                for name in ("hello", "hello:live", f"{ARN}hello:1")
+            ]
+            assert [(one["version"], one["word"]) for one in answers] == [
+                ("$LATEST", "two"), ("1", "one"), ("1", "one")]  # fmt: skip
+            newer = zipped(app="def main(e, c):\n    return 'new'\n")
+            changed = await call(
+                "update_function_code", FunctionName="hello", Publish=True, ZipFile=newer
+            )
+            assert changed["Version"] == "2"
+            await call("update_alias", FunctionName="hello", Name="live", FunctionVersion="2")
+            answer = await call("invoke", FunctionName="hello", Qualifier="live")
+            assert (answer["Payload"], answer["ExecutedVersion"]) == (b'"new"', "2")
+            versions = await call("list_versions_by_function", FunctionName="hello")
+            assert [one["Version"] for one in versions["Versions"]] == ["$LATEST", "1", "2"]
+            await call("put_function_concurrency", FunctionName="hello",
+                       ReservedConcurrentExecutions=0)  # fmt: skip
+            refused = await call("invoke", FunctionName="hello")
+            assert (refused["$error"], refused["status"]) == ("TooManyRequestsException", 429)
+            await call("delete_function_concurrency", FunctionName="hello")
+            dry = await call("invoke", FunctionName="hello", InvocationType="DryRun")
+            assert dry["StatusCode"] == 204
+            await call("delete_function", FunctionName="hello")
+            gone = await call("get_function", FunctionName="hello")
+            assert (gone["$error"], gone["status"]) == ("ResourceNotFoundException", 404)
+            assert (await call("list_functions"))["Functions"] == []
+        [store] = tmp_path.iterdir()
+        assert not list((store / "trees").iterdir())
+
+    with_functions(tmp_path, main)
+
+
+def test_each_failure_of_a_handler_has_its_own_words(tmp_path: Path) -> None:
+    async def main(functions: Functions) -> None:
+        async with boto() as call:
+            await call("create_function", **create("f", LAMBDA, Handler="app.main"))
+            for handler, kind, words in (
+                ("fails", "ValueError", "no such cow"),
+                ("leaves", "Runtime.ExitError", "exit status 3"),
+                ("hangs", "Sandbox.Timedout", "timed out"),
+                ("object", "Runtime.MarshalError", "set"),
+                ("missing", "Runtime.HandlerNotFound", "missing"),
+                ("writes", "Sandbox.Timedout", "timed out"),
+            ):
+                await call("update_function_configuration", FunctionName="f",
+                           Handler=f"app.{handler}", Timeout=2)  # fmt: skip
+                answer = await call("invoke", FunctionName="f")
+                assert answer["FunctionError"] == "Unhandled", (handler, answer)
+                error = json.loads(answer["Payload"])
+                assert error["errorType"] == kind
+                assert words in error["errorMessage"]
+
+    with_functions(tmp_path, main)

@@ -1,0 +1,155 @@
+"""A runtime with the Lambda API on a loopback port, and an unmodified boto3 that calls it."""
+
+import asyncio
+import base64
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.agile_host import on_host
+
+from firstlight.agile import Config, Runtime
+from firstlight.agile.config import Events, Http
+from firstlight.agile.functions.catalogue import Functions
+from firstlight.agile.http import node
+from firstlight.agile.serving import Serving
+
+PORT = 9311
+ENDPOINT = f"http://127.0.0.1:{PORT}"
+AWS = Path(sys.executable).parent.parent / "aws/bin/python"
+AGENT = """
+import base64, json, sys
+import boto3, botocore
+from botocore.config import Config
+client = boto3.client(
+    "lambda", endpoint_url=sys.argv[1], region_name="us-east-1", aws_access_key_id=sys.argv[2],
+    aws_secret_access_key=sys.argv[3], config=Config(retries={"max_attempts": 0}, read_timeout=60))
+def plain(value):
+    if hasattr(value, "read"):
+        value = value.read()
+    if isinstance(value, bytes):
+        return {"$bytes": base64.b64encode(value).decode()}
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list) else value
+def raw(value):
+    if isinstance(value, dict):
+        return base64.b64decode(value["$bytes"]) if "$bytes" in value else {
+            key: raw(one) for key, one in value.items()}
+    return value
+for line in sys.stdin:
+    method, arguments = json.loads(line)
+    try:
+        if method == "wait":
+            client.get_waiter(arguments.pop("waiter")).wait(**arguments)
+            answer = {}
+        else:
+            answer = plain(getattr(client, method)(**raw(arguments)))
+    except botocore.exceptions.ClientError as error:
+        answer = {"$error": error.response["Error"]["Code"], "message": str(error),
+                  "status": error.response["ResponseMetadata"]["HTTPStatusCode"]}
+    print(json.dumps(answer, default=str), flush=True)
+"""
+
+
+class Boto:
+    """boto3's client of Lambda, in an interpreter of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def __call__(self, method: str, **arguments: Any) -> dict[str, Any]:
+        """The answer of a method; an error of the API has ``$error``."""
+        assert self._process.stdin
+        assert self._process.stdout
+        line = json.dumps([method, arguments], default=_bytes) + "\n"
+        self._process.stdin.write(line.encode())
+        answer = json.loads(await self._process.stdout.readline())
+        assert isinstance(answer, dict)
+        return {key: _plain(value) for key, value in answer.items()}
+
+
+def _bytes(value: object) -> dict[str, str]:
+    assert isinstance(value, bytes)
+    return {"$bytes": base64.b64encode(value).decode()}
+
+
+def _plain(value: Any) -> Any:
+    return (
+        base64.b64decode(value["$bytes"])
+        if isinstance(value, dict) and "$bytes" in value
+        else value
+    )
+
+
+@asynccontextmanager
+async def boto(
+    endpoint: str = ENDPOINT, key: str = "none", secret: str = "none"
+) -> AsyncIterator[Boto]:
+    """A client."""
+    if not AWS.exists():
+        pytest.skip(".venv/aws is missing: make setup")
+    process = await asyncio.create_subprocess_exec(
+        AWS, "-c", AGENT, endpoint, key, secret, limit=64 << 20,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield Boto(process)
+    finally:
+        assert process.stdin
+        process.stdin.close()
+        await process.wait()
+
+
+def configuration(store: Path, **more: Any) -> Config:
+    """Of a runtime with the API; events are tried again at once."""
+    return Config(
+        name="t4", store=str(store), http=Http(listen=f"127.0.0.1:{PORT}"),
+        events=Events(retry_seconds=0.05), **more,
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def functions(config: Config) -> AsyncIterator[Functions]:
+    """The registry of a runtime that serves HTTP."""
+    assert config.http
+    async with (
+        Runtime(config) as runtime,
+        Serving(runtime) as serving,
+        Functions(runtime, serving) as found,
+        node.opened(config.http, found),
+    ):
+        yield found
+
+
+def with_functions(store: Path, main: Callable[[Functions], Awaitable[None]], **more: Any) -> None:
+    """Run a coroutine beside such a runtime, in namespaces of their own."""
+
+    async def on() -> None:
+        async with functions(configuration(store, **more)) as found:
+            await main(found)
+
+    on_host(on)
+
+
+def zipped(**files: str) -> bytes:
+    """A zip file of Python modules."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(f"{name}.py", text)
+    return written.getvalue()
+
+
+def run(*words: object) -> str:
+    """The output of a program that must succeed."""
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (words, done.stdout, done.stderr)
+    return done.stdout
