@@ -49,7 +49,7 @@ def samples(experiment: Experiment, chosen: list[Case], repetitions: int) -> lis
     narrow = replace(experiment, axes=axes, cases=lambda _: chosen)
     plan = runner.Plan(narrow, Options(()), repetitions, seed=1, traced=False)
     with tempfile.TemporaryDirectory() as directory:
-        runner.run(plan, Path(directory), lambda *_: None)
+        runner.run(plan, Path(directory))
         found = store.read(Path(directory)).samples
     if failed := [one.error for one in found if one.latency is None]:
         raise RuntimeError(f"{len(failed)} of {len(found)} starts failed: {failed[0]}")

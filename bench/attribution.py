@@ -133,7 +133,7 @@ def observe(subject: Subject, directory: Path, repetitions: int = REPETITIONS) -
     wanted = [known[name] for name in (*subject.edges, *subject.expected) if name in known]
     plan = runner.Plan(find(subject.experiment), subject.options, repetitions, seed=1)
     with Probes(program, wanted) as probes:
-        runner.run(plan, directory, lambda *_: None)
+        runner.run(plan, directory)
         return Evidence(store.read(directory), probes.visits())
 
 
@@ -192,7 +192,7 @@ def _split(places: list[tuple[int, str]], start: int, end: int) -> list[tuple[st
 def steps(directory: Path, repetitions: int = REPETITIONS) -> tuple[Confusion, int]:
     """The time of each step that netsetup stamped, by phase; and over how many requests."""
     plan = runner.Plan(find("network-setup"), Options((1,)), repetitions, seed=1)
-    runner.run(plan, directory, lambda *_: None)
+    runner.run(plan, directory)
     run = store.read(directory)
     table: Confusion = defaultdict(lambda: defaultdict(int))
     requests = [

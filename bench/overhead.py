@@ -62,7 +62,7 @@ def run(workload: Workload, instances: int, repetitions: int) -> pl.DataFrame:
         narrow, Options((instances,), workload.runtimes, workload.networks), repetitions, seed=1
     )
     with tempfile.TemporaryDirectory() as directory:
-        runner.run(plan, Path(directory), lambda *_: None)
+        runner.run(plan, Path(directory))
         return store.read(Path(directory)).frame
 
 

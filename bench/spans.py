@@ -29,7 +29,7 @@ _PER_BATCH = 100
 def make(directory: Path, spans: int = SPANS) -> Path:
     """A run with that many spans, in batches of a hundred starts. Returns its path."""
     plan = runner.Plan(find("container-creation"), Options((10,), ("runc",)), 1, seed=1)
-    runner.run(plan, directory / "real", lambda *_: None)
+    runner.run(plan, directory / "real")
     real = store.read(directory / "real")
     traced = {sample.index: sample for sample in real.samples if sample.traced}
     parts = [

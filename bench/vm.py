@@ -113,7 +113,7 @@ def crowd() -> list[Mark]:
         lambda _: [Case({"instances": CROWD}, Qemu(Talker(LINES), accel="tcg", memory_mb=128))],
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
-        runner.run(runner.Plan(narrow, Options((CROWD,)), 3, 1), Path(directory), lambda *_: None)
+        runner.run(runner.Plan(narrow, Options((CROWD,)), 3, 1), Path(directory))
         samples = store.read(Path(directory)).samples
     expected = [f"line {number:05}" for number in range(LINES)]
     heard = [[span.name for span in one.guest.spans] for one in samples if one.guest]

@@ -13,7 +13,7 @@ their experiment's name.
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,9 +59,12 @@ T = TypeVar("T")
 class Writer:
     """Writes one run. ``append`` is durable against a kill once it returns."""
 
-    def __init__(self, path: Path, header: Header) -> None:
+    def __init__(
+        self, path: Path, header: Header, *, earlier: Sequence[Sample] | None = None
+    ) -> None:
+        """``earlier`` are the samples to keep of the run in ``path``, which this one continues."""
         try:
-            if path.exists() and any(path.iterdir()):
+            if earlier is None and path.exists() and any(path.iterdir()):
                 raise FirstlightError(f"{path} is not empty", "choose another directory with --out")
             (path / "spans").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -70,7 +73,11 @@ class Writer:
                 "choose another directory with --out",
             ) from error
         self.path = path
-        self.write_header(header)
+        if earlier is None:
+            self.write_header(header)
+        else:
+            (path / "footer.json").unlink(missing_ok=True)
+            _write(path / "samples.jsonl", b"".join(map(_line, earlier)))
         self._samples: IO[bytes] = (path / "samples.jsonl").open("ab")
 
     def __enter__(self) -> "Writer":
@@ -86,7 +93,7 @@ class Writer:
     def append(self, samples: Iterable[Sample]) -> None:
         """Append samples and flush them."""
         for sample in samples:
-            self._samples.write(msgspec.json.encode(sample) + b"\n")
+            self._samples.write(_line(sample))
         self._samples.flush()
 
     def append_spans(self, batch: int, spans: pl.DataFrame) -> None:
@@ -98,6 +105,10 @@ class Writer:
     def finish(self, footer: Footer) -> None:
         """Write the footer: how the run ended."""
         _write(self.path / "footer.json", msgspec.json.encode(footer))
+
+
+def _line(sample: Sample) -> bytes:
+    return msgspec.json.encode(sample) + b"\n"
 
 
 def _write(file: Path, content: Buffer) -> None:

@@ -28,7 +28,8 @@ from firstlight.lab.backends.oci import Oci
 from firstlight.lab.backends.process import Process
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.load import BURST, Outcome, Sequence, Shape
-from firstlight.lab.runner import Batch, Plan, sample, schedule
+from firstlight.lab.runner import Plan, sample
+from firstlight.lab.schedule import Batch, Schedule
 from firstlight.model import Ending, EndPoint, GuestLog, Point, Sample, Step
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -77,7 +78,7 @@ def plan(of: Experiment, **more: object) -> Plan:
 
 def measured(of: Experiment, out: Path, **more: object) -> store.Run:
     with returning_home():
-        runner.run(plan(of, **more), out / "run", lambda _batch, _done, _all: None)
+        runner.run(plan(of, **more), out / "run")
     return store.read(out / "run")
 
 
@@ -111,7 +112,7 @@ points_ = st.lists(
 
 def scheduled(points: list[Point], repetitions: int, seed: int, traced: bool) -> list[Batch]:
     cases = [Case(point, Scripts()) for point in points]
-    return schedule(cases, plan(experiment(), repetitions=repetitions, seed=seed, traced=traced))
+    return list(Schedule(cases, seed, lambda _: traced, repetitions).batches())
 
 
 @given(points_, st.integers(1, 6), st.integers(0, 2**32), st.booleans())
@@ -401,12 +402,13 @@ from firstlight.lab import runner
 from firstlight.lab.experiments import Options
 from firstlight.lab.experiments.container_creation import CONTAINER_CREATION
 
-def progress(batch, done, all_):
-    print("batch", done, flush=True)
+class Progress(runner.Silent):
+    def begin(self, batch, done):
+        print("batch", done, flush=True)
 
 try:
     runner.run(runner.Plan(CONTAINER_CREATION, Options((6,), ("runc",)), 50, 1),
-               Path(sys.argv[1]), progress)
+               Path(sys.argv[1]), Progress())
 except KeyboardInterrupt:
     sys.exit(130)
 """
@@ -438,6 +440,51 @@ def test_an_interrupt_keeps_what_was_measured_and_leaves_nothing(tmp_path: Path,
     assert len(run.samples) in ((batches - 1) * 6, batches * 6)
     assert left(run.header.run) == []
     assert links() == before
+
+
+class Impatient(runner.Silent):
+    """Interrupts a run after some batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def begin(self, batch: Batch, done: float) -> None:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+
+
+@needs_root
+def test_a_run_that_was_interrupted_or_killed_is_continued(tmp_path: Path) -> None:
+    out, of = tmp_path / "run", experiment("echo firstlight ready 1", "exit 1")
+    with returning_home(), pytest.raises(KeyboardInterrupt):
+        runner.run(plan(of, repetitions=3), out, Impatient(3))
+    samples = out / "samples.jsonl"
+    samples.write_bytes(samples.read_bytes()[:-9])  # as killed amid a batch
+    with returning_home():
+        runner.run(plan(of, repetitions=3), out, resume=True)
+    run = store.read(out)
+    assert [each.index for each in run.samples] == list(range(12))
+    batches = {(each.batch, each.point["script"], each.repetition) for each in run.samples}
+    assert len(batches) == 6
+    assert Counter(script for _, script, _ in batches) == {
+        "echo firstlight ready 1": 3,
+        "exit 1": 3,
+    }
+    assert run.footer is not None
+    assert not run.footer.interrupted
+    assert "continued" in run.footer.warnings[0]
+
+
+@needs_root
+@pytest.mark.parametrize("more", [{"seed": 2}, {"cold": True}])
+def test_a_run_is_continued_only_with_its_own_plan(tmp_path: Path, more: dict[str, object]) -> None:
+    of = experiment("echo firstlight ready 1")
+    measured(of, tmp_path)
+    before = (tmp_path / "run/samples.jsonl").read_bytes()
+    with returning_home(), pytest.raises(FirstlightError, match="cannot be continued"):
+        runner.run(plan(of, **more), tmp_path / "run", resume=True)
+    assert (tmp_path / "run/samples.jsonl").read_bytes() == before
 
 
 def name_of(directory: Path) -> str:

@@ -18,7 +18,8 @@ from firstlight.lab.backends import Backend, Command, Execute
 from firstlight.lab.backends.process import Process
 from firstlight.lab.experiments import Case
 from firstlight.lab.load import BURST, Generator, Outcome, Shape
-from firstlight.lab.runner import Batch, sample, traced_daemons
+from firstlight.lab.runner import sample, traced_daemons
+from firstlight.lab.schedule import Batch
 from firstlight.model import EndPoint, Header, Sample
 from firstlight.trace import bpf
 

@@ -10,7 +10,8 @@ from firstlight.lab import stuck
 from firstlight.lab.backends import Backend
 from firstlight.lab.experiments import Case
 from firstlight.lab.load import Generator
-from firstlight.lab.runner import Batch, sample
+from firstlight.lab.runner import sample
+from firstlight.lab.schedule import Batch
 from firstlight.model import Sample
 
 

@@ -1,5 +1,6 @@
 """The options of ``firstlight run``: their help, and the checks of their values."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,7 +64,19 @@ Repetitions = Annotated[
         help="Batches per point (3× for single starts).  [default: the experiment's]",
     ),
 ]
-Fast = Annotated[bool, typer.Option("--fast", help="Few repetitions and instances.")]
+Fast = Annotated[
+    bool, typer.Option("--fast", help="Few repetitions and instances, and at most 75 s.")
+]
+Budget = Annotated[
+    str,
+    typer.Option(
+        metavar="TIME",
+        help="Measure for so long, such as 60s or 5m; most where the figures vary most.",
+    ),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the interrupted run in the directory of --out.")
+]
 Rigorous = Annotated[bool, typer.Option("--rigorous", help="Many repetitions.")]
 Runtime = Annotated[str, typer.Option(metavar="NAME,NAME", help="OCI runtimes, by name or path.")]
 Cni = Annotated[
@@ -207,3 +220,14 @@ def check_space(directory: Path) -> None:
             f"{_FREE_BYTES_MIN >> 20} MiB",
             "free some space, or choose another directory with --out",
         )
+
+
+def budget(text: str) -> float | None:
+    """Seconds from a text such as ``90``, ``90s``, ``5m`` or ``1h``; None from ""."""
+    if not text:
+        return None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh]?)", text)
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise FirstlightError(f"--budget {text!r} is no time", "give one such as 60s, 5m or 1h")
+    return seconds

@@ -1,6 +1,5 @@
 """The verbs that measure: ``run``, and ``list`` for what there is to run."""
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,17 +7,18 @@ from typing import TYPE_CHECKING
 import typer
 
 from firstlight.cli import options as opt
-from firstlight.cli.output import RUNS, Json, examples, print_json, say, stderr, stdout
+from firstlight.cli.output import RUNS, Json, examples, print_json, say, stdout
 from firstlight.cli.report import analyse, show
 from firstlight.errors import FirstlightError
 
 if TYPE_CHECKING:
     from firstlight.analysis import Analysis
     from firstlight.lab.experiments import Experiment
-    from firstlight.lab.runner import Batch, Plan
+    from firstlight.lab.runner import Plan
 
 _FAST, _RIGOROUS = 3, 30
 _FAST_INSTANCES = (1, 10, 20)
+_FAST_SECONDS = 75.0
 
 
 def list_experiments(*, as_json: Json = False) -> None:
@@ -54,6 +54,7 @@ def run(
     repetitions: opt.Repetitions = None,
     fast: opt.Fast = False,
     rigorous: opt.Rigorous = False,
+    budget: opt.Budget = "",
     runtime: opt.Runtime = "",
     cni: opt.Cni = None,
     hypervisor: opt.Hypervisor = None,
@@ -66,6 +67,7 @@ def run(
     image: opt.Image = "",
     end_point: opt.EndPointName = "",
     out: opt.Out = None,
+    resume: opt.Resume = False,
     cold: opt.Cold = False,
     trace: opt.Trace = True,
     deadline: opt.Deadline = 60.0,
@@ -82,6 +84,8 @@ def run(
     chosen = catalogue.find(experiment)
     if fast and rigorous:
         raise FirstlightError("--fast and --rigorous exclude each other", "give one of them")
+    if resume and out is None:
+        raise FirstlightError("--resume needs the run to continue", "give its directory with --out")
     options = Options(
         opt.instances(instances) or _instances(chosen, fast=fast),
         opt.runtimes(runtime),
@@ -98,12 +102,14 @@ def run(
         deadline=deadline,
     )
     opt.check_use(chosen, options)
-    default = _FAST if fast else _RIGOROUS if rigorous else chosen.repetitions
+    seconds = opt.budget(budget) or (_FAST_SECONDS if fast else None)
+    default = _FAST if fast else _RIGOROUS if rigorous else None if seconds else chosen.repetitions
     plan = runner.Plan(
-        chosen, options, repetitions or default, seed, traced=trace, cold=cold, deadline=deadline
-    )
+        chosen, options, repetitions or default, seed, traced=trace, cold=cold, deadline=deadline,
+        budget=seconds,
+    )  # fmt: skip
     directory = out or RUNS / f"{chosen.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    measured = _measure(plan, directory)
+    measured = _measure(plan, directory, resume=resume)
     show([measured], as_json=as_json)
     say(f"run: {directory}\nfull report: firstlight report {directory} --html report.html")
     raise typer.Exit(not any(sample.latency is not None for sample in measured.run.samples))
@@ -116,6 +122,8 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "run container-creation", "run network-setup --instances 1,10,50 --repetitions 20",
             "run container-creation --runtime runc,/usr/local/bin/youki --fast",
+            "run container-creation --budget 60s",
+            "run container-creation --rigorous --out mine --resume",
             "run rootfs --cold", "run cni-breakdown --cni /etc/cni/net.d/10-mine.conflist",
             "run agile --end-point first-packet --instances 1,10",
             "run kubernetes-pods --kubeconfig ~/.kube/config --context mine",
@@ -129,42 +137,19 @@ def _instances(experiment: "Experiment", *, fast: bool) -> tuple[int, ...]:
     return few if fast and few else experiment.instances
 
 
-def _measure(plan: "Plan", directory: Path) -> "Analysis":
+def _measure(plan: "Plan", directory: Path, *, resume: bool) -> "Analysis":
+    from firstlight.cli.progress import Progress
     from firstlight.lab import runner
 
     opt.check_space(directory)
     try:
-        with _Progress(plan.experiment.name) as progress:
-            runner.run(plan, directory, progress.show)
+        with Progress(plan.experiment.name, plan.budget) as progress:
+            runner.run(plan, directory, progress, resume=resume)
     except KeyboardInterrupt:
         if (directory / "header.json").exists():
-            say(f"interrupted: what was measured is in {directory}")
+            say(
+                f"interrupted: what was measured is in {directory}\n"
+                f"continue with the same command and --out {directory} --resume"
+            )
         raise
     return analyse(directory)
-
-
-class _Progress:
-    """A bar on stderr with the current batch and the time left."""
-
-    def __init__(self, title: str) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"),
-            TimeRemainingColumn(), TextColumn("{task.fields[batch]}"), console=stderr(),
-            transient=True, disable=not sys.stderr.isatty(),
-        )  # fmt: skip
-        self._task = self._bar.add_task(title, total=None, batch="")
-
-    def __enter__(self) -> "_Progress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, batch: "Batch", done: int, total: int) -> None:
-        """Show the batch that starts now."""
-        settings = ", ".join(f"{axis} {value}" for axis, value in batch.point.items())
-        traced = ", traced" if batch.traced else ""
-        self._bar.update(self._task, completed=done, total=total, batch=settings + traced)

@@ -1,24 +1,25 @@
 """Runs an experiment: expands its points, shuffles the schedule, measures each batch."""
 
 import os
-import random
 import secrets
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
 from collections.abc import Sequence as Sequenced
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import msgspec
 
 from firstlight import __version__
-from firstlight.errors import Failed, Unsupported
+from firstlight.analysis.compare import SAME_MACHINE
+from firstlight.errors import Failed, FirstlightError, Unsupported
 from firstlight.host import facts
 from firstlight.host.netns import settle
 from firstlight.host.workspace import sandbox
@@ -26,77 +27,106 @@ from firstlight.lab import stuck
 from firstlight.lab.backends import Ask, Backend, Command, Execute, ending_at
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.load import Generator, Outcome
-from firstlight.model import Ending, Footer, GuestLog, Header, Point, Sample, Stamps
+from firstlight.lab.schedule import LEAST, Batch, Schedule, work
+from firstlight.model import Ending, Footer, GuestLog, Header, Sample, Stamps
 from firstlight.native import checkout
-from firstlight.store import Writer
+from firstlight.store import Writer, read
 from firstlight.trace import bpf
 
 DEADLINE_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 _LAST_LINE_CHARACTERS = 300
-_SAMPLES_MIN = 3  # per repetition, for points with few instances
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure and how. ``deadline`` is per start, in seconds."""
+    """What to measure and how. ``deadline`` is per start, in seconds.
+
+    ``budget``, in seconds, ends the run; ``repetitions`` is then the most, or None.
+    """
 
     experiment: Experiment
     options: Options
-    repetitions: int
+    repetitions: int | None
     seed: int
     traced: bool = True
     cold: bool = False
     deadline: float = DEADLINE_SECONDS
+    budget: float | None = None
 
 
-@dataclass(frozen=True)
-class Batch:
-    """An entry of the schedule."""
+class Progress(Protocol):
+    """Is told of each batch before it is measured, and of its samples after."""
 
-    case: Case
-    repetition: int
-    traced: bool
+    def begin(self, batch: Batch, done: float) -> None:
+        """``done`` is the share of the run's work, or of its budget, that is behind it."""
 
-    @property
-    def point(self) -> Point:
-        """The settings of its case."""
-        return self.case.point
+    def end(self, batch: Batch, samples: Sequenced[Sample]) -> None:
+        """The samples of the batch that began last."""
 
 
-def schedule(cases: Sequenced[Case], plan: Plan) -> list[Batch]:
-    """The batches of a run in a seeded random order, repetition by repetition.
+class Silent:
+    """Shows nothing."""
 
-    Shuffling within repetitions interleaves the points, so a drift of the machine meets all of
-    them. Points with few instances get more batches, for as many samples.
-    """
-    order = random.Random(plan.seed)  # noqa: S311 - a schedule, not a secret
-    by_kernel = plan.experiment.explained_by == "kernel"
-    batches = []
-    for repetition in range(plan.repetitions):
-        part = []
-        for case in cases:
-            for _ in range(max(1, _SAMPLES_MIN // case.instances)):
-                part.append(Batch(case, repetition, traced=False))
-                if plan.traced and (case.instances == 1 or by_kernel):
-                    part.append(Batch(case, repetition, traced=True))
-        order.shuffle(part)
-        batches += part
-    return batches
+    def begin(self, batch: Batch, done: float) -> None:
+        """Show nothing."""
+
+    def end(self, batch: Batch, samples: Sequenced[Sample]) -> None:
+        """Show nothing."""
 
 
-def run(plan: Plan, out: Path, progress: Callable[[Batch, int, int], None]) -> None:
+def run(plan: Plan, out: Path, progress: Progress = Silent(), *, resume: bool = False) -> None:  # noqa: B008 - it has no state
     """Measure an experiment into the run directory ``out``.
 
-    ``progress`` is called before each batch with the work done and the total (see ``work``). On
-    KeyboardInterrupt the run keeps what was measured, is marked as interrupted, and re-raises.
+    On KeyboardInterrupt the run keeps what was measured, is marked as interrupted, and re-raises.
+    ``resume`` continues such a run with the same plan, or one with more repetitions. Raises
+    FirstlightError if the run in ``out`` has another plan or is of another machine.
     """
     cases, skipped = _usable(plan)
-    backends = [case.backend for case in cases]
     if plan.traced:
         bpf.probe()
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    header = Header(
+    header = _header(plan, name, cases, skipped)
+    earlier = _earlier(out, header) if resume else None
+    schedule = Schedule(
+        cases, plan.seed, traced=lambda case: _is_traced(plan, case), earlier=earlier or (),
+        repetitions=plan.repetitions, budget=plan.budget,
+    )  # fmt: skip
+    warnings = ["This run was interrupted and continued: its parts are of different times."]
+    with Writer(out, header, earlier=earlier) as writer:
+        interrupted = True
+        try:
+            with _Lab(plan, writer, name, earlier or ()) as lab:
+                _measure(lab, schedule, progress)
+            interrupted = False
+        finally:
+            warnings = warnings if earlier else []
+            if plan.budget is not None and (short := schedule.short()):
+                warnings.append(
+                    f"{short} of {len(cases)} points have fewer than {LEAST} batches: "
+                    f"the budget of {plan.budget:.0f} s ended before"
+                )
+            footer = Footer(ended=_now(), interrupted=interrupted, warnings=tuple(warnings))
+            writer.finish(footer)
+
+
+def _measure(lab: "_Lab", schedule: Schedule, progress: Progress) -> None:
+    begun = time.monotonic()
+    whole, behind = schedule.work(), 0
+    for batch in schedule.batches():
+        at = time.monotonic()
+        progress.begin(
+            batch, behind / whole if schedule.budget is None else (at - begun) / schedule.budget
+        )
+        samples = lab.measure(batch)
+        behind += work(batch.case)
+        schedule.ended(batch, samples, time.monotonic() - at)
+        progress.end(batch, samples)
+
+
+def _header(plan: Plan, name: str, cases: list[Case], skipped: dict[str, str]) -> Header:
+    backends = [case.backend for case in cases]
+    return Header(
         run=name,
         experiment=plan.experiment.name,
         question=plan.experiment.question,
@@ -107,7 +137,7 @@ def run(plan: Plan, out: Path, progress: Callable[[Batch, int, int], None]) -> N
         seed=plan.seed,
         started=_now(),
         revision=revision(),
-        repetitions=plan.repetitions,
+        repetitions=plan.repetitions or 0,
         cold=plan.cold,
         environment={**facts.collect(), **plan.experiment.facts(plan.options)},
         notes=tuple(
@@ -118,20 +148,33 @@ def run(plan: Plan, out: Path, progress: Callable[[Batch, int, int], None]) -> N
         skipped=tuple(skipped.items()),
         presentation=plan.experiment.presentation,
     )
-    with Writer(out, header) as writer:
-        interrupted = True
-        try:
-            with _Lab(plan, writer, name) as lab:
-                for batch in (batches := schedule(cases, plan)):
-                    lab.measure(batch, progress, sum(map(work, batches)))
-            interrupted = False
-        finally:
-            writer.finish(Footer(ended=_now(), interrupted=interrupted))
 
 
-def work(batch: Batch) -> int:
-    """The relative duration of a batch, roughly."""
-    return batch.case.instances + 4
+def _is_traced(plan: Plan, case: Case) -> bool:
+    """Many at once are traced only where the kernel's events explain a start."""
+    return plan.traced and (case.instances == 1 or plan.experiment.explained_by == "kernel")
+
+
+def _earlier(out: Path, header: Header) -> list[Sample]:
+    """The samples of the run to continue, without those of a batch that was cut off."""
+    run = read(out)
+    apart = [
+        f"{name} {before} and {now}"
+        for name, before, now in (
+            *((fact, run.header.environment.get(fact), header.environment.get(fact))
+              for fact in SAME_MACHINE),
+            *((field, getattr(run.header, field), getattr(header, field))
+              for field in ("experiment", "seed", "cold", "end_point", "points")),
+        )
+        if before != now
+    ]  # fmt: skip
+    if apart:
+        raise FirstlightError(
+            f"{out} cannot be continued: {'; '.join(apart)}",
+            "give the options that it was started with",
+        )
+    count = Counter(sample.batch for sample in run.samples)
+    return [each for each in run.samples if count[each.batch] == each.point["instances"]]
 
 
 def _usable(plan: Plan) -> tuple[list[Case], dict[str, str]]:
@@ -171,9 +214,10 @@ def _reasons(skipped: dict[str, str]) -> str:
 class _Lab:
     """A run in progress: its workspace, load generator and tracer."""
 
-    def __init__(self, plan: Plan, writer: Writer, name: str) -> None:
+    def __init__(self, plan: Plan, writer: Writer, name: str, earlier: Sequenced[Sample]) -> None:
         self._plan, self._writer, self._name = plan, writer, name
-        self._batches = self._samples = self._done = 0
+        self._batches = max((sample.batch + 1 for sample in earlier), default=0)
+        self._samples = max((sample.index + 1 for sample in earlier), default=0)
 
     def __enter__(self) -> "_Lab":
         with ExitStack() as stack:
@@ -194,12 +238,8 @@ class _Lab:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def measure(
-        self, batch: Batch, progress: Callable[[Batch, int, int], None], total: int
-    ) -> None:
-        """Run one batch and store its samples and spans."""
-        progress(batch, self._done, total)
-        self._done += work(batch)
+    def measure(self, batch: Batch) -> list[Sample]:
+        """Run one batch, and store its samples and spans."""
         case = batch.case
         with ExitStack() as stack:
             try:
@@ -207,8 +247,9 @@ class _Lab:
                     case.backend.prepared(case.instances, self._workspace)
                 )
             except Failed as error:
-                self._keep(unprepared(batch, self._batches, self._samples, error.message))
-                return
+                failed = unprepared(batch, self._batches, self._samples, error.message)
+                self._keep(failed)
+                return failed
             commands = prepared.commands
             batch = replace(batch, traced=batch.traced and can_trace(commands))
             if self._plan.cold:
@@ -238,6 +279,7 @@ class _Lab:
             roots |= dict.fromkeys(traced_daemons(commands), self._samples)
             self._writer.append_spans(self._batches, self._tracer.collect(roots))
         self._keep(samples)
+        return samples
 
     def _keep(self, samples: list[Sample]) -> None:
         self._writer.append(samples)

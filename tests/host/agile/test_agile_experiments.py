@@ -47,7 +47,7 @@ def measure(tmp_path: Path) -> Iterator[Measure]:
         small = replace(experiment, cases=lambda _options: cases)
         plan = runner.Plan(small, Options((1,)), repetitions=1, seed=1, traced=False, deadline=30)
         with returning_home():
-            runner.run(plan, tmp_path / "run", lambda _batch, _done, _all: None)
+            runner.run(plan, tmp_path / "run")
         runs.append(store.read(tmp_path / "run"))
         return runs[0]
 

@@ -40,7 +40,7 @@ def measured(name: str, out: Path, *, traced: bool) -> store.Run:
     plan = Plan(ALL[name], asked, repetitions=1, seed=1, traced=traced, deadline=60)
     try:
         with returning_home():
-            runner.run(plan, out / name, lambda _batch, _done, _all: None)
+            runner.run(plan, out / name)
     except Unsupported as error:
         pytest.skip(error.message)
     return store.read(out / name)

@@ -187,7 +187,7 @@ def test_what_cannot_run_is_said_once_for_each_reason() -> None:
     experiment = Experiment("bare", "?", "", ("what", "instances"), cases)
     plan = runner.Plan(experiment, Options((1,)), 1, 1, traced=False)
     with pytest.raises(Unsupported) as caught:
-        runner.run(plan, Path("/nonexistent"), lambda *_: None)
+        runner.run(plan, Path("/nonexistent"))
     assert caught.value.message == (
         "bare cannot run here: a and 2 more: it needs root (run it with sudo)"
     )

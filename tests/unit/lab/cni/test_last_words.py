@@ -3,7 +3,8 @@
 from firstlight.lab.backends.process import Process
 from firstlight.lab.experiments import Case
 from firstlight.lab.load import Outcome
-from firstlight.lab.runner import Batch, sample
+from firstlight.lab.runner import sample
+from firstlight.lab.schedule import Batch
 from firstlight.model import Ending
 
 WHERE = "hung in phase datastore: calico (pid 7) is in read socket:inet"

@@ -1,0 +1,182 @@
+"""In which order a run's batches are measured, and when it is enough.
+
+Without a budget a run has a fixed number of repetitions. With one it ends when the time is used up:
+first every point is measured once, those with few instances first; after ``LEAST`` repetitions of
+each, every further one goes to the point whose median is known least well, by its relative 95 %
+interval.
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from firstlight.analysis.stats import quantile_interval
+from firstlight.lab.experiments import Case
+from firstlight.model import Point, Sample
+
+LEAST = 3
+"""Fewer repetitions of a point do not show how it varies."""
+_SAMPLES_MIN = 3  # per repetition, for points with few instances
+_RESAMPLES = 300  # of an interval that only ranks points
+
+
+@dataclass(frozen=True)
+class Batch:
+    """An entry of the schedule."""
+
+    case: Case
+    repetition: int
+    traced: bool
+
+    @property
+    def point(self) -> Point:
+        """The settings of its case."""
+        return self.case.point
+
+
+@dataclass
+class Schedule:
+    """The batches of a run, in the order of measurement.
+
+    ``repetitions`` is the number for each point; with a ``budget``, in seconds, it is None or the
+    most. ``traced(case)`` says whether a case is traced as well. ``earlier`` are the samples of an
+    interrupted run that this one continues. ``ended`` is called with the samples of each batch.
+    """
+
+    cases: Sequence[Case]
+    seed: int
+    traced: Callable[[Case], bool]
+    repetitions: int | None
+    budget: float | None = None
+    earlier: Sequence[Sample] = ()
+    clock: Callable[[], float] = time.monotonic
+    _took: dict[int, float] = field(default_factory=dict)
+    _known: dict[int, tuple[list[int], list[int]]] = field(default_factory=dict)
+    _rounds: Counter[int] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        """Start the clock."""
+        self._begun = self.clock()
+        self._order = random.Random(self.seed)  # noqa: S311 - a schedule, not a secret
+        self._done = _done(self.earlier)
+        for sample in self.earlier:
+            self._learn(self._number(sample.point), sample)
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches. With a budget, each depends on the samples given to ``ended`` before."""
+        least = self.repetitions or LEAST
+        for _ in range(least if self.budget is None else min(least, LEAST)):
+            yield from self._timely(self._round(range(len(self.cases))))
+        while self.budget is not None and (open_ := self._open()):
+            yield from self._timely(self._round([max(open_, key=self._width)]))
+
+    def ended(self, batch: Batch, samples: Sequence[Sample], seconds: float) -> None:
+        """Take note of a batch that took so long."""
+        number = self._number(batch.point)
+        self._took[number] = seconds
+        for sample in samples:
+            self._learn(number, sample)
+
+    def work(self) -> int:
+        """The relative duration of all batches, without a budget."""
+        once = sum(work(case) for case in self.cases for _ in self._of(case, 0))
+        return once * (self.repetitions or 0)
+
+    def short(self) -> int:
+        """How many points have fewer repetitions than ``LEAST``, or than asked for."""
+        least = min(LEAST, self.repetitions or LEAST)
+        return sum(
+            len(set(self._known.get(number, ((), ()))[1])) < least
+            for number in range(len(self.cases))
+        )
+
+    def _round(self, numbers: Sequence[int]) -> list[Batch]:
+        """One more repetition of some cases, in random order: a drift of the machine meets all."""
+        batches: list[Batch] = []
+        for number in numbers:
+            batches += self._of(self.cases[number], self._rounds[number])
+            self._rounds[number] += 1
+        self._order.shuffle(batches)
+        if self.budget is not None and not self._took:
+            batches.sort(key=lambda batch: work(batch.case))
+        return [batch for batch in batches if not self._is_done(batch)]
+
+    def _of(self, case: Case, repetition: int) -> Iterator[Batch]:
+        """Points with few instances get more batches, for as many samples."""
+        for _ in range(max(1, _SAMPLES_MIN // case.instances)):
+            yield Batch(case, repetition, traced=False)
+            if self.traced(case):
+                yield Batch(case, repetition, traced=True)
+
+    def _timely(self, batches: Sequence[Batch]) -> Iterator[Batch]:
+        """Those that end in time."""
+        for batch in batches:
+            if self.budget is not None:
+                spent = self.clock() - self._begun
+                if spent + self._expected(batch) > self.budget:
+                    continue
+            yield batch
+
+    def _expected(self, batch: Batch) -> float:
+        """How long a batch takes: as the latest of its case, or in proportion to the slowest."""
+        number = self._number(batch.point)
+        if number in self._took:
+            return self._took[number]
+        paces = (took / work(self.cases[n]) for n, took in self._took.items())
+        return max(paces, default=0.0) * work(batch.case)
+
+    def _open(self) -> list[int]:
+        """The cases that may have one more repetition, and for which there is time."""
+        assert self.budget is not None
+        left = self.budget - (self.clock() - self._begun)
+        return [
+            number
+            for number in range(len(self.cases))
+            if (self.repetitions is None or self._rounds[number] < self.repetitions)
+            and 0 < self._took.get(number, left) < left
+        ]
+
+    def _width(self, number: int) -> float:
+        """The relative width of a median's interval; a point with no ready start has none."""
+        latencies, batches = self._known.get(number, ([], []))
+        if not latencies:
+            return 0.0
+        interval = quantile_interval(latencies, 0.5, groups=batches, resamples=_RESAMPLES)
+        return (interval.high - interval.low) / max(interval.value, 1)
+
+    def _learn(self, number: int, sample: Sample) -> None:
+        if sample.latency is not None and not sample.traced:
+            latencies, batches = self._known.setdefault(number, ([], []))
+            latencies.append(sample.latency)
+            batches.append(sample.batch)
+
+    def _number(self, point: Point) -> int:
+        return next(number for number, case in enumerate(self.cases) if case.point == point)
+
+    def _is_done(self, batch: Batch) -> bool:
+        """Whether the earlier run has measured it. What cannot be traced was measured without."""
+        for traced in (batch.traced, False):
+            key = (frozenset(batch.point.items()), batch.repetition, traced)
+            if self._done[key]:
+                self._done[key] -= 1
+                return True
+        return False
+
+
+Done = Counter[tuple[frozenset[tuple[str, object]], int, bool]]
+
+
+def _done(samples: Sequence[Sample]) -> Done:
+    """How often each batch was measured, by point, repetition and whether it was traced."""
+    batches = {
+        sample.batch: (frozenset(sample.point.items()), sample.repetition, sample.traced)
+        for sample in samples
+    }
+    return Counter(batches.values())
+
+
+def work(case: Case) -> int:
+    """The relative duration of one of its batches, roughly."""
+    return case.instances + 4

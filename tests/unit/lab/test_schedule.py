@@ -1,0 +1,129 @@
+"""Which batches are measured: within a budget, and after an interrupt."""
+
+import random
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firstlight.host.workspace import Workspace
+from firstlight.lab.backends import Prepared
+from firstlight.lab.experiments import Case
+from firstlight.lab.schedule import LEAST, Batch, Schedule
+from firstlight.model import Ending, EndPoint, Point, Sample, Stamps
+
+MS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """A backend that is never asked."""
+
+    name: str = "nothing"
+    end_point: EndPoint = EndPoint.EXIT
+    note: str | None = None
+
+    def probe(self) -> None:
+        """Needs nothing."""
+
+    def prepared(self, instances: int, workspace: Workspace) -> AbstractContextManager[Prepared]:
+        raise NotImplementedError
+
+
+@dataclass
+class Machine:
+    """Measures a schedule: how long a batch takes, and how much its latency varies, by point."""
+
+    seconds: dict[str, float]
+    spread: dict[str, float] = field(default_factory=dict)
+    now: float = 0.0
+    samples: list[Sample] = field(default_factory=list)
+
+    def schedule(self, budget: float | None, **more: object) -> Schedule:
+        cases = [Case({"name": name, "instances": 3}, Nothing()) for name in self.seconds]
+        return Schedule(
+            cases, 1, lambda _: False, budget=budget, clock=lambda: self.now,
+            **({"repetitions": None} | more),  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def measure(self, schedule: Schedule, most: int = 10_000) -> dict[str, int]:
+        """How many batches each point had, of the first ``most``."""
+        chance = random.Random(7)
+        count = dict.fromkeys(self.seconds, 0)
+        for number, batch in enumerate(schedule.batches()):
+            if number == most:
+                break
+            name = str(batch.point["name"])
+            self.now += self.seconds[name]
+            spread = self.spread.get(name, 0.0)
+            took = [round(MS * (1 + spread * chance.random())) for _ in range(3)]
+            samples = [self._sample(batch, latency) for latency in took]
+            self.samples += samples
+            schedule.ended(batch, samples, self.seconds[name])
+            count[name] += 1
+        return count
+
+    def _sample(self, batch: Batch, latency: int) -> Sample:
+        place = len(self.samples)
+        return Sample(
+            index=place, batch=place // 3, instance=0, repetition=batch.repetition,
+            point=batch.point, traced=batch.traced, ending=Ending.READY,
+            stamps=Stamps(0, 0, latency, latency),
+        )  # fmt: skip
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=1, max_size=6), st.floats(1, 100), st.integers(1, 5))
+def test_a_budget_is_kept_but_for_what_was_not_known_to_take_longer(
+    seconds: list[float], budget: float, most: int
+) -> None:
+    machine = Machine({str(place): each for place, each in enumerate(seconds)})
+    count = machine.measure(machine.schedule(budget, repetitions=most))
+    assert machine.now <= budget + max(seconds)
+    assert all(each <= most for each in count.values())
+
+
+def test_most_of_a_budget_goes_to_what_varies_most() -> None:
+    machine = Machine({"steady": 1.0, "varying": 1.0}, {"varying": 5.0})
+    count = machine.measure(machine.schedule(60.0))
+    assert count["steady"] == LEAST
+    assert count["varying"] >= 50
+
+
+def test_a_slow_point_does_not_keep_others_from_a_budgets_rest() -> None:
+    machine = Machine({"slow": 50.0, "quick": 1.0}, {"slow": 9.0, "quick": 1.0})
+    schedule = machine.schedule(60.0)
+    count = machine.measure(schedule)
+    assert count["slow"] == 1
+    assert count["quick"] >= 9
+    assert schedule.short() == 1
+
+
+@pytest.mark.parametrize("most", range(12))
+def test_a_run_that_is_continued_has_the_batches_of_one_that_was_not(most: int) -> None:
+    names = {"a": 1.0, "b": 1.0, "c": 1.0}
+    whole = list(Machine(names).schedule(None, repetitions=4).batches())
+    machine = Machine(names)
+    machine.measure(machine.schedule(None, repetitions=4), most)
+    rest = list(machine.schedule(None, repetitions=4, earlier=machine.samples).batches())
+    assert rest == whole[most:]
+
+
+def test_a_run_can_be_continued_with_more_repetitions() -> None:
+    machine = Machine({"a": 1.0, "b": 1.0})
+    machine.measure(machine.schedule(None, repetitions=2))
+    rest = list(machine.schedule(None, repetitions=5, earlier=machine.samples).batches())
+    assert {batch.repetition for batch in rest} == {2, 3, 4}
+    assert len(rest) == 6
+
+
+def test_what_could_not_be_traced_is_not_measured_again() -> None:
+    point: Point = {"instances": 3}
+    untraced = [
+        Sample(index=batch, batch=batch, instance=0, repetition=0, point=point, traced=False,
+               ending=Ending.READY, stamps=Stamps(0, 0, 5, 5))
+        for batch in range(2)
+    ]  # fmt: skip
+    schedule = Schedule([Case(point, Nothing())], 1, lambda _: True, 1, earlier=untraced)
+    assert list(schedule.batches()) == []
