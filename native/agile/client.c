@@ -48,7 +48,7 @@ void clients_accept(void)
 }
 
 /* The client has gone: so do its instances, but for those that it detached. */
-static void end(int index)
+void client_end(int index)
 {
 	struct client *client = &node.clients[index];
 	descriptor_close(&client->descriptor);
@@ -66,15 +66,18 @@ static void end(int index)
 	leave(index);
 }
 
+/* 0 or a negative errno; after -EAGAIN the client is not read from until it has read. */
 static int tell(int index, const struct answer *answer)
 {
 	struct client *client = &node.clients[index];
+	if (client->blocked)
+		return -EAGAIN;
 	int failed = socket_send(client->descriptor, answer, sizeof *answer, NULL, 0);
-	if (failed == -EAGAIN && !client->blocked) {
-		client->blocked = true;
-		watch_again(client->descriptor, ON_CLIENT, index, EPOLLOUT);
-	}
-	return failed;
+	if (failed != -EAGAIN && failed != -ENOBUFS && failed != -ENOMEM)
+		return failed;
+	client->blocked = true;
+	watch_again(client->descriptor, ON_CLIENT, index, EPOLLOUT);
+	return -EAGAIN;
 }
 
 /* What is owed is made from the instances' own records: a client that does not read costs no
@@ -103,9 +106,8 @@ void client_tell(int index)
 	}
 }
 
-/* A refusal of what is no instance yet. One that a client does not read in time is lost with it: such
- * a client is closed. */
-void client_refuse(int index, const struct ask *ask, int error, enum step step)
+/* Of what is no instance yet. -EAGAIN: the client does not read. */
+int client_refuse(int index, const struct ask *ask, int error, enum step step)
 {
 	struct answer answer = {.magic = ASK_MAGIC,
 				.verb = ANSWER_REFUSED,
@@ -113,8 +115,37 @@ void client_refuse(int index, const struct ask *ask, int error, enum step step)
 				.instance = ask->instance,
 				.error = error,
 				.step = step};
-	if (tell(index, &answer))
-		end(index);
+	int failed = tell(index, &answer);
+	if (failed && failed != -EAGAIN)
+		client_end(index);
+	return failed == -EAGAIN ? failed : 0;
+}
+
+/* The answer to what was just read: there is room for one that has to wait. */
+static void answer_now(int index, const struct ask *ask, int error, enum step step)
+{
+	struct client *client = &node.clients[index];
+	struct answer answer = {.magic = ASK_MAGIC,
+				.verb = error ? ANSWER_REFUSED : ANSWER_PONG,
+				.tag = ask->tag,
+				.instance = ask->instance,
+				.error = error,
+				.step = error ? step : 0};
+	int failed = tell(index, &answer);
+	if (failed == -EAGAIN) {
+		client->unsent = answer;
+		client->has_unsent = true;
+	} else if (failed) {
+		client_end(index);
+	}
+}
+
+static void start(int index, const struct ask *ask, struct rights *rights)
+{
+	enum step step = STEP_FUNCTION;
+	int failed = ask->function < FUNCTIONS ? instance_start(ask, rights, index, &step) : ENOENT;
+	if (failed)
+		answer_now(index, ask, failed, step);
 }
 
 static void attach(int index, const struct ask *ask)
@@ -129,7 +160,7 @@ static void attach(int index, const struct ask *ask)
 	if (!failed)
 		failed = socket_send(function->resident, ask, sizeof *ask, &client->descriptor, 1);
 	if (failed) {
-		client_refuse(index, ask, -failed, STEP_FUNCTION);
+		answer_now(index, ask, -failed, STEP_FUNCTION);
 		return;
 	}
 	descriptor_close(&client->descriptor);
@@ -138,28 +169,21 @@ static void attach(int index, const struct ask *ask)
 
 static void serve(int index, const struct ask *ask, struct rights *rights)
 {
-	struct answer pong = {.magic = ASK_MAGIC, .verb = ANSWER_PONG, .tag = ask->tag};
-	int failed;
 	switch (ask->verb) {
 	case ASK_PING:
-		if (tell(index, &pong))
-			end(index);
+		answer_now(index, ask, 0, STEP_CLONE);
 		return;
 	case ASK_START:
-		instance_start(ask, rights, index);
+		start(index, ask, rights);
 		return;
 	case ASK_SIGNAL:
-		failed = instance_signal(ask->instance, ask->signal);
-		if (failed)
-			client_refuse(index, ask, -failed, STEP_CLONE);
-		else if (tell(index, &pong))
-			end(index);
+		answer_now(index, ask, -instance_signal(ask->instance, ask->signal), STEP_CLONE);
 		return;
 	case ASK_ATTACH:
 		attach(index, ask);
 		return;
 	default:
-		client_refuse(index, ask, EPROTO, STEP_CLONE);
+		answer_now(index, ask, EPROTO, STEP_CLONE);
 	}
 }
 
@@ -201,7 +225,7 @@ static void read_one(int index)
 		if (peeked < 0 && (errno == EAGAIN || errno == EINTR))
 			return;
 		if (peeked <= 0) {
-			end(index);
+			client_end(index);
 			return;
 		}
 		if (first != (char)(ASK_MAGIC & 0xff)) {
@@ -216,9 +240,9 @@ static void read_one(int index)
 	if (size != sizeof ask || ask.magic != ASK_MAGIC) {
 		struct ask nothing = {.tag = size == sizeof ask ? ask.tag : 0};
 		if (size == 0 || (size < 0 && size != -EMSGSIZE))
-			end(index);
+			client_end(index);
 		else
-			client_refuse(index, &nothing, EPROTO, STEP_CLONE);
+			answer_now(index, &nothing, EPROTO, STEP_CLONE);
 		return;
 	}
 	serve(index, &ask, &rights);
@@ -230,12 +254,15 @@ void client_ready(int index, uint32_t events)
 	if (client->descriptor < 0)
 		return;
 	if ((client->blocked || client->held) && events & (EPOLLERR | EPOLLHUP)) {
-		end(index);
+		client_end(index);
 		return;
 	}
 	if (client->blocked && events & EPOLLOUT) {
 		client->blocked = false;
 		watch_again(client->descriptor, ON_CLIENT, index, EPOLLIN);
+		if (client->has_unsent && tell(index, &client->unsent) == -EAGAIN)
+			return;
+		client->has_unsent = false;
 		client_tell(index);
 		return;
 	}

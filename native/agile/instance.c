@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PENDING_SECONDS = 30, LULL = 5000000, RETRY = 10000000, MOMENT = 200000 }; /* ns */
+enum { LULL = 5000000, RETRY = 10000000 }; /* ns */
 
 void instances_open(int limit)
 {
@@ -359,6 +359,11 @@ void instances_warm(void)
 	node.last_made = monotonic() + (failed ? RETRY : 0);
 }
 
+int64_t instances_next(void)
+{
+	return makes_more() ? next_fill() : INT64_MAX;
+}
+
 /* Those that there are too many of serve the next starts. */
 int instances_keep(uint32_t high, uint32_t low, uint32_t interval)
 {
@@ -467,43 +472,24 @@ static int clone_instance(int index, struct place *place, int root)
 	return 0;
 }
 
-static bool defer(const struct ask *ask, struct rights *rights, int client)
+static int refusal(enum step *step, int error, enum step failed)
 {
-	if (node.pending_count == PENDING)
-		return false;
-	int place = (node.pending_first + node.pending_count++) % PENDING;
-	node.pending[place] = (struct pending){
-		.ask = *ask,
-		.rights = *rights,
-		.client = client,
-		.client_generation = node.clients[client].generation,
-		.until = monotonic() + PENDING_SECONDS * 1000000000LL,
-	};
-	rights->count = 0;
-	return true;
+	*step = failed;
+	return error;
 }
 
-/* 0 if it was started, or refused and so answered; -EAGAIN if it has to wait for parts. */
-static int start(const struct ask *ask, struct rights *rights, int client)
+int instance_try(const struct ask *ask, struct rights *rights, int client, enum step *step)
 {
 	struct function *function = &node.functions[ask->function];
 	bool words = ask->flags & ASK_WORDS;
-	if (!function->known) {
-		client_refuse(client, ask, ENOENT, STEP_FUNCTION);
-		return 0;
-	}
-	if (ask->version && ask->version != function->definition.version) {
-		client_refuse(client, ask, ESTALE, STEP_FUNCTION);
-		return 0;
-	}
-	if (rights->count != (words ? 4 : 3)) {
-		client_refuse(client, ask, EBADMSG, STEP_STREAMS);
-		return 0;
-	}
-	if (!node.waiting.count && node.up >= node.instance_limit) {
-		client_refuse(client, ask, EUSERS, STEP_CLONE);
-		return 0;
-	}
+	if (!function->known)
+		return refusal(step, ENOENT, STEP_FUNCTION);
+	if (ask->version && ask->version != function->definition.version)
+		return refusal(step, ESTALE, STEP_FUNCTION);
+	if (rights->count != (words ? 4 : 3))
+		return refusal(step, EBADMSG, STEP_STREAMS);
+	if (!node.waiting.count && node.up >= node.instance_limit)
+		return refusal(step, EUSERS, STEP_CLONE);
 	int network = part_take(PART_NETWORK, function), cgroup = NOBODY;
 	bool warm = node.waiting.count > 0;
 	if (!warm && node.high_waiting)
@@ -513,11 +499,9 @@ static int start(const struct ask *ask, struct rights *rights, int client)
 	if (network == NOBODY || (!warm && cgroup == NOBODY)) {
 		if (network != NOBODY)
 			part_give_back(network, (int)ask->function);
-		if (function->definition.flags & DEFINITION_REFUSES) {
-			client_refuse(client, ask, EAGAIN,
-				      network == NOBODY ? STEP_NETWORK : STEP_CGROUP);
-			return 0;
-		}
+		if (function->definition.flags & DEFINITION_REFUSES)
+			return refusal(step, EAGAIN,
+				       network == NOBODY ? STEP_NETWORK : STEP_CGROUP);
 		manager_want(network == NOBODY ? PART_NETWORK : PART_CGROUP,
 			     network == NOBODY ? function->definition.reach : 0);
 		return -EAGAIN;
@@ -526,8 +510,7 @@ static int start(const struct ask *ask, struct rights *rights, int client)
 	if (index == NOBODY) { /* all records are of instances whose ends nobody has read */
 		part_give_back(network, (int)ask->function);
 		part_give_back(cgroup, NOBODY);
-		client_refuse(client, ask, EUSERS, STEP_CLONE);
-		return 0;
+		return refusal(step, EUSERS, STEP_CLONE);
 	}
 	if (!warm)
 		node.instances[index].cgroup = cgroup;
@@ -569,8 +552,9 @@ static int start(const struct ask *ask, struct rights *rights, int client)
 		.streams = {rights->descriptors[0], rights->descriptors[1], rights->descriptors[2]},
 	};
 	if (place.function.flags & DEFINITION_OWN_IDENTITY) {
+		if (place.function.gid == place.function.uid) /* else it was asked for */
+			place.function.gid += (uint32_t)index;
 		place.function.uid += (uint32_t)index;
-		place.function.gid += (uint32_t)index;
 	}
 	int failed = warm ? enter_waiting(index, &place, function->root)
 			  : clone_instance(index, &place, function->root);
@@ -584,83 +568,7 @@ static int start(const struct ask *ask, struct rights *rights, int client)
 	}
 	unlink_client(index);
 	release(index);
-	client_refuse(client, ask, -failed, STEP_CLONE);
-	return 0;
-}
-
-/* Those that wait come first. */
-void instance_start(const struct ask *ask, struct rights *rights, int client)
-{
-	if (ask->function >= FUNCTIONS) {
-		client_refuse(client, ask, ENOENT, STEP_FUNCTION);
-		return;
-	}
-	if (!node.pending_count && start(ask, rights, client) != -EAGAIN)
-		return;
-	if (!defer(ask, rights, client))
-		client_refuse(client, ask, EBUSY, STEP_CLONE);
-}
-
-static bool is_there(const struct pending *pending)
-{
-	const struct client *client = &node.clients[pending->client];
-	return client->descriptor >= 0 && client->generation == pending->client_generation;
-}
-
-void pending_serve(void)
-{
-	int64_t now = node.pending_count ? monotonic() : 0;
-	while (node.pending_count) {
-		struct pending *first = &node.pending[node.pending_first];
-		int result =
-			is_there(first) ? start(&first->ask, &first->rights, first->client) : 0;
-		if (result == -EAGAIN && now < first->until)
-			break;
-		if (result == -EAGAIN)
-			client_refuse(first->client, &first->ask, ETIMEDOUT, STEP_NETWORK);
-		rights_close(&first->rights);
-		node.pending_first = (node.pending_first + 1) % PENDING;
-		node.pending_count--;
-	}
-	if (node.holds && node.pending_count < PENDING / 2)
-		clients_release();
-}
-
-static bool waits_for(const struct pending *pending, enum part_kind kind, uint32_t reach)
-{
-	const struct function *function = &node.functions[pending->ask.function];
-	return kind != PART_NETWORK || (function->known && function->definition.reach == reach);
-}
-
-void pending_refuse(enum part_kind kind, uint32_t reach)
-{
-	for (int left = node.pending_count; left; left--) {
-		struct pending first = node.pending[node.pending_first];
-		node.pending_first = (node.pending_first + 1) % PENDING;
-		node.pending_count--;
-		if (!waits_for(&first, kind, reach)) {
-			node.pending[(node.pending_first + node.pending_count++) % PENDING] = first;
-			continue;
-		}
-		rights_close(&first.rights);
-		if (is_there(&first))
-			client_refuse(first.client, &first.ask, EIO,
-				      kind == PART_NETWORK ? STEP_NETWORK : STEP_CGROUP);
-	}
-	node.wants[kind][reach < REACHES ? reach : 0] = 0;
-}
-
-int pending_timeout(void)
-{
-	int64_t until = INT64_MAX;
-	if (node.pending_count)
-		until = node.pending[node.pending_first].until;
-	if (makes_more() && next_fill() < until)
-		until = next_fill();
-	if (until == INT64_MAX)
-		return -1;
-	int64_t left = until - monotonic();
-	return left > MOMENT ? (int)((left + 999999) / 1000000) : 0;
+	return refusal(step, -failed, STEP_CLONE);
 }
 
 /* A sandbox is ready, or a start's control socket has ended: by its exec, or with the child. */

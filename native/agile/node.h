@@ -4,6 +4,7 @@
  *   manager.c    orders and events
  *   client.c     connections and their requests
  *   instance.c   starts and ends
+ *   pending.c    starts that wait for parts
  *   part.c       what is prepared: networks, cgroups; functions
  *   hosts.c      /etc/hosts of each network
  */
@@ -88,8 +89,10 @@ struct client {
 	int descriptor; /* -1: free */
 	uint32_t generation;
 	bool fast, blocked, held; /* blocked: does not read; held: is not read */
+	bool has_unsent;
 	int first; /* its instances */
 	int next_free;
+	struct answer unsent;
 };
 
 struct pending {
@@ -98,6 +101,8 @@ struct pending {
 	int client;
 	uint32_t client_generation;
 	int64_t until;
+	int error; /* a refusal that its client does not read, in this step; 0: it waits for parts */
+	enum step step;
 };
 
 struct node {
@@ -113,7 +118,7 @@ struct node {
 	struct client clients[CLIENTS];
 	int free_client, client_count; /* clients that were ever used */
 	struct pending pending[PENDING];
-	int pending_first, pending_count;
+	int pending_count;
 	int rich[RICH_HELD], rich_count;
 	struct instance *instances;
 	struct progress *progress; /* one for each instance, shared with the children */
@@ -155,25 +160,31 @@ void hosts_remove(int index);
 
 /* instance.c */
 void instances_open(int limit);
-void instance_start(const struct ask *ask, struct rights *rights, int client);
+/* 0 if it was started, -EAGAIN if it has to wait for parts, or the error and step of a refusal. */
+int instance_try(const struct ask *ask, struct rights *rights, int client, enum step *step);
 void instance_heard(int index);
 void instances_reap(void);
 int instance_signal(uint64_t id, int number);
 void instance_kill(int index);
 void instances_warm(void);
 int instances_keep(uint32_t high, uint32_t low, uint32_t interval);
+int64_t instances_next(void); /* when another sandbox is to be made, or INT64_MAX */
+void instance_settle(int index);
+struct answer instance_answer(int index, enum answer_verb verb);
+
+/* pending.c */
+int instance_start(const struct ask *ask, struct rights *rights, int client, enum step *step);
 void pending_serve(void);
 void pending_refuse(enum part_kind kind, uint32_t reach);
 int pending_timeout(void);
-void instance_settle(int index);
-struct answer instance_answer(int index, enum answer_verb verb);
 
 /* client.c */
 void clients_accept(void);
 void client_ready(int index, uint32_t events);
 void clients_release(void);
 void client_tell(int index);
-void client_refuse(int client, const struct ask *ask, int error, enum step step);
+void client_end(int index);
+int client_refuse(int client, const struct ask *ask, int error, enum step step);
 void rich_flush(void);
 
 /* manager.c */

@@ -1,0 +1,251 @@
+"""Attacks by quantity: whoever asks, writes or hangs without end costs himself, and nobody else."""
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.support.agile_host import on_host
+
+from firstlight.agile import Config, Function, Runtime, node_wire, wire
+from firstlight.agile.config import Functions, Pools, PoolSize
+from firstlight.agile.node_wire import Answered, Asked, Step
+
+Make = Callable[..., Function]
+GROWTH_MOST = 8 << 20
+
+
+def with_runtime(main: Callable[[Runtime], Awaitable[None]], config: Config | None = None) -> None:
+    async def on() -> None:
+        async with Runtime(config or Config(name="t7")) as runtime:
+            await main(runtime)
+
+    on_host(on)
+
+
+def memory(pid: int) -> int:
+    """Its own memory, in bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):  # it was replaced
+            os.kill(pid, signal.SIGCONT)
+
+
+class Fast:
+    """A client of the node that does not wait."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.connect(str(path))
+        self.socket.setblocking(False)
+
+    def ask(self, message: bytes, given: list[int] | None = None) -> bool:
+        try:
+            self.socket.sendmsg([message], wire.rights(given or []))
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            return False
+        return True
+
+    async def answer(self) -> node_wire.Answer:
+        loop = asyncio.get_running_loop()
+        message = await asyncio.wait_for(loop.sock_recv(self.socket, 4096), 30)
+        assert message, "hung up"
+        return node_wire.answer(message)
+
+
+async def ends(runtime: Runtime, function: Function) -> int | None:
+    async with await runtime.start(function) as instance:
+        return (await instance.wait()).status
+
+
+def test_a_client_that_asks_and_never_reads_costs_the_node_no_memory(function: Make) -> None:
+    async def main(runtime: Runtime) -> None:
+        assert await ends(runtime, function("hold", "0")) == 0
+        before = memory(runtime.node)
+        clients = [Fast(runtime.config.socket) for _ in range(8)]
+        asked = 0
+        for client in clients:
+            with suppress(BrokenPipeError, ConnectionResetError):  # or it is hung up on
+                for number in range(100_000):
+                    if not client.ask(node_wire.ask(Asked.PING, 0, tag=number)):
+                        await asyncio.sleep(0)
+                        if not client.ask(node_wire.ask(Asked.PING, 0, tag=number)):
+                            break
+                    asked += 1
+        assert 0 < asked < 800_000, "the node stops to read"
+        assert await ends(runtime, function("hold", "0")) == 0
+        assert memory(runtime.node) - before < GROWTH_MOST
+        for client in clients:
+            client.socket.close()
+
+    with_runtime(main)
+
+
+def test_ten_thousand_starts_at_once_have_an_answer_each(function: Make) -> None:
+    async def main(runtime: Runtime) -> None:
+        hold = function("hold", "60", network="none")
+        found = await runtime._instances.registered(hold)
+        await runtime.prepare(hold)
+        null = os.open(os.devnull, os.O_RDWR)
+        before, held = memory(runtime.node), descriptors(runtime.node)
+        message = node_wire.ask(Asked.START, found.number)
+        clients = [Fast(runtime.config.socket) for _ in range(20)]
+        answers: list[node_wire.Answer] = []
+
+        async def read(client: Fast, count: int) -> None:
+            answers.extend([await client.answer() for _ in range(count)])
+
+        async def ask(client: Fast) -> None:
+            reading = asyncio.create_task(read(client, 500))
+            for _ in range(500):
+                while not client.ask(message, [null, null, null]):
+                    await asyncio.sleep(0.001)
+            await reading
+
+        asking = asyncio.gather(*map(ask, clients))
+        other = Fast(runtime.config.socket)
+        for tag in range(20):
+            assert other.ask(node_wire.ask(Asked.PING, 0, tag=tag))
+            assert (await other.answer()).verb == Answered.PONG
+        await asking
+        assert len(answers) == 10_000
+        started = [one for one in answers if one.verb == Answered.STARTED]
+        refused = {(Step(a.step), a.error) for a in answers if a.verb == Answered.REFUSED}
+        assert 16 <= len(started) <= 24
+        assert refused <= {(Step.CLONE, errno.EUSERS), (Step.CLONE, errno.EBUSY)}
+        assert memory(runtime.node) - before < GROWTH_MOST
+        for client in clients:
+            client.socket.close()
+        while runtime.running():
+            await asyncio.sleep(0.01)
+        assert await ends(runtime, hold_briefly(function)) == 0
+        assert descriptors(runtime.node) <= held + 64
+        os.close(null)
+
+    with_runtime(main, Config(name="t7", instances=24))
+
+
+def hold_briefly(function: Make) -> Function:
+    return function("hold", "0", network="none")
+
+
+def test_dry_pools_that_refuse_do_so_by_name_and_serve_again(function: Make) -> None:
+    async def main(runtime: Runtime) -> None:
+        hold = function("hold", "60")
+        found = await runtime._instances.registered(hold)
+        await runtime.prepare(hold)
+        null = os.open(os.devnull, os.O_RDWR)
+        client = Fast(runtime.config.socket)
+        helper = runtime._networks._parts.pid
+        with stopped(helper):  # nothing is made meanwhile
+            for _ in range(40):
+                assert client.ask(node_wire.ask(Asked.START, found.number), [null] * 3)
+            answers = [await client.answer() for _ in range(40)]
+        refused = {(Step(a.step), a.error) for a in answers if a.verb == Answered.REFUSED}
+        assert refused == {(Step.NETWORK, errno.EAGAIN)}
+        assert any(a.verb == Answered.STARTED for a in answers)
+        client.socket.close()
+        os.close(null)
+
+    pools = Pools(network=PoolSize(low=2, high=4, dry="refuse"))
+    with_runtime(main, Config(name="t7", pools=pools))
+
+
+def test_a_network_helper_that_hangs_keeps_nobody_who_needs_no_network(function: Make) -> None:
+    async def main(runtime: Runtime) -> None:
+        alone = function("hold", "0", network="none")
+        mine = function("hold", "0", network="outbound")
+        for one in (alone, mine):
+            await runtime.prepare(one)
+            for _ in range(3):
+                assert await ends(runtime, one) == 0
+        with stopped(runtime._networks._parts.pid):
+            waiting = [
+                asyncio.create_task(ends(runtime, function("hold", "0", env={"N": str(n)})))
+                for n in range(60)
+            ]
+            while not runtime._instances._shelves["outbound"].counts().misses:
+                await asyncio.sleep(0.01)
+            for _ in range(8):
+                assert await asyncio.wait_for(ends(runtime, alone), 9) == 0
+            assert not all(one.done() for one in waiting)
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(r, Exception) or r == 0 for r in results)
+        assert await ends(runtime, mine) == 0
+
+    small = PoolSize(low=4, high=16)
+    with_runtime(main, Config(name="t7", pools=Pools(network=small)))
+
+
+def test_an_instance_that_writes_for_ever_waits_for_its_reader(tmp_path: Path) -> None:
+    async def main(runtime: Runtime) -> None:
+        before = memory(os.getpid())
+        async with await runtime.start(
+            Function(rootfs="/", command=("/usr/bin/yes",), network="none")
+        ) as one:
+            assert one.stdout
+            await one.stdout.read()
+            assert (
+                await ends(runtime, Function(rootfs="/", command=("/bin/true",), network="none"))
+                == 0
+            )
+            assert memory(os.getpid()) - before < GROWTH_MOST
+            assert not one.ended.done()
+
+    with_runtime(main)
+
+
+def test_functions_that_nobody_starts_are_forgotten_with_all_that_they_held(
+    function: Make,
+) -> None:
+    """60 kinds by their words, limits and environment: what is held is bounded, and ends."""
+
+    async def main(runtime: Runtime) -> None:
+        async def kind(number: int) -> None:
+            odd = function("hold", "0", str(number), memory=(16 << 20) + number * 4096,
+                           network="none", env={"N": str(number)})  # fmt: skip
+            await runtime.start(odd)
+
+        def held() -> tuple[int, int, int]:
+            groups = Path("/sys/fs/cgroup").glob("*/firstlight.agile.t7/*")
+            mounts = Path(f"/proc/{runtime.node}/mountinfo").read_text().count("/roots/")
+            return descriptors(runtime.node), sum(1 for one in groups if one.is_dir()), mounts
+
+        await kind(0)
+        before = held()
+        for number in range(60):
+            await kind(number)
+            assert held()[2] <= 2 * 10
+        while runtime.running():
+            await asyncio.sleep(0.01)
+        while len(runtime._instances._registry._by_number):
+            await asyncio.sleep(0.05)
+        assert held()[2] == 0
+        assert held()[0] <= before[0] + 32, "networks that wait"
+        assert held()[1] <= 3 * 64
+        await kind(7)
+
+    config = Config(name="t7", functions=Functions(most=8, idle_seconds=1.0, look_seconds=0.2))
+    with_runtime(main, config)
