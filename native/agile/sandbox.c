@@ -173,21 +173,31 @@ static int enter_tree(const struct place *place)
 	return failure(unshare(CLONE_NEWCGROUP));
 }
 
+/* Of a socket in the directory where the node listens: by it an instance could command the runtime. */
+static bool is_of_runtime(const struct house *house, int stream,
+			  int (*name_of)(int, struct sockaddr *, socklen_t *))
+{
+	struct sockaddr_un name = {0};
+	socklen_t size = sizeof name - 1;
+	size_t directory = (size_t)(strrchr(house->socket, '/') + 1 - house->socket);
+	return !name_of(stream, (struct sockaddr *)&name, &size) && name.sun_family == AF_UNIX &&
+	       !strncmp(name.sun_path, house->socket, directory);
+}
+
 /* An anonymous pipe is given to the instance's user, so that it can be opened as /dev/stdout. */
 static int take_stream(const struct house *house, const struct place *place, int number)
 {
 	int stream = place->streams[number];
-	struct sockaddr_un peer = {0};
-	socklen_t size = sizeof peer - 1;
 	struct stat status;
 	if (fstat(stream, &status))
 		return -errno;
+	if (S_ISDIR(status.st_mode)) /* the way out of its root */
+		return -EISDIR;
 	if (S_ISFIFO(status.st_mode) && status.st_dev == house->pipes &&
 	    fchown(stream, place->function.uid, (gid_t)-1))
 		return -errno;
-	/* Else the instance could command the node by its client's own connection. */
-	if (S_ISSOCK(status.st_mode) && !getpeername(stream, (struct sockaddr *)&peer, &size) &&
-	    peer.sun_family == AF_UNIX && !strcmp(peer.sun_path, house->socket))
+	if (S_ISSOCK(status.st_mode) && (is_of_runtime(house, stream, getpeername) ||
+					 is_of_runtime(house, stream, getsockname)))
 		return -ENOTSUP;
 	return failure(dup2(stream, number));
 }

@@ -39,7 +39,7 @@ class Client:
     """
 
     def __init__(self, path: Path) -> None:
-        _open_standard()
+        wire.open_standard()
         self._path = path
         self._manager = _connected(path)
         self._node: socket.socket | None = None
@@ -131,13 +131,15 @@ class Client:
 
     def invoke(self, function: Function, event: object) -> Result:
         """Run a handler on an event. Raises Failed."""
-        raw = msgspec.Raw(msgspec.json.encode(event))
+        raw = msgspec.Raw(protocol.event(event))
         answer = self._ask(protocol.Invoke(function, raw))
         assert isinstance(answer, protocol.Answered)
         return answer.result
 
     def stop(self, identity: str, grace: float = 0.0) -> Ended:
         """End an instance by SIGTERM, or SIGKILL after ``grace`` seconds. Raises Failed."""
+        if not 0 <= grace <= protocol.GRACE_MOST:
+            raise Failed(f"a grace of {grace} s cannot be given", "from 0 to a day")
         answer = self._ask(protocol.Stop(identity, grace))
         assert isinstance(answer, protocol.Stopped)
         return answer.ended
@@ -221,11 +223,3 @@ def _connected(path: Path) -> socket.socket:
         raise Failed(f"no runtime answers at {path}: {error.strerror}",
                      "start one: firstlight agile up") from error  # fmt: skip
     return opened
-
-
-def _open_standard() -> None:
-    """A standard stream that is closed would become our connection, and then an instance's."""
-    opened = 0
-    while opened <= 2:
-        opened = os.open(os.devnull, os.O_RDWR)
-    os.close(opened)

@@ -17,6 +17,8 @@ _NAME = re.compile(r"[a-z0-9]{1,8}")
 _PREFIX_LEAST, _PREFIX_MOST = 16, 29
 _CONNECTIONS_MOST = 1 << 20
 _FUNCTIONS_MOST, _INSTANCES_MOST, _PORT_MOST = 4000, 100_000, 65535
+_POOL_MOST, _RATE_MOST = 8192, 1e6
+_SECONDS_MOST = 365 * 86400.0
 
 
 class PoolSize(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,9 +34,9 @@ class PoolSize(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dry: Dry = "build"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low <= self.high or self.rate <= 0:
-            raise ValueError(f"low={self.low}, high={self.high}, rate={self.rate}: "
-                             "0 <= low <= high and a rate above 0 are needed")  # fmt: skip
+        if not 0 <= self.low <= self.high <= _POOL_MOST or not 0 < self.rate <= _RATE_MOST:
+            raise ValueError(f"low={self.low}, high={self.high}, rate={self.rate}: 0 <= low <= "
+                             f"high <= {_POOL_MOST} and a rate above 0 are needed")  # fmt: skip
 
 
 class Pools(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,12 +105,11 @@ class Functions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     look_seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        if (
-            not 1 <= self.most <= _FUNCTIONS_MOST
-            or self.idle_seconds <= 0
-            or self.look_seconds <= 0
-        ):
-            raise ValueError(f"most={self.most}: from 1 to {_FUNCTIONS_MOST}, and seconds above 0")
+        if not 1 <= self.most <= _FUNCTIONS_MOST:
+            raise ValueError(f"most={self.most}: from 1 to {_FUNCTIONS_MOST}")
+        for seconds in (self.idle_seconds, self.look_seconds):
+            if not 0 < seconds <= _SECONDS_MOST:  # nor is it NaN
+                raise ValueError(f"{seconds} s: above 0, up to a year")
 
 
 class Identities(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,6 +124,11 @@ class Identities(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not 1000 <= self.first <= 0x7FF00000:
             raise ValueError(f"identities from {self.first}: from 1000 to {0x7FF00000}")
+
+    @property
+    def first_of_instances(self) -> int:
+        """Where those of instances begin, beyond those of functions and zygotes."""
+        return self.first + (1 << 17)
 
 
 class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,5 +1,6 @@
 """Functions: what to start, with which limits, and what instances may reach."""
 
+import os
 from typing import Literal
 
 from msgspec import Raw, Struct
@@ -78,6 +79,7 @@ class Function(Struct, frozen=True, kw_only=True):
             raise Failed(f"the function's handler is {self.handler!r}", "write it as module:name")
         if self.network not in ("outbound", "internal", "none"):
             raise UnknownName("network", self.network, ("outbound", "internal", "none"))
+        self._check_words()
         self._check_limits()
         if self.ports and self.network == "none":
             raise Failed(
@@ -86,6 +88,24 @@ class Function(Struct, frozen=True, kw_only=True):
         for port in (*self.ports, *self.ports.values()):
             if not 1 <= port <= 65535:
                 raise Failed(f"{port} is not a valid port", "from 1 to 65535")
+
+    def _check_words(self) -> None:
+        if not self.rootfs.startswith("/"):
+            raise Failed(f"the root file system {self.rootfs!r} is not an absolute path",
+                         "write it from / on")  # fmt: skip
+        for name in self.env:
+            if not name or "=" in name:
+                raise Failed(f"{name!r} cannot name a variable", "without =, and not empty")
+        words = (self.rootfs, *self.command, self.handler, self.directory, self.ready or "",
+                 *self.env, *self.env.values())  # fmt: skip
+        for word in words:
+            try:
+                os.fsencode(word)
+            except UnicodeEncodeError:
+                raise Failed(f"the function's word {word!r} has no bytes",
+                             "surrogates stand for bytes that are not UTF-8") from None  # fmt: skip
+            if "\0" in word:
+                raise Failed(f"the function's word {word!r} has a NUL in it", "leave it out")
 
     def _check_limits(self) -> None:
         if not _MEMORY_LEAST <= self.memory <= _BYTES_MOST:

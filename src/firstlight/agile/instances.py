@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import re
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine
@@ -32,6 +33,7 @@ _BASE_PROFILE = 4
 _RETRY_SECONDS = 0.1
 _END_SECONDS = 10.0
 _ENDED_KEPT = 1024
+_IDENTITY = re.compile(r"[0-9]{1,20}")
 EVENTS_PORT = 9001
 """Where an instance finds the Lambda Runtime API, on its own loopback."""
 
@@ -163,6 +165,7 @@ class Instances:
             self._node.end()
             self._node = self._parts.node = None
         self._parts.lost()
+        self._all_over()
 
     async def registered(self, function: Function, fresh: bool = True) -> Registered:
         """The function, startable by its number. Raises Failed."""
@@ -305,7 +308,7 @@ class Instances:
 
     def get(self, identity: str) -> Instance | None:
         """A running instance, by its id."""
-        return self._running.get(int(identity)) if identity.isdecimal() else None
+        return self._running.get(int(identity)) if _IDENTITY.fullmatch(identity) else None
 
     async def publish(self, instance: Instance) -> None:
         """Lead the function's ports to an instance. Raises Failed."""
@@ -334,10 +337,12 @@ class Instances:
         flags = Flag.USER_NAMESPACE if function.user_namespace else Flag(0)
         if "refuse" in (self._config.pools.network.dry, self._config.pools.cgroup.dry):
             flags |= Flag.REFUSES
-        first = self._config.identities.first
-        if self._config.identities.each == "instance" and function.uid is None:
+        identities = self._config.identities
+        if identities.each == "instance" and function.uid is None:
             flags |= Flag.OWN_IDENTITY
-        uid = first if flags & Flag.OWN_IDENTITY else first + found.number
+        uid = identities.first_of_instances if flags & Flag.OWN_IDENTITY else (
+            identities.first + found.number
+        )  # fmt: skip
         env = await asyncio.to_thread(environment.defaults, function, function.uid or uid)
         words = node_wire.words(function.command, env, function.directory, note(found))
         try:
@@ -406,7 +411,10 @@ class Instances:
         instance = Instance(
             number, function, pid, where, bool(flags & node_wire.WARM), self._signal
         )
-        self._running[number] = instance
+        if self._node:
+            self._running[number] = instance
+        else:  # its answer was still on the way
+            instance.ended.set_result(Ended(signal=9))
         return instance
 
     def _signal(self, instance: int, number: int) -> None:
@@ -529,6 +537,10 @@ class Instances:
         self._parts.lost()
         for shelf in (*self._shelves.values(), self._cgroup_shelf):
             shelf.forget()
+        self._all_over()
+
+    def _all_over(self) -> None:
+        """The kernel has ended what the node had."""
         running, self._running = self._running, {}
         for instance in running.values():
             if not instance.ended.done():

@@ -308,14 +308,21 @@ def refused(answer: Answer, function: Function) -> Failed:
             )
         case (Step.NETWORK, errno.ETIMEDOUT):
             return Failed("no network or cgroup came in time", "see the runtime's log")
-        case (Step.STREAMS, errno.EOPNOTSUPP):
-            return Failed("a standard stream is a connection to the runtime",
-                          "open descriptors 0 to 2 before it")  # fmt: skip
+        case (Step.STREAMS, errno.EOPNOTSUPP | errno.EISDIR):
+            return _no_stream(answer.error)
         case (_, errno.ECANCELED):
             return Failed(f"the instance ended before it ran, in the step {_words(step)}")
         case (Step.EXEC, _):
             return _not_executed(answer.error, function)
     return Failed(f"cannot start an instance: {_words(step)}: {os.strerror(answer.error)}")
+
+
+def _no_stream(error: int) -> Failed:
+    if error == errno.EISDIR:
+        return Failed("a standard stream is a directory, by which an instance would leave its "
+                      "root", "give a file, a pipe or a terminal")  # fmt: skip
+    return Failed("a standard stream is a connection to the runtime",
+                  "open descriptors 0 to 2 before it")  # fmt: skip
 
 
 def _not_executed(error: int, function: Function) -> Failed:

@@ -5,6 +5,7 @@ Starts are asked of the node itself, on a connection of their own, in its binary
 (``node_wire.py``): a connection is what its first message is.
 """
 
+import json
 import os
 import socket
 from fcntl import F_ADD_SEALS, F_GET_SEALS, F_SEAL_GROW, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
@@ -21,6 +22,8 @@ _REPEATED_MOST = 4096
 MESSAGE_MAX = 192 * 1024  # fits a socket's default buffer
 LARGE_MAX = 16 << 20
 _SEALS = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
+GRACE_MOST = 86400.0
+"""Seconds from SIGTERM to SIGKILL."""
 RIGHTS_MAX = socket.CMSG_SPACE(4)
 
 
@@ -187,6 +190,15 @@ def whole(message: bytes, descriptor: int) -> bytes:
         raise Failed("the message violates the protocol: it is not in a sealed memory file of at "
                      f"most {LARGE_MAX} bytes", "see firstlight.agile.protocol")  # fmt: skip
     return os.pread(descriptor, size, 0)
+
+
+def event(value: object) -> bytes:
+    """Encode an event. Raises Failed for what JSON has no form of, which no handler would see."""
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        remedy = "give None, booleans, finite numbers, text, lists or dicts"
+        raise Failed(f"the event is not JSON: {error}", remedy) from None
 
 
 def listed(running: list[Listed], after: int) -> Instances:

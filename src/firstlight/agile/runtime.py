@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from firstlight.agile import coding, roots, seccomp
+from firstlight.agile import coding, roots, seccomp, wire
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import Config
 from firstlight.agile.function import Counts, Function, Listed, Result
@@ -61,6 +61,7 @@ class Runtime:
     async def __aenter__(self) -> "Runtime":
         if os.geteuid() != 0:
             raise Unsupported("the runtime needs root", "run firstlight with sudo")
+        wire.open_standard()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         runs = is_running(self.config)

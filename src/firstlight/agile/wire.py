@@ -3,6 +3,7 @@
 Integers are in host order; stamps are ns of CLOCK_MONOTONIC.
 """
 
+import os
 import socket
 from enum import IntEnum, IntFlag
 from struct import Struct
@@ -126,3 +127,11 @@ def rights(descriptors: list[int]) -> list[tuple[int, int, bytes]]:
     """The ancillary data that sends descriptors."""
     data = b"".join(d.to_bytes(4, "little") for d in descriptors)
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, data)] if descriptors else []
+
+
+def open_standard() -> None:
+    """A standard stream that is closed would become a socket of ours, and then an instance's."""
+    opened = 0
+    while opened <= 2:
+        opened = os.open(os.devnull, os.O_RDWR)
+    os.close(opened)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from firstlight.agile.function import Ended, Function
 
 _BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_NUMBER, _PORT = re.compile(r"[0-9]{1,20}"), re.compile(r"[0-9]{1,5}")
 _NETWORKS = ("outbound", "internal", "none")
 
 app = typer.Typer(
@@ -154,9 +155,10 @@ def start(
         memory=memory, cpus=cpus, pids=pids, network=network, port=port,
         user_namespace=user_namespace,
     )  # fmt: skip
+    parsed = _event(event)
     with _client(config) as client:
         if function.kind != "command":
-            print_json(client.invoke(function, _event(event)))
+            print_json(client.invoke(function, parsed))
             return
         streams = (_null(), _null(), _null()) if detach else (0, 1, 2)
         started = client.start(function, streams, detached=detach)
@@ -197,8 +199,9 @@ def invoke(
         rootfs=rootfs, handler=handler, wasm=wasm, env=env, memory=memory, cpus=cpus, pids=pids,
         network=network,
     )  # fmt: skip
+    parsed = _event(event)
     with _client(config) as client:
-        print_json(client.invoke(function, _event(event)))
+        print_json(client.invoke(function, parsed))
 
 
 @app.command(epilog=examples("agile ps", "agile ps --json"))
@@ -320,7 +323,7 @@ def _function(
     ports = [_pair(word, ":", "--port", "HOST:INSTANCE") for word in port or ()]
     fields = {
         "command": command,
-        "rootfs": str(Path(rootfs).absolute()),
+        "rootfs": str(Path(rootfs).absolute()) if rootfs else "",
         "kind": "python" if handler else "wasm" if wasm else "command",
         "handler": handler or wasm,
         "env": dict(_pair(word, "=", "--env", "NAME=VALUE") for word in env or ()),
@@ -335,14 +338,15 @@ def _function(
 
 def _pair(word: str, separator: str, option: str, form: str) -> tuple[str, str]:
     left, separated, right = word.partition(separator)
-    if not separated or (separator == ":" and not (left.isdigit() and right.isdigit())):
+    ports = separator != ":" or (_PORT.fullmatch(left) and _PORT.fullmatch(right))
+    if not separated or not ports:
         raise FirstlightError(f"{option} {word!r} is malformed", f"write it as {form}")
     return left, right
 
 
 def _bytes(size: str) -> int:
     number, unit = (size[:-1], size[-1].upper()) if size[-1:].isalpha() else (size, "")
-    if not number.isdigit() or unit not in _BYTES:
+    if not _NUMBER.fullmatch(number) or unit not in _BYTES:
         raise FirstlightError(f"--memory {size!r} is not a size", "such as 64M or 1G")
     return int(number) * _BYTES[unit]
 
@@ -350,7 +354,7 @@ def _bytes(size: str) -> int:
 def _event(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FirstlightError(
             f"the event is not JSON: {error}", "quote it for the shell"
         ) from error
