@@ -228,13 +228,27 @@ def _levels(name: str) -> list[Path]:
 
 
 def _kill(path: Path) -> bool:
-    found = False
-    with suppress(OSError):
-        for word in (path / "cgroup.procs").read_text().split():
-            found = True
-            with suppress(ProcessLookupError):
-                os.kill(int(word), signal.SIGKILL)
-    return found
+    """Kill its processes; returns whether there were any.
+
+    A pid that was read may be another's by now: who is killed was seen there after it was held.
+    """
+    held: dict[int, int] = {}
+    try:
+        with suppress(OSError):
+            for pid in _pids(path):
+                with suppress(ProcessLookupError):
+                    held[pid] = os.pidfd_open(pid)
+            for pid in held.keys() & _pids(path):
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(held[pid], signal.SIGKILL)
+    finally:
+        for descriptor in held.values():
+            os.close(descriptor)
+    return bool(held)
+
+
+def _pids(path: Path) -> set[int]:
+    return set(map(int, (path / "cgroup.procs").read_text().split()))
 
 
 def _removed(path: Path) -> bool:

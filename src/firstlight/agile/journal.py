@@ -55,6 +55,10 @@ class Journal:
             self._descriptor = os.open(self._path, flags, 0o600)
         except OSError as error:
             raise Failed(f"cannot open the journal {self._path}: {error.strerror}") from error
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid or status.st_mode & 0o022:
+            self._close()
+            raise Failed(f"the journal {self._path} is not root's alone", f"rm {self._path}")
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return os.fstat(self._descriptor).st_ino == self._path.stat().st_ino
@@ -112,11 +116,14 @@ def is_owned(directory: Path) -> bool:
 
 def _check_own(directory: Path) -> None:
     """What another may write could name what is not ours to remove. Raises Failed."""
-    for path in (directory, directory.parent):
+    real = Path(os.path.realpath(directory))
+    for path in (directory, *directory.parents, real, *real.parents):
         status = path.lstat()
-        shared = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or shared:
-            raise Failed(f"the state directory {path} is not root's alone",
+        link = stat.S_ISLNK(status.st_mode) and path != directory
+        sticky = status.st_mode & stat.S_ISVTX and path not in (directory, real)
+        shared = status.st_mode & 0o022 and not sticky
+        if (not link and (not stat.S_ISDIR(status.st_mode) or shared)) or status.st_uid != 0:
+            raise Failed(f"the state directory {directory} is not root's alone, by {path}",
                          f"chown root {path}; chmod go-w {path}")  # fmt: skip
 
 
