@@ -205,7 +205,7 @@ void rich_flush(void)
 {
 	while (node.rich_count && node.manager >= 0) {
 		struct event event = {.verb = EVENT_RICH};
-		if (manager_message(&event, sizeof event, &node.rich[0]))
+		if (manager_message(&event, sizeof event, &node.rich[0], 1))
 			return;
 		descriptor_close(&node.rich[0]);
 		node.rich_count--;

@@ -9,13 +9,16 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum telling { TELL_NOTHING, TELL_FUNCTIONS, TELL_PARTS, TELL_INSTANCES, TELL_END };
+enum telling { TELL_NOTHING, TELL_FUNCTIONS, TELL_PARTS, TELL_INSTANCES, TELL_KEPT, TELL_END };
 
 static struct {
 	struct order head;
 	struct sock_filter rest[PROFILE_MAX];
 } order;
 static struct sock_filter programs[PROFILES][PROFILE_MAX];
+
+/* What a manager leaves here for the next one: that of its instances which are not ours to know. */
+static struct rights kept[KEPT];
 
 static void lose(void)
 {
@@ -40,11 +43,11 @@ void managers_accept(void)
 }
 
 /* 0, or a negative errno: then it is to be tried again when the manager reads. */
-int manager_message(const void *bytes, size_t size, const int *descriptor)
+int manager_message(const void *bytes, size_t size, const int *descriptors, int count)
 {
 	if (node.manager < 0 || node.manager_blocked)
 		return -EAGAIN;
-	int failed = socket_send(node.manager, bytes, size, descriptor, descriptor ? 1 : 0);
+	int failed = socket_send(node.manager, bytes, size, descriptors, count);
 	if (failed == -EAGAIN || failed == -ENOBUFS || failed == -ENOMEM ||
 	    failed == -ETOOMANYREFS) {
 		node.manager_blocked = true;
@@ -56,7 +59,7 @@ int manager_message(const void *bytes, size_t size, const int *descriptor)
 static void done(const struct order *asked, int failed)
 {
 	struct event event = {.verb = EVENT_DONE, .id = asked->id, .error = -failed};
-	if (manager_message(&event, sizeof event, NULL)) {
+	if (manager_message(&event, sizeof event, NULL, 0)) {
 		node.done = event;
 		node.has_done = true;
 	}
@@ -135,6 +138,25 @@ static int add_part(const struct order *asked, struct rights *rights)
 	return failed;
 }
 
+static int keep(uint32_t index, struct rights *rights)
+{
+	if (index >= KEPT || !rights->count)
+		return -EINVAL;
+	if (kept[index].count)
+		return -EEXIST;
+	kept[index] = *rights;
+	rights->count = 0;
+	return 0;
+}
+
+static int drop(uint32_t index)
+{
+	if (index >= KEPT)
+		return -EINVAL;
+	rights_close(&kept[index]);
+	return 0;
+}
+
 static int obey(const struct order *asked, size_t rest, struct rights *rights)
 {
 	switch (asked->verb) {
@@ -159,6 +181,10 @@ static int obey(const struct order *asked, size_t rest, struct rights *rights)
 		return 0;
 	case ORDER_RESOLVERS:
 		return set_resolvers(asked, order.rest, rest);
+	case ORDER_KEEP:
+		return keep(asked->count, rights);
+	case ORDER_DROP:
+		return drop(asked->count);
 	case ORDER_END:
 		exit(0);
 	case ORDER_SYNC:
@@ -201,7 +227,7 @@ void manager_ready(uint32_t events)
 	if (node.manager_blocked) {
 		node.manager_blocked = false;
 		watch_again(node.manager, ON_MANAGER, 0, EPOLLIN);
-		if (node.has_done && !manager_message(&node.done, sizeof node.done, NULL))
+		if (node.has_done && !manager_message(&node.done, sizeof node.done, NULL, 0))
 			node.has_done = false;
 		return;
 	}
@@ -213,7 +239,7 @@ static int tell_function(int index)
 	const struct function *function = &node.functions[index];
 	struct state state = {.event = {.verb = EVENT_FUNCTION},
 			      .definition = function->definition};
-	return function->known ? manager_message(&state, sizeof state, &function->words) : 0;
+	return function->known ? manager_message(&state, sizeof state, &function->words, 1) : 0;
 }
 
 static int tell_part(int index)
@@ -223,9 +249,8 @@ static int tell_part(int index)
 			      .part = part->order};
 	if (part->state == PART_FREE)
 		return 0;
-	return manager_message(
-		&state, sizeof state,
-		part->network >= 0 && part->order.kind == PART_NETWORK ? &part->network : NULL);
+	return manager_message(&state, sizeof state, &part->network,
+			       part->network >= 0 && part->order.kind == PART_NETWORK);
 }
 
 static struct event instance_event(int index, enum event_verb verb)
@@ -255,7 +280,15 @@ static int tell_instance(int index)
 	if (node.instances[index].state != INSTANCE_RUNNING)
 		return 0;
 	struct event event = instance_event(index, EVENT_STARTED);
-	return manager_message(&event, sizeof event, NULL);
+	return manager_message(&event, sizeof event, NULL, 0);
+}
+
+static int tell_kept(int index)
+{
+	struct event event = {.verb = EVENT_KEPT, .status = index};
+	if (!kept[index].count)
+		return 0;
+	return manager_message(&event, sizeof event, kept[index].descriptors, kept[index].count);
 }
 
 /* To a new manager: what there is. True when it has all of it. */
@@ -268,6 +301,7 @@ static bool tell_state(void)
 		[TELL_FUNCTIONS] = {tell_function, FUNCTIONS},
 		[TELL_PARTS] = {tell_part, PARTS},
 		[TELL_INSTANCES] = {tell_instance, node.instance_count},
+		[TELL_KEPT] = {tell_kept, KEPT},
 	};
 	while (node.telling != TELL_NOTHING && node.telling != TELL_END) {
 		while (node.telling_at < all[node.telling].count) {
@@ -279,7 +313,7 @@ static bool tell_state(void)
 		node.telling_at = 0;
 	}
 	struct event event = {.verb = EVENT_STATE_END};
-	if (node.telling == TELL_END && manager_message(&event, sizeof event, NULL))
+	if (node.telling == TELL_END && manager_message(&event, sizeof event, NULL, 0))
 		return false;
 	if (node.telling == TELL_END)
 		node.waiting_changed = true;
@@ -312,7 +346,7 @@ static void tell_instances(void)
 			node.dirty.count--;
 			taken++;
 		}
-		if (manager_message(events, (size_t)count * sizeof *events, NULL)) {
+		if (manager_message(events, (size_t)count * sizeof *events, NULL, 0)) {
 			node.dirty = before;
 			return;
 		}
@@ -335,7 +369,7 @@ static void tell_wants(void)
 					      .status = (int)reach,
 					      .pid = node.pending_count};
 			if (node.wants[kind][reach] == 1 &&
-			    !manager_message(&event, sizeof event, NULL))
+			    !manager_message(&event, sizeof event, NULL, 0))
 				node.wants[kind][reach] = 2;
 		}
 }
@@ -356,7 +390,7 @@ void manager_tell(void)
 			      .id = node.made,
 			      .status = node.waiting.count,
 			      .user = node.fill_time};
-	if (node.waiting_changed && !manager_message(&event, sizeof event, NULL))
+	if (node.waiting_changed && !manager_message(&event, sizeof event, NULL, 0))
 		node.waiting_changed = false;
 	rich_flush();
 }

@@ -192,6 +192,6 @@ void managers_accept(void);
 void manager_ready(uint32_t events);
 void manager_tell(void);
 void manager_want(enum part_kind kind, uint32_t reach);
-int manager_message(const void *bytes, size_t size, const int *descriptor);
+int manager_message(const void *bytes, size_t size, const int *descriptors, int count);
 
 #endif

@@ -216,14 +216,31 @@ static int set_limits(const struct definition *function)
 	return failure(setrlimit(RLIMIT_NOFILE, &files));
 }
 
+static int set_capabilities(uint64_t keep)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct have[2],
+		wanted[2] = {
+			{.effective = (uint32_t)keep, .permitted = (uint32_t)keep},
+			{.effective = (uint32_t)(keep >> 32), .permitted = (uint32_t)(keep >> 32)},
+		};
+	if (syscall(SYS_capset, &header, wanted) || syscall(SYS_capget, &header, have))
+		return -errno;
+	return memcmp(wanted, have, sizeof wanted) ? -EPERM : 0;
+}
+
 /* One identity is mapped: the instance's own, to root for a zygote and to itself otherwise. */
 static int enter_user_namespace(const struct definition *function, int self)
 {
 	char map[64];
 	bool zygote = function->flags & DEFINITION_ZYGOTE;
+	/* Some hosts let nobody make one who has no privilege. */
+	int failed = set_capabilities(1ULL << CAP_SYS_ADMIN);
+	if (failed)
+		return failed;
 	if (prctl(PR_SET_DUMPABLE, 1) || unshare(CLONE_NEWUSER))
 		return -errno;
-	int failed = write_at(self, "setgroups", "deny");
+	failed = write_at(self, "setgroups", "deny");
 	snprintf(map, sizeof map, "%u %u 1", zygote ? 0 : function->uid, function->uid);
 	if (!failed)
 		failed = write_at(self, "uid_map", map);
@@ -241,6 +258,8 @@ static int become_user(const struct definition *function, int self)
 	gid_t gid = function->gid, gids[3];
 	if (uid == 0 || gid == 0 || uid == (uid_t)-1 || gid == (gid_t)-1)
 		return -EINVAL;
+	if (function->flags & DEFINITION_USER_NAMESPACE && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
+		return -errno;
 	if (setresgid(gid, gid, gid) || setresuid(uid, uid, uid) ||
 	    getresuid(&uids[0], &uids[1], &uids[2]) || getresgid(&gids[0], &gids[1], &gids[2]))
 		return -errno;
@@ -264,25 +283,14 @@ static int drop_bounding(uint64_t keep)
 
 static int drop_capabilities(const struct definition *function)
 {
-	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-	struct __user_cap_data_struct have[2];
-	/* To enter namespaces, and to drop the bounding set of its forks. */
-	uint64_t keep = function->flags & DEFINITION_ZYGOTE
-				? 1ULL << CAP_SYS_ADMIN | 1ULL << CAP_SETPCAP
-				: 0;
-	struct __user_cap_data_struct wanted[2] = {
-		{.effective = (uint32_t)keep, .permitted = (uint32_t)keep},
-		{.effective = (uint32_t)(keep >> 32), .permitted = (uint32_t)(keep >> 32)},
-	};
+	/* To enter namespaces, that of mounts by a change of root, and for its forks to drop these. */
+	uint64_t keep =
+		function->flags & DEFINITION_ZYGOTE
+			? 1ULL << CAP_SYS_ADMIN | 1ULL << CAP_SYS_CHROOT | 1ULL << CAP_SETPCAP
+			: 0;
 	/* A new user namespace came with all of them. */
-	if (function->flags & DEFINITION_USER_NAMESPACE) {
-		int failed = drop_bounding(keep);
-		if (failed)
-			return failed;
-	}
-	if (syscall(SYS_capset, &header, wanted) || syscall(SYS_capget, &header, have))
-		return -errno;
-	return memcmp(wanted, have, sizeof wanted) ? -EPERM : 0;
+	int failed = function->flags & DEFINITION_USER_NAMESPACE ? drop_bounding(keep) : 0;
+	return failed ? failed : set_capabilities(keep);
 }
 
 static int confine(const struct sock_fprog *profile)

@@ -1,7 +1,7 @@
 /* What the node, its clients and its manager say to one another.
  *
  * Everything goes over seqpacket sockets, one message each, integers in host order. The Python side
- * of these records is src/firstlight/agile/wire.py.
+ * of these records is src/firstlight/agile/node_wire.py.
  */
 #ifndef FIRSTLIGHT_WIRE_H
 #define FIRSTLIGHT_WIRE_H
@@ -19,7 +19,7 @@ enum {
 	NOTE_MAX = 120,
 	RESOLVERS_MAX = 4096,
 	EVENTS_MAX = 64,
-	ORDER_RIGHTS = 4,
+	KEPT = 4096,
 };
 
 /* The steps of a start, in order. A failure names its step. */
@@ -130,9 +130,11 @@ enum order_verb {
 	ORDER_REFUSE, /* the starts that wait for a part that cannot be made: kind in count, reach in flags */
 	ORDER_RESOLVERS, /* what resolv.conf says in functions that are registered from now on */
 	ORDER_SYNC, /* its answer comes after the events of all that clients have been told of */
+	ORDER_KEEP, /* descriptors for the next manager, by an index in count that is free */
+	ORDER_DROP, /* keep those no longer */
 };
 enum hello_flag { HELLO_STAY = 1, HELLO_UNIFIED = 2 };
-enum { WIRE_VERSION = 2 }; /* count of HELLO: a node and a manager of other versions do not match */
+enum { WIRE_VERSION = 3 }; /* count of HELLO: a node and a manager of other versions do not match */
 enum part_kind { PART_NETWORK = 1, PART_CGROUP = 2 };
 
 struct part_order {
@@ -166,6 +168,7 @@ enum event_verb {
 	EVENT_STATE_END,
 	EVENT_WAITING, /* generic sandboxes: in status how many wait, in id how many were made, in
 			* user the ns that took */
+	EVENT_KEPT, /* of the state: with what was kept, its index in status */
 };
 
 struct event {

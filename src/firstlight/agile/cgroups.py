@@ -2,7 +2,7 @@
 
 Making one costs tens of microseconds; what is slow is moving a process into it by
 ``cgroup.procs``, which waits for an RCU grace period. So instances are born in their cgroup
-(version 2) or move themselves by ``tasks`` (version 1): see ``native/agile/spawn_enter.c``.
+(version 2) or move themselves by ``tasks`` (version 1): see ``native/agile/sandbox.c``.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Cgroup:
-    """An instance's cgroup in each hierarchy. The spawner enters it by ``descriptors``."""
+    """An instance's cgroup in each hierarchy. Its processes may enter by ``descriptors``."""
 
     paths: tuple[Path, ...]
     descriptors: tuple[int, ...]
@@ -88,6 +88,15 @@ class Cgroups:
         self._serial = max(self._serial, number)
         paths = tuple(top / str(number) for top in self._tops)
         return Cgroup(paths, (), self._hierarchies["memory"] / self._name / str(number))
+
+    def of(self, pid: int) -> Cgroup:
+        """That of a process of an instance. Raises OSError."""
+        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+            _, names, path = line.split(":", 2)
+            name = path.rpartition("/")[2]
+            if name.isdecimal() and ("memory" in names.split(",") or (self.unified and not names)):
+                return self.adopt(int(name))
+        raise ProcessLookupError(errno.ESRCH, "it is in no cgroup of the runtime's")
 
     def remove_others(self, names: set[str]) -> None:
         """Remove what an earlier runtime made and nobody holds."""

@@ -12,8 +12,9 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from firstlight.agile import node_wire, protocol, wire
+from firstlight.agile import node_wire, protocol
 from firstlight.agile.function import Counts, Ended, Function, Listed, Result
+from firstlight.agile.link import open_standard, rights
 from firstlight.agile.node_wire import Answer, Answered, Asked, Step, refused
 from firstlight.errors import Failed
 
@@ -39,7 +40,7 @@ class Client:
     """
 
     def __init__(self, path: Path) -> None:
-        wire.open_standard()
+        open_standard()
         self._path = path
         self._manager = _connected(path)
         self._node: socket.socket | None = None
@@ -97,7 +98,7 @@ class Client:
         message = node_wire.ask(Asked.START, number, flags, self._serial, asked, version=version)
         words = [node_wire.words((), env)] if env else []
         try:
-            self._node.sendmsg([message], wire.rights([*streams, *words]))
+            self._node.sendmsg([message], rights([*streams, *words]))
             while True:
                 answer = self._heard()
                 if answer.tag == self._serial and answer.verb != Answered.ENDED:
@@ -116,7 +117,10 @@ class Client:
             raise Failed("the node is gone", "see the runtime's log")
         answer = node_wire.answer(message)
         if answer.verb == Answered.ENDED:
-            self._ended[str(answer.instance)] = ended(answer)
+            self._ended[str(answer.instance)] = Ended.of(
+                answer.status, bool(answer.flags & node_wire.OUT_OF_MEMORY), answer.user,
+                answer.system,
+            )  # fmt: skip
         return answer
 
     def wait(self, identity: str) -> Ended:
@@ -202,16 +206,6 @@ class Client:
         if isinstance(answer, protocol.Error):
             raise Failed(answer.message, answer.hint)
         return answer
-
-
-def ended(answer: Answer) -> Ended:
-    """How an instance ended."""
-    killed = os.WTERMSIG(answer.status) if os.WIFSIGNALED(answer.status) else None
-    return Ended(
-        status=None if killed else os.WEXITSTATUS(answer.status), signal=killed,
-        out_of_memory=bool(answer.flags & node_wire.OUT_OF_MEMORY),
-        user_ns=answer.user, system_ns=answer.system,
-    )  # fmt: skip
 
 
 def _connected(path: Path) -> socket.socket:

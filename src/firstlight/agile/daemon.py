@@ -11,10 +11,11 @@ from contextlib import AsyncExitStack, suppress
 
 import msgspec
 
-from firstlight.agile import journal, node, protocol, wire
+from firstlight.agile import journal, node, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.config import Config
 from firstlight.agile.functions.catalogue import Functions
+from firstlight.agile.link import rights
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import Serving
 from firstlight.errors import Failed, FirstlightError
@@ -216,9 +217,7 @@ class _Connection:
         while self._unsent:
             message, descriptor = self._unsent[0]
             try:
-                self._socket.sendmsg(
-                    [message], wire.rights([descriptor] if descriptor >= 0 else [])
-                )
+                self._socket.sendmsg([message], rights([descriptor] if descriptor >= 0 else []))
             except BlockingIOError:
                 return False
             except OSError:

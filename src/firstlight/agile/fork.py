@@ -12,9 +12,9 @@ import msgspec
 from msgspec import Struct
 
 from firstlight.agile import verify
+from firstlight.agile.function import Ended
 from firstlight.agile.output import pipes
 from firstlight.agile.place import Place
-from firstlight.agile.spawner import describe
 from firstlight.errors import Failed
 
 ANSWER_MOST = 8 << 20
@@ -123,7 +123,7 @@ class Fork:
             except TimeoutError:
                 raise Failed(f"{self.name} closed its descriptor 3 and still runs",
                              "leave it open: it belongs to the runtime") from None  # fmt: skip
-            how = "" if status is None else f": {describe(status)}"
+            how = "" if status is None else f": {Ended.of(status)}"
             raise Failed(f"{self.name} ended without an answer{how}")
         return line
 

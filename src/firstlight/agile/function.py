@@ -1,6 +1,7 @@
 """Functions: what to start, with which limits, and what instances may reach."""
 
 import os
+import signal
 from typing import Literal
 
 from msgspec import Raw, Struct
@@ -137,6 +138,24 @@ class Ended(Struct, frozen=True, kw_only=True):
     out_of_memory: bool = False
     user_ns: int = 0
     system_ns: int = 0
+
+    @staticmethod
+    def of(
+        status: int, out_of_memory: bool = False, user_ns: int = 0, system_ns: int = 0
+    ) -> "Ended":
+        """From a wait status."""
+        killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        return Ended(
+            status=None if killed else os.WEXITSTATUS(status), signal=killed,
+            out_of_memory=out_of_memory, user_ns=user_ns, system_ns=system_ns,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        """In words."""
+        if self.signal is None:
+            return f"exit status {self.status}"
+        names = {number.value: number.name for number in signal.Signals}
+        return f"killed by {names.get(self.signal, f'signal {self.signal}')}"
 
 
 class Listed(Struct, frozen=True, kw_only=True):

@@ -29,7 +29,9 @@ from firstlight.agile.registry import Registered, Registry, definition, note
 from firstlight.agile.starter import Starter
 from firstlight.errors import Failed
 
-_BASE_PROFILE = 4
+ZYGOTE_PROFILE, _BASE_PROFILE = 1, 4
+ZYGOTE_CALLS = ("setns",)
+NO_FLAGS = Flag(0)
 _RETRY_SECONDS = 0.1
 _END_SECONDS = 10.0
 _ENDED_KEPT = 1024
@@ -100,6 +102,7 @@ class Instances:
                 self._node = self._parts.node = node
                 node.load(_BASE_PROFILE, seccomp.base())
                 node.load(0, seccomp.rest())
+                node.load(ZYGOTE_PROFILE, seccomp.rest(ZYGOTE_CALLS))
                 await self._adopt(node, state)
                 if self._waiting.high:
                     node.keep_waiting(self._waiting)
@@ -255,20 +258,25 @@ class Instances:
         raise refused(answer, found.function)
 
     async def start_on(
-        self, function: Function, tree: int, streams: tuple[int, int, int]
-    ) -> Instance:
-        """Start the only instance of a function whose root is a detached tree. Raises Failed."""
+        self, function: Function, tree: int, streams: tuple[int, int, int],
+        process: Function | None = None, flags: Flag = NO_FLAGS, profile: int = 0,
+    ) -> Instance:  # fmt: skip
+        """Start the only instance of a function whose root is a detached tree. Raises Failed.
+
+        ``process`` is what the node starts for it, if that is not its command with its limits.
+        """
         node = await self._connected()
         found = self._registry.only(function)
+        process = process or function
         try:
-            words = node_wire.words(function.command, {}, function.directory)
+            words = node_wire.words(process.command, {}, process.directory)
             try:
                 uid = self._config.identities.first + found.number
-                described = definition(found, 0, Flag(0), uid)
+                described = definition(found, process, profile, flags, uid)
                 await node.register(described, tree, words)
             finally:
                 os.close(words)
-            answer = await self._asked(found, list(streams), function.env, time.monotonic_ns())
+            answer = await self._asked(found, list(streams), process.env, time.monotonic_ns())
         except BaseException:
             await self._forget_only(found)
             raise
@@ -346,11 +354,11 @@ class Instances:
         env = await asyncio.to_thread(environment.defaults, function, function.uid or uid)
         words = node_wire.words(function.command, env, function.directory, note(found))
         try:
-            tree = await asyncio.to_thread(self._rooted, function, function.uid or uid)
+            tree = await asyncio.to_thread(self.root, function, function.uid or uid)
             try:
                 node = await self._connected()
                 await self._resolve(node)
-                await node.register(definition(found, 0, flags, uid), tree, words)
+                await node.register(definition(found, function, 0, flags, uid), tree, words)
             finally:
                 os.close(tree)
         finally:
@@ -363,8 +371,8 @@ class Instances:
         await self._networks.resolve_by(found)
         node.resolve_by(text)
 
-    def _rooted(self, function: Function, uid: int) -> int:
-        """The function's root as a detached tree. It may wait for a disk."""
+    def root(self, function: Function, uid: int = -1) -> int:
+        """The function's root as a detached tree. It may wait for a disk. Raises Failed."""
         rootfs = Path(function.rootfs)
         tree = roots.open_root(rootfs, self._config.directory / "skeleton")
         try:
@@ -472,7 +480,9 @@ class Instances:
             self._ended_last[event.id] = instance
             if len(self._ended_last) > _ENDED_KEPT:
                 self._ended_last.popitem(last=False)
-        ended = _ending(event)
+        ended = Ended.of(
+            event.status, bool(event.flags & node_wire.OUT_OF_MEMORY), event.user, event.system
+        )
         if instance and instance.function.ports and instance.address:
             self._task(self._released(instance, ended, index))
             return
@@ -550,15 +560,6 @@ class Instances:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _ending(event: Event) -> Ended:
-    killed = os.WTERMSIG(event.status) if os.WIFSIGNALED(event.status) else None
-    return Ended(
-        status=None if killed else os.WEXITSTATUS(event.status), signal=killed,
-        out_of_memory=bool(event.flags & node_wire.OUT_OF_MEMORY),
-        user_ns=event.user, system_ns=event.system,
-    )  # fmt: skip
 
 
 class _opened:  # noqa: N801 - a context manager

@@ -9,19 +9,21 @@ from contextlib import ExitStack, suppress
 from importlib.resources import files
 from pathlib import Path
 
-from firstlight.agile import seccomp, verify, wire
-from firstlight.agile.cgroups import Cgroup, Cgroups
+import msgspec
+
+from firstlight.agile import seccomp, verify
+from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.drain import Drain
 from firstlight.agile.function import Function
-from firstlight.agile.output import pipes
+from firstlight.agile.instance import Instance
+from firstlight.agile.instances import ZYGOTE_PROFILE, Instances
+from firstlight.agile.link import rights
+from firstlight.agile.node_wire import Flag
+from firstlight.agile.output import Output, pipes
 from firstlight.agile.place import Placer
-from firstlight.agile.spawner import Child, Spawner, describe
-from firstlight.agile.wire import Flag
 from firstlight.errors import Failed, Unsupported
 from firstlight.native import native
 
-ZYGOTE_PROFILE = 1
-ZYGOTE_CALLS = ("setns",)
 INTERPRETER = "/usr/bin/python3"
 USER_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
 _FILES_LEAST = 64  # for an interpreter that imports, and receives a fork's descriptors
@@ -32,59 +34,40 @@ _log = logging.getLogger(__name__)
 
 
 class Interpreter:
-    """A process that has imported the handler, or is about to.
+    """A process that has imported the handler, or is about to: an instance of the node.
 
-    ``owner`` is a descriptor of its user namespace, ``filters`` its number of seccomp filters.
+    ``home`` is the cgroup that it was born in, ``identity`` its uid and gid on the host, ``owner``
+    a descriptor of its user namespace, ``filters`` its number of seccomp filters.
     """
 
     def __init__(
-        self, function: Function, groups: Cgroups, cgroup: Cgroup, spawner: Spawner, template: int,
-        network: int,
+        self, function: Function, groups: Cgroups, instance: Instance, control: socket.socket,
+        outputs: list[Output],
     ) -> None:  # fmt: skip
-        """Raises Failed. The descriptors may be closed when this returns."""
-        self._function, self._groups, self.cgroup = function, groups, cgroup
+        """``control`` and ``outputs`` become its own."""
+        self._function, self._groups, self.instance = function, groups, instance
         self.filters, self.owner = 0, -1
         self._placer: Placer | None = None
         self._killed = False
-        flags = Flag.USER_NAMESPACE | Flag.ZYGOTE
-        flags |= Flag.CLONE_INTO if groups.unified else Flag(0)
-        code = files("firstlight.agile").joinpath("zygote_main.py").read_text()
-        env = {"PYTHONDONTWRITEBYTECODE": "1", **_ONE_THREAD, **function.env}
-        with ExitStack() as passed, ExitStack() as failed:
-            outputs, streams = pipes()
-            for descriptor in streams:
-                passed.callback(os.close, descriptor)
-            uid, _ = function.identity()
-            for descriptor in streams[1:]:
-                os.fchown(descriptor, uid, -1)  # otherwise /dev/stdout cannot be opened
-            self._drain = Drain(outputs)
-            failed.callback(self._drain.close)
-            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            passed.callback(theirs.close)
-            failed.callback(self._control.close)
-            self._control.setblocking(False)
-            self.child: Child = spawner.spawn(
-                wire.sandbox(
-                    flags, ZYGOTE_PROFILE, *function.identity(),
-                    max(function.files, _FILES_LEAST), tmpfs(function), "zygote",
-                ),
-                [template, network, *cgroup.descriptors],
-            )  # fmt: skip
-            self.child.wake(
-                wire.start((INTERPRETER, "-c", code, function.handler), env, function.directory),
-                [theirs.fileno(), streams[1], streams[2]],
-            )
-            failed.pop_all()
+        self._control, self._drain = control, Drain(outputs)
+        control.setblocking(False)
+        self.home: Cgroup | None = None
+        self.identity = -1, -1
 
     @property
     def pid(self) -> int:
         """Its pid on the host."""
-        return self.child.pid
+        return self.instance.pid
 
     @property
     def is_up(self) -> bool:
         """Whether it runs and is not ending."""
-        return not self._killed and not self.child.ended.done()
+        return not self._killed and not self.instance.ended.done()
+
+    def go_home(self) -> None:
+        """Move it into the cgroup that it was born in. Raises OSError."""
+        if self.home:
+            self._groups.move(self.pid, self.home)
 
     @property
     def placer(self) -> Placer:
@@ -99,8 +82,9 @@ class Interpreter:
 
     async def imported(self) -> None:
         """Wait until it has imported the handler and left nothing behind. Raises Failed."""
-        await self._runs()
         try:
+            self.home = self._groups.of(self.pid)
+            self.identity = _mapped(self.pid, "uid"), _mapped(self.pid, "gid")
             self.filters = verify.filters(self.pid)
             self._placer = Placer(self.pid, tmpfs(self._function), "instance")
             self.owner = os.open(f"/proc/{self.pid}/ns/user", os.O_RDONLY)
@@ -108,7 +92,7 @@ class Interpreter:
             raise await self._died() from error
         name, seconds = self._function.handler, self._function.timeout
         with native("inside.so").open("rb") as inside, suppress(OSError):
-            self._control.sendmsg([seccomp.program()], wire.rights([inside.fileno()]))
+            self._control.sendmsg([seccomp.program()], rights([inside.fileno()]))
         try:
             message = await asyncio.wait_for(
                 asyncio.get_running_loop().sock_recv(self._control, 1 << 16), seconds
@@ -121,40 +105,28 @@ class Interpreter:
             raise await self._died()
         if failed := _failed(message):
             raise Failed(f"cannot import {name}: {failed.rstrip()}", self.words)
-        if left := _left_by_import(self.pid, self._groups.processes(self.cgroup)):
+        if left := _left_by_import(self.pid, self._groups.processes(self.home)):
             raise Failed(f"importing {name} left {left[0]}", left[1])
         if self._drain.text:
             _log.info("importing %s wrote: %s", name, self._drain.text)
-
-    async def _runs(self) -> None:
-        try:
-            await self.child.runs
-            await self.child.made
-        except Failed as error:
-            if ": user: " in error.message:
-                raise Failed(f"{error.message}: the host may forbid user namespaces",
-                             "see the sysctls user.max_user_namespaces and "
-                             "kernel.apparmor_restrict_unprivileged_userns") from error  # fmt: skip
-            raise
 
     async def _died(self) -> Failed:
         """Why it ended before the handler was imported."""
         name = self._function.handler
         await self._drain.end()
         with suppress(TimeoutError):
-            news = await asyncio.wait_for(asyncio.shield(self.child.ended), _END_SECONDS)
-            if self._groups.ran_out_of_memory(self.cgroup):
+            ended = await asyncio.wait_for(self.instance.wait(), _END_SECONDS)
+            if ended.out_of_memory:
                 return Failed(f"importing {name} exceeded the memory limit",
                               f"the limit is {self._function.memory} bytes")  # fmt: skip
-            how = describe(news.status)
-            return Failed(f"importing {name} ended the interpreter: {how}", self.words)
+            return Failed(f"importing {name} ended the interpreter: {ended}", self.words)
         return Failed(f"importing {name} closed its control socket", self.words)
 
     async def send(self, message: bytes, descriptors: list[int]) -> None:
         """Send it a request. Raises Failed if it is gone."""
         while True:
             try:
-                self._control.sendmsg([message], wire.rights(descriptors))
+                self._control.sendmsg([message], rights(descriptors))
             except BlockingIOError:
                 await asyncio.sleep(0.001)
                 continue
@@ -165,10 +137,10 @@ class Interpreter:
     def kill(self) -> None:
         """End it and its forks."""
         self._killed = True
-        self.child.kill()
+        self.instance.kill()
 
     def close(self) -> None:
-        """The same, and release its parts, except its cgroup."""
+        """The same, and leave it."""
         self.kill()
         self._control.close()
         self._drain.close()
@@ -178,16 +150,61 @@ class Interpreter:
             os.close(self.owner)
 
 
+async def start(function: Function, instances: Instances, groups: Cgroups) -> Interpreter:
+    """Start an interpreter, which will import the handler. Raises Failed, Unsupported."""
+    _check_host()
+    code = files("firstlight.agile").joinpath("zygote_main.py").read_text()
+    process = msgspec.structs.replace(
+        function, command=(INTERPRETER, "-c", code, function.handler), network="none",
+        env={"PYTHONDONTWRITEBYTECODE": "1", **_ONE_THREAD, **function.env},
+        files=max(function.files, _FILES_LEAST), pids=limits(function).pids,
+    )  # fmt: skip
+    tree = await asyncio.to_thread(instances.root, process)
+    with ExitStack() as passed, ExitStack() as failed:
+        passed.callback(os.close, tree)
+        outputs, streams = pipes()
+        for output in outputs:
+            failed.callback(output.close)
+        for descriptor in streams:
+            passed.callback(os.close, descriptor)
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        passed.callback(theirs.close)
+        failed.callback(control.close)
+        try:
+            instance = await instances.start_on(
+                function, tree, (theirs.fileno(), streams[1], streams[2]), process,
+                Flag.USER_NAMESPACE | Flag.ZYGOTE, ZYGOTE_PROFILE,
+            )  # fmt: skip
+        except Failed as error:
+            if ": user: " in error.message:
+                raise Failed(f"{error.message}: the host may forbid user namespaces",
+                             "see the sysctls user.max_user_namespaces and "
+                             "kernel.apparmor_restrict_unprivileged_userns") from error  # fmt: skip
+            raise
+        failed.pop_all()
+    return Interpreter(function, groups, instance, control, outputs)
+
+
+def limits(function: Function) -> Limits:
+    """Of a fork, with room for PID 1 of its sandbox, and for the zygote as it forks."""
+    return Limits(function.memory, function.cpus, max(function.pids, 2) + 1)
+
+
 def tmpfs(function: Function) -> str:
     """The mount options of its /tmp."""
     return f"size={function.scratch},nr_inodes=65536,mode=1777"
 
 
-def check_host() -> None:
+def _check_host() -> None:
     """Raise Unsupported if the host allows no user namespaces, which an interpreter needs."""
     if USER_NAMESPACES.exists() and int(USER_NAMESPACES.read_text()) == 0:
         raise Unsupported("a Python function needs a user namespace, and user.max_user_namespaces "
                           "is 0", "sysctl user.max_user_namespaces=15000")  # fmt: skip
+
+
+def _mapped(pid: int, kind: str) -> int:
+    """What root of its user namespace, the only user or group there, is on the host."""
+    return int(Path(f"/proc/{pid}/{kind}_map").read_text().split()[1])
 
 
 def _failed(message: bytes) -> str | None:

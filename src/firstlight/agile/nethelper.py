@@ -172,7 +172,8 @@ class NetHelper:
         self._is_closed = True
         self._end("the network is closed")
 
-    def _take_answer(self, message: bytes, descriptor: int) -> None:
+    def _take_answer(self, message: bytes, descriptors: list[int]) -> None:
+        descriptor = descriptors[0] if descriptors else -1
         answer = _decode(message, descriptor)
         future = self._asked.pop(answer.id, None)
         self._rewatch()

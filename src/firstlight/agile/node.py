@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from firstlight.agile import node_wire, wire
+from firstlight.agile import node_wire
 from firstlight.agile.config import Config, PoolSize
+from firstlight.agile.link import Link
 from firstlight.agile.node_wire import Event, Order, Told
 from firstlight.errors import Failed
 from firstlight.native import native
 
-_MESSAGE_MAX = 65536
 _log = logging.getLogger(__name__)
 _START_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
@@ -36,6 +36,19 @@ class State:
     functions: list[tuple[node_wire.Definition, bytes]] = field(default_factory=list)
     parts: list[tuple[node_wire.Part, int, int]] = field(default_factory=list)
     """Each with its state and its descriptor, or -1."""
+    kept: list[tuple["Keepsake", list[int]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Keepsake:
+    """Descriptors that a node keeps, so that the next manager gets them if this one is killed."""
+
+    node: "Node"
+    index: int
+
+    def drop(self) -> None:
+        """Keep them no longer."""
+        self.node.drop(self.index)
 
 
 class Node:
@@ -50,10 +63,10 @@ class Node:
     ) -> None:
         self._config, self._told, self._rich, self._lost = config, told, rich, lost
         self._loop = asyncio.get_running_loop()
-        self._unsent: list[tuple[bytes, list[int]]] = []
         self._asked: dict[int, asyncio.Future[None]] = {}
         self._serial = 0
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._link: Link | None = None
+        self._unused = list(range(node_wire.KEPT - 1, -1, -1))
         self.pid = self._pidfd = -1
         self.gone: asyncio.Future[None] = self._loop.create_future()
         self.waiting = self.made = 0  # generic sandboxes
@@ -65,15 +78,14 @@ class Node:
 
         Raises Failed.
         """
-        self._socket.close()
-        link = _connected(self._config)
-        self._socket = link if link is not None else await asyncio.to_thread(_started, self._config)
-        self.pid = _peer(self._socket)
+        connection = _connected(self._config)
+        if connection is None:
+            connection = await asyncio.to_thread(_started, self._config)
+        self.pid = _peer(connection)
         self._pidfd = os.pidfd_open(self.pid)
-        self._socket.setblocking(False)
         self._state = State()
         self._whole: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_reader(self._socket, self._read)
+        self._link = Link(connection, self._take, self._left)
         flags = (node_wire.STAY if stay else 0) | (node_wire.UNIFIED if unified else 0)
         try:
             await self._do(
@@ -139,29 +151,37 @@ class Node:
         body = int(number).to_bytes(4, "little")
         self._send(node_wire.order(Order.SIGNAL, body, id=instance))
 
+    def keep(self, descriptors: Sequence[int]) -> Keepsake | None:
+        """Have descriptors kept, of which the first is a memory file that says what they are.
+
+        None if as many as possible are kept already: then the next manager does without.
+        """
+        if not self.is_open() or not self._unused:
+            return None
+        index = self._unused.pop()
+        self._send(node_wire.order(Order.KEEP, count=index), descriptors)
+        return Keepsake(self, index)
+
+    def drop(self, index: int) -> None:
+        """Keep those of this index no longer."""
+        self._send(node_wire.order(Order.DROP, count=index))
+        self._unused.append(index)
+
     def end(self) -> None:
         """End the node, and all instances with it."""
         if self.is_open():
-            with suppress(OSError):
-                self._socket.setblocking(True)
-                self._socket.settimeout(1.0)
-                self._socket.sendmsg([node_wire.order(Order.END)])
-                while self._socket.recv(_MESSAGE_MAX):
-                    pass
+            self._send(node_wire.order(Order.END))
+            if not select.select([self._pidfd], [], [], _END_SECONDS)[0]:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         self.close()
 
     def close(self) -> None:
         """Leave it."""
-        if self.is_open():
-            self._loop.remove_reader(self._socket)
-            self._loop.remove_writer(self._socket)
-            self._socket.close()
+        if self._link:
+            self._link.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
-        for _, descriptors in self._unsent:
-            _close(descriptors)
-        self._unsent.clear()
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(Failed("the node has ended", "try again"))
@@ -169,7 +189,7 @@ class Node:
 
     def is_open(self) -> bool:
         """Whether it has not ended, as far as is known."""
-        return self._socket.fileno() >= 0
+        return self._link is not None and self._link.is_open
 
     async def _do(
         self, verb: Order, body: bytes = b"", flags: int = 0, count: int = 0,
@@ -188,49 +208,14 @@ class Node:
             future.cancel()
 
     def _send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
-        if not self.is_open():
-            return
-        if not self._unsent:
-            try:
-                self._socket.sendmsg([message], wire.rights(list(descriptors)))
-            except BlockingIOError:
-                self._loop.add_writer(self._socket, self._flush)
-            except OSError:
-                return  # it is gone: its end is told by the reader
-            else:
-                return
-        self._unsent.append((message, [os.dup(one) for one in descriptors]))
+        if self._link:
+            self._link.send(message, descriptors)
 
-    def _flush(self) -> None:
-        while self._unsent:
-            message, descriptors = self._unsent[0]
-            try:
-                self._socket.sendmsg([message], wire.rights(descriptors))
-            except BlockingIOError:
-                return
-            except OSError:
-                break
-            self._unsent.pop(0)
-            _close(descriptors)
-        self._loop.remove_writer(self._socket)
-
-    def _read(self) -> None:
-        while self.is_open():
-            try:
-                message, ancillary, _, _ = self._socket.recvmsg(
-                    _MESSAGE_MAX, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
-                )
-            except BlockingIOError:
-                return
-            except OSError:
-                message, ancillary = b"", []
-            descriptor = int.from_bytes(ancillary[0][2][:4], "little") if ancillary else -1
-            if not message:
-                pidfd, self._pidfd = self._pidfd, -1
-                self.close()
-                self._loop.add_reader(pidfd, self._is_gone, pidfd)
-                return
-            self._take(message, descriptor)
+    def _left(self) -> None:
+        """Its end of the connection is closed: its process ends, and all that it had before it."""
+        pidfd, self._pidfd = self._pidfd, -1
+        self.close()
+        self._loop.add_reader(pidfd, self._is_gone, pidfd)
 
     def _is_gone(self, pidfd: int) -> None:
         """The node has ended, and all that it had before it."""
@@ -240,8 +225,9 @@ class Node:
         if not self.gone.done():
             self.gone.set_result(None)
 
-    def _take(self, message: bytes, descriptor: int) -> None:
+    def _take(self, message: bytes, descriptors: list[int]) -> None:
         events, record = node_wire.events(message)
+        descriptor = descriptors[0] if descriptors else -1
         for event in events:
             match event.verb:
                 case Told.DONE:
@@ -254,6 +240,9 @@ class Node:
                     self._state.functions.append((node_wire.definition(record), note))
                 case Told.PART:
                     self._state.parts.append((node_wire.part(record), event.status, descriptor))
+                case Told.KEPT:
+                    self._unused.remove(event.status)
+                    self._state.kept.append((Keepsake(self, event.status), descriptors))
                 case Told.STATE_END:
                     if not self._whole.done():
                         self._whole.set_result(None)
@@ -369,8 +358,3 @@ def _started(config: Config) -> socket.socket:
             raise Failed(f"the node does not start in {config.directory}", "see the log")
         time.sleep(0.01)
     return link
-
-
-def _close(descriptors: Sequence[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)

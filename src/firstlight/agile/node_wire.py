@@ -19,6 +19,7 @@ RESOLVERS_MAX = 4096
 _WORD_MAX = 128 << 10
 PARTS = 16384
 FUNCTIONS = 4096
+KEPT = 4096
 REACHES: tuple[Reach, ...] = ("outbound", "internal", "none")
 
 
@@ -88,6 +89,8 @@ class Order(IntEnum):
     REFUSE = 10
     RESOLVERS = 11
     SYNC = 12
+    KEEP = 13
+    DROP = 14
 
 
 class Told(IntEnum):
@@ -103,12 +106,13 @@ class Told(IntEnum):
     PART = 8
     STATE_END = 9
     WAITING = 10
+    KEPT = 11
 
 
 NETWORK, CGROUP = 1, 2
 SHELVED, USED, LEFT = 1, 2, 3
 STAY, UNIFIED = 1, 2
-VERSION = 2
+VERSION = 3
 DETACHED, WITH_WORDS = 1, 2
 WARM, OUT_OF_MEMORY, IS_DETACHED = 1, 2, 1 << 16
 

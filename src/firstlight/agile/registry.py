@@ -182,9 +182,10 @@ def note(found: Registered) -> bytes:
     return coding.encode((found.function, found.digest))
 
 
-def definition(found: Registered, profile: int, flags: node_wire.Flag, uid: int) -> bytes:
+def definition(
+    found: Registered, function: Function, profile: int, flags: node_wire.Flag, uid: int
+) -> bytes:
     """A function as the node knows it."""
-    function = found.function
     return node_wire.DEFINITION.pack(
         found.number, found.version, flags, profile, node_wire.REACHES.index(function.network),
         0 if function.reuse == "none" else 1, function.uid or uid, function.gid or uid,

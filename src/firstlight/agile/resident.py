@@ -3,8 +3,8 @@
 import asyncio
 import socket
 
-from firstlight.agile import wire
 from firstlight.agile.instance import Instance
+from firstlight.agile.link import rights
 from firstlight.agile.output import Output
 from firstlight.errors import Failed
 
@@ -26,7 +26,7 @@ class Resident:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                self._control.sendmsg([b"connection"], wire.rights([theirs.fileno()]))
+                self._control.sendmsg([b"connection"], rights([theirs.fileno()]))
             except OSError as error:
                 ours.close()
                 raise Failed(f"instance {self._instance.id} takes no connection: {error.strerror}",

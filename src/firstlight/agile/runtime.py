@@ -7,30 +7,25 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import msgspec
-
-from firstlight.agile import coding, roots, seccomp, wire
-from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
+from firstlight.agile import coding
+from firstlight.agile.cgroups import Cgroups
 from firstlight.agile.config import Config
 from firstlight.agile.function import Counts, Function, Listed, Result
 from firstlight.agile.instance import Instance
 from firstlight.agile.instances import Instances
-from firstlight.agile.interpreter import INTERPRETER, ZYGOTE_CALLS
 from firstlight.agile.journal import Journal
+from firstlight.agile.link import open_standard
 from firstlight.agile.network import Networks
 from firstlight.agile.node import is_running
 from firstlight.agile.output import pipes
-from firstlight.agile.pool import LoadGate, Pool
+from firstlight.agile.pool import LoadGate
 from firstlight.agile.resident import Resident
 from firstlight.agile.single_flight import SingleFlight
-from firstlight.agile.spawner import Spawner
 from firstlight.agile.wasm import Wasm
-from firstlight.agile.zygote import Node, Zygote
+from firstlight.agile.zygote import Resources
+from firstlight.agile.zygotes import Zygotes
 from firstlight.errors import Failed, Unsupported
 
 
@@ -51,17 +46,13 @@ class Runtime:
         self.journal = Journal(self.config.directory)
         self._networks = Networks(self.config)
         self._gate = LoadGate()
-        self._cgroup_pools: dict[Limits, Pool[Cgroup]] = {}
-        self._zygotes: SingleFlight[Zygote] = SingleFlight()
         self._wasms: SingleFlight[Wasm] = SingleFlight()
-        self._zygote_serial = 0
         self._closing = self._leaves = False
-        self._latest_spawner: Spawner | None = None
 
     async def __aenter__(self) -> "Runtime":
         if os.geteuid() != 0:
             raise Unsupported("the runtime needs root", "run firstlight with sudo")
-        wire.open_standard()
+        open_standard()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         runs = is_running(self.config)
@@ -78,8 +69,10 @@ class Runtime:
             if not runs:
                 self.journal.record("network", self._networks.table, self._networks.anchor)
             await self._networks.open(adopt=runs)
-            self._profiles = [seccomp.program(), seccomp.program(ZYGOTE_CALLS)]
             self._instances = Instances(self.config, self._networks, groups, self._gate, self._rich)
+            self._zygotes = Zygotes(
+                Resources(self.config, self._instances, self._networks, groups, self._gate)
+            )
             await self._instances.open(self._stay)
         except BaseException:
             if hasattr(self, "_instances"):
@@ -98,14 +91,8 @@ class Runtime:
         leaves = self._leaves and kind is None
         await self._zygotes.close()
         await self._wasms.close()
-        for pool in self._all_pools():
-            await pool.close()
-        for zygote in self._zygotes.values():
-            await zygote.close()
         for wasm in self._wasms.values():
             await wasm.close()
-        if self._latest_spawner:
-            self._latest_spawner.close()
         if leaves:
             await self._instances.leave()
             self._networks.leave()
@@ -137,8 +124,7 @@ class Runtime:
         Raises Failed for a function that cannot be started.
         """
         if function.kind == "python":
-            await self._cgroup_pool(_fork_limits(function)).warm()
-            await (await self._zygote(function)).prepare(sandboxes)
+            await self._zygotes.prepare(function, sandboxes)
             return
         await self._instances.prepare(function, sandboxes)
 
@@ -206,7 +192,7 @@ class Runtime:
             raise Failed("a function of kind command has no handler", "start it")
         if function.kind == "wasm":
             return await (await self._wasm(function)).invoke(event, requested)
-        return await (await self._zygote(function)).invoke(event, requested)
+        return await self._zygotes.invoke(function, event, requested)
 
     async def attach(self, function: Function) -> socket.socket:
         """A connection to a WebAssembly function's worker, to speak ``wasm_wire`` on.
@@ -234,52 +220,19 @@ class Runtime:
 
     def pools(self) -> list[Counts]:
         """What each pool holds and has done."""
-        return [*self._instances.counts(), *(pool.counts() for pool in self._all_pools())]
+        return [*self._instances.counts(), *self._zygotes.counts()]
 
     @property
     def node(self) -> int:
         """The pid of the node, or -1."""
         return self._instances.pid
 
-    def _all_pools(self) -> list[Pool[Any]]:
-        return [
-            *self._cgroup_pools.values(),
-            *(pool for zygote in self._zygotes.values() for pool in zygote.pools),
-        ]
-
-    async def _zygote(self, function: Function) -> Zygote:
-        return await self._zygotes.get(_key(function), lambda: self._made_zygote(function))
-
-    async def _made_zygote(self, function: Function) -> Zygote:
-        self._zygote_serial += 1  # a user and a group of its own, beyond those of functions
-        own = self.config.identities.first + (1 << 16) + self._zygote_serial
-        function = msgspec.structs.replace(
-            function, uid=function.uid or own, gid=function.gid or own
-        )
-        template = await self._rooted(function)
-        limits = _fork_limits(function)
-
-        async def take_cgroup() -> Cgroup:
-            return (await self._cgroup_pool(limits).take())[0]
-
-        zygote = Zygote(
-            Node(self.config, self._networks, self._cgroups, self._gate,
-                 lambda: self._spawner, take_cgroup),
-            function, template,
-        )  # fmt: skip
-        try:
-            await zygote.start()
-        except BaseException:
-            await zygote.close()
-            raise
-        return zygote
-
     async def _wasm(self, function: Function) -> Wasm:
         async def made() -> Wasm:
             function.check()
             return Wasm(function, self._resident, self._wasms.forget)
 
-        return await self._wasms.get(_key(function), made)
+        return await self._wasms.get(coding.encode(function), made)
 
     async def _resident(self, function: Function, tree: int) -> Resident:
         """An instance on a root file system of its own, a detached tree. It has no network."""
@@ -298,62 +251,3 @@ class Runtime:
                 os.close(descriptor)
             theirs.close()
         return Resident(instance, ours, outputs[1])
-
-    async def _rooted(self, function: Function) -> int:
-        """A function's template."""
-        function.check()
-        rootfs = Path(function.rootfs)
-        tree = roots.open_root(rootfs, self.config.directory / "skeleton")
-        try:
-            roots.check_command(rootfs, function.command[0] if function.command else INTERPRETER)
-            return await self._template(tree)
-        finally:
-            os.close(tree)
-
-    async def _template(self, tree: int) -> int:
-        child = self._spawner.template(tree)
-        try:
-            await child.made
-            await child.waits
-            return os.open(f"/proc/{child.pid}/ns/mnt", os.O_RDONLY)
-        finally:
-            child.kill()
-
-    def _cgroup_pool(self, limits: Limits) -> Pool[Cgroup]:
-        if limits not in self._cgroup_pools:
-
-            async def make() -> Cgroup:
-                return self._cgroups.make(limits)
-
-            self._cgroup_pools[limits] = Pool(
-                f"cgroup {limits.memory >> 20} MiB, {limits.cpus:g} CPUs, {limits.pids} pids",
-                self.config.pools.cgroup, make, self._cgroups.remove, self._gate,
-            )  # fmt: skip
-        return self._cgroup_pools[limits]
-
-    def _spawner_lost(self) -> None:
-        """It was killed, and its children with it; another takes its place."""
-        self._latest_spawner = None
-        if not self._closing:
-            with suppress(Failed):  # then it is for the next request to try, and to tell
-                _ = self._spawner
-
-    @property
-    def _spawner(self) -> Spawner:
-        """Raises Failed if it was killed and another cannot be started."""
-        if self._latest_spawner is None:
-            self._latest_spawner = Spawner(self._profiles, self._spawner_lost)
-        return self._latest_spawner
-
-
-def _limits(function: Function) -> Limits:
-    return Limits(function.memory, function.cpus, function.pids)
-
-
-def _fork_limits(function: Function) -> Limits:
-    """With room for PID 1 of its sandbox, and for the zygote as it forks."""
-    return Limits(function.memory, function.cpus, max(function.pids, 2) + 1)
-
-
-def _key(function: Function) -> bytes:
-    return coding.encode(function)

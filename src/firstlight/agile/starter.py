@@ -6,7 +6,8 @@ import os
 import socket
 from pathlib import Path
 
-from firstlight.agile import node_wire, wire
+from firstlight.agile import node_wire
+from firstlight.agile.link import rights
 from firstlight.agile.node_wire import Answer, Answered, Asked
 from firstlight.errors import Failed
 
@@ -51,7 +52,7 @@ class Starter:
     async def _send(self, message: bytes, descriptors: list[int]) -> None:
         while True:
             try:
-                self._socket.sendmsg([message], wire.rights(descriptors))
+                self._socket.sendmsg([message], rights(descriptors))
             except BlockingIOError:
                 self._room.clear()
                 self._loop.add_writer(self._socket, self._writable)

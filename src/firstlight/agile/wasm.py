@@ -26,7 +26,6 @@ import msgspec
 from firstlight.agile import wasm_wire
 from firstlight.agile.assembled import assemble
 from firstlight.agile.function import Ended, Function, Result
-from firstlight.agile.spawner import describe
 from firstlight.agile.wasm_channel import Channel
 from firstlight.agile.wasm_wire import Outcome, Reply
 from firstlight.errors import Failed, Unsupported
@@ -228,8 +227,7 @@ class Wasm:
             return Failed(f"the worker of {name} exceeded its memory limit",
                           f"the limit is {limit} bytes: {self.function.memory} for each of "
                           f"{THREADS} instances, {WORKER_BYTES} for the compiler")  # fmt: skip
-        how = describe(ended.signal if ended.signal else (ended.status or 0) << 8)
-        return Failed(f"the worker of {name} ended: {how}",
+        return Failed(f"the worker of {name} ended: {ended}",
                       f"it wrote: {words[-_WORDS_MOST:]}; {again}" if words else again)  # fmt: skip
 
     def _encode(self, event: object) -> bytes:

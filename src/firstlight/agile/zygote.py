@@ -9,10 +9,9 @@ for its event is the deepest level of preparation; if none waits, one is made on
 import asyncio
 import json
 import logging
-import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,34 +23,33 @@ from firstlight.agile.cgroups import Cgroup, Cgroups
 from firstlight.agile.config import Config
 from firstlight.agile.fork import Fork, Said
 from firstlight.agile.function import Function, Result
+from firstlight.agile.instances import Instances
 from firstlight.agile.interpreter import Interpreter
 from firstlight.agile.network import Network, Networks
 from firstlight.agile.place import Place
 from firstlight.agile.pool import LoadGate, Pool
-from firstlight.agile.spawner import Spawner
 from firstlight.errors import Failed
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass
-class Node:
-    """What the functions of a runtime share."""
+@dataclass(frozen=True)
+class Resources:
+    """What the Python functions of a runtime share."""
 
     config: Config
+    instances: Instances
     networks: Networks
     cgroups: Cgroups
     gate: LoadGate
-    spawner: Callable[[], Spawner]
-    take_cgroup: Callable[[], Awaitable[Cgroup]]
 
 
 class Zygote:
-    """The zygote of a function, and its forks."""
+    """The zygote of a function, and its forks, which are born in cgroups of a pool."""
 
-    def __init__(self, node: Node, function: Function, template: int) -> None:
+    def __init__(self, resources: Resources, function: Function, cgroups: Pool[Cgroup]) -> None:
         self.function = function
-        self._node, self._template = node, template
+        self._resources, self._cgroup_pool = resources, cgroups
         self._networks: deque[Network] = deque()  # used, and as new
         self._cgroups: deque[Cgroup] = deque()  # used, and empty
         self._up: Interpreter | None = None
@@ -61,13 +59,14 @@ class Zygote:
         self._next: asyncio.Task[Fork] | None = None
         self._standing: Place | None = None  # in its cgroup the zygote is
         self._tasks: set[asyncio.Task[Any]] = set()
+        pools = resources.config.pools
         self.forks: Pool[Fork] = Pool(
-            f"fork {function.handler}", node.config.pools.sandbox,
-            self._ready_fork, self._discard, node.gate,
+            f"fork {function.handler}", pools.sandbox, self._ready_fork, self._discard,
+            resources.gate,
         )  # fmt: skip
         self._places: Pool[Place] = Pool(
-            f"place of {function.handler}", node.config.pools.network,
-            self._make_place, self._give_back, node.gate,
+            f"place of {function.handler}", pools.network, self._make_place, self._give_back,
+            resources.gate,
         )  # fmt: skip
         self._request = json.dumps(
             {"files": function.files, "directory": function.directory}
@@ -95,7 +94,7 @@ class Zygote:
             line = msgspec.json.encode(event) + b"\n"
         except (UnicodeEncodeError, TypeError, RecursionError) as error:
             raise Failed(f"the event of {handler} is not JSON: {error}") from error
-        with self._node.gate:
+        with self._resources.gate:
             fork, warm = await self._taken()
         try:
             async with asyncio.timeout(seconds):
@@ -104,7 +103,7 @@ class Zygote:
             raise Failed(f"{handler} did not answer in {seconds} s",
                          "give the function a longer timeout") from None  # fmt: skip
         except Failed:
-            if self._node.cgroups.ran_out_of_memory(fork.place.cgroup):
+            if self._resources.cgroups.ran_out_of_memory(fork.place.cgroup):
                 raise Failed(f"{handler} exceeded its memory limit",
                              f"the limit is {self.function.memory} bytes") from None  # fmt: skip
             raise
@@ -159,29 +158,17 @@ class Zygote:
             if not self._is_up():
                 await self._forget()
                 self._up = await self._started()
-                self._up.child.ended.add_done_callback(lambda _: self._stands_in(None))
+                self._up.instance.ended.add_done_callback(lambda _: self._stands_in(None))
                 self._generation += 1
 
     async def _started(self) -> Interpreter:
-        interpreter.check_host()
-        node = self._node
-        cgroup = await node.take_cgroup()
+        up = await interpreter.start(
+            self.function, self._resources.instances, self._resources.cgroups
+        )
         try:
-            alone = await node.networks.make("none")
-            try:
-                up = Interpreter(
-                    self.function, node.cgroups, cgroup, node.spawner(), self._template,
-                    alone.descriptor,
-                )  # fmt: skip
-            finally:
-                os.close(alone.descriptor)
-            try:
-                await up.imported()
-            except BaseException:
-                up.close()
-                raise
+            await up.imported()
         except BaseException:
-            self._task(self._emptied(cgroup))
+            up.close()
             raise
         return up
 
@@ -189,21 +176,24 @@ class Zygote:
         """Make a place for the current zygote. Raises Failed."""
         await self.start()
         assert self._up is not None
-        up, generation, node = self._up, self._generation, self._node
+        up, generation, resources = self._up, self._generation, self._resources
         if self._networks:
             network = self._networks.popleft()
         else:
-            network = await node.networks.make(self.function.network, up.owner)
+            network = await resources.networks.make(self.function.network, up.owner)
         try:
-            cgroup = self._cgroups.popleft() if self._cgroups else await node.take_cgroup()
+            cgroup = self._cgroups.popleft() if self._cgroups else await self._taken_cgroup()
             try:
-                return await up.placer.make(node.cgroups, network, cgroup, generation)
+                return await up.placer.make(resources.cgroups, network, cgroup, generation)
             except BaseException:
                 self._task(self._emptied(cgroup))
                 raise
         except BaseException:
-            node.networks.discard(network)
+            resources.networks.discard(network)
             raise
+
+    async def _taken_cgroup(self) -> Cgroup:
+        return (await self._cgroup_pool.take())[0]
 
     async def _armed(self) -> Fork:
         """Prepare a fork: move the zygote into its cgroup, and send what it needs."""
@@ -212,12 +202,12 @@ class Zygote:
         assert up is not None
         place.left.clear()
         try:
-            await asyncio.to_thread(self._node.cgroups.move, up.pid, place.cgroup)
+            await asyncio.to_thread(self._resources.cgroups.move, up.pid, place.cgroup)
             if up is not self._up or not up.is_up:
                 raise Failed(f"the zygote of {self.function.handler} is gone", "try again")
             self._stands_in(place)
             function = self.function
-            expected = place.expected(*function.identity(), up.filters + 1)
+            expected = place.expected(*up.identity, up.filters + 1)
             fork = Fork(function.handler, place, expected)
             try:
                 await fork.listen()
@@ -243,7 +233,7 @@ class Zygote:
             except BaseException:
                 if self._up:  # what it stands in may be all that there is to make one of
                     with suppress(OSError):
-                        self._node.cgroups.move(self._up.pid, self._up.cgroup)
+                        self._up.go_home()
                         self._stands_in(None)
                 raise
             if self._is_current(place) and place.is_alive:
@@ -292,7 +282,7 @@ class Zygote:
     def _born(self, place: Place) -> int:
         """The new process in a place. Raises Failed."""
         with suppress(OSError):
-            pids = self._node.cgroups.processes(place.cgroup) - {place.pid, self.pid}
+            pids = self._resources.cgroups.processes(place.cgroup) - {place.pid, self.pid}
             if len(pids) == 1:
                 return pids.pop()
         raise Failed(f"the zygote of {self.function.handler} did not make exactly one process",
@@ -309,9 +299,9 @@ class Zygote:
 
     async def _recycled(self, place: Place) -> None:
         await place.left.wait()
-        groups, networks = self._node.cgroups, self._node.networks
+        groups, networks = self._resources.cgroups, self._resources.networks
         await groups.kill(place.cgroup)
-        high = self._node.config.pools.network.high
+        high = self._resources.config.pools.network.high
         again = len(self._networks) < high and not self.function.ports
         again = again and self._is_current(place) and await networks.is_as_new(place.network)
         if again and self._is_current(place):  # a later zygote could not enter it
@@ -328,22 +318,21 @@ class Zygote:
         return place.generation == self._generation and self._is_up()
 
     async def _emptied(self, cgroup: Cgroup) -> None:
-        await self._node.cgroups.kill(cgroup)
-        self._node.cgroups.remove(cgroup)
+        await self._resources.cgroups.kill(cgroup)
+        self._resources.cgroups.remove(cgroup)
 
     async def _forget(self) -> None:
         """Release a zygote that has ended, and its parts."""
         up, self._up = self._up, None
         if up:
             up.close()
-            await asyncio.shield(up.child.ended)
-            self._task(self._emptied(up.cgroup))
+            await up.instance.wait()
         self._stands_in(None)
         if self._next:
             task, self._next = self._next, None
             task.add_done_callback(self._not_needed)
         while self._networks:
-            self._node.networks.discard(self._networks.popleft())
+            self._resources.networks.discard(self._networks.popleft())
 
     def _not_needed(self, task: asyncio.Task[Fork]) -> None:
         if not task.cancelled() and not task.exception():
@@ -375,5 +364,4 @@ class Zygote:
         while self._tasks:
             await asyncio.wait(self._tasks)
         while self._cgroups:
-            self._node.cgroups.remove(self._cgroups.popleft())
-        os.close(self._template)
+            self._resources.cgroups.remove(self._cgroups.popleft())

@@ -63,9 +63,9 @@ def test_the_node_itself_starts_nothing_as_root_or_unchanged(
         node = runtime._instances._node
         assert node
         found.function, found.version = bad, found.version + 1
-        tree = runtime._instances._rooted(hold, -1)
+        tree = runtime._instances.root(hold)
         words = node_wire.words(hold.command, {}, "/")
-        await node.register(definition(found, 0, Flag(0), 0), tree, words)
+        await node.register(definition(found, bad, 0, Flag(0), 0), tree, words)
         starter = Starter(runtime.config.socket)
         answer = await starter.start(found.number, 0, [0, 1, 2], {}, 0)
         assert (answer.step, answer.error) == (Step.USER, errno.EINVAL)

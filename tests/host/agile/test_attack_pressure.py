@@ -11,8 +11,9 @@ from pathlib import Path
 
 from tests.support.agile_host import on_host
 
-from firstlight.agile import Config, Function, Runtime, node_wire, wire
+from firstlight.agile import Config, Function, Runtime, node_wire
 from firstlight.agile.config import Functions, Pools, PoolSize
+from firstlight.agile.link import rights
 from firstlight.agile.node_wire import Answered, Asked, Step
 
 Make = Callable[..., Function]
@@ -59,7 +60,7 @@ class Fast:
 
     def ask(self, message: bytes, given: list[int] | None = None) -> bool:
         try:
-            self.socket.sendmsg([message], wire.rights(given or []))
+            self.socket.sendmsg([message], rights(given or []))
         except BlockingIOError:
             return False
         except OSError as error:

@@ -16,8 +16,9 @@ import msgspec
 import pytest
 from tests.support.agile_host import on_host
 
-from firstlight.agile import Config, Function, Runtime, node_wire, wire
+from firstlight.agile import Config, Function, Runtime, node_wire
 from firstlight.agile.client import Client
+from firstlight.agile.link import rights
 from firstlight.agile.node import pid_of as node_pid
 from firstlight.errors import Failed
 
@@ -27,7 +28,7 @@ MARK = "FIRSTLIGHT_TEST", f"crash-{os.getpid()}"
 LOADED = """
 import asyncio, sys
 import msgspec
-from firstlight.agile import Config, Function, Runtime, node_wire, wire
+from firstlight.agile import Config, Function, Runtime, node_wire
 from firstlight.agile.client import Client
 from firstlight.agile.node import pid_of as node_pid
 from firstlight.agile.config import Pools, PoolSize
@@ -84,11 +85,11 @@ def test_a_killed_runtime_leaves_nothing_after_the_next_start(
             sys.executable, "-c", LOADED, text, stdout=asyncio.subprocess.PIPE
         )
         assert process.stdout is not None
-        spawner = int(await process.stdout.readline())
+        node = int(await process.stdout.readline())
         for _ in range(chance.randrange(1, 6)):
             await process.stdout.readline()
         assert len(holders()) >= 3, "a runtime and its two helpers are seen"
-        victims = [process.pid] if seed % 2 else [spawner, process.pid]
+        victims = [process.pid] if seed % 2 else [node, process.pid]
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
         await process.wait()
@@ -153,7 +154,7 @@ def test_instances_outlive_their_manager_and_the_next_takes_them_over(function: 
             meanwhile = node_wire.ask(node_wire.Asked.START, number, tag=7, version=version)
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as fast:
                 fast.connect(str(config.socket))
-                fast.sendmsg([meanwhile], wire.rights([null, null, null]))
+                fast.sendmsg([meanwhile], rights([null, null, null]))
                 assert node_wire.answer(fast.recv(4096)).verb == node_wire.Answered.STARTED
             second = await served(config)
             try:
@@ -267,7 +268,7 @@ def keep_starting(
         fast.connect(str(config.socket))
         while not stop.is_set() or len(ends) < 3:
             asked = node_wire.ask(node_wire.Asked.START, number, version=version)
-            fast.sendmsg([asked], wire.rights(list(streams)))
+            fast.sendmsg([asked], rights(list(streams)))
             assert node_wire.answer(fast.recv(4096)).verb == node_wire.Answered.STARTED
             ended = node_wire.answer(fast.recv(4096))
             assert ended.verb == node_wire.Answered.ENDED

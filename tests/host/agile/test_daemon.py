@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from tests.support.agile_host import streams, with_daemon
 
-from firstlight.agile import Function, node_wire, wire
+from firstlight.agile import Function, node_wire
 from firstlight.agile.client import Client
+from firstlight.agile.link import rights
 from firstlight.agile.node_wire import Answered, Asked, Step
 from firstlight.errors import Failed
 from firstlight.native import native
@@ -143,7 +144,7 @@ def refusal(path: Path, message: bytes, descriptors: list[int]) -> tuple[Step, i
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as raw:
         raw.settimeout(10)
         raw.connect(str(path))
-        raw.sendmsg([message], wire.rights(descriptors))
+        raw.sendmsg([message], rights(descriptors))
         answer = node_wire.answer(raw.recv(4096))
     assert answer.verb == Answered.REFUSED
     return Step(answer.step), answer.error

@@ -85,7 +85,7 @@ def test_without_a_pid_a_start_says_so_and_the_next_is_served(function: Make) ->
     on_host(main)
 
 
-def test_a_spawner_that_cannot_be_started_again_is_when_it_can(function: Make) -> None:
+def test_a_helper_that_cannot_be_started_again_is_when_it_can(function: Make) -> None:
     async def main() -> None:
         async with daemon() as pid:
             with Client(SOCKET) as client:

@@ -19,7 +19,7 @@ class Quiet:
 
     pid = -1
 
-    def __init__(self, _: str, answered: Callable[[bytes, int], None], __: object) -> None:
+    def __init__(self, _: str, answered: Callable[[bytes, list[int]], None], __: object) -> None:
         self.answered = answered
         self.messages: list[bytes] = []
         self.is_closed = False
@@ -30,8 +30,8 @@ class Quiet:
     def send(self, message: bytes, descriptors: list[int]) -> None:
         self.messages.append(message)
 
-    def answer(self, number: int, descriptor: int = -1) -> None:
-        self.answered(nethelper._ANSWER.pack(number, 7, 0, b""), descriptor)
+    def answer(self, number: int, *descriptors: int) -> None:
+        self.answered(nethelper._ANSWER.pack(number, 7, 0, b""), list(descriptors))
 
     def close(self, wait: bool = True) -> None:
         self.is_closed = True

@@ -1,4 +1,4 @@
-"""The floor of the agile runtime: one clone and exec into prepared parts (``spawn_floor.c``)."""
+"""The floor of the agile runtime: one clone and exec into prepared parts (``start_floor.c``)."""
 
 import os
 import shutil
@@ -85,7 +85,7 @@ def _network() -> int:
 @contextmanager
 def _serving(socket: Path, function: Function, starts: list[list[int]]) -> Iterator[int]:
     words = "".join(",".join(map(str, parts)) + ";" for parts in starts)
-    argv = [str(native("spawn-floor")), str(socket), function.rootfs, words, *function.command]
+    argv = [str(native("start-floor")), str(socket), function.rootfs, words, *function.command]
     given = [descriptor for parts in starts for descriptor in parts]
     with subprocess.Popen(argv, pass_fds=given, text=True, stdout=subprocess.PIPE) as process:
         try:

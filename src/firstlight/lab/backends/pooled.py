@@ -19,8 +19,9 @@ from pathlib import Path
 
 import msgspec
 
-from firstlight.agile import Config, wire
+from firstlight.agile import Config
 from firstlight.agile.config import Pools, PoolSize
+from firstlight.agile.link import rights
 from firstlight.agile.network import Network, Networks
 from firstlight.agile.pool import LoadGate, Pool
 from firstlight.errors import Failed
@@ -127,7 +128,7 @@ class _Taker:
         if self._network:
             message, descriptors = b"a network", [self._network.descriptor]
         with suppress(OSError):  # it has already gone, which its end reports
-            self._connection.sendmsg([message], wire.rights(descriptors))
+            self._connection.sendmsg([message], rights(descriptors))
         asyncio.get_running_loop().add_reader(self._connection, self.leave)
 
     def leave(self) -> None:

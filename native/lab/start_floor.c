@@ -2,7 +2,7 @@
  * prepared parts, by a resident process that does nothing else. No mask, limit, user, capability or
  * filter is set.
  *
- *   spawn-floor SOCKET TREE PARTS COMMAND [ARG...]
+ *   start-floor SOCKET TREE PARTS COMMAND [ARG...]
  *
  * Serves clients as the agile runtime does: a message with three descriptors is a start, one
  * without is a greeting. PARTS are our descriptors "NETWORK,CGROUP,...;" for each start to come: a
@@ -12,7 +12,6 @@
  * It is C because an interpreter's work would be part of what is measured, and so no floor.
  */
 #include "common/message.h"
-#include "spawner.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -34,7 +33,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { CLIENTS = 1024, LISTENER = 0, CHILDREN = 1, FIRST = 2 };
+enum { CGROUPS_MAX = 4, CLIENTS = 1024, LISTENER = 0, CHILDREN = 1, FIRST = 2 };
 
 static struct pollfd polled[FIRST + CLIENTS];
 static pid_t started[FIRST + CLIENTS];
@@ -44,7 +43,7 @@ static char *parts; /* of the starts to come */
 
 _Noreturn static void die(const char *what)
 {
-	fprintf(stderr, "spawn-floor: %s: %s\n", what, strerror(errno));
+	fprintf(stderr, "start-floor: %s: %s\n", what, strerror(errno));
 	exit(1);
 }
 
@@ -196,7 +195,7 @@ int main(int argc, char **argv)
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	sigset_t signals;
 	if (argc < 5 || strlen(argv[1]) >= sizeof address.sun_path) {
-		fputs("usage: spawn-floor SOCKET TREE PARTS COMMAND [ARG...]\n", stderr);
+		fputs("usage: start-floor SOCKET TREE PARTS COMMAND [ARG...]\n", stderr);
 		return 2;
 	}
 	memcpy(address.sun_path, argv[1], strlen(argv[1]) + 1);
@@ -212,7 +211,7 @@ int main(int argc, char **argv)
 	    bind(polled[LISTENER].fd, (struct sockaddr *)&address, sizeof address) ||
 	    listen(polled[LISTENER].fd, CLIENTS))
 		die("listen");
-	/* As the runtime's spawner does. */
+	/* A start must not queue behind the work of those before it; its child is born ordinary. */
 	(void)sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK,
 				 &(struct sched_param){.sched_priority = 1});
 	puts("ready");
