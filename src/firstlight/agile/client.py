@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from firstlight.agile import node_wire, protocol
 from firstlight.agile.function import Counts, Ended, Function, Listed, Result
+from firstlight.agile.functions.records import Registration
 from firstlight.agile.link import open_standard, rights
 from firstlight.agile.node_wire import Answer, Answered, Asked, Step, refused
 from firstlight.errors import Failed
@@ -139,6 +140,20 @@ class Client:
         answer = self._ask(protocol.Invoke(function, raw))
         assert isinstance(answer, protocol.Answered)
         return answer.result
+
+    def functions(
+        self, request: protocol.Change | protocol.ListFunctions
+    ) -> list[Registration]:  # fmt: skip
+        """Functions of the registry, or the one that was changed, as it is then. Raises Failed."""
+        answer = self._ask(request)
+        assert isinstance(answer, protocol.Functions)
+        return answer.functions
+
+    def call(self, request: protocol.CallFunction) -> protocol.Called | None:
+        """The answer of a registered function; None if it answers later. Raises Failed."""
+        answer = self._ask(request)
+        assert isinstance(answer, protocol.Called | protocol.Done)
+        return answer if isinstance(answer, protocol.Called) else None
 
     def stop(self, identity: str, grace: float = 0.0) -> Ended:
         """End an instance by SIGTERM, or SIGKILL after ``grace`` seconds. Raises Failed."""

@@ -14,6 +14,7 @@ import msgspec
 from firstlight.agile import journal, node, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.config import Config
+from firstlight.agile.functions import remote
 from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.link import rights
 from firstlight.agile.runtime import Runtime
@@ -78,12 +79,12 @@ async def _serve(config: Config, ready: Callable[[], None], keep: bool) -> None:
 
     def rich(descriptor: int) -> None:
         peer = socket.socket(fileno=descriptor)
-        connections.add(_Connection(peer, runtime, stop, connections.discard))
+        connections.add(_Connection(peer, runtime, functions, stop, connections.discard))
 
     runtime = Runtime(config, stay=True, rich=rich)
-    async with runtime, AsyncExitStack() as others:
-        serving = await others.enter_async_context(Serving(runtime))
-        functions = await others.enter_async_context(Functions(runtime, serving))
+    serving = Serving(runtime)
+    functions = Functions(runtime, serving)
+    async with runtime, serving, functions, AsyncExitStack() as others:
         if config.http:
             from firstlight.agile.http import node  # what it needs is not installed everywhere
 
@@ -107,10 +108,11 @@ class _Connection:
     """One client. Its requests are served at the same time, in no order."""
 
     def __init__(
-        self, peer: socket.socket, runtime: Runtime, stop: Callable[[bool], None],
-        closed: "Callable[[_Connection], None]",
+        self, peer: socket.socket, runtime: Runtime, functions: Functions,
+        stop: Callable[[bool], None], closed: "Callable[[_Connection], None]",
     ) -> None:  # fmt: skip
-        self._socket, self._runtime, self._stop, self._closed = peer, runtime, stop, closed
+        self._socket, self._runtime, self._functions = peer, runtime, functions
+        self._stop, self._closed = stop, closed
         self._tasks: set[asyncio.Task[None]] = set()
         self._unsent: deque[tuple[bytes, int]] = deque()
         self._open = self._reads = True
@@ -163,7 +165,11 @@ class _Connection:
                 text = protocol.whole(message, given[0] if given else -1)
             finally:
                 _close(given)
-            answer = await self._answer(protocol.request(text))
+            request = protocol.request(text)
+            if isinstance(request, protocol.FunctionRequest):
+                answer = await remote.answered(self._functions, request)
+            else:
+                answer = await self._answer(request)
         except FirstlightError as error:
             answer = protocol.Error(error.message, error.hint)
         except Exception as error:  # a client must not wait for an answer that never comes
@@ -171,7 +177,7 @@ class _Connection:
             answer = protocol.Error(f"the runtime failed: {error!r}", "see its log")
         self._send(answer)
 
-    async def _answer(self, request: protocol.Request) -> protocol.Answer:
+    async def _answer(self, request: protocol.RuntimeRequest) -> protocol.Answer:
         runtime = self._runtime
         match request:
             case protocol.Register(function):

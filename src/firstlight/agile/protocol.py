@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from firstlight.agile import coding
 from firstlight.agile.function import Counts, Ended, Function, Listed, Result
+from firstlight.agile.functions.records import Registration, Settings, Source
 from firstlight.errors import Failed
 
 _REPEATED_MOST = 4096
@@ -90,6 +91,71 @@ class Leaving(Struct, frozen=True, tag="leaving"):
     pid: int
 
 
+class AddFunction(Struct, frozen=True, tag="add_function"):
+    """Keep a function in the registry; its first version gets the alias, if there is one."""
+
+    name: str
+    source: Source
+    settings: Settings = Settings()
+    alias: str = ""
+
+
+class UpdateFunction(Struct, frozen=True, tag="update_function"):
+    """Change a function's code, settings, or both; the alias points at the new version."""
+
+    name: str
+    source: Source | None = None
+    settings: Settings = Settings()
+    alias: str = ""
+
+
+class RemoveFunction(Struct, frozen=True, tag="remove_function"):
+    """Forget a function, or one of its versions."""
+
+    name: str
+    version: str = ""
+
+
+class SetAlias(Struct, frozen=True, tag="set_alias"):
+    """Point an alias of a function at a version, or without one forget it."""
+
+    name: str
+    alias: str
+    version: str = ""
+
+
+class Reserve(Struct, frozen=True, tag="reserve"):
+    """Set how many events of a function may be answered at once; None: as many as can be."""
+
+    name: str
+    concurrency: int | None = None
+
+
+class ListFunctions(Struct, frozen=True, tag="list_functions"):
+    """Ask for a function by its name, or for all."""
+
+    name: str = ""
+
+
+class CallFunction(Struct, frozen=True, tag="call_function"):
+    """Call a function of the registry with an event, any JSON; the answer is ``called``.
+
+    ``later``: it is kept in the queue, and answered afterwards; the answer is ``done``.
+    """
+
+    name: str
+    event: msgspec.Raw
+    qualifier: str = ""
+    later: bool = False
+
+
+Change = AddFunction | UpdateFunction | RemoveFunction | SetAlias | Reserve
+"""What changes the registry: answered with the function as it is then, or none."""
+
+FunctionRequest = Change | ListFunctions | CallFunction
+"""What the registry answers."""
+
+
 class Registered(Struct, frozen=True, tag="registered"):
     """A function has a number, which the node starts it by, and a version, of its files."""
 
@@ -121,6 +187,24 @@ class PoolCounts(Struct, frozen=True, tag="counts"):
     pools: list[Counts]
 
 
+class Functions(Struct, frozen=True, tag="functions"):
+    """Functions of the registry."""
+
+    functions: list[Registration]
+
+
+class Called(Struct, frozen=True, tag="called"):
+    """What a function answered, or the error that it ended with; the end of what it wrote."""
+
+    payload: bytes
+    version: str
+    error: str | None = None
+    log: bytes = b""
+    cold: bool = False
+    init_ns: int = 0
+    duration_ns: int = 0
+
+
 class Large(Struct, frozen=True, tag="large"):
     """The request or answer is in the memory file that comes with this."""
 
@@ -136,8 +220,14 @@ class Error(Struct, frozen=True, tag="error"):
     hint: str | None = None
 
 
-Request = Register | Publish | Explain | Prepare | Invoke | Stop | List | Pools | Leave | End
-Answer = Registered | Stopped | Answered | Instances | PoolCounts | Large | Done | Leaving | Error
+RuntimeRequest = (
+    Register | Publish | Explain | Prepare | Invoke | Stop | List | Pools | Leave | End
+)  # fmt: skip
+Request = RuntimeRequest | FunctionRequest
+Answer = (
+    Registered | Stopped | Answered | Instances | PoolCounts | Functions | Called | Large | Done
+    | Leaving | Error
+)  # fmt: skip
 
 _requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)

@@ -262,7 +262,7 @@ def agent(
         typer.Option("--remove", help="Remove what the agent leaves on the host, and exit."),
     ] = False,
 ) -> None:
-    """Hand prepared networks to the CNI plugin, until SIGTERM or Ctrl-C. Pods keep theirs."""
+    """Hand prepared networks to the CNI plugin until SIGTERM. Pods keep theirs."""
     import asyncio
 
     from firstlight.agile.pods import agent as pods

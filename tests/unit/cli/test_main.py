@@ -55,6 +55,19 @@ def test_the_verbs() -> None:
         [
             "agile agent",
             "agile down",
+            *(
+                f"agile function {verb}"
+                for verb in (
+                    "add",
+                    "alias",
+                    "call",
+                    "concurrency",
+                    "list",
+                    "remove",
+                    "show",
+                    "update",
+                )
+            ),
             "agile invoke",
             "agile pools",
             "agile ps",

@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from firstlight.agile.functions import images, settings
+from firstlight.agile.functions import settings
 from firstlight.agile.functions.content import Content
 from firstlight.agile.functions.errors import Changed, Conflict, Invalid, NotFound
 from firstlight.agile.functions.events import Queue
@@ -27,15 +27,14 @@ from firstlight.agile.functions.records import (
     LATEST,
     Alias,
     Code,
+    DirectorySource,
     Event,
+    ImageSettings,
+    ImageSource,
+    ModuleSource,
     Registration,
     Revision,
     Settings,
-)
-from firstlight.agile.functions.settings import (
-    DirectorySource,
-    ImageSource,
-    ModuleSource,
     Source,
     ZipSource,
 )
@@ -86,7 +85,9 @@ class Functions:
         """A function. Raises NotFound."""
         found = self._known.get(name)
         if found is None:
-            raise NotFound(f"there is no function {name!r}", "list them: firstlight agile function")
+            raise NotFound(
+                f"there is no function {name!r}", "list them: firstlight agile function list"
+            )
         return found
 
     def find(self, name: str, qualifier: str = "") -> Revision:
@@ -161,6 +162,11 @@ class Functions:
             before = function.latest
             merged = settings.merged(before.settings, given)
             if source:
+                if isinstance(source, ImageSource) != bool(before.image):
+                    raise Invalid(
+                        f"{name} is {'of' if before.image else 'not of'} an image, and its new "
+                        "code is otherwise", "remove it, and add it again",
+                    )  # fmt: skip
                 revision = await self._made(name, merged, source)
             else:
                 revision = await self._checked(name, merged, before.code, before.image)
@@ -309,7 +315,7 @@ class Functions:
         return await self._checked(name, given, code, own)
 
     async def _checked(
-        self, name: str, given: Settings, code: Code, own: images.Settings | None
+        self, name: str, given: Settings, code: Code, own: ImageSettings | None
     ) -> Revision:
         """A revision that can be started, as far as its files tell. Raises Failed."""
         number = await self._written(lambda store: store.next("revision"))
@@ -430,12 +436,12 @@ class Functions:
         self._lock = -1
 
 
-def _fetched(content: Content, source: Source) -> tuple[Code, images.Settings | None]:
+def _fetched(content: Content, source: Source) -> tuple[Code, ImageSettings | None]:
     """The code of a source on disk; blocks."""
     match source:
         case ImageSource(image):
             code, found = content.add_image(image)
-            return code, found.configuration.config or images.Settings()
+            return code, found.configuration.config or ImageSettings()
         case ZipSource(path, data):
             return content.add_zip(path or "a zip file", data or Path(path)), None
         case DirectorySource(path, names, root):

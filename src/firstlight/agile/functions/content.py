@@ -111,7 +111,8 @@ class Content:
             into = "" if root else _TASK
             number = self._tree(f"directory:{into}:{digest}", str(path), archive.fileno(),
                                 kind="tar", into=into, bytes=IMAGE_MOST)  # fmt: skip
-        return Code(source=str(path), digest=digest, size=size, trees=(number,), base=not root)
+        source = str(path / names[0]) if names and len(names) == 1 else str(path)
+        return Code(source=source, digest=digest, size=size, trees=(number,), base=not root)
 
     def add_module(self, path: Path) -> Code:
         """Copy a WebAssembly module. Raises BadCode."""

@@ -26,9 +26,9 @@ from firstlight.agile.functions.errors import (
     WrongDigest,
 )
 from firstlight.agile.functions.errors import DiskFull as Full
+from firstlight.agile.functions.records import TRANSPORTS, ImageSettings
 from firstlight.errors import Unsupported
 
-TRANSPORTS = ("docker://", "oci:", "docker-archive:")
 LAYERS_MOST = 127
 _SECONDS = 1800
 _PART = 1 << 20
@@ -67,15 +67,6 @@ class Manifest(Struct, frozen=True):
     layers: list[Descriptor]
 
 
-class Settings(Struct, rename="pascal", frozen=True):
-    """How an image's command is to be run."""
-
-    entrypoint: list[str] | None = None
-    cmd: list[str] | None = None
-    env: list[str] | None = None
-    working_dir: str = ""
-
-
 class RootFiles(Struct, frozen=True):
     """The digests of the layers, uncompressed."""
 
@@ -87,7 +78,7 @@ class Configuration(Struct, frozen=True):
 
     architecture: str = ""
     os: str = ""
-    config: Settings | None = None
+    config: ImageSettings | None = None
     rootfs: RootFiles = RootFiles()
 
 
@@ -161,13 +152,6 @@ def blob(blobs: Path, digest: str) -> Path:
     if not _DIGEST.fullmatch(digest):
         raise NotAnArchive(f"the image names a blob {digest[:100]!r}", "digests are of SHA-256")
     return blobs / digest.replace(":", "/")
-
-
-def command(settings: Settings, replaced: Settings) -> tuple[str, ...]:
-    """What an image runs, where its entry point or arguments may be replaced."""
-    first = replaced.entrypoint if replaced.entrypoint is not None else settings.entrypoint
-    rest = replaced.cmd if replaced.cmd is not None else settings.cmd
-    return (*(first or ()), *(rest or ()))
 
 
 def _checked(source: str, layout: Path, blobs: Path) -> Image:

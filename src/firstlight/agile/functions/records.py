@@ -3,10 +3,10 @@
 from msgspec import UNSET, Struct, UnsetType
 
 from firstlight.agile.function import Reach
-from firstlight.agile.functions import images
 from firstlight.agile.functions.version import FunctionVersion, Kind
 
 LATEST = "$LATEST"
+TRANSPORTS = ("docker://", "oci:", "docker-archive:")
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,6 +35,45 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     description: str | UnsetType = UNSET
 
 
+class ImageSettings(Struct, rename="pascal", frozen=True):
+    """How an image's command is to be run."""
+
+    entrypoint: list[str] | None = None
+    cmd: list[str] | None = None
+    env: list[str] | None = None
+    working_dir: str = ""
+
+
+class ImageSource(Struct, frozen=True, tag="image"):
+    """An image: ``docker://…``, ``oci:…`` or ``docker-archive:…``."""
+
+    image: str
+
+
+class ZipSource(Struct, frozen=True, tag="zip"):
+    """A zip file: its path on the node, or its bytes."""
+
+    path: str = ""
+    data: bytes = b""
+
+
+class DirectorySource(Struct, frozen=True, tag="directory"):
+    """A directory on the node, or some names in it. ``root``: it is a whole root file system."""
+
+    path: str
+    names: tuple[str, ...] = ()
+    root: bool = False
+
+
+class ModuleSource(Struct, frozen=True, tag="wasm"):
+    """A WebAssembly module's file on the node."""
+
+    path: str
+
+
+Source = ImageSource | ZipSource | DirectorySource | ModuleSource
+
+
 class Code(Struct, frozen=True, kw_only=True):
     """Where a function's code comes from, and what holds it: trees, the lowest first.
 
@@ -61,7 +100,7 @@ class Revision(Struct, frozen=True, kw_only=True):
     version: FunctionVersion
     code: Code
     settings: Settings
-    image: images.Settings | None = None
+    image: ImageSettings | None = None
     modified: float = 0.0
 
 

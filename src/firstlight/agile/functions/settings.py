@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET
 
 from firstlight.agile import roots
 from firstlight.agile.function import Function
-from firstlight.agile.functions import images
 from firstlight.agile.functions.base import RUNTIME
 from firstlight.agile.functions.errors import Invalid
-from firstlight.agile.functions.records import LATEST, Code, Revision, Settings
+from firstlight.agile.functions.records import LATEST, Code, ImageSettings, Revision, Settings
 from firstlight.agile.functions.version import FunctionVersion, Kind
 from firstlight.agile.interpreter import INTERPRETER
 
@@ -23,36 +22,6 @@ TIMEOUT_MOST, ENVIRONMENT_MOST, DESCRIPTION_MOST = 900.0, 4096, 256
 _VARIABLE = re.compile(r"[^=\0]+")
 
 
-class ImageSource(Struct, frozen=True, tag="image"):
-    """An image: ``docker://…``, ``oci:…`` or ``docker-archive:…``."""
-
-    image: str
-
-
-class ZipSource(Struct, frozen=True, tag="zip"):
-    """A zip file: its path on the node, or its bytes."""
-
-    path: str = ""
-    data: bytes = b""
-
-
-class DirectorySource(Struct, frozen=True, tag="directory"):
-    """A directory on the node, or some names in it. ``root``: it is a whole root file system."""
-
-    path: str
-    names: tuple[str, ...] = ()
-    root: bool = False
-
-
-class ModuleSource(Struct, frozen=True, tag="wasm"):
-    """A WebAssembly module's file on the node."""
-
-    path: str
-
-
-Source = ImageSource | ZipSource | DirectorySource | ModuleSource
-
-
 def merged(before: Settings, after: Settings) -> Settings:
     """Settings with those that are set anew."""
     changes = {name: value for name in after.__struct_fields__
@@ -61,7 +30,7 @@ def merged(before: Settings, after: Settings) -> Settings:
 
 
 def made(
-    name: str, number: int, settings: Settings, code: Code, own: images.Settings | None,
+    name: str, number: int, settings: Settings, code: Code, own: ImageSettings | None,
     modified: float,
 ) -> Revision:  # fmt: skip
     """A function's revision of this code and these settings, and its image's. Raises Invalid."""
@@ -108,7 +77,7 @@ def qualified(name: str, version: str) -> str:
     return ARN + name + (f":{version}" if version and version != LATEST else "")
 
 
-def _kind(code: Code, own: images.Settings | None) -> Kind:
+def _kind(code: Code, own: ImageSettings | None) -> Kind:
     if code.module:
         return "wasm"
     return "image" if own else "python" if code.base else "command"
@@ -118,12 +87,9 @@ def _variables(words: list[str]) -> dict[str, str]:
     return dict(word.partition("=")[::2] for word in words)
 
 
-def _image_command(own: images.Settings, settings: Settings) -> tuple[str, ...]:
-    replaced = images.Settings(
-        entrypoint=list(settings.entrypoint) if settings.entrypoint else None,
-        cmd=list(settings.arguments) if settings.arguments else None,
-    )
-    return images.command(own, replaced)
+def _image_command(own: ImageSettings, settings: Settings) -> tuple[str, ...]:
+    """What an image runs, where its entry point or arguments may be replaced."""
+    return (*(settings.entrypoint or own.entrypoint or ()), *(settings.arguments or own.cmd or ()))
 
 
 def _check(version: FunctionVersion) -> None:

@@ -12,8 +12,15 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from firstlight.agile.functions import settings
 from firstlight.agile.functions.errors import Invalid
-from firstlight.agile.functions.records import Alias, Registration, Revision, Settings
-from firstlight.agile.functions.settings import ImageSource, Source, ZipSource
+from firstlight.agile.functions.records import (
+    Alias,
+    ImageSource,
+    Registration,
+    Revision,
+    Settings,
+    Source,
+    ZipSource,
+)
 
 _MIB = 1 << 20
 _ARCHITECTURES = {"x86_64": "x86_64", "aarch64": "arm64"}

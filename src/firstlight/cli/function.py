@@ -1,0 +1,434 @@
+"""The verbs of the registry of functions: ``firstlight agile function …``."""
+
+import os
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from firstlight.cli.agile import ConfigFile, Env, _bytes, _client, _event, _pair
+from firstlight.cli.output import Json, completion, examples, print_json, print_table, say, stderr
+from firstlight.errors import FirstlightError, UnknownName
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from firstlight.agile import protocol
+    from firstlight.agile.functions.records import Registration, Settings, Source
+
+_KINDS = ("command", "bootstrap", "python", "image", "http", "wasm")
+_NETWORKS = ("outbound", "internal", "none")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Functions that the node keeps: their code, versions and aliases.",
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The function's name.")]
+SourceName = Annotated[
+    str,
+    typer.Argument(
+        metavar="[SOURCE]",
+        help="docker://…, oci:DIR[:TAG], docker-archive:FILE; a directory, a .zip or .wasm file.",
+    ),
+]
+Command = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[-- COMMAND]", help="What is run, instead of the image's own."),
+]
+Handler = Annotated[
+    str,
+    typer.Option(
+        metavar="WORD",
+        help="FILE.py:NAME or MODULE:NAME, called with an event; MODULE.NAME, called as Lambda "
+        "does; an export of a WebAssembly module.",
+    ),
+]
+Kind = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(_KINDS),
+        help="How it answers an event.  [default: by its source]",
+        autocompletion=completion(lambda: _KINDS),
+    ),
+]
+HttpPort = Annotated[
+    int | None,
+    typer.Option("--http", metavar="PORT", help="It serves HTTP on this port of the instance."),
+]
+Directory = Annotated[str | None, typer.Option(metavar="DIR", help="Working directory.")]
+Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory limit, such as 64M.")]
+CpuLimit = Annotated[float | None, typer.Option(metavar="N", help="CPU limit.")]
+Timeout = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="Deadline of an answer.  [default: 3]")
+]
+KeepWarm = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="Keep an idle instance so long.  [default: 300]"),
+]
+Network = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(_NETWORKS),
+        help="What instances can reach.",
+        autocompletion=completion(lambda: _NETWORKS),
+    ),
+]
+Description = Annotated[str | None, typer.Option(metavar="TEXT", help="A few words on it.")]
+AliasOption = Annotated[
+    str, typer.Option("--alias", metavar="ALIAS", help="Point this alias at the new version.")
+]
+Qualifier = Annotated[
+    str, typer.Option(metavar="VERSION|ALIAS", help="This version.  [default: the newest code]")
+]
+
+
+@app.command(
+    epilog=examples(
+        "agile function add hello --handler hello.py:main",
+        "agile function add resize ./resize.zip --handler app.handler --memory 256M",
+        "agile function add shop docker://registry.example/shop:7 --http 8080 --alias live",
+        "agile function add sum sum.wasm --handler sum",
+    )
+)
+def add(
+    name: Name,
+    source: SourceName = "",
+    command: Command = None,
+    *,
+    handler: Handler = "",
+    kind: Kind = "",
+    http: HttpPort = None,
+    env: Env = None,
+    directory: Directory = None,
+    memory: Memory = None,
+    cpus: CpuLimit = None,
+    timeout: Timeout = None,
+    keep_warm: KeepWarm = None,
+    network: Network = None,
+    description: Description = None,
+    alias: AliasOption = "",
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Add a function, as its version 1. Its code is copied: what changes later is not seen."""
+    from firstlight.agile import protocol
+
+    found, settings = _given(
+        source, command, handler, kind, http, env, directory=directory, memory=memory, cpus=cpus,
+        timeout=timeout, keep_warm=keep_warm, network=network, description=description,
+    )  # fmt: skip
+    if found is None:
+        raise FirstlightError(f"{name} has no code", "give a source, or --handler FILE.py:NAME")
+    _change(protocol.AddFunction(name, found, settings, alias), config, as_json)
+
+
+@app.command(
+    epilog=examples(
+        "agile function update hello --handler hello.py:main",
+        "agile function update resize --memory 512M --timeout 10",
+    )
+)
+def update(
+    name: Name,
+    source: SourceName = "",
+    command: Command = None,
+    *,
+    handler: Handler = "",
+    kind: Kind = "",
+    http: HttpPort = None,
+    env: Env = None,
+    directory: Directory = None,
+    memory: Memory = None,
+    cpus: CpuLimit = None,
+    timeout: Timeout = None,
+    keep_warm: KeepWarm = None,
+    network: Network = None,
+    description: Description = None,
+    alias: AliasOption = "",
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Make a new version of a function's code or settings. What is not given stays.
+
+    The version before answers what it has begun. An update that fails changes nothing.
+    """
+    from firstlight.agile import protocol
+
+    found, settings = _given(
+        source, command, handler, kind, http, env, directory=directory, memory=memory, cpus=cpus,
+        timeout=timeout, keep_warm=keep_warm, network=network, description=description,
+    )  # fmt: skip
+    _change(protocol.UpdateFunction(name, found, settings, alias), config, as_json)
+
+
+@app.command("list", epilog=examples("agile function list", "agile function list --json"))
+def list_(*, config: ConfigFile = None, as_json: Json = False) -> None:
+    """List the functions."""
+    from firstlight.agile import protocol
+
+    with _client(config) as client:
+        found = client.functions(protocol.ListFunctions())
+    if as_json:
+        print_json(found)
+        return
+    rows = []
+    for one in found:
+        code, version = one.latest.code, one.latest.version
+        aliases = ", ".join(f"{each.name}→{each.version}" for each in one.aliases.values())
+        rows.append(
+            (one.name, version.kind, str(one.published), aliases or "–", _size(code.size),
+             code.digest.partition(":")[2][:12], _age(one.latest.modified))
+        )  # fmt: skip
+    print_table(("name", "kind", "version", "aliases", "size", "digest", "age"), rows)
+
+
+@app.command(epilog=examples("agile function show hello", "agile function show hello --json"))
+def show(name: Name, *, config: ConfigFile = None, as_json: Json = False) -> None:
+    """Show a function's versions and aliases."""
+    from firstlight.agile import protocol
+
+    with _client(config) as client:
+        [found] = client.functions(protocol.ListFunctions(name))
+    if as_json:
+        print_json(found)
+        return
+    _print(found)
+
+
+@app.command(
+    epilog=examples("agile function remove hello", "agile function remove hello --version 3")
+)
+def remove(
+    name: Name,
+    *,
+    version: Annotated[
+        str, typer.Option(metavar="N", help="This version alone, which no alias means.")
+    ] = "",
+    config: ConfigFile = None,
+) -> None:
+    """Remove a function with all versions, or one version. What it has begun is answered."""
+    from firstlight.agile import protocol
+
+    with _client(config) as client:
+        client.functions(protocol.RemoveFunction(name, version))
+
+
+@app.command(
+    epilog=examples("agile function alias hello live 3", "agile function alias hello live --remove")
+)
+def alias(
+    name: Name,
+    alias_name: Annotated[str, typer.Argument(metavar="ALIAS")],
+    version: Annotated[str, typer.Argument(metavar="[VERSION]")] = "",
+    *,
+    remove: Annotated[bool, typer.Option("--remove", help="Forget the alias.")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Point an alias at a version, at once for all that is called from then on."""
+    from firstlight.agile import protocol
+
+    if bool(version) == remove:
+        raise FirstlightError(
+            "give a version, or --remove", f"firstlight agile function show {name}"
+        )
+    with _client(config) as client:
+        client.functions(protocol.SetAlias(name, alias_name, version))
+
+
+@app.command(
+    epilog=examples(
+        "agile function concurrency hello 4", "agile function concurrency hello --unlimited"
+    )
+)
+def concurrency(
+    name: Name,
+    most: Annotated[int | None, typer.Argument(metavar="[N]", min=0)] = None,
+    *,
+    unlimited: Annotated[
+        bool, typer.Option("--unlimited", help="As many as the node can have.")
+    ] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Set how many events of a function are answered at once; 0 refuses all."""
+    from firstlight.agile import protocol
+
+    if (most is None) != unlimited:
+        raise FirstlightError("give a number, or --unlimited", "0 refuses all events")
+    with _client(config) as client:
+        client.functions(protocol.Reserve(name, most))
+
+
+@app.command(
+    epilog=examples(
+        "agile function call hello '{\"a\": 1}'",
+        "agile function call hello @event.json --qualifier live --log",
+        "agile function call hello '{}' --later",
+    )
+)
+def call(
+    name: Name,
+    event: Annotated[
+        str, typer.Argument(metavar="[EVENT]", help="JSON; or @FILE, @- for standard input.")
+    ] = "{}",
+    *,
+    qualifier: Qualifier = "",
+    later: Annotated[
+        bool, typer.Option("--later", help="Queue it: a restart does not lose it.")
+    ] = False,
+    log: Annotated[bool, typer.Option("--log", help="Print what it wrote, to stderr.")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Call a function with an event and print its answer. Exit status 1 if the function failed."""
+    import msgspec
+
+    from firstlight.agile import protocol
+
+    if event.startswith("@"):
+        event = sys.stdin.read() if event == "@-" else _text(Path(event[1:]))
+    raw = msgspec.Raw(msgspec.json.encode(_event(event)))
+    with _client(config) as client:
+        called = client.call(protocol.CallFunction(name, raw, qualifier, later))
+    if called is None:
+        return
+    if log:
+        sys.stderr.write(called.log.decode(errors="replace"))
+    sys.stdout.write(called.payload.decode(errors="replace").rstrip("\n") + "\n")
+    if called.error:
+        say(f"firstlight: {name} failed")
+        raise typer.Exit(1)
+
+
+def _change(
+    request: "protocol.AddFunction | protocol.UpdateFunction", config: Path | None, as_json: bool
+) -> None:
+    with _client(config) as client, _waiting(f"preparing {request.name}"):
+        [found] = client.functions(request)
+    if as_json:
+        print_json(found)
+    else:
+        sys.stdout.write(f"{found.name} version {found.published}\n")
+
+
+@contextmanager
+def _waiting(what: str) -> "Iterator[None]":
+    """Show on a terminal that it goes on: an image may take a while."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with stderr().status(what):
+        yield
+
+
+def _given(
+    source: str, command: list[str] | None, handler: str, kind: str, http: int | None,
+    env: list[str] | None, **limits: object,
+) -> "tuple[Source | None, Settings]":  # fmt: skip
+    """What the options say of a function's code and settings."""
+    import msgspec
+
+    from firstlight.agile.functions.records import Settings
+
+    found, handler = _source(source, handler, bool(command) or kind in ("command", "http"))
+    network = str(limits["network"] or "none")
+    for what, word, valid in (("kind", kind, ("", *_KINDS)), ("network", network, _NETWORKS)):
+        if word not in valid:
+            raise UnknownName(what, word, valid)
+    fields = {key: value for key, value in limits.items() if value is not None}
+    if "memory" in fields:
+        fields["memory"] = _bytes(str(fields["memory"]))
+    if env is not None:
+        fields["environment"] = dict(_pair(word, "=", "--env", "NAME=VALUE") for word in env)
+    if http is not None:
+        fields |= {"kind": "http", "port": http}
+    fields |= {key: value for key, value in (("handler", handler), ("kind", kind)) if value}
+    if command:
+        fields["command"] = tuple(command)
+    return found, msgspec.convert(fields, Settings)
+
+
+def _source(source: str, handler: str, has_command: bool) -> "tuple[Source | None, str]":
+    """A source, and the handler as the runtime calls it."""
+    from firstlight.agile.functions.records import (
+        TRANSPORTS,
+        DirectorySource,
+        ImageSource,
+        ModuleSource,
+        ZipSource,
+    )
+
+    file, colon, attribute = handler.partition(":")
+    if colon and file.endswith(".py"):
+        path = Path(file)
+        handler = f"{'.'.join(path.with_suffix('').parts)}:{attribute}"
+        if not source:
+            path = path.absolute()
+            if not path.is_file():
+                raise FirstlightError(f"the handler's file {path} does not exist", "FILE.py:NAME")
+            return DirectorySource(str(path.parent), (path.name,)), f"{path.stem}:{attribute}"
+    if not source:
+        return None, handler
+    if source.startswith(TRANSPORTS):
+        return ImageSource(_absolute(source)), handler
+    path = Path(source).absolute()
+    if path.suffix == ".zip":
+        return ZipSource(str(path)), handler
+    if path.suffix == ".wasm":
+        return ModuleSource(str(path)), handler
+    if not path.is_dir():
+        raise FirstlightError(
+            f"{source} is no source of a function",
+            f"begin it with {', '.join(TRANSPORTS)}, or give a directory, a .zip or a .wasm file",
+        )
+    own = (path / "usr/bin/python3").exists()
+    return DirectorySource(str(path), root=own or (has_command and not handler)), handler
+
+
+def _absolute(image: str) -> str:
+    transport, _, rest = image.partition(":")
+    if transport == "docker" or rest.startswith("/"):
+        return image
+    return f"{transport}:{Path.cwd()}{os.sep}{rest}"
+
+
+def _print(found: "Registration") -> None:
+    names: dict[str, list[str]] = {}
+    for one in found.aliases.values():
+        names.setdefault(one.version, []).append(one.name)
+    rows = []
+    for version, revision in found.revisions.items():
+        settings = revision.version
+        rows.append(
+            (version, ", ".join(names.get(version, ())) or "–", settings.kind,
+             settings.handler or " ".join(settings.command), f"{settings.memory >> 20} MiB",
+             f"{settings.timeout:g} s", revision.code.digest.partition(":")[2][:12],
+             revision.code.source, _age(revision.modified))
+        )  # fmt: skip
+    print_table(
+        ("version", "aliases", "kind", "runs", "memory", "timeout", "digest", "source", "age"), rows
+    )
+    if found.concurrency is not None:
+        say(f"at most {found.concurrency} events at once")
+
+
+def _size(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB" if size >= 1 << 20 else f"{size / 1024:.1f} KiB"
+
+
+def _age(since: float) -> str:
+    seconds = max(time.time() - since, 0)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FirstlightError(f"cannot read the event {path}: {error}") from error
