@@ -25,7 +25,7 @@ NATIVE := $(shell find native contrib conf subprojects meson.build -type f)
 C_FILES := $(shell find native contrib -name '*.[ch]')
 SOURCES := $(shell find src -name '*.py' -o -name '*.j2' -o -name '*.css' -o -name '*.js')
 
-setup: .venv/packages .venv/etcd .venv/linux .venv/registry .venv/aws .venv/installed
+setup: .venv/packages .venv/etcd .venv/prometheus .venv/linux .venv/registry .venv/aws .venv/installed
 
 .venv/packages: Makefile
 	@missing=$$(for p in $(PACKAGES) $(TEST_PACKAGES); do \
@@ -55,6 +55,16 @@ setup: .venv/packages .venv/etcd .venv/linux .venv/registry .venv/aws .venv/inst
 	  cd .venv/libexec/registry && apt-get download -qq docker-registry > /dev/null 2>&1 \
 	    && dpkg-deb --extract docker-registry_*.deb . && rm docker-registry_*.deb \
 	    || echo "docker-registry cannot be had: images of a registry cannot be tested" >&2; \
+	fi
+	@touch $@
+
+# For the tests of metrics. Unpacked, not installed: the package would start a service.
+.venv/prometheus: .venv/packages
+	@mkdir -p .venv/libexec/prometheus; \
+	if ! PATH="$$PATH:.venv/libexec/prometheus/usr/bin" command -v promtool > /dev/null; then \
+	  cd .venv/libexec/prometheus && apt-get download -qq prometheus > /dev/null 2>&1 \
+	    && dpkg-deb --extract prometheus_*.deb . && rm prometheus_*.deb \
+	    || echo "prometheus cannot be had: metrics are not tested with it" >&2; \
 	fi
 	@touch $@
 

@@ -70,11 +70,6 @@ def breakdown(run: Run) -> pl.DataFrame:
     return pl.concat(parts) if parts else pl.DataFrame(schema=SCHEMA)
 
 
-def of_sample(spans: pl.DataFrame, sample: Sample, end_point: EndPoint) -> pl.DataFrame:
-    """The same of one ready sample by itself, whose spans these are."""
-    return _summarise(Instances(spans, [sample], end_point))
-
-
 def timeline(run: Run, sample: Sample) -> pl.DataFrame:
     """The critical path of one ready sample in order, as TIMELINE, in ns of CLOCK_MONOTONIC."""
     if sample.telemetry:
@@ -111,7 +106,12 @@ def _reported(run: Run, sample: Sample, *, by_stage: bool) -> pl.DataFrame:
 
 def _followed(run: Run, sample: Sample) -> pl.DataFrame:
     """The critical path by the kernel's events alone."""
-    instances = Instances(run.spans_of(sample), [sample], run.header.end_point)
+    return timeline_of(run.spans_of(sample), sample, run.header.end_point)
+
+
+def timeline_of(spans: pl.DataFrame, sample: Sample, end_point: EndPoint) -> pl.DataFrame:
+    """The critical path of one ready sample by its spans, as TIMELINE."""
+    instances = Instances(spans, [sample], end_point)
     pieces = _cut(instances, every_call=True)
     own = np.flatnonzero(pieces.owned)
     thread = pieces.thread[own]

@@ -1,32 +1,56 @@
 """The verb ``watch``: container starts on a node in use."""
 
 import json
+import os
 import select
 import signal
+import socket
 import tempfile
 import time
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from firstlight.cli.output import Json, examples, say
+from firstlight.errors import Unsupported
 
 if TYPE_CHECKING:
-    import polars as pl
+    from collections.abc import Callable
 
-    from firstlight.model import Sample
+    from firstlight.report.live.seen import Seen
 
 
 NEEDED = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_SYSLOG", "CAP_DAC_READ_SEARCH")
 """For the tracer, for other users' bundles, and for the kernel's own names of its functions."""
+
+_GENTLE = 5
+"""How nice the analysis of starts is to the node's own work."""
 
 
 def watch(
     *,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the starts as runs, for report.")
+    ] = None,
+    max_size: Annotated[
+        int, typer.Option(metavar="MIB", min=1, help="Size of all kept runs together.")
+    ] = 1024,
+    max_age: Annotated[
+        float, typer.Option(metavar="DAYS", min=0.01, help="Age at which runs are removed.")
+    ] = 7.0,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST:]PORT",
+            help="Serve a live page and /metrics; at 127.0.0.1 unless HOST is given.",
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Serve /metrics alone, for Prometheus."),
     ] = None,
     duration: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Stop after this time.")
@@ -43,25 +67,58 @@ def watch(
     from firstlight.lab.watch import programs
     from firstlight.lab.watch.follow import Follower
     from firstlight.lab.watch.keep import Keeper, Limits
+    from firstlight.report.live.seen import seen
     from firstlight.trace import bpf
 
     capabilities.keep_only(NEEDED)
     bpf.probe()
     names = programs.watched()
     until = None if duration is None else time.monotonic() + duration
-    with tempfile.TemporaryDirectory(prefix="firstlight-watch-") as scratch:
-        directory = out or Path(scratch)
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="firstlight-watch-"))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        show = _print_json if as_json else _print
+        takers = [show, *_served(stack, http, metrics)]
         try:
-            with Follower(names) as follower, Keeper(directory, Limits()) as keeper:
-                say(f"watching {', '.join(programs.RUNTIMES)}: {len(names)} program names")
-                while _wait(follower.descriptor, until):
-                    for sample, spans in keeper.add(follower.read()):
-                        _print(sample, spans, as_json=as_json)
+            follower = stack.enter_context(Follower(names))
+            os.nice(_GENTLE)  # not the tracer, which must not lose events
+            limits = Limits(total=max_size << 20, days=max_age)
+            keeper = stack.enter_context(Keeper(out or Path(scratch), limits))
+            say(f"watching {', '.join(programs.RUNTIMES)}: {len(names)} program names")
+            while _wait(follower.descriptor, until):
+                for sample, spans in keeper.add(follower.read()):
+                    start = seen(sample, spans)
+                    for take in takers:
+                        take(start)
         except KeyboardInterrupt:
             pass
-        if out:
-            say(f"runs: {out}\nfull report: firstlight report {out}/watch-* --html report.html")
+    if out:
+        say(f"runs: {out}\nfull report: firstlight report {out}/watch-* --html report.html")
+
+
+def _served(
+    stack: ExitStack, http: str | None, metrics: str | None
+) -> "list[Callable[[Seen], None]]":
+    """Serve the page and the metrics; returns what takes the starts for them."""
+    if http is None and metrics is None:
+        return []
+    try:
+        from firstlight.report.live import server
+        from firstlight.report.live.board import Board
+        from firstlight.report.live.metrics import Metrics
+    except ModuleNotFoundError as error:
+        raise Unsupported(
+            f"--http and --metrics need the Python package {error.name}",
+            "pip install 'firstlight[http]'",
+        ) from error
+    counted, board = Metrics(), Board(socket.gethostname())
+    if http is not None:
+        routes = [*server.page(board), *server.metrics(counted)]
+        say(f"page: {stack.enter_context(server.serving(http, routes))}")
+    if metrics is not None:
+        url = stack.enter_context(server.serving(metrics, server.metrics(counted)))
+        say(f"metrics: {url}metrics")
+    return [counted.add, board.add] if http is not None else [counted.add]
 
 
 def _wait(descriptor: int, until: float | None) -> bool:
@@ -70,47 +127,37 @@ def _wait(descriptor: int, until: float | None) -> bool:
     return bool(select.select([descriptor], [], [], seconds)[0])
 
 
-def _print(sample: "Sample", spans: "pl.DataFrame", *, as_json: bool) -> None:
-    phases = _phases(sample, spans)
-    if as_json:
-        record: dict[str, Any] = {
-            "labels": sample.labels, "point": sample.point, "latency_ns": sample.latency,
-            "lost_events": sample.lost, "error": sample.error, "phases_ns": phases,
-        }  # fmt: skip
-        print(json.dumps(record), flush=True)
-        return
+def _print_json(start: "Seen") -> None:
+    record = {
+        "labels": start.labels, "point": start.point, "latency_ns": start.latency,
+        "lost_events": start.lost, "error": start.error, "phases_ns": start.phases,
+        "causes_ns": start.causes,
+    }  # fmt: skip
+    print(json.dumps(record), flush=True)
+
+
+def _print(start: "Seen") -> None:
     from firstlight.units import duration, percent
 
-    labels = sample.labels
-    pod = "/".join(labels[key] for key in ("namespace", "pod", "container") if labels.get(key))
-    total = "failed" if sample.latency is None else duration(sample.latency)
-    largest = sorted(phases.items(), key=lambda item: -item[1])[:4]
-    shares = ", ".join(f"{name} {percent(ns / sample.latency)}" for name, ns in largest
-                       if sample.latency)  # fmt: skip
-    lost = f"  ({sample.lost} events lost)" if sample.lost else ""
+    total = "failed" if start.latency is None else duration(start.latency)
+    shares = ", ".join(
+        f"{name} {percent(ns / start.latency)}"
+        for name, ns in list(start.phases.items())[:4]
+        if start.latency
+    )
+    lost = f"  ({start.lost} events lost)" if start.lost else ""
     print(
-        f"{datetime.now().astimezone():%H:%M:%S}  {total:>8}  {labels['runtime']:<6} "
-        f"{labels.get('engine', '-'):<10} {pod or labels['id'][:40]}  {shares}{lost}",
+        f"{datetime.now().astimezone():%H:%M:%S}  {total:>8}  {start.labels['runtime']:<6} "
+        f"{start.labels.get('engine', '-'):<10} {start.name}  {shares}{lost}",
         flush=True,
     )
-
-
-def _phases(sample: "Sample", spans: "pl.DataFrame") -> dict[str, int]:
-    """The time of each phase on the critical path, in ns."""
-    from firstlight.analysis import breakdown
-    from firstlight.model import EndPoint
-
-    if sample.latency is None:
-        return {}
-    summary = breakdown.of_sample(spans, sample, EndPoint.FIRST_INSTRUCTION)
-    phases: dict[str, int] = {}
-    for phase, wall in summary.select("phase", "wall").rows():
-        phases[phase] = phases.get(phase, 0) + wall
-    return {phase: wall for phase, wall in phases.items() if wall}
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the verb."""
     app.command(
-        epilog=examples("watch", "watch --out /var/lib/firstlight", "watch --json --duration 60")
-    )(watch)
+        epilog=examples(
+            "watch", "watch --out /var/lib/firstlight --max-size 500", "watch --http 9100",
+            "watch --metrics 0.0.0.0:9101", "watch --json --duration 60",
+        )
+    )(watch)  # fmt: skip

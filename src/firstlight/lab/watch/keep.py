@@ -1,6 +1,6 @@
 """Stores watched starts as runs, so that report, compare and exports work on them.
 
-A run is closed when it is large or old, and the oldest runs are removed; see ``Limits``.
+A run is closed when it is large or old, and old runs are removed; see ``Limits``.
 """
 
 import shutil
@@ -31,16 +31,30 @@ from firstlight.store import Writer
 
 AXES = ("runtime", "engine", "namespace", "instances")
 _OTHER = "other"
+_PARTS, _DAY_SECONDS = 7, 86_400
 _MOST_NAMESPACES = 20  # keeps the axes of a run readable, and metrics bounded
 
 
 @dataclass(frozen=True)
 class Limits:
-    """A run ends after ``starts`` starts or ``seconds``; ``runs`` of them are kept."""
+    """Runs of more than ``days``, and the oldest of those larger than ``total`` bytes together, are
+    removed. A run ends after ``starts`` starts or a seventh of either limit, so that what is
+    removed is a small part.
+    """
 
+    total: int = 1 << 30
+    days: float = 7.0
     starts: int = 10_000
-    seconds: float = 86_400.0
-    runs: int = 7
+
+    @property
+    def seconds(self) -> float:
+        """The longest time that one run covers."""
+        return self.days * _DAY_SECONDS / _PARTS
+
+    @property
+    def size(self) -> int:
+        """The size at which a run ends, in bytes."""
+        return self.total // _PARTS
 
 
 def sample_of(start: Start, index: int, lost: int, point: Point) -> Sample:
@@ -63,10 +77,11 @@ def sample_of(start: Start, index: int, lost: int, point: Point) -> Sample:
 
 
 class Keeper:
-    """Writes starts below ``directory``, or into a directory that is deleted on exit."""
+    """Writes starts as runs below ``directory``."""
 
-    def __init__(self, directory: Path, limits: Limits, *, keep: bool = True) -> None:
-        self._directory, self._limits, self._keep = directory, limits, keep
+    def __init__(self, directory: Path, limits: Limits) -> None:
+        self._directory, self._limits = directory, limits
+        self._environment, self._revision = facts.collect(), revision()
         self._namespaces: dict[str, None] = {}
         self._header: Header
         self._writer: Writer
@@ -82,8 +97,6 @@ class Keeper:
         trace: TracebackType | None,
     ) -> None:
         self._close()
-        if not self._keep:
-            shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
     def path(self) -> Path:
@@ -126,7 +139,12 @@ class Keeper:
 
     def _is_full(self) -> bool:
         age = (datetime.now(UTC) - self._opened).total_seconds()
-        return self._count >= self._limits.starts or age >= self._limits.seconds
+        limits = self._limits
+        return (
+            self._count >= limits.starts
+            or age >= limits.seconds
+            or (self._count > 0 and _size(self.path) >= limits.size)
+        )
 
     def _open(self) -> None:
         self._opened, self._count = datetime.now(UTC), 0
@@ -141,9 +159,9 @@ class Keeper:
             argv=tuple(sys.argv),
             seed=0,
             started=self._opened.isoformat(timespec="seconds"),
-            revision=revision(),
+            revision=self._revision,
             repetitions=1,
-            environment=facts.collect(),
+            environment=self._environment,
             presentation=Presentation(subject="a start ({series})", headline="traced"),
         )
         self._writer = Writer(self._directory / name, self._header)
@@ -151,6 +169,18 @@ class Keeper:
     def _close(self) -> None:
         self._writer.finish(Footer(ended=datetime.now(UTC).isoformat(timespec="seconds")))
         self._writer.__exit__()
-        runs = sorted(self._directory.glob("watch-*"))
-        for old in runs[: -self._limits.runs]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        runs = sorted(self._directory.glob("watch-*"), reverse=True)
+        oldest = datetime.now(UTC).timestamp() - self._limits.days * _DAY_SECONDS
+        total = 0
+        for run in runs:
+            total += _size(run)
+            if total > self._limits.total or run.stat().st_mtime < oldest:
+                shutil.rmtree(run, ignore_errors=True)
+
+
+def _size(run: Path) -> int:
+    """The size of a run's files in bytes."""
+    return sum(file.stat().st_size for file in run.rglob("*") if file.is_file())

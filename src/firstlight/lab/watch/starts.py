@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from firstlight.lab.watch.programs import Program, labels_of, role
 
+_LOOPBACK = "loopback"
+"""The plugin that every pod has; another one gives it its network."""
+
 
 @dataclass
 class Start:
@@ -66,7 +69,10 @@ def join(programs: Iterable[Program], executed: Iterable[Executed]) -> list[Star
             start.labels |= role_.labels | labels_of(role_.bundle)
             if role_.kind == "runtime":
                 start.labels["runtime"] = program.name
-            elif role_.kind != "network":
+            elif role_.kind == "network":
+                if program.name != _LOOPBACK:
+                    start.labels.setdefault("cni", program.name)
+            else:
                 start.labels.setdefault("engine", _engine(program))
     for execution in executed:
         container = next((runtimes[pid] for pid in execution.ancestors if pid in runtimes), "")

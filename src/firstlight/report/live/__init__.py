@@ -1,0 +1,1 @@
+"""What ``firstlight watch`` shows and exports while it runs: a page, and metrics."""

@@ -1,0 +1,69 @@
+"""Watched starts are kept as runs, and old runs are removed."""
+
+import os
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from firstlight import store
+from firstlight.lab.watch.follow import Window
+from firstlight.lab.watch.keep import Keeper, Limits
+from firstlight.lab.watch.programs import Program
+from firstlight.lab.watch.starts import Start
+from firstlight.store import SPAN_SCHEMA
+
+
+def window(*containers: str, namespace: str = "web") -> Window:
+    starts = [
+        Start(
+            name,
+            [Program(1, 1, 10, "/usr/bin/runc", ("runc", "run", name), {})],
+            {"runtime": "runc", "namespace": namespace},
+            ready=50,
+        )
+        for name in containers
+    ]
+    return Window(starts, 0, pl.DataFrame(schema=SPAN_SCHEMA), ())
+
+
+def runs(directory: Path) -> list[Path]:
+    return sorted(directory.glob("watch-*"))
+
+
+def test_a_run_ends_when_it_is_long_and_the_next_begins(tmp_path: Path) -> None:
+    with Keeper(tmp_path, Limits(starts=2)) as keeper:
+        for name in "abcde":
+            keeper.add(window(name))
+    kept = [[sample.labels["id"] for sample in store.read(run).samples] for run in runs(tmp_path)]
+    assert kept == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def test_all_runs_together_stay_below_the_size(tmp_path: Path) -> None:
+    limits = Limits(total=100_000, starts=1)
+    with Keeper(tmp_path, limits) as keeper:
+        for index in range(100):
+            keeper.add(window(f"c{index}"))
+    last = [store.read(run).samples[0].labels["id"] for run in runs(tmp_path)]
+    assert last[-1] == "c99"
+    assert 2 < len(last) < 60
+    size = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    assert size < 1.2 * limits.total
+
+
+def test_runs_that_are_too_old_are_removed(tmp_path: Path) -> None:
+    with Keeper(tmp_path, Limits(starts=1)) as keeper:
+        keeper.add(window("old"))
+        keeper.add(window("new"))
+        old = runs(tmp_path)[0]
+        os.utime(old, (0, 0))
+    assert old not in runs(tmp_path)
+    assert len(runs(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("namespaces", [1, 40])
+def test_namespaces_beyond_the_first_are_one(tmp_path: Path, namespaces: int) -> None:
+    with Keeper(tmp_path, Limits()) as keeper:
+        for index in range(namespaces):
+            [(sample, _)] = keeper.add(window(f"c{index}", namespace=f"n{index}"))
+        assert sample.point["namespace"] == ("other" if namespaces > 20 else "n0")
