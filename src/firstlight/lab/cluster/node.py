@@ -8,6 +8,7 @@ standard input ends.
 """
 
 import ctypes
+import errno
 import http.client
 import os
 import signal
@@ -234,7 +235,9 @@ def is_up(health: Health, token: str, root: str = "") -> bool:
             socket.create_connection((where.hostname, where.port), _ASK_SECONDS).close()
             return True
         return ask(health.url, token)[0] == 200
-    except (OSError, http.client.HTTPException):
+    except OSError as error:
+        return error.errno == errno.EPROTOTYPE  # it listens, for messages
+    except http.client.HTTPException:
         return False
 
 

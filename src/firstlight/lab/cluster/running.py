@@ -247,7 +247,8 @@ def component_pids(cluster: Cluster) -> dict[str, int]:
         with suppress(OSError, IndexError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             program = Path(os.fsdecode(words[0])).name
-            name = "telemetry" if "telemetry" in os.fsdecode(words[2]) else program
+            module = os.fsdecode(words[2]).removesuffix(".py").rpartition("/")[2].rpartition(".")[2]
+            name = module if module in ("agent", "telemetry") else program
             if name in names:
                 pids[name] = pid
     return pids

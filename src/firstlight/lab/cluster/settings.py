@@ -10,7 +10,10 @@ from pathlib import Path
 
 import msgspec
 
+from firstlight.agile.config import load
+from firstlight.agile.pods import agent as pods
 from firstlight.host import cgroups
+from firstlight.lab.cni import known
 
 NODE = "firstlight"
 ADDRESS = "10.213.0.1"
@@ -127,8 +130,9 @@ def components(settings: Settings) -> tuple[Component, ...]:
         after=("telemetry",),
         environment={**telemetry, "OTEL_SERVICE_NAME": "containerd"},
     )
+    agents = _agents(settings)
     if not settings.control_plane:
-        return receiver, containerd
+        return receiver, containerd, *agents
     certificates, kubeconfig = home / "certs", str(settings.kubeconfig)
     fast = ("--kube-api-qps", "500", "--kube-api-burst", "1000")
     return (
@@ -181,10 +185,20 @@ def components(settings: Settings) -> tuple[Component, ...]:
              "--cert-dir", str(certificates / "kubelet"), "--hostname-override", NODE,
              "--node-ip", ADDRESS),
             Health(url="http://127.0.0.1:10248/healthz"),
-            after=("kube-apiserver", "containerd"),
+            after=("kube-apiserver", "containerd", *(agent.name for agent in agents)),
             environment=telemetry,
         ),
+        *agents,
     )  # fmt: skip
+
+
+def _agents(settings: Settings) -> tuple[Component, ...]:
+    """The agent of firstlight's own CNI plugin, where a handler has that."""
+    if not any(known.AGENT in handler.network for handler in settings.handlers):
+        return ()
+    configuration = known.agent_configuration()
+    argv = (settings.programs["python"], "-P", pods.__file__, str(configuration))
+    return (Component("agent", argv, Health(socket=load(configuration).socket)),)
 
 
 def write(settings: Settings) -> None:

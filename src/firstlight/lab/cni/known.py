@@ -30,6 +30,9 @@ from firstlight.lab.cni.conf import BadConf, Network, load
 BUILT = Path(sys.prefix) / "libexec" / "cni"
 """Where ``make cni-plugins`` installs plugins, one folder per set."""
 
+AGENT = '"type": "firstlight"'
+"""In the text of a list whose pods firstlight's own agent serves."""
+
 _SYSTEM = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
 
 
