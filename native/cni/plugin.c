@@ -165,17 +165,9 @@ static int check(struct call *call)
 	return call_check(call, &answer);
 }
 
-/* The attachments that the runtime knows, as records in a memory file. */
-static int list_attachments(struct call *call, int to)
+static int list_attachments(struct call *call, const cJSON *known, int to)
 {
-	const cJSON *known =
-		cJSON_GetObjectItemCaseSensitive(call->conf, "cni.dev/valid-attachments");
 	const cJSON *each;
-	if (!known)
-		known = cJSON_GetObjectItemCaseSensitive(call->conf, "cni.dev/attachments");
-	if (!cJSON_IsArray(known))
-		return CALL_FAIL(call, CALL_BAD_CONF, 0,
-				 "GC needs a list cni.dev/valid-attachments");
 	cJSON_ArrayForEach(each, known)
 	{
 		struct agent_attachment record = {0};
@@ -195,14 +187,27 @@ static int list_attachments(struct call *call, int to)
 	return 0;
 }
 
+/* Without a list, as cnitool calls it, only what has ended is collected. */
 static int collect(struct call *call)
 {
 	struct agent_answer answer;
-	int list FILE_SCOPE = memfd_create("attachments", MFD_CLOEXEC), none FILE_SCOPE = -1;
-	if (list < 0)
-		return CALL_FAIL(call, CALL_IO, errno, "cannot list the attachments");
-	int bad = list_attachments(call, list);
-	return bad ? bad : call_agent(call, true, list, &answer, &none);
+	int list FILE_SCOPE = -1, none FILE_SCOPE = -1;
+	const cJSON *known =
+		cJSON_GetObjectItemCaseSensitive(call->conf, "cni.dev/valid-attachments");
+	if (!known)
+		known = cJSON_GetObjectItemCaseSensitive(call->conf, "cni.dev/attachments");
+	if (known && !cJSON_IsNull(known)) {
+		if (!cJSON_IsArray(known))
+			return CALL_FAIL(call, CALL_BAD_CONF, 0,
+					 "cni.dev/valid-attachments is not a list");
+		list = memfd_create("attachments", MFD_CLOEXEC);
+		if (list < 0)
+			return CALL_FAIL(call, CALL_IO, errno, "cannot list the attachments");
+		int bad = list_attachments(call, known, list);
+		if (bad)
+			return bad;
+	}
+	return call_agent(call, true, list, &answer, &none);
 }
 
 static int status(struct call *call)

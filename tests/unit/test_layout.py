@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from firstlight.agile.pods import wire as pods
 from firstlight.lab import load
 from firstlight.trace import bpf
 
@@ -16,7 +17,7 @@ NATIVE = Path(__file__).parents[2] / "native"
 
 def of_struct(record: struct.Struct) -> list[tuple[int, int]]:
     """Offset and size of each field of a format, and the size of all, at offset 0."""
-    codes = re.findall(r"[a-zA-Z]", record.format)
+    codes = re.findall(r"\d*[a-zA-Z]", record.format)
     ends = [struct.calcsize("=" + "".join(codes[: many + 1])) for many in range(len(codes))]
     starts = [0, *ends[:-1]]
     fields = [(start, end - start) for start, end in zip(starts, ends, strict=True)]
@@ -39,6 +40,13 @@ def of_dtype(record: np.dtype) -> list[tuple[int, int]]:
         ("lab/launch_records.h", "launch_record",
          "intended spawned seen exited user system pid status expired output",
          of_struct(load._RECORD)),
+        ("cni/agent.h", "agent_request",
+         "magic verb flags padding network attachment.container attachment.interface "
+         "pod_namespace pod pod_uid", of_struct(pods.REQUEST)),
+        ("cni/agent.h", "agent_answer",
+         "magic code flags mtu address gateway address6 gateway6 mac host_mac link text",
+         of_struct(pods.ANSWER)),
+        ("cni/agent.h", "agent_attachment", "container interface", of_struct(pods.ATTACHMENT)),
         ("trace/trace.h", "event", " ".join(bpf.EVENT.names or ()), of_dtype(bpf.EVENT)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -237,6 +237,9 @@ class Agent:
             self.deleted += 1
 
     async def _collect(self, request: Request, descriptor: int) -> None:
+        self._drop_ended()
+        if descriptor < 0:
+            return
         with os.fdopen(os.dup(descriptor), "rb") as file:
             file.seek(0)
             valid = wire.attachments(file.read())
@@ -282,12 +285,14 @@ class Agent:
         """Drop leases whose namespaces have ended without a DEL."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            before = self.leases.all()
-            linked = self.networks.linked()
-            for lease in before:
-                if lease.number not in linked and self.leases.get(lease.key) is lease:
-                    with suppress(Failed):
-                        self._lose(lease)
+            with suppress(Failed):
+                self._drop_ended()
+
+    def _drop_ended(self) -> None:
+        linked = self.networks.linked()
+        for lease in self.leases.all():
+            if lease.number not in linked:
+                self._lose(lease)
 
     def counts(self) -> Counts:
         """What the pool has done."""
