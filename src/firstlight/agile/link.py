@@ -1,6 +1,5 @@
 """Messages with descriptors over a seqpacket socket, sent and received without waiting."""
 
-import asyncio
 import os
 import socket
 from collections import deque
@@ -23,6 +22,8 @@ class Link:
         self, connection: socket.socket, received: Callable[[bytes, list[int]], None],
         ended: Callable[[], None],
     ) -> None:  # fmt: skip
+        import asyncio  # slow, and the command line needs of this module only ``rights``
+
         self._socket, self._received, self._ended = connection, received, ended
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._loop = asyncio.get_running_loop()
