@@ -120,6 +120,10 @@ class Functions:
                 if revision.number in self._leaving:
                     await self._retired()
 
+    def running(self, name: str) -> int:
+        """How many events of a function are being answered."""
+        return self._serving.concurrency(name)
+
     async def invoke(
         self, name: str, event: bytes, qualifier: str = "", *, request_id: str,
         deadline: float | None = None, client_context: bytes | None = None,

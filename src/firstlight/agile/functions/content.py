@@ -105,7 +105,8 @@ class Content:
             if done.returncode == 1:
                 raise Conflict(f"{path} changed while it was copied: {words}", "try again")
             if done.returncode:
-                kind = DiskFull if "No space left" in words else BadCode
+                full = "No space left" in words or "Wrote only" in words
+                kind = DiskFull if full else BadCode
                 raise kind(f"cannot copy {path}: {words}")
             digest, size = _digest(archive.fileno())
             into = "" if root else _TASK

@@ -27,7 +27,7 @@ from firstlight.agile.functions.errors import (
 )
 from firstlight.agile.functions.errors import DiskFull as Full
 from firstlight.agile.functions.records import TRANSPORTS, ImageSettings
-from firstlight.errors import Unsupported
+from firstlight.errors import Failed, Unsupported
 
 LAYERS_MOST = 127
 _SECONDS = 1800
@@ -104,22 +104,12 @@ def fetch(source: str, stage: Path, blobs: Path, uid: int) -> Image:
     local = not source.startswith("docker://")
     if local and not Path(source.split(":", 2)[1]).exists():
         raise NoImage(f"{source}: there is no such file", "write it as TRANSPORT:PATH[:TAG]")
-    words = ["skopeo", "copy", "--quiet", f"--override-arch={_machine()}", "--override-os=linux"]
-    if not Path("/etc/containers/policy.json").exists():
-        words.insert(1, "--insecure-policy")
-    if _LOCAL.match(source):
-        words.append("--src-tls-verify=false")
-    if auth := _authentication(stage, uid):
-        words.append(f"--src-authfile={auth}")
-    words += [f"--dest-shared-blob-dir={blobs}", source, f"oci:{stage}/layout:image"]
-    environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": str(stage),
-                   "TMPDIR": str(stage), "XDG_RUNTIME_DIR": str(stage)}  # fmt: skip
-    for name in ("https_proxy", "http_proxy", "no_proxy", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
-        if name in os.environ:
-            environment[name] = os.environ[name]
+    if not local:
+        _check_way(stage, uid)
+    words = [*_confined(uid, local), *_copying(source, stage, blobs, uid)]
     try:
         done = subprocess.run(
-            [*_confined(uid, local), *words], env=environment, cwd=stage, capture_output=True,
+            words, env=_environment(stage), cwd=stage, capture_output=True,
             stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -135,6 +125,8 @@ def verified(path: Path, digest: str, what: str) -> int:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise Truncated(f"{what} is missing: {error.strerror}", "fetch the image again") from error
+    os.fchown(descriptor, 0, 0)  # what is checked now must stay so
+    os.fchmod(descriptor, 0o644)
     found = hashlib.sha256()
     while part := os.read(descriptor, _PART):
         found.update(part)
@@ -152,6 +144,33 @@ def blob(blobs: Path, digest: str) -> Path:
     if not _DIGEST.fullmatch(digest):
         raise NotAnArchive(f"the image names a blob {digest[:100]!r}", "digests are of SHA-256")
     return blobs / digest.replace(":", "/")
+
+
+def _copying(source: str, stage: Path, blobs: Path, uid: int) -> list[str]:
+    words = ["skopeo", "copy", "--quiet", f"--override-arch={_machine()}", "--override-os=linux"]
+    if not Path("/etc/containers/policy.json").exists():
+        words.insert(1, "--insecure-policy")
+    if _LOCAL.match(source):
+        words.append("--src-tls-verify=false")
+    if auth := _authentication(stage, uid):
+        words.append(f"--src-authfile={auth}")
+    return [*words, f"--dest-shared-blob-dir={blobs}", source, f"oci:{stage}/layout:image"]
+
+
+def _environment(stage: Path) -> dict[str, str]:
+    environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": str(stage),
+                   "TMPDIR": str(stage), "XDG_RUNTIME_DIR": str(stage)}  # fmt: skip
+    for name in ("https_proxy", "http_proxy", "no_proxy", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
+        if name in os.environ:
+            environment[name] = os.environ[name]
+    return environment
+
+
+def _check_way(stage: Path, uid: int) -> None:
+    for parent in stage.parents:
+        if not parent.stat().st_mode & 0o001:
+            raise Failed(f"user {uid}, who fetches images, may not enter {parent}",
+                         f"chmod o+x {parent}, or configure another store")  # fmt: skip
 
 
 def _checked(source: str, layout: Path, blobs: Path) -> Image:
@@ -177,9 +196,10 @@ def _checked(source: str, layout: Path, blobs: Path) -> Image:
 
 
 def _document(blobs: Path, digest: str, kind: type[Document]) -> Document:
-    descriptor = verified(blob(blobs, digest), digest, f"the blob {digest}")
-    with os.fdopen(descriptor, "rb") as file:
-        return msgspec.json.decode(file.read(_DOCUMENT_MOST), type=kind)
+    text = _text(blob(blobs, digest))
+    if digest != f"sha256:{hashlib.sha256(text).hexdigest()}":
+        raise WrongDigest(f"the blob {digest} is not what its digest names", "push it again")
+    return msgspec.json.decode(text, type=kind)
 
 
 def _text(path: Path) -> bytes:
@@ -193,13 +213,13 @@ def _machine() -> str:
 
 def _confined(uid: int, local: bool) -> list[str]:
     """Without rights; for a local image without the network, but it may read what root may."""
-    words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs",
-             "--pdeathsig=KILL"]  # fmt: skip
+    alone = ["unshare", "--pid", "--fork", "--kill-child=KILL", *(["--net"] if local else []), "--"]
+    words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs"]
     if not local:
-        return [*words, "--inh-caps=-all", "--bounding-set=-all"]
+        return [*alone, *words, "--inh-caps=-all", "--bounding-set=-all"]
     reads = "-all,+dac_read_search"
-    return ["unshare", "--net", "--", *words, f"--inh-caps={reads}",
-            f"--ambient-caps={reads}", f"--bounding-set={reads}"]  # fmt: skip
+    return [*alone, *words, f"--inh-caps={reads}", f"--ambient-caps={reads}",
+            f"--bounding-set={reads}"]  # fmt: skip
 
 
 def _authentication(stage: Path, uid: int) -> Path | None:

@@ -1,0 +1,189 @@
+"""The registry of functions: what it keeps, what it refuses, and what is seen while it changes."""
+
+import asyncio
+import io
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.support.agile_host import on_host
+from tests.support.lambda_host import configuration, functions, with_functions, zipped
+
+from firstlight.agile.functions import errors
+from firstlight.agile.functions.catalogue import Functions
+from firstlight.agile.functions.records import DirectorySource, Settings, ZipSource
+from firstlight.errors import Failed
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+SLOW = Settings(handler="app:main", network="none", timeout=60.0)
+WAITS = """
+import time
+def main(event):
+    while event and not __import__("os").path.exists("/tmp/never"):
+        time.sleep(event)
+        return WORD
+    return WORD
+"""
+
+
+async def called(
+    functions: Functions, name: str, event: object = None, qualifier: str = ""
+) -> object:
+    answer, _ = await functions.invoke(name, json.dumps(event).encode(), qualifier, request_id="r")
+    assert answer.error is None, answer.payload
+    return json.loads(answer.payload)
+
+
+def says(word: str) -> ZipSource:
+    return ZipSource(data=zipped(app=f"WORD = {word!r}\n{WAITS}"))
+
+
+def made(write: Callable[[zipfile.ZipFile], None]) -> ZipSource:
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
+        write(archive)
+    return ZipSource(data=written.getvalue())
+
+
+def special(mode: int) -> zipfile.ZipInfo:
+    found = zipfile.ZipInfo("it")
+    found.create_system, found.external_attr = 3, mode << 16
+    return found
+
+
+def bomb(archive: zipfile.ZipFile) -> None:
+    with archive.open("x", "w") as file:
+        for _ in range(251):
+            file.write(bytes(1 << 20))
+
+
+ZIPS: dict[str, tuple[Callable[[], ZipSource], type[Failed]]] = {
+    "not a zip file": (lambda: ZipSource(data=b"PK nonsense"), errors.NotAnArchive),
+    "nothing at all": (lambda: ZipSource(path="/dev/null"), errors.NotAnArchive),
+    "a path that climbs out": (
+        lambda: made(lambda z: z.writestr("../x", "x")), errors.ClimbsOut),
+    "Windows' path that climbs": (
+        lambda: made(lambda z: z.writestr("a\\..\\..\\x", "")), errors.ClimbsOut),
+    "a device node": (
+        lambda: made(lambda z: z.writestr(special(stat.S_IFBLK), b"")), errors.DeviceNode),
+    "a bomb": (lambda: made(bomb), errors.Bomb),
+    "a cut file": (
+        lambda: ZipSource(data=zipped(app="x = 1" * 1000)[:-40]), errors.NotAnArchive),
+}  # fmt: skip
+
+
+def test_a_zip_file_that_is_wrong_is_named_so_and_leaves_nothing(tmp_path: Path) -> None:
+    async def main(functions: Functions) -> None:
+        await functions.add("f", says("old"), SLOW)
+        trees = sorted((functions.directory / "trees").iterdir())
+        for what, (make, kind) in ZIPS.items():
+            with pytest.raises(kind) as error:
+                await functions.update("f", make())
+            assert isinstance(error.value, kind), what
+            assert sorted((functions.directory / "trees").iterdir()) == trees, what
+            assert not list((functions.directory / "work").iterdir())
+        assert await called(functions, "f") == "old"
+        assert functions.get("f").published == 1
+
+    with_functions(tmp_path, main)
+
+
+def test_a_version_answers_what_it_has_begun_and_is_then_removed(tmp_path: Path) -> None:
+    async def main(functions: Functions) -> None:
+        await functions.add("f", says("old"), SLOW)
+        begun = asyncio.ensure_future(called(functions, "f", 1.5))
+        while not functions.running("f"):
+            await asyncio.sleep(0.01)
+        await functions.update("f", says("new"))
+        assert await called(functions, "f") == "new"
+        await functions.remove("f", "1")
+        assert len(list((functions.directory / "trees").iterdir())) == 2
+        assert await begun == "old"
+        assert len(list((functions.directory / "trees").iterdir())) == 1
+        begun = asyncio.ensure_future(called(functions, "f", 1.5))
+        while not functions.running("f"):
+            await asyncio.sleep(0.01)
+        await functions.remove("f")
+        with pytest.raises(errors.NotFound):
+            await called(functions, "f")
+        assert await begun == "new"
+        assert not list((functions.directory / "trees").iterdir())
+
+    with_functions(tmp_path, main)
+
+
+def test_a_directory_cannot_change_underneath(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "app.py").write_text("def main(event):\n    return 'old'\n")
+    (source / "link").symlink_to("/etc/passwd")
+
+    async def main(functions: Functions) -> None:
+        await functions.add("f", DirectorySource(str(source)), SLOW)
+        (source / "app.py").write_text("def main(event):\n    return 'new'\n")
+        assert await called(functions, "f") == "old"
+        await functions.update("f", DirectorySource(str(source)))
+        assert await called(functions, "f") == "new"
+        assert await called(functions, "f", qualifier="1") == "old"
+
+    with_functions(tmp_path / "store", main)
+
+
+def test_functions_survive_a_restart_and_what_was_half_made_does_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        config = configuration(tmp_path)
+        async with functions(config) as before:
+            await before.add("f", says("one"), SLOW)
+            await before.update("f", says("two"))
+            await before.set_alias("f", "live", "1")
+            await before.reserve("f", 7)
+        (before.directory / "trees/99/deep").mkdir(parents=True)
+        (before.directory / "work/half").mkdir()
+        async with functions(config) as after:
+            assert after.get("f") == before.get("f")
+            assert await called(after, "f", qualifier="live") == "one"
+            assert await called(after, "f") == "two"
+            assert not (after.directory / "trees/99").exists()
+            assert not list((after.directory / "work").iterdir())
+            with pytest.raises(Failed, match="another runtime uses the store"):
+                await Functions(after._runtime, after._serving).__aenter__()
+            await after.update("f", says("three"))
+            assert after.get("f").published == 3
+        assert not [
+            line for line in Path("/proc/mounts").read_text().splitlines() if "/roots" in line
+        ]
+
+    on_host(main)
+
+
+def test_aliases_versions_and_limits_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    async def main(functions: Functions) -> None:
+        await functions.add("f", says("one"), SLOW)
+        await functions.set_alias("f", "live", "1")
+        for refused, kind in (
+            (functions.add("f", says("x"), SLOW), errors.Conflict),
+            (functions.add("no name", says("x"), SLOW), errors.Invalid),
+            (functions.add("g", says("x"), Settings()), errors.Invalid),
+            (functions.add("g", says("x"), Settings(kind="command", command=("/none",))), Failed),
+            (functions.add("g", says("x"), Settings(handler="a:b", memory=1)), Failed),
+            (functions.add("g", says("x"), Settings(handler="a:b", timeout=-1.0)), errors.Invalid),
+            (functions.update("none", says("x")), errors.NotFound),
+            (functions.update("f", says("x"), expected=77), errors.Changed),
+            (functions.set_alias("f", "live", "2"), errors.NotFound),
+            (functions.set_alias("f", "12", "1"), errors.Invalid),
+            (functions.set_alias("f", "live", "1", new=True), errors.Conflict),
+            (functions.remove("f", "1"), errors.Conflict),
+            (functions.remove("f", "$LATEST"), errors.Invalid),
+            (functions.reserve("f", -1), errors.Invalid),
+        ):
+            with pytest.raises(kind):
+                await refused
+        assert functions.names() == ["f"]
+        assert list(functions.get("f").revisions) == ["$LATEST", "1"]
+        assert len(list((functions.directory / "trees").iterdir())) == 1
+
+    with_functions(tmp_path, main)

@@ -1,0 +1,375 @@
+"""Functions of images: from a real registry, from layouts and archives, and what is not taken."""
+
+import asyncio
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.lambda_host import run, with_functions
+
+from firstlight.agile.functions import errors
+from firstlight.agile.functions.catalogue import Functions
+from firstlight.agile.functions.errors import BadCode
+from firstlight.agile.functions.records import DirectorySource, ImageSource, Settings, ZipSource
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+REGISTRY = Path(sys.executable).parent.parent / "libexec/registry/usr/bin/docker-registry"
+PORT = 9312
+ECHO = ("/bin/busybox", "cat")
+CAT = Settings(kind="command", command=ECHO, network="none", timeout=30.0)
+Member = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def programs() -> None:
+    for name in ("skopeo", "umoci", "busybox"):
+        if not shutil.which(name):
+            pytest.skip(f"{name} is missing")
+
+
+def member(name: str, data: bytes = b"", **fields: Any) -> Member:
+    return {"name": name, "data": data, **fields}
+
+
+def link(target: str) -> Member:
+    return member("x", type=tarfile.LNKTYPE, linkname=target)
+
+
+def tar(*members: Member) -> bytes:
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w") as archive:
+        for one in members:
+            information = tarfile.TarInfo(one["name"])
+            for key, value in one.items():
+                if key not in ("name", "data"):
+                    setattr(information, key, value)
+            information.size = len(one["data"])
+            archive.addfile(information, io.BytesIO(one["data"]))
+    return written.getvalue()
+
+
+def packed(data: bytes) -> bytes:
+    return gzip.compress(data, 1)
+
+
+class Layout:
+    """An OCI layout that holds one image, made by hand, so that it can be wrong."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.blobs = path / "blobs/sha256"
+        self.blobs.mkdir(parents=True)
+        (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+
+    def blob(self, data: bytes) -> dict[str, Any]:
+        digest = hashlib.sha256(data).hexdigest()
+        (self.blobs / digest).write_bytes(data)
+        return {"digest": f"sha256:{digest}", "size": len(data)}
+
+    def image(
+        self, *layers: bytes, compress: Callable[[bytes], bytes] = packed,
+        machine: str = "", kind: str = "tar+gzip", differences: list[str] | None = None,
+    ) -> ImageSource:  # fmt: skip
+        found = [self.blob(compress(layer)) for layer in layers]
+        config = {
+            "architecture": machine or {"aarch64": "arm64"}.get(os.uname().machine, "amd64"),
+            "os": "linux",
+            "config": {"Entrypoint": ["/bin/busybox"], "Cmd": ["cat"], "Env": ["FROM=image"]},
+            "rootfs": {"type": "layers", "diff_ids": differences or [
+                f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]},
+        }  # fmt: skip
+        media = "application/vnd.oci.image"
+        manifest = {
+            "schemaVersion": 2, "mediaType": f"{media}.manifest.v1+json",
+            "config": {"mediaType": f"{media}.config.v1+json",
+                       **self.blob(json.dumps(config).encode())},
+            "layers": [{"mediaType": f"{media}.layer.v1.{kind}", **one} for one in found],
+        }  # fmt: skip
+        described = self.blob(json.dumps(manifest).encode())
+        index = {"schemaVersion": 2, "manifests": [{
+            "mediaType": manifest["mediaType"], **described,
+            "annotations": {"org.opencontainers.image.ref.name": "it"}}]}  # fmt: skip
+        (self.path / "index.json").write_text(json.dumps(index))
+        return ImageSource(f"oci:{self.path}:it")
+
+
+def busybox() -> bytes:
+    return Path(str(shutil.which("busybox"))).read_bytes()
+
+
+def base(*more: Member) -> bytes:
+    return tar(
+        member("bin", type=tarfile.DIRTYPE, mode=0o755),
+        member("bin/busybox", busybox(), mode=0o755), *more,
+    )  # fmt: skip
+
+
+def umoci_image(where: Path) -> str:
+    """An image of two layers, made by umoci."""
+    layout = where / "layout"
+    first, second = where / "first", where / "second"
+    (first / "bin").mkdir(parents=True)
+    (first / "bin/busybox").write_bytes(busybox())
+    (first / "bin/busybox").chmod(0o755)
+    (first / "word").write_text("first")
+    second.mkdir()
+    (second / "word").write_text("second")
+    image = f"{layout}:it"
+    run("umoci", "init", "--layout", layout)
+    run("umoci", "new", "--image", image)
+    run("umoci", "insert", "--image", image, first, "/")
+    run("umoci", "insert", "--image", image, second / "word", "/word")
+    run("umoci", "config", "--image", image, "--config.entrypoint", "/bin/busybox",
+        "--config.cmd", "cat", "--config.cmd", "/word", "--config.workingdir", "/bin")  # fmt: skip
+    return image
+
+
+@asynccontextmanager
+async def registry(where: Path) -> AsyncIterator[str]:
+    """Debian's docker-registry on a loopback port."""
+    program = REGISTRY if REGISTRY.exists() else shutil.which("docker-registry")
+    if not program:
+        pytest.skip("docker-registry is missing: make setup")
+    (where / "config.yml").write_text(
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {where}}}, "
+        f"delete: {{enabled: true}}}}\nhttp: {{addr: '127.0.0.1:{PORT}'}}\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        program, "serve", where / "config.yml", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", PORT)
+                except OSError:
+                    await asyncio.sleep(0.05)
+                else:
+                    writer.close()
+                    break
+        yield f"docker://127.0.0.1:{PORT}"
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def called(functions: Functions, name: str, event: bytes = b"[1]") -> bytes:
+    answer, _ = await functions.invoke(name, event, request_id="r")
+    assert answer.error is None, answer.payload
+    return answer.payload
+
+
+def trees(functions: Functions) -> list[str]:
+    return sorted(path.name for path in (functions.directory / "trees").iterdir())
+
+
+def left(functions: Functions) -> list[Path]:
+    """What of code is in the store."""
+    names = ("trees/*", "blobs/*/*", "work/*")
+    return [path for name in names for path in functions.directory.glob(name)]
+
+
+async def push(source: str, target: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        "skopeo", "--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", source, target
+    )
+    assert await process.wait() == 0
+
+
+def test_an_image_of_a_registry_is_fetched_shared_updated_and_collected(tmp_path: Path) -> None:
+    image = umoci_image(tmp_path)
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o711)  # who fetches images must get to the store
+
+    async def main(functions: Functions) -> None:
+        (tmp_path / "registry").mkdir()
+        async with registry(tmp_path / "registry") as address:
+            name = ImageSource(f"{address}/team/it:1")
+            await push(f"oci:{image}", name.image)
+            own = Settings(kind="command", network="none", timeout=30.0)
+            function = await functions.add("a", name, own)
+            assert function.latest.version.command == ("/bin/busybox", "cat", "/word")
+            assert function.latest.version.directory == "/bin"
+            assert await called(functions, "a") == b"second"
+            before = trees(functions)
+            assert len(before) == 2
+            await functions.add("b", name, own)
+            assert trees(functions) == before  # its layers are shared
+            digest = function.latest.code.digest
+            await functions.add("c", ImageSource(f"{address}/team/it@{digest}"), own)
+            with pytest.raises(errors.NoImage, match="manifest unknown"):
+                await functions.update("a", ImageSource(f"{address}/team/it:none"))
+            assert await called(functions, "a") == b"second"
+        for one in ("a", "b", "c"):
+            assert left(functions)
+            await functions.remove(one)
+        assert left(functions) == []
+
+    with_functions(tmp_path / "store", main)
+
+
+def test_a_layer_is_applied_upon_those_below(tmp_path: Path) -> None:
+    second = tar(
+        member("etc/.wh.gone"),
+        member("var/.wh..wh..opq"),
+        member("var/new", b"new"),
+        member("linked", type=tarfile.LNKTYPE, linkname="etc/kept"),
+        member("through/it", b"through"),
+        member("su", b"x", mode=0o6777),
+        member("secret", b"shown", mode=0o600),
+        member("dev/sda", type=tarfile.BLKTYPE),
+        member("pipe", type=tarfile.FIFOTYPE),
+    )
+    first = base(
+        member("etc/gone", b"x"), member("etc/kept", b"kept"), member("var/old/deep", b"x"),
+        member("real/there", b"x"), member("through", type=tarfile.SYMTYPE, linkname="/real"),
+    )  # fmt: skip
+    source = Layout(tmp_path / "layout").image(first, second)
+
+    async def main(functions: Functions) -> None:
+        script = (
+            "cd /; find etc var real linked su secret dev pipe | sort; cat linked real/it secret"
+        )
+        command = ("/bin/busybox", "sh", "-c", script)
+        own = Settings(kind="command", command=command, network="none", timeout=30.0)
+        await functions.add("f", source, own)
+        async with functions.using("f") as version:
+            root = Path(version.root)
+        assert not (root / "etc/gone").exists()
+        assert sorted(path.name for path in (root / "var").iterdir()) == ["new"]
+        assert (root / "linked").read_bytes() == b"kept"
+        assert (root / "real/it").read_bytes() == b"through"  # as the link leads inside
+        assert (root / "su").stat().st_mode & 0o7777 == 0o755
+        assert (root / "secret").stat().st_mode & 0o7777 == 0o644
+        assert not (root / "dev/sda").exists()
+        assert not (root / "pipe").exists()
+        assert (await called(functions, "f")).endswith(b"keptthroughshown")
+
+    with_functions(tmp_path / "store", main)
+
+
+def small(*more: Member) -> bytes:
+    return tar(member("etc/words", os.urandom(9000)), *more)
+
+
+def cut(layout: Layout) -> ImageSource:
+    return layout.image(small(), compress=lambda data: packed(data)[:-2000])
+
+
+def cut_in_place(layout: Layout) -> ImageSource:
+    source = layout.image(small())
+    largest = max(layout.blobs.iterdir(), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size - 1000)
+    return source
+
+
+def changed_in_place(layout: Layout) -> ImageSource:
+    source = layout.image(small())
+    largest = max(layout.blobs.iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[-100] ^= 1
+    largest.write_bytes(data)
+    return source
+
+
+WRONG: dict[str, tuple[Callable[[Layout], ImageSource], type[BadCode], str]] = {
+    "a layer whose gzip stream ends early": (cut, errors.Truncated, "ends too early"),
+    "a blob that is cut": (cut_in_place, BadCode, "igest|EOF|size"),
+    "a blob that is not what its digest names": (changed_in_place, BadCode, "igest"),
+    "another difference than the image says": (
+        lambda layout: layout.image(small(), differences=[f"sha256:{'0' * 64}"]),
+        errors.WrongDigest, "the image names"),
+    "a path that climbs out": (
+        lambda layout: layout.image(small(member("a/../../x"))), errors.ClimbsOut, "leads out"),
+    "a hard link that climbs out": (
+        lambda layout: layout.image(small(link("../etc/shadow"))), errors.ClimbsOut, "leads out"),
+    "a hard link to what is not there": (
+        lambda layout: layout.image(small(link("etc/shadow"))), errors.NotAnArchive, "missing"),
+    "a device node": (
+        lambda layout: layout.image(small(member("sda", type=tarfile.BLKTYPE, devmajor=8))),
+        errors.DeviceNode, "device node sda"),
+    "another architecture": (
+        lambda layout: layout.image(small(), machine="riscv64"), errors.WrongArchitecture, "riscv"),
+    "a layer that is no tar file": (
+        lambda layout: layout.image(b"nonsense" * 1000), errors.NotAnArchive, "cannot be read"),
+    "a layer that says gzip and is none": (
+        lambda layout: layout.image(b"\x1f\x8bnonsense" * 1000, compress=bytes),
+        errors.NotAnArchive, "cannot be read|invalid"),
+}  # fmt: skip
+
+
+def test_an_image_that_is_wrong_is_named_so_and_leaves_nothing(tmp_path: Path) -> None:
+    async def main(functions: Functions) -> None:
+        good = Layout(tmp_path / "good").image(base())
+        await functions.add("f", good, CAT)
+        stays = left(functions)
+        for number, (what, (make, kind, words)) in enumerate(WRONG.items()):
+            source = make(Layout(tmp_path / str(number)))
+            change = functions.update("f", source) if number else functions.add("g", source, CAT)
+            with pytest.raises(BadCode, match=words) as error:
+                await change
+            assert isinstance(error.value, kind), (what, error.value)
+            assert left(functions) == stays, what
+            assert functions.names() == ["f"]
+        assert await called(functions, "f") == b"[1]"
+        assert list(functions.get("f").revisions) == ["$LATEST", "1"]
+
+    with_functions(tmp_path / "store", main)
+
+
+def test_a_layer_of_zstd_and_an_archive_are_taken(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+
+    async def main(functions: Functions) -> None:
+        source = Layout(tmp_path / "zstd").image(
+            base(), compress=zstandard.ZstdCompressor().compress, kind="tar+zstd"
+        )
+        await functions.add("z", source, CAT)
+        assert await called(functions, "z") == b"[1]"
+        plain = Layout(tmp_path / "plain").image(base(), compress=bytes, kind="tar")
+        archive = f"docker-archive:{tmp_path}/it.tar"
+        await push(plain.image, f"{archive}:it:1")
+        (tmp_path / "it.tar").chmod(0o600)  # root's, and yet it is read
+        await functions.add("a", ImageSource(archive), CAT)
+        assert await called(functions, "a") == b"[1]"
+
+    with_functions(tmp_path / "store", main)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    async def main(functions: Functions) -> None:
+        run("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path / "store")
+        noise = os.urandom(6 << 20)
+        zipped = io.BytesIO()
+        with zipfile.ZipFile(zipped, "w") as archive:
+            archive.writestr("noise", noise)
+        (tmp_path / "noise").mkdir()
+        (tmp_path / "noise/noise").write_bytes(noise)
+        image = Layout(tmp_path / "large").image(base(member("noise", noise)))
+        await functions.add("small", Layout(tmp_path / "small").image(base()), CAT)
+        stays = left(functions)
+        python = Settings(handler="app:main")
+        for source, settings in (
+            (ZipSource(data=zipped.getvalue()), python),
+            (DirectorySource(str(tmp_path / "noise")), python),
+            (image, CAT),
+        ):
+            with pytest.raises(errors.DiskFull):
+                await functions.add("f", source, settings)
+            assert left(functions) == stays
+        assert await called(functions, "small") == b"[1]"
+
+    (tmp_path / "store").mkdir()
+    with_functions(tmp_path / "store", main)
