@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import os
 import re
 import time
@@ -35,6 +36,7 @@ NO_FLAGS = Flag(0)
 _RETRY_SECONDS = 0.1
 _END_SECONDS = 10.0
 _ENDED_KEPT = 1024
+_log = logging.getLogger(__name__)
 _IDENTITY = re.compile(r"[0-9]{1,20}")
 EVENTS_PORT = 9001
 """Where an instance finds the Lambda Runtime API, on its own loopback."""
@@ -536,7 +538,7 @@ class Instances:
                 return
 
     def _lost(self) -> None:
-        """The node was killed, and all with it: another takes its place at the next start."""
+        """The node was killed, and all with it: another takes its place."""
         self._node = self._parts.node = None
         if self._starter:
             self._starter.close()
@@ -548,6 +550,17 @@ class Instances:
         for shelf in (*self._shelves.values(), self._cgroup_shelf):
             shelf.forget()
         self._all_over()
+        if not self._closing:
+            self._task(self._replaced())
+
+    async def _replaced(self) -> None:
+        """Start another node at once: clients ask for starts, and reach us, by it alone."""
+        while not self._closing and self._node is None:
+            try:
+                await self._connected()
+            except Failed as error:
+                _log.warning("cannot start another node: %s", error.message)
+                await asyncio.sleep(_RETRY_SECONDS)
 
     def _all_over(self) -> None:
         """The kernel has ended what the node had."""

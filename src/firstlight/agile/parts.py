@@ -210,17 +210,22 @@ class Parts:
     def give_back(self, held: Held, function: int) -> None:
         """A used network that is as new serves its function again."""
         held.shelved, held.function = True, function
-        if self.node:
+        if self.node and self._is_ours(held):
             self.node.add(self._described(held))
 
     def discard(self, held: Held) -> None:
         """End a part that no instance uses."""
-        if self._held.pop(held.index, None) is None:
+        if not self._is_ours(held):
             return
+        del self._held[held.index]
         if self.node:
             self.node.withdraw(held.index)
         self._free.append(held.index)
         self._end(held.made)
+
+    def _is_ours(self, held: Held) -> bool:
+        """Whether it is this node's; that of a node before had the same indices."""
+        return self._held.get(held.index) is held
 
     def forgotten(self, function: int) -> None:
         """The node has given up what was a function's own."""

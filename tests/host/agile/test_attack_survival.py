@@ -1,0 +1,94 @@
+"""Killed at random and under load: the short form of ``python -m bench.survival``."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.support.agile_host import daemon, on_host
+
+from firstlight.agile import Config, Function
+from firstlight.agile.cgroups import Cgroups, Limits
+from firstlight.agile.client import Client
+from firstlight.agile.network import Network, Networks
+from firstlight.agile.node import pid_of
+from firstlight.agile.parts import Parts
+from firstlight.errors import Failed
+
+CHECKOUT = Path(__file__).parents[3]
+
+
+def survival(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.survival", *words], capture_output=True, text=True,
+        cwd=CHECKOUT, env={**os.environ, "SURVIVAL_NAME": Config(name="t9").name}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def test_kills_at_random_leave_nothing_and_the_next_start_succeeds() -> None:
+    if not Path("/usr/bin/python3").exists():
+        pytest.skip("/usr/bin/python3 is missing")
+    assert '"left": "nothing"' in survival("--kills", "14", "--every", "7", "--seed", "2")
+
+
+def test_no_instance_is_lost_with_its_manager() -> None:
+    assert '"instances": 60' in survival("--instances", "60")
+
+
+def test_a_node_that_was_killed_is_replaced_although_no_client_can_ask_for_that() -> None:
+    async def main() -> None:
+        async with daemon():
+            socket = Config(name="t5").socket
+            before = pid_of(Config(name="t5"))
+            os.kill(before, 9)
+            while pid_of(Config(name="t5")) in (-1, before):
+                await asyncio.sleep(0.01)
+            null = os.open(os.devnull, os.O_RDWR)
+            true = Function(rootfs="/", command=("/bin/true",), network="none")
+            with Client(socket) as client:
+                assert client.wait(client.start(true, (null, null, null)).id).status == 0
+            os.close(null)
+
+    on_host(main)
+
+
+def test_parts_of_a_node_before_are_not_taken_for_those_of_this() -> None:
+    ended: list[Network] = []
+
+    class Some(Networks):
+        def __init__(self) -> None:
+            pass
+
+        def discard(self, network: Network) -> None:
+            ended.append(network)
+
+    class Link:
+        def __init__(self) -> None:
+            self.withdrawn: list[int] = []
+
+        def add(self, *_: object) -> None:
+            pass
+
+        def withdraw(self, index: int) -> None:
+            self.withdrawn.append(index)
+
+    parts = Parts(Some(), Cgroups.__new__(Cgroups), Limits(1, 1.0, 1))
+    one, other, link = Network(-1, None, 0), Network(-1, None, 0), Link()
+    parts.node = link  # type: ignore[assignment]
+    parts.give(one, "none", 1)
+    [held] = parts._held.values()
+    parts.lost()
+    assert ended == [one]
+    parts.give(other, "none", 1)
+    parts.discard(held)
+    parts.give_back(held, 1)
+    assert ended == [one]
+    assert link.withdrawn == []
+    assert [h.made for h in parts._held.values()] == [other]
+    parts.node = None
+    with pytest.raises(Failed):
+        parts.give(Network(-1, None, 0), "none", 1)
