@@ -55,6 +55,8 @@ for line in sys.stdin:
     except botocore.exceptions.ClientError as error:
         answer = {"$error": error.response["Error"]["Code"], "message": str(error),
                   "status": error.response["ResponseMetadata"]["HTTPStatusCode"]}
+    except botocore.exceptions.BotoCoreError as error:
+        answer = {"$error": "connection", "message": str(error)}
     print(json.dumps(answer, default=str), flush=True)
 """
 
@@ -108,11 +110,11 @@ async def boto(
         await process.wait()
 
 
-def configuration(store: Path, **more: Any) -> Config:
+def configuration(store: Path, credentials: str = "") -> Config:
     """Of a runtime with the API; events are tried again at once."""
     return Config(
-        name="t4", store=str(store), http=Http(listen=f"127.0.0.1:{PORT}"),
-        events=Events(retry_seconds=0.05), **more,
+        name="t4", store=str(store), events=Events(retry_seconds=0.05),
+        http=Http(listen=f"127.0.0.1:{PORT}", credentials=credentials),
     )  # fmt: skip
 
 
@@ -129,11 +131,13 @@ async def functions(config: Config) -> AsyncIterator[Functions]:
         yield found
 
 
-def with_functions(store: Path, main: Callable[[Functions], Awaitable[None]], **more: Any) -> None:
+def with_functions(
+    store: Path, main: Callable[[Functions], Awaitable[None]], credentials: str = ""
+) -> None:
     """Run a coroutine beside such a runtime, in namespaces of their own."""
 
     async def on() -> None:
-        async with functions(configuration(store, **more)) as found:
+        async with functions(configuration(store, credentials)) as found:
             await main(found)
 
     on_host(on)

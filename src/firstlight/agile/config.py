@@ -134,10 +134,13 @@ class Identities(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where functions are called over HTTP, and what the runtime shows of itself.
 
-    ``listen`` is a loopback address with a port, "127.0.0.1:9400", or a socket: "unix:/run/x".
+    ``listen`` is an address with a port, "127.0.0.1:9400", or a socket: "unix:/run/x".
+    ``credentials`` is a file like ~/.aws/credentials: with it each request must be signed by one
+    of its keys. An address that is not loopback needs that.
     """
 
     listen: str
+    credentials: str = ""
 
     def __post_init__(self) -> None:
         if self.listen.startswith("unix:/"):
@@ -145,8 +148,10 @@ class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         address, _, port = self.listen.rpartition(":")
         if not (port.isascii() and port.isdecimal() and int(port) <= _PORT_MOST):
             raise ValueError(f"listen {self.listen!r} is neither ADDRESS:PORT nor unix:/PATH")
-        if not ip_address(address.strip("[]")).is_loopback:
-            raise ValueError(f"listen {self.listen!r} is not a loopback address")
+        if not ip_address(address.strip("[]")).is_loopback and not self.credentials:
+            raise ValueError(
+                f"listen {self.listen!r} is not a loopback address, and there are no credentials"
+            )
 
 
 class PodsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from tests.support.lambda_host import boto, with_functions, zipped
+from tests.support.lambda_host import ENDPOINT, boto, with_functions, zipped
 
 from firstlight.agile.functions.catalogue import Functions
 
@@ -96,6 +97,32 @@ def test_the_life_of_a_function(tmp_path: Path) -> None:
         assert not list((store / "trees").iterdir())
 
     with_functions(tmp_path, main)
+
+
+def test_where_there_are_credentials_each_request_is_signed(tmp_path: Path) -> None:
+    path = tmp_path / "credentials"
+    path.write_text("[team]\naws_access_key_id = AKIDTEAM\naws_secret_access_key = secret\n")
+    path.chmod(0o600)
+
+    async def main(functions: Functions) -> None:
+        async with boto(key="AKIDTEAM", secret="secret") as call:
+            await call("create_function", **create("f"))
+            assert functions.get("f").owner == "team"
+            assert json.loads((await call("invoke", FunctionName="f"))["Payload"]) == {"got": {}}
+        for key, secret, name in (
+            ("AKIDTEAM", "other", "InvalidSignatureException"),
+            ("AKIDOTHER", "secret", "UnrecognizedClientException"),
+        ):
+            async with boto(key=key, secret=secret) as call:
+                refused = await call("delete_function", FunctionName="f")
+                assert (refused["$error"], refused["status"]) == (name, 403)
+        async with httpx.AsyncClient(base_url=ENDPOINT) as client:
+            answer = await client.delete("/2015-03-31/functions/f")
+            assert answer.status_code == 403
+            assert answer.headers["x-amzn-errortype"] == "MissingAuthenticationTokenException"
+        assert functions.names() == ["f"]
+
+    with_functions(tmp_path, main, credentials=str(path))
 
 
 def test_each_failure_of_a_handler_has_its_own_words(tmp_path: Path) -> None:

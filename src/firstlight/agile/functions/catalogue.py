@@ -147,7 +147,7 @@ class Functions:
                           "1 to 64 letters, digits, - and _")  # fmt: skip
         async with self._change(name):
             self._check_new(name)
-            revision = await self._made(name, given, source)
+            revision = await self._made(name, given, source, owner)
             function = Registration(
                 name=name, revisions={LATEST: revision}, owner=owner, tags=tags or {}
             )
@@ -171,9 +171,11 @@ class Functions:
                         f"{name} is {'of' if before.image else 'not of'} an image, and its new "
                         "code is otherwise", "remove it, and add it again",
                     )  # fmt: skip
-                revision = await self._made(name, merged, source)
+                revision = await self._made(name, merged, source, function.owner)
             else:
-                revision = await self._checked(name, merged, before.code, before.image)
+                revision = await self._checked(
+                    name, merged, before.code, before.image, function.owner
+                )
             function = msgspec.structs.replace(
                 function, revisions={**function.revisions, LATEST: revision}
             )
@@ -277,6 +279,10 @@ class Functions:
             trace=trace, accepted=now, due=now,
         ))  # fmt: skip
 
+    async def waiting(self) -> int:
+        """How many accepted events are not answered yet."""
+        return await self._queue.waiting() if self._lock >= 0 else 0
+
     async def _answered(self, event: Event) -> Answer:
         answer, _ = await self.invoke(
             event.name, event.payload, event.qualifier, request_id=event.id,
@@ -314,16 +320,16 @@ class Functions:
                 self._changing.pop(name, None)
             await asyncio.shield(asyncio.ensure_future(self._retired(collect=True)))
 
-    async def _made(self, name: str, given: Settings, source: Source) -> Revision:
+    async def _made(self, name: str, given: Settings, source: Source, owner: str) -> Revision:
         code, own = await asyncio.to_thread(_fetched, self._content, source)
-        return await self._checked(name, given, code, own)
+        return await self._checked(name, given, code, own, owner)
 
     async def _checked(
-        self, name: str, given: Settings, code: Code, own: ImageSettings | None
+        self, name: str, given: Settings, code: Code, own: ImageSettings | None, owner: str
     ) -> Revision:
         """A revision that can be started, as far as its files tell. Raises Failed."""
         number = await self._written(lambda store: store.next("revision"))
-        revision = settings.made(name, number, given, code, own, time.time())
+        revision = settings.made(name, number, given, code, own, owner)
 
         def check() -> None:
             root = str(self._mounts.root(code))

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,11 +20,13 @@ from typing import Any
 from firstlight.agile.config import Events
 from firstlight.agile.functions.errors import NotFound
 from firstlight.agile.functions.records import Event
-from firstlight.agile.functions.store import Store
+from firstlight.agile.functions.store import Excluded, Store
 from firstlight.agile.serving import Answer, Throttled
 from firstlight.errors import FirstlightError
 
-_AT_ONCE, _ENDS_MOST = 64, 5
+_AT_ONCE, _OF_ONE = 64, 16
+"""How many events are answered at once, of all functions and of each."""
+_ENDS_MOST = 5
 _BUSY_SECONDS, _BUSY_MOST = 1.0, 300.0
 _log = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ class Queue:
         self._config, self._store, self._answer = config, store, answer
         self._letters = letters
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._busy: Counter[str] = Counter()
         self._accepting: list[tuple[Event, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
@@ -49,6 +53,10 @@ class Queue:
         if self._writing is None or self._writing.done():
             self._writing = asyncio.get_running_loop().create_task(self._write())
         await written
+
+    async def waiting(self) -> int:
+        """How many events are kept."""
+        return await asyncio.to_thread(self._store.waiting)
 
     async def close(self) -> None:
         """Stop. What is not answered stays in the store."""
@@ -80,14 +88,17 @@ class Queue:
     async def _serve(self) -> None:
         while True:
             self._news.clear()
-            running = frozenset(self._running)
             try:
-                room = _AT_ONCE - len(running)
-                events = await asyncio.to_thread(self._store.due, time.time(), room, running)
+                room = _AT_ONCE - len(self._running)
+                events = await asyncio.to_thread(
+                    self._store.due, time.time(), room, self._excluded()
+                )
                 for event in events:
-                    task = asyncio.get_running_loop().create_task(self._one(event))
-                    self._running[event.id] = task
-                later = await asyncio.to_thread(self._store.next_due, frozenset(self._running))
+                    if self._busy[event.name] < _OF_ONE:
+                        self._busy[event.name] += 1
+                        task = asyncio.get_running_loop().create_task(self._one(event))
+                        self._running[event.id] = task
+                later = await asyncio.to_thread(self._store.next_due, self._excluded())
             except FirstlightError as error:
                 _log.error("the queue of events: %s", error.message)
                 later = time.time() + _BUSY_SECONDS
@@ -95,6 +106,11 @@ class Queue:
             wait = None if later is None or full else max(later - time.time(), 0.0)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), wait)
+
+    def _excluded(self) -> Excluded:
+        """What is being answered, and whose events must wait."""
+        busy = [name for name, count in self._busy.items() if count >= _OF_ONE]
+        return list(self._running), busy
 
     async def _one(self, event: Event) -> None:
         try:
@@ -106,6 +122,9 @@ class Queue:
             _log.exception("the event %s of %s", event.id, event.name)
         finally:
             del self._running[event.id]
+            self._busy[event.name] -= 1
+            if not self._busy[event.name]:
+                del self._busy[event.name]
             self._news.set()
 
     async def _tried(self, event: Event) -> None:

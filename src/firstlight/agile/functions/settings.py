@@ -1,6 +1,7 @@
 """What a function is made of: its source, its settings, and the version that they make."""
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def merged(before: Settings, after: Settings) -> Settings:
 
 def made(
     name: str, number: int, settings: Settings, code: Code, own: ImageSettings | None,
-    modified: float,
+    owner: str,
 ) -> Revision:  # fmt: skip
     """A function's revision of this code and these settings, and its image's. Raises Invalid."""
     fields: dict[str, Any] = {
@@ -55,13 +56,18 @@ def made(
             fields["environment"] = {"PYTHONPATH": RUNTIME, **fields.get("environment", {})}
     version = FunctionVersion(
         name=name, kind=kind, revision=number, digest=code.digest, command=command,
-        handler=handler, arn=ARN + name, **fields,
+        handler=handler, arn=ARN + name, owner=owner, **fields,
     )  # fmt: skip
     _check(version)
     if len(settings.description or "") > DESCRIPTION_MOST:
         raise Invalid(f"the description is longer than {DESCRIPTION_MOST} characters")
     return Revision(
-        number=number, version=version, code=code, settings=settings, image=own, modified=modified
+        number=number,
+        version=version,
+        code=code,
+        settings=settings,
+        image=own,
+        modified=time.time(),
     )
 
 

@@ -23,11 +23,24 @@ CREATE TABLE trees(
   number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE events(
-  id TEXT PRIMARY KEY, record BLOB NOT NULL, attempts INTEGER NOT NULL, due REAL NOT NULL
+  id TEXT PRIMARY KEY, name TEXT NOT NULL, record BLOB NOT NULL, attempts INTEGER NOT NULL,
+  due REAL NOT NULL
 ) STRICT;
 CREATE INDEX due ON events(due);
 CREATE TABLE counters(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 """
+
+_DUE = """
+SELECT record, attempts, due FROM events WHERE due<=?
+AND id NOT IN (SELECT value FROM json_each(?)) AND name NOT IN (SELECT value FROM json_each(?))
+ORDER BY due LIMIT ?
+"""
+_NEXT = """
+SELECT min(due) FROM events
+WHERE id NOT IN (SELECT value FROM json_each(?)) AND name NOT IN (SELECT value FROM json_each(?))
+"""
+Excluded = tuple[list[str], list[str]]
+"""Identities of events, and names of functions, that are not meant."""
 
 
 class Store:
@@ -119,9 +132,11 @@ class Store:
 
     def accept(self, events: list[Event]) -> None:
         """Keep events until they are done."""
-        rows = [(one.id, msgspec.msgpack.encode(one), one.attempts, one.due) for one in events]
+        rows = [
+            (one.id, one.name, msgspec.msgpack.encode(one), one.attempts, one.due) for one in events
+        ]
         with self._transaction() as base:
-            base.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", rows)
+            base.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", rows)
 
     def postpone(self, identity: str, attempts: int, due: float) -> None:
         """An event is to be tried again at a time, after so many attempts."""
@@ -135,32 +150,30 @@ class Store:
         with self._transaction() as base:
             base.executemany("DELETE FROM events WHERE id=?", [(one,) for one in identities])
 
-    def due(self, now: float, most: int, without: frozenset[str]) -> list[Event]:
-        """The events that are due, the oldest first; not those that are being answered."""
+    def due(self, now: float, most: int, without: Excluded) -> list[Event]:
+        """The events that are due, the oldest first."""
         with self._transaction() as base:
-            rows = base.execute(
-                "SELECT record, attempts, due, id FROM events WHERE due<=? ORDER BY due LIMIT ?",
-                (now, most + len(without)),
-            ).fetchall()
-        found = [
+            rows = base.execute(_DUE, (now, *_excluded(without), most)).fetchall()
+        return [
             msgspec.structs.replace(
-                msgspec.msgpack.decode(row[0], type=Event), attempts=row[1], due=row[2]
+                msgspec.msgpack.decode(record, type=Event), attempts=attempts, due=due
             )
-            for row in rows
-            if row[3] not in without
+            for record, attempts, due in rows
         ]
-        return found[:most]
 
-    def next_due(self, without: frozenset[str]) -> float | None:
+    def next_due(self, without: Excluded) -> float | None:
         """When the next event is due."""
         with self._transaction() as base:
-            rows = base.execute(
-                "SELECT due, id FROM events ORDER BY due LIMIT ?", (len(without) + 1,)
-            ).fetchall()
-        return next((float(due) for due, identity in rows if identity not in without), None)
+            [row] = base.execute(_NEXT, _excluded(without)).fetchall()
+        return None if row[0] is None else float(row[0])
 
     def waiting(self) -> int:
         """How many events are kept."""
         with self._transaction() as base:
             [row] = base.execute("SELECT count(*) FROM events").fetchall()
         return int(row[0])
+
+
+def _excluded(without: Excluded) -> tuple[str, str]:
+    identities, names = without
+    return msgspec.json.encode(identities).decode(), msgspec.json.encode(names).decode()

@@ -13,6 +13,8 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
 from firstlight.agile.config import Http
+from firstlight.agile.http import sigv4
+from firstlight.agile.http.sigv4 import Verified
 from firstlight.errors import Failed
 
 _BACKLOG = 1024
@@ -31,10 +33,13 @@ class _Server(uvicorn.Server):
 @asynccontextmanager
 async def served(config: Http, routes: Sequence[BaseRoute]) -> AsyncIterator[None]:
     """Serve these routes while in the context. Raises Failed."""
+    application: Starlette | Verified = Starlette(routes=routes)
+    if config.credentials:
+        application = Verified(application, sigv4.load(Path(config.credentials)))
     listening = _listening(config.listen)
     server = _Server(
         uvicorn.Config(
-            Starlette(routes=routes), http="httptools", ws="none", lifespan="off",
+            application, http="httptools", ws="none", lifespan="off",
             log_config=None, access_log=False, server_header=False,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
         )

@@ -141,7 +141,12 @@ async def _create(functions: Functions, request: Request) -> Response:
     if qualifier:
         raise Invalid("a function's name has no qualifier")
     found = await functions.add(
-        name, source, asked.settings(), publish=asked.publish, tags=asked.tags
+        name,
+        source,
+        asked.settings(),
+        publish=asked.publish,
+        tags=asked.tags,
+        owner=request.scope["state"].get("owner", ""),
     )
     version = str(found.published) if asked.publish else LATEST
     return _json(shapes.configuration(found, found.revisions[version]), 201)

@@ -1,0 +1,195 @@
+"""Credentials of callers: AWS Signature Version 4, as every SDK of AWS signs its requests.
+
+The algorithm: docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
+"""
+
+import configparser
+import hashlib
+import hmac
+import re
+import time
+from calendar import timegm
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote_plus
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from firstlight.errors import Failed
+
+_SKEW_SECONDS = 300
+_BODY_MOST = 70 << 20
+_ALGORITHM = "AWS4-HMAC-SHA256"
+_FIELDS = re.compile(
+    r"AWS4-HMAC-SHA256\s+Credential=([^,\s]+),\s*SignedHeaders=([^,\s]+),\s*Signature=([0-9a-f]{64})"
+)
+_SCOPE = re.compile(r"([A-Za-z0-9_-]{1,128})/(\d{8})/([a-z0-9-]+)/(lambda)/aws4_request")
+_UNRESERVED = "-_.~"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who has an access key: the name of its profile, and the secret."""
+
+    name: str
+    secret: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, as it came. The path is as it was sent, still encoded."""
+
+    method: str
+    path: str
+    query: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+class Denied(Exception):
+    """A request of nobody who is known: the API's name for it, and why."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+def load(path: Path) -> dict[str, Caller]:
+    """The callers by access key, from a file like ~/.aws/credentials. Raises Failed."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        if path.stat().st_mode & 0o077:
+            raise Failed(f"others may read the credentials {path}", f"chmod 600 {path}")
+        parser.read_string(path.read_text())
+        found = {
+            parser[name]["aws_access_key_id"]: Caller(name, parser[name]["aws_secret_access_key"])
+            for name in parser.sections()
+        }
+    except OSError as error:
+        raise Failed(f"cannot read the credentials {path}: {error.strerror}") from error
+    except (configparser.Error, KeyError, UnicodeDecodeError) as error:
+        raise Failed(f"the credentials {path} are invalid: {error}",
+                     "write them like ~/.aws/credentials") from error  # fmt: skip
+    if not found:
+        raise Failed(f"the credentials {path} name nobody", "write them like ~/.aws/credentials")
+    return found
+
+
+def caller(asked: Asked, known: dict[str, Caller], now: float) -> Caller:
+    """Who signed a request. Raises Denied."""
+    headers: dict[str, list[str]] = {}
+    for name, value in asked.headers:
+        headers.setdefault(name.lower(), []).append(" ".join(value.split()))
+    authorization = " ".join(headers.get("authorization", ()))
+    if not authorization:
+        raise Denied("MissingAuthenticationTokenException", "the request is not signed")
+    fields = _FIELDS.fullmatch(authorization)
+    scope = _SCOPE.fullmatch(fields[1]) if fields else None
+    if not fields or not scope:
+        raise Denied("IncompleteSignatureException", "Authorization is not as Signature Version 4")
+    signed = fields[2].split(";")
+    date = " ".join(headers.get("x-amz-date", ()))
+    if "host" not in signed or "x-amz-date" not in signed:
+        raise Denied("IncompleteSignatureException", "host and x-amz-date must be signed")
+    if not _is_recent(date, scope[2], now):
+        raise Denied("InvalidSignatureException", f"Signature expired or of another day: {date}")
+    found = known.get(scope[1])
+    if found is None:
+        raise Denied("UnrecognizedClientException", "The security token included in the request "
+                     "is invalid.")  # fmt: skip
+    expected = _signature(found.secret, scope, date, _canonical(asked, headers, signed))
+    if not hmac.compare_digest(expected, fields[3]):
+        raise Denied("InvalidSignatureException", "The request signature we calculated does not "
+                     "match the signature you provided.")  # fmt: skip
+    return found
+
+
+def _is_recent(date: str, day: str, now: float) -> bool:
+    try:
+        asked = timegm(time.strptime(date, "%Y%m%dT%H%M%SZ"))
+    except ValueError:
+        return False
+    return date.startswith(day) and abs(now - asked) <= _SKEW_SECONDS
+
+
+def _canonical(asked: Asked, headers: dict[str, list[str]], signed: list[str]) -> str:
+    pairs = sorted(
+        tuple(quote(unquote_plus(part.replace("+", "%2B")), safe=_UNRESERVED) for part in
+              (word.partition("=")[0], word.partition("=")[2]))
+        for word in asked.query.split("&") if word
+    )  # fmt: skip
+    return "\n".join((
+        asked.method,
+        quote(asked.path or "/", safe="/~"),
+        "&".join(f"{name}={value}" for name, value in pairs),
+        *(f"{name}:{','.join(headers.get(name, ()))}" for name in signed),
+        "",
+        ";".join(signed),
+        hashlib.sha256(asked.body).hexdigest(),
+    ))  # fmt: skip
+
+
+def _signature(secret: str, scope: re.Match[str], date: str, canonical: str) -> str:
+    key = f"AWS4{secret}".encode()
+    for part in (scope[2], scope[3], scope[4], "aws4_request"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    text = "\n".join((_ALGORITHM, date, scope[0].partition("/")[2], digest))
+    return hmac.new(key, text.encode(), "sha256").hexdigest()
+
+
+class Verified:
+    """An application that only known callers reach. ``state.owner`` is the caller's name."""
+
+    def __init__(self, application: ASGIApp, known: dict[str, Caller]) -> None:
+        self._application, self._known = application, known
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a signed request on, or answer why not. The protocol: asgi.readthedocs.io."""
+        if scope["type"] != "http":
+            return
+        body = await _body(receive)
+        try:
+            if body is None:
+                raise Denied("RequestTooLargeException", f"more than {_BODY_MOST} bytes")
+            raw: bytes = scope.get("raw_path") or scope["path"].encode()
+            asked = Asked(
+                scope["method"], raw.decode("latin-1"), scope["query_string"].decode("latin-1"),
+                [(key.decode("latin-1"), value.decode("latin-1"))
+                 for key, value in scope["headers"]], body,
+            )  # fmt: skip
+            found = caller(asked, self._known, time.time())
+        except Denied as error:
+            status = 413 if body is None else 403
+            text = msgspec.json.encode({"Message": str(error), "message": str(error)})
+            response = Response(text, status, {"x-amzn-errortype": error.name}, "application/json")
+            await response(scope, receive, send)
+            return
+        scope.setdefault("state", {})["owner"] = found.name
+        await self._application(scope, _again(body, receive), send)
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The body of a request; None if it is too long."""
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        part = message.get("body", b"")
+        size += len(part)
+        if size > _BODY_MOST:
+            return None
+        parts.append(part)
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """As it was received."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def received() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return received

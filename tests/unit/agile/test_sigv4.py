@@ -1,0 +1,107 @@
+"""Signatures of requests, against botocore's own signer."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from firstlight.agile.http import sigv4
+from firstlight.agile.http.sigv4 import Asked, Caller, Denied
+from firstlight.errors import Failed
+
+AWS = Path(sys.executable).parent.parent / "aws/bin/python"
+SIGN = """
+import json, sys
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+from urllib.parse import urlsplit
+for method, url, body in json.load(sys.stdin):
+    request = AWSRequest(method, url, data=body.encode(), headers={
+        "Content-Type": "application/json", "X-Amz-Log-Type": "  Tail  of  it "})
+    SigV4Auth(Credentials("AKIDEXAMPLE", "secret/+key"), "lambda", "us-east-1").add_auth(request)
+    sent = request.prepare()
+    parts = urlsplit(sent.url)
+    headers = [*sent.headers.items(), ("Host", parts.netloc)]
+    text = [[k, v if isinstance(v, str) else v.decode()] for k, v in headers]
+    print(json.dumps([method, parts.path, parts.query, text, body]))
+"""
+KNOWN = {"AKIDEXAMPLE": Caller("team", "secret/+key")}
+HOST = "http://127.0.0.1:9400"
+REQUESTS = [
+    ("GET", f"{HOST}/2015-03-31/functions", ""),
+    ("GET", f"{HOST}/2015-03-31/functions/?Marker=&MaxItems=5&FunctionVersion=ALL", ""),
+    ("POST", f"{HOST}/2015-03-31/functions/f/invocations?Qualifier=live", '{"a": "\u00e4"}'),
+    ("POST", f"{HOST}/2015-03-31/functions/arn%3Aaws%3Alambda%3Af/invocations", "{}"),
+    ("DELETE", f"{HOST}/2017-03-31/tags/a?tagKeys=b%20c&tagKeys=a%2Bd&tagKeys=%C3%A4~", ""),
+    ("GET", f"{HOST}/a//b/~c/d%20e/%24LATEST?x=%2F&x&=y", ""),
+]
+
+
+@pytest.fixture(scope="module")
+def signed() -> list[Asked]:
+    if not AWS.exists():
+        pytest.skip(".venv/aws is missing: make setup")
+    done = subprocess.run(
+        [AWS, "-c", SIGN], input=json.dumps(REQUESTS), capture_output=True, text=True, check=True
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return [
+        Asked(method, path, query, [(k, v) for k, v in headers], body.encode())
+        for method, path, query, headers, body in lines
+    ]
+
+
+def denied(asked: Asked, known: dict[str, Caller] = KNOWN, now: float = 0.0) -> str:
+    with pytest.raises(Denied) as error:
+        sigv4.caller(asked, known, now or time.time())
+    return error.value.name
+
+
+def test_what_botocore_signs_is_known(signed: list[Asked]) -> None:
+    for asked in signed:
+        if "//" not in asked.path:
+            assert sigv4.caller(asked, KNOWN, time.time()).name == "team", asked
+
+
+def test_what_was_changed_is_not(signed: list[Asked]) -> None:
+    one = signed[2]
+    changed = [
+        Asked("PUT", one.path, one.query, one.headers, one.body),
+        Asked(one.method, one.path + "x", one.query, one.headers, one.body),
+        Asked(one.method, one.path, "Qualifier=other", one.headers, one.body),
+        Asked(one.method, one.path, one.query, one.headers, one.body + b" "),
+        Asked(one.method, one.path, one.query,
+              [(k, "127.0.0.2" if k == "Host" else v) for k, v in one.headers], one.body),
+    ]  # fmt: skip
+    for asked in changed:
+        assert denied(asked) == "InvalidSignatureException"
+
+
+def test_each_reason_has_its_name(signed: list[Asked]) -> None:
+    one = signed[2]
+    other = {"AKIDEXAMPLE": Caller("team", "another")}
+    assert denied(one, other) == "InvalidSignatureException"
+    assert denied(one, {"AKIDOTHER": KNOWN["AKIDEXAMPLE"]}) == "UnrecognizedClientException"
+    assert denied(one, now=time.time() + 1000) == "InvalidSignatureException"
+    bare = [(k, v) for k, v in one.headers if k != "Authorization"]
+    assert denied(Asked("GET", "/", "", bare, b"")) == "MissingAuthenticationTokenException"
+    basic = [*bare, ("Authorization", "Basic eDp5")]
+    assert denied(Asked("GET", "/", "", basic, b"")) == "IncompleteSignatureException"
+
+
+def test_credentials_are_read_like_those_of_aws(tmp_path: Path) -> None:
+    path = tmp_path / "credentials"
+    path.write_text("[team]\naws_access_key_id = AKID\naws_secret_access_key = a%b/+c\n")
+    path.chmod(0o600)
+    assert sigv4.load(path) == {"AKID": Caller("team", "a%b/+c")}
+    for text in ("[team]\naws_access_key_id = x\n", "", "nonsense"):
+        path.write_text(text)
+        with pytest.raises(Failed, match="credentials"):
+            sigv4.load(path)
+    path.chmod(0o644)
+    with pytest.raises(Failed, match="others may read"):
+        sigv4.load(path)
