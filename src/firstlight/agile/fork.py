@@ -4,7 +4,7 @@ import asyncio
 import fcntl
 import os
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from struct import pack, unpack_from
 from typing import Any
 
@@ -48,7 +48,7 @@ class Fork:
     def __init__(self, name: str, place: Place, expected: verify.Expected) -> None:
         """Raises Failed, OSError."""
         self.name, self.place, self.expected = name, place, expected
-        self.pidfd = -1
+        self.pid = self.pidfd = -1
         with ExitStack() as failed:
             self.outputs, [null, *streams] = pipes()
             for output in self.outputs:
@@ -92,10 +92,23 @@ class Fork:
     def check(self, pid: int) -> None:
         """Set its process, which must be confined. Raises Failed."""
         try:
-            self.pidfd = os.pidfd_open(pid)
+            self.pid, self.pidfd = pid, os.pidfd_open(pid)
         except OSError as error:
             raise Failed(f"a fork of {self.name} ended before it was ready") from error
         verify.check(f"a fork of {self.name}", pid, self.expected)
+
+    async def run(self, line: bytes) -> Said | int | None:
+        """Send what its handler gets, and wait for its end: what it said, or its wait status."""
+        self._writer.write(line)
+        answer = b""
+        with suppress(ValueError, ConnectionError):
+            answer = await self._reader.readline()
+        if answer:
+            with suppress(Failed):
+                return self.parsed(answer)
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(_exit_status(self.pidfd), _END_SECONDS)
+        return None
 
     async def ask(self, line: bytes) -> tuple[Said, list[bytes]]:
         """Send an event; returns the answer and the output. Raises Failed."""

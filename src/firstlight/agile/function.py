@@ -13,6 +13,9 @@ Kind = Literal["command", "python", "wasm"]
 Reuse = Literal["none", "network"]
 Serves = Literal["nothing", "events", "http"]
 
+EVENTS_PORT = 9001
+"""Where an instance finds the Lambda Runtime API, on its own loopback."""
+
 _MEMORY_LEAST = 2 << 20
 _SCRATCH_LEAST, _BYTES_MOST = 4096, 1 << 62
 _PIDS_MOST, _FILES_MOST = 1 << 22, 1 << 20
@@ -34,7 +37,8 @@ class Function(Struct, frozen=True, kw_only=True):
     instance may serve the function's next one, once it is proven to be as new.
 
     An instance that ``serves`` is kept for the next request, and ends with the manager that leads
-    requests to it: ``http``, or ``events``, which it fetches by the Lambda Runtime API.
+    requests to it: ``http``, or ``events``, which it fetches by the Lambda Runtime API; a handler
+    of Python, ``module.name``, by ``awslambdaric``, which ``rootfs`` has.
 
     Of kind ``python``, ``handler`` is ``module:name``, imported from ``rootfs`` by a warm
     interpreter; of kind ``wasm``, ``rootfs`` is a module's file, ``handler`` an export and
@@ -76,7 +80,11 @@ class Function(Struct, frozen=True, kw_only=True):
             raise Failed("the function has no command", "name a program of its root file system")
         if not self.directory.startswith("/"):
             raise Failed(f"the working directory {self.directory!r} is not an absolute path")
-        if self.kind == "python" and self.handler.count(":") != 1:
+        if self.kind == "python" and self.serves == "events":
+            if "." not in self.handler:
+                raise Failed(f"the function's handler is {self.handler!r}",
+                             "write it as module.name")  # fmt: skip
+        elif self.kind == "python" and self.handler.count(":") != 1:
             raise Failed(f"the function's handler is {self.handler!r}", "write it as module:name")
         if self.network not in ("outbound", "internal", "none"):
             raise UnknownName("network", self.network, ("outbound", "internal", "none"))

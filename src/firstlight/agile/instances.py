@@ -18,7 +18,7 @@ import msgspec
 from firstlight.agile import environment, node_wire, resolvers, roots, seccomp
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import Config, PoolSize
-from firstlight.agile.function import Counts, Ended, Function, Listed, Reach
+from firstlight.agile.function import EVENTS_PORT, Counts, Ended, Function, Listed, Reach
 from firstlight.agile.instance import Instance
 from firstlight.agile.network import Network, Networks
 from firstlight.agile.node import Node, State
@@ -38,8 +38,6 @@ _END_SECONDS = 10.0
 _ENDED_KEPT = 1024
 _log = logging.getLogger(__name__)
 _IDENTITY = re.compile(r"[0-9]{1,20}")
-EVENTS_PORT = 9001
-"""Where an instance finds the Lambda Runtime API, on its own loopback."""
 
 
 class Instances:

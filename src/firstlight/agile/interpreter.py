@@ -153,9 +153,10 @@ class Interpreter:
 async def start(function: Function, instances: Instances, groups: Cgroups) -> Interpreter:
     """Start an interpreter, which will import the handler. Raises Failed, Unsupported."""
     _check_host()
+    serves = ("events",) if function.serves == "events" else ()
     code = files("firstlight.agile").joinpath("zygote_main.py").read_text()
     process = msgspec.structs.replace(
-        function, command=(INTERPRETER, "-c", code, function.handler), network="none",
+        function, command=(INTERPRETER, "-c", code, function.handler, *serves), network="none",
         env={"PYTHONDONTWRITEBYTECODE": "1", **_ONE_THREAD, **function.env},
         files=max(function.files, _FILES_LEAST), pids=limits(function).pids,
     )  # fmt: skip

@@ -44,6 +44,12 @@ class Network:
     listener: socket.socket | None = None
     """A server socket on its own loopback."""
 
+    def take_listener(self) -> socket.socket:
+        """Its server socket, which is the caller's from now on."""
+        assert self.listener
+        listener, self.listener = self.listener, None
+        return listener
+
     def note(self) -> bytes:
         """What identifies it, besides its descriptor; see ``from_note``."""
         return f"{self.address or ''} {self.digest:x}".encode()
@@ -187,9 +193,9 @@ class Networks:
             return False
         return answer.digest == network.digest
 
-    async def make_listening(self, reach: Reach, port: int) -> Network:
+    async def make_listening(self, reach: Reach, port: int, owner: int = -1) -> Network:
         """Make a network with a server socket on its own loopback. Raises Failed."""
-        network = await self.make(reach)
+        network = await self.make(reach, owner)
         try:
             request = Request(Verb.LISTEN, link_index=port)
             answer = (await self._parts.ask(request, network.descriptor)).check(f"listen at {port}")

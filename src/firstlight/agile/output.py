@@ -49,6 +49,11 @@ class Output:
                 raise Failed(f"the instance wrote {len(seen)} bytes without the ready line")
         self._held = seen + self._held
 
+    def detach(self) -> int:
+        """Its descriptor, which is the caller's from now on."""
+        descriptor, self._descriptor = self._descriptor, -1
+        return descriptor
+
     def close(self) -> None:
         """Close the descriptor; a writer gets SIGPIPE."""
         if self._descriptor >= 0:

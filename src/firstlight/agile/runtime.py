@@ -12,6 +12,7 @@ from types import TracebackType
 from firstlight.agile import coding
 from firstlight.agile.cgroups import Cgroups
 from firstlight.agile.config import Config
+from firstlight.agile.forked import Forked
 from firstlight.agile.function import Counts, Function, Listed, Result
 from firstlight.agile.instance import Instance
 from firstlight.agile.instances import Instances
@@ -193,6 +194,16 @@ class Runtime:
         if function.kind == "wasm":
             return await (await self._wasm(function)).invoke(event, requested)
         return await self._zygotes.invoke(function, event, requested)
+
+    async def serve(self, function: Function, environment: dict[str, str]) -> Forked:
+        """Fork an instance of a Python function that serves events. Raises Failed, Unsupported."""
+        if function.kind != "python" or function.serves != "events":
+            raise Failed("the function has no handler that serves events", "start it")
+        return await self._zygotes.serve(function, environment)
+
+    async def release(self, function: Function) -> None:
+        """End the warm interpreter of a Python function, and its forks."""
+        await self._zygotes.release(function)
 
     async def attach(self, function: Function) -> socket.socket:
         """A connection to a WebAssembly function's worker, to speak ``wasm_wire`` on.

@@ -36,6 +36,10 @@ class SingleFlight(Generic[Made]):
         """All that are made."""
         return list(self._made.values())
 
+    def pop(self, key: bytes) -> Made | None:
+        """What has this key, if it is made, which is not had again."""
+        return self._made.pop(key, None)
+
     def forget(self, made: Made) -> None:
         """It is not had again: who asks for its key has another made."""
         self._made = {key: one for key, one in self._made.items() if one is not made}

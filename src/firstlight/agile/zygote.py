@@ -22,7 +22,8 @@ from firstlight.agile import interpreter
 from firstlight.agile.cgroups import Cgroup, Cgroups
 from firstlight.agile.config import Config
 from firstlight.agile.fork import Fork, Said
-from firstlight.agile.function import Function, Result
+from firstlight.agile.forked import Forked
+from firstlight.agile.function import EVENTS_PORT, Function, Result
 from firstlight.agile.instances import Instances
 from firstlight.agile.interpreter import Interpreter
 from firstlight.agile.network import Network, Networks
@@ -116,6 +117,16 @@ class Zygote:
             finished=time.monotonic_ns(), warm=warm, stdout=stdout, stderr=stderr,
         )  # fmt: skip
 
+    async def serve(self, environment: dict[str, str]) -> Forked:
+        """An instance that fetches events, with this added to its environment. Raises Failed."""
+        with self._resources.gate:
+            fork, warm = await self._taken()
+        forked = Forked(
+            fork, warm, lambda: self._resources.cgroups.ran_out_of_memory(fork.place.cgroup)
+        )
+        self._task(forked.run(msgspec.json.encode(environment) + b"\n", self._discard))
+        return forked
+
     def _value(self, said: Said) -> msgspec.Raw:
         """The handler's result. Raises Failed."""
         handler = self.function.handler
@@ -179,6 +190,10 @@ class Zygote:
         up, generation, resources = self._up, self._generation, self._resources
         if self._networks:
             network = self._networks.popleft()
+        elif self.function.serves == "events":
+            network = await resources.networks.make_listening(
+                self.function.network, EVENTS_PORT, up.owner
+            )
         else:
             network = await resources.networks.make(self.function.network, up.owner)
         try:
@@ -302,7 +317,8 @@ class Zygote:
         groups, networks = self._resources.cgroups, self._resources.networks
         await groups.kill(place.cgroup)
         high = self._resources.config.pools.network.high
-        again = len(self._networks) < high and not self.function.ports
+        serves = self.function.serves != "nothing"
+        again = len(self._networks) < high and not self.function.ports and not serves
         again = again and self._is_current(place) and await networks.is_as_new(place.network)
         if again and self._is_current(place):  # a later zygote could not enter it
             self._networks.append(place.network)

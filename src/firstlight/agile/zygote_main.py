@@ -177,6 +177,18 @@ def _import(name: str) -> Handler:
     return handler
 
 
+def _import_for_events(name: str) -> Handler:
+    """AWS's client of the Lambda Runtime API, with the handler imported: it runs until its end."""
+    client = importlib.import_module("awslambdaric.__main__")
+    importlib.import_module(name.rpartition(".")[0].replace("/", "."))
+
+    def run(environment: dict[str, str]) -> None:
+        os.environ.update(environment)
+        client.main(["", name])
+
+    return run
+
+
 def main() -> None:
     """Import the handler, report it, and fork until the control socket ends."""
     control = socket.socket(fileno=os.dup2(0, _EVENTS, inheritable=False))
@@ -189,7 +201,7 @@ def main() -> None:
     before = _signals()
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
-        handler = _import(sys.argv[1])
+        handler = (_import_for_events if sys.argv[2:] else _import)(sys.argv[1])
     except BaseException:
         control.send(json.dumps({"failed": _described()}).encode())
         return

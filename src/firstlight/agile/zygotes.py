@@ -2,6 +2,7 @@
 
 from firstlight.agile import coding, interpreter
 from firstlight.agile.cgroups import Cgroup, Limits
+from firstlight.agile.forked import Forked
 from firstlight.agile.function import Counts, Function, Result
 from firstlight.agile.pool import Pool
 from firstlight.agile.single_flight import SingleFlight
@@ -19,6 +20,15 @@ class Zygotes:
     async def invoke(self, function: Function, event: object, requested: int) -> Result:
         """Run a handler on an event, in a fork of its own. Raises Failed, Unsupported."""
         return await (await self._current(function)).invoke(event, requested)
+
+    async def serve(self, function: Function, environment: dict[str, str]) -> Forked:
+        """A fork that serves events. Raises Failed, Unsupported."""
+        return await (await self._current(function)).serve(environment)
+
+    async def release(self, function: Function) -> None:
+        """End a function's zygote, if it is up, and its forks."""
+        if zygote := self._zygotes.pop(coding.encode(function)):
+            await zygote.close()
 
     async def prepare(self, function: Function, forks: int) -> None:
         """Start a function's zygote, make places, and this many waiting forks. Raises Failed."""

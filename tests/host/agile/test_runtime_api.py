@@ -195,7 +195,7 @@ def test_an_idle_instance_ends_after_a_while(root: Path) -> None:
         version = function(root, "app.pid", keep_warm=0.1)
         await call(serving, version, b"0")
         until = time.monotonic() + 30
-        while serving._runtime.running():
+        while serving._fleets:
             assert time.monotonic() < until
             await asyncio.sleep(0.01)
 

@@ -1,23 +1,28 @@
 """An instance that fetches events by the Lambda Runtime API, and is kept for the next one."""
 
 import asyncio
+import logging
+import os
 import secrets
 import time
 
 import msgspec
 
-from firstlight.agile.function import Function
+from firstlight.agile.forked import Forked
+from firstlight.agile.function import EVENTS_PORT, Function
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.instance import Instance
-from firstlight.agile.instances import EVENTS_PORT
+from firstlight.agile.output import pipes
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving.answer import PAYLOAD_MAX, Answer, ending, failure, timed_out
 from firstlight.agile.serving.log import Log
 from firstlight.agile.serving.runtime_api import Event, Lost, Reply, RuntimeApi
+from firstlight.errors import Failed
 
 INIT_SECONDS = 10.0
 """The least time limit of an instance's initialization."""
 _TAIL_MAX = 4096
+_log = logging.getLogger(__name__)
 _COMMANDS = {
     "python": ("/usr/bin/python3", "-m", "awslambdaric"),
     "bootstrap": ("/var/task/bootstrap",),
@@ -38,7 +43,7 @@ class Kept:
     def __init__(
         self,
         version: FunctionVersion,
-        instance: Instance,
+        instance: Forked | Instance,
         api: RuntimeApi,
         log: Log,
         requested: int,
@@ -61,8 +66,8 @@ class Kept:
             async with asyncio.timeout(seconds):
                 await asyncio.wait((self.instance.network, self.instance.ended),
                                    return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
-                if self.is_up and (listener := self.instance.network.result().listener):
-                    await self._api.open(listener)
+                if self.is_up:
+                    await self._api.open(self.instance.network.result().take_listener())
                 error = await asyncio.shield(self._api.initialized)
         except TimeoutError:
             await self.instance.stop()
@@ -140,13 +145,8 @@ async def start(runtime: Runtime, version: FunctionVersion) -> Kept:
     Raises InitFailed if it fails before, and Failed if it cannot be started.
     """
     requested = time.monotonic_ns()
-    log = Log()
-    try:
-        instance = await runtime.start(definition(version), log.streams, requested)
-    except BaseException:
-        log.close()
-        raise
-    log.open()
+    instance: Forked | Instance
+    instance, log = await (_forked if forks(version) else _started)(runtime, version, requested)
     api = RuntimeApi()
     instance.ended.add_done_callback(lambda _: api.end())
     instance.ended.add_done_callback(lambda _: log.close())
@@ -159,13 +159,56 @@ async def start(runtime: Runtime, version: FunctionVersion) -> Kept:
     return kept
 
 
+def forks(version: FunctionVersion) -> bool:
+    """Whether its instances are forks of a warm interpreter."""
+    return version.kind == "python" and not version.command
+
+
+async def _started(
+    runtime: Runtime, version: FunctionVersion, requested: int
+) -> tuple[Instance, Log]:
+    [output, errors], streams = pipes()
+    errors.close()
+    try:
+        given = (streams[0], streams[1], streams[1])  # one stream, so that lines stay in order
+        instance = await runtime.start(definition(version), given, requested)
+    except BaseException:
+        output.close()
+        raise
+    finally:
+        for descriptor in streams:
+            os.close(descriptor)
+    return instance, Log([output.detach()])
+
+
+async def _forked(
+    runtime: Runtime, version: FunctionVersion, requested: int
+) -> tuple[Forked | Instance, Log]:
+    """A fork, or where the import fails or cannot be shared an interpreter of its own."""
+    try:
+        forked = await runtime.serve(python_definition(version), _of_instance(version))
+    except Failed as error:
+        _log.info("%s is not forked: %s", version.name, error.message)
+        return await _started(runtime, version, requested)
+    return forked, Log(forked.outputs)
+
+
+def python_definition(version: FunctionVersion) -> Function:
+    """What the interpreter is started from that forks a version's instances."""
+    return msgspec.structs.replace(
+        definition(version), kind="python", command=(), handler=version.handler,
+        env=environment(version),
+        timeout=max(INIT_SECONDS, version.timeout),
+    )  # fmt: skip
+
+
 def definition(version: FunctionVersion) -> Function:
     """What the node starts for a version that fetches events."""
     command = version.command or _COMMANDS.get(version.kind, ())
     if version.kind == "python" and not version.command:
         command = (*command, version.handler)
     return Function(
-        rootfs=version.root, command=command, env=environment(version),
+        rootfs=version.root, command=command, env={**environment(version), **_of_instance(version)},
         directory=version.directory, memory=version.memory, scratch=version.scratch,
         cpus=version.cpus, network=version.network, reuse="none", serves="events",
     )  # fmt: skip
@@ -173,7 +216,6 @@ def definition(version: FunctionVersion) -> Function:
 
 def environment(version: FunctionVersion) -> dict[str, str]:
     """What Lambda puts into the environment. The function's own may change the first half."""
-    today = time.strftime("%Y/%m/%d", time.gmtime())
     return {
         "LANG": "en_US.UTF-8",
         "TZ": ":UTC",
@@ -190,5 +232,11 @@ def environment(version: FunctionVersion) -> dict[str, str]:
         "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(version.memory >> 20),
         "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
         "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{version.name}",
-        "AWS_LAMBDA_LOG_STREAM_NAME": f"{today}/[{version.version}]{secrets.token_hex(16)}",
     }
+
+
+def _of_instance(version: FunctionVersion) -> dict[str, str]:
+    """What differs from instance to instance."""
+    today = time.strftime("%Y/%m/%d", time.gmtime())
+    name = f"{today}/[{version.version}]{secrets.token_hex(16)}"
+    return {"AWS_LAMBDA_LOG_STREAM_NAME": name}

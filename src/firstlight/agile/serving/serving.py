@@ -21,6 +21,7 @@ class Serving:
         self._running: Counter[str] = Counter()
         self._fleets: dict[tuple[str, str], Fleet] = {}
         self._retired: set[Fleet] = set()
+        self._releasing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Serving":
         return self
@@ -28,6 +29,8 @@ class Serving:
     async def __aexit__(self, *_: object) -> None:
         for fleet in [*self._fleets.values(), *self._retired]:
             await fleet.close()
+        while self._releasing:
+            await asyncio.wait(self._releasing)
 
     async def invoke(
         self, version: FunctionVersion, event: bytes, *, request_id: str,
@@ -98,15 +101,27 @@ class Serving:
 
     def _emptied(self, fleet: Fleet) -> None:
         key = fleet.version.name, fleet.version.version
-        self._retired.discard(fleet)
         if self._fleets.get(key) is fleet:
             del self._fleets[key]
+        elif fleet in self._retired:
+            self._retired.remove(fleet)
+            self._release(fleet.version)
+
+    def _release(self, version: FunctionVersion) -> None:
+        """End the interpreter that its instances are forks of."""
+        if kept.forks(version):
+            work = self._runtime.release(kept.python_definition(version))
+            task = asyncio.get_running_loop().create_task(work)
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
 
     async def retire(self, version: FunctionVersion) -> None:
         """End the idle instances of a version, and the others when they have answered."""
         fleet = self._fleets.get((version.name, version.version))
         if fleet and fleet.version.revision == version.revision:
             self._retire(fleet)
+        else:
+            self._release(version)
 
     def concurrency(self, name: str) -> int:
         """How many events of a function are being answered."""

@@ -1,0 +1,58 @@
+"""A fork of a zygote that serves: it lives until it is ended, as an ``Instance`` does."""
+
+import asyncio
+import os
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from firstlight.agile.fork import Fork, Said
+from firstlight.agile.function import Ended
+
+if TYPE_CHECKING:
+    from firstlight.agile.network import Network
+
+
+class Forked:
+    """One fork. ``ended`` and ``network`` are those of an ``Instance``."""
+
+    def __init__(self, fork: Fork, warm: bool, ran_out_of_memory: Callable[[], bool]) -> None:
+        self._fork, self._ran_out_of_memory = fork, ran_out_of_memory
+        self.warm, self.pid = warm, fork.pid
+        loop = asyncio.get_running_loop()
+        self.network: asyncio.Future[Network] = loop.create_future()
+        self.network.set_result(fork.place.network)
+        self.ended: asyncio.Future[Ended] = loop.create_future()
+        self.outputs = [output.detach() for output in fork.outputs]
+
+    async def run(self, line: bytes, discard: Callable[[Fork], None]) -> None:
+        """Give its handler what it gets, and see to its end."""
+        ended = Ended(signal=9)
+        try:
+            ended = _ended(await self._fork.run(line), self._ran_out_of_memory())
+        finally:
+            discard(self._fork)
+            self.ended.set_result(ended)
+
+    async def wait(self) -> Ended:
+        """How it ended, when it has."""
+        return await asyncio.shield(self.ended)
+
+    def kill(self) -> None:
+        """End it and all its processes."""
+        self._fork.place.end()
+
+    async def stop(self) -> Ended:
+        """The same, and wait for its end."""
+        self.kill()
+        return await self.wait()
+
+
+def _ended(end: Said | int | None, out_of_memory: bool) -> Ended:
+    if isinstance(end, Said):
+        exited = end.exited or ""
+        status = int(exited) if re.fullmatch("[0-9]{1,3}", exited) else 1
+        return Ended(status=status, out_of_memory=out_of_memory)
+    if end is None or os.WIFSIGNALED(end):
+        return Ended(signal=9 if end is None else os.WTERMSIG(end), out_of_memory=out_of_memory)
+    return Ended(status=os.WEXITSTATUS(end), out_of_memory=out_of_memory)
