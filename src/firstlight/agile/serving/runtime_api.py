@@ -11,11 +11,12 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 
-import httptools
 from msgspec import Struct
 
 from firstlight.agile.serving.answer import PAYLOAD_MAX
+from firstlight.errors import Failed
 
 _PREFIX = b"/2018-06-01/runtime/"
 _CONNECTIONS_MAX = 16
@@ -92,8 +93,17 @@ class RuntimeApi:
         self._ended = False
 
     async def open(self, listener: socket.socket) -> None:
-        """Serve the connections to a listening socket."""
-        self._server = await self._loop.create_server(lambda: _Connection(self), sock=listener)
+        """Serve the connections to a listening socket. Raises Failed without the parser."""
+        try:
+            import httptools
+        except ModuleNotFoundError as error:
+            raise Failed(
+                "the Lambda Runtime API needs httptools, which is not installed",
+                "pip install 'firstlight[http]'",
+            ) from error
+        self._server = await self._loop.create_server(
+            lambda: _Connection(self, httptools), sock=listener
+        )
 
     async def ask(self, event: Event) -> Reply:
         """Give it an event; returns its answer. Raises Lost if it ends before."""
@@ -190,9 +200,10 @@ class RuntimeApi:
 class _Connection(asyncio.Protocol):
     """One connection of an instance: a request at a time."""
 
-    def __init__(self, api: RuntimeApi) -> None:
+    def __init__(self, api: RuntimeApi, httptools: ModuleType) -> None:
         self._api = api
         self._parser = httptools.HttpRequestParser(self)
+        self._malformed = httptools.HttpParserError
         self._transport: asyncio.Transport | None = None
         self._open = self._busy = False
         self._begin()
@@ -221,7 +232,7 @@ class _Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except self._malformed:
             self.refuse(400, "BadRequest", "that is not HTTP")
             self.close()
 
