@@ -28,6 +28,7 @@ PARTS = (
     "agile_node",
     "wasm",
     "report",
+    "watch",
 )
 _TRACEFS = Path("/sys/kernel/tracing")
 _CLONE_NEWNS = 0x00020000

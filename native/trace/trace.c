@@ -10,13 +10,15 @@
  *       stop           detach, add what is still going on, write PREFIX.stacks
  *                      (u32 stack, u64 addresses[STACK_DEPTH]) -> "stopped EVENTS LOST"
  *
- *   trace --watch OBJECT PREFIX NAME...
+ *   trace --watch OBJECT PREFIX ONE_IN NAME...
  *                                   follow programs of these names, whoever starts them, until
  *                                   standard input ends. Only forks, executions and exits are
- *                                   followed until one begins; then the other programs are attached,
- *                                   and when none has gone on for LINGER_NS, they are detached. What
- *                                   came meanwhile is in PREFIX.N.events, .text and .stacks
- *                                   -> "watching", then "window N EVENTS LOST" for each
+ *                                   followed until one begins; then, for one window in ONE_IN, the
+ *                                   other programs are attached, and when none has gone on for
+ *                                   LINGER_NS, they are detached. What came meanwhile is in
+ *                                   PREFIX.N.events, .text and .stacks
+ *                                   -> "watching", then "window N EVENTS LOST WHOLE" for each, where
+ *                                   WHOLE is 1 if the other programs were attached
  *       follow PID     follow this process too while a window is open
  *       forget PID     no more
  *
@@ -45,7 +47,7 @@
 #include <unistd.h>
 
 enum { DRAIN_MS = 20, PROGRAMS = 16 };
-enum { LINGER_NS = 300000000 };
+enum { LINGER_NS = 100000000 };
 #define LONGEST_NS 20000000000ULL
 enum { RING_LARGEST = 1 << 26, RING_SMALLEST = 1 << 22 };
 
@@ -438,7 +440,7 @@ static int open_window(const char *base, unsigned long number)
 	return heads && texts ? 0 : -failure.code;
 }
 
-static int close_window(unsigned long number)
+static int close_window(unsigned long number, int whole)
 {
 	detach(1);
 	/* A program that another CPU is running still has ended after this. */
@@ -450,7 +452,7 @@ static int close_window(unsigned long number)
 	heads = texts = NULL;
 	if (error)
 		return fail("close a window");
-	printf("window %lu %llu %llu\n", number, written, take_lost());
+	printf("window %lu %llu %llu %d\n", number, written, take_lost(), whole);
 	return 0;
 }
 
@@ -466,8 +468,8 @@ static int watch_names(char **names, int number)
 	return 0;
 }
 
-/* "follow PID" and "forget PID". */
-static int take_request(int armed)
+/* "follow PID" and "forget PID"; "whole": while all programs are attached. */
+static int take_request(int whole)
 {
 	char line[64];
 	unsigned int pid;
@@ -476,7 +478,7 @@ static int take_request(int armed)
 	if (sscanf(line, "follow %u", &pid) == 1) {
 		if (daemon_count < sizeof daemons / sizeof *daemons)
 			daemons[daemon_count++] = pid;
-		return armed ? follow(pid) : 0;
+		return whole ? follow(pid) : 0;
 	}
 	if (sscanf(line, "forget %u", &pid) == 1) {
 		for (size_t i = 0; i < daemon_count; i++)
@@ -498,41 +500,42 @@ static int arm(void)
 	return 0;
 }
 
-static int watch(const char *base, char **names, int number_of_names)
+static int watch(const char *base, unsigned long one_in, char **names, int number_of_names)
 {
 	struct pollfd ready[] = {{.fd = STDIN_FILENO, .events = POLLIN},
 				 {.fd = ring_buffer__epoll_fd(ring), .events = POLLIN}};
 	unsigned long number = 0;
 	unsigned long long opened = 0, busy = 0;
-	int armed = 0;
+	int is_open = 0, whole = 0;
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	setvbuf(stdin, NULL, _IONBF, 0);
 	if (watch_names(names, number_of_names) || open_window(base, number) || attach(1))
 		return -failure.code;
 	puts("watching");
 	for (;;) {
-		if (poll(ready, 2, armed ? DRAIN_MS : -1) < 0 && errno != EINTR)
+		if (poll(ready, 2, is_open ? DRAIN_MS : -1) < 0 && errno != EINTR)
 			return fail("poll");
 		if (ready[0].revents) {
-			int end = take_request(armed);
+			int end = take_request(whole);
 			if (end)
 				return end < 0 ? end : 0;
 		}
 		if (drain())
 			return -failure.code;
 		unsigned long long at = (unsigned long long)clock_now();
-		if (begun && !armed) {
-			if (arm())
+		if (begun && !is_open) {
+			whole = number % one_in == 0;
+			if (whole && arm())
 				return -failure.code;
-			armed = 1;
+			is_open = 1;
 			opened = busy = at;
 		}
 		if (going_on)
 			busy = at;
-		if (armed && (at - busy > LINGER_NS || at - opened > LONGEST_NS)) {
-			if (close_window(number) || open_window(base, ++number))
+		if (is_open && (at - busy > LINGER_NS || at - opened > LONGEST_NS)) {
+			if (close_window(number, whole) || open_window(base, ++number))
 				return -failure.code;
-			armed = 0;
+			is_open = whole = 0;
 		}
 	}
 }
@@ -600,9 +603,10 @@ int main(int argc, char **argv)
 	if (argc == 3 && !strcmp(argv[1], "--probe")) {
 		bad = load(argv[2], settings, RING_LARGEST) || attach(0);
 		detach(0);
-	} else if (argc >= 5 && !strcmp(argv[1], "--watch")) {
+	} else if (argc >= 6 && !strcmp(argv[1], "--watch") && strtoul(argv[4], NULL, 10)) {
 		settings.watch = 1;
-		bad = load(argv[2], settings, RING_LARGEST) || watch(argv[3], argv + 4, argc - 4);
+		bad = load(argv[2], settings, RING_LARGEST) ||
+		      watch(argv[3], strtoul(argv[4], NULL, 10), argv + 5, argc - 5);
 	} else if (argc == 3 || argc == 4) {
 		unsigned int size =
 			argc == 4 ? (unsigned int)strtoul(argv[3], NULL, 10) : RING_LARGEST;
@@ -610,7 +614,7 @@ int main(int argc, char **argv)
 		bad = load(argv[1], settings, size) || serve();
 	} else {
 		fputs("usage: trace --probe OBJECT | --calls | OBJECT GENERATOR_PID [RING_BYTES] | "
-		      "--watch OBJECT PREFIX NAME...\n",
+		      "--watch OBJECT PREFIX ONE_IN NAME...\n",
 		      stderr);
 		return 1;
 	}

@@ -121,6 +121,17 @@ def test_starts_of_others_are_found_by_name_and_kept_as_a_run(bundle: Path, tmp_
     assert "runc" in report.stdout
 
 
+def test_of_a_sample_the_others_have_a_total_alone(bundle: Path, tmp_path: Path) -> None:
+    prefix = f"w{uuid.uuid4().hex[:8]}-"
+    with watching("--sample", 2) as watch:
+        seen = []
+        for index in range(8):
+            run(bundle, tmp_path / "state", f"{prefix}{index}")
+            seen += watch.starts(prefix, 1)
+    assert all(record["latency_ns"] and not record["lost_events"] for record in seen)
+    assert {bool(record["phases_ns"]) for record in seen} == {True, False}
+
+
 def test_a_burst_is_found_whole(bundle: Path, tmp_path: Path) -> None:
     prefix = f"w{uuid.uuid4().hex[:8]}-"
     with watching() as watch:

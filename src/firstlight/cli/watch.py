@@ -52,6 +52,9 @@ def watch(
         str | None,
         typer.Option(metavar="[HOST:]PORT", help="Serve /metrics alone, for Prometheus."),
     ] = None,
+    sample: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Trace one start in N; the others by total.")
+    ] = 1,
     duration: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Stop after this time.")
     ] = None,
@@ -80,14 +83,14 @@ def watch(
         show = _print_json if as_json else _print
         takers = [show, *_served(stack, http, metrics)]
         try:
-            follower = stack.enter_context(Follower(names))
+            follower = stack.enter_context(Follower(names, sample))
             os.nice(_GENTLE)  # not the tracer, which must not lose events
             limits = Limits(total=max_size << 20, days=max_age)
             keeper = stack.enter_context(Keeper(out or Path(scratch), limits))
             say(f"watching {', '.join(programs.RUNTIMES)}: {len(names)} program names")
             while _wait(follower.descriptor, until):
-                for sample, spans in keeper.add(follower.read()):
-                    start = seen(sample, spans)
+                for one, spans in keeper.add(follower.read()):
+                    start = seen(one, spans)
                     for take in takers:
                         take(start)
         except KeyboardInterrupt:
@@ -158,6 +161,6 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         epilog=examples(
             "watch", "watch --out /var/lib/firstlight --max-size 500", "watch --http 9100",
-            "watch --metrics 0.0.0.0:9101", "watch --json --duration 60",
+            "watch --metrics 0.0.0.0:9101", "watch --sample 10", "watch --json --duration 60",
         )
     )(watch)  # fmt: skip

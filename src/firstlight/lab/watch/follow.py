@@ -15,6 +15,7 @@ from firstlight.errors import Failed
 from firstlight.lab.watch.programs import DAEMONS, Program
 from firstlight.lab.watch.starts import Executed, Start, join
 from firstlight.native import native
+from firstlight.store import SPAN_SCHEMA
 from firstlight.trace import bpf
 from firstlight.trace.kallsyms import Stacks
 
@@ -28,11 +29,13 @@ _KEPT = frozenset({"CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", 
 class Window:
     """The starts of one window, and their spans.
 
-    ``lost`` is the number of events that the tracer lost.
+    ``lost`` is the number of events that the tracer lost. Only a ``whole`` window has spans: of
+    the others no more than forks, executions and exits was traced.
     """
 
     starts: list[Start]
     lost: int
+    whole: bool
     spans: pl.DataFrame
     """The spans of all process trees, with the root's pid in the column ``sample``."""
     daemons: tuple[int, ...]
@@ -45,17 +48,21 @@ class Window:
 
 
 class Follower:
-    """The tracer, waiting for programs with the given names. Leaving the context detaches it."""
+    """The tracer, waiting for programs with the given names. Leaving the context detaches it.
 
-    def __init__(self, names: Sequence[str], directory: Path | None = None) -> None:
-        self._names, self._parent = names, directory
+    One window in ``one_in`` is traced whole.
+    """
+
+    def __init__(self, names: Sequence[str], one_in: int = 1) -> None:
+        self._names, self._one_in = names, one_in
         self._daemons: set[int] = set()
 
     def __enter__(self) -> "Follower":
-        self._directory = Path(tempfile.mkdtemp(prefix="firstlight-watch-", dir=self._parent))
+        self._directory = Path(tempfile.mkdtemp(prefix="firstlight-watch-"))
         self._prefix = self._directory / "window"
         self._process = subprocess.Popen(
-            [native("trace"), "--watch", native("trace.bpf.o"), self._prefix, *self._names],
+            [native("trace"), "--watch", native("trace.bpf.o"), self._prefix,
+             str(self._one_in), *self._names],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
         )  # fmt: skip
@@ -80,13 +87,13 @@ class Follower:
     def read(self) -> Window:
         """Read the next closed window. Raises Failed if the tracer has ended."""
         words = self._read_line()
-        if len(words) != 4 or words[0] != "window":
+        if len(words) != 5 or words[0] != "window":
             raise self._failure()
         daemons = tuple(self._daemons)
         self._follow_daemons()
         prefix = f"{self._prefix}.{words[1]}"
         try:
-            return _window(prefix, int(words[3]), daemons)
+            return _window(prefix, int(words[3]), daemons, whole=words[4] == "1")
         finally:
             for kind in _FILES:
                 Path(f"{prefix}.{kind}").unlink(missing_ok=True)
@@ -127,7 +134,7 @@ def _daemons() -> Iterator[int]:
                 continue
 
 
-def _window(prefix: str, lost: int, daemons: tuple[int, ...]) -> Window:
+def _window(prefix: str, lost: int, daemons: tuple[int, ...], *, whole: bool) -> Window:
     events = np.fromfile(f"{prefix}.events", dtype=bpf.EVENT)
     text = Path(f"{prefix}.text").read_bytes()
     stacks = Stacks(Path(f"{prefix}.stacks").read_bytes())
@@ -143,9 +150,11 @@ def _window(prefix: str, lost: int, daemons: tuple[int, ...]) -> Window:
         if event["args"][0] == 1 and event["args"][1] > 0
     ]
     starts = join(programs, executed)
+    if not whole:
+        return Window(starts, lost, False, pl.DataFrame(schema=SPAN_SCHEMA), daemons)
     wanted = {root for start in starts for root in start.roots} | set(daemons)
     spans = bpf.decode(events, text, stacks, {root: root for root in wanted})
-    return Window(starts, lost, spans, daemons)
+    return Window(starts, lost, True, spans, daemons)
 
 
 def _of_kind(events: np.ndarray, ends: np.ndarray, kind: int) -> Iterator[tuple[np.void, int]]:

@@ -57,7 +57,7 @@ class Limits:
         return self.total // _PARTS
 
 
-def sample_of(start: Start, index: int, lost: int, point: Point) -> Sample:
+def sample_of(start: Start, index: int, window: Window, point: Point) -> Sample:
     """A watched start as a sample; failed if the container's program was never executed."""
     failed = start.ready is None
     return Sample(
@@ -66,12 +66,12 @@ def sample_of(start: Start, index: int, lost: int, point: Point) -> Sample:
         instance=0,
         repetition=index,
         point=point,
-        traced=True,
+        traced=window.whole,
         ending=Ending.FAILED if failed else Ending.READY,
         stamps=Stamps(start.began, start.began, start.ready, start.ready),
         pid=start.root,
         error="the container's program was not executed" if failed else None,
-        lost=lost,
+        lost=window.lost,
         labels={"id": start.container, **start.labels},
     )
 
@@ -110,9 +110,10 @@ class Keeper:
             if self._is_full():
                 self._close()
                 self._open()
-            sample = sample_of(start, self._count, window.lost, self._point(start))
+            sample = sample_of(start, self._count, window, self._point(start))
             spans = window.spans_of(start, sample.index)
-            self._writer.append_spans(sample.batch, spans)
+            if sample.traced:
+                self._writer.append_spans(sample.batch, spans)
             self._writer.append([sample])
             self._count += 1
             kept.append((sample, spans))

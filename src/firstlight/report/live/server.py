@@ -33,6 +33,22 @@ _PAGE = {"/": ("live.html", "text/html"), "/live.css": ("live.css", "text/css"),
          "/live.js": ("live.js", "text/javascript")}  # fmt: skip
 
 
+class _Server(uvicorn.Server):
+    """One that sleeps while nobody asks: uvicorn's own loop wakes ten times a second."""
+
+    async def main_loop(self) -> None:
+        """Wait until ``stop``."""
+        self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
+        if not self.should_exit:
+            await self._stopped.wait()
+
+    def stop(self) -> None:
+        """End, from another thread."""
+        self.should_exit = True
+        if hasattr(self, "_loop"):
+            self._loop.call_soon_threadsafe(self._stopped.set)
+
+
 def page(board: Board) -> list[Route]:
     """The routes of the page."""
     here = files("firstlight.report.live")
@@ -87,11 +103,11 @@ def serving(address: str, routes: Sequence[Route]) -> Iterator[str]:
     host, port = opened.getsockname()[:2]
     own = ip_address(host).is_loopback and opened.family is socket.AF_INET
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", host])] if own else []
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             Starlette(routes=list(routes), middleware=guards), http="httptools", ws="none",
             lifespan="off", log_config=None, access_log=False, server_header=False,
-            timeout_graceful_shutdown=1,
+            date_header=False, timeout_graceful_shutdown=1,
         )
     )  # fmt: skip
     thread = Thread(target=server.run, args=([opened],), daemon=True)
@@ -99,7 +115,7 @@ def serving(address: str, routes: Sequence[Route]) -> Iterator[str]:
     try:
         yield f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     finally:
-        server.should_exit = True
+        server.stop()
         thread.join()
         opened.close()
 

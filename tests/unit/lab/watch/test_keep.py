@@ -24,7 +24,7 @@ def window(*containers: str, namespace: str = "web") -> Window:
         )
         for name in containers
     ]
-    return Window(starts, 0, pl.DataFrame(schema=SPAN_SCHEMA), ())
+    return Window(starts, 0, True, pl.DataFrame(schema=SPAN_SCHEMA), ())
 
 
 def runs(directory: Path) -> list[Path]:
