@@ -38,25 +38,30 @@ void instances_open(int limit)
 	node.free_instance = NOBODY;
 }
 
-static void hash_add(int index)
+void instance_hash(int index)
 {
 	int *bucket = &node.hash[(uint32_t)node.instances[index].pid & node.hash_mask];
 	node.instances[index].hash_next = *bucket;
 	*bucket = index;
 }
 
-static int hash_take(pid_t pid)
+static int *hashed(pid_t pid)
 {
 	int *at = &node.hash[(uint32_t)pid & node.hash_mask];
 	while (*at != NOBODY && node.instances[*at].pid != pid)
 		at = &node.instances[*at].hash_next;
-	int index = *at;
+	return at;
+}
+
+int instance_unhash(pid_t pid)
+{
+	int *at = hashed(pid), index = *at;
 	if (index != NOBODY)
 		*at = node.instances[index].hash_next;
 	return index;
 }
 
-static void owe_manager(int index, uint8_t what)
+void instance_owe(int index, uint8_t what)
 {
 	struct instance *instance = &node.instances[index];
 	instance->owed_manager |= what;
@@ -105,7 +110,7 @@ void instance_settle(int index)
 {
 	struct instance *instance = &node.instances[index];
 	if (instance->state != INSTANCE_ENDED || instance->owed_client || instance->owed_manager ||
-	    instance->in_dirty)
+	    instance->in_dirty || instance->renewing)
 		return;
 	unlink_client(index);
 	instance->state = INSTANCE_FREE;
@@ -138,7 +143,7 @@ struct answer instance_answer(int index, enum answer_verb verb)
 	return answer;
 }
 
-static int reserve(void)
+int instance_reserve(void)
 {
 	int index = node.free_instance;
 	if (node.up >= node.instance_limit)
@@ -156,6 +161,8 @@ static int reserve(void)
 				      .cgroup = NOBODY,
 				      .client = NOBODY,
 				      .function = NOBODY,
+				      .pidfd = NOBODY,
+				      .before = NOBODY,
 				      .next = NOBODY,
 				      .previous = NOBODY};
 	memset(&node.progress[index], 0, sizeof *node.progress);
@@ -229,8 +236,10 @@ _Noreturn static void be_waiting(int index, int control, uint32_t cgroup)
 	place.network = rights.descriptors[1];
 	memcpy(place.streams, &rights.descriptors[2], sizeof place.streams);
 	place.words = rights.descriptors[5];
-	place.hosts = rights.descriptors[6];
-	place.own_words = rights.descriptors[6 + !!enter.has_hosts];
+	place.hosts = enter.has_hosts ? rights.descriptors[6] : NOBODY;
+	place.own_words = enter.has_words ? rights.descriptors[6 + !!enter.has_hosts] : NOBODY;
+	if (place.function.reuse == REUSE_SANDBOX)
+		keeper_run(&node.house, &place, CONTROL, SELF, node.progress, (uint32_t)index);
 	sandbox_enter(&node.house, &place, SELF, progress);
 	_exit(127);
 }
@@ -282,10 +291,33 @@ static bool same_limits(const struct limits *a, const struct limits *b)
 	return a->memory == b->memory && a->quota == b->quota && a->pids == b->pids;
 }
 
+/* The process of a sandbox that waits, in the cgroup that it has. */
+static int clone_waiting(int index)
+{
+	struct instance *instance = &node.instances[index];
+	int ends[2];
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
+		return -errno;
+	instance->control = ends[0];
+	uint32_t cgroup = node.parts[instance->cgroup].order.cgroup;
+	node.progress[index].stamps[STEP_CLONE] = monotonic();
+	instance->pid = clone_child(cgroup);
+	if (instance->pid == 0)
+		be_waiting(index, ends[1], cgroup);
+	int failed = instance->pid < 0 ? -errno : 0;
+	close(ends[1]);
+	if (failed)
+		return failed;
+	instance_hash(index);
+	if (watch(ends[0], ON_INSTANCE, index, EPOLLIN))
+		kill(instance->pid, SIGKILL); /* its end is told as any */
+	return 0;
+}
+
 /* A generic sandbox, which takes a cgroup and waits. */
 static int make_waiting(void)
 {
-	int ends[2], index = reserve();
+	int index = instance_reserve();
 	if (index == NOBODY)
 		return -EAGAIN;
 	struct instance *instance = &node.instances[index];
@@ -295,26 +327,12 @@ static int make_waiting(void)
 		manager_want(PART_CGROUP, 0);
 		return -EAGAIN;
 	}
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends)) {
+	instance->requested = monotonic();
+	int failed = clone_waiting(index);
+	if (failed) {
 		release(index);
-		return -errno;
+		return failed;
 	}
-	instance->control = ends[0];
-	uint32_t cgroup = node.parts[instance->cgroup].order.cgroup;
-	instance->requested = node.progress[index].stamps[STEP_CLONE] = monotonic();
-	instance->pid = clone_child(cgroup);
-	if (instance->pid == 0)
-		be_waiting(index, ends[1], cgroup);
-	int failed = instance->pid < 0 ? -errno : 0;
-	close(ends[1]);
-	if (failed || watch(ends[0], ON_INSTANCE, index, EPOLLIN)) {
-		if (failed) {
-			release(index);
-			return failed;
-		}
-		kill(instance->pid, SIGKILL);
-	}
-	hash_add(index);
 	instance->state = INSTANCE_MAKING;
 	node.making++;
 	return 0;
@@ -376,55 +394,59 @@ int instances_keep(uint32_t high, uint32_t low, uint32_t interval)
 	return 0;
 }
 
-static int take_waiting(void)
+int chain_take(struct queue *queue)
 {
-	if (!node.waiting.count)
+	if (!queue->count)
 		return NOBODY;
-	int index = node.waiting.first;
-	node.waiting.first = node.instances[index].next;
-	node.waiting.count--;
-	node.waiting_changed = true;
+	int index = queue->first;
+	queue->first = node.instances[index].next;
+	queue->count--;
 	node.instances[index].next = NOBODY;
 	return index;
 }
 
-static void put_waiting(int index)
+void chain_put(struct queue *queue, int index)
 {
-	node.waiting_changed = true;
 	node.instances[index].next = NOBODY;
-	if (node.waiting.count++)
-		node.instances[node.waiting.last].next = index;
+	if (queue->count++)
+		node.instances[queue->last].next = index;
 	else
-		node.waiting.first = index;
-	node.waiting.last = index;
+		queue->first = index;
+	queue->last = index;
 }
 
-static void drop_waiting(int index)
+bool chain_cut(struct queue *queue, int index)
 {
-	int before = NOBODY, at = node.waiting.first;
-	for (int left = node.waiting.count; left;
-	     left--, before = at, at = node.instances[at].next) {
+	int before = NOBODY, at = queue->first;
+	for (int left = queue->count; left; left--, before = at, at = node.instances[at].next) {
 		if (at != index)
 			continue;
 		if (before == NOBODY)
-			node.waiting.first = node.instances[at].next;
+			queue->first = node.instances[at].next;
 		else
 			node.instances[before].next = node.instances[at].next;
-		if (node.waiting.last == index)
-			node.waiting.last = before;
-		node.waiting.count--;
-		node.waiting_changed = true;
-		return;
+		if (queue->last == index)
+			queue->last = before;
+		queue->count--;
+		return true;
 	}
+	return false;
+}
+
+static int take_waiting(void)
+{
+	int index = chain_take(&node.waiting);
+	node.waiting_changed |= index != NOBODY;
+	return index;
 }
 
 /* Its own cgroup may have other limits than the function asks for. */
-static uint32_t settle_limits(int cgroup, const struct definition *function)
+static uint32_t settle_limits(int cgroup, const struct limits *wanted)
 {
 	struct limits *have = &node.parts[cgroup].order.limits;
-	if (same_limits(have, &function->limits))
+	if (same_limits(have, wanted))
 		return 0;
-	*have = function->limits;
+	*have = *wanted;
 	return 1;
 }
 
@@ -466,7 +488,7 @@ static int clone_instance(int index, struct place *place, int root)
 	close(ends[1]);
 	if (failed)
 		return failed;
-	hash_add(index);
+	instance_hash(index);
 	if (watch(ends[0], ON_INSTANCE, index, EPOLLIN))
 		kill(instance->pid, SIGKILL); /* its end is told as any */
 	return 0;
@@ -488,16 +510,21 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 		return refusal(step, ESTALE, STEP_FUNCTION);
 	if (rights->count != (words ? 4 : 3))
 		return refusal(step, EBADMSG, STEP_STREAMS);
-	if (!node.waiting.count && node.up >= node.instance_limit)
-		return refusal(step, EUSERS, STEP_CLONE);
-	int network = part_take(PART_NETWORK, function), cgroup = NOBODY;
-	bool warm = node.waiting.count > 0;
+	bool again = function->sandboxes.count, reuses = reuse_wanted(function);
+	bool warm = again || node.waiting.count;
+	if (!warm && node.up >= node.instance_limit)
+		return reuse_make_room() ? -EAGAIN : refusal(step, EUSERS, STEP_CLONE);
+	int network = again ? node.instances[function->sandboxes.first].network : NOBODY;
+	int cgroup = NOBODY;
+	bool other_network = network == NOBODY;
+	if (other_network)
+		network = part_take(PART_NETWORK, function);
 	if (!warm && node.high_waiting)
 		set_fills(true);
 	if (network != NOBODY && !warm)
 		cgroup = part_take(PART_CGROUP, NULL);
 	if (network == NOBODY || (!warm && cgroup == NOBODY)) {
-		if (network != NOBODY)
+		if (network != NOBODY && other_network)
 			part_give_back(network, (int)ask->function);
 		if (function->definition.flags & DEFINITION_REFUSES)
 			return refusal(step, EAGAIN,
@@ -506,7 +533,9 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 			     network == NOBODY ? function->definition.reach : 0);
 		return -EAGAIN;
 	}
-	int index = warm ? take_waiting() : reserve();
+	int index = again  ? chain_take(&function->sandboxes)
+		    : warm ? take_waiting()
+			   : instance_reserve();
 	if (index == NOBODY) { /* all records are of instances whose ends nobody has read */
 		part_give_back(network, (int)ask->function);
 		part_give_back(cgroup, NOBODY);
@@ -536,10 +565,12 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 	instance->flags = warm ? ANSWER_WARM : 0;
 	instance->state = INSTANCE_STARTING;
 	link_client(index, client);
+	struct limits limits = function->definition.limits;
+	limits.pids += reuses; /* PID 1 is not the function's */
 	struct place place = {
 		.function = function->definition,
-		.limits = function->definition.limits,
-		.set_limits = settle_limits(instance->cgroup, &function->definition),
+		.limits = limits,
+		.set_limits = settle_limits(instance->cgroup, &limits),
 		.cgroup = node.parts[instance->cgroup].order.cgroup,
 		.has_words = words,
 		.has_hosts = function->has_hosts && node.parts[network].order.address,
@@ -551,13 +582,26 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 		.own_words = words ? rights->descriptors[3] : NOBODY,
 		.streams = {rights->descriptors[0], rights->descriptors[1], rights->descriptors[2]},
 	};
+	if (!reuses && place.function.reuse == REUSE_SANDBOX)
+		place.function.reuse = REUSE_NETWORK;
 	if (place.function.flags & DEFINITION_OWN_IDENTITY) {
 		if (place.function.gid == place.function.uid) /* else it was asked for */
 			place.function.gid += (uint32_t)index;
 		place.function.uid += (uint32_t)index;
 	}
-	int failed = warm ? enter_waiting(index, &place, function->root)
-			  : clone_instance(index, &place, function->root);
+	int failed;
+	if (again) {
+		place.network = other_network ? place.network : NOBODY;
+		failed = reuse_enter(index, &place);
+	} else if (reuses && !warm) { /* what it is sent it reads when it is ready */
+		failed = clone_waiting(index);
+		warm = !failed;
+		if (!failed)
+			failed = enter_waiting(index, &place, function->root);
+	} else {
+		failed = warm ? enter_waiting(index, &place, function->root)
+			      : clone_instance(index, &place, function->root);
+	}
 	if (!failed)
 		return 0;
 	if (warm) {
@@ -571,36 +615,60 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 	return refusal(step, -failed, STEP_CLONE);
 }
 
-/* A sandbox is ready, or a start's control socket has ended: by its exec, or with the child. */
-void instance_heard(int index)
+void instance_runs(int index)
 {
 	struct instance *instance = &node.instances[index];
-	char ready;
-	if (instance->control < 0)
-		return;
-	ssize_t size = recv(instance->control, &ready, 1, MSG_DONTWAIT);
-	if (size < 0)
-		return;
-	if (size == 1 && instance->state == INSTANCE_MAKING) {
-		node.making--;
-		node.made++;
-		instance->state = INSTANCE_WAITING;
-		put_waiting(index);
-		return;
-	}
-	descriptor_close(&instance->control);
-	if (instance->state != INSTANCE_STARTING || node.progress[index].error ||
-	    node.progress[index].step != STEP_EXEC)
-		return; /* its end says what failed */
 	instance->state = INSTANCE_RUNNING;
 	instance->running = monotonic();
-	owe_manager(index, OWES_STARTED);
+	instance_owe(index, OWES_STARTED);
 	if (instance->client != NOBODY) {
 		instance->owed_client |= OWES_STARTED;
 		client_tell(instance->client);
 	}
 	if (instance->killed)
-		kill(instance->pid, SIGKILL);
+		instance_kill(index);
+}
+
+/* A sandbox is ready or tells of its instance, or a start's control socket has ended: by its exec, or
+ * with the child. True if more may be unread. */
+bool instance_heard(int index)
+{
+	struct instance *instance = &node.instances[index];
+	struct rights rights RIGHTS_SCOPE = {0};
+	struct news news;
+	if (instance->control < 0)
+		return false;
+	ssize_t size = socket_receive(instance->control, &news, sizeof news, MSG_DONTWAIT, &rights);
+	if (size == -EAGAIN || size == -EINTR)
+		return false;
+	if (size == sizeof news) {
+		reuse_news(index, &news, &rights);
+		return true;
+	}
+	if (size == 1) {
+		if (instance->state != INSTANCE_MAKING)
+			return true; /* it has got its function already */
+		node.making--;
+		node.made++;
+		instance->state = INSTANCE_WAITING;
+		chain_put(&node.waiting, index);
+		node.waiting_changed = true;
+		return true;
+	}
+	descriptor_close(&instance->control);
+	if (instance->state != INSTANCE_STARTING || node.progress[index].error ||
+	    node.progress[index].step != STEP_EXEC)
+		return false; /* its end says what failed */
+	instance_runs(index);
+	return false;
+}
+
+static int send_signal(const struct instance *instance, int number)
+{
+	int failed = instance->pidfd < 0 ? kill(instance->pid, number)
+					 : (int)syscall(SYS_pidfd_send_signal, instance->pidfd,
+							number, NULL, 0);
+	return failed ? -errno : 0;
 }
 
 void instance_kill(int index)
@@ -608,7 +676,7 @@ void instance_kill(int index)
 	struct instance *instance = &node.instances[index];
 	instance->killed = true;
 	if (instance->state != INSTANCE_FREE && instance->state != INSTANCE_ENDED)
-		kill(instance->pid, SIGKILL); /* it is not reaped yet: the pid is its own */
+		(void)send_signal(instance, SIGKILL); /* it is not reaped yet: the pid is its own */
 }
 
 int instance_signal(uint64_t id, int number)
@@ -618,40 +686,25 @@ int instance_signal(uint64_t id, int number)
 	for (int i = 0; i < node.instance_count; i++) {
 		struct instance *instance = &node.instances[i];
 		if (instance->id != id || instance->state < INSTANCE_STARTING ||
-		    instance->state == INSTANCE_ENDED)
+		    instance->state > INSTANCE_RUNNING)
 			continue;
 		if (number == SIGKILL)
 			instance_kill(i);
-		else if (kill(instance->pid, number))
-			return -errno;
+		else
+			return send_signal(instance, number);
 		return 0;
 	}
 	return -ESRCH;
 }
 
-static bool read_count(int top, uint32_t cgroup, const char *file, const char *key)
+static bool ran_out_of_memory(int index)
 {
-	char name[64], text[1024];
-	snprintf(name, sizeof name, "%u/%s", cgroup, file);
-	int opened DESCRIPTOR_SCOPE = openat(top, name, O_RDONLY | O_CLOEXEC);
-	ssize_t size = opened < 0 ? -1 : read(opened, text, sizeof text - 1);
-	if (size <= 0)
-		return false;
-	text[size] = 0;
-	const char *at = strstr(text, key);
-	return at && atoi(at + strlen(key)) > 0;
-}
-
-/* Such a cgroup is not used again: its count would be the next one's. */
-static bool ran_out_of_memory(const struct instance *instance)
-{
-	uint32_t cgroup = node.parts[instance->cgroup].order.cgroup;
+	const struct instance *instance = &node.instances[index];
 	if (!WIFSIGNALED(instance->status) || WTERMSIG(instance->status) != SIGKILL ||
-	    instance->killed)
+	    instance->killed || instance->cgroup == NOBODY)
 		return false;
-	return node.house.unified
-		       ? read_count(node.house.tops[0], cgroup, "memory.events", "oom_kill ")
-		       : read_count(node.house.tops[1], cgroup, "memory.oom_control", "oom_kill ");
+	uint32_t cgroup = node.parts[instance->cgroup].order.cgroup;
+	return sandbox_out_of_memory(&node.house, cgroup) != node.progress[index].out_of_memory;
 }
 
 static int64_t nanoseconds(struct timeval t)
@@ -673,38 +726,49 @@ static void leave_parts(struct instance *instance, bool clean)
 		part_leave(instance->network);
 }
 
+/* The end of an instance; its parts are its caller's to settle, before the manager is owed it. */
+void instance_finish(int index, int status, int64_t user, int64_t system)
+{
+	struct instance *instance = &node.instances[index];
+	struct progress *progress = &node.progress[index];
+	bool ran = instance->state == INSTANCE_RUNNING;
+	descriptor_close(&instance->control);
+	descriptor_close(&instance->pidfd);
+	instance->status = status;
+	instance->user = user;
+	instance->system = system;
+	instance->failed = !ran;
+	instance->step = progress->step;
+	instance->error = ran ? 0 : progress->error ? progress->error : ECANCELED;
+	if (ran && ran_out_of_memory(index))
+		instance->flags |= ANSWER_OUT_OF_MEMORY;
+	node.up--;
+	instance->state = INSTANCE_ENDED;
+	if (instance->client != NOBODY) {
+		instance->owed_client |= OWES_ENDED;
+		client_tell(instance->client);
+	}
+}
+
 /* Its processes are gone. */
 static void end(int index, int status, const struct rusage *usage)
 {
 	struct instance *instance = &node.instances[index];
-	struct progress *progress = &node.progress[index];
-	instance_heard(index); /* its exec may be unread */
 	bool ran = instance->state == INSTANCE_RUNNING;
-	descriptor_close(&instance->control);
-	instance->status = status;
-	instance->user = nanoseconds(usage->ru_utime);
-	instance->system = nanoseconds(usage->ru_stime);
-	instance->failed = !ran;
-	instance->step = progress->step;
-	instance->error = ran ? 0 : progress->error ? progress->error : ECANCELED;
-	if (ran && ran_out_of_memory(instance))
-		instance->flags |= ANSWER_OUT_OF_MEMORY;
-	leave_parts(instance, ran && !(instance->flags & ANSWER_OUT_OF_MEMORY));
 	if (instance->state == INSTANCE_MAKING)
 		node.making--;
 	if (instance->state == INSTANCE_WAITING)
-		drop_waiting(index);
-	node.up--;
-	instance->state = INSTANCE_ENDED;
+		node.waiting_changed |= chain_cut(&node.waiting, index);
+	reuse_ended(index);
+	instance->renewing = true; /* until its parts are settled */
+	instance_finish(index, status, nanoseconds(usage->ru_utime), nanoseconds(usage->ru_stime));
+	leave_parts(instance, ran);
 	if (instance->function != NOBODY && node.functions[instance->function].known &&
 	    node.functions[instance->function].resident >= 0 &&
 	    node.functions[instance->function].definition.flags & DEFINITION_RESIDENT)
 		descriptor_close(&node.functions[instance->function].resident);
-	if (instance->client != NOBODY)
-		instance->owed_client |= OWES_ENDED;
-	owe_manager(index, OWES_ENDED);
-	if (instance->client != NOBODY)
-		client_tell(instance->client);
+	instance->renewing = false;
+	instance_owe(index, OWES_ENDED);
 }
 
 void instances_reap(void)
@@ -713,7 +777,10 @@ void instances_reap(void)
 	int status;
 	pid_t pid;
 	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
-		int index = hash_take(pid);
+		/* Its exec, or what it said last, may be unread. */
+		while (*hashed(pid) != NOBODY && instance_heard(*hashed(pid)))
+			;
+		int index = instance_unhash(pid);
 		if (index != NOBODY)
 			end(index, status, &usage);
 	}

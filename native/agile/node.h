@@ -5,6 +5,7 @@
  *   client.c     connections and their requests
  *   instance.c   starts and ends
  *   pending.c    starts that wait for parts
+ *   reuse.c      sandboxes that serve their function again; keeper.c is in them
  *   part.c       what is prepared: networks, cgroups; functions
  *   hosts.c      /etc/hosts of each network
  */
@@ -45,6 +46,7 @@ struct function {
 	bool has_hosts; /* its root has an /etc/hosts to mount over */
 	int resident; /* our end of the socket of its instance, or -1 */
 	struct queue networks; /* used by it, and clean */
+	struct queue sandboxes; /* renewed, of this version: instances */
 };
 
 /* LEFT: its instance has ended, and it is the manager's to judge. */
@@ -63,6 +65,8 @@ enum instance_state {
 	INSTANCE_WAITING, /* a generic sandbox */
 	INSTANCE_STARTING, /* before its exec */
 	INSTANCE_RUNNING,
+	INSTANCE_RENEWING, /* a sandbox after its instance's end */
+	INSTANCE_RENEWED, /* it waits for the next of its function */
 	INSTANCE_ENDED, /* until all who have to know do */
 };
 
@@ -74,10 +78,12 @@ struct instance {
 	uint64_t id, tag;
 	pid_t pid; /* in the node's namespace; the host's is in its progress */
 	int control, network, cgroup, client, function;
+	int pidfd; /* of an instance in a sandbox that is used again: pid is that of PID 1 */
+	int before; /* of such a sandbox that is renewed: the instance that was in it */
 	uint32_t version, client_generation, address;
 	uint16_t flags; /* of its answers */
 	uint8_t owed_client, owed_manager;
-	bool detached, killed, failed, in_dirty;
+	bool detached, killed, failed, in_dirty, renewing; /* renewing: its sandbox still is */
 	int status, error, step;
 	int64_t requested, running, user, system;
 	int next_dirty; /* of those that owe the manager */
@@ -162,7 +168,7 @@ void hosts_remove(int index);
 void instances_open(int limit);
 /* 0 if it was started, -EAGAIN if it has to wait for parts, or the error and step of a refusal. */
 int instance_try(const struct ask *ask, struct rights *rights, int client, enum step *step);
-void instance_heard(int index);
+bool instance_heard(int index);
 void instances_reap(void);
 int instance_signal(uint64_t id, int number);
 void instance_kill(int index);
@@ -177,6 +183,24 @@ int instance_start(const struct ask *ask, struct rights *rights, int client, enu
 void pending_serve(void);
 void pending_refuse(enum part_kind kind, uint32_t reach);
 int pending_timeout(void);
+
+int instance_reserve(void);
+void instance_hash(int index);
+int instance_unhash(pid_t pid);
+void instance_runs(int index);
+void instance_finish(int index, int status, int64_t user, int64_t system);
+void instance_owe(int index, uint8_t what);
+void chain_put(struct queue *queue, int index);
+int chain_take(struct queue *queue);
+bool chain_cut(struct queue *queue, int index);
+
+/* reuse.c */
+bool reuse_wanted(const struct function *function);
+int reuse_enter(int index, const struct place *place);
+void reuse_news(int index, const struct news *news, struct rights *rights);
+void reuse_ended(int index);
+void reuse_drop(struct function *function);
+bool reuse_make_room(void);
 
 /* client.c */
 void clients_accept(void);

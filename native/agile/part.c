@@ -144,7 +144,7 @@ static void give_up(struct queue *queue)
 int function_set(const struct definition *definition, int tree, int words)
 {
 	if (definition->number >= FUNCTIONS || definition->profile >= PROFILES ||
-	    definition->reach >= REACHES || !definition->version ||
+	    definition->reach >= REACHES || definition->reuse >= REUSES || !definition->version ||
 	    memchr(definition->host_name, 0, sizeof definition->host_name) == NULL)
 		return -EINVAL;
 	struct function *function = &node.functions[definition->number];
@@ -156,6 +156,7 @@ int function_set(const struct definition *definition, int tree, int words)
 	if (root < 0)
 		return root;
 	if (function->known) {
+		reuse_drop(function);
 		root_detach(definition->number, function->definition.version, &function->root);
 		descriptor_close(&function->words);
 	}
@@ -174,6 +175,7 @@ int function_forget(uint32_t number)
 	struct function *function = known((int32_t)number);
 	if (!function || number >= FUNCTIONS)
 		return -ENOENT;
+	reuse_drop(function);
 	give_up(&function->networks);
 	root_detach(number, function->definition.version, &function->root);
 	descriptor_close(&function->words);

@@ -63,7 +63,8 @@ static int serve(struct pending *pending, bool *dry, int64_t now)
 			client_end(pending->client);
 		return result && now < pending->until ? result : 0;
 	}
-	if (!function->known || !dry[reach] || function->networks.count)
+	if (!function->known || !dry[reach] || function->networks.count ||
+	    function->sandboxes.count)
 		result = instance_try(&pending->ask, &pending->rights, pending->client, &step);
 	if (result > 0)
 		return refuse(pending, result, step, now);

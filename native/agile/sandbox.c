@@ -21,6 +21,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -32,6 +33,8 @@ static const uint64_t tmpfs_default = 16 << 20;
 
 /* Filled by a child only, after its clone: it has no other memory to put its words in. */
 static char *pointers[2 * ARGUMENTS_MAX + 2];
+static struct iovec mapped[2];
+static int mapped_count;
 
 int64_t monotonic(void)
 {
@@ -147,6 +150,15 @@ static int mount_tmpfs(void)
 	return failure(mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options));
 }
 
+int sandbox_renew_tmpfs(uint64_t bytes)
+{
+	char options[80];
+	tmpfs_options(options, sizeof options, bytes);
+	return failure(umount2("/tmp", MNT_DETACH)
+			       ? -1
+			       : mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options));
+}
+
 static int resize_tmpfs(uint64_t bytes)
 {
 	char options[80];
@@ -154,6 +166,22 @@ static int resize_tmpfs(uint64_t bytes)
 		return 0;
 	tmpfs_options(options, sizeof options, bytes);
 	return failure(mount(NULL, "/tmp", NULL, MS_REMOUNT | MS_NOSUID | MS_NODEV, options));
+}
+
+static int mount_hosts(const struct place *place)
+{
+	return failure(place->has_hosts ? (int)syscall(SYS_move_mount, place->hosts, "", AT_FDCWD,
+						       "/etc/hosts", MOVE_MOUNT_F_EMPTY_PATH)
+					: 0);
+}
+
+/* Of a sandbox that is used again: with another network comes another /etc/hosts. */
+int sandbox_enter_network(const struct place *place)
+{
+	if (setns(place->network, CLONE_NEWNET) ||
+	    (place->has_hosts && umount2("/etc/hosts", MNT_DETACH)))
+		return -errno;
+	return mount_hosts(place);
 }
 
 /* The tree comes to lie over the blank root, /proc and /tmp below it, and becomes the root. What
@@ -167,10 +195,8 @@ static int enter_tree(const struct place *place)
 	    fchdir(tree) || syscall(SYS_move_mount, AT_FDCWD, "/proc", AT_FDCWD, "proc", 0) ||
 	    syscall(SYS_move_mount, AT_FDCWD, "/tmp", AT_FDCWD, "tmp", 0) || chroot("."))
 		return -errno;
-	if (place->has_hosts && syscall(SYS_move_mount, place->hosts, "", AT_FDCWD, "/etc/hosts",
-					MOVE_MOUNT_F_EMPTY_PATH))
-		return -errno;
-	return failure(unshare(CLONE_NEWCGROUP));
+	failed = mount_hosts(place);
+	return failed ? failed : failure(unshare(CLONE_NEWCGROUP));
 }
 
 /* Of a socket in the directory where the node listens: by it an instance could command the runtime. */
@@ -313,8 +339,19 @@ static int map_words(int file, struct words *head, char **strings)
 		mmap(NULL, sizeof *head + head->size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
 	if (at == MAP_FAILED)
 		return -errno;
+	mapped[mapped_count].iov_base = at;
+	mapped[mapped_count++].iov_len = sizeof *head + head->size;
 	*strings = (char *)at + sizeof *head;
 	return 0;
+}
+
+void sandbox_forget_words(void)
+{
+	for (; mapped_count; mapped_count--) {
+		struct iovec *last = &mapped[mapped_count - 1];
+		if (munmap(last->iov_base, last->iov_len))
+			_exit(127);
+	}
 }
 
 /* The next string, or NULL if none ends before the end. */
@@ -343,7 +380,7 @@ static void put_variable(char **envp, uint32_t *count, uint32_t own, char *word)
 }
 
 /* argv and envp of the function, and after them the start's own. */
-static int read_words(const struct place *place, char ***argv, char ***envp, char **directory)
+int sandbox_read_words(const struct place *place, char ***argv, char ***envp, char **directory)
 {
 	struct words heads[2] = {{0}, {0}};
 	char *strings[2] = {NULL, NULL}, *at[2], *end[2];
@@ -441,9 +478,26 @@ int sandbox_self(struct progress *progress)
 	return self;
 }
 
+uint32_t sandbox_out_of_memory(const struct house *house, uint32_t cgroup)
+{
+	char name[64], text[1024];
+	snprintf(name, sizeof name, "%u/%s", cgroup,
+		 house->unified ? "memory.events" : "memory.oom_control");
+	int file = openat(house->tops[house->unified ? 0 : 1], name, O_RDONLY | O_CLOEXEC);
+	ssize_t size = file < 0 ? -1 : read(file, text, sizeof text - 1);
+	if (file >= 0)
+		close(file);
+	if (size <= 0)
+		return 0;
+	text[size] = 0;
+	const char *at = strstr(text, "oom_kill ");
+	return at ? (uint32_t)strtoul(at + strlen("oom_kill "), NULL, 10) : 0;
+}
+
 int sandbox_make(const struct house *house, uint32_t cgroup, struct progress *progress)
 {
 	DO(STEP_CGROUP, join_cgroup(house, cgroup));
+	progress->out_of_memory = sandbox_out_of_memory(house, cgroup);
 	DO(STEP_MOUNT_NAMESPACE, enter_blank(house));
 	DO(STEP_PROC, mount_proc());
 	DO(STEP_MASK, mask_proc(house));
@@ -454,14 +508,28 @@ int sandbox_make(const struct house *house, uint32_t cgroup, struct progress *pr
 int sandbox_enter(const struct house *house, struct place *place, int self,
 		  struct progress *progress)
 {
-	const struct definition *function = &place->function;
 	char **argv, **envp, *directory;
-	DO(STEP_FUNCTION, read_words(place, &argv, &envp, &directory));
+	DO(STEP_FUNCTION, sandbox_read_words(place, &argv, &envp, &directory));
+	int failed = sandbox_settle(house, place, progress);
+	return failed ? failed
+		      : sandbox_execute(house, place, self, argv, envp, directory, progress);
+}
+
+int sandbox_settle(const struct house *house, struct place *place, struct progress *progress)
+{
+	const struct definition *function = &place->function;
 	DO(STEP_NETWORK, failure(setns(place->network, CLONE_NEWNET)));
 	if (place->set_limits)
 		DO(STEP_CGROUP_LIMITS, set_cgroup_limits(house, place->cgroup, &place->limits));
 	DO(STEP_ROOT, enter_tree(place));
 	DO(STEP_HOST_NAME, failure(sethostname(function->host_name, strlen(function->host_name))));
+	return 0;
+}
+
+int sandbox_execute(const struct house *house, struct place *place, int self, char **argv,
+		    char **envp, const char *directory, struct progress *progress)
+{
+	const struct definition *function = &place->function;
 	DO(STEP_LIMITS, set_limits(function));
 	DO(STEP_STREAMS, take_streams(house, place));
 	DO(STEP_USER, become_user(function, self));

@@ -10,7 +10,8 @@
 
 /* How far a child is, in memory that the node shares with its children until they execute. */
 struct progress {
-	int32_t step, error, pid, reserved; /* pid: the host's */
+	int32_t step, error, pid; /* pid: the host's */
+	uint32_t out_of_memory; /* how often the kernel had killed in its cgroup before */
 	int64_t stamps[STEPS];
 };
 
@@ -46,6 +47,23 @@ struct enter {
 	uint32_t set_limits, has_words, has_hosts;
 };
 
+/* What follows for a sandbox that is used again; descriptors: the three streams, then a network,
+ * /etc/hosts and the start's own words if there are. */
+struct enter_again {
+	uint32_t uid, gid, slot; /* slot: of its progress */
+	uint32_t has_words, has_network, has_hosts;
+};
+
+/* What such a sandbox says. RUNS comes with a descriptor of the instance's process. */
+enum news_kind { NEWS_RUNS = 1, NEWS_ENDED, NEWS_RENEWED };
+struct news {
+	uint32_t kind;
+	int32_t status;
+	int64_t user, system; /* ns */
+	uint32_t clean; /* of RENEWED: its network is as it was */
+	uint32_t out_of_memory; /* of RENEWED: see struct progress */
+};
+
 /* A descriptor of this process in /proc, and its pid there; or a negative errno. */
 int sandbox_self(struct progress *progress);
 
@@ -56,6 +74,25 @@ int sandbox_make(const struct house *house, uint32_t cgroup, struct progress *pr
 /* Executes the function in it. Returns only if that fails. */
 int sandbox_enter(const struct house *house, struct place *place, int self,
 		  struct progress *progress);
+
+/* The two halves of it: what a sandbox is given once, and what each instance in it does. */
+int sandbox_settle(const struct house *house, struct place *place, struct progress *progress);
+int sandbox_execute(const struct house *house, struct place *place, int self, char **argv,
+		    char **envp, const char *directory, struct progress *progress);
+int sandbox_enter_network(const struct place *place);
+int sandbox_renew_tmpfs(uint64_t bytes);
+
+/* argv and envp of the function, and after them the start's own; and their end. */
+int sandbox_read_words(const struct place *place, char ***argv, char ***envp, char **directory);
+void sandbox_forget_words(void);
+
+/* How often the kernel has killed in a cgroup for want of memory. */
+uint32_t sandbox_out_of_memory(const struct house *house, uint32_t cgroup);
+
+/* keeper.c: is PID 1 of a sandbox that its function uses again and again, one instance at a time.
+ * control: where it is told and tells; slots: the progress of all. */
+_Noreturn void keeper_run(const struct house *house, struct place *place, int control, int self,
+			  struct progress *slots, uint32_t slot);
 
 int64_t monotonic(void);
 

@@ -97,7 +97,7 @@ enum definition_flag {
 	DEFINITION_OWN_IDENTITY = 16, /* uid and gid are the first of a range, one an instance */
 };
 enum reach { REACH_OUTBOUND, REACH_INTERNAL, REACH_NONE, REACHES };
-enum reuse { REUSE_NONE, REUSE_NETWORK };
+enum reuse { REUSE_NONE, REUSE_NETWORK, REUSE_SANDBOX, REUSES };
 
 struct limits {
 	uint64_t memory;

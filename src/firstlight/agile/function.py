@@ -10,7 +10,7 @@ from firstlight.errors import Failed, UnknownName
 
 Reach = Literal["outbound", "internal", "none"]
 Kind = Literal["command", "python", "wasm"]
-Reuse = Literal["none", "network"]
+Reuse = Literal["none", "network", "sandbox"]
 Serves = Literal["nothing", "events", "http"]
 
 EVENTS_PORT = 9001
@@ -34,7 +34,8 @@ class Function(Struct, frozen=True, kw_only=True):
     instance port, both TCP. ``ready`` is how a line of standard output begins that says the
     instance is ready; without it an instance is ready when its command is executed. Without
     ``uid`` and ``gid`` the function gets a user and a group of its own. ``reuse`` says what of an
-    instance may serve the function's next one, once it is proven to be as new.
+    instance may serve the function's next one, once it is proven to be as new: ``none``,
+    ``network``, or the whole ``sandbox``, whose processes are gone and whose /tmp is empty.
 
     An instance that ``serves`` is kept for the next request, and ends with the manager that leads
     requests to it: ``http``, or ``events``, which it fetches by the Lambda Runtime API; a handler
@@ -94,6 +95,10 @@ class Function(Struct, frozen=True, kw_only=True):
             raise Failed(
                 "a function without a network cannot publish ports", "use network internal"
             )
+        if self.reuse == "sandbox" and (self.ports or self.user_namespace):
+            what = "publishes ports" if self.ports else "has a user namespace"
+            raise Failed(f"the sandbox of a function that {what} is not reused",
+                         "use reuse network")  # fmt: skip
         for port in (*self.ports, *self.ports.values()):
             if not 1 <= port <= 65535:
                 raise Failed(f"{port} is not a valid port", "from 1 to 65535")

@@ -466,9 +466,7 @@ class Instances:
             self._keep_waiting(self._config.pools.sandbox.high)
 
     def _ended(self, event: Event) -> None:
-        number, index, cgroup = self._using.pop(
-            event.id, (event.function, event.network, event.cgroup)
-        )
+        number, _, cgroup = self._using.pop(event.id, (event.function, event.network, event.cgroup))
         if event.verb == Told.FAILED:
             self._use(event)
         found = self._registry.number(number)
@@ -484,11 +482,11 @@ class Instances:
             event.status, bool(event.flags & node_wire.OUT_OF_MEMORY), event.user, event.system
         )
         if instance and instance.function.ports and instance.address:
-            self._task(self._released(instance, ended, index))
+            self._task(self._released(instance, ended, event.network))
             return
         if instance and not instance.ended.done():
             instance.ended.set_result(ended)
-        if held := self._parts.get(index):
+        if held := self._parts.get(event.network):  # else it stays with a sandbox
             self._task(self._recycled(held, found))
 
     def _cgroup_ended(self, left: int, used: int) -> None:

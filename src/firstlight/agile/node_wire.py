@@ -10,7 +10,7 @@ from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
 from struct import Struct
 from typing import NamedTuple
 
-from firstlight.agile.function import Function, Reach
+from firstlight.agile.function import Function, Reach, Reuse
 from firstlight.errors import Failed
 
 MAGIC = 0x314E4C46
@@ -21,6 +21,7 @@ PARTS = 16384
 FUNCTIONS = 4096
 KEPT = 4096
 REACHES: tuple[Reach, ...] = ("outbound", "internal", "none")
+REUSES: tuple[Reuse, ...] = ("none", "network", "sandbox")
 
 
 class Step(IntEnum):

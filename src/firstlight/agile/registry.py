@@ -188,7 +188,7 @@ def definition(
     """A function as the node knows it."""
     return node_wire.DEFINITION.pack(
         found.number, found.version, flags, profile, node_wire.REACHES.index(function.network),
-        0 if function.reuse == "none" else 1, function.uid or uid, function.gid or uid,
+        node_wire.REUSES.index(function.reuse), function.uid or uid, function.gid or uid,
         function.files, function.scratch, function.memory, quota(function.cpus), function.pids,
         HOST_NAME.encode(),
     )  # fmt: skip

@@ -1,0 +1,322 @@
+/* PID 1 of a sandbox that its function uses again and again, for one instance at a time.
+ *
+ * The instance is a child, confined as any other. When it has ended, all processes are killed, and what
+ * an instance could have changed is replaced or compared with what it was: /tmp, the IPC namespace,
+ * pids, mounts, the host name. What is not as it was ends the sandbox; a network that is not is given
+ * up, and another comes with the next start. See docs/security.md, and tests/host/agile/test_reuse.py,
+ * where each is left.
+ *
+ * PID 1 keeps the node's rights in the host's user namespace, so it touches nothing of the instance's
+ * but by calls that take no path of it. No instance sees it in /proc, nor can it signal it.
+ */
+#include "sandbox.h"
+#include "socket.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { STACK = 64 * 1024, TEXT = 8192 };
+
+/* What differs after any packet, and after most calls that failed; what a listening socket may make; and
+ * of what only root can change, what is quick to read. The manager's examination reads all. */
+static const char *const counters[] = {
+	"/proc/self/net/dev",
+	"/proc/self/net/snmp",
+	"/proc/self/net/route",
+	"/proc/self/net/arp",
+	"/proc/sys/net/ipv4/tcp_fastopen_key",
+	"/proc/sys/net/ipv4/ip_local_port_range",
+	"/proc/sys/net/ipv4/ip_unprivileged_port_start",
+};
+enum { COUNTERS = sizeof counters / sizeof *counters };
+
+struct text {
+	int file;
+	ssize_t size;
+	char bytes[TEXT];
+};
+
+struct keeper {
+	const struct house *house;
+	struct place place;
+	int control, proc, last_pid, mounts, home, sockets;
+	bool in_network;
+	struct text texts[COUNTERS];
+	struct stat tmp;
+	struct statfs tmp_use;
+	char **argv, **envp, *directory;
+	struct progress *progress;
+};
+
+static struct keeper keeper;
+static char stack[STACK] __attribute__((aligned(16)));
+
+static void look_at_tmp(struct stat *status, struct statfs *use)
+{
+	memset(status, 0, sizeof *status);
+	memset(use, 0, sizeof *use);
+	if (stat("/tmp", status) || statfs("/tmp", use))
+		_exit(127);
+}
+
+static ssize_t read_text(int file, char *bytes)
+{
+	return file < 0 ? -1 : pread(file, bytes, TEXT, 0);
+}
+
+static void open_counters(void)
+{
+	for (int i = 0; i < COUNTERS; i++) {
+		struct text *text = &keeper.texts[i];
+		text->file = open(counters[i], O_RDONLY | O_CLOEXEC);
+		text->size = read_text(text->file, text->bytes);
+	}
+	keeper.sockets = open("/proc/self/net/sockstat", O_RDONLY | O_CLOEXEC);
+	keeper.in_network = true;
+}
+
+static void close_counters(void)
+{
+	for (int i = 0; i < COUNTERS; i++)
+		descriptor_close(&keeper.texts[i].file);
+	descriptor_close(&keeper.sockets);
+	keeper.in_network = false;
+}
+
+/* Nothing came or went, and nobody holds a socket. */
+static bool network_is_clean(void)
+{
+	static char now[TEXT];
+	ssize_t size = read_text(keeper.sockets, now);
+	if (size < 16 || memcmp(now, "sockets: used 0\n", 16) != 0)
+		return false;
+	for (int i = 0; i < COUNTERS; i++) {
+		const struct text *text = &keeper.texts[i];
+		size = read_text(text->file, now);
+		if (size < 0 || size == TEXT || size != text->size ||
+		    memcmp(now, text->bytes, (size_t)size) != 0)
+			return false;
+	}
+	return true;
+}
+
+/* Until the next start brings another, it stands where sandboxes that wait do. */
+static uint32_t leave_network(void)
+{
+	if (network_is_clean())
+		return 1;
+	close_counters();
+	if (setns(keeper.home, CLONE_NEWNET))
+		_exit(127);
+	return 0;
+}
+
+static bool mounts_changed(void)
+{
+	struct pollfd events = {.fd = keeper.mounts, .events = POLLPRI};
+	return poll(&events, 1, 0) != 0;
+}
+
+static bool host_name_is_kept(void)
+{
+	struct utsname names;
+	return !uname(&names) && !strcmp(names.nodename, keeper.place.function.host_name) &&
+	       !strcmp(names.domainname, "(none)");
+}
+
+static bool tmp_is_renewed(void)
+{
+	struct stat status;
+	struct statfs use;
+	look_at_tmp(&status, &use);
+	if (!memcmp(&status, &keeper.tmp, sizeof status) &&
+	    !memcmp(&use, &keeper.tmp_use, sizeof use))
+		return true;
+	if (sandbox_renew_tmpfs(keeper.place.function.scratch))
+		return false;
+	look_at_tmp(&keeper.tmp, &keeper.tmp_use);
+	(void)mounts_changed(); /* by ourselves */
+	return true;
+}
+
+/* Everything that has an end with its process ends here: sockets, locks, watches, timers, keys. */
+static bool processes_are_gone(void)
+{
+	if (kill(-1, SIGKILL) && errno != ESRCH)
+		return false;
+	while (wait4(-1, NULL, __WALL, NULL) > 0 || errno == EINTR)
+		;
+	return kill(-1, 0) && errno == ESRCH;
+}
+
+static bool pids_begin_again(void)
+{
+	return keeper.last_pid < 0 || pwrite(keeper.last_pid, "1", 1, 0) == 1;
+}
+
+static bool is_renewed(void)
+{
+	return processes_are_gone() && !mounts_changed() && host_name_is_kept() &&
+	       tmp_is_renewed() && !unshare(CLONE_NEWIPC) && pids_begin_again();
+}
+
+static void tell(const struct news *news, const int *descriptor)
+{
+	if (socket_send(keeper.control, news, sizeof *news, descriptor, descriptor ? 1 : 0))
+		_exit(0); /* the node is gone */
+}
+
+/* Runs in our memory, on a stack of its own, while we wait: until it has executed or ended. */
+static int be_instance(void *unused)
+{
+	char pid[16];
+	(void)unused;
+	ssize_t size = readlinkat(keeper.proc, "self", pid, sizeof pid - 1);
+	pid[size < 0 ? 0 : size] = 0;
+	keeper.progress->pid = (int32_t)strtol(pid, NULL, 10);
+	sandbox_execute(keeper.house, &keeper.place, -1, keeper.argv, keeper.envp, keeper.directory,
+			keeper.progress);
+	_exit(127);
+}
+
+static int64_t nanoseconds(struct timeval t)
+{
+	return t.tv_sec * 1000000000LL + t.tv_usec * 1000LL;
+}
+
+static void run(void)
+{
+	struct news news = {.kind = NEWS_RUNS};
+	struct rusage usage = {0};
+	int pidfd = -1, status = 0;
+	pid_t ended, pid = clone(be_instance, stack + STACK,
+				 CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, NULL, &pidfd);
+	if (pid < 0) {
+		keeper.progress->step = STEP_CLONE;
+		keeper.progress->error = errno;
+	} else if (keeper.progress->step == STEP_EXEC && !keeper.progress->error) {
+		tell(&news, &pidfd);
+	}
+	descriptor_close(&pidfd);
+	sandbox_forget_words();
+	for (int i = 0; i < 3; i++)
+		descriptor_close(&keeper.place.streams[i]);
+	descriptor_close(&keeper.place.own_words);
+	while (pid > 0 && (ended = wait4(-1, &status, __WALL, &usage)) != pid)
+		if (ended < 0 && errno != EINTR)
+			_exit(127);
+	news = (struct news){.kind = NEWS_ENDED,
+			     .status = status,
+			     .user = nanoseconds(usage.ru_utime),
+			     .system = nanoseconds(usage.ru_stime)};
+	tell(&news, NULL);
+}
+
+static void fail(enum step step, int error)
+{
+	struct news news = {.kind = NEWS_ENDED};
+	keeper.progress->step = (int32_t)step;
+	keeper.progress->error = -error;
+	tell(&news, NULL);
+	_exit(127);
+}
+
+static void receive(struct progress *slots)
+{
+	struct rights rights;
+	struct enter_again enter;
+	struct place *place = &keeper.place;
+	ssize_t size = socket_receive(keeper.control, &enter, sizeof enter, 0, &rights);
+	if (size != sizeof enter ||
+	    rights.count != (int)(3 + !!enter.has_network + !!enter.has_hosts + !!enter.has_words))
+		_exit(0); /* not needed any more, or the node is gone */
+	int at = 3;
+	memcpy(place->streams, rights.descriptors, sizeof place->streams);
+	place->function.uid = enter.uid;
+	place->function.gid = enter.gid;
+	place->has_words = enter.has_words;
+	place->has_hosts = enter.has_hosts;
+	place->network = enter.has_network ? rights.descriptors[at++] : -1;
+	place->hosts = enter.has_hosts ? rights.descriptors[at++] : -1;
+	place->own_words = enter.has_words ? rights.descriptors[at] : -1;
+	keeper.progress = &slots[enter.slot];
+	if (place->network < 0)
+		return;
+	keeper.progress->stamps[STEP_NETWORK] = monotonic();
+	int failed = sandbox_enter_network(place);
+	if (failed)
+		fail(STEP_NETWORK, failed);
+	descriptor_close(&place->network);
+	descriptor_close(&place->hosts);
+	(void)mounts_changed(); /* by ourselves */
+}
+
+static void settle(int self)
+{
+	struct place *place = &keeper.place;
+	keeper.proc = openat(self, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	keeper.last_pid = openat(keeper.proc, "sys/kernel/ns_last_pid", O_WRONLY | O_CLOEXEC);
+	keeper.home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+	if (keeper.proc < 0 || keeper.home < 0)
+		fail(STEP_FUNCTION, -errno);
+	if (sandbox_settle(keeper.house, place, keeper.progress)) {
+		struct news news = {.kind = NEWS_ENDED};
+		tell(&news, NULL);
+		_exit(127);
+	}
+	/* PID 1 would tell of those before. */
+	if (mount(NULL, "/proc", NULL, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC,
+		  "hidepid=2"))
+		fail(STEP_PROC, -errno);
+	keeper.mounts = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
+	if (keeper.mounts < 0)
+		fail(STEP_PROC, -errno);
+	descriptor_close(&place->tree);
+	descriptor_close(&place->network);
+	descriptor_close(&place->hosts);
+	look_at_tmp(&keeper.tmp, &keeper.tmp_use);
+}
+
+static void read_words(void)
+{
+	keeper.progress->stamps[STEP_FUNCTION] = monotonic();
+	keeper.progress->step = STEP_FUNCTION;
+	int failed =
+		sandbox_read_words(&keeper.place, &keeper.argv, &keeper.envp, &keeper.directory);
+	if (failed)
+		fail(STEP_FUNCTION, failed);
+}
+
+void keeper_run(const struct house *house, struct place *place, int control, int self,
+		struct progress *slots, uint32_t slot)
+{
+	keeper = (struct keeper){
+		.house = house, .place = *place, .control = control, .progress = &slots[slot]};
+	settle(self);
+	for (;;) {
+		read_words();
+		if (!keeper.in_network)
+			open_counters();
+		run();
+		if (!is_renewed())
+			_exit(0);
+		struct news news = {.kind = NEWS_RENEWED,
+				    .clean = leave_network(),
+				    .out_of_memory = sandbox_out_of_memory(house, place->cgroup)};
+		tell(&news, NULL);
+		receive(slots);
+	}
+}

@@ -1,0 +1,160 @@
+/* Sandboxes that serve their function again: see keeper.c, which is PID 1 of each.
+ *
+ * An instance has the record of its sandbox. At its end the sandbox goes on in another, and the
+ * manager is told of the end when the sandbox is renewed: then it is known which parts are left.
+ */
+#include "node.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <sys/epoll.h>
+
+/* Of one function; those beyond it end. */
+enum { KEPT_MOST = 64 };
+
+static const uint32_t alone = DEFINITION_RESIDENT | DEFINITION_ZYGOTE | DEFINITION_USER_NAMESPACE;
+
+bool reuse_wanted(const struct function *function)
+{
+	return function->definition.reuse == REUSE_SANDBOX && !(function->definition.flags & alone);
+}
+
+/* The sandbox has all but what each start brings along, and another network if it lost its own. */
+int reuse_enter(int index, const struct place *place)
+{
+	struct instance *instance = &node.instances[index];
+	struct enter_again enter = {
+		.uid = place->function.uid,
+		.gid = place->function.gid,
+		.slot = (uint32_t)index,
+		.has_words = place->has_words,
+		.has_network = place->network >= 0,
+		.has_hosts = place->network >= 0 && place->has_hosts,
+	};
+	int hosts DESCRIPTOR_SCOPE = enter.has_hosts ? hosts_clone(place->network_part) : NOBODY;
+	if (enter.has_hosts && hosts < 0)
+		return hosts;
+	int given[PLACE_RIGHTS] = {place->streams[0], place->streams[1], place->streams[2]};
+	int count = 3;
+	if (enter.has_network)
+		given[count++] = place->network;
+	if (enter.has_hosts)
+		given[count++] = hosts;
+	if (enter.has_words)
+		given[count++] = place->own_words;
+	return socket_send(instance->control, &enter, sizeof enter, given, count);
+}
+
+/* The instance has ended: its sandbox goes on in a record of its own. */
+static void carry_on(int index, const struct news *news)
+{
+	struct instance *instance = &node.instances[index];
+	node.up--; /* room for itself */
+	int next = instance_reserve();
+	node.up++;
+	if (next == NOBODY) { /* all records are of ends that nobody has read */
+		kill(instance->pid, SIGKILL);
+		return;
+	}
+	struct instance *sandbox = &node.instances[next];
+	sandbox->pid = instance->pid;
+	sandbox->control = instance->control;
+	sandbox->network = instance->network;
+	sandbox->cgroup = instance->cgroup;
+	sandbox->function = instance->function;
+	sandbox->version = instance->version;
+	sandbox->address = instance->address;
+	sandbox->before = index;
+	sandbox->state = INSTANCE_RENEWING;
+	node.progress[next].pid = node.progress[index].pid;
+	if (watch_again(sandbox->control, ON_INSTANCE, next, EPOLLIN))
+		kill(sandbox->pid, SIGKILL);
+	instance_unhash(instance->pid);
+	instance_hash(next);
+	instance->control = NOBODY;
+	instance->renewing = true;
+	instance_finish(index, news->status, news->user, news->system);
+	instance->cgroup = NOBODY;
+}
+
+/* The manager gets the end of the instance before, with the network if that is to be examined. */
+static void settle_before(struct instance *sandbox, int network)
+{
+	if (sandbox->before == NOBODY)
+		return;
+	struct instance *before = &node.instances[sandbox->before];
+	before->network = network;
+	before->renewing = false;
+	instance_owe(sandbox->before, OWES_ENDED);
+	sandbox->before = NOBODY;
+}
+
+static void renewed(int index, const struct news *news)
+{
+	struct instance *sandbox = &node.instances[index];
+	struct function *function = &node.functions[sandbox->function];
+	int left = news->clean ? NOBODY : sandbox->network;
+	if (!news->clean) {
+		part_leave(left);
+		sandbox->network = NOBODY;
+	}
+	settle_before(sandbox, left);
+	node.progress[index].out_of_memory = news->out_of_memory;
+	if (!function->known || function->definition.version != sandbox->version ||
+	    function->sandboxes.count >= KEPT_MOST) {
+		kill(sandbox->pid, SIGKILL);
+		return;
+	}
+	sandbox->state = INSTANCE_RENEWED;
+	chain_put(&function->sandboxes, index);
+}
+
+void reuse_news(int index, const struct news *news, struct rights *rights)
+{
+	struct instance *instance = &node.instances[index];
+	if (news->kind == NEWS_RUNS && instance->state == INSTANCE_STARTING && rights->count) {
+		instance->pidfd = rights->descriptors[0];
+		rights->descriptors[0] = NOBODY;
+		instance_runs(index);
+	} else if (news->kind == NEWS_ENDED &&
+		   (instance->state == INSTANCE_STARTING || instance->state == INSTANCE_RUNNING)) {
+		carry_on(index, news);
+	} else if (news->kind == NEWS_RENEWED && instance->state == INSTANCE_RENEWING) {
+		renewed(index, news);
+	}
+}
+
+/* PID 1 is gone: with it the sandbox. */
+void reuse_ended(int index)
+{
+	struct instance *sandbox = &node.instances[index];
+	settle_before(sandbox, NOBODY);
+	if (sandbox->state == INSTANCE_RENEWED)
+		chain_cut(&node.functions[sandbox->function].sandboxes, index);
+}
+
+/* They are of a version that is not served any more. */
+void reuse_drop(struct function *function)
+{
+	for (int left = function->sandboxes.count, at = function->sandboxes.first; left; left--) {
+		int next = node.instances[at].next;
+		chain_cut(&function->sandboxes, at);
+		node.instances[at].state = INSTANCE_RENEWING; /* nobody takes it */
+		kill(node.instances[at].pid, SIGKILL);
+		at = next;
+	}
+}
+
+/* Ends one of any function, for a start of another. */
+bool reuse_make_room(void)
+{
+	for (int i = 0; i < FUNCTIONS; i++) {
+		int index = chain_take(&node.functions[i].sandboxes);
+		if (index == NOBODY)
+			continue;
+		node.instances[index].state = INSTANCE_RENEWING;
+		kill(node.instances[index].pid, SIGKILL);
+		return true;
+	}
+	return false;
+}
