@@ -1,4 +1,4 @@
-"""What a plain `pip install firstlight` can do: nothing of an extra is imported before it is used."""
+"""What a plain installation can do: nothing of an extra is imported before it is used."""
 
 import subprocess
 import sys

@@ -5,11 +5,13 @@ The root file system is made around the static payload, so no image is needed.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from firstlight.errors import Unsupported
@@ -37,7 +39,7 @@ class RuntimeQuirks:
 
 
 def _quirks(program: str) -> RuntimeQuirks:
-    name = Path(program).name
+    name = _identity(shutil.which(program) or program)
     if name == "crun" and not cgroups.is_unified():
         return RuntimeQuirks(
             ("--cgroup-manager=disabled",),
@@ -54,6 +56,20 @@ def _quirks(program: str) -> RuntimeQuirks:
             joins_network=False,
         )
     return RuntimeQuirks()
+
+
+@cache
+def _identity(program: str) -> str:
+    """The runtime's own name: it may be a wrapper, or installed by another name."""
+    try:
+        done = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, errors="replace", timeout=10,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return Path(program).name
+    match = re.match(r"([a-z]+) version\b", done.stdout)
+    return match[1] if match else Path(program).name
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,33 @@
+"""What a runtime needs is found by asking it, not by its file's name."""
+
+from pathlib import Path
+
+import pytest
+
+from firstlight.lab.backends.oci import Oci
+
+
+def program(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["runsc", "my-runtime", "runc"])
+def test_a_runtime_is_known_by_what_it_says_of_itself(tmp_path: Path, name: str) -> None:
+    runtime = Oci(program(tmp_path / name, "echo runsc version release-1; echo spec: 1.1"))
+    assert not runtime.joins_network
+    assert runtime.note
+    assert "ptrace" in runtime.note
+
+
+@pytest.mark.parametrize("script", ["exit 1", "echo what?", "printf '\\377'", "cat"])
+def test_a_runtime_that_does_not_say_is_known_by_its_files_name(
+    tmp_path: Path, script: str
+) -> None:
+    assert not Oci(program(tmp_path / "runsc", script)).joins_network
+    assert Oci(program(tmp_path / "other", script)).joins_network
+
+
+def test_another_runtime_by_a_known_name_has_no_quirks(tmp_path: Path) -> None:
+    assert Oci(program(tmp_path / "runsc", "echo runc version 1.2")).note is None
