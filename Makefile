@@ -4,9 +4,10 @@
 # make cni-plugins       build other CNI plugins with Go
 # make kubernetes        build a Kubernetes control plane and containerd with Go
 # make test-kubernetes   run the tests on that control plane
+# make test-hosts        try firstlight on other kernels and cgroups under QEMU; some 10 minutes each
 # make wheel             build dist/firstlight-….whl: for any Python from 3.11, libraries included
 # make bench             measure the marks for speed and memory, and check the attribution
-.PHONY: setup build demo test lint format bench wheel clean
+.PHONY: setup build demo test test-hosts lint format bench wheel clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -124,6 +125,9 @@ test: lint
 
 bench: setup
 	$(SUDO) $(BIN)/python -m bench
+
+test-hosts: wheel
+	$(SUDO) $(BIN)/python mk/hosts.py
 
 # Nothing in it uses Python's ABI: the one extension module keeps to the limited API.
 wheel: setup

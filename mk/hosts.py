@@ -1,0 +1,288 @@
+"""Boot other hosts under QEMU and try firstlight on each; writes docs/hosts.md.
+
+A host is a Debian root with one of its stock kernels, made by mmdebstrap and kept in
+~/.cache/firstlight/hosts, with firstlight's wheel installed and no compiler. It is booted by QEMU's
+emulation (TCG), because KVM within a virtual machine hangs on some. So it is 10 to 20 times
+slower than this machine, and has so much longer deadlines.
+
+    python mk/hosts.py             all hosts
+    python mk/hosts.py NAME…       these, and the document keeps the others' rows
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "firstlight/hosts"
+CHECK = Path("tests/hosts/check.py")
+DOCUMENT = Path("docs/hosts.md")
+MIRROR = "http://deb.debian.org/debian"
+PACKAGES = (
+    "ca-certificates,python3,python3-venv,iproute2,runc,crun,nftables,iptables,procps,kmod,"
+    "containernetworking-plugins,squashfs-tools,erofs-utils,busybox-static,initramfs-tools,zstd"
+)
+SLOWER = 20
+SECONDS = 1500
+STEPS = {
+    "doctor": "doctor", "main_job": "main job", "untraced": "without tracer", "trace": "trace",
+    "runtime": "runtime", "clean": "clean",
+}  # fmt: skip
+EMULATOR = "trixie"
+"""The root whose QEMU boots all: Debian 12's emulates an AVX2 instruction wrongly."""
+SETUP = {
+    "v2": "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+    "v1": "mount -t tmpfs tmpfs /sys/fs/cgroup\n"
+    "for c in cpu,cpuacct cpuset memory pids devices freezer blkio; do\n"
+    "  mkdir /sys/fs/cgroup/$c; mount -t cgroup -o $c cgroup /sys/fs/cgroup/$c\ndone",
+    "hybrid": "mount -t tmpfs tmpfs /sys/fs/cgroup; mkdir /sys/fs/cgroup/unified\n"
+    "mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified\n"
+    "for c in cpu,cpuacct cpuset memory pids devices freezer blkio; do\n"
+    "  mkdir /sys/fs/cgroup/$c; mount -t cgroup -o $c cgroup /sys/fs/cgroup/$c\ndone",
+}
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host to boot: ``kernel`` is a pattern of its image below /boot, ``words`` are added to its
+    command line, ``before`` is a shell command run before the check."""
+
+    name: str
+    suite: str
+    kernel: str
+    packages: str
+    cgroups: str = "v2"
+    words: str = ""
+    before: str = ":"
+
+
+HOSTS = (
+    Host("debian-12", "bookworm", "vmlinuz-6.1.*[0-9]-amd64", "linux-image-amd64"),
+    Host("debian-12-v1", "bookworm", "vmlinuz-6.1.*[0-9]-amd64", "linux-image-amd64", "v1"),
+    Host("debian-12-hybrid", "bookworm", "vmlinuz-6.1.*[0-9]-amd64", "linux-image-amd64", "hybrid"),
+    Host("debian-12-rt", "bookworm", "vmlinuz-6.1.*-rt-amd64", "linux-image-rt-amd64"),
+    Host("debian-12-integrity", "bookworm", "vmlinuz-6.1.*[0-9]-amd64", "linux-image-amd64",
+         words="lockdown=integrity"),
+    Host("debian-12-confidentiality", "bookworm", "vmlinuz-6.1.*[0-9]-amd64", "linux-image-amd64",
+         words="lockdown=confidentiality"),
+    Host("debian-12-no-ipv6", "bookworm", "vmlinuz-6.1.*[0-9]-amd64", "linux-image-amd64",
+         words="ipv6.disable=1"),
+    Host("debian-12-umask", "bookworm", "vmlinuz-6.1.*[0-9]-amd64", "linux-image-amd64",
+         before="umask 077; mount -o remount,noexec /tmp"),
+    Host("debian-13", "trixie", "vmlinuz-6.12*-amd64", "linux-image-amd64"),
+    Host("debian-13-backports", "trixie", "vmlinuz-[7-9].*-amd64", "linux-image-amd64/backports"),
+)  # fmt: skip
+
+
+def main(names: list[str]) -> int:
+    """Try the hosts; 0 if each step is ok or refused with a reason."""
+    unknown = set(names) - {host.name for host in HOSTS}
+    if unknown:
+        sys.exit(f"no such host: {', '.join(sorted(unknown))}; there are {_listed(HOSTS)}")
+    for program in ("mmdebstrap", "mkfs.ext4"):
+        if not shutil.which(program):
+            sys.exit(f"{program} is not installed: apt-get install mmdebstrap e2fsprogs")
+    [wheel] = Path("dist").glob("firstlight-*manylinux*.whl")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    results = json.loads(kept.read_text()) if (kept := CACHE / "results.json").exists() else {}
+    failed = False
+    for host in HOSTS:
+        if names and host.name not in names:
+            continue
+        root = _root(host.suite)
+        _install(root, wheel)
+        rows = _boot(host, root)
+        for step, (outcome, words, seconds) in rows.items():
+            print(f"{host.name:26} {step:10} {outcome:8} {seconds:6.1f} s  {words}", flush=True)
+        failed |= any(rows.get(step, ("failed", "", 0))[0] == "failed" for step in STEPS)
+        results[host.name] = rows
+        kept.write_text(json.dumps(results))
+        _document(results)
+    return int(failed)
+
+
+def _listed(hosts: tuple[Host, ...]) -> str:
+    return ", ".join(host.name for host in hosts)
+
+
+def _root(suite: str) -> Path:
+    """A Debian root with all kernels that its hosts boot."""
+    root = CACHE / suite
+    if (root / "complete").exists():
+        return root
+    shutil.rmtree(root, ignore_errors=True)
+    wanted = {host.packages for host in HOSTS if host.suite == suite}
+    extra = ",qemu-system-x86" if suite == EMULATOR else ""
+    plain = ",".join(sorted(name for name in wanted if "/" not in name))
+    print(f"making {root} (once, 2 to 5 minutes)", flush=True)
+    log = CACHE / f"{suite}.log"
+    with log.open("w") as output:
+        words = ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}{extra},{plain}", suite,
+                 str(root), MIRROR]  # fmt: skip
+        done = subprocess.run(words, stdout=output, stderr=output)
+    if done.returncode:
+        sys.exit(f"cannot make {root}: see {log}")
+    for name in sorted(wanted):
+        if "/" in name:
+            package, _, pocket = name.partition("/")
+            source = f"deb {MIRROR} {suite}-{pocket} main\n"
+            (root / f"etc/apt/sources.list.d/{pocket}.list").write_text(source)
+            target = f"{suite}-{pocket}"
+            _inside(root, f"apt-get -qq update && apt-get -qq -y install -t {target} {package}")
+    (root / "complete").touch()
+    return root
+
+
+def _inside(root: Path, script: str) -> None:
+    """Run a script in a root, with this host's network."""
+    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+    with _mounted(root):
+        done = subprocess.run(
+            ["chroot", root, "/bin/sh", "-c", script], capture_output=True, text=True,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive",
+                 "HOME": "/root", **{k: v for k, v in os.environ.items() if k.startswith("PIP_")}},
+        )  # fmt: skip
+    if done.returncode:
+        sys.exit(f"in {root}: {script}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+@contextmanager
+def _mounted(root: Path) -> Iterator[None]:
+    """The root with /proc, /dev and the certificates that this host trusts."""
+    certificates = Path("/etc/ssl/certs/ca-certificates.crt")
+    if certificates.exists():
+        shutil.copy(certificates, root / "etc/ssl/certs/ca-certificates.crt")
+    subprocess.run(["mount", "-t", "proc", "proc", root / "proc"], check=True)
+    subprocess.run(["mount", "--bind", "/dev", root / "dev"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", root / "dev"], check=True)
+        subprocess.run(["umount", root / "proc"], check=True)
+
+
+def _install(root: Path, wheel: Path) -> None:
+    """Install firstlight in the root by pip, unless this wheel is there."""
+    mark = root / "opt/firstlight/wheel"
+    identity = f"{wheel.name} {wheel.stat().st_mtime_ns}"
+    if mark.exists() and mark.read_text() == identity:
+        return
+    shutil.copy(wheel, root / "root" / wheel.name)
+    _inside(
+        root,
+        "test -x /opt/firstlight/bin/pip || python3 -m venv /opt/firstlight; "
+        f"/opt/firstlight/bin/pip install -q --force-reinstall /root/{wheel.name}",
+    )
+    mark.write_text(identity)
+
+
+def _boot(host: Host, root: Path) -> dict[str, tuple[str, str, float]]:
+    """Boot a host and collect its check's results."""
+    [*_, kernel] = sorted((root / "boot").glob(host.kernel)) or [None]
+    if kernel is None:
+        return {"doctor": ("failed", f"no kernel {host.kernel} in {root}/boot", 0.0)}
+    release = kernel.name.removeprefix("vmlinuz-")
+    shutil.copy(CHECK, root / "opt/firstlight/check.py")
+    init = root / "opt/firstlight/init"
+    init.write_text(_init(host))
+    init.chmod(0o755)
+    image = CACHE / "disk.img"
+    image.unlink(missing_ok=True)
+    emulator = _root(EMULATOR)
+    subprocess.run(
+        ["mkfs.ext4", "-q", "-d", root, "-O", "^has_journal", image, "6G"], check=True,
+        capture_output=True,
+    )  # fmt: skip
+    boot = CACHE / EMULATOR / "host"
+    boot.mkdir(exist_ok=True)
+    for file in (kernel, root / f"boot/initrd.img-{release}"):
+        shutil.copy(file, boot / file.name)
+    image.replace(boot / "disk.img")
+    command = [
+        "chroot", str(emulator), "qemu-system-x86_64",
+        "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-machine", "q35", "-smp", "2",
+        "-m", "4G", "-kernel", f"/host/{kernel.name}", "-initrd", f"/host/initrd.img-{release}",
+        "-append", f"root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet panic=-1 "
+        f"init=/opt/firstlight/init {host.words}",
+        "-drive", "file=/host/disk.img,if=virtio,format=raw,cache=unsafe", "-nic", "none",
+        "-device", "virtio-rng-pci", "-display", "none", "-serial", "stdio", "-no-reboot",
+    ]  # fmt: skip
+    with _mounted(emulator):
+        try:
+            done = subprocess.run(
+                command, capture_output=True, timeout=SECONDS, stdin=subprocess.DEVNULL
+            )
+            output = done.stdout
+        except subprocess.TimeoutExpired as error:
+            output = error.stdout or b""
+    (CACHE / f"{host.name}.log").write_bytes(output)
+    text = output.decode(errors="replace")
+    records = [json.loads(found) for found in re.findall(r"^RESULT (\{.*\})\r?$", text, re.M)]
+    rows = {each["step"]: (each["outcome"], each["words"], each["seconds"]) for each in records}
+    for step in STEPS:
+        rows.setdefault(step, ("failed", "not reached: see the host's log", 0.0))
+    rows["kernel"] = ("ok", release, 0.0)
+    return rows
+
+
+def _init(host: Host) -> str:
+    return f"""#!/bin/sh
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root SCALE={SLOWER}
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev 2> /dev/null
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs -o mode=755 tmpfs /run
+mount -t tmpfs -o mode=1777 tmpfs /tmp
+mount -t tracefs tracefs /sys/kernel/tracing 2> /dev/null
+mount -t securityfs securityfs /sys/kernel/security 2> /dev/null
+mount -t bpf bpf /sys/fs/bpf
+{SETUP[host.cgroups]}
+ip link set lo up
+for m in overlay loop squashfs erofs veth bridge tun; do modprobe $m 2> /dev/null; done
+{host.before}
+/opt/firstlight/bin/python /opt/firstlight/check.py
+echo o > /proc/sysrq-trigger
+sleep 60
+"""
+
+
+def _document(results: dict[str, dict[str, tuple[str, str, float]]]) -> None:
+    marks = {"ok": "✓", "refused": "refused", "failed": "✗"}
+    lines = [
+        "# Other hosts",
+        "",
+        "Written by `make test-hosts`, which boots stock kernels of Debian under QEMU's own "
+        "emulation (without KVM), each with a root in which firstlight's wheel is installed and no "
+        "compiler, and tries the main steps there. *refused*: firstlight says what the host lacks.",
+        "",
+        f"| host | kernel | cgroups | {' | '.join(STEPS.values())} |",
+        f"|---|---|---|{'---|' * len(STEPS)}",
+    ]
+    notes = []
+    for host in HOSTS:
+        if host.name not in results:
+            continue
+        rows = results[host.name]
+        cells = [marks[rows[step][0]] for step in STEPS]
+        kernel = rows.get("kernel", ("", "", 0))[1]
+        lines.append(f"| {host.name} | {kernel} | {host.cgroups} | {' | '.join(cells)} |")
+        notes += [
+            f"- {host.name}, {STEPS[step]}: {rows[step][1]}"
+            for step in STEPS
+            if rows[step][0] != "ok"
+        ]
+    lines += ["", *notes] if notes else []
+    DOCUMENT.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
