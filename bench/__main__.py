@@ -26,6 +26,7 @@ PARTS = (
     "vm",
     "agile",
     "agile_node",
+    "rate",
     "wasm",
     "report",
     "watch",

@@ -65,7 +65,7 @@ async def takes(workspace: Workspace) -> list[Mark]:
         used = {}
         for held in HELD:
             await pool.warm(held)
-            used[held] = _memory()
+            used[held] = memory()
             tails[held] = await _tail(pool)
             marks.append(
                 Mark(f"pool take, {held} networks prepared, P99 of {TAKES}",
@@ -114,7 +114,7 @@ def _command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text()
 
 
-def _memory() -> dict[str, int]:
+def memory() -> dict[str, int]:
     """What /proc/meminfo says of MEMORY, in KiB."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     values = {name: int(rest.split()[0]) for name, _, rest in (one.partition(":") for one in lines)}

@@ -23,7 +23,8 @@ from firstlight.lab.backends import Execute
 from firstlight.lab.backends.cni import Cni, hosting
 from firstlight.lab.experiments import Case
 from firstlight.lab.load import Generator
-from firstlight.lab.runner import Batch, sample
+from firstlight.lab.runner import sample
+from firstlight.lab.schedule import Batch
 from firstlight.model import Sample
 from firstlight.native import native
 

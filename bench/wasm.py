@@ -76,10 +76,10 @@ def raw_batches() -> tuple[list[bytes], list[bytes]]:
 def active(connections: list[socket.socket], seconds: float = 1.0) -> int:
     """How many instances answered within this time; each answer is checked."""
     requests, values = raw_batches()
-    places = {}
+    places: dict[int, tuple[socket.socket, int]] = {}
     for number, request in enumerate(requests):
         connection = connections[number % len(connections)]
-        places[number] = [connection, 0]
+        places[number] = (connection, 0)
         connection.send(request)
     answered, end = 0, time.monotonic() + seconds
     while True:
@@ -89,12 +89,13 @@ def active(connections: list[socket.socket], seconds: float = 1.0) -> int:
                 return answered
             number = int.from_bytes(message[:8], "little")
             table = np.frombuffer(message, dtype="<i8", offset=16).reshape(-1, 7)
-            first = places[number][1]
+            asker, first = places[number]
             if table[:, 6].tobytes() != values[number][8 * first : 8 * (first + len(table))]:
                 raise RuntimeError(f"batch {number} was answered wrongly")
             answered += len(table)
-            places[number][1] = (first + len(table)) % BATCH
-            if not places[number][1]:
+            rest = (first + len(table)) % BATCH
+            places[number] = (asker, rest)
+            if not rest:
                 connection.send(requests[number])
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -176,10 +177,10 @@ def found(directory: Path) -> list[Mark]:
     prefix = f"w{os.getpid()}-"
     with watching() as process:
         assert process.stdout is not None
-        seen: dict[str, dict[str, object]] = {}
+        seen: dict[str, dict[str, Any]] = {}
         for number in range(STARTS):
             start(directory, f"{prefix}{number}")
-            record = {}
+            record: dict[str, Any] = {}
             while not str(record.get("labels", {}).get("id", "")).startswith(prefix):
                 record = json.loads(process.stdout.readline())
             seen[record["labels"]["id"]] = record

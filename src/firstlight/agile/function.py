@@ -91,6 +91,9 @@ class Function(Struct, frozen=True, kw_only=True):
             raise UnknownName("network", self.network, ("outbound", "internal", "none"))
         self._check_words()
         self._check_limits()
+        self._check_ports()
+
+    def _check_ports(self) -> None:
         if self.ports and self.network == "none":
             raise Failed(
                 "a function without a network cannot publish ports", "use network internal"

@@ -48,8 +48,8 @@ class Floor:
             function = payload(base, "ready")
             groups.open()
             with ExitStack() as parts:
-                starts = [_parts(function, groups, parts) for _ in range(instances)]
-                with _serving(base / "socket", function, starts) as pid:
+                starts = [prepare_parts(function, groups, parts) for _ in range(instances)]
+                with serving(base / "socket", function, starts) as pid:
                     start = Ask(base / "socket", "hello", "start", daemons=(pid,))
                     yield Prepared([start] * instances)
         finally:
@@ -57,7 +57,7 @@ class Floor:
             shutil.rmtree(base)
 
 
-def _parts(function: Function, groups: Cgroups, parts: ExitStack) -> list[int]:
+def prepare_parts(function: Function, groups: Cgroups, parts: ExitStack) -> list[int]:
     """The network namespace and cgroups of one start, by descriptor."""
     cgroup = groups.make(Limits(function.memory, function.cpus, function.pids))
     parts.callback(groups.remove, cgroup)
@@ -83,7 +83,8 @@ def _network() -> int:
 
 
 @contextmanager
-def _serving(socket: Path, function: Function, starts: list[list[int]]) -> Iterator[int]:
+def serving(socket: Path, function: Function, starts: list[list[int]]) -> Iterator[int]:
+    """Its program, which uses up the parts of these starts; yields its pid."""
     words = "".join(",".join(map(str, parts)) + ";" for parts in starts)
     argv = [str(native("start-floor")), str(socket), function.rootfs, words, *function.command]
     given = [descriptor for parts in starts for descriptor in parts]
