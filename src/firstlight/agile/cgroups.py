@@ -83,11 +83,24 @@ class Cgroups:
             except OSError as error:
                 raise Failed(f"cannot make the cgroup {top}: {error.strerror}") from error
 
-    def adopt(self, number: int) -> Cgroup:
-        """One that an earlier runtime made, by its name."""
+    def adopt(self, number: int, doors: bool = False) -> Cgroup:
+        """One that an earlier runtime made, by its name. With ``doors``, raises OSError."""
         self._serial = max(self._serial, number)
         paths = tuple(top / str(number) for top in self._tops)
-        return Cgroup(paths, (), self._hierarchies["memory"] / self._name / str(number))
+        opened = self._open_doors(paths) if doors else ()
+        return Cgroup(paths, opened, self._hierarchies["memory"] / self._name / str(number))
+
+    def _open_doors(self, paths: tuple[Path, ...]) -> tuple[int, ...]:
+        flags = os.O_RDONLY | os.O_DIRECTORY if self.unified else os.O_WRONLY
+        opened: list[int] = []
+        try:
+            for path in paths:
+                opened += [os.open(path if self.unified else path / "tasks", flags)]
+        except OSError:
+            for descriptor in opened:
+                os.close(descriptor)
+            raise
+        return tuple(opened)
 
     def of(self, pid: int) -> Cgroup:
         """That of a process of an instance. Raises OSError."""
@@ -114,18 +127,13 @@ class Cgroups:
         self._serial += 1
         name = str(self._serial)
         paths = tuple(top / name for top in self._tops)
-        descriptors: list[int] = []
         try:
             for path in paths:
                 path.mkdir()
             for file, text in self._settings(limits):
                 _write(file, text)
-            flags = os.O_RDONLY | os.O_DIRECTORY if self.unified else os.O_WRONLY
-            for path in paths if doors else ():  # one by one: what is open when one fails is closed
-                descriptors += [os.open(path if self.unified else path / "tasks", flags)]
+            opened = self._open_doors(paths) if doors else ()
         except OSError as error:
-            for descriptor in descriptors:
-                os.close(descriptor)
             for path in paths:
                 with suppress(OSError):
                     path.rmdir()
@@ -133,7 +141,7 @@ class Cgroups:
                 f"cannot make a cgroup with {limits}: {error.filename}: {error.strerror}",
                 "the limits must not exceed the host's",
             ) from error
-        return Cgroup(paths, tuple(descriptors), self._hierarchies["memory"] / self._name / name)
+        return Cgroup(paths, opened, self._hierarchies["memory"] / self._name / name)
 
     def _settings(self, limits: Limits) -> Iterator[tuple[Path, str]]:
         name = str(self._serial)

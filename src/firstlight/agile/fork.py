@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from struct import pack, unpack_from
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from firstlight.agile import verify
+from firstlight.agile import kept, verify
 from firstlight.agile.function import Ended
-from firstlight.agile.output import pipes
+from firstlight.agile.kept import KeptFork
+from firstlight.agile.node import Keepsake
+from firstlight.agile.output import Output, pipes
 from firstlight.agile.place import Place
 from firstlight.errors import Failed
 
@@ -45,25 +48,28 @@ class Fork:
     zygote makes it: the event's socket, standard output and error, and namespaces.
     """
 
-    def __init__(self, name: str, place: Place, expected: verify.Expected) -> None:
-        """Raises Failed, OSError."""
-        self.name, self.place, self.expected = name, place, expected
-        self.pid = self.pidfd = -1
-        with ExitStack() as failed:
-            self.outputs, [null, *streams] = pipes()
-            for output in self.outputs:
-                failed.callback(output.close)
-            os.close(null)
-            for descriptor in streams:
-                failed.callback(os.close, descriptor)
-                os.fchown(descriptor, expected.uid, -1)  # otherwise /dev/stdout cannot be opened
-            self._events, theirs = socket.socketpair()
-            self._events.setblocking(False)
-            failed.callback(self._events.close)
-            self.given = [theirs.detach(), *streams]
-            failed.callback(os.close, self.given[0])
-            self.given += place.open()
-            failed.pop_all()
+    def __init__(
+        self, name: str, place: Place, events: socket.socket, outputs: list[Output],
+        expected: verify.Expected | None = None,
+    ) -> None:  # fmt: skip
+        """``events`` and ``outputs`` become its own."""
+        self.name, self.place, self.outputs, self.expected = name, place, outputs, expected
+        self.given: list[int] = []
+        self.pid = self.pidfd = self._note = -1
+        self._events = events
+        events.setblocking(False)
+
+    def keep(self, keep: Callable[[list[int]], Keepsake | None], zygote: int) -> None:
+        """Have the node keep what leads to it, for the manager after this one."""
+        place = self.place
+        network = place.network.note().decode()
+        self._note = kept.written(
+            KeptFork(zygote, place.pid, int(place.cgroup.memory.name), network)
+        )
+        place.kept = keep(
+            [self._note, place.hold.fileno(), place.pidfd, place.network.descriptor,
+             self._events.fileno(), *(output.descriptor for output in self.outputs)]
+        )  # fmt: skip
 
     async def listen(self) -> None:
         """Prepare to read its lines."""
@@ -95,6 +101,7 @@ class Fork:
             self.pid, self.pidfd = pid, os.pidfd_open(pid)
         except OSError as error:
             raise Failed(f"a fork of {self.name} ended before it was ready") from error
+        assert self.expected
         verify.check(f"a fork of {self.name}", pid, self.expected)
 
     async def run(self, line: bytes) -> Said | int | None:
@@ -112,17 +119,23 @@ class Fork:
 
     async def ask(self, line: bytes) -> tuple[Said, list[bytes]]:
         """Send an event; returns the answer and the output. Raises Failed."""
+        if self._note >= 0:
+            kept.mark_busy(self._note)
         self._writer.write(line)
+        return await self.answer()
+
+    async def answer(self) -> tuple[Said, list[bytes]]:
+        """The answer to its event, and the output. Raises Failed."""
         texts = [asyncio.ensure_future(output.all(_OUTPUT_MOST)) for output in self.outputs]
         try:
-            answer = await self._answer()
+            answer = await self._line()
             self.place.end()  # its children end with its answer
             return self.parsed(answer), list(await asyncio.gather(*texts))
         finally:
             for text in texts:
                 text.cancel()
 
-    async def _answer(self) -> bytes:
+    async def _line(self) -> bytes:
         try:
             line = await self._reader.readline()
         except ValueError:
@@ -156,11 +169,32 @@ class Fork:
             self._writer.close()
         else:
             self._events.close()
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+        for descriptor in (self.pidfd, self._note):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.pidfd = self._note = -1
         for output in self.outputs:
             output.close()
+
+
+def made(name: str, place: Place, expected: verify.Expected) -> Fork:
+    """A fork that is to be. Raises Failed, OSError."""
+    with ExitStack() as failed:
+        outputs, [null, *streams] = pipes()
+        for output in outputs:
+            failed.callback(output.close)
+        os.close(null)
+        for descriptor in streams:
+            failed.callback(os.close, descriptor)
+            os.fchown(descriptor, expected.uid, -1)  # otherwise /dev/stdout cannot be opened
+        events, theirs = socket.socketpair()
+        failed.callback(events.close)
+        failed.callback(theirs.close)
+        spaces = place.open()
+        failed.pop_all()
+    fork = Fork(name, place, events, outputs, expected)
+    fork.given = [theirs.detach(), *streams, *spaces]
+    return fork
 
 
 async def _exit_status(pidfd: int) -> int | None:

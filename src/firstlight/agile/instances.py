@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -18,10 +18,10 @@ import msgspec
 from firstlight.agile import environment, node_wire, resolvers, roots, seccomp
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import Config, PoolSize
-from firstlight.agile.function import EVENTS_PORT, Counts, Ended, Function, Listed, Reach
+from firstlight.agile.function import EVENTS_PORT, Counts, Ended, Function, Kind, Listed, Reach
 from firstlight.agile.instance import Instance
 from firstlight.agile.network import Network, Networks
-from firstlight.agile.node import Node, State
+from firstlight.agile.node import Keepsake, Node, State
 from firstlight.agile.node_wire import Answer, Answered, Event, Flag, Step, Told, refused
 from firstlight.agile.output import pipes
 from firstlight.agile.parts import NOBODY, Held, Parts, Shelf
@@ -40,15 +40,19 @@ _log = logging.getLogger(__name__)
 _IDENTITY = re.compile(r"[0-9]{1,20}")
 
 
+Inherit = Callable[[list[tuple[Keepsake, list[int]]]], Awaitable[set[str]]]
+"""Takes over what the node has kept; returns the names of the cgroups that it uses."""
+
+
 class Instances:
     """Everything that is started from a number. ``rich`` gets connections for the manager."""
 
     def __init__(
         self, config: Config, networks: Networks, cgroups: Cgroups, gate: LoadGate,
-        rich: Callable[[int], None],
+        rich: Callable[[int], None], inherit: Inherit,
     ) -> None:  # fmt: skip
         self._config, self._networks, self._cgroups = config, networks, cgroups
-        self._gate, self._rich = gate, rich
+        self._gate, self._rich, self._inherit = gate, rich, inherit
         usual = Function(rootfs="/")
         self._limits = Limits(usual.memory, usual.cpus, usual.pids)
         self._parts = Parts(networks, cgroups, self._limits)
@@ -110,8 +114,8 @@ class Instances:
 
     async def _adopt(self, node: Node, state: State) -> None:
         """Take over what a node has that outlived its manager."""
-        for found, noted in state.functions:
-            self._registry.adopt(found, noted)
+        for described, noted in state.functions:
+            self._registry.adopt(described, noted)
         left = await self._parts.adopt(state.parts)
         for reach, shelf in self._shelves.items():
             shelf.ready = self._parts.ready(Network, reach)
@@ -123,9 +127,12 @@ class Instances:
                 await self._networks.adopt(held.made, instance.function.ports)
             if instance.function.serves != "nothing":
                 instance.kill()  # nobody leads requests to it any more
+            found = self._registry.number(self._using[instance.number][0])
+            if found and found.is_only:
+                self._forget_with(instance, found)
         for held in left:
             self._task(self._recycled(held, None))
-        self._cgroups.remove_others(self._parts.cgroups())
+        self._cgroups.remove_others(self._parts.cgroups() | await self._inherit(state.kept))
 
     @property
     def pid(self) -> int:
@@ -244,11 +251,14 @@ class Instances:
         self._parts.give(network, found.function.network, found.number)
 
     async def _asked(
-        self, found: Registered, streams: list[int], env: dict[str, str], requested: int
-    ) -> Answer:
+        self, found: Registered, streams: list[int], env: dict[str, str], requested: int,
+        detached: bool = False,
+    ) -> Answer:  # fmt: skip
         if self._starter is None:
             self._starter = Starter(self._config.directory / "socket")
-        answer = await self._starter.start(found.number, found.version, streams, env, requested)
+        answer = await self._starter.start(
+            found.number, found.version, streams, env, requested, detached
+        )
         if answer.verb != Answered.REFUSED:
             return answer
         if found.function.serves == "events":
@@ -263,26 +273,36 @@ class Instances:
     ) -> Instance:  # fmt: skip
         """Start the only instance of a function whose root is a detached tree. Raises Failed.
 
-        ``process`` is what the node starts for it, if that is not its command with its limits.
+        ``process`` is what the node starts for it, if that is not its command with its limits. A
+        zygote outlives this process, others do not.
         """
         node = await self._connected()
         found = self._registry.only(function)
         process = process or function
         try:
-            words = node_wire.words(process.command, {}, process.directory)
+            words = node_wire.words(process.command, {}, process.directory, note(found))
             try:
                 uid = self._config.identities.first + found.number
                 described = definition(found, process, profile, flags, uid)
                 await node.register(described, tree, words)
             finally:
                 os.close(words)
-            answer = await self._asked(found, list(streams), process.env, time.monotonic_ns())
+            answer = await self._asked(
+                found, list(streams), process.env, time.monotonic_ns(), bool(flags & Flag.ZYGOTE)
+            )
         except BaseException:
             await self._forget_only(found)
             raise
         instance = self._instance(answer, found)
-        instance.ended.add_done_callback(lambda _: self._task(self._forget_only(found)))
+        self._forget_with(instance, found)
         return instance
+
+    def keep(self, descriptors: list[int]) -> Keepsake | None:
+        """Have the node keep descriptors for the next manager; see ``Node.keep``."""
+        return self._node.keep(descriptors) if self._node else None
+
+    def _forget_with(self, instance: Instance, found: Registered) -> None:
+        instance.ended.add_done_callback(lambda _: self._task(self._forget_only(found)))
 
     async def _forget_only(self, found: Registered) -> None:
         self._registry.leave(found)
@@ -317,6 +337,10 @@ class Instances:
     def get(self, identity: str) -> Instance | None:
         """A running instance, by its id."""
         return self._running.get(int(identity)) if _IDENTITY.fullmatch(identity) else None
+
+    def of_kind(self, kind: Kind) -> list[Instance]:
+        """The running instances of functions of this kind."""
+        return [one for one in self._running.values() if one.function.kind == kind]
 
     async def publish(self, instance: Instance) -> None:
         """Lead the function's ports to an instance. Raises Failed."""

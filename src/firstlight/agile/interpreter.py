@@ -11,13 +11,15 @@ from pathlib import Path
 
 import msgspec
 
-from firstlight.agile import seccomp, verify
+from firstlight.agile import kept, seccomp, verify
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.drain import Drain
 from firstlight.agile.function import Function
 from firstlight.agile.instance import Instance
 from firstlight.agile.instances import ZYGOTE_PROFILE, Instances
+from firstlight.agile.kept import KeptZygote
 from firstlight.agile.link import rights
+from firstlight.agile.node import Keepsake
 from firstlight.agile.node_wire import Flag
 from firstlight.agile.output import Output, pipes
 from firstlight.agile.place import Placer
@@ -28,6 +30,7 @@ INTERPRETER = "/usr/bin/python3"
 USER_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
 _FILES_LEAST = 64  # for an interpreter that imports, and receives a fork's descriptors
 _END_SECONDS = 5.0
+_SETTLE_SECONDS = 10.0
 # Libraries that start threads on import cannot be forked; these start one per CPU by default.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _log = logging.getLogger(__name__)
@@ -49,7 +52,8 @@ class Interpreter:
         self.filters, self.owner = 0, -1
         self._placer: Placer | None = None
         self._killed = False
-        self._control, self._drain = control, Drain(outputs)
+        self._control, self._outputs, self._drain = control, outputs, Drain(outputs)
+        self._kept: Keepsake | None = None
         control.setblocking(False)
         self.home: Cgroup | None = None
         self.identity = -1, -1
@@ -80,14 +84,44 @@ class Interpreter:
         """The end of its output, as a hint."""
         return f"it wrote: {self._drain.text}" if self._drain.text else None
 
-    async def imported(self) -> None:
+    def take_over(self, home: Cgroup, kept: Keepsake) -> None:
+        """It has imported the handler for an earlier manager. Raises OSError, Failed."""
+        self._kept = kept
+        self._look(home)
+        self.go_home()
+
+    async def settle(self) -> None:
+        """Wait until it has done what an earlier manager asked of it; if it does not, end it."""
+        try:
+            await self.send(b"sync", [])
+            receive = asyncio.get_running_loop().sock_recv(self._control, 64)
+            if await asyncio.wait_for(receive, _SETTLE_SECONDS) != b"sync":
+                raise Failed(f"the zygote of {self._function.handler} is not in order")
+        except (Failed, OSError, TimeoutError) as error:
+            _log.warning("the zygote of %s is ended: %s", self._function.handler, error)
+            self.kill()
+
+    def _look(self, home: Cgroup) -> None:
+        self.home = home
+        self.identity = _mapped(self.pid, "uid"), _mapped(self.pid, "gid")
+        self.filters = verify.filters(self.pid)
+        self._placer = Placer(self.pid, tmpfs(self._function), "instance")
+        self.owner = os.open(f"/proc/{self.pid}/ns/user", os.O_RDONLY)
+
+    def _keep(self, instances: Instances) -> None:
+        """Have the node keep what leads to it, for the manager after this one."""
+        assert self.home
+        home = int(self.home.memory.name)
+        note = kept.written(KeptZygote(self._function, self.instance.number, home))
+        self._kept = instances.keep(
+            [note, self._control.fileno(), *(output.descriptor for output in self._outputs)]
+        )
+        os.close(note)
+
+    async def imported(self, instances: Instances) -> None:
         """Wait until it has imported the handler and left nothing behind. Raises Failed."""
         try:
-            self.home = self._groups.of(self.pid)
-            self.identity = _mapped(self.pid, "uid"), _mapped(self.pid, "gid")
-            self.filters = verify.filters(self.pid)
-            self._placer = Placer(self.pid, tmpfs(self._function), "instance")
-            self.owner = os.open(f"/proc/{self.pid}/ns/user", os.O_RDONLY)
+            self._look(self._groups.of(self.pid))
         except (OSError, Failed) as error:
             raise await self._died() from error
         name, seconds = self._function.handler, self._function.timeout
@@ -105,8 +139,10 @@ class Interpreter:
             raise await self._died()
         if failed := _failed(message):
             raise Failed(f"cannot import {name}: {failed.rstrip()}", self.words)
+        assert self.home
         if left := _left_by_import(self.pid, self._groups.processes(self.home)):
             raise Failed(f"importing {name} left {left[0]}", left[1])
+        self._keep(instances)
         if self._drain.text:
             _log.info("importing %s wrote: %s", name, self._drain.text)
 
@@ -142,6 +178,12 @@ class Interpreter:
     def close(self) -> None:
         """The same, and leave it."""
         self.kill()
+        if self._kept:
+            self._kept.drop()
+        self.leave()
+
+    def leave(self) -> None:
+        """Leave it to the next manager."""
         self._control.close()
         self._drain.close()
         if self._placer:

@@ -17,6 +17,11 @@ class Output:
         self._held = b""
         os.set_blocking(descriptor, False)
 
+    @property
+    def descriptor(self) -> int:
+        """Its descriptor, or -1."""
+        return self._descriptor
+
     async def read(self) -> bytes:
         """The available output, at least one byte; empty at the end."""
         if self._held:

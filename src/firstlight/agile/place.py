@@ -12,6 +12,7 @@ from firstlight.agile import verify
 from firstlight.agile.cgroups import Cgroup, Cgroups
 from firstlight.agile.helper import Helper
 from firstlight.agile.network import Network
+from firstlight.agile.node import Keepsake
 from firstlight.errors import Failed
 
 _ZYGOTE = Struct("=64s64s")
@@ -35,6 +36,7 @@ class Place:
     cgroup: Cgroup
     generation: int
     left: asyncio.Event = field(default_factory=asyncio.Event)
+    kept: Keepsake | None = None
 
     def __post_init__(self) -> None:
         self.left.set()
@@ -72,6 +74,8 @@ class Place:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             self.hold.close()
             os.close(self.pidfd)
+            if self.kept:
+                self.kept.drop()
 
 
 class Placer:

@@ -25,6 +25,8 @@ from firstlight.errors import Failed
 
 _noted = msgspec.json.Decoder(tuple[Function, str])
 
+_NEVER = float("inf")
+
 
 @dataclass(eq=False)
 class Registered:
@@ -38,6 +40,11 @@ class Registered:
     checked: float = 0.0
     running: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def is_only(self) -> bool:
+        """Whether it is started once, and its files are not looked at."""
+        return self.checked == _NEVER
 
 
 class Registry:
@@ -88,7 +95,7 @@ class Registry:
         self._serial += 1
         found = Registered(function, self._free.popleft(), self._serial)
         self._by_number[found.number] = found
-        found.checked = float("inf")
+        found.checked = _NEVER
         return found
 
     def leave(self, found: Registered) -> None:
@@ -101,15 +108,14 @@ class Registry:
             self._free.append(found.number)
 
     def adopt(self, definition: node_wire.Definition, note: bytes) -> None:
-        """One that the node has from the manager before; those that start once have no note."""
-        function, digest = coding.decode(note, _noted) if note else (None, "")
-        known = function or Function(rootfs="?", command=("?",))
-        found = Registered(known, definition.number, definition.version, digest)
+        """One that the node has from the manager before; those that start once have no digest."""
+        function, digest = coding.decode(note, _noted)
+        found = Registered(function, definition.number, definition.version, digest)
         self._by_number[found.number] = found
-        if function:
+        if digest:
             self._by_key[_key(function)] = found
         else:
-            found.checked = float("inf")
+            found.checked = _NEVER
         self._free.remove(found.number)
         self._serial = max(self._serial, found.version)
 
@@ -129,7 +135,7 @@ class Registry:
         """See to all that was started lately: are its files as they were?"""
         for found in list(self._by_number.values()):
             async with found.lock:
-                once = found.checked == float("inf")
+                once = found.is_only
                 if self._by_number.get(found.number) is found and found.version and not once:
                     await self._check(found)
 

@@ -70,7 +70,10 @@ class Runtime:
             if not runs:
                 self.journal.record("network", self._networks.table, self._networks.anchor)
             await self._networks.open(adopt=runs)
-            self._instances = Instances(self.config, self._networks, groups, self._gate, self._rich)
+            self._instances = Instances(
+                self.config, self._networks, groups, self._gate, self._rich,
+                lambda kept: self._zygotes.take_over(kept),
+            )  # fmt: skip
             self._zygotes = Zygotes(
                 Resources(self.config, self._instances, self._networks, groups, self._gate)
             )
@@ -90,7 +93,7 @@ class Runtime:
     ) -> None:
         self._closing = True
         leaves = self._leaves and kind is None
-        await self._zygotes.close()
+        await (self._zygotes.left() if leaves else self._zygotes.close())
         await self._wasms.close()
         for wasm in self._wasms.values():
             await wasm.close()
@@ -105,10 +108,11 @@ class Runtime:
     def leave(self) -> None:
         """On exit, end no instance: the next runtime of this name takes them over. Needs ``stay``.
 
-        What is under way ends all the same: invocations of handlers.
+        Handlers that are at work go on too, but nobody gets their answers.
         """
         assert self._stay
         self._leaves = True
+        self._zygotes.leave()
 
     def _remove_all(self) -> None:
         self._networks.close()

@@ -32,6 +32,10 @@ class SingleFlight(Generic[Made]):
             del self._making[key]
         return self._made[key]
 
+    def put(self, key: bytes, made: Made) -> None:
+        """Have one that was made elsewhere."""
+        self._made[key] = made
+
     def values(self) -> list[Made]:
         """All that are made."""
         return list(self._made.values())

@@ -30,8 +30,9 @@ class Starter:
         self._loop.add_reader(self._socket, self._read)
 
     async def start(
-        self, number: int, version: int, streams: list[int], env: dict[str, str], asked: int
-    ) -> Answer:
+        self, number: int, version: int, streams: list[int], env: dict[str, str], asked: int,
+        detached: bool = False,
+    ) -> Answer:  # fmt: skip
         """The answer to a start. Raises Failed."""
         words = node_wire.words((), env) if env else -1
         self._serial += 1
@@ -39,7 +40,7 @@ class Starter:
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._asked[serial] = future
         given = [*streams, words] if env else [*streams]
-        flags = node_wire.WITH_WORDS if env else 0
+        flags = (node_wire.WITH_WORDS if env else 0) | (node_wire.DETACHED if detached else 0)
         message = node_wire.ask(Asked.START, number, flags, serial, asked, version=version)
         try:
             await self._send(message, given)

@@ -9,6 +9,7 @@ for its event is the deepest level of preparation; if none waits, one is made on
 import asyncio
 import json
 import logging
+import socket
 import time
 from collections import deque
 from collections.abc import Coroutine
@@ -21,12 +22,13 @@ import msgspec
 from firstlight.agile import interpreter
 from firstlight.agile.cgroups import Cgroup, Cgroups
 from firstlight.agile.config import Config
-from firstlight.agile.fork import Fork, Said
+from firstlight.agile.fork import Fork, Said, made
 from firstlight.agile.forked import Forked
 from firstlight.agile.function import EVENTS_PORT, Function, Result
 from firstlight.agile.instances import Instances
 from firstlight.agile.interpreter import Interpreter
 from firstlight.agile.network import Network, Networks
+from firstlight.agile.output import Output
 from firstlight.agile.place import Place
 from firstlight.agile.pool import LoadGate, Pool
 from firstlight.errors import Failed
@@ -56,7 +58,7 @@ class Zygote:
         self._up: Interpreter | None = None
         self._starting, self._forking = asyncio.Lock(), asyncio.Lock()
         self._generation = 0
-        self._closing = False
+        self._closing = self._leaves = self._settles = False
         self._next: asyncio.Task[Fork] | None = None
         self._standing: Place | None = None  # in its cgroup the zygote is
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -166,18 +168,49 @@ class Zygote:
         async with self._starting:
             if self._closing:
                 raise Failed("the runtime is stopping")
+            if self._settles and self._up:
+                self._settles = False
+                await self._up.settle()
             if not self._is_up():
                 await self._forget()
                 self._up = await self._started()
-                self._up.instance.ended.add_done_callback(lambda _: self._stands_in(None))
-                self._generation += 1
+                self._is_new()
+
+    def take_over(self, up: Interpreter) -> None:
+        """Go on with a zygote of an earlier manager."""
+        self._up = up
+        self._settles = True
+        self._is_new()
+
+    def outlive(
+        self, place: Place, events: socket.socket, outputs: list[Output], busy: bool
+    ) -> None:
+        """Let a fork of an earlier manager end its work; nobody waits for its answer."""
+        place.generation = self._generation
+        self._task(self._outlived(Fork(self.function.handler, place, events, outputs), busy))
+
+    async def _outlived(self, fork: Fork, busy: bool) -> None:
+        try:
+            if busy:
+                await fork.listen()
+                async with asyncio.timeout(self.function.timeout):
+                    await fork.answer()
+        except (TimeoutError, Failed) as error:
+            _log.info("a fork of %s: %s", self.function.handler, error)
+        finally:
+            self._discard(fork)
+
+    def _is_new(self) -> None:
+        assert self._up
+        self._up.instance.ended.add_done_callback(lambda _: self._stands_in(None))
+        self._generation += 1
 
     async def _started(self) -> Interpreter:
         up = await interpreter.start(
             self.function, self._resources.instances, self._resources.cgroups
         )
         try:
-            await up.imported()
+            await up.imported(self._resources.instances)
         except BaseException:
             up.close()
             raise
@@ -223,8 +256,9 @@ class Zygote:
             self._stands_in(place)
             function = self.function
             expected = place.expected(*up.identity, up.filters + 1)
-            fork = Fork(function.handler, place, expected)
+            fork = made(function.handler, place, expected)
             try:
+                fork.keep(self._resources.instances.keep, up.instance.number)
                 await fork.listen()
                 await up.send(self._request, fork.given)
                 fork.hand_over()
@@ -232,7 +266,7 @@ class Zygote:
                 fork.close()
                 raise
         except BaseException as error:
-            up.kill()  # its state is unknown
+            self._spoil(up)
             place.left.set()
             self._give_back(place)
             if isinstance(error, OSError):
@@ -240,6 +274,11 @@ class Zygote:
                 raise Failed(text, "try again") from error
             raise
         return fork
+
+    def _spoil(self, up: Interpreter) -> None:
+        """Something failed while it was told to fork: its state is unknown."""
+        if not self._leaves:
+            up.kill()
 
     async def _next_place(self) -> Place:
         while True:
@@ -278,12 +317,12 @@ class Zygote:
                 raise Failed(f"the zygote of {self.function.handler} is gone", "try again")
             fork, up = await task, self._up
             try:
-                await up.send(b"\0", [])
+                await up.send(b"fork", [])
                 async with asyncio.timeout(self.function.timeout):
                     await fork.ready()
                 fork.check(self._born(fork.place))
             except BaseException as error:
-                up.kill()  # its state in that place is unknown
+                self._spoil(up)
                 self._discard(fork)
                 if isinstance(error, TimeoutError):
                     name, seconds = self.function.handler, self.function.timeout
@@ -304,6 +343,8 @@ class Zygote:
                      "the import must not change os.fork or start processes")  # fmt: skip
 
     def _discard(self, fork: Fork) -> None:
+        if self._leaves:
+            return
         fork.close()
         self._give_back(fork.place)
 
@@ -368,6 +409,20 @@ class Zygote:
             _log.info("of %s: %s", self.function.handler, error.message)
         else:
             _log.error("a zygote's upkeep failed", exc_info=error)
+
+    def leave(self) -> None:
+        """End nothing from now on: the next manager takes over."""
+        self._closing = self._leaves = True
+
+    async def left(self) -> None:
+        """Do nothing more."""
+        for pool in self.pools:
+            await pool.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._up:
+            self._up.leave()
 
     async def close(self) -> None:
         """End the zygote and its forks, and release their parts."""

@@ -133,7 +133,11 @@ class Zygote:
         """Make an instance from these descriptors: three streams and five namespaces."""
         directory, files = request["directory"], request["files"]
         place = (tuple(descriptors[:3]), tuple(descriptors[4:]), directory, files, self._program)
-        if os.fork():
+        try:
+            if os.fork():
+                return
+        except OSError as error:  # the sandbox has ended, or there is no memory
+            os.write(descriptors[0], json.dumps({"failed": str(error)}).encode() + b"\n")
             return
         try:
             try:
@@ -150,7 +154,7 @@ class Zygote:
             os._exit(0)
 
     def serve(self, handler: Handler, control: socket.socket) -> None:
-        """Prepare a fork for each message with descriptors; fork for each without."""
+        """Prepare a fork for each message with descriptors; fork for each ``fork``."""
         gc.collect()
         gc.freeze()  # so that a collection in a fork does not write to all imported objects
         request: dict[str, Any] = {}
@@ -159,7 +163,9 @@ class Zygote:
             message, given, _, _ = socket.recv_fds(control, _PART, 16)
             if not message:
                 return
-            if not given:
+            if message == b"sync":
+                control.send(message)
+            if message == b"fork":
                 self.fork(handler, request, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)

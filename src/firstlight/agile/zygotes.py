@@ -1,12 +1,26 @@
 """The Python functions of a runtime, each with its zygote."""
 
-from firstlight.agile import coding, interpreter
+import asyncio
+import logging
+import os
+import socket
+
+from firstlight.agile import coding, interpreter, kept
 from firstlight.agile.cgroups import Cgroup, Limits
 from firstlight.agile.forked import Forked
 from firstlight.agile.function import Counts, Function, Result
+from firstlight.agile.interpreter import Interpreter
+from firstlight.agile.kept import KeptFork, KeptZygote
+from firstlight.agile.network import Network
+from firstlight.agile.node import Keepsake
+from firstlight.agile.output import Output
+from firstlight.agile.place import Place
 from firstlight.agile.pool import Pool
 from firstlight.agile.single_flight import SingleFlight
 from firstlight.agile.zygote import Resources, Zygote
+from firstlight.errors import Failed
+
+_log = logging.getLogger(__name__)
 
 
 class Zygotes:
@@ -16,6 +30,7 @@ class Zygotes:
         self._resources = resources
         self._zygotes: SingleFlight[Zygote] = SingleFlight()
         self._cgroup_pools: dict[Limits, Pool[Cgroup]] = {}
+        self._ready = asyncio.Event()
 
     async def invoke(self, function: Function, event: object, requested: int) -> Result:
         """Run a handler on an event, in a fork of its own. Raises Failed, Unsupported."""
@@ -44,6 +59,77 @@ class Zygotes:
         pools = [pool for zygote in self.values() for pool in zygote.pools]
         return [pool.counts() for pool in (*self._cgroup_pools.values(), *pools)]
 
+    async def take_over(self, items: list[tuple[Keepsake, list[int]]]) -> set[str]:
+        """Go on with what an earlier manager had; returns the names of the cgroups in use."""
+        forks: list[tuple[KeptFork, bool, Keepsake, list[int]]] = []
+        by_instance: dict[int, Zygote] = {}
+        for keepsake, (note, *descriptors) in items:
+            what, busy = kept.read(note)
+            os.close(note)
+            if isinstance(what, KeptFork):
+                forks.append((what, busy, keepsake, descriptors))
+            elif zygote := self._taken_over(what, keepsake, descriptors):
+                by_instance[what.instance] = zygote
+        for instance in self._resources.instances.of_kind("python"):
+            if instance.number not in by_instance:
+                instance.kill()  # it has not imported its handler
+        names = set()
+        for what, busy, keepsake, descriptors in forks:
+            if zygote := by_instance.get(what.zygote):
+                place, events, outputs = await self._place(what, keepsake, descriptors)
+                zygote.outlive(place, events, outputs, busy)
+                names.add(str(what.cgroup))
+            else:
+                _drop(keepsake, descriptors)
+        self._ready.set()
+        return names
+
+    def _taken_over(
+        self, what: KeptZygote, keepsake: Keepsake, descriptors: list[int]
+    ) -> Zygote | None:
+        groups, instances = self._resources.cgroups, self._resources.instances
+        instance = instances.get(str(what.instance))
+        if instance is None:
+            _drop(keepsake, descriptors)
+            return None
+        control, outputs = socket.socket(fileno=descriptors[0]), descriptors[1:]
+        up = Interpreter(what.function, groups, instance, control, list(map(Output, outputs)))
+        try:
+            up.take_over(groups.adopt(what.home), keepsake)
+        except (OSError, Failed) as error:
+            _log.warning("the zygote of %s is ended: %s", what.function.handler, error)
+            up.close()
+            return None
+        zygote = Zygote(self._resources, what.function, self._cgroups(what.function))
+        zygote.take_over(up)
+        self._zygotes.put(coding.encode(what.function), zygote)
+        return zygote
+
+    async def _place(
+        self, what: KeptFork, keepsake: Keepsake, descriptors: list[int]
+    ) -> tuple[Place, socket.socket, list[Output]]:
+        hold, pidfd, namespace, events, *outputs = descriptors
+        network = Network.from_note(what.network.encode(), namespace)
+        await self._resources.networks.adopt(network)
+        place = Place(
+            what.pid, pidfd, socket.socket(fileno=hold), network,
+            self._resources.cgroups.adopt(what.cgroup, doors=True), 0, kept=keepsake,
+        )  # fmt: skip
+        return place, socket.socket(fileno=events), list(map(Output, outputs))
+
+    def leave(self) -> None:
+        """End nothing from now on: the next manager takes over."""
+        for zygote in self.values():
+            zygote.leave()
+
+    async def left(self) -> None:
+        """Do nothing more."""
+        await self._zygotes.close()
+        for pool in self._cgroup_pools.values():
+            await pool.close()
+        for zygote in self.values():
+            await zygote.left()
+
     async def close(self) -> None:
         """End all zygotes and forks."""
         await self._zygotes.close()
@@ -53,6 +139,7 @@ class Zygotes:
             await zygote.close()
 
     async def _current(self, function: Function) -> Zygote:
+        await self._ready.wait()  # requests may come while there are zygotes to be taken over
         return await self._zygotes.get(coding.encode(function), lambda: self._made(function))
 
     async def _made(self, function: Function) -> Zygote:
@@ -78,3 +165,10 @@ class Zygotes:
                 self._resources.config.pools.cgroup, make, groups.remove, self._resources.gate,
             )  # fmt: skip
         return self._cgroup_pools[limits]
+
+
+def _drop(keepsake: Keepsake, descriptors: list[int]) -> None:
+    """What it led to has ended."""
+    keepsake.drop()
+    for descriptor in descriptors:
+        os.close(descriptor)
