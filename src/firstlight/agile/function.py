@@ -81,12 +81,7 @@ class Function(Struct, frozen=True, kw_only=True):
             raise Failed("the function has no command", "name a program of its root file system")
         if not self.directory.startswith("/"):
             raise Failed(f"the working directory {self.directory!r} is not an absolute path")
-        if self.kind == "python" and self.serves == "events":
-            if "." not in self.handler:
-                raise Failed(f"the function's handler is {self.handler!r}",
-                             "write it as module.name")  # fmt: skip
-        elif self.kind == "python" and self.handler.count(":") != 1:
-            raise Failed(f"the function's handler is {self.handler!r}", "write it as module:name")
+        self._check_handler()
         if self.network not in ("outbound", "internal", "none"):
             raise UnknownName("network", self.network, ("outbound", "internal", "none"))
         self._check_words()
@@ -105,6 +100,16 @@ class Function(Struct, frozen=True, kw_only=True):
         for port in (*self.ports, *self.ports.values()):
             if not 1 <= port <= 65535:
                 raise Failed(f"{port} is not a valid port", "from 1 to 65535")
+
+    def _check_handler(self) -> None:
+        if self.kind != "python":
+            return
+        if self.serves == "events":
+            right, shape = "." in self.handler, "module.name"
+        else:
+            right, shape = self.handler.count(":") == 1, "module:name"
+        if not right:
+            raise Failed(f"the function's handler is {self.handler!r}", f"write it as {shape}")
 
     def _check_words(self) -> None:
         if not self.rootfs.startswith("/"):

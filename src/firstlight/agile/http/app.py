@@ -40,7 +40,7 @@ async def served(config: Http, routes: Sequence[BaseRoute]) -> AsyncIterator[Non
     server = _Server(
         uvicorn.Config(
             application, http="httptools", ws="none", lifespan="off",
-            log_config=None, access_log=False, server_header=False,
+            log_config=None, access_log=False, server_header=False, proxy_headers=False,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
         )
     )  # fmt: skip

@@ -5,12 +5,14 @@ from contextlib import asynccontextmanager
 
 from firstlight.agile.config import Http
 from firstlight.agile.functions.catalogue import Functions
-from firstlight.agile.http import lambda_api
+from firstlight.agile.http import lambda_api, urls
 from firstlight.agile.http.app import served
+from firstlight.agile.serving import Serving
 
 
 @asynccontextmanager
-async def opened(config: Http, functions: Functions) -> AsyncIterator[None]:
+async def opened(config: Http, functions: Functions, serving: Serving) -> AsyncIterator[None]:
     """Serve a runtime's functions while in the context. Raises Failed."""
-    async with served(config, lambda_api.routes(functions)):
+    routes = [*lambda_api.routes(functions), *urls.routes(functions, serving)]
+    async with served(config, routes):
         yield

@@ -3,6 +3,9 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
 
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.runtime import Runtime
@@ -11,6 +14,9 @@ from firstlight.agile.serving.answer import Answer, Throttled
 from firstlight.agile.serving.fleet import Fleet
 from firstlight.agile.serving.runtime_api import Event, Lost
 from firstlight.errors import Failed
+
+if TYPE_CHECKING:
+    from firstlight.agile.serving.web import Web, WebInstance
 
 
 class Serving:
@@ -21,6 +27,7 @@ class Serving:
         self._running: Counter[str] = Counter()
         self._fleets: dict[tuple[str, str], Fleet] = {}
         self._retired: set[Fleet] = set()
+        self._webs: dict[tuple[str, str], Web] = {}
         self._releasing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Serving":
@@ -29,6 +36,8 @@ class Serving:
     async def __aexit__(self, *_: object) -> None:
         for fleet in [*self._fleets.values(), *self._retired]:
             await fleet.close()
+        for server in list(self._webs.values()):
+            await server.close()
         while self._releasing:
             await asyncio.wait(self._releasing)
 
@@ -42,12 +51,7 @@ class Serving:
         ``deadline`` is of time.monotonic(): an event that no instance has by then is refused.
         Raises Throttled, and Failed for what the node cannot do.
         """
-        running = self._running[version.name]
-        if version.concurrency is not None and running >= version.concurrency:
-            raise Throttled(f"{version.name} has {running} instances, and may have no more",
-                            "try again, or reserve more concurrency")  # fmt: skip
-        self._running[version.name] = running + 1
-        try:
+        with self._counted(version):
             if version.kind == "command":
                 return await once.run_command(self._runtime, version, event)
             if version.kind == "wasm" or (version.kind == "python" and ":" in version.handler):
@@ -56,10 +60,53 @@ class Serving:
                 raise Failed(f"{version.name} serves HTTP, not events", "call it by its URL")
             asked = Event(request_id, event, version.timeout, version.arn, trace, client_context)
             return await self._fetched(version, asked, deadline)
+
+    @contextmanager
+    def _counted(self, version: FunctionVersion) -> Iterator[None]:
+        """Count a request as under way. Raises Throttled."""
+        running = self._running[version.name]
+        if version.concurrency is not None and running >= version.concurrency:
+            raise Throttled(f"{version.name} has {running} instances, and may have no more",
+                            "try again, or reserve more concurrency")  # fmt: skip
+        self._running[version.name] = running + 1
+        try:
+            yield
         finally:
             self._running[version.name] -= 1
             if not self._running[version.name]:
                 del self._running[version.name]
+
+    @asynccontextmanager
+    async def web(self, version: FunctionVersion) -> "AsyncIterator[WebInstance]":
+        """The instance that serves a request over HTTP, while in the context.
+
+        Raises Throttled, Failed.
+        """
+        if version.kind != "http":
+            raise Failed(f"{version.name} does not serve HTTP", "invoke it")
+        with self._counted(version):
+            server = self._web(version)
+            instance, _ = await server.take()
+            try:
+                yield instance
+            finally:
+                server.give()
+
+    def _web(self, version: FunctionVersion) -> "Web":
+        from firstlight.agile.serving.web import Web  # httpx is not installed everywhere
+
+        key = version.name, version.version
+        server = self._webs.get(key)
+        if server is None or server.version.revision != version.revision:
+            if server:
+                server.retire()
+            server = self._webs[key] = Web(self._runtime, version, self._web_emptied)
+        return server
+
+    def _web_emptied(self, server: "Web") -> None:
+        key = server.version.name, server.version.version
+        if self._webs.get(key) is server:
+            del self._webs[key]
 
     async def _fetched(
         self, version: FunctionVersion, event: Event, deadline: float | None
@@ -86,7 +133,7 @@ class Serving:
     def _fleet(self, version: FunctionVersion) -> Fleet:
         key = version.name, version.version
         fleet = self._fleets.get(key)
-        if fleet and fleet.version != version:  # it was updated
+        if fleet and fleet.version.revision != version.revision:  # it was updated
             self._retire(fleet)
             fleet = None
         if fleet is None:
@@ -117,7 +164,11 @@ class Serving:
 
     async def retire(self, version: FunctionVersion) -> None:
         """End the idle instances of a version, and the others when they have answered."""
-        fleet = self._fleets.get((version.name, version.version))
+        key = version.name, version.version
+        server = self._webs.get(key)
+        if server and server.version.revision == version.revision:
+            server.retire()
+        fleet = self._fleets.get(key)
         if fleet and fleet.version.revision == version.revision:
             self._retire(fleet)
         else:

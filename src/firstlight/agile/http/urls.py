@@ -1,0 +1,169 @@
+"""Function URLs: ``/function/NAME/…`` and ``/function/NAME:VERSION/…`` lead to its instance.
+
+Bodies are streamed both ways. A client that leaves ends its request. Headers of one hop are not
+passed on (RFC 9110, 7.6.1); what the function cannot see itself is in ``X-Forwarded-…``.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import httpx
+import msgspec
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from firstlight.agile.functions.catalogue import Functions
+from firstlight.agile.functions.errors import NotFound
+from firstlight.agile.serving import Serving, Throttled
+from firstlight.agile.serving.answer import timed_out
+from firstlight.agile.serving.web import WebInstance
+from firstlight.errors import Failed
+
+PREFIX = "/function"
+_ONE_HOP = {
+    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
+    b"transfer-encoding", b"upgrade", b"proxy-connection",
+}  # fmt: skip
+_Headers = list[tuple[bytes, bytes]]
+
+
+def routes(functions: Functions, serving: Serving) -> list[BaseRoute]:
+    """The routes of all functions that serve HTTP."""
+    return [Route(f"{PREFIX}/{{name}}/{{path:path}}", _Proxy(functions, serving), methods=None)]
+
+
+class _Gone(Exception):
+    """The client has left."""
+
+
+class _Proxy:
+    """Passes requests on."""
+
+    def __init__(self, functions: Functions, serving: Serving) -> None:
+        self._functions, self._serving = functions, serving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = _Exchange(scope, receive, send)
+        loop = asyncio.get_running_loop()
+        work = loop.create_task(self._answer(exchange))
+        leaves = loop.create_task(exchange.client_leaves())
+        try:
+            await asyncio.wait((work, leaves), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, leaves):
+                task.cancel()
+                with suppress(asyncio.CancelledError, _Gone):
+                    await task
+
+    async def _answer(self, exchange: "_Exchange") -> None:
+        name, _, qualifier = exchange.name.partition(":")
+        try:
+            async with (
+                self._functions.using(name, qualifier) as version,
+                self._serving.web(version) as instance,
+            ):
+                await exchange.through(instance)
+        except NotFound as error:
+            await exchange.refuse(404, error)
+        except Throttled as error:
+            await exchange.refuse(429, error)
+        except Failed as error:
+            await exchange.refuse(502, error)
+        except httpx.TimeoutException:
+            await exchange.refuse(504, Failed(timed_out(version.timeout), "raise its timeout"))
+        except httpx.TransportError as error:
+            failed = Failed(f"{name} broke the connection off: {error or type(error).__name__}")
+            await exchange.refuse(502, failed)
+
+
+class _Exchange:
+    """A request and its answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope, self._receive, self._send = scope, receive, send
+        self.name: str = scope["path_params"]["name"]
+        self._read = asyncio.Event()
+        self._begun = False
+        named = {name for name, _ in scope["headers"]}
+        self._has_body = bool(named & {b"content-length", b"transfer-encoding"})
+        if not self._has_body:
+            self._read.set()
+
+    async def client_leaves(self) -> None:
+        """Return when the client has left, which is seen once its body is read."""
+        await self._read.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def through(self, instance: WebInstance) -> None:
+        """Have it answered by an instance. Raises httpx.TransportError, Failed."""
+        raw: bytes = self._scope["raw_path"].split(b"?")[0]
+        path = b"/" + raw.removeprefix(f"{PREFIX}/".encode()).partition(b"/")[2]
+        if self._scope["query_string"]:
+            path += b"?" + self._scope["query_string"]
+        request = instance.client.build_request(
+            self._scope["method"], instance.client.base_url.copy_with(raw_path=path),
+            headers=self._headers(), content=self._body() if self._has_body else None,
+        )  # fmt: skip
+        try:
+            response = await instance.client.send(request, stream=True)
+        except httpx.TransportError:
+            if instance.is_up:
+                raise
+            raise await instance.ended() from None
+        try:
+            await self._start(response.status_code, _passed(response.headers.raw))
+            async for part in response.aiter_raw():
+                await self._send({"type": "http.response.body", "body": part, "more_body": True})
+            await self._send({"type": "http.response.body", "body": b""})
+        finally:
+            await response.aclose()
+
+    async def refuse(self, status: int, error: Failed) -> None:
+        """Answer with an error; an answer that has begun is broken off."""
+        if self._begun:
+            raise error
+        body = msgspec.json.encode({"message": error.message, "hint": error.hint})
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await self._start(status, headers)
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def _start(self, status: int, headers: _Headers) -> None:
+        self._begun = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _body(self) -> AsyncIterator[bytes]:
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise _Gone
+            more = message.get("more_body", False)
+            yield message.get("body", b"")
+        self._read.set()
+
+    def _headers(self) -> _Headers:
+        headers = [
+            (name, value) for name, value in _passed(self._scope["headers"])
+            if not name.startswith(b"x-forwarded-")
+        ]  # fmt: skip
+        client = self._scope.get("client")
+        host = next((value for name, value in headers if name == b"host"), b"")
+        return [
+            *headers,
+            (b"x-forwarded-for", client[0].encode() if client else b"unix"),
+            (b"x-forwarded-proto", self._scope["scheme"].encode()),
+            (b"x-forwarded-host", host),
+            (b"x-forwarded-prefix", f"{PREFIX}/{self.name}".encode()),
+        ]
+
+
+def _passed(headers: _Headers) -> _Headers:
+    """The headers that are not of one hop, nor named as such."""
+    lowered = [(name.lower(), value) for name, value in headers]
+    named = {
+        word.strip().lower() for name, value in lowered if name == b"connection"
+        for word in value.split(b",")
+    }  # fmt: skip
+    return [(name, value) for name, value in lowered if name not in _ONE_HOP | named]

@@ -1,0 +1,154 @@
+"""Functions that serve HTTP, called by their URLs."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import httpx
+from tests.support.lambda_host import ENDPOINT, with_functions, zipped
+
+from firstlight.agile.functions.catalogue import Functions
+
+from firstlight.agile.functions.records import Settings, ZipSource
+
+SERVER = """
+import http.server, json, os, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def log_message(self, *_): pass
+    def answer(self, value, status=200):
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Own", "yes")
+        self.end_headers()
+        self.wfile.write(body)
+    def do_GET(self):
+        if self.path == "/sleep":
+            try:
+                time.sleep(float(os.environ.get("SLEEP", "600")))
+            finally:
+                pass
+        if self.path == "/exit":
+            print("gave up", flush=True)
+            os._exit(9)
+        if self.path == "/stream":
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for part in (b"one", b"two"):
+                self.wfile.write(b"%x\\r\\n%s\\r\\n" % (len(part), part))
+                self.wfile.flush()
+                if part == b"one":
+                    open("/tmp/go").close() if os.path.exists("/tmp/go") else None
+            self.wfile.write(b"0\\r\\n\\r\\n")
+            return
+        self.answer({"path": self.path, "pid": os.getpid(), "headers": dict(self.headers)}, 203)
+    def do_POST(self):
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer({"size": len(body), "end": body[-3:].decode()})
+http.server.ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+SETTINGS = Settings(
+    kind="http", command=("/usr/bin/python3", "/var/task/app.py"), port=8085, timeout=30.0,
+    network="internal", memory=256 << 20,
+)  # fmt: skip
+
+
+def with_site(
+    store: Path, main: Callable[[httpx.AsyncClient, Functions], Awaitable[None]],
+    settings: Settings = SETTINGS, server: str = SERVER,
+) -> None:  # fmt: skip
+    async def on(functions: Functions) -> None:
+        await functions.add("site", ZipSource(data=zipped(app=server)), settings)
+        base = f"{ENDPOINT}/function/site"
+        async with httpx.AsyncClient(base_url=base, timeout=60) as client:
+            await main(client, functions)
+
+    with_functions(store, on)
+
+
+def test_requests_reach_one_instance_with_their_headers(tmp_path: Path) -> None:
+    async def main(client: httpx.AsyncClient, functions: Functions) -> None:
+        first = await client.get(
+            "/a%20b/?q=1", headers={"X-Mine": "1", "X-Forwarded-For": "8.8.8.8"}
+        )
+        assert first.status_code == 203
+        assert first.headers["x-own"] == "yes"
+        seen = first.json()
+        assert seen["path"] == "/a%20b/?q=1"
+        headers = {name.lower(): value for name, value in seen["headers"].items()}
+        assert headers["x-mine"] == "1"
+        assert headers["x-forwarded-for"] == "127.0.0.1"
+        assert headers["x-forwarded-prefix"] == "/function/site"
+        assert headers["host"] == headers["x-forwarded-host"] == ENDPOINT.removeprefix("http://")
+        others = await asyncio.gather(*(client.get("/") for _ in range(8)))
+        assert {one.json()["pid"] for one in others} == {seen["pid"]}
+        assert functions.running("site") == 0
+
+    with_site(tmp_path, main)
+
+
+def test_bodies_are_streamed_both_ways(tmp_path: Path) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b"x" * (1 << 16)
+        yield b"end"
+
+    async def main(client: httpx.AsyncClient, functions: Functions) -> None:
+        answer = await client.post("/", content=parts())
+        assert answer.json() == {"size": (64 << 16) + 3, "end": "end"}
+        async with client.stream("GET", "/stream") as stream:
+            assert b"".join([part async for part in stream.aiter_raw()]) == b"onetwo"
+
+    with_site(tmp_path, main)
+
+
+def test_a_client_that_leaves_ends_its_request(tmp_path: Path) -> None:
+    async def main(client: httpx.AsyncClient, functions: Functions) -> None:
+        asked = asyncio.ensure_future(client.get("/sleep"))
+        while not functions.running("site"):
+            await asyncio.sleep(0.01)
+        asked.cancel()
+        while functions.running("site"):
+            await asyncio.sleep(0.01)
+
+    with_site(tmp_path, main)
+
+
+def test_each_failure_has_its_status_and_words(tmp_path: Path) -> None:
+    async def main(client: httpx.AsyncClient, functions: Functions) -> None:
+        assert (await client.get("/")).status_code == 203
+        ended = await client.get("/exit")
+        assert ended.status_code == 502
+        assert "exit status 9" in ended.json()["message"]
+        assert "gave up" in ended.json()["hint"]
+        assert (await client.get("/")).status_code == 203, "another takes its place"
+        slow = await client.get("/sleep")
+        assert slow.status_code == 504
+        assert "timed out" in slow.json()["message"]
+        unknown = await client.get(f"{ENDPOINT}/function/nothing/")
+        assert unknown.status_code == 404
+        await functions.reserve("site", 0)
+        assert (await client.get("/")).status_code == 429
+
+    import msgspec
+
+    with_site(tmp_path, main, msgspec.structs.replace(SETTINGS, timeout=3.0))
+
+
+def test_a_server_that_does_not_start_is_told_with_its_words(tmp_path: Path) -> None:
+    async def main(client: httpx.AsyncClient, functions: Functions) -> None:
+        failed = await client.get("/")
+        assert failed.status_code == 502
+        assert "no such cow" in json.dumps(failed.json())
+
+    with_site(tmp_path, main, server="raise SystemExit('no such cow')\n")
