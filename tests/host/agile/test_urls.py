@@ -9,7 +9,6 @@ import httpx
 from tests.support.lambda_host import ENDPOINT, with_functions, zipped
 
 from firstlight.agile.functions.catalogue import Functions
-
 from firstlight.agile.functions.records import Settings, ZipSource
 
 SERVER = """

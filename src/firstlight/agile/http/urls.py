@@ -25,6 +25,8 @@ _ONE_HOP = {
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
     b"transfer-encoding", b"upgrade", b"proxy-connection",
 }  # fmt: skip
+_END_SECONDS = 1.0
+"""How long a broken connection waits for the news that the instance has ended."""
 _Headers = list[tuple[bytes, bytes]]
 
 
@@ -108,7 +110,10 @@ class _Exchange:
         )  # fmt: skip
         try:
             response = await instance.client.send(request, stream=True)
+        except httpx.TimeoutException:
+            raise
         except httpx.TransportError:
+            await asyncio.wait((instance.instance.ended,), timeout=_END_SECONDS)
             if instance.is_up:
                 raise
             raise await instance.ended() from None
