@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from firstlight.agile.pods import agent
+from firstlight.agile.pods import daemon
 from firstlight.native import native
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +77,7 @@ class PodHost:
 
     def start(self, wait: bool = True) -> subprocess.Popen[bytes]:
         log = (self.directory / "agent.log").open("ab")
-        argv = self.command(sys.executable, "-P", agent.__file__, str(self.configuration))
+        argv = self.command(sys.executable, "-P", daemon.__file__, str(self.configuration))
         process = subprocess.Popen(argv, stdout=log, stderr=log)
         self.agents.append(process)
         end = time.monotonic() + _DEADLINE

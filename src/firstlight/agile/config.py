@@ -162,6 +162,9 @@ class PodsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     address, such as those of other nodes' pods; with ``masquerade``, all others see the node's.
     ``closed`` is what pods do not reach. ``node`` "closed" keeps them from the node's own sockets
     but for ``node_services``. ``mtu`` 0 is the kernel's default.
+
+    ``kubeconfig`` is a file, or "in-cluster": then an empty ``range`` is that of the Node object,
+    pods of other nodes are routed to, and refusals are events. ``metrics`` is ADDRESS:PORT.
     """
 
     range: str = "10.244.0.0/24"
@@ -172,9 +175,25 @@ class PodsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     closed: tuple[str, ...] = ("169.254.169.254/32", "100.100.100.200/32", "fd00:ec2::254/128")
     node: Literal["closed", "open"] = "closed"
     node_services: tuple[str, ...] = ("tcp/53", "udp/53", "tcp/6443", "tcp/10250")
+    kubeconfig: str = ""
+    metrics: str = ""
     pool: PoolSize = PoolSize(low=32, high=64)
 
     def __post_init__(self) -> None:
+        if self.range:
+            self._check_ranges()
+        elif not self.kubeconfig:
+            raise ValueError("pods.range is empty, and pods.kubeconfig names no cluster to ask")
+        if self.mtu and not 1280 <= self.mtu <= 65535:
+            raise ValueError(f"pods.mtu={self.mtu}: 0, or from 1280 to 65535")
+        if self.metrics and not re.fullmatch(r".+:[1-9][0-9]{0,4}", self.metrics):
+            raise ValueError(f"pods.metrics {self.metrics!r} is not ADDRESS:PORT")
+        for prefix in (*self.cluster, *self.closed):
+            ip_network(prefix)
+        for service in self.node_services:
+            _check_service(service)
+
+    def _check_ranges(self) -> None:
         if not _PREFIX_LEAST <= IPv4Network(self.range).prefixlen <= _PREFIX_MOST:
             raise ValueError(f"pods.range {self.range}: from /{_PREFIX_LEAST} to /{_PREFIX_MOST}")
         size = IPv4Network(self.range).num_addresses
@@ -184,12 +203,6 @@ class PodsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"pods.pool.high={self.pool.high}: {self.range} has {size - 3} addresses"
             )
-        if self.mtu and not 1280 <= self.mtu <= 65535:
-            raise ValueError(f"pods.mtu={self.mtu}: 0, or from 1280 to 65535")
-        for prefix in (*self.cluster, *self.closed):
-            ip_network(prefix)
-        for service in self.node_services:
-            _check_service(service)
 
 
 def _check_service(service: str) -> None:

@@ -262,17 +262,48 @@ def agent(
         typer.Option("--remove", help="Remove what the agent leaves on the host, and exit."),
     ] = False,
 ) -> None:
-    """Hand prepared networks to the CNI plugin until SIGTERM. Pods keep theirs."""
+    """Hand prepared networks to the CNI plugin.
+
+    Until SIGTERM or Ctrl-C; pods keep their networks.
+    """
     import asyncio
 
-    from firstlight.agile.pods import agent as pods
-    from firstlight.agile.pods import networks
+    from firstlight.agile.pods import daemon, networks
 
     loaded = _pods_configuration(config)
     if remove:
         networks.remove(loaded)
         return
-    asyncio.run(pods.serve(loaded, lambda: say(f"ready: {loaded.socket}")))
+    asyncio.run(daemon.serve(loaded, lambda: say(f"ready: {loaded.socket}")))
+
+
+@app.command(
+    epilog=examples(
+        "agile plugin --bin /opt/cni/bin --lists /etc/cni/net.d",
+        "agile plugin --bin /opt/cni/bin --lists /etc/cni/net.d --remove",
+    )
+)
+def plugin(
+    *,
+    binaries: Annotated[
+        Path, typer.Option("--bin", metavar="DIR", help="Where the runtime looks for plugins.")
+    ],
+    lists: Annotated[
+        Path, typer.Option("--lists", metavar="DIR", help="Where it looks for configurations.")
+    ],
+    conflist: Annotated[
+        Path | None,
+        typer.Option("--conflist", metavar="FILE", help="The network's configuration list."),
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove both.")] = False,
+) -> None:
+    """Install the CNI plugin and its list for a container runtime."""
+    from firstlight.agile.pods import install
+
+    if remove:
+        install.uninstall(binaries, lists)
+    else:
+        install.install(conflist or install.CONFLIST, binaries, lists)
 
 
 def _unit(config: Path | None) -> str:

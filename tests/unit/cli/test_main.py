@@ -69,6 +69,7 @@ def test_the_verbs() -> None:
                 )
             ),
             "agile invoke",
+            "agile plugin",
             "agile pools",
             "agile ps",
             "agile start",

@@ -8,26 +8,23 @@ A lease whose link has gone without a DEL is dropped.
 import asyncio
 import logging
 import os
-import signal
 import socket
-import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from pathlib import Path
 
-from firstlight.agile.config import Config, load
-from firstlight.agile.function import Counts
+from firstlight.agile.config import Config
 from firstlight.agile.pods import wire
 from firstlight.agile.pods.leases import Lease, Leases
-from firstlight.agile.pods.networks import HOST_MAC, PodNetwork, PodNetworks
-from firstlight.agile.pods.wire import Answer, Code, Flag, Request, Verb
+from firstlight.agile.pods.networks import PodNetwork, PodNetworks
+from firstlight.agile.pods.wire import Answer, Code, Request, Verb
 from firstlight.agile.pool import LoadGate, Pool
 from firstlight.errors import Failed, FirstlightError, Unsupported
 
 _BACKLOG = 4096
 _RIGHTS = socket.CMSG_SPACE(4)
+_AT_ONCE = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 _LOOK_SECONDS = 10.0
-_NICE = -10
+_DONE = Answer().encode()
 _log = logging.getLogger(__name__)
 
 
@@ -45,6 +42,7 @@ class Agent:
         self.added = self.deleted = self.refused = self.lost = 0
         self.on_refusal: Callable[[Request, str], None] = lambda _request, _why: None
         self._listener: socket.socket | None = None
+        self._is_ending = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Agent":
@@ -64,6 +62,7 @@ class Agent:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._is_ending = True
         if self._listener:
             asyncio.get_running_loop().remove_reader(self._listener)
             self.config.socket.unlink(missing_ok=True)
@@ -116,24 +115,23 @@ class Agent:
             except OSError as error:
                 _log.warning("cannot accept a connection: %s", error.strerror)
                 return
-            peer.setblocking(False)
             self._read(peer)
+
+    def _read_later(self, peer: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(peer)
+        self._read(peer)
 
     def _read(self, peer: socket.socket) -> None:
         """The request of a connection, or wait for it."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(peer)
         try:
-            message, ancillary, _, _ = peer.recvmsg(
-                wire.REQUEST.size + 1, _RIGHTS, socket.MSG_CMSG_CLOEXEC
-            )
+            message, ancillary, _, _ = peer.recvmsg(wire.REQUEST.size + 1, _RIGHTS, _AT_ONCE)
         except BlockingIOError:
-            loop.add_reader(peer, self._read, peer)
+            asyncio.get_running_loop().add_reader(peer, self._read_later, peer)
             return
         except OSError:
             message, ancillary = b"", []
         descriptor = int.from_bytes(ancillary[0][2][:4], "little") if ancillary else -1
-        if message:
+        if message and not self._is_ending:
             self._serve(peer, message, descriptor)
             return
         peer.close()
@@ -143,7 +141,7 @@ class Agent:
     def _serve(self, peer: socket.socket, message: bytes, descriptor: int) -> None:
         try:
             request = wire.decode(message)
-            if request.verb is Verb.ADD and not request.flags & Flag.FILL and len(self.pool):
+            if request.verb is Verb.ADD and not request.fills and len(self.pool):
                 network = self.pool.take_ready()
                 assert network
                 self._hand_over(peer, request, network)
@@ -171,19 +169,19 @@ class Agent:
 
     async def _answer(self, peer: socket.socket, request: Request, descriptor: int) -> None:
         match request.verb:
-            case Verb.ADD if request.flags & Flag.FILL:
+            case Verb.ADD if request.fills:
                 await self._fill(peer, request, descriptor)
             case Verb.ADD:
                 network, _ = await self.pool.take()
                 self._hand_over(peer, request, network)
             case Verb.DEL:
                 await self._delete(request)
-                _send(peer, Answer())
+                _send(peer, _DONE)
             case Verb.CHECK:
                 _send(peer, self._check(request))
             case Verb.GC:
                 await self._collect(request, descriptor)
-                _send(peer, Answer())
+                _send(peer, _DONE)
             case Verb.STATUS:
                 _send(peer, self._status())
 
@@ -193,7 +191,7 @@ class Agent:
         except Failed:
             self.networks.discard(network)
             raise
-        sent = _send(peer, self._result(network.number), network.descriptor)
+        sent = _send(peer, network.answer, network.descriptor)
         os.close(network.descriptor)
         if sent:
             self.added += 1
@@ -209,7 +207,7 @@ class Agent:
             await self.networks.end(number)
             raise
         self.added += 1
-        _send(peer, self._result(number))
+        _send(peer, self.networks.answer(number))
 
     def _lease(self, request: Request, number: int) -> Lease:
         """Record a lease; an earlier one of the same attachment was of an ADD that was lost."""
@@ -248,38 +246,29 @@ class Agent:
             if is_of and (lease.key.container, lease.key.interface) not in valid:
                 await self._end(lease)
 
-    def _check(self, request: Request) -> Answer:
+    def _check(self, request: Request) -> bytes:
         lease = self.leases.get(request.key)
         if lease is None:
-            return Answer(Code.UNKNOWN_CONTAINER, "the agent knows no such attachment")
+            why = "the agent knows no such attachment"
+            return Answer(Code.UNKNOWN_CONTAINER, why).encode()
         if lease.number not in self.networks.linked():
-            return Answer(Code.WRONG, "the link on the host is gone")
-        return self._result(lease.number)
+            return Answer(Code.WRONG, "the link on the host is gone").encode()
+        return self.networks.answer(lease.number)
 
-    def _status(self) -> Answer:
+    def _status(self) -> bytes:
         if len(self.pool) or not self.pool.error:
-            return Answer()
-        return Answer(Code.UNAVAILABLE, f"no network can be made: {self.pool.error}")
-
-    def _result(self, number: int) -> Answer:
-        networks, range6 = self.networks, self.networks.range6
-        return Answer(
-            flags=Flag.IPV6 if range6 else Flag(0),
-            mtu=self.config.pods.mtu or 1500,
-            address=networks.range[number], gateway=networks.range[1],
-            address6=range6[number] if range6 else Answer().address6,
-            gateway6=range6[1] if range6 else Answer().address6,
-            mac=networks.mac(number), host_mac=HOST_MAC,
-            link=f"{networks.links}{number:04x}",
-        )  # fmt: skip
+            return _DONE
+        return Answer(Code.UNAVAILABLE, f"no network can be made: {self.pool.error}").encode()
 
     def _refuse(self, peer: socket.socket, request: Request | None, error: FirstlightError) -> None:
+        if self._is_ending:
+            return  # without an answer, the plugin asks the next agent
         self.refused += 1
         why = error.message + (f"; {error.hint}" if error.hint else "")
         _log.warning("refused %s: %s", request.pod or request.key if request else "a request", why)
         if request:
             self.on_refusal(request, why)
-        _send(peer, Answer(Code.TRY_AGAIN, why))
+        _send(peer, Answer(Code.TRY_AGAIN, why).encode())
 
     async def _look(self) -> None:
         """Drop leases whose namespaces have ended without a DEL."""
@@ -294,39 +283,19 @@ class Agent:
             if lease.number not in linked:
                 self._lose(lease)
 
-    def counts(self) -> Counts:
-        """What the pool has done."""
-        return self.pool.counts()
-
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
-def _send(peer: socket.socket, answer: Answer, descriptor: int = -1) -> bool:
+def _send(peer: socket.socket, answer: bytes, descriptor: int = -1) -> bool:
     """Whether the plugin was still there."""
     try:
         if descriptor >= 0:
-            socket.send_fds(peer, [answer.encode()], [descriptor])
+            socket.send_fds(peer, [answer], [descriptor])
         else:
-            peer.send(answer.encode())
+            peer.send(answer)
     except OSError:
         return False
     return True
-
-
-async def serve(config: Config, ready: Callable[[], None] = lambda: None) -> None:
-    """Serve until SIGINT or SIGTERM; pods keep their networks. Raises FirstlightError."""
-    stopped = asyncio.Event()
-    with suppress(PermissionError):  # a pod must not queue behind others' work
-        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    async with Agent(config):
-        ready()
-        await stopped.wait()
-
-
-if __name__ == "__main__":
-    asyncio.run(serve(load(Path(sys.argv[1]))))

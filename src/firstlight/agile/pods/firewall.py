@@ -5,6 +5,7 @@ metadata services, and not the node's own sockets but for ``pods.node_services``
 portmap redirect to the node is not taken for the node's own.
 """
 
+import socket
 from collections.abc import Iterable
 
 from firstlight.agile import nethelper
@@ -30,7 +31,7 @@ table inet {table} {{
   }}
   chain to_host {{
     ct state established,related accept
-    meta l4proto {{ icmp, ipv6-icmp }} accept
+    meta l4proto {{ {icmp}, {icmp6} }} accept
     ct status dnat accept
     meta l4proto . th dport @services accept
     {otherwise}
@@ -57,7 +58,8 @@ def text(config: PodsConfig, table: str, links: str) -> str:
         closed6=_elements(a for a in config.closed if ":" in a),
         inside=_elements(a for a in inside if ":" not in a),
         inside6=_elements(a for a in inside if ":" in a),
-        services=_elements(each.replace("/", " . ") for each in config.node_services),
+        services=_elements(_service(each) for each in config.node_services),
+        icmp=socket.IPPROTO_ICMP, icmp6=socket.IPPROTO_ICMPV6,
         otherwise="accept" if config.node == "open" else "drop",
         masquerade="masquerade" if config.masquerade else "accept",
     )  # fmt: skip
@@ -82,6 +84,12 @@ def remove(table: str) -> None:
     commands = f"table inet {table}\ndelete table inet {table}"
     [answer] = nethelper.ask_once(nethelper.rules(commands))
     nethelper.read_rules(answer, f"remove the table {table}")
+
+
+def _service(text: str) -> str:
+    """In numbers: nft looks names up in /etc/protocols, which an image need not have."""
+    protocol, _, port = text.partition("/")
+    return f"{socket.IPPROTO_TCP if protocol == 'tcp' else socket.IPPROTO_UDP} . {port}"
 
 
 def _elements(parts: Iterable[str]) -> str:

@@ -19,12 +19,12 @@ from firstlight.agile import forwarding, nethelper
 from firstlight.agile.addresses import GONE_SECONDS, Addresses, Ring
 from firstlight.agile.config import Config
 from firstlight.agile.nethelper import Answer, Flag, NetHelper, Request, Verb
-from firstlight.agile.pods import firewall
+from firstlight.agile.pods import firewall, wire
 from firstlight.agile.rulewatch import RuleWatch
 from firstlight.errors import Failed
 
-HOST_MAC = bytes((2, 0x66, 0x6C, 0, 0, 1))
-"""Of every link on the host; see ``native/agile/net_make.c``."""
+_HOST_MAC = bytes((2, 0x66, 0x6C, 0, 0, 1))  # of every link; see native/agile/net_make.c
+_MTU = 1500  # the kernel's default of a veth pair
 _NO_IPV6 = IPv6Address(0)
 _CREATE = "create its link"
 _FORWARD = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding")
@@ -33,10 +33,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class PodNetwork:
-    """A prepared namespace with the range's address of that number."""
+    """A prepared namespace with the range's address of that number, and the answer about it."""
 
     number: int
     descriptor: int
+    answer: bytes
 
 
 class PodNetworks:
@@ -80,7 +81,7 @@ class PodNetworks:
             self.addresses.leave(number)
             raise Failed("cannot make a network: too many open files",
                          "raise the limit of open files, or lower pods.pool.high")  # fmt: skip
-        return PodNetwork(number, answer.descriptor)
+        return PodNetwork(number, answer.descriptor, self.answer(number))
 
     async def fill(self, namespace: int, interface: str) -> int:
         """The number of a link made in a namespace of another program's. Raises Failed."""
@@ -123,9 +124,17 @@ class PodNetworks:
         os.close(network.descriptor)
         self.addresses.leave(network.number)
 
-    def mac(self, number: int) -> bytes:
-        """The link address of a pod."""
-        return b"\x02\x66" + self.range[number].packed
+    def answer(self, number: int) -> bytes:
+        """What the plugin is told of a network."""
+        return wire.Answer(
+            flags=wire.Flag.IPV6 if self.range6 else wire.Flag(0),
+            mtu=self._config.mtu or _MTU,
+            address=self.range[number], gateway=self.range[1],
+            address6=self.range6[number] if self.range6 else _NO_IPV6,
+            gateway6=self.range6[1] if self.range6 else _NO_IPV6,
+            mac=b"\x02\x66" + self.range[number].packed, host_mac=_HOST_MAC,
+            link=f"{self.links}{number:04x}",
+        ).encode()  # fmt: skip
 
     def linked(self) -> set[int]:
         """The numbers whose links are there."""

@@ -31,6 +31,9 @@ class Flag(IntFlag):
     IPV6 = 2
 
 
+_VERBS, _FILL = {verb.value: verb for verb in Verb}, Flag.FILL.value
+
+
 class Code(IntEnum):
     """The specification's errors that the agent answers with; WRONG is the plugin's own."""
 
@@ -49,10 +52,13 @@ class Key(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A call of the plugin. ``pod`` is ``namespace/name`` where the runtime says it, else ""."""
+    """A call of the plugin. ``pod`` is ``namespace/name`` where the runtime says it, else "".
+
+    ``fills``: an ADD whose link is made in the namespace that comes along.
+    """
 
     verb: Verb
-    flags: Flag
+    fills: bool
     key: Key
     pod: str
     uid: str
@@ -87,12 +93,13 @@ def decode(message: bytes) -> Request:
     """A request. Raises Failed for one of another version."""
     if len(message) != REQUEST.size:
         raise Failed("the CNI plugin is of another version than the agent", "install both again")
-    magic, verb, flags, _, *texts = REQUEST.unpack(message)
-    if magic != MAGIC or verb not in Verb.__members__.values():
+    magic, number, flags, _, *texts = REQUEST.unpack(message)
+    verb = _VERBS.get(number)
+    if magic != MAGIC or verb is None:
         raise Failed("the CNI plugin is of another version than the agent", "install both again")
     network, container, interface, namespace, name, uid = map(_text, texts)
     pod = f"{namespace}/{name}" if name else ""
-    return Request(Verb(verb), Flag(flags), Key(network, container, interface), pod, uid)
+    return Request(verb, bool(flags & _FILL), Key(network, container, interface), pod, uid)
 
 
 def attachments(data: bytes) -> set[tuple[str, str]]:

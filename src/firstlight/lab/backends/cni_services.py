@@ -21,7 +21,7 @@ from typing import Any
 from pyroute2 import IPRoute
 
 from firstlight.agile.config import load
-from firstlight.agile.pods import agent as pods
+from firstlight.agile.pods import daemon as pods
 from firstlight.errors import Failed, Unsupported
 from firstlight.host.workspace import DISK, Workspace
 from firstlight.lab.cni import agent, known, weaver

@@ -248,7 +248,7 @@ def component_pids(cluster: Cluster) -> dict[str, int]:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             program = Path(os.fsdecode(words[0])).name
             module = os.fsdecode(words[2]).removesuffix(".py").rpartition("/")[2].rpartition(".")[2]
-            name = module if module in ("agent", "telemetry") else program
+            name = {"daemon": "agent", "telemetry": "telemetry"}.get(module, program)
             if name in names:
                 pids[name] = pid
     return pids

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from firstlight.agile.config import load
-from firstlight.agile.pods import agent as pods
+from firstlight.agile.pods import daemon as pods
 from firstlight.host import cgroups
 from firstlight.lab.cni import known
 

@@ -1,0 +1,126 @@
+"""Builds the image of the node's agent from this environment: build/agent.tar, an OCI archive.
+
+    .venv/bin/python mk/agent-image.py
+
+It needs no network. The image has this Python, firstlight's runtime with what the agent imports,
+and the shared libraries that these are linked with. umoci and skopeo write it.
+"""
+
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build"
+NEEDED = ("kubernetes", "msgspec", "prometheus-client", "pyroute2", "rich", "typer")
+STDLIB_LEFT_OUT = ("__pycache__", "test", "tests", "idlelib", "tkinter", "ensurepip", "turtledemo",
+                   "lib2to3", "pydoc_data", "site-packages", "dist-packages")  # fmt: skip
+PACKAGE_LEFT_OUT = ("__pycache__", "tests", "lab", "report", "analysis", "claims", "trace")
+
+
+def distributions() -> set[str]:
+    """The names of what is needed, and of what that needs."""
+    found: set[str] = set()
+    waiting = list(NEEDED)
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in found:
+            continue
+        try:
+            required = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue  # for another platform
+        found.add(name)
+        waiting += [re.match(r"[A-Za-z0-9._-]+", each)[0] for each in required
+                    if "extra ==" not in each]  # type: ignore[index]  # fmt: skip
+    return found
+
+
+def copy(source: Path, rootfs: Path) -> None:
+    """A file to the path that it has here."""
+    target = rootfs / source.relative_to("/")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        shutil.copy(source, target)
+
+
+def libraries(rootfs: Path) -> set[Path]:
+    """The shared libraries of every program and library in it."""
+    needed: set[Path] = set()
+    for file in rootfs.rglob("*"):
+        if file.is_symlink() or not file.is_file() or file.open("rb").read(4) != b"\x7fELF":
+            continue
+        listed = subprocess.run(["ldd", file], capture_output=True, text=True).stdout
+        needed |= {Path(found) for found in re.findall(r"(/\S+) \(0x", listed)}
+    return {library for library in needed if not str(library).startswith(str(rootfs))}
+
+
+def fill(rootfs: Path) -> None:
+    """Everything that the agent needs."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    site = rootfs / "usr/lib/firstlight"
+    shutil.copytree(stdlib, rootfs / stdlib.relative_to("/"),
+                    ignore=shutil.ignore_patterns(*STDLIB_LEFT_OUT))  # fmt: skip
+    python = Path(sys.executable).resolve()
+    copy(python, rootfs)
+    for name in distributions():
+        for file in importlib.metadata.files(name) or ():
+            source = Path(str(file.locate()))
+            if ".." not in file.parts and "__pycache__" not in file.parts and source.is_file():
+                target = site / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+    package = Path(sysconfig.get_path("purelib")) / "firstlight"
+    shutil.copytree(package, site / "firstlight",
+                    ignore=shutil.ignore_patterns(*PACKAGE_LEFT_OUT))  # fmt: skip
+    native = site / "firstlight" / "_native"
+    for file in native.iterdir():
+        if file.name not in ("net-helper", "cni"):
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+    start = rootfs / "usr/bin/firstlight"
+    start.write_text(
+        f"#!{python} -P\nimport sys\nsys.path.insert(0, '/usr/lib/firstlight')\n"
+        "from firstlight.cli.main import main\nmain()\n"
+    )
+    start.chmod(0o755)
+    (rootfs / "usr/bin/python3").unlink(missing_ok=True)
+    (rootfs / "usr/bin/python3").symlink_to(python)
+    for library in libraries(rootfs):
+        copy(library, rootfs)
+    for directory in ("etc", "run", "tmp", "proc", "sys", "dev"):
+        (rootfs / directory).mkdir(exist_ok=True)
+
+
+def run(*words: object) -> None:
+    """Run a command; its failure is ours."""
+    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+
+
+def main() -> None:
+    """Fill a root file system, and make an image of it."""
+    version = importlib.metadata.version("firstlight")
+    rootfs, layout, out = BUILD / "agent-rootfs", BUILD / "agent-oci", BUILD / "agent.tar"
+    for path in (rootfs, layout):
+        shutil.rmtree(path, ignore_errors=True)
+    out.unlink(missing_ok=True)
+    rootfs.mkdir(parents=True)
+    fill(rootfs)
+    image = f"{layout}:{version}"
+    run("umoci", "init", "--layout", layout)
+    run("umoci", "new", "--image", image)
+    run("umoci", "insert", "--image", image, rootfs, "/")
+    run("umoci", "config", "--image", image, "--config.entrypoint", "/usr/bin/firstlight",
+        "--config.env", "PATH=/usr/bin:/bin",
+        "--config.env", "PYTHONDONTWRITEBYTECODE=1")  # fmt: skip
+    run("skopeo", "copy", f"oci:{image}", f"oci-archive:{out}:docker.io/firstlight/agent:{version}")
+    for path in (rootfs, layout):
+        shutil.rmtree(path)
+    print(f"{out}: docker.io/firstlight/agent:{version}, {out.stat().st_size / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

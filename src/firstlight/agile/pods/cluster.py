@@ -1,0 +1,184 @@
+"""What the agent reads from the API server and says to it; the node's routes to other nodes' pods.
+
+One thread, since the client blocks. Routes carry a protocol number of their own, by which those of
+nodes that have gone are found. Without the API server, pods and routes stay as they are.
+"""
+
+import datetime
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import msgspec
+
+from firstlight.agile.config import Config
+from firstlight.agile.function import Counts
+from firstlight.agile.pods.wire import Request
+from firstlight.errors import Failed, Unsupported
+
+IN_CLUSTER = "in-cluster"
+ROUTE_PROTOCOL = 118
+"""In /etc/iproute2/rt_protos it is nobody's."""
+CONDITION = "FirstlightPodNetworks"
+_RANGE_SECONDS, _RETRY_SECONDS, _WATCH_SECONDS = 120.0, 2.0, 30
+_EVENT_SECONDS = 60.0
+_log = logging.getLogger(__name__)
+
+Routes = dict[str, str]
+"""Gateways by destination."""
+
+
+class Cluster:
+    """The API server, as ``pods.kubeconfig`` says. ``name`` is the node's."""
+
+    def __init__(self, kubeconfig: str) -> None:
+        try:
+            from kubernetes import client, config
+        except ImportError as error:
+            raise Unsupported("the Python client of Kubernetes is missing",
+                              "pip install 'firstlight[kubernetes]'") from error  # fmt: skip
+        try:
+            if kubeconfig == IN_CLUSTER:
+                config.load_incluster_config()  # type: ignore[no-untyped-call]
+            else:
+                config.load_kube_config(kubeconfig)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise Failed(f"cannot use the kubeconfig {kubeconfig}: {error}",
+                         "correct pods.kubeconfig") from error  # fmt: skip
+        self._api: Any = client.CoreV1Api()
+        self.name = os.environ.get("NODE_NAME") or socket.gethostname().lower()
+        self._said: dict[str, float] = {}
+        self._told: str | None = None
+
+    def complete(self, config: Config) -> Config:
+        """The configuration with the ranges of the Node, where it has none. Raises Failed."""
+        if config.pods.range:
+            return config
+        until = time.monotonic() + _RANGE_SECONDS
+        while True:
+            try:
+                node = self._api.read_node(self.name).to_dict()
+                ranges = _ranges(node)
+                why = f"the node {self.name} has no podCIDR"
+            except Exception as error:
+                ranges, why = [], f"cannot read the node {self.name}: {error}"
+            four = next((cidr for cidr in ranges if ":" not in cidr), "")
+            if four:
+                six = next((cidr for cidr in ranges if ":" in cidr), "")
+                fields = msgspec.to_builtins(config.pods) | {"range": four, "range6": six}
+                pods = msgspec.convert(fields, type(config.pods))
+                return msgspec.structs.replace(config, pods=pods)
+            if time.monotonic() > until:
+                raise Failed(why, "let the controller manager allocate-node-cidrs, "
+                             "or configure pods.range")  # fmt: skip
+            time.sleep(_RETRY_SECONDS)
+
+    def start(self, counts: Callable[[], Counts], error: Callable[[], str]) -> None:
+        """Keep routes and the node's condition, in a thread, until the process ends."""
+        threading.Thread(target=self._work, args=(counts, error), daemon=True).start()
+
+    def _work(self, counts: Callable[[], Counts], error: Callable[[], str]) -> None:
+        from kubernetes import watch
+
+        while True:
+            try:
+                nodes = {node.metadata.name: node.to_dict() for node in self._api.list_node().items}
+                set_routes(wanted_routes(nodes.values(), self.name))
+                events: Any = watch.Watch  # untyped
+                stream = events().stream(self._api.list_node, timeout_seconds=_WATCH_SECONDS)
+                self._tell(counts(), error())
+                for event in stream:
+                    node = event["object"].to_dict()
+                    nodes[node["metadata"]["name"]] = node
+                    if event["type"] == "DELETED":
+                        del nodes[node["metadata"]["name"]]
+                    set_routes(wanted_routes(nodes.values(), self.name))
+            except Exception as failure:  # the API server is away, or a route is refused
+                _log.warning("cannot follow the cluster's nodes: %s", failure)
+                time.sleep(_RETRY_SECONDS)
+
+    def _tell(self, counts: Counts, error: str) -> None:
+        """The node's condition, when it has changed."""
+        status = "False" if error and not counts.ready else "True"
+        if status == self._told:
+            return
+        now = datetime.datetime.now(datetime.UTC).isoformat()
+        condition = {
+            "type": CONDITION, "status": status, "lastHeartbeatTime": now,
+            "lastTransitionTime": now,
+            "reason": "CannotMake" if status == "False" else "Ready",
+            "message": error or f"{counts.ready} of {counts.high} networks are prepared",
+        }  # fmt: skip
+        self._api.patch_node_status(self.name, {"status": {"conditions": [condition]}})
+        self._told = status
+
+    def refused(self, request: Request, why: str) -> None:
+        """Post an event on a pod, at most one a minute, without waiting for it."""
+        now = time.monotonic()
+        if not request.pod or now - self._said.get(request.pod, -_EVENT_SECONDS) < _EVENT_SECONDS:
+            return
+        self._said = {pod: at for pod, at in self._said.items() if now - at < _EVENT_SECONDS}
+        self._said[request.pod] = now
+        threading.Thread(target=self._post, args=(request, why), daemon=True).start()
+
+    def _post(self, request: Request, why: str) -> None:
+        namespace, _, name = request.pod.partition("/")
+        now = datetime.datetime.now(datetime.UTC).isoformat()
+        event = {
+            "metadata": {"generateName": f"{name}.", "namespace": namespace},
+            "involvedObject": {"apiVersion": "v1", "kind": "Pod", "namespace": namespace,
+                               "name": name, "uid": request.uid},
+            "reason": "NoNetwork", "message": why, "type": "Warning", "count": 1,
+            "source": {"component": "firstlight-agent", "host": self.name},
+            "firstTimestamp": now, "lastTimestamp": now,
+        }  # fmt: skip
+        with suppress(Exception):  # the plugin's error says it as well
+            self._api.create_namespaced_event(namespace, event)
+
+
+def _ranges(node: dict[str, Any]) -> list[str]:
+    spec = node.get("spec") or {}
+    return list(spec.get("pod_cid_rs") or filter(None, [spec.get("pod_cidr")]))
+
+
+def wanted_routes(nodes: Iterable[dict[str, Any]], own: str) -> Routes:
+    """The routes to the pods of all other nodes, by their internal addresses."""
+    routes = {}
+    for node in nodes:
+        if node["metadata"]["name"] == own:
+            continue
+        addresses = [ip_address(each["address"])
+                     for each in (node.get("status") or {}).get("addresses") or ()
+                     if each["type"] == "InternalIP"]  # fmt: skip
+        for cidr in _ranges(node):
+            version = ip_network(cidr).version
+            gateway = next((each for each in addresses if each.version == version), None)
+            if gateway:
+                routes[cidr] = str(gateway)
+    return routes
+
+
+def set_routes(wanted: Routes) -> None:
+    """Make these routes, and remove others that an agent has made. Logs those that are refused."""
+    from pyroute2 import IPRoute, NetlinkError
+
+    with IPRoute() as netlink:
+        present = {
+            f"{route.get_attr('RTA_DST')}/{route['dst_len']}": str(route.get_attr("RTA_GATEWAY"))
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for route in netlink.get_routes(family=family, proto=ROUTE_PROTOCOL)
+            if route["proto"] == ROUTE_PROTOCOL
+        }
+        for destination in present.keys() - wanted.keys():
+            netlink.route("del", dst=destination, proto=ROUTE_PROTOCOL)
+        for destination, gateway in wanted.items() - present.items():
+            try:
+                netlink.route("replace", dst=destination, gateway=gateway, proto=ROUTE_PROTOCOL)
+            except NetlinkError as error:
+                _log.warning("cannot route %s by %s: %s", destination, gateway, error)

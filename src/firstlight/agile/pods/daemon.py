@@ -1,0 +1,43 @@
+"""The agent with its surroundings: signals, metrics, the cluster; ``firstlight agile agent``.
+
+python -m firstlight.agile.pods.daemon CONFIGURATION
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from firstlight.agile.config import Config, load
+from firstlight.agile.pods import metrics
+from firstlight.agile.pods.agent import Agent
+from firstlight.agile.pods.cluster import Cluster
+
+_NICE = -10
+
+
+async def serve(config: Config, ready: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGINT or SIGTERM; pods keep their networks. Raises FirstlightError."""
+    stopped = asyncio.Event()
+    with suppress(PermissionError):  # a pod must not queue behind others' work
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    cluster = Cluster(config.pods.kubeconfig) if config.pods.kubeconfig else None
+    if cluster:
+        config = await asyncio.to_thread(cluster.complete, config)
+    async with Agent(config) as agent:
+        if cluster:
+            agent.on_refusal = cluster.refused
+            cluster.start(agent.pool.counts, lambda: str(agent.pool.error or ""))
+        if config.pods.metrics:
+            metrics.serve(agent, config.pods.metrics)
+        ready()
+        await stopped.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(load(Path(sys.argv[1]))))
