@@ -184,7 +184,7 @@ def found(directory: Path) -> list[Mark]:
             while not str(record.get("labels", {}).get("id", "")).startswith(prefix):
                 record = json.loads(process.stdout.readline())
             seen[record["labels"]["id"]] = record
-    named = sum(record["labels"]["pod"] == "bench" for record in seen.values())  # type: ignore[index]
+    named = sum(record["labels"]["pod"] == "bench" for record in seen.values())
     lost = sum(int(str(record["lost_events"])) for record in seen.values())
     return [
         Mark(f"starts found with their pod's name, of {STARTS}", str(named), str(STARTS),

@@ -87,8 +87,8 @@ static int enter(int namespace)
 	return setns(namespace, CLONE_NEWNET) ? -errno : 0;
 }
 
-static int serve_make(const struct net_request *request, int owner, int *made, uint64_t *digest,
-		      const char **step)
+static int serve_make(const struct net_request *request, int owner, int *made,
+		      struct net_answer *answer, const char **step)
 {
 	int error;
 	*step = "make a namespace";
@@ -97,7 +97,10 @@ static int serve_make(const struct net_request *request, int owner, int *made, u
 		return *made;
 	if ((error = enter(*made)) || (error = net_make(&host, request, *made, step)))
 		return error;
-	return request->flags & NET_POD ? 0 : net_digest(digest, step);
+	if (request->flags & NET_POD)
+		return 0;
+	error = net_digest(&answer->digest, step);
+	return error ? error : net_quick_digest(&answer->quick);
 }
 
 /* What fails in the middle takes its link with it: the namespace is not ours to end. */
@@ -116,7 +119,8 @@ static int serve_fill(const struct net_request *request, int given, const char *
 	return error;
 }
 
-static int serve_check(int used, uint64_t *digest, const char **step)
+static int serve_check(const struct net_request *request, int used, struct net_answer *answer,
+		       const char **step)
 {
 	*step = "enter a used namespace";
 	uint64_t packets = 0, sockets = 0;
@@ -124,10 +128,13 @@ static int serve_check(int used, uint64_t *digest, const char **step)
 	if (error)
 		return error;
 	*step = "count sockets and packets";
-	if ((error = net_sockets(&sockets)) || sockets || (error = net_packets(&packets)) ||
-	    packets)
+	if ((error = net_sockets(&sockets)) || sockets)
 		return error;
-	return net_digest(digest, step);
+	if (request->flags & NET_QUICK)
+		return net_quick_digest(&answer->quick);
+	if ((error = net_packets(&packets)) || packets)
+		return error;
+	return net_digest(&answer->digest, step);
 }
 
 static int serve_host(const struct net_request *request, const char **step)
@@ -203,10 +210,10 @@ static void serve(const struct net_request *request, const void *body, size_t si
 		error = serve_host(request, &step);
 		break;
 	case NET_MAKE:
-		error = serve_make(request, given, &made, &answer.head.digest, &step);
+		error = serve_make(request, given, &made, &answer.head, &step);
 		break;
 	case NET_CHECK:
-		error = serve_check(given, &answer.head.digest, &step);
+		error = serve_check(request, given, &answer.head, &step);
 		break;
 	case NET_FORGET:
 		if (count > NET_RANGES_MAX)

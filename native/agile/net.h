@@ -33,6 +33,7 @@ enum net_flag {
 		4, /* MAKE, FILL: sysctls stay as they are, the link's address is the pod's own, and
 		      * nobody asks what can be read there */
 	NET_IPV6 = 8, /* HOST, MAKE, FILL: with address6 and gateway6, too */
+	NET_QUICK = 16, /* CHECK: the quick digest alone */
 };
 
 struct net_request {
@@ -51,7 +52,7 @@ struct net_request {
  * of what nft says. That of FORGET is followed by a byte for each range: 1 where its connections are
  * gone, 0 where its link is still there. */
 struct net_answer {
-	uint64_t id, digest;
+	uint64_t id, digest, quick; /* quick: of what a process without capabilities can change */
 	int32_t error; /* errno, or 0 */
 	char step[28]; /* what failed */
 };
@@ -65,6 +66,7 @@ struct net_range {
 int net_make(struct rtnl *host, const struct net_request *request, int namespace,
 	     const char **step);
 int net_digest(uint64_t *digest, const char **step);
+int net_quick_digest(uint64_t *digest);
 /* Packets that came and went by the links of the namespace, and sockets in it that anybody still
  * holds. Ours count until a grace period after they were closed: so it is asked before one is open. */
 int net_packets(uint64_t *packets);

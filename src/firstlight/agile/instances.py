@@ -530,7 +530,7 @@ class Instances:
             return
         again = (
             found is not None and not self._closing and not found.function.ports
-            and found.function.reuse != "none" and await self._networks.is_as_new(held.made)
+            and found.function.reuse != "none" and await self._networks.may_be_reused(held.made)
         )  # fmt: skip
         if again and found and self._registry.number(found.number) is found:
             self._parts.give_back(held, found.number)

@@ -20,7 +20,7 @@ from firstlight.errors import Failed
 from firstlight.native import native
 
 PROGRAM = "net-helper"
-_REQUEST, _ANSWER = Struct("=IIQi4s4s16s16sI16s16s"), Struct("=QQi28s")
+_REQUEST, _ANSWER = Struct("=IIQi4s4s16s16sI16s16s"), Struct("=QQQi28s")
 _RANGE = Struct("=4s4si")
 RANGES_MAX, _BODY_MAX, _MESSAGE_MAX = 1024, 65536, 4096
 SILENCE_SECONDS = 10.0
@@ -42,12 +42,13 @@ class Verb(IntEnum):
 
 
 class Flag(IntFlag):
-    """Of MAKE and FILL; IPV6 of HOST, too."""
+    """Of MAKE and FILL; IPV6 of HOST, too; QUICK of CHECK."""
 
     WIRED = 1
     NEIGHBOURS = 2
     POD = 4
     IPV6 = 8
+    QUICK = 16
 
 
 class Answer(NamedTuple):
@@ -55,6 +56,7 @@ class Answer(NamedTuple):
 
     id: int
     digest: int
+    quick: int
     error: int
     step: str
     rest: bytes
@@ -126,9 +128,9 @@ def _read(descriptor: int) -> str:
 
 
 def _decode(message: bytes, descriptor: int) -> Answer:
-    number, digest, error, step = _ANSWER.unpack_from(message)
+    number, digest, quick, error, step = _ANSWER.unpack_from(message)
     text = step.rstrip(b"\0").decode(errors="replace")
-    return Answer(number, digest, error, text, message[_ANSWER.size :], descriptor)
+    return Answer(number, digest, quick, error, text, message[_ANSWER.size :], descriptor)
 
 
 class NetHelper:

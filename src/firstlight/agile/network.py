@@ -28,6 +28,7 @@ from firstlight.errors import Failed
 
 QUARANTINE_SECONDS = 0.05
 """How long a used network rests before it is examined, so that packets in flight arrive."""
+FULL_CHECK_EVERY = 32
 _log = logging.getLogger(__name__)
 
 
@@ -35,12 +36,15 @@ _log = logging.getLogger(__name__)
 class Network:
     """An instance's network namespace. ``address`` is None if it has no link.
 
-    ``digest`` covers everything readable in it when it was new.
+    ``digest`` covers everything readable in it when it was new; ``quick`` what an instance, which
+    has no capability, can change.
     """
 
     descriptor: int
     address: IPv4Address | None
     digest: int
+    quick: int = 0
+    uses: int = 0
     listener: socket.socket | None = None
     """A server socket on its own loopback."""
 
@@ -52,13 +56,14 @@ class Network:
 
     def note(self) -> bytes:
         """What identifies it, besides its descriptor; see ``from_note``."""
-        return f"{self.address or ''} {self.digest:x}".encode()
+        return f"{self.address or ''} {self.digest:x} {self.quick:x}".encode()
 
     @staticmethod
     def from_note(note: bytes, descriptor: int) -> "Network":
         """The network with this note."""
-        address, _, digest = note.decode().partition(" ")
-        return Network(descriptor, IPv4Address(address) if address else None, int(digest, 16))
+        address, digest, quick = note.decode().split(" ")
+        where = IPv4Address(address) if address else None
+        return Network(descriptor, where, int(digest, 16), int(quick, 16))
 
 
 class Networks:
@@ -176,7 +181,7 @@ class Networks:
         if answer.descriptor < 0:
             raise Failed(f"cannot {what}: too many open files",
                          "raise the limit of open files, or stop instances")  # fmt: skip
-        return Network(answer.descriptor, address, answer.digest)
+        return Network(answer.descriptor, address, answer.digest, answer.quick)
 
     async def is_as_new(self, network: Network) -> bool:
         """Whether a namespace without processes reads as new.
@@ -192,6 +197,22 @@ class Networks:
         except Failed:
             return False
         return answer.digest == network.digest
+
+    async def may_be_reused(self, network: Network) -> bool:
+        """The same, of a namespace that an instance has used: what takes a capability to change,
+        which it had not, is looked at each ``FULL_CHECK_EVERY`` uses only.
+        """
+        network.uses += 1
+        if network.uses % FULL_CHECK_EVERY == 0:
+            return await self.is_as_new(network)
+        await asyncio.sleep(QUARANTINE_SECONDS)
+        try:
+            self._check_open()
+            request = Request(Verb.CHECK, Flag.QUICK)
+            answer = (await self._parts.ask(request, network.descriptor)).check("look")
+        except Failed:
+            return False
+        return answer.quick == network.quick
 
     async def make_listening(self, reach: Reach, port: int, owner: int = -1) -> Network:
         """Make a network with a server socket on its own loopback. Raises Failed."""

@@ -16,7 +16,7 @@ import pytest
 from tests.support.agile_host import on_host
 from tests.support.network_host import inside, neighbour, networks, on_network_host, sh
 
-from firstlight.agile.network import Network, Networks
+from firstlight.agile.network import FULL_CHECK_EVERY, Network, Networks
 
 TIME_WAIT = (
     "import socket as s; l = s.create_server(('127.0.0.1', 0)); "
@@ -71,27 +71,43 @@ COMMANDS = {
 }
 
 
-def is_kept(leave: Callable[[Networks, Network], None]) -> bool:
-    """Whether a network is as new after something was left there."""
+def is_kept(leave: Callable[[Networks, Network], None], used: int | None = None) -> bool:
+    """Whether a network is as new after something was left there; or, after so many uses before,
+    whether an instance's next may have it."""
     kept: list[bool] = []
 
     async def main(made: Networks) -> None:
         network = await made.make("outbound")
         assert await made.is_as_new(network), "an unused network is as new"
         leave(made, network)
-        kept.append(await made.is_as_new(network))
+        network.uses = used or 0
+        look = made.is_as_new if used is None else made.may_be_reused
+        kept.append(await look(network))
         made.discard(network)
 
     on_network_host(main)
     return kept[0]
 
 
+@pytest.mark.parametrize("used", [None, 0])
 @pytest.mark.parametrize("name", PYTHON)
-def test_a_trace_of_a_socket_is_seen(name: str) -> None:
+def test_a_trace_of_a_socket_is_seen(name: str, used: int | None) -> None:
     def leave(made: Networks, network: Network) -> None:
         inside(network).python(PYTHON[name].format(gateway=made.gateway))
 
-    assert not is_kept(leave)
+    assert not is_kept(leave, used)
+
+
+def test_every_so_often_a_network_is_looked_at_for_what_takes_a_capability() -> None:
+    def leave(_: Networks, network: Network) -> None:
+        inside(network).run("ip", "address", "add", "192.0.2.1/32", "dev", "lo")
+
+    assert is_kept(leave, 0), "no instance can leave this"
+    assert not is_kept(leave, FULL_CHECK_EVERY - 1)
+
+
+def test_a_network_that_only_rested_serves_again() -> None:
+    assert is_kept(lambda _made, _network: None, 0)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -162,6 +178,7 @@ def test_what_the_host_sends_to_an_instance_counts_as_talk() -> None:
             sock.sendto(b"late", (str(network.address), 9))
 
     assert not is_kept(leave)
+    assert not is_kept(leave, 0)
 
 
 CLOSE_IN_ORDER = """
