@@ -95,14 +95,14 @@ class Fork:
         if said.ready is None:
             raise Failed(f"cannot fork {self.name}: {said.failed}")
 
-    def check(self, pid: int) -> None:
-        """Set its process, which must be confined. Raises Failed."""
+    def check(self, pid: int, zygote: int) -> None:
+        """Set its process, which must be confined, and share nothing. Raises Failed."""
         try:
             self.pid, self.pidfd = pid, os.pidfd_open(pid)
         except OSError as error:
             raise Failed(f"a fork of {self.name} ended before it was ready") from error
         assert self.expected
-        verify.check(f"a fork of {self.name}", pid, self.expected)
+        verify.check(f"a fork of {self.name}", pid, self.expected, zygote)
 
     async def run(self, line: bytes) -> Said | int | None:
         """Send what its handler gets, and wait for its end: what it said, or its wait status."""

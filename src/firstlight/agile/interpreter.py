@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import socket
 from contextlib import ExitStack, suppress
 from importlib.resources import files
@@ -33,6 +34,8 @@ _END_SECONDS = 5.0
 _SETTLE_SECONDS = 10.0
 # Libraries that start threads on import cannot be forked; these start one per CPU by default.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
+_SHARED = re.compile(r"^\S+ ...s .*$", re.MULTILINE)
 _log = logging.getLogger(__name__)
 
 
@@ -52,6 +55,7 @@ class Interpreter:
         self.filters, self.owner = 0, -1
         self._placer: Placer | None = None
         self._killed = False
+        self._harmless: list[str] = []  # shared mappings that are known to stay unwritable
         self._control, self._outputs, self._drain = control, outputs, Drain(outputs)
         self._kept: Keepsake | None = None
         control.setblocking(False)
@@ -140,11 +144,44 @@ class Interpreter:
         if failed := _failed(message):
             raise Failed(f"cannot import {name}: {failed.rstrip()}", self.words)
         assert self.home
-        if left := _left_by_import(self.pid, self._groups.processes(self.home)):
-            raise Failed(f"importing {name} left {left[0]}", left[1])
+        if others := self._groups.processes(self.home) - {self.pid}:
+            names = ", ".join(sorted(filter(None, map(_name, others))))
+            raise Failed(f"importing {name} left processes running: {names}",
+                         "start them in the handler")  # fmt: skip
+        await asyncio.to_thread(self.check)
         self._keep(instances)
         if self._drain.text:
             _log.info("importing %s wrote: %s", name, self._drain.text)
+
+    def check(self) -> None:
+        """Raise Failed if forks would lack or share something of it. It may take milliseconds."""
+        name = self._function.handler
+        try:
+            threads = verify.status(self.pid)["Threads"]
+            shared = self._shared()
+        except OSError as error:
+            raise Failed(f"the zygote of {name} is gone: {error.strerror}", "try again") from error
+        if threads != "1":
+            raise Failed(f"importing {name} left threads running: a fork would not have them",
+                         "start them in the handler; for a numeric library, set the number of "
+                         "threads to 1")  # fmt: skip
+        if shared:
+            what = f"shared memory, which all requests would share: {', '.join(sorted(shared))}"
+            remedy = "make it in the handler: mmap, multiprocessing's locks and values"
+            raise Failed(f"importing {name} left {what}", remedy)
+
+    def _shared(self) -> set[str]:
+        """Memory that it could write to and its forks would read. Raises OSError."""
+        proc = Path(f"/proc/{self.pid}")
+        found = set()
+        for link in (proc / "fd").iterdir():
+            with suppress(OSError):
+                found |= {one for one in [str(link.readlink())] if one.startswith("/memfd:")}
+        mapped = _SHARED.findall((proc / "maps").read_text(errors="replace"))
+        if mapped != self._harmless:  # what is only read now may be made writable by a fork
+            found |= _writable((proc / "smaps").read_text(errors="replace"))
+            self._harmless = [] if found else mapped
+        return found
 
     async def _died(self) -> Failed:
         """Why it ended before the handler was imported."""
@@ -258,26 +295,15 @@ def _failed(message: bytes) -> str | None:
         return f"its message violates the protocol: {error!r}"
 
 
-def _left_by_import(zygote: int, pids: set[int]) -> tuple[str, str] | None:
-    """What an import left that forks would lack or share, and the remedy."""
-    if others := sorted(pids - {zygote}):
-        names = ", ".join(sorted(filter(None, map(_name, others))))
-        return f"processes running: {names}", "start them in the handler"
-    if verify.status(zygote)["Threads"] != "1":
-        return ("threads running: a fork would not have them", "start them in the handler; for a "
-                "numeric library, set the number of threads to 1")  # fmt: skip
-    shared = set()
-    for line in Path(f"/proc/{zygote}/maps").read_text(errors="replace").splitlines():
-        _, rights, _, _, _, *path = line.split(maxsplit=5)
-        if rights[1] == "w" and rights[3] == "s":
-            shared.add(path[0] if path else "a mapping")
-    for link in Path(f"/proc/{zygote}/fd").iterdir():
-        with suppress(OSError):
-            shared |= {target for target in [str(link.readlink())] if target.startswith("/memfd:")}
-    if shared:
-        return (f"shared memory, which all requests would share: {', '.join(sorted(shared))}",
-                "make it in the handler: mmap, multiprocessing's locks and values")  # fmt: skip
-    return None
+def _writable(smaps: str) -> set[str]:
+    """Shared mappings that are or may be made writable. Format: proc_pid_smaps(5)."""
+    found, words = set(), [""]
+    for line in smaps.splitlines():
+        if _MAPPING.match(line):
+            words = line.split(maxsplit=5)
+        elif line.startswith("VmFlags:") and {"mw", "sh"} <= set(line.split()):
+            found.add(words[5] if len(words) > 5 else "a mapping")
+    return found
 
 
 def _name(pid: int) -> str:

@@ -1,5 +1,6 @@
 """Verifies a process's confinement from outside; nothing that it says of itself counts."""
 
+import ctypes
 import os
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ WANTED = {
     "TracerPid": "0",
 }
 """Lines of /proc/PID/status of a process without rights."""
+_KCMP = 312 if os.uname().machine == "x86_64" else 272
+_SHARED = {1: "memory", 2: "descriptors", 3: "directories", 4: "signal handlers"}
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
 _MOST = 1 << 16
 _CONTROLLERS = {"cpu", "memory", "pids", ""}
 
@@ -77,10 +81,22 @@ def differences(pid: int, expected: Expected) -> list[str]:
     return found
 
 
-def check(what: str, pid: int, expected: Expected) -> None:
+def shared(pid: int, parent: int) -> list[str]:
+    """What a process shares with the one that made it, by kcmp(2). Raises OSError."""
+    found = []
+    for kind, name in _SHARED.items():
+        order = _syscall(ctypes.c_long(_KCMP), parent, pid, kind, 0, 0)
+        if order < 0:
+            raise OSError(ctypes.get_errno(), f"kcmp: {os.strerror(ctypes.get_errno())}")
+        if order == 0:
+            found.append(f"it shares its parent's {name}")
+    return found
+
+
+def check(what: str, pid: int, expected: Expected, parent: int) -> None:
     """Raise Failed if a process is not confined as expected, or is gone."""
     try:
-        found = differences(pid, expected)
+        found = differences(pid, expected) + shared(pid, parent)
     except OSError as error:
         raise Failed(f"{what} ended before it was ready: {error.strerror}") from error
     if found:

@@ -250,7 +250,7 @@ class Zygote:
         assert up is not None
         place.left.clear()
         try:
-            await asyncio.to_thread(self._resources.cgroups.move, up.pid, place.cgroup)
+            await asyncio.to_thread(self._moved, up, place)
             if up is not self._up or not up.is_up:
                 raise Failed(f"the zygote of {self.function.handler} is gone", "try again")
             self._stands_in(place)
@@ -279,6 +279,11 @@ class Zygote:
         """Something failed while it was told to fork: its state is unknown."""
         if not self._leaves:
             up.kill()
+
+    def _moved(self, up: Interpreter, place: Place) -> None:
+        """Move it, if the forks that it made have left it as it was. Raises Failed, OSError."""
+        up.check()
+        self._resources.cgroups.move(up.pid, place.cgroup)
 
     async def _next_place(self) -> Place:
         while True:
@@ -320,7 +325,7 @@ class Zygote:
                 await up.send(b"fork", [])
                 async with asyncio.timeout(self.function.timeout):
                     await fork.ready()
-                fork.check(self._born(fork.place))
+                fork.check(self._born(fork.place), up.pid)
             except BaseException as error:
                 self._spoil(up)
                 self._discard(fork)

@@ -54,9 +54,17 @@ def test_another_identity_filter_or_cgroup_is_named(process: subprocess.Popen[by
         assert [one for one in more if one.startswith(said)]
 
 
+def test_what_a_process_shares_with_its_parent_is_named(process: subprocess.Popen[bytes]) -> None:
+    assert verify.shared(process.pid, os.getpid()) == []
+    same = verify.shared(os.getpid(), os.getpid())
+    assert [one.rpartition(" ")[2] for one in same] == [
+        "memory", "descriptors", "directories", "handlers"
+    ]  # fmt: skip
+
+
 def test_a_process_that_is_gone_is_no_instance(process: subprocess.Popen[bytes]) -> None:
     right = expected(process.pid)
     process.kill()
     process.wait()
     with pytest.raises(Failed, match="ended before it was ready"):
-        verify.check("a fork", process.pid, right)
+        verify.check("a fork", process.pid, right, os.getpid())
