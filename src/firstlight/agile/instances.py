@@ -61,6 +61,8 @@ class Instances:
                                    lambda: self._refuse(node_wire.CGROUP, 0))  # fmt: skip
         self._listening = {reach: self._listening_pool(reach) for reach in node_wire.REACHES}
         self._unused: Counter[int] = Counter()
+        self.observers: list[Callable[[bool, int], None]] = []
+        """Each is called at a start: whether its sandbox was waiting, and its time in ns."""
         self._registry = Registry(config, self._register, self._forget)
         self._running: dict[int, Instance] = {}
         self._ended_last: OrderedDict[int, Instance] = OrderedDict()
@@ -473,6 +475,8 @@ class Instances:
             found.running += 1
             found.used = time.monotonic()
         function = found.function if found else Function(rootfs="?", command=("?",))
+        for observe in self.observers:
+            observe(bool(event.flags & node_wire.WARM), event.running - event.requested)
         if event.flags & node_wire.WARM:
             self._sandbox_hits += 1
         else:

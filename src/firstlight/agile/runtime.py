@@ -7,6 +7,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 from firstlight.agile import coding
@@ -221,6 +222,16 @@ class Runtime:
     async def synced(self) -> None:
         """Return when ``running`` and ``pools`` have all that the node has told its clients."""
         await self._instances.synced()
+
+    @property
+    def observers(self) -> list[Callable[[bool, int], None]]:
+        """Each is called at a start: whether its sandbox was waiting, and its time in ns."""
+        return self._instances.observers
+
+    @property
+    def cgroups(self) -> tuple[Path, ...]:
+        """The top cgroup of all instances in each hierarchy."""
+        return self._cgroups.tops
 
     def running(self) -> list[Listed]:
         """The running instances."""

@@ -112,6 +112,7 @@ class Kept:
         answer = Answer(
             payload=reply.payload if reply else b"",
             error="Unhandled" if reply and reply.error else None,
+            cause="handler" if reply and reply.error else "",
             log_tail=self._log.since(before, _TAIL_MAX), cold=cold,
             init_ns=self._init_ns if cold else 0, duration_ns=time.monotonic_ns() - began,
         )  # fmt: skip

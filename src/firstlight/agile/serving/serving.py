@@ -3,14 +3,14 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import kept, once
-from firstlight.agile.serving.answer import Answer, Throttled
+from firstlight.agile.serving.answer import Answer, Load, Outcome, Throttled
 from firstlight.agile.serving.fleet import Fleet
 from firstlight.agile.serving.runtime_api import Event, Lost
 from firstlight.errors import Failed
@@ -23,10 +23,11 @@ class Serving:
     """Answers events. An async context manager: leaving it ends the instances that are kept."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+        self.runtime = runtime
         self._running: Counter[str] = Counter()
         self._fleets: dict[tuple[str, str], Fleet] = {}
         self._retired: set[Fleet] = set()
+        self.observers: list[Callable[[Outcome], None]] = []
         self._webs: dict[tuple[str, str], Web] = {}
         self._releasing: set[asyncio.Task[None]] = set()
 
@@ -51,15 +52,55 @@ class Serving:
         ``deadline`` is of time.monotonic(): an event that no instance has by then is refused.
         Raises Throttled, and Failed for what the node cannot do.
         """
-        with self._counted(version):
-            if version.kind == "command":
-                return await once.run_command(self._runtime, version, event)
-            if version.kind == "wasm" or (version.kind == "python" and ":" in version.handler):
-                return await once.call_handler(self._runtime, version, event)
-            if version.kind == "http":
-                raise Failed(f"{version.name} serves HTTP, not events", "call it by its URL")
-            asked = Event(request_id, event, version.timeout, version.arn, trace, client_context)
-            return await self._fetched(version, asked, deadline)
+        arrived, began = time.time_ns(), time.monotonic_ns()
+        cause, answer = "node", None
+        try:
+            with self._counted(version):
+                answer = await self._answered(
+                    version, Event(request_id, event, version.timeout, version.arn, trace,
+                                   client_context), deadline
+                )  # fmt: skip
+            return answer
+        except Throttled:
+            cause = "throttled"
+            raise
+        finally:
+            if answer is None:
+                self._observe(Outcome(
+                    version=version, request_id=request_id, arrived=arrived, cause=cause
+                ))  # fmt: skip
+            else:
+                waited = time.monotonic_ns() - began - answer.duration_ns
+                self._observe(Outcome(
+                    version=version, request_id=request_id, arrived=arrived, cold=answer.cold,
+                    start_ns=waited, duration_ns=answer.duration_ns, cause=answer.cause,
+                ))  # fmt: skip
+
+    def _observe(self, outcome: Outcome) -> None:
+        for observe in self.observers:
+            observe(outcome)
+
+    async def _answered(
+        self, version: FunctionVersion, event: Event, deadline: float | None
+    ) -> Answer:
+        if version.kind == "command":
+            return await once.run_command(self.runtime, version, event.payload)
+        if version.kind == "wasm" or (version.kind == "python" and ":" in version.handler):
+            return await once.call_handler(self.runtime, version, event.payload)
+        if version.kind == "http":
+            raise Failed(f"{version.name} serves HTTP, not events", "call it by its URL")
+        return await self._fetched(version, event, deadline)
+
+    def loads(self) -> list[Load]:
+        """What each version has, where it has anything."""
+        events = [
+            Load(fleet.version.name, fleet.idle, fleet.busy, fleet.waiting)
+            for fleet in [*self._fleets.values(), *self._retired]
+        ]
+        return events + [
+            Load(web.version.name, int(not web.requests), int(web.requests > 0), 0)
+            for web in self._webs.values()
+        ]
 
     @contextmanager
     def _counted(self, version: FunctionVersion) -> Iterator[None]:
@@ -84,13 +125,27 @@ class Serving:
         """
         if version.kind != "http":
             raise Failed(f"{version.name} does not serve HTTP", "invoke it")
-        with self._counted(version):
-            server = self._web(version)
-            instance, _ = await server.take()
-            try:
-                yield instance
-            finally:
-                server.give()
+        arrived, began = time.time_ns(), time.monotonic_ns()
+        cause, cold, taken = "node", False, None
+        try:
+            with self._counted(version):
+                server = self._web(version)
+                instance, cold = await server.take()
+                taken = time.monotonic_ns()
+                try:
+                    yield instance
+                    cause = ""
+                finally:
+                    server.give()
+        except Throttled:
+            cause = "throttled"
+            raise
+        finally:
+            self._observe(Outcome(
+                version=version, request_id="", arrived=arrived, cold=cold, cause=cause,
+                start_ns=taken - began if taken else None,
+                duration_ns=time.monotonic_ns() - taken if taken else 0,
+            ))  # fmt: skip
 
     def _web(self, version: FunctionVersion) -> "Web":
         from firstlight.agile.serving.web import Web  # httpx is not installed everywhere
@@ -100,7 +155,7 @@ class Serving:
         if server is None or server.version.revision != version.revision:
             if server:
                 server.retire()
-            server = self._webs[key] = Web(self._runtime, version, self._web_emptied)
+            server = self._webs[key] = Web(self.runtime, version, self._web_emptied)
         return server
 
     def _web_emptied(self, server: "Web") -> None:
@@ -137,7 +192,7 @@ class Serving:
             self._retire(fleet)
             fleet = None
         if fleet is None:
-            fleet = Fleet(version, lambda one: kept.start(self._runtime, one), self._emptied)
+            fleet = Fleet(version, lambda one: kept.start(self.runtime, one), self._emptied)
             self._fleets[key] = fleet
         return fleet
 
@@ -157,7 +212,7 @@ class Serving:
     def _release(self, version: FunctionVersion) -> None:
         """End the interpreter that its instances are forks of."""
         if kept.forks(version):
-            work = self._runtime.release(kept.python_definition(version))
+            work = self.runtime.release(kept.python_definition(version))
             task = asyncio.get_running_loop().create_task(work)
             self._releasing.add(task)
             task.add_done_callback(self._releasing.discard)

@@ -1,0 +1,245 @@
+"""``/metrics``: what a node has started and answered, and what it has ready, for Prometheus.
+
+Only names of functions are a label of unbounded value: beyond ``FUNCTIONS_MAX`` of them those that
+come later are ``other``. What is by function is written here, since prometheus-client takes
+0.2 s for that of 1,000; all else is the library's.
+"""
+
+import asyncio
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import accumulate
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from firstlight.agile.function import Counts
+from firstlight.agile.runtime import Runtime
+from firstlight.agile.serving import Outcome, Serving
+
+FUNCTIONS_MAX = 1000
+OTHER = "other"
+SECONDS = (50e-6, 100e-6, 250e-6, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0)
+_PART = 100
+_STARTS = "firstlight_function_start_seconds"
+_HELP = (
+    f"# HELP {_STARTS} Time until a handler has its request, with the start of its instance where "
+    f"it is cold.\n# TYPE {_STARTS} histogram\n"
+)
+
+
+class _Histogram:
+    """Counts of one series, by bucket, and how their lines begin."""
+
+    def __init__(self, labels: str) -> None:
+        self.counts = [0] * (len(SECONDS) + 1)
+        self.sum = 0.0
+        bounds = [*(f"{bound:g}" if bound < 1 else f"{bound:.1f}" for bound in SECONDS), "+Inf"]
+        self._heads = [f'{_STARTS}_bucket{{{labels},le="{bound}"}} ' for bound in bounds]
+        self._heads += [f"{_STARTS}_count{{{labels}}} ", f"{_STARTS}_sum{{{labels}}} "]
+        self._text = ""
+
+    def add(self, seconds: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(SECONDS, seconds)] += 1
+        self.sum += seconds
+        self._text = ""
+
+    @property
+    def text(self) -> str:
+        """Its lines, which stay until a value comes."""
+        if not self._text:
+            totals = list(accumulate(self.counts))
+            values = [*totals, totals[-1], self.sum]
+            lines = zip(self._heads, values, strict=True)
+            self._text = "".join([f"{head}{value}\n" for head, value in lines])
+        return self._text
+
+
+class Metrics:
+    """Counts what a runtime starts, and what its functions answer."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._starts: dict[tuple[str, str, str], _Histogram] = {}
+        self._functions: set[str] = set()
+        self.requests: Counter[str] = Counter()
+        self.busy_seconds: defaultdict[str, float] = defaultdict(float)
+        self.failures: Counter[tuple[str, str]] = Counter()
+        self.node_starts = {warm: _Histogram("") for warm in (False, True)}
+        self._registry = CollectorRegistry()
+        self._registry.register(_Node(serving, self))
+        ProcessCollector(namespace="firstlight", registry=self._registry)
+        serving.observers.append(self.answered)
+        serving.runtime.observers.append(self.started)
+
+    def function(self, name: str) -> str:
+        """The label of a function."""
+        if name not in self._functions:
+            if len(self._functions) >= FUNCTIONS_MAX:
+                return OTHER
+            self._functions.add(name)
+        return name
+
+    def answered(self, outcome: Outcome) -> None:
+        """Count a request."""
+        name = self.function(outcome.version.name)
+        self.requests[name] += 1
+        if outcome.cause:
+            self.failures[name, outcome.cause] += 1
+        if outcome.start_ns is not None:
+            warmth = "cold" if outcome.cold else "warm"
+            key = name, outcome.version.kind, warmth
+            found = self._starts.get(key)
+            if found is None:
+                labels = f'function="{name}",kind="{outcome.version.kind}",warmth="{warmth}"'
+                found = self._starts[key] = _Histogram(labels)
+            found.add(outcome.start_ns / 1e9)
+            self.busy_seconds[name] += outcome.duration_ns / 1e9
+
+    def started(self, warm: bool, nanoseconds: int) -> None:
+        """Count an instance that the node has started."""
+        self.node_starts[warm].add(nanoseconds / 1e9)
+
+    async def text(self, accept: str) -> tuple[bytes, str]:
+        """All of it, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        rest: bytes = encode(self._registry)
+        parts = [rest.removesuffix(b"# EOF\n")]
+        if self._starts:
+            parts.append(_HELP.encode())
+        histograms = list(self._starts.values())
+        for at in range(0, len(histograms), _PART):
+            parts.append("".join([one.text for one in histograms[at : at + _PART]]).encode())
+            await asyncio.sleep(0)  # requests go on meanwhile
+        is_open = rest.endswith(b"# EOF\n")
+        parts += [
+            text.encode() for text in (
+                _counter("requests", "Requests, failed ones too.", self.requests, is_open),
+                _counter("busy_seconds", "Time in handlers.", self.busy_seconds, is_open),
+                _counter("failures", "Requests that failed.", self.failures, is_open),
+            )
+        ]  # fmt: skip
+        if is_open:
+            parts.append(b"# EOF\n")
+        return b"".join(parts), content_type
+
+
+class _Node(Collector):
+    """What is read when it is asked for."""
+
+    def __init__(self, serving: Serving, metrics: Metrics) -> None:
+        self._runtime, self._serving, self._metrics = serving.runtime, serving, metrics
+
+    def collect(self) -> Iterable[Metric]:
+        """The families, each with a sample for each of its label values."""
+        yield from _of_pools(self._runtime.pools())
+        yield from self._of_functions()
+        yield self._of_starts()
+        running = GaugeMetricFamily("firstlight_instances", "Instances of the node that run.")
+        running.add_metric([], len(self._runtime.running()))
+        yield running
+        memory = GaugeMetricFamily("firstlight_memory_bytes", "Memory of all instances.")
+        if (used := _memory(self._runtime)) is not None:
+            memory.add_metric([], used)
+        yield memory
+
+    def _of_functions(self) -> Iterator[Metric]:
+        metrics = self._metrics
+        labels = ["function"]
+        kept = GaugeMetricFamily(
+            "firstlight_function_instances", "Instances that answer or are kept.",
+            labels=["function", "state"],
+        )  # fmt: skip
+        waiting = GaugeMetricFamily(
+            "firstlight_function_waiting", "Requests that wait for an instance.", labels=labels
+        )
+        totals: Counter[tuple[str, str]] = Counter()
+        for load in self._serving.loads():
+            name = metrics.function(load.name)
+            totals[name, "idle"] += load.idle
+            totals[name, "busy"] += load.busy
+            totals[name, "waiting"] += load.waiting
+        for (name, state), count in totals.items():
+            if state == "waiting":
+                waiting.add_metric([name], count)
+            else:
+                kept.add_metric([name, state], count)
+        yield kept
+        yield waiting
+
+    def _of_starts(self) -> Metric:
+        family = HistogramMetricFamily(
+            "firstlight_node_start_seconds", "From a request to execve, of any instance.",
+            labels=["warmth"],
+        )  # fmt: skip
+        for warm, one in self._metrics.node_starts.items():
+            bounds = [*(str(bound) for bound in SECONDS), "+Inf"]
+            buckets = list(zip(bounds, map(float, accumulate(one.counts)), strict=True))
+            family.add_metric(["warm" if warm else "cold"], buckets, one.sum)
+        return family
+
+
+def routes(metrics: Metrics) -> list[BaseRoute]:
+    """The route of ``/metrics``."""
+
+    async def show(request: Request) -> Response:
+        text, content_type = await metrics.text(request.headers.get("accept", ""))
+        return Response(text, media_type=content_type)
+
+    return [Route("/metrics", show, methods=["GET"])]
+
+
+def _counter(what: str, text: str, values: Mapping[Any, float], is_open: bool) -> str:
+    """A counter by function, or by function and cause; OpenMetrics names its family differently."""
+    name = f"firstlight_function_{what}"
+    family = name if is_open else f"{name}_total"
+    lines = [f"# HELP {family} {text}\n# TYPE {family} counter\n"]
+    for key, value in values.items():
+        function, cause = key if isinstance(key, tuple) else (key, "")
+        also = f',cause="{cause}"' if cause else ""
+        lines.append(f'{name}_total{{function="{function}"{also}}} {value}\n')
+    return "".join(lines)
+
+
+def _of_pools(pools: list[Counts]) -> Iterator[Metric]:
+    gauges = {
+        "ready": "Parts that are ready.", "low": "The mark below which it is filled.",
+        "high": "The mark to which it is filled.",
+    }  # fmt: skip
+    counters = {
+        "hits": "Requests that found one ready.", "misses": "Requests that did not.",
+        "made": "Parts made.", "returned": "Used parts that are as new.",
+        "failed": "Parts that could not be made.", "fill_seconds": "Time spent filling.",
+    }  # fmt: skip
+    merged: dict[str, list[Counts]] = {}
+    for counts in pools:  # a zygote's pools are named after its handler
+        name = counts.name.split(" of ")[0] if " of " in counts.name else counts.name
+        merged.setdefault("fork" if name.startswith("fork ") else name, []).append(counts)
+    for kind, families in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
+        for field, text in families.items():
+            family = kind(f"firstlight_pool_{field}", text, labels=["pool"])
+            for name, group in merged.items():
+                family.add_metric([name], sum(getattr(counts, field) for counts in group))
+            yield family
+
+
+def _memory(runtime: Runtime) -> int | None:
+    """What the memory controller charges the runtime's instances with."""
+    for top in runtime.cgroups:
+        for name in ("memory.current", "memory.usage_in_bytes"):
+            with suppress(OSError):
+                return int((top / name).read_text())
+    return None
