@@ -13,10 +13,12 @@ run         a header and its samples
 Stamps are integers in nanoseconds of the host's CLOCK_MONOTONIC.
 """
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 Setting = str | int | float | bool
@@ -228,3 +230,21 @@ class Availability:
 
     can_run: tuple[str, ...]
     missing: tuple[Missing, ...]
+
+
+def to_json(record: object) -> bytes:
+    """JSON. Words of a command may be any bytes: those that are not UTF-8 are kept as ``\\xff``."""
+    try:
+        return msgspec.json.encode(record)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_printable(msgspec.to_builtins(record)))
+
+
+def _printable(value: object) -> object:
+    if isinstance(value, str):
+        return os.fsencode(value).decode(errors="backslashreplace")
+    if isinstance(value, dict):
+        return {_printable(key): _printable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(each) for each in value]
+    return value

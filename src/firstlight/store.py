@@ -23,7 +23,7 @@ import msgspec
 import polars as pl
 
 from firstlight.errors import BadRun, FirstlightError
-from firstlight.model import SCHEMA_VERSION, Footer, Header, Presentation, Sample
+from firstlight.model import SCHEMA_VERSION, Footer, Header, Presentation, Sample, to_json
 
 _SPAN_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "sample": pl.UInt32,  # Sample.index
@@ -88,7 +88,7 @@ class Writer:
 
     def write_header(self, header: Header) -> None:
         """Write the header, or replace it: a run that is watched learns its points as they come."""
-        _write(self.path / "header.json", msgspec.json.format(msgspec.json.encode(header)))
+        _write(self.path / "header.json", msgspec.json.format(to_json(header)))
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Append samples and flush them."""
@@ -104,11 +104,11 @@ class Writer:
 
     def finish(self, footer: Footer) -> None:
         """Write the footer: how the run ended."""
-        _write(self.path / "footer.json", msgspec.json.encode(footer))
+        _write(self.path / "footer.json", to_json(footer))
 
 
 def _line(sample: Sample) -> bytes:
-    return msgspec.json.encode(sample) + b"\n"
+    return to_json(sample) + b"\n"
 
 
 def _write(file: Path, content: Buffer) -> None:
@@ -200,7 +200,7 @@ def read(path: Path) -> Run:
 
 def _spans(file: Path) -> pl.DataFrame:
     try:
-        return pl.read_ipc(file).match_to_schema(SPAN_SCHEMA)
+        return pl.read_ipc(file.read_bytes()).match_to_schema(SPAN_SCHEMA)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise BadRun(f"cannot read {file}: {error}", "delete this file to read the rest") from error
 

@@ -81,3 +81,46 @@ def test_a_container_is_followed_into_its_own_pid_namespace() -> None:
     output = trace("unshare", "--pid", "--fork", *WORK, before=inner)
     phases = {row["phase"] for row in json.loads(output)["breakdown"]}
     assert "process.start" in phases
+
+
+def test_a_directory_that_cannot_be_written_is_refused_before_the_command_runs(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    for out in (tmp_path / "full", Path("/proc/nowhere")):
+        done = subprocess.run(
+            [FIRSTLIGHT, "trace", "--out", out, "--", "/bin/touch", tmp_path / "ran"],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode != 0
+        assert "--out" in done.stderr
+        assert not (tmp_path / "ran").exists()
+
+
+def test_words_of_any_bytes_are_traced_kept_and_shown(tmp_path: Path) -> None:
+    program = os.fsencode(tmp_path) + b"/na\xffme\n"
+    Path(os.fsdecode(program)).symlink_to("/bin/echo")
+    out = os.fsencode(tmp_path) + b"/ou\xfft"
+    done = subprocess.run(
+        [FIRSTLIGHT, "trace", "--out", out, "--", program, b"wo\xfe\n\x1b[31mrd"],
+        capture_output=True, timeout=60, env={**os.environb, b"X\xff": b"\xff"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"wo\xfe\n\x1b[31mrd\n")
+    shown = subprocess.run([FIRSTLIGHT, "report", "--json", out], capture_output=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    table = subprocess.run([FIRSTLIGHT, "report", out], capture_output=True, timeout=60)
+    assert table.returncode == 0, table.stderr
+    assert b"\x1b[31m" not in table.stdout
+    assert "na\\xffme" in json.loads(shown.stdout)["runs"][0]["points"][0]["point"]["command"]
+
+
+def test_a_command_that_never_executes_what_is_waited_for_leaves_no_run(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [FIRSTLIGHT, "trace", "--out", tmp_path / "run", "--until", "never", "--", "/bin/true"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "did not execute 'never'" in done.stderr
+    assert not (tmp_path / "run").exists()

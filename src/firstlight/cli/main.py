@@ -3,6 +3,7 @@
 Each verb imports what it needs when it runs, so that ``--help`` and the runtime's verbs are quick.
 """
 
+import io
 import signal
 import sys
 from typing import Annotated
@@ -55,6 +56,8 @@ def _options(
 def main() -> None:
     """Run a verb. An error becomes a message, a hint and an exit status."""
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files are any bytes
     try:
         app(standalone_mode=True)
     except FirstlightError as error:

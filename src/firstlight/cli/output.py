@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 RUNS = Path("runs")
+_CONTROLS = {
+    code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if code != ord("\n")
+}
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -35,7 +38,9 @@ def to_json(value: object) -> str:
     """A record, or a list of records, as indented JSON that ends with a newline."""
     import msgspec
 
-    return msgspec.json.format(msgspec.json.encode(value)).decode() + "\n"
+    from firstlight.model import to_json as encode
+
+    return msgspec.json.format(encode(value)).decode() + "\n"
 
 
 def print_json(value: object) -> None:
@@ -49,26 +54,47 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+        sys.stdout.write("  ".join(cells).rstrip().translate(_CONTROLS) + "\n")
 
 
 def say(text: str) -> None:
     """Write a line to stderr."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(text.translate(_CONTROLS) + "\n")
 
 
 def stdout() -> "Console":
     """The console for figures."""
-    from rich.console import Console
-
-    return Console(highlight=False)
+    return _console()
 
 
 def stderr() -> "Console":
     """The console for messages and progress."""
-    from rich.console import Console
+    return _console(stderr=True)
 
-    return Console(stderr=True, highlight=False)
+
+def _console(*, stderr: bool = False) -> "Console":
+    """A console that shows control characters, of a file's name for instance, and obeys none."""
+    from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+    from rich.segment import Segment
+
+    class Shown:
+        def __init__(self, inner: ConsoleRenderable) -> None:
+            self._inner = inner
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for segment in console.render(self._inner, options):
+                text, style, control = segment
+                yield segment if control else Segment(text.translate(_CONTROLS), style)
+
+    class Hook(RenderHook):
+        def process_renderables(
+            self, renderables: list[ConsoleRenderable]
+        ) -> list[ConsoleRenderable]:
+            return [Shown(each) for each in renderables]
+
+    console = Console(stderr=stderr, highlight=False)
+    console.push_render_hook(Hook())
+    return console
 
 
 @contextmanager

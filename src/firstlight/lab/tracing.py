@@ -56,6 +56,26 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
         raise Unsupported(f"command {argv[0]!r} is not found", "give its path, or install it")
     command = Execute((str(Path(program).absolute()), *argv[1:]), dict(os.environ), Path.cwd())
     bpf.probe()
+    point: Point = {"command": " ".join(argv), "instances": 1}
+    header = _header(point, EndPoint.FIRST_INSTRUCTION if until else EndPoint.EXIT)
+    with tempfile.TemporaryDirectory(prefix="firstlight-trace-") as scratch:
+        directory = out or Path(scratch) / "run"
+        with store.Writer(directory, header) as writer:  # before the command does its work
+            try:
+                outcome, lost, spans = _run(command)
+                ready = _executed(spans, until) if until else outcome.exited
+            except BaseException:
+                shutil.rmtree(directory)
+                raise
+            status = os.waitstatus_to_exitcode(outcome.status or 0)
+            writer.append_spans(0, spans)
+            writer.append([_sample(point, outcome, ready, status, lost)])
+            writer.finish(Footer(ended=datetime.now(UTC).isoformat(timespec="seconds")))
+        yield Traced(store.read(directory), status)
+
+
+def _run(command: Execute) -> tuple[Outcome, int, pl.DataFrame]:
+    """The command's end, the number of lost events, and its spans."""
     with Generator(_inherited()) as generator, bpf.Tracer(generator.pid) as tracer:
         interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command
         try:
@@ -65,19 +85,7 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
         finally:
             signal.signal(signal.SIGINT, interrupted)
         generator.stop(0, deadline=0, inherit=True)
-        spans = tracer.collect({outcome.pid: 0})
-    status = os.waitstatus_to_exitcode(outcome.status or 0)
-    point: Point = {"command": " ".join(argv), "instances": 1}
-    header = _header(point, EndPoint.FIRST_INSTRUCTION if until else EndPoint.EXIT)
-    ready = _executed(spans, until) if until else outcome.exited
-    sample = _sample(point, outcome, ready, status, lost)
-    with tempfile.TemporaryDirectory(prefix="firstlight-trace-") as scratch:
-        directory = out or Path(scratch) / "run"
-        with store.Writer(directory, header) as writer:
-            writer.append_spans(0, spans)
-            writer.append([sample])
-            writer.finish(Footer(ended=datetime.now(UTC).isoformat(timespec="seconds")))
-        yield Traced(store.read(directory), status)
+        return outcome, lost, tracer.collect({outcome.pid: 0})
 
 
 def _inherited() -> list[int]:

@@ -3,7 +3,6 @@
 A descriptor reads ``FILESYSTEM:NAME`` or ``socket:FAMILY``; flags and options have their names.
 """
 
-import os
 import socket
 import struct
 import sys
@@ -109,5 +108,5 @@ def _address(raw: bytes) -> str:
     if family == socket.AF_INET6 and len(raw) >= 24:
         return f"[{socket.inet_ntop(family, raw[8:24])}]:{int.from_bytes(raw[2:4], 'big')}"
     if family == socket.AF_UNIX:
-        return os.fsdecode(raw[2:].lstrip(b"\0").split(b"\0", 1)[0])
+        return raw[2:].lstrip(b"\0").split(b"\0", 1)[0].decode(errors="replace")
     return ""
