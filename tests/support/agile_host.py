@@ -25,13 +25,13 @@ daemon.serve(Config(name="t5"), lambda: print("ready", flush=True))
 """
 
 
-def on_host(main: Callable[[], Awaitable[Outcome]]) -> Outcome:
+def on_host(main: Callable[[], Awaitable[Outcome]], seconds: float = SECONDS) -> Outcome:
     """Run a coroutine in a thread that has network and mount namespaces of its own."""
     outcome: list[Outcome] = []
     errors: list[BaseException] = []
 
     async def limited() -> Outcome:
-        return await asyncio.wait_for(main(), SECONDS)
+        return await asyncio.wait_for(main(), seconds)
 
     def run() -> None:
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.agile_host import on_host
+from tests.support.agile_host import SECONDS, on_host
 
 from firstlight.agile import Config, Runtime
 from firstlight.agile.config import Events, Http
@@ -132,7 +132,10 @@ async def functions(config: Config) -> AsyncIterator[Functions]:
 
 
 def with_functions(
-    store: Path, main: Callable[[Functions], Awaitable[None]], credentials: str = ""
+    store: Path,
+    main: Callable[[Functions], Awaitable[None]],
+    credentials: str = "",
+    seconds: float = SECONDS,
 ) -> None:
     """Run a coroutine beside such a runtime, in namespaces of their own."""
 
@@ -140,7 +143,7 @@ def with_functions(
         async with functions(configuration(store, credentials)) as found:
             await main(found)
 
-    on_host(on)
+    on_host(on, seconds)
 
 
 def zipped(**files: str) -> bytes:

@@ -73,7 +73,7 @@ def routes(functions: Functions) -> list[BaseRoute]:
     for path, methods in _OPERATIONS.items():
         endpoint = _Endpoint(functions, methods)
         found += [Route(path, endpoint), Route(f"{path}/", endpoint)]
-    return found
+    return [*found, Route("/2{rest:path}", _Endpoint(functions, {}))]
 
 
 class _Endpoint:
@@ -94,6 +94,8 @@ class _Endpoint:
     async def _answered(self, request: Request) -> Response | None:
         operation = self._operations.get(request.method)
         try:
+            if not self._operations:
+                raise _Bad(404, "UnknownOperationException", f"no operation has {request.url.path}")
             if operation is None:
                 raise _Bad(405, "MethodNotAllowedException", f"not by {request.method}")
             _check_origin(request)
