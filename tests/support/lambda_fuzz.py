@@ -20,7 +20,7 @@ OPERATIONS = (
     "PutFunctionConcurrency", "GetFunctionConcurrency", "DeleteFunctionConcurrency", "ListTags",
     "TagResource", "UntagResource", "GetAccountSettings",
 )  # fmt: skip
-NAMES = ("good", "fuzzed", "nobody", "good:live", "good:1", "good:$LATEST", "fuzzed:9",
+NAMES = ("good", "good", "good", "good", "fuzzed", "fuzzed", "nobody", "good:live", "good:1", "good:$LATEST", "fuzzed:9",
          "arn:aws:lambda:us-east-1:000000000000:function:good")  # fmt: skip
 ODD: tuple[Any, ...] = (
     None, True, 0, -1, 1 << 63, 1 << 70, 1e308, "", " ", "\0", "é\U0001f680", "../../etc/passwd",
@@ -33,7 +33,8 @@ PARTS: dict[str, tuple[Any, ...]] = {
     "Runtime": ("python3.11", "provided.al2023", "nodejs20.x"), "Handler": ("app:main", "x", "a:b"),
     "ZipFile": (base64.b64encode(GOOD).decode(), "UEs=", "not base64!"),
     "ImageUri": ("127.0.0.1:1/none", "oci:/etc", "docker-archive:/etc/passwd", "a b"),
-    "InvocationType": ("RequestResponse", "Event", "DryRun", "Never"), "PackageType": ("Zip", "Image"),
+    "InvocationType": ("RequestResponse", "Event", "DryRun", "Never"),
+    "PackageType": ("Zip", "Image"),
     "LogType": ("Tail", "None"), "Timeout": (1, 30, 900), "MemorySize": (128, 256),
     "Architectures": (["x86_64"], ["arm64"]), "Publish": (True, False),
     "ClientContext": ("e30=", "x", "eyJhIjoxfQ=="), "ReservedConcurrentExecutions": (0, 1, 10),

@@ -207,8 +207,11 @@ class Runtime:
         return await self._zygotes.serve(function, environment)
 
     async def release(self, function: Function) -> None:
-        """End the warm interpreter of a Python function, and its forks."""
-        await self._zygotes.release(function)
+        """End the warm interpreter of a Python function and its forks, or a module's worker."""
+        if function.kind != "wasm":
+            await self._zygotes.release(function)
+        elif wasm := self._wasms.pop(coding.encode(function)):
+            await wasm.close()
 
     async def attach(self, function: Function) -> socket.socket:
         """A connection to a WebAssembly function's worker, to speak ``wasm_wire`` on.

@@ -5,6 +5,7 @@ FIRSTLIGHT_FUZZ=10000 makes so many, and FIRSTLIGHT_SEED others.
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 
 import httpx
@@ -68,7 +69,8 @@ def test_malformed_requests_get_the_apis_own_errors_and_change_nothing(tmp_path:
         await functions.add("good", ZipSource(data=GOOD), own)
         answered, _ = await functions.invoke("good", b"[7]", request_id="r")
         assert answered.payload == b"[7]"
+        await functions._runtime.synced()
         assert len(functions._runtime.running()) == instances
-        print(f"{REQUESTS} requests: {sorted(statuses.items())}")
+        sys.stdout.write(f"{REQUESTS} requests: {sorted(statuses.items())}\n")
 
     with_functions(tmp_path, main, seconds=max(60.0, REQUESTS / 5))

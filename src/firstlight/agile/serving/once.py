@@ -82,12 +82,26 @@ async def _read(output: Output) -> bytes:
     return bytes(payload)
 
 
+def has_handler(version: FunctionVersion) -> bool:
+    """Whether it is answered by a call of its handler with the event alone."""
+    return version.kind == "wasm" or (version.kind == "python" and ":" in version.handler)
+
+
+def handler_definition(version: FunctionVersion) -> Function:
+    """What is called. No two revisions have the same, so that each ends without the other."""
+    names = {
+        "AWS_LAMBDA_FUNCTION_NAME": version.name, "AWS_LAMBDA_FUNCTION_VERSION": version.version,
+        "FIRSTLIGHT_REVISION": str(version.revision),
+    }  # fmt: skip
+    return msgspec.structs.replace(
+        definition(version), command=(), handler=version.handler,
+        kind="wasm" if version.kind == "wasm" else "python", env={**names, **version.environment},
+    )  # fmt: skip
+
+
 async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes) -> Answer:
     """Answer by a handler of one argument, in a fork of a warm interpreter or in a module."""
-    function = msgspec.structs.replace(
-        definition(version), command=(), handler=version.handler,
-        kind="wasm" if version.kind == "wasm" else "python",
-    )  # fmt: skip
+    function = handler_definition(version)
     requested = time.monotonic_ns()
     try:
         result = await runtime.invoke(function, msgspec.json.decode(event), requested)

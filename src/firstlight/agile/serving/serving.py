@@ -85,7 +85,7 @@ class Serving:
     ) -> Answer:
         if version.kind == "command":
             return await once.run_command(self.runtime, version, event.payload)
-        if version.kind == "wasm" or (version.kind == "python" and ":" in version.handler):
+        if once.has_handler(version):
             return await once.call_handler(self.runtime, version, event.payload)
         if version.kind == "http":
             raise Failed(f"{version.name} serves HTTP, not events", "call it by its URL")
@@ -210,9 +210,11 @@ class Serving:
             self._release(fleet.version)
 
     def _release(self, version: FunctionVersion) -> None:
-        """End the interpreter that its instances are forks of."""
-        if kept.forks(version):
-            work = self.runtime.release(kept.python_definition(version))
+        """End the interpreter or the worker that its instances are made in."""
+        called = once.has_handler(version)
+        if called or kept.forks(version):
+            definition = once.handler_definition if called else kept.python_definition
+            work = self.runtime.release(definition(version))
             task = asyncio.get_running_loop().create_task(work)
             self._releasing.add(task)
             task.add_done_callback(self._releasing.discard)
