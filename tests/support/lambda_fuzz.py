@@ -20,8 +20,10 @@ OPERATIONS = (
     "PutFunctionConcurrency", "GetFunctionConcurrency", "DeleteFunctionConcurrency", "ListTags",
     "TagResource", "UntagResource", "GetAccountSettings",
 )  # fmt: skip
-NAMES = ("good", "good", "good", "good", "fuzzed", "fuzzed", "nobody", "good:live", "good:1", "good:$LATEST", "fuzzed:9",
-         "arn:aws:lambda:us-east-1:000000000000:function:good")  # fmt: skip
+NAMES = (
+    *["good"] * 4, "fuzzed", "fuzzed", "nobody", "good:live", "good:1", "good:$LATEST", "fuzzed:9",
+    "arn:aws:lambda:us-east-1:000000000000:function:good",
+)  # fmt: skip
 ODD: tuple[Any, ...] = (
     None, True, 0, -1, 1 << 63, 1 << 70, 1e308, "", " ", "\0", "é\U0001f680", "../../etc/passwd",
     "%s%n", "a" * 300, "$LATEST", [], {}, [None], {"": None}, [[[[]]]], "' OR 1=1 --",

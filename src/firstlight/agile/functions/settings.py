@@ -2,6 +2,8 @@
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from firstlight.agile.functions.errors import Invalid
 from firstlight.agile.functions.records import LATEST, Code, ImageSettings, Revision, Settings
 from firstlight.agile.functions.version import FunctionVersion, Kind
 from firstlight.agile.interpreter import INTERPRETER
+from firstlight.errors import Failed
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ALIAS = re.compile(r"(?![0-9]+$)[A-Za-z0-9_-]{1,128}")
@@ -72,10 +75,11 @@ def made(
 
 
 def check_root(version: FunctionVersion) -> None:
-    """Raise Failed if a version certainly cannot be started in its root; blocks."""
+    """Raise Invalid if a version certainly cannot be started in its root; blocks."""
     if version.kind != "wasm":
         command = version.command[0] if version.command else INTERPRETER
-        roots.check_command(Path(version.root), command, directory=version.directory)
+        with _invalid():
+            roots.check_command(Path(version.root), command, directory=version.directory)
 
 
 def qualified(name: str, version: str) -> str:
@@ -96,6 +100,15 @@ def _variables(words: list[str]) -> dict[str, str]:
 def _image_command(own: ImageSettings, settings: Settings) -> tuple[str, ...]:
     """What an image runs, where its entry point or arguments may be replaced."""
     return (*(settings.entrypoint or own.entrypoint or ()), *(settings.arguments or own.cmd or ()))
+
+
+@contextmanager
+def _invalid() -> Iterator[None]:
+    """What is wrong with a function is wrong with the request that makes it so."""
+    try:
+        yield
+    except Failed as error:
+        raise Invalid(error.message, error.hint) from error
 
 
 def _check(version: FunctionVersion) -> None:
@@ -127,7 +140,8 @@ def _check_numbers(version: FunctionVersion) -> None:
         raise Invalid(f"keep_warm is {version.keep_warm}", "give seconds, from 0 on")
     if not 1 <= version.port <= 65535:
         raise Invalid(f"{version.port} is not a valid port", "from 1 to 65535")
-    Function(
-        rootfs="/", command=("/",), memory=version.memory, cpus=version.cpus,
-        scratch=version.scratch, network=version.network,
-    ).check()  # fmt: skip
+    with _invalid():
+        Function(
+            rootfs="/", command=("/",), memory=version.memory, cpus=version.cpus,
+            scratch=version.scratch, network=version.network,
+        ).check()  # fmt: skip
