@@ -126,7 +126,7 @@ async def functions(config: Config) -> AsyncIterator[Functions]:
         Runtime(config) as runtime,
         Serving(runtime) as serving,
         Functions(runtime, serving) as found,
-        node.opened(config.http, found, serving),
+        node.opened(config, found, serving),
     ):
         yield found
 

@@ -154,6 +154,23 @@ class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
 
 
+class Telemetry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where traces of requests go: ``otlp`` is a collector's address, "http://127.0.0.1:4318".
+
+    Of requests that come without a trace, ``share`` have one.
+    """
+
+    otlp: str
+    service: str = "firstlight"
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.otlp.startswith(("http://", "https://")):
+            raise ValueError(f"otlp {self.otlp!r} is not an address of HTTP")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share={self.share}: from 0 to 1")
+
+
 class PodsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Networks for pods of other runtimes, which the node's agent hands out: ``agile agent``.
 
@@ -240,6 +257,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     functions: Functions = Functions()
     identities: Identities = Identities()
     events: Events = Events()
+    telemetry: Telemetry | None = None
+    """With ``http``: without it nothing is traced."""
     http: Http | None = None
     """Without it nothing is served over HTTP, and no server is loaded."""
     cgroup: str = ""

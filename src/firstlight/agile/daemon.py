@@ -88,7 +88,7 @@ async def _serve(config: Config, ready: Callable[[], None], keep: bool) -> None:
         if config.http:
             from firstlight.agile.http import node  # what it needs is not installed everywhere
 
-            await others.enter_async_context(node.opened(config.http, functions, serving))
+            await others.enter_async_context(node.opened(config, functions, serving))
         try:
             _tell_systemd(b"READY=1")
             ready()

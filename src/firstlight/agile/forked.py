@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ class Forked:
     def __init__(self, fork: Fork, warm: bool, ran_out_of_memory: Callable[[], bool]) -> None:
         self._fork, self._ran_out_of_memory = fork, ran_out_of_memory
         self.warm, self.pid = warm, fork.pid
+        self.stamps = {"forked": time.monotonic_ns()}
         loop = asyncio.get_running_loop()
         self.network: asyncio.Future[Network] = loop.create_future()
         self.network.set_result(fork.place.network)

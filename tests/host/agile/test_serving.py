@@ -87,9 +87,9 @@ def test_the_daemon_serves_http_where_it_is_configured_to(tmp_path: Path) -> Non
         assert config.http
         async with Runtime(config) as runtime, Serving(runtime) as serving:
             functions = Functions(runtime, serving)
-            async with node.opened(config.http, functions, serving):
+            async with node.opened(config, functions, serving):
                 with pytest.raises(Failed, match="somebody serves"):
-                    await node.opened(config.http, functions, serving).__aenter__()
+                    await node.opened(config, functions, serving).__aenter__()
                 transport = httpx.AsyncHTTPTransport(uds=LISTEN.removeprefix("unix:"))
                 async with httpx.AsyncClient(transport=transport, base_url="http://n") as client:
                     assert (await client.get("/no-such-thing")).status_code == 404

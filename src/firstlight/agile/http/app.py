@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
 
 from firstlight.agile.config import Http
 from firstlight.agile.http import sigv4
@@ -31,9 +32,13 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def served(config: Http, routes: Sequence[BaseRoute]) -> AsyncIterator[None]:
-    """Serve these routes while in the context. Raises Failed."""
-    application: Starlette | Verified = Starlette(routes=routes)
+async def served(
+    config: Http, routes: Sequence[BaseRoute], around: Callable[[ASGIApp], ASGIApp] | None = None
+) -> AsyncIterator[None]:
+    """Serve these routes while in the context. ``around`` wraps them all. Raises Failed."""
+    application: ASGIApp = Starlette(routes=routes)
+    if around:
+        application = around(application)
     if config.credentials:
         application = Verified(application, sigv4.load(Path(config.credentials)))
     listening = _listening(config.listen)

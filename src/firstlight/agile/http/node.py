@@ -1,9 +1,10 @@
 """All that one node serves over HTTP."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from firstlight.agile.config import Http
+from firstlight.agile.config import Config
 from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.http import lambda_api, metrics, urls
 from firstlight.agile.http.app import served
@@ -11,12 +12,23 @@ from firstlight.agile.serving import Serving
 
 
 @asynccontextmanager
-async def opened(config: Http, functions: Functions, serving: Serving) -> AsyncIterator[None]:
+async def opened(config: Config, functions: Functions, serving: Serving) -> AsyncIterator[None]:
     """Serve a runtime's functions while in the context. Raises Failed."""
     routes = [
         *metrics.routes(metrics.Metrics(serving)),
         *lambda_api.routes(functions),
         *urls.routes(functions, serving),
     ]
-    async with served(config, routes):
-        yield
+    assert config.http
+    if config.telemetry is None:
+        async with served(config.http, routes):
+            yield
+        return
+    from firstlight.agile.http.tracing import Tracing  # a hundred modules
+
+    tracing = Tracing(config.telemetry, serving)
+    try:
+        async with served(config.http, routes, tracing.traced):
+            yield
+    finally:
+        await asyncio.to_thread(tracing.close)

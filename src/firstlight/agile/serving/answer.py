@@ -1,6 +1,6 @@
 """What an event is answered with."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -23,12 +23,21 @@ class Throttled(Failed):
     """A function has as many instances as it may have."""
 
 
+class Step(NamedTuple):
+    """A step of an instance's start, in ns of CLOCK_MONOTONIC."""
+
+    name: str
+    began: int
+    ended: int
+
+
 class Answer(Struct, frozen=True, kw_only=True):
     """An answer, or the error of the function: then ``payload`` is the error as Lambda words it.
 
     ``cold``: the instance was started for this event, in ``init_ns``. ``duration_ns`` is the
     handler's time. ``log_tail`` is the end of what it wrote meanwhile. ``cause`` is the kind of
     failure in a word: ``timeout``, ``memory``, ``exit``, ``size``, ``init`` or ``handler``.
+    ``steps`` are those of the instance's start, where it is cold.
     """
 
     payload: bytes
@@ -38,13 +47,14 @@ class Answer(Struct, frozen=True, kw_only=True):
     init_ns: int = 0
     duration_ns: int = 0
     cause: str = ""
+    steps: tuple[Step, ...] = ()
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
     """What became of a request. Times in ns: ``arrived`` of the epoch, the others durations.
 
     ``start_ns`` is the time until its handler had it, None if none had. ``cause`` is empty, that of
-    an answer, ``throttled`` or ``node``.
+    an answer, ``throttled`` or ``node``. ``steps`` are those of the answer.
     """
 
     version: FunctionVersion
@@ -54,6 +64,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     start_ns: int | None = None
     duration_ns: int = 0
     cause: str = ""
+    steps: tuple[Step, ...] = ()
 
 
 class Load(Struct, frozen=True):

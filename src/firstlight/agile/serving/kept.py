@@ -14,7 +14,14 @@ from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.instance import Instance
 from firstlight.agile.output import pipes
 from firstlight.agile.runtime import Runtime
-from firstlight.agile.serving.answer import PAYLOAD_MAX, Answer, ending, failure, timed_out
+from firstlight.agile.serving.answer import (
+    PAYLOAD_MAX,
+    Answer,
+    Step,
+    ending,
+    failure,
+    timed_out,
+)
 from firstlight.agile.serving.log import Log
 from firstlight.agile.serving.runtime_api import Event, Lost, Reply, RuntimeApi
 from firstlight.errors import Failed
@@ -51,6 +58,7 @@ class Kept:
         self.version, self.instance = version, instance
         self._api, self._log, self._requested = api, log, requested
         self._events = self._init_ns = 0
+        self._steps: tuple[Step, ...] = ()
         self.expiry: asyncio.TimerHandle | None = None
 
     @property
@@ -79,7 +87,18 @@ class Kept:
         if error:
             answer = self._failed("Runtime.InitError", "the initialization failed")
             raise InitFailed(msgspec.structs.replace(answer, payload=error.payload))
-        self._init_ns = time.monotonic_ns() - self._requested
+        now = time.monotonic_ns()
+        self._init_ns, self._steps = now - self._requested, self._taken(now)
+
+    def _taken(self, now: int) -> tuple[Step, ...]:
+        """The steps of its start: the node's own, or a fork; then its initialization."""
+        stamps = self.instance.stamps
+        names = sorted((name for name in stamps if name != "requested"), key=stamps.__getitem__)
+        at, steps = self._requested, []
+        for name in names:
+            steps.append(Step(name, at, max(at, stamps[name])))
+            at = max(at, stamps[name])
+        return (*steps, Step("initialize", at, now))
 
     def _failed(self, kind: str, message: str) -> Answer:
         answer = Answer(
@@ -114,7 +133,8 @@ class Kept:
             error="Unhandled" if reply and reply.error else None,
             cause="handler" if reply and reply.error else "",
             log_tail=self._log.since(before, _TAIL_MAX), cold=cold,
-            init_ns=self._init_ns if cold else 0, duration_ns=time.monotonic_ns() - began,
+            init_ns=self._init_ns if cold else 0,
+            steps=self._steps if cold else (), duration_ns=time.monotonic_ns() - began,
         )  # fmt: skip
         if lost:
             kind, text = await self._ending()

@@ -13,6 +13,7 @@ from firstlight.agile.serving import kept, once
 from firstlight.agile.serving.answer import Answer, Load, Outcome, Throttled
 from firstlight.agile.serving.fleet import Fleet
 from firstlight.agile.serving.runtime_api import Event, Lost
+from firstlight.agile.serving.trace import to_xray
 from firstlight.errors import Failed
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Serving:
         """
         arrived, began = time.time_ns(), time.monotonic_ns()
         cause, answer = "node", None
+        trace = to_xray(trace) if trace else None
         try:
             with self._counted(version):
                 answer = await self._answered(
@@ -74,6 +76,7 @@ class Serving:
                 self._observe(Outcome(
                     version=version, request_id=request_id, arrived=arrived, cold=answer.cold,
                     start_ns=waited, duration_ns=answer.duration_ns, cause=answer.cause,
+                    steps=answer.steps,
                 ))  # fmt: skip
 
     def _observe(self, outcome: Outcome) -> None:

@@ -1,0 +1,17 @@
+"""Trace contexts, as W3C and as AWS X-Ray write them."""
+
+import re
+
+_W3C = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+
+
+def to_xray(trace: str) -> str:
+    """A ``traceparent`` as Lambda gives it to handlers; what is none stays as it is.
+
+    https://www.w3.org/TR/trace-context/, and X-Ray's "Tracing header".
+    """
+    found = _W3C.fullmatch(trace)
+    if not found:
+        return trace
+    root, parent, flags = found.groups()
+    return f"Root=1-{root[:8]}-{root[8:]};Parent={parent};Sampled={int(flags, 16) & 1}"

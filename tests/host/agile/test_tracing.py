@@ -1,0 +1,97 @@
+"""Requests as an OTLP collector sees them, by a receiver that reads what the exporter sends."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from tests.support.agile_host import on_host
+from tests.support.lambda_host import ENDPOINT, configuration, functions, zipped
+
+from firstlight.agile.config import Telemetry
+from firstlight.agile.functions.records import Settings, ZipSource
+
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+HANDLER = """
+import os
+def main(event, context):
+    return os.environ["_X_AMZN_TRACE_ID"]
+"""
+
+
+@contextmanager
+def receiver() -> Iterator[tuple[str, list[Any]]]:
+    """A collector's address, and the spans that it gets."""
+    spans: list[Any] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            message = ExportTraceServiceRequest()
+            message.ParseFromString(self.rfile.read(int(self.headers["Content-Length"])))
+            for group in message.resource_spans:
+                for scope in group.scope_spans:
+                    spans.extend(scope.spans)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", spans
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_cold_start_is_a_trace_with_its_steps(tmp_path: Path) -> None:
+    async def main() -> None:
+        with receiver() as (address, spans):
+            config = msgspec.structs.replace(
+                configuration(tmp_path), telemetry=Telemetry(otlp=address)
+            )
+            async with functions(config) as found:
+                await found.add(
+                    "seen", ZipSource(data=zipped(app=HANDLER)),
+                    Settings(handler="app.main", kind="python", timeout=30.0),
+                )  # fmt: skip
+                async with httpx.AsyncClient(base_url=ENDPOINT, timeout=60) as client:
+                    for _ in range(2):
+                        answer = await client.post(
+                            "/2015-03-31/functions/seen/invocations", content=b"{}",
+                            headers={"traceparent": f"00-{TRACE}-{PARENT}-01"},
+                        )  # fmt: skip
+            check(spans, answer.json())
+
+    on_host(main)
+
+
+def check(spans: list[Any], seen: str) -> None:
+    assert {span.trace_id.hex() for span in spans} == {TRACE}
+    requests = [span for span in spans if span.name == "POST"]
+    assert [span.parent_span_id.hex() for span in requests] == [PARENT, PARENT]
+    cold, warm = [span for span in spans if span.name == "invoke seen"]
+    attributes = {one.key: one.value for one in cold.attributes}
+    assert attributes["faas.coldstart"].bool_value
+    assert attributes["faas.init_duration"].double_value > 0
+    assert attributes["faas.name"].string_value == "seen"
+    assert cold.parent_span_id == requests[0].span_id
+    [start] = [span for span in spans if span.name == "cold start"]
+    steps = [span for span in spans if span.parent_span_id == start.span_id]
+    assert steps[-1].name == "initialize"
+    assert len(steps) >= 2
+    for step in steps:
+        assert step.start_time_unix_nano <= step.end_time_unix_nano
+    assert {span.name for span in spans if span.parent_span_id == warm.span_id} == {
+        "dispatch", "handler",
+    }  # fmt: skip
+    assert seen == f"Root=1-{TRACE[:8]}-{TRACE[8:]};Parent={requests[1].span_id.hex()};Sampled=1"
