@@ -177,6 +177,9 @@ static int obey(const struct order *asked, size_t rest, struct rights *rights)
 	case ORDER_SIGNAL:
 		return instance_signal(asked->id, asked->signal);
 	case ORDER_REFUSE:
+		if ((asked->count != PART_NETWORK && asked->count != PART_CGROUP) ||
+		    asked->flags >= REACHES)
+			return -EINVAL;
 		pending_refuse((enum part_kind)asked->count, asked->flags);
 		return 0;
 	case ORDER_RESOLVERS:

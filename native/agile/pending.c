@@ -118,7 +118,7 @@ void pending_refuse(enum part_kind kind, uint32_t reach)
 			rights_close(&pending->rights);
 	}
 	node.pending_count = kept;
-	node.wants[kind][reach < REACHES ? reach : 0] = 0;
+	node.wants[kind][reach] = 0;
 }
 
 int pending_timeout(void)

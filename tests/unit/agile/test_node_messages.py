@@ -1,0 +1,111 @@
+"""The node's parsers under the sanitizers: messages that are right, nearly right, and noise."""
+
+import random
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.support.laboratory import sanitized
+
+from firstlight.agile import node_wire
+from firstlight.agile.node_wire import Asked, Order
+
+SOURCES = ("client", "instance", "inherit", "keeper", "manager", "part", "pending", "reuse",
+           "sandbox", "socket")  # fmt: skip
+CLIENT, MANAGER, READ, LEAVE = range(4)
+EDGES = (0, 1, 2, 3, 127, 128, 255, 4095, 4096, 16383, 16384, 65535, (1 << 31) - 1, 1 << 31,
+         (1 << 32) - 1)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def parsers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The node without its processes and mounts."""
+    return sanitized(
+        tmp_path_factory.mktemp("node"), "../tests/native/node_messages.c",
+        *(f"agile/{name}.c" for name in SOURCES),
+        options=("-Wl,--wrap=part_take,--wrap=syscall,--wrap=exit",),
+    )  # fmt: skip
+
+
+def record(to: int, message: bytes = b"", descriptors: int = 0) -> bytes:
+    return struct.pack("=BBH", to, descriptors, len(message)) + message
+
+
+def number(chance: random.Random) -> int:
+    return chance.choice(EDGES) if chance.random() < 0.6 else chance.randrange(8)
+
+
+def ask(chance: random.Random) -> tuple[bytes, int]:
+    """A client's request, with the descriptors that it should have."""
+    verb = chance.choice([*Asked, Asked.START, Asked.START])
+    message = node_wire.ask(
+        verb, number(chance), chance.choice((0, 1, 2, 3, 65535)), tag=chance.getrandbits(64),
+        instance=chance.randrange(40), signal=chance.choice((0, 9, 15, 64, 65, -1)),
+        version=chance.choice((0, 1, 2)),
+    )  # fmt: skip
+    return message, 3 + (message[6] >> 1 & 1) if verb == Asked.START else 0
+
+
+def order(chance: random.Random) -> tuple[bytes, int]:
+    """A manager's order, likewise."""
+    small = chance.randrange(6)
+    verbs = [one for one in Order if one != Order.END or chance.random() < 0.02]
+    match verb := chance.choice([*verbs, Order.FUNCTION, Order.PART]):
+        case Order.FUNCTION:
+            name = chance.choice((b"instance", b"x" * 63, b"x" * 64))
+            body = node_wire.DEFINITION.pack(
+                small, chance.choice((0, 1, 2, 3)), chance.choice((0, 1, 8, 16, 255)),
+                chance.choice((0, 1, 4)), chance.choice((0, 1, 2, 3)), chance.choice((0, 1, 2, 3)),
+                number(chance), number(chance), number(chance), number(chance), number(chance),
+                number(chance), number(chance), name,
+            )  # fmt: skip
+            return node_wire.order(verb, body, id=small), 2
+        case Order.PART:
+            kind = chance.choice((1, 2, 3))
+            body = node_wire.PART.pack(
+                chance.choice((small, 16383, 16384)), kind, chance.choice((0, 1, 2, 3, -1)),
+                chance.choice((-1, small, 5000)), number(chance), small, number(chance),
+                number(chance), number(chance), b"note",
+            )  # fmt: skip
+            return node_wire.order(verb, body), int(kind == 1)
+        case Order.PROFILE:
+            program = struct.pack("=HBBI", 6, 0, 0, 0) * chance.randrange(5)
+            return node_wire.profile(chance.randrange(6), program), 0
+        case Order.HELLO:
+            count = chance.choice((node_wire.VERSION, 0))
+            flags = node_wire.STAY * (chance.random() < 0.99)
+            return node_wire.order(verb, flags=flags, id=small, count=count), chance.randrange(5)
+        case _:
+            return node_wire.order(
+                verb, chance.randbytes(8), number(chance), number(chance), number(chance),
+                number(chance),
+            ), 0  # fmt: skip
+
+
+def conversation(seed: int, length: int) -> bytes:
+    """Records for the program; most are as they should be, so that there is a state to break."""
+    chance = random.Random(seed)
+    whole = record(MANAGER, node_wire.order(Order.HELLO, flags=1, count=node_wire.VERSION), 3)
+    for _ in range(length):
+        to = chance.choices((CLIENT, MANAGER, READ, LEAVE), (8, 10, 3, 1))[0]
+        message, descriptors = b"", 0
+        if to in (CLIENT, MANAGER):
+            message, descriptors = (ask if to == CLIENT else order)(chance)
+        for _ in range(chance.choice((0, 0, 0, 1, 3)) if message else 0):
+            at = chance.randrange(len(message))
+            message = message[:at] + chance.randbytes(1) + message[at + 1 :]
+        if chance.random() < 0.05:
+            message = chance.choice((message[: len(message) // 2], message * 2, b"{", b"F"))
+        if chance.random() < 0.1:
+            descriptors = chance.randrange(9)
+        whole += record(to, message, descriptors)
+    return whole
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_node_survives_any_message_and_keeps_no_descriptor(parsers: Path, seed: int) -> None:
+    for part in range(2):
+        text = conversation(100 * seed + part, 400)
+        done = subprocess.run([parsers], input=text, capture_output=True, check=False)
+        assert done.returncode == 0, (part, done.stderr.decode()[-3000:])
