@@ -86,16 +86,6 @@ setup: .venv/packages .venv/etcd .venv/prometheus .venv/linux .venv/registry .ve
 	$(BIN)/python mk/requirements.py | $(BIN)/pip install -q --disable-pip-version-check -r /dev/stdin
 	@touch $@
 
-# Unpacked, not installed: the package would start a service.
-.venv/prometheus: .venv/packages
-	@mkdir -p .venv/libexec/prometheus; \
-	if ! command -v promtool > /dev/null; then \
-	  cd .venv/libexec/prometheus && apt-get download -qq prometheus > /dev/null 2>&1 \
-	    && dpkg-deb --extract prometheus_*.deb . && rm prometheus_*.deb \
-	    || echo "prometheus cannot be had: its rules and scrapes are not tested" >&2; \
-	fi
-	@touch $@
-
 # What tests call functions with, and serve them by. An environment of its own: botocore needs an older
 # python-dateutil than kubernetes does.
 .venv/aws: .venv/packages

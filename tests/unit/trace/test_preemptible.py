@@ -1,0 +1,54 @@
+"""On which kernels an event of a system call may be missed, so that a copy must take it."""
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+
+from firstlight.trace import bpf
+
+NONE, LAZY = "CONFIG_PREEMPT_NONE=y\nCONFIG_PREEMPT_DYNAMIC=y\n", "CONFIG_PREEMPT_LAZY=y\n"
+
+
+def preemptible(
+    root: Path, monkeypatch: pytest.MonkeyPatch, release: str, *, config: str = "",
+    cmdline: str = "quiet", mode: str = "",
+) -> bool:  # fmt: skip
+    (root / "kernel/debug/sched").mkdir(parents=True)
+    (root / "cmdline").write_text(cmdline)
+    if config:
+        (root / "config.gz").write_bytes(gzip.compress(config.encode()))
+    if mode:
+        (root / "kernel/debug/sched/preempt").write_text(mode)
+    known = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*known[:2], release, *known[3:])))
+    monkeypatch.setattr(bpf, "PROC", root)
+    monkeypatch.setattr(bpf, "SYS", root)
+    bpf.is_preemptible.cache_clear()
+    try:
+        return bpf.is_preemptible()
+    finally:
+        bpf.is_preemptible.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("release", "more", "expected"),
+    [
+        ("6.1.0-50-amd64", {"config": LAZY}, False),
+        ("6.12.117+deb13-amd64", {}, False),
+        ("6.13.0", {"config": NONE}, False),
+        ("6.13.0", {"config": LAZY}, True),
+        ("7.3.4+deb13-amd64", {}, True),
+        ("7.3.4", {"config": NONE, "cmdline": "quiet preempt=full"}, True),
+        ("7.3.4", {"config": LAZY, "cmdline": "preempt=full preempt=none"}, False),
+        ("7.3.4", {"config": LAZY, "mode": "none (voluntary) full lazy\n"}, False),
+        ("7.3.4", {"cmdline": "preempt=none", "mode": "none voluntary full (lazy)\n"}, True),
+        ("strange", {}, True),
+    ],
+)
+def test_a_kernel_that_may_preempt_the_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str, more: dict[str, str],
+    expected: bool,
+) -> None:  # fmt: skip
+    assert preemptible(tmp_path, monkeypatch, release, **more) is expected
