@@ -68,7 +68,15 @@ def _listening(listen: str) -> socket.socket:
         address, _, port = listen.rpartition(":")
         address = address.strip("[]")
         family = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
-        opened = socket.create_server((address, int(port)), family=family, backlog=_BACKLOG)
+        # asyncio sets TCP_NODELAY only where the protocol is named: without it, 40 ms an answer.
+        opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.bind((address, int(port)))
+            opened.listen(_BACKLOG)
+        except BaseException:
+            opened.close()
+            raise
     except OSError as error:
         raise Failed(f"cannot listen at {listen}: {error.strerror}",
                      "configure another http.listen") from error  # fmt: skip
