@@ -1,7 +1,6 @@
 """A zygote's process: an interpreter in its own sandbox."""
 
 import asyncio
-import json
 import logging
 import os
 import re
@@ -24,11 +23,13 @@ from firstlight.agile.node import Keepsake
 from firstlight.agile.node_wire import Flag
 from firstlight.agile.output import Output, pipes
 from firstlight.agile.place import Placer
+from firstlight.agile.sources import Sources, clock
 from firstlight.errors import Failed, Unsupported
 from firstlight.native import native
 
 INTERPRETER = "/usr/bin/python3"
 USER_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
+_FILES_MOST = 1 << 16  # files that a handler imports
 _FILES_LEAST = 64  # for an interpreter that imports, and receives a fork's descriptors
 _END_SECONDS = 5.0
 _SETTLE_SECONDS = 10.0
@@ -37,6 +38,17 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
 _SHARED = re.compile(r"^\S+ ...s .*$", re.MULTILINE)
 _log = logging.getLogger(__name__)
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """A message of an interpreter: files that it has loaded, the end of them, or a failure."""
+
+    files: list[str] = []
+    imported: list[str] | None = None
+    failed: str | None = None
+
+
+_reports: msgspec.json.Decoder[_Report] = msgspec.json.Decoder(_Report)
 
 
 class Interpreter:
@@ -58,6 +70,9 @@ class Interpreter:
         self._harmless: list[str] = []  # shared mappings that are known to stay unwritable
         self._control, self._outputs, self._drain = control, outputs, Drain(outputs)
         self._kept: Keepsake | None = None
+        self.began = clock()
+        self.sources = Sources(function.rootfs, (), ())
+        self.digest = ""
         control.setblocking(False)
         self.home: Cgroup | None = None
         self.identity = -1, -1
@@ -112,17 +127,21 @@ class Interpreter:
         self._placer = Placer(self.pid, tmpfs(self._function), "instance")
         self.owner = os.open(f"/proc/{self.pid}/ns/user", os.O_RDONLY)
 
-    def _keep(self, instances: Instances) -> None:
+    def keep(self, instances: Instances) -> None:
         """Have the node keep what leads to it, for the manager after this one."""
         assert self.home
         home = int(self.home.memory.name)
-        note = kept.written(KeptZygote(self._function, self.instance.number, home))
+        sources = self.sources
+        note = kept.written(KeptZygote(
+            self._function, self.instance.number, home, sources.files, sources.directories,
+            self.digest,
+        ))  # fmt: skip
         self._kept = instances.keep(
             [note, self._control.fileno(), *(output.descriptor for output in self._outputs)]
         )
         os.close(note)
 
-    async def imported(self, instances: Instances) -> None:
+    async def imported(self) -> None:
         """Wait until it has imported the handler and left nothing behind. Raises Failed."""
         try:
             self._look(self._groups.of(self.pid))
@@ -132,24 +151,17 @@ class Interpreter:
         with native("inside.so").open("rb") as inside, suppress(OSError):
             self._control.sendmsg([seccomp.program()], rights([inside.fileno()]))
         try:
-            message = await asyncio.wait_for(
-                asyncio.get_running_loop().sock_recv(self._control, 1 << 16), seconds
-            )
+            async with asyncio.timeout(seconds):
+                files, directories = await self._report()
         except TimeoutError:
             raise Failed(f"importing {name} took more than {seconds} s", self.words) from None
-        except OSError:
-            message = b""
-        if not message:
-            raise await self._died()
-        if failed := _failed(message):
-            raise Failed(f"cannot import {name}: {failed.rstrip()}", self.words)
         assert self.home
         if others := self._groups.processes(self.home) - {self.pid}:
             names = ", ".join(sorted(filter(None, map(_name, others))))
             raise Failed(f"importing {name} left processes running: {names}",
                          "start them in the handler")  # fmt: skip
         await asyncio.to_thread(self.check)
-        self._keep(instances)
+        await asyncio.to_thread(self._take_sources, files, directories)
         if self._drain.text:
             _log.info("importing %s wrote: %s", name, self._drain.text)
 
@@ -182,6 +194,36 @@ class Interpreter:
             found |= _writable((proc / "smaps").read_text(errors="replace"))
             self._harmless = [] if found else mapped
         return found
+
+    async def _report(self) -> tuple[list[str], list[str]]:
+        """What it says when it has imported the handler: files, and directories to search."""
+        name, files = self._function.handler, list[str]()
+        while True:
+            try:
+                message = await asyncio.get_running_loop().sock_recv(self._control, 1 << 16)
+            except OSError:
+                message = b""
+            if not message:
+                raise await self._died()
+            try:
+                report = _reports.decode(message)
+            except (msgspec.MsgspecError, ValueError) as error:
+                raise Failed(f"cannot import {name}: its message violates the protocol: {error!r}",
+                             self.words) from None  # fmt: skip
+            if report.failed is not None:
+                raise Failed(f"cannot import {name}: {report.failed.rstrip()}", self.words)
+            files += report.files
+            if len(files) > _FILES_MOST:
+                raise Failed(f"{name} imports more than {_FILES_MOST} files")
+            if report.imported is not None:
+                return files, report.imported
+
+    def _take_sources(self, files: list[str], directories: list[str]) -> None:
+        """Note the files that it is made of. Blocks."""
+        maps = Path(f"/proc/{self.pid}/maps").read_text(errors="replace").splitlines()
+        libraries = {line.partition("/")[2] for line in maps if ".so" in line}
+        files += [INTERPRETER, *(f"/{path}" for path in libraries)]
+        self.sources = Sources(self._function.rootfs, files, directories)
 
     async def _died(self) -> Failed:
         """Why it ended before the handler was imported."""
@@ -285,14 +327,6 @@ def _check_host() -> None:
 def _mapped(pid: int, kind: str) -> int:
     """What root of its user namespace, the only user or group there, is on the host."""
     return int(Path(f"/proc/{pid}/{kind}_map").read_text().split()[1])
-
-
-def _failed(message: bytes) -> str | None:
-    try:
-        said = json.loads(message)
-        return None if "imported" in said else str(said["failed"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        return f"its message violates the protocol: {error!r}"
 
 
 def _writable(smaps: str) -> set[str]:

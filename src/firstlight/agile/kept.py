@@ -19,12 +19,17 @@ _WAITS, _BUSY = b"0", b"1"
 class KeptZygote(Struct, frozen=True, tag="zygote"):
     """A zygote, by the number of its instance and the cgroup that it was born in.
 
+    ``digest`` is of its files, and of the directories where imports are looked for.
+
     With it come its control socket and its outputs.
     """
 
     function: Function
     instance: int
     home: int
+    files: tuple[str, ...]
+    directories: tuple[str, ...]
+    digest: str
 
 
 class KeptFork(Struct, frozen=True, tag="fork"):

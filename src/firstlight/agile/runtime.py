@@ -25,6 +25,7 @@ from firstlight.agile.output import pipes
 from firstlight.agile.pool import LoadGate
 from firstlight.agile.resident import Resident
 from firstlight.agile.single_flight import SingleFlight
+from firstlight.agile.sources import Changes
 from firstlight.agile.wasm import Wasm
 from firstlight.agile.zygote import Resources
 from firstlight.agile.zygotes import Zygotes
@@ -76,7 +77,9 @@ class Runtime:
                 lambda kept: self._zygotes.take_over(kept),
             )  # fmt: skip
             self._zygotes = Zygotes(
-                Resources(self.config, self._instances, self._networks, groups, self._gate)
+                Resources(
+                    self.config, self._instances, self._networks, groups, self._gate, Changes()
+                )
             )
             await self._instances.open(self._stay)
         except BaseException:

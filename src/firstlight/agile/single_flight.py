@@ -36,6 +36,10 @@ class SingleFlight(Generic[Made]):
         """Have one that was made elsewhere."""
         self._made[key] = made
 
+    def has(self, key: bytes, made: Made) -> bool:
+        """Whether this is what has the key."""
+        return self._made.get(key) is made
+
     def values(self) -> list[Made]:
         """All that are made."""
         return list(self._made.values())

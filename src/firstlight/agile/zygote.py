@@ -12,10 +12,10 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -31,8 +31,11 @@ from firstlight.agile.network import Network, Networks
 from firstlight.agile.output import Output
 from firstlight.agile.place import Place
 from firstlight.agile.pool import LoadGate, Pool
+from firstlight.agile.sources import Changes, keeps_changing
 from firstlight.errors import Failed
 
+T = TypeVar("T")
+_TRIES = 3
 _log = logging.getLogger(__name__)
 
 
@@ -45,6 +48,7 @@ class Resources:
     networks: Networks
     cgroups: Cgroups
     gate: LoadGate
+    changes: Changes
 
 
 class Zygote:
@@ -58,6 +62,10 @@ class Zygote:
         self._up: Interpreter | None = None
         self._starting, self._forking = asyncio.Lock(), asyncio.Lock()
         self._generation = 0
+        self._suspect, self._looked, self.used = False, 0.0, time.monotonic()
+        self._working = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._closing = self._leaves = self._settles = False
         self._next: asyncio.Task[Fork] | None = None
         self._standing: Place | None = None  # in its cgroup the zygote is
@@ -92,6 +100,9 @@ class Zygote:
 
     async def invoke(self, event: object, requested: int) -> Result:
         """Run the handler on an event in a new instance. Raises Failed."""
+        return await self._works(self._invoked(event, requested))
+
+    async def _invoked(self, event: object, requested: int) -> Result:
         handler, seconds = self.function.handler, self.function.timeout
         try:
             line = msgspec.json.encode(event) + b"\n"
@@ -122,11 +133,12 @@ class Zygote:
     async def serve(self, environment: dict[str, str]) -> Forked:
         """An instance that fetches events, with this added to its environment. Raises Failed."""
         with self._resources.gate:
-            fork, warm = await self._taken()
+            fork, warm = await self._works(self._taken())
         forked = Forked(
             fork, warm, lambda: self._resources.cgroups.ran_out_of_memory(fork.place.cgroup)
         )
-        self._task(forked.run(msgspec.json.encode(environment) + b"\n", self._discard))
+        line = msgspec.json.encode(environment) + b"\n"
+        self._task(self._works(forked.run(line, self._discard)))
         return forked
 
     def _value(self, said: Said) -> msgspec.Raw:
@@ -176,9 +188,11 @@ class Zygote:
                 self._up = await self._started()
                 self._is_new()
 
-    def take_over(self, up: Interpreter) -> None:
+    async def take_over(self, up: Interpreter) -> None:
         """Go on with a zygote of an earlier manager."""
         self._up = up
+        await self._watch(up)
+        self._suspect = True
         self._settles = True
         self._is_new()
 
@@ -187,7 +201,8 @@ class Zygote:
     ) -> None:
         """Let a fork of an earlier manager end its work; nobody waits for its answer."""
         place.generation = self._generation
-        self._task(self._outlived(Fork(self.function.handler, place, events, outputs), busy))
+        fork = Fork(self.function.handler, place, events, outputs)
+        self._task(self._works(self._outlived(fork, busy)))
 
     async def _outlived(self, fork: Fork, busy: bool) -> None:
         try:
@@ -206,15 +221,46 @@ class Zygote:
         self._generation += 1
 
     async def _started(self) -> Interpreter:
-        up = await interpreter.start(
-            self.function, self._resources.instances, self._resources.cgroups
-        )
-        try:
-            await up.imported(self._resources.instances)
-        except BaseException:
-            up.close()
-            raise
-        return up
+        instances, changed = self._resources.instances, list[str]()
+        for _ in range(_TRIES):
+            up = await interpreter.start(self.function, instances, self._resources.cgroups)
+            try:
+                await up.imported()
+                await self._watch(up)
+                changed = await asyncio.to_thread(up.sources.changed_since, up.began)
+                if not changed:
+                    up.digest = await asyncio.to_thread(up.sources.digest)
+                    up.keep(instances)
+                    return up
+            except BaseException:
+                self._end(up)
+                raise
+            self._end(up)
+            await up.instance.wait()
+        raise keeps_changing(self.function.handler, changed)
+
+    async def _watch(self, up: Interpreter) -> None:
+        self._suspect, self._looked = False, time.monotonic()
+        await self._resources.changes.watch(up.sources, self._suspected)
+
+    def _suspected(self) -> None:
+        self._suspect = True
+
+    async def is_stale(self) -> bool:
+        """Whether the files that its zygote was made of have changed."""
+        up, seconds = self._up, self._resources.config.functions.look_seconds
+        self.used = now = time.monotonic()
+        if up is None or not (self._suspect or now - self._looked > seconds):
+            return False
+        self._suspect, self._looked = False, now
+        if await asyncio.to_thread(up.sources.digest) == up.digest:
+            return False
+        self._suspect = True  # for those who ask meanwhile
+        return up is self._up
+
+    def _end(self, up: Interpreter) -> None:
+        self._resources.changes.forget(up.sources)
+        up.close()
 
     async def _make_place(self) -> Place:
         """Make a place for the current zygote. Raises Failed."""
@@ -353,6 +399,17 @@ class Zygote:
         fork.close()
         self._give_back(fork.place)
 
+    async def _works(self, work: Awaitable[T]) -> T:
+        """Do work for a request, before which the zygote does not retire."""
+        self._working += 1
+        self._idle.clear()
+        try:
+            return await work
+        finally:
+            self._working -= 1
+            if not self._working:
+                self._idle.set()
+
     def _give_back(self, place: Place) -> None:
         """End the processes in a place; its parts can serve this function again."""
         place.end()
@@ -387,7 +444,7 @@ class Zygote:
         """Release a zygote that has ended, and its parts."""
         up, self._up = self._up, None
         if up:
-            up.close()
+            self._end(up)
             await up.instance.wait()
         self._stands_in(None)
         if self._next:
@@ -428,6 +485,16 @@ class Zygote:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._up:
             self._up.leave()
+
+    async def retire(self) -> None:
+        """End, but let the handlers that are at work end first."""
+        await self._idle.wait()
+        await self.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no handler is at work."""
+        return not self._working
 
     async def close(self) -> None:
         """End the zygote and its forks, and release their parts."""

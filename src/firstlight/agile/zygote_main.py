@@ -30,6 +30,7 @@ Handler = Callable[[Any], Any]
 _EVENTS = 3  # of a fork; before that, the control socket
 _PART = 1 << 16
 _TEXT_MOST = 32 << 10
+_FILES_AT_ONCE = 100
 
 
 def _load(descriptor: int) -> ModuleType:
@@ -195,6 +196,17 @@ def _import_for_events(name: str) -> Handler:
     return run
 
 
+def _files() -> list[str]:
+    """What was imported: sources, and compiled code that was read or may come to be."""
+    names = set()
+    for module in list(sys.modules.values()):
+        for attribute in ("__file__", "__cached__"):
+            name = getattr(module, attribute, None)
+            if isinstance(name, str):
+                names.add(os.path.abspath(name))  # noqa: PTH100 (it is not to follow links)
+    return sorted(names)
+
+
 def main() -> None:
     """Import the handler, report it, and fork until the control socket ends."""
     control = socket.socket(fileno=os.dup2(0, _EVENTS, inheritable=False))
@@ -213,7 +225,10 @@ def main() -> None:
         return
     zygote = Zygote(inside, program, before)
     inside.forget_children()
-    control.send(b'{"imported": 1}')
+    files = _files()
+    for at in range(0, len(files), _FILES_AT_ONCE):
+        control.send(json.dumps({"files": files[at : at + _FILES_AT_ONCE]}).encode())
+    control.send(json.dumps({"imported": sys.path}).encode())
     zygote.serve(handler, control)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 
 from firstlight.agile import coding, interpreter, kept
 from firstlight.agile.cgroups import Cgroup, Limits
@@ -17,6 +18,7 @@ from firstlight.agile.output import Output
 from firstlight.agile.place import Place
 from firstlight.agile.pool import Pool
 from firstlight.agile.single_flight import SingleFlight
+from firstlight.agile.sources import Sources
 from firstlight.agile.zygote import Resources, Zygote
 from firstlight.errors import Failed
 
@@ -31,6 +33,8 @@ class Zygotes:
         self._zygotes: SingleFlight[Zygote] = SingleFlight()
         self._cgroup_pools: dict[Limits, Pool[Cgroup]] = {}
         self._ready = asyncio.Event()
+        self._retiring: dict[Zygote, asyncio.Future[None]] = {}
+        self._keeper: asyncio.Task[None] | None = None
 
     async def invoke(self, function: Function, event: object, requested: int) -> Result:
         """Run a handler on an event, in a fork of its own. Raises Failed, Unsupported."""
@@ -68,7 +72,7 @@ class Zygotes:
             os.close(note)
             if isinstance(what, KeptFork):
                 forks.append((what, busy, keepsake, descriptors))
-            elif zygote := self._taken_over(what, keepsake, descriptors):
+            elif zygote := await self._taken_over(what, keepsake, descriptors):
                 by_instance[what.instance] = zygote
         for instance in self._resources.instances.of_kind("python"):
             if instance.number not in by_instance:
@@ -81,10 +85,11 @@ class Zygotes:
                 names.add(str(what.cgroup))
             else:
                 _drop(keepsake, descriptors)
+        self._keeper = self._keeper or asyncio.get_running_loop().create_task(self._keep())
         self._ready.set()
         return names
 
-    def _taken_over(
+    async def _taken_over(
         self, what: KeptZygote, keepsake: Keepsake, descriptors: list[int]
     ) -> Zygote | None:
         groups, instances = self._resources.cgroups, self._resources.instances
@@ -94,15 +99,22 @@ class Zygotes:
             return None
         control, outputs = socket.socket(fileno=descriptors[0]), descriptors[1:]
         up = Interpreter(what.function, groups, instance, control, list(map(Output, outputs)))
+        up.digest = what.digest
         try:
+            up.sources = await asyncio.to_thread(
+                Sources, what.function.rootfs, what.files, what.directories
+            )
             up.take_over(groups.adopt(what.home), keepsake)
         except (OSError, Failed) as error:
             _log.warning("the zygote of %s is ended: %s", what.function.handler, error)
             up.close()
             return None
         zygote = Zygote(self._resources, what.function, self._cgroups(what.function))
-        zygote.take_over(up)
-        self._zygotes.put(coding.encode(what.function), zygote)
+        await zygote.take_over(up)
+        key = coding.encode(what.function)
+        if before := self._zygotes.pop(key):
+            self._retire(before)
+        self._zygotes.put(key, zygote)
         return zygote
 
     async def _place(
@@ -119,28 +131,65 @@ class Zygotes:
 
     def leave(self) -> None:
         """End nothing from now on: the next manager takes over."""
-        for zygote in self.values():
+        for zygote in self._all():
             zygote.leave()
 
     async def left(self) -> None:
         """Do nothing more."""
-        await self._zygotes.close()
-        for pool in self._cgroup_pools.values():
-            await pool.close()
-        for zygote in self.values():
+        zygotes = self._all()
+        await self._stop()
+        for zygote in zygotes:
             await zygote.left()
 
     async def close(self) -> None:
         """End all zygotes and forks."""
-        await self._zygotes.close()
-        for pool in self._cgroup_pools.values():
-            await pool.close()
-        for zygote in self.values():
+        zygotes = self._all()
+        await self._stop()
+        for zygote in {*zygotes, *self.values()}:
             await zygote.close()
+
+    def _all(self) -> list[Zygote]:
+        return [*self.values(), *self._retiring]
 
     async def _current(self, function: Function) -> Zygote:
         await self._ready.wait()  # requests may come while there are zygotes to be taken over
-        return await self._zygotes.get(coding.encode(function), lambda: self._made(function))
+        key = coding.encode(function)
+        while True:
+            zygote = await self._zygotes.get(key, lambda: self._made(function))
+            self._resources.changes.read()
+            if not await zygote.is_stale():
+                return zygote
+            if self._zygotes.has(key, zygote):
+                _log.info("files of %s have changed", function.handler)
+                self._zygotes.forget(zygote)
+                self._retire(zygote)
+
+    def _retire(self, zygote: Zygote) -> None:
+        task = asyncio.ensure_future(zygote.retire())
+        self._retiring[zygote] = task
+        task.add_done_callback(lambda _: self._retiring.pop(zygote, None))
+
+    async def _keep(self) -> None:
+        """Forget what nobody has used for long."""
+        seconds = self._resources.config.functions.idle_seconds
+        while True:
+            await asyncio.sleep(seconds / 4)
+            self._resources.changes.read()
+            for zygote in self.values():
+                if zygote.is_idle and zygote.used < time.monotonic() - seconds:
+                    self._zygotes.forget(zygote)
+                    self._retire(zygote)
+
+    async def _stop(self) -> None:
+        if self._keeper:
+            self._keeper.cancel()
+        await self._zygotes.close()
+        for pool in self._cgroup_pools.values():
+            await pool.close()
+        for task in list(self._retiring.values()):
+            task.cancel()
+        await asyncio.gather(*self._retiring.values(), return_exceptions=True)
+        self._resources.changes.close()
 
     async def _made(self, function: Function) -> Zygote:
         function.check()
