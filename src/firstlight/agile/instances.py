@@ -169,8 +169,11 @@ class Instances:
         ends = [instance.ended for instance in self._running.values()]
         if ends and self._node:
             await asyncio.wait(ends, timeout=_END_SECONDS)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_END_SECONDS)
+        for task in self._tasks:
+            task.cancel()  # it waits for what hangs, and ends with that
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._starter:
             self._starter.close()
         if self._node:

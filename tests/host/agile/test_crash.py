@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from tests.support.agile_host import on_host
 
-from firstlight.agile import Config, Function, Runtime, node_wire
+from firstlight.agile import Config, Function, Runtime, instances, node_wire
 from firstlight.agile.client import Client
 from firstlight.agile.link import rights
 from firstlight.agile.node import pid_of as node_pid
@@ -353,6 +353,23 @@ def test_a_node_that_was_killed_is_gone_before_another_takes_its_place(function:
                 with suppress(FileNotFoundError):  # its reaper may not have come by
                     state = Path(f"/proc/{before}/stat").read_text().rpartition(")")[2].split()[0]
                     assert state in "ZX"
+
+    on_host(main)
+
+
+def test_an_ordered_stop_ends_although_the_network_helper_hangs(
+    function: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instances, "_END_SECONDS", 0.2)
+
+    async def main() -> None:
+        async with (
+            Runtime(Config(name="t3")) as runtime,
+            await runtime.start(function("hold", "0")) as instance,
+        ):
+            os.kill(runtime._networks._parts.pid, signal.SIGSTOP)
+            await instance.wait()
+        assert left() == []
 
     on_host(main)
 
