@@ -1,0 +1,138 @@
+"""The Lambda Runtime API against what an instance may send."""
+
+import asyncio
+import json
+from typing import Any
+
+import httptools
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firstlight.agile.serving import runtime_api
+from firstlight.agile.serving.answer import PAYLOAD_MAX
+from firstlight.agile.serving.runtime_api import Event, Lost, Reply, RuntimeApi
+from firstlight.agile.serving.trace import to_xray
+
+NEXT = b"GET /2018-06-01/runtime/invocation/next HTTP/1.1\r\nHost: x\r\n\r\n"
+ANSWER = b"POST /2018-06-01/runtime/invocation/r/response HTTP/1.1\r\n"
+PIECES = st.one_of(
+    st.binary(max_size=64),
+    st.sampled_from([
+        NEXT, ANSWER, ANSWER + b"Content-Length: 2\r\n\r\n{}",
+        b"Content-Length: 99999999999999\r\n",
+        b"Content-Length: -1\r\n", b"Transfer-Encoding: chunked\r\n", b"\r\n", b"5\r\nhello\r\n",
+        b"ffffffffffffffff\r\n", b"0\r\n\r\n", b"Expect: 100-continue\r\n", b"POST /x HTTP/1.1\r\n",
+        b"POST /2018-06-01/runtime/init/error HTTP/1.1\r\nContent-Length: 1\r\n\r\n{",
+        b"X: " + b"y" * 70000 + b"\r\n", b"\0", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ]),
+)  # fmt: skip
+
+
+class Transport(asyncio.Transport):
+    """What a connection wrote, and whether it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written, self.closed = b"", False
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def connected(api: RuntimeApi) -> tuple[runtime_api._Connection, Transport]:
+    connection, transport = runtime_api._Connection(api, httptools), Transport()
+    connection.connection_made(transport)
+    return connection, transport
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(PIECES, max_size=12))
+def test_no_bytes_break_it_or_are_held_without_bound(pieces: list[bytes]) -> None:
+    async def main() -> None:
+        api = RuntimeApi()
+        connection, transport = connected(api)
+        asked = asyncio.ensure_future(api.ask(Event("r", b"{}", 1.0)))
+        await asyncio.sleep(0)
+        for piece in pieces:
+            if transport.closed:
+                break
+            connection.data_received(piece)
+        connection.connection_lost(None)
+        assert len(connection._headers) <= 64
+        assert connection._body is None or len(connection._body) <= PAYLOAD_MAX
+        api.end()
+        await asyncio.gather(asked, return_exceptions=True)
+        assert isinstance(asked.exception(), Lost) or isinstance(asked.result(), Reply)
+
+    asyncio.run(main())
+
+
+def test_an_event_is_answered_once_and_by_its_id() -> None:
+    async def main() -> None:
+        api = RuntimeApi()
+        connection, transport = connected(api)
+        connection.data_received(NEXT)
+        assert transport.written == b""
+        event = Event("r", b'{"a":1}', 3.0, "arn:x", "t\r\nX-Injected: 1", b'{"custom": 1}')
+        asked = asyncio.ensure_future(api.ask(event))
+        await asyncio.sleep(0)
+        head, _, body = transport.written.partition(b"\r\n\r\n")
+        assert body == b'{"a":1}'
+        assert b"Lambda-Runtime-Aws-Request-Id: r\r\n" in head + b"\r\n"
+        assert not any(line.startswith(b"X-Injected") for line in head.split(b"\r\n"))
+        transport.written = b""
+        connection.data_received(ANSWER.replace(b"/r/", b"/other/") + b"Content-Length: 0\r\n\r\n")
+        assert b"400 Bad Request" in transport.written
+        transport.written = b""
+        connection.data_received(NEXT)
+        assert b"403 Forbidden" in transport.written
+        connection.data_received(ANSWER + b"Content-Length: 4\r\n\r\nnull")
+        assert (await asked) == Reply(b"null")
+
+    asyncio.run(main())
+
+
+def test_too_long_an_answer_is_refused_and_not_held() -> None:
+    async def main() -> None:
+        api = RuntimeApi()
+        connection, transport = connected(api)
+        connection.data_received(NEXT)
+        asked = asyncio.ensure_future(api.ask(Event("r", b"{}", 3.0)))
+        await asyncio.sleep(0)
+        connection.data_received(ANSWER + b"Content-Length: %d\r\n\r\n" % (PAYLOAD_MAX + 1))
+        connection.data_received(b"x" * (PAYLOAD_MAX + 1))
+        assert b"413" in transport.written
+        assert (await asked).too_large
+
+    asyncio.run(main())
+
+
+def test_connections_are_few() -> None:
+    async def main() -> None:
+        api = RuntimeApi()
+        made = [connected(api)[1] for _ in range(17)]
+        assert [one.closed for one in made] == [False] * 16 + [True]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("trace", "expected"),
+    [
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+         "Root=1-4bf92f35-77b34da6a3ce929d0e0e4736;Parent=00f067aa0ba902b7;Sampled=1"),
+        ("Root=1-2-3;Sampled=0", "Root=1-2-3;Sampled=0"),
+    ],
+)  # fmt: skip
+def test_a_trace_is_given_as_xray_writes_it(trace: str, expected: str) -> None:
+    assert to_xray(trace) == expected
+
+
+def test_a_client_context_that_is_not_json_is_left_out() -> None:
+    assert b"Client-Context: \r\n" in Event("r", b"", 1.0, client_context=b"{\n").head()
+    head = Event("r", b"", 1.0, client_context=json.dumps({"ü": 1}).encode()).head()
+    assert b'Client-Context: {"\\u00fc":1}\r\n' in head
