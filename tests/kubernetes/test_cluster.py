@@ -82,6 +82,26 @@ def test_a_pod_runs_and_is_reached_from_the_host(standing_cluster: standing.Reco
     assert {path for path in after if path.exists()} == before
 
 
+def test_a_pod_gets_a_prepared_network() -> None:
+    record = standing.up(("runc",), ("firstlight",), lambda _: None)
+    try:
+        assert {part.name for part in standing.status().components if part.healthy} >= {"agent"}
+        pod = json.loads(json.dumps(POD).replace("runc-bridge", "runc-firstlight"))
+        kubectl(record, "apply", "-f", "-", text=json.dumps(pod))
+        kubectl(record, "wait", "--for=condition=Ready", "pod/one", "--timeout=90s")
+        shown = json.loads(kubectl(record, "get", "pod", "one", "-o", "json"))
+        assert shown["status"]["podIP"].startswith("10.244.")
+        leases = Path(f"/proc/{record.first}/root/run/firstlight-agile/pods/leases")
+        assert '"default/one"' in leases.read_text()
+        kubectl(record, "delete", "pod", "one")
+        end = time.monotonic() + 60
+        while '["-", ' not in leases.read_text():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        standing.down()
+
+
 def test_a_second_is_refused(standing_cluster: standing.Record) -> None:
     with pytest.raises(Failed, match="already running"):
         standing.up(("runc",), ("bridge",), lambda _: None)

@@ -17,7 +17,7 @@ from firstlight.lab.cluster.settings import NODE
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy" / "kubernetes"
 IMAGE = ROOT / "build" / "agent.tar"
-RANGE = "10.77.0.0/24"
+RANGE = "10.77.0.0/28"  # 13 pods
 _DEADLINE = 180.0
 
 
@@ -171,6 +171,15 @@ def test_the_agent_is_installed_upgraded_and_removed(cluster: Cluster) -> None:
     addresses = cluster.addresses()
     assert len(set(addresses.values())) == len(names) + 1
     assert all(address.startswith("10.77.0.") for address in addresses.values())
+
+    kubectl("apply", "-f", "-", text=json.dumps(pod("more")))
+    query = ("get", "events", "--field-selector", "reason=NoNetwork", "-o", "json")
+    until(lambda: json.loads(kubectl(*query))["items"])
+    [event, *_] = json.loads(kubectl(*query))["items"]
+    assert event["involvedObject"]["name"] == "more"
+    assert "pods.range" in event["message"]
+    kubectl("delete", "pod", "one")
+    kubectl("wait", "--for=condition=Ready", "pod/more", "--timeout=120s")
     kubectl("delete", "pods", "--all", "--wait=true")
 
     kubectl("delete", "-k", base)
