@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from tests.support.agile_host import on_host
 from tests.support.lambda_functions import call, function, lambda_root, with_serving
 
+from firstlight.agile import Config, Runtime
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.serving import Serving
 
@@ -200,3 +203,25 @@ def test_an_idle_instance_ends_after_a_while(root: Path) -> None:
             await asyncio.sleep(0.01)
 
     with_serving(root, main)
+
+
+def test_an_instance_ends_when_its_manager_is_replaced(root: Path) -> None:
+    async def main() -> None:
+        subprocess.run(["mount", "--bind", "/usr", root / "usr"], check=True)
+        version = FunctionVersion(
+            name="b", kind="bootstrap", root=str(root), directory="/var/task", timeout=30.0
+        )
+        config = Config(name="t4")
+        async with Runtime(config, stay=True) as before:
+            serving = Serving(before)
+            assert (await call(serving, version)).error is None
+            assert len(before.running()) == 1
+            before.leave()
+        async with Runtime(config, stay=True) as after:
+            until = time.monotonic() + 30
+            while after.running():
+                assert time.monotonic() < until
+                await asyncio.sleep(0.01)
+            assert (await call(Serving(after), version)).error is None
+
+    on_host(main)
