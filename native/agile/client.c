@@ -167,6 +167,14 @@ static void attach(int index, const struct ask *ask)
 	leave(index);
 }
 
+static void run_session(int index, const struct ask *ask, struct rights *rights)
+{
+	enum step step = STEP_CLONE;
+	int failed = session_start(ask, rights, index, &step);
+	if (failed)
+		answer_now(index, ask, -failed, step);
+}
+
 static void serve(int index, const struct ask *ask, struct rights *rights)
 {
 	switch (ask->verb) {
@@ -176,8 +184,11 @@ static void serve(int index, const struct ask *ask, struct rights *rights)
 	case ASK_START:
 		start(index, ask, rights);
 		return;
+	case ASK_EXEC:
+		run_session(index, ask, rights);
+		return;
 	case ASK_SIGNAL:
-		answer_now(index, ask, -instance_signal(ask->instance, ask->signal), STEP_CLONE);
+		answer_now(index, ask, -instance_signal(ask->instance, ask->signal, 0), STEP_CLONE);
 		return;
 	case ASK_ATTACH:
 		attach(index, ask);

@@ -64,6 +64,8 @@ int instance_unhash(pid_t pid)
 void instance_owe(int index, uint8_t what)
 {
 	struct instance *instance = &node.instances[index];
+	if (instance->session)
+		return;
 	instance->owed_manager |= what;
 	if (instance->in_dirty)
 		return;
@@ -76,7 +78,7 @@ void instance_owe(int index, uint8_t what)
 	node.dirty.last = index;
 }
 
-static void link_client(int index, int client)
+void instance_link(int index, int client)
 {
 	struct instance *instance = &node.instances[index];
 	instance->client = client;
@@ -171,9 +173,10 @@ int instance_reserve(void)
 }
 
 /* A reservation that came to nothing. */
-static void release(int index)
+void instance_release(int index)
 {
 	struct instance *instance = &node.instances[index];
+	unlink_client(index);
 	descriptor_close(&instance->control);
 	if (instance->cgroup != NOBODY)
 		part_give_back(instance->cgroup, NOBODY);
@@ -185,7 +188,7 @@ static void release(int index)
 	node.up--;
 }
 
-static void be_child_of_node(void)
+void be_child_of_node(void)
 {
 	sigset_t none;
 	sigemptyset(&none);
@@ -232,6 +235,7 @@ _Noreturn static void be_waiting(int index, int control, uint32_t cgroup)
 	place.set_limits = enter.set_limits;
 	place.has_words = enter.has_words;
 	place.has_hosts = enter.has_hosts;
+	place.terminal = enter.terminal;
 	place.tree = rights.descriptors[0];
 	place.network = rights.descriptors[1];
 	memcpy(place.streams, &rights.descriptors[2], sizeof place.streams);
@@ -323,14 +327,14 @@ static int make_waiting(void)
 	struct instance *instance = &node.instances[index];
 	instance->cgroup = part_take(PART_CGROUP, NULL);
 	if (instance->cgroup == NOBODY) {
-		release(index);
+		instance_release(index);
 		manager_want(PART_CGROUP, 0);
 		return -EAGAIN;
 	}
 	instance->requested = monotonic();
 	int failed = clone_waiting(index);
 	if (failed) {
-		release(index);
+		instance_release(index);
 		return failed;
 	}
 	instance->state = INSTANCE_MAKING;
@@ -457,7 +461,8 @@ static int enter_waiting(int index, struct place *place, int root)
 			      .limits = place->limits,
 			      .set_limits = place->set_limits,
 			      .has_words = place->has_words,
-			      .has_hosts = place->has_hosts};
+			      .has_hosts = place->has_hosts,
+			      .terminal = place->terminal};
 	int failed = clone_mounts(place, root);
 	int given[PLACE_RIGHTS] = {place->tree,       place->network,    place->streams[0],
 				   place->streams[1], place->streams[2], place->words};
@@ -471,6 +476,14 @@ static int enter_waiting(int index, struct place *place, int root)
 	descriptor_close(&place->tree);
 	descriptor_close(&place->hosts);
 	return failed;
+}
+
+void instance_cloned(int index)
+{
+	struct instance *instance = &node.instances[index];
+	instance_hash(index);
+	if (watch(instance->control, ON_INSTANCE, index, EPOLLIN))
+		kill(instance->pid, SIGKILL); /* its end is told as any */
 }
 
 static int clone_instance(int index, struct place *place, int root)
@@ -488,9 +501,7 @@ static int clone_instance(int index, struct place *place, int root)
 	close(ends[1]);
 	if (failed)
 		return failed;
-	instance_hash(index);
-	if (watch(ends[0], ON_INSTANCE, index, EPOLLIN))
-		kill(instance->pid, SIGKILL); /* its end is told as any */
+	instance_cloned(index);
 	return 0;
 }
 
@@ -564,7 +575,8 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 	instance->detached = ask->flags & ASK_DETACHED;
 	instance->flags = warm ? ANSWER_WARM : 0;
 	instance->state = INSTANCE_STARTING;
-	link_client(index, client);
+	instance_link(index, client);
+	int logged = ask->flags & ASK_LOG ? output_open(instance->id, rights) : 0;
 	struct limits limits = function->definition.limits;
 	limits.pids += reuses; /* PID 1 is not the function's */
 	struct place place = {
@@ -573,6 +585,7 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 		.set_limits = settle_limits(instance->cgroup, &limits),
 		.cgroup = node.parts[instance->cgroup].order.cgroup,
 		.has_words = words,
+		.terminal = ask->flags & ASK_TERMINAL,
 		.has_hosts = function->has_hosts && node.parts[network].order.address,
 		.network_part = network,
 		.tree = NOBODY,
@@ -589,8 +602,11 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 			place.function.gid += (uint32_t)index;
 		place.function.uid += (uint32_t)index;
 	}
-	int failed;
-	if (again) {
+	instance->identity = place.function;
+	int failed = logged;
+	if (failed) {
+		warm = warm || again;
+	} else if (again) {
 		place.network = other_network ? place.network : NOBODY;
 		failed = reuse_enter(index, &place);
 	} else if (reuses && !warm) { /* what it is sent it reads when it is ready */
@@ -606,13 +622,12 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 		return 0;
 	if (warm) {
 		kill(instance->pid, SIGKILL); /* its end is told as that of any start that failed */
-		node.progress[index].step = STEP_ROOT;
+		node.progress[index].step = logged ? STEP_STREAMS : STEP_ROOT;
 		node.progress[index].error = -failed;
 		return 0;
 	}
-	unlink_client(index);
-	release(index);
-	return refusal(step, -failed, STEP_CLONE);
+	instance_release(index);
+	return refusal(step, -failed, logged ? STEP_STREAMS : STEP_CLONE);
 }
 
 void instance_runs(int index)
@@ -679,7 +694,7 @@ void instance_kill(int index)
 		(void)send_signal(instance, SIGKILL); /* it is not reaped yet: the pid is its own */
 }
 
-int instance_signal(uint64_t id, int number)
+int instance_signal(uint64_t id, int number, uint16_t flags)
 {
 	if (number < 1 || number >= NSIG)
 		return -EINVAL;
@@ -688,6 +703,7 @@ int instance_signal(uint64_t id, int number)
 		if (instance->id != id || instance->state < INSTANCE_STARTING ||
 		    instance->state > INSTANCE_RUNNING)
 			continue;
+		instance->flags |= flags;
 		if (number == SIGKILL)
 			instance_kill(i);
 		else
@@ -700,6 +716,8 @@ int instance_signal(uint64_t id, int number)
 static bool ran_out_of_memory(int index)
 {
 	const struct instance *instance = &node.instances[index];
+	if (instance->cgroup == NOBODY)
+		return false;
 	if (!WIFSIGNALED(instance->status) || WTERMSIG(instance->status) != SIGKILL ||
 	    instance->killed || instance->cgroup == NOBODY)
 		return false;

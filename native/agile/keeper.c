@@ -145,7 +145,7 @@ static bool tmp_is_renewed(void)
 	if (!memcmp(&status, &keeper.tmp, sizeof status) &&
 	    !memcmp(&use, &keeper.tmp_use, sizeof use))
 		return true;
-	if (sandbox_renew_tmpfs(keeper.place.function.scratch))
+	if (sandbox_renew_mounts(keeper.place.function.scratch))
 		return false;
 	look_at_tmp(&keeper.tmp, &keeper.tmp_use);
 	(void)mounts_changed(); /* by ourselves */
@@ -249,6 +249,7 @@ static void receive(struct progress *slots)
 	place->function.gid = enter.gid;
 	place->has_words = enter.has_words;
 	place->has_hosts = enter.has_hosts;
+	place->terminal = enter.terminal;
 	place->network = enter.has_network ? rights.descriptors[at++] : -1;
 	place->hosts = enter.has_hosts ? rights.descriptors[at++] : -1;
 	place->own_words = enter.has_words ? rights.descriptors[at] : -1;

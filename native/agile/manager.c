@@ -175,12 +175,18 @@ static int obey(const struct order *asked, size_t rest, struct rights *rights)
 	case ORDER_SANDBOXES:
 		return instances_keep(asked->count, asked->length, asked->flags);
 	case ORDER_SIGNAL:
-		return instance_signal(asked->id, asked->signal);
+		return instance_signal(asked->id, asked->signal, (uint16_t)asked->flags);
 	case ORDER_REFUSE:
 		if ((asked->count != PART_NETWORK && asked->count != PART_CGROUP) ||
 		    asked->flags >= REACHES)
 			return -EINVAL;
 		pending_refuse((enum part_kind)asked->count, asked->flags);
+		return 0;
+	case ORDER_LOG:
+		if (rights->count != 1)
+			return -EPROTO;
+		output_set(rights->descriptors[0]);
+		rights->descriptors[0] = NOBODY;
 		return 0;
 	case ORDER_RESOLVERS:
 		return set_resolvers(asked, order.rest, rest);
@@ -280,7 +286,7 @@ static struct event instance_event(int index, enum event_verb verb)
 
 static int tell_instance(int index)
 {
-	if (node.instances[index].state != INSTANCE_RUNNING)
+	if (node.instances[index].state != INSTANCE_RUNNING || node.instances[index].session)
 		return 0;
 	struct event event = instance_event(index, EVENT_STARTED);
 	return manager_message(&event, sizeof event, NULL, 0);

@@ -176,7 +176,7 @@ int main(int argc, char **argv)
 		fputs("usage: firstlight-node DIRECTORY INSTANCES\n", stderr);
 		return 2;
 	}
-	node.manager = node.free_client = node.free_instance = NOBODY;
+	node.manager = node.log = node.free_client = node.free_instance = NOBODY;
 	int ready = open_standard();
 	set_open_files();
 	listen_at(argv[1]);

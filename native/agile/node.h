@@ -7,6 +7,8 @@
  *   pending.c    starts that wait for parts
  *   reuse.c      sandboxes that serve their function again; keeper.c is in them
  *   part.c       what is prepared: networks, cgroups; functions
+ *   session.c    programs beside an instance's own
+ *   output.c     output that is kept
  *   hosts.c      /etc/hosts of each network
  */
 #ifndef FIRSTLIGHT_NODE_H
@@ -84,6 +86,8 @@ struct instance {
 	uint16_t flags; /* of its answers */
 	uint8_t owed_client, owed_manager;
 	bool detached, killed, failed, in_dirty, renewing; /* renewing: its sandbox still is */
+	bool session; /* a program beside an instance's own */
+	struct definition identity; /* of its function when it was started */
 	int status, error, step;
 	int64_t requested, running, user, system;
 	int next_dirty; /* of those that owe the manager */
@@ -112,7 +116,7 @@ struct pending {
 };
 
 struct node {
-	int epoll, children, clients_listener, managers_listener, manager;
+	int epoll, children, clients_listener, managers_listener, manager, log;
 	bool stays, manager_blocked, holds, waiting_changed, has_done;
 	struct event done; /* an answer that the manager has not taken yet */
 	int telling, telling_at; /* the state, to a new manager */
@@ -158,6 +162,13 @@ void part_leave(int index);
 int function_set(const struct definition *definition, int tree, int words);
 int function_forget(uint32_t number);
 
+/* session.c */
+int session_start(const struct ask *ask, struct rights *rights, int client, enum step *step);
+
+/* output.c */
+void output_set(int log);
+int output_open(uint64_t id, struct rights *rights);
+
 /* hosts.c */
 int hosts_open(void);
 int hosts_write(int index, uint32_t address);
@@ -170,7 +181,12 @@ void instances_open(int limit);
 int instance_try(const struct ask *ask, struct rights *rights, int client, enum step *step);
 bool instance_heard(int index);
 void instances_reap(void);
-int instance_signal(uint64_t id, int number);
+int instance_signal(uint64_t id, int number, uint16_t flags);
+int instance_reserve(void);
+void instance_release(int index);
+void instance_link(int index, int client);
+void instance_cloned(int index);
+void be_child_of_node(void);
 void instance_kill(int index);
 void instances_warm(void);
 int instances_keep(uint32_t high, uint32_t low, uint32_t interval);

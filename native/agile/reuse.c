@@ -28,6 +28,7 @@ int reuse_enter(int index, const struct place *place)
 		.gid = place->function.gid,
 		.slot = (uint32_t)index,
 		.has_words = place->has_words,
+		.terminal = place->terminal,
 		.has_network = place->network >= 0,
 		.has_hosts = place->network >= 0 && place->has_hosts,
 	};

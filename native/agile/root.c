@@ -29,7 +29,8 @@ static const struct {
 	     {"stdin", "/proc/self/fd/0"},
 	     {"stdout", "/proc/self/fd/1"},
 	     {"stderr", "/proc/self/fd/2"},
-	     {"shm", "/tmp"}};
+	     {"shm", "/tmp"},
+	     {"ptmx", "pts/ptmx"}};
 
 int root_prune(void)
 {
@@ -48,7 +49,8 @@ static int make_blank(void)
 	    mount("tmpfs", "/roots", "tmpfs", MS_NOSUID | MS_NOEXEC,
 		  "size=64k,nr_inodes=16,mode=755") ||
 	    chdir("/roots") || mkdir("proc", 0555) || mkdir("tmp", 0555) || mkdir("empty", 0555) ||
-	    mknod("null", S_IFCHR | 0666, makedev(1, 3)) || chmod("null", 0666) ||
+	    mkdir("pts", 0555) || mknod("null", S_IFCHR | 0666, makedev(1, 3)) ||
+	    chmod("null", 0666) ||
 	    mount(NULL, "/roots", NULL, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NOEXEC, NULL) ||
 	    syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH) || chdir("/"))
 		return -errno;
@@ -99,7 +101,7 @@ static int open_point(int tree, const char *name)
 static int fill_dev(int dev)
 {
 	mode_t before = umask(0);
-	int failed = 0;
+	int failed = mkdirat(dev, "pts", 0755);
 	for (size_t i = 0; i < sizeof devices / sizeof *devices && !failed; i++)
 		failed = mknodat(dev, devices[i].path, S_IFCHR | 0666,
 				 makedev(devices[i].major, devices[i].minor));

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -150,13 +151,28 @@ static int mount_tmpfs(void)
 	return failure(mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options));
 }
 
-int sandbox_renew_tmpfs(uint64_t bytes)
+/* The host keeps terminals back for itself, whatever instances take. */
+static int mount_terminals(const char *path)
+{
+	return failure(mount("devpts", path, "devpts", MS_NOSUID | MS_NOEXEC,
+			     "ptmxmode=0666,mode=0620,max=16"));
+}
+
+static int mount_writable(void)
+{
+	int failed = mount_tmpfs();
+	return failed ? failed : mount_terminals("/pts");
+}
+
+int sandbox_renew_mounts(uint64_t bytes)
 {
 	char options[80];
 	tmpfs_options(options, sizeof options, bytes);
-	return failure(umount2("/tmp", MNT_DETACH)
-			       ? -1
-			       : mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options));
+	if (umount2("/tmp", MNT_DETACH) ||
+	    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options) ||
+	    umount2("/dev/pts", MNT_DETACH))
+		return -errno;
+	return mount_terminals("/dev/pts");
 }
 
 static int resize_tmpfs(uint64_t bytes)
@@ -193,7 +209,8 @@ static int enter_tree(const struct place *place)
 		return failed;
 	if (syscall(SYS_move_mount, tree, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH) ||
 	    fchdir(tree) || syscall(SYS_move_mount, AT_FDCWD, "/proc", AT_FDCWD, "proc", 0) ||
-	    syscall(SYS_move_mount, AT_FDCWD, "/tmp", AT_FDCWD, "tmp", 0) || chroot("."))
+	    syscall(SYS_move_mount, AT_FDCWD, "/tmp", AT_FDCWD, "tmp", 0) ||
+	    syscall(SYS_move_mount, AT_FDCWD, "/pts", AT_FDCWD, "dev/pts", 0) || chroot("."))
 		return -errno;
 	failed = mount_hosts(place);
 	return failed ? failed : failure(unshare(CLONE_NEWCGROUP));
@@ -234,6 +251,33 @@ static int take_streams(const struct house *house, const struct place *place)
 	for (int i = 0; i < 3 && !failed; i++)
 		failed = take_stream(house, place, i);
 	return failed || setsid() >= 0 ? failed : -errno;
+}
+
+/* The slave is the three streams and the session's terminal; the master goes to the client, who may
+ * have sent its size. */
+static int take_terminal(const struct place *place)
+{
+	struct winsize size;
+	int locked = 0, terminal, master = open("/dev/pts/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+	char there = 1;
+	if (master < 0 || ioctl(master, TIOCSPTLCK, &locked))
+		return -errno;
+	terminal = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (terminal < 0 || fchown(terminal, place->function.uid, place->function.gid) ||
+	    setsid() < 0 || ioctl(terminal, TIOCSCTTY, 0))
+		return -errno;
+	if (recv(place->streams[0], &size, sizeof size, MSG_DONTWAIT) == sizeof size &&
+	    ioctl(terminal, TIOCSWINSZ, &size))
+		return -errno;
+	int failed = socket_send(place->streams[0], &there, 1, &master, 1);
+	for (int i = 0; i < 3 && !failed; i++)
+		failed = failure(dup2(terminal, i));
+	return failed;
+}
+
+static int take(const struct house *house, const struct place *place)
+{
+	return place->terminal ? take_terminal(place) : take_streams(house, place);
 }
 
 static int set_limits(const struct definition *function)
@@ -278,7 +322,7 @@ static int enter_user_namespace(const struct definition *function, int self)
 }
 
 /* -1 would mean "unchanged", and 0 the host's root: what was asked for is verified. */
-static int become_user(const struct definition *function, int self)
+static int set_user(const struct definition *function)
 {
 	uid_t uid = function->uid, uids[3];
 	gid_t gid = function->gid, gids[3];
@@ -292,8 +336,33 @@ static int become_user(const struct definition *function, int self)
 	for (int i = 0; i < 3; i++)
 		if (uids[i] != uid || gids[i] != gid)
 			return -EPERM;
-	return function->flags & DEFINITION_USER_NAMESPACE ? enter_user_namespace(function, self)
-							   : 0;
+	return 0;
+}
+
+static int become_user(const struct definition *function, int self)
+{
+	int failed = set_user(function);
+	return failed || !(function->flags & DEFINITION_USER_NAMESPACE)
+		       ? failed
+		       : enter_user_namespace(function, self);
+}
+
+/* What is not of the instance is closed before anything there could look at us. */
+static int keep_two(int control, int instance)
+{
+	enum { FIRST = 3 };
+	if (dup3(control, FIRST, O_CLOEXEC) < 0 || dup3(instance, FIRST + 1, O_CLOEXEC) < 0)
+		return -errno;
+	return failure(close_range(FIRST + 2, ~0U, 0));
+}
+
+static int join_user(const struct definition *function, int control, int instance)
+{
+	bool own = function->flags & DEFINITION_USER_NAMESPACE;
+	int failed = keep_two(control, instance);
+	if (!failed && own)
+		failed = failure(setns(4, CLONE_NEWUSER));
+	return failed ? failed : set_user(function);
 }
 
 static int drop_bounding(uint64_t keep)
@@ -501,7 +570,7 @@ int sandbox_make(const struct house *house, uint32_t cgroup, struct progress *pr
 	DO(STEP_MOUNT_NAMESPACE, enter_blank(house));
 	DO(STEP_PROC, mount_proc());
 	DO(STEP_MASK, mask_proc(house));
-	DO(STEP_TMPFS, mount_tmpfs());
+	DO(STEP_TMPFS, mount_writable());
 	return 0;
 }
 
@@ -531,8 +600,28 @@ int sandbox_execute(const struct house *house, struct place *place, int self, ch
 {
 	const struct definition *function = &place->function;
 	DO(STEP_LIMITS, set_limits(function));
-	DO(STEP_STREAMS, take_streams(house, place));
+	DO(STEP_STREAMS, take(house, place));
 	DO(STEP_USER, become_user(function, self));
+	DO(STEP_CAPABILITIES, drop_capabilities(function));
+	DO(STEP_SECCOMP, confine(&house->profiles[function->profile]));
+	DO(STEP_EXEC, execute(argv, envp, directory));
+	return 0;
+}
+
+int sandbox_join(const struct house *house, struct place *place, int instance, int control,
+		 struct progress *progress)
+{
+	enum {
+		SPACES = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
+	};
+	const struct definition *function = &place->function;
+	char **argv, **envp, *directory;
+	DO(STEP_FUNCTION, sandbox_read_words(place, &argv, &envp, &directory));
+	DO(STEP_CGROUP, join_cgroup(house, place->cgroup));
+	DO(STEP_ROOT, failure(setns(instance, SPACES)));
+	DO(STEP_LIMITS, set_limits(function));
+	DO(STEP_STREAMS, take(house, place));
+	DO(STEP_USER, join_user(function, control, instance));
 	DO(STEP_CAPABILITIES, drop_capabilities(function));
 	DO(STEP_SECCOMP, confine(&house->profiles[function->profile]));
 	DO(STEP_EXEC, execute(argv, envp, directory));

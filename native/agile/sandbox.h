@@ -30,7 +30,7 @@ struct house {
 struct place {
 	struct definition function;
 	struct limits limits; /* to be set in its cgroup, if they differ: see set_limits */
-	uint32_t set_limits, has_words, has_hosts;
+	uint32_t set_limits, has_words, has_hosts, terminal;
 	uint32_t cgroup; /* its name below the top */
 	int network_part; /* which of the node's parts its network is */
 	int tree, network, words, own_words, hosts, streams[3];
@@ -44,14 +44,14 @@ enum { PLACE_RIGHTS = 8, FIRST_RESERVED = 3, RESERVED = 2 + TOPS_MAX };
 struct enter {
 	struct definition function;
 	struct limits limits;
-	uint32_t set_limits, has_words, has_hosts;
+	uint32_t set_limits, has_words, has_hosts, terminal;
 };
 
 /* What follows for a sandbox that is used again; descriptors: the three streams, then a network,
  * /etc/hosts and the start's own words if there are. */
 struct enter_again {
 	uint32_t uid, gid, slot; /* slot: of its progress */
-	uint32_t has_words, has_network, has_hosts;
+	uint32_t has_words, has_network, has_hosts, terminal;
 };
 
 /* What such a sandbox says. RUNS comes with a descriptor of the instance's process. */
@@ -80,7 +80,7 @@ int sandbox_settle(const struct house *house, struct place *place, struct progre
 int sandbox_execute(const struct house *house, struct place *place, int self, char **argv,
 		    char **envp, const char *directory, struct progress *progress);
 int sandbox_enter_network(const struct place *place);
-int sandbox_renew_tmpfs(uint64_t bytes);
+int sandbox_renew_mounts(uint64_t bytes);
 
 /* argv and envp of the function, and after them the start's own; and their end. */
 int sandbox_read_words(const struct place *place, char ***argv, char ***envp, char **directory);
@@ -93,6 +93,10 @@ uint32_t sandbox_out_of_memory(const struct house *house, uint32_t cgroup);
  * control: where it is told and tells; slots: the progress of all. */
 _Noreturn void keeper_run(const struct house *house, struct place *place, int control, int self,
 			  struct progress *slots, uint32_t slot);
+/* Executes a program in a running instance, which is a descriptor of its first process. The control
+ * socket ends with the exec. Returns only if that fails. */
+int sandbox_join(const struct house *house, struct place *place, int instance, int control,
+		 struct progress *progress);
 
 int64_t monotonic(void);
 

@@ -53,9 +53,16 @@ enum step {
 	}
 
 /* A client's request. START comes with standard input, output and error, and with WORDS a memory
- * file of struct words; ATTACH with nothing: the connection itself goes to the function. */
-enum ask_verb { ASK_PING = 1, ASK_START = 2, ASK_SIGNAL = 3, ASK_ATTACH = 4 };
-enum ask_flag { ASK_DETACHED = 1, ASK_WORDS = 2 };
+ * file of struct words; EXEC with the same four, where the words are all that the program gets, its
+ * directory as well; ATTACH with nothing: the connection itself goes to the function. */
+enum ask_verb { ASK_PING = 1, ASK_START = 2, ASK_SIGNAL = 3, ASK_ATTACH = 4, ASK_EXEC = 5 };
+enum ask_flag {
+	ASK_DETACHED = 1,
+	ASK_WORDS = 2,
+	ASK_LOG = 4, /* output and error go to the log: those given are not used */
+	ASK_TERMINAL =
+		8, /* input is a socket: on it may go a struct winsize, and comes the master */
+};
 
 struct ask {
 	uint32_t magic;
@@ -63,13 +70,13 @@ struct ask {
 	uint32_t function, version; /* version 0 is the newest */
 	uint64_t tag; /* the client's own: it comes back with each answer */
 	int64_t asked; /* ns of CLOCK_MONOTONIC; 0: on arrival */
-	uint64_t instance; /* of SIGNAL */
+	uint64_t instance; /* of SIGNAL and EXEC */
 	int32_t signal;
 	uint32_t reserved;
 };
 
 enum answer_verb { ANSWER_PONG = 1, ANSWER_STARTED = 2, ANSWER_ENDED = 3, ANSWER_REFUSED = 4 };
-enum answer_flag { ANSWER_WARM = 1, ANSWER_OUT_OF_MEMORY = 2 };
+enum answer_flag { ANSWER_WARM = 1, ANSWER_OUT_OF_MEMORY = 2, ANSWER_TIMED_OUT = 4 };
 
 struct answer {
 	uint32_t magic;
@@ -132,6 +139,7 @@ enum order_verb {
 	ORDER_SYNC, /* its answer comes after the events of all that clients have been told of */
 	ORDER_KEEP, /* descriptors for the next manager, by an index in count that is free */
 	ORDER_DROP, /* keep those no longer */
+	ORDER_LOG, /* with the socket of firstlight-log */
 };
 enum hello_flag { HELLO_STAY = 1, HELLO_UNIFIED = 2 };
 enum { WIRE_VERSION = 3 }; /* count of HELLO: a node and a manager of other versions do not match */

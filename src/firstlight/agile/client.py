@@ -5,6 +5,7 @@ import os
 import select
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -12,8 +13,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from firstlight.agile import node_wire, protocol
-from firstlight.agile.function import Counts, Ended, Function, Listed, Result
+from firstlight.agile import environment, logs, node_wire, protocol
+from firstlight.agile.function import Counts, Ended, Function, Happened, Listed, Result
 from firstlight.agile.functions.records import Registration
 from firstlight.agile.link import open_standard, rights
 from firstlight.agile.node_wire import Answer, Answered, Asked, Step, refused
@@ -21,6 +22,8 @@ from firstlight.errors import Failed
 
 _PARTS = (Step.NETWORK, Step.CGROUP)
 _END_SECONDS = 60.0
+_WAIT_SECONDS, _SEEN_MOST = 10.0, 65536
+_NO_START = 1 << 62  # the tag of what is no start
 _STALE = (errno.ENOENT, errno.ESTALE)
 
 
@@ -68,16 +71,29 @@ class Client:
         return answer.number, answer.version
 
     def start(
-        self, function: Function, streams: tuple[int, int, int] = (0, 1, 2), detached: bool = False
-    ) -> Started:
-        """Start an instance with these descriptors as its standard streams. Raises Failed."""
+        self, function: Function, streams: tuple[int, int, int] = (0, 1, 2),
+        detached: bool = False, logged: bool = False, terminal: bool = False,
+    ) -> Started:  # fmt: skip
+        """Start an instance with these descriptors as its standard streams. Raises Failed.
+
+        ``detached``: it outlives this client. ``logged``: its output is kept, and goes to no
+        descriptor. ``terminal``: it gets a terminal, whose master comes on the first, a socket.
+        """
         asked = time.monotonic_ns()
+        flags = node_wire.DETACHED if detached else 0
+        flags |= (node_wire.KEEP_LOG if logged else 0) | (node_wire.TERMINAL if terminal else 0)
         for again in (True, False):
             number, version = self.register(function)
-            answer = self._start(number, version, function.env, streams, detached, asked)
+            words = node_wire.words((), function.env) if function.env else -1
+            answer = self._begin(
+                Asked.START, streams, words, flags, asked, function=number, version=version
+            )
+            unlogged = answer.step == Step.STREAMS and answer.error == errno.ENOTCONN
             stale = answer.step == Step.FUNCTION and answer.error in _STALE
-            if not (stale and again):
+            if not (stale or unlogged) or not again:
                 break
+            if unlogged:
+                self._ask(protocol.KeepLogs())
         if answer.verb == Answered.REFUSED:
             if answer.error == errno.EIO and answer.step in _PARTS:
                 self._ask(protocol.Explain(function))
@@ -88,18 +104,39 @@ class Client:
         warm = bool(answer.flags & node_wire.WARM)
         return Started(str(answer.instance), answer.pid, address, warm, answer.stamps)
 
-    def _start(
-        self, number: int, version: int, env: dict[str, str], streams: tuple[int, int, int],
-        detached: bool, asked: int,
+    def execute(
+        self, identity: str, command: tuple[str, ...], env: dict[str, str], directory: str = "/",
+        streams: tuple[int, int, int] = (0, 1, 2), terminal: bool = False,
+    ) -> Started:  # fmt: skip
+        """Run a program in a running instance, confined as its own are. Raises Failed.
+
+        Its environment is that of the instance's first process, and ``env``. The id of what is
+        returned is the session's; it ends with this client.
+        """
+        found = next((one for one in self.running() if one.id == identity), None)
+        if found is None:
+            raise Failed(f"no instance {identity!r} is running", "list them: firstlight agile ps")
+        words = node_wire.words(command, environment.of(found.pid) | env, directory)
+        flags = node_wire.TERMINAL if terminal else 0
+        answer = self._begin(Asked.EXEC, streams, words, flags, instance=int(identity))
+        if answer.verb == Answered.REFUSED:
+            function = msgspec.structs.replace(found.function, command=command, directory=directory)
+            raise refused(answer, function)
+        return Started(str(answer.instance), answer.pid, None, False, answer.stamps)
+
+    def _begin(
+        self, verb: Asked, streams: tuple[int, int, int], words: int, flags: int, asked: int = 0,
+        **more: int,
     ) -> Answer:  # fmt: skip
+        """Ask the node; ``words`` is closed."""
         if self._node is None:
             self._node = _connected(self._path)
         self._serial += 1
-        flags = (node_wire.DETACHED if detached else 0) | (node_wire.WITH_WORDS if env else 0)
-        message = node_wire.ask(Asked.START, number, flags, self._serial, asked, version=version)
-        words = [node_wire.words((), env)] if env else []
+        given = [*streams, words] if words >= 0 else [*streams]
+        flags |= node_wire.WITH_WORDS if words >= 0 else 0
+        message = node_wire.ask(verb, flags=flags, tag=self._serial, asked=asked, **more)
         try:
-            self._node.sendmsg([message], rights([*streams, *words]))
+            self._node.sendmsg([message], rights(given))
             while True:
                 answer = self._heard()
                 if answer.tag == self._serial and answer.verb != Answered.ENDED:
@@ -107,8 +144,8 @@ class Client:
         except OSError as error:
             raise Failed(f"the node is gone: {error.strerror}") from error
         finally:
-            for descriptor in words:
-                os.close(descriptor)
+            if words >= 0:
+                os.close(words)
 
     def _heard(self) -> Answer:
         """The node's next answer; an end is kept."""
@@ -120,7 +157,7 @@ class Client:
         if answer.verb == Answered.ENDED:
             self._ended[str(answer.instance)] = Ended.of(
                 answer.status, bool(answer.flags & node_wire.OUT_OF_MEMORY), answer.user,
-                answer.system,
+                answer.system, bool(answer.flags & node_wire.TIMED_OUT),
             )  # fmt: skip
         return answer
 
@@ -155,23 +192,73 @@ class Client:
         assert isinstance(answer, protocol.Called | protocol.Done)
         return answer if isinstance(answer, protocol.Called) else None
 
-    def stop(self, identity: str, grace: float = 0.0) -> Ended:
-        """End an instance by SIGTERM, or SIGKILL after ``grace`` seconds. Raises Failed."""
+    def stop(self, identity: str, grace: float = 0.0, signal: int = 15) -> Ended:
+        """End an instance by a signal, or by SIGKILL after ``grace`` seconds. Raises Failed."""
         if not 0 <= grace <= protocol.GRACE_MOST:
             raise Failed(f"a grace of {grace} s cannot be given", "from 0 to a day")
-        answer = self._ask(protocol.Stop(identity, grace))
+        answer = self._ask(protocol.Stop(identity, grace, signal))
         assert isinstance(answer, protocol.Stopped)
         return answer.ended
 
-    def running(self) -> list[Listed]:
-        """The running instances. Raises Failed."""
+    def running(self, ended: bool = False) -> list[Listed]:
+        """The running instances, or those that ended last. Raises Failed."""
         found: list[Listed] = []
         while True:
-            answer = self._ask(protocol.List(int(found[-1].id) if found else 0))
+            answer = self._ask(protocol.List(int(found[-1].id) if found else 0, ended))
             assert isinstance(answer, protocol.Instances)
             if not answer.instances:
                 return found
             found += answer.instances
+
+    def logs(self, identity: str, follow: bool = False) -> Iterator[logs.Line]:
+        """The lines of a detached instance, to the end of its life if ``follow``. Raises Failed."""
+        position, is_over = (0, 0), False
+        while not is_over:
+            answer = self._ask(protocol.Logs(identity, position, _WAIT_SECONDS if follow else 0.0))
+            assert isinstance(answer, protocol.LogPart)
+            position, is_over = answer.position, answer.ended
+            yield from logs.lines(answer.text)
+            if not answer.text and not follow:
+                return
+
+    def wait_ready(self, identity: str, text: str, seconds: float) -> None:
+        """Wait until a line of a detached instance's output begins so. Raises Failed."""
+        position, is_over, seen, until = (0, 0), False, b"", time.monotonic() + seconds
+        begun: dict[str, str] = {}  # lines that go on
+        while not is_over and (left := until - time.monotonic()) > 0:
+            answer = self._ask(protocol.Logs(identity, position, min(left, _WAIT_SECONDS)))
+            assert isinstance(answer, protocol.LogPart)
+            position, is_over = answer.position, answer.ended
+            seen = (seen + answer.text)[-_SEEN_MOST:]
+            for line in logs.lines(answer.text):
+                begun[line.stream] = begun.get(line.stream, "") + line.text
+                if begun[line.stream].startswith(text):
+                    return
+                if line.whole:
+                    begun[line.stream] = ""
+        wrote = "\n".join(line.text for line in logs.lines(seen)[-5:])
+        if is_over:
+            raise Failed("the instance ended before it was ready", f"it wrote: {wrote}")
+        self.stop(identity)
+        raise Failed(f"the instance was not ready in {seconds:g} s", f"it wrote: {wrote}")
+
+    def signal(self, identity: str, number: int) -> None:
+        """Send an instance that this client started a signal; its end is told by ``wait``."""
+        if self._node:
+            self._node.send(
+                node_wire.ask(Asked.SIGNAL, tag=_NO_START, instance=int(identity), signal=number)
+            )
+
+    def events(self, after: int = -1, follow: bool = True) -> Iterator[Happened]:
+        """What happens to instances after an event, -1 being the newest. Raises Failed."""
+        while True:
+            answer = self._ask(protocol.Events(after, _WAIT_SECONDS if follow else 0.0))
+            assert isinstance(answer, protocol.Happenings)
+            for event in answer.events:
+                after = event.serial
+                yield event
+            if not follow:
+                return
 
     def pools(self) -> list[Counts]:
         """The pools' counts. Raises Failed."""

@@ -16,6 +16,7 @@ Dry = Literal["wait", "build", "refuse"]
 _NAME = re.compile(r"[a-z0-9]{1,8}")
 _PREFIX_LEAST, _PREFIX_MOST = 16, 29
 _CONNECTIONS_MOST = 1 << 20
+_LOG_LEAST = 4096
 _FUNCTIONS_MOST, _INSTANCES_MOST, _PORT_MOST = 4000, 100_000, 65535
 _POOL_MOST, _RATE_MOST = 8192, 1e6
 _SECONDS_MOST = 365 * 86400.0
@@ -243,6 +244,26 @@ class Events(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(f"retries={self.retries}: none may be below 0")
 
 
+class Logs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is kept of the output of detached instances.
+
+    A file of ``size`` bytes becomes the second of an instance, whose second is removed; of all,
+    ``total`` bytes are kept. They are in ``directory``, by default below the runtime's state, where
+    they end with it.
+    """
+
+    size: int = 1 << 20
+    total: int = 256 << 20
+    directory: str = ""
+
+    def __post_init__(self) -> None:
+        if not _LOG_LEAST <= self.size <= self.total:
+            raise ValueError(f"size={self.size}, total={self.total}: at least {_LOG_LEAST} and the "
+                             "size at most the total are needed")  # fmt: skip
+        if self.directory and not self.directory.startswith("/"):
+            raise ValueError(f"directory {self.directory!r} is not an absolute path")
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A runtime. ``name`` marks all that it makes; two of the same name cannot run at once."""
 
@@ -259,6 +280,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     events: Events = Events()
     telemetry: Telemetry | None = None
     """With ``http``: without it nothing is traced."""
+    logs: Logs = Logs()
     http: Http | None = None
     """Without it nothing is served over HTTP, and no server is loaded."""
     cgroup: str = ""
@@ -286,6 +308,11 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def directory(self) -> Path:
         """The directory of the runtime's journal and socket."""
         return Path(self.state) / self.name
+
+    @property
+    def logs_directory(self) -> Path:
+        """Where the logs of its instances are."""
+        return Path(self.logs.directory or self.directory / "logs")
 
     @property
     def socket(self) -> Path:

@@ -23,6 +23,7 @@ from firstlight.errors import Failed, FirstlightError
 
 _NICE = -10
 _AT_ONCE = 64
+_WAIT_MOST = 60.0
 _received = memoryview(bytearray(protocol.MESSAGE_MAX))  # to allocate as much for each costs more
 _log = logging.getLogger(__name__)
 
@@ -168,6 +169,8 @@ class _Connection:
             request = protocol.request(text)
             if isinstance(request, protocol.FunctionRequest):
                 answer = await remote.answered(self._functions, request)
+            elif isinstance(request, protocol.RecordRequest):
+                answer = await self._kept(request)
             else:
                 answer = await self._answer(request)
         except FirstlightError as error:
@@ -193,17 +196,28 @@ class _Connection:
             case protocol.Invoke(function, event):
                 result = await runtime.invoke(function, msgspec.json.decode(event))
                 return protocol.Answered(result)
-            case protocol.Stop(identity, grace):
-                return protocol.Stopped(await runtime.instance(identity).stop(grace))
-            case protocol.List(after):
+            case protocol.Stop(identity, grace, number):
+                return protocol.Stopped(await runtime.instance(identity).stop(grace, number))
+            case protocol.List(after, ended):
                 await runtime.synced()
-                return protocol.listed(runtime.running(), after)
+                return protocol.listed(runtime.ended() if ended else runtime.running(), after)
             case protocol.Leave() | protocol.End():
                 self._loop.call_soon(self._stop, isinstance(request, protocol.Leave))
                 return protocol.Leaving(os.getpid())
             case protocol.Pools():
                 await runtime.synced()
                 return protocol.PoolCounts(runtime.pools())
+
+    async def _kept(self, request: protocol.RecordRequest) -> protocol.Answer:
+        runtime = self._runtime
+        match request:
+            case protocol.KeepLogs():
+                await runtime.keep_logs()
+                return protocol.Done()
+            case protocol.Logs(identity, position, seconds):
+                return protocol.LogPart(*await runtime.log_part(identity, position, _wait(seconds)))
+            case protocol.Events(after, seconds):
+                return protocol.Happenings(await runtime.events(after, _wait(seconds)))
 
     def _send(self, answer: protocol.Answer) -> None:
         if not self._open:
@@ -251,6 +265,10 @@ class _Connection:
             for task in self._tasks:
                 task.cancel()
             self._closed(self)
+
+
+def _wait(seconds: float) -> float:
+    return min(max(0.0, seconds), _WAIT_MOST)
 
 
 def _encoded(answer: protocol.Answer) -> tuple[bytes, int]:

@@ -19,6 +19,16 @@ def defaults(function: Function, uid: int) -> dict[str, str]:
     return {"PATH": roots.PATH, "HOME": home or "/tmp", "HOSTNAME": HOST_NAME, **named}  # noqa: S108
 
 
+def of(pid: int) -> dict[str, str]:
+    """The environment that a process was started with; empty if it is gone or not to be seen."""
+    try:
+        text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="surrogateescape")
+    except OSError:
+        return {}
+    pairs = (word.partition("=") for word in text.split("\0"))
+    return {name: value for name, separator, value in pairs if separator}
+
+
 def _user(rootfs: Path, uid: int) -> tuple[str, str]:
     """Name and home in the root's /etc/passwd, each empty if it has none. Layout: passwd(5)."""
     path = roots.inside(rootfs, "/etc/passwd")

@@ -19,7 +19,7 @@ EVENTS_PORT = 9001
 _MEMORY_LEAST = 2 << 20
 _SCRATCH_LEAST, _BYTES_MOST = 4096, 1 << 62
 _PIDS_MOST, _FILES_MOST = 1 << 22, 1 << 20
-_SECONDS_MOST = 86400.0
+_SECONDS_MOST, _LIFETIME_MOST = 86400.0, 366 * 86400.0
 _IDENTITY_MOST = (1 << 31) - 2  # beyond are those that mean "unchanged"
 
 
@@ -68,6 +68,8 @@ class Function(Struct, frozen=True, kw_only=True):
     serves: Serves = "nothing"
     timeout: float = 60.0
     """Deadline in seconds for readiness and for a handler's answer."""
+    lifetime: float | None = None
+    """Seconds after which an instance is killed."""
 
     def identity(self) -> tuple[int, int]:
         """The uid and gid that it was given. Raises Failed if it has none yet."""
@@ -144,6 +146,8 @@ class Function(Struct, frozen=True, kw_only=True):
                          f"pids from 1 to {_PIDS_MOST}, files from 8 to {_FILES_MOST}")  # fmt: skip
         if not 0 < self.timeout <= _SECONDS_MOST:  # nor is it NaN
             raise Failed(f"a timeout of {self.timeout} s cannot be set", "above 0, up to a day")
+        if self.lifetime is not None and not 0 < self.lifetime <= _LIFETIME_MOST:
+            raise Failed(f"a lifetime of {self.lifetime} s cannot be set", "above 0, up to a year")
         if self.uid == 0 or self.gid == 0:
             raise Failed("a function cannot run as root", "give a uid and gid above 0")
         for what, value in (("uid", self.uid), ("gid", self.gid)):
@@ -157,22 +161,34 @@ class Ended(Struct, frozen=True, kw_only=True):
     status: int | None = None
     signal: int | None = None
     out_of_memory: bool = False
+    timed_out: bool = False
     user_ns: int = 0
     system_ns: int = 0
 
     @staticmethod
     def of(
-        status: int, out_of_memory: bool = False, user_ns: int = 0, system_ns: int = 0
-    ) -> "Ended":
+        status: int, out_of_memory: bool = False, user_ns: int = 0, system_ns: int = 0,
+        timed_out: bool = False,
+    ) -> "Ended":  # fmt: skip
         """From a wait status."""
         killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         return Ended(
             status=None if killed else os.WEXITSTATUS(status), signal=killed,
-            out_of_memory=out_of_memory, user_ns=user_ns, system_ns=system_ns,
+            out_of_memory=out_of_memory, timed_out=timed_out, user_ns=user_ns,
+            system_ns=system_ns,
         )  # fmt: skip
 
     def __str__(self) -> str:
         """In words."""
+        return self.words()
+
+    def words(self, memory: int = 0, lifetime: float | None = None) -> str:
+        """In words; with the limits of its function, if they are known."""
+        if self.timed_out:
+            return "timed out" + (f" after {lifetime:g} s" if lifetime else "")
+        if self.out_of_memory:
+            limit = f": the limit is {memory / (1 << 20):.4g} MiB" if memory else ""
+            return f"out of memory{limit}"
         if self.signal is None:
             return f"exit status {self.status}"
         names = {number.value: number.name for number in signal.Signals}
@@ -180,13 +196,36 @@ class Ended(Struct, frozen=True, kw_only=True):
 
 
 class Listed(Struct, frozen=True, kw_only=True):
-    """A running instance, as ``ps`` shows it. ``started`` is ns of CLOCK_MONOTONIC."""
+    """An instance, as ``ps`` shows it. ``started`` is ns of CLOCK_MONOTONIC, ``age`` in seconds.
+
+    ``state`` is "running", "stopping" or how it ended.
+    """
 
     id: str
     pid: int
     address: str | None
     function: Function
     started: int
+    state: str = "running"
+    age: float = 0.0
+    ended: Ended | None = None
+
+
+class Happened(Struct, frozen=True, kw_only=True):
+    """One event of an instance's life. ``time`` is ns since 1970.
+
+    ``kind`` is "started", "ended", "out of memory" or "timed out"; ``words`` say how it ended.
+    """
+
+    serial: int
+    time: int
+    kind: str
+    id: str
+    pid: int
+    rootfs: str
+    command: tuple[str, ...]
+    ended: Ended | None = None
+    words: str = ""
 
 
 class Result(Struct, frozen=True, kw_only=True):

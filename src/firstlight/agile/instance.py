@@ -5,11 +5,22 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
+from firstlight.agile import verify
 from firstlight.agile.function import Ended, Function
 
 if TYPE_CHECKING:
     from firstlight.agile.network import Network
     from firstlight.agile.output import Output
+
+
+def handles(pid: int, signal: int) -> bool:
+    """Whether a process has a handler for a signal, or blocks it to wait for it."""
+    try:
+        fields = verify.status(pid)
+        masks = [int(fields[name], 16) for name in ("SigCgt", "SigBlk")]
+    except (OSError, KeyError, ValueError):
+        return True
+    return any(mask >> (signal - 1) & 1 for mask in masks)
 
 
 class Instance:
@@ -25,6 +36,7 @@ class Instance:
     ) -> None:  # fmt: skip
         self.number, self.id = number, str(number)
         self.function, self.pid, self.address, self.warm = function, pid, address, warm
+        self.state = "running"
         self.stamps: dict[str, int] = {}
         self.stdout: Output | None = None
         self.stderr: Output | None = None
@@ -45,10 +57,15 @@ class Instance:
         """End it and all its processes."""
         self.signal(9)
 
-    async def stop(self, grace: float = 0.0) -> Ended:
-        """Ask it to end by SIGTERM, kill it after ``grace`` seconds, and wait for its end."""
-        if grace > 0 and not self.ended.done():
-            self.signal(15)
+    async def stop(self, grace: float = 0.0, signal: int = 15) -> Ended:
+        """Ask it to end by a signal, kill it after ``grace`` seconds, and wait for its end.
+
+        One that does nothing about the signal is killed at once: the first process of a PID
+        namespace is spared what the signal would do to any other.
+        """
+        self.state = "stopping"
+        if grace > 0 and not self.ended.done() and handles(self.pid, signal):
+            self.signal(signal)
             await asyncio.wait([self.ended], timeout=grace)
         self.kill()
         ended = await self.wait()

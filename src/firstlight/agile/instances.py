@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import re
+import signal
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
@@ -19,7 +20,9 @@ from firstlight.agile import environment, node_wire, resolvers, roots, seccomp
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import Config, PoolSize
 from firstlight.agile.function import EVENTS_PORT, Counts, Ended, Function, Kind, Listed, Reach
+from firstlight.agile.history import History, listed
 from firstlight.agile.instance import Instance
+from firstlight.agile.logs import Keeper
 from firstlight.agile.network import Network, Networks
 from firstlight.agile.node import Keepsake, Node, State
 from firstlight.agile.node_wire import Answer, Answered, Event, Flag, Step, Told, refused
@@ -65,6 +68,9 @@ class Instances:
         """Each is called at a start: whether its sandbox was waiting, and its time in ns."""
         self._registry = Registry(config, self._register, self._forget)
         self._running: dict[int, Instance] = {}
+        self.history = History()
+        self._logs: Keeper | None = None
+        self._deadlines: dict[int, asyncio.TimerHandle] = {}
         self._ended_last: OrderedDict[int, Instance] = OrderedDict()
         self._using: dict[int, tuple[int, int, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -179,6 +185,8 @@ class Instances:
         if self._node:
             self._node.end()
             self._node = self._parts.node = None
+        if self._logs:
+            await asyncio.to_thread(self._logs.close)
         self._parts.lost()
         self._all_over()
 
@@ -221,8 +229,9 @@ class Instances:
             await self._node.synced()
 
     async def start(
-        self, function: Function, streams: tuple[int, int, int] | None, requested: int
-    ) -> Instance:
+        self, function: Function, streams: tuple[int, int, int] | None, requested: int,
+        flags: int = 0,
+    ) -> Instance:  # fmt: skip
         """Start an instance. Without streams its output is the instance's to read."""
         with self._gate:
             found = await self.registered(function, fresh=False)
@@ -230,7 +239,7 @@ class Instances:
             try:
                 if function.serves == "events":
                     await self._give_listening(found)
-                answer = await self._asked(found, theirs, function.env, requested)
+                answer = await self._asked(found, theirs, function.env, requested, flags)
             except BaseException:
                 for output in outputs:
                     output.close()
@@ -257,13 +266,15 @@ class Instances:
 
     async def _asked(
         self, found: Registered, streams: list[int], env: dict[str, str], requested: int,
-        detached: bool = False,
+        flags: int = 0,
     ) -> Answer:  # fmt: skip
-        if self._starter is None:
-            self._starter = Starter(self._config.directory / "socket")
-        answer = await self._starter.start(
-            found.number, found.version, streams, env, requested, detached
-        )
+        starter = self._connection()
+        answer = await starter.start(found.number, found.version, streams, env, requested, flags)
+        if answer.error == errno.ENOTCONN and answer.step == Step.STREAMS:
+            await self.keep_logs()
+            answer = await starter.start(
+                found.number, found.version, streams, env, requested, flags
+            )
         if answer.verb != Answered.REFUSED:
             return answer
         if found.function.serves == "events":
@@ -271,6 +282,21 @@ class Instances:
         if answer.error == errno.EIO and answer.step in (Step.NETWORK, Step.CGROUP):
             raise self.explained(found.function)
         raise refused(answer, found.function)
+
+    def _connection(self) -> Starter:
+        if self._starter is None:
+            self._starter = Starter(self._config.directory / "socket")
+        return self._starter
+
+    async def execute(
+        self, instance: Instance, words: int, streams: tuple[int, int, int],
+        ended: Callable[[Answer], None],
+    ) -> Answer:  # fmt: skip
+        """Run a program beside an instance's own. Raises Failed."""
+        answer = await self._connection().execute(instance.number, words, list(streams), ended)
+        if answer.verb == Answered.REFUSED:
+            raise refused(answer, instance.function)
+        return answer
 
     async def start_on(
         self, function: Function, tree: int, streams: tuple[int, int, int],
@@ -293,7 +319,11 @@ class Instances:
             finally:
                 os.close(words)
             answer = await self._asked(
-                found, list(streams), process.env, time.monotonic_ns(), bool(flags & Flag.ZYGOTE)
+                found,
+                list(streams),
+                process.env,
+                time.monotonic_ns(),
+                node_wire.DETACHED if flags & Flag.ZYGOTE else 0,
             )
         except BaseException:
             await self._forget_only(found)
@@ -332,12 +362,16 @@ class Instances:
 
     def running(self) -> list[Listed]:
         """The running instances, in the order of their ids."""
-        return [
-            Listed(id=one.id, pid=one.pid, function=one.function,
-                   address=None if one.address is None else str(one.address),
-                   started=one.stamps.get("running", 0))
-            for _, one in sorted(self._running.items())
-        ]  # fmt: skip
+        return [listed(one) for _, one in sorted(self._running.items())]
+
+    async def keep_logs(self) -> None:
+        """Have the output of instances kept that ask for it. Raises Failed."""
+        node = await self._connected()
+        if self._logs:
+            self._logs.close()
+        self._logs = await asyncio.to_thread(Keeper, self._config)
+        node.keep_log(self._logs.socket.fileno())
+        self._logs.socket.close()  # it ends with the node's
 
     def get(self, identity: str) -> Instance | None:
         """A running instance, by its id."""
@@ -491,10 +525,23 @@ class Instances:
         if event.id not in self._running:
             instance = self._new(event.id, function, event.pid, address, event.flags)
             instance.stamps = {"requested": event.requested, "running": event.running}
+        self._begun(self._running[event.id], event.running)
         if held and isinstance(held.made, Network):
             self._running[event.id].network.set_result(held.made)
         if self._config.pools.sandbox.high and not self._waiting.high:
             self._keep_waiting(self._config.pools.sandbox.high)
+
+    def _begun(self, instance: Instance, running: int) -> None:
+        self.history.started(instance)
+        if instance.function.lifetime is not None:
+            left = instance.function.lifetime - (time.monotonic_ns() - running) / 1e9
+            self._deadlines[instance.number] = asyncio.get_running_loop().call_later(
+                max(0.0, left), self._time_out, instance.number
+            )
+
+    def _time_out(self, number: int) -> None:
+        if self._node:
+            self._node.signal(number, signal.SIGKILL, node_wire.TIMED_OUT)
 
     def _ended(self, event: Event) -> None:
         number, _, cgroup = self._using.pop(event.id, (event.function, event.network, event.cgroup))
@@ -510,8 +557,13 @@ class Instances:
             if len(self._ended_last) > _ENDED_KEPT:
                 self._ended_last.popitem(last=False)
         ended = Ended.of(
-            event.status, bool(event.flags & node_wire.OUT_OF_MEMORY), event.user, event.system
-        )
+            event.status, bool(event.flags & node_wire.OUT_OF_MEMORY), event.user, event.system,
+            bool(event.flags & node_wire.TIMED_OUT),
+        )  # fmt: skip
+        if deadline := self._deadlines.pop(event.id, None):
+            deadline.cancel()
+        if instance and event.verb == Told.ENDED:
+            self.history.ended(instance, ended)
         if instance and instance.function.ports and instance.address:
             self._task(self._released(instance, ended, event.network))
             return
@@ -593,8 +645,12 @@ class Instances:
         """The kernel has ended what the node had."""
         running, self._running = self._running, {}
         for instance in running.values():
+            self.history.ended(instance, Ended(signal=9))
             if not instance.ended.done():
                 instance.ended.set_result(Ended(signal=9))
+        for deadline in self._deadlines.values():
+            deadline.cancel()
+        self._deadlines.clear()
 
     def _task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

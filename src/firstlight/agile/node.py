@@ -146,10 +146,14 @@ class Node:
         """Return when the events of all that clients have been told of are known here."""
         await self._do(Order.SYNC)
 
-    def signal(self, instance: int, number: int) -> None:
-        """Send an instance a signal; SIGKILL ends all its processes."""
+    def signal(self, instance: int, number: int, flags: int = 0) -> None:
+        """Send an instance a signal; SIGKILL ends all its processes. ``flags`` say why."""
         body = int(number).to_bytes(4, "little")
-        self._send(node_wire.order(Order.SIGNAL, body, id=instance))
+        self._send(node_wire.order(Order.SIGNAL, body, flags, id=instance))
+
+    def keep_log(self, keeper: int) -> None:
+        """Send the output of instances that keep a log to this socket."""
+        self._send(node_wire.order(Order.LOG), [keeper])
 
     def keep(self, descriptors: Sequence[int]) -> Keepsake | None:
         """Have descriptors kept, of which the first is a memory file that says what they are.

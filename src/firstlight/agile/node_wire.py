@@ -54,6 +54,7 @@ class Asked(IntEnum):
     START = 2
     SIGNAL = 3
     ATTACH = 4
+    EXEC = 5
 
 
 class Answered(IntEnum):
@@ -92,6 +93,7 @@ class Order(IntEnum):
     SYNC = 12
     KEEP = 13
     DROP = 14
+    LOG = 15
 
 
 class Told(IntEnum):
@@ -114,8 +116,8 @@ NETWORK, CGROUP = 1, 2
 SHELVED, USED, LEFT = 1, 2, 3
 STAY, UNIFIED = 1, 2
 VERSION = 3
-DETACHED, WITH_WORDS = 1, 2
-WARM, OUT_OF_MEMORY, IS_DETACHED = 1, 2, 1 << 16
+DETACHED, WITH_WORDS, KEEP_LOG, TERMINAL = 1, 2, 4, 8
+WARM, OUT_OF_MEMORY, TIMED_OUT, IS_DETACHED = 1, 2, 4, 1 << 16
 
 ASK = Struct("=IHHIIQqQiI")
 _ANSWER = Struct(f"=IHHQQiiiIIIqq{len(Step) + 2}q")
@@ -298,10 +300,8 @@ def refused(answer: Answer, function: Function) -> Failed:
     """What a refusal of a function's start means."""
     step = Step(answer.step)
     match (step, answer.error):
-        case (Step.FUNCTION, errno.ENOENT):
-            return Failed("the function is not registered", "register it again")
-        case (Step.FUNCTION, errno.ESTALE):
-            return Failed("the function has a newer version", "register it again")
+        case (Step.FUNCTION, errno.ENOENT | errno.ESTALE | errno.ESRCH | errno.EOPNOTSUPP):
+            return _not_there(answer.error)
         case (Step.CLONE, errno.EUSERS):
             return Failed("as many instances and sandboxes are up as are configured",
                           "stop some, or configure more instances")  # fmt: skip
@@ -313,7 +313,7 @@ def refused(answer: Answer, function: Function) -> Failed:
             )
         case (Step.NETWORK, errno.ETIMEDOUT):
             return Failed("no network or cgroup came in time", "see the runtime's log")
-        case (Step.STREAMS, errno.EOPNOTSUPP | errno.EISDIR):
+        case (Step.STREAMS, _):
             return _no_stream(answer.error)
         case (_, errno.ECANCELED):
             return Failed(f"the instance ended before it ran, in the step {_words(step)}")
@@ -322,12 +322,29 @@ def refused(answer: Answer, function: Function) -> Failed:
     return Failed(f"cannot start an instance: {_words(step)}: {os.strerror(answer.error)}")
 
 
+def _not_there(error: int) -> Failed:
+    match error:
+        case errno.ENOENT:
+            return Failed("the function is not registered", "register it again")
+        case errno.ESTALE:
+            return Failed("the function has a newer version", "register it again")
+        case errno.ESRCH:
+            return Failed("the instance has ended", "list them: firstlight agile ps")
+    return Failed("nothing else runs in the sandbox of an interpreter, or in one that is used "
+                  "again", "give the function reuse network")  # fmt: skip
+
+
 def _no_stream(error: int) -> Failed:
-    if error == errno.EISDIR:
-        return Failed("a standard stream is a directory, by which an instance would leave its "
-                      "root", "give a file, a pipe or a terminal")  # fmt: skip
-    return Failed("a standard stream is a connection to the runtime",
-                  "open descriptors 0 to 2 before it")  # fmt: skip
+    match error:
+        case errno.EISDIR:
+            return Failed("a standard stream is a directory, by which an instance would leave its "
+                          "root", "give a file, a pipe or a terminal")  # fmt: skip
+        case errno.EOPNOTSUPP:
+            return Failed("a standard stream is a connection to the runtime",
+                          "open descriptors 0 to 2 before it")  # fmt: skip
+        case errno.ENOTCONN:
+            return Failed("no log is kept", "try again")
+    return Failed(f"the standard streams cannot be used: {os.strerror(error)}")
 
 
 def _not_executed(error: int, function: Function) -> Failed:

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from firstlight.agile import coding
-from firstlight.agile.function import Counts, Ended, Function, Listed, Result
+from firstlight.agile.function import Counts, Ended, Function, Happened, Listed, Result
 from firstlight.agile.functions.records import Registration, Settings, Source
 from firstlight.errors import Failed
 
@@ -61,16 +61,44 @@ class Invoke(Struct, frozen=True, tag="invoke"):
 
 
 class Stop(Struct, frozen=True, tag="stop"):
-    """End an instance by SIGTERM, after ``grace`` seconds by SIGKILL; the answer is ``stopped``."""
+    """End an instance by a signal, after ``grace`` seconds by SIGKILL: ``stopped``."""
 
     id: str
     grace: float = 0.0
+    signal: int = 15
+
+
+class KeepLogs(Struct, frozen=True, tag="keeplogs"):
+    """Have the output of detached instances kept from now on, and answer ``done``."""
+
+
+class Logs(Struct, frozen=True, tag="logs"):
+    """Ask for an instance's log from a position on; wait for more of it for some seconds.
+
+    The answer is ``logpart``.
+    """
+
+    id: str
+    position: tuple[int, int] = (0, 0)
+    seconds: float = 0.0
+
+
+class Events(Struct, frozen=True, tag="events"):
+    """Ask for the events after a serial, -1 for the newest; wait for one for some seconds.
+
+    The answer is ``happenings``.
+    """
+
+    after: int = 0
+    seconds: float = 0.0
 
 
 class List(Struct, frozen=True, tag="list"):
     """List running instances with ids above ``after``, as many as fit one message."""
 
     after: int = 0
+    ended: bool = False
+    """Of those that have ended the last ones instead."""
 
 
 class Pools(Struct, frozen=True, tag="pools"):
@@ -181,6 +209,20 @@ class Instances(Struct, frozen=True, tag="instances"):
     instances: list[Listed]
 
 
+class LogPart(Struct, frozen=True, tag="logpart"):
+    """Lines of a log (logs.py), the position after them, and whether nothing can follow."""
+
+    text: bytes
+    position: tuple[int, int]
+    ended: bool
+
+
+class Happenings(Struct, frozen=True, tag="happenings"):
+    """Events in the order of their serials."""
+
+    events: list[Happened]
+
+
 class PoolCounts(Struct, frozen=True, tag="counts"):
     """The pools' counts."""
 
@@ -223,10 +265,11 @@ class Error(Struct, frozen=True, tag="error"):
 RuntimeRequest = (
     Register | Publish | Explain | Prepare | Invoke | Stop | List | Pools | Leave | End
 )  # fmt: skip
-Request = RuntimeRequest | FunctionRequest
+RecordRequest = KeepLogs | Logs | Events
+Request = RuntimeRequest | FunctionRequest | RecordRequest
 Answer = (
     Registered | Stopped | Answered | Instances | PoolCounts | Functions | Called | Large | Done
-    | Leaving | Error
+    | Leaving | LogPart | Happenings | Error
 )  # fmt: skip
 
 _requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)

@@ -6,15 +6,15 @@ import resource
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 
-from firstlight.agile import coding
+from firstlight.agile import coding, environment, logs, node_wire
 from firstlight.agile.cgroups import Cgroups
 from firstlight.agile.config import Config
 from firstlight.agile.forked import Forked
-from firstlight.agile.function import Counts, Function, Listed, Result
+from firstlight.agile.function import Counts, Ended, Function, Happened, Listed, Result
 from firstlight.agile.instance import Instance
 from firstlight.agile.instances import Instances
 from firstlight.agile.journal import Journal
@@ -24,12 +24,15 @@ from firstlight.agile.node import is_running
 from firstlight.agile.output import pipes
 from firstlight.agile.pool import LoadGate
 from firstlight.agile.resident import Resident
+from firstlight.agile.session import Session
 from firstlight.agile.single_flight import SingleFlight
 from firstlight.agile.sources import Changes
 from firstlight.agile.wasm import Wasm
 from firstlight.agile.zygote import Resources
 from firstlight.agile.zygotes import Zygotes
 from firstlight.errors import Failed, Unsupported
+
+_FOLLOW_SECONDS = 10.0
 
 
 class Runtime:
@@ -125,6 +128,7 @@ class Runtime:
             (self.config.directory / name).unlink(missing_ok=True)
         if hasattr(self, "_cgroups"):
             self._cgroups.close()
+        logs.remove(self.config)
         self.journal.close()
 
     async def prepare(self, function: Function, sandboxes: int = 0) -> None:
@@ -150,12 +154,16 @@ class Runtime:
         ``Instance.stdout`` and ``.stderr``.
         ``requested`` is when it was asked for, in ns of CLOCK_MONOTONIC. Raises Failed.
         """
-        requested = requested or time.monotonic_ns()
+        return await self._start(function, streams, requested or time.monotonic_ns(), 0)
+
+    async def _start(
+        self, function: Function, streams: tuple[int, int, int] | None, requested: int, flags: int
+    ) -> Instance:
         if self._closing:
             raise Failed("the runtime is stopping")
         if function.kind != "command":
             raise Failed(f"a function of kind {function.kind} is not started", "invoke it")
-        instance = await self._instances.start(function, streams, requested)
+        instance = await self._instances.start(function, streams, requested, flags)
         try:
             await self._instances.publish(instance)
             if function.ready is not None and instance.stdout:
@@ -249,6 +257,79 @@ class Runtime:
         if found is None:
             raise Failed(f"no instance {identity!r} is running", "list them: firstlight agile ps")
         return found
+
+    def ended(self) -> list[Listed]:
+        """The instances that ended last, in the order of their ids."""
+        return self._instances.history.last()
+
+    async def events(self, after: int = 0, seconds: float = 0.0) -> list[Happened]:
+        """What happened after an event, waited for; -1 stands for the newest."""
+        return await self._instances.history.after(after, seconds)
+
+    async def keep_logs(self) -> None:
+        """Have the output of detached instances kept from now on. Raises Failed."""
+        await self._instances.keep_logs()
+
+    async def detach(self, function: Function) -> Instance:
+        """Start an instance that outlives this process, and whose output is kept. Raises Failed.
+
+        Its input is empty; read its output by ``logs``.
+        """
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        flags = node_wire.DETACHED | node_wire.KEEP_LOG
+        try:
+            return await self._start(function, (null, null, null), time.monotonic_ns(), flags)
+        finally:
+            os.close(null)
+
+    async def log_part(
+        self, identity: str, position: logs.Position, seconds: float
+    ) -> tuple[bytes, logs.Position, bool]:
+        """Lines of a detached instance, as ``logs.following`` returns them. Raises Failed."""
+        is_new = self._instances.get(identity) is not None
+        is_new = is_new or identity in (one.id for one in self.ended())
+        return await logs.following(self.config, identity, position, seconds, is_new)
+
+    async def logs(self, identity: str, follow: bool = False) -> AsyncIterator[logs.Line]:
+        """The lines of a detached instance, to the end of its life if ``follow``. Raises Failed."""
+        position, ended = (0, 0), False
+        while not ended:
+            text, position, ended = await self.log_part(
+                identity, position, _FOLLOW_SECONDS if follow else 0.0
+            )
+            for line in logs.lines(text):
+                yield line
+            if not text and not follow:
+                return
+
+    async def execute(
+        self, identity: str, command: tuple[str, ...], env: dict[str, str] | None = None,
+        directory: str = "/",
+    ) -> Session:  # fmt: skip
+        """Run a program in a running instance, confined as its own are. Raises Failed.
+
+        Its environment is that of the instance's first process, and ``env``.
+        """
+        instance = self.instance(identity)
+        words = node_wire.words(command, environment.of(instance.pid) | (env or {}), directory)
+        ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        outputs, streams = pipes()
+
+        def told(answer: node_wire.Answer) -> None:
+            if not ended.done():
+                ended.set_result(Ended.of(answer.status))
+
+        try:
+            null, out, err = streams
+            answer = await self._instances.execute(instance, words, (null, out, err), told)
+        except BaseException:
+            for output in outputs:
+                output.close()
+            raise
+        finally:
+            for descriptor in (words, *streams):
+                os.close(descriptor)
+        return Session(answer.pid, outputs[0], outputs[1], ended)
 
     def pools(self) -> list[Counts]:
         """What each pool holds and has done."""

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from firstlight.agile import node_wire
@@ -18,6 +19,7 @@ class Starter:
     def __init__(self, path: Path) -> None:
         self._loop = asyncio.get_running_loop()
         self._asked: dict[int, asyncio.Future[Answer]] = {}
+        self._sessions: dict[int, Callable[[Answer], None]] = {}
         self._serial = 0
         self._room = asyncio.Event()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -31,24 +33,45 @@ class Starter:
 
     async def start(
         self, number: int, version: int, streams: list[int], env: dict[str, str], asked: int,
-        detached: bool = False,
+        flags: int = 0,
     ) -> Answer:  # fmt: skip
         """The answer to a start. Raises Failed."""
         words = node_wire.words((), env) if env else -1
+        flags |= node_wire.WITH_WORDS if env else 0
+        self._serial += 1
+        message = node_wire.ask(Asked.START, number, flags, self._serial, asked, version=version)
+        given = [*streams, words] if env else [*streams]
+        try:
+            return await self._answer(self._serial, message, given)
+        finally:
+            if words >= 0:
+                os.close(words)
+
+    async def execute(
+        self, instance: int, words: int, streams: list[int], ended: Callable[[Answer], None]
+    ) -> Answer:
+        """The answer to an exec; ``ended`` gets its end. Raises Failed."""
         self._serial += 1
         serial = self._serial
+        self._sessions[serial] = ended
+        message = node_wire.ask(Asked.EXEC, tag=serial, instance=instance)
+        try:
+            answer = await self._answer(serial, message, [*streams, words])
+        except BaseException:
+            self._sessions.pop(serial, None)
+            raise
+        if answer.verb == Answered.REFUSED:
+            self._sessions.pop(serial, None)
+        return answer
+
+    async def _answer(self, serial: int, message: bytes, descriptors: list[int]) -> Answer:
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._asked[serial] = future
-        given = [*streams, words] if env else [*streams]
-        flags = (node_wire.WITH_WORDS if env else 0) | (node_wire.DETACHED if detached else 0)
-        message = node_wire.ask(Asked.START, number, flags, serial, asked, version=version)
         try:
-            await self._send(message, given)
+            await self._send(message, descriptors)
             return await future
         finally:
             self._asked.pop(serial, None)
-            if words >= 0:
-                os.close(words)
 
     async def _send(self, message: bytes, descriptors: list[int]) -> None:
         while True:
@@ -82,6 +105,8 @@ class Starter:
                 self.close()
                 return
             answer = node_wire.answer(message)
+            if answer.verb == Answered.ENDED and (told := self._sessions.pop(answer.tag, None)):
+                told(answer)
             future = self._asked.get(answer.tag)
             if answer.verb != Answered.ENDED and future and not future.done():
                 future.set_result(answer)

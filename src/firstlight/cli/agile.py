@@ -14,7 +14,7 @@ from firstlight.cli.output import Json, completion, examples, print_json, print_
 from firstlight.errors import FirstlightError, UnknownName
 
 if TYPE_CHECKING:
-    from firstlight.agile.client import Client
+    from firstlight.agile.client import Client, Started
     from firstlight.agile.config import Config
     from firstlight.agile.function import Ended, Function
 
@@ -45,7 +45,9 @@ Wasm = Annotated[
 ]
 Env = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=VALUE", help="Set an environment variable. Repeatable."),
+    typer.Option(
+        metavar="NAME=VALUE", help="Set an environment variable, or pass ours: NAME. Repeatable."
+    ),
 ]
 Memory = Annotated[str, typer.Option(metavar="SIZE", help="Memory limit, such as 64M.")]
 Cpus = Annotated[float, typer.Option(metavar="N", help="CPU limit.")]
@@ -123,7 +125,8 @@ def down(*, config: ConfigFile = None) -> None:
     epilog=examples(
         "agile start --rootfs /srv/root -- /bin/hello",
         "agile start --rootfs /srv/root --memory 64M --network none -- /bin/job",
-        "agile start --rootfs /srv/root --port 8080:80 --detach -- /bin/server",
+        "agile start --rootfs /srv/root --port 8080:80 --detach --ready listening -- server",
+        "agile start --rootfs /srv/root -it -- sh",
     )
 )
 def start(
@@ -140,9 +143,31 @@ def start(
     network: Reach = "outbound",
     port: Port = None,
     user_namespace: UserNamespace = False,
+    workdir: Annotated[
+        str, typer.Option("--workdir", metavar="DIR", help="Its working directory.")
+    ] = "/",
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Kill the instance after so long.", show_default=False
+        ),
+    ] = None,
+    terminal: Annotated[
+        bool, typer.Option("--terminal", "-t", help="Give it a terminal, shown on this one.")
+    ] = False,
+    interactive: Annotated[
+        bool,
+        typer.Option("--interactive", "-i", help="Pass what is typed, where input is a terminal."),
+    ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", help="Print the instance's id and leave it running.")
     ] = False,
+    ready: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT", help="With --detach: return when a line of its output begins so."
+        ),
+    ] = "",
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
@@ -153,21 +178,37 @@ def start(
     function = _function(
         command=tuple(command or ()), rootfs=rootfs, handler=handler, wasm=wasm, env=env,
         memory=memory, cpus=cpus, pids=pids, network=network, port=port,
-        user_namespace=user_namespace,
+        user_namespace=user_namespace, directory=workdir, lifetime=timeout,
     )  # fmt: skip
+    if detach and (terminal or interactive):
+        raise FirstlightError("a detached instance has no terminal and no input",
+                              "leave --detach out, or use agile exec -it")  # fmt: skip
+    if ready and not detach:
+        raise FirstlightError("--ready is for --detach", "its output is on your terminal")
     parsed = _event(event)
-    with _client(config) as client:
+    with connected(config) as client:
         if function.kind != "command":
             print_json(client.invoke(function, parsed))
             return
-        streams = (_null(), _null(), _null()) if detach else (0, 1, 2)
-        started = client.start(function, streams, detached=detach)
-        if as_json:
-            sys.stderr.write(to_json(started))  # stdout is the instance's
-        elif detach:
-            sys.stdout.write(started.id + "\n")
-        if not detach:
-            raise typer.Exit(_status(client.wait(started.id)))
+        if detach:
+            started = client.start(function, (null := _null(), null, null), True, logged=True)
+            if ready:
+                client.wait_ready(started.id, ready, function.timeout)
+            sys.stdout.write(to_json(started) if as_json else started.id + "\n")
+            return
+        from firstlight.cli import instance
+
+        def begin(streams: tuple[int, int, int]) -> "Started":
+            return client.start(function, streams, terminal=terminal)
+
+        def words(ended: "Ended") -> str:
+            return ended.words(function.memory, function.lifetime)
+
+        def told(started: "Started") -> None:
+            if as_json:
+                sys.stderr.write(to_json(started))  # stdout is the instance's
+
+        raise typer.Exit(instance.attach(client, begin, terminal, interactive, told, words))
 
 
 @app.command(
@@ -200,45 +241,14 @@ def invoke(
         network=network,
     )  # fmt: skip
     parsed = _event(event)
-    with _client(config) as client:
+    with connected(config) as client:
         print_json(client.invoke(function, parsed))
-
-
-@app.command(epilog=examples("agile ps", "agile ps --json"))
-def ps(*, config: ConfigFile = None, as_json: Json = False) -> None:
-    """List the running instances."""
-    with _client(config) as client:
-        running = client.running()
-    if as_json:
-        print_json(running)
-        return
-    print_table(
-        ("id", "pid", "address", "command"),
-        [(instance.id, str(instance.pid), instance.address or "–",
-          " ".join(instance.function.command) or instance.function.handler)
-         for instance in running],
-    )  # fmt: skip
-
-
-@app.command(epilog=examples("agile stop 17", "agile stop 17 18"))
-def stop(
-    identities: Annotated[list[str], typer.Argument(metavar="ID")],
-    *,
-    grace: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Kill after so long; 0 kills at once.")
-    ] = 5.0,
-    config: ConfigFile = None,
-) -> None:
-    """Stop instances by their ids."""
-    with _client(config) as client:
-        for identity in identities:
-            client.stop(identity, grace)
 
 
 @app.command(epilog=examples("agile pools", "agile pools --json"))
 def pools(*, config: ConfigFile = None, as_json: Json = False) -> None:
     """Show the pools: sizes, hits, misses, fill rates."""
-    with _client(config) as client:
+    with connected(config) as client:
         counts = client.pools()
     if as_json:
         print_json(counts)
@@ -327,7 +337,8 @@ def _pods_configuration(file: Path | None) -> "Config":
     return load(file) if file else Config(name="pods")
 
 
-def _client(file: Path | None) -> "Client":
+def connected(file: Path | None) -> "Client":
+    """A connection to the runtime of a configuration. Raises Failed."""
     from firstlight.agile.client import Client
 
     return Client(_configuration(file).socket)
@@ -351,13 +362,13 @@ def _function(
 
     if network not in _NETWORKS:
         raise UnknownName("network", network, _NETWORKS)
-    ports = [_pair(word, ":", "--port", "HOST:INSTANCE") for word in port or ()]
+    ports = pairs(port, ":", "--port", "HOST:INSTANCE")
     fields = {
         "command": command,
         "rootfs": str(Path(rootfs).absolute()) if rootfs else "",
         "kind": "python" if handler else "wasm" if wasm else "command",
         "handler": handler or wasm,
-        "env": dict(_pair(word, "=", "--env", "NAME=VALUE") for word in env or ()),
+        "env": dict(pairs(env, "=", "--env", "NAME=VALUE")),
         "memory": _bytes(memory),
         "network": network,
         "ports": {int(host): int(instance) for host, instance in ports},
@@ -365,6 +376,15 @@ def _function(
     converted = msgspec.convert(fields | limits, function.Function)
     converted.check()
     return converted
+
+
+def pairs(words: list[str] | None, separator: str, option: str, form: str) -> list[tuple[str, str]]:
+    """The values of an option of that form; of a variable without one, our own."""
+    return [
+        (word, os.environ[word]) if separator == "=" and word in os.environ
+        else _pair(word, separator, option, form)
+        for word in words or ()
+    ]  # fmt: skip
 
 
 def _pair(word: str, separator: str, option: str, form: str) -> tuple[str, str]:
@@ -393,7 +413,3 @@ def _event(text: str) -> object:
 
 def _null() -> int:
     return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-
-
-def _status(ended: "Ended") -> int:
-    return 128 + ended.signal if ended.signal else ended.status or 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from firstlight.cli.agile import ConfigFile, Env, _bytes, _client, _event, _pair
+from firstlight.cli.agile import ConfigFile, Env, _bytes, _event, _pair, connected
 from firstlight.cli.output import Json, completion, examples, print_json, print_table, say, stderr
 from firstlight.errors import FirstlightError, UnknownName
 
@@ -171,7 +171,7 @@ def list_(*, config: ConfigFile = None, as_json: Json = False) -> None:
     """List the functions."""
     from firstlight.agile import protocol
 
-    with _client(config) as client:
+    with connected(config) as client:
         found = client.functions(protocol.ListFunctions())
     if as_json:
         print_json(found)
@@ -192,7 +192,7 @@ def show(name: Name, *, config: ConfigFile = None, as_json: Json = False) -> Non
     """Show a function's versions and aliases."""
     from firstlight.agile import protocol
 
-    with _client(config) as client:
+    with connected(config) as client:
         [found] = client.functions(protocol.ListFunctions(name))
     if as_json:
         print_json(found)
@@ -214,7 +214,7 @@ def remove(
     """Remove a function with all versions, or one version. What it has begun is answered."""
     from firstlight.agile import protocol
 
-    with _client(config) as client:
+    with connected(config) as client:
         client.functions(protocol.RemoveFunction(name, version))
 
 
@@ -236,7 +236,7 @@ def alias(
         raise FirstlightError(
             "give a version, or --remove", f"firstlight agile function show {name}"
         )
-    with _client(config) as client:
+    with connected(config) as client:
         client.functions(protocol.SetAlias(name, alias_name, version))
 
 
@@ -259,7 +259,7 @@ def concurrency(
 
     if (most is None) != unlimited:
         raise FirstlightError("give a number, or --unlimited", "0 refuses all events")
-    with _client(config) as client:
+    with connected(config) as client:
         client.functions(protocol.Reserve(name, most))
 
 
@@ -291,7 +291,7 @@ def call(
     if event.startswith("@"):
         event = sys.stdin.read() if event == "@-" else _text(Path(event[1:]))
     raw = msgspec.Raw(msgspec.json.encode(_event(event)))
-    with _client(config) as client:
+    with connected(config) as client:
         called = client.call(protocol.CallFunction(name, raw, qualifier, later))
     if called is None:
         return
@@ -306,7 +306,7 @@ def call(
 def _change(
     request: "protocol.AddFunction | protocol.UpdateFunction", config: Path | None, as_json: bool
 ) -> None:
-    with _client(config) as client, _waiting(f"preparing {request.name}"):
+    with connected(config) as client, _waiting(f"preparing {request.name}"):
         [found] = client.functions(request)
     if as_json:
         print_json(found)

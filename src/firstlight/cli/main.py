@@ -11,7 +11,19 @@ from typing import Annotated
 import typer
 
 import firstlight
-from firstlight.cli import agile, cluster, function, gate, guest, host, report, run, trace, watch
+from firstlight.cli import (
+    agile,
+    cluster,
+    function,
+    gate,
+    guest,
+    host,
+    instance,
+    report,
+    run,
+    trace,
+    watch,
+)
 from firstlight.cli.output import examples, say
 from firstlight.errors import FirstlightError
 
@@ -28,6 +40,7 @@ app = typer.Typer(
 
 for group in (host, run, trace, watch, report, gate):
     group.add_to(app)
+agile.app.add_typer(instance.app)
 agile.app.add_typer(function.app, name="function")
 app.add_typer(agile.app, name="agile")
 app.add_typer(guest.app, name="guest")

@@ -43,6 +43,13 @@ def to_json(value: object) -> str:
     return msgspec.json.format(encode(value)).decode() + "\n"
 
 
+def to_line(value: object) -> str:
+    """A record as JSON on one line."""
+    from firstlight.model import to_json as encode
+
+    return encode(value).decode() + "\n"
+
+
 def print_json(value: object) -> None:
     """Write JSON to stdout."""
     sys.stdout.write(to_json(value))

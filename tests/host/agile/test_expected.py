@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.agile_host import on_host, with_daemon
+from tests.support.busybox import make, shell
 
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.client import Client
@@ -22,23 +22,7 @@ SHOW = "cat /etc/hosts; echo --; cat /etc/hostname; echo --; cat /etc/resolv.con
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A root file system of busybox, with an empty /etc."""
-    busybox = shutil.which("busybox")
-    if not busybox:
-        pytest.skip("busybox-static is missing")
-    found = tmp_path / "root"
-    for name in ("bin", "proc", "dev", "tmp", "etc"):
-        (found / name).mkdir(parents=True)
-    shutil.copy(busybox, found / "bin/busybox")
-    for name in ("sh", "cat", "env", "ls", "id", "printf", "readlink"):
-        (found / "bin" / name).symlink_to("busybox")
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
-    return found
-
-
-def shell(root: Path, text: str, **more: object) -> Function:
-    return Function(rootfs=str(root), command=("/bin/sh", "-c", text), **more)  # type: ignore[arg-type]
+    return make(tmp_path)
 
 
 async def output(runtime: Runtime, function: Function) -> str:

@@ -1,0 +1,119 @@
+/* Sessions: programs that an operator runs beside an instance's own, in its namespaces, its cgroup
+ * and its confinement. They have records like instances, but no parts, and the manager is not told of
+ * them. */
+#include "node.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static int find(uint64_t id)
+{
+	for (int i = 0; i < node.instance_count; i++) {
+		const struct instance *instance = &node.instances[i];
+		if (instance->id == id && instance->state == INSTANCE_RUNNING && !instance->session)
+			return i;
+	}
+	return NOBODY;
+}
+
+_Noreturn static void be_session(int index, struct place *place, int instance, int control)
+{
+	struct progress *progress = &node.progress[index];
+	be_child_of_node();
+	int self = sandbox_self(progress);
+	if (self >= 0)
+		sandbox_join(&node.house, place, instance, control, progress);
+	_exit(127);
+}
+
+/* In the PID namespace of the instance, as our child. */
+static pid_t clone_into(int instance, uint32_t cgroup)
+{
+	struct clone_args args = {.exit_signal = SIGCHLD};
+	int own DESCRIPTOR_SCOPE = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
+	int directory DESCRIPTOR_SCOPE = NOBODY;
+	if (own < 0)
+		return -1;
+	if (node.house.unified) {
+		char name[16];
+		snprintf(name, sizeof name, "%u", cgroup);
+		directory = openat(node.house.tops[0], name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (directory < 0)
+			return -1;
+		args.flags |= CLONE_INTO_CGROUP;
+		args.cgroup = (__u64)directory;
+	}
+	if (setns(instance, CLONE_NEWPID))
+		return -1;
+	pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
+	int error = errno;
+	if (pid && setns(own, CLONE_NEWPID))
+		die("return to our PID namespace", -errno);
+	errno = error;
+	return pid;
+}
+
+static int start(int index, int target, struct place *place)
+{
+	struct instance *session = &node.instances[index];
+	int ends[2], instance DESCRIPTOR_SCOPE =
+			     (int)syscall(SYS_pidfd_open, node.instances[target].pid, 0);
+	if (instance < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
+		return -errno;
+	session->control = ends[0];
+	session->requested = node.progress[index].stamps[STEP_CLONE] = monotonic();
+	session->pid = clone_into(instance, place->cgroup);
+	if (session->pid == 0)
+		be_session(index, place, instance, ends[1]);
+	int failed = session->pid < 0 ? -errno : 0;
+	close(ends[1]);
+	if (failed)
+		return failed;
+	session->state = INSTANCE_STARTING;
+	instance_cloned(index);
+	return 0;
+}
+
+int session_start(const struct ask *ask, struct rights *rights, int client, enum step *step)
+{
+	int target = find(ask->instance);
+	*step = STEP_FUNCTION;
+	if (target == NOBODY)
+		return -ESRCH;
+	/* A sandbox that is to be as new must have had nobody else in it. */
+	if (node.instances[target].identity.flags & DEFINITION_ZYGOTE ||
+	    node.instances[target].identity.reuse == REUSE_SANDBOX)
+		return -EOPNOTSUPP;
+	*step = STEP_STREAMS;
+	if (rights->count != 4)
+		return -EBADMSG;
+	*step = STEP_CLONE;
+	int index = instance_reserve();
+	if (index == NOBODY)
+		return -EUSERS;
+	struct instance *session = &node.instances[index];
+	session->session = true;
+	session->tag = ask->tag;
+	instance_link(index, client);
+	struct place place = {
+		.function = node.instances[target].identity,
+		.cgroup = node.parts[node.instances[target].cgroup].order.cgroup,
+		.terminal = ask->flags & ASK_TERMINAL,
+		.words = rights->descriptors[3],
+		.own_words = NOBODY,
+		.streams = {rights->descriptors[0], rights->descriptors[1], rights->descriptors[2]},
+	};
+	int failed = start(index, target, &place);
+	if (failed)
+		instance_release(index);
+	return failed;
+}

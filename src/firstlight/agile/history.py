@@ -1,0 +1,78 @@
+"""What has happened to instances: the last events, and how the last of them ended."""
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING
+
+from firstlight.agile.function import Ended, Happened, Listed
+
+if TYPE_CHECKING:
+    from firstlight.agile.instance import Instance
+
+_EVENTS_KEPT, _ENDED_KEPT = 4096, 256
+
+
+class History:
+    """Of one manager. Its events are numbered from 1."""
+
+    def __init__(self) -> None:
+        self._events: deque[Happened] = deque(maxlen=_EVENTS_KEPT)
+        self._serial = 0
+        self._more = asyncio.Event()
+        self._ended: OrderedDict[int, Listed] = OrderedDict()
+
+    def started(self, instance: "Instance") -> None:
+        """Note a start."""
+        self._add("started", instance, None)
+
+    def ended(self, instance: "Instance", ended: Ended) -> None:
+        """Note an end."""
+        kind = ("out of memory" if ended.out_of_memory else
+                "timed out" if ended.timed_out else "ended")  # fmt: skip
+        self._add(kind, instance, ended)
+        self._ended[instance.number] = listed(instance, ended)
+        if len(self._ended) > _ENDED_KEPT:
+            self._ended.popitem(last=False)
+
+    def last(self) -> list[Listed]:
+        """The instances that ended last, in the order of their ids."""
+        return [one for _, one in sorted(self._ended.items())]
+
+    def _add(self, kind: str, instance: "Instance", ended: Ended | None) -> None:
+        self._serial += 1
+        function = instance.function
+        self._events.append(
+            Happened(
+                serial=self._serial, time=time.time_ns(), kind=kind, id=instance.id,
+                rootfs=function.rootfs, command=function.command, pid=instance.pid, ended=ended,
+                words=ended.words(function.memory, function.lifetime) if ended else "",
+            )
+        )  # fmt: skip
+        self._more.set()
+
+    async def after(self, serial: int, seconds: float) -> list[Happened]:
+        """The events after one, as soon as there are any; none if there are none in time.
+
+        Their numbers show whether some were forgotten. -1 is the last that there is.
+        """
+        serial = self._serial if serial < 0 else serial
+        until = time.monotonic() + seconds
+        while self._serial <= serial and (left := until - time.monotonic()) > 0:
+            self._more.clear()
+            try:
+                await asyncio.wait_for(self._more.wait(), left)
+            except TimeoutError:
+                break
+        return [one for one in self._events if one.serial > serial]
+
+
+def listed(instance: "Instance", ended: Ended | None = None) -> Listed:
+    """An instance as ``ps`` shows it, without its environment."""
+    function, began = instance.function, instance.stamps.get("running", 0)
+    state = ended.words(function.memory, function.lifetime) if ended else instance.state
+    return Listed(
+        id=instance.id, pid=instance.pid, function=function, started=began, ended=ended,
+        address=None if instance.address is None else str(instance.address),
+        state=state, age=max(0.0, (time.monotonic_ns() - began) / 1e9) if began else 0.0,
+    )  # fmt: skip

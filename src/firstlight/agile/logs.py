@@ -1,0 +1,147 @@
+"""Logs of instances: what ``firstlight-log`` (native/agile/log.c) has kept of their output.
+
+A line is ``TIME STREAM F|P TEXT``, as in the logs of CRI; P is a part of a line that goes on.
+"""
+
+import asyncio
+import os
+import select
+import socket
+import stat
+import time
+from contextlib import suppress
+
+from msgspec import Struct
+
+from firstlight.agile.config import Config
+from firstlight.errors import Failed
+from firstlight.native import native
+
+_PART = 64 << 10
+_LOOK_SECONDS, _BEGIN_SECONDS = 0.05, 1.0
+_END_SECONDS = 5.0
+
+Position = tuple[int, int]
+"""Inode and offset of what is to be read next; (0, 0) is the beginning of what is kept."""
+
+
+class Line(Struct, frozen=True):
+    """One line of an instance's output, or a part of one. ``time`` is in RFC 3339, of UTC."""
+
+    time: str
+    stream: str
+    text: str
+    whole: bool = True
+
+
+class Keeper:
+    """The process that keeps the logs of a node."""
+
+    def __init__(self, config: Config) -> None:
+        """Start it. Raises Failed."""
+        directory = config.logs_directory
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        path, sizes = str(native("firstlight-log")), (config.logs.size, config.logs.total)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._pid = os.posix_spawn(
+                path, [path, str(directory), *map(str, sizes)], {},
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
+                ],
+            )  # fmt: skip
+            self._pidfd = os.pidfd_open(self._pid)
+        except OSError as error:
+            ours.close()
+            raise Failed(f"cannot keep logs in {directory}: {error.strerror}") from error
+        finally:
+            theirs.close()
+        self.socket = ours
+
+    def close(self) -> None:
+        """Wait until it has read all; its node has ended."""
+        self.socket.close()
+        select.select([self._pidfd], [], [], _END_SECONDS)
+        os.close(self._pidfd)
+        with suppress(ChildProcessError):
+            os.waitpid(self._pid, os.WNOHANG)
+
+
+def part(config: Config, identity: str, position: Position) -> tuple[bytes, Position, bool]:
+    """Whole lines from a position, the next position, and whether the log is complete and read.
+
+    What was rotated away meanwhile is left out. May wait for a disk. Raises Failed.
+    """
+    path = config.logs_directory / f"{identity}.log"
+    older = path.with_name(f"{path.name}.1")
+    if not identity.isdecimal():
+        raise Failed(f"{identity!r} is no instance", "list them: firstlight agile ps --all")
+    inode, offset = position
+    for file in (older, path):
+        try:
+            descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        with os.fdopen(descriptor, "rb", buffering=0) as opened:
+            status = os.fstat(descriptor)
+            if inode == status.st_ino or not inode:
+                text = _lines(os.pread(descriptor, _PART, offset))
+                if text:
+                    return text, (status.st_ino, offset + len(text)), False
+                if file is path:
+                    complete = not status.st_mode & stat.S_IWUSR
+                    grown = os.fstat(opened.fileno()).st_size > offset
+                    return b"", (status.st_ino, offset), complete and not grown
+                inode, offset = 0, 0  # go on with the newer
+    if not path.exists():
+        raise Failed(f"there is no log of an instance {identity}",
+                     "its output went to who started it, or it is too old")  # fmt: skip
+    return b"", (0, 0), False  # it was rotated twice: begin anew
+
+
+async def following(
+    config: Config, identity: str, position: Position, seconds: float, is_new: bool = False
+) -> tuple[bytes, Position, bool]:
+    """The same, after waiting for more for a while. Raises Failed.
+
+    ``is_new``: the instance has just been started, and its log may be about to begin.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            text, position, ended = await asyncio.to_thread(part, config, identity, position)
+        except Failed:
+            if not is_new or time.monotonic() > began + _BEGIN_SECONDS:
+                raise
+        else:
+            if text or ended or time.monotonic() > began + seconds:
+                return text, position, ended
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+def lines(text: bytes) -> list[Line]:
+    """Parse lines of a log; what is none is left out."""
+    found = []
+    for line in text.split(b"\n"):
+        words = line.split(b" ", 3)
+        if len(words) == 4 and words[2] in (b"F", b"P"):
+            when, stream = words[0].decode(errors="replace"), words[1].decode(errors="replace")
+            decoded = words[3].decode(errors="surrogateescape")
+            found.append(Line(when, stream, decoded, words[2] == b"F"))
+    return found
+
+
+def _lines(text: bytes) -> bytes:
+    return text[: text.rfind(b"\n") + 1]
+
+
+def remove(config: Config) -> None:
+    """Remove the logs of a runtime that has ended, where nobody asked for a place for them."""
+    directory = config.logs_directory
+    if not config.logs.directory and directory.is_dir():
+        for file in directory.iterdir():
+            file.unlink(missing_ok=True)
+        directory.rmdir()

@@ -1,0 +1,271 @@
+"""The verbs for instances: ``firstlight agile ps``, ``stop``, ``exec``, ``logs``, ``events``."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from firstlight.cli.agile import ConfigFile, Env, connected, pairs
+from firstlight.cli.output import Json, completion, examples, print_json, print_table, say, to_line
+from firstlight.errors import FirstlightError
+
+if TYPE_CHECKING:
+    from firstlight.agile.client import Client, Started
+    from firstlight.agile.function import Ended, Happened
+    from firstlight.agile.logs import Line
+
+_AGE = ((86400, "d"), (3600, "h"), (60, "m"))
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+def _signals() -> list[str]:
+    return [one.name for one in signal.Signals]
+
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="Of agile ps.")]
+Terminal = Annotated[
+    bool, typer.Option("--terminal", "-t", help="Give it a terminal, shown on this one.")
+]
+Interactive = Annotated[
+    bool, typer.Option("--interactive", "-i", help="Pass what is typed, where input is a terminal.")
+]
+Workdir = Annotated[str, typer.Option("--workdir", metavar="DIR", help="Its working directory.")]
+
+
+@app.command(epilog=examples("agile ps", "agile ps --all", "agile ps --json"))
+def ps(
+    *,
+    every: Annotated[bool, typer.Option("--all", "-a", help="Also the last that ended.")] = False,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """List instances. Their environment is never shown."""
+    with connected(config) as client:
+        found = [*(client.running(ended=True) if every else ()), *client.running()]
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("id", "state", "started", "pid", "address", "command"),
+        [(one.id, one.state, f"{_age(one.age)} ago", str(one.pid) if one.ended is None else "–",
+          one.address or "–",
+          printable(" ".join(one.function.command) or one.function.handler))
+         for one in found],
+    )  # fmt: skip
+
+
+@app.command(
+    epilog=examples("agile stop 17", "agile stop 17 18", "agile stop 17 --signal INT --grace 30")
+)
+def stop(
+    identities: Annotated[list[str], typer.Argument(metavar="ID")],
+    *,
+    by: Annotated[
+        str,
+        typer.Option("--signal", metavar="NAME", help="The signal that asks it to end.",
+                     autocompletion=completion(_signals)),
+    ] = "TERM",
+    grace: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Kill after so long; 0 kills at once.")
+    ] = 5.0,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Stop instances by their ids: by a signal, and by SIGKILL if they do not end in time.
+
+    An instance whose first process does nothing about the signal is killed at once.
+    """
+    number = _number(by)
+    ended: dict[str, Ended] = {}
+    with connected(config) as client:
+        for identity in identities:
+            ended[identity] = client.stop(identity, grace, number)
+    if as_json:
+        print_json(ended)
+
+
+@app.command(
+    name="exec",
+    epilog=examples("agile exec 17 -- ls -l /tmp", "agile exec -it 17 -- sh"),
+)
+def execute(
+    identity: Id,
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND")],
+    *,
+    terminal: Terminal = False,
+    interactive: Interactive = False,
+    env: Env = None,
+    workdir: Workdir = "/",
+    config: ConfigFile = None,
+) -> None:
+    """Run a program in a running instance. Exit status is the program's.
+
+    It has the instance's namespaces, user, filters, limits and environment.
+    """
+    variables = dict(pairs(env, "=", "--env", "NAME=VALUE"))
+    with connected(config) as client:
+
+        def begin(streams: tuple[int, int, int]) -> "Started":
+            return client.execute(identity, tuple(command), variables, workdir, streams, terminal)
+
+        raise typer.Exit(attach(client, begin, terminal, interactive))
+
+
+@app.command(epilog=examples("agile logs 17", "agile logs -f 17", "agile logs 17 --tail 10 --json"))
+def logs(
+    identity: Id,
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the instance ends.")
+    ] = False,
+    tail: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Begin with the last N lines.")
+    ] = None,
+    timestamps: Annotated[bool, typer.Option(help="Begin each line with its time.")] = False,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a detached instance has written, also one that has ended."""
+    with connected(config) as client:
+        left_out = 0 if tail is None else max(0, sum(1 for _ in client.logs(identity)) - tail)
+        for number, line in enumerate(client.logs(identity, follow)):
+            if number >= left_out:
+                _show(line, timestamps, as_json)
+
+
+def _show(line: "Line", timestamps: bool, as_json: bool) -> None:
+    stream = sys.stderr if line.stream == "stderr" else sys.stdout
+    if as_json:
+        sys.stdout.write(to_line(line))
+        sys.stdout.flush()
+        return
+    head = f"{line.time} " if timestamps else ""
+    text = (head + line.text).encode(errors="surrogateescape") + (b"\n" if line.whole else b"")
+    stream.buffer.write(text)
+    stream.buffer.flush()
+
+
+@app.command(epilog=examples("agile events", "agile events --json", "agile events --no-follow"))
+def events(
+    *,
+    follow: Annotated[bool, typer.Option(help="Go on with those to come.")] = True,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Show what happens to instances: started, ended, out of memory, timed out."""
+    with connected(config) as client:
+        for event in client.events(0, follow):
+            sys.stdout.write(to_line(event) if as_json else _line(event))
+            sys.stdout.flush()
+
+
+def _line(event: "Happened") -> str:
+    when = datetime.fromtimestamp(event.time / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    command = printable(" ".join(event.command))
+    words = f" ({event.words})" if event.words else ""
+    return f"{when} {event.kind} {event.id}{words}: {command}\n"
+
+
+def attach(
+    client: "Client", begin: "Callable[[tuple[int, int, int]], Started]", terminal: bool,
+    interactive: bool, told: "Callable[[Started], None]" = lambda _: None,
+    words: "Callable[[Ended], str]" = str,
+) -> int:  # fmt: skip
+    """Start something with our streams, or a terminal, and wait for its end: its exit status."""
+    from firstlight.agile import attached
+
+    if terminal:
+        with attached.Terminal(interactive) as screen, _ending(client):
+            started = begin(screen.streams)
+            told(started)
+            screen.begin()
+            ended = client.wait(started.id)
+    else:
+        with (
+            attached.copied(interactive) as (streams, release),
+            _ending(client),
+            _forwarded(client) as begun,
+        ):
+            started = begin(streams)
+            release()
+            told(started)
+            begun(started)
+            ended = client.wait(started.id)
+    if ended.signal:
+        say(f"firstlight: {started.id}: {words(ended)}")
+    return status(ended)
+
+
+@contextmanager
+def _ending(client: "Client") -> Iterator[None]:
+    """End what was started if we have to leave early: its output is waited for."""
+    try:
+        yield
+    except BaseException:
+        client.close()
+        raise
+
+
+@contextmanager
+def _forwarded(client: "Client") -> "Iterator[Callable[[Started], None]]":
+    """Signals that end us are the instance's if it does something about them, once.
+
+    Those that come before it is known are sent when it is.
+    """
+    from firstlight.agile.instance import handles
+
+    known: list[Started] = []
+    early: list[int] = []
+
+    def forward(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if not known:
+            early.append(number)
+        elif handles(known[0].pid, number):
+            client.signal(known[0].id, number)
+        else:
+            raise SystemExit(128 + number)
+
+    def begun(started: "Started") -> None:
+        known.append(started)
+        for number in early:
+            forward(number, None)
+
+    ours = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, forward) for number in ours}
+    try:
+        yield begun
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def status(ended: "Ended") -> int:
+    """The exit status of a shell's."""
+    return 128 + ended.signal if ended.signal else ended.status or 0
+
+
+def printable(text: str) -> str:
+    """The text without what would act on a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _number(name: str) -> int:
+    if name.isdecimal() and 0 < int(name) < signal.NSIG:
+        return int(name)
+    try:
+        return signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"].value
+    except KeyError:
+        raise FirstlightError(f"{name!r} is no signal", "such as TERM, INT, HUP or 9") from None
+
+
+def _age(seconds: float) -> str:
+    for unit, name in _AGE:
+        if seconds >= unit:
+            return f"{seconds // unit:.0f} {name}"
+    return f"{seconds:.0f} s"
