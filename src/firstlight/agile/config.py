@@ -41,7 +41,12 @@ class PoolSize(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Pools(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The pools: networks and cgroups; sandboxes and zygotes per function."""
+    """The pools: networks and cgroups; sandboxes and zygotes per function.
+
+    A Python function keeps as many places for forks as its requests needed lately, at least one
+    and at most ``network.high``: each costs about 0.5 MiB of kernel memory and 10 descriptors. A
+    waiting fork of a small handler (``sandbox``) costs 1.4 MiB besides.
+    """
 
     network: PoolSize = PoolSize()
     cgroup: PoolSize = PoolSize()

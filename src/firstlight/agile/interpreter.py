@@ -16,7 +16,7 @@ from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.drain import Drain
 from firstlight.agile.function import Function
 from firstlight.agile.instance import Instance
-from firstlight.agile.instances import ZYGOTE_PROFILE, Instances
+from firstlight.agile.instances import ZYGOTE_CALLS, ZYGOTE_PROFILE, Instances
 from firstlight.agile.kept import KeptZygote
 from firstlight.agile.link import rights
 from firstlight.agile.node import Keepsake
@@ -149,7 +149,7 @@ class Interpreter:
             raise await self._died() from error
         name, seconds = self._function.handler, self._function.timeout
         with native("inside.so").open("rb") as inside, suppress(OSError):
-            self._control.sendmsg([seccomp.program()], rights([inside.fileno()]))
+            self._control.sendmsg([seccomp.without(ZYGOTE_CALLS)], rights([inside.fileno()]))
         try:
             async with asyncio.timeout(seconds):
                 files, directories = await self._report()

@@ -121,6 +121,12 @@ class Pool(Generic[Part]):
         self._returned += 1
         self._put(part)
 
+    def resize(self, size: PoolSize) -> None:
+        """Keep so many from now on; the oldest beyond are discarded."""
+        self.size = size
+        while len(self._shelf) > size.high:
+            self._discard(self._shelf.popleft())
+
     def drain(self) -> None:
         """Discard what is on the shelf."""
         while self._shelf:

@@ -63,7 +63,7 @@ class Zygote:
         self._starting, self._forking = asyncio.Lock(), asyncio.Lock()
         self._generation = 0
         self._suspect, self._looked, self.used = False, 0.0, time.monotonic()
-        self._working = 0
+        self._working = self._peak = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = self._leaves = self._settles = False
@@ -79,6 +79,7 @@ class Zygote:
             f"place of {function.handler}", pools.network, self._make_place, self._give_back,
             resources.gate,
         )  # fmt: skip
+        self._keep_places(0)
         self._request = json.dumps(
             {"files": function.files, "directory": function.directory}
         ).encode()
@@ -94,7 +95,8 @@ class Zygote:
         return self._up.pid if self._up else -1
 
     async def prepare(self, forks: int) -> None:
-        """Make places, and this many waiting forks. Raises Failed."""
+        """Make places up to the mark, and this many waiting forks. Raises Failed."""
+        self._keep_places(self._resources.config.pools.network.high)
         await self._places.warm()
         await self.forks.warm(forks)
 
@@ -403,6 +405,9 @@ class Zygote:
         """Do work for a request, before which the zygote does not retire."""
         self._working += 1
         self._idle.clear()
+        self._peak = max(self._peak, self._working)
+        if self._places.size.high < self._peak:
+            self._keep_places(self._peak)
         try:
             return await work
         finally:
@@ -485,6 +490,17 @@ class Zygote:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._up:
             self._up.leave()
+
+    def rest(self) -> None:
+        """Keep as many places as requests were at work at once since the last time."""
+        self._keep_places(self._peak)
+        self._peak = self._working
+
+    def _keep_places(self, count: int) -> None:
+        """Places follow use: at least one, at most as configured."""
+        most = self._resources.config.pools.network
+        high = min(max(1, count), most.high)
+        self._places.resize(msgspec.structs.replace(most, low=min(most.low, high), high=high))
 
     async def retire(self) -> None:
         """End, but let the handlers that are at work end first."""

@@ -109,7 +109,6 @@ def _answer(handler: Handler, line: bytes) -> bytes:
 
 def _serve(handler: Handler) -> None:
     """Answer one event; a line of JSON each way."""
-    _write(b'{"ready": 1}\n')
     # Memory that an answer takes is ours alone before there is an event, while the runtime looks.
     _answer(json.loads, b'"null"')
     line = _event()
@@ -146,6 +145,7 @@ class Zygote:
             except OSError as error:
                 os.write(descriptors[0], json.dumps({"failed": str(error)}).encode() + b"\n")
                 return
+            _write(b'{"ready": 1}\n')  # the runtime looks at it, while it does the rest
             for number, what in self._changed.items():
                 _signal.signal(number, what)
             with suppress(Exception):  # the import may have replaced it

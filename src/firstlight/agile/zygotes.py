@@ -176,6 +176,7 @@ class Zygotes:
             await asyncio.sleep(seconds / 4)
             self._resources.changes.read()
             for zygote in self.values():
+                zygote.rest()
                 if zygote.is_idle and zygote.used < time.monotonic() - seconds:
                     self._zygotes.forget(zygote)
                     self._retire(zygote)

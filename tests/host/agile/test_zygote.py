@@ -151,6 +151,24 @@ def test_to_prepare_makes_networks_and_cgroups_for_forks_by_one_zygote(python: P
     )
 
 
+def test_places_follow_use(python: Path) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
+        echo = function("echo")
+        await runtime.invoke(echo, 0)
+        [zygote] = runtime._zygotes.values()
+        places = zygote._places
+        assert places.size.high == 1
+        await asyncio.gather(*(runtime.invoke(echo, n) for n in range(5)))
+        assert places.size.high == 3, "as many as were at work at once, up to the mark"
+        zygote.rest()
+        assert places.size.high == 3
+        zygote.rest()
+        assert (places.size.high, len(places) <= 1) == (1, True)
+        await runtime.invoke(echo, 0)
+
+    with_handlers(python, main, Pools(network=PoolSize(low=2, high=3)))
+
+
 async def killed_zygote(runtime: Runtime) -> Zygote:
     """The only one, whose process has ended."""
     [zygote] = runtime._zygotes.values()

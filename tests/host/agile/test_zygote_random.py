@@ -9,13 +9,16 @@ from tests.support.python_functions import Make, python_root, value, with_handle
 from firstlight.agile import Runtime
 
 DRAWS = """
-import hashlib, hmac, json, multiprocessing, os, random, secrets, ssl, sys, tempfile, uuid
+import ctypes, hashlib, hmac, json, multiprocessing, os, random, secrets, ssl, sys, tempfile, uuid
 
 CONTEXT = ssl.create_default_context()
 OWN = random.Random()
+SYSTEM = random.SystemRandom()
+LIBC = ctypes.CDLL(None)
+ARC4 = getattr(LIBC, "arc4random", None)  # a C extension's source, where the C library has it
 # Used once, as imports do: what keeps a state has one now.
 ssl.RAND_bytes(16), tempfile.mktemp(), random.random(), secrets.token_hex(), uuid.uuid4()
-uuid.uuid1(), uuid.getnode(), os.urandom(8)
+uuid.uuid1(), uuid.getnode(), os.urandom(8), SYSTEM.random(), ARC4 and ARC4()
 
 def hello():
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -30,6 +33,8 @@ def main(_):
     sent = hello()
     return {
         "random": random.random(),
+        "SystemRandom made at import": SYSTEM.random(),
+        "arc4random": ARC4() if ARC4 else os.urandom(4).hex(),
         "secrets": secrets.token_hex(16),
         "os.urandom": os.urandom(16).hex(),
         "uuid4": str(uuid.uuid4()),
@@ -57,7 +62,8 @@ OWN = numpy.random.default_rng()
 numpy.random.random(), OWN.random()
 
 def main(_):
-    return numpy.random.random()
+    return [numpy.random.random(), numpy.random.RandomState().random(),
+            numpy.random.default_rng().random(), numpy.random.randint(1 << 30)]
 
 def shared(_):
     return OWN.random()
@@ -79,7 +85,7 @@ async def three(runtime: Runtime, function: Make, name: str, module: str) -> lis
 def test_forks_draw_different_numbers_from_each_generator(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         drawn = await three(runtime, function, "main", "draws")
-        assert len(drawn[0]) == 10
+        assert len(drawn[0]) == 12
         for name in drawn[0]:
             assert len({str(one[name]) for one in drawn}) == 3, f"{name}: the same in two forks"
 
@@ -101,7 +107,8 @@ def test_numpy_draws_anew_but_for_generators_that_the_import_made(root: Path) ->
     bind = "".join(f"mount --bind {packages / n} srv/{n}; " for n in ("numpy", "numpy.libs"))
 
     async def main(runtime: Runtime, function: Make) -> None:
-        assert len(set(await three(runtime, function, "main", "numeric"))) == 3
+        drawn = await three(runtime, function, "main", "numeric")
+        assert [len(set(numbers)) for numbers in zip(*drawn, strict=True)] == [3, 3, 3, 3]
         assert len(set(await three(runtime, function, "shared", "numeric"))) == 1
 
     with_handlers(root, main, host=bind)

@@ -80,6 +80,17 @@ def test_the_nodes_filter_and_an_instances_own_are_the_whole_profile(
             assert strict == run(whole, number, (value,)), (number, value)
 
 
+def test_a_zygotes_filters_and_a_forks_own_are_the_whole_profile() -> None:
+    """What a fork adds denies all that a zygote may beyond it."""
+    zygote, own = seccomp.program(ZYGOTE_CALLS), seccomp.without(ZYGOTE_CALLS)
+    for number in (*range(1100), 2**30, 2**32 - 1):
+        for value in (0, 17, 0x10000000, 2**32 - 1):
+            both = [run(program, number, (value,)) for program in (zygote, own)]
+            strict = min(both, key=lambda action: SEVERITY.index(action & ~0xFFFF))
+            assert strict == run(PROGRAM, number, (value,)), (number, value)
+    assert run(own, NUMBERS["read"], arch=0x40000003) == 0x80000000
+
+
 def test_another_architecture_kills() -> None:
     assert run(PROGRAM, NUMBERS["read"], arch=0x40000003) == 0x80000000
 
