@@ -121,7 +121,10 @@ class Cluster:
     def refused(self, request: Request, why: str) -> None:
         """Post an event on a pod, at most one a minute, without waiting for it."""
         now = time.monotonic()
-        if not request.pod or now - self._said.get(request.pod, -_EVENT_SECONDS) < _EVENT_SECONDS:
+        if (
+            "/" not in request.pod
+            or now - self._said.get(request.pod, -_EVENT_SECONDS) < _EVENT_SECONDS
+        ):
             return
         self._said = {pod: at for pod, at in self._said.items() if now - at < _EVENT_SECONDS}
         self._said[request.pod] = now

@@ -52,7 +52,7 @@ class Key(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A call of the plugin. ``pod`` is ``namespace/name`` where the runtime says it, else "".
+    """A call of the plugin. ``pod`` is ``namespace/name``, the name alone, or "".
 
     ``fills``: an ADD whose link is made in the namespace that comes along.
     """
@@ -98,7 +98,7 @@ def decode(message: bytes) -> Request:
     if magic != MAGIC or verb is None:
         raise Failed("the CNI plugin is of another version than the agent", "install both again")
     network, container, interface, namespace, name, uid = map(_text, texts)
-    pod = f"{namespace}/{name}" if name else ""
+    pod = f"{namespace}/{name}" if namespace else name
     return Request(verb, bool(flags & _FILL), Key(network, container, interface), pod, uid)
 
 
