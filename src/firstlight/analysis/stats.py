@@ -164,6 +164,24 @@ def ratio_interval(
     return interval(_quantile(a, q) / _quantile(b, q), above / below, level=level)
 
 
+def difference_interval(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    groups_a: ArrayLike | None = None,
+    groups_b: ArrayLike | None = None,
+    seed: int = 0,
+) -> Interval:
+    """The median of ``a`` less the median of ``b``, with its bootstrap interval."""
+    draws = [
+        resampled_quantiles(np.asarray(side, np.float64), 0.5, groups=groups, seed=seed + place)[
+            :, 0
+        ]
+        for place, (side, groups) in enumerate(((a, groups_a), (b, groups_b)))
+    ]
+    return interval(_quantile(a, 0.5) - _quantile(b, 0.5), draws[0] - draws[1])
+
+
 def permutation_test(
     a: ArrayLike,
     b: ArrayLike,

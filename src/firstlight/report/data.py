@@ -10,6 +10,8 @@ from typing import Any
 from firstlight.analysis import Analysis, figures
 from firstlight.analysis.figures import Boot, Part, PointFigures
 from firstlight.claims import catalogue
+from firstlight.claims.advice import Advice, advise
+from firstlight.claims.advice.storms import STORMS
 from firstlight.claims.engine import judge
 from firstlight.model import Interval, Sample
 from firstlight.report import answer, points
@@ -48,10 +50,25 @@ def _run(analysis: Analysis) -> dict[str, Any]:
         "environment": header.environment,
         "answer": answer.answer(analysis),
         "advice": boots.advice(analysis),
+        "storms": [_storm(each) for each in advise(analysis, STORMS)],
         "warnings": answer.warnings(analysis),
         "skipped": [{"point": point, "reason": reason} for point, reason in header.skipped],
         "points": [_point(point) for point in analysis.points],
         "failed": [_failure(sample) for sample in analysis.run.samples if sample.latency is None],
+    }
+
+
+def _storm(advice: Advice) -> dict[str, Any]:
+    return {
+        "storm": advice.storm,
+        "point": advice.point,
+        "fact": advice.fact,
+        "remedy": advice.remedy,
+        "gain_ns": _ns(advice.gain),
+        "share": advice.share,
+        "evidence": [
+            {"phase": phase, "cause": cause, "ns": ns} for phase, cause, ns in advice.evidence
+        ],
     }
 
 

@@ -16,6 +16,8 @@ from firstlight.analysis import Analysis, figures
 from firstlight.analysis.compare import Comparison, Difference, Side
 from firstlight.analysis.figures import Part, PointFigures
 from firstlight.analysis.stats import samples_needed
+from firstlight.claims.advice import Advice, advise
+from firstlight.claims.advice.storms import STORMS
 from firstlight.claims.engine import Verdict
 from firstlight.model import Availability, Check, Ending, Interval, Sample
 from firstlight.report import answer, records, views
@@ -64,6 +66,7 @@ def _run(analysis: Analysis) -> RenderableType:
             shown += [Text(), _parts(point)]
             shown += [Text(), _causes(point)] if point.causes() else []
             shown += [Text(answer.queue(queued)) for queued in point.queues]
+    shown += _advice(analysis)
     failed = [sample for sample in analysis.run.samples if sample.latency is None]
     if failed:
         shown += [Text(), _failures(failed)]
@@ -71,6 +74,21 @@ def _run(analysis: Analysis) -> RenderableType:
         shown += [Text("\nnot run here", style="bold")]
         shown += [Text(f"{points}: {why}") for why, points in wording.skipped(analysis.header)]
     return Group(*shown)
+
+
+def _advice(analysis: Analysis) -> Iterator[RenderableType]:
+    """The storms that the starts meet, each once, where its remedy gains most."""
+    found: dict[str, Advice] = {}
+    for each in advise(analysis, STORMS):
+        if each.storm not in found or each.gain.value > found[each.storm].gain.value:
+            found[each.storm] = each
+    if found:
+        yield Text("\nknown storms", style="bold")
+    for each in sorted(found.values(), key=lambda each: -each.share):
+        phase, cause, _ = each.evidence[0]
+        gain = f"{wording.duration(each.gain.value)} of a start ({wording.percent(each.share)})"
+        yield Text.assemble((each.storm, "bold"), f": {each.fact} {each.name}, {phase}: {cause}.")
+        yield Text(f"  {each.remedy} Predicted gain: {gain}.", style="green")
 
 
 def _tails_needed(analysis: Analysis) -> Iterable[Text]:

@@ -25,6 +25,7 @@ from firstlight.lab.experiments.network_tricks import NETWORK_TRICKS
 from firstlight.lab.experiments.platforms import PLATFORMS
 from firstlight.lab.experiments.pod import POD
 from firstlight.lab.experiments.rootfs import ROOTFS
+from firstlight.lab.experiments.storms import STORMS
 from firstlight.lab.experiments.unikernel_boot import UNIKERNEL_BOOT
 from firstlight.lab.experiments.unikernel_scale import UNIKERNEL_SCALE
 from firstlight.model import Availability, Missing
@@ -36,7 +37,7 @@ ALL = {
         CNI_BREAKDOWN, CNI_BACKGROUND, CNI_BURST, CNI_TEARDOWN, POD,
         UNIKERNEL_BOOT, HYPERVISOR_BUILDS, BOOT_PROTOCOL, DRIVER_LOADING, UNIKERNEL_SCALE,
         KUBERNETES_PODS, KUBERNETES_BACKGROUND, CRI_SANDBOX, CONTAINERD_TASK,
-        AGILE, ABLATION, CHURN, DENSITY, FUNCTIONS, PLATFORMS,
+        AGILE, ABLATION, CHURN, DENSITY, FUNCTIONS, PLATFORMS, STORMS,
     )
 }  # fmt: skip
 

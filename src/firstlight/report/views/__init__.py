@@ -15,6 +15,7 @@ from firstlight.report.views import (
     density,
     functions,
     platforms,
+    storms,
 )
 
 ALL: dict[str, View] = {
@@ -27,6 +28,7 @@ ALL: dict[str, View] = {
     "density": density.VIEW,
     "functions": functions.VIEW,
     "platforms": platforms.VIEW,
+    "storms": storms.VIEW,
 }
 EMPTY = View()
 

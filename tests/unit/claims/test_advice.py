@@ -1,0 +1,120 @@
+"""Known storms are named from the critical path, with their cost, and nothing else is."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import polars as pl
+import pytest
+
+from firstlight.analysis import Analysis
+from firstlight.analysis.breakdown import SCHEMA
+from firstlight.claims.advice import _queueing, advise
+from firstlight.claims.advice.storms import STORMS
+from firstlight.model import Ending, Sample, Stamps
+from firstlight.store import SPAN_SCHEMA
+
+MS = 1_000_000
+Piece = tuple[str, str, str, int]
+USUAL: tuple[Piece, ...] = (
+    ("process.start", "around", "on CPU", 20 * MS),
+    ("mount", "kernel", "RCU: synchronize_rcu_expedited (namespace_unlock)", 2 * MS),
+    ("ns.mount", "kernel", "on CPU", MS // 2),
+    ("fork", "kernel", "on CPU", MS // 2),
+    ("exec", "kernel", "on CPU", MS),
+    ("security", "around", "on CPU", 8 * MS),
+)
+MET: dict[str, tuple[Piece, str]] = {
+    "veth move": (
+        ("veth.move", "kernel", "RCU: rcu_barrier (__dev_change_net_namespace)", 17 * MS), ""
+    ),
+    "cgroup move": (
+        ("cgroup", "kernel", "RCU: rcu_sync_enter (cgroup_procs_write_start)", 10 * MS), ""
+    ),
+    "many mounts": (("ns.mount", "kernel", "on CPU", 6 * MS), ""),
+    "fork of a fat daemon": (("fork", "kernel", "on CPU", 20 * MS), ""),
+    "duplicate-address detection": (
+        ("ipam", "around", "another process: poll", 1500 * MS), "netlink RTM_NEWADDR"
+    ),
+    "xtables lock": (
+        ("firewall", "kernel", "another process: file lock", 13 * MS), "exec xtables-legacy-multi"
+    ),
+    "fsync of state": (
+        ("process.start", "kernel", "I/O (__filemap_fdatawait_range)", 18 * MS), "call fsync"
+    ),
+    "cold page cache": (("process.start", "kernel", "I/O (filemap_get_pages)", 14 * MS), ""),
+}  # fmt: skip
+
+
+def starts(*pieces: Piece, count: str = "", number: int = 6) -> Analysis:
+    """Traced starts with these pieces, as an Analysis has them."""
+    total = sum(piece[3] for piece in pieces)
+    samples = [
+        Sample(
+            index=index, batch=index, instance=0, repetition=index, point={"instances": 1},
+            traced=True, ending=Ending.READY, stamps=Stamps(0, 0, total),
+        )
+        for index in range(number)
+    ]  # fmt: skip
+    rows = [
+        (sample.index, phase, shade, cause, wall, wall)
+        for sample in samples
+        for phase, shade, cause, wall in pieces
+    ]
+    kind, _, name = count.partition(" ")
+    spans: list[tuple[Any, ...]] = []
+    if kind == "call":
+        spans.append((0, "call", name, "", "", 1, 2, 1, 1, 0, None))
+    if kind == "exec":
+        spans.append((0, "exec", "exec", f"/usr/sbin/{name}", "", 1, 1, 1, 1, None, None))
+    if kind == "netlink":
+        spans.append((0, "call", "sendto", f"socket:netlink.route {name}", "", 1, 2, 1, 1, 0, None))
+    frame = pl.DataFrame(spans, schema=SPAN_SCHEMA, orient="row")
+    point = SimpleNamespace(
+        point={"instances": 1}, name="x × 1", latency=object(), traced_samples=tuple(samples)
+    )
+    fake = SimpleNamespace(
+        points=(point,),
+        breakdown=pl.DataFrame(rows, schema=SCHEMA, orient="row"),
+        run=SimpleNamespace(spans_of=lambda _: frame),
+    )
+    return cast("Analysis", fake)
+
+
+def test_each_storm_is_an_entry_that_this_test_meets() -> None:
+    assert set(MET) == {storm.name for storm in STORMS}
+
+
+@pytest.mark.parametrize("storm", MET)
+def test_a_storm_is_named_with_what_it_costs(storm: str) -> None:
+    piece, count = MET[storm]
+    [found, *others] = advise(starts(*USUAL, piece, count=count), STORMS)
+    assert found.storm == storm
+    assert others == []
+    assert 0.5 * piece[3] < found.gain.value < 1.5 * piece[3]
+    assert found.evidence[0][:2] == (piece[0], piece[2])
+    assert found.remedy
+
+
+def test_a_usual_start_meets_none() -> None:
+    assert advise(starts(*USUAL), STORMS) == []
+
+
+@pytest.mark.parametrize("storm", [name for name, (_, count) in MET.items() if count])
+def test_a_wait_alone_is_no_evidence(storm: str) -> None:
+    """Without the call, request or program that the storm is made of, another thing waited."""
+    assert advise(starts(*USUAL, MET[storm][0]), STORMS) == []
+
+
+def test_what_gains_little_is_not_named() -> None:
+    little = ("veth.move", "kernel", "on CPU", MS)
+    assert advise(starts(*USUAL, little), STORMS) == []
+
+
+def test_work_is_gained_with_the_queueing_that_it_causes() -> None:
+    busy = (*USUAL, ("process.start", "around", "waiting for a CPU", 60 * MS))
+    fork = MET["fork of a fat daemon"][0]
+    [alone] = advise(starts(*USUAL, fork), STORMS)
+    [loaded] = advise(starts(*busy, fork), STORMS)
+    pieces = starts(*busy, fork).breakdown
+    assert loaded.gain.value == pytest.approx(alone.gain.value * (1 + _queueing(pieces)))
+    assert _queueing(pieces) == pytest.approx(60 / 50)
