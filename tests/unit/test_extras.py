@@ -33,6 +33,11 @@ importlib.import_module({module!r})
         "firstlight.lab.watch.keep",
         "firstlight.claims.catalogue",
         "firstlight.report.page",
+        "firstlight.report.terminal",
+        "firstlight.lab.doctor",
+        "firstlight.cli.host",
+        "firstlight.cli.watch",
+        "firstlight.cli.function",
     ],
 )
 def test_no_extra_is_needed_to_import(module: str) -> None:

@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from firstlight.agile.config import Config, load
-from firstlight.agile.pods import metrics
 from firstlight.agile.pods.agent import Agent
 from firstlight.agile.pods.cluster import Cluster
 
@@ -34,6 +33,8 @@ async def serve(config: Config, ready: Callable[[], None] = lambda: None) -> Non
             agent.on_refusal = cluster.refused
             cluster.start(agent.pool.counts, lambda: str(agent.pool.error or ""))
         if config.pods.metrics:
+            from firstlight.agile.pods import metrics  # what it needs is not installed everywhere
+
             metrics.serve(agent, config.pods.metrics)
         ready()
         await stopped.wait()
