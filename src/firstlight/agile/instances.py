@@ -360,6 +360,11 @@ class Instances:
         return failures[0] if failures else Failed("a network or a cgroup could not be made",
                                                    "see the runtime's log")  # fmt: skip
 
+    @property
+    def up(self) -> int:
+        """How many instances run, zygotes and workers among them."""
+        return len(self._running)
+
     def running(self) -> list[Listed]:
         """The running instances, in the order of their ids."""
         return [listed(one) for _, one in sorted(self._running.items())]

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Generic, TypeVar
 
 from firstlight.agile.config import PoolSize
@@ -155,10 +154,9 @@ class Pool(Generic[Part]):
 
     async def close(self) -> None:
         """Stop filling and discard what is on the shelf."""
-        if self._filler:
-            self._filler.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._filler
+        while self._filler and not self._filler.done():
+            self._filler.cancel()  # what makes a part may lose it, as wait_for does before 3.12
+            await asyncio.wait((self._filler,), timeout=_RETRY_SECONDS)
         for waiter in self._waiting:
             waiter.cancel()
         self.drain()

@@ -63,7 +63,7 @@ class Zygote:
         self._starting, self._forking = asyncio.Lock(), asyncio.Lock()
         self._generation = 0
         self._suspect, self._looked, self.used = False, 0.0, time.monotonic()
-        self._working = self._peak = 0
+        self.working = self._peak = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = self._leaves = self._settles = False
@@ -403,16 +403,16 @@ class Zygote:
 
     async def _works(self, work: Awaitable[T]) -> T:
         """Do work for a request, before which the zygote does not retire."""
-        self._working += 1
+        self.working += 1
         self._idle.clear()
-        self._peak = max(self._peak, self._working)
+        self._peak = max(self._peak, self.working)
         if self._places.size.high < self._peak:
             self._keep_places(self._peak)
         try:
             return await work
         finally:
-            self._working -= 1
-            if not self._working:
+            self.working -= 1
+            if not self.working:
                 self._idle.set()
 
     def _give_back(self, place: Place) -> None:
@@ -494,7 +494,7 @@ class Zygote:
     def rest(self) -> None:
         """Keep as many places as requests were at work at once since the last time."""
         self._keep_places(self._peak)
-        self._peak = self._working
+        self._peak = self.working
 
     def _keep_places(self, count: int) -> None:
         """Places follow use: at least one, at most as configured."""
@@ -510,7 +510,7 @@ class Zygote:
     @property
     def is_idle(self) -> bool:
         """Whether no handler is at work."""
-        return not self._working
+        return not self.working
 
     async def close(self) -> None:
         """End the zygote and its forks, and release their parts."""

@@ -34,15 +34,41 @@ class Zygotes:
         self._cgroup_pools: dict[Limits, Pool[Cgroup]] = {}
         self._ready = asyncio.Event()
         self._retiring: dict[Zygote, asyncio.Future[None]] = {}
+        self._limits_unused: set[Limits] = set()
         self._keeper: asyncio.Task[None] | None = None
 
     async def invoke(self, function: Function, event: object, requested: int) -> Result:
         """Run a handler on an event, in a fork of its own. Raises Failed, Unsupported."""
-        return await (await self._current(function)).invoke(event, requested)
+        zygote = await self._current(function)
+        self._check_room()
+        return await zygote.invoke(event, requested)
 
     async def serve(self, function: Function, environment: dict[str, str]) -> Forked:
         """A fork that serves events. Raises Failed, Unsupported."""
-        return await (await self._current(function)).serve(environment)
+        zygote = await self._current(function)
+        self._check_room()
+        return await zygote.serve(environment)
+
+    def _check_room(self) -> None:
+        """A fork is an instance too. Raises Failed if there are as many as may be."""
+        forks = sum(zygote.working for zygote in self._all())
+        if forks + self._resources.instances.up >= self._resources.config.instances:
+            raise Failed("as many instances and sandboxes are up as are configured",
+                         "stop some, or configure more instances")  # fmt: skip
+
+    def _make_room(self) -> None:
+        """Zygotes are instances too, and may take half of their places. Raises Failed."""
+        config = self._resources.config
+        most = min(config.functions.most, max(1, config.instances // 2))
+        if len(self.values()) < most:
+            return
+        idle = [one for one in self.values() if one.is_idle]
+        if not idle:
+            raise Failed(f"{len(self.values())} interpreters are up and at work",
+                         "retry later, or configure more instances")  # fmt: skip
+        oldest = min(idle, key=lambda one: one.used)
+        self._zygotes.forget(oldest)
+        self._retire(oldest)
 
     async def release(self, function: Function) -> None:
         """End a function's zygote, if it is up, and its forks."""
@@ -167,7 +193,21 @@ class Zygotes:
     def _retire(self, zygote: Zygote) -> None:
         task = asyncio.ensure_future(zygote.retire())
         self._retiring[zygote] = task
-        task.add_done_callback(lambda _: self._retiring.pop(zygote, None))
+        task.add_done_callback(lambda _: self._retired(zygote))
+
+    def _retired(self, zygote: Zygote) -> None:
+        """The cgroups of its limits go with the last that has them."""
+        del self._retiring[zygote]
+        limits = interpreter.limits(zygote.function)
+        if all(interpreter.limits(one.function) != limits for one in self._all()):
+            self._limits_unused.add(limits)
+
+    async def _forget_cgroups(self) -> None:
+        unused, self._limits_unused = self._limits_unused, set()
+        for limits in unused:
+            same = any(interpreter.limits(one.function) == limits for one in self._all())
+            if not same and (pool := self._cgroup_pools.pop(limits, None)):
+                await pool.close()
 
     async def _keep(self) -> None:
         """Forget what nobody has used for long."""
@@ -175,6 +215,7 @@ class Zygotes:
         while True:
             await asyncio.sleep(seconds / 4)
             self._resources.changes.read()
+            await self._forget_cgroups()
             for zygote in self.values():
                 zygote.rest()
                 if zygote.is_idle and zygote.used < time.monotonic() - seconds:
@@ -194,6 +235,7 @@ class Zygotes:
 
     async def _made(self, function: Function) -> Zygote:
         function.check()
+        self._make_room()
         zygote = Zygote(self._resources, function, self._cgroups(function))
         try:
             await zygote.start()

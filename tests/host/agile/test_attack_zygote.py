@@ -1,11 +1,16 @@
 """Imports that prepare their forks: shared memory, hooks, timers, forged messages, PID 1."""
 
+import asyncio
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.support.python_functions import Make, python_root, value, with_handlers
+from tests.support.agile_host import on_host
+from tests.support.python_functions import Main, Make, python_root, value, with_handlers
 
-from firstlight.agile import Runtime
+from firstlight.agile import Config, Function, Runtime
+from firstlight.agile.config import Functions
 from firstlight.errors import Failed
 
 KEEPS = {
@@ -53,6 +58,12 @@ def main(event):
 """,
 }
 
+SLEEPS = """
+import time
+def main(event):
+    time.sleep(event)
+    return "served"
+"""
 SERVED = """
 def main(event):
     return "served"
@@ -138,7 +149,12 @@ FAILS = {
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root file system with these modules."""
-    texts = KEEPS | ODD | {name: text + SERVED for name, (text, _) in FAILS.items()}
+    texts = (
+        KEEPS
+        | ODD
+        | {"sleeps": SLEEPS}
+        | {name: text + SERVED for name, (text, _) in FAILS.items()}
+    )
     return python_root(tmp_path_factory.mktemp("attack"), {f"a_{k}": v for k, v in texts.items()})
 
 
@@ -178,3 +194,46 @@ def test_an_import_that_forges_or_leaves_its_socket_is_told_so(root: Path) -> No
                 await runtime.invoke(function("main", f"a_{module}", timeout=1.0), 1)
 
     with_handlers(root, main)
+
+
+async def on_small_runtime(root: Path, functions: Functions, main: Main, instances: int) -> None:
+    subprocess.run(["mount", "--bind", "/usr", root / "usr"], check=True)
+    config = Config(name="t4", instances=instances, functions=functions)
+
+    def function(name: str, module: str = "", **more: Any) -> Function:
+        return Function(
+            rootfs=str(root), kind="python", handler=f"{module}:{name}", directory="/srv", **more
+        )
+
+    async with Runtime(config) as runtime:
+        await main(runtime, function)
+
+
+def test_forks_count_as_instances(root: Path) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
+        sleeps = function("main", "a_sleeps")
+        assert value(await runtime.invoke(sleeps, 0)) == "served"
+        asked = [runtime.invoke(sleeps, 1) for _ in range(8)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        refused = [str(one) for one in answers if isinstance(one, Failed)]
+        assert len(refused) == 6, "of three, the zygote is one"
+        assert all("as many instances" in one for one in refused)
+        assert value(await runtime.invoke(sleeps, 0)) == "served"
+
+    on_host(lambda: on_small_runtime(root, Functions(), main, 3))
+
+
+def test_warm_interpreters_are_as_few_as_functions_may_be(root: Path) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
+        for number in range(6):
+            odd = function("main", "a_sleeps", env={"N": str(number)}, memory=(64 + number) << 20)
+            assert value(await runtime.invoke(odd, 0)) == "served"
+            assert len(runtime._zygotes.values()) <= 2
+        while len(runtime.running()) > 2 or len(runtime._zygotes._cgroup_pools) > 2:
+            await asyncio.sleep(0.05)
+        while runtime.running() or runtime._zygotes._cgroup_pools:
+            await asyncio.sleep(0.05)
+        assert value(await runtime.invoke(function("main", "a_sleeps"), 0)) == "served"
+
+    functions = Functions(most=2, idle_seconds=1.0)
+    on_host(lambda: on_small_runtime(root, functions, main, 40))
