@@ -212,11 +212,15 @@ class Interpreter:
                              self.words) from None  # fmt: skip
             if report.failed is not None:
                 raise Failed(f"cannot import {name}: {report.failed.rstrip()}", self.words)
+            named = [*report.files, *(report.imported or ())]
+            if any("\0" in path for path in named) or not (report.files or report.imported):
+                raise Failed(f"cannot import {name}: its message violates the protocol", self.words)
             files += report.files
             if len(files) > _FILES_MOST:
                 raise Failed(f"{name} imports more than {_FILES_MOST} files")
             if report.imported is not None:
                 return files, report.imported
+            await asyncio.sleep(0)  # a socket that is never empty would keep the loop
 
     def _take_sources(self, files: list[str], directories: list[str]) -> None:
         """Note the files that it is made of. Blocks."""

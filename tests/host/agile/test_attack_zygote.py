@@ -129,20 +129,37 @@ def main(event):
     "passes": """
 import array, os, socket
 control = socket.socket(fileno=os.dup(3))
-socket.send_fds(control, [b'{"imported": 1}'], [0, 1, 2])
+socket.send_fds(control, [b'{"imported": ["/"]}'], [0, 1, 2])
 """
     + SERVED,
 }
 FAILS = {
     "forged": (
-        "import os, time; os.write(3, b'{\"imported\": 1}'); time.sleep(60)",
+        'import os, time; os.write(3, b\'{"imported": ["/"]}\'); time.sleep(60)',
         "was not ready in 1.0 s",
     ),
     "floods": (
         "import os\nfor _ in range(10**6): os.write(3, b'{' * 60000)",
         "violates the protocol",
     ),
-    "closes": ("import os, time; os.close(3); time.sleep(60)", "closed its control socket"),
+    "empty": ("import os\nwhile True: os.write(3, b'{\"files\": []}')", "violates the protocol"),
+    "nul": (
+        'import os, time; os.write(3, b\'{"files": ["a\\\\u0000b"]}\'); time.sleep(60)',
+        "violates the protocol",
+    ),
+    "many": (
+        "import os, json\nwhile True: os.write(3, json.dumps({'files': ['a' * 99] * 99}).encode())",
+        "imports more than",
+    ),
+    "climbs": (
+        'import os, time\nos.write(3, b\'{"files": ["/../../../etc/shadow"]}\')\n'
+        'os.write(3, b\'{"imported": ["/../..", "/proc"]}\'); time.sleep(60)',
+        "was not ready in 1.0 s",
+    ),
+    "closes": (
+        "import os, time; os.close(3); time.sleep(60)",
+        "closed its control socket|took more than 1.0 s",
+    ),
 }
 
 
