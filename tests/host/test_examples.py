@@ -1,5 +1,6 @@
 """The examples that start something."""
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -8,6 +9,9 @@ from pathlib import Path
 
 import pytest
 from tests.support.laboratory import compiled
+from tests.support.lambda_host import AWS, ENDPOINT, with_functions
+
+from firstlight.agile.functions.catalogue import Functions
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HELLO = '#include <stdio.h>\nint main(void) { return puts("hello") < 0; }'
@@ -53,3 +57,17 @@ def test_agile_hello(tmp_path: Path) -> None:
         EXAMPLES / "agile_hello.py", tmp_path / "root", "/hello",
     )  # fmt: skip
     assert done.stdout == "hello\n", done.stderr
+
+
+def test_call_function(tmp_path: Path) -> None:
+    async def called(functions: Functions) -> None:
+        process = await asyncio.create_subprocess_exec(
+            AWS, EXAMPLES / "call_function.py", ENDPOINT, stdout=subprocess.PIPE
+        )
+        output, _ = await process.communicate()
+        assert output == b"world\n"
+        assert functions.names() == []
+
+    if not AWS.exists():
+        pytest.skip(".venv/aws is missing: make setup")
+    with_functions(tmp_path, called, seconds=240)

@@ -207,6 +207,8 @@ def test_an_image_of_a_registry_is_fetched_shared_updated_and_collected(tmp_path
             assert len(before) == 2
             await functions.add("b", name, own)
             assert trees(functions) == before  # its layers are shared
+            await functions.update("b", given=Settings(arguments=("cat", "/etc/hostname")))
+            assert await called(functions, "b") == b"instance\n"
             digest = function.latest.code.digest
             await functions.add("c", ImageSource(f"{address}/team/it@{digest}"), own)
             with pytest.raises(errors.NoImage, match="manifest unknown"):

@@ -48,7 +48,7 @@ def test_malformed_requests_get_the_apis_own_errors_and_change_nothing(tmp_path:
                 statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
                 what = (SEED, number, made, answer.status_code, answer.text[:300])
                 assert answer.status_code < 500, what
-                if answer.status_code >= 400 and made.method != "HEAD":
+                if answer.status_code >= 400 and made.method != "HEAD" and made.path[:2] == "/2":
                     assert answer.headers["x-amzn-errortype"] in fuzz.errors | OURS, what
                     assert answer.json()["message"], what
                     after = {name: functions.get(name) for name in functions.names()}

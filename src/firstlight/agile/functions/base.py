@@ -18,11 +18,23 @@ _COPIED = ("etc/ssl/certs/ca-certificates.crt", "etc/localtime", "etc/ld.so.cach
 RUNTIME = "/var/runtime"
 """Where Lambda's runtime for Python is, over the host's /usr."""
 _RUNTIME = ("awslambdaric", "runtime_client", "simplejson", "snapshot_restore_py")
-_EMPTY = ("usr", "proc", "dev", "tmp", "opt", "root", "var/task", "var/tmp")
+_EMPTY = ("usr", "opt", "root", "var/task", "var/tmp")
+_MOUNTED = ("proc", "dev", "tmp")
+_OF_INSTANCES = ("etc/hosts", "etc/hostname", "etc/resolv.conf")
+
+
+def make_skeleton(skeleton: Path) -> None:
+    """What lies below an image: where each instance has something mounted."""
+    for name in _MOUNTED:
+        (skeleton / name).mkdir(parents=True, exist_ok=True)
+    for name in _OF_INSTANCES:
+        (skeleton / name).parent.mkdir(exist_ok=True)
+        (skeleton / name).touch()
 
 
 def make(base: Path) -> None:
     """The root below functions that bring only their code: the host's /usr is bound over it."""
+    make_skeleton(base)
     for name in _EMPTY:
         (base / name).mkdir(parents=True, exist_ok=True)
     _link(base)

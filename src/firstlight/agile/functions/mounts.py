@@ -36,6 +36,7 @@ class Mounts:
         _mount(b"tmpfs", self._place, b"tmpfs", _NO_SETUID | _NO_DEVICES, b"mode=711")
         _mount(None, self._place, None, _PRIVATE, None)
         base.make(self._place / "base")
+        base.make_skeleton(self._place / "skeleton")
 
     def root(self, code: "Code") -> Path:
         """Where the root of this code is, mounted if need be; a module's file. Raises Failed."""
@@ -50,7 +51,7 @@ class Mounts:
         trees = os.open(self._content.path(0).parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             lower = [f"/proc/self/fd/{trees}/{number}" for number in reversed(code.trees)]
-            lower += [str(self._place / "base")] if code.base else []
+            lower.append(str(self._place / ("base" if code.base else "skeleton")))
             _mount(b"overlay", target, b"overlay", _READ_ONLY | _NO_SETUID | _NO_DEVICES,
                    f"lowerdir={':'.join(lower)}".encode())  # fmt: skip
             if code.base:
@@ -64,7 +65,7 @@ class Mounts:
 
     def keep(self, codes: "list[Code]") -> None:
         """Unmount the roots of all other code."""
-        names = {self._name(code) for code in codes} | {"base"}
+        names = {self._name(code) for code in codes} | {"base", "skeleton"}
         for target in self._place.iterdir():
             if target.name not in names:
                 self._detach(target)
