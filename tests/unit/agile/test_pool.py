@@ -220,3 +220,25 @@ class Calm(LoadGate):
 
     async def wait_idle(self, urgent: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
+
+
+def test_closing_ends_a_refill_whose_part_swallows_the_cancellation() -> None:
+    swallowed = []
+
+    async def make() -> int:
+        if swallowed:
+            raise Failed("nothing is made any more")
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:  # as asyncio.wait_for does when both come at once
+            swallowed.append(1)
+        return 1
+
+    async def run() -> None:
+        pool = Pool("part", PoolSize(low=1, high=4), make, lambda _: None, LoadGate())
+        pool.take_ready()
+        await turns()
+        await asyncio.wait_for(pool.close(), 30)
+
+    asyncio.run(run())
+    assert swallowed == [1]
