@@ -6,6 +6,7 @@ from dataclasses import replace
 from firstlight.lab.backends import Backend
 from firstlight.lab.backends.agile import Agile
 from firstlight.lab.backends.pod import Pod
+from firstlight.lab.backends.sandboxer import PROGRAMS, Sandboxer
 from firstlight.lab.experiments import Case, Experiment, Options, machines
 from firstlight.lab.experiments.machines import Hypervisor, Machine
 from firstlight.model import Presentation
@@ -18,6 +19,8 @@ _ROOT = "squashfs"
 def _platforms(options: Options) -> Iterator[tuple[str, Backend]]:
     for runtime in options.runtimes or ("runc", "crun"):
         yield f"{runtime} + {_NETWORK}", Pod(runtime, _NETWORK)
+    for program in PROGRAMS:
+        yield program, Sandboxer(program)
     for depth in _DEPTHS:
         yield depth, Agile(depth)
     for guest, filesystem in machines.guests(options, _ROOT):
