@@ -286,8 +286,33 @@ class Refused(Failed):
 
 
 def is_running(config: Config) -> bool:
-    """Whether a node of that name runs."""
-    return pid_of(config) > 0
+    """Whether a node of that name runs; one that was just killed is gone when this says so."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.settimeout(_END_SECONDS)
+        try:
+            probe.connect(str(config.socket))
+            probe.send(node_wire.ask(node_wire.Asked.PING))
+            if probe.recv(4096):
+                return True
+        except TimeoutError:
+            return True  # it is busy, or hangs: who connects to it finds out
+        except OSError:
+            pass
+        return not _is_gone(_peer(probe))
+
+
+def _is_gone(pid: int) -> bool:
+    """Wait for the end of a process that is ending; pid 0 is none."""
+    try:
+        pidfd = os.pidfd_open(pid) if pid else -1
+    except ProcessLookupError:
+        return True
+    if pidfd < 0:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], _END_SECONDS)[0])
+    finally:
+        os.close(pidfd)
 
 
 def pid_of(config: Config) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _NUMBER, _PORT = re.compile(r"[0-9]{1,20}"), re.compile(r"[0-9]{1,5}")
 _NETWORKS = ("outbound", "internal", "none")
+_REUSES = ("none", "network", "sandbox")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -63,6 +64,14 @@ Reach = Annotated[
 Port = Annotated[
     list[str] | None,
     typer.Option(metavar="HOST:INSTANCE", help="Publish a TCP port. Repeatable."),
+]
+Reuse = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(_REUSES),
+        help="What of an instance serves the function's next one.",
+        autocompletion=completion(lambda: _REUSES),
+    ),
 ]
 UserNamespace = Annotated[
     bool, typer.Option("--user-namespace", help="Use a user namespace per instance.")
@@ -127,6 +136,7 @@ def down(*, config: ConfigFile = None) -> None:
         "agile start --rootfs /srv/root --memory 64M --network none -- /bin/job",
         "agile start --rootfs /srv/root --port 8080:80 --detach --ready listening -- server",
         "agile start --rootfs /srv/root -it -- sh",
+        "agile start --rootfs /srv/root --reuse sandbox -- /bin/job",
     )
 )
 def start(
@@ -143,6 +153,7 @@ def start(
     network: Reach = "outbound",
     port: Port = None,
     user_namespace: UserNamespace = False,
+    reuse: Reuse = "network",
     workdir: Annotated[
         str, typer.Option("--workdir", metavar="DIR", help="Its working directory.")
     ] = "/",
@@ -178,7 +189,7 @@ def start(
     function = _function(
         command=tuple(command or ()), rootfs=rootfs, handler=handler, wasm=wasm, env=env,
         memory=memory, cpus=cpus, pids=pids, network=network, port=port,
-        user_namespace=user_namespace, directory=workdir, lifetime=timeout,
+        user_namespace=user_namespace, reuse=reuse, directory=workdir, lifetime=timeout,
     )  # fmt: skip
     if detach and (terminal or interactive):
         raise FirstlightError("a detached instance has no terminal and no input",
@@ -353,6 +364,7 @@ def _function(
     env: list[str] | None,
     memory: str,
     network: str,
+    reuse: str = "network",
     port: list[str] | None = None,
     **limits: object,
 ) -> "Function":
@@ -362,6 +374,8 @@ def _function(
 
     if network not in _NETWORKS:
         raise UnknownName("network", network, _NETWORKS)
+    if reuse not in _REUSES:
+        raise UnknownName("reuse", reuse, _REUSES)
     ports = pairs(port, ":", "--port", "HOST:INSTANCE")
     fields = {
         "command": command,
@@ -371,6 +385,7 @@ def _function(
         "env": dict(pairs(env, "=", "--env", "NAME=VALUE")),
         "memory": _bytes(memory),
         "network": network,
+        "reuse": reuse,
         "ports": {int(host): int(instance) for host, instance in ports},
     }
     converted = msgspec.convert(fields | limits, function.Function)

@@ -220,7 +220,7 @@ def test_restarting_and_replacing_the_manager_end_no_instance(
         first = await up(file, "--keep")
         try:
             with Client(config.socket) as client:
-                hold, short = function("hold", "60"), function("hold", "1")
+                hold, short = function("hold", "60"), function("hold", "1", reuse="sandbox")
                 ids = {client.start(hold, nothing).id for _ in range(10)}
                 ids.add(client.start(hold, nothing, detached=True).id)
                 client.prepare(short)

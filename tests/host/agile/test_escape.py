@@ -41,7 +41,9 @@ async def attempts(function: Make, config: Config, **more: object) -> dict[str, 
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"user_namespace": True}, {"network": "internal"}], ids=lambda m: next(iter(m), "")
+    "more",
+    [{}, {"user_namespace": True}, {"network": "internal"}, {"reuse": "sandbox"}],
+    ids=lambda m: next(iter(m), ""),
 )
 def test_nothing_gets_out(function: Make, more: dict[str, object]) -> None:
     said = on_host(lambda: attempts(function, Config(name="t2"), **more))
@@ -54,11 +56,12 @@ def test_the_suite_would_see_a_host_service_that_is_open(function: Make) -> None
     assert {name for name, became in said.items() if became != "held"} == {"host service"}
 
 
-def test_a_fork_bomb_ends_at_its_limit(function: Make) -> None:
+@pytest.mark.parametrize("reuse", ["network", "sandbox"])
+def test_a_fork_bomb_ends_at_its_limit(function: Make, reuse: str) -> None:
     async def main() -> None:
         async with (
             Runtime(Config(name="t2")) as runtime,
-            await runtime.start(function("forks", pids=20)) as instance,
+            await runtime.start(function("forks", pids=20, reuse=reuse)) as instance,
         ):
             assert instance.stdout is not None
             assert await instance.stdout.all() == b"forks 20\n"
@@ -67,12 +70,13 @@ def test_a_fork_bomb_ends_at_its_limit(function: Make) -> None:
     on_host(main)
 
 
-def test_a_memory_bomb_ends_alone(function: Make) -> None:
+@pytest.mark.parametrize("reuse", ["network", "sandbox"])
+def test_a_memory_bomb_ends_alone(function: Make, reuse: str) -> None:
     async def main() -> None:
         async with (
             Runtime(Config(name="t2")) as runtime,
             await runtime.start(function("hold", "60", ready="holding")) as other,
-            await runtime.start(function("memory", memory=16 << 20)) as bomb,
+            await runtime.start(function("memory", memory=16 << 20, reuse=reuse)) as bomb,
         ):
             ended = await bomb.wait()
             assert (ended.signal, ended.out_of_memory) == (9, True)

@@ -71,9 +71,9 @@ def check(pid: int, identity: int) -> None:
     assert os.getsid(pid) == pid
 
 
-@pytest.mark.parametrize("waiting", [0, 2])
+@pytest.mark.parametrize(("waiting", "reuse"), [(0, "network"), (2, "network"), (0, "sandbox")])
 def test_an_instance_inherits_nothing_of_who_started_the_runtime(
-    function: Make, waiting: int, tmp_path: Path
+    function: Make, waiting: int, reuse: str, tmp_path: Path
 ) -> None:
     script = tmp_path / "run.py"
     script.write_text(
@@ -98,7 +98,8 @@ asyncio.run(main())
     )
 
     async def main() -> None:
-        text = msgspec.json.encode(function("hold", "60", env={"A": "1"})).decode()
+        made = function("hold", "60", env={"A": "1"}, reuse=reuse)
+        text = msgspec.json.encode(made).decode()
         argv = [sys.executable, "-c", ODD, sys.executable, str(script), text]
         with subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -117,6 +117,16 @@ def files():
     socket.socket(socket.AF_UNIX).bind("/tmp/socket")
 
 
+def first_process():
+    """PID 1 is the node's: not to be seen, signalled or traced."""
+    assert not os.path.exists("/proc/1")
+    for call, *words in (
+        (libc.kill, 1, 9), (libc.ptrace, 16, 1, 0, 0),
+        (libc.setpriority, 0, 1, 10), (libc.prlimit, 1, 7, None, ctypes.create_string_buffer(16)),
+    ):
+        assert refused(call, *words), call
+
+
 def nothing_is_writable():
     for top, folders, names in os.walk("/"):
         folders[:] = [one for one in folders if one not in ("proc", "dev", "tmp", "usr")]
@@ -152,6 +162,7 @@ LEAVES = {
     "an attempt to rename the host": lambda: refused(libc.sethostname, b"x", 1) or 1 / 0,
     "an attempt at keys": lambda: refused(libc.syscall, 248, b"user", b"k", b"v", 1, -3) or 1 / 0,
     "an attempt at root's files": nothing_is_writable,
+    "attempts at PID 1": first_process,
 }
 
 

@@ -249,6 +249,7 @@ def test_a_command_needs_no_dashes_before_its_own_options(monkeypatch: pytest.Mo
     ("option", "fact", "hint"),
     [
         (("--network", "mars"), "unknown network 'mars'", "valid: outbound, internal, none"),
+        (("--reuse", "all"), "unknown reuse 'all'", "valid: none, network, sandbox"),
         (("--port", "80"), "--port '80' is malformed", "write it as HOST:INSTANCE"),
         (("--env", "X"), "--env 'X' is malformed", "write it as NAME=VALUE"),
         (("--memory", "1Q"), "--memory '1Q' is not a size", "such as 64M or 1G"),
