@@ -2,19 +2,23 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.agile_host import daemon, on_host
+from tests.support.agile_host import SERVE, daemon, on_host
 
 from firstlight.agile import Config, Function
 from firstlight.agile.cgroups import Cgroups, Limits
 from firstlight.agile.client import Client
 from firstlight.agile.network import Network, Networks
 from firstlight.agile.node import pid_of
+from firstlight.agile.node_wire import Answered
 from firstlight.agile.parts import Parts
+from firstlight.agile.starter import Starter
 from firstlight.errors import Failed
 
 CHECKOUT = Path(__file__).parents[3]
@@ -52,6 +56,87 @@ def test_a_node_that_was_killed_is_replaced_although_no_client_can_ask_for_that(
             with Client(socket) as client:
                 assert client.wait(client.start(true, (null, null, null)).id).status == 0
             os.close(null)
+
+    on_host(main)
+
+
+def test_a_manager_that_is_stopped_holds_up_no_start_of_what_is_registered() -> None:
+    async def main() -> None:
+        async with daemon() as manager:
+            socket, null = Config(name="t5").socket, os.open(os.devnull, os.O_RDWR)
+            true = Function(rootfs="/", command=("/bin/true",), network="none")
+            with Client(socket) as client:
+                number, version = client.register(true)
+                client.prepare(true)  # as many go on as parts are ready
+                os.kill(manager, signal.SIGSTOP)
+                try:
+                    starter = Starter(socket)
+                    for _ in range(8):
+                        answer = await starter.start(number, version, [null] * 3, {}, 0)
+                        assert answer.verb == Answered.STARTED
+                    starter.close()
+                finally:
+                    os.kill(manager, signal.SIGCONT)
+                while client.running():
+                    await asyncio.sleep(0.01)
+            os.close(null)
+
+    on_host(main)
+
+
+async def answers(port: int) -> bytes:
+    """What is sent by who listens there; nothing if nobody does."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return b""
+    try:
+        return await asyncio.wait_for(reader.read(99), 10)
+    except (OSError, TimeoutError):
+        return b""
+    finally:
+        writer.close()
+
+
+async def serve() -> asyncio.subprocess.Process:
+    """A manager that may be killed."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n"
+    return process
+
+
+def test_published_ports_lead_to_their_instances_while_a_manager_comes_and_goes(
+    function: Callable[..., Function],
+) -> None:
+    async def main() -> None:
+        config = Config(name="t5")
+        listens = function("listen", "7777", network="internal", ports={18081: 7777})
+        first = await serve()
+        ours, theirs = os.pipe()
+        null = os.open(os.devnull, os.O_RDWR)
+        with Client(config.socket) as client:
+            detached = client.start(listens, (null, theirs, null), detached=True).id
+        assert os.read(ours, 99) == b"listening\n"
+        assert await answers(18081) == b"hello\n"
+        first.kill()
+        await first.wait()
+        assert await answers(18081) == b"hello\n"
+        second = await serve()
+        try:
+            assert await answers(18081) == b"hello\n"
+            with Client(config.socket) as client:
+                await asyncio.to_thread(client.stop, detached)
+                while client.running():
+                    await asyncio.sleep(0.01)
+            assert await answers(18081) == b""
+        finally:
+            second.terminate()
+            assert await second.wait() == 0
+        for descriptor in (ours, theirs, null):
+            os.close(descriptor)
 
     on_host(main)
 
