@@ -100,7 +100,7 @@ def zygote(workspace: Workspace) -> Mark:
     """The memory of an idle zygote."""
     with Invoked("zygote").prepared(1, workspace) as prepared:
         [start] = prepared.commands
-        [pid] = [pid for pid in start.daemons if _command(pid).startswith("/usr/bin/python3\0")]
+        pid = next(pid for pid in start.daemons if _command(pid).startswith("/usr/bin/python3\0"))
         rolled = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in rolled)}
     return Mark(

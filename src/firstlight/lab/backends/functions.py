@@ -23,7 +23,7 @@ from firstlight.host.commands import run
 from firstlight.host.mounts import unmount_below
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Prepared, oci_spec
-from firstlight.lab.backends.agile import Agile, daemon, tree
+from firstlight.lab.backends.agile import Agile, daemon, processes
 from firstlight.lab.backends.oci import Oci
 from firstlight.model import EndPoint
 
@@ -131,7 +131,7 @@ class Invoked:
                         client.prepare(function, forks.high)
                 raw = msgspec.Raw(msgspec.json.encode(event))
                 message = protocol.encode(protocol.Invoke(function, raw)).decode()
-                start = Ask(config.socket, _GREETING, message, daemons=tree(pid))
+                start = Ask(config.socket, _GREETING, message, daemons=processes(config, pid))
                 yield Prepared([start] * instances)
 
 
