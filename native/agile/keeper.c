@@ -145,7 +145,7 @@ static bool tmp_is_renewed(void)
 	if (!memcmp(&status, &keeper.tmp, sizeof status) &&
 	    !memcmp(&use, &keeper.tmp_use, sizeof use))
 		return true;
-	if (sandbox_renew_mounts(keeper.place.function.scratch))
+	if (sandbox_renew_tmpfs(keeper.place.function.scratch))
 		return false;
 	look_at_tmp(&keeper.tmp, &keeper.tmp_use);
 	(void)mounts_changed(); /* by ourselves */

@@ -49,8 +49,7 @@ static int make_blank(void)
 	    mount("tmpfs", "/roots", "tmpfs", MS_NOSUID | MS_NOEXEC,
 		  "size=64k,nr_inodes=16,mode=755") ||
 	    chdir("/roots") || mkdir("proc", 0555) || mkdir("tmp", 0555) || mkdir("empty", 0555) ||
-	    mkdir("pts", 0555) || mknod("null", S_IFCHR | 0666, makedev(1, 3)) ||
-	    chmod("null", 0666) ||
+	    mknod("null", S_IFCHR | 0666, makedev(1, 3)) || chmod("null", 0666) ||
 	    mount(NULL, "/roots", NULL, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NOEXEC, NULL) ||
 	    syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH) || chdir("/"))
 		return -errno;

@@ -151,28 +151,13 @@ static int mount_tmpfs(void)
 	return failure(mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options));
 }
 
-/* The host keeps terminals back for itself, whatever instances take. */
-static int mount_terminals(const char *path)
-{
-	return failure(mount("devpts", path, "devpts", MS_NOSUID | MS_NOEXEC,
-			     "ptmxmode=0666,mode=0620,max=16"));
-}
-
-static int mount_writable(void)
-{
-	int failed = mount_tmpfs();
-	return failed ? failed : mount_terminals("/pts");
-}
-
-int sandbox_renew_mounts(uint64_t bytes)
+int sandbox_renew_tmpfs(uint64_t bytes)
 {
 	char options[80];
 	tmpfs_options(options, sizeof options, bytes);
-	if (umount2("/tmp", MNT_DETACH) ||
-	    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options) ||
-	    umount2("/dev/pts", MNT_DETACH))
-		return -errno;
-	return mount_terminals("/dev/pts");
+	return failure(umount2("/tmp", MNT_DETACH)
+			       ? -1
+			       : mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options));
 }
 
 static int resize_tmpfs(uint64_t bytes)
@@ -209,8 +194,7 @@ static int enter_tree(const struct place *place)
 		return failed;
 	if (syscall(SYS_move_mount, tree, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH) ||
 	    fchdir(tree) || syscall(SYS_move_mount, AT_FDCWD, "/proc", AT_FDCWD, "proc", 0) ||
-	    syscall(SYS_move_mount, AT_FDCWD, "/tmp", AT_FDCWD, "tmp", 0) ||
-	    syscall(SYS_move_mount, AT_FDCWD, "/pts", AT_FDCWD, "dev/pts", 0) || chroot("."))
+	    syscall(SYS_move_mount, AT_FDCWD, "/tmp", AT_FDCWD, "tmp", 0) || chroot("."))
 		return -errno;
 	failed = mount_hosts(place);
 	return failed ? failed : failure(unshare(CLONE_NEWCGROUP));
@@ -253,6 +237,16 @@ static int take_streams(const struct house *house, const struct place *place)
 	return failed || setsid() >= 0 ? failed : -errno;
 }
 
+/* Only for who wants one: the mount would be a twentieth of a start. The host keeps terminals back for
+ * itself, whatever instances take. */
+static int mount_terminals(void)
+{
+	if (!access("/dev/pts/ptmx", F_OK)) /* a session's instance has its own */
+		return 0;
+	return failure(mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
+			     "ptmxmode=0666,mode=0620,max=16"));
+}
+
 /* The slave is the three streams and the session's terminal; the master goes to the client, who may
  * have sent its size. */
 static int take_terminal(const struct place *place)
@@ -277,6 +271,10 @@ static int take_terminal(const struct place *place)
 
 static int take(const struct house *house, const struct place *place)
 {
+	bool wants = place->terminal || place->function.flags & DEFINITION_TERMINALS;
+	int failed = wants ? mount_terminals() : 0;
+	if (failed)
+		return failed;
 	return place->terminal ? take_terminal(place) : take_streams(house, place);
 }
 
@@ -570,7 +568,7 @@ int sandbox_make(const struct house *house, uint32_t cgroup, struct progress *pr
 	DO(STEP_MOUNT_NAMESPACE, enter_blank(house));
 	DO(STEP_PROC, mount_proc());
 	DO(STEP_MASK, mask_proc(house));
-	DO(STEP_TMPFS, mount_writable());
+	DO(STEP_TMPFS, mount_tmpfs());
 	return 0;
 }
 

@@ -80,7 +80,7 @@ int sandbox_settle(const struct house *house, struct place *place, struct progre
 int sandbox_execute(const struct house *house, struct place *place, int self, char **argv,
 		    char **envp, const char *directory, struct progress *progress);
 int sandbox_enter_network(const struct place *place);
-int sandbox_renew_mounts(uint64_t bytes);
+int sandbox_renew_tmpfs(uint64_t bytes);
 
 /* argv and envp of the function, and after them the start's own; and their end. */
 int sandbox_read_words(const struct place *place, char ***argv, char ***envp, char **directory);

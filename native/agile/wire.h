@@ -101,6 +101,7 @@ enum definition_flag {
 	DEFINITION_ZYGOTE = 2, /* stays root of its user namespace, to enter sandboxes of it */
 	DEFINITION_USER_NAMESPACE = 4,
 	DEFINITION_REFUSES = 8, /* rather than wait for parts */
+	DEFINITION_TERMINALS = 32, /* /dev/ptmx can be opened */
 	DEFINITION_OWN_IDENTITY = 16, /* uid and gid are the first of a range, one an instance */
 };
 enum reach { REACH_OUTBOUND, REACH_INTERNAL, REACH_NONE, REACHES };

@@ -222,6 +222,7 @@ static void forget_all(void)
 	for (int i = 0; i < node.house.top_count; i++)
 		descriptor_close(&node.house.tops[i]);
 	node.pending_count = node.rich_count = node.house.top_count = 0;
+	descriptor_close(&node.log);
 	descriptor_close(&node.manager);
 	if (node.clients[0].descriptor >= 0)
 		descriptor_close(&node.clients[0].descriptor);
@@ -262,7 +263,7 @@ int main(void)
 {
 	static uint8_t input[INPUT];
 	size_t size = fread(input, 1, sizeof input, stdin);
-	node.manager = node.free_client = NOBODY;
+	node.manager = node.log = node.free_client = NOBODY;
 	node.clients[0].descriptor = NOBODY;
 	instances_open(INSTANCES);
 	node.epoll = epoll_create1(EPOLL_CLOEXEC);

@@ -68,6 +68,8 @@ class Function(Struct, frozen=True, kw_only=True):
     serves: Serves = "nothing"
     timeout: float = 60.0
     """Deadline in seconds for readiness and for a handler's answer."""
+    terminals: bool = False
+    """Whether instances can open terminals of their own: ``/dev/ptmx``."""
     lifetime: float | None = None
     """Seconds after which an instance is killed."""
 

@@ -411,6 +411,7 @@ class Instances:
     async def _register(self, found: Registered) -> None:
         function = found.function
         flags = Flag.USER_NAMESPACE if function.user_namespace else Flag(0)
+        flags |= Flag.TERMINALS if function.terminals else Flag(0)
         if "refuse" in (self._config.pools.network.dry, self._config.pools.cgroup.dry):
             flags |= Flag.REFUSES
         identities = self._config.identities

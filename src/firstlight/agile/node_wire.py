@@ -74,6 +74,7 @@ class Flag(IntFlag):
     USER_NAMESPACE = 4
     REFUSES = 8
     OWN_IDENTITY = 16
+    TERMINALS = 32
 
 
 class Order(IntEnum):

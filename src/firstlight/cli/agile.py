@@ -166,6 +166,9 @@ def start(
     terminal: Annotated[
         bool, typer.Option("--terminal", "-t", help="Give it a terminal, shown on this one.")
     ] = False,
+    terminals: Annotated[
+        bool, typer.Option("--terminals", help="Let it open terminals of its own: /dev/ptmx.")
+    ] = False,
     interactive: Annotated[
         bool,
         typer.Option("--interactive", "-i", help="Pass what is typed, where input is a terminal."),
@@ -190,6 +193,7 @@ def start(
         command=tuple(command or ()), rootfs=rootfs, handler=handler, wasm=wasm, env=env,
         memory=memory, cpus=cpus, pids=pids, network=network, port=port,
         user_namespace=user_namespace, reuse=reuse, directory=workdir, lifetime=timeout,
+        terminals=terminals,
     )  # fmt: skip
     if detach and (terminal or interactive):
         raise FirstlightError("a detached instance has no terminal and no input",

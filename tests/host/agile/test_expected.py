@@ -262,3 +262,9 @@ with workspace.sandbox("test-resolvers"):
     first, reach, second, other, _ = done.stdout.split("--")
     assert first == "nameserver 10.9.9.9\nsearch example.org\n"
     assert (reach, second, other) == ("1 0", "nameserver 192.0.2.1\n", "0 1")
+
+
+def test_terminals_of_its_own_are_there_for_who_asks(root: Path) -> None:
+    text = "(exec 3<>/dev/ptmx) 2>/dev/null && ls /dev/pts || echo none"
+    found = printed(shell(root, text, terminals=True), shell(root, text))
+    assert found == ["ptmx\n", "none\n"]
