@@ -28,6 +28,7 @@ PARTS = (
     "agile_node",
     "rate",
     "wasm",
+    "functions",
     "report",
     "watch",
 )

@@ -70,4 +70,4 @@ def test_call_function(tmp_path: Path) -> None:
 
     if not AWS.exists():
         pytest.skip(".venv/aws is missing: make setup")
-    with_functions(tmp_path, called, seconds=240)
+    with_functions(tmp_path, called)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.agile_host import SECONDS, on_host
+from tests.support.agile_host import on_host
 
 from firstlight.agile import Config, Runtime
 from firstlight.agile.config import Events, Http
@@ -22,6 +22,7 @@ from firstlight.agile.http import node
 from firstlight.agile.serving import Serving
 
 PORT = 9311
+GUARD_SECONDS = 240.0
 ENDPOINT = f"http://127.0.0.1:{PORT}"
 AWS = Path(sys.executable).parent.parent / "aws/bin/python"
 AGENT = """
@@ -135,7 +136,7 @@ def with_functions(
     store: Path,
     main: Callable[[Functions], Awaitable[None]],
     credentials: str = "",
-    seconds: float = SECONDS,
+    seconds: float = GUARD_SECONDS,
 ) -> None:
     """Run a coroutine beside such a runtime, in namespaces of their own."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from tests.support.agile_host import on_host
-from tests.support.lambda_host import PORT, boto, with_functions, zipped
+from tests.support.lambda_host import GUARD_SECONDS, PORT, boto, with_functions, zipped
 
 from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.functions.records import Settings, ZipSource
@@ -126,4 +126,4 @@ def test_no_accepted_event_is_lost_when_the_daemon_is_killed(tmp_path: Path) -> 
         async with served(tmp_path):
             await dead(tmp_path, accepted)
 
-    on_host(main)
+    on_host(main, GUARD_SECONDS)

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 from tests.support.agile_host import on_host
-from tests.support.lambda_host import configuration, functions, with_functions, zipped
+from tests.support.lambda_host import (
+    GUARD_SECONDS,
+    configuration,
+    functions,
+    with_functions,
+    zipped,
+)
 
 from firstlight.agile.functions import errors
 from firstlight.agile.functions.catalogue import Functions
@@ -157,7 +163,7 @@ def test_functions_survive_a_restart_and_what_was_half_made_does_not(tmp_path: P
             line for line in Path("/proc/mounts").read_text().splitlines() if "/roots" in line
         ]
 
-    on_host(main)
+    on_host(main, GUARD_SECONDS)
 
 
 def test_aliases_versions_and_limits_that_cannot_be_are_refused(tmp_path: Path) -> None:

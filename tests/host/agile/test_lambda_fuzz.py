@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.support.lambda_fuzz import GOOD, Fuzz
-from tests.support.lambda_host import ENDPOINT, PORT, with_functions
+from tests.support.lambda_host import ENDPOINT, GUARD_SECONDS, PORT, with_functions
 
 from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.functions.records import Settings, ZipSource
@@ -35,11 +35,11 @@ def test_malformed_requests_get_the_apis_own_errors_and_change_nothing(tmp_path:
         own = Settings(handler="app:main", network="none", timeout=60.0, kind="python")
         await functions.add("good", ZipSource(data=GOOD), own)
         await functions.set_alias("good", "live", "1")
-        await functions.invoke("good", b"[7]", request_id="r")
-        instances = len(functions._runtime.running())
         async with httpx.AsyncClient(base_url=ENDPOINT, timeout=60) as client:
             statuses: dict[int, int] = {}
             for number in range(REQUESTS):
+                if number % 50 == 0 and "good" not in functions.names():
+                    await functions.add("good", ZipSource(data=GOOD), own)
                 before = {name: functions.get(name) for name in functions.names()}
                 made = fuzz.request()
                 answer = await client.request(
@@ -69,8 +69,9 @@ def test_malformed_requests_get_the_apis_own_errors_and_change_nothing(tmp_path:
         await functions.add("good", ZipSource(data=GOOD), own)
         answered, _ = await functions.invoke("good", b"[7]", request_id="r")
         assert answered.payload == b"[7]"
-        await functions._runtime.synced()
-        assert len(functions._runtime.running()) == instances
+        await functions.remove("good")
+        while functions._runtime.running():  # what was released may take a moment
+            await asyncio.sleep(0.05)
         sys.stdout.write(f"{REQUESTS} requests: {sorted(statuses.items())}\n")
 
-    with_functions(tmp_path, main, seconds=max(60.0, REQUESTS / 5))
+    with_functions(tmp_path, main, seconds=max(GUARD_SECONDS, REQUESTS / 3))

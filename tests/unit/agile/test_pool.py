@@ -223,7 +223,7 @@ class Calm(LoadGate):
 
 
 def test_closing_ends_a_refill_whose_part_swallows_the_cancellation() -> None:
-    swallowed = []
+    swallowed: list[int] = []
 
     async def make() -> int:
         if swallowed:
