@@ -377,6 +377,7 @@ class Instances:
         self._logs = await asyncio.to_thread(Keeper, self._config)
         node.keep_log(self._logs.socket.fileno())
         self._logs.socket.close()  # it ends with the node's
+        await node.synced()  # who asked for it starts by a socket of its own
 
     def get(self, identity: str) -> Instance | None:
         """A running instance, by its id."""
