@@ -9,8 +9,8 @@
  * PID 1 keeps the node's rights in the host's user namespace, so it touches nothing of the instance's
  * but by calls that take no path of it. No instance sees it in /proc, nor can it signal it.
  */
+#include "common/socket.h"
 #include "sandbox.h"
-#include "socket.h"
 
 #include <errno.h>
 #include <fcntl.h>

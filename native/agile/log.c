@@ -15,7 +15,7 @@
  * for as long as the node is, and must be small. What cannot be written is lost: an instance does not
  * wait for a full disk.
  */
-#include "socket.h"
+#include "common/socket.h"
 
 #include <dirent.h>
 #include <errno.h>

@@ -8,7 +8,7 @@
  */
 #include "net.h"
 #include "../common/cleanup.h"
-#include "../common/message.h"
+#include "../common/socket.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -243,7 +243,7 @@ static void serve(const struct net_request *request, const void *body, size_t si
 	answer.head.error = -error;
 	strncpy(answer.head.step, step, sizeof answer.head.step - 1);
 	bool comes = made >= 0 && (!error || request->verb == NET_RULES);
-	if (message_send(CONTROL, &answer, length, &made, comes))
+	if (socket_send(CONTROL, &answer, length, &made, comes))
 		exit(0);
 }
 

@@ -14,8 +14,8 @@
 #ifndef FIRSTLIGHT_NODE_H
 #define FIRSTLIGHT_NODE_H
 
+#include "common/socket.h"
 #include "sandbox.h"
-#include "socket.h"
 #include "wire.h"
 
 #include <stdbool.h>

@@ -11,6 +11,7 @@
  * It is C because a copy of it stays as PID 1 of each sandbox, and must be small.
  */
 #include "agile/place.h"
+#include "common/socket.h"
 #include "masked.h"
 
 #include <errno.h>
@@ -34,29 +35,6 @@ enum { HOLD = 0, NETWORK, FIRST_DOOR, PARTS = FIRST_DOOR + PLACE_DOORS };
 static int failure(long result)
 {
 	return result < 0 ? -errno : 0;
-}
-
-/* The message's size, 0 at the end, or a negative errno. */
-static ssize_t receive(void *to, size_t size, int *descriptors, int most, int *count)
-{
-	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int[PARTS]))];
-	struct iovec part = {to, size};
-	struct msghdr message = {.msg_iov = &part,
-				 .msg_iovlen = 1,
-				 .msg_control = space,
-				 .msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)most)};
-	ssize_t got;
-	*count = 0;
-	do
-		got = recvmsg(CONTROL, &message, MSG_CMSG_CLOEXEC);
-	while (got < 0 && errno == EINTR);
-	struct cmsghdr *header = got < 0 ? NULL : CMSG_FIRSTHDR(&message);
-	if (header && header->cmsg_type == SCM_RIGHTS) {
-		*count = (int)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-		*count = *count > most ? most : *count; /* padding may hold one more */
-		memcpy(descriptors, CMSG_DATA(header), sizeof(int) * (size_t)*count);
-	}
-	return got < 0 ? -errno : got;
 }
 
 static int mount_proc(void)
@@ -167,20 +145,18 @@ static pid_t clone_first(void)
 _Noreturn static void serve(const struct place_zygote *zygote)
 {
 	for (;;) {
-		int parts[PARTS], count;
+		struct rights parts RIGHTS_SCOPE = {0};
 		char request;
-		ssize_t size = receive(&request, sizeof request, parts, PARTS, &count);
+		ssize_t size = socket_receive(CONTROL, &request, sizeof request, 0, &parts);
 		if (size <= 0)
 			_exit(size < 0);
-		if (count < FIRST_DOOR)
+		if (parts.count < FIRST_DOOR || parts.count > PARTS)
 			_exit(EPROTO);
 		pid_t pid = clone_first();
 		if (pid == 0)
-			be_first(zygote, parts, count);
+			be_first(zygote, parts.descriptors, parts.count);
 		if (pid < 0)
-			tell(parts[HOLD], &(struct place_report){PLACE_CLONE, errno});
-		for (int i = 0; i < count; i++)
-			close(parts[i]);
+			tell(parts.descriptors[HOLD], &(struct place_report){PLACE_CLONE, errno});
 	}
 }
 
@@ -197,21 +173,22 @@ _Noreturn static void be_placer(const struct place_zygote *zygote, const int *sp
 int main(void)
 {
 	struct place_zygote zygote;
-	int spaces[ZYGOTE_SPACES], count, status;
+	struct rights spaces;
+	int status;
 	sigset_t all;
 	sigfillset(&all);
 	if (fcntl(CONTROL, F_SETFD, FD_CLOEXEC) || close_range(CONTROL + 1, ~0U, 0) ||
 	    sigprocmask(SIG_BLOCK, &all, NULL) || signal(SIGCHLD, SIG_DFL) == SIG_ERR)
 		return 1;
-	ssize_t size = receive(&zygote, sizeof zygote, spaces, ZYGOTE_SPACES, &count);
-	if (size != sizeof zygote || count != ZYGOTE_SPACES)
+	ssize_t size = socket_receive(CONTROL, &zygote, sizeof zygote, 0, &spaces);
+	if (size != sizeof zygote || spaces.count != ZYGOTE_SPACES)
 		return size != 0;
 	zygote.tmpfs[sizeof zygote.tmpfs - 1] = zygote.host_name[sizeof zygote.host_name - 1] = 0;
-	if (setns(spaces[ZYGOTE_PID], CLONE_NEWPID))
+	if (setns(spaces.descriptors[ZYGOTE_PID], CLONE_NEWPID))
 		return 1;
 	pid_t pid = fork();
 	if (pid == 0 && signal(SIGCHLD, SIG_IGN) != SIG_ERR)
-		be_placer(&zygote, spaces);
+		be_placer(&zygote, spaces.descriptors);
 	/* The runtime learns of the child's end by its socket. */
 	close(CONTROL);
 	while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)

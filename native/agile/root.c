@@ -1,5 +1,5 @@
 #include "root.h"
-#include "socket.h"
+#include "common/socket.h"
 
 #include <errno.h>
 #include <fcntl.h>

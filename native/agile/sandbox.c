@@ -1,6 +1,6 @@
 #include "sandbox.h"
+#include "common/socket.h"
 #include "masked.h"
-#include "socket.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -6,7 +6,7 @@
  * instance did; if it could not be started, its error is said as "firstlight error TEXT" on standard
  * output. When we are killed, the instance ends.
  */
-#include "socket.h"
+#include "common/socket.h"
 #include "wire.h"
 
 #include <errno.h>

@@ -2,7 +2,7 @@
 #include "cni/plugin.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
-#include "common/message.h"
+#include "common/socket.h"
 
 #include <string.h>
 #include <sys/socket.h>
@@ -59,8 +59,8 @@ static int ask_once(const struct call *call, int descriptor, struct agent_answer
 	int file FILE_SCOPE = connect_agent(call);
 	if (file < 0)
 		return file;
-	int bad = message_send(file, &call->request, sizeof call->request, &descriptor,
-			       descriptor >= 0);
+	int bad = socket_send(file, &call->request, sizeof call->request, &descriptor,
+			      descriptor >= 0);
 	return bad ? bad : receive(file, answer, received);
 }
 

@@ -1,13 +1,10 @@
-/* Messages over unix sockets of type seqpacket: with descriptors, and those that are JSON. */
+/* Messages of the agile runtime that are JSON. */
 #ifndef FIRSTLIGHT_MESSAGE_H
 #define FIRSTLIGHT_MESSAGE_H
 
 #include <stddef.h>
 
 enum { MESSAGE_DESCRIPTORS = 3, MESSAGE_MAX = 192 * 1024 };
-
-/* Sends one message with at most MESSAGE_DESCRIPTORS descriptors. Returns 0 or a negative errno. */
-int message_send(int socket, const void *bytes, size_t size, const int *descriptors, int count);
 
 /* Whether a message of the agile runtime (src/firstlight/agile/protocol.py) has this type. */
 int message_is(const char *message, const char *type);

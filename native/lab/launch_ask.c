@@ -4,6 +4,7 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/message.h"
+#include "common/socket.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -21,13 +22,13 @@ int launch_ask_send(int connection, const char *text, const int *files, int coun
 	struct ask ask = {.magic = ASK_MAGIC, .verb = ASK_PING, .asked = clock_now()};
 	unsigned number, version;
 	if (strncmp(text, NODE, strlen(NODE)))
-		return message_send(connection, text, strlen(text), files, count);
+		return socket_send(connection, text, strlen(text), files, count);
 	if (sscanf(text + strlen(NODE), "start %u %u", &number, &version) == 2) {
 		ask.verb = ASK_START;
 		ask.function = number;
 		ask.version = version;
 	}
-	return message_send(connection, &ask, sizeof ask, files, count);
+	return socket_send(connection, &ask, sizeof ask, files, count);
 }
 
 static void print_started(const struct answer *answer, char *text, size_t size)

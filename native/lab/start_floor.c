@@ -12,6 +12,7 @@
  * It is C because an interpreter's work would be part of what is measured, and so no floor.
  */
 #include "common/message.h"
+#include "common/socket.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -120,7 +121,7 @@ _Noreturn static void be_instance(const int streams[3], const int *taken, int fo
 
 static void say(int client, const char *text)
 {
-	(void)message_send(client, text, strlen(text), NULL, 0); /* who does not hear has gone */
+	(void)socket_send(client, text, strlen(text), NULL, 0); /* who does not hear has gone */
 }
 
 static void start(nfds_t client, const int streams[3], char **command)

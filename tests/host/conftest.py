@@ -22,7 +22,7 @@ from firstlight.lab.load import Generator
 from firstlight.trace import bpf
 
 LAUNCH = ("lab/launch.c", "lab/launch_ask.c", "lab/launch_instance.c", "lab/launch_text.c",
-          "common/message.c", "common/error.c")  # fmt: skip
+          "common/message.c", "common/socket.c", "common/error.c")  # fmt: skip
 
 
 @pytest.fixture(scope="session")

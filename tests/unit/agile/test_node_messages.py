@@ -12,7 +12,7 @@ from firstlight.agile import node_wire
 from firstlight.agile.node_wire import Asked, Order
 
 SOURCES = ("client", "instance", "inherit", "keeper", "manager", "output", "part", "pending",
-           "reuse", "sandbox", "session", "socket")  # fmt: skip
+           "reuse", "sandbox", "session")  # fmt: skip
 CLIENT, MANAGER, READ, LEAVE = range(4)
 EDGES = (0, 1, 2, 3, 127, 128, 255, 4095, 4096, 16383, 16384, 65535, (1 << 31) - 1, 1 << 31,
          (1 << 32) - 1)  # fmt: skip
@@ -23,7 +23,7 @@ def parsers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The node without its processes and mounts."""
     return sanitized(
         tmp_path_factory.mktemp("node"), "../tests/native/node_messages.c",
-        *(f"agile/{name}.c" for name in SOURCES),
+        *(f"agile/{name}.c" for name in SOURCES), "common/socket.c",
         options=("-Wl,--wrap=part_take,--wrap=syscall,--wrap=exit",),
     )  # fmt: skip
 
