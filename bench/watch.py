@@ -82,7 +82,7 @@ def watching(*options: str, alone: bool = False) -> Iterator["subprocess.Popen[s
                 assert process.poll() is None
             yield process
         finally:
-            process.terminate()
+            process.kill() if alone else process.terminate()  # unshare ignores SIGTERM
 
 
 def cpu_seconds(pid: int) -> float:
