@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.support.lambda_functions import call, function, lambda_root, with_ser
 
 from firstlight.agile import Config, Runtime
 from firstlight.agile.functions.version import FunctionVersion
+from firstlight.agile.network import Network
 from firstlight.agile.serving import Serving
 
 HANDLERS = """
@@ -217,6 +219,12 @@ def test_an_instance_ends_when_its_manager_is_replaced(root: Path) -> None:
             assert (await call(serving, version)).error is None
             assert len(before.running()) == 1
             before.leave()
+            for fleet in serving._fleets.values():
+                for kept in fleet._idle:
+                    kept._api.end()
+        for held in before._instances._parts._held.values():  # with its process all would be gone
+            if isinstance(held.made, Network):
+                os.close(held.made.descriptor)
         async with Runtime(config, stay=True) as after:
             until = time.monotonic() + 30
             while after.running():
