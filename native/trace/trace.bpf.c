@@ -120,14 +120,14 @@ struct {
 	__uint(value_size, STACK_DEPTH * sizeof(__u64));
 } stacks SEC(".maps");
 
-/* Only the sys_exit program uses it, and that one is not re-entered: preemption is off there. */
+/* Where a sys_exit program puts its event together: each has its own, and none is re-entered. */
 struct wide {
 	struct event event;
 	char text[2 * TEXT_MAX]; /* the bound that the verifier can see */
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2);
 	__type(key, __u32);
 	__type(value, struct wide);
 } scratch SEC(".maps");
@@ -505,13 +505,10 @@ int BPF_PROG(on_contention_end, void *lock)
 	return 0;
 }
 
-SEC("tp_btf/sys_enter")
-int BPF_PROG(on_enter, struct pt_regs *regs, long number)
+static __always_inline int enter(struct task *task, struct pt_regs *regs, long number)
 {
-	struct task *task = traced(own_number());
-	if (!task)
-		return 0;
 	task->number = -1;
+	task->call = 0;
 	task->lock = 0; /* one whose end was missed must not hide those to come */
 	if (number < 0 || number >= NUMBERS || settings.take[number] == IGNORE)
 		return 0;
@@ -526,6 +523,28 @@ int BPF_PROG(on_enter, struct pt_regs *regs, long number)
 	task->args[3] = ARGUMENT(regs, 3);
 	task->call = bpf_ktime_get_ns();
 	return 0;
+}
+
+/* From Linux 6.13 on the programs of system calls can be preempted, and while one is, the kernel skips
+ * it for every other thread of that CPU. So each has a copy there, which takes what it missed. */
+SEC("tp_btf/sys_enter")
+int BPF_PROG(on_enter, struct pt_regs *regs, long number)
+{
+	struct task *task = traced(own_number());
+	if (!task)
+		return 0;
+	if (task->call) /* its return was missed by both */
+		__sync_fetch_and_add(&lost, 1);
+	return enter(task, regs, number);
+}
+
+SEC("tp_btf/sys_enter")
+int BPF_PROG(on_enter_again, struct pt_regs *regs, long number)
+{
+	struct task *task = traced(own_number());
+	if (!task || task->call || task->wait)
+		return 0;
+	return enter(task, regs, number);
 }
 
 /* Says what the descriptor is: its file system and name, or its socket's family and protocol. */
@@ -600,17 +619,15 @@ static __always_inline void take_mount(struct wide *out, __u64 target, __u64 typ
 	out->event.text = length + (more > 0 ? more : 0);
 }
 
-SEC("tp_btf/sys_exit")
-int BPF_PROG(on_return, struct pt_regs *regs, long result)
+static __always_inline int leave(__u32 tid, long result, __u32 copy)
 {
-	__u32 tid = own_number(), zero = 0;
 	struct task *task = traced(tid);
 	if (!task)
 		return 0;
 	task->wait = 0;
 	if (task->number < 0 || !task->call)
 		return 0;
-	struct wide *out = bpf_map_lookup_elem(&scratch, &zero);
+	struct wide *out = bpf_map_lookup_elem(&scratch, &copy);
 	if (!out)
 		return 0;
 	__builtin_memset(&out->event, 0, sizeof(out->event));
@@ -663,6 +680,18 @@ int BPF_PROG(on_return, struct pt_regs *regs, long result)
 	task->call = 0;
 	emit(&out->event, sizeof(out->event) + (out->event.text & (2 * TEXT_MAX - 1)));
 	return 0;
+}
+
+SEC("tp_btf/sys_exit")
+int BPF_PROG(on_return, struct pt_regs *regs, long result)
+{
+	return leave(own_number(), result, 0);
+}
+
+SEC("tp_btf/sys_exit")
+int BPF_PROG(on_return_again, struct pt_regs *regs, long result)
+{
+	return leave(own_number(), result, 1);
 }
 
 char _license[] SEC("license") = "GPL"; /* the helpers that read kernel memory ask for it */

@@ -3,6 +3,7 @@
 The records are ``struct event`` of ``native/trace/trace.h``.
 """
 
+import gzip
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from firstlight.errors import Failed, Unsupported
+from firstlight.host.facts import PROC, SYS
 from firstlight.native import native
 from firstlight.store import SPAN_SCHEMA, UNSEEN
 from firstlight.trace import kallsyms, words
@@ -55,7 +57,7 @@ class Tracer:
         self._directory = Path(tempfile.mkdtemp(prefix="firstlight-trace-", dir=self._parent))
         self._prefix = self._directory / "batch"
         self._process = subprocess.Popen(
-            [native("trace"), native("trace.bpf.o"), str(self._generator), str(self._ring)],
+            [*program(), native("trace.bpf.o"), str(self._generator), str(self._ring)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -109,12 +111,49 @@ class Tracer:
         return answer
 
 
+def program() -> tuple[str | Path, ...]:
+    """The native tracer, and how it is to load its programs on this kernel."""
+    return (native("trace"), *(("--preemptible",) if is_preemptible() else ()))
+
+
+@cache
+def is_preemptible() -> bool:
+    """Whether the kernel may preempt the tracer's programs of system calls, and so miss events.
+
+    It may from Linux 6.13 on, where these programs may fault, unless it never preempts itself.
+    Where the mode is not known, it may.
+    """
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if release and (int(release[1]), int(release[2])) < (6, 13):
+        return False
+    words = [word for word in _text(PROC / "cmdline").split() if word.startswith("preempt=")]
+    mode = re.search(r"\((\w+)\)", _text(SYS / "kernel/debug/sched/preempt"))
+    built = re.search(r"^CONFIG_PREEMPT_(NONE|VOLUNTARY)=y$", _config(), re.MULTILINE)
+    name = mode[1] if mode else words[-1][8:] if words else built[1].lower() if built else ""
+    return name not in ("none", "voluntary")
+
+
+def _config() -> str:
+    """The configuration that the kernel was built with, if it is to be had."""
+    try:
+        return gzip.decompress((PROC / "config.gz").read_bytes()).decode()
+    except OSError:
+        return _text(Path(f"/boot/config-{os.uname().release}"))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
+
+
 def probe() -> None:
     """Raise Unsupported if the eBPF programs do not load and attach here."""
     if os.geteuid() != 0:
         raise Unsupported("tracing needs root", "run firstlight with sudo")
     done = subprocess.run(
-        [native("trace"), "--probe", native("trace.bpf.o")], capture_output=True, text=True
+        [*program(), "--probe", native("trace.bpf.o")], capture_output=True, text=True
     )
     if done.returncode:
         raise Unsupported(f"cannot trace: {done.stderr.strip()}", _HINT)

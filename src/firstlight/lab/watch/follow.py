@@ -61,7 +61,7 @@ class Follower:
         self._directory = Path(tempfile.mkdtemp(prefix="firstlight-watch-"))
         self._prefix = self._directory / "window"
         self._process = subprocess.Popen(
-            [native("trace"), "--watch", native("trace.bpf.o"), self._prefix,
+            [*bpf.program(), "--watch", native("trace.bpf.o"), self._prefix,
              str(self._one_in), *self._names],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
