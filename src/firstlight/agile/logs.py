@@ -3,7 +3,6 @@
 A line is ``TIME STREAM F|P TEXT``, as in the logs of CRI; P is a part of a line that goes on.
 """
 
-import asyncio
 import os
 import select
 import socket
@@ -109,6 +108,8 @@ async def following(
 
     ``is_new``: the instance has just been started, and its log may be about to begin.
     """
+    import asyncio  # clients, who only read lines, start without it
+
     began = time.monotonic()
     while True:
         try:

@@ -211,7 +211,7 @@ def start(
                 client.wait_ready(started.id, ready, function.timeout)
             sys.stdout.write(to_json(started) if as_json else started.id + "\n")
             return
-        from firstlight.cli import instance
+        from firstlight.cli import attach
 
         def begin(streams: tuple[int, int, int]) -> "Started":
             return client.start(function, streams, terminal=terminal)
@@ -223,7 +223,7 @@ def start(
             if as_json:
                 sys.stderr.write(to_json(started))  # stdout is the instance's
 
-        raise typer.Exit(instance.attach(client, begin, terminal, interactive, told, words))
+        raise typer.Exit(attach.attach(client, begin, terminal, interactive, told, words))
 
 
 @app.command(

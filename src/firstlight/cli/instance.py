@@ -2,19 +2,18 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from firstlight.cli import attach
 from firstlight.cli.agile import ConfigFile, Env, connected, pairs
-from firstlight.cli.output import Json, completion, examples, print_json, print_table, say, to_line
+from firstlight.cli.output import Json, completion, examples, print_json, print_table, to_line
 from firstlight.errors import FirstlightError
 
 if TYPE_CHECKING:
-    from firstlight.agile.client import Client, Started
+    from firstlight.agile.client import Started
     from firstlight.agile.function import Ended, Happened
     from firstlight.agile.logs import Line
 
@@ -76,7 +75,7 @@ def stop(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Stop instances by their ids: by a signal, and by SIGKILL if they do not end in time.
+    """Stop instances: by a signal, and in the end by SIGKILL.
 
     An instance whose first process does nothing about the signal is killed at once.
     """
@@ -113,7 +112,7 @@ def execute(
         def begin(streams: tuple[int, int, int]) -> "Started":
             return client.execute(identity, tuple(command), variables, workdir, streams, terminal)
 
-        raise typer.Exit(attach(client, begin, terminal, interactive))
+        raise typer.Exit(attach.attach(client, begin, terminal, interactive))
 
 
 @app.command(epilog=examples("agile logs 17", "agile logs -f 17", "agile logs 17 --tail 10 --json"))
@@ -130,7 +129,7 @@ def logs(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a detached instance has written, also one that has ended."""
+    """Show what a detached instance wrote, or one that has ended."""
     with connected(config) as client:
         left_out = 0 if tail is None else max(0, sum(1 for _ in client.logs(identity)) - tail)
         for number, line in enumerate(client.logs(identity, follow)):
@@ -157,7 +156,7 @@ def events(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show what happens to instances: started, ended, out of memory, timed out."""
+    """Show starts and ends of instances, and why they ended."""
     with connected(config) as client:
         for event in client.events(0, follow):
             sys.stdout.write(to_line(event) if as_json else _line(event))
@@ -169,85 +168,6 @@ def _line(event: "Happened") -> str:
     command = printable(" ".join(event.command))
     words = f" ({event.words})" if event.words else ""
     return f"{when} {event.kind} {event.id}{words}: {command}\n"
-
-
-def attach(
-    client: "Client", begin: "Callable[[tuple[int, int, int]], Started]", terminal: bool,
-    interactive: bool, told: "Callable[[Started], None]" = lambda _: None,
-    words: "Callable[[Ended], str]" = str,
-) -> int:  # fmt: skip
-    """Start something with our streams, or a terminal, and wait for its end: its exit status."""
-    from firstlight.agile import attached
-
-    if terminal:
-        with attached.Terminal(interactive) as screen, _ending(client):
-            started = begin(screen.streams)
-            told(started)
-            screen.begin()
-            ended = client.wait(started.id)
-    else:
-        with (
-            attached.copied(interactive) as (streams, release),
-            _ending(client),
-            _forwarded(client) as begun,
-        ):
-            started = begin(streams)
-            release()
-            told(started)
-            begun(started)
-            ended = client.wait(started.id)
-    if ended.signal:
-        say(f"firstlight: {started.id}: {words(ended)}")
-    return status(ended)
-
-
-@contextmanager
-def _ending(client: "Client") -> Iterator[None]:
-    """End what was started if we have to leave early: its output is waited for."""
-    try:
-        yield
-    except BaseException:
-        client.close()
-        raise
-
-
-@contextmanager
-def _forwarded(client: "Client") -> "Iterator[Callable[[Started], None]]":
-    """Signals that end us are the instance's if it does something about them, once.
-
-    Those that come before it is known are sent when it is.
-    """
-    from firstlight.agile.instance import handles
-
-    known: list[Started] = []
-    early: list[int] = []
-
-    def forward(number: int, _frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        if not known:
-            early.append(number)
-        elif handles(known[0].pid, number):
-            client.signal(known[0].id, number)
-        else:
-            raise SystemExit(128 + number)
-
-    def begun(started: "Started") -> None:
-        known.append(started)
-        for number in early:
-            forward(number, None)
-
-    ours = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, forward) for number in ours}
-    try:
-        yield begun
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def status(ended: "Ended") -> int:
-    """The exit status of a shell's."""
-    return 128 + ended.signal if ended.signal else ended.status or 0
 
 
 def printable(text: str) -> str:

@@ -55,6 +55,9 @@ def test_the_verbs() -> None:
         [
             "agile agent",
             "agile down",
+            "agile events",
+            "agile exec",
+            "agile logs",
             *(
                 f"agile function {verb}"
                 for verb in (
