@@ -182,6 +182,7 @@ def test_a_network_helper_that_hangs_keeps_nobody_who_needs_no_network(function:
             await runtime.prepare(one)
             for _ in range(3):
                 assert await ends(runtime, one) == 0
+        runtime._networks._parts._silence = 120.0  # it is not replaced meanwhile
         with stopped(runtime._networks._parts.pid):
             waiting = [
                 asyncio.create_task(ends(runtime, function("hold", "0", env={"N": str(n)})))
@@ -189,9 +190,9 @@ def test_a_network_helper_that_hangs_keeps_nobody_who_needs_no_network(function:
             ]
             while not runtime._instances._shelves["outbound"].counts().misses:
                 await asyncio.sleep(0.01)
-            for _ in range(8):
-                assert await asyncio.wait_for(ends(runtime, alone), 9) == 0
-            assert not all(one.done() for one in waiting)
+            for _ in range(4):
+                assert await ends(runtime, alone) == 0
+            assert not all(one.done() for one in waiting), "they waited no longer than these"
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(r, Exception) or r == 0 for r in results)
         assert await ends(runtime, mine) == 0
