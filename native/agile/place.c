@@ -13,6 +13,7 @@
 #include "agile/place.h"
 #include "common/socket.h"
 #include "masked.h"
+#include "tmpfs.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -74,15 +75,17 @@ static int join_cgroups(const int *doors, int count)
 	return failure(unshare(CLONE_NEWCGROUP));
 }
 
-static int mount_own(const char *tmpfs)
+static int mount_own(uint64_t scratch)
 {
+	char options[TMPFS_OPTIONS_MAX];
 	int failed = mount_proc();
 	for (size_t i = 0; i < sizeof masked / sizeof *masked && !failed; i++)
 		if (!access(masked[i].path, F_OK))
 			failed = failure(mount(masked[i].directory ? "/tmp" : "/dev/null",
 					       masked[i].path, NULL, MS_BIND, NULL));
+	snprintf(options, sizeof options, TMPFS_OPTIONS, (unsigned long long)scratch);
 	return failed ? failed
-		      : failure(mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, tmpfs));
+		      : failure(mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options));
 }
 
 static int give_up_rights(void)
@@ -110,7 +113,7 @@ static void make(const struct place_zygote *zygote, const int *parts, int count,
 {
 	DO(PLACE_CGROUP, join_cgroups(parts + FIRST_DOOR, count - FIRST_DOOR));
 	DO(PLACE_NETWORK, failure(setns(parts[NETWORK], CLONE_NEWNET)));
-	DO(PLACE_MOUNT, mount_own(zygote->tmpfs));
+	DO(PLACE_MOUNT, mount_own(zygote->scratch));
 	DO(PLACE_NAME, failure(sethostname(zygote->host_name, strlen(zygote->host_name))));
 	DO(PLACE_RIGHTS, give_up_rights());
 }
@@ -183,7 +186,7 @@ int main(void)
 	ssize_t size = socket_receive(CONTROL, &zygote, sizeof zygote, 0, &spaces);
 	if (size != sizeof zygote || spaces.count != ZYGOTE_SPACES)
 		return size != 0;
-	zygote.tmpfs[sizeof zygote.tmpfs - 1] = zygote.host_name[sizeof zygote.host_name - 1] = 0;
+	zygote.host_name[sizeof zygote.host_name - 1] = 0;
 	if (setns(spaces.descriptors[ZYGOTE_PID], CLONE_NEWPID))
 		return 1;
 	pid_t pid = fork();

@@ -9,7 +9,7 @@ enum { PLACE_DOORS = 3 };
 
 /* The first message; with it come the zygote's pid, mount and user namespaces. */
 struct place_zygote {
-	char tmpfs[64]; /* mount options of /tmp */
+	uint64_t scratch; /* bytes of /tmp */
 	char host_name[64];
 };
 

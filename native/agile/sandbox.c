@@ -1,6 +1,7 @@
 #include "sandbox.h"
 #include "common/socket.h"
 #include "masked.h"
+#include "tmpfs.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -141,19 +142,19 @@ static int mount_proc(void)
 
 static void tmpfs_options(char *options, size_t size, uint64_t bytes)
 {
-	snprintf(options, size, "size=%llu,nr_inodes=65536,mode=1777", (unsigned long long)bytes);
+	snprintf(options, size, TMPFS_OPTIONS, (unsigned long long)bytes);
 }
 
 static int mount_tmpfs(void)
 {
-	char options[80];
+	char options[TMPFS_OPTIONS_MAX];
 	tmpfs_options(options, sizeof options, tmpfs_default);
 	return failure(mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options));
 }
 
 int sandbox_renew_tmpfs(uint64_t bytes)
 {
-	char options[80];
+	char options[TMPFS_OPTIONS_MAX];
 	tmpfs_options(options, sizeof options, bytes);
 	return failure(umount2("/tmp", MNT_DETACH)
 			       ? -1
@@ -162,7 +163,7 @@ int sandbox_renew_tmpfs(uint64_t bytes)
 
 static int resize_tmpfs(uint64_t bytes)
 {
-	char options[80];
+	char options[TMPFS_OPTIONS_MAX];
 	if (bytes == tmpfs_default)
 		return 0;
 	tmpfs_options(options, sizeof options, bytes);

@@ -26,7 +26,7 @@ _END_SECONDS = 1.0
 _PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 8  # Linux 6.15
 
 
-class Said(Struct, frozen=True):
+class Line(Struct, frozen=True):
     """A line from a fork: it waits, its handler returned or failed, or it is not confined."""
 
     ready: int | None = None
@@ -38,7 +38,7 @@ class Said(Struct, frozen=True):
     failed: str = "no reason given"
 
 
-_lines = msgspec.json.Decoder(Said)
+_lines = msgspec.json.Decoder(Line)
 
 
 class Fork:
@@ -91,9 +91,9 @@ class Fork:
             line = b""
         if not line:
             raise Failed(f"a fork of {self.name} ended before it was ready")
-        said = self.parsed(line)
-        if said.ready is None:
-            raise Failed(f"cannot fork {self.name}: {said.failed}")
+        answer = self.parsed(line)
+        if answer.ready is None:
+            raise Failed(f"cannot fork {self.name}: {answer.failed}")
 
     def check(self, pid: int, zygote: int) -> None:
         """Set its process, which must be confined, and share nothing. Raises Failed."""
@@ -104,8 +104,8 @@ class Fork:
         assert self.expected
         verify.check(f"a fork of {self.name}", pid, self.expected, zygote)
 
-    async def run(self, line: bytes) -> Said | int | None:
-        """Send what its handler gets, and wait for its end: what it said, or its wait status."""
+    async def run(self, line: bytes) -> Line | int | None:
+        """Send what its handler gets, and wait for its end: its answer, or its wait status."""
         self._writer.write(line)
         answer = b""
         with suppress(ValueError, ConnectionError):
@@ -117,14 +117,14 @@ class Fork:
             return await asyncio.wait_for(_exit_status(self.pidfd), _END_SECONDS)
         return None
 
-    async def ask(self, line: bytes) -> tuple[Said, list[bytes]]:
+    async def ask(self, line: bytes) -> tuple[Line, list[bytes]]:
         """Send an event; returns the answer and the output. Raises Failed."""
         if self._note >= 0:
             kept.mark_busy(self._note)
         self._writer.write(line)
         return await self.answer()
 
-    async def answer(self) -> tuple[Said, list[bytes]]:
+    async def answer(self) -> tuple[Line, list[bytes]]:
         """The answer to its event, and the output. Raises Failed."""
         texts = [asyncio.ensure_future(output.all(_OUTPUT_MOST)) for output in self.outputs]
         try:
@@ -153,7 +153,7 @@ class Fork:
             raise Failed(f"{self.name} ended without an answer{how}")
         return line
 
-    def parsed(self, line: bytes) -> Said:
+    def parsed(self, line: bytes) -> Line:
         """Parse a line from it. Raises Failed."""
         try:
             return _lines.decode(line)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from firstlight.agile.fork import Fork, Said
+from firstlight.agile.fork import Fork, Line
 from firstlight.agile.function import Ended
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class Forked:
         return await self.wait()
 
 
-def _ended(end: Said | int | None, out_of_memory: bool) -> Ended:
-    if isinstance(end, Said):
+def _ended(end: Line | int | None, out_of_memory: bool) -> Ended:
+    if isinstance(end, Line):
         exited = end.exited or ""
         status = int(exited) if re.fullmatch("[0-9]{1,3}", exited) else 1
         return Ended(status=status, out_of_memory=out_of_memory)

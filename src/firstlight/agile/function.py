@@ -73,12 +73,6 @@ class Function(Struct, frozen=True, kw_only=True):
     lifetime: float | None = None
     """Seconds after which an instance is killed."""
 
-    def identity(self) -> tuple[int, int]:
-        """The uid and gid that it was given. Raises Failed if it has none yet."""
-        if self.uid is None or self.gid is None:
-            raise Failed("the function has no user and group yet", "give uid and gid")
-        return self.uid, self.gid
-
     def check(self) -> None:
         """Raise Failed or UnknownName if a field is invalid."""
         if self.kind == "command" and (not self.command or not self.command[0]):

@@ -124,7 +124,7 @@ class Interpreter:
         self.home = home
         self.identity = _mapped(self.pid, "uid"), _mapped(self.pid, "gid")
         self.filters = verify.filters(self.pid)
-        self._placer = Placer(self.pid, tmpfs(self._function), "instance")
+        self._placer = Placer(self.pid, self._function.scratch, "instance")
         self.owner = os.open(f"/proc/{self.pid}/ns/user", os.O_RDONLY)
 
     def keep(self, instances: Instances) -> None:
@@ -314,11 +314,6 @@ async def start(function: Function, instances: Instances, groups: Cgroups) -> In
 def limits(function: Function) -> Limits:
     """Of a fork, with room for PID 1 of its sandbox, and for the zygote as it forks."""
     return Limits(function.memory, function.cpus, max(function.pids, 2) + 1)
-
-
-def tmpfs(function: Function) -> str:
-    """The mount options of its /tmp."""
-    return f"size={function.scratch},nr_inodes=65536,mode=1777"
 
 
 def _check_host() -> None:

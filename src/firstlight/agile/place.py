@@ -15,7 +15,7 @@ from firstlight.agile.network import Network
 from firstlight.agile.node import Keepsake
 from firstlight.errors import Failed
 
-_ZYGOTE = Struct("=64s64s")
+_ZYGOTE = Struct("=Q64s")
 _REPORT = Struct("=ii")
 _STEPS = ("clone", "cgroup", "network", "mount", "host name", "rights")
 _SECONDS = 10.0
@@ -81,14 +81,14 @@ class Place:
 class Placer:
     """The process that makes the places of a zygote; it ends with the zygote."""
 
-    def __init__(self, zygote: int, tmpfs: str, host_name: str) -> None:
-        """``zygote`` is its pid, ``tmpfs`` the mount options of /tmp. Raises Failed."""
+    def __init__(self, zygote: int, scratch: int, host_name: str) -> None:
+        """``zygote`` is its pid, ``scratch`` the bytes of /tmp. Raises Failed."""
         self._helper = Helper("place", lambda *_: None, lambda: None)
         spaces: list[int] = []
         try:
             for name in ("pid", "mnt", "user"):
                 spaces += [os.open(f"/proc/{zygote}/ns/{name}", os.O_RDONLY)]
-            self._helper.send(_ZYGOTE.pack(tmpfs.encode(), host_name.encode()), spaces)
+            self._helper.send(_ZYGOTE.pack(scratch, host_name.encode()), spaces)
         except OSError as error:
             self.close()
             raise Failed(f"the interpreter ended at its start: {error.strerror}") from error

@@ -149,10 +149,10 @@ class Runtime:
     ) -> Instance:
         """Start an instance, and return when it is ready.
 
-        ``streams`` are its standard input, output and error, which stay the caller's, as does
-        to see ``Function.ready`` there; without them its input is empty and its output is
-        ``Instance.stdout`` and ``.stderr``.
-        ``requested`` is when it was asked for, in ns of CLOCK_MONOTONIC. Raises Failed.
+        ``streams`` are its standard input, output and error. They stay the caller's, who then
+        waits for the line ``Function.ready`` himself. Without them its input is empty, and its
+        output is ``Instance.stdout`` and ``Instance.stderr``. ``requested`` is when it was asked
+        for, in ns of CLOCK_MONOTONIC. Raises Failed.
         """
         return await self._start(function, streams, requested or time.monotonic_ns(), 0)
 

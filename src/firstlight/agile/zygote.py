@@ -22,7 +22,7 @@ import msgspec
 from firstlight.agile import interpreter
 from firstlight.agile.cgroups import Cgroup, Cgroups
 from firstlight.agile.config import Config
-from firstlight.agile.fork import Fork, Said, made
+from firstlight.agile.fork import Fork, Line, made
 from firstlight.agile.forked import Forked
 from firstlight.agile.function import EVENTS_PORT, Function, Result
 from firstlight.agile.instances import Instances
@@ -114,7 +114,7 @@ class Zygote:
             fork, warm = await self._taken()
         try:
             async with asyncio.timeout(seconds):
-                said, texts = await fork.ask(line)
+                answer, texts = await fork.ask(line)
         except TimeoutError:
             raise Failed(f"{handler} did not answer in {seconds} s",
                          "give the function a longer timeout") from None  # fmt: skip
@@ -125,10 +125,10 @@ class Zygote:
             raise
         finally:
             self._discard(fork)
-        value = self._value(said)
+        value = self._value(answer)
         stdout, stderr = (text.decode(errors="replace") for text in texts)
         return Result(
-            value=value, requested=requested, began=said.began or 0,
+            value=value, requested=requested, began=answer.began or 0,
             finished=time.monotonic_ns(), warm=warm, stdout=stdout, stderr=stderr,
         )  # fmt: skip
 
@@ -143,20 +143,20 @@ class Zygote:
         self._task(self._works(forked.run(line, self._discard)))
         return forked
 
-    def _value(self, said: Said) -> msgspec.Raw:
+    def _value(self, answer: Line) -> msgspec.Raw:
         """The handler's result. Raises Failed."""
         handler = self.function.handler
-        if said.raised is not None:
-            raise Failed(f"{handler} raised: {said.raised.rstrip()}")
-        if said.exited is not None:
-            raise Failed(f"{handler} called sys.exit({said.exited})", "return the answer instead")
-        if said.unfit is not None:
-            raise Failed(f"{handler} returned something that is not JSON: {said.unfit}",
+        if answer.raised is not None:
+            raise Failed(f"{handler} raised: {answer.raised.rstrip()}")
+        if answer.exited is not None:
+            raise Failed(f"{handler} called sys.exit({answer.exited})", "return the answer instead")
+        if answer.unfit is not None:
+            raise Failed(f"{handler} returned something that is not JSON: {answer.unfit}",
                          "return None, booleans, finite numbers, text, lists or dicts")  # fmt: skip
-        if said.began is None:
-            raise Failed(f"{handler} failed: {said.failed}")
+        if answer.began is None:
+            raise Failed(f"{handler} failed: {answer.failed}")
         try:
-            return msgspec.Raw(msgspec.json.encode(said.result))
+            return msgspec.Raw(msgspec.json.encode(answer.result))
         except (UnicodeEncodeError, RecursionError) as error:
             raise Failed(f"{handler} returned something that is not JSON: {error}",
                          "return valid Unicode text") from None  # fmt: skip

@@ -100,8 +100,8 @@ def _answer(handler: Handler, line: bytes) -> bytes:
         answer["raised"] = _described()
     else:
         try:
-            said = json.dumps({**answer, "result": result}, allow_nan=False, ensure_ascii=False)
-            return said.encode() + b"\n"
+            text = json.dumps({**answer, "result": result}, allow_nan=False, ensure_ascii=False)
+            return text.encode() + b"\n"
         except BaseException as error:
             answer["unfit"] = _plain(f"{type(error).__name__}: {error}"[:_TEXT_MOST])
     return json.dumps(answer).encode() + b"\n"
