@@ -149,11 +149,11 @@ def test_each_failure_of_a_handler_has_its_own_words(tmp_path: Path) -> None:
         async with httpx.AsyncClient(base_url=ENDPOINT) as client:
             for kind, size in (("RequestResponse", 6 << 20), ("Event", 1 << 20)):
                 event, headers = b"1" * (size + 1), {"x-amz-invocation-type": kind}
-                answer = await client.post(url, content=event, headers=headers)
-                assert answer.status_code == 413
-                assert answer.headers["x-amzn-errortype"] == "RequestTooLargeException"
-            answer = await client.post(url, content=b"{")
-            assert answer.headers["x-amzn-errortype"] == "InvalidRequestContentException"
+                response = await client.post(url, content=event, headers=headers)
+                assert response.status_code == 413
+                assert response.headers["x-amzn-errortype"] == "RequestTooLargeException"
+            response = await client.post(url, content=b"{")
+            assert response.headers["x-amzn-errortype"] == "InvalidRequestContentException"
             assert await functions.waiting() == 0
 
     with_functions(tmp_path, main)
