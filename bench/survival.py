@@ -245,8 +245,7 @@ class Runtime:
                 time.sleep(0.02)
             else:
                 return time.monotonic() - began
-        log = (self._directory / "log").read_text()[-3000:]
-        raise AssertionError(f"no start succeeds in {RECOVERED_SECONDS} s: {error}\n{log}")
+        raise AssertionError(f"no start succeeds in {RECOVERED_SECONDS} s: {error}\n{self.log()}")
 
     def up(self) -> None:
         """Start the manager if it does not run, and wait until it serves."""
@@ -271,6 +270,10 @@ class Runtime:
         finally:
             os.close(null)
 
+    def log(self) -> str:
+        """The end of the manager's log."""
+        return (self._directory / "log").read_text()[-3000:]
+
     def abandon(self) -> None:
         """Kill what is ours, after a failure."""
         self.manager.kill()
@@ -284,7 +287,7 @@ class Runtime:
     def close(self) -> None:
         """End it in order."""
         self.manager.terminate()
-        assert self.manager.wait(60) == 0, (self._directory / "log").read_text()[-2000:]
+        assert self.manager.wait(60) == 0, self.log()
         self._log.close()
 
 
@@ -373,6 +376,7 @@ def outlive(instances: int) -> dict[str, float]:
                 ids = {client.start(hold, (waits, null, null)).id for _ in range(instances)}
                 started = time.monotonic() - began
                 os.close(waits)
+                node = pid_of(CONFIG)
                 runtime.manager.kill()
                 runtime.manager.wait()
                 began = time.monotonic()
@@ -380,7 +384,10 @@ def outlive(instances: int) -> dict[str, float]:
                 taken = time.monotonic() - began
                 with Client(CONFIG.socket) as other:
                     lost = ids - {one.id for one in other.running()}
-                    assert not lost, f"{len(lost)} of {instances} are not in ps"
+                    assert not lost, (
+                        f"{len(lost)} of {instances} are not in ps; the node was {node} and is "
+                        f"{pid_of(CONFIG)}\n{runtime.log()}"
+                    )
                 os.close(begins)  # each ends by itself now, with a status of its own
                 ends = Counter(client.wait(one).status for one in ids)
                 assert ends == {7: instances}, f"they ended so: {ends}"

@@ -78,7 +78,13 @@ async def _serve(config: Config, ready: Callable[[], None], keep: bool) -> None:
             loop.add_signal_handler(number, stop, keep and number == signal.SIGTERM)
     connections: set[_Connection] = set()
 
+    early: list[int] = []
+    opened = asyncio.Event()
+
     def rich(descriptor: int) -> None:
+        if not opened.is_set():  # it would not see yet what is taken over
+            early.append(descriptor)
+            return
         peer = socket.socket(fileno=descriptor)
         connections.add(_Connection(peer, runtime, functions, stop, connections.discard))
 
@@ -90,6 +96,9 @@ async def _serve(config: Config, ready: Callable[[], None], keep: bool) -> None:
             from firstlight.agile.http import node  # what it needs is not installed everywhere
 
             await others.enter_async_context(node.opened(config, functions, serving))
+        opened.set()
+        for descriptor in early:
+            rich(descriptor)
         try:
             _tell_systemd(b"READY=1")
             ready()

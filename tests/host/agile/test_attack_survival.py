@@ -40,7 +40,7 @@ def test_kills_at_random_leave_nothing_and_the_next_start_succeeds() -> None:
 
 
 def test_no_instance_is_lost_with_its_manager() -> None:
-    assert '"instances": 60' in survival("--instances", "60")
+    assert '"instances": 150' in survival("--instances", "150")
 
 
 def test_a_node_that_was_killed_is_replaced_although_no_client_can_ask_for_that() -> None:
