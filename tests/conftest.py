@@ -10,7 +10,9 @@ import signal
 import pytest
 from hypothesis import settings
 
-MAY_BE_MISSING = ("make cni-plugins", "make kubernetes", "needs a real Firecracker", "needs an OSv")
+MAY_BE_MISSING = (
+    "make cni-plugins", "make kubernetes", "needs a real Firecracker", "needs an OSv", "and podman",
+)  # fmt: skip
 _skipped: list[str] = []
 
 
