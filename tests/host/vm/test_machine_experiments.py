@@ -13,7 +13,7 @@ from firstlight.analysis import boot
 from firstlight.analysis.breakdown import breakdown
 from firstlight.errors import Unsupported
 from firstlight.host import cgroups
-from firstlight.lab import runner
+from firstlight.lab import runner, schedule
 from firstlight.lab.backends import accel
 from firstlight.lab.experiments import Options
 from firstlight.lab.experiments.catalogue import ALL
@@ -50,7 +50,7 @@ def measured(name: str, out: Path, *, traced: bool) -> store.Run:
 def test_machines_are_measured_whole_and_leave_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_SAMPLES_MIN", 1)
+    monkeypatch.setattr(schedule, "_SAMPLES_MIN", 1)
     run = measured(name, tmp_path, traced=True)
     assert {one.ending for one in run.samples} == {Ending.READY}, [s.error for s in run.samples]
     unusable = name == "hypervisor-builds" and not _has_kvm()  # Debian's small build has no TCG
