@@ -138,9 +138,18 @@ class Instances:
             found = self._registry.number(self._using[instance.number][0])
             if found and found.is_only:
                 self._forget_with(instance, found)
-        for held in left:
-            self._task(self._recycled(held, None))
+        self._task(self._discard_left(node, left))
         self._cgroups.remove_others(self._parts.cgroups() | await self._inherit(state.kept))
+
+    async def _discard_left(self, node: Node, left: list[Held]) -> None:
+        """End the parts of instances that ended between two managers.
+
+        An end that names a part may still be on its way: until then no other gets its index.
+        """
+        with suppress(Failed):
+            await node.synced()
+        for held in left:
+            self._parts.discard(held)
 
     @property
     def pid(self) -> int:
@@ -576,7 +585,8 @@ class Instances:
             return
         if instance and not instance.ended.done():
             instance.ended.set_result(ended)
-        if held := self._parts.get(event.network):  # else it stays with a sandbox
+        held = self._parts.get(event.network)  # None: it stays with a sandbox
+        if held and not held.left:
             self._task(self._recycled(held, found))
 
     def _cgroup_ended(self, left: int, used: int) -> None:

@@ -41,6 +41,7 @@ class Network:
     """
 
     descriptor: int
+    """-1 once it is destroyed."""
     address: IPv4Address | None
     digest: int
     quick: int = 0
@@ -235,6 +236,7 @@ class Networks:
         Its address is reused after that, when the host tracks no connection of it.
         """
         os.close(network.descriptor)
+        network.descriptor = -1  # an examination may be under way
         if network.listener:
             network.listener.close()
         if network.address is not None:

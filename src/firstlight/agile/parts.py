@@ -28,13 +28,17 @@ NOBODY = -1
 
 @dataclass(eq=False)
 class Held:
-    """One part that the node has. ``function`` is whose it is, or NOBODY."""
+    """One part that the node has.
+
+    ``function`` is whose it is, or NOBODY. ``left``: its instance ended between two managers.
+    """
 
     index: int
     made: Network | Cgroup
     reach: Reach
     shelved: bool = True
     function: int = NOBODY
+    left: bool = False
 
 
 class Shelf:
@@ -256,10 +260,13 @@ class Parts:
                 await self._networks.adopt(made)
             else:
                 made = self._cgroups.adopt(part.cgroup)
-            held = Held(part.place, made, reach, where == node_wire.SHELVED, part.function)
+            held = Held(
+                part.place, made, reach, where == node_wire.SHELVED, part.function,
+                where == node_wire.LEFT,
+            )  # fmt: skip
             self._held[part.place] = held
             self._free.remove(part.place)
-            if where == node_wire.LEFT:
+            if held.left:
                 left.append(held)
         return left
 

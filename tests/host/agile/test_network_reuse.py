@@ -232,6 +232,22 @@ def test_many_networks_read_as_new_again_and_again() -> None:
     on_network_host(main)
 
 
+def test_a_network_that_is_destroyed_while_it_rests_is_not_examined() -> None:
+    async def main(net: Networks) -> None:
+        network = await net.make("outbound")
+        helpers = Path("/proc/thread-self/children").read_text()
+        examinations = [
+            asyncio.create_task(examine(network)) for examine in (net.is_as_new, net.may_be_reused)
+        ]
+        await asyncio.sleep(0)
+        net.discard(network)
+        assert await asyncio.gather(*examinations) == [False, False]
+        net.discard(await net.make("none"))
+        assert Path("/proc/thread-self/children").read_text() == helpers  # none hung for it
+
+    on_network_host(main)
+
+
 def test_instances_without_a_network_share_no_abstract_socket() -> None:
     async def main(made: Networks) -> None:
         first, second = await made.make("none"), await made.make("none")
