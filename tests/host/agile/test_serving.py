@@ -46,6 +46,13 @@ async def called(serving: Serving, version: FunctionVersion, event: bytes = b"{}
     return await serving.invoke(version, event, request_id="r")
 
 
+def target(descriptor: Path) -> str:
+    try:
+        return str(descriptor.readlink())
+    except FileNotFoundError:  # of the listing itself
+        return ""
+
+
 def command(root: Path, script: str, **more: Any) -> FunctionVersion:
     return FunctionVersion(
         name="f", kind="command", root=str(root), command=("/bin/sh", "-c", script), **more
@@ -56,6 +63,7 @@ def test_a_command_answers_what_it_reads(busybox: Path) -> None:
     async def main(serving: Serving) -> None:
         answer = await called(serving, command(busybox, "cat; echo seen >&2"), b'{"a": 1}')
         assert (answer.payload, answer.error, answer.log_tail) == (b'{"a": 1}', None, b"seen")
+        assert not [one for one in Path("/proc/self/fd").iterdir() if "memfd:event" in target(one)]
 
     with_serving(main)
 

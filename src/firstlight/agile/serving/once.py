@@ -33,7 +33,8 @@ async def run_command(runtime: Runtime, version: FunctionVersion, event: bytes) 
     [output, errors], streams = pipes()
     log = Drain([errors])
     try:
-        os.dup2(_file(event), streams[0], inheritable=False)
+        os.close(streams[0])
+        streams[0] = _file(event)
         instance = await runtime.start(
             definition(version), (streams[0], streams[1], streams[2]), requested
         )
