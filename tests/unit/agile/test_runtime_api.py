@@ -34,10 +34,13 @@ class Transport(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.written, self.closed = b"", False
+        self.written, self.unread, self.closed = b"", 0, False
 
     def write(self, data: Any) -> None:
         self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
     def close(self) -> None:
         self.closed = True
@@ -107,6 +110,19 @@ def test_too_long_an_answer_is_refused_and_not_held() -> None:
         connection.data_received(b"x" * (PAYLOAD_MAX + 1))
         assert b"413" in transport.written
         assert (await asked).too_large
+
+    asyncio.run(main())
+
+
+def test_who_asks_on_without_reading_is_hung_up_on() -> None:
+    async def main() -> None:
+        connection, transport = connected(RuntimeApi())
+        connection.data_received(b"GET /none HTTP/1.1\r\n\r\n")
+        assert b"404" in transport.written
+        transport.unread, transport.written = 1, b""
+        connection.data_received(b"GET /none HTTP/1.1\r\n\r\n")
+        assert transport.closed
+        assert not transport.written
 
     asyncio.run(main())
 

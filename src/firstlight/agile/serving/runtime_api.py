@@ -239,7 +239,7 @@ class _Connection(asyncio.Protocol):
     # What the parser calls.
 
     def on_message_begin(self) -> None:
-        if self._busy:
+        if self._busy or self._unread():
             self.close()
         self._begin()
 
@@ -267,6 +267,10 @@ class _Connection(asyncio.Protocol):
         self._in_head, self._busy = True, True
         body = None if self._body is None else bytes(self._body)
         self._api.handle(self, self._parser.get_method(), self._path, body, self._headers)
+
+    def _unread(self) -> bool:
+        """Whether it asks on without reading: then answers would pile up here."""
+        return bool(self._transport and self._transport.get_write_buffer_size())
 
     # What the API calls.
 
