@@ -150,6 +150,8 @@ class Agent:
         except Failed as error:
             self._refuse(peer, None, error)
             peer.close()
+            if descriptor >= 0:
+                os.close(descriptor)
             return
         self._start(self._serve_slowly(peer, request, descriptor))
 
