@@ -70,6 +70,7 @@ class Instances:
         self._running: dict[int, Instance] = {}
         self.history = History()
         self._logs: Keeper | None = None
+        self._logs_lock = asyncio.Lock()
         self._deadlines: dict[int, asyncio.TimerHandle] = {}
         self._ended_last: OrderedDict[int, Instance] = OrderedDict()
         self._using: dict[int, tuple[int, int, int]] = {}
@@ -380,13 +381,17 @@ class Instances:
 
     async def keep_logs(self) -> None:
         """Have the output of instances kept that ask for it. Raises Failed."""
-        node = await self._connected()
-        if self._logs:
-            self._logs.close()
-        self._logs = await asyncio.to_thread(Keeper, self._config)
-        node.keep_log(self._logs.socket.fileno())
-        self._logs.socket.close()  # it ends with the node's
-        await node.synced()  # who asked for it starts by a socket of its own
+        async with self._logs_lock:
+            node = await self._connected()
+            if self._logs and self._logs.node == node.pid and self._logs.is_running():
+                return  # another start that needs it came first
+            if old := self._logs:
+                self._logs = None
+                await asyncio.to_thread(old.close)
+            self._logs = await asyncio.to_thread(Keeper, self._config, node.pid)
+            node.keep_log(self._logs.socket.fileno())
+            self._logs.socket.close()  # it ends with the node's
+            await node.synced()  # who asked for it starts by a socket of its own
 
     def get(self, identity: str) -> Instance | None:
         """A running instance, by its id."""

@@ -34,10 +34,11 @@ class Line(Struct, frozen=True):
 
 
 class Keeper:
-    """The process that keeps the logs of a node."""
+    """The process that keeps the logs of the node with this pid."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, node: int) -> None:
         """Start it. Raises Failed."""
+        self.node = node
         directory = config.logs_directory
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         path, sizes = str(native("firstlight-log")), (config.logs.size, config.logs.total)
@@ -59,6 +60,10 @@ class Keeper:
         finally:
             theirs.close()
         self.socket = ours
+
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return not select.select([self._pidfd], [], [], 0)[0]
 
     def close(self) -> None:
         """Wait until it has read all; its node has ended."""

@@ -150,6 +150,22 @@ def test_a_detached_instance_writes_on_while_managers_die(root: Path) -> None:
     on_host(main)
 
 
+def test_starts_that_need_logs_at_once_share_one_process(root: Path) -> None:
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            function = shell(root, "echo up; exec sleep 60")
+            instances = await asyncio.gather(*(runtime.detach(function) for _ in range(4)))
+            of_threads = Path("/proc/self/task").glob("*/children")
+            pids = " ".join(file.read_text() for file in of_threads).split()
+            names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids]
+            assert names.count("firstlight-log") == 1
+            for instance in instances:
+                await instance.stop()
+                assert await lines(runtime, instance.id) == ["up"]
+
+    on_host(main)
+
+
 def test_logs_are_bounded_each_and_all_together(root: Path, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     whole = "".join(f"{word}\n" for word in (*range(1, 5001), "last"))
