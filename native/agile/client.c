@@ -148,25 +148,6 @@ static void start(int index, const struct ask *ask, struct rights *rights)
 		answer_now(index, ask, failed, step);
 }
 
-static void attach(int index, const struct ask *ask)
-{
-	struct client *client = &node.clients[index];
-	struct function *function =
-		ask->function < FUNCTIONS ? &node.functions[ask->function] : NULL;
-	int failed = !function || !function->known ? -ENOENT
-		     : function->resident < 0      ? -ESRCH
-		     : client->first != NOBODY     ? -EBUSY
-						   : 0;
-	if (!failed)
-		failed = socket_send(function->resident, ask, sizeof *ask, &client->descriptor, 1);
-	if (failed) {
-		answer_now(index, ask, -failed, STEP_FUNCTION);
-		return;
-	}
-	descriptor_close(&client->descriptor);
-	leave(index);
-}
-
 static void run_session(int index, const struct ask *ask, struct rights *rights)
 {
 	enum step step = STEP_CLONE;
@@ -189,9 +170,6 @@ static void serve(int index, const struct ask *ask, struct rights *rights)
 		return;
 	case ASK_SIGNAL:
 		answer_now(index, ask, -instance_signal(ask->instance, ask->signal, 0), STEP_CLONE);
-		return;
-	case ASK_ATTACH:
-		attach(index, ask);
 		return;
 	default:
 		answer_now(index, ask, EPROTO, STEP_CLONE);

@@ -555,16 +555,6 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 	if (!warm)
 		node.instances[index].cgroup = cgroup;
 	struct instance *instance = &node.instances[index];
-	int resident[2] = {NOBODY, NOBODY};
-	if (function->definition.flags & DEFINITION_RESIDENT &&
-	    !socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, resident)) {
-		/* Blocking for the instance, not for us. */
-		(void)fcntl(resident[1], F_SETFL, 0);
-		descriptor_close(&rights->descriptors[0]);
-		rights->descriptors[0] = resident[1];
-		descriptor_close(&function->resident);
-		function->resident = resident[0];
-	}
 	node.last_start = monotonic();
 	instance->network = network;
 	instance->address = node.parts[network].order.address;
@@ -781,10 +771,6 @@ static void end(int index, int status, const struct rusage *usage)
 	instance->renewing = true; /* until its parts are settled */
 	instance_finish(index, status, nanoseconds(usage->ru_utime), nanoseconds(usage->ru_stime));
 	leave_parts(instance, ran);
-	if (instance->function != NOBODY && node.functions[instance->function].known &&
-	    node.functions[instance->function].resident >= 0 &&
-	    node.functions[instance->function].definition.flags & DEFINITION_RESIDENT)
-		descriptor_close(&node.functions[instance->function].resident);
 	instance->renewing = false;
 	instance_owe(index, OWES_ENDED);
 }

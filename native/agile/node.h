@@ -46,7 +46,6 @@ struct function {
 	struct definition definition;
 	int root, words; /* words: the manager's memory file */
 	bool has_hosts; /* its root has an /etc/hosts to mount over */
-	int resident; /* our end of the socket of its instance, or -1 */
 	struct queue networks; /* used by it, and clean */
 	struct queue sandboxes; /* renewed, of this version: instances */
 };

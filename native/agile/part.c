@@ -160,8 +160,6 @@ int function_set(const struct definition *definition, int tree, int words)
 		root_detach(definition->number, function->definition.version, &function->root);
 		descriptor_close(&function->words);
 	}
-	if (!function->known)
-		function->resident = NOBODY;
 	function->definition = *definition;
 	function->root = root;
 	function->words = words;
@@ -179,7 +177,6 @@ int function_forget(uint32_t number)
 	give_up(&function->networks);
 	root_detach(number, function->definition.version, &function->root);
 	descriptor_close(&function->words);
-	descriptor_close(&function->resident);
 	function->known = false;
 	return 0;
 }

@@ -12,7 +12,7 @@
 /* Of one function; those beyond it end. */
 enum { KEPT_MOST = 64 };
 
-static const uint32_t alone = DEFINITION_RESIDENT | DEFINITION_ZYGOTE | DEFINITION_USER_NAMESPACE;
+static const uint32_t alone = DEFINITION_ZYGOTE | DEFINITION_USER_NAMESPACE;
 
 bool reuse_wanted(const struct function *function)
 {

@@ -54,8 +54,8 @@ enum step {
 
 /* A client's request. START comes with standard input, output and error, and with WORDS a memory
  * file of struct words; EXEC with the same four, where the words are all that the program gets, its
- * directory as well; ATTACH with nothing: the connection itself goes to the function. */
-enum ask_verb { ASK_PING = 1, ASK_START = 2, ASK_SIGNAL = 3, ASK_ATTACH = 4, ASK_EXEC = 5 };
+ * directory as well. */
+enum ask_verb { ASK_PING = 1, ASK_START = 2, ASK_SIGNAL = 3, ASK_EXEC = 5 };
 enum ask_flag {
 	ASK_DETACHED = 1,
 	ASK_WORDS = 2,
@@ -97,7 +97,6 @@ struct words {
 };
 
 enum definition_flag {
-	DEFINITION_RESIDENT = 1, /* descriptor 0 is the node's socket, for ATTACH */
 	DEFINITION_ZYGOTE = 2, /* stays root of its user namespace, to enter sandboxes of it */
 	DEFINITION_USER_NAMESPACE = 4,
 	DEFINITION_REFUSES = 8, /* rather than wait for parts */

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 RIGHTS_MAX = 8
-"""Descriptors that one message holds: as many as native/agile/socket.h allows."""
+"""Descriptors that one message holds: as many as native/common/socket.h allows."""
 _MESSAGE_MAX = 65536
 _SPACE = socket.CMSG_SPACE(4 * RIGHTS_MAX)
 

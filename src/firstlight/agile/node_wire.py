@@ -53,7 +53,6 @@ class Asked(IntEnum):
     PING = 1
     START = 2
     SIGNAL = 3
-    ATTACH = 4
     EXEC = 5
 
 
@@ -69,7 +68,6 @@ class Answered(IntEnum):
 class Flag(IntFlag):
     """How a function's instances are made."""
 
-    RESIDENT = 1
     ZYGOTE = 2
     USER_NAMESPACE = 4
     REFUSES = 8
