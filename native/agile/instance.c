@@ -636,7 +636,7 @@ void instance_runs(int index)
 
 /* A sandbox is ready or tells of its instance, or a start's control socket has ended: by its exec, or
  * with the child. True if more may be unread. */
-bool instance_heard(int index)
+bool instance_read(int index)
 {
 	struct instance *instance = &node.instances[index];
 	struct rights rights RIGHTS_SCOPE = {0};
@@ -782,7 +782,7 @@ void instances_reap(void)
 	pid_t pid;
 	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
 		/* Its exec, or what it said last, may be unread. */
-		while (*hashed(pid) != NOBODY && instance_heard(*hashed(pid)))
+		while (*hashed(pid) != NOBODY && instance_read(*hashed(pid)))
 			;
 		int index = instance_unhash(pid);
 		if (index != NOBODY)

@@ -308,14 +308,14 @@ static void set_open_files(void)
 
 static void serve(void)
 {
-	bool told = true;
-	while (told || writes()) {
+	bool is_fed = true;
+	while (is_fed || writes()) {
 		struct epoll_event ready[READY_MAX];
-		int found = epoll_wait(epoll, ready, READY_MAX, -1);
-		for (int i = 0; i < found; i++) {
+		int count_ready = epoll_wait(epoll, ready, READY_MAX, -1);
+		for (int i = 0; i < count_ready; i++) {
 			uint64_t word = ready[i].data.u64;
 			if (word == UINT64_MAX && !receive()) {
-				told = false;
+				is_fed = false;
 				epoll_ctl(epoll, EPOLL_CTL_DEL, CONTROL, NULL);
 			} else if (word != UINT64_MAX) {
 				read_one(word >> 1, (int)(word & 1));

@@ -150,7 +150,7 @@ static void handle(const struct epoll_event *event)
 		client_ready(index, event->events);
 		return;
 	case ON_INSTANCE:
-		instance_heard(index);
+		instance_read(index);
 		return;
 	}
 }

@@ -178,7 +178,7 @@ void hosts_remove(int index);
 void instances_open(int limit);
 /* 0 if it was started, -EAGAIN if it has to wait for parts, or the error and step of a refusal. */
 int instance_try(const struct ask *ask, struct rights *rights, int client, enum step *step);
-bool instance_heard(int index);
+bool instance_read(int index);
 void instances_reap(void);
 int instance_signal(uint64_t id, int number, uint16_t flags);
 int instance_reserve(void);

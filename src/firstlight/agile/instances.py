@@ -109,7 +109,7 @@ class Instances:
             if self._node and not self._node.is_open():
                 await asyncio.shield(self._node.gone)
             if self._node is None:
-                node = Node(self._config, self._told, self._rich, self._lost)
+                node = Node(self._config, self._on_event, self._rich, self._lost)
                 with _opened(self._cgroups.tops) as tops:
                     state = await node.open(tops, self._cgroups.unified, self._stay)
                 self._node = self._parts.node = node
@@ -136,9 +136,9 @@ class Instances:
                 await self._networks.adopt(held.made, instance.function.ports)
             if instance.function.serves != "nothing":
                 instance.kill()  # nobody leads requests to it any more
-            found = self._registry.number(self._using[instance.number][0])
-            if found and found.is_only:
-                self._forget_with(instance, found)
+            entry = self._registry.number(self._using[instance.number][0])
+            if entry and entry.is_only:
+                self._forget_with(instance, entry)
         self._task(self._discard_left(node, left))
         self._cgroups.remove_others(self._parts.cgroups() | await self._inherit(state.kept))
 
@@ -244,12 +244,12 @@ class Instances:
     ) -> Instance:  # fmt: skip
         """Start an instance. Without streams its output is the instance's to read."""
         with self._gate:
-            found = await self.registered(function, fresh=False)
+            entry = await self.registered(function, fresh=False)
             outputs, theirs = ([], list(streams)) if streams else pipes()
             try:
                 if function.serves == "events":
-                    await self._give_listening(found)
-                answer = await self._asked(found, theirs, function.env, requested, flags)
+                    await self._give_listening(entry)
+                answer = await self._request(entry, theirs, function.env, requested, flags)
             except BaseException:
                 for output in outputs:
                     output.close()
@@ -258,40 +258,40 @@ class Instances:
                 if not streams:
                     for descriptor in theirs:
                         os.close(descriptor)
-        instance = self._instance(answer, found)
+        instance = self._instance(answer, entry)
         if outputs:
             instance.stdout, instance.stderr = outputs
         return instance
 
-    async def _give_listening(self, found: Registered) -> None:
+    async def _give_listening(self, entry: Registered) -> None:
         """Give the function a network for its next instance. Raises Failed.
 
         The node gives an instance any of its function's, and a start that it refuses leaves one.
         """
-        if self._unused[found.number]:
-            self._unused[found.number] -= 1
+        if self._unused[entry.number]:
+            self._unused[entry.number] -= 1
             return
-        network, _ = await self._listening[found.function.network].take()
-        self._parts.give(network, found.function.network, found.number)
+        network, _ = await self._listening[entry.function.network].take()
+        self._parts.give(network, entry.function.network, entry.number)
 
-    async def _asked(
-        self, found: Registered, streams: list[int], env: dict[str, str], requested: int,
+    async def _request(
+        self, entry: Registered, streams: list[int], env: dict[str, str], requested: int,
         flags: int = 0,
     ) -> Answer:  # fmt: skip
         starter = self._connection()
-        answer = await starter.start(found.number, found.version, streams, env, requested, flags)
+        answer = await starter.start(entry.number, entry.version, streams, env, requested, flags)
         if answer.error == errno.ENOTCONN and answer.step == Step.STREAMS:
             await self.keep_logs()
             answer = await starter.start(
-                found.number, found.version, streams, env, requested, flags
+                entry.number, entry.version, streams, env, requested, flags
             )
         if answer.verb != Answered.REFUSED:
             return answer
-        if found.function.serves == "events":
-            self._unused[found.number] += 1
+        if entry.function.serves == "events":
+            self._unused[entry.number] += 1
         if answer.error == errno.EIO and answer.step in (Step.NETWORK, Step.CGROUP):
-            raise self.explained(found.function)
-        raise refused(answer, found.function)
+            raise self.explained(entry.function)
+        raise refused(answer, entry.function)
 
     def _connection(self) -> Starter:
         if self._starter is None:
@@ -318,47 +318,47 @@ class Instances:
         zygote outlives this process, others do not.
         """
         node = await self._connected()
-        found = self._registry.only(function)
+        entry = self._registry.only(function)
         process = process or function
         try:
-            words = node_wire.words(process.command, {}, process.directory, note(found))
+            words = node_wire.words(process.command, {}, process.directory, note(entry))
             try:
-                uid = self._config.identities.first + found.number
-                described = definition(found, process, profile, flags, uid)
+                uid = self._config.identities.first + entry.number
+                described = definition(entry, process, profile, flags, uid)
                 await node.register(described, tree, words)
             finally:
                 os.close(words)
-            answer = await self._asked(
-                found,
+            answer = await self._request(
+                entry,
                 list(streams),
                 process.env,
                 time.monotonic_ns(),
                 node_wire.DETACHED if flags & Flag.ZYGOTE else 0,
             )
         except BaseException:
-            await self._forget_only(found)
+            await self._forget_only(entry)
             raise
-        instance = self._instance(answer, found)
-        self._forget_with(instance, found)
+        instance = self._instance(answer, entry)
+        self._forget_with(instance, entry)
         return instance
 
     def keep(self, descriptors: list[int]) -> Keepsake | None:
         """Have the node keep descriptors for the next manager; see ``Node.keep``."""
         return self._node.keep(descriptors) if self._node else None
 
-    def _forget_with(self, instance: Instance, found: Registered) -> None:
-        instance.ended.add_done_callback(lambda _: self._task(self._forget_only(found)))
+    def _forget_with(self, instance: Instance, entry: Registered) -> None:
+        instance.ended.add_done_callback(lambda _: self._task(self._forget_only(entry)))
 
-    async def _forget_only(self, found: Registered) -> None:
-        self._registry.leave(found)
-        await self._forget(found)
-        self._registry.free(found)
+    async def _forget_only(self, entry: Registered) -> None:
+        self._registry.leave(entry)
+        await self._forget(entry)
+        self._registry.free(entry)
 
-    def _instance(self, answer: Answer, found: Registered) -> Instance:
+    def _instance(self, answer: Answer, entry: Registered) -> Instance:
         """The instance of an answer. Its events may have come before, that of its end too."""
         instance = self._running.get(answer.instance) or self._ended_last.get(answer.instance)
         instance = instance or self._new(
-            answer.instance, found.function, answer.pid, answer.address, answer.flags
+            answer.instance, entry.function, answer.pid, answer.address, answer.flags
         )
         instance.stamps = answer.stamps
         return instance
@@ -366,7 +366,7 @@ class Instances:
     def explained(self, function: Function) -> Failed:
         """Why a part of the function's starts could not be made."""
         shelves = (self._shelves[function.network], self._cgroup_shelf)
-        failures = [one.error for one in shelves if one.error]
+        failures = [shelf.error for shelf in shelves if shelf.error]
         return failures[0] if failures else Failed("a network or a cgroup could not be made",
                                                    "see the runtime's log")  # fmt: skip
 
@@ -377,7 +377,7 @@ class Instances:
 
     def running(self) -> list[Listed]:
         """The running instances, in the order of their ids."""
-        return [listed(one) for _, one in sorted(self._running.items())]
+        return [listed(instance) for _, instance in sorted(self._running.items())]
 
     async def keep_logs(self) -> None:
         """Have the output of instances kept that ask for it. Raises Failed."""
@@ -399,7 +399,7 @@ class Instances:
 
     def of_kind(self, kind: Kind) -> list[Instance]:
         """The running instances of functions of this kind."""
-        return [one for one in self._running.values() if one.function.kind == kind]
+        return [i for i in self._running.values() if i.function.kind == kind]
 
     async def publish(self, instance: Instance) -> None:
         """Lead the function's ports to an instance. Raises Failed."""
@@ -416,15 +416,15 @@ class Instances:
             hits=self._sandbox_hits, misses=self._sandbox_misses, made=made, returned=0, failed=0,
             fill_rate=made / seconds if seconds else 0.0, fill_seconds=seconds,
         )  # fmt: skip
-        shelves = [one.counts() for one in (*self._shelves.values(), self._cgroup_shelf)]
-        used = [one for one in shelves if one.made or one.misses or one.ready]
+        shelves = [shelf.counts() for shelf in (*self._shelves.values(), self._cgroup_shelf)]
+        used = [c for c in shelves if c.made or c.misses or c.ready]
         listening = [pool.counts() for pool in self._listening.values()]
-        used += [one for one in listening if one.made or one.misses or one.ready]
+        used += [c for c in listening if c.made or c.misses or c.ready]
         seen = self._waiting.high or self._sandbox_misses
         return [*([sandboxes] if seen else []), *used]
 
-    async def _register(self, found: Registered) -> None:
-        function = found.function
+    async def _register(self, entry: Registered) -> None:
+        function = entry.function
         flags = Flag.USER_NAMESPACE if function.user_namespace else Flag(0)
         flags |= Flag.TERMINALS if function.terminals else Flag(0)
         if "refuse" in (self._config.pools.network.dry, self._config.pools.cgroup.dry):
@@ -433,16 +433,16 @@ class Instances:
         if identities.each == "instance" and function.uid is None:
             flags |= Flag.OWN_IDENTITY
         uid = identities.first_of_instances if flags & Flag.OWN_IDENTITY else (
-            identities.first + found.number
+            identities.first + entry.number
         )  # fmt: skip
         env = await asyncio.to_thread(environment.defaults, function, function.uid or uid)
-        words = node_wire.words(function.command, env, function.directory, note(found))
+        words = node_wire.words(function.command, env, function.directory, note(entry))
         try:
             tree = await asyncio.to_thread(self.root, function, function.uid or uid)
             try:
                 node = await self._connected()
                 await self._resolve(node)
-                await node.register(definition(found, function, 0, flags, uid), tree, words)
+                await node.register(definition(entry, function, 0, flags, uid), tree, words)
             finally:
                 os.close(tree)
         finally:
@@ -451,8 +451,8 @@ class Instances:
     async def _resolve(self, node: Node) -> None:
         """Functions that are registered from now on have the resolvers of now."""
         network, gateway = self._config.network, self._networks.gateway
-        found, text = await asyncio.to_thread(resolvers.read, network, gateway)
-        await self._networks.resolve_by(found)
+        addresses, text = await asyncio.to_thread(resolvers.read, network, gateway)
+        await self._networks.resolve_by(addresses)
         node.resolve_by(text)
 
     def root(self, function: Function, uid: int = -1) -> int:
@@ -466,12 +466,12 @@ class Instances:
             raise
         return tree
 
-    async def _forget(self, found: Registered) -> None:
+    async def _forget(self, entry: Registered) -> None:
         if self._node:
             with suppress(Failed):
-                await self._node.forget(found.number)
-        self._parts.forgotten(found.number)
-        del self._unused[found.number]
+                await self._node.forget(entry.number)
+        self._parts.forgotten(entry.number)
+        del self._unused[entry.number]
 
     async def _keep(self) -> None:
         """Forget what is idle; see what has changed."""
@@ -485,7 +485,7 @@ class Instances:
         if self._node:
             self._node.refuse(kind, reach)
 
-    def _told(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         match event.verb:
             case Told.STARTED:
                 self._started(event)
@@ -528,11 +528,11 @@ class Instances:
         self._gate.seen()
         self._using[event.id] = (event.function, event.network, event.cgroup)
         self._use(event)
-        found = self._registry.number(event.function)
-        if found:
-            found.running += 1
-            found.used = time.monotonic()
-        function = found.function if found else Function(rootfs="?", command=("?",))
+        entry = self._registry.number(event.function)
+        if entry:
+            entry.running += 1
+            entry.used = time.monotonic()
+        function = entry.function if entry else Function(rootfs="?", command=("?",))
         for observe in self.observers:
             observe(bool(event.flags & node_wire.WARM), event.running - event.requested)
         if event.flags & node_wire.WARM:
@@ -568,9 +568,9 @@ class Instances:
         number, _, cgroup = self._using.pop(event.id, (event.function, event.network, event.cgroup))
         if event.verb == Told.FAILED:
             self._use(event)
-        found = self._registry.number(number)
-        if found and event.verb == Told.ENDED:
-            found.running -= 1
+        entry = self._registry.number(number)
+        if entry and event.verb == Told.ENDED:
+            entry.running -= 1
         self._cgroup_ended(event.cgroup, cgroup)
         instance = self._running.pop(event.id, None)
         if instance:
@@ -592,7 +592,7 @@ class Instances:
             instance.ended.set_result(ended)
         held = self._parts.get(event.network)  # None: it stays with a sandbox
         if held and not held.left:
-            self._task(self._recycled(held, found))
+            self._task(self._recycled(held, entry))
 
     def _cgroup_ended(self, left: int, used: int) -> None:
         """One that the node gave up is removed; one that it did not is on its shelf again."""
@@ -604,17 +604,17 @@ class Instances:
             self._cgroup_shelf.added()
             self._cgroup_shelf.returned += 1
 
-    async def _recycled(self, held: Held, found: Registered | None) -> None:
+    async def _recycled(self, held: Held, entry: Registered | None) -> None:
         """A used network serves its function again if it is proven clean; else it ends."""
         if not isinstance(held.made, Network):
             self._parts.discard(held)
             return
         again = (
-            found is not None and not self._closing and not found.function.ports
-            and found.function.reuse != "none" and await self._networks.may_be_reused(held.made)
+            entry is not None and not self._closing and not entry.function.ports
+            and entry.function.reuse != "none" and await self._networks.may_be_reused(held.made)
         )  # fmt: skip
-        if again and found and self._registry.number(found.number) is found:
-            self._parts.give_back(held, found.number)
+        if again and entry and self._registry.number(entry.number) is entry:
+            self._parts.give_back(held, entry.number)
             self._shelves[held.reach].returned += 1
         else:
             self._parts.discard(held)

@@ -52,18 +52,19 @@ class Keepsake:
 
 
 class Node:
-    """One node. ``told`` gets its events, ``rich`` connections, ``lost`` its end."""
+    """One node. ``on_event`` gets its events, ``on_client`` connections, ``on_lost`` its end."""
 
     def __init__(
         self,
         config: Config,
-        told: Callable[[Event], None],
-        rich: Callable[[int], None],
-        lost: Callable[[], None],
+        on_event: Callable[[Event], None],
+        on_client: Callable[[int], None],
+        on_lost: Callable[[], None],
     ) -> None:
-        self._config, self._told, self._rich, self._lost = config, told, rich, lost
+        self._config = config
+        self._on_event, self._on_client, self._on_lost = on_event, on_client, on_lost
         self._loop = asyncio.get_running_loop()
-        self._asked: dict[int, asyncio.Future[None]] = {}
+        self._pending: dict[int, asyncio.Future[None]] = {}
         self._serial = 0
         self._link: Link | None = None
         self._unused = list(range(node_wire.KEPT - 1, -1, -1))
@@ -104,7 +105,7 @@ class Node:
         """Tell the events from the start on."""
         held, self._held = self._held or [], None
         for event in held:
-            self._told(event)
+            self._on_event(event)
 
     def load(self, number: int, program: bytes) -> None:
         """Give it a compiled seccomp profile."""
@@ -186,10 +187,10 @@ class Node:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
-        for future in self._asked.values():
+        for future in self._pending.values():
             if not future.done():
                 future.set_exception(Failed("the node has ended", "try again"))
-        self._asked.clear()
+        self._pending.clear()
 
     def is_open(self) -> bool:
         """Whether it has not ended, as far as is known."""
@@ -201,14 +202,14 @@ class Node:
     ) -> None:  # fmt: skip
         self._serial += 1
         serial, future = self._serial, self._loop.create_future()
-        self._asked[serial] = future
+        self._pending[serial] = future
         self._send(node_wire.order(verb, body, flags, serial, count), descriptors)
         try:
             await asyncio.wait_for(asyncio.shield(future), _ANSWER_SECONDS)
         except TimeoutError:
             raise Failed(f"the node does not answer in {_ANSWER_SECONDS:.0f} s") from None
         finally:
-            self._asked.pop(serial, None)
+            self._pending.pop(serial, None)
             future.cancel()
 
     def _send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
@@ -225,7 +226,7 @@ class Node:
         """The node has ended, and all that it had before it."""
         self._loop.remove_reader(pidfd)
         os.close(pidfd)
-        self._lost()
+        self._on_lost()
         if not self.gone.done():
             self.gone.set_result(None)
 
@@ -257,7 +258,7 @@ class Node:
         if event.verb == Told.WAITING:
             self.waiting, self.made, self.fill_seconds = event.status, event.id, event.user / 1e9
         if self._held is None:
-            self._told(event)
+            self._on_event(event)
         else:
             self._held.append(event)
 
@@ -265,10 +266,10 @@ class Node:
         if descriptor < 0:
             _log.warning("a client is hung up on: no descriptor is left for it")
         else:
-            self._rich(descriptor)
+            self._on_client(descriptor)
 
     def _done(self, event: Event) -> None:
-        future = self._asked.pop(event.id, None)
+        future = self._pending.pop(event.id, None)
         if future is None or future.done():
             return
         if event.error:

@@ -128,7 +128,7 @@ class Shelf:
                 results = await asyncio.gather(
                     *(self._put() for _ in range(many)), return_exceptions=True
                 )
-                failures = [one for one in results if isinstance(one, BaseException)]
+                failures = [r for r in results if isinstance(r, BaseException)]
                 self.made += many - len(failures)
                 for _ in range(many - len(failures)):
                     self.added()

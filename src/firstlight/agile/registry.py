@@ -68,21 +68,21 @@ class Registry:
         Not ``fresh``, a look at its files of the last half second is good enough.
         """
         key = _key(function)
-        found = self._by_key.get(key)
-        if found is None:
-            found = await self._new(key, function)
-        found.used = time.monotonic()
-        async with found.lock:
-            if self._by_key.get(key) is not found:
+        entry = self._by_key.get(key)
+        if entry is None:
+            entry = await self._new(key, function)
+        entry.used = time.monotonic()
+        async with entry.lock:
+            if self._by_key.get(key) is not entry:
                 raise Failed("the function was forgotten meanwhile", "try again")
-            if fresh or found.used - found.checked > self._config.functions.look_seconds:
+            if fresh or entry.used - entry.checked > self._config.functions.look_seconds:
                 try:
-                    await self._check(found)
+                    await self._check(entry)
                 except BaseException:
-                    if not found.version:
-                        self._drop(found)
+                    if not entry.version:
+                        self._drop(entry)
                     raise
-        return found
+        return entry
 
     def number(self, number: int) -> Registered | None:
         """The function of that number."""
@@ -93,107 +93,107 @@ class Registry:
         if not self._free:
             raise Failed("no more functions can be registered", "stop some instances")
         self._serial += 1
-        found = Registered(function, self._free.popleft(), self._serial)
-        self._by_number[found.number] = found
-        found.checked = _NEVER
-        return found
+        entry = Registered(function, self._free.popleft(), self._serial)
+        self._by_number[entry.number] = entry
+        entry.checked = _NEVER
+        return entry
 
-    def leave(self, found: Registered) -> None:
+    def leave(self, entry: Registered) -> None:
         """One of those is not known any more; its number is still in use."""
-        self._by_number.pop(found.number, None)
+        self._by_number.pop(entry.number, None)
 
-    def free(self, found: Registered) -> None:
+    def free(self, entry: Registered) -> None:
         """Its number is not in use any more."""
-        if found.number not in self._free:
-            self._free.append(found.number)
+        if entry.number not in self._free:
+            self._free.append(entry.number)
 
     def adopt(self, definition: node_wire.Definition, note: bytes) -> None:
         """One that the node has from the manager before; those that start once have no digest."""
         function, digest = coding.decode(note, _noted)
-        found = Registered(function, definition.number, definition.version, digest)
-        self._by_number[found.number] = found
+        entry = Registered(function, definition.number, definition.version, digest)
+        self._by_number[entry.number] = entry
         if digest:
-            self._by_key[_key(function)] = found
+            self._by_key[_key(function)] = entry
         else:
-            found.checked = _NEVER
-        self._free.remove(found.number)
-        self._serial = max(self._serial, found.version)
+            entry.checked = _NEVER
+        self._free.remove(entry.number)
+        self._serial = max(self._serial, entry.version)
 
     def clear(self) -> None:
         """The node is gone: each is registered anew when it is asked for."""
-        for found in list(self._by_number.values()):
-            found.version, found.running = 0, 0
-            self._drop(found)
+        for entry in list(self._by_number.values()):
+            entry.version, entry.running = 0, 0
+            self._drop(entry)
 
     async def forget_idle(self) -> None:
         """Forget what nobody has used for long."""
         oldest = time.monotonic() - self._config.functions.idle_seconds
-        for found in [one for one in self._by_number.values() if one.used < oldest]:
-            await self._forget_one(found)
+        for entry in [e for e in self._by_number.values() if e.used < oldest]:
+            await self._forget_one(entry)
 
     async def look(self) -> None:
         """See to all that was started lately: are its files as they were?"""
-        for found in list(self._by_number.values()):
-            async with found.lock:
-                once = found.is_only
-                if self._by_number.get(found.number) is found and found.version and not once:
-                    await self._check(found)
+        for entry in list(self._by_number.values()):
+            async with entry.lock:
+                once = entry.is_only
+                if self._by_number.get(entry.number) is entry and entry.version and not once:
+                    await self._check(entry)
 
     async def _new(self, key: bytes, function: Function) -> Registered:
         function.check()
         if len(self._by_number) >= self._config.functions.most:
-            unused = [one for one in self._by_number.values() if not one.running]
+            unused = [e for e in self._by_number.values() if not e.running]
             if not unused:
                 raise Failed(f"{len(self._by_number)} functions are registered and running",
                              "stop some, or configure more functions")  # fmt: skip
-            await self._forget_one(min(unused, key=lambda one: one.used))
+            await self._forget_one(min(unused, key=lambda e: e.used))
             if key in self._by_key:
                 return self._by_key[key]
         bare = msgspec.structs.replace(function, env={})
-        found = Registered(bare, self._free.popleft())
-        self._by_key[key] = self._by_number[found.number] = found
-        return found
+        entry = Registered(bare, self._free.popleft())
+        self._by_key[key] = self._by_number[entry.number] = entry
+        return entry
 
-    async def _check(self, found: Registered) -> None:
-        digest = await asyncio.to_thread(files_of, found.function)
-        if digest != found.digest or not found.version:
-            before = found.version, found.digest
+    async def _check(self, entry: Registered) -> None:
+        digest = await asyncio.to_thread(files_of, entry.function)
+        if digest != entry.digest or not entry.version:
+            before = entry.version, entry.digest
             self._serial += 1
-            found.version, found.digest = self._serial, digest
+            entry.version, entry.digest = self._serial, digest
             try:
-                await self._register(found)
+                await self._register(entry)
             except BaseException:
-                found.version, found.digest = before
+                entry.version, entry.digest = before
                 raise
-        found.checked = time.monotonic()
+        entry.checked = time.monotonic()
 
-    async def _forget_one(self, found: Registered) -> None:
-        if found.running or found.lock.locked():
+    async def _forget_one(self, entry: Registered) -> None:
+        if entry.running or entry.lock.locked():
             return
-        async with found.lock:
-            if self._by_number.get(found.number) is found:
-                self._drop(found)
-                await self._forget(found)
-                self._free.append(found.number)
+        async with entry.lock:
+            if self._by_number.get(entry.number) is entry:
+                self._drop(entry)
+                await self._forget(entry)
+                self._free.append(entry.number)
 
-    def _drop(self, found: Registered) -> None:
-        self._by_number.pop(found.number, None)
-        self._by_key = {key: one for key, one in self._by_key.items() if one is not found}
-        if not found.version:
-            self._free.append(found.number)
+    def _drop(self, entry: Registered) -> None:
+        self._by_number.pop(entry.number, None)
+        self._by_key = {key: e for key, e in self._by_key.items() if e is not entry}
+        if not entry.version:
+            self._free.append(entry.number)
 
 
-def note(found: Registered) -> bytes:
+def note(entry: Registered) -> bytes:
     """What the next manager has to know of a function."""
-    return coding.encode((found.function, found.digest))
+    return coding.encode((entry.function, entry.digest))
 
 
 def definition(
-    found: Registered, function: Function, profile: int, flags: node_wire.Flag, uid: int
+    entry: Registered, function: Function, profile: int, flags: node_wire.Flag, uid: int
 ) -> bytes:
     """A function as the node knows it."""
     return node_wire.DEFINITION.pack(
-        found.number, found.version, flags, profile, node_wire.REACHES.index(function.network),
+        entry.number, entry.version, flags, profile, node_wire.REACHES.index(function.network),
         node_wire.REUSES.index(function.reuse), function.uid or uid, function.gid or uid,
         function.files, function.scratch, function.memory, quota(function.cpus), function.pids,
         HOST_NAME.encode(),
@@ -203,11 +203,11 @@ def definition(
 def files_of(function: Function) -> str:
     """What tells one state of a function's files from another. It may wait for a disk."""
     root = Path(os.path.realpath(function.rootfs))
-    found: list[object] = [str(root), _look(root), _look(resolvers.HOST)]
+    state: list[object] = [str(root), _look(root), _look(resolvers.HOST)]
     if function.command:
         path = roots.find(root, function.command[0], function.directory)
-        found.append(_look(path) if path else ())
-    return hashlib.sha256(repr(found).encode()).hexdigest()
+        state.append(_look(path) if path else ())
+    return hashlib.sha256(repr(state).encode()).hexdigest()
 
 
 def _look(path: Path) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ class Starter:
 
     def __init__(self, path: Path) -> None:
         self._loop = asyncio.get_running_loop()
-        self._asked: dict[int, asyncio.Future[Answer]] = {}
+        self._pending: dict[int, asyncio.Future[Answer]] = {}
         self._sessions: dict[int, Callable[[Answer], None]] = {}
         self._serial = 0
         self._room = asyncio.Event()
@@ -66,12 +66,12 @@ class Starter:
 
     async def _answer(self, serial: int, message: bytes, descriptors: list[int]) -> Answer:
         future: asyncio.Future[Answer] = self._loop.create_future()
-        self._asked[serial] = future
+        self._pending[serial] = future
         try:
             await self._send(message, descriptors)
             return await future
         finally:
-            self._asked.pop(serial, None)
+            self._pending.pop(serial, None)
 
     async def _send(self, message: bytes, descriptors: list[int]) -> None:
         while True:
@@ -105,9 +105,9 @@ class Starter:
                 self.close()
                 return
             answer = node_wire.answer(message)
-            if answer.verb == Answered.ENDED and (told := self._sessions.pop(answer.tag, None)):
-                told(answer)
-            future = self._asked.get(answer.tag)
+            if answer.verb == Answered.ENDED and (on_end := self._sessions.pop(answer.tag, None)):
+                on_end(answer)
+            future = self._pending.get(answer.tag)
             if answer.verb != Answered.ENDED and future and not future.done():
                 future.set_result(answer)
 
@@ -117,7 +117,7 @@ class Starter:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
             self._socket.close()
-        for future in self._asked.values():
+        for future in self._pending.values():
             if not future.done():
                 future.set_exception(Failed("the node is gone", "try again"))
         self._room.set()
