@@ -217,9 +217,13 @@ def test_a_command_has_input_words_and_outputs(made: Make) -> None:
         assert result.stdout.split("\0")[1:] == ["two", "drei €", "A=b=c", "LD_PRELOAD=x", ""]
         running = [Path(f"/proc/{one.pid}/cmdline").read_bytes() for one in runtime.running()]
         assert not any(b"b=c" in line for line in running)  # which other users may read
-        for more in ({"command": ("\udcff",)}, {"env": {"A": "\udcff"}}, {"env": {"A\0": "b"}}):
+        for more, wrong in (
+            ({"command": ("\udcff",)}, "not UTF-8"),
+            ({"env": {"A": "\udcff"}}, "not UTF-8"),
+            ({"env": {"A\0": "b"}}, "NUL"),
+        ):
             failed = await failure(runtime, made(WORDS, "_start", **more), None)
-            assert "not UTF-8" in failed.message
+            assert wrong in failed.message
         talk = await runtime.invoke(made(TALK, "talk"), [500])
         assert 0 < len(talk.stdout) <= 48 * 1024
 

@@ -110,7 +110,9 @@ def test_each_failure_has_an_error_of_its_own_and_the_next_is_served(root: Path)
             began = time.monotonic()
             with pytest.raises(Failed, match=f"(?s){said}"):
                 await runtime.invoke(bad, event)
-            assert time.monotonic() - began < 25, name
+            assert time.monotonic() - began < 60, (
+                name
+            )  # and not the minute that nothing is heard in
         assert value(await runtime.invoke(function("echo", "answers"), 1)) == 1
 
     with_handlers(root, main)
