@@ -350,6 +350,8 @@ class Instances:
         instance.ended.add_done_callback(lambda _: self._task(self._forget_only(entry)))
 
     async def _forget_only(self, entry: Registered) -> None:
+        if not entry.version:
+            return  # it ended with its node, and its number may be another's
         self._registry.leave(entry)
         await self._forget(entry)
         self._registry.free(entry)

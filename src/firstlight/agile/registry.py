@@ -82,6 +82,8 @@ class Registry:
                     if not entry.version:
                         self._drop(entry)
                     raise
+                if self._by_key.get(key) is not entry:
+                    raise Failed("the node ended meanwhile", "try again")
         return entry
 
     def number(self, number: int) -> Registered | None:
@@ -100,7 +102,8 @@ class Registry:
 
     def leave(self, entry: Registered) -> None:
         """One of those is not known any more; its number is still in use."""
-        self._by_number.pop(entry.number, None)
+        if self._by_number.get(entry.number) is entry:
+            del self._by_number[entry.number]
 
     def free(self, entry: Registered) -> None:
         """Its number is not in use any more."""
@@ -177,7 +180,9 @@ class Registry:
                 self._free.append(entry.number)
 
     def _drop(self, entry: Registered) -> None:
-        self._by_number.pop(entry.number, None)
+        if self._by_number.get(entry.number) is not entry:
+            return  # dropped before: its number may be another's
+        del self._by_number[entry.number]
         self._by_key = {key: e for key, e in self._by_key.items() if e is not entry}
         if not entry.version:
             self._free.append(entry.number)

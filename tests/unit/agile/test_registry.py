@@ -1,0 +1,42 @@
+"""The numbers of functions: no two that are registered have the same."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from firstlight.agile.config import Config
+from firstlight.agile.function import Function
+from firstlight.agile.registry import Registered, Registry
+from firstlight.errors import Failed
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_number_is_freed_once_if_the_node_ends_during_a_registration(
+    tmp_path: Path, fails: bool
+) -> None:
+    async def register(entry: Registered) -> None:
+        if entry.function.command == ("first",):
+            registry.clear()
+            if fails:
+                raise Failed("the node has ended")
+
+    async def forget(entry: Registered) -> None:
+        del entry
+
+    registry = Registry(Config(name="tu"), register, forget)
+
+    async def get(word: str) -> Registered:
+        return await registry.get(Function(rootfs=str(tmp_path), command=(word,)))
+
+    async def main() -> None:
+        free = len(registry._free)
+        with pytest.raises(Failed, match="the node"):
+            await get("first")
+        assert sorted(registry._free) == sorted(set(registry._free))
+        assert len(registry._free) == free
+        second, third = await get("second"), await get("third")
+        assert registry.number(second.number) is second
+        assert registry.number(third.number) is third
+
+    asyncio.run(main())
