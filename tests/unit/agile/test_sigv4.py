@@ -1,5 +1,6 @@
 """Signatures of requests, against botocore's own signer."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from firstlight.agile.http import sigv4
 from firstlight.agile.http.sigv4 import Asked, Caller, Denied
@@ -105,3 +107,27 @@ def test_credentials_are_read_like_those_of_aws(tmp_path: Path) -> None:
     path.chmod(0o644)
     with pytest.raises(Failed, match="others may read"):
         sigv4.load(path)
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    ["", "AWS4-HMAC-SHA256 Credential=stranger/20260101/x/lambda/aws4_request", "Bearer x"],
+)
+def test_the_body_of_a_stranger_is_not_read(authorization: str) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        raise AssertionError("the body is read")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def never(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("the request is passed on")
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/", "query_string": b"",
+        "headers": [(b"authorization", authorization.encode())] if authorization else [],
+    }  # fmt: skip
+    asyncio.run(sigv4.Verified(never, KNOWN)(scope, receive, send))
+    assert sent[0]["status"] == 403

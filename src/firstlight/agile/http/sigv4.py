@@ -3,14 +3,16 @@
 The algorithm: docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
 """
 
+import asyncio
 import configparser
 import hashlib
 import hmac
 import re
 import time
 from calendar import timegm
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote, unquote_plus
 
 import msgspec
@@ -21,6 +23,7 @@ from firstlight.errors import Failed
 
 _SKEW_SECONDS = 300
 _BODY_MOST = 70 << 20
+_LARGE = 1 << 20  # the digest of more bytes would hold the event loop
 _ALGORITHM = "AWS4-HMAC-SHA256"
 _FIELDS = re.compile(
     r"AWS4-HMAC-SHA256\s+Credential=([^,\s]+),\s*SignedHeaders=([^,\s]+),\s*Signature=([0-9a-f]{64})"
@@ -77,8 +80,24 @@ def load(path: Path) -> dict[str, Caller]:
     return found
 
 
+class Claim(NamedTuple):
+    """Who a request says has signed it, by its head alone."""
+
+    caller: Caller
+    headers: dict[str, list[str]]
+    signed: list[str]
+    scope: re.Match[str]
+    date: str
+    signature: str
+
+
 def caller(asked: Asked, known: dict[str, Caller], now: float) -> Caller:
     """Who signed a request. Raises Denied."""
+    return proven(claim(asked, known, now), asked)
+
+
+def claim(asked: Asked, known: dict[str, Caller], now: float) -> Claim:
+    """What the head of a request claims; its body is not looked at. Raises Denied."""
     headers: dict[str, list[str]] = {}
     for name, value in asked.headers:
         headers.setdefault(name.lower(), []).append(" ".join(value.split()))
@@ -99,11 +118,17 @@ def caller(asked: Asked, known: dict[str, Caller], now: float) -> Caller:
     if found is None:
         raise Denied("UnrecognizedClientException", "The security token included in the request "
                      "is invalid.")  # fmt: skip
-    expected = _signature(found.secret, scope, date, _canonical(asked, headers, signed))
-    if not hmac.compare_digest(expected, fields[3]):
+    return Claim(found, headers, signed, scope, date, fields[3])
+
+
+def proven(claim: Claim, asked: Asked) -> Caller:
+    """The caller, if the signature is that of the whole request. Raises Denied."""
+    canonical = _canonical(asked, claim.headers, claim.signed)
+    expected = _signature(claim.caller.secret, claim.scope, claim.date, canonical)
+    if not hmac.compare_digest(expected, claim.signature):
         raise Denied("InvalidSignatureException", "The request signature we calculated does not "
                      "match the signature you provided.")  # fmt: skip
-    return found
+    return claim.caller
 
 
 def _is_recent(date: str, day: str, now: float) -> bool:
@@ -150,17 +175,23 @@ class Verified:
         """Pass a signed request on, or answer why not. The protocol: asgi.readthedocs.io."""
         if scope["type"] != "http":
             return
-        body = await _body(receive)
+        body: bytes | None = b""
         try:
-            if body is None:
-                raise Denied("RequestTooLargeException", f"more than {_BODY_MOST} bytes")
             raw: bytes = scope.get("raw_path") or scope["path"].encode()
-            asked = Asked(
+            head = Asked(
                 scope["method"], raw.decode("latin-1"), scope["query_string"].decode("latin-1"),
                 [(key.decode("latin-1"), value.decode("latin-1"))
-                 for key, value in scope["headers"]], body,
+                 for key, value in scope["headers"]], b"",
             )  # fmt: skip
-            found = caller(asked, self._known, time.time())
+            claimed = claim(head, self._known, time.time())  # a stranger's body is not read
+            body = await _body(receive)
+            if body is None:
+                raise Denied("RequestTooLargeException", f"more than {_BODY_MOST} bytes")
+            asked = replace(head, body=body)
+            if len(body) > _LARGE:
+                found = await asyncio.to_thread(proven, claimed, asked)
+            else:
+                found = proven(claimed, asked)
         except Denied as error:
             status = 413 if body is None else 403
             text = msgspec.json.encode({"Message": str(error), "message": str(error)})
