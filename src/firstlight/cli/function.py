@@ -229,7 +229,10 @@ def alias(
     remove: Annotated[bool, typer.Option("--remove", help="Forget the alias.")] = False,
     config: ConfigFile = None,
 ) -> None:
-    """Point an alias at a version, at once for all that is called from then on."""
+    """Point an alias at a version.
+
+    All that is called from then on gets that version.
+    """
     from firstlight.agile import protocol
 
     if bool(version) == remove:
@@ -254,7 +257,7 @@ def concurrency(
     ] = False,
     config: ConfigFile = None,
 ) -> None:
-    """Set how many events of a function are answered at once; 0 refuses all."""
+    """Limit how many events are answered at once; 0 refuses all."""
     from firstlight.agile import protocol
 
     if (most is None) != unlimited:

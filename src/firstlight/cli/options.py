@@ -55,7 +55,9 @@ ExperimentName = Annotated[
         autocompletion=completion(_experiments),
     ),
 ]
-Instances = Annotated[str, typer.Option(metavar="N,N", help="Starts at once, such as 1,10,50.")]
+Instances = Annotated[
+    str | None, typer.Option(metavar="N,N", help="Starts at once, such as 1,10,50.")
+]
 Repetitions = Annotated[
     int | None,
     typer.Option(
@@ -78,7 +80,9 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Continue the interrupted run in the directory of --out.")
 ]
 Rigorous = Annotated[bool, typer.Option("--rigorous", help="Many repetitions.")]
-Runtime = Annotated[str, typer.Option(metavar="NAME,NAME", help="OCI runtimes, by name or path.")]
+Runtime = Annotated[
+    str | None, typer.Option(metavar="NAME,NAME", help="OCI runtimes, by name or path.")
+]
 Cni = Annotated[
     list[str] | None,
     typer.Option(
@@ -142,22 +146,28 @@ Deadline = Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Deadl
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the schedule's order.")]
 
 
-def instances(text: str) -> tuple[int, ...]:
-    """Parse ``1,10,50``. Raises FirstlightError."""
+def instances(text: str | None) -> tuple[int, ...]:
+    """Parse ``1,10,50``; none without the option. Raises FirstlightError."""
+    if text is None:
+        return ()
     try:
         counts = tuple(int(word) for word in text.split(",") if word.strip())
     except ValueError:
         counts = (0,)
-    if any(count < 1 for count in counts):
+    if not counts or any(count < 1 for count in counts):
         raise FirstlightError(f"--instances {text!r} is not a list of counts", "such as 1,10,50")
     return counts
 
 
-def runtimes(text: str) -> tuple[str, ...]:
-    """Parse ``runc,/opt/crun``. Raises Unsupported if one cannot run here."""
+def runtimes(text: str | None) -> tuple[str, ...]:
+    """Parse ``runc,/opt/crun``; none without the option. Raises Unsupported, FirstlightError."""
     from firstlight.lab.backends.oci import Oci
 
+    if text is None:
+        return ()
     names = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not names:
+        raise FirstlightError(f"--runtime {text!r} names no runtime", "such as runc,/opt/crun")
     for name in names:
         Oci(name).probe()
     return names

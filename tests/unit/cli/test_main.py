@@ -29,7 +29,7 @@ def refusal(*words: str) -> FirstlightError:
     return error
 
 
-@pytest.mark.parametrize("group", [(), ("agile",), ("guest",), ("cluster",)])
+@pytest.mark.parametrize("group", [(), ("agile",), ("agile", "function"), ("guest",), ("cluster",)])
 def test_the_list_of_verbs_cuts_no_sentence(group: tuple[str, ...]) -> None:
     text = CliRunner().invoke(cli.app, [*group, "--help"], terminal_width=78).stdout
     assert "..." not in text.partition("Commands:")[2].partition("Examples:")[0]
@@ -172,6 +172,14 @@ def test_an_option_without_effect_on_an_experiment_is_refused(
 ) -> None:
     error = refusal("run", experiment, *option, "--out", str(tmp_path / "run"))
     assert error.message == f"{option[0]} has no effect on {experiment}"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["--instances", "--runtime"])
+@pytest.mark.parametrize("empty", ["", ","])
+def test_a_list_that_names_nothing_is_refused(tmp_path: Path, option: str, empty: str) -> None:
+    error = refusal("run", "container-creation", option, empty, "--out", str(tmp_path / "run"))
+    assert error.message.startswith(f"{option} {empty!r} ")
     assert not (tmp_path / "run").exists()
 
 
