@@ -220,6 +220,7 @@ class Happened(Struct, frozen=True, kw_only=True):
     pid: int
     rootfs: str
     command: tuple[str, ...]
+    handler: str = ""
     ended: Ended | None = None
     words: str = ""
 

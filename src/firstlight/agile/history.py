@@ -45,7 +45,8 @@ class History:
         self._events.append(
             Happened(
                 serial=self._serial, time=time.time_ns(), kind=kind, id=instance.id,
-                rootfs=function.rootfs, command=function.command, pid=instance.pid, ended=ended,
+                rootfs=function.rootfs, command=function.command, handler=function.handler,
+                pid=instance.pid, ended=ended,
                 words=ended.words(function.memory, function.lifetime) if ended else "",
             )
         )  # fmt: skip

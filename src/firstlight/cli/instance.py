@@ -165,7 +165,7 @@ def events(
 
 def _line(event: "Happened") -> str:
     when = datetime.fromtimestamp(event.time / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    command = printable(" ".join(event.command))
+    command = printable(" ".join(event.command) or event.handler)
     words = f" ({event.words})" if event.words else ""
     return f"{when} {event.kind} {event.id}{words}: {command}\n"
 
