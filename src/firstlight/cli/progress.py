@@ -54,7 +54,7 @@ class Progress:
         self._begun = time.monotonic()
         self._is_told = budget is not None
         if budget is not None:
-            say(f"{title}: this takes about {_roughly(budget)}")
+            say(f"{title}: this takes about {budget:.0f} s")
 
     def __enter__(self) -> "Progress":
         if self._is_live:
