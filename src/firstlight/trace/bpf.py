@@ -38,6 +38,7 @@ _RING_BYTES = 1 << 26
 _UNSEEN = -1000  # native/trace/trace.h
 _OPENING = frozenset({"open", "openat", "openat2", "socket"})
 _HINT = "run firstlight doctor to see what is missing"
+UNTRACED = f"{_HINT}; run --no-trace measures without a breakdown"
 _DESCRIPTOR = re.compile(r"/proc/(?:self|thread-self)/fd/(\d+)")
 
 
@@ -156,7 +157,16 @@ def probe() -> None:
         [*program(), "--probe", native("trace.bpf.o")], capture_output=True, text=True
     )
     if done.returncode:
-        raise Unsupported(f"cannot trace: {done.stderr.strip()}", _HINT)
+        raise Unsupported(f"cannot trace: {obstacle() or done.stderr.strip()}", UNTRACED)
+
+
+def obstacle() -> str:
+    """What of this kernel keeps every program from loading; "" if that is not known."""
+    if "[confidentiality]" in _text(SYS / "kernel/security/lockdown"):
+        return "the kernel is locked down for confidentiality, so no program may read its memory"
+    if not (SYS / "kernel/btf/vmlinux").exists():
+        return "the kernel has no BTF, which says where its structures keep what"
+    return ""
 
 
 class Call(NamedTuple):

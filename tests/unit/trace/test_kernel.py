@@ -1,4 +1,4 @@
-"""On which kernels an event of a system call may be missed, so that a copy must take it."""
+"""What the tracer knows of a kernel before it loads: whether it may, and may be preempted there."""
 
 import gzip
 import os
@@ -52,3 +52,18 @@ def test_a_kernel_that_may_preempt_the_programs(
     expected: bool,
 ) -> None:  # fmt: skip
     assert preemptible(tmp_path, monkeypatch, release, **more) is expected
+
+
+def test_a_kernel_that_forbids_or_lacks_what_tracing_needs_is_said_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bpf, "SYS", tmp_path)
+    (tmp_path / "kernel/security").mkdir(parents=True)
+    lockdown = tmp_path / "kernel/security/lockdown"
+    lockdown.write_text("none integrity [confidentiality]\n")
+    assert "locked down" in bpf.obstacle()
+    lockdown.write_text("none [integrity] confidentiality\n")
+    assert "BTF" in bpf.obstacle()
+    (tmp_path / "kernel/btf").mkdir()
+    (tmp_path / "kernel/btf/vmlinux").touch()
+    assert bpf.obstacle() == ""
