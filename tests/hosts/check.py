@@ -94,8 +94,8 @@ def runtime() -> Outcome:
     """The runtime starts an instance in a root that is this host's, and ends in order."""
     root = WORK / "root"
     (root / "bin").mkdir(parents=True)
-    root.chmod(0o755)
-    WORK.chmod(0o755)
+    for directory in (WORK, root, root / "bin"):
+        directory.chmod(0o755)  # whatever the umask
     (root / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
     (root / "bin/busybox").chmod(0o755)
     config = WORK / "agile.toml"
