@@ -85,10 +85,10 @@ def compare(
     chance, over all points, of calling equal runs different. Raises FirstlightError if the runs are
     of different experiments or machines and ``across`` is not set, or share no point.
     """
-    apart = _apart(a.header, b.header)
-    if apart and not across:
+    unlike = apart(a.header, b.header)
+    if unlike and not across:
         raise FirstlightError(
-            f"{a.path} and {b.path} cannot be compared: {'; '.join(apart)}",
+            f"{a.path} and {b.path} cannot be compared: {'; '.join(unlike)}",
             "compare them anyway with --allow-different-hosts",
         )
     starts_a, starts_b = _by_point(a), _by_point(b)
@@ -104,7 +104,7 @@ def compare(
         _difference(pair, p, p_failing, threshold, alpha, seed)
         for pair, p, p_failing in zip(pairs, slower, failing, strict=True)
     ]
-    warnings = [f"The runs differ: {fact}." for fact in apart]
+    warnings = [f"The runs differ: {fact}." for fact in unlike]
     for name, here, there in (("A", starts_a, starts_b), ("B", starts_b, starts_a)):
         alone = [starts[0].point for point, starts in here.items() if point not in there]
         warnings += [f"Only {name} has {_words(point)}." for point in alone]
@@ -113,7 +113,8 @@ def compare(
     return Comparison(differences, warnings)
 
 
-def _apart(a: Header, b: Header) -> list[str]:
+def apart(a: Header, b: Header) -> list[str]:
+    """Why two runs are not of one thing on one machine; empty if they are."""
     sides = [
         ("experiment", a.experiment, b.experiment),
         ("end point", a.end_point, b.end_point),

@@ -18,7 +18,7 @@ from typing import Protocol
 import msgspec
 
 from firstlight import __version__
-from firstlight.analysis.compare import SAME_MACHINE
+from firstlight.analysis.compare import apart
 from firstlight.errors import Failed, FirstlightError, Unsupported
 from firstlight.host import facts
 from firstlight.host.netns import settle
@@ -158,19 +158,15 @@ def _is_traced(plan: Plan, case: Case) -> bool:
 def _earlier(out: Path, header: Header) -> list[Sample]:
     """The samples of the run to continue, without those of a batch that was cut off."""
     run = read(out)
-    apart = [
-        f"{name} {before} and {now}"
-        for name, before, now in (
-            *((fact, run.header.environment.get(fact), header.environment.get(fact))
-              for fact in SAME_MACHINE),
-            *((field, getattr(run.header, field), getattr(header, field))
-              for field in ("experiment", "seed", "cold", "end_point", "points")),
-        )
-        if before != now
-    ]  # fmt: skip
-    if apart:
+    unlike = apart(run.header, header)
+    unlike += [
+        f"{field} {getattr(run.header, field)} and {getattr(header, field)}"
+        for field in ("seed", "points")
+        if getattr(run.header, field) != getattr(header, field)
+    ]
+    if unlike:
         raise FirstlightError(
-            f"{out} cannot be continued: {'; '.join(apart)}",
+            f"{out} cannot be continued: {'; '.join(unlike)}",
             "give the options that it was started with",
         )
     count = Counter(sample.batch for sample in run.samples)

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from firstlight.errors import Failed, Unsupported
-from firstlight.host.facts import PROC, SYS
+from firstlight.host.facts import PROC, SYS, read_line
 from firstlight.native import native
 from firstlight.store import SPAN_SCHEMA, UNSEEN
 from firstlight.trace import kallsyms, words
@@ -127,8 +127,8 @@ def is_preemptible() -> bool:
     release = re.match(r"(\d+)\.(\d+)", os.uname().release)
     if release and (int(release[1]), int(release[2])) < (6, 13):
         return False
-    words = [word for word in _text(PROC / "cmdline").split() if word.startswith("preempt=")]
-    mode = re.search(r"\((\w+)\)", _text(SYS / "kernel/debug/sched/preempt"))
+    words = [word for word in read_line(PROC / "cmdline").split() if word.startswith("preempt=")]
+    mode = re.search(r"\((\w+)\)", read_line(SYS / "kernel/debug/sched/preempt"))
     built = re.search(r"^CONFIG_PREEMPT_(NONE|VOLUNTARY)=y$", _config(), re.MULTILINE)
     name = mode[1] if mode else words[-1][8:] if words else built[1].lower() if built else ""
     return name not in ("none", "voluntary")
@@ -139,14 +139,7 @@ def _config() -> str:
     try:
         return gzip.decompress((PROC / "config.gz").read_bytes()).decode()
     except OSError:
-        return _text(Path(f"/boot/config-{os.uname().release}"))
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError:
-        return ""
+        return read_line(Path(f"/boot/config-{os.uname().release}"))
 
 
 def probe() -> None:
@@ -162,7 +155,7 @@ def probe() -> None:
 
 def obstacle() -> str:
     """What of this kernel keeps every program from loading; "" if that is not known."""
-    if "[confidentiality]" in _text(SYS / "kernel/security/lockdown"):
+    if "[confidentiality]" in read_line(SYS / "kernel/security/lockdown"):
         return "the kernel is locked down for confidentiality, so no program may read its memory"
     if not (SYS / "kernel/btf/vmlinux").exists():
         return "the kernel has no BTF, which says where its structures keep what"
