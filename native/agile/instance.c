@@ -1,3 +1,7 @@
+/* An instance from its request to its end: its slot, the parts that it takes, its clone, what it
+ * reports of its progress, and what is given back. One file, because each step undoes another's when
+ * a start fails, on the same slot and without a message between them.
+ */
 #include "node.h"
 #include "root.h"
 

@@ -1,3 +1,7 @@
+/* What a new process does to itself until it executes a function's program, in the order of the
+ * steps: namespaces, mounts, root, identity, filter. One file, because the order is the isolation,
+ * and a reader must see it whole. Nothing is allocated here: the process is a clone.
+ */
 #include "sandbox.h"
 #include "common/socket.h"
 #include "masked.h"

@@ -1,6 +1,8 @@
 /* Loads trace.bpf.o, attaches it while asked to, and writes what it reports to files.
  *
  *   trace --probe OBJECT            exit 0 if the programs load and attach here
+ *   trace --preemptible …           any of these, where the kernel may preempt programs of system
+ *                                   calls: each has a copy then, which takes what it missed
  *   trace --calls                   print "NUMBER NAME SUBJECT" of every system call known: what it
  *                                   is about is path0, path1, fd (argument 0) or none; or ignored
  *   trace OBJECT GENERATOR_PID [RING_BYTES]

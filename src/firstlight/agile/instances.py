@@ -1,4 +1,8 @@
-"""The instances of one node, seen from its manager: what they are started from, and their ends."""
+"""The instances of one node, seen from its manager: what they are started from, and their ends.
+
+One module, because all of it follows one connection: what the node reports of a start, an end or a
+take-over changes the same tables, in the order in which the node says it.
+"""
 
 import asyncio
 import errno
