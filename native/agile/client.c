@@ -6,6 +6,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+enum { ACCEPT_PAUSE = 100000000 }; /* ns */
+
 static int reserve(void)
 {
 	int index = node.free_client;
@@ -16,26 +18,55 @@ static int reserve(void)
 	return index;
 }
 
-static void leave(int index)
+static void give_back(int index)
 {
 	node.clients[index].next_free = node.free_client;
 	node.free_client = index;
+}
+
+static void leave(int index)
+{
+	give_back(index);
 	watch_again(node.clients_listener, ON_CLIENTS, 0, EPOLLIN);
+}
+
+static void listen_for(uint32_t events)
+{
+	watch_again(node.clients_listener, ON_CLIENTS, 0, events);
+	watch_again(node.managers_listener, ON_MANAGERS, 0, events);
+}
+
+/* A connection, or a negative number. Without a descriptor or memory for it the listener stays
+ * readable: both are left alone for a moment, since what is needed may come from anywhere. */
+int accept_one(int listener)
+{
+	int descriptor = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (descriptor < 0 && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
+		node.accepts_at = monotonic() + ACCEPT_PAUSE;
+		listen_for(0);
+	}
+	return descriptor;
+}
+
+void clients_accept_again(void)
+{
+	if (!node.accepts_at || monotonic() < node.accepts_at)
+		return;
+	node.accepts_at = 0;
+	listen_for(EPOLLIN);
 }
 
 /* Who comes when all places are taken waits in the listener's queue until another leaves. */
 void clients_accept(void)
 {
 	int index = reserve();
-	int descriptor = index == NOBODY ? NOBODY
-					 : accept4(node.clients_listener, NULL, NULL,
-						   SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (index == NOBODY) {
+		watch_again(node.clients_listener, ON_CLIENTS, 0, 0);
+		return;
+	}
+	int descriptor = accept_one(node.clients_listener);
 	if (descriptor < 0) {
-		bool none_left = index == NOBODY || errno == EMFILE || errno == ENFILE;
-		if (index != NOBODY)
-			leave(index);
-		if (none_left)
-			watch_again(node.clients_listener, ON_CLIENTS, 0, 0);
+		give_back(index);
 		return;
 	}
 	struct client *client = &node.clients[index];

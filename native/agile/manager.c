@@ -31,7 +31,7 @@ static void lose(void)
 
 void managers_accept(void)
 {
-	int descriptor = accept4(node.managers_listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	int descriptor = accept_one(node.managers_listener);
 	if (descriptor < 0)
 		return;
 	descriptor_close(&node.manager); /* the newer one holds the journal's lock */

@@ -210,6 +210,7 @@ int main(int argc, char **argv)
 			die("wait", -errno);
 		for (int i = 0; i < count; i++)
 			handle(&events[i]);
+		clients_accept_again();
 		pending_serve();
 		instances_warm();
 		manager_tell();

@@ -136,6 +136,7 @@ struct node {
 	struct queue waiting, dirty, ended;
 	int making, low_waiting, high_waiting;
 	bool fills; /* from below the low mark to the high one */
+	int64_t accepts_at; /* nobody is accepted before; 0: at any time */
 	int64_t fill_interval, last_made, fills_since, fill_time; /* ns */
 	uint64_t made; /* sandboxes that were ready */
 	int *hash;
@@ -218,7 +219,9 @@ void reuse_drop(struct function *function);
 bool reuse_make_room(void);
 
 /* client.c */
+int accept_one(int listener);
 void clients_accept(void);
+void clients_accept_again(void);
 void client_ready(int index, uint32_t events);
 void clients_release(void);
 void client_tell(int index);

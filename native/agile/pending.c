@@ -124,6 +124,8 @@ void pending_refuse(enum part_kind kind, uint32_t reach)
 int pending_timeout(void)
 {
 	int64_t until = instances_next();
+	if (node.accepts_at && node.accepts_at < until)
+		until = node.accepts_at;
 	for (int i = 0; i < node.pending_count; i++)
 		if (node.pending[i].until < until)
 			until = node.pending[i].until;

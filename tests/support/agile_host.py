@@ -48,15 +48,21 @@ def on_host(main: Callable[[], Awaitable[Outcome]], seconds: float = SECONDS) ->
     return outcome[0]
 
 
-@asynccontextmanager
-async def daemon() -> AsyncIterator[int]:
-    """A resident runtime at SOCKET, which must end in order; yields its pid."""
+async def serve() -> asyncio.subprocess.Process:
+    """A resident runtime at SOCKET, which may be killed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SERVE, stdout=asyncio.subprocess.PIPE
     )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n"
+    return process
+
+
+@asynccontextmanager
+async def daemon() -> AsyncIterator[int]:
+    """A resident runtime at SOCKET, which must end in order; yields its pid."""
+    process = await serve()
     try:
-        assert process.stdout is not None
-        assert await process.stdout.readline() == b"ready\n"
         yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)

@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import socket
-from collections import deque
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 
@@ -16,7 +15,7 @@ from firstlight.agile.client import Client
 from firstlight.agile.config import Config
 from firstlight.agile.functions import remote
 from firstlight.agile.functions.catalogue import Functions
-from firstlight.agile.link import rights
+from firstlight.agile.link import Outbox
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import Serving
 from firstlight.errors import Failed, FirstlightError
@@ -124,10 +123,10 @@ class _Connection:
         self._socket, self._runtime, self._functions = peer, runtime, functions
         self._stop, self._closed = stop, closed
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unsent: deque[tuple[bytes, int]] = deque()
         self._open = self._reads = True
         self._loop = asyncio.get_running_loop()
         peer.setblocking(False)
+        self._outbox = Outbox(peer, self._pace)
         self._loop.add_reader(peer.fileno(), self._read)
 
     def _read(self) -> None:
@@ -161,7 +160,7 @@ class _Connection:
 
     def _pace(self) -> None:
         """Who does not read its answers, or asks for much at once, is not read from for a while."""
-        reads = self._open and len(self._tasks) + len(self._unsent) < _AT_ONCE
+        reads = self._open and len(self._tasks) + len(self._outbox) < _AT_ONCE
         if reads and not self._reads:
             self._loop.add_reader(self._socket.fileno(), self._read)
         elif self._open and self._reads and not reads:
@@ -231,46 +230,23 @@ class _Connection:
     def _send(self, answer: protocol.Answer) -> None:
         if not self._open:
             return
-        message, descriptor = _encoded(answer)
-        self._unsent.append((message, descriptor))
-        if len(self._unsent) == 1 and not self._flushed():
-            self._loop.add_writer(self._socket.fileno(), self._flush)
-
-    def _flush(self) -> None:
-        if self._flushed():
-            self._loop.remove_writer(self._socket.fileno())
-        self._pace()
-
-    def _flushed(self) -> bool:
-        """Send what can be sent; whether that was all."""
-        while self._unsent:
-            message, descriptor = self._unsent[0]
+        try:
+            message, descriptor = _encoded(answer)
             try:
-                self._socket.sendmsg([message], rights([descriptor] if descriptor >= 0 else []))
-            except BlockingIOError:
-                return False
-            except OSError:
-                self._drop()  # it is gone: its end is told by the reader
-                return True
-            self._unsent.popleft()
-            if descriptor >= 0:
-                os.close(descriptor)
-        return True
-
-    def _drop(self) -> None:
-        for _, descriptor in self._unsent:
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._unsent.clear()
+                self._outbox.send(message, [descriptor] if descriptor >= 0 else [])
+            finally:
+                _close([descriptor] if descriptor >= 0 else [])
+        except (Failed, OSError) as error:  # who gets no answer is to see that
+            _log.warning("a client is hung up on: %s", error)
+            self.close()
 
     def close(self) -> None:
         """The client is gone, and what it asked for last goes on without it."""
         if self._open:
             self._open = False
             self._loop.remove_reader(self._socket.fileno())
-            self._loop.remove_writer(self._socket.fileno())
+            self._outbox.close()
             self._socket.close()
-            self._drop()
             for task in self._tasks:
                 task.cancel()
             self._closed(self)

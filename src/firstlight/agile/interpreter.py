@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import socket
+import time
 from contextlib import ExitStack, suppress
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +19,7 @@ from firstlight.agile.function import Function
 from firstlight.agile.instance import Instance
 from firstlight.agile.instances import ZYGOTE_CALLS, ZYGOTE_PROFILE, Instances
 from firstlight.agile.kept import KeptZygote
-from firstlight.agile.link import rights
+from firstlight.agile.link import is_passing, rights
 from firstlight.agile.node import Keepsake
 from firstlight.agile.node_wire import Flag
 from firstlight.agile.output import Output, pipes
@@ -32,7 +33,7 @@ USER_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
 _FILES_MOST = 1 << 16  # files that a handler imports
 _FILES_LEAST = 64  # for an interpreter that imports, and receives a fork's descriptors
 _END_SECONDS = 5.0
-_SETTLE_SECONDS = 10.0
+_SETTLE_SECONDS = _SEND_SECONDS = 10.0
 # Libraries that start threads on import cannot be forked; these start one per CPU by default.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
@@ -242,15 +243,17 @@ class Interpreter:
         return Failed(f"importing {name} closed its control socket", self.words)
 
     async def send(self, message: bytes, descriptors: list[int]) -> None:
-        """Send it a request. Raises Failed if it is gone."""
+        """Send it a request. Raises Failed if it is gone, or does not read."""
+        until = time.monotonic() + _SEND_SECONDS
         while True:
             try:
                 self._control.sendmsg([message], rights(descriptors))
-            except BlockingIOError:
-                await asyncio.sleep(0.001)
-                continue
             except OSError as error:
-                raise Failed(f"the zygote of {self._function.handler} is gone") from error
+                if is_passing(error) and time.monotonic() < until:
+                    await asyncio.sleep(0.001)
+                    continue
+                how = "does not read" if is_passing(error) else "is gone"
+                raise Failed(f"the zygote of {self._function.handler} {how}") from error
             return
 
     def kill(self) -> None:

@@ -1,14 +1,108 @@
 """Messages with descriptors over a seqpacket socket, sent and received without waiting."""
 
+import errno
+import logging
 import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from firstlight.errors import Failed
 
 RIGHTS_MAX = 8
 """Descriptors that one message holds: as many as native/common/socket.h allows."""
 _MESSAGE_MAX = 65536
+_UNSENT_MOST = 1 << 16
 _SPACE = socket.CMSG_SPACE(4 * RIGHTS_MAX)
+_RETRY_SECONDS = 0.01
+_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED, errno.ESHUTDOWN)
+_BUSY = (errno.EAGAIN, errno.EWOULDBLOCK)
+_SHORT = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
+"""Of the kernel, for a while: memory, or what may be in flight of descriptors."""
+_log = logging.getLogger(__name__)
+
+
+class Outbox:
+    """Messages to the other end of a connection, in order, now or when there is room.
+
+    It never waits, and holds a bounded number. The connection stays the caller's.
+    """
+
+    def __init__(
+        self, connection: socket.socket, flushed: Callable[[], None] = lambda: None
+    ) -> None:  # fmt: skip
+        """``flushed`` is called when some of what waited has been sent."""
+        import asyncio  # slow, and the command line needs of this module only ``rights``
+
+        self._socket, self._flushed = connection, flushed
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._retry: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._unsent)
+
+    def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send a message; the descriptors may be closed then. Raises Failed if it cannot be sent.
+
+        What the other end does not live to read is lost, and so is what it cannot be sent later:
+        then the connection is shut down, and both ends see that.
+        """
+        if len(self._unsent) >= _UNSENT_MOST:
+            raise Failed(f"the other side takes no more: {len(self._unsent)} messages wait",
+                         "it hangs, or is stopped")  # fmt: skip
+        if not self._unsent:
+            try:
+                self._socket.sendmsg([message], rights(descriptors))
+            except OSError as error:
+                if error.errno in _GONE:
+                    return  # the reader notices
+                if not self._waits(error):
+                    raise Failed(f"cannot send {len(message)} bytes: {error.strerror}") from error
+            else:
+                return
+        self._unsent.append((message, _copies(descriptors)))
+
+    def _waits(self, error: OSError) -> bool:
+        """Whether to try again: when there is room, or the kernel has memory again."""
+        if error.errno in _BUSY:
+            self._loop.add_writer(self._socket.fileno(), self._flush)
+        elif error.errno in _SHORT:  # it counts as writable all the while
+            self._loop.remove_writer(self._socket.fileno())
+            self._retry = self._loop.call_later(_RETRY_SECONDS, self._flush)
+        else:
+            return False
+        return True
+
+    def _flush(self) -> None:
+        while self._unsent:
+            message, descriptors = self._unsent[0]
+            try:
+                self._socket.sendmsg([message], rights(descriptors))
+            except OSError as error:
+                if self._waits(error):
+                    break
+                if error.errno not in _GONE:
+                    _log.error("cannot send %d bytes: %s", len(message), error.strerror)
+                    with suppress(OSError):
+                        self._socket.shutdown(socket.SHUT_RDWR)
+                self.close()
+            else:
+                self._unsent.popleft()
+                _close(descriptors)
+        else:
+            self._loop.remove_writer(self._socket.fileno())
+        self._flushed()
+
+    def close(self) -> None:
+        """Send nothing more; what was not sent is lost. Before the connection is closed."""
+        self._loop.remove_writer(self._socket.fileno())
+        if self._retry:
+            self._retry.cancel()
+        for _, descriptors in self._unsent:
+            _close(descriptors)
+        self._unsent.clear()
 
 
 class Link:
@@ -22,12 +116,12 @@ class Link:
         self, connection: socket.socket, received: Callable[[bytes, list[int]], None],
         ended: Callable[[], None],
     ) -> None:  # fmt: skip
-        import asyncio  # slow, and the command line needs of this module only ``rights``
+        import asyncio  # as above
 
-        self._socket, self._received, self._ended = connection, received, ended
-        self._unsent: deque[tuple[bytes, list[int]]] = deque()
-        self._loop = asyncio.get_running_loop()
         connection.setblocking(False)
+        self._socket, self._received, self._ended = connection, received, ended
+        self._outbox = Outbox(connection)
+        self._loop = asyncio.get_running_loop()
         self._loop.add_reader(connection.fileno(), self._read)
 
     @property
@@ -38,33 +132,10 @@ class Link:
     def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message, now or when there is room; the descriptors may be closed then.
 
-        What the other end does not live to read is lost.
+        What the other end does not live to read is lost. Raises Failed.
         """
-        if not self.is_open:
-            return
-        if not self._unsent:
-            try:
-                self._socket.sendmsg([message], rights(descriptors))
-            except BlockingIOError:
-                self._loop.add_writer(self._socket.fileno(), self._flush)
-            except OSError:
-                return  # it is gone: the reader notices
-            else:
-                return
-        self._unsent.append((message, [os.dup(descriptor) for descriptor in descriptors]))
-
-    def _flush(self) -> None:
-        while self._unsent:
-            message, descriptors = self._unsent[0]
-            try:
-                self._socket.sendmsg([message], rights(descriptors))
-            except BlockingIOError:
-                return
-            except OSError:
-                break
-            self._unsent.popleft()
-            _close(descriptors)
-        self._loop.remove_writer(self._socket.fileno())
+        if self.is_open:
+            self._outbox.send(message, descriptors)
 
     def _read(self) -> None:
         while self.is_open:
@@ -87,12 +158,14 @@ class Link:
     def close(self) -> None:
         """Leave; what is not sent is lost."""
         if self.is_open:
+            self._outbox.close()
             self._loop.remove_reader(self._socket.fileno())
-            self._loop.remove_writer(self._socket.fileno())
             self._socket.close()
-        for _, descriptors in self._unsent:
-            _close(descriptors)
-        self._unsent.clear()
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether a send that failed succeeds later: nobody is gone, and nothing is wrong with it."""
+    return error.errno in (*_BUSY, *_SHORT)
 
 
 def rights(descriptors: Sequence[int]) -> list[tuple[int, int, bytes]]:
@@ -107,6 +180,18 @@ def open_standard() -> None:
     while opened <= 2:
         opened = os.open(os.devnull, os.O_RDWR)
     os.close(opened)
+
+
+def _copies(descriptors: Sequence[int]) -> list[int]:
+    copies: list[int] = []
+    try:
+        for descriptor in descriptors:
+            copies += [os.dup(descriptor)]
+    except OSError as error:
+        _close(copies)
+        raise Failed(f"cannot hold a message until it is sent: {error.strerror}",
+                     "allow more open files, or fewer instances") from error  # fmt: skip
+    return copies
 
 
 def _close(descriptors: Sequence[int]) -> None:

@@ -56,6 +56,7 @@ class Shelf:
         self._wanted = asyncio.Event()
         self._filled = asyncio.Event()
         self._filler: asyncio.Task[None] | None = None
+        self._closed = False
         self.error: Failed | None = None
         self.lent = 0  # to sandboxes that wait
 
@@ -83,6 +84,8 @@ class Shelf:
         """Fill up to ``count``, or to the high mark. Raises the failure."""
         self._target = max(self._target, self.size.high if count is None else count)
         while self.ready < self._target + self.lent:
+            if self._closed:
+                raise Failed(f"no {self.name} is made any more", "the runtime is stopping")
             self.error = None
             self._filled.clear()
             self._wake()
@@ -104,10 +107,12 @@ class Shelf:
         self.ready = self._waiting = 0
 
     async def close(self) -> None:
-        """Make no more."""
+        """Make no more. Who waits for ``warm`` gets Failed."""
+        self._closed = True
         if self._filler:
             self._filler.cancel()
             await asyncio.gather(self._filler, return_exceptions=True)
+        self._filled.set()
 
     def _wake(self) -> None:
         self._wanted.set()

@@ -68,6 +68,7 @@ class Pool(Generic[Part]):
         self._warm_to = 0
         self._full = asyncio.Event()
         self._filler: asyncio.Task[None] | None = None
+        self._closed = False
         self._hits = self._misses = self._made = self._returned = self._failed = 0
         self._filling_seconds = 0.0
         self.error: Exception | None = None
@@ -103,6 +104,8 @@ class Pool(Generic[Part]):
 
     async def wait(self) -> Part:
         """What a request does that does not build: wait its turn. Raises Failed if refused."""
+        if self._closed:
+            raise self._over()
         if self.size.dry == "refuse":
             raise Failed(f"no {self.name} is ready", "retry later, or raise the pool's marks")
         self._want()
@@ -135,6 +138,8 @@ class Pool(Generic[Part]):
         """Fill up to ``count``, or to the high mark, and wait for that. Raises the failure."""
         self._warm_to = min(self.size.high, self.size.high if count is None else count)
         while len(self._shelf) < self._warm_to:
+            if self._closed:
+                raise self._over()
             self.error = None
             self._full.clear()
             self._want()
@@ -153,13 +158,16 @@ class Pool(Generic[Part]):
         )  # fmt: skip
 
     async def close(self) -> None:
-        """Stop filling and discard what is on the shelf."""
+        """Stop filling and discard what is on the shelf. Who waits, or comes later, gets Failed."""
+        self._closed = True
         while self._filler and not self._filler.done():
             self._filler.cancel()  # what makes a part may lose it, as wait_for does before 3.12
             await asyncio.wait((self._filler,), timeout=_RETRY_SECONDS)
-        for waiter in self._waiting:
-            waiter.cancel()
+        self._fail(self._over())
         self.drain()
+
+    def _over(self) -> Failed:
+        return Failed(f"no {self.name} is made any more", "the runtime is stopping")
 
     def _put(self, part: Part) -> None:
         while self._waiting:
@@ -192,6 +200,7 @@ class Pool(Generic[Part]):
                 try:
                     part = await self._make()
                 except Exception as error:  # also an unforeseen one: someone may wait for a part
+                    self._failed += 1
                     self._fail(error)
                     await asyncio.sleep(_RETRY_SECONDS)
                     continue
@@ -207,7 +216,6 @@ class Pool(Generic[Part]):
             self._full.set()
 
     def _fail(self, error: Exception) -> None:
-        self._failed += 1
         self.error = error
         self._full.set()
         while self._waiting:

@@ -4,7 +4,23 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from firstlight.errors import Failed
+
 Made = TypeVar("Made")
+
+
+async def shared(work: asyncio.Future[Made]) -> Made:
+    """What others wait for too: who gives up waiting does not end it.
+
+    Raises what it raises, and Failed if it is cancelled, as when the runtime stops.
+    """
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if work.cancelled() and task and not task.cancelling():
+            raise Failed("the runtime is stopping", "try again when it has been started") from None
+        raise
 
 
 class SingleFlight(Generic[Made]):
@@ -23,7 +39,7 @@ class SingleFlight(Generic[Made]):
             return self._made[key]
         if key not in self._making:
             self._making[key] = asyncio.ensure_future(self._make(key, make))
-        return await asyncio.shield(self._making[key])
+        return await shared(self._making[key])
 
     async def _make(self, key: bytes, make: Callable[[], Awaitable[Made]]) -> Made:
         try:

@@ -1,14 +1,13 @@
 """Starts asked of the node by one message each, on one connection: what any client may do."""
 
 import asyncio
-import errno
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from firstlight.agile import node_wire
-from firstlight.agile.link import rights
+from firstlight.agile.link import is_passing, rights
 from firstlight.agile.node_wire import Answer, Answered, Asked
 from firstlight.errors import Failed
 
@@ -82,7 +81,7 @@ class Starter:
                 self._loop.add_writer(self._socket, self._writable)
                 await self._room.wait()
             except OSError as error:
-                if error.errno == errno.ETOOMANYREFS:
+                if is_passing(error):
                     await asyncio.sleep(0.001)
                     continue
                 raise Failed(f"the node is gone: {error.strerror}", "try again") from error

@@ -26,6 +26,7 @@ import msgspec
 from firstlight.agile import wasm_wire
 from firstlight.agile.assembled import assemble
 from firstlight.agile.function import Ended, Function, Result
+from firstlight.agile.single_flight import shared
 from firstlight.agile.wasm_channel import Channel
 from firstlight.agile.wasm_wire import Outcome, Reply
 from firstlight.errors import Failed, Unsupported
@@ -141,7 +142,7 @@ class Wasm:
         if not self._starting:
             self._starting = asyncio.ensure_future(self._start())
             self._starting.add_done_callback(_seen)
-        return await asyncio.shield(self._starting)
+        return await shared(self._starting)
 
     async def _start(self) -> _Serving:
         function = self.function

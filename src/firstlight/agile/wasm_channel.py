@@ -3,10 +3,9 @@
 import asyncio
 import socket
 import time
-from collections import deque
-from contextlib import suppress
 
 from firstlight.agile import wasm_wire
+from firstlight.agile.link import Outbox
 from firstlight.agile.wasm_wire import Reply
 from firstlight.errors import Failed
 
@@ -46,12 +45,12 @@ class Channel:
         self._socket, self._name = connection, name
         self._loop = asyncio.get_running_loop()
         self._asked: dict[int, _Asked] = {}
-        self._unsent: deque[bytes] = deque()
         self._serial = self._waiting = 0
         self._error: Failed | None = None
         self.heard = 0.0
         self.over: asyncio.Future[None] = self._loop.create_future()
         connection.setblocking(False)
+        self._outbox = Outbox(connection)
         self._loop.add_reader(connection.fileno(), self._read)
 
     async def ask(self, events: list[bytes]) -> list[Reply]:
@@ -66,8 +65,8 @@ class Channel:
         message = wasm_wire.request(serial, events)
         asked = self._asked[serial] = _Asked(len(events))
         self._waiting += len(events)
-        self._send(message)
         try:
+            self._outbox.send(message)
             await asked.done
         finally:
             self._waiting -= len(events)
@@ -92,31 +91,6 @@ class Channel:
             if not asked.done.done():
                 asked.done.set_exception(error)
 
-    def _send(self, message: bytes) -> None:
-        if not self._unsent:
-            try:
-                self._socket.send(message)
-            except BlockingIOError:
-                self._loop.add_writer(self._socket.fileno(), self._flush)
-            except OSError:
-                return  # it is gone, which the reader reports
-            else:
-                return
-        self._unsent.append(message)
-
-    def _flush(self) -> None:
-        with suppress(BlockingIOError):
-            while self._unsent:
-                try:
-                    self._socket.send(self._unsent[0])
-                except BlockingIOError:
-                    raise
-                except OSError:
-                    self._unsent.clear()
-                    break
-                self._unsent.popleft()
-            self._loop.remove_writer(self._socket.fileno())
-
     def _read(self) -> None:
         for _ in range(_READS):
             try:
@@ -139,7 +113,7 @@ class Channel:
     def _end(self) -> None:
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket.fileno())
-            self._loop.remove_writer(self._socket.fileno())
+            self._outbox.close()
             self._socket.close()
         if not self.over.done():
             self.over.set_result(None)

@@ -31,6 +31,7 @@ from firstlight.agile.network import Network, Networks
 from firstlight.agile.output import Output
 from firstlight.agile.place import Place
 from firstlight.agile.pool import LoadGate, Pool
+from firstlight.agile.single_flight import shared
 from firstlight.agile.sources import Changes, keeps_changing
 from firstlight.errors import Failed
 
@@ -169,7 +170,7 @@ class Zygote:
             self._discard(fork)  # it ended with its zygote
         making = self._task(self._ready_fork())
         try:
-            return await asyncio.shield(making), False
+            return await shared(making), False
         except asyncio.CancelledError:  # of who asks: the zygote is to stay in order
             making.add_done_callback(self._not_needed)
             raise

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.agile_host import SERVE, daemon, on_host
+from tests.support.agile_host import daemon, on_host, serve
 
 from firstlight.agile import Config, Function
 from firstlight.agile.cgroups import Cgroups, Limits
@@ -96,16 +96,6 @@ async def answers(port: int) -> bytes:
         return b""
     finally:
         writer.close()
-
-
-async def serve() -> asyncio.subprocess.Process:
-    """A manager that may be killed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVE, stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert await process.stdout.readline() == b"ready\n"
-    return process
 
 
 def test_published_ports_lead_to_their_instances_while_a_manager_comes_and_goes(

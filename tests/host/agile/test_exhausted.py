@@ -1,22 +1,27 @@
 """A host that has no pid or descriptor left: an error that says so, and then all is well again."""
 
 import asyncio
+import json
 import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from tests.support.agile_host import SOCKET, daemon, on_host, pids_hierarchy, streams
+from tests.support.agile_host import SOCKET, daemon, on_host, pids_hierarchy, serve, streams
+from tests.support.pod_host import PodHost, host
 
-from firstlight.agile import Config, Function, protocol
+from firstlight.agile import Config, Function, node_wire, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.node import pid_of
+from firstlight.agile.node_wire import Asked, Order
 from firstlight.errors import Failed
 
+__all__ = ["host"]  # a fixture
 Make = Callable[..., Function]
 
 
@@ -137,3 +142,65 @@ def test_without_a_descriptor_for_a_client_it_is_hung_up_on(function: Make) -> N
                 assert starts(served, function("hold", "0")) == 0
 
     on_host(main)
+
+
+def cpu(pid: int) -> float:
+    """Seconds of CPU time that a process has used."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def connected(path: Path) -> socket.socket:
+    opened = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    opened.settimeout(60)
+    opened.connect(str(path))
+    return opened
+
+
+def idles(pid: int) -> bool:
+    """Whether a process does next to nothing in the next second."""
+    before = cpu(pid)
+    time.sleep(1)
+    return cpu(pid) - before < 0.5
+
+
+def test_a_node_without_a_descriptor_waits_for_one_and_serves_who_came_meanwhile(
+    function: Make,
+) -> None:
+    """Nobody leaves in whose place another could come: it looks again by itself, now and then."""
+
+    async def main() -> None:
+        first = await serve()
+        with Client(SOCKET) as client:
+            assert starts(client, function("hold", "0")) == 0
+        node = pid_of(Config(name="t5"))
+        first.kill()
+        await first.wait()
+        with no_descriptor_left(node):
+            asks, orders = (connected(SOCKET.with_name(name)) for name in ("socket", "node"))
+            asks.send(node_wire.ask(Asked.PING, tag=7))
+            orders.send(node_wire.order(Order.SYNC))
+            assert idles(node)
+        assert node_wire.answer(asks.recv(4096)).tag == 7
+        assert orders.recv(4096)
+        asks.close()
+        orders.close()
+        second = await serve()
+        second.terminate()
+        assert await second.wait() == 0
+
+    on_host(main)
+
+
+def test_an_agent_without_a_descriptor_waits_for_one_and_serves_who_came_meanwhile(
+    host: PodHost,
+) -> None:
+    agent = host.agents[-1]
+    host.pods("pod1", "pod2")
+    with no_descriptor_left(agent.pid):
+        adding = [host.popen("ADD", pod) for pod in ("pod1", "pod2")]
+        assert idles(agent.pid)
+        assert all(one.poll() is None for one in adding)
+    for one in adding:
+        output, _ = one.communicate(timeout=60)
+        assert "ips" in json.loads(output), output

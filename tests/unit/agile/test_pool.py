@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from firstlight.agile import pool
 from firstlight.agile.config import PoolSize
+from firstlight.agile.parts import Shelf
 from firstlight.agile.pool import LoadGate, Pool
 from firstlight.errors import Failed
 
@@ -242,3 +243,36 @@ def test_closing_ends_a_refill_whose_part_swallows_the_cancellation() -> None:
 
     asyncio.run(run())
     assert swallowed == [1]
+
+
+@pytest.mark.parametrize("dry", ["wait", "build", "refuse"])
+def test_who_waits_for_a_part_as_it_is_closed_or_comes_later_is_told_so(dry: str) -> None:
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        waiting: list[asyncio.Task[object]] = [asyncio.create_task(pool.warm())]
+        if dry == "wait":
+            waiting += [asyncio.create_task(pool.wait()) for _ in range(3)]
+        await turns()
+        await pool.close()
+        for one in (*waiting, asyncio.create_task(pool.warm()), asyncio.create_task(pool.wait())):
+            with pytest.raises(Failed, match=r"is made any more|is ready"):
+                await one
+
+    with_pool(main, allowed=0, dry=dry)
+
+
+def test_who_waits_for_a_shelf_as_it_is_closed_is_told_so() -> None:
+    async def main() -> None:
+        made = asyncio.Event()
+
+        async def put() -> None:
+            await made.wait()
+
+        shelf = Shelf("part", PoolSize(low=1, high=4), put, LoadGate(), lambda: None)
+        waiting = asyncio.create_task(shelf.warm())
+        await turns()
+        await shelf.close()
+        for one in (waiting, asyncio.create_task(shelf.warm())):
+            with pytest.raises(Failed, match="is made any more"):
+                await asyncio.wait_for(one, 30)
+
+    asyncio.run(main())

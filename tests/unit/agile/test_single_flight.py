@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from firstlight.agile.single_flight import SingleFlight
+from firstlight.errors import Failed
 
 
 class Maker:
@@ -84,7 +85,7 @@ def test_what_is_being_made_ends_with_it() -> None:
         [task] = await asked(once, maker, 1)
         await once.close()
         assert (maker.begun, maker.ended) == (1, 1)
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(Failed, match="is stopping"):
             await task
         assert once.values() == []
 

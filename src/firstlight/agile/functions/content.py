@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from firstlight.agile.functions import images
+from firstlight.agile.functions.child import Child
 from firstlight.agile.functions.errors import (
     BadCode,
     Conflict,
@@ -35,6 +36,7 @@ ZIP_MOST = 250 << 20
 """Bytes of a zip file's content, as Lambda limits them."""
 IMAGE_MOST = 10 << 30
 _MODULE_MOST = 256 << 20
+_COPY_SECONDS, _WORDS_MOST = 1800.0, 500
 _PART = 1 << 20
 _MAGIC = b"\0asm\x01\0\0\0"
 _TASK = "var/task"
@@ -95,16 +97,21 @@ class Content:
         Raises BadCode, Conflict if it changes meanwhile.
         """
         with self._stage() as stage, (stage / "copy.tar").open("w+b") as archive:
-            done = subprocess.run(
+            with Child(
                 ["tar", "--create", "--sort=name", "--format=posix", "--owner=0", "--group=0",
                  "--pax-option=delete=atime,delete=ctime", "--one-file-system",
                  f"--directory={path}", "--", *(names or ["."])],
-                stdout=archive, stderr=subprocess.PIPE, check=False, env={"PATH": "/usr/bin:/bin"},
-            )  # fmt: skip
-            words = done.stderr.decode(errors="replace").strip()[-500:]
-            if done.returncode == 1:
+                _COPY_SECONDS, _WORDS_MOST, stdout=archive, env={"PATH": "/usr/bin:/bin"},
+            ) as child:  # fmt: skip
+                try:
+                    status = child.finish()
+                except TimeoutError:
+                    seconds = f"{_COPY_SECONDS:.0f} s"
+                    raise BadCode(f"cannot copy {path}: it takes more than {seconds}") from None
+            words = child.errors.decode(errors="replace").strip()
+            if status == 1:
                 raise Conflict(f"{path} changed while it was copied: {words}", "try again")
-            if done.returncode:
+            if status:
                 full = "No space left" in words or "Wrote only" in words
                 kind = DiskFull if full else BadCode
                 raise kind(f"cannot copy {path}: {words}")

@@ -16,6 +16,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
+from firstlight.agile.functions.child import Child
 from firstlight.agile.functions.errors import (
     BadCode,
     Invalid,
@@ -31,6 +32,7 @@ from firstlight.errors import Failed, Unsupported
 
 LAYERS_MOST = 127
 _SECONDS = 1800
+_WORDS_MOST = 4096
 _PART = 1 << 20
 _DOCUMENT_MOST = 4 << 20
 Document = TypeVar("Document")
@@ -108,14 +110,15 @@ def fetch(source: str, stage: Path, blobs: Path, uid: int) -> Image:
         _check_way(stage, uid)
     words = [*_confined(uid, local), *_copying(source, stage, blobs, uid)]
     try:
-        done = subprocess.run(
-            words, env=_environment(stage), cwd=stage, capture_output=True,
-            stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+        with Child(
+            words, _SECONDS, _WORDS_MOST, env=_environment(stage), cwd=stage,
+            stdout=subprocess.DEVNULL,
+        ) as child:  # fmt: skip
+            status = child.finish()
+    except TimeoutError:
         raise NoImage(f"{source}: fetching it takes more than {_SECONDS} s") from None
-    if done.returncode:
-        raise _failure(source, done.stderr.decode(errors="replace"))
+    if status:
+        raise _failure(source, child.errors.decode(errors="replace"))
     return _checked(source, stage / "layout", blobs)
 
 

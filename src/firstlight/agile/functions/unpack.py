@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from firstlight.agile import seccomp, verify
+from firstlight.agile.functions.child import Child, Excess
 from firstlight.agile.functions.errors import BY_KIND, BadCode
 from firstlight.errors import Failed
 
@@ -65,37 +66,35 @@ def unpack(job: Job, archive: int, what: str) -> Unpacked:
     """
     script = str(files("firstlight.agile.functions").joinpath("unpack_main.py"))
     words = json.dumps({**msgspec.to_builtins(job), "archive": archive})
-    with subprocess.Popen(
-        [sys.executable, "-I", script, words, seccomp.program().hex()], env={},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=[archive],
-    ) as process:  # fmt: skip
+    with Child(
+        [sys.executable, "-I", script, words, seccomp.program().hex()], _SECONDS, _ANSWER_MOST,
+        env={}, stdin=subprocess.PIPE, pass_fds=[archive],
+    ) as child:  # fmt: skip
         try:
-            return _conversed(process, job, what)
-        finally:
-            process.kill()
+            return _conversed(child, job, what)
+        except TimeoutError:
+            raise BadCode(f"{what}: unpacking takes more than {_SECONDS:.0f} s") from None
+        except Excess:
+            raise BadCode(f"{what}: the process that unpacks it writes without end") from None
 
 
-def _conversed(process: subprocess.Popen[bytes], job: Job, what: str) -> Unpacked:
-    assert process.stdout
-    assert process.stderr
-    ready = process.stdout.readline()
+def _conversed(child: Child, job: Job, what: str) -> Unpacked:
+    ready = child.line()
     if b"ready" not in ready:
-        words = ready or process.stderr.read(_WORDS_MOST)
-        raise Failed(f"cannot confine the process that unpacks {what}: "
-                     f"{words.decode(errors='replace').strip()}")  # fmt: skip
-    if found := _rights(process.pid, job.uid):
+        child.finish()
+        words = (ready or child.errors)[-_WORDS_MOST:].decode(errors="replace").strip()
+        raise Failed(f"cannot confine the process that unpacks {what}: {words}")
+    if found := _rights(child.process.pid, job.uid):
         raise Failed(f"the process that unpacks {what} is not confined: {', '.join(found)}")
+    child.send(b"\n")
+    child.finish()
     try:
-        out, err = process.communicate(b"\n", timeout=_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise BadCode(f"{what}: unpacking takes more than {_SECONDS:.0f} s") from None
-    try:
-        answer = json.loads(out[:_ANSWER_MOST])
+        answer = json.loads(child.output)
         if "refused" not in answer:
             return msgspec.convert(answer, Unpacked)
         kind, why = BY_KIND.get(answer["refused"], BadCode), str(answer["why"])
     except (ValueError, TypeError, KeyError, AttributeError):
-        last = err[-_WORDS_MOST:].decode(errors="replace").strip() or "killed"
+        last = child.errors[-_WORDS_MOST:].decode(errors="replace").strip() or "killed"
         raise BadCode(f"{what}: the process that unpacks it ended: {last}") from None
     raise kind(f"{what}: {why}", _REMEDIES.get(answer["refused"]))
 

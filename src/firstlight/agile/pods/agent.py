@@ -23,7 +23,8 @@ from firstlight.errors import Failed, FirstlightError, Unsupported
 _BACKLOG = 4096
 _RIGHTS = socket.CMSG_SPACE(4)
 _AT_ONCE = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-_LOOK_SECONDS = 10.0
+_LOOK_SECONDS, _RETRY_SECONDS = 10.0, 0.1
+_SILENCE_SECONDS = 30.0
 _DONE = Answer().encode()
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ class Agent:
         self.added = self.deleted = self.refused = self.lost = 0
         self.on_refusal: Callable[[Request, str], None] = lambda _request, _why: None
         self._listener: socket.socket | None = None
-        self._is_ending = False
+        self._is_ending = self._is_short = False
+        self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Agent":
@@ -67,6 +69,8 @@ class Agent:
             asyncio.get_running_loop().remove_reader(self._listener)
             self.config.socket.unlink(missing_ok=True)
             self._listener.close()
+        for peer in list(self._silent):
+            self._hang_up(peer)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -112,21 +116,41 @@ class Agent:
                 peer, _ = self._listener.accept()
             except BlockingIOError:
                 return
-            except OSError as error:
-                _log.warning("cannot accept a connection: %s", error.strerror)
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:  # it stays readable: to look again at once would never end
+                if not self._is_short:
+                    _log.warning("plugins wait: cannot accept a connection: %s", error.strerror)
+                self._is_short = True
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(self._listener)
+                loop.call_later(_RETRY_SECONDS, self._accept_again)
                 return
+            self._is_short = False
             self._read(peer)
+
+    def _accept_again(self) -> None:
+        if self._listener and not self._is_ending:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def _read_later(self, peer: socket.socket) -> None:
         asyncio.get_running_loop().remove_reader(peer)
+        self._silent.pop(peer).cancel()
         self._read(peer)
+
+    def _hang_up(self, peer: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(peer)
+        self._silent.pop(peer).cancel()
+        peer.close()
 
     def _read(self, peer: socket.socket) -> None:
         """The request of a connection, or wait for it."""
         try:
             message, ancillary, _, _ = peer.recvmsg(wire.REQUEST.size + 1, _RIGHTS, _AT_ONCE)
         except BlockingIOError:
-            asyncio.get_running_loop().add_reader(peer, self._read_later, peer)
+            loop = asyncio.get_running_loop()
+            loop.add_reader(peer, self._read_later, peer)
+            self._silent[peer] = loop.call_later(_SILENCE_SECONDS, self._hang_up, peer)
             return
         except OSError:
             message, ancillary = b"", []

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.serving.kept import Kept
+from firstlight.errors import Failed
 
 _STARTS_MAX = 2 * (os.cpu_count() or 1)
 
@@ -29,7 +30,7 @@ class Fleet:
         self._starting: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._busy = 0
-        self._retired = False
+        self._retired = self._closed = False
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -48,7 +49,9 @@ class Fleet:
         return len(self._waiting)
 
     async def take(self) -> Kept:
-        """An instance for one event; give it back. Raises what its start raises."""
+        """An instance for one event; give it back. Raises what its start raises, Failed."""
+        if self._closed:
+            raise _closed(self.version)
         while self._idle:
             kept = self._idle.pop()
             if kept.expiry:
@@ -92,12 +95,15 @@ class Fleet:
         return ended
 
     async def close(self) -> None:
-        """End what is idle or starting; who waits is refused."""
+        """End what is idle or starting; who waits, or comes later, gets an error."""
+        self._closed = True
         self.retire()
         for task in self._starting:
             task.cancel()
-        for waiter in self._waiting:
-            waiter.cancel()
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(_closed(self.version))
         while tasks := self._starting | self._ending:
             await asyncio.wait(tasks)
 
@@ -152,3 +158,8 @@ class Fleet:
     def _check_empty(self) -> None:
         if not (self._idle or self._busy or self._waiting or self._starting or self._ending):
             self._emptied(self)
+
+
+def _closed(version: FunctionVersion) -> Failed:
+    return Failed(f"{version.name} gets no instance: the runtime is stopping",
+                  "try again when it has been started")  # fmt: skip

@@ -17,6 +17,7 @@ from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving.answer import ending, timed_out
 from firstlight.agile.serving.log import Log
 from firstlight.agile.serving.once import definition
+from firstlight.agile.single_flight import shared
 from firstlight.errors import Failed
 
 _START_SECONDS = 10.0
@@ -108,7 +109,7 @@ class Web:
         try:
             if self._starting is None:
                 self._starting = asyncio.get_running_loop().create_task(self._start())
-            return await asyncio.shield(self._starting), True
+            return await shared(self._starting), True
         except BaseException:
             self.give()
             raise

@@ -1,0 +1,102 @@
+"""Child processes that work on what is not trusted: their output and their time are bounded."""
+
+import os
+import selectors
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+_PART = 65536
+_MOMENT_SECONDS, _END_SECONDS = 0.1, 10.0
+
+
+class Excess(Exception):
+    """It wrote more than it may."""
+
+
+class Child:
+    """A process, and what it writes. A context manager: on leaving it has ended.
+
+    ``output`` is what it wrote to its standard output, at most ``most`` bytes; ``errors`` the last
+    ``most`` bytes of its standard error. Everything here blocks, until ``seconds`` are over: then
+    TimeoutError.
+    """
+
+    def __init__(
+        self, words: Sequence[str | Path], seconds: float, most: int, *, env: dict[str, str],
+        stdin: int = subprocess.DEVNULL, stdout: int | IO[bytes] = subprocess.PIPE,
+        cwd: Path | None = None, pass_fds: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        self._until, self._most = time.monotonic() + seconds, most
+        self.output, self.errors = b"", b""
+        self.process = subprocess.Popen(
+            words, bufsize=0, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE,
+            env=env, cwd=cwd, pass_fds=pass_fds,
+        )  # fmt: skip
+        self._open = [file for file in (self.process.stdout, self.process.stderr) if file]
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.process.kill()
+        for file in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if file:
+                file.close()
+        with suppress(subprocess.TimeoutExpired):  # the kernel holds it
+            self.process.wait(_END_SECONDS)
+
+    def line(self) -> bytes:
+        """What it has written when that is a line or more, or it has ended. Raises Excess."""
+        while self._open and b"\n" not in self.output:
+            self._read()
+        return self.output
+
+    def send(self, text: bytes) -> None:
+        """Write to its standard input, which ends. What it does not live to read is lost."""
+        assert self.process.stdin
+        try:
+            self.process.stdin.write(text)
+            self.process.stdin.close()
+        except BrokenPipeError:
+            pass
+        self.output = b""
+
+    def finish(self) -> int:
+        """Read to the end of both streams; returns its exit status. Raises Excess."""
+        while self._open:
+            self._read()
+        try:
+            return self.process.wait(max(_MOMENT_SECONDS, self._until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise TimeoutError from None
+
+    def _read(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for file in self._open:
+                selector.register(file, selectors.EVENT_READ)
+            ready = selector.select(max(0.0, self._until - time.monotonic()))
+        if not ready:
+            raise TimeoutError
+        for key, _ in ready:
+            self._take(key.fd, os.read(key.fd, _PART))
+
+    def _take(self, descriptor: int, part: bytes) -> None:
+        errors = self.process.stderr
+        if not part:
+            self._open = [file for file in self._open if file.fileno() != descriptor]
+        elif errors and descriptor == errors.fileno():
+            self.errors = (self.errors + part)[-self._most :]
+        else:
+            self.output += part
+            if len(self.output) > self._most:
+                raise Excess

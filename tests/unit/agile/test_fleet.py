@@ -1,0 +1,75 @@
+"""Instances that are kept: what is told to those who wait for one as the runtime stops."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+import pytest
+
+from firstlight.agile.functions.version import FunctionVersion
+from firstlight.agile.serving.fleet import Fleet
+from firstlight.agile.serving.kept import Kept
+from firstlight.errors import Failed
+
+VERSION = FunctionVersion(name="hello", kind="image", root="/")
+
+
+class Started:
+    """An instance without one."""
+
+    expiry = None
+    is_up = True
+
+    async def stop(self) -> None:
+        self.is_up = False
+
+
+def with_fleet(
+    main: Callable[[Fleet, list[Started]], Awaitable[None]], held: bool
+) -> list[Started]:
+    """``held``: no start ends."""
+    started: list[Started] = []
+
+    async def start(_: FunctionVersion) -> Kept:
+        started.append(Started())
+        if held:
+            await asyncio.get_running_loop().create_future()
+        return cast(Kept, started[-1])
+
+    async def run() -> None:
+        await asyncio.wait_for(main(Fleet(VERSION, start, lambda _: None), started), 30)
+
+    asyncio.run(run())
+    return started
+
+
+async def refused(*waiting: "asyncio.Task[Kept]") -> None:
+    for one in waiting:
+        with pytest.raises(Failed, match="hello gets no instance: the runtime is stopping"):
+            await one
+
+
+def test_who_waits_as_it_is_closed_is_told_so_and_nothing_more_is_started() -> None:
+    async def main(fleet: Fleet, started: list[Started]) -> None:
+        waiting = [asyncio.create_task(fleet.take()) for _ in range(50)]
+        await asyncio.sleep(0.01)
+        before = len(started)
+        assert before
+        await fleet.close()
+        assert len(started) == before
+        await refused(*waiting, asyncio.create_task(fleet.take()))
+        assert fleet.waiting == 0
+
+    with_fleet(main, held=True)
+
+
+def test_an_instance_that_is_given_back_after_the_end_ends() -> None:
+    async def main(fleet: Fleet, started: list[Started]) -> None:
+        kept = await fleet.take()
+        await fleet.close()
+        fleet.give(kept)
+        await refused(asyncio.create_task(fleet.take()))
+        await fleet.close()
+        assert not any(one.is_up for one in started)
+
+    with_fleet(main, held=False)
