@@ -157,6 +157,16 @@ static int load(const char *file, struct settings settings, unsigned int size)
 			programs[count++] = program;
 		}
 	}
+	/* A call's entry is attached last and detached first, so that no return is missed. */
+	for (int i = 0, last = count; i < last;) {
+		program = programs[i];
+		if (strncmp(bpf_program__name(program), "on_enter", 8)) {
+			i++;
+			continue;
+		}
+		programs[i] = programs[--last];
+		programs[last] = program;
+	}
 	ring = ring_buffer__new(map("events"), settings.watch ? watch_event : write_event, NULL,
 				NULL);
 	return ring ? 0 : fail("ring buffer");
@@ -170,7 +180,7 @@ static int is_cheap(int program)
 /* "keep_cheap": but for what follows forks, executions and exits. */
 static void detach(int keep_cheap)
 {
-	for (int i = 0; i < count; i++) {
+	for (int i = count - 1; i >= 0; i--) {
 		if (keep_cheap && is_cheap(i))
 			continue;
 		if (links[i])
@@ -251,37 +261,48 @@ static FILE *create(const char *suffix)
 	return file;
 }
 
+static unsigned int tids[TASKS], task_count;
+static struct task tasks[TASKS];
+
+/* Threads come and go meanwhile: a walk from key to key would begin anew at each that has ended. */
+static int read_tasks(void)
+{
+	unsigned int next;
+	task_count = TASKS;
+	if (bpf_map_lookup_batch(map("tasks"), NULL, &next, tids, tasks, &task_count, NULL) &&
+	    errno != ENOENT)
+		return fail("tasks");
+	return 0;
+}
+
 /* Calls and waits that have not ended when tracing stops are reported as open. */
 static int write_open(unsigned long long end)
 {
-	unsigned int tid, previous, *at = NULL;
-	struct task task;
-	while (!bpf_map_get_next_key(map("tasks"), at, &tid)) {
-		previous = tid;
-		at = &previous;
-		if (bpf_map_lookup_elem(map("tasks"), &tid, &task))
-			continue;
-		struct event event = {.root = task.root,
-				      .pid = task.pid,
-				      .tid = tid,
+	if (read_tasks())
+		return -failure.code;
+	for (unsigned int i = 0; i < task_count; i++) {
+		const struct task *task = &tasks[i];
+		struct event event = {.root = task->root,
+				      .pid = task->pid,
+				      .tid = tids[i],
 				      .end = end,
 				      .stack = -1,
 				      .open = 1};
-		if (task.number >= 0 && task.call) {
+		if (task->number >= 0 && task->call) {
 			event.kind = CALL;
-			event.start = task.call;
-			event.number = (unsigned short)task.number;
-			memcpy(event.args, task.args, sizeof event.args);
+			event.start = task->call;
+			event.number = (unsigned short)task->number;
+			memcpy(event.args, task->args, sizeof event.args);
 			if (write_event(NULL, &event, sizeof event))
 				return fail("write events");
 		}
-		if (task.off) {
+		if (task->off) {
 			event.kind = OFF;
-			event.start = task.off;
-			event.args[0] = task.woken;
-			event.peer = task.waker;
-			event.result = task.off_state;
-			event.stack = task.off_stack;
+			event.start = task->off;
+			event.args[0] = task->woken;
+			event.peer = task->waker;
+			event.result = task->off_state;
+			event.stack = task->off_stack;
 			if (write_event(NULL, &event, sizeof event))
 				return fail("write events");
 		}
@@ -436,18 +457,12 @@ static int is_of_window(unsigned int root)
 /* Forgets the threads of what this window has seen, and leaves those that begin meanwhile. */
 static int forget_threads(void)
 {
-	unsigned int tid, previous, *at = NULL;
-	struct task task;
-	int last = bpf_map_get_next_key(map("tasks"), at, &tid);
-	while (!last) {
-		previous = tid;
-		at = &previous;
-		last = bpf_map_get_next_key(map("tasks"), at, &tid);
-		if (!bpf_map_lookup_elem(map("tasks"), &previous, &task) &&
-		    is_of_window(task.root) && bpf_map_delete_elem(map("tasks"), &previous) &&
+	if (read_tasks())
+		return -failure.code;
+	for (unsigned int i = 0; i < task_count; i++)
+		if (is_of_window(tasks[i].root) && bpf_map_delete_elem(map("tasks"), &tids[i]) &&
 		    errno != ENOENT)
 			return fail("tasks");
-	}
 	return 0;
 }
 
@@ -467,10 +482,7 @@ static int open_window(const char *base, unsigned long number)
 
 static int close_window(unsigned long number, int whole)
 {
-	detach(1);
-	/* A program that another CPU is running still has ended after this. */
-	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
-	int error = drain() || write_open((unsigned long long)clock_now()) || forget_threads() ||
+	int error = write_open((unsigned long long)clock_now()) || forget_threads() ||
 		    write_stacks() || clear("stacks");
 	error = fclose(heads) || error;
 	error = fclose(texts) || error;
@@ -515,14 +527,40 @@ static int take_request(int whole)
 	return fail(line);
 }
 
+/* What a thread was doing when it was last traced says nothing of what it does now. */
+static int forget_states(void)
+{
+	if (read_tasks())
+		return -failure.code;
+	for (unsigned int i = 0; i < task_count; i++) {
+		struct task task = {.root = tasks[i].root,
+				    .pid = tasks[i].pid,
+				    .off_stack = -1,
+				    .lock_stack = -1,
+				    .number = -1};
+		if (bpf_map_update_elem(map("tasks"), &tids[i], &task, BPF_EXIST) &&
+		    errno != ENOENT)
+			return fail("tasks");
+	}
+	return 0;
+}
+
 static int arm(void)
 {
-	if (attach(0))
+	if (forget_states() || attach(0))
 		return -failure.code;
 	for (size_t i = 0; i < daemon_count; i++)
 		if (follow(daemons[i]))
 			return -failure.code;
 	return 0;
+}
+
+static int disarm(void)
+{
+	detach(1);
+	/* A program that another CPU is running still has ended after this. */
+	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
+	return drain();
 }
 
 static int watch(const char *base, unsigned long one_in, char **names, int number_of_names)
@@ -557,11 +595,20 @@ static int watch(const char *base, unsigned long one_in, char **names, int numbe
 		}
 		if (going_on)
 			busy = at;
-		if (is_open && (at - busy > LINGER_NS || at - opened > LONGEST_NS)) {
-			if (close_window(number, whole) || open_window(base, ++number))
+		int is_long = at - opened > LONGEST_NS;
+		if (!is_open || (at - busy <= LINGER_NS && !is_long))
+			continue;
+		if (disarm())
+			return -failure.code;
+		if (going_on && !is_long) { /* a start has begun meanwhile */
+			busy = (unsigned long long)clock_now();
+			if (whole && (write_open(busy) || arm()))
 				return -failure.code;
-			is_open = whole = 0;
+			continue;
 		}
+		if (close_window(number, whole) || open_window(base, ++number))
+			return -failure.code;
+		is_open = whole = 0;
 	}
 }
 
