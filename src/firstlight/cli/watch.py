@@ -7,7 +7,7 @@ import signal
 import socket
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +18,7 @@ from firstlight.cli.output import Json, examples, say
 from firstlight.errors import Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from firstlight.report.live.seen import Seen
 
@@ -88,11 +88,13 @@ def watch(
             limits = Limits(total=max_size << 20, days=max_age)
             keeper = stack.enter_context(Keeper(out or Path(scratch), limits))
             say(f"watching {', '.join(programs.RUNTIMES)}: {len(names)} program names")
-            while _wait(follower.descriptor, until):
-                for one, spans in keeper.add(follower.read()):
-                    start = seen(one, spans)
-                    for take in takers:
-                        take(start)
+            stop = stack.enter_context(_stop_signals())
+            while _wait(follower.descriptor, stop, until):
+                for window in follower.read():
+                    for kept, spans in keeper.add(window):
+                        start = seen(kept, spans)
+                        for take in takers:
+                            take(start)
         except KeyboardInterrupt:
             pass
     if out:
@@ -124,10 +126,31 @@ def _served(
     return [counted.add, board.add] if http is not None else [counted.add]
 
 
-def _wait(descriptor: int, until: float | None) -> bool:
-    """Wait until a start has ended; False when the time is up."""
+@contextmanager
+def _stop_signals() -> "Iterator[int]":
+    """A descriptor that is readable once SIGINT or SIGTERM has come.
+
+    An exception raised by the signal could be lost in code that discards exceptions.
+    """
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: None) for number in numbers]
+    try:
+        yield reading
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        os.close(reading)
+        os.close(writing)
+
+
+def _wait(descriptor: int, stop: int, until: float | None) -> bool:
+    """Wait until a start has ended; False when the time is up or a signal has come."""
     seconds = None if until is None else max(0.0, until - time.monotonic())
-    return bool(select.select([descriptor], [], [], seconds)[0])
+    ready = select.select([descriptor, stop], [], [], seconds)[0]
+    return ready == [descriptor]
 
 
 def _print_json(start: "Seen") -> None:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from firstlight.trace import bpf
 from firstlight.trace.kallsyms import Stacks
 
 _FILE_BYTES, _WORDS_BYTES = 256, 2048  # native/trace/trace.h
+_DETACH_SECONDS = 30
 _FILES = ("events", "text", "stacks")
 _KEPT = frozenset({"CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"})
 """The environment variables that are kept; no other leaves this module."""
@@ -56,6 +58,7 @@ class Follower:
     def __init__(self, names: Sequence[str], one_in: int = 1) -> None:
         self._names, self._one_in = names, one_in
         self._daemons: set[int] = set()
+        self._unread = b""
 
     def __enter__(self) -> "Follower":
         self._directory = Path(tempfile.mkdtemp(prefix="firstlight-watch-"))
@@ -63,7 +66,7 @@ class Follower:
         self._process = subprocess.Popen(
             [*bpf.program(), "--watch", native("trace.bpf.o"), self._prefix,
              str(self._one_in), *self._names],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True,
         )  # fmt: skip
         if self._read_line() != ["watching"]:
@@ -74,8 +77,13 @@ class Follower:
 
     def __exit__(self, *_: object) -> None:
         if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait()
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(_DETACH_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
@@ -84,8 +92,13 @@ class Follower:
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
-    def read(self) -> Window:
-        """Read the next closed window. Raises Failed if the tracer has ended."""
+    def read(self) -> Iterator[Window]:
+        """Read the windows that have closed, at least one. Raises Failed if the tracer ended."""
+        yield self._read_window()
+        while b"\n" in self._unread:
+            yield self._read_window()
+
+    def _read_window(self) -> Window:
         words = self._read_line()
         if len(words) != 5 or words[0] != "window":
             raise self._failure()
@@ -99,12 +112,14 @@ class Follower:
                 Path(f"{prefix}.{kind}").unlink(missing_ok=True)
 
     def _read_line(self) -> list[str]:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().split()
+        while b"\n" not in self._unread and (more := os.read(self.descriptor, 4096)):
+            self._unread += more
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line.decode().split()
 
     def _failure(self) -> Failed:
         assert self._process.stderr is not None
-        reason = self._process.stderr.read().strip() or "it ended without a message"
+        reason = self._process.stderr.read().decode().strip() or "it ended without a message"
         return Failed(
             f"the tracer failed: {reason}", "run firstlight doctor to see what is missing"
         )
@@ -114,11 +129,11 @@ class Follower:
         present = set(_daemons())
         assert self._process.stdin is not None
         for verb, pids in (
-            ("follow", present - self._daemons),
-            ("forget", self._daemons - present),
+            (b"follow", present - self._daemons),
+            (b"forget", self._daemons - present),
         ):
             for pid in sorted(pids):
-                self._process.stdin.write(f"{verb} {pid}\n")
+                self._process.stdin.write(b"%s %d\n" % (verb, pid))
         self._process.stdin.flush()
         self._daemons = present
 
