@@ -1,4 +1,6 @@
-"""In CI a skip is a failure, but for what its machine cannot have: others' programs, and KVM.
+"""Every test has a deadline.
+
+In CI a skip is a failure, but for what its machine cannot have: others' programs, and KVM.
 
 A test of the real host may fail once because of what else the machine does: CI runs it once more
 and names it. Tests that interrupt themselves can, wherever the suite was started.
@@ -6,6 +8,10 @@ and names it. Tests that interrupt themselves can, wherever the suite was starte
 
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import pytest
 from hypothesis import settings
@@ -13,6 +19,8 @@ from hypothesis import settings
 MAY_BE_MISSING = (
     "make cni-plugins", "make kubernetes", "needs a real Firecracker", "needs an OSv", "and podman",
 )  # fmt: skip
+_DEADLINE, _CLUSTER_DEADLINE, _AGAIN = 300, 1200, 30
+"""Seconds after which a test fails, one of the cluster, and after which its cleaning up does."""
 _skipped: list[str] = []
 
 
@@ -32,6 +40,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "unit" not in item.path.parts:
                 item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Fail what goes on for longer, and again what waits for the same thing in its ``finally``."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        subprocess.run(["ps", "-eo", "pid,ppid,stat,wchan:20,args"])  # shown with the failure
+        pytest.fail(f"the test was not done after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _seconds(item: pytest.Item) -> float:
+    return _CLUSTER_DEADLINE if "kubernetes" in item.path.parts else _DEADLINE
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    with _deadline(_seconds(item)):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with _deadline(_seconds(item)):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    with _deadline(_seconds(item)):
+        return (yield)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -21,6 +21,7 @@ from firstlight.native import native
 from firstlight.trace import bpf
 
 FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
+_SECONDS = 60
 
 
 @pytest.fixture(autouse=True)
@@ -36,34 +37,44 @@ def _can_trace() -> None:
 class Watch:
     """A running ``firstlight watch --json``."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self.process = process
+        self._unread = b""
 
     def starts(self, prefix: str, count: int) -> list[dict[str, object]]:
         """The next starts of containers whose identifiers begin so."""
         seen: list[dict[str, object]] = []
-        assert self.process.stdout is not None
         while len(seen) < count:
-            assert select.select([self.process.stdout], [], [], 60)[0], seen
-            record = json.loads(self.process.stdout.readline())
+            record = json.loads(self._line(seen))
             if record["labels"]["id"].startswith(prefix):
                 seen.append(record)
         return seen
+
+    def _line(self, seen: object) -> bytes:
+        assert self.process.stdout is not None
+        while b"\n" not in self._unread:
+            assert select.select([self.process.stdout], [], [], _SECONDS)[0], seen
+            more = os.read(self.process.stdout.fileno(), 1 << 16)
+            assert more, seen
+            self._unread += more
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
 
 
 @contextmanager
 def watching(*options: object) -> Iterator[Watch]:
     with subprocess.Popen(
         [FIRSTLIGHT, "watch", "--json", *map(str, options)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        bufsize=1,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         try:
             assert process.stderr is not None
-            assert process.stderr.readline().startswith("watching ")
+            assert process.stderr.readline().startswith(b"watching ")
             yield Watch(process)
-        finally:
             process.terminate()
+            process.wait(_SECONDS)
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -128,7 +139,7 @@ def test_of_a_sample_the_others_have_a_total_alone(bundle: Path, tmp_path: Path)
         for index in range(8):
             run(bundle, tmp_path / "state", f"{prefix}{index}")
             seen += watch.starts(prefix, 1)
-    assert all(record["latency_ns"] and not record["lost_events"] for record in seen)
+    assert [(record["lost_events"], record["error"]) for record in seen] == [(0, None)] * 8
     assert {bool(record["phases_ns"]) for record in seen} == {True, False}
 
 
@@ -143,15 +154,18 @@ def test_a_burst_is_found_whole(bundle: Path, tmp_path: Path) -> None:
             )
             for index in range(20)
         ]  # fmt: skip
-        for process in processes:
-            process.wait()
-        seen = watch.starts(prefix, 20)
+        try:
+            seen = watch.starts(prefix, 20)
+            for process in processes:
+                process.wait(_SECONDS)
+        finally:
+            for process in processes:
+                process.kill()
     assert {record["error"] for record in seen} == {None}
     assert {record["lost_events"] for record in seen} == {0}
 
 
 IDLE = 3  # forks, executions and exits
-_SECONDS = 60
 
 
 def links(pid: int) -> int:
