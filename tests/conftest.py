@@ -2,7 +2,7 @@
 
 In CI a skip is a failure, but for what its machine cannot have: others' programs, and KVM.
 
-A test of the real host may fail once because of what else the machine does: CI runs it once more
+A test of the real host may fail because of what else the machine does: CI runs it up to twice more
 and names it. Tests that interrupt themselves can, wherever the suite was started.
 """
 
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("CI"):
         for item in items:
             if "unit" not in item.path.parts:
-                item.add_marker(pytest.mark.flaky(reruns=1))
+                item.add_marker(pytest.mark.flaky(reruns=2))
 
 
 @contextmanager
