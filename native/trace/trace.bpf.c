@@ -89,6 +89,15 @@ struct {
 	__u32 level, number;
 } home SEC(".data.home");
 
+/* What the budget of watch is charged for. */
+struct meter meters[METERS] SEC(".data.meters");
+
+static __always_inline void count(void)
+{
+	if (settings.watch)
+		meters[bpf_get_smp_processor_id() & (METERS - 1)].met++;
+}
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 26);
@@ -415,6 +424,7 @@ SEC("tp_btf/sched_switch")
 int BPF_PROG(on_switch, _Bool preempt, struct task_struct *prev, struct task_struct *next,
 	     unsigned int prev_state)
 {
+	count();
 	__u64 now = bpf_ktime_get_ns();
 	struct task *task = traced(NUMBER(prev));
 	if (task) {
@@ -530,6 +540,7 @@ static __always_inline int enter(struct task *task, struct pt_regs *regs, long n
 SEC("tp_btf/sys_enter")
 int BPF_PROG(on_enter, struct pt_regs *regs, long number)
 {
+	count();
 	struct task *task = traced(own_number());
 	if (!task)
 		return 0;

@@ -46,6 +46,12 @@ struct settings {
 	unsigned int watch; /* 1: programs of the map "names" are the instances */
 };
 
+/* What the programs have met, of all threads: of each CPU, on a line of its own. */
+enum { METERS = 256 };
+struct meter {
+	unsigned long long met, rest[7];
+};
+
 /* What is known of one traced thread. */
 struct task {
 	unsigned int root, pid;

@@ -493,8 +493,10 @@ def test_a_full_disk_is_an_error_and_not_a_short_trace(
 
 @pytest.fixture(scope="session")
 def sanitized_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sanitized(tmp_path_factory.mktemp("trace"), "trace/trace.c", "common/error.c",
-                     options=("-lbpf",))  # fmt: skip
+    return sanitized(
+        tmp_path_factory.mktemp("trace"), "trace/trace.c", "trace/tracer.c", "trace/watch.c",
+        "common/socket.c", "common/error.c", options=("-lbpf",),
+    )  # fmt: skip
 
 
 @pytest.fixture

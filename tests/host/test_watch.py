@@ -108,7 +108,7 @@ def run(bundle: Path, state: Path, name: str) -> None:
 
 def test_starts_of_others_are_found_by_name_and_kept_as_a_run(bundle: Path, tmp_path: Path) -> None:
     prefix = f"w{uuid.uuid4().hex[:8]}-"
-    with watching("--out", tmp_path / "kept") as watch:
+    with watching("--sample", 1, "--out", tmp_path / "kept") as watch:
         for index in range(3):
             run(bundle, tmp_path / "state", f"{prefix}{index}")
         seen = watch.starts(prefix, 3)
@@ -145,7 +145,7 @@ def test_of_a_sample_the_others_have_a_total_alone(bundle: Path, tmp_path: Path)
 
 def test_a_burst_is_found_whole(bundle: Path, tmp_path: Path) -> None:
     prefix = f"w{uuid.uuid4().hex[:8]}-"
-    with watching() as watch:
+    with watching("--sample", 1) as watch:
         processes = [
             subprocess.Popen(
                 ["runc", "--root", tmp_path / "state", "run", "--bundle", bundle,
@@ -190,7 +190,7 @@ def test_the_tracer_is_attached_while_a_start_goes_on_and_no_longer(
     bundle: Path, tmp_path: Path
 ) -> None:
     prefix = f"w{uuid.uuid4().hex[:8]}-"
-    with watching() as watch:
+    with watching("--sample", 1) as watch:
         children = Path(f"/proc/{watch.process.pid}/task/{watch.process.pid}/children")
         [loader] = map(int, children.read_text().split())
         wait_for_links(loader, IDLE)
@@ -203,7 +203,7 @@ def test_the_tracer_is_attached_while_a_start_goes_on_and_no_longer(
 
 
 def test_it_keeps_no_right_but_those_that_it_needs() -> None:
-    with watching() as watch:
+    with watching("--sample", 1) as watch:
         children = Path(f"/proc/{watch.process.pid}/task/{watch.process.pid}/children")
         for pid in (watch.process.pid, *map(int, children.read_text().split())):
             status = dict(
@@ -221,7 +221,7 @@ def test_a_container_that_fails_is_a_failed_start(bundle: Path, tmp_path: Path) 
     document["process"]["args"] = ["/bin/missing"]
     config.write_text(json.dumps(document))
     prefix = f"w{uuid.uuid4().hex[:8]}-"
-    with watching() as watch:
+    with watching("--sample", 1) as watch:
         subprocess.run(
             ["runc", "--root", tmp_path / "state", "run", "--bundle", bundle, f"{prefix}0"],
             stdin=subprocess.DEVNULL, capture_output=True,

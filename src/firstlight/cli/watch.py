@@ -5,7 +5,6 @@ import os
 import select
 import signal
 import socket
-import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -53,8 +52,20 @@ def watch(
         typer.Option(metavar="[HOST:]PORT", help="Serve /metrics alone, for Prometheus."),
     ] = None,
     sample: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Trace one start in N; the others by total.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Trace one start in N, whatever --budget allows; 1: each."
+        ),
+    ] = None,
+    budget: Annotated[
+        float,
+        typer.Option(
+            metavar="PERCENT",
+            min=0.0,
+            max=100.0,
+            help="What tracing may take of the node's CPU time; other starts have a total alone.",
+        ),
+    ] = 0.5,
     duration: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Stop after this time.")
     ] = None,
@@ -69,7 +80,7 @@ def watch(
     from firstlight.host import capabilities
     from firstlight.lab.watch import programs
     from firstlight.lab.watch.follow import Follower
-    from firstlight.lab.watch.keep import Keeper, Limits
+    from firstlight.lab.watch.keep import Keeper, Limits, Samples
     from firstlight.report.live.seen import seen
     from firstlight.trace import bpf
 
@@ -78,25 +89,22 @@ def watch(
     names = programs.watched()
     until = None if duration is None else time.monotonic() + duration
     with ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="firstlight-watch-"))
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        stop = stack.enter_context(_stop_signals())
         show = _print_json if as_json else _print
         takers = [show, *_served(stack, http, metrics)]
-        try:
-            follower = stack.enter_context(Follower(names, sample))
-            os.nice(_GENTLE)  # not the tracer, which must not lose events
-            limits = Limits(total=max_size << 20, days=max_age)
-            keeper = stack.enter_context(Keeper(out or Path(scratch), limits))
-            say(f"watching {', '.join(programs.RUNTIMES)}: {len(names)} program names")
-            stop = stack.enter_context(_stop_signals())
-            while _wait(follower.descriptor, stop, until):
-                for window in follower.read():
-                    for kept, spans in keeper.add(window):
-                        start = seen(kept, spans)
-                        for take in takers:
-                            take(start)
-        except KeyboardInterrupt:
-            pass
+        share = budget / 100
+        follower = stack.enter_context(Follower(names, sample or 0, share))
+        os.nice(_GENTLE)  # not the tracer, which must not lose events
+        limits = Limits(total=max_size << 20, days=max_age)
+        samples = stack.enter_context(Keeper(out, limits)) if out else Samples()
+        say(f"watching {', '.join(programs.RUNTIMES)}: {len(names)} program names")
+        while _wait(follower.descriptor, stop, until):
+            began = time.process_time_ns()
+            for one, spans in samples.add(follower.read()):
+                start = seen(one, spans)
+                for take in takers:
+                    take(start)
+            follower.answer(time.process_time_ns() - began)
     if out:
         say(f"runs: {out}\nfull report: firstlight report {out}/watch-* --html report.html")
 
@@ -147,9 +155,9 @@ def _stop_signals() -> "Iterator[int]":
 
 
 def _wait(descriptor: int, stop: int, until: float | None) -> bool:
-    """Wait until a start has ended; False when the time is up or a signal has come."""
+    """Wait until a window can be read; False when the time is up, or the process is to end."""
     seconds = None if until is None else max(0.0, until - time.monotonic())
-    ready = select.select([descriptor, stop], [], [], seconds)[0]
+    ready, _, _ = select.select([descriptor, stop], [], [], seconds)
     return ready == [descriptor]
 
 

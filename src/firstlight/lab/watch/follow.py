@@ -1,19 +1,23 @@
-"""Follows the starts of others by ``native/trace/trace.c --watch``, and reads its windows."""
+"""Follows the starts of others by ``native/trace/trace.c --watch``, and reads its windows.
 
+A window is memory that the tracer shares: whatever is killed, nothing is left of it.
+"""
+
+import json
 import os
-import shutil
+import socket
+import struct
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from firstlight.errors import Failed
-from firstlight.lab.watch.programs import DAEMONS, Program
+from firstlight.lab.watch.programs import DAEMONS, Program, role
 from firstlight.lab.watch.starts import Executed, Start, join
 from firstlight.native import native
 from firstlight.store import SPAN_SCHEMA
@@ -21,23 +25,24 @@ from firstlight.trace import bpf
 from firstlight.trace.kallsyms import Stacks
 
 _FILE_BYTES, _WORDS_BYTES = 256, 2048  # native/trace/trace.h
-_DETACH_SECONDS = 30
-_FILES = ("events", "text", "stacks")
+_FILES = 4
+_CONFIG = struct.Struct("II")
+_LONGEST_NS = 20_000_000_000  # native/trace/watch.c
+_EXIT_SECONDS, _LOAD_SECONDS = 30, 120
 _KEPT = frozenset({"CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"})
 """The environment variables that are kept; no other leaves this module."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The starts of one window, and their spans.
+    """The starts that ended in one window, and their spans.
 
-    ``lost`` is the number of events that the tracer lost. Only a ``whole`` window has spans: of
-    the others no more than forks, executions and exits was traced.
+    ``lost`` is the number of events that the tracer lost. Only a start that is ``traced`` has
+    spans: of the others no more than forks, executions and exits were followed.
     """
 
     starts: list[Start]
     lost: int
-    whole: bool
     spans: pl.DataFrame
     """The spans of all process trees, with the root's pid in the column ``sample``."""
     daemons: tuple[int, ...]
@@ -49,93 +54,171 @@ class Window:
         return own.with_columns(pl.lit(sample, dtype=self.spans.schema["sample"]).alias("sample"))
 
 
+@dataclass
+class _Part:
+    """What is known of starts that have not ended: of one window, or carried over to the next."""
+
+    programs: list[Program] = field(default_factory=list)
+    executed: list[Executed] = field(default_factory=list)
+    parents: dict[int, int] = field(default_factory=dict)
+    spans: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SPAN_SCHEMA))
+    lost: int = 0
+
+
 class Follower:
     """The tracer, waiting for programs with the given names. Leaving the context detaches it.
 
-    One window in ``one_in`` is traced whole.
+    One window in ``one_in`` is traced whole; if that is 0, as many as ``share`` of the node's CPU
+    time allows.
     """
 
-    def __init__(self, names: Sequence[str], one_in: int = 1) -> None:
-        self._names, self._one_in = names, one_in
+    def __init__(self, names: Sequence[str], one_in: int = 1, share: float = 0.0) -> None:
+        self._names, self._one_in, self._share = names, one_in, share
         self._daemons: set[int] = set()
-        self._unread = b""
+        self._carried = _Part()
+        self._blind_until = 0  # the end of the last window that was not whole
 
     def __enter__(self) -> "Follower":
-        self._directory = Path(tempfile.mkdtemp(prefix="firstlight-watch-"))
-        self._prefix = self._directory / "window"
-        self._process = subprocess.Popen(
-            [*bpf.program(), "--watch", native("trace.bpf.o"), self._prefix,
-             str(self._one_in), *self._names],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True,
-        )  # fmt: skip
-        if self._read_line() != ["watching"]:
+        self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            self._process = subprocess.Popen(
+                [*bpf.program(), "--watch", native("trace.bpf.o"), str(self._one_in),
+                 str(round(self._share * 1e6)), *self._names],
+                stdin=subprocess.PIPE, stdout=other.fileno(), stderr=subprocess.PIPE, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+        self._socket.settimeout(_LOAD_SECONDS)
+        if self._receive()[0] != ["watching"]:
+            failure = self._failure()
             self.__exit__()
-            raise self._failure()
+            raise failure
         self._follow_daemons()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.stdin is not None:
-            with suppress(BrokenPipeError):
-                self._process.stdin.close()
+        assert self._process.stdin is not None
+        assert self._process.stderr is not None
+        self._socket.close()  # it may be waiting to send
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
-            self._process.wait(_DETACH_SECONDS)
+            self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
+            self._process.kill()  # the kernel detaches its programs
+            self._process.wait(_EXIT_SECONDS)
+        self._process.stderr.close()
 
     @property
     def descriptor(self) -> int:
         """A descriptor that is readable when a window has closed or the tracer has ended."""
-        assert self._process.stdout is not None
-        return self._process.stdout.fileno()
+        return self._socket.fileno()
 
-    def read(self) -> Iterator[Window]:
-        """Read the windows that have closed, at least one. Raises Failed if the tracer ended."""
-        yield self._read_window()
-        while b"\n" in self._unread:
-            yield self._read_window()
-
-    def _read_window(self) -> Window:
-        words = self._read_line()
-        if len(words) != 5 or words[0] != "window":
-            raise self._failure()
-        daemons = tuple(self._daemons)
-        self._follow_daemons()
-        prefix = f"{self._prefix}.{words[1]}"
+    def read(self) -> Window:
+        """Read the next window. Raises Failed if the tracer has ended."""
+        words, descriptors = self._receive()
         try:
-            return _window(prefix, int(words[3]), daemons, whole=words[4] == "1")
+            if len(words) != 5 or words[0] != "window" or len(descriptors) != _FILES:
+                raise self._failure()
+            daemons = tuple(self._daemons)
+            self._follow_daemons()
+            at, lost = int(words[1]), int(words[2])
+            whole, last = words[3] == "1", words[4] == "1"
+            known = {program.root for program in self._carried.programs}
+            part = _read(descriptors, {*known, *daemons}, lost, whole=whole)
         finally:
-            for kind in _FILES:
-                Path(f"{prefix}.{kind}").unlink(missing_ok=True)
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return self._joined(part, at, daemons, whole=whole, last=last)
 
-    def _read_line(self) -> list[str]:
-        while b"\n" not in self._unread and (more := os.read(self.descriptor, 4096)):
-            self._unread += more
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line.decode().split()
+    def answer(self, spent: int) -> None:
+        """Tell the tracer that a window was read and analysed, in ``spent`` ns of CPU time."""
+        self._tell(f"spent {spent}\n")
+
+    def _joined(
+        self, part: _Part, at: int, daemons: tuple[int, ...], *, whole: bool, last: bool
+    ) -> Window:
+        """The starts that have ended; of the others, all is carried over to the next window."""
+        before, self._carried = self._carried, _Part()
+        programs = [*before.programs, *part.programs]
+        parents = before.parents | part.parents
+        executed = [
+            *before.executed,
+            *(replace(each, ancestors=_ancestors(each.ancestors[0], parents))
+              for each in part.executed),
+        ]  # fmt: skip
+        starts = join(programs, executed)
+        spans = pl.concat([before.spans, part.spans]) if before.spans.height else part.spans
+        lost = before.lost + part.lost
+        ended = [
+            start
+            for start in starts
+            if last or start.ready is not None or at - start.began > _LONGEST_NS
+        ]
+        for start in ended:
+            start.traced = whole and start.began >= self._blind_until
+        if not last:
+            self._carry(programs, executed, parents, spans, ended, at, lost, daemons)
+        if not whole:
+            self._blind_until = at
+        return Window(ended, lost, spans, daemons)
+
+    def _carry(
+        self, programs: list[Program], executed: list[Executed], parents: dict[int, int],
+        spans: pl.DataFrame, ended: list[Start], at: int, lost: int, daemons: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        of_ended = {id(program) for start in ended for program in start.programs}
+        kept = [
+            program
+            for program in programs
+            if id(program) not in of_ended and at - program.at <= _LONGEST_NS
+        ]
+        roots = [*{program.root for program in kept}, *daemons]
+        finished = {start.ready for start in ended}
+        self._carried = _Part(
+            kept,
+            [each for each in executed if each.at not in finished and at - each.at <= _LONGEST_NS],
+            parents,
+            # what had not ended at the cut is reported again when it has
+            spans.filter(pl.col("sample").is_in(roots) & (pl.col("end") != at))
+            if kept
+            else spans.clear(),
+            lost if kept else 0,
+        )
+
+    def _receive(self) -> tuple[list[str], list[int]]:
+        try:
+            words, descriptors, _, _ = socket.recv_fds(self._socket, 256, _FILES)
+        except (TimeoutError, ConnectionResetError):
+            return [], []
+        return words.decode().split(), descriptors
 
     def _failure(self) -> Failed:
         assert self._process.stderr is not None
-        reason = self._process.stderr.read().decode().strip() or "it ended without a message"
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_SECONDS)
+        ended = self._process.poll() is not None
+        reason = self._process.stderr.read().strip() if ended else "it does not answer"
         return Failed(
-            f"the tracer failed: {reason}", "run firstlight doctor to see what is missing"
+            f"the tracer failed: {reason or 'it ended without a message'}",
+            "run firstlight doctor to see what is missing",
         )
 
     def _follow_daemons(self) -> None:
         """Tell the tracer of engines' daemons that have come and gone."""
         present = set(_daemons())
-        assert self._process.stdin is not None
         for verb, pids in (
-            (b"follow", present - self._daemons),
-            (b"forget", self._daemons - present),
+            ("follow", present - self._daemons),
+            ("forget", self._daemons - present),
         ):
             for pid in sorted(pids):
-                self._process.stdin.write(b"%s %d\n" % (verb, pid))
-        self._process.stdin.flush()
+                self._tell(f"{verb} {pid}\n")
         self._daemons = present
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # that it has ended is seen when the next window is read
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
 
 
 def _daemons() -> Iterator[int]:
@@ -149,27 +232,44 @@ def _daemons() -> Iterator[int]:
                 continue
 
 
-def _window(prefix: str, lost: int, daemons: tuple[int, ...], *, whole: bool) -> Window:
-    events = np.fromfile(f"{prefix}.events", dtype=bpf.EVENT)
-    text = Path(f"{prefix}.text").read_bytes()
-    stacks = Stacks(Path(f"{prefix}.stacks").read_bytes())
+def _read(descriptors: list[int], known: set[int], lost: int, *, whole: bool) -> _Part:
+    """A window's part: the spans of ``known`` roots, and of those that take part in a start.
+
+    Its executions have no other ancestor than their own process.
+    """
+    raw, text, stacks, configs = (_content(descriptor) for descriptor in descriptors)
+    events = np.frombuffer(raw, dtype=bpf.EVENT)
     ends = np.cumsum(events["text"], dtype=np.int64)
+    bundles = dict(_configs(configs))
     programs = [
-        _program(event, text[end - event["text"] : end])
+        _program(event, text[end - event["text"] : end], bundles)
         for event, end in _of_kind(events, ends, bpf.BEGIN)
     ]
-    parents = _parents(events)
     executed = [
-        Executed(_ancestors(int(event["pid"]), parents), int(event["start"]))
+        Executed((int(event["pid"]),), int(event["start"]))
         for event, _ in _of_kind(events, ends, bpf.EXEC)
         if event["args"][0] == 1 and event["args"][1] > 0
     ]
-    starts = join(programs, executed)
-    if not whole:
-        return Window(starts, lost, False, pl.DataFrame(schema=SPAN_SCHEMA), daemons)
-    wanted = {root for start in starts for root in start.roots} | set(daemons)
-    spans = bpf.decode(events, text, stacks, {root: root for root in wanted})
-    return Window(starts, lost, True, spans, daemons)
+    spans = pl.DataFrame(schema=SPAN_SCHEMA)
+    if whole:
+        roots = known | {program.root for program in programs if role(program)}
+        spans = bpf.decode(events, text, Stacks(stacks), {root: root for root in roots})
+    return _Part(programs, executed, _parents(events), spans, lost)
+
+
+def _content(descriptor: int) -> bytes:
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+
+def _configs(content: bytes) -> Iterator[tuple[int, object]]:
+    """The config.json of the bundle of each process that has one."""
+    at = 0
+    while at < len(content):
+        pid, size = _CONFIG.unpack_from(content, at)
+        at += _CONFIG.size
+        with suppress(ValueError):
+            yield pid, json.loads(content[at : at + size])
+        at += size
 
 
 def _of_kind(events: np.ndarray, ends: np.ndarray, kind: int) -> Iterator[tuple[np.void, int]]:
@@ -190,7 +290,7 @@ def _ancestors(pid: int, parents: dict[int, int]) -> tuple[int, ...]:
     return tuple(ancestors)
 
 
-def _program(event: np.void, text: bytes) -> Program:
+def _program(event: np.void, text: bytes, bundles: dict[int, object]) -> Program:
     file, words = text[:_FILE_BYTES], text[_FILE_BYTES : _FILE_BYTES + _WORDS_BYTES]
     variables = text[_FILE_BYTES + _WORDS_BYTES :][: int(event["args"][1])]
     pairs = (os.fsdecode(word).partition("=") for word in variables.split(b"\0"))
@@ -203,4 +303,5 @@ def _program(event: np.void, text: bytes) -> Program:
             os.fsdecode(word) for word in words[: int(event["args"][0])].split(b"\0")[:-1]
         ),
         environment={name: value for name, _, value in pairs if name in _KEPT},
+        config=bundles.get(int(event["tid"])),
     )

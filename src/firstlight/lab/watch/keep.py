@@ -5,6 +5,7 @@ A run is closed when it is large or old, and old runs are removed; see ``Limits`
 
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,7 +67,7 @@ def sample_of(start: Start, index: int, window: Window, point: Point) -> Sample:
         instance=0,
         repetition=index,
         point=point,
-        traced=window.whole,
+        traced=start.traced,
         ending=Ending.FAILED if failed else Ending.READY,
         stamps=Stamps(start.began, start.began, start.ready, start.ready),
         pid=start.root,
@@ -76,13 +77,41 @@ def sample_of(start: Start, index: int, window: Window, point: Point) -> Sample:
     )
 
 
+class Samples:
+    """Turns starts into samples. Namespaces beyond the first few become ``other``."""
+
+    def __init__(self) -> None:
+        self._namespaces: dict[str, None] = {}
+        self._count = 0
+
+    def add(self, window: Window) -> Iterator[tuple[Sample, pl.DataFrame]]:
+        """Each start of a window as a sample, with its spans."""
+        for start in window.starts:
+            yield self.sample(start, self._count, window), window.spans_of(start, self._count)
+            self._count += 1
+
+    def sample(self, start: Start, index: int, window: Window) -> Sample:
+        """A start as the sample with this index."""
+        namespace = start.labels.get("namespace", "-")
+        if namespace not in self._namespaces and len(self._namespaces) >= _MOST_NAMESPACES:
+            namespace = _OTHER
+        self._namespaces.setdefault(namespace)
+        point: Point = {
+            "runtime": start.labels["runtime"],
+            "engine": start.labels.get("engine", "-"),
+            "namespace": namespace,
+            "instances": 1,
+        }
+        return sample_of(start, index, window, point)
+
+
 class Keeper:
     """Writes starts as runs below ``directory``."""
 
     def __init__(self, directory: Path, limits: Limits) -> None:
         self._directory, self._limits = directory, limits
         self._environment, self._revision = facts.collect(), revision()
-        self._namespaces: dict[str, None] = {}
+        self._samples = Samples()
         self._header: Header
         self._writer: Writer
 
@@ -110,7 +139,8 @@ class Keeper:
             if self._is_full():
                 self._close()
                 self._open()
-            sample = sample_of(start, self._count, window, self._point(start))
+            sample = self._samples.sample(start, self._count, window)
+            self._note(sample.point)
             spans = window.spans_of(start, sample.index)
             if sample.traced:
                 self._writer.append_spans(sample.batch, spans)
@@ -119,24 +149,12 @@ class Keeper:
             kept.append((sample, spans))
         return kept
 
-    def _point(self, start: Start) -> Point:
-        """The point of a start; namespaces beyond the first few become ``other``."""
-        namespace = start.labels.get("namespace", "-")
-        if namespace not in self._namespaces and len(self._namespaces) >= _MOST_NAMESPACES:
-            namespace = _OTHER
-        self._namespaces.setdefault(namespace)
-        point: Point = {
-            "runtime": start.labels["runtime"],
-            "engine": start.labels.get("engine", "-"),
-            "namespace": namespace,
-            "instances": 1,
-        }
+    def _note(self, point: Point) -> None:
         if point not in self._header.points:
             self._header = msgspec.structs.replace(
                 self._header, points=(*self._header.points, point)
             )
             self._writer.write_header(self._header)
-        return point
 
     def _is_full(self) -> bool:
         age = (datetime.now(UTC) - self._opened).total_seconds()

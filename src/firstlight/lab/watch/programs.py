@@ -39,6 +39,8 @@ class Program:
     file: str
     arguments: tuple[str, ...]
     environment: dict[str, str]
+    config: object = None
+    """The bundle's config.json, as it was when the program was executed, if that could be read."""
 
     @property
     def name(self) -> str:
@@ -85,13 +87,15 @@ def role(program: Program) -> Role | None:
     return Role("engine") if program.name in ENGINES else None
 
 
-def labels_of(bundle: str) -> dict[str, str]:
+def labels_of(bundle: str, document: object = None) -> dict[str, str]:
     """The labels in a bundle's annotations: pod, namespace, container, image.
 
-    Knows those of containerd's CRI plugin, CRI-O and Podman. Empty if there are none.
+    ``document`` is its config.json, if that was read before. Knows those of containerd's CRI
+    plugin, CRI-O and Podman. Empty if there are none.
     """
     try:
-        document = json.loads((Path(bundle) / "config.json").read_bytes())
+        if document is None and bundle.startswith("/"):
+            document = json.loads((Path(bundle) / "config.json").read_bytes())
     except (OSError, ValueError):
         return {}
     annotations = document.get("annotations") if isinstance(document, dict) else None

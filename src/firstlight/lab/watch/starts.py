@@ -21,6 +21,8 @@ class Start:
     programs: list[Program] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     ready: int | None = None
+    traced: bool = False
+    """Whether all that its processes did was followed, and not their forks and executions alone."""
 
     @property
     def began(self) -> int:
@@ -66,7 +68,7 @@ def join(programs: Iterable[Program], executed: Iterable[Executed]) -> list[Star
         for container in [role_.container] if role_.container else named.get(program.root, ()):
             start = starts.setdefault(container, Start(container))
             start.programs.append(program)
-            start.labels |= role_.labels | labels_of(role_.bundle)
+            start.labels |= role_.labels | labels_of(role_.bundle, program.config)
             if role_.kind == "runtime":
                 start.labels["runtime"] = program.name
             elif role_.kind == "network":

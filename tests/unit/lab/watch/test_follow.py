@@ -1,35 +1,107 @@
-"""Windows that close at the same time are all read."""
+"""Windows of the tracer: all are read, and no start is cut in two by the end of one."""
 
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from firstlight.lab.watch.follow import Follower
 from firstlight.trace import bpf
 
 TRACER = """
-import sys
-prefix = sys.argv[3]
-for number in range(3):
-    for kind in ("events", "text", "stacks"):
-        open(f"{prefix}.{number}.{kind}", "w").close()
-sys.stdout.write("watching\\nwindow 0 0 0 1\\nwindow 1 0 7 0\\nwindow 2 0 0 ")
-sys.stdout.flush()
-sys.stdin.readline()
-print(1)
+import os, socket, sys
+out = socket.socket(fileno=1)
+out.send(b"watching")
+at = 0
+for line in open(os.environ["WINDOWS"]):
+    at += 1000
+    events, text, lost, whole, last = line.rstrip("\\n").split(":")
+    files = []
+    for content in (events, text, "", ""):
+        file = os.memfd_create("x")
+        os.write(file, bytes.fromhex(content))
+        files.append(file)
+    socket.send_fds(out, [f"window {at} {lost} {whole} {last}".encode()], files)
 sys.stdin.read()
 """
 
 
-def test_windows_that_close_at_once_are_all_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def begin(tid: int, at: int, *words: str) -> tuple[np.ndarray, bytes]:
+    event = np.zeros(1, bpf.EVENT)
+    arguments = "".join(f"{word}\0" for word in words).encode()
+    event["kind"], event["root"], event["pid"], event["tid"] = bpf.BEGIN, tid, tid, tid
+    event["start"] = event["end"] = at
+    event["args"][0, 0] = len(arguments)
+    text = b"/usr/bin/runc".ljust(256, b"\0") + arguments.ljust(2048, b"\0") + bytes(2048)
+    event["text"] = len(text)
+    return event, text
+
+
+def fork(parent: int, child: int, at: int) -> tuple[np.ndarray, bytes]:
+    event = np.zeros(1, bpf.EVENT)
+    event["kind"], event["root"], event["pid"], event["tid"] = bpf.FORK, parent, parent, parent
+    event["peer"], event["args"][0, 0], event["start"] = child, child, at
+    return event, b""
+
+
+def execute(root: int, pid: int, at: int) -> tuple[np.ndarray, bytes]:
+    event = np.zeros(1, bpf.EVENT)
+    event["kind"], event["root"], event["pid"], event["tid"] = bpf.EXEC, root, pid, pid
+    event["args"][0] = (1, 1, 0, 0)
+    event["start"] = event["end"] = at
+    return event, b""
+
+
+def window(
+    *events: tuple[np.ndarray, bytes], lost: int = 0, whole: bool = True, last: bool = True
+) -> str:
+    heads = b"".join(event.tobytes() for event, _ in events)
+    text = b"".join(text for _, text in events)
+    return f"{heads.hex()}:{text.hex()}:{lost}:{int(whole)}:{int(last)}\n"
+
+
+@pytest.fixture
+def follower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Follower:
     (tmp_path / "tracer.py").write_text(TRACER)
+    monkeypatch.setenv("WINDOWS", str(tmp_path / "windows"))
     monkeypatch.setattr(bpf, "program", lambda: [sys.executable, str(tmp_path / "tracer.py")])
     monkeypatch.setattr("firstlight.lab.watch.follow._daemons", lambda: iter([1]))
-    with Follower(["runc"]) as follower:
-        windows = [(window.lost, window.whole) for window in follower.read()]
-        while len(windows) < 3:
-            windows += [(window.lost, window.whole) for window in follower.read()]
-    assert windows == [(0, True), (7, False), (0, True)]
+    return Follower(["runc"])
+
+
+def test_windows_that_end_at_once_are_all_read(follower: Follower, tmp_path: Path) -> None:
+    (tmp_path / "windows").write_text(window() + window(lost=7) + window())
+    with follower:
+        assert [follower.read().lost for _ in range(3)] == [0, 7, 0]
+
+
+def test_a_start_that_a_cut_divides_is_whole_in_the_next_window(
+    follower: Follower, tmp_path: Path
+) -> None:
+    (tmp_path / "windows").write_text(
+        window(begin(10, 500, "runc", "run", "a"), fork(10, 11, 600), last=False, lost=1)
+        + window(execute(10, 11, 1500), begin(20, 1600, "runc", "run", "b"), last=False)
+        + window()
+    )
+    with follower:
+        first, second, third = (follower.read() for _ in range(3))
+    assert first.starts == []
+    [start] = second.starts
+    assert (start.container, start.began, start.ready, start.traced) == ("a", 500, 1500, True)
+    assert second.lost == 1
+    [failed] = third.starts
+    assert (failed.container, failed.ready) == ("b", None)
+
+
+def test_a_start_is_traced_only_if_all_its_windows_were(follower: Follower, tmp_path: Path) -> None:
+    (tmp_path / "windows").write_text(
+        window(begin(10, 500, "runc", "run", "a"), fork(10, 11, 600), last=False, whole=False)
+        + window(execute(10, 11, 1500), begin(20, 1600, "runc", "run", "b"), execute(20, 20, 1700))
+        + window(begin(30, 2500, "runc", "run", "c"), execute(30, 30, 2600), whole=False)
+    )
+    with follower:
+        starts = [start for _ in range(3) for start in follower.read().starts]
+    assert [(start.container, start.traced) for start in starts] == [
+        ("a", False), ("b", True), ("c", False)
+    ]  # fmt: skip

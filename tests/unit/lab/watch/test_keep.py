@@ -21,10 +21,11 @@ def window(*containers: str, namespace: str = "web") -> Window:
             [Program(1, 1, 10, "/usr/bin/runc", ("runc", "run", name), {})],
             {"runtime": "runc", "namespace": namespace},
             ready=50,
+            traced=True,
         )
         for name in containers
     ]
-    return Window(starts, 0, True, pl.DataFrame(schema=SPAN_SCHEMA), ())
+    return Window(starts, 0, pl.DataFrame(schema=SPAN_SCHEMA), ())
 
 
 def runs(directory: Path) -> list[Path]:

@@ -1,0 +1,320 @@
+/* Loads trace.bpf.o, attaches and detaches its programs, and empties their ring buffer. */
+#include "trace/tracer.h"
+#include "common/clock.h"
+#include "trace/calls.h"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <dirent.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+enum { PROGRAMS = 16 };
+enum { RING_SMALLEST = 1 << 22 };
+
+struct error tracer_failure;
+struct tracer_out tracer_out;
+
+const struct tracer_call tracer_calls[] = {
+#define ENTRY(name, take) {SYS_##name, take, #name},
+	CALLS(ENTRY)};
+const size_t tracer_call_count = sizeof tracer_calls / sizeof *tracer_calls;
+
+static struct bpf_object *object;
+static struct bpf_link *links[PROGRAMS];
+static struct bpf_program *programs[PROGRAMS];
+static int count;
+static struct ring_buffer *ring;
+static unsigned long long misses;
+static char complaint[512];
+
+/* Keeps the last complaint of libbpf, to say it if loading fails. */
+static int hush(enum libbpf_print_level level, const char *format, va_list arguments)
+{
+	if (level == LIBBPF_WARN)
+		vsnprintf(complaint, sizeof complaint, format, arguments);
+	return 0;
+}
+
+int tracer_fail(const char *what)
+{
+	error_set(&tracer_failure, 0, "%s: %s%s%s", what, strerror(errno), *complaint ? ": " : "",
+		  complaint);
+	return -tracer_failure.code;
+}
+
+int tracer_write(void *context, void *data, size_t size)
+{
+	const struct event *event = data;
+	(void)context;
+	if (size < sizeof *event + event->text)
+		return -EPROTO;
+	if (fwrite_unlocked(event, sizeof *event, 1, tracer_out.events) != 1 ||
+	    fwrite_unlocked(event + 1, 1, event->text, tracer_out.texts) != event->text)
+		return errno ? -errno : -EIO;
+	tracer_out.written++;
+	return 0;
+}
+
+int tracer_map(const char *name)
+{
+	return bpf_object__find_map_fd_by_name(object, name);
+}
+
+static int configure(const char *file, struct settings settings, unsigned int ring_size,
+		     int preemptible)
+{
+	libbpf_set_print(hush);
+	object = bpf_object__open_file(file, NULL);
+	if (!object)
+		return tracer_fail(file);
+	struct bpf_map *constants = bpf_object__find_map_by_name(object, ".rodata");
+	for (size_t i = 0; i < tracer_call_count; i++)
+		if (tracer_calls[i].number < NUMBERS)
+			settings.take[tracer_calls[i].number] = (unsigned char)tracer_calls[i].take;
+	struct bpf_program *program;
+	bpf_object__for_each_program(program, object)
+	{
+		if (strstr(bpf_program__name(program), "_again"))
+			bpf_program__set_autoload(program, preemptible);
+	}
+	if (bpf_map__set_initial_value(constants, &settings, sizeof settings))
+		return tracer_fail("constants of the object");
+	return bpf_map__set_max_entries(bpf_object__find_map_by_name(object, "events"), ring_size);
+}
+
+/* A machine short of memory gets a smaller ring; a lost event is reported. */
+int tracer_load(const char *file, struct settings settings, unsigned int size, int preemptible,
+		int (*take)(void *context, void *event, size_t size))
+{
+	int error = -1;
+	for (;; size /= 4) {
+		if (configure(file, settings, size, preemptible))
+			return -tracer_failure.code;
+		error = bpf_object__load(object);
+		if (error) {
+			bpf_object__close(object);
+			object = NULL;
+		}
+		if (error != -ENOMEM || size / 4 < RING_SMALLEST)
+			break;
+	}
+	if (error) {
+		errno = -error;
+		return tracer_fail("load");
+	}
+	struct bpf_program *program;
+	bpf_object__for_each_program(program, object)
+	{
+		if (!strcmp(bpf_program__name(program), "on_ask")) {
+			LIBBPF_OPTS(bpf_test_run_opts, once);
+			if (bpf_prog_test_run_opts(bpf_program__fd(program), &once))
+				return tracer_fail("ask for our PID namespace");
+		} else if (bpf_program__autoload(program) && count < PROGRAMS) {
+			programs[count++] = program;
+		}
+	}
+	/* A call's entry is attached last and detached first, so that no return is missed. */
+	for (int i = 0, last = count; i < last;) {
+		program = programs[i];
+		if (strncmp(bpf_program__name(program), "on_enter", 8)) {
+			i++;
+			continue;
+		}
+		programs[i] = programs[--last];
+		programs[last] = program;
+	}
+	ring = ring_buffer__new(tracer_map("events"), take, NULL, NULL);
+	return ring ? 0 : tracer_fail("ring buffer");
+}
+
+static int is_cheap(int program)
+{
+	return !strncmp(bpf_program__section_name(programs[program]), "tp_btf/sched_process_", 21);
+}
+
+/* "keep_cheap": but for what follows forks, executions and exits. */
+void tracer_detach(int keep_cheap)
+{
+	for (int i = count - 1; i >= 0; i--) {
+		if (keep_cheap && is_cheap(i))
+			continue;
+		if (links[i])
+			bpf_link__destroy(links[i]);
+		links[i] = NULL;
+	}
+}
+
+/* Those that are not attached yet; "cheap": only what follows forks, executions and exits. */
+int tracer_attach(int cheap)
+{
+	for (int i = 0; i < count; i++) {
+		if (links[i] || (cheap && !is_cheap(i)))
+			continue;
+		links[i] = bpf_program__attach(programs[i]);
+		if (!links[i]) {
+			tracer_fail(bpf_program__name(programs[i]));
+			tracer_detach(0);
+			return -tracer_failure.code;
+		}
+	}
+	return 0;
+}
+
+static unsigned long long misses_of(struct bpf_program *program)
+{
+	struct bpf_prog_info info = {0};
+	unsigned int size = sizeof info;
+	return bpf_obj_get_info_by_fd(bpf_program__fd(program), &info, &size)
+		       ? 0
+		       : info.recursion_misses;
+}
+
+/* A program that was entered while it ran has missed an event. What contention misses is that for
+ * the ring's own lock, or an interrupt's: neither is the traced thread's. A return that was missed
+ * is counted at the thread's next call, and of the calls at most those that the copy missed, too. */
+static unsigned long long missed(void)
+{
+	unsigned long long sum = 0, enter = 0, again = 0;
+	int has_copy = 0;
+	for (int i = 0; i < count; i++) {
+		const char *name = bpf_program__name(programs[i]);
+		if (strstr(name, "contention") || strstr(name, "on_return"))
+			continue;
+		unsigned long long own = misses_of(programs[i]);
+		if (!strcmp(name, "on_enter_again")) {
+			again = own;
+			has_copy = 1;
+		} else if (!strcmp(name, "on_enter")) {
+			enter = own;
+		} else {
+			sum += own;
+		}
+	}
+	return sum + (has_copy && again < enter ? again : enter);
+}
+
+unsigned long long tracer_take_lost(void)
+{
+	unsigned int zero = 0;
+	unsigned long long lost = 0, none = 0;
+	int data = tracer_map(".bss");
+	if (bpf_map_lookup_elem(data, &zero, &lost) ||
+	    bpf_map_update_elem(data, &zero, &none, BPF_ANY))
+		return 1;
+	unsigned long long before = misses;
+	misses = missed();
+	return lost + misses - before;
+}
+
+unsigned int tracer_tids[TASKS], tracer_task_count;
+struct task tracer_tasks[TASKS];
+
+int tracer_read_tasks(void)
+{
+	unsigned int next;
+	tracer_task_count = TASKS;
+	if (bpf_map_lookup_batch(tracer_map("tasks"), NULL, &next, tracer_tids, tracer_tasks,
+				 &tracer_task_count, NULL) &&
+	    errno != ENOENT)
+		return tracer_fail("tasks");
+	return 0;
+}
+
+int tracer_write_open(unsigned long long end)
+{
+	if (tracer_read_tasks())
+		return -tracer_failure.code;
+	for (unsigned int i = 0; i < tracer_task_count; i++) {
+		const struct task *task = &tracer_tasks[i];
+		struct event event = {.root = task->root,
+				      .pid = task->pid,
+				      .tid = tracer_tids[i],
+				      .end = end,
+				      .stack = -1,
+				      .open = 1};
+		if (task->number >= 0 && task->call) {
+			event.kind = CALL;
+			event.start = task->call;
+			event.number = (unsigned short)task->number;
+			memcpy(event.args, task->args, sizeof event.args);
+			if (tracer_write(NULL, &event, sizeof event))
+				return tracer_fail("write events");
+		}
+		if (task->off) {
+			event.kind = OFF;
+			event.start = task->off;
+			event.args[0] = task->woken;
+			event.peer = task->waker;
+			event.result = task->off_state;
+			event.stack = task->off_stack;
+			if (tracer_write(NULL, &event, sizeof event))
+				return tracer_fail("write events");
+		}
+	}
+	return 0;
+}
+
+int tracer_clear(const char *name)
+{
+	unsigned int key;
+	while (!bpf_map_get_next_key(tracer_map(name), NULL, &key))
+		if (bpf_map_delete_elem(tracer_map(name), &key) && errno != ENOENT)
+			return tracer_fail(name);
+	return 0;
+}
+
+int tracer_write_stacks(FILE *file)
+{
+	unsigned int id, previous, *at = NULL;
+	unsigned long long addresses[STACK_DEPTH];
+	while (!bpf_map_get_next_key(tracer_map("stacks"), at, &id)) {
+		previous = id;
+		at = &previous;
+		memset(addresses, 0, sizeof addresses);
+		if (!bpf_map_lookup_elem(tracer_map("stacks"), &id, addresses) &&
+		    (fwrite(&id, sizeof id, 1, file) != 1 ||
+		     fwrite(addresses, sizeof addresses, 1, file) != 1))
+			return tracer_fail("stacks");
+	}
+	return 0;
+}
+
+/* What has ended since it was listed serves nobody. */
+int tracer_follow(unsigned int pid)
+{
+	char path[64];
+	struct dirent *entry;
+	struct task task = {.root = pid,
+			    .pid = pid,
+			    .off_state = 1,
+			    .off_stack = UNSEEN,
+			    .lock_stack = -1,
+			    .number = -1,
+			    .off = (unsigned long long)clock_now()};
+	snprintf(path, sizeof path, "/proc/%u/task", pid);
+	DIR *threads = opendir(path);
+	if (!threads)
+		return errno == ENOENT ? 0 : tracer_fail(path);
+	int error = 0;
+	while (!error && (entry = readdir(threads))) {
+		unsigned int tid = (unsigned int)strtoul(entry->d_name, NULL, 10);
+		if (tid)
+			error = bpf_map_update_elem(tracer_map("tasks"), &tid, &task, BPF_ANY);
+	}
+	closedir(threads);
+	return error ? tracer_fail("follow a process") : 0;
+}
+
+int tracer_ring(void)
+{
+	return ring_buffer__epoll_fd(ring);
+}
+
+int tracer_drain(void)
+{
+	return ring_buffer__consume(ring) < 0 ? tracer_fail("write events") : 0;
+}

@@ -1,0 +1,69 @@
+/* The eBPF programs, loaded: what "trace" does on request and "watch" by itself. Functions return 0 or
+ * a negative errno, and say why in tracer_failure. */
+#ifndef FIRSTLIGHT_TRACER_H
+#define FIRSTLIGHT_TRACER_H
+
+#include "common/error.h"
+#include "trace/trace.h"
+
+#include <stdio.h>
+
+enum { DRAIN_MS = 20, RING_LARGEST = 1 << 26 };
+
+extern struct error tracer_failure;
+
+/* The system calls that are reported, or ignored by name. */
+struct tracer_call {
+	int number, take;
+	const char *name;
+};
+extern const struct tracer_call tracer_calls[];
+extern const size_t tracer_call_count;
+
+/* Where events go. */
+extern struct tracer_out {
+	FILE *events, *texts;
+	unsigned long long written;
+} tracer_out;
+
+/* By errno, with libbpf's own words if there are any. */
+int tracer_fail(const char *what);
+
+/* "preemptible": the kernel may preempt programs of system calls. "take" gets each event. */
+int tracer_load(const char *object, struct settings settings, unsigned int ring_size,
+		int preemptible, int (*take)(void *context, void *event, size_t size));
+int tracer_map(const char *name);
+int tracer_ring(void);
+
+/* Attach and detach those that are not yet; "cheap" and "keep_cheap": what follows forks, executions
+ * and exits. */
+int tracer_attach(int cheap);
+void tracer_detach(int keep_cheap);
+
+int tracer_drain(void);
+int tracer_write(void *context, void *data, size_t size);
+
+/* The traced threads, as of now. Threads come and go meanwhile: a walk from key to key would begin anew
+ * at each that has ended. */
+int tracer_read_tasks(void);
+extern unsigned int tracer_tids[TASKS], tracer_task_count;
+extern struct task tracer_tasks[TASKS];
+
+/* Calls and waits that have not ended by then are reported as open. */
+int tracer_write_open(unsigned long long end);
+int tracer_write_stacks(FILE *file);
+int tracer_clear(const char *name);
+
+/* A process that was there before, asleep until something asks it. */
+int tracer_follow(unsigned int pid);
+
+/* How many events were lost since it was last asked. */
+unsigned long long tracer_take_lost(void);
+
+/* Takes the events of watch. */
+int tracer_take(void *context, void *data, size_t size);
+
+/* Watches until standard input ends: see trace.c. */
+int tracer_watch(unsigned long one_in, unsigned long millionths, char **names, int count);
+
+#endif

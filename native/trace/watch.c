@@ -1,0 +1,477 @@
+/* Follows programs of watched names, whoever starts them, and hands over what came of it in windows.
+ *
+ * A window is open while a start goes on, and for LINGER_NS after it; it is cut when it is CUT_NS old, so
+ * that a node on which starts never cease is reported, too. Its last one ends all that it knows.
+ *
+ * Which windows are traced whole is decided by the number or by a budget. The budget is CPU time: it
+ * grows by a share of the node's, and by a larger one of what is idle; each call and switch that the
+ * programs met while they were attached is paid from it, and the CPU time of this process and of the
+ * one that reads.
+ */
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "common/socket.h"
+#include "trace/tracer.h"
+
+#include <bpf/bpf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/membarrier.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define LINGER_NS (CLOCK_SECOND / 10)
+#define CUT_NS CLOCK_SECOND
+#define LONGEST_NS (20 * CLOCK_SECOND)
+
+enum { BEGINNINGS = 4096, DAEMONS = 64, UNREAD = 8, CONFIG_MAX = 1 << 20 };
+
+/* A watched program's execution: it goes on until its process ends, or a container's own program is
+ * executed in its tree. */
+static struct {
+	unsigned int pid, root;
+	long long at, ended; /* 0: it goes on */
+} beginnings[BEGINNINGS];
+static size_t beginning_count, going_on;
+static unsigned int daemons[DAEMONS];
+static size_t daemon_count;
+static FILE *configs; /* u32 pid, u32 size, and the bundle's config.json, of each that has one */
+static int unread; /* windows that were sent, and not answered */
+
+static struct {
+	unsigned long one_in, millionths; /* one_in 0: by the budget */
+	unsigned long windows;
+	long long credit, at, idle, own, call_cost;
+	unsigned long long met;
+	long cores;
+} budget;
+
+/* The idle time of all cores since the machine started. */
+static long long idle_time(void)
+{
+	unsigned long long user, nice, system, idle, wait = 0;
+	FILE *file = fopen("/proc/stat", "re");
+	int n = file ? fscanf(file, "cpu %llu %llu %llu %llu %llu", &user, &nice, &system, &idle,
+			      &wait)
+		     : 0;
+	if (file)
+		fclose(file);
+	return n == 5 ? (long long)(idle + wait) * (CLOCK_SECOND / sysconf(_SC_CLK_TCK)) : 0;
+}
+
+/* How many calls and switches the programs have met. */
+static unsigned long long met(void)
+{
+	static struct meter meters[METERS];
+	unsigned int zero = 0;
+	unsigned long long sum = 0;
+	if (bpf_map_lookup_elem(tracer_map(".data.meters"), &zero, meters))
+		return 0;
+	for (size_t i = 0; i < METERS; i++)
+		sum += meters[i].met;
+	return sum;
+}
+
+static void earn(long long at)
+{
+	long long idle = idle_time(), own = clock_read(CLOCK_PROCESS_CPUTIME_ID);
+	unsigned long long seen = met();
+	long long most = budget.cores * CLOCK_SECOND / 2;
+	budget.credit += (at - budget.at) * budget.cores / 1000000 * (long long)budget.millionths;
+	if (idle > budget.idle)
+		budget.credit += (idle - budget.idle) / 10;
+	budget.credit -= (long long)(seen - budget.met) * budget.call_cost + own - budget.own;
+	if (budget.credit > most)
+		budget.credit = most;
+	budget.at = at;
+	budget.idle = idle;
+	budget.own = own;
+	budget.met = seen;
+}
+
+/* A window that opens. */
+static int is_first_whole(void)
+{
+	unsigned long number = budget.windows++;
+	return budget.one_in ? number % budget.one_in == 0 : budget.credit >= 0;
+}
+
+/* One that follows a cut: what goes on stays whole up to a debt of a second of each core. */
+static int is_next_whole(int whole)
+{
+	if (budget.one_in)
+		return whole;
+	return budget.credit >= (whole ? -budget.cores * CLOCK_SECOND : 0);
+}
+
+static long long time_calls(void)
+{
+	enum { ROUNDS = 5, CALLS_EACH = 2000 };
+	long long least = CLOCK_SECOND;
+	for (int round = 0; round < ROUNDS; round++) {
+		long long began = clock_read(CLOCK_THREAD_CPUTIME_ID);
+		for (int i = 0; i < CALLS_EACH; i++)
+			(void)syscall(SYS_getppid);
+		long long took = (clock_read(CLOCK_THREAD_CPUTIME_ID) - began) / CALLS_EACH;
+		least = took < least ? took : least;
+	}
+	return least;
+}
+
+static int open_budget(unsigned long one_in, unsigned long millionths)
+{
+	budget.one_in = one_in;
+	budget.millionths = millionths;
+	budget.cores = sysconf(_SC_NPROCESSORS_ONLN);
+	long long without = time_calls();
+	if (tracer_attach(0))
+		return -tracer_failure.code;
+	budget.call_cost = time_calls() - without;
+	tracer_detach(1);
+	budget.call_cost = budget.call_cost > 0 ? budget.call_cost : 0;
+	budget.at = clock_now();
+	budget.idle = idle_time();
+	budget.own = clock_read(CLOCK_PROCESS_CPUTIME_ID);
+	budget.met = met();
+	return 0;
+}
+
+/* The words of a BEGIN event's arguments are below its file's name. */
+static const char *bundle_of(const struct event *event)
+{
+	const char *word = (const char *)(event + 1) + FILE_MAX, *end = word + event->args[0];
+	while (word < end) {
+		size_t length = strnlen(word, (size_t)(end - word));
+		if (word + length == end)
+			return "."; /* cut off */
+		const char *next = word + length + 1;
+		if (!strncmp(word, "--bundle=", 9))
+			return word + 9;
+		if ((!strcmp(word, "--bundle") || !strcmp(word, "-b")) && next < end &&
+		    strnlen(next, (size_t)(end - next)) < (size_t)(end - next))
+			return next;
+		word = next;
+	}
+	return ".";
+}
+
+/* A bundle lasts no longer than its container. Whoever calls a program by a watched name chooses the
+ * file: it is read without waiting, and only if it is one. */
+static void take_config(const struct event *event)
+{
+	const char *bundle = bundle_of(event);
+	char path[PATH_MAX];
+	struct stat about;
+	snprintf(path, sizeof path, "/proc/%u/%s/%s/config.json", event->tid,
+		 *bundle == '/' ? "root" : "cwd", bundle);
+	int file FILE_SCOPE = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (file < 0 || fstat(file, &about) || !S_ISREG(about.st_mode) ||
+	    about.st_size > CONFIG_MAX)
+		return;
+	char *bytes FREE_SCOPE = malloc((size_t)about.st_size);
+	ssize_t size = bytes ? pread(file, bytes, (size_t)about.st_size, 0) : -1;
+	if (size <= 0)
+		return;
+	unsigned int head[] = {event->tid, (unsigned int)size};
+	fwrite_unlocked(head, sizeof head, 1, configs);
+	fwrite_unlocked(bytes, 1, (size_t)size, configs);
+}
+
+static void begin(const struct event *event)
+{
+	take_config(event);
+	if (beginning_count == BEGINNINGS)
+		return;
+	beginnings[beginning_count].pid = event->tid;
+	beginnings[beginning_count].root = event->root;
+	beginnings[beginning_count].ended = 0;
+	beginnings[beginning_count++].at = (long long)event->start;
+	going_on++;
+}
+
+static void end(size_t i, long long at)
+{
+	if (!beginnings[i].ended) {
+		beginnings[i].ended = at;
+		going_on--;
+	}
+}
+
+int tracer_take(void *context, void *data, size_t size)
+{
+	const struct event *event = data;
+	if (size < sizeof *event)
+		return -EPROTO;
+	int is_own_program = event->kind == EXEC && event->args[0] == 1 && event->args[1] > 0;
+	if (event->kind == BEGIN)
+		begin(event);
+	else if (is_own_program || event->kind == EXIT)
+		for (size_t i = 0; i < beginning_count; i++)
+			if (is_own_program ? beginnings[i].root == event->root
+					   : beginnings[i].pid == event->tid)
+				end(i, (long long)event->start);
+	return tracer_write(context, data, size);
+}
+
+static int is_root_of_beginning(unsigned int root)
+{
+	for (size_t i = 0; i < beginning_count; i++)
+		if (beginnings[i].root == root)
+			return 1;
+	return 0;
+}
+
+/* Forgets what has ended a while ago, or all, and the threads of those trees in which nothing else goes
+ * on. Threads of what begins meanwhile are of roots that are not among "old". */
+static int forget(long long at, int all)
+{
+	static unsigned int old[BEGINNINGS];
+	size_t kept = 0, count = 0;
+	for (size_t i = 0; i < beginning_count; i++) {
+		if (all || (beginnings[i].ended && at - beginnings[i].ended > LINGER_NS)) {
+			end(i, at);
+			old[count++] = beginnings[i].root;
+		} else {
+			beginnings[kept++] = beginnings[i];
+		}
+	}
+	beginning_count = kept;
+	size_t gone = 0;
+	for (size_t i = 0; i < count; i++)
+		if (!is_root_of_beginning(old[i]))
+			old[gone++] = old[i];
+	if (tracer_read_tasks())
+		return -tracer_failure.code;
+	for (unsigned int k = 0; k < tracer_task_count; k++) {
+		unsigned int root = tracer_tasks[k].root;
+		int is_old = 0;
+		for (size_t i = 0; i < gone && !is_old; i++)
+			is_old = old[i] == root;
+		for (size_t i = 0; all && i < daemon_count && !is_old; i++)
+			is_old = daemons[i] == root;
+		if (is_old && bpf_map_delete_elem(tracer_map("tasks"), &tracer_tids[k]) &&
+		    errno != ENOENT)
+			return tracer_fail("tasks");
+	}
+	return 0;
+}
+
+static FILE *memory(const char *name)
+{
+	int file = memfd_create(name, MFD_CLOEXEC);
+	FILE *stream = file < 0 ? NULL : fdopen(file, "w");
+	if (!stream) {
+		tracer_fail("memory for a window");
+		if (file >= 0)
+			close(file);
+	}
+	return stream;
+}
+
+static int open_window(void)
+{
+	tracer_out = (struct tracer_out){.events = memory("events"), .texts = memory("texts")};
+	configs = memory("configs");
+	return tracer_out.events && tracer_out.texts && configs ? 0 : -tracer_failure.code;
+}
+
+static int send_window(long long at, int whole, int last)
+{
+	enum { FILES = 4 };
+	FILE *files[FILES] = {tracer_out.events, tracer_out.texts, memory("stacks"), configs};
+	int descriptors[FILES], error = !files[2];
+	char line[128];
+	if (!error && whole)
+		error = tracer_write_stacks(files[2]);
+	for (int i = 0; i < FILES; i++) {
+		if (!files[i])
+			continue;
+		if (fflush(files[i]))
+			error = tracer_fail("write a window");
+		descriptors[i] = fileno(files[i]);
+	}
+	if (!error) {
+		int length = snprintf(line, sizeof line, "window %lld %llu %d %d", at,
+				      tracer_take_lost(), whole, last);
+		int sent = socket_send(STDOUT_FILENO, line, (size_t)length, descriptors, FILES);
+		if (sent < 0) {
+			errno = -sent;
+			error = tracer_fail("send a window");
+		}
+	}
+	for (int i = 0; i < FILES; i++)
+		if (files[i])
+			fclose(files[i]);
+	unread++;
+	return error ? -tracer_failure.code : open_window();
+}
+
+static int disarm(void)
+{
+	tracer_detach(1);
+	/* A program that another CPU is running still has ended after this. */
+	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
+	return tracer_drain();
+}
+
+/* What a thread was doing when it was last traced says nothing of what it does now. */
+static int forget_states(void)
+{
+	if (tracer_read_tasks())
+		return -tracer_failure.code;
+	for (unsigned int i = 0; i < tracer_task_count; i++) {
+		struct task task = {.root = tracer_tasks[i].root,
+				    .pid = tracer_tasks[i].pid,
+				    .off_stack = -1,
+				    .lock_stack = -1,
+				    .number = -1};
+		if (bpf_map_update_elem(tracer_map("tasks"), &tracer_tids[i], &task, BPF_EXIST) &&
+		    errno != ENOENT)
+			return tracer_fail("tasks");
+	}
+	return 0;
+}
+
+static int arm(void)
+{
+	if (forget_states() || tracer_attach(0))
+		return -tracer_failure.code;
+	for (size_t i = 0; i < daemon_count; i++)
+		if (tracer_follow(daemons[i]))
+			return -tracer_failure.code;
+	return 0;
+}
+
+static int watch_names(char **names, int count)
+{
+	for (int i = 0; i < count; i++) {
+		char name[NAME] = {0};
+		unsigned int value = 1;
+		strncpy(name, names[i], NAME - 1);
+		if (bpf_map_update_elem(tracer_map("names"), name, &value, BPF_ANY))
+			return tracer_fail(names[i]);
+	}
+	return 0;
+}
+
+/* Returns 1 at the end. */
+static int take_request(int whole)
+{
+	char line[64];
+	unsigned int pid;
+	long long spent;
+	if (!fgets(line, sizeof line, stdin))
+		return 1;
+	if (sscanf(line, "spent %lld", &spent) == 1) {
+		budget.credit -= spent;
+		unread--;
+		return 0;
+	}
+	if (sscanf(line, "follow %u", &pid) == 1) {
+		if (daemon_count < DAEMONS)
+			daemons[daemon_count++] = pid;
+		return whole ? tracer_follow(pid) : 0;
+	}
+	if (sscanf(line, "forget %u", &pid) == 1) {
+		for (size_t i = 0; i < daemon_count; i++)
+			if (daemons[i] == pid)
+				daemons[i] = daemons[--daemon_count];
+		return 0;
+	}
+	errno = EPROTO;
+	return tracer_fail(line);
+}
+
+static int say(const char *line)
+{
+	int sent = socket_send(STDOUT_FILENO, line, strlen(line), NULL, 0);
+	if (sent >= 0)
+		return 0;
+	errno = -sent;
+	return tracer_fail("answer");
+}
+
+/* Ends a window: the last one if nothing goes on. Returns whether the next is whole, or negative. */
+static int cut(long long at, int whole, int last)
+{
+	if (whole && !last && tracer_write_open((unsigned long long)at))
+		return -tracer_failure.code;
+	for (size_t i = 0; i < beginning_count; i++)
+		if (at - beginnings[i].at > LONGEST_NS) /* it hangs, or serves */
+			end(i, at);
+	if (forget(at, last) || send_window(at, whole, last))
+		return -tracer_failure.code;
+	if (last && tracer_clear("stacks"))
+		return -tracer_failure.code;
+	earn(at);
+	if (last)
+		return 0;
+	int next = is_next_whole(whole);
+	if (whole && !next && disarm())
+		return -tracer_failure.code;
+	return !whole && next && arm() ? -tracer_failure.code : next;
+}
+
+int tracer_watch(unsigned long one_in, unsigned long millionths, char **names, int count)
+{
+	struct pollfd ready[] = {{.fd = STDIN_FILENO, .events = POLLIN},
+				 {.fd = tracer_ring(), .events = POLLIN}};
+	long long opened = 0, busy = 0;
+	int is_open = 0, whole = 0, attached = 0;
+	setvbuf(stdin, NULL, _IONBF, 0);
+	if (watch_names(names, count) || open_window() || tracer_attach(1) ||
+	    open_budget(one_in, millionths) || say("watching"))
+		return -tracer_failure.code;
+	for (;;) {
+		if (poll(ready, 2, is_open ? DRAIN_MS : -1) < 0 && errno != EINTR)
+			return tracer_fail("poll");
+		if (ready[0].revents) {
+			int end = take_request(attached);
+			if (end)
+				return end < 0 ? end : 0;
+		}
+		if (tracer_drain())
+			return -tracer_failure.code;
+		long long at = clock_now();
+		if (!is_open && beginning_count) {
+			earn(at);
+			whole = attached = is_first_whole();
+			if (whole && arm())
+				return -tracer_failure.code;
+			is_open = 1;
+			opened = busy = at;
+		}
+		if (!is_open)
+			continue;
+		if (going_on) {
+			busy = at;
+			if (whole && !attached &&
+			    arm()) /* it has begun while we detached, or waited */
+				return -tracer_failure.code;
+			attached = whole;
+		}
+		int is_last = at - busy > LINGER_NS;
+		if (is_last && attached) {
+			attached = 0;
+			at = clock_now();
+			if (disarm() || tracer_write_open((unsigned long long)at))
+				return -tracer_failure.code;
+		}
+		if (is_last && going_on)
+			continue;
+		if ((!is_last && at - opened < CUT_NS) || unread >= UNREAD)
+			continue;
+		int next = cut(at, whole, is_last);
+		if (next < 0)
+			return next;
+		whole = attached = next;
+		is_open = !is_last;
+		opened = at;
+	}
+}
