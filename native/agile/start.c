@@ -15,10 +15,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#ifndef SILENCE_SECONDS
+#define SILENCE_SECONDS 10
+#endif
+enum { SILENCES_MAX = 3 };
 
 static int fail(const char *what, int error)
 {
@@ -39,13 +45,31 @@ static int open_standard(void)
 	return 0;
 }
 
+static int hangs(int node)
+{
+	struct ucred peer = {.pid = -1};
+	socklen_t size = sizeof peer;
+	(void)getsockopt(node, SOL_SOCKET, SO_PEERCRED, &peer, &size);
+	printf("firstlight error the node, pid %d, does not answer\n", peer.pid);
+	return 1;
+}
+
+/* Instances may run for ever: a node that is silent is asked now and then whether it answers. */
 static int hear(int node)
 {
 	static const char *const names[] = STEP_NAMES;
+	const struct ask ping = {.magic = ASK_MAGIC, .verb = ASK_PING};
 	struct answer answer;
 	struct rights rights RIGHTS_SCOPE = {0};
-	for (;;) {
+	for (int silences = 0;;) {
 		ssize_t size = socket_receive(node, &answer, sizeof answer, 0, &rights);
+		if (size == -EAGAIN) {
+			if (silences++ == SILENCES_MAX ||
+			    socket_send(node, &ping, sizeof ping, NULL, 0) == -EAGAIN)
+				return hangs(node);
+			continue;
+		}
+		silences = 0;
 		if (size != sizeof answer || answer.magic != ASK_MAGIC)
 			return fail("hear the node", size < 0 ? (int)-size : EPIPE);
 		if (answer.verb == ANSWER_REFUSED)
@@ -62,6 +86,7 @@ int main(int argc, char **argv)
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	struct ask ask = {.magic = ASK_MAGIC, .verb = ASK_START, .tag = 1};
 	struct timespec now;
+	const struct timeval deadline = {.tv_sec = SILENCE_SECONDS};
 	if (argc != 4 || strlen(argv[1]) >= sizeof address.sun_path) {
 		fputs("usage: firstlight-start SOCKET NUMBER VERSION\n", stderr);
 		return 2;
@@ -75,8 +100,12 @@ int main(int argc, char **argv)
 	if (failed)
 		return fail("open the standard streams", -failed);
 	int node = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	if (node < 0 || connect(node, (struct sockaddr *)&address, sizeof address))
+	if (node < 0 || setsockopt(node, SOL_SOCKET, SO_SNDTIMEO, &deadline, sizeof deadline) ||
+	    setsockopt(node, SOL_SOCKET, SO_RCVTIMEO, &deadline, sizeof deadline) ||
+	    connect(node, (struct sockaddr *)&address, sizeof address))
 		return fail("reach the node", errno);
 	failed = socket_send(node, &ask, sizeof ask, (int[]){0, 1, 2}, 3);
+	if (failed == -EAGAIN)
+		return hangs(node);
 	return failed ? fail("ask the node", -failed) : hear(node);
 }

@@ -84,6 +84,8 @@ int call_agent(struct call *call, bool waits, int descriptor, struct agent_answe
 			return 0;
 		if (is_absent(bad) && !waits)
 			return -ENOTCONN;
+		if (bad == -EAGAIN)
+			bad = -ETIMEDOUT; /* by the socket's deadline */
 		if (!is_absent(bad) || clock_now() + RETRY_NS > call->deadline)
 			return CALL_FAIL(call, CALL_TRY_AGAIN, -bad,
 					 "no answer from firstlight's agent at %s", call->socket);

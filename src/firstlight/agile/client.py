@@ -2,7 +2,6 @@
 
 import errno
 import os
-import select
 import socket
 import time
 from collections.abc import Iterator
@@ -13,10 +12,17 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from firstlight.agile import environment, logs, node_wire, protocol
+from firstlight.agile import environment, liveness, logs, node_wire, protocol
 from firstlight.agile.function import Counts, Ended, Function, Happened, Listed, Result
 from firstlight.agile.functions.records import Registration
-from firstlight.agile.link import open_standard, rights
+from firstlight.agile.link import is_readable, open_standard, rights
+from firstlight.agile.liveness import (
+    check_manager,
+    check_node,
+    connected,
+    peer,
+    wait_readable,
+)
 from firstlight.agile.node_wire import Answer, Answered, Asked, Step, refused
 from firstlight.errors import Failed
 
@@ -46,7 +52,7 @@ class Client:
     def __init__(self, path: Path) -> None:
         open_standard()
         self._path = path
-        self._manager = _connected(path)
+        self._manager = connected(path)
         self._node: socket.socket | None = None
         self._ended: dict[str, Ended] = {}
         self._serial = 0
@@ -130,7 +136,7 @@ class Client:
     ) -> Answer:  # fmt: skip
         """Ask the node; ``words`` is closed."""
         if self._node is None:
-            self._node = _connected(self._path)
+            self._node = connected(self._path)
         self._serial += 1
         given = [*streams, words] if words >= 0 else [*streams]
         flags |= node_wire.WITH_WORDS if words >= 0 else 0
@@ -141,6 +147,8 @@ class Client:
                 answer = self._heard()
                 if answer.tag == self._serial and answer.verb != Answered.ENDED:
                     return answer
+        except BlockingIOError:
+            raise liveness.hangs(peer(self._node)) from None
         except OSError as error:
             raise Failed(f"the node is gone: {error.strerror}") from error
         finally:
@@ -150,6 +158,7 @@ class Client:
     def _heard(self) -> Answer:
         """The node's next answer; an end is kept."""
         assert self._node
+        wait_readable(self._node, lambda: check_node(self._path))
         message = self._node.recv(4096)
         if not message:
             raise Failed("the node is gone", "see the runtime's log")
@@ -162,7 +171,10 @@ class Client:
         return answer
 
     def wait(self, identity: str) -> Ended:
-        """Wait for the end of an instance that this client started. Raises Failed."""
+        """Wait for the end of an instance that this client started.
+
+        Raises Failed if the node ends before, or does not answer any more.
+        """
         while identity not in self._ended:
             self._heard()
         return self._ended.pop(identity)
@@ -280,7 +292,7 @@ class Client:
         with suppress(ProcessLookupError):
             pidfd = os.pidfd_open(answer.pid)
             try:
-                if not select.select([pidfd], [], [], _END_SECONDS)[0]:
+                if not is_readable(pidfd, _END_SECONDS):
                     raise Failed(f"the runtime, pid {answer.pid}, does not end",
                                  f"see its log, or kill it: kill -9 {answer.pid}")  # fmt: skip
             finally:
@@ -293,9 +305,13 @@ class Client:
                 protocol.send(self._manager, text)
             except BrokenPipeError:  # another has taken over from the one before
                 self._manager.close()
-                self._manager = _connected(self._path)
+                self._manager = connected(self._path)
                 protocol.send(self._manager, text)
+            wait_readable(self._manager, lambda: check_manager(self._path))
             message, descriptors, _, _ = socket.recv_fds(self._manager, protocol.MESSAGE_MAX, 1)
+        except BlockingIOError:
+            check_manager(self._path)
+            raise Failed("the runtime reads no request", "try again") from None
         except OSError as error:
             raise Failed(f"the runtime is gone: {error.strerror}") from error
         if not message:
@@ -308,14 +324,3 @@ class Client:
         if isinstance(answer, protocol.Error):
             raise Failed(answer.message, answer.hint)
         return answer
-
-
-def _connected(path: Path) -> socket.socket:
-    opened = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        opened.connect(str(path))
-    except OSError as error:
-        opened.close()
-        raise Failed(f"no runtime answers at {path}: {error.strerror}",
-                     "start one: firstlight agile up") from error  # fmt: skip
-    return opened

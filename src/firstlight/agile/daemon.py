@@ -5,12 +5,13 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 
 import msgspec
 
-from firstlight.agile import journal, node, protocol
+from firstlight.agile import journal, liveness, node, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.config import Config
 from firstlight.agile.functions import remote
@@ -23,6 +24,7 @@ from firstlight.errors import Failed, FirstlightError
 _NICE = -10
 _AT_ONCE = 64
 _WAIT_MOST = 60.0
+_NODE_SECONDS, _LOOK_SECONDS = 10.0, 0.02
 _received = memoryview(bytearray(protocol.MESSAGE_MAX))  # to allocate as much for each costs more
 _log = logging.getLogger(__name__)
 
@@ -50,6 +52,11 @@ def end(config: Config) -> None:
     Raises Failed if there is nothing to end.
     """
     if journal.is_owned(config.directory):
+        try:
+            liveness.check_node(config.socket)
+        except Failed:
+            node.end(config, hangs=True)
+            _await_node(config)
         with Client(config.socket) as client:
             client.end()
         return
@@ -59,6 +66,13 @@ def end(config: Config) -> None:
     left = journal.Journal(config.directory)
     left.open()
     left.close()
+
+
+def _await_node(config: Config) -> None:
+    """Return when the manager has started another node, or after a while."""
+    until = time.monotonic() + _NODE_SECONDS
+    while node.pid_of(config) < 0 and time.monotonic() < until:
+        time.sleep(_LOOK_SECONDS)
 
 
 async def _serve(config: Config, ready: Callable[[], None], keep: bool) -> None:
@@ -179,6 +193,8 @@ class _Connection:
                 answer = await remote.answered(self._functions, request)
             elif isinstance(request, protocol.RecordRequest):
                 answer = await self._kept(request)
+            elif isinstance(request, protocol.ProcessRequest):
+                answer = self._of_process(request)
             else:
                 answer = await self._answer(request)
         except FirstlightError as error:
@@ -209,12 +225,15 @@ class _Connection:
             case protocol.List(after, ended):
                 await runtime.synced()
                 return protocol.listed(runtime.ended() if ended else runtime.running(), after)
-            case protocol.Leave() | protocol.End():
-                self._loop.call_soon(self._stop, isinstance(request, protocol.Leave))
-                return protocol.Leaving(os.getpid())
             case protocol.Pools():
                 await runtime.synced()
                 return protocol.PoolCounts(runtime.pools())
+
+    def _of_process(self, request: protocol.ProcessRequest) -> protocol.Answer:
+        if isinstance(request, protocol.Ping):
+            return protocol.Done()
+        self._loop.call_soon(self._stop, isinstance(request, protocol.Leave))
+        return protocol.Leaving(os.getpid())
 
     async def _kept(self, request: protocol.RecordRequest) -> protocol.Answer:
         runtime = self._runtime

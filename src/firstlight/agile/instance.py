@@ -11,6 +11,7 @@ from firstlight.agile.function import Ended, Function
 if TYPE_CHECKING:
     from firstlight.agile.network import Network
     from firstlight.agile.output import Output
+    from firstlight.errors import Failed
 
 
 def handles(pid: int, signal: int) -> bool:
@@ -32,21 +33,27 @@ class Instance:
 
     def __init__(
         self, number: int, function: Function, pid: int, address: IPv4Address | None, warm: bool,
-        signal: Callable[[int, int], None],
+        signal: Callable[[int, int], None], hung: "Callable[[], asyncio.Future[Failed]]",
     ) -> None:  # fmt: skip
+        """``hung`` is done while the node does not answer."""
         self.number, self.id = number, str(number)
         self.function, self.pid, self.address, self.warm = function, pid, address, warm
         self.state = "running"
         self.stamps: dict[str, int] = {}
         self.stdout: Output | None = None
         self.stderr: Output | None = None
-        self._signal = signal
+        self._signal, self._hung = signal, hung
         self.network: asyncio.Future[Network] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> Ended:
-        """How it ended, when it has."""
-        return await asyncio.shield(self.ended)
+        """How it ended, when it has. Raises Failed if the node hangs, as long as it does."""
+        if not self.ended.done():
+            hung = self._hung()
+            await asyncio.wait((self.ended, hung), return_when=asyncio.FIRST_COMPLETED)
+            if not self.ended.done():
+                raise hung.result()
+        return self.ended.result()
 
     def signal(self, number: int) -> None:
         """Send its first process a signal."""
@@ -61,7 +68,7 @@ class Instance:
         """Ask it to end by a signal, kill it after ``grace`` seconds, and wait for its end.
 
         One that does nothing about the signal is killed at once: the first process of a PID
-        namespace is spared what the signal would do to any other.
+        namespace is spared what the signal would do to any other. Raises Failed if the node hangs.
         """
         self.state = "stopping"
         if grace > 0 and not self.ended.done() and handles(self.pid, signal):

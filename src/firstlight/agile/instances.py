@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from firstlight.agile import environment, node_wire, resolvers, roots, seccomp
+from firstlight.agile import environment, liveness, node_wire, resolvers, roots, seccomp
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import Config, PoolSize
 from firstlight.agile.function import EVENTS_PORT, Counts, Ended, Function, Kind, Listed, Reach
@@ -86,7 +86,8 @@ class Instances:
         self._waiting = PoolSize(low=0, high=0)
         self._waiting_changed = asyncio.Event()
         self._sandbox_hits = self._sandbox_misses = 0
-        self._keeper: asyncio.Task[None] | None = None
+        self._keepers: list[asyncio.Task[None]] = []
+        self._hung: asyncio.Future[Failed] = asyncio.get_running_loop().create_future()
 
     def _network_shelf(self, reach: Reach) -> Shelf:
         return Shelf(
@@ -106,7 +107,8 @@ class Instances:
         """Take the node over that runs, or start one. ``stay``: it outlives this process."""
         self._stay = stay
         await self._connected()
-        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        loop = asyncio.get_running_loop()
+        self._keepers = [loop.create_task(work) for work in (self._keep(), self._watch())]
 
     async def _connected(self) -> Node:
         async with self._opening:
@@ -174,8 +176,8 @@ class Instances:
 
     async def _stop_making(self) -> None:
         self._closing = True
-        if self._keeper:
-            self._keeper.cancel()
+        for keeper in self._keepers:
+            keeper.cancel()
         for shelf in (*self._shelves.values(), self._cgroup_shelf):
             await shelf.close()
         for pool in self._listening.values():
@@ -299,8 +301,12 @@ class Instances:
 
     def _connection(self) -> Starter:
         if self._starter is None:
-            self._starter = Starter(self._config.directory / "socket")
+            self._starter = Starter(self._config.directory / "socket", self._kill_unwanted)
         return self._starter
+
+    def _kill_unwanted(self, number: int) -> None:
+        if self._node:
+            self._node.signal(number, signal.SIGKILL)
 
     async def execute(
         self, instance: Instance, words: int, streams: tuple[int, int, int],
@@ -487,6 +493,27 @@ class Instances:
                 await self._registry.forget_idle()
                 await self._registry.look()
 
+    async def _watch(self) -> None:
+        """Who waits for an instance is told if the node does not answer any more."""
+        while True:
+            await asyncio.sleep(liveness.LOOK_SECONDS)
+            node = self._node
+            if node is None or not node.is_open():
+                continue
+            try:
+                await node.synced()
+            except Failed as error:
+                if node.is_open() and not self._hung.done():
+                    _log.error("%s: %s", error.message, error.hint)
+                    self._hung.set_result(error)
+            else:
+                self._answers()
+
+    def _answers(self) -> None:
+        """The node answers, or another is there."""
+        if self._hung.done():
+            self._hung = asyncio.get_running_loop().create_future()
+
     def _refuse(self, kind: int, reach: int) -> None:
         if self._node:
             self._node.refuse(kind, reach)
@@ -507,7 +534,13 @@ class Instances:
     def _new(self, number: int, function: Function, pid: int, address: int, flags: int) -> Instance:
         where = IPv4Address(address.to_bytes(4, "little")) if address else None
         instance = Instance(
-            number, function, pid, where, bool(flags & node_wire.WARM), self._signal
+            number,
+            function,
+            pid,
+            where,
+            bool(flags & node_wire.WARM),
+            self._signal,
+            lambda: self._hung,
         )
         if self._node:
             self._running[number] = instance
@@ -647,6 +680,7 @@ class Instances:
     def _lost(self) -> None:
         """The node was killed, and all with it: another takes its place."""
         self._node = self._parts.node = None
+        self._answers()
         if self._starter:
             self._starter.close()
             self._starter = None

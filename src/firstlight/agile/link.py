@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -172,6 +173,13 @@ def rights(descriptors: Sequence[int]) -> list[tuple[int, int, bytes]]:
     """The ancillary data that sends descriptors."""
     data = b"".join(descriptor.to_bytes(4, "little") for descriptor in descriptors)
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, data)] if descriptors else []
+
+
+def is_readable(descriptor: int, seconds: float) -> bool:
+    """Wait until a descriptor can be read, of any number; a pidfd when its process has ended."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def open_standard() -> None:

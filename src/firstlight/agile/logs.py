@@ -4,7 +4,6 @@ A line is ``TIME STREAM F|P TEXT``, as in the logs of CRI; P is a part of a line
 """
 
 import os
-import select
 import socket
 import stat
 import time
@@ -13,6 +12,7 @@ from contextlib import suppress
 from msgspec import Struct
 
 from firstlight.agile.config import Config
+from firstlight.agile.link import is_readable
 from firstlight.errors import Failed
 from firstlight.native import native
 
@@ -63,12 +63,12 @@ class Keeper:
 
     def is_running(self) -> bool:
         """Whether it has not ended."""
-        return not select.select([self._pidfd], [], [], 0)[0]
+        return not is_readable(self._pidfd, 0)
 
     def close(self) -> None:
         """Wait until it has read all; its node has ended."""
         self.socket.close()
-        select.select([self._pidfd], [], [], _END_SECONDS)
+        is_readable(self._pidfd, _END_SECONDS)
         os.close(self._pidfd)
         with suppress(ChildProcessError):
             os.waitpid(self._pid, os.WNOHANG)

@@ -8,7 +8,6 @@ import asyncio
 import errno
 import logging
 import os
-import select
 import signal
 import socket
 import time
@@ -16,16 +15,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from firstlight.agile import node_wire
+from firstlight.agile import liveness, node_wire
 from firstlight.agile.config import Config, PoolSize
-from firstlight.agile.link import Link
+from firstlight.agile.link import Link, is_readable
+from firstlight.agile.liveness import peer
 from firstlight.agile.node_wire import Event, Order, Told
 from firstlight.errors import Failed
 from firstlight.native import native
 
 _log = logging.getLogger(__name__)
 _START_SECONDS = 10.0
-_ANSWER_SECONDS = 30.0
 _END_SECONDS = 10.0
 
 
@@ -82,7 +81,7 @@ class Node:
         connection = _connected(self._config)
         if connection is None:
             connection = await asyncio.to_thread(_started, self._config)
-        self.pid = _peer(connection)
+        self.pid = peer(connection)
         self._pidfd = os.pidfd_open(self.pid)
         self._state = State()
         self._whole: asyncio.Future[None] = self._loop.create_future()
@@ -98,7 +97,7 @@ class Node:
                 raise
             raise Failed(f"the node with pid {self.pid} is of another version of firstlight",
                          "end it and its instances: firstlight agile down") from error  # fmt: skip
-        await asyncio.wait_for(asyncio.shield(self._whole), _ANSWER_SECONDS)
+        await self._answered(self._whole)
         return self._state
 
     def begin(self) -> None:
@@ -176,7 +175,7 @@ class Node:
         """End the node, and all instances with it."""
         if self.is_open():
             self._send(node_wire.order(Order.END))
-            if not select.select([self._pidfd], [], [], _END_SECONDS)[0]:
+            if not is_readable(self._pidfd, _END_SECONDS):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         self.close()
 
@@ -205,12 +204,16 @@ class Node:
         self._pending[serial] = future
         self._send(node_wire.order(verb, body, flags, serial, count), descriptors)
         try:
-            await asyncio.wait_for(asyncio.shield(future), _ANSWER_SECONDS)
-        except TimeoutError:
-            raise Failed(f"the node does not answer in {_ANSWER_SECONDS:.0f} s") from None
+            await self._answered(future)
         finally:
             self._pending.pop(serial, None)
             future.cancel()
+
+    async def _answered(self, future: asyncio.Future[None]) -> None:
+        try:
+            await asyncio.wait_for(asyncio.shield(future), liveness.HANG_SECONDS)
+        except TimeoutError:
+            raise liveness.hangs(self.pid) from None
 
     def _send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         if self._link:
@@ -299,7 +302,7 @@ def is_running(config: Config) -> bool:
             return True  # it is busy, or hangs: who connects to it finds out
         except OSError:
             pass
-        return not _is_gone(_peer(probe))
+        return not _is_gone(peer(probe))
 
 
 def _is_gone(pid: int) -> bool:
@@ -311,7 +314,7 @@ def _is_gone(pid: int) -> bool:
     if pidfd < 0:
         return True
     try:
-        return bool(select.select([pidfd], [], [], _END_SECONDS)[0])
+        return is_readable(pidfd, _END_SECONDS)
     finally:
         os.close(pidfd)
 
@@ -323,29 +326,24 @@ def pid_of(config: Config) -> int:
             probe.connect(str(config.socket))
         except OSError:
             return -1
-        return _peer(probe)
+        return peer(probe)
 
 
-def end(config: Config) -> None:
-    """End a node that no manager serves, and all its instances. Raises Failed."""
+def end(config: Config, hangs: bool = False) -> None:
+    """End a node that no manager serves, or that hangs, and all its instances. Raises Failed."""
     pid = pid_of(config)
     if pid < 0:
         return
     with suppress(ProcessLookupError):
         pidfd = os.pidfd_open(pid)
         try:
-            for number in (signal.SIGTERM, signal.SIGKILL):
+            for number in (signal.SIGKILL,) if hangs else (signal.SIGTERM, signal.SIGKILL):
                 signal.pidfd_send_signal(pidfd, number)
-                if select.select([pidfd], [], [], _END_SECONDS)[0]:
+                if is_readable(pidfd, _END_SECONDS):
                     return
         finally:
             os.close(pidfd)
         raise Failed(f"the node, pid {pid}, survives SIGKILL", f"see /proc/{pid}/stack")
-
-
-def _peer(link: socket.socket) -> int:
-    credentials = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int.from_bytes(credentials[:4], "little")
 
 
 def _connected(config: Config) -> socket.socket | None:

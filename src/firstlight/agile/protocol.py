@@ -105,6 +105,10 @@ class Pools(Struct, frozen=True, tag="pools"):
     """Ask for the pools' counts."""
 
 
+class Ping(Struct, frozen=True, tag="ping"):
+    """Ask whether the runtime answers: ``done``."""
+
+
 class Leave(Struct, frozen=True, tag="leave"):
     """Leave the node and its instances to the next runtime; the answer is ``leaving``."""
 
@@ -262,11 +266,10 @@ class Error(Struct, frozen=True, tag="error"):
     hint: str | None = None
 
 
-RuntimeRequest = (
-    Register | Publish | Explain | Prepare | Invoke | Stop | List | Pools | Leave | End
-)  # fmt: skip
+RuntimeRequest = Register | Publish | Explain | Prepare | Invoke | Stop | List | Pools
+ProcessRequest = Ping | Leave | End
 RecordRequest = KeepLogs | Logs | Events
-Request = RuntimeRequest | FunctionRequest | RecordRequest
+Request = RuntimeRequest | FunctionRequest | RecordRequest | ProcessRequest
 Answer = (
     Registered | Stopped | Answered | Instances | PoolCounts | Functions | Called | Large | Done
     | Leaving | LogPart | Happenings | Error

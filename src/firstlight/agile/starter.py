@@ -6,20 +6,27 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from firstlight.agile import node_wire
+from firstlight.agile import liveness, node_wire
 from firstlight.agile.link import is_passing, rights
+from firstlight.agile.liveness import peer
 from firstlight.agile.node_wire import Answer, Answered, Asked
 from firstlight.errors import Failed
+
+ANSWER_SECONDS = 60.0
+"""The node refuses a start that waits for parts after half of it."""
 
 
 class Starter:
     """A connection to the node, of this process's own."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, unwanted: Callable[[int], None] = lambda _: None) -> None:
+        """``unwanted`` gets the instances that were started when nobody waited any more."""
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, asyncio.Future[Answer]] = {}
         self._sessions: dict[int, Callable[[Answer], None]] = {}
         self._serial = 0
+        self._late: set[int] = set()
+        self._unwanted = unwanted
         self._room = asyncio.Event()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -66,11 +73,31 @@ class Starter:
     async def _answer(self, serial: int, message: bytes, descriptors: list[int]) -> Answer:
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._pending[serial] = future
+        sent = False
         try:
-            await self._send(message, descriptors)
-            return await future
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._send(message, descriptors)
+                sent = True
+                return await future
+        except TimeoutError:
+            self._give_up(serial, future, sent)
+            raise liveness.hangs(peer(self._socket)) from None
+        except asyncio.CancelledError:
+            self._give_up(serial, future, sent)
+            raise
         finally:
             self._pending.pop(serial, None)
+
+    def _give_up(self, serial: int, future: "asyncio.Future[Answer]", sent: bool) -> None:
+        """Nobody waits for an answer any more, which may have come just now."""
+        if future.done() and not future.cancelled() and not future.exception():
+            self._end_unwanted(future.result())
+        elif sent:
+            self._late.add(serial)
+
+    def _end_unwanted(self, answer: Answer) -> None:
+        if answer.verb == Answered.STARTED:
+            self._unwanted(answer.instance)
 
     async def _send(self, message: bytes, descriptors: list[int]) -> None:
         while True:
@@ -106,6 +133,9 @@ class Starter:
             answer = node_wire.answer(message)
             if answer.verb == Answered.ENDED and (on_end := self._sessions.pop(answer.tag, None)):
                 on_end(answer)
+            if answer.tag in self._late and answer.verb != Answered.ENDED:
+                self._late.remove(answer.tag)
+                self._end_unwanted(answer)
             future = self._pending.get(answer.tag)
             if answer.verb != Answered.ENDED and future and not future.done():
                 future.set_result(answer)

@@ -49,7 +49,7 @@ _MEMORY_MAX = 4 << 30
 _PIDS, _FILES = 128, 4096
 _REFUSED = 3
 _STALE_SECONDS = 0.2
-_GRACE_SECONDS = 2.0
+_GRACE_SECONDS, _END_SECONDS = 2.0, 30.0
 _WORDS_MOST = 500
 _DIRECTORIES = ("proc", "dev", "tmp")
 
@@ -216,7 +216,11 @@ class Wasm:
 
     async def _epitaph(self, worker: Worker) -> Failed:
         """How it ended, after its end."""
-        ended = await worker.ended
+        await asyncio.wait((worker.ended,), timeout=_END_SECONDS)
+        if not worker.ended.done():
+            return Failed(f"the worker of {self.function.handler} was killed, and does not end",
+                          "see the runtime's log: the node may hang")  # fmt: skip
+        ended = worker.ended.result()
         words = (await worker.words()).strip()
         name, path = self.function.handler, self.function.rootfs
         again = "the next request starts another"

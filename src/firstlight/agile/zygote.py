@@ -239,7 +239,8 @@ class Zygote:
                 self._end(up)
                 raise
             self._end(up)
-            await up.instance.wait()
+            with suppress(Failed):  # the node hangs
+                await up.instance.wait()
         raise keeps_changing(self.function.handler, changed)
 
     async def _watch(self, up: Interpreter) -> None:
@@ -451,7 +452,8 @@ class Zygote:
         up, self._up = self._up, None
         if up:
             self._end(up)
-            await up.instance.wait()
+            with suppress(Failed):  # the node hangs
+                await up.instance.wait()
         self._stands_in(None)
         if self._next:
             task, self._next = self._next, None

@@ -1,0 +1,191 @@
+"""A node or a manager that is stopped, or hangs: who waits for it is told so, by its pid.
+
+The deadlines are shortened, and nothing depends on how quick the host is: who is stopped never
+answers.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.support.agile_host import SOCKET, daemon, on_host, serve
+from tests.support.laboratory import compiled
+from tests.support.pod_host import CONF, PodHost, host
+
+from firstlight.agile import Config, Function, Runtime, liveness, starter
+from firstlight.agile import daemon as daemons
+from firstlight.agile.client import Client
+from firstlight.agile.functions.version import FunctionVersion
+from firstlight.agile.node import pid_of
+from firstlight.agile.serving import Serving
+from firstlight.errors import Failed
+
+__all__ = ["host"]  # a fixture
+Make = Callable[..., Function]
+CONFIG = Config(name="t5")
+NATIVE = Path(__file__).parents[3] / "native"
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(liveness, "HANG_SECONDS", 1.0)
+    monkeypatch.setattr(starter, "ANSWER_SECONDS", 1.0)
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def null() -> Iterator[tuple[int, int, int]]:
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    try:
+        yield descriptor, descriptor, descriptor
+    finally:
+        os.close(descriptor)
+
+
+def hold(seconds: str = "0") -> Function:
+    return Function(rootfs="/", command=("/bin/sleep", seconds), network="none")
+
+
+def test_a_client_of_a_node_that_is_stopped_is_told_so() -> None:
+    async def main() -> None:
+        async with daemon():
+            with Client(SOCKET) as client, null() as streams:
+                started = client.start(hold("600"), streams)
+                node = pid_of(CONFIG)
+                named = f"the node, pid {node}, does not answer"
+                number, version = client.register(hold())
+                with stopped(node):
+                    with pytest.raises(Failed, match=named):
+                        client.wait(started.id)
+                    with pytest.raises(Failed, match=named), Client(SOCKET) as other:
+                        other.running()
+                    with pytest.raises(Failed, match=named):
+                        client.start(hold(), streams)
+                assert client.stop(started.id).signal == 9
+                assert client.wait(started.id).signal == 9
+                assert client.register(hold()) == (number, version)
+
+    on_host(main)
+
+
+def test_a_client_of_a_manager_that_is_stopped_is_told_so() -> None:
+    async def main() -> None:
+        async with daemon() as manager:
+            with Client(SOCKET) as client:
+                with stopped(manager):
+                    with pytest.raises(Failed, match=f"the manager, pid {manager}, does not"):
+                        client.running()
+                    with pytest.raises(Failed, match=f"the manager, pid {manager}, does not"):
+                        client.pools()
+                with Client(SOCKET) as other:
+                    assert other.running() == []
+
+    on_host(main)
+
+
+def test_a_client_of_a_node_without_a_manager_is_told_so() -> None:
+    async def main() -> None:
+        first = await serve()
+        first.kill()
+        await first.wait()
+        with Client(SOCKET) as client, pytest.raises(Failed, match="has no manager"):
+            client.running()
+        daemons.end(CONFIG)
+
+    on_host(main)
+
+
+def test_down_ends_a_node_that_is_stopped() -> None:
+    async def main() -> None:
+        process = await serve()
+        before = pid_of(CONFIG)
+        os.kill(before, signal.SIGSTOP)
+        await asyncio.to_thread(daemons.end, CONFIG)
+        assert await process.wait() == 0
+        assert pid_of(CONFIG) == -1
+
+    on_host(main)
+
+
+def test_a_program_is_told_that_its_node_is_stopped_and_what_came_too_late_ends() -> None:
+    async def main() -> None:
+        async with Runtime(CONFIG) as runtime, Serving(runtime) as serving:
+            await runtime.prepare(hold("600"))
+            up = await runtime.start(hold("600"))
+            named = f"the node, pid {runtime.node}, does not answer"
+            version = FunctionVersion(
+                name="f", kind="command", root="/", command=("/bin/cat",), network="none"
+            )
+            with stopped(runtime.node):
+                for waiting in (
+                    up.wait(), up.stop(), runtime.start(hold("600")), runtime.synced(),
+                    serving.invoke(version, b"{}", request_id="1"),
+                ):  # fmt: skip
+                    with pytest.raises(Failed, match=named):
+                        await asyncio.wait_for(waiting, 60)
+                gone = asyncio.create_task(runtime.start(hold("600")))
+                await asyncio.sleep(0.1)
+                gone.cancel()
+            assert (await asyncio.wait_for(up.ended, 60)).signal == 9
+            while runtime.running():  # those whose starts nobody waited for
+                await asyncio.sleep(0.01)
+            again = await runtime.start(hold())
+            while runtime._instances._hung.done():
+                await asyncio.sleep(0.01)
+            assert (await again.wait()).status == 0
+            assert (await serving.invoke(version, b"{}", request_id="2")).payload == b"{}"
+
+    on_host(main)
+
+
+def test_the_smallest_client_is_told_so(tmp_path: Path) -> None:
+    program = compiled(
+        NATIVE / "agile/start.c", tmp_path / "start", f"-I{NATIVE}", "-DSILENCE_SECONDS=1",
+        str(NATIVE / "common/socket.c"),
+    )  # fmt: skip
+
+    async def main() -> None:
+        async with daemon():
+            with Client(SOCKET) as client:
+                number, version = client.register(hold("600"))
+            node = pid_of(CONFIG)
+            words = [str(program), str(SOCKET), str(number), str(version)]
+            starting = subprocess.Popen(words, stdout=subprocess.PIPE)
+            while not listed():
+                assert starting.poll() is None, starting.communicate()[0]
+                await asyncio.sleep(0.01)
+            with stopped(node):
+                assert await asyncio.to_thread(starting.wait, 60) == 1
+            assert starting.stdout  # its instance has it too, until the node goes on
+            out = starting.stdout.read()
+            assert out == b"firstlight error the node, pid %d, does not answer\n" % node
+
+    on_host(main)
+
+
+def listed() -> int:
+    with Client(SOCKET) as client:
+        return len(client.running())
+
+
+def test_a_plugin_whose_agent_is_stopped_says_so(host: PodHost) -> None:
+    with stopped(host.agents[-1].pid):
+        host.pods("pod")
+        answer = host.plugin("ADD", "pod", {**CONF, "seconds": 1})
+    assert "no answer from firstlight's agent at /run/firstlight-agile/pods/socket" in answer["msg"]
+    assert "timed out" in answer["msg"] + answer.get("details", "")
+    assert "ips" in host.plugin("ADD", "pod")
