@@ -75,7 +75,7 @@ struct pt_regs { unsigned long orig_x0; __u64 regs[31]; } KERNEL;
 enum { S_IFMT = 0170000, S_IFSOCK = 0140000, AF_NETLINK = 16 };
 enum { NSFS_MAGIC = 0x6e736673, SOCKFS_MAGIC = 0x534f434b, PIPEFS_MAGIC = 0x50495045 };
 enum { SPIN = 1, READ = 2, RT = 8, PERCPU = 16, MUTEX = 32 }; /* include/trace/events/lock.h */
-enum { INTERRUPTIBLE = 1 }; /* include/linux/sched.h */
+enum { INTERRUPTIBLE = 1, DEAD = 128 }; /* include/linux/sched.h */
 enum { SHORTEST_OFF_NS = 1000, SHORTEST_LOCK_NS = 1000, PAGE = 4096, PATH = 256 };
 
 /* clang-format on */
@@ -361,6 +361,14 @@ int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *b
 	return 0;
 }
 
+static __always_inline void forget(struct task_struct *p, __u32 tid)
+{
+	__u32 first = p->pid;
+	bpf_map_delete_elem(&tasks, &tid);
+	bpf_map_delete_elem(&numbers, &first);
+}
+
+/* Its namespaces, mounts and memory are given back after this, and its parent is woken then. */
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(on_exit, struct task_struct *p)
 {
@@ -381,9 +389,10 @@ int BPF_PROG(on_exit, struct task_struct *p)
 		emit(&call, sizeof(call));
 	}
 	instant(EXIT, task, tid, 0, 0);
-	bpf_map_delete_elem(&tasks, &tid);
-	__u32 first = p->pid;
-	bpf_map_delete_elem(&numbers, &first);
+	task->number = -1;
+	task->call = 0;
+	if (settings.watch) /* whose on_switch may not be attached */
+		forget(p, tid);
 	return 0;
 }
 
@@ -427,7 +436,9 @@ int BPF_PROG(on_switch, _Bool preempt, struct task_struct *prev, struct task_str
 	count();
 	__u64 now = bpf_ktime_get_ns();
 	struct task *task = traced(NUMBER(prev));
-	if (task) {
+	if (task && prev_state & DEAD && !preempt) {
+		forget(prev, NUMBER(prev));
+	} else if (task) {
 		task->off = now;
 		task->woken = 0;
 		task->off_state = preempt ? 0 : prev_state;

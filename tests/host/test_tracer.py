@@ -103,6 +103,19 @@ def test_the_time_that_is_waited_for_a_child_is_the_childs(bench: Bench, known: 
     assert seen.wall(None, "another process") < 1 * MS
 
 
+def test_what_a_process_waits_for_after_its_exit_has_its_cause(bench: Bench, known: Path) -> None:
+    seen = bench.start(known, "leave", "20")
+    exits = dict(seen.spans.filter(pl.col("kind") == "exit").select("pid", "start").iter_rows())
+    waits = seen.spans.filter(
+        (pl.col("kind") == "blocked") & pl.col("stack").cast(pl.String).str.contains("do_exit")
+    )
+    late = {pid for pid, at in waits.select("pid", "start").iter_rows() if at >= exits[pid]}
+    assert late == set(children(seen))
+    path = timeline(seen.run, seen.sample).filter(pl.col("phase") == "process.exit")
+    assert length(path.filter(pl.col("cause").str.starts_with("RCU: "))) > 0
+    assert seen.wall("compute") == 0
+
+
 def test_the_time_that_is_waited_for_a_thread_is_the_threads(
     bench: Bench, known: Path, tmp_path: Path
 ) -> None:

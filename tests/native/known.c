@@ -107,6 +107,20 @@ static void wait_for_child(void)
 	join(child);
 }
 
+/* Children whose mount namespaces end with them: the kernel waits for readers after their exit. */
+static void leave_namespaces(void)
+{
+	for (long i = 0; i < amount; i++) {
+		pid_t child = fork();
+		need(child >= 0, "fork");
+		if (child == 0) {
+			need(unshare(CLONE_NEWNS) == 0, "unshare");
+			_exit(0);
+		}
+		join(child);
+	}
+}
+
 static void fork_late(void)
 {
 	burn_ms(amount);
@@ -159,9 +173,11 @@ static void ping_pong(void)
 	need(child >= 0, "fork");
 	for (long i = 0; i < amount; i++)
 		if (child)
-			need(write(there[1], &byte, 1) == 1 && read(back[0], &byte, 1) == 1, "ping");
+			need(write(there[1], &byte, 1) == 1 && read(back[0], &byte, 1) == 1,
+			     "ping");
 		else
-			need(read(there[0], &byte, 1) == 1 && write(back[1], &byte, 1) == 1, "pong");
+			need(read(there[0], &byte, 1) == 1 && write(back[1], &byte, 1) == 1,
+			     "pong");
 	if (child == 0)
 		_exit(0);
 	join(child);
@@ -228,6 +244,8 @@ int main(int argc, char **argv)
 		mount_and(burn_ms);
 	else if (!strcmp(verb, "late"))
 		fork_late();
+	else if (!strcmp(verb, "leave"))
+		leave_namespaces();
 	else if (!strcmp(verb, "child"))
 		wait_for_child();
 	else if (!strcmp(verb, "thread"))

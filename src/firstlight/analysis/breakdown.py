@@ -289,13 +289,14 @@ def _with_pauses(instances: Instances, gaps: _Gaps, phase: Integers, cause: Inte
     )  # the stretches are in order, so that those between the same two calls lie together
     place, _, _ = _following(instances, gaps.thread, gaps.at)
     processes = instances.processes
+    between = gaps.between & (gaps.at < instances.exit[gaps.thread])
     is_sleep = instances.columns.is_cause(lambda name: name.startswith(causes.SLEEP))[cause]
     is_busy = (cause == ON_CPU) | (cause == QUEUED)
     for code, chosen, allowed, counted, longest in (
         (_SLEEP, is_sleep, processes.pauses, is_sleep, phases.LONGEST_PAUSE),
         (_COMPUTE, is_busy, processes.computes, cause == ON_CPU, phases.LONGEST_PREPARATION),
     ):
-        chosen = chosen & gaps.between & (allowed[place] if len(allowed) else True)
+        chosen = chosen & between & (allowed[place] if len(allowed) else True)
         length = np.where(chosen & counted, gaps.ends - gaps.starts, 0)
         total = np.bincount(gap, weights=length)
         phase = np.where(chosen & (total[gap] > longest), code, phase)
