@@ -7,7 +7,8 @@ from pathlib import Path
 
 import polars as pl
 
-from firstlight.analysis import breakdown, figures, holders
+from firstlight.analysis import breakdown, capacity, figures, holders
+from firstlight.analysis.capacity import Capacity
 from firstlight.analysis.figures import PointFigures
 from firstlight.model import EndPoint, Header, Sample
 from firstlight.store import Run
@@ -47,6 +48,13 @@ class Analysis:
     def points(self) -> tuple[PointFigures, ...]:
         """The figures of each point, in the order of the header."""
         return figures.points(self.run, self.breakdown, self.holders)
+
+    @cached_property
+    def capacities(self) -> tuple[Capacity, ...]:
+        """What limits the rate of starts, of each series whose starts were traced at once."""
+        cores = int(str(self.header.environment.get("cores", 1)))
+        held = capacity.held(self.run)
+        return tuple(capacity.capacities(self.points, self.breakdown, held, cores))
 
     @property
     def series(self) -> list[str]:

@@ -48,7 +48,7 @@ def holders(run: Run) -> pl.DataFrame:
     parts = [pl.DataFrame(schema=SCHEMA)]
     for _, spans in run.span_batches():
         waits = spans.filter(pl.col("stack") != "")
-        locks = _with_lock(waits.filter(pl.col("kind") == "lock"))
+        locks = locks_of(waits.filter(pl.col("kind") == "lock"))
         blocked = waits.filter(pl.col("kind") == "blocked").select(
             pl.col("stack").cast(pl.String), "start", "end"
         )
@@ -59,8 +59,8 @@ def holders(run: Run) -> pl.DataFrame:
     return pl.concat(parts)
 
 
-def _with_lock(queues: pl.DataFrame) -> pl.DataFrame:
-    """Waits for locks, with the lock's name."""
+def locks_of(queues: pl.DataFrame) -> pl.DataFrame:
+    """Waits of the kind ``lock``: ``sample``, ``start``, ``end``, and ``lock``, its name."""
     words = queues.select(pl.col("stack", "name", "detail").cast(pl.String)).rows()
     names = [
         causes.of_lock(stack, kind, variable).removeprefix("lock: ").partition(" ")[0]

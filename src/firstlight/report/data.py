@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from firstlight.analysis import Analysis, figures
+from firstlight.analysis.capacity import Capacity
 from firstlight.analysis.figures import Boot, Part, PointFigures
 from firstlight.claims import catalogue
 from firstlight.claims.advice import Advice, advise
@@ -54,6 +55,7 @@ def _run(analysis: Analysis) -> dict[str, Any]:
         "warnings": answer.warnings(analysis),
         "skipped": [{"point": point, "reason": reason} for point, reason in header.skipped],
         "points": [_point(point) for point in analysis.points],
+        "capacity": [_capacity(each) for each in analysis.capacities],
         "failed": [_failure(sample) for sample in analysis.run.samples if sample.latency is None],
     }
 
@@ -69,6 +71,19 @@ def _storm(advice: Advice) -> dict[str, Any]:
         "evidence": [
             {"phase": phase, "cause": cause, "ns": ns} for phase, cause, ns in advice.evidence
         ],
+    }
+
+
+def _capacity(capacity: Capacity) -> dict[str, Any]:
+    return {
+        "point": capacity.point.point,
+        "cores": capacity.cores,
+        "cpu_ns": _ns(capacity.cpu),
+        "locks": [{"lock": each.lock, "held_ns": _ns(each.held)} for each in capacity.sections],
+        "starts_per_second_per_core": capacity.per_core,
+        "starts_per_second_at_most": capacity.rate(capacity.cores),
+        "starts_per_second": _fraction(capacity.measured),
+        "saturating_cores": capacity.saturating_cores,
     }
 
 

@@ -125,7 +125,7 @@ def _run(analysis: Analysis, charts: Charts) -> dict[str, Any]:
         "answer": answer.answer(analysis),
         "bars": bars,
         "boots": _boots(analysis),
-        "tables": list(views.of(analysis.header).tables(analysis)),
+        "tables": list(views.tables(analysis)),
         "curves": [charts.place(picture) for picture in pictures.curves(analysis, legend=False)],
         "series": [
             _series(analysis, name, charts) for name in analysis.series if analysis.of(name)

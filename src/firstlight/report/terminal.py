@@ -54,7 +54,7 @@ def _run(analysis: Analysis) -> RenderableType:
         _latencies(analysis),
         *_tails_needed(analysis),
     ]
-    for own in views.of(analysis.header).tables(analysis):
+    for own in views.tables(analysis):
         shown += [Text(), _own(own), *([Text(own.advice)] if own.advice else [])]
     shown += _boots(analysis)
     explained = [point for point in _ends(analysis) if any(part.seen for part in point.parts)]

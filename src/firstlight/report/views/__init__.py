@@ -3,8 +3,12 @@
 ``EMPTY`` is the view of a run without one.
 """
 
+from collections.abc import Iterator
+
+from firstlight.analysis import Analysis
 from firstlight.model import Header
-from firstlight.report.records import View
+from firstlight.report import rate
+from firstlight.report.records import Table, View
 from firstlight.report.views import (
     ablation,
     agile,
@@ -36,3 +40,9 @@ EMPTY = View()
 def of(header: Header) -> View:
     """The view of a run; ``EMPTY`` if this firstlight does not have it."""
     return ALL.get(header.presentation.view, EMPTY)
+
+
+def tables(analysis: Analysis) -> Iterator[Table]:
+    """The tables of a run's view, and those of every run."""
+    yield from of(analysis.header).tables(analysis)
+    yield from rate.tables(analysis)

@@ -1,0 +1,140 @@
+"""What limits the rate of starts, and how many CPUs a host could use.
+
+A start uses CPU time and holds locks that the whole kernel shares. With ``c`` CPUs a host makes at
+most ``c / CPU time`` starts a second, and at most ``1 / held time`` for each lock (the bottleneck
+bounds of Denning and Buzen, "The Operational Analysis of Queueing Network Models", Computing
+Surveys 10(3), 1978, section 5).
+
+While a thread waits for a lock, another one holds it. So the time of a batch in which anybody
+waited, divided by its starts, is the least that a start held the lock. Of many at once nearly all
+of the held time is such time.
+
+Assumed: other CPUs are as quick as these, starts on them touch the same locks for as long, memory
+and disks do not limit first, and the kernel's own workers, which are not traced, do not either.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from firstlight.analysis import causes, figures, holders
+from firstlight.analysis.figures import PointFigures
+from firstlight.model import Interval
+from firstlight.store import Run
+
+SHARED = frozenset({
+    "rtnl_mutex", "cgroup_mutex", "pernet_ops_rwsem", "namespace_sem", "pcpu_alloc_mutex",
+    "cgroup_threadgroup_rwsem", "shrinker_mutex", "shrinker_rwsem", "nl_table_lock",
+})  # fmt: skip
+"""The locks of which the kernel has one; of others the name says too little to add their waits."""
+
+HELD = pl.Schema({"batch": pl.Int64(), "lock": pl.String(), "held": pl.Int64()})
+FEWEST_INSTANCES = 4
+"""Fewer starts at once leave too much of the held time unseen."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A lock, and the least time that a start holds it, in ns."""
+
+    lock: str
+    held: Interval
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What one start takes of a host, at a point of many at once.
+
+    ``cpu`` is its threads' CPU time in ns, traced. ``sections`` are longest first. ``measured`` is
+    the rate of the untraced batches, in starts a second, on ``cores`` CPUs.
+    """
+
+    point: PointFigures
+    cores: int
+    cpu: Interval
+    sections: tuple[Section, ...]
+    measured: Interval | None
+
+    def rate(self, cores: int) -> float:
+        """The greatest rate with so many CPUs, in starts a second."""
+        return 1e9 / max(self.cpu.value / cores, self._longest)
+
+    @property
+    def per_core(self) -> float:
+        """The starts a second that one CPU makes."""
+        return 1e9 / self.cpu.value
+
+    @property
+    def saturating_cores(self) -> float | None:
+        """How many CPUs the longest section keeps from doing more; None if there is none."""
+        return self.cpu.value / self._longest if self.sections else None
+
+    @property
+    def _longest(self) -> float:
+        return self.sections[0].held.value if self.sections else 0.0
+
+
+def held(run: Run) -> pl.DataFrame:
+    """How long somebody waited for each lock of SHARED in each traced batch, as HELD, in ns."""
+    rows = []
+    for batch, spans in run.span_batches():
+        waits = spans.filter((pl.col("kind") == "lock") & (pl.col("stack") != ""))
+        for (lock,), queue in holders.locks_of(waits).group_by("lock"):
+            if lock in SHARED:
+                times = queue.select("start", "end").to_numpy()
+                rows.append((batch, str(lock), _covered(times)))
+    return pl.DataFrame(rows, schema=HELD, orient="row").sort("batch", "lock")
+
+
+def _covered(times: np.ndarray) -> int:
+    """The length of the union of intervals, shape (n, 2)."""
+    ordered = times[np.argsort(times[:, 0])]
+    latest = np.maximum.accumulate(ordered[:, 1])
+    begins = np.maximum(ordered[1:, 0], latest[:-1])
+    return int(latest[0] - ordered[0, 0] + np.maximum(latest[1:] - begins, 0).sum())
+
+
+def capacities(
+    points: Sequence[PointFigures], breakdown: pl.DataFrame, held: pl.DataFrame, cores: int
+) -> Iterator[Capacity]:
+    """Of each series the point of most starts at once, if its starts were traced.
+
+    ``breakdown`` is ``breakdown.breakdown`` of the run, and ``held`` is as HELD.
+    """
+    largest: dict[str, PointFigures] = {}
+    for point in points:
+        known = largest.get(point.series)
+        if point.parallel and point.causes() and point.instances >= FEWEST_INSTANCES:
+            largest[point.series] = max(known or point, point, key=lambda each: each.instances)
+    busy = breakdown.filter(pl.col("cause") == causes.ON_CPU)
+    times = dict(busy.group_by("sample").agg(pl.col("summed").sum()).iter_rows())
+    for point in largest.values():
+        samples = point.traced_samples
+        groups = figures.batches(samples)
+        spent = np.array([times.get(sample.index, 0) for sample in samples], np.float64)
+        cpu = figures.share_interval(spent, np.ones_like(spent), groups)
+        if not cpu.value:
+            continue
+        ready = point.all_ready
+        yield Capacity(
+            point=point,
+            cores=cores,
+            cpu=cpu,
+            sections=tuple(sorted(_sections(held, groups), key=lambda each: -each.held.value)),
+            measured=ready and _inverse(ready, point.instances * 1e9),
+        )
+
+
+def _sections(held: pl.DataFrame, groups: np.ndarray) -> Iterator[Section]:
+    """``groups`` has the batch of each start."""
+    batches, starts = np.unique(groups, return_counts=True)
+    for (lock,), rows in held.filter(pl.col("batch").is_in(batches.tolist())).group_by("lock"):
+        by_batch = dict(rows.select("batch", "held").iter_rows())
+        times = np.array([by_batch.get(int(batch), 0) for batch in batches], np.float64)
+        yield Section(str(lock), figures.share_interval(times, starts.astype(np.float64), batches))
+
+
+def _inverse(interval: Interval, scale: float) -> Interval:
+    return Interval(scale / interval.value, scale / interval.high, scale / interval.low)

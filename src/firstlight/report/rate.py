@@ -1,0 +1,69 @@
+"""The table of what limits the rate of starts; see ``analysis.capacity``."""
+
+from firstlight.analysis import Analysis
+from firstlight.analysis.capacity import Capacity
+from firstlight.report.records import Table
+from firstlight.units import digits, duration, duration_interval
+
+_MORE = (2, 8)
+"""The tables show the bound for so many times the CPUs of the host."""
+_HEADINGS = ("", "CPU time of a start", "lock held longest", "held by a start, at least",
+             "starts/s per core", "measured here")  # fmt: skip
+_BRIEF = ("", "CPU time", "lock held longest", "held ≥", "starts/s")
+
+
+def tables(analysis: Analysis) -> list[Table]:
+    """One table, or none if no starts at once were traced."""
+    found = analysis.capacities
+    if not found:
+        return []
+    cores = found[0].cores
+    counts = (cores, *(cores * more for more in _MORE))
+    bounds = tuple(f"≤ with {count}" for count in counts)
+    rows = tuple(
+        (
+            each.point.name,
+            duration_interval(each.cpu),
+            each.sections[0].lock if each.sections else "none seen",
+            duration_interval(each.sections[0].held) if each.sections else "–",
+            _rate(each.per_core),
+            _rate(each.measured.value) if each.measured else "–",
+            *(_rate(each.rate(count)) for count in counts),
+        )
+        for each in found
+    )
+    brief = tuple(
+        (
+            each.point.name,
+            duration(each.cpu.value),
+            each.sections[0].lock if each.sections else "none seen",
+            duration(each.sections[0].held.value) if each.sections else "–",
+            _rate(each.measured.value) if each.measured else "–",
+            *(_rate(each.rate(count)) for count in counts[::2]),
+        )
+        for each in found
+    )
+    return [
+        Table(
+            title="what limits the rate of starts: CPU time, or a lock, traced",
+            headings=(*_HEADINGS, *bounds),
+            rows=rows,
+            advice=" ".join(map(_saturation, found)),
+            brief=((*_BRIEF, *bounds[::2]), brief),
+        )
+    ]
+
+
+def _rate(starts: float) -> str:
+    return digits(starts, 0 if starts >= 10 else 1)
+
+
+def _saturation(capacity: Capacity) -> str:
+    cores = capacity.saturating_cores
+    if cores is None:
+        return f"{capacity.point.name} waits for no lock of the whole kernel."
+    used = "one CPU" if cores < 1.5 else f"{digits(cores, 0)} CPUs"
+    return (
+        f"{capacity.point.name} can use at most {used}: "
+        f"{capacity.sections[0].lock} admits {_rate(capacity.rate(1 << 20))} starts a second."
+    )
