@@ -82,7 +82,7 @@ void clients_accept(void)
 void client_end(int index)
 {
 	struct client *client = &node.clients[index];
-	descriptor_close(&client->descriptor);
+	unwatch(&client->descriptor);
 	for (int at = client->first; at != NOBODY;) {
 		struct instance *instance = &node.instances[at];
 		int next = instance->next;

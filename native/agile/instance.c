@@ -23,18 +23,36 @@
 
 enum { LULL = 5000000, RETRY = 10000000 }; /* ns */
 
+static void *reserve_memory(size_t count, size_t size, int flags)
+{
+	void *at = mmap(NULL, count * size, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
+	if (at == MAP_FAILED)
+		die("reserve memory", -errno);
+	return at;
+}
+
+/* What no child reads: a clone would copy its page tables, and each of us every page that we write. */
+static void *reserve_table(size_t count, size_t size)
+{
+	void *at = reserve_memory(count, size, MAP_PRIVATE);
+	if (madvise(at, count * size, MADV_DONTFORK))
+		die("reserve memory", -errno);
+	return at;
+}
+
 void instances_open(int limit)
 {
 	int count = limit + ENDED_KEPT;
 	uint32_t buckets = 1024;
 	while ((int)buckets < count)
 		buckets *= 2;
-	node.instances = calloc((size_t)count, sizeof *node.instances);
-	node.hash = malloc(buckets * sizeof *node.hash);
-	node.progress = mmap(NULL, (size_t)count * sizeof *node.progress, PROT_READ | PROT_WRITE,
-			     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (!node.instances || !node.hash || node.progress == MAP_FAILED)
-		die("reserve memory", -ENOMEM);
+	node.functions = reserve_table(FUNCTIONS, sizeof *node.functions);
+	node.parts = reserve_table(PARTS, sizeof *node.parts);
+	node.clients = reserve_table(CLIENTS, sizeof *node.clients);
+	node.pending = reserve_table(PENDING, sizeof *node.pending);
+	node.instances = reserve_table((size_t)count, sizeof *node.instances);
+	node.hash = reserve_table(buckets, sizeof *node.hash);
+	node.progress = reserve_memory((size_t)count, sizeof *node.progress, MAP_SHARED);
 	node.hash_mask = buckets - 1;
 	memset(node.hash, 0xff, buckets * sizeof *node.hash);
 	node.instance_most = count;
@@ -181,7 +199,7 @@ void instance_release(int index)
 {
 	struct instance *instance = &node.instances[index];
 	unlink_client(index);
-	descriptor_close(&instance->control);
+	unwatch(&instance->control);
 	if (instance->cgroup != NOBODY)
 		part_give_back(instance->cgroup, NOBODY);
 	if (instance->network != NOBODY)
@@ -309,10 +327,11 @@ static int clone_waiting(int index)
 	instance->control = ends[0];
 	uint32_t cgroup = node.parts[instance->cgroup].order.cgroup;
 	node.progress[index].stamps[STEP_CLONE] = monotonic();
-	instance->pid = clone_child(cgroup);
-	if (instance->pid == 0)
+	pid_t pid = clone_child(cgroup);
+	if (pid == 0)
 		be_waiting(index, ends[1], cgroup);
-	int failed = instance->pid < 0 ? -errno : 0;
+	int failed = pid < 0 ? -errno : 0;
+	instance->pid = pid;
 	close(ends[1]);
 	if (failed)
 		return failed;
@@ -498,10 +517,11 @@ static int clone_instance(int index, struct place *place, int root)
 		return -errno;
 	instance->control = ends[0];
 	node.progress[index].stamps[STEP_CLONE] = monotonic();
-	instance->pid = clone_child(place->cgroup);
-	if (instance->pid == 0)
+	pid_t pid = clone_child(place->cgroup);
+	if (pid == 0)
 		be_instance(index, place, root);
-	int failed = instance->pid < 0 ? -errno : 0;
+	int failed = pid < 0 ? -errno : 0;
+	instance->pid = pid;
 	close(ends[1]);
 	if (failed)
 		return failed;
@@ -664,7 +684,7 @@ bool instance_read(int index)
 		node.waiting_changed = true;
 		return true;
 	}
-	descriptor_close(&instance->control);
+	unwatch(&instance->control);
 	if (instance->state != INSTANCE_STARTING || node.progress[index].error ||
 	    node.progress[index].step != STEP_EXEC)
 		return false; /* its end says what failed */
@@ -725,7 +745,7 @@ static int64_t nanoseconds(struct timeval t)
 }
 
 /* The cgroup of an instance that ended as it should is empty, and no instance can read of its cgroup
- * what another left there. A network is the manager's to examine. */
+ * what another left there. */
 static void leave_parts(struct instance *instance, bool clean)
 {
 	if (instance->cgroup != NOBODY && clean) {
@@ -734,7 +754,10 @@ static void leave_parts(struct instance *instance, bool clean)
 	} else if (instance->cgroup != NOBODY) {
 		part_leave(instance->cgroup);
 	}
-	if (instance->network != NOBODY)
+	if (instance->network != NOBODY && clean &&
+	    network_rests(instance->network, instance->function, instance->version))
+		instance->network = NOBODY;
+	else if (instance->network != NOBODY)
 		part_leave(instance->network);
 }
 
@@ -744,7 +767,7 @@ void instance_finish(int index, int status, int64_t user, int64_t system)
 	struct instance *instance = &node.instances[index];
 	struct progress *progress = &node.progress[index];
 	bool ran = instance->state == INSTANCE_RUNNING;
-	descriptor_close(&instance->control);
+	unwatch(&instance->control);
 	descriptor_close(&instance->pidfd);
 	instance->status = status;
 	instance->user = user;

@@ -19,10 +19,11 @@ static struct sock_filter programs[PROFILES][PROFILE_MAX];
 
 /* What a manager leaves here for the next one: that of its instances which are not ours to know. */
 static struct rights kept[KEPT];
+static int kept_count; /* that were ever used */
 
 static void lose(void)
 {
-	descriptor_close(&node.manager);
+	unwatch(&node.manager);
 	node.manager_blocked = node.has_done = false;
 	node.telling = TELL_NOTHING;
 	if (!node.stays)
@@ -34,7 +35,7 @@ void managers_accept(void)
 	int descriptor = accept_one(node.managers_listener);
 	if (descriptor < 0)
 		return;
-	descriptor_close(&node.manager); /* the newer one holds the journal's lock */
+	unwatch(&node.manager); /* the newer one holds the journal's lock */
 	node.manager = descriptor;
 	node.manager_blocked = node.has_done = false;
 	node.telling = TELL_NOTHING;
@@ -79,6 +80,8 @@ static int hello(const struct order *asked, struct rights *rights)
 	node.stays = asked->flags & HELLO_STAY;
 	node.house.unified = asked->flags & HELLO_UNIFIED;
 	memset(node.wants, 0, sizeof node.wants);
+	while (node.rested.count)
+		networks_told(node.rested.first); /* the state says it */
 	node.telling = TELL_FUNCTIONS;
 	node.telling_at = 0;
 	return 0;
@@ -144,6 +147,8 @@ static int keep(uint32_t index, struct rights *rights)
 		return -EINVAL;
 	if (kept[index].count)
 		return -EEXIST;
+	if ((int)index >= kept_count)
+		kept_count = (int)index + 1;
 	kept[index] = *rights;
 	rights->count = 0;
 	return 0;
@@ -153,7 +158,8 @@ static int drop(uint32_t index)
 {
 	if (index >= KEPT)
 		return -EINVAL;
-	rights_close(&kept[index]);
+	if ((int)index < kept_count)
+		rights_close(&kept[index]);
 	return 0;
 }
 
@@ -300,17 +306,18 @@ static int tell_kept(int index)
 	return manager_message(&event, sizeof event, kept[index].descriptors, kept[index].count);
 }
 
-/* To a new manager: what there is. True when it has all of it. */
+/* To a new manager: what there is. True when it has all of it. Of no table more is read than was ever
+ * used: each clone copies the page tables of what we have touched. */
 static bool tell_state(void)
 {
 	const struct {
 		int (*tell)(int);
 		int count;
 	} all[] = {
-		[TELL_FUNCTIONS] = {tell_function, FUNCTIONS},
-		[TELL_PARTS] = {tell_part, PARTS},
+		[TELL_FUNCTIONS] = {tell_function, node.function_count},
+		[TELL_PARTS] = {tell_part, node.part_count},
 		[TELL_INSTANCES] = {tell_instance, node.instance_count},
-		[TELL_KEPT] = {tell_kept, KEPT},
+		[TELL_KEPT] = {tell_kept, kept_count},
 	};
 	while (node.telling != TELL_NOTHING && node.telling != TELL_END) {
 		while (node.telling_at < all[node.telling].count) {
@@ -369,6 +376,27 @@ static void tell_instances(void)
 	}
 }
 
+/* Before the starts that they are used by. */
+static void tell_rested(void)
+{
+	struct event events[EVENTS_MAX];
+	while (node.rested.count) {
+		int count = 0;
+		for (int at = node.rested.first; at != NOBODY && count < EVENTS_MAX;
+		     at = node.parts[at].next_owed)
+			events[count++] =
+				(struct event){.verb = EVENT_RESTED,
+					       .function = (uint32_t)node.parts[at].order.function,
+					       .status = node.parts[at].state == PART_LEFT,
+					       .network = at,
+					       .cgroup = NOBODY};
+		if (manager_message(events, (size_t)count * sizeof *events, NULL, 0))
+			return;
+		while (count--)
+			networks_told(node.rested.first);
+	}
+}
+
 static void tell_wants(void)
 {
 	for (uint32_t kind = PART_NETWORK; kind <= PART_CGROUP; kind++)
@@ -393,6 +421,7 @@ void manager_tell(void)
 {
 	if (node.manager < 0 || node.manager_blocked || !tell_state())
 		return;
+	tell_rested();
 	tell_instances();
 	tell_wants();
 	struct event event = {.verb = EVENT_WAITING,

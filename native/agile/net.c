@@ -9,6 +9,7 @@
 #include "net.h"
 #include "../common/cleanup.h"
 #include "../common/socket.h"
+#include "net_quick.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -119,8 +120,7 @@ static int serve_fill(const struct net_request *request, int given, const char *
 	return error;
 }
 
-static int serve_check(const struct net_request *request, int used, struct net_answer *answer,
-		       const char **step)
+static int serve_check(int used, struct net_answer *answer, const char **step)
 {
 	*step = "enter a used namespace";
 	uint64_t packets = 0, sockets = 0;
@@ -129,9 +129,7 @@ static int serve_check(const struct net_request *request, int used, struct net_a
 		return error;
 	*step = "count sockets and packets";
 	if ((error = net_sockets(&sockets)) || sockets)
-		return error;
-	if (request->flags & NET_QUICK)
-		return net_quick_digest(&answer->quick);
+		return error ? error : -EBUSY;
 	if ((error = net_packets(&packets)) || packets)
 		return error;
 	return net_digest(&answer->digest, step);
@@ -213,7 +211,7 @@ static void serve(const struct net_request *request, const void *body, size_t si
 		error = serve_make(request, given, &made, &answer.head, &step);
 		break;
 	case NET_CHECK:
-		error = serve_check(request, given, &answer.head, &step);
+		error = serve_check(given, &answer.head, &step);
 		break;
 	case NET_FORGET:
 		if (count > NET_RANGES_MAX)

@@ -33,7 +33,6 @@ enum net_flag {
 		4, /* MAKE, FILL: sysctls stay as they are, the link's address is the pod's own, and
 		      * nobody asks what can be read there */
 	NET_IPV6 = 8, /* HOST, MAKE, FILL: with address6 and gateway6, too */
-	NET_QUICK = 16, /* CHECK: the quick digest alone */
 };
 
 struct net_request {
@@ -47,12 +46,13 @@ struct net_request {
 };
 
 /* The digest of MAKE and CHECK is of all that can be read in the namespace; that of CHECK is 0 where a
- * packet came or went, since its counters stay, and where somebody holds a socket of it. The answer
+ * packet came or went, since its counters stay. Its error is EBUSY where somebody holds a socket of it,
+ * as we do until a grace period after it was closed. The answer
  * of MAKE comes with the namespace, that of LISTEN with the socket, that of RULES with a memory file
  * of what nft says. That of FORGET is followed by a byte for each range: 1 where its connections are
  * gone, 0 where its link is still there. */
 struct net_answer {
-	uint64_t id, digest, quick; /* quick: of what a process without capabilities can change */
+	uint64_t id, digest, quick; /* quick: see net_quick.h */
 	int32_t error; /* errno, or 0 */
 	char step[28]; /* what failed */
 };
@@ -66,11 +66,8 @@ struct net_range {
 int net_make(struct rtnl *host, const struct net_request *request, int namespace,
 	     const char **step);
 int net_digest(uint64_t *digest, const char **step);
-int net_quick_digest(uint64_t *digest);
-/* Packets that came and went by the links of the namespace, and sockets in it that anybody still
- * holds. Ours count until a grace period after they were closed: so it is asked before one is open. */
+/* Packets that came and went by the links of the namespace. */
 int net_packets(uint64_t *packets);
-int net_sockets(uint64_t *sockets);
 int net_forget(struct rtnl *host, const struct net_range *ranges, size_t count, uint8_t *gone,
 	       const char **step);
 int net_rules(const char *commands, int *output, const char **step);

@@ -8,10 +8,10 @@
  */
 #include "../common/cleanup.h"
 #include "net.h"
+#include "net_quick.h"
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <linux/netconf.h>
 #include <linux/netfilter/ipset/ip_set.h>
 #include <linux/netfilter/nf_tables.h>
@@ -23,17 +23,6 @@
 #include <string.h>
 #include <sys/socket.h>
 
-enum { TEXT_MAX = 65536 };
-
-static const uint64_t EMPTY = 14695981039346656037ULL; /* FNV-1a of nothing */
-
-static void add(uint64_t *digest, const void *bytes, size_t size) /* FNV-1a */
-{
-	const unsigned char *at = bytes;
-	while (size--)
-		*digest = (*digest ^ *at++) * 1099511628211ULL;
-}
-
 /* Ages of neighbours change by themselves, and the carrier of a link comes up a while after it. */
 static void add_message(const struct nlmsghdr *message, void *digest)
 {
@@ -44,20 +33,20 @@ static void add_message(const struct nlmsghdr *message, void *digest)
 	if (message->nlmsg_type == RTM_NEWROUTE && size >= sizeof route) {
 		memcpy(&route, body, sizeof route);
 		route.rtm_flags &= ~(unsigned)(RTNH_F_LINKDOWN | RTNH_F_DEAD);
-		add(digest, &route, sizeof route);
-		add(digest, body + sizeof route, size - sizeof route);
+		net_add(digest, &route, sizeof route);
+		net_add(digest, body + sizeof route, size - sizeof route);
 	} else if (message->nlmsg_type == RTM_NEWNEIGH && size >= sizeof(struct ndmsg)) {
 		struct ndmsg neighbour;
 		memcpy(&neighbour, body, sizeof neighbour);
 		if (neighbour.ndm_state & NUD_NOARP)
 			return; /* the kernel's own */
-		add(digest, &neighbour, sizeof neighbour);
+		net_add(digest, &neighbour, sizeof neighbour);
 		RTNL_ATTRIBUTES(part, message, sizeof neighbour)
 		if (mnl_attr_get_type(part) != NDA_CACHEINFO &&
 		    mnl_attr_get_type(part) != NDA_PROBES)
-			add(digest, part, part->nla_len);
+			net_add(digest, part, part->nla_len);
 	} else {
-		add(digest, body, size);
+		net_add(digest, body, size);
 	}
 }
 
@@ -144,7 +133,7 @@ static void add_generation(const struct nlmsghdr *message, void *digest)
 	const struct nlattr *part;
 	RTNL_ATTRIBUTES(part, message, sizeof(struct nfgenmsg))
 	if (mnl_attr_get_type(part) == NFTA_GEN_ID)
-		add(digest, part, part->nla_len);
+		net_add(digest, part, part->nla_len);
 }
 
 /* Every change of rules has a number; sets of ipset are listed. */
@@ -175,7 +164,7 @@ static void add_counts(uint64_t *digest, char *text)
 		if (!strcmp(word, "inuse") || !strcmp(word, "tw")) {
 			const char *count = strtok_r(rest, " \n", &rest);
 			if (count)
-				add(digest, count, strlen(count) + 1);
+				net_add(digest, count, strlen(count) + 1);
 		}
 }
 
@@ -186,8 +175,8 @@ static void add_protocols(uint64_t *digest, char *text)
 	long sockets;
 	for (char *line, *rest = text; (line = strtok_r(rest, "\n", &rest));)
 		if (sscanf(line, "%31s %*d %ld", name, &sockets) == 2 && strcmp(name, "NETLINK")) {
-			add(digest, name, strlen(name));
-			add(digest, &sockets, sizeof sockets);
+			net_add(digest, name, strlen(name));
+			net_add(digest, &sockets, sizeof sockets);
 		}
 }
 
@@ -210,23 +199,15 @@ static bool is_left_out(const char *name)
 
 static void add_file(int directory, const char *name, uint64_t *digest)
 {
-	static char text[TEXT_MAX];
-	size_t size = 0;
-	ssize_t part = 1;
-	int file FILE_SCOPE = openat(directory, name, O_RDONLY | O_CLOEXEC);
-	while (file >= 0 && part > 0 && size < sizeof text - 1) {
-		part = read(file, text + size, sizeof text - 1 - size);
-		if (part > 0)
-			size += (size_t)part;
-	}
-	text[size] = 0; /* of one that cannot be read, as some sysctls, nothing */
-	add(digest, name, strlen(name) + 1);
+	static char text[NET_TEXT_MAX];
+	size_t size = net_read(directory, name, text);
+	net_add(digest, name, strlen(name) + 1);
 	if (!strncmp(name, "sockstat", 8))
 		add_counts(digest, text);
 	else if (!strcmp(name, "protocols"))
 		add_protocols(digest, text);
 	else
-		add(digest, text, size);
+		net_add(digest, text, size);
 }
 
 static void close_directory(DIR **directory)
@@ -287,17 +268,6 @@ static int add_sysctls(uint64_t *digest)
 	return 0;
 }
 
-int net_sockets(uint64_t *sockets)
-{
-	char text[64];
-	int file FILE_SCOPE = open("/proc/thread-self/net/sockstat", O_RDONLY | O_CLOEXEC);
-	ssize_t size = file < 0 ? -1 : read(file, text, sizeof text - 1);
-	if (size < 0)
-		return -errno;
-	text[size] = 0;
-	return sscanf(text, "sockets: used %" SCNu64, sockets) == 1 ? 0 : -EPROTO;
-}
-
 static void add_packets(const struct nlmsghdr *message, void *packets)
 {
 	const struct nlattr *part;
@@ -324,25 +294,6 @@ int net_packets(uint64_t *packets)
 	return rtnl_ask(&netlink, message, add_packets, packets);
 }
 
-/* Counters move with every packet and with most calls that fail; a listening socket may make a key. Of
- * what takes a capability, which no instance has, it reads what is quick to read. */
-int net_quick_digest(uint64_t *digest)
-{
-	static const char *const names[] = {"net/dev", "net/snmp", "net/route", "net/arp"};
-	static const char *const settings[] = {"tcp_fastopen_key", "ip_local_port_range",
-					       "ip_unprivileged_port_start"};
-	int here FILE_SCOPE = open("/proc/thread-self", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	int sysctls FILE_SCOPE = open("/proc/sys/net/ipv4", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (here < 0 || sysctls < 0)
-		return -errno;
-	*digest = EMPTY;
-	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-		add_file(here, names[i], digest);
-	for (size_t i = 0; i < sizeof settings / sizeof *settings; i++)
-		add_file(sysctls, settings[i], digest);
-	return 0;
-}
-
 int net_digest(uint64_t *digest, const char **step)
 {
 	static const struct {
@@ -354,7 +305,7 @@ int net_digest(uint64_t *digest, const char **step)
 		{"list rules", dump_netfilter},
 	};
 	int error = 0;
-	*digest = EMPTY;
+	*digest = NET_EMPTY;
 	for (size_t i = 0; i < sizeof parts / sizeof *parts && !error; i++) {
 		*step = parts[i].step;
 		error = parts[i].add(digest);

@@ -54,6 +54,15 @@ int watch_again(int descriptor, enum source source, int index, uint32_t events)
 	return epoll_ctl(node.epoll, EPOLL_CTL_MOD, descriptor, &event) ? -errno : 0;
 }
 
+/* A child holds copies of what is open until it executes: as long as one does, what is closed alone
+ * stays in the set, and what ended stays ready there. */
+void unwatch(int *descriptor)
+{
+	if (*descriptor >= 0)
+		(void)epoll_ctl(node.epoll, EPOLL_CTL_DEL, *descriptor, NULL);
+	descriptor_close(descriptor);
+}
+
 /* Before anything else is opened: a standard stream that was closed would be taken by it. READY, our
  * starter's, moves away from what a waiting sandbox keeps its own in. */
 static int open_standard(void)
@@ -196,6 +205,7 @@ int main(int argc, char **argv)
 	find_pipes();
 	sandbox_find_masks(&node.house);
 	instances_open(limit);
+	rest_open();
 	node.epoll = epoll_create1(EPOLL_CLOEXEC);
 	node.children = watch_children();
 	if (node.epoll < 0 || node.children < 0 || watch(node.children, ON_CHILDREN, 0, EPOLLIN) ||
@@ -211,6 +221,7 @@ int main(int argc, char **argv)
 		for (int i = 0; i < count; i++)
 			handle(&events[i]);
 		clients_accept_again();
+		networks_judge();
 		pending_serve();
 		instances_warm();
 		manager_tell();

@@ -7,6 +7,7 @@
  *   pending.c    starts that wait for parts
  *   reuse.c      sandboxes that serve their function again; keeper.c is in them
  *   part.c       what is prepared: networks, cgroups; functions
+ *   rest.c       networks that were used
  *   session.c    programs beside an instance's own
  *   output.c     output that is kept
  *   hosts.c      /etc/hosts of each network
@@ -50,14 +51,19 @@ struct function {
 	struct queue sandboxes; /* renewed, of this version: instances */
 };
 
-/* LEFT: its instance has ended, and it is the manager's to judge. */
-enum part_state { PART_FREE, PART_SHELVED, PART_USED, PART_LEFT };
+/* LEFT: its instance has ended, and it is the manager's to judge. RESTING: a network that the node
+ * will judge itself. */
+enum part_state { PART_FREE, PART_SHELVED, PART_USED, PART_LEFT, PART_RESTING };
 
 struct part {
 	enum part_state state;
 	struct part_order order;
 	int network; /* descriptor */
 	int next;
+	uint32_t uses, rests; /* rests: since it was last used */
+	int64_t until; /* it rests */
+	bool owed; /* the manager does not know yet what became of it */
+	int next_owed;
 };
 
 enum instance_state {
@@ -121,12 +127,14 @@ struct node {
 	int telling, telling_at; /* the state, to a new manager */
 	struct house house;
 	char resolvers[RESOLVERS_MAX]; /* resolv.conf of functions that reach out */
-	struct function functions[FUNCTIONS];
-	struct part parts[PARTS];
-	struct queue networks[REACHES], cgroups;
-	struct client clients[CLIENTS];
+	struct function *functions; /* these tables have no child */
+	struct part *parts;
+	int function_count, part_count; /* that were ever used */
+	struct queue networks[REACHES], cgroups, resting;
+	struct queue rested; /* parts that are owed */
+	struct client *clients;
 	int free_client, client_count; /* clients that were ever used */
-	struct pending pending[PENDING];
+	struct pending *pending;
 	int pending_count;
 	int rich[RICH_HELD], rich_count;
 	struct instance *instances;
@@ -151,6 +159,7 @@ extern struct node node;
 /* node.c */
 int watch(int descriptor, enum source source, int index, uint32_t events);
 int watch_again(int descriptor, enum source source, int index, uint32_t events);
+void unwatch(int *descriptor); /* and close it */
 _Noreturn void die(const char *what, int failed);
 
 /* part.c */
@@ -159,8 +168,19 @@ int part_withdraw(uint32_t index);
 int part_take(enum part_kind kind, struct function *function);
 void part_give_back(int index, int function);
 void part_leave(int index);
+void queue_push(struct queue *queue, int index);
+int queue_pop(struct queue *queue);
+bool queue_cut(struct queue *queue, int index);
 int function_set(const struct definition *definition, int tree, int words);
 int function_forget(uint32_t number);
+
+/* rest.c */
+void rest_open(void);
+bool network_rests(int index, int function, uint32_t version); /* false: it does not */
+void networks_judge(void);
+int64_t networks_next(void); /* when one is to be judged, or INT64_MAX */
+void networks_leave(int function);
+void networks_told(int index);
 
 /* session.c */
 int session_start(const struct ask *ask, struct rights *rights, int client, enum step *step);

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static void push(struct queue *queue, int index)
+void queue_push(struct queue *queue, int index)
 {
 	node.parts[index].next = NOBODY;
 	if (queue->count++)
@@ -15,7 +15,7 @@ static void push(struct queue *queue, int index)
 	queue->last = index;
 }
 
-static int pop(struct queue *queue)
+int queue_pop(struct queue *queue)
 {
 	if (!queue->count)
 		return NOBODY;
@@ -25,7 +25,7 @@ static int pop(struct queue *queue)
 	return index;
 }
 
-static bool cut(struct queue *queue, int index)
+bool queue_cut(struct queue *queue, int index)
 {
 	int before = NOBODY, at = queue->first;
 	for (int left = queue->count; left; left--, before = at, at = node.parts[at].next) {
@@ -71,6 +71,8 @@ int part_add(const struct part_order *order, int network)
 		return -EEXIST;
 	if (order->kind == PART_NETWORK ? network < 0 : order->kind != PART_CGROUP)
 		return -EINVAL;
+	if ((int)order->index >= node.part_count)
+		node.part_count = (int)order->index + 1;
 	if (order->address) {
 		int failed = hosts_write((int)order->index, order->address);
 		if (failed)
@@ -79,8 +81,9 @@ int part_add(const struct part_order *order, int network)
 	struct part *part = &node.parts[order->index];
 	part->order = *order;
 	part->network = order->kind == PART_NETWORK ? network : NOBODY;
+	part->uses = 0;
 	part->state = PART_SHELVED;
-	push(shelf(order), (int)order->index);
+	queue_push(shelf(order), (int)order->index);
 	node.wants[order->kind][order->reach] = 0;
 	return 0;
 }
@@ -96,6 +99,7 @@ static void forget(int index)
 	descriptor_close(&part->network);
 	if (part->order.address)
 		hosts_remove(index);
+	networks_told(index);
 	part->state = PART_FREE;
 }
 
@@ -106,7 +110,9 @@ int part_withdraw(uint32_t index)
 	if (node.parts[index].state == PART_USED)
 		return -EBUSY;
 	if (node.parts[index].state == PART_SHELVED)
-		cut(shelf(&node.parts[index].order), (int)index);
+		queue_cut(shelf(&node.parts[index].order), (int)index);
+	if (node.parts[index].state == PART_RESTING)
+		queue_cut(&node.resting, (int)index);
 	forget((int)index);
 	return 0;
 }
@@ -116,9 +122,9 @@ int part_take(enum part_kind kind, struct function *function)
 	uint32_t reach = function ? function->definition.reach : 0;
 	int index = NOBODY;
 	if (function && kind == PART_NETWORK)
-		index = pop(&function->networks);
+		index = queue_pop(&function->networks);
 	if (index == NOBODY)
-		index = pop(kind == PART_NETWORK ? &node.networks[reach] : &node.cgroups);
+		index = queue_pop(kind == PART_NETWORK ? &node.networks[reach] : &node.cgroups);
 	if (index != NOBODY)
 		node.parts[index].state = PART_USED;
 	return index;
@@ -130,14 +136,14 @@ void part_give_back(int index, int function)
 	struct part *part = &node.parts[index];
 	part->order.function = known(function) ? function : NOBODY;
 	part->state = PART_SHELVED;
-	push(shelf(&part->order), index);
+	queue_push(shelf(&part->order), index);
 	node.wants[part->order.kind][part->order.reach] = 0;
 }
 
 static void give_up(struct queue *queue)
 {
 	int index;
-	while ((index = pop(queue)) != NOBODY)
+	while ((index = queue_pop(queue)) != NOBODY)
 		forget(index); /* the manager removes what was on its shelf when the order is done */
 }
 
@@ -160,6 +166,8 @@ int function_set(const struct definition *definition, int tree, int words)
 		root_detach(definition->number, function->definition.version, &function->root);
 		descriptor_close(&function->words);
 	}
+	if ((int)definition->number >= node.function_count)
+		node.function_count = (int)definition->number + 1;
 	function->definition = *definition;
 	function->root = root;
 	function->words = words;
@@ -174,6 +182,7 @@ int function_forget(uint32_t number)
 	if (!function || number >= FUNCTIONS)
 		return -ENOENT;
 	reuse_drop(function);
+	networks_leave((int)number);
 	give_up(&function->networks);
 	root_detach(number, function->definition.version, &function->root);
 	descriptor_close(&function->words);

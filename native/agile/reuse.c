@@ -149,7 +149,7 @@ void reuse_drop(struct function *function)
 /* Ends one of any function, for a start of another. */
 bool reuse_make_room(void)
 {
-	for (int i = 0; i < FUNCTIONS; i++) {
+	for (int i = 0; i < node.function_count; i++) {
 		int index = chain_take(&node.functions[i].sandboxes);
 		if (index == NOBODY)
 			continue;

@@ -71,10 +71,11 @@ static int start(int index, int target, struct place *place)
 		return -errno;
 	session->control = ends[0];
 	session->requested = node.progress[index].stamps[STEP_CLONE] = monotonic();
-	session->pid = clone_into(instance, place->cgroup);
-	if (session->pid == 0)
+	pid_t pid = clone_into(instance, place->cgroup);
+	if (pid == 0)
 		be_session(index, place, instance, ends[1]);
-	int failed = session->pid < 0 ? -errno : 0;
+	int failed = pid < 0 ? -errno : 0;
+	session->pid = pid;
 	close(ends[1]);
 	if (failed)
 		return failed;

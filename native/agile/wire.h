@@ -142,7 +142,7 @@ enum order_verb {
 	ORDER_LOG, /* with the socket of firstlight-log */
 };
 enum hello_flag { HELLO_STAY = 1, HELLO_UNIFIED = 2 };
-enum { WIRE_VERSION = 3 }; /* count of HELLO: a node and a manager of other versions do not match */
+enum { WIRE_VERSION = 4 }; /* count of HELLO: a node and a manager of other versions do not match */
 enum part_kind { PART_NETWORK = 1, PART_CGROUP = 2 };
 
 struct part_order {
@@ -150,6 +150,8 @@ struct part_order {
 	int32_t reach, function; /* function: whose it is, or -1 */
 	uint32_t address, cgroup; /* cgroup: its name below the top, a number */
 	struct limits limits;
+	uint64_t
+		quick; /* of a network: what a process without capabilities can change; see net_quick.h */
 	char note[NOTE_MAX];
 };
 
@@ -177,6 +179,7 @@ enum event_verb {
 	EVENT_WAITING, /* generic sandboxes: in status how many wait, in id how many were made, in
 			* user the ns that took */
 	EVENT_KEPT, /* of the state: with what was kept, its index in status */
+	EVENT_RESTED, /* a used network serves its function again; or, with status 1, is left */
 };
 
 struct event {

@@ -40,6 +40,13 @@ int watch_again(int descriptor, enum source source, int index, uint32_t events)
 	return epoll_ctl(node.epoll, EPOLL_CTL_MOD, descriptor, &event) ? -errno : 0;
 }
 
+void unwatch(int *descriptor)
+{
+	if (*descriptor >= 0)
+		(void)epoll_ctl(node.epoll, EPOLL_CTL_DEL, *descriptor, NULL);
+	descriptor_close(descriptor);
+}
+
 _Noreturn void die(const char *what, int failed)
 {
 	fprintf(stderr, "%s: %s\n", what, strerror(-failed));
@@ -195,6 +202,7 @@ static void turn(void)
 			manager_ready(events[i].events);
 		else if (events[i].data.u64 >> 32 == ON_CLIENT)
 			client_ready((int)(uint32_t)events[i].data.u64, events[i].events);
+	networks_judge();
 	pending_serve();
 	instances_warm();
 	manager_tell();
@@ -264,8 +272,8 @@ int main(void)
 	static uint8_t input[INPUT];
 	size_t size = fread(input, 1, sizeof input, stdin);
 	node.manager = node.log = node.free_client = NOBODY;
-	node.clients[0].descriptor = NOBODY;
 	instances_open(INSTANCES);
+	node.clients[0].descriptor = NOBODY;
 	node.epoll = epoll_create1(EPOLL_CLOEXEC);
 	int before = open_files();
 	if (setjmp(ended))
@@ -277,7 +285,5 @@ int main(void)
 		fprintf(stderr, "%d descriptors were open, and %d are\n", before, after);
 		return 1;
 	}
-	free(node.instances);
-	free(node.hash);
 	return 0;
 }

@@ -524,6 +524,8 @@ class Instances:
                 self._started(event)
             case Told.ENDED | Told.FAILED:
                 self._ended(event)
+            case Told.RESTED:
+                self._rested(event)
             case Told.WANT if event.step == node_wire.NETWORK:
                 self._shelves[node_wire.REACHES[event.status]].want(event.pid)
             case Told.WANT:
@@ -629,7 +631,7 @@ class Instances:
             return
         if instance and not instance.ended.done():
             instance.ended.set_result(ended)
-        held = self._parts.get(event.network)  # None: it stays with a sandbox
+        held = self._parts.get(event.network)  # None: it stays with a sandbox, or rests
         if held and not held.left:
             self._task(self._recycled(held, entry))
 
@@ -643,14 +645,25 @@ class Instances:
             self._cgroup_shelf.added()
             self._cgroup_shelf.returned += 1
 
+    def _rested(self, event: Event) -> None:
+        """The node has judged a used network."""
+        held = self._parts.get(event.network)
+        if held is None:
+            return
+        if event.status:
+            self._parts.discard(held)
+            return
+        self._parts.shelved(event.network, event.function)
+        self._shelves[held.reach].returned += 1
+
     async def _recycled(self, held: Held, entry: Registered | None) -> None:
-        """A used network serves its function again if it is proven clean; else it ends."""
+        """A used network that the node leaves to us serves its function again, or ends."""
         if not isinstance(held.made, Network):
             self._parts.discard(held)
             return
         again = (
             entry is not None and not self._closing and not entry.function.ports
-            and entry.function.reuse != "none" and await self._networks.may_be_reused(held.made)
+            and entry.function.reuse != "none" and await self._networks.is_as_new(held.made)
         )  # fmt: skip
         if again and entry and self._registry.number(entry.number) is entry:
             self._parts.give_back(held, entry.number)

@@ -42,13 +42,12 @@ class Verb(IntEnum):
 
 
 class Flag(IntFlag):
-    """Of MAKE and FILL; IPV6 of HOST, too; QUICK of CHECK."""
+    """Of MAKE and FILL; IPV6 of HOST, too."""
 
     WIRED = 1
     NEIGHBOURS = 2
     POD = 4
     IPV6 = 8
-    QUICK = 16
 
 
 class Answer(NamedTuple):

@@ -28,7 +28,7 @@ from firstlight.errors import Failed
 
 QUARANTINE_SECONDS = 0.05
 """How long a used network rests before it is examined, so that packets in flight arrive."""
-FULL_CHECK_EVERY = 32
+_QUARANTINES = 10
 _log = logging.getLogger(__name__)
 
 
@@ -37,7 +37,7 @@ class Network:
     """An instance's network namespace. ``address`` is None if it has no link.
 
     ``digest`` covers everything readable in it when it was new; ``quick`` what an instance, which
-    has no capability, can change.
+    has no capability, can change, which the node looks at.
     """
 
     descriptor: int
@@ -45,7 +45,6 @@ class Network:
     address: IPv4Address | None
     digest: int
     quick: int = 0
-    uses: int = 0
     listener: socket.socket | None = None
     """A server socket on its own loopback."""
 
@@ -191,29 +190,16 @@ class Networks:
         counters, sockets, addresses, routes and their exceptions, rules, neighbours, sysctls,
         IPsec, packet filters.
         """
-        await asyncio.sleep(QUARANTINE_SECONDS)
-        try:
-            self._check_open()
-            answer = (await self._parts.ask(Request(Verb.CHECK), network.descriptor)).check("look")
-        except Failed:
-            return False
-        return answer.digest == network.digest
-
-    async def may_be_reused(self, network: Network) -> bool:
-        """The same, of a namespace that an instance has used: what takes a capability to change,
-        which it had not, is looked at each ``FULL_CHECK_EVERY`` uses only.
-        """
-        network.uses += 1
-        if network.uses % FULL_CHECK_EVERY == 0:
-            return await self.is_as_new(network)
-        await asyncio.sleep(QUARANTINE_SECONDS)
-        try:
-            self._check_open()
-            request = Request(Verb.CHECK, Flag.QUICK)
-            answer = (await self._parts.ask(request, network.descriptor)).check("look")
-        except Failed:
-            return False
-        return answer.quick == network.quick
+        for _ in range(_QUARANTINES):
+            await asyncio.sleep(QUARANTINE_SECONDS)
+            try:
+                self._check_open()
+                answer = await self._parts.ask(Request(Verb.CHECK), network.descriptor)
+            except Failed:
+                return False
+            if answer.error != errno.EBUSY:  # a socket goes some time after it was closed
+                break
+        return not answer.error and answer.digest == network.digest
 
     async def make_listening(self, reach: Reach, port: int, owner: int = -1) -> Network:
         """Make a network with a server socket on its own loopback. Raises Failed."""

@@ -109,12 +109,13 @@ class Told(IntEnum):
     STATE_END = 9
     WAITING = 10
     KEPT = 11
+    RESTED = 12
 
 
 NETWORK, CGROUP = 1, 2
 SHELVED, USED, LEFT = 1, 2, 3
 STAY, UNIFIED = 1, 2
-VERSION = 3
+VERSION = 4
 DETACHED, WITH_WORDS, KEEP_LOG, TERMINAL = 1, 2, 4, 8
 WARM, OUT_OF_MEMORY, TIMED_OUT, IS_DETACHED = 1, 2, 4, 1 << 16
 
@@ -123,7 +124,7 @@ _ANSWER = Struct(f"=IHHQQiiiIIIqq{len(Step) + 2}q")
 _WORDS = Struct("=III")
 _LIMITS = "QII"
 DEFINITION = Struct(f"=8IQQ{_LIMITS}64s")
-PART = Struct(f"=IIiiII{_LIMITS}{NOTE_MAX}s")
+PART = Struct(f"=IIiiII{_LIMITS}Q{NOTE_MAX}s")
 _ORDER = Struct("=IIQII")
 _BODY = max(DEFINITION.size, PART.size)
 _EVENT = Struct("=IIQIIiiiIiiqqqq")
@@ -198,6 +199,7 @@ class Part(NamedTuple):
     memory: int
     quota: int
     pids: int
+    quick: int
     note: bytes
 
 

@@ -192,10 +192,10 @@ class Parts:
         if isinstance(made, Network):
             address = int.from_bytes(made.address.packed, "little") if made.address else 0
             return node_wire.Part(held.index, node_wire.NETWORK, reach, held.function, address,
-                                  0, 0, 0, 0, made.note())  # fmt: skip
+                                  0, 0, 0, 0, made.quick, made.note())  # fmt: skip
         return node_wire.Part(
             held.index, node_wire.CGROUP, reach, NOBODY, 0, int(made.memory.name),
-            limits.memory, quota(limits.cpus), limits.pids, b"",
+            limits.memory, quota(limits.cpus), limits.pids, 0, b"",
         )  # fmt: skip
 
     def used(self, index: int) -> Held | None:

@@ -197,9 +197,11 @@ def definition(
     entry: Registered, function: Function, profile: int, flags: node_wire.Flag, uid: int
 ) -> bytes:
     """A function as the node knows it."""
+    given = function.ports or function.serves == "events"  # its networks are more than as new
+    reuse = "none" if given else function.reuse
     return node_wire.DEFINITION.pack(
         entry.number, entry.version, flags, profile, node_wire.REACHES.index(function.network),
-        node_wire.REUSES.index(function.reuse), function.uid or uid, function.gid or uid,
+        node_wire.REUSES.index(reuse), function.uid or uid, function.gid or uid,
         function.files, function.scratch, function.memory, quota(function.cpus), function.pids,
         HOST_NAME.encode(),
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """What an instance can leave in its network: it is seen, and the network is not used again.
 
 Each test leaves one thing, as root inside, so that what an instance's own confinement forbids is
-seen too.
+seen too: by the manager, which looks at all, or by the node, which looks at what an instance can
+change.
 """
 
 import asyncio
@@ -16,8 +17,10 @@ import pytest
 from tests.support.agile_host import on_host
 from tests.support.network_host import inside, neighbour, networks, on_network_host, sh
 
-from firstlight.agile.network import FULL_CHECK_EVERY, Network, Networks
+from firstlight.agile import Config, Function, Instance, Runtime
+from firstlight.agile.network import Network, Networks
 
+JUDGED_EVERY = 32  # native/agile/rest.c
 TIME_WAIT = (
     "import socket as s; l = s.create_server(('127.0.0.1', 0)); "
     "c = s.create_connection(l.getsockname()); a, _ = l.accept(); c.close(); a.close()"
@@ -71,43 +74,82 @@ COMMANDS = {
 }
 
 
-def is_kept(leave: Callable[[Networks, Network], None], used: int | None = None) -> bool:
-    """Whether a network is as new after something was left there; or, after so many uses before,
-    whether an instance's next may have it."""
+@pytest.fixture
+def hold(function: Callable[..., Function]) -> Function:
+    return function("hold", "60")
+
+
+def is_kept(leave: Callable[[Networks, Network], None]) -> bool:
+    """Whether a network reads as new to the manager after something was left there."""
     kept: list[bool] = []
 
     async def main(made: Networks) -> None:
         network = await made.make("outbound")
         assert await made.is_as_new(network), "an unused network is as new"
         leave(made, network)
-        network.uses = used or 0
-        look = made.is_as_new if used is None else made.may_be_reused
-        kept.append(await look(network))
+        kept.append(await made.is_as_new(network))
         made.discard(network)
 
     on_network_host(main)
     return kept[0]
 
 
-@pytest.mark.parametrize("used", [None, 0])
+def uses(function: Function, leave: Callable[[Networks, Network], None]) -> int:
+    """How many instances a network serves, in the first of which something is left there."""
+    served: list[Network] = []
+
+    async def network_of(runtime: Runtime, instance: Instance) -> Network:
+        async with instance:
+            network = await instance.network
+            if not served:
+                leave(runtime._networks, network)
+            await instance.stop()
+        return network
+
+    async def judged(runtime: Runtime, network: Network, before: int) -> bool:
+        """Whether it is given back."""
+        while network.descriptor >= 0 and before == returned(runtime):
+            await asyncio.sleep(0.01)
+        return network.descriptor >= 0
+
+    async def main() -> None:
+        sh("ip link set lo up")
+        async with Runtime(Config(name="t6")) as runtime:
+            for before in range(2 * JUDGED_EVERY):
+                served.append(await network_of(runtime, await runtime.start(function)))
+                assert served[-1] is served[0]
+                if not await judged(runtime, served[-1], before):
+                    return
+
+    on_host(main)
+    return len(served)
+
+
+def returned(runtime: Runtime) -> int:
+    return next(one.returned for one in runtime.pools() if one.name == "network outbound")
+
+
 @pytest.mark.parametrize("name", PYTHON)
-def test_a_trace_of_a_socket_is_seen(name: str, used: int | None) -> None:
+def test_a_trace_of_a_socket_is_seen(name: str) -> None:
     def leave(made: Networks, network: Network) -> None:
         inside(network).python(PYTHON[name].format(gateway=made.gateway))
 
-    assert not is_kept(leave, used)
+    assert not is_kept(leave)
 
 
-def test_every_so_often_a_network_is_looked_at_for_what_takes_a_capability() -> None:
+@pytest.mark.parametrize("name", PYTHON)
+def test_the_node_sees_what_an_instance_can_leave(name: str, hold: Function) -> None:
+    def leave(made: Networks, network: Network) -> None:
+        inside(network).python(PYTHON[name].format(gateway=made.gateway))
+
+    assert uses(hold, leave) == 1
+
+
+def test_every_so_often_a_network_is_looked_at_for_what_takes_a_capability(hold: Function) -> None:
     def leave(_: Networks, network: Network) -> None:
         inside(network).run("ip", "address", "add", "192.0.2.1/32", "dev", "lo")
 
-    assert is_kept(leave, 0), "no instance can leave this"
-    assert not is_kept(leave, FULL_CHECK_EVERY - 1)
-
-
-def test_a_network_that_only_rested_serves_again() -> None:
-    assert is_kept(lambda _made, _network: None, 0)
+    assert uses(hold, leave) == JUDGED_EVERY
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -172,13 +214,13 @@ def opened_in(network: Network, make: Callable[[], socket.socket]) -> socket.soc
     return opened[0]
 
 
-def test_what_the_host_sends_to_an_instance_counts_as_talk() -> None:
+def test_what_the_host_sends_to_an_instance_counts_as_talk(hold: Function) -> None:
     def leave(_: Networks, network: Network) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"late", (str(network.address), 9))
 
     assert not is_kept(leave)
-    assert not is_kept(leave, 0)
+    assert uses(hold, leave) == 1
 
 
 CLOSE_IN_ORDER = """
@@ -236,12 +278,10 @@ def test_a_network_that_is_destroyed_while_it_rests_is_not_examined() -> None:
     async def main(net: Networks) -> None:
         network = await net.make("outbound")
         helpers = Path("/proc/thread-self/children").read_text()
-        examinations = [
-            asyncio.create_task(examine(network)) for examine in (net.is_as_new, net.may_be_reused)
-        ]
+        examination = asyncio.create_task(net.is_as_new(network))
         await asyncio.sleep(0)
         net.discard(network)
-        assert await asyncio.gather(*examinations) == [False, False]
+        assert not await examination
         net.discard(await net.make("none"))
         assert Path("/proc/thread-self/children").read_text() == helpers  # none hung for it
 

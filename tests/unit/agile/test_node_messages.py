@@ -11,8 +11,8 @@ from tests.support.laboratory import sanitized
 from firstlight.agile import node_wire
 from firstlight.agile.node_wire import Asked, Order
 
-SOURCES = ("client", "instance", "inherit", "keeper", "manager", "output", "part", "pending",
-           "reuse", "sandbox", "session")  # fmt: skip
+SOURCES = ("client", "instance", "inherit", "keeper", "manager", "net_quick", "output", "part",
+           "pending", "rest", "reuse", "sandbox", "session")  # fmt: skip
 CLIENT, MANAGER, READ, LEAVE = range(4)
 EDGES = (0, 1, 2, 3, 127, 128, 255, 4095, 4096, 16383, 16384, 65535, (1 << 31) - 1, 1 << 31,
          (1 << 32) - 1)  # fmt: skip
@@ -66,7 +66,7 @@ def order(chance: random.Random) -> tuple[bytes, int]:
             body = node_wire.PART.pack(
                 chance.choice((small, 16383, 16384)), kind, chance.choice((0, 1, 2, 3, -1)),
                 chance.choice((-1, small, 5000)), number(chance), small, number(chance),
-                number(chance), number(chance), b"note",
+                number(chance), number(chance), number(chance), b"note",
             )  # fmt: skip
             return node_wire.order(verb, body), int(kind == 1)
         case Order.PROFILE:

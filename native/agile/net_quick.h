@@ -1,0 +1,23 @@
+/* What an instance can leave in a network namespace, as one number: read by the helper when one is
+ * made, and by the node when it was used. Of the namespace that the caller is in. */
+#ifndef FIRSTLIGHT_NET_QUICK_H
+#define FIRSTLIGHT_NET_QUICK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { NET_TEXT_MAX = 65536 };
+#define NET_EMPTY 14695981039346656037ULL /* FNV-1a of nothing */
+
+void net_add(uint64_t *digest, const void *bytes, size_t size);
+
+/* Reads a file into text, of NET_TEXT_MAX bytes; returns its size, 0 for one that cannot be read. */
+size_t net_read(int directory, const char *name, char *text);
+
+/* These return 0 or a negative errno. */
+int net_quick_digest(uint64_t *digest);
+/* Sockets that anybody still holds. Ours count until a grace period after they were closed: so it is
+ * asked before one is open. */
+int net_sockets(uint64_t *sockets);
+
+#endif

@@ -1,0 +1,133 @@
+/* Used networks: one rests, so that packets in flight arrive, and serves its function again if it
+ * reads as when it was made. Every so often, and where it does not, it is the manager's to judge.
+ *
+ * All that is read is of the kernel's own tables, by calls that wait for no lock.
+ */
+#include "net_quick.h"
+#include "node.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+
+/* A socket goes a grace period after it was closed: then the network rests again, so often at most. */
+enum { REST = 50000000 /* ns */, RESTS = 10, JUDGED_EVERY = 32 };
+
+static int home = NOBODY;
+
+void rest_open(void)
+{
+	home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+	if (home < 0)
+		die("open the host's network namespace", -errno);
+}
+
+static void rest(int index)
+{
+	struct part *part = &node.parts[index];
+	part->until = monotonic() + REST;
+	part->rests++;
+	queue_push(&node.resting, index);
+}
+
+/* Of what takes a capability to change, which no instance has, the manager looks at all. */
+bool network_rests(int index, int function, uint32_t version)
+{
+	struct part *part = &node.parts[index];
+	const struct definition *definition = &node.functions[function].definition;
+	if (!node.functions[function].known || definition->version != version ||
+	    definition->reuse == REUSE_NONE || ++part->uses % JUDGED_EVERY == 0)
+		return false;
+	part->order.function = function;
+	part->state = PART_RESTING;
+	part->rests = 0;
+	rest(index);
+	return true;
+}
+
+/* 0, -EBUSY if somebody holds a socket there, or another negative errno. */
+static int look(const struct part *part)
+{
+	uint64_t sockets = 0, digest = 0;
+	if (setns(part->network, CLONE_NEWNET))
+		return -errno;
+	int failed = net_sockets(&sockets);
+	if (!failed && sockets)
+		failed = -EBUSY;
+	if (!failed)
+		failed = net_quick_digest(&digest);
+	if (setns(home, CLONE_NEWNET))
+		die("return to the host's network namespace", -errno);
+	return failed ? failed : digest == part->order.quick ? 0 : -ESTALE;
+}
+
+static void owe(int index)
+{
+	struct part *part = &node.parts[index];
+	if (part->owed)
+		return;
+	part->owed = true;
+	part->next_owed = NOBODY;
+	if (node.rested.count++)
+		node.parts[node.rested.last].next_owed = index;
+	else
+		node.rested.first = index;
+	node.rested.last = index;
+}
+
+/* The manager knows of it. */
+void networks_told(int index)
+{
+	int before = NOBODY, at = node.rested.first;
+	if (!node.parts[index].owed)
+		return;
+	for (; at != index; before = at, at = node.parts[at].next_owed)
+		;
+	if (before == NOBODY)
+		node.rested.first = node.parts[index].next_owed;
+	else
+		node.parts[before].next_owed = node.parts[index].next_owed;
+	if (node.rested.last == index)
+		node.rested.last = before;
+	node.rested.count--;
+	node.parts[index].owed = false;
+}
+
+/* Their function is forgotten. */
+void networks_leave(int function)
+{
+	int next, at = node.resting.first;
+	for (int left = node.resting.count; left; left--, at = next) {
+		next = node.parts[at].next;
+		if (node.parts[at].order.function != function)
+			continue;
+		queue_cut(&node.resting, at);
+		part_leave(at);
+		owe(at);
+	}
+}
+
+/* One at a time: starts come between. */
+void networks_judge(void)
+{
+	int index = node.resting.count ? node.resting.first : NOBODY;
+	if (index == NOBODY || node.parts[index].until > monotonic())
+		return;
+	struct part *part = &node.parts[index];
+	queue_pop(&node.resting);
+	int failed = look(part);
+	if (failed == -EBUSY && part->rests < RESTS) {
+		rest(index);
+		return;
+	}
+	if (failed)
+		part_leave(index);
+	else
+		part_give_back(index, part->order.function);
+	owe(index);
+}
+
+int64_t networks_next(void)
+{
+	return node.resting.count ? node.parts[node.resting.first].until : INT64_MAX;
+}
