@@ -6,14 +6,18 @@
  * up, and another comes with the next start. See docs/security.md, and tests/host/agile/test_reuse.py,
  * where each is left.
  *
- * PID 1 keeps the node's rights in the host's user namespace, so it touches nothing of the instance's
- * but by calls that take no path of it. No instance sees it in /proc, nor can it signal it.
+ * PID 1 is root in the host's user namespace, with the few capabilities that this takes: so it touches
+ * nothing of the instance's but by calls that take no path of it. No instance sees it in /proc, nor
+ * can it signal it.
  */
 #include "common/socket.h"
 #include "sandbox.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -31,17 +35,22 @@
 enum { STACK = 64 * 1024, TEXT = 8192 };
 
 /* What differs after any packet, and after most calls that failed; what a listening socket may make; and
- * of what only root can change, what is quick to read. The manager's examination reads all. */
+ * of what only root can change, what is quick to read. Links, addresses, routes, rules and neighbours
+ * have a socket that tells of any change. */
 static const char *const counters[] = {
 	"/proc/self/net/dev",
 	"/proc/self/net/snmp",
-	"/proc/self/net/route",
-	"/proc/self/net/arp",
 	"/proc/sys/net/ipv4/tcp_fastopen_key",
 	"/proc/sys/net/ipv4/ip_local_port_range",
 	"/proc/sys/net/ipv4/ip_unprivileged_port_start",
 };
 enum { COUNTERS = sizeof counters / sizeof *counters };
+
+/* To enter networks, mount /tmp, end processes, and give an instance its streams, limits and user. */
+static const uint64_t rights_kept = 1ULL << CAP_SYS_ADMIN | 1ULL << CAP_KILL | 1ULL << CAP_CHOWN |
+				    1ULL << CAP_SYS_RESOURCE | 1ULL << CAP_SETUID |
+				    1ULL << CAP_SETGID |
+				    1ULL << CAP_DAC_READ_SEARCH; /* to /tmp, whoever has the root */
 
 struct text {
 	int file;
@@ -52,8 +61,8 @@ struct text {
 struct keeper {
 	const struct house *house;
 	struct place place;
-	int control, proc, last_pid, mounts, home, sockets;
-	bool in_network;
+	int control, proc, last_pid, mounts, home, sockets, changes, out_of_memory;
+	bool in_network, has_words; /* has_words: those of the function alone are read */
 	struct text texts[COUNTERS];
 	struct stat tmp;
 	struct statfs tmp_use;
@@ -77,8 +86,23 @@ static ssize_t read_text(int file, char *bytes)
 	return file < 0 ? -1 : pread(file, bytes, TEXT, 0);
 }
 
+/* A socket that hears of all changes but those of multicast routing, which takes a capability. */
+static int open_changes(void)
+{
+	struct sockaddr_nl all = {
+		.nl_family = AF_NETLINK,
+		.nl_groups =
+			~(1U << (RTNLGRP_IPV4_MROUTE_R - 1) | 1U << (RTNLGRP_IPV6_MROUTE_R - 1)),
+	};
+	int opened = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+	if (opened >= 0 && bind(opened, (struct sockaddr *)&all, sizeof all))
+		descriptor_close(&opened);
+	return opened;
+}
+
 static void open_counters(void)
 {
+	keeper.changes = open_changes();
 	for (int i = 0; i < COUNTERS; i++) {
 		struct text *text = &keeper.texts[i];
 		text->file = open(counters[i], O_RDONLY | O_CLOEXEC);
@@ -93,15 +117,24 @@ static void close_counters(void)
 	for (int i = 0; i < COUNTERS; i++)
 		descriptor_close(&keeper.texts[i].file);
 	descriptor_close(&keeper.sockets);
+	descriptor_close(&keeper.changes);
 	keeper.in_network = false;
 }
 
-/* Nothing came or went, and nobody holds a socket. */
+static bool happened(int file, short event)
+{
+	struct pollfd events = {.fd = file, .events = event};
+	return poll(&events, 1, 0) != 0;
+}
+
+/* Nothing came or went, nothing was changed, and nobody holds a socket but we one. */
 static bool network_is_clean(void)
 {
 	static char now[TEXT];
 	ssize_t size = read_text(keeper.sockets, now);
-	if (size < 16 || memcmp(now, "sockets: used 0\n", 16) != 0)
+	if (size < 16 || memcmp(now, "sockets: used 1\n", 16) != 0)
+		return false;
+	if (keeper.changes < 0 || happened(keeper.changes, POLLIN))
 		return false;
 	for (int i = 0; i < COUNTERS; i++) {
 		const struct text *text = &keeper.texts[i];
@@ -126,8 +159,7 @@ static uint32_t leave_network(void)
 
 static bool mounts_changed(void)
 {
-	struct pollfd events = {.fd = keeper.mounts, .events = POLLPRI};
-	return poll(&events, 1, 0) != 0;
+	return happened(keeper.mounts, POLLPRI);
 }
 
 static bool host_name_is_kept(void)
@@ -152,11 +184,12 @@ static bool tmp_is_renewed(void)
 	return true;
 }
 
-/* Everything that has an end with its process ends here: sockets, locks, watches, timers, keys. */
+/* Everything that has an end with its process ends here: sockets, locks, watches, timers, keys. To ask
+ * twice is dear: the kernel goes through the processes of the whole host. */
 static bool processes_are_gone(void)
 {
-	if (kill(-1, SIGKILL) && errno != ESRCH)
-		return false;
+	if (kill(-1, SIGKILL))
+		return errno == ESRCH;
 	while (wait4(-1, NULL, __WALL, NULL) > 0 || errno == EINTR)
 		;
 	return kill(-1, 0) && errno == ESRCH;
@@ -211,7 +244,6 @@ static void run(void)
 		tell(&news, &pidfd);
 	}
 	descriptor_close(&pidfd);
-	sandbox_forget_words();
 	for (int i = 0; i < 3; i++)
 		descriptor_close(&keeper.place.streams[i]);
 	descriptor_close(&keeper.place.own_words);
@@ -285,16 +317,25 @@ static void settle(int self)
 	keeper.mounts = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
 	if (keeper.mounts < 0)
 		fail(STEP_PROC, -errno);
+	keeper.out_of_memory = sandbox_open_out_of_memory(keeper.house, place->cgroup);
 	descriptor_close(&place->tree);
 	descriptor_close(&place->network);
 	descriptor_close(&place->hosts);
 	look_at_tmp(&keeper.tmp, &keeper.tmp_use);
+	int failed = sandbox_keep_capabilities(rights_kept);
+	if (failed)
+		fail(STEP_CAPABILITIES, failed);
 }
 
+/* Those of the function stay, until a start brings its own. */
 static void read_words(void)
 {
 	keeper.progress->stamps[STEP_FUNCTION] = monotonic();
 	keeper.progress->step = STEP_FUNCTION;
+	if (keeper.has_words && !keeper.place.has_words)
+		return;
+	sandbox_forget_words();
+	keeper.has_words = !keeper.place.has_words;
 	int failed =
 		sandbox_read_words(&keeper.place, &keeper.argv, &keeper.envp, &keeper.directory);
 	if (failed)
@@ -316,7 +357,8 @@ void keeper_run(const struct house *house, struct place *place, int control, int
 			_exit(0);
 		struct news news = {.kind = NEWS_RENEWED,
 				    .clean = leave_network(),
-				    .out_of_memory = sandbox_out_of_memory(house, place->cgroup)};
+				    .out_of_memory =
+					    sandbox_read_out_of_memory(keeper.out_of_memory)};
 		tell(&news, NULL);
 		receive(slots);
 	}

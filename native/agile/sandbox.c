@@ -302,6 +302,16 @@ static int set_capabilities(uint64_t keep)
 	return memcmp(wanted, have, sizeof wanted) ? -EPERM : 0;
 }
 
+/* Of those that there are: some hosts keep some from us. */
+int sandbox_keep_capabilities(uint64_t keep)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct have[2];
+	if (syscall(SYS_capget, &header, have))
+		return -errno;
+	return set_capabilities(keep & (have[0].permitted | (uint64_t)have[1].permitted << 32));
+}
+
 /* One identity is mapped: the instance's own, to root for a zygote and to itself otherwise. */
 static int enter_user_namespace(const struct definition *function, int self)
 {
@@ -550,20 +560,29 @@ int sandbox_self(struct progress *progress)
 	return self;
 }
 
-uint32_t sandbox_out_of_memory(const struct house *house, uint32_t cgroup)
+int sandbox_open_out_of_memory(const struct house *house, uint32_t cgroup)
 {
-	char name[64], text[1024];
+	char name[64];
 	snprintf(name, sizeof name, "%u/%s", cgroup,
 		 house->unified ? "memory.events" : "memory.oom_control");
-	int file = openat(house->tops[house->unified ? 0 : 1], name, O_RDONLY | O_CLOEXEC);
-	ssize_t size = file < 0 ? -1 : read(file, text, sizeof text - 1);
-	if (file >= 0)
-		close(file);
+	return openat(house->tops[house->unified ? 0 : 1], name, O_RDONLY | O_CLOEXEC);
+}
+
+uint32_t sandbox_read_out_of_memory(int file)
+{
+	char text[1024];
+	ssize_t size = file < 0 ? -1 : pread(file, text, sizeof text - 1, 0);
 	if (size <= 0)
 		return 0;
 	text[size] = 0;
 	const char *at = strstr(text, "oom_kill ");
 	return at ? (uint32_t)strtoul(at + strlen("oom_kill "), NULL, 10) : 0;
+}
+
+uint32_t sandbox_out_of_memory(const struct house *house, uint32_t cgroup)
+{
+	int file DESCRIPTOR_SCOPE = sandbox_open_out_of_memory(house, cgroup);
+	return sandbox_read_out_of_memory(file);
 }
 
 int sandbox_make(const struct house *house, uint32_t cgroup, struct progress *progress)

@@ -86,8 +86,13 @@ int sandbox_renew_tmpfs(uint64_t bytes);
 int sandbox_read_words(const struct place *place, char ***argv, char ***envp, char **directory);
 void sandbox_forget_words(void);
 
-/* How often the kernel has killed in a cgroup for want of memory. */
+/* How often the kernel has killed in a cgroup for want of memory; and the same by a descriptor. */
 uint32_t sandbox_out_of_memory(const struct house *house, uint32_t cgroup);
+int sandbox_open_out_of_memory(const struct house *house, uint32_t cgroup);
+uint32_t sandbox_read_out_of_memory(int file);
+
+/* Gives up all capabilities but these. */
+int sandbox_keep_capabilities(uint64_t keep);
 
 /* keeper.c: is PID 1 of a sandbox that its function uses again and again, one instance at a time.
  * control: where it is told and tells; slots: the progress of all. */

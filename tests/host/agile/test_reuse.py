@@ -331,6 +331,32 @@ def test_instances_at_once_have_sandboxes_of_their_own(tmp_path: Path) -> None:
     with_function(tmp_path, main)
 
 
+def status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_the_first_process_of_a_sandbox_has_no_more_capabilities_than_its_work_takes(
+    tmp_path: Path,
+) -> None:
+    """CHOWN, DAC_READ_SEARCH, KILL, SETGID, SETUID, SYS_ADMIN, SYS_RESOURCE."""
+    few = sum(1 << number for number in (0, 2, 5, 6, 7, 21, 24))
+
+    async def main(runtime: Runtime, function: Function) -> None:
+        for _ in range(2):
+            async with await runtime.start(doing(function, "stay")) as instance:
+                await look(instance)
+                keeper = status(int(status(instance.pid)["PPid"]))
+                for name in ("CapPrm", "CapEff"):
+                    assert int(keeper[name], 16) & ~few == 0, keeper
+                    assert int(keeper[name], 16) & 1 << 21
+                for name in ("CapInh", "CapBnd", "CapAmb"):
+                    assert int(keeper[name], 16) == 0
+                assert keeper["NoNewPrivs"] == "1"
+
+    with_function(tmp_path, main)
+
+
 def test_a_sandbox_without_a_network_is_used_again(tmp_path: Path) -> None:
     async def main(runtime: Runtime, function: Function) -> None:
         assert len({str(await run(runtime, function)) for _ in range(4)}) == 1
