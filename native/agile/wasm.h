@@ -5,7 +5,8 @@
  *
  * The worker's standard input is a control socket. Each message there comes with the descriptor of a
  * connection: a socket on which a client sends requests and reads answers; what it says is of no
- * account. The worker ends when the control socket does.
+ * account. The worker ends when the control socket has,
+ * and with it the last connection.
  */
 #ifndef FIRSTLIGHT_WASM_H
 #define FIRSTLIGHT_WASM_H

@@ -16,7 +16,7 @@
  * instances whose time is over, by wasmtime's epochs; one that this does not end (a defect of ours or
  * of wasmtime's) ends the worker, and the next request finds a new one.
  *
- * It ends with 0 when its control socket does or its last client has left, with REFUSED and words on
+ * It ends with 0 when its control socket has ended and its last client has left, with REFUSED and words on
  * standard error if the module is none that it can run, and with BROKEN if it cannot go on.
  */
 #include "common/cleanup.h"
@@ -37,7 +37,7 @@
 #include <unistd.h>
 
 enum { CONTROL = 0, REFUSED = 3, BROKEN = 4 };
-enum { THREAD_STACK = 4 << 20, LINGER_MS = 1000 };
+enum { THREAD_STACK = 4 << 20 };
 static const int64_t GRACE_NS = 5LL * 1000 * 1000 * 1000;
 
 static struct wasm_module module;
@@ -156,23 +156,18 @@ static int take_connection(void)
 	}
 }
 
-/* Takes connections until there is no more need for it: none is left, and none comes for a while. */
+/* Takes connections until nobody gives any more, and none is left. */
 static void serve_connections(int vacated)
 {
-	for (;;) {
-		struct pollfd awaited[] = {{CONTROL, POLLIN, 0}, {vacated, POLLIN, 0}};
-		uint64_t times;
-		if (poll(awaited, 2, -1) < 0 && errno != EINTR)
-			end(BROKEN, "poll", strerror(errno));
-		if (awaited[1].revents && read(vacated, &times, sizeof times) > 0 &&
-		    wasm_connections_empty() && poll(awaited, 1, LINGER_MS) == 0)
-			return;
-		if (!awaited[0].revents)
-			continue;
-		int descriptor = take_connection();
-		if (descriptor < 0)
-			return;
+	struct pollfd left = {vacated, POLLIN, 0};
+	uint64_t times;
+	int descriptor;
+	while ((descriptor = take_connection()) >= 0)
 		wasm_connections_add(descriptor);
+	while (!wasm_connections_empty()) {
+		if (poll(&left, 1, -1) < 0 && errno != EINTR)
+			end(BROKEN, "poll", strerror(errno));
+		(void)read(vacated, &times, sizeof times);
 	}
 }
 

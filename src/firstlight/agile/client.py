@@ -24,6 +24,7 @@ from firstlight.agile.liveness import (
     wait_readable,
 )
 from firstlight.agile.node_wire import Answer, Answered, Asked, Step, refused
+from firstlight.agile.wasm_client import Attached
 from firstlight.errors import Failed
 
 _PARTS = (Step.NETWORK, Step.CGROUP)
@@ -190,6 +191,16 @@ class Client:
         assert isinstance(answer, protocol.Answered)
         return answer.result
 
+    def attach(self, function: Function) -> Attached:
+        """A connection to a WebAssembly function's worker: events on it pass nobody else.
+
+        Raises Failed.
+        """
+        answer, descriptors = self._exchange(protocol.Attach(function))
+        assert isinstance(answer, protocol.Done)
+        [descriptor] = descriptors
+        return Attached(function, socket.socket(fileno=descriptor))
+
     def functions(
         self, request: protocol.Change | protocol.ListFunctions
     ) -> list[Registration]:  # fmt: skip
@@ -299,6 +310,10 @@ class Client:
                 os.close(pidfd)
 
     def _ask(self, request: protocol.Request) -> protocol.Answer:
+        return self._exchange(request)[0]
+
+    def _exchange(self, request: protocol.Request) -> tuple[protocol.Answer, list[int]]:
+        """The answer, and the descriptors that came with it."""
         text = protocol.encode(request)
         try:
             try:
@@ -321,6 +336,7 @@ class Client:
             with os.fdopen(descriptors[0], "rb") as file:
                 file.seek(0)
                 answer = protocol.answer(file.read())
+            descriptors = []
         if isinstance(answer, protocol.Error):
             raise Failed(answer.message, answer.hint)
-        return answer
+        return answer, descriptors

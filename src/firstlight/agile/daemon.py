@@ -183,6 +183,7 @@ class _Connection:
 
     async def _handle(self, message: bytes, given: list[int]) -> None:
         answer: protocol.Answer
+        connection: socket.socket | None = None
         try:
             try:
                 text = protocol.whole(message, given[0] if given else -1)
@@ -193,6 +194,9 @@ class _Connection:
                 answer = await remote.answered(self._functions, request)
             elif isinstance(request, protocol.RecordRequest):
                 answer = await self._kept(request)
+            elif isinstance(request, protocol.Attach):
+                connection = await self._runtime.attach(request.function)
+                answer = protocol.Done()
             elif isinstance(request, protocol.ProcessRequest):
                 answer = self._of_process(request)
             else:
@@ -202,7 +206,9 @@ class _Connection:
         except Exception as error:  # a client must not wait for an answer that never comes
             _log.exception("a request failed")
             answer = protocol.Error(f"the runtime failed: {error!r}", "see its log")
-        self._send(answer)
+        self._send(answer, connection)
+        if connection:
+            connection.close()
 
     async def _answer(self, request: protocol.RuntimeRequest) -> protocol.Answer:
         runtime = self._runtime
@@ -246,15 +252,16 @@ class _Connection:
             case protocol.Events(after, seconds):
                 return protocol.Happenings(await runtime.events(after, _wait(seconds)))
 
-    def _send(self, answer: protocol.Answer) -> None:
+    def _send(self, answer: protocol.Answer, attached: socket.socket | None) -> None:
         if not self._open:
             return
         try:
-            message, descriptor = _encoded(answer)
+            message, large = _encoded(answer)
+            given = [attached.fileno()] if attached else large
             try:
-                self._outbox.send(message, [descriptor] if descriptor >= 0 else [])
+                self._outbox.send(message, given)
             finally:
-                _close([descriptor] if descriptor >= 0 else [])
+                _close(large)
         except (Failed, OSError) as error:  # who gets no answer is to see that
             _log.warning("a client is hung up on: %s", error)
             self.close()
@@ -275,16 +282,16 @@ def _wait(seconds: float) -> float:
     return min(max(0.0, seconds), _WAIT_MOST)
 
 
-def _encoded(answer: protocol.Answer) -> tuple[bytes, int]:
-    """A message, and the memory file with its text where that is too long for one, or -1."""
+def _encoded(answer: protocol.Answer) -> tuple[bytes, list[int]]:
+    """A message, and the memory file with its text where that is too long for one."""
     try:
         text = protocol.encode(answer)
     except (msgspec.MsgspecError, UnicodeError, ValueError) as error:
         failed = f"the answer cannot be sent: {error}"
         text = msgspec.json.encode(protocol.Error(failed, "return text that is UTF-8"))
     if len(text) <= protocol.MESSAGE_MAX:
-        return text, -1
-    return protocol.encode(protocol.Large()), protocol.large(text)
+        return text, []
+    return protocol.encode(protocol.Large()), [protocol.large(text)]
 
 
 def _close(descriptors: list[int]) -> None:

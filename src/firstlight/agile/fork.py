@@ -120,7 +120,7 @@ class Fork:
     async def ask(self, line: bytes) -> tuple[Line, list[bytes]]:
         """Send an event; returns the answer and the output. Raises Failed."""
         if self._note >= 0:
-            kept.mark_busy(self._note)
+            kept.mark(self._note)
         self._writer.write(line)
         return await self.answer()
 

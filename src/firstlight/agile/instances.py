@@ -23,7 +23,7 @@ import msgspec
 from firstlight.agile import environment, liveness, node_wire, resolvers, roots, seccomp
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import Config, PoolSize
-from firstlight.agile.function import EVENTS_PORT, Counts, Ended, Function, Kind, Listed, Reach
+from firstlight.agile.function import EVENTS_PORT, Counts, Ended, Function, Listed, Reach
 from firstlight.agile.history import History, listed
 from firstlight.agile.instance import Instance
 from firstlight.agile.logs import Keeper
@@ -324,8 +324,8 @@ class Instances:
     ) -> Instance:  # fmt: skip
         """Start the only instance of a function whose root is a detached tree. Raises Failed.
 
-        ``process`` is what the node starts for it, if that is not its command with its limits. A
-        zygote outlives this process, others do not.
+        ``process`` is what the node starts for it, if that is not its command with its limits. It
+        outlives this process.
         """
         node = await self._connected()
         entry = self._registry.only(function)
@@ -343,7 +343,7 @@ class Instances:
                 list(streams),
                 process.env,
                 time.monotonic_ns(),
-                node_wire.DETACHED if flags & Flag.ZYGOTE else 0,
+                node_wire.DETACHED,
             )
         except BaseException:
             await self._forget_only(entry)
@@ -409,9 +409,12 @@ class Instances:
         """A running instance, by its id."""
         return self._running.get(int(identity)) if _IDENTITY.fullmatch(identity) else None
 
-    def of_kind(self, kind: Kind) -> list[Instance]:
-        """The running instances of functions of this kind."""
-        return [i for i in self._running.values() if i.function.kind == kind]
+    def only(self) -> list[Instance]:
+        """The running instances that ``start_on`` started."""
+        numbers = {number: using[0] for number, using in self._using.items()}
+        entries = {number: self._registry.number(numbers[number]) for number in numbers}
+        return [self._running[number] for number, entry in entries.items()
+                if entry and entry.is_only and number in self._running]  # fmt: skip
 
     async def publish(self, instance: Instance) -> None:
         """Lead the function's ports to an instance. Raises Failed."""

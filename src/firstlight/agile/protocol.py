@@ -60,6 +60,15 @@ class Invoke(Struct, frozen=True, tag="invoke"):
     event: msgspec.Raw
 
 
+class Attach(Struct, frozen=True, tag="attach"):
+    """Ask for a connection to a WebAssembly function's worker (``native/agile/wasm.h``).
+
+    It comes with the answer, ``done``.
+    """
+
+    function: Function
+
+
 class Stop(Struct, frozen=True, tag="stop"):
     """End an instance by a signal, after ``grace`` seconds by SIGKILL: ``stopped``."""
 
@@ -269,7 +278,7 @@ class Error(Struct, frozen=True, tag="error"):
 RuntimeRequest = Register | Publish | Explain | Prepare | Invoke | Stop | List | Pools
 ProcessRequest = Ping | Leave | End
 RecordRequest = KeepLogs | Logs | Events
-Request = RuntimeRequest | FunctionRequest | RecordRequest | ProcessRequest
+Request = RuntimeRequest | Attach | FunctionRequest | RecordRequest | ProcessRequest
 Answer = (
     Registered | Stopped | Answered | Instances | PoolCounts | Functions | Called | Large | Done
     | Leaving | LogPart | Happenings | Error

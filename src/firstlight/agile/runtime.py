@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 
-from firstlight.agile import coding, environment, logs, node_wire
+from firstlight.agile import coding, environment, kept, logs, node_wire
 from firstlight.agile.cgroups import Cgroups
 from firstlight.agile.config import Config
 from firstlight.agile.forked import Forked
@@ -18,10 +18,11 @@ from firstlight.agile.function import Counts, Ended, Function, Happened, Listed,
 from firstlight.agile.instance import Instance
 from firstlight.agile.instances import Instances
 from firstlight.agile.journal import Journal
+from firstlight.agile.kept import Item, KeptFork, KeptWorker
 from firstlight.agile.link import open_standard
 from firstlight.agile.network import Networks
-from firstlight.agile.node import is_running
-from firstlight.agile.output import pipes
+from firstlight.agile.node import Keepsake, is_running
+from firstlight.agile.output import Output, pipes
 from firstlight.agile.pool import LoadGate
 from firstlight.agile.resident import Resident
 from firstlight.agile.session import Session
@@ -77,7 +78,7 @@ class Runtime:
             await self._networks.open(adopt=runs)
             self._instances = Instances(
                 self.config, self._networks, groups, self._gate, self._rich,
-                lambda kept: self._zygotes.take_over(kept),
+                self._take_over,
             )  # fmt: skip
             self._zygotes = Zygotes(
                 Resources(
@@ -103,7 +104,7 @@ class Runtime:
         await (self._zygotes.left() if leaves else self._zygotes.close())
         await self._wasms.close()
         for wasm in self._wasms.values():
-            await wasm.close()
+            await (wasm.left() if leaves else wasm.close())
         if leaves:
             await self._instances.leave()
             self._networks.leave()
@@ -363,4 +364,31 @@ class Runtime:
             for descriptor in streams:
                 os.close(descriptor)
             theirs.close()
-        return Resident(instance, ours, outputs[1])
+        return Resident(instance, ours, outputs[1], self._instances.keep)
+
+    async def _take_over(self, items: list[tuple[Keepsake, list[int]]]) -> set[str]:
+        """Go on with what an earlier manager had; returns the names of the cgroups in use."""
+        read = kept.read(items)
+        known = {item.what.instance for item in read if not isinstance(item.what, KeptFork)}
+        for instance in self._instances.only():
+            if instance.number not in known:
+                instance.kill()  # it has not imported its handler, or compiled its module
+        for item in read:
+            if isinstance(item.what, KeptWorker):
+                self._take_over_worker(item.what, item)
+        return await self._zygotes.take_over(read)
+
+    def _take_over_worker(self, what: KeptWorker, item: Item) -> None:
+        instance = self._instances.get(str(what.instance))
+        if instance is None:
+            item.drop()
+            return
+        note, control, errors = item.descriptors
+        keep = self._instances.keep
+        worker = Resident(instance, socket.socket(fileno=control), Output(errors), keep)
+        worker.take_over(item.keepsake, note)
+        if item.marked:
+            return  # it serves the connections that it has
+        wasm = Wasm(what.function, self._resident, self._wasms.forget)
+        wasm.take_over(worker, what.identity)
+        self._wasms.put(coding.encode(what.function), wasm)

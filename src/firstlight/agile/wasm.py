@@ -7,7 +7,6 @@ JSON array and returns a number, an array of them, or nothing; a command, whose 
 """
 
 import asyncio
-import math
 import os
 import socket
 import struct
@@ -23,12 +22,12 @@ from typing import Protocol
 
 import msgspec
 
-from firstlight.agile import wasm_wire
+from firstlight.agile import wasm_event
 from firstlight.agile.assembled import assemble
 from firstlight.agile.function import Ended, Function, Result
 from firstlight.agile.single_flight import shared
 from firstlight.agile.wasm_channel import Channel
-from firstlight.agile.wasm_wire import Outcome, Reply
+from firstlight.agile.wasm_event import WORDS_MOST
 from firstlight.errors import Failed, Unsupported
 from firstlight.native import make, native
 
@@ -39,8 +38,8 @@ THREADS = 8
 WORKER_BYTES = 512 << 20
 """A worker's memory besides its instances': for the compiler and the compiled code."""
 IDLE_SECONDS = 300.0
-"""After this time without a request the runtime disconnects from a worker, which ends with its
-last client."""
+"""After this time without a request the runtime leaves a worker, which ends with its last
+client."""
 COMPILE_SECONDS = 10.0
 """Minimum deadline of a compilation, even if the function's is shorter."""
 ELEMENTS = 1 << 16
@@ -50,7 +49,6 @@ _PIDS, _FILES = 128, 4096
 _REFUSED = 3
 _STALE_SECONDS = 0.2
 _GRACE_SECONDS, _END_SECONDS = 2.0, 30.0
-_WORDS_MOST = 500
 _DIRECTORIES = ("proc", "dev", "tmp")
 
 
@@ -64,6 +62,12 @@ class Worker(Protocol):
 
     async def words(self) -> str:
         """Its standard error, after its end."""
+
+    def keep(self, function: Function, identity: tuple[int, ...]) -> None:
+        """Have what leads to it kept for the next manager."""
+
+    def leave(self) -> None:
+        """Give it no more connections: it ends when those that it has have been closed."""
 
     def kill(self) -> None:
         """End it."""
@@ -105,7 +109,7 @@ class Wasm:
 
     async def invoke_all(self, events: list[object], requested: int) -> list[Result | Failed]:
         """Run the handler on each event in a new instance, by one message."""
-        encoded = [self._encode(event) for event in events]
+        encoded = [wasm_event.encoded(self.function, event) for event in events]
         warm = self._serving is not None
         serving = await self._current()
         serving.used = asked = time.monotonic()
@@ -122,7 +126,7 @@ class Wasm:
                 f"{self.function.handler} did not answer in {self.function.timeout} s",
                 f"its worker {'hung and was ended' if hangs else 'is busy with other requests'}",
             ) from None
-        return [self._result(reply, requested, warm) for reply in replies]
+        return [wasm_event.result(self.function, reply, requested, warm) for reply in replies]
 
     async def connect(self) -> socket.socket:
         """A connection to the worker for ``wasm_wire``. Raises Failed, Unsupported."""
@@ -165,11 +169,34 @@ class Wasm:
                     raise Failed(f"compiling {function.rootfs} took more than {seconds} s",
                                  "give the function more time or CPUs") from None  # fmt: skip
                 raise
-            self._serving = serving
-            self._task(self._leave(serving))
-            return serving
+            worker.keep(function, identity)
+            return self._serves(serving)
         finally:
             self._starting = None
+
+    def take_over(self, worker: Worker, identity: tuple[int, ...]) -> None:
+        """Go on with a worker of an earlier manager, which has compiled the module."""
+        self._starting = asyncio.ensure_future(self._resumed(worker, identity))
+        self._starting.add_done_callback(_seen)
+
+    async def _resumed(self, worker: Worker, identity: tuple[int, ...]) -> _Serving:
+        try:
+            connection = await self._connected(worker)
+            serving = _Serving(worker, Channel(connection, self.function.handler), identity)
+            self._task(self._watch(serving))
+            try:
+                await asyncio.wait_for(serving.channel.ask([]), _END_SECONDS)
+            except BaseException:
+                worker.kill()
+                raise
+            return self._serves(serving)
+        finally:
+            self._starting = None
+
+    def _serves(self, serving: _Serving) -> _Serving:
+        self._serving = serving
+        self._task(self._leave(serving))
+        return serving
 
     async def _connected(self, worker: Worker) -> socket.socket:
         try:
@@ -213,6 +240,7 @@ class Wasm:
         if self._serving is serving:
             self._serving = None
         serving.channel.close()
+        serving.worker.leave()
 
     async def _epitaph(self, worker: Worker) -> Failed:
         """How it ended, after its end."""
@@ -233,54 +261,20 @@ class Wasm:
                           f"the limit is {limit} bytes: {self.function.memory} for each of "
                           f"{THREADS} instances, {WORKER_BYTES} for the compiler")  # fmt: skip
         return Failed(f"the worker of {name} ended: {ended}",
-                      f"it wrote: {words[-_WORDS_MOST:]}; {again}" if words else again)  # fmt: skip
-
-    def _encode(self, event: object) -> bytes:
-        name = self.function.handler
-        if name == "_start":
-            return wasm_wire.event(stdin=b"" if event is None else msgspec.json.encode(event))
-        event = [] if event is None else event
-        if not isinstance(event, list) or not all(type(n) in (int, float) for n in event):
-            raise Failed(f"{name} takes numbers", "write the event as [1, 2]")
-        return wasm_wire.event(event)
-
-    def _result(self, reply: Reply, requested: int, warm: bool) -> Result | Failed:
-        name = self.function.handler
-        returned = reply.outcome is Outcome.RETURNED or (
-            name == "_start" and reply.outcome is Outcome.EXITED and reply.status == 0
-        )
-        if not returned:
-            return self._failure(reply)
-        values = reply.values
-        if not all(math.isfinite(value) for value in values):
-            return Failed(f"{name} returned {', '.join(map(str, values))}",
-                          "JSON has no such number")  # fmt: skip
-        value = None if not values else values[0] if len(values) == 1 else values
-        return Result(
-            value=msgspec.Raw(msgspec.json.encode(value)), requested=requested, warm=warm,
-            began=reply.began, finished=reply.finished, stdout=reply.stdout, stderr=reply.stderr,
-        )  # fmt: skip
-
-    def _failure(self, reply: Reply) -> Failed:
-        name = self.function.handler
-        hint = f"it wrote: {reply.stderr[-_WORDS_MOST:]}" if reply.stderr else None
-        match reply.outcome:
-            case Outcome.REFUSED:
-                return Failed(
-                    f"{name} {reply.text}", "write the event as its arguments, such as [1, 2]"
-                )
-            case Outcome.LATE:
-                return Failed(f"{name} did not answer in {self.function.timeout} s", hint)
-            case Outcome.EXITED:
-                return Failed(f"{name} exited with status {reply.status}", hint)
-            case Outcome.TRAPPED:
-                return Failed(f"{name} trapped: {reply.text}", hint)
-        return Failed(f"cannot make an instance of {name}: {reply.text}", hint)
+                      f"it wrote: {words[-WORDS_MOST:]}; {again}" if words else again)  # fmt: skip
 
     def _task(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def left(self) -> None:
+        """Do nothing more; the worker goes on, for the next manager."""
+        if self._starting:
+            self._starting.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def close(self) -> None:
         """End the worker."""

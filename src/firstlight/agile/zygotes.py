@@ -2,18 +2,16 @@
 
 import asyncio
 import logging
-import os
 import socket
 import time
 
-from firstlight.agile import coding, interpreter, kept
+from firstlight.agile import coding, interpreter
 from firstlight.agile.cgroups import Cgroup, Limits
 from firstlight.agile.forked import Forked
 from firstlight.agile.function import Counts, Function, Result
 from firstlight.agile.interpreter import Interpreter
-from firstlight.agile.kept import KeptFork, KeptZygote
+from firstlight.agile.kept import Item, KeptFork, KeptZygote
 from firstlight.agile.network import Network
-from firstlight.agile.node import Keepsake
 from firstlight.agile.output import Output
 from firstlight.agile.place import Place
 from firstlight.agile.pool import Pool
@@ -89,48 +87,43 @@ class Zygotes:
         pools = [pool for zygote in self.values() for pool in zygote.pools]
         return [pool.counts() for pool in (*self._cgroup_pools.values(), *pools)]
 
-    async def take_over(self, items: list[tuple[Keepsake, list[int]]]) -> set[str]:
+    async def take_over(self, items: list[Item]) -> set[str]:
         """Go on with what an earlier manager had; returns the names of the cgroups in use."""
-        forks: list[tuple[KeptFork, bool, Keepsake, list[int]]] = []
         by_instance: dict[int, Zygote] = {}
-        for keepsake, (note, *descriptors) in items:
-            what, busy = kept.read(note)
-            os.close(note)
-            if isinstance(what, KeptFork):
-                forks.append((what, busy, keepsake, descriptors))
-            elif zygote := await self._taken_over(what, keepsake, descriptors):
-                by_instance[what.instance] = zygote
-        for instance in self._resources.instances.of_kind("python"):
-            if instance.number not in by_instance:
-                instance.kill()  # it has not imported its handler
+        for item in items:
+            if isinstance(item.what, KeptZygote) and (
+                zygote := await self._taken_over(item.what, item)
+            ):
+                by_instance[item.what.instance] = zygote
         names = set()
-        for what, busy, keepsake, descriptors in forks:
+        for item in items:
+            what = item.what
+            if not isinstance(what, KeptFork):
+                continue
             if zygote := by_instance.get(what.zygote):
-                place, events, outputs = await self._place(what, keepsake, descriptors)
-                zygote.outlive(place, events, outputs, busy)
+                place, events, outputs = await self._place(what, item)
+                zygote.outlive(place, events, outputs, item.marked)
                 names.add(str(what.cgroup))
             else:
-                _drop(keepsake, descriptors)
+                item.drop()
         self._keeper = self._keeper or asyncio.get_running_loop().create_task(self._keep())
         self._ready.set()
         return names
 
-    async def _taken_over(
-        self, what: KeptZygote, keepsake: Keepsake, descriptors: list[int]
-    ) -> Zygote | None:
+    async def _taken_over(self, what: KeptZygote, item: Item) -> Zygote | None:
         groups, instances = self._resources.cgroups, self._resources.instances
         instance = instances.get(str(what.instance))
         if instance is None:
-            _drop(keepsake, descriptors)
+            item.drop()
             return None
-        control, outputs = socket.socket(fileno=descriptors[0]), descriptors[1:]
+        control, outputs = socket.socket(fileno=item.descriptors[0]), item.descriptors[1:]
         up = Interpreter(what.function, groups, instance, control, list(map(Output, outputs)))
         up.digest = what.digest
         try:
             up.sources = await asyncio.to_thread(
                 Sources, what.function.rootfs, what.files, what.directories
             )
-            up.take_over(groups.adopt(what.home), keepsake)
+            up.take_over(groups.adopt(what.home), item.keepsake)
         except (OSError, Failed) as error:
             _log.warning("the zygote of %s is ended: %s", what.function.handler, error)
             up.close()
@@ -143,15 +136,13 @@ class Zygotes:
         self._zygotes.put(key, zygote)
         return zygote
 
-    async def _place(
-        self, what: KeptFork, keepsake: Keepsake, descriptors: list[int]
-    ) -> tuple[Place, socket.socket, list[Output]]:
-        hold, pidfd, namespace, events, *outputs = descriptors
+    async def _place(self, what: KeptFork, item: Item) -> tuple[Place, socket.socket, list[Output]]:
+        hold, pidfd, namespace, events, *outputs = item.descriptors
         network = Network.from_note(what.network.encode(), namespace)
         await self._resources.networks.adopt(network)
         place = Place(
             what.pid, pidfd, socket.socket(fileno=hold), network,
-            self._resources.cgroups.adopt(what.cgroup, doors=True), 0, kept=keepsake,
+            self._resources.cgroups.adopt(what.cgroup, doors=True), 0, kept=item.keepsake,
         )  # fmt: skip
         return place, socket.socket(fileno=events), list(map(Output, outputs))
 
@@ -257,10 +248,3 @@ class Zygotes:
                 self._resources.config.pools.cgroup, make, groups.remove, self._resources.gate,
             )  # fmt: skip
         return self._cgroup_pools[limits]
-
-
-def _drop(keepsake: Keepsake, descriptors: list[int]) -> None:
-    """What it led to has ended."""
-    keepsake.drop()
-    for descriptor in descriptors:
-        os.close(descriptor)

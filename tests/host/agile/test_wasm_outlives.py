@@ -1,0 +1,197 @@
+"""WebAssembly workers whose manager is killed or replaced, and clients attached to them."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.support.agile_host import on_host
+
+from firstlight.agile import Config, Function, daemon
+from firstlight.agile.client import Client
+from firstlight.agile.node import pid_of
+from firstlight.errors import Failed
+
+wasmtime = pytest.importorskip("wasmtime")
+
+MODULE = """(module
+  (func (export "next") (param i32) (result i32) local.get 0 i32.const 1 i32.add)
+  (func (export "spin") (loop br 0)))"""
+SERVE = """
+import sys
+import msgspec
+from firstlight.agile import Config, daemon
+config = msgspec.json.decode(sys.argv[1], type=Config)
+daemon.serve(config, lambda: print("ready", flush=True), keep=True)
+"""
+CONFIG = Config(name="t4")
+
+
+async def served() -> asyncio.subprocess.Process:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVE, msgspec.json.encode(CONFIG).decode(),
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n"
+    return process
+
+
+async def end(manager: asyncio.subprocess.Process) -> None:
+    manager.send_signal(signal.SIGINT)
+    assert await manager.wait() == 0
+    assert not CONFIG.socket.exists()
+
+
+def workers() -> list[int]:
+    with Client(CONFIG.socket) as client:
+        return [one.pid for one in client.running()]
+
+
+def value(function: Function, event: object) -> object:
+    with Client(CONFIG.socket) as client:
+        return msgspec.json.decode(client.invoke(function, event).value)
+
+
+def with_module(tmp_path: Path, main: Callable[[Function], Awaitable[None]]) -> None:
+    path = tmp_path / "module.wasm"
+    path.write_bytes(wasmtime.wat2wasm(MODULE))
+
+    async def on() -> None:
+        try:
+            await main(Function(rootfs=str(path), kind="wasm", handler="next", timeout=20.0))
+        finally:
+            with suppress(Failed):
+                await asyncio.to_thread(daemon.end, CONFIG)
+
+    on_host(on)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_and_its_clients_outlive_their_manager(tmp_path: Path, how: int) -> None:
+    async def main(function: Function) -> None:
+        manager = await served()
+        with Client(CONFIG.socket) as client:
+            attached = client.attach(function)
+        assert msgspec.json.decode(attached.invoke([1]).value) == 2
+        before = workers()
+        assert len(before) == 1
+        for _ in range(3):
+            manager.send_signal(how)
+            await manager.wait()
+            for number in range(100):
+                assert msgspec.json.decode(attached.invoke([number]).value) == number + 1
+            manager = await served()
+            assert value(function, [6]) == 7
+            assert workers() == before, "no other was started"
+        results = attached.invoke_all([[0], [0.5], [41]])
+        assert [isinstance(one, Failed) for one in results] == [False, True, False]
+        attached.connection.close()
+        await end(manager)
+
+    with_module(tmp_path, main)
+
+
+def test_a_worker_without_clients_or_manager_is_there_for_the_next(tmp_path: Path) -> None:
+    async def main(function: Function) -> None:
+        first = await served()
+        assert value(function, [1]) == 2
+        [before] = workers()
+        first.kill()
+        await first.wait()
+        await asyncio.sleep(1.5)  # longer than it once lingered for another client
+        second = await served()
+        assert workers() == [before]
+        assert value(function, [2]) == 3
+        assert kept(pid_of(CONFIG)) == 1
+        os.kill(before, signal.SIGKILL)
+        while workers():
+            await asyncio.sleep(0.01)
+        assert value(function, [3]) == 4
+        assert kept(pid_of(CONFIG)) == 1
+        await end(second)
+
+    with_module(tmp_path, main)
+
+
+def kept(node: int) -> int:
+    """How many workers a node holds the descriptors of."""
+    links = Path(f"/proc/{node}/fd").iterdir()
+    return sum(str(one.readlink()).startswith("/memfd:kept") for one in links)
+
+
+def test_new_code_is_served_after_a_take_over_and_who_is_attached_to_the_old_keeps_it(
+    tmp_path: Path,
+) -> None:
+    async def main(function: Function) -> None:
+        manager = await served()
+        with Client(CONFIG.socket) as client:
+            attached = client.attach(function)
+        assert value(function, [1]) == 2
+        for step in (10, 20):
+            text = MODULE.replace("i32.const 1", f"i32.const {step}")
+            fresh = tmp_path / "fresh"
+            fresh.write_bytes(wasmtime.wat2wasm(text))
+            fresh.rename(function.rootfs)
+            manager.kill()
+            await manager.wait()
+            manager = await served()
+            while value(function, [1]) != 1 + step:  # it looks five times a second
+                await asyncio.sleep(0.05)
+            assert msgspec.json.decode(attached.invoke([1]).value) == 2
+        while len(workers()) > 2:
+            await asyncio.sleep(0.05)
+        attached.connection.close()
+        while len(workers()) > 1:
+            await asyncio.sleep(0.05)
+        await end(manager)
+
+    with_module(tmp_path, main)
+
+
+def test_a_worker_that_was_not_ready_ends(tmp_path: Path) -> None:
+    async def main(function: Function) -> None:
+        first = await served()
+        many = "".join(f'(func (export "f{n}") (result i32) i32.const {n})' for n in range(60_000))
+        Path(function.rootfs).write_bytes(wasmtime.wat2wasm(f"(module {many})"))
+        big = msgspec.structs.replace(function, handler="f1", cpus=0.05)
+        waiting = asyncio.create_task(asyncio.to_thread(value, big, []))
+        while not workers():
+            await asyncio.sleep(0.01)
+        [before] = workers()
+        first.kill()
+        await first.wait()
+        with pytest.raises(Failed, match="runtime is gone"):
+            await waiting
+        second = await served()
+        while before in workers():
+            await asyncio.sleep(0.01)
+        await end(second)
+
+    with_module(tmp_path, main)
+
+
+def test_a_worker_that_ends_is_told_to_who_is_attached(tmp_path: Path) -> None:
+    async def main(function: Function) -> None:
+        manager = await served()
+        with Client(CONFIG.socket) as client, client.attach(function) as attached:
+            spin = msgspec.structs.replace(function, handler="spin", timeout=0.2)
+            with (
+                client.attach(spin) as slow,
+                pytest.raises(Failed, match=r"did not answer in 0\.2"),
+            ):
+                slow.invoke([])
+            for one in client.running():
+                client.stop(one.id)
+            with pytest.raises(Failed, match="the worker of next ended"):
+                attached.invoke([1])
+            with client.attach(function) as again:
+                assert msgspec.json.decode(again.invoke([1]).value) == 2
+        await end(manager)
+
+    with_module(tmp_path, main)
