@@ -23,6 +23,7 @@ ETCD = (Path(".venv/libexec/etcd/usr/bin/etcd").absolute(), Path("/usr/bin/etcd"
 KUBERNETES = "1.34.4"
 CONTAINERD = "2.4.2"
 CRI_TOOLS = "1.34.0"
+KUBE_ROUTER = "2.1.0"  # only its network policies, in the tests
 _COMPONENT = "-X k8s.io/component-base/version.git"
 
 
@@ -82,9 +83,19 @@ BINARIES = (
     _kubernetes("kube-scheduler", 21, 73),
     _kubernetes("kube-controller-manager", 46, 93),
     _kubernetes("kubelet", 20, 84),
+    _kubernetes("kube-proxy", 20, 72),
     _kubernetes("kubectl", 25, 61),
     _cri_tools("crictl", 60, 28, "build"),
     _cri_tools("critest", 30, 29, "test -c"),
+    Binary(
+        "kube-router",
+        "kube-router",
+        KUBE_ROUTER,
+        "github.com/cloudnativelabs/kube-router/v2",
+        "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",
+        120,
+        59,
+    ),
 )
 
 

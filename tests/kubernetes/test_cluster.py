@@ -14,7 +14,7 @@ from firstlight.errors import Failed
 from firstlight.host import cgroups
 from firstlight.host.workspace import STATE
 from firstlight.lab import clean
-from firstlight.lab.cluster import programs, standing
+from firstlight.lab.cluster import programs, running, standing
 
 POD = {
     "apiVersion": "v1",
@@ -65,10 +65,10 @@ def gone(pid: int) -> None:
 
 def test_a_pod_runs_and_is_reached_from_the_host(standing_cluster: standing.Record) -> None:
     status = standing.status()
-    assert status.node_ready
+    assert status.nodes == {"firstlight": True}
     assert {part.name for part in status.components if part.healthy} == {
         "telemetry", "etcd", "containerd", "kube-apiserver", "kube-scheduler",
-        "kube-controller-manager", "kubelet",
+        "kube-controller-manager", "kubelet", "kube-proxy",
     }  # fmt: skip
     before = {Path(path) for path in ("/var/lib/cni", "/var/lib/kubelet", "/run/containerd")}
     before = {path for path in before if path.exists()}
@@ -115,11 +115,37 @@ def test_down_leaves_nothing(standing_cluster: standing.Record) -> None:
     assert not standing.down()
 
 
-def test_killing_its_first_process_leaves_nothing(standing_cluster: standing.Record) -> None:
-    kubectl(standing_cluster, "apply", "-f", "-", text=json.dumps(POD))
-    kubectl(standing_cluster, "wait", "--for=condition=Ready", "pod/one", "--timeout=90s")
-    os.kill(standing_cluster.first, signal.SIGKILL)
-    gone(standing_cluster.keeper)
+def test_killing_its_first_process_leaves_nothing_of_any_node() -> None:
+    record = standing.up(("runc",), ("bridge",), lambda _: None, nodes=2)
+    try:
+        for node in ("firstlight", "firstlight-2"):
+            pod = json.loads(json.dumps(POD).replace('"one"', f'"{node}"'))
+            pod["spec"]["nodeName"] = node
+            kubectl(record, "apply", "-f", "-", text=json.dumps(pod))
+        pods = ("pod/firstlight", "pod/firstlight-2")
+        kubectl(record, "wait", "--for=condition=Ready", *pods, "--timeout=90s")
+        [other] = running.joined(record.first, record.settings).values()
+        os.kill(record.first, signal.SIGKILL)
+        gone(record.keeper)
+        gone(other)
+        assert not left()
+    finally:
+        standing.down()
+
+
+def test_a_node_that_ends_takes_nothing_of_the_others_along() -> None:
+    record = standing.up(("runc",), ("bridge",), lambda _: None, nodes=2)
+    try:
+        [other] = running.joined(record.first, record.settings).values()
+        os.kill(other, signal.SIGKILL)
+        gone(other)
+        status = standing.status()
+        healthy = {part.name: part.healthy for part in status.components}
+        assert not healthy.pop("firstlight-2")
+        assert all(healthy.values())
+        assert status.nodes
+    finally:
+        standing.down()
     assert not left()
 
 

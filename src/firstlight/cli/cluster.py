@@ -1,6 +1,7 @@
-"""The verbs of a single-node Kubernetes cluster: ``firstlight cluster …``."""
+"""The verbs of a Kubernetes cluster on this machine: ``firstlight cluster …``."""
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,26 +14,39 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Run a Kubernetes control plane and node on this machine.",
+    help="Run a Kubernetes control plane and its nodes on this machine.",
 )
 _NETWORKS = "bridge,ptp"
+_MOST = 64  # ranges of the cluster's pods
 
 
-@app.command(epilog=examples("cluster up", "cluster up --runtime runc,/opt/crun --cni bridge"))
+@app.command(
+    epilog=examples(
+        "cluster up",
+        "cluster up --runtime runc,/opt/crun --cni bridge",
+        "cluster up --nodes 3 --cni firstlight",
+    )
+)
 def up(
     *,
     runtime: Annotated[
         str, typer.Option(metavar="NAME,NAME", help="OCI runtimes, by name or path.")
     ] = "runc",
     cni: Annotated[
-        str, typer.Option(metavar="NAME|FILE,…", help="CNI networks: built-in names or files.")
+        str,
+        typer.Option(
+            metavar="NAME|FILE,…",
+            help="CNI networks: built-in names or files, or none: install one in the cluster.",
+        ),
     ] = _NETWORKS,
+    nodes: Annotated[int, typer.Option(min=1, max=_MOST, help="Number of nodes.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Start a cluster, and print the path of its kubeconfig.
 
-    Each combination of runtime and network is a RuntimeClass, RUNTIME-NETWORK. Stop the cluster
-    with cluster down.
+    Each combination of runtime and network is a RuntimeClass, RUNTIME-NETWORK. Nodes after the
+    first have namespaces of their own, and pods reach those of another node by the networks
+    firstlight and none only. Stop the cluster with cluster down.
     """
     from firstlight.lab.cluster import standing
 
@@ -41,8 +55,10 @@ def up(
         tuple(runtime.split(",")),
         tuple(cni.split(",")),
         lambda name: say(f"{time.monotonic() - begun:5.1f} s  {name} is up"),
+        nodes,
     )
-    say(f"{time.monotonic() - begun:5.1f} s  the node is Ready")
+    ready = "the cluster waits for its network" if cni == "none" else "the cluster is Ready"
+    say(f"{time.monotonic() - begun:5.1f} s  {ready}")
     if as_json:
         print_json(standing.status())
     else:
@@ -55,6 +71,16 @@ def down() -> None:
     from firstlight.lab.cluster import standing
 
     say("the cluster is stopped" if standing.down() else "no cluster is running")
+
+
+@app.command(epilog=examples("cluster load build/agent.tar"))
+def load(
+    archive: Annotated[Path, typer.Argument(help="An OCI or docker archive.")],
+) -> None:
+    """Import the images of an archive on every node."""
+    from firstlight.lab.cluster import standing
+
+    standing.load(archive)
 
 
 @app.command(epilog=examples("cluster status", "cluster status --json"))
@@ -70,7 +96,12 @@ def status(*, as_json: Json = False) -> None:
     else:
         _show(seen)
     raise typer.Exit(
-        not (seen.up and seen.node_ready and all(part.healthy for part in seen.components))
+        not (
+            seen.up
+            and seen.nodes
+            and all(seen.nodes.values())
+            and all(part.healthy for part in seen.components)
+        )
     )
 
 
@@ -86,9 +117,11 @@ def _show(seen: "Status") -> None:
         table.add_row(part.name, str(part.pid or ""), state)
     console = Console(highlight=False)
     console.print(table)
-    ready = {True: "Ready", False: "not Ready", None: "unknown"}[seen.node_ready]
+    nodes = ", ".join(
+        f"{name} {'Ready' if ready else 'not Ready'}" for name, ready in (seen.nodes or {}).items()
+    )
     console.print(
-        f"node {ready}; {seen.pods if seen.pods is not None else '?'} pods; "
+        f"nodes: {nodes or 'unknown'}; {seen.pods if seen.pods is not None else '?'} pods; "
         f"{seen.memory / 1e6:.0f} MB; ready after {seen.took:.1f} s"
     )
     console.print(f"runtime classes: {', '.join(seen.runtime_classes)}")

@@ -1,4 +1,4 @@
-"""Sets up a cluster's mount namespace, so that nothing that components write remains.
+"""Sets up a node's mount namespace, so that nothing that components write remains.
 
 For the first process of new mount, network, cgroup and PID namespaces.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from firstlight.errors import Failed
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_OVERLAID = tuple(path for path in map(Path, ("/etc", "/opt", "/var")) if path.is_dir())
 _FLAGS = ("rw", "ro", "xattr", "clone_children")
 
 
@@ -25,7 +26,7 @@ class Hierarchy:
 
 def hierarchies() -> list[Hierarchy]:
     """The host's hierarchies; to be read before they are covered."""
-    hierarchies = []
+    hierarchies = {}  # by their mount points, where one may cover another
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
@@ -34,8 +35,9 @@ def hierarchies() -> list[Hierarchy]:
             named = [word for word in words if word.startswith("name=")]
             controllers = [word for word in words if "=" not in word and word not in _FLAGS]
             chosen = ",".join(["none", *named] if named else controllers)
-            hierarchies.append(Hierarchy(Path(before.split()[4]), kind, chosen))
-    return hierarchies
+            at = Path(before.split()[4])
+            hierarchies[at] = Hierarchy(at, kind, chosen)
+    return list(hierarchies.values())
 
 
 def enter(group: str, of: list[Hierarchy]) -> None:
@@ -53,9 +55,9 @@ def enter(group: str, of: list[Hierarchy]) -> None:
 
 
 def private(work: Path, scratch: Path, of: list[Hierarchy]) -> None:
-    """Give this mount namespace its own /proc, /sys, /run and /var; ``work`` stays in place.
+    """Give this mount namespace its own /proc, /sys, /run and others; ``work`` stays in place.
 
-    /var shows the host's files; writes go to ``scratch``.
+    /etc, /opt and /var show the host's files; writes go to ``scratch``.
     """
     mount("--make-rprivate", "/")
     mount("--make-shared", "/")  # containerd keeps network namespaces in mounts that it shares
@@ -65,16 +67,26 @@ def private(work: Path, scratch: Path, of: list[Hierarchy]) -> None:
     for optional in (("bpf", "/sys/fs/bpf"), ("tracefs", "/sys/kernel/tracing")):
         subprocess.run(["mount", "-t", optional[0], optional[0], optional[1]], capture_output=True)
     held = os.open(work, os.O_PATH | os.O_DIRECTORY)
-    upper, changed = scratch / "var", scratch / "var.work"
-    upper.mkdir(parents=True)
-    changed.mkdir()
-    mount("-t", "overlay", "-o", f"lowerdir=/var,upperdir={upper},workdir={changed}", "overlay",
-          "/var")  # fmt: skip
+    for top in _OVERLAID:
+        upper, changed = scratch / top.name, scratch / f"{top.name}.work"
+        upper.mkdir(parents=True)
+        changed.mkdir()
+        mount("-t", "overlay", "-o", f"lowerdir={top},upperdir={upper},workdir={changed}",
+              "overlay", str(top))  # fmt: skip
     mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
     work.mkdir(parents=True, exist_ok=True)
     mount("--no-canonicalize", "--bind", f"/proc/self/fd/{held}", str(work), keep=held)
     os.close(held)
     Path("/run/netns").mkdir()
+
+
+def uncover() -> None:
+    """Show the host's directories again, in a mount namespace copied from another node's."""
+    mount("--make-rprivate", "/")
+    for top in (*_OVERLAID, Path("/run")):
+        done = subprocess.run(["umount", "--lazy", top], capture_output=True, text=True)
+        if done.returncode:
+            raise Failed(f"umount {top} failed: {done.stderr.strip()}")
 
 
 def _remount_cgroups(of: list[Hierarchy]) -> None:

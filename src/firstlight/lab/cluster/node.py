@@ -1,10 +1,13 @@
-"""The first process of a cluster's namespaces: starts the components, which end with it.
+"""The first process of a node's namespaces: starts the components, which end with it.
 
-    python -m firstlight.lab.cluster.node SETTINGS DESCRIPTOR
+    python -m firstlight.lab.cluster.node SETTINGS [DESCRIPTOR]
 
 SETTINGS is a file of ``Settings``. On the descriptor it writes one line of JSON, an ``Event``, for
 each step, the last of which is ``ready`` or ``failed``; then it stays until it is killed or its
 standard input ends.
+
+A further node of the cluster is a component of the first and without a descriptor: its namespaces
+are made in those of the first, whose end is the end of all, and its last words say what failed.
 """
 
 import ctypes
@@ -22,23 +25,19 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
-from pyroute2 import IPRoute
 
 from firstlight.errors import Failed
 from firstlight.host.workspace import unshare
-from firstlight.lab.cluster import forward, image, mounts
+from firstlight.lab.cluster import forward, image, links, mounts
+from firstlight.lab.cluster.files import write, write_kubeconfigs
 from firstlight.lab.cluster.settings import (
-    ADDRESS,
     API_PORT,
-    NODE,
     PAUSE,
     PAYLOAD,
     Component,
     Health,
     Settings,
     components,
-    kubeconfig,
-    write,
 )
 
 _NAMESPACES = 0x00020000 | 0x40000000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x02000000
@@ -65,6 +64,7 @@ class _Node:
 
     def __init__(self, settings: Settings, report: int) -> None:
         self._settings, self._report = settings, report
+        self._authority = settings.first_home / "certs" / "apiserver.crt"
         self._begun = time.monotonic()
         self._pids: dict[int, str] = {}
         self._ended: dict[str, int] = {}
@@ -72,15 +72,20 @@ class _Node:
 
     def say(self, kind: str, name: str = "", message: str = "", pid: int = 0) -> None:
         """Report an event to whoever started the cluster."""
+        if self._settings.number:
+            return
         seconds = time.monotonic() - self._begun
         line = msgspec.json.encode(Event(kind, name, pid, seconds, message)) + b"\n"
         os.write(self._report, line)
 
     def bring_up(self) -> None:
         """Start everything and wait for it; the last event says how that went."""
+        settings = self._settings
         try:
-            _network()
-            write(self._settings)
+            links.join(settings.switch, settings.name, settings.address)
+            write(settings)
+            if settings.number:
+                write_kubeconfigs(settings, self._authority)
             waiting = list(components(self._settings))
             up: set[str] = set()
             starters = [threading.Thread(target=self._start, args=(each, up), daemon=True)
@@ -91,9 +96,10 @@ class _Node:
                 starter.join()
             if failed := self._failure:
                 raise failed
-            if self._settings.control_plane:
-                self._await_node()
+            if settings.control_plane and not settings.number:
+                self._await_nodes()
         except Exception as error:
+            print(f"Error: {error}", file=sys.stderr, flush=True)  # noqa: T201 - its last words
             self.say("failed", message=str(error) or repr(error))
             os._exit(1)
         self.say("ready")
@@ -129,7 +135,7 @@ class _Node:
         with self._settings.log(name).open("wb") as log, self._changed:
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                cwd=self._settings.home,
+                cwd=self._settings.home, pass_fds=[self._settings.switch],
             )  # fmt: skip
             process.returncode = 0  # nobody else is to wait for it
             self._pids[process.pid] = name
@@ -169,9 +175,7 @@ class _Node:
             self._import("payload", PAYLOAD, ["/bin/payload", "ready"])
             self._import("pause", PAUSE, ["/bin/payload", "hold"])
         elif name == "kube-apiserver":
-            authority = settings.home / "certs" / "apiserver.crt"
-            server = f"https://127.0.0.1:{API_PORT}"
-            settings.kubeconfig.write_text(kubeconfig(server, settings.token, str(authority)))
+            write_kubeconfigs(settings, self._authority)
             for handler in settings.handlers:
                 body = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
                         "metadata": {"name": handler.name}, "handler": handler.name}  # fmt: skip
@@ -194,23 +198,28 @@ class _Node:
         if self._ended.get(step) != 0:
             raise Failed(f"cannot import the image {image_name}: {self._last_words(step)}")
 
-    def _await_node(self) -> None:
-        """Wait until the kubelet's node is Ready. Raises Failed with the node's own reason."""
+    def _await_nodes(self) -> None:
+        """Wait until pods can be made, on every node. Raises Failed with a node's own reason."""
         until = time.monotonic() + _DEADLINE_SECONDS
-        reason = "the kubelet has not registered the node"
-        while time.monotonic() < until:
-            status, body = self._api("GET", f"/api/v1/nodes/{NODE}")
-            conditions = msgspec.json.decode(body)["status"].get("conditions", []) \
-                if status == 200 else []  # fmt: skip
-            ready = next((each for each in conditions if each["type"] == "Ready"), None)
-            if ready and ready["status"] == "True":
-                return
-            reason = ready["message"] if ready else reason
+        while why := self._unready():
             if "kubelet" in self._ended:
-                reason = f"the kubelet has exited: {self._last_words('kubelet')}"
-                break
+                why = f"the kubelet has exited: {self._last_words('kubelet')}"
+            if "kubelet" in self._ended or time.monotonic() > until:
+                raise Failed(why)
             time.sleep(_POLL_SECONDS)
-        raise Failed(f"the node is not Ready: {reason}")
+
+    def _unready(self) -> str:
+        """Why pods cannot be made yet, or "". Without a network of ours, no node is Ready."""
+        for name in (each.name for each in (self._settings, *self._settings.others())):
+            status, body = self._api("GET", f"/api/v1/nodes/{name}")
+            if status != 200:
+                return f"the kubelet has not registered the node {name}"
+            conditions = msgspec.json.decode(body)["status"].get("conditions", [])
+            ready = next((each for each in conditions if each["type"] == "Ready"), None)
+            if self._settings.has_network and (not ready or ready["status"] != "True"):
+                return f"the node {name} is not Ready: {ready['message'] if ready else '?'}"
+        account = "/api/v1/namespaces/default/serviceaccounts/default"
+        return "" if self._api("GET", account)[0] == 200 else "pods have no service account"
 
     def _api(self, verb: str, path: str, body: object = None) -> tuple[int, bytes]:
         status, answer = ask(f"https://127.0.0.1:{API_PORT}{path}", self._settings.token,
@@ -274,26 +283,12 @@ def last_words(log: Path) -> str:
     return (telling[-1].strip()[-_LAST_WORDS:]) if telling else "it printed nothing"
 
 
-def _network() -> None:
-    """A loopback, and a link of the node's own with its address and default route."""
-    socket.sethostname(NODE)
-    for name, value in (("ip_forward", "1"), ("conf/all/rp_filter", "0"),
-                        ("conf/default/rp_filter", "0")):  # fmt: skip
-        Path("/proc/sys/net/ipv4", name).write_text(value)
-    with IPRoute() as netlink:
-        netlink.link("set", index=1, state="up")
-        netlink.link("add", ifname="ext0", kind="veth", peer="ext1")
-        for name in ("ext0", "ext1"):
-            netlink.link("set", index=netlink.link_lookup(ifname=name)[0], state="up")
-        index = netlink.link_lookup(ifname="ext0")[0]
-        netlink.addr("add", index=index, address=ADDRESS, prefixlen=24)
-        netlink.route("add", dst="0.0.0.0/0", oif=index)
-
-
 def main(file: Path, report: int) -> None:
     """Enter the namespaces, and be their first process."""
     settings = msgspec.json.decode(file.read_bytes(), type=Settings)
-    _end_with_parent()
+    if not settings.number:
+        _end_with_parent()
+        settings = msgspec.structs.replace(settings, switch=links.make_switch())
     hierarchies = mounts.hierarchies()
     mounts.enter(settings.cgroup, hierarchies)
     unshare(_NAMESPACES)
@@ -303,11 +298,15 @@ def main(file: Path, report: int) -> None:
         _, status = os.waitpid(first, 0)
         os._exit(os.waitstatus_to_exitcode(status) != 0)
     _end_with_parent()
-    threading.Thread(target=_end_with_input, daemon=True).start()
+    if not settings.number:
+        threading.Thread(target=_end_with_input, daemon=True).start()
     try:
-        mounts.private(settings.home.parent, settings.home / "scratch", hierarchies)
+        if settings.number:
+            mounts.uncover()
+        mounts.private(settings.first_home.parent, settings.home / "scratch", hierarchies)
     except (Failed, OSError) as error:
         node.say("failed", message=str(error))
+        print(f"Error: {error}", file=sys.stderr, flush=True)  # noqa: T201 - its last words
         os._exit(1)
     threading.Thread(target=node.bring_up, daemon=True).start()
     node.reap()
@@ -324,4 +323,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else -1)

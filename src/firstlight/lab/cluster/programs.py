@@ -11,7 +11,7 @@ BUILT = Path(os.environ.get("FIRSTLIGHT_KUBERNETES") or Path(sys.prefix, "libexe
 """The directory of their links; ``NAME.missing`` says why one could not be built."""
 
 CLUSTER = ("etcd", "containerd", "containerd-shim-runc-v2", "ctr", "kube-apiserver",
-           "kube-scheduler", "kube-controller-manager", "kubelet")  # fmt: skip
+           "kube-scheduler", "kube-controller-manager", "kubelet", "kube-proxy")  # fmt: skip
 NODE = ("containerd", "containerd-shim-runc-v2", "ctr")
 
 

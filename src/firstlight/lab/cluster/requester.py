@@ -20,6 +20,7 @@ import msgspec
 
 from firstlight.lab.cluster import start_server
 
+_ACCOUNT_SECONDS = 30.0
 _DELETE_SECONDS = 60.0
 _LOG_SECONDS = 12.0  # longer than the payload waits for its packet
 _HOPELESS = ("ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff", "InvalidImageName",
@@ -172,7 +173,21 @@ class Cluster:
             {"metadata": {"name": configuration.namespace,
                           "labels": {"firstlight.run": configuration.run}}}
         )  # fmt: skip
+        self._await_account()
         self.watch = _Watch(self._new(), configuration.namespace)
+
+    def _await_account(self) -> None:
+        """Wait for the namespace's service account, without which pods are rejected."""
+        until = time.monotonic() + _ACCOUNT_SECONDS
+        while True:
+            try:
+                self.api.read_namespaced_service_account("default", self.configuration.namespace)
+            except self._client.ApiException as error:
+                if error.status != 404 or time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
+            else:
+                return
 
     def _new(self) -> Any:  # noqa: ANN401 - an untyped client
         return self._client.CoreV1Api(self._client.ApiClient(self._settings))

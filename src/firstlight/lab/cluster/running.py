@@ -8,13 +8,11 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
@@ -23,7 +21,8 @@ from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
 from firstlight.lab.cluster import programs
 from firstlight.lab.cluster.node import Event
-from firstlight.lab.cluster.settings import Handler, Settings, components
+from firstlight.lab.cluster.settings import INSTALLED, Handler, Settings, components
+from firstlight.lab.cluster.threads import Result, in_network
 from firstlight.lab.cni import known
 from firstlight.lab.cni.conf import Network
 from firstlight.native import native
@@ -33,7 +32,8 @@ _DOWN_SECONDS = 20.0
 _QUIET_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _SHIM = "containerd-shim"  # as the kernel cuts its name
-Result = TypeVar("Result")
+NONE = "none"
+"""The name of the network that is installed in the cluster, as any other cluster's is."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,22 @@ def probe(*, control_plane: bool = True) -> None:
 
 
 def handlers(runtimes: tuple[str, ...], networks: tuple[str, ...]) -> tuple[Handler, ...]:
-    """A runtime class for each runtime with each network, a name of conf/cni or a path."""
+    """A runtime class for each runtime with each network: of conf/cni, a path, or ``NONE``."""
     made = []
     for runtime in runtimes:
         program = shutil.which(runtime)
         if not program:
             raise Unsupported(f"runtime {runtime!r} is not installed", f"apt-get install {runtime}")
         for name in networks:
-            network, about = known.find(name)
-            made.append(
-                Handler(
-                    handler_name(runtime, name),
-                    str(Path(program).absolute()),
-                    _list(network),
-                    tuple(str(path) for path in known.path(about) if path.is_dir()),
-                )
-            )
+            text, about = "", known.About()
+            if name != NONE:
+                network, about = known.find(name)
+                text = _list(network)
+            installed = () if text else (INSTALLED[1],)
+            found = (path for path in known.path(about) if path.is_dir())
+            plugins = tuple(str(path) for path in (*installed, *found))
+            title = handler_name(runtime, name)
+            made.append(Handler(title, str(Path(program).absolute()), text, plugins))
     return tuple(made)
 
 
@@ -97,6 +97,7 @@ def cluster(
     handlers: tuple[Handler, ...],
     *,
     control_plane: bool = True,
+    nodes: int = 1,
     forward: socket.socket | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Cluster]:
@@ -119,6 +120,7 @@ def cluster(
         token=secrets.token_urlsafe(),
         environment={**workspace.environment, "PATH": path, "HOME": str(home)},
         control_plane=control_plane,
+        nodes=nodes,
         forward=forward.fileno() if forward else -1,
     )
     file = home / "settings.json"
@@ -179,38 +181,6 @@ def _events(
                 progress(event.name)
 
 
-def in_network(pid: int, action: Callable[[], Result]) -> Result:
-    """The result of a function that a thread runs in a process's network namespace."""
-    answer: list[Result] = []
-    fault: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            with Path(f"/proc/{pid}/ns/net").open() as namespace:
-                _setns(namespace.fileno())
-            answer.append(action())
-        except BaseException as error:
-            fault.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    if fault:
-        raise fault[0]
-    return answer[0]
-
-
-def _setns(descriptor: int) -> None:
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(descriptor, 0x40000000):
-        reason = os.strerror(ctypes.get_errno())
-        raise Failed(
-            f"cannot enter the cluster's network namespace: {reason}", "run firstlight as root"
-        )
-
-
 def await_quiet(first: int) -> None:
     """Wait until no pod is left on the node whose first process that is.
 
@@ -240,18 +210,40 @@ def _comm(pid: int) -> str:
 
 
 def component_pids(cluster: Cluster) -> dict[str, int]:
-    """The pid of each component, as this process sees it."""
+    """The pid of each component of the first node, as this process sees it."""
     names = [each.name for each in components(cluster.settings)]
-    pids: dict[str, int] = {}
-    for pid in _children(cluster.pid):
-        with suppress(OSError, IndexError):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            program = Path(os.fsdecode(words[0])).name
-            module = os.fsdecode(words[2]).removesuffix(".py").rpartition("/")[2].rpartition(".")[2]
-            name = {"daemon": "agent", "telemetry": "telemetry"}.get(module, program)
-            if name in names:
-                pids[name] = pid
-    return pids
+    named = ((_component(pid), pid) for pid in _children(cluster.pid))
+    return {name: pid for name, pid in named if name in names}
+
+
+def _component(pid: int) -> str:
+    """The name of the component that a process is."""
+    try:
+        words = [
+            os.fsdecode(each) for each in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        ]
+    except OSError:
+        return ""
+    program, module = Path(words[0]).name, words[2] if len(words) > 3 else ""
+    if module.endswith("pods/daemon.py"):
+        return "agent"
+    if module.endswith("cluster.telemetry"):
+        return "telemetry"
+    return Path(words[3]).parent.name if module.endswith("cluster.node") else program
+
+
+def processes(first: int, settings: Settings) -> list[int]:
+    """The pids of all components of all nodes; ``first`` is the first process of the first."""
+    firsts = [first, *joined(first, settings).values()]
+    pids = [pid for each in firsts for pid in _children(each)]
+    return [pid for pid in pids if _comm(pid) != _SHIM]
+
+
+def joined(first: int, settings: Settings) -> dict[str, int]:
+    """The first processes of the nodes that joined the first, by their names."""
+    names = [each.name for each in settings.others()]
+    named = ((_component(pid), pid) for pid in _children(first))
+    return {name: init for name, pid in named if name in names for init in _children(pid)}
 
 
 def _list(network: Network) -> str:

@@ -1,11 +1,11 @@
-"""What each component of a cluster is given: its command line, its files, and how it says it is up.
+"""What each component of a cluster is given: its command line, and how it says that it is up.
 
 All addresses are of the cluster's own network namespace, all paths below its own directory.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
 import msgspec
@@ -17,9 +17,15 @@ from firstlight.lab.cni import known
 
 NODE = "firstlight"
 ADDRESS = "10.213.0.1"
+"""Of the first node, which has the control plane; the others' follow it."""
+PODS = "10.244.0.0/16"
+"""Of which the controller manager gives each node a range of its own."""
 PAYLOAD, PAUSE = "docker.io/firstlight/payload:1", "docker.io/firstlight/pause:1"
 _SERVICES = "10.214.0.0/16"
-_ETCD, _TELEMETRY = "127.0.0.1:2379", "127.0.0.1:4317"
+_NODE_MASK = "22"
+INSTALLED = Path("/etc/cni/net.d"), Path("/opt/cni/bin")
+"""Where an installation in the cluster puts its list and its plugins: they are the node's own."""
+_ETCD, TELEMETRY = "127.0.0.1:2379", "127.0.0.1:4317"
 API_PORT = 6443
 _EXPORT_MS = 200  # spans are handed over that often, so that a batch's are there when it has ended
 
@@ -30,16 +36,18 @@ class Handler(msgspec.Struct, frozen=True):
     name: str
     runtime: str
     network: str
-    """The text of the list."""
+    """The text of the list; "" for what is installed in the cluster."""
     plugins: tuple[str, ...]
     """Directories in which its plugins are looked for."""
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """One cluster. ``programs`` are paths by name; ``payload`` is the static program of the images.
+    """One node, the first of a cluster of ``nodes`` or, with a ``number``, one that joins it.
 
-    ``environment`` marks its processes as the run's; ``control_plane`` is False for containerd
-    alone. ``forward`` is a listening descriptor whose connections go to the API, or -1.
+    ``programs`` are paths by name; ``payload`` is the static program of the images. ``environment``
+    marks its processes as the run's; ``control_plane`` is False for containerd alone. ``forward``
+    is a listening descriptor whose connections go to the API, or -1; ``switch`` is that of the
+    namespace that joins the nodes.
     """
 
     run: str
@@ -51,6 +59,29 @@ class Settings(msgspec.Struct, frozen=True):
     environment: dict[str, str]
     control_plane: bool = True
     forward: int = -1
+    switch: int = -1
+    nodes: int = 1
+    number: int = 0
+
+    def others(self) -> "tuple[Settings, ...]":
+        """The settings of the nodes that join the first, for the first; none for those."""
+        numbers = range(1, 1 if self.number else self.nodes)
+        return tuple(
+            msgspec.structs.replace(
+                self, directory=str(self.home / "nodes" / _name(number)), number=number, forward=-1
+            )
+            for number in numbers
+        )
+
+    @property
+    def name(self) -> str:
+        """Of the Node."""
+        return _name(self.number)
+
+    @property
+    def address(self) -> str:
+        """Of the Node, where the other nodes reach it."""
+        return str(ip_address(ADDRESS) + self.number)
 
     @property
     def home(self) -> Path:
@@ -58,9 +89,19 @@ class Settings(msgspec.Struct, frozen=True):
         return Path(self.directory)
 
     @property
+    def first_home(self) -> Path:
+        """The directory of the first node."""
+        return self.home.parents[1] if self.number else self.home
+
+    @property
+    def has_network(self) -> bool:
+        """Whether pods have a network without one that is installed in the cluster."""
+        return all(handler.network for handler in self.handlers)
+
+    @property
     def cgroup(self) -> str:
         """Its top cgroup: not the run's, which is emptied after every batch."""
-        return f"{cgroups.name(self.run)}-node"
+        return self.name if self.number else f"{cgroups.name(self.run)}-node"
 
     @property
     def socket(self) -> Path:
@@ -69,8 +110,12 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def kubeconfig(self) -> Path:
-        """For use inside the cluster's network namespace."""
-        return self.home / "kubeconfig"
+        """The administrator's, for use inside the cluster's network namespaces."""
+        return self.kubeconfig_of("admin")
+
+    def kubeconfig_of(self, user: str) -> Path:
+        """A component's: it may do what the cluster's roles allow to its name."""
+        return self.home / "kubeconfigs" / user
 
     @property
     def pod_logs(self) -> Path:
@@ -107,10 +152,13 @@ class Component:
 
 
 def components(settings: Settings) -> tuple[Component, ...]:
-    """All of them, in the order in which they can be started."""
+    """All of a node, in the order in which they can be started."""
     home, program = settings.home, settings.programs.__getitem__
+    if settings.number:
+        containerd = _of_containerd(settings, {}, ())
+        return containerd, *_of_node(settings, {}, ()), *_agents(settings, ())
     telemetry = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{_TELEMETRY}",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{TELEMETRY}",
         "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
         "OTEL_EXPORTER_OTLP_INSECURE": "true",
         "OTEL_BSP_SCHEDULE_DELAY": str(_EXPORT_MS),
@@ -120,20 +168,13 @@ def components(settings: Settings) -> tuple[Component, ...]:
     receiver = Component(
         "telemetry",
         (program("python"), "-m", "firstlight.lab.cluster.telemetry", str(settings.spans),
-         _TELEMETRY),
-        Health(url="tcp://" + _TELEMETRY),
+         TELEMETRY),
+        Health(url="tcp://" + TELEMETRY),
     )  # fmt: skip
-    containerd = Component(
-        "containerd",
-        (program("containerd"), "--config", str(home / "containerd.toml")),
-        Health(socket=settings.socket),
-        after=("telemetry",),
-        environment={**telemetry, "OTEL_SERVICE_NAME": "containerd"},
-    )
-    agents = _agents(settings)
+    containerd = _of_containerd(settings, telemetry, ("telemetry",))
     if not settings.control_plane:
-        return receiver, containerd, *agents
-    certificates, kubeconfig = home / "certs", str(settings.kubeconfig)
+        return receiver, containerd, *_agents(settings, ())
+    certificates = home / "certs"
     fast = ("--kube-api-qps", "500", "--kube-api-burst", "1000")
     return (
         receiver,
@@ -148,14 +189,14 @@ def components(settings: Settings) -> tuple[Component, ...]:
         Component(
             "kube-apiserver",
             (program("kube-apiserver"), "--etcd-servers", f"http://{_ETCD}",
-             "--cert-dir", str(certificates), "--bind-address", "127.0.0.1",
-             "--advertise-address", ADDRESS, "--secure-port", str(API_PORT),
-             "--service-cluster-ip-range", _SERVICES, "--authorization-mode", "AlwaysAllow",
+             "--cert-dir", str(certificates), "--advertise-address", ADDRESS,
+             "--secure-port", str(API_PORT), "--service-cluster-ip-range", _SERVICES,
+             "--authorization-mode", "Node,RBAC",
              "--token-auth-file", str(home / "tokens.csv"),
              "--service-account-issuer", "https://kubernetes.default.svc",
              "--service-account-key-file", str(certificates / "apiserver.key"),
              "--service-account-signing-key-file", str(certificates / "apiserver.key"),
-             "--disable-admission-plugins", "ServiceAccount",
+             "--enable-admission-plugins", "NodeRestriction",
              "--enable-priority-and-fairness=false", "--profiling=false",
              "--kubelet-preferred-address-types", "InternalIP", "--allow-privileged=true",
              "--tracing-config-file", str(home / "apiserver-tracing.json")),
@@ -165,146 +206,98 @@ def components(settings: Settings) -> tuple[Component, ...]:
         ),
         Component(
             "kube-scheduler",
-            (program("kube-scheduler"), "--kubeconfig", kubeconfig, "--leader-elect=false",
+            (program("kube-scheduler"), "--kubeconfig",
+             str(settings.kubeconfig_of("system:kube-scheduler")), "--leader-elect=false",
              "--secure-port", "10259", "--cert-dir", str(certificates / "scheduler"), *fast),
             Health(url="https://127.0.0.1:10259/healthz"),
             after=("kube-apiserver",),
         ),
         Component(
             "kube-controller-manager",
-            (program("kube-controller-manager"), "--kubeconfig", kubeconfig,
-             "--leader-elect=false", "--cert-dir", str(certificates / "controllers"),
+            (program("kube-controller-manager"), "--kubeconfig",
+             str(settings.kubeconfig_of("system:kube-controller-manager")),
+             "--use-service-account-credentials", "--leader-elect=false",
+             "--cert-dir", str(certificates / "controllers"),
+             "--root-ca-file", str(certificates / "apiserver.crt"),
+             "--allocate-node-cidrs", "--cluster-cidr", PODS,
+             "--node-cidr-mask-size", _NODE_MASK, "--service-cluster-ip-range", _SERVICES,
              "--service-account-private-key-file", str(certificates / "apiserver.key"), *fast),
             Health(url="https://127.0.0.1:10257/healthz"),
             after=("kube-apiserver",),
         ),
-        Component(
-            "kubelet",
-            (program("kubelet"), "--kubeconfig", kubeconfig,
-             "--config", str(home / "kubelet.json"), "--root-dir", str(home / "kubelet"),
-             "--cert-dir", str(certificates / "kubelet"), "--hostname-override", NODE,
-             "--node-ip", ADDRESS),
-            Health(url="http://127.0.0.1:10248/healthz"),
-            after=("kube-apiserver", "containerd", *(agent.name for agent in agents)),
-            environment=telemetry,
-        ),
-        *agents,
+        *_of_node(settings, telemetry, ("kube-apiserver",)),
+        *_agents(settings, ("kube-apiserver",)),
+        *map(_joining, settings.others()),
     )  # fmt: skip
 
 
-def _agents(settings: Settings) -> tuple[Component, ...]:
-    """The agent of firstlight's own CNI plugin, where a handler has that."""
-    if not any(known.AGENT in handler.network for handler in settings.handlers):
-        return ()
-    configuration = known.agent_configuration()
-    argv = (settings.programs["python"], "-P", pods.__file__, str(configuration))
-    return (Component("agent", argv, Health(socket=load(configuration).socket)),)
-
-
-def write(settings: Settings) -> None:
-    """Make the directories and files that the components are given."""
-    home = settings.home
-    for name in ("logs", "certs", "pod-logs", "ipam"):
-        (home / name).mkdir()
-    for handler in settings.handlers:
-        directory = home / "cni" / handler.name
-        directory.mkdir(parents=True)
-        (directory / "10-firstlight.conflist").write_text(handler.network)
-    (home / "containerd.toml").write_text(_containerd(settings))
-    (home / "tokens.csv").write_text(f'{settings.token},admin,admin,"system:masters"\n')
-    tracing = {"endpoint": _TELEMETRY, "samplingRatePerMillion": 1_000_000}
-    (home / "apiserver-tracing.json").write_text(
-        json.dumps({"apiVersion": "apiserver.config.k8s.io/v1beta1",
-                    "kind": "TracingConfiguration", **tracing})
-    )  # fmt: skip
-    (home / "kubelet.json").write_text(json.dumps(_kubelet(settings, tracing)))
-
-
-def kubeconfig(server: str, token: str, authority: str) -> str:
-    """A kubeconfig of one context; ``authority`` is a file of certificates."""
-    name = "firstlight"
-    return json.dumps(
-        {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": name,
-            "clusters": [
-                {"name": name, "cluster": {"server": server, "certificate-authority": authority}}
-            ],
-            "users": [{"name": name, "user": {"token": token}}],
-            "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
-        },
-        indent=1,
+def _of_containerd(
+    settings: Settings, telemetry: Mapping[str, str], after: tuple[str, ...]
+) -> Component:
+    return Component(
+        "containerd",
+        (settings.programs["containerd"], "--config", str(settings.home / "containerd.toml")),
+        Health(socket=settings.socket),
+        after=after,
+        environment={**telemetry, "OTEL_SERVICE_NAME": "containerd"} if telemetry else {},
     )
 
 
-def _kubelet(settings: Settings, tracing: Mapping[str, object]) -> dict[str, object]:
-    """See https://kubernetes.io/docs/reference/config-api/kubelet-config.v1beta1/."""
-    return {
-        "apiVersion": "kubelet.config.k8s.io/v1beta1",
-        "kind": "KubeletConfiguration",
-        "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
-        "authorization": {"mode": "AlwaysAllow"},
-        "cgroupDriver": "cgroupfs",
-        "enforceNodeAllocatable": [],
-        "containerRuntimeEndpoint": f"unix://{settings.socket}",
-        "podLogsDir": str(settings.pod_logs),
-        "volumePluginDir": str(settings.home / "volume-plugins"),
-        "resolvConf": "",
-        "makeIPTablesUtilChains": False,
-        "enableControllerAttachDetach": False,
-        "failSwapOn": False,
-        "maxPods": 250,
-        # A laboratory's small or full machine is not to be tidied up in the middle of a run.
-        "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%",
-                         "imagefs.available": "1%", "nodefs.inodesFree": "1%"},
-        "imageGCHighThresholdPercent": 100,
-        "imageGCLowThresholdPercent": 99,
-        "eventRecordQPS": 0,
-        "kubeAPIQPS": 500,
-        "kubeAPIBurst": 1000,
-        "tracing": tracing,
-    }  # fmt: skip
+def _of_node(
+    settings: Settings, telemetry: Mapping[str, str], after: tuple[str, ...]
+) -> tuple[Component, ...]:
+    """The kubelet and kube-proxy."""
+    home, program = settings.home, settings.programs.__getitem__
+    kubelet = Component(
+        "kubelet",
+        (program("kubelet"), "--kubeconfig", str(settings.kubeconfig_of(node_user(settings))),
+         "--config", str(home / "kubelet.json"), "--root-dir", str(home / "kubelet"),
+         "--cert-dir", str(home / "certs" / "kubelet"), "--hostname-override", settings.name,
+         "--node-ip", settings.address),
+        Health(url="http://127.0.0.1:10248/healthz"),
+        after=(*after, "containerd"),
+        environment=telemetry,
+    )  # fmt: skip
+    proxy = Component(
+        "kube-proxy",
+        (program("kube-proxy"), "--config", str(home / "kube-proxy.json"),
+         "--hostname-override", settings.name),
+        Health(url="http://127.0.0.1:10249/healthz"),
+        after=after,
+    )  # fmt: skip
+    return kubelet, proxy
 
 
-def _containerd(settings: Settings) -> str:
-    """See containerd's docs/cri/config.md; version 4 would ignore the address."""
-    home = settings.home
-    runtime = "plugins.'io.containerd.cri.v1.runtime'"
-    first = settings.handlers[0]
-    lines = [
-        "version = 3",
-        f'root = "{home}/containerd"',
-        f'state = "{home}/containerd-state"',
-        "disabled_plugins = ['io.containerd.nri.v1.nri', 'io.containerd.internal.v1.opt']",
-        "[grpc]",
-        f'address = "{settings.socket}"',
-        "[ttrpc]",
-        f'address = "{settings.socket}.ttrpc"',
-        "[plugins.'io.containerd.cri.v1.images'.pinned_images]",
-        f'sandbox = "{PAUSE}"',
-        f"[{runtime}]",
-        "disable_apparmor = true",
-        "restrict_oom_score_adj = true",
-        f"[{runtime}.cni]",
-        f"bin_dirs = {json.dumps(plugin_directories(settings))}",
-        f'conf_dir = "{home}/cni/{first.name}"',
-        "max_conf_num = 1",
-        f"[{runtime}.containerd]",
-        f'default_runtime_name = "{first.name}"',
-    ]
-    for handler in settings.handlers:
-        name = f"{runtime}.containerd.runtimes.'{handler.name}'"
-        lines += [
-            f"[{name}]",
-            "runtime_type = 'io.containerd.runc.v2'",
-            f'cni_conf_dir = "{home}/cni/{handler.name}"',
-            "cni_max_conf_num = 1",
-            f"[{name}.options]",
-            f'BinaryName = "{handler.runtime}"',
-            "SystemdCgroup = false",
-        ]
-    return "\n".join(lines) + "\n"
+def _joining(settings: Settings) -> Component:
+    """Another node, as a component of the first."""
+    file = str(settings.home / "settings.json")
+    argv = (settings.programs["python"], "-m", "firstlight.lab.cluster.node", file)
+    return Component(settings.name, argv, Health(socket=settings.socket), ("kube-apiserver",))
+
+
+def _agents(settings: Settings, after: tuple[str, ...]) -> tuple[Component, ...]:
+    """The agent of firstlight's own CNI plugin, where a handler has that."""
+    if not any(known.AGENT in handler.network for handler in settings.handlers):
+        return ()
+    usual = known.agent_configuration()
+    configuration = agent_file(settings) if settings.control_plane else usual
+    argv = (settings.programs["python"], "-P", pods.__file__, str(configuration))
+    health = Health(socket=load(usual).socket)
+    return (Component("agent", argv, health, after, {"NODE_NAME": settings.name}),)
+
+
+def agent_file(settings: Settings) -> Path:
+    """The configuration of the agent, with a range of the Node object."""
+    return settings.home / "pods.toml"
+
+
+def node_user(settings: Settings) -> str:
+    """The name by which a kubelet is known to the node authorizer."""
+    return f"system:node:{settings.name}"
+
+
+def _name(number: int) -> str:
+    return f"{NODE}-{number + 1}" if number else NODE
 
 
 def plugin_directories(settings: Settings) -> list[str]:

@@ -1,6 +1,6 @@
 """The cluster that ``firstlight cluster up`` starts and ``cluster down`` stops.
 
-    python -m firstlight.lab.cluster.standing DESCRIPTOR RUNTIME,… NETWORK,…
+    python -m firstlight.lab.cluster.standing DESCRIPTOR RUNTIME,… NETWORK,… NODES
 
 keeps it: it writes a line of JSON, an ``Event``, to the descriptor for each component that is up,
 at last ``ready`` or ``failed``, and then waits for SIGTERM. What it made is known to ``clean``.
@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,14 +22,16 @@ import msgspec
 from firstlight.errors import Failed, FirstlightError, Unsupported
 from firstlight.host.workspace import STATE, sandbox, start_time
 from firstlight.lab import clean
-from firstlight.lab.cluster import running
+from firstlight.lab.cluster import programs, running
+from firstlight.lab.cluster.files import kubeconfig
 from firstlight.lab.cluster.node import Event, ask, is_up
-from firstlight.lab.cluster.settings import API_PORT, NODE, Settings, components, kubeconfig
+from firstlight.lab.cluster.settings import API_PORT, Settings, components
 
 NAME = "cluster"
 _DIRECTORY = STATE / NAME
 _RECORD = _DIRECTORY / "cluster.json"
 _DOWN_SECONDS = 60.0
+_LOAD_SECONDS = 300.0
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -52,20 +54,26 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """``node_ready`` is None where the API does not answer; ``memory`` is resident, in bytes."""
+    """``nodes`` are whether each is Ready by their names, None where the API does not answer.
+
+    ``memory`` is what all nodes' components have resident, in bytes.
+    """
 
     up: bool
     kubeconfig: str = ""
     took: float = 0.0
     runtime_classes: tuple[str, ...] = ()
     components: tuple[Part, ...] = ()
-    node_ready: bool | None = None
+    nodes: dict[str, bool] | None = None
     pods: int | None = None
     memory: int = 0
 
 
 def up(
-    runtimes: tuple[str, ...], networks: tuple[str, ...], progress: Callable[[str], None]
+    runtimes: tuple[str, ...],
+    networks: tuple[str, ...],
+    progress: Callable[[str], None],
+    nodes: int = 1,
 ) -> Record:
     """Bring it up; ``progress`` gets the name of each component that is up. Raises FirstlightError.
 
@@ -81,7 +89,8 @@ def up(
         )
     ours, theirs = os.pipe()
     keeper = subprocess.Popen(
-        [sys.executable, "-m", __name__, str(theirs), ",".join(runtimes), ",".join(networks)],
+        [sys.executable, "-m", __name__, str(theirs), ",".join(runtimes), ",".join(networks),
+         str(nodes)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs],
         start_new_session=True,
     )  # fmt: skip
@@ -126,6 +135,23 @@ def down() -> bool:
     return True
 
 
+def load(archive: Path, nodes: Collection[str] = ()) -> None:
+    """Import the images of an archive on these nodes, or on every one. Raises Failed."""
+    record = _record()
+    if record is None:
+        raise Failed("no cluster is running", "start one: firstlight cluster up")
+    if not archive.is_file():
+        raise Failed(f"{archive} is not a file", "make one: podman save --format oci-archive")
+    for node in (record.settings, *record.settings.others()):
+        if nodes and node.name not in nodes:
+            continue
+        words = (programs.path("ctr"), "--address", f"/proc/{record.first}/root{node.socket}",
+                 "--namespace", "k8s.io", "images", "import", archive)  # fmt: skip
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_LOAD_SECONDS)
+        if done.returncode:
+            raise Failed(f"{node.name} cannot import {archive}: {done.stderr.strip()}")
+
+
 def status() -> Status:
     """Its state, as its components report it."""
     record = _record()
@@ -136,7 +162,7 @@ def status() -> Status:
     pids = running.component_pids(seen)
     root = f"/proc/{record.first}/root"
 
-    def look() -> tuple[tuple[Part, ...], bool | None, int | None]:
+    def look() -> tuple[tuple[Part, ...], dict[str, bool] | None, int | None]:
         parts = tuple(
             Part(each.name, pids.get(each.name), is_up(each.health, settings.token, root))
             for each in components(settings)
@@ -145,27 +171,30 @@ def status() -> Status:
             return parts, *_node(settings.token)
         return parts, None, None
 
-    parts, ready, pods = seen.inside(look)
+    parts, nodes, pods = seen.inside(look)
     return Status(
         up=True,
         kubeconfig=record.kubeconfig,
         took=record.took,
         runtime_classes=tuple(handler.name for handler in settings.handlers),
         components=parts,
-        node_ready=ready,
+        nodes=nodes,
         pods=pods,
-        memory=sum(map(_resident, pids.values())),
+        memory=sum(map(_resident, running.processes(record.first, settings))),
     )
 
 
-def _node(token: str) -> tuple[bool, int]:
+def _node(token: str) -> tuple[dict[str, bool], int]:
     api = f"https://127.0.0.1:{API_PORT}/api/v1"
-    node = msgspec.json.decode(ask(f"{api}/nodes/{NODE}", token)[1])
+    nodes = msgspec.json.decode(ask(f"{api}/nodes", token)[1])
     pods = msgspec.json.decode(ask(f"{api}/pods", token)[1])
-    ready = any(
-        each["type"] == "Ready" and each["status"] == "True"
-        for each in node["status"]["conditions"]
-    )
+    ready = {
+        node["metadata"]["name"]: any(
+            each["type"] == "Ready" and each["status"] == "True"
+            for each in node["status"].get("conditions", ())
+        )
+        for node in nodes["items"]
+    }
     return ready, len(pods["items"])
 
 
@@ -192,7 +221,7 @@ class _Ended(BaseException):
     """SIGTERM, or nobody waits for the cluster to be up any more."""
 
 
-def _keep(report: int, runtimes: tuple[str, ...], networks: tuple[str, ...]) -> None:
+def _keep(report: int, runtimes: tuple[str, ...], networks: tuple[str, ...], nodes: int) -> None:
     def say(kind: str, name: str = "", message: str = "") -> None:
         try:
             os.write(report, msgspec.json.encode(Event(kind, name, message=message)) + b"\n")
@@ -208,6 +237,7 @@ def _keep(report: int, runtimes: tuple[str, ...], networks: tuple[str, ...]) -> 
             running.cluster(
                 workspace,
                 running.handlers(runtimes, networks),
+                nodes=nodes,
                 forward=outside,
                 progress=lambda name: say("up", name),
             ) as cluster,
@@ -263,4 +293,5 @@ def _end(number: int, frame: object) -> None:
 
 
 if __name__ == "__main__":
-    _keep(int(sys.argv[1]), tuple(sys.argv[2].split(",")), tuple(sys.argv[3].split(",")))
+    _keep(int(sys.argv[1]), tuple(sys.argv[2].split(",")), tuple(sys.argv[3].split(",")),
+          int(sys.argv[4]))  # fmt: skip
