@@ -5,6 +5,7 @@
 # make kubernetes        build a Kubernetes control plane and containerd with Go
 # make test-kubernetes   run the tests on that control plane
 # make agent-image       build the image of the node agent for deploy/kubernetes
+# make lab-image         build the image that measures on the nodes of a cluster
 # make test-hosts        try firstlight on other kernels and cgroups under QEMU; some 10 minutes each
 # make wheel             build dist/firstlight-….whl: for any Python from 3.11, libraries included
 # make bench             measure the marks for speed and memory, and check the attribution

@@ -1,9 +1,10 @@
-"""Builds the image of the node's agent from this environment: build/agent.tar, an OCI archive.
+"""Builds an image from this environment: build/NAME.tar, an OCI archive.
 
-    .venv/bin/python mk/agent-image.py
+    .venv/bin/python mk/image.py agent    the node's agent, for deploy/kubernetes
+    .venv/bin/python mk/image.py lab      what measures on nodes, for firstlight run --nodes
 
-It needs no network. The image has this Python, firstlight's runtime with what the agent imports,
-and the shared libraries that these are linked with. umoci and skopeo write it.
+It needs no network. An image has this Python, a part of firstlight with what that imports and
+executes, and the shared libraries that these are linked with. umoci and skopeo write it.
 """
 
 import importlib.metadata
@@ -12,20 +13,43 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build"
-NEEDED = ("kubernetes", "msgspec", "prometheus-client", "pyroute2", "rich", "typer")
+
+
+@dataclass(frozen=True)
+class Image:
+    """``programs`` of this machine come along where they are installed; ``native`` () is all."""
+
+    needed: tuple[str, ...]
+    left_out: tuple[str, ...]
+    native: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+
+
+IMAGES = {
+    "agent": Image(
+        ("kubernetes", "msgspec", "prometheus-client", "pyroute2", "rich", "typer"),
+        ("lab", "report", "analysis", "claims", "trace"),
+        native=("net-helper", "cni"),
+    ),
+    "lab": Image(
+        ("msgspec", "numpy", "polars", "pyroute2", "rich", "typer"),
+        ("report", "claims"),
+        programs=("runc", "crun", "mount", "umount", "ip", "nft", "unshare"),
+    ),
+}
 STDLIB_LEFT_OUT = ("__pycache__", "test", "tests", "idlelib", "tkinter", "ensurepip", "turtledemo",
                    "lib2to3", "pydoc_data", "site-packages", "dist-packages")  # fmt: skip
-PACKAGE_LEFT_OUT = ("__pycache__", "tests", "lab", "report", "analysis", "claims", "trace")
 
 
-def distributions() -> set[str]:
+def distributions(needed: tuple[str, ...]) -> set[str]:
     """The names of what is needed, and of what that needs."""
     found: set[str] = set()
-    waiting = list(NEEDED)
+    waiting = list(needed)
     while waiting:
         name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
         if name in found:
@@ -59,15 +83,15 @@ def libraries(rootfs: Path) -> set[Path]:
     return {library for library in needed if not str(library).startswith(str(rootfs))}
 
 
-def fill(rootfs: Path) -> None:
-    """Everything that the agent needs."""
+def fill(rootfs: Path, image: Image) -> None:
+    """Everything that the image has."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     site = rootfs / "usr/lib/firstlight"
     shutil.copytree(stdlib, rootfs / stdlib.relative_to("/"),
                     ignore=shutil.ignore_patterns(*STDLIB_LEFT_OUT))  # fmt: skip
     python = Path(sys.executable).resolve()
     copy(python, rootfs)
-    for name in distributions():
+    for name in distributions(image.needed):
         for file in importlib.metadata.files(name) or ():
             source = Path(str(file.locate()))
             if ".." not in file.parts and "__pycache__" not in file.parts and source.is_file():
@@ -75,11 +99,11 @@ def fill(rootfs: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, target)
     package = Path(sysconfig.get_path("purelib")) / "firstlight"
-    shutil.copytree(package, site / "firstlight",
-                    ignore=shutil.ignore_patterns(*PACKAGE_LEFT_OUT))  # fmt: skip
+    left_out = shutil.ignore_patterns("__pycache__", "tests", *image.left_out)
+    shutil.copytree(package, site / "firstlight", ignore=left_out)
     native = site / "firstlight" / "_native"
     for file in native.iterdir():
-        if file.name not in ("net-helper", "cni"):
+        if image.native and file.name not in image.native:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
     start = rootfs / "usr/bin/firstlight"
     start.write_text(
@@ -89,6 +113,10 @@ def fill(rootfs: Path) -> None:
     start.chmod(0o755)
     (rootfs / "usr/bin/python3").unlink(missing_ok=True)
     (rootfs / "usr/bin/python3").symlink_to(python)
+    for program in filter(None, map(shutil.which, image.programs)):
+        target = rootfs / "usr/bin" / Path(program).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(program, target)
     for library in libraries(rootfs):
         copy(library, rootfs)
     for directory in ("etc", "run", "tmp", "proc", "sys", "dev"):
@@ -102,24 +130,27 @@ def run(*words: object) -> None:
 
 def main() -> None:
     """Fill a root file system, and make an image of it."""
+    [name] = sys.argv[1:]
     version = importlib.metadata.version("firstlight")
-    rootfs, layout, out = BUILD / "agent-rootfs", BUILD / "agent-oci", BUILD / "agent.tar"
+    rootfs, layout, out = (BUILD / f"{name}{end}" for end in ("-rootfs", "-oci", ".tar"))
     for path in (rootfs, layout):
         shutil.rmtree(path, ignore_errors=True)
     out.unlink(missing_ok=True)
     rootfs.mkdir(parents=True)
-    fill(rootfs)
+    fill(rootfs, IMAGES[name])
     image = f"{layout}:{version}"
     run("umoci", "init", "--layout", layout)
     run("umoci", "new", "--image", image)
     run("umoci", "insert", "--image", image, rootfs, "/")
     run("umoci", "config", "--image", image, "--config.entrypoint", "/usr/bin/firstlight",
-        "--config.env", "PATH=/usr/bin:/bin",
+        "--config.env", "PATH=/usr/bin:/bin", "--config.env", "PYTHONPATH=/usr/lib/firstlight",
         "--config.env", "PYTHONDONTWRITEBYTECODE=1")  # fmt: skip
-    run("skopeo", "copy", f"oci:{image}", f"oci-archive:{out}:docker.io/firstlight/agent:{version}")
+    run(
+        "skopeo", "copy", f"oci:{image}", f"oci-archive:{out}:docker.io/firstlight/{name}:{version}"
+    )
     for path in (rootfs, layout):
         shutil.rmtree(path)
-    print(f"{out}: docker.io/firstlight/agent:{version}, {out.stat().st_size / 1e6:.0f} MB")
+    print(f"{out}: docker.io/firstlight/{name}:{version}, {out.stat().st_size / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # Kubernetes and containerd by module path and version, out of the Go module proxy: see the table in
 # mk/kubernetes.py. They are kept below ~/.cache/firstlight, which "make clean" leaves alone.
 
-.PHONY: kubernetes test-kubernetes agent-image
+.PHONY: kubernetes test-kubernetes agent-image lab-image
 kubernetes: setup
 	@$(BIN)/python mk/kubernetes.py
 
@@ -9,6 +9,6 @@ test-kubernetes: setup
 	@$(BIN)/python mk/kubernetes.py || echo "what needs the rest is skipped, and says so" >&2
 	$(SUDO) env PATH="$$PATH" $(BIN)/pytest -q tests/kubernetes
 
-# The image of the node's agent, for deploy/kubernetes.
-agent-image: setup
-	@$(BIN)/python mk/agent-image.py
+# The images of the node's agent, for deploy/kubernetes, and of what measures on nodes.
+agent-image lab-image: setup
+	@$(BIN)/python mk/image.py $(@:-image=)

@@ -1,12 +1,18 @@
 """Tests on a real control plane: what ``make kubernetes`` builds, in namespaces of its own."""
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from firstlight.errors import Unsupported
 from firstlight.lab.cluster import running, standing
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,6 +24,27 @@ def built() -> None:
         running.probe()
     except Unsupported as error:
         pytest.skip(f"{error.message}: {error.hint}")
+
+
+@pytest.fixture(scope="session")
+def agent_image() -> Path:
+    """The archive that ``make agent-image`` makes."""
+    return _image("agent")
+
+
+@pytest.fixture(scope="session")
+def lab_image() -> Path:
+    """The archive that ``make lab-image`` makes."""
+    return _image("lab")
+
+
+def _image(name: str) -> Path:
+    for program in ("umoci", "skopeo"):
+        if not shutil.which(program):
+            pytest.skip(f"{program} is not installed: make setup")
+    script = str(ROOT / "mk" / "image.py")
+    subprocess.run([sys.executable, script, name], check=True, cwd=ROOT, timeout=300)
+    return ROOT / "build" / f"{name}.tar"
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from firstlight.lab.cluster import programs, running, standing
+from firstlight.lab.cluster import programs, standing
 from firstlight.lab.cluster.settings import NODE
+from firstlight.lab.cluster.threads import in_network
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy" / "kubernetes"
-IMAGE = ROOT / "build" / "agent.tar"
 RANGE = "10.77.0.0/28"  # 13 pods
 _DEADLINE = 180.0
 
@@ -103,17 +102,10 @@ def until(check: Any) -> None:
         time.sleep(0.1)
 
 
-@pytest.fixture(scope="module")
-def image() -> Path:
-    for program in ("umoci", "skopeo"):
-        if not shutil.which(program):
-            pytest.skip(f"{program} is not installed: make setup")
-    subprocess.run([sys.executable, ROOT / "mk" / "agent-image.py"], check=True, cwd=ROOT)
-    return IMAGE
-
-
 @pytest.fixture
-def cluster(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(
+    agent_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Cluster]:
     binaries = tmp_path / "bin"
     binaries.mkdir()
     shutil.copytree(DEPLOY, tmp_path / "deploy")
@@ -121,11 +113,7 @@ def cluster(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     record = standing.up(("runc",), ("bridge",), lambda _: None)
     try:
         made = Cluster(record, binaries, tmp_path / "overlay")
-        subprocess.run(
-            [programs.path("ctr"), "--address", made.root(str(record.settings.socket)),
-             "--namespace", "k8s.io", "images", "import", image],
-            check=True, capture_output=True,
-        )  # fmt: skip
+        standing.load(agent_image)
         yield made
     finally:
         standing.down()
@@ -136,10 +124,8 @@ def test_the_agent_is_installed_upgraded_and_removed(cluster: Cluster) -> None:
     kubectl("apply", "-f", str(DEPLOY / "namespace" / "namespace.yaml"))
     for name in ("base", "remove"):
         assert "daemonset.apps" in kubectl("apply", "--dry-run=server", "-k", str(DEPLOY / name))
-    cidr = {"spec": {"podCIDR": RANGE, "podCIDRs": [RANGE]}}
-    kubectl("patch", "node", NODE, "-p", json.dumps(cidr))
     kubeconfig = cluster.record.settings.kubeconfig
-    toml = (f'name = "pods"\n[pods]\nrange = ""\nkubeconfig = "{kubeconfig}"\n'
+    toml = (f'name = "pods"\n[pods]\nrange = "{RANGE}"\nkubeconfig = "{kubeconfig}"\n'
             'metrics = "127.0.0.1:9713"\n[pods.pool]\nlow = 8\nhigh = 8\n')  # fmt: skip
     base = cluster.kustomize("base", toml)
     kubectl("apply", "-k", base)
@@ -195,7 +181,7 @@ def test_the_agent_is_installed_upgraded_and_removed(cluster: Cluster) -> None:
 
 
 def inside(cluster: Cluster, *words: str) -> str:
-    return running.in_network(
+    return in_network(
         cluster.record.first,
         lambda: subprocess.run(words, capture_output=True, text=True, check=True).stdout,
     )
