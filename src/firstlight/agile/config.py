@@ -182,12 +182,13 @@ class PodsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     ``range`` are the node's pods' addresses; with ``range6`` each has one of IPv6, too, and that
     range is at least as large. ``cluster`` are further addresses that pods reach under their own
-    address, such as those of other nodes' pods; with ``masquerade``, all others see the node's.
+    address; with ``masquerade``, all others see the node's.
     ``closed`` is what pods do not reach. ``node`` "closed" keeps them from the node's own sockets
     but for ``node_services``. ``mtu`` 0 is the kernel's default.
 
     ``kubeconfig`` is a file, or "in-cluster": then an empty ``range`` is that of the Node object,
-    pods of other nodes are routed to, and refusals are events. ``metrics`` is ADDRESS:PORT.
+    pods of other nodes are routed to and see pods' own addresses, and refusals are events.
+    ``metrics`` is ADDRESS:PORT.
     """
 
     range: str = "10.244.0.0/24"

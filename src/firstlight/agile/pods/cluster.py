@@ -26,7 +26,7 @@ IN_CLUSTER = "in-cluster"
 ROUTE_PROTOCOL = 118
 """In /etc/iproute2/rt_protos it is nobody's."""
 CONDITION = "FirstlightPodNetworks"
-_RANGE_SECONDS, _RETRY_SECONDS, _WATCH_SECONDS = 120.0, 2.0, 30
+_RANGE_SECONDS, _RETRY_SECONDS, _WATCH_SECONDS = 120.0, 1.0, 30
 _EVENT_SECONDS = 60.0
 _log = logging.getLogger(__name__)
 
@@ -79,17 +79,32 @@ class Cluster:
                              "or configure pods.range")  # fmt: skip
             time.sleep(_RETRY_SECONDS)
 
-    def start(self, counts: Callable[[], Counts], error: Callable[[], str]) -> None:
-        """Keep routes and the node's condition, in a thread, until the process ends."""
-        threading.Thread(target=self._work, args=(counts, error), daemon=True).start()
+    def start(
+        self,
+        counts: Callable[[], Counts],
+        error: Callable[[], str],
+        show_to: Callable[[Iterable[str]], None],
+    ) -> None:
+        """Keep routes and the node's condition, in a thread, until the process ends.
 
-    def _work(self, counts: Callable[[], Counts], error: Callable[[], str]) -> None:
+        ``show_to`` gets the other nodes' ranges, whose pods see this node's under their own
+        addresses.
+        """
+        arguments = (counts, error, show_to)
+        threading.Thread(target=self._work, args=arguments, daemon=True).start()
+
+    def _work(
+        self,
+        counts: Callable[[], Counts],
+        error: Callable[[], str],
+        show_to: Callable[[Iterable[str]], None],
+    ) -> None:
         from kubernetes import watch
 
         while True:
             try:
                 nodes = {node.metadata.name: node.to_dict() for node in self._api.list_node().items}
-                set_routes(wanted_routes(nodes.values(), self.name))
+                routes = self._follow(nodes, None, show_to)
                 events: Any = watch.Watch  # untyped
                 stream = events().stream(self._api.list_node, timeout_seconds=_WATCH_SECONDS)
                 self._tell(counts(), error())
@@ -98,10 +113,23 @@ class Cluster:
                     nodes[node["metadata"]["name"]] = node
                     if event["type"] == "DELETED":
                         del nodes[node["metadata"]["name"]]
-                    set_routes(wanted_routes(nodes.values(), self.name))
+                    routes = self._follow(nodes, routes, show_to)
             except Exception as failure:  # the API server is away, or a route is refused
                 _log.warning("cannot follow the cluster's nodes: %s", failure)
                 time.sleep(_RETRY_SECONDS)
+
+    def _follow(
+        self,
+        nodes: dict[str, dict[str, Any]],
+        before: Routes | None,
+        show_to: Callable[[Iterable[str]], None],
+    ) -> Routes:
+        """Set the routes to these nodes' pods, where they differ from those set before."""
+        routes = wanted_routes(nodes.values(), self.name)
+        if routes != before:
+            show_to(routes)
+            set_routes(routes)
+        return routes
 
     def _tell(self, counts: Counts, error: str) -> None:
         """The node's condition, when it has changed."""

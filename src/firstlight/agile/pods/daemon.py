@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from firstlight.agile.pods.agent import Agent
 from firstlight.agile.pods.cluster import Cluster
 
 _NICE = -10
+_RULES_SECONDS = 60.0
 
 
 async def serve(config: Config, ready: Callable[[], None] = lambda: None) -> None:
@@ -31,7 +32,13 @@ async def serve(config: Config, ready: Callable[[], None] = lambda: None) -> Non
     async with Agent(config) as agent:
         if cluster:
             agent.on_refusal = cluster.refused
-            cluster.start(agent.pool.counts, lambda: str(agent.pool.error or ""))
+            loop = asyncio.get_running_loop()
+
+            def show_to(others: Iterable[str]) -> None:
+                shown = agent.networks.show_to(others)
+                asyncio.run_coroutine_threadsafe(shown, loop).result(_RULES_SECONDS)
+
+            cluster.start(agent.pool.counts, lambda: str(agent.pool.error or ""), show_to)
         if config.pods.metrics:
             from firstlight.agile.pods import metrics  # what it needs is not installed everywhere
 

@@ -11,9 +11,12 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
+
+import msgspec
 
 from firstlight.agile import forwarding, nethelper
 from firstlight.agile.addresses import GONE_SECONDS, Addresses, Ring
@@ -73,6 +76,20 @@ class PodNetworks:
         await firewall.replace(self._host, self.table, self._rules)
         await self._open_others()
         self._watch.open()
+
+    async def show_to(self, others: Iterable[str]) -> None:
+        """Show pods under their own addresses in other nodes' ranges as well. Raises Failed."""
+        cluster = tuple(dict.fromkeys((*self._config.cluster, *sorted(others))))
+        config = msgspec.structs.replace(self._config, cluster=cluster)
+        rules = firewall.text(config, self.table, self.links)
+        before, self._rules = self._rules, rules
+        if rules == before:
+            return
+        try:
+            await firewall.replace(self._host, self.table, rules)
+        except BaseException:
+            self._rules = before
+            raise
 
     async def make(self) -> PodNetwork:
         """A namespace with its link. Raises Failed."""

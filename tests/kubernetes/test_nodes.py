@@ -1,0 +1,225 @@
+"""Three nodes with deploy/kubernetes as it stands: pods, Services and policies across them.
+
+The API server enforces roles, so the agents do all this with the rights that rbac.yaml gives them.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstlight.errors import Unsupported
+from firstlight.lab.cluster import image, programs, running, standing
+
+ROOT = Path(__file__).parents[2]
+BASE = ROOT / "deploy" / "kubernetes" / "base"
+NODES = ("firstlight", "firstlight-2", "firstlight-3")
+BUSYBOX = "docker.io/firstlight/busybox:1"
+AGENT = "system:serviceaccount:firstlight:agent"
+HOST_PORT = 18080
+_DEADLINE = 120.0
+_SERVE = """mkdir -p /tmp/cgi-bin
+echo '#!/bin/sh' > /tmp/cgi-bin/who
+echo 'echo; echo "$(hostname) $REMOTE_ADDR"' >> /tmp/cgi-bin/who
+chmod +x /tmp/cgi-bin/who
+exec httpd -f -p 8080 -h /tmp"""
+
+
+class Cluster:
+    """Three nodes, on each of which a pod serves its name and who asks, and can ask itself."""
+
+    def __init__(self, record: standing.Record) -> None:
+        self.record = record
+
+    def kubectl(self, *words: str, text: str = "") -> str:
+        done = subprocess.run(
+            [programs.path("kubectl"), "--kubeconfig", self.record.kubeconfig, *words],
+            input=text, capture_output=True, text=True, timeout=_DEADLINE,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{words}: {done.stderr}{done.stdout}"
+        return done.stdout
+
+    def get(self, *words: str) -> dict[str, Any]:
+        return json.loads(self.kubectl("get", *words, "-o", "json"))  # type: ignore[no-any-return]
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        self.kubectl("apply", "-f", "-", text=text)
+
+    def address(self, pod: str) -> str:
+        return str(self.get("pod", pod)["status"]["podIP"])
+
+    def ask(self, pod: str, address: str, port: int = 8080) -> tuple[str, str] | None:
+        """Who answers a pod, and the address under which that sees it."""
+        done = subprocess.run(
+            [programs.path("kubectl"), "--kubeconfig", self.record.kubeconfig, "exec", "-i", pod,
+             "--", "nc", "-w", "3", address, str(port)],
+            input="GET /cgi-bin/who HTTP/1.0\r\n\r\n", capture_output=True, text=True,
+            timeout=_DEADLINE,
+        )  # fmt: skip
+        name, _, seen = (done.stdout.splitlines() or [""])[-1].partition(" ")
+        return (name, seen.strip("[]").removeprefix("::ffff:")) if seen else None
+
+    def first_processes(self) -> dict[str, int]:
+        """The first process of each node's namespaces."""
+        first, settings = self.record.first, self.record.settings
+        return {settings.name: first, **running.joined(first, settings)}
+
+    def agent_pid(self, node: str) -> int:
+        """The agent's process, by its environment."""
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if f"\0NODE_NAME={node}\0" in f"\0{path.read_text()}\0" and (
+                    "agile\0agent" in (path.parent / "cmdline").read_text()
+                ):
+                    return int(path.parent.name)
+            except OSError:
+                continue
+        raise AssertionError(f"no agent runs on {node}")
+
+
+def pod(name: str, node: str, *, port: int = 0) -> dict[str, Any]:
+    """``port`` is the node's that leads to it, if any."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": "who", "name": name}},
+        "spec": {
+            "nodeName": node,
+            "dnsPolicy": "Default",
+            "terminationGracePeriodSeconds": 0,
+            "automountServiceAccountToken": False,
+            "containers": [{
+                "name": "c", "image": BUSYBOX, "imagePullPolicy": "Never",
+                "command": ["/bin/sh", "-c", _SERVE],
+                "ports": [{"containerPort": 8080} | ({"hostPort": port} if port else {})],
+                "readinessProbe": {"httpGet": {"path": "/cgi-bin/who", "port": 8080},
+                                   "periodSeconds": 1, "timeoutSeconds": 30},
+            }],
+        },
+    }  # fmt: skip
+
+
+def until(check: Callable[[], object]) -> None:
+    end = time.monotonic() + _DEADLINE
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def cluster(agent_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    busybox = tmp_path_factory.mktemp("image") / "busybox.tar"
+    links = {f"bin/{name}": "busybox" for name in ("sh", "mkdir", "chmod", "nc", "hostname")}
+    image.archive(busybox, BUSYBOX, ["/bin/sh"], {"bin/busybox": Path("/bin/busybox")},
+                  links | {"bin/httpd": "busybox"})  # fmt: skip
+    record = standing.up(("runc",), (running.NONE,), lambda _: None, len(NODES))
+    try:
+        made = Cluster(record)
+        standing.load(busybox)
+        standing.load(agent_image)
+        made.kubectl("apply", "-k", str(BASE))
+        made.kubectl("-n", "firstlight", "rollout", "status", "daemonset/agent", "--timeout=110s")
+        made.apply(
+            pod("p0", NODES[0]),
+            pod("p1", NODES[1], port=HOST_PORT),
+            pod("p2", NODES[2]),
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "who"},
+             "spec": {"selector": {"app": "who"}, "ports": [{"port": 80, "targetPort": 8080}]}},
+        )  # fmt: skip
+        pods = [f"pod/p{number}" for number in range(len(NODES))]
+        made.kubectl("wait", "--for=condition=Ready", *pods, "--timeout=110s")
+        yield made
+    finally:
+        standing.down()
+
+
+def test_pods_of_all_nodes_reach_each_other_and_services(cluster: Cluster) -> None:
+    addresses = [cluster.address(f"p{number}") for number in range(len(NODES))]
+    ranges = {node["spec"]["podCIDR"] for node in cluster.get("nodes")["items"]}
+    assert len(ranges) == len(NODES)
+    service = cluster.get("service", "who")["spec"]["clusterIP"]
+    host = next(
+        each["address"]
+        for each in cluster.get("node", NODES[1])["status"]["addresses"]
+        if each["type"] == "InternalIP"
+    )
+
+    def check(name: str, own: str) -> None:
+        until(lambda: [cluster.ask(name, each) for each in addresses] == [
+            (f"p{number}", own) for number in range(len(addresses))])  # fmt: skip
+        answers = {cluster.ask(name, service, 80) for _ in range(3)}
+        assert all(answer and answer[0] in ("p0", "p1", "p2") for answer in answers)
+        assert cluster.ask(name, host, HOST_PORT)
+
+    for number, address in enumerate(addresses):
+        check(f"p{number}", address)
+    os.kill(cluster.agent_pid(NODES[1]), signal.SIGKILL)
+    check("p0", addresses[0])
+    check("p1", addresses[1])
+    cluster.apply(pod("late", NODES[1]))
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/late", "--timeout=110s")
+    assert cluster.ask("p2", cluster.address("late")) == ("late", addresses[2])
+    cluster.kubectl("delete", "pod", "late")
+
+
+def test_a_network_policy_holds_across_nodes(cluster: Cluster) -> None:
+    """By kube-router's controller, which any CNI can have beside it."""
+    try:
+        router = programs.path("kube-router")
+    except Unsupported as error:
+        pytest.skip(f"{error.message}: {error.hint}")
+    policy = {
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "p2"},
+        "spec": {"podSelector": {"matchLabels": {"name": "p1"}}, "policyTypes": ["Ingress"],
+                 "ingress": [{"from": [{"podSelector": {"matchLabels": {"name": "p2"}}}]}]},
+    }  # fmt: skip
+    target = cluster.address("p1")
+    controllers = [
+        subprocess.Popen(
+            ["nsenter", f"--target={pid}", "--mount", "--net", "--pid", router,
+             f"--kubeconfig={cluster.record.settings.kubeconfig}", f"--hostname-override={node}",
+             "--run-router=false", "--run-service-proxy=false", "--run-firewall=true"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        for node, pid in cluster.first_processes().items()
+    ]  # fmt: skip
+    try:
+        cluster.apply(policy)
+        until(lambda: cluster.ask("p0", target) is None)
+        assert cluster.ask("p2", target) == ("p1", cluster.address("p2"))
+        assert cluster.ask("p0", cluster.address("p2"))
+        cluster.kubectl("delete", "networkpolicy", "p2")
+        until(lambda: cluster.ask("p0", target))
+    finally:
+        for each in controllers:
+            each.kill()
+            each.wait(60)
+
+
+def test_the_agents_have_the_rights_that_they_need_and_no_others(cluster: Cluster) -> None:
+    def may(verb: str, what: str) -> bool:
+        resource, _, part = what.partition("/")
+        answer = subprocess.run(
+            [programs.path("kubectl"), "--kubeconfig", cluster.record.kubeconfig, "auth", "can-i",
+             verb, resource, f"--subresource={part}", "--as", AGENT, "-A"],
+            capture_output=True, text=True, timeout=_DEADLINE,
+        ).stdout  # fmt: skip
+        return answer.strip() == "yes"
+
+    assert may("watch", "nodes")
+    assert may("patch", "nodes/status")
+    assert may("create", "events")
+    for verb, what in (("delete", "nodes"), ("patch", "nodes"), ("get", "secrets"),
+                       ("list", "pods"), ("create", "pods"), ("get", "configmaps"),
+                       ("list", "events"), ("impersonate", "users")):  # fmt: skip
+        assert not may(verb, what), (verb, what)
+    for node in cluster.get("nodes")["items"]:
+        conditions = {each["type"]: each["status"] for each in node["status"]["conditions"]}
+        assert conditions["FirstlightPodNetworks"] == "True"
