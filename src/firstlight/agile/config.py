@@ -41,16 +41,17 @@ class PoolSize(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Pools(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The pools: networks and cgroups; sandboxes and zygotes per function.
+    """The pools: networks, cgroups and sandboxes of all functions, and forks of each in Python.
 
     A Python function keeps as many places for forks as its requests needed lately, at least one
     and at most ``network.high``: each costs about 0.5 MiB of kernel memory and 10 descriptors. A
-    waiting fork of a small handler (``sandbox``) costs 1.4 MiB besides.
+    waiting fork of a small handler (``fork``) costs 1.4 MiB besides.
     """
 
     network: PoolSize = PoolSize()
     cgroup: PoolSize = PoolSize()
     sandbox: PoolSize = PoolSize(low=0, high=0)
+    fork: PoolSize = PoolSize(low=1, high=1, rate=1000.0)
 
 
 class Ahead(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -25,6 +25,7 @@ from firstlight.agile.node_wire import Flag
 from firstlight.agile.output import Output, pipes
 from firstlight.agile.place import Placer
 from firstlight.agile.sources import Sources, clock
+from firstlight.agile.verify import Unconfined
 from firstlight.errors import Failed, Unsupported
 from firstlight.native import native
 
@@ -167,7 +168,10 @@ class Interpreter:
             _log.info("importing %s wrote: %s", name, self._drain.text)
 
     def check(self) -> None:
-        """Raise Failed if forks would lack or share something of it. It may take milliseconds."""
+        """Raise Unconfined if forks would lack or share something of it, Failed if it is gone.
+
+        It may take milliseconds.
+        """
         name = self._function.handler
         try:
             threads = verify.status(self.pid)["Threads"]
@@ -175,13 +179,13 @@ class Interpreter:
         except OSError as error:
             raise Failed(f"the zygote of {name} is gone: {error.strerror}", "try again") from error
         if threads != "1":
-            raise Failed(f"importing {name} left threads running: a fork would not have them",
-                         "start them in the handler; for a numeric library, set the number of "
-                         "threads to 1")  # fmt: skip
+            raise Unconfined(f"importing {name} left threads running: a fork would not have them",
+                             "start them in the handler; for a numeric library, set the number of "
+                             "threads to 1")  # fmt: skip
         if shared:
             what = f"shared memory, which all requests would share: {', '.join(sorted(shared))}"
             remedy = "make it in the handler: mmap, multiprocessing's locks and values"
-            raise Failed(f"importing {name} left {what}", remedy)
+            raise Unconfined(f"importing {name} left {what}", remedy)
 
     def _shared(self) -> set[str]:
         """Memory that it could write to and its forks would read. Raises OSError."""

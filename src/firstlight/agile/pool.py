@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from firstlight.agile.config import PoolSize
@@ -58,12 +59,14 @@ class Pool(Generic[Part]):
         size: PoolSize,
         make: Callable[[], Awaitable[Part]],
         discard: Callable[[Part], None],
-        gate: LoadGate,
+        gate: LoadGate | None,
     ) -> None:
+        """Without a gate, a refill waits for no lull."""
         self.name, self.size = name, size
         self._make, self._discard, self._gate = make, discard, gate
         self._shelf: deque[Part] = deque()
         self._waiting: deque[asyncio.Future[Part]] = deque()
+        self._building: set[asyncio.Future[Part]] = set()
         self._wanted = asyncio.Event()
         self._warm_to = 0
         self._full = asyncio.Event()
@@ -97,6 +100,29 @@ class Pool(Generic[Part]):
             return await self._make(), False
         return await self.wait(), False
 
+    async def take_first(self) -> Part:
+        """A part that is made for this request, or another that is ready before it.
+
+        Making goes on if who asks gives up: the part is for the next. Raises what making raises.
+        """
+        if self._closed:
+            raise self._over()
+        waiter: asyncio.Future[Part] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        building = asyncio.ensure_future(self._make())
+        self._building.add(building)
+        building.add_done_callback(self._built)
+        return await self._got(waiter)
+
+    def _built(self, building: asyncio.Future[Part]) -> None:
+        self._building.discard(building)
+        if building.cancelled():
+            return
+        if error := building.exception():
+            self._tell(error)
+        else:
+            self._put(building.result())
+
     @property
     def builds(self) -> bool:
         """Whether a request that finds it empty builds a part for itself."""
@@ -111,9 +137,14 @@ class Pool(Generic[Part]):
         self._want()
         waiter: asyncio.Future[Part] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
+        return await self._got(waiter)
+
+    async def _got(self, waiter: asyncio.Future[Part]) -> Part:
         try:
             return await waiter
         except asyncio.CancelledError:
+            with suppress(ValueError):
+                self._waiting.remove(waiter)
             if waiter.done() and not waiter.cancelled() and not waiter.exception():
                 self.give(waiter.result())
             raise
@@ -163,6 +194,10 @@ class Pool(Generic[Part]):
         while self._filler and not self._filler.done():
             self._filler.cancel()  # what makes a part may lose it, as wait_for does before 3.12
             await asyncio.wait((self._filler,), timeout=_RETRY_SECONDS)
+        while self._building:
+            for building in self._building:
+                building.cancel()
+            await asyncio.wait(self._building, timeout=_RETRY_SECONDS)
         self._fail(self._over())
         self.drain()
 
@@ -188,14 +223,19 @@ class Pool(Generic[Part]):
             self._filler = asyncio.get_running_loop().create_task(self._fill())
 
     def _short(self) -> bool:
-        return bool(self._waiting) or len(self._shelf) < self.size.high
+        return len(self._shelf) - self._unserved() < self.size.high
+
+    def _unserved(self) -> int:
+        """How many wait for whom no part is built; below 0, how many are built for the shelf."""
+        return len(self._waiting) - len(self._building)
 
     async def _fill(self) -> None:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
             while self._short():
-                await self._gate.wait_idle(lambda: bool(self._waiting))
+                if self._gate:
+                    await self._gate.wait_idle(lambda: self._unserved() > 0)
                 began = time.monotonic()
                 try:
                     part = await self._make()
@@ -218,7 +258,10 @@ class Pool(Generic[Part]):
     def _fail(self, error: Exception) -> None:
         self.error = error
         self._full.set()
-        while self._waiting:
+        self._tell(error)
+
+    def _tell(self, error: BaseException) -> None:
+        while self._unserved() > 0:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_exception(error)

@@ -24,6 +24,10 @@ _MOST = 1 << 16
 _CONTROLLERS = {"cpu", "memory", "pids", ""}
 
 
+class Unconfined(Failed):
+    """A process is not as it has to be, or what its forks would share."""
+
+
 @dataclass(frozen=True)
 class Expected:
     """A confinement: identity, number of seccomp filters, namespaces and cgroups by name."""
@@ -94,14 +98,14 @@ def shared(pid: int, parent: int) -> list[str]:
 
 
 def check(what: str, pid: int, expected: Expected, parent: int) -> None:
-    """Raise Failed if a process is not confined as expected, or is gone."""
+    """Raise Unconfined if a process is not confined as expected, Failed if it is gone."""
     try:
         found = differences(pid, expected) + shared(pid, parent)
     except OSError as error:
         raise Failed(f"{what} ended before it was ready: {error.strerror}") from error
     if found:
-        raise Failed(f"{what} is not confined: {', '.join(found)}",
-                     "the import must not change os.fork or the runtime's module")  # fmt: skip
+        raise Unconfined(f"{what} is not confined: {', '.join(found)}",
+                         "the import must not change os.fork or the runtime's module")  # fmt: skip
 
 
 def _link(pid: int, namespace: str) -> str:

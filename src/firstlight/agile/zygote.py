@@ -2,8 +2,8 @@
 
 Zygote and forks run ``zygote_main.py`` inside the function's root file system. A fork is born in a
 *place*, a sandbox with a trusted PID 1, and in its cgroup: the zygote is moved there in advance,
-from outside. It gets its event after ``verify.py`` has verified its confinement. A fork that waits
-for its event is the deepest level of preparation; if none waits, one is made on request.
+from outside. It gets its event after ``verify.py`` has verified its confinement. One fork waits for
+its event ahead, or as many as the pool ``fork`` has; a request that finds none makes its own.
 """
 
 import asyncio
@@ -31,8 +31,8 @@ from firstlight.agile.network import Network, Networks
 from firstlight.agile.output import Output
 from firstlight.agile.place import Place
 from firstlight.agile.pool import LoadGate, Pool
-from firstlight.agile.single_flight import shared
 from firstlight.agile.sources import Changes, keeps_changing
+from firstlight.agile.verify import Unconfined
 from firstlight.errors import Failed
 
 T = TypeVar("T")
@@ -63,18 +63,19 @@ class Zygote:
         self._up: Interpreter | None = None
         self._starting, self._forking = asyncio.Lock(), asyncio.Lock()
         self._generation = 0
-        self._suspect, self._looked, self.used = False, 0.0, time.monotonic()
+        self._suspect, self._looked = False, 0.0
+        self.used = self._rested = time.monotonic()
         self.working = self._peak = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = self._leaves = self._settles = False
+        self._refusal: Unconfined | None = None  # which no request has been told yet
         self._next: asyncio.Task[Fork] | None = None
         self._standing: Place | None = None  # in its cgroup the zygote is
         self._tasks: set[asyncio.Task[Any]] = set()
         pools = resources.config.pools
         self.forks: Pool[Fork] = Pool(
-            f"fork {function.handler}", pools.sandbox, self._ready_fork, self._discard,
-            resources.gate,
+            f"fork {function.handler}", pools.fork, self._ready_fork, self._discard, None
         )  # fmt: skip
         self._places: Pool[Place] = Pool(
             f"place of {function.handler}", pools.network, self._make_place, self._give_back,
@@ -120,6 +121,7 @@ class Zygote:
             raise Failed(f"{handler} did not answer in {seconds} s",
                          "give the function a longer timeout") from None  # fmt: skip
         except Failed:
+            self._raise_refusal()  # its zygote was ended, and with it this fork
             if self._resources.cgroups.ran_out_of_memory(fork.place.cgroup):
                 raise Failed(f"{handler} exceeded its memory limit",
                              f"the limit is {self.function.memory} bytes") from None  # fmt: skip
@@ -164,16 +166,22 @@ class Zygote:
 
     async def _taken(self) -> tuple[Fork, bool]:
         """A fork, and whether it was waiting."""
+        self._raise_refusal()
         while fork := self.forks.take_ready():
             if fork.place.is_alive and self._is_up():
                 return fork, True
             self._discard(fork)  # it ended with its zygote
-        making = self._task(self._ready_fork())
         try:
-            return await shared(making), False
-        except asyncio.CancelledError:  # of who asks: the zygote is to stay in order
-            making.add_done_callback(self._not_needed)
+            return await self.forks.take_first(), False
+        except Unconfined as error:
+            self._refusal = None if self._refusal is error else self._refusal
             raise
+
+    def _raise_refusal(self) -> None:
+        """A fork that was made ahead is refused to the request after it. Raises Unconfined."""
+        refusal, self._refusal = self._refusal, None
+        if refusal:
+            raise refusal
 
     def _is_up(self) -> bool:
         return self._up is not None and self._up.is_up
@@ -316,7 +324,7 @@ class Zygote:
                 fork.close()
                 raise
         except BaseException as error:
-            self._spoil(up)
+            self._spoil(up, error)
             place.left.set()
             self._give_back(place)
             if isinstance(error, OSError):
@@ -325,10 +333,13 @@ class Zygote:
             raise
         return fork
 
-    def _spoil(self, up: Interpreter) -> None:
+    def _spoil(self, up: Interpreter, error: BaseException) -> None:
         """Something failed while it was told to fork: its state is unknown."""
-        if not self._leaves:
-            up.kill()
+        if self._leaves:
+            return
+        if isinstance(error, Unconfined):
+            self._refusal = error
+        up.kill()
 
     def _moved(self, up: Interpreter, place: Place) -> None:
         """Move it, if the forks that it made have left it as it was. Raises Failed, OSError."""
@@ -377,14 +388,14 @@ class Zygote:
                     await fork.ready()
                 fork.check(self._born(fork.place), up.pid)
             except BaseException as error:
-                self._spoil(up)
-                self._discard(fork)
                 if isinstance(error, TimeoutError):
                     name, seconds = self.function.handler, self.function.timeout
                     error = Failed(f"a fork of {name} was not ready in {seconds} s")
                 if isinstance(error, Failed):
-                    raise Failed(error.message, error.hint or up.words) from None
-                raise
+                    error.hint = error.hint or up.words
+                self._spoil(up, error)
+                self._discard(fork)
+                raise error from None
         asyncio.get_running_loop().call_soon(self._arm_ahead)
         return fork
 
@@ -394,8 +405,8 @@ class Zygote:
             pids = self._resources.cgroups.processes(place.cgroup) - {place.pid, self.pid}
             if len(pids) == 1:
                 return pids.pop()
-        raise Failed(f"the zygote of {self.function.handler} did not make exactly one process",
-                     "the import must not change os.fork or start processes")  # fmt: skip
+        raise Unconfined(f"the zygote of {self.function.handler} did not make exactly one process",
+                         "the import must not change os.fork or start processes")  # fmt: skip
 
     def _discard(self, fork: Fork) -> None:
         if self._leaves:
@@ -495,9 +506,15 @@ class Zygote:
             self._up.leave()
 
     def rest(self) -> None:
-        """Keep as many places as requests were at work at once since the last time."""
+        """Keep as many places as requests were at work at once since the last time.
+
+        If there was none, no fork waits for the next.
+        """
         self._keep_places(self._peak)
         self._peak = self.working
+        if self.used < self._rested:
+            self.forks.drain()
+        self._rested = time.monotonic()
 
     def _keep_places(self, count: int) -> None:
         """Places follow use: at least one, at most as configured."""

@@ -129,7 +129,29 @@ def test_a_waiting_fork_answers_at_once(python: Path) -> None:
         assert value(result) == {"a": [1, "ü"]}
         assert result.requested < result.began < result.finished
 
-    with_handlers(python, main, Pools(sandbox=PoolSize(low=1, high=3)))
+    with_handlers(python, main, Pools(fork=PoolSize(low=1, high=3)))
+
+
+def test_one_fork_waits_ahead_until_its_function_rests(python: Path) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
+        echo = function("echo")
+        assert not (await runtime.invoke(echo, 1)).warm
+        [zygote] = runtime._zygotes.values()
+        for number in range(3):
+            while not len(zygote.forks):
+                await asyncio.sleep(0.001)
+            result = await runtime.invoke(echo, number)
+            assert (result.warm, value(result)) == (True, number)
+        while not len(zygote.forks):
+            await asyncio.sleep(0.001)
+        assert len(zygote.forks) == 1
+        zygote.rest()
+        assert len(zygote.forks) == 1, "it was used since the last time"
+        zygote.rest()
+        assert len(zygote.forks) == 0
+        assert not (await runtime.invoke(echo, 2)).warm
+
+    with_handlers(python, main)
 
 
 def test_to_prepare_makes_networks_and_cgroups_for_forks_by_one_zygote(python: Path) -> None:
@@ -190,7 +212,7 @@ def test_a_killed_zygote_is_replaced(python: Path) -> None:
         await killed_zygote(runtime)
         assert bytes((await runtime.invoke(echo, 3)).value) == b"3"
 
-    with_handlers(python, main, Pools(sandbox=PoolSize(low=1, high=3)))
+    with_handlers(python, main, Pools(fork=PoolSize(low=1, high=3)))
 
 
 def test_an_event_that_comes_while_a_zygote_is_started_again_waits_for_it(python: Path) -> None:

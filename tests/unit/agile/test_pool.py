@@ -135,6 +135,53 @@ def test_one_who_waits_hears_of_the_failure_and_the_next_is_served(
     with_pool(main, dry="wait")
 
 
+def test_what_is_ready_first_is_for_who_asked_first() -> None:
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        asked = [asyncio.ensure_future(pool.take_first()) for _ in range(2)]
+        await turns()
+        pool.give(100)
+        assert await asked[0] == 100
+        maker.permits.release()
+        assert await asked[1] == 1
+        maker.permits.release()
+        await turns()
+        assert (maker.made, len(pool)) == (2, 1), "what nobody waits for any more is kept"
+
+    with_pool(main, allowed=0)
+
+
+def test_a_part_that_cannot_be_made_fails_one_request_and_no_more_than_have_none() -> None:
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        asked = [asyncio.ensure_future(pool.take_first()) for _ in range(2)]
+        await turns()
+        maker.broken = Failed("broken")
+        maker.permits.release()
+        with pytest.raises(Failed, match="broken"):
+            await asked[0]
+        pool.give(100)
+        assert await asked[1] == 100
+        maker.permits.release()
+        await turns()
+        maker.broken = None
+        again = asyncio.ensure_future(pool.take_first())
+        maker.permits.release()
+        assert await again == 1
+
+    with_pool(main, allowed=0)
+
+
+def test_one_who_gives_up_leaves_what_is_made_for_it_to_the_next() -> None:
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        asked = asyncio.ensure_future(pool.take_first())
+        await turns()
+        asked.cancel()
+        maker.permits.release()
+        await turns()
+        assert pool.take_ready() == 1
+
+    with_pool(main, allowed=0)
+
+
 def test_one_who_gives_up_waiting_loses_no_part() -> None:
     async def main(pool: Pool[int], maker: Maker) -> None:
         waiting = asyncio.ensure_future(pool.take())

@@ -47,10 +47,10 @@ _GREETING = protocol.encode(protocol.List()).decode()
 
 
 class _Kind(NamedTuple):
-    """``forks``: whether forks wait for their event."""
+    """``all_ahead``: whether a fork waits for each event, not for the first only."""
 
     isolation: str
-    forks: bool = False
+    all_ahead: bool = False
 
 
 _AS_AGILE = (
@@ -58,8 +58,8 @@ _AS_AGILE = (
     "in a user namespace that the forks of one function share, with the memory of its imports"
 )
 KINDS = {
-    "zygote": _Kind(f"a warm interpreter forks on request; {_AS_AGILE}"),
-    "zygote-ready": _Kind(f"a waiting fork of a warm interpreter; {_AS_AGILE}", forks=True),
+    "zygote": _Kind(f"a warm interpreter, one fork of which waits ahead; {_AS_AGILE}"),
+    "zygote-ready": _Kind(f"a waiting fork of a warm interpreter; {_AS_AGILE}", all_ahead=True),
     "wasm": _Kind(
         "an instance in the worker of its function, isolated from the others by WebAssembly, its "
         "memory and time limited; the worker is isolated as an agile instance is (namespaces, "
@@ -114,12 +114,12 @@ class Invoked:
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A warmed-up runtime with full pools."""
-        full, none = PoolSize(low=0, high=instances, rate=_RATE), PoolSize(low=0, high=0)
-        forks = full if KINDS[self.kind].forks else none
+        full = PoolSize(low=0, high=instances, rate=_RATE)
+        forks = full if KINDS[self.kind].all_ahead else Pools().fork
         with _base(workspace) as base:
             config = Config(
                 name="lab", state=str(base / "state"), instances=10 * instances,
-                pools=Pools(network=full, cgroup=full, sandbox=forks),
+                pools=Pools(network=full, cgroup=full, fork=forks),
                 cgroup=f"{cgroups.name(workspace.run)}/agile",
             )  # fmt: skip
             function, event = _wasm(base) if self.kind == "wasm" else _python(base)
