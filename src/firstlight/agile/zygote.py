@@ -230,6 +230,7 @@ class Zygote:
         assert self._up
         self._up.instance.ended.add_done_callback(lambda _: self._stands_in(None))
         self._generation += 1
+        self.used = time.monotonic()  # the import may have taken longer than it may idle
 
     async def _started(self) -> Interpreter:
         instances, changed = self._resources.instances, list[str]()
