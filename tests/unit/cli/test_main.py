@@ -81,6 +81,7 @@ def test_the_verbs() -> None:
             "claims",
             "clean",
             "cluster down",
+            "cluster load",
             "cluster status",
             "cluster up",
             "compare",
