@@ -125,7 +125,7 @@ class Content:
     def add_module(self, path: Path) -> Code:
         """Copy a WebAssembly module. Raises BadCode."""
         descriptor = _opened(path)
-        with os.fdopen(descriptor, "rb") as file:
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise NotAnArchive(f"{path} is no WebAssembly module", "compile to wasm32-wasip1")
             digest, size = _digest(descriptor)
