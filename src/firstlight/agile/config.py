@@ -2,9 +2,10 @@
 
 import re
 import tomllib
+from difflib import get_close_matches
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec import Struct
@@ -20,6 +21,7 @@ _LOG_LEAST = 4096
 _FUNCTIONS_MOST, _INSTANCES_MOST, _PORT_MOST = 4000, 100_000, 65535
 _POOL_MOST, _RATE_MOST = 8192, 1e6
 _SECONDS_MOST = 365 * 86400.0
+_REMEDY = "conf/agile/firstlight.toml in the source tree documents every key"
 
 
 class PoolSize(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -329,12 +331,32 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def load(path: Path) -> Config:
     """Read a configuration. Raises Failed, naming the key that is wrong."""
+    what = f"the configuration {path} is invalid"
     try:
-        return msgspec.convert(tomllib.loads(path.read_text()), Config)
+        written = tomllib.loads(path.read_text())
+        _check_keys(what, written, Config)
+        return msgspec.convert(written, Config)
     except OSError as error:
         raise Failed(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (ValueError, msgspec.ValidationError) as error:  # of TOML, of UTF-8, of its keys
-        raise Failed(
-            f"the configuration {path} is invalid: {error}",
-            "conf/agile/firstlight.toml in the source tree documents every key",
-        ) from error
+    except (ValueError, msgspec.ValidationError) as error:  # of TOML, of UTF-8, of a value
+        raise Failed(f"{what}: {_worded(str(error))}", _REMEDY) from error
+
+
+def _check_keys(what: str, written: dict[str, Any], table: type[Struct], path: str = "") -> None:
+    """Raise Failed for a key that no table has, naming the nearest that one has."""
+    fields = {field.name: field.type for field in msgspec.structs.fields(table)}
+    for key, value in written.items():
+        if key not in fields:
+            near = get_close_matches(key, fields, 1)
+            remedy = f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(fields)}"
+            raise Failed(f"{what}: there is no key {path}{key}", remedy)
+        kinds = get_args(fields[key]) or (fields[key],)
+        for below in kinds:
+            if isinstance(value, dict) and isinstance(below, type) and issubclass(below, Struct):
+                _check_keys(what, value, below, f"{path}{key}.")
+
+
+def _worded(error: str) -> str:
+    """An error of msgspec, with the key at its beginning."""
+    words, at, key = error.removesuffix("`").partition(" - at `$.")
+    return f"{key}: {words.replace('`', '')}" if at else error

@@ -31,7 +31,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("name = 'Edge!'", "1 to 8 letters"),
-        ("nam = 'edge'", "unknown field `nam`"),
+        ("nam = 'edge'", "there is no key nam$"),
+        ("[pools.network]\nhihg = 2", r"there is no key pools\.network\.hihg$"),
+        ("[http]\nlisten = '127.0.0.1:1'\nport = 1", r"there is no key http\.port$"),
+        ("[pools.network]\nlow = 'two'", r"pools\.network\.low: Expected int, got str$"),
         ("[pools.network]\nlow = 9\nhigh = 2", "0 <= low <= high"),
         ("[pools.network]\ndry = 'maybe'", "Invalid enum value 'maybe'"),
         ("[pools.network]\nrate = 0", "rate above 0"),
@@ -46,6 +49,23 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "c").write_text(text)
     with pytest.raises(Failed, match=said):
         load(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("[pools.network]\nhihg = 2", "did you mean pools.network.high?"),
+        ("[pool.network]\nhigh = 2", "did you mean pools?"),
+        ("[events]\nxyz = 2", "known: retries, retry_seconds, oldest_seconds"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest(
+    tmp_path: Path, text: str, remedy: str
+) -> None:
+    (tmp_path / "c").write_text(text)
+    with pytest.raises(Failed) as error:
+        load(tmp_path / "c")
+    assert error.value.hint == remedy
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
