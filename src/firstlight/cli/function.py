@@ -434,4 +434,8 @@ def _text(path: Path) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise FirstlightError(f"cannot read the event {path}: {error}") from error
+        fact = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise FirstlightError(
+            f"cannot read the event's file {path}: {fact}",
+            "@FILE is the file of an event, @- standard input; an event itself has no @",
+        ) from error
