@@ -42,6 +42,10 @@ _SHARED = re.compile(r"^\S+ ...s .*$", re.MULTILINE)
 _log = logging.getLogger(__name__)
 
 
+class ImportFailed(Failed):
+    """A handler cannot be imported, and could not be by any interpreter of its root."""
+
+
 class _Report(msgspec.Struct, frozen=True):
     """A message of an interpreter: files that it has loaded, the end of them, or a failure."""
 
@@ -156,7 +160,7 @@ class Interpreter:
             async with asyncio.timeout(seconds):
                 files, directories = await self._report()
         except TimeoutError:
-            raise Failed(f"importing {name} took more than {seconds} s", self.words) from None
+            raise ImportFailed(f"importing {name} took more than {seconds} s", self.words) from None
         assert self.home
         if others := self._groups.processes(self.home) - {self.pid}:
             names = ", ".join(sorted(filter(None, map(_name, others))))
@@ -216,7 +220,7 @@ class Interpreter:
                 raise Failed(f"cannot import {name}: its message violates the protocol: {error!r}",
                              self.words) from None  # fmt: skip
             if report.failed is not None:
-                raise Failed(f"cannot import {name}: {report.failed.rstrip()}", self.words)
+                raise ImportFailed(f"cannot import {name}: {report.failed.rstrip()}", self.words)
             named = [*report.files, *(report.imported or ())]
             if any("\0" in path for path in named) or not (report.files or report.imported):
                 raise Failed(f"cannot import {name}: its message violates the protocol", self.words)
@@ -241,9 +245,9 @@ class Interpreter:
         with suppress(TimeoutError):
             ended = await asyncio.wait_for(self.instance.wait(), _END_SECONDS)
             if ended.out_of_memory:
-                return Failed(f"importing {name} exceeded the memory limit",
-                              f"the limit is {self._function.memory} bytes")  # fmt: skip
-            return Failed(f"importing {name} ended the interpreter: {ended}", self.words)
+                return ImportFailed(f"importing {name} exceeded the memory limit",
+                                    f"the limit is {self._function.memory} bytes")  # fmt: skip
+            return ImportFailed(f"importing {name} ended the interpreter: {ended}", self.words)
         return Failed(f"importing {name} closed its control socket", self.words)
 
     async def send(self, message: bytes, descriptors: list[int]) -> None:

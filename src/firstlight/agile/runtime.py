@@ -218,6 +218,20 @@ class Runtime:
             raise Failed("the function has no handler that serves events", "start it")
         return await self._zygotes.serve(function, environment)
 
+    async def try_handler(self, function: Function) -> None:
+        """Import a handler, or compile its module, in a sandbox that ends with it.
+
+        Raises ImportFailed for a handler of Python that cannot be imported; Failed, Unsupported.
+        """
+        if function.kind != "wasm":
+            await self._zygotes.try_import(function)
+            return
+        wasm = Wasm(function, self._resident, lambda _: None)
+        try:
+            (await wasm.connect()).close()
+        finally:
+            await wasm.close()
+
     async def release(self, function: Function) -> None:
         """End the warm interpreter of a Python function and its forks, or a module's worker."""
         if function.kind != "wasm":

@@ -187,7 +187,8 @@ def _import(name: str) -> Handler:
 def _import_for_events(name: str) -> Handler:
     """AWS's client of the Lambda Runtime API, with the handler imported: it runs until its end."""
     client = importlib.import_module("awslambdaric.__main__")
-    importlib.import_module(name.rpartition(".")[0].replace("/", "."))
+    module, _, attribute = name.rpartition(".")
+    getattr(importlib.import_module(module.replace("/", ".")), attribute)
 
     def run(environment: dict[str, str]) -> None:
         os.environ.update(environment)

@@ -68,6 +68,16 @@ class Zygotes:
         self._zygotes.forget(oldest)
         self._retire(oldest)
 
+    async def try_import(self, function: Function) -> None:
+        """Import a function's handler, to see if that works. Raises ImportFailed, Failed."""
+        resources = self._resources
+        up = await interpreter.start(function, resources.instances, resources.cgroups)
+        try:
+            await up.imported()
+        finally:
+            up.close()
+            await up.instance.wait()
+
     async def release(self, function: Function) -> None:
         """End a function's zygote, if it is up, and its forks."""
         if zygote := self._zygotes.pop(coding.encode(function)):

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.support.agile_host import on_host
 from tests.support.lambda_host import (
@@ -21,7 +22,13 @@ from tests.support.lambda_host import (
 
 from firstlight.agile.functions import errors
 from firstlight.agile.functions.catalogue import Functions
-from firstlight.agile.functions.records import DirectorySource, Settings, ZipSource
+from firstlight.agile.functions.records import (
+    DirectorySource,
+    ModuleSource,
+    Settings,
+    Source,
+    ZipSource,
+)
 from firstlight.errors import Failed
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -34,6 +41,10 @@ def main(event):
         return WORD
     return WORD
 """
+
+_MODULE = bytes.fromhex(
+    "0061736d0100000001060160017f017f03020100070801046e65787400000a09010700200041016a0b"
+)  # (module (func (export "next") (param i32) (result i32) local.get 0 i32.const 1 i32.add))
 
 
 async def called(
@@ -193,3 +204,44 @@ def test_aliases_versions_and_limits_that_cannot_be_are_refused(tmp_path: Path) 
         assert len(list((functions.directory / "trees").iterdir())) == 1
 
     with_functions(tmp_path, main)
+
+
+TRIED: dict[str, tuple[str, str]] = {
+    "app:nope": ("def main(event): ...", "has no attribute 'nope'"),
+    "app.nope": ("def main(event, context): ...", "has no attribute 'nope'"),
+    "app:main": ("def main(event): return 1 +", "SyntaxError"),
+    "none:main": ("def main(event): ...", "No module named 'none'"),
+    "app:WORD": ("WORD = 'main'", "is not callable"),
+    "app.main": ("import none_such", "No module named 'none_such'"),
+    "app:exits": ("raise SystemExit(3)", "SystemExit"),
+}
+
+
+def test_a_handler_that_cannot_be_called_is_refused_where_it_is_to_be_tried(
+    tmp_path: Path,
+) -> None:
+    async def main(functions: Functions) -> None:
+        await functions.add("f", says("old"), SLOW, tries=True)
+        for handler, (text, words) in TRIED.items():
+            source: Source = ZipSource(data=zipped(app=text))
+            given = msgspec.structs.replace(SLOW, handler=handler)
+            with pytest.raises(Failed) as error:
+                await functions.update("f", source, given, tries=True)
+            assert f"cannot import {handler}" in error.value.message
+            assert words in error.value.message
+        with pytest.raises(Failed, match="cannot import"):
+            await functions.add("g", source, given, tries=True)
+        module = tmp_path / "sum.wasm"
+        module.write_bytes(_MODULE)
+        source, given = ModuleSource(str(module)), Settings(handler="nope")
+        with pytest.raises(Failed, match="exports no 'nope'"):
+            await functions.add("g", source, given, tries=True)
+        assert functions.names() == ["f"]
+        assert functions.get("f").published == 1
+        assert await called(functions, "f") == "old"
+        await functions.add("w", source, Settings(handler="next"), tries=True)
+        assert await called(functions, "w", [41]) == 42
+        running = [one.function.handler for one in functions._runtime.running()]
+        assert running == ["app:main", "next"]
+
+    with_functions(tmp_path / "store", main)

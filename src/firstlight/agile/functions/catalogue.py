@@ -140,14 +140,19 @@ class Functions:
     async def add(
         self, name: str, source: Source, given: Settings = _NOTHING, *,
         publish: bool = True, owner: str = "", tags: dict[str, str] | None = None,
+        tries: bool = False,
     ) -> Registration:  # fmt: skip
-        """Register a function. Raises Conflict, Invalid, BadCode."""
+        """Register a function. Raises Conflict, Invalid, BadCode.
+
+        ``tries``: its handler is tried in a sandbox first, and one that cannot be called is
+        refused. The Lambda API tells that to the first who calls it.
+        """
         if not settings.NAME.fullmatch(name):
             raise Invalid(f"{name[:100]!r} cannot be a function's name",
                           "1 to 64 letters, digits, - and _")  # fmt: skip
         async with self._change(name):
             self._check_new(name)
-            revision = await self._made(name, given, source, owner)
+            revision = await self._made(name, given, source, owner, tries)
             function = Registration(
                 name=name, revisions={LATEST: revision}, owner=owner, tags=tags or {}
             )
@@ -155,11 +160,11 @@ class Functions:
 
     async def update(
         self, name: str, source: Source | None = None, given: Settings = _NOTHING, *,
-        publish: bool = True, expected: int | None = None,
+        publish: bool = True, expected: int | None = None, tries: bool = False,
     ) -> Registration:  # fmt: skip
         """Change a function's code or settings; ``expected`` is the revision that is changed.
 
-        Raises NotFound, Conflict, Invalid, BadCode.
+        ``tries`` is as in ``add``. Raises NotFound, Conflict, Invalid, BadCode.
         """
         async with self._change(name):
             function = self._expected(name, expected)
@@ -171,10 +176,10 @@ class Functions:
                         f"{name} is {'of' if before.image else 'not of'} an image, and its new "
                         "code is otherwise", "remove it, and add it again",
                     )  # fmt: skip
-                revision = await self._made(name, merged, source, function.owner)
+                revision = await self._made(name, merged, source, function.owner, tries)
             else:
                 revision = await self._checked(
-                    name, merged, before.code, before.image, function.owner
+                    name, merged, before.code, before.image, function.owner, tries
                 )
             function = msgspec.structs.replace(
                 function, revisions={**function.revisions, LATEST: revision}
@@ -320,22 +325,28 @@ class Functions:
                 self._changing.pop(name, None)
             await asyncio.shield(asyncio.ensure_future(self._retired(collect=True)))
 
-    async def _made(self, name: str, given: Settings, source: Source, owner: str) -> Revision:
+    async def _made(
+        self, name: str, given: Settings, source: Source, owner: str, tries: bool
+    ) -> Revision:
         code, own = await asyncio.to_thread(_fetched, self._content, source)
-        return await self._checked(name, given, code, own, owner)
+        return await self._checked(name, given, code, own, owner, tries)
 
     async def _checked(
-        self, name: str, given: Settings, code: Code, own: ImageSettings | None, owner: str
-    ) -> Revision:
+        self, name: str, given: Settings, code: Code, own: ImageSettings | None, owner: str,
+        tries: bool,
+    ) -> Revision:  # fmt: skip
         """A revision that can be started, as far as its files tell. Raises Failed."""
         number = await self._written(lambda store: store.next("revision"))
         revision = settings.made(name, number, given, code, own, owner)
 
-        def check() -> None:
-            root = str(self._mounts.root(code))
-            settings.check_root(msgspec.structs.replace(revision.version, root=root))
+        def check() -> FunctionVersion:
+            version = msgspec.structs.replace(revision.version, root=str(self._mounts.root(code)))
+            settings.check_root(version)
+            return version
 
-        await asyncio.to_thread(check)
+        version = await asyncio.to_thread(check)
+        if tries:
+            await self._serving.try_handler(version)
         return revision
 
     async def _published(self, function: Registration, description: str = "") -> Registration:

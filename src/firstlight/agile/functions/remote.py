@@ -36,11 +36,11 @@ async def _called(functions: Functions, request: protocol.CallFunction) -> proto
 async def _change(functions: Functions, request: protocol.Change) -> None:
     match request:
         case protocol.AddFunction(name, source, settings, alias):
-            function = await functions.add(name, source, settings)
+            function = await functions.add(name, source, settings, tries=True)
             if alias:
                 await functions.set_alias(name, alias, str(function.published))
         case protocol.UpdateFunction(name, given, settings, alias):
-            function = await functions.update(name, given, settings)
+            function = await functions.update(name, given, settings, tries=True)
             if alias:
                 await functions.set_alias(name, alias, str(function.published))
         case protocol.RemoveFunction(name, version):

@@ -1,6 +1,7 @@
 """Answers events of all functions of a node."""
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -8,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from firstlight.agile.functions.version import FunctionVersion
+from firstlight.agile.interpreter import ImportFailed
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import kept, once
 from firstlight.agile.serving.answer import Answer, Load, Outcome, Throttled
@@ -18,6 +20,8 @@ from firstlight.errors import Failed
 
 if TYPE_CHECKING:
     from firstlight.agile.serving.web import Web, WebInstance
+
+_log = logging.getLogger(__name__)
 
 
 class Serving:
@@ -93,6 +97,18 @@ class Serving:
         if version.kind == "http":
             raise Failed(f"{version.name} serves HTTP, not events", "call it by its URL")
         return await self._fetched(version, event, deadline)
+
+    async def try_handler(self, version: FunctionVersion) -> None:
+        """See if a version's handler can be called, if it names one. Raises Failed."""
+        if once.has_handler(version):
+            await self.runtime.try_handler(once.handler_definition(version))
+        elif kept.forks(version):
+            try:
+                await self.runtime.try_handler(kept.python_definition(version))
+            except ImportFailed:
+                raise
+            except Failed as error:  # each instance has an interpreter of its own
+                _log.info("%s is not forked: %s", version.name, error.message)
 
     def loads(self) -> list[Load]:
         """What each version has, where it has anything."""
