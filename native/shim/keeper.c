@@ -1,0 +1,602 @@
+/* shim-keeper: what must not end while pods run, in front of the shim's server, which may.
+ *
+ *   shim-keeper SOCKET PROGRAM [ARGUMENT]...
+ *
+ * containerd takes the end of a connection for the end of its pod, and a container's exit status goes
+ * to its parent alone. So the keeper holds both. It starts the server (PROGRAM) and starts it again
+ * when it ends; containerd's requests are relayed to it, and those that a server has left without an
+ * answer are given to the next, marked as such. Containers are orphans of the program that made them,
+ * and become the keeper's children; their ends are reported until the server has noted them. What the
+ * server deposits (a terminal's master) is given back to its successor.
+ *
+ *   descriptor 3 of the server  a stream of frames, each after a struct relay
+ *   descriptor 4                messages of struct note, one descriptor with KEPT
+ *
+ * SIGHUP restarts the server. SIGTERM goes to it; the keeper ends when it has ended. The keeper is C
+ * because it is there for as long as the node is, and must be small and never change.
+ */
+#include "common/socket.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+	LINK = 3, /* the server's descriptors */
+	NOTES = 4,
+	HEADER = 10, /* of ttrpc: length, stream, type, flags; see its PROTOCOL.md */
+	FRAME_MAX = HEADER + (4 << 20),
+	REQUEST = 1,
+	PART = 64 << 10,
+	BACKLOG = 1024,
+	NAME = 112,
+	HELD_MAX = 4096,
+	AGAIN_MS = 100, /* between a server's end and the next, doubled up to AGAIN_MAX_MS */
+	AGAIN_MAX_MS = 5000,
+	HEALTHY_MS = 10000
+};
+
+/* Before each frame between keeper and server, and instead of one when a connection has ended. */
+struct relay {
+	uint32_t connection, flags, size;
+};
+enum { RELAY_AGAIN = 1, RELAY_ENDED = 2 };
+_Static_assert(sizeof(struct relay) == 12, "agile/shim/keeper.py has it too");
+
+struct note {
+	uint32_t kind;
+	int32_t pid, status, unused;
+	int64_t time; /* ns since 1970 */
+	char name[NAME];
+};
+enum { NOTE_EXIT = 1, NOTE_NOTED, NOTE_KEPT, NOTE_DROP, NOTE_ALL };
+_Static_assert(sizeof(struct note) == 136, "agile/shim/keeper.py has it too");
+
+struct buffer {
+	char *bytes;
+	size_t begin, end, room;
+};
+
+struct call {
+	struct call *next;
+	size_t size;
+	uint32_t stream;
+	char frame[];
+};
+
+struct connection {
+	struct connection *next;
+	int socket;
+	uint32_t number;
+	struct buffer in, out;
+	struct call *calls, **last;
+};
+
+struct held { /* a note that the server is to have, and its descriptor */
+	struct held *next;
+	struct note note;
+	int descriptor;
+	bool is_told;
+};
+
+static struct keeper {
+	char **program;
+	int epoll, listener, signals, link, notes;
+	pid_t server;
+	bool is_ending, all_told;
+	long long started, again; /* ms; when to start the next server */
+	int delay;
+	uint32_t last;
+	struct connection *connections;
+	struct held *held;
+	size_t held_count;
+	struct buffer in, out; /* of the link */
+	struct rlimit files;
+} keeper;
+
+static _Noreturn void fail(const char *what)
+{
+	fprintf(stderr, "shim-keeper: cannot %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static long long now_ms(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+static void *memory(void *old, size_t size)
+{
+	void *new = realloc(old, size);
+	if (!new)
+		fail("get memory");
+	return new;
+}
+
+static void buffer_add(struct buffer *buffer, const void *bytes, size_t size)
+{
+	if (buffer->begin == buffer->end)
+		buffer->begin = buffer->end = 0;
+	if (buffer->end + size > buffer->room) {
+		if (buffer->begin) {
+			memmove(buffer->bytes, buffer->bytes + buffer->begin,
+				buffer->end - buffer->begin);
+			buffer->end -= buffer->begin;
+			buffer->begin = 0;
+		}
+		if (buffer->end + size > buffer->room) {
+			buffer->room = 2 * (buffer->end + size);
+			buffer->bytes = memory(buffer->bytes, buffer->room);
+		}
+	}
+	memcpy(buffer->bytes + buffer->end, bytes, size);
+	buffer->end += size;
+}
+
+static void buffer_drop(struct buffer *buffer)
+{
+	free(buffer->bytes);
+	*buffer = (struct buffer){0};
+}
+
+static void watch(int how, int file, uint32_t events, void *what)
+{
+	struct epoll_event event = {.events = events, .data.ptr = what};
+	if (epoll_ctl(keeper.epoll, how, file, &event))
+		fail("watch a descriptor");
+}
+
+/* What fits is sent now. False: the other side is gone. */
+static bool flush(int socket, struct buffer *out, void *what)
+{
+	while (out->begin < out->end) {
+		ssize_t sent = send(socket, out->bytes + out->begin, out->end - out->begin,
+				    MSG_NOSIGNAL | MSG_DONTWAIT);
+		if (sent < 0 && errno == EINTR)
+			continue;
+		if (sent < 0 && errno == EAGAIN) {
+			watch(EPOLL_CTL_MOD, socket, EPOLLIN | EPOLLOUT, what);
+			return true;
+		}
+		if (sent < 0)
+			return false;
+		out->begin += (size_t)sent;
+	}
+	watch(EPOLL_CTL_MOD, socket, EPOLLIN, what);
+	return true;
+}
+
+/* What has come is appended. False: the other side is gone. */
+static bool fill(int socket, struct buffer *in)
+{
+	static char part[PART];
+	for (;;) {
+		ssize_t size = recv(socket, part, sizeof part, MSG_DONTWAIT);
+		if (size < 0 && errno == EINTR)
+			continue;
+		if (size < 0)
+			return errno == EAGAIN;
+		if (!size)
+			return false;
+		buffer_add(in, part, (size_t)size);
+		if ((size_t)size < sizeof part)
+			return true;
+	}
+}
+
+static void relay(uint32_t connection, uint32_t flags, const char *frame, size_t size)
+{
+	struct relay relay = {connection, flags, (uint32_t)size};
+	if (keeper.link < 0)
+		return;
+	buffer_add(&keeper.out, &relay, sizeof relay);
+	if (size)
+		buffer_add(&keeper.out, frame, size);
+}
+
+static void push(void)
+{
+	if (keeper.link >= 0 && !flush(keeper.link, &keeper.out, &keeper.link))
+		(void)shutdown(keeper.link, SHUT_RDWR); /* its end is seen as the process's */
+}
+
+/* Calls */
+
+static void call_add(struct connection *connection, uint32_t stream, const char *frame, size_t size)
+{
+	struct call *call = memory(NULL, sizeof *call + size);
+	*call = (struct call){.stream = stream, .size = size};
+	memcpy(call->frame, frame, size);
+	*connection->last = call;
+	connection->last = &call->next;
+}
+
+static void call_answered(struct connection *connection, uint32_t stream)
+{
+	for (struct call **at = &connection->calls; *at; at = &(*at)->next)
+		if ((*at)->stream == stream) {
+			struct call *call = *at;
+			*at = call->next;
+			if (connection->last == &call->next)
+				connection->last = at;
+			free(call);
+			return;
+		}
+}
+
+/* Connections of containerd */
+
+static void connection_end(struct connection *connection)
+{
+	for (struct connection **at = &keeper.connections; *at; at = &(*at)->next)
+		if (*at == connection) {
+			*at = connection->next;
+			break;
+		}
+	relay(connection->number, RELAY_ENDED, NULL, 0);
+	push();
+	close(connection->socket);
+	while (connection->calls)
+		call_answered(connection, connection->calls->stream);
+	buffer_drop(&connection->in);
+	buffer_drop(&connection->out);
+	free(connection);
+}
+
+static void accept_all(void)
+{
+	for (;;) {
+		int socket = accept4(keeper.listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		if (socket < 0 && (errno == EINTR || errno == ECONNABORTED))
+			continue;
+		if (socket < 0)
+			return;
+		struct connection *connection = memory(NULL, sizeof *connection);
+		*connection = (struct connection){
+			.next = keeper.connections, .socket = socket, .number = ++keeper.last};
+		connection->last = &connection->calls;
+		keeper.connections = connection;
+		watch(EPOLL_CTL_ADD, socket, EPOLLIN, connection);
+	}
+}
+
+/* Relays the whole frames that have come. False: they are not of ttrpc. */
+static bool relay_requests(struct connection *connection)
+{
+	struct buffer *in = &connection->in;
+	while (in->end - in->begin >= HEADER) {
+		const char *frame = in->bytes + in->begin;
+		uint32_t length, stream;
+		memcpy(&length, frame, sizeof length);
+		memcpy(&stream, frame + 4, sizeof stream);
+		size_t size = HEADER + (size_t)ntohl(length);
+		if (size > FRAME_MAX)
+			return false;
+		if (in->end - in->begin < size)
+			break;
+		if (frame[8] == REQUEST) {
+			call_add(connection, stream, frame, size);
+			relay(connection->number, 0, frame, size);
+		}
+		in->begin += size;
+	}
+	push();
+	return true;
+}
+
+static void connection_ready(struct connection *connection, uint32_t events)
+{
+	if (events & EPOLLOUT && !flush(connection->socket, &connection->out, connection)) {
+		connection_end(connection);
+		return;
+	}
+	if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
+		bool is_open = fill(connection->socket, &connection->in);
+		if (!relay_requests(connection) || !is_open)
+			connection_end(connection);
+	}
+}
+
+/* The server */
+
+static void held_flush(void)
+{
+	if (keeper.notes < 0)
+		return;
+	for (struct held *held = keeper.held; held; held = held->next) {
+		if (held->is_told)
+			continue;
+		int sent = socket_send(keeper.notes, &held->note, sizeof held->note,
+				       &held->descriptor, held->descriptor >= 0);
+		if (sent < 0)
+			goto later;
+		held->is_told = true;
+	}
+	if (!keeper.all_told) {
+		struct note all = {.kind = NOTE_ALL};
+		if (socket_send(keeper.notes, &all, sizeof all, NULL, 0) < 0)
+			goto later;
+		keeper.all_told = true;
+	}
+	watch(EPOLL_CTL_MOD, keeper.notes, EPOLLIN, &keeper.notes);
+	return;
+later:
+	watch(EPOLL_CTL_MOD, keeper.notes, EPOLLIN | EPOLLOUT, &keeper.notes);
+}
+
+static void held_add(const struct note *note, int descriptor, bool is_told)
+{
+	struct held *held = memory(NULL, sizeof *held), **at = &keeper.held;
+	*held = (struct held){.note = *note, .descriptor = descriptor, .is_told = is_told};
+	while (*at)
+		at = &(*at)->next;
+	*at = held;
+	keeper.held_count++;
+}
+
+static void held_drop(uint32_t kind, int32_t pid, const char *name)
+{
+	for (struct held **at = &keeper.held; *at;) {
+		struct held *held = *at;
+		if (held->note.kind != kind || (kind == NOTE_EXIT && held->note.pid != pid) ||
+		    (kind == NOTE_KEPT && strncmp(held->note.name, name, NAME) != 0)) {
+			at = &held->next;
+			continue;
+		}
+		*at = held->next;
+		descriptor_close(&held->descriptor);
+		free(held);
+		keeper.held_count--;
+		if (kind == NOTE_EXIT)
+			return; /* a pid may have ended twice */
+	}
+}
+
+static void notes_ready(void)
+{
+	for (;;) {
+		struct note note;
+		struct rights rights RIGHTS_SCOPE = {0};
+		ssize_t size =
+			socket_receive(keeper.notes, &note, sizeof note, MSG_DONTWAIT, &rights);
+		if (size != sizeof note)
+			return;
+		note.name[NAME - 1] = 0;
+		if (note.kind == NOTE_NOTED)
+			held_drop(NOTE_EXIT, note.pid, "");
+		else if (note.kind == NOTE_DROP)
+			held_drop(NOTE_KEPT, 0, note.name);
+		else if (note.kind == NOTE_KEPT && rights.count == 1 &&
+			 keeper.held_count < HELD_MAX) {
+			held_add(&note, rights.descriptors[0], true);
+			rights.descriptors[0] = -1;
+		}
+	}
+}
+
+static void link_ready(uint32_t events)
+{
+	struct buffer *in = &keeper.in;
+	struct relay relay;
+	if (events & EPOLLOUT)
+		push();
+	if (!fill(keeper.link, in) && keeper.server)
+		(void)kill(keeper.server, SIGKILL); /* it must not live without its link */
+	while (in->end - in->begin >= sizeof relay) {
+		memcpy(&relay, in->bytes + in->begin, sizeof relay);
+		if (relay.size > FRAME_MAX || in->end - in->begin < sizeof relay + relay.size)
+			break;
+		const char *frame = in->bytes + in->begin + sizeof relay;
+		struct connection *to = keeper.connections;
+		while (to && to->number != relay.connection)
+			to = to->next;
+		if (to && relay.size >= HEADER) {
+			uint32_t stream;
+			memcpy(&stream, frame + 4, sizeof stream);
+			call_answered(to, stream);
+			buffer_add(&to->out, frame, relay.size);
+			(void)flush(to->socket, &to->out, to); /* its end is an event of its own */
+		}
+		in->begin += sizeof relay + relay.size;
+	}
+}
+
+static _Noreturn void execute(const int *link, const int *notes)
+{
+	sigset_t none;
+	sigemptyset(&none);
+	/* Both are moved out of the way first: each may be the other's number. */
+	int one = fcntl(link[1], F_DUPFD_CLOEXEC, 10), two = fcntl(notes[1], F_DUPFD_CLOEXEC, 10);
+	if (one < 0 || two < 0 || dup2(one, LINK) < 0 || dup2(two, NOTES) < 0 ||
+	    prctl(PR_SET_PDEATHSIG, SIGKILL) || sigprocmask(SIG_SETMASK, &none, NULL) ||
+	    setrlimit(RLIMIT_NOFILE, &keeper.files))
+		_exit(126);
+	execvp(keeper.program[0], keeper.program);
+	fprintf(stderr, "shim-keeper: cannot execute %s: %s\n", keeper.program[0], strerror(errno));
+	_exit(127);
+}
+
+static void server_start(void)
+{
+	int link[2], notes[2];
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, link) ||
+	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, notes))
+		fail("make a socket");
+	keeper.server = fork();
+	if (keeper.server < 0)
+		fail("start a process");
+	if (!keeper.server)
+		execute(link, notes);
+	close(link[1]);
+	close(notes[1]);
+	if (fcntl(link[0], F_SETFL, O_NONBLOCK) || fcntl(notes[0], F_SETFL, O_NONBLOCK))
+		fail("set a socket");
+	keeper.link = link[0];
+	keeper.notes = notes[0];
+	keeper.started = now_ms();
+	keeper.again = 0;
+	watch(EPOLL_CTL_ADD, keeper.link, EPOLLIN, &keeper.link);
+	watch(EPOLL_CTL_ADD, keeper.notes, EPOLLIN, &keeper.notes);
+	keeper.all_told = false;
+	for (struct held *held = keeper.held; held; held = held->next)
+		held->is_told = false;
+	held_flush();
+	for (struct connection *each = keeper.connections; each; each = each->next)
+		for (struct call *call = each->calls; call; call = call->next)
+			relay(each->number, RELAY_AGAIN, call->frame, call->size);
+	push();
+}
+
+static void server_ended(int status)
+{
+	keeper.server = 0;
+	link_ready(EPOLLIN); /* its last answers */
+	notes_ready();
+	close(keeper.link);
+	close(keeper.notes);
+	keeper.link = keeper.notes = -1;
+	buffer_drop(&keeper.in);
+	buffer_drop(&keeper.out);
+	if (keeper.is_ending)
+		exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
+	if (now_ms() - keeper.started > HEALTHY_MS)
+		keeper.delay = 0;
+	keeper.again = now_ms() + keeper.delay;
+	keeper.delay = keeper.delay ? 2 * keeper.delay : AGAIN_MS;
+	if (keeper.delay > AGAIN_MAX_MS)
+		keeper.delay = AGAIN_MAX_MS;
+}
+
+static void reap(void)
+{
+	int status;
+	for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
+		if (pid == keeper.server) {
+			server_ended(status);
+			continue;
+		}
+		struct timespec now;
+		clock_gettime(CLOCK_REALTIME, &now);
+		struct note note = {.kind = NOTE_EXIT,
+				    .pid = pid,
+				    .status = status,
+				    .time = now.tv_sec * 1000000000LL + now.tv_nsec};
+		held_add(&note, -1, false);
+	}
+	held_flush();
+}
+
+static void signals_ready(void)
+{
+	struct signalfd_siginfo signal;
+	while (read(keeper.signals, &signal, sizeof signal) == sizeof signal) {
+		if (signal.ssi_signo == SIGCHLD)
+			continue;
+		keeper.is_ending |= signal.ssi_signo != SIGHUP;
+		if (keeper.server)
+			(void)kill(keeper.server, signal.ssi_signo == SIGHUP ? SIGHUP : SIGTERM);
+		else if (keeper.is_ending)
+			exit(0);
+	}
+	reap();
+}
+
+static int listen_at(const char *path)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int listener DESCRIPTOR_SCOPE =
+		socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (strlen(path) >= sizeof address.sun_path)
+		return -ENAMETOOLONG;
+	memcpy(address.sun_path, path, strlen(path) + 1);
+	if (listener < 0 || (unlink(path) && errno != ENOENT))
+		return -errno;
+	(void)umask(0177);
+	int failed = bind(listener, (struct sockaddr *)&address, sizeof address) ? -errno : 0;
+	(void)umask(022);
+	if (failed || listen(listener, BACKLOG))
+		return failed ? failed : -errno;
+	int opened = listener;
+	listener = -1;
+	return opened;
+}
+
+int main(int count, char **words)
+{
+	sigset_t handled;
+	if (count < 3) {
+		fprintf(stderr, "usage: shim-keeper SOCKET PROGRAM [ARGUMENT]...\n");
+		return 2;
+	}
+	keeper.program = words + 2;
+	keeper.link = keeper.notes = -1;
+	sigemptyset(&handled);
+	sigaddset(&handled, SIGCHLD);
+	sigaddset(&handled, SIGTERM);
+	sigaddset(&handled, SIGINT);
+	sigaddset(&handled, SIGHUP);
+	if (prctl(PR_SET_CHILD_SUBREAPER, 1) || sigprocmask(SIG_BLOCK, &handled, NULL) ||
+	    getrlimit(RLIMIT_NOFILE, &keeper.files))
+		fail("set itself up");
+	struct rlimit files = {keeper.files.rlim_max, keeper.files.rlim_max};
+	keeper.files.rlim_cur = keeper.files.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &files))
+		fail("raise the limit of open files");
+	keeper.epoll = epoll_create1(EPOLL_CLOEXEC);
+	keeper.signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (keeper.epoll < 0 || keeper.signals < 0)
+		fail("set itself up");
+	keeper.listener = listen_at(words[1]);
+	if (keeper.listener < 0) {
+		errno = -keeper.listener;
+		fprintf(stderr, "shim-keeper: cannot listen at %s: %s\n", words[1],
+			strerror(errno));
+		return 1;
+	}
+	watch(EPOLL_CTL_ADD, keeper.signals, EPOLLIN, &keeper.signals);
+	watch(EPOLL_CTL_ADD, keeper.listener, EPOLLIN, &keeper.listener);
+	server_start();
+	for (;;) {
+		struct epoll_event event;
+		long long left = keeper.again ? keeper.again - now_ms() : -1;
+		if (keeper.again && left <= 0) {
+			server_start();
+			continue;
+		}
+		/* One at a time: handling an event may end the object of another. */
+		int ready = epoll_wait(keeper.epoll, &event, 1, (int)left);
+		if (ready < 0 && errno != EINTR)
+			fail("wait");
+		if (ready <= 0)
+			continue;
+		if (event.data.ptr == &keeper.signals)
+			signals_ready();
+		else if (event.data.ptr == &keeper.listener)
+			accept_all();
+		else if (event.data.ptr == &keeper.link)
+			link_ready(event.events);
+		else if (event.data.ptr == &keeper.notes) {
+			notes_ready();
+			held_flush();
+		} else
+			connection_ready(event.data.ptr, event.events);
+	}
+}
