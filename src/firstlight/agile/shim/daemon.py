@@ -1,0 +1,132 @@
+"""The shim's server, as the keeper starts it:
+
+python -P -m firstlight.agile.shim.daemon DIRECTORY EVENTS RUNTIME PREPARED
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from firstlight.agile.shim.command import make
+from firstlight.agile.shim.events import Events
+from firstlight.agile.shim.keeper import Keeper
+from firstlight.agile.shim.oci import Runtime
+from firstlight.agile.shim.sandboxes import Sandboxes, started
+from firstlight.agile.shim.service import Service
+from firstlight.agile.shim.tasks import Tasks
+from firstlight.agile.shim.ttrpc import Refused
+from firstlight.errors import Failed, Unsupported
+
+_NICE = -10
+_CLOSE_SECONDS = 5.0
+_log = logging.getLogger(__name__)
+
+
+class Server:
+    """Everything together."""
+
+    def __init__(self, directory: Path, events: str, runtime: Path, prepared: int) -> None:
+        self._directory, self._runtime = directory, runtime
+        self.events = Events(events)
+        self.keeper = Keeper(
+            lambda peer, frame, again: self.service.frame(peer, frame, again=again),
+            lambda peer: self.service.connection_ended(peer),
+            self._exited,
+        )
+        self.pods = Sandboxes(directory / "sandboxes", prepared)
+        oci = Runtime(runtime, directory / "oci", directory / "scratch")
+        self.tasks = Tasks(directory / "tasks", oci, self.keeper, self.events, self.pods)
+        self.service = Service(self.keeper, self.pods, self.tasks)
+
+    def _exited(self, pid: int, status: int, when: int) -> None:
+        if self.pods.exited(pid, status, when):
+            self.keeper.noted(pid)
+        else:
+            self.tasks.exited(pid, status, when)
+
+    async def serve(self) -> None:
+        """Until SIGHUP, for a successor, or SIGTERM, which ends all pods."""
+        received: asyncio.Queue[int] = asyncio.Queue()
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, received.put_nowait, number)
+        self.keeper.read_state()
+        self.pods.load()
+        self.tasks.load()
+        for exit_ in self.keeper.exits:
+            self._exited(*exit_)
+        for name in self.keeper.kept:
+            self.keeper.drop(name)  # nobody's: what a process has was taken from there
+        await self._clean()
+        self.keeper.open()
+        await self.pods.pool.fill()
+        if await received.get() != signal.SIGHUP:
+            await self._end_all()
+        self.pods.pool.close()
+        await self.events.close(_CLOSE_SECONDS)
+
+    async def _clean(self) -> None:
+        """What the server before this one was making is removed: containerd's call comes again.
+
+        After a keeper before this one all is: its end was the end of containerd's connections.
+        """
+        keeper = os.getppid()
+        file, ours = self._directory / "keeper", f"{keeper} {started(keeper)}"
+        if not file.exists() or file.read_text() != ours:
+            await self._end_all()
+            file.write_text(ours)
+            return
+        known = {process.pid for process in self.tasks.processes()}
+        known |= {each.record.pid for each in self.pods.all.values()} | {os.getpid()}
+        for pid in _children(keeper):
+            if pid not in known and _name(pid).startswith((self._runtime.name, "shim-sandbox")):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        for container in list(self.tasks.all.values()):
+            if not container.first.status:
+                await self.tasks.undo(container)
+        for sandbox in list(self.pods.all.values()):
+            if not sandbox.record.created_at:
+                await self.pods.remove(sandbox)
+
+    async def _end_all(self) -> None:
+        for container in list(self.tasks.all.values()):
+            with suppress(Refused, Failed, OSError):
+                await self.tasks.undo(container)
+        for sandbox in list(self.pods.all.values()):
+            with suppress(Refused, Failed, OSError):
+                await self.pods.remove(sandbox)
+
+
+def _children(pid: int) -> Iterable[int]:
+    return map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+def _name(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text()
+    return ""
+
+
+def main(directory: str, events: str, runtime: str, prepared: str) -> None:
+    """Serve."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    with suppress(PermissionError):  # a pod must not queue behind others' work
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+    make(Path(directory))
+
+    async def serve() -> None:
+        await Server(Path(directory), events, Path(runtime), int(prepared)).serve()
+
+    asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except (Unsupported, Failed) as error:
+        sys.exit(f"{error.message}; {error.hint}" if error.hint else error.message)

@@ -1,0 +1,116 @@
+"""The OCI runtime that makes the containers: runc, or another program that takes its arguments."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from firstlight.agile.shim.ttrpc import Code, Refused
+
+_SECONDS = 60.0
+_NULL = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+_DEFAULTS = {signal.Signals(number) for number in signal.valid_signals()
+             if number in {each.value for each in signal.Signals}} - {
+    signal.SIGKILL, signal.SIGSTOP}  # fmt: skip
+
+
+async def run(words: Sequence[str], streams: Sequence[int], seconds: float = _SECONDS) -> int:
+    """Execute a program with descriptors 0, 1, 2… and wait for it; its exit status.
+
+    A signal's is negative. Raises OSError, TimeoutError after it was killed.
+    """
+    actions = [(os.POSIX_SPAWN_DUP2, each, number) for number, each in enumerate(streams)]
+    pid = os.posix_spawn(words[0], list(words), os.environ, file_actions=actions, setpgroup=0,
+                         setsigmask=[], setsigdef=_DEFAULTS)  # fmt: skip
+    ended = asyncio.Event()
+    watched = os.pidfd_open(pid)
+    try:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(watched, ended.set)
+        try:
+            await asyncio.wait_for(ended.wait(), seconds)
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)
+            raise
+        finally:
+            loop.remove_reader(watched)
+            _, status = os.waitpid(pid, 0)
+    finally:
+        os.close(watched)
+    return os.waitstatus_to_exitcode(status)
+
+
+class Runtime:
+    """A program and its directory of state."""
+
+    def __init__(self, program: Path, root: Path, scratch: Path) -> None:
+        self._program, self._root, self.scratch = program, root, scratch
+
+    def state(self, name: str) -> Path:
+        """The program's directory of a container."""
+        return self._root / name
+
+    async def call(
+        self,
+        verb: str,
+        *words: str,
+        log: str,
+        streams: Sequence[int] = (_NULL, _NULL, _NULL),
+        systemd: bool = False,
+    ) -> None:
+        """Run a verb. Raises Refused with the program's own reason."""
+        file = self.scratch / f"{log}.log"
+        options = ["--root", str(self._root), "--log", str(file), "--log-format", "json"]
+        if systemd:
+            options.append("--systemd-cgroup")
+        try:
+            status = await run([str(self._program), *options, verb, *words], streams)
+            why = _reason(file) if status else ""
+        except TimeoutError:
+            status, why = 1, f"no end after {_SECONDS:.0f} s"
+        except OSError as error:
+            status, why = 1, f"cannot execute {self._program}: {error.strerror}"
+        finally:
+            file.unlink(missing_ok=True)
+        if status:
+            raise Refused(Code.UNKNOWN, f"OCI runtime {verb} failed: {why or f'status {status}'}")
+
+    async def start(self, name: str, *, has_hooks: bool, systemd: bool) -> None:
+        """Let a container that is created execute its command. Raises Refused.
+
+        It waits for a reader of ``exec.fifo``. Another process for that would cost more than all
+        the rest of a start; only hooks and programs without the fifo need it.
+        """
+        fifo = self.state(name) / "exec.fifo"
+        if has_hooks or not fifo.exists():
+            await self.call("start", name, log=name, systemd=systemd)
+            return
+        loop = asyncio.get_running_loop()
+        file = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        ready = asyncio.Event()
+        try:
+            loop.add_reader(file, ready.set)
+            await asyncio.wait_for(ready.wait(), _SECONDS)
+            if not os.read(file, 16):
+                raise Refused(Code.UNKNOWN, "cannot start a container that has ended")
+        except TimeoutError as error:
+            why = f"the container does not start in {_SECONDS:.0f} s"
+            raise Refused(Code.UNKNOWN, why) from error
+        finally:
+            loop.remove_reader(file)
+            os.close(file)
+        with suppress(FileNotFoundError):
+            fifo.unlink()
+
+
+def _reason(log: Path) -> str:
+    with suppress(OSError):
+        for line in reversed(log.read_text(errors="replace").splitlines()):
+            with suppress(ValueError):
+                entry = json.loads(line)
+                if entry.get("level", "error") in ("error", "fatal"):
+                    return str(entry.get("msg", ""))
+    return ""

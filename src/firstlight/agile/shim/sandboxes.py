@@ -1,0 +1,312 @@
+"""Pods' sandboxes: namespaces that a process holds (native/shim/sandbox.c), and files.
+
+Such processes are prepared ahead of pods. A pod of the node's own IPC or PID namespace, or of its
+network, gets one of its own.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from struct import Struct
+
+import msgspec
+
+from firstlight.agile.shim import oci
+from firstlight.agile.shim.mounts import mount, unmount
+from firstlight.agile.shim.ttrpc import Code, Message, Refused, messages, now
+from firstlight.errors import Failed
+from firstlight.native import native
+
+_ANSWER = Struct("=i256s")
+_PID = Struct("=i")
+_SECONDS = 60.0
+_QUIET_SECONDS = 0.3
+_SHM = ("nosuid", "nodev", "noexec", "mode=1777", "size=65536k")
+_USUAL = ("ipc", "uts", "pid")
+_POD, _NODE = 0, 2
+_NULL = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+_SYSCTLS = {
+    "net.ipv4.ip_unprivileged_port_start": "0",
+    "net.ipv4.ping_group_range": "0 2147483647",
+}
+"""What containerd 2 gives every pod that has a network of its own."""
+_log = logging.getLogger(__name__)
+
+
+class Record(msgspec.Struct):
+    """A sandbox, as it is on the disk. Times are ns since 1970; ``started`` is the kernel's."""
+
+    namespace: str
+    id: str
+    pid: int = 0
+    started: str = ""
+    created_at: int = 0
+    exited_at: int = 0
+    exit_status: int = 0
+    cgroup: str = ""
+    has_shm: bool = False
+
+
+@dataclass(frozen=True)
+class Parked:
+    """A process that waits to become a sandbox."""
+
+    pid: int
+    control: socket.socket
+
+
+@dataclass
+class Sandbox:
+    """A record and what belongs to it while the server runs."""
+
+    record: Record
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    pidfd: int = -1
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its namespaces are held."""
+        return bool(self.record.pid) and not self.ended.is_set()
+
+
+async def park(names: Iterable[str]) -> Parked:
+    """A process in new namespaces. Raises Refused."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    loop = asyncio.get_running_loop()
+    try:
+        with theirs:
+            words = (str(native("shim-sandbox")), *names)
+            await oci.run(words, (_NULL, _NULL, _NULL, theirs.fileno()))
+        data = await asyncio.wait_for(loop.sock_recv(ours, _PID.size), _SECONDS)
+        pid = _PID.unpack(data)[0] if len(data) == _PID.size else -1
+        if pid <= 0:
+            raise Refused(Code.INTERNAL, f"cannot make namespaces: {os.strerror(-pid)}")
+    except (OSError, TimeoutError) as error:
+        ours.close()
+        raise Refused(Code.INTERNAL, f"cannot make namespaces: {error}") from error
+    except Refused:
+        ours.close()
+        raise
+    return Parked(pid, ours)
+
+
+class Pool:
+    """Parked processes. They end with the server."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._parked: list[Parked] = []
+        self._refill: asyncio.Task[None] | None = None
+
+    async def take(self) -> Parked:
+        """One of the usual namespaces. Raises Refused."""
+        if self._refill:
+            self._refill.cancel()
+        self._refill = asyncio.create_task(self.fill(_QUIET_SECONDS))
+        return self._parked.pop() if self._parked else await park(_USUAL)
+
+    async def fill(self, after: float = 0.0) -> None:
+        """Make what is missing, when nobody has taken one for a while."""
+        await asyncio.sleep(after)
+        while len(self._parked) < self._size:
+            try:
+                self._parked.append(await asyncio.shield(park(_USUAL)))
+            except Refused as error:
+                _log.warning("%s", error)
+                return
+
+    def close(self) -> None:
+        """End them."""
+        if self._refill:
+            self._refill.cancel()
+        for each in self._parked:
+            each.control.close()
+        self._parked.clear()
+
+
+class Sandboxes:
+    """Makes, ends and remembers them. ``directory`` has a directory for each."""
+
+    def __init__(self, directory: Path, prepared: int) -> None:
+        self._directory = directory
+        self.pool = Pool(prepared)
+        self.all: dict[tuple[str, str], Sandbox] = {}
+
+    def home(self, record: Record) -> Path:
+        """Its files."""
+        return self._directory / record.namespace / record.id
+
+    def save(self, record: Record) -> None:
+        """Write a record down."""
+        file = self.home(record) / "record.json"
+        new = file.with_suffix(".new")
+        new.write_bytes(msgspec.json.encode(record))
+        new.rename(file)
+
+    def load(self) -> None:
+        """Read all records."""
+        for file in self._directory.glob("*/*/record.json"):
+            record = msgspec.json.decode(file.read_bytes(), type=Record)
+            sandbox = Sandbox(record)
+            self.all[record.namespace, record.id] = sandbox
+            if record.exited_at or not record.pid or started(record.pid) != record.started:
+                record.exited_at = record.exited_at or now()
+                sandbox.ended.set()
+            else:
+                sandbox.pidfd = os.pidfd_open(record.pid)
+
+    def get(self, namespace: str, identity: str) -> Sandbox:
+        """The sandbox. Raises Refused."""
+        sandbox = self.all.get((namespace, identity))
+        if sandbox is None:
+            raise Refused(Code.NOT_FOUND, f"sandbox {identity} is not known")
+        return sandbox
+
+    async def create(self, namespace: str, request: Message) -> None:
+        """Make one as a CreateSandboxRequest says. Raises Refused."""
+        key = namespace, request.sandbox_id
+        if key in self.all:
+            raise Refused(Code.ALREADY_EXISTS, f"sandbox {request.sandbox_id} exists")
+        config = messages.PodSandboxConfig.FromString(request.options.value)
+        options = config.linux.security_context.namespace_options
+        if options.HasField("userns_options") and options.userns_options.mode == _POD:
+            why = "pods with user namespaces (hostUsers: false) need the runtime class of runc"
+            raise Refused(Code.UNIMPLEMENTED, why)
+        record = Record(namespace, request.sandbox_id, cgroup=config.linux.cgroup_parent)
+        sandbox = self.all[key] = Sandbox(record)
+        try:
+            self._write_files(record, config, options)
+            await self._hold(sandbox, config, options, request.netns_path)
+            self.save(record)
+        except (OSError, Failed, Refused) as error:
+            await self.remove(sandbox)
+            raise (
+                error if isinstance(error, Refused) else Refused(Code.INTERNAL, str(error))
+            ) from error
+
+    def _write_files(self, record: Record, config: Message, options: Message) -> None:
+        home = self.home(record)
+        home.mkdir(parents=True)
+        hostname = config.hostname or os.uname().nodename
+        (home / "hostname").write_text(f"{hostname}\n")
+        (home / "hosts").write_bytes(Path("/etc/hosts").read_bytes())
+        (home / "resolv.conf").write_bytes(_resolv_conf(config))
+        if options.ipc != _NODE:
+            (home / "shm").mkdir()
+            mount("tmpfs", "shm", home / "shm", _SHM)
+            record.has_shm = True
+
+    async def _hold(
+        self,
+        sandbox: Sandbox,
+        config: Message,
+        options: Message,
+        network: str,
+    ) -> None:
+        record = sandbox.record
+        names = [name for name, mode in (("ipc", options.ipc), ("uts", options.network),
+                                         ("pid", options.pid)) if mode != _NODE]  # fmt: skip
+        parked = await (self.pool.take() if tuple(names) == _USUAL else park(names))
+        with parked.control:
+            record.pid, record.started = parked.pid, started(parked.pid)
+            sandbox.pidfd = os.pidfd_open(parked.pid)
+            sysctls = dict(config.linux.sysctls)
+            if options.network != _NODE:
+                sysctls = _SYSCTLS | sysctls
+            hostname = config.hostname if "uts" in names else ""
+            words = [hostname, *(f"{name}={value}" for name, value in sysctls.items())]
+            message = b"".join(word.encode() + b"\0" for word in words)
+            with _descriptors(network) as descriptors:
+                socket.send_fds(parked.control, [message], descriptors)
+            loop = asyncio.get_running_loop()
+            data = await asyncio.wait_for(loop.sock_recv(parked.control, _ANSWER.size), _SECONDS)
+        if len(data) != _ANSWER.size:
+            raise Refused(Code.INTERNAL, "the sandbox's process has ended")
+        error, text = _ANSWER.unpack(data)
+        if error:
+            why = text.rstrip(b"\0").decode(errors="replace")
+            raise Refused(Code.INVALID_ARGUMENT, f"{why}: {os.strerror(error)}")
+        record.created_at = now()
+
+    def exited(self, pid: int, status: int, when: int) -> bool:
+        """Whether the process that has ended was a sandbox's."""
+        for sandbox in self.all.values():
+            record = sandbox.record
+            if record.pid == pid and not sandbox.ended.is_set():
+                code = os.waitstatus_to_exitcode(status)
+                record.exit_status = code if code >= 0 else 128 - code
+                record.exited_at = when
+                with suppress(OSError):
+                    self.save(record)
+                sandbox.ended.set()
+                return True
+        return False
+
+    async def stop(self, sandbox: Sandbox) -> None:
+        """End its process and take its mounts off. Raises Refused, Failed."""
+        if sandbox.is_running:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(sandbox.pidfd, signal.SIGKILL)
+            try:
+                await asyncio.wait_for(sandbox.ended.wait(), _SECONDS)
+            except TimeoutError as error:
+                raise Refused(Code.INTERNAL, "the sandbox's process does not end") from error
+        if sandbox.pidfd >= 0:
+            os.close(sandbox.pidfd)
+            sandbox.pidfd = -1
+        sandbox.ended.set()
+        if sandbox.record.has_shm:
+            unmount(self.home(sandbox.record) / "shm")
+
+    async def remove(self, sandbox: Sandbox) -> None:
+        """Stop it, and forget it. Raises Refused, Failed."""
+        await self.stop(sandbox)
+        record, home = sandbox.record, self.home(sandbox.record)
+        for name in ("record.json", "record.new", "hostname", "hosts", "resolv.conf"):
+            (home / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            (home / "shm").rmdir()
+        with suppress(OSError):
+            home.rmdir()
+        self.all.pop((record.namespace, record.id), None)
+
+
+class _descriptors:  # noqa: N801 - a context manager, as open is
+    """The descriptor of a namespace's path, in a list; none for no path."""
+
+    def __init__(self, path: str) -> None:
+        self._open = [os.open(path, os.O_RDONLY | os.O_CLOEXEC)] if path else []
+
+    def __enter__(self) -> list[int]:
+        return self._open
+
+    def __exit__(self, *_: object) -> None:
+        for each in self._open:
+            os.close(each)
+
+
+def _resolv_conf(config: Message) -> bytes:
+    if not config.HasField("dns_config"):
+        return Path("/etc/resolv.conf").read_bytes() if Path("/etc/resolv.conf").exists() else b""
+    dns, lines = config.dns_config, []
+    if dns.searches:
+        lines.append(f"search {' '.join(dns.searches)}")
+    lines += [f"nameserver {server}" for server in dns.servers]
+    if dns.options:
+        lines.append(f"options {' '.join(dns.options)}")
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def started(pid: int) -> str:
+    """When a process has begun, as the kernel counts it: no two of one pid share it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

@@ -1,0 +1,184 @@
+"""A container's cgroup: what it uses, who is in it, and its removal. Version 1, 2 and hybrid."""
+
+import os
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from firstlight.agile.shim.ttrpc import Message, messages
+
+_UNLIMITED = 2**63 - 1
+_TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
+
+
+@cache
+def _mounted() -> Mapping[str, Path]:
+    """The mount point of each controller of version 1; "" is version 2's."""
+    mounted = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        at = Path(before.split()[4])
+        if kind == "cgroup2":
+            mounted[""] = at
+        elif kind == "cgroup":
+            mounted |= dict.fromkeys(options.removeprefix("rw,").split(","), at)
+    return mounted
+
+
+def _is_unified() -> bool:
+    return set(_mounted()) == {""}
+
+
+def of_process(pid: int) -> dict[str, str]:
+    """The cgroup of a process in each hierarchy, by controller."""
+    groups = {}
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            if controller in _mounted():
+                groups[controller] = str(_mounted()[controller]) + path
+    return groups
+
+
+def below(parent: str) -> dict[str, str]:
+    """The cgroup with a path, in each hierarchy that has it."""
+    if parent.endswith(".slice") and "/" not in parent:
+        parts = parent.removesuffix(".slice").split("-")
+        slices = ("-".join(parts[: end + 1]) + ".slice" for end in range(len(parts)))
+        parent = "/".join(slices)
+    found = {name: str(at / parent.lstrip("/")) for name, at in _mounted().items()}
+    return {name: path for name, path in found.items() if os.path.isdir(path)}  # noqa: PTH112
+
+
+def _main(groups: Mapping[str, str]) -> Path | None:
+    """The directory whose processes are the container's."""
+    names = ("",) if _is_unified() else ("pids", "freezer", "devices", "memory", "")
+    return next((Path(groups[name]) for name in names if name in groups), None)
+
+
+def processes(groups: Mapping[str, str]) -> list[int]:
+    """The pids of all in it."""
+    pids: list[int] = []
+    if top := _main(groups):
+        for directory, _, _ in os.walk(top):
+            with suppress(OSError):
+                pids += map(int, Path(directory, "cgroup.procs").read_text().split())
+    return pids
+
+
+def kill(groups: Mapping[str, str], number: int = signal.SIGKILL) -> None:
+    """Send a signal to all in it."""
+    for pid in processes(groups):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def remove(groups: Iterable[str]) -> None:
+    """Remove what is empty of these directories and of those below them."""
+    for top in set(groups):
+        for directory, _, _ in os.walk(top, topdown=False):
+            with suppress(OSError):
+                os.rmdir(directory)  # noqa: PTH106 - of a walk
+
+
+def oom_kills(groups: Mapping[str, str]) -> int:
+    """How many processes the kernel has ended in it for want of memory."""
+    if "memory" in groups:
+        return _table(Path(groups["memory"], "memory.oom_control")).get("oom_kill", 0)
+    return _table(Path(groups.get("", "/"), "memory.events")).get("oom_kill", 0)
+
+
+def metrics(groups: Mapping[str, str]) -> Message:
+    """An Any of io.containerd.cgroups.v1 or v2."""
+    if _is_unified():
+        return _any("io.containerd.cgroups.v2.Metrics", _metrics2(Path(groups[""])))
+    return _any("io.containerd.cgroups.v1.Metrics", _metrics1(groups))
+
+
+def _any(name: str, message: Message) -> Message:
+    return messages.Any(type_url=name, value=message.SerializeToString())
+
+
+def _metrics1(groups: Mapping[str, str]) -> Message:
+    made = messages.Metrics1()
+    if path := groups.get("pids"):
+        made.pids.current, made.pids.limit = _number(path, "pids.current"), _limit(path, "pids.max")
+    if path := groups.get("cpuacct"):
+        ticks = _table(Path(path, "cpuacct.stat"))
+        made.cpu.usage.total = _number(path, "cpuacct.usage")
+        made.cpu.usage.user = ticks.get("user", 0) * _TICK_NS
+        made.cpu.usage.kernel = ticks.get("system", 0) * _TICK_NS
+        made.cpu.usage.per_cpu.extend(map(int, _text(path, "cpuacct.usage_percpu").split()))
+    if path := groups.get("cpu"):
+        throttled = _table(Path(path, "cpu.stat"))
+        made.cpu.throttling.periods = throttled.get("nr_periods", 0)
+        made.cpu.throttling.throttled_periods = throttled.get("nr_throttled", 0)
+        made.cpu.throttling.throttled_time = throttled.get("throttled_time", 0)
+    if path := groups.get("memory"):
+        _fill(made.memory, _v1_names(_table(Path(path, "memory.stat"))))
+        for entry, name in ((made.memory.usage, "memory"), (made.memory.swap, "memory.memsw"),
+                            (made.memory.kernel, "memory.kmem")):  # fmt: skip
+            entry.usage = _number(path, f"{name}.usage_in_bytes")
+            entry.limit = _number(path, f"{name}.limit_in_bytes")
+            entry.max = _number(path, f"{name}.max_usage_in_bytes")
+            entry.failcnt = _number(path, f"{name}.failcnt")
+        _fill(made.memory_oom_control, _table(Path(path, "memory.oom_control")))
+    return made
+
+
+def _v1_names(table: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    for name, value in table.items():
+        words = name.replace("pgpgin", "pg_pg_in").replace("pgpgout", "pg_pg_out")
+        yield words.replace("pgfault", "pg_fault").replace("pgmajfault", "pg_maj_fault"), value
+
+
+def _metrics2(path: Path) -> Message:
+    made = messages.Metrics2()
+    made.pids.current = _number(str(path), "pids.current")
+    made.pids.limit = _limit(str(path), "pids.max")
+    _fill(made.cpu, _table(path / "cpu.stat"))
+    _fill(made.memory, _table(path / "memory.stat"))
+    made.memory.usage = _number(str(path), "memory.current")
+    made.memory.usage_limit = _limit(str(path), "memory.max")
+    made.memory.swap_usage = _number(str(path), "memory.swap.current")
+    made.memory.swap_limit = _limit(str(path), "memory.swap.max")
+    _fill(made.memory_events, _table(path / "memory.events"))
+    return made
+
+
+def _fill(message: Message, values: Mapping[str, int] | Iterator[tuple[str, int]]) -> None:
+    names = message.DESCRIPTOR.fields_by_name
+    for name, value in dict(values).items():
+        if name in names and names[name].message_type is None:
+            setattr(message, name, value)
+
+
+def _text(path: str, name: str) -> str:
+    try:
+        return Path(path, name).read_text()
+    except OSError:
+        return ""
+
+
+def _number(path: str, name: str) -> int:
+    return int(_text(path, name).strip() or 0)
+
+
+def _limit(path: str, name: str) -> int:
+    """A limit; "max" is none, which containerd has as 0 for pids and as a large number else."""
+    text = _text(path, name).strip()
+    if text.isdigit():
+        return int(text)
+    return 0 if name == "pids.max" else _UNLIMITED
+
+
+def _table(path: Path) -> dict[str, int]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split() for line in lines)
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
