@@ -1,4 +1,4 @@
-"""Runs cases of critest against a containerd of ours: conformance.py DIRECTORY CASE...
+"""Runs cases of critest against a containerd of ours: conformance.py DIRECTORY RUNTIME CASE...
 
 In a process of its own, which enters the namespaces of a run. The report is DIRECTORY/report.json.
 """
@@ -18,12 +18,12 @@ APPLETS = ("sh", "sleep", "top", "echo", "ls", "cat", "tail", "touch", "true", "
            "wc", "ps", "id", "seq", "date", "mkdir", "rm")  # fmt: skip
 
 
-def main(directory: Path, cases: list[str]) -> None:
+def main(directory: Path, runtime: str, cases: list[str]) -> None:
     archive, images = directory / "busybox.tar", directory / "images.yaml"
     links = {f"bin/{name}": "/bin/busybox" for name in APPLETS}
     image.archive(archive, IMAGE, ["/bin/sh"], {"bin/busybox": BUSYBOX}, links)
     images.write_text(json.dumps({"defaultTestContainerImage": IMAGE, "webServerTestImage": IMAGE}))
-    handlers = running.handlers(("runc",), ("bridge",))
+    handlers = running.handlers((runtime,), ("bridge",))
     with (
         sandbox(f"critest-{os.getpid()}") as workspace,
         running.cluster(workspace, handlers, control_plane=False) as node,
@@ -41,4 +41,4 @@ def main(directory: Path, cases: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

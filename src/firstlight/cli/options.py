@@ -162,6 +162,7 @@ def instances(text: str | None) -> tuple[int, ...]:
 def runtimes(text: str | None) -> tuple[str, ...]:
     """Parse ``runc,/opt/crun``; none without the option. Raises Unsupported, FirstlightError."""
     from firstlight.lab.backends.oci import Oci
+    from firstlight.lab.cluster import running
 
     if text is None:
         return ()
@@ -169,7 +170,8 @@ def runtimes(text: str | None) -> tuple[str, ...]:
     if not names:
         raise FirstlightError(f"--runtime {text!r} names no runtime", "such as runc,/opt/crun")
     for name in names:
-        Oci(name).probe()
+        if name != running.SHIM:
+            Oci(name).probe()
     return names
 
 

@@ -109,8 +109,8 @@ class Cri:
 
 @dataclass(frozen=True)
 class _Lab:
-    """``book`` is the telemetry of firstlight's containerd, ``daemons`` its pid. A user's runtime
-    has neither.
+    """``book`` is the telemetry of firstlight's containerd, ``daemons`` the node's. A user's
+    runtime has neither.
     """
 
     socket: Path
@@ -140,5 +140,5 @@ def _lab(of: Containerd | Socket, workspace: Workspace) -> Iterator[_Lab]:
     with running.cluster(workspace, handlers, control_plane=False) as cluster:
         configuration = Configuration(socket, str(cluster.settings.socket), logs)
         with resident("sandboxer", configuration, cluster.network, workspace) as path:
-            daemons = (running.component_pids(cluster)["containerd"],)
+            daemons = running.daemons(cluster)
             yield _Lab(path, Book(cluster.settings.spans), daemons)

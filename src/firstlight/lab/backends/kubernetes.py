@@ -198,5 +198,5 @@ def _lab(of: Own | Users, workspace: Workspace) -> Iterator[_Lab]:
             pod_logs=str(cluster.settings.pod_logs),
         )
         with resident("requester", configuration, cluster.network, workspace) as socket:
-            daemons = (running.component_pids(cluster)["containerd"],)
+            daemons = running.daemons(cluster)
             yield _Lab(socket, namespace, Book(cluster.settings.spans), cluster.pid, daemons)

@@ -34,7 +34,7 @@ def _agent(settings: Settings) -> str:
 def write(settings: Settings) -> None:
     """Make the directories and files that the components are given."""
     home = settings.home
-    for name in ("logs", "certs", "pod-logs", "ipam", "kubeconfigs", "nodes"):
+    for name in ("logs", "certs", "pod-logs", "ipam", "kubeconfigs", "nodes", "shim"):
         (home / name).mkdir()
     for handler in (each for each in settings.handlers if each.network):
         directory = home / "cni" / handler.name
@@ -184,14 +184,28 @@ def _containerd(settings: Settings) -> str:
         name = f"{runtime}.containerd.runtimes.'{handler.name}'"
         lines += [
             f"[{name}]",
-            "runtime_type = 'io.containerd.runc.v2'",
             f'cni_conf_dir = "{_lists(settings, handler)}"',
             "cni_max_conf_num = 1",
-            f"[{name}.options]",
-            f'BinaryName = "{handler.runtime}"',
-            "SystemdCgroup = false",
         ]
+        lines += _of_shim(handler) if handler.is_shim else _of_runc(name, handler)
     return "\n".join(lines) + "\n"
+
+
+def _of_runc(name: str, handler: Handler) -> list[str]:
+    return [
+        "runtime_type = 'io.containerd.runc.v2'",
+        f"[{name}.options]",
+        f'BinaryName = "{handler.runtime}"',
+        "SystemdCgroup = false",
+    ]
+
+
+def _of_shim(handler: Handler) -> list[str]:
+    return [
+        f'runtime_type = "{handler.runtime}"',
+        'sandboxer = "shim"',
+        "disable_pause_image_pull = true",
+    ]
 
 
 def _lists(settings: Settings, handler: Handler) -> Path:

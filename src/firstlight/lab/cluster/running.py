@@ -32,6 +32,10 @@ _DOWN_SECONDS = 20.0
 _QUIET_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _SHIM = "containerd-shim"  # as the kernel cuts its name
+_KEEPER, _SANDBOX = "shim-keeper", "shim-sandbox"
+_NO_USER = "65535"  # a sandbox's that holds a pod; others wait for one
+SHIM = "firstlight"
+"""The runtime whose pods are made from prepared parts, by firstlight's shim."""
 NONE = "none"
 """The name of the network that is installed in the cluster, as any other cluster's is."""
 
@@ -66,12 +70,17 @@ def probe(*, control_plane: bool = True) -> None:
 
 
 def handlers(runtimes: tuple[str, ...], networks: tuple[str, ...]) -> tuple[Handler, ...]:
-    """A runtime class for each runtime with each network: of conf/cni, a path, or ``NONE``."""
+    """A runtime class for each runtime with each network: of conf/cni, a path, or ``NONE``.
+
+    A runtime is a program's name or path, or ``SHIM``.
+    """
     made = []
     for runtime in runtimes:
-        program = shutil.which(runtime)
+        is_shim = runtime == SHIM
+        program = shutil.which("runc" if is_shim else runtime)
         if not program:
             raise Unsupported(f"runtime {runtime!r} is not installed", f"apt-get install {runtime}")
+        program = str(native("containerd-shim-firstlight-v1")) if is_shim else program
         for name in networks:
             text, about = "", known.About()
             if name != NONE:
@@ -81,7 +90,7 @@ def handlers(runtimes: tuple[str, ...], networks: tuple[str, ...]) -> tuple[Hand
             found = (path for path in known.path(about) if path.is_dir())
             plugins = tuple(str(path) for path in (*installed, *found))
             title = handler_name(runtime, name)
-            made.append(Handler(title, str(Path(program).absolute()), text, plugins))
+            made.append(Handler(title, str(Path(program).absolute()), text, plugins, is_shim))
     return tuple(made)
 
 
@@ -114,7 +123,7 @@ def cluster(
     settings = Settings(
         run=workspace.run,
         directory=str(home),
-        programs={**built, "python": sys.executable},
+        programs={**built, "python": sys.executable, "runc": shutil.which("runc") or "runc"},
         payload=str(native("payload")),
         handlers=handlers,
         token=secrets.token_urlsafe(),
@@ -188,9 +197,9 @@ def await_quiet(first: int) -> None:
     Failed after two minutes.
     """
     until = time.monotonic() + _QUIET_SECONDS
-    while shims := [pid for pid in _children(first) if _comm(pid) == _SHIM]:
+    while pods := list(_pods(first)):
         if time.monotonic() > until:
-            raise Failed(f"{len(shims)} pods do not end in {_QUIET_SECONDS:.0f} s",
+            raise Failed(f"{len(pods)} pods do not end in {_QUIET_SECONDS:.0f} s",
                          "see the kubelet's log in the run's directory")  # fmt: skip
         time.sleep(_POLL_SECONDS)
 
@@ -201,6 +210,24 @@ def _children(pid: int) -> list[int]:
         with suppress(OSError):
             children += map(int, thread.read_text().split())
     return children
+
+
+def _pods(first: int) -> Iterator[int]:
+    for pid in _children(first):
+        name = _comm(pid)
+        if name == _SHIM:
+            yield pid
+        elif name == _KEEPER:
+            yield from (each for each in _children(pid) if _holds_a_pod(each))
+
+
+def _holds_a_pod(pid: int) -> bool:
+    with suppress(OSError):
+        return (
+            _comm(pid) == _SANDBOX
+            and f"\nUid:\t{_NO_USER}\t" in Path(f"/proc/{pid}/status").read_text()
+        )
+    return False
 
 
 def _comm(pid: int) -> str:
@@ -244,6 +271,17 @@ def joined(first: int, settings: Settings) -> dict[str, int]:
     names = [each.name for each in settings.others()]
     named = ((_component(pid), pid) for pid in _children(first))
     return {name: init for name, pid in named if name in names for init in _children(pid)}
+
+
+def daemons(cluster: Cluster) -> tuple[int, ...]:
+    """The processes that serve a pod's start on the node: containerd, and the shim's server."""
+    pids = component_pids(cluster)
+    keeper = pids.get(_KEEPER)
+    return (pids["containerd"], *((keeper, *_servers(keeper)) if keeper else ()))
+
+
+def _servers(keeper: int) -> Iterator[int]:
+    return (pid for pid in _children(keeper) if _comm(pid).startswith("python"))
 
 
 def _list(network: Network) -> str:

@@ -12,6 +12,7 @@ import msgspec
 
 from firstlight.agile.config import load
 from firstlight.agile.pods import daemon as pods
+from firstlight.agile.shim import command as shim
 from firstlight.host import cgroups
 from firstlight.lab.cni import known
 
@@ -39,6 +40,8 @@ class Handler(msgspec.Struct, frozen=True):
     """The text of the list; "" for what is installed in the cluster."""
     plugins: tuple[str, ...]
     """Directories in which its plugins are looked for."""
+    is_shim: bool = False
+    """The runtime is firstlight's shim, whose server is a component."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -107,6 +110,11 @@ class Settings(msgspec.Struct, frozen=True):
     def socket(self) -> Path:
         """Where containerd and its CRI listen."""
         return self.home / "containerd.sock"
+
+    @property
+    def shim(self) -> Path:
+        """The directory of the shim's server, where a handler has it."""
+        return self.home / "shim"
 
     @property
     def kubeconfig(self) -> Path:
@@ -239,7 +247,10 @@ def _of_containerd(
         (settings.programs["containerd"], "--config", str(settings.home / "containerd.toml")),
         Health(socket=settings.socket),
         after=after,
-        environment={**telemetry, "OTEL_SERVICE_NAME": "containerd"} if telemetry else {},
+        environment={
+            **({**telemetry, "OTEL_SERVICE_NAME": "containerd"} if telemetry else {}),
+            "FIRSTLIGHT_SHIM": str(settings.shim / "socket"),
+        },
     )
 
 
@@ -276,14 +287,20 @@ def _joining(settings: Settings) -> Component:
 
 
 def _agents(settings: Settings, after: tuple[str, ...]) -> tuple[Component, ...]:
-    """The agent of firstlight's own CNI plugin, where a handler has that."""
-    if not any(known.AGENT in handler.network for handler in settings.handlers):
-        return ()
-    usual = known.agent_configuration()
-    configuration = agent_file(settings) if settings.control_plane else usual
-    argv = (settings.programs["python"], "-P", pods.__file__, str(configuration))
-    health = Health(socket=load(usual).socket)
-    return (Component("agent", argv, health, after, {"NODE_NAME": settings.name}),)
+    """What firstlight's own CNI plugin and shim need, where a handler has them."""
+    agents = []
+    if any(known.AGENT in handler.network for handler in settings.handlers):
+        usual = known.agent_configuration()
+        configuration = agent_file(settings) if settings.control_plane else usual
+        argv = (settings.programs["python"], "-P", pods.__file__, str(configuration))
+        health = Health(socket=load(usual).socket)
+        agents.append(Component("agent", argv, health, after, {"NODE_NAME": settings.name}))
+    if any(handler.is_shim for handler in settings.handlers):
+        events, runtime = f"{settings.socket}.ttrpc", Path(settings.programs["runc"])
+        words = shim.words(settings.shim, events, runtime, shim.PREPARED)
+        health = Health(socket=settings.shim / "socket")
+        agents.append(Component("shim-keeper", tuple(words), health))
+    return tuple(agents)
 
 
 def agent_file(settings: Settings) -> Path:
