@@ -4,6 +4,7 @@
 # make cni-plugins       build other CNI plugins with Go
 # make kubernetes        build a Kubernetes control plane and containerd with Go
 # make test-kubernetes   run the tests on that control plane
+# make engines           install or build the container engines that watch is tested beside
 # make agent-image       build the image of the node agent for deploy/kubernetes
 # make lab-image         build the image that measures on the nodes of a cluster
 # make test-hosts        try firstlight on other kernels and cgroups under QEMU; some 10 minutes each
@@ -103,6 +104,7 @@ setup: .venv/packages .venv/etcd .venv/prometheus .venv/linux .venv/registry .ve
 build: .venv/installed
 
 include mk/cni-plugins.mk
+include mk/engines.mk
 include mk/kubernetes.mk
 
 demo: setup

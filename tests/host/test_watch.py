@@ -2,16 +2,14 @@
 
 import json
 import os
-import select
 import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.support.watch_host import FIRSTLIGHT, SECONDS, watching
 
 from firstlight import store
 from firstlight.cli.watch import NEEDED
@@ -19,9 +17,6 @@ from firstlight.errors import Unsupported
 from firstlight.host import capabilities
 from firstlight.native import native
 from firstlight.trace import bpf
-
-FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
-_SECONDS = 60
 
 
 @pytest.fixture(autouse=True)
@@ -32,49 +27,6 @@ def _can_trace() -> None:
         bpf.probe()
     except Unsupported as error:
         pytest.skip(error.message)
-
-
-class Watch:
-    """A running ``firstlight watch --json``."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
-        self.process = process
-        self._unread = b""
-
-    def starts(self, prefix: str, count: int) -> list[dict[str, object]]:
-        """The next starts of containers whose identifiers begin so."""
-        seen: list[dict[str, object]] = []
-        while len(seen) < count:
-            record = json.loads(self._line(seen))
-            if record["labels"]["id"].startswith(prefix):
-                seen.append(record)
-        return seen
-
-    def _line(self, seen: object) -> bytes:
-        assert self.process.stdout is not None
-        while b"\n" not in self._unread:
-            assert select.select([self.process.stdout], [], [], _SECONDS)[0], seen
-            more = os.read(self.process.stdout.fileno(), 1 << 16)
-            assert more, seen
-            self._unread += more
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line
-
-
-@contextmanager
-def watching(*options: object) -> Iterator[Watch]:
-    with subprocess.Popen(
-        [FIRSTLIGHT, "watch", "--json", *map(str, options)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
-        try:
-            assert process.stderr is not None
-            assert process.stderr.readline().startswith(b"watching ")
-            yield Watch(process)
-            process.terminate()
-            process.wait(_SECONDS)
-        finally:
-            process.kill()
 
 
 @pytest.fixture
@@ -157,7 +109,7 @@ def test_a_burst_is_found_whole(bundle: Path, tmp_path: Path) -> None:
         try:
             seen = watch.starts(prefix, 20)
             for process in processes:
-                process.wait(_SECONDS)
+                process.wait(SECONDS)
         finally:
             for process in processes:
                 process.kill()
@@ -180,7 +132,7 @@ def links(pid: int) -> int:
 
 def wait_for_links(pid: int, count: int) -> None:
     """Until it has so many: starts of others on this machine attach more for a while."""
-    until = time.monotonic() + _SECONDS
+    until = time.monotonic() + SECONDS
     while links(pid) != count:
         assert time.monotonic() < until, links(pid)
         time.sleep(0.05)

@@ -4,10 +4,12 @@ A window is memory that the tracer shares: whatever is killed, nothing is left o
 """
 
 import json
+import math
 import os
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -29,6 +31,7 @@ _FILES = 4
 _CONFIG = struct.Struct("II")
 _LONGEST_NS = 20_000_000_000  # native/trace/watch.c
 _EXIT_SECONDS, _LOAD_SECONDS = 30, 120
+_LOOK_SECONDS = 5  # it takes 20 µs for each process of the node
 _KEPT = frozenset({"CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"})
 """The environment variables that are kept; no other leaves this module."""
 
@@ -75,6 +78,7 @@ class Follower:
     def __init__(self, names: Sequence[str], one_in: int = 1, share: float = 0.0) -> None:
         self._names, self._one_in, self._share = names, one_in, share
         self._daemons: set[int] = set()
+        self._looked = -math.inf  # for daemons, at this time
         self._carried = _Part()
         self._blind_until = 0  # the end of the last window that was not whole
 
@@ -204,7 +208,11 @@ class Follower:
         )
 
     def _follow_daemons(self) -> None:
-        """Tell the tracer of engines' daemons that have come and gone."""
+        """Tell the tracer of engines' daemons that have come and gone, every few seconds."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = now
         present = set(_daemons())
         for verb, pids in (
             ("follow", present - self._daemons),

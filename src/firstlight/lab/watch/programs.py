@@ -84,7 +84,10 @@ def role(program: Program) -> Role | None:
     if program.environment.get("CNI_COMMAND") == "ADD":
         labels = _cni_labels(program.environment.get("CNI_ARGS", ""))
         return Role("network", program.environment.get("CNI_CONTAINERID", ""), labels=labels)
-    return Role("engine") if program.name in ENGINES else None
+    if program.name in ENGINES:
+        pod = _value(program.arguments, "--pod")
+        return Role("engine", labels={"pod": pod} if pod else {})
+    return None
 
 
 def labels_of(bundle: str, document: object = None) -> dict[str, str]:
@@ -98,15 +101,32 @@ def labels_of(bundle: str, document: object = None) -> dict[str, str]:
             document = json.loads((Path(bundle) / "config.json").read_bytes())
     except (OSError, ValueError):
         return {}
-    annotations = document.get("annotations") if isinstance(document, dict) else None
-    if not isinstance(annotations, dict):
-        return {}
+    annotations = _annotations(document)
     labels: dict[str, str] = {}
     for label, keys in _ANNOTATIONS.items():
         for key in keys:
-            if isinstance(annotations.get(key), str) and annotations[key]:
-                labels.setdefault(label, annotations[key])
-    return labels
+            text = annotations.get(key)
+            if isinstance(text, str) and text:
+                labels.setdefault(label, text)
+    return _crio_names(annotations) | labels
+
+
+def manager(document: object) -> str:
+    """What has made a bundle with this config.json, by its own name: ``libpod``, ``cri-o``."""
+    return str(_annotations(document).get("io.container.manager", ""))
+
+
+def _annotations(document: object) -> dict[str, object]:
+    annotations = document.get("annotations") if isinstance(document, dict) else None
+    return annotations if isinstance(annotations, dict) else {}
+
+
+def _crio_names(annotations: dict[str, object]) -> dict[str, str]:
+    """Those in what CRI-O calls its pod, ``k8s_POD_NAMESPACE_UID_ATTEMPT``, and its container."""
+    pod = str(annotations.get("io.kubernetes.cri-o.SandboxName", "")).split("_")
+    name = str(annotations.get("io.kubernetes.cri-o.Name", "")).split("_")
+    labels = {"pod": pod[1], "namespace": pod[2]} if len(pod) == 5 else {}
+    return labels | ({"container": name[1]} if len(name) == 6 else {})
 
 
 _ANNOTATIONS = {

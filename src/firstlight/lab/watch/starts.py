@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from firstlight.lab.watch.programs import Program, labels_of, role
+from firstlight.lab.watch import records
+from firstlight.lab.watch.programs import MONITORS, Program, labels_of, manager, role
 
 _LOOPBACK = "loopback"
 """The plugin that every pod has; another one gives it its network."""
@@ -70,6 +71,8 @@ def join(programs: Iterable[Program], executed: Iterable[Executed]) -> list[Star
             start.programs.append(program)
             start.labels |= role_.labels | labels_of(role_.bundle, program.config)
             if role_.kind == "runtime":
+                kept = records.labels(container, role_.bundle, program.config)
+                start.labels = kept | start.labels
                 start.labels["runtime"] = program.name
             elif role_.kind == "network":
                 if program.name != _LOOPBACK:
@@ -87,5 +90,7 @@ def join(programs: Iterable[Program], executed: Iterable[Executed]) -> list[Star
 
 def _engine(program: Program) -> str:
     if program.name.startswith("containerd-shim"):
-        return "containerd"
-    return "podman" if program.name.startswith("conmon") else program.name
+        return "docker" if "moby" in program.arguments else "containerd"
+    if program.name in MONITORS:
+        return "cri-o" if manager(program.config) == "cri-o" else "podman"
+    return program.name

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstlight.lab.watch import records
 from firstlight.lab.watch.programs import Program, labels_of, role
 from firstlight.lab.watch.starts import Executed, join
 
@@ -106,3 +107,36 @@ def test_a_program_of_an_engine_that_starts_nothing_is_no_start() -> None:
 def test_no_arguments_end_in_a_traceback(words: list[str], environment: dict[str, str]) -> None:
     for name in ("runc", "conmon", "containerd-shim-runc-v2", "bridge"):
         join([Program(1, 1, 1, name, (name, *words), environment)], [Executed((1,), 2)])
+
+
+def test_engines_records_give_the_names_that_bundles_lack(tmp_path: Path) -> None:
+    bundle = tmp_path / "overlay-containers/id/userdata"
+    metadata = json.dumps({"name": "web", "image-name": "localhost/tiny:1"})
+    (tmp_path / "overlay-containers").mkdir()
+    (tmp_path / "overlay-containers/containers.json").write_text(
+        json.dumps([7, {"id": "other"}, {"id": "id", "metadata": metadata}])
+    )
+    assert records.labels("id", str(bundle), None) == {
+        "container": "web", "image": "localhost/tiny:1"
+    }  # fmt: skip
+    assert records.labels("none", str(bundle), None) == {}
+    kept = tmp_path / "containers/id"
+    kept.mkdir(parents=True)
+    (kept / "config.v2.json").write_text(json.dumps({"Name": "/db", "Config": {"Image": "a:1"}}))
+    config = {"mounts": [7, {"source": "/proc"}, {"source": str(kept / "hostname")}]}
+    assert records.labels("id", "/run/b", config) == {"container": "db", "image": "a:1"}
+    (kept / "config.v2.json").write_text("[")
+    assert records.labels("id", "/run/b", config) == {}
+
+
+def test_crio_names_its_pods_and_containers_in_one_word(tmp_path: Path) -> None:
+    annotations = {
+        "io.container.manager": "cri-o",
+        "io.kubernetes.cri-o.SandboxName": "k8s_shop-1_web_u1_0",
+        "io.kubernetes.cri-o.Name": "k8s_nginx_shop-1_web_u1_0",
+        "io.kubernetes.cri-o.ImageName": "localhost/tiny:1",
+    }
+    labels = labels_of(str(tmp_path), {"annotations": annotations})
+    assert labels == {
+        "pod": "shop-1", "namespace": "web", "container": "nginx", "image": "localhost/tiny:1"
+    }  # fmt: skip

@@ -1,0 +1,227 @@
+"""``firstlight watch`` beside engines that others wrote: Podman, Docker, CRI-O, each really run.
+
+Each engine has namespaces, storage and a network of its own, and ends with them.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.support.watch_host import SECONDS, watching
+
+from firstlight.errors import Unsupported
+from firstlight.host import cgroups
+from firstlight.native import native
+from firstlight.trace import bpf
+
+LIBEXEC = Path(".venv/libexec").absolute()
+ENGINES = LIBEXEC / "engines"
+ALONE = ("timeout", "--kill-after=5", "240", "unshare", "--mount", "--net", "--pid", "--fork",
+         "--kill-child", "--mount-proc", "bash", "-euc")  # fmt: skip
+RUN = "mount -t tmpfs run /run; mkdir -p /run/netns /run/lock; ip link set lo up"
+
+PODMAN_SCRIPT = f"""
+{RUN}
+podman() {{
+  command podman --root "$D/storage" --runroot /run/storage --storage-driver vfs \\
+    --cgroup-manager cgroupfs --runtime runc --events-backend none --tmpdir /run/libpod "$@"
+}}
+podman import --change 'CMD ["/bin/payload","once"]' "$D/image.tar" localhost/tiny:1 >&2
+podman run --name "$NAME" --network none --cgroup-parent "/$GROUP" --log-driver none \\
+  --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 localhost/tiny:1
+echo started; read -r end
+podman rm -f "$NAME" >&2
+"""
+
+DOCKER_SCRIPT = f"""
+{RUN}
+export DOCKER_HOST=unix:///run/docker.sock
+dockerd --data-root "$D/storage" --exec-root /run/docker --pidfile /run/docker.pid \\
+  --host "$DOCKER_HOST" --bridge none --iptables=false --ip6tables=false --storage-driver vfs \\
+  --cgroup-parent "/$GROUP" > "$D/log" 2>&1 &
+for wait in $(seq 300); do docker version > /dev/null 2>&1 && break; sleep 0.2; done
+docker import --change 'CMD ["/bin/payload","once"]' "$D/image.tar" tiny:1 >&2
+docker run --name "$NAME" --network none tiny:1
+echo started; read -r end
+"""
+
+CRIO_SCRIPT = f"""
+{RUN}
+podman --root "$D/storage" --runroot /run/storage --storage-driver vfs --tmpdir /run/libpod \\
+  --cgroup-manager cgroupfs import "$D/image.tar" localhost/tiny:1 >&2
+crio --config "$D/crio.conf" --config-dir "" > "$D/log" 2>&1 &
+cri() {{ crictl -r unix:///run/crio.sock -i unix:///run/crio.sock -t 60s "$@"; }}
+for wait in $(seq 300); do [ -S /run/crio.sock ] && break; sleep 0.2; done
+pod=$(cri runp "$D/pod.json")
+container=$(cri create "$pod" "$D/container.json" "$D/pod.json")
+cri start "$container"
+echo started; read -r end
+cri rmp -f "$pod" >&2
+"""
+
+CRIO_CONFIG = """
+[crio]
+root = "{d}/storage"
+runroot = "/run/storage"
+storage_driver = "vfs"
+version_file = "/run/version"
+clean_shutdown_file = "/run/clean"
+[crio.api]
+listen = "/run/crio.sock"
+[crio.runtime]
+conmon_cgroup = "pod"
+cgroup_manager = "cgroupfs"
+default_runtime = "runc"
+pinns_path = "{pinns}"
+container_exits_dir = "/run/exits"
+container_attach_socket_dir = "/run/attach"
+namespaces_dir = "/run/namespaces"
+log_dir = "{d}/logs"
+hooks_dir = ["{d}/cni"]
+apparmor_profile = "unconfined"
+default_ulimits = []
+[crio.runtime.runtimes.runc]
+runtime_path = "{runc}"
+runtime_root = "/run/runc"
+monitor_path = "{conmon}"
+[crio.image]
+pause_image = "localhost/tiny:1"
+signature_policy = "{d}/policy.json"
+[crio.network]
+network_dir = "{d}/cni"
+plugin_dirs = ["{plugins}"]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _can_trace() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    try:
+        bpf.probe()
+    except Unsupported as error:
+        pytest.skip(error.message)
+
+
+def need(*programs: str, path: str = "") -> str:
+    """The search path on which these programs are; skips and names what is missing."""
+    search = os.pathsep.join(filter(None, (path, os.environ["PATH"], "/usr/sbin")))
+    missing = [program for program in programs if not shutil.which(program, path=search)]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)} (make engines, make kubernetes)")
+    return search
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """One with an image as a tar file: the payload alone."""
+    (tmp_path / "root/bin").mkdir(parents=True)
+    shutil.copy(native("payload"), tmp_path / "root/bin/payload")
+    (tmp_path / "root/bin/payload").chmod(0o755)
+    image = tmp_path / "image.tar"
+    subprocess.run(["tar", "-C", tmp_path / "root", "-cf", image, "."], check=True, timeout=SECONDS)
+    return tmp_path
+
+
+@contextmanager
+def engine(script: str, directory: Path, name: str, path: str) -> Iterator[None]:
+    """Run the script until it has started its container, and to its end afterwards."""
+    group = f"{cgroups.PREFIX}{name}"
+    with (directory / "errors").open("wb") as errors:
+        process = subprocess.Popen(
+            [*ALONE, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            env={**os.environ, "PATH": path, "D": str(directory), "NAME": name, "GROUP": group},
+        )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, b"")
+        assert b"started\n" in lines, (directory / "errors").read_text()
+        yield
+        process.communicate(b"end\n", timeout=SECONDS)
+    finally:
+        process.kill()
+        process.communicate(timeout=SECONDS)
+        cgroups.remove(group)
+
+
+def labels_of(record: dict[str, object]) -> dict[str, str]:
+    assert record["error"] is None
+    assert record["lost_events"] == 0
+    phases, labels = record["phases_ns"], record["labels"]
+    assert isinstance(phases, dict)
+    assert isinstance(labels, dict)
+    assert sum(phases.values()) == record["latency_ns"]
+    return labels
+
+
+def test_podman(directory: Path) -> None:
+    path = need("podman", "conmon", "runc")
+    name = f"web{uuid.uuid4().hex[:8]}"
+    with watching("--sample", 1) as watch, engine(PODMAN_SCRIPT, directory, name, path):
+        labels = labels_of(watch.start_of(name))
+    assert (labels["engine"], labels["runtime"]) == ("podman", "runc")
+    assert labels["image"] == "localhost/tiny:1"
+
+
+def test_docker(directory: Path) -> None:
+    path = need("dockerd", "docker", "containerd", "runc",
+                path=f"{ENGINES}/usr/bin:{ENGINES}/usr/sbin")  # fmt: skip
+    name = f"web{uuid.uuid4().hex[:8]}"
+    with watching("--sample", 1) as watch, engine(DOCKER_SCRIPT, directory, name, path):
+        labels = labels_of(watch.start_of(name))
+    assert (labels["engine"], labels["runtime"]) == ("docker", "runc")
+    assert labels["image"] == "tiny:1"
+
+
+def test_crio(directory: Path) -> None:
+    path = need(
+        "crio",
+        "pinns",
+        "crictl",
+        "conmon",
+        "runc",
+        "podman",
+        path=f"{ENGINES}:{LIBEXEC}/kubernetes",
+    )
+    plugins = Path("/usr/lib/cni")
+    if not (plugins / "ptp").exists():
+        pytest.skip("not installed: containernetworking-plugins (make setup)")
+    name = f"web{uuid.uuid4().hex[:8]}"
+    (directory / "cni").mkdir()
+    ipam = {"type": "host-local", "subnet": "10.99.0.0/24", "dataDir": "/run/ipam"}
+    write(directory / "cni/10-pods.conflist", {
+        "cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "ptp", "ipam": ipam}],
+    })  # fmt: skip
+    # Without CAP_SYS_RESOURCE no pause container: its score for the OOM killer is refused.
+    own = {"security_context": {"namespace_options": {"pid": 1}}}
+    write(directory / "policy.json", {"default": [{"type": "insecureAcceptAnything"}]})
+    write(directory / "pod.json", {
+        "metadata": {"name": "shop-1", "namespace": "web", "uid": "1", "attempt": 0},
+        "log_directory": str(directory / "logs"),
+        "linux": {"cgroup_parent": f"/{cgroups.PREFIX}{name}", **own},
+    })  # fmt: skip
+    write(directory / "container.json", {
+        "metadata": {"name": name}, "image": {"image": "localhost/tiny:1"},
+        "command": ["/bin/payload", "once"], "log_path": "log", "linux": own,
+    })  # fmt: skip
+    (directory / "crio.conf").write_text(
+        CRIO_CONFIG.format(
+            d=directory, pinns=shutil.which("pinns", path=path), plugins=plugins,
+            runc=shutil.which("runc", path=path), conmon=shutil.which("conmon", path=path),
+        )
+    )  # fmt: skip
+    with watching("--sample", 1) as watch, engine(CRIO_SCRIPT, directory, name, path):
+        labels = labels_of(watch.start_of(name))
+    assert (labels["engine"], labels["runtime"]) == ("cri-o", "runc")
+    assert (labels["pod"], labels["namespace"]) == ("shop-1", "web")
+    assert labels["image"] == "localhost/tiny:1"
+
+
+def write(file: Path, document: object) -> None:
+    file.write_text(json.dumps(document))
