@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from firstlight.agile.config import Http
 from firstlight.agile.http import sigv4
+from firstlight.agile.http.bounded import Bounded
 from firstlight.agile.http.sigv4 import Verified
 from firstlight.errors import Failed
 
@@ -41,6 +42,7 @@ async def served(
         application = around(application)
     if config.credentials:
         application = Verified(application, sigv4.load(Path(config.credentials)))
+    application = Bounded(application)
     listening = _listening(config.listen)
     server = _Server(
         uvicorn.Config(

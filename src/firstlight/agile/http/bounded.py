@@ -1,0 +1,76 @@
+"""What requests hold is bounded: their number, and the bytes of bodies and answers."""
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from firstlight.agile.http import urls
+from firstlight.agile.http.lambda_api import failure
+from firstlight.agile.serving import Throttled
+
+REQUESTS_MOST = 4096
+BYTES_MOST = 256 << 20
+"""Of bodies and answers in memory, of all requests. Function URLs pass on what they get."""
+
+
+class Bounded:
+    """An application that answers 429 to what would be too much."""
+
+    def __init__(self, application: ASGIApp) -> None:
+        self._application = application
+        self.requests = self.bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on. The protocol: asgi.readthedocs.io."""
+        if self.requests >= REQUESTS_MOST:
+            await _refuse(f"{self.requests} requests are under way", scope, receive, send)
+            return
+        one = _Request(self, scope, receive, send)
+        self.requests += 1
+        try:
+            await self._application(scope, one.receive, one.send)
+        except Throttled:
+            if not one.over:
+                raise
+        finally:
+            self.requests -= 1
+            self.bytes -= one.held
+        if one.over:
+            await _refuse(f"requests hold more than {BYTES_MOST} bytes", scope, receive, send)
+
+
+class _Request:
+    """A request, and how much of it is in memory. ``over``: that was too much."""
+
+    def __init__(self, all_of_them: Bounded, scope: Scope, receive: Receive, send: Send) -> None:
+        self._all, self._receive, self._send = all_of_them, receive, send
+        self._streams = scope.get("path", "").startswith(f"{urls.PREFIX}/")
+        self._begun = self.over = False
+        self.held = 0
+
+    def _hold(self, message: Message) -> None:
+        if not self._streams:
+            size = len(message.get("body", b""))
+            self.held += size
+            self._all.bytes += size
+
+    async def receive(self) -> Message:
+        """A part of its body. Raises Throttled."""
+        message = await self._receive()
+        self._hold(message)
+        if self._all.bytes > BYTES_MOST and not self._begun:
+            self.over = True
+            raise Throttled(f"requests hold {self._all.bytes} bytes")
+        return message
+
+    async def send(self, message: Message) -> None:
+        """A part of its answer."""
+        if self.over:
+            return  # the application's own words for that: ours follow
+        self._begun = True
+        self._hold(message)
+        await self._send(message)
+
+
+async def _refuse(why: str, scope: Scope, receive: Receive, send: Send) -> None:
+    reason = "ConcurrentInvocationLimitExceeded"
+    response = failure(429, "TooManyRequestsException", f"{why}: try again", Reason=reason)
+    await response(scope, receive, send)
