@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from firstlight.agile import Config, Function, cgroups
 from firstlight.agile.client import Client
@@ -36,6 +37,13 @@ ROUND = 20
 """Kills between two counts."""
 HANDLER = "import secrets\ndef main(event): return [event, secrets.token_hex(4)]\n"
 MODULE = '(module (func (export "main") (param i32) (result i32) local.get 0))'
+WAITS = "[pools.sandbox]\nlow = 2\nhigh = 4\n"
+FULL = "".join(f"[pools.{kind}]\nlow = 4\nhigh = 4\n" for kind in ("network", "cgroup"))
+LASTS = ("/bin/sleep", "3600")
+SETTLES = 3
+"""Managers that are killed before the first count."""
+SLACK = 16
+"""Descriptors of a fork that waits or not, and of a part that is being looked at."""
 LOAD = """
 import json, os, random, sys
 import msgspec
@@ -161,8 +169,10 @@ def links(pid: int) -> list[str]:
 class Runtime:
     """The runtime under attack, and its load."""
 
-    def __init__(self, directory: Path, functions: list[Function], seed: int) -> None:
-        self._directory, self._functions = directory, functions
+    def __init__(
+        self, directory: Path, functions: list[Function], seed: int, pools: str = WAITS
+    ) -> None:  # fmt: skip
+        self._pools, self._directory, self._functions = pools, directory, functions
         self.chance = random.Random(seed)  # noqa: S311
         self._clients: list[subprocess.Popen[bytes]] = []
         self._log = (directory / "log").open("wb")
@@ -171,9 +181,7 @@ class Runtime:
     def _started(self) -> subprocess.Popen[bytes]:
         program = str(Path(sys.executable).with_name("firstlight"))
         config = self._directory / "config.toml"
-        config.write_text(
-            f'name = "{NAME}"\ninstances = 4000\n[pools.sandbox]\nlow = 2\nhigh = 4\n'
-        )
+        config.write_text(f'name = "{NAME}"\ninstances = 4000\n{self._pools}')
         return subprocess.Popen(
             [program, "agile", "up", "--config", str(config)],
             stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
@@ -400,6 +408,74 @@ def outlive(instances: int) -> dict[str, float]:
     return {"instances": instances, "started_s": started, "taken_over_s": taken}
 
 
+def memory(pid: int) -> int:
+    """A process's own memory, in bytes."""
+    found = [line for line in read(f"/proc/{pid}/status").splitlines() if "RssAnon" in line]
+    return int(found[0].split()[1]) << 10
+
+
+def busy(runtime: Runtime, functions: list[Function]) -> None:
+    """Use each function once, and wait until the shelves are as full as at first."""
+    null = os.open(os.devnull, os.O_RDWR)
+    until = time.monotonic() + RECOVERED_SECONDS
+    with Client(CONFIG.socket) as client:
+        for one in functions:
+            if one.kind != "command":
+                client.invoke(one, [7] if one.kind == "wasm" else 7)
+            elif one.command != LASTS:
+                client.wait(client.start(one, (null, null, null)).id)
+        os.close(null)
+        while any(pool.ready < pool.high for pool in client.pools() if "fork" not in pool.name
+                  and "place" not in pool.name):  # fmt: skip
+            assert time.monotonic() < until, f"{client.pools()}\n{runtime.log()}"
+            time.sleep(0.02)
+
+
+def flat(managers: int, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Kill so many managers of a node that has one of each kind, and count what it holds.
+
+    Raises AssertionError if that grows.
+    """
+    with place() as directory:
+        before = count()
+        kinds = functions(directory)
+        root = kinds[0].rootfs
+        lasts = Function(rootfs=root, command=LASTS, network="none")
+        used = [kinds[0], *(one for one in kinds if one.kind != "command")]
+        runtime = Runtime(directory, [*used, lasts], seed=1, pools=FULL)
+        held: list[tuple[int, int]] = []
+        try:
+            runtime.up()
+            null = os.open(os.devnull, os.O_RDWR)
+            with Client(CONFIG.socket) as client:
+                lasting = client.start(lasts, (null, null, null), detached=True).id
+            os.close(null)
+            node = pid_of(CONFIG)
+            for number in range(managers + SETTLES):
+                busy(runtime, used)
+                held.append((len(links(node)), memory(node)))
+                tell(f"{number} managers were killed; the node holds {held[-1]}")
+                runtime.manager.kill()
+                runtime.manager.wait()
+                runtime.up()
+            assert pid_of(CONFIG) == node
+            first, *rest = held[SETTLES - 1 :]
+            most = max(descriptors for descriptors, _ in rest)
+            assert most <= first[0] + SLACK, f"it holds {most} descriptors: {links(node)}"
+            grown = max(memory for _, memory in rest) - first[1]
+            assert grown < first[1] // 50 + (64 << 10), f"memory grew by {grown} bytes: {held}"
+            with Client(CONFIG.socket) as client:
+                assert lasting in [one.id for one in client.running()]
+                client.stop(lasting)
+            runtime.close()
+        except BaseException:
+            runtime.abandon()
+            raise
+        left = {name: value for name, value in (count() - before).items() if value}
+        assert not left, f"left: {left}, {ours()}"
+    return {"managers": managers, "descriptors": rest[-1][0], "bytes": rest[-1][1], "grew": grown}
+
+
 def main() -> None:
     """The long form."""
     parser = argparse.ArgumentParser(prog="python -m bench.survival")
@@ -407,7 +483,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--every", type=int, default=ROUND, help="kills between two counts")
     parser.add_argument("--instances", type=int, default=0, help="kill the manager beside so many")
+    parser.add_argument("--managers", type=int, default=0, help="kill so many managers of a node")
     asked = parser.parse_args()
+    if asked.managers:
+        say(json.dumps(flat(asked.managers, say), indent=1))
+        return
     if asked.instances:
         say(json.dumps(outlive(asked.instances), indent=1))
         return
