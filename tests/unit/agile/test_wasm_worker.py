@@ -143,10 +143,11 @@ def test_a_module_that_is_none_is_told(run: Run) -> None:
             assert words in said
 
 
-def test_it_ends_with_its_last_client(run: Run) -> None:
+def test_it_ends_with_its_last_client_when_it_is_given_no_more(run: Run) -> None:
     with run(MODULE, "next") as worker:
-        other = worker.connect()
         worker.connection.close()
+        other = worker.connect()  # it was there for the next
+        worker.control.shutdown(socket.SHUT_RDWR)
         other.send(wasm_wire.request(1, [wasm_wire.event([1])]))
         assert wasm_wire.answer(other.recv(wasm_wire.MESSAGE_MAX))[2][0].values == (2,)
         assert worker.process.poll() is None
