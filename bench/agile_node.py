@@ -30,7 +30,7 @@ async def sustained(workspace: Workspace, function: Function) -> Mark:
     """Networked starts of programs that exit at once, as fast as eight clients ask for them."""
     program = msgspec.structs.replace(function, command=("/bin/payload", "once"))
     size = PoolSize(low=16, high=64, rate=2000)
-    async with Runtime(config(workspace, Pools(network=size, cgroup=size))) as runtime:
+    async with Runtime(config(workspace, Pools(window=0, network=size, cgroup=size))) as runtime:
         await runtime.prepare(program)
         null = os.open(os.devnull, os.O_RDWR)
         ended = 0

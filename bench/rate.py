@@ -249,9 +249,11 @@ def measure() -> Iterator[Mark]:
         function = payload(base, "once")
         again = msgspec.structs.replace(function, reuse="sandbox")
         settings = config(
-            place, Pools(network=SIZE, cgroup=SIZE, sandbox=PoolSize(low=0, high=HELD))
+            place, Pools(window=0, network=SIZE, cgroup=SIZE, sandbox=PoolSize(low=0, high=HELD))
         )
-        parts_only = msgspec.structs.replace(settings, pools=Pools(network=SIZE, cgroup=SIZE))
+        parts_only = msgspec.structs.replace(
+            settings, pools=Pools(window=0, network=SIZE, cgroup=SIZE)
+        )
         with ExitStack() as parts:
             manager = parts.enter_context(daemon(parts_only, place))
             client = parts.enter_context(Client(settings.socket))

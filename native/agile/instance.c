@@ -409,7 +409,15 @@ int64_t instances_next(void)
 	return makes_more() ? next_fill() : INT64_MAX;
 }
 
-/* Those that there are too many of serve the next starts. */
+/* Those that there are too many of are ended: who lowers the mark wants their memory. */
+static void end_surplus(void)
+{
+	while (node.waiting.count > node.high_waiting) {
+		instance_kill(chain_take(&node.waiting));
+		node.waiting_changed = true;
+	}
+}
+
 int instances_keep(uint32_t high, uint32_t low, uint32_t interval)
 {
 	if (low > high || high > INT32_MAX)
@@ -418,6 +426,7 @@ int instances_keep(uint32_t high, uint32_t low, uint32_t interval)
 	node.low_waiting = (int)low < node.high_waiting ? (int)low : node.high_waiting;
 	node.fill_interval = interval * 1000LL;
 	set_fills(node.waiting.count < node.high_waiting);
+	end_surplus();
 	return 0;
 }
 

@@ -27,8 +27,10 @@ _REMEDY = "conf/agile/firstlight.toml in the source tree documents every key"
 class PoolSize(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many parts of one kind to keep ready.
 
-    A pool below ``low`` is filled to ``high``, with at most ``rate`` parts per second. ``dry`` is
-    what a request does when the pool is empty. A pool is empty before its first use.
+    A pool that follows the demand keeps at least ``low`` and at most ``high``; any other is filled
+    to ``high`` when it falls below ``low``. It is filled with at most ``rate`` parts per second.
+    ``dry`` is what a request does when the pool is empty; one that refuses does not follow. A pool
+    is empty before its first use.
     """
 
     low: int = 8
@@ -45,15 +47,23 @@ class PoolSize(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Pools(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The pools: networks, cgroups and sandboxes of all functions, and forks of each in Python.
 
-    A Python function keeps as many places for forks as its requests needed lately, at least one
-    and at most ``network.high``: each costs about 0.5 MiB of kernel memory and 10 descriptors. A
-    waiting fork of a small handler (``fork``) costs 1.4 MiB besides.
+    A pool in use keeps as many parts as were needed at once within the last ``window`` seconds,
+    between its marks; with a window of 0, as many as its high mark. See docs/functions.md.
+
+    A Python function keeps places for forks, at least one and at most ``network.high``: each costs
+    about 0.5 MiB of kernel memory and 10 descriptors. A waiting fork of a small handler
+    (``fork``) costs 1.4 MiB besides.
     """
 
     network: PoolSize = PoolSize()
     cgroup: PoolSize = PoolSize()
     sandbox: PoolSize = PoolSize(low=0, high=0)
-    fork: PoolSize = PoolSize(low=1, high=1, rate=1000.0)
+    fork: PoolSize = PoolSize(low=0, high=8, rate=1000.0)
+    window: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.window <= _SECONDS_MOST:
+            raise ValueError(f"window={self.window}: from 0, up to a year of seconds")
 
 
 class Ahead(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,17 +116,29 @@ class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Functions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many functions are registered at most, and how long one that nobody starts stays so.
 
-    ``look_seconds`` is how often the files of those that are in use are looked at for changes.
+    ``look_seconds`` is how often the files of those that are in use are looked at for changes. At
+    most ``at_once`` requests are answered at once; of each owner ``queue`` more wait for their
+    turn, fairly between owners, by ``shares`` where they are not equal. None waits for its turn
+    longer than ``wait_seconds``.
     """
 
     most: int = 1000
     idle_seconds: float = 600.0
     look_seconds: float = 1.0
+    at_once: int = 512
+    queue: int = 1000
+    wait_seconds: float = 60.0
+    shares: dict[str, float] = {}
 
     def __post_init__(self) -> None:
         if not 1 <= self.most <= _FUNCTIONS_MOST:
             raise ValueError(f"most={self.most}: from 1 to {_FUNCTIONS_MOST}")
-        for seconds in (self.idle_seconds, self.look_seconds):
+        if not 1 <= self.at_once <= _INSTANCES_MOST or not 0 <= self.queue <= _INSTANCES_MOST:
+            raise ValueError(f"at_once={self.at_once}, queue={self.queue}: up to {_INSTANCES_MOST}")
+        for owner, share in self.shares.items():
+            if not 0 < share < float("inf"):
+                raise ValueError(f"the share of {owner} is {share}: above 0")
+        for seconds in (self.idle_seconds, self.look_seconds, self.wait_seconds):
             if not 0 < seconds <= _SECONDS_MOST:  # nor is it NaN
                 raise ValueError(f"{seconds} s: above 0, up to a year")
 

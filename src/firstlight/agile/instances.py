@@ -23,6 +23,7 @@ import msgspec
 from firstlight.agile import environment, liveness, node_wire, resolvers, roots, seccomp
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import Config, PoolSize
+from firstlight.agile.demand import Demand
 from firstlight.agile.function import EVENTS_PORT, Counts, Ended, Function, Listed, Reach
 from firstlight.agile.history import History, listed
 from firstlight.agile.instance import Instance
@@ -43,6 +44,7 @@ NO_FLAGS = Flag(0)
 _RETRY_SECONDS = 0.1
 _END_SECONDS = 10.0
 _ENDED_KEPT = 1024
+_NO_FUNCTION = 0xFFFFFFFF
 _log = logging.getLogger(__name__)
 _IDENTITY = re.compile(r"[0-9]{1,20}")
 
@@ -65,7 +67,8 @@ class Instances:
         self._parts = Parts(networks, cgroups, self._limits)
         self._shelves = {reach: self._network_shelf(reach) for reach in node_wire.REACHES}
         self._cgroup_shelf = Shelf("cgroup", config.pools.cgroup, self._parts.put_cgroup, gate,
-                                   lambda: self._refuse(node_wire.CGROUP, 0))  # fmt: skip
+                                   lambda: self._refuse(node_wire.CGROUP, 0),
+                                   config.pools.window)  # fmt: skip
         self._listening = {reach: self._listening_pool(reach) for reach in node_wire.REACHES}
         self._unused: Counter[int] = Counter()
         self.observers: list[Callable[[bool, int], None]] = []
@@ -84,6 +87,8 @@ class Instances:
         self._opening = asyncio.Lock()
         self._stay = self._closing = False
         self._waiting = PoolSize(low=0, high=0)
+        self._sandbox_demand = Demand(config.pools.sandbox, config.pools.window)
+        self._seen: tuple[int, int] | None = None  # sandboxes made, and waiting
         self._waiting_changed = asyncio.Event()
         self._sandbox_hits = self._sandbox_misses = 0
         self._keepers: list[asyncio.Task[None]] = []
@@ -94,13 +99,14 @@ class Instances:
             f"network {reach}", self._config.pools.network,
             lambda: self._parts.put_network(reach), self._gate,
             lambda: self._refuse(node_wire.NETWORK, node_wire.REACHES.index(reach)),
+            self._config.pools.window,
         )  # fmt: skip
 
     def _listening_pool(self, reach: Reach) -> Pool[Network]:
         return Pool(
             f"network {reach} for events", self._config.pools.network,
             lambda: self._networks.make_listening(reach, EVENTS_PORT), self._networks.discard,
-            self._gate,
+            self._gate, self._config.pools.window,
         )  # fmt: skip
 
     async def open(self, stay: bool) -> None:
@@ -221,6 +227,7 @@ class Instances:
 
     async def _warm_sandboxes(self, count: int) -> None:
         node = await self._connected()
+        self._sandbox_demand.expect(count)
         self._keep_waiting(max(self._waiting.high, count))
         until = time.monotonic() + _END_SECONDS
         while node.waiting < count:
@@ -235,7 +242,10 @@ class Instances:
     def _keep_waiting(self, high: int) -> None:
         wanted = self._config.pools.sandbox
         self._cgroup_shelf.lent = high
-        self._waiting = msgspec.structs.replace(wanted, low=min(wanted.low, high), high=high)
+        if self._seen:
+            self._seen = self._seen[0], min(self._seen[1], high)  # the others end unused
+        low = high if self._sandbox_demand.follows else min(wanted.low, high)
+        self._waiting = msgspec.structs.replace(wanted, low=low, high=high)
         if self._node:
             self._node.keep_waiting(self._waiting)
 
@@ -488,13 +498,45 @@ class Instances:
         self._parts.forgotten(entry.number)
         del self._unused[entry.number]
 
+    def _follow_sandboxes(self, used: bool = False) -> None:
+        """Have as many wait as the demand needs, once a start has shown that they are wanted."""
+        if not used and not self._waiting.high:
+            return
+        if (high := self._sandbox_demand.target()) != self._waiting.high:
+            self._keep_waiting(high)
+
+    def _count_sandboxes(self) -> None:
+        """The node has made sandboxes, or used some."""
+        assert self._node
+        waiting = self._node.waiting
+        made_before, before = self._seen or (self._node.made, waiting)
+        made = self._node.made - made_before
+        self._sandbox_demand.take(max(0, made - (waiting - before)))
+        self._sandbox_demand.give(made)
+        self._seen = self._node.made, waiting
+        if waiting >= self._waiting.high:
+            self._sandbox_demand.settle()
+        self._follow_sandboxes()
+
+    async def _follow(self) -> None:
+        """Keep no more than the demand needs."""
+        self._follow_sandboxes()
+        for reach, shelf in self._shelves.items():
+            if surplus := shelf.follow():
+                shelf.lost(await self._parts.reduce(Network, reach, surplus))
+        if surplus := self._cgroup_shelf.follow():
+            self._cgroup_shelf.lost(await self._parts.reduce(Cgroup, "outbound", surplus))
+        for pool in self._listening.values():
+            pool.follow()
+
     async def _keep(self) -> None:
-        """Forget what is idle; see what has changed."""
+        """Forget what is idle; see what has changed; follow the demand."""
         while True:
             await asyncio.sleep(self._config.functions.look_seconds)
             with suppress(Failed):
                 await self._registry.forget_idle()
                 await self._registry.look()
+                await self._follow()
 
     async def _watch(self) -> None:
         """Who waits for an instance is told if the node does not answer any more."""
@@ -535,6 +577,7 @@ class Instances:
                 self._cgroup_shelf.want(event.pid)
             case Told.WAITING:
                 self._waiting_changed.set()
+                self._count_sandboxes()
 
     def _new(self, number: int, function: Function, pid: int, address: int, flags: int) -> Instance:
         where = IPv4Address(address.to_bytes(4, "little")) if address else None
@@ -558,13 +601,14 @@ class Instances:
             self._node.signal(instance, number)
 
     def _use(self, event: Event) -> None:
-        """Count what a start took from the shelves."""
+        """Count what a start took from the shelves, or what ended with a sandbox that waited."""
         network = self._parts.used(event.network)
         if network and network.shelved and network.function == NOBODY:
             self._shelves[network.reach].taken()
         cgroup = self._parts.used(event.cgroup)
         if cgroup and cgroup.shelved:
-            self._cgroup_shelf.taken()
+            shelf = self._cgroup_shelf
+            (shelf.lost if event.function == _NO_FUNCTION else shelf.taken)()
 
     def _started(self, event: Event) -> None:
         if event.id in self._using:
@@ -593,8 +637,9 @@ class Instances:
         self._begun(self._running[event.id], event.running)
         if held and isinstance(held.made, Network):
             self._running[event.id].network.set_result(held.made)
-        if self._config.pools.sandbox.high and not self._waiting.high:
-            self._keep_waiting(self._config.pools.sandbox.high)
+            self._sandbox_demand.take()
+        if self._config.pools.sandbox.high:
+            self._follow_sandboxes(used=True)
 
     def _begun(self, instance: Instance, running: int) -> None:
         self.history.started(instance)
@@ -695,7 +740,7 @@ class Instances:
 
     def _lost(self) -> None:
         """The node was killed, and all with it: another takes its place."""
-        self._node = self._parts.node = None
+        self._node = self._parts.node = self._seen = None
         self._answers()
         if self._starter:
             self._starter.close()

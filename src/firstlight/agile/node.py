@@ -131,6 +131,20 @@ class Node:
         """Take a part that no instance uses."""
         self._send(node_wire.order(Order.WITHDRAW, count=index))
 
+    async def take_back(self, index: int) -> bool:
+        """Take a part, unless an instance or a sandbox has it; whether it was taken."""
+        self._serial += 1
+        serial, future = self._serial, self._loop.create_future()
+        self._pending[serial] = future  # it answers only that it refuses
+        self._send(node_wire.order(Order.WITHDRAW, id=serial, count=index))
+        try:
+            await self.synced()
+        finally:
+            self._pending.pop(serial, None)
+        refused = future.done() and future.exception() is not None
+        future.cancel()
+        return not refused
+
     def refuse(self, kind: int, reach: int) -> None:
         """Refuse the starts that wait for a part that cannot be made."""
         self._send(node_wire.order(Order.REFUSE, flags=reach, count=kind))

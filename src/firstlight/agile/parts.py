@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from firstlight.agile import node_wire
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import PoolSize
+from firstlight.agile.demand import Demand
 from firstlight.agile.function import Counts, Reach
 from firstlight.agile.network import Network, Networks
 from firstlight.agile.pool import LoadGate
@@ -46,11 +47,13 @@ class Shelf:
 
     def __init__(
         self, name: str, size: PoolSize, put: Callable[[], Awaitable[None]], gate: LoadGate,
-        failed: Callable[[], None],
+        failed: Callable[[], None], window: float = 0.0,
     ) -> None:  # fmt: skip
+        """``window``: its size follows the demand of so many seconds, see ``Demand``."""
         self.name, self.size = name, size
+        self._demand = Demand(size, window)
         self._put, self._gate, self._tell_failed = put, gate, failed
-        self.ready = self._waiting = self._target = 0
+        self.ready = self._waiting = self._warm_to = 0
         self.hits = self.misses = self.made = self.returned = self.failures = 0
         self._seconds = 0.0
         self._wanted = asyncio.Event()
@@ -58,32 +61,38 @@ class Shelf:
         self._filler: asyncio.Task[None] | None = None
         self._closed = False
         self.error: Failed | None = None
+        self._used = False
         self.lent = 0  # to sandboxes that wait
 
     def taken(self) -> None:
         """The node has used one that was ready."""
         self.hits += 1
         self.ready -= 1
-        self._target = self.size.high
-        if self.ready < max(self.size.low, min(1, self.size.high)) + self.lent:
+        self._demand.take()
+        self._used = True
+        least = max(self.size.low, min(1, self.size.high))
+        if self.ready < (self._target() if self._demand.follows else least) + self.lent:
             self._wake()
 
     def want(self, count: int) -> None:
         """Starts wait for that many."""
         self.misses += count
+        self._demand.take(max(0, count - self._waiting))
         self._waiting = max(self._waiting, count)
-        self._target = self.size.high
+        self._used = True
         self._wake()
 
     def added(self) -> None:
         """One more is on the shelf."""
         self.ready += 1
         self._waiting = max(0, self._waiting - 1)
+        self._demand.give()
 
     async def warm(self, count: int | None = None) -> None:
         """Fill up to ``count``, or to the high mark. Raises the failure."""
-        self._target = max(self._target, self.size.high if count is None else count)
-        while self.ready < self._target + self.lent:
+        self._warm_to = max(self._warm_to, self.size.high if count is None else count)
+        self._demand.expect(self._warm_to)
+        while self.ready < self._warm_to + self.lent:
             if self._closed:
                 raise Failed(f"no {self.name} is made any more", "the runtime is stopping")
             self.error = None
@@ -92,12 +101,31 @@ class Shelf:
             await self._filled.wait()
             if self.error:
                 raise self.error
+        if self._demand.follows:
+            self._warm_to, self._used = 0, True
+
+    def lost(self, count: int = 1) -> None:
+        """So many that were ready have ended unused."""
+        self.ready -= count
+
+    def follow(self) -> int:
+        """Make what the demand needs; returns how many more are ready than that."""
+        if not self._demand.follows or not self._used:
+            return 0
+        if self.ready < self._target() + self.lent:
+            self._wake()
+            return 0
+        self._demand.settle()
+        return self.ready - self._target() - self.lent
+
+    def _target(self) -> int:
+        return max(self._warm_to, self._demand.target() if self._used else 0)
 
     def counts(self) -> Counts:
         """What it has done so far."""
         rate = self.made / self._seconds if self._seconds else 0.0
         return Counts(
-            name=self.name, ready=max(0, self.ready), low=self.size.low, high=self.size.high,
+            name=self.name, ready=max(0, self.ready), low=self.size.low, high=self._demand.target(),
             hits=self.hits, misses=self.misses, made=self.made, returned=self.returned,
             failed=self.failures, fill_rate=round(rate, 1), fill_seconds=self._seconds,
         )  # fmt: skip
@@ -120,7 +148,7 @@ class Shelf:
             self._filler = asyncio.get_running_loop().create_task(self._fill())
 
     def _short(self) -> bool:
-        return self._waiting > 0 or self.ready < self._target + self.lent
+        return self._waiting > 0 or self.ready < self._target() + self.lent
 
     async def _fill(self) -> None:
         while True:
@@ -143,6 +171,7 @@ class Shelf:
                     await asyncio.sleep(_RETRY_SECONDS)
                 elif self._short() and not self._waiting:
                     await asyncio.sleep(max(0.0, began + many / self.size.rate - time.monotonic()))
+            self._demand.settle()
             self._filled.set()
 
     def _fail(self, error: BaseException) -> None:
@@ -236,6 +265,26 @@ class Parts:
         """Whether it is this node's; that of a node before had the same indices."""
         return self._held.get(held.index) is held
 
+    async def reduce(self, kind: type, reach: Reach, count: int) -> int:
+        """End up to so many of a kind on the common shelf; returns how many that the node gave."""
+        ended = 0
+        for held in [h for h in self._held.values() if self._is_common(h, kind, reach)]:
+            if ended == count or self.node is None:
+                break
+            if not await self.node.take_back(held.index) or not self._is_ours(held):
+                continue  # an instance has it, or a sandbox that waits
+            del self._held[held.index]
+            self._free.append(held.index)
+            self._end(held.made)
+            ended += 1
+        return ended
+
+    def _is_common(self, held: Held, kind: type, reach: Reach) -> bool:
+        return (
+            isinstance(held.made, kind) and held.shelved and held.function == NOBODY
+            and (held.reach == reach or kind is Cgroup)
+        )  # fmt: skip
+
     def forgotten(self, function: int) -> None:
         """The node has given up what was a function's own."""
         for held in [h for h in self._held.values() if h.function == function and h.shelved]:
@@ -277,11 +326,7 @@ class Parts:
 
     def ready(self, kind: type, reach: Reach) -> int:
         """How many of a kind are on the common shelf."""
-        return sum(
-            isinstance(h.made, kind) and h.shelved and h.function == NOBODY
-            and (h.reach == reach or kind is Cgroup)
-            for h in self._held.values()
-        )  # fmt: skip
+        return sum(self._is_common(held, kind, reach) for held in self._held.values())
 
     def _end(self, made: Network | Cgroup) -> None:
         if isinstance(made, Network):

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Generic, TypeVar
 
 from firstlight.agile.config import PoolSize
+from firstlight.agile.demand import Demand
 from firstlight.agile.function import Counts
 from firstlight.errors import Failed
 
@@ -60,9 +61,14 @@ class Pool(Generic[Part]):
         make: Callable[[], Awaitable[Part]],
         discard: Callable[[Part], None],
         gate: LoadGate | None,
+        window: float = 0.0,
     ) -> None:
-        """Without a gate, a refill waits for no lull."""
+        """Without a gate, a refill waits for no lull.
+
+        ``window``: its size follows the demand of so many seconds, see ``Demand``.
+        """
         self.name, self.size = name, size
+        self._demand = Demand(size, window)
         self._make, self._discard, self._gate = make, discard, gate
         self._shelf: deque[Part] = deque()
         self._waiting: deque[asyncio.Future[Part]] = deque()
@@ -81,13 +87,14 @@ class Pool(Generic[Part]):
 
     def take_ready(self) -> Part | None:
         """A part that is ready, or None: counts as a hit or a miss."""
+        self._demand.take()
         if self._shelf:
             self._hits += 1
             part = self._shelf.pop()
         else:
             self._misses += 1
             part = None
-        if len(self._shelf) < self.size.low:
+        if len(self._shelf) < (self._demand.target() if self._demand.follows else self.size.low):
             self._want()
         return part
 
@@ -154,10 +161,20 @@ class Pool(Generic[Part]):
         self._returned += 1
         self._put(part)
 
-    def resize(self, size: PoolSize) -> None:
-        """Keep so many from now on; the oldest beyond are discarded."""
-        self.size = size
-        while len(self._shelf) > size.high:
+    def expect(self, count: int) -> None:
+        """Keep so many for as long as the window is, up to the high mark."""
+        self._demand.expect(count)
+        if len(self._shelf) < self._demand.target():
+            self._want()
+
+    def follow(self) -> None:
+        """Make what the demand needs, and discard the oldest that it does not need any more."""
+        if len(self._shelf) < self._demand.target():
+            if self._filler:  # it has been used
+                self._want()
+            return
+        self._demand.settle()
+        while len(self._shelf) > self._demand.target():
             self._discard(self._shelf.popleft())
 
     def drain(self) -> None:
@@ -167,8 +184,10 @@ class Pool(Generic[Part]):
 
     async def warm(self, count: int | None = None) -> None:
         """Fill up to ``count``, or to the high mark, and wait for that. Raises the failure."""
-        self._warm_to = min(self.size.high, self.size.high if count is None else count)
-        while len(self._shelf) < self._warm_to:
+        count = min(self.size.high, self.size.high if count is None else count)
+        self._demand.expect(count)
+        self._warm_to = count
+        while len(self._shelf) < count:
             if self._closed:
                 raise self._over()
             self.error = None
@@ -183,7 +202,7 @@ class Pool(Generic[Part]):
         """What it has done so far."""
         rate = self._made / self._filling_seconds if self._filling_seconds else 0.0
         return Counts(
-            name=self.name, ready=len(self._shelf), low=self.size.low, high=self.size.high,
+            name=self.name, ready=len(self._shelf), low=self.size.low, high=self._demand.target(),
             hits=self._hits, misses=self._misses, made=self._made, returned=self._returned,
             failed=self._failed, fill_rate=round(rate, 1), fill_seconds=self._filling_seconds,
         )  # fmt: skip
@@ -205,12 +224,13 @@ class Pool(Generic[Part]):
         return Failed(f"no {self.name} is made any more", "the runtime is stopping")
 
     def _put(self, part: Part) -> None:
+        self._demand.give()
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(part)
                 return
-        if len(self._shelf) < self.size.high:
+        if len(self._shelf) < self._demand.target():
             self._shelf.append(part)
         else:
             self._discard(part)
@@ -223,7 +243,7 @@ class Pool(Generic[Part]):
             self._filler = asyncio.get_running_loop().create_task(self._fill())
 
     def _short(self) -> bool:
-        return len(self._shelf) - self._unserved() < self.size.high
+        return len(self._shelf) - self._unserved() < self._demand.target()
 
     def _unserved(self) -> int:
         """How many wait for whom no part is built; below 0, how many are built for the shelf."""
@@ -253,6 +273,7 @@ class Pool(Generic[Part]):
                 if self._short():
                     await asyncio.sleep(max(0.0, began + 1 / self.size.rate - made))
                     self._filling_seconds += time.monotonic() - made
+            self._demand.settle()
             self._full.set()
 
     def _fail(self, error: Exception) -> None:

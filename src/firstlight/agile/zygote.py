@@ -63,9 +63,8 @@ class Zygote:
         self._up: Interpreter | None = None
         self._starting, self._forking = asyncio.Lock(), asyncio.Lock()
         self._generation = 0
-        self._suspect, self._looked = False, 0.0
-        self.used = self._rested = time.monotonic()
-        self.working = self._peak = 0
+        self._suspect, self._looked, self.used = False, 0.0, time.monotonic()
+        self.working = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = self._leaves = self._settles = False
@@ -74,14 +73,15 @@ class Zygote:
         self._standing: Place | None = None  # in its cgroup the zygote is
         self._tasks: set[asyncio.Task[Any]] = set()
         pools = resources.config.pools
+        places = msgspec.structs.replace(pools.network, low=min(1, pools.network.high))
         self.forks: Pool[Fork] = Pool(
-            f"fork {function.handler}", pools.fork, self._ready_fork, self._discard, None
+            f"fork {function.handler}", pools.fork, self._ready_fork, self._discard, None,
+            pools.window,
         )  # fmt: skip
         self._places: Pool[Place] = Pool(
-            f"place of {function.handler}", pools.network, self._make_place, self._give_back,
-            resources.gate,
+            f"place of {function.handler}", places, self._make_place, self._give_back,
+            resources.gate, pools.window,
         )  # fmt: skip
-        self._keep_places(0)
         self._request = json.dumps(
             {"files": function.files, "directory": function.directory}
         ).encode()
@@ -98,7 +98,6 @@ class Zygote:
 
     async def prepare(self, forks: int) -> None:
         """Make places up to the mark, and this many waiting forks. Raises Failed."""
-        self._keep_places(self._resources.config.pools.network.high)
         await self._places.warm()
         await self.forks.warm(forks)
 
@@ -419,9 +418,6 @@ class Zygote:
         """Do work for a request, before which the zygote does not retire."""
         self.working += 1
         self._idle.clear()
-        self._peak = max(self._peak, self.working)
-        if self._places.size.high < self._peak:
-            self._keep_places(self._peak)
         try:
             return await work
         finally:
@@ -506,22 +502,10 @@ class Zygote:
         if self._up:
             self._up.leave()
 
-    def rest(self) -> None:
-        """Keep as many places as requests were at work at once since the last time.
-
-        If there was none, no fork waits for the next.
-        """
-        self._keep_places(self._peak)
-        self._peak = self.working
-        if self.used < self._rested:
-            self.forks.drain()
-        self._rested = time.monotonic()
-
-    def _keep_places(self, count: int) -> None:
-        """Places follow use: at least one, at most as configured."""
-        most = self._resources.config.pools.network
-        high = min(max(1, count), most.high)
-        self._places.resize(msgspec.structs.replace(most, low=min(most.low, high), high=high))
+    def follow(self) -> None:
+        """Keep no more forks and places than the demand needs."""
+        for pool in self.pools:
+            pool.follow()
 
     async def retire(self) -> None:
         """End, but let the handlers that are at work end first."""

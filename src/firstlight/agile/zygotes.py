@@ -213,12 +213,15 @@ class Zygotes:
     async def _keep(self) -> None:
         """Forget what nobody has used for long."""
         seconds = self._resources.config.functions.idle_seconds
+        window = self._resources.config.pools.window or seconds
         while True:
-            await asyncio.sleep(seconds / 4)
+            await asyncio.sleep(min(seconds, window) / 4)
             self._resources.changes.read()
             await self._forget_cgroups()
+            for cgroups in self._cgroup_pools.values():
+                cgroups.follow()
             for zygote in self.values():
-                zygote.rest()
+                zygote.follow()
                 if zygote.is_idle and zygote.used < time.monotonic() - seconds:
                     self._zygotes.forget(zygote)
                     self._retire(zygote)
@@ -256,5 +259,6 @@ class Zygotes:
             self._cgroup_pools[limits] = Pool(
                 f"cgroup {limits.memory >> 20} MiB, {limits.cpus:g} CPUs, {limits.pids} pids",
                 self._resources.config.pools.cgroup, make, groups.remove, self._resources.gate,
+                self._resources.config.pools.window,
             )  # fmt: skip
         return self._cgroup_pools[limits]

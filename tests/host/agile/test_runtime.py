@@ -348,3 +348,34 @@ def test_nothing_is_left_of_a_runtime_that_has_ended(function: Make) -> None:
         assert "firstlight" not in tables
 
     on_host(main)
+
+
+def test_pools_that_nobody_needs_any_more_become_small(function: Make) -> None:
+    size = PoolSize(low=1, high=6)
+    pools = Pools(network=size, cgroup=size, sandbox=size, window=0.2)
+    names = ("network outbound", "cgroup", "sandbox")
+
+    async def main() -> None:
+        async with Runtime(Config(name="t1", pools=pools)) as runtime:
+            ready = dict[str, int]()
+
+            async def settled() -> None:
+                while [ready.get(name) for name in names] != [1, 2, 1]:
+                    await asyncio.sleep(0.05)
+                    ready.update({pool.name: pool.ready for pool in runtime.pools()})
+
+            hold = function("hold", "60")
+            await runtime.prepare(hold, 6)
+            running = [await runtime.start(hold) for _ in range(4)]
+            # A sandbox that waits has a cgroup, and one more is ready.
+            await asyncio.wait_for(settled(), 50)
+            assert len(runtime.running()) == 4
+            hits = {pool.name: pool.hits for pool in runtime.pools()}
+            assert hits["cgroup"] == hits["sandbox"] == 4, "what ended unused was not taken"
+            async with await runtime.start(hold) as last:
+                assert last.warm
+            for instance in running:
+                await instance.stop()
+            await asyncio.wait_for(settled(), 50)
+
+    on_host(main, 120)

@@ -102,9 +102,9 @@ class Agile:
         none = PoolSize(low=0, high=0)
         full = PoolSize(low=0, high=instances, rate=_RATE)
         pools = {
-            "agile": Pools(network=full, cgroup=full, sandbox=none),
-            "agile-ready": Pools(network=full, cgroup=full, sandbox=full),
-            "agile-cold": Pools(network=none, cgroup=none, sandbox=none),
+            "agile": Pools(window=0, network=full, cgroup=full, sandbox=none),
+            "agile-ready": Pools(window=0, network=full, cgroup=full, sandbox=full),
+            "agile-cold": Pools(window=0, network=none, cgroup=none, sandbox=none),
         }[self.depth]
         return Config(
             name="lab", state=str(base / "state"), pools=pools, instances=10 * instances,

@@ -87,7 +87,11 @@ class Churn:
         size = PoolSize(low=low, high=waiting, rate=_RATE)
         with _base(workspace) as base:
             config = _config(
-                workspace, base, Pools(network=size, cgroup=size, sandbox=size), instances, Ahead()
+                workspace,
+                base,
+                Pools(window=0, network=size, cgroup=size, sandbox=size),
+                instances,
+                Ahead(),
             )
             words = ("once", GATEWAY) if self.end_point is EndPoint.FIRST_PACKET else ("once",)
             function = payload(base, *words)
@@ -129,7 +133,7 @@ class Crowd:
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A runtime with running instances and full pools."""
         full = PoolSize(low=0, high=instances, rate=_RATE)
-        pools = Pools(network=full, cgroup=full, sandbox=_NONE)
+        pools = Pools(window=0, network=full, cgroup=full, sandbox=_NONE)
         with _base(workspace) as base:
             config = _config(workspace, base, pools, self.background + instances, Ahead())
             function = payload(base, *payload_arguments(self.end_point))
@@ -178,6 +182,7 @@ class Ablated:
             return _NONE if self.without in ("everything", *parts) else full
 
         pools = Pools(
+            window=0,
             network=unless("networks"),
             cgroup=unless("cgroups"),
             sandbox=full if self.without == "nothing" else _NONE,

@@ -115,11 +115,11 @@ class Invoked:
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A warmed-up runtime with full pools."""
         full = PoolSize(low=0, high=instances, rate=_RATE)
-        forks = full if KINDS[self.kind].all_ahead else Pools().fork
+        forks = full if KINDS[self.kind].all_ahead else PoolSize(low=1, high=1, rate=_RATE)
         with _base(workspace) as base:
             config = Config(
                 name="lab", state=str(base / "state"), instances=10 * instances,
-                pools=Pools(network=full, cgroup=full, fork=forks),
+                pools=Pools(window=0, network=full, cgroup=full, fork=forks),
                 cgroup=f"{cgroups.name(workspace.run)}/agile",
             )  # fmt: skip
             function, event = _wasm(base) if self.kind == "wasm" else _python(base)

@@ -63,7 +63,7 @@ class Taking:
 def taking(instances: int, workspace: Workspace) -> Iterator[Taking]:
     """A pool with a network for each start. Raises Failed."""
     size = PoolSize(low=0, high=instances, rate=_RATE)
-    config = Config(name="lab", pools=Pools(network=size))
+    config = Config(name="lab", pools=Pools(window=0, network=size))
     listening = workspace.directory / "pool"
     argv = [sys.executable, "-c", _SERVE, msgspec.json.encode(config).decode(), str(listening)]
     with subprocess.Popen(
