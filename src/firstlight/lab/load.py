@@ -44,7 +44,14 @@ class Poisson:
     rate: float
 
 
-Shape = Burst | Sequence | Poisson
+@dataclass(frozen=True)
+class Trace:
+    """Starts at these times, in ns from the batch's beginning."""
+
+    offsets: tuple[int, ...]
+
+
+Shape = Burst | Sequence | Poisson | Trace
 BURST = Burst()
 
 
@@ -80,6 +87,10 @@ def offsets(shape: Shape, count: int, seed: int = 0) -> list[int]:
 
     ``seed`` determines random arrivals.
     """
+    if isinstance(shape, Trace):
+        if len(shape.offsets) != count:
+            raise Failed(f"a trace of {len(shape.offsets)} starts has not {count} arrivals")
+        return list(shape.offsets)
     if not isinstance(shape, Poisson):
         return [0] * count
     arrivals = random.Random(seed)  # noqa: S311 - a schedule, not a secret

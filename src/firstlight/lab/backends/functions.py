@@ -29,12 +29,12 @@ from firstlight.model import EndPoint
 
 _PYTHON = Path("/usr/bin/python3")
 _HANDLER = "import json\n\n\ndef main(event):\n    return event\n"
-_EVENT = {"n": 1}
+EVENT = {"n": 1}
 _PROGRAM = f"""
 import sys, time
 from handler import main
 began = time.monotonic_ns()
-main({_EVENT})
+main({EVENT})
 print("firstlight ready", began, flush=True)
 sys.stdin.read()
 """
@@ -43,7 +43,7 @@ _MODULE = bytes.fromhex(
 )  # (module (func (export "next") (param i32) (result i32) local.get 0 i32.const 1 i32.add))
 _WARM = 3
 _RATE = 1e4  # per second: untimed, so as fast as possible
-_GREETING = protocol.encode(protocol.List()).decode()
+GREETING = protocol.encode(protocol.List()).decode()
 
 
 class _Kind(NamedTuple):
@@ -107,7 +107,7 @@ class Invoked:
             raise UnknownName("kind of function", self.kind, KINDS)
         Agile("agile").probe()
         if self.kind != "wasm":
-            _probe_python()
+            probe_python()
         elif not find_spec("wasmtime"):
             raise Unsupported("wasmtime is not installed", "pip install firstlight[wasm]")
 
@@ -116,7 +116,7 @@ class Invoked:
         """A warmed-up runtime with full pools."""
         full = PoolSize(low=0, high=instances, rate=_RATE)
         forks = full if KINDS[self.kind].all_ahead else PoolSize(low=1, high=1, rate=_RATE)
-        with _base(workspace) as base:
+        with workplace(workspace) as base:
             config = Config(
                 name="lab", state=str(base / "state"), instances=10 * instances,
                 pools=Pools(window=0, network=full, cgroup=full, fork=forks),
@@ -131,7 +131,7 @@ class Invoked:
                         client.prepare(function, forks.high)
                 raw = msgspec.Raw(msgspec.json.encode(event))
                 message = protocol.encode(protocol.Invoke(function, raw)).decode()
-                start = Ask(config.socket, _GREETING, message, daemons=processes(config, pid))
+                start = Ask(config.socket, GREETING, message, daemons=processes(config, pid))
                 yield Prepared([start] * instances)
 
 
@@ -157,15 +157,15 @@ class PythonInRunc:
     def probe(self) -> None:
         """Needs runc and the host's Python."""
         Oci("runc").probe()
-        _probe_python()
+        probe_python()
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A bundle for each instance."""
         argv = (str(_PYTHON), "-c", _PROGRAM)
-        with _base(workspace) as base, Oci("runc").bundles(workspace) as bundles:
+        with workplace(workspace) as base, Oci("runc").bundles(workspace) as bundles:
             process = oci_spec.Process(argv, "/srv")
-            root = _tree_with_python(base)
+            root = tree_with_python(base)
             yield Prepared(
                 [
                     bundles.make(index, process, root=root).execute(workspace.environment)
@@ -174,13 +174,15 @@ class PythonInRunc:
             )
 
 
-def _probe_python() -> None:
+def probe_python() -> None:
+    """Raise Unsupported if the host has no Python."""
     if not _PYTHON.exists():
         raise Unsupported(f"{_PYTHON} is missing", "apt-get install python3-minimal")
 
 
 @contextmanager
-def _base(workspace: Workspace) -> Iterator[Path]:
+def workplace(workspace: Workspace) -> Iterator[Path]:
+    """A directory for root file systems, which are unmounted and removed."""
     base = workspace.directory / "functions"
     base.mkdir()
     try:
@@ -190,7 +192,7 @@ def _base(workspace: Workspace) -> Iterator[Path]:
         shutil.rmtree(base)
 
 
-def _tree_with_python(base: Path) -> Path:
+def tree_with_python(base: Path) -> Path:
     """A root file system with the host's /usr and the handler."""
     root = base / "root"
     for name in ("usr", "srv", "proc", "dev", "sys", "tmp"):
@@ -204,11 +206,11 @@ def _tree_with_python(base: Path) -> Path:
 
 
 def _python(base: Path) -> tuple[Function, object]:
-    root = _tree_with_python(base)
+    root = tree_with_python(base)
     function = Function(
         rootfs=str(root), kind="python", handler="handler:main", directory="/srv"
     )  # fmt: skip
-    return function, _EVENT
+    return function, EVENT
 
 
 def _wasm(base: Path) -> tuple[Function, object]:

@@ -26,6 +26,7 @@ from firstlight.lab.experiments.platforms import PLATFORMS
 from firstlight.lab.experiments.pod import POD
 from firstlight.lab.experiments.rootfs import ROOTFS
 from firstlight.lab.experiments.storms import STORMS
+from firstlight.lab.experiments.trace_replay import TRACE_REPLAY
 from firstlight.lab.experiments.unikernel_boot import UNIKERNEL_BOOT
 from firstlight.lab.experiments.unikernel_scale import UNIKERNEL_SCALE
 from firstlight.model import Availability, Missing
@@ -38,6 +39,7 @@ ALL = {
         UNIKERNEL_BOOT, HYPERVISOR_BUILDS, BOOT_PROTOCOL, DRIVER_LOADING, UNIKERNEL_SCALE,
         KUBERNETES_PODS, KUBERNETES_BACKGROUND, CRI_SANDBOX, CONTAINERD_TASK,
         AGILE, ABLATION, CHURN, DENSITY, FUNCTIONS, PLATFORMS, STORMS,
+        TRACE_REPLAY,
     )
 }  # fmt: skip
 

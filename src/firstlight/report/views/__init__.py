@@ -20,6 +20,7 @@ from firstlight.report.views import (
     functions,
     platforms,
     storms,
+    trace_replay,
 )
 
 ALL: dict[str, View] = {
@@ -33,6 +34,7 @@ ALL: dict[str, View] = {
     "functions": functions.VIEW,
     "platforms": platforms.VIEW,
     "storms": storms.VIEW,
+    "trace-replay": trace_replay.VIEW,
 }
 EMPTY = View()
 

@@ -1,0 +1,61 @@
+"""What pools cost and gain that follow the demand: in the replay, and over a simulated day."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from firstlight.analysis import Analysis
+from firstlight.analysis.figures import latencies
+from firstlight.report.points import counts, find, middle
+from firstlight.report.records import Table, View
+from firstlight.units import duration, percent
+
+_FOLLOWS = "follows"
+
+
+def _day(analysis: Analysis) -> dict[str, float]:
+    """The counts of the simulated day; empty if there is none."""
+    point = find(analysis, pool=_FOLLOWS)
+    found = counts(point) if point else {}
+    return found if "fixed day" in found else {}
+
+
+def _answer(analysis: Analysis) -> str | None:
+    day = _day(analysis)
+    if not day:
+        return None
+    return (
+        f"Over a simulated day of {day['functions']:.0f} functions, with the costs measured here, "
+        f"pools that follow the demand hold {percent(1 - day['day'] / day['fixed day'])} fewer "
+        f"idle MiB·s than the best fixed size, {day['size']:.0f} forks of each function. "
+        f"Their P99s are {duration(day['p99'])} and {duration(day['fixed p99'])}."
+    )
+
+
+def _tables(analysis: Analysis) -> Iterator[Table]:
+    rows = []
+    for point in analysis.points:
+        counted = counts(point)
+        if not point.latency or not counted:
+            continue
+        tail = float(np.quantile(latencies(point.untraced_samples), 0.99))
+        asked = counted["hits"] + counted["misses"]
+        found = percent(counted["hits"] / asked) if asked else "–"
+        rows.append(
+            (str(point.point["pool"]), duration(middle(point)), duration(tail), found,
+             f"{counted['idle']:.0f}")
+        )  # fmt: skip
+    if rows:
+        headings = ("pool", "median", "P99", "found a fork", "idle MiB·s")
+        yield Table("the replay: an hour in a minute", headings, tuple(rows))
+    if day := _day(analysis):
+        yield Table(
+            f"the simulated day: a call takes {duration(day['ready'])} with a fork that waits, "
+            f"{duration(day['made'])} without",
+            ("pool", "P99", "idle MiB·s"),
+            ((_FOLLOWS, duration(day["p99"]), f"{day['day']:.0f}"),
+             (f"fixed {day['size']:.0f}", duration(day["fixed p99"]), f"{day['fixed day']:.0f}")),
+        )  # fmt: skip
+
+
+VIEW = View(answer=_answer, tables=_tables)
