@@ -269,3 +269,20 @@ def test_cleaning_does_not_end_itself() -> None:
         check=True,
     )
     assert done.stdout.split() == ["alive", "shell"]
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_what_older_watches_left_is_removed_while_none_is_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, alive: bool
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(clean, "_is_watch", lambda _: alive)
+    ours, foreign, open_to_all = (tmp_path / f"firstlight-watch-{name}" for name in "abc")
+    for directory, mode in ((ours, 0o700), (foreign, 0o700), (open_to_all, 0o755)):
+        directory.mkdir(mode)
+        (directory / "window.3.events").touch()
+    (ours / "watch-20261129T065012.123456").mkdir()
+    (foreign / "thesis.tex").touch()
+    (tmp_path / "firstlight-watch-link").symlink_to(ours)
+    found = [each.name for each in clean.leftovers() if each.name.startswith(str(tmp_path))]
+    assert found == ([] if alive else [str(ours)])

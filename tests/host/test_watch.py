@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.support.otlp_receiver import PARENT, TRACE, receiver
 from tests.support.watch_host import FIRSTLIGHT, SECONDS, watching
 
 from firstlight import store
@@ -49,10 +50,11 @@ def bundle(tmp_path: Path) -> Path:
     return root.parent
 
 
-def run(bundle: Path, state: Path, name: str) -> None:
+def run(bundle: Path, state: Path, name: str, **environment: str) -> None:
     done = subprocess.run(
         ["runc", "--root", state, "run", "--bundle", bundle, name],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+        env=os.environ | environment,
     )  # fmt: skip
     assert "usage" not in done.stderr
     assert "runc" not in done.stderr, done.stderr
@@ -82,6 +84,35 @@ def test_starts_of_others_are_found_by_name_and_kept_as_a_run(bundle: Path, tmp_
     report = subprocess.run([FIRSTLIGHT, "report", kept], capture_output=True, text=True)
     assert report.returncode == 0, report.stderr
     assert "runc" in report.stdout
+
+
+def test_a_start_is_a_span_below_that_of_who_asked_for_it(bundle: Path, tmp_path: Path) -> None:
+    name = f"w{uuid.uuid4().hex[:8]}-0"
+    with receiver() as (collector, spans):
+        with watching("--sample", 1, "--otlp", collector) as watch:
+            run(bundle, tmp_path / "state", name, TRACEPARENT=f"00-{TRACE}-{PARENT}-01")
+            watch.starts(name, 1)
+        [start] = [span for span in spans if span.parent_span_id.hex() == PARENT]
+        parts = [span for span in spans if span.parent_span_id == start.span_id]
+    assert start.trace_id.hex() == TRACE
+    assert start.name == "start web/shop-1/nginx"
+    assert sum(part.end_time_unix_nano - part.start_time_unix_nano for part in parts) == (
+        start.end_time_unix_nano - start.start_time_unix_nano
+    )
+
+
+def test_a_killed_watch_leaves_no_file(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    name = f"w{uuid.uuid4().hex[:8]}-0"
+    with watching("--sample", 1) as watch:
+        run(bundle, tmp_path / "state", name)
+        watch.starts(name, 1)
+        watch.process.kill()
+        watch.process.wait(SECONDS)
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_of_a_sample_the_others_have_a_total_alone(bundle: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ def start(index: int = 0, latency: int | None = 30 * MS, **changes: Any) -> Seen
         "id": f"c{index}", "time": "2026-11-29T02:00:00+00:00", "name": f"web/shop-{index}/nginx",
         "labels": {"id": f"c{index}", "runtime": "runc", "cni": "bridge"},
         "point": {"runtime": "runc", "engine": "containerd", "namespace": "web", "instances": 1},
-        "latency": latency, "lost": 0, "error": None if latency else "not executed",
+        "began": 1_000, "latency": latency, "lost": 0, "error": None if latency else "not executed",
     }  # fmt: skip
     if latency:
         fields |= {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from firstlight.cli.output import Json, examples, say
-from firstlight.errors import Unsupported
+from firstlight.errors import FirstlightError, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,6 +50,10 @@ def watch(
     metrics: Annotated[
         str | None,
         typer.Option(metavar="[HOST:]PORT", help="Serve /metrics alone, for Prometheus."),
+    ] = None,
+    otlp: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Send each start as a trace to this OTLP collector."),
     ] = None,
     sample: Annotated[
         int | None,
@@ -91,7 +95,7 @@ def watch(
     with ExitStack() as stack:
         stop = stack.enter_context(_stop_signals())
         show = _print_json if as_json else _print
-        takers = [show, *_served(stack, http, metrics)]
+        takers = [show, *_served(stack, http, metrics), *_sent(stack, otlp)]
         share = budget / 100
         follower = stack.enter_context(Follower(names, sample or 0, share))
         os.nice(_GENTLE)  # not the tracer, which must not lose events
@@ -132,6 +136,24 @@ def _served(
         url = stack.enter_context(server.serving(metrics, server.metrics(counted)))
         say(f"metrics: {url}metrics")
     return [counted.add, board.add] if http is not None else [counted.add]
+
+
+def _sent(stack: ExitStack, collector: str | None) -> "list[Callable[[Seen], None]]":
+    """Send traces to a collector; returns what takes the starts for them."""
+    if collector is None:
+        return []
+    if not collector.startswith(("http://", "https://")):
+        raise FirstlightError(f"--otlp {collector!r} is not a URL", "--otlp http://127.0.0.1:4318")
+    try:
+        from firstlight import otlp
+        from firstlight.report.live.traces import Traces
+    except ModuleNotFoundError as error:
+        raise Unsupported(
+            f"--otlp needs the Python package {error.name}", "pip install 'firstlight[http]'"
+        ) from error
+    provider = otlp.provider(collector, "firstlight-watch")
+    stack.callback(provider.shutdown)
+    return [Traces(provider).add]
 
 
 @contextmanager
@@ -192,6 +214,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         epilog=examples(
             "watch", "watch --out /var/lib/firstlight --max-size 500", "watch --http 9100",
-            "watch --metrics 0.0.0.0:9101", "watch --sample 10", "watch --json --duration 60",
+            "watch --metrics 0.0.0.0:9101", "watch --otlp http://127.0.0.1:4318",
+            "watch --sample 10", "watch --json --duration 60",
         )
     )(watch)  # fmt: skip

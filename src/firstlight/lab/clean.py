@@ -11,7 +11,9 @@ import re
 import select
 import shutil
 import signal
+import stat
 import struct
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,6 +34,7 @@ _NAMED = Path("/run/netns")
 _BLOCK = Path("/sys/block")
 _LOOP_CLR_FD, _LOOP_GET_STATUS64 = 0x4C01, 0x4C05
 _LOOP_INFO = struct.Struct("56x 64s 112x")  # loop_info64: only lo_file_name
+_OF_WATCH = re.compile(r"window\.\d+\.(events|text|stacks)|watch-\d{8}T\d{6}\.\d+")
 _EXIT_SECONDS = 5.0
 _ROUNDS = 3  # a process may fork during a search: the next round finds its child
 _STARTING_SECONDS = 10.0  # a run makes its directory, then writes its owner
@@ -81,6 +84,7 @@ def leftovers() -> list[Leftover]:
             for run in sorted(dead)
             if (base / run).exists()
         ),
+        *_of_watches(),
         *(
             Leftover("directory", str(directory), mounts.remove_unused)
             for directory in ([] if any(runs.values()) else mounts.made())
@@ -124,10 +128,10 @@ def _is_owned(directory: Path) -> bool:
 def _is_alive(pid: str, started: str) -> bool:
     """Whether this process runs. A zombie does not; the start time detects a reused pid."""
     try:
-        stat = _stat(pid)
+        fields = _stat(pid)
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return stat[0] not in {"Z", "X"} and stat[19] == started
+    return fields[0] not in {"Z", "X"} and fields[19] == started
 
 
 def _stat(pid: str | int) -> list[str]:
@@ -265,6 +269,45 @@ def _named_namespaces(dead: set[str]) -> Iterator[Leftover]:
         run = name.name.removeprefix("fl-")
         if any(run == gone or run.startswith(f"{gone}-") for gone in dead):
             yield Leftover("network namespace", name.name, partial(netns.remove, name.name))
+
+
+def _of_watches() -> Iterator[Leftover]:
+    """Directories of ``firstlight watch`` up to 0.2, which are left if it is killed.
+
+    They name no owner: none is touched while a watch is running.
+    """
+    directories = [
+        directory
+        for directory in sorted(Path(tempfile.gettempdir()).glob("firstlight-watch-*"))
+        if _is_of_watch(directory)
+    ]
+    if directories and not any(_is_watch(pid) for pid in _pids()):
+        for directory in directories:
+            remove = partial(shutil.rmtree, directory, ignore_errors=True)
+            yield Leftover("directory", str(directory), remove)
+
+
+def _is_of_watch(directory: Path) -> bool:
+    """Whether a directory is our user's alone, and has nothing in it that watch did not write."""
+    try:
+        about = directory.lstat()
+        names = [entry.name for entry in directory.iterdir()]
+    except OSError:
+        return False
+    return (
+        stat.S_ISDIR(about.st_mode)
+        and stat.S_IMODE(about.st_mode) == 0o700
+        and about.st_uid == os.geteuid()
+        and all(map(_OF_WATCH.fullmatch, names))
+    )
+
+
+def _is_watch(pid: int) -> bool:
+    try:
+        words = (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"watch" in words and any(Path(os.fsdecode(word)).name == "firstlight" for word in words)
 
 
 def _remove_directory(directory: Path) -> None:

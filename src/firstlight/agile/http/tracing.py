@@ -12,14 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from opentelemetry import context, propagate, trace
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from firstlight import otlp
 from firstlight.agile.config import Telemetry
 from firstlight.agile.serving import Outcome, Serving
 
@@ -30,12 +26,7 @@ class Tracing:
     """Traces what is called over HTTP."""
 
     def __init__(self, config: Telemetry, serving: Serving) -> None:
-        self._provider = TracerProvider(
-            resource=Resource.create({"service.name": config.service}),
-            sampler=ParentBased(TraceIdRatioBased(config.share)),
-        )
-        address = f"{config.otlp.rstrip('/')}/v1/traces"
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=address)))
+        self._provider = otlp.provider(config.otlp, config.service, config.share)
         self._tracer = self._provider.get_tracer("firstlight")
         serving.observers.append(self._answered)
 

@@ -32,7 +32,9 @@ _CONFIG = struct.Struct("II")
 _LONGEST_NS = 20_000_000_000  # native/trace/watch.c
 _EXIT_SECONDS, _LOAD_SECONDS = 30, 120
 _LOOK_SECONDS = 5  # it takes 20 µs for each process of the node
-_KEPT = frozenset({"CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"})
+_KEPT = frozenset(
+    ("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "TRACEPARENT")
+)
 """The environment variables that are kept; no other leaves this module."""
 
 

@@ -70,6 +70,14 @@ def watched(directories: tuple[Path, ...] = CNI_DIRECTORIES) -> list[str]:
 
 def role(program: Program) -> Role | None:
     """A program's part in a start; None if it has none (``runc state``)."""
+    known = _role(program)
+    parent = program.environment.get("TRACEPARENT")
+    if known and parent:
+        known.labels.setdefault("traceparent", parent)
+    return known
+
+
+def _role(program: Program) -> Role | None:
     if program.name in RUNTIMES:
         return _runtime(program)
     if program.name.startswith("containerd-shim"):
@@ -135,6 +143,7 @@ _ANNOTATIONS = {
     "container": ("io.kubernetes.cri.container-name", "io.kubernetes.container.name"),
     "image": ("io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName"),
     "kind": ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"),
+    "traceparent": ("traceparent",),
     "sandbox": ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"),
 }
 

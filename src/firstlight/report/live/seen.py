@@ -24,8 +24,10 @@ class Stretch(Struct, frozen=True):
 
 
 class Seen(Struct, frozen=True):
-    """A watched start. ``phases`` and ``causes`` are ns of the critical path, and sum to
-    ``latency``; they are empty if the start failed, or was not traced.
+    """A watched start, which ``began`` at these ns of CLOCK_MONOTONIC.
+
+    ``phases`` and ``causes`` are ns of the critical path, and sum to ``latency``; they are empty if
+    the start failed, or was not traced.
     """
 
     id: str
@@ -33,6 +35,7 @@ class Seen(Struct, frozen=True):
     name: str
     labels: dict[str, str]
     point: Point
+    began: int
     latency: int | None
     lost: int
     error: str | None
@@ -60,6 +63,7 @@ def seen(sample: Sample, spans: pl.DataFrame) -> Seen:
         name=name,
         labels=labels,
         point=sample.point,
+        began=sample.stamps.intended,
         latency=sample.latency,
         lost=sample.lost,
         error=sample.error,

@@ -1,0 +1,56 @@
+"""Watched starts as spans: their tree, their times, and the trace that they continue."""
+
+from typing import Any
+
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from tests.support.otlp_receiver import PARENT, TRACE
+from tests.support.seen import MS, start
+
+from firstlight.report.live.seen import Seen, Stretch
+from firstlight.report.live.traces import Traces
+
+
+def spans_of(*starts: Seen) -> list[Any]:
+    provider, sent = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(sent))
+    traces = Traces(provider)
+    for each in starts:
+        traces.add(each)
+    return sorted(
+        sent.get_finished_spans(), key=lambda span: (span.name[:6] != "start ", span.start_time)
+    )
+
+
+def test_the_stretches_of_a_start_are_below_it_and_fill_it() -> None:
+    stretches = (Stretch("mount", "on CPU", 0, 10 * MS), Stretch("exec", "I/O", 10 * MS, 20 * MS))
+    labels = {"id": "c0", "runtime": "runc", "pod": "shop-1", "image": "tiny:1"}
+    whole, first, second = spans_of(start(stretches=stretches, labels=labels))
+    assert whole.parent is None
+    assert [part.parent.span_id for part in (first, second)] == [whole.context.span_id] * 2
+    assert (first.name, first.attributes["firstlight.cause"]) == ("mount", "on CPU")
+    assert (first.start_time, second.end_time) == (whole.start_time, whole.end_time)
+    assert first.end_time == second.start_time
+    assert whole.end_time - whole.start_time == 30 * MS
+    assert whole.attributes["k8s.pod.name"] == "shop-1"
+    assert whole.attributes["container.image.name"] == "tiny:1"
+    assert whole.attributes["container.id"] == "c0"
+
+
+def test_a_start_continues_the_trace_that_it_carries() -> None:
+    labels = {"id": "c0", "runtime": "runc", "traceparent": f"00-{TRACE}-{PARENT}-01"}
+    whole = spans_of(start(labels=labels))[0]
+    assert f"{whole.context.trace_id:032x}" == TRACE
+    assert f"{whole.parent.span_id:016x}" == PARENT
+
+
+def test_nonsense_for_a_trace_begins_one_of_its_own() -> None:
+    labels = {"id": "c0", "runtime": "runc", "traceparent": "00-\u20ac-"}
+    assert spans_of(start(labels=labels))[0].parent is None
+
+
+def test_a_failed_start_is_an_error() -> None:
+    [span] = spans_of(start(latency=None))
+    assert not span.status.is_ok
+    assert span.status.description == "not executed"
