@@ -3,6 +3,7 @@
 # make test              run all checks and tests; under fifteen minutes
 # make cni-plugins       build other CNI plugins with Go
 # make kubernetes        build a Kubernetes control plane and containerd with Go
+# make cni-daemons       build flannel's daemon, for pods on that control plane
 # make test-kubernetes   run the tests on that control plane
 # make engines           install or build the container engines that watch is tested beside
 # make agent-image       build the image of the node agent for deploy/kubernetes

@@ -1,9 +1,13 @@
 # Kubernetes and containerd by module path and version, out of the Go module proxy: see the table in
 # mk/kubernetes.py. They are kept below ~/.cache/firstlight, which "make clean" leaves alone.
 
-.PHONY: kubernetes test-kubernetes agent-image lab-image
+.PHONY: kubernetes cni-daemons test-kubernetes agent-image lab-image
 kubernetes: setup
 	@$(BIN)/python mk/kubernetes.py
+
+# The daemons of CNI products, for pods with their networks. flannel's plugin is of make cni-plugins.
+cni-daemons: setup
+	@$(BIN)/python mk/kubernetes.py daemons
 
 test-kubernetes: setup
 	@$(BIN)/python mk/kubernetes.py || echo "what needs the rest is skipped, and says so" >&2

@@ -1,5 +1,9 @@
 """Build Kubernetes, containerd and their tools, once per version, and link them for firstlight.
 
+    kubernetes.py [daemons]
+
+With ``daemons``: the daemons of CNI products, which a cluster can run, instead.
+
 A binary is kept as ``~/.cache/firstlight/COMPONENT-VERSION/NAME`` and linked from
 ``.venv/libexec/kubernetes``. One that cannot be built leaves ``NAME.missing`` there, with the
 reason. Exit status: 0 if all exist, 1 if some could not be built, 2 if none was tried.
@@ -23,7 +27,7 @@ ETCD = (Path(".venv/libexec/etcd/usr/bin/etcd").absolute(), Path("/usr/bin/etcd"
 KUBERNETES = "1.34.4"
 CONTAINERD = "2.4.2"
 CRI_TOOLS = "1.34.0"
-KUBE_ROUTER = "2.1.0"  # only its network policies, in the tests
+KUBE_ROUTER = "2.1.0"
 _COMPONENT = "-X k8s.io/component-base/version.git"
 
 
@@ -42,6 +46,8 @@ class Binary:
     build: str = "build"
     tags: str = ""
     ldflags: str = ""
+    without: str = ""
+    replace: str = ""
 
     @property
     def path(self) -> Path:
@@ -99,10 +105,20 @@ BINARIES = (
 )
 
 
+DAEMONS = (
+    Binary(
+        "flanneld", "flannel", "0.28.10", "github.com/flannel-io/flannel",
+        "github.com/flannel-io/flannel", 120, 53,
+        without="backend/tencentvpc\\|backend/udp",  # one's SDK cannot be had, one needs C
+    ),
+)  # fmt: skip
+
+
 def main() -> int:
     """Build what is not built yet."""
     LINKS.mkdir(parents=True, exist_ok=True)
-    wanted = [binary for binary in BINARIES if not binary.path.exists()]
+    binaries = DAEMONS if "daemons" in sys.argv[1:] else BINARIES
+    wanted = [binary for binary in binaries if not binary.path.exists()]
     if wanted and not _has_room(wanted):
         return 2
     failed = 0
@@ -110,9 +126,11 @@ def main() -> int:
         found = subprocess.run([HERE / "go.sh"], check=True, stdout=subprocess.PIPE, text=True)
         for number, binary in enumerate(wanted, 1):
             failed += not _built(binary, found.stdout.strip(), f"{number}/{len(wanted)}")
-    for binary in BINARIES:
+    for binary in binaries:
         if binary.path.exists():
             _link(binary.path, binary.name)
+    if binaries is DAEMONS:
+        return 1 if failed else 0
     etcd = next((path for path in ETCD if path.exists()), None)
     if etcd:
         _link(etcd, "etcd")
@@ -154,6 +172,7 @@ def _built(binary: Binary, go: str, place: str) -> bool:
     begun = time.monotonic()
     binary.path.parent.mkdir(parents=True, exist_ok=True)
     settings = {"BUILD": binary.build, "TAGS": binary.tags, "LDFLAGS": binary.ldflags,
+                "WITHOUT": binary.without, "REPLACE": binary.replace,
                 "JOBS": str(len(os.sched_getaffinity(0)))}  # fmt: skip
     with tempfile.TemporaryDirectory(dir=binary.path.parent) as scratch:
         made = Path(scratch) / binary.name

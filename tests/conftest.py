@@ -17,7 +17,8 @@ import pytest
 from hypothesis import settings
 
 MAY_BE_MISSING = (
-    "make cni-plugins", "make engines", "make kubernetes", "needs a real Firecracker",
+    "make cni-plugins", "make cni-daemons", "make engines", "make kubernetes",
+    "needs a real Firecracker",
     "needs an OSv", "and podman",
 )  # fmt: skip
 _DEADLINE, _CLUSTER_DEADLINE, _AGAIN = 300, 1200, 30

@@ -17,9 +17,8 @@ import pytest
 from tests.support.laboratory import commands_of
 
 from firstlight.errors import Unsupported
-from firstlight.lab.backends import cni_services
 from firstlight.lab.backends.cni import Cni, present
-from firstlight.lab.cni import known
+from firstlight.lab.cni import known, services
 from firstlight.model import Ending
 from firstlight.native import native
 from firstlight.report.views.cni import _counts
@@ -187,7 +186,7 @@ def fill() -> None:
         key = base64.b64encode(f"/filler/{number}".encode()).decode()
         body = json.dumps({"key": key, "value": value}).encode()
         try:
-            urllib.request.urlopen(f"{cni_services._ETCD}/v3/kv/put", body, timeout=10).close()
+            urllib.request.urlopen(f"{services._ETCD}/v3/kv/put", body, timeout=10).close()
         except urllib.error.HTTPError as error:
             error.close()
             return
@@ -199,12 +198,12 @@ def test_a_full_datastore_is_told_in_its_own_words(
     bench: Any, network: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usable(network)
-    daemon = cni_services._daemon
+    daemon = services._daemon
 
     def small(argv: tuple[str, ...], *rest: Any) -> Any:
         return daemon((*argv, "--quota-backend-bytes", str(4 << 20)), *rest)
 
-    monkeypatch.setattr(cni_services, "_daemon", small)
+    monkeypatch.setattr(services, "_daemon", small)
     with commands_of(Cni(network), 2, bench.workspace) as commands:
         fill()
         samples = bench.starts(commands).run.samples

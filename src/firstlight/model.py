@@ -87,6 +87,11 @@ class GuestLog(Struct, frozen=True):
     fault: str | None = None
 
 
+OPERATIONS = ("run_podsandbox", "network", "create_container", "start_container")
+"""A container runtime's operations for a pod, as the kubelet names them; ``network`` is CNI's part
+of the first."""
+
+
 class ComponentSpan(Struct, frozen=True):
     """A component's own span of its part in a start; ``start`` and ``end`` in ns.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from firstlight.analysis import breakdown, capacity, figures, holders
+from firstlight.analysis import breakdown, capacity, figures, holders, pods
 from firstlight.analysis.capacity import Capacity
 from firstlight.analysis.figures import PointFigures
 from firstlight.model import EndPoint, Header, Sample
@@ -83,6 +83,15 @@ class Analysis:
         if sample.index not in self._timelines:
             self._timelines[sample.index] = breakdown.timeline(self.run, sample)
         return self._timelines[sample.index]
+
+    def inside(self, sample: Sample, stage: str) -> pl.DataFrame:
+        """The pieces of a pod's critical path inside a stage: ``breakdown.TIMELINE``."""
+        stretches = [part for part in pods.stretches(sample) if part.phase == stage]
+        within = pl.any_horizontal(
+            pl.lit(value=False),
+            *((pl.col("start") >= part.start) & (pl.col("end") <= part.end) for part in stretches),
+        )
+        return self.timeline(sample).filter(within)
 
     def programs(self, sample: Sample) -> dict[int, str]:
         """The programs that each process of a sample executed, by pid; before that its parent's.

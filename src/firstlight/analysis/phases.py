@@ -206,7 +206,7 @@ PHASES = (
     Phase("packet", "the first packet: to the gateway and back", (), guest="packet",
           component="packet"),
     Phase("guest.other", "a guest runs, but its log does not explain the time", ()),
-    Phase("exec", "the payload is executed, to the end point", (), guest="exec"),
+    Phase("exec", "the payload is executed, to the end point", (), guest="exec", component="exec"),
     Phase(SLEEP, "a program sleeps between its calls, for more than 1 ms", ()),
     Phase(COMPUTE, "a program computes between its calls, for more than 10 ms of CPU time", ()),
     Phase("process.exit", "a helper process ends, to its parent's wake-up", (r"exit_group",)),

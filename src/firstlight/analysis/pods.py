@@ -1,22 +1,31 @@
 """A pod's start by the spans of its components: the API server, the kubelet and containerd.
 
 Their spans do not cover it all. Between two of them lies somebody's wait, which is named for who
-must act next: the scheduler after the pod is in the datastore, the kubelet after it is bound, and,
-once the container runs, the kubelet again until it looks. At each instant the span that began last
+must act next: the scheduler after the pod is in the datastore, the kubelet after it is bound, the
+container's own process after the runtime has let it go, and, once the container runs, the kubelet
+again until it looks. At each instant the span that began last
 owns the time; what none covers before the API server has the request is the client's.
 """
+
+from collections.abc import Callable
 
 import msgspec
 
 from firstlight.analysis import boot, phases
 from firstlight.analysis.boot import Stretch
-from firstlight.model import ComponentSpan, Sample
+from firstlight.model import OPERATIONS, ComponentSpan, Sample
 
 CREATED = "create Create etcd3"
 BOUND = "bind GuaranteedUpdate etcd3"
 TRACED = frozenset({"cni", "shim", "sandbox.runtime", "sandbox.other", "container.create",
                     "container.runtime", "container.other"})  # fmt: skip
 """The stages that containerd and its children work on, which the kernel's tracer follows."""
+_SPANS = {
+    "run_podsandbox": "sandbox runtime.v1.RuntimeService/RunPodSandbox",
+    "network": "sandbox cni.setup_pod_network",
+    "create_container": "container runtime.v1.RuntimeService/CreateContainer",
+    "start_container": "start runtime.v1.RuntimeService/StartContainer",
+}
 _SYNC, _PATCH = "sync syncPod", "status HTTP PATCH"
 
 
@@ -34,7 +43,9 @@ def to_first_instruction(sample: Sample) -> Sample:
     return msgspec.structs.replace(sample, stamps=stamps)
 
 
-def stretches(sample: Sample) -> list[Stretch]:
+def stretches(
+    sample: Sample, phase_of: Callable[[str], str] = phases.of_component
+) -> list[Stretch]:
     """A start, from its intended arrival to its end point, divided without a gap."""
     begin, end = sample.stamps.intended, sample.stamps.ready
     if sample.telemetry is None or end is None:
@@ -48,11 +59,11 @@ def stretches(sample: Sample) -> list[Stretch]:
         after = [ComponentSpan("packet", first, end)]
     else:
         after = _after(reported, first, end)
-    spans = [*begun, *_waits(begun, begin), *after]
+    spans = [*begun, *_waits(begun, begin, first), *after]
     if any(step.name == "RunPodSandbox" for step in sample.steps):
         # the client's own calls, one after the other
         spans.append(ComponentSpan("request", begin, end))
-    return boot.partition(spans, begin, end, phases.of_component, phases.UNATTRIBUTED)
+    return boot.partition(spans, begin, end, phase_of, phases.UNATTRIBUTED)
 
 
 def account(sample: Sample) -> dict[str, int]:
@@ -63,18 +74,49 @@ def account(sample: Sample) -> dict[str, int]:
     return spent
 
 
-def _waits(spans: list[ComponentSpan], begin: int) -> list[ComponentSpan]:
-    """The waits that no component has a span of, up to the kubelet's work on the pod."""
+def network(sample: Sample) -> int:
+    """How long CNI plugins set up the pod's network, in ns; 0 if nobody reported it."""
+    return account(sample).get("cni", 0)
+
+
+def of_operations(sample: Sample) -> dict[str, tuple[int, int]]:
+    """The CRI's operations of a pod, by the names in OPERATIONS, in ns: what the phases give each,
+    and how long its own span is.
+    """
+    by_phases = dict.fromkeys(_SPANS, 0)
+    for part in stretches(sample, _operation):
+        if part.phase in by_phases:
+            by_phases[part.phase] += part.end - part.start
+    by_phases["run_podsandbox"] += by_phases["network"]
+    spans = sample.telemetry.spans if sample.telemetry else ()
+    lengths = {
+        name: max((span.end - span.start for span in spans if span.name == whole), default=0)
+        for name, whole in _SPANS.items()
+    }
+    return {name: (by_phases[name], lengths[name]) for name in OPERATIONS}
+
+
+def _operation(span: str) -> str:
+    if phases.of_component(span) == "cni":
+        return "network"
+    purpose = span.partition(" ")[0]
+    return next((name for name, whole in _SPANS.items() if whole.startswith(f"{purpose} ")), "")
+
+
+def _waits(spans: list[ComponentSpan], begin: int, first: int) -> list[ComponentSpan]:
+    """The waits that no component has a span of, up to the first instruction."""
     requested = min((span.start for span in spans if span.name.startswith("create ")), default=None)
     stored = _end(spans, CREATED)
     binding = min((span.start for span in spans if span.name.startswith("bind ")), default=None)
     bound = _end(spans, BOUND)
     synced = min((span.start for span in spans if span.name == _SYNC), default=None)
+    started = _end(spans, _SPANS["start_container"])
     waits = []
     for name, start, end in (
         ("request", begin, requested),
         ("schedule", stored, binding),
         ("watch", bound, synced),
+        ("exec", started, first),
     ):
         if start is not None and end is not None and start < end:
             waits.append(ComponentSpan(name, start, end))

@@ -2,7 +2,8 @@
 
 Each of the paper's five is judged by the network of conf/cni that is closest to what the paper
 measured (for flannel and kube-router the sets of 2021); if a newer one was measured, a second
-finding is shown as well. A profile that stands in for a product is named as such.
+finding is shown as well. A profile that stands in for a product is named as such. Runs of a
+cluster's pods decide, where there are any; the verdict of the plugins alone is shown beside it.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,12 +21,12 @@ from firstlight.claims.engine import (
     Claim,
     Finding,
     Judgement,
+    Source,
     compare_to_bound,
-    complete_batches,
     verdict,
 )
+from firstlight.claims.networks import Evidence, Plugins, Pods
 from firstlight.model import EndPoint, Interval
-from firstlight.store import Run
 from firstlight.units import digits, duration_interval, percent_interval
 
 PAYS = 0.25
@@ -38,7 +39,7 @@ _FAMILIES = {
     "flannel": (("flannel-2021", "flannel"), ("flannel",)),
     "weave": (("weave", "weave-profile"), ()),
     "calico": (("calico-profile", "calico"), ("calico",)),
-    "cilium": (("cilium-profile", "cilium-whole-profile"), ()),
+    "cilium": (("cilium", "cilium-profile", "cilium-whole-profile"), ()),
 }
 """The networks of each of the paper's five: as it was then, the closest first, and as it is now."""
 
@@ -46,13 +47,13 @@ _Five = dict[str, str]
 """The measured network for each of the paper's five."""
 
 
-def quickest_by_garp(analysis: Analysis) -> Judgement:
+def quickest_by_garp(evidence: Evidence) -> Judgement:
     """C12: flannel and kube-router are faster than the rest; half of their time is gratuitous ARP.
 
     Faster: the median untraced ADD of each other CNI, over that of each of the two, is above 1.
     Half: the median share of ``garp`` in traced ADDs of the two lies within 0.4 and 0.625.
     """
-    latencies, shares = _latencies(analysis.run), _shares(analysis, ("garp",))
+    latencies, shares = _alone(evidence), _shares(evidence, ("garp",))
 
     def examine(five: _Five) -> Finding | str:
         two = [five[name] for name in ("kube-router", "flannel") if name in five]
@@ -72,27 +73,27 @@ def quickest_by_garp(analysis: Analysis) -> Judgement:
     return _judged(examine, latencies.keys() & shares.keys())
 
 
-def weave_pays_for_switches(analysis: Analysis) -> Judgement:
+def weave_pays_for_switches(evidence: Evidence) -> Judgement:
     """C13: entering network namespaces is over a quarter of weave's ADD, more than any other's."""
-    return _pays(analysis, "weave", ("netns.switch",), "switching network namespaces")
+    return _pays(evidence, "weave", ("netns.switch",), "switching network namespaces")
 
 
-def calico_pays_for_its_datastore(analysis: Analysis) -> Judgement:
+def calico_pays_for_its_datastore(evidence: Evidence) -> Judgement:
     """C14: datastore and address plugin are over a quarter of calico's ADD, more than others'."""
-    return _pays(analysis, "calico", ("datastore", "ipam"), "datastore and address plugin")
+    return _pays(evidence, "calico", ("datastore", "ipam"), "datastore and address plugin")
 
 
-def cilium_pays_for_ebpf(analysis: Analysis) -> Judgement:
+def cilium_pays_for_ebpf(evidence: Evidence) -> Judgement:
     """C15: compiling and loading eBPF is over a quarter of cilium's ADD, more than any other's."""
-    return _pays(analysis, "cilium", ("ebpf",), "eBPF")
+    return _pays(evidence, "cilium", ("ebpf",), "eBPF")
 
 
-def background_is_free(analysis: Analysis) -> Judgement:
+def background_is_free(evidence: Evidence) -> Judgement:
     """C16: with the most pods, the median untraced ADD is less than 1.25 times that with none.
 
     The most are 10 or more; it must hold for all measured CNIs.
     """
-    by_network = _by_network(analysis.run, "background")
+    by_network = evidence.times("background")
 
     def examine(five: _Five) -> Finding | str:
         grown = {}
@@ -114,13 +115,13 @@ def background_is_free(analysis: Analysis) -> Judgement:
     return _judged(examine, by_network.keys())
 
 
-def cilium_degrades_fastest(analysis: Analysis) -> Judgement:
+def cilium_degrades_fastest(evidence: Evidence) -> Judgement:
     """C17: from one to the most at once cilium's median grows by the largest factor.
 
     Flannel's and kube-router's grow by smaller factors than weave's and calico's. Untraced, at the
     largest number of ADDs at once that all were measured with.
     """
-    by_network = _by_network(analysis.run, "instances")
+    by_network = evidence.times("instances")
 
     def examine(five: _Five) -> Finding | str:
         if not {"cilium", "flannel", "kube-router"} <= five.keys():
@@ -180,8 +181,8 @@ def _judged(examine: Callable[[_Five], Finding | str], measured: AbstractSet[str
     return verdict(findings())
 
 
-def _pays(analysis: Analysis, family: str, phases: tuple[str, ...], what: str) -> Judgement:
-    shares, times = _shares(analysis, phases), _times_in(analysis, phases)
+def _pays(evidence: Evidence, family: str, phases: tuple[str, ...], what: str) -> Judgement:
+    times, shares = evidence.inside(phases), _shares(evidence, phases)
 
     def examine(five: _Five) -> Finding | str:
         if family not in five or len(five) < 2:
@@ -202,55 +203,15 @@ def _pays(analysis: Analysis, family: str, phases: tuple[str, ...], what: str) -
     return _judged(examine, shares.keys())
 
 
-def _latencies(run: Run) -> dict[str, pl.DataFrame]:
-    """The untraced ADDs of one pod alone, by network: batch and value, in ns."""
+def _alone(evidence: Evidence) -> dict[str, pl.DataFrame]:
+    """Untraced, one pod alone, by network: batch and value, in ns."""
+    return {name: points[1] for name, points in evidence.times("instances").items() if 1 in points}
+
+
+def _shares(evidence: Evidence, phases: tuple[str, ...]) -> dict[str, pl.DataFrame]:
     return {
-        name: points[1] for name, points in _by_network(run, "instances").items() if 1 in points
-    }
-
-
-def _by_network(run: Run, axis: str) -> dict[str, dict[int, pl.DataFrame]]:
-    """The untraced ADDs by network and setting of the axis: batch and value, in ns."""
-    rows = [
-        (str(sample.point["cni"]), int(sample.point[axis]), sample.batch, sample.latency)
-        for _, batch in complete_batches(run, traced=False)
-        for sample in batch
-    ]
-    frame = pl.DataFrame(rows, schema=["cni", "setting", "batch", "value"], orient="row")
-    points: dict[str, dict[int, pl.DataFrame]] = {}
-    for (name, setting), part in frame.group_by("cni", "setting"):
-        if part["batch"].n_unique() >= REPETITIONS:
-            points.setdefault(str(name), {})[int(str(setting))] = part.select("batch", "value")
-    return points
-
-
-def _shares(analysis: Analysis, phases: tuple[str, ...]) -> dict[str, pl.DataFrame]:
-    return _explained(analysis, pl.col("inside") / pl.col("total"), phases)
-
-
-def _times_in(analysis: Analysis, phases: tuple[str, ...]) -> dict[str, pl.DataFrame]:
-    return _explained(analysis, pl.col("inside"), phases)
-
-
-def _explained(
-    analysis: Analysis, value: pl.Expr, phases: tuple[str, ...]
-) -> dict[str, pl.DataFrame]:
-    """The traced ADDs of one pod alone, by network: batch, and a value from its phases."""
-    alone = [batch[0] for size, batch in complete_batches(analysis.run, traced=True) if size == 1]
-    starts = pl.DataFrame(
-        [(sample.index, sample.batch, str(sample.point["cni"])) for sample in alone],
-        schema={"sample": pl.UInt32, "batch": pl.Int64, "cni": pl.String},
-        orient="row",
-    )
-    parts = analysis.breakdown.group_by("sample").agg(
-        total=pl.col("wall").sum(),
-        inside=pl.col("wall").filter(pl.col("phase").is_in(phases)).sum(),
-    )  # fmt: skip
-    frame = starts.join(parts, on="sample").with_columns(value=value)
-    return {
-        str(name): part.select("batch", "value")
-        for (name,), part in frame.group_by("cni")
-        if part["batch"].n_unique() >= REPETITIONS
+        name: part.with_columns(value=pl.col("value") / pl.col("total"))
+        for name, part in evidence.inside(phases).items()
     }
 
 
@@ -291,6 +252,13 @@ def _typical(part: pl.DataFrame) -> str:
     return duration_interval(_interval(part))
 
 
+def _by(
+    kind: Callable[[Analysis], Evidence], judged: Callable[[Evidence], Judgement]
+) -> Callable[[Analysis], Judgement]:
+    """The judgement by one kind of evidence."""
+    return lambda analysis: judged(kind(analysis))
+
+
 _ADD = frozenset(EndPoint) - {EndPoint.FIRST_PACKET}
 """Evidence is the ADD only, not the first packet after it."""
 
@@ -300,8 +268,9 @@ C12 = Claim(
     "Flannel and Kube-router are the fastest; half of their time is gratuitous ARP",
     "~70 ms, of which ~35 ms",
     ("cni-breakdown",),
-    quickest_by_garp,
+    _by(Plugins, quickest_by_garp),
     _ADD,
+    Source("pods", ("kubernetes-pods",), _by(Pods, quickest_by_garp)),
 )
 
 
@@ -310,8 +279,9 @@ C13 = Claim(
     "Weave pays for extra namespace switches",
     "~200 ms",
     ("cni-breakdown",),
-    weave_pays_for_switches,
+    _by(Plugins, weave_pays_for_switches),
     _ADD,
+    Source("pods", ("kubernetes-pods",), _by(Pods, weave_pays_for_switches)),
 )
 
 
@@ -320,8 +290,9 @@ C14 = Claim(
     "Calico pays for its datastore: IP assignment over REST",
     "~80 ms of it",
     ("cni-breakdown",),
-    calico_pays_for_its_datastore,
+    _by(Plugins, calico_pays_for_its_datastore),
     _ADD,
+    Source("pods", ("kubernetes-pods",), _by(Pods, calico_pays_for_its_datastore)),
 )
 
 
@@ -330,8 +301,9 @@ C15 = Claim(
     "Cilium pays for eBPF generation and loading",
     "~150 ms",
     ("cni-breakdown",),
-    cilium_pays_for_ebpf,
+    _by(Plugins, cilium_pays_for_ebpf),
     _ADD,
+    Source("pods", ("kubernetes-pods",), _by(Pods, cilium_pays_for_ebpf)),
 )
 
 
@@ -340,8 +312,9 @@ C16 = Claim(
     "Background pods do not slow a new pod (pattern A)",
     "Fig. 9(a)",
     ("cni-background",),
-    background_is_free,
+    _by(Plugins, background_is_free),
     _ADD,
+    Source("pods", ("kubernetes-background",), _by(Pods, background_is_free)),
 )
 
 
@@ -350,6 +323,7 @@ C17 = Claim(
     "Starting together, Cilium degrades fastest, Flannel and Kube-router least (pattern B)",
     "Fig. 9(b)",
     ("cni-burst",),
-    cilium_degrades_fastest,
+    _by(Plugins, cilium_degrades_fastest),
     _ADD,
+    Source("pods", ("kubernetes-pods",), _by(Pods, cilium_degrades_fastest)),
 )

@@ -34,11 +34,22 @@ SAME = (0.8, 1.25)
 
 
 @dataclass(frozen=True)
+class Source:
+    """Runs that are nearer to what the paper measured: a name for them, their experiments, and how
+    to judge the claim by one.
+    """
+
+    name: str
+    experiments: tuple[str, ...]
+    judged: Callable[[Analysis], Judgement]
+
+
+@dataclass(frozen=True)
 class Claim:
     """A sentence that a run can make true or false, and how to judge it.
 
     Runs of ``experiments``, to the backends' own end point, are evidence. ``judged`` judges the
-    claim by one run.
+    claim by one run. Runs that are ``nearer`` decide where they can; the other verdict is shown.
     """
 
     id: str
@@ -47,6 +58,12 @@ class Claim:
     experiments: tuple[str, ...]
     judged: Callable[[Analysis], Judgement]
     end_points: frozenset[EndPoint] = frozenset(EndPoint)
+    nearer: Source | None = None
+
+    @property
+    def all_experiments(self) -> tuple[str, ...]:
+        """The experiments whose runs can decide it."""
+        return (*self.experiments, *(self.nearer.experiments if self.nearer else ()))
 
     def can_tell(self, run: Run) -> bool:
         """Whether a run is evidence."""
@@ -124,11 +141,32 @@ def typical(times_ns: list[int] | list[float]) -> str:
 
 def _outcome(claim: Claim, runs: Sequence[Analysis]) -> Judgement:
     name = claim.experiments[0]
-    outcome: Judgement = "not measured", f"needs a run of {name}: firstlight run {name}"
-    fitting = [run for run in runs if claim.can_tell(run.run)]
-    for age, run in enumerate(sorted(fitting, key=lambda run: run.header.started, reverse=True)):
-        judged = claim.judged(run)
-        if judged[0] != "not measured":
-            return judged
-        outcome = judged if age == 0 else outcome
+    own = _newest([run for run in runs if claim.can_tell(run.run)], claim.judged)
+    source = claim.nearer
+    if source:
+        fitting = [run for run in runs if run.header.experiment in source.experiments]
+        if nearer := _newest(fitting, source.judged):
+            return _beside(source.name, nearer, own)
+    return own or ("not measured", f"needs a run of {name}: firstlight run {name}")
+
+
+def _beside(name: str, nearer: Judgement, own: Judgement | None) -> Judgement:
+    """Both judgements: the nearer one first, which decides if it can."""
+    if own is None:
+        return nearer[0], f"{name}: {nearer[1]}"
+    if nearer[0] == "not measured" != own[0]:
+        return own[0], f"{own[1]}; {name}: not measured: {nearer[1]}"
+    return nearer[0], f"{name}: {nearer[1]}; without: {own[0]}: {own[1]}"
+
+
+def _newest(
+    fitting: Sequence[Analysis], judged: Callable[[Analysis], Judgement]
+) -> Judgement | None:
+    """By the newest run that can decide, or else why the newest cannot; None without a run."""
+    outcome: Judgement | None = None
+    for run in sorted(fitting, key=lambda run: run.header.started, reverse=True):
+        judgement = judged(run)
+        if judgement[0] != "not measured":
+            return judgement
+        outcome = outcome or judgement
     return outcome

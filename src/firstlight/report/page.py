@@ -75,7 +75,7 @@ def render(runs: Sequence[Analysis]) -> str:
     """The page's HTML."""
     verdicts = judge(catalogue.ALL, runs)
     experiments = {run.header.experiment for run in runs}
-    asked = {claim.id for claim in catalogue.ALL if experiments.intersection(claim.experiments)}
+    asked = {claim.id for claim in catalogue.ALL if experiments.intersection(claim.all_experiments)}
     charts = Charts()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("firstlight.report", "."),

@@ -53,6 +53,14 @@ def test_to_ready_the_kubelet_s_wait_and_its_status_follow() -> None:
                                     "request": 60}  # fmt: skip
 
 
+def test_a_process_that_waits_for_a_cpu_after_the_runtime_s_end_has_its_own_phase() -> None:
+    late = msgspec.structs.replace(
+        pod(ready=1000), steps=(Step("first-instruction", 1, 1000), Step("Ready", 1, 1400))
+    )
+    assert pods.account(late)["exec"] == 1000 - 890
+    assert phases.UNATTRIBUTED not in pods.account(late)
+
+
 def test_what_is_not_told_is_unattributed() -> None:
     sync = tuple(span for span in SPANS if span.name.startswith("sync"))
     assert pods.account(pod(sync))[phases.UNATTRIBUTED] == 200

@@ -12,7 +12,17 @@ from firstlight.analysis import Analysis
 from firstlight.analysis import breakdown as breakdowns
 from firstlight.analysis.breakdown import SCHEMA
 from firstlight.claims import catalogue, engine
-from firstlight.model import Ending, EndPoint, Header, Point, Sample, Stamps
+from firstlight.claims.cni import C17
+from firstlight.model import (
+    ComponentSpan,
+    Ending,
+    EndPoint,
+    Header,
+    Point,
+    Sample,
+    Stamps,
+    Telemetry,
+)
 from firstlight.store import Run
 
 MS = 1_000_000
@@ -189,3 +199,79 @@ def test_what_is_missing_is_said() -> None:
     found = of("C17", run)
     assert found.verdict == "not measured"
     assert found.figure == "none of the paper's CNIs has 3 complete batches"
+
+
+def pods_run(experiment: str, points: dict[tuple[tuple[str, str | int], ...], float]) -> Run:
+    """Pods of runc whose network takes these times, in the middle of a start that takes more."""
+    run = run_of(experiment, points)
+    for place, sample in enumerate(run.samples):
+        assert sample.stamps.ready
+        network = sample.stamps.ready
+        span = ComponentSpan("sandbox cni.setup_pod_network", MS, MS + network)
+        run.samples[place] = msgspec.structs.replace(
+            sample,
+            point={**sample.point, "runtime": "runc"},
+            stamps=Stamps(0, 0, 2 * MS + network),
+            telemetry=Telemetry((span,), 1),
+        )
+    return run
+
+
+def pods_burst(growth: dict[str, float]) -> Run:
+    return pods_run(
+        "kubernetes-pods",
+        {
+            (("network", name), ("instances", size)): SLOW[name] * (by if size > 1 else 1)
+            for name, by in growth.items()
+            for size in (1, 10)
+        },
+    )
+
+
+def test_pods_decide_and_the_plugins_verdict_is_beside() -> None:
+    growth = {"kube-router-2021": 5.0, "flannel-2021": 5.1, "cilium-profile": 20.0}
+    plugins, pods = Analysis(burst(growth)), Analysis(pods_burst({**growth, "cilium-profile": 2}))
+    [verdict] = engine.judge([C17], [plugins, pods])
+    assert verdict.verdict == "does not hold"
+    assert verdict.figure.startswith("pods: 10 at once: kube-router-2021 5.0")
+    assert "; without: holds: 10 at once: " in verdict.figure
+
+
+def test_pods_that_cannot_tell_leave_the_plugins_verdict() -> None:
+    growth = {"kube-router-2021": 5.0, "flannel-2021": 5.1, "cilium-profile": 20.0}
+    pods = Analysis(pods_burst({"flannel-2021": 3.0}))
+    [verdict] = engine.judge([C17], [Analysis(burst(growth)), pods])
+    assert verdict.verdict == "holds"
+    assert verdict.figure.endswith("pods: not measured: needs cilium, flannel and kube-router")
+
+
+def test_background_pods_of_a_cluster() -> None:
+    run = pods_run(
+        "kubernetes-background",
+        {
+            (("network", "flannel-2021"), ("background", up), ("instances", 1)): time
+            for up, time in ((0, 20.0), (30, 40.0))
+        },
+    )
+    assert "pods: flannel-2021 2.0× (" in of("C16", run).figure
+    assert of("C16", run).verdict == "does not hold"
+
+
+def test_what_the_kernel_sees_inside_a_pod_s_network_is_its_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("kube-router-2021", "flannel-2021", "cilium-profile")
+    alone: dict[tuple[tuple[str, str | int], ...], float] = {
+        (("network", name), ("instances", 1)): SLOW[name] for name in names
+    }
+    run = pods_run("kubernetes-pods", alone)
+
+    def timeline(self: Analysis, sample: Sample) -> pl.DataFrame:
+        middle, end = MS + (sample.latency or 0) // 2, (sample.latency or 0) - MS
+        rows = [(MS, middle, "garp"), (middle, end, "ebpf")]
+        return pl.DataFrame(rows, schema=["start", "end", "phase"], orient="row")
+
+    monkeypatch.setattr(Analysis, "timeline", timeline)
+    assert of("C12", run).verdict == "holds"
+    assert of("C15", run).verdict == "holds"
+    assert "gratuitous ARP" in of("C12", run).figure

@@ -26,10 +26,10 @@ from pyroute2 import IPRoute, NetlinkError
 from firstlight.errors import Failed, UnknownName, Unsupported
 from firstlight.host.commands import run
 from firstlight.host.mounts import mount_points
-from firstlight.host.workspace import Workspace
-from firstlight.lab.backends import Execute, Prepared, cni_services
+from firstlight.host.workspace import DISK, Workspace
+from firstlight.lab.backends import Execute, Prepared
 from firstlight.lab.backends.network import private_names
-from firstlight.lab.cni import known, needs
+from firstlight.lab.cni import known, needs, services
 from firstlight.lab.cni.attachment import Attachment, request
 from firstlight.lab.cni.conf import Network
 from firstlight.lab.cni.plugin import find
@@ -83,7 +83,7 @@ class Cni:
             find(kind, known.path(about))
         needs.check(network)
         if about.service:
-            cni_services.probe(about.service)
+            services.probe(about.service)
 
     def to_first_packet(self) -> Self:
         """The same, to the gateway's answer to the first packet after ADD."""
@@ -142,7 +142,8 @@ def hosting(conf: str, background: int, workspace: Workspace) -> Iterator["Pods"
         base.mkdir()
         cleanup.callback(shutil.rmtree, base)
         cleanup.enter_context(_host(network, about, base))
-        daemons = cleanup.enter_context(cni_services.running(about, workspace))
+        disk = DISK / workspace.run / "service"
+        daemons = cleanup.enter_context(services.running(about, disk, workspace.environment))
         pods = Pods(network, about, base, workspace, daemons)
         cleanup.callback(pods.clear)
         [warm] = pods.make("warm", 1)

@@ -78,7 +78,7 @@ class Cri:
                 )
             return
         running.probe(control_plane=False)
-        running.handlers((self.runtime,), (self.network,))
+        running.handlers((self.runtime,), (self.network,), control_plane=False)
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:

@@ -18,7 +18,7 @@ import msgspec
 from firstlight.errors import Unsupported
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Prepared
-from firstlight.lab.cluster import running, start_server
+from firstlight.lab.cluster import metrics, running, start_server
 from firstlight.lab.cluster.pod_spans import Book, Clock
 from firstlight.lab.cluster.requester import Configuration, Request
 from firstlight.lab.cluster.resident_program import resident
@@ -110,13 +110,15 @@ class Kubernetes:
         clock = Clock()
         try:
             with start_server.held(lab.socket, [self._request(name) for name in others]):
+                before = lab.metrics()
                 yield Prepared(
                     [Ask(lab.socket, "{}", self._request(name), lab.daemons) for name in names],
+                    counts=lambda: metrics.between(before, lab.metrics()) if before else {},
                     telemetry=lambda: lab.telemetry(names, clock),
                 )
         finally:
-            if lab.first:
-                running.await_quiet(lab.first)
+            if lab.own:
+                running.await_quiet(lab.own.pid)
 
     def _request(self, name: str) -> str:
         own = isinstance(self.cluster, Own)
@@ -153,15 +155,19 @@ def gateway(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Lab:
-    """A namespace of a cluster. ``book`` is its components' telemetry, ``first`` the pid of its
-    node's first process, ``daemons`` that of its containerd. A user's cluster has none of them.
+    """A namespace of a cluster; a user's has nothing else. ``own`` is firstlight's, ``book`` its
+    components' telemetry, ``daemons`` the pids of its containerd and of its networks' daemons.
     """
 
     socket: Path
     namespace: str
     book: Book | None = None
-    first: int = 0
+    own: running.Cluster | None = None
     daemons: tuple[int, ...] = ()
+
+    def metrics(self) -> metrics.Sums:
+        """The sums of its components' metrics; empty for a user's cluster."""
+        return metrics.read(self.own) if self.own else {}
 
     def telemetry(self, names: list[str], clock: Clock) -> Mapping[int, Telemetry]:
         """The telemetry of each pod, by position."""
@@ -198,5 +204,5 @@ def _lab(of: Own | Users, workspace: Workspace) -> Iterator[_Lab]:
             pod_logs=str(cluster.settings.pod_logs),
         )
         with resident("requester", configuration, cluster.network, workspace) as socket:
-            daemons = running.daemons(cluster)
-            yield _Lab(socket, namespace, Book(cluster.settings.spans), cluster.pid, daemons)
+            book = Book(cluster.settings.spans)
+            yield _Lab(socket, namespace, book, cluster, running.daemons(cluster))

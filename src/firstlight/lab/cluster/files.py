@@ -10,6 +10,7 @@ from firstlight.lab.cluster.settings import (
     ADDRESS,
     API_PORT,
     INSTALLED,
+    METRICS,
     PAUSE,
     PODS,
     TELEMETRY,
@@ -37,9 +38,8 @@ def write(settings: Settings) -> None:
     for name in ("logs", "certs", "pod-logs", "ipam", "kubeconfigs", "nodes", "shim"):
         (home / name).mkdir()
     for handler in (each for each in settings.handlers if each.network):
-        directory = home / "cni" / handler.name
-        directory.mkdir(parents=True)
-        (directory / "10-firstlight.conflist").write_text(handler.network)
+        settings.network(handler).parent.mkdir(parents=True)
+        settings.network(handler).write_text(handler.network)
     (home / "containerd.toml").write_text(_containerd(settings))
     agent_file(settings).write_text(_agent(settings))
     (home / "kube-proxy.json").write_text(json.dumps(_proxy(settings)))
@@ -166,6 +166,8 @@ def _containerd(settings: Settings) -> str:
         "disabled_plugins = ['io.containerd.nri.v1.nri', 'io.containerd.internal.v1.opt']",
         "[grpc]",
         f'address = "{settings.socket}"',
+        "[metrics]",
+        f'address = "{METRICS}"',
         "[ttrpc]",
         f'address = "{settings.socket}.ttrpc"',
         "[plugins.'io.containerd.cri.v1.images'.pinned_images]",

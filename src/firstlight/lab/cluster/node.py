@@ -31,6 +31,7 @@ from firstlight.host.workspace import unshare
 from firstlight.lab.cluster import forward, image, links, mounts
 from firstlight.lab.cluster.files import write, write_kubeconfigs
 from firstlight.lab.cluster.settings import (
+    ANNOTATIONS,
     API_PORT,
     PAUSE,
     PAYLOAD,
@@ -128,6 +129,8 @@ class _Node:
 
     def _spawn(self, component: Component) -> None:
         environment = {**self._settings.environment, **component.environment}
+        for path, text in component.files.items():
+            path.write_text(text)
         self._execute(component.name, component.argv, environment)
 
     def _execute(self, name: str, argv: tuple[str, ...], environment: dict[str, str]) -> None:
@@ -182,6 +185,10 @@ class _Node:
                 self._api("POST", "/apis/node.k8s.io/v1/runtimeclasses", body)
             if settings.forward >= 0:
                 forward.serve(settings.forward, ("127.0.0.1", API_PORT))
+        elif name == "kubelet" and settings.has_daemons:
+            self._await_range()
+            path = f"/api/v1/nodes/{settings.name}"
+            self._api("PATCH", path, {"metadata": {"annotations": ANNOTATIONS}})
 
     def _import(self, file: str, image_name: str, entrypoint: list[str]) -> None:
         archive = self._settings.home / f"{file}.tar"
@@ -197,6 +204,17 @@ class _Node:
             time.sleep(_POLL_SECONDS / 5)
         if self._ended.get(step) != 0:
             raise Failed(f"cannot import the image {image_name}: {self._last_words(step)}")
+
+    def _await_range(self) -> None:
+        """Wait until the node has a range for its pods, which the networks' daemons ask for."""
+        until = time.monotonic() + _DEADLINE_SECONDS
+        while True:
+            status, body = self._api("GET", f"/api/v1/nodes/{self._settings.name}")
+            if status == 200 and msgspec.json.decode(body)["spec"].get("podCIDR"):
+                return
+            if time.monotonic() > until:
+                raise Failed("the node has no range for its pods")
+            time.sleep(_POLL_SECONDS)
 
     def _await_nodes(self) -> None:
         """Wait until pods can be made, on every node. Raises Failed with a node's own reason."""
@@ -224,7 +242,7 @@ class _Node:
     def _api(self, verb: str, path: str, body: object = None) -> tuple[int, bytes]:
         status, answer = ask(f"https://127.0.0.1:{API_PORT}{path}", self._settings.token,
                              verb, None if body is None else msgspec.json.encode(body))  # fmt: skip
-        if verb == "POST" and status not in (200, 201):
+        if verb != "GET" and status not in (200, 201):
             raise Failed(f"kube-apiserver refuses {path}: {answer.decode(errors='replace')}")
         return status, answer
 
@@ -237,6 +255,8 @@ def is_up(health: Health, token: str, root: str = "") -> bool:
                 connection.settimeout(_ASK_SECONDS)
                 connection.connect(f"{root}{health.socket}")
             return True
+        if health.file:
+            return Path(f"{root}{health.file}").exists()
         if health.url.startswith("tcp://"):
             where = urlsplit(health.url)
             assert where.hostname
@@ -264,7 +284,8 @@ def ask(url: str, token: str, verb: str = "GET", body: bytes | None = None) -> t
         connection = http.client.HTTPConnection(where.hostname, where.port, timeout=_ASK_SECONDS)
     headers = {"Authorization": f"Bearer {token}"} if where.scheme == "https" else {}
     if body is not None:
-        headers["Content-Type"] = "application/json"
+        kind = "merge-patch+json" if verb == "PATCH" else "json"
+        headers["Content-Type"] = f"application/{kind}"
     try:
         connection.request(verb, where.path, body, headers)
         answer = connection.getresponse()

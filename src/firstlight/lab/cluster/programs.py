@@ -13,6 +13,8 @@ BUILT = Path(os.environ.get("FIRSTLIGHT_KUBERNETES") or Path(sys.prefix, "libexe
 CLUSTER = ("etcd", "containerd", "containerd-shim-runc-v2", "ctr", "kube-apiserver",
            "kube-scheduler", "kube-controller-manager", "kubelet", "kube-proxy")  # fmt: skip
 NODE = ("containerd", "containerd-shim-runc-v2", "ctr")
+DAEMONS = ("flanneld",)
+"""The daemons of CNI products that are built apart."""
 
 
 def path(name: str) -> Path:
@@ -20,7 +22,7 @@ def path(name: str) -> Path:
     program = BUILT / name
     if program.exists():
         return program
-    hint = make("kubernetes")
+    hint = make("cni-daemons" if name in DAEMONS else "kubernetes")
     try:
         why = (BUILT / f"{name}.missing").read_text().strip()
     except FileNotFoundError:

@@ -21,9 +21,15 @@ from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
 from firstlight.lab.cluster import programs
 from firstlight.lab.cluster.node import Event
-from firstlight.lab.cluster.settings import INSTALLED, Handler, Settings, components
+from firstlight.lab.cluster.settings import (
+    INSTALLED,
+    Handler,
+    Settings,
+    components,
+    service_name,
+)
 from firstlight.lab.cluster.threads import Result, in_network
-from firstlight.lab.cni import known
+from firstlight.lab.cni import known, services
 from firstlight.lab.cni.conf import Network
 from firstlight.native import native
 
@@ -69,10 +75,13 @@ def probe(*, control_plane: bool = True) -> None:
     programs.probe(programs.CLUSTER if control_plane else programs.NODE)
 
 
-def handlers(runtimes: tuple[str, ...], networks: tuple[str, ...]) -> tuple[Handler, ...]:
+def handlers(
+    runtimes: tuple[str, ...], networks: tuple[str, ...], *, control_plane: bool = True
+) -> tuple[Handler, ...]:
     """A runtime class for each runtime with each network: of conf/cni, a path, or ``NONE``.
 
-    A runtime is a program's name or path, or ``SHIM``.
+    A runtime is a program's name or path, or ``SHIM``. Raises Unsupported for what a cluster, or a
+    node without ``control_plane``, cannot have.
     """
     made = []
     for runtime in runtimes:
@@ -85,13 +94,44 @@ def handlers(runtimes: tuple[str, ...], networks: tuple[str, ...]) -> tuple[Hand
             text, about = "", known.About()
             if name != NONE:
                 network, about = known.find(name)
+                _check(name, about, control_plane=control_plane)
                 text = _list(network)
             installed = () if text else (INSTALLED[1],)
             found = (path for path in known.path(about) if path.is_dir())
             plugins = tuple(str(path) for path in (*installed, *found))
             title = handler_name(runtime, name)
-            made.append(Handler(title, str(Path(program).absolute()), text, plugins, is_shim))
+            made.append(
+                Handler(
+                    title,
+                    str(Path(program).absolute()),
+                    text,
+                    plugins,
+                    is_shim,
+                    about.daemon,
+                    name if _needs_service(about) else "",
+                )
+            )
     return tuple(made)
+
+
+def _check(name: str, about: known.About, *, control_plane: bool) -> None:
+    """Raise Unsupported if a network needs what is not there."""
+    if about.daemon:
+        programs.probe((about.daemon,))
+    elif _needs_service(about):
+        services.probe(about.service)
+    else:
+        return
+    if not control_plane:
+        raise Unsupported(
+            f"{name} needs {about.daemon or about.service}, which runs in a cluster",
+            f"firstlight run kubernetes-pods --cni {name}",
+        )
+
+
+def _needs_service(about: known.About) -> bool:
+    """Whether a cluster runs a service for a network beside its own components."""
+    return bool(about.service) and not about.daemon and about.service != known.AGENT_SERVICE
 
 
 def handler_name(runtime: str, network: str) -> str:
@@ -115,9 +155,13 @@ def cluster(
     ``forward`` is a listening socket whose connections go to the API. Raises Failed with the
     component that did not come up and its last words.
     """
+    if nodes > 1 and any(handler.daemon or handler.service for handler in handlers):
+        raise Unsupported("networks with daemons of their own need a cluster of one node",
+                          "leave out --nodes, or use --cni bridge")  # fmt: skip
     home = workspace.directory / "cluster"
     home.mkdir()
-    names = programs.CLUSTER if control_plane else programs.NODE
+    names: tuple[str, ...] = programs.CLUSTER if control_plane else programs.NODE
+    names += tuple(handler.daemon for handler in handlers if handler.daemon)
     built = {name: str(programs.path(name)) for name in names}
     path = f"{programs.BUILT}:{workspace.environment.get('PATH', os.defpath)}"
     settings = Settings(
@@ -256,6 +300,8 @@ def _component(pid: int) -> str:
         return "agent"
     if module.endswith("cluster.telemetry"):
         return "telemetry"
+    if module == services.__name__:
+        return service_name(words[3])
     return Path(words[3]).parent.name if module.endswith("cluster.node") else program
 
 
@@ -274,10 +320,14 @@ def joined(first: int, settings: Settings) -> dict[str, int]:
 
 
 def daemons(cluster: Cluster) -> tuple[int, ...]:
-    """The processes that serve a pod's start on the node: containerd, and the shim's server."""
-    pids = component_pids(cluster)
+    """The processes that serve a pod's start on the node: containerd, the shim's server, and the
+    daemons of the networks with their first children."""
+    pids, handlers = component_pids(cluster), cluster.settings.handlers
     keeper = pids.get(_KEEPER)
-    return (pids["containerd"], *((keeper, *_servers(keeper)) if keeper else ()))
+    names = {each.daemon for each in handlers} | {service_name(each.service) for each in handlers}
+    own = [pids[name] for name in sorted(names & pids.keys())]
+    own += [child for pid in own for child in _children(pid)]
+    return (pids["containerd"], *own, *((keeper, *_servers(keeper)) if keeper else ()))
 
 
 def _servers(keeper: int) -> Iterator[int]:

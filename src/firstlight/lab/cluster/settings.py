@@ -3,7 +3,8 @@
 All addresses are of the cluster's own network namespace, all paths below its own directory.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,7 +15,7 @@ from firstlight.agile.config import load
 from firstlight.agile.pods import daemon as pods
 from firstlight.agile.shim import command as shim
 from firstlight.host import cgroups
-from firstlight.lab.cni import known
+from firstlight.lab.cni import known, services
 
 NODE = "firstlight"
 ADDRESS = "10.213.0.1"
@@ -26,7 +27,11 @@ _SERVICES = "10.214.0.0/16"
 _NODE_MASK = "22"
 INSTALLED = Path("/etc/cni/net.d"), Path("/opt/cni/bin")
 """Where an installation in the cluster puts its list and its plugins: they are the node's own."""
-_ETCD, TELEMETRY = "127.0.0.1:2379", "127.0.0.1:4317"
+_ROUTED = "10.93.0.0/16"
+ANNOTATIONS = {"kube-router.io/pod-cidr": _ROUTED, "kube-router.io/pod-cidrs": _ROUTED}
+"""Of the node: kube-router's own range, since two bridges cannot share the node's."""
+_ETCD, TELEMETRY, METRICS = "127.0.0.1:2379", "127.0.0.1:4317", "127.0.0.1:1338"
+"""etcd's address, where spans are received, and where containerd's metrics are."""
 API_PORT = 6443
 _EXPORT_MS = 200  # spans are handed over that often, so that a batch's are there when it has ended
 
@@ -42,6 +47,10 @@ class Handler(msgspec.Struct, frozen=True):
     """Directories in which its plugins are looked for."""
     is_shim: bool = False
     """The runtime is firstlight's shim, whose server is a component."""
+    daemon: str = ""
+    """The network's own daemon, by its program's name; empty without one."""
+    service: str = ""
+    """The network by its name, if its plugin needs one of lab/cni/services.py; or empty."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -135,6 +144,15 @@ class Settings(msgspec.Struct, frozen=True):
         """What the components report; see ``telemetry``."""
         return self.home / "spans.jsonl"
 
+    def network(self, handler: Handler) -> Path:
+        """A handler's list, in a directory of its own."""
+        return self.home / "cni" / handler.name / "10-firstlight.conflist"
+
+    @property
+    def has_daemons(self) -> bool:
+        """Whether networks have daemons beside the cluster's own components."""
+        return any(handler.daemon or handler.service for handler in self.handlers)
+
     def log(self, component: str) -> Path:
         """What a component printed."""
         return self.home / "logs" / f"{component}.log"
@@ -142,21 +160,24 @@ class Settings(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Health:
-    """How to see that a component is up: by HTTP, or by its socket."""
+    """How to see that a component is up: by HTTP, by its socket, or by a file that it writes."""
 
     url: str = ""
     socket: Path | None = None
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
 class Component:
-    """One process. ``after`` are the components that must be up before it starts."""
+    """One process. ``after`` are the components that must be up before it starts, ``files`` the
+    texts that are written for it first, by their paths."""
 
     name: str
     argv: tuple[str, ...]
     health: Health
     after: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[Path, str] = field(default_factory=dict)
 
 
 def components(settings: Settings) -> tuple[Component, ...]:
@@ -235,6 +256,7 @@ def components(settings: Settings) -> tuple[Component, ...]:
         ),
         *_of_node(settings, telemetry, ("kube-apiserver",)),
         *_agents(settings, ("kube-apiserver",)),
+        *_daemons(settings),
         *map(_joining, settings.others()),
     )  # fmt: skip
 
@@ -301,6 +323,61 @@ def _agents(settings: Settings, after: tuple[str, ...]) -> tuple[Component, ...]
         health = Health(socket=settings.shim / "socket")
         agents.append(Component("shim-keeper", tuple(words), health))
     return tuple(agents)
+
+
+def _daemons(settings: Settings) -> tuple[Component, ...]:
+    """The products' own daemons, as on a node: they find it by the API, so they start after it."""
+    names = dict.fromkeys(handler.daemon for handler in settings.handlers if handler.daemon)
+    served = dict.fromkeys(handler.service for handler in settings.handlers if handler.service)
+    return (
+        *(DAEMONS[name](settings) for name in names),
+        *(_service(settings, name) for name in served),
+    )
+
+
+def service_name(network: str) -> str:
+    """The component that serves a network's plugin."""
+    return f"service-{network}"
+
+
+def _service(settings: Settings, network: str) -> Component:
+    """What a profile's plugin needs in place of the product's daemon."""
+    directory = settings.home / f"service-{known.title(network)}"
+    argv = (settings.programs["python"], "-m", services.__name__, network, str(directory))
+    return Component(
+        service_name(network), argv, Health(file=directory / "up"), ("kubelet", "etcd")
+    )
+
+
+def _flannel(settings: Settings) -> Component:
+    """flannel with VXLAN, its subnet from the node object. It writes what its plugin reads."""
+    network = settings.home / "flannel.json"
+    text = json.dumps({"Network": PODS, "Backend": {"Type": "vxlan"}})
+    argv = (settings.programs["flanneld"], "--kube-subnet-mgr",
+            "--kubeconfig-file", str(settings.kubeconfig), "--net-config-path", str(network),
+            "--iface", "ext0", "--ip-masq")  # fmt: skip
+    subnet = Path("/run/flannel/subnet.env")
+    named = {"NODE_NAME": settings.name}
+    return Component("flanneld", argv, Health(file=subnet), ("kubelet",), named, {network: text})
+
+
+def _kube_router(settings: Settings) -> Component:
+    """kube-router as router and CNI. It writes the node's range into the list of its network."""
+    handler = next(each for each in settings.handlers if each.daemon == "kube-router")
+    argv = (settings.programs["kube-router"], "--kubeconfig", str(settings.kubeconfig),
+            "--hostname-override", settings.name, "--run-router", "--enable-cni",
+            "--run-firewall=false", "--run-service-proxy=false", "--run-loadbalancer=false",
+            "--health-port", "20244", "--metrics-port", "0")  # fmt: skip
+    health = Health(url="http://127.0.0.1:20244/healthz")
+    file = {"KUBE_ROUTER_CNI_CONF_FILE": str(settings.network(handler))}
+    return Component("kube-router", argv, health, ("kubelet",), file)
+
+
+DAEMONS: dict[str, Callable[[Settings], Component]] = {
+    "flanneld": _flannel,
+    "kube-router": _kube_router,
+}
+"""By the name of their program, which a network's configuration gives under ``daemon``."""
 
 
 def agent_file(settings: Settings) -> Path:

@@ -9,7 +9,8 @@ A built-in list describes itself to firstlight under the key ``firstlight``::
     address   the host's address, such as 10.0.0.1/24, on a link with its default route
     packet    destination of the first packet: "gateway", or an IPv4 address
     args      CNI_ARGS; {pod} is the pod's name
-    service   the daemon that must run, by its name in backends/cni_services.py
+    service   the daemon that must run, by its name in lab/cni/services.py
+    daemon    the product's own daemon, which a cluster runs: lab/cluster/daemons.py
     keys      initial content of its database, by key
     profile   the binary that this stands in for, with the same operations
     instead_of  the network that this one replaces where that cannot be had
@@ -32,6 +33,8 @@ BUILT = Path(sys.prefix) / "libexec" / "cni"
 
 AGENT = '"type": "firstlight"'
 """In the text of a list whose pods firstlight's own agent serves."""
+AGENT_SERVICE = "firstlight-agent"
+"""That agent's name as a service."""
 
 _SYSTEM = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
 
@@ -47,6 +50,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     packet: str = "gateway"
     args: str = ""
     service: str = ""
+    daemon: str = ""
     keys: Mapping[str, Any] = {}
     profile: str = ""
     instead_of: str = ""

@@ -37,6 +37,6 @@ KUBERNETES_BACKGROUND = Experiment(
     options=("runtimes", "networks"),
     instances=(1,),
     repetitions=2,
-    presentation=Presentation(subject="one more pod ({series})"),
+    presentation=Presentation(subject="one more pod ({series})", view="pods"),
     explained_by="components",
 )

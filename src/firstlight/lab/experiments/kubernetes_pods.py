@@ -40,6 +40,6 @@ KUBERNETES_PODS = Experiment(
     options=("runtimes", "networks", "kubeconfig", "context", "image"),
     instances=(1, 10, 30, 100),
     repetitions=5,
-    presentation=Presentation(subject="a pod ({series})"),
+    presentation=Presentation(subject="a pod ({series})", view="pods"),
     explained_by="components",
 )

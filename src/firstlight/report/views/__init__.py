@@ -19,6 +19,7 @@ from firstlight.report.views import (
     density,
     functions,
     platforms,
+    pods,
     storms,
     trace_replay,
 )
@@ -33,6 +34,7 @@ ALL: dict[str, View] = {
     "density": density.VIEW,
     "functions": functions.VIEW,
     "platforms": platforms.VIEW,
+    "pods": pods.VIEW,
     "storms": storms.VIEW,
     "trace-replay": trace_replay.VIEW,
 }

@@ -1,11 +1,16 @@
 """The daemons of some CNI plugins: started for a batch, inside the run's network.
 
-Their data is on a real disk, because waiting for the disk is part of their cost.
+    python -m firstlight.lab.cni.services NETWORK DIRECTORY
+
+runs that of a network in a cluster, with the files that its plugin reads, and makes the file ``up``
+in the directory when it answers. Data is there: where it is a disk, waiting for it is a cost.
 """
 
 import base64
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +28,6 @@ from pyroute2 import IPRoute
 from firstlight.agile.config import load
 from firstlight.agile.pods import daemon as pods
 from firstlight.errors import Failed, Unsupported
-from firstlight.host.workspace import DISK, Workspace
 from firstlight.lab.cni import agent, known, weaver
 from firstlight.lab.cni.known import About
 from firstlight.native import native
@@ -42,7 +46,7 @@ class Service:
 
     program: str
     package: str
-    run: Callable[[About, Path, Workspace], AbstractContextManager[int]]
+    run: Callable[[About, Path, Mapping[str, str]], AbstractContextManager[int]]
 
 
 def probe(name: str) -> None:
@@ -62,18 +66,17 @@ def _program(name: str) -> str | None:
 
 
 @contextmanager
-def running(about: About, workspace: Workspace) -> Iterator[tuple[int, ...]]:
-    """Run the daemon of a network, if it has one.
+def running(about: About, disk: Path, environment: Mapping[str, str]) -> Iterator[tuple[int, ...]]:
+    """Run the daemon of a network, if it has one, with its data in the new directory ``disk``.
 
     Yields the pids to trace with the starts that it serves. Raises Failed.
     """
     if not about.service:
         yield ()
         return
-    disk = DISK / workspace.run / "service"
     disk.mkdir(mode=0o700, parents=True)
     try:
-        with SERVICES[about.service].run(about, disk, workspace) as pid:
+        with SERVICES[about.service].run(about, disk, environment) as pid:
             yield (pid,)
     finally:
         shutil.rmtree(disk)
@@ -81,12 +84,12 @@ def running(about: About, workspace: Workspace) -> Iterator[tuple[int, ...]]:
 
 @contextmanager
 def _daemon(
-    argv: tuple[str, ...], workspace: Workspace, log: Path, is_ready: Callable[[], bool]
+    argv: tuple[str, ...], environment: Mapping[str, str], log: Path, is_ready: Callable[[], bool]
 ) -> Iterator[int]:
     """Run a process, which dies with this one, until it answers. Raises Failed with its output."""
     with log.open("wb") as output, subprocess.Popen(
         ("setpriv", "--pdeathsig", "KILL", *argv),
-        env=workspace.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
     ) as process:  # fmt: skip
         try:
             deadline = time.monotonic() + _READY_SECONDS
@@ -106,7 +109,7 @@ def _listens(address: tuple[str, int]) -> bool:
 
 
 @contextmanager
-def _etcd(about: About, disk: Path, workspace: Workspace) -> Iterator[int]:
+def _etcd(about: About, disk: Path, environment: Mapping[str, str]) -> Iterator[int]:
     """etcd on its usual port, with the keys of the configuration."""
     argv = (
         _program("etcd") or "etcd", "--data-dir", str(disk / "etcd"), "--log-level", "error",
@@ -115,10 +118,14 @@ def _etcd(about: About, disk: Path, workspace: Workspace) -> Iterator[int]:
         "--initial-advertise-peer-urls", "http://127.0.0.1:2380",
         "--initial-cluster", "default=http://127.0.0.1:2380",
     )  # fmt: skip
-    with _daemon(argv, workspace, disk / "log", _etcd_is_healthy) as pid:
-        for key, value in about.keys.items():
-            _put(key, value)
+    with _daemon(argv, environment, disk / "log", _etcd_is_healthy) as pid:
+        _fill(about)
         yield pid
+
+
+def _fill(about: About) -> None:
+    for key, value in about.keys.items():
+        _put(key, value)
 
 
 def _etcd_is_healthy() -> bool:
@@ -138,7 +145,7 @@ def _put(key: str, value: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _weaver(_: About, disk: Path, workspace: Workspace) -> Iterator[int]:
+def _weaver(_: About, disk: Path, environment: Mapping[str, str]) -> Iterator[int]:
     """The bridge ``weave`` with its address, and the server of pod addresses."""
     argv = (*_OURS, weaver.__file__, str(disk / "addresses"))
     with IPRoute() as netlink:
@@ -147,12 +154,12 @@ def _weaver(_: About, disk: Path, workspace: Workspace) -> Iterator[int]:
         netlink.addr("add", index=index, address=str(weaver.BRIDGE),
                      prefixlen=weaver.NETWORK.prefixlen)  # fmt: skip
         netlink.link("set", index=index, state="up")
-    with _daemon(argv, workspace, disk / "log", lambda: _listens(weaver.ADDRESS)) as pid:
+    with _daemon(argv, environment, disk / "log", lambda: _listens(weaver.ADDRESS)) as pid:
         yield pid
 
 
 @contextmanager
-def _cilium(_: About, disk: Path, workspace: Workspace, *options: str) -> Iterator[int]:
+def _cilium(_: About, disk: Path, environment: Mapping[str, str], *options: str) -> Iterator[int]:
     """The profile's agent on Cilium's socket, and the link with the node's address."""
     with IPRoute() as netlink:
         netlink.link("add", ifname="cilium_host", kind="veth", peer="cilium_net")
@@ -163,7 +170,7 @@ def _cilium(_: About, disk: Path, workspace: Workspace, *options: str) -> Iterat
     source = Path(str(files("firstlight"))) / "conf" / "cni" / "cilium" / "endpoint.c"
     argv = (*_OURS, agent.__file__, str(source), str(native("endpointload")),
             str(disk), *options)  # fmt: skip
-    with _daemon(argv, workspace, disk / "log", _agent_listens) as pid:
+    with _daemon(argv, environment, disk / "log", _agent_listens) as pid:
         yield pid
 
 
@@ -173,17 +180,17 @@ def _agent_listens() -> bool:
 
 
 @contextmanager
-def _cilium_template(about: About, disk: Path, workspace: Workspace) -> Iterator[int]:
-    with _cilium(about, disk, workspace, "--template") as pid:
+def _cilium_template(about: About, disk: Path, environment: Mapping[str, str]) -> Iterator[int]:
+    with _cilium(about, disk, environment, "--template") as pid:
         yield pid
 
 
 @contextmanager
-def _pods(_: About, disk: Path, workspace: Workspace) -> Iterator[int]:
+def _pods(_: About, disk: Path, environment: Mapping[str, str]) -> Iterator[int]:
     """The agent of firstlight's own plugin, its pool filled."""
     configuration = known.agent_configuration()
     argv = (*_OURS, pods.__file__, str(configuration))
-    with _daemon(argv, workspace, disk / "log", load(configuration).socket.is_socket) as pid:
+    with _daemon(argv, environment, disk / "log", load(configuration).socket.is_socket) as pid:
         yield pid
 
 
@@ -195,3 +202,25 @@ SERVICES = {
     "weaver": Service(sys.executable, "python3", _weaver),
 }
 """The daemons that a configuration can name under ``service``."""
+
+
+def main(name: str, directory: Path) -> None:
+    """Serve a network until this process is killed. The cluster's etcd serves as its etcd, too."""
+    _, about = known.find(name)
+    for hidden in about.private:
+        Path(hidden).mkdir(parents=True, exist_ok=True)
+    for path, text in about.files.items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text)
+    if about.service == "etcd":
+        directory.mkdir()
+        _fill(about)
+        (directory / "up").touch()
+        signal.pause()
+    with running(about, directory, os.environ):
+        (directory / "up").touch()
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
