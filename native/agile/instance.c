@@ -204,6 +204,7 @@ void instance_release(int index)
 		part_give_back(instance->cgroup, NOBODY);
 	if (instance->network != NOBODY)
 		part_give_back(instance->network, instance->function);
+	node.starting -= instance->state == INSTANCE_STARTING;
 	instance->state = INSTANCE_FREE;
 	instance->next = node.free_instance;
 	node.free_instance = index;
@@ -241,8 +242,9 @@ _Noreturn static void be_waiting(int index, int control, uint32_t cgroup)
 	struct rights rights;
 	char ready = 1;
 	be_child_of_node();
-	int self = sandbox_self(progress);
-	if (self < 0 || sandbox_make(&node.house, cgroup, progress) || keep_own(control, self))
+	int failed = sandbox_find_pid(progress), self = failed ? failed : sandbox_open_self();
+	if (self < 0 || sandbox_make(&node.house, ahead_made(), cgroup, progress) ||
+	    keep_own(control, self))
 		_exit(127);
 	progress->stamps[STEP_WAIT] = monotonic();
 	progress->step = STEP_WAIT;
@@ -284,12 +286,15 @@ _Noreturn static void be_instance(int index, struct place *place, int root)
 {
 	struct progress *progress = &node.progress[index];
 	be_child_of_node();
-	int self = sandbox_self(progress);
-	int failed = self < 0 ? self : clone_mounts(place, root);
+	bool own_users = place->function.flags & DEFINITION_USER_NAMESPACE;
+	int self = own_users ? sandbox_open_self() : NOBODY;
+	int failed = own_users && self < 0 ? self : sandbox_find_pid(progress);
+	if (!failed)
+		failed = clone_mounts(place, root);
 	if (failed) {
 		progress->step = STEP_ROOT;
 		progress->error = -failed;
-	} else if (!sandbox_make(&node.house, place->cgroup, progress)) {
+	} else if (!sandbox_make(&node.house, ahead_made(), place->cgroup, progress)) {
 		sandbox_enter(&node.house, place, self, progress);
 	}
 	_exit(127);
@@ -309,7 +314,12 @@ static pid_t clone_child(uint32_t cgroup)
 		args.flags |= CLONE_INTO_CGROUP;
 		args.cgroup = (__u64)directory;
 	}
-	return (pid_t)syscall(SYS_clone3, &args, sizeof args);
+	pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
+	int error = errno;
+	if (pid)
+		ahead_drop();
+	errno = error;
+	return pid;
 }
 
 static bool same_limits(const struct limits *a, const struct limits *b)
@@ -321,16 +331,16 @@ static bool same_limits(const struct limits *a, const struct limits *b)
 static int clone_waiting(int index)
 {
 	struct instance *instance = &node.instances[index];
-	int ends[2];
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
-		return -errno;
+	int ends[2], failed = ahead_control(ends);
+	if (failed)
+		return failed;
 	instance->control = ends[0];
 	uint32_t cgroup = node.parts[instance->cgroup].order.cgroup;
 	node.progress[index].stamps[STEP_CLONE] = monotonic();
 	pid_t pid = clone_child(cgroup);
 	if (pid == 0)
 		be_waiting(index, ends[1], cgroup);
-	int failed = pid < 0 ? -errno : 0;
+	failed = pid < 0 ? -errno : 0;
 	instance->pid = pid;
 	close(ends[1]);
 	if (failed)
@@ -521,15 +531,15 @@ void instance_cloned(int index)
 static int clone_instance(int index, struct place *place, int root)
 {
 	struct instance *instance = &node.instances[index];
-	int ends[2];
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
-		return -errno;
+	int ends[2], failed = ahead_control(ends);
+	if (failed)
+		return failed;
 	instance->control = ends[0];
 	node.progress[index].stamps[STEP_CLONE] = monotonic();
 	pid_t pid = clone_child(place->cgroup);
 	if (pid == 0)
 		be_instance(index, place, root);
-	int failed = pid < 0 ? -errno : 0;
+	failed = pid < 0 ? -errno : 0;
 	instance->pid = pid;
 	close(ends[1]);
 	if (failed)
@@ -598,6 +608,7 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 	instance->detached = ask->flags & ASK_DETACHED;
 	instance->flags = warm ? ANSWER_WARM : 0;
 	instance->state = INSTANCE_STARTING;
+	node.starting++;
 	instance_link(index, client);
 	int logged = ask->flags & ASK_LOG ? output_open(instance->id, rights) : 0;
 	struct limits limits = function->definition.limits;
@@ -656,8 +667,9 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 void instance_runs(int index)
 {
 	struct instance *instance = &node.instances[index];
+	node.starting -= instance->state == INSTANCE_STARTING;
 	instance->state = INSTANCE_RUNNING;
-	instance->running = monotonic();
+	instance->running = node.last_run = monotonic();
 	instance_owe(index, OWES_STARTED);
 	if (instance->client != NOBODY) {
 		instance->owed_client |= OWES_STARTED;
@@ -787,6 +799,7 @@ void instance_finish(int index, int status, int64_t user, int64_t system)
 	if (ran && ran_out_of_memory(index))
 		instance->flags |= ANSWER_OUT_OF_MEMORY;
 	node.up--;
+	node.starting -= instance->state == INSTANCE_STARTING;
 	instance->state = INSTANCE_ENDED;
 	if (instance->client != NOBODY) {
 		instance->owed_client |= OWES_ENDED;

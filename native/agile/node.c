@@ -218,6 +218,8 @@ int main(int argc, char **argv)
 		int count = epoll_wait(node.epoll, events, READY_MAX, pending_timeout());
 		if (count < 0 && errno != EINTR)
 			die("wait", -errno);
+		if (!count && ahead_next() <= monotonic())
+			ahead_make();
 		for (int i = 0; i < count; i++)
 			handle(&events[i]);
 		clients_accept_again();

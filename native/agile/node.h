@@ -6,6 +6,7 @@
  *   instance.c   starts and ends
  *   pending.c    starts that wait for parts
  *   reuse.c      sandboxes that serve their function again; keeper.c is in them
+ *   ahead.c      what the next start opens, opened before it
  *   part.c       what is prepared: networks, cgroups; functions
  *   rest.c       networks that were used
  *   session.c    programs beside an instance's own
@@ -139,7 +140,8 @@ struct node {
 	int rich[RICH_HELD], rich_count;
 	struct instance *instances;
 	struct progress *progress; /* one for each instance, shared with the children */
-	int instance_count, instance_most, instance_limit, up; /* count: that were ever used */
+	int instance_count, instance_most, instance_limit; /* count: that were ever used */
+	int up, starting;
 	int free_instance;
 	struct queue waiting, dirty, ended;
 	int making, low_waiting, high_waiting;
@@ -150,7 +152,7 @@ struct node {
 	int *hash;
 	uint32_t hash_mask;
 	uint64_t serial;
-	int64_t last_start;
+	int64_t last_start, last_run;
 	uint8_t wants[PART_CGROUP + 1][REACHES];
 };
 
@@ -161,6 +163,14 @@ int watch(int descriptor, enum source source, int index, uint32_t events);
 int watch_again(int descriptor, enum source source, int index, uint32_t events);
 void unwatch(int *descriptor); /* and close it */
 _Noreturn void die(const char *what, int failed);
+
+/* ahead.c */
+int64_t ahead_next(void); /* when it is to be made, or INT64_MAX */
+void ahead_make(void);
+/* NULL if nothing is. A clone has it, and the node drops it then. */
+const struct ahead *ahead_made(void);
+int ahead_control(int ends[2]);
+void ahead_drop(void);
 
 /* part.c */
 int part_add(const struct part_order *order, int network);

@@ -123,9 +123,11 @@ void pending_refuse(enum part_kind kind, uint32_t reach)
 
 int pending_timeout(void)
 {
-	int64_t until = instances_next(), rested = networks_next();
+	int64_t until = instances_next(), rested = networks_next(), ahead = ahead_next();
 	if (rested < until)
 		until = rested;
+	if (ahead < until)
+		until = ahead;
 	if (node.accepts_at && node.accepts_at < until)
 		until = node.accepts_at;
 	for (int i = 0; i < node.pending_count; i++)

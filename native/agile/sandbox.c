@@ -77,6 +77,18 @@ static int join_cgroup(const struct house *house, uint32_t cgroup)
 	return failed;
 }
 
+/* By files that were opened ahead, if they are of this cgroup. */
+static int join_cgroup_ahead(const struct house *house, const struct ahead *ahead, uint32_t cgroup,
+			     struct progress *progress)
+{
+	bool has = ahead && ahead->has_tasks && ahead->cgroup == cgroup;
+	for (int i = 0; i < house->top_count && has; i++)
+		has = write(ahead->tasks[i], "0", 1) == 1;
+	int failed = has ? 0 : join_cgroup(house, cgroup);
+	progress->out_of_memory = has ? ahead->out_of_memory : sandbox_out_of_memory(house, cgroup);
+	return failed;
+}
+
 static int set_limit(int top, uint32_t cgroup, const char *file, const char *text, bool must)
 {
 	char name[64];
@@ -548,16 +560,21 @@ static void begin(struct progress *progress, enum step step)
 		}                                  \
 	} while (0)
 
-int sandbox_self(struct progress *progress)
+int sandbox_find_pid(struct progress *progress)
 {
 	char pid[16];
 	ssize_t size = readlink("/proc/self", pid, sizeof pid - 1);
-	int self = size < 0 ? -1 : open("/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (self < 0)
+	if (size < 0)
 		return -errno;
 	pid[size] = 0;
 	progress->pid = (int32_t)strtol(pid, NULL, 10);
-	return self;
+	return 0;
+}
+
+int sandbox_open_self(void)
+{
+	int self = open("/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	return self < 0 ? -errno : self;
 }
 
 int sandbox_open_out_of_memory(const struct house *house, uint32_t cgroup)
@@ -585,10 +602,10 @@ uint32_t sandbox_out_of_memory(const struct house *house, uint32_t cgroup)
 	return sandbox_read_out_of_memory(file);
 }
 
-int sandbox_make(const struct house *house, uint32_t cgroup, struct progress *progress)
+int sandbox_make(const struct house *house, const struct ahead *ahead, uint32_t cgroup,
+		 struct progress *progress)
 {
-	DO(STEP_CGROUP, join_cgroup(house, cgroup));
-	progress->out_of_memory = sandbox_out_of_memory(house, cgroup);
+	DO(STEP_CGROUP, join_cgroup_ahead(house, ahead, cgroup, progress));
 	DO(STEP_MOUNT_NAMESPACE, enter_blank(house));
 	DO(STEP_PROC, mount_proc());
 	DO(STEP_MASK, mask_proc(house));

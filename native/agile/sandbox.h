@@ -26,6 +26,14 @@ struct house {
 	bool mask[10]; /* which of the paths to mask there are, for others to read */
 };
 
+/* What is opened before a start: see ahead.c. Descriptors, or -1. */
+struct ahead {
+	int control[2];
+	bool has_tasks;
+	uint32_t cgroup, out_of_memory; /* of these tasks; see struct progress */
+	int tasks[TOPS_MAX];
+};
+
 /* A child's own part of a start: descriptors, or -1. */
 struct place {
 	struct definition function;
@@ -64,12 +72,14 @@ struct news {
 	uint32_t out_of_memory; /* of RENEWED: see struct progress */
 };
 
-/* A descriptor of this process in /proc, and its pid there; or a negative errno. */
-int sandbox_self(struct progress *progress);
+/* Its pid in the host's /proc; and a descriptor of it there. Each returns a negative errno if it fails. */
+int sandbox_find_pid(struct progress *progress);
+int sandbox_open_self(void);
 
-/* Makes this process a sandbox without a function: its own /proc and /tmp in the blank namespace.
- * Returns 0 or a negative errno; progress says where. */
-int sandbox_make(const struct house *house, uint32_t cgroup, struct progress *progress);
+/* Makes this process a sandbox without a function: its own /proc and /tmp in the blank namespace. ahead:
+ * or NULL. Returns 0 or a negative errno; progress says where. */
+int sandbox_make(const struct house *house, const struct ahead *ahead, uint32_t cgroup,
+		 struct progress *progress);
 
 /* Executes the function in it. Returns only if that fails. */
 int sandbox_enter(const struct house *house, struct place *place, int self,

@@ -29,8 +29,7 @@ _Noreturn static void be_session(int index, struct place *place, int instance, i
 {
 	struct progress *progress = &node.progress[index];
 	be_child_of_node();
-	int self = sandbox_self(progress);
-	if (self >= 0)
+	if (!sandbox_find_pid(progress))
 		sandbox_join(&node.house, place, instance, control, progress);
 	_exit(127);
 }
@@ -80,6 +79,7 @@ static int start(int index, int target, struct place *place)
 	if (failed)
 		return failed;
 	session->state = INSTANCE_STARTING;
+	node.starting++;
 	instance_cloned(index);
 	return 0;
 }
