@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.marks import Mark
+from bench.marks import Mark, rows
 from firstlight import store
 from firstlight.analysis import stats
 from firstlight.lab import runner
@@ -163,6 +163,7 @@ def handlers() -> Iterator[Mark]:
 
 def measure() -> Iterator[Mark]:
     """All of them."""
-    yield from starts()
-    yield refill()
-    yield from handlers()
+    yield from rows([
+        ("starts", starts), ("starts while the pool refills", lambda: [refill()]),
+        ("handlers", handlers),
+    ])  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from bench.marks import Mark
+from bench.marks import Mark, rows
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Pools, PoolSize
 from firstlight.agile.network import Network
@@ -134,6 +134,8 @@ def measure() -> Iterator[Mark]:
     with sandbox(f"bench-{os.getpid()}") as place:
         base = place.directory / "payload"
         base.mkdir()
-        yield asyncio.run(sustained(place, payload(base, "once")))
-        yield from asyncio.run(takes(place))
-        yield zygote(place)
+        yield from rows([
+            ("starts and stops", lambda: [asyncio.run(sustained(place, payload(base, "once")))]),
+            ("pool take", lambda: asyncio.run(takes(place))),
+            ("an idle zygote", lambda: [zygote(place)]),
+        ])  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from bench.marks import Mark
+from bench.marks import Mark, rows
 from firstlight import store
 from firstlight.analysis import stats
 from firstlight.lab import runner
@@ -23,6 +23,7 @@ from firstlight.model import Point
 REPETITIONS = 34
 """Each gives three starts with tracing and three without, so that either has a hundred."""
 MOST_ADDED, MOST_LATE = 1.10, 0.10
+BUDGET_SECONDS = 120.0
 CROWD = 100
 
 
@@ -47,7 +48,7 @@ WORKLOADS = (
 
 
 def run(workload: Workload, instances: int, repetitions: int) -> pl.DataFrame:
-    """The samples of a workload, traced and not, as ``store.Run.frame``."""
+    """The samples of a workload, traced and not, as ``store.Run.frame``: as many as time allows."""
     found = find(workload.experiment)
 
     def cases(options: Options) -> list[Case]:
@@ -59,8 +60,9 @@ def run(workload: Workload, instances: int, repetitions: int) -> pl.DataFrame:
 
     narrow = replace(found, cases=cases)
     plan = runner.Plan(
-        narrow, Options((instances,), workload.runtimes, workload.networks), repetitions, seed=1
-    )
+        narrow, Options((instances,), workload.runtimes, workload.networks), repetitions, seed=1,
+        budget=BUDGET_SECONDS,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         runner.run(plan, Path(directory))
         return store.read(Path(directory)).frame
@@ -111,5 +113,5 @@ def _cpu(frame: pl.DataFrame, *, traced: bool) -> float:
 
 def measure() -> Iterator[Mark]:
     """All of them."""
-    yield from map(added, WORKLOADS)
-    yield from crowd()
+    each = [(f"tracing of {one.name}", lambda one=one: [added(one)]) for one in WORKLOADS]
+    yield from rows([*each, (f"{CROWD} at once", crowd)])

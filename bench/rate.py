@@ -97,10 +97,10 @@ class Asker:
 
 def node_ended(message: bytes) -> bool:
     """Whether an answer of the node is an end."""
-    answer = node_wire.answer(message)
-    if answer.verb == node_wire.Answered.REFUSED:
-        raise RuntimeError(f"a start was refused: {answer}")
-    return answer.verb == node_wire.Answered.ENDED
+    verb = int.from_bytes(message[4:6], "little")
+    if verb == node_wire.Answered.REFUSED:
+        raise RuntimeError(f"a start was refused: {node_wire.answer(message)}")
+    return verb == node_wire.Answered.ENDED
 
 
 def floor_ended(message: bytes) -> bool:

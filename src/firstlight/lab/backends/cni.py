@@ -282,7 +282,8 @@ def _private(directory: Path, instead: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        run("umount", "--lazy", str(directory))
+        with suppress(Failed):  # another removed the directory, and with it the mount
+            run("umount", "--lazy", str(directory))
 
 
 @contextmanager

@@ -1,0 +1,137 @@
+"""The CNI plugin ``firstlight`` against ``bridge``, and what a refill of its pool costs an ADD.
+
+Plugins are executed, one process each, as a runtime does it. Batches of the compared sides are
+interleaved, so that a busy machine slows each alike.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from bench.agile import latencies
+from bench.marks import Mark, rows
+from firstlight import store
+from firstlight.agile.pods import daemon
+from firstlight.analysis import stats
+from firstlight.host.workspace import Workspace, sandbox
+from firstlight.lab import runner
+from firstlight.lab.backends import Execute
+from firstlight.lab.backends.cni import Cni, hosting
+from firstlight.lab.experiments import Case, Options
+from firstlight.lab.experiments.catalogue import find
+from firstlight.lab.load import Generator
+from firstlight.lab.runner import sample
+from firstlight.lab.schedule import Batch
+from firstlight.native import native
+
+OLD, NEW = "bridge", "firstlight"
+LEAST = {1: 6, 30: 20, 100: 20}
+REPETITIONS, BUDGET_SECONDS = 8, 200.0
+ADDS, ROUNDS, PAUSE_SECONDS = 120, 3, 0.005
+POOLS = {"full": (0, 250), "refilling": (32, 32)}
+"""The marks of a pool that need not be filled meanwhile, and of one that is after each ADD."""
+_ALONE = Batch(Case({"instances": 1}, Cni(NEW)), 0, traced=False)
+
+
+def bursts(directory: Path) -> Iterator[Mark]:
+    """The median ADD, one and many at once."""
+    options = Options(tuple(LEAST), (), (OLD, NEW))
+    plan = runner.Plan(
+        find("cni-burst"), options, REPETITIONS, seed=1, traced=False, budget=BUDGET_SECONDS
+    )
+    runner.run(plan, directory)
+    found = store.read(directory).samples
+    load = f"load {os.getloadavg()[0]:.1f}"
+    for crowd, least in LEAST.items():
+        sides = [
+            latencies(found, lambda p, n=name: p["cni"] == n and p["instances"] == crowd)  # type: ignore[misc] # noqa: B023
+            for name in (OLD, NEW)
+        ]
+        (old, before), (new, after) = sides
+        gain = stats.ratio_interval(old, new, groups_a=before, groups_b=after)
+        yield Mark(
+            f"CNI ADD by {NEW} against {OLD}, {crowd} at once, median ({np.median(new):.2f}, "
+            f"{np.median(old):.1f} ms, {load})",
+            f"{gain.value:.1f}× [{gain.low:.1f}, {gain.high:.1f}]", f"≥ {least}×",
+            gain.value >= least,
+        )  # fmt: skip
+
+
+@contextmanager
+def agent(directory: Path, low: int, high: int) -> Iterator[Path]:
+    """The agent with a pool between these marks; yields a configuration of the plugin."""
+    directory.mkdir()
+    configuration, conflist = directory / "pods.toml", directory / "pods.conflist"
+    state = directory / "state"
+    configuration.write_text(
+        f'name = "bench"\nstate = "{state}"\n'
+        f'[pods]\nrange = "10.244.0.0/22"\npool = {{low = {low}, high = {high}}}\n'
+    )
+    plugin = {"type": NEW, "socket": str(state / "bench/socket")}
+    about = {"about": "for the benchmark", "packet": "10.244.0.1"}
+    conflist.write_text(json.dumps({
+        "cniVersion": "1.1.0", "name": NEW, "plugins": [plugin], "firstlight": about,
+    }))  # fmt: skip
+    argv = [sys.executable, daemon.__file__, str(configuration)]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL) as process:
+        try:
+            until = time.monotonic() + 60
+            while not Path(str(plugin["socket"])).exists():
+                if process.poll() is not None or time.monotonic() > until:
+                    raise RuntimeError("the agent does not start")
+                time.sleep(0.05)
+            yield conflist
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def adds(conflist: Path, workspace: Workspace, generator: Generator) -> list[float]:
+    """ADDs one after the other, in ms."""
+    took = []
+    with hosting(str(conflist), 0, workspace) as pods:
+        for number, request in enumerate(pods.make("pod", ADDS)):
+            argv = (str(native("cnirun")), "add", str(request))
+            [outcome] = generator.run(number, [Execute(argv, workspace.environment)], deadline=30)
+            [ended] = generator.stop(number, deadline=30)
+            start = sample(number, number, 0, _ALONE, outcome, ended, None, 0)
+            if start.latency is None:
+                raise RuntimeError(f"an ADD failed: {start.error}")
+            took.append(start.latency / 1e6)
+            time.sleep(PAUSE_SECONDS)
+    return took
+
+
+def refill() -> Iterator[Mark]:
+    """P99 of ADD while the pool refills, against a pool that need not."""
+    took: dict[str, list[float]] = {name: [] for name in POOLS}
+    with sandbox(f"bench-{os.getpid()}") as place, Generator() as generator:
+        for turn in range(ROUNDS):
+            for name, marks in POOLS.items():
+                with agent(place.directory / f"{name}{turn}", *marks) as conflist:
+                    took[name] += adds(conflist, place, generator)
+    full, refilling = (np.array(took[name]) for name in POOLS)
+    tails = [float(np.percentile(one, 99)) for one in (full, refilling)]
+    middles = [float(np.median(one)) for one in (full, refilling)]
+    yield Mark(
+        f"ADD while the pool refills, P99 of {full.size} each ({tails[1]:.2f}, {tails[0]:.2f} ms; "
+        f"medians {middles[1]:.2f}, {middles[0]:.2f}; load {os.getloadavg()[0]:.1f})",
+        f"{tails[1] / tails[0]:.2f}×", "≤ 1.5×", tails[1] <= 1.5 * tails[0],
+    )  # fmt: skip
+
+
+def measure() -> Iterator[Mark]:
+    """All of them."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield from rows([
+            ("ADD while the pool refills", refill),
+            ("bursts of ADD", lambda: bursts(Path(directory))),
+        ])  # fmt: skip
