@@ -111,7 +111,7 @@ static int add(struct call *call)
 			return print_result(call, &answer, NULL);
 		if (bad != -EOPNOTSUPP || call->error.code)
 			return bad;
-		obstacle = "the kernel cannot mount beneath it";
+		obstacle = "the kernel cannot mount it there";
 		if (call->way == CALL_REPLACE)
 			return CALL_FAIL(call, CALL_NAMESPACE, 0,
 					 "CNI_NETNS %s cannot be replaced: %s", call->namespace,
@@ -129,7 +129,9 @@ static int del(struct call *call)
 	struct agent_answer answer;
 	int none FILE_SCOPE = -1;
 	int bad = call_agent(call, false, -1, &answer, &none);
-	return bad == -ENOTCONN && !call->error.code ? call_delete(call) : bad;
+	if (bad == -ENOTCONN && !call->error.code)
+		bad = call_delete(call);
+	return bad ? bad : call_uncover(call);
 }
 
 static bool has_ip(const cJSON *previous, const struct in_addr *address)

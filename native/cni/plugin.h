@@ -60,7 +60,7 @@ int call_agent(struct call *call, bool waits, int descriptor, struct agent_answe
 /* Opens and enters the namespace of the call. ``*obstacle`` is why it cannot be replaced, or NULL. */
 int call_enter(struct call *call, int *namespace, const char **obstacle);
 
-/* Puts a namespace where that of the call is: the path is never without one. -EOPNOTSUPP without a
+/* Puts a namespace over that of the call: the path is never without one. -EOPNOTSUPP without a
  * reason in the call means that this kernel, or this mount, cannot do it. */
 int call_replace(struct call *call, int prepared);
 
@@ -69,5 +69,8 @@ int call_check(struct call *call, const struct agent_answer *expected);
 
 /* Deletes the interface where the namespace is still there. */
 int call_delete(struct call *call);
+
+/* Takes off what call_replace put over the runtime's own namespace, which it removes itself. */
+int call_uncover(struct call *call);
 
 #endif

@@ -5,11 +5,13 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/magic.h>
 #include <linux/nsfs.h>
 #include <net/if.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -21,7 +23,7 @@
 #define PREPARED "eth0" /* in every prepared namespace */
 
 /* Of <linux/mount.h>, which does not go with <sys/mount.h>. */
-enum { TREE_CLONE = 1, MOVE_FROM_EMPTY = 4, MOVE_BENEATH = 0x200 };
+enum { TREE_CLONE = 1, MOVE_FROM_EMPTY = 4 };
 
 static bool is_same(const struct stat *one, const struct stat *other)
 {
@@ -86,23 +88,54 @@ int call_enter(struct call *call, int *namespace, const char **obstacle)
 	return 0;
 }
 
+/* The runtime's own mount stays below until DEL: to take one off waits for an RCU grace period, and
+ * what ends a namespace keeps others from their locks. */
 int call_replace(struct call *call, int prepared)
 {
 	struct stat wanted, shown;
 	const char *path = call->namespace;
 	int tree FILE_SCOPE =
 		(int)syscall(SYS_open_tree, prepared, "", TREE_CLONE | O_CLOEXEC | AT_EMPTY_PATH);
-	if (tree < 0)
+	if (tree < 0 || syscall(SYS_move_mount, tree, "", AT_FDCWD, path, MOVE_FROM_EMPTY))
 		return -EOPNOTSUPP;
-	/* Beneath, so that whoever opens the path meanwhile finds one of the two. */
-	if (syscall(SYS_move_mount, tree, "", AT_FDCWD, path, MOVE_FROM_EMPTY | MOVE_BENEATH))
-		return -EOPNOTSUPP;
-	if (umount2(path, MNT_DETACH) || fstat(prepared, &wanted) || stat(path, &shown))
+	if (fstat(prepared, &wanted) || stat(path, &shown))
 		return CALL_FAIL(call, CALL_NAMESPACE, errno, "cannot replace CNI_NETNS %s", path);
 	if (!is_same(&wanted, &shown))
 		return CALL_FAIL(call, CALL_NAMESPACE, 0, "CNI_NETNS %s was changed meanwhile",
 				 path);
 	return 0;
+}
+
+/* Compares a path with one of mountinfo, in which some characters are octal. */
+static bool is_path(const char *path, const char *listed)
+{
+	unsigned octal;
+	for (; *path; path++) {
+		if (*listed == '\\' && sscanf(listed, "\\%3o", &octal) == 1) {
+			if ((unsigned char)*path != octal)
+				return false;
+			listed += 4;
+		} else if (*listed++ != *path) {
+			return false;
+		}
+	}
+	return !*listed;
+}
+
+/* How many network namespaces are mounted at a path, one over the other. */
+static int count_mounted(const char *path)
+{
+	char whole[PATH_MAX], listed[PATH_MAX], *line = NULL;
+	size_t size = 0;
+	int count = 0;
+	FILE *mounts = realpath(path, whole) ? fopen("/proc/self/mountinfo", "re") : NULL;
+	while (mounts && getline(&line, &size, mounts) > 0)
+		count += sscanf(line, "%*d %*d %*s net:%*s %4095s", listed) == 1 &&
+			 is_path(whole, listed);
+	free(line);
+	if (mounts)
+		fclose(mounts);
+	return count;
 }
 
 /* Whether a line of a table of the current namespace has both words. */
@@ -167,5 +200,15 @@ int call_delete(struct call *call)
 	if (bad && bad != -ENODEV)
 		return CALL_FAIL(call, CALL_NAMESPACE, -bad, "cannot delete %s in %s", interface,
 				 path);
+	return 0;
+}
+
+int call_uncover(struct call *call)
+{
+	const char *path = call->namespace;
+	if (path && *path && !strcmp(call->request.attachment.interface, PREPARED) &&
+	    count_mounted(path) > 1 && umount2(path, MNT_DETACH))
+		return CALL_FAIL(call, CALL_NAMESPACE, errno,
+				 "cannot take the prepared namespace off %s", path);
 	return 0;
 }

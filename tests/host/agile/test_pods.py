@@ -43,6 +43,10 @@ def lose_add(host: PodHost, container: str) -> None:
         os.close(network)
 
 
+def mounted(host: PodHost, pod: str) -> int:
+    return host.sh("cat /proc/self/mountinfo").count(f"/netns/{pod} ")
+
+
 def test_a_prepared_namespace_takes_the_place_of_the_given(host: PodHost) -> None:
     host.pods("a")
     before = host.sh("stat -Lc %i /run/netns/a")
@@ -53,14 +57,14 @@ def test_a_prepared_namespace_takes_the_place_of_the_given(host: PodHost) -> Non
     assert "sandbox" not in link
     assert link["name"] in host.links()
     assert host.sh("stat -Lc %i /run/netns/a") != before
-    assert (
-        len([x for x in host.sh("cat /proc/self/mountinfo").splitlines() if "/netns/a " in x]) == 1
-    )
+    assert mounted(host, "a") == 2
     shown = json.loads(host.sh("ip -j addr show eth0", net="a"))[0]
     assert shown["address"] == interface["mac"]
     assert shown["addr_info"][0]["local"] + "/32" == answer["ips"][0]["address"]
-    assert host.plugin("DEL", "a") == {}
-    assert "eth0" not in host.sh("ip -br link", net="a")
+    for _ in range(2):
+        assert host.plugin("DEL", "a") == {}
+        assert host.sh("stat -Lc %i /run/netns/a") == before
+        assert mounted(host, "a") == 1
     assert not host.leases()
     host.sh("umount /run/netns/a; rm /run/netns/a")
 
@@ -201,7 +205,7 @@ def test_delete_succeeds_whatever_is_left(host: PodHost) -> None:
     assert host.plugin("DEL", "lost", CNI_NETNS="") == {}
     assert not host.leases()
     host.add("a")
-    host.sh("umount /run/netns/a; rm /run/netns/a")
+    host.sh("umount /run/netns/a; umount /run/netns/a; rm /run/netns/a")
     assert host.plugin("DEL", "a") == {}
     host.add("b")
     host.kill()
@@ -211,6 +215,19 @@ def test_delete_succeeds_whatever_is_left(host: PodHost) -> None:
     assert host.plugin("DEL", "a") == {}
     host.start()
     assert host.plugin("DEL", "b") == {}
+    assert mounted(host, "b") == 1
+
+
+def test_a_path_by_a_link_and_with_odd_characters_is_uncovered_too(host: PodHost) -> None:
+    host.sh("ln -s /run/netns /run/other; mkdir '/run/netns/a \\ b'")
+    host.sh("ip netns add c; touch '/run/netns/a \\ b/ns'; "
+            "mount --bind /run/netns/c '/run/netns/a \\ b/ns'")  # fmt: skip
+    for path in ("/run/other/c", "/run/netns/a \\ b/ns"):
+        before = host.sh(f"stat -Lc %i '{path}'")
+        assert host.plugin("ADD", "c", CNI_NETNS=path)["firstlight"]["namespace"] == "replaced"
+        assert host.sh(f"stat -Lc %i '{path}'") != before
+        assert host.plugin("DEL", "c", CNI_NETNS=path) == {}
+        assert host.sh(f"stat -Lc %i '{path}'") == before
 
 
 def test_lost_adds_give_their_addresses_back(host: PodHost) -> None:
