@@ -155,7 +155,8 @@ class Shelf:
             await self._wanted.wait()
             self._wanted.clear()
             while self._short():
-                await self._gate.wait_idle(lambda: self._waiting > 0)
+                half = self.ready <= self.size.low // 2
+                await self._gate.wait_idle(lambda: self._waiting > 0, soon=half)
                 began = time.monotonic()
                 many = min(_AT_ONCE, max(1, self._waiting))
                 results = await asyncio.gather(

@@ -16,13 +16,19 @@ Part = TypeVar("Part")
 
 _CALM_SECONDS = 0.005
 _PATIENCE_SECONDS = 0.2
+_HURRY_SECONDS = 0.01
 _RETRY_SECONDS = 0.5
 
 
 class LoadGate:
-    """Whether requests are under way: a refill waits for a lull, but not for ever."""
+    """Whether requests are under way: a refill waits until none was for ``calm`` s.
 
-    def __init__(self) -> None:
+    It does so for ``patience`` s at most, for less if the pool is half empty, and not at all while
+    requests wait for it.
+    """
+
+    def __init__(self, calm: float = _CALM_SECONDS, patience: float = _PATIENCE_SECONDS) -> None:
+        self._calm, self._patience = calm, patience
         self._under_way = 0
         self._last = 0.0
 
@@ -37,11 +43,11 @@ class LoadGate:
         """Note a request that the node has served."""
         self._last = time.monotonic()
 
-    async def wait_idle(self, urgent: Callable[[], bool]) -> None:
-        """Return when no request has been under way for 5 ms, after 200 ms, or when urgent."""
-        until = time.monotonic() + _PATIENCE_SECONDS
+    async def wait_idle(self, urgent: Callable[[], bool], soon: bool) -> None:
+        """Return in a lull, when patience ends, ``soon`` or not, or when urgent."""
+        until = time.monotonic() + (_HURRY_SECONDS if soon else self._patience)
         while not urgent() and (now := time.monotonic()) < until:
-            if not self._under_way and now - self._last >= _CALM_SECONDS:
+            if not self._under_way and now - self._last >= self._calm:
                 return
             await asyncio.sleep(_CALM_SECONDS)
 
@@ -255,7 +261,8 @@ class Pool(Generic[Part]):
             self._wanted.clear()
             while self._short():
                 if self._gate:
-                    await self._gate.wait_idle(lambda: self._unserved() > 0)
+                    half = len(self._shelf) <= self.size.low // 2
+                    await self._gate.wait_idle(lambda: self._unserved() > 0, soon=half)
                 began = time.monotonic()
                 try:
                     part = await self._make()

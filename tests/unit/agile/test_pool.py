@@ -194,19 +194,32 @@ def test_one_who_gives_up_waiting_loses_no_part() -> None:
     with_pool(main, dry="wait", allowed=0)
 
 
-def test_a_refill_waits_while_requests_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "_PATIENCE_SECONDS", 1e9)
-    gate = LoadGate()
+def test_a_refill_waits_while_requests_are_under_way() -> None:
+    gate = LoadGate(patience=1e9)
 
     async def main(pool: Pool[int], maker: Maker) -> None:
+        await pool.warm()
         with gate:
             pool.take_ready()
             await asyncio.sleep(0.05)
-            assert maker.made == 0
+            assert maker.made == 4
         await pool.warm()
-        assert maker.made == 4
+        assert maker.made == 5
 
-    with_pool(main, gate)
+    with_pool(main, gate, low=4)
+
+
+def test_a_refill_of_a_pool_that_is_half_empty_waits_for_no_lull() -> None:
+    gate = LoadGate(patience=1e9)
+
+    async def main(pool: Pool[int], maker: Maker) -> None:
+        await pool.warm()
+        with gate:
+            pool.take_ready(), pool.take_ready()
+            while maker.made < 5:
+                await asyncio.sleep(0.001)
+
+    with_pool(main, gate, low=4)
 
 
 def test_a_refill_does_not_wait_for_ever() -> None:
@@ -266,7 +279,7 @@ def test_no_part_is_lost_or_handed_out_twice(actions: list[str]) -> None:
 class Calm(LoadGate):
     """No requests, no lull to wait for."""
 
-    async def wait_idle(self, urgent: Callable[[], bool]) -> None:
+    async def wait_idle(self, urgent: Callable[[], bool], soon: bool) -> None:
         await asyncio.sleep(0)
 
 

@@ -25,6 +25,7 @@ _RIGHTS = socket.CMSG_SPACE(4)
 _AT_ONCE = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 _LOOK_SECONDS, _RETRY_SECONDS = 10.0, 0.1
 _SILENCE_SECONDS = 30.0
+_CALM_SECONDS, _PATIENCE_SECONDS = 0.05, 1.0  # a pod's start goes on after its ADD
 _DONE = Answer().encode()
 _log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Agent:
         self.config = config
         self.leases = Leases(config.directory)
         self.networks = PodNetworks(config)
-        self._gate = LoadGate()
+        self._gate = LoadGate(_CALM_SECONDS, _PATIENCE_SECONDS)
         self.pool: Pool[PodNetwork] = Pool(
             "pod network", config.pods.pool, self.networks.make, self.networks.discard, self._gate
         )
@@ -204,7 +205,7 @@ class Agent:
                 await self._delete(request)
                 _send(peer, _DONE)
             case Verb.CHECK:
-                _send(peer, self._check(request))
+                _send(peer, await self._check(request))
             case Verb.GC:
                 await self._collect(request, descriptor)
                 _send(peer, _DONE)
@@ -261,7 +262,7 @@ class Agent:
             self.deleted += 1
 
     async def _collect(self, request: Request, descriptor: int) -> None:
-        self._drop_ended()
+        await self._drop_ended()
         if descriptor < 0:
             return
         with os.fdopen(os.dup(descriptor), "rb") as file:
@@ -272,12 +273,12 @@ class Agent:
             if is_of and (lease.key.container, lease.key.interface) not in valid:
                 await self._end(lease)
 
-    def _check(self, request: Request) -> bytes:
+    async def _check(self, request: Request) -> bytes:
         lease = self.leases.get(request.key)
         if lease is None:
             why = "the agent knows no such attachment"
             return Answer(Code.UNKNOWN_CONTAINER, why).encode()
-        if lease.number not in self.networks.linked():
+        if lease.number not in await asyncio.to_thread(self.networks.linked):
             return Answer(Code.WRONG, "the link on the host is gone").encode()
         return self.networks.answer(lease.number)
 
@@ -301,12 +302,13 @@ class Agent:
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             with suppress(Failed):
-                self._drop_ended()
+                await self._drop_ended()
 
-    def _drop_ended(self) -> None:
-        linked = self.networks.linked()
-        for lease in self.leases.all():
-            if lease.number not in linked:
+    async def _drop_ended(self) -> None:
+        leases = self.leases.all()  # those of now: one that comes meanwhile may have a newer link
+        linked = await asyncio.to_thread(self.networks.linked)  # waits for the kernel's locks
+        for lease in leases:
+            if lease.number not in linked and self.leases.get(lease.key) is lease:
                 self._lose(lease)
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
