@@ -139,6 +139,7 @@ class AddFunction(Struct, frozen=True, tag="add_function"):
     source: Source
     settings: Settings = Settings()
     alias: str = ""
+    owner: str = ""
 
 
 class UpdateFunction(Struct, frozen=True, tag="update_function"):
@@ -166,10 +167,14 @@ class SetAlias(Struct, frozen=True, tag="set_alias"):
 
 
 class Reserve(Struct, frozen=True, tag="reserve"):
-    """Set how many events of a function may be answered at once; None: as many as can be."""
+    """Set how many requests of a function may be answered at once; None: as many as can be.
+
+    ``queue`` more wait for their turn.
+    """
 
     name: str
     concurrency: int | None = None
+    queue: int = 0
 
 
 class ListFunctions(Struct, frozen=True, tag="list_functions"):

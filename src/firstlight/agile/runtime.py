@@ -124,7 +124,8 @@ class Runtime:
 
     def _remove_all(self) -> None:
         self._networks.close()
-        shutil.rmtree(self.config.directory / "skeleton", ignore_errors=True)
+        for name in ("skeleton", "volumes"):
+            shutil.rmtree(self.config.directory / name, ignore_errors=True)
         for name in ("socket", "node"):
             (self.config.directory / name).unlink(missing_ok=True)
         if hasattr(self, "_cgroups"):
@@ -231,6 +232,16 @@ class Runtime:
             (await wasm.connect()).close()
         finally:
             await wasm.close()
+
+    async def keep(self, function: Function, forks: int) -> None:
+        """Keep a handler's interpreter, and waiting forks up to their mark; or a module's worker.
+
+        It holds for as long as a pool's window, and an idle function. Raises Failed, Unsupported.
+        """
+        if function.kind == "wasm":
+            (await (await self._wasm(function)).connect()).close()
+        else:
+            await self._zygotes.keep(function, forks)
 
     async def release(self, function: Function) -> None:
         """End the warm interpreter of a Python function and its forks, or a module's worker."""

@@ -78,6 +78,10 @@ class Zygotes:
             up.close()
             await up.instance.wait()
 
+    async def keep(self, function: Function, forks: int) -> None:
+        """Have a function's zygote up, and so many forks wait. Raises Failed, Unsupported."""
+        (await self._current(function)).forks.expect(forks)
+
     async def release(self, function: Function) -> None:
         """End a function's zygote, if it is up, and its forks."""
         if zygote := self._zygotes.pop(coding.encode(function)):

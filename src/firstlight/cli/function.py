@@ -70,6 +70,14 @@ KeepWarm = Annotated[
     float | None,
     typer.Option(metavar="SECONDS", help="Keep an idle instance so long.  [default: 300]"),
 ]
+Warm = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Always keep so many instances.  [default: 0]"),
+]
+PerInstance = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="With --http: requests of an instance at once.  [default: 100]"),
+]
 Network = Annotated[
     str | None,
     typer.Option(
@@ -109,9 +117,14 @@ def add(
     cpus: CpuLimit = None,
     timeout: Timeout = None,
     keep_warm: KeepWarm = None,
+    warm: Warm = None,
+    per_instance: PerInstance = None,
     network: Network = None,
     description: Description = None,
     alias: AliasOption = "",
+    owner: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose it is: owners share the node fairly.")
+    ] = "",
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
@@ -120,11 +133,12 @@ def add(
 
     found, settings = _given(
         source, command, handler, kind, http, env, directory=directory, memory=memory, cpus=cpus,
-        timeout=timeout, keep_warm=keep_warm, network=network, description=description,
+        timeout=timeout, keep_warm=keep_warm, warm=warm, per_instance=per_instance, network=network,
+        description=description,
     )  # fmt: skip
     if found is None:
         raise FirstlightError(f"{name} has no code", "give a source, or --handler FILE.py:NAME")
-    _change(protocol.AddFunction(name, found, settings, alias), config, as_json)
+    _change(protocol.AddFunction(name, found, settings, alias, owner), config, as_json)
 
 
 @app.command(
@@ -147,6 +161,8 @@ def update(
     cpus: CpuLimit = None,
     timeout: Timeout = None,
     keep_warm: KeepWarm = None,
+    warm: Warm = None,
+    per_instance: PerInstance = None,
     network: Network = None,
     description: Description = None,
     alias: AliasOption = "",
@@ -161,7 +177,8 @@ def update(
 
     found, settings = _given(
         source, command, handler, kind, http, env, directory=directory, memory=memory, cpus=cpus,
-        timeout=timeout, keep_warm=keep_warm, network=network, description=description,
+        timeout=timeout, keep_warm=keep_warm, warm=warm, per_instance=per_instance, network=network,
+        description=description,
     )  # fmt: skip
     _change(protocol.UpdateFunction(name, found, settings, alias), config, as_json)
 
@@ -245,7 +262,8 @@ def alias(
 
 @app.command(
     epilog=examples(
-        "agile function concurrency hello 4", "agile function concurrency hello --unlimited"
+        "agile function concurrency hello 4 --queue 100",
+        "agile function concurrency hello --unlimited",
     )
 )
 def concurrency(
@@ -255,15 +273,18 @@ def concurrency(
     unlimited: Annotated[
         bool, typer.Option("--unlimited", help="As many as the node can have.")
     ] = False,
+    queue: Annotated[
+        int, typer.Option(metavar="N", min=0, help="So many more wait for their turn.")
+    ] = 0,
     config: ConfigFile = None,
 ) -> None:
-    """Limit how many events are answered at once; 0 refuses all."""
+    """Limit how many requests are answered at once; 0 refuses all."""
     from firstlight.agile import protocol
 
     if (most is None) != unlimited:
         raise FirstlightError("give a number, or --unlimited", "0 refuses all events")
     with connected(config) as client:
-        client.functions(protocol.Reserve(name, most))
+        client.functions(protocol.Reserve(name, most, queue))
 
 
 @app.command(
@@ -415,7 +436,8 @@ def _print(found: "Registration") -> None:
         ("version", "aliases", "kind", "runs", "memory", "timeout", "digest", "source", "age"), rows
     )
     if found.concurrency is not None:
-        say(f"at most {found.concurrency} events at once")
+        also = f"; {found.queue} more wait" if found.queue else ""
+        say(f"at most {found.concurrency} requests at once{also}")
 
 
 def _size(size: int) -> str:

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import httpx
+import msgspec
 from tests.support.lambda_host import ENDPOINT, with_functions, zipped
 
 from firstlight.agile.functions.catalogue import Functions
@@ -151,3 +154,54 @@ def test_a_server_that_does_not_start_is_told_with_its_words(tmp_path: Path) -> 
         assert "no such cow" in json.dumps(failed.json())
 
     with_site(tmp_path, main, server="raise SystemExit('no such cow')\n")
+
+
+def load(functions: Functions) -> tuple[int, int, int]:
+    """Idle and busy instances, and requests that wait for one."""
+    loads = functions._serving.loads()
+    idle, busy, waiting = (sum(getattr(one, name) for one in loads)
+                           for name in ("idle", "busy", "waiting"))  # fmt: skip
+    return idle, busy, waiting
+
+
+async def until_load(functions: Functions, *expected: int) -> None:
+    while load(functions) != expected:
+        await asyncio.sleep(0.01)
+
+
+def test_more_instances_are_started_when_one_has_as_many_requests_as_it_may(
+    tmp_path: Path,
+) -> None:
+    settings = msgspec.structs.replace(SETTINGS, per_instance=2, timeout=600.0)
+
+    async def main(client: httpx.AsyncClient, functions: Functions) -> None:
+        await functions.reserve("site", 5, queue=1)
+        asked = [asyncio.create_task(client.get("/sleep", timeout=300)) for _ in range(5)]
+        await until_load(functions, 0, 3, 0)
+        beyond = asyncio.create_task(client.get("/"))
+        await until_load(functions, 0, 3, 1)
+        assert (await client.get("/")).status_code == 429
+        asked.pop().cancel()
+        assert (await beyond).status_code == 203
+        for task in asked:
+            task.cancel()
+        await until_load(functions, 3, 0, 0)
+
+    with_site(tmp_path, main, settings)
+
+
+def test_as_many_instances_are_up_as_are_always_kept(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(SETTINGS, warm=2, keep_warm=0.01)
+
+    async def main(client: httpx.AsyncClient, functions: Functions) -> None:
+        await until_load(functions, 2, 0, 0)
+        first, *_ = functions._runtime.running()
+        os.kill(first.pid, signal.SIGKILL)
+        while first.id in (one.id for one in functions._runtime.running()):
+            await asyncio.sleep(0.01)
+        await until_load(functions, 2, 0, 0)
+        assert (await client.get("/")).status_code == 203
+        await functions.update("site", None, Settings(warm=0))
+        await until_load(functions, 0, 0, 0)
+
+    with_site(tmp_path, main, settings)

@@ -7,11 +7,12 @@ removed when the last is answered.
 
 import asyncio
 import fcntl
+import logging
 import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,11 +43,13 @@ from firstlight.agile.functions.store import Store
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import Answer, Serving
-from firstlight.errors import Failed
+from firstlight.errors import Failed, FirstlightError
 
 _UNPACKER = 1 << 16
 """The user that unpacks, beyond the first of the functions': none of theirs."""
 _NOTHING = Settings()
+_KEEP_SECONDS = 5.0
+_log = logging.getLogger(__name__)
 Outcome = TypeVar("Outcome")
 
 
@@ -66,6 +69,8 @@ class Functions:
         self._adding = 0
         self._gate = asyncio.Lock()  # nothing is collected while something is added
         self._opening = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Functions":
         if (self.directory / "functions.db").exists():
@@ -73,6 +78,9 @@ class Functions:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._keeper:
+            self._keeper.cancel()
+            await asyncio.wait((self._keeper,))
         if self._lock >= 0:
             await self._queue.close()
             await asyncio.to_thread(self._close)
@@ -108,9 +116,10 @@ class Functions:
         self._using[revision.number] += 1
         try:
             version = self._ready.get(revision.number) or await self._prepared(revision)
-            concurrency = self.get(name).concurrency
-            if concurrency != version.concurrency:
-                version = msgspec.structs.replace(version, concurrency=concurrency)
+            function = self.get(name)
+            limits = function.concurrency, function.queue
+            if limits != (version.concurrency, version.queue):
+                version = msgspec.structs.replace(version, concurrency=limits[0], queue=limits[1])
                 self._ready[revision.number] = version
             yield version
         finally:
@@ -259,13 +268,21 @@ class Functions:
             rest = {key: one for key, one in function.aliases.items() if key != alias}
             await self._save(msgspec.structs.replace(function, aliases=rest))
 
-    async def reserve(self, name: str, concurrency: int | None) -> None:
-        """Set how many events of a function are answered at once; None: as many as can be."""
+    async def reserve(self, name: str, concurrency: int | None, queue: int = 0) -> None:
+        """Set how many requests of a function are answered at once; None: as many as can be.
+
+        ``queue`` more wait for their turn. Raises NotFound, Invalid.
+        """
         if concurrency is not None and not 0 <= concurrency <= self.config.instances:
             raise Invalid(f"a concurrency of {concurrency} cannot be reserved",
                           f"from 0 to {self.config.instances}")  # fmt: skip
+        if not 0 <= queue <= self.config.instances or (queue and not concurrency):
+            raise Invalid(f"a queue of {queue} cannot be had",
+                          f"from 0 to {self.config.instances}, with a concurrency")  # fmt: skip
         async with self._change(name):
-            await self._save(msgspec.structs.replace(self.get(name), concurrency=concurrency))
+            await self._save(
+                msgspec.structs.replace(self.get(name), concurrency=concurrency, queue=queue)
+            )
 
     async def tag(self, name: str, tags: dict[str, str]) -> None:
         """Set a function's tags."""
@@ -294,6 +311,28 @@ class Functions:
             client_context=event.context, trace=event.trace,
         )  # fmt: skip
         return answer
+
+    async def _keep(self) -> None:
+        """Keep the instances warm that are always to be: of aliases' versions, or of ``$LATEST``.
+
+        That is what is called by name.
+        """
+        while True:
+            self._changed.clear()
+            for function in list(self._known.values()):
+                for qualifier in function.aliases or (LATEST,):
+                    try:
+                        await self._keep_warm(function.name, qualifier)
+                    except FirstlightError as error:
+                        _log.warning("%s is not kept warm: %s", function.name, error.message)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_KEEP_SECONDS):
+                    await self._changed.wait()
+
+    async def _keep_warm(self, name: str, qualifier: str) -> None:
+        if self.find(name, qualifier).version.warm:
+            async with self.using(name, qualifier) as version:
+                await self._serving.keep(version)
 
     def _check_new(self, name: str) -> None:
         if name in self._known:
@@ -372,6 +411,7 @@ class Functions:
         await self._written(lambda store: store.save(function))
         before = self._known.get(function.name)
         self._known[function.name] = function
+        self._changed.set()
         if before:
             await self._leave(before, function)
         return function
@@ -419,6 +459,7 @@ class Functions:
                 self._known = await asyncio.to_thread(self._opened)
                 letters = self.directory / "dead-letters.jsonl"
                 self._queue = Queue(self.config.events, self._store, letters, self._answered)
+                self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
     def _opened(self) -> dict[str, Registration]:
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cpus: float | UnsetType = UNSET
     timeout: float | UnsetType = UNSET
     keep_warm: float | UnsetType = UNSET
+    warm: int | UnsetType = UNSET
+    per_instance: int | UnsetType = UNSET
     network: Reach | UnsetType = UNSET
     port: int | UnsetType = UNSET
     runtime: str | UnsetType = UNSET
@@ -120,6 +122,7 @@ class Registration(Struct, frozen=True, kw_only=True):
     revisions: dict[str, Revision]
     aliases: dict[str, Alias] = {}
     concurrency: int | None = None
+    queue: int = 0
     owner: str = ""
     published: int = 0
     tags: dict[str, str] = {}

@@ -35,8 +35,8 @@ async def _called(functions: Functions, request: protocol.CallFunction) -> proto
 
 async def _change(functions: Functions, request: protocol.Change) -> None:
     match request:
-        case protocol.AddFunction(name, source, settings, alias):
-            function = await functions.add(name, source, settings, tries=True)
+        case protocol.AddFunction(name, source, settings, alias, owner):
+            function = await functions.add(name, source, settings, owner=owner, tries=True)
             if alias:
                 await functions.set_alias(name, alias, str(function.published))
         case protocol.UpdateFunction(name, given, settings, alias):
@@ -50,5 +50,5 @@ async def _change(functions: Functions, request: protocol.Change) -> None:
                 await functions.set_alias(name, alias, version)
             else:
                 await functions.remove_alias(name, alias)
-        case protocol.Reserve(name, concurrency):
-            await functions.reserve(name, concurrency)
+        case protocol.Reserve(name, concurrency, queue):
+            await functions.reserve(name, concurrency, queue)

@@ -23,6 +23,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ALIAS = re.compile(r"(?![0-9]+$)[A-Za-z0-9_-]{1,128}")
 ARN = "arn:aws:lambda:us-east-1:000000000000:function:"
 TIMEOUT_MOST, ENVIRONMENT_MOST, DESCRIPTION_MOST = 900.0, 4096, 256
+WARM_MOST, PER_INSTANCE_MOST = 1000, 1000
 _VARIABLE = re.compile(r"[^=\0]+")
 
 
@@ -41,7 +42,7 @@ def made(
     fields: dict[str, Any] = {
         key: value
         for key in ("environment", "directory", "memory", "scratch", "cpus", "timeout",
-                    "keep_warm", "network", "port")
+                    "keep_warm", "warm", "per_instance", "network", "port")
         if (value := getattr(settings, key)) is not UNSET
     }  # fmt: skip
     kind = settings.kind or _kind(code, own)
@@ -138,6 +139,14 @@ def _check_numbers(version: FunctionVersion) -> None:
                       f"above 0, up to {TIMEOUT_MOST:g} s")  # fmt: skip
     if not 0 <= version.keep_warm < float("inf"):
         raise Invalid(f"keep_warm is {version.keep_warm}", "give seconds, from 0 on")
+    if not 0 <= version.warm <= WARM_MOST:
+        raise Invalid(f"{version.warm} instances cannot be kept warm", f"from 0 to {WARM_MOST}")
+    if version.warm and version.kind == "command":
+        raise Invalid(f"{version.name} has no instances to keep warm: each event starts one",
+                      "leave warm out")  # fmt: skip
+    if not 1 <= version.per_instance <= PER_INSTANCE_MOST:
+        raise Invalid(f"an instance cannot have {version.per_instance} requests at once",
+                      f"from 1 to {PER_INSTANCE_MOST}")  # fmt: skip
     if not 1 <= version.port <= 65535:
         raise Invalid(f"{version.port} is not a valid port", "from 1 to 65535")
     with _invalid():

@@ -17,7 +17,9 @@ class FunctionVersion(Struct, frozen=True, kw_only=True):
     of ``bootstrap``, ``python`` and ``image`` it asks the Lambda Runtime API for events; of
     ``http`` it serves them on ``port``. ``handler`` is what a runtime calls, ``module.name``; of
     kind ``wasm`` it is an export. An idle instance is kept for ``keep_warm``; ``concurrency`` of
-    the function's may run at once, None for as many as the node has. ``revision`` tells each state
+    the function's may run at once, None for as many as the node has, and ``queue`` more requests
+    wait for their turn. At least ``warm`` instances are kept. Of kind
+    ``http``, each has up to ``per_instance`` requests at once. ``revision`` tells each state
     of a function's code and settings from any other, those of ``$LATEST`` too.
     """
 
@@ -37,6 +39,9 @@ class FunctionVersion(Struct, frozen=True, kw_only=True):
     timeout: float = 3.0
     keep_warm: float = 300.0
     concurrency: int | None = None
+    queue: int = 0
+    warm: int = 0
+    per_instance: int = 100
     network: Reach = "outbound"
     port: int = 8080
     owner: str = ""

@@ -1,15 +1,18 @@
 """The instances of one version of a function: an event gets one for itself."""
 
 import asyncio
+import logging
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable
 
 from firstlight.agile.functions.version import FunctionVersion
-from firstlight.agile.serving.kept import Kept
+from firstlight.agile.serving.kept import InitFailed, Kept
 from firstlight.errors import Failed
 
 _STARTS_MAX = 2 * (os.cpu_count() or 1)
+_LOOK_SECONDS = 1.0
+_log = logging.getLogger(__name__)
 
 
 class Fleet:
@@ -73,13 +76,24 @@ class Fleet:
         """It has answered: the event that has waited longest gets it."""
         self._busy -= 1
         if kept.is_up and not self._hand(kept):
-            if self._retired or self.version.keep_warm <= 0:
+            if self._retired or (self.version.keep_warm <= 0 and not self._is_short()):
                 self._end(kept)
             else:
                 self._idle.append(kept)
-                kept.expiry = self._loop.call_later(self.version.keep_warm, self._expire, kept)
+                self._rest(kept)
         self._start_more()
         self._check_empty()
+
+    def keep(self) -> None:
+        """Start what is missing of the instances that are always to be kept."""
+        self._idle = [kept for kept in self._idle if kept.is_up]
+        while self._is_short(len(self._starting)) and len(self._starting) < _STARTS_MAX:
+            self._start_one()
+
+    def _is_short(self, more: int = 0) -> bool:
+        """Whether there are fewer than are always to be kept."""
+        count = len(self._idle) + self._busy + more
+        return not self._retired and count < self.version.warm
 
     def retire(self) -> None:
         """End the idle instances, and the others as they become idle."""
@@ -109,9 +123,12 @@ class Fleet:
 
     def _start_more(self) -> None:
         while len(self._starting) < min(len(self._waiting), _STARTS_MAX):
-            task = self._loop.create_task(self._started())
-            self._starting.add(task)
-            task.add_done_callback(self._started_one)
+            self._start_one()
+
+    def _start_one(self) -> None:
+        task = self._loop.create_task(self._started())
+        self._starting.add(task)
+        task.add_done_callback(self._started_one)
 
     def _started_one(self, task: asyncio.Task[None]) -> None:
         self._starting.discard(task)
@@ -129,7 +146,10 @@ class Fleet:
                 if not waiter.done():
                     waiter.set_exception(error)
                     return
+            words = error.answer.payload if isinstance(error, InitFailed) else error
+            _log.warning("%s is not kept warm: %s", self.version.name, words)
         else:
+            kept.was_ahead = not self._waiting
             self._busy += 1
             self.give(kept)
 
@@ -144,7 +164,16 @@ class Fleet:
 
     def _expire(self, kept: Kept) -> None:
         self._idle.remove(kept)
-        self._end(kept)
+        if kept.is_up and self._is_short():
+            self._idle.insert(0, kept)
+            self._rest(kept)
+        else:
+            self._end(kept)
+
+    def _rest(self, kept: Kept) -> None:
+        """It ends when it has been idle for long, unless it is one that is always kept."""
+        seconds = self.version.keep_warm or _LOOK_SECONDS
+        kept.expiry = self._loop.call_later(seconds, self._expire, kept)
 
     def _end(self, kept: Kept) -> None:
         task = self._loop.create_task(kept.stop())

@@ -60,6 +60,8 @@ class Kept:
         self._events = self._init_ns = 0
         self._steps: tuple[Step, ...] = ()
         self.expiry: asyncio.TimerHandle | None = None
+        self.was_ahead = False
+        """Whether it was started before there was an event for it."""
 
     @property
     def is_up(self) -> bool:
@@ -112,7 +114,7 @@ class Kept:
 
         One that did not answer in time, or whose caller has gone, has ended.
         """
-        cold, self._events = self._events == 0, self._events + 1
+        cold, self._events = self._events == 0 and not self.was_ahead, self._events + 1
         before, began = self._log.size, time.monotonic_ns()
         reply: Reply | None = None
         lost = False

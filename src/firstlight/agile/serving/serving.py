@@ -3,9 +3,7 @@
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from firstlight.agile.functions.version import FunctionVersion
@@ -16,9 +14,12 @@ from firstlight.agile.serving.answer import Answer, Load, Outcome, Throttled
 from firstlight.agile.serving.fleet import Fleet
 from firstlight.agile.serving.runtime_api import Event, Lost
 from firstlight.agile.serving.trace import to_xray
+from firstlight.agile.serving.turns import Turns
 from firstlight.errors import Failed
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
     from firstlight.agile.serving.web import Web, WebInstance
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class Serving:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self._running: Counter[str] = Counter()
+        self._turns = Turns(runtime.config.functions)
         self._fleets: dict[tuple[str, str], Fleet] = {}
         self._retired: set[Fleet] = set()
         self.observers: list[Callable[[Outcome], None]] = []
@@ -61,7 +62,7 @@ class Serving:
         cause, answer = "node", None
         trace = to_xray(trace) if trace else None
         try:
-            with self._counted(version):
+            async with self._turns.turn(version):
                 answer = await self._answered(
                     version, Event(request_id, event, version.timeout, version.arn, trace,
                                    client_context), deadline
@@ -110,31 +111,25 @@ class Serving:
             except Failed as error:  # each instance has an interpreter of its own
                 _log.info("%s is not forked: %s", version.name, error.message)
 
+    async def keep(self, version: FunctionVersion) -> None:
+        """See that a version has the instances that are always to be kept. Raises Failed."""
+        if version.kind == "http":
+            self._web(version).keep()
+        elif once.has_handler(version):
+            await self.runtime.keep(once.handler_definition(version), version.warm)
+        else:
+            self._fleet(version).keep()
+
     def loads(self) -> list[Load]:
         """What each version has, where it has anything."""
         events = [
             Load(fleet.version.name, fleet.idle, fleet.busy, fleet.waiting)
             for fleet in [*self._fleets.values(), *self._retired]
         ]
+        events += [Load(name, 0, 0, count) for name, count in self._turns.waiting().items()]
         return events + [
-            Load(web.version.name, int(not web.requests), int(web.requests > 0), 0)
-            for web in self._webs.values()
+            Load(web.version.name, web.idle, web.busy, web.waiting) for web in self._webs.values()
         ]
-
-    @contextmanager
-    def _counted(self, version: FunctionVersion) -> Iterator[None]:
-        """Count a request as under way. Raises Throttled."""
-        running = self._running[version.name]
-        if version.concurrency is not None and running >= version.concurrency:
-            raise Throttled(f"{version.name} has {running} instances, and may have no more",
-                            "try again, or reserve more concurrency")  # fmt: skip
-        self._running[version.name] = running + 1
-        try:
-            yield
-        finally:
-            self._running[version.name] -= 1
-            if not self._running[version.name]:
-                del self._running[version.name]
 
     @asynccontextmanager
     async def web(self, version: FunctionVersion) -> "AsyncIterator[WebInstance]":
@@ -147,7 +142,7 @@ class Serving:
         arrived, began = time.time_ns(), time.monotonic_ns()
         cause, cold, taken = "node", False, None
         try:
-            with self._counted(version):
+            async with self._turns.turn(version):
                 server = self._web(version)
                 instance, cold = await server.take()
                 taken = time.monotonic_ns()
@@ -155,7 +150,7 @@ class Serving:
                     yield instance
                     cause = ""
                 finally:
-                    server.give()
+                    server.give(instance)
         except Throttled:
             cause = "throttled"
             raise
@@ -252,4 +247,4 @@ class Serving:
 
     def concurrency(self, name: str) -> int:
         """How many events of a function are being answered."""
-        return self._running[name]
+        return self._turns.running(name)
