@@ -158,7 +158,8 @@ int function_set(const struct definition *definition, int tree, int words)
 		return -ESTALE;
 	struct root_text text = {definition->host_name,
 				 definition->reach == REACH_OUTBOUND ? node.resolvers : ""};
-	int root = root_attach(definition->number, definition->version, tree, &text);
+	int root = root_attach(definition->number, definition->version, tree,
+			       definition->flags & DEFINITION_VOLUMES, &text);
 	if (root < 0)
 		return root;
 	if (function->known) {

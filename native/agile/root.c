@@ -248,10 +248,13 @@ static int give_etc(int own, int tree)
 	return failed;
 }
 
-static int attach(int tree, const char *path, const char *own_path, const struct root_text *text)
+/* With writable mounts in it, the manager has made the rest of a tree read-only. */
+static int attach(int tree, const char *path, const char *own_path, bool writable,
+		  const struct root_text *text)
 {
 	struct mount_attr attributes = {
-		.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
+		.attr_set =
+			(writable ? 0 : MOUNT_ATTR_RDONLY) | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
 		.propagation = MS_PRIVATE,
 	};
 	if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &attributes,
@@ -274,14 +277,15 @@ static void name(char *path, size_t size, unsigned number, unsigned version)
 	snprintf(path, size, "/roots/%u.%u", number, version);
 }
 
-int root_attach(unsigned number, unsigned version, int tree, const struct root_text *text)
+int root_attach(unsigned number, unsigned version, int tree, bool writable,
+		const struct root_text *text)
 {
 	char path[48], own[56];
 	name(path, sizeof path, number, version);
 	snprintf(own, sizeof own, "%s.own", path);
 	if (mkdir(path, 0700))
 		return -errno;
-	int failed = mkdir(own, 0700) ? -errno : attach(tree, path, own, text);
+	int failed = mkdir(own, 0700) ? -errno : attach(tree, path, own, writable, text);
 	umount2(own, MNT_DETACH); /* what is bound of it stays */
 	rmdir(own);
 	if (!failed)

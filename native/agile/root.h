@@ -3,6 +3,8 @@
 #ifndef FIRSTLIGHT_ROOT_H
 #define FIRSTLIGHT_ROOT_H
 
+#include <stdbool.h>
+
 /* A mount namespace with nothing in it but a place for roots and the host's /proc. */
 int root_prune(void);
 
@@ -22,7 +24,8 @@ struct root_text {
 int root_write(int directory, const char *name, const char *text);
 
 /* Attaches a detached tree, read-only, with a /dev and files of /etc of its own; its descriptor. */
-int root_attach(unsigned number, unsigned version, int tree, const struct root_text *text);
+int root_attach(unsigned number, unsigned version, int tree, bool writable,
+		const struct root_text *text);
 
 /* Whether /etc/hosts in it is a file of ours. */
 int root_has_hosts(int root);

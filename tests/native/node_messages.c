@@ -53,8 +53,10 @@ _Noreturn void die(const char *what, int failed)
 	abort();
 }
 
-int root_attach(unsigned number, unsigned version, int tree, const struct root_text *text)
+int root_attach(unsigned number, unsigned version, int tree, bool writable,
+		const struct root_text *text)
 {
+	(void)writable;
 	(void)number;
 	(void)version;
 	if (strlen(text->host_name) > 64 || strlen(text->resolvers) > 1 << 20)

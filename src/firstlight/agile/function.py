@@ -1,6 +1,7 @@
 """Functions: what to start, with which limits, and what instances may reach."""
 
 import os
+import re
 import signal
 from typing import Literal
 
@@ -21,6 +22,20 @@ _SCRATCH_LEAST, _BYTES_MOST = 4096, 1 << 62
 _PIDS_MOST, _FILES_MOST = 1 << 22, 1 << 20
 _SECONDS_MOST, _LIFETIME_MOST = 86400.0, 366 * 86400.0
 _IDENTITY_MOST = (1 << 31) - 2  # beyond are those that mean "unchanged"
+
+
+SECRETS = "/run/secrets"
+"""Where an instance finds its secrets: a file for each, which only its user can read."""
+_SECRET = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
+_TAKEN = ("/proc", "/dev", "/tmp", "/sys")  # noqa: S108 - where something else is mounted
+
+
+class Volume(Struct, frozen=True):
+    """A file or directory of the host, ``source``, that instances see at ``target``."""
+
+    source: str
+    target: str
+    read_only: bool = False
 
 
 class Function(Struct, frozen=True, kw_only=True):
@@ -70,6 +85,10 @@ class Function(Struct, frozen=True, kw_only=True):
     """Deadline in seconds for readiness and for a handler's answer."""
     terminals: bool = False
     """Whether instances can open terminals of their own: ``/dev/ptmx``."""
+    volumes: tuple[Volume, ...] = ()
+    """Of kind ``command``: see volumes.py."""
+    secrets: dict[str, str] = {}
+    """By name, files of the host: their content is at ``SECRETS``, and nowhere else."""
     lifetime: float | None = None
     """Seconds after which an instance is killed."""
 
@@ -85,6 +104,33 @@ class Function(Struct, frozen=True, kw_only=True):
         self._check_words()
         self._check_limits()
         self._check_ports()
+        self._check_volumes()
+
+    def _check_volumes(self) -> None:
+        if not self.volumes and not self.secrets:
+            return
+        if self.kind != "command":
+            raise Failed(f"a function of kind {self.kind} has no volumes and no secrets",
+                         "start a command")  # fmt: skip
+        if self.reuse == "sandbox":
+            raise Failed("the sandbox of a function that has volumes or secrets is not reused",
+                         "use reuse network")  # fmt: skip
+        for volume in self.volumes:
+            target = volume.target
+            if not volume.source.startswith("/") or os.path.normpath(target) != target:
+                raise Failed(f"the volume {volume.source}:{target} is not of two plain paths",
+                             "absolute, without . and ..")  # fmt: skip
+            if (
+                target == "/"
+                or not target.startswith("/")
+                or (any(f"{target}/".startswith(f"{taken}/") for taken in _TAKEN))
+            ):
+                raise Failed(f"no volume can be at {target}",
+                             f"not at /, nor in {', '.join(_TAKEN)}")  # fmt: skip
+        for name in self.secrets:
+            if not _SECRET.fullmatch(name):
+                raise Failed(f"{name[:80]!r} cannot be a secret's name",
+                             "1 to 64 letters, digits, -, _ and .")  # fmt: skip
 
     def _check_ports(self) -> None:
         if self.ports and self.network == "none":
@@ -117,7 +163,8 @@ class Function(Struct, frozen=True, kw_only=True):
             if not name or "=" in name:
                 raise Failed(f"{name!r} cannot name a variable", "without =, and not empty")
         words = (self.rootfs, *self.command, self.handler, self.directory, self.ready or "",
-                 *self.env, *self.env.values())  # fmt: skip
+                 *self.env, *self.env.values(), *self.secrets.values(),
+                 *(word for one in self.volumes for word in (one.source, one.target)))  # fmt: skip
         for word in words:
             try:
                 os.fsencode(word)

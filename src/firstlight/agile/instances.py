@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from firstlight.agile import environment, liveness, node_wire, resolvers, roots, seccomp
+from firstlight.agile import environment, liveness, node_wire, resolvers, roots, seccomp, volumes
 from firstlight.agile.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.config import Config, PoolSize
 from firstlight.agile.demand import Demand
@@ -452,6 +452,7 @@ class Instances:
         function = entry.function
         flags = Flag.USER_NAMESPACE if function.user_namespace else Flag(0)
         flags |= Flag.TERMINALS if function.terminals else Flag(0)
+        flags |= Flag.VOLUMES if function.volumes or function.secrets else Flag(0)
         if "refuse" in (self._config.pools.network.dry, self._config.pools.cgroup.dry):
             flags |= Flag.REFUSES
         identities = self._config.identities
@@ -463,7 +464,15 @@ class Instances:
         env = await asyncio.to_thread(environment.defaults, function, function.uid or uid)
         words = node_wire.words(function.command, env, function.directory, note(entry))
         try:
+            if flags & Flag.VOLUMES and flags & (Flag.OWN_IDENTITY | Flag.USER_NAMESPACE):
+                raise Failed("instances with users of their own, or a user namespace, have no "
+                             "volumes and no secrets", "use identities.each function")  # fmt: skip
             tree = await asyncio.to_thread(self.root, function, function.uid or uid)
+            if flags & Flag.VOLUMES:
+                place = self._config.directory / "volumes"
+                tree = await asyncio.to_thread(
+                    volumes.mounted, tree, function, function.uid or uid, function.gid or uid, place
+                )
             try:
                 node = await self._connected()
                 await self._resolve(node)

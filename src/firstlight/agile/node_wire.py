@@ -73,6 +73,7 @@ class Flag(IntFlag):
     REFUSES = 8
     OWN_IDENTITY = 16
     TERMINALS = 32
+    VOLUMES = 64
 
 
 class Order(IntEnum):

@@ -214,6 +214,8 @@ def files_of(function: Function) -> str:
     if function.command:
         path = roots.find(root, function.command[0], function.directory)
         state.append(_look(path) if path else ())
+    state += [_look(Path(one.source))[:2] for one in function.volumes]
+    state += [_look(Path(path)) for path in function.secrets.values()]
     return hashlib.sha256(repr(state).encode()).hexdigest()
 
 

@@ -136,6 +136,7 @@ def down(*, config: ConfigFile = None) -> None:
         "agile start --rootfs /srv/root --memory 64M --network none -- /bin/job",
         "agile start --rootfs /srv/root --port 8080:80 --detach --ready listening -- server",
         "agile start --rootfs /srv/root -it -- sh",
+        "agile start --rootfs /srv/root --volume ./in:/in:ro --secret key=key.pem -- job",
         "agile start --rootfs /srv/root --reuse sandbox -- /bin/job",
     )
 )
@@ -154,6 +155,18 @@ def start(
     port: Port = None,
     user_namespace: UserNamespace = False,
     reuse: Reuse = "network",
+    volume: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SRC:DST[:ro]", help="Show it a file or directory of the host. Repeatable."
+        ),
+    ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE", help="Give it a file's content as /run/secrets/NAME. Repeatable."
+        ),
+    ] = None,
     workdir: Annotated[
         str, typer.Option("--workdir", metavar="DIR", help="Its working directory.")
     ] = "/",
@@ -193,7 +206,8 @@ def start(
         command=tuple(command or ()), rootfs=rootfs, handler=handler, wasm=wasm, env=env,
         memory=memory, cpus=cpus, pids=pids, network=network, port=port,
         user_namespace=user_namespace, reuse=reuse, directory=workdir, lifetime=timeout,
-        terminals=terminals,
+        terminals=terminals, volumes=[_volume(word) for word in volume or ()],
+        secrets=dict(_secret(word) for word in secret or ()),
     )  # fmt: skip
     if detach and (terminal or interactive):
         raise FirstlightError("a detached instance has no terminal and no input",
@@ -412,6 +426,24 @@ def _pair(word: str, separator: str, option: str, form: str) -> tuple[str, str]:
     if not separated or not ports:
         raise FirstlightError(f"{option} {word!r} is malformed", f"write it as {form}")
     return left, right
+
+
+def _volume(word: str) -> dict[str, object]:
+    source, *rest = word.split(":")
+    if not source or not rest or not rest[0] or rest[1:] not in ([], ["ro"], ["rw"]):
+        raise FirstlightError(
+            f"--volume {word!r} is malformed", "write it as SRC:DST or SRC:DST:ro"
+        )
+    return {
+        "source": str(Path(source).absolute()),
+        "target": rest[0],
+        "read_only": rest[1:] == ["ro"],
+    }
+
+
+def _secret(word: str) -> tuple[str, str]:
+    name, file = _pair(word, "=", "--secret", "NAME=FILE")
+    return name, str(Path(file).absolute())
 
 
 def _bytes(size: str) -> int:

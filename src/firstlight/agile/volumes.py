@@ -1,0 +1,232 @@
+"""What instances see of the host beside their root: files and directories of it, and secrets.
+
+They are mounted in the function's tree when it is made, by a thread that has a mount namespace of
+its own for that: nothing of it is to be seen on the host. A path of the tree is never followed
+through a link. What an instance may write to belongs to its user by an idmapped mount: on the host
+its files are those of the directory's owner, who is never root.
+"""
+
+import ctypes
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from struct import Struct
+
+from firstlight.agile.function import SECRETS, Function, Volume
+from firstlight.errors import Failed
+
+SECRET_MOST = 64 << 10
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
+_OPENAT2, _MOUNT_SETATTR = 437, 442
+_CLONE, _CLOEXEC, _EMPTY_PATH, _RECURSIVE = 1, 0x80000, 0x1000, 0x8000
+_FROM_EMPTY, _TO_EMPTY, _HERE = 4, 0x40, -100
+_RDONLY, _NOSUID, _NODEV, _NOEXEC, _IDMAP = 1, 2, 4, 8, 0x100000
+_PRIVATE, _MS_REC, _NEW_NAMESPACE = 1 << 18, 1 << 14, 0x20000
+_SET_STRING, _CREATE = 1, 6
+_ATTRIBUTES = Struct("=QQQQ")  # set, cleared, propagation, user namespace; mount_setattr(2)
+_HOW = Struct("=QQQ")  # flags, mode, resolve; openat2(2)
+_NO_MAGIC_LINKS, _NO_LINKS, _IN_ROOT = 2, 4, 16
+_SECONDS = 10.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mounted(tree: int, function: Function, uid: int, gid: int, place: Path) -> int:
+    """The tree with a function's volumes and secrets mounted in it, read-only but for those.
+
+    ``uid`` and ``gid`` are the instances'; ``place`` is an empty directory. Takes the descriptor of
+    a detached tree, returns another. Blocks. Raises Failed.
+    """
+    with ExitStack() as opened:
+        opened.callback(os.close, tree)
+        mounts = [(one.target, opened.enter_context(_closed(_volume(one, uid, gid))))
+                  for one in function.volumes]  # fmt: skip
+        if function.secrets:
+            made = opened.enter_context(_closed(_secrets(function.secrets, uid, gid)))
+            mounts.append((SECRETS, made))
+        _set("the root", tree, _RDONLY | _NOSUID | _NODEV, flags=_RECURSIVE)
+        place.mkdir(exist_ok=True)
+        return _in_thread(tree, mounts, place)
+
+
+def _volume(volume: Volume, uid: int, gid: int) -> int:
+    """A detached mount of a file or directory of the host."""
+    what = f"the volume {volume.source}"
+    try:
+        source = os.open(volume.source, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise Failed(f"{what} cannot be opened: {error.strerror}",
+                     "name a file or directory of the host") from error  # fmt: skip
+    try:
+        status = os.fstat(source)
+        mount = _call(what, _OPEN_TREE, source, b"", _CLONE | _CLOEXEC | _EMPTY_PATH)
+    finally:
+        os.close(source)
+    try:
+        if volume.read_only:
+            _set(what, mount, _RDONLY | _NOSUID | _NODEV)
+        elif (status.st_uid, status.st_gid) == (uid, gid):
+            _set(what, mount, _NOSUID | _NODEV)
+        else:
+            _lend(what, mount, status, uid, gid)
+    except BaseException:
+        os.close(mount)
+        raise
+    return mount
+
+
+def _lend(what: str, mount: int, status: os.stat_result, uid: int, gid: int) -> None:
+    """Show what belongs to the owner of a directory as the instance's."""
+    if not status.st_uid or not status.st_gid:
+        raise Failed(f"{what} belongs to root, and an instance would write as root",
+                     "give it to another user (chown), or mount it :ro")  # fmt: skip
+    with _mapped(status, uid, gid) as namespace:
+        try:
+            _set(what, mount, _NOSUID | _NODEV | _IDMAP, namespace)
+        except Failed as error:
+            raise Failed(
+                f"{what} cannot be shown as the instance's: its file system has no idmapped mounts",
+                "mount it :ro, or put it on another file system",
+            ) from error
+
+
+@contextmanager
+def _mapped(status: os.stat_result, uid: int, gid: int) -> Iterator[int]:
+    """A user namespace that maps the owner of a file to these."""
+    with subprocess.Popen(
+        ["unshare", "--user", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={"PATH": "/usr/bin:/bin"},
+    ) as process:  # fmt: skip
+        assert process.stdin
+        assert process.stdout
+        guard = threading.Timer(_SECONDS, process.kill)
+        guard.start()
+        try:
+            process.stdin.write(b".")
+            process.stdin.flush()
+            if not process.stdout.read(1):  # it is in its namespace when it answers
+                raise Failed("a user namespace could not be made",
+                             "see the sysctl user.max_user_namespaces")  # fmt: skip
+            proc = Path(f"/proc/{process.pid}")
+            (proc / "uid_map").write_text(f"{status.st_uid} {uid} 1\n")
+            (proc / "gid_map").write_text(f"{status.st_gid} {gid} 1\n")
+            namespace = os.open(proc / "ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                yield namespace
+            finally:
+                os.close(namespace)
+        finally:
+            guard.cancel()
+            process.kill()
+
+
+def _secrets(secrets: dict[str, str], uid: int, gid: int) -> int:
+    """A detached tmpfs with a file for each, which only the instances' user can read."""
+    what = "the file system of secrets"
+    context = _call(what, _FSOPEN, b"tmpfs", 1)
+    try:
+        size = str(len(secrets) * 2 * SECRET_MOST).encode()
+        for key, value in ((b"size", size), (b"mode", b"755")):
+            _call(what, _FSCONFIG, context, _SET_STRING, key, value, 0)
+        _call(what, _FSCONFIG, context, _CREATE, None, None, 0)
+        mount = _call(what, _FSMOUNT, context, 1, _NOSUID | _NODEV | _NOEXEC)
+    finally:
+        os.close(context)
+    try:
+        for name, path in secrets.items():
+            _write(mount, name, _read(name, path), uid, gid)
+        _set(what, mount, _RDONLY)
+    except BaseException:
+        os.close(mount)
+        raise
+    return mount
+
+
+def _read(name: str, path: str) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(SECRET_MOST + 1)
+    except OSError as error:
+        raise Failed(f"the secret {name} cannot be read from {path}: {error.strerror}",
+                     "name a file that root can read") from error  # fmt: skip
+    if len(data) > SECRET_MOST:
+        raise Failed(f"the secret {name} is longer than {SECRET_MOST} bytes",
+                     "mount a larger file with --volume")  # fmt: skip
+    return data
+
+
+def _write(directory: int, name: str, data: bytes, uid: int, gid: int) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(name, flags, 0o400, dir_fd=directory)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchown(descriptor, uid, gid)
+        os.fchmod(descriptor, 0o400)
+        file.write(data)
+
+
+def _in_thread(tree: int, mounts: list[tuple[str, int]], place: Path) -> int:
+    """Mount all in a namespace of a thread, and take a copy of the whole."""
+    outcome: list[int | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(_assembled(tree, mounts, place))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    [result] = outcome
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _assembled(tree: int, mounts: list[tuple[str, int]], place: Path) -> int:
+    what = "a mount namespace for volumes"
+    if _libc.unshare(_NEW_NAMESPACE) or _libc.mount(b"none", b"/", None, _MS_REC | _PRIVATE, None):
+        raise Failed(f"cannot make {what}: {os.strerror(ctypes.get_errno())}")
+    _call(what, _MOVE_MOUNT, tree, b"", _HERE, os.fsencode(place), _FROM_EMPTY)
+    for target, mount in mounts:
+        point = _point(tree, target)
+        try:
+            _call(f"{target}: it must be a directory for a directory, a file for a file",
+                  _MOVE_MOUNT, mount, b"", point, b"", _FROM_EMPTY | _TO_EMPTY)  # fmt: skip
+        finally:
+            os.close(point)
+    return _call(what, _OPEN_TREE, tree, b"", _CLONE | _CLOEXEC | _EMPTY_PATH | _RECURSIVE)
+
+
+def _point(tree: int, target: str) -> int:
+    """A place in the tree, reached by no link."""
+    how = _HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _IN_ROOT | _NO_LINKS | _NO_MAGIC_LINKS)
+    try:
+        return _call(target, _OPENAT2, tree, os.fsencode(target), how, _HOW.size)
+    except Failed:
+        raise Failed(f"the root file system has no {target} to mount at, or a link leads there",
+                     "make it there: a directory for a directory") from None  # fmt: skip
+
+
+@contextmanager
+def _closed(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _set(what: str, mount: int, attributes: int, namespace: int = 0, flags: int = 0) -> None:
+    record = _ATTRIBUTES.pack(attributes, 0, _PRIVATE, namespace)
+    _call(what, _MOUNT_SETATTR, mount, b"", _EMPTY_PATH | flags, record, len(record))
+
+
+def _call(what: str, number: int, *arguments: bytes | int | None) -> int:
+    wide = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    result = int(_libc.syscall(ctypes.c_long(number), *wide))
+    if result < 0:
+        raise Failed(f"cannot mount {what}: {os.strerror(ctypes.get_errno())}")
+    return result

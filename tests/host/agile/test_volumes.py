@@ -1,0 +1,189 @@
+"""Volumes and secrets: what instances see of the host and may do there, and who sees theirs."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.support.agile_host import on_host
+from tests.support.busybox import make, shell
+
+from firstlight.agile import Config, Function, Instance, Runtime
+from firstlight.agile.function import Volume
+from firstlight.errors import Failed
+
+OWNER = 12345
+WORD = "correct horse battery staple"
+OPTIONS = "while read -r _ _ _ _ at options _; do echo $at $options; done < /proc/self/mountinfo"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    made = make(tmp_path)
+    for name in ("data", "run/secrets", "etc/inner"):
+        (made / name).mkdir(parents=True)
+    (made / "link").symlink_to("data")
+    (made / "data-file").touch()
+    for name in ("touch", "chmod", "mknod", "stat", "grep"):
+        (made / "bin" / name).symlink_to("busybox")
+    return made
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    (directory / "text").write_text("from the host\n")
+    (directory / "out").symlink_to("/etc/host-only")
+    (directory / "up").symlink_to("../../../../../../../../etc/passwd")
+    for path in (directory, directory / "text"):
+        os.chown(path, OWNER, OWNER)
+    return directory
+
+
+async def said(runtime: Runtime, function: Function) -> str:
+    async with await runtime.start(function) as instance:
+        assert instance.stdout
+        assert instance.stderr
+        return (await instance.stdout.all() + await instance.stderr.all()).decode()
+
+
+def test_a_volume_can_be_written_to_as_its_owner_and_nothing_else_can(
+    root: Path, shared: Path
+) -> None:
+    text = f"""cat /data/text; echo mine > /data/new; chmod 4755 /data/new
+        stat -c %u /data/new /data/text; id -u; touch /x /etc/inner/x; mknod /data/null c 1 3
+        cat /data/out /data/up; {OPTIONS}"""
+
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            volume = Volume(str(shared), "/data")
+            words = await said(runtime, shell(root, text, volumes=(volume,)))
+            lines = words.splitlines()
+            assert lines[0] == "from the host"
+            assert lines[1] == lines[2] == lines[3] != "0"
+            for refused in ("/x: Read-only", "/etc/inner/x: Read-only", "/data/null: Operation not",
+                            "'/data/out': No such", "'/data/up': No such"):  # fmt: skip
+                assert refused in words, words
+            [options] = [line.split()[1] for line in lines if line.startswith("/data ")]
+            assert {"rw", "nosuid", "nodev"} <= set(options.split(","))
+        status = (shared / "new").stat()
+        assert (status.st_uid, status.st_gid) == (OWNER, OWNER)
+        assert (shared / "new").read_text() == "mine\n"
+
+    on_host(main)
+
+
+def test_a_read_only_volume_may_belong_to_root_and_be_a_file(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a file"
+    file.write_text("content\n")
+    text = f"cat /data-file; echo more >> /data-file; {OPTIONS}"
+
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            volume = Volume(str(file), "/data-file", read_only=True)
+            words = await said(runtime, shell(root, text, volumes=(volume,)))
+            assert words.startswith("content\n")
+            [options] = [line.split()[1] for line in words.splitlines()
+                         if line.startswith("/data-file ")]  # fmt: skip
+            assert {"ro", "nosuid", "nodev"} <= set(options.split(","))
+        assert file.read_text() == "content\n"
+        assert not list(Path("/run/firstlight-agile/t1").glob("volumes/*"))
+
+    on_host(main)
+
+
+def test_a_volume_that_cannot_be_is_refused_by_name(root: Path, shared: Path) -> None:
+    of_root = shared.parent / "of root"
+    of_root.mkdir()
+    refused = {
+        (str(of_root), "/data"): "belongs to root",
+        (str(shared), "/none"): "no /none to mount at",
+        (str(shared), "/link"): "or a link leads there",
+        (str(shared), "/link/deeper"): "or a link leads there",
+        (str(shared), "/data-file"): "a directory for a directory",
+        (str(shared / "none"), "/data"): "cannot be opened: No such file",
+        (str(shared), "/tmp/x"): "no volume can be at /tmp/x",
+        (str(shared), "/"): "no volume can be at /",
+        (str(shared), "/proc"): "no volume can be at /proc",
+        (str(shared), "/data/../etc"): "not of two plain paths",
+        ("relative", "/data"): "not of two plain paths",
+    }
+
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            for (source, target), words in refused.items():
+                function = shell(root, "true", volumes=(Volume(source, target),))
+                with pytest.raises(Failed) as error:
+                    await runtime.start(function)
+                assert words in error.value.message + (error.value.hint or ""), (source, target)
+            for more in ({"reuse": "sandbox"}, {"user_namespace": True}):
+                with pytest.raises(Failed, match="volumes"):
+                    await runtime.start(
+                        shell(root, "true", volumes=(Volume(str(shared), "/data"),), **more)
+                    )
+            assert not runtime.running()
+
+    on_host(main)
+
+
+def test_a_secret_is_its_instances_to_read_and_told_nobody_else(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "word"
+    file.write_text(WORD)
+    file.chmod(0o600)
+    text = """cat /run/secrets/key; echo; stat -c '%a %u' /run/secrets/key; id -u; env
+        chmod 777 /run/secrets/key; touch /run/secrets/more; echo up; exec sleep 60"""
+
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            function = shell(root, text, secrets={"key": str(file)})
+            async with await runtime.start(function) as instance:
+                await _up(instance)
+                words = (await said(runtime, msgspec.structs.replace(
+                    function, command=("/bin/sh", "-c", text.replace("exec sleep 60", "")))
+                )).splitlines()  # fmt: skip
+                assert words[0] == WORD
+                assert words[1] == f"400 {words[2]}"
+                assert sum("Read-only file system" in line for line in words) == 2
+                assert WORD not in "\n".join(words[1:])
+                other = shell(root, "ls -l /run/secrets; cat /run/secrets/key")
+                assert WORD not in await said(runtime, other)
+                told = [*map(repr, runtime.running()), *map(repr, await runtime.events())]
+                told += [Path(f"/proc/{instance.pid}/{name}").read_bytes().decode()
+                         for name in ("cmdline", "environ")]  # fmt: skip
+                told.append(json.dumps(msgspec.to_builtins(runtime.ended())))
+                assert not [one for one in told if WORD in one]
+                held = Path(f"/proc/{instance.pid}/root/run/secrets/key").stat()
+                assert stat.S_IMODE(held.st_mode) == 0o400
+            file.write_text("changed")
+            changed = shell(root, "cat /run/secrets/key", secrets={"key": str(file)})
+            assert await said(runtime, changed) == "changed"
+        for line in Path("/proc/mounts").read_text().splitlines():
+            assert "/run/secrets" not in line
+
+    on_host(main)
+
+
+def test_a_secret_that_cannot_be_is_refused_without_its_content(root: Path, tmp_path: Path) -> None:
+    long = tmp_path / "long"
+    long.write_text("x" * (1 << 17))
+
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            for secrets, words in (
+                ({"key": str(tmp_path / "none")}, "cannot be read from"),
+                ({"key": str(long)}, "longer than 65536 bytes"),
+                ({"../key": str(long)}, "cannot be a secret's name"),
+                ({"": str(long)}, "cannot be a secret's name"),
+            ):
+                with pytest.raises(Failed, match=words):
+                    await runtime.start(shell(root, "true", secrets=secrets))
+
+    on_host(main)
+
+
+async def _up(instance: Instance) -> None:
+    assert instance.stdout
+    await instance.stdout.until(b"up")
