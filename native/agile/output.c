@@ -8,6 +8,9 @@
 void output_set(int log)
 {
 	descriptor_close(&node.log);
+	/* Whoever keeps logs may be slow, or stopped: then starts that want one are refused. */
+	if (log >= 0 && fcntl(log, F_SETFL, O_NONBLOCK))
+		descriptor_close(&log);
 	node.log = log;
 }
 

@@ -158,8 +158,8 @@ class NetHelper:
             self._helper = Helper(PROGRAM, self._take_answer, self._died)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
-        self._asked[self._count] = future
         self._helper.send(message, [descriptor] if descriptor >= 0 else [])
+        self._asked[self._count] = future
         if self._watch is None:
             self._watch = loop.call_later(self._silence, self._hangs)
         try:

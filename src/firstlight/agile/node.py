@@ -176,8 +176,9 @@ class Node:
         """
         if not self.is_open() or not self._unused:
             return None
-        index = self._unused.pop()
+        index = self._unused[-1]
         self._send(node_wire.order(Order.KEEP, count=index), descriptors)
+        self._unused.pop()
         return Keepsake(self, index)
 
     def drop(self, index: int) -> None:
@@ -216,8 +217,8 @@ class Node:
         self._serial += 1
         serial, future = self._serial, self._loop.create_future()
         self._pending[serial] = future
-        self._send(node_wire.order(verb, body, flags, serial, count), descriptors)
         try:
+            self._send(node_wire.order(verb, body, flags, serial, count), descriptors)
             await self._answered(future)
         finally:
             self._pending.pop(serial, None)

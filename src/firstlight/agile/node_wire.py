@@ -338,6 +338,9 @@ def _not_there(error: int) -> Failed:
 
 def _no_stream(error: int) -> Failed:
     match error:
+        case errno.EAGAIN | errno.ETOOMANYREFS:
+            return Failed("no log can be kept: firstlight-log does not take more instances now",
+                          "retry later; if it is stopped or hangs, kill it")  # fmt: skip
         case errno.EISDIR:
             return Failed("a standard stream is a directory, by which an instance would leave its "
                           "root", "give a file, a pipe or a terminal")  # fmt: skip

@@ -214,7 +214,12 @@ class Parts:
         held = Held(self._free.pop(), made, reach, function=function)
         self._held[held.index] = held
         descriptor = made.descriptor if isinstance(made, Network) else -1
-        self.node.add(self._described(held), descriptor)
+        try:
+            self.node.add(self._described(held), descriptor)
+        except Failed:
+            self._free.append(self._held.pop(held.index).index)
+            self._end(made)
+            raise
 
     def _described(self, held: Held) -> node_wire.Part:
         made, limits = held.made, self._limits

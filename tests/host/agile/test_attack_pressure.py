@@ -9,12 +9,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 from tests.support.agile_host import on_host
 
 from firstlight.agile import Config, Function, Runtime, node_wire
 from firstlight.agile.config import Functions, Pools, PoolSize
 from firstlight.agile.link import rights
 from firstlight.agile.node_wire import Answered, Asked, Step
+from firstlight.errors import Failed
 
 Make = Callable[..., Function]
 GROWTH_MOST = 8 << 20
@@ -251,3 +253,31 @@ def test_functions_that_nobody_starts_are_forgotten_with_all_that_they_held(
 
     config = Config(name="t7", functions=Functions(most=8, idle_seconds=1.0, look_seconds=0.2))
     with_runtime(main, config)
+
+
+def test_a_log_keeper_that_hangs_keeps_nobody_who_needs_no_log() -> None:
+    true = Function(rootfs="/", command=("/bin/true",), network="none")
+
+    async def start_on(runtime: Runtime) -> None:
+        for _ in range(2000):
+            await asyncio.wait_for(runtime.detach(true), 60)
+
+    async def main(runtime: Runtime) -> None:
+        await runtime.detach(true)
+        assert runtime._instances._logs
+        with stopped(runtime._instances._logs._pid):
+            with pytest.raises(Failed, match="no log can be kept"):
+                await start_on(runtime)
+            for _ in range(4):
+                assert await ends(runtime, true) == 0
+        while True:
+            try:
+                one = await runtime.detach(true)
+                break
+            except Failed:
+                await asyncio.sleep(0.05)
+        assert (await one.wait()).status == 0
+        while runtime.running():
+            await asyncio.sleep(0.05)
+
+    with_runtime(main)
