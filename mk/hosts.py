@@ -32,7 +32,7 @@ SLOWER = 20
 SECONDS = 1500
 STEPS = {
     "doctor": "doctor", "main_job": "main job", "untraced": "without tracer", "trace": "trace",
-    "runtime": "runtime", "clean": "clean",
+    "runtime": "runtime", "limits": "limits", "clean": "clean",
 }  # fmt: skip
 EMULATOR = "trixie"
 """The root whose QEMU boots all: Debian 12's emulates an AVX2 instruction wrongly."""
@@ -272,13 +272,13 @@ def _document(results: dict[str, dict[str, tuple[str, str, float]]]) -> None:
         if host.name not in results:
             continue
         rows = results[host.name]
-        cells = [marks[rows[step][0]] for step in STEPS]
+        cells = [marks[rows[step][0]] if step in rows else "–" for step in STEPS]
         kernel = rows.get("kernel", ("", "", 0))[1]
         lines.append(f"| {host.name} | {kernel} | {host.cgroups} | {' | '.join(cells)} |")
         notes += [
             f"- {host.name}, {STEPS[step]}: {rows[step][1]}"
             for step in STEPS
-            if rows[step][0] != "ok"
+            if step in rows and rows[step][0] != "ok"
         ]
     lines += ["", *notes] if notes else []
     DOCUMENT.write_text("\n".join(lines) + "\n")

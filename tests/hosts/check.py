@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SCALE = float(os.environ.get("SCALE", "1"))
@@ -90,15 +91,22 @@ def trace() -> Outcome:
     return ("failed" if lost else "ok"), f"{lost} events lost"
 
 
-def runtime() -> Outcome:
-    """The runtime starts an instance in a root that is this host's, and ends in order."""
-    root = WORK / "root"
-    (root / "bin").mkdir(parents=True)
+class NotUp(Exception):
+    """The runtime does not serve: an outcome."""
+
+
+@contextmanager
+def up(ended: list[int | None]) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """A runtime; gives what starts an instance in a root of this host's own. Raises NotUp.
+
+    ``ended`` gets its exit status, None if it did not end in time.
+    """
+    root, config = WORK / "root", WORK / "agile.toml"
+    (root / "bin").mkdir(parents=True, exist_ok=True)
     for directory in (WORK, root, root / "bin"):
         directory.chmod(0o755)  # whatever the umask
     (root / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
     (root / "bin/busybox").chmod(0o755)
-    config = WORK / "agile.toml"
     config.write_text('name = "check"\n')
     server = subprocess.Popen(
         [FIRSTLIGHT, "agile", "up", "--config", config], stderr=subprocess.PIPE, text=True, cwd=WORK
@@ -109,25 +117,95 @@ def runtime() -> Outcome:
             if server.poll() is not None:
                 assert server.stderr is not None
                 words = server.stderr.read()
-                return ("failed" if "Traceback" in words else "refused"), last(words)
+                raise NotUp("failed" if "Traceback" in words else "refused", last(words))
             if time.monotonic() > end:
-                return "failed", "the runtime does not answer"
-        done = firstlight(
-            "agile", "start", "--config", str(config), "--rootfs", str(root), "--",
-            "/bin/busybox", "sh", "-c", "/bin/busybox id -u; exit 7",
-        )  # fmt: skip
-        if done.returncode != 7:
-            return "failed", f"exit status {done.returncode}: {last(done.stderr)}"
-        if done.stdout.strip() in ("", "0"):
-            return "failed", f"its user is {done.stdout.strip()!r}"
+                raise NotUp("failed", "the runtime does not answer")
+        yield lambda *words: firstlight(
+            "agile", "start", "--config", str(config), "--rootfs", str(root), *words
+        )
     finally:
         server.terminate()
         try:
-            status: int | None = server.wait(60 * SCALE)
+            ended.append(server.wait(60 * SCALE))
         except subprocess.TimeoutExpired:
             server.kill()
-            status = None
-    return ("ok", "") if status == 0 else ("failed", f"it ended with {status}")
+            ended.append(None)
+
+
+def runtime() -> Outcome:
+    """The runtime starts an instance in a root that is this host's, and ends in order."""
+    ended: list[int | None] = []
+    with up(ended) as start:
+        done = start("--", "/bin/busybox", "sh", "-c", "/bin/busybox id -u; exit 7")
+    if done.returncode != 7:
+        return "failed", f"exit status {done.returncode}: {last(done.stderr)}"
+    if done.stdout.strip() in ("", "0"):
+        return "failed", f"its user is {done.stdout.strip()!r}"
+    return ("ok", "") if ended == [0] else ("failed", f"it ended with {ended[0]}")
+
+
+EATS = ("--network", "none", "--", "/bin/busybox", "dd", "if=/dev/zero", "of=/dev/null",
+        "bs=200M", "count=1")  # fmt: skip
+FORKS = ("--network", "none", "--", "/bin/busybox", "sh", "-c",
+         "for i in $(/bin/busybox seq 30); do /bin/busybox sleep 3 & done; wait")  # fmt: skip
+SPINS = ("--network", "none", "--detach", "--", "/bin/busybox", "sh", "-c", "while :; do :; done")
+
+
+def limits() -> Outcome:
+    """Limits of memory, processes and CPU time hold, and want of memory is named as such.
+
+    Each is tried with a limit that is enough, too: what ends the instance is the limit.
+    """
+    ended: list[int | None] = []
+    with up(ended) as start:
+        wrong = [*too_large(start), *too_many(start), *too_busy(start)]
+    return ("failed", "; ".join(wrong)) if wrong else ("ok", "")
+
+
+def too_large(start: Callable[..., subprocess.CompletedProcess[str]]) -> Iterator[str]:
+    """What is wrong with the limit of memory."""
+    for _ in range(2):  # the second in a cgroup that was used
+        done = start("--memory", "64M", *EATS)
+        if done.returncode != 137 or "memory" not in done.stderr:
+            yield f"200 MiB of 64: exit status {done.returncode}: {last(done.stderr)}"
+        done = start("--memory", "400M", *EATS)
+        if done.returncode:
+            yield f"200 MiB of 400: exit status {done.returncode}: {last(done.stderr)}"
+
+
+def too_many(start: Callable[..., subprocess.CompletedProcess[str]]) -> Iterator[str]:
+    """What is wrong with the limit of processes."""
+    done = start("--pids", "8", *FORKS)
+    if not done.returncode or "fork" not in done.stderr:
+        yield f"30 processes of 8: exit status {done.returncode}: {last(done.stderr)}"
+    done = start("--pids", "64", *FORKS)
+    if done.returncode:
+        yield f"30 processes of 64: exit status {done.returncode}: {last(done.stderr)}"
+
+
+def too_busy(start: Callable[..., subprocess.CompletedProcess[str]]) -> Iterator[str]:
+    """What is wrong with the limit of CPU time."""
+    for cpus, least, most in ((0.2, 0.0, 0.3), (2.0, 0.4, 2.0)):
+        done = start("--cpus", str(cpus), *SPINS)
+        if done.returncode:
+            yield f"{cpus} CPUs: exit status {done.returncode}: {last(done.stderr)}"
+            continue
+        identity = done.stdout.strip()
+        words = ("--config", str(WORK / "agile.toml"))
+        listed = json.loads(firstlight("agile", "ps", "--json", *words).stdout)
+        [pid] = [one["pid"] for one in listed if str(one["id"]) == identity]
+        before, began = cpu(pid), time.monotonic()
+        time.sleep(5)
+        share = (cpu(pid) - before) / (time.monotonic() - began)
+        if not least <= share <= most:
+            yield f"{cpus} CPUs: {share:.2f} were used"
+        firstlight("agile", "stop", *words, identity)
+
+
+def cpu(pid: int) -> float:
+    """Seconds of CPU time that a process has used."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def clean() -> Outcome:
@@ -137,12 +215,16 @@ def clean() -> Outcome:
     return ("failed" if left else "ok"), "; ".join(left)
 
 
-STEPS: tuple[Callable[[], Outcome], ...] = (doctor, main_job, untraced, trace, runtime, clean)
+STEPS: tuple[Callable[[], Outcome], ...] = (
+    doctor, main_job, untraced, trace, runtime, limits, clean,
+)  # fmt: skip
 
 for step in STEPS:
     begun = time.monotonic()
     try:
         outcome, words = step()
+    except NotUp as error:
+        outcome, words = error.args
     except subprocess.TimeoutExpired as error:
         outcome, words = "failed", f"not done after {error.timeout:.0f} s"
     except Exception as error:  # the next steps are of interest all the same
