@@ -557,7 +557,6 @@ int main(int count, char **words)
 	    getrlimit(RLIMIT_NOFILE, &keeper.files))
 		fail("set itself up");
 	struct rlimit files = {keeper.files.rlim_max, keeper.files.rlim_max};
-	keeper.files.rlim_cur = keeper.files.rlim_max;
 	if (setrlimit(RLIMIT_NOFILE, &files))
 		fail("raise the limit of open files");
 	keeper.epoll = epoll_create1(EPOLL_CLOEXEC);

@@ -318,6 +318,45 @@ def agent(
 
 @app.command(
     epilog=examples(
+        "agile shim --install /usr/local/bin",
+        "agile shim --runtime crun",
+    )
+)
+def shim(
+    *,
+    directory: Annotated[
+        Path, typer.Option("--directory", metavar="DIR", help="Where it listens and keeps pods.")
+    ] = Path("/run/firstlight-shim"),
+    events: Annotated[
+        str, typer.Option("--events", metavar="SOCKET", help="containerd's ttrpc socket.")
+    ] = "/run/containerd/containerd.sock.ttrpc",
+    runtime: Annotated[
+        str, typer.Option("--runtime", metavar="PROGRAM", help="The OCI runtime for containers.")
+    ] = "runc",
+    prepared: Annotated[
+        int, typer.Option("--prepared", min=0, help="How many sandboxes wait for pods.")
+    ] = 8,
+    install: Annotated[
+        Path | None,
+        typer.Option(
+            "--install", metavar="DIR", help="Put what containerd executes there, and exit."
+        ),
+    ] = None,
+) -> None:
+    """Serve containerd's pods of the RuntimeClass firstlight.
+
+    SIGHUP restarts it with its pods running; SIGTERM ends them.
+    """
+    from firstlight.agile.shim import command
+
+    if install:
+        say(f"installed: {command.install(install)}")
+    else:
+        command.serve(directory, events, runtime, prepared)
+
+
+@app.command(
+    epilog=examples(
         "agile plugin --bin /opt/cni/bin --lists /etc/cni/net.d",
         "agile plugin --bin /opt/cni/bin --lists /etc/cni/net.d --remove",
     )

@@ -1,15 +1,17 @@
 """How the shim's server is started; see ``daemon``, which needs more than its caller may have."""
 
+import importlib.util
+import os
+import shutil
 import sys
 from pathlib import Path
+from typing import NoReturn
 
-from firstlight.errors import Failed
+from firstlight.errors import Failed, Unsupported
 from firstlight.native import native
 
-DIRECTORY = Path("/run/firstlight-shim")
-EVENTS = "/run/containerd/containerd.sock.ttrpc"
-RUNTIME = "runc"
 PREPARED = 8
+START = "containerd-shim-firstlight-v1"
 
 
 def words(directory: Path, events: str, runtime: Path, prepared: int) -> list[str]:
@@ -26,6 +28,34 @@ def words(directory: Path, events: str, runtime: Path, prepared: int) -> list[st
         str(runtime),
         str(prepared),
     ]
+
+
+def install(binaries: Path) -> Path:
+    """Put the program that containerd executes into a directory of its PATH. Raises Failed."""
+    target = binaries / START
+    new = target.with_name(f".{START}.new")
+    try:
+        shutil.copyfile(native(START), new)
+        new.chmod(0o755)
+        new.rename(target)
+    except OSError as error:
+        raise Failed(f"cannot install {error.filename}: {error.strerror}") from error
+    return target
+
+
+def serve(directory: Path, events: str, runtime: str, prepared: int) -> NoReturn:
+    """Become the keeper, which starts the server. Raises Unsupported, Failed."""
+    if os.geteuid() != 0:
+        raise Unsupported("the shim's server needs root", "run firstlight with sudo")
+    program = shutil.which(runtime)
+    if not program:
+        raise Unsupported(f"the OCI runtime {runtime} is not installed",
+                          "install runc, or name another with --runtime")  # fmt: skip
+    if importlib.util.find_spec("grpc_tools") is None:
+        raise Unsupported("grpcio-tools is not installed", "pip install 'firstlight[kubernetes]'")
+    make(directory)
+    command = words(directory, events, Path(program).absolute(), prepared)
+    os.execv(command[0], command)  # noqa: S606 - it becomes the keeper
 
 
 def make(directory: Path) -> None:

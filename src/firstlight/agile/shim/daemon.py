@@ -15,14 +15,13 @@ from pathlib import Path
 from firstlight.agile.shim.command import make
 from firstlight.agile.shim.events import Events
 from firstlight.agile.shim.keeper import Keeper
-from firstlight.agile.shim.oci import Runtime
+from firstlight.agile.shim.oci import Runtime, take_room
 from firstlight.agile.shim.sandboxes import Sandboxes, started
 from firstlight.agile.shim.service import Service
 from firstlight.agile.shim.tasks import Tasks
 from firstlight.agile.shim.ttrpc import Refused
 from firstlight.errors import Failed, Unsupported
 
-_NICE = -10
 _CLOSE_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
@@ -115,8 +114,7 @@ def _name(pid: int) -> str:
 def main(directory: str, events: str, runtime: str, prepared: str) -> None:
     """Serve."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    with suppress(PermissionError):  # a pod must not queue behind others' work
-        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+    take_room()
     make(Path(directory))
 
     async def serve() -> None:

@@ -9,8 +9,6 @@ from enum import IntEnum
 from struct import Struct
 from typing import Any
 
-from firstlight.errors import Unsupported
-
 HEADER = Struct(">IIBB")
 REQUEST, RESPONSE = 1, 2
 _NAMESPACE = "containerd-namespace-ttrpc"
@@ -21,14 +19,8 @@ Message = Any
 
 
 def _messages() -> Message:
-    try:
-        import grpc
-        import grpc_tools  # noqa: F401 - what reads the file
-    except ImportError as error:
-        raise Unsupported(
-            "the Protocol Buffers of containerd cannot be read: grpcio-tools is missing",
-            "pip install 'firstlight[kubernetes]'",
-        ) from error
+    import grpc
+
     return grpc.protos("firstlight/agile/shim/shim.proto")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from firstlight.agile.shim import command as shim
 from firstlight.errors import Failed, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
@@ -89,7 +90,7 @@ def handlers(
         program = shutil.which("runc" if is_shim else runtime)
         if not program:
             raise Unsupported(f"runtime {runtime!r} is not installed", f"apt-get install {runtime}")
-        program = str(native("containerd-shim-firstlight-v1")) if is_shim else program
+        program = str(native(shim.START)) if is_shim else program
         for name in networks:
             text, about = "", known.About()
             if name != NONE:

@@ -1,0 +1,275 @@
+"""containerd's shim: what it makes, what survives its server, what is left."""
+
+import os
+import select
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("grpc_tools", reason="needs grpcio-tools")
+
+from tests.support.shim_host import SECONDS, Connection, Refusal, Shim, bundle, shim
+
+from firstlight.agile.shim.ttrpc import Code, messages
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("runc") or not Path("/bin/busybox").exists(),
+    reason="needs root, runc and busybox",
+)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Shim]:
+    with shim(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def containerd(server: Shim) -> Iterator[Connection]:
+    connection = server.connect()
+    yield connection
+    connection.close()
+
+
+def make_pod(containerd: Connection, server: Shim, **config: Any) -> int:
+    pod = messages.PodSandboxConfig(hostname="pod", **config)
+    options = messages.Any(value=pod.SerializeToString())
+    create = messages.CreateSandboxRequest(sandbox_id="pod", options=options)
+    containerd.ask(server.sandbox, "CreateSandbox", create)
+    named = messages.SandboxRequest(sandbox_id="pod")
+    started = containerd.ask(server.sandbox, "StartSandbox", named, messages.StartSandboxResponse)
+    return int(started.pid)
+
+
+def create(containerd: Connection, server: Shim, made: Path, **more: Any) -> int:
+    message = messages.CreateTaskRequest(id=made.name, bundle=str(made), **more)
+    return int(containerd.ask(server.task, "Create", message, messages.PidResponse).pid)
+
+
+def call(
+    containerd: Connection, server: Shim, method: str, kind: Any, name: str, **more: Any
+) -> Any:
+    message = messages.ProcessRequest(id=name, **more)
+    return containerd.ask(server.task, method, message, kind)
+
+
+def start(containerd: Connection, server: Shim, name: str, **more: Any) -> int:
+    return int(call(containerd, server, "Start", messages.PidResponse, name, **more).pid)
+
+
+def wait(containerd: Connection, server: Shim, name: str, **more: Any) -> int:
+    return int(call(containerd, server, "Wait", messages.WaitResponse, name, **more).exit_status)
+
+
+def fifo(directory: Path, name: str) -> tuple[str, int]:
+    path = directory / name
+    os.mkfifo(path, 0o700)
+    return str(path), os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+
+def read_all(descriptor: int) -> str:
+    read = b""
+    while True:
+        assert select.select([descriptor], [], [], SECONDS)[0], read
+        part = os.read(descriptor, 4096)
+        if not part:
+            os.close(descriptor)
+            return read.decode()
+        read += part
+
+
+def test_a_container_prints_ends_and_leaves_nothing(
+    server: Shim, containerd: Connection, tmp_path: Path
+) -> None:
+    path, output = fifo(tmp_path, "out")
+    made = bundle(tmp_path, "c", "echo hello; kill -0 1 && exit 7")
+    pid = create(containerd, server, made, stdout=path)
+    groups = [Path(f"/sys/fs/cgroup{each}") for each in ("", "/pids", "/memory")]
+    groups = [each / f"firstlight-shim-{os.getpid()}-c" for each in groups]
+    assert any(each.is_dir() for each in groups)
+    assert start(containerd, server, "c") == pid
+    assert wait(containerd, server, "c") == 7
+    assert read_all(output) == "hello\n"
+    ended = messages.TaskExit.FromString(server.events.wait("/tasks/exit")[0])
+    assert (ended.pid, ended.exit_status) == (pid, 7)
+    deleted = call(containerd, server, "Delete", messages.DeleteResponse, "c")
+    assert (deleted.pid, deleted.exit_status) == (pid, 7)
+    assert not any(each.exists() for each in groups)
+    left = [path for path in server.directory.rglob("*") if path.is_file()]
+    assert {path.name for path in left} == {"keeper"}
+    with pytest.raises(Refusal) as refused:
+        call(containerd, server, "State", messages.StateResponse, "c")
+    assert refused.value.code == Code.NOT_FOUND
+
+
+def test_a_command_that_is_not_there_is_refused_in_the_runtime_s_words(
+    server: Shim, containerd: Connection, tmp_path: Path
+) -> None:
+    made = bundle(tmp_path, "c", "", args=["/nonexistent"])
+    with pytest.raises(Refusal, match=r"/nonexistent.*no such file"):
+        create(containerd, server, made)
+    create(containerd, server, bundle(tmp_path, "again", "exit 0"))
+
+
+def test_a_signal_s_status_and_a_process_by_exec(
+    server: Shim, containerd: Connection, tmp_path: Path
+) -> None:
+    made = bundle(tmp_path, "c", "while true; do sleep 60; done")
+    create(containerd, server, made)
+    start(containerd, server, "c")
+    path, output = fifo(tmp_path, "exec-out")
+    process = b'{"args": ["/bin/sh", "-c", "echo inside; exit 5"], "cwd": "/", "user": {"uid": 0}}'
+    exec_ = messages.ExecProcessRequest(
+        id="c", exec_id="e", stdout=path, spec=messages.Any(value=process)
+    )
+    containerd.ask(server.task, "Exec", exec_)
+    waiting = server.connect()
+    waiting.send(server.task, "Wait", messages.ProcessRequest(id="c", exec_id="e"))
+    start(containerd, server, "c", exec_id="e")
+    assert waiting.receive(messages.WaitResponse).exit_status == 5
+    assert read_all(output) == "inside\n"
+    call(containerd, server, "Delete", messages.DeleteResponse, "c", exec_id="e")
+    containerd.ask(server.task, "Kill", messages.KillRequest(id="c", signal=signal.SIGKILL))
+    assert wait(containerd, server, "c") == 128 + signal.SIGKILL
+
+
+def test_input_reaches_the_process_until_it_is_closed(
+    server: Shim, containerd: Connection, tmp_path: Path
+) -> None:
+    path, output = fifo(tmp_path, "out")
+    os.mkfifo(tmp_path / "in", 0o700)
+    made = bundle(tmp_path, "c", "cat; exit 3")
+    writer = os.open(tmp_path / "in", os.O_RDWR)
+    create(containerd, server, made, stdin=str(tmp_path / "in"), stdout=path)
+    start(containerd, server, "c")
+    os.write(writer, b"line\n")
+    assert select.select([output], [], [], SECONDS)[0]
+    containerd.ask(server.task, "CloseIO", messages.CloseIORequest(id="c", stdin=True))
+    assert wait(containerd, server, "c") == 3
+    assert read_all(output) == "line\n"
+    os.close(writer)
+
+
+def test_a_terminal_has_its_size_and_outlives_the_server(
+    server: Shim, containerd: Connection, tmp_path: Path
+) -> None:
+    path, output = fifo(tmp_path, "out")
+    os.mkfifo(tmp_path / "in", 0o700)
+    writer = os.open(tmp_path / "in", os.O_RDWR)
+    made = bundle(tmp_path, "c", "tty; read x; stty size; exit 4", terminal=True)
+    create(containerd, server, made, stdin=str(tmp_path / "in"), stdout=path, terminal=True)
+    start(containerd, server, "c")
+    size = messages.ResizePtyRequest(id="c", width=71, height=17)
+    containerd.ask(server.task, "ResizePty", size)
+    assert select.select([output], [], [], SECONDS)[0]
+    server.kill_server()
+    server.server()
+    os.write(writer, b"go\n")
+    assert wait(containerd, server, "c") == 4
+    text = os.read(output, 65536).decode()
+    assert "/dev/pts/0" in text
+    assert "17 71" in text
+    os.close(output)
+    os.close(writer)
+
+
+def test_who_holds_a_pod_has_no_rights_and_no_files(server: Shim, containerd: Connection) -> None:
+    pid = make_pod(containerd, server)
+    about = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if ":\t" in line
+    )  # fmt: skip
+    assert about["Uid"].split() == about["Gid"].split() == ["65535"] * 4
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(about[name], 16) == 0
+    assert (about["NoNewPrivs"], about["Seccomp"], about["NSpid"].split()[-1]) == ("1", "2", "1")
+    proc = Path(f"/proc/{pid}")
+    assert not list((proc / "fd").iterdir())
+    assert [each.name for each in (proc / "root").iterdir()] == ["proc"]
+    assert not list((proc / "root" / "proc").iterdir())
+    ours = {name: Path(f"/proc/self/ns/{name}").readlink() for name in ("ipc", "uts", "pid", "mnt")}
+    assert all((proc / "ns" / name).readlink() != each for name, each in ours.items())
+
+
+def test_containers_of_a_pod_share_its_name_and_memory_and_outlive_the_server(
+    server: Shim, containerd: Connection, tmp_path: Path
+) -> None:
+    pod = make_pod(containerd, server, dns_config=messages.DNSConfig(servers=["192.0.2.9"]))
+    path, output = fifo(tmp_path, "out")
+    first = bundle(tmp_path, "a", "while [ ! -e /dev/shm/go ]; do sleep 0.05; done; exit 9", pod)
+    second = bundle(tmp_path, "b", "hostname; cat /etc/resolv.conf; touch /dev/shm/go", pod)
+    create(containerd, server, first)
+    start(containerd, server, "a")
+    waiting = server.connect()
+    waiting.send(server.task, "Wait", messages.ProcessRequest(id="a"))
+    waiting.send(server.sandbox, "WaitSandbox", messages.SandboxRequest(sandbox_id="pod"))
+    server.kill_server()
+    create(containerd, server, second, stdout=path)
+    start(containerd, server, "b")
+    assert waiting.receive(messages.WaitResponse).exit_status == 9
+    assert wait(containerd, server, "b") == 0
+    assert read_all(output) == "pod\nnameserver 192.0.2.9\n"
+    for name in ("a", "b"):
+        call(containerd, server, "Delete", messages.DeleteResponse, name)
+    named = messages.SandboxRequest(sandbox_id="pod")
+    containerd.ask(server.sandbox, "StopSandbox", messages.StopSandboxRequest(sandbox_id="pod"))
+    assert waiting.receive(messages.WaitResponse).exit_status == 128 + signal.SIGKILL
+    containerd.ask(server.sandbox, "ShutdownSandbox", named)
+    assert str(server.directory) not in Path("/proc/self/mountinfo").read_text()
+    assert not list(server.directory.glob("sandboxes/*/*"))
+
+
+def test_an_end_while_there_is_no_server_is_known_to_the_next(
+    server: Shim, containerd: Connection, tmp_path: Path
+) -> None:
+    made = bundle(tmp_path, "c", "while true; do sleep 60; done")
+    pid = create(containerd, server, made)
+    start(containerd, server, "c")
+    one = server.server()
+    os.kill(one, signal.SIGSTOP)
+    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGKILL)
+    os.kill(one, signal.SIGKILL)
+    assert wait(containerd, server, "c") == 128 + signal.SIGKILL
+
+
+def test_the_end_of_the_keeper_s_server_by_sigterm_ends_its_pods(tmp_path: Path) -> None:
+    with shim(tmp_path) as server:
+        containerd = server.connect()
+        pod = make_pod(containerd, server)
+        pid = create(containerd, server, bundle(tmp_path, "c", "sleep 600", pod))
+        start(containerd, server, "c")
+    assert not Path(f"/proc/{pid}").exists()
+    assert not Path(f"/proc/{pod}").exists()
+    assert str(server.directory) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_what_is_left_of_a_container_is_deleted_by_the_program(
+    server: Shim, containerd: Connection, tmp_path: Path
+) -> None:
+    create(containerd, server, bundle(tmp_path, "c", "sleep 600"))
+    start(containerd, server, "c")
+    leftover = messages.Leftover(id="c", namespace="default")
+    answer = containerd.ask(server.leftovers, "Delete", leftover, messages.DeleteResponse)
+    assert answer.exit_status == 128 + signal.SIGKILL
+    with pytest.raises(Refusal):
+        call(containerd, server, "State", messages.StateResponse, "c")
+
+
+def test_what_it_cannot_do_is_refused(server: Shim, containerd: Connection) -> None:
+    options = messages.NamespaceOption(userns_options=messages.UserNamespace(mode=0))
+    context = messages.LinuxSandboxSecurityContext(namespace_options=options)
+    linux = messages.LinuxPodSandboxConfig(security_context=context)
+    with pytest.raises(Refusal, match="hostUsers") as refused:
+        make_pod(containerd, server, linux=linux)
+    assert refused.value.code == Code.UNIMPLEMENTED
+    with pytest.raises(Refusal, match="Checkpoint is not supported"):
+        containerd.ask(server.task, "Checkpoint", messages.TaskRequest(id="c"))
+    linux = messages.LinuxPodSandboxConfig(sysctls={"net.no.such": "1"})
+    with pytest.raises(Refusal, match=r"sysctl net.no.such: No such file"):
+        make_pod(containerd, server, linux=linux)
+    make_pod(containerd, server)
