@@ -31,7 +31,7 @@ def cases(tmp_path: Path) -> dict[str, str]:
     except Unsupported as error:
         pytest.skip(f"{error.message}: {error.hint}")
     done = subprocess.run(
-        [sys.executable, conformance.__file__, tmp_path, *FOCUS],
+        [sys.executable, conformance.__file__, tmp_path, "runc", *FOCUS],
         capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     report = tmp_path / "report.json"

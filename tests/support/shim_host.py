@@ -82,7 +82,7 @@ class Containerd(threading.Thread):
                 threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
 
     def _serve(self, peer: socket.socket) -> None:
-        with peer, peer.makefile("rb") as file:
+        with suppress(OSError), peer, peer.makefile("rb") as file:  # it may be killed at any time
             while header := file.read(HEADER.size):
                 length, stream, _, _ = HEADER.unpack(header)
                 call = messages.Request.FromString(file.read(length))
@@ -160,9 +160,13 @@ def shim(directory: Path) -> Iterator[Shim]:
 
 
 def _await(path: Path) -> None:
+    """Wait until somebody listens there."""
     until = time.monotonic() + SECONDS
-    while not path.exists():
-        assert time.monotonic() < until, f"{path} does not appear"
+    while True:
+        with suppress(OSError):
+            Connection(path).close()
+            return
+        assert time.monotonic() < until, f"nobody listens at {path}"
         time.sleep(0.01)
 
 
