@@ -22,9 +22,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Shim]:
-    with shim(tmp_path) as running:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shim]:
+    with shim(tmp_path_factory.mktemp("server")) as running:
         yield running
 
 
@@ -32,7 +32,11 @@ def server(tmp_path: Path) -> Iterator[Shim]:
 def containerd(server: Shim) -> Iterator[Connection]:
     connection = server.connect()
     yield connection
+    for name in ("c", "again", "a", "b", "pod"):
+        leftover = messages.Leftover(id=name, namespace="default")
+        connection.ask(server.leftovers, "Delete", leftover, messages.DeleteResponse)
     connection.close()
+    server.events.events.clear()
 
 
 def make_pod(containerd: Connection, server: Shim, **config: Any) -> int:
