@@ -75,6 +75,7 @@ def test_the_verbs() -> None:
             "agile plugin",
             "agile pools",
             "agile ps",
+            "agile shim",
             "agile start",
             "agile stop",
             "agile up",
