@@ -4,6 +4,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,20 @@ def test_what_is_left_of_a_container_is_deleted_by_the_program(
     assert answer.exit_status == 128 + signal.SIGKILL
     with pytest.raises(Refusal):
         call(containerd, server, "State", messages.StateResponse, "c")
+
+
+@pytest.mark.parametrize("frame", [b"\xff" * 64, b"\0\0\0\4\0\0\0\1\1\0\xff\xff\xff\xff"])
+def test_nonsense_is_refused_or_hung_up_on_and_harms_nobody(
+    server: Shim, containerd: Connection, frame: bytes
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        peer.settimeout(SECONDS)
+        peer.connect(str(server.directory / "socket"))
+        peer.sendall(frame)
+        assert len(peer.recv(4096)) != len(frame)  # a refusal, or the end
+    before = server.server()
+    make_pod(containerd, server)
+    assert server.server() == before
 
 
 def test_what_it_cannot_do_is_refused(server: Shim, containerd: Connection) -> None:
