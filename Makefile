@@ -11,7 +11,7 @@
 # make test-hosts        try firstlight on other kernels and cgroups under QEMU; some 10 minutes each
 # make wheel             build dist/firstlight-….whl: for any Python from 3.11, libraries included
 # make bench             measure the marks for speed and memory, and check the attribution
-.PHONY: setup build demo test test-hosts lint format bench wheel clean
+.PHONY: setup build demo test test-hosts lint format bench fuzz wheel deb clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -131,6 +131,10 @@ test: lint
 bench: setup
 	$(SUDO) $(BIN)/python -m bench
 
+# What strangers write: 10,000 damaged inputs of each kind, where the tests draw a few.
+fuzz: setup
+	FUZZ=10000 $(BIN)/pytest -q tests/unit/test_fuzz.py
+
 test-hosts: wheel
 	$(SUDO) $(BIN)/python mk/hosts.py
 
@@ -145,6 +149,9 @@ wheel: setup
 	  || { cat dist/own/log >&2; exit 1; }
 	rm -r dist/own
 	@ls dist/*.whl
+
+deb: wheel
+	$(BIN)/python mk/deb.py
 
 clean:
 	rm -rf dist build .venv report.html
