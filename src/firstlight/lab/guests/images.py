@@ -1,5 +1,6 @@
 """Identifies kernel files and disk images by their content, and checks that they are complete."""
 
+import shlex
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,11 @@ SECTOR = 512
 _BYTES_ENOUGH = 256 << 10  # enough to identify a volume's file system: ZFS writes its label last
 _MACHINES = {3: "i386", 21: "ppc64", 22: "s390x", 40: "arm", 183: "aarch64", 243: "riscv"}
 _X86_64 = 62
+_CONTAINERS = (
+    ("qcow2", 0, b"QFI\xfb"), ("VMDK", 0, b"KDMV"), ("VMDK", 0, b"COWD"),
+    ("VMDK", 0, b"# Disk DescriptorFile"), ("VDI", 0x40, b"\x7f\x10\xda\xbe"),
+    ("VHD", 0, b"conectix"), ("VHDX", 0, b"vhdxfile"), ("QED", 0, b"QED\0"),
+)  # fmt: skip
 _HINT_WHOLE = "copy or download it again and compare the sizes"
 
 
@@ -62,9 +68,11 @@ def disk(file: Path) -> Disk:
     size = _size("image", file)
     with file.open("rb") as stream:
         sector = stream.read(SECTOR)
-        if sector[:4] == b"QFI\xfb":
+        stream.seek(max(size - SECTOR, 0))
+        if container := _container(sector, stream.read(SECTOR)):
             raise Failed(
-                f"image {file} is in qcow2 format", "convert it with qemu-img convert -O raw"
+                f"image {file} is in {container} format",
+                f"convert it: qemu-img convert -O raw {shlex.quote(str(file))} disk.raw",
             )
         partitioned = sector[510:] == b"\x55\xaa"
         starts = {0: 0}
@@ -83,6 +91,18 @@ def disk(file: Path) -> Disk:
                 _whole("image", file, start + length, size)
                 volumes.append(Volume(filesystem, start, number))
     return Disk(tuple(volumes), boots=partitioned and any(sector[:3]))
+
+
+def _container(first: bytes, last: bytes) -> str | None:
+    """The format of an image that is not raw, by its first and last sector; None if it may be.
+
+    Sources: QEMU's docs/interop/qcow2.txt, VMware's Virtual Disk Format 5.0, VirtualBox's
+    VDICore.h, Microsoft's VHD specification (a fixed disk has no more than a footer) and MS-VHDX.
+    """
+    for name, start, magic in _CONTAINERS:
+        if first[start : start + len(magic)] == magic:
+            return name
+    return "VHD" if last[:8] == b"conectix" else None
 
 
 def check_root(file: Path, filesystem: str) -> None:

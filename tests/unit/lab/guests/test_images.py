@@ -106,11 +106,26 @@ def test_a_wrong_file_system_is_named_with_what_is_there(tmp_path: Path) -> None
         check_root(tmp_path / "text", "rofs")
 
 
-def test_a_qcow2_image_is_told_with_the_remedy(tmp_path: Path) -> None:
-    (tmp_path / "disk.img").write_bytes(b"QFI\xfb".ljust(1024, b"\0"))
-    with pytest.raises(Failed, match="in qcow2 format") as error:
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("qcow2", b"QFI\xfb".ljust(1024, b"\0")),
+        ("VMDK", b"KDMV".ljust(1024, b"\0")),
+        ("VMDK", b"# Disk DescriptorFile\nversion=1\n".ljust(1024, b"\0")),
+        ("VDI", (b"<<< QEMU VM Virtual Disk Image >>>\n".ljust(64, b"\0") + b"\x7f\x10\xda\xbe")
+         .ljust(1024, b"\0")),
+        ("VHD", b"conectix".ljust(1024, b"\0")),
+        ("VHD", bytes(1024) + b"conectix".ljust(512, b"\0")),
+        ("VHDX", b"vhdxfile".ljust(1024, b"\0")),
+    ],
+)  # fmt: skip
+def test_an_image_that_is_not_raw_is_known_by_its_content(
+    name: str, content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "disk.img").write_bytes(content)
+    with pytest.raises(Failed, match=f"in {name} format") as error:
         disk(tmp_path / "disk.img")
-    assert "qemu-img convert" in (error.value.hint or "")
+    assert "qemu-img convert -O raw" in (error.value.hint or "")
 
 
 @pytest.mark.parametrize("ask", [kernel, disk])
