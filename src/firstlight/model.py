@@ -16,13 +16,16 @@ Stamps are integers in nanoseconds of the host's CLOCK_MONOTONIC.
 import os
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 Setting = str | int | float | bool
 Point = dict[str, Setting]
+Count = Annotated[int, Meta(ge=0, lt=1 << 31)]
+Time = Annotated[int, Meta(ge=-(1 << 62), lt=1 << 62)]
+"""In ns."""
 
 SCHEMA_VERSION = 2
 
@@ -55,19 +58,19 @@ class Stamps(Struct, frozen=True):
     ``stopped`` is when the instance was gone. ``None`` means never reached.
     """
 
-    intended: int
-    spawned: int
-    ready: int | None = None
-    seen: int | None = None
-    stopped: int | None = None
+    intended: Time
+    spawned: Time
+    ready: Time | None = None
+    seen: Time | None = None
+    stopped: Time | None = None
 
 
 class Step(Struct, frozen=True):
     """A span stamped by the backend's own program: ``start`` and ``end`` in ns."""
 
     name: str
-    start: int
-    end: int
+    start: Time
+    end: Time
 
 
 class GuestLog(Struct, frozen=True):
@@ -99,8 +102,8 @@ class ComponentSpan(Struct, frozen=True):
     """
 
     name: str
-    start: int
-    end: int
+    start: Time
+    end: Time
 
 
 class Telemetry(Struct, frozen=True):
@@ -122,22 +125,22 @@ class Sample(Struct, frozen=True):
     counts over the whole batch, in its first sample.
     """
 
-    index: int
-    batch: int
-    instance: int
-    repetition: int
+    index: Count
+    batch: Count
+    instance: Count
+    repetition: Count
     point: Point
     traced: bool
     ending: Ending
     stamps: Stamps
     steps: tuple[Step, ...] = ()
-    pid: int = 0
-    user_ns: int = 0
-    system_ns: int = 0
+    pid: Count = 0
+    user_ns: Time = 0
+    system_ns: Time = 0
     exit_status: int | None = None
     error: str | None = None
     output: str = ""
-    lost: int = 0
+    lost: Count = 0
     guest: GuestLog | None = None
     counts: dict[str, float] = {}
     telemetry: Telemetry | None = None

@@ -23,7 +23,7 @@ import msgspec
 import polars as pl
 
 from firstlight.errors import BadRun, FirstlightError
-from firstlight.model import SCHEMA_VERSION, Footer, Header, Presentation, Sample, to_json
+from firstlight.model import SCHEMA_VERSION, Footer, Header, Point, Presentation, Sample, to_json
 
 _SPAN_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "sample": pl.UInt32,  # Sample.index
@@ -193,7 +193,7 @@ def read(path: Path) -> Run:
     return Run(
         path,
         header,
-        list(_samples(path / "samples.jsonl")),
+        list(_samples(path / "samples.jsonl", header)),
         _decode(footer_file, footer_file.read_bytes(), Footer) if footer_file.exists() else None,
     )
 
@@ -201,7 +201,7 @@ def read(path: Path) -> Run:
 def _spans(file: Path) -> pl.DataFrame:
     try:
         return pl.read_ipc(file.read_bytes()).match_to_schema(SPAN_SCHEMA)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise BadRun(f"cannot read {file}: {error}", "delete this file to read the rest") from error
 
 
@@ -219,9 +219,22 @@ def _header(file: Path) -> Header:
             "use the firstlight that wrote it, or a newer one",
         )
     header = _decode(file, raw, Header)
+    for point in header.points:
+        _check_point(file, header, point)
     if version == 1:
         header = msgspec.structs.replace(header, presentation=_presentation(header))
     return header
+
+
+def _check_point(where: Path | str, header: Header, point: Point) -> None:
+    instances = point.get("instances", 1)
+    missing = [axis for axis in header.axes if axis not in point]
+    if missing or not isinstance(instances, int) or instances < 1:
+        raise BadRun(
+            f"{where}: the point {point} "
+            + (f"has no {missing[0]}" if missing else f"has {instances!r} instances"),
+            "the file is damaged or from another program",
+        )
 
 
 def _presentation(header: Header) -> Presentation:
@@ -252,12 +265,14 @@ _COUNTERPARTS = {
 }  # fmt: skip
 
 
-def _samples(file: Path) -> Iterator[Sample]:
+def _samples(file: Path, header: Header) -> Iterator[Sample]:
     if not file.exists():
         return
     lines = file.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):
-        yield _decode(f"{file}:{number}", line, Sample)
+        sample = _decode(f"{file}:{number}", line, Sample)
+        _check_point(f"{file}:{number}", header, sample.point)
+        yield sample
 
 
 def _decode(where: Path | str, raw: bytes, kind: type[T]) -> T:

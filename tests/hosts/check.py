@@ -37,9 +37,7 @@ def last(text: str) -> str:
 
 def refused(done: subprocess.CompletedProcess[str]) -> Outcome:
     """A message in words is a refusal; a traceback or silence is a failure."""
-    words = [
-        line for line in done.stderr.splitlines() if line.startswith(("error", "Hint", "hint"))
-    ]
+    words = [line for line in done.stderr.splitlines() if line.startswith("firstlight: ")]
     if "Traceback" in done.stderr or not done.stderr.strip():
         return "failed", last(done.stderr)
     return "refused", " ".join(words)[:300] or last(done.stderr)

@@ -31,5 +31,5 @@ def decode(text: bytes, decoder: msgspec.json.Decoder[T]) -> T:
             raise
         try:
             return msgspec.convert(json.loads(text), decoder.type, str_keys=True)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise msgspec.DecodeError(str(error)) from error

@@ -52,7 +52,8 @@ class Analysis:
     @cached_property
     def capacities(self) -> tuple[Capacity, ...]:
         """What limits the rate of starts, of each series whose starts were traced at once."""
-        cores = int(str(self.header.environment.get("cores", 1)))
+        known = self.header.environment.get("cores")
+        cores = known if isinstance(known, int) and known > 0 else 1
         held = capacity.held(self.run)
         return tuple(capacity.capacities(self.points, self.breakdown, held, cores))
 

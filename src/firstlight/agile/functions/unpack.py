@@ -93,7 +93,7 @@ def _conversed(child: Child, job: Job, what: str) -> Unpacked:
         if "refused" not in answer:
             return msgspec.convert(answer, Unpacked)
         kind, why = BY_KIND.get(answer["refused"], BadCode), str(answer["why"])
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         last = child.errors[-_WORDS_MOST:].decode(errors="replace").strip() or "killed"
         raise BadCode(f"{what}: the process that unpacks it ended: {last}") from None
     raise kind(f"{what}: {why}", _REMEDIES.get(answer["refused"]))

@@ -311,5 +311,5 @@ def _context(data: bytes) -> str:
     """JSON in one line of ASCII; nothing if it is none."""
     try:
         return json.dumps(json.loads(data), ensure_ascii=True, separators=(",", ":"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""

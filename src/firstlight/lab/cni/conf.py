@@ -53,8 +53,8 @@ def parse(text: str, source: str) -> Network:
             f"{source} line {error.lineno} column {error.colno}: {error.msg}",
             "network configurations are JSON, without comments or trailing commas",
         ) from error
-    except RecursionError as error:
-        raise BadConf(f"{source}: the JSON is nested too deeply") from error
+    except (RecursionError, ValueError) as error:
+        raise BadConf(f"{source}: the JSON is nested too deeply, or a number too long") from error
     if not isinstance(document, dict):
         raise BadConf(f"{source}: contains {_kind(document)}, not a JSON object", _LIST_HINT)
     if "plugins" not in document:

@@ -277,7 +277,7 @@ def _configs(content: bytes) -> Iterator[tuple[int, object]]:
     while at < len(content):
         pid, size = _CONFIG.unpack_from(content, at)
         at += _CONFIG.size
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             yield pid, json.loads(content[at : at + size])
         at += size
 

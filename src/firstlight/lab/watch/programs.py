@@ -107,7 +107,7 @@ def labels_of(bundle: str, document: object = None) -> dict[str, str]:
     try:
         if document is None and bundle.startswith("/"):
             document = json.loads((Path(bundle) / "config.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     annotations = _annotations(document)
     labels: dict[str, str] = {}

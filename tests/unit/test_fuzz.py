@@ -1,0 +1,234 @@
+"""What strangers wrote is read, or refused in words: never a traceback.
+
+Each target gets valid input, damaged in ways that Hypothesis draws: ``make fuzz`` draws 10,000 of
+each.
+"""
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from firstlight import store
+from firstlight.analysis import Analysis
+from firstlight.errors import FirstlightError
+from firstlight.lab.cni import conf, known, needs
+from firstlight.lab.guests import images
+from firstlight.lab.watch.programs import Program, labels_of, role
+from firstlight.report import terminal
+from firstlight.trace import netlink, words
+
+SCHEMAS = Path(__file__).parents[1] / "data"
+INTERESTING = (
+    b"", b"\0", b"\xff", b"\xff" * 8, b"null", b"[]", b"{}", b'""', b"-1", b"1e999", b"NaN",
+    b"9" * 5000, b'"\\ud800"', b"[" * 3000, b"\xe2\x80\xae", b"../../", b"%s%n", b"true",
+)  # fmt: skip
+fuzzed = settings(
+    max_examples=int(os.environ.get("FUZZ", "60")),
+    derandomize="FUZZ" not in os.environ,  # a suite that must pass draws the same each time
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+damages = st.randoms(use_true_random=False)
+
+
+def damaged(content: bytes, random: Random) -> bytes:
+    """With one to eight changes: bytes flipped, cut out, repeated or replaced."""
+    changed = bytearray(content)
+    for _ in range(random.randint(1, 8)):
+        start = random.randint(0, len(changed))
+        end = min(len(changed), start + random.choice((0, 1, 1, 2, 4, 8, 64, 4096)))
+        match random.randrange(5):
+            case 0 if changed:
+                changed[min(start, len(changed) - 1)] ^= 1 << random.randrange(8)
+            case 1:
+                del changed[start:end]
+            case 2:
+                changed[start:start] = changed[start:end]
+            case 3:
+                changed[start:end] = random.choice(INTERESTING)
+            case _:
+                changed[start:end] = random.randbytes(end - start)
+    return bytes(changed)
+
+
+def _values(document: object) -> list[tuple[object, object]]:
+    """Each place of a document, as its container and key."""
+    found: list[tuple[object, object]] = []
+    items: Iterable[tuple[object, object]] = ()
+    if isinstance(document, dict):
+        items = document.items()
+    elif isinstance(document, list):
+        items = enumerate(document)
+    for key, value in items:
+        found += [(document, key), *_values(value)]
+    return found
+
+
+def mistaken(document: object, random: Random) -> bytes:
+    """A document of which some values have another type, sign or size, as JSON."""
+    copy = json.loads(json.dumps(document))
+    for _ in range(random.randint(1, 3)):
+        holder, key = random.choice(_values(copy))
+        holder[key] = random.choice(  # type: ignore[index]
+            (None, True, -1, 0, 1 << 70, 1.5, "", "\0", "\ud800", "x" * 5000, [], {}, [[]],
+             [None], {"": None}, -0.0)
+        )  # fmt: skip
+    return json.dumps(copy).encode(errors="surrogatepass")
+
+
+def refuses(read: Callable[[], object]) -> None:
+    with suppress(FirstlightError):
+        read()
+
+
+CONFLISTS = [
+    {"cniVersion": "1.0.0", "name": name, "plugins": known.find(name)[0].plugins}
+    for name in known.networks()
+]
+
+
+@fuzzed
+@given(damages)
+def test_cni_configurations(random: Random) -> None:
+    document = random.choice(CONFLISTS)
+    content = (
+        mistaken(document, random)
+        if random.random() < 0.7
+        else damaged(json.dumps(document).encode(), random)
+    )
+
+    def read() -> None:
+        network = conf.parse(content.decode(errors="surrogateescape"), "x.conflist")
+        for use in (needs.directories, needs.links, needs.takes_default_link, needs.check):
+            use(network)
+        for plugin in network.plugins:
+            conf.execution(network, plugin)
+
+    refuses(read)
+
+
+@fuzzed
+@given(damages)
+def test_bundles(tmp_path_factory: pytest.TempPathFactory, random: Random) -> None:
+    bundle = tmp_path_factory.mktemp("bundle")
+    document = {
+        "ociVersion": "1.0.2", "process": {"args": ["sh"], "env": ["A=b"]},
+        "annotations": {"io.kubernetes.cri.sandbox-name": "a", "io.kubernetes.pod.name": "b",
+                        "io.kubernetes.cri.image-name": "c"},
+    }  # fmt: skip
+    content = mistaken(document, random)
+    (bundle / "config.json").write_bytes(
+        content if random.random() < 0.7 else damaged(content, random)
+    )
+    labels = labels_of(str(bundle))
+    assert all(isinstance(value, str) for value in labels.values())
+    shutil.rmtree(bundle)
+
+
+def _bzimage() -> bytes:
+    head = bytearray(0x10000)
+    head[0x202:0x206] = b"HdrS"
+    struct.pack_into("<BI", head, 0x1F1, 4, 0)
+    struct.pack_into("<I", head, 0x1F4, 0x800)
+    return bytes(head)
+
+
+def _elf() -> bytes:
+    header = struct.pack(
+        "<4sBBBB8xHHIQQQIHHHHHH", b"\x7fELF", 2, 1, 1, 0, 2, 62, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0
+    )
+    note = struct.pack("<III4sI", 4, 4, 18, b"Xen\0", 0x1000000)
+    program = struct.pack("<IIQQQQQQ", 4, 4, 120, 0, 0, len(note), len(note), 4)
+    return (header + program + note).ljust(4096, b"\0")
+
+
+def _disk() -> bytes:
+    sector = bytearray(512)
+    sector[:3] = b"\xeb\x63\x90"
+    sector[510:] = b"\x55\xaa"
+    struct.pack_into("<BxxxBxxxII", sector, 0x1AE + 16, 0x80, 0x83, 8, 120)
+    volume = bytearray(60 << 10)
+    struct.pack_into("<I", volume, 1024, 0xE0F5E1E2)
+    volume[1024 + 12] = 12
+    return bytes(sector).ljust(8 * 512, b"\0") + bytes(volume)
+
+
+@fuzzed
+@given(damages)
+def test_kernels_and_disks(tmp_path_factory: pytest.TempPathFactory, random: Random) -> None:
+    directory = tmp_path_factory.mktemp("image")
+    file = directory / "image"
+    file.write_bytes(damaged(random.choice((_bzimage(), _elf(), _disk())), random))
+    for identify in (images.kernel, images.disk):
+        refuses(lambda: identify(file))  # noqa: B023
+    shutil.rmtree(directory)
+
+
+CALLS = (
+    "unshare", "clone3", "setns", "prctl", "seccomp", "bpf", "socket", "connect", "bind", "mount",
+    "sendto", "sendmsg", "ioctl", "openat", "no such call",
+)  # fmt: skip
+NEWLINK = struct.pack("<IHHIIBxHiII", 64, 16, 0x605, 1, 0, 0, 0, 0, 0, 0) + struct.pack(
+    "<HH4sHHHH4s", 8, 3, b"fl0\0", 16, 18, 8, 1, b"veth"
+)
+
+
+@fuzzed
+@given(damages)
+def test_traced_words(random: Random) -> None:
+    text = damaged(
+        random.choice((NEWLINK, b"a\0tmpfs\0", b"\x02\0\0\x50" + b"\x7f\0\0\x01")), random
+    )
+    numbers = [random.choice((0, 1, 16, 1 << 32, (1 << 64) - 1)) for _ in range(6)]
+    magic = random.choice((0, 0x534F434B, 0x6E736673, 0xFFFFFFFF))
+    shown = words.detail(
+        random.choice(CALLS), magic, random.choice((0, 1, 2, 10, 16, 65535)), numbers[4] & 0xFFFF,
+        numbers[:4], text,
+    )  # fmt: skip
+    assert isinstance(shown, str)
+    assert isinstance(netlink.describe(numbers[5] & 0xFFFF, text), str)
+    file = random.choice(("/usr/bin/runc", "/bin/conmon", "/x/containerd-shim-runc-v2", "bridge"))
+    arguments = [os.fsdecode(word) for word in text.split(b"\0")]
+    variables = {"CNI_COMMAND": "ADD", "CNI_ARGS": os.fsdecode(text)}
+    role(Program(1, 1, 1, file, tuple(arguments), variables))
+
+
+RUNS = sorted(header.parent for header in SCHEMAS.rglob("header.json"))
+
+
+@fuzzed
+@given(damages)
+def test_runs(tmp_path_factory: pytest.TempPathFactory, random: Random) -> None:
+    path = tmp_path_factory.mktemp("run") / "run"
+    shutil.copytree(random.choice(RUNS), path)
+    file = random.choice(sorted(each for each in path.rglob("*") if each.is_file()))
+    content = file.read_bytes()
+    if file.suffix == ".jsonl" and random.random() < 0.7:
+        lines = content.split(b"\n")
+        at = random.randrange(max(len(lines) - 1, 1))
+        if lines[at]:
+            lines[at] = mistaken(json.loads(lines[at]), random)
+        file.write_bytes(b"\n".join(lines))
+    elif file.suffix == ".json" and random.random() < 0.7:
+        file.write_bytes(mistaken(json.loads(content), random))
+    else:
+        file.write_bytes(damaged(content, random))
+
+    def show() -> None:
+        analysis = Analysis(store.read(path))
+        with Console(file=open(os.devnull, "w"), width=80) as console:  # noqa: PTH123
+            console.print(terminal.summary([analysis]))
+        terminal.as_json([analysis])
+
+    refuses(show)
+    shutil.rmtree(path.parent)
