@@ -43,35 +43,26 @@ setup: .venv/packages .venv/etcd .venv/prometheus .venv/linux .venv/registry .ve
 	fi
 	@mkdir -p .venv && touch $@
 
-# Unpacked, not installed: the package would start a service.
+# Unpacked, not installed: the packages would start services. Arguments: the folder,
+# the package, a program of it, and what cannot be done without.
+define unpack
+@mkdir -p .venv/libexec/$(1); \
+	if ! PATH="$$PATH:.venv/libexec/$(1)/usr/bin" command -v $(3) > /dev/null; then \
+	  cd .venv/libexec/$(1) && apt-get download -qq $(2) > /dev/null 2>&1 \
+	    && dpkg-deb --extract $(2)_*.deb . && rm $(2)_*.deb \
+	    || echo "$(2) cannot be had: $(4)" >&2; \
+	fi
+	@touch $@
+endef
+
 .venv/etcd: .venv/packages
-	@mkdir -p .venv/libexec/etcd; \
-	if ! PATH="$$PATH:.venv/libexec/etcd/usr/bin" command -v etcd > /dev/null; then \
-	  cd .venv/libexec/etcd && apt-get download -qq etcd-server > /dev/null 2>&1 \
-	    && dpkg-deb --extract etcd-server_*.deb . && rm etcd-server_*.deb \
-	    || echo "etcd-server cannot be had: calico cannot be measured" >&2; \
-	fi
-	@touch $@
+	$(call unpack,etcd,etcd-server,etcd,calico cannot be measured)
 
-# Unpacked, not installed: the package would start a service.
 .venv/registry: .venv/packages
-	@mkdir -p .venv/libexec/registry; \
-	if ! PATH="$$PATH:.venv/libexec/registry/usr/bin" command -v docker-registry > /dev/null; then \
-	  cd .venv/libexec/registry && apt-get download -qq docker-registry > /dev/null 2>&1 \
-	    && dpkg-deb --extract docker-registry_*.deb . && rm docker-registry_*.deb \
-	    || echo "docker-registry cannot be had: images of a registry cannot be tested" >&2; \
-	fi
-	@touch $@
+	$(call unpack,registry,docker-registry,docker-registry,images of a registry cannot be tested)
 
-# For the tests of metrics. Unpacked, not installed: the package would start a service.
 .venv/prometheus: .venv/packages
-	@mkdir -p .venv/libexec/prometheus; \
-	if ! PATH="$$PATH:.venv/libexec/prometheus/usr/bin" command -v promtool > /dev/null; then \
-	  cd .venv/libexec/prometheus && apt-get download -qq prometheus > /dev/null 2>&1 \
-	    && dpkg-deb --extract prometheus_*.deb . && rm prometheus_*.deb \
-	    || echo "prometheus cannot be had: metrics are not tested with it" >&2; \
-	fi
-	@touch $@
+	$(call unpack,prometheus,prometheus,promtool,metrics are not tested with it)
 
 # Unpacked, not installed: the package would become the kernel that this machine boots.
 .venv/linux: .venv/packages
