@@ -10,14 +10,20 @@
  *   payload clone NS[,NS] [--] COMMAND [ARG...]
  *                            the floor: one clone3 into new namespaces (net mount pid ipc uts user
  *                            cgroup time, or none), exec COMMAND, hand on its exit status
+ *   payload read DIRECTORY [--] COMMAND [ARG...]
+ *                            read the files in a directory, as a program reads its image, and
+ *                            exec COMMAND
  *
  * It is C because its first instruction is what is measured: nothing may run before it.
  */
+#include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/error.h"
 #include "lab/echo.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/sched.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -141,11 +147,40 @@ static int clone_into(char *list, char **command, struct error *error)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
+static int read_file(int directory, const char *name, struct error *error)
+{
+	static char part[1 << 16];
+	int file FILE_SCOPE = openat(directory, name, O_RDONLY | O_CLOEXEC);
+	ssize_t length;
+	if (file < 0)
+		return error_set(error, errno, "%s", name);
+	while ((length = read(file, part, sizeof part)) > 0)
+		;
+	return length < 0 ? error_set(error, errno, "read %s", name) : 0;
+}
+
+static int read_files(const char *path, char **command, struct error *error)
+{
+	DIR *directory = opendir(path);
+	if (!directory)
+		return error_set(error, errno, "%s", path);
+	int bad = 0;
+	for (struct dirent *entry; !bad && (entry = readdir(directory));)
+		if (entry->d_type == DT_REG)
+			bad = read_file(dirfd(directory), entry->d_name, error);
+	closedir(directory);
+	if (bad)
+		return bad;
+	execv(command[0], command);
+	return error_set(error, errno, "execve");
+}
+
 static int usage(void)
 {
 	fputs("usage: payload ready [ADDRESS] | payload reach ADDRESS |"
 	      " payload once [ADDRESS] | payload hold |"
-	      " payload clone NS[,NS...] [--] COMMAND [ARG...]\n",
+	      " payload clone NS[,NS...] [--] COMMAND [ARG...] |"
+	      " payload read DIRECTORY [--] COMMAND [ARG...]\n",
 	      stderr);
 	return 2;
 }
@@ -158,6 +193,9 @@ int main(int argc, char **argv)
 	if (argc > 3 && !strcmp(verb, "clone")) {
 		char **command = argv + 3 + !strcmp(argv[3], "--");
 		status = *command ? clone_into(argv[2], command, &error) : usage();
+	} else if (argc > 3 && !strcmp(verb, "read")) {
+		char **command = argv + 3 + !strcmp(argv[3], "--");
+		status = *command ? read_files(argv[2], command, &error) : usage();
 	} else if (argc == 2 + !!address && !strcmp(verb, "once")) {
 		status = ready(address, address, &error);
 	} else if ((argc == 2 + !!address && !strcmp(verb, "ready")) ||

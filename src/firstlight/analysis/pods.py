@@ -60,8 +60,8 @@ def stretches(
     else:
         after = _after(reported, first, end)
     spans = [*begun, *_waits(begun, begin, first), *after]
-    if any(step.name == "RunPodSandbox" for step in sample.steps):
-        # the client's own calls, one after the other
+    if not any(span.name.startswith(("create ", "bind ", "sync ")) for span in reported):
+        # no API server: the client's own calls, one after the other
         spans.append(ComponentSpan("request", begin, end))
     return boot.partition(spans, begin, end, phase_of, phases.UNATTRIBUTED)
 

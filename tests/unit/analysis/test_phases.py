@@ -126,6 +126,8 @@ COMPONENTS = {
     "kubelet.watch": ["watch"],
     "kubelet.sync": ["sync syncPod", "sandbox runtime.v1.RuntimeService/PodSandboxStatus"],
     "kubelet.relist": ["relist"],
+    "image.fetch": ["image fetchLayer 0123456789ab pkg.unpack.unpacker.fetchLayer"],
+    "image.unpack": ["image unpackLayer 0123456789ab pkg.unpack.unpacker.unpackLayer"],
     "image": ["image runtime.v1.ImageService/ImageStatus", "image PullImage"],
     "cni": ["sandbox cni.setup_pod_network", "sandbox cni.asynchAttach eth0"],
     "shim": ["sandbox container.NewTask", "start containerd.task.v3.Task/Connect"],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from firstlight.lab.cluster import image
 from firstlight.lab.cluster.settings import (
     ADDRESS,
     API_PORT,
@@ -182,6 +183,13 @@ def _containerd(settings: Settings) -> str:
         f"[{runtime}.containerd]",
         f'default_runtime_name = "{first.name}"',
     ]
+    for name in settings.snapshotters:
+        lines += [
+            "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]",
+            f"platform = 'linux/{image.MACHINE}'",
+            f"snapshotter = '{name}'",
+            f"differ = '{'erofs' if name == 'erofs' else 'walking'}'",
+        ]
     for handler in settings.handlers:
         name = f"{runtime}.containerd.runtimes.'{handler.name}'"
         lines += [

@@ -1,4 +1,4 @@
-"""Makes images: OCI archives with one layer, for ``ctr images import``.
+"""Makes images: OCI archives, for ``ctr images import`` and skopeo.
 
 Format: https://github.com/opencontainers/image-spec, image-layout.md and manifest.md.
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
-_PLATFORM = {"architecture": _MACHINES.get(platform.machine(), platform.machine()), "os": "linux"}
+MACHINE = _MACHINES.get(platform.machine(), platform.machine())
+_PLATFORM = {"architecture": MACHINE, "os": "linux"}
 
 
 def archive(
@@ -22,17 +23,19 @@ def archive(
     entrypoint: Sequence[str],
     files: Mapping[str, Path],
     links: Mapping[str, str] = MappingProxyType({}),
+    data: Sequence[Mapping[str, bytes]] = (),
 ) -> None:
     """Write the image ``name`` to ``out``; the arguments of its ``entrypoint`` can be replaced.
 
     ``files`` are executables by their paths in it, ``links`` are symbolic links' targets by theirs.
+    Files of ``data`` are in further layers, one for each element.
     """
-    layer = _layer(files, links)
+    layers = [_layer(files, links), *map(_layer_of, data)]
     config = _json(
         {
             **_PLATFORM,
             "config": {"Entrypoint": entrypoint[:1], "Cmd": entrypoint[1:], "Env": ["PATH=/bin"]},
-            "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+            "rootfs": {"type": "layers", "diff_ids": [_digest(layer) for layer in layers]},
         }
     )
     manifest = _json(
@@ -40,7 +43,9 @@ def archive(
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": _described("application/vnd.oci.image.config.v1+json", config),
-            "layers": [_described("application/vnd.oci.image.layer.v1.tar", layer)],
+            "layers": [
+                _described("application/vnd.oci.image.layer.v1.tar", layer) for layer in layers
+            ],
         }
     )
     entry = _described("application/vnd.oci.image.manifest.v1+json", manifest)
@@ -54,7 +59,7 @@ def archive(
     with tarfile.open(out, "w") as tar:
         _add(tar, "oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
         _add(tar, "index.json", index)
-        for blob in (layer, config, manifest):
+        for blob in (*layers, config, manifest):
             _add(tar, f"blobs/sha256/{_digest(blob).partition(':')[2]}", blob)
 
 
@@ -71,6 +76,14 @@ def _layer(files: Mapping[str, Path], links: Mapping[str, str]) -> bytes:
             entry = tarfile.TarInfo(path.lstrip("/"))
             entry.type, entry.linkname = tarfile.SYMTYPE, target
             tar.addfile(entry)
+    return held.getvalue()
+
+
+def _layer_of(files: Mapping[str, bytes]) -> bytes:
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w") as tar:
+        for path, content in files.items():
+            _add(tar, path.lstrip("/"), content)
     return held.getvalue()
 
 

@@ -75,7 +75,7 @@ def private(work: Path, scratch: Path, of: list[Hierarchy]) -> None:
               "overlay", str(top))  # fmt: skip
     mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
     work.mkdir(parents=True, exist_ok=True)
-    mount("--no-canonicalize", "--bind", f"/proc/self/fd/{held}", str(work), keep=held)
+    mount("--no-canonicalize", "--rbind", f"/proc/self/fd/{held}", str(work), keep=held)
     os.close(held)
     Path("/run/netns").mkdir()
 

@@ -22,7 +22,8 @@ _PURPOSES = {
     "PullImage": "image",
 }
 """The verbs of the CRI, and the purpose of the spans below each."""
-_POLL_SECONDS = 0.05
+_POLL_SECONDS, _EXPORT_SECONDS = 0.05, 0.5
+_LAYER = "layer.media.digest"
 
 
 class Book:
@@ -49,6 +50,16 @@ class Book:
                 self._bound[_pod(url)] = span.trace
             elif url.endswith("/status") and span.name.startswith("HTTP PATCH"):
                 self._status[_pod(url)].append(span.trace)
+
+    def images(self, since: int, clock: "Clock") -> Telemetry:
+        """containerd's spans that began after ``since``, in ns of CLOCK_REALTIME, of pulling an
+        image and of running a container of it: all, so for one start at a time."""
+        time.sleep(_EXPORT_SECONDS)
+        self.read()
+        spans = [span for trace in self._traces.values() for span in trace if span.start >= since]
+        return clock.telemetry(
+            named for span in spans for named in _of_image(span) if span.service == "containerd"
+        )
 
     def await_traces(self, traces: Iterable[str], seconds: float) -> None:
         """Read until the last call of every sandbox has arrived, for at most some seconds."""
@@ -127,6 +138,19 @@ def _offset() -> tuple[int, int]:
         if after - before < best[1]:
             best = ((before + after) // 2 - real, after - before)
     return best[0], best[1] // 2 + 1
+
+
+def _of_image(span: Span) -> list[ComponentSpan]:
+    """A span with its purpose: of a layer, by its digest; of the image; of the container."""
+    last = span.name.rpartition(".")[2]
+    if digest := str(span.attributes.get(_LAYER, "")):
+        short = digest.partition(":")[2][:12]
+        return _named(f"image {last} {short}", [span])
+    if span.name.startswith("pkg.unpack") or "Transfer" in span.name:
+        return _named("image", [span])
+    if "ask" in span.name:
+        return _named("start", [span])
+    return _named("container", [span]) if "ontainers" in span.name else []
 
 
 def _named(purpose: str, spans: Iterable[Span]) -> list[ComponentSpan]:

@@ -19,6 +19,7 @@ import msgspec
 from firstlight.agile.shim import command as shim
 from firstlight.errors import Failed, Unsupported
 from firstlight.host import cgroups
+from firstlight.host.commands import run
 from firstlight.host.workspace import Workspace
 from firstlight.lab.cluster import programs
 from firstlight.lab.cluster.node import Event
@@ -148,12 +149,15 @@ def cluster(
     *,
     control_plane: bool = True,
     nodes: int = 1,
+    disk: Path | None = None,
+    snapshotters: tuple[str, ...] = (),
     forward: socket.socket | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Cluster]:
     """Bring a cluster up in a workspace; afterwards nothing of it is left.
 
-    ``forward`` is a listening socket whose connections go to the API. Raises Failed with the
+    containerd's data is in the directory ``disk``, or else in memory. ``forward`` is a listening
+    socket whose connections go to the API. Raises Failed with the
     component that did not come up and its last words.
     """
     if nodes > 1 and any(handler.daemon or handler.service for handler in handlers):
@@ -163,6 +167,10 @@ def cluster(
     home.mkdir()
     names: tuple[str, ...] = programs.CLUSTER if control_plane else programs.NODE
     names += tuple(handler.daemon for handler in handlers if handler.daemon)
+    data = home / "containerd"
+    if disk:
+        data.mkdir()
+        run("mount", "--bind", str(disk), str(data))
     built = {name: str(programs.path(name)) for name in names}
     path = f"{programs.BUILT}:{workspace.environment.get('PATH', os.defpath)}"
     settings = Settings(
@@ -175,6 +183,7 @@ def cluster(
         environment={**workspace.environment, "PATH": path, "HOME": str(home)},
         control_plane=control_plane,
         nodes=nodes,
+        snapshotters=snapshotters,
         forward=forward.fileno() if forward else -1,
     )
     file = home / "settings.json"
@@ -202,6 +211,8 @@ def cluster(
             process.wait()
         os.close(ours)
         cgroups.remove(settings.cgroup)
+        if disk:
+            run("umount", "--lazy", str(data))
         shutil.rmtree(home, ignore_errors=True)
 
 

@@ -59,7 +59,8 @@ class Settings(msgspec.Struct, frozen=True):
     ``programs`` are paths by name; ``payload`` is the static program of the images. ``environment``
     marks its processes as the run's; ``control_plane`` is False for containerd alone. ``forward``
     is a listening descriptor whose connections go to the API, or -1; ``switch`` is that of the
-    namespace that joins the nodes.
+    namespace that joins the nodes. ``snapshotters`` are those that it can pull for, if not the
+    default one; containerd does not pull at all if one of them cannot work.
     """
 
     run: str
@@ -74,6 +75,7 @@ class Settings(msgspec.Struct, frozen=True):
     switch: int = -1
     nodes: int = 1
     number: int = 0
+    snapshotters: tuple[str, ...] = ()
 
     def others(self) -> "tuple[Settings, ...]":
         """The settings of the nodes that join the first, for the first; none for those."""

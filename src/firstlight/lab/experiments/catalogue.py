@@ -18,6 +18,7 @@ from firstlight.lab.experiments.driver_loading import DRIVER_LOADING
 from firstlight.lab.experiments.floor import FLOOR
 from firstlight.lab.experiments.functions import FUNCTIONS
 from firstlight.lab.experiments.hypervisor_builds import HYPERVISOR_BUILDS
+from firstlight.lab.experiments.image import IMAGE
 from firstlight.lab.experiments.kubernetes_background import KUBERNETES_BACKGROUND
 from firstlight.lab.experiments.kubernetes_pods import KUBERNETES_PODS
 from firstlight.lab.experiments.network_setup import NETWORK_SETUP
@@ -37,7 +38,7 @@ ALL = {
         CONTAINER_CREATION, NETWORK_SETUP, ROOTFS, NETWORK_TRICKS, FLOOR,
         CNI_BREAKDOWN, CNI_BACKGROUND, CNI_BURST, CNI_TEARDOWN, POD,
         UNIKERNEL_BOOT, HYPERVISOR_BUILDS, BOOT_PROTOCOL, DRIVER_LOADING, UNIKERNEL_SCALE,
-        KUBERNETES_PODS, KUBERNETES_BACKGROUND, CRI_SANDBOX, CONTAINERD_TASK,
+        KUBERNETES_PODS, KUBERNETES_BACKGROUND, CRI_SANDBOX, CONTAINERD_TASK, IMAGE,
         AGILE, ABLATION, CHURN, DENSITY, FUNCTIONS, PLATFORMS, STORMS,
         TRACE_REPLAY,
     )

@@ -58,6 +58,8 @@ PHASES = {
     "kubelet.watch": "#c3b1dd",
     "kubelet.sync": "#9a86c9",
     "kubelet.relist": "#b9c4cf",
+    "image.fetch": "#5f7a2e",
+    "image.unpack": "#b3a83c",
     "image": "#8d9b4a",
     "cni": "#e3bd4f",
     "shim": "#4d7d8c",
