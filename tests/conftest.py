@@ -19,7 +19,7 @@ from hypothesis import settings
 MAY_BE_MISSING = (
     "make cni-plugins", "make cni-daemons", "make engines", "make kubernetes",
     "needs a real Firecracker",
-    "needs an OSv", "and podman",
+    "needs an OSv", "and podman", "and nsjail",
 )  # fmt: skip
 _DEADLINE, _CLUSTER_DEADLINE, _AGAIN = 300, 1200, 30
 """Seconds after which a test fails, one of the cluster, and after which its cleaning up does."""

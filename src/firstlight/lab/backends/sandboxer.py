@@ -1,4 +1,4 @@
-"""Programs that start one command in a sandbox, with no image: bubblewrap and podman.
+"""Programs that start one command in a sandbox, with no image: bubblewrap, nsjail and podman.
 
 Each runs the static payload in a root file system made of it alone, in namespaces of its own,
 with a network of which there is nothing but loopback.
@@ -31,9 +31,14 @@ _OPTIONS = {
         "--network=none", "--cgroup-parent=/{group}", "--log-driver=none",
         "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--rootfs", "{root}",
     ),
+    "nsjail": (
+        "--mode", "o", "--really_quiet", "--chroot", "{root}", "--user", "65534",
+        "--group", "65534", "--time_limit", "0", "--rlimit_as", "soft", "--",
+    ),
 }  # fmt: skip
 _NOTES = {
     "bwrap": "bwrap sets no limits and has no network but loopback",
+    "nsjail": "nsjail has a user namespace, sets no cgroup, and has no network but loopback",
     "podman": "podman runs by runc without logs and events, and has no network but loopback",
 }
 PROGRAMS = tuple(_OPTIONS)
