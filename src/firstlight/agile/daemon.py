@@ -247,6 +247,9 @@ class _Connection:
             case protocol.KeepLogs():
                 await runtime.keep_logs()
                 return protocol.Done()
+            case protocol.Logs(name, position, seconds) if not name.isdecimal():
+                text, position = await self._functions.written(name, position, _wait(seconds))
+                return protocol.LogPart(text, position, False)
             case protocol.Logs(identity, position, seconds):
                 return protocol.LogPart(*await runtime.log_part(identity, position, _wait(seconds)))
             case protocol.Events(after, seconds):

@@ -82,7 +82,9 @@ class KeepLogs(Struct, frozen=True, tag="keeplogs"):
 
 
 class Logs(Struct, frozen=True, tag="logs"):
-    """Ask for an instance's log from a position on; wait for more of it for some seconds.
+    """Ask for the log of an instance, or of a function of the registry, from a position on.
+
+    Wait for more of it for some seconds.
 
     The answer is ``logpart``.
     """

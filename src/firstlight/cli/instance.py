@@ -115,9 +115,13 @@ def execute(
         raise typer.Exit(attach.attach(client, begin, terminal, interactive))
 
 
-@app.command(epilog=examples("agile logs 17", "agile logs -f 17", "agile logs 17 --tail 10 --json"))
+@app.command(
+    epilog=examples("agile logs 17", "agile logs -f 17", "agile logs hello --tail 10 --json")
+)
 def logs(
-    identity: Id,
+    identity: Annotated[
+        str, typer.Argument(metavar="ID|NAME", help="The instance, or a registered function.")
+    ],
     *,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until the instance ends.")
@@ -129,7 +133,7 @@ def logs(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a detached instance wrote, or one that has ended."""
+    """Show what a detached instance wrote, or one that has ended; or a function's, lately."""
     with connected(config) as client:
         left_out = 0 if tail is None else max(0, sum(1 for _ in client.logs(identity)) - tail)
         for number, line in enumerate(client.logs(identity, follow)):

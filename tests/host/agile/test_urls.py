@@ -9,10 +9,13 @@ from pathlib import Path
 
 import httpx
 import msgspec
+import pytest
 from tests.support.lambda_host import ENDPOINT, with_functions, zipped
 
+from firstlight.agile import logs
 from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.functions.records import Settings, ZipSource
+from firstlight.errors import Failed
 
 SERVER = """
 import http.server, json, os, sys, time
@@ -205,3 +208,20 @@ def test_as_many_instances_are_up_as_are_always_kept(tmp_path: Path) -> None:
         await until_load(functions, 0, 0, 0)
 
     with_site(tmp_path, main, settings)
+
+
+def test_what_a_function_wrote_is_its_log(tmp_path: Path) -> None:
+    async def main(client: httpx.AsyncClient, functions: Functions) -> None:
+        assert (await client.get("/exit")).status_code == 502
+        text, at = await functions.written("site", (0, 0), 60)
+        assert [line.text for line in logs.lines(text)] == ["gave up"]
+        assert await functions.written("site", at, 0) == (b"", at)
+        with pytest.raises(Failed, match="no instance and no function 'other'"):
+            await functions.written("other", (0, 0), 0)
+        source = ZipSource(data=zipped(app="def main(event): print('said', event)"))
+        await functions.add("hello", source, Settings(handler="app:main", timeout=60.0))
+        await functions.invoke("hello", b'"it"', request_id="r")
+        text, _ = await functions.written("hello", (0, 0), 0)
+        assert [line.text for line in logs.lines(text)] == ["said it"]
+
+    with_site(tmp_path, main)

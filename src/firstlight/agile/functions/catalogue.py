@@ -41,8 +41,10 @@ from firstlight.agile.functions.records import (
 )
 from firstlight.agile.functions.store import Store
 from firstlight.agile.functions.version import FunctionVersion
+from firstlight.agile.logs import Position
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import Answer, Serving
+from firstlight.agile.serving.written import unknown
 from firstlight.errors import Failed, FirstlightError
 
 _UNPACKER = 1 << 16
@@ -129,6 +131,14 @@ class Functions:
                 if revision.number in self._leaving:
                     await self._retired()
 
+    async def written(
+        self, name: str, position: Position, seconds: float
+    ) -> tuple[bytes, Position]:
+        """What a function's instances wrote lately, from a position on. Raises Failed."""
+        if name not in self._known:
+            raise unknown(name)
+        return await self._serving.written.following(name, position, seconds)
+
     def running(self, name: str) -> int:
         """How many events of a function are being answered."""
         return self._serving.concurrency(name)
@@ -214,6 +224,7 @@ class Functions:
             if not qualifier:
                 await self._written(lambda store: store.delete(name))
                 del self._known[name]
+                self._serving.written.forget(name)
                 await self._leave(function, None)
                 return
             if qualifier not in function.revisions or qualifier == LATEST:

@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -29,6 +30,7 @@ from firstlight.errors import Failed
 INIT_SECONDS = 10.0
 """The least time limit of an instance's initialization."""
 _TAIL_MAX = 4096
+Sink = Callable[[bytes], None]
 _log = logging.getLogger(__name__)
 _COMMANDS = {
     "python": ("/usr/bin/python3", "-m", "awslambdaric"),
@@ -162,14 +164,16 @@ class Kept:
         await self.instance.stop()
 
 
-async def start(runtime: Runtime, version: FunctionVersion) -> Kept:
+async def start(runtime: Runtime, version: FunctionVersion, sink: Sink) -> Kept:
     """Start an instance, and wait until it asks for its first event.
 
     Raises InitFailed if it fails before, and Failed if it cannot be started.
     """
     requested = time.monotonic_ns()
     instance: Forked | Instance
-    instance, log = await (_forked if forks(version) else _started)(runtime, version, requested)
+    instance, log = await (_forked if forks(version) else _started)(
+        runtime, version, requested, sink
+    )
     api = RuntimeApi()
     instance.ended.add_done_callback(lambda _: api.end())
     instance.ended.add_done_callback(lambda _: log.close())
@@ -188,7 +192,7 @@ def forks(version: FunctionVersion) -> bool:
 
 
 async def _started(
-    runtime: Runtime, version: FunctionVersion, requested: int
+    runtime: Runtime, version: FunctionVersion, requested: int, sink: Sink
 ) -> tuple[Instance, Log]:
     [output, errors], streams = pipes()
     errors.close()
@@ -201,19 +205,19 @@ async def _started(
     finally:
         for descriptor in streams:
             os.close(descriptor)
-    return instance, Log([output.detach()])
+    return instance, Log([output.detach()], sink)
 
 
 async def _forked(
-    runtime: Runtime, version: FunctionVersion, requested: int
+    runtime: Runtime, version: FunctionVersion, requested: int, sink: Sink
 ) -> tuple[Forked | Instance, Log]:
     """A fork, or where the import fails or cannot be shared an interpreter of its own."""
     try:
         forked = await runtime.serve(python_definition(version), _of_instance(version))
     except Failed as error:
         _log.info("%s is not forked: %s", version.name, error.message)
-        return await _started(runtime, version, requested)
-    return forked, Log(forked.outputs)
+        return await _started(runtime, version, requested, sink)
+    return forked, Log(forked.outputs, sink)
 
 
 def python_definition(version: FunctionVersion) -> Function:

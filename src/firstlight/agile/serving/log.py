@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _KEPT = 64 << 10
 _PART = 64 << 10
@@ -12,8 +12,11 @@ _REST_SECONDS = 0.01
 class Log:
     """Reads the outputs of one instance. A flood is read slowly: it blocks who writes it."""
 
-    def __init__(self, readings: Sequence[int]) -> None:
-        """The descriptors are the log's from now on."""
+    def __init__(
+        self, readings: Sequence[int], sink: Callable[[bytes], None] = lambda _: None
+    ) -> None:
+        """The descriptors are the log's from now on. ``sink`` gets all that is read, then b""."""
+        self._sink = sink
         self._readings = set(readings)
         self._kept = bytearray()
         self._resting: dict[int, asyncio.TimerHandle] = {}
@@ -59,6 +62,8 @@ class Log:
             return 0
         if not part:
             self._leave(reading)
+        else:
+            self._sink(part)
         self.size += len(part)
         self._kept += part
         del self._kept[:-_KEPT]
@@ -70,3 +75,5 @@ class Log:
             self._resting.pop(reading).cancel()
         self._loop.remove_reader(reading)
         os.close(reading)
+        if not self._readings:
+            self._sink(b"")

@@ -15,6 +15,7 @@ from firstlight.agile.serving.fleet import Fleet
 from firstlight.agile.serving.runtime_api import Event, Lost
 from firstlight.agile.serving.trace import to_xray
 from firstlight.agile.serving.turns import Turns
+from firstlight.agile.serving.written import Written
 from firstlight.errors import Failed
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Serving:
         self._retired: set[Fleet] = set()
         self.observers: list[Callable[[Outcome], None]] = []
         self._webs: dict[tuple[str, str], Web] = {}
+        self.written = Written()
         self._releasing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Serving":
@@ -91,10 +93,11 @@ class Serving:
     async def _answered(
         self, version: FunctionVersion, event: Event, deadline: float | None
     ) -> Answer:
-        if version.kind == "command":
-            return await once.run_command(self.runtime, version, event.payload)
-        if once.has_handler(version):
-            return await once.call_handler(self.runtime, version, event.payload)
+        if version.kind == "command" or once.has_handler(version):
+            run = once.run_command if version.kind == "command" else once.call_handler
+            answer = await run(self.runtime, version, event.payload)
+            self.written.add(version.name, answer.log_tail)
+            return answer
         if version.kind == "http":
             raise Failed(f"{version.name} serves HTTP, not events", "call it by its URL")
         return await self._fetched(version, event, deadline)
@@ -169,7 +172,9 @@ class Serving:
         if server is None or server.version.revision != version.revision:
             if server:
                 server.retire()
-            server = self._webs[key] = Web(self.runtime, version, self._web_emptied)
+            server = self._webs[key] = Web(
+                self.runtime, version, lambda: self.written.sink(version.name), self._web_emptied
+            )
         return server
 
     def _web_emptied(self, server: "Web") -> None:
@@ -206,7 +211,11 @@ class Serving:
             self._retire(fleet)
             fleet = None
         if fleet is None:
-            fleet = Fleet(version, lambda one: kept.start(self.runtime, one), self._emptied)
+            fleet = Fleet(
+                version,
+                lambda one: kept.start(self.runtime, one, self.written.sink(one.name)),
+                self._emptied,
+            )
             self._fleets[key] = fleet
         return fleet
 

@@ -93,9 +93,11 @@ class Web:
     """
 
     def __init__(
-        self, runtime: Runtime, version: FunctionVersion, emptied: Callable[["Web"], None]
-    ) -> None:
-        self.version = version
+        self, runtime: Runtime, version: FunctionVersion,
+        sink: Callable[[], Callable[[bytes], None]], emptied: Callable[["Web"], None],
+    ) -> None:  # fmt: skip
+        """``sink`` makes what takes all that an instance writes."""
+        self.version, self._sink = version, sink
         self._runtime, self._emptied = runtime, emptied
         self._up: list[WebInstance] = []
         self._waiting: deque[asyncio.Future[WebInstance]] = deque()
@@ -220,7 +222,7 @@ class Web:
 
     async def _started(self) -> None:
         try:
-            instance = await start(self._runtime, self.version)
+            instance = await start(self._runtime, self.version, self._sink())
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -266,7 +268,9 @@ class Web:
             self._emptied(self)
 
 
-async def start(runtime: Runtime, version: FunctionVersion) -> WebInstance:
+async def start(
+    runtime: Runtime, version: FunctionVersion, sink: Callable[[bytes], None]
+) -> WebInstance:
     """Start an instance, and wait until it listens. Raises Failed."""
     [output, errors], streams = pipes()
     errors.close()
@@ -279,7 +283,7 @@ async def start(runtime: Runtime, version: FunctionVersion) -> WebInstance:
     finally:
         for descriptor in streams:
             os.close(descriptor)
-    web = WebInstance(version, instance, Log([output.detach()]))
+    web = WebInstance(version, instance, Log([output.detach()], sink))
     try:
         await web.listens()
     except BaseException:

@@ -1,0 +1,97 @@
+"""What the instances of served functions wrote lately, by function, as lines of CRI's logs."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+from firstlight.agile.logs import Position
+from firstlight.errors import Failed
+
+_KEPT = 64 << 10
+_LINE_MOST = 16 << 10
+
+
+class _Lines:
+    """The last lines of one function. ``begin`` is the number of the first that is kept."""
+
+    def __init__(self) -> None:
+        self._lines: deque[bytes] = deque()
+        self._size = self.begin = 0
+        self.news = asyncio.Event()
+
+    def add(self, text: bytes, is_whole: bool) -> None:
+        now = time.time_ns()
+        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9))
+        head = f"{when}.{now % 10**9:09}Z stdout {'F' if is_whole else 'P'} "
+        line = head.encode() + text + b"\n"
+        self._lines.append(line)
+        self._size += len(line)
+        while self._size > _KEPT:
+            self._size -= len(self._lines.popleft())
+            self.begin += 1
+        self.news.set()
+
+    def since(self, number: int) -> tuple[bytes, int]:
+        """The lines from this number on, and the next number."""
+        skipped = max(0, number - self.begin)
+        text = b"".join(list(self._lines)[skipped:])
+        return text, self.begin + len(self._lines)
+
+
+class Written:
+    """The last 64 KiB of each function: in memory, as its instances end with this process."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, _Lines] = {}
+
+    def sink(self, name: str) -> Callable[[bytes], None]:
+        """Takes what one instance writes, in any parts; an empty one is the end of it."""
+        rest = bytearray()
+
+        def take(part: bytes) -> None:
+            rest.extend(part)
+            *whole, last = rest.split(b"\n")
+            lines = self._of.setdefault(name, _Lines())
+            for line in whole:
+                lines.add(bytes(line), True)
+            rest[:] = last
+            if rest and (not part or len(rest) > _LINE_MOST):
+                lines.add(bytes(rest), is_whole=not part)
+                rest.clear()
+
+        return take
+
+    def add(self, name: str, text: bytes) -> None:
+        """What an instance wrote in its whole life."""
+        take = self.sink(name)
+        take(text)
+        take(b"")
+
+    def forget(self, name: str) -> None:
+        """The function is removed."""
+        self._of.pop(name, None)
+
+    async def following(
+        self, name: str, position: Position, seconds: float
+    ) -> tuple[bytes, Position]:
+        """Lines from a position on, waited for, and the next position."""
+        lines = self._of.setdefault(name, _Lines())
+        text, number = lines.since(position[1])
+        if not text and seconds:
+            lines.news.clear()
+            try:
+                async with asyncio.timeout(seconds):
+                    await lines.news.wait()
+            except TimeoutError:
+                pass
+            text, number = lines.since(position[1])
+        return text, (1, number)
+
+
+def unknown(name: str) -> Failed:
+    """Neither an instance nor a function."""
+    return Failed(
+        f"there is no instance and no function {name!r}",
+        "list them: firstlight agile ps --all, firstlight agile function list",
+    )

@@ -1,0 +1,66 @@
+"""What functions wrote lately: whole lines, bounded, and followed."""
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firstlight.agile import logs
+from firstlight.agile.serving.written import Written
+
+
+async def texts(written: Written, name: str, at: logs.Position = (0, 0)) -> list[str]:
+    text, _ = await written.following(name, at, 0)
+    return [line.text for line in logs.lines(text)]
+
+
+@given(st.lists(st.binary(min_size=1, max_size=20), max_size=20))
+def test_lines_are_whole_whatever_the_parts_are(parts: list[bytes]) -> None:
+    async def main() -> None:
+        written = Written()
+        take = written.sink("f")
+        for part in (*parts, b""):
+            take(part)
+        whole = b"".join(parts)
+        expected = whole.removesuffix(b"\n").split(b"\n") if whole else []
+        text, _ = await written.following("f", (0, 0), 0)
+        found = [line.split(b" ", 3)[3] for line in text.split(b"\n")[:-1]]
+        assert found == expected
+
+    asyncio.run(main())
+
+
+def test_instances_are_not_mixed_and_the_oldest_lines_go() -> None:
+    async def main() -> None:
+        written = Written()
+        one, other = written.sink("f"), written.sink("f")
+        one(b"a")
+        other(b"b\n")
+        one(b"c\n")
+        assert await texts(written, "f") == ["b", "ac"]
+        for number in range(5000):
+            written.add("f", f"line {number}".encode())
+        kept = await texts(written, "f")
+        assert kept[-1] == "line 4999"
+        assert 500 < len(kept) < 2000
+        assert await texts(written, "g") == []
+        written.forget("f")
+        assert await texts(written, "f") == []
+
+    asyncio.run(main())
+
+
+def test_who_follows_gets_each_line_once() -> None:
+    async def main() -> None:
+        written = Written()
+        written.add("f", b"first")
+        text, at = await written.following("f", (0, 0), 0)
+        assert len(logs.lines(text)) == 1
+        waits = asyncio.create_task(written.following("f", at, 60))
+        await asyncio.sleep(0)
+        written.add("f", b"second")
+        text, at = await waits
+        assert [line.text for line in logs.lines(text)] == ["second"]
+        assert await texts(written, "f", at) == []
+
+    asyncio.run(asyncio.wait_for(main(), 60))
