@@ -6,7 +6,7 @@ from firstlight.lab.backends.replay import Replay, calls
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.model import Presentation
 
-_FIXED = (0, 4, 16)
+_FIXED = (0, 4, 8)
 
 
 def _cases(options: Options) -> Iterator[Case]:
