@@ -95,9 +95,11 @@ def test_a_client_of_a_manager_that_is_stopped_is_told_so() -> None:
     async def main() -> None:
         async with daemon() as manager:
             with Client(SOCKET) as client:
-                with stopped(manager, 3.0):  # in which the node answers
-                    with pytest.raises(Failed, match=f"the manager, pid {manager}, does not"):
-                        client.running()
+                with (
+                    stopped(manager, 3.0),  # in which the node answers
+                    pytest.raises(Failed, match=f"the manager, pid {manager}, does not"),
+                ):
+                    client.running()
                 with Client(SOCKET) as other:
                     assert other.running() == []
 
