@@ -4,7 +4,7 @@
     .venv/bin/python mk/image.py lab      what measures on nodes, for firstlight run --nodes
 
 It needs no network. An image has this Python, a part of firstlight with what that imports and
-executes, and the shared libraries that these are linked with. umoci and skopeo write it.
+executes, and the shared libraries that these are linked with.
 """
 
 import importlib.metadata
@@ -16,6 +16,9 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from firstlight.lab.cluster import image
+
+SITE = "/usr/lib/firstlight"
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build"
 
@@ -83,15 +86,15 @@ def libraries(rootfs: Path) -> set[Path]:
     return {library for library in needed if not str(library).startswith(str(rootfs))}
 
 
-def fill(rootfs: Path, image: Image) -> None:
+def fill(rootfs: Path, content: Image) -> None:
     """Everything that the image has."""
     stdlib = Path(sysconfig.get_path("stdlib"))
-    site = rootfs / "usr/lib/firstlight"
+    site = rootfs / SITE.lstrip("/")
     shutil.copytree(stdlib, rootfs / stdlib.relative_to("/"),
                     ignore=shutil.ignore_patterns(*STDLIB_LEFT_OUT))  # fmt: skip
     python = Path(sys.executable).resolve()
     copy(python, rootfs)
-    for name in distributions(image.needed):
+    for name in distributions(content.needed):
         for file in importlib.metadata.files(name) or ():
             source = Path(str(file.locate()))
             if ".." not in file.parts and "__pycache__" not in file.parts and source.is_file():
@@ -99,21 +102,23 @@ def fill(rootfs: Path, image: Image) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, target)
     package = Path(sysconfig.get_path("purelib")) / "firstlight"
-    left_out = shutil.ignore_patterns("__pycache__", "tests", *image.left_out)
+    left_out = shutil.ignore_patterns("__pycache__", "tests", *content.left_out)
     shutil.copytree(package, site / "firstlight", ignore=left_out)
+    for metadata in package.parent.glob("firstlight-*.dist-info"):
+        shutil.copytree(metadata, site / metadata.name)
     native = site / "firstlight" / "_native"
     for file in native.iterdir():
-        if image.native and file.name not in image.native:
+        if content.native and file.name not in content.native:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
     start = rootfs / "usr/bin/firstlight"
     start.write_text(
-        f"#!{python} -P\nimport sys\nsys.path.insert(0, '/usr/lib/firstlight')\n"
+        f"#!{python} -P\nimport sys\nsys.path.insert(0, '{SITE}')\n"
         "from firstlight.cli.main import main\nmain()\n"
     )
     start.chmod(0o755)
     (rootfs / "usr/bin/python3").unlink(missing_ok=True)
     (rootfs / "usr/bin/python3").symlink_to(python)
-    for program in filter(None, map(shutil.which, image.programs)):
+    for program in filter(None, map(shutil.which, content.programs)):
         target = rootfs / "usr/bin" / Path(program).name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(program, target)
@@ -123,34 +128,19 @@ def fill(rootfs: Path, image: Image) -> None:
         (rootfs / directory).mkdir(exist_ok=True)
 
 
-def run(*words: object) -> None:
-    """Run a command; its failure is ours."""
-    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
-
-
 def main() -> None:
     """Fill a root file system, and make an image of it."""
     [name] = sys.argv[1:]
     version = importlib.metadata.version("firstlight")
-    rootfs, layout, out = (BUILD / f"{name}{end}" for end in ("-rootfs", "-oci", ".tar"))
-    for path in (rootfs, layout):
-        shutil.rmtree(path, ignore_errors=True)
-    out.unlink(missing_ok=True)
+    rootfs, out = BUILD / f"{name}-rootfs", BUILD / f"{name}.tar"
+    shutil.rmtree(rootfs, ignore_errors=True)
     rootfs.mkdir(parents=True)
     fill(rootfs, IMAGES[name])
-    image = f"{layout}:{version}"
-    run("umoci", "init", "--layout", layout)
-    run("umoci", "new", "--image", image)
-    run("umoci", "insert", "--image", image, rootfs, "/")
-    run("umoci", "config", "--image", image, "--config.entrypoint", "/usr/bin/firstlight",
-        "--config.env", "PATH=/usr/bin:/bin", "--config.env", "PYTHONPATH=/usr/lib/firstlight",
-        "--config.env", "PYTHONDONTWRITEBYTECODE=1")  # fmt: skip
-    run(
-        "skopeo", "copy", f"oci:{image}", f"oci-archive:{out}:docker.io/firstlight/{name}:{version}"
-    )
-    for path in (rootfs, layout):
-        shutil.rmtree(path)
-    print(f"{out}: docker.io/firstlight/{name}:{version}, {out.stat().st_size / 1e6:.0f} MB")
+    title = f"docker.io/firstlight/{name}:{version}"
+    variables = ("PATH=/usr/bin:/bin", f"PYTHONPATH={SITE}", "PYTHONDONTWRITEBYTECODE=1")
+    image.pack(out, title, {"Entrypoint": ["/usr/bin/firstlight"], "Env": variables}, rootfs)
+    shutil.rmtree(rootfs)
+    print(f"{out}: {title}, {out.stat().st_size / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

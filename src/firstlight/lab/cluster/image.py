@@ -3,17 +3,19 @@
 Format: https://github.com/opencontainers/image-spec, image-layout.md and manifest.md.
 """
 
+import gzip
 import hashlib
 import io
 import json
 import platform
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 MACHINE = _MACHINES.get(platform.machine(), platform.machine())
+_LAYER = "application/vnd.oci.image.layer.v1.tar"
 _PLATFORM = {"architecture": MACHINE, "os": "linux"}
 
 
@@ -31,21 +33,40 @@ def archive(
     Files of ``data`` are in further layers, one for each element.
     """
     layers = [_layer(files, links), *map(_layer_of, data)]
-    config = _json(
+    config = {"Entrypoint": entrypoint[:1], "Cmd": entrypoint[1:], "Env": ["PATH=/bin"]}
+    _write(out, name, config, [(_LAYER, layer, _digest(layer)) for layer in layers])
+
+
+def pack(out: Path, name: str, config: Mapping[str, object], root: Path) -> None:
+    """Write the image ``name`` of a root file system to ``out``, compressed.
+
+    ``config`` is the image's, such as its Entrypoint and Env. All files are root's.
+    """
+    held = io.BytesIO()
+    with gzip.open(held, "wb", compresslevel=1) as packed:
+        plain = _Hashed(packed.write)
+        with tarfile.open(fileobj=plain, mode="w|") as tar:  # type: ignore[call-overload]
+            tar.add(root, ".", filter=_of_root)
+    _write(out, name, config, [(f"{_LAYER}+gzip", held.getvalue(), plain.digest)])
+
+
+def _write(
+    out: Path, name: str, config: Mapping[str, object], layers: Sequence[tuple[str, bytes, str]]
+) -> None:
+    """Write an archive. A layer is its media type, its content, and its tar file's digest."""
+    settings = _json(
         {
             **_PLATFORM,
-            "config": {"Entrypoint": entrypoint[:1], "Cmd": entrypoint[1:], "Env": ["PATH=/bin"]},
-            "rootfs": {"type": "layers", "diff_ids": [_digest(layer) for layer in layers]},
+            "config": config,
+            "rootfs": {"type": "layers", "diff_ids": [plain for _, _, plain in layers]},
         }
     )
     manifest = _json(
         {
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": _described("application/vnd.oci.image.config.v1+json", config),
-            "layers": [
-                _described("application/vnd.oci.image.layer.v1.tar", layer) for layer in layers
-            ],
+            "config": _described("application/vnd.oci.image.config.v1+json", settings),
+            "layers": [_described(kind, layer) for kind, layer, _ in layers],
         }
     )
     entry = _described("application/vnd.oci.image.manifest.v1+json", manifest)
@@ -59,8 +80,31 @@ def archive(
     with tarfile.open(out, "w") as tar:
         _add(tar, "oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
         _add(tar, "index.json", index)
-        for blob in (*layers, config, manifest):
+        for blob in (*(layer for _, layer, _ in layers), settings, manifest):
             _add(tar, f"blobs/sha256/{_digest(blob).partition(':')[2]}", blob)
+
+
+class _Hashed:
+    """A file that hashes what it passes on."""
+
+    def __init__(self, to: Callable[[bytes], int]) -> None:
+        self._to, self._hash = to, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        """Write, and hash."""
+        self._hash.update(data)
+        return self._to(data)
+
+    @property
+    def digest(self) -> str:
+        """Of what was written."""
+        return f"sha256:{self._hash.hexdigest()}"
+
+
+def _of_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
 
 
 def _layer(files: Mapping[str, Path], links: Mapping[str, str]) -> bytes:
