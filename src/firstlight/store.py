@@ -14,6 +14,7 @@ their experiment's name.
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,9 +64,9 @@ class Writer:
         self, path: Path, header: Header, *, earlier: Sequence[Sample] | None = None
     ) -> None:
         """``earlier`` are the samples to keep of the run in ``path``, which this one continues."""
+        if earlier is None:
+            check_empty(path)
         try:
-            if earlier is None and path.exists() and any(path.iterdir()):
-                raise FirstlightError(f"{path} is not empty", "choose another directory with --out")
             (path / "spans").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FirstlightError(
@@ -105,6 +106,13 @@ class Writer:
     def finish(self, footer: Footer) -> None:
         """Write the footer: how the run ended."""
         _write(self.path / "footer.json", to_json(footer))
+
+
+def check_empty(path: Path) -> None:
+    """Raise FirstlightError where a run cannot be written to: there is something."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if any(path.iterdir()):
+            raise FirstlightError(f"{path} is not empty", "choose another directory with --out")
 
 
 def _line(sample: Sample) -> bytes:

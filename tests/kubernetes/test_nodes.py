@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ import pytest
 
 from firstlight.errors import Unsupported
 from firstlight.lab.cluster import image, programs, running, standing
+from firstlight.model import Ending
+from firstlight.store import read
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "deploy" / "kubernetes" / "base"
@@ -203,6 +206,24 @@ def test_a_network_policy_holds_across_nodes(cluster: Cluster) -> None:
             each.wait(60)
 
 
+def patched(cluster: Cluster, of: str, by: str) -> str:
+    """Why the agent of the node ``by`` may not patch the status of a node; "" if it may."""
+    from kubernetes import client, config
+
+    settings: Any = client.Configuration()
+    config.load_kube_config(cluster.record.kubeconfig, None, settings)  # type: ignore[no-untyped-call]
+    api: Any = client.ApiClient(settings)
+    api.set_default_header("Impersonate-User", AGENT)
+    if by:
+        api.set_default_header("Impersonate-Extra-authentication.kubernetes.io%2Fnode-name", by)
+    condition = {"type": "FirstlightTest", "status": "True"}
+    try:
+        client.CoreV1Api(api).patch_node_status(of, {"status": {"conditions": [condition]}})
+    except client.ApiException as error:
+        return str(error.body)
+    return ""
+
+
 def test_the_agents_have_the_rights_that_they_need_and_no_others(cluster: Cluster) -> None:
     def may(verb: str, what: str) -> bool:
         resource, _, part = what.partition("/")
@@ -220,6 +241,72 @@ def test_the_agents_have_the_rights_that_they_need_and_no_others(cluster: Cluste
                        ("list", "pods"), ("create", "pods"), ("get", "configmaps"),
                        ("list", "events"), ("impersonate", "users")):  # fmt: skip
         assert not may(verb, what), (verb, what)
+    assert patched(cluster, of=NODES[0], by=NODES[0]) == ""
+    assert "of its own node only" in patched(cluster, of=NODES[0], by=NODES[1])
+    assert "of its own node only" in patched(cluster, of=NODES[0], by="")
     for node in cluster.get("nodes")["items"]:
         conditions = {each["type"]: each["status"] for each in node["status"]["conditions"]}
         assert conditions["FirstlightPodNetworks"] == "True"
+
+
+def lab(cluster: Cluster, out: Path, *words: str) -> subprocess.Popen[str]:
+    """``firstlight run`` on the first and the last node."""
+    return subprocess.Popen(
+        [Path(sys.prefix, "bin", "firstlight"), "run", "network-setup", "--kubeconfig",
+         cluster.record.kubeconfig, "--nodes", f"kubernetes.io/hostname!={NODES[1]}",
+         "--instances", "1", "--out", out, *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def of_jobs() -> dict[str, int]:
+    """The processes that measure in Jobs, by their nodes."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_text().split("\0")
+            variables = (path / "environ").read_text().split("\0")
+        except OSError:
+            continue
+        if words[1:3] == ["-m", "firstlight.lab.nodes.inside"]:
+            found.update(
+                {node: int(path.name) for node in NODES if f"HOSTNAME={node}" in variables}
+            )
+    return found
+
+
+def test_an_experiment_runs_on_the_nodes_and_names_the_one_that_fails(
+    cluster: Cluster, lab_image: Path, tmp_path: Path
+) -> None:
+    standing.load(lab_image, (NODES[0], NODES[2]))
+    out = tmp_path / "run"
+    started = lab(cluster, out, "--repetitions", "1", "--no-trace")
+    until(lambda: NODES[2] in of_jobs())
+    os.kill(of_jobs()[NODES[2]], signal.SIGKILL)
+    output, talk = started.communicate(timeout=300)
+    assert started.returncode == 0, talk
+    run = read(out)
+    assert run.header.axes == ("node", "method", "order", "instances")
+    assert run.header.environment["nodes"] == [NODES[0]]
+    endings = {
+        node: {sample.ending for sample in run.samples if sample.point["node"] == node}
+        for node in NODES
+    }
+    assert endings == {NODES[0]: {Ending.READY}, NODES[1]: set(), NODES[2]: {Ending.FAILED}}
+    assert "its pod has ended: exit status 137" in (run.samples[-1].error or "")
+    assert run.footer
+    assert any(NODES[2] in each for each in run.footer.warnings)
+    assert NODES[0] in output
+    assert not cluster.get("namespaces", "-l", "firstlight.run")["items"]
+    assert not of_jobs()
+
+    started = lab(cluster, tmp_path / "other", "--repetitions", "1000")
+    try:
+        until(of_jobs)
+        started.terminate()  # as Ctrl-C, which a shell's background jobs ignore
+        started.communicate(timeout=120)
+    finally:
+        started.kill()
+    assert started.returncode == 130
+    assert not cluster.get("namespaces", "-l", "firstlight.run")["items"]
+    until(lambda: not of_jobs())

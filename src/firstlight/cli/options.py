@@ -125,6 +125,14 @@ Image = Annotated[
     str,
     typer.Option(metavar="IMAGE", help="Image of the containers on your cluster or runtime."),
 ]
+Nodes = Annotated[
+    str,
+    typer.Option(
+        metavar="all|LABEL=VALUE",
+        help="Measure on these nodes of the cluster instead of here: a Job on each.",
+    ),
+]
+InTurn = Annotated[bool, typer.Option("--in-turn", help="With --nodes: one node after the other.")]
 Cri = Annotated[
     str,
     typer.Option("--cri", metavar="SOCKET", help="Measure sandboxes of this CRI runtime."),

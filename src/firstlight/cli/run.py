@@ -63,6 +63,8 @@ def run(
     icount: opt.Icount = False,
     kubeconfig: opt.Kubeconfig = "",
     context: opt.Context = "",
+    nodes: opt.Nodes = "",
+    in_turn: opt.InTurn = False,
     cri: opt.Cri = "",
     image: opt.Image = "",
     end_point: opt.EndPointName = "",
@@ -77,6 +79,9 @@ def run(
     """Measure an experiment and print its figures.
 
     Ctrl-C keeps what was measured and cleans up. Exit status 1 if no start became ready.
+
+    With --nodes each node measures in a Job whose --image make lab-image builds, and the report has
+    the node as an axis. A node that fails is a failed start. Ctrl-C removes the Jobs.
     """
     from firstlight.lab import runner
     from firstlight.lab.experiments import Options, catalogue
@@ -84,6 +89,11 @@ def run(
     chosen = catalogue.find(experiment)
     if fast and rigorous:
         raise FirstlightError("--fast and --rigorous exclude each other", "give one of them")
+    if nodes and resume:
+        raise FirstlightError("--resume continues a run of this machine, not one of --nodes",
+                              "measure again")  # fmt: skip
+    if in_turn and not nodes:
+        raise FirstlightError("--in-turn is an order of nodes", "choose them with --nodes")
     if resume and out is None:
         raise FirstlightError("--resume needs the run to continue", "give its directory with --out")
     options = Options(
@@ -95,9 +105,9 @@ def run(
         tuple(guest or ()),
         ("wall", "counted") if icount else ("wall",),
         opt.end_point(end_point),
-        kubeconfig=kubeconfig and str(Path(kubeconfig).absolute()),
-        context=context,
-        image=image,
+        kubeconfig="" if nodes else kubeconfig and str(Path(kubeconfig).absolute()),
+        context="" if nodes else context,
+        image="" if nodes else image,
         cri=cri,
         deadline=deadline,
     )
@@ -109,7 +119,15 @@ def run(
         budget=seconds,
     )  # fmt: skip
     directory = out or RUNS / f"{chosen.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    measured = _measure(plan, directory, resume=resume)
+    if nodes:
+        from firstlight.lab.nodes.measure import Where, measure
+
+        where = Where(nodes, kubeconfig, context, image, in_turn)
+        opt.check_space(directory)
+        measure(plan, directory, where, say)
+        measured = analyse(directory)
+    else:
+        measured = _measure(plan, directory, resume=resume)
     show([measured], as_json=as_json)
     say(f"run: {directory}\nfull report: firstlight report {directory} --html report.html")
     raise typer.Exit(not any(sample.latency is not None for sample in measured.run.samples))
@@ -127,6 +145,7 @@ def add_to(app: typer.Typer) -> None:
             "run rootfs --cold", "run cni-breakdown --cni /etc/cni/net.d/10-mine.conflist",
             "run agile --end-point first-packet --instances 1,10",
             "run kubernetes-pods --kubeconfig ~/.kube/config --context mine",
+            "run network-setup --kubeconfig ~/.kube/config --nodes pool=new --in-turn",
             "run unikernel-boot --guest probe --hypervisor /opt/qemu/bin/qemu-system-x86_64",
         )
     )(run)  # fmt: skip

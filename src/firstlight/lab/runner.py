@@ -86,14 +86,14 @@ def run(plan: Plan, out: Path, progress: Progress = Silent(), *, resume: bool = 
     if plan.traced:
         bpf.probe()
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    header = _header(plan, name, cases, skipped)
-    earlier = _earlier(out, header) if resume else None
+    head = header(plan, name, cases, skipped)
+    earlier = _earlier(out, head) if resume else None
     schedule = Schedule(
         cases, plan.seed, traced=lambda case: _is_traced(plan, case), earlier=earlier or (),
         repetitions=plan.repetitions, budget=plan.budget,
     )  # fmt: skip
     warnings = ["This run was interrupted and continued: its parts are of different times."]
-    with Writer(out, header, earlier=earlier) as writer:
+    with Writer(out, head, earlier=earlier) as writer:
         interrupted = True
         try:
             with _Lab(plan, writer, name, earlier or ()) as lab:
@@ -124,7 +124,8 @@ def _measure(lab: "_Lab", schedule: Schedule, progress: Progress) -> None:
         progress.end(batch, samples)
 
 
-def _header(plan: Plan, name: str, cases: list[Case], skipped: dict[str, str]) -> Header:
+def header(plan: Plan, name: str, cases: list[Case], skipped: dict[str, str]) -> Header:
+    """The header of a run of these cases on this machine."""
     backends = [case.backend for case in cases]
     return Header(
         run=name,

@@ -1,0 +1,48 @@
+"""Measures a plan on the nodes of a cluster, into one run."""
+
+import secrets
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from firstlight.lab import runner
+from firstlight.lab.nodes.jobs import Nodes
+from firstlight.lab.nodes.merge import merge
+from firstlight.lab.nodes.order import Order
+from firstlight.store import check_empty
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which nodes of which cluster: a label ``selector``, or ``jobs.ALL``.
+
+    An empty ``kubeconfig`` or ``context`` is the usual one; an empty ``image`` is ``jobs.IMAGE``.
+    """
+
+    selector: str
+    kubeconfig: str = ""
+    context: str = ""
+    image: str = ""
+    in_turn: bool = False
+
+
+def measure(plan: runner.Plan, out: Path, where: Where, say: Callable[[str], None]) -> None:
+    """Measure on each node, and write a run with the node as its first axis to ``out``.
+
+    Raises FirstlightError; KeyboardInterrupt leaves nothing on the nodes and no run.
+    """
+    check_empty(out)
+    name = f"{datetime.now(UTC):%Y%m%dt%H%M%S}-{secrets.token_hex(3)}"
+    cases = list(plan.experiment.cases(plan.options))
+    plain = runner.header(plan, name, cases, {})
+    order = Order(
+        plan.experiment.name, plan.options, plan.repetitions, plan.seed, plan.traced, plan.cold,
+        plan.deadline, plan.budget,
+    )  # fmt: skip
+    nodes = Nodes(where.kubeconfig, where.context, where.image, name)
+    chosen = nodes.chosen(where.selector)
+    with tempfile.TemporaryDirectory(prefix="firstlight-nodes-") as scratch:
+        outcomes = nodes.measure(chosen, order, Path(scratch), say, in_turn=where.in_turn)
+        merge(outcomes, plain, [case.point for case in cases], out)

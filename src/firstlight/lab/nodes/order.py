@@ -1,0 +1,29 @@
+"""What a node's Job is asked for, and what it says meanwhile: a line of JSON each."""
+
+import msgspec
+
+from firstlight.lab.experiments import Options
+
+VARIABLE = "FIRSTLIGHT_ORDER"
+"""The environment variable of a Job with its order."""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """A plan of ``runner.Plan``, with its experiment by name."""
+
+    experiment: str
+    options: Options
+    repetitions: int | None
+    seed: int
+    traced: bool
+    cold: bool
+    deadline: float
+    budget: float | None
+
+
+class Event(msgspec.Struct, frozen=True):
+    """``progress`` with the share that is done, ``measured``, or ``failed`` with the reason."""
+
+    kind: str
+    done: float = 0.0
+    message: str = ""

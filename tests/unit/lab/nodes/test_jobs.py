@@ -1,0 +1,37 @@
+"""What comes from a node is not trusted."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import msgspec
+
+from firstlight.lab.experiments import Options
+from firstlight.lab.nodes import jobs
+from firstlight.lab.nodes.order import VARIABLE, Order
+
+
+def test_a_node_writes_nothing_outside_of_its_run(tmp_path: Path) -> None:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name in ("./spans/0.arrow", "../outside", "/etc/outside", "a/../../outside"):
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            tar.addfile(member, io.BytesIO(b"x"))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    archive.seek(0)
+    jobs._unpack(archive, tmp_path / "run")
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == [
+        "run/spans/0.arrow"
+    ]
+
+
+def test_a_job_has_the_order_and_its_node() -> None:
+    order = Order("network-setup", Options((1, 10)), 3, 1, True, False, 60.0, None)
+    spec = jobs.job("n", "image:1", order)["spec"]["template"]["spec"]
+    assert spec["nodeName"] == "n"
+    [variable] = spec["containers"][0]["env"]
+    assert variable["name"] == VARIABLE
+    assert msgspec.json.decode(variable["value"], type=Order) == order
