@@ -86,6 +86,7 @@ class Pool(Generic[Part]):
         self._closed = False
         self._hits = self._misses = self._made = self._returned = self._failed = 0
         self._filling_seconds = 0.0
+        self.making_seconds = 0.0  # of ``make``, without the pauses that its rate asks for
         self.error: Exception | None = None
 
     def __len__(self) -> int:
@@ -273,6 +274,7 @@ class Pool(Generic[Part]):
                     continue
                 made = time.monotonic()
                 self._filling_seconds += made - began
+                self.making_seconds += made - began
                 self._made += 1
                 self._put(part)
                 if len(self._shelf) >= self._warm_to:

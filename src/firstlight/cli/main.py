@@ -19,6 +19,7 @@ from firstlight.cli import (
     guest,
     host,
     instance,
+    plan,
     report,
     run,
     trace,
@@ -41,6 +42,7 @@ app = typer.Typer(
 for group in (host, run, trace, watch, report, gate):
     group.add_to(app)
 agile.app.add_typer(instance.app)
+plan.add_to(agile.app)
 agile.app.add_typer(function.app, name="function")
 app.add_typer(agile.app, name="agile")
 app.add_typer(guest.app, name="guest")

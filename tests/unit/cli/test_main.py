@@ -72,6 +72,7 @@ def test_the_verbs() -> None:
                 )
             ),
             "agile invoke",
+            "agile plan",
             "agile plugin",
             "agile pools",
             "agile ps",

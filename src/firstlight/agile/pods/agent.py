@@ -284,7 +284,9 @@ class Agent:
 
     def _status(self) -> bytes:
         if len(self.pool) or not self.pool.error:
-            return _DONE
+            counts = self.pool.counts()
+            pool = wire.PoolCounts(counts.made, self.pool.making_seconds, counts.misses)
+            return Answer(text=wire.encode(pool)).encode()
         return Answer(Code.UNAVAILABLE, f"no network can be made: {self.pool.error}").encode()
 
     def _refuse(self, peer: socket.socket, request: Request | None, error: FirstlightError) -> None:

@@ -103,17 +103,22 @@ class Cluster:
 
         while True:
             try:
-                nodes = {node.metadata.name: node.to_dict() for node in self._api.list_node().items}
+                listed = self._api.list_node()
+                nodes = {node.metadata.name: node.to_dict() for node in listed.items}
+                seen = listed.metadata.resource_version
                 routes = self._follow(nodes, None, show_to)
-                events: Any = watch.Watch  # untyped
-                stream = events().stream(self._api.list_node, timeout_seconds=_WATCH_SECONDS)
-                self._tell(counts(), error())
-                for event in stream:
-                    node = event["object"].to_dict()
-                    nodes[node["metadata"]["name"]] = node
-                    if event["type"] == "DELETED":
-                        del nodes[node["metadata"]["name"]]
-                    routes = self._follow(nodes, routes, show_to)
+                while True:  # a thousand agents must not list a thousand nodes again and again
+                    self._tell(counts(), error())
+                    events: Any = watch.Watch  # untyped
+                    for event in events().stream(
+                        self._api.list_node, resource_version=seen, timeout_seconds=_WATCH_SECONDS
+                    ):
+                        node = event["object"].to_dict()
+                        name, seen = node["metadata"]["name"], node["metadata"]["resource_version"]
+                        nodes[name] = node
+                        if event["type"] == "DELETED":
+                            del nodes[name]
+                        routes = self._follow(nodes, routes, show_to)
             except Exception as failure:  # the API server is away, or a route is refused
                 _log.warning("cannot follow the cluster's nodes: %s", failure)
                 time.sleep(_RETRY_SECONDS)

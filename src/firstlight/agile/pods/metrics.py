@@ -16,7 +16,7 @@ class _Collector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         agent, pool = self._agent, self._agent.pool.counts()
-        gauges = {
+        gauges: dict[str, tuple[str, float]] = {
             "pool_ready": ("Networks that are prepared.", pool.ready),
             "pool_high": ("Networks that the pool is filled to.", pool.high),
             "leases": ("Addresses that pods have.", len(agent.leases)),
@@ -25,9 +25,10 @@ class _Collector(Collector):
             "addresses": ("Addresses of the node's range.",
                           agent.networks.range.num_addresses - 3),
         }  # fmt: skip
-        counters = {
+        counters: dict[str, tuple[str, float]] = {
             "pool_misses": ("Requests that found the pool empty.", pool.misses),
             "pool_made": ("Networks made ahead.", pool.made),
+            "pool_make_seconds": ("Time spent making networks ahead.", agent.pool.making_seconds),
             "pool_failures": ("Networks that could not be made.", pool.failed),
             "added": ("Networks given to pods.", agent.added),
             "deleted": ("Networks taken back from pods.", agent.deleted),

@@ -1,9 +1,16 @@
-"""What the CNI plugin and the agent say to each other: ``native/cni/agent.h`` in Python."""
+"""What the CNI plugin and the agent say to each other: ``native/cni/agent.h`` in Python.
 
+An answer to STATUS has the pool's counts as its text, which the plugin does not read.
+"""
+
+import socket
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
+
+import msgspec
 
 from firstlight.errors import Failed
 
@@ -12,6 +19,7 @@ REQUEST = Struct("=IIII128s256s16s64s256s64s")
 ANSWER = Struct("=IiII4s4s16s16s6s6s16s444s")
 ATTACHMENT = Struct("=256s16s")
 _TEXT_MAX = 443
+_ASK_SECONDS = 10.0
 
 
 class Verb(IntEnum):
@@ -64,6 +72,14 @@ class Request(NamedTuple):
     uid: str
 
 
+class PoolCounts(msgspec.Struct, frozen=True):
+    """Networks made ahead, the time that took, and requests that found none."""
+
+    made: int
+    make_seconds: float
+    misses: int
+
+
 class Answer(NamedTuple):
     """What the plugin gets; with a code, only the text is read."""
 
@@ -106,6 +122,26 @@ def attachments(data: bytes) -> set[tuple[str, str]]:
     """Container and interface of each record of a list."""
     whole = data[: len(data) - len(data) % ATTACHMENT.size]
     return {(_text(c), _text(i)) for c, i in ATTACHMENT.iter_unpack(whole)}
+
+
+def encode(counts: PoolCounts) -> str:
+    """Counts as the text of an answer."""
+    return msgspec.json.encode(counts).decode()
+
+
+def ask_counts(path: Path) -> PoolCounts:
+    """What the agent at this socket has counted. Blocks. Raises Failed, or OSError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as agent:
+        agent.settimeout(_ASK_SECONDS)
+        agent.connect(str(path))
+        agent.send(REQUEST.pack(MAGIC, Verb.STATUS, 0, 0, *[b""] * 6))
+        answer = agent.recv(ANSWER.size)
+    if len(answer) != ANSWER.size:
+        raise Failed("the agent is of another version", "install both again")
+    _, code, *_, text = ANSWER.unpack(answer)
+    if code:
+        raise Failed(_text(text))
+    return msgspec.json.decode(_text(text), type=PoolCounts)
 
 
 def _text(field: bytes) -> str:

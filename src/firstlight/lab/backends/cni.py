@@ -116,7 +116,8 @@ class Cni:
                         daemons=pods.daemons,
                     )
                     for file, beside in zip(own, besides or [()] * instances, strict=True)
-                ]
+                ],
+                counts=lambda: cni_services.counts(pods.about),
             )
 
 
