@@ -3,7 +3,7 @@
 A node's pods ask for networks one by one and in bursts. One helper makes networks, one at a time:
 for the pool while that is below its high mark, after it fell below the low one; and at once for a
 pod that finds it empty. So does ``agile.pool`` with ``dry = "build"``. That refilling also waits
-for a lull, 0.2 s at most, is left out.
+for a lull, a second at most, is left out.
 """
 
 import heapq

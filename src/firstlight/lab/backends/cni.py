@@ -117,7 +117,7 @@ class Cni:
                     )
                     for file, beside in zip(own, besides or [()] * instances, strict=True)
                 ],
-                counts=lambda: cni_services.counts(pods.about),
+                counts=lambda: services.counts(pods.about),
             )
 
 
