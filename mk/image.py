@@ -40,7 +40,7 @@ IMAGES = {
         native=("net-helper", "cni"),
     ),
     "lab": Image(
-        ("msgspec", "numpy", "polars", "pyroute2", "rich", "typer"),
+        ("msgspec", "numpy", "polars", "prometheus-client", "pyroute2", "rich", "typer"),
         ("report", "claims"),
         programs=("runc", "crun", "mount", "umount", "ip", "nft", "unshare"),
     ),

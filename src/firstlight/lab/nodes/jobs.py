@@ -213,14 +213,18 @@ class Nodes:
         raise Failed(f"its pod has ended: {last or self._end(pod)}")
 
     def _end(self, pod: str) -> str:
+        """How a pod has ended, which the kubelet says a moment after its last output."""
+        until, why = time.monotonic() + _ASK_SECONDS, "the node does not say how"
         with suppress(Exception):
-            status = self._api().read_namespaced_pod(pod, self._name).status
-            for each in status.container_statuses or ():
-                if each.state.terminated:
-                    ended = each.state.terminated
-                    return f"exit status {ended.exit_code}, {ended.reason}"
-            return str(status.message or status.reason or status.phase)
-        return "it is not there any more"
+            while time.monotonic() < until:
+                status = self._api().read_namespaced_pod(pod, self._name).status
+                for each in status.container_statuses or ():
+                    if ended := each.state.terminated:
+                        return f"exit status {ended.exit_code}, {ended.reason}"
+                if status.phase == "Failed":
+                    return str(status.message or status.reason)
+                time.sleep(_POLL_SECONDS)
+        return why
 
     def _fetch(self, pod: str, into: Path) -> None:
         from kubernetes.stream import stream
