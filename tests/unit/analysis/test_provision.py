@@ -78,10 +78,12 @@ def test_costs_come_from_a_run_of_the_plugin(tmp_path: Path) -> None:
     other = synthetic.container_creation(tmp_path / "other")
     with pytest.raises(FirstlightError, match="does not say"):
         provision.costs(other)
-    point = {"cni": "firstlight", "instances": 1}
+    point: dict[str, str | int | float | bool] = {"cni": "firstlight", "instances": 1}
     one = next(each for each in other.samples if each.latency and not each.traced)
     one = msgspec.structs.replace(one, point=point, counts={"make_ns": 2e6})
-    with Writer(tmp_path / "run", other.header) as writer:
+    axes = ("cni", "instances")
+    header = msgspec.structs.replace(other.header, axes=axes, points=(point,))
+    with Writer(tmp_path / "run", header) as writer:
         writer.append([one])
     costs = provision.costs(read(tmp_path / "run"))
     assert costs.make == 0.002

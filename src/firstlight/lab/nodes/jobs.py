@@ -19,6 +19,7 @@ from firstlight import __version__
 from firstlight.errors import Failed, FirstlightError, Unsupported
 from firstlight.host.workspace import DISK
 from firstlight.lab.nodes.order import VARIABLE, Event, Order
+from firstlight.store import read
 
 IMAGE = f"docker.io/firstlight/lab:{__version__}"
 """What ``make lab-image`` builds."""
@@ -155,7 +156,8 @@ class Nodes:
             pod = self._start(node, order)
             self._follow(node, pod, say)
             self._fetch(pod, into)
-        except Failed as error:
+            read(into)  # what a node sends may be anything
+        except FirstlightError as error:
             say(f"{node}: {error.message}")
             return error.message
         except Exception as error:
