@@ -1,7 +1,7 @@
 """The CRI's conformance suite against our containerd: the cases that pass here go on passing.
 
 Left out are those that pull images, need AppArmor or user namespaces, or a tool that busybox's
-image lacks; and ``execSync with timeout``, which fails here and was not looked into.
+image lacks, as ``execSync with timeout`` asks for pgrep. With "firstlight" for "runc" all pass too.
 """
 
 import json
