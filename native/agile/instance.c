@@ -244,7 +244,7 @@ _Noreturn static void be_waiting(int index, int control, uint32_t cgroup)
 	be_child_of_node();
 	int failed = sandbox_find_pid(progress), self = failed ? failed : sandbox_open_self();
 	if (self < 0 || sandbox_make(&node.house, ahead_made(), cgroup, progress) ||
-	    keep_own(control, self))
+	    sandbox_lead_session() || keep_own(control, self))
 		_exit(127);
 	progress->stamps[STEP_WAIT] = monotonic();
 	progress->step = STEP_WAIT;

@@ -77,23 +77,19 @@ static int join_cgroup(const struct house *house, uint32_t cgroup)
 	return failed;
 }
 
-/* A sandbox's first process does when it is made. The kernel gives each session a scheduling group, and who
- * changes groups goes behind all others who wait for the CPU. */
-static int lead_session(void)
+int sandbox_lead_session(void)
 {
 	return getsid(0) == getpid() || setsid() >= 0 ? 0 : -errno;
 }
 
-/* Leads its session, and joins by files that were opened ahead, if they are of this cgroup. */
-static int enter_groups(const struct house *house, const struct ahead *ahead, uint32_t cgroup,
-			struct progress *progress)
+/* By files that were opened ahead, if they are of this cgroup. */
+static int join_cgroup_ahead(const struct house *house, const struct ahead *ahead, uint32_t cgroup,
+			     struct progress *progress)
 {
 	bool has = ahead && ahead->has_tasks && ahead->cgroup == cgroup;
-	int failed = lead_session();
 	for (int i = 0; i < house->top_count && has; i++)
 		has = write(ahead->tasks[i], "0", 1) == 1;
-	if (!failed && !has)
-		failed = join_cgroup(house, cgroup);
+	int failed = has ? 0 : join_cgroup(house, cgroup);
 	progress->out_of_memory = has ? ahead->out_of_memory : sandbox_out_of_memory(house, cgroup);
 	return failed;
 }
@@ -260,7 +256,7 @@ static int take_streams(const struct house *house, const struct place *place)
 	int failed = 0;
 	for (int i = 0; i < 3 && !failed; i++)
 		failed = take_stream(house, place, i);
-	return failed ? failed : lead_session();
+	return failed ? failed : sandbox_lead_session();
 }
 
 /* Only for who wants one: the mount would be a twentieth of a start. The host keeps terminals back for
@@ -284,7 +280,7 @@ static int take_terminal(const struct place *place)
 		return -errno;
 	terminal = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
 	if (terminal < 0 || fchown(terminal, place->function.uid, place->function.gid) ||
-	    lead_session() || ioctl(terminal, TIOCSCTTY, 0))
+	    sandbox_lead_session() || ioctl(terminal, TIOCSCTTY, 0))
 		return -errno;
 	if (recv(place->streams[0], &size, sizeof size, MSG_DONTWAIT) == sizeof size &&
 	    ioctl(terminal, TIOCSWINSZ, &size))
@@ -614,7 +610,7 @@ uint32_t sandbox_out_of_memory(const struct house *house, uint32_t cgroup)
 int sandbox_make(const struct house *house, const struct ahead *ahead, uint32_t cgroup,
 		 struct progress *progress)
 {
-	DO(STEP_CGROUP, enter_groups(house, ahead, cgroup, progress));
+	DO(STEP_CGROUP, join_cgroup_ahead(house, ahead, cgroup, progress));
 	DO(STEP_MOUNT_NAMESPACE, enter_blank(house));
 	DO(STEP_PROC, mount_proc());
 	DO(STEP_MASK, mask_proc(house));

@@ -81,6 +81,11 @@ int sandbox_open_self(void);
 int sandbox_make(const struct house *house, const struct ahead *ahead, uint32_t cgroup,
 		 struct progress *progress);
 
+/* Leads a session, if it does not yet. A sandbox that waits does already: the kernel gives each session a
+ * scheduling group, and who makes one goes behind all others who wait for a CPU. Returns 0 or a negative
+ * errno. */
+int sandbox_lead_session(void);
+
 /* Executes the function in it. Returns only if that fails. */
 int sandbox_enter(const struct house *house, struct place *place, int self,
 		  struct progress *progress);
