@@ -215,6 +215,40 @@ def found(directory: Path) -> list[Mark]:
     ]  # fmt: skip
 
 
+_DOUBLED = 13
+_STORM = """
+mount -t proc proc /proc
+mount -t tmpfs bench "$1/top"
+mount --make-rprivate "$1/top"
+for number in $(seq $2); do mkdir "$1/top/$number"; mount --rbind "$1/top" "$1/top/$number"; done
+for number in 1 2 3; do runc --root "$1/state" run --bundle "$1/bundle" "storm$number"; done
+"""
+
+
+def storm(directory: Path) -> Mark:
+    """Whether a storm is named that nobody told it of: starts among thousands of mounts."""
+    (directory / "top").mkdir()
+    kept = directory / "kept"
+    with watching("--sample", "1", "--out", str(kept), alone=True) as process:
+        tracer = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
+        subprocess.run(
+            ["nsenter", "--target", tracer, "--pid", "unshare", "--mount", "sh", "-ec", _STORM,
+             "sh", directory, str(_DOUBLED)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        for _ in range(3):
+            process.stdout.readline()
+    report = subprocess.run(
+        [FIRSTLIGHT, "report", *kept.glob("watch-*")], capture_output=True, text=True
+    )
+    named = report.stdout.partition("\nknown storms\n")[2].partition(":")[0]
+    return Mark(
+        f"a storm of {1 << _DOUBLED} mounts is named by report of what watch kept",
+        named or "none", "many mounts", named == "many mounts",
+    )  # fmt: skip
+
+
 def measure() -> Iterator[Mark]:
     """All of them."""
     yield idle()
@@ -225,3 +259,4 @@ def measure() -> Iterator[Mark]:
         yield from busy(directory)
         yield from busy(directory, "--sample", "1")
         yield from found(directory)
+        yield storm(directory)

@@ -31,8 +31,10 @@ class Storm:
     ``phases`` and ``causes`` match (whole) those of the pieces of the critical path that it takes.
     ``kernel`` limits them to time within the phase's own calls. ``count`` matches a count that
     starts must have (analysis.counts). ``least`` is the shortest time, in ns, that it can take.
-    ``rest`` is what the remedy's own way takes, in ns. ``work`` is for a storm that is work of the
-    CPU: without it, the start waits less for a CPU, in the same proportion.
+    ``rest`` is what the remedy's own way takes, in ns. ``along`` matches phases whose work of the
+    CPU grows with the storm: what they take beyond ``along_rest`` ns is gained, too. ``work`` is
+    for a storm that is work of the CPU: without it, the start waits less for a CPU, in the same
+    proportion.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Storm:
     count: str = ""
     least: int = LEAST_NS
     rest: int = 0
+    along: str = ""
+    along_rest: int = 0
     work: bool = False
 
 
@@ -114,6 +118,15 @@ def _met(storm: Storm, starts: _Starts) -> Advice | None:
     if np.median(spent) < storm.least:
         return None
     gains = np.maximum(spent - storm.rest, 0)
+    if storm.along:
+        more = starts.pieces.filter(
+            pl.col("phase").str.contains(f"^(?:{storm.along})$")
+            & (pl.col("cause") == causes.ON_CPU)
+        )
+        extra = dict(more.group_by("sample").agg(pl.col("wall").sum()).iter_rows())
+        longer = np.array([extra.get(sample.index, 0) for sample in samples], np.float64)
+        gains += np.maximum(longer - storm.along_rest, 0)
+        pieces = pl.concat([pieces, more])
     if storm.work:
         gains *= 1 + _queueing(starts.pieces)
     batch = np.array([sample.batch for sample in samples])

@@ -20,7 +20,7 @@ STORMS = (
     ),
     Storm(
         "many mounts",
-        "A new mount namespace copies all mounts of its parent's.",
+        "A new mount namespace copies all mounts of its parent's; runtimes read and change them.",
         "Start containers from a mount namespace without the others' mounts; hold network "
         "namespaces by descriptor, not by name.",
         phases=r"ns\.mount",
@@ -29,6 +29,8 @@ STORMS = (
         work=True,
         least=1_000_000,
         rest=200_000,
+        along="mount",
+        along_rest=4_000_000,  # runc's own mounts
     ),
     Storm(
         "fork of a fat daemon",
