@@ -29,6 +29,8 @@
 #define LINGER_NS (CLOCK_SECOND / 10)
 #define CUT_NS CLOCK_SECOND
 #define LONGEST_NS (20 * CLOCK_SECOND)
+#define CHECK_NS (CLOCK_SECOND / 10)
+#define DEBT_NS (CLOCK_SECOND / 4) /* of each core */
 
 enum { BEGINNINGS = 4096, DAEMONS = 64, UNREAD = 8, CONFIG_MAX = 1 << 20 };
 
@@ -82,7 +84,7 @@ static void earn(long long at)
 {
 	long long idle = idle_time(), own = clock_read(CLOCK_PROCESS_CPUTIME_ID);
 	unsigned long long seen = met();
-	long long most = budget.cores * CLOCK_SECOND / 2;
+	long long most = budget.cores * DEBT_NS;
 	budget.credit += (at - budget.at) * budget.cores / 1000000 * (long long)budget.millionths;
 	if (idle > budget.idle)
 		budget.credit += (idle - budget.idle) / 10;
@@ -95,19 +97,24 @@ static void earn(long long at)
 	budget.met = seen;
 }
 
-/* A window that opens. */
+/* A window that opens. Who is behind with reading gets nothing more to analyse. */
 static int is_first_whole(void)
 {
 	unsigned long number = budget.windows++;
-	return budget.one_in ? number % budget.one_in == 0 : budget.credit >= 0;
+	return budget.one_in ? number % budget.one_in == 0 : budget.credit >= 0 && !unread;
 }
 
-/* One that follows a cut: what goes on stays whole up to a debt of a second of each core. */
+static int is_overdrawn(void)
+{
+	return !budget.one_in && budget.credit < -budget.cores * DEBT_NS;
+}
+
+/* One that follows a cut: what goes on stays whole up to a debt. */
 static int is_next_whole(int whole)
 {
-	if (budget.one_in)
-		return whole;
-	return budget.credit >= (whole ? -budget.cores * CLOCK_SECOND : 0);
+	if (budget.one_in || whole)
+		return whole && !is_overdrawn();
+	return budget.credit >= 0 && unread <= 1; /* the one that was sent just now */
 }
 
 static long long time_calls(void)
@@ -465,7 +472,17 @@ int tracer_watch(unsigned long one_in, unsigned long millionths, char **names, i
 		}
 		if (is_last && going_on)
 			continue;
-		if ((!is_last && at - opened < CUT_NS) || unread >= UNREAD)
+		int over = 0;
+		if (attached && at - budget.at > CHECK_NS) {
+			earn(at);
+			over = is_overdrawn();
+		}
+		if (over && unread >= UNREAD) {
+			attached = whole = 0;
+			if (disarm())
+				return -tracer_failure.code;
+		}
+		if ((!is_last && !over && at - opened < CUT_NS) || unread >= UNREAD)
 			continue;
 		int next = cut(at, whole, is_last);
 		if (next < 0)
