@@ -100,7 +100,7 @@ static int serve_make(const struct net_request *request, int owner, int *made,
 		return error;
 	if (request->flags & NET_POD)
 		return 0;
-	error = net_digest(&answer->digest, step);
+	error = net_digest(&answer->digests, step);
 	return error ? error : net_quick_digest(&answer->quick);
 }
 
@@ -123,16 +123,22 @@ static int serve_fill(const struct net_request *request, int given, const char *
 static int serve_check(int used, struct net_answer *answer, const char **step)
 {
 	*step = "enter a used namespace";
-	uint64_t packets = 0, sockets = 0;
+	uint64_t sockets = 0;
 	int error = used < 0 ? -EPROTO : enter(used);
 	if (error)
 		return error;
-	*step = "count sockets and packets";
+	*step = "count sockets";
 	if ((error = net_sockets(&sockets)) || sockets)
 		return error ? error : -EBUSY;
-	if ((error = net_packets(&packets)) || packets)
-		return error;
-	return net_digest(&answer->digest, step);
+	error = net_digest(&answer->digests, step);
+	return error ? error : net_quick_digest(&answer->quick);
+}
+
+static int serve_wash(int used, const char **step)
+{
+	*step = "enter a used namespace";
+	int error = used < 0 ? -EPROTO : enter(used);
+	return error ? error : net_wash(step);
 }
 
 static int serve_host(const struct net_request *request, const char **step)
@@ -212,6 +218,9 @@ static void serve(const struct net_request *request, const void *body, size_t si
 		break;
 	case NET_CHECK:
 		error = serve_check(given, &answer.head, &step);
+		break;
+	case NET_WASH:
+		error = serve_wash(given, &step);
 		break;
 	case NET_FORGET:
 		if (count > NET_RANGES_MAX)

@@ -23,6 +23,7 @@ enum net_verb {
 	NET_LOCALNET, /* the link takes what the host sends to itself; followed by indices */
 	NET_REMOVE, /* the link of that index and name, if it is there */
 	NET_FILL, /* comes with a namespace that another program made: its link, as of MAKE */
+	NET_WASH, /* comes with a used network namespace */
 	NET_LISTEN, /* at a port, which is the index, of a network namespace's own loopback */
 };
 
@@ -45,14 +46,20 @@ struct net_request {
 	struct in6_addr address6, gateway6;
 };
 
-/* The digest of MAKE and CHECK is of all that can be read in the namespace; that of CHECK is 0 where a
- * packet came or went, since its counters stay. Its error is EBUSY where somebody holds a socket of it,
- * as we do until a grace period after it was closed. The answer
+/* Of all that can be read in a namespace. */
+struct net_digests {
+	uint64_t state, counters; /* counters: of packets, and of calls that failed */
+};
+
+/* The digests of MAKE and CHECK are of the namespace. The error of CHECK is EBUSY where somebody holds a
+ * socket of it, as we do until a grace period after it was closed. The answer
  * of MAKE comes with the namespace, that of LISTEN with the socket, that of RULES with a memory file
  * of what nft says. That of FORGET is followed by a byte for each range: 1 where its connections are
  * gone, 0 where its link is still there. */
 struct net_answer {
-	uint64_t id, digest, quick; /* quick: see net_quick.h */
+	uint64_t id;
+	struct net_digests digests;
+	uint64_t quick; /* see net_quick.h */
 	int32_t error; /* errno, or 0 */
 	char step[28]; /* what failed */
 };
@@ -65,9 +72,8 @@ struct net_range {
 /* Each of these returns 0 or a negative errno, with what failed in *step. */
 int net_make(struct rtnl *host, const struct net_request *request, int namespace,
 	     const char **step);
-int net_digest(uint64_t *digest, const char **step);
-/* Packets that came and went by the links of the namespace. */
-int net_packets(uint64_t *packets);
+int net_digest(struct net_digests *digests, const char **step);
+int net_wash(const char **step);
 int net_forget(struct rtnl *host, const struct net_range *ranges, size_t count, uint8_t *gone,
 	       const char **step);
 int net_rules(const char *commands, int *output, const char **step);

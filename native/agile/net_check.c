@@ -1,10 +1,11 @@
-/* What can be read in a network namespace, as one number: equal for two readings between which
+/* What can be read in a network namespace, as two numbers: equal for two readings between which
  * nothing happened there.
  *
  * An instance can change few of these (no capability, a read-only /proc), but each can be left by
  * somebody. Every packet, and many a socket call that failed, leaves a counter that cannot be reset:
- * a used namespace reads as a new one only if no packet came or went there. What comes of packets
- * alone, as TCP's metrics, is therefore not listed.
+ * a used namespace reads as a new one only if no packet came or went there. Counters are a number of
+ * their own, for functions that do not mind them. TCP's metrics come of packets alone, and are not
+ * listed: see net_wash.c.
  */
 #include "../common/cleanup.h"
 #include "net.h"
@@ -24,8 +25,9 @@
 #include <sys/socket.h>
 
 /* Ages of neighbours change by themselves, and the carrier of a link comes up a while after it. */
-static void add_message(const struct nlmsghdr *message, void *digest)
+static void add_message(const struct nlmsghdr *message, void *data)
 {
+	struct net_digests *digests = data;
 	const char *body = mnl_nlmsg_get_payload(message);
 	size_t size = mnl_nlmsg_get_payload_len(message);
 	const struct nlattr *part;
@@ -33,20 +35,28 @@ static void add_message(const struct nlmsghdr *message, void *digest)
 	if (message->nlmsg_type == RTM_NEWROUTE && size >= sizeof route) {
 		memcpy(&route, body, sizeof route);
 		route.rtm_flags &= ~(unsigned)(RTNH_F_LINKDOWN | RTNH_F_DEAD);
-		net_add(digest, &route, sizeof route);
-		net_add(digest, body + sizeof route, size - sizeof route);
+		net_add(&digests->state, &route, sizeof route);
+		net_add(&digests->state, body + sizeof route, size - sizeof route);
 	} else if (message->nlmsg_type == RTM_NEWNEIGH && size >= sizeof(struct ndmsg)) {
 		struct ndmsg neighbour;
 		memcpy(&neighbour, body, sizeof neighbour);
 		if (neighbour.ndm_state & NUD_NOARP)
 			return; /* the kernel's own */
-		net_add(digest, &neighbour, sizeof neighbour);
+		net_add(&digests->state, &neighbour, sizeof neighbour);
 		RTNL_ATTRIBUTES(part, message, sizeof neighbour)
 		if (mnl_attr_get_type(part) != NDA_CACHEINFO &&
 		    mnl_attr_get_type(part) != NDA_PROBES)
-			net_add(digest, part, part->nla_len);
+			net_add(&digests->state, part, part->nla_len);
+	} else if (message->nlmsg_type == RTM_NEWLINK && size >= sizeof(struct ifinfomsg)) {
+		net_add(&digests->state, body, sizeof(struct ifinfomsg));
+		RTNL_ATTRIBUTES(part, message, sizeof(struct ifinfomsg))
+		net_add(mnl_attr_get_type(part) == IFLA_STATS ||
+					mnl_attr_get_type(part) == IFLA_STATS64
+				? &digests->counters
+				: &digests->state,
+			part, part->nla_len);
 	} else {
-		net_add(digest, body, size);
+		net_add(&digests->state, body, size);
 	}
 }
 
@@ -60,15 +70,15 @@ static int optional(int error)
 }
 
 static int dump(struct rtnl *netlink, uint16_t type, const void *head, size_t size,
-		uint64_t *digest)
+		struct net_digests *digests)
 {
 	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
 	struct nlmsghdr *message = rtnl_message(buffer, type, NLM_F_DUMP);
 	memcpy(mnl_nlmsg_put_extra_header(message, size), head, size);
-	return rtnl_ask(netlink, message, add_message, digest);
+	return rtnl_ask(netlink, message, add_message, digests);
 }
 
-static int dump_route(uint64_t *digest)
+static int dump_route(struct net_digests *digests)
 {
 	struct rtnl netlink RTNL_SCOPE = {0};
 	struct ifinfomsg link = {0};
@@ -96,7 +106,7 @@ static int dump_route(uint64_t *digest)
 	};
 	int error = rtnl_open(&netlink, NETLINK_ROUTE);
 	for (size_t i = 0; i < sizeof dumps / sizeof *dumps && !error; i++) {
-		error = dump(&netlink, dumps[i].type, dumps[i].head, dumps[i].size, digest);
+		error = dump(&netlink, dumps[i].type, dumps[i].head, dumps[i].size, digests);
 		if (dumps[i].optional)
 			error = optional(error);
 	}
@@ -104,7 +114,7 @@ static int dump_route(uint64_t *digest)
 }
 
 /* How many states and policies IPsec has here. */
-static int dump_xfrm(uint64_t *digest)
+static int dump_xfrm(struct net_digests *digests)
 {
 	static const uint16_t counts[] = {XFRM_MSG_GETSADINFO, XFRM_MSG_GETSPDINFO};
 	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
@@ -114,7 +124,7 @@ static int dump_xfrm(uint64_t *digest)
 		struct nlmsghdr *message = rtnl_message(buffer, counts[i], NLM_F_ACK);
 		memset(mnl_nlmsg_put_extra_header(message, sizeof(uint32_t)), 0xff,
 		       sizeof(uint32_t));
-		error = rtnl_ask(&netlink, message, add_message, digest);
+		error = rtnl_ask(&netlink, message, add_message, digests);
 	}
 	return optional(error);
 }
@@ -128,16 +138,17 @@ static struct nlmsghdr *netfilter_message(void *buffer, int subsystem, int type,
 	return message;
 }
 
-static void add_generation(const struct nlmsghdr *message, void *digest)
+static void add_generation(const struct nlmsghdr *message, void *data)
 {
+	struct net_digests *digests = data;
 	const struct nlattr *part;
 	RTNL_ATTRIBUTES(part, message, sizeof(struct nfgenmsg))
 	if (mnl_attr_get_type(part) == NFTA_GEN_ID)
-		net_add(digest, part, part->nla_len);
+		net_add(&digests->state, part, part->nla_len);
 }
 
 /* Every change of rules has a number; sets of ipset are listed. */
-static int dump_netfilter(uint64_t *digest)
+static int dump_netfilter(struct net_digests *digests)
 {
 	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
 	struct rtnl netlink RTNL_SCOPE = {0};
@@ -147,36 +158,36 @@ static int dump_netfilter(uint64_t *digest)
 	error = optional(
 		rtnl_ask(&netlink,
 			 netfilter_message(buffer, NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN, NLM_F_ACK),
-			 add_generation, digest));
+			 add_generation, digests));
 	if (error)
 		return error;
 	struct nlmsghdr *sets =
 		netfilter_message(buffer, NFNL_SUBSYS_IPSET, IPSET_CMD_LIST, NLM_F_DUMP);
 	mnl_attr_put_u8(sets, IPSET_ATTR_PROTOCOL, IPSET_PROTOCOL_MIN);
-	return optional(rtnl_ask(&netlink, sets, add_message, digest));
+	return optional(rtnl_ask(&netlink, sets, add_message, digests));
 }
 
 /* Of "TCP: inuse 0 orphan 0 tw 0 alloc 1 mem 0", what counts one namespace and not all. "used" has
  * our own netlink sockets in it: see net_sockets. */
-static void add_counts(uint64_t *digest, char *text)
+static void add_counts(struct net_digests *digests, char *text)
 {
 	for (char *word, *rest = text; (word = strtok_r(rest, " \n", &rest));)
 		if (!strcmp(word, "inuse") || !strcmp(word, "tw")) {
 			const char *count = strtok_r(rest, " \n", &rest);
 			if (count)
-				net_add(digest, count, strlen(count) + 1);
+				net_add(&digests->state, count, strlen(count) + 1);
 		}
 }
 
 /* Of each protocol, how many bound sockets there are; of netlink they are our own. */
-static void add_protocols(uint64_t *digest, char *text)
+static void add_protocols(struct net_digests *digests, char *text)
 {
 	char name[32];
 	long sockets;
 	for (char *line, *rest = text; (line = strtok_r(rest, "\n", &rest));)
 		if (sscanf(line, "%31s %*d %ld", name, &sockets) == 2 && strcmp(name, "NETLINK")) {
-			net_add(digest, name, strlen(name));
-			net_add(digest, &sockets, sizeof sockets);
+			net_add(&digests->state, name, strlen(name));
+			net_add(&digests->state, &sockets, sizeof sockets);
 		}
 }
 
@@ -197,17 +208,27 @@ static bool is_left_out(const char *name)
 	       (suffix && (!strcmp(suffix, "_matches") || !strcmp(suffix, "_targets")));
 }
 
-static void add_file(int directory, const char *name, uint64_t *digest)
+/* What counts packets and calls. */
+static bool is_counter(const char *name)
+{
+	static const char *const names[] = {"dev", "snmp", "snmp6", "netstat"};
+	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+		if (!strcmp(name, names[i]))
+			return true;
+	return false;
+}
+
+static void add_file(int directory, const char *name, struct net_digests *digests)
 {
 	static char text[NET_TEXT_MAX];
 	size_t size = net_read(directory, name, text);
-	net_add(digest, name, strlen(name) + 1);
+	net_add(&digests->state, name, strlen(name) + 1);
 	if (!strncmp(name, "sockstat", 8))
-		add_counts(digest, text);
+		add_counts(digests, text);
 	else if (!strcmp(name, "protocols"))
-		add_protocols(digest, text);
+		add_protocols(digests, text);
 	else
-		net_add(digest, text, size);
+		net_add(is_counter(name) ? &digests->counters : &digests->state, text, size);
 }
 
 static void close_directory(DIR **directory)
@@ -217,7 +238,7 @@ static void close_directory(DIR **directory)
 }
 
 /* Every file of a directory, and of the directories in it. */
-static int add_directory(int above, const char *path, bool deep, uint64_t *digest)
+static int add_directory(int above, const char *path, bool deep, struct net_digests *digests)
 {
 	int opened = openat(above, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	DIR *directory __attribute__((cleanup(close_directory))) =
@@ -229,21 +250,21 @@ static int add_directory(int above, const char *path, bool deep, uint64_t *diges
 		if (is_left_out(entry->d_name))
 			continue;
 		if (entry->d_type == DT_REG)
-			add_file(opened, entry->d_name, digest);
+			add_file(opened, entry->d_name, digests);
 		else if (entry->d_type == DT_DIR && deep)
-			error = add_directory(opened, entry->d_name, false, digest);
+			error = add_directory(opened, entry->d_name, false, digests);
 	}
 	return error;
 }
 
-static int add_proc_net(uint64_t *digest)
+static int add_proc_net(struct net_digests *digests)
 {
-	return add_directory(AT_FDCWD, "/proc/thread-self/net", true, digest);
+	return add_directory(AT_FDCWD, "/proc/thread-self/net", true, digests);
 }
 
 /* Those that matter to a program, and the key that a listening socket may have made. To read all
  * 600 takes longer than to make a namespace, and no instance can write one. */
-static int add_sysctls(uint64_t *digest)
+static int add_sysctls(struct net_digests *digests)
 {
 	static const char *const names[] = {
 		"core/somaxconn",
@@ -264,51 +285,25 @@ static int add_sysctls(uint64_t *digest)
 	if (directory < 0)
 		return -errno;
 	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-		add_file(directory, names[i], digest);
+		add_file(directory, names[i], digests);
 	return 0;
 }
 
-static void add_packets(const struct nlmsghdr *message, void *packets)
-{
-	const struct nlattr *part;
-	struct rtnl_link_stats64 counts;
-	RTNL_ATTRIBUTES(part, message, sizeof(struct ifinfomsg))
-	if (mnl_attr_get_type(part) == IFLA_STATS64 &&
-	    mnl_attr_get_payload_len(part) >= 4 * sizeof counts.rx_packets) {
-		memcpy(&counts, mnl_attr_get_payload(part), 4 * sizeof counts.rx_packets);
-		*(uint64_t *)packets += counts.rx_packets + counts.tx_packets;
-	}
-}
-
-int net_packets(uint64_t *packets)
-{
-	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
-	struct rtnl netlink RTNL_SCOPE = {0};
-	*packets = 0;
-	int error = rtnl_open(&netlink, NETLINK_ROUTE);
-	if (error)
-		return error;
-	struct nlmsghdr *message = rtnl_message(buffer, RTM_GETLINK, NLM_F_DUMP);
-	memset(mnl_nlmsg_put_extra_header(message, sizeof(struct ifinfomsg)), 0,
-	       sizeof(struct ifinfomsg));
-	return rtnl_ask(&netlink, message, add_packets, packets);
-}
-
-int net_digest(uint64_t *digest, const char **step)
+int net_digest(struct net_digests *digests, const char **step)
 {
 	static const struct {
 		const char *step;
-		int (*add)(uint64_t *digest);
+		int (*add)(struct net_digests *digests);
 	} parts[] = {
 		{"read /proc/net", add_proc_net},      {"read /proc/sys/net", add_sysctls},
 		{"list links and routes", dump_route}, {"list IPsec", dump_xfrm},
 		{"list rules", dump_netfilter},
 	};
 	int error = 0;
-	*digest = NET_EMPTY;
+	*digests = (struct net_digests){NET_EMPTY, NET_EMPTY};
 	for (size_t i = 0; i < sizeof parts / sizeof *parts && !error; i++) {
 		*step = parts[i].step;
-		error = parts[i].add(digest);
+		error = parts[i].add(digests);
 	}
 	return error;
 }

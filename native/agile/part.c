@@ -64,6 +64,8 @@ int part_add(const struct part_order *order, int network)
 	if (order->index >= PARTS || order->reach < 0 || order->reach >= REACHES)
 		return -EINVAL;
 	if (node.parts[order->index].state == PART_LEFT) {
+		node.parts[order->index].order.quick = order->quick;
+		memcpy(node.parts[order->index].order.note, order->note, sizeof order->note);
 		part_give_back((int)order->index, order->function);
 		return 0;
 	}

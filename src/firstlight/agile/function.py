@@ -50,7 +50,9 @@ class Function(Struct, frozen=True, kw_only=True):
     instance is ready; without it an instance is ready when its command is executed. Without
     ``uid`` and ``gid`` the function gets a user and a group of its own. ``reuse`` says what of an
     instance may serve the function's next one, once it is proven to be as new: ``none``,
-    ``network``, or the whole ``sandbox``, whose processes are gone and whose /tmp is empty.
+    ``network``, or the whole ``sandbox``, whose processes are gone and whose /tmp is empty. With
+    ``share_counters`` a network on which an instance has talked serves the next, too, which can
+    read how many packets, bytes, connections and errors of each kind there were before.
 
     An instance that ``serves`` is kept for the next request, and ends with the manager that leads
     requests to it: ``http``, or ``events``, which it fetches by the Lambda Runtime API; a handler
@@ -80,6 +82,7 @@ class Function(Struct, frozen=True, kw_only=True):
     gid: int | None = None
     user_namespace: bool = False
     reuse: Reuse = "network"
+    share_counters: bool = False
     serves: Serves = "nothing"
     timeout: float = 60.0
     """Deadline in seconds for readiness and for a handler's answer."""

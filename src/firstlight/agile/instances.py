@@ -708,7 +708,11 @@ class Instances:
         if held is None:
             return
         if event.status:
-            self._parts.discard(held)
+            entry = self._registry.number(event.function)
+            if entry and entry.function.share_counters:
+                self._task(self._recycled(held, entry))
+            else:
+                self._parts.discard(held)
             return
         self._parts.shelved(event.network, event.function)
         self._shelves[held.reach].returned += 1
@@ -720,13 +724,18 @@ class Instances:
             return
         again = (
             entry is not None and not self._closing and not entry.function.ports
-            and entry.function.reuse != "none" and await self._networks.is_as_new(held.made)
+            and entry.function.reuse != "none" and await self._is_clean(held.made, entry.function)
         )  # fmt: skip
         if again and entry and self._registry.number(entry.number) is entry:
             self._parts.give_back(held, entry.number)
             self._shelves[held.reach].returned += 1
         else:
             self._parts.discard(held)
+
+    async def _is_clean(self, network: Network, function: Function) -> bool:
+        if function.share_counters:
+            return await self._networks.wash(network)
+        return await self._networks.is_as_new(network)
 
     async def _released(self, instance: Instance, ended: Ended, index: int) -> None:
         """Its end is told when its ports are free again."""

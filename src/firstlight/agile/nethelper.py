@@ -20,7 +20,7 @@ from firstlight.errors import Failed
 from firstlight.native import native
 
 PROGRAM = "net-helper"
-_REQUEST, _ANSWER = Struct("=IIQi4s4s16s16sI16s16s"), Struct("=QQQi28s")
+_REQUEST, _ANSWER = Struct("=IIQi4s4s16s16sI16s16s"), Struct("=QQQQi28s")
 _RANGE = Struct("=4s4si")
 RANGES_MAX, _BODY_MAX, _MESSAGE_MAX = 1024, 65536, 4096
 SILENCE_SECONDS = 10.0
@@ -38,7 +38,8 @@ class Verb(IntEnum):
     LOCALNET = 6
     REMOVE = 7
     FILL = 8
-    LISTEN = 9
+    WASH = 9
+    LISTEN = 10
 
 
 class Flag(IntFlag):
@@ -55,6 +56,7 @@ class Answer(NamedTuple):
 
     id: int
     digest: int
+    counters: int
     quick: int
     error: int
     step: str
@@ -127,9 +129,9 @@ def _read(descriptor: int) -> str:
 
 
 def _decode(message: bytes, descriptor: int) -> Answer:
-    number, digest, quick, error, step = _ANSWER.unpack_from(message)
-    text = step.rstrip(b"\0").decode(errors="replace")
-    return Answer(number, digest, quick, error, text, message[_ANSWER.size :], descriptor)
+    number, digest, counters, quick, error, step = _ANSWER.unpack_from(message)
+    text, rest = step.rstrip(b"\0").decode(errors="replace"), message[_ANSWER.size :]
+    return Answer(number, digest, counters, quick, error, text, rest, descriptor)
 
 
 class NetHelper:

@@ -22,13 +22,14 @@ from firstlight.agile.addresses import GONE_SECONDS, RETRY_SECONDS, Addresses, R
 from firstlight.agile.config import Config
 from firstlight.agile.firewall import Firewall
 from firstlight.agile.function import Reach
-from firstlight.agile.nethelper import Flag, NetHelper, Request, Verb
+from firstlight.agile.nethelper import Answer, Flag, NetHelper, Request, Verb
 from firstlight.agile.rulewatch import RuleWatch
 from firstlight.errors import Failed
 
 QUARANTINE_SECONDS = 0.05
 """How long a used network rests before it is examined, so that packets in flight arrive."""
 _QUARANTINES = 10
+_SHARED_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
 
@@ -36,14 +37,15 @@ _log = logging.getLogger(__name__)
 class Network:
     """An instance's network namespace. ``address`` is None if it has no link.
 
-    ``digest`` covers everything readable in it when it was new; ``quick`` what an instance, which
-    has no capability, can change, which the node looks at.
+    ``digest`` covers everything readable in it when it was new but for ``counters`` of packets and
+    calls; ``quick`` what an instance, which has no capability, can change, which the node looks at.
     """
 
     descriptor: int
     """-1 once it is destroyed."""
     address: IPv4Address | None
     digest: int
+    counters: int = 0
     quick: int = 0
     listener: socket.socket | None = None
     """A server socket on its own loopback."""
@@ -56,14 +58,15 @@ class Network:
 
     def note(self) -> bytes:
         """What identifies it, besides its descriptor; see ``from_note``."""
-        return f"{self.address or ''} {self.digest:x} {self.quick:x}".encode()
+        return f"{self.address or ''} {self.digest:x} {self.counters:x} {self.quick:x}".encode()
 
     @staticmethod
     def from_note(note: bytes, descriptor: int) -> "Network":
         """The network with this note."""
-        address, digest, quick = note.decode().split(" ")
+        address, *numbers = note.decode().split(" ")
         where = IPv4Address(address) if address else None
-        return Network(descriptor, where, int(digest, 16), int(quick, 16))
+        digest, counters, quick = (int(number, 16) for number in numbers)
+        return Network(descriptor, where, digest, counters, quick)
 
 
 class Networks:
@@ -90,6 +93,8 @@ class Networks:
         self._published: dict[int, tuple[IPv4Address, int, socket.socket]] = {}
         self._watch = RuleWatch(self._mend)
         self._warned: set[str] = set()
+        self._talked: list[IPv4Address] = []
+        self._ending: asyncio.Task[None] | None = None
 
     def check(self) -> None:
         """Raise Failed if the host has something with this runtime's names."""
@@ -181,7 +186,9 @@ class Networks:
         if answer.descriptor < 0:
             raise Failed(f"cannot {what}: too many open files",
                          "raise the limit of open files, or stop instances")  # fmt: skip
-        return Network(answer.descriptor, address, answer.digest, answer.quick)
+        return Network(
+            answer.descriptor, address, answer.digest, answer.counters, answer.quick
+        )  # fmt: skip
 
     async def is_as_new(self, network: Network) -> bool:
         """Whether a namespace without processes reads as new.
@@ -190,16 +197,55 @@ class Networks:
         counters, sockets, addresses, routes and their exceptions, rules, neighbours, sysctls,
         IPsec, packet filters.
         """
+        answer = await self._looked(network)
+        return answer is not None and (
+            (answer.digest, answer.counters) == (network.digest, network.counters)
+        )
+
+    async def wash(self, network: Network) -> bool:
+        """Remove what traffic left in a namespace without processes, but for counters.
+
+        Whether it then reads as new beside them. If so, it is compared with those of now.
+        """
+        try:
+            self._check_open()
+            (await self._parts.ask(Request(Verb.WASH), network.descriptor)).check("wash")
+            if network.address:
+                await self._end_connections(network.address)
+        except Failed:
+            return False
+        answer = await self._looked(network)
+        if answer is None or answer.digest != network.digest:
+            return False
+        network.counters, network.quick = answer.counters, answer.quick
+        return True
+
+    async def _looked(self, network: Network) -> Answer | None:
+        """What can be read in a namespace that has rested."""
         for _ in range(_QUARANTINES):
             await asyncio.sleep(QUARANTINE_SECONDS)
             try:
                 self._check_open()
                 answer = await self._parts.ask(Request(Verb.CHECK), network.descriptor)
             except Failed:
-                return False
+                return None
             if answer.error != errno.EBUSY:  # a socket goes some time after it was closed
-                break
-        return not answer.error and answer.digest == network.digest
+                return None if answer.error else answer
+        return None
+
+    async def _end_connections(self, address: IPv4Address) -> None:
+        """End what the host tracks of it; those who ask together share a walk. Raises Failed."""
+        self._talked.append(address)
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._end_all_connections())
+        await asyncio.shield(self._ending)
+
+    async def _end_all_connections(self) -> None:
+        await asyncio.sleep(_SHARED_SECONDS)
+        talked, self._talked, self._ending = self._talked, [], None
+        for at in range(0, len(talked), nethelper.RANGES_MAX):
+            ranges = [(one, one, 0) for one in talked[at : at + nethelper.RANGES_MAX]]
+            (await self._host.ask(nethelper.forget(ranges))).check("end connections")
 
     async def make_listening(self, reach: Reach, port: int, owner: int = -1) -> Network:
         """Make a network with a server socket on its own loopback. Raises Failed."""
@@ -270,6 +316,8 @@ class Networks:
     def leave(self) -> None:
         """Leave the host's side to the runtime that adopts it."""
         self._addresses.close()
+        if self._ending:
+            self._ending.cancel()
         self._watch.close()
         self._parts.close()
         self._host.close()

@@ -73,6 +73,12 @@ Reuse = Annotated[
         autocompletion=completion(lambda: _REUSES),
     ),
 ]
+ShareCounters = Annotated[
+    bool,
+    typer.Option(
+        "--share-counters", help="Keep used networks; the next instance sees counters of packets."
+    ),
+]
 UserNamespace = Annotated[
     bool, typer.Option("--user-namespace", help="Use a user namespace per instance.")
 ]
@@ -155,6 +161,7 @@ def start(
     port: Port = None,
     user_namespace: UserNamespace = False,
     reuse: Reuse = "network",
+    share_counters: ShareCounters = False,
     volume: Annotated[
         list[str] | None,
         typer.Option(
@@ -208,6 +215,7 @@ def start(
         user_namespace=user_namespace, reuse=reuse, directory=workdir, lifetime=timeout,
         terminals=terminals, volumes=[_volume(word) for word in volume or ()],
         secrets=dict(_secret(word) for word in secret or ()),
+        share_counters=share_counters,
     )  # fmt: skip
     if detach and (terminal or interactive):
         raise FirstlightError("a detached instance has no terminal and no input",

@@ -285,7 +285,7 @@ def test_the_helper_does_its_work_under_the_sanitizers(
 ) -> None:
     """A wrong access or an undefined operation ends it, and fails what it was asked."""
     native = NATIVE.parent.parent / "native"
-    names = ("net_make", "net_check", "net_conntrack", "net_quick", "net_rules")
+    names = ("net_make", "net_check", "net_conntrack", "net_quick", "net_rules", "net_wash")
     built = compiled(
         native / "agile/net.c", tmp_path / "net-helper",
         *(str(native / f"agile/{name}.c") for name in names),

@@ -9,6 +9,7 @@ import asyncio
 import ctypes
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -255,6 +256,55 @@ def test_a_path_mtu_and_tcp_metrics_are_seen() -> None:
                 place.python(CLOSE_IN_ORDER, "198.51.100.2")
             assert "198.51.100.2" in place.run("ip", "tcp_metrics", "show")
             assert not await made.is_as_new(network)
+            made.discard(network)
+
+    on_network_host(main)
+
+
+def test_a_washed_network_has_counters_of_before_and_nothing_else() -> None:
+    """What is not removed is seen, by the one look at all."""
+    wrong: list[str] = []
+
+    async def main(made: Networks) -> None:
+        for name, leave in (PYTHON | COMMANDS).items():
+            network = await made.make("outbound")
+            words = (sys.executable, "-c") if name in PYTHON else ("bash", "-euc")
+            inside(network).run(*words, leave.format(gateway=made.gateway))
+            kept = await made.wash(network)
+            if kept != (name in PYTHON and "key" not in name):
+                wrong.append(name)
+            if kept:
+                assert await made.is_as_new(network), "to be compared with what it is now"
+                assert inside(network).run("ss", "-Htan") == ""
+            made.discard(network)
+
+    on_network_host(main)
+    assert wrong == []
+
+
+def tracked() -> str:
+    return Path("/proc/thread-self/net/nf_conntrack").read_text()
+
+
+def test_a_washed_network_has_no_path_mtu_metrics_or_tracked_connection() -> None:
+    async def main(made: Networks) -> None:
+        with neighbour("world", "198.51.100.1/24", "198.51.100.2/24") as there:
+            sh("ip link set world mtu 1200")
+            network = await made.make("outbound")
+            place = inside(network)
+            assert place.python(LEARN, "198.51.100.2") == "90"
+            with there.serving("0.0.0.0", 80):
+                place.python(CLOSE_IN_ORDER, "198.51.100.2")
+            assert (
+                f"src={network.address}" in Path("/proc/thread-self/net/nf_conntrack").read_text()
+            )
+            assert place.run("ip", "tcp_metrics", "show")
+            assert place.run("ss", "-Htan")
+            assert await made.wash(network)
+            assert "mtu" not in place.run("ip", "route", "get", "198.51.100.2")
+            assert place.run("ip", "tcp_metrics", "show") == ""
+            assert place.run("ss", "-Htan") == ""
+            assert f"src={network.address}" not in tracked()
             made.discard(network)
 
     on_network_host(main)

@@ -76,6 +76,29 @@ def test_a_used_network_serves_its_own_function_again_and_no_other(function: Mak
     on_host(main)
 
 
+@pytest.mark.parametrize("reuse", ["network", "sandbox"])
+def test_a_function_that_shares_counters_keeps_networks_that_were_talked_on(
+    function: Make, reuse: str
+) -> None:
+    ping = function("ping", GATEWAY, share_counters=True, reuse=reuse)
+
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            addresses = []
+            for done in range(3):
+                async with await runtime.start(ping) as instance:
+                    assert instance.stdout is not None
+                    assert await instance.stdout.all() == b"answered\n"
+                    await instance.wait()
+                addresses.append(instance.address)
+                while returned(runtime) <= done:
+                    await asyncio.sleep(0.01)
+                await runtime.synced()  # the node has it again
+            assert len(set(addresses)) == 1
+
+    on_host(main)
+
+
 async def ask(host: str, port: int) -> bytes:
     reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 20)
     line = await reader.read(6)

@@ -31,7 +31,7 @@ class Quiet:
         self.messages.append(message)
 
     def answer(self, number: int, *descriptors: int) -> None:
-        self.answered(nethelper._ANSWER.pack(number, 7, 8, 0, b""), list(descriptors))
+        self.answered(nethelper._ANSWER.pack(number, 7, 8, 9, 0, b""), list(descriptors))
 
     def close(self, wait: bool = True) -> None:
         self.is_closed = True

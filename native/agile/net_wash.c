@@ -1,0 +1,120 @@
+/* Removes what traffic leaves in a network namespace beside counters: connections that are not over,
+ * exceptions of routes, TCP's metrics of addresses with their cookies. Who asks looks afterwards. */
+#include "../common/cleanup.h"
+#include "net.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/genetlink.h>
+#include <linux/inet_diag.h>
+#include <linux/sock_diag.h>
+#include <linux/tcp_metrics.h>
+#include <string.h>
+#include <sys/socket.h>
+
+struct ending {
+	struct rtnl *netlink; /* to end by: the dump has one of its own */
+	int error;
+};
+
+static int flush_routes(void)
+{
+	int file FILE_SCOPE = open("/proc/sys/net/ipv4/route/flush", O_WRONLY | O_CLOEXEC);
+	return file >= 0 && write(file, "1", 1) == 1 ? 0 : -errno;
+}
+
+static struct nlmsghdr *generic_message(void *buffer, uint16_t type, uint8_t command,
+					uint8_t version)
+{
+	struct nlmsghdr *message = rtnl_message(buffer, type, NLM_F_ACK);
+	struct genlmsghdr *head = mnl_nlmsg_put_extra_header(message, sizeof *head);
+	head->cmd = command;
+	head->version = version;
+	return message;
+}
+
+static void find_family(const struct nlmsghdr *message, void *data)
+{
+	const struct nlattr *part;
+	RTNL_ATTRIBUTES(part, message, sizeof(struct genlmsghdr))
+	if (mnl_attr_get_type(part) == CTRL_ATTR_FAMILY_ID)
+		*(uint16_t *)data = mnl_attr_get_u16(part);
+}
+
+/* All of them: the request names no address. */
+static int flush_metrics(void)
+{
+	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
+	struct rtnl netlink RTNL_SCOPE = {0};
+	uint16_t family = 0;
+	int error = rtnl_open(&netlink, NETLINK_GENERIC);
+	struct nlmsghdr *find = generic_message(buffer, GENL_ID_CTRL, CTRL_CMD_GETFAMILY, 1);
+	mnl_attr_put_strz(find, CTRL_ATTR_FAMILY_NAME, TCP_METRICS_GENL_NAME);
+	if (!error)
+		error = rtnl_ask(&netlink, find, find_family, &family);
+	return error ? error
+		     : rtnl_ask(&netlink,
+				generic_message(buffer, family, TCP_METRICS_CMD_DEL,
+						TCP_METRICS_GENL_VERSION),
+				NULL, NULL);
+}
+
+static void *diag_message(struct nlmsghdr *message, size_t size)
+{
+	void *head = mnl_nlmsg_put_extra_header(message, size);
+	memset(head, 0, size);
+	return head;
+}
+
+static void end_one(const struct nlmsghdr *message, void *data)
+{
+	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
+	struct ending *ending = data;
+	const struct inet_diag_msg *found = mnl_nlmsg_get_payload(message);
+	if (ending->error || mnl_nlmsg_get_payload_len(message) < sizeof *found)
+		return;
+	struct nlmsghdr *request = rtnl_message(buffer, SOCK_DESTROY, NLM_F_ACK);
+	struct inet_diag_req_v2 *head = diag_message(request, sizeof *head);
+	head->sdiag_family = found->idiag_family;
+	head->sdiag_protocol = IPPROTO_TCP;
+	head->idiag_states = ~0U;
+	head->id = found->id;
+	int error = rtnl_ask(ending->netlink, request, NULL, NULL);
+	if (error != -ENOENT) /* it ended by itself meanwhile */
+		ending->error = error;
+}
+
+/* Those in TIME_WAIT above all, which would stay for a minute. */
+static int end_connections(uint8_t family)
+{
+	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
+	struct rtnl dump RTNL_SCOPE = {0}, end RTNL_SCOPE = {0};
+	struct ending ending = {&end, 0};
+	int error = rtnl_open(&dump, NETLINK_SOCK_DIAG);
+	if (!error)
+		error = rtnl_open(&end, NETLINK_SOCK_DIAG);
+	struct nlmsghdr *message = rtnl_message(buffer, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP);
+	struct inet_diag_req_v2 *head = diag_message(message, sizeof *head);
+	head->sdiag_family = family;
+	head->sdiag_protocol = IPPROTO_TCP;
+	head->idiag_states = ~0U;
+	if (!error)
+		error = rtnl_ask(&dump, message, end_one, &ending);
+	return error ? error : ending.error;
+}
+
+int net_wash(const char **step)
+{
+	static const uint8_t families[] = {AF_INET, AF_INET6};
+	int error = 0;
+	*step = "end connections";
+	for (size_t i = 0; i < sizeof families && !error; i++)
+		error = end_connections(families[i]);
+	if (error && error != -ENOENT && error != -EOPNOTSUPP) /* a kernel without IPv6, or this */
+		return error;
+	*step = "forget exceptions of routes";
+	if ((error = flush_routes()))
+		return error;
+	*step = "forget TCP's metrics";
+	return flush_metrics();
+}
