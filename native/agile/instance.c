@@ -775,10 +775,9 @@ static void leave_parts(struct instance *instance, bool clean)
 	} else if (instance->cgroup != NOBODY) {
 		part_leave(instance->cgroup);
 	}
-	if (instance->network != NOBODY && clean &&
-	    network_rests(instance->network, instance->function, instance->version))
-		instance->network = NOBODY;
-	else if (instance->network != NOBODY)
+	instance->rests = instance->network != NOBODY && clean &&
+			  network_rests(instance->network, instance->function, instance->version);
+	if (instance->network != NOBODY && !instance->rests)
 		part_leave(instance->network);
 }
 

@@ -281,7 +281,7 @@ static struct event instance_event(int index, enum event_verb verb)
 		.status = instance->status,
 		.error = instance->error,
 		.step = (uint32_t)instance->step,
-		.network = instance->network,
+		.network = verb != EVENT_STARTED && instance->rests ? NOBODY : instance->network,
 		.cgroup = instance->cgroup,
 		.requested = instance->requested,
 		.running = instance->running,

@@ -92,6 +92,7 @@ struct instance {
 	uint16_t flags; /* of its answers */
 	uint8_t owed_client, owed_manager;
 	bool detached, killed, failed, in_dirty, renewing; /* renewing: its sandbox still is */
+	bool rests; /* its network, which the node judges */
 	bool session; /* a program beside an instance's own */
 	struct definition identity; /* of its function when it was started */
 	int status, error, step;
