@@ -133,7 +133,7 @@ def logs(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a detached instance wrote, or one that has ended; or a function's, lately."""
+    """Show what a detached instance, or a function, has written."""
     with connected(config) as client:
         left_out = 0 if tail is None else max(0, sum(1 for _ in client.logs(identity)) - tail)
         for number, line in enumerate(client.logs(identity, follow)):
