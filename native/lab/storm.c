@@ -3,10 +3,13 @@
  *   storm cgroup DIRECTORY moved|born COMMAND [ARG...]
  *                   the command in a control group: written to its cgroup.procs after its clone, or
  *                   cloned into it
- *   storm daemon SOCKET MEBIBYTES fork|vfork COMMAND [ARG...]
+ *   storm layers DIRECTORY COUNT COMMAND [ARG...]
+ *                   the command, after each of that many layers, the directories DIRECTORY/0 and so
+ *                   on, was mounted once more with its ids mapped, and unmounted
+ *   storm daemon SOCKET MEBIBYTES MILLISECONDS fork|vfork COMMAND [ARG...]
  *                   a process with that much memory in use, which starts the command for each
- *                   connection, with the descriptors that it is sent as standard input and output;
- *                   prints "listening"
+ *                   connection, with the descriptors that it is sent as standard input and output,
+ *                   and sleeps for so long before it; prints "listening"
  *   storm ask SOCKET
  *                   ask it, with our own, and wait for the command's end
  *
@@ -17,6 +20,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/mount.h>
 #include <linux/sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -29,7 +33,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { BACKLOG = 16, MEBIBYTE = 1 << 20, STREAMS = 2, PAGE = 4096 };
+enum { BACKLOG = 16, MEBIBYTE = 1 << 20, STREAMS = 2, PAGE = 4096, DETACH = 2 };
 
 union control {
 	struct cmsghdr header;
@@ -102,6 +106,77 @@ static int start_born(const char *directory, char **command, struct error *error
 	return end_of(pid, error);
 }
 
+/* A descriptor of a user namespace in which root is the host's user 100000. */
+static int user_namespace(struct error *error)
+{
+	int gate[2];
+	if (pipe2(gate, O_CLOEXEC))
+		return error_set(error, errno, "pipe");
+	int open_end FILE_SCOPE = gate[0], shut FILE_SCOPE = gate[1];
+	struct clone_args args = {.flags = CLONE_NEWUSER, .exit_signal = SIGCHLD};
+	pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
+	if (pid < 0)
+		return error_set(error, errno, "clone3 of a user namespace");
+	if (pid == 0) {
+		char byte;
+		close(shut);
+		_exit(read(open_end, &byte, 1) < 0);
+	}
+	static const char *const maps[] = {"uid_map", "gid_map"};
+	static const char map[] = "0 100000 65536";
+	int bad = 0, namespace = -1;
+	for (size_t each = 0; each < 2 && !bad; each++) {
+		char path[PAGE];
+		snprintf(path, sizeof path, "/proc/%d/%s", pid, maps[each]);
+		int file FILE_SCOPE = open(path, O_WRONLY | O_CLOEXEC);
+		if (file < 0 || write(file, map, sizeof map - 1) < 0)
+			bad = error_set(error, errno, "%s", path);
+	}
+	if (!bad) {
+		char path[PAGE];
+		snprintf(path, sizeof path, "/proc/%d/ns/user", pid);
+		namespace = open(path, O_RDONLY | O_CLOEXEC);
+		if (namespace < 0)
+			bad = error_set(error, errno, "%s", path);
+	}
+	close(shut);
+	shut = -1;
+	int status = end_of(pid, error);
+	return bad ? bad : status ? error_set(error, EPROTO, "the namespace's process") : namespace;
+}
+
+static int map_ids(const char *directory, unsigned layer, int namespace, struct error *error)
+{
+	char path[PAGE];
+	snprintf(path, sizeof path, "%s/%u", directory, layer);
+	int tree FILE_SCOPE =
+		(int)syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	if (tree < 0)
+		return error_set(error, errno, "open_tree %s", path);
+	struct mount_attr attributes = {.attr_set = MOUNT_ATTR_IDMAP,
+					.userns_fd = (__u64) namespace};
+	if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH, &attributes, sizeof attributes))
+		return error_set(error, errno, "mount_setattr of %s", path);
+	if (syscall(SYS_move_mount, tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH))
+		return error_set(error, errno, "move_mount to %s", path);
+	if (syscall(SYS_umount2, path, DETACH))
+		return error_set(error, errno, "umount %s", path);
+	return 0;
+}
+
+static int start_on_layers(const char *directory, unsigned layers, char **command,
+			   struct error *error)
+{
+	int namespace FILE_SCOPE = user_namespace(error);
+	if (namespace < 0)
+		return namespace;
+	for (unsigned layer = 0; layer < layers; layer++)
+		if (map_ids(directory, layer, namespace, error))
+			return -error->code;
+	execv(command[0], command);
+	return error_set(error, errno, "%s", command[0]);
+}
+
 static int address_of(const char *path, struct sockaddr_un *address, struct error *error)
 {
 	address->sun_family = AF_UNIX;
@@ -156,12 +231,15 @@ static int take_streams(int peer, int streams[STREAMS])
 }
 
 /* The child keeps the connection, so that its end is seen by who asked. */
-static int start_for(int peer, int shares_memory, char **command, struct error *error)
+static int start_for(int peer, useconds_t pause, int shares_memory, char **command,
+		     struct error *error)
 {
 	int streams[STREAMS];
 	int bad = take_streams(peer, streams);
 	if (bad)
 		return error_set(error, -bad, "a connection");
+	if (pause)
+		usleep(pause);
 	pid_t pid = shares_memory ? vfork() : fork();
 	if (pid == 0) {
 		if (dup2(streams[0], STDIN_FILENO) < 0 || dup2(streams[1], STDOUT_FILENO) < 0)
@@ -173,8 +251,8 @@ static int start_for(int peer, int shares_memory, char **command, struct error *
 	return pid < 0 ? error_set(error, errno, "fork") : 0;
 }
 
-static int serve(const char *path, size_t mebibytes, int shares_memory, char **command,
-		 struct error *error)
+static int serve(const char *path, size_t mebibytes, useconds_t pause, int shares_memory,
+		 char **command, struct error *error)
 {
 	struct sockaddr_un address = {0};
 	size_t size = mebibytes * MEBIBYTE;
@@ -195,7 +273,7 @@ static int serve(const char *path, size_t mebibytes, int shares_memory, char **c
 		int peer FILE_SCOPE = accept(listening, NULL, NULL);
 		if (peer < 0)
 			return error_set(error, errno, "%s", path);
-		if (start_for(peer, shares_memory, command, error))
+		if (start_for(peer, pause, shares_memory, command, error))
 			return -error->code;
 	}
 }
@@ -208,15 +286,21 @@ int main(int argc, char **argv)
 		status = start_moved(argv[2], argv + 4, &error);
 	else if (argc > 4 && !strcmp(argv[1], "cgroup") && !strcmp(argv[3], "born"))
 		status = start_born(argv[2], argv + 4, &error);
-	else if (argc > 5 && !strcmp(argv[1], "daemon"))
-		status = serve(argv[2], strtoul(argv[3], NULL, 10), !strcmp(argv[4], "vfork"),
-			       argv + 5, &error);
+	else if (argc > 4 && !strcmp(argv[1], "layers"))
+		status = start_on_layers(argv[2], (unsigned)strtoul(argv[3], NULL, 10), argv + 4,
+					 &error);
+	else if (argc > 6 && !strcmp(argv[1], "daemon"))
+		status = serve(argv[2], strtoul(argv[3], NULL, 10),
+			       1000 * (useconds_t)strtoul(argv[4], NULL, 10),
+			       !strcmp(argv[5], "vfork"), argv + 6, &error);
 	else if (argc == 3 && !strcmp(argv[1], "ask"))
 		status = ask(argv[2], &error);
 	else
 		status = error_set(&error, EINVAL,
 				   "usage: storm cgroup DIRECTORY moved|born COMMAND... | "
-				   "daemon SOCKET MEBIBYTES fork|vfork COMMAND... | ask SOCKET");
+				   "layers DIRECTORY COUNT COMMAND... | "
+				   "daemon SOCKET MEBIBYTES MILLISECONDS fork|vfork COMMAND... | "
+				   "ask SOCKET");
 	if (status >= 0)
 		return status;
 	error_print(&error);

@@ -190,6 +190,7 @@ PHASES = (
     Phase("image.fetch", "a layer of an image is fetched from its registry", (),
           component="image fetchLayer .*"),
     Phase("image.unpack", "a layer of an image is unpacked into a snapshot", (),
+          helpers=r"tar|bsdtar|gzip|gunzip|pigz|unpigz|igzip|zstd|unsquashfs|umoci|skopeo",
           component="image unpackLayer .*"),
     Phase("image", "an image is looked up, pulled and unpacked", (), component="image .*"),
     Phase("cni", "CNI plugins set a pod's network up", (), component=r"sandbox cni\..*"),

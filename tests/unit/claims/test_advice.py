@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import polars as pl
 import pytest
 
@@ -21,7 +22,7 @@ USUAL: tuple[Piece, ...] = (
     ("ns.mount", "kernel", "on CPU", MS // 2),
     ("fork", "kernel", "on CPU", MS // 2),
     ("exec", "kernel", "on CPU", MS),
-    ("security", "around", "on CPU", 8 * MS),
+    ("security", "around", "on CPU", MS),
 )
 MET: dict[str, tuple[Piece, str]] = {
     "veth move": (
@@ -31,6 +32,14 @@ MET: dict[str, tuple[Piece, str]] = {
         ("cgroup", "kernel", "RCU: rcu_sync_enter (cgroup_procs_write_start)", 10 * MS), ""
     ),
     "many mounts": (("ns.mount", "kernel", "on CPU", 6 * MS), ""),
+    "id-mapped layers": (
+        ("mount", "kernel", "RCU: synchronize_rcu (namespace_unlock)", 12 * MS),
+        "call mount_setattr",
+    ),
+    "seccomp compiled anew": (("security", "around", "on CPU", 9 * MS), "call seccomp"),
+    "rate limit": (("sleep", "around", "sleep", 30 * MS), ""),
+    "image unpack": (("image", "kernel", "on CPU", 40 * MS), ""),
+    "entropy": (("exec", "around", "unknown wait (wait_for_random_bytes)", 900 * MS), ""),
     "fork of a fat daemon": (("fork", "kernel", "on CPU", 20 * MS), ""),
     "duplicate-address detection": (
         ("ipam", "around", "another process: poll", 1500 * MS), "netlink RTM_NEWADDR"
@@ -63,14 +72,18 @@ def starts(*pieces: Piece, count: str = "", number: int = 6) -> Analysis:
     kind, _, name = count.partition(" ")
     spans: list[tuple[Any, ...]] = []
     if kind == "call":
-        spans.append((0, "call", name, "", "", 1, 2, 1, 1, 0, None))
+        spans += [(0, "call", name, "", "", 1, 2, 1, 1, 0, None)] * 4
     if kind == "exec":
         spans.append((0, "exec", "exec", f"/usr/sbin/{name}", "", 1, 1, 1, 1, None, None))
     if kind == "netlink":
         spans.append((0, "call", "sendto", f"socket:netlink.route {name}", "", 1, 2, 1, 1, 0, None))
     frame = pl.DataFrame(spans, schema=SPAN_SCHEMA, orient="row")
     point = SimpleNamespace(
-        point={"instances": 1}, name="x × 1", latency=object(), traced_samples=tuple(samples)
+        point={"instances": 1},
+        name="x × 1",
+        latency=object(),
+        traced_samples=tuple(samples),
+        untraced_samples=(),
     )
     fake = SimpleNamespace(
         points=(point,),
@@ -105,6 +118,20 @@ def test_a_wait_alone_is_no_evidence(storm: str) -> None:
     assert advise(starts(*USUAL, MET[storm][0]), STORMS) == []
 
 
+def test_a_trace_gives_the_share_and_untraced_starts_the_time() -> None:
+    for storm, factor in (("xtables lock", 0.5), ("rate limit", 1.0)):
+        piece, count = MET[storm]
+        analysis = starts(*USUAL, piece, count=count)
+        [point] = analysis.points
+        half = [
+            msgspec.structs.replace(each, stamps=Stamps(0, 0, (each.latency or 0) // 2))
+            for each in point.traced_samples
+        ]
+        point.untraced_samples = tuple(half)  # type: ignore[misc]
+        [found] = advise(analysis, STORMS)
+        assert found.gain.value == pytest.approx(factor * piece[3], rel=0.01)
+
+
 def test_what_gains_little_is_not_named() -> None:
     little = ("veth.move", "kernel", "on CPU", MS)
     assert advise(starts(*USUAL, little), STORMS) == []
@@ -117,4 +144,4 @@ def test_work_is_gained_with_the_queueing_that_it_causes() -> None:
     [loaded] = advise(starts(*busy, fork), STORMS)
     pieces = starts(*busy, fork).breakdown
     assert loaded.gain.value == pytest.approx(alone.gain.value * (1 + _queueing(pieces)))
-    assert _queueing(pieces) == pytest.approx(60 / 50)
+    assert _queueing(pieces) == pytest.approx(60 / 43)

@@ -2,6 +2,8 @@
 
 A storm is recognised by time on the critical path: of some phases, for some causes. So its cost is
 measured, and what its remedy gains is predicted: that time, less what the remedy's own way takes.
+The tracer makes starts slower, and waits for others' work longer. So a traced start gives the share
+of the time, and the untraced ones the time, where a point has both.
 ``firstlight run storms`` meets each storm, with and without its remedy.
 """
 
@@ -29,12 +31,13 @@ class Storm:
     """How to recognise a storm, and what to do.
 
     ``phases`` and ``causes`` match (whole) those of the pieces of the critical path that it takes.
-    ``kernel`` limits them to time within the phase's own calls. ``count`` matches a count that
-    starts must have (analysis.counts). ``least`` is the shortest time, in ns, that it can take.
-    ``rest`` is what the remedy's own way takes, in ns. ``along`` matches phases whose work of the
-    CPU grows with the storm: what they take beyond ``along_rest`` ns is gained, too. ``work`` is
-    for a storm that is work of the CPU: without it, the start waits less for a CPU, in the same
-    proportion.
+    ``shade`` limits them to time within the phase's own calls, or around those. ``count`` matches
+    a count that starts must have (analysis.counts), at least ``fewest`` of it in all. ``least`` is
+    the shortest time, in ns, that it can take. ``rest`` is what the remedy's own way takes, in ns.
+    ``along`` matches phases whose work of the CPU grows with the storm: what they take beyond
+    ``along_rest`` ns is gained, too. ``work`` is for a storm that is work of the CPU: without it,
+    the start waits less for a CPU, in the same proportion. A ``fixed`` wait is for a clock: the
+    tracer does not make it longer.
     """
 
     name: str
@@ -42,13 +45,15 @@ class Storm:
     remedy: str
     phases: str = ".*"
     causes: str = ".*"
-    kernel: bool = False
+    shade: str = ".*"
     count: str = ""
+    fewest: int = 1
     least: int = LEAST_NS
     rest: int = 0
     along: str = ""
     along_rest: int = 0
     work: bool = False
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,15 +86,23 @@ class _Starts:
         samples = [sample.index for sample in self.point.traced_samples]
         return self.analysis.breakdown.filter(pl.col("sample").is_in(samples))
 
+    @property
+    def untraced(self) -> float:
+        """The median of the untraced starts over that of the traced ones; 1 without either."""
+        without = [sample.latency or 0 for sample in self.point.untraced_samples]
+        traced = [sample.latency or 0 for sample in self.point.traced_samples]
+        return float(np.median(without) / np.median(traced)) if without else 1.0
+
     @cached_property
-    def counted(self) -> set[str]:
-        """What the first few of them did."""
+    def counted(self) -> dict[str, int]:
+        """What one of the first few of them did, by its name: the most."""
         samples = [sample for sample in self.point.traced_samples if counts.is_whole(sample)]
-        names: set[str] = set()
+        most: dict[str, int] = {}
         for sample in samples[:_LOOKED_AT]:
             spans = self.analysis.run.spans_of(sample)
-            names |= set(counts.of_spans(spans, [sample])["count"].to_list())
-        return names
+            done = counts.of_spans(spans, [sample]).select("count", "value")
+            most |= {name: max(value, most.get(name, 0)) for name, value in done.iter_rows()}
+        return most
 
 
 def advise(analysis: Analysis, storms: Sequence[Storm]) -> list[Advice]:
@@ -108,9 +121,8 @@ def _met(storm: Storm, starts: _Starts) -> Advice | None:
         pl.col("phase").str.contains(f"^(?:{storm.phases})$")
         & pl.col("cause").str.contains(f"^(?:{storm.causes})$")
     )
-    if storm.kernel:
-        pieces = pieces.filter(pl.col("shade") == "kernel")
-    if pieces.is_empty() or not _has(storm.count, starts):
+    pieces = pieces.filter(pl.col("shade").str.contains(f"^(?:{storm.shade})$"))
+    if pieces.is_empty() or not _has(storm, starts):
         return None
     samples = starts.point.traced_samples
     by_sample = dict(pieces.group_by("sample").agg(pl.col("wall").sum()).iter_rows())
@@ -129,9 +141,13 @@ def _met(storm: Storm, starts: _Starts) -> Advice | None:
         pieces = pl.concat([pieces, more])
     if storm.work:
         gains *= 1 + _queueing(starts.pieces)
+    if not storm.fixed:
+        gains *= starts.untraced
     batch = np.array([sample.batch for sample in samples])
     gain = stats.quantile_interval(gains, 0.5, groups=batch, resamples=500)
     latency = float(np.median([sample.latency or 0 for sample in samples]))
+    if not storm.fixed:
+        latency *= starts.untraced
     if gain.value < max(LEAST_NS, LEAST_SHARE * latency):
         return None
     return Advice(
@@ -140,8 +156,11 @@ def _met(storm: Storm, starts: _Starts) -> Advice | None:
     )  # fmt: skip
 
 
-def _has(count: str, starts: _Starts) -> bool:
-    return not count or any(re.fullmatch(count, name) for name in starts.counted)
+def _has(storm: Storm, starts: _Starts) -> bool:
+    if not storm.count:
+        return True
+    own = [value for name, value in starts.counted.items() if re.fullmatch(storm.count, name)]
+    return sum(own) >= storm.fewest
 
 
 def _queueing(pieces: pl.DataFrame) -> float:

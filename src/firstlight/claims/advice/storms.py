@@ -25,7 +25,7 @@ STORMS = (
         "namespaces by descriptor, not by name.",
         phases=r"ns\.mount",
         causes=r"on CPU|lock: namespace_sem .*",
-        kernel=True,
+        shade="kernel",
         work=True,
         least=1_000_000,
         rest=200_000,
@@ -33,12 +33,35 @@ STORMS = (
         along_rest=4_000_000,  # runc's own mounts
     ),
     Storm(
+        "id-mapped layers",
+        "Each layer of an image is mounted once more, to map its ids.",
+        "Map the ids of the finished overlay, once, or unpack the image with the ids that it is "
+        "run with.",
+        phases="mount",
+        shade="kernel",
+        count="call mount_setattr",
+        fewest=4,
+    ),
+    Storm(
+        "seccomp compiled anew",
+        "The runtime compiles the container's seccomp profile at each start.",
+        "Give the compiled filter (crun's annotation run.oci.seccomp_bpf_data), or a profile that "
+        "lists what is forbidden.",
+        phases="security|config",
+        causes="on CPU",
+        shade="around",
+        count="call seccomp",
+        work=True,
+        least=2_000_000,
+        rest=1_000_000,
+    ),
+    Storm(
         "fork of a fat daemon",
         "A process with much memory forks: its page tables are copied, and freed again by exec.",
         "Start programs by vfork or posix_spawn, or from a small helper process.",
         phases="fork|exec",
         causes="on CPU",
-        kernel=True,
+        shade="kernel",
         work=True,
         least=3_000_000,
         rest=600_000,
@@ -51,6 +74,32 @@ STORMS = (
         causes=r"sleep|another (process: poll|thread: futex)|kernel: netlink answer.*",
         count=r"netlink route RTM_(NEW|GET)ADDR.*",
         least=400_000_000,
+        fixed=True,
+    ),
+    Storm(
+        "rate limit",
+        "A process on the start's way sleeps: it limits its rate, or looks again after a pause.",
+        "Raise the limit (the kubelet's kubeAPIQPS and registryPullQPS, the CNI agent's "
+        "endpoint-create), or wait for an event.",
+        phases="sleep",
+        causes="sleep",
+        least=5_000_000,
+        fixed=True,
+    ),
+    Storm(
+        "image unpack",
+        "A start unpacks layers of its image.",
+        "Pull and unpack before the first start; use fewer and smaller layers, or an image that is "
+        "mounted as it is (erofs, squashfs).",
+        phases=r"image(\.unpack)?",
+        least=2_000_000,
+    ),
+    Storm(
+        "entropy",
+        "A start waits for the kernel's random numbers.",
+        "Give the machine a source: a virtio-rng device, the CPU's instruction trusted "
+        "(random.trust_cpu), or a seed kept from the last boot.",
+        causes=r"unknown wait \((?:wait_for_random_bytes|\w*random\w*|hwrng_\w+|rng_dev_read)\)",
     ),
     Storm(
         "xtables lock",
