@@ -300,6 +300,7 @@ static int take(const struct house *house, const struct place *place)
 	return place->terminal ? take_terminal(place) : take_streams(house, place);
 }
 
+/* After all that opens something: until the exec the node's own descriptors count, too. */
 static int set_limits(const struct definition *function)
 {
 	struct rlimit files = {function->files, function->files};
@@ -643,9 +644,9 @@ int sandbox_execute(const struct house *house, struct place *place, int self, ch
 		    char **envp, const char *directory, struct progress *progress)
 {
 	const struct definition *function = &place->function;
-	DO(STEP_LIMITS, set_limits(function));
 	DO(STEP_STREAMS, take(house, place));
 	DO(STEP_USER, become_user(function, self));
+	DO(STEP_LIMITS, set_limits(function));
 	DO(STEP_CAPABILITIES, drop_capabilities(function));
 	DO(STEP_SECCOMP, confine(&house->profiles[function->profile]));
 	DO(STEP_EXEC, execute(argv, envp, directory));
@@ -663,9 +664,9 @@ int sandbox_join(const struct house *house, struct place *place, int instance, i
 	DO(STEP_FUNCTION, sandbox_read_words(place, &argv, &envp, &directory));
 	DO(STEP_CGROUP, join_cgroup(house, place->cgroup));
 	DO(STEP_ROOT, failure(setns(instance, SPACES)));
-	DO(STEP_LIMITS, set_limits(function));
 	DO(STEP_STREAMS, take(house, place));
 	DO(STEP_USER, join_user(function, control, instance));
+	DO(STEP_LIMITS, set_limits(function));
 	DO(STEP_CAPABILITIES, drop_capabilities(function));
 	DO(STEP_SECCOMP, confine(&house->profiles[function->profile]));
 	DO(STEP_EXEC, execute(argv, envp, directory));

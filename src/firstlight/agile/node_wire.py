@@ -39,9 +39,9 @@ class Step(IntEnum):
     CGROUP_LIMITS = 9
     ROOT = 10
     HOST_NAME = 11
-    LIMITS = 12
-    STREAMS = 13
-    USER = 14
+    STREAMS = 12
+    USER = 13
+    LIMITS = 14
     CAPABILITIES = 15
     SECCOMP = 16
     EXEC = 17

@@ -402,3 +402,16 @@ def test_pools_that_nobody_needs_any_more_become_small(function: Make) -> None:
             await asyncio.wait_for(settled(), 50)
 
     on_host(main, 120)
+
+
+@pytest.mark.parametrize("more", [{"user_namespace": True}, {"terminals": True}])
+def test_a_limit_of_files_below_what_the_node_has_open_lets_an_instance_start(
+    function: Make, more: dict[str, bool]
+) -> None:
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            assert len(list(Path(f"/proc/{runtime.node}/fd").iterdir())) > 8
+            async with await runtime.start(function("hold", "0", files=8, **more)) as instance:
+                assert (await instance.wait()).status == 0
+
+    on_host(main)
