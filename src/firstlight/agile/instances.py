@@ -383,6 +383,8 @@ class Instances:
             answer.instance, entry.function, answer.pid, answer.address, answer.flags
         )
         instance.stamps = answer.stamps
+        # One that has ended may have left its network before its start was told.
+        instance.address = instance.address or _address(answer.address)
         return instance
 
     def explained(self, function: Function) -> Failed:
@@ -589,7 +591,7 @@ class Instances:
                 self._count_sandboxes()
 
     def _new(self, number: int, function: Function, pid: int, address: int, flags: int) -> Instance:
-        where = IPv4Address(address.to_bytes(4, "little")) if address else None
+        where = _address(address)
         instance = Instance(
             number,
             function,
@@ -636,6 +638,7 @@ class Instances:
             self._sandbox_hits += 1
         else:
             self._sandbox_misses += 1
+            self._sandbox_demand.take()
         held = self._parts.get(event.network)
         address = 0
         if held and isinstance(held.made, Network) and held.made.address:
@@ -646,7 +649,6 @@ class Instances:
         self._begun(self._running[event.id], event.running)
         if held and isinstance(held.made, Network):
             self._running[event.id].network.set_result(held.made)
-            self._sandbox_demand.take()
         if self._config.pools.sandbox.high:
             self._follow_sandboxes(used=True)
 
@@ -797,6 +799,11 @@ class Instances:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _address(address: int) -> IPv4Address | None:
+    """An address as the node writes it."""
+    return IPv4Address(address.to_bytes(4, "little")) if address else None
 
 
 class _opened:  # noqa: N801 - a context manager
