@@ -5,8 +5,6 @@ Metrics are sums over all pods: the difference between two readings is a batch's
 
 from collections.abc import Mapping
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from firstlight.lab.cluster.node import ask
 from firstlight.lab.cluster.running import Cluster
 from firstlight.lab.cluster.settings import METRICS
@@ -23,6 +21,8 @@ Sums = dict[str, tuple[float, float]]
 
 def read(cluster: Cluster) -> Sums:
     """The sums so far, by the names in OPERATIONS."""
+    from prometheus_client.parser import text_string_to_metric_families
+
     token = cluster.settings.token
     texts = cluster.inside(lambda: [ask(url, token)[1].decode() for url in (_KUBELET, _CONTAINERD)])
     seconds, numbers = dict.fromkeys(OPERATIONS, 0.0), dict.fromkeys(OPERATIONS, 0.0)
