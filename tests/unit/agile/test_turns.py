@@ -170,3 +170,20 @@ def test_a_limit_that_is_raised_lets_go_on_who_waits() -> None:
         assert (turns.running("f"), turns.waiting()["f"]) == (3, 0)
 
     with_turns(main)
+
+
+def test_a_turn_that_comes_free_goes_to_nobody_who_gives_up() -> None:
+    async def main(turns: Turns, requests: Requests) -> None:
+        one = function("f", concurrency=1, queue=2)
+        await requests.ask(one)
+        leaves = asyncio.create_task(requests._request(one))
+        await requests.settle()
+        requests.ends.release()
+        leaves.cancel()  # before the loop has run either
+        await asyncio.gather(leaves, return_exceptions=True)
+        await requests.settle()
+        assert (turns.running("f"), turns.waiting()["f"]) == (0, 0)
+        await requests.ask(one)
+        assert turns.running("f") == 1, "its only turn is there for the next"
+
+    with_turns(main)

@@ -112,7 +112,11 @@ class Turns:
 
     def _next(self) -> None:
         """Let those go on who can."""
-        while ready := [waiter for waiter in self._waiting if self._may(waiter.version)]:
+        while ready := [
+            waiter
+            for waiter in self._waiting
+            if not waiter.turn.done() and self._may(waiter.version)  # not one that gives up
+        ]:
             chosen = min(ready, key=lambda waiter: self._burden(waiter.version.owner))
             self._waiting.remove(chosen)
             self._begin(chosen.version)
