@@ -80,7 +80,7 @@ static int stop(void)
 	/* A program that another CPU is running still has ended after this. */
 	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
 	FILE *stacks = create("stacks");
-	int error = !stacks || tracer_drain() ||
+	int error = !stacks || tracer_drain_all() ||
 		    tracer_write_open((unsigned long long)clock_now()) || tracer_clear("tasks") ||
 		    tracer_clear("numbers") || tracer_write_stacks(stacks);
 	error = (stacks && fclose(stacks)) || error;

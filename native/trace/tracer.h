@@ -41,6 +41,7 @@ int tracer_attach(int cheap);
 void tracer_detach(int keep_cheap);
 
 int tracer_drain(void);
+int tracer_drain_all(void); /* once nothing is attached that makes many */
 int tracer_write(void *context, void *data, size_t size);
 
 /* The traced threads, as of now. Threads come and go meanwhile: a walk from key to key would begin anew

@@ -324,7 +324,7 @@ static int disarm(void)
 	tracer_detach(1);
 	/* A program that another CPU is running still has ended after this. */
 	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
-	return tracer_drain();
+	return tracer_drain_all();
 }
 
 /* What a thread was doing when it was last traced says nothing of what it does now. */

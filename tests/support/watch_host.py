@@ -62,6 +62,6 @@ def watching(*options: object) -> Iterator[Watch]:
             assert process.stderr.readline().startswith(b"watching ")
             yield Watch(process)
             process.terminate()
-            process.wait(SECONDS)
+            process.communicate(timeout=SECONDS)  # what others started meanwhile
         finally:
             process.kill()

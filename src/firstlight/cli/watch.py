@@ -18,6 +18,7 @@ from firstlight.errors import FirstlightError, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
     from firstlight.report.live.seen import Seen
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 NEEDED = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_SYSLOG", "CAP_DAC_READ_SEARCH")
 """For the tracer, for other users' bundles, and for the kernel's own names of its functions."""
 
+_STOP_SECONDS = 30
 _GENTLE = 5
 """How nice the analysis of starts is to the node's own work."""
 
@@ -160,12 +162,18 @@ def _sent(stack: ExitStack, collector: str | None) -> "list[Callable[[Seen], Non
 def _stop_signals() -> "Iterator[int]":
     """A descriptor that is readable once SIGINT or SIGTERM has come.
 
-    An exception raised by the signal could be lost in code that discards exceptions.
+    An exception raised by the signal could be lost in code that discards exceptions. A second
+    signal ends the process at once, and so does an alarm: its output may have no reader.
     """
+
+    def stop(number: int, _: "FrameType | None") -> None:
+        signal.signal(number, signal.SIG_DFL)
+        signal.alarm(_STOP_SECONDS)
+
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: None) for number in numbers]
+    before = [signal.signal(number, stop) for number in numbers]
     try:
         yield reading
     finally:

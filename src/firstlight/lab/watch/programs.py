@@ -3,9 +3,10 @@
 No other part of a program's arguments and environment is kept.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from firstlight.lab.watch.files import read_json
 
 RUNTIMES = ("runc", "crun", "youki", "runsc", "kata-runtime")
 SHIMS = ("containerd-shim-runc-v2", "containerd-shim-runsc-v1", "containerd-shim-kata-v2",
@@ -104,11 +105,8 @@ def labels_of(bundle: str, document: object = None) -> dict[str, str]:
     ``document`` is its config.json, if that was read before. Knows those of containerd's CRI
     plugin, CRI-O and Podman. Empty if there are none.
     """
-    try:
-        if document is None and bundle.startswith("/"):
-            document = json.loads((Path(bundle) / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
+    if document is None and bundle.startswith("/"):
+        document = read_json(Path(bundle) / "config.json")
     annotations = _annotations(document)
     labels: dict[str, str] = {}
     for label, keys in _ANNOTATIONS.items():

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from firstlight.lab.watch.files import read_json
+
 
 def labels(container: str, bundle: str, config: object) -> dict[str, str]:
     """The names of a container whose bundle has this config.json."""
@@ -17,7 +19,7 @@ def _of_storage(container: str, bundle: Path) -> dict[str, str]:
     """Podman and Buildah: the bundle is ``STORAGE/DRIVER-containers/ID/userdata``."""
     if bundle.name != "userdata" or not bundle.parent.parent.name.endswith("-containers"):
         return {}
-    records = _read(bundle.parent.parent / "containers.json")
+    records = read_json(bundle.parent.parent / "containers.json")
     for record in records if isinstance(records, list) else ():
         if isinstance(record, dict) and record.get("id") == container:
             metadata = _parsed(record.get("metadata"))
@@ -32,7 +34,7 @@ def _of_docker(container: str, config: object) -> dict[str, str]:
         source = Path(str(mount.get("source", ""))) if isinstance(mount, dict) else Path()
         if source.parts[-3:] != ("containers", container, "hostname"):
             continue
-        record = _read(source.parent / "config.v2.json")
+        record = read_json(source.parent / "config.v2.json")
         if isinstance(record, dict):
             about = record.get("Config")
             image = about.get("Image") if isinstance(about, dict) else None
@@ -40,17 +42,10 @@ def _of_docker(container: str, config: object) -> dict[str, str]:
     return {}
 
 
-def _read(file: Path) -> object:
-    try:
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
 def _parsed(text: object) -> dict[str, Any]:
     try:
         value = json.loads(text) if isinstance(text, str) else None
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {}
 

@@ -1,6 +1,7 @@
 """Which programs are of which container's start."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,18 @@ def test_a_plugin_names_its_pod() -> None:
 def test_a_bundle_that_says_nothing_has_no_labels(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
+    assert labels_of(str(tmp_path)) == {}
+
+
+def test_a_bundle_that_others_chose_neither_blocks_nor_fills_the_memory(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    os.mkfifo(config)
+    assert labels_of(str(tmp_path)) == {}
+    config.unlink()
+    config.symlink_to("/dev/zero")
+    assert labels_of(str(tmp_path)) == {}
+    config.unlink()
+    config.write_bytes(b"[" * 100_000)
     assert labels_of(str(tmp_path)) == {}
 
 
