@@ -10,7 +10,7 @@
  * It enters the network, sets what is to be set, gives up every right, and answers with an errno and
  * a text, by which time it is what it stays: no user, an empty root, no descriptors, and a filter that
  * leaves it waiting for signals. Containers may share its PID namespace, where it is PID 1 and reaps.
- * It ends with the socket as long as it waits, and by SIGKILL afterwards.
+ * It ends with the socket as long as it waits, and by a signal that ends a pause container, afterwards.
  *
  * It is C because it must be small: every pod has one.
  */

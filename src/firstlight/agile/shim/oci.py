@@ -13,6 +13,7 @@ from firstlight.agile.shim.ttrpc import Code, Refused
 
 _SECONDS = 60.0
 _NICE = -10
+_END_SECONDS = 5.0
 _files = 1024
 _NULL = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 _DEFAULTS = {signal.Signals(number) for number in signal.valid_signals()
@@ -35,10 +36,12 @@ async def run(words: Sequence[str], streams: Sequence[int], seconds: float = _SE
             await asyncio.wait_for(ended.wait(), seconds)
         except BaseException:
             os.kill(pid, signal.SIGKILL)
+            with suppress(TimeoutError):  # the kernel may hold it
+                await asyncio.wait_for(ended.wait(), _END_SECONDS)
             raise
         finally:
             loop.remove_reader(watched)
-            _, status = os.waitpid(pid, 0)
+            _, status = os.waitpid(pid, os.WNOHANG)
     finally:
         os.close(watched)
     return os.waitstatus_to_exitcode(status)

@@ -7,6 +7,7 @@ network, gets one of its own.
 import asyncio
 import logging
 import os
+import select
 import signal
 import socket
 from collections.abc import Iterable
@@ -58,7 +59,13 @@ class Parked:
     """A process that waits to become a sandbox."""
 
     pid: int
+    pidfd: int
     control: socket.socket
+
+    def close(self) -> None:
+        """Let it end."""
+        os.close(self.pidfd)
+        self.control.close()
 
 
 @dataclass
@@ -88,13 +95,14 @@ async def park(names: Iterable[str]) -> Parked:
         pid = _PID.unpack(data)[0] if len(data) == _PID.size else -1
         if pid <= 0:
             raise Refused(Code.INTERNAL, f"cannot make namespaces: {os.strerror(-pid)}")
+        pidfd = os.pidfd_open(pid)
     except (OSError, TimeoutError) as error:
         ours.close()
         raise Refused(Code.INTERNAL, f"cannot make namespaces: {error}") from error
     except Refused:
         ours.close()
         raise
-    return Parked(pid, ours)
+    return Parked(pid, pidfd, ours)
 
 
 class Pool:
@@ -110,7 +118,14 @@ class Pool:
         if self._refill:
             self._refill.cancel()
         self._refill = asyncio.create_task(self.fill(_QUIET_SECONDS))
-        return self._parked.pop() if self._parked else await park(_USUAL)
+        while self._parked:
+            parked = self._parked.pop()
+            poll = select.poll()
+            poll.register(parked.pidfd, select.POLLIN)
+            if not poll.poll(0):  # it has not ended
+                return parked
+            parked.close()
+        return await park(_USUAL)
 
     async def fill(self, after: float = 0.0) -> None:
         """Make what is missing, when nobody has taken one for a while."""
@@ -127,7 +142,7 @@ class Pool:
         if self._refill:
             self._refill.cancel()
         for each in self._parked:
-            each.control.close()
+            each.close()
         self._parked.clear()
 
 
@@ -215,8 +230,8 @@ class Sandboxes:
                                          ("pid", options.pid)) if mode != _NODE]  # fmt: skip
         parked = await (self.pool.take() if tuple(names) == _USUAL else park(names))
         with parked.control:
+            sandbox.pidfd = parked.pidfd
             record.pid, record.started = parked.pid, started(parked.pid)
-            sandbox.pidfd = os.pidfd_open(parked.pid)
             sysctls = dict(config.linux.sysctls)
             if options.network != _NODE:
                 sysctls = _SYSCTLS | sysctls
@@ -251,7 +266,7 @@ class Sandboxes:
 
     async def stop(self, sandbox: Sandbox) -> None:
         """End its process and take its mounts off. Raises Refused, Failed."""
-        if sandbox.is_running:
+        if sandbox.is_running and sandbox.pidfd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(sandbox.pidfd, signal.SIGKILL)
             try:

@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import termios
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from firstlight.agile.shim.ttrpc import Code, Refused
 
 _CHUNK = 1 << 16
 _MASTER_SECONDS = 60.0
+_DRAIN_SECONDS = 10.0
 _NULL = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
 
@@ -204,11 +206,12 @@ class Pump:
     async def drained(self) -> None:
         """Wait for the end, while there is something to copy."""
         waiting = array.array("i", [0])
-        with suppress(TimeoutError):
-            while not self._ended.is_set():
-                fcntl.ioctl(self._source, termios.FIONREAD, waiting)
-                if not waiting[0] and not self._rest:
-                    return
+        until = time.monotonic() + _DRAIN_SECONDS
+        while not self._ended.is_set() and time.monotonic() < until:
+            fcntl.ioctl(self._source, termios.FIONREAD, waiting)
+            if not waiting[0] and not self._rest:
+                return
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), 0.02)
 
     def close(self) -> None:

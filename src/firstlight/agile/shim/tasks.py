@@ -358,6 +358,10 @@ class Tasks:
                     asyncio.shield(self._events.publish(container.namespace, event)), _OOM_SECONDS
                 )
         process.status = STOPPED
+        if self.all.get((container.namespace, container.id)) is not container:  # undone meanwhile
+            self._keeper.noted(process.pid)
+            live.ended.set()
+            return
         with suppress(OSError):
             self._save(container)
         self._keeper.noted(process.pid)
