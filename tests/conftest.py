@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import pytest
@@ -49,7 +49,8 @@ def _deadline(seconds: float) -> Iterator[None]:
     """Fail what goes on for longer, and again what waits for the same thing in its ``finally``."""
 
     def late(number: int, frame: FrameType | None) -> None:
-        subprocess.run(["ps", "-eo", "pid,ppid,stat,wchan:20,args"])  # shown with the failure
+        with suppress(subprocess.TimeoutExpired):  # shown with the failure
+            subprocess.run(["ps", "-eo", "pid,ppid,stat,wchan:20,args"], timeout=10)
         pytest.fail(f"the test was not done after {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, late)

@@ -192,9 +192,9 @@ class Pool(Generic[Part]):
     async def warm(self, count: int | None = None) -> None:
         """Fill up to ``count``, or to the high mark, and wait for that. Raises the failure."""
         count = min(self.size.high, self.size.high if count is None else count)
-        self._demand.expect(count)
         self._warm_to = count
         while len(self._shelf) < count:
+            self._demand.expect(count)  # again: filling may take longer than demand is remembered
             if self._closed:
                 raise self._over()
             self.error = None

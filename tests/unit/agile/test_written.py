@@ -50,6 +50,17 @@ def test_instances_are_not_mixed_and_the_oldest_lines_go() -> None:
     asyncio.run(main())
 
 
+def test_a_long_line_leaves_what_fits() -> None:
+    async def main() -> None:
+        written = Written()
+        take = written.sink("f")
+        take(b"x" * (15 << 10))
+        take(b"y" * (64 << 10) + b"\n")
+        assert await texts(written, "f")
+
+    asyncio.run(main())
+
+
 def test_who_follows_gets_each_line_once() -> None:
     async def main() -> None:
         written = Written()

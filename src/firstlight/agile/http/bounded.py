@@ -56,7 +56,7 @@ class _Request:
         """A part of its body. Raises Throttled."""
         message = await self._receive()
         self._hold(message)
-        if self._all.bytes > BYTES_MOST and not self._begun:
+        if not self._streams and self._all.bytes > BYTES_MOST and not self._begun:
             self.over = True
             raise Throttled(f"requests hold {self._all.bytes} bytes")
         return message

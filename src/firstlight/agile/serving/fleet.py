@@ -86,7 +86,9 @@ class Fleet:
 
     def keep(self) -> None:
         """Start what is missing of the instances that are always to be kept."""
-        self._idle = [kept for kept in self._idle if kept.is_up]
+        for kept in [kept for kept in self._idle if not kept.is_up]:
+            self._idle.remove(kept)
+            self._end(kept)
         while self._is_short(len(self._starting)) and len(self._starting) < _STARTS_MAX:
             self._start_one()
 

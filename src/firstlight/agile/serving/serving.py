@@ -57,7 +57,8 @@ class Serving:
     ) -> Answer:  # fmt: skip
         """Answer an event.
 
-        ``deadline`` is of time.monotonic(): an event that no instance has by then is refused.
+        ``deadline`` is of time.monotonic(): an event that no instance has by then is refused, which
+        says nothing of the wait for its turn (``functions.wait_seconds``).
         Raises Throttled, and Failed for what the node cannot do.
         """
         arrived, began = time.time_ns(), time.monotonic_ns()

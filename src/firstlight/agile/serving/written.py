@@ -54,7 +54,9 @@ class Written:
             *whole, last = rest.split(b"\n")
             lines = self._of.setdefault(name, _Lines())
             for line in whole:
-                lines.add(bytes(line), True)
+                for at in range(0, max(len(line), 1), _LINE_MOST):
+                    end = at + _LINE_MOST
+                    lines.add(bytes(line[at:end]), is_whole=end >= len(line))
             rest[:] = last
             if rest and (not part or len(rest) > _LINE_MOST):
                 lines.add(bytes(rest), is_whole=not part)

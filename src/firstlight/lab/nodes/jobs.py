@@ -26,6 +26,7 @@ IMAGE = f"docker.io/firstlight/lab:{__version__}"
 ALL = "all"
 _LABEL = "firstlight.run"
 _START_SECONDS = 300.0  # an image may have to be pulled
+_RUN_MOST, _LINE_MOST = 1 << 30, 1 << 20
 _SILENT_SECONDS = 60.0
 _DELETE_SECONDS = 120.0
 _LONGEST_SECONDS = 6 * 3600  # of a Job that nobody follows any more
@@ -219,7 +220,11 @@ class Nodes:
         until, why = time.monotonic() + _ASK_SECONDS, "the node does not say how"
         with suppress(Exception):
             while time.monotonic() < until:
-                status = self._api().read_namespaced_pod(pod, self._name).status
+                status = (
+                    self._api()
+                    .read_namespaced_pod(pod, self._name, _request_timeout=_ASK_SECONDS)
+                    .status
+                )
                 for each in status.container_statuses or ():
                     if ended := each.state.terminated:
                         return f"exit status {ended.exit_code}, {ended.reason}"
@@ -243,6 +248,8 @@ class Nodes:
             if part := connection.read_stdout(timeout=0):
                 archive.write(part)
                 until = time.monotonic() + _SILENT_SECONDS
+            if archive.tell() > _RUN_MOST:
+                raise Failed(f"the node sends more than {_RUN_MOST >> 20} MiB for a run")
             if time.monotonic() > until:
                 raise Failed("the node does not send its run")
         archive.write(connection.read_stdout(timeout=0))
@@ -310,6 +317,8 @@ def _lines(answer: Any) -> Any:  # noqa: ANN401 - an untyped client
     for part in answer.stream(None):
         *lines, waiting = (waiting + part).split(b"\n")
         yield from lines
+        if len(waiting) > _LINE_MOST:
+            raise Failed("the node sends a line without end")
 
 
 def _stage(pod: Any) -> str:  # noqa: ANN401 - an untyped client
