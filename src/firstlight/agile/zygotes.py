@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import time
+from collections import Counter
 
 from firstlight.agile import coding, interpreter
 from firstlight.agile.cgroups import Cgroup, Limits
@@ -33,6 +34,7 @@ class Zygotes:
         self._ready = asyncio.Event()
         self._retiring: dict[Zygote, asyncio.Future[None]] = {}
         self._limits_unused: set[Limits] = set()
+        self._making = Counter[Limits]()
         self._keeper: asyncio.Task[None] | None = None
 
     async def invoke(self, function: Function, event: object, requested: int) -> Result:
@@ -210,7 +212,9 @@ class Zygotes:
     async def _forget_cgroups(self) -> None:
         unused, self._limits_unused = self._limits_unused, set()
         for limits in unused:
-            same = any(interpreter.limits(one.function) == limits for one in self._all())
+            same = self._making[limits] or any(
+                interpreter.limits(one.function) == limits for one in self._all()
+            )
             if not same and (pool := self._cgroup_pools.pop(limits, None)):
                 await pool.close()
 
@@ -244,12 +248,16 @@ class Zygotes:
     async def _made(self, function: Function) -> Zygote:
         function.check()
         self._make_room()
+        limits = interpreter.limits(function)
         zygote = Zygote(self._resources, function, self._cgroups(function))
+        self._making[limits] += 1
         try:
             await zygote.start()
         except BaseException:
             await zygote.close()
             raise
+        finally:
+            self._making[limits] -= 1
         return zygote
 
     def _cgroups(self, function: Function) -> Pool[Cgroup]:
