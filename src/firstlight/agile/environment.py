@@ -1,5 +1,6 @@
 """What a program expects of its environment, where its caller sets nothing else."""
 
+import time
 from pathlib import Path
 
 from firstlight.agile import roots
@@ -7,6 +8,7 @@ from firstlight.agile.function import Function
 
 HOST_NAME = "instance"
 _PASSWD_MOST = 1 << 20
+_LOOKS = 50
 
 
 def defaults(function: Function, uid: int) -> dict[str, str]:
@@ -20,11 +22,19 @@ def defaults(function: Function, uid: int) -> dict[str, str]:
 
 
 def of(pid: int) -> dict[str, str]:
-    """The environment that a process was started with; empty if it is gone or not to be seen."""
-    try:
-        text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="surrogateescape")
-    except OSError:
-        return {}
+    """The environment that a process was started with; empty if it is gone or not to be seen.
+
+    While a process is in execve the kernel shows none: it is looked at again, for 50 ms at most.
+    """
+    text = ""
+    for _ in range(_LOOKS):
+        try:
+            text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="surrogateescape")
+        except OSError:
+            return {}
+        if text:
+            break
+        time.sleep(0.001)
     pairs = (word.partition("=") for word in text.split("\0"))
     return {name: value for name, separator, value in pairs if separator}
 

@@ -337,7 +337,8 @@ class Runtime:
         Its environment is that of the instance's first process, and ``env``.
         """
         instance = self.instance(identity)
-        words = node_wire.words(command, environment.of(instance.pid) | (env or {}), directory)
+        own = await asyncio.to_thread(environment.of, instance.pid)
+        words = node_wire.words(command, own | (env or {}), directory)
         ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         outputs, streams = pipes()
 
