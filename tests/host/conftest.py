@@ -34,14 +34,19 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def traced_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """One traced lab for every test of the tracer: to load the programs takes a while."""
+def can_trace() -> None:
+    """Skips where the kernel lets nothing be traced, and says why."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     try:
         bpf.probe()
     except Unsupported as error:
         pytest.skip(error.message)
+
+
+@pytest.fixture(scope="session")
+def traced_lab(can_trace: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """One traced lab for every test of the tracer: to load the programs takes a while."""
     runs = tmp_path_factory.mktemp("bench")  # its number tells this lab from contrib's
     with ExitStack() as lab:
         with returning_home():

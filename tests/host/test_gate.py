@@ -1,28 +1,18 @@
 """``firstlight gate`` on real starts: one process more is found, on a machine however busy."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from firstlight.errors import Unsupported
-from firstlight.trace import bpf
-
 FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(can_trace: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two runtimes in turn, of which the second executes one program more."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    try:
-        bpf.probe()
-    except Unsupported as error:
-        pytest.skip(error.message)
     directory = tmp_path_factory.mktemp("gate")
     runtimes = []
     for side, more in (("old", ""), ("new", "/bin/true\n")):

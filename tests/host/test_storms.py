@@ -1,31 +1,22 @@
 """Every storm of ``firstlight run storms`` and its remedy start, and nothing of them is left."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from firstlight import store
-from firstlight.errors import Unsupported
 from firstlight.host import cgroups
 from firstlight.host.workspace import DISK
 from firstlight.lab.experiments import Options
 from firstlight.lab.experiments.storms import STORMS
 from firstlight.model import Ending
-from firstlight.trace import bpf
 
 FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
 
 
-def test_every_storm_and_its_remedy_start_and_leave_nothing(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    try:
-        bpf.probe()
-    except Unsupported as error:
-        pytest.skip(error.message)
+def test_every_storm_and_its_remedy_start_and_leave_nothing(
+    can_trace: None, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     done = subprocess.run(
         [FIRSTLIGHT, "run", "storms", "--repetitions", "1", "--no-trace", "--out", out],

@@ -8,22 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.errors import Unsupported
-from firstlight.trace import bpf
+pytestmark = pytest.mark.usefixtures("can_trace")
 
 FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
 LIST = ("/bin/ls", "/proc/self/fd")
 WORK = ("/bin/sh", "-c", "/bin/ls / >/dev/null; /bin/sleep 0.1")
-
-
-@pytest.fixture(autouse=True)
-def _can_trace() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    try:
-        bpf.probe()
-    except Unsupported as error:
-        pytest.skip(error.message)
 
 
 def trace(*argv: str, before: tuple[str, ...] = (), given: tuple[int, ...] = ()) -> str:

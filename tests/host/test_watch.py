@@ -14,20 +14,10 @@ from tests.support.watch_host import FIRSTLIGHT, SECONDS, watching
 
 from firstlight import store
 from firstlight.cli.watch import NEEDED
-from firstlight.errors import Unsupported
 from firstlight.host import capabilities
 from firstlight.native import native
-from firstlight.trace import bpf
 
-
-@pytest.fixture(autouse=True)
-def _can_trace() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    try:
-        bpf.probe()
-    except Unsupported as error:
-        pytest.skip(error.message)
+pytestmark = pytest.mark.usefixtures("can_trace")
 
 
 @pytest.fixture

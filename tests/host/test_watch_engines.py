@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from tests.support.watch_host import SECONDS, watching
 
-from firstlight.errors import Unsupported
 from firstlight.host import cgroups
 from firstlight.native import native
-from firstlight.trace import bpf
+
+pytestmark = pytest.mark.usefixtures("can_trace")
 
 LIBEXEC = Path(".venv/libexec").absolute()
 ENGINES = LIBEXEC / "engines"
@@ -97,16 +97,6 @@ signature_policy = "{d}/policy.json"
 network_dir = "{d}/cni"
 plugin_dirs = ["{plugins}"]
 """
-
-
-@pytest.fixture(autouse=True)
-def _can_trace() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    try:
-        bpf.probe()
-    except Unsupported as error:
-        pytest.skip(error.message)
 
 
 def need(*programs: str, path: str = "") -> str:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import pytest
 
 from firstlight.agile import Config
@@ -18,10 +19,14 @@ from firstlight.host import workspace as workspaces
 Outcome = TypeVar("Outcome")
 HERE = Path(__file__).parent
 SECONDS = 60.0
-SOCKET = Config(name="t5").socket
+CONFIG = Config(name="t5")
+SOCKET = CONFIG.socket
 SERVE = """
+import sys
+import msgspec
 from firstlight.agile import Config, daemon
-daemon.serve(Config(name="t5"), lambda: print("ready", flush=True))
+config = msgspec.json.decode(sys.argv[1], type=Config)
+daemon.serve(config, lambda: print("ready", flush=True), keep=sys.argv[2] == "keep")
 """
 
 
@@ -48,11 +53,13 @@ def on_host(main: Callable[[], Awaitable[Outcome]], seconds: float = SECONDS) ->
     return outcome[0]
 
 
-async def serve() -> asyncio.subprocess.Process:
-    """A resident runtime at SOCKET, which may be killed."""
+async def serve(config: Config = CONFIG, *, keep: bool = False) -> asyncio.subprocess.Process:
+    """A resident runtime that serves, and may be killed. ``keep``: its end leaves the node up."""
+    text = msgspec.json.encode(config).decode()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVE, stdout=asyncio.subprocess.PIPE
-    )
+        sys.executable, "-c", SERVE, text, "keep" if keep else "",
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
     assert process.stdout is not None
     assert await process.stdout.readline() == b"ready\n"
     return process

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.support.agile_host import on_host
+from tests.support.agile_host import on_host, serve
 
 from firstlight.agile import Config, Function, Runtime, instances, node_wire
 from firstlight.agile.client import Client
@@ -111,31 +111,12 @@ def test_a_killed_runtime_leaves_nothing_after_the_next_start(
     on_host(main)
 
 
-SERVE = """
-import sys
-import msgspec
-from firstlight.agile import Config, daemon
-daemon.serve(msgspec.json.decode(sys.argv[1], type=Config), lambda: print("ready", flush=True))
-"""
-
-
-async def served(config: Config) -> asyncio.subprocess.Process:
-    """A resident runtime that serves."""
-    text = msgspec.json.encode(config).decode()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVE, text, stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert await process.stdout.readline() == b"ready\n"
-    return process
-
-
 def test_instances_outlive_their_manager_and_the_next_takes_them_over(function: Make) -> None:
     """None ends, none is missing from ps, and every exit status arrives."""
 
     async def main() -> None:
         config = Config(name="t3")
-        first = await served(config)
+        first = await serve(config)
         ours, theirs = os.pipe()
         null = os.open(os.devnull, os.O_RDWR)
         with Client(config.socket) as client:
@@ -156,7 +137,7 @@ def test_instances_outlive_their_manager_and_the_next_takes_them_over(function: 
                 fast.connect(str(config.socket))
                 fast.sendmsg([meanwhile], rights([null, null, null]))
                 assert node_wire.answer(fast.recv(4096)).verb == node_wire.Answered.STARTED
-            second = await served(config)
+            second = await serve(config)
             try:
                 with Client(config.socket) as other:
                     assert node_pid(config) == node

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.support.agile_host import SERVE, SOCKET, daemon, on_host, with_daemon
+from tests.support.agile_host import SOCKET, daemon, on_host, serve, with_daemon
 from tests.support.busybox import make, shell
 
 from firstlight.agile import Config, Function, Instance, Runtime, verify
@@ -125,11 +125,7 @@ async def _ended(pidfd: int) -> None:
 
 def test_a_detached_instance_writes_on_while_managers_die(root: Path) -> None:
     async def main() -> None:
-        first = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", SERVE, stdout=asyncio.subprocess.PIPE
-        )
-        assert first.stdout is not None
-        assert await first.stdout.readline() == b"ready\n"
+        first = await serve()
         null = os.open(os.devnull, os.O_RDWR)
         with Client(SOCKET) as client:
             text = "echo up; read go </tmp/go; seq 1 20000; echo err >&2; echo -n end"
@@ -229,11 +225,7 @@ def test_stop_asks_by_a_signal_and_kills_who_does_nothing_about_it(root: Path) -
 
 def test_the_end_of_a_lifetime_is_told_as_such_also_by_the_next_manager(root: Path) -> None:
     async def main() -> None:
-        first = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", SERVE, stdout=asyncio.subprocess.PIPE
-        )
-        assert first.stdout is not None
-        assert await first.stdout.readline() == b"ready\n"
+        first = await serve()
         null = os.open(os.devnull, os.O_RDWR)
         with Client(SOCKET) as client:
             function = shell(root, "exec sleep 600", lifetime=2.0)

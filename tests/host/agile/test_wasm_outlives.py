@@ -3,14 +3,13 @@
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import pytest
-from tests.support.agile_host import on_host
+from tests.support.agile_host import on_host, serve
 
 from firstlight.agile import Config, Function, daemon
 from firstlight.agile.client import Client
@@ -22,24 +21,7 @@ wasmtime = pytest.importorskip("wasmtime")
 MODULE = """(module
   (func (export "next") (param i32) (result i32) local.get 0 i32.const 1 i32.add)
   (func (export "spin") (loop br 0)))"""
-SERVE = """
-import sys
-import msgspec
-from firstlight.agile import Config, daemon
-config = msgspec.json.decode(sys.argv[1], type=Config)
-daemon.serve(config, lambda: print("ready", flush=True), keep=True)
-"""
 CONFIG = Config(name="t4")
-
-
-async def served() -> asyncio.subprocess.Process:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVE, msgspec.json.encode(CONFIG).decode(),
-        stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert await process.stdout.readline() == b"ready\n"
-    return process
 
 
 async def end(manager: asyncio.subprocess.Process) -> None:
@@ -75,7 +57,7 @@ def with_module(tmp_path: Path, main: Callable[[Function], Awaitable[None]]) -> 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_worker_and_its_clients_outlive_their_manager(tmp_path: Path, how: int) -> None:
     async def main(function: Function) -> None:
-        manager = await served()
+        manager = await serve(CONFIG, keep=True)
         with Client(CONFIG.socket) as client:
             attached = client.attach(function)
         assert msgspec.json.decode(attached.invoke([1]).value) == 2
@@ -86,7 +68,7 @@ def test_a_worker_and_its_clients_outlive_their_manager(tmp_path: Path, how: int
             await manager.wait()
             for number in range(100):
                 assert msgspec.json.decode(attached.invoke([number]).value) == number + 1
-            manager = await served()
+            manager = await serve(CONFIG, keep=True)
             assert value(function, [6]) == 7
             assert workers() == before, "no other was started"
         results = attached.invoke_all([[0], [0.5], [41]])
@@ -99,13 +81,13 @@ def test_a_worker_and_its_clients_outlive_their_manager(tmp_path: Path, how: int
 
 def test_a_worker_without_clients_or_manager_is_there_for_the_next(tmp_path: Path) -> None:
     async def main(function: Function) -> None:
-        first = await served()
+        first = await serve(CONFIG, keep=True)
         assert value(function, [1]) == 2
         [before] = workers()
         first.kill()
         await first.wait()
         await asyncio.sleep(1.2)  # longer than it once lingered for another client
-        second = await served()
+        second = await serve(CONFIG, keep=True)
         assert workers() == [before]
         assert value(function, [2]) == 3
         assert kept(pid_of(CONFIG)) == 1
@@ -129,7 +111,7 @@ def test_new_code_is_served_after_a_take_over_and_who_is_attached_to_the_old_kee
     tmp_path: Path,
 ) -> None:
     async def main(function: Function) -> None:
-        manager = await served()
+        manager = await serve(CONFIG, keep=True)
         with Client(CONFIG.socket) as client:
             attached = client.attach(function)
         assert value(function, [1]) == 2
@@ -140,7 +122,7 @@ def test_new_code_is_served_after_a_take_over_and_who_is_attached_to_the_old_kee
             fresh.rename(function.rootfs)
             manager.kill()
             await manager.wait()
-            manager = await served()
+            manager = await serve(CONFIG, keep=True)
             while value(function, [1]) != 1 + step:  # it looks five times a second
                 await asyncio.sleep(0.05)
             assert msgspec.json.decode(attached.invoke([1]).value) == 2
@@ -156,7 +138,7 @@ def test_new_code_is_served_after_a_take_over_and_who_is_attached_to_the_old_kee
 
 def test_a_worker_that_was_not_ready_ends(tmp_path: Path) -> None:
     async def main(function: Function) -> None:
-        first = await served()
+        first = await serve(CONFIG, keep=True)
         many = "".join(f'(func (export "f{n}") (result i32) i32.const {n})' for n in range(60_000))
         Path(function.rootfs).write_bytes(wasmtime.wat2wasm(f"(module {many})"))
         big = msgspec.structs.replace(function, handler="f1", cpus=0.05)
@@ -168,7 +150,7 @@ def test_a_worker_that_was_not_ready_ends(tmp_path: Path) -> None:
         await first.wait()
         with pytest.raises(Failed, match="runtime is gone"):
             await waiting
-        second = await served()
+        second = await serve(CONFIG, keep=True)
         while before in workers():
             await asyncio.sleep(0.01)
         await end(second)
@@ -178,7 +160,7 @@ def test_a_worker_that_was_not_ready_ends(tmp_path: Path) -> None:
 
 def test_a_worker_that_ends_is_told_to_who_is_attached(tmp_path: Path) -> None:
     async def main(function: Function) -> None:
-        manager = await served()
+        manager = await serve(CONFIG, keep=True)
         with Client(CONFIG.socket) as client, client.attach(function) as attached:
             spin = msgspec.structs.replace(function, handler="spin", timeout=0.2)
             with (

@@ -4,13 +4,12 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 import pytest
-from tests.support.agile_host import on_host
+from tests.support.agile_host import on_host, serve
 from tests.support.python_functions import python_root
 
 from firstlight.agile import Config, Function
@@ -39,13 +38,6 @@ with open("/srv/go") as go:
 def main(event):
     return event
 """
-SERVE = """
-import sys
-import msgspec
-from firstlight.agile import Config, daemon
-config = msgspec.json.decode(sys.argv[1], type=Config)
-daemon.serve(config, lambda: print("ready", flush=True), keep=True)
-"""
 CONFIG = Config(name="t4")
 
 
@@ -57,17 +49,6 @@ def root(tmp_path: Path) -> Path:
         os.mkfifo(root / "srv" / name)
         (root / "srv" / name).chmod(0o666)
     return root
-
-
-async def served() -> asyncio.subprocess.Process:
-    """A resident runtime that serves."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVE, msgspec.json.encode(CONFIG).decode(),
-        stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert await process.stdout.readline() == b"ready\n"
-    return process
 
 
 def invoke(function: Function, event: object) -> object:
@@ -102,7 +83,7 @@ def test_a_zygote_and_a_handler_at_work_outlive_their_manager(root: Path, how: i
     """The next manager goes on with the zygote, and the handler ends its work."""
 
     async def main(function: Callable[..., Function]) -> None:
-        first = await served()
+        first = await serve(CONFIG, keep=True)
         echo, work = function("handlers:echo"), function("handlers:work")
         assert await asyncio.to_thread(invoke, echo, 1) == 1
         working = asyncio.ensure_future(asyncio.to_thread(invoke, work, None))
@@ -113,7 +94,7 @@ def test_a_zygote_and_a_handler_at_work_outlive_their_manager(root: Path, how: i
         await first.wait()
         with pytest.raises(Failed, match="runtime is gone"):
             await working
-        second = await served()
+        second = await serve(CONFIG, keep=True)
         assert zygotes() == before
         assert await asyncio.to_thread(invoke, echo, 2) == 2
         await asyncio.to_thread((root / "srv/go").write_text, "go")
@@ -127,7 +108,7 @@ def test_a_zygote_and_a_handler_at_work_outlive_their_manager(root: Path, how: i
 
 def test_an_interpreter_that_has_not_imported_its_handler_ends(root: Path) -> None:
     async def main(function: Callable[..., Function]) -> None:
-        first = await served()
+        first = await serve(CONFIG, keep=True)
         slow = function("slow:main")
         waiting = asyncio.ensure_future(asyncio.to_thread(invoke, slow, None))
         assert await asyncio.to_thread((root / "srv/begun").read_text) == "begun"
@@ -136,7 +117,7 @@ def test_an_interpreter_that_has_not_imported_its_handler_ends(root: Path) -> No
         await first.wait()
         with pytest.raises(Failed, match="runtime is gone"):
             await waiting
-        second = await served()
+        second = await serve(CONFIG, keep=True)
         again = asyncio.ensure_future(asyncio.to_thread(invoke, slow, 7))
         assert await asyncio.to_thread((root / "srv/begun").read_text) == "begun"
         await asyncio.to_thread((root / "srv/go").write_text, "go")
@@ -151,7 +132,7 @@ def test_an_interpreter_that_has_not_imported_its_handler_ends(root: Path) -> No
 def test_managers_that_are_killed_again_and_again_lose_no_zygote(root: Path) -> None:
     async def main(function: Callable[..., Function]) -> None:
         echo = function("handlers:echo")
-        manager = await served()
+        manager = await serve(CONFIG, keep=True)
         assert await asyncio.to_thread(invoke, echo, 0) == 0
         before = zygotes()
         for number in range(5):
@@ -161,7 +142,7 @@ def test_managers_that_are_killed_again_and_again_lose_no_zygote(root: Path) -> 
                 await asyncio.to_thread(invoke, echo, number)
             manager.kill()
             await manager.wait()
-            manager = await served()
+            manager = await serve(CONFIG, keep=True)
             await under_way  # what came while there was none is served by the next
             assert await asyncio.to_thread(invoke, echo, number) == number
             assert len(zygotes()) == 1
