@@ -1,5 +1,5 @@
 """The tests here run on the real kernel, with what such tests of the core share."""
 
-from tests.host.conftest import bench, traced_lab
+from tests.host.conftest import bench, can_trace, traced_lab
 
-__all__ = ["bench", "traced_lab"]
+__all__ = ["bench", "can_trace", "traced_lab"]
