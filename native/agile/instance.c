@@ -751,10 +751,8 @@ int instance_signal(uint64_t id, int number, uint16_t flags)
 static bool ran_out_of_memory(int index)
 {
 	const struct instance *instance = &node.instances[index];
-	if (instance->cgroup == NOBODY)
-		return false;
-	if (!WIFSIGNALED(instance->status) || WTERMSIG(instance->status) != SIGKILL ||
-	    instance->killed || instance->cgroup == NOBODY)
+	if (instance->cgroup == NOBODY || instance->killed || !WIFSIGNALED(instance->status) ||
+	    WTERMSIG(instance->status) != SIGKILL)
 		return false;
 	uint32_t cgroup = node.parts[instance->cgroup].order.cgroup;
 	return sandbox_out_of_memory(&node.house, cgroup) != node.progress[index].out_of_memory;

@@ -231,7 +231,6 @@ void pending_serve(void);
 void pending_refuse(enum part_kind kind, uint32_t reach);
 int pending_timeout(void);
 
-int instance_reserve(void);
 void instance_hash(int index);
 int instance_unhash(pid_t pid);
 void instance_runs(int index);
