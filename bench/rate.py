@@ -98,9 +98,9 @@ class Asker:
 def node_ended(message: bytes) -> bool:
     """Whether an answer of the node is an end."""
     verb = int.from_bytes(message[4:6], "little")
-    if verb == node_wire.Answered.REFUSED:
+    if verb == node_wire.AnswerVerb.REFUSED:
         raise RuntimeError(f"a start was refused: {node_wire.answer(message)}")
-    return verb == node_wire.Answered.ENDED
+    return verb == node_wire.AnswerVerb.ENDED
 
 
 def floor_ended(message: bytes) -> bool:
@@ -130,7 +130,7 @@ def starting(path: Path, client: Client, function: Function, parts: ExitStack) -
     """Starts of a function by the node's fast path."""
     client.prepare(function)
     number, version = client.register(function)
-    message = node_wire.ask(node_wire.Asked.START, number, version=version)
+    message = node_wire.request(node_wire.RequestVerb.START, number, version=version)
     asker = Asker(path, message, node_ended)
     parts.callback(asker.close)
     return asker
@@ -174,13 +174,15 @@ def tail(name: str, path: Path, number: int, version: int) -> Mark:
         node.connect(str(path))
         for _ in range(ALONE):
             asked = time.monotonic_ns()
-            message = node_wire.ask(node_wire.Asked.START, number, asked=asked, version=version)
+            message = node_wire.request(
+                node_wire.RequestVerb.START, number, requested=asked, version=version
+            )
             node.sendmsg([message], link.rights([null] * 3))
             while True:
                 answer = node_wire.answer(node.recv(4096))
-                if answer.verb == node_wire.Answered.STARTED:
+                if answer.verb == node_wire.AnswerVerb.STARTED:
                     took.append((answer.stamps["running"] - asked) / 1e3)
-                elif answer.verb == node_wire.Answered.ENDED:
+                elif answer.verb == node_wire.AnswerVerb.ENDED:
                     break
                 else:
                     raise RuntimeError(f"a start was refused: {answer}")

@@ -23,7 +23,7 @@ from firstlight.agile.liveness import (
     peer,
     wait_readable,
 )
-from firstlight.agile.node_wire import Answer, Answered, Asked, Step, refused
+from firstlight.agile.node_wire import Answer, AnswerVerb, RequestVerb, Step, refused
 from firstlight.agile.wasm_client import Attached
 from firstlight.errors import Failed
 
@@ -86,14 +86,20 @@ class Client:
         ``detached``: it outlives this client. ``logged``: its output is kept, and goes to no
         descriptor. ``terminal``: it gets a terminal, whose master comes on the first, a socket.
         """
-        asked = time.monotonic_ns()
+        requested = time.monotonic_ns()
         flags = node_wire.DETACHED if detached else 0
         flags |= (node_wire.KEEP_LOG if logged else 0) | (node_wire.TERMINAL if terminal else 0)
         for again in (True, False):
             number, version = self.register(function)
             words = node_wire.words((), function.env) if function.env else -1
             answer = self._begin(
-                Asked.START, streams, words, flags, asked, function=number, version=version
+                RequestVerb.START,
+                streams,
+                words,
+                flags,
+                requested,
+                function=number,
+                version=version,
             )
             unlogged = answer.step == Step.STREAMS and answer.error == errno.ENOTCONN
             stale = answer.step == Step.FUNCTION and answer.error in _STALE
@@ -101,7 +107,7 @@ class Client:
                 break
             if unlogged:
                 self._ask(protocol.KeepLogs())
-        if answer.verb == Answered.REFUSED:
+        if answer.verb == AnswerVerb.REFUSED:
             if answer.error == errno.EIO and answer.step in _PARTS:
                 self._ask(protocol.Explain(function))
             raise refused(answer, function)
@@ -125,15 +131,15 @@ class Client:
             raise Failed(f"no instance {identity!r} is running", "list them: firstlight agile ps")
         words = node_wire.words(command, environment.of(found.pid) | env, directory)
         flags = node_wire.TERMINAL if terminal else 0
-        answer = self._begin(Asked.EXEC, streams, words, flags, instance=int(identity))
-        if answer.verb == Answered.REFUSED:
+        answer = self._begin(RequestVerb.EXEC, streams, words, flags, instance=int(identity))
+        if answer.verb == AnswerVerb.REFUSED:
             function = msgspec.structs.replace(found.function, command=command, directory=directory)
             raise refused(answer, function)
         return Started(str(answer.instance), answer.pid, None, False, answer.stamps)
 
     def _begin(
-        self, verb: Asked, streams: tuple[int, int, int], words: int, flags: int, asked: int = 0,
-        **more: int,
+        self, verb: RequestVerb, streams: tuple[int, int, int], words: int, flags: int,
+        requested: int = 0, **more: int,
     ) -> Answer:  # fmt: skip
         """Ask the node; ``words`` is closed."""
         if self._node is None:
@@ -141,12 +147,14 @@ class Client:
         self._serial += 1
         given = [*streams, words] if words >= 0 else [*streams]
         flags |= node_wire.WITH_WORDS if words >= 0 else 0
-        message = node_wire.ask(verb, flags=flags, tag=self._serial, asked=asked, **more)
+        message = node_wire.request(
+            verb, flags=flags, tag=self._serial, requested=requested, **more
+        )
         try:
             self._node.sendmsg([message], rights(given))
             while True:
                 answer = self._heard()
-                if answer.tag == self._serial and answer.verb != Answered.ENDED:
+                if answer.tag == self._serial and answer.verb != AnswerVerb.ENDED:
                     return answer
         except BlockingIOError:
             raise liveness.hangs(peer(self._node)) from None
@@ -164,7 +172,7 @@ class Client:
         if not message:
             raise Failed("the node is gone", "see the runtime's log")
         answer = node_wire.answer(message)
-        if answer.verb == Answered.ENDED:
+        if answer.verb == AnswerVerb.ENDED:
             self._ended[str(answer.instance)] = Ended.of(
                 answer.status, bool(answer.flags & node_wire.OUT_OF_MEMORY), answer.user,
                 answer.system, bool(answer.flags & node_wire.TIMED_OUT),
@@ -188,7 +196,7 @@ class Client:
         """Run a handler on an event. Raises Failed."""
         raw = msgspec.Raw(protocol.event(event))
         answer = self._ask(protocol.Invoke(function, raw))
-        assert isinstance(answer, protocol.Answered)
+        assert isinstance(answer, protocol.Invoked)
         return answer.result
 
     def attach(self, function: Function) -> Attached:
@@ -269,7 +277,9 @@ class Client:
         """Send an instance that this client started a signal; its end is told by ``wait``."""
         if self._node:
             self._node.send(
-                node_wire.ask(Asked.SIGNAL, tag=_NO_START, instance=int(identity), signal=number)
+                node_wire.request(
+                    RequestVerb.SIGNAL, tag=_NO_START, instance=int(identity), signal=number
+                )
             )
 
     def events(self, after: int = -1, follow: bool = True) -> Iterator[Happened]:

@@ -225,7 +225,7 @@ class _Connection:
                 return protocol.Done()
             case protocol.Invoke(function, event):
                 result = await runtime.invoke(function, msgspec.json.decode(event))
-                return protocol.Answered(result)
+                return protocol.Invoked(result)
             case protocol.Stop(identity, grace, number):
                 return protocol.Stopped(await runtime.instance(identity).stop(grace, number))
             case protocol.List(after, ended):

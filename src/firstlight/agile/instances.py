@@ -30,7 +30,7 @@ from firstlight.agile.instance import Instance
 from firstlight.agile.logs import Keeper
 from firstlight.agile.network import Network, Networks
 from firstlight.agile.node import Keepsake, Node, State
-from firstlight.agile.node_wire import Answer, Answered, Event, Flag, Step, Told, refused
+from firstlight.agile.node_wire import Answer, AnswerVerb, Event, EventVerb, Flag, Step, refused
 from firstlight.agile.output import pipes
 from firstlight.agile.parts import NOBODY, Held, Parts, Shelf
 from firstlight.agile.pool import LoadGate, Pool
@@ -301,7 +301,7 @@ class Instances:
             answer = await starter.start(
                 entry.number, entry.version, streams, env, requested, flags
             )
-        if answer.verb != Answered.REFUSED:
+        if answer.verb != AnswerVerb.REFUSED:
             return answer
         if entry.function.serves == "events":
             self._unused[entry.number] += 1
@@ -324,7 +324,7 @@ class Instances:
     ) -> Answer:  # fmt: skip
         """Run a program beside an instance's own. Raises Failed."""
         answer = await self._connection().execute(instance.number, words, list(streams), ended)
-        if answer.verb == Answered.REFUSED:
+        if answer.verb == AnswerVerb.REFUSED:
             raise refused(answer, instance.function)
         return answer
 
@@ -576,17 +576,17 @@ class Instances:
 
     def _on_event(self, event: Event) -> None:
         match event.verb:
-            case Told.STARTED:
+            case EventVerb.STARTED:
                 self._started(event)
-            case Told.ENDED | Told.FAILED:
+            case EventVerb.ENDED | EventVerb.FAILED:
                 self._ended(event)
-            case Told.RESTED:
+            case EventVerb.RESTED:
                 self._rested(event)
-            case Told.WANT if event.step == node_wire.NETWORK:
+            case EventVerb.WANT if event.step == node_wire.NETWORK:
                 self._shelves[node_wire.REACHES[event.status]].want(event.pid)
-            case Told.WANT:
+            case EventVerb.WANT:
                 self._cgroup_shelf.want(event.pid)
-            case Told.WAITING:
+            case EventVerb.WAITING:
                 self._waiting_changed.set()
                 self._count_sandboxes()
 
@@ -666,10 +666,10 @@ class Instances:
 
     def _ended(self, event: Event) -> None:
         number, _, cgroup = self._using.pop(event.id, (event.function, event.network, event.cgroup))
-        if event.verb == Told.FAILED:
+        if event.verb == EventVerb.FAILED:
             self._use(event)
         entry = self._registry.number(number)
-        if entry and event.verb == Told.ENDED:
+        if entry and event.verb == EventVerb.ENDED:
             entry.running -= 1
         self._cgroup_ended(event.cgroup, cgroup)
         instance = self._running.pop(event.id, None)
@@ -683,7 +683,7 @@ class Instances:
         )  # fmt: skip
         if deadline := self._deadlines.pop(event.id, None):
             deadline.cancel()
-        if instance and event.verb == Told.ENDED:
+        if instance and event.verb == EventVerb.ENDED:
             self.history.ended(instance, ended)
         if instance and instance.function.ports and instance.address:
             self._task(self._released(instance, ended, event.network))

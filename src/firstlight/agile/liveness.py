@@ -57,7 +57,7 @@ def check_node(path: Path) -> None:
     """Raise Failed if the node that listens there does not answer."""
     with connected(path) as probe:
         try:
-            probe.send(node_wire.ask(node_wire.Asked.PING))
+            probe.send(node_wire.request(node_wire.RequestVerb.PING))
             probe.recv(4096)
         except BlockingIOError:
             raise hangs(peer(probe)) from None

@@ -19,7 +19,7 @@ from firstlight.agile import liveness, node_wire
 from firstlight.agile.config import Config, PoolSize
 from firstlight.agile.link import Link, is_readable
 from firstlight.agile.liveness import peer
-from firstlight.agile.node_wire import Event, Order, Told
+from firstlight.agile.node_wire import Event, EventVerb, OrderVerb
 from firstlight.errors import Failed
 from firstlight.native import native
 
@@ -89,7 +89,7 @@ class Node:
         flags = (node_wire.STAY if stay else 0) | (node_wire.UNIFIED if unified else 0)
         try:
             await self._do(
-                Order.HELLO, flags=flags, count=node_wire.VERSION, descriptors=list(tops)
+                OrderVerb.HELLO, flags=flags, count=node_wire.VERSION, descriptors=list(tops)
             )
         except Refused as error:
             self.close()
@@ -116,27 +116,27 @@ class Node:
 
     async def register(self, definition: bytes, tree: int, words: int) -> None:
         """Make a function startable by its number, or replace it by a newer version."""
-        await self._do(Order.FUNCTION, definition, descriptors=[tree, words])
+        await self._do(OrderVerb.FUNCTION, definition, descriptors=[tree, words])
 
     async def forget(self, number: int) -> None:
         """Make a function not startable any more; what it used before is given up."""
-        await self._do(Order.FORGET, count=number)
+        await self._do(OrderVerb.FORGET, count=number)
 
     def add(self, part: node_wire.Part, descriptor: int = -1) -> None:
         """Put a part on its shelf."""
         body = node_wire.PART.pack(*part)
-        self._send(node_wire.order(Order.PART, body), [descriptor] if descriptor >= 0 else [])
+        self._send(node_wire.order(OrderVerb.PART, body), [descriptor] if descriptor >= 0 else [])
 
     def withdraw(self, index: int) -> None:
         """Take a part that no instance uses."""
-        self._send(node_wire.order(Order.WITHDRAW, count=index))
+        self._send(node_wire.order(OrderVerb.WITHDRAW, count=index))
 
     async def take_back(self, index: int) -> bool:
         """Take a part, unless an instance or a sandbox has it; whether it was taken."""
         self._serial += 1
         serial, future = self._serial, self._loop.create_future()
         self._pending[serial] = future  # it answers only that it refuses
-        self._send(node_wire.order(Order.WITHDRAW, id=serial, count=index))
+        self._send(node_wire.order(OrderVerb.WITHDRAW, id=serial, count=index))
         try:
             await self.synced()
         finally:
@@ -147,27 +147,27 @@ class Node:
 
     def refuse(self, kind: int, reach: int) -> None:
         """Refuse the starts that wait for a part that cannot be made."""
-        self._send(node_wire.order(Order.REFUSE, flags=reach, count=kind))
+        self._send(node_wire.order(OrderVerb.REFUSE, flags=reach, count=kind))
 
     def keep_waiting(self, size: PoolSize) -> None:
         """Hold generic sandboxes: fill to the high mark now, and again below the low one."""
         between = int(1e6 / size.rate)
         self._send(
-            node_wire.order(Order.SANDBOXES, flags=between, count=size.high, length=size.low)
+            node_wire.order(OrderVerb.SANDBOXES, flags=between, count=size.high, length=size.low)
         )
 
     async def synced(self) -> None:
         """Return when the events of all that clients have been told of are known here."""
-        await self._do(Order.SYNC)
+        await self._do(OrderVerb.SYNC)
 
     def signal(self, instance: int, number: int, flags: int = 0) -> None:
         """Send an instance a signal; SIGKILL ends all its processes. ``flags`` say why."""
         body = int(number).to_bytes(4, "little")
-        self._send(node_wire.order(Order.SIGNAL, body, flags, id=instance))
+        self._send(node_wire.order(OrderVerb.SIGNAL, body, flags, id=instance))
 
     def keep_log(self, keeper: int) -> None:
         """Send the output of instances that keep a log to this socket."""
-        self._send(node_wire.order(Order.LOG), [keeper])
+        self._send(node_wire.order(OrderVerb.LOG), [keeper])
 
     def keep(self, descriptors: Sequence[int]) -> Keepsake | None:
         """Have descriptors kept, of which the first is a memory file that says what they are.
@@ -177,19 +177,19 @@ class Node:
         if not self.is_open() or not self._unused:
             return None
         index = self._unused[-1]
-        self._send(node_wire.order(Order.KEEP, count=index), descriptors)
+        self._send(node_wire.order(OrderVerb.KEEP, count=index), descriptors)
         self._unused.pop()
         return Keepsake(self, index)
 
     def drop(self, index: int) -> None:
         """Keep those of this index no longer."""
-        self._send(node_wire.order(Order.DROP, count=index))
+        self._send(node_wire.order(OrderVerb.DROP, count=index))
         self._unused.append(index)
 
     def end(self) -> None:
         """End the node, and all instances with it."""
         if self.is_open():
-            self._send(node_wire.order(Order.END))
+            self._send(node_wire.order(OrderVerb.END))
             if not is_readable(self._pidfd, _END_SECONDS):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         self.close()
@@ -211,7 +211,7 @@ class Node:
         return self._link is not None and self._link.is_open
 
     async def _do(
-        self, verb: Order, body: bytes = b"", flags: int = 0, count: int = 0,
+        self, verb: OrderVerb, body: bytes = b"", flags: int = 0, count: int = 0,
         descriptors: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self._serial += 1
@@ -253,27 +253,27 @@ class Node:
         descriptor = descriptors[0] if descriptors else -1
         for event in events:
             match event.verb:
-                case Told.DONE:
+                case EventVerb.DONE:
                     self._done(event)
-                case Told.RICH:
+                case EventVerb.RICH:
                     self._hand(descriptor)
-                case Told.FUNCTION:
+                case EventVerb.FUNCTION:
                     note = node_wire.after_words(descriptor)
                     os.close(descriptor)
                     self._state.functions.append((node_wire.definition(record), note))
-                case Told.PART:
+                case EventVerb.PART:
                     self._state.parts.append((node_wire.part(record), event.status, descriptor))
-                case Told.KEPT:
+                case EventVerb.KEPT:
                     self._unused.remove(event.status)
                     self._state.kept.append((Keepsake(self, event.status), descriptors))
-                case Told.STATE_END:
+                case EventVerb.STATE_END:
                     if not self._whole.done():
                         self._whole.set_result(None)
                 case _:
                     self._tell(event)
 
     def _tell(self, event: Event) -> None:
-        if event.verb == Told.WAITING:
+        if event.verb == EventVerb.WAITING:
             self.waiting, self.made, self.fill_seconds = event.status, event.id, event.user / 1e9
         if self._held is None:
             self._on_event(event)
@@ -310,7 +310,7 @@ def is_running(config: Config) -> bool:
         probe.settimeout(_END_SECONDS)
         try:
             probe.connect(str(config.socket))
-            probe.send(node_wire.ask(node_wire.Asked.PING))
+            probe.send(node_wire.request(node_wire.RequestVerb.PING))
             if probe.recv(4096):
                 return True
         except TimeoutError:

@@ -47,7 +47,7 @@ class Step(IntEnum):
     EXEC = 17
 
 
-class Asked(IntEnum):
+class RequestVerb(IntEnum):
     """What a client asks the node for."""
 
     PING = 1
@@ -56,7 +56,7 @@ class Asked(IntEnum):
     EXEC = 5
 
 
-class Answered(IntEnum):
+class AnswerVerb(IntEnum):
     """What the node answers."""
 
     PONG = 1
@@ -76,7 +76,7 @@ class Flag(IntFlag):
     VOLUMES = 64
 
 
-class Order(IntEnum):
+class OrderVerb(IntEnum):
     """What a manager orders."""
 
     HELLO = 1
@@ -96,7 +96,7 @@ class Order(IntEnum):
     LOG = 15
 
 
-class Told(IntEnum):
+class EventVerb(IntEnum):
     """What the node tells its manager."""
 
     DONE = 1
@@ -120,7 +120,7 @@ VERSION = 4
 DETACHED, WITH_WORDS, KEEP_LOG, TERMINAL = 1, 2, 4, 8
 WARM, OUT_OF_MEMORY, TIMED_OUT, IS_DETACHED = 1, 2, 4, 1 << 16
 
-ASK = Struct("=IHHIIQqQiI")
+REQUEST = Struct("=IHHIIQqQiI")
 _ANSWER = Struct(f"=IHHQQiiiIIIqq{len(Step) + 2}q")
 _WORDS = Struct("=III")
 _LIMITS = "QII"
@@ -204,12 +204,12 @@ class Part(NamedTuple):
     note: bytes
 
 
-def ask(
-    verb: Asked, function: int = 0, flags: int = 0, tag: int = 0, asked: int = 0,
+def request(
+    verb: RequestVerb, function: int = 0, flags: int = 0, tag: int = 0, requested: int = 0,
     instance: int = 0, signal: int = 0, version: int = 0,
 ) -> bytes:  # fmt: skip
     """Encode a client's request."""
-    return ASK.pack(MAGIC, verb, flags, function, version, tag, asked, instance, signal, 0)
+    return REQUEST.pack(MAGIC, verb, flags, function, version, tag, requested, instance, signal, 0)
 
 
 def answer(message: bytes) -> Answer:
@@ -222,7 +222,7 @@ def answer(message: bytes) -> Answer:
 
 
 def order(
-    verb: Order, body: bytes = b"", flags: int = 0, id: int = 0, count: int = 0, length: int = 0
+    verb: OrderVerb, body: bytes = b"", flags: int = 0, id: int = 0, count: int = 0, length: int = 0
 ) -> bytes:
     """Encode an order."""
     return _ORDER.pack(verb, flags, id, count, length) + body.ljust(_BODY, b"\0")
@@ -230,20 +230,20 @@ def order(
 
 def profile(number: int, program: bytes) -> bytes:
     """Encode the order that sets a seccomp profile."""
-    return _ORDER.pack(Order.PROFILE, 0, 0, number, len(program) // 8) + bytes(_BODY) + program
+    return _ORDER.pack(OrderVerb.PROFILE, 0, 0, number, len(program) // 8) + bytes(_BODY) + program
 
 
 def resolvers(text: bytes) -> bytes:
     """Encode the order that sets resolv.conf. Raises Failed if it is too long."""
     if len(text) >= RESOLVERS_MAX or b"\0" in text:
         raise Failed(f"a resolv.conf of {len(text)} bytes is too long", "set network.resolvers")
-    return _ORDER.pack(Order.RESOLVERS, 0, 0, 0, len(text)) + bytes(_BODY) + text
+    return _ORDER.pack(OrderVerb.RESOLVERS, 0, 0, 0, len(text)) + bytes(_BODY) + text
 
 
 def events(message: bytes) -> tuple[list[Event], bytes]:
     """Parse what the node told: events, and the state record that follows the only one."""
     kind = int.from_bytes(message[:4], "little")
-    if kind in (Told.FUNCTION, Told.PART):
+    if kind in (EventVerb.FUNCTION, EventVerb.PART):
         return [Event(*_EVENT.unpack_from(message))], message[_EVENT.size :]
     return [Event(*one) for one in _EVENT.iter_unpack(message)], b""
 

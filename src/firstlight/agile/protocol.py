@@ -217,7 +217,7 @@ class Stopped(Struct, frozen=True, tag="stopped"):
     ended: Ended
 
 
-class Answered(Struct, frozen=True, tag="answered"):
+class Invoked(Struct, frozen=True, tag="invoked"):
     """What a handler returned."""
 
     result: Result
@@ -287,7 +287,7 @@ ProcessRequest = Ping | Leave | End
 RecordRequest = KeepLogs | Logs | Events
 Request = RuntimeRequest | Attach | FunctionRequest | RecordRequest | ProcessRequest
 Answer = (
-    Registered | Stopped | Answered | Instances | PoolCounts | Functions | Called | Large | Done
+    Registered | Stopped | Invoked | Instances | PoolCounts | Functions | Called | Large | Done
     | Leaving | LogPart | Happenings | Error
 )  # fmt: skip
 

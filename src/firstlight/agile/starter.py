@@ -9,7 +9,7 @@ from pathlib import Path
 from firstlight.agile import liveness, node_wire
 from firstlight.agile.link import is_passing, rights
 from firstlight.agile.liveness import peer
-from firstlight.agile.node_wire import Answer, Answered, Asked
+from firstlight.agile.node_wire import Answer, AnswerVerb, RequestVerb
 from firstlight.errors import Failed
 
 ANSWER_SECONDS = 60.0
@@ -38,14 +38,16 @@ class Starter:
         self._loop.add_reader(self._socket, self._read)
 
     async def start(
-        self, number: int, version: int, streams: list[int], env: dict[str, str], asked: int,
+        self, number: int, version: int, streams: list[int], env: dict[str, str], requested: int,
         flags: int = 0,
     ) -> Answer:  # fmt: skip
         """The answer to a start. Raises Failed."""
         words = node_wire.words((), env) if env else -1
         flags |= node_wire.WITH_WORDS if env else 0
         self._serial += 1
-        message = node_wire.ask(Asked.START, number, flags, self._serial, asked, version=version)
+        message = node_wire.request(
+            RequestVerb.START, number, flags, self._serial, requested, version=version
+        )
         given = [*streams, words] if env else [*streams]
         try:
             return await self._answer(self._serial, message, given)
@@ -60,13 +62,13 @@ class Starter:
         self._serial += 1
         serial = self._serial
         self._sessions[serial] = ended
-        message = node_wire.ask(Asked.EXEC, tag=serial, instance=instance)
+        message = node_wire.request(RequestVerb.EXEC, tag=serial, instance=instance)
         try:
             answer = await self._answer(serial, message, [*streams, words])
         except BaseException:
             self._sessions.pop(serial, None)
             raise
-        if answer.verb == Answered.REFUSED:
+        if answer.verb == AnswerVerb.REFUSED:
             self._sessions.pop(serial, None)
         return answer
 
@@ -96,7 +98,7 @@ class Starter:
             self._late.add(serial)
 
     def _end_unwanted(self, answer: Answer) -> None:
-        if answer.verb == Answered.STARTED:
+        if answer.verb == AnswerVerb.STARTED:
             self._unwanted(answer.instance)
 
     async def _send(self, message: bytes, descriptors: list[int]) -> None:
@@ -131,13 +133,13 @@ class Starter:
                 self.close()
                 return
             answer = node_wire.answer(message)
-            if answer.verb == Answered.ENDED and (on_end := self._sessions.pop(answer.tag, None)):
+            if answer.verb == AnswerVerb.ENDED and (on_end := self._sessions.pop(answer.tag, None)):
                 on_end(answer)
-            if answer.tag in self._late and answer.verb != Answered.ENDED:
+            if answer.tag in self._late and answer.verb != AnswerVerb.ENDED:
                 self._late.remove(answer.tag)
                 self._end_unwanted(answer)
             future = self._pending.get(answer.tag)
-            if answer.verb != Answered.ENDED and future and not future.done():
+            if answer.verb != AnswerVerb.ENDED and future and not future.done():
                 future.set_result(answer)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from tests.support.agile_host import on_host
 from firstlight.agile import Config, Function, Runtime, node_wire
 from firstlight.agile.config import Functions, Pools, PoolSize
 from firstlight.agile.link import rights
-from firstlight.agile.node_wire import Answered, Asked, Step
+from firstlight.agile.node_wire import AnswerVerb, RequestVerb, Step
 from firstlight.errors import Failed
 
 Make = Callable[..., Function]
@@ -92,9 +92,9 @@ def test_a_client_that_asks_and_never_reads_costs_the_node_no_memory(function: M
         for client in clients:
             with suppress(BrokenPipeError, ConnectionResetError):  # or it is hung up on
                 for number in range(100_000):
-                    if not client.ask(node_wire.ask(Asked.PING, 0, tag=number)):
+                    if not client.ask(node_wire.request(RequestVerb.PING, 0, tag=number)):
                         await asyncio.sleep(0)
-                        if not client.ask(node_wire.ask(Asked.PING, 0, tag=number)):
+                        if not client.ask(node_wire.request(RequestVerb.PING, 0, tag=number)):
                             break
                     asked += 1
         assert 0 < asked < 800_000, "the node stops to read"
@@ -113,7 +113,7 @@ def test_ten_thousand_starts_at_once_have_an_answer_each(function: Make) -> None
         await runtime.prepare(hold)
         null = os.open(os.devnull, os.O_RDWR)
         before, held = memory(runtime.node), descriptors(runtime.node)
-        message = node_wire.ask(Asked.START, found.number)
+        message = node_wire.request(RequestVerb.START, found.number)
         clients = [Fast(runtime.config.socket) for _ in range(20)]
         answers: list[node_wire.Answer] = []
 
@@ -130,12 +130,12 @@ def test_ten_thousand_starts_at_once_have_an_answer_each(function: Make) -> None
         asking = asyncio.gather(*map(ask, clients))
         other = Fast(runtime.config.socket)
         for tag in range(20):
-            assert other.ask(node_wire.ask(Asked.PING, 0, tag=tag))
-            assert (await other.answer()).verb == Answered.PONG
+            assert other.ask(node_wire.request(RequestVerb.PING, 0, tag=tag))
+            assert (await other.answer()).verb == AnswerVerb.PONG
         await asking
         assert len(answers) == 10_000
-        started = [one for one in answers if one.verb == Answered.STARTED]
-        refused = {(Step(a.step), a.error) for a in answers if a.verb == Answered.REFUSED}
+        started = [one for one in answers if one.verb == AnswerVerb.STARTED]
+        refused = {(Step(a.step), a.error) for a in answers if a.verb == AnswerVerb.REFUSED}
         assert 16 <= len(started) <= 24
         assert refused <= {(Step.CLONE, errno.EUSERS), (Step.CLONE, errno.EBUSY)}
         assert memory(runtime.node) - before < GROWTH_MOST
@@ -164,11 +164,11 @@ def test_dry_pools_that_refuse_do_so_by_name_and_serve_again(function: Make) -> 
         helper = runtime._networks._parts.pid
         with stopped(helper):  # nothing is made meanwhile
             for _ in range(40):
-                assert client.ask(node_wire.ask(Asked.START, found.number), [null] * 3)
+                assert client.ask(node_wire.request(RequestVerb.START, found.number), [null] * 3)
             answers = [await client.answer() for _ in range(40)]
-        refused = {(Step(a.step), a.error) for a in answers if a.verb == Answered.REFUSED}
+        refused = {(Step(a.step), a.error) for a in answers if a.verb == AnswerVerb.REFUSED}
         assert refused == {(Step.NETWORK, errno.EAGAIN)}
-        assert any(a.verb == Answered.STARTED for a in answers)
+        assert any(a.verb == AnswerVerb.STARTED for a in answers)
         client.socket.close()
         os.close(null)
 

@@ -16,7 +16,7 @@ from firstlight.agile.cgroups import Cgroups, Limits
 from firstlight.agile.client import Client
 from firstlight.agile.network import Network, Networks
 from firstlight.agile.node import pid_of
-from firstlight.agile.node_wire import Answered
+from firstlight.agile.node_wire import AnswerVerb
 from firstlight.agile.parts import Parts
 from firstlight.agile.starter import Starter
 from firstlight.errors import Failed
@@ -73,7 +73,7 @@ def test_a_manager_that_is_stopped_holds_up_no_start_of_what_is_registered() -> 
                     starter = Starter(socket)
                     for _ in range(8):
                         answer = await starter.start(number, version, [null] * 3, {}, 0)
-                        assert answer.verb == Answered.STARTED
+                        assert answer.verb == AnswerVerb.STARTED
                     starter.close()
                 finally:
                     os.kill(manager, signal.SIGCONT)

@@ -11,7 +11,7 @@ from tests.support.laboratory import Bench, commands_of
 from firstlight.errors import Failed
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Execute, agile
-from firstlight.lab.backends.agile import DEPTHS, Agile, Asked, children
+from firstlight.lab.backends.agile import DEPTHS, Agile, Via, children
 from firstlight.lab.backends.agile_floor import Floor
 from firstlight.lab.load import Generator
 from firstlight.lab.runner import can_trace
@@ -19,15 +19,13 @@ from firstlight.model import EndPoint
 
 
 @pytest.mark.parametrize(
-    ("depth", "asked"), [*((depth, "message") for depth in DEPTHS), ("agile", "client")]
+    ("depth", "via"), [*((depth, "message") for depth in DEPTHS), ("agile", "client")]
 )
-def test_each_start_is_ready_and_ends_with_its_input(
-    depth: str, asked: Asked, tmp_path: Path
-) -> None:
+def test_each_start_is_ready_and_ends_with_its_input(depth: str, via: Via, tmp_path: Path) -> None:
     place = Workspace(tmp_path, f"test-agile-{os.getpid()}", {"PATH": os.environ["PATH"]})
 
     async def main() -> None:
-        backend = Agile(depth, asked)
+        backend = Agile(depth, via)
         backend.probe()
         with commands_of(backend, 3, place) as commands, Generator() as generator:
             seen = generator.run(0, commands, deadline=20)
@@ -36,7 +34,7 @@ def test_each_start_is_ready_and_ends_with_its_input(
         for one in seen:
             assert one.reply.output == "", one.output
             assert one.reply.ready
-            assert ("exec" in {step.name for step in one.reply.steps}) == (asked == "message")
+            assert ("exec" in {step.name for step in one.reply.steps}) == (via == "message")
             assert one.status is None
         assert [one.status for one in ended] == [0] * 3
         assert all(one.user_ns + one.system_ns > 0 for one in ended)

@@ -132,11 +132,13 @@ def test_instances_outlive_their_manager_and_the_next_takes_them_over(function: 
             await first.wait()
             assert node_pid(config) == node
             assert all(client.wait(one).status == 0 for one in ended), "they end meanwhile"
-            meanwhile = node_wire.ask(node_wire.Asked.START, number, tag=7, version=version)
+            meanwhile = node_wire.request(
+                node_wire.RequestVerb.START, number, tag=7, version=version
+            )
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as fast:
                 fast.connect(str(config.socket))
                 fast.sendmsg([meanwhile], rights([null, null, null]))
-                assert node_wire.answer(fast.recv(4096)).verb == node_wire.Answered.STARTED
+                assert node_wire.answer(fast.recv(4096)).verb == node_wire.AnswerVerb.STARTED
             second = await serve(config)
             try:
                 with Client(config.socket) as other:
@@ -248,11 +250,11 @@ def keep_starting(
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as fast:
         fast.connect(str(config.socket))
         while not stop.is_set() or len(ends) < 3:
-            asked = node_wire.ask(node_wire.Asked.START, number, version=version)
+            asked = node_wire.request(node_wire.RequestVerb.START, number, version=version)
             fast.sendmsg([asked], rights(list(streams)))
-            assert node_wire.answer(fast.recv(4096)).verb == node_wire.Answered.STARTED
+            assert node_wire.answer(fast.recv(4096)).verb == node_wire.AnswerVerb.STARTED
             ended = node_wire.answer(fast.recv(4096))
-            assert ended.verb == node_wire.Answered.ENDED
+            assert ended.verb == node_wire.AnswerVerb.ENDED
             ends.append(ended.status)
     return ends
 

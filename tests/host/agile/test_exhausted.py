@@ -18,7 +18,7 @@ from tests.support.pod_host import PodHost, host
 from firstlight.agile import Config, Function, node_wire, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.node import pid_of
-from firstlight.agile.node_wire import Asked, Order
+from firstlight.agile.node_wire import OrderVerb, RequestVerb
 from firstlight.errors import Failed
 
 __all__ = ["host"]  # a fixture
@@ -178,8 +178,8 @@ def test_a_node_without_a_descriptor_waits_for_one_and_serves_who_came_meanwhile
         await first.wait()
         with no_descriptor_left(node):
             asks, orders = (connected(SOCKET.with_name(name)) for name in ("socket", "node"))
-            asks.send(node_wire.ask(Asked.PING, tag=7))
-            orders.send(node_wire.order(Order.SYNC))
+            asks.send(node_wire.request(RequestVerb.PING, tag=7))
+            orders.send(node_wire.order(OrderVerb.SYNC))
             assert idles(node)
         assert node_wire.answer(asks.recv(4096)).tag == 7
         assert orders.recv(4096)

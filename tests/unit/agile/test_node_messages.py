@@ -9,7 +9,7 @@ import pytest
 from tests.support.laboratory import sanitized
 
 from firstlight.agile import node_wire
-from firstlight.agile.node_wire import Asked, Order
+from firstlight.agile.node_wire import OrderVerb, RequestVerb
 
 SOURCES = ("ahead", "client", "instance", "inherit", "keeper", "manager", "net_quick", "output",
            "part", "pending", "rest", "reuse", "sandbox", "session")  # fmt: skip
@@ -38,21 +38,21 @@ def number(chance: random.Random) -> int:
 
 def ask(chance: random.Random) -> tuple[bytes, int]:
     """A client's request, with the descriptors that it should have."""
-    verb = chance.choice([*Asked, Asked.START, Asked.START])
-    message = node_wire.ask(
+    verb = chance.choice([*RequestVerb, RequestVerb.START, RequestVerb.START])
+    message = node_wire.request(
         verb, number(chance), chance.choice((0, 1, 2, 3, 65535)), tag=chance.getrandbits(64),
         instance=chance.randrange(40), signal=chance.choice((0, 9, 15, 64, 65, -1)),
         version=chance.choice((0, 1, 2)),
     )  # fmt: skip
-    return message, 3 + (message[6] >> 1 & 1) if verb == Asked.START else 0
+    return message, 3 + (message[6] >> 1 & 1) if verb == RequestVerb.START else 0
 
 
 def order(chance: random.Random) -> tuple[bytes, int]:
     """A manager's order, likewise."""
     small = chance.randrange(6)
-    verbs = [one for one in Order if one != Order.END or chance.random() < 0.02]
-    match verb := chance.choice([*verbs, Order.FUNCTION, Order.PART]):
-        case Order.FUNCTION:
+    verbs = [one for one in OrderVerb if one != OrderVerb.END or chance.random() < 0.02]
+    match verb := chance.choice([*verbs, OrderVerb.FUNCTION, OrderVerb.PART]):
+        case OrderVerb.FUNCTION:
             name = chance.choice((b"instance", b"x" * 63, b"x" * 64))
             body = node_wire.DEFINITION.pack(
                 small, chance.choice((0, 1, 2, 3)), chance.choice((0, 1, 8, 16, 255)),
@@ -61,7 +61,7 @@ def order(chance: random.Random) -> tuple[bytes, int]:
                 number(chance), number(chance), name,
             )  # fmt: skip
             return node_wire.order(verb, body, id=small), 2
-        case Order.PART:
+        case OrderVerb.PART:
             kind = chance.choice((1, 2, 3))
             body = node_wire.PART.pack(
                 chance.choice((small, 16383, 16384)), kind, chance.choice((0, 1, 2, 3, -1)),
@@ -69,10 +69,10 @@ def order(chance: random.Random) -> tuple[bytes, int]:
                 number(chance), number(chance), number(chance), b"note",
             )  # fmt: skip
             return node_wire.order(verb, body), int(kind == 1)
-        case Order.PROFILE:
+        case OrderVerb.PROFILE:
             program = struct.pack("=HBBI", 6, 0, 0, 0) * chance.randrange(5)
             return node_wire.profile(chance.randrange(6), program), 0
-        case Order.HELLO:
+        case OrderVerb.HELLO:
             count = chance.choice((node_wire.VERSION, 0))
             flags = node_wire.STAY * (chance.random() < 0.99)
             return node_wire.order(verb, flags=flags, id=small, count=count), chance.randrange(5)
@@ -86,7 +86,7 @@ def order(chance: random.Random) -> tuple[bytes, int]:
 def conversation(seed: int, length: int) -> bytes:
     """Records for the program; most are as they should be, so that there is a state to break."""
     chance = random.Random(seed)
-    whole = record(MANAGER, node_wire.order(Order.HELLO, flags=1, count=node_wire.VERSION), 3)
+    whole = record(MANAGER, node_wire.order(OrderVerb.HELLO, flags=1, count=node_wire.VERSION), 3)
     for _ in range(length):
         to = chance.choices((CLIENT, MANAGER, READ, LEAVE), (8, 10, 3, 1))[0]
         message, descriptors = b"", 0

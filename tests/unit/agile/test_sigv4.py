@@ -11,7 +11,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from firstlight.agile.http import sigv4
-from firstlight.agile.http.sigv4 import Asked, Caller, Denied
+from firstlight.agile.http.sigv4 import Caller, Denied, Request
 from firstlight.errors import Failed
 
 AWS = Path(sys.executable).parent.parent / "aws/bin/python"
@@ -44,7 +44,7 @@ REQUESTS = [
 
 
 @pytest.fixture(scope="module")
-def signed() -> list[Asked]:
+def signed() -> list[Request]:
     if not AWS.exists():
         pytest.skip(".venv/aws is missing: make setup")
     done = subprocess.run(
@@ -52,47 +52,47 @@ def signed() -> list[Asked]:
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return [
-        Asked(method, path, query, [(k, v) for k, v in headers], body.encode())
+        Request(method, path, query, [(k, v) for k, v in headers], body.encode())
         for method, path, query, headers, body in lines
     ]
 
 
-def denied(asked: Asked, known: dict[str, Caller] = KNOWN, now: float = 0.0) -> str:
+def denied(request: Request, known: dict[str, Caller] = KNOWN, now: float = 0.0) -> str:
     with pytest.raises(Denied) as error:
-        sigv4.caller(asked, known, now or time.time())
+        sigv4.caller(request, known, now or time.time())
     return error.value.name
 
 
-def test_what_botocore_signs_is_known(signed: list[Asked]) -> None:
-    for asked in signed:
-        if "//" not in asked.path:
-            assert sigv4.caller(asked, KNOWN, time.time()).name == "team", asked
+def test_what_botocore_signs_is_known(signed: list[Request]) -> None:
+    for request in signed:
+        if "//" not in request.path:
+            assert sigv4.caller(request, KNOWN, time.time()).name == "team", request
 
 
-def test_what_was_changed_is_not(signed: list[Asked]) -> None:
+def test_what_was_changed_is_not(signed: list[Request]) -> None:
     one = signed[2]
     changed = [
-        Asked("PUT", one.path, one.query, one.headers, one.body),
-        Asked(one.method, one.path + "x", one.query, one.headers, one.body),
-        Asked(one.method, one.path, "Qualifier=other", one.headers, one.body),
-        Asked(one.method, one.path, one.query, one.headers, one.body + b" "),
-        Asked(one.method, one.path, one.query,
+        Request("PUT", one.path, one.query, one.headers, one.body),
+        Request(one.method, one.path + "x", one.query, one.headers, one.body),
+        Request(one.method, one.path, "Qualifier=other", one.headers, one.body),
+        Request(one.method, one.path, one.query, one.headers, one.body + b" "),
+        Request(one.method, one.path, one.query,
               [(k, "127.0.0.2" if k == "Host" else v) for k, v in one.headers], one.body),
     ]  # fmt: skip
-    for asked in changed:
-        assert denied(asked) == "InvalidSignatureException"
+    for request in changed:
+        assert denied(request) == "InvalidSignatureException"
 
 
-def test_each_reason_has_its_name(signed: list[Asked]) -> None:
+def test_each_reason_has_its_name(signed: list[Request]) -> None:
     one = signed[2]
     other = {"AKIDEXAMPLE": Caller("team", "another")}
     assert denied(one, other) == "InvalidSignatureException"
     assert denied(one, {"AKIDOTHER": KNOWN["AKIDEXAMPLE"]}) == "UnrecognizedClientException"
     assert denied(one, now=time.time() + 1000) == "InvalidSignatureException"
     bare = [(k, v) for k, v in one.headers if k != "Authorization"]
-    assert denied(Asked("GET", "/", "", bare, b"")) == "MissingAuthenticationTokenException"
+    assert denied(Request("GET", "/", "", bare, b"")) == "MissingAuthenticationTokenException"
     basic = [*bare, ("Authorization", "Basic eDp5")]
-    assert denied(Asked("GET", "/", "", basic, b"")) == "IncompleteSignatureException"
+    assert denied(Request("GET", "/", "", basic, b"")) == "IncompleteSignatureException"
 
 
 def test_credentials_are_read_like_those_of_aws(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Caller:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """A request, as it came. The path is as it was sent, still encoded."""
 
     method: str
@@ -91,15 +91,15 @@ class Claim(NamedTuple):
     signature: str
 
 
-def caller(asked: Asked, known: dict[str, Caller], now: float) -> Caller:
+def caller(request: Request, known: dict[str, Caller], now: float) -> Caller:
     """Who signed a request. Raises Denied."""
-    return proven(claim(asked, known, now), asked)
+    return proven(claim(request, known, now), request)
 
 
-def claim(asked: Asked, known: dict[str, Caller], now: float) -> Claim:
+def claim(request: Request, known: dict[str, Caller], now: float) -> Claim:
     """What the head of a request claims; its body is not looked at. Raises Denied."""
     headers: dict[str, list[str]] = {}
-    for name, value in asked.headers:
+    for name, value in request.headers:
         headers.setdefault(name.lower(), []).append(" ".join(value.split()))
     authorization = " ".join(headers.get("authorization", ()))
     if not authorization:
@@ -121,9 +121,9 @@ def claim(asked: Asked, known: dict[str, Caller], now: float) -> Claim:
     return Claim(found, headers, signed, scope, date, fields[3])
 
 
-def proven(claim: Claim, asked: Asked) -> Caller:
+def proven(claim: Claim, request: Request) -> Caller:
     """The caller, if the signature is that of the whole request. Raises Denied."""
-    canonical = _canonical(asked, claim.headers, claim.signed)
+    canonical = _canonical(request, claim.headers, claim.signed)
     expected = _signature(claim.caller.secret, claim.scope, claim.date, canonical)
     if not hmac.compare_digest(expected, claim.signature):
         raise Denied("InvalidSignatureException", "The request signature we calculated does not "
@@ -133,26 +133,26 @@ def proven(claim: Claim, asked: Asked) -> Caller:
 
 def _is_recent(date: str, day: str, now: float) -> bool:
     try:
-        asked = timegm(time.strptime(date, "%Y%m%dT%H%M%SZ"))
+        signed_at = timegm(time.strptime(date, "%Y%m%dT%H%M%SZ"))
     except ValueError:
         return False
-    return date.startswith(day) and abs(now - asked) <= _SKEW_SECONDS
+    return date.startswith(day) and abs(now - signed_at) <= _SKEW_SECONDS
 
 
-def _canonical(asked: Asked, headers: dict[str, list[str]], signed: list[str]) -> str:
+def _canonical(request: Request, headers: dict[str, list[str]], signed: list[str]) -> str:
     pairs = sorted(
         tuple(quote(unquote_plus(part.replace("+", "%2B")), safe=_UNRESERVED) for part in
               (word.partition("=")[0], word.partition("=")[2]))
-        for word in asked.query.split("&") if word
+        for word in request.query.split("&") if word
     )  # fmt: skip
     return "\n".join((
-        asked.method,
-        quote(asked.path or "/", safe="/~"),
+        request.method,
+        quote(request.path or "/", safe="/~"),
         "&".join(f"{name}={value}" for name, value in pairs),
         *(f"{name}:{','.join(headers.get(name, ()))}" for name in signed),
         "",
         ";".join(signed),
-        hashlib.sha256(asked.body).hexdigest(),
+        hashlib.sha256(request.body).hexdigest(),
     ))  # fmt: skip
 
 
@@ -178,7 +178,7 @@ class Verified:
         body: bytes | None = b""
         try:
             raw: bytes = scope.get("raw_path") or scope["path"].encode()
-            head = Asked(
+            head = Request(
                 scope["method"], raw.decode("latin-1"), scope["query_string"].decode("latin-1"),
                 [(key.decode("latin-1"), value.decode("latin-1"))
                  for key, value in scope["headers"]], b"",
@@ -187,11 +187,11 @@ class Verified:
             body = await _body(receive)
             if body is None:
                 raise Denied("RequestTooLargeException", f"more than {_BODY_MOST} bytes")
-            asked = replace(head, body=body)
+            request = replace(head, body=body)
             if len(body) > _LARGE:
-                found = await asyncio.to_thread(proven, claimed, asked)
+                found = await asyncio.to_thread(proven, claimed, request)
             else:
-                found = proven(claimed, asked)
+                found = proven(claimed, request)
         except Denied as error:
             status = 413 if body is None else 403
             text = msgspec.json.encode({"Message": str(error), "message": str(error)})

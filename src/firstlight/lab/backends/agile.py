@@ -33,11 +33,11 @@ DEPTHS = {
     "agile-ready": "from whole sandboxes that wait just before exec",
     "agile-cold": "the same code, with empty pools",
 }
-Asked = Literal["message", "client"]
+Via = Literal["message", "client"]
 BY_CLIENT = " by client"
 GATEWAY = str(IPv4Network(Config().network.range)[1])
 """The gateway of every instance, for its first packet."""
-_ASKED = {
+_VIA = {
     "message": "a request is a message on an open connection",
     "client": "a request is the execution of a program that connects",
 }
@@ -55,22 +55,22 @@ daemon.serve(msgspec.json.decode(sys.argv[1], type=Config), lambda: print("ready
 class Agile:
     """``depth`` is one of DEPTHS: how much of a start is done in advance.
 
-    ``asked`` is ``message`` (on an open connection) or ``client`` (an executed program).
+    ``via`` is ``message`` (on an open connection) or ``client`` (an executed program).
     """
 
     depth: str
-    asked: Asked = "message"
+    via: Via = "message"
     end_point: EndPoint = EndPoint.FIRST_INSTRUCTION
 
     @property
     def name(self) -> str:
         """The depth's name, with ``by client`` where that applies."""
-        return self.depth if self.asked == "message" else f"{self.depth}{BY_CLIENT}"
+        return self.depth if self.via == "message" else f"{self.depth}{BY_CLIENT}"
 
     @property
     def note(self) -> str | None:
         """What is done in advance, and what a request is."""
-        return f"{self.name}: {DEPTHS[self.depth]}; {_ASKED[self.asked]}"
+        return f"{self.name}: {DEPTHS[self.depth]}; {_VIA[self.via]}"
 
     def probe(self) -> None:
         """Needs root, nft and cgroup controllers."""
@@ -89,7 +89,7 @@ class Agile:
         try:
             config = self._config(instances, workspace, base)
             function = payload(base, *payload_arguments(self.end_point))
-            with serving(config, function, workspace, self.asked) as start:
+            with serving(config, function, workspace, self.via) as start:
                 yield Prepared([start] * instances)
         finally:
             shutil.rmtree(base)
@@ -128,12 +128,12 @@ def payload(base: Path, *words: str) -> Function:
 
 @contextmanager
 def serving(
-    config: Config, function: Function, workspace: Workspace, asked: Asked = "message"
+    config: Config, function: Function, workspace: Workspace, via: Via = "message"
 ) -> Iterator[Command]:
     """A warmed-up runtime with full pools; yields the command of one start."""
     with daemon(config, workspace) as pid:
         number, version = _warm(config, function)
-        if asked == "message":
+        if via == "message":
             yield Ask(config.socket, "node:ping", f"node:start {number} {version}",
                       daemons=processes(config, pid))  # fmt: skip
             return

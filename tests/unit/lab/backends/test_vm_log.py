@@ -15,10 +15,10 @@ TEXT = st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"])
 
 
 @dataclass(frozen=True)
-class Told:
+class FakeGuest:
     """A guest whose every line is a span of 10 ns at the guest's time 5."""
 
-    name: str = "told"
+    name: str = "fake"
     filesystem: str = "none"
     end_point: EndPoint = EndPoint.BOOTED
 
@@ -46,7 +46,7 @@ def test_every_line_comes_back_as_the_guest_wrote_it(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_bytes_are_an_error(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "log").write_bytes(raw)
-    guest_log(Told(), BootConfig(), tmp_path / "log", None)
+    guest_log(FakeGuest(), BootConfig(), tmp_path / "log", None)
 
 
 def test_a_line_that_was_never_finished_is_the_last(tmp_path: Path) -> None:
@@ -60,27 +60,27 @@ def test_a_start_that_never_came_to_it_has_no_lines(tmp_path: Path) -> None:
 
 def test_a_guests_clock_is_laid_on_the_hosts(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("1000=entered\n1030 booted\n")
-    found = guest_log(Told(), BootConfig(), tmp_path / "log", None)
+    found = guest_log(FakeGuest(), BootConfig(), tmp_path / "log", None)
     assert (found.clock, found.offset, found.uncertainty) == ("ticks", 1005, 10)
     assert found.console == "booted"
 
 
 def test_what_a_guest_stamped_it_stamped_before_its_hypervisor_was_gone(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("1000=entered\n1030 booted\n1025=ended\n")
-    found = guest_log(Told(), BootConfig(), tmp_path / "log", None)
+    found = guest_log(FakeGuest(), BootConfig(), tmp_path / "log", None)
     assert (found.offset, found.uncertainty) == (1002, 8), "from 1000 - 5 to 1025 - 15"
 
 
 def test_counted_instructions_are_no_time(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("1000=entered\n1030 booted\n")
-    found = guest_log(Told(), BootConfig(icount=True), tmp_path / "log", None)
+    found = guest_log(FakeGuest(), BootConfig(icount=True), tmp_path / "log", None)
     assert found.offset is None
     assert found.spans
 
 
 def test_the_end_of_a_long_console_is_kept(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("".join(f"1 line {number}\n" for number in range(9999)))
-    found = guest_log(Told(), BootConfig(), tmp_path / "log", None)
+    found = guest_log(FakeGuest(), BootConfig(), tmp_path / "log", None)
     assert found.console.endswith("line 9998")
     assert len(found.console) == 4096
 
