@@ -11,6 +11,8 @@ from tests.support.laboratory import sanitized
 
 from firstlight.errors import Unsupported
 from firstlight.lab.cni.attachment import Attachment, BadAttachment
+from firstlight.lab.cni.known import BUILT
+from firstlight.lab.cni.plugin import find
 
 POD = Attachment("pod1", "/run/netns/pod1", "eth0", "K8S_POD_NAME=a;IgnoreUnknown=1")
 
@@ -157,7 +159,7 @@ def script(file: Path, body: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "how"),
-    [("none", "set CNI_PATH"), ("vlan", "apt-get"), ("flannel", "make cni-plugins")],
+    [("none", "set CNI_PATH"), ("vlan", "apt-get")],
 )
 def test_a_plugin_that_is_missing_says_how_to_have_it(bench: Bench, kind: str, how: str) -> None:
     with pytest.raises(Unsupported, match=rf"CNI plugin '{kind}' is not installed") as raised:
@@ -165,6 +167,13 @@ def test_a_plugin_that_is_missing_says_how_to_have_it(bench: Bench, kind: str, h
     assert raised.value.hint
     assert raised.value.hint.startswith(how)
     assert "CNI_PATH" in raised.value.hint
+
+
+def test_a_plugin_of_a_network_that_searches_built_sets_can_be_built() -> None:
+    with pytest.raises(Unsupported) as raised:
+        find("flannel", [BUILT / "no-such-set"])
+    assert raised.value.hint
+    assert raised.value.hint.startswith("make cni-plugins, or set CNI_PATH")
 
 
 @pytest.mark.parametrize("interface", ["", ".", "..", "a/b", "a:b", "a b", "x" * 16])
