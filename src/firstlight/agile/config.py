@@ -18,6 +18,7 @@ _NAME = re.compile(r"[a-z0-9]{1,8}")
 _PREFIX_LEAST, _PREFIX_MOST = 16, 29
 _CONNECTIONS_MOST = 1 << 20
 _LOG_LEAST = 4096
+_BYTES_LEAST, _BYTES_MOST = 4 << 20, 1 << 40  # of events: the largest has 1 MiB
 _FUNCTIONS_MOST, _INSTANCES_MOST, _PORT_MOST = 4000, 100_000, 65535
 _POOL_MOST, _RATE_MOST = 8192, 1e6
 _SECONDS_MOST = 365 * 86400.0
@@ -263,16 +264,23 @@ class Events(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Asynchronous events: how often one whose function fails is tried again.
 
     The n-th time after n times ``retry_seconds``. One that is older than ``oldest_seconds`` is
-    given up.
+    given up. Those that wait have at most ``queue_bytes``; when the file of those given up has
+    ``dead_bytes``, it becomes the second, and what was the second is removed.
     """
 
     retries: int = 2
     retry_seconds: float = 60.0
     oldest_seconds: float = 21600.0
+    queue_bytes: int = 1 << 30
+    dead_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
         if self.retries < 0 or self.retry_seconds < 0 or self.oldest_seconds <= 0:
             raise ValueError(f"retries={self.retries}: none may be below 0")
+        for name in ("queue_bytes", "dead_bytes"):
+            if not _BYTES_LEAST <= getattr(self, name) <= _BYTES_MOST:
+                raise ValueError(f"{name}={getattr(self, name)}: from {_BYTES_LEAST} (4 MiB) to "
+                                 f"{_BYTES_MOST}")  # fmt: skip
 
 
 class Logs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -56,7 +56,10 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
     [
         ("[pools.network]\nhihg = 2", "did you mean pools.network.high?"),
         ("[pool.network]\nhigh = 2", "did you mean pools?"),
-        ("[events]\nxyz = 2", "known: retries, retry_seconds, oldest_seconds"),
+        (
+            "[events]\nxyz = 2",
+            "known: retries, retry_seconds, oldest_seconds, queue_bytes, dead_bytes",
+        ),
     ],
 )
 def test_an_unknown_key_is_answered_with_the_nearest(

@@ -2,11 +2,13 @@
 
 An event is in the database before it is accepted, and until it is done: a process that is killed
 answers it when it comes back. One whose function fails is tried again, later each time; one that
-cannot be answered is appended to the dead-letter file, one line of JSON.
+cannot be answered is appended to the dead-letter file, one line of JSON. Both are bounded: what the
+database has no room for is refused, and of the dead letters the oldest go.
 """
 
 import asyncio
 import base64
+import errno
 import json
 import logging
 import os
@@ -47,7 +49,7 @@ class Queue:
         self._task = asyncio.get_running_loop().create_task(self._serve())
 
     async def accept(self, event: Event) -> None:
-        """Keep an event; when this returns it is not lost. Raises Failed."""
+        """Keep an event; when this returns it is not lost. Raises Throttled, Failed."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._accepting.append((event, written))
         if self._writing is None or self._writing.done():
@@ -72,15 +74,19 @@ class Queue:
         while self._accepting:
             batch, self._accepting = self._accepting, []
             error: Exception | None = None
+            refused: set[str] = set()
+            events, most = [event for event, _ in batch], self._config.queue_bytes
             try:
-                await asyncio.to_thread(self._store.accept, [event for event, _ in batch])
+                refused = await asyncio.to_thread(self._store.accept, events, most)
             except Exception as failed:
                 error = failed
-            for _, written in batch:
+            for event, written in batch:
                 if written.done():
                     continue
                 if error:
                     written.set_exception(error)
+                elif event.id in refused:
+                    written.set_exception(_full(event.name, most))
                 else:
                     written.set_result(None)
             self._news.set()
@@ -120,6 +126,7 @@ class Queue:
             raise
         except Exception:
             _log.exception("the event %s of %s", event.id, event.name)
+            await asyncio.sleep(_BUSY_SECONDS)  # the disk may be full, and it is due again at once
         finally:
             del self._running[event.id]
             self._busy[event.name] -= 1
@@ -172,12 +179,33 @@ class Queue:
 
     def _append(self, letter: dict[str, Any]) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        text = json.dumps(letter).encode() + b"\n"
         descriptor = os.open(self._letters, flags, 0o600)
         try:
-            os.write(descriptor, json.dumps(letter).encode() + b"\n")
-            os.fsync(descriptor)
+            before = os.fstat(descriptor).st_size
+            try:
+                written = os.write(descriptor, text)
+                if written < len(text):
+                    raise OSError(errno.ENOSPC, f"{self._letters}: no room for a dead letter")
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, before)  # or the next would be part of half a line
+                raise
         finally:
             os.close(descriptor)
+        if before + written >= self._config.dead_bytes:
+            second = self._letters.with_suffix(f".1{self._letters.suffix}")
+            if second.exists():
+                _log.warning("dead letters: the oldest are removed, those of %s", second)
+            self._letters.replace(second)
+
+
+def _full(name: str, most: int) -> Throttled:
+    return Throttled(
+        f"the queue has no room for an event of {name}: {most} bytes are for those of all "
+        "functions, of which each leaves as much as it takes", "call again later, or raise "
+        "events.queue_bytes",
+    )  # fmt: skip
 
 
 def _payload(payload: bytes) -> dict[str, str]:

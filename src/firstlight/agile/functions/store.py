@@ -26,18 +26,46 @@ CREATE TABLE events(
   id TEXT PRIMARY KEY, name TEXT NOT NULL, record BLOB NOT NULL, attempts INTEGER NOT NULL,
   due REAL NOT NULL
 ) STRICT;
-CREATE INDEX due ON events(due);
 CREATE TABLE counters(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 """
 
+_EVENT_BYTES = 1024
+"""What an event takes beside its record: a row, its place in indexes, what is left of a page."""
+_OPENED = """
+DROP INDEX IF EXISTS due;
+CREATE INDEX IF NOT EXISTS turn ON events(name, due);
+CREATE TEMP TABLE held(
+  name TEXT PRIMARY KEY, events INTEGER NOT NULL, bytes INTEGER NOT NULL
+) STRICT;
+INSERT INTO held SELECT name, count(*), sum(length(record))
+  FROM main.events GROUP BY name;
+CREATE TEMP TRIGGER one_more AFTER INSERT ON main.events BEGIN
+  INSERT INTO held VALUES (NEW.name, 1, length(NEW.record))
+  ON CONFLICT DO UPDATE SET events = events + 1, bytes = bytes + excluded.bytes;
+END;
+CREATE TEMP TRIGGER one_less AFTER DELETE ON main.events BEGIN
+  UPDATE held SET events = events - 1, bytes = bytes - length(OLD.record)
+  WHERE name = OLD.name;
+  DELETE FROM held WHERE name = OLD.name AND events = 0;
+END;
+"""
+"""An index by function, so that one's events do not slow the search for another's, and what those
+of each take, which the database keeps in step with them."""
+_TAKEN = """
+SELECT coalesce(sum(bytes + :each * events), 0),
+       coalesce(sum(bytes + :each * events) FILTER (WHERE name=:name), 0) FROM held
+"""
 _DUE = """
-SELECT record, attempts, due FROM events WHERE due<=?
-AND id NOT IN (SELECT value FROM json_each(?)) AND name NOT IN (SELECT value FROM json_each(?))
-ORDER BY due LIMIT ?
+SELECT record, attempts, due FROM held CROSS JOIN main.events ON id IN (
+  SELECT id FROM main.events AS one WHERE one.name=held.name AND due<=:now
+  AND id NOT IN (SELECT value FROM json_each(:running)) ORDER BY due LIMIT :most
+) WHERE held.name NOT IN (SELECT value FROM json_each(:busy)) ORDER BY due LIMIT :most
 """
 _NEXT = """
-SELECT min(due) FROM events
-WHERE id NOT IN (SELECT value FROM json_each(?)) AND name NOT IN (SELECT value FROM json_each(?))
+SELECT min((
+  SELECT due FROM main.events AS one WHERE one.name=held.name
+  AND id NOT IN (SELECT value FROM json_each(:running)) ORDER BY due LIMIT 1
+)) FROM held WHERE name NOT IN (SELECT value FROM json_each(:busy))
 """
 Excluded = tuple[list[str], list[str]]
 """Identities of events, and names of functions, that are not meant."""
@@ -56,6 +84,8 @@ class Store:
             [version] = self._base.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 self._base.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={_SCHEMA};COMMIT")
+            if version in (0, _SCHEMA):
+                self._base.executescript(_OPENED)
         except sqlite3.Error as error:
             raise Failed(
                 f"cannot open the registry {path}: {error}",
@@ -130,13 +160,23 @@ class Store:
         with self._transaction() as base:
             base.executemany("DELETE FROM trees WHERE number=?", [(n,) for n in numbers])
 
-    def accept(self, events: list[Event]) -> None:
-        """Keep events until they are done."""
-        rows = [
-            (one.id, one.name, msgspec.msgpack.encode(one), one.attempts, one.due) for one in events
-        ]
+    def accept(self, events: list[Event], most: int) -> set[str]:
+        """Keep events until they are done, in ``most`` bytes; the identities of those without room.
+
+        A function may take as much as it leaves to others, so that there is room for them.
+        """
+        refused = set()
         with self._transaction() as base:
-            base.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", rows)
+            for one in events:
+                record = msgspec.msgpack.encode(one)
+                of = {"each": _EVENT_BYTES, "name": one.name}
+                taken, own = base.execute(_TAKEN, of).fetchone()
+                if own + len(record) + _EVENT_BYTES > most - taken:
+                    refused.add(one.id)
+                    continue
+                row = one.id, one.name, record, one.attempts, one.due
+                base.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", row)
+        return refused
 
     def postpone(self, identity: str, attempts: int, due: float) -> None:
         """An event is to be tried again at a time, after so many attempts."""
@@ -153,7 +193,7 @@ class Store:
     def due(self, now: float, most: int, without: Excluded) -> list[Event]:
         """The events that are due, the oldest first."""
         with self._transaction() as base:
-            rows = base.execute(_DUE, (now, *_excluded(without), most)).fetchall()
+            rows = base.execute(_DUE, {"now": now, "most": most, **_excluded(without)}).fetchall()
         return [
             msgspec.structs.replace(
                 msgspec.msgpack.decode(record, type=Event), attempts=attempts, due=due
@@ -170,10 +210,13 @@ class Store:
     def waiting(self) -> int:
         """How many events are kept."""
         with self._transaction() as base:
-            [row] = base.execute("SELECT count(*) FROM events").fetchall()
+            [row] = base.execute("SELECT coalesce(sum(events), 0) FROM held").fetchall()
         return int(row[0])
 
 
-def _excluded(without: Excluded) -> tuple[str, str]:
+def _excluded(without: Excluded) -> dict[str, str]:
     identities, names = without
-    return msgspec.json.encode(identities).decode(), msgspec.json.encode(names).decode()
+    return {
+        "running": msgspec.json.encode(identities).decode(),
+        "busy": msgspec.json.encode(names).decode(),
+    }

@@ -1,0 +1,187 @@
+"""The queue of asynchronous events: what it holds is bounded, and told to who is refused."""
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from firstlight.agile.config import Events
+from firstlight.agile.functions import events as queues
+from firstlight.agile.functions.events import Queue
+from firstlight.agile.functions.records import Event
+from firstlight.agile.functions.store import Store
+from firstlight.agile.serving import Answer, Throttled
+
+ROOM = 64 << 10
+
+
+def event(identity: str, name: str = "f", size: int = 1000) -> Event:
+    payload = json.dumps("x" * size).encode()
+    return Event(id=identity, name=name, qualifier="", payload=payload, accepted=1e12, due=0.0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "functions.db")
+
+
+def test_what_waits_is_bounded_and_no_function_takes_the_room_of_another(
+    store: Store, tmp_path: Path
+) -> None:
+    first = [event(f"f{number}") for number in range(100)]
+    refused = store.accept(first, ROOM)
+    kept = store.waiting()
+    assert refused
+    assert kept + len(refused) == 100
+    assert kept * 2000 <= ROOM
+    assert store.accept([event("g", "g")], ROOM) == set()
+    assert store.accept([event("more")], ROOM) == {"more"}
+    store.close()
+    again = Store(tmp_path / "functions.db")  # it is counted when it is opened, too
+    assert again.waiting() == kept + 1
+    assert again.accept([event("more")], ROOM) == {"more"}
+    again.done(one.id for one in first)
+    assert again.accept([event("more")], ROOM) == set()
+    again.close()
+
+
+def test_a_change_that_fails_counts_nothing(store: Store) -> None:
+    one = event("same")
+    assert store.accept([one], ROOM) == set()
+    for _ in range(100):
+        with pytest.raises(Exception, match="UNIQUE"):
+            store.accept([event("other"), one], ROOM)
+    assert store.waiting() == 1
+    assert store.accept([event("other")], ROOM) == set()
+    store.close()
+
+
+def with_queue(
+    store: Store, letters: Path, config: Events,
+    answer: Callable[[Event], Awaitable[Answer]], main: Callable[[Queue], Awaitable[None]],
+) -> None:  # fmt: skip
+    async def run() -> None:
+        queue = Queue(config, store, letters, answer)
+        try:
+            await asyncio.wait_for(main(queue), 60)
+        finally:
+            await queue.close()
+            store.close()
+
+    asyncio.run(run())
+
+
+async def fails(_: Event) -> Answer:
+    return Answer(payload=b'"no"', error="Unhandled")
+
+
+def test_who_is_refused_is_told_so_by_name(store: Store, tmp_path: Path) -> None:
+    async def never(_: Event) -> Answer:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def main(queue: Queue) -> None:
+        calls = [queue.accept(event(str(number), size=900_000)) for number in range(8)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [one for one in outcomes if one is not None]
+        assert 0 < len(refused) < len(outcomes)
+        for error in refused:
+            assert isinstance(error, Throttled)
+            assert "no room for an event of f" in error.message
+        assert await queue.waiting() == len(outcomes) - len(refused)
+
+    config = Events(queue_bytes=4 << 20)
+    with_queue(store, tmp_path / "dead.jsonl", config, never, main)
+
+
+def test_of_dead_letters_the_oldest_go(store: Store, tmp_path: Path) -> None:
+    letters = tmp_path / "dead.jsonl"
+
+    async def main(queue: Queue) -> None:
+        for number in range(16):
+            await queue.accept(event(str(number), size=900_000))
+            while await queue.waiting():
+                await asyncio.sleep(0.01)
+
+    with_queue(store, letters, Events(retries=0, dead_bytes=4 << 20), fails, main)
+    files = [tmp_path / "dead.1.jsonl", letters]
+    assert sorted(tmp_path.glob("dead*")) == sorted(path for path in files if path.exists())
+    lines = [line for path in files if path.exists() for line in path.read_text().splitlines()]
+    kept = [json.loads(line)["request"] for line in lines]
+    assert kept == [str(number) for number in range(16)][-len(kept) :]
+    assert 5 <= len(kept) < 16
+
+
+def test_a_dead_letter_that_cannot_be_written_is_not_tried_without_end(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queues, "_BUSY_SECONDS", 3600.0)
+    tried: list[str] = []
+
+    async def answer(one: Event) -> Answer:
+        tried.append(one.id)
+        return await fails(one) if one.id == "bad" else Answer(payload=b"1")
+
+    async def main(queue: Queue) -> None:
+        await queue.accept(event("bad"))
+        for number in range(20):
+            await queue.accept(event(str(number)))
+            while await queue.waiting() > 1:
+                await asyncio.sleep(0.01)
+        assert tried.count("bad") == 1
+
+    with_queue(store, tmp_path / "none" / "dead.jsonl", Events(retries=0), answer, main)
+
+
+def test_half_a_dead_letter_is_taken_back(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters, write = tmp_path / "dead.jsonl", os.write
+    letters.write_text('{"request": "before"}\n')
+    monkeypatch.setattr(queues, "_BUSY_SECONDS", 0.01)
+    full = iter([True, True, False])
+
+    def some(descriptor: int, text: bytes) -> int:
+        short = text.startswith(b'{"time"') and next(full)
+        return write(descriptor, text[:7] if short else text)
+
+    monkeypatch.setattr(os, "write", some)
+
+    async def main(queue: Queue) -> None:
+        await queue.accept(event("a"))
+        while await queue.waiting():
+            await asyncio.sleep(0.01)
+
+    with_queue(store, letters, Events(retries=0), fails, main)
+    lines = [json.loads(line) for line in letters.read_text().splitlines()]
+    assert [one["request"] for one in lines] == ["before", "a"]
+
+
+def test_the_search_for_an_event_passes_over_those_of_a_function_without_room(
+    store: Store,
+) -> None:
+    def steps() -> int:
+        """How much work of the database the search is, in its own instructions."""
+        done = 0
+
+        def one_more() -> int:
+            nonlocal done
+            done += 1
+            return 0
+
+        store._base.set_progress_handler(one_more, 1)
+        found = store.due(1.0, 64, (["f0"], ["f"]))
+        store.next_due((["f0"], ["f"]))
+        store._base.set_progress_handler(None, 1)
+        assert [one.name for one in found] == ["g"]
+        return done
+
+    store.accept([event("g", "g")], 1 << 30)
+    store.accept([event(f"f{number}", size=1) for number in range(10)], 1 << 30)
+    few = steps()
+    store.accept([event(f"f{number}", size=1) for number in range(10, 2000)], 1 << 30)
+    assert steps() == few
+    store.close()
