@@ -232,7 +232,9 @@ static void add(uint64_t id, struct rights *rights)
 	open_file(log);
 	for (int i = 0; i < STREAMS; i++) {
 		struct epoll_event event = {.events = EPOLLIN, .data.u64 = id << 1 | (uint64_t)i};
-		if (epoll_ctl(epoll, EPOLL_CTL_ADD, rights->descriptors[i], &event))
+		/* An instance may open its own output, and read what we are about to. */
+		if (fcntl(rights->descriptors[i], F_SETFL, O_NONBLOCK) ||
+		    epoll_ctl(epoll, EPOLL_CTL_ADD, rights->descriptors[i], &event))
 			continue;
 		log->pipes[i] = rights->descriptors[i];
 		rights->descriptors[i] = -1;

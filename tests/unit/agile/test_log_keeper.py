@@ -1,0 +1,74 @@
+"""firstlight-log by itself, beside instances that read their own output."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from firstlight.native import native
+
+_SECONDS = 60
+_NOISE = b"x" * (60 << 10)
+
+
+@contextmanager
+def _keeper(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def take_control() -> None:
+        os.dup2(theirs.fileno(), 3)
+
+    process = subprocess.Popen(
+        [native("firstlight-log"), directory, "10000000", "100000000"],
+        preexec_fn=take_control, close_fds=False,
+    )  # fmt: skip
+    theirs.close()
+    try:
+        yield process, ours
+    finally:
+        ours.close()
+        process.kill()
+        process.wait(_SECONDS)
+
+
+def _add(keeper: socket.socket, identity: int, stack: ExitStack) -> int:
+    """The writing end of a log's standard output."""
+    reading, writing = os.pipe()
+    error, no_error = os.pipe()
+    socket.send_fds(keeper, [identity.to_bytes(8, "little")], [reading, error])
+    for descriptor in (reading, error, no_error):
+        os.close(descriptor)
+    stack.callback(os.close, writing)
+    return writing
+
+
+def _until_logged(log: Path, text: bytes) -> None:
+    until = time.monotonic() + _SECONDS
+    while not log.exists() or text not in log.read_bytes():
+        assert time.monotonic() < until, f"{log.name} has no {text!r}"
+        time.sleep(0.001)
+
+
+def test_who_reads_its_own_output_holds_up_no_other_log(tmp_path: Path) -> None:
+    """A pipe that was readable is empty when its turn comes: the others are read all the same."""
+    with _keeper(tmp_path) as (process, keeper), ExitStack() as stack:
+        noisy = [_add(keeper, number, stack) for number in range(1, 41)]
+        thief = _add(keeper, 99, stack)
+        stolen = os.open(f"/proc/self/fd/{thief}", os.O_RDONLY | os.O_NONBLOCK)
+        stack.callback(os.close, stolen)
+        for attempt in range(5):
+            os.kill(process.pid, signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            for writing in noisy:
+                os.write(writing, _NOISE + b"%d\n" % attempt)
+            os.write(thief, b"mine\n")
+            os.kill(process.pid, signal.SIGCONT)
+            _until_logged(tmp_path / "1.log", b"x%d\n" % attempt)
+            with suppress(BlockingIOError):
+                os.read(stolen, 100)
+            for number in range(1, len(noisy) + 1):
+                _until_logged(tmp_path / f"{number}.log", b"x%d\n" % attempt)
