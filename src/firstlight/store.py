@@ -18,12 +18,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TypeAlias, TypeVar
+from typing import IO, TypeVar
 
 import msgspec
 import polars as pl
 
 from firstlight.errors import BadRun, FirstlightError
+from firstlight.files import write_whole
 from firstlight.model import SCHEMA_VERSION, Footer, Header, Point, Presentation, Sample, to_json
 
 _SPAN_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -53,7 +54,6 @@ _FIGURES: dict[str, pl.DataType | type[pl.DataType]] = {
     "user_ns": pl.Int64, "system_ns": pl.Int64, "lost": pl.Int64,
 }  # fmt: skip
 
-Buffer: TypeAlias = bytes | memoryview
 T = TypeVar("T")
 
 
@@ -78,7 +78,7 @@ class Writer:
             self.write_header(header)
         else:
             (path / "footer.json").unlink(missing_ok=True)
-            _write(path / "samples.jsonl", b"".join(map(_line, earlier)))
+            write_whole(path / "samples.jsonl", b"".join(map(_line, earlier)))
         self._samples: IO[bytes] = (path / "samples.jsonl").open("ab")
 
     def __enter__(self) -> "Writer":
@@ -89,7 +89,7 @@ class Writer:
 
     def write_header(self, header: Header) -> None:
         """Write the header, or replace it: a run that is watched learns its points as they come."""
-        _write(self.path / "header.json", msgspec.json.format(to_json(header)))
+        write_whole(self.path / "header.json", msgspec.json.format(to_json(header)))
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Append samples and flush them."""
@@ -101,11 +101,11 @@ class Writer:
         """Write the spans of one traced batch."""
         frame = io.BytesIO()
         spans.match_to_schema(SPAN_SCHEMA).write_ipc(frame, compression="lz4")
-        _write(self.path / "spans" / f"{batch}.arrow", frame.getbuffer())
+        write_whole(self.path / "spans" / f"{batch}.arrow", frame.getbuffer())
 
     def finish(self, footer: Footer) -> None:
         """Write the footer: how the run ended."""
-        _write(self.path / "footer.json", to_json(footer))
+        write_whole(self.path / "footer.json", to_json(footer))
 
 
 def check_empty(path: Path) -> None:
@@ -117,13 +117,6 @@ def check_empty(path: Path) -> None:
 
 def _line(sample: Sample) -> bytes:
     return to_json(sample) + b"\n"
-
-
-def _write(file: Path, content: Buffer) -> None:
-    """Write the whole file or nothing, even when killed."""
-    part = file.with_name(f"{file.name}.part")
-    part.write_bytes(content)
-    part.rename(file)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 import firstlight
 
 PACKAGE = Path(firstlight.__file__).parent
-GROUND = ("errors", "native", "model", "store", "units", "otlp")
+GROUND = ("errors", "native", "files", "model", "store", "units")
 ORDER = ("cli", "report", "claims", "lab", "analysis", "trace", "host", *reversed(GROUND))
 """From the top: each may import what stands behind it."""
 

@@ -147,7 +147,7 @@ def _sent(stack: ExitStack, collector: str | None) -> "list[Callable[[Seen], Non
     if not collector.startswith(("http://", "https://")):
         raise FirstlightError(f"--otlp {collector!r} is not a URL", "--otlp http://127.0.0.1:4318")
     try:
-        from firstlight import otlp
+        from firstlight.agile.http import otlp
         from firstlight.report.live.traces import Traces
     except ModuleNotFoundError as error:
         raise Unsupported(

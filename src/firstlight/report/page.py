@@ -216,7 +216,7 @@ def _bundle() -> str:
     script = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_suffix(f".{os.getpid()}")
+        part = kept.with_suffix(f".{os.getpid()}")  # several reports may be made at once
         part.write_text(script, encoding="utf-8")
         part.replace(kept)
     return script

@@ -15,8 +15,8 @@ from opentelemetry import context, propagate, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from firstlight import otlp
 from firstlight.agile.config import Telemetry
+from firstlight.agile.http import otlp
 from firstlight.agile.serving import Outcome, Serving
 
 _UNTRACED = ("/metrics",)

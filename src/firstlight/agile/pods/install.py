@@ -3,13 +3,12 @@
 The plugin comes before the list that names it, and each by a rename: a runtime never sees half.
 """
 
-import os
-import shutil
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
 from firstlight.errors import Failed
+from firstlight.files import write_whole
 from firstlight.native import native
 
 PLUGIN = "firstlight"
@@ -35,8 +34,5 @@ def uninstall(binaries: Path, lists: Path) -> None:
 
 
 def _copy(source: Path, target: Path, mode: int) -> None:
-    new = target.with_name(f".{target.name}.new")
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, new)
-    new.chmod(mode)
-    os.replace(new, target)  # noqa: PTH105 - atomically
+    write_whole(target, source.read_bytes(), mode)

@@ -111,6 +111,7 @@ class Leases:
                 self._drop(number)
 
     def _rewrite(self) -> None:
+        # Opened before it has the name: if that fails, the old one goes on.
         new = self._path.with_suffix(".new")
         file = os.open(
             new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600

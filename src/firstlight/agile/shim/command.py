@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from firstlight.errors import Failed, Unsupported
+from firstlight.files import write_whole
 from firstlight.native import native
 
 PREPARED = 8
@@ -33,11 +34,8 @@ def words(directory: Path, events: str, runtime: Path, prepared: int) -> list[st
 def install(binaries: Path) -> Path:
     """Put the program that containerd executes into a directory of its PATH. Raises Failed."""
     target = binaries / START
-    new = target.with_name(f".{START}.new")
     try:
-        shutil.copyfile(native(START), new)
-        new.chmod(0o755)
-        new.rename(target)
+        write_whole(target, native(START).read_bytes(), 0o755)
     except OSError as error:
         raise Failed(f"cannot install {error.filename}: {error.strerror}") from error
     return target

@@ -22,6 +22,7 @@ from firstlight.agile.shim import oci
 from firstlight.agile.shim.mounts import mount, unmount
 from firstlight.agile.shim.ttrpc import Code, Message, Refused, messages, now
 from firstlight.errors import Failed
+from firstlight.files import unfinished, write_whole
 from firstlight.native import native
 
 _ANSWER = Struct("=i256s")
@@ -31,6 +32,7 @@ _QUIET_SECONDS = 0.3
 _SHM = ("nosuid", "nodev", "noexec", "mode=1777", "size=65536k")
 _USUAL = ("ipc", "uts", "pid")
 _POD, _NODE = 0, 2
+_RECORD = "record.json"
 _NULL = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 _SYSCTLS = {
     "net.ipv4.ip_unprivileged_port_start": "0",
@@ -160,14 +162,11 @@ class Sandboxes:
 
     def save(self, record: Record) -> None:
         """Write a record down."""
-        file = self.home(record) / "record.json"
-        new = file.with_suffix(".new")
-        new.write_bytes(msgspec.json.encode(record))
-        new.rename(file)
+        write_whole(self.home(record) / _RECORD, msgspec.json.encode(record))
 
     def load(self) -> None:
         """Read all records."""
-        for file in self._directory.glob("*/*/record.json"):
+        for file in self._directory.glob(f"*/*/{_RECORD}"):
             record = msgspec.json.decode(file.read_bytes(), type=Record)
             sandbox = Sandbox(record)
             self.all[record.namespace, record.id] = sandbox
@@ -284,7 +283,7 @@ class Sandboxes:
         """Stop it, and forget it. Raises Refused, Failed."""
         await self.stop(sandbox)
         record, home = sandbox.record, self.home(sandbox.record)
-        for name in ("record.json", "record.new", "hostname", "hosts", "resolv.conf"):
+        for name in (_RECORD, unfinished(Path(_RECORD)), "hostname", "hosts", "resolv.conf"):
             (home / name).unlink(missing_ok=True)
         with suppress(OSError):
             (home / "shm").rmdir()

@@ -23,6 +23,7 @@ from firstlight.agile.shim.sandboxes import Sandboxes, started
 from firstlight.agile.shim.streams import Streams
 from firstlight.agile.shim.ttrpc import Code, Message, Refused, messages, now, timestamp
 from firstlight.errors import Failed
+from firstlight.files import write_whole
 
 CREATED, RUNNING, STOPPED, PAUSED = 1, 2, 3, 4
 """containerd.v1.types.Status."""
@@ -102,9 +103,7 @@ class Tasks:
     def _save(self, container: Container) -> None:
         file = self._file(container)
         file.parent.mkdir(exist_ok=True)
-        new = file.with_suffix(".new")
-        new.write_bytes(msgspec.json.encode(container))
-        new.rename(file)
+        write_whole(file, msgspec.json.encode(container))
 
     def load(self) -> None:
         """Go on with what the server before this one had."""

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from firstlight.errors import Failed, FirstlightError, Unsupported
+from firstlight.files import write_whole
 from firstlight.host.workspace import STATE, sandbox, start_time
 from firstlight.lab import clean
 from firstlight.lab.cluster import programs, running
@@ -264,15 +265,10 @@ def _leave(cluster: running.Cluster, server: str) -> None:
     config = _DIRECTORY / "kubeconfig"
     config.touch(mode=0o600)
     config.write_text(kubeconfig(server, settings.token, str(authority)))
-    written = _RECORD.with_suffix(".new")
-    written.touch(mode=0o600)
-    written.write_bytes(
-        msgspec.json.encode(
-            Record(os.getpid(), start_time(os.getpid()), cluster.pid, str(config), cluster.took,
-                   settings)
-        )
-    )  # fmt: skip
-    written.rename(_RECORD)
+    record = Record(
+        os.getpid(), start_time(os.getpid()), cluster.pid, str(config), cluster.took, settings
+    )
+    write_whole(_RECORD, msgspec.json.encode(record), 0o600)
 
 
 def _end_with_reader(report: int) -> None:

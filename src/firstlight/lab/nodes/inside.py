@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from firstlight.errors import FirstlightError, Unsupported
+from firstlight.files import write_whole
 from firstlight.lab import runner
 from firstlight.lab.experiments import catalogue
 from firstlight.lab.nodes.order import VARIABLE, Event, Order
@@ -116,9 +117,7 @@ def send() -> None:
     with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
         tar.add(_RUN, ".")
     sys.stdout.buffer.flush()
-    written = _SENT.with_suffix(".new")
-    written.write_text(str(os.getpid()))
-    written.rename(_SENT)
+    write_whole(_SENT, str(os.getpid()).encode())
 
 
 if __name__ == "__main__":

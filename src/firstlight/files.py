@@ -1,0 +1,24 @@
+"""Small files that are written whole or not at all."""
+
+import os
+from pathlib import Path
+
+
+def write_whole(path: Path, content: bytes | memoryview, mode: int | None = None) -> None:
+    """Write the whole file or nothing, even when killed; it replaces one that is there.
+
+    ``mode`` applies whatever the umask is. One process at a time may write a path; a killed one
+    leaves ``unfinished(path)``. It is not flushed: a crash of the host may lose it. Raises OSError.
+    """
+    new = unfinished(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(new, flags, 0o666 if mode is None else 0o600), "wb") as file:
+        file.write(content)
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
+    new.rename(path)
+
+
+def unfinished(path: Path) -> Path:
+    """Where the file is written before it gets its name."""
+    return path.with_name(f"{path.name}.part")

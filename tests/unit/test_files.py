@@ -1,0 +1,51 @@
+"""Files are written whole, or stay as they were."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from firstlight.files import unfinished, write_whole
+
+
+def mode(file: Path) -> int:
+    return stat.S_IMODE(file.stat().st_mode)
+
+
+def test_a_file_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "record.json"
+    write_whole(file, b"a longer text")
+    write_whole(file, b"a text")
+    assert file.read_bytes() == b"a text"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_reader_keeps_what_it_opened(tmp_path: Path) -> None:
+    file = tmp_path / "record.json"
+    write_whole(file, b"before")
+    with file.open("rb") as reader:
+        write_whole(file, b"after")
+        assert reader.read() == b"before"
+
+
+@pytest.mark.parametrize("wanted", [0o600, 0o755])
+def test_a_mode_is_given_whatever_the_umask_is(tmp_path: Path, wanted: int) -> None:
+    file = tmp_path / "program"
+    unfinished(file).touch(mode=0o640)  # a writer was killed
+    before = os.umask(0o077)
+    try:
+        write_whole(file, b"", wanted)
+    finally:
+        os.umask(before)
+    assert mode(file) == wanted
+
+
+def test_what_cannot_be_written_leaves_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "record.json"
+    write_whole(file, b"before")
+    unfinished(file).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        write_whole(file, b"after")
+    assert file.read_bytes() == b"before"
+    assert not (tmp_path / "elsewhere").exists()
