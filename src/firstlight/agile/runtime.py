@@ -243,6 +243,10 @@ class Runtime:
         else:
             await self._zygotes.keep(function, forks)
 
+    def waiting(self, function: Function) -> int:
+        """How many forks of a Python function's interpreter wait for an event."""
+        return self._zygotes.waiting(function)
+
     async def release(self, function: Function) -> None:
         """End the warm interpreter of a Python function and its forks, or a module's worker."""
         if function.kind != "wasm":

@@ -56,6 +56,10 @@ class SingleFlight(Generic[Made]):
         """Whether this is what has the key."""
         return self._made.get(key) is made
 
+    def known(self, key: bytes) -> Made | None:
+        """What there is for a key, if it is made."""
+        return self._made.get(key)
+
     def values(self) -> list[Made]:
         """All that are made."""
         return list(self._made.values())

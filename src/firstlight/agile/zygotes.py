@@ -84,6 +84,11 @@ class Zygotes:
         """Have a function's zygote up, and so many forks wait. Raises Failed, Unsupported."""
         (await self._current(function)).forks.expect(forks)
 
+    def waiting(self, function: Function) -> int:
+        """How many of its forks wait."""
+        zygote = self._zygotes.known(coding.encode(function))
+        return len(zygote.forks) if zygote else 0
+
     async def release(self, function: Function) -> None:
         """End a function's zygote, if it is up, and its forks."""
         if zygote := self._zygotes.pop(coding.encode(function)):

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from firstlight.cli.agile import ConfigFile, Env, _bytes, _event, _pair, connected
+from firstlight.cli.agile import (
+    ConfigFile,
+    Env,
+    _bytes,
+    _event,
+    _pair,
+    _secret,
+    _volume,
+    connected,
+)
 from firstlight.cli.output import Json, completion, examples, print_json, print_table, say, stderr
 from firstlight.errors import FirstlightError, UnknownName
 
@@ -86,6 +95,22 @@ Network = Annotated[
         autocompletion=completion(lambda: _NETWORKS),
     ),
 ]
+Volumes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--volume",
+        metavar="SRC:DST[:ro]",
+        help="Each start sees this file or directory of the node. Repeatable.",
+    ),
+]
+Secrets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--secret",
+        metavar="NAME=FILE",
+        help="Each start has a file's content as /run/secrets/NAME. Repeatable.",
+    ),
+]
 Description = Annotated[str | None, typer.Option(metavar="TEXT", help="A few words on it.")]
 AliasOption = Annotated[
     str, typer.Option("--alias", metavar="ALIAS", help="Point this alias at the new version.")
@@ -120,6 +145,8 @@ def add(
     warm: Warm = None,
     per_instance: PerInstance = None,
     network: Network = None,
+    volume: Volumes = None,
+    secret: Secrets = None,
     description: Description = None,
     alias: AliasOption = "",
     owner: Annotated[
@@ -134,7 +161,7 @@ def add(
     found, settings = _given(
         source, command, handler, kind, http, env, directory=directory, memory=memory, cpus=cpus,
         timeout=timeout, keep_warm=keep_warm, warm=warm, per_instance=per_instance, network=network,
-        description=description,
+        description=description, volumes=volume, secrets=secret,
     )  # fmt: skip
     if found is None:
         raise FirstlightError(f"{name} has no code", "give a source, or --handler FILE.py:NAME")
@@ -164,6 +191,8 @@ def update(
     warm: Warm = None,
     per_instance: PerInstance = None,
     network: Network = None,
+    volume: Volumes = None,
+    secret: Secrets = None,
     description: Description = None,
     alias: AliasOption = "",
     config: ConfigFile = None,
@@ -178,7 +207,7 @@ def update(
     found, settings = _given(
         source, command, handler, kind, http, env, directory=directory, memory=memory, cpus=cpus,
         timeout=timeout, keep_warm=keep_warm, warm=warm, per_instance=per_instance, network=network,
-        description=description,
+        description=description, volumes=volume, secrets=secret,
     )  # fmt: skip
     _change(protocol.UpdateFunction(name, found, settings, alias), config, as_json)
 
@@ -350,7 +379,7 @@ def _waiting(what: str) -> "Iterator[None]":
 
 def _given(
     source: str, command: list[str] | None, handler: str, kind: str, http: int | None,
-    env: list[str] | None, **limits: object,
+    env: list[str] | None, volumes: list[str] | None, secrets: list[str] | None, **limits: object,
 ) -> "tuple[Source | None, Settings]":  # fmt: skip
     """What the options say of a function's code and settings."""
     import msgspec
@@ -365,6 +394,10 @@ def _given(
     fields = {key: value for key, value in limits.items() if value is not None}
     if "memory" in fields:
         fields["memory"] = _bytes(str(fields["memory"]))
+    if volumes is not None:
+        fields["volumes"] = [_volume(word) for word in volumes]
+    if secrets is not None:
+        fields["secrets"] = dict(map(_secret, secrets))
     if env is not None:
         fields["environment"] = dict(_pair(word, "=", "--env", "NAME=VALUE") for word in env)
     if http is not None:

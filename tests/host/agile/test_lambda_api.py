@@ -1,5 +1,6 @@
 """An unmodified boto3 against the node's Lambda API."""
 
+import asyncio
 import base64
 import json
 import os
@@ -123,6 +124,87 @@ def test_where_there_are_credentials_each_request_is_signed(tmp_path: Path) -> N
         assert functions.names() == ["f"]
 
     with_functions(tmp_path, main, credentials=str(path))
+
+
+def test_a_key_may_do_what_its_profile_says_and_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "credentials"
+    path.write_text("".join(
+        f"[{name}]\naws_access_key_id = {name}\naws_secret_access_key = s\n{rights}\n"
+        for name, rights in (
+            ("admin", ""),
+            ("shop", "invoke = shop-*\nread = shop-*\nwrite = shop-[0-9]"),
+            ("caller", "invoke = shop-1"),
+        )
+    ))  # fmt: skip
+    path.chmod(0o600)
+
+    async def main(functions: Functions) -> None:
+        async with boto(key="admin", secret="s") as admin:
+            await admin("create_function", **create("other"))
+        async with boto(key="shop", secret="s") as shop:
+            await shop("create_function", **create("shop-1"))
+            assert functions.get("shop-1").owner == "shop"
+            listed = await shop("list_functions")
+            assert [one["FunctionName"] for one in listed["Functions"]] == ["shop-1"]
+            refused = [
+                await shop("create_function", **create("other-2")),
+                await shop("create_function", **create("shop-x")),
+                await shop("get_function", FunctionName="other"),
+                await shop("get_function", FunctionName="no-such"),
+                await shop("delete_function", FunctionName=f"{ARN}other"),
+                await shop("invoke", FunctionName="other:1", InvocationType="Event"),
+                await shop("get_account_settings"),
+            ]
+        async with boto(key="caller", secret="s") as caller:
+            answer = await caller("invoke", FunctionName="shop-1")
+            assert json.loads(answer["Payload"]) == {"got": {}}
+            refused += [
+                await caller("invoke", FunctionName="shop-2"),
+                await caller("get_function", FunctionName="shop-1"),
+                await caller("update_function_code", FunctionName="shop-1", ZipFile=zipped(app="")),
+            ]
+            assert (await caller("list_functions"))["Functions"] == []
+        for one in refused:
+            assert (one["$error"], one["status"]) == ("AccessDeniedException", 403)
+        assert functions.names() == ["other", "shop-1"]
+        assert await functions.waiting() == 0
+
+    with_functions(tmp_path / "store", main, credentials=str(path))
+
+
+def test_provisioned_instances_are_started_ahead_and_kept(tmp_path: Path) -> None:
+    async def main(functions: Functions) -> None:
+        async with boto() as call:
+            await call("create_function", **create("f", LAMBDA, Handler="app.main", Publish=True))
+            await call("create_alias", FunctionName="f", Name="live", FunctionVersion="1")
+            named = {"FunctionName": "f", "Qualifier": "live"}
+            missing = await call("get_provisioned_concurrency_config", **named)
+            assert missing["$error"] == "ProvisionedConcurrencyConfigNotFoundException"
+            made = await call(
+                "put_provisioned_concurrency_config", **named, ProvisionedConcurrentExecutions=2
+            )
+            assert made["RequestedProvisionedConcurrentExecutions"] == 2
+            while True:
+                found = await call("get_provisioned_concurrency_config", **named)
+                if found["Status"] == "READY":
+                    break
+                await asyncio.sleep(0.02)
+            assert found["AvailableProvisionedConcurrentExecutions"] == 2
+            answer = await call("invoke", **named, LogType="Tail")
+            assert "Init Duration" not in base64.b64decode(answer["LogResult"]).decode()
+            listed = await call("list_provisioned_concurrency_configs", FunctionName="f")
+            [one] = listed["ProvisionedConcurrencyConfigs"]
+            assert one["FunctionArn"] == f"{ARN}f:live"
+            for qualifier, count in (("$LATEST", 1), ("none", 1), ("1", 100_000)):
+                refused = await call("put_provisioned_concurrency_config", FunctionName="f",
+                                     Qualifier=qualifier,
+                                     ProvisionedConcurrentExecutions=count)  # fmt: skip
+                assert refused["status"] in (400, 404)
+            await call("delete_provisioned_concurrency_config", **named)
+            listed = await call("list_provisioned_concurrency_configs", FunctionName="f")
+            assert listed["ProvisionedConcurrencyConfigs"] == []
+
+    with_functions(tmp_path, main)
 
 
 def test_each_failure_of_a_handler_has_its_own_words(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from firstlight.agile.http import sigv4
-from firstlight.agile.http.sigv4 import Caller, Denied, Request
+from firstlight.agile.http.access import Caller
+from firstlight.agile.http.sigv4 import Denied, Request
 from firstlight.errors import Failed
 
 AWS = Path(sys.executable).parent.parent / "aws/bin/python"
@@ -103,6 +104,24 @@ def test_credentials_are_read_like_those_of_aws(tmp_path: Path) -> None:
     for text in ("[team]\naws_access_key_id = x\n", "", "nonsense"):
         path.write_text(text)
         with pytest.raises(Failed, match="credentials"):
+            sigv4.load(path)
+    path.write_text(
+        "[a]\naws_access_key_id = A\naws_secret_access_key = s\ninvoke = shop-*, img\nread = *\n"
+        "[b]\naws_access_key_id = B\naws_secret_access_key = s\nregion = x\nwrite =\n"
+    )
+    known = sigv4.load(path)
+    assert known["A"].rights == {"invoke": ("shop-*", "img"), "read": ("*",)}
+    assert known["A"].may("invoke", "shop-7")
+    assert not known["A"].may("invoke", "shops")
+    assert not known["A"].may("write", "img")
+    assert known["B"].rights == {"write": ()}
+    twice = "[{}]\naws_access_key_id = A\naws_secret_access_key = s\n"
+    for text, words in (
+        (twice.format("a") + "wirte = x\n", "unknown key 'wirte'"),
+        (twice.format("a") + twice.format("b"), "one access key"),
+    ):
+        path.write_text(text)
+        with pytest.raises(Failed, match=words):
             sigv4.load(path)
     path.chmod(0o644)
     with pytest.raises(Failed, match="others may read"):

@@ -3,6 +3,9 @@
 A change is prepared beside what is there, checked, written in one transaction, and only then seen:
 one that fails changes nothing. What was replaced serves the events that it has begun, and is
 removed when the last is answered.
+
+Over 500 lines: each change goes through the same lock, transaction and clean-up, and half of it is
+the signatures of what callers may change.
 """
 
 import asyncio
@@ -33,6 +36,7 @@ from firstlight.agile.functions.records import (
     ImageSettings,
     ImageSource,
     ModuleSource,
+    Provisioned,
     Registration,
     Revision,
     Settings,
@@ -118,18 +122,26 @@ class Functions:
         self._using[revision.number] += 1
         try:
             version = self._ready.get(revision.number) or await self._prepared(revision)
-            function = self.get(name)
-            limits = function.concurrency, function.queue
-            if limits != (version.concurrency, version.queue):
-                version = msgspec.structs.replace(version, concurrency=limits[0], queue=limits[1])
-                self._ready[revision.number] = version
-            yield version
+            yield self._limited(self.get(name), revision, version)
         finally:
             self._using[revision.number] -= 1
             if not self._using[revision.number]:
                 del self._using[revision.number]
                 if revision.number in self._leaving:
                     await self._retired()
+
+    def _limited(
+        self, function: Registration, revision: Revision, version: FunctionVersion
+    ) -> FunctionVersion:
+        """A version with the limits of now, which are its function's."""
+        warm = function.warm(revision.version)
+        limits = function.concurrency, function.queue, warm
+        if limits != (version.concurrency, version.queue, version.warm):
+            version = msgspec.structs.replace(
+                version, concurrency=function.concurrency, queue=function.queue, warm=warm
+            )
+            self._ready[revision.number] = version
+        return version
 
     async def written(
         self, name: str, position: Position, seconds: float
@@ -234,7 +246,8 @@ class Functions:
                 raise Conflict(f"version {qualifier} of {name} is what the alias {used[0]} means",
                                "point the alias elsewhere first")  # fmt: skip
             rest = {key: one for key, one in function.revisions.items() if key != qualifier}
-            await self._save(msgspec.structs.replace(function, revisions=rest))
+            kept = {key: one for key, one in function.provisioned.items() if key != qualifier}
+            await self._save(msgspec.structs.replace(function, revisions=rest, provisioned=kept))
 
     async def set_alias(
         self, name: str, alias: str, version: str | UnsetType = UNSET,
@@ -277,7 +290,8 @@ class Functions:
             if alias not in function.aliases:
                 raise NotFound(f"{name} has no alias {alias!r}")
             rest = {key: one for key, one in function.aliases.items() if key != alias}
-            await self._save(msgspec.structs.replace(function, aliases=rest))
+            kept = {key: one for key, one in function.provisioned.items() if key != alias}
+            await self._save(msgspec.structs.replace(function, aliases=rest, provisioned=kept))
 
     async def reserve(self, name: str, concurrency: int | None, queue: int = 0) -> None:
         """Set how many requests of a function are answered at once; None: as many as can be.
@@ -294,6 +308,31 @@ class Functions:
             await self._save(
                 msgspec.structs.replace(self.get(name), concurrency=concurrency, queue=queue)
             )
+
+    async def provision(self, name: str, qualifier: str, instances: int | None) -> None:
+        """Always keep so many instances of a version or an alias; None: what its settings say.
+
+        Raises NotFound, Invalid.
+        """
+        most = min(settings.WARM_MOST, self.config.instances)
+        if ":" in self.find(name, qualifier).version.handler:
+            most = min(most, self.config.pools.fork.high)
+        if instances is not None and not 1 <= instances <= most:
+            raise Invalid(f"{instances} instances cannot be provisioned", f"from 1 to {most}")
+        async with self._change(name):
+            function, version = self.get(name), self.find(name, qualifier).version
+            if qualifier in ("", LATEST):
+                raise Invalid(f"nothing is provisioned of {LATEST}", "name a version or an alias")
+            if version.kind in ("command", "wasm"):
+                raise Invalid(f"{name} is of kind {version.kind}: it has no instances to keep")
+            kept = {key: one for key, one in function.provisioned.items() if key != qualifier}
+            if instances is not None:
+                kept[qualifier] = Provisioned(instances, time.time())
+            await self._save(msgspec.structs.replace(function, provisioned=kept))
+
+    def ready(self, name: str, qualifier: str) -> int:
+        """How many instances of a version are up. Raises NotFound."""
+        return self._serving.up(self.find(name, qualifier).version)
 
     async def tag(self, name: str, tags: dict[str, str]) -> None:
         """Set a function's tags."""
@@ -331,7 +370,7 @@ class Functions:
         while True:
             self._changed.clear()
             for function in list(self._known.values()):
-                for qualifier in function.aliases or (LATEST,):
+                for qualifier in {*(function.aliases or (LATEST,)), *function.provisioned}:
                     try:
                         await self._keep_warm(function.name, qualifier)
                     except FirstlightError as error:
@@ -341,7 +380,7 @@ class Functions:
                     await self._changed.wait()
 
     async def _keep_warm(self, name: str, qualifier: str) -> None:
-        if self.find(name, qualifier).version.warm:
+        if self.get(name).warm(self.find(name, qualifier).version):
             async with self.using(name, qualifier) as version:
                 await self._serving.keep(version)
 
@@ -389,12 +428,15 @@ class Functions:
         number = await self._written(lambda store: store.next("revision"))
         revision = settings.made(name, number, given, code, own, owner)
 
-        def check() -> FunctionVersion:
-            version = msgspec.structs.replace(revision.version, root=str(self._mounts.root(code)))
+        def check() -> tuple[Revision, FunctionVersion]:
+            points = settings.points(revision.version)
+            root = str(self._mounts.root(code, points))
+            version = msgspec.structs.replace(revision.version, root=root)
             settings.check_root(version)
-            return version
+            return msgspec.structs.replace(revision, points=points), version
 
-        version = await asyncio.to_thread(check)
+        revision, version = await asyncio.to_thread(check)
+        await self._serving.try_mounts(version)
         if tries:
             await self._serving.try_handler(version)
         return revision
@@ -446,18 +488,18 @@ class Functions:
             return
         async with self._gate:
             if not self._adding:
-                await asyncio.to_thread(self._collect, self._codes())
+                await asyncio.to_thread(self._collect, self._held())
 
-    def _codes(self) -> list[Code]:
-        held = [one.code for each in self._known.values() for one in each.revisions.values()]
-        return [*held, *(one.code for one in self._leaving.values())]
+    def _held(self) -> list[Revision]:
+        held = [one for each in self._known.values() for one in each.revisions.values()]
+        return [*held, *self._leaving.values()]
 
-    def _collect(self, codes: list[Code]) -> None:
-        self._mounts.keep(codes)
-        self._content.collect(codes)
+    def _collect(self, revisions: list[Revision]) -> None:
+        self._mounts.keep(revisions)
+        self._content.collect(one.code for one in revisions)
 
     async def _prepared(self, revision: Revision) -> FunctionVersion:
-        root = await asyncio.to_thread(self._mounts.root, revision.code)
+        root = await asyncio.to_thread(self._mounts.root, revision.code, revision.points)
         version = msgspec.structs.replace(revision.version, root=str(root))
         return self._ready.setdefault(revision.number, version)
 

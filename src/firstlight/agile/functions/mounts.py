@@ -5,7 +5,9 @@ tree alone is not mounted at all. Everything here blocks.
 """
 
 import ctypes
+import hashlib
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +17,11 @@ from firstlight.errors import Failed
 
 if TYPE_CHECKING:
     from firstlight.agile.functions.content import Content
-    from firstlight.agile.functions.records import Code
+    from firstlight.agile.functions.records import Code, Revision
 
 _READ_ONLY, _NO_SETUID, _NO_DEVICES, _BIND, _REMOUNT = 1, 2, 4, 0x1000, 0x20
 _RECURSIVE, _PRIVATE, _DETACH = 0x4000, 0x40000, 2
+_POINTS = "points-"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -38,13 +41,16 @@ class Mounts:
         base.make(self._place / "base")
         base.make_skeleton(self._place / "skeleton")
 
-    def root(self, code: "Code") -> Path:
-        """Where the root of this code is, mounted if need be; a module's file. Raises Failed."""
+    def root(self, code: "Code", points: tuple[str, ...] = ()) -> Path:
+        """Where the root of this code is, mounted if need be; a module's file. Raises Failed.
+
+        ``points`` are as of a Revision: below what the code has, there is what it lacks of them.
+        """
         if code.module:
             return self._content.path(code.trees[0]) / code.module
-        if not code.base and len(code.trees) == 1:
+        if not code.base and len(code.trees) == 1 and not points:
             return self._content.path(code.trees[0])
-        target = self._place / self._name(code)
+        target = self._place / _name(code, points)
         if target.is_dir() and os.path.ismount(target):
             return target
         target.mkdir(exist_ok=True)
@@ -52,6 +58,8 @@ class Mounts:
         try:
             lower = [f"/proc/self/fd/{trees}/{number}" for number in reversed(code.trees)]
             lower.append(str(self._place / ("base" if code.base else "skeleton")))
+            if points:
+                lower.append(str(self._below(points)))
             _mount(b"overlay", target, b"overlay", _READ_ONLY | _NO_SETUID | _NO_DEVICES,
                    f"lowerdir={':'.join(lower)}".encode())  # fmt: skip
             if code.base:
@@ -63,19 +71,33 @@ class Mounts:
             os.close(trees)
         return target
 
-    def keep(self, codes: "list[Code]") -> None:
-        """Unmount the roots of all other code."""
-        names = {self._name(code) for code in codes} | {"base", "skeleton"}
+    def keep(self, revisions: "list[Revision]") -> None:
+        """Unmount the roots of all others."""
+        names = {_name(one.code, one.points) for one in revisions} | {"base", "skeleton"}
+        names |= {_points_name(one.points) for one in revisions}
         for target in self._place.iterdir():
-            if target.name not in names:
+            if target.name in names:
+                continue
+            if target.name.startswith(_POINTS):
+                shutil.rmtree(target)
+            else:
                 self._detach(target)
 
     def close(self) -> None:
         """Unmount all."""
         remove(self._place)
 
-    def _name(self, code: "Code") -> str:
-        return "-".join(map(str, code.trees)) + ("-base" if code.base else "")
+    def _below(self, points: tuple[str, ...]) -> Path:
+        """A directory in which each of these is, empty."""
+        made = self._place / _points_name(points)
+        for point in points:
+            path = made / point.strip("/")
+            if point.endswith("/"):
+                path.mkdir(parents=True, exist_ok=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        return made
 
     def _bind_host(self, target: Path) -> None:
         flags = _BIND | _REMOUNT | _READ_ONLY | _NO_SETUID | _NO_DEVICES
@@ -89,6 +111,15 @@ class Mounts:
                 _libc.umount2(os.fsencode(target), _DETACH)
         with suppress(OSError):
             target.rmdir()
+
+
+def _name(code: "Code", points: tuple[str, ...]) -> str:
+    name = "-".join(map(str, code.trees)) + ("-base" if code.base else "")
+    return f"{name}-{_points_name(points)}" if points else name
+
+
+def _points_name(points: tuple[str, ...]) -> str:
+    return _POINTS + hashlib.sha256("\0".join(points).encode()).hexdigest()[:16]
 
 
 def remove(place: Path) -> None:

@@ -2,7 +2,7 @@
 
 from msgspec import UNSET, Struct, UnsetType
 
-from firstlight.agile.function import Reach
+from firstlight.agile.function import Reach, Volume
 from firstlight.agile.functions.version import FunctionVersion, Kind
 
 LATEST = "$LATEST"
@@ -32,6 +32,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     per_instance: int | UnsetType = UNSET
     network: Reach | UnsetType = UNSET
     port: int | UnsetType = UNSET
+    volumes: tuple[Volume, ...] | UnsetType = UNSET
+    secrets: dict[str, str] | UnsetType = UNSET
     runtime: str | UnsetType = UNSET
     role: str | UnsetType = UNSET
     description: str | UnsetType = UNSET
@@ -96,6 +98,8 @@ class Revision(Struct, frozen=True, kw_only=True):
     """One state of a function, which never changes. ``version.root`` is not stored.
 
     ``number`` is this one's of all revisions. ``image`` is how the image says it is to be run.
+    ``points`` are paths that its root is to have for its volumes and secrets: of directories they
+    end with a slash.
     """
 
     number: int
@@ -104,6 +108,7 @@ class Revision(Struct, frozen=True, kw_only=True):
     settings: Settings
     image: ImageSettings | None = None
     modified: float = 0.0
+    points: tuple[str, ...] = ()
 
 
 class Alias(Struct, frozen=True, kw_only=True):
@@ -115,8 +120,18 @@ class Alias(Struct, frozen=True, kw_only=True):
     revision: int = 0
 
 
+class Provisioned(Struct, frozen=True):
+    """How many instances of a version or an alias are always kept, and since when that is so."""
+
+    instances: int
+    modified: float
+
+
 class Registration(Struct, frozen=True, kw_only=True):
-    """A function: its versions by their names, ``$LATEST`` among them, and its aliases."""
+    """A function: its versions by their names, ``$LATEST`` among them, and its aliases.
+
+    ``provisioned`` is by the names of versions and aliases.
+    """
 
     name: str
     revisions: dict[str, Revision]
@@ -126,11 +141,20 @@ class Registration(Struct, frozen=True, kw_only=True):
     owner: str = ""
     published: int = 0
     tags: dict[str, str] = {}
+    provisioned: dict[str, Provisioned] = {}
 
     @property
     def latest(self) -> Revision:
         """What ``$LATEST`` is."""
         return self.revisions[LATEST]
+
+    def warm(self, version: FunctionVersion) -> int:
+        """How many instances of a version are always kept."""
+        named = {version.version, *(
+            one.name for one in self.aliases.values() if one.version == version.version
+        )}  # fmt: skip
+        kept = [one.instances for name, one in self.provisioned.items() if name in named]
+        return max((version.warm, *kept))
 
 
 class Event(Struct, frozen=True, kw_only=True):

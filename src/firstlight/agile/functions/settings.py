@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from firstlight.agile import roots
-from firstlight.agile.function import Function
+from firstlight.agile.function import SECRETS, Function
 from firstlight.agile.functions.base import RUNTIME
 from firstlight.agile.functions.errors import Invalid
 from firstlight.agile.functions.records import LATEST, Code, ImageSettings, Revision, Settings
@@ -42,7 +42,7 @@ def made(
     fields: dict[str, Any] = {
         key: value
         for key in ("environment", "directory", "memory", "scratch", "cpus", "timeout",
-                    "keep_warm", "warm", "per_instance", "network", "port")
+                    "keep_warm", "warm", "per_instance", "network", "port", "volumes", "secrets")
         if (value := getattr(settings, key)) is not UNSET
     }  # fmt: skip
     kind = settings.kind or _kind(code, own)
@@ -83,6 +83,14 @@ def check_root(version: FunctionVersion) -> None:
             roots.check_command(Path(version.root), command, directory=version.directory)
 
 
+def points(version: FunctionVersion) -> tuple[str, ...]:
+    """What a version's root must have for its volumes and secrets, as Revision.points; blocks."""
+    made = [
+        one.target if Path(one.source).is_file() else f"{one.target}/" for one in version.volumes
+    ]
+    return (*made, *([f"{SECRETS}/"] if version.secrets else []))
+
+
 def qualified(name: str, version: str) -> str:
     """The ARN of a version or alias."""
     return ARN + name + (f":{version}" if version and version != LATEST else "")
@@ -117,6 +125,14 @@ def _check(version: FunctionVersion) -> None:
         raise Invalid(f"{version.name[:100]!r} cannot be a function's name",
                       "1 to 64 letters, digits, - and _")  # fmt: skip
     _check_numbers(version)
+    if (version.volumes or version.secrets) and (
+        version.kind == "wasm" or (version.kind == "python" and ":" in version.handler)
+    ):
+        raise Invalid(
+            f"{version.name} can have no volumes and no secrets: its handler is called in a fork "
+            "of an interpreter, or in a module",
+            "write it for Lambda, MODULE.NAME with (event, context), or as a command",
+        )
     if version.kind in ("python", "wasm") and not version.handler:
         raise Invalid(f"{version.name} has no handler", "give one: --handler app:main")
     if version.kind in ("command", "http", "image", "bootstrap") and not version.command:
@@ -152,5 +168,6 @@ def _check_numbers(version: FunctionVersion) -> None:
     with _invalid():
         Function(
             rootfs="/", command=("/",), memory=version.memory, cpus=version.cpus,
-            scratch=version.scratch, network=version.network,
+            scratch=version.scratch, network=version.network, volumes=version.volumes,
+            secrets=version.secrets,
         ).check()  # fmt: skip

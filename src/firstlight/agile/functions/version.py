@@ -4,7 +4,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from firstlight.agile.function import Reach
+from firstlight.agile.function import Reach, Volume
 
 Kind = Literal["command", "bootstrap", "python", "image", "http", "wasm"]
 
@@ -20,7 +20,8 @@ class FunctionVersion(Struct, frozen=True, kw_only=True):
     the function's may run at once, None for as many as the node has, and ``queue`` more requests
     wait for their turn. At least ``warm`` instances are kept. Of kind
     ``http``, each has up to ``per_instance`` requests at once. ``revision`` tells each state
-    of a function's code and settings from any other, those of ``$LATEST`` too.
+    of a function's code and settings from any other, those of ``$LATEST`` too. ``volumes`` and
+    ``secrets`` are as of a ``Function``; each start has them.
     """
 
     name: str
@@ -46,3 +47,5 @@ class FunctionVersion(Struct, frozen=True, kw_only=True):
     port: int = 8080
     owner: str = ""
     arn: str = ""
+    volumes: tuple[Volume, ...] = ()
+    secrets: dict[str, str] = {}

@@ -3,7 +3,7 @@
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from firstlight.agile.http import urls
-from firstlight.agile.http.lambda_api import failure
+from firstlight.agile.http.lambda_requests import failure
 from firstlight.agile.serving import Throttled
 
 REQUESTS_MOST = 4096

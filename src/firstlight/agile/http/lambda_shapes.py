@@ -15,6 +15,7 @@ from firstlight.agile.functions.errors import Invalid
 from firstlight.agile.functions.records import (
     Alias,
     ImageSource,
+    Provisioned,
     Registration,
     Revision,
     Settings,
@@ -165,6 +166,12 @@ class Concurrency(_Shape, frozen=True):
     reserved_concurrent_executions: Annotated[int, Meta(ge=0)]
 
 
+class Provision(_Shape, frozen=True):
+    """PutProvisionedConcurrencyConfig."""
+
+    provisioned_concurrent_executions: Annotated[int, Meta(ge=1)]
+
+
 class Tags(_Shape, frozen=True):
     """TagResource."""
 
@@ -229,6 +236,18 @@ def alias(name: str, found: Alias) -> dict[str, Any]:
         "FunctionVersion": found.version, "Description": found.description,
         "RevisionId": revision_id(found.revision),
     }  # fmt: skip
+
+
+def provisioned(found: Provisioned, ready: int) -> dict[str, Any]:
+    """A provisioned concurrency configuration, of which so many instances are ready."""
+    ready = min(ready, found.instances)
+    return {
+        "RequestedProvisionedConcurrentExecutions": found.instances,
+        "AvailableProvisionedConcurrentExecutions": ready,
+        "AllocatedProvisionedConcurrentExecutions": ready,
+        "Status": "READY" if ready == found.instances else "IN_PROGRESS",
+        "LastModified": _time(found.modified),
+    }
 
 
 def revision_id(number: int) -> str:

@@ -27,6 +27,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from firstlight.agile.function import Counts
+from firstlight.agile.http import access
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import Outcome, Serving
 
@@ -196,6 +197,10 @@ def routes(metrics: Metrics) -> list[BaseRoute]:
     """The route of ``/metrics``."""
 
     async def show(request: Request) -> Response:
+        try:
+            access.check(request.scope, "read", "GetMetrics", "*")
+        except access.Refused as error:
+            return Response(str(error), 403)
         text, content_type = await metrics.text(request.headers.get("accept", ""))
         return Response(text, media_type=content_type)
 

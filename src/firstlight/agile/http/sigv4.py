@@ -19,6 +19,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from firstlight.agile.http.access import RIGHTS, Caller
 from firstlight.errors import Failed
 
 _SKEW_SECONDS = 300
@@ -29,15 +30,8 @@ _FIELDS = re.compile(
     r"AWS4-HMAC-SHA256\s+Credential=([^,\s]+),\s*SignedHeaders=([^,\s]+),\s*Signature=([0-9a-f]{64})"
 )
 _SCOPE = re.compile(r"([A-Za-z0-9_-]{1,128})/(\d{8})/([a-z0-9-]+)/(lambda)/aws4_request")
+_OF_CLIENTS = ("region", "output")
 _UNRESERVED = "-_.~"
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who has an access key: the name of its profile, and the secret."""
-
-    name: str
-    secret: str
 
 
 @dataclass(frozen=True)
@@ -60,16 +54,18 @@ class Denied(Exception):
 
 
 def load(path: Path) -> dict[str, Caller]:
-    """The callers by access key, from a file like ~/.aws/credentials. Raises Failed."""
+    """The callers by access key, from a file like ~/.aws/credentials. Raises Failed.
+
+    A profile may have what its key may do: the keys ``invoke``, ``read`` and ``write``, each of
+    patterns for functions' names, separated by commas. Without any of them it may do all.
+    """
     parser = configparser.ConfigParser(interpolation=None)
     try:
         if path.stat().st_mode & 0o077:
             raise Failed(f"others may read the credentials {path}", f"chmod 600 {path}")
         parser.read_string(path.read_text())
-        found = {
-            parser[name]["aws_access_key_id"]: Caller(name, parser[name]["aws_secret_access_key"])
-            for name in parser.sections()
-        }
+        found = {parser[name]["aws_access_key_id"]: _caller(path, parser[name])
+                 for name in parser.sections()}  # fmt: skip
     except OSError as error:
         raise Failed(f"cannot read the credentials {path}: {error.strerror}") from error
     except (configparser.Error, KeyError, UnicodeDecodeError) as error:
@@ -77,7 +73,23 @@ def load(path: Path) -> dict[str, Caller]:
                      "write them like ~/.aws/credentials") from error  # fmt: skip
     if not found:
         raise Failed(f"the credentials {path} name nobody", "write them like ~/.aws/credentials")
+    if len(found) < len(parser.sections()):
+        raise Failed(f"the credentials {path} give two profiles one access key",
+                     "give each a key of its own")  # fmt: skip
     return found
+
+
+def _caller(path: Path, profile: configparser.SectionProxy) -> Caller:
+    rights = {
+        right: tuple(word.strip() for word in profile[right].split(",") if word.strip())
+        for right in RIGHTS
+        if right in profile
+    }
+    others = {name for name in profile if not name.startswith("aws_")} - {*RIGHTS, *_OF_CLIENTS}
+    if others:  # a misspelt right must not be one that is not limited
+        raise Failed(f"the credentials {path} have the unknown key {min(others)!r}, of "
+                     f"{profile.name}", f"what a key may do are {', '.join(RIGHTS)}")  # fmt: skip
+    return Caller(profile.name, profile["aws_secret_access_key"], rights or None)
 
 
 class Claim(NamedTuple):
@@ -166,7 +178,7 @@ def _signature(secret: str, scope: re.Match[str], date: str, canonical: str) -> 
 
 
 class Verified:
-    """An application that only known callers reach. ``state.owner`` is the caller's name."""
+    """An application that only known callers reach. ``state.caller`` is who."""
 
     def __init__(self, application: ASGIApp, known: dict[str, Caller]) -> None:
         self._application, self._known = application, known
@@ -198,7 +210,7 @@ class Verified:
             response = Response(text, status, {"x-amzn-errortype": error.name}, "application/json")
             await response(scope, receive, send)
             return
-        scope.setdefault("state", {})["owner"] = found.name
+        scope.setdefault("state", {})["caller"] = found
         await self._application(scope, _again(body, receive), send)
 
 

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.functions.errors import NotFound
+from firstlight.agile.http import access
 from firstlight.agile.serving import Serving, Throttled
 from firstlight.agile.serving.answer import timed_out
 from firstlight.agile.serving.web import WebInstance
@@ -47,6 +48,11 @@ class _Proxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = _Exchange(scope, receive, send)
+        try:
+            access.check(scope, "invoke", "InvokeFunctionUrl", exchange.name.partition(":")[0])
+        except access.Refused as error:
+            await exchange.refuse(403, Failed(str(error)))
+            return
         loop = asyncio.get_running_loop()
         work = loop.create_task(self._answer(exchange))
         leaves = loop.create_task(exchange.client_leaves())

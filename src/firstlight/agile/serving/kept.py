@@ -187,8 +187,12 @@ async def start(runtime: Runtime, version: FunctionVersion, sink: Sink) -> Kept:
 
 
 def forks(version: FunctionVersion) -> bool:
-    """Whether its instances are forks of a warm interpreter."""
-    return version.kind == "python" and not version.command
+    """Whether its instances are forks of a warm interpreter.
+
+    Those that see volumes or secrets are not: what they have of their own is mounted in their root.
+    """
+    own = version.command or version.volumes or version.secrets
+    return version.kind == "python" and not own
 
 
 async def _started(
@@ -238,6 +242,7 @@ def definition(version: FunctionVersion) -> Function:
         rootfs=version.root, command=command, env={**environment(version), **_of_instance(version)},
         directory=version.directory, memory=version.memory, scratch=version.scratch,
         cpus=version.cpus, network=version.network, reuse="none", serves="events",
+        volumes=version.volumes, secrets=version.secrets,
     )  # fmt: skip
 
 

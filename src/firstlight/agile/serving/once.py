@@ -21,6 +21,7 @@ def definition(version: FunctionVersion) -> Function:
         rootfs=version.root, command=version.command, env=version.environment,
         directory=version.directory, memory=version.memory, scratch=version.scratch,
         cpus=version.cpus, network=version.network, timeout=version.timeout,
+        volumes=version.volumes, secrets=version.secrets,
     )  # fmt: skip
 
 

@@ -115,6 +115,20 @@ class Serving:
             except Failed as error:  # each instance has an interpreter of its own
                 _log.info("%s is not forked: %s", version.name, error.message)
 
+    async def try_mounts(self, version: FunctionVersion) -> None:
+        """See if a version's volumes and secrets can be mounted in its root. Raises Failed."""
+        if not version.volumes and not version.secrets:
+            return
+        if version.kind == "command":
+            function = once.definition(version)
+        elif version.kind == "http":
+            from firstlight.agile.serving import web
+
+            function = web.definition(version)
+        else:
+            function = kept.definition(version)
+        await self.runtime.register(function)
+
     async def keep(self, version: FunctionVersion) -> None:
         """See that a version has the instances that are always to be kept. Raises Failed."""
         if version.kind == "http":
@@ -123,6 +137,16 @@ class Serving:
             await self.runtime.keep(once.handler_definition(version), version.warm)
         else:
             self._fleet(version).keep()
+
+    def up(self, version: FunctionVersion) -> int:
+        """How many instances of a version are up; of a handler ``module:name``, those that wait."""
+        if once.has_handler(version):
+            return self.runtime.waiting(once.handler_definition(version))
+        key = version.name, version.version
+        kept = self._webs.get(key) if version.kind == "http" else self._fleets.get(key)
+        if kept is None or kept.version.revision != version.revision:
+            return 0
+        return kept.idle + kept.busy
 
     def loads(self) -> list[Load]:
         """What each version has, where it has anything."""
@@ -176,6 +200,7 @@ class Serving:
             server = self._webs[key] = Web(
                 self.runtime, version, lambda: self.written.sink(version.name), self._web_emptied
             )
+        server.version = version  # what it keeps may have been changed
         return server
 
     def _web_emptied(self, server: "Web") -> None:
@@ -211,6 +236,8 @@ class Serving:
         if fleet and fleet.version.revision != version.revision:  # it was updated
             self._retire(fleet)
             fleet = None
+        elif fleet:
+            fleet.version = version  # what it keeps may have been changed
         if fleet is None:
             fleet = Fleet(
                 version,

@@ -17,9 +17,9 @@ from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.instance import Instance
 from firstlight.agile.output import pipes
 from firstlight.agile.runtime import Runtime
+from firstlight.agile.serving import once
 from firstlight.agile.serving.answer import ending, timed_out
 from firstlight.agile.serving.log import Log
-from firstlight.agile.serving.once import definition
 from firstlight.errors import Failed
 
 _START_SECONDS = 10.0
@@ -276,7 +276,7 @@ async def start(
     errors.close()
     try:
         given = (streams[0], streams[1], streams[1])
-        instance = await runtime.start(_definition(version), given)
+        instance = await runtime.start(definition(version), given)
     except BaseException:
         output.close()
         raise
@@ -292,10 +292,11 @@ async def start(
     return web
 
 
-def _definition(version: FunctionVersion) -> Function:
+def definition(version: FunctionVersion) -> Function:
+    """What the node starts for a version that serves HTTP."""
     if version.network == "none":
         raise Failed(f"{version.name} has no network to be reached by", "give it network internal")
     environment = {"PORT": str(version.port), **version.environment}
     return msgspec.structs.replace(
-        definition(version), env=environment, reuse="none", serves="http"
+        once.definition(version), env=environment, reuse="none", serves="http"
     )

@@ -1,0 +1,60 @@
+"""What a caller may do: invoke, read and write functions, by patterns of their names.
+
+The rights are those of the access key that signed the request; where requests are not signed,
+whoever reaches the node may do all.
+"""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from starlette.types import Scope
+
+from firstlight.agile.functions.settings import ARN
+
+Right = Literal["invoke", "read", "write"]
+RIGHTS: tuple[Right, ...] = ("invoke", "read", "write")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who has an access key: the name of its profile, the secret, and patterns for each right.
+
+    ``rights`` is None for one who may do all.
+    """
+
+    name: str
+    secret: str
+    rights: dict[Right, tuple[str, ...]] | None = None
+
+    def may(self, right: Right, function: str) -> bool:
+        """Whether it has a right to the function of this name; ``*``: to all of them."""
+        return self.rights is None or any(
+            fnmatchcase(function, pattern) for pattern in self.rights.get(right, ())
+        )
+
+
+class Refused(Exception):
+    """A known caller asks for what it has no right to."""
+
+
+def name(scope: Scope) -> str:
+    """The caller's name; empty where requests are not signed."""
+    caller: Caller | None = scope.get("state", {}).get("caller")
+    return caller.name if caller else ""
+
+
+def may(scope: Scope, right: Right, function: str) -> bool:
+    """Whether the caller of a request has a right to a function."""
+    caller: Caller | None = scope.get("state", {}).get("caller")
+    return caller is None or caller.may(right, function)
+
+
+def check(scope: Scope, right: Right, action: str, function: str) -> None:
+    """Raise Refused, in the words of the API, if the caller may not do that."""
+    if not may(scope, right, function):
+        raise Refused(
+            f"User: arn:aws:iam::000000000000:user/{name(scope)} is not authorized to perform: "
+            f"lambda:{action} on resource: {ARN}{function} because its access key has no right to "
+            f"{right} it"
+        )

@@ -1,0 +1,134 @@
+"""Requests of the Lambda API: how parts of them are read, and how answers are written."""
+
+import base64
+import binascii
+import re
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from firstlight.agile.functions.errors import Invalid, TooLarge
+
+_REQUEST_MOST = 70 << 20  # a zip file of 50 MB in base64, and what is around it
+_CONTEXT_MOST, _PAGE = 3583, 50
+_ARN = re.compile(
+    r"(?:arn:aws[a-z-]*:lambda:[a-z0-9-]+:)?(?:\d{12}:)?(?:function:)?"
+    r"([A-Za-z0-9_-]{1,64})(?::(\$LATEST|[A-Za-z0-9_-]{1,128}))?"
+)
+Shape = TypeVar("Shape")
+
+
+class Bad(Exception):
+    """A request that is none: a status and the API's name for it."""
+
+    def __init__(self, status: int, name: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.name = status, name
+
+
+THROTTLED = {"Reason": "ReservedFunctionConcurrentInvocationLimitExceeded"}
+
+
+def failure(status: int, name: str, message: str, **more: str) -> Response:
+    """An error as the API words it."""
+    kind = "User" if status < 500 else "Service"
+    body = msgspec.json.encode({"Type": kind, "Message": message, "message": message, **more})
+    headers = {"x-amzn-errortype": name}
+    if status == 429:
+        headers["retry-after"] = "1"
+    return Response(body, status, headers, "application/json")
+
+
+def client_context(encoded: str | None) -> bytes | None:
+    """The header X-Amz-Client-Context, decoded. Raises Invalid, Bad."""
+    if encoded is None:
+        return None
+    try:
+        context = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Invalid(f"X-Amz-Client-Context is not base64: {error}") from error
+    if len(context) > _CONTEXT_MOST:
+        raise Invalid(f"X-Amz-Client-Context has {len(context)} bytes", f"at most {_CONTEXT_MOST}")
+    check_json(context)
+    return context
+
+
+def check_json(text: bytes) -> None:
+    """Raise Bad if it is not JSON."""
+    try:
+        text.decode()
+        msgspec.json.decode(text, type=msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Bad(400, "InvalidRequestContentException",
+                   f"Could not parse request body into json: {error}") from error  # fmt: skip
+
+
+async def read(request: Request, most: int) -> bytes:
+    """A request's body. Raises TooLarge before more than that is here."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > most:
+        raise TooLarge(f"the request has {declared} bytes", f"at most {most} are possible")
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise TooLarge(f"the request has more than {most} bytes")
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def body(request: Request, shape: type[Shape]) -> Shape:
+    """A request's body, of this shape. Raises Invalid, Bad, TooLarge."""
+    text = await read(request, _REQUEST_MOST)
+    try:
+        return msgspec.json.decode(text or b"{}", type=shape)
+    except msgspec.ValidationError as error:
+        raise Invalid(str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Bad(400, "InvalidRequestContentException",
+                   f"Could not parse request body into json: {error}") from error  # fmt: skip
+
+
+def named(request: Request) -> tuple[str, str]:
+    """The function of a request, and its qualifier."""
+    name, inside = name_of(unquote(request.path_params["name"]))
+    asked = request.query_params.get("Qualifier", "")
+    if inside and asked and inside != asked:
+        raise Invalid(f"the qualifiers {inside} and {asked} differ")
+    return name, asked or inside
+
+
+def name_of(text: str) -> tuple[str, str]:
+    """A name and qualifier; from an ARN, a part of it, or a name. Raises Invalid."""
+    found = _ARN.fullmatch(text)
+    if not found:
+        raise Invalid(f"{text[:170]!r} is no function's name", "1 to 64 letters, digits, - and _")
+    return found[1], found[2] or ""
+
+
+def check_origin(request: Request) -> None:
+    """A page in the user's browser must not call what listens on the user's loopback."""
+    if "origin" in request.headers and "authorization" not in request.headers:
+        raise Bad(403, "AccessDeniedException", "requests of web pages need credentials")
+
+
+def page(request: Request, key: str, found: list[dict[str, Any]]) -> Response:
+    """A part of a list, from the marker on."""
+    marker, most = request.query_params.get("Marker") or "0", request.query_params.get("MaxItems")
+    if not (marker.isascii() and marker.isdecimal() and len(marker) < 10):
+        raise Invalid(f"{marker[:60]!r} is no Marker of ours")
+    if most is not None and not (most.isascii() and most.isdecimal() and 0 < int(most) <= 10000):
+        raise Invalid(f"MaxItems is {most[:60]!r}", "from 1 to 10000")
+    begin, many = int(marker), int(most or _PAGE)
+    answer: dict[str, Any] = {key: found[begin : begin + many]}
+    if begin + many < len(found):
+        answer["NextMarker"] = str(begin + many)
+    return as_json(answer)
+
+
+def as_json(answer: object, status: int = 200) -> Response:
+    """An answer of the API."""
+    return Response(msgspec.json.encode(answer), status, media_type="application/json")
