@@ -9,6 +9,7 @@
 #include <linux/capability.h>
 #include <linux/ioprio.h>
 #include <linux/keyctl.h>
+#include <linux/mempolicy.h>
 #include <linux/securebits.h>
 #include <sched.h>
 #include <signal.h>
@@ -20,6 +21,10 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#ifndef PR_SET_MEMORY_MERGE /* headers before 6.4 */
+#define PR_SET_MEMORY_MERGE 67
+#endif
 
 enum { HASTE = -10 };
 
@@ -39,6 +44,10 @@ static const struct {
 	{RLIMIT_DATA, {RLIM_INFINITY, RLIM_INFINITY}},
 	{RLIMIT_AS, {RLIM_INFINITY, RLIM_INFINITY}},
 	{RLIMIT_RTTIME, {RLIM_INFINITY, RLIM_INFINITY}},
+	{RLIMIT_RSS, {RLIM_INFINITY, RLIM_INFINITY}},
+	{RLIMIT_LOCKS, {RLIM_INFINITY, RLIM_INFINITY}},
+	/* A cgroup counts them; this would count those of a function together. */
+	{RLIMIT_NPROC, {RLIM_INFINITY, RLIM_INFINITY}},
 };
 
 /* A hard limit that is lower already stays: it cannot be raised without the privilege. */
@@ -56,14 +65,30 @@ static int set_limit(int resource, struct rlimit wanted)
 	return setrlimit(resource, &wanted) ? -errno : 0;
 }
 
-static int set_out_of_memory_score(void)
+static int write_own(const char *path, const char *text)
 {
-	int file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+	int file = open(path, O_WRONLY | O_CLOEXEC);
 	if (file < 0)
-		return -errno;
-	int failed = write(file, "0", 1) == 1 ? 0 : -errno;
+		return errno == ENOENT ? 0 : -errno; /* a kernel without it has none to inherit */
+	int failed = write(file, text, strlen(text)) == (ssize_t)strlen(text) ? 0 : -errno;
 	close(file);
 	return failed;
+}
+
+/* Pages of instances that are merged with others' tell by the time of a write what those hold; the
+ * rest is of speed. What a kernel does not know, it does not hand down either. */
+static int set_memory(void)
+{
+	if (prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0) && errno != EINVAL)
+		return -errno;
+	if (prctl(PR_SET_MEMORY_MERGE, 0, 0, 0, 0) && errno != EINVAL)
+		return -errno;
+	if (prctl(PR_MCE_KILL, PR_MCE_KILL_CLEAR, 0, 0, 0) && errno != EINVAL)
+		return -errno;
+	if (syscall(SYS_set_mempolicy, MPOL_DEFAULT, NULL, 0) && errno != ENOSYS)
+		return -errno;
+	int failed = write_own("/proc/self/coredump_filter", "0x33");
+	return failed ? failed : write_own("/proc/self/oom_score_adj", "0");
 }
 
 /* Children begin as ordinary processes, whatever the node's own haste is. */
@@ -100,7 +125,11 @@ static int clear_inheritable(void)
 	if (syscall(SYS_capget, &header, data))
 		return -errno;
 	data[0].inheritable = data[1].inheritable = 0;
-	return syscall(SYS_capset, &header, data) ? -errno : 0;
+	if (syscall(SYS_capset, &header, data))
+		return -errno;
+	/* Locked ones stay, and give nothing to who has no capability. */
+	(void)prctl(PR_SET_SECUREBITS, SECUREBITS_DEFAULT, 0, 0, 0);
+	return 0;
 }
 
 /* By the kernel's own call: the C library keeps two signals to itself, and who started us may have
@@ -124,7 +153,7 @@ int inherit_set(void)
 	for (size_t i = 0; i < sizeof limits / sizeof *limits && !failed; i++)
 		failed = set_limit(limits[i].resource, limits[i].limit);
 	if (!failed)
-		failed = set_out_of_memory_score();
+		failed = set_memory();
 	if (!failed)
 		failed = set_scheduling();
 	if (failed)

@@ -1,11 +1,14 @@
 """What a process inherits from its parent, as an instance reads it of itself, against a list."""
 
 import asyncio
+import ctypes
 import os
+import platform
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -16,7 +19,8 @@ from firstlight.agile import Config, Function, Runtime
 
 Make = Callable[..., Function]
 ODD = """
-import os, resource, signal, sys
+import ctypes, os, resource, signal, sys
+kernel = ctypes.CDLL(None)
 os.nice(7)
 os.sched_setaffinity(0, {0})
 for name in ("SIGPIPE", "SIGHUP", "SIGUSR1"):
@@ -24,6 +28,17 @@ for name in ("SIGPIPE", "SIGHUP", "SIGUSR1"):
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
 os.umask(0o077)
 open("/proc/self/oom_score_adj", "w").write("300")
+open("/proc/self/coredump_filter", "w").write("0x7f")
+for name in ("RSS", "NPROC", "SIGPENDING", "FSIZE", "DATA", "CPU", "AS"):
+    number = getattr(resource, f"RLIMIT_{name}")
+    most = resource.getrlimit(number)[1]
+    resource.setrlimit(number, (1 << 37 if most == -1 else most // 2, most))
+for option in (28, 33, 41, 67):  # securebits, the machine check's kill, no huge pages, merged pages
+    kernel.prctl(option, 4 if option == 28 else 1, int(option == 33), 0, 0)
+kernel.prctl(29, 1, 0, 0, 0)  # timer slack
+kernel.syscall(238, 3, ctypes.byref(ctypes.c_ulong(1)), 64)  # pages interleaved on node 0
+kernel.syscall(251, 1, 0, 3 << 13)  # idle for disks
+kernel.personality(0x40000)  # addresses not at random
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
@@ -35,7 +50,16 @@ LIMITS = {
     "Max nice priority": "0",
     "Max realtime priority": "0",
     "Max msgqueue size": "819200",
+    "Max pending signals": "4096",
+    "Max stack size": "8388608",
 }
+OPEN = ("cpu time", "file size", "data size", "resident set", "processes", "address space",
+        "file locks", "realtime timeout")  # fmt: skip
+"""Those without a limit, or with that of who started the runtime if it may not be raised."""
+
+
+IOPRIO_GET = {"x86_64": 252, "aarch64": 31}[platform.machine()]
+libc = ctypes.CDLL(None)
 
 
 def fields(path: Path) -> dict[str, str]:
@@ -56,12 +80,20 @@ def check(pid: int, identity: int) -> None:
     assert (proc / "oom_score_adj").read_text() == "0\n"
     assert (proc / "personality").read_text() == "00000000\n"
     assert (proc / "timerslack_ns").read_text() == "50000\n"
+    assert (proc / "coredump_filter").read_text() == "00000033\n"
+    assert status["THP_enabled"] == "1"
+    assert " default " in (proc / "numa_maps").read_text().splitlines()[0]
+    with suppress(FileNotFoundError):  # kernels before 6.16
+        assert "ksm_merge_any: no" in (proc / "ksm_stat").read_text()
+    assert libc.syscall(IOPRIO_GET, 1, pid) == 0
     assert os.getpriority(os.PRIO_PROCESS, pid) == 0
     assert os.sched_getscheduler(pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER
     assert len(os.sched_getaffinity(pid)) == os.cpu_count()
     limits = (proc / "limits").read_text()
     for name, value in LIMITS.items():
         assert re.search(rf"^{name} +{value} +{value} ", limits, re.MULTILINE), limits
+    for name in OPEN:
+        assert re.search(rf"^Max {name} +(\S+) +\1 ", limits, re.MULTILINE), limits
     assert sorted((proc / "environ").read_text().rstrip("\0").split("\0")) == [
         "A=1", "HOME=/tmp", "HOSTNAME=instance",
         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
