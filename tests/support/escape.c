@@ -123,6 +123,7 @@ static int pings(const char *address)
 static void by_kernel(void)
 {
 	struct timeval zero = {0, 0};
+	int pair[2];
 	char bytes[64];
 	FAILS("mount", mount("tmpfs", "/tmp", "tmpfs", 0, NULL));
 	FAILS("remount root", mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND, NULL));
@@ -157,6 +158,10 @@ static void by_kernel(void)
 	FAILS("packet socket", socket(AF_PACKET, SOCK_RAW, 0));
 	FAILS("vsock", socket(40, SOCK_STREAM, 0));
 	FAILS("kernel crypto socket", socket(38, SOCK_SEQPACKET, 0));
+	FAILS("the host's device events", socket(AF_NETLINK, SOCK_RAW, 15));
+	FAILS("audit socket", socket(AF_NETLINK, SOCK_RAW, 9));
+	FAILS("connector socket", socket(AF_NETLINK, SOCK_DGRAM, 11));
+	FAILS("pair of tipc sockets", socketpair(30, SOCK_SEQPACKET, 0, pair));
 #if defined(__x86_64__)
 	FAILS("x32 call", syscall(0x40000000 | SYS_getpid));
 #endif

@@ -16,6 +16,7 @@ import platform
 from dataclasses import dataclass
 from importlib.resources import files
 from struct import pack
+from typing import Any
 
 from firstlight.errors import Unsupported
 from firstlight.native import native
@@ -36,11 +37,16 @@ Instruction = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class _Condition:
-    """Allowed only if the low half of an argument is one of values, or has no bit of a mask."""
+    """Allowed only if the low half of an argument is one of values, or has no bit of a mask.
+
+    Of some values another argument is looked at, too: ``within``.
+    """
 
     argument: int
     values: tuple[int, ...] = ()
     without: int = 0
+    error: str = "EPERM"
+    within: tuple[tuple[int, "_Condition"], ...] = ()
 
 
 def program(extra: tuple[str, ...] = ()) -> bytes:
@@ -98,9 +104,7 @@ def _leaves(extra: tuple[str, ...]) -> dict[int, tuple[Instruction, ...]]:
             leaves[numbers[name]] = _returns(_ERRNO | errno.ENOSYS)
     for name, rule in profile["conditions"].items():
         if name in numbers and name not in extra:
-            condition = _Condition(rule["argument"], tuple(rule.get("values", ())),
-                                   rule.get("without", 0))  # fmt: skip
-            leaves[numbers[name]] = _check(condition)
+            leaves[numbers[name]] = _check(_condition(rule))
     return leaves
 
 
@@ -120,15 +124,25 @@ def _returns(action: int) -> tuple[Instruction, ...]:
     return ((_RETURN, 0, 0, action),)
 
 
+def _condition(rule: dict[str, Any]) -> _Condition:
+    within = tuple((int(v), _condition(more)) for v, more in rule.get("within", {}).items())
+    return _Condition(rule["argument"], tuple(rule.get("values", ())), rule.get("without", 0),
+                      rule.get("error", "EPERM"), within)  # fmt: skip
+
+
 def _check(condition: _Condition) -> tuple[Instruction, ...]:
     load = (_LOAD, 0, 0, _ARGUMENTS + 8 * condition.argument)
-    denied = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
+    denied = (_RETURN, 0, 0, _ERRNO | getattr(errno, condition.error))
     allowed = (_RETURN, 0, 0, _ALLOW)
     if condition.without:
         return load, (_JSET, 0, 1, condition.without), denied, allowed
+    code: list[Instruction] = [load]
+    for value, more in condition.within:
+        inner = _check(more)
+        code += [(_JEQ, 0, len(inner), value), *inner]
     count = len(condition.values)
     tests = [(_JEQ, count - place, 0, value) for place, value in enumerate(condition.values)]
-    return (load, *tests, denied, allowed)
+    return (*code, *tests, denied, allowed)
 
 
 def _ranges(

@@ -75,9 +75,10 @@ def test_the_nodes_filter_and_an_instances_own_are_the_whole_profile(
     flags = (0, 17, 0x10000000, 0x20000000, 0x7E020000, 3, 5, 8, 16, 17, 2**32 - 1)
     for number in (*range(1100), 2**30, 2**32 - 1):
         for value in flags:
-            both = [run(program, number, (value,)) for program in (base, rest)]
+            words = (value, 3, 15)
+            both = [run(program, number, words) for program in (base, rest)]
             strict = min(both, key=lambda action: SEVERITY.index(action & ~0xFFFF))
-            assert strict == run(whole, number, (value,)), (number, value)
+            assert strict == run(whole, number, words), (number, value)
 
 
 def test_a_zygotes_filters_and_a_forks_own_are_the_whole_profile() -> None:
@@ -105,6 +106,17 @@ def test_a_clone_makes_no_namespace(flag: int) -> None:
 def test_only_known_socket_families() -> None:
     said = {family for family in range(64) if run(PROGRAM, NUMBERS["socket"], (family,)) == ALLOWED}
     assert said == {1, 2, 10, 16}
+    pairs = {one for one in range(64) if run(PROGRAM, NUMBERS["socketpair"], (one,)) == ALLOWED}
+    assert pairs == {1}
+
+
+def test_of_netlink_only_what_is_of_the_instances_own_network() -> None:
+    """Not the kernel's events of devices, which every network namespace hears."""
+    protocols = (*range(64), 2**32 - 1)
+    said = {p: run(PROGRAM, NUMBERS["socket"], (16, 3, p)) for p in protocols}
+    assert {p for p, action in said.items() if action == ALLOWED} == {0, 4, 16}
+    assert set(said.values()) == {ALLOWED, 0x50000 | errno.EPROTONOSUPPORT}
+    assert run(PROGRAM, NUMBERS["socket"], (2, 1, 132)) == ALLOWED
 
 
 def test_a_zygote_may_enter_namespaces_and_no_more() -> None:
