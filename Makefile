@@ -106,6 +106,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@tests=$$($(BIN)/pytest --collect-only -qqq) || { echo "$$tests"; exit 1; }
 	shellcheck .ci/run mk/*.sh examples/*.sh
 	clang-format --dry-run --Werror $(C_FILES)
 	clang-tidy --quiet $(filter-out %.h %.bpf.c %/inside.c contrib/probe-guest/%,$(C_FILES)) -- \

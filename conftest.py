@@ -1,4 +1,4 @@
-"""Every test has a deadline.
+"""Every test has a deadline, and so has the end of the suite.
 
 In CI a skip is a failure, but for what its machine cannot have: others' programs, and KVM.
 
@@ -6,6 +6,7 @@ A test of the real host may fail because of what else the machine does: CI runs 
 and names it. Tests that interrupt themselves can, wherever the suite was started.
 """
 
+import faulthandler
 import os
 import signal
 import subprocess
@@ -21,8 +22,8 @@ MAY_BE_MISSING = (
     "needs a real Firecracker",
     "needs an OSv", "and podman", "and nsjail",
 )  # fmt: skip
-_DEADLINE, _CLUSTER_DEADLINE, _AGAIN = 300, 1200, 30
-"""Seconds after which a test fails, one of the cluster, and after which its cleaning up does."""
+_DEADLINE, _CLUSTER_DEADLINE, _AGAIN, _END = 300, 1200, 30, 120
+"""Seconds after which a test fails, one of the cluster, its cleaning up, and the suite's end."""
 _skipped: list[str] = []
 
 
@@ -36,8 +37,29 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_unconfigure() -> None:
+    """A thread that a test has left behind may keep the interpreter from its end."""
+    faulthandler.dump_traceback_later(_END, exit=True)
+
+
+def _missing_fixtures(item: pytest.Item) -> list[str]:
+    """What a test or its fixtures ask for by a name that nothing has."""
+    if not isinstance(item, pytest.Function):
+        return []
+    info = item._fixtureinfo
+    return [name for name in info.names_closure
+            if name != "request" and name not in info.name2fixturedefs]  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Elsewhere than in CI a failure is shown as it is, and no unit test depends on the machine."""
+    """Elsewhere than in CI a failure is shown as it is, and no unit test depends on the machine.
+
+    That a fixture is missing shows before the first test, also of one that comes last.
+    """
+    missing = [f"{item.nodeid}: no fixture {name!r}" for item in items
+               for name in _missing_fixtures(item)]  # fmt: skip
+    if missing:
+        raise pytest.UsageError("\n".join(missing))
     if os.environ.get("CI"):
         for item in items:
             if "unit" not in item.path.parts:
