@@ -123,9 +123,10 @@ test: lint
 bench: setup
 	$(SUDO) $(BIN)/python -m bench
 
-# What strangers write: 10,000 damaged inputs of each kind, where the tests draw a few.
+# What strangers write: 10,000 damaged inputs of each kind, where the tests draw a few, always the same.
 fuzz: setup
 	FUZZ=10000 $(BIN)/pytest -q tests/unit/test_fuzz.py
+	FUZZ=1 $(BIN)/pytest -q -m hypothesis --ignore tests/unit/test_fuzz.py tests/unit
 
 test-hosts: wheel
 	$(SUDO) $(BIN)/python mk/hosts.py

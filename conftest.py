@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 MAY_BE_MISSING = (
     "make cni-plugins", "make cni-daemons", "make engines", "make kubernetes",
@@ -27,7 +27,12 @@ _DEADLINE, _CLUSTER_DEADLINE, _AGAIN, _END = 300, 1200, 30, 120
 _skipped: list[str] = []
 
 
-settings.register_profile("firstlight", deadline=None)  # how long an example takes proves nothing
+# How long an example takes proves nothing, and a suite that must pass draws the same each time:
+# ``make fuzz`` draws others.
+settings.register_profile(
+    "firstlight", deadline=None, derandomize="FUZZ" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)  # fmt: skip
 settings.load_profile("firstlight")
 
 

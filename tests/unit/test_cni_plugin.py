@@ -143,7 +143,7 @@ def test_without_an_agent_delete_succeeds_and_status_fails(plugin: Path) -> None
     assert call(plugin, conf | {"seconds": 0.05}, CNI_COMMAND="GC")["code"] == 11
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(
         st.sampled_from([*CONF, "dns", "socket", "prevResult", "namespace", "runtimeConfig",
@@ -160,7 +160,7 @@ def test_any_configuration_is_answered(
     call(plugin, text.encode(errors="surrogatepass"), CNI_COMMAND=command, CNI_NETNS="/nowhere")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_answered(plugin: Path, data: bytes) -> None:
     call(plugin, data)

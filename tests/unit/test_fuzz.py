@@ -34,8 +34,6 @@ INTERESTING = (
 )  # fmt: skip
 fuzzed = settings(
     max_examples=int(os.environ.get("FUZZ", "60")),
-    derandomize="FUZZ" not in os.environ,  # a suite that must pass draws the same each time
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 damages = st.randoms(use_true_random=False)

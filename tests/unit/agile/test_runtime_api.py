@@ -52,7 +52,7 @@ def connected(api: RuntimeApi) -> tuple[runtime_api._Connection, Transport]:
     return connection, transport
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(PIECES, max_size=12))
 def test_no_bytes_break_it_or_are_held_without_bound(pieces: list[bytes]) -> None:
     async def main() -> None:

@@ -73,7 +73,7 @@ def read(reader: Path, messages: list[bytes]) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in (line.split() for line in done.stdout.splitlines())]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(requests=st.lists(EVENTS, max_size=20))
 def test_the_worker_reads_what_is_written(
     reader: Path, requests: list[list[tuple[list[int | float], bytes]]]
@@ -87,7 +87,7 @@ def test_the_worker_reads_what_is_written(
     assert read(reader, messages) == expected
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     messages=st.lists(
         st.one_of(

@@ -445,7 +445,7 @@ def one_life(draw: st.DrawFn, tid: int, pid: int, birth: int, tids: list[int]) -
 END_POINTS = st.sampled_from(list(EndPoint))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=lives(), begin=st.integers(0, 60), took=st.integers(1, 400), end_point=END_POINTS,
        order=st.randoms(use_true_random=False))  # fmt: skip
 def test_the_phases_partition_every_possible_start(
@@ -466,7 +466,7 @@ def test_the_phases_partition_every_possible_start(
     assert breakdown(held).equals(table)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows=lives(), renamed=st.dictionaries(st.integers(100, 106), st.integers(100, 106)),
        end_point=END_POINTS)  # fmt: skip
 def test_the_sum_holds_even_where_numbers_of_threads_are_used_again(

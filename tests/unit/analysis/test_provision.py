@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import synthetic
 
@@ -55,7 +55,6 @@ def test_a_cluster_needs_its_nodes_ranges() -> None:
     st.lists(st.floats(0, 60), min_size=1, max_size=60).map(sorted),
     st.sampled_from((4, 8, 16)), st.floats(0.001, 0.5),
 )  # fmt: skip
-@settings(deadline=None)
 def test_a_larger_pool_is_never_worse(times: list[float], high: int, make: float) -> None:
     small = provision.simulate(Pool(high, high, 1000.0), make, times)
     large = provision.simulate(Pool(64, 64, 1000.0), make, times)

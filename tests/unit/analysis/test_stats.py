@@ -23,7 +23,7 @@ def lognormal(seed: int, size: int) -> stats.Floats:
 
 
 @given(LATENCIES, QUANTILES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_interval_holds_its_estimate_and_stays_within_the_values(
     values: stats.Floats, q: float
 ) -> None:
@@ -34,7 +34,7 @@ def test_an_interval_holds_its_estimate_and_stays_within_the_values(
 
 
 @given(LATENCIES, QUANTILES, st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_order_of_the_values_does_not_matter_within_a_batch(
     values: stats.Floats, q: float, random: Random
 ) -> None:
@@ -47,7 +47,7 @@ def test_the_order_of_the_values_does_not_matter_within_a_batch(
 
 
 @given(LATENCIES, st.sampled_from((0.001, 2.0, 1024.0)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_intervals_scale_with_the_unit(values: stats.Floats, factor: float) -> None:
     plain = stats.quantile_interval(values, 0.5, resamples=50)
     scaled = stats.quantile_interval(values * factor, 0.5, resamples=50)
@@ -57,7 +57,7 @@ def test_intervals_scale_with_the_unit(values: stats.Floats, factor: float) -> N
 
 
 @given(LATENCIES, st.integers(1, 9), QUANTILES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_counted_quantile_is_the_quantile_of_the_repeated_values(
     values: stats.Floats, batches: int, q: float
 ) -> None:
@@ -132,7 +132,7 @@ def test_a_ratio_finds_a_known_speed_up() -> None:
     arrays.arrays(np.float64, st.integers(2, 5), elements=st.floats(1, 1e6)),
     arrays.arrays(np.float64, st.integers(2, 5), elements=st.floats(1, 1e6)),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_few_batches_are_tested_exactly_as_scipy_does(a: stats.Floats, b: stats.Floats) -> None:
     expected = reference.permutation_test(
         (a, b),
@@ -156,7 +156,7 @@ def test_groups_move_as_a_whole() -> None:
 
 
 @given(st.integers(1, 8), st.integers(1, 8))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_p_is_below_the_least(batches_a: int, batches_b: int) -> None:
     a, b = np.arange(batches_a) / 7, 1000 + np.arange(batches_b) / 7
     least = stats.least_p(batches_a, batches_b, resamples=500)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.lab.backends.vm import Log, guest_log, read_log, under_vmrun
@@ -33,7 +33,6 @@ class FakeGuest:
 
 
 @given(lines=st.lists(st.tuples(st.integers(0, 10**18 - 1), TEXT)))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_line_comes_back_as_the_guest_wrote_it(
     tmp_path: Path, lines: list[tuple[int, str]]
 ) -> None:
@@ -43,7 +42,6 @@ def test_every_line_comes_back_as_the_guest_wrote_it(
 
 
 @given(st.binary(max_size=300))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_bytes_are_an_error(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "log").write_bytes(raw)
     guest_log(FakeGuest(), BootConfig(), tmp_path / "log", None)

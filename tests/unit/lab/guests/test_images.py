@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstlight.errors import Failed
@@ -170,9 +170,7 @@ def test_foreign_kernels_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["elf", "bzimage"])
 @given(share=st.floats(0.05, 0.99))
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None
-)
+@settings(max_examples=20)
 def test_a_cut_kernel_is_told(kind: str, share: float, tmp_path: Path) -> None:
     whole = Path("/bin/true").read_bytes() if kind == "elf" else bzimage(500)
     (tmp_path / "kernel").write_bytes(whole[: int(len(whole) * share)])
@@ -195,7 +193,6 @@ def test_a_cut_kernel_is_told(kind: str, share: float, tmp_path: Path) -> None:
     ),
     signed=st.booleans(),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_no_bytes_are_more_than_refused(
     tmp_path: Path, raw: bytes, magic: tuple[int, bytes], signed: bool
 ) -> None:

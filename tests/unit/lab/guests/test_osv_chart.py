@@ -5,7 +5,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from firstlight.lab.guests import Line
@@ -37,9 +37,6 @@ EVENTS = [
     Event("ROFS mounted", 500_000), Event("Total time", 500_001),
 ]  # fmt: skip
 SHIFTS = pytest.mark.parametrize("shift", [0x4000_0000, 0])
-IN_ONE_DIRECTORY = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
 
 
 def lines(text: str, begin: int = 1000) -> list[Line]:
@@ -118,7 +115,6 @@ def memory(events: list[Event], shift: int, place: int, noise: bytes = b"") -> b
     noise=st.binary(max_size=200).map(lambda some: MARK + some),
     ticks=st.lists(st.integers(0, 2**40), min_size=7, max_size=7).map(sorted),
 )
-@IN_ONE_DIRECTORY
 def test_a_table_is_found_among_rubbish(
     tmp_path: Path, shift: int, place: int, noise: bytes, ticks: list[int]
 ) -> None:
@@ -128,7 +124,6 @@ def test_a_table_is_found_among_rubbish(
 
 
 @given(st.binary(max_size=2000), st.booleans(), st.integers(0, 2**64 - 1))
-@IN_ONE_DIRECTORY
 def test_no_memory_is_an_error(tmp_path: Path, raw: bytes, marked: bool, stray: int) -> None:
     planted = MARK.ljust(24, b"\0") + struct.pack("<QQ", stray, stray)
     planted += struct.pack("<QQ", 0x4000_0000, 1) * marked
