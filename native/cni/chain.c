@@ -83,6 +83,14 @@ static const char *member(const cJSON *object, const char *key)
 	return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(object, key));
 }
 
+/* Whether error_set would leave nothing of it. */
+static bool is_blank(const char *text)
+{
+	while ((*text > 0 && *text <= ' ') || *text == 0x7f)
+		text++;
+	return !*text;
+}
+
 /* The reason of a plugin that failed: in the specification's form, or whatever it printed. */
 static int explain(struct chain *chain, const char *call, const char *output, int status)
 {
@@ -92,14 +100,15 @@ static int explain(struct chain *chain, const char *call, const char *output, in
 	char coded[32] = "";
 	if (cJSON_IsNumber(code))
 		snprintf(coded, sizeof coded, " (code %d)", code->valueint);
-	if (message)
+	if (message && !is_blank(message))
 		return error_set(&chain->error, 0, "%s: %s%s%s%s", call, message, coded,
 				 details && *details ? ": " : "", details ? details : "");
 	if (WIFSIGNALED(status))
 		return error_set(&chain->error, 0, "%s: killed by signal %d", call,
 				 WTERMSIG(status));
 	return error_set(&chain->error, 0, "%s: exit status %d%s%.600s", call, WEXITSTATUS(status),
-			 *output ? ": " : ", and no word of why", output);
+			 is_blank(output) ? ", and no word of why" : ": ",
+			 is_blank(output) ? "" : output);
 }
 
 static void name_call(char *to, size_t size, const struct chain_plugin *plugin, const char *command)
@@ -131,7 +140,7 @@ static int check_result(struct chain *chain, const struct chain_plugin *plugin)
 	char call[128];
 	name_call(call, sizeof call, plugin, "ADD");
 	cJSON *result JSON_SCOPE = cJSON_ParseWithOpts(chain->result, NULL, true);
-	if (!chain->result[strspn(chain->result, " \t\r\n")])
+	if (is_blank(chain->result))
 		return error_set(&chain->error, 0, "%s: printed no result", call);
 	if (!cJSON_IsObject(result))
 		return error_set(&chain->error, 0, "%s: printed what is not a JSON object: %.200s",

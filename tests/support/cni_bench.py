@@ -59,9 +59,9 @@ class Bench:
         file.write_text(request(network, pod, path, self.directory / "kept", environment))
         done = subprocess.run(
             [*self.under, self.program or native("cnirun"), verb, file],
-            stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=20,
+            stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=60,
         )  # fmt: skip
-        *_, said = (done.stderr or done.stdout).splitlines() or [""]  # cnirun's own
+        *_, said = (done.stderr or done.stdout).removesuffix("\n").split("\n")  # cnirun's own
         return said.removeprefix("firstlight error ") if done.returncode else ""
 
 

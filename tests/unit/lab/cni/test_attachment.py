@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.support.cni_bench import Bench
 from tests.support.laboratory import sanitized
@@ -139,9 +139,10 @@ ANSWERS = st.fixed_dictionaries(
 ).map(lambda answer: json.dumps(answer).encode())
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60)
+@example(printed=b'{"msg":""}', status=1)
+@example(printed=b'{"msg":" \\u0085"}', status=1)
+@example(printed=b"\n\x1c", status=1)
 @given(printed=st.binary() | ANSWERS, status=st.sampled_from([0, 1]))
 def test_whatever_a_plugin_prints_is_a_result_or_an_error(
     bench: Bench, careful: Path, printed: bytes, status: int

@@ -24,7 +24,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
 
 
 def ask(server: tuple[str, int], verb: str, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(*server, timeout=10)
+    connection = http.client.HTTPConnection(*server, timeout=60)
     connection.request(verb, path)
     answer = connection.getresponse()
     return answer.status, answer.read().decode()
