@@ -17,7 +17,7 @@ from firstlight.errors import Failed
 from firstlight.native import native
 
 _PART = 64 << 10
-_LOOK_SECONDS, _BEGIN_SECONDS = 0.05, 1.0
+_LOOK_SECONDS, _BEGIN_SECONDS = 0.05, 10.0
 _END_SECONDS = 5.0
 
 Position = tuple[int, int]
@@ -111,7 +111,8 @@ async def following(
 ) -> tuple[bytes, Position, bool]:
     """The same, after waiting for more for a while. Raises Failed.
 
-    ``is_new``: the instance has just been started, and its log may be about to begin.
+    ``is_new``: the instance has just been started, and its log may be about to begin, unless that
+    of a later one has begun.
     """
     import asyncio  # clients, who only read lines, start without it
 
@@ -122,10 +123,17 @@ async def following(
         except Failed:
             if not is_new or time.monotonic() > began + _BEGIN_SECONDS:
                 raise
+            is_new = not await asyncio.to_thread(_has_later, config, identity)
         else:
             if text or ended or time.monotonic() > began + seconds:
                 return text, position, ended
         await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _has_later(config: Config, identity: str) -> bool:
+    """Whether a log of a later instance has begun: they begin in the order of the starts."""
+    stems = (file.stem for file in config.logs_directory.glob("*.log"))
+    return any(stem.isdecimal() and int(stem) > int(identity) for stem in stems)
 
 
 def lines(text: bytes) -> list[Line]:
