@@ -118,7 +118,8 @@ format: setup
 	clang-format -i $(C_FILES)
 
 test: lint
-	$(SUDO) env PATH="$$PATH" $(BIN)/pytest -q
+	$(SUDO) env PATH="$$PATH" $(BIN)/pytest -q -n auto --dist loadfile tests/unit
+	$(SUDO) env PATH="$$PATH" $(BIN)/pytest -q tests/host tests/kubernetes contrib
 
 bench: setup
 	$(SUDO) $(BIN)/python -m bench

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,7 +25,7 @@ MAY_BE_MISSING = (
 )  # fmt: skip
 _DEADLINE, _CLUSTER_DEADLINE, _AGAIN, _END = 300, 1200, 30, 120
 """Seconds after which a test fails, one of the cluster, its cleaning up, and the suite's end."""
-_skipped: list[str] = []
+_skipped: dict[str, None] = {}
 
 
 # How long an example takes proves nothing, and a suite that must pass draws the same each time:
@@ -117,16 +118,24 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         and not hasattr(report, "wasxfail")
         and not any(words in str(report.longrepr) for words in MAY_BE_MISSING)
     ):
-        _skipped.append(f"{report.nodeid}: {report.longrepr}")
+        _skipped[f"{report.nodeid}: {report.longrepr}"] = None
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
     if report.skipped:
-        _skipped.append(f"{report.nodeid}: {report.longrepr}")
+        _skipped[f"{report.nodeid}: {report.longrepr}"] = None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a worker of pytest-xdist has skipped."""
+    _skipped.update(dict.fromkeys(getattr(node, "workeroutput", {}).get("skipped", ())))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if os.environ.get("CI") and _skipped and session.exitstatus == pytest.ExitCode.OK:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["skipped"] = list(_skipped)
+    elif os.environ.get("CI") and _skipped and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         session.config.get_terminal_writer().line(
             "\nskipped in CI:\n" + "\n".join(_skipped), red=True
