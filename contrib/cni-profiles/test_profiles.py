@@ -90,7 +90,7 @@ def test_weaves_profile_takes_no_address_whose_prefix_cannot_be(prefix: str) -> 
     done = subprocess.run(
         ["unshare", "-n", sys.executable, "-c", WEAVER, program, f"10.32.0.1/{prefix}",
          json.dumps(CONF)],
-        capture_output=True, text=True, timeout=30,
+        capture_output=True, text=True, timeout=60,
         env={**os.environ, "CNI_COMMAND": "ADD", "CNI_PATH": "/none", **CALL},
     )  # fmt: skip
     assert done.returncode == 1
@@ -223,7 +223,7 @@ def test_a_datastore_that_dies_amid_a_burst_fails_it_in_the_plugins_words(bench:
         )
         lock.unlink(missing_ok=True)
         samples = bench.starts(commands, deadline=20).run.samples
-        assert reaper.wait(timeout=20) == 0
+        assert reaper.wait(timeout=60) == 0
     failed = [one for one in samples if one.ending is Ending.FAILED]
     assert failed
     for one in failed:
@@ -239,7 +239,7 @@ def test_a_slow_datastore_makes_a_slow_start_and_not_a_failed_one(bench: Any) ->
         began = time.monotonic_ns()
         waker = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -CONT {daemon}"])
         seen = bench.starts(commands)
-        assert waker.wait(timeout=10) == 0
+        assert waker.wait(timeout=60) == 0
     assert seen.sample.ending is Ending.READY
     assert seen.sample.stamps.ready is not None
     assert seen.sample.stamps.ready - began > 300_000_000

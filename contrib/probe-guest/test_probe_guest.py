@@ -282,7 +282,7 @@ def test_the_vga_screen_shows_the_last_lines(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(monitor))
             connection.sendall(f'pmemsave 0xb8000 4000 "{picture}"\nquit\n'.encode())
-            machine.wait(timeout=20)
+            machine.wait(timeout=60)
     finally:
         machine.kill()
         machine.wait()

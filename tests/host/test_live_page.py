@@ -145,7 +145,7 @@ def value(port: int, query: str) -> float:
     url = f"http://127.0.0.1:{port}/api/v1/query?query={urllib.parse.quote(query)}"
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=30) as answer:
+            with urllib.request.urlopen(url, timeout=60) as answer:
                 if result := json.load(answer)["data"]["result"]:
                     return float(result[0]["value"][1])
         except OSError:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstlight.errors import Failed
@@ -69,9 +69,7 @@ words = st.text(
 )
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40)
 @given(
     arguments=st.lists(words, max_size=5),
     environment=st.dictionaries(st.from_regex("[a-z]{1,5}", fullmatch=True), words, max_size=3),
@@ -192,18 +190,18 @@ def test_orphans_do_not_outlive_the_last_batch(generator: Generator) -> None:
 
 
 def test_orphans_of_a_batch_live_as_long_as_another_does(generator: Generator) -> None:
-    generator.run(1, [shell(f"{READY}; cat")], deadline=5)
-    [seen] = generator.run(2, [shell(f"{ORPHANS}; {READY}")], deadline=5)
-    generator.stop(2, deadline=5)
+    generator.run(1, [shell(f"{READY}; cat")], deadline=60)
+    [seen] = generator.run(2, [shell(f"{ORPHANS}; {READY}")], deadline=60)
+    generator.stop(2, deadline=60)
     assert all(map(runs, pids(seen)))
-    generator.stop(1, deadline=5)
+    generator.stop(1, deadline=60)
     assert not any(map(runs, pids(seen)))
 
 
 def test_leaving_ends_every_start_and_its_orphans(program: str) -> None:
     with Generator() as generator:
         [seen] = generator.run(
-            1, [shell(f"trap '' TERM HUP; {ORPHANS}; {READY}; sleep 1000")], deadline=5
+            1, [shell(f"trap '' TERM HUP; {ORPHANS}; {READY}; sleep 1000")], deadline=60
         )
         alive = [seen.pid, *pids(seen)]
         assert all(map(runs, alive))
@@ -215,8 +213,8 @@ def test_a_hung_start_is_left_to_be_looked_at_until_it_is_stopped(generator: Gen
     assert (seen.expired, seen.seen, seen.status) == (True, 0, None)
     assert runs(seen.pid)
     begun = time.monotonic()
-    [ended] = generator.stop(1, deadline=60)
-    assert time.monotonic() - begun < 30  # it is killed at once, not at the deadline
+    [ended] = generator.stop(1, deadline=250)
+    assert time.monotonic() - begun < 120  # it is killed at once, not at the deadline
     assert ended.status == signal.SIGKILL
     assert ended.expired
 
@@ -224,7 +222,7 @@ def test_a_hung_start_is_left_to_be_looked_at_until_it_is_stopped(generator: Gen
 def test_one_that_ignores_the_end_of_its_input_is_killed_after_the_deadline(
     generator: Generator,
 ) -> None:
-    generator.run(1, [shell(f"trap '' TERM; {READY}; sleep 1000")], deadline=5)
+    generator.run(1, [shell(f"trap '' TERM; {READY}; sleep 1000")], deadline=60)
     [ended] = generator.stop(1, deadline=0.3)
     assert ended.status == signal.SIGKILL
 
@@ -294,13 +292,13 @@ def test_starts_may_be_more_than_the_open_files_that_they_are_given(program: str
 
 
 def test_batches_may_overlap(generator: Generator) -> None:
-    up = generator.run(1, [shell(f"{READY}; cat")] * 3, deadline=5)
-    [new] = generator.run(2, [shell(f"{READY}; cat")], deadline=5)
+    up = generator.run(1, [shell(f"{READY}; cat")] * 3, deadline=60)
+    [new] = generator.run(2, [shell(f"{READY}; cat")], deadline=60)
     assert all(runs(one.pid) for one in [*up, new])
-    [ended] = generator.stop(2, deadline=5)
+    [ended] = generator.stop(2, deadline=60)
     assert (ended.pid, ended.status) == (new.pid, 0)
     assert all(runs(one.pid) for one in up)
-    assert [one.pid for one in generator.stop(1, deadline=5)] == [one.pid for one in up]
+    assert [one.pid for one in generator.stop(1, deadline=60)] == [one.pid for one in up]
 
 
 def test_no_commands_is_an_empty_batch(generator: Generator) -> None:
@@ -315,7 +313,7 @@ def test_inherited_streams_are_ours(generator: Generator, tmp_path: Path) -> Non
         "    g.stop(0, deadline=0, inherit=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], input="words", capture_output=True,
-                          text=True, timeout=30)  # fmt: skip
+                          text=True, timeout=60)  # fmt: skip
     assert (done.stdout, done.stderr, done.returncode) == ("words", "", 0)
 
 
@@ -335,13 +333,13 @@ def test_a_start_has_no_descriptors_but_the_standard_ones(generator: Generator) 
 
 def test_a_generator_that_is_killed_is_an_error_of_the_next_request(program: str) -> None:
     with Generator() as generator:
-        [seen] = generator.run(1, [shell(f"{READY}; cat")], deadline=5)
+        [seen] = generator.run(1, [shell(f"{READY}; cat")], deadline=60)
         os.kill(generator.pid, signal.SIGKILL)
         generator._process.wait()
         with pytest.raises(Failed, match="the load generator has ended") as caught:
-            generator.stop(1, deadline=5)
+            generator.stop(1, deadline=60)
         assert caught.value.hint
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while runs(seen.pid) and time.monotonic() < deadline:
         os.sched_yield()  # its input has ended with the generator
     assert not runs(seen.pid)
@@ -352,7 +350,7 @@ def test_a_generator_that_is_killed_meanwhile_is_an_error(program: str) -> None:
         Generator() as generator,
         pytest.raises(Failed, match="the load generator has ended"),
     ):
-        generator.run(1, [shell("kill -KILL $PPID; cat")], deadline=30)
+        generator.run(1, [shell("kill -KILL $PPID; cat")], deadline=60)
 
 
 def test_an_interrupt_is_answered_at_once_whatever_the_flags_of_its_handler(
@@ -363,8 +361,8 @@ def test_an_interrupt_is_answered_at_once_whatever_the_flags_of_its_handler(
     begun = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            generator.run(1, [shell(f"kill -INT {os.getpid()}; sleep 1000")], deadline=30)
-        assert time.monotonic() - begun < 15
+            generator.run(1, [shell(f"kill -INT {os.getpid()}; sleep 1000")], deadline=250)
+        assert time.monotonic() - begun < 120
     finally:
         signal.siginterrupt(signal.SIGINT, True)
 
@@ -387,7 +385,7 @@ def test_a_foreign_request_is_refused(sanitized: Path, request_: bytes) -> None:
     assert converse(sanitized, request_) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_no_request_makes_the_generator_misbehave(sanitized: Path, data: st.DataObject) -> None:
     """It answers, or ends with its own complaint: never by a signal or a sanitizer."""
@@ -415,7 +413,7 @@ def converse(program: Path, said: bytes) -> int:
         with suppress(ConnectionResetError):  # it left what it refused unread
             while ours.recv(65536):
                 pass
-        _, complaint = process.communicate(timeout=10)
+        _, complaint = process.communicate(timeout=60)
     assert b"Sanitizer" not in complaint
     assert b"runtime error" not in complaint
     return process.returncode

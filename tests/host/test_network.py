@@ -28,7 +28,7 @@ ALL_STEPS = ["netns", "veth", "move", "host.up", "container.up", "address", "rou
 ECHO = """
 import socket, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-    s.settimeout(5)
+    s.settimeout(60)
     s.sendto(b"first light", (sys.argv[1], int(sys.argv[2])))
     print(s.recv(64).decode())
 """
@@ -75,13 +75,13 @@ def said(process: subprocess.Popen[str]) -> list[str]:
 def finish(process: subprocess.Popen[str]) -> int:
     assert process.stdin is not None
     process.stdin.close()
-    return process.wait(timeout=30)
+    return process.wait(timeout=60)
 
 
 def run_once(command: Execute, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command.argv, env=command.env | more, text=True, capture_output=True,
-        stdin=subprocess.DEVNULL, timeout=30,
+        stdin=subprocess.DEVNULL, timeout=60,
     )  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def test_a_packet_goes_from_the_container_to_the_host_and_back(lab: Workspace, m
         assert route["dst"] == "10.88.0.3"
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
             server.bind((str(GATEWAY), 0))
-            server.settimeout(5)
+            server.settimeout(60)
             client = subprocess.Popen(
                 ["ip", "netns", "exec", "fl1", sys.executable, "-c", ECHO,
                  str(GATEWAY), str(server.getsockname()[1])],
@@ -159,7 +159,7 @@ def test_a_packet_goes_from_the_container_to_the_host_and_back(lab: Workspace, m
             )  # fmt: skip
             packet, sender = server.recvfrom(64)
             server.sendto(packet, sender)
-            assert client.communicate(timeout=10)[0] == "first light\n"
+            assert client.communicate(timeout=60)[0] == "first light\n"
         assert sender[0] == "10.88.0.3"
         assert finish(process) == 0
 
@@ -196,7 +196,7 @@ def test_a_request_to_end_takes_down_what_was_made(lab: Workspace, method: str) 
         with started(command) as process:
             said(process)
             process.terminate()
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=60) == 0
         assert state() == inside
 
 

@@ -33,7 +33,7 @@ def asleep(pid: int) -> None:
 @pytest.fixture
 def listener() -> socket.socket:
     listening = socket.create_server(("127.0.0.1", 0))
-    listening.settimeout(20)
+    listening.settimeout(60)
     return listening
 
 

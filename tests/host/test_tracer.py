@@ -494,7 +494,7 @@ def test_a_full_disk_is_an_error_and_not_a_short_trace(
         with Generator() as generator, bpf.Tracer(generator.pid, tmp_path) as tracer:
             tracer.start()
             command = bench.command(known, "netns", "1500")
-            generator.run(1, [command], deadline=30)
+            generator.run(1, [command], deadline=60)
             with pytest.raises(Failed, match=r"the tracer failed: trace: .*No space left"):
                 tracer.stop()
     finally:
@@ -542,7 +542,7 @@ def test_the_loader_reads_and_writes_only_what_is_its_own(
 def test_the_loader_refuses_nonsense(sanitized_trace: Path, said: str) -> None:
     done = subprocess.run(
         [sanitized_trace, native("trace.bpf.o"), "1"],
-        input=f"{said}\n", capture_output=True, text=True, timeout=30,
+        input=f"{said}\n", capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.startswith("trace: ")

@@ -55,7 +55,7 @@ class Place:
         return ["nsenter", f"--net={self.path}", *words]
 
     def run(self, *words: str) -> str:
-        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=30)
+        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=60)
         assert not done.returncode, f"{words}\n{done.stderr}"
         return done.stdout.strip()
 

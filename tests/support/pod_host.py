@@ -19,8 +19,8 @@ from firstlight.native import native
 ROOT = Path(__file__).parents[2]
 CNITOOL = ROOT / ".venv" / "libexec" / "cni" / "tools" / "cnitool"
 PLUGIN = native("cni/firstlight")
-CONF = {"cniVersion": "1.1.0", "name": "net", "type": "firstlight"}
-_DEADLINE = 60.0
+CONF = {"cniVersion": "1.1.0", "name": "net", "type": "firstlight", "seconds": 90}
+_DEADLINE = 120.0
 _BEGIN = """
 ip link set lo up
 mount -t tmpfs run /run; mkdir -p /run/netns /run/lock /run/net.d
@@ -67,7 +67,10 @@ class PodHost:
 
     def sh(self, script: str, net: str = "") -> str:
         done = subprocess.run(
-            self.command("bash", "-euc", script, net=net), capture_output=True, text=True
+            self.command("bash", "-euc", script, net=net),
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert not done.returncode, f"{script}\n{done.stdout}{done.stderr}"
         return done.stdout.strip()
@@ -90,7 +93,7 @@ class PodHost:
     def kill(self, number: int = signal.SIGKILL) -> None:
         process = self.agents.pop()
         process.send_signal(number)
-        process.wait()
+        process.wait(60)
         if number == signal.SIGKILL:
             self.root("/run/firstlight-agile/pods/socket").unlink(missing_ok=True)
 
@@ -146,7 +149,7 @@ class PodHost:
     def close(self) -> None:
         for process in [*self.agents, self.holder]:
             process.kill()
-            process.wait()
+            process.wait(60)
 
 
 @contextmanager

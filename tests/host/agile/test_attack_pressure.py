@@ -73,7 +73,7 @@ class Fast:
 
     async def answer(self) -> node_wire.Answer:
         loop = asyncio.get_running_loop()
-        message = await asyncio.wait_for(loop.sock_recv(self.socket, 4096), 30)
+        message = await asyncio.wait_for(loop.sock_recv(self.socket, 4096), 60)
         assert message, "hung up"
         return node_wire.answer(message)
 

@@ -91,7 +91,7 @@ async def answers(port: int) -> bytes:
     except OSError:
         return b""
     try:
-        return await asyncio.wait_for(reader.read(99), 10)
+        return await asyncio.wait_for(reader.read(99), 60)
     except (OSError, TimeoutError):
         return b""
     finally:

@@ -28,8 +28,8 @@ def test_each_start_is_ready_and_ends_with_its_input(depth: str, via: Via, tmp_p
         backend = Agile(depth, via)
         backend.probe()
         with commands_of(backend, 3, place) as commands, Generator() as generator:
-            seen = generator.run(0, commands, deadline=20)
-            ended = generator.stop(0, deadline=20)
+            seen = generator.run(0, commands, deadline=60)
+            ended = generator.stop(0, deadline=60)
         assert list(tmp_path.iterdir()) == []
         for one in seen:
             assert one.reply.output == "", one.output
@@ -78,8 +78,8 @@ def test_a_runtime_that_says_much_is_not_held_up(
             commands_of(Agile("agile-cold"), 1, place) as commands,
             Generator() as generator,
         ):
-            [seen] = generator.run(0, commands, deadline=20)
-            generator.stop(0, deadline=20)
+            [seen] = generator.run(0, commands, deadline=60)
+            generator.stop(0, deadline=60)
         assert "firstlight ready " in seen.output
 
     tmp_path.chmod(0o755)
@@ -109,14 +109,14 @@ def test_the_floor_starts_each_in_parts_of_its_own(tmp_path: Path) -> None:
     async def main() -> None:
         backend = Floor()
         with commands_of(backend, 3, place) as commands, Generator() as generator:
-            seen = generator.run(0, commands, deadline=20)
+            seen = generator.run(0, commands, deadline=60)
             [floor] = {pid for one in commands for pid in one.daemons}
             kinds = ("net", "mnt", "pid_for_children", "ipc", "uts", "cgroup")
             spaces = [
                 [Path(f"/proc/{pid}/ns/{kind}").readlink() for kind in kinds]
                 for pid in (floor, *children(floor))
             ]
-            ended = generator.stop(0, deadline=20)
+            ended = generator.stop(0, deadline=60)
         assert all("firstlight ready " in one.output for one in seen), seen
         assert len(spaces) == 4
         assert all(len(set(column)) == 4 for column in zip(*spaces, strict=True))

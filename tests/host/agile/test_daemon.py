@@ -80,7 +80,7 @@ def test_a_message_that_is_not_of_the_protocol_is_answered_so(
 ) -> None:
     async def main(path: Path) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as raw:
-            raw.settimeout(10)
+            raw.settimeout(60)
             raw.connect(str(path))
             raw.send(message)
             answer = json.loads(raw.recv(65536))
@@ -104,7 +104,7 @@ def much_asked(path: Path) -> Iterator[tuple[socket.socket, int]]:
                 raw.send(b'{"type":"list"}')
                 asked += 1
         assert 0 < asked < 100_000, "the runtime's memory is bounded"
-        raw.settimeout(30)
+        raw.settimeout(60)
         yield raw, asked
 
 
@@ -142,7 +142,7 @@ def test_more_instances_than_one_message_holds_are_listed(function: Make) -> Non
 def refusal(path: Path, message: bytes, descriptors: list[int]) -> tuple[Step, int]:
     """The step and the errno with which the node refuses a message."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as raw:
-        raw.settimeout(10)
+        raw.settimeout(60)
         raw.connect(str(path))
         raw.sendmsg([message], rights(descriptors))
         answer = node_wire.answer(raw.recv(4096))

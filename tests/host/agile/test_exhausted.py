@@ -133,7 +133,7 @@ def test_without_a_descriptor_for_a_client_it_is_hung_up_on(function: Make) -> N
             with no_descriptor_left(pid):
                 for _ in range(3):
                     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
-                        client.settimeout(10)
+                        client.settimeout(60)
                         client.connect(str(SOCKET))
                         client.send(protocol.encode(protocol.List()))
                         with pytest.raises(ConnectionResetError):

@@ -308,7 +308,7 @@ def test_a_full_range_is_said(tmp_path: Path) -> None:
         for number in range(13):
             host.add(f"p{number}")
         host.pods("more")
-        answer = host.plugin("ADD", "more", {**CONF, "seconds": 60})
+        answer = host.plugin("ADD", "more", CONF)
         assert answer["code"] == 11
         assert "pods.range" in answer["msg"]
         assert host.plugin("DEL", "p3") == {}

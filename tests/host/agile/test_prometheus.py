@@ -48,7 +48,7 @@ def test_prometheus_scrapes_what_was_started(tmp_path: Path) -> None:
             stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            async with httpx.AsyncClient(base_url=f"http://{ADDRESS}/api/v1", timeout=30) as client:
+            async with httpx.AsyncClient(base_url=f"http://{ADDRESS}/api/v1", timeout=60) as client:
                 await _seen(client)
                 rules = (await client.get("/rules")).json()["data"]["groups"]
                 assert [rule["health"] for group in rules for rule in group["rules"]] != []

@@ -250,7 +250,7 @@ def doing(function: Function, act: str) -> Function:
 async def look(instance: Instance) -> Seen:
     """The sandbox, and all that an instance sees in it at its start."""
     assert instance.stdout
-    await asyncio.wait_for(instance.stdout.until(b"["), 30)
+    await asyncio.wait_for(instance.stdout.until(b"["), 60)
     lines = (await instance.stdout.read()).decode().splitlines()
     return list(json.loads(next(line for line in lines if line.startswith("["))))
 

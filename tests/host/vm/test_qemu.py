@@ -289,8 +289,8 @@ def test_a_tap_that_is_taken(room: Room) -> None:
     machine = tcg(Tiny(READY))
     with commands_of(machine, 1, room.workspace) as [command]:
         room.batches += 1
-        [one, other] = room.generator.run(room.batches, [command, command], deadline=20)
-        room.generator.stop(room.batches, deadline=20)
+        [one, other] = room.generator.run(room.batches, [command, command], deadline=60)
+        room.generator.stop(room.batches, deadline=60)
     [told] = [each for each in (one.output, other.output) if "firstlight ready" not in each]
     assert "could not configure /dev/net/tun" in told
     assert room.leftovers() == []
@@ -337,13 +337,13 @@ def test_a_kill_in_the_middle_leaves_nothing(room: Room, victim: str) -> None:
     machine = tcg(Tiny(says("up\r\n") + SPIN, ready="^up"))
     with commands_of(machine, 2, room.workspace) as commands:
         room.batches += 1
-        outcomes = room.generator.run(room.batches, commands, deadline=20)
+        outcomes = room.generator.run(room.batches, commands, deadline=60)
         children = [
             int(Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text()) for one in outcomes
         ]
         for pid in [one.pid for one in outcomes] if victim == "vmrun" else children:
             os.kill(pid, signal.SIGKILL)
-        room.generator.stop(room.batches, deadline=20)
+        room.generator.stop(room.batches, deadline=60)
     assert room.leftovers() == []
 
 

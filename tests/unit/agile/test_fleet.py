@@ -37,7 +37,7 @@ def with_fleet(
         return cast(Kept, started[-1])
 
     async def run() -> None:
-        await asyncio.wait_for(main(Fleet(VERSION, start, lambda _: None), started), 30)
+        await asyncio.wait_for(main(Fleet(VERSION, start, lambda _: None), started), 60)
 
     asyncio.run(run())
     return started

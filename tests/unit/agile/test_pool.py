@@ -41,7 +41,7 @@ def with_pool(
         maker = Maker(allowed)
         sized = PoolSize(**({"low": 2, "high": 4, "rate": 1e6} | size))  # type: ignore[arg-type]
         pool = Pool("part", sized, maker.make, maker.discarded.append, gate or LoadGate())
-        await asyncio.wait_for(main(pool, maker), 10)
+        await asyncio.wait_for(main(pool, maker), 60)
         await pool.close()
         assert len(pool) == 0
 
@@ -299,7 +299,7 @@ def test_closing_ends_a_refill_whose_part_swallows_the_cancellation() -> None:
         pool = Pool("part", PoolSize(low=1, high=4), make, lambda _: None, LoadGate())
         pool.take_ready()
         await turns()
-        await asyncio.wait_for(pool.close(), 30)
+        await asyncio.wait_for(pool.close(), 60)
 
     asyncio.run(run())
     assert swallowed == [1]
@@ -333,6 +333,6 @@ def test_who_waits_for_a_shelf_as_it_is_closed_is_told_so() -> None:
         await shelf.close()
         for one in (waiting, asyncio.create_task(shelf.warm())):
             with pytest.raises(Failed, match="is made any more"):
-                await asyncio.wait_for(one, 30)
+                await asyncio.wait_for(one, 60)
 
     asyncio.run(main())

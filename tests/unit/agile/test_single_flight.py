@@ -30,7 +30,7 @@ class Maker:
 
 def with_once(main: Callable[[SingleFlight[int], Maker], Awaitable[None]]) -> None:
     async def run() -> None:
-        await asyncio.wait_for(main(SingleFlight(), Maker()), 20)
+        await asyncio.wait_for(main(SingleFlight(), Maker()), 60)
 
     asyncio.run(run())
 

@@ -26,8 +26,8 @@ def with_channel(main: Callable[[Channel, socket.socket], Awaitable[None]]) -> N
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         channel = Channel(ours, "f")
         with theirs:
-            theirs.settimeout(5)
-            await asyncio.wait_for(main(channel, theirs), 10)
+            theirs.settimeout(60)
+            await asyncio.wait_for(main(channel, theirs), 60)
         channel.fail(Failed("over"))
 
     asyncio.run(inside())

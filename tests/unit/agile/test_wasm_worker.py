@@ -38,7 +38,7 @@ class Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, suppress(BrokenPipeError):  # it may have ended, which is for the test to see
             socket.send_fds(self.control, [b"connection"], [theirs.fileno()])
-        ours.settimeout(30)
+        ours.settimeout(60)
         return ours
 
     def ask(self, *events: bytes) -> list[Reply]:
@@ -55,7 +55,7 @@ class Worker:
         """Its exit status, once its control socket has ended, and what it wrote."""
         self.connection.close()
         self.control.close()
-        _, words = self.process.communicate(timeout=30)
+        _, words = self.process.communicate(timeout=60)
         return self.process.returncode, words
 
 
