@@ -58,7 +58,10 @@ T = TypeVar("T")
 
 
 class Writer:
-    """Writes one run. ``append`` is durable against a kill once it returns."""
+    """Writes one run. ``append`` is durable against a kill once it returns.
+
+    ``written`` is the size of the samples and spans that this one has written, in bytes.
+    """
 
     def __init__(
         self, path: Path, header: Header, *, earlier: Sequence[Sample] | None = None
@@ -73,7 +76,7 @@ class Writer:
                 f"cannot write a run to {path}: {error.strerror}",
                 "choose another directory with --out",
             ) from error
-        self.path = path
+        self.path, self.written = path, 0
         if earlier is None:
             self.write_header(header)
         else:
@@ -94,13 +97,14 @@ class Writer:
     def append(self, samples: Iterable[Sample]) -> None:
         """Append samples and flush them."""
         for sample in samples:
-            self._samples.write(_line(sample))
+            self.written += self._samples.write(_line(sample))
         self._samples.flush()
 
     def append_spans(self, batch: int, spans: pl.DataFrame) -> None:
         """Write the spans of one traced batch."""
         frame = io.BytesIO()
         spans.match_to_schema(SPAN_SCHEMA).write_ipc(frame, compression="lz4")
+        self.written += frame.getbuffer().nbytes
         write_whole(self.path / "spans" / f"{batch}.arrow", frame.getbuffer())
 
     def finish(self, footer: Footer) -> None:

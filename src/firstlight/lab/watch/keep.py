@@ -162,7 +162,7 @@ class Keeper:
         return (
             self._count >= limits.starts
             or age >= limits.seconds
-            or (self._count > 0 and _size(self.path) >= limits.size)
+            or (self._count > 0 and self._writer.written >= limits.size)
         )
 
     def _open(self) -> None:

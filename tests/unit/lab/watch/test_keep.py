@@ -52,6 +52,27 @@ def test_all_runs_together_stay_below_the_size(tmp_path: Path) -> None:
     assert size < 1.2 * limits.total
 
 
+def test_a_run_ends_when_it_is_large(tmp_path: Path) -> None:
+    limits = Limits(total=140_000)
+    with Keeper(tmp_path, limits) as keeper:
+        for index in range(40):
+            keeper.add(window(f"c{index}"))
+    closed = runs(tmp_path)[:-1]
+    assert closed
+    for run in closed:
+        size = sum(file.stat().st_size for file in (run / "samples.jsonl", *run.glob("spans/*")))
+        assert limits.size <= size < 1.5 * limits.size
+
+
+def test_a_start_is_kept_without_a_look_at_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Keeper(tmp_path, Limits()) as keeper, monkeypatch.context() as patched:
+        patched.setattr(Path, "rglob", lambda *_: pytest.fail("it walks the run"))
+        for index in range(3):
+            keeper.add(window(f"c{index}"))
+
+
 def test_runs_that_are_too_old_are_removed(tmp_path: Path) -> None:
     with Keeper(tmp_path, Limits(starts=1)) as keeper:
         keeper.add(window("old"))
