@@ -229,6 +229,7 @@ void launch_instance_exited(struct launch_instance *instance, int status,
 	instance->record.status = status;
 	instance->record.user = nanoseconds(usage->ru_utime);
 	instance->record.system = nanoseconds(usage->ru_stime);
+	instance->record.faults = usage->ru_minflt + usage->ru_majflt;
 	if (instance->out >= 0)
 		read_output(instance);
 }

@@ -25,7 +25,7 @@ struct launch_answers {
 
 struct launch_record {
 	int64_t intended, spawned, seen, exited;
-	int64_t user, system;
+	int64_t user, system, faults; /* of its process tree */
 	int32_t pid, status; /* status: as waitpid gives it, -1 while alive */
 	uint32_t expired, output;
 };
@@ -33,6 +33,6 @@ struct launch_record {
 _Static_assert(sizeof(struct launch_request) == 40, "_REQUEST in load.py");
 _Static_assert(sizeof(struct launch_start) == 16, "_START in load.py");
 _Static_assert(sizeof(struct launch_answers) == 8, "_ANSWER in load.py");
-_Static_assert(sizeof(struct launch_record) == 64, "_RECORD in load.py");
+_Static_assert(sizeof(struct launch_record) == 72, "_RECORD in load.py");
 
 #endif

@@ -120,8 +120,9 @@ class Sample(Struct, frozen=True):
     """One instance's start. ``index`` is its number in the run; spans refer to it.
 
     ``batch`` numbers the batches of the run, ``instance`` the starts of a batch, both from 0.
-    ``user_ns`` and ``system_ns`` are the CPU time of the process tree. ``lost`` counts the events
-    that the tracer lost during the batch; such a breakdown is marked. ``counts`` are the backend's
+    ``user_ns``, ``system_ns`` and ``page_faults`` are of the process tree, to its end; 0 where
+    nobody waits for it. ``lost`` counts the events that the tracer lost during the batch; such a
+    breakdown is marked. ``counts`` are the backend's
     counts over the whole batch, in its first sample.
     """
 
@@ -137,6 +138,7 @@ class Sample(Struct, frozen=True):
     pid: Count = 0
     user_ns: Time = 0
     system_ns: Time = 0
+    page_faults: Count = 0
     exit_status: int | None = None
     error: str | None = None
     output: str = ""

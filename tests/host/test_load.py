@@ -1,5 +1,6 @@
 """The load generator against commands that behave and commands that do not."""
 
+import mmap
 import os
 import random
 import resource
@@ -62,6 +63,13 @@ def test_processor_time_is_that_of_the_whole_tree(generator: Generator) -> None:
     _, [ended] = both(generator, shell(f"sh -c '{burn}'; {READY}"))
     _, [idle] = both(generator, shell(READY))
     assert ended.user_ns + ended.system_ns > idle.user_ns + idle.system_ns + 5 * MS
+
+
+def test_page_faults_are_those_of_the_whole_tree(generator: Generator) -> None:
+    touch = "dd if=/dev/zero of=/dev/null bs=4M count=1 2>/dev/null"
+    _, [ended] = both(generator, shell(f"{touch}; {READY}"))
+    _, [idle] = both(generator, shell(READY))
+    assert ended.page_faults >= idle.page_faults + (4 << 20) // mmap.PAGESIZE // 2
 
 
 words = st.text(

@@ -33,10 +33,11 @@ USUAL: tuple[Row, ...] = (
 
 
 def run_of(
-    path: Path, starts: Sequence[Sequence[Row]], points: Sequence[Point] = (POINT,), lost: int = 0
-) -> Run:
+    path: Path, starts: Sequence[Sequence[Row]], points: Sequence[Point] = (POINT,), lost: int = 0,
+    faults: Sequence[int] = (0,),
+) -> Run:  # fmt: skip
     """A run of traced starts, which have these spans: kind, name, detail, stack, start, end,
-    result. The points are taken in turn.
+    result. The points and the page faults are taken in turn.
     """
     header = Header(
         run="r", experiment="container-creation", question="?",
@@ -55,6 +56,7 @@ def run_of(
                 index=index, batch=index, instance=0, repetition=index,
                 point=points[index % len(points)], traced=True, ending=Ending.READY,
                 stamps=Stamps(0, 0, READY), lost=lost,
+                page_faults=faults[index % len(faults)],
             )  # fmt: skip
             writer.append([sample])
         writer.finish(Footer(ended="2026"))

@@ -18,6 +18,7 @@ CALL, REQUEST, PROGRAM = "call", "netlink", "exec"
 RCU, LOCK = "RCU wait", "lock wait"
 PROCESSES, THREADS = "processes", "threads"
 READ, WRITTEN = "bytes read", "bytes written"
+FAULTS = "page faults"
 """The kinds of counts: a kind and a name, such as ``call mount``, or the kind alone."""
 
 _TAKING = ("read", "pread64", "readv", "recvfrom", "recvmsg", "getdents64")
@@ -31,11 +32,12 @@ are not counted, opens are."""
 def counts(run: Run) -> pl.DataFrame:
     """What each traced start of the run that became ready did, as SCHEMA; zeros are left out.
 
-    A span counts if it begins before the end point. Starts with lost events are left out, because
-    their counts would be too low.
+    A span counts if it begins before the end point; page faults are those of the process tree to
+    its end. Starts with lost events are left out, because their counts would be too low.
     """
     usable = {sample.index: sample for sample in run.samples if is_whole(sample)}
-    parts = [pl.DataFrame(schema=SCHEMA)]
+    faults = [(index, FAULTS, sample.page_faults) for index, sample in usable.items()]
+    parts = [pl.DataFrame([row for row in faults if row[2]], schema=SCHEMA, orient="row")]
     for _, spans in run.span_batches():
         own = [usable[index] for index in spans["sample"].unique().to_list() if index in usable]
         if own:

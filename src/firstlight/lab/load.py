@@ -22,7 +22,7 @@ from firstlight.native import native
 _REQUEST = struct.Struct("=IIIIqqQ")
 _START = struct.Struct("=qII")
 _ANSWER = struct.Struct("=II")
-_RECORD = struct.Struct("=qqqqqqiiII")
+_RECORD = struct.Struct("=qqqqqqqiiII")
 _RUN, _STOP = 1, 2
 _SEQUENTIAL, _INHERIT = 1, 2
 
@@ -75,6 +75,7 @@ class Outcome:
     status: int | None
     expired: bool
     output: str
+    page_faults: int = 0
 
     @cached_property
     def reply(self) -> Reply:
@@ -172,12 +173,13 @@ class Generator:
 
     def _outcome(self) -> Outcome:
         record = _RECORD.unpack(self._receive(_RECORD.size))
-        intended, spawned, seen, exited, user, system, pid, status, expired, length = record
+        intended, spawned, seen, exited, user, system, faults, *rest = record
+        pid, status, expired, length = rest
         output = self._receive(length).decode(errors="replace")
         ended = None if status == -1 else status
         return Outcome(
             intended, spawned, seen, exited, user, system, pid, ended, bool(expired),
-            output,
+            output, faults,
         )  # fmt: skip
 
     def _receive(self, size: int) -> bytes:

@@ -370,6 +370,7 @@ def sample(
         pid=outcome.pid,
         user_ns=ended.user_ns,
         system_ns=ended.system_ns,
+        page_faults=ended.page_faults,
         exit_status=ended.status,
         error=None if ready else fault or failure,
         output=reply.output,

@@ -144,6 +144,7 @@ def _sample(point: Point, outcome: Outcome, ready: int, status: int, lost: int) 
         pid=outcome.pid,
         user_ns=outcome.user_ns,
         system_ns=outcome.system_ns,
+        page_faults=outcome.page_faults,
         exit_status=status,
         lost=lost,
     )

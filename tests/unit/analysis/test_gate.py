@@ -54,6 +54,18 @@ def test_a_start_with_lost_events_is_not_counted(tmp_path: Path) -> None:
     assert counts.counts(run_of(tmp_path, [USUAL], lost=1)).is_empty()
 
 
+FAULTS = (388, 390, 391, 386, 395, 389, 384, 388, 390)
+
+
+@pytest.mark.parametrize(("more", "outcome"), [(0, "same"), (15, "same"), (60, "more")])
+def test_page_faults_count_where_more_than_the_page_cache_changed(
+    tmp_path: Path, more: int, outcome: str
+) -> None:
+    a = run_of(tmp_path / "a", [USUAL] * 9, faults=FAULTS)
+    b = run_of(tmp_path / "b", [USUAL] * 9, faults=[each + more for each in reversed(FAULTS)])
+    assert gate.compare(a, b).outcome == outcome
+
+
 PLANTED = {
     "mount": (call("mount", "/extra tmpfs"), "call mount"),
     "process": (("fork", "process", "", "", 400, 400, None), "processes"),
