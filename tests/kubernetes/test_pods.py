@@ -88,7 +88,8 @@ def test_the_stages_are_those_that_the_components_tell(samples: list[Sample]) ->
             if one.name == "sandbox runtime.v1.RuntimeService/RunPodSandbox"
         )  # fmt: skip
         spent = pods.account(sample)
-        parts = sum(spent[name] for name in ("cni", "shim", "sandbox.runtime", "sandbox.other"))
+        names = ("sandbox.netns", "cni", "shim", "sandbox.runtime", "sandbox.other")
+        parts = sum(spent[name] for name in names)
         shim = [one for one in sample.telemetry.spans if one.name == "start container.NewTask"]
         inner = [one for one in sample.telemetry.spans
                  if one.name == "start containerd.task.v3.Task/Create"]  # fmt: skip

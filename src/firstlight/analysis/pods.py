@@ -17,15 +17,16 @@ from firstlight.model import OPERATIONS, ComponentSpan, Sample
 
 CREATED = "create Create etcd3"
 BOUND = "bind GuaranteedUpdate etcd3"
-TRACED = frozenset({"cni", "shim", "sandbox.runtime", "sandbox.other", "container.create",
-                    "container.runtime", "container.other"})  # fmt: skip
+TRACED = frozenset({"sandbox.netns", "cni", "shim", "sandbox.runtime", "sandbox.other",
+                    "container.create", "container.runtime", "container.other"})  # fmt: skip
 """The stages that containerd and its children work on, which the kernel's tracer follows."""
 _SPANS = {
-    "run_podsandbox": "sandbox runtime.v1.RuntimeService/RunPodSandbox",
-    "network": "sandbox cni.setup_pod_network",
-    "create_container": "container runtime.v1.RuntimeService/CreateContainer",
-    "start_container": "start runtime.v1.RuntimeService/StartContainer",
+    "run_podsandbox": ("sandbox runtime.v1.RuntimeService/RunPodSandbox",),
+    "network": ("sandbox netns", "sandbox cni.setup_pod_network"),
+    "create_container": ("container runtime.v1.RuntimeService/CreateContainer",),
+    "start_container": ("start runtime.v1.RuntimeService/StartContainer",),
 }
+"""The spans of each operation, one after the other."""
 _SYNC, _PATCH = "sync syncPod", "status HTTP PATCH"
 
 
@@ -81,7 +82,7 @@ def network(sample: Sample) -> int:
 
 def of_operations(sample: Sample) -> dict[str, tuple[int, int]]:
     """The CRI's operations of a pod, by the names in OPERATIONS, in ns: what the phases give each,
-    and how long its own span is.
+    and how long its own spans are. The network begins with the making of its namespace.
     """
     by_phases = dict.fromkeys(_SPANS, 0)
     for part in stretches(sample, _operation):
@@ -90,17 +91,20 @@ def of_operations(sample: Sample) -> dict[str, tuple[int, int]]:
     by_phases["run_podsandbox"] += by_phases["network"]
     spans = sample.telemetry.spans if sample.telemetry else ()
     lengths = {
-        name: max((span.end - span.start for span in spans if span.name == whole), default=0)
-        for name, whole in _SPANS.items()
+        name: sum(
+            max((span.end - span.start for span in spans if span.name == part), default=0)
+            for part in parts
+        )
+        for name, parts in _SPANS.items()
     }
     return {name: (by_phases[name], lengths[name]) for name in OPERATIONS}
 
 
 def _operation(span: str) -> str:
-    if phases.of_component(span) == "cni":
+    if phases.of_component(span) in ("sandbox.netns", "cni"):
         return "network"
     purpose = span.partition(" ")[0]
-    return next((name for name, whole in _SPANS.items() if whole.startswith(f"{purpose} ")), "")
+    return next((name for name, parts in _SPANS.items() if parts[0].startswith(f"{purpose} ")), "")
 
 
 def _waits(spans: list[ComponentSpan], begin: int, first: int) -> list[ComponentSpan]:
@@ -110,7 +114,7 @@ def _waits(spans: list[ComponentSpan], begin: int, first: int) -> list[Component
     binding = min((span.start for span in spans if span.name.startswith("bind ")), default=None)
     bound = _end(spans, BOUND)
     synced = min((span.start for span in spans if span.name == _SYNC), default=None)
-    started = _end(spans, _SPANS["start_container"])
+    started = _end(spans, *_SPANS["start_container"])
     waits = []
     for name, start, end in (
         ("request", begin, requested),

@@ -129,6 +129,7 @@ COMPONENTS = {
     "image.fetch": ["image fetchLayer 0123456789ab pkg.unpack.unpacker.fetchLayer"],
     "image.unpack": ["image unpackLayer 0123456789ab pkg.unpack.unpacker.unpackLayer"],
     "image": ["image runtime.v1.ImageService/ImageStatus", "image PullImage"],
+    "sandbox.netns": ["sandbox netns"],
     "cni": ["sandbox cni.setup_pod_network", "sandbox cni.asynchAttach eth0"],
     "shim": ["sandbox container.NewTask", "start containerd.task.v3.Task/Connect"],
     "sandbox.runtime": ["sandbox containerd.task.v3.Task/Create", "sandbox client.task.Start"],

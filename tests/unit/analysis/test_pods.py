@@ -16,6 +16,7 @@ SPANS = (
     ComponentSpan("bind GuaranteedUpdate etcd3", 130, 160),
     ComponentSpan("sync syncPod", 200, 900),
     ComponentSpan("sandbox runtime.v1.RuntimeService/RunPodSandbox", 220, 600),
+    ComponentSpan("sandbox netns", 235, 250),
     ComponentSpan("sandbox cni.setup_pod_network", 250, 300),
     ComponentSpan("sandbox container.NewTask", 300, 500),
     ComponentSpan("sandbox containerd.task.v3.Task/Create", 350, 480),
@@ -39,9 +40,9 @@ def pod(spans: tuple[ComponentSpan, ...] = SPANS, ready: int = 870) -> Sample:
 def test_each_instant_is_the_part_s_that_began_last() -> None:
     assert pods.account(pod()) == {
         "request": 10, "api": 20 + 10, "datastore": 50 + 30, "schedule": 40,
-        "kubelet.watch": 40, "kubelet.sync": 20 + 10 + 10, "sandbox.other": 30 + 100,
-        "cni": 50, "shim": 50 + 20, "sandbox.runtime": 130, "container.create": 30,
-        "container.other": 10, "container.runtime": 210,
+        "kubelet.watch": 40, "kubelet.sync": 20 + 10 + 10, "sandbox.other": 15 + 100,
+        "sandbox.netns": 15, "cni": 50, "shim": 50 + 20, "sandbox.runtime": 130,
+        "container.create": 30, "container.other": 10, "container.runtime": 210,
     }  # fmt: skip
 
 

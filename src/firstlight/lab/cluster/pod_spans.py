@@ -24,6 +24,9 @@ _PURPOSES = {
 """The verbs of the CRI, and the purpose of the spans below each."""
 _POLL_SECONDS, _EXPORT_SECONDS = 0.05, 0.5
 _LAYER = "layer.media.digest"
+_NETWORK_BEGINS = "setup pod network"
+"""containerd's event within cri.sandbox.run: its metric of the network begins there, and the span
+cni.setup_pod_network only when the namespace has been made and recorded."""
 
 
 class Book:
@@ -171,6 +174,10 @@ def _purposes(spans: list[Span]) -> list[ComponentSpan]:
         interface = span.attributes.get("cni.ifname")
         name = f"{span.name} {interface}" if interface else span.name
         named.append(ComponentSpan(f"{purpose} {name}", span.start, span.end))
+        sandbox = by_id.get(span.parent)
+        began = sandbox.events.get(_NETWORK_BEGINS) if sandbox else None
+        if span.name == "cni.setup_pod_network" and began is not None:
+            named.append(ComponentSpan(f"{purpose} netns", began, span.start))
     return named
 
 

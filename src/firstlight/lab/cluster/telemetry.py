@@ -15,7 +15,8 @@ import msgspec
 
 
 class Span(msgspec.Struct, frozen=True):
-    """One span of a component; ``start`` and ``end`` in ns of CLOCK_REALTIME, ids in hex."""
+    """One span of a component; ``start``, ``end`` and the times of its ``events`` in ns of
+    CLOCK_REALTIME, ids in hex."""
 
     service: str
     name: str
@@ -25,6 +26,7 @@ class Span(msgspec.Struct, frozen=True):
     start: int
     end: int
     attributes: dict[str, Any] = {}
+    events: dict[str, int] = {}
 
 
 class Reader:
@@ -81,6 +83,7 @@ def _spans(request: Any) -> list[Span]:  # noqa: ANN401 - generated
             start=span.start_time_unix_nano,
             end=span.end_time_unix_nano,
             attributes=_attributes(span),
+            events={event.name: event.time_unix_nano for event in span.events},
         )
         for resource in request.resource_spans
         for scope in resource.scope_spans

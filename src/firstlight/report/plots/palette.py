@@ -63,6 +63,7 @@ PHASES = {
     "image": "#8d9b4a",
     "cni": "#e3bd4f",
     "shim": "#4d7d8c",
+    "sandbox.netns": "#b06a2c",
     "sandbox.runtime": "#d07f3f",
     "sandbox.other": "#f2c79b",
     "container.create": "#86b0d6",

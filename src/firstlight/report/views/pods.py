@@ -41,7 +41,7 @@ def _tables(analysis: Analysis) -> Iterator[Table]:
             ("operation", "phases", "span", "apart", "metric", "apart"),
             tuple(operations),
             "The phases of start_container end at the first instruction, before it returns; "
-            "containerd's metric of the network begins with making its namespace.",
+            "the network is the phases sandbox.netns and cni.",
         )
 
 
