@@ -54,6 +54,19 @@ def enter(group: str, of: list[Hierarchy]) -> None:
         (top / "cgroup.procs").write_text("0")
 
 
+def make_room(group: str, of: list[Hierarchy]) -> None:
+    """Move this process, now in a cgroup namespace, out of its root.
+
+    Version 2: a cgroup with processes gives its children no controllers. That includes the parent
+    of the first process, which that one cannot see.
+    """
+    for hierarchy in of:
+        if hierarchy.kind == "cgroup2":
+            leaf = hierarchy.at / group / "components"
+            leaf.mkdir(exist_ok=True)
+            (leaf / "cgroup.procs").write_text("0")
+
+
 def private(work: Path, scratch: Path, of: list[Hierarchy]) -> None:
     """Give this mount namespace its own /proc, /sys, /run and others; ``work`` stays in place.
 
@@ -102,11 +115,6 @@ def _remount_cgroups(of: list[Hierarchy]) -> None:
 
 
 def _give_controllers(root: Path) -> None:
-    """Version 2: a cgroup with processes gives its children no controllers, so they move."""
-    leaf = root / "components"
-    leaf.mkdir(exist_ok=True)
-    for process in (root / "cgroup.procs").read_text().split():
-        (leaf / "cgroup.procs").write_text(process)
     for controller in (root / "cgroup.controllers").read_text().split():
         (root / "cgroup.subtree_control").write_text(f"+{controller}")
 

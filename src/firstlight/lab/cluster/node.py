@@ -313,6 +313,7 @@ def main(file: Path, report: int) -> None:
     hierarchies = mounts.hierarchies()
     mounts.enter(settings.cgroup, hierarchies)
     unshare(_NAMESPACES)
+    mounts.make_room(settings.cgroup, hierarchies)
     node = _Node(settings, report)
     if first := os.fork():
         node.say("pid", pid=first)
