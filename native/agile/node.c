@@ -24,6 +24,8 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { BACKLOG = 4096, MANAGERS = 4, READY_MAX = 64, READY = 3 };
@@ -178,6 +180,14 @@ static void listen_at(const char *directory)
 		    node.clients_listener < 0 ? node.clients_listener : node.managers_listener);
 }
 
+static int wait_for_events(struct epoll_event *events)
+{
+	int64_t timeout = pending_timeout();
+	const struct timespec left = {timeout / 1000000000, timeout % 1000000000};
+	return (int)syscall(SYS_epoll_pwait2, node.epoll, events, READY_MAX,
+			    timeout < 0 ? NULL : &left, NULL, 0);
+}
+
 int main(int argc, char **argv)
 {
 	int limit = argc == 3 ? atoi(argv[2]) : 0, failed;
@@ -215,7 +225,7 @@ int main(int argc, char **argv)
 	close(ready);
 	for (;;) {
 		struct epoll_event events[READY_MAX];
-		int count = epoll_wait(node.epoll, events, READY_MAX, pending_timeout());
+		int count = wait_for_events(events);
 		if (count < 0 && errno != EINTR)
 			die("wait", -errno);
 		if (!count && ahead_next() <= monotonic())

@@ -229,7 +229,7 @@ struct answer instance_answer(int index, enum answer_verb verb);
 int instance_start(const struct ask *ask, struct rights *rights, int client, enum step *step);
 void pending_serve(void);
 void pending_refuse(enum part_kind kind, uint32_t reach);
-int pending_timeout(void);
+int64_t pending_timeout(void); /* ns, or -1 */
 
 void instance_hash(int index);
 int instance_unhash(pid_t pid);

@@ -3,7 +3,7 @@
 
 #include <errno.h>
 
-enum { PENDING_SECONDS = 30, MOMENT = 200000 }; /* MOMENT: ns */
+enum { PENDING_SECONDS = 30, MOMENT = 1000000 }; /* MOMENT: ns */
 
 static bool defer(const struct ask *ask, struct rights *rights, int client)
 {
@@ -121,20 +121,25 @@ void pending_refuse(enum part_kind kind, uint32_t reach)
 	node.wants[kind][reach] = 0;
 }
 
-int pending_timeout(void)
+/* Until the next deadline, or -1. Only sandboxes are made to the moment: for the rest the loop would come
+ * round once for each of them. */
+int64_t pending_timeout(void)
 {
-	int64_t until = instances_next(), rested = networks_next(), ahead = ahead_next();
-	if (rested < until)
-		until = rested;
-	if (ahead < until)
-		until = ahead;
-	if (node.accepts_at && node.accepts_at < until)
-		until = node.accepts_at;
+	const int64_t others[] = {networks_next(), ahead_next(),
+				  node.accepts_at ? node.accepts_at : INT64_MAX};
+	int64_t fill = instances_next(), until = INT64_MAX;
+	for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+		if (others[i] < until)
+			until = others[i];
 	for (int i = 0; i < node.pending_count; i++)
 		if (node.pending[i].until < until)
 			until = node.pending[i].until;
-	if (until == INT64_MAX)
+	if (until == INT64_MAX && fill == INT64_MAX)
 		return -1;
-	int64_t left = until - monotonic();
-	return left > MOMENT ? (int)((left + 999999) / 1000000) : 0;
+	int64_t now = monotonic();
+	if (until != INT64_MAX)
+		until = now + (until > now ? (until - now + MOMENT - 1) / MOMENT * MOMENT : 0);
+	if (fill < until)
+		until = fill;
+	return until > now ? until - now : 0;
 }
