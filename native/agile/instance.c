@@ -89,6 +89,7 @@ void instance_owe(int index, uint8_t what)
 	if (instance->session)
 		return;
 	instance->owed_manager |= what;
+	node.owes_now |= instance->awaited;
 	if (instance->in_dirty)
 		return;
 	instance->in_dirty = true;
@@ -606,6 +607,7 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 	instance->tag = ask->tag;
 	instance->requested = ask->asked ? ask->asked : monotonic();
 	instance->detached = ask->flags & ASK_DETACHED;
+	instance->awaited = ask->flags & ASK_AWAITED;
 	instance->flags = warm ? ANSWER_WARM : 0;
 	instance->state = INSTANCE_STARTING;
 	node.starting++;

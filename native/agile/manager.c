@@ -9,6 +9,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+enum { HOLD = 10000000 }; /* ns */
+
 enum telling { TELL_NOTHING, TELL_FUNCTIONS, TELL_PARTS, TELL_INSTANCES, TELL_KEPT, TELL_END };
 
 static struct {
@@ -203,6 +205,7 @@ static int obey(const struct order *asked, size_t rest, struct rights *rights)
 	case ORDER_END:
 		exit(0);
 	case ORDER_SYNC:
+		manager_tell(true);
 		return 0;
 	default:
 		return -EPROTO;
@@ -242,6 +245,7 @@ void manager_ready(uint32_t events)
 	if (node.manager_blocked) {
 		node.manager_blocked = false;
 		watch_again(node.manager, ON_MANAGER, 0, EPOLLIN);
+		manager_tell(true); /* SYNC's answer is the last */
 		if (node.has_done && !manager_message(&node.done, sizeof node.done, NULL, 0))
 			node.has_done = false;
 		return;
@@ -417,18 +421,62 @@ void manager_want(enum part_kind kind, uint32_t reach)
 		node.wants[kind][reach] = 1;
 }
 
-void manager_tell(void)
+static void tell_waiting(void)
 {
-	if (node.manager < 0 || node.manager_blocked || !tell_state())
-		return;
-	tell_rested();
-	tell_instances();
-	tell_wants();
 	struct event event = {.verb = EVENT_WAITING,
 			      .id = node.made,
 			      .status = node.waiting.count,
 			      .user = node.fill_time};
 	if (node.waiting_changed && !manager_message(&event, sizeof event, NULL, 0))
 		node.waiting_changed = false;
+}
+
+static void tell_events(void)
+{
+	node.owes_since = 0;
+	node.owes_now = false;
+	tell_rested();
+	tell_instances();
+	tell_wants();
+	tell_waiting();
+}
+
+static bool wants_more(void)
+{
+	for (uint32_t kind = PART_NETWORK; kind <= PART_CGROUP; kind++)
+		for (uint32_t reach = 0; reach < REACHES; reach++)
+			if (node.wants[kind][reach] == 1)
+				return true;
+	return false;
+}
+
+/* While something is started, events are told in batches: a manager that woke for each would take the
+ * CPU that the start needs. */
+static bool can_wait(void)
+{
+	if (node.owes_now || wants_more())
+		return false;
+	if (!node.rested.count && !node.dirty.count && !node.waiting_changed)
+		return true;
+	if (!node.starting && !node.making)
+		return false;
+	int64_t now = monotonic();
+	if (!node.owes_since)
+		node.owes_since = now;
+	return now < node.owes_since + HOLD;
+}
+
+int64_t manager_next(void)
+{
+	bool hears = node.manager >= 0 && !node.manager_blocked;
+	return hears && node.owes_since ? node.owes_since + HOLD : INT64_MAX;
+}
+
+void manager_tell(bool all)
+{
+	if (node.manager < 0 || node.manager_blocked || !tell_state())
+		return;
+	if (all || !can_wait())
+		tell_events();
 	rich_flush();
 }

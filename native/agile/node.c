@@ -236,6 +236,6 @@ int main(int argc, char **argv)
 		networks_judge();
 		pending_serve();
 		instances_warm();
-		manager_tell();
+		manager_tell(false);
 	}
 }

@@ -92,6 +92,7 @@ struct instance {
 	uint16_t flags; /* of its answers */
 	uint8_t owed_client, owed_manager;
 	bool detached, killed, failed, in_dirty, renewing; /* renewing: its sandbox still is */
+	bool awaited; /* by the manager */
 	bool rests; /* its network, which the node judges */
 	bool session; /* a program beside an instance's own */
 	struct definition identity; /* of its function when it was started */
@@ -127,6 +128,8 @@ struct node {
 	bool stays, manager_blocked, holds, waiting_changed, has_done;
 	struct event done; /* an answer that the manager has not taken yet */
 	int telling, telling_at; /* the state, to a new manager */
+	int64_t owes_since; /* it is owed events that can wait; 0: none */
+	bool owes_now; /* one of them cannot */
 	struct house house;
 	char resolvers[RESOLVERS_MAX]; /* resolv.conf of functions that reach out */
 	struct function *functions; /* these tables have no child */
@@ -262,7 +265,8 @@ void rich_flush(void);
 /* manager.c */
 void managers_accept(void);
 void manager_ready(uint32_t events);
-void manager_tell(void);
+void manager_tell(bool all); /* all: also what can wait */
+int64_t manager_next(void); /* when it is told at the latest, or INT64_MAX */
 void manager_want(enum part_kind kind, uint32_t reach);
 int manager_message(const void *bytes, size_t size, const int *descriptors, int count);
 

@@ -125,7 +125,7 @@ void pending_refuse(enum part_kind kind, uint32_t reach)
  * round once for each of them. */
 int64_t pending_timeout(void)
 {
-	const int64_t others[] = {networks_next(), ahead_next(),
+	const int64_t others[] = {networks_next(), ahead_next(), manager_next(),
 				  node.accepts_at ? node.accepts_at : INT64_MAX};
 	int64_t fill = instances_next(), until = INT64_MAX;
 	for (size_t i = 0; i < sizeof others / sizeof *others; i++)

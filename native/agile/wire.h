@@ -62,6 +62,7 @@ enum ask_flag {
 	ASK_LOG = 4, /* output and error go to the log: those given are not used */
 	ASK_TERMINAL =
 		8, /* input is a socket: on it may go a struct winsize, and comes the master */
+	ASK_AWAITED = 16, /* by the manager: its events are not held back */
 };
 
 struct ask {

@@ -207,7 +207,7 @@ static void turn(void)
 	networks_judge();
 	pending_serve();
 	instances_warm();
-	manager_tell();
+	manager_tell(true);
 	(void)pending_timeout();
 }
 

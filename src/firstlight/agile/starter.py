@@ -43,7 +43,7 @@ class Starter:
     ) -> Answer:  # fmt: skip
         """The answer to a start. Raises Failed."""
         words = node_wire.words((), env) if env else -1
-        flags |= node_wire.WITH_WORDS if env else 0
+        flags |= node_wire.AWAITED | (node_wire.WITH_WORDS if env else 0)
         self._serial += 1
         message = node_wire.request(
             RequestVerb.START, number, flags, self._serial, requested, version=version
