@@ -21,7 +21,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { LULL = 5000000, RETRY = 10000000 }; /* ns */
+enum { LULL = 1000000, WAITS = 5000000, RETRY = 10000000 }; /* ns */
 
 static void *reserve_memory(size_t count, size_t size, int flags)
 {
@@ -376,15 +376,13 @@ static int make_waiting(void)
 	return 0;
 }
 
-/* What takes the place of a sandbox is made in a lull, so that it does not keep a start from its CPU;
+/* What takes the place of a sandbox is made between starts, so that it does not keep one from its CPU;
  * but not too late. */
 static int64_t next_fill(void)
 {
 	int64_t next = node.last_made + node.fill_interval;
-	if (node.waiting.count + node.making > node.low_waiting / 2 &&
-	    node.last_start + LULL > next)
-		next = node.last_start + LULL;
-	return next;
+	int64_t lull = node.starting ? node.last_start + WAITS : node.last_run + LULL;
+	return node.waiting.count + node.making > node.low_waiting / 2 && lull > next ? lull : next;
 }
 
 static bool makes_more(void)
