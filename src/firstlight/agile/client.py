@@ -29,6 +29,8 @@ from firstlight.errors import Failed
 
 _PARTS = (Step.NETWORK, Step.CGROUP)
 _END_SECONDS = 60.0
+_ENDED_MOST = 65536
+"""Ends that are kept until somebody waits for them."""
 _WAIT_SECONDS, _SEEN_MOST = 10.0, 65536
 _NO_START = 1 << 62  # the tag of what is no start
 _STALE = (errno.ENOENT, errno.ESTALE)
@@ -55,7 +57,8 @@ class Client:
         self._path = path
         self._manager = connected(path)
         self._node: socket.socket | None = None
-        self._ended: dict[str, Ended] = {}
+        self._up: set[str] = set()
+        self._ended: dict[str, Ended] = {}  # oldest first
         self._serial = 0
 
     def __enter__(self) -> "Client":
@@ -177,15 +180,24 @@ class Client:
                 answer.status, bool(answer.flags & node_wire.OUT_OF_MEMORY), answer.user,
                 answer.system, bool(answer.flags & node_wire.TIMED_OUT),
             )  # fmt: skip
+            self._up.discard(str(answer.instance))
+            if len(self._ended) > _ENDED_MOST:
+                del self._ended[next(iter(self._ended))]
+        elif answer.verb == AnswerVerb.STARTED:
+            self._up.add(str(answer.instance))
         return answer
 
     def wait(self, identity: str) -> Ended:
         """Wait for the end of an instance that this client started.
 
-        Raises Failed if the node ends before, or does not answer any more.
+        Raises Failed if the node ends before, or does not answer any more; and if so many have
+        ended since that this end is forgotten.
         """
-        while identity not in self._ended:
+        while identity in self._up:
             self._heard()
+        if identity not in self._ended:
+            raise Failed(f"how instance {identity} ended is not known",
+                         f"wait before {_ENDED_MOST} others end; and once only")  # fmt: skip
         return self._ended.pop(identity)
 
     def prepare(self, function: Function, sandboxes: int = 0) -> None:

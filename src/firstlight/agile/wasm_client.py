@@ -9,6 +9,8 @@ from firstlight.agile.link import is_readable
 from firstlight.errors import Failed
 
 _GRACE_SECONDS = 2.0
+CONNECTIONS_MAX = 256
+"""Of one worker: WASM_CONNECTIONS_MAX of native/agile/wasm.h."""
 
 
 class Attached:
@@ -20,6 +22,7 @@ class Attached:
     def __init__(self, function: Function, connection: socket.socket) -> None:
         self.function, self.connection = function, connection
         self._serial = 0
+        self._answered = False
 
     def __enter__(self) -> "Attached":
         return self
@@ -66,9 +69,15 @@ class Attached:
         message = self.connection.recv(wasm_wire.MESSAGE_MAX)
         if not message:
             raise self._ended()
+        self._answered = True
         serial, first, replies = wasm_wire.answer(message)
         return dict(enumerate(replies, first)) if serial == self._serial else {}
 
     def _ended(self) -> Failed:
+        if not self._answered:
+            return Failed(
+                f"the worker of {self.function.handler} hung up at once",
+                f"it has ended, or {CONNECTIONS_MAX} are attached: close one",
+            )
         return Failed(f"the worker of {self.function.handler} ended",
                       "attach anew; the runtime's log says how")  # fmt: skip

@@ -60,11 +60,11 @@ class Zygotes:
         """Zygotes are instances too, and may take half of their places. Raises Failed."""
         config = self._resources.config
         most = min(config.functions.most, max(1, config.instances // 2))
-        if len(self.values()) < most:
+        if len(self.values()) + self._making.total() < most:
             return
         idle = [one for one in self.values() if one.is_idle]
         if not idle:
-            raise Failed(f"{len(self.values())} interpreters are up and at work",
+            raise Failed(f"{most} interpreters are made, or up and at work",
                          "retry later, or configure more instances")  # fmt: skip
         oldest = min(idle, key=lambda one: one.used)
         self._zygotes.forget(oldest)
@@ -252,8 +252,8 @@ class Zygotes:
 
     async def _made(self, function: Function) -> Zygote:
         function.check()
-        self._make_room()
         limits = interpreter.limits(function)
+        self._make_room()
         zygote = Zygote(self._resources, function, self._cgroups(function))
         self._making[limits] += 1
         try:

@@ -36,6 +36,7 @@ class Serving:
         self._retired: set[Fleet] = set()
         self.observers: list[Callable[[Outcome], None]] = []
         self._webs: dict[tuple[str, str], Web] = {}
+        self._replaced: set[Web] = set()
         self.written = Written()
         self._releasing: set[asyncio.Task[None]] = set()
 
@@ -45,7 +46,7 @@ class Serving:
     async def __aexit__(self, *_: object) -> None:
         for fleet in [*self._fleets.values(), *self._retired]:
             await fleet.close()
-        for server in list(self._webs.values()):
+        for server in [*self._webs.values(), *self._replaced]:
             await server.close()
         while self._releasing:
             await asyncio.wait(self._releasing)
@@ -156,7 +157,8 @@ class Serving:
         ]
         events += [Load(name, 0, 0, count) for name, count in self._turns.waiting().items()]
         return events + [
-            Load(web.version.name, web.idle, web.busy, web.waiting) for web in self._webs.values()
+            Load(web.version.name, web.idle, web.busy, web.waiting)
+            for web in [*self._webs.values(), *self._replaced]
         ]
 
     @asynccontextmanager
@@ -196,6 +198,7 @@ class Serving:
         server = self._webs.get(key)
         if server is None or server.version.revision != version.revision:
             if server:
+                self._replaced.add(self._webs.pop(key))
                 server.retire()
             server = self._webs[key] = Web(
                 self.runtime, version, lambda: self.written.sink(version.name), self._web_emptied
@@ -207,6 +210,7 @@ class Serving:
         key = server.version.name, server.version.version
         if self._webs.get(key) is server:
             del self._webs[key]
+        self._replaced.discard(server)
 
     async def _fetched(
         self, version: FunctionVersion, event: Event, deadline: float | None
