@@ -38,7 +38,7 @@ def of_dtype(record: np.dtype) -> list[tuple[int, int]]:
         ("lab/launch_records.h", "launch_start", "offset argc envc", of_struct(load._START)),
         ("lab/launch_records.h", "launch_answers", "batch count", of_struct(load._ANSWER)),
         ("lab/launch_records.h", "launch_record",
-         "intended spawned seen exited user system pid status expired output",
+         "intended spawned seen exited user system faults pid status expired output",
          of_struct(load._RECORD)),
         ("cni/agent.h", "agent_request",
          "magic verb flags padding network attachment.container attachment.interface "
