@@ -17,11 +17,13 @@ from firstlight.host.workspace import Workspace
 from firstlight.lab import runner
 from firstlight.lab.backends.agile_parts import POOLS, WITHOUT, Ablated, Churn, Crowd
 from firstlight.lab.backends.functions import KINDS, RUNC, Invoked
+from firstlight.lab.backends.over_http import OverHttp
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.experiments.ablation import ABLATION
 from firstlight.lab.experiments.churn import CHURN
 from firstlight.lab.experiments.density import DENSITY
 from firstlight.lab.experiments.functions import FUNCTIONS
+from firstlight.lab.experiments.platforms import PLATFORMS
 from firstlight.lab.load import Poisson, offsets
 from firstlight.model import Ending, Sample
 
@@ -159,3 +161,14 @@ def test_a_name_that_is_none_of_ours_lists_those_that_are() -> None:
         with pytest.raises(UnknownName) as caught:
             backend.probe()
         assert str(caught.value.hint).endswith(", ".join(valid))
+
+
+def test_a_function_is_invoked_over_http_by_boto3(measure: Measure) -> None:
+    backend = OverHttp("Python, warm")
+    try:
+        backend.probe()
+    except Unsupported as error:
+        pytest.skip(str(error))
+    run = measure(PLATFORMS, [Case({"platform": backend.name, "instances": 2}, backend)])
+    assert len(run.samples) == 2
+    assert all(one.latency and one.latency > 0 for one in run.samples)

@@ -1,10 +1,12 @@
-"""Containers, prepared parts and VMs: what it costs to start one function."""
+"""Containers, sandboxes, prepared parts, HTTP and VMs: what it costs to start one function."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 
 from firstlight.lab.backends import Backend
 from firstlight.lab.backends.agile import Agile
+from firstlight.lab.backends.containerd import Containerd
+from firstlight.lab.backends.over_http import KINDS, OverHttp
 from firstlight.lab.backends.pod import Pod
 from firstlight.lab.backends.sandboxer import PROGRAMS, Sandboxer
 from firstlight.lab.experiments import Case, Experiment, Options, machines
@@ -21,8 +23,11 @@ def _platforms(options: Options) -> Iterator[tuple[str, Backend]]:
         yield f"{runtime} + {_NETWORK}", Pod(runtime, _NETWORK)
     for program in PROGRAMS:
         yield program, Sandboxer(program)
+    yield "containerd (ctr)", Containerd("runc")
     for depth in _DEPTHS:
         yield depth, Agile(depth)
+    for kind in KINDS:
+        yield f"agile, boto3: {kind}", OverHttp(kind)
     for guest, filesystem in machines.guests(options, _ROOT):
         for hypervisor in _hypervisors(options):
             machine = Machine(hypervisor, guest, filesystem)
@@ -42,7 +47,7 @@ def _cases(options: Options) -> Iterator[Case]:
 
 PLATFORMS = Experiment(
     name="platforms",
-    question="What does it cost to start a function in a container, from prepared parts, in a VM?",
+    question="What does it cost to start a function, by what one could use for it?",
     figure="sections III and IV",
     axes=("platform", "instances"),
     cases=_cases,
