@@ -127,5 +127,9 @@ class Placer:
         return Place(pid, pidfd, hold, network, cgroup, generation)
 
     def close(self) -> None:
-        """End it; its places stay."""
-        self._helper.close()
+        """End it; its places stay.
+
+        It waits for its own child in the zygote's PID namespace, which does not end before that
+        is reaped: if it were killed, the host's PID 1 would do that, as late as it likes.
+        """
+        self._helper.leave()

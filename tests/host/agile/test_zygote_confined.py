@@ -1,5 +1,9 @@
 """Imports that take the forks over: what they gain is a refusal, or nothing."""
 
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,8 @@ from tests.support.python_functions import Make, python_root, value, with_handle
 from firstlight.agile import Runtime
 from firstlight.errors import Failed
 
+libc = ctypes.CDLL(None)
+PR_SET_CHILD_SUBREAPER = 36
 END = "\ndef main(event): return 'served'\n"
 FORK = """
 import __main__, os, time
@@ -142,6 +148,29 @@ def test_an_import_that_takes_the_forks_over_gets_no_event(root: Path, module: s
                 await runtime.invoke(function("main", module, timeout=10.0), 1)
 
     with_handlers(root, main)
+
+
+@contextmanager
+def unreaped_orphans() -> Iterator[None]:
+    """A host whose PID 1 reaps nothing meanwhile, as that of some containers."""
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+
+
+def test_a_zygote_ends_where_nobody_reaps_orphans(root: Path) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
+        for _ in range(2):  # the second waits until the zygote of the first has ended
+            with pytest.raises(Failed, match=TAKES_OVER["two"][1]):
+                await runtime.invoke(function("main", "two"), 1)
+
+    with unreaped_orphans():
+        with_handlers(root, main)
 
 
 def test_an_import_can_make_no_namespace_and_enter_none_of_others(root: Path) -> None:
