@@ -76,8 +76,8 @@ class Attached:
     def _ended(self) -> Failed:
         if not self._answered:
             return Failed(
-                f"the worker of {self.function.handler} hung up at once",
-                f"it has ended, or {CONNECTIONS_MAX} are attached: close one",
+                f"the worker of {self.function.handler} ended, or takes no more connections",
+                f"attach anew; close one first if {CONNECTIONS_MAX} are attached",
             )
         return Failed(f"the worker of {self.function.handler} ended",
                       "attach anew; the runtime's log says how")  # fmt: skip

@@ -55,7 +55,7 @@ def test_who_is_hung_up_on_at_once_is_told_that_too_many_may_be_attached() -> No
     function = Function(rootfs="/x.wasm", kind="wasm", handler="x")
     with Attached(function, ours) as attached, pytest.raises(Failed) as caught:
         attached.invoke([1])
-    assert "hung up at once" in caught.value.message
+    assert "takes no more connections" in caught.value.message
     assert "256" in (caught.value.hint or "")
 
 
