@@ -104,8 +104,12 @@ static int tell(int index, const struct answer *answer)
 	if (client->blocked)
 		return -EAGAIN;
 	int failed = socket_send(client->descriptor, answer, sizeof *answer, NULL, 0);
-	if (failed != -EAGAIN && failed != -ENOBUFS && failed != -ENOMEM)
+	if (!failed)
+		return 0;
+	if (failed != -EAGAIN && failed != -ENOBUFS && failed != -ENOMEM) {
+		shutdown(client->descriptor, SHUT_RDWR); /* or it would wait for what is lost */
 		return failed;
+	}
 	client->blocked = true;
 	watch_again(client->descriptor, ON_CLIENT, index, EPOLLOUT);
 	return -EAGAIN;

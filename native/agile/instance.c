@@ -216,7 +216,8 @@ void be_child_of_node(void)
 {
 	sigset_t none;
 	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
+	if (sigprocmask(SIG_SETMASK, &none, NULL))
+		_exit(127);
 }
 
 enum { CONTROL = FIRST_RESERVED, SELF, FIRST_TOP };

@@ -310,7 +310,7 @@ class Instances:
         raise refused(answer, entry.function)
 
     def _connection(self) -> Starter:
-        if self._starter is None:
+        if self._starter is None or not self._starter.is_open:
             self._starter = Starter(self._config.directory / "socket", self._kill_unwanted)
         return self._starter
 
@@ -320,7 +320,7 @@ class Instances:
 
     async def execute(
         self, instance: Instance, words: int, streams: tuple[int, int, int],
-        ended: Callable[[Answer], None],
+        ended: Callable[[int], None],
     ) -> Answer:  # fmt: skip
         """Run a program beside an instance's own. Raises Failed."""
         answer = await self._connection().execute(instance.number, words, list(streams), ended)

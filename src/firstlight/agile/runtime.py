@@ -346,9 +346,9 @@ class Runtime:
         ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         outputs, streams = pipes()
 
-        def told(answer: node_wire.Answer) -> None:
+        def told(status: int) -> None:
             if not ended.done():
-                ended.set_result(Ended.of(answer.status))
+                ended.set_result(Ended.of(status))
 
         try:
             null, out, err = streams

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ class Starter:
         """``unwanted`` gets the instances that were started when nobody waited any more."""
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, asyncio.Future[Answer]] = {}
-        self._sessions: dict[int, Callable[[Answer], None]] = {}
+        self._sessions: dict[int, Callable[[int], None]] = {}
         self._serial = 0
         self._late: set[int] = set()
         self._unwanted = unwanted
@@ -56,9 +57,9 @@ class Starter:
                 os.close(words)
 
     async def execute(
-        self, instance: int, words: int, streams: list[int], ended: Callable[[Answer], None]
+        self, instance: int, words: int, streams: list[int], ended: Callable[[int], None]
     ) -> Answer:
-        """The answer to an exec; ``ended`` gets its end. Raises Failed."""
+        """The answer to an exec; ``ended`` gets its status, as wait(2) has it. Raises Failed."""
         self._serial += 1
         serial = self._serial
         self._sessions[serial] = ended
@@ -122,7 +123,7 @@ class Starter:
         self._room.set()
 
     def _read(self) -> None:
-        while self._socket.fileno() >= 0:
+        while self.is_open:
             try:
                 message = self._socket.recv(4096)
             except BlockingIOError:
@@ -134,7 +135,7 @@ class Starter:
                 return
             answer = node_wire.answer(message)
             if answer.verb == AnswerVerb.ENDED and (on_end := self._sessions.pop(answer.tag, None)):
-                on_end(answer)
+                on_end(answer.status)
             if answer.tag in self._late and answer.verb != AnswerVerb.ENDED:
                 self._late.remove(answer.tag)
                 self._end_unwanted(answer)
@@ -142,13 +143,21 @@ class Starter:
             if answer.verb != AnswerVerb.ENDED and future and not future.done():
                 future.set_result(answer)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the node has not ended the connection, as it does with who does not read."""
+        return self._socket.fileno() >= 0
+
     def close(self) -> None:
         """Leave: what was started here and not detached ends."""
-        if self._socket.fileno() >= 0:
+        if self.is_open:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
             self._socket.close()
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(Failed("the node is gone", "try again"))
+        sessions, self._sessions = self._sessions, {}
+        for on_end in sessions.values():
+            on_end(signal.SIGKILL)
         self._room.set()

@@ -322,6 +322,31 @@ def test_a_killed_node_is_replaced_and_its_instances_end(function: Make) -> None
     on_host(main)
 
 
+@pytest.mark.parametrize("ends", ["connection", "node"])
+def test_what_the_node_ends_of_its_managers_own_is_told_and_made_anew(
+    function: Callable[..., Function], ends: str
+) -> None:
+    """Its connection for starts, as the node does with who does not read, or the node itself."""
+
+    async def main() -> None:
+        hold = function("hold", "60", ready="holding")
+        async with Runtime(Config(name="t3")) as runtime:
+            instance = await runtime.start(hold)
+            session = await runtime.execute(instance.id, hold.command)
+            if ends == "node":
+                os.kill(runtime.node, signal.SIGKILL)
+            else:
+                starter = runtime._instances._starter
+                assert starter
+                starter._socket.shutdown(socket.SHUT_RDWR)
+            assert (await session.wait()).signal == signal.SIGKILL
+            assert (await instance.wait()).signal == signal.SIGKILL
+            async with await runtime.start(hold) as other:
+                assert other.pid != instance.pid
+
+    on_host(main)
+
+
 def test_a_node_that_was_killed_is_gone_before_another_takes_its_place(function: Make) -> None:
     async def main() -> None:
         async with Runtime(Config(name="t3")) as runtime:
