@@ -123,8 +123,8 @@ enum launch_answer launch_ask_read(int connection, char *text, int size)
 	if (length <= 0)
 		return ASK_CLOSED;
 	text[length] = 0;
-	return message_is(text, "error")      ? ASK_ERROR
-	       : message_is(text, "ended")    ? ASK_END
-	       : message_is(text, "answered") ? ASK_RESULT
-					      : ASK_ANSWER;
+	return message_is(text, "error")     ? ASK_ERROR
+	       : message_is(text, "ended")   ? ASK_END
+	       : message_is(text, "invoked") ? ASK_RESULT
+					     : ASK_ANSWER;
 }

@@ -119,7 +119,7 @@ def test_a_handlers_result_is_ready_and_the_end_of_its_instance(
     def serve(peer: Peer) -> None:
         peer.request()
         result = {"value": [1], "requested": 10, "began": 40, "finished": 60, "warm": True}
-        peer.say(type="answered", result=result)
+        peer.say(type="invoked", result=result)
 
     with runtime(tmp_path / "socket", serve) as path:
         [seen], [ended] = both(generator, asking(path))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from firstlight.agile import protocol
 from firstlight.agile.pods import wire as pods
 from firstlight.lab import load
 from firstlight.trace import bpf
@@ -84,3 +85,9 @@ def test_constants_are_the_same_in_c_and_in_python() -> None:
     assert f"LAUNCH_RUN = {load._RUN}, LAUNCH_STOP = {load._STOP} " in launch
     flags = f"LAUNCH_SEQUENTIAL = {load._SEQUENTIAL}, LAUNCH_INHERIT = {load._INHERIT} "
     assert flags in launch
+
+
+def test_the_load_generator_knows_answers_by_the_protocols_names() -> None:
+    text = (NATIVE / "lab" / "launch_ask.c").read_text()
+    named = {answer.__struct_config__.tag for answer in (protocol.Error, protocol.Invoked)}
+    assert set(re.findall(r'message_is\(text, "(\w+)"\)', text)) == named | {"ended"}  # a peer's

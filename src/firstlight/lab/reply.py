@@ -2,7 +2,7 @@
 
 The lines are those of ``lab.backends``. The load generator puts an answer behind
 ``firstlight answer``: the agile runtime's (``agile.protocol``), of which ``started`` has stamps,
-which are the start's steps, and ``answered``, of a handler, says when that began, which is the
+which are the start's steps, and ``invoked``, of a handler, says when that began, which is the
 end point.
 """
 

@@ -73,7 +73,7 @@ class Caller:
             return {"type": "error", "message": text}
         began = int(text.removeprefix(_OWN)) if text.startswith(_OWN) else json.loads(text)
         result = {"requested": requested, "began": began, "finished": time.monotonic_ns()}
-        return {"type": "answered", "result": result}
+        return {"type": "invoked", "result": result}
 
     def serve(self, connection: socket.socket) -> None:
         """Answer a greeting, then calls, until the other side leaves."""
