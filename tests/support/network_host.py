@@ -18,12 +18,23 @@ from firstlight.agile.network import Network, Networks
 PYTHON = sys.executable
 CONNECT = """
 import socket, sys
-try:
-    socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1.5).close()
-    print("reached")
-except OSError as error:
-    print(error)
+from concurrent.futures import ThreadPoolExecutor
+
+port, seconds, *addresses = sys.argv[1:]
+
+def is_reached(address):
+    try:
+        socket.create_connection((address, int(port)), timeout=float(seconds)).close()
+    except OSError:
+        return False
+    return True
+
+with ThreadPoolExecutor(len(addresses)) as threads:
+    found = zip(addresses, threads.map(is_reached, addresses))
+    print(*[address for address, is_open in found if is_open])
 """
+OPEN, CLOSED = 30.0, 1.5
+"""Seconds after which a connection is given up: one that is to be, and one that is not."""
 SERVE = """
 import socket, sys
 listener = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET)
@@ -62,8 +73,15 @@ class Place:
     def python(self, code: str, *words: str) -> str:
         return self.run(PYTHON, "-c", code, *words)
 
+    def reached(self, *addresses: str, port: int, seconds: float = CLOSED) -> list[str]:
+        """Those that it can connect to at that port."""
+        return self.python(CONNECT, str(port), str(seconds), *addresses).split()
+
     def reaches(self, address: str, port: int) -> bool:
-        return self.python(CONNECT, address, str(port)) == "reached"
+        return bool(self.reached(address, port=port, seconds=OPEN))
+
+    def cannot_reach(self, address: str, port: int) -> bool:
+        return not self.reached(address, port=port)
 
     @contextmanager
     def serving(self, address: str, port: int) -> Iterator[None]:

@@ -91,9 +91,9 @@ def test_churn_counts_what_the_pool_gave_and_made(measure: Measure) -> None:
 
 
 def test_churn_is_an_open_loop_whose_instances_have_ended_by_themselves(measure: Measure) -> None:
-    run = measure(CHURN, [churning("full", 10)])
+    run = measure(CHURN, [churning("full", 4)])
     asked = [one.stamps.intended for one in run.samples]
-    due = offsets(Poisson(10), 8, run.header.seed)
+    due = offsets(Poisson(4), 8, run.header.seed)
     assert [at - asked[0] for at in asked] == [at - due[0] for at in due]
     ends = [one.stamps.stopped for one in run.samples]
     assert all(ends)

@@ -46,10 +46,10 @@ def test_forwarding_that_was_off_serves_instances_alone_and_is_off_again_afterwa
                 made_now = await made.make("outbound")
                 assert FORWARD.read_text() == "1\n"
                 assert inside(made_now).reaches(WORLD, 80)
-                assert not left.reaches(WORLD, 80), "the host is a router for others"
+                assert left.cannot_reach(WORLD, 80), "the host is a router for others"
                 made.discard(made_now)
             assert FORWARD.read_text() == "0\n"
-            assert not left.reaches(WORLD, 80)
+            assert left.cannot_reach(WORLD, 80)
 
     on_host(main)
 
@@ -93,7 +93,7 @@ def test_two_runtimes_share_the_guard_and_the_last_one_ends_it() -> None:
             used = await two.make("outbound")
             assert inside(used).reaches(WORLD, 80)
             two.discard(used)
-            assert not left.reaches(WORLD, 80)
+            assert left.cannot_reach(WORLD, 80)
             await second.__aexit__(None, None, None)
             assert FORWARD.read_text() == "0\n"
             assert "firstlight" not in sh("nft list ruleset")
@@ -165,7 +165,7 @@ def test_instances_reach_the_world_where_iptables_closes_what_is_forwarded(
                 used = await made.make("outbound")
                 assert used.address
                 assert inside(used).reaches(WORLD, 80)
-                assert not left.reaches(WORLD, 80)
+                assert left.cannot_reach(WORLD, 80)
                 with inside(used).serving("0.0.0.0", 80):
                     await made.publish({8080: 80}, used.address)
                     assert world.reaches("198.51.100.1", 8080)
@@ -199,7 +199,7 @@ def test_a_table_of_anothers_is_left_alone_and_the_remedy_is_said_and_works(
     async def main(made: Networks) -> None:
         with neighbours() as (_, world), world.serving("0.0.0.0", 80):
             used = await made.make("outbound")
-            assert not inside(used).reaches(WORLD, 80)
+            assert inside(used).cannot_reach(WORLD, 80)
             [message] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
             assert words in message
             if "nft '" in message:
@@ -261,8 +261,8 @@ def test_rules_that_another_program_flushes_are_made_again(
                 sh("nft flush ruleset")
                 await until(lambda: "made again" in caplog.text)
                 assert inside(used).reaches(WORLD, 80)
-                assert not inside(used).reaches("198.51.100.1", 81)
-                assert not left.reaches(WORLD, 80)
+                assert inside(used).cannot_reach("198.51.100.1", 81)
+                assert left.cannot_reach(WORLD, 80)
                 assert world.reaches("198.51.100.1", 8080)
                 assert HOST.reaches("127.0.0.1", 8080)
             await made.withdraw({8080: 80}, used.address)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.network_host import CONNECT, SERVE
+from tests.support.network_host import CLOSED, CONNECT, OPEN, SERVE
 from tests.support.pod_host import CNITOOL, CONF, PLUGIN, PodHost, host, pod_host, until
 
 from firstlight.agile.pods import wire
@@ -19,9 +19,15 @@ __all__ = ["host"]
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-def reaches(host: PodHost, pod: str, address: str, port: int) -> bool:
-    words = host.command(sys.executable, "-c", CONNECT, address, str(port), net=pod)
-    return "reached" in subprocess.run(words, capture_output=True, text=True).stdout
+def reaches(host: PodHost, pod: str, address: str, port: int, seconds: float = OPEN) -> bool:
+    code = [sys.executable, "-c", CONNECT, str(port), str(seconds), address]
+    words = host.command(*code, net=pod)
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    return bool(done.stdout.strip())
+
+
+def cannot_reach(host: PodHost, pod: str, address: str, port: int) -> bool:
+    return not reaches(host, pod, address, port, CLOSED)
 
 
 def serving(host: PodHost, pod: str, address: str, port: int) -> "subprocess.Popen[str]":
@@ -149,14 +155,14 @@ def test_pods_reach_what_they_should(tmp_path: Path) -> None:
         assert reaches(host, "", two, 80)
         assert reaches(host, "one", "198.51.100.2", 80)  # which has no route to pods: masqueraded
         assert reaches(host, "one", "10.244.0.1", 81)
-        assert not reaches(host, "one", "10.244.0.1", 80)
-        assert not reaches(host, "one", "198.51.100.1", 80)
-        assert not reaches(host, "one", "169.254.169.254", 81)
+        assert cannot_reach(host, "one", "10.244.0.1", 80)
+        assert cannot_reach(host, "one", "198.51.100.1", 80)
+        assert cannot_reach(host, "one", "169.254.169.254", 81)
         host.sh(f"ip addr add 10.244.0.99/32 dev eth0; ip addr del {one}/32 dev eth0", net="one")
         host.sh(
             "ip route replace default via 10.244.0.1 dev eth0 onlink src 10.244.0.99", net="one"
         )
-        assert not reaches(host, "one", two, 80)  # as another
+        assert cannot_reach(host, "one", two, 80)  # as another
 
 
 def test_two_stacks(tmp_path: Path) -> None:
@@ -391,4 +397,4 @@ def test_portmap_bandwidth_and_tuning_behind_it(host: PodHost) -> None:
     assert reaches(host, "b", "10.244.0.1", 8080)  # redirected: not the node's own
     assert reaches(host, "", "127.0.0.1", 8080)
     cnitool(host, "del", "a", conflist, CAP_ARGS=json.dumps(ports))
-    assert not reaches(host, "b", "10.244.0.1", 8080)
+    assert cannot_reach(host, "b", "10.244.0.1", 8080)

@@ -401,7 +401,7 @@ def test_pools_that_nobody_needs_any_more_become_small(function: Make) -> None:
                 await instance.stop()
             await asyncio.wait_for(settled(), 60)
 
-    on_host(main, 120)
+    on_host(main)
 
 
 @pytest.mark.parametrize("more", [{"user_namespace": True}, {"terminals": True}])
