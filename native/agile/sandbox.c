@@ -37,8 +37,14 @@ _Static_assert(MASKED == sizeof((struct house *)0)->mask, "one flag for each pat
 
 static const uint64_t tmpfs_default = 16 << 20;
 
+enum { FEW_WORDS = 16384 }; /* bytes */
+
 /* Filled by a child only, after its clone: it has no other memory to put its words in. */
 static char *pointers[2 * ARGUMENTS_MAX + 2];
+static struct few_words {
+	struct words head;
+	char strings[FEW_WORDS];
+} few_words[2];
 static struct iovec mapped[2];
 static int mapped_count;
 
@@ -424,17 +430,23 @@ static int confine(const struct sock_fprog *profile)
 	return failure((int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, profile));
 }
 
-/* Maps a memory file of words. One that its maker cuts off afterwards ends this child, no other. */
-static int map_words(int file, struct words *head, char **strings)
+/* A memory file of words, whose content its maker may change: few are copied. Of many, which are mapped,
+ * one that its maker cuts off afterwards ends this child, no other. */
+static int take_words(int file, struct few_words *few, struct words *head, char **strings)
 {
 	struct stat status;
-	if (pread(file, head, sizeof *head, 0) != sizeof *head || fstat(file, &status))
+	ssize_t size = pread(file, few, sizeof *few, 0);
+	if (size < (ssize_t)sizeof *head)
 		return -EPROTO;
-	if ((uint64_t)status.st_size < sizeof *head + (uint64_t)head->size)
-		return -EPROTO;
+	*head = few->head;
+	*strings = few->strings;
 	if (head->size > WORDS_MAX || head->argc > ARGUMENTS_MAX ||
 	    head->envc > ARGUMENTS_MAX - head->argc)
 		return -E2BIG;
+	if (sizeof *head + head->size <= (size_t)size)
+		return 0;
+	if (fstat(file, &status) || (uint64_t)status.st_size < sizeof *head + (uint64_t)head->size)
+		return -EPROTO;
 	void *at =
 		mmap(NULL, sizeof *head + head->size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
 	if (at == MAP_FAILED)
@@ -488,7 +500,7 @@ int sandbox_read_words(const struct place *place, char ***argv, char ***envp, ch
 	    failed = 0;
 	uint32_t argc = 0, envc = 0;
 	for (int i = 0; i < files && !failed; i++)
-		failed = map_words(given[i], &heads[i], &strings[i]);
+		failed = take_words(given[i], &few_words[i], &heads[i], &strings[i]);
 	if (failed)
 		return failed;
 	for (int i = 0; i < files; i++) {

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.support.agile_host import on_host, with_daemon
 from tests.support.busybox import make, shell
@@ -202,6 +203,14 @@ def test_many_small_words_are_as_many_as_linux_allows(root: Path) -> None:
     text = "echo $#"
     function = Function(rootfs=str(root), command=("/bin/sh", "-c", text, "sh", *many))
     assert printed(function) == ["60000\n"]
+
+
+def test_words_arrive_whether_they_are_copied_or_mapped(root: Path) -> None:
+    """Up to FEW_WORDS of native/agile/sandbox.c they are copied."""
+    sizes = [16384 - len("X=\0") + more for more in (-1, 0, 1)] + [16384, 70_000]
+    script = shell(root, "echo ${#X}; case $X in *yz) echo whole;; esac")
+    functions = [msgspec.structs.replace(script, env={"X": "z".rjust(size, "y")}) for size in sizes]
+    assert printed(*functions) == [f"{size}\nwhole\n" for size in sizes]
 
 
 def test_a_program_for_another_machine_is_named_as_such(root: Path) -> None:
