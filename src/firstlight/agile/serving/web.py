@@ -1,11 +1,8 @@
 """Functions that serve HTTP: instances that have many requests at once."""
 
 import asyncio
-import logging
-import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -20,16 +17,14 @@ from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import once
 from firstlight.agile.serving.answer import ending, timed_out
 from firstlight.agile.serving.log import Log
+from firstlight.agile.serving.starts import Starts, stopping
 from firstlight.errors import Failed
 
 _START_SECONDS = 10.0
-_STARTS_MAX = 2 * (os.cpu_count() or 1)
 _LOOK_SECONDS = 1.0
 _CONNECT_SECONDS = 5.0
 _FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS = 0.001, 0.05
 _LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=64)
-
-_log = logging.getLogger(__name__)
 
 
 class WebInstance:
@@ -97,11 +92,12 @@ class Web:
         sink: Callable[[], Callable[[bytes], None]], emptied: Callable[["Web"], None],
     ) -> None:  # fmt: skip
         """``sink`` makes what takes all that an instance writes."""
-        self.version, self._sink = version, sink
-        self._runtime, self._emptied = runtime, emptied
+        self.version, self._emptied = version, emptied
+        self._starts = Starts(
+            version, version.per_instance, lambda: start(runtime, version, sink()),
+            self._started, self.give, self._check_empty,
+        )  # fmt: skip
         self._up: list[WebInstance] = []
-        self._waiting: deque[asyncio.Future[WebInstance]] = deque()
-        self._starting: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._retired = self._closed = False
         self._loop = asyncio.get_running_loop()
@@ -109,7 +105,7 @@ class Web:
     @property
     def idle(self) -> int:
         """How many instances have no request."""
-        return sum(not one.requests for one in self._up)
+        return sum(not instance.requests for instance in self._up)
 
     @property
     def busy(self) -> int:
@@ -119,25 +115,17 @@ class Web:
     @property
     def waiting(self) -> int:
         """How many requests wait for an instance."""
-        return len(self._waiting)
+        return self._starts.waiting
 
     async def take(self) -> tuple[WebInstance, bool]:
         """An instance for a request, and whether it was waited for; give it back. Raises Failed."""
         if self._closed:
-            raise self._over()
-        if rooms := [one for one in self._up if self._has_room(one)]:
-            chosen = max(rooms, key=lambda one: one.requests)
+            raise stopping(self.version)
+        if rooms := [instance for instance in self._up if self._has_room(instance)]:
+            chosen = max(rooms, key=lambda instance: instance.requests)
             self._use(chosen)
             return chosen, False
-        waiter: asyncio.Future[WebInstance] = self._loop.create_future()
-        self._waiting.append(waiter)
-        self._start_more()
-        try:
-            return await waiter, True
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and not waiter.exception():
-                self.give(waiter.result())
-            raise
+        return await self._starts.wait(), True
 
     def give(self, instance: WebInstance) -> None:
         """A request is over."""
@@ -152,37 +140,24 @@ class Web:
 
     def keep(self) -> None:
         """Start what is missing of the instances that are always to be kept."""
-        while self._is_short(len(self._starting)) and len(self._starting) < _STARTS_MAX:
-            self._start_one()
+        self._starts.keep(self._is_short)
 
     def retire(self) -> None:
         """End the idle instances, and the others when they have no request."""
         self._retired = True
-        for instance in [one for one in self._up if not one.requests]:
-            self._end(instance)
+        for instance in list(self._up):
+            if not instance.requests:
+                self._end(instance)
         self._check_empty()
 
     async def close(self) -> None:
         """End all now; who waits, or comes later, gets an error."""
         self._retired = self._closed = True
-        for task in self._starting:
-            task.cancel()
-        self._refuse(len(self._waiting), self._over())
+        self._starts.stop()
         for instance in list(self._up):
             self._end(instance)
-        while tasks := self._starting | self._ending:
+        while tasks := self._starts.tasks | self._ending:
             await asyncio.wait(tasks)
-
-    def _over(self) -> Failed:
-        return Failed(f"{self.version.name} gets no instance: the runtime is stopping",
-                      "try again when it has been started")  # fmt: skip
-
-    def _refuse(self, count: int, error: BaseException) -> None:
-        """Have that many of those that wait get an error."""
-        for _ in range(count):
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_exception(error)
 
     def _has_room(self, instance: WebInstance) -> bool:
         return instance.is_up and instance.requests < self.version.per_instance
@@ -199,37 +174,10 @@ class Web:
 
     def _hand(self, instance: WebInstance) -> None:
         """Give an instance to those that wait, while it has room."""
-        while self._waiting and self._has_room(instance):
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                self._use(instance)
-                waiter.set_result(instance)
+        while self._has_room(instance) and self._starts.hand(instance):
+            self._use(instance)
 
-    def _start_more(self) -> None:
-        most = min(_STARTS_MAX, math.ceil(len(self._waiting) / self.version.per_instance))
-        while len(self._starting) < most:
-            self._start_one()
-
-    def _start_one(self) -> None:
-        task = self._loop.create_task(self._started())
-        self._starting.add(task)
-        task.add_done_callback(self._started_one)
-
-    def _started_one(self, task: asyncio.Task[None]) -> None:
-        self._starting.discard(task)
-        self._start_more()
-        self._check_empty()
-
-    async def _started(self) -> None:
-        try:
-            instance = await start(self._runtime, self.version, self._sink())
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            if not self._waiting:
-                _log.warning("%s is not kept warm: %s", self.version.name, error)
-            self._refuse(min(self.version.per_instance, len(self._waiting)), error)
-            return
+    def _started(self, instance: WebInstance) -> None:
         self._up.append(instance)
         instance.instance.ended.add_done_callback(lambda _: self._gone(instance))
         instance.requests += 1
@@ -264,7 +212,7 @@ class Web:
         task.add_done_callback(self._ending.discard)
 
     def _check_empty(self) -> None:
-        if not (self._up or self._waiting or self._starting):
+        if not (self._up or self._starts.waiting or self._starts.tasks):
             self._emptied(self)
 
 
