@@ -18,9 +18,7 @@ import msgspec
 
 from firstlight.agile import coding, node_wire, resolvers, roots
 from firstlight.agile.config import Config
-from firstlight.agile.environment import HOST_NAME
 from firstlight.agile.function import Function
-from firstlight.agile.parts import quota
 from firstlight.errors import Failed
 
 _noted = msgspec.json.Decoder(tuple[Function, str])
@@ -132,7 +130,7 @@ class Registry:
         """Forget what nobody has used for long."""
         oldest = time.monotonic() - self._config.functions.idle_seconds
         for entry in [e for e in self._by_number.values() if e.used < oldest]:
-            await self._forget_one(entry)
+            await self._forget_entry(entry)
 
     async def look(self) -> None:
         """See to all that was started lately: are its files as they were?"""
@@ -149,7 +147,7 @@ class Registry:
             if not unused:
                 raise Failed(f"{len(self._by_number)} functions are registered and running",
                              "stop some, or configure more functions")  # fmt: skip
-            await self._forget_one(min(unused, key=lambda e: e.used))
+            await self._forget_entry(min(unused, key=lambda e: e.used))
             if key in self._by_key:
                 return self._by_key[key]
         bare = msgspec.structs.replace(function, env={})
@@ -170,7 +168,7 @@ class Registry:
                 raise
         entry.checked = time.monotonic()
 
-    async def _forget_one(self, entry: Registered) -> None:
+    async def _forget_entry(self, entry: Registered) -> None:
         if entry.running or entry.lock.locked():
             return
         async with entry.lock:
@@ -188,25 +186,6 @@ class Registry:
             self._free.append(entry.number)
 
 
-def note(entry: Registered) -> bytes:
-    """What the next manager has to know of a function."""
-    return coding.encode((entry.function, entry.digest))
-
-
-def definition(
-    entry: Registered, function: Function, profile: int, flags: node_wire.Flag, uid: int
-) -> bytes:
-    """A function as the node knows it."""
-    given = function.ports or function.serves == "events"  # its networks are more than as new
-    reuse = "none" if given else function.reuse
-    return node_wire.DEFINITION.pack(
-        entry.number, entry.version, flags, profile, node_wire.REACHES.index(function.network),
-        node_wire.REUSES.index(reuse), function.uid or uid, function.gid or uid,
-        function.files, function.scratch, function.memory, quota(function.cpus), function.pids,
-        HOST_NAME.encode(),
-    )  # fmt: skip
-
-
 def files_of(function: Function) -> str:
     """What tells one state of a function's files from another. It may wait for a disk."""
     root = Path(os.path.realpath(function.rootfs))
@@ -214,7 +193,7 @@ def files_of(function: Function) -> str:
     if function.command:
         path = roots.find(root, function.command[0], function.directory)
         state.append(_look(path) if path else ())
-    state += [_look(Path(one.source))[:2] for one in function.volumes]
+    state += [_look(Path(volume.source))[:2] for volume in function.volumes]
     state += [_look(Path(path)) for path in function.secrets.values()]
     return hashlib.sha256(repr(state).encode()).hexdigest()
 

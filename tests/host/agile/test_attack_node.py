@@ -14,10 +14,9 @@ import msgspec
 import pytest
 from tests.support.agile_host import on_host
 
-from firstlight.agile import Config, Function, Runtime, node_wire
+from firstlight.agile import Config, Function, Runtime, definition, node_wire
 from firstlight.agile.config import Identities, Pools, PoolSize
 from firstlight.agile.node_wire import Flag, Step
-from firstlight.agile.registry import definition
 from firstlight.agile.starter import Starter
 from firstlight.errors import Failed
 
@@ -58,16 +57,16 @@ def test_the_node_itself_starts_nothing_as_root_or_unchanged(
 
     async def main(runtime: Runtime) -> None:
         hold = function("hold", "60")
-        found = await runtime._instances.registered(hold)
+        registered = await runtime._instances.registered(hold)
         bad = msgspec.structs.replace(hold, uid=uid or None, gid=gid or None)
         node = runtime._instances._node
         assert node
-        found.function, found.version = bad, found.version + 1
+        registered.function, registered.version = bad, registered.version + 1
         tree = runtime._instances.root(hold)
         words = node_wire.words(hold.command, {}, "/")
-        await node.register(definition(found, bad, 0, Flag(0), 0), tree, words)
+        await node.register(definition.encode(registered, bad, 0, Flag(0), 0), tree, words)
         starter = Starter(runtime.config.socket)
-        answer = await starter.start(found.number, 0, [0, 1, 2], {}, 0)
+        answer = await starter.start(registered.number, 0, [0, 1, 2], {}, 0)
         assert (answer.step, answer.error) == (Step.USER, errno.EINVAL)
         starter.close()
         os.close(tree)

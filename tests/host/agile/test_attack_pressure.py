@@ -88,7 +88,7 @@ def test_a_client_that_asks_and_never_reads_costs_the_node_no_memory(function: M
         assert await ends(runtime, function("hold", "0")) == 0
         before = memory(runtime.node)
         clients = [Fast(runtime.config.socket) for _ in range(8)]
-        asked = 0
+        request = 0
         for client in clients:
             with suppress(BrokenPipeError, ConnectionResetError):  # or it is hung up on
                 for number in range(100_000):
@@ -96,8 +96,8 @@ def test_a_client_that_asks_and_never_reads_costs_the_node_no_memory(function: M
                         await asyncio.sleep(0)
                         if not client.ask(node_wire.request(RequestVerb.PING, 0, tag=number)):
                             break
-                    asked += 1
-        assert 0 < asked < 800_000, "the node stops to read"
+                    request += 1
+        assert 0 < request < 800_000, "the node stops to read"
         assert await ends(runtime, function("hold", "0")) == 0
         assert memory(runtime.node) - before < GROWTH_MOST
         for client in clients:
@@ -109,11 +109,11 @@ def test_a_client_that_asks_and_never_reads_costs_the_node_no_memory(function: M
 def test_ten_thousand_starts_at_once_have_an_answer_each(function: Make) -> None:
     async def main(runtime: Runtime) -> None:
         hold = function("hold", "60", network="none")
-        found = await runtime._instances.registered(hold)
+        registered = await runtime._instances.registered(hold)
         await runtime.prepare(hold)
         null = os.open(os.devnull, os.O_RDWR)
         before, held = memory(runtime.node), descriptors(runtime.node)
-        message = node_wire.request(RequestVerb.START, found.number)
+        message = node_wire.request(RequestVerb.START, registered.number)
         clients = [Fast(runtime.config.socket) for _ in range(20)]
         answers: list[node_wire.Answer] = []
 
@@ -134,7 +134,7 @@ def test_ten_thousand_starts_at_once_have_an_answer_each(function: Make) -> None
             assert (await other.answer()).verb == AnswerVerb.PONG
         await asking
         assert len(answers) == 10_000
-        started = [one for one in answers if one.verb == AnswerVerb.STARTED]
+        started = [answer for answer in answers if answer.verb == AnswerVerb.STARTED]
         refused = {(Step(a.step), a.error) for a in answers if a.verb == AnswerVerb.REFUSED}
         assert 16 <= len(started) <= 24
         assert refused <= {(Step.CLONE, errno.EUSERS), (Step.CLONE, errno.EBUSY)}
@@ -157,14 +157,16 @@ def hold_briefly(function: Make) -> Function:
 def test_dry_pools_that_refuse_do_so_by_name_and_serve_again(function: Make) -> None:
     async def main(runtime: Runtime) -> None:
         hold = function("hold", "60")
-        found = await runtime._instances.registered(hold)
+        registered = await runtime._instances.registered(hold)
         await runtime.prepare(hold)
         null = os.open(os.devnull, os.O_RDWR)
         client = Fast(runtime.config.socket)
         helper = runtime._networks._parts.pid
         with stopped(helper):  # nothing is made meanwhile
             for _ in range(40):
-                assert client.ask(node_wire.request(RequestVerb.START, found.number), [null] * 3)
+                assert client.ask(
+                    node_wire.request(RequestVerb.START, registered.number), [null] * 3
+                )
             answers = [await client.answer() for _ in range(40)]
         refused = {(Step(a.step), a.error) for a in answers if a.verb == AnswerVerb.REFUSED}
         assert refused == {(Step.NETWORK, errno.EAGAIN)}
@@ -180,21 +182,21 @@ def test_a_network_helper_that_hangs_keeps_nobody_who_needs_no_network(function:
     async def main(runtime: Runtime) -> None:
         alone = function("hold", "0", network="none")
         mine = function("hold", "0", network="outbound")
-        for one in (alone, mine):
-            await runtime.prepare(one)
+        for each in (alone, mine):
+            await runtime.prepare(each)
             for _ in range(3):
-                assert await ends(runtime, one) == 0
+                assert await ends(runtime, each) == 0
         runtime._networks._parts._silence = 120.0  # it is not replaced meanwhile
         with stopped(runtime._networks._parts.pid):
             waiting = [
                 asyncio.create_task(ends(runtime, function("hold", "0", env={"N": str(n)})))
                 for n in range(60)
             ]
-            while not runtime._instances._shelves["outbound"].counts().misses:
+            while not runtime._instances._stock._shelves["outbound"].counts().misses:
                 await asyncio.sleep(0.01)
             for _ in range(4):
                 assert await ends(runtime, alone) == 0
-            assert not all(one.done() for one in waiting), "they waited no longer than these"
+            assert not all(each.done() for each in waiting), "they waited no longer than these"
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(r, Exception) or r == 0 for r in results)
         assert await ends(runtime, mine) == 0
@@ -235,7 +237,7 @@ def test_functions_that_nobody_starts_are_forgotten_with_all_that_they_held(
         def held() -> tuple[int, int, int]:
             groups = Path("/sys/fs/cgroup").glob("*/firstlight.agile.t7/*")
             mounts = Path(f"/proc/{runtime.node}/mountinfo").read_text().count("/roots/")
-            return descriptors(runtime.node), sum(1 for one in groups if one.is_dir()), mounts
+            return descriptors(runtime.node), sum(1 for group in groups if group.is_dir()), mounts
 
         await kind(0)
         before = held()
@@ -272,11 +274,11 @@ def test_a_log_keeper_that_hangs_keeps_nobody_who_needs_no_log() -> None:
                 assert await ends(runtime, true) == 0
         while True:
             try:
-                one = await runtime.detach(true)
+                first = await runtime.detach(true)
                 break
             except Failed:
                 await asyncio.sleep(0.05)
-        assert (await one.wait()).status == 0
+        assert (await first.wait()).status == 0
         while runtime.running():
             await asyncio.sleep(0.05)
 

@@ -222,7 +222,8 @@ def test_an_instance_ends_when_its_manager_is_replaced(root: Path) -> None:
             for fleet in serving._fleets.values():
                 for kept in fleet._idle:
                     kept._api.end()
-        for held in before._instances._parts._held.values():  # with its process all would be gone
+        parts = before._instances._stock.parts
+        for held in parts._held.values():  # with its process all would be gone
             if isinstance(held.made, Network):
                 os.close(held.made.descriptor)
         async with Runtime(config, stay=True) as after:
