@@ -1,15 +1,16 @@
 """Paths of firstlight's native programs, as installed with the package."""
 
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 from firstlight.errors import Failed
 
+_PACKAGE = Path(__file__).parent
+
 
 def native(name: str) -> Path:
     """The path of a native program. Raises Failed if it is not built."""
-    path = Path(str(files("firstlight"))) / "_native" / name
+    path = _PACKAGE / "_native" / name
     if not path.exists():
         raise Failed(f"the native program {path} is missing", make("setup"))
     return path
@@ -18,7 +19,7 @@ def native(name: str) -> Path:
 @cache
 def checkout() -> Path | None:
     """firstlight's own checkout, if this is its package or is installed in its environment."""
-    for parent in Path(str(files("firstlight"))).parents:
+    for parent in _PACKAGE.parents:
         if (parent / "src/firstlight/native.py").is_file() and (parent / "Makefile").is_file():
             return parent
     return None

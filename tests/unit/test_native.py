@@ -14,7 +14,7 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "project/.venv/lib/firstlight"
     package.mkdir(parents=True)
     (tmp_path / "project/Makefile").touch()
-    monkeypatch.setattr(native, "files", lambda _: package)
+    monkeypatch.setattr(native, "_PACKAGE", package)
     native.checkout.cache_clear()
 
 

@@ -1,4 +1,7 @@
-"""A client of the resident runtime, for the verbs of ``firstlight agile``."""
+"""A client of the resident runtime, for the verbs of ``firstlight agile``.
+
+Imports what few verbs need where they need it: ``agile start`` is a whole process.
+"""
 
 import errno
 import os
@@ -8,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 
-from firstlight.agile import environment, liveness, logs, node_wire, protocol
+from firstlight.agile import liveness, logs, node_wire, protocol
 from firstlight.agile.function import Counts, Ended, Function, Happened, Listed, Result
 from firstlight.agile.functions.records import Registration
 from firstlight.agile.link import is_readable, open_standard, rights
@@ -24,8 +28,10 @@ from firstlight.agile.liveness import (
     wait_readable,
 )
 from firstlight.agile.node_wire import Answer, AnswerVerb, RequestVerb, Step, refused
-from firstlight.agile.wasm_client import Attached
 from firstlight.errors import Failed
+
+if TYPE_CHECKING:
+    from firstlight.agile.wasm_client import Attached
 
 _PARTS = (Step.NETWORK, Step.CGROUP)
 _END_SECONDS = 60.0
@@ -129,14 +135,18 @@ class Client:
         Its environment is that of the instance's first process, and ``env``. The id of what is
         returned is the session's; it ends with this client.
         """
-        found = next((one for one in self.running() if one.id == identity), None)
-        if found is None:
+        from firstlight.agile import environment
+
+        instance = next((each for each in self.running() if each.id == identity), None)
+        if instance is None:
             raise Failed(f"no instance {identity!r} is running", "list them: firstlight agile ps")
-        words = node_wire.words(command, environment.of(found.pid) | env, directory)
+        words = node_wire.words(command, environment.of(instance.pid) | env, directory)
         flags = node_wire.TERMINAL if terminal else 0
         answer = self._begin(RequestVerb.EXEC, streams, words, flags, instance=int(identity))
         if answer.verb == AnswerVerb.REFUSED:
-            function = msgspec.structs.replace(found.function, command=command, directory=directory)
+            function = msgspec.structs.replace(
+                instance.function, command=command, directory=directory
+            )
             raise refused(answer, function)
         return Started(str(answer.instance), answer.pid, None, False, answer.stamps)
 
@@ -156,7 +166,7 @@ class Client:
         try:
             self._node.sendmsg([message], rights(given))
             while True:
-                answer = self._heard()
+                answer = self._receive()
                 if answer.tag == self._serial and answer.verb != AnswerVerb.ENDED:
                     return answer
         except BlockingIOError:
@@ -167,7 +177,7 @@ class Client:
             if words >= 0:
                 os.close(words)
 
-    def _heard(self) -> Answer:
+    def _receive(self) -> Answer:
         """The node's next answer; an end is kept."""
         assert self._node
         wait_readable(self._node, lambda: check_node(self._path))
@@ -194,7 +204,7 @@ class Client:
         ended since that this end is forgotten.
         """
         while identity in self._up:
-            self._heard()
+            self._receive()
         if identity not in self._ended:
             raise Failed(f"how instance {identity} ended is not known",
                          f"wait before {_ENDED_MOST} others end; and once only")  # fmt: skip
@@ -211,11 +221,13 @@ class Client:
         assert isinstance(answer, protocol.Invoked)
         return answer.result
 
-    def attach(self, function: Function) -> Attached:
+    def attach(self, function: Function) -> "Attached":
         """A connection to a WebAssembly function's worker: events on it pass nobody else.
 
         Raises Failed.
         """
+        from firstlight.agile.wasm_client import Attached
+
         answer, descriptors = self._exchange(protocol.Attach(function))
         assert isinstance(answer, protocol.Done)
         [descriptor] = descriptors
@@ -245,13 +257,13 @@ class Client:
 
     def running(self, ended: bool = False) -> list[Listed]:
         """The running instances, or those that ended last. Raises Failed."""
-        found: list[Listed] = []
+        instances: list[Listed] = []
         while True:
-            answer = self._ask(protocol.List(int(found[-1].id) if found else 0, ended))
+            answer = self._ask(protocol.List(int(instances[-1].id) if instances else 0, ended))
             assert isinstance(answer, protocol.Instances)
             if not answer.instances:
-                return found
-            found += answer.instances
+                return instances
+            instances += answer.instances
 
     def logs(self, identity: str, follow: bool = False) -> Iterator[logs.Line]:
         """The lines of a detached instance, to the end of its life if ``follow``. Raises Failed."""

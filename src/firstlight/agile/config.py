@@ -361,6 +361,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def load(path: Path) -> Config:
     """Read a configuration. Raises Failed, naming the key that is wrong."""
+
     what = f"the configuration {path} is invalid"
     try:
         written = tomllib.loads(path.read_text())
