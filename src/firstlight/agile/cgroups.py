@@ -241,7 +241,7 @@ def remove_tree(top: Path) -> None:
 def _levels(name: str) -> list[Path]:
     """``a/b/c`` as ``a``, ``a/b``, ``a/b/c``."""
     path = Path(name)
-    return [*reversed([one for one in path.parents if one != Path()]), path]
+    return [*reversed([parent for parent in path.parents if parent != Path()]), path]
 
 
 def _kill(path: Path) -> bool:
@@ -293,7 +293,7 @@ def _write(file: Path, text: str) -> None:
 
 def _hierarchies() -> tuple[bool, dict[str, Path]]:
     """Whether the controllers are version 2's, and where each is mounted."""
-    found: dict[str, Path] = {}
+    mounted: dict[str, Path] = {}
     for line in Path("/proc/thread-self/mounts").read_text().splitlines():
         _, where, kind, options, *_ = line.split()
         if kind == "cgroup2":
@@ -303,5 +303,5 @@ def _hierarchies() -> tuple[bool, dict[str, Path]]:
         if kind == "cgroup":
             for controller in CONTROLLERS:
                 if controller in options.split(","):
-                    found.setdefault(controller, Path(where))
-    return False, found
+                    mounted.setdefault(controller, Path(where))
+    return False, mounted

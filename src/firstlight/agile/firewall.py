@@ -206,8 +206,8 @@ class Firewall:
         if resolvers == self._resolvers:
             return
         commands = [f"flush set inet {self.table} resolvers"]
-        if found := ", ".join(str(one) for one in dict.fromkeys(resolvers)):
-            commands.append(f"add element inet {self.table} resolvers {{ {found} }}")
+        if addresses := ", ".join(str(resolver) for resolver in dict.fromkeys(resolvers)):
+            commands.append(f"add element inet {self.table} resolvers {{ {addresses} }}")
         await self.run("\n".join(commands), "let instances reach the resolvers")
         self._resolvers = resolvers
 

@@ -165,9 +165,9 @@ class Function(Struct, frozen=True, kw_only=True):
         for name in self.env:
             if not name or "=" in name:
                 raise Failed(f"{name!r} cannot name a variable", "without =, and not empty")
+        paths = (path for volume in self.volumes for path in (volume.source, volume.target))
         words = (self.rootfs, *self.command, self.handler, self.directory, self.ready or "",
-                 *self.env, *self.env.values(), *self.secrets.values(),
-                 *(word for one in self.volumes for word in (one.source, one.target)))  # fmt: skip
+                 *self.env, *self.env.values(), *self.secrets.values(), *paths)  # fmt: skip
         for word in words:
             try:
                 os.fsencode(word)

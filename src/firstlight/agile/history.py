@@ -37,7 +37,7 @@ class History:
 
     def last(self) -> list[Listed]:
         """The instances that ended last, in the order of their ids."""
-        return [one for _, one in sorted(self._ended.items())]
+        return [instance for _, instance in sorted(self._ended.items())]
 
     def _add(self, kind: str, instance: "Instance", ended: Ended | None) -> None:
         self._serial += 1
@@ -65,7 +65,7 @@ class History:
                 await asyncio.wait_for(self._more.wait(), left)
             except TimeoutError:
                 break
-        return [one for one in self._events if one.serial > serial]
+        return [event for event in self._events if event.serial > serial]
 
 
 def listed(instance: "Instance", ended: Ended | None = None) -> Listed:

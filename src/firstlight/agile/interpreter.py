@@ -194,15 +194,17 @@ class Interpreter:
     def _shared(self) -> set[str]:
         """Memory that it could write to and its forks would read. Raises OSError."""
         proc = Path(f"/proc/{self.pid}")
-        found = set()
+        shared = set()
         for link in (proc / "fd").iterdir():
             with suppress(OSError):
-                found |= {one for one in [str(link.readlink())] if one.startswith("/memfd:")}
+                shared |= {
+                    target for target in [str(link.readlink())] if target.startswith("/memfd:")
+                }
         mapped = _SHARED.findall((proc / "maps").read_text(errors="replace"))
         if mapped != self._harmless:  # what is only read now may be made writable by a fork
-            found |= _writable((proc / "smaps").read_text(errors="replace"))
-            self._harmless = [] if found else mapped
-        return found
+            shared |= _writable((proc / "smaps").read_text(errors="replace"))
+            self._harmless = [] if shared else mapped
+        return shared
 
     async def _report(self) -> tuple[list[str], list[str]]:
         """What it says when it has imported the handler: files, and directories to search."""
@@ -341,13 +343,13 @@ def _mapped(pid: int, kind: str) -> int:
 
 def _writable(smaps: str) -> set[str]:
     """Shared mappings that are or may be made writable. Format: proc_pid_smaps(5)."""
-    found, words = set(), [""]
+    writable, words = set(), [""]
     for line in smaps.splitlines():
         if _MAPPING.match(line):
             words = line.split(maxsplit=5)
         elif line.startswith("VmFlags:") and {"mw", "sh"} <= set(line.split()):
-            found.add(words[5] if len(words) > 5 else "a mapping")
-    return found
+            writable.add(words[5] if len(words) > 5 else "a mapping")
+    return writable
 
 
 def _name(pid: int) -> str:

@@ -129,7 +129,7 @@ def _check_own(directory: Path) -> None:
 
 def recover(path: Path) -> list[str]:
     """Remove what a journal names; returns it. Nothing was made for a truncated last line."""
-    found = []
+    removed = []
     for line in path.read_text().splitlines():
         try:
             kind, *words = json.loads(line)
@@ -141,5 +141,5 @@ def recover(path: Path) -> list[str]:
             network.remove(words[0], words[1])
         elif kind == "mounts":
             mounts.remove(Path(words[0]))
-        found.append(f"{kind} {' '.join(words)}")
-    return found
+        removed.append(f"{kind} {' '.join(words)}")
+    return removed

@@ -138,14 +138,14 @@ def _has_later(config: Config, identity: str) -> bool:
 
 def lines(text: bytes) -> list[Line]:
     """Parse lines of a log; what is none is left out."""
-    found = []
+    parsed = []
     for line in text.split(b"\n"):
         words = line.split(b" ", 3)
         if len(words) == 4 and words[2] in (b"F", b"P"):
             when, stream = words[0].decode(errors="replace"), words[1].decode(errors="replace")
             decoded = words[3].decode(errors="surrogateescape")
-            found.append(Line(when, stream, decoded, words[2] == b"F"))
-    return found
+            parsed.append(Line(when, stream, decoded, words[2] == b"F"))
+    return parsed
 
 
 def _lines(text: bytes) -> bytes:

@@ -139,7 +139,7 @@ class NetHelper:
 
     def __init__(self, silence: float = SILENCE_SECONDS) -> None:
         self._silence = silence
-        self._asked: dict[int, asyncio.Future[Answer]] = {}
+        self._pending: dict[int, asyncio.Future[Answer]] = {}
         self._count = 0
         self._helper: Helper | None = None
         self._watch: asyncio.TimerHandle | None = None
@@ -161,7 +161,7 @@ class NetHelper:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         self._helper.send(message, [descriptor] if descriptor >= 0 else [])
-        self._asked[self._count] = future
+        self._pending[self._count] = future
         if self._watch is None:
             self._watch = loop.call_later(self._silence, self._hangs)
         try:
@@ -178,7 +178,7 @@ class NetHelper:
     def _take_answer(self, message: bytes, descriptors: list[int]) -> None:
         descriptor = descriptors[0] if descriptors else -1
         answer = _decode(message, descriptor)
-        future = self._asked.pop(answer.id, None)
+        future = self._pending.pop(answer.id, None)
         self._rewatch()
         if future and not future.done():
             future.set_result(answer)
@@ -189,7 +189,7 @@ class NetHelper:
         if self._watch:
             self._watch.cancel()
             self._watch = None
-        if self._asked:
+        if self._pending:
             self._watch = asyncio.get_running_loop().call_later(self._silence, self._hangs)
 
     def _hangs(self) -> None:
@@ -201,11 +201,11 @@ class NetHelper:
 
     def _end(self, why: str, wait: bool = True) -> None:
         ended, self._helper = self._helper, None
-        asked, self._asked = self._asked, {}
+        pending, self._pending = self._pending, {}
         self._rewatch()
         if ended:
             ended.close(wait)
-        for future in asked.values():
+        for future in pending.values():
             if not future.done():
                 future.set_exception(Failed(why, "try again"))
 

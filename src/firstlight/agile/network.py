@@ -131,7 +131,9 @@ class Networks:
 
     async def resolve_by(self, resolvers: list[IPv4Address]) -> None:
         """Let instances that reach out ask these for names. Raises Failed."""
-        await self._firewall.resolve_by([one for one in resolvers if one != self.gateway])
+        await self._firewall.resolve_by(
+            [resolver for resolver in resolvers if resolver != self.gateway]
+        )
 
     async def _mend(self) -> None:
         """Another program has changed tables or chains: Docker came, or all was flushed."""
@@ -244,7 +246,7 @@ class Networks:
         await asyncio.sleep(_SHARED_SECONDS)
         talked, self._talked, self._ending = self._talked, [], None
         for at in range(0, len(talked), nethelper.RANGES_MAX):
-            ranges = [(one, one, 0) for one in talked[at : at + nethelper.RANGES_MAX]]
+            ranges = [(address, address, 0) for address in talked[at : at + nethelper.RANGES_MAX]]
             (await self._host.ask(nethelper.forget(ranges))).check("end connections")
 
     async def make_listening(self, reach: Reach, port: int, owner: int = -1) -> Network:

@@ -218,7 +218,7 @@ def answer(message: bytes) -> Answer:
     stamps = fields[12:]
     names = [*(step.name.lower() for step in Step), "requested", "running"]
     named = {name: stamp for name, stamp in zip(names, stamps, strict=True) if stamp}
-    return Answer._make([*fields[:12], dict(sorted(named.items(), key=lambda one: one[1]))])
+    return Answer._make([*fields[:12], dict(sorted(named.items(), key=lambda pair: pair[1]))])
 
 
 def order(
@@ -245,7 +245,7 @@ def events(message: bytes) -> tuple[list[Event], bytes]:
     kind = int.from_bytes(message[:4], "little")
     if kind in (EventVerb.FUNCTION, EventVerb.PART):
         return [Event(*_EVENT.unpack_from(message))], message[_EVENT.size :]
-    return [Event(*one) for one in _EVENT.iter_unpack(message)], b""
+    return [Event(*fields) for fields in _EVENT.iter_unpack(message)], b""
 
 
 def definition(body: bytes) -> Definition:
@@ -272,12 +272,12 @@ def words(
         coded = [text.encode(errors="surrogateescape") for text in texts]
     except UnicodeEncodeError as error:
         raise Failed(f"{what} or its environment is not text: {error}") from error
-    if any(b"\0" in one for one in coded):
+    if any(b"\0" in each for each in coded):
         raise Failed(f"{what} or its environment has a NUL in it")
     if (longest := max(map(len, coded), default=0)) >= _WORD_MAX:
         raise Failed(f"{what} or its environment has a word of {longest} bytes",
                      f"Linux allows {_WORD_MAX - 1}; pass it by standard input")  # fmt: skip
-    text = b"".join(one + b"\0" for one in coded)
+    text = b"".join(each + b"\0" for each in coded)
     if len(text) > WORDS_MAX or len(argv) + len(env) > ARGUMENTS_MAX:
         raise Failed(
             f"{what} and its environment are {len(text)} bytes",

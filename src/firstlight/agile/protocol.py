@@ -356,14 +356,14 @@ def event(value: object) -> bytes:
 def listed(running: list[Listed], after: int) -> Instances:
     """The instances after an id, as many as fit one message."""
     room = MESSAGE_MAX // 2
-    found: list[Listed] = []
-    for one in running:
+    page: list[Listed] = []
+    for instance in running:
         if room <= 0:
             break
-        if int(one.id) > after:
-            found.append(one)
-            room -= len(coding.encode(one))
-    return Instances(found)
+        if int(instance.id) > after:
+            page.append(instance)
+            room -= len(coding.encode(instance))
+    return Instances(page)
 
 
 def request(message: bytes) -> Request:

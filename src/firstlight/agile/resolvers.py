@@ -20,21 +20,21 @@ _KEPT = ("search", "domain", "options")
 def read(config: NetworkConfig, gateway: IPv4Address) -> tuple[list[IPv4Address], str]:
     """The resolvers of instances, and the whole of the file. It may wait for a disk."""
     host = _lines(HOST)
-    found = [IPv4Address(text) for text in config.resolvers] or _chosen(host, config, gateway)
-    lines = [f"nameserver {one}" for one in found]
+    addresses = [IPv4Address(text) for text in config.resolvers] or _chosen(host, config, gateway)
+    lines = [f"nameserver {address}" for address in addresses]
     lines += [line for line in host if line.split()[0] in _KEPT]
-    if not found:
+    if not addresses:
         lines = ["# The host has no resolver that an instance reaches: set network.resolvers."]
-    return found, "".join(f"{line}\n" for line in lines)
+    return addresses, "".join(f"{line}\n" for line in lines)
 
 
 def _chosen(host: list[str], config: NetworkConfig, gateway: IPv4Address) -> list[IPv4Address]:
-    found = _servers(host)
-    beyond = [one for one in found if not one.is_loopback]
-    if len(beyond) < len(found) and {"udp/53", "tcp/53"} & set(config.host_services):
+    servers = _servers(host)
+    beyond = [server for server in servers if not server.is_loopback]
+    if len(beyond) < len(servers) and {"udp/53", "tcp/53"} & set(config.host_services):
         return [gateway, *beyond][:_MOST]
     if not beyond:
-        beyond = [one for one in _servers(_lines(_UPSTREAM)) if not one.is_loopback]
+        beyond = [server for server in _servers(_lines(_UPSTREAM)) if not server.is_loopback]
     return beyond[:_MOST]
 
 
@@ -49,11 +49,11 @@ def _lines(path: Path) -> list[str]:
 
 def _servers(lines: list[str]) -> list[IPv4Address]:
     """The addresses of IPv4 among them: instances have no other."""
-    found = []
+    servers = []
     for words in (line.split() for line in lines):
         if words[0] == "nameserver" and len(words) > 1:
             try:
-                found.append(IPv4Address(words[1]))
+                servers.append(IPv4Address(words[1]))
             except AddressValueError:
                 continue
-    return found
+    return servers

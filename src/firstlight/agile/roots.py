@@ -120,8 +120,8 @@ def _check_interpreter(rootfs: Path, command: str, path: Path) -> None:
         raise Failed(f"{command} in the root file system {rootfs} is no program, nor "
                      "a script with its interpreter", "begin it with #! and a path")  # fmt: skip
     if named.startswith("/"):
-        found = inside(rootfs, named)
-        if found is not None and not found.exists():
+        interpreter = inside(rootfs, named)
+        if interpreter is not None and not interpreter.exists():
             raise Failed(f"{command} needs the interpreter {named}, which the root file system "
                          f"{rootfs} does not have", "add it there")  # fmt: skip
 

@@ -186,8 +186,8 @@ class Runtime:
         if function.ready is not None:
             raise Failed("only who reads an instance's output sees that it is ready",
                          "leave ready out, and wait for the line")  # fmt: skip
-        found = await self._instances.registered(function)
-        return found.number, found.version
+        registered = await self._instances.registered(function)
+        return registered.number, registered.version
 
     def explained(self, function: Function) -> Failed:
         """Why a part of its starts could not be made."""
@@ -283,10 +283,10 @@ class Runtime:
 
     def instance(self, identity: str) -> Instance:
         """A running instance by its id. Raises Failed."""
-        found = self._instances.get(identity)
-        if found is None:
+        instance = self._instances.get(identity)
+        if instance is None:
             raise Failed(f"no instance {identity!r} is running", "list them: firstlight agile ps")
-        return found
+        return instance
 
     def ended(self) -> list[Listed]:
         """The instances that ended last, in the order of their ids."""
@@ -317,7 +317,7 @@ class Runtime:
     ) -> tuple[bytes, logs.Position, bool]:
         """Lines of a detached instance, as ``logs.following`` returns them. Raises Failed."""
         is_new = self._instances.get(identity) is not None
-        is_new = is_new or identity in (one.id for one in self.ended())
+        is_new = is_new or identity in (instance.id for instance in self.ended())
         return await logs.following(self.config, identity, position, seconds, is_new)
 
     async def logs(self, identity: str, follow: bool = False) -> AsyncIterator[logs.Line]:
@@ -346,13 +346,13 @@ class Runtime:
         ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         outputs, streams = pipes()
 
-        def told(status: int) -> None:
+        def on_end(status: int) -> None:
             if not ended.done():
                 ended.set_result(Ended.of(status))
 
         try:
             null, out, err = streams
-            answer = await self._instances.execute(instance, words, (null, out, err), told)
+            answer = await self._instances.execute(instance, words, (null, out, err), on_end)
         except BaseException:
             for output in outputs:
                 output.close()

@@ -117,7 +117,7 @@ def system_calls() -> dict[str, int]:
 
 def encode(instructions: list[Instruction]) -> bytes:
     """An array of struct sock_filter."""
-    return b"".join(pack("=HBBI", *one) for one in instructions)
+    return b"".join(pack("=HBBI", *instruction) for instruction in instructions)
 
 
 def _returns(action: int) -> tuple[Instruction, ...]:

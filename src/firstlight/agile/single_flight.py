@@ -70,11 +70,11 @@ class SingleFlight(Generic[Made]):
 
     def forget(self, made: Made) -> None:
         """It is not had again: who asks for its key has another made."""
-        self._made = {key: one for key, one in self._made.items() if one is not made}
+        self._made = {key: value for key, value in self._made.items() if value is not made}
 
     async def close(self) -> None:
         """Make no more."""
         making = list(self._making.values())
-        for one in making:
-            one.cancel()
+        for task in making:
+            task.cancel()
         await asyncio.gather(*making, return_exceptions=True)

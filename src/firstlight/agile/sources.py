@@ -45,10 +45,10 @@ class Sources:
         self.files, self.directories = tuple(files), tuple(directories)
         links: set[str] = set()
         root = _resolve("", rootfs, links)
-        found = {_resolve(root, path, links) for path in self.files}
+        resolved = {_resolve(root, path, links) for path in self.files}
         self._searched = sorted({_resolve(root, path, links) for path in self.directories})
         self._root = root or "/"
-        self._paths = sorted({*found, *links})
+        self._paths = sorted({*resolved, *links})
         self.parts: dict[str, set[str]] = {}
         for path in (*self._paths, *self._searched):
             while path and (len(path) >= len(root) or path in links):
@@ -71,7 +71,7 @@ class Sources:
         for directory in self._searched:
             names: list[str] = []
             with suppress(OSError), os.scandir(directory) as entries:
-                names = sorted(one.name for one in entries if _is_importable(one.name))
+                names = sorted(entry.name for entry in entries if _is_importable(entry.name))
             state.update(repr((directory, names)).encode())
         return state.hexdigest()
 

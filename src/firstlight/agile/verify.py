@@ -74,37 +74,39 @@ def differences(pid: int, expected: Expected) -> list[str]:
         "NSsid": have["NSpid"],
         "NSpgid": have["NSpid"],
     }
-    found = [f"{key} is {have.get(key)}" for key, text in wanted.items() if have.get(key) != text]
+    differing = [
+        f"{key} is {have.get(key)}" for key, text in wanted.items() if have.get(key) != text
+    ]
     spaces = namespaces(pid)
     spaces["pid_for_children"] = _link(pid, "pid_for_children")
     for name, link in spaces.items():
         if link != expected.namespaces[name.removesuffix("_for_children")]:
-            found.append(f"its {name} namespace differs")
+            differing.append(f"its {name} namespace differs")
     if cgroups(pid) != expected.cgroups:
-        found.append("its cgroup differs")
-    return found
+        differing.append("its cgroup differs")
+    return differing
 
 
 def shared(pid: int, parent: int) -> list[str]:
     """What a process shares with the one that made it, by kcmp(2). Raises OSError."""
-    found = []
+    shared_kinds = []
     for kind, name in _SHARED.items():
         order = _syscall(ctypes.c_long(_KCMP), parent, pid, kind, 0, 0)
         if order < 0:
             raise OSError(ctypes.get_errno(), f"kcmp: {os.strerror(ctypes.get_errno())}")
         if order == 0:
-            found.append(f"it shares its parent's {name}")
-    return found
+            shared_kinds.append(f"it shares its parent's {name}")
+    return shared_kinds
 
 
 def check(what: str, pid: int, expected: Expected, parent: int) -> None:
     """Raise Unconfined if a process is not confined as expected, Failed if it is gone."""
     try:
-        found = differences(pid, expected) + shared(pid, parent)
+        faults = differences(pid, expected) + shared(pid, parent)
     except OSError as error:
         raise Failed(f"{what} ended before it was ready: {error.strerror}") from error
-    if found:
-        raise Unconfined(f"{what} is not confined: {', '.join(found)}",
+    if faults:
+        raise Unconfined(f"{what} is not confined: {', '.join(faults)}",
                          "the import must not change os.fork or the runtime's module")  # fmt: skip
 
 

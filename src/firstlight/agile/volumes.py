@@ -42,8 +42,8 @@ def mounted(tree: int, function: Function, uid: int, gid: int, place: Path) -> i
     """
     with ExitStack() as opened:
         opened.callback(os.close, tree)
-        mounts = [(one.target, opened.enter_context(_closed(_volume(one, uid, gid))))
-                  for one in function.volumes]  # fmt: skip
+        mounts = [(volume.target, opened.enter_context(_closed(_volume(volume, uid, gid))))
+                  for volume in function.volumes]  # fmt: skip
         if function.secrets:
             made = opened.enter_context(_closed(_secrets(function.secrets, uid, gid)))
             mounts.append((SECRETS, made))

@@ -112,14 +112,14 @@ class Wasm:
         encoded = [wasm_event.encoded(self.function, event) for event in events]
         warm = self._serving is not None
         serving = await self._current()
-        serving.used = asked = time.monotonic()
+        serving.used = since = time.monotonic()
         try:
             replies = await asyncio.wait_for(
                 serving.channel.ask(encoded),
                 self.function.timeout * max(len(events), 1) + _GRACE_SECONDS,
             )
         except TimeoutError:
-            hangs = serving.channel.heard < asked
+            hangs = serving.channel.answered < since
             if hangs:
                 serving.worker.kill()
             raise Failed(
@@ -354,11 +354,13 @@ def _library() -> Path:
     if version("wasmtime").split(".")[0] != str(WASMTIME):
         raise Unsupported(f"wasmtime {WASMTIME} is needed, but {version('wasmtime')} is installed",
                           "pip install firstlight[wasm]")  # fmt: skip
-    found = [*Path(package.submodule_search_locations[0]).glob(f"linux-{os.uname().machine}/*.so")]
-    if len(found) != 1:
+    libraries = [
+        *Path(package.submodule_search_locations[0]).glob(f"linux-{os.uname().machine}/*.so")
+    ]
+    if len(libraries) != 1:
         raise Unsupported(f"wasmtime does not support {os.uname().machine}",
                           "use x86_64 or aarch64")  # fmt: skip
-    return found[0]
+    return libraries[0]
 
 
 @lru_cache

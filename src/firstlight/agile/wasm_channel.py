@@ -13,7 +13,7 @@ WAITING_MAX = 4096
 _READS = 4  # before other tasks run
 
 
-class _Asked:
+class _Call:
     """The events of a message, and their results as they arrive."""
 
     def __init__(self, events: int) -> None:
@@ -38,16 +38,16 @@ class _Asked:
 class Channel:
     """A connection. ``over`` is done when the worker has closed it or violated the protocol.
 
-    ``heard`` is the time of its last answer, in s of ``time.monotonic``.
+    ``answered`` is the time of its last answer, in s of ``time.monotonic``.
     """
 
     def __init__(self, connection: socket.socket, name: str) -> None:
         self._socket, self._name = connection, name
         self._loop = asyncio.get_running_loop()
-        self._asked: dict[int, _Asked] = {}
+        self._calls: dict[int, _Call] = {}
         self._serial = self._waiting = 0
         self._error: Failed | None = None
-        self.heard = 0.0
+        self.answered = 0.0
         self.over: asyncio.Future[None] = self._loop.create_future()
         connection.setblocking(False)
         self._outbox = Outbox(connection)
@@ -63,15 +63,15 @@ class Channel:
         self._serial += 1
         serial = self._serial
         message = wasm_wire.request(serial, events)
-        asked = self._asked[serial] = _Asked(len(events))
+        call = self._calls[serial] = _Call(len(events))
         self._waiting += len(events)
         try:
             self._outbox.send(message)
-            await asked.done
+            await call.done
         finally:
             self._waiting -= len(events)
-            self._asked.pop(serial, None)
-        return [reply for reply in asked.replies if reply]
+            self._calls.pop(serial, None)
+        return [reply for reply in call.replies if reply]
 
     @property
     def waiting(self) -> int:
@@ -87,9 +87,9 @@ class Channel:
         """Give this error to all waiting and future requests."""
         self._error = error
         self._end()
-        for asked in self._asked.values():
-            if not asked.done.done():
-                asked.done.set_exception(error)
+        for call in self._calls.values():
+            if not call.done.done():
+                call.done.set_exception(error)
 
     def _read(self) -> None:
         for _ in range(_READS):
@@ -103,9 +103,9 @@ class Channel:
                 if not message:
                     raise Failed(f"the worker of {self._name} is gone")
                 identity, first, count = wasm_wire.head(message)
-                if identity in self._asked:  # else nobody waits for it any more
-                    self._asked[identity].take(first, count, message)
-                    self.heard = time.monotonic()
+                if identity in self._calls:  # else nobody waits for it any more
+                    self._calls[identity].take(first, count, message)
+                    self.answered = time.monotonic()
             except Failed:
                 self._end()
                 return

@@ -62,11 +62,11 @@ class Zygotes:
         most = min(config.functions.most, max(1, config.instances // 2))
         if len(self.values()) + self._making.total() < most:
             return
-        idle = [one for one in self.values() if one.is_idle]
+        idle = [zygote for zygote in self.values() if zygote.is_idle]
         if not idle:
             raise Failed(f"{most} interpreters are made, or up and at work",
                          "retry later, or configure more instances")  # fmt: skip
-        oldest = min(idle, key=lambda one: one.used)
+        oldest = min(idle, key=lambda zygote: zygote.used)
         self._zygotes.forget(oldest)
         self._retire(oldest)
 
@@ -211,14 +211,14 @@ class Zygotes:
         """The cgroups of its limits go with the last that has them."""
         del self._retiring[zygote]
         limits = interpreter.limits(zygote.function)
-        if all(interpreter.limits(one.function) != limits for one in self._all()):
+        if all(interpreter.limits(each.function) != limits for each in self._all()):
             self._limits_unused.add(limits)
 
     async def _forget_cgroups(self) -> None:
         unused, self._limits_unused = self._limits_unused, set()
         for limits in unused:
             same = self._making[limits] or any(
-                interpreter.limits(one.function) == limits for one in self._all()
+                interpreter.limits(each.function) == limits for each in self._all()
             )
             if not same and (pool := self._cgroup_pools.pop(limits, None)):
                 await pool.close()

@@ -260,9 +260,9 @@ def _cut(instances: Instances, *, every_call: bool = False) -> _Pieces:
     pieces = _Pieces(thread, at, at + (stop - start), phase, kernel, cause, in_owned)
     for number, stretches in guests.items():
         _with_guest(pieces, sample[thread] == number, stretches)
-    for number, asked in enumerate(instances.asked):
-        if asked is not None:
-            packet = in_owned & (sample[thread] == number) & (pieces.start >= asked)
+    for number, requested in enumerate(instances.packet_requests):
+        if requested is not None:
+            packet = in_owned & (sample[thread] == number) & (pieces.start >= requested)
             pieces.phase[packet] = _PACKET
     return _with_lateness(instances, pieces, begins)
 
@@ -338,8 +338,8 @@ def _own_edges(instances: Instances, guests: dict[int, list[boot.Stretch]]) -> I
     """Where a guest's phases begin, and where the first packet was requested."""
     for number in range(len(instances.samples)):
         times = [stretch.start for stretch in guests.get(number, ())]
-        if (asked := instances.asked[number]) is not None:
-            times.append(asked)
+        if (requested := instances.packet_requests[number]) is not None:
+            times.append(requested)
         if times:
             threads = np.array(instances.members(number), np.int64)
             yield instances.line.at(

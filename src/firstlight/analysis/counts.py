@@ -72,13 +72,13 @@ def of_spans(spans: pl.DataFrame, samples: list[Sample]) -> pl.DataFrame:
 
 def _parts(spans: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Rows of sample, count and value, some of them several times."""
-    one = pl.lit(1, pl.Int64).alias("value")
+    unit = pl.lit(1, pl.Int64).alias("value")
     calls = spans.filter(pl.col("kind") == "call")
     read_of_host = pl.col("name").is_in(_TAKING) & pl.col("detail").str.contains(_OF_THE_HOST)
-    yield calls.filter(~read_of_host).select("sample", _named(CALL, pl.col("name")), one)
+    yield calls.filter(~read_of_host).select("sample", _named(CALL, pl.col("name")), unit)
     requests = calls.filter(pl.col("detail").str.contains(r"^socket:netlink\.\S+ \S"))
     request = pl.col("detail").str.strip_prefix("socket:netlink.")
-    yield requests.select("sample", _named(REQUEST, request), one)
+    yield requests.select("sample", _named(REQUEST, request), unit)
     moved = pl.col("result").fill_null(0).clip(lower_bound=0).alias("value")
     for names, count in ((_TAKING, READ), (_GIVING, WRITTEN)):
         yield calls.filter(pl.col("name").is_in(names) & ~read_of_host).select(
@@ -87,13 +87,13 @@ def _parts(spans: pl.DataFrame) -> Iterator[pl.DataFrame]:
     forks = spans.filter(pl.col("kind") == "fork")
     for name, count in (("process", PROCESSES), ("thread", THREADS)):
         yield forks.filter(pl.col("name") == name).select(
-            "sample", pl.lit(count).alias("count"), one
+            "sample", pl.lit(count).alias("count"), unit
         )
     program = pl.col("detail").str.extract(r"([^/]*)$")
     program = (
         pl.when(program.str.contains(r"^(\d+|exe)$")).then(pl.lit("itself")).otherwise(program)
     )
-    yield spans.filter(pl.col("kind") == "exec").select("sample", _named(PROGRAM, program), one)
+    yield spans.filter(pl.col("kind") == "exec").select("sample", _named(PROGRAM, program), unit)
     yield from _waits(spans, calls)
 
 

@@ -78,7 +78,7 @@ def _before(threads: dict[int, Thread], thread: Thread, at: int) -> tuple[int, T
     return thread.birth, parent
 
 
-def _worker(threads: dict[int, Thread], woken: Thread, waker: Thread, when: int) -> Thread:
+def _worker(threads: dict[int, Thread], wakee: Thread, waker: Thread, when: int) -> Thread:
     """Whose work a wake-up or a birth ended: the waker's, unless it is a polling monitor.
 
     A language run-time may have a thread that sleeps and polls (Go's sysmon). When it wakes another
@@ -88,14 +88,14 @@ def _worker(threads: dict[int, Thread], woken: Thread, waker: Thread, when: int)
     for thread in threads.values():
         if thread.pid == waker.pid and thread.ended is not None and thread.ended <= when:
             return thread
-    if waker.pid != woken.pid or not _is_inside(waker.sleeps, waker.last_wait(when)):
+    if waker.pid != wakee.pid or not _is_inside(waker.sleeps, waker.last_wait(when)):
         return waker
     busy = [
         thread
         for thread in threads.values()
-        if thread.pid == woken.pid and thread not in (woken, waker) and thread.is_busy(when)
+        if thread.pid == wakee.pid and thread not in (wakee, waker) and thread.is_busy(when)
     ]
-    return max(busy, key=lambda thread: thread.last_wait(when), default=woken)
+    return max(busy, key=lambda thread: thread.last_wait(when), default=wakee)
 
 
 def _is_inside(spans: Spans, at: int) -> bool:

@@ -67,7 +67,7 @@ class Instances:
         self.samples = samples
         self.columns = Columns(spans, [sample.index for sample in samples])
         self._end_point = end_point
-        self.asked = [_asked(sample, end_point) for sample in samples]
+        self.packet_requests = [_packet_request(sample, end_point) for sample in samples]
         self._find_threads()
         self._relate()
         self._number_processes()
@@ -128,9 +128,9 @@ class Instances:
 
     def begun(self, sample: int) -> int:
         """When the last step before the end point began: the packet, or the end point itself."""
-        asked, ready = self.asked[sample], self.samples[sample].stamps.ready
+        requested, ready = self.packet_requests[sample], self.samples[sample].stamps.ready
         assert ready is not None
-        return ready if asked is None else asked
+        return ready if requested is None else requested
 
     def intervals(self, kind: str) -> Intervals:
         """The spans of a kind on the line of threads, each with its cause's code."""
@@ -209,7 +209,7 @@ class Instances:
             for sample in self.samples
             for stamp in (sample.stamps.intended, sample.stamps.ready)
             if stamp is not None
-        ] + [asked for asked in self.asked if asked is not None]
+        ] + [requested for requested in self.packet_requests if requested is not None]
         times = (self.columns.start, self.columns.end, np.array(stamps, np.int64))
         origin = min(int(each.min()) for each in times if len(each))
         latest = max(int(each.max()) for each in times if len(each))
@@ -353,11 +353,11 @@ class Instances:
         cause, thread = columns.cause[rows], self._thread[rows]
         self._wait_starts = columns.start[rows].tolist()
         self._wait_bounds = bounds(thread, count).tolist()
-        woken = rows[is_followed[cause]]
+        wakes = rows[is_followed[cause]]
         self._wakes = list(
-            zip(columns.end[woken].tolist(), columns.peer[woken].tolist(), strict=True)
+            zip(columns.end[wakes].tolist(), columns.peer[wakes].tolist(), strict=True)
         )
-        self._wake_bounds = bounds(self._thread[woken], count).tolist()
+        self._wake_bounds = bounds(self._thread[wakes], count).tolist()
         self._sleeps = _Chosen.of_rows(self, rows[is_sleep[cause]])
         self._idle = _Chosen.of_rows(self, rows[is_sleep[cause] | is_parked[cause]])
 
@@ -381,7 +381,7 @@ class _Chosen:
         return self.starts[part], self.ends[part]
 
 
-def _asked(sample: Sample, end_point: EndPoint) -> int | None:
+def _packet_request(sample: Sample, end_point: EndPoint) -> int | None:
     """When the first packet was requested, if it is the end point and a program reports it."""
     if end_point is not EndPoint.FIRST_PACKET or sample.guest:
         return None

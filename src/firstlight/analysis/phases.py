@@ -50,7 +50,7 @@ _RUNTIME = (
     r"\w+ \S*(\.pyc?|__pycache__|site-packages|pyvenv\.cfg|/python3)\b",
 )
 # Go's run-time reads its own limit when it starts, by its control group from /proc.
-_LIMIT_ASKED = r"(openat|close|p?read(64)?) \S*\bcpu\.(cfs_quota_us|cfs_period_us|max)$"
+_LIMIT_READ = r"(openat|close|p?read(64)?) \S*\bcpu\.(cfs_quota_us|cfs_period_us|max)$"
 _STREAM = r"(pipe:|socket:unix|anon:|pidfs:)"
 # Modules that Linux loads to mount a root.
 _FILE_SYSTEM = (r"(squashfs|erofs|btrfs|ext4|jbd2|mbcache|xor|raid6_pq|libcrc32c|zstd_\w+|lz4_\w+|"
@@ -106,7 +106,7 @@ PHASES = (
     Phase("netns.name", "a network namespace gets its name: a file and a mount below /run/netns",
           (r"(mount|umount2|mkdir|mkdirat|unlink|unlinkat) (/var)?/run/netns",)),
     Phase("cgroup", "control groups are made, limited and entered",
-          (rf"(?!statfs|{_LIMIT_ASKED})\w+ /sys/fs/cgroup", rf"(?!{_LIMIT_ASKED})\w+ cgroup2?:",
+          (rf"(?!statfs|{_LIMIT_READ})\w+ /sys/fs/cgroup", rf"(?!{_LIMIT_READ})\w+ cgroup2?:",
            r"openat2 \S*(cgroup\.|cpu|memory|pids|devices|blkio|io\.|freezer|hugetlb|systemd)",
            r"bpf (PROG_LOAD cgroup|PROG_ATTACH|PROG_QUERY)$")),
     Phase("security", "privileges are dropped: capabilities, no_new_privs, seccomp, keyrings, "

@@ -64,7 +64,7 @@ class Outcome:
     ``addresses`` are the most in use at once: pods', prepared and leaving.
     """
 
-    asked: int
+    pods: int
     missed: int
     waits: tuple[float, ...]
     busy: float
@@ -73,7 +73,7 @@ class Outcome:
     @property
     def misses(self) -> float:
         """The share of pods that found the pool empty."""
-        return self.missed / self.asked if self.asked else 0.0
+        return self.missed / self.pods if self.pods else 0.0
 
     def wait(self, q: float) -> float:
         """A quantile of the waits, in seconds."""
@@ -168,19 +168,19 @@ def needs(demand: Demand, make: float) -> Needs:
     def outcome(pool: Pool) -> Outcome:
         return simulate(pool, make, times, pods=demand.pods, leaving=demand.leaving)
 
-    found = last = None
+    smallest = last = None
     for high in _HIGHS:
         last = Pool(high // 2, high, _RATES[-1])
         if outcome(last).misses <= MISSES_MAX:
-            found = next(
+            smallest = next(
                 pool
                 for rate in _RATES
                 if outcome(pool := replace(last, rate=rate)).misses <= MISSES_MAX
             )
             break
     assert last
-    result = outcome(found or last)
-    return Needs(found, result, prefix(result.addresses))
+    result = outcome(smallest or last)
+    return Needs(smallest, result, prefix(result.addresses))
 
 
 def prefix(addresses: int) -> int:

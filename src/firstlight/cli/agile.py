@@ -245,11 +245,11 @@ def start(
         def words(ended: "Ended") -> str:
             return ended.words(function.memory, function.lifetime)
 
-        def told(started: "Started") -> None:
+        def on_start(started: "Started") -> None:
             if as_json:
                 sys.stderr.write(to_json(started))  # stdout is the instance's
 
-        raise typer.Exit(attach.attach(client, begin, terminal, interactive, told, words))
+        raise typer.Exit(attach.attach(client, begin, terminal, interactive, on_start, words))
 
 
 @app.command(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def attach(
     client: "Client", begin: "Callable[[tuple[int, int, int]], Started]", terminal: bool,
-    interactive: bool, told: "Callable[[Started], None]" = lambda _: None,
+    interactive: bool, on_start: "Callable[[Started], None]" = lambda _: None,
     words: "Callable[[Ended], str]" = str,
 ) -> int:  # fmt: skip
     """Start something with our streams, or a terminal, and wait for its end: its exit status."""
@@ -23,7 +23,7 @@ def attach(
     if terminal:
         with attached.Terminal(interactive) as screen, _ending(client):
             started = begin(screen.streams)
-            told(started)
+            on_start(started)
             screen.begin()
             ended = client.wait(started.id)
     else:
@@ -34,7 +34,7 @@ def attach(
         ):
             started = begin(streams)
             release()
-            told(started)
+            on_start(started)
             begun(started)
             ended = client.wait(started.id)
     if ended.signal:

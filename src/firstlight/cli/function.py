@@ -158,14 +158,14 @@ def add(
     """Add a function, as its version 1. Its code is copied: what changes later is not seen."""
     from firstlight.agile import protocol
 
-    found, settings = _given(
+    code, settings = _given(
         source, command, handler, kind, http, env, directory=directory, memory=memory, cpus=cpus,
         timeout=timeout, keep_warm=keep_warm, warm=warm, per_instance=per_instance, network=network,
         description=description, volumes=volume, secrets=secret,
     )  # fmt: skip
-    if found is None:
+    if code is None:
         raise FirstlightError(f"{name} has no code", "give a source, or --handler FILE.py:NAME")
-    _change(protocol.AddFunction(name, found, settings, alias, owner), config, as_json)
+    _change(protocol.AddFunction(name, code, settings, alias, owner), config, as_json)
 
 
 @app.command(
@@ -204,12 +204,12 @@ def update(
     """
     from firstlight.agile import protocol
 
-    found, settings = _given(
+    code, settings = _given(
         source, command, handler, kind, http, env, directory=directory, memory=memory, cpus=cpus,
         timeout=timeout, keep_warm=keep_warm, warm=warm, per_instance=per_instance, network=network,
         description=description, volumes=volume, secrets=secret,
     )  # fmt: skip
-    _change(protocol.UpdateFunction(name, found, settings, alias), config, as_json)
+    _change(protocol.UpdateFunction(name, code, settings, alias), config, as_json)
 
 
 @app.command("list", epilog=examples("agile function list", "agile function list --json"))
@@ -218,17 +218,17 @@ def list_(*, config: ConfigFile = None, as_json: Json = False) -> None:
     from firstlight.agile import protocol
 
     with connected(config) as client:
-        found = client.functions(protocol.ListFunctions())
+        functions = client.functions(protocol.ListFunctions())
     if as_json:
-        print_json(found)
+        print_json(functions)
         return
     rows = []
-    for one in found:
-        code, version = one.latest.code, one.latest.version
-        aliases = ", ".join(f"{each.name}→{each.version}" for each in one.aliases.values())
+    for function in functions:
+        code, version = function.latest.code, function.latest.version
+        aliases = ", ".join(f"{each.name}→{each.version}" for each in function.aliases.values())
         rows.append(
-            (one.name, version.kind, str(one.published), aliases or "–", _size(code.size),
-             code.digest.partition(":")[2][:12], _age(one.latest.modified))
+            (function.name, version.kind, str(function.published), aliases or "–", _size(code.size),
+             code.digest.partition(":")[2][:12], _age(function.latest.modified))
         )  # fmt: skip
     print_table(("name", "kind", "version", "aliases", "size", "digest", "age"), rows)
 
@@ -239,11 +239,11 @@ def show(name: Name, *, config: ConfigFile = None, as_json: Json = False) -> Non
     from firstlight.agile import protocol
 
     with connected(config) as client:
-        [found] = client.functions(protocol.ListFunctions(name))
+        [function] = client.functions(protocol.ListFunctions(name))
     if as_json:
-        print_json(found)
+        print_json(function)
         return
-    _print(found)
+    _print(function)
 
 
 @app.command(
@@ -360,11 +360,11 @@ def _change(
     request: "protocol.AddFunction | protocol.UpdateFunction", config: Path | None, as_json: bool
 ) -> None:
     with connected(config) as client, _waiting(f"preparing {request.name}"):
-        [found] = client.functions(request)
+        [function] = client.functions(request)
     if as_json:
-        print_json(found)
+        print_json(function)
     else:
-        sys.stdout.write(f"{found.name} version {found.published}\n")
+        sys.stdout.write(f"{function.name} version {function.published}\n")
 
 
 @contextmanager
@@ -386,7 +386,7 @@ def _given(
 
     from firstlight.agile.functions.records import Settings
 
-    found, handler = _source(source, handler, bool(command) or kind in ("command", "http"))
+    code, handler = _source(source, handler, bool(command) or kind in ("command", "http"))
     network = str(limits["network"] or "none")
     for what, word, valid in (("kind", kind, ("", *_KINDS)), ("network", network, _NETWORKS)):
         if word not in valid:
@@ -405,7 +405,7 @@ def _given(
     fields |= {key: value for key, value in (("handler", handler), ("kind", kind)) if value}
     if command:
         fields["command"] = tuple(command)
-    return found, msgspec.convert(fields, Settings)
+    return code, msgspec.convert(fields, Settings)
 
 
 def _source(source: str, handler: str, has_command: bool) -> "tuple[Source | None, str]":
@@ -452,12 +452,12 @@ def _absolute(image: str) -> str:
     return f"{transport}:{Path.cwd()}{os.sep}{rest}"
 
 
-def _print(found: "Registration") -> None:
+def _print(function: "Registration") -> None:
     names: dict[str, list[str]] = {}
-    for one in found.aliases.values():
-        names.setdefault(one.version, []).append(one.name)
+    for alias in function.aliases.values():
+        names.setdefault(alias.version, []).append(alias.name)
     rows = []
-    for version, revision in found.revisions.items():
+    for version, revision in function.revisions.items():
         settings = revision.version
         rows.append(
             (version, ", ".join(names.get(version, ())) or "–", settings.kind,
@@ -468,9 +468,9 @@ def _print(found: "Registration") -> None:
     print_table(
         ("version", "aliases", "kind", "runs", "memory", "timeout", "digest", "source", "age"), rows
     )
-    if found.concurrency is not None:
-        also = f"; {found.queue} more wait" if found.queue else ""
-        say(f"at most {found.concurrency} requests at once{also}")
+    if function.concurrency is not None:
+        also = f"; {function.queue} more wait" if function.queue else ""
+        say(f"at most {function.concurrency} requests at once{also}")
 
 
 def _size(size: int) -> str:

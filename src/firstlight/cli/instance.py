@@ -23,7 +23,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 
 def _signals() -> list[str]:
-    return [one.name for one in signal.Signals]
+    return [number.name for number in signal.Signals]
 
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="Of agile ps.")]
@@ -45,16 +45,16 @@ def ps(
 ) -> None:
     """List instances. Their environment is never shown."""
     with connected(config) as client:
-        found = [*(client.running(ended=True) if every else ()), *client.running()]
+        instances = [*(client.running(ended=True) if every else ()), *client.running()]
     if as_json:
-        print_json(found)
+        print_json(instances)
         return
     print_table(
         ("id", "state", "started", "pid", "address", "command"),
-        [(one.id, one.state, f"{_age(one.age)} ago", str(one.pid) if one.ended is None else "–",
-          one.address or "–",
-          printable(" ".join(one.function.command) or one.function.handler))
-         for one in found],
+        [(each.id, each.state, f"{_age(each.age)} ago", "–" if each.ended else str(each.pid),
+          each.address or "–",
+          printable(" ".join(each.function.command) or each.function.handler))
+         for each in instances],
     )  # fmt: skip
 
 

@@ -49,8 +49,8 @@ app.add_typer(guest.app, name="guest")
 app.add_typer(cluster.app, name="cluster")
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         sys.stdout.write(f"firstlight {firstlight.__version__}\n")
         raise typer.Exit
 

@@ -213,15 +213,15 @@ def end_point(name: str) -> "EndPoint | None":
     return points.get(name)
 
 
-def check_use(experiment: "Experiment", asked: "Options") -> None:
+def check_use(experiment: "Experiment", options: "Options") -> None:
     """Raise FirstlightError for an option that the experiment does not use.
 
     Otherwise the user would take the run for an answer to what was asked.
     """
-    default = type(asked)(asked.instances)
+    default = type(options)(options.instances)
     for field, option in _OPTIONS.items():
-        is_asked = getattr(asked, field) != getattr(default, field)
-        if is_asked and field not in experiment.options:
+        is_set = getattr(options, field) != getattr(default, field)
+        if is_set and field not in experiment.options:
             raise FirstlightError(
                 f"{option} has no effect on {experiment.name}",
                 "leave it out; firstlight list shows what each experiment varies",

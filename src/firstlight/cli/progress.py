@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 12
 """As many points are shown, the latest ones."""
-_TOLD_AFTER = 0.03
+_SHOWN_AFTER = 0.03
 """The share of the work after which the time that the rest takes is known well enough to tell."""
 
 
@@ -52,7 +52,7 @@ class Progress:
         )  # fmt: skip
         self._is_live = sys.stderr.isatty()
         self._begun = time.monotonic()
-        self._is_told = budget is not None
+        self._is_shown = budget is not None
         if budget is not None:
             say(f"{title}: this takes about {budget:.0f} s")
 
@@ -69,8 +69,8 @@ class Progress:
         """Show the batch that starts now, and tell how long the run takes."""
         traced = ", traced" if batch.traced else ""
         self._bar.update(self._task, completed=min(done, 1.0), batch=_name(batch) + traced)
-        if done >= _TOLD_AFTER and not self._is_told:
-            self._is_told = True
+        if done >= _SHOWN_AFTER and not self._is_shown:
+            self._is_shown = True
             spent = time.monotonic() - self._begun
             say(f"this takes about {_roughly(spent / done)}")
 

@@ -106,10 +106,10 @@ def watch(
         say(f"watching {', '.join(programs.RUNTIMES)}: {len(names)} program names")
         while _wait(follower.descriptor, stop, until):
             began = time.process_time_ns()
-            for one, spans in samples.add(follower.read()):
-                start = seen(one, spans)
+            for start, spans in samples.add(follower.read()):
+                shown = seen(start, spans)
                 for take in takers:
-                    take(start)
+                    take(shown)
             follower.answer(time.process_time_ns() - began)
     if out:
         say(f"runs: {out}\nfull report: firstlight report {out}/watch-* --html report.html")

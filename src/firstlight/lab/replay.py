@@ -53,14 +53,14 @@ def _arrivals(rate: float, drawn: random.Random) -> list[float]:
         first = 60.0 * drawn.randrange(int(period // 60))
         return [float(at) for at in np.arange(first, DAY, period)]
     batch = BATCH if trigger == "batch" else 1.0
-    found, at = list[float](), drawn.expovariate(1.5 * rate / DAY / batch)
+    times, at = list[float](), drawn.expovariate(1.5 * rate / DAY / batch)
     while at < DAY:
         if drawn.random() < (1 + 0.5 * np.sin(2 * np.pi * (at / DAY - 0.25))) / 1.5:  # by the sun
-            found.append(at)
+            times.append(at)
             while batch > 1 and drawn.random() > 1 / batch:
-                found.append(found[-1] + _BATCH_SECONDS)
+                times.append(times[-1] + _BATCH_SECONDS)
         at += drawn.expovariate(1.5 * rate / DAY / batch)
-    return sorted(found)
+    return sorted(times)
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def simulated(calls: list[list[float]], size: PoolSize, window: float, costs: Co
     idle, latencies = 0.0, list[float]()
     for arrivals in calls:
         if arrivals:
-            one = _Simulation(size, window, costs)
-            latencies += one.run(arrivals)
-            idle += one.idle
+            simulation = _Simulation(size, window, costs)
+            latencies += simulation.run(arrivals)
+            idle += simulation.idle
     return Day(idle, np.array(latencies))
 
 

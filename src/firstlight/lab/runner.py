@@ -298,8 +298,8 @@ class _Lab:
 
 def can_trace(commands: Sequenced[Command]) -> bool:
     """Whether events can be assigned to a start. In a daemon that serves many, they cannot."""
-    asked = [command for command in commands if isinstance(command, Ask)]
-    return not asked or (len(commands) == 1 and bool(asked[0].daemons))
+    requests = [command for command in commands if isinstance(command, Ask)]
+    return not requests or (len(commands) == 1 and bool(requests[0].daemons))
 
 
 def _guest_log(command: Command) -> GuestLog | None:

@@ -34,16 +34,16 @@ async function draw(place) {
   const width = Math.floor(place.clientWidth);
   if (width === 0) return;
   const scheme = dark.matches ? "dark" : "light";
-  const asked = `${width} ${scheme}`;
-  if (place.dataset.asked === asked) return;
-  place.dataset.asked = asked;
+  const drawing = `${width} ${scheme}`;
+  if (place.dataset.drawing === drawing) return;
+  place.dataset.drawing = drawing;
   delete place.dataset.drawn;
   const specification = specifications[place.dataset.chart];
   try {
     await embedded(place, fitted(specification, width, 0), scheme);
     const beyond = Math.ceil(place.querySelector("svg").getBoundingClientRect().width - width);
     if (beyond > 0) await embedded(place, fitted(specification, width, beyond + 4), scheme);
-    place.dataset.drawn = asked;
+    place.dataset.drawn = drawing;
   } catch (error) {
     place.textContent = `This chart could not be drawn: ${error.message}`;
     console.error(error);

@@ -75,7 +75,9 @@ def render(runs: Sequence[Analysis]) -> str:
     """The page's HTML."""
     verdicts = judge(catalogue.ALL, runs)
     experiments = {run.header.experiment for run in runs}
-    asked = {claim.id for claim in catalogue.ALL if experiments.intersection(claim.all_experiments)}
+    concerned = {
+        claim.id for claim in catalogue.ALL if experiments.intersection(claim.all_experiments)
+    }
     charts = Charts()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("firstlight.report", "."),
@@ -102,8 +104,8 @@ def render(runs: Sequence[Analysis]) -> str:
         warnings=[warning for run in runs for warning in answer.warnings(run)],
         has_trace=any(run.header.presentation.headline == "traced" for run in runs),
         MOST_WARNINGS=MOST_WARNINGS,
-        measured=[verdict for verdict in verdicts if verdict.id in asked],
-        unmeasured=[verdict for verdict in verdicts if verdict.id not in asked],
+        measured=[verdict for verdict in verdicts if verdict.id in concerned],
+        unmeasured=[verdict for verdict in verdicts if verdict.id not in concerned],
         environments=_environments(runs),
         samples_needed=samples_needed,
         light=theme.LIGHT,

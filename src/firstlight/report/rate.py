@@ -14,10 +14,10 @@ _BRIEF = ("", "CPU time", "lock held longest", "held ≥", "starts/s")
 
 def tables(analysis: Analysis) -> list[Table]:
     """One table, or none if no starts at once were traced."""
-    found = analysis.capacities
-    if not found:
+    capacities = analysis.capacities
+    if not capacities:
         return []
-    cores = found[0].cores
+    cores = capacities[0].cores
     counts = (cores, *(cores * more for more in _MORE))
     bounds = tuple(f"≤ with {count}" for count in counts)
     rows = tuple(
@@ -30,7 +30,7 @@ def tables(analysis: Analysis) -> list[Table]:
             _rate(each.measured.value) if each.measured else "–",
             *(_rate(each.rate(count)) for count in counts),
         )
-        for each in found
+        for each in capacities
     )
     brief = tuple(
         (
@@ -41,14 +41,14 @@ def tables(analysis: Analysis) -> list[Table]:
             _rate(each.measured.value) if each.measured else "–",
             *(_rate(each.rate(count)) for count in counts[::2]),
         )
-        for each in found
+        for each in capacities
     )
     return [
         Table(
             title="what limits the rate of starts: CPU time, or a lock, traced",
             headings=(*_HEADINGS, *bounds),
             rows=rows,
-            advice=" ".join(map(_saturation, found)),
+            advice=" ".join(map(_saturation, capacities)),
             brief=((*_BRIEF, *bounds[::2]), brief),
         )
     ]

@@ -78,13 +78,13 @@ def _run(analysis: Analysis) -> RenderableType:
 
 def _advice(analysis: Analysis) -> Iterator[RenderableType]:
     """The storms that the starts meet, each once, where its remedy gains most."""
-    found: dict[str, Advice] = {}
+    largest: dict[str, Advice] = {}
     for each in advise(analysis, STORMS):
-        if each.storm not in found or each.gain.value > found[each.storm].gain.value:
-            found[each.storm] = each
-    if found:
+        if each.storm not in largest or each.gain.value > largest[each.storm].gain.value:
+            largest[each.storm] = each
+    if largest:
         yield Text("\nknown storms", style="bold")
-    for each in sorted(found.values(), key=lambda each: -each.share):
+    for each in sorted(largest.values(), key=lambda each: -each.share):
         phase, cause, _ = each.evidence[0]
         gain = f"{wording.duration(each.gain.value)} of a start ({wording.percent(each.share)})"
         yield Text.assemble((each.storm, "bold"), f": {each.fact} {each.name}, {phase}: {cause}.")

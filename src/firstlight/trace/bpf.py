@@ -235,8 +235,8 @@ class _Decoder:
             yield sample, "lock", _lock(args[1]), lock, frames, *where, None, peer
         else:
             frames = self._frames(stack, tid, start)
-            woken = min(max(args[0], start), end) if args[0] else end
-            ready = start if result == 0 else woken
+            wakeup = min(max(args[0], start), end) if args[0] else end
+            ready = start if result == 0 else wakeup
             if ready > start:
                 yield sample, "blocked", "", "", frames, start, ready, pid, tid, result, peer
             if end > ready:

@@ -69,8 +69,8 @@ def detail(  # noqa: C901 - one flat table
     if magic == _SOCKFS:
         return _family(family, protocol)
     if magic:
-        asked = _KVM.get(args[1], "") if name == "ioctl" and text.startswith(b"kvm") else ""
-        return f"{_FILE_SYSTEMS.get(magic, hex(magic))}:{_words(text)} {asked}".rstrip()
+        request = _KVM.get(args[1], "") if name == "ioctl" and text.startswith(b"kvm") else ""
+        return f"{_FILE_SYSTEMS.get(magic, hex(magic))}:{_words(text)} {request}".rstrip()
     return _words(text)
 
 

@@ -46,8 +46,8 @@ def make(base: Path) -> None:
             (base / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(Path("/") / name, base / name)
     for name in _RUNTIME:
-        if (found := find_spec(name)) and found.origin:
-            _copy(Path(found.origin), base / RUNTIME[1:])
+        if (spec := find_spec(name)) and spec.origin:
+            _copy(Path(spec.origin), base / RUNTIME[1:])
     alternatives = Path("/etc/alternatives")
     if alternatives.is_dir():
         shutil.copytree(alternatives, base / "etc/alternatives", symlinks=True)

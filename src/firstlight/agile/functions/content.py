@@ -277,10 +277,10 @@ def _opened(archive: bytes | Path) -> int:
 
 def _digest(descriptor: int) -> tuple[str, int]:
     """The digest and size of a file."""
-    found, size = hashlib.sha256(), 0
+    hashed, size = hashlib.sha256(), 0
     os.lseek(descriptor, 0, os.SEEK_SET)
     while part := os.read(descriptor, _PART):
-        found.update(part)
+        hashed.update(part)
         size += len(part)
     os.lseek(descriptor, 0, os.SEEK_SET)
-    return f"sha256:{found.hexdigest()}", size
+    return f"sha256:{hashed.hexdigest()}", size

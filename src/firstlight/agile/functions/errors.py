@@ -84,7 +84,7 @@ class NoImage(BadCode):
 
 
 BY_KIND = {
-    one.kind: one
-    for one in (BadCode, NotAnArchive, Truncated, WrongDigest, ClimbsOut, DeviceNode,
+    error.kind: error
+    for error in (BadCode, NotAnArchive, Truncated, WrongDigest, ClimbsOut, DeviceNode,
                 WrongArchitecture, Bomb, DiskFull, NoImage)
 }  # fmt: skip

@@ -26,7 +26,7 @@ from firstlight.agile.functions.store import Excluded, Store
 from firstlight.agile.serving import Answer, Throttled
 from firstlight.errors import FirstlightError
 
-_AT_ONCE, _OF_ONE = 64, 16
+_AT_ONCE, _PER_FUNCTION = 64, 16
 """How many events are answered at once, of all functions and of each."""
 _ENDS_MOST = 5
 _BUSY_SECONDS, _BUSY_MOST = 1.0, 300.0
@@ -100,9 +100,9 @@ class Queue:
                     self._store.due, time.time(), room, self._excluded()
                 )
                 for event in events:
-                    if self._busy[event.name] < _OF_ONE:
+                    if self._busy[event.name] < _PER_FUNCTION:
                         self._busy[event.name] += 1
-                        task = asyncio.get_running_loop().create_task(self._one(event))
+                        task = asyncio.get_running_loop().create_task(self._deliver(event))
                         self._running[event.id] = task
                 later = await asyncio.to_thread(self._store.next_due, self._excluded())
             except FirstlightError as error:
@@ -115,10 +115,10 @@ class Queue:
 
     def _excluded(self) -> Excluded:
         """What is being answered, and whose events must wait."""
-        busy = [name for name, count in self._busy.items() if count >= _OF_ONE]
+        busy = [name for name, count in self._busy.items() if count >= _PER_FUNCTION]
         return list(self._running), busy
 
-    async def _one(self, event: Event) -> None:
+    async def _deliver(self, event: Event) -> None:
         try:
             await self._tried(event)
         except asyncio.CancelledError:

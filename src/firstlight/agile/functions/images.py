@@ -130,10 +130,10 @@ def verified(path: Path, digest: str, what: str) -> int:
         raise Truncated(f"{what} is missing: {error.strerror}", "fetch the image again") from error
     os.fchown(descriptor, 0, 0)  # what is checked now must stay so
     os.fchmod(descriptor, 0o644)
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     while part := os.read(descriptor, _PART):
-        found.update(part)
-    if digest != f"sha256:{found.hexdigest()}":
+        hashed.update(part)
+    if digest != f"sha256:{hashed.hexdigest()}":
         os.close(descriptor)
         with suppress(OSError):
             path.unlink()
@@ -240,8 +240,8 @@ def _authentication(stage: Path, uid: int) -> Path | None:
 
 def _failure(source: str, words: str) -> BadCode:
     """skopeo's words as an error of its kind."""
-    found = re.findall(r'msg="((?:[^"\\]|\\.)*)"', words)
-    reason = (found[-1].replace('\\"', '"') if found else words.strip())[-500:]
+    messages = re.findall(r'msg="((?:[^"\\]|\\.)*)"', words)
+    reason = (messages[-1].replace('\\"', '"') if messages else words.strip())[-500:]
     for pattern, kind, remedy in _WORDS:
         if re.search(pattern, reason):
             return kind(f"{source}: {reason}", remedy)

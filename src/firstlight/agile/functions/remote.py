@@ -11,7 +11,7 @@ async def answered(functions: Functions, request: protocol.FunctionRequest) -> p
     match request:
         case protocol.ListFunctions(name):
             names = [name] if name else functions.names()
-            return protocol.Functions([functions.get(one) for one in names])
+            return protocol.Functions([functions.get(each) for each in names])
         case protocol.CallFunction():
             return await _called(functions, request)
     await _change(functions, request)

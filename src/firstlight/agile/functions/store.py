@@ -167,14 +167,14 @@ class Store:
         """
         refused = set()
         with self._transaction() as base:
-            for one in events:
-                record = msgspec.msgpack.encode(one)
-                of = {"each": _EVENT_BYTES, "name": one.name}
+            for event in events:
+                record = msgspec.msgpack.encode(event)
+                of = {"each": _EVENT_BYTES, "name": event.name}
                 taken, own = base.execute(_TAKEN, of).fetchone()
                 if own + len(record) + _EVENT_BYTES > most - taken:
-                    refused.add(one.id)
+                    refused.add(event.id)
                     continue
-                row = one.id, one.name, record, one.attempts, one.due
+                row = event.id, event.name, record, event.attempts, event.due
                 base.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", row)
         return refused
 
@@ -188,7 +188,7 @@ class Store:
     def done(self, identities: Iterable[str]) -> None:
         """Events need not be kept any more."""
         with self._transaction() as base:
-            base.executemany("DELETE FROM events WHERE id=?", [(one,) for one in identities])
+            base.executemany("DELETE FROM events WHERE id=?", [(each,) for each in identities])
 
     def due(self, now: float, most: int, without: Excluded) -> list[Event]:
         """The events that are due, the oldest first."""

@@ -84,8 +84,8 @@ def _conversed(child: Child, job: Job, what: str) -> Unpacked:
         child.finish()
         words = (ready or child.errors)[-_WORDS_MOST:].decode(errors="replace").strip()
         raise Failed(f"cannot confine the process that unpacks {what}: {words}")
-    if found := _rights(child.process.pid, job.uid):
-        raise Failed(f"the process that unpacks {what} is not confined: {', '.join(found)}")
+    if rights := _rights(child.process.pid, job.uid):
+        raise Failed(f"the process that unpacks {what} is not confined: {', '.join(rights)}")
     child.send(b"\n")
     child.finish()
     try:
@@ -110,5 +110,9 @@ def _rights(pid: int, uid: int) -> list[str]:
         **verify.WANTED, "Uid": "\t".join([str(uid)] * 4), "Gid": "\t".join([str(uid)] * 4),
         "TracerPid": have.get("TracerPid", "0"),
     }  # fmt: skip
-    found = [f"{key} is {have.get(key)}" for key, text in wanted.items() if have.get(key) != text]
-    return found + [name for name in ("net", "mnt", "ipc", "uts") if spaces[name] == ours[name]]
+    differences = [
+        f"{key} is {have.get(key)}" for key, text in wanted.items() if have.get(key) != text
+    ]
+    return differences + [
+        name for name in ("net", "mnt", "ipc", "uts") if spaces[name] == ours[name]
+    ]

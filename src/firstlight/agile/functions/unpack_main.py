@@ -192,8 +192,8 @@ class Tree:
     def _clear(self, directory: str) -> None:
         """Leave in a directory only what this layer has."""
         with os.scandir(directory) as entries:
-            found = list(entries)
-        for entry in found:
+            present = list(entries)
+        for entry in present:
             path = os.path.normpath(entry.path)
             if path not in self._made:
                 self._remove(path)

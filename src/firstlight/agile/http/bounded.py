@@ -23,17 +23,17 @@ class Bounded:
         if self.requests >= REQUESTS_MOST:
             await _refuse(f"{self.requests} requests are under way", scope, receive, send)
             return
-        one = _Request(self, scope, receive, send)
+        request = _Request(self, scope, receive, send)
         self.requests += 1
         try:
-            await self._application(scope, one.receive, one.send)
+            await self._application(scope, request.receive, request.send)
         except Throttled:
-            if not one.over:
+            if not request.over:
                 raise
         finally:
             self.requests -= 1
-            self.bytes -= one.held
-        if one.over:
+            self.bytes -= request.held
+        if request.over:
             await _refuse(f"requests hold more than {BYTES_MOST} bytes", scope, receive, send)
 
 

@@ -181,7 +181,7 @@ class Tags(_Shape, frozen=True):
 def configuration(function: Registration, revision: Revision) -> dict[str, Any]:
     """A FunctionConfiguration."""
     version, given = revision.version, revision.settings
-    found: dict[str, Any] = {
+    answer: dict[str, Any] = {
         "FunctionName": function.name,
         "FunctionArn": settings.qualified(function.name, version.version),
         "Role": given.role or "",
@@ -201,19 +201,19 @@ def configuration(function: Registration, revision: Revision) -> dict[str, Any]:
         "EphemeralStorage": {"Size": version.scratch // _MIB},
     }
     if not revision.image:
-        found |= {"Runtime": given.runtime or version.kind, "Handler": version.handler}
+        answer |= {"Runtime": given.runtime or version.kind, "Handler": version.handler}
     if given.environment:
-        found["Environment"] = {"Variables": given.environment}
+        answer["Environment"] = {"Variables": given.environment}
     if given.entrypoint or given.arguments:
-        found["ImageConfigResponse"] = {
+        answer["ImageConfigResponse"] = {
             "ImageConfig": {
                 "EntryPoint": list(given.entrypoint or ()), "Command": list(given.arguments or ()),
             }
         }  # fmt: skip
-    return found
+    return answer
 
 
-def function(found: Registration, revision: Revision) -> dict[str, Any]:
+def function(registration: Registration, revision: Revision) -> dict[str, Any]:
     """What GetFunction answers."""
     code = {"RepositoryType": "firstlight", "Location": revision.code.source}
     if revision.image:
@@ -221,20 +221,20 @@ def function(found: Registration, revision: Revision) -> dict[str, Any]:
         name = uri.split("@")[0]
         code = {"RepositoryType": "ECR", "ImageUri": uri,
                 "ResolvedImageUri": f"{name}@{revision.code.digest}"}  # fmt: skip
-    answer: dict[str, Any] = {"Configuration": configuration(found, revision), "Code": code}
-    if found.tags:
-        answer["Tags"] = found.tags
-    if found.concurrency is not None:
-        answer["Concurrency"] = {"ReservedConcurrentExecutions": found.concurrency}
+    answer: dict[str, Any] = {"Configuration": configuration(registration, revision), "Code": code}
+    if registration.tags:
+        answer["Tags"] = registration.tags
+    if registration.concurrency is not None:
+        answer["Concurrency"] = {"ReservedConcurrentExecutions": registration.concurrency}
     return answer
 
 
-def alias(name: str, found: Alias) -> dict[str, Any]:
+def alias(name: str, described: Alias) -> dict[str, Any]:
     """An AliasConfiguration."""
     return {
-        "AliasArn": settings.qualified(name, found.name), "Name": found.name,
-        "FunctionVersion": found.version, "Description": found.description,
-        "RevisionId": revision_id(found.revision),
+        "AliasArn": settings.qualified(name, described.name), "Name": described.name,
+        "FunctionVersion": described.version, "Description": described.description,
+        "RevisionId": revision_id(described.revision),
     }  # fmt: skip
 
 

@@ -103,11 +103,11 @@ class Metrics:
         if outcome.start_ns is not None:
             warmth = "cold" if outcome.cold else "warm"
             key = name, outcome.version.kind, warmth
-            found = self._starts.get(key)
-            if found is None:
+            histogram = self._starts.get(key)
+            if histogram is None:
                 labels = f'function="{name}",kind="{outcome.version.kind}",warmth="{warmth}"'
-                found = self._starts[key] = _Histogram(labels)
-            found.add(outcome.start_ns / 1e9)
+                histogram = self._starts[key] = _Histogram(labels)
+            histogram.add(outcome.start_ns / 1e9)
             self.busy_seconds[name] += outcome.duration_ns / 1e9
 
     def started(self, warm: bool, nanoseconds: int) -> None:
@@ -123,7 +123,9 @@ class Metrics:
             parts.append(_HELP.encode())
         histograms = list(self._starts.values())
         for at in range(0, len(histograms), _PART):
-            parts.append("".join([one.text for one in histograms[at : at + _PART]]).encode())
+            parts.append(
+                "".join([histogram.text for histogram in histograms[at : at + _PART]]).encode()
+            )
             await asyncio.sleep(0)  # requests go on meanwhile
         is_open = rest.endswith(b"# EOF\n")
         parts += [
@@ -186,10 +188,10 @@ class _Node(Collector):
             "firstlight_node_start_seconds", "From a request to execve, of any instance.",
             labels=["warmth"],
         )  # fmt: skip
-        for warm, one in self._metrics.node_starts.items():
+        for warm, starts in self._metrics.node_starts.items():
             bounds = [*(str(bound) for bound in SECONDS), "+Inf"]
-            buckets = list(zip(bounds, map(float, accumulate(one.counts)), strict=True))
-            family.add_metric(["warm" if warm else "cold"], buckets, one.sum)
+            buckets = list(zip(bounds, map(float, accumulate(starts.counts)), strict=True))
+            family.add_metric(["warm" if warm else "cold"], buckets, starts.sum)
         return family
 
 

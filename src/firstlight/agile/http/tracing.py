@@ -100,8 +100,8 @@ class Tracing:
             clock = time.time_ns() - time.monotonic_ns()
             steps = trace.set_span_in_context(begun)
             for step in outcome.steps:
-                one = self._tracer.start_span(step.name, steps, start_time=step.began + clock)
-                one.end(step.ended + clock)
+                child = self._tracer.start_span(step.name, steps, start_time=step.began + clock)
+                child.end(step.ended + clock)
             begun.end(outcome.arrived + start)
             handler = self._tracer.start_span("handler", below, start_time=outcome.arrived + start)
             handler.end(outcome.arrived + whole)

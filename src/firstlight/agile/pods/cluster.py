@@ -53,8 +53,8 @@ class Cluster:
                          "correct pods.kubeconfig") from error  # fmt: skip
         self._api: Any = client.CoreV1Api()
         self.name = os.environ.get("NODE_NAME") or socket.gethostname().lower()
-        self._said: dict[str, float] = {}
-        self._told: str | None = None
+        self._event_times: dict[str, float] = {}
+        self._status: str | None = None
 
     def complete(self, config: Config) -> Config:
         """The configuration with the ranges of the Node, where it has none. Raises Failed."""
@@ -139,7 +139,7 @@ class Cluster:
     def _tell(self, counts: Counts, error: str) -> None:
         """The node's condition, when it has changed."""
         status = "False" if error and not counts.ready else "True"
-        if status == self._told:
+        if status == self._status:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat()
         condition = {
@@ -149,18 +149,20 @@ class Cluster:
             "message": error or f"{counts.ready} of {counts.high} networks are prepared",
         }  # fmt: skip
         self._api.patch_node_status(self.name, {"status": {"conditions": [condition]}})
-        self._told = status
+        self._status = status
 
     def refused(self, request: Request, why: str) -> None:
         """Post an event on a pod, at most one a minute, without waiting for it."""
         now = time.monotonic()
         if (
             "/" not in request.pod
-            or now - self._said.get(request.pod, -_EVENT_SECONDS) < _EVENT_SECONDS
+            or now - self._event_times.get(request.pod, -_EVENT_SECONDS) < _EVENT_SECONDS
         ):
             return
-        self._said = {pod: at for pod, at in self._said.items() if now - at < _EVENT_SECONDS}
-        self._said[request.pod] = now
+        self._event_times = {
+            pod: at for pod, at in self._event_times.items() if now - at < _EVENT_SECONDS
+        }
+        self._event_times[request.pod] = now
         threading.Thread(target=self._post, args=(request, why), daemon=True).start()
 
     def _post(self, request: Request, why: str) -> None:

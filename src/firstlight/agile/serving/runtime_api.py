@@ -73,7 +73,7 @@ class Lost(Exception):
 
 
 @dataclass
-class _Asked:
+class _Pending:
     event: Event
     reply: "asyncio.Future[Reply]"
     taken: bool = False
@@ -86,7 +86,7 @@ class RuntimeApi:
         self._loop = asyncio.get_running_loop()
         self.initialized: asyncio.Future[Reply | None] = self._loop.create_future()
         """None once it asks for its first event; an error if it says that it failed before."""
-        self._asked: _Asked | None = None
+        self._pending: _Pending | None = None
         self._polling: _Connection | None = None
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
@@ -107,15 +107,15 @@ class RuntimeApi:
 
     async def ask(self, event: Event) -> Reply:
         """Give it an event; returns its answer. Raises Lost if it ends before."""
-        asked = self._asked = _Asked(event, self._loop.create_future())
+        pending = self._pending = _Pending(event, self._loop.create_future())
         if self._ended:
             raise Lost(taken=False)
         if self._polling:
-            self._deliver(self._polling, asked)
+            self._deliver(self._polling, pending)
         try:
-            return await asked.reply
+            return await pending.reply
         finally:
-            self._asked = None
+            self._pending = None
 
     def end(self) -> None:
         """The instance has ended: so have its connections."""
@@ -127,8 +127,8 @@ class RuntimeApi:
         if not self.initialized.done():
             self.initialized.set_exception(Lost(taken=False))
             self.initialized.exception()  # who waits gets it; nobody may
-        if self._asked and not self._asked.reply.done():
-            self._asked.reply.set_exception(Lost(self._asked.taken))
+        if self._pending and not self._pending.reply.done():
+            self._pending.reply.set_exception(Lost(self._pending.taken))
 
     def connected(self, connection: "_Connection") -> bool:
         """Take a connection, unless it has enough."""
@@ -167,7 +167,7 @@ class RuntimeApi:
             connection.refuse(404, "NotFound", "there is no such call")
 
     def _next(self, connection: "_Connection") -> None:
-        if self._asked and self._asked.taken and not self._asked.reply.done():
+        if self._pending and self._pending.taken and not self._pending.reply.done():
             connection.refuse(403, "InvalidStateTransition", "an event is not answered yet")
             return
         if not self.initialized.done():
@@ -175,26 +175,26 @@ class RuntimeApi:
         if self._polling and self._polling is not connection:
             self._polling.close()  # it asks anew: one of them only gets the next
         self._polling = connection
-        if self._asked and not self._asked.reply.done():
-            self._deliver(connection, self._asked)
+        if self._pending and not self._pending.reply.done():
+            self._deliver(connection, self._pending)
 
-    def _deliver(self, connection: "_Connection", asked: _Asked) -> None:
-        asked.taken, self._polling = True, None
-        connection.write(asked.event.head() + asked.event.payload)
+    def _deliver(self, connection: "_Connection", pending: _Pending) -> None:
+        pending.taken, self._polling = True, None
+        connection.write(pending.event.head() + pending.event.payload)
 
     def _reply(
         self, connection: "_Connection", identity: bytes, body: bytes | None, error: bool
     ) -> None:
-        asked = self._asked
-        known = asked and asked.taken and asked.event.request_id.encode() == identity
-        if not asked or not known or asked.reply.done():
+        pending = self._pending
+        known = pending and pending.taken and pending.event.request_id.encode() == identity
+        if not pending or not known or pending.reply.done():
             connection.refuse(400, "InvalidRequestID", "no event of this id waits for an answer")
         elif body is None:
             connection.answer(413, _TOO_LARGE)
-            asked.reply.set_result(Reply(b"", error=True, too_large=True))
+            pending.reply.set_result(Reply(b"", error=True, too_large=True))
         else:
             connection.answer(202, _ACCEPTED)
-            asked.reply.set_result(Reply(body, error))
+            pending.reply.set_result(Reply(body, error))
 
 
 class _Connection(asyncio.Protocol):

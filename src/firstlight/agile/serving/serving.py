@@ -245,7 +245,7 @@ class Serving:
         if fleet is None:
             fleet = Fleet(
                 version,
-                lambda one: kept.start(self.runtime, one, self.written.sink(one.name)),
+                lambda version: kept.start(self.runtime, version, self.written.sink(version.name)),
                 self._emptied,
             )
             self._fleets[key] = fleet

@@ -10,8 +10,8 @@ def to_xray(trace: str) -> str:
 
     https://www.w3.org/TR/trace-context/, and X-Ray's "Tracing header".
     """
-    found = _W3C.fullmatch(trace)
-    if not found:
+    match = _W3C.fullmatch(trace)
+    if not match:
         return trace
-    root, parent, flags = found.groups()
+    root, parent, flags = match.groups()
     return f"Root=1-{root[:8]}-{root[8:]};Parent={parent};Sampled={int(flags, 16) & 1}"

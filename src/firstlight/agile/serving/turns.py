@@ -96,13 +96,13 @@ class Turns:
         """Raise Throttled if no more requests may wait."""
         running, limit = self._of_function[version.name], version.concurrency
         if limit is not None and running >= limit:
-            waiting = sum(one.version.name == version.name for one in self._waiting)
+            waiting = sum(turn.version.name == version.name for turn in self._waiting)
             if not limit or waiting >= version.queue:
                 also = f", and {waiting} wait" if waiting else ""
                 raise Throttled(f"{version.name} has {running} instances{also}, and may have no "
                                 "more", "try again, or reserve more concurrency")  # fmt: skip
             return
-        waiting = sum(one.version.owner == version.owner for one in self._waiting)
+        waiting = sum(turn.version.owner == version.owner for turn in self._waiting)
         if waiting >= self._config.queue:
             whose = f"of {version.owner} " if version.owner else ""
             raise Throttled(

@@ -191,20 +191,20 @@ class Tasks:
 
     async def _create(self, container: Container, request: Message) -> None:
         directory = Path(container.bundle)
-        asked = bundle.read(directory)
-        container.shares_pids, container.systemd = asked.shares_pids, asked.systemd
-        container.has_start_hooks = asked.has_start_hooks
-        container.has_stop_hooks = asked.has_stop_hooks
+        given = bundle.read(directory)
+        container.shares_pids, container.systemd = given.shares_pids, given.systemd
+        container.has_start_hooks = given.has_start_hooks
+        container.has_stop_hooks = given.has_stop_hooks
         with suppress(FileNotFoundError):
             name = (directory / "sandbox").read_text()
             if pod := self._pods.all.get((container.namespace, name)):
                 bundle.join(directory, self._pods.home(pod.record), has_shm=pod.record.has_shm)
         if request.rootfs:
-            container.rootfs = str(asked.rootfs)
+            container.rootfs = str(given.rootfs)
         self._save(container)
         for each in request.rootfs:
-            asked.rootfs.mkdir(exist_ok=True)
-            target = asked.rootfs / each.target.lstrip("/")
+            given.rootfs.mkdir(exist_ok=True)
+            target = given.rootfs / each.target.lstrip("/")
             mount(each.type, each.source, target, each.options)
         words = ["--bundle", container.bundle]
         await self._spawn(container, container.first, "create", words, [container.name])

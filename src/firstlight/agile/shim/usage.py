@@ -49,8 +49,8 @@ def below(parent: str) -> dict[str, str]:
         parts = parent.removesuffix(".slice").split("-")
         slices = ("-".join(parts[: end + 1]) + ".slice" for end in range(len(parts)))
         parent = "/".join(slices)
-    found = {name: str(at / parent.lstrip("/")) for name, at in _mounted().items()}
-    return {name: path for name, path in found.items() if os.path.isdir(path)}  # noqa: PTH112
+    paths = {name: str(at / parent.lstrip("/")) for name, at in _mounted().items()}
+    return {name: path for name, path in paths.items() if os.path.isdir(path)}  # noqa: PTH112
 
 
 def _main(groups: Mapping[str, str]) -> Path | None:

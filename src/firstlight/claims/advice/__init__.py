@@ -111,7 +111,7 @@ def advise(analysis: Analysis, storms: Sequence[Storm]) -> list[Advice]:
     for point in analysis.points:
         if point.traced_samples and point.latency:
             starts = _Starts(analysis, point)
-            named = [found for storm in storms if (found := _met(storm, starts))]
+            named = [advised for storm in storms if (advised := _met(storm, starts))]
             advice += sorted(named, key=lambda each: -each.gain.value)
     return advice
 

@@ -72,15 +72,15 @@ def elf(code: bytes) -> bytes:
 _chosen: dict[tuple[str, str, bool], Accelerator] = {}
 
 
-def choose(program: str, asked: str = "auto", *, must_be_tcg: bool = False) -> Accelerator:
+def choose(program: str, wanted: str = "auto", *, must_be_tcg: bool = False) -> Accelerator:
     """The accelerator for a QEMU, by its path; determined once per process. Raises Unsupported.
 
     An experiment may ask by name for what was chosen before; the reason of that choice is kept.
     """
     chosen_before = _chosen.get((program, "auto", must_be_tcg))
-    if chosen_before and chosen_before.name == asked:
+    if chosen_before and chosen_before.name == wanted:
         return chosen_before
-    key = program, asked, must_be_tcg
+    key = program, wanted, must_be_tcg
     if key not in _chosen:
         _chosen[key] = _choose(*key)
     return _chosen[key]
@@ -91,23 +91,23 @@ def in_use() -> list[str]:
     return sorted({each.name for each in _chosen.values()})
 
 
-def _choose(program: str, asked: str, must_be_tcg: bool) -> Accelerator:
+def _choose(program: str, wanted: str, must_be_tcg: bool) -> Accelerator:
     built_in = qemu_build.listed(program, "-accel")
     if must_be_tcg:
-        if "tcg" not in built_in or asked == "kvm":
+        if "tcg" not in built_in or wanted == "kvm":
             raise Unsupported(
                 f"{program} cannot count instructions without TCG", "leave out --icount"
             )
         return Accelerator("tcg", "only TCG counts instructions")
-    if asked == "tcg":
+    if wanted == "tcg":
         if "tcg" not in built_in:
             raise Unsupported(f"{program} is built without TCG", _OTHER_BUILD)
-        return Accelerator("tcg", _ASKED)
+        return Accelerator("tcg", _CHOSEN)
     cpu, why_not = _try_kvm(program, built_in)
-    if asked == "kvm":
+    if wanted == "kvm":
         if why_not and not why_not.startswith(_EMULATES):
             raise Unsupported(f"guests cannot run under KVM here: {why_not}", NO_KVM)
-        return Accelerator("kvm", f"{_ASKED}{f', though {why_not}' if why_not else ''}", cpu)
+        return Accelerator("kvm", f"{_CHOSEN}{f', though {why_not}' if why_not else ''}", cpu)
     if not why_not:
         return Accelerator("kvm", "a guest ran under it at a processor's speed", cpu)
     if "tcg" in built_in:
@@ -123,7 +123,7 @@ def _choose(program: str, asked: str, must_be_tcg: bool) -> Accelerator:
 _OTHER_BUILD = "use another build, such as Debian's qemu-system-x86_64"
 NO_KVM = "enable (nested) virtualisation in firmware or hypervisor, then modprobe kvm"
 _EMULATES = "KVM only emulates"
-_ASKED = "chosen by --accel or the experiment"
+_CHOSEN = "chosen by --accel or the experiment"
 
 
 def _try_kvm(program: str, built_in: frozenset[str]) -> tuple[str, str | None]:

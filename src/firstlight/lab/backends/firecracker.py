@@ -206,8 +206,8 @@ class Firecracker:
         machine = self._machine(room, boot, port)
         options: tuple[str, ...] = ()
         if self.way == "api":
-            asked = firecracker_api.lines(firecracker_api.requests(machine))
-            (room.root / REQUESTS).write_text(asked)
+            requests = firecracker_api.lines(firecracker_api.requests(machine))
+            (room.root / REQUESTS).write_text(requests)
             options = ("--api", API, "--requests", REQUESTS)
         else:
             (room.root / CONFIG).write_text(firecracker_api.text(machine))
@@ -222,8 +222,8 @@ class Firecracker:
         if room.jailer and saved.disk:  # the name is the same in every jail
             room.bring(saved.disk, DISK, copied=boot.writable)
         tap = port.tap if "net" in self.devices and port.tap != saved.tap else None
-        asked = firecracker_api.lines(firecracker_api.restore(state, memory, tap))
-        (room.root / REQUESTS).write_text(asked)
+        requests = firecracker_api.lines(firecracker_api.restore(state, memory, tap))
+        (room.root / REQUESTS).write_text(requests)
         options = ("--journal", LOG, "--api", API, "--requests", REQUESTS, "--answered")
         end = vm.under_vmrun(BootSpec(), room.root / "console", *options)
         return (*end, *room.command_line("api"))

@@ -228,10 +228,12 @@ def _refuses(address: tuple[str, int]) -> bool:
 def _registry_program() -> str:
     """The path of docker-registry. Raises Unsupported."""
     unpacked = Path(sys.prefix) / "libexec" / "registry" / "usr" / "bin"
-    found = shutil.which("docker-registry") or shutil.which("docker-registry", path=str(unpacked))
-    if not found:
+    registry = shutil.which("docker-registry") or shutil.which(
+        "docker-registry", path=str(unpacked)
+    )
+    if not registry:
         raise Unsupported("docker-registry is not installed", "make setup")
-    return found
+    return registry
 
 
 def _data(layers: int, mebibytes: int) -> list[dict[str, bytes]]:

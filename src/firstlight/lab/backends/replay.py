@@ -59,7 +59,9 @@ def calls(count: int) -> tuple[tuple[int, ...], Trace]:
         gap = at - before
         offsets.append(offsets[-1] + (gap if gap < _TOGETHER else gap / SPEED))
         before = at
-    return tuple(number for _, number in merged), Trace(tuple(round(one * 1e9) for one in offsets))
+    return tuple(number for _, number in merged), Trace(
+        tuple(round(offset * 1e9) for offset in offsets)
+    )
 
 
 @dataclass(frozen=True)

@@ -99,8 +99,8 @@ def handlers(
                 _check(name, about, control_plane=control_plane)
                 text = _list(network)
             installed = () if text else (INSTALLED[1],)
-            found = (path for path in known.path(about) if path.is_dir())
-            plugins = tuple(str(path) for path in (*installed, *found))
+            directories = (path for path in known.path(about) if path.is_dir())
+            plugins = tuple(str(path) for path in (*installed, *directories))
             title = handler_name(runtime, name)
             made.append(
                 Handler(

@@ -30,17 +30,17 @@ def _cases(options: Options) -> Iterator[Case]:
             yield Case({"build": build, "accel": accel, "instances": instances}, machine)
 
 
-def _common(builds: tuple[str, ...], asked: str) -> str:
+def _common(builds: tuple[str, ...], wanted: str) -> str:
     """An accelerator that all builds have, so that nothing else differs; or the given one."""
     programs = [program for build in builds if (program := shutil.which(build))]
-    for accel in ("tcg", "kvm") if asked == "auto" else (asked,):
+    for accel in ("tcg", "kvm") if wanted == "auto" else (wanted,):
         try:
             for program in programs:
                 choose(program, accel)
         except Unsupported:
             continue
         return accel
-    return "tcg" if asked == "auto" else asked
+    return "tcg" if wanted == "auto" else wanted
 
 
 def _facts(options: Options) -> dict[str, Setting]:

@@ -179,8 +179,8 @@ def _check_words(entry: Entry) -> None:
 
 def _is_pattern(words: str) -> bool:
     """Whether it is a POSIX extended regular expression; grep knows, Python's re does not."""
-    asked = ["grep", "-E", "-e", words, "/dev/null"]
-    return subprocess.run(asked, capture_output=True, check=False).returncode < 2
+    command = ["grep", "-E", "-e", words, "/dev/null"]
+    return subprocess.run(command, capture_output=True, check=False).returncode < 2
 
 
 def _checked(entry: Entry, files: Mapping[str, Path]) -> Entry:

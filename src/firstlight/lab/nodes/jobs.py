@@ -102,11 +102,11 @@ class Nodes:
             self._make_namespace()
             pool = ThreadPoolExecutor(1 if in_turn else len(nodes))
             try:
-                asked = {
+                futures = {
                     node: pool.submit(self._measure, node, ready, order, into / node, say)
                     for node, ready in nodes.items()
                 }
-                return {node: future.result() for node, future in asked.items()}
+                return {node: future.result() for node, future in futures.items()}
             finally:
                 self._ended.set()
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -38,14 +38,14 @@ def merge(
     """
     runs = {node: read(path) for node, path in outcomes.items() if isinstance(path, Path)}
     reasons = {node: why for node, why in outcomes.items() if isinstance(why, str)}
-    one = next(iter(runs.values()), None)
+    first = next(iter(runs.values()), None)
     measured = {node: run.header.points for node, run in runs.items()}
     seen = {str(point): point for each in measured.values() for point in each}
     points = [*seen.values()] or points
     facts = {node: run.header.environment for node, run in runs.items()}
     shared, notes = _facts(facts)
     header = msgspec.structs.replace(
-        one.header if one else plain,
+        first.header if first else plain,
         run=plain.run, argv=plain.argv, started=plain.started, revision=plain.revision,
         axes=(AXIS, *plain.axes),
         points=tuple(

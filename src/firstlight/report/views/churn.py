@@ -30,7 +30,7 @@ def _answer(analysis: Analysis) -> str | None:
     pairs = [(rate, refilling, full) for rate, refilling, full in _rates(analysis) if full]
     if not pairs:
         return None
-    kept = [pair for pair in pairs if _found_share(pair[1]) >= KEEPS_UP]
+    kept = [pair for pair in pairs if _hit_share(pair[1]) >= KEEPS_UP]
     rate, refilling, full = (kept or pairs)[-1]
     tail = _tail(refilling, full)
     sentence = (
@@ -42,7 +42,7 @@ def _answer(analysis: Analysis) -> str | None:
     )
     dry = next((pair for pair in pairs if pair not in kept), None)
     if kept and dry:
-        share = percent(_found_share(dry[1]))
+        share = percent(_hit_share(dry[1]))
         sentence += f"; at {dry[0]:.0f} per second it runs empty: {share} find a waiting sandbox"
     return sentence + "."
 
@@ -55,10 +55,10 @@ def _tail(point: PointFigures, full: PointFigures | None) -> str:
     return ratio_interval(over(point, full, 0.99)) if all(known) else ""
 
 
-def _found_share(point: PointFigures) -> float:
+def _hit_share(point: PointFigures) -> float:
     counted = counts(point)
-    asked = counted.get("hits", 0) + counted.get("misses", 0)
-    return counted["hits"] / asked if asked else 0.0
+    starts = counted.get("hits", 0) + counted.get("misses", 0)
+    return counted["hits"] / starts if starts else 0.0
 
 
 def _tables(analysis: Analysis) -> Iterator[Table]:
@@ -73,7 +73,7 @@ def _tables(analysis: Analysis) -> Iterator[Table]:
             (
                 f"{pools} · {rate}/s",
                 f"{np.median(_achieved(point)):.0f}",
-                percent(_found_share(point)),
+                percent(_hit_share(point)),
                 f"{counted['fill']:.0f}" if counted.get("fill") else "–",
                 f"{counted['refill']:.0f}" if counted.get("refill") else "–",
                 _tail(point, full) or "–",

@@ -36,23 +36,23 @@ def _pairs(analysis: Analysis) -> Iterator[tuple[PointFigures, PointFigures, Adv
 
 def _answer(analysis: Analysis) -> str | None:
     pairs = list(_pairs(analysis))
-    named = sum(bool(found and found.storm == met.point["storm"]) for met, _, found in pairs)
+    named = sum(bool(advice and advice.storm == met.point["storm"]) for met, _, advice in pairs)
     return f"Of {len(pairs)} storms, {named} are named from the trace." if pairs else None
 
 
 def _tables(analysis: Analysis) -> Iterator[Table]:
     rows = []
-    for met, mended, found in _pairs(analysis):
+    for met, mended, advice in _pairs(analysis):
         measured = _gain(met, mended)
         ratio = "–"
-        if found and measured.low > 0:
-            bounds = found.gain.value / measured.high, found.gain.value / measured.low
-            ratio = ratio_interval(Interval(found.gain.value / measured.value, *bounds))
+        if advice and measured.low > 0:
+            bounds = advice.gain.value / measured.high, advice.gain.value / measured.low
+            ratio = ratio_interval(Interval(advice.gain.value / measured.value, *bounds))
         rows.append(
             (
                 str(met.point["storm"]),
-                found.storm if found else "nothing",
-                duration_interval(found.gain) if found else "–",
+                advice.storm if advice else "nothing",
+                duration_interval(advice.gain) if advice else "–",
                 duration_interval(measured),
                 ratio,
             )

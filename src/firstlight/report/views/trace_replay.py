@@ -16,8 +16,8 @@ _FOLLOWS = "follows"
 def _day(analysis: Analysis) -> dict[str, float]:
     """The counts of the simulated day; empty if there is none."""
     point = find(analysis, pool=_FOLLOWS)
-    found = counts(point) if point else {}
-    return found if "fixed day" in found else {}
+    counted = counts(point) if point else {}
+    return counted if "fixed day" in counted else {}
 
 
 def _answer(analysis: Analysis) -> str | None:
@@ -39,10 +39,10 @@ def _tables(analysis: Analysis) -> Iterator[Table]:
         if not point.latency or not counted:
             continue
         tail = float(np.quantile(latencies(point.untraced_samples), 0.99))
-        asked = counted["hits"] + counted["misses"]
-        found = percent(counted["hits"] / asked) if asked else "–"
+        starts = counted["hits"] + counted["misses"]
+        share = percent(counted["hits"] / starts) if starts else "–"
         rows.append(
-            (str(point.point["pool"]), duration(middle(point)), duration(tail), found,
+            (str(point.point["pool"]), duration(middle(point)), duration(tail), share,
              f"{counted['idle']:.0f}")
         )  # fmt: skip
     if rows:
