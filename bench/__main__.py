@@ -47,8 +47,8 @@ def measure(part: str) -> list[Mark]:
     sys.stdout.write(f"== {part} (load {os.getloadavg()[0]:.1f})\n")
     marks: list[Mark] = []
     try:
-        found = iter(importlib.import_module(f"bench.{part}").measure())
-        while mark := _next(found):
+        result = iter(importlib.import_module(f"bench.{part}").measure())
+        while mark := _next(result):
             marks.append(mark)
             _show(mark)
     except Exception as error:

@@ -50,16 +50,18 @@ def samples(experiment: Experiment, chosen: list[Case], repetitions: int) -> lis
     plan = runner.Plan(narrow, Options(()), repetitions, seed=1, traced=False)
     with tempfile.TemporaryDirectory() as directory:
         runner.run(plan, Path(directory))
-        found = store.read(Path(directory)).samples
-    if failed := [one.error for one in found if one.latency is None]:
-        raise RuntimeError(f"{len(failed)} of {len(found)} starts failed: {failed[0]}")
-    return found
+        samples = store.read(Path(directory)).samples
+    if failed := [each.error for each in samples if each.latency is None]:
+        raise RuntimeError(f"{len(failed)} of {len(samples)} starts failed: {failed[0]}")
+    return samples
 
 
 def latencies(found: list[Sample], chosen: Chosen) -> tuple[stats.Floats, stats.Floats]:
     """The latencies of the chosen starts in ms, and the batch of each; shape (n,)."""
-    of = [one for one in found if chosen(one.point)]
-    return np.array([(one.latency or 0) / 1e6 for one in of]), np.array([one.batch for one in of])
+    of = [each for each in found if chosen(each.point)]
+    return np.array([(each.latency or 0) / 1e6 for each in of]), np.array(
+        [each.batch for each in of]
+    )
 
 
 def lasts(found: list[Sample], chosen: Chosen) -> stats.Floats:
@@ -73,28 +75,28 @@ def starts() -> Iterator[Mark]:
     chosen = cases(AGILE, (OLD, PARTS, WHOLE, FLOOR), ALONE, "sequential")
     for crowd in CROWDS:
         chosen += cases(AGILE, (OLD, PARTS, WHOLE), crowd)
-    found = samples(AGILE, chosen, REPETITIONS)
+    result = samples(AGILE, chosen, REPETITIONS)
 
     def alone(name: str) -> Chosen:
         return lambda point: point["backend"] == name and point["order"] == "sequential"
 
-    old, old_batches = latencies(found, alone(OLD))
+    old, old_batches = latencies(result, alone(OLD))
     for name in (PARTS, WHOLE):
-        new, batches = latencies(found, alone(name))
+        new, batches = latencies(result, alone(name))
         gain = stats.ratio_interval(old, new, groups_a=old_batches, groups_b=batches)
         yield Mark(
             f"{name} against {OLD}, one at a time, median ({np.median(new):.2f} ms)",
             f"{gain.value:.1f}× [{gain.low:.1f}, {gain.high:.1f}]", "≥ 20×", gain.value >= 20,
         )  # fmt: skip
-        tails = [float(np.percentile(one, 99)) for one in (old, new)]
+        tails = [float(np.percentile(each, 99)) for each in (old, new)]
         yield Mark(
             f"the same at P99 (of {old.size} and {new.size}: {tails[0]:.1f}, {tails[1]:.2f} ms)",
             f"{tails[0] / tails[1]:.1f}×", "≥ 20×", tails[0] >= 20 * tails[1],
         )  # fmt: skip
-        yield _against_floor(name, found, alone, most=1.2 if name == PARTS else 1.0)
+        yield _against_floor(name, result, alone, most=1.2 if name == PARTS else 1.0)
     for crowd in CROWDS:
         last = {
-            name: lasts(found, lambda p, n=name: p["backend"] == n and p["instances"] == crowd)  # type: ignore[misc] # noqa: B023
+            name: lasts(result, lambda p, n=name: p["backend"] == n and p["instances"] == crowd)  # type: ignore[misc] # noqa: B023
             for name in (OLD, PARTS, WHOLE)
         }
         for name, least in ((PARTS, 100), (WHOLE, 150)):
@@ -123,10 +125,10 @@ def refill() -> Mark:
     chosen = [
         case for case in cases(CHURN, ("full", "refilling"), 100) if case.point["rate"] == RATE
     ]
-    found = samples(CHURN, chosen, REPETITIONS)
-    full, refilling = (latencies(found, lambda p, n=n: p["pools"] == n)[0]  # type: ignore[misc]
+    result = samples(CHURN, chosen, REPETITIONS)
+    full, refilling = (latencies(result, lambda p, n=n: p["pools"] == n)[0]  # type: ignore[misc]
                        for n in ("full", "refilling"))  # fmt: skip
-    tails = [float(np.percentile(one, 99)) for one in (full, refilling)]
+    tails = [float(np.percentile(each, 99)) for each in (full, refilling)]
     return Mark(
         f"P99 while the pool refills, {RATE} starts a second (of {full.size} each: "
         f"{tails[0]:.2f}, {tails[1]:.2f} ms)",
@@ -138,9 +140,9 @@ def handlers() -> Iterator[Mark]:
     """A Python handler by zygote against ``python3`` in runc, and a WebAssembly one."""
     old = "python3 in runc"
     names = (old, "zygote", "zygote-ready", "wasm")
-    found = samples(FUNCTIONS, cases(FUNCTIONS, names, CALLS, "sequential"), 4)
+    result = samples(FUNCTIONS, cases(FUNCTIONS, names, CALLS, "sequential"), 4)
     by = {
-        name: latencies(found, lambda p, n=name: p["function"] == n)  # type: ignore[misc]
+        name: latencies(result, lambda p, n=name: p["function"] == n)  # type: ignore[misc]
         for name in (old, "zygote", "zygote-ready")
     }
     for name in ("zygote", "zygote-ready"):
@@ -152,9 +154,9 @@ def handlers() -> Iterator[Mark]:
         yield Mark(f"the same against {old} ({np.median(by[old][0]):.0f} ms)",
                    f"{gain.value:.0f}× [{gain.low:.0f}, {gain.high:.0f}]", "≥ 15×",
                    gain.value >= 15)  # fmt: skip
-    wasm = [one for one in found if one.point["function"] == "wasm"]
-    inside = float(np.median([one.steps[-1].end - one.steps[0].start for one in wasm])) / 1e3
-    outside = float(np.median([one.steps[-1].end - one.stamps.intended for one in wasm])) / 1e3
+    wasm = [each for each in result if each.point["function"] == "wasm"]
+    inside = float(np.median([each.steps[-1].end - each.steps[0].start for each in wasm])) / 1e3
+    outside = float(np.median([each.steps[-1].end - each.stamps.intended for each in wasm])) / 1e3
     yield Mark(
         f"WebAssembly by the runtime's socket, request to result, median of {len(wasm)} "
         f"(in the runtime {inside:.0f} µs)", f"{outside:.0f} µs", "none", True,

@@ -117,7 +117,9 @@ def _command(pid: int) -> str:
 def memory() -> dict[str, int]:
     """What /proc/meminfo says of MEMORY, in KiB."""
     lines = Path("/proc/meminfo").read_text().splitlines()
-    values = {name: int(rest.split()[0]) for name, _, rest in (one.partition(":") for one in lines)}
+    values = {
+        name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)
+    }
     return {name: values[name] for name in MEMORY}
 
 

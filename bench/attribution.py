@@ -196,8 +196,8 @@ def steps(directory: Path, repetitions: int = REPETITIONS) -> tuple[Confusion, i
     run = store.read(directory)
     table: Confusion = defaultdict(lambda: defaultdict(int))
     requests = [
-        one for one in run.samples
-        if one.traced and one.steps and one.point["method"] == "netlink"
+        each for each in run.samples
+        if each.traced and each.steps and each.point["method"] == "netlink"
     ]  # fmt: skip
     for sample in requests:
         path = breakdown.timeline(run, sample)

@@ -69,7 +69,7 @@ def compiled(directory: Path) -> Path:
 
 def pairs(conf: str, workspace: Workspace, generator: Generator, count: int) -> Pairs:
     """``count`` ADDs by firstlight, and as many by the harness; fewer where they are slow."""
-    found = Pairs([], [], [])
+    result = Pairs([], [], [])
     harness = compiled(workspace.directory)
     sides = [side for _ in range(count) for side in turns()]
     until = time.monotonic() + BUDGET_SECONDS
@@ -82,13 +82,13 @@ def pairs(conf: str, workspace: Workspace, generator: Generator, count: int) -> 
             start = _start(generator, batch, command)
             plugin = start.steps[0].end - start.steps[0].start
             if not bare:
-                found.whole.append(start.latency or 0)
-                found.own.append((start.latency or 0) - plugin)
+                result.whole.append(start.latency or 0)
+                result.own.append((start.latency or 0) - plugin)
                 continue
-            found.bare.append(plugin)
+            result.bare.append(plugin)
             subprocess.run([native("cnirun"), "del", request], check=True, capture_output=True,
                            stdin=subprocess.DEVNULL)  # fmt: skip
-    return Pairs(*(part[_WARM:] for part in found))
+    return Pairs(*(part[_WARM:] for part in result))
 
 
 def _ours(request: Path, workspace: Workspace) -> Execute:
@@ -157,10 +157,10 @@ def crowd() -> Iterator[Mark]:
 
 def measure() -> Iterator[Mark]:
     """All of them; a network that cannot run here is left out."""
-    invoked = [(f"invocation of {one}", lambda one=one: invocation(one))
-               for one in filter(_usable, INVOKED)]  # fmt: skip
-    traced = [(f"tracing of {one}", lambda one=one: [tracing(one)])
-              for one in filter(_usable, TRACED)]  # fmt: skip
+    invoked = [(f"invocation of {each}", lambda each=each: invocation(each))
+               for each in filter(_usable, INVOKED)]  # fmt: skip
+    traced = [(f"tracing of {each}", lambda each=each: [tracing(each)])
+              for each in filter(_usable, TRACED)]  # fmt: skip
     yield from rows([*invoked, *traced, (f"{CROWD} at once", crowd)])
 
 

@@ -47,19 +47,19 @@ HANDLER = "def main(event, context):\n    return event\n"
 
 def measure() -> Iterator[Mark]:
     """The marks, measured beside one another."""
-    found: list[Mark] = []
+    result: list[Mark] = []
 
     def run() -> None:
         with (
             workspace.sandbox(f"bench-functions-{os.getpid()}"),
             tempfile.TemporaryDirectory() as at,
         ):
-            found.extend(asyncio.run(_measured(Path(at))))
+            result.extend(asyncio.run(_measured(Path(at))))
 
     thread = threading.Thread(target=run)  # which leaves its namespaces by ending
     thread.start()
     thread.join()
-    yield from found
+    yield from result
 
 
 async def _measured(at: Path) -> list[Mark]:
@@ -122,8 +122,8 @@ async def _added(at: Path, functions: Functions) -> Mark:
     (at / "program").chmod(0o755)
     words.append(["insert", "--image", image, at / "program", "/program"])
     words.append(["config", "--image", image, "--config.entrypoint", "/program"])
-    for one in words:
-        subprocess.run(["umoci", *map(str, one)], check=True, capture_output=True)
+    for word in words:
+        subprocess.run(["umoci", *map(str, word)], check=True, capture_output=True)
     source, settings = ImageSource(f"oci:{image}"), Settings(kind="command")
     spent = []
     for number in range(6):

@@ -47,10 +47,10 @@ class GoProgram:
 
     def functions(self) -> dict[str, Function]:
         """Every function by name; offsets are in the file."""
-        found = next((name for name in self._sections if name.endswith(".gopclntab")), None)
-        if not found:
+        result = next((name for name in self._sections if name.endswith(".gopclntab")), None)
+        if not result:
             raise ValueError(f"{self.path} has no function table: not a Go program")
-        _, table, _ = self._sections[found]
+        _, table, _ = self._sections[result]
         magic, _, pointer = struct.unpack_from("<I2xBB", self._data, table)
         if magic not in _MAGICS or pointer != 8:
             raise ValueError(f"{self.path}: unknown function table {magic:#x} (before Go 1.18?)")

@@ -92,10 +92,10 @@ def totals(starts: int = STARTS) -> Mark:
     forks = {pid: at for event, pid, at in seen if event == "fork"}
     execs = sorted(at for event, _, at in seen if event == "exec")
     apart, latencies = [], []
-    for one in outcomes:
-        executed = next(at for at in execs if at > one.intended)
-        apart.append((_latency(one) - (executed - forks[one.pid])) / 1000)
-        latencies.append(_latency(one) / 1000)
+    for outcome in outcomes:
+        executed = next(at for at in execs if at > outcome.intended)
+        apart.append((_latency(outcome) - (executed - forks[outcome.pid])) / 1000)
+        latencies.append(_latency(outcome) / 1000)
     middle, worst = float(np.median(apart)), float(np.max(np.abs(apart)))
     return Mark(
         f"latency less bpftrace's fork to execve, {starts} runc ({np.median(latencies):.0f} µs)",
@@ -106,8 +106,8 @@ def totals(starts: int = STARTS) -> Mark:
 
 def calls(starts: int = 5) -> Mark:
     """Whether the long calls that perf trace saw are in our spans, in the same starts at once."""
-    found: dict[str, float] = defaultdict(float)
-    asked: dict[str, float] = defaultdict(float)
+    result: dict[str, float] = defaultdict(float)
+    request: dict[str, float] = defaultdict(float)
     with (
         tempfile.TemporaryDirectory() as directory,
         sandbox("bench-calls") as place,
@@ -124,16 +124,18 @@ def calls(starts: int = 5) -> Mark:
             spans = tracer.collect({outcome.pid: 0}).filter(kind="call")
             ours = _durations(spans.filter(spans["result"].is_not_null()))
             for line in report.read_text(errors="replace").splitlines():
-                said = _PERF_LINE.match(line)
-                key = (int(said[2]), said[3]) if said else None
-                micros = float(said[1]) * 1000 if said else 0.0
+                match = _PERF_LINE.match(line)
+                key = (int(match[2]), match[3]) if match else None
+                micros = float(match[1]) * 1000 if match else 0.0
                 if key in ours and micros > _LONG_US and key[1] not in _LEFT_OUT:
-                    asked[key[1]] += micros
-                    found[key[1]] += micros * _has(ours[key], micros)
+                    request[key[1]] += micros
+                    result[key[1]] += micros * _has(ours[key], micros)
     sys.stdout.write(f"{'call':<16}{'by perf trace':>15}{'by us too':>12}  µs a start\n")
-    for name in sorted(asked, key=lambda name: -asked[name])[:12]:
-        sys.stdout.write(f"{name:<16}{asked[name] / starts:>15.0f}{found[name] / starts:>12.0f}\n")
-    share = sum(found.values()) / sum(asked.values())
+    for name in sorted(request, key=lambda name: -request[name])[:12]:
+        sys.stdout.write(
+            f"{name:<16}{request[name] / starts:>15.0f}{result[name] / starts:>12.0f}\n"
+        )
+    share = sum(result.values()) / sum(request.values())
     return Mark(
         f"time of perf trace's calls over {_LONG_US:.0f} µs that we saw alike",
         f"{share:.1%}", f"≥ {LEAST_ALIKE:.0%}", share >= LEAST_ALIKE,

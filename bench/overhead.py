@@ -49,16 +49,16 @@ WORKLOADS = (
 
 def run(workload: Workload, instances: int, repetitions: int) -> pl.DataFrame:
     """The samples of a workload, traced and not, as ``store.Run.frame``: as many as time allows."""
-    found = find(workload.experiment)
+    result = find(workload.experiment)
 
     def cases(options: Options) -> list[Case]:
         return [
             case
-            for case in found.cases(options)
+            for case in result.cases(options)
             if all(case.point.get(axis) == value for axis, value in workload.point.items())
         ]
 
-    narrow = replace(found, cases=cases)
+    narrow = replace(result, cases=cases)
     plan = runner.Plan(
         narrow, Options((instances,), workload.runtimes, workload.networks), repetitions, seed=1,
         budget=BUDGET_SECONDS,
@@ -113,5 +113,5 @@ def _cpu(frame: pl.DataFrame, *, traced: bool) -> float:
 
 def measure() -> Iterator[Mark]:
     """All of them."""
-    each = [(f"tracing of {one.name}", lambda one=one: [added(one)]) for one in WORKLOADS]
+    each = [(f"tracing of {load.name}", lambda load=load: [added(load)]) for load in WORKLOADS]
     yield from rows([*each, (f"{CROWD} at once", crowd)])

@@ -48,11 +48,11 @@ def bursts(directory: Path) -> Iterator[Mark]:
         find("cni-burst"), options, REPETITIONS, seed=1, traced=False, budget=BUDGET_SECONDS
     )
     runner.run(plan, directory)
-    found = store.read(directory).samples
+    samples = store.read(directory).samples
     load = f"load {os.getloadavg()[0]:.1f}"
     for crowd, least in LEAST.items():
         sides = [
-            latencies(found, lambda p, n=name: p["cni"] == n and p["instances"] == crowd)  # type: ignore[misc] # noqa: B023
+            latencies(samples, lambda p, n=name: p["cni"] == n and p["instances"] == crowd)  # type: ignore[misc] # noqa: B023
             for name in (OLD, NEW)
         ]
         (old, before), (new, after) = sides
@@ -119,8 +119,8 @@ def refill() -> Iterator[Mark]:
                 with agent(place.directory / f"{name}{turn}", *marks) as conflist:
                     took[name] += adds(conflist, place, generator)
     full, refilling = (np.array(took[name]) for name in POOLS)
-    tails = [float(np.percentile(one, 99)) for one in (full, refilling)]
-    middles = [float(np.median(one)) for one in (full, refilling)]
+    tails = [float(np.percentile(each, 99)) for each in (full, refilling)]
+    middles = [float(np.median(each)) for each in (full, refilling)]
     yield Mark(
         f"ADD while the pool refills, P99 of {full.size} each ({tails[1]:.2f}, {tails[0]:.2f} ms; "
         f"medians {middles[1]:.2f}, {middles[0]:.2f}; load {os.getloadavg()[0]:.1f})",

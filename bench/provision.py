@@ -97,12 +97,12 @@ def _sandbox(pod: dict) -> float:  # type: ignore[type-arg]
 
 def _metrics(cluster: Cluster) -> dict[str, dict[str, float]]:
     words = ("curl", "-s", "--max-time", "10", "http://127.0.0.1:9713/metrics")
-    found = {}
+    result = {}
     for node, pid in cluster.first_processes().items():
         text = in_network(pid, lambda: subprocess.run(words, capture_output=True, text=True).stdout)
         counts = re.findall(r"^firstlight_pods_pool_(\w+)_total (\S+)$", text, re.MULTILINE)
-        found[node] = {name: float(value) for name, value in counts}
-    return found
+        result[node] = {name: float(value) for name, value in counts}
+    return result
 
 
 if __name__ == "__main__":

@@ -138,13 +138,13 @@ def starting(path: Path, client: Client, function: Function, parts: ExitStack) -
 
 def rates(ways: dict[str, Batch]) -> dict[str, list[float]]:
     """The rates of each way's batches, interleaved."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    result: dict[str, list[float]] = {name: [] for name in ways}
     for batch in ways.values():
         batch(2 * IN_FLIGHT)
     for _ in range(ROUNDS):
         for name, batch in ways.items():
-            found[name].append(batch(STARTS))
-    return found
+            result[name].append(batch(STARTS))
+    return result
 
 
 def compared(found: dict[str, list[float]]) -> Iterator[Mark]:
@@ -173,15 +173,15 @@ def tail(name: str, path: Path, number: int, version: int) -> Mark:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as node:
         node.connect(str(path))
         for _ in range(ALONE):
-            asked = time.monotonic_ns()
+            request = time.monotonic_ns()
             message = node_wire.request(
-                node_wire.RequestVerb.START, number, requested=asked, version=version
+                node_wire.RequestVerb.START, number, requested=request, version=version
             )
             node.sendmsg([message], link.rights([null] * 3))
             while True:
                 answer = node_wire.answer(node.recv(4096))
                 if answer.verb == node_wire.AnswerVerb.STARTED:
-                    took.append((answer.stamps["running"] - asked) / 1e3)
+                    took.append((answer.stamps["running"] - request) / 1e3)
                 elif answer.verb == node_wire.AnswerVerb.ENDED:
                     break
                 else:
@@ -201,7 +201,7 @@ def held(pid: int) -> tuple[int, int]:
     What it shares with its own children counts as well, or it would depend on how many wait.
     """
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    kib = {name: int(rest.split()[0]) for name, _, rest in (one.partition(":") for one in lines)}
+    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
     return kib["Rss"], sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
@@ -237,8 +237,8 @@ def idle(client: Client, function: Function, node: int) -> Mark:
 
 def _pss(pid: int) -> int:
     line = next(
-        one for one in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        if one.startswith("Pss:")
+        each for each in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        if each.startswith("Pss:")
     )  # fmt: skip
     return int(line.split()[1])
 
@@ -259,10 +259,10 @@ def measure() -> Iterator[Mark]:
         with ExitStack() as parts:
             manager = parts.enter_context(daemon(parts_only, place))
             client = parts.enter_context(Client(settings.socket))
-            one = starting(settings.socket, client, function, parts)
+            first = starting(settings.socket, client, function, parts)
             two = starting(settings.socket, client, again, parts)
             with floor(place, function, ROUNDS * STARTS + 4 * IN_FLIGHT) as lowest:
-                ways = {"floor": lowest, "bare": bare, "reuse network": one.batch,
+                ways = {"floor": lowest, "bare": bare, "reuse network": first.batch,
                         "reuse sandbox": two.batch}  # fmt: skip
                 yield from compared(rates(ways))
             time.sleep(1)  # used networks are judged

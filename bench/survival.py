@@ -121,10 +121,10 @@ def pids() -> list[int]:
 
 def below(pid: int) -> list[int]:
     """A process's descendants."""
-    found: list[int] = []
+    result: list[int] = []
     for child in read(f"/proc/{pid}/task/{pid}/children").split():
-        found += [int(child), *below(int(child))]
-    return found
+        result += [int(child), *below(int(child))]
+    return result
 
 
 def ours() -> list[int]:
@@ -158,12 +158,12 @@ def count(*holders: int) -> Left:
 
 def links(pid: int) -> list[str]:
     """What a process has open."""
-    found = []
+    result = []
     with suppress(OSError):
         for path in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):
-                found.append(str(path.readlink()))
-    return found
+                result.append(str(path.readlink()))
+    return result
 
 
 class Runtime:
@@ -191,7 +191,7 @@ class Runtime:
         """Bring the clients up to their number."""
         import msgspec
 
-        self._clients = [one for one in self._clients if one.poll() is None]
+        self._clients = [client for client in self._clients if client.poll() is None]
         words = msgspec.json.encode(self._functions).decode()
         while len(self._clients) < CLIENTS:
             argv = [sys.executable, "-c", LOAD, str(CONFIG.socket), words]
@@ -199,10 +199,10 @@ class Runtime:
 
     def quiet(self) -> None:
         """End the load, and wait until no instance runs."""
-        for one in self._clients:
-            one.kill()
-        for one in self._clients:
-            one.wait()
+        for each in self._clients:
+            each.kill()
+        for each in self._clients:
+            each.wait()
         until = time.monotonic() + RECOVERED_SECONDS
         with Client(CONFIG.socket) as client:
             while running := client.running():
@@ -226,15 +226,15 @@ class Runtime:
             "zygote": zygotes,
             "worker": workers,
             "instance": [pid for pid in inside if pid not in (*zygotes, *workers)],
-            "client": [one.pid for one in self._clients],
+            "client": [client.pid for client in self._clients],
         }
 
     def kill(self) -> str:
         """Kill one; returns its kind."""
-        found = {kind: pids for kind, pids in self.victims().items() if pids}
-        kind = self.chance.choice(sorted(found))
+        result = {kind: pids for kind, pids in self.victims().items() if pids}
+        kind = self.chance.choice(sorted(result))
         with suppress(ProcessLookupError):
-            os.kill(self.chance.choice(found[kind]), signal.SIGKILL)
+            os.kill(self.chance.choice(result[kind]), signal.SIGKILL)
         if kind == "manager":
             self.manager.wait()
         return kind
@@ -285,7 +285,7 @@ class Runtime:
     def abandon(self) -> None:
         """Kill what is ours, after a failure."""
         self.manager.kill()
-        for pid in [*(one.pid for one in self._clients), pid_of(CONFIG), *ours()]:
+        for pid in [*(client.pid for client in self._clients), pid_of(CONFIG), *ours()]:
             with suppress(ProcessLookupError):
                 if pid > 0:
                     os.kill(pid, signal.SIGKILL)
@@ -308,7 +308,7 @@ def functions(directory: Path) -> list[Function]:
         (root / name).symlink_to(f"usr/{name}")
     (root / "srv/app.py").write_text(HANDLER)
     subprocess.run(["mount", "--bind", "/usr", root / "usr"], check=True)
-    found = [
+    result = [
         Function(rootfs=str(root), command=("/bin/true",), network="none"),
         Function(rootfs=str(root), command=("/bin/sleep", "0.2")),
         Function(rootfs=str(root), command=("/bin/sleep", "60"), network="internal"),
@@ -318,8 +318,8 @@ def functions(directory: Path) -> list[Function]:
         from wasmtime import wat2wasm
 
         (directory / "f.wasm").write_bytes(wat2wasm(MODULE))
-        found.append(Function(rootfs=str(directory / "f.wasm"), kind="wasm", handler="main"))
-    return found
+        result.append(Function(rootfs=str(directory / "f.wasm"), kind="wasm", handler="main"))
+    return result
 
 
 @contextmanager
@@ -391,13 +391,13 @@ def outlive(instances: int) -> dict[str, float]:
                 runtime.up()
                 taken = time.monotonic() - began
                 with Client(CONFIG.socket) as other:
-                    lost = ids - {one.id for one in other.running()}
+                    lost = ids - {each.id for each in other.running()}
                     assert not lost, (
                         f"{len(lost)} of {instances} are not in ps; the node was {node} and is "
                         f"{pid_of(CONFIG)}\n{runtime.log()}"
                     )
                 os.close(begins)  # each ends by itself now, with a status of its own
-                ends = Counter(client.wait(one).status for one in ids)
+                ends = Counter(client.wait(id).status for id in ids)
                 assert ends == {7: instances}, f"they ended so: {ends}"
             runtime.close()
         except BaseException:
@@ -410,8 +410,8 @@ def outlive(instances: int) -> dict[str, float]:
 
 def memory(pid: int) -> int:
     """A process's own memory, in bytes."""
-    found = [line for line in read(f"/proc/{pid}/status").splitlines() if "RssAnon" in line]
-    return int(found[0].split()[1]) << 10
+    result = [line for line in read(f"/proc/{pid}/status").splitlines() if "RssAnon" in line]
+    return int(result[0].split()[1]) << 10
 
 
 def busy(runtime: Runtime, functions: list[Function]) -> None:
@@ -419,11 +419,11 @@ def busy(runtime: Runtime, functions: list[Function]) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     until = time.monotonic() + RECOVERED_SECONDS
     with Client(CONFIG.socket) as client:
-        for one in functions:
-            if one.kind != "command":
-                client.invoke(one, [7] if one.kind == "wasm" else 7)
-            elif one.command != LASTS:
-                client.wait(client.start(one, (null, null, null)).id)
+        for function in functions:
+            if function.kind != "command":
+                client.invoke(function, [7] if function.kind == "wasm" else 7)
+            elif function.command != LASTS:
+                client.wait(client.start(function, (null, null, null)).id)
         os.close(null)
         while any(pool.ready < pool.high for pool in client.pools() if "fork" not in pool.name
                   and "place" not in pool.name):  # fmt: skip
@@ -441,7 +441,7 @@ def flat(managers: int, tell: Callable[[str], None] = lambda _: None) -> dict[st
         kinds = functions(directory)
         root = kinds[0].rootfs
         lasts = Function(rootfs=root, command=LASTS, network="none")
-        used = [kinds[0], *(one for one in kinds if one.kind != "command")]
+        used = [kinds[0], *(kind for kind in kinds if kind.kind != "command")]
         runtime = Runtime(directory, [*used, lasts], seed=1, pools=FULL)
         held: list[tuple[int, int]] = []
         try:
@@ -465,7 +465,7 @@ def flat(managers: int, tell: Callable[[str], None] = lambda _: None) -> dict[st
             grown = max(memory for _, memory in rest) - first[1]
             assert grown < first[1] // 50 + (64 << 10), f"memory grew by {grown} bytes: {held}"
             with Client(CONFIG.socket) as client:
-                assert lasting in [one.id for one in client.running()]
+                assert lasting in [each.id for each in client.running()]
                 client.stop(lasting)
             runtime.close()
         except BaseException:
@@ -484,14 +484,14 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=ROUND, help="kills between two counts")
     parser.add_argument("--instances", type=int, default=0, help="kill the manager beside so many")
     parser.add_argument("--managers", type=int, default=0, help="kill so many managers of a node")
-    asked = parser.parse_args()
-    if asked.managers:
-        say(json.dumps(flat(asked.managers, say), indent=1))
+    request = parser.parse_args()
+    if request.managers:
+        say(json.dumps(flat(request.managers, say), indent=1))
         return
-    if asked.instances:
-        say(json.dumps(outlive(asked.instances), indent=1))
+    if request.instances:
+        say(json.dumps(outlive(request.instances), indent=1))
         return
-    outcome = attack(asked.kills, asked.seed, asked.every, say)
+    outcome = attack(request.kills, request.seed, request.every, say)
     ordered = sorted(outcome.seconds)
     say(json.dumps({
         "kills": dict(outcome.kills), "recovered_median_s": ordered[len(ordered) // 2],

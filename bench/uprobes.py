@@ -58,9 +58,9 @@ class Probes:
         """Every visit since the probes were planted, in order."""
         visits = []
         for line in (self._instance / "trace").read_text().splitlines():
-            found = _LINE.match(line)
-            if found:
-                tid, seconds, micros, kind, number = found.groups()
+            match = _LINE.match(line)
+            if match:
+                tid, seconds, micros, kind, number = match.groups()
                 at = int(seconds) * 1_000_000_000 + int(micros) * 1_000
                 name = self._functions[int(number)].name
                 visits.append(Visit(at, int(tid), name, kind == "r"))

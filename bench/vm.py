@@ -87,11 +87,11 @@ def added(lines: int) -> Iterator[Mark]:
         starts = {"firstlight": command, "a shell": shell, "a bare exec": typed}
         for batch in range(TRIPLES):
             for name in order.sample(list(starts), len(starts)):
-                [one] = generator.run(batch, [starts[name]], deadline=60)
+                [done] = generator.run(batch, [starts[name]], deadline=60)
                 [ended] = generator.stop(batch, deadline=60)
-                said = _READY.search(one.output)
-                assert bool(said) == (name == "firstlight"), one.output
-                taken[name].append((int(said[1]) if said else one.exited) - one.intended)
+                match = _READY.search(done.output)
+                assert bool(match) == (name == "firstlight"), done.output
+                taken[name].append((int(match[1]) if match else done.exited) - done.intended)
                 spent[name].append(ended.user_ns + ended.system_ns)
     for name, mark in (("a shell", MOST_ADDED), ("a bare exec", None)):
         ratio = stats.ratio_interval(taken["firstlight"], taken[name])
@@ -116,9 +116,9 @@ def crowd() -> list[Mark]:
         runner.run(runner.Plan(narrow, Options((CROWD,)), 3, 1), Path(directory))
         samples = store.read(Path(directory)).samples
     expected = [f"line {number:05}" for number in range(LINES)]
-    heard = [[span.name for span in one.guest.spans] for one in samples if one.guest]
-    wrong = sum(lines != expected for lines in heard) + len(samples) - len(heard)
-    lost = max(one.lost for one in samples)
+    received = [[span.name for span in sample.guest.spans] for sample in samples if sample.guest]
+    wrong = sum(lines != expected for lines in received) + len(samples) - len(received)
+    lost = max(sample.lost for sample in samples)
     return [
         Mark(f"events lost, {CROWD} machines at once", str(lost), "0", lost == 0),
         Mark(f"consoles of {len(samples)} with a line lost or misplaced, {LINES} lines each",

@@ -51,20 +51,20 @@ STDLIB_LEFT_OUT = ("__pycache__", "test", "tests", "idlelib", "tkinter", "ensure
 
 def distributions(needed: tuple[str, ...]) -> set[str]:
     """The names of what is needed, and of what that needs."""
-    found: set[str] = set()
+    result: set[str] = set()
     waiting = list(needed)
     while waiting:
         name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
-        if name in found:
+        if name in result:
             continue
         try:
             required = importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
             continue  # for another platform
-        found.add(name)
+        result.add(name)
         waiting += [re.match(r"[A-Za-z0-9._-]+", each)[0] for each in required
                     if "extra ==" not in each]  # type: ignore[index]  # fmt: skip
-    return found
+    return result
 
 
 def copy(source: Path, rootfs: Path) -> None:

@@ -123,9 +123,9 @@ def main() -> int:
         return 2
     failed = 0
     if wanted:
-        found = subprocess.run([HERE / "go.sh"], check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run([HERE / "go.sh"], check=True, stdout=subprocess.PIPE, text=True)
         for number, binary in enumerate(wanted, 1):
-            failed += not _built(binary, found.stdout.strip(), f"{number}/{len(wanted)}")
+            failed += not _built(binary, done.stdout.strip(), f"{number}/{len(wanted)}")
     for binary in binaries:
         if binary.path.exists():
             _link(binary.path, binary.name)

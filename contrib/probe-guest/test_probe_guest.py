@@ -43,17 +43,17 @@ def tcg(guest: Probe, **more: object) -> Qemu:
 
 
 def ready(samples: list[Sample]) -> tuple[Sample, GuestLog]:
-    [one] = samples
-    assert one.ending is Ending.READY, one
-    assert one.guest is not None
-    return one, one.guest
+    [first] = samples
+    assert first.ending is Ending.READY, first
+    assert first.guest is not None
+    return first, first.guest
 
 
 def error(samples: list[Sample]) -> str:
-    [one] = samples
-    assert one.ending is Ending.FAILED, one
-    assert one.error is not None
-    return one.error
+    [first] = samples
+    assert first.ending is Ending.FAILED, first
+    assert first.error is not None
+    return first.error
 
 
 def check_whole(one: Sample, guest: GuestLog, looked: str, *loader: str) -> None:
@@ -63,8 +63,8 @@ def check_whole(one: Sample, guest: GuestLog, looked: str, *loader: str) -> None
     assert all(first.end <= second.start for first, second in pairwise(guest.spans))
     texts = [span for span in guest.spans if span.name == "console"]
     assert len(texts) == len(steps)  # what it prints: itself, and every other step's line
-    said = len(texts) * 2 + len(loader)
-    assert guest.console.split("\n")[-1].startswith(f"probe end {said} ")
+    message = len(texts) * 2 + len(loader)
+    assert guest.console.split("\n")[-1].startswith(f"probe end {message} ")
     assert guest.offset is not None
     assert one.stamps.ready is not None
     entered = boot.entered(one)
@@ -120,7 +120,7 @@ def test_counted_time_is_on_no_line_of_the_hosts(room: Room) -> None:
 
 def test_several_at_once_have_an_address_each(room: Room) -> None:
     samples = room.start(tcg(Probe()), 3)
-    assert [one.ending for one in samples] == [Ending.READY] * 3
+    assert [sample.ending for sample in samples] == [Ending.READY] * 3
     assert room.leftovers() == []
 
 
@@ -182,9 +182,9 @@ def test_it_says_which_step_cannot_be_done(room: Room, words: str, complaint: st
 
 
 def test_an_exception_is_told_by_vector_and_address(room: Room) -> None:
-    [one] = room.start(tcg(told("virtio_mmio.device=512@0xf000000000000:5")))
-    assert one.guest is not None
-    [line] = [line for line in one.guest.console.split("\n") if "exception" in line][:1]
+    [sample] = room.start(tcg(told("virtio_mmio.device=512@0xf000000000000:5")))
+    assert sample.guest is not None
+    [line] = [line for line in sample.guest.console.split("\n") if "exception" in line][:1]
     assert line.startswith("probe exception 14 at 0x10")  # a page fault in the code at 1 MiB
 
 

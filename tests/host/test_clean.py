@@ -204,9 +204,9 @@ def test_a_process_whose_lab_is_gone_is_ended_even_without_its_directory() -> No
     ) as orphan:
         assert orphan.stdout is not None
         assert orphan.stdout.readline() == "up\n"
-        found = [each.name for each in clean.leftovers()]
+        result = [each.name for each in clean.leftovers()]
         clean.clean()
-        assert f"{orphan.pid} (sh)" in found
+        assert f"{orphan.pid} (sh)" in result
         assert orphan.wait() == -signal.SIGKILL
 
 
@@ -284,5 +284,5 @@ def test_what_older_watches_left_is_removed_while_none_is_running(
     (ours / "watch-20261129T065012.123456").mkdir()
     (foreign / "thesis.tex").touch()
     (tmp_path / "firstlight-watch-link").symlink_to(ours)
-    found = [each.name for each in clean.leftovers() if each.name.startswith(str(tmp_path))]
-    assert found == ([] if alive else [str(ours)])
+    result = [each.name for each in clean.leftovers() if each.name.startswith(str(tmp_path))]
+    assert result == ([] if alive else [str(ours)])

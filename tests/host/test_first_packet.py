@@ -50,7 +50,7 @@ def host(bench: Any) -> str:
     """The host's links, addresses, rules and mounts, and what is in the run's directory."""
     words = ("ip -o link", "ip -o addr", "ip netns", "nft list ruleset",
              "cat /proc/self/mountinfo")  # fmt: skip
-    shown = [subprocess.run(one.split(), capture_output=True, text=True).stdout for one in words]
+    shown = [subprocess.run(word.split(), capture_output=True, text=True).stdout for word in words]
     # The root file system's tree is kept for the next batch of a run.
     files = {path.name for path in bench.workspace.directory.iterdir()} - {"root"}
     return "".join(shown) + " ".join(sorted(files))
@@ -80,19 +80,19 @@ def steps(sample: Sample) -> dict[str, Step]:
 
 def check_answered(samples: list[Sample]) -> None:
     """Each was ready when it had heard the answer, and not before."""
-    for one in samples:
-        assert one.ending is Ending.READY, one
-        assert one.exit_status == 0
-        packet = steps(one)["packet"]
-        assert one.stamps.intended < packet.start < packet.end == one.stamps.ready
+    for sample in samples:
+        assert sample.ending is Ending.READY, sample
+        assert sample.exit_status == 0
+        packet = steps(sample)["packet"]
+        assert sample.stamps.intended < packet.start < packet.end == sample.stamps.ready
 
 
 def test_an_add_ends_when_the_gateway_has_answered(bench: Any, tmp_path: Path) -> None:
     backend = usable(Cni(conf(tmp_path, isGateway=True, ipam=local("10.99.0.0/16"))))
     samples = measure(bench, backend, 3)
     check_answered(samples)
-    for one in samples:
-        assert steps(one)["bridge"].end <= steps(one)["packet"].start
+    for sample in samples:
+        assert steps(sample)["bridge"].end <= steps(sample)["packet"].start
 
 
 def test_a_container_sends_its_packet_to_the_gateway_that_add_returned(
@@ -101,8 +101,8 @@ def test_a_container_sends_its_packet_to_the_gateway_that_add_returned(
     network = conf(tmp_path, isGateway=True, ipam=local("10.99.0.0/16"))
     samples = measure(bench, usable(Pod("runc", network)), 2)
     check_answered(samples)
-    for one in samples:
-        named = steps(one)
+    for sample in samples:
+        named = steps(sample)
         assert list(named) == ["netns", "bridge", "payload", "packet"]
         assert named["bridge"].end < named["payload"].start < named["payload"].end
         assert named["payload"].end == named["packet"].start
@@ -128,9 +128,9 @@ def test_a_gateway_that_is_silent_fails_the_start_by_name(bench: Any, tmp_path: 
     """Nobody has the gateway's address: the bridge is no gateway here."""
     network = conf(tmp_path, ipam=local("10.99.0.0/16"))
     for backend in (Cni(network), Pod("runc", network)):
-        [one] = measure(bench, usable(backend), 1)
-        assert one.ending is Ending.FAILED
-        assert one.error == "first packet: 10.99.0.1 did not answer on eth0 in 10 s"
+        [sample] = measure(bench, usable(backend), 1)
+        assert sample.ending is Ending.FAILED
+        assert sample.error == "first packet: 10.99.0.1 did not answer on eth0 in 10 s"
 
 
 def test_a_result_without_a_gateway_fails_the_start(bench: Any, tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_a_result_without_a_gateway_fails_the_start(bench: Any, tmp_path: Path) 
         tmp_path, ipam={"type": "static", "addresses": [{"address": "10.99.0.2/16"}]}
     )  # fmt: skip
     for backend in (Cni(network), Pod("runc", network)):
-        [one] = measure(bench, usable(backend), 1)
-        assert one.ending is Ending.FAILED
-        assert one.error == "no first packet: the result of ADD names no gateway"
+        [sample] = measure(bench, usable(backend), 1)
+        assert sample.ending is Ending.FAILED
+        assert sample.error == "no first packet: the result of ADD names no gateway"
 
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
@@ -148,10 +148,10 @@ def test_a_runtime_starts_in_networks_out_of_the_pool(bench: Any, runtime: str) 
     backend = usable(Pod(runtime, POOLED))
     samples = measure(bench, backend, 3)
     check_answered(samples)
-    for one in samples:
-        assert list(steps(one)) == ["pool.take", "payload", "packet"]
-        take = steps(one)["pool.take"]
-        assert one.stamps.intended < take.start < take.end < steps(one)["payload"].start
+    for sample in samples:
+        assert list(steps(sample)) == ["pool.take", "payload", "packet"]
+        take = steps(sample)["pool.take"]
+        assert sample.stamps.intended < take.start < take.end < steps(sample)["payload"].start
 
 
 def test_each_start_has_a_network_of_its_own_that_no_other_gets(bench: Any) -> None:
@@ -167,11 +167,11 @@ def test_each_start_has_a_network_of_its_own_that_no_other_gets(bench: Any) -> N
         first = bench.starts(starts[:2]).run.samples
         rest = bench.starts(starts[2:]).run.samples
         assert not any(link.is_symlink() for link in links)
-    assert [one.ending for one in (*first, *rest)].count(Ending.READY) == 4
-    [refused] = [one for one in rest if one.ending is Ending.FAILED]
+    assert [each.ending for each in (*first, *rest)].count(Ending.READY) == 4
+    [refused] = [each for each in rest if each.ending is Ending.FAILED]
     assert refused.error == "take a network: the pool is empty"
-    addresses = {one.output.split("inet ")[1].split("/")[0] for one in (*first, *rest[:2])
-                 if one.ending is Ending.READY}  # fmt: skip
+    addresses = {each.output.split("inet ")[1].split("/")[0] for each in (*first, *rest[:2])
+                 if each.ending is Ending.READY}  # fmt: skip
     assert len(addresses) >= 3
     prefix = Config().network.range.rpartition(".0.0")[0]
     assert all(address.startswith(prefix) for address in addresses)
@@ -181,9 +181,9 @@ def test_a_program_that_cannot_be_executed_is_told_and_its_network_ends(bench: A
     with clean(bench), pooled.taking(1, bench.workspace) as pool:
         link = bench.workspace.directory / "link"
         start = pool.start(("/nonexistent/runc",), link, bench.workspace.environment)
-        [one] = bench.starts([start]).run.samples
+        [samples] = bench.starts([start]).run.samples
         assert not link.is_symlink()
-    assert one.error == "/nonexistent/runc: No such file or directory"
+    assert samples.error == "/nonexistent/runc: No such file or directory"
 
 
 @pytest.mark.parametrize("depth", ["agile", "agile-ready", "agile-cold"])
@@ -215,12 +215,12 @@ def test_a_traced_start_to_the_first_packet_has_a_phase_for_it(bench: Any) -> No
 
 
 def test_ones_own_address_is_no_gateway() -> None:
-    said = subprocess.run(
+    done = subprocess.run(
         ["unshare", "--net", "sh", "-c", f"ip link set lo up; exec {native('payload')} once ::1"],
         capture_output=True, text=True,
     )  # fmt: skip
-    assert said.stdout == "firstlight error first packet: ::1 is the instance's own address\n"
-    assert said.returncode == 1
+    assert done.stdout == "firstlight error first packet: ::1 is the instance's own address\n"
+    assert done.returncode == 1
 
 
 @pytest.mark.skipif(not shutil.which("runc"), reason="runc is missing: apt-get install runc")

@@ -105,10 +105,10 @@ def named() -> list[str]:
 
 
 def ip(*argv: str, enter: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(
+    document: list[dict[str, Any]] = json.loads(
         subprocess.check_output([*enter, "ip", "-d", "-j", *argv]) or "[]"
     )
-    return found
+    return document
 
 
 def addresses(link: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -264,8 +264,8 @@ def test_ipv6_off_leaves_no_address_on_either_end(lab: Workspace) -> None:
     ):
         assert said(process)[-1].startswith("firstlight ready ")
         ends = [*ip("-n", "fl0", "address"), *ip("address", "show", "dev", "fl0-h")]
-        found = [entry["family"] for end in ends for entry in end["addr_info"]]
-        assert found == ["inet", "inet"]  # lo's own, and the container's
+        result = [entry["family"] for end in ends for entry in end["addr_info"]]
+        assert result == ["inet", "inet"]  # lo's own, and the container's
     assert switch.read_text() == before
 
 
@@ -274,9 +274,9 @@ def test_an_ipv6_address_is_usable_once_ready(lab: Workspace, trick: str, is_che
     with commands_of(Network(trick=trick), 1, lab) as [command], started(command) as process:
         assert step_names(said(process)) == [*ALL_STEPS[:-1], "address6", "route"]
         [link] = ip("-n", "fl0", "address", "show", "dev", "fl0-c")
-        found = addresses(link)["fd88::2"]
-        assert "tentative" not in found
-        assert ("nodad" not in found) == is_checked
+        result = addresses(link)["fd88::2"]
+        assert "tentative" not in result
+        assert ("nodad" not in result) == is_checked
 
 
 def test_a_descriptor_holds_a_namespace_without_a_name(lab: Workspace) -> None:

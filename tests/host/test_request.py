@@ -130,16 +130,16 @@ def test_a_handlers_result_is_ready_and_the_end_of_its_instance(
 
 def test_the_message_comes_whole_with_its_streams(generator: Generator, tmp_path: Path) -> None:
     words = '{"type":"start","é":"' + "x" * 3000 + '"}'
-    heard = []
+    received = []
 
     def listen(peer: Peer) -> None:
         message, _, _, _ = socket.recv_fds(peer.connection, 10_000, 3)
-        heard.append(message)
+        received.append(message)
         peer.say(type="error", message="no", hint=None)
 
     with runtime(tmp_path / "socket", listen) as path:
         both(generator, asking(path, words))
-    assert heard == [words.encode()]
+    assert received == [words.encode()]
 
 
 def test_an_error_is_told_in_the_runtimes_words(generator: Generator, tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_a_runtime_that_is_gone_before_it_answers_says_so(
 
     with runtime(tmp_path / "socket", vanish, lambda _: None) as path:
         lost, _ = both(generator, asking(path), asking(path))
-    told = ("Connection reset by peer", "Broken pipe")
-    assert all(str(one.reply.error).endswith(told) for one in lost)
+    message = ("Connection reset by peer", "Broken pipe")
+    assert all(str(each.reply.error).endswith(message) for each in lost)
 
 
 def test_a_runtime_that_is_gone_while_its_instance_is_up_has_ended_it(
@@ -254,9 +254,9 @@ def test_a_hundred_at_once_and_commands_among_them(generator: Generator, tmp_pat
     ready = Execute(("/bin/sh", "-c", "echo firstlight ready 1; cat"))
     with runtime(tmp_path / "socket", *[behaves] * 100) as path:
         seen, ended = both(generator, *[asking(path)] * 50, ready, *[asking(path)] * 50)
-    assert all(one.seen for one in seen)
-    assert [one.pid > 0 for one in seen] == [False] * 50 + [True] + [False] * 50
-    assert {one.status for one in ended} == {0, 3 << 8}
+    assert all(sample.seen for sample in seen)
+    assert [sample.pid > 0 for sample in seen] == [False] * 50 + [True] + [False] * 50
+    assert {sample.status for sample in ended} == {0, 3 << 8}
 
 
 def test_a_nul_is_refused_and_the_generator_lives(generator: Generator, tmp_path: Path) -> None:

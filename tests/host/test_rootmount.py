@@ -57,14 +57,14 @@ def listing(root: Path) -> list[str]:
 
 
 def loops_of(image: Path) -> list[str]:
-    found = []
+    result = []
     for file in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
             if file.read_text().strip() == str(image):
-                found.append(file.parts[3])
+                result.append(file.parts[3])
         except OSError:  # it was let go meanwhile
             continue
-    return found
+    return result
 
 
 def until(condition: Callable[[], bool]) -> None:

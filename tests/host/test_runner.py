@@ -83,7 +83,7 @@ def measured(of: Experiment, out: Path, **more: object) -> store.Run:
 
 
 def by_ending(run: store.Run) -> Counter[Ending]:
-    return Counter(one.ending for one in run.samples)
+    return Counter(sample.ending for sample in run.samples)
 
 
 def links() -> list[str]:
@@ -168,15 +168,15 @@ def sampled(output: str, evidence: str | None = None, **more: object) -> Sample:
 
 
 def test_a_sample_holds_what_was_said_and_seen() -> None:
-    one = sampled("firstlight step netns 1200 1300\nhello\nfirstlight ready 4000\n")
-    assert (one.ending, one.error) == (Ending.READY, None)
-    assert one.latency == 3000
-    assert one.lateness == 100
-    assert one.steps == (Step("netns", 1200, 1300),)
-    assert one.output == "hello"
-    assert (one.stamps.seen, one.stamps.stopped) == (5000, 9000)
-    assert (one.user_ns, one.system_ns, one.exit_status, one.lost) == (7, 8, 0, 4)
-    assert (one.index, one.batch, one.repetition, one.traced) == (5, 2, 3, True)
+    sample = sampled("firstlight step netns 1200 1300\nhello\nfirstlight ready 4000\n")
+    assert (sample.ending, sample.error) == (Ending.READY, None)
+    assert sample.latency == 3000
+    assert sample.lateness == 100
+    assert sample.steps == (Step("netns", 1200, 1300),)
+    assert sample.output == "hello"
+    assert (sample.stamps.seen, sample.stamps.stopped) == (5000, 9000)
+    assert (sample.user_ns, sample.system_ns, sample.exit_status, sample.lost) == (7, 8, 0, 4)
+    assert (sample.index, sample.batch, sample.repetition, sample.traced) == (5, 2, 3, True)
 
 
 @pytest.mark.parametrize("stamp", [999, 5001, 10**17, 0])
@@ -190,14 +190,14 @@ def test_a_stamp_of_a_foreign_clock_is_replaced_by_its_arrival(stamp: int) -> No
      "firstlight ready 4000 or so\n", "firstlight ready 99999999999999999999999\n"],
 )  # fmt: skip
 def test_what_only_looks_like_a_stamp_is_a_failure_and_no_error_of_ours(said: str) -> None:
-    one = sampled(said)
-    assert (one.ending, one.stamps.ready, one.error) == (Ending.FAILED, None, "not ready")
+    sample = sampled(said)
+    assert (sample.ending, sample.stamps.ready, sample.error) == (Ending.FAILED, None, "not ready")
 
 
 def test_a_stamp_whose_line_was_cut_is_not_believed() -> None:
-    one = sampled("firstlight ready 40", seen=0, status=0)
-    assert (one.ending, one.latency) == (Ending.FAILED, None)
-    assert one.error == "exited with status 0 before it was ready"
+    sample = sampled("firstlight ready 40", seen=0, status=0)
+    assert (sample.ending, sample.latency) == (Ending.FAILED, None)
+    assert sample.error == "exited with status 0 before it was ready"
 
 
 @pytest.mark.parametrize(
@@ -207,13 +207,13 @@ def test_a_stamp_whose_line_was_cut_is_not_believed() -> None:
 def test_a_machine_that_hangs_is_told_with_its_guests_last_words(console: str, words: str) -> None:
     hung = outcome("", expired=True, seen=0)
     batch = Batch(Case({"instances": 1}, Process()), 0, traced=False)
-    one = sample(5, 2, 0, batch, hung, hung, "hung in x", 0, GuestLog("ticks", console=console))
-    assert one.error == f"hung in x; the guest {words}"
+    first = sample(5, 2, 0, batch, hung, hung, "hung in x", 0, GuestLog("ticks", console=console))
+    assert first.error == f"hung in x; the guest {words}"
 
 
 def test_a_step_that_makes_no_sense_is_left_out() -> None:
-    one = sampled("firstlight step a b c\nfirstlight step d 1 2\nfirstlight ready 4000\n")
-    assert one.steps == (Step("d", 1, 2),)
+    sample = sampled("firstlight step a b c\nfirstlight step d 1 2\nfirstlight ready 4000\n")
+    assert sample.steps == (Step("d", 1, 2),)
 
 
 @pytest.mark.parametrize(
@@ -230,14 +230,14 @@ def test_a_step_that_makes_no_sense_is_left_out() -> None:
 def test_a_start_that_was_not_ready_says_why(
     said: str, more: dict[str, object], ending: Ending, error: str
 ) -> None:
-    one = sampled(said, "hung in phase mount" if ending == Ending.HUNG else None, **more)
-    assert (one.ending, one.error, one.latency) == (ending, error, None)
+    sample = sampled(said, "hung in phase mount" if ending == Ending.HUNG else None, **more)
+    assert (sample.ending, sample.error, sample.latency) == (ending, error, None)
 
 
 @given(st.text())
 def test_no_output_breaks_a_sample(said: str) -> None:
-    one = sampled(said, seen=5000 if "ready" in said else 0)
-    assert (one.latency is not None) == (one.ending == Ending.READY)
+    sample = sampled(said, seen=5000 if "ready" in said else 0)
+    assert (sample.latency is not None) == (sample.ending == Ending.READY)
 
 
 # Real runs.
@@ -248,12 +248,12 @@ def test_a_run_measures_every_batch_and_leaves_nothing(tmp_path: Path) -> None:
     before = links()
     run = measured(FLOOR_OF_TWO, tmp_path, repetitions=2, traced=True)
     assert by_ending(run) == {Ending.READY: len(run.samples)}
-    assert Counter((one.point["namespaces"], one.traced) for one in run.samples) == {
+    assert Counter((sample.point["namespaces"], sample.traced) for sample in run.samples) == {
         (name, traced): 4 for name in ("none", "net") for traced in (False, True)
     }
-    assert [one.index for one in run.samples] == list(range(len(run.samples)))
+    assert [sample.index for sample in run.samples] == list(range(len(run.samples)))
     assert {number for number, _ in run.span_batches()} == {
-        one.batch for one in run.samples if one.traced
+        sample.batch for sample in run.samples if sample.traced
     }
     assert run.footer is not None
     assert not run.footer.interrupted
@@ -278,7 +278,7 @@ def test_starts_that_fail_are_samples_and_the_run_goes_on(tmp_path: Path) -> Non
     )  # fmt: skip
     run = measured(of, tmp_path)
     assert by_ending(run) == {Ending.FAILED: 6, Ending.READY: 2}
-    errors = {str(one.point["script"]): (one.error, one.output) for one in run.samples}
+    errors = {str(sample.point["script"]): (sample.error, sample.output) for sample in run.samples}
     assert errors["echo it broke >&2; exit 3"] == (
         "exited with status 3 before it was ready", "it broke",
     )  # fmt: skip
@@ -292,14 +292,14 @@ def test_a_start_that_hangs_is_a_sample_with_where_it_hung(tmp_path: Path) -> No
     os.mkfifo(fifo)
     hanging = f"echo so far; cat {fifo}"
     run = measured(experiment(hanging, READY, instances=(1,)), tmp_path, deadline=0.5)
-    hung = [one for one in run.samples if one.point["script"] == hanging]
-    assert {one.ending for one in hung} == {Ending.HUNG}
-    assert {one.output for one in hung} == {"so far"}
+    hung = [sample for sample in run.samples if sample.point["script"] == hanging]
+    assert {sample.ending for sample in hung} == {Ending.HUNG}
+    assert {sample.output for sample in hung} == {"so far"}
     assert f"cat {fifo}" in str(hung[0].error)
     assert str(hung[0].error).startswith("hung in phase handshake: ")
     assert f"is in openat {fifo}" in str(hung[0].error)
-    assert all(one.exit_status == signal.SIGKILL for one in hung)
-    assert Counter(one.ending for one in run.samples)[Ending.READY] == 3
+    assert all(sample.exit_status == signal.SIGKILL for sample in hung)
+    assert Counter(sample.ending for sample in run.samples)[Ending.READY] == 3
 
 
 @needs_root
@@ -346,7 +346,7 @@ def test_a_runtime_by_its_path_may_fail_hang_or_linger(
     before = links()
     run = measured(container(runtime), tmp_path, deadline=2 if ending == Ending.HUNG else 20)
     assert by_ending(run) == {ending: 2}
-    assert all(text in (one.error or "") for one in run.samples)
+    assert all(text in (sample.error or "") for sample in run.samples)
     assert left(run.header.run) == []
     assert links() == before
 

@@ -21,9 +21,11 @@ def test_each_starts_the_payload_and_leaves_nothing(program: str) -> None:
     with laboratory(f"test-{os.getpid()}-{program}") as place, Generator() as generator:
         with commands_of(backend, 2, place) as commands:
             outcomes = generator.run(1, commands, deadline=60)
-            assert ["firstlight ready" in one.output for one in outcomes] == [True, True], outcomes
+            assert ["firstlight ready" in outcome.output for outcome in outcomes] == [True, True], (
+                outcomes
+            )
             ended = generator.stop(1, deadline=60)
-            assert [one.status for one in ended] == [0, 0]
+            assert [outcome.status for outcome in ended] == [0, 0]
         left = Path(place.directory / program)
         assert not left.exists()
         mounted = Path("/proc/thread-self/mounts").read_text()

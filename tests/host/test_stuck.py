@@ -45,10 +45,10 @@ def test_one_that_polls_is_in_the_phase_of_its_socket(listener: socket.socket) -
         listener.accept()[0],
     ):
         asleep(process.pid)
-        said = stuck.describe(process.pid)
+        message = stuck.describe(process.pid)
         process.kill()
-    assert said.startswith(f"hung in phase datastore: {sys.executable} ")
-    assert said.endswith(f"poll socket:inet 127.0.0.1:{port}")
+    assert message.startswith(f"hung in phase datastore: {sys.executable} ")
+    assert message.endswith(f"poll socket:inet 127.0.0.1:{port}")
 
 
 def test_the_child_tells_and_not_the_parent_that_reads_from_it(
@@ -60,6 +60,6 @@ def test_the_child_tells_and_not_the_parent_that_reads_from_it(
     command = f"said=$({sys.executable} {script} {port}); echo $said"
     with listener, subprocess.Popen(["sh", "-c", command]) as process, listener.accept()[0]:
         asleep(process.pid)
-        said = stuck.describe(process.pid)
-    assert "poller.py" in said
-    assert said.startswith("hung in phase datastore: ")
+        message = stuck.describe(process.pid)
+    assert "poller.py" in message
+    assert message.startswith("hung in phase datastore: ")

@@ -179,9 +179,9 @@ def test_a_process_is_followed_through_the_execve_of_another_thread(
     assert seen.spans.filter(pl.col("kind") == "exec")["tid"].to_list() == [seen.sample.pid] * 2
     last = seen.spans.filter(pl.col("kind") == "exit").row(-1, named=True)
     assert last["tid"] == seen.sample.pid
-    said = seen.calls("write", "pipe:")
-    assert len(said) == 2
-    assert said["start"].min() > own_time(seen)[1]  # type: ignore[operator]
+    message = seen.calls("write", "pipe:")
+    assert len(message) == 2
+    assert message["start"].min() > own_time(seen)[1]  # type: ignore[operator]
     [thread] = children(seen, "thread")
     gone = seen.spans.filter((pl.col("kind") == "exit") & (pl.col("tid") == thread))
     assert gone["end"][0] <= seen.spans.filter(pl.col("kind") == "exec")["start"][1]
@@ -189,7 +189,7 @@ def test_a_process_is_followed_through_the_execve_of_another_thread(
 
 def at_once(bench: Bench, *argv: str | Path, count: int) -> pl.DataFrame:
     seen = bench.starts([bench.command(*argv)] * count)
-    assert [one.error for one in seen.run.samples if one.error] == []
+    assert [sample.error for sample in seen.run.samples if sample.error] == []
     assert seen.lost == 0
     return seen.breakdown()
 
@@ -202,18 +202,18 @@ def causes(table: pl.DataFrame, phase: str) -> dict[str, int]:
 def test_network_namespaces_at_once_wait_for_locks_that_are_named(
     bench: Bench, known: Path
 ) -> None:
-    found = causes(at_once(bench, known, "netns", "10", count=8), "ns.net")
-    locks = {cause for cause, took in found.items() if cause.startswith("lock: ") and took}
+    result = causes(at_once(bench, known, "netns", "10", count=8), "ns.net")
+    locks = {cause for cause, took in result.items() if cause.startswith("lock: ") and took}
     assert any(lock.startswith(("lock: rtnl_mutex", "lock: pernet_ops_rwsem")) for lock in locks)
 
 
 def test_unmounting_waits_for_a_grace_period_that_is_named(
     bench: Bench, known: Path, tmp_path: Path
 ) -> None:
-    found = causes(at_once(bench, known, "mounts", tmp_path, "40", count=6), "mount")
-    graces = {cause: took for cause, took in found.items() if cause.startswith("RCU: ")}
+    result = causes(at_once(bench, known, "mounts", tmp_path, "40", count=6), "mount")
+    graces = {cause: took for cause, took in result.items() if cause.startswith("RCU: ")}
     assert any(cause.endswith("(namespace_unlock)") for cause in graces)
-    assert sum(graces.values()) > 0.2 * sum(found.values())
+    assert sum(graces.values()) > 0.2 * sum(result.values())
 
 
 def test_no_wait_is_without_its_reason(bench: Bench, known: Path, tmp_path: Path) -> None:
@@ -253,9 +253,9 @@ def test_network_requests_are_read_from_their_messages(bench: Bench, method: str
 def test_the_move_is_slow_for_a_grace_period_and_the_report_says_which(bench: Bench) -> None:
     with commands_of(Network(method="netlink"), 4, bench.workspace) as commands:
         seen = bench.starts(commands, shape=Sequence())
-    found = causes(seen.breakdown(), "veth.move")
-    waits = {cause: took for cause, took in found.items() if cause.startswith("RCU: ")}
-    assert sum(waits.values()) > 0.3 * sum(found.values()), found
+    result = causes(seen.breakdown(), "veth.move")
+    waits = {cause: took for cause, took in result.items() if cause.startswith("RCU: ")}
+    assert sum(waits.values()) > 0.3 * sum(result.values()), result
 
 
 def test_the_first_network_namespace_by_clone_is_seen_too(bench: Bench) -> None:
@@ -364,7 +364,7 @@ def test_a_long_path_is_read_whole(bench: Bench, known: Path, tmp_path: Path) ->
 def test_a_hundred_containers_at_once_lose_no_event(bench: Bench) -> None:
     with commands_of(Oci("runc"), 100, bench.workspace) as commands:
         seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION, deadline=60)
-    assert [one.error for one in seen.run.samples if one.error] == []
+    assert [sample.error for sample in seen.run.samples if sample.error] == []
     assert seen.lost == 0
     executed = seen.spans.filter((pl.col("kind") == "exec") & (pl.col("detail") == "/bin/payload"))
     assert sorted(executed["sample"].to_list()) == list(range(100))

@@ -47,11 +47,13 @@ def doctor() -> Outcome:
     """The main job can run."""
     done = firstlight("doctor", "--json")
     try:
-        found = json.loads(done.stdout)
+        document = json.loads(done.stdout)
     except ValueError:
         return "failed", last(done.stderr)
-    broken = [f"{each['name']}: {each['fact']}" for each in found["checks"] if each["ok"] is False]
-    return ("ok" if found["ready"] else "refused"), "; ".join(broken)
+    broken = [
+        f"{each['name']}: {each['fact']}" for each in document["checks"] if each["ok"] is False
+    ]
+    return ("ok" if document["ready"] else "refused"), "; ".join(broken)
 
 
 def main_job(*more: str) -> Outcome:
@@ -191,7 +193,7 @@ def too_busy(start: Callable[..., subprocess.CompletedProcess[str]]) -> Iterator
         identity = done.stdout.strip()
         words = ("--config", str(WORK / "agile.toml"))
         listed = json.loads(firstlight("agile", "ps", "--json", *words).stdout)
-        [pid] = [one["pid"] for one in listed if str(one["id"]) == identity]
+        [pid] = [each["pid"] for each in listed if str(each["id"]) == identity]
         before, began = cpu(pid), time.monotonic()
         time.sleep(5)
         share = (cpu(pid) - before) / (time.monotonic() - began)

@@ -261,7 +261,7 @@ def lab(cluster: Cluster, out: Path, *words: str) -> subprocess.Popen[str]:
 
 def of_jobs() -> dict[str, int]:
     """The processes that measure in Jobs, by their nodes."""
-    found = {}
+    result = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
             words = (path / "cmdline").read_text().split("\0")
@@ -269,10 +269,10 @@ def of_jobs() -> dict[str, int]:
         except OSError:
             continue
         if words[1:3] == ["-m", "firstlight.lab.nodes.inside"]:
-            found.update(
+            result.update(
                 {node: int(path.name) for node in NODES if f"HOSTNAME={node}" in variables}
             )
-    return found
+    return result
 
 
 def test_an_experiment_runs_on_the_nodes_and_names_the_one_that_fails(

@@ -83,11 +83,11 @@ def ended(record: standing.Record, container: str) -> int:
     """The exit status of a container of the pod, when it has ended."""
     until = time.monotonic() + _SECONDS
     while True:
-        found = json.loads(kubectl(record, "get", "pod", "pod", "-o", "json"))["status"]
-        for each in found.get("containerStatuses", ()):
+        document = json.loads(kubectl(record, "get", "pod", "pod", "-o", "json"))["status"]
+        for each in document.get("containerStatuses", ()):
             if each["name"] == container and "terminated" in each["state"]:
                 return int(each["state"]["terminated"]["exitCode"])
-        assert time.monotonic() < until, found
+        assert time.monotonic() < until, document
         time.sleep(0.2)
 
 

@@ -47,7 +47,7 @@ class Bench:
         return json.loads(text) if text else None
 
     def network(self, *plugins: dict[str, Any] | str, **keys: Any) -> conf.Network:
-        listed = [{"type": one} if isinstance(one, str) else one for one in plugins]
+        listed = [{"type": plugin} if isinstance(plugin, str) else plugin for plugin in plugins]
         document = {"cniVersion": "1.0.0", "name": "net", "plugins": listed, **keys}
         return conf.parse(json.dumps(document), "test")
 

@@ -193,9 +193,9 @@ class _Handler(BaseHTTPRequestHandler):
     machine: Machine
 
     def _answer(self) -> None:
-        said = self.rfile.read(int(self.headers["Content-Length"]))
+        text = self.rfile.read(int(self.headers["Content-Length"]))
         try:
-            self.machine.do(self.command, self.path, json.loads(said))
+            self.machine.do(self.command, self.path, json.loads(text))
             status, words = 204, b""
         except Refused as error:
             status, words = 400, json.dumps({"fault_message": str(error)}).encode()
@@ -216,20 +216,20 @@ class _Handler(BaseHTTPRequestHandler):
 
 def main() -> int:
     """Be a Firecracker."""
-    asked = argparse.ArgumentParser()
+    request = argparse.ArgumentParser()
     for flag in ("--version", "--no-api"):
-        asked.add_argument(flag, action="store_true")
+        request.add_argument(flag, action="store_true")
     for option in ("--id", "--level", "--log-path", "--config-file", "--api-sock"):
-        asked.add_argument(option)
-    told = asked.parse_args()
-    if told.version:
+        request.add_argument(option)
+    message = request.parse_args()
+    if message.version:
         print(f"Firecracker v{VERSION}\n")  # noqa: T201
         return 0
-    _Handler.machine = machine = Machine(Path(told.log_path) if told.log_path else None)
-    server = ThreadingUnixStreamServer(told.api_sock, _Handler) if told.api_sock else None
+    _Handler.machine = machine = Machine(Path(message.log_path) if message.log_path else None)
+    server = ThreadingUnixStreamServer(message.api_sock, _Handler) if message.api_sock else None
     try:
-        if told.config_file:
-            _configure(machine, json.loads(Path(told.config_file).read_text()))
+        if message.config_file:
+            _configure(machine, json.loads(Path(message.config_file).read_text()))
     except Refused as error:
         machine.log(f"RunWithoutApiError error: Failed to build MicroVM from Json: {error}")
         machine.log("Firecracker exiting with error. exit_code=1")

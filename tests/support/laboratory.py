@@ -133,7 +133,7 @@ class Bench:
             sample(index, self.batches, index, batch, outcome, end, None, lost)
             for index, (outcome, end) in enumerate(zip(outcomes, ended, strict=True))
         ]
-        roots = {one.pid: one.index for one in samples}
+        roots = {each.pid: each.index for each in samples}
         spans = self.tracer.collect(roots | dict.fromkeys(daemons, 0))
         path = self.directory / str(self.batches)
         with store.Writer(path, header(end_point)) as writer:
@@ -167,21 +167,21 @@ class Seen:
     @property
     def sample(self) -> Sample:
         """The only one, and it was ready."""
-        [one] = self.run.samples
-        assert one.latency is not None, one
-        return one
+        [samples] = self.run.samples
+        assert samples.latency is not None, samples
+        return samples
 
     def calls(self, name: str, detail: str | None = None) -> pl.DataFrame:
         """The spans of one system call."""
-        found = self.spans.filter((pl.col("kind") == "call") & (pl.col("name") == name))
-        return found if detail is None else found.filter(pl.col("detail") == detail)
+        rows = self.spans.filter((pl.col("kind") == "call") & (pl.col("name") == name))
+        return rows if detail is None else rows.filter(pl.col("detail") == detail)
 
     def breakdown(self) -> pl.DataFrame:
         """As ``breakdown``; that it partitions each latency is checked in passing."""
         table = breakdown(self.run)
-        for one in self.run.samples:
-            rows = table.filter(pl.col("sample") == one.index)
-            assert rows["wall"].sum() == one.latency
+        for each in self.run.samples:
+            rows = table.filter(pl.col("sample") == each.index)
+            assert rows["wall"].sum() == each.latency
             assert (rows["wall"] >= 0).all()
             assert (rows["summed"] >= rows["wall"]).all()
         return table
@@ -215,11 +215,11 @@ def header(end_point: EndPoint) -> Header:
 def marked(run: str) -> list[str]:
     """The command lines of processes that carry a run's name."""
     mark = f"FIRSTLIGHT_RUN={run}\0".encode()
-    found = []
+    result = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (process / "environ").read_bytes() + b"\0":
-                found.append((process / "cmdline").read_text())
+                result.append((process / "cmdline").read_text())
         except OSError:
             continue
-    return found
+    return result

@@ -60,10 +60,10 @@ class Fuzz:
 
     def __init__(self, seed: int) -> None:
         models = sorted(AWS.parent.parent.glob("lib/python3*/site-packages/botocore/data/lambda/*"))
-        found = [path for path in models if path.name == "2015-03-31"]
-        if not found:
+        result = [path for path in models if path.name == "2015-03-31"]
+        if not result:
             pytest.skip(".venv/aws is missing: make setup")
-        model = json.loads(gzip.decompress(Path(found[0] / "service-2.json.gz").read_bytes()))
+        model = json.loads(gzip.decompress(Path(result[0] / "service-2.json.gz").read_bytes()))
         self._shapes: dict[str, Any] = model["shapes"]
         self._operations: dict[str, Any] = model["operations"]
         self.errors = {name for name, shape in self._shapes.items() if shape.get("exception")}
@@ -128,10 +128,13 @@ class Fuzz:
         kind = shape["type"]
         if kind == "structure" and depth < 5:
             members = shape.get("members", {})
-            chosen = [one for one in members if draw.random() < 0.4]
+            chosen = [member for member in members if draw.random() < 0.4]
             if "ZipFile" in members:
                 chosen = draw.choice((["ZipFile"], ["ZipFile"], ["ImageUri"], chosen))
-            return {one: self._value(one, members[one]["shape"], depth + 1) for one in chosen}
+            return {
+                member: self._value(member, members[member]["shape"], depth + 1)
+                for member in chosen
+            }
         if kind == "list":
             return [self._value("", shape["member"]["shape"], depth + 1)] * draw.randrange(3)
         if kind == "map":

@@ -30,7 +30,7 @@ class Room:
         self.batches += 1
         with commands_of(machine, instances, self.workspace) as commands:
             outcomes = self.generator.run(self.batches, commands, deadline=deadline)
-            evidence = {one.pid: stuck.describe(one.pid) for one in outcomes if one.expired}
+            evidence = {each.pid: stuck.describe(each.pid) for each in outcomes if each.expired}
             ended = self.generator.stop(self.batches, deadline=20)
             guests = [command.guest() if command.guest else None for command in commands]
         return [

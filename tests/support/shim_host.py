@@ -118,11 +118,11 @@ class Shim:
 
     def children(self) -> dict[int, str]:
         pids = Path(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children").read_text().split()
-        found = {}
+        result = {}
         for pid in map(int, pids):
             with suppress(OSError):
-                found[pid] = Path(f"/proc/{pid}/comm").read_text().strip()
-        return found
+                result[pid] = Path(f"/proc/{pid}/comm").read_text().strip()
+        return result
 
     def server(self) -> int:
         """The server's pid, as soon as there is one that answers."""

@@ -21,11 +21,11 @@ OVER_RUNTIME = ("cli", "lab")
 
 
 def modules() -> dict[str, Path]:
-    found = {}
+    result = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        result[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return result
 
 
 MODULES = modules()
@@ -33,16 +33,16 @@ MODULES = modules()
 
 def imported(path: Path) -> set[str]:
     """The modules of ours that a file imports, wherever in it."""
-    found = set()
+    result = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, path
             for name in node.names:
                 whole = f"{node.module}.{name.name}"
-                found.add(whole if whole in MODULES else str(node.module))
+                result.add(whole if whole in MODULES else str(node.module))
         elif isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-    return found & set(MODULES)
+            result |= {name.name for name in node.names}
+    return result & set(MODULES)
 
 
 def room(module: str) -> str:

@@ -18,8 +18,8 @@ METRICS = (Path(firstlight.__file__).parent / "agile/http/metrics.py").read_text
 
 def promtool() -> str:
     for parent in Path(firstlight.__file__).parents:
-        if (found := parent / "libexec/prometheus/usr/bin/promtool").exists():
-            return str(found)
+        if (result := parent / "libexec/prometheus/usr/bin/promtool").exists():
+            return str(result)
     if found_in_path := shutil.which("promtool"):
         return found_in_path
     pytest.skip("promtool is missing: make setup")

@@ -61,15 +61,15 @@ def damaged(content: bytes, random: Random) -> bytes:
 
 def _values(document: object) -> list[tuple[object, object]]:
     """Each place of a document, as its container and key."""
-    found: list[tuple[object, object]] = []
+    result: list[tuple[object, object]] = []
     items: Iterable[tuple[object, object]] = ()
     if isinstance(document, dict):
         items = document.items()
     elif isinstance(document, list):
         items = enumerate(document)
     for key, value in items:
-        found += [(document, key), *_values(value)]
-    return found
+        result += [(document, key), *_values(value)]
+    return result
 
 
 def mistaken(document: object, random: Random) -> bytes:

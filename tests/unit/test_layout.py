@@ -68,8 +68,8 @@ def test_a_record_is_the_same_in_c_and_in_python(
     built = tmp_path / "layout"
     subprocess.run(["gcc", f"-I{NATIVE}", "-o", built, program], check=True)
     text = subprocess.run([built], capture_output=True, text=True, check=True).stdout
-    found = [tuple(map(int, line.split())) for line in text.splitlines()]
-    assert found == expected
+    result = [tuple(map(int, line.split())) for line in text.splitlines()]
+    assert result == expected
 
 
 def test_constants_are_the_same_in_c_and_in_python() -> None:

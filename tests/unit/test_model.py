@@ -15,6 +15,6 @@ def test_a_guest_that_left_out_its_root_has_failed_though_it_was_ready() -> None
     sound = sample(0, 0, 0, BATCH, DONE, DONE, None, 0, GuestLog("ticks"))
     assert (sound.ending, sound.stamps.ready, sound.error) == (Ending.READY, 1990, None)
     faulty = GuestLog("ticks", fault="OSv did not mount its root, zfs")
-    one = sample(0, 0, 0, BATCH, DONE, DONE, None, 0, faulty)
-    assert (one.ending, one.latency, one.error) == (Ending.FAILED, None, faulty.fault)
-    assert one.guest == faulty, "what it did is kept"
+    first = sample(0, 0, 0, BATCH, DONE, DONE, None, 0, faulty)
+    assert (first.ending, first.latency, first.error) == (Ending.FAILED, None, faulty.fault)
+    assert first.guest == faulty, "what it did is kept"

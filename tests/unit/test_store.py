@@ -49,13 +49,13 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    one = sample(steps=(Step("netns", 3, 4),), error="\N{SNOWMAN}\n", output="x\0y", lost=3)
-    run = read(written(tmp_path / "run", one))
-    assert (run.header, run.samples, run.footer) == (HEADER, [one], FOOTER)
+    first = sample(steps=(Step("netns", 3, 4),), error="\N{SNOWMAN}\n", output="x\0y", lost=3)
+    run = read(written(tmp_path / "run", first))
+    assert (run.header, run.samples, run.footer) == (HEADER, [first], FOOTER)
     [(number, frame)] = list(run.span_batches())
     assert number == 0
     assert frame.equals(spans(3, 4))
-    assert run.spans_of(one).equals(spans(3, 4))
+    assert run.spans_of(first).equals(spans(3, 4))
     assert run.spans_of(sample(batch=9)).is_empty()
     assert not list(tmp_path.rglob("*.part"))
 
@@ -101,7 +101,7 @@ def test_a_run_that_was_killed_is_read_without_its_footer_and_its_last_line(
     for cut in range(len(lines) // 2 + 1, len(lines)):
         (path / "samples.jsonl").write_bytes(lines[:cut])
         run = read(path)
-        assert [one.index for one in run.samples] == [0]
+        assert [each.index for each in run.samples] == [0]
         assert run.footer is None
 
 
@@ -118,7 +118,7 @@ def test_what_was_appended_survives_a_kill(tmp_path: Path) -> None:
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert [one.index for one in read(tmp_path / "run").samples] == [0, 1]
+    assert [sample.index for sample in read(tmp_path / "run").samples] == [0, 1]
 
 
 def test_a_file_that_a_kill_cut_short_does_not_stand_for_a_whole_one(

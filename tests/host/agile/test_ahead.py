@@ -56,18 +56,18 @@ def test_no_two_starts_share_a_namespace_or_a_cgroup(function: Make) -> None:
                     await asyncio.sleep(0.001)
                 up.append(await runtime.start(function("hold", "99")))
             up += await asyncio.gather(*(runtime.start(function("hold", "99")) for _ in range(6)))
-            pids = [one.pid for one in up]
+            pids = [instance.pid for instance in up]
             spaces = [namespaces(pid) for pid in (*pids, node)]
             for name in OWN:
-                assert len({one[name] for one in spaces}) == len(spaces), name
+                assert len({instance[name] for instance in spaces}) == len(spaces), name
             joined = [cgroups(pid) for pid in (*pids, node)]
             for names in joined[0]:
-                if any(one[names] != joined[-1][names] for one in joined):
-                    assert len({one[names] for one in joined}) == len(joined), names
-            for one in up:
-                shown = Path(f"/proc/{one.pid}/root/proc").iterdir()
+                if any(instance[names] != joined[-1][names] for instance in joined):
+                    assert len({instance[names] for instance in joined}) == len(joined), names
+            for instance in up:
+                shown = Path(f"/proc/{instance.pid}/root/proc").iterdir()
                 assert [each.name for each in shown if each.name.isdigit()] == ["1"]
-                await one.stop()
+                await instance.stop()
 
     on_host(main)
 

@@ -185,8 +185,8 @@ def test_what_one_request_wrote_no_other_reads(root: Path, module: str, refusal:
         said, refused = "", ""
         for number in range(3):
             try:
-                asked = function("main", f"a_{module}", timeout=10.0)
-                said += value(await runtime.invoke(asked, f"secret {number}"))
+                request = function("main", f"a_{module}", timeout=10.0)
+                said += value(await runtime.invoke(request, f"secret {number}"))
             except Failed as error:
                 refused += error.message
         assert "secret" not in said
@@ -230,11 +230,11 @@ def test_forks_count_as_instances(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         sleeps = function("main", "a_sleeps")
         assert value(await runtime.invoke(sleeps, 0)) == "served"
-        asked = [runtime.invoke(sleeps, 1) for _ in range(8)]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        refused = [str(one) for one in answers if isinstance(one, Failed)]
+        requests = [runtime.invoke(sleeps, 1) for _ in range(8)]
+        answers = await asyncio.gather(*requests, return_exceptions=True)
+        refused = [str(answer) for answer in answers if isinstance(answer, Failed)]
         assert len(refused) == 6, "of three, the zygote is one"
-        assert all("as many instances" in one for one in refused)
+        assert all("as many instances" in answer for answer in refused)
         assert value(await runtime.invoke(sleeps, 0)) == "served"
 
     on_host(lambda: on_small_runtime(root, Functions(), main, 3))

@@ -29,8 +29,8 @@ def unified(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     if root is None or CONTROLLER not in (root / "cgroup.controllers").read_text().split():
         pytest.skip(f"no cgroup version 2 with the controller {CONTROLLER} is mounted")
     enabled = (root / "cgroup.subtree_control").read_text().split()
-    found = True, dict.fromkeys(cgroups.CONTROLLERS, root)
-    monkeypatch.setattr(cgroups, "_hierarchies", lambda: found)
+    result = True, dict.fromkeys(cgroups.CONTROLLERS, root)
+    monkeypatch.setattr(cgroups, "_hierarchies", lambda: result)
     monkeypatch.setattr(cgroups, "_ENABLED", f"+{CONTROLLER}")
     monkeypatch.setattr(
         Cgroups, "_settings", lambda self, limits: [(self.tops[0] / str(self._serial) / FILE, "0")]
@@ -50,7 +50,8 @@ def test_one_is_made_with_its_limits_entered_emptied_and_removed(unified: Path) 
         group = groups.make(LIMITS)
         path = unified / TOP / "1"
         assert (path / FILE).read_text() == "0\n"
-        assert [os.readlink(f"/proc/self/fd/{one}") for one in group.descriptors] == [str(path)]  # noqa: PTH115
+        opened = [Path(f"/proc/self/fd/{descriptor}") for descriptor in group.descriptors]
+        assert [each.readlink() for each in opened] == [path]
         with groups.doors(group) as doors:
             sleeper = subprocess.Popen(["sleep", "60"])
             for door in doors:
@@ -78,7 +79,7 @@ def test_one_whose_limits_cannot_be_set_leaves_nothing(
     )
     with pytest.raises(Failed, match=r"memory\.max: No such file"):
         groups.make(LIMITS)
-    assert not [one for one in (unified / TOP).iterdir() if one.is_dir()]
+    assert not [each for each in (unified / TOP).iterdir() if each.is_dir()]
     groups.close()
 
 

@@ -61,15 +61,15 @@ def left() -> list[str]:
 
 def holders() -> list[str]:
     """Processes that have the mark: of a runtime, its helpers and its instances."""
-    found = []
+    result = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             variables = path.read_bytes().split(b"\0")
         except OSError:
             continue
         if "=".join(MARK).encode() in variables:
-            found.append(path.parent.name)
-    return found
+            result.append(path.parent.name)
+    return result
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -131,7 +131,9 @@ def test_instances_outlive_their_manager_and_the_next_takes_them_over(function: 
             first.kill()
             await first.wait()
             assert node_pid(config) == node
-            assert all(client.wait(one).status == 0 for one in ended), "they end meanwhile"
+            assert all(client.wait(instance).status == 0 for instance in ended), (
+                "they end meanwhile"
+            )
             meanwhile = node_wire.request(
                 node_wire.RequestVerb.START, number, tag=7, version=version
             )
@@ -143,13 +145,15 @@ def test_instances_outlive_their_manager_and_the_next_takes_them_over(function: 
             try:
                 with Client(config.socket) as other:
                     assert node_pid(config) == node
-                    assert {one.id for one in other.running()} >= {*up, detached}
+                    assert {instance.id for instance in other.running()} >= {*up, detached}
                     assert other.stop(detached).signal == signal.SIGKILL
                     assert other.register(forks)[0] == number
                     assert other.wait(other.start(function("hold", "0")).id).status == 0
-                    for one in up[:10]:
-                        other.stop(one)
-                    assert all(client.wait(one).signal == signal.SIGKILL for one in up[:10])
+                    for instance in up[:10]:
+                        other.stop(instance)
+                    assert all(
+                        client.wait(instance).signal == signal.SIGKILL for instance in up[:10]
+                    )
                 client.close()
                 while True:
                     with Client(config.socket) as other:
@@ -215,10 +219,12 @@ def test_restarting_and_replacing_the_manager_end_no_instance(
                 first.terminate()  # as systemctl restart does
                 assert await first.wait() == 0
                 second = await up(file, "--keep")
-                assert {one.id for one in client.running()} >= ids
+                assert {instance.id for instance in client.running()} >= ids
                 third = await up(file, "--keep", "--replace")
                 assert await second.wait() == 0
-                assert {one.id for one in client.running()} >= ids, "the same client goes on"
+                assert {instance.id for instance in client.running()} >= ids, (
+                    "the same client goes on"
+                )
                 stopped.set()
                 ends = await starts
                 assert len(ends) >= 3
@@ -250,8 +256,8 @@ def keep_starting(
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as fast:
         fast.connect(str(config.socket))
         while not stop.is_set() or len(ends) < 3:
-            asked = node_wire.request(node_wire.RequestVerb.START, number, version=version)
-            fast.sendmsg([asked], rights(list(streams)))
+            request = node_wire.request(node_wire.RequestVerb.START, number, version=version)
+            fast.sendmsg([request], rights(list(streams)))
             assert node_wire.answer(fast.recv(4096)).verb == node_wire.AnswerVerb.STARTED
             ended = node_wire.answer(fast.recv(4096))
             assert ended.verb == node_wire.AnswerVerb.ENDED
@@ -410,7 +416,7 @@ def test_a_journal_that_cannot_be_written_stops_the_start_before_anything_is_mad
             with pytest.raises(Failed, match=r"cannot (write|open) the journal"):
                 async with Runtime(Config(name="t3", state=str(state))):
                     pass
-            assert [one for one in left() if "process" not in one] == []
+            assert [each for each in left() if "process" not in each] == []
         finally:
             subprocess.run(["umount", state], check=True)
             state.rmdir()

@@ -46,14 +46,14 @@ async def attempts(function: Make, config: Config, **more: object) -> dict[str, 
     ids=lambda m: next(iter(m), ""),
 )
 def test_nothing_gets_out(function: Make, more: dict[str, object]) -> None:
-    said = on_host(lambda: attempts(function, Config(name="t2"), **more))
-    assert said == dict.fromkeys(ATTEMPTS, "held")
+    message = on_host(lambda: attempts(function, Config(name="t2"), **more))
+    assert message == dict.fromkeys(ATTEMPTS, "held")
 
 
 def test_the_suite_would_see_a_host_service_that_is_open(function: Make) -> None:
     config = Config(name="t2", network=NetworkConfig(host_services=("tcp/7777",)))
-    said = on_host(lambda: attempts(function, config))
-    assert {name for name, became in said.items() if became != "held"} == {"host service"}
+    message = on_host(lambda: attempts(function, config))
+    assert {name for name, became in message.items() if became != "held"} == {"host service"}
 
 
 @pytest.mark.parametrize("reuse", ["network", "sandbox"])
@@ -88,15 +88,15 @@ def test_a_memory_bomb_ends_alone(function: Make, reuse: str) -> None:
 def test_instances_without_a_network_share_none(function: Make) -> None:
     async def main() -> None:
         async with Runtime(Config(name="t2")) as runtime:
-            one, two = (
+            each, two = (
                 function("hold", "60", network="none"),
                 function("hold", "61", network="none"),
             )
-            started = [await runtime.start(f) for f in (one, one, two)]
+            started = [await runtime.start(f) for f in (each, each, two)]
             networks = [Path(f"/proc/{i.pid}/ns/net").readlink() for i in started]
             networks.append(Path("/proc/thread-self/ns/net").readlink())
             assert len(set(networks)) == len(networks)
-            await asyncio.gather(*(one.stop() for one in started))
+            await asyncio.gather(*(each.stop() for each in started))
 
     on_host(main)
 

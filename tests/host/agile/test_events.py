@@ -61,7 +61,7 @@ def test_an_event_that_fails_is_tried_again_and_then_a_dead_letter(tmp_path: Pat
         assert await functions.waiting() == 1
         await functions.remove("none")
         await until_empty(functions)
-        assert [one["request"] for one in letters(functions)] == ["a", "c"]
+        assert [each["request"] for each in letters(functions)] == ["a", "c"]
         assert "there is no function" in letters(functions)[1]["reason"]
 
     with_functions(tmp_path, main)
@@ -86,14 +86,14 @@ async def served(store: Path) -> AsyncIterator[asyncio.subprocess.Process]:
 async def dead(store: Path, wanted: set[str]) -> None:
     """Wait until each of these events is a dead letter."""
     while True:
-        found = {
+        result = {
             json.loads(line)["request"]
             for path in store.glob("*/dead-letters.jsonl")
             for line in path.read_text().splitlines()
             if line.endswith("}")
         }
-        if found >= wanted:
-            assert found == wanted
+        if result >= wanted:
+            assert result == wanted
             return
         await asyncio.sleep(0.1)
 

@@ -30,7 +30,7 @@ def below(pid: int) -> list[int]:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return []  # it has just ended
-    return [pid, *(one for child in map(int, children) for one in below(child))]
+    return [pid, *(each for child in map(int, children) for each in below(child))]
 
 
 @contextmanager
@@ -39,17 +39,17 @@ def no_pid_left(*pids: int) -> Iterator[None]:
     hierarchy = pids_hierarchy()
     group = hierarchy / "firstlight.agile.t5full"
     group.mkdir()
-    tree = [one for pid in pids for one in below(pid)]
+    tree = [each for pid in pids for each in below(pid)]
     try:
-        for one in tree:
+        for each in tree:
             with suppress(ProcessLookupError):
-                (group / "cgroup.procs").write_text(str(one))
+                (group / "cgroup.procs").write_text(str(each))
         (group / "pids.max").write_text("1")
         yield
     finally:
-        for one in [one for pid in pids for one in below(pid)]:
+        for each in [each for pid in pids for each in below(pid)]:
             with suppress(ProcessLookupError):
-                (hierarchy / "cgroup.procs").write_text(str(one))
+                (hierarchy / "cgroup.procs").write_text(str(each))
         group.rmdir()
 
 
@@ -200,7 +200,7 @@ def test_an_agent_without_a_descriptor_waits_for_one_and_serves_who_came_meanwhi
     with no_descriptor_left(agent.pid):
         adding = [host.popen("ADD", pod) for pod in ("pod1", "pod2")]
         assert idles(agent.pid)
-        assert all(one.poll() is None for one in adding)
-    for one in adding:
-        output, _ = one.communicate(timeout=60)
+        assert all(each.poll() is None for each in adding)
+    for each in adding:
+        output, _ = each.communicate(timeout=60)
         assert "ips" in json.loads(output), output

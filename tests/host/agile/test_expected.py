@@ -134,12 +134,12 @@ def test_an_odd_etc_gets_its_files_or_none_and_leads_nowhere(
             await runtime.prepare(function, waiting)
             return await output(runtime, function)
 
-    found = on_host(main)
+    result = on_host(main)
     if "cat /etc/hosts" in text:
-        assert "127.0.0.1\tlocalhost\n" in found
-        assert "\tinstance\n--\ninstance\n--\n" in found
+        assert "127.0.0.1\tlocalhost\n" in result
+        assert "\tinstance\n--\ninstance\n--\n" in result
     if "kept" in text:
-        assert found.endswith("kept\n")
+        assert result.endswith("kept\n")
     assert before == {path: path.read_bytes() for path in before}
 
 
@@ -188,7 +188,10 @@ def test_arguments_and_variables_of_any_bytes_arrive(root: Path) -> None:
                 started = client.start(function, (null, writing, null))
                 os.close(writing)
                 os.close(null)
-                assert [one.function.command for one in client.running()] in ([], [command])
+                assert [instance.function.command for instance in client.running()] in (
+                    [],
+                    [command],
+                )
                 read = pipe.read()
                 assert client.wait(started.id).status == 0
                 return read
@@ -227,8 +230,8 @@ def test_devices_that_programs_open_by_path(root: Path) -> None:
     echo out >/dev/stdout; echo err >/dev/stderr 2>&1; cat </dev/stdin; ls /dev/fd >/dev/null &&
     ls -l /dev/tty | busybox cut -c1-10; (: </dev/tty) 2>&1 | busybox grep -c 'No such device'
     """
-    [found] = printed(shell(root, text))
-    assert found == "out\ncrw-rw-rw-\n1\n"
+    [result] = printed(shell(root, text))
+    assert result == "out\ncrw-rw-rw-\n1\n"
 
 
 def test_a_host_s_resolvers_are_those_that_an_instance_reaches(root: Path, tmp_path: Path) -> None:
@@ -275,5 +278,5 @@ with workspace.sandbox("test-resolvers"):
 
 def test_terminals_of_its_own_are_there_for_who_asks(root: Path) -> None:
     text = "(exec 3<>/dev/ptmx) 2>/dev/null && ls /dev/pts || echo none"
-    found = printed(shell(root, text, terminals=True), shell(root, text))
-    assert found == ["ptmx\n", "none\n"]
+    result = printed(shell(root, text, terminals=True), shell(root, text))
+    assert result == ["ptmx\n", "none\n"]

@@ -50,13 +50,13 @@ def link(target: str) -> Member:
 def tar(*members: Member) -> bytes:
     written = io.BytesIO()
     with tarfile.open(fileobj=written, mode="w") as archive:
-        for one in members:
-            information = tarfile.TarInfo(one["name"])
-            for key, value in one.items():
+        for member in members:
+            information = tarfile.TarInfo(member["name"])
+            for key, value in member.items():
                 if key not in ("name", "data"):
                     setattr(information, key, value)
-            information.size = len(one["data"])
-            archive.addfile(information, io.BytesIO(one["data"]))
+            information.size = len(member["data"])
+            archive.addfile(information, io.BytesIO(member["data"]))
     return written.getvalue()
 
 
@@ -82,7 +82,7 @@ class Layout:
         self, *layers: bytes, compress: Callable[[bytes], bytes] = packed,
         machine: str = "", kind: str = "tar+gzip", differences: list[str] | None = None,
     ) -> ImageSource:  # fmt: skip
-        found = [self.blob(compress(layer)) for layer in layers]
+        result = [self.blob(compress(layer)) for layer in layers]
         config = {
             "architecture": machine or {"aarch64": "arm64"}.get(os.uname().machine, "amd64"),
             "os": "linux",
@@ -95,7 +95,7 @@ class Layout:
             "schemaVersion": 2, "mediaType": f"{media}.manifest.v1+json",
             "config": {"mediaType": f"{media}.config.v1+json",
                        **self.blob(json.dumps(config).encode())},
-            "layers": [{"mediaType": f"{media}.layer.v1.{kind}", **one} for one in found],
+            "layers": [{"mediaType": f"{media}.layer.v1.{kind}", **each} for each in result],
         }  # fmt: skip
         described = self.blob(json.dumps(manifest).encode())
         index = {"schemaVersion": 2, "manifests": [{
@@ -214,9 +214,9 @@ def test_an_image_of_a_registry_is_fetched_shared_updated_and_collected(tmp_path
             with pytest.raises(errors.NoImage, match="manifest unknown"):
                 await functions.update("a", ImageSource(f"{address}/team/it:none"))
             assert await called(functions, "a") == b"second"
-        for one in ("a", "b", "c"):
+        for each in ("a", "b", "c"):
             assert left(functions)
-            await functions.remove(one)
+            await functions.remove(each)
         assert left(functions) == []
 
     with_functions(tmp_path / "store", main)

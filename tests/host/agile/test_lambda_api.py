@@ -71,7 +71,7 @@ def test_the_life_of_a_function(tmp_path: Path) -> None:
                 json.loads((await call("invoke", FunctionName=name))["Payload"])
                 for name in ("hello", "hello:live", f"{ARN}hello:1")
             ]
-            assert [(one["version"], one["word"]) for one in answers] == [
+            assert [(each["version"], each["word"]) for each in answers] == [
                 ("$LATEST", "two"), ("1", "one"), ("1", "one")]  # fmt: skip
             newer = zipped(app="def main(e, c):\n    return 'new'\n")
             changed = await call(
@@ -82,7 +82,7 @@ def test_the_life_of_a_function(tmp_path: Path) -> None:
             answer = await call("invoke", FunctionName="hello", Qualifier="live")
             assert (answer["Payload"], answer["ExecutedVersion"]) == (b'"new"', "2")
             versions = await call("list_versions_by_function", FunctionName="hello")
-            assert [one["Version"] for one in versions["Versions"]] == ["$LATEST", "1", "2"]
+            assert [each["Version"] for each in versions["Versions"]] == ["$LATEST", "1", "2"]
             await call("put_function_concurrency", FunctionName="hello",
                        ReservedConcurrentExecutions=0)  # fmt: skip
             refused = await call("invoke", FunctionName="hello")

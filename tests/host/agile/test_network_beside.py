@@ -83,9 +83,9 @@ def test_two_runtimes_share_the_guard_and_the_last_one_ends_it() -> None:
         sh("ip link set lo up")
         with neighbours() as (left, world), world.serving("0.0.0.0", 80):
             first, second = networks(), networks(name="to", range="10.214.0.0/16")
-            one = await first.__aenter__()
+            single = await first.__aenter__()
             two = await second.__aenter__()
-            for made in (one, two):
+            for made in (single, two):
                 used = await made.make("outbound")
                 assert inside(used).reaches(WORLD, 80)
                 made.discard(used)

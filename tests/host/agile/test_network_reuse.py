@@ -127,7 +127,7 @@ def uses(function: Function, leave: Callable[[Networks, Network], None]) -> int:
 
 
 def returned(runtime: Runtime) -> int:
-    return next(one.returned for one in runtime.pools() if one.name == "network outbound")
+    return next(pool.returned for pool in runtime.pools() if pool.name == "network outbound")
 
 
 @pytest.mark.parametrize("name", PYTHON)

@@ -26,8 +26,8 @@ scrape_configs:
 
 def program() -> str:
     for parent in Path(firstlight.__file__).parents:
-        if (found := parent / "libexec/prometheus/usr/bin/prometheus").exists():
-            return str(found)
+        if (result := parent / "libexec/prometheus/usr/bin/prometheus").exists():
+            return str(result)
     if in_path := shutil.which("prometheus"):
         return in_path
     pytest.skip("prometheus is missing: make setup")
@@ -66,9 +66,9 @@ async def _seen(client: httpx.AsyncClient) -> None:
     until = time.monotonic() + 50
     while time.monotonic() < until:
         try:
-            found = (await client.get("/query", params={"query": query})).json()
-            if found["data"]["result"]:
-                assert found["data"]["result"][0]["value"][1] == "1"
+            result = (await client.get("/query", params={"query": query})).json()
+            if result["data"]["result"]:
+                assert result["data"]["result"][0]["value"][1] == "1"
                 return
         except (httpx.TransportError, json.JSONDecodeError, KeyError):
             pass  # it is not up yet

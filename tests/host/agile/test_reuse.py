@@ -258,11 +258,11 @@ async def look(instance: Instance) -> Seen:
 async def run(runtime: Runtime, function: Function) -> Seen:
     """The same, of an instance that has ended."""
     async with await runtime.start(function) as instance:
-        found = await look(instance)
+        result = await look(instance)
         ended = await instance.wait()
         assert instance.stderr
         assert ended.status == 0, (await instance.stderr.read()).decode()
-        return found
+        return result
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -385,5 +385,7 @@ def test_an_end_is_not_charged_with_the_memory_that_one_before_ran_out_of(
                 assert (ended.status, ended.signal) in ((0, None), (None, signal.SIGKILL))
         assert cgroups[0] == cgroups[1]
 
-    one = PoolSize(low=0, high=0)
-    with_function(tmp_path, main, Pools(cgroup=one), memory=64 << 20, command=command, reuse=reuse)
+    first = PoolSize(low=0, high=0)
+    with_function(
+        tmp_path, main, Pools(cgroup=first), memory=64 << 20, command=command, reuse=reuse
+    )

@@ -54,7 +54,7 @@ def test_a_whole_sandbox_is_only_woken(function: Make) -> None:
 
 
 def returned(runtime: Runtime) -> int:
-    return next(one.returned for one in runtime.pools() if one.name == "network outbound")
+    return next(pool.returned for pool in runtime.pools() if pool.name == "network outbound")
 
 
 def test_a_used_network_serves_its_own_function_again_and_no_other(function: Make) -> None:
@@ -212,7 +212,7 @@ def test_an_exhausted_address_range_says_so_and_recovers(function: Make) -> None
                 await runtime.start(hold)
             await up.pop().stop()
             up.append(await runtime.start(hold))
-            await asyncio.gather(*(one.stop() for one in up))
+            await asyncio.gather(*(instance.stop() for instance in up))
 
     on_host(main)
 
@@ -298,14 +298,14 @@ def test_outbound_reaches_the_world_by_the_hosts_address_and_internal_does_not(
         name = f"firstlight-world-{made.stdout.strip()}"
         try:
             async with Runtime(Config(name="t1")) as runtime:
-                said = {}
+                message = {}
                 for network in ("outbound", "internal", "none"):
                     ping = function("ping", "198.51.100.2", network=network)
                     async with await runtime.start(ping) as instance:
                         assert instance.stdout is not None
-                        said[network] = await instance.stdout.all()
+                        message[network] = await instance.stdout.all()
                         await instance.wait()
-                assert said == {
+                assert message == {
                     "outbound": b"answered\n",
                     "internal": b"Connection timed out\n",
                     "none": b"Network is unreachable\n",
@@ -350,7 +350,7 @@ def test_exhausted_descriptors_are_an_error_and_cost_nothing(function: Make) -> 
                     await start_many(runtime, hold, up)
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            await asyncio.gather(*(one.stop() for one in up))
+            await asyncio.gather(*(each.stop() for each in up))
             async with await runtime.start(hold) as instance:
                 assert instance.pid > 0
             assert not runtime.running()

@@ -63,7 +63,9 @@ def test_a_command_answers_what_it_reads(busybox: Path) -> None:
     async def main(serving: Serving) -> None:
         answer = await called(serving, command(busybox, "cat; echo seen >&2"), b'{"a": 1}')
         assert (answer.payload, answer.error, answer.log_tail) == (b'{"a": 1}', None, b"seen")
-        assert not [one for one in Path("/proc/self/fd").iterdir() if "memfd:event" in target(one)]
+        assert not [
+            each for each in Path("/proc/self/fd").iterdir() if "memfd:event" in target(each)
+        ]
 
     with_serving(main)
 

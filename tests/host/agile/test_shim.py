@@ -234,11 +234,11 @@ def test_an_end_while_there_is_no_server_is_known_to_the_next(
     made = bundle(tmp_path, "c", "while true; do sleep 60; done")
     pid = create(containerd, server, made)
     start(containerd, server, "c")
-    one = server.server()
-    os.kill(one, signal.SIGSTOP)
+    first = server.server()
+    os.kill(first, signal.SIGSTOP)
     os.kill(pid, signal.SIGTERM)
     os.kill(pid, signal.SIGKILL)
-    os.kill(one, signal.SIGKILL)
+    os.kill(first, signal.SIGKILL)
     assert wait(containerd, server, "c") == 128 + signal.SIGKILL
 
 

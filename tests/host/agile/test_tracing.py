@@ -46,7 +46,7 @@ def check(spans: list[Any], seen: str) -> None:
     requests = [span for span in spans if span.name == "POST"]
     assert [span.parent_span_id.hex() for span in requests] == [PARENT, PARENT]
     cold, warm = [span for span in spans if span.name == "invoke seen"]
-    attributes = {one.key: one.value for one in cold.attributes}
+    attributes = {attribute.key: attribute.value for attribute in cold.attributes}
     assert attributes["faas.coldstart"].bool_value
     assert attributes["faas.init_duration"].double_value > 0
     assert attributes["faas.name"].string_value == "seen"

@@ -96,7 +96,7 @@ def test_requests_reach_one_instance_with_their_headers(tmp_path: Path) -> None:
         assert headers["x-forwarded-prefix"] == "/function/site"
         assert headers["host"] == headers["x-forwarded-host"] == ENDPOINT.removeprefix("http://")
         others = await asyncio.gather(*(client.get("/") for _ in range(8)))
-        assert {one.json()["pid"] for one in others} == {seen["pid"]}
+        assert {other.json()["pid"] for other in others} == {seen["pid"]}
         assert functions.running("site") == 0
 
     with_site(tmp_path, main)
@@ -119,10 +119,10 @@ def test_bodies_are_streamed_both_ways(tmp_path: Path) -> None:
 
 def test_a_client_that_leaves_ends_its_request(tmp_path: Path) -> None:
     async def main(client: httpx.AsyncClient, functions: Functions) -> None:
-        asked = asyncio.ensure_future(client.get("/sleep"))
+        request = asyncio.ensure_future(client.get("/sleep"))
         while not functions.running("site"):
             await asyncio.sleep(0.01)
-        asked.cancel()
+        request.cancel()
         while functions.running("site"):
             await asyncio.sleep(0.01)
 
@@ -162,7 +162,7 @@ def test_a_server_that_does_not_start_is_told_with_its_words(tmp_path: Path) -> 
 def load(functions: Functions) -> tuple[int, int, int]:
     """Idle and busy instances, and requests that wait for one."""
     loads = functions._serving.loads()
-    idle, busy, waiting = (sum(getattr(one, name) for one in loads)
+    idle, busy, waiting = (sum(getattr(load, name) for load in loads)
                            for name in ("idle", "busy", "waiting"))  # fmt: skip
     return idle, busy, waiting
 
@@ -179,14 +179,14 @@ def test_more_instances_are_started_when_one_has_as_many_requests_as_it_may(
 
     async def main(client: httpx.AsyncClient, functions: Functions) -> None:
         await functions.reserve("site", 5, queue=1)
-        asked = [asyncio.create_task(client.get("/sleep", timeout=300)) for _ in range(5)]
+        requests = [asyncio.create_task(client.get("/sleep", timeout=300)) for _ in range(5)]
         await until_load(functions, 0, 3, 0)
         beyond = asyncio.create_task(client.get("/"))
         await until_load(functions, 0, 3, 1)
         assert (await client.get("/")).status_code == 429
-        asked.pop().cancel()
+        requests.pop().cancel()
         assert (await beyond).status_code == 203
-        for task in asked:
+        for task in requests:
             task.cancel()
         await until_load(functions, 3, 0, 0)
 
@@ -200,7 +200,7 @@ def test_as_many_instances_are_up_as_are_always_kept(tmp_path: Path) -> None:
         await until_load(functions, 2, 0, 0)
         first, *_ = functions._runtime.running()
         os.kill(first.pid, signal.SIGKILL)
-        while first.id in (one.id for one in functions._runtime.running()):
+        while first.id in (instance.id for instance in functions._runtime.running()):
             await asyncio.sleep(0.01)
         await until_load(functions, 2, 0, 0)
         assert (await client.get("/")).status_code == 203

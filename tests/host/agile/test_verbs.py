@@ -77,7 +77,7 @@ def test_an_executed_program_is_confined_as_the_instance_is(
                 )  # fmt: skip
                 assert verify.differences(session.pid, expected) == []
                 fds = Path(f"/proc/{session.pid}/fd")
-                assert sorted(one.name for one in fds.iterdir()) == ["0", "1", "2"]
+                assert sorted(fd.name for fd in fds.iterdir()) == ["0", "1", "2"]
                 assert (Path(f"/proc/{session.pid}/root").stat().st_ino
                         == Path(f"/proc/{instance.pid}/root").stat().st_ino)  # fmt: skip
                 await instance.stop()
@@ -101,7 +101,7 @@ def test_an_executed_program_ends_by_itself_or_with_who_asked_for_it(root: Path)
             descriptor = os.pidfd_open(gone.pid)
             other.close()
             await _ended(descriptor)
-            assert [one.id for one in client.running()] == [started.id]
+            assert [instance.id for instance in client.running()] == [started.id]
         os.close(null)
 
     with_daemon(main)
@@ -137,10 +137,10 @@ def test_a_detached_instance_writes_on_while_managers_die(root: Path) -> None:
         Path(f"/proc/{started.pid}/root/tmp/go").write_text("go\n")  # with no manager there
         async with daemon():
             with Client(SOCKET) as client:
-                found = list(client.logs(started.id, follow=True))
-        out = [line.text + "\n" * line.whole for line in found if line.stream == "stdout"]
+                result = list(client.logs(started.id, follow=True))
+        out = [line.text + "\n" * line.whole for line in result if line.stream == "stdout"]
         assert "".join(out) == "".join(f"{word}\n" for word in ("up", *range(1, 20001))) + "end"
-        assert [line.text for line in found if line.stream == "stderr"] == ["err"]
+        assert [line.text for line in result if line.stream == "stderr"] == ["err"]
         os.close(null)
 
     on_host(main)
@@ -173,7 +173,7 @@ def test_logs_are_bounded_each_and_all_together(root: Path, tmp_path: Path) -> N
                 instance = await runtime.detach(shell(root, "seq 1 5000; echo last"))
                 await lines(runtime, instance.id)  # until it is complete
                 kept = "".join(
-                    [one.text + "\n" * one.whole async for one in runtime.logs(instance.id)]
+                    [log.text + "\n" * log.whole async for log in runtime.logs(instance.id)]
                 )
                 assert 500 < len(kept) < len(whole)
                 assert whole.endswith(kept)
@@ -240,7 +240,9 @@ def test_the_end_of_a_lifetime_is_told_as_such_also_by_the_next_manager(root: Pa
                     if event.id == started.id and event.kind != "started":
                         break
                 assert seen[-1].words == "timed out after 2 s"
-                [ended] = [one for one in client.running(ended=True) if one.id == started.id]
+                [ended] = [
+                    instance for instance in client.running(ended=True) if instance.id == started.id
+                ]
                 assert ended.state == "timed out after 2 s"
                 own = client.start(msgspec.structs.replace(function, lifetime=0.1), (null,) * 3)
                 assert client.wait(own.id).timed_out

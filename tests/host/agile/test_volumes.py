@@ -150,11 +150,11 @@ def test_a_secret_is_its_instances_to_read_and_told_nobody_else(root: Path, tmp_
                 assert WORD not in "\n".join(words[1:])
                 other = shell(root, "ls -l /run/secrets; cat /run/secrets/key")
                 assert WORD not in await said(runtime, other)
-                told = [*map(repr, runtime.running()), *map(repr, await runtime.events())]
-                told += [Path(f"/proc/{instance.pid}/{name}").read_bytes().decode()
+                message = [*map(repr, runtime.running()), *map(repr, await runtime.events())]
+                message += [Path(f"/proc/{instance.pid}/{name}").read_bytes().decode()
                          for name in ("cmdline", "environ")]  # fmt: skip
-                told.append(json.dumps(msgspec.to_builtins(runtime.ended())))
-                assert not [one for one in told if WORD in one]
+                message.append(json.dumps(msgspec.to_builtins(runtime.ended())))
+                assert not [each for each in message if WORD in each]
                 held = Path(f"/proc/{instance.pid}/root/run/secrets/key").stat()
                 assert stat.S_IMODE(held.st_mode) == 0o400
             file.write_text("changed")

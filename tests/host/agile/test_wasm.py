@@ -76,8 +76,8 @@ async def failure(runtime: Runtime, function: Function, event: object) -> Failed
 
 def worker(runtime: Runtime) -> int:
     """The pid of the only worker."""
-    [one] = runtime.running()
-    return one.pid
+    [instance] = runtime.running()
+    return instance.pid
 
 
 def test_it_answers(made: Make) -> None:
@@ -199,7 +199,7 @@ def test_an_instance_starts_anew_each_time(made: Make) -> None:
             assert alone == [answer] * len(alone)
             worker = runtime._wasms.values()[-1]
             together = await worker.invoke_all([event] * 50, 0)
-            assert [msgspec.json.decode(one.value) for one in together] == [answer] * 50  # type: ignore[union-attr]
+            assert [msgspec.json.decode(each.value) for each in together] == [answer] * 50  # type: ignore[union-attr]
         draws = {await value(runtime, made(CALLS, "random")) for _ in range(20)}
         assert len(draws) == 20
 
@@ -215,7 +215,9 @@ def test_a_command_has_input_words_and_outputs(made: Make) -> None:
         )
         result = await runtime.invoke(words, None)
         assert result.stdout.split("\0")[1:] == ["two", "drei €", "A=b=c", "LD_PRELOAD=x", ""]
-        running = [Path(f"/proc/{one.pid}/cmdline").read_bytes() for one in runtime.running()]
+        running = [
+            Path(f"/proc/{instance.pid}/cmdline").read_bytes() for instance in runtime.running()
+        ]
         assert not any(b"b=c" in line for line in running)  # which other users may read
         for more, wrong in (
             ({"command": ("\udcff",)}, "not UTF-8"),
@@ -274,8 +276,8 @@ def test_the_daemon_holds_nothing_of_a_module(made: Make) -> None:
         before = maps.read_text().count("libwasmtime")  # by this test, which makes the modules
         assert await value(runtime, made(TABLE, "grow", memory=2 * MEBIBYTE), 20_000_000) == -1
         assert maps.read_text().count("libwasmtime") == before
-        [one] = runtime.running()
-        text = Path(f"/proc/{one.pid}/maps").read_text()
+        [instance] = runtime.running()
+        text = Path(f"/proc/{instance.pid}/maps").read_text()
         assert "libwasmtime" in text
 
     with_runtime(main)
@@ -355,11 +357,11 @@ def test_a_worker_that_is_killed_fails_its_requests_and_is_started_again(made: M
             while len(runtime.running()) < 2:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0)
-            [pid] = [one.pid for one in runtime.running() if "spin" in one.function.command]
+            [pid] = [each.pid for each in runtime.running() if "spin" in each.function.command]
             os.kill(pid, signal.SIGKILL)
-            for one in await asyncio.gather(*waiting, return_exceptions=True):
-                assert isinstance(one, Failed)
-                assert "the worker of spin ended: killed by SIGKILL" in one.message
+            for each in await asyncio.gather(*waiting, return_exceptions=True):
+                assert isinstance(each, Failed)
+                assert "the worker of spin ended: killed by SIGKILL" in each.message
             assert await value(runtime, good, 1) == 2
             assert await value(runtime, made(MODULE, "next"), 1) == 2
 

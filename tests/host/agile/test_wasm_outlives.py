@@ -32,7 +32,7 @@ async def end(manager: asyncio.subprocess.Process) -> None:
 
 def workers() -> list[int]:
     with Client(CONFIG.socket) as client:
-        return [one.pid for one in client.running()]
+        return [instance.pid for instance in client.running()]
 
 
 def value(function: Function, event: object) -> object:
@@ -72,7 +72,7 @@ def test_a_worker_and_its_clients_outlive_their_manager(tmp_path: Path, how: int
             assert value(function, [6]) == 7
             assert workers() == before, "no other was started"
         results = attached.invoke_all([[0], [0.5], [41]])
-        assert [isinstance(one, Failed) for one in results] == [False, True, False]
+        assert [isinstance(result, Failed) for result in results] == [False, True, False]
         attached.connection.close()
         await end(manager)
 
@@ -105,7 +105,7 @@ def test_a_worker_without_clients_or_manager_is_there_for_the_next(tmp_path: Pat
 def kept(node: int) -> int:
     """How many workers a node holds the descriptors of."""
     links = Path(f"/proc/{node}/fd").iterdir()
-    return sum(str(one.readlink()).startswith("/memfd:kept") for one in links)
+    return sum(str(link.readlink()).startswith("/memfd:kept") for link in links)
 
 
 def test_new_code_is_served_after_a_take_over_and_who_is_attached_to_the_old_keeps_it(
@@ -169,8 +169,8 @@ def test_a_worker_that_ends_is_told_to_who_is_attached(tmp_path: Path) -> None:
                 pytest.raises(Failed, match="did not answer in"),
             ):
                 slow.invoke([])
-            for one in client.running():
-                client.stop(one.id)
+            for instance in client.running():
+                client.stop(instance.id)
             with pytest.raises(Failed, match="the worker of next ended"):
                 attached.invoke([1])
             with client.attach(function) as again:

@@ -114,9 +114,9 @@ def test_a_root_without_an_interpreter_is_named(tmp_path: Path) -> None:
 def test_a_fork_reaches_its_gateway_and_gets_no_further(python: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         assert bytes((await runtime.invoke(function("ping"), "10.213.0.1")).value) == b"true"
-        said = value(await runtime.invoke(function("escape"), None))
-        assert len(said) == 8
-        assert set(said.values()) == {"held"}, said
+        message = value(await runtime.invoke(function("escape"), None))
+        assert len(message) == 8
+        assert set(message.values()) == {"held"}, message
 
     with_handlers(python, main)
 
@@ -250,13 +250,15 @@ def test_a_fork_that_cannot_be_asked_for_gives_its_parts_back(
 
     async def main(runtime: Runtime, function: Make) -> None:
         def parts() -> tuple[int, ...]:
-            held = [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.exists()]
+            held = [
+                str(each.readlink()) for each in Path("/proc/self/fd").iterdir() if each.exists()
+            ]
             networks = runtime._networks
             addresses = networks._addresses._rings["outbound"]._used - set(
                 networks._addresses._left
             )
-            cgroups = [one for one in runtime._cgroups.tops[0].iterdir() if one.is_dir()]
-            return len(addresses), len(cgroups), sum(one.startswith("net:") for one in held)
+            cgroups = [each for each in runtime._cgroups.tops[0].iterdir() if each.is_dir()]
+            return len(addresses), len(cgroups), sum(each.startswith("net:") for each in held)
 
         echo = function("echo")
         await runtime.invoke(echo, 1)
@@ -303,11 +305,11 @@ def test_a_runtime_stops_in_order_whatever_a_zygote_is_doing(python: Path) -> No
                 echo = Function(
                     rootfs=str(python), kind="python", handler="handlers:echo", directory="/srv"
                 )
-                asked = [asyncio.create_task(runtime.invoke(echo, n)) for n in range(turns % 3)]
+                requests = [asyncio.create_task(runtime.invoke(echo, n)) for n in range(turns % 3)]
                 assert value(await runtime.invoke(echo, 1)) == 1
                 for _ in range(turns):
                     await asyncio.sleep(0)
-            await asyncio.gather(*asked, return_exceptions=True)
+            await asyncio.gather(*requests, return_exceptions=True)
 
     async def on() -> None:
         subprocess.run(["mount", "--bind", "/usr", python / "usr"], check=True)

@@ -147,8 +147,8 @@ def test_output_is_kept_up_to_a_limit_and_costs_no_answer(root: Path) -> None:
 
 def test_output_can_be_opened_by_its_path(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
-        said = await runtime.invoke(function("path", "answers"), None)
-        assert (value(said), said.stdout) == ("written", "a line by its path\n")
+        message = await runtime.invoke(function("path", "answers"), None)
+        assert (value(message), message.stdout) == ("written", "a line by its path\n")
 
     with_handlers(root, main)
 
@@ -183,7 +183,7 @@ def test_an_answer_ends_what_the_handler_started(root: Path) -> None:
 @pytest.mark.parametrize("size", [0, 192 << 10, 1 << 20, (8 << 20) - 100])
 def test_an_answer_comes_whole_up_to_the_limit(root: Path, size: int) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
-        asked = function("large", "answers", memory=256 << 20)
-        assert value(await runtime.invoke(asked, size)) == "x" * size
+        request = function("large", "answers", memory=256 << 20)
+        assert value(await runtime.invoke(request, size)) == "x" * size
 
     with_handlers(root, main)

@@ -186,7 +186,7 @@ def test_an_import_can_make_no_namespace_and_enter_none_of_others(root: Path) ->
 def test_a_zygote_holds_no_cgroup_and_nothing_of_the_host(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         given = value(await runtime.invoke(function("main", "watches"), 1))
-        kinds = sorted({one.split(":")[0] for one in given})
+        kinds = sorted({each.split(":")[0] for each in given})
         assert kinds == ["/dev/null", "cgroup", "ipc", "mnt", "net", "pid", "pipe", "socket", "uts"]
 
     with_handlers(root, main)

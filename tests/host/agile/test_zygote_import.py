@@ -56,8 +56,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_import_that_writes_more_than_a_pipe_holds_is_served(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         for module in TALKS:
-            asked = function("main", f"app_{module}", timeout=20.0)
-            assert value(await runtime.invoke(asked, 1)) == "loaded"
+            request = function("main", f"app_{module}", timeout=20.0)
+            assert value(await runtime.invoke(request, 1)) == "loaded"
 
     with_handlers(root, main)
 

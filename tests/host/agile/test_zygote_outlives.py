@@ -58,7 +58,7 @@ def invoke(function: Function, event: object) -> object:
 
 def zygotes() -> list[int]:
     with Client(CONFIG.socket) as client:
-        return [one.pid for one in client.running() if one.function.kind == "python"]
+        return [instance.pid for instance in client.running() if instance.function.kind == "python"]
 
 
 def with_root(root: Path, main: Callable[[Callable[..., Function]], Awaitable[None]]) -> None:
@@ -136,8 +136,8 @@ def test_managers_that_are_killed_again_and_again_lose_no_zygote(root: Path) -> 
         assert await asyncio.to_thread(invoke, echo, 0) == 0
         before = zygotes()
         for number in range(5):
-            asked = [asyncio.to_thread(invoke, echo, n) for n in range(4)]
-            under_way = asyncio.gather(*asked, return_exceptions=True)
+            requests = [asyncio.to_thread(invoke, echo, n) for n in range(4)]
+            under_way = asyncio.gather(*requests, return_exceptions=True)
             if number % 2:
                 await asyncio.to_thread(invoke, echo, number)
             manager.kill()

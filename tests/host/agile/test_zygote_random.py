@@ -78,8 +78,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def three(runtime: Runtime, function: Make, name: str, module: str) -> list[Any]:
-    asked = function(name, module, memory=512 << 20)
-    return [value(await runtime.invoke(asked, None)) for _ in range(3)]
+    request = function(name, module, memory=512 << 20)
+    return [value(await runtime.invoke(request, None)) for _ in range(3)]
 
 
 def test_forks_draw_different_numbers_from_each_generator(root: Path) -> None:
@@ -87,7 +87,7 @@ def test_forks_draw_different_numbers_from_each_generator(root: Path) -> None:
         drawn = await three(runtime, function, "main", "draws")
         assert len(drawn[0]) == 12
         for name in drawn[0]:
-            assert len({str(one[name]) for one in drawn}) == 3, f"{name}: the same in two forks"
+            assert len({str(each[name]) for each in drawn}) == 3, f"{name}: the same in two forks"
 
     with_handlers(root, main)
 

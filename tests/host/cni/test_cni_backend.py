@@ -96,14 +96,14 @@ def recording(plugins: Path, bench: Any) -> Iterator[Path]:
 @needs_bridge
 def test_pods_get_a_network_and_leave_nothing(bench: Any, tmp_path: Path) -> None:
     samples = measure(bench, write(tmp_path, BRIDGE), 5)
-    assert [one.ending for one in samples] == 5 * [Ending.READY]
-    for one in samples:
-        assert [step.name for step in one.steps] == ["bridge", "packet"]
-        ready = one.stamps.ready
+    assert [sample.ending for sample in samples] == 5 * [Ending.READY]
+    for sample in samples:
+        assert [step.name for step in sample.steps] == ["bridge", "packet"]
+        ready = sample.stamps.ready
         assert ready is not None
-        assert one.stamps.spawned <= one.steps[0].start < one.steps[0].end <= ready
-        assert ready <= one.steps[1].start < one.steps[1].end
-        assert one.exit_status == 0
+        assert sample.stamps.spawned <= sample.steps[0].start < sample.steps[0].end <= ready
+        assert ready <= sample.steps[1].start < sample.steps[1].end
+        assert sample.exit_status == 0
 
 
 @needs_bridge
@@ -122,19 +122,19 @@ def test_pods_in_the_background_are_up_during_the_start(bench: Any, tmp_path: Pa
 @pytest.mark.parametrize("operation", ["DEL", "ADD beside DEL"])
 def test_a_teardown_is_measured_like_a_start(bench: Any, tmp_path: Path, operation: str) -> None:
     samples = measure(bench, write(tmp_path, BRIDGE), 3, operation=operation)
-    assert [one.ending for one in samples] == 3 * [Ending.READY]
-    assert all(one.exit_status == 0 for one in samples)
+    assert [sample.ending for sample in samples] == 3 * [Ending.READY]
+    assert all(sample.exit_status == 0 for sample in samples)
 
 
 @needs_bridge
 def test_an_exhausted_range_fails_in_the_plugins_words(bench: Any, tmp_path: Path) -> None:
     ipam = {"type": "host-local", "subnet": "10.99.0.0/30"}
     samples = measure(bench, write(tmp_path, {**BRIDGE, "ipam": ipam}), 3)
-    failed = [one for one in samples if one.ending is Ending.FAILED]
+    failed = [each for each in samples if each.ending is Ending.FAILED]
     assert len(failed) == 2
-    for one in failed:
-        assert "no IP addresses available" in (one.error or "")
-        assert (one.error or "").startswith("plugin bridge ADD: ")
+    for each in failed:
+        assert "no IP addresses available" in (each.error or "")
+        assert (each.error or "").startswith("plugin bridge ADD: ")
 
 
 def test_plugins_are_given_their_configuration_and_the_results_before(
@@ -262,10 +262,12 @@ def test_a_plugin_whose_address_server_died_says_so(bench: Any) -> None:
         [daemon] = commands[0].daemons
         os.kill(daemon, signal.SIGKILL)
         samples = bench.starts(commands).run.samples
-    assert [one.ending for one in samples] == 2 * [Ending.FAILED]
-    for one in samples:
-        assert (one.error or "").startswith("plugin weave-net ADD: unable to allocate IP address")
-        assert "connection refused" in (one.error or "")
+    assert [sample.ending for sample in samples] == 2 * [Ending.FAILED]
+    for sample in samples:
+        assert (sample.error or "").startswith(
+            "plugin weave-net ADD: unable to allocate IP address"
+        )
+        assert "connection refused" in (sample.error or "")
     assert state() == before
 
 

@@ -38,10 +38,10 @@ def test_background_pods_that_cannot_be_brought_up_are_recorded_and_the_run_goes
     run = store.read(out)
     assert run.footer is not None
     assert not run.footer.interrupted
-    endings = {(one.point["background"], one.ending) for one in run.samples}
+    endings = {(sample.point["background"], sample.ending) for sample in run.samples}
     assert (0, Ending.READY) in endings
     assert (200, Ending.FAILED) in endings
-    for one in run.samples:
-        if one.ending is Ending.FAILED:
-            assert (one.error or "").startswith("not started: cannot prepare the pods: ")
-            assert "no IP addresses available" in (one.error or "")
+    for sample in run.samples:
+        if sample.ending is Ending.FAILED:
+            assert (sample.error or "").startswith("not started: cannot prepare the pods: ")
+            assert "no IP addresses available" in (sample.error or "")

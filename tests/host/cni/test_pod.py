@@ -40,7 +40,9 @@ def test_the_container_is_in_the_namespace_that_the_plugins_made(bench: Any) -> 
         ]
         seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION)
     assert links() == before
-    paths = [one["path"] for spec in specs for one in spec["linux"]["namespaces"] if "path" in one]
+    paths = [
+        each["path"] for spec in specs for each in spec["linux"]["namespaces"] if "path" in each
+    ]
     assert paths == ["/run/netns/fl0", "/run/netns/fl1"]
     for sample in seen.run.samples:
         assert sample.ending is Ending.READY

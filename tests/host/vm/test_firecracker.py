@@ -64,11 +64,11 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def real() -> str:
     try:
-        found = firecracker_probe.find()
-        firecracker_probe.run_guest(found)
+        result = firecracker_probe.find()
+        firecracker_probe.run_guest(result)
     except Unsupported as error:
         pytest.skip(f"needs a real Firecracker, and KVM: {error.message}")
-    return found
+    return result
 
 
 @pytest.fixture(params=["fake", "real"])
@@ -88,11 +88,16 @@ def machine(program: str, guest: Tiny, way: str = "config", **more: object) -> F
 
 
 def ready(samples: list[Sample]) -> list[Sample]:
-    for one in samples:
-        assert one.ending is Ending.READY, one
-        assert one.stamps.ready is not None
-        assert one.steps[0].name == "hypervisor.init"
-        assert one.stamps.spawned < one.steps[0].start < one.steps[0].end <= one.stamps.ready
+    for sample in samples:
+        assert sample.ending is Ending.READY, sample
+        assert sample.stamps.ready is not None
+        assert sample.steps[0].name == "hypervisor.init"
+        assert (
+            sample.stamps.spawned
+            < sample.steps[0].start
+            < sample.steps[0].end
+            <= sample.stamps.ready
+        )
     return samples
 
 
@@ -107,11 +112,11 @@ def steps(one: Sample) -> list[str]:
 def test_a_guest_boots(room: Room, tmp_path: Path, program: str, way: str, protocol: str) -> None:
     (tmp_path / "disk").write_bytes(bytes(4096))
     guest = Tiny(READY, disk=tmp_path / "disk")
-    [one] = ready(room.start(machine(program, guest, way, protocol=protocol)))
-    assert one.guest is not None
-    assert one.guest.console == "booting\nready"
+    [sample] = ready(room.start(machine(program, guest, way, protocol=protocol)))
+    assert sample.guest is not None
+    assert sample.guest.console == "booting\nready"
     devices = ["api/drives/disk", "api/network-interfaces/net", "api/entropy", "api/actions"]
-    assert steps(one) == [*API_STEPS, *devices] * (way == "api")
+    assert steps(sample) == [*API_STEPS, *devices] * (way == "api")
     assert room.leftovers() == []
 
 
@@ -126,8 +131,8 @@ def test_a_kernel_is_entered_as_it_was_asked(
 
 
 def test_requests_are_stamped_one_after_the_other(room: Room, program: str) -> None:
-    [one] = ready(room.start(machine(program, Tiny(READY), "api")))
-    init, *asked = one.steps
+    [sample] = ready(room.start(machine(program, Tiny(READY), "api")))
+    init, *asked = sample.steps
     edges = [edge for step in asked for edge in (step.start, step.end)]
     assert edges == sorted(edges)
     assert asked[0].start == init.start
@@ -156,10 +161,10 @@ def test_a_machine_without_a_network_needs_no_tap(
 
 def test_snapshots_are_restored_each_on_its_own_tap(room: Room, program: str) -> None:
     samples = ready(room.start(machine(program, Tiny(READY), "snapshot"), 2))
-    for one in samples:
-        assert steps(one) == ["api.connect", "api/snapshot/load"]
-        assert one.stamps.ready == one.steps[-1].end
-        assert one.guest == GuestLog("none")  # all that it says it had said before
+    for sample in samples:
+        assert steps(sample) == ["api.connect", "api/snapshot/load"]
+        assert sample.stamps.ready == sample.steps[-1].end
+        assert sample.guest == GuestLog("none")  # all that it says it had said before
     assert room.leftovers() == []
 
 
@@ -208,12 +213,12 @@ def test_a_jailed_one_starts_and_leaves_no_jail(
 
 
 def failed(room: Room, start: Firecracker, *words: str) -> Sample:
-    [one] = room.start(start)
-    assert one.ending is Ending.FAILED, one
+    [sample] = room.start(start)
+    assert sample.ending is Ending.FAILED, sample
     for word in words:
-        assert word in str(one.error)
+        assert word in str(sample.error)
     assert room.leftovers() == []
-    return one
+    return sample
 
 
 @pytest.mark.parametrize("way", ["config", "api"])
@@ -228,9 +233,9 @@ def test_a_guest_that_reboots(room: Room, program: str, way: str) -> None:
     ids=["half", "silent"],
 )
 def test_a_guest_that_hangs(room: Room, program: str, code: bytes, way: str) -> None:
-    [one] = room.start(machine(program, Tiny(code), way), deadline=4)
-    assert one.ending is Ending.HUNG
-    assert steps(one)[-1:] == ["api/actions"] * (way == "api")  # how far it came
+    [sample] = room.start(machine(program, Tiny(code), way), deadline=4)
+    assert sample.ending is Ending.HUNG
+    assert steps(sample)[-1:] == ["api/actions"] * (way == "api")  # how far it came
     assert room.leftovers() == []
 
 
@@ -239,9 +244,9 @@ def test_what_firecracker_refuses_is_told_in_its_words(
     room: Room, tmp_path: Path, program: str, way: str
 ) -> None:
     missing = Tiny(READY, disk=tmp_path / "none")
-    one = failed(room, machine(program, missing, way), "No such file or directory (os error 2)")
-    assert [step.name for step in one.steps] == [*API_STEPS, "api/drives/disk"] * (way == "api")
-    assert way != "api" or "PUT /drives/disk answered 400: " in str(one.error)
+    sample = failed(room, machine(program, missing, way), "No such file or directory (os error 2)")
+    assert [step.name for step in sample.steps] == [*API_STEPS, "api/drives/disk"] * (way == "api")
+    assert way != "api" or "PUT /drives/disk answered 400: " in str(sample.error)
 
 
 def test_a_snapshot_of_another_version(room: Room, program: str) -> None:
@@ -289,9 +294,10 @@ def test_a_kill_in_the_middle_leaves_nothing(
         room.batches += 1
         outcomes = room.generator.run(room.batches, commands, deadline=60)
         children = [
-            int(Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text()) for one in outcomes
+            int(Path(f"/proc/{outcome.pid}/task/{outcome.pid}/children").read_text())
+            for outcome in outcomes
         ]
-        for pid in [one.pid for one in outcomes] if victim == "vmrun" else children:
+        for pid in [outcome.pid for outcome in outcomes] if victim == "vmrun" else children:
             os.kill(pid, signal.SIGKILL)
         room.generator.stop(room.batches, deadline=60)
     assert room.leftovers() == []

@@ -36,8 +36,8 @@ def _no_firecracker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measured(name: str, out: Path, *, traced: bool) -> store.Run:
-    asked = Options((1,), guests=("probe",), clocks=("wall", "counted"))
-    plan = Plan(ALL[name], asked, repetitions=1, seed=1, traced=traced, deadline=60)
+    request = Options((1,), guests=("probe",), clocks=("wall", "counted"))
+    plan = Plan(ALL[name], request, repetitions=1, seed=1, traced=traced, deadline=60)
     try:
         with returning_home():
             runner.run(plan, out / name)
@@ -52,26 +52,28 @@ def test_machines_are_measured_whole_and_leave_nothing(
 ) -> None:
     monkeypatch.setattr(schedule, "_SAMPLES_MIN", 1)
     run = measured(name, tmp_path, traced=True)
-    assert {one.ending for one in run.samples} == {Ending.READY}, [s.error for s in run.samples]
+    assert {sample.ending for sample in run.samples} == {Ending.READY}, [
+        s.error for s in run.samples
+    ]
     unusable = name == "hypervisor-builds" and not _has_kvm()  # Debian's small build has no TCG
     assert len(run.header.points) == COUNTS[name] - unusable
     assert {point["accel"] for point in run.header.points} <= {"tcg", "kvm"}
-    for one in run.samples:
-        assert one.guest is not None
-        assert one.latency is not None
-        account = boot.account(one)
+    for sample in run.samples:
+        assert sample.guest is not None
+        assert sample.latency is not None
+        account = boot.account(sample)
         assert account["driver.console"] > 0
-        if one.point.get("clock") == "counted":
-            assert one.guest.offset is None
+        if sample.point.get("clock") == "counted":
+            assert sample.guest.offset is None
             assert boot.INIT not in account
         else:
-            assert sum(account.values()) == one.latency
-            assert one.guest.uncertainty is not None
+            assert sum(account.values()) == sample.latency
+            assert sample.guest.uncertainty is not None
     table = breakdown(run)
-    for one in run.samples:
-        rows = table.filter(pl.col("sample") == one.index)
-        if one.traced:
-            assert rows["wall"].sum() == one.latency
+    for sample in run.samples:
+        rows = table.filter(pl.col("sample") == sample.index)
+        if sample.traced:
+            assert rows["wall"].sum() == sample.latency
             assert {"process.start", boot.INIT} <= set(rows["phase"])
     assert not Path("/run/firstlight", run.header.run).exists()
     assert not any((each / cgroups.name(run.header.run)).exists() for each in cgroups.hierarchies())
@@ -82,9 +84,9 @@ def test_counted_boots_repeat(tmp_path: Path) -> None:
     run = measured("driver-loading", tmp_path, traced=False)
     for console in ("serial", "vga"):
         counted = [
-            boot.account(one)
-            for one in run.samples
-            if (one.point["clock"], one.point["console"]) == ("counted", console)
+            boot.account(sample)
+            for sample in run.samples
+            if (sample.point["clock"], sample.point["console"]) == ("counted", console)
         ]
         assert len(counted) > 1
         for phase in _NO_DEVICE:

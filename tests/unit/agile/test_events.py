@@ -43,17 +43,17 @@ def test_what_waits_is_bounded_and_no_function_takes_the_room_of_another(
     again = Store(tmp_path / "functions.db")  # it is counted when it is opened, too
     assert again.waiting() == kept + 1
     assert again.accept([event("more")], ROOM) == {"more"}
-    again.done(one.id for one in first)
+    again.done(each.id for each in first)
     assert again.accept([event("more")], ROOM) == set()
     again.close()
 
 
 def test_a_change_that_fails_counts_nothing(store: Store) -> None:
-    one = event("same")
-    assert store.accept([one], ROOM) == set()
+    first = event("same")
+    assert store.accept([first], ROOM) == set()
     for _ in range(100):
         with pytest.raises(Exception, match="UNIQUE"):
-            store.accept([event("other"), one], ROOM)
+            store.accept([event("other"), first], ROOM)
     assert store.waiting() == 1
     assert store.accept([event("other")], ROOM) == set()
     store.close()
@@ -86,7 +86,7 @@ def test_who_is_refused_is_told_so_by_name(store: Store, tmp_path: Path) -> None
     async def main(queue: Queue) -> None:
         calls = [queue.accept(event(str(number), size=900_000)) for number in range(8)]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        refused = [one for one in outcomes if one is not None]
+        refused = [outcome for outcome in outcomes if outcome is not None]
         assert 0 < len(refused) < len(outcomes)
         for error in refused:
             assert isinstance(error, Throttled)
@@ -157,7 +157,7 @@ def test_half_a_dead_letter_is_taken_back(
 
     with_queue(store, letters, Events(retries=0), fails, main)
     lines = [json.loads(line) for line in letters.read_text().splitlines()]
-    assert [one["request"] for one in lines] == ["before", "a"]
+    assert [each["request"] for each in lines] == ["before", "a"]
 
 
 def test_the_search_for_an_event_passes_over_those_of_a_function_without_room(
@@ -173,10 +173,10 @@ def test_the_search_for_an_event_passes_over_those_of_a_function_without_room(
             return 0
 
         store._base.set_progress_handler(one_more, 1)
-        found = store.due(1.0, 64, (["f0"], ["f"]))
+        result = store.due(1.0, 64, (["f0"], ["f"]))
         store.next_due((["f0"], ["f"]))
         store._base.set_progress_handler(None, 1)
-        assert [one.name for one in found] == ["g"]
+        assert [each.name for each in result] == ["g"]
         return done
 
     store.accept([event("g", "g")], 1 << 30)

@@ -44,9 +44,9 @@ def with_fleet(
 
 
 async def refused(*waiting: "asyncio.Task[Kept]") -> None:
-    for one in waiting:
+    for each in waiting:
         with pytest.raises(Failed, match="hello gets no instance: the runtime is stopping"):
-            await one
+            await each
 
 
 def test_who_waits_as_it_is_closed_is_told_so_and_nothing_more_is_started() -> None:
@@ -70,6 +70,6 @@ def test_an_instance_that_is_given_back_after_the_end_ends() -> None:
         fleet.give(kept)
         await refused(asyncio.create_task(fleet.take()))
         await fleet.close()
-        assert not any(one.is_up for one in started)
+        assert not any(each.is_up for each in started)
 
     with_fleet(main, held=False)

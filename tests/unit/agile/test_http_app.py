@@ -52,11 +52,11 @@ def with_server(tmp_path: Path, main: Callable[[Server], Awaitable[None]]) -> No
 
 async def answered(requests: "list[asyncio.Task[httpx.Response]]") -> list[int]:
     done = await asyncio.gather(*requests)
-    for one in done:
-        if one.status_code == 429:
-            assert one.headers["x-amzn-errortype"] == "TooManyRequestsException"
-            assert one.json()["Reason"] == "ConcurrentInvocationLimitExceeded"
-    return sorted(one.status_code for one in done)
+    for each in done:
+        if each.status_code == 429:
+            assert each.headers["x-amzn-errortype"] == "TooManyRequestsException"
+            assert each.json()["Reason"] == "ConcurrentInvocationLimitExceeded"
+    return sorted(each.status_code for each in done)
 
 
 def test_requests_beyond_the_most_are_refused_by_name(

@@ -40,9 +40,9 @@ def samples(made: metrics.Metrics, accept: str) -> dict[tuple[str, *tuple[str, .
     read = read_openmetrics if "openmetrics" in kind else read_text
     families: Any = read(text.decode())
     return {
-        (one.name, *sorted(one.labels.values())): one.value
+        (sample.name, *sorted(sample.labels.values())): sample.value
         for family in families
-        for one in family.samples
+        for sample in family.samples
     }
 
 
@@ -53,28 +53,28 @@ def test_a_start_is_in_the_bucket_of_its_time(made: metrics.Metrics, accept: str
     made.answered(outcome(start_ns=60_000_000_000))
     made.answered(outcome(cause="throttled"))
     made.started(True, 700_000)
-    found = samples(made, accept)
+    result = samples(made, accept)
     start = "firstlight_function_start_seconds"
-    assert found[f"{start}_bucket", "0.0025", "cold", "f", "python"] == 0
-    assert found[f"{start}_bucket", "0.005", "cold", "f", "python"] == 1
-    assert found[f"{start}_sum", "cold", "f", "python"] == pytest.approx(0.003)
-    assert found[f"{start}_bucket", "5e-05", "f", "python", "warm"] == 1
-    assert found[f"{start}_bucket", "10.0", "f", "python", "warm"] == 1
-    assert found[f"{start}_count", "f", "python", "warm"] == 2
-    assert found["firstlight_function_requests_total", "f"] == 4
-    assert found["firstlight_function_busy_seconds_total", "f"] == 2
-    assert found["firstlight_function_failures_total", "f", "throttled"] == 1
-    assert found["firstlight_function_instances", "f", "idle"] == 3
-    assert found["firstlight_function_waiting", "f"] == 4
-    assert found["firstlight_pool_ready", "network outbound"] == 3
-    assert found["firstlight_pool_hits_total", "network outbound"] == 5
-    assert found["firstlight_node_start_seconds_bucket", "0.001", "warm"] == 1
-    assert found[("firstlight_instances",)] == 2
+    assert result[f"{start}_bucket", "0.0025", "cold", "f", "python"] == 0
+    assert result[f"{start}_bucket", "0.005", "cold", "f", "python"] == 1
+    assert result[f"{start}_sum", "cold", "f", "python"] == pytest.approx(0.003)
+    assert result[f"{start}_bucket", "5e-05", "f", "python", "warm"] == 1
+    assert result[f"{start}_bucket", "10.0", "f", "python", "warm"] == 1
+    assert result[f"{start}_count", "f", "python", "warm"] == 2
+    assert result["firstlight_function_requests_total", "f"] == 4
+    assert result["firstlight_function_busy_seconds_total", "f"] == 2
+    assert result["firstlight_function_failures_total", "f", "throttled"] == 1
+    assert result["firstlight_function_instances", "f", "idle"] == 3
+    assert result["firstlight_function_waiting", "f"] == 4
+    assert result["firstlight_pool_ready", "network outbound"] == 3
+    assert result["firstlight_pool_hits_total", "network outbound"] == 5
+    assert result["firstlight_node_start_seconds_bucket", "0.001", "warm"] == 1
+    assert result[("firstlight_instances",)] == 2
 
 
 def test_functions_beyond_the_most_are_counted_together(made: metrics.Metrics) -> None:
     for number in range(metrics.FUNCTIONS_MAX + 5):
         made.answered(outcome(f"f{number}", start_ns=1))
-    found = samples(made, "")
-    assert found["firstlight_function_requests_total", "other"] == 5
-    assert len([1 for name, *_ in found if name == "firstlight_function_requests_total"]) == 1001
+    result = samples(made, "")
+    assert result["firstlight_function_requests_total", "other"] == 5
+    assert len([1 for name, *_ in result if name == "firstlight_function_requests_total"]) == 1001

@@ -50,7 +50,7 @@ def ask(chance: random.Random) -> tuple[bytes, int]:
 def order(chance: random.Random) -> tuple[bytes, int]:
     """A manager's order, likewise."""
     small = chance.randrange(6)
-    verbs = [one for one in OrderVerb if one != OrderVerb.END or chance.random() < 0.02]
+    verbs = [each for each in OrderVerb if each != OrderVerb.END or chance.random() < 0.02]
     match verb := chance.choice([*verbs, OrderVerb.FUNCTION, OrderVerb.PART]):
         case OrderVerb.FUNCTION:
             name = chance.choice((b"instance", b"x" * 63, b"x" * 64))

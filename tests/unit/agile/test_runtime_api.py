@@ -58,7 +58,7 @@ def test_no_bytes_break_it_or_are_held_without_bound(pieces: list[bytes]) -> Non
     async def main() -> None:
         api = RuntimeApi()
         connection, transport = connected(api)
-        asked = asyncio.ensure_future(api.ask(Event("r", b"{}", 1.0)))
+        request = asyncio.ensure_future(api.ask(Event("r", b"{}", 1.0)))
         await asyncio.sleep(0)
         for piece in pieces:
             if transport.closed:
@@ -68,8 +68,8 @@ def test_no_bytes_break_it_or_are_held_without_bound(pieces: list[bytes]) -> Non
         assert len(connection._headers) <= 64
         assert connection._body is None or len(connection._body) <= PAYLOAD_MAX
         api.end()
-        await asyncio.gather(asked, return_exceptions=True)
-        assert isinstance(asked.exception(), Lost) or isinstance(asked.result(), Reply)
+        await asyncio.gather(request, return_exceptions=True)
+        assert isinstance(request.exception(), Lost) or isinstance(request.result(), Reply)
 
     asyncio.run(main())
 
@@ -81,7 +81,7 @@ def test_an_event_is_answered_once_and_by_its_id() -> None:
         connection.data_received(NEXT)
         assert transport.written == b""
         event = Event("r", b'{"a":1}', 3.0, "arn:x", "t\r\nX-Injected: 1", b'{"custom": 1}')
-        asked = asyncio.ensure_future(api.ask(event))
+        request = asyncio.ensure_future(api.ask(event))
         await asyncio.sleep(0)
         head, _, body = transport.written.partition(b"\r\n\r\n")
         assert body == b'{"a":1}'
@@ -94,7 +94,7 @@ def test_an_event_is_answered_once_and_by_its_id() -> None:
         connection.data_received(NEXT)
         assert b"403 Forbidden" in transport.written
         connection.data_received(ANSWER + b"Content-Length: 4\r\n\r\nnull")
-        assert (await asked) == Reply(b"null")
+        assert (await request) == Reply(b"null")
 
     asyncio.run(main())
 
@@ -104,12 +104,12 @@ def test_too_long_an_answer_is_refused_and_not_held() -> None:
         api = RuntimeApi()
         connection, transport = connected(api)
         connection.data_received(NEXT)
-        asked = asyncio.ensure_future(api.ask(Event("r", b"{}", 3.0)))
+        request = asyncio.ensure_future(api.ask(Event("r", b"{}", 3.0)))
         await asyncio.sleep(0)
         connection.data_received(ANSWER + b"Content-Length: %d\r\n\r\n" % (PAYLOAD_MAX + 1))
         connection.data_received(b"x" * (PAYLOAD_MAX + 1))
         assert b"413" in transport.written
-        assert (await asked).too_large
+        assert (await request).too_large
 
     asyncio.run(main())
 
@@ -131,7 +131,7 @@ def test_connections_are_few() -> None:
     async def main() -> None:
         api = RuntimeApi()
         made = [connected(api)[1] for _ in range(17)]
-        assert [one.closed for one in made] == [False] * 16 + [True]
+        assert [each.closed for each in made] == [False] * 16 + [True]
 
     asyncio.run(main())
 

@@ -71,26 +71,26 @@ def test_what_botocore_signs_is_known(signed: list[Request]) -> None:
 
 
 def test_what_was_changed_is_not(signed: list[Request]) -> None:
-    one = signed[2]
+    first = signed[2]
     changed = [
-        Request("PUT", one.path, one.query, one.headers, one.body),
-        Request(one.method, one.path + "x", one.query, one.headers, one.body),
-        Request(one.method, one.path, "Qualifier=other", one.headers, one.body),
-        Request(one.method, one.path, one.query, one.headers, one.body + b" "),
-        Request(one.method, one.path, one.query,
-              [(k, "127.0.0.2" if k == "Host" else v) for k, v in one.headers], one.body),
+        Request("PUT", first.path, first.query, first.headers, first.body),
+        Request(first.method, first.path + "x", first.query, first.headers, first.body),
+        Request(first.method, first.path, "Qualifier=other", first.headers, first.body),
+        Request(first.method, first.path, first.query, first.headers, first.body + b" "),
+        Request(first.method, first.path, first.query,
+              [(k, "127.0.0.2" if k == "Host" else v) for k, v in first.headers], first.body),
     ]  # fmt: skip
     for request in changed:
         assert denied(request) == "InvalidSignatureException"
 
 
 def test_each_reason_has_its_name(signed: list[Request]) -> None:
-    one = signed[2]
+    first = signed[2]
     other = {"AKIDEXAMPLE": Caller("team", "another")}
-    assert denied(one, other) == "InvalidSignatureException"
-    assert denied(one, {"AKIDOTHER": KNOWN["AKIDEXAMPLE"]}) == "UnrecognizedClientException"
-    assert denied(one, now=time.time() + 1000) == "InvalidSignatureException"
-    bare = [(k, v) for k, v in one.headers if k != "Authorization"]
+    assert denied(first, other) == "InvalidSignatureException"
+    assert denied(first, {"AKIDOTHER": KNOWN["AKIDEXAMPLE"]}) == "UnrecognizedClientException"
+    assert denied(first, now=time.time() + 1000) == "InvalidSignatureException"
+    bare = [(k, v) for k, v in first.headers if k != "Authorization"]
     assert denied(Request("GET", "/", "", bare, b"")) == "MissingAuthenticationTokenException"
     basic = [*bare, ("Authorization", "Basic eDp5")]
     assert denied(Request("GET", "/", "", basic, b"")) == "IncompleteSignatureException"

@@ -64,11 +64,11 @@ def with_turns(main: Callable[[Turns, Requests], Awaitable[None]], **config: obj
 
 def test_a_functions_requests_wait_for_their_turn_within_its_queue() -> None:
     async def main(turns: Turns, requests: Requests) -> None:
-        one = function("f", concurrency=2, queue=3)
-        await requests.ask(one, 5)
+        first = function("f", concurrency=2, queue=3)
+        await requests.ask(first, 5)
         assert (turns.running("f"), turns.waiting()["f"]) == (2, 3)
         with pytest.raises(Throttled, match="f has 2 instances, and 3 wait, and may have no more"):
-            async with turns.turn(one):
+            async with turns.turn(first):
                 pass
         await requests.ask(function("g"))
         assert turns.running("g") == 1, "another function does not wait"
@@ -81,9 +81,9 @@ def test_a_functions_requests_wait_for_their_turn_within_its_queue() -> None:
 def test_without_a_queue_and_with_no_concurrency_a_request_is_refused_at_once() -> None:
     async def main(turns: Turns, requests: Requests) -> None:
         await requests.ask(function("f", concurrency=1))
-        for one in (function("f", concurrency=1), function("g", concurrency=0, queue=5)):
+        for each in (function("f", concurrency=1), function("g", concurrency=0, queue=5)):
             with pytest.raises(Throttled):
-                async with turns.turn(one):
+                async with turns.turn(each):
                     pass
 
     with_turns(main)
@@ -128,13 +128,13 @@ def test_an_owners_queue_is_bounded_and_no_others() -> None:
 
 def test_who_waits_too_long_or_leaves_is_forgotten() -> None:
     async def main(turns: Turns, requests: Requests) -> None:
-        one = function("f", concurrency=1, queue=5)
-        await requests.ask(one)
+        first = function("f", concurrency=1, queue=5)
+        await requests.ask(first)
         with pytest.raises(Throttled, match=r"had no turn in 0\.01 s"):
-            async with turns.turn(one):
+            async with turns.turn(first):
                 pass
         turns._config = Functions()
-        leaves = asyncio.create_task(requests._request(one))
+        leaves = asyncio.create_task(requests._request(first))
         await requests.settle()
         assert turns.waiting()["f"] == 1
         leaves.cancel()
@@ -146,11 +146,11 @@ def test_who_waits_too_long_or_leaves_is_forgotten() -> None:
 
 def test_a_turn_that_comes_as_one_leaves_is_the_next_ones() -> None:
     async def main(turns: Turns, requests: Requests) -> None:
-        one = function("f", concurrency=1, queue=5)
-        await requests.ask(one)
-        leaves = asyncio.create_task(requests._request(one))
+        first = function("f", concurrency=1, queue=5)
+        await requests.ask(first)
+        leaves = asyncio.create_task(requests._request(first))
         await requests.settle()
-        await requests.ask(one)
+        await requests.ask(first)
         requests.ends.release()
         while turns.waiting()["f"] == 2:
             await asyncio.sleep(0)
@@ -174,16 +174,16 @@ def test_a_limit_that_is_raised_lets_go_on_who_waits() -> None:
 
 def test_a_turn_that_comes_free_goes_to_nobody_who_gives_up() -> None:
     async def main(turns: Turns, requests: Requests) -> None:
-        one = function("f", concurrency=1, queue=2)
-        await requests.ask(one)
-        leaves = asyncio.create_task(requests._request(one))
+        first = function("f", concurrency=1, queue=2)
+        await requests.ask(first)
+        leaves = asyncio.create_task(requests._request(first))
         await requests.settle()
         requests.ends.release()
         leaves.cancel()  # before the loop has run either
         await asyncio.gather(leaves, return_exceptions=True)
         await requests.settle()
         assert (turns.running("f"), turns.waiting()["f"]) == (0, 0)
-        await requests.ask(one)
+        await requests.ask(first)
         assert turns.running("f") == 1, "its only turn is there for the next"
 
     with_turns(main)

@@ -27,9 +27,9 @@ def expected(pid: int) -> verify.Expected:
 
 
 def test_a_process_with_rights_is_not_confined(process: subprocess.Popen[bytes]) -> None:
-    found = verify.differences(process.pid, expected(process.pid))
+    differences = verify.differences(process.pid, expected(process.pid))
     for key in ("NoNewPrivs", "Seccomp", "CapBnd"):
-        assert any(one.startswith(key) for one in found)
+        assert any(each.startswith(key) for each in differences)
 
 
 @pytest.mark.parametrize("name", verify.NAMESPACES)
@@ -51,13 +51,13 @@ def test_another_identity_filter_or_cgroup_is_named(process: subprocess.Popen[by
         more = set(verify.differences(process.pid, wrong)) - set(
             verify.differences(process.pid, right)
         )
-        assert [one for one in more if one.startswith(said)]
+        assert [each for each in more if each.startswith(said)]
 
 
 def test_what_a_process_shares_with_its_parent_is_named(process: subprocess.Popen[bytes]) -> None:
     assert verify.shared(process.pid, os.getpid()) == []
     same = verify.shared(os.getpid(), os.getpid())
-    assert [one.rpartition(" ")[2] for one in same] == [
+    assert [each.rpartition(" ")[2] for each in same] == [
         "memory", "descriptors", "directories", "handlers"
     ]  # fmt: skip
 

@@ -35,13 +35,13 @@ def with_channel(main: Callable[[Channel, socket.socket], Awaitable[None]]) -> N
 
 def test_answers_come_in_parts_and_in_any_order() -> None:
     async def main(channel: Channel, worker: socket.socket) -> None:
-        one = asyncio.ensure_future(channel.ask([EVENT] * 3))
+        first = asyncio.ensure_future(channel.ask([EVENT] * 3))
         two = asyncio.ensure_future(channel.ask([EVENT]))
         while channel.waiting < 4:
             await asyncio.sleep(0)
         for message in (answer(2, 0, 1), answer(99, 0, 1), answer(1, 2, 1), answer(1, 0, 2)):
             worker.send(message)
-        assert [reply.values for reply in await one] == [(2,)] * 3
+        assert [reply.values for reply in await first] == [(2,)] * 3
         assert len(await two) == 1
         assert channel.waiting == 0
 
@@ -62,14 +62,14 @@ def test_answers_come_in_parts_and_in_any_order() -> None:
 )
 def test_what_was_not_asked_ends_the_connection(message: bytes) -> None:
     async def main(channel: Channel, worker: socket.socket) -> None:
-        asked = asyncio.ensure_future(channel.ask([EVENT] * 3))
+        request = asyncio.ensure_future(channel.ask([EVENT] * 3))
         await asyncio.sleep(0)
         worker.send(message)
         await channel.over
-        assert not asked.done()  # until it is known how the worker ended
+        assert not request.done()  # until it is known how the worker ended
         channel.fail(Failed("the worker ended"))
         with pytest.raises(Failed, match="the worker ended"):
-            await asked
+            await request
         with pytest.raises(Failed, match="the worker ended"):
             await channel.ask([EVENT])
 
@@ -78,19 +78,19 @@ def test_what_was_not_asked_ends_the_connection(message: bytes) -> None:
 
 def test_an_event_is_answered_once() -> None:
     async def main(channel: Channel, worker: socket.socket) -> None:
-        asked = asyncio.ensure_future(channel.ask([EVENT] * 3))
+        request = asyncio.ensure_future(channel.ask([EVENT] * 3))
         await asyncio.sleep(0)
         worker.send(answer(1, 0, 1))
         worker.send(answer(1, 0, 2))
         await channel.over
-        asked.cancel()
+        request.cancel()
 
     with_channel(main)
 
 
 def test_who_waits_is_counted() -> None:
     async def main(channel: Channel, worker: socket.socket) -> None:
-        asked = [asyncio.ensure_future(channel.ask([EVENT])) for _ in range(WAITING_MAX)]
+        requests = [asyncio.ensure_future(channel.ask([EVENT])) for _ in range(WAITING_MAX)]
         while channel.waiting < WAITING_MAX:  # most of them wait to be sent
             await asyncio.sleep(0)
         with pytest.raises(Failed, match=f"{WAITING_MAX} events are waiting for the worker of f"):
@@ -109,7 +109,7 @@ def test_who_waits_is_counted() -> None:
                     break
                 except BlockingIOError:
                     await asyncio.sleep(0)
-        await asyncio.gather(*asked)
+        await asyncio.gather(*requests)
         assert channel.waiting == 0
 
     with_channel(main)

@@ -67,7 +67,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(reader: Path, messages: list[bytes]) -> list[tuple[int, int]]:
     """How many events the program took of each, and the sum of their bytes."""
-    stdin = b"".join(struct.pack("=I", len(one)) + one for one in messages)
+    stdin = b"".join(struct.pack("=I", len(message)) + message for message in messages)
     done = subprocess.run([reader], input=stdin, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return [(int(a), int(b)) for a, b in (line.split() for line in done.stdout.splitlines())]
@@ -80,7 +80,7 @@ def test_the_worker_reads_what_is_written(
 ) -> None:
     messages, expected = [], []
     for events in requests:
-        encoded = [wasm_wire.event(*one) for one in events]
+        encoded = [wasm_wire.event(*event) for event in events]
         messages.append(wasm_wire.request(1, encoded))
         heads = sum(sum(struct.pack("=II", len(a), len(b))) for a, b in events)
         expected.append((len(events), sum(map(sum, encoded)) - heads))
@@ -94,7 +94,7 @@ def test_the_worker_reads_what_is_written(
             st.binary(max_size=200),
             st.builds(
                 lambda events, at, byte: _spoiled(
-                    wasm_wire.request(1, [wasm_wire.event(*one) for one in events]), at, byte
+                    wasm_wire.request(1, [wasm_wire.event(*event) for event in events]), at, byte
                 ),
                 EVENTS, st.integers(0, 10_000), st.integers(0, 255),
             ),

@@ -24,8 +24,8 @@ def test_lines_are_whole_whatever_the_parts_are(parts: list[bytes]) -> None:
         whole = b"".join(parts)
         expected = whole.removesuffix(b"\n").split(b"\n") if whole else []
         text, _ = await written.following("f", (0, 0), 0)
-        found = [line.split(b" ", 3)[3] for line in text.split(b"\n")[:-1]]
-        assert found == expected
+        result = [line.split(b" ", 3)[3] for line in text.split(b"\n")[:-1]]
+        assert result == expected
 
     asyncio.run(main())
 

@@ -131,7 +131,7 @@ def test_every_call_and_every_gap_gets_a_phase(
     calls, gaps = charge(words, execs, end, tuple(took))
     assert len(calls) == len(gaps) == len(words)
     if not execs:
-        told = {"process.start", "signals", "-", phases.MASK}
-        assert [a for a in words if a not in told] == [
-            b for a, b in zip(words, calls, strict=True) if a not in told
+        message = {"process.start", "signals", "-", phases.MASK}
+        assert [a for a in words if a not in message] == [
+            b for a, b in zip(words, calls, strict=True) if a not in message
         ]

@@ -292,12 +292,12 @@ def test_from_when_the_first_packet_is_asked_for_all_is_packet(answered: int) ->
             span("exec", 50, tid=101, name="exec", detail="/bin/payload"),
             call("socket", "", 61, 62, 101), call("sendto", "socket:inet", 64, 70, 101),
             wait(POLL, 71, 78, tid=101), call("write", "pipe:", 110, 111, 101)]  # fmt: skip
-    told = msgspec.structs.replace(sample(answered), steps=(Step("packet", 60, answered),))
-    held = run(rows, told, end_point=EndPoint.FIRST_PACKET)
+    message = msgspec.structs.replace(sample(answered), steps=(Step("packet", 60, answered),))
+    held = run(rows, message, end_point=EndPoint.FIRST_PACKET)
     assert wall(held, "packet") == answered - 60
     assert wall(held, "exec") == 30
     assert wall(held) == answered
-    other = run(rows, told, end_point=EndPoint.FIRST_INSTRUCTION)
+    other = run(rows, message, end_point=EndPoint.FIRST_INSTRUCTION)
     assert wall(other, "packet") == 0
 
 
@@ -361,8 +361,8 @@ def test_a_process_goes_on_when_another_of_its_threads_executes() -> None:
 
 
 def test_failed_untraced_and_unready_samples_have_no_breakdown() -> None:
-    one = sample(100)
-    failed = replace_stamps(one, None)
+    first = sample(100)
+    failed = replace_stamps(first, None)
     assert breakdown(run(start_of_root(), failed)).is_empty()
     assert breakdown(run(start_of_root())).is_empty()
 
@@ -430,9 +430,9 @@ def one_life(draw: st.DrawFn, tid: int, pid: int, birth: int, tids: list[int]) -
             rows.append(span("queued", begin, inner, tid, pid, peer=draw(waker)))
         elif what in ("blocked", "lock"):
             stack = draw(st.sampled_from(STACKS))
-            woken = draw(st.integers(begin, inner))
-            rows.append(wait(stack, begin, woken, draw(waker), tid, pid=pid))
-            rows.append(span("queued", woken, inner, tid, pid))
+            wakee = draw(st.integers(begin, inner))
+            rows.append(wait(stack, begin, wakee, draw(waker), tid, pid=pid))
+            rows.append(span("queued", wakee, inner, tid, pid))
             if what == "lock":
                 kind = draw(st.sampled_from(["mutex", "rwsem-read", "spinlock"]))
                 rows.append(span("lock", begin, inner, tid, pid, name=kind, detail="0x1",

@@ -73,9 +73,9 @@ def test_cpus_limit_until_the_lock_does() -> None:
 
 
 def test_a_run_of_many_at_once_has_a_capacity_for_each_series(container: Analysis) -> None:
-    found = {each.point.series: each for each in container.capacities}
-    assert set(found) == {point.series for point in container.points if point.instances >= 4}
-    for each in found.values():
+    result = {each.point.series: each for each in container.capacities}
+    assert set(result) == {point.series for point in container.points if point.instances >= 4}
+    for each in result.values():
         spent = container.breakdown.filter(
             (pl.col("cause") == "on CPU")
             & pl.col("sample").is_in([sample.index for sample in each.point.traced_samples])

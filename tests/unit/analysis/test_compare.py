@@ -62,10 +62,10 @@ def run_of(
 
 
 def test_a_known_slow_down_is_a_regression_of_its_point_alone() -> None:
-    found = compare(run_of({1: 30, 10: 90}, seed=1), run_of({1: 30, 10: 108}, seed=2))
-    alone, burst = found.differences
+    result = compare(run_of({1: 30, 10: 90}, seed=1), run_of({1: 30, 10: 108}, seed=2))
+    alone, burst = result.differences
     assert (alone.regression, burst.regression) == (False, True)
-    assert found.regression
+    assert result.regression
     assert burst.point == {"runtime": "runc", "instances": 10}
     assert burst.ratio is not None
     assert burst.ratio.low < 1.2 < burst.ratio.high
@@ -75,23 +75,23 @@ def test_a_known_slow_down_is_a_regression_of_its_point_alone() -> None:
 
 
 def test_the_other_way_round_it_is_an_improvement() -> None:
-    (found,) = compare(run_of({10: 108}, seed=2), run_of({10: 90}, seed=1)).differences
-    assert (found.regression, found.improvement) == (False, True)
+    (differences,) = compare(run_of({10: 108}, seed=2), run_of({10: 90}, seed=1)).differences
+    assert (differences.regression, differences.improvement) == (False, True)
 
 
 def test_a_significant_change_below_the_threshold_is_no_regression() -> None:
     a, b = run_of({1: 30}, seed=1, repetitions=60), run_of({1: 31}, seed=2, repetitions=60)
-    (found,) = compare(a, b).differences
-    assert found.p is not None
-    assert found.p < 0.01
-    assert not found.regression
+    (differences,) = compare(a, b).differences
+    assert differences.p is not None
+    assert differences.p < 0.01
+    assert not differences.regression
     assert compare(a, b, threshold=0.01).regression
 
 
 def test_a_change_whose_interval_reaches_below_the_threshold_is_no_regression() -> None:
     """As two runs of the same thing may look when the machine is busier during the second."""
-    found = compare(run_of({10: 100}, seed=1), run_of({10: 107}, seed=2, between=0.04))
-    (difference,) = found.differences
+    result = compare(run_of({10: 100}, seed=1), run_of({10: 107}, seed=2, between=0.04))
+    (difference,) = result.differences
     assert difference.ratio is not None
     assert difference.p is not None
     assert difference.p < 0.01
@@ -112,8 +112,8 @@ def test_batches_that_vary_by_themselves_are_no_regression() -> None:
 
 
 def test_starts_that_fail_are_a_regression_without_any_latency() -> None:
-    found = compare(run_of({10: 90}, seed=1), run_of({10: 90}, seed=2, failing=1.0))
-    (difference,) = found.differences
+    result = compare(run_of({10: 90}, seed=1), run_of({10: 90}, seed=2, failing=1.0))
+    (difference,) = result.differences
     assert difference.regression
     assert (difference.ratio, difference.p, difference.b.median) == (None, None, None)
     assert difference.b.failed == 120
@@ -121,22 +121,22 @@ def test_starts_that_fail_are_a_regression_without_any_latency() -> None:
 
 def test_too_few_repetitions_say_that_they_cannot_tell() -> None:
     a, b = run_of({10: 90}, seed=1, repetitions=3), run_of({10: 900}, seed=2, repetitions=3)
-    found = compare(a, b)
-    assert not found.regression
-    assert any("too few" in warning for warning in found.warnings)
+    result = compare(a, b)
+    assert not result.regression
+    assert any("too few" in warning for warning in result.warnings)
 
 
 def test_unstable_runs_are_named() -> None:
-    found = compare(run_of({1: 30}, seed=1), run_of({1: 30}, seed=2, between=0.4))
-    assert any("instances 1, B: Repetitions spread" in warning for warning in found.warnings)
+    result = compare(run_of({1: 30}, seed=1), run_of({1: 30}, seed=2, between=0.4))
+    assert any("instances 1, B: Repetitions spread" in warning for warning in result.warnings)
 
 
 def test_traced_starts_do_not_count() -> None:
     a, b = run_of({1: 30}, seed=1), run_of({1: 30}, seed=2)
     slow = [replace(each, traced=True, stamps=Stamps(0, 0, 999 * MS)) for each in b.samples]
-    (found,) = compare(a, Run(b.path, b.header, b.samples + slow, None)).differences
-    assert not found.regression
-    assert found.b.starts == 12
+    (differences,) = compare(a, Run(b.path, b.header, b.samples + slow, None)).differences
+    assert not differences.regression
+    assert differences.b.starts == 12
 
 
 @pytest.mark.parametrize(
@@ -160,10 +160,10 @@ def test_runs_that_differ_are_compared_only_when_asked(
 
 def test_points_of_one_side_are_named_and_nothing_in_common_is_refused() -> None:
     a, b = run_of({1: 30, 10: 90}, seed=1), run_of({1: 30, 50: 400}, seed=2)
-    found = compare(a, b)
-    assert [each.point["instances"] for each in found.differences] == [1]
-    assert "Only A has runtime runc, instances 10." in found.warnings
-    assert "Only B has runtime runc, instances 50." in found.warnings
+    result = compare(a, b)
+    assert [each.point["instances"] for each in result.differences] == [1]
+    assert "Only A has runtime runc, instances 10." in result.warnings
+    assert "Only B has runtime runc, instances 50." in result.warnings
     with pytest.raises(FirstlightError, match="no point in common"):
         compare(run_of({10: 90}, seed=1), run_of({50: 400}, seed=2))
 

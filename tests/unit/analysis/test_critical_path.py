@@ -18,7 +18,7 @@ def monitor() -> Thread:
 def path(threads: list[Thread], last: int, end: int) -> list[tuple[int, int, int]]:
     held = {thread.tid: thread for thread in threads}
     walk(held, held[last], 0, end)
-    return sorted((start, stop, one.tid) for one in threads for start, stop in one.owned)
+    return sorted((start, stop, each.tid) for each in threads for start, stop in each.owned)
 
 
 def test_a_thread_that_a_monitor_made_goes_on_with_what_another_did() -> None:

@@ -22,21 +22,23 @@ def span(
 
 def result(*rows: tuple[object, ...]) -> dict[tuple[int, str], int]:
     spans = pl.DataFrame(list(rows), schema=SPAN_SCHEMA, orient="row")
-    found = holders.holders(cast(Run, SimpleNamespace(span_batches=lambda: [(0, spans)])))
-    return {(row["sample"], row["holder"]): row["waited"] for row in found.iter_rows(named=True)}
+    result = holders.holders(cast(Run, SimpleNamespace(span_batches=lambda: [(0, spans)])))
+    return {(row["sample"], row["holder"]): row["waited"] for row in result.iter_rows(named=True)}
 
 
 def test_the_wait_of_the_holder_is_what_the_queue_is_for() -> None:
-    found = result(span(0, "blocked", MOVE, 100, 190), span(1, "lock", QUEUE, 120, 200, tid=2))
-    assert found == {
+    found_here = result(span(0, "blocked", MOVE, 100, 190), span(1, "lock", QUEUE, 120, 200, tid=2))
+    assert found_here == {
         (1, "RCU: rcu_barrier (__dev_change_net_namespace)"): 70,
         (1, holders.RUNNING): 10,
     }
 
 
 def test_a_wait_after_the_lock_was_let_go_is_no_holders() -> None:
-    found = result(span(0, "blocked", AFTER, 100, 190), span(1, "lock", QUEUE, 120, 200, tid=2))
-    assert found == {(1, holders.RUNNING): 80}
+    found_here = result(
+        span(0, "blocked", AFTER, 100, 190), span(1, "lock", QUEUE, 120, 200, tid=2)
+    )
+    assert found_here == {(1, holders.RUNNING): 80}
 
 
 def test_a_queue_for_another_lock_is_left_out() -> None:
@@ -55,9 +57,11 @@ def test_parts_sum_to_the_time_queued(
     rows += [
         span(1, "lock", QUEUE, at, at + took, tid=2 + i) for i, (at, took) in enumerate(queued)
     ]
-    found = result(*rows)
-    assert sum(found.values()) == sum(took for _, took in queued)
-    assert all(waited >= 0 for waited in found.values())
+    found_here = result(*rows)
+    assert sum(found_here.values()) == sum(took for _, took in queued)
+    assert all(waited >= 0 for waited in found_here.values())
     waiting = {at for begin, took in held for at in range(begin, begin + took)}
     expected = sum(len(waiting & set(range(at, at + took))) for at, took in queued)
-    assert sum(waited for (_, by), waited in found.items() if by != holders.RUNNING) == expected
+    assert (
+        sum(waited for (_, by), waited in found_here.items() if by != holders.RUNNING) == expected
+    )

@@ -71,7 +71,7 @@ def test_a_start_without_telemetry_has_none() -> None:
     assert pods.account(msgspec.structs.replace(pod(), telemetry=None)) == {}
 
 
-@given(st.lists(st.tuples(st.sampled_from([one.name for one in SPANS]), st.integers(-50, 1500),
+@given(st.lists(st.tuples(st.sampled_from([each.name for each in SPANS]), st.integers(-50, 1500),
                           st.integers(0, 900))), st.integers(1, 1500))  # fmt: skip
 def test_the_parts_sum_to_the_latency(spans: list[tuple[str, int, int]], ready: int) -> None:
     made = tuple(ComponentSpan(name, start, start + length) for name, start, length in spans)

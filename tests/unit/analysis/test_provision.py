@@ -18,7 +18,7 @@ MAKE = 0.01
 
 def test_a_burst_takes_what_is_ready_and_the_rest_waits_in_line() -> None:
     outcome = provision.simulate(Pool(2, 4, 100.0), MAKE, [1.0] * 6)
-    assert (outcome.asked, outcome.missed) == (6, 2)
+    assert (outcome.pods, outcome.missed) == (6, 2)
     # The pool's own network, wanted when the third pod left one, is made first.
     assert outcome.waits == pytest.approx((0, 0, 0, 0, 2 * MAKE, 3 * MAKE))
 
@@ -78,13 +78,13 @@ def test_costs_come_from_a_run_of_the_plugin(tmp_path: Path) -> None:
     with pytest.raises(FirstlightError, match="does not say"):
         provision.costs(other)
     point: dict[str, str | int | float | bool] = {"cni": "firstlight", "instances": 1}
-    one = next(each for each in other.samples if each.latency and not each.traced)
-    one = msgspec.structs.replace(one, point=point, counts={"make_ns": 2e6})
+    first = next(each for each in other.samples if each.latency and not each.traced)
+    first = msgspec.structs.replace(first, point=point, counts={"make_ns": 2e6})
     axes = ("cni", "instances")
     header = msgspec.structs.replace(other.header, axes=axes, points=(point,))
     with Writer(tmp_path / "run", header) as writer:
-        writer.append([one])
+        writer.append([first])
     costs = provision.costs(read(tmp_path / "run"))
     assert costs.make == 0.002
-    assert one.latency
-    assert costs.add == {1: one.latency / 1e9}
+    assert first.latency
+    assert costs.add == {1: first.latency / 1e9}

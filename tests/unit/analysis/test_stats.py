@@ -27,10 +27,10 @@ def lognormal(seed: int, size: int) -> stats.Floats:
 def test_an_interval_holds_its_estimate_and_stays_within_the_values(
     values: stats.Floats, q: float
 ) -> None:
-    found = stats.quantile_interval(values, q, resamples=50)
-    assert found.value == pytest.approx(float(np.quantile(values, q)))
-    assert found.low <= found.value <= found.high
-    assert values.min() * (1 - 1e-9) <= found.low <= found.high <= values.max() * (1 + 1e-9)
+    result = stats.quantile_interval(values, q, resamples=50)
+    assert result.value == pytest.approx(float(np.quantile(values, q)))
+    assert result.low <= result.value <= result.high
+    assert values.min() * (1 - 1e-9) <= result.low <= result.high <= values.max() * (1 + 1e-9)
 
 
 @given(LATENCIES, QUANTILES, st.randoms(use_true_random=False))
@@ -65,18 +65,18 @@ def test_a_counted_quantile_is_the_quantile_of_the_repeated_values(
     values = np.sort(values)
     counts = np.random.default_rng(batches).integers(0, batches, (4, values.size)).astype(np.int32)
     counts[:, 0] += 1
-    (found,) = stats._counted_quantiles(values, counts, (q,))
+    (result,) = stats._counted_quantiles(values, counts, (q,))
     expected = [np.quantile(np.repeat(values, row), q) for row in counts]
-    assert found == pytest.approx(np.array(expected))
+    assert result == pytest.approx(np.array(expected))
 
 
 @pytest.mark.parametrize(("q", "size"), [(0.5, 40), (0.95, 400)])
 def test_an_interval_covers_the_true_quantile_as_often_as_it_says(q: float, size: int) -> None:
     truth = float(np.exp(3 + 0.4 * reference.norm.ppf(q)))
-    found = [
+    result = [
         stats.quantile_interval(lognormal(seed, size), q, resamples=400) for seed in range(400)
     ]
-    assert 0.91 <= np.mean([each.low <= truth <= each.high for each in found]) <= 0.985
+    assert 0.91 <= np.mean([each.low <= truth <= each.high for each in result]) <= 0.985
 
 
 def bursts(seed: int, batches: int) -> tuple[stats.Floats, stats.Floats]:
@@ -121,11 +121,11 @@ def test_a_summary_says_when_a_tail_has_too_few_samples() -> None:
 
 def test_a_ratio_finds_a_known_speed_up() -> None:
     slow, fast = lognormal(1, 300) * 3, lognormal(2, 300)
-    found = stats.ratio_interval(slow, fast)
-    assert found.low < 3 < found.high
-    assert found.low > 2.5
-    assert found.high < 3.5
-    assert stats.ratio_interval(fast, slow).value == pytest.approx(1 / found.value)
+    result = stats.ratio_interval(slow, fast)
+    assert result.low < 3 < result.high
+    assert result.low > 2.5
+    assert result.high < 3.5
+    assert stats.ratio_interval(fast, slow).value == pytest.approx(1 / result.value)
 
 
 @given(
@@ -164,12 +164,12 @@ def test_no_p_is_below_the_least(batches_a: int, batches_b: int) -> None:
 
 
 def test_p_is_uniform_when_nothing_differs() -> None:
-    found = [
+    result = [
         stats.permutation_test(lognormal(seed, 12), lognormal(seed + 10_000, 12), resamples=400)
         for seed in range(300)
     ]
-    assert reference.kstest(found, "uniform").pvalue > 0.001
-    assert 0.02 <= np.mean(np.array(found) <= 0.05) <= 0.09
+    assert reference.kstest(result, "uniform").pvalue > 0.001
+    assert 0.02 <= np.mean(np.array(result) <= 0.05) <= 0.09
 
 
 def test_bursts_that_only_differ_by_batch_are_not_called_different() -> None:
@@ -184,17 +184,17 @@ def test_bursts_that_only_differ_by_batch_are_not_called_different() -> None:
 
 
 def test_a_shift_is_found_and_p_is_never_zero() -> None:
-    found = stats.permutation_test(lognormal(1, 60), lognormal(2, 60) * 2, resamples=999)
-    assert found == pytest.approx(1 / 1000)
+    result = stats.permutation_test(lognormal(1, 60), lognormal(2, 60) * 2, resamples=999)
+    assert result == pytest.approx(1 / 1000)
 
 
 @pytest.mark.parametrize("exponent", [0, 1, 2])
 def test_growth_is_found_from_noisy_values(exponent: int) -> None:
     sizes = np.repeat([1, 10, 20, 50, 100], 10)
     values = sizes**exponent * np.random.default_rng(4).lognormal(0, 0.1, sizes.size)
-    found = stats.growth_exponent(sizes, values)
-    assert found.low <= exponent <= found.high
-    assert found.high - found.low < 0.1
+    result = stats.growth_exponent(sizes, values)
+    assert result.low <= exponent <= result.high
+    assert result.high - result.low < 0.1
 
 
 def test_growth_of_one_size_is_refused() -> None:

@@ -128,8 +128,8 @@ def test_a_trace_gives_the_share_and_untraced_starts_the_time() -> None:
             for each in point.traced_samples
         ]
         point.untraced_samples = tuple(half)  # type: ignore[misc]
-        [found] = advise(analysis, STORMS)
-        assert found.gain.value == pytest.approx(factor * piece[3], rel=0.01)
+        [advice] = advise(analysis, STORMS)
+        assert advice.gain.value == pytest.approx(factor * piece[3], rel=0.01)
 
 
 def test_what_gains_little_is_not_named() -> None:

@@ -38,8 +38,8 @@ def machines(inits: dict[str, tuple[float, float]]) -> list[tuple[Point, Parts]]
 def test_c1_init_is_the_hypervisors(
     tmp_path: Path, inits: dict[str, tuple[float, float]], outcome: str
 ) -> None:
-    found = verdict("C1", run(tmp_path / "r", "unikernel-boot", machines(inits)))
-    assert found.verdict == outcome, found
+    result = verdict("C1", run(tmp_path / "r", "unikernel-boot", machines(inits)))
+    assert result.verdict == outcome, result
 
 
 def protocols(before: dict[str, Parts]) -> list[tuple[Point, Parts]]:
@@ -63,8 +63,8 @@ def protocols(before: dict[str, Parts]) -> list[tuple[Point, Parts]]:
 def test_c2_a_direct_entry_reads_and_decompresses_nothing(
     tmp_path: Path, before: dict[str, Parts], outcome: str
 ) -> None:
-    found = verdict("C2", run(tmp_path / "r", "boot-protocol", protocols(before)))
-    assert found.verdict == outcome, found
+    result = verdict("C2", run(tmp_path / "r", "boot-protocol", protocols(before)))
+    assert result.verdict == outcome, result
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def test_c3_features_are_linked(tmp_path: Path, full: float, linking: int, outco
         "full: features": 400, "full: shared objects": 51, "full: linker ns": linking * MS + MS,
         "small: features": 40, "small: shared objects": 9, "small: linker ns": MS,
     }  # fmt: skip
-    found = verdict("C3", run(tmp_path / "r", "hypervisor-builds", points, environment=facts))
-    assert found.verdict == outcome, found
-    assert ("of the difference" in found.figure) == (full > 7), found
+    result = verdict("C3", run(tmp_path / "r", "hypervisor-builds", points, environment=facts))
+    assert result.verdict == outcome, result
+    assert ("of the difference" in result.figure) == (full > 7), result
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_c4_the_vga_console_dominates(
          {"init": 80, "console": took, "block": 5, "net": 5})
         for name, took in (("vga", vga), ("serial", serial))
     ]  # fmt: skip
-    found = verdict("C4", run(tmp_path / "r", "driver-loading", points))
-    assert found.verdict == outcome, found
+    result = verdict("C4", run(tmp_path / "r", "driver-loading", points))
+    assert result.verdict == outcome, result
 
 
 @pytest.mark.parametrize(("vga", "outcome"), [(160, "holds"), (6, "does not hold")])
@@ -107,9 +107,9 @@ def test_c4_of_a_guest_that_tells_no_console(tmp_path: Path, vga: float, outcome
         ({"guest": "osv", "console": name, "instances": 1}, {"init": 80, "drivers loaded": took})
         for name, took in (("vga", vga), ("serial", 6.0))
     ]
-    found = verdict("C4", run(tmp_path / "r", "driver-loading", points))
-    assert found.verdict == outcome, found
-    assert "does not separate" in found.figure
+    result = verdict("C4", run(tmp_path / "r", "driver-loading", points))
+    assert result.verdict == outcome, result
+    assert "does not separate" in result.figure
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def test_c5_writing_file_systems_dominate(tmp_path: Path, mounts: Parts, outcome
           "instances": 1}, {"init": 80, "kernel": 20, f"{name.upper()} mounted": took})
         for name, took in mounts.items()
     ]  # fmt: skip
-    found = verdict("C5", run(tmp_path / "r", "unikernel-boot", points))
-    assert found.verdict == outcome, found
+    result = verdict("C5", run(tmp_path / "r", "unikernel-boot", points))
+    assert result.verdict == outcome, result
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_c6_init_and_vga_grow(
           "block": 5 * (block if size > 1 else 1), "Network initialized": 2})
         for size in (1, 8)
     ]  # fmt: skip
-    found = verdict("C6", run(tmp_path / "r", "unikernel-scale", points))
-    assert found.verdict == outcome, found
+    result = verdict("C6", run(tmp_path / "r", "unikernel-scale", points))
+    assert result.verdict == outcome, result
 
 
 def test_c5_compares_the_roots_of_one_kind_of_guest(tmp_path: Path) -> None:
@@ -171,5 +171,5 @@ def test_a_counted_clock_is_no_wall_time(tmp_path: Path) -> None:
 
 def test_two_batches_say_nothing(tmp_path: Path) -> None:
     points = machines({"qemu": (90, 95), "firecracker": (9, 9)})
-    found = verdict("C1", run(tmp_path / "r", "unikernel-boot", points, repetitions=2))
-    assert found.verdict == "not measured"
+    result = verdict("C1", run(tmp_path / "r", "unikernel-boot", points, repetitions=2))
+    assert result.verdict == "not measured"

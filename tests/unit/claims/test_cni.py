@@ -94,7 +94,9 @@ def breakdown_run(monkeypatch: pytest.MonkeyPatch, shares: dict[str, dict[str, f
 
 
 def of(identity: str, run: Run) -> engine.Verdict:
-    return next(one for one in engine.judge(catalogue.ALL, [Analysis(run)]) if one.id == identity)
+    return next(
+        each for each in engine.judge(catalogue.ALL, [Analysis(run)]) if each.id == identity
+    )
 
 
 def test_a_run_to_the_first_packet_says_nothing_of_add(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,9 +198,9 @@ def test_cilium_must_degrade_fastest_and_the_two_least() -> None:
 
 def test_what_is_missing_is_said() -> None:
     run = run_of("cni-burst", {(("cni", "bridge"), ("instances", 1)): 10})
-    found = of("C17", run)
-    assert found.verdict == "not measured"
-    assert found.figure == "none of the paper's CNIs has 3 complete batches"
+    result = of("C17", run)
+    assert result.verdict == "not measured"
+    assert result.figure == "none of the paper's CNIs has 3 complete batches"
 
 
 def pods_run(experiment: str, points: dict[tuple[tuple[str, str | int], ...], float]) -> Run:

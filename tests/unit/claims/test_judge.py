@@ -95,12 +95,12 @@ def of(identity: str, *runs: Run) -> engine.Verdict:
 
 
 def test_every_claim_is_answered_in_order_without_any_run() -> None:
-    found = engine.judge(catalogue.ALL, [])
+    result = engine.judge(catalogue.ALL, [])
     papers = [f"C{number}" for number in range(1, 19)]
-    assert [verdict.id for verdict in found][:18] == papers
-    assert {verdict.verdict for verdict in found} == {"not measured"}
-    assert "firstlight run network-setup" in found[8].figure
-    assert "unikernel-boot" in found[0].figure
+    assert [verdict.id for verdict in result][:18] == papers
+    assert {verdict.verdict for verdict in result} == {"not measured"}
+    assert "firstlight run network-setup" in result[8].figure
+    assert "unikernel-boot" in result[0].figure
 
 
 def test_a_serial_move_makes_the_papers_three_claims_hold() -> None:
@@ -149,8 +149,8 @@ def test_failed_and_unfinished_batches_do_not_count() -> None:
 
 
 def test_two_repetitions_are_too_few() -> None:
-    found = of("C11", requests(move_alone=20, other=10, repetitions=2))
-    assert (found.verdict, "3 complete batches" in found.figure) == ("not measured", True)
+    result = of("C11", requests(move_alone=20, other=10, repetitions=2))
+    assert (result.verdict, "3 complete batches" in result.figure) == ("not measured", True)
 
 
 def test_the_ip_command_decides_as_in_the_paper_and_netlink_stands_beside() -> None:
@@ -160,9 +160,9 @@ def test_the_ip_command_decides_as_in_the_paper_and_netlink_stands_beside() -> N
         replace(each, point={**each.point, "method": "netlink"}, batch=each.batch + 1000)
         for each in other.samples
     ]
-    found = of("C9", Run(by_ip.path, by_ip.header, samples, None))
-    assert found.verdict == "does not hold"
-    assert found.figure.index("ip:") < found.figure.index("netlink:")
+    result = of("C9", Run(by_ip.path, by_ip.header, samples, None))
+    assert result.verdict == "does not hold"
+    assert result.figure.index("ip:") < result.figure.index("netlink:")
 
 
 def test_the_newest_run_that_can_tell_is_used() -> None:
@@ -224,18 +224,18 @@ def creation(
 
 
 def test_heavy_phases_that_stay_as_long_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = of("C7", creation(monkeypatch, heavy=1, net=1))
-    assert found.verdict == "holds"
-    assert "40 %" in found.figure
+    result = of("C7", creation(monkeypatch, heavy=1, net=1))
+    assert result.verdict == "holds"
+    assert "40 %" in result.figure
 
 
 def test_waiting_for_a_cpu_is_not_growth_of_the_phase_but_is_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = of("C7", creation(monkeypatch, heavy=1, net=1, cpu=6))
-    assert found.verdict == "holds"
-    assert "without waiting for a CPU" in found.figure
-    assert "5.9" in found.figure
+    result = of("C7", creation(monkeypatch, heavy=1, net=1, cpu=6))
+    assert result.verdict == "holds"
+    assert "without waiting for a CPU" in result.figure
+    assert "5.9" in result.figure
 
 
 def test_heavy_phases_that_grow_do_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,17 +37,17 @@ def test_the_list_of_verbs_cuts_no_sentence(group: tuple[str, ...]) -> None:
 
 def commands(app: typer.Typer = cli.app) -> dict[str, typer.core.TyperCommand]:
     """Every verb by the words that call it."""
-    found = {}
+    result = {}
 
     def walk(command: Any, words: str) -> None:
         if hasattr(command, "commands"):
             for name, below in command.commands.items():
                 walk(below, f"{words} {name}")
         else:
-            found[words.strip()] = command
+            result[words.strip()] = command
 
     walk(typer.main.get_command(app), "")
-    return found
+    return result
 
 
 def test_the_verbs() -> None:
@@ -223,8 +223,8 @@ def test_what_cannot_run_is_said_once_for_each_reason() -> None:
 
 def test_a_directory_of_runs_is_no_run(tmp_path: Path) -> None:
     synthetic.container_creation(tmp_path / "one")
-    found = refusal("report", str(tmp_path))
-    assert found.hint == f"give the runs in it: {tmp_path}/*"
+    result = refusal("report", str(tmp_path))
+    assert result.hint == f"give the runs in it: {tmp_path}/*"
 
 
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -247,16 +247,16 @@ def test_exports_of_runs_of_one_name_lie_apart(tmp_path: Path) -> None:
 
 
 def test_a_command_needs_no_dashes_before_its_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
+    requests: list[list[str]] = []
 
     def traced(argv: list[str], *_: object) -> None:
-        asked.append(argv)
+        requests.append(argv)
         raise Unsupported("enough", "")
 
     monkeypatch.setattr("firstlight.lab.tracing.traced", traced)
     refusal("trace", "ls", "-l", "--all")
     refusal("trace", "--", "ls", "-l", "--all")
-    assert asked == [["ls", "-l", "--all"]] * 2
+    assert requests == [["ls", "-l", "--all"]] * 2
 
 
 @pytest.mark.parametrize(

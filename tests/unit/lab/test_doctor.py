@@ -98,9 +98,9 @@ def test_a_tracer_that_does_not_load_does_not_send_back_to_the_doctor(
 
     monkeypatch.setattr(bpf, "probe", refused)
     monkeypatch.setattr(os, "geteuid", lambda: user)
-    found = doctor.tracer()
-    assert found.hint
-    assert found.hint.startswith(hint)
+    result = doctor.tracer()
+    assert result.hint
+    assert result.hint.startswith(hint)
 
 
 def test_a_user_is_told_first_that_tracing_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,9 +167,9 @@ def test_stolen_time_is_a_share_of_the_interval(
     ticks = iter([[0] * 10, [100, 0, 50, 800, 0, 0, 0, stolen, 0, 0]])
     monkeypatch.setattr(doctor, "_cpu_ticks", lambda: next(ticks))
     monkeypatch.setattr(doctor, "_STEAL_SECONDS", 0)
-    found = doctor.steal()
-    assert found.ok is ok
-    assert f"{stolen / (950 + stolen):.1%} in the last" in found.fact
+    result = doctor.steal()
+    assert result.ok is ok
+    assert f"{stolen / (950 + stolen):.1%} in the last" in result.fact
 
 
 def test_noise_is_a_warning_and_not_a_failure(

@@ -33,14 +33,14 @@ def starts(
     for point in points:
         for repetition in range(BATCHES):
             for instance in range(int(point["instances"])):
-                asked = batch * 1000 * MS + instance * MS
+                request = batch * 1000 * MS + instance * MS
                 took = int(ms(point) * (1 + repetition / 100) * MS)
-                heard = asked + took + int(packet(point) * MS) if packet else 0
+                received = request + took + int(packet(point) * MS) if packet else 0
                 yield Sample(
                     index=index, batch=batch, instance=instance, repetition=repetition, point=point,
                     traced=False, ending=Ending.READY,
-                    stamps=Stamps(asked, asked, asked + took, asked + took),
-                    steps=(Step("packet", asked + took, heard),) if packet else (),
+                    stamps=Stamps(request, request, request + took, request + took),
+                    steps=(Step("packet", request + took, received),) if packet else (),
                     counts=counts(point) if counts and not instance else {},
                 )  # fmt: skip
                 index += 1
@@ -82,24 +82,26 @@ def comparison() -> Analysis:
 
 
 def test_the_gain_over_a_runtime_is_the_answer() -> None:
-    said = answer.answer(comparison())
-    assert said.startswith("On this machine an agile start takes 1.52 ms (1.50–1.54) to its first ")
-    assert "instruction, 20.0× (19.6–20.4) faster than runc + bridge" in said
-    assert "from a whole sandbox 1.01 ms (1.00–1.03), 30.0× (" in said
+    message = answer.answer(comparison())
+    assert message.startswith(
+        "On this machine an agile start takes 1.52 ms (1.50–1.54) to its first "
+    )
+    assert "instruction, 20.0× (19.6–20.4) faster than runc + bridge" in message
+    assert "from a whole sandbox 1.01 ms (1.00–1.03), 30.0× (" in message
     # The last of ten is asked for after 9 ms.
-    assert "With 10 at once the last is ready after 12.0 ms (" in said
-    assert f"{(9 + 60.9) / (9 + 3.045):.2f}× (" in said
+    assert "With 10 at once the last is ready after 12.0 ms (" in message
+    assert f"{(9 + 60.9) / (9 + 3.045):.2f}× (" in message
 
 
 def test_what_the_pool_alone_gives_to_a_runtime_stands_beside_it() -> None:
     took = {"runc + bridge": 30.0, "runc + pooled": 20.0, "agile": 1.5}
     points: list[Point] = [{"backend": name, "instances": 1} for name in took]
-    said = agile_view.VIEW.answer(
+    answer = agile_view.VIEW.answer(
         run("agile", ("backend", "instances"), points, lambda p: took[str(p["backend"])])
     )
-    assert said is not None
-    assert "20.0× (19.6–20.4) faster than runc + bridge; runc + pooled, 20.3 ms (" in said
-    assert "), 1.50× (1.47–1.53)" in said
+    assert answer is not None
+    assert "20.0× (19.6–20.4) faster than runc + bridge; runc + pooled, 20.3 ms (" in answer
+    assert "), 1.50× (1.47–1.53)" in answer
 
 
 def test_a_run_to_the_first_packet_says_it_once() -> None:
@@ -108,16 +110,16 @@ def test_a_run_to_the_first_packet_says_it_once() -> None:
         "ablation", ("without", "instances"), points, lambda _: 2.0, packet=lambda _: 0.1,
         end_point=EndPoint.FIRST_PACKET,
     )  # fmt: skip
-    assert [(one.part, one.end) for one in worth(reaching)] == [("sandboxes", "first packet")]
+    assert [(each.part, each.end) for each in worth(reaching)] == [("sandboxes", "first packet")]
     assert "to its first packet" in answer.answer(reaching)
 
 
 def test_a_run_of_something_else_or_too_thin_says_nothing() -> None:
-    one: list[Point] = [{"backend": "agile", "instances": 1}]
-    alone = run("agile", ("backend", "instances"), one, lambda _: 1.0)
+    first: list[Point] = [{"backend": "agile", "instances": 1}]
+    alone = run("agile", ("backend", "instances"), first, lambda _: 1.0)
     assert agile_view.VIEW.answer(alone) is None
     assert answer.answer(alone).startswith("On this machine one start (")
-    other = run("pod", ("backend", "instances"), one, lambda _: 1.0)
+    other = run("pod", ("backend", "instances"), first, lambda _: 1.0)
     assert views.of(other.header) is views.EMPTY
     assert views.EMPTY.answer(other) is None
     assert list(views.EMPTY.tables(other)) == []
@@ -134,10 +136,10 @@ def ablation() -> Analysis:
 
 
 def test_a_part_is_compared_with_the_start_that_only_has_it_more() -> None:
-    found = {(one.part, one.instances, one.end): one for one in worth(ablation())}
+    result = {(each.part, each.instances, each.end): each for each in worth(ablation())}
     gains = {
-        part: (round(one.longer.value, 3), round(one.extra / MS, 2))
-        for (part, size, end), one in found.items()
+        part: (round(each.longer.value, 3), round(each.extra / MS, 2))
+        for (part, size, end), each in result.items()
         if (size, end) == (1, "first instruction")
     }
     assert gains == {
@@ -147,17 +149,17 @@ def test_a_part_is_compared_with_the_start_that_only_has_it_more() -> None:
         "neighbours": (1.0, 0.0),
         "everything": (8.0, 7.11),
     }
-    packet = found["neighbours", 1, "first packet"]
+    packet = result["neighbours", 1, "first packet"]
     assert packet.extra == pytest.approx(0.9 * MS)
     assert packet.longer.low > 1
 
 
 def test_the_parts_that_gain_are_said_in_order_and_the_others_named() -> None:
-    said = answer.answer(ablation())
-    assert "from parts 2.00× (" in said
-    assert "with nothing prepared 8.00× (" in said
-    assert said.index("networks 3.04 ms, 2.50×") < said.index("cgroups 508 µs, 1.25×")
-    assert said.endswith("No gain was measured for neighbours.")
+    message = answer.answer(ablation())
+    assert "from parts 2.00× (" in message
+    assert "with nothing prepared 8.00× (" in message
+    assert message.index("networks 3.04 ms, 2.50×") < message.index("cgroups 508 µs, 1.25×")
+    assert message.endswith("No gain was measured for neighbours.")
 
 
 def churn(hits: dict[float, float]) -> Analysis:
@@ -168,8 +170,8 @@ def churn(hits: dict[float, float]) -> Analysis:
     ]
 
     def counts(point: Point) -> dict[str, float]:
-        found = hits[float(point["rate"])] if point["pools"] == "refilling" else 100.0
-        return {"hits": found, "misses": 100 - found, "made": 9, "fill": 500.0, "refill": 300.0}
+        result = hits[float(point["rate"])] if point["pools"] == "refilling" else 100.0
+        return {"hits": result, "misses": 100 - result, "made": 9, "fill": 500.0, "refill": 300.0}
 
     return run(
         "churn", ("pools", "rate", "instances"), points,
@@ -178,23 +180,23 @@ def churn(hits: dict[float, float]) -> Analysis:
 
 
 def test_churn_is_told_at_the_rate_that_the_pool_keeps_up_with() -> None:
-    said = answer.answer(churn({50: 100, 100: 98, 200: 20}))
-    assert "at 100 starts and stops a second, a start takes 1.2" in said
-    assert "its P99 is 1.20× (" in said
-    assert "filled with 500 sandboxes a second before, and refilled with 300 a second" in said
-    assert said.endswith("at 200 per second it runs empty: 20 % find a waiting sandbox.")
+    message = answer.answer(churn({50: 100, 100: 98, 200: 20}))
+    assert "at 100 starts and stops a second, a start takes 1.2" in message
+    assert "its P99 is 1.20× (" in message
+    assert "filled with 500 sandboxes a second before, and refilled with 300 a second" in message
+    assert message.endswith("at 200 per second it runs empty: 20 % find a waiting sandbox.")
 
 
 def test_churn_that_no_pool_keeps_up_with_is_told_at_its_highest_rate() -> None:
-    said = answer.answer(churn({50: 40, 100: 10}))
-    assert "at 100 starts and stops a second" in said
-    assert "runs empty" not in said
+    message = answer.answer(churn({50: 40, 100: 10}))
+    assert "at 100 starts and stops a second" in message
+    assert "runs empty" not in message
 
 
 def test_the_table_of_churn_has_a_row_a_point() -> None:
-    [found] = tables(churn({50: 100}))
-    assert [row[0] for row in found.rows] == ["full · 50/s", "refilling · 50/s"]
-    full, refilling = found.rows
+    [result] = tables(churn({50: 100}))
+    assert [row[0] for row in result.rows] == ["full · 50/s", "refilling · 50/s"]
+    full, refilling = result.rows
     assert full[1] == "1000", "100 starts, each 1 ms after the one before, in 100 ms"
     assert full[2:] == ("100 %", "500", "300", "–")
     assert refilling[5].startswith("1.20× (")
@@ -202,12 +204,12 @@ def test_the_table_of_churn_has_a_row_a_point() -> None:
 
 def test_a_full_host_is_compared_with_an_empty_one() -> None:
     points: list[Point] = [{"background": up, "instances": 1} for up in (10, 1000)]
-    said = answer.answer(
+    message = answer.answer(
         run("density", ("background", "instances"), points,
             lambda p: 1.0 if p["background"] == 10 else 1.5)
     )  # fmt: skip
-    assert "1.01 ms (1.00–1.03) to its first instruction with 10 instances running" in said
-    assert "with 1000: 1.50× (" in said
+    assert "1.01 ms (1.00–1.03) to its first instruction with 10 instances running" in message
+    assert "with 1000: 1.50× (" in message
 
 
 def test_kinds_of_functions_are_compared_with_a_container() -> None:
@@ -216,18 +218,18 @@ def test_kinds_of_functions_are_compared_with_a_container() -> None:
     kinds = run(
         "functions", ("function", "instances"), points, lambda p: took[str(p["function"])],
     )  # fmt: skip
-    said = answer.answer(kinds)
-    assert "its handler's first line after 3.04 ms (3.00–3.09), 20.0× (19." in said
-    assert "faster than python3 in runc (60.9 ms (60.0–61.8)); a WebAssembly function" in said
-    [found] = tables(kinds)
-    assert [row[0] for row in found.rows] == ["python3 in runc", "zygote", "wasm"]
-    assert found.rows[0][2] == "–"
-    assert found.rows[2][2].startswith("600× (")
+    message = answer.answer(kinds)
+    assert "its handler's first line after 3.04 ms (3.00–3.09), 20.0× (19." in message
+    assert "faster than python3 in runc (60.9 ms (60.0–61.8)); a WebAssembly function" in message
+    [result] = tables(kinds)
+    assert [row[0] for row in result.rows] == ["python3 in runc", "zygote", "wasm"]
+    assert result.rows[0][2] == "–"
+    assert result.rows[2][2].startswith("600× (")
 
 
 def test_an_ablation_is_drawn_by_part_and_end() -> None:
-    found = {picture.name: picture for picture in pictures.every(ablation())}
-    [chart] = found["worth"].charts.values()
+    result = {picture.name: picture for picture in pictures.every(ablation())}
+    [chart] = result["worth"].charts.values()
     [rows] = chart.to_dict()["datasets"].values()
     assert list(dict.fromkeys(row["facet"] for row in rows)) == [
         "first instruction, 1 at once",
@@ -272,7 +274,7 @@ def test_more_steps_than_colours_are_not_drawn() -> None:
     few, many = (run("pod", ("backend", "instances"), points, lambda _: 1.0) for _ in range(2))
     for shown, count in ((few, 3), (many, pictures.MOST_STEPS + 1)):
         steps = tuple(Step(f"step-{n}", n, n + 1) for n in range(count))
-        samples = [msgspec.structs.replace(one, steps=steps) for one in shown.run.samples]
+        samples = [msgspec.structs.replace(sample, steps=steps) for sample in shown.run.samples]
         names = {p.name for p in pictures.every(Analysis(replace(shown.run, samples=samples)))}
         assert ("steps" in names) is (count == 3)
 

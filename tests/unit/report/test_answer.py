@@ -125,22 +125,22 @@ def test_unexplained_time_is_warned_of(container: Analysis) -> None:
 
 def test_a_warning_of_many_points_is_said_once(container: Analysis) -> None:
     late = tuple(replace(point, late=0.5) for point in container.points)
-    found = [
+    result = [
         line for line in answer.warnings(synthetic.with_points(container, late)) if "late" in line
     ]
-    assert len(found) == 1
-    assert found[0].startswith("6 points (runc × 1 to crun × 50):")
+    assert len(result) == 1
+    assert result[0].startswith("6 points (runc × 1 to crun × 50):")
     few = tuple(replace(point, late=0.5) for point in container.points[:2])
-    found = [
+    result = [
         line for line in answer.warnings(synthetic.with_points(container, few)) if "late" in line
     ]
-    assert [line.partition(":")[0] for line in found] == ["runc × 1, runc × 10"]
+    assert [line.partition(":")[0] for line in result] == ["runc × 1, runc × 10"]
 
 
 def test_a_queue_is_told_with_what_its_holder_did() -> None:
     held = (("RCU: rcu_barrier (move)", 0.73), ("running", 0.2), ("RCU: a moment", 0.0004))
-    found = Queue("rtnl_mutex", 0.87, held)
-    assert answer.queue(found) == (
+    result = Queue("rtnl_mutex", 0.87, held)
+    assert answer.queue(result) == (
         "Queues for rtnl_mutex take 87 % of the starts' time. "
         "Meanwhile the lock's holder was waiting for RCU in rcu_barrier (move) 73 %; running 20 %."
     )
@@ -153,10 +153,10 @@ def test_a_traced_command_is_answered_by_its_trace(known_phases: None, tmp_path:
         points=({"command": "ls", "instances": 1},),
         presentation=Presentation(subject="{series}", headline="traced"),
     )  # fmt: skip
-    one = next(one for one in run.samples if one.traced and one.latency)
-    assert one.latency
-    sample = changed(one, point=header.points[0])
+    each = next(each for each in run.samples if each.traced and each.latency)
+    assert each.latency
+    sample = changed(each, point=header.points[0])
     traced = Analysis(replace(run, header=header, samples=[sample]))
-    took = wording.duration(one.latency)
+    took = wording.duration(each.latency)
     assert answer.answer(traced).startswith(f"On this machine ls takes {took}, traced, to its exit")
     assert page.render([Analysis(traced.run)]).count("as is all of a command") == 1

@@ -32,12 +32,12 @@ def machines(tmp_path: Path) -> Analysis:
 
 
 def test_the_quickest_and_the_slowest_are_named(tmp_path: Path) -> None:
-    said = boots.answer(machines(tmp_path))
-    assert said is not None
-    assert "the fastest boot, qemu microvm · serial, takes 43." in said
-    assert "of which hypervisor.init is 40." in said
-    assert "the slowest, qemu pc · vga × 1, takes 11" in said
-    assert ". With 4 at once, qemu microvm · serial takes 16" in said
+    answer = boots.answer(machines(tmp_path))
+    assert answer is not None
+    assert "the fastest boot, qemu microvm · serial, takes 43." in answer
+    assert "of which hypervisor.init is 40." in answer
+    assert "the slowest, qemu pc · vga × 1, takes 11" in answer
+    assert ". With 4 at once, qemu microvm · serial takes 16" in answer
 
 
 def test_machines_that_differ_by_chance_alone_are_not_ranked(tmp_path: Path) -> None:
@@ -54,14 +54,14 @@ def test_machines_that_differ_by_chance_alone_are_not_ranked(tmp_path: Path) -> 
 
 
 def test_each_part_alone_is_worth_what_it_takes_off(tmp_path: Path) -> None:
-    said = boots.advice(machines(tmp_path))
+    message = boots.advice(machines(tmp_path))
     machine, console = (
-        said.index("hypervisor qemu microvm instead of qemu pc"),
-        said.index("console serial instead of vga"),
+        message.index("hypervisor qemu microvm instead of qemu pc"),
+        message.index("console serial instead of vga"),
     )
     assert machine < console  # 83 to 43 is more than 72 to 43
-    assert "(probe, serial)" in said
-    assert "(probe, qemu microvm)" in said
+    assert "(probe, serial)" in message
+    assert "(probe, qemu microvm)" in message
 
 
 def test_roots_of_one_kind_are_compared_and_a_hypervisors_own_ways_told(tmp_path: Path) -> None:
@@ -78,16 +78,16 @@ def test_roots_of_one_kind_are_compared_and_a_hypervisors_own_ways_told(tmp_path
         "guest mine": "osv", "guest mine-zfs": "osv"
     }  # fmt: skip
     measured = run(tmp_path / "r", "unikernel-boot", points, environment=kinds)
-    said = boots.advice(Analysis(measured))
-    assert "filesystem rofs instead of zfs" in said
-    assert "hypervisor firecracker instead of qemu pc" in said
-    assert "under kvm instead of tcg" in said
+    message = boots.advice(Analysis(measured))
+    assert "filesystem rofs instead of zfs" in message
+    assert "hypervisor firecracker instead of qemu pc" in message
+    assert "under kvm instead of tcg" in message
 
 
 def test_nothing_is_advised_where_nothing_differs(tmp_path: Path) -> None:
     point: Point = {"hypervisor": "qemu pc", "guest": "probe", "console": "vga", "instances": 1}
-    one = Analysis(run(tmp_path / "r", "unikernel-boot", [(point, {"init": 5.0})]))
-    assert boots.advice(one) == ""
+    first = Analysis(run(tmp_path / "r", "unikernel-boot", [(point, {"init": 5.0})]))
+    assert boots.advice(first) == ""
 
 
 def test_a_bar_is_the_sum_of_its_phases(tmp_path: Path) -> None:
@@ -100,12 +100,12 @@ def test_a_bar_is_the_sum_of_its_phases(tmp_path: Path) -> None:
 
 
 def test_the_clock_and_its_bound_are_in_the_data(tmp_path: Path) -> None:
-    found = data.as_json([Analysis(machines(tmp_path).run)])["runs"][0]
-    assert found["points"][0]["boot"]["clock"] == "TSC"
-    assert found["points"][0]["boot"]["uncertainty_ns"] == 0
-    parts = {part["phase"]: part for part in found["points"][0]["boot"]["phases"]}
+    result = data.as_json([Analysis(machines(tmp_path).run)])["runs"][0]
+    assert result["points"][0]["boot"]["clock"] == "TSC"
+    assert result["points"][0]["boot"]["uncertainty_ns"] == 0
+    parts = {part["phase"]: part for part in result["points"][0]["boot"]["phases"]}
     assert abs(parts["hypervisor.init"]["median_ns"]["value"] - 80 * MS) < 3 * MS
-    assert found["advice"].startswith("What a single change gains")
+    assert result["advice"].startswith("What a single change gains")
 
 
 def test_page_and_terminal_show_boots(tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_builds_stand_beside_what_they_are_made_of(tmp_path: Path) -> None:
         "full: linker ns": 9_400_000,
     }  # fmt: skip
     measured = run(tmp_path / "r", "hypervisor-builds", points, environment=facts)
-    [found] = builds.VIEW.tables(Analysis(measured))
-    rows = {row[0]: row[1:] for row in found.rows}
+    [result] = builds.VIEW.tables(Analysis(measured))
+    rows = {row[0]: row[1:] for row in result.rows}
     assert rows["full"][:4] == ("388", "50", "248,125", "9.40 ms")
     assert rows["full"][4].startswith("26.")
     assert rows["small"][0] == "0"

@@ -139,20 +139,20 @@ def test_advice_names_the_largest_phase_that_has_a_remedy(
     ]
     frame = pl.DataFrame(rows, schema=SCHEMA, orient="row")
     monkeypatch.setattr(breakdown, "breakdown", lambda _run: frame)
-    said = cni.advice(Analysis(run))
-    assert "in bridge: garp takes 30.0 µs of 100 µs (30 %" in said
-    assert "RCU: synchronize_rcu (packet_release)" in said
-    assert "arp_notify" in said
+    message = cni.advice(Analysis(run))
+    assert "in bridge: garp takes 30.0 µs of 100 µs (30 %" in message
+    assert "RCU: synchronize_rcu (packet_release)" in message
+    assert "arp_notify" in message
 
 
 def test_what_http2_says_of_itself_asks_nothing() -> None:
-    said = [(True, 24), (True, 9), (True, 65), (True, 82), (False, 21), (True, 9), (False, 457),
+    message = [(True, 24), (True, 9), (True, 65), (True, 82), (False, 21), (True, 9), (False, 457),
             (True, 30), (False, 17), (True, 300), (False, 93), (True, 47), (False, 17)]  # fmt: skip
     rows = [
         {"sample": 1, "kind": "call", "name": "write" if says else "read", "detail": "socket:inet",
          "stack": "", "start": at, "end": at, "pid": PLUGIN, "tid": PLUGIN, "result": size,
          "peer": None}
-        for at, (says, size) in enumerate(said)
+        for at, (says, size) in enumerate(message)
     ]  # fmt: skip
     calls = pl.DataFrame(rows, schema=SPAN_SCHEMA).with_columns(
         pl.col("name", "detail").cast(pl.String)

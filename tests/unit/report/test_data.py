@@ -48,12 +48,12 @@ def test_json_holds_failures_skips_claims_and_steps(container: Analysis, network
 def test_json_holds_the_queues_for_a_lock(
     container: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    traced = next(one for one in container.run.samples if one.traced and one.latency)
+    traced = next(sample for sample in container.run.samples if sample.traced and sample.latency)
     row = (traced.index, "rtnl_mutex", holders.RUNNING, 10**9)
     queued = pl.DataFrame([row], holders.SCHEMA, orient="row")
     monkeypatch.setattr(holders, "holders", lambda _: queued)
     (run,) = json.loads(to_json(data.as_json([Analysis(container.run)])))["runs"]
-    (found,) = (queue for point in run["points"] for queue in point["queues"])
-    assert found["lock"] == "rtnl_mutex"
-    assert found["share"] > 0
-    assert found["holders"] == [{"cause": holders.RUNNING, "share": 1.0}]
+    (result,) = (queue for point in run["points"] for queue in point["queues"])
+    assert result["lock"] == "rtnl_mutex"
+    assert result["share"] > 0
+    assert result["holders"] == [{"cause": holders.RUNNING, "share": 1.0}]

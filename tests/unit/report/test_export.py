@@ -20,7 +20,7 @@ def trace(run: Analysis, file: Path) -> list[dict[str, Any]]:
 def slices(events: list[dict[str, Any]]) -> list[tuple[int, int, int, str, float, float]]:
     """Process, thread, depth, name, start and end of every slice; asserts that they nest."""
     open_slices: dict[tuple[int, int], list[tuple[str, float]]] = defaultdict(list)
-    found = []
+    result = []
     for event in events:
         track = open_slices[event["pid"], event["tid"]]
         if event["ph"] == "B":
@@ -29,9 +29,9 @@ def slices(events: list[dict[str, Any]]) -> list[tuple[int, int, int, str, float
         elif event["ph"] == "E":
             name, start = track.pop()
             assert event["ts"] >= start
-            found.append((event["pid"], event["tid"], len(track), name, start, event["ts"]))
+            result.append((event["pid"], event["tid"], len(track), name, start, event["ts"]))
     assert not any(open_slices.values())
-    return found
+    return result
 
 
 def named(events: list[dict[str, Any]], kind: str) -> dict[tuple[int, int], str]:
@@ -49,16 +49,16 @@ def test_every_instance_is_a_process_and_its_phases_fill_its_latency(
     processes = named(events, "process_name")
     assert len(processes) == 2 * (1 + 10 + 50)
     assert "runtime runc, instances 50: instance 7" in " ".join(processes.values())
-    found = slices(events)
+    result = slices(events)
     starts = {
-        pid: (start, end) for pid, _, _, name, start, end in found if name == "first instruction"
+        pid: (start, end) for pid, _, _, name, start, end in result if name == "first instruction"
     }
     broken = {event["pid"] for event in events if event["ph"] == "i"}
     assert {pid for pid, _ in processes} == starts.keys() | broken
     for process, (start, end) in starts.items():
         phases = sum(
             last - first
-            for pid, _, depth, name, first, last in found
+            for pid, _, depth, name, first, last in result
             if pid == process and depth == 0 and name != "first instruction"
         )
         assert phases == pytest.approx(end - start, abs=0.1)

@@ -92,22 +92,22 @@ def test_metrics_are_by_runtime_cni_and_namespace() -> None:
     metrics.add(start(0))
     metrics.add(start(1, None))
     metrics.add(start(2, lost=5))
-    found = families(metrics)
+    result = families(metrics)
     [count] = [
-        sample for sample in found["firstlight_start_seconds"].samples
+        sample for sample in result["firstlight_start_seconds"].samples
         if sample.name.endswith("_count")
     ]  # fmt: skip
     assert count.labels == {"runtime": "runc", "cni": "bridge", "namespace": "web"}
     assert count.value == 2
     sums = {
         sample.labels["phase"]: sample.value
-        for sample in found["firstlight_start_phase_seconds"].samples
+        for sample in result["firstlight_start_phase_seconds"].samples
         if sample.name.endswith("_sum")
     }
     assert sums == pytest.approx({"mount": 0.02, "security": 0.04})
-    [failed] = found["firstlight_start_failures"].samples
+    [failed] = result["firstlight_start_failures"].samples
     assert failed.value == 1
-    [lost] = found["firstlight_lost_events"].samples
+    [lost] = result["firstlight_lost_events"].samples
     assert lost.value == 5
 
 
@@ -124,14 +124,14 @@ def test_the_number_of_series_is_bounded() -> None:
     for index in range(200):
         point = {"runtime": "runc", "namespace": f"n{index}", "instances": 1}
         metrics.add(start(index, causes={f"lock: {index}": 30 * MS}, point=point))
-    found = families(metrics)
+    result = families(metrics)
     counts = [
-        sample for sample in found["firstlight_start_seconds"].samples
+        sample for sample in result["firstlight_start_seconds"].samples
         if sample.name.endswith("_count")
     ]  # fmt: skip
     assert len(counts) == counting.MOST_SERIES + 1
     assert sum(sample.value for sample in counts) == 200
-    causes = {sample.labels["cause"] for sample in found["firstlight_start_cause_seconds"].samples}
+    causes = {sample.labels["cause"] for sample in result["firstlight_start_cause_seconds"].samples}
     assert len(causes) == counting.MOST_CAUSES + 1
     assert counting.OTHER in causes
 

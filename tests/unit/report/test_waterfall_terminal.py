@@ -29,11 +29,11 @@ def timeline(*parts: tuple[int, int]) -> pl.DataFrame:
 
 
 def test_waits_at_one_place_are_one_row_with_their_number() -> None:
-    said = shown(
+    message = shown(
         timeline((0, 4), (4, 9), (9, 10)),
         spans((0, 4, "rcu_sync_enter;attach"), (4, 9, "rcu_sync_enter;attach"), (9, 10, "other")),
     )
-    assert "9.00 2 cgroup rcu_sync_enter ← attach 1.00 1 cgroup other" in said
+    assert "9.00 2 cgroup rcu_sync_enter ← attach 1.00 1 cgroup other" in message
 
 
 def test_no_waits_have_no_table() -> None:

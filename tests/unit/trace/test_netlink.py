@@ -118,9 +118,9 @@ def test_garbage_is_described_or_not_but_never_an_error(protocol: int, message: 
 
 @given(HEADERS.map(b"".join))
 def test_attributes_end(data: bytes) -> None:
-    found = list(attributes(data))
-    assert len(found) <= len(data) // 4
-    assert sum(len(value) for _, value in found) <= len(data)
+    result = list(attributes(data))
+    assert len(result) <= len(data) // 4
+    assert sum(len(value) for _, value in result) <= len(data)
 
 
 def test_other_families_say_their_message() -> None:

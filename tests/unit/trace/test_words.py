@@ -74,8 +74,8 @@ def test_a_call_in_words(said: str, expected: str) -> None:
 def test_each_namespace_flag_is_named(names: set[str]) -> None:
     flags = {"net": NEWNET, "mount": NEWNS, "pid": NEWPID, "ipc": 0x08000000, "uts": 0x04000000,
              "user": 0x10000000, "cgroup": 0x02000000, "time": 0x80}  # fmt: skip
-    said = namespaces(sum(flags[name] for name in names))
-    assert set(filter(None, said.split(","))) == names
+    message = namespaces(sum(flags[name] for name in names))
+    assert set(filter(None, message.split(","))) == names
 
 
 CALLS = st.sampled_from(["unshare", "clone3", "setns", "prctl", "seccomp", "bpf", "socket",
@@ -89,7 +89,7 @@ U64 = st.integers(0, 2**64 - 1)
 def test_whatever_the_kernel_says_has_words(
     name: str, magic: int, family: int, protocol: int, args: tuple[int, ...], text: bytes
 ) -> None:
-    said = detail(name, magic, family, protocol, args, text)
+    message = detail(name, magic, family, protocol, args, text)
     own = text.split(b"\0", 1)[0].decode(errors="replace")  # may end in a blank of its own
-    assert said == said.rstrip() or said.endswith(own) or name == "mount"
-    said.encode()
+    assert message == message.rstrip() or message.endswith(own) or name == "mount"
+    message.encode()

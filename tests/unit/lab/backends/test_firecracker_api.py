@@ -33,9 +33,9 @@ def test_requests_are_as_described_and_end_with_the_start(machine: api.Machine) 
 
 @given(machines)
 def test_the_configuration_says_what_the_requests_say(machine: api.Machine) -> None:
-    said = json.loads(api.text(machine))
+    document = json.loads(api.text(machine))
     bodies = []
-    for content in said.values():
+    for content in document.values():
         bodies += content if isinstance(content, list) else [content]
     assert bodies == [each.body for each in api.requests(machine)[:-1]]
 

@@ -32,19 +32,19 @@ def says(monkeypatch: pytest.MonkeyPatch, answers: dict[str, str]) -> None:
 def test_the_linkers_count_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qemu_build, "_unit_ns", lambda: 4.0)
     says(monkeypatch, {"qemu --version statistics": SAID, "qemu --version files": FILES})
-    found = qemu_build.linking.__wrapped__("qemu")
-    assert found == qemu_build.Linking(2, 25, 300, 12_000, 8_000, 2_000)
+    result = qemu_build.linking.__wrapped__("qemu")
+    assert result == qemu_build.Linking(2, 25, 300, 12_000, 8_000, 2_000)
 
 
 def test_the_times_are_of_one_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of nine starts, each with its longest part elsewhere, whose medians would exceed a whole."""
     parts = [(900, 100), (100, 900), (800, 800)] * 3
-    said = iter([SAID.replace("3000", str(sum(each))).replace("2000", str(each[0]))
+    message = iter([SAID.replace("3000", str(sum(each))).replace("2000", str(each[0]))
                  .replace(" 500", f" {each[1]}") for each in parts] + [FILES])  # fmt: skip
     monkeypatch.setattr(qemu_build, "_unit_ns", lambda: 1.0)
-    monkeypatch.setattr(qemu_build, "_output_of", lambda *_command, **_environment: next(said))
-    found = qemu_build.linking.__wrapped__("qemu")
-    assert found.relocation_ns + found.load_ns == found.total_ns
+    monkeypatch.setattr(qemu_build, "_output_of", lambda *_command, **_environment: next(message))
+    result = qemu_build.linking.__wrapped__("qemu")
+    assert result.relocation_ns + result.load_ns == result.total_ns
 
 
 @pytest.mark.parametrize("divisor", [1, 10])

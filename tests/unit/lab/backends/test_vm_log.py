@@ -58,29 +58,29 @@ def test_a_start_that_never_came_to_it_has_no_lines(tmp_path: Path) -> None:
 
 def test_a_guests_clock_is_laid_on_the_hosts(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("1000=entered\n1030 booted\n")
-    found = guest_log(FakeGuest(), BootConfig(), tmp_path / "log", None)
-    assert (found.clock, found.offset, found.uncertainty) == ("ticks", 1005, 10)
-    assert found.console == "booted"
+    log = guest_log(FakeGuest(), BootConfig(), tmp_path / "log", None)
+    assert (log.clock, log.offset, log.uncertainty) == ("ticks", 1005, 10)
+    assert log.console == "booted"
 
 
 def test_what_a_guest_stamped_it_stamped_before_its_hypervisor_was_gone(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("1000=entered\n1030 booted\n1025=ended\n")
-    found = guest_log(FakeGuest(), BootConfig(), tmp_path / "log", None)
-    assert (found.offset, found.uncertainty) == (1002, 8), "from 1000 - 5 to 1025 - 15"
+    log = guest_log(FakeGuest(), BootConfig(), tmp_path / "log", None)
+    assert (log.offset, log.uncertainty) == (1002, 8), "from 1000 - 5 to 1025 - 15"
 
 
 def test_counted_instructions_are_no_time(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("1000=entered\n1030 booted\n")
-    found = guest_log(FakeGuest(), BootConfig(icount=True), tmp_path / "log", None)
-    assert found.offset is None
-    assert found.spans
+    log = guest_log(FakeGuest(), BootConfig(icount=True), tmp_path / "log", None)
+    assert log.offset is None
+    assert log.spans
 
 
 def test_the_end_of_a_long_console_is_kept(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("".join(f"1 line {number}\n" for number in range(9999)))
-    found = guest_log(FakeGuest(), BootConfig(), tmp_path / "log", None)
-    assert found.console.endswith("line 9998")
-    assert len(found.console) == 4096
+    log = guest_log(FakeGuest(), BootConfig(), tmp_path / "log", None)
+    assert log.console.endswith("line 9998")
+    assert len(log.console) == 4096
 
 
 def test_vmrun_is_told_the_end_point(tmp_path: Path) -> None:

@@ -56,16 +56,16 @@ def test_a_failed_delete_stops_and_keeps_the_result(bench: Bench) -> None:
     network = bench.network("one", {"type": "two", "does": {"DEL": "fail"}})
     bench.run("up", network, POD)
     result = bench.result
-    said = bench.run("del", network, POD)
-    assert said == "plugin two DEL: try again (code 11): lease is busy"
+    done = bench.run("del", network, POD)
+    assert done == "plugin two DEL: try again (code 11): lease is busy"
     assert bench.order[2:] == [("two", "DEL")]
     assert bench.result == result
 
 
 def test_a_failed_add_is_undone_by_every_plugin_and_says_the_plugins_words(bench: Bench) -> None:
     network = bench.network("one", {"type": "two", "does": {"ADD": "fail", "DEL": "fail"}}, "three")
-    said = bench.run("up", network, POD)
-    assert said == "plugin two ADD: try again (code 11): lease is busy"
+    done = bench.run("up", network, POD)
+    assert done == "plugin two ADD: try again (code 11): lease is busy"
     assert bench.order[2:] == [("three", "DEL"), ("two", "DEL"), ("one", "DEL")]
     assert bench.result is None
 
@@ -103,8 +103,8 @@ def test_delete_before_0_4_0_has_no_previous_result(bench: Bench) -> None:
 )
 def test_a_result_is_read_as_json_strictly(bench: Bench, printed: str, fact: str) -> None:
     script(bench.directory / "bin" / "one", f"cat > /dev/null; printf '%s' '{printed}'")
-    said = bench.run("up", bench.network("one"), POD)
-    assert said.startswith(f"plugin one ADD: {fact}")
+    done = bench.run("up", bench.network("one"), POD)
+    assert done.startswith(f"plugin one ADD: {fact}")
 
 
 def test_the_version_is_added_where_an_old_plugin_leaves_it_out(bench: Bench) -> None:
@@ -150,8 +150,8 @@ def test_whatever_a_plugin_prints_is_a_result_or_an_error(
     (bench.directory / "printed").write_bytes(printed)
     script(bench.directory / "bin" / "one", f"cat {bench.directory}/printed; exit {status}")
     bench.program = careful
-    said = bench.run("up", bench.network("one"), POD)
-    assert not said or said.startswith("plugin one ADD: ")
+    done = bench.run("up", bench.network("one"), POD)
+    assert not done or done.startswith("plugin one ADD: ")
 
 
 def script(file: Path, body: str) -> None:

@@ -27,8 +27,8 @@ def hung(output: str, evidence: str | None) -> str | None:
 
 
 def test_the_last_line_is_brought_along() -> None:
-    said = "one\nfirstlight step x 1 2\n[INFO] About to acquire host-wide IPAM lock.\n\n"
-    assert hung(said, WHERE) == (
+    message = "one\nfirstlight step x 1 2\n[INFO] About to acquire host-wide IPAM lock.\n\n"
+    assert hung(message, WHERE) == (
         f'{WHERE}; it last printed "[INFO] About to acquire host-wide IPAM lock."'
     )
 

@@ -28,8 +28,10 @@ def _no_guests_of_the_users(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_point_is_a_machine() -> None:
-    found = machines.backend(Machine(PC, "linux", "ext4", "vga", clock="counted"))
-    assert found == Qemu(Linux("ext4"), machine="pc", protocol="kernel", console="vga", icount=True)
+    result = machines.backend(Machine(PC, "linux", "ext4", "vga", clock="counted"))
+    assert result == Qemu(
+        Linux("ext4"), machine="pc", protocol="kernel", console="vga", icount=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,19 +46,19 @@ def test_a_point_is_a_machine() -> None:
     ],
 )
 def test_a_firecracker_boots_or_restores(hypervisor: Hypervisor, word: str, way: str) -> None:
-    found = machines.backend(Machine(hypervisor, "probe", "erofs"))
-    assert isinstance(found, Firecracker)
+    result = machines.backend(Machine(hypervisor, "probe", "erofs"))
+    assert isinstance(result, Firecracker)
     assert hypervisor.name == word
-    assert (found.way, found.binary) == (way, hypervisor.binary)
-    assert found.guest == Probe(packet=False)
+    assert (result.way, result.binary) == (way, hypervisor.binary)
+    assert result.guest == Probe(packet=False)
 
 
 def test_a_path_of_qemu_may_have_blanks() -> None:
     [hypervisor, _] = machines.hypervisors(Options((1,), hypervisors=("/a b/qemu",)), "microvm")
     assert hypervisor.name == "/a b/qemu microvm"
-    found = machines.backend(Machine(hypervisor, "probe", "none"))
-    assert isinstance(found, Qemu)
-    assert (found.binary, found.machine, found.protocol) == ("/a b/qemu", "microvm", "pvh")
+    result = machines.backend(Machine(hypervisor, "probe", "none"))
+    assert isinstance(result, Qemu)
+    assert (result.binary, result.machine, result.protocol) == ("/a b/qemu", "microvm", "pvh")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,9 +103,9 @@ def test_a_users_guest_is_booted_as_its_files_can_be(
     catalogue.add(entry, {part: tmp_path / part for part in files})
     machine = Machine(hypervisor, entry.name, "")
     assert machines.protocol(machine) == way
-    found = machines.backend(machine)
-    assert isinstance(found, Qemu | Firecracker)
-    assert found.protocol == way
+    result = machines.backend(machine)
+    assert isinstance(result, Qemu | Firecracker)
+    assert result.protocol == way
 
 
 @pytest.mark.parametrize(("asked", "taken"), [("auto", "tcg"), ("kvm", "kvm")])

@@ -39,9 +39,9 @@ def worlds(draw: st.DrawFn) -> World:
 
 @given(worlds())
 def test_the_true_offset_is_within_the_uncertainty(world: World) -> None:
-    found = place(world.reading, world.entered)
-    assert found is not None
-    assert abs(found.value - world.zero) <= found.uncertainty
+    result = place(world.reading, world.entered)
+    assert result is not None
+    assert abs(result.value - world.zero) <= result.uncertainty
 
 
 @given(worlds(), st.floats(0.5, 2.0))
@@ -54,10 +54,10 @@ def test_no_event_is_placed_after_the_host_saw_it_whatever_the_guest_counts_by(
         tuple(Step(s.name, round(s.start * rate), round(s.end * rate)) for s in true.spans),
         tuple((host, round(guest * rate)) for host, guest in true.anchors),
     )
-    found = place(drifting, world.entered)
-    assert found is not None
-    assert found.uncertainty >= 0
-    assert all(guest + found.value <= host for host, guest in drifting.anchors)
+    result = place(drifting, world.entered)
+    assert result is not None
+    assert result.uncertainty >= 0
+    assert all(guest + result.value <= host for host, guest in drifting.anchors)
 
 
 @given(worlds())
@@ -69,9 +69,9 @@ def test_a_clock_that_began_with_the_machine_is_known_as_well_as_the_quickest_li
     reading = Reading(
         "guest", (Step("firmware", 0, 1), *began.reading.spans), began.reading.anchors
     )
-    found = place(reading, began.entered)
-    assert found is not None
-    assert found.uncertainty <= min(late for _, late in began.events) // 2 + 1
+    result = place(reading, began.entered)
+    assert result is not None
+    assert result.uncertainty <= min(late for _, late in began.events) // 2 + 1
 
 
 def test_the_middle_is_taken() -> None:

@@ -107,8 +107,8 @@ def test_modules_are_loaded_after_what_they_depend_on(tmp_path: Path) -> None:
     module(tmp_path, "never-asked-for")
     kernel = Kernel(tmp_path, True, "x", tmp_path)
     names = ["virtio_net", "virtio_rng", "built_in"]
-    found = [name for name, _ in linux_kernel.modules(kernel, names)]
-    assert found == ["failover", "net_failover", "virtio_ring", "virtio", "virtio_net",
+    result = [name for name, _ in linux_kernel.modules(kernel, names)]
+    assert result == ["failover", "net_failover", "virtio_ring", "virtio", "virtio_net",
                      "virtio_rng"]  # fmt: skip
     assert linux_kernel.modules(Kernel(tmp_path, True, "x", None), names) == []
 

@@ -97,7 +97,7 @@ def test_a_disk_boots_with_each_guests_own_command_line_on_a_copy(
     other = replace(wanted, address="172.31.0.10/16")
     guest = Osv("mine", "rofs", disk=disk, program="/hello")
     guest.probe(wanted)
-    boots = [guest.boot(one, tmp_path) for one in (wanted, other)]
+    boots = [guest.boot(each, tmp_path) for each in (wanted, other)]
     for boot, address in zip(boots, ("172.31.0.9", "172.31.0.10"), strict=True):
         assert boot.kernel is None
         assert boot.disk is not None
@@ -187,8 +187,8 @@ def test_a_tick_is_the_hosts_or_a_nanosecond(icount: bool, tmp_path: Path) -> No
 def test_a_root_that_is_not_mounted_is_a_fault(
     filesystem: str, events: list[str], fault: str | None
 ) -> None:
-    said = [Line(1, f"\t{name}: {at}.00ms, (+1.00ms)") for at, name in enumerate(events, 1)]
-    assert Osv("mine", filesystem).read(ADDRESS, said, None).fault == fault
+    message = [Line(1, f"\t{name}: {at}.00ms, (+1.00ms)") for at, name in enumerate(events, 1)]
+    assert Osv("mine", filesystem).read(ADDRESS, message, None).fault == fault
 
 
 @pytest.mark.parametrize(("chart", "memory"), list(product(("console", "memory"), (False, True))))

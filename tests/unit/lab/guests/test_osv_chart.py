@@ -85,11 +85,11 @@ def test_no_console_is_an_error(said: list[str]) -> None:
 @given(st.lists(st.integers(1, 10**9), min_size=1, max_size=15))
 def test_every_printed_time_is_read_to_its_last_digit(took: list[int]) -> None:
     at = list(accumulate(took))
-    said = "\n".join(
+    message = "\n".join(
         f"\te{number}: {end // 100}.{end % 100:02}ms, (+{own // 100}.{own % 100:02}ms)"
         for number, (end, own) in enumerate(zip(at, took, strict=True))
     )
-    found, _ = printed(lines(said))
+    found, _ = printed(lines(message))
     assert [span.end - span.start for span in found] == [own * 10_000 for own in took]
 
 
@@ -156,11 +156,11 @@ def test_memory_that_a_guest_never_touched_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_chart_in_memory_begins_with_the_machine() -> None:
-    found = spans(EVENTS, 2e9)
-    assert found[0] == Step("firmware", 0, 40_150)
-    assert found[1] == Step("disk read (real mode)", 40_150, 109_556)
-    assert [span.name for span in found[1:]] == [event.name for event in EVENTS[1:]]
-    assert all(before.end == after.start for before, after in pairwise(found))
+    result = spans(EVENTS, 2e9)
+    assert result[0] == Step("firmware", 0, 40_150)
+    assert result[1] == Step("disk read (real mode)", 40_150, 109_556)
+    assert [span.name for span in result[1:]] == [event.name for event in EVENTS[1:]]
+    assert all(before.end == after.start for before, after in pairwise(result))
 
 
 def test_a_name_across_two_reads_is_found(tmp_path: Path) -> None:

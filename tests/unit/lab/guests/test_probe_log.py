@@ -38,9 +38,9 @@ def read(text: str, *, icount: bool = False) -> Reading:
 
 
 def test_a_log_is_its_spans_from_the_machines_start() -> None:
-    found = read(LOG)
-    assert found.clock == "the guest's time-stamp counter, its rate by pit"
-    assert found.spans == (
+    text = read(LOG)
+    assert text.clock == "the guest's time-stamp counter, its rate by pit"
+    assert text.spans == (
         Step("firmware", 0, 2_000_000),
         Step("entry", 2_000_000, 2_100_000),
         Step("console", 2_100_000, 2_200_000),
@@ -48,25 +48,25 @@ def test_a_log_is_its_spans_from_the_machines_start() -> None:
         Step("console", 2_300_000, 2_400_000),
         Step("block", 2_400_000, 3_000_000),
     )
-    assert found.anchors == ((10**9 + 3, 5_000_000), (10**9 + 11, 10_000_000))
+    assert text.anchors == ((10**9 + 3, 5_000_000), (10**9 + 11, 10_000_000))
 
 
 def test_a_counter_that_did_not_begin_with_the_machine_begins_with_the_guest() -> None:
-    found = read(LOG.replace("TCGTCGTCGTCG", "KVMKVMKVM"))
-    assert found.spans[:2] == (Step("entry", 0, 100_000), Step("console", 100_000, 200_000))
-    assert [guest for _, guest in found.anchors] == [3_000_000, 8_000_000]
+    text = read(LOG.replace("TCGTCGTCGTCG", "KVMKVMKVM"))
+    assert text.spans[:2] == (Step("entry", 0, 100_000), Step("console", 100_000, 200_000))
+    assert [guest for _, guest in text.anchors] == [3_000_000, 8_000_000]
 
 
 def test_where_instructions_are_counted_a_tick_is_a_nanosecond() -> None:
-    found = read(LOG, icount=True)
-    assert found.spans[:2] == (Step("firmware", 0, 5_200_000), Step("entry", 5_200_000, 5_460_000))
-    assert found.clock == "the guest's time-stamp counter, its rate one nanosecond per instruction"
+    text = read(LOG, icount=True)
+    assert text.spans[:2] == (Step("firmware", 0, 5_200_000), Step("entry", 5_200_000, 5_460_000))
+    assert text.clock == "the guest's time-stamp counter, its rate one nanosecond per instruction"
 
 
 @pytest.mark.parametrize("clock", ["", "probe clock 0 unknown KVMKVMKVM", "probe clock 7 pit none"])
 def test_without_a_frequency_nothing_is_known(clock: str) -> None:
-    found = read(LOG.replace("probe clock 2600000000 pit TCGTCGTCGTCG", clock))
-    assert (found.spans, found.anchors) == ((), ())
+    text = read(LOG.replace("probe clock 2600000000 pit TCGTCGTCGTCG", clock))
+    assert (text.spans, text.anchors) == ((), ())
 
 
 @given(
@@ -80,16 +80,16 @@ def test_what_is_left_of_a_log_gives_the_spans_that_it_has(
     steps: list[tuple[str, int]], first: int, gigahertz: int, kept: int, hypervisor: str
 ) -> None:
     edges = [tick * gigahertz for tick in accumulate((n for _, n in steps), initial=first)]
-    said = [
+    message = [
         f"probe {name} {a} {b}" for (name, _), (a, b) in zip(steps, pairwise(edges), strict=True)
     ]
-    cut = said[:kept]
-    found = read("\n".join([f"probe clock {gigahertz}000000000 pit {hypervisor}", *cut]))
-    spans = [span for span in found.spans if span.name != "firmware"]
+    cut = message[:kept]
+    text = read("\n".join([f"probe clock {gigahertz}000000000 pit {hypervisor}", *cut]))
+    spans = [span for span in text.spans if span.name != "firmware"]
     assert [(span.name, span.end - span.start) for span in spans] == steps[:kept]
-    assert all(one.end == two.start for one, two in pairwise(found.spans))
+    assert all(one.end == two.start for one, two in pairwise(text.spans))
     if cut:
-        assert found.spans[0].start == 0
+        assert text.spans[0].start == 0
 
 
 @given(
@@ -97,12 +97,12 @@ def test_what_is_left_of_a_log_gives_the_spans_that_it_has(
     st.booleans(),
 )
 def test_no_text_is_an_error_nor_out_of_range(said: list[str], icount: bool) -> None:
-    found = Probe().read(
+    result = Probe().read(
         BootConfig(icount=icount), [Line(stamp, text) for stamp, text in enumerate(said)], None
     )
-    for span in found.spans:
+    for span in result.spans:
         assert -(2**63) < span.start <= span.end < 2**63
-    assert all(abs(guest) < 2**63 for _, guest in found.anchors)
+    assert all(abs(guest) < 2**63 for _, guest in result.anchors)
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,8 @@ def test_the_node_is_an_axis_and_differences_are_named(tmp_path: Path, plain: He
 
 
 def test_equal_nodes_are_not_ranked(tmp_path: Path, plain: Header) -> None:
-    one = synthetic.container_creation(tmp_path / "one", repetitions=4)
-    merge({"a": one.path, "b": one.path}, plain, one.header.points, tmp_path / "out")
+    first = synthetic.container_creation(tmp_path / "one", repetitions=4)
+    merge({"a": first.path, "b": first.path}, plain, first.header.points, tmp_path / "out")
     answer = views.of(read(tmp_path / "out").header).answer(Analysis(read(tmp_path / "out")))
     assert answer
     assert answer.startswith("Between 2 nodes no difference is seen")
