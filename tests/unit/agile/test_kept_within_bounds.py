@@ -41,7 +41,7 @@ def test_a_client_keeps_so_many_ends(tmp_path: Path, monkeypatch: pytest.MonkeyP
                     for number in (1, 2, 3):
                         peer.send(answer(verb, number))
                 for _ in range(3):
-                    one._heard()
+                    one._receive()
                 assert one.wait("3").status == 0
                 assert one.wait("2").status == 0
                 for forgotten in ("1", "2", "4"):
