@@ -237,11 +237,11 @@ def test_a_slow_datastore_makes_a_slow_start_and_not_a_failed_one(bench: Any) ->
         [daemon] = commands[0].daemons
         os.kill(daemon, signal.SIGSTOP)
         began = time.monotonic_ns()
-        waker = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -CONT {daemon}"])
+        waker = subprocess.Popen(["sh", "-c", f"sleep 2; kill -CONT {daemon}"])
         seen = bench.starts(commands)
         assert waker.wait(timeout=60) == 0
     assert seen.sample.ending is Ending.READY
     assert seen.sample.stamps.ready is not None
-    assert seen.sample.stamps.ready - began > 300_000_000
+    assert seen.sample.stamps.ready - began > 2_000_000_000
     table = seen.breakdown().filter(pl.col("phase") == "datastore")
-    assert int(table["wall"].sum()) > 0.5 * seen.sample.latency
+    assert int(table["wall"].sum()) > 500_000_000  # the rest is what it took to get there

@@ -19,6 +19,7 @@ import pytest
 from tests.support.laboratory import NATIVE, Bench, Seen, commands_of, sanitized
 
 from firstlight.analysis.breakdown import timeline
+from firstlight.analysis.causes import QUEUED
 from firstlight.errors import Failed
 from firstlight.lab.backends.network import Network
 from firstlight.lab.backends.oci import Oci
@@ -195,8 +196,9 @@ def at_once(bench: Bench, *argv: str | Path, count: int) -> pl.DataFrame:
 
 
 def causes(table: pl.DataFrame, phase: str) -> dict[str, int]:
-    rows = table.filter(pl.col("phase") == phase).group_by("cause").agg(pl.col("wall").sum())
-    return dict(rows.rows())
+    """The time in a phase by cause, but for what other programs of this machine cost."""
+    rows = table.filter((pl.col("phase") == phase) & (pl.col("cause") != QUEUED))
+    return dict(rows.group_by("cause").agg(pl.col("wall").sum()).rows())
 
 
 def test_network_namespaces_at_once_wait_for_locks_that_are_named(
