@@ -373,14 +373,16 @@ def test_a_manager_that_takes_over_knows_networks_by_their_notes_and_keeps_their
                 adopted = Network.from_note(network.note(), os.dup(network.descriptor))
                 await again.adopt(adopted, {8080: 80})
                 assert (adopted.address, adopted.digest) == (network.address, network.digest)
-                with socket.create_connection(("127.0.0.1", 8080), 3) as client:
+                with socket.create_connection(("127.0.0.1", 8080), 60) as client:
                     assert client.recv(5) == b"hello"
-                assert (await again.make("outbound")).address != network.address
+                other = await again.make("outbound")
+                assert other.address != network.address
+                again.discard(other)
                 await again.withdraw({8080: 80}, network.address)
                 assert str(network.address) not in sh(f"nft list map inet {again.table} ports")
-                os.close(network.descriptor)
-                again.discard(adopted)
-                again.close()
+            os.close(network.descriptor)
+            again.discard(adopted)
+            again.close()  # waits until the links are gone, which they are with their namespaces
         assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == "0\n"
 
     on_host(main)
