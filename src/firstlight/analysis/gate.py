@@ -11,7 +11,8 @@ usual value. It has changed
 With nine starts on each side no exception is allowed (p = 4e-5), with twelve, one.
 
 Byte counts depend on identifiers and the lengths of paths: they need a change of 1 % as well.
-Page faults depend on what lies in the page cache: they need one of 5 %.
+Page faults vary in every start, and with what lies in the page cache. They have changed if all
+starts of one run have more than all of the other, and the medians differ by a tenth.
 Runs with fewer than ``FEWEST`` starts are refused.
 """
 
@@ -33,7 +34,7 @@ from firstlight.store import Run
 STEADY = 0.85
 ALPHA = 1e-4
 FEWEST = 9
-_LEAST_SHARE = {counts.READ: 0.01, counts.WRITTEN: 0.01, counts.FAULTS: 0.05}
+_BYTES_SHARE, _FAULTS_SHARE = 0.01, 0.1
 _MOST_EVIDENCE = 3
 _VARIABLE = re.compile(
     r"[0-9a-f]*\d[0-9a-f-]{5,}|(?<=/proc/)\d+|(?<=\.)(?=[A-Za-z]*[A-Z0-9])[A-Za-z0-9]{6}\b"
@@ -185,13 +186,15 @@ def _values(each: Sequence[int]) -> Values:
 
 def has_changed(count: str, a: Values, b: Values) -> bool:
     """Whether a count differs between two runs by more than its variation; see above."""
-    least = 1.0
-    if count in _LEAST_SHARE:
-        least = _LEAST_SHARE[count] * max(a.usual, b.usual)
-    elif a.steady and b.steady:
-        return a.usual != b.usual and chance(a, b) < ALPHA
     low, high = (a, b) if a.usual < b.usual else (b, a)
     gap = high.low - low.high
+    if count == counts.FAULTS:
+        return gap > 0 and high.usual - low.usual >= _FAULTS_SHARE * low.usual
+    least = 1.0
+    if count in (counts.READ, counts.WRITTEN):
+        least = _BYTES_SHARE * high.usual
+    elif a.steady and b.steady:
+        return a.usual != b.usual and chance(a, b) < ALPHA
     return gap >= least and gap > max(a.high - a.low, b.high - b.low)
 
 
