@@ -39,7 +39,7 @@ enum take { IGNORE, PLAIN, SPACES, PATH0, PATH1, MOUNT, FD, SEND, SENDMSG, ADDRE
 	CALL(statfs, PATH0) CALL(chdir, PATH0) CALL(fchdir, FD) CALL(getcwd, PLAIN) \
 	CALL(inotify_add_watch, PATH1) CALL(name_to_handle_at, PATH1) \
 	CALL(read, FD) CALL(pread64, FD) CALL(readv, FD) CALL(write, FD) CALL(writev, FD) \
-	CALL(pwrite64, FD) CALL(getdents64, FD) CALL(fstat, FD) CALL(fstatfs, FD) CALL(close, FD) \
+	CALL(pwrite64, FD) CALL(getdents64, FD) CALL(fstat, FD) CALL(fstatfs, FD) CALL(close, PLAIN) \
 	CALL(ftruncate, FD) CALL(fchmod, FD) CALL(fchown, FD) CALL(fcntl, FD) CALL(flock, FD) \
 	CALL(fsync, FD) CALL(fdatasync, FD) CALL(ioctl, FD) CALL(lseek, FD) \
 	CALL(sendfile, FD) CALL(copy_file_range, FD) CALL(splice, FD) \
