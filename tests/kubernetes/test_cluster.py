@@ -102,6 +102,17 @@ def test_a_pod_gets_a_prepared_network() -> None:
         standing.down()
 
 
+def test_version_2_can_give_controllers_to_pods(standing_cluster: standing.Record) -> None:
+    """A cgroup with a process of its own gives its children none."""
+    name = f"{cgroups.name(standing.NAME)}-node"
+    tops = [each / name for each in cgroups.hierarchies()]
+    of_2 = [top for top in tops if (top / "cgroup.controllers").exists()]
+    for top in of_2:
+        assert (top / "cgroup.procs").read_text() == ""
+        controllers = (top / "cgroup.controllers").read_text()
+        assert (top / "cgroup.subtree_control").read_text() == controllers
+
+
 def test_a_second_is_refused(standing_cluster: standing.Record) -> None:
     with pytest.raises(Failed, match="already running"):
         standing.up(("runc",), ("bridge",), lambda _: None)
