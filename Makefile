@@ -11,7 +11,7 @@
 # make test-hosts        try firstlight on other kernels and cgroups under QEMU; some 10 minutes each
 # make wheel             build dist/firstlight-….whl: for any Python from 3.11, libraries included
 # make bench             measure the marks for speed and memory, and check the attribution
-.PHONY: setup build demo test test-hosts lint format bench fuzz wheel deb clean
+.PHONY: setup aws-cli build demo test test-hosts lint format bench fuzz wheel deb clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -86,6 +86,13 @@ endef
 .venv/aws: .venv/packages
 	@$(PYTHON) -m venv $@ && $@/bin/pip install -q --disable-pip-version-check \
 	  awslambdaric==4.2.2 boto3==1.44.8 && touch $@
+
+# The AWS CLI is twice as large as all else that calls functions, so it is installed only on request.
+aws-cli: .venv/aws-cli
+
+.venv/aws-cli:
+	@$(PYTHON) -m venv $@ && $@/bin/pip install -q --disable-pip-version-check awscli==1.46.3 \
+	  && touch $@
 
 .venv/installed: .venv/environment $(SOURCES) $(NATIVE)
 	@mkdir -p build
