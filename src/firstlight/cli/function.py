@@ -23,7 +23,7 @@ from firstlight.cli.output import Json, completion, examples, print_json, print_
 from firstlight.errors import FirstlightError, UnknownName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from firstlight.agile import protocol
     from firstlight.agile.functions.records import Registration, Settings, Source
@@ -386,7 +386,7 @@ def _given(
 
     from firstlight.agile.functions.records import Settings
 
-    code, handler = _source(source, handler, bool(command) or kind in ("command", "http"))
+    code, handler = _source(source, handler, command or ())
     network = str(limits["network"] or "none")
     for what, word, valid in (("kind", kind, ("", *_KINDS)), ("network", network, _NETWORKS)):
         if word not in valid:
@@ -408,7 +408,7 @@ def _given(
     return code, msgspec.convert(fields, Settings)
 
 
-def _source(source: str, handler: str, has_command: bool) -> "tuple[Source | None, str]":
+def _source(source: str, handler: str, command: "Sequence[str]") -> "tuple[Source | None, str]":
     """A source, and the handler as the runtime calls it."""
     from firstlight.agile.functions.records import (
         TRANSPORTS,
@@ -442,7 +442,20 @@ def _source(source: str, handler: str, has_command: bool) -> "tuple[Source | Non
             f"begin it with {', '.join(TRANSPORTS)}, or give a directory, a .zip or a .wasm file",
         )
     own = (path / "usr/bin/python3").exists()
-    return DirectorySource(str(path), root=own or (has_command and not handler)), handler
+    return DirectorySource(
+        str(path), root=own or (not handler and _is_root(path, command))
+    ), handler
+
+
+def _is_root(path: Path, command: "Sequence[str]") -> bool:
+    """Whether a directory is the whole root of a command: whether it has its program.
+
+    Code beside the command's arguments, such as a script, goes over the host's programs.
+    """
+    from firstlight.agile import roots
+
+    found = roots.find(path, command[0]) if command else None
+    return found is not None and found.exists()
 
 
 def _absolute(image: str) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from firstlight.agile.config import Http
-from firstlight.agile.http import app, bounded
+from firstlight.agile.http import app, bounded, connection
 
 
 def test_answers_are_sent_at_once() -> None:
@@ -91,5 +92,72 @@ def test_bodies_beyond_the_most_are_refused_by_name_but_where_they_are_passed_on
         assert await answered(first + streamed) == [200] * 4
         for _ in range(5):
             assert await answered([server.post(1_000_000)]) == [200]
+
+    with_server(tmp_path, main)
+
+
+ENDLESS = {
+    "a header": (b"POST / HTTP/1.1\r\nhost: x\r\nx: ", b"y" * 65536),
+    "headers": (b"POST / HTTP/1.1\r\nhost: x\r\n", b"x: y\r\n" * 10000),
+    "a path": (b"POST /", b"y" * 65536),
+    "what follows a body": (
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\ny\r\n0\r\n",
+        b"x: y\r\n" * 10000,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_what_has_no_end_is_not_read_for_ever(tmp_path: Path, what: str) -> None:
+    begin, part = ENDLESS[what]
+
+    async def main(server: Server) -> None:
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "http")
+        sent = 0
+        with suppress(ConnectionError):
+            writer.write(begin)
+            while not reader.at_eof() and sent < 64 << 20:
+                writer.write(part)
+                await writer.drain()
+                sent += len(part)
+        writer.close()
+        assert sent < 64 << 20
+        assert server.under_way == 0
+
+    with_server(tmp_path, main)
+
+
+def test_a_long_header_and_a_late_body_are_read(tmp_path: Path) -> None:
+    async def main(server: Server) -> None:
+        server.go.set()
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "http")
+        for _ in range(3):
+            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nx: ")
+            writer.write(b"y" * 200_000 + b"\r\n\r\n")
+            await writer.drain()
+            writer.write(b"ok")
+            assert b"200 OK" in await reader.readuntil(b"done")
+        writer.close()
+
+    with_server(tmp_path, main)
+
+
+def test_a_head_that_does_not_come_ends_its_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.1)
+
+    async def main(server: Server) -> None:
+        server.go.set()
+        for begin in (
+            b"",
+            b"POST / HTT",
+            b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\nP",
+        ):
+            reader, writer = await asyncio.open_unix_connection(tmp_path / "http")
+            writer.write(begin)
+            with suppress(ConnectionError):
+                await reader.read()
+            writer.close()
 
     with_server(tmp_path, main)

@@ -1,6 +1,7 @@
 """The HTTP server of a node, on the runtime's own event loop."""
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp
 from firstlight.agile.config import Http
 from firstlight.agile.http import sigv4
 from firstlight.agile.http.bounded import Bounded
+from firstlight.agile.http.connection import Connection
 from firstlight.agile.http.sigv4 import Verified
 from firstlight.errors import Failed
 
@@ -44,9 +46,10 @@ async def served(
         application = Verified(application, sigv4.load(Path(config.credentials)))
     application = Bounded(application)
     listening = _listening(config.listen)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # clients can make it warn for ever
     server = _Server(
         uvicorn.Config(
-            application, http="httptools", ws="none", lifespan="off",
+            application, http=Connection, ws="none", lifespan="off",
             log_config=None, access_log=False, server_header=False, proxy_headers=False,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
         )

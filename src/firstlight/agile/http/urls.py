@@ -124,7 +124,8 @@ class _Exchange:
                 raise
             raise await instance.ended() from None
         try:
-            await self._start(response.status_code, _passed(response.headers.raw))
+            headers = [one for one in _passed(response.headers.raw) if one[0].lower() != b"date"]
+            await self._start(response.status_code, headers)  # the server has added one
             async for part in response.aiter_raw():
                 await self._send({"type": "http.response.body", "body": part, "more_body": True})
             await self._send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,75 @@
+"""A connection of a client: uvicorn's, within bounds, for strangers may send what they like."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_MOST = 512 << 10
+"""Bytes of a request's head, or of what follows the last part of its body."""
+HEAD_SECONDS = 60.0
+CONNECTIONS_MOST = 8192
+
+
+class Connection(HttpToolsProtocol):
+    """Is closed if a head is too long or takes too long, or if there are too many."""
+
+    _silent = 0
+    """Bytes since the last that an application was told of."""
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - as uvicorn has it
+        """Expect a head."""
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS_MOST:
+            transport.abort()
+            return
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Expect no more."""
+        self._expect_nothing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, unless it is too much."""
+        if self._silent > HEAD_MOST:
+            self._refuse()
+            return
+        self._silent += len(data)
+        super().data_received(data)
+        has_body = self.cycle is not None and self.cycle.more_body
+        if self._silent and self._late is None and not has_body:
+            self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """The application is told of a request."""
+        self._silent = 0
+        self._expect_nothing()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """And of a part of its body."""
+        self._silent = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """And of its end."""
+        self._silent = 0
+        super().on_message_complete()
+
+    def _expect_head(self) -> None:
+        self._late = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _expect_nothing(self) -> None:
+        if self._late:
+            self._late.cancel()
+            self._late = None
+
+    def _refuse(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(
+                b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n"
+                b"content-length: 0\r\n\r\n"
+            )
+            self.transport.close()

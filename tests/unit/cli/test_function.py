@@ -1,0 +1,30 @@
+"""What a directory is to a function: its whole root, or code over the host's programs."""
+
+from pathlib import Path
+
+import pytest
+
+from firstlight.agile.functions.records import DirectorySource
+from firstlight.cli.function import _source
+
+
+@pytest.mark.parametrize(
+    ("files", "command", "handler", "is_root"),
+    [
+        (["app.py"], ["/usr/bin/python3", "app.py"], "", False),
+        (["app.py", "bin/tool"], ["/usr/bin/python3", "app.py"], "", False),
+        (["bin/tool"], ["/bin/tool"], "", True),
+        (["usr/bin/tool"], ["tool"], "", False),  # not executable: PATH does not lead to it
+        (["app.py"], [], "app:main", False),
+        (["app.py", "usr/bin/python3"], [], "app:main", True),
+        (["bin/tool", "app.py"], ["/bin/tool"], "app:main", False),
+    ],
+)
+def test_a_directory_is_the_root_of_a_program_that_it_has(
+    tmp_path: Path, files: list[str], command: list[str], handler: str, is_root: bool
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert _source(str(tmp_path), handler, command) == (
+        DirectorySource(str(tmp_path), root=is_root), handler)  # fmt: skip
