@@ -456,8 +456,10 @@ static bool can_wait(void)
 {
 	if (node.owes_now || wants_more())
 		return false;
-	if (!node.rested.count && !node.dirty.count && !node.waiting_changed)
+	if (!node.rested.count && !node.dirty.count && !node.waiting_changed) {
+		node.owes_since = 0; /* a network that it was owed may have been withdrawn */
 		return true;
+	}
 	if (!node.starting && !node.making)
 		return false;
 	int64_t now = monotonic();

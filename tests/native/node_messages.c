@@ -207,8 +207,12 @@ static void turn(void)
 	networks_judge();
 	pending_serve();
 	instances_warm();
-	manager_tell(true);
+	manager_tell(node.part_count % 2);
 	(void)pending_timeout();
+	/* A deadline for nothing would have the loop come round for ever. */
+	if (manager_next() != INT64_MAX && !node.rested.count && !node.dirty.count &&
+	    !node.waiting_changed)
+		abort();
 }
 
 static void forget_all(void)
