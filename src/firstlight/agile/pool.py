@@ -83,6 +83,8 @@ class Pool(Generic[Part]):
         self._warm_to = 0
         self._full = asyncio.Event()
         self._filler: asyncio.Task[None] | None = None
+        self.is_filling = False
+        """Whether a part is being made for the shelf, or for who waits."""
         self._closed = False
         self._hits = self._misses = self._made = self._returned = self._failed = 0
         self._filling_seconds = 0.0
@@ -265,13 +267,16 @@ class Pool(Generic[Part]):
                     half = len(self._shelf) <= self.size.low // 2
                     await self._gate.wait_idle(lambda: self._unserved() > 0, soon=half)
                 began = time.monotonic()
+                self.is_filling = True
                 try:
                     part = await self._make()
                 except Exception as error:  # also an unforeseen one: someone may wait for a part
+                    self.is_filling = False
                     self._failed += 1
                     self._fail(error)
                     await asyncio.sleep(_RETRY_SECONDS)
                     continue
+                self.is_filling = False
                 made = time.monotonic()
                 self._filling_seconds += made - began
                 self.making_seconds += made - began

@@ -199,8 +199,7 @@ class Agent:
             case Verb.ADD if request.fills:
                 await self._fill(peer, request, descriptor)
             case Verb.ADD:
-                network, _ = await self.pool.take()
-                self._hand_over(peer, request, network)
+                self._hand_over(peer, request, await self._taken())
             case Verb.DEL:
                 await self._delete(request)
                 _send(peer, _DONE)
@@ -211,6 +210,17 @@ class Agent:
                 _send(peer, _DONE)
             case Verb.STATUS:
                 _send(peer, self._status())
+
+    async def _taken(self) -> PodNetwork:
+        if network := self.pool.take_ready():
+            return network
+        if self.pool.builds:
+            try:
+                return await self.pool.take_first()
+            except Failed:
+                if not self.pool.is_filling:
+                    raise
+        return await self.pool.wait()  # a network for the pool may be made with the last address
 
     def _hand_over(self, peer: socket.socket, request: Request, network: PodNetwork) -> None:
         try:
