@@ -13,8 +13,9 @@ their experiment's name.
 
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,16 @@ import polars as pl
 
 from firstlight.errors import BadRun, FirstlightError
 from firstlight.files import write_whole
-from firstlight.model import SCHEMA_VERSION, Footer, Header, Point, Presentation, Sample, to_json
+from firstlight.model import (
+    SCHEMA_VERSION,
+    Footer,
+    Header,
+    Point,
+    Presentation,
+    Sample,
+    Setting,
+    to_json,
+)
 
 _SPAN_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "sample": pl.UInt32,  # Sample.index
@@ -53,6 +63,28 @@ _FIGURES: dict[str, pl.DataType | type[pl.DataType]] = {
     "traced": pl.Boolean, "ending": pl.String, "latency": pl.Int64, "lateness": pl.Int64,
     "user_ns": pl.Int64, "system_ns": pl.Int64, "lost": pl.Int64,
 }  # fmt: skip
+
+READ_OF_EXPERIMENTS: dict[str, tuple[str, ...]] = {
+    "ablation": ("without",), "agile": ("backend",), "boot-protocol": ("protocol",),
+    "cni-background": ("cni", "background"), "cni-breakdown": ("cni",), "cni-burst": ("cni",),
+    "container-creation": ("runtime",), "driver-loading": ("instances",),
+    "hypervisor-builds": ("build",), "kubernetes-background": ("network", "background"),
+    "kubernetes-pods": ("network",), "network-setup": ("method", "order"),
+    "unikernel-boot": ("instances",), "unikernel-scale": ("console",),
+}  # fmt: skip
+"""The axes that claims read. A header without them is damaged, and is refused when it is read."""
+
+READ_OF_VIEWS: dict[str, tuple[str, ...]] = {
+    "ablation": ("without",), "builds": ("build",), "churn": ("pools", "rate"), "cni": ("cni",),
+    "density": ("background",), "functions": ("function",), "nodes": ("node",),
+    "pods": ("network",), "storms": ("storm", "state"), "trace-replay": ("pool",),
+}  # fmt: skip
+"""The axes that views read (report.views), likewise."""
+
+_LEAST = {"instances": 1, "background": 0, "rate": 0}
+"""The axes that are numbers, and the least of each."""
+_MOST = 1 << 31
+_DAMAGED = "the file is damaged or from another program"
 
 T = TypeVar("T")
 
@@ -205,41 +237,78 @@ def read(path: Path) -> Run:
 
 def _spans(file: Path) -> pl.DataFrame:
     try:
-        return pl.read_ipc(file.read_bytes()).match_to_schema(SPAN_SCHEMA)
+        with _panics_unprinted():
+            return pl.read_ipc(file.read_bytes()).match_to_schema(SPAN_SCHEMA)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise BadRun(f"cannot read {file}: {error}", "delete this file to read the rest") from error
+
+
+@contextmanager
+def _panics_unprinted() -> Iterator[None]:
+    """Polars prints each panic of its threads to standard error, beside raising it."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _header(file: Path) -> Header:
     raw = file.read_bytes()
     try:
         version = json.loads(raw)["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadRun(
-            f"{file} is not a run's header: {error}", "the file is damaged or from another program"
-        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadRun(f"{file} is not a run's header: {error}", _DAMAGED) from error
     if version not in range(1, SCHEMA_VERSION + 1):
         raise BadRun(
             f"{file} has schema {version}, and this firstlight reads 1 to {SCHEMA_VERSION}",
             "use the firstlight that wrote it, or a newer one",
         )
     header = _decode(file, raw, Header)
-    for point in header.points:
-        _check_point(file, header, point)
     if version == 1:
         header = msgspec.structs.replace(header, presentation=_presentation(header))
+    _check_axes(file, header)
+    for point in header.points:
+        _check_point(file, header, point)
     return header
 
 
-def _check_point(where: Path | str, header: Header, point: Point) -> None:
-    instances = point.get("instances", 1)
-    missing = [axis for axis in header.axes if axis not in point]
-    if missing or not isinstance(instances, int) or instances < 1:
+def _check_axes(file: Path, header: Header) -> None:
+    read = READ_OF_EXPERIMENTS.get(header.experiment, ()) + READ_OF_VIEWS.get(
+        header.presentation.view, ()
+    )
+    needed = dict.fromkeys(("instances", *read)) if read else ()
+    missing = [axis for axis in needed if axis not in header.axes]
+    doubled = [axis for axis in header.axes if header.axes.count(axis) > 1 or axis in _FIGURES]
+    if missing or doubled:
         raise BadRun(
-            f"{where}: the point {point} "
-            + (f"has no {missing[0]}" if missing else f"has {instances!r} instances"),
-            "the file is damaged or from another program",
+            f"{file}: a run of {header.experiment} has no axis {missing[0]}"
+            if missing
+            else f"{file}: the axis {doubled[0]!r} is not the only column of that name",
+            _DAMAGED,
         )
+
+
+def _check_point(where: Path | str, header: Header, point: Point) -> None:
+    missing = [axis for axis in header.axes if axis not in point]
+    if missing:
+        raise BadRun(f"{where}: the point {point} has no {missing[0]}", _DAMAGED)
+    for axis in ("instances", *header.axes):
+        if axis in point and axis in _LEAST and not _is_number(axis, point[axis]):
+            raise BadRun(f"{where}: the point {point} has {point[axis]!r} {axis}", _DAMAGED)
+
+
+def _is_number(axis: str, value: Setting) -> bool:
+    if isinstance(value, bool | str):
+        return False
+    return _LEAST[axis] <= value < _MOST and (axis == "rate" or value == int(value))
 
 
 def _presentation(header: Header) -> Presentation:
@@ -283,7 +352,5 @@ def _samples(file: Path, header: Header) -> Iterator[Sample]:
 def _decode(where: Path | str, raw: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(raw, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRun(
-            f"cannot read {where}: {error}", "the file is damaged or from another program"
-        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRun(f"cannot read {where}: {error}", _DAMAGED) from error

@@ -10,21 +10,26 @@ import shutil
 import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from rich.console import Console
 
 from firstlight import store
-from firstlight.analysis import Analysis
+from firstlight.analysis import Analysis, gate, provision, sides
+from firstlight.analysis import compare as comparing
 from firstlight.errors import FirstlightError
 from firstlight.lab.cni import conf, known, needs
+from firstlight.lab.experiments import Experiment, catalogue
 from firstlight.lab.guests import images
 from firstlight.lab.watch.programs import Program, labels_of, role
-from firstlight.report import terminal
+from firstlight.model import Ending, EndPoint, Header, Point, Sample, Setting, Stamps, Step
+from firstlight.report import terminal, views
 from firstlight.trace import netlink, words
 
 SCHEMAS = Path(__file__).parents[1] / "data"
@@ -209,7 +214,13 @@ RUNS = sorted(header.parent for header in SCHEMAS.rglob("header.json"))
 def test_runs(tmp_path_factory: pytest.TempPathFactory, random: Random) -> None:
     path = tmp_path_factory.mktemp("run") / "run"
     shutil.copytree(random.choice(RUNS), path)
-    file = random.choice(sorted(each for each in path.rglob("*") if each.is_file()))
+    damage(random.choice(sorted(each for each in path.rglob("*") if each.is_file())), random)
+    refuses(lambda: show(path))
+    shutil.rmtree(path.parent)
+
+
+def damage(file: Path, random: Random) -> None:
+    """A file of a run: JSON with other values most times, else any bytes."""
     content = file.read_bytes()
     if file.suffix == ".jsonl" and random.random() < 0.7:
         lines = content.split(b"\n")
@@ -222,11 +233,109 @@ def test_runs(tmp_path_factory: pytest.TempPathFactory, random: Random) -> None:
     else:
         file.write_bytes(damaged(content, random))
 
-    def show() -> None:
-        analysis = Analysis(store.read(path))
-        with Console(file=open(os.devnull, "w"), width=80) as console:  # noqa: PTH123
-            console.print(terminal.summary([analysis]))
-        terminal.as_json([analysis])
 
-    refuses(show)
+def show(path: Path) -> None:
+    analysis = Analysis(store.read(path))
+    with Console(file=open(os.devnull, "w"), width=80) as console:  # noqa: PTH123
+        console.print(terminal.summary([analysis]))
+    terminal.as_json([analysis])
+
+
+AXES = sorted({axis for experiment in catalogue.ALL.values() for axis in experiment.axes})
+VIEWS = ("", "no such view", *views.ALL)
+SOME: dict[str, tuple[Setting, ...]] = {
+    "backend": ("agile", "agile-cold"), "background": (0, 50), "cni": ("calico", "weave"),
+    "console": ("serial", "vga"), "filesystem": ("ext4", "erofs"), "instances": (1, 10),
+    "layers": (1, 8), "mebibytes": (16, 64), "method": ("ip", "netlink"),
+    "order": ("sequential", "parallel"), "pools": ("full", "refilling"),
+    "protocol": ("disk", "pvh"), "rate": (50, 200), "runtime": ("runc", "crun"),
+    "state": ("met", "mended"), "without": ("nothing", "networks", "sandboxes"),
+}  # fmt: skip
+SETTINGS: tuple[Setting, ...] = (
+    -1,
+    0,
+    1,
+    2,
+    10,
+    1.5,
+    1e300,
+    True,
+    "",
+    "x",
+    "10",
+    "runc",
+    "1 000",
+    "\0",
+    "x" * 5000,
+)
+
+
+@fuzzed
+@given(damages)
+def test_runs_of_every_experiment(tmp_path_factory: pytest.TempPathFactory, random: Random) -> None:
+    """What a header says of all starts is wrong in the same way for each of them."""
+    experiment = random.choice(list(catalogue.ALL.values()))
+    each = product(*(SOME.get(axis, ("a", "b")) for axis in experiment.axes))
+    points = [dict(zip(experiment.axes, point, strict=True)) for point in each]
+    points = random.sample(points, min(len(points), 4))
+    name, view, axes = experiment.name, experiment.presentation.view, list(experiment.axes)
+    for _ in range(random.randint(1, 3)):
+        axis = random.choice(axes) if axes else "instances"
+        match random.randrange(5):
+            case 0:
+                name = random.choice(list(catalogue.ALL))
+            case 1:
+                view = random.choice(VIEWS)
+            case 2:
+                axes = [each for each in axes if each != axis]
+            case 3:
+                other = random.choice(AXES)
+                axes = [other if each == axis else each for each in axes]
+                points = [
+                    {other if key == axis else key: value for key, value in point.items()}
+                    for point in points
+                ]
+            case _:
+                value = random.choice(SETTINGS)
+                points = [
+                    point if random.random() < 0.3 else {**point, axis: value} for point in points
+                ]
+    path = tmp_path_factory.mktemp("run") / "run"
+    write_run(path, experiment, name, view, tuple(axes), tuple(points), random)
+    refuses(lambda: show(path))
+    refuses(lambda: comparing.compare(store.read(path), store.read(path), across=True))
+    refuses(lambda: gate.compare(*sides.of_run(store.read(path))))
+    refuses(lambda: provision.costs(store.read(path)))
     shutil.rmtree(path.parent)
+
+
+def write_run(
+    path: Path, experiment: Experiment, name: str, view: str, axes: tuple[str, ...],
+    points: tuple[Point, ...], random: Random,
+) -> None:  # fmt: skip
+    """Three repetitions of each point, one of them traced."""
+    presentation = structs.replace(experiment.presentation, view=view)
+    header = Header(
+        run="fl-fuzz", experiment=name, question="?", end_point=random.choice(list(EndPoint)),
+        axes=axes, points=points, argv=("firstlight",), seed=1, started="now", revision="0",
+        repetitions=3, presentation=presentation,
+    )  # fmt: skip
+    batches = list(product(points, (False, False, False, True)))
+    with store.Writer(path, header) as writer:
+        index = 0
+        for batch, (point, traced) in enumerate(batches):
+            size = point.get("instances")
+            for instance in range(size if isinstance(size, int) and 0 < size < 20 else 1):
+                at = batch * 10**9
+                spent = random.randrange(10**6, 10**8)
+                writer.append(
+                    [
+                        Sample(
+                            index=index, batch=batch, instance=instance, repetition=batch % 4,
+                            point=point, traced=traced, ending=Ending.READY,
+                            stamps=Stamps(at, at, at + spent, at + spent, at + 2 * spent),
+                            steps=(Step("netns", at, at + spent // 2),), pid=index,
+                        )
+                    ]
+                )  # fmt: skip
+                index += 1

@@ -10,10 +10,13 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from firstlight.errors import BadRun, FirstlightError
-from firstlight.model import Ending, EndPoint, Footer, Header, Sample, Stamps, Step
-from firstlight.store import SPAN_SCHEMA, Writer, read
+from firstlight.lab.experiments import catalogue
+from firstlight.lab.nodes import merge
+from firstlight.model import Ending, EndPoint, Footer, Header, Presentation, Sample, Stamps, Step
+from firstlight.store import READ_OF_EXPERIMENTS, READ_OF_VIEWS, SPAN_SCHEMA, Writer, read
 
 HEADER = Header(
     run="r", experiment="e", question="?", end_point=EndPoint.EXIT, axes=("runtime", "instances"),
@@ -143,7 +146,9 @@ def test_a_file_that_a_kill_cut_short_does_not_stand_for_a_whole_one(
         ("header.json", b'{"schema": 1}', "cannot read"),
         ("header.json", b'{"schema": 99}', "has schema 99, and this firstlight reads 1"),
         ("header.json", b'{"schema": "1"}', "has schema 1"),
+        ("header.json", b"[" * 5000, "is not a run's header"),
         ("samples.jsonl", b"not json\n", "samples.jsonl:1"),
+        ("samples.jsonl", b'{"labels":' + b"[" * 5000 + b"\n", "samples.jsonl:1"),
         ("samples.jsonl", b'{"index": "x"}\n', "samples.jsonl:1"),
         ("samples.jsonl", b"\xff\n", "samples.jsonl:1"),
         ("samples.jsonl", b"\n", "samples.jsonl:1"),
@@ -174,6 +179,63 @@ def test_damaged_or_foreign_spans_are_an_error_that_names_the_file(
         file.write_bytes(content)
     with pytest.raises(BadRun, match=r"0\.arrow"):
         list(read(path).span_batches())
+
+
+def test_a_panic_of_the_reader_is_an_error_and_not_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path / "run", sample())
+    file = path / "spans" / "0.arrow"
+    content = file.read_bytes()
+    file.write_bytes(content[:8] + content[len(content) // 2 :])
+    with pytest.raises(BadRun, match=r"0\.arrow"):
+        list(read(path).span_batches())
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("table", "named"),
+    [
+        (READ_OF_EXPERIMENTS, {name: each.axes for name, each in catalogue.ALL.items()}),
+        (
+            READ_OF_VIEWS,
+            {each.presentation.view: each.axes for each in catalogue.ALL.values()}
+            | {"nodes": (merge.AXIS,)},
+        ),
+    ],
+)
+def test_the_axes_that_a_header_must_name_are_those_of_its_experiment(
+    table: dict[str, tuple[str, ...]], named: dict[str, tuple[str, ...]]
+) -> None:
+    for name, axes in table.items():
+        assert set(axes) <= set(named[name]), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"axes": ("instances",)}, "has no axis runtime"),
+        ({"axes": ("runtime",)}, "has no axis instances"),
+        ({"axes": ("runtime", "instances", "runtime")}, "'runtime' is not the only column"),
+        ({"axes": ("runtime", "instances", "latency")}, "'latency' is not the only column"),
+        ({"points": ({"runtime": "runc", "instances": 0},)}, "has 0 instances"),
+        ({"points": ({"runtime": "runc", "instances": True},)}, "has True instances"),
+        ({"points": ({"runtime": "runc", "instances": 1e99},)}, "has 1e.99 instances"),
+        ({"points": ({"runtime": "runc"},)}, "has no instances"),
+        ({"experiment": "ablation"}, "has no axis without"),
+        ({"presentation": Presentation(view="churn")}, "has no axis pools"),
+        ({"experiment": "density", "axes": ("background", "instances"),
+          "points": ({"background": "many", "instances": 1},)}, "has 'many' background"),
+    ],
+)  # fmt: skip
+def test_a_header_without_what_its_readers_ask_for_is_refused(
+    tmp_path: Path, changes: dict[str, object], text: str
+) -> None:
+    header = structs.replace(HEADER, experiment="container-creation")
+    with Writer(tmp_path / "run", structs.replace(header, **changes)):
+        pass
+    with pytest.raises(BadRun, match=text):
+        read(tmp_path / "run")
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

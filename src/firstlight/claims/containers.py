@@ -126,6 +126,8 @@ def moving_is_serial(analysis: Analysis) -> Judgement:
             [_steps_ns(batch, "move") / size for batch in side[size]]
             for side in (parallel, sequential)
         )
+        if not all(at_once + in_order):
+            return f"{method}: some requests have no step named move"
         ratio = ratio_interval(at_once, in_order)
         sizes = [number for number, batches in parallel.items() for _ in batches]
         costs = [_steps_ns(batch, "move") for batches in parallel.values() for batch in batches]

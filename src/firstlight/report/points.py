@@ -20,7 +20,8 @@ LEVEL = 0.95
 def counts(point: PointFigures) -> dict[str, float]:
     """The backend's counts: medians over the point's untraced batches."""
     each = [sample.counts for sample in point.untraced_samples if sample.counts]
-    return {name: float(np.median([batch[name] for batch in each])) for name in (each or [{}])[0]}
+    names = (each or [{}])[0]
+    return {n: float(np.median([batch[n] for batch in each if n in batch])) for n in names}
 
 
 def find(analysis: Analysis, **setting: object) -> PointFigures | None:

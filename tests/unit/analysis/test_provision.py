@@ -81,7 +81,9 @@ def test_costs_come_from_a_run_of_the_plugin(tmp_path: Path) -> None:
     first = next(each for each in other.samples if each.latency and not each.traced)
     first = msgspec.structs.replace(first, point=point, counts={"make_ns": 2e6})
     axes = ("cni", "instances")
-    header = msgspec.structs.replace(other.header, axes=axes, points=(point,))
+    header = msgspec.structs.replace(
+        other.header, experiment="cni-burst", axes=axes, points=(point,)
+    )
     with Writer(tmp_path / "run", header) as writer:
         writer.append([first])
     costs = provision.costs(read(tmp_path / "run"))

@@ -37,8 +37,8 @@ def _answer(analysis: Analysis) -> str | None:
         f"On this machine, at {rate:.0f} starts and stops a second, a start takes "
         f"{median(refilling)} to its {analysis.end_point} while the pool refills"
         f"{f', and its P99 is {tail} that of a pool that need not' if tail else ''}. "
-        f"The pool is filled with {counts(full)['fill']:.0f} sandboxes a second before, and "
-        f"refilled with {counts(refilling)['refill']:.0f} a second meanwhile"
+        f"The pool is filled with {counts(full).get('fill', 0):.0f} sandboxes a second before, and "
+        f"refilled with {counts(refilling).get('refill', 0):.0f} a second meanwhile"
     )
     dry = next((pair for pair in pairs if pair not in kept), None)
     if kept and dry:
@@ -58,7 +58,7 @@ def _tail(point: PointFigures, full: PointFigures | None) -> str:
 def _hit_share(point: PointFigures) -> float:
     counted = counts(point)
     starts = counted.get("hits", 0) + counted.get("misses", 0)
-    return counted["hits"] / starts if starts else 0.0
+    return counted.get("hits", 0) / starts if starts else 0.0
 
 
 def _tables(analysis: Analysis) -> Iterator[Table]:

@@ -13,11 +13,14 @@ from firstlight.units import duration, percent
 _FOLLOWS = "follows"
 
 
+_OF_DAY = {"functions", "day", "fixed day", "size", "p99", "fixed p99", "ready", "made"}
+
+
 def _day(analysis: Analysis) -> dict[str, float]:
     """The counts of the simulated day; empty if there is none."""
     point = find(analysis, pool=_FOLLOWS)
     counted = counts(point) if point else {}
-    return counted if "fixed day" in counted else {}
+    return counted if counted.keys() >= _OF_DAY else {}
 
 
 def _answer(analysis: Analysis) -> str | None:
@@ -39,11 +42,12 @@ def _tables(analysis: Analysis) -> Iterator[Table]:
         if not point.latency or not counted:
             continue
         tail = float(np.quantile(latencies(point.untraced_samples), 0.99))
-        starts = counted["hits"] + counted["misses"]
-        share = percent(counted["hits"] / starts) if starts else "–"
+        hits = counted.get("hits", 0.0)
+        starts = hits + counted.get("misses", 0.0)
+        share = percent(hits / starts) if starts else "–"
         rows.append(
             (str(point.point["pool"]), duration(middle(point)), duration(tail), share,
-             f"{counted['idle']:.0f}")
+             f"{counted.get('idle', 0):.0f}")
         )  # fmt: skip
     if rows:
         headings = ("pool", "median", "P99", "found a fork", "idle MiB·s")
