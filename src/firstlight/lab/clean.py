@@ -36,6 +36,7 @@ _LOOP_CLR_FD, _LOOP_GET_STATUS64 = 0x4C01, 0x4C05
 _LOOP_INFO = struct.Struct("56x 64s 112x")  # loop_info64: only lo_file_name
 _OF_WATCH = re.compile(r"window\.\d+\.(events|text|stacks)|watch-\d{8}T\d{6}\.\d+")
 _EXIT_SECONDS = 5.0
+_LOOKS = 50
 _ROUNDS = 3  # a process may fork during a search: the next round finds its child
 _STARTING_SECONDS = 10.0  # a run makes its directory, then writes its owner
 
@@ -135,7 +136,9 @@ def _is_alive(pid: str, started: str) -> bool:
 
 
 def _stat(pid: str | int) -> list[str]:
-    """The fields of /proc/PID/stat after the name: state is 0, parent 1, start time 19."""
+    """The fields of /proc/PID/stat after the name: state is 0, parent 1, start time 19, size of
+    its memory 20, end of its environment 48.
+    """
     return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
 
 
@@ -159,7 +162,7 @@ def _doomed(pid: int, dead: set[str]) -> str | None:
     process = _PROC / str(pid)
     try:
         name = (process / "comm").read_text().strip()
-        run, lab, started = _labels((process / "environ").read_bytes())
+        run, lab, started = _labels(_environment(pid))
         if run is None:
             mounts = (process / "mountinfo").read_text()
             works = re.findall(rf" {re.escape(str(STATE))}/([^/\s]+)/work ", mounts)
@@ -170,6 +173,25 @@ def _doomed(pid: int, dead: set[str]) -> str | None:
     except OSError:
         return None
     return name if same_namespace and not _is_alive(lab, started) else None
+
+
+def _environment(pid: int) -> bytes:
+    """What a process was started with, as NAME=VALUE and NUL.
+
+    While a process is in execve the kernel shows none: it is looked at again, for 50 ms at most.
+    """
+    for _ in range(_LOOKS):
+        environment = (_PROC / str(pid) / "environ").read_bytes()
+        if environment or not _is_executing(pid):
+            break
+        time.sleep(0.001)
+    return environment
+
+
+def _is_executing(pid: int) -> bool:
+    """Whether it has memory, and does not know yet where in it its environment ends: proc(5)."""
+    fields = _stat(pid)
+    return fields[20] != "0" == fields[48]
 
 
 def _labels(environment: bytes) -> tuple[str | None, str, str]:
