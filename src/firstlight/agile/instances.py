@@ -3,6 +3,8 @@
 Here is what follows the connection to the node: how it is opened, lost and replaced, starts, and
 what it reports, in its order. ``running.py`` has the instances, ``stock.py`` what they are started
 from, ``generic.py`` the sandboxes that wait, ``registry.py`` the functions.
+
+Over 500 lines: a start, an end, a take-over and a loss change the same state in the node's order.
 """
 
 import asyncio

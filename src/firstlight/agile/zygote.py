@@ -4,6 +4,9 @@ Zygote and forks run ``zygote_main.py`` inside the function's root file system. 
 *place*, a sandbox with a trusted PID 1, and in its cgroup: the zygote is moved there in advance,
 from outside. It gets its event after ``verify.py`` has verified its confinement. One fork waits for
 its event ahead, or as many as the pool ``fork`` has; a request that finds none makes its own.
+
+Over 500 lines: where the zygote stands, what it is made of and which forks it has change together,
+under two locks; apart they would have to ask each other at each step.
 """
 
 import asyncio
