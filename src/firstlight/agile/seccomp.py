@@ -109,10 +109,19 @@ def _leaves(extra: tuple[str, ...]) -> dict[int, tuple[Instruction, ...]]:
 
 
 def system_calls() -> dict[str, int]:
-    """The system-call numbers of this architecture, from the kernel's headers."""
-    lines = native("system-calls.txt").read_text().splitlines()
-    words = [line.split() for line in lines if line.startswith("#define __NR_")]
-    return {w[1].removeprefix("__NR_"): int(w[2]) for w in words if len(w) == 3 and w[2].isdigit()}
+    """The system-call numbers of this architecture, from the kernel's headers.
+
+    Where these are the generic ones, some are defined by the name of another: asm-generic/unistd.h
+    has ``__NR_fcntl`` as ``__NR3264_fcntl``.
+    """
+    words = [line.split() for line in native("system-calls.txt").read_text().splitlines()]
+    values = {each[1]: each[2] for each in words if len(each) == 3}
+    numbers = {
+        name.removeprefix("__NR_"): values.get(value, value)
+        for name, value in values.items()
+        if name.startswith("__NR_")
+    }
+    return {name: int(value) for name, value in numbers.items() if value.isdigit()}
 
 
 def encode(instructions: list[Instruction]) -> bytes:

@@ -1,6 +1,7 @@
 """The compiled profile, run by an interpreter of classic BPF."""
 
 import errno
+from pathlib import Path
 from struct import unpack_from
 
 import pytest
@@ -126,3 +127,16 @@ def test_a_zygote_may_enter_namespaces_and_no_more() -> None:
         if run(zygote, number, (0x10000000,)) == ALLOWED != run(PROGRAM, number, (0x10000000,))
     }  # fmt: skip
     assert more == set(ZYGOTE_CALLS)
+
+
+def test_numbers_that_headers_define_by_another_name_are_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As asm-generic/unistd.h does, which arm64 has."""
+    headers = tmp_path / "system-calls.txt"
+    headers.write_text(
+        "#define __NR_fcntl __NR3264_fcntl\n#define __NR3264_fcntl 25\n#define __NR_clone3 435\n"
+        "#define __NR_arch_specific_syscall __NOT_A_NUMBER\n#define __linux__ 1\n#define unix\n"
+    )
+    monkeypatch.setattr(seccomp, "native", lambda _: headers)
+    assert seccomp.system_calls() == {"fcntl": 25, "clone3": 435}
