@@ -174,6 +174,10 @@ class Presentation(Struct, frozen=True, kw_only=True):
     counterpart: str = ""
     headline: Literal["untraced", "traced"] = "untraced"
 
+    def name(self, series: str, experiment: str) -> str:
+        """The subject for a series. Braces of others stay: a run may be anybody's."""
+        return self.subject.replace("{experiment}", experiment).replace("{series}", series)
+
 
 class Header(Struct, frozen=True, kw_only=True):
     """What a run measured, where and how. ``environment`` is from ``host.facts.collect()``."""

@@ -101,7 +101,7 @@ def _together(point: PointFigures) -> str:
 
 
 def _subject(analysis: Analysis, point: PointFigures) -> str:
-    return analysis.header.presentation.subject.format(
+    return analysis.header.presentation.name(
         series=point.series, experiment=analysis.header.experiment
     )
 

@@ -187,7 +187,7 @@ class Pods:
         kept = file.with_suffix(".kept")
         container = hashlib.sha256(f"{self.workspace.run}-{pod}".encode()).hexdigest()
         attachment = Attachment(
-            container, str(NAMES / pod), _INTERFACE, self.about.args.format(pod=pod)
+            container, str(NAMES / pod), _INTERFACE, self.about.args.replace("{pod}", pod)
         )
         path, environment = known.path(self.about), self.workspace.environment
         packet = f"packet {self.about.packet}"

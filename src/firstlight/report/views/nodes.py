@@ -55,9 +55,7 @@ def _subject(analysis: Analysis, point: PointFigures) -> str:
     series = ", ".join(
         str(value) for name, value in point.point.items() if name not in (_AXIS, "instances")
     )
-    return analysis.header.presentation.subject.format(
-        series=series, experiment=analysis.header.experiment
-    )
+    return analysis.header.presentation.name(series=series, experiment=analysis.header.experiment)
 
 
 def _node(point: PointFigures) -> str:
