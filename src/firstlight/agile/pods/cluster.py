@@ -13,20 +13,20 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
-from typing import Any
 
 import msgspec
 
+from firstlight.agile.apiserver import Object, Server
 from firstlight.agile.config import Config
 from firstlight.agile.function import Counts
 from firstlight.agile.pods.wire import Request
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import Failed
 
-IN_CLUSTER = "in-cluster"
 ROUTE_PROTOCOL = 118
 """In /etc/iproute2/rt_protos it is nobody's."""
 CONDITION = "FirstlightPodNetworks"
-_RANGE_SECONDS, _RETRY_SECONDS, _WATCH_SECONDS = 120.0, 1.0, 30
+_NODES = "/api/v1/nodes"
+_RANGE_SECONDS, _RETRY_SECONDS = 120.0, 1.0
 _EVENT_SECONDS = 60.0
 _log = logging.getLogger(__name__)
 
@@ -38,20 +38,7 @@ class Cluster:
     """The API server, as ``pods.kubeconfig`` says. ``name`` is the node's."""
 
     def __init__(self, kubeconfig: str) -> None:
-        try:
-            from kubernetes import client, config
-        except ImportError as error:
-            raise Unsupported("the Python client of Kubernetes is missing",
-                              "pip install 'firstlight[kubernetes]'") from error  # fmt: skip
-        try:
-            if kubeconfig == IN_CLUSTER:
-                config.load_incluster_config()  # type: ignore[no-untyped-call]
-            else:
-                config.load_kube_config(kubeconfig)  # type: ignore[no-untyped-call]
-        except Exception as error:
-            raise Failed(f"cannot use the kubeconfig {kubeconfig}: {error}",
-                         "correct pods.kubeconfig") from error  # fmt: skip
-        self._api: Any = client.CoreV1Api()
+        self._server = Server(kubeconfig)
         self.name = os.environ.get("NODE_NAME") or socket.gethostname().lower()
         self._event_times: dict[str, float] = {}
         self._status: str | None = None
@@ -63,8 +50,7 @@ class Cluster:
         until = time.monotonic() + _RANGE_SECONDS
         while True:
             try:
-                node = self._api.read_node(self.name).to_dict()
-                ranges = _ranges(node)
+                ranges = _ranges(self._server.ask("GET", f"{_NODES}/{self.name}"))
                 why = f"the node {self.name} has no podCIDR"
             except Exception as error:
                 ranges, why = [], f"cannot read the node {self.name}: {error}"
@@ -99,33 +85,17 @@ class Cluster:
         error: Callable[[], str],
         show_to: Callable[[Iterable[str]], None],
     ) -> None:
-        from kubernetes import watch
-
-        while True:
+        routes: Routes | None = None
+        for nodes in self._server.follow(_NODES):
             try:
-                listed = self._api.list_node()
-                nodes = {node.metadata.name: node.to_dict() for node in listed.items}
-                seen = listed.metadata.resource_version
-                routes = self._follow(nodes, None, show_to)
-                while True:  # a thousand agents must not list a thousand nodes again and again
-                    self._tell(counts(), error())
-                    events: Any = watch.Watch  # untyped
-                    for event in events().stream(
-                        self._api.list_node, resource_version=seen, timeout_seconds=_WATCH_SECONDS
-                    ):
-                        node = event["object"].to_dict()
-                        name, seen = node["metadata"]["name"], node["metadata"]["resource_version"]
-                        nodes[name] = node
-                        if event["type"] == "DELETED":
-                            del nodes[name]
-                        routes = self._follow(nodes, routes, show_to)
+                routes = self._follow(nodes, routes, show_to)
+                self._tell(counts(), error())
             except Exception as failure:  # the API server is away, or a route is refused
                 _log.warning("cannot follow the cluster's nodes: %s", failure)
-                time.sleep(_RETRY_SECONDS)
 
     def _follow(
         self,
-        nodes: dict[str, dict[str, Any]],
+        nodes: dict[str, Object],
         before: Routes | None,
         show_to: Callable[[Iterable[str]], None],
     ) -> Routes:
@@ -148,7 +118,8 @@ class Cluster:
             "reason": "CannotMake" if status == "False" else "Ready",
             "message": error or f"{counts.ready} of {counts.high} networks are prepared",
         }  # fmt: skip
-        self._api.patch_node_status(self.name, {"status": {"conditions": [condition]}})
+        body = {"status": {"conditions": [condition]}}
+        self._server.ask("PATCH", f"{_NODES}/{self.name}/status", body)
         self._status = status
 
     def refused(self, request: Request, why: str) -> None:
@@ -177,15 +148,15 @@ class Cluster:
             "firstTimestamp": now, "lastTimestamp": now,
         }  # fmt: skip
         with suppress(Exception):  # the plugin's error says it as well
-            self._api.create_namespaced_event(namespace, event)
+            self._server.ask("POST", f"/api/v1/namespaces/{namespace}/events", event)
 
 
-def _ranges(node: dict[str, Any]) -> list[str]:
+def _ranges(node: Object) -> list[str]:
     spec = node.get("spec") or {}
-    return list(spec.get("pod_cid_rs") or filter(None, [spec.get("pod_cidr")]))
+    return list(spec.get("podCIDRs") or filter(None, [spec.get("podCIDR")]))
 
 
-def wanted_routes(nodes: Iterable[dict[str, Any]], own: str) -> Routes:
+def wanted_routes(nodes: Iterable[Object], own: str) -> Routes:
     """The routes to the pods of all other nodes, by their internal addresses."""
     routes = {}
     for node in nodes:

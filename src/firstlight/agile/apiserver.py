@@ -1,0 +1,157 @@
+"""A Kubernetes API server, as those ask it who are on a thousand nodes: one list, then a watch.
+
+The Python client finds and authenticates; requests and watches are read here, in JSON. Its own
+watch waits for a server that is gone without an end, and has no word for "list again".
+"""
+
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from firstlight.errors import Failed, Unsupported
+
+IN_CLUSTER = "in-cluster"
+METADATA = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
+_ASK_SECONDS, _WATCH_SECONDS = 30.0, 30
+_WAIT_LEAST, _WAIT_MOST = 1.0, 60.0
+_EVENT_MOST = 16 << 20
+_GONE = 410
+_log = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+"""An object as the API has it in JSON."""
+
+
+class Refused(Failed):
+    """The server's answer is an error; ``status`` is HTTP's."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Server:
+    """The API server of a kubeconfig's file, or "in-cluster". Raises FirstlightError."""
+
+    def __init__(self, kubeconfig: str) -> None:
+        try:
+            from kubernetes import client, config
+        except ImportError as error:
+            raise Unsupported("the Python client of Kubernetes is missing",
+                              "pip install 'firstlight[kubernetes]'") from error  # fmt: skip
+        try:
+            if kubeconfig == IN_CLUSTER:
+                config.load_incluster_config()  # type: ignore[no-untyped-call]
+            else:
+                config.load_kube_config(kubeconfig)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise Failed(f"cannot use the kubeconfig {kubeconfig}: {error}",
+                         "name another file, or in-cluster in a pod") from error  # fmt: skip
+        self._client: Any = client.ApiClient()
+
+    def ask(self, method: str, path: str, body: Object | None = None) -> Object:
+        """The answer to a request. Raises Refused, and what a connection may raise."""
+        answer = self._begin(method, path, body=body)
+        return _object(answer.status, answer.read())
+
+    def follow(
+        self, path: str, accept: str = "application/json", *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> Iterator[dict[str, Object]]:  # fmt: skip
+        """The objects of a list by name: now, after a change, and at least every 30 s. Never ends.
+
+        A watch goes on where the last one ended; the list is asked for again only when the server
+        does not know that place any more. After a failure it waits, longer each time. ``accept``
+        may be ``METADATA``.
+        """
+        objects: dict[str, Object] = {}
+        seen, wait = "", _WAIT_LEAST
+        while True:
+            began = time.monotonic()
+            try:
+                if not seen:
+                    answer = self._begin("GET", path, accept.format("List"))
+                    listed = _object(answer.status, answer.read())
+                    objects = {each["metadata"]["name"]: each for each in listed["items"]}
+                    seen = listed["metadata"]["resourceVersion"]
+                yield objects
+                for event in self._events(path, accept.format(""), seen):
+                    wait = _WAIT_LEAST
+                    seen = _apply(event, objects)
+                    if event["type"] != "BOOKMARK":
+                        yield objects
+                if time.monotonic() - began >= _WAIT_LEAST:
+                    continue
+            except Refused as error:
+                if error.status == _GONE:
+                    seen = ""
+                _log.warning("cannot follow %s: %s", path, error)
+            except Exception as error:  # it is away, or cannot be understood
+                _log.warning("cannot follow %s: %s", path, error)
+            sleep(random.uniform(wait / 2, wait))  # noqa: S311 - not all nodes at once
+            wait = min(2 * wait, _WAIT_MOST)
+
+    def _events(self, path: str, accept: str, seen: str) -> Iterator[Object]:
+        query = [("watch", "true"), ("allowWatchBookmarks", "true"), ("resourceVersion", seen),
+                 ("timeoutSeconds", str(_WATCH_SECONDS))]  # fmt: skip
+        answer = self._begin(
+            "GET", path, accept, query, seconds=(_ASK_SECONDS, _WATCH_SECONDS + _ASK_SECONDS)
+        )
+        try:
+            if not 200 <= answer.status <= 299:
+                _object(answer.status, answer.read())
+            waiting = b""
+            for part in answer.response.stream(None):
+                *lines, waiting = (waiting + part).split(b"\n")
+                yield from map(_event, filter(None, lines))
+                if len(waiting) > _EVENT_MOST:
+                    raise Failed(f"the API server sends an event of {path} without end")
+        finally:
+            answer.response.close()
+
+    def _begin(
+        self, method: str, path: str, accept: str = "application/json",
+        query: list[tuple[str, str]] | None = None, body: Object | None = None,
+        seconds: float | tuple[float, float] = _ASK_SECONDS,
+    ) -> Any:  # noqa: ANN401 - an untyped client  # fmt: skip
+        headers = {"Accept": accept}
+        if body is not None:
+            kind = "strategic-merge-patch+json" if method == "PATCH" else "json"
+            headers["Content-Type"] = f"application/{kind}"
+        asked = self._client.param_serialize(
+            method, path, query_params=query or [], header_params=headers, body=body,
+            auth_settings=["BearerToken"],
+        )  # fmt: skip
+        return self._client.call_api(*asked, _request_timeout=seconds)
+
+
+def _apply(event: Object, objects: dict[str, Object]) -> str:
+    """Do to the objects what a watch's event says; where the watch is then."""
+    changed = event["object"]
+    name = changed["metadata"].get("name")
+    if event["type"] == "DELETED":
+        objects.pop(name, None)
+    elif event["type"] in ("ADDED", "MODIFIED"):
+        objects[name] = changed
+    return str(changed["metadata"]["resourceVersion"])
+
+
+def _event(line: bytes) -> Object:
+    event: Object = json.loads(line)
+    if event["type"] == "ERROR":
+        raise Refused(int(event["object"].get("code") or 0), str(event["object"].get("message")))
+    return event
+
+
+def _object(status: int, text: bytes) -> Object:
+    """An answer's object. Raises Refused."""
+    try:
+        found: Object = json.loads(text)
+    except ValueError as error:
+        raise Refused(status, f"the API server answers {status}, and no JSON") from error
+    if not 200 <= status <= 299:
+        raise Refused(status, str(found.get("message") or f"the API server answers {status}"))
+    return found

@@ -1,0 +1,110 @@
+"""Lists and watches, against a server that says what an API server may."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from firstlight.agile.apiserver import Refused, Server
+
+PATH = "/apis/example.dev/v1/things"
+
+
+def thing(name: str, version: int) -> dict[str, Any]:
+    return {"metadata": {"name": name, "resourceVersion": str(version)}}
+
+
+def listed(version: int, *names: str) -> dict[str, Any]:
+    items = [thing(name, version) for name in names]
+    return {"metadata": {"resourceVersion": str(version)}, "items": items}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Gives the next answer that was prepared, and notes what was asked."""
+
+    answers: ClassVar[list[tuple[int, list[dict[str, Any]]]]] = []
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        self.asked.append(query["resourceVersion"][0] if "watch" in query else "list")
+        status, objects = self.answers.pop(0) if self.answers else (500, [{"message": "over"}])
+        self.send_response(status)
+        self.end_headers()
+        for each in objects:
+            self.wfile.write(json.dumps(each).encode() + b"\n")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    pytest.importorskip("kubernetes")
+    Handler.answers, Handler.asked = [], []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        kubeconfig = tmp_path / "kubeconfig"
+        kubeconfig.write_text(json.dumps({
+            "clusters": [{"name": "c", "cluster": {
+                "server": f"http://127.0.0.1:{http.server_port}"}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }))  # fmt: skip
+        yield Server(str(kubeconfig))
+        http.shutdown()
+
+
+def test_a_watch_goes_on_where_it_ended_and_lists_again_when_it_cannot(server: Server) -> None:
+    gone = {"type": "ERROR", "object": {"code": 410, "message": "too old"}}
+    Handler.answers = [
+        (200, [listed(5, "a")]),
+        (200, [{"type": "ADDED", "object": thing("b", 6)},
+               {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "9"}}}]),
+        (503, [{"message": "away"}]),
+        (200, [{"type": "DELETED", "object": thing("a", 10)}]),
+        (200, [gone]),
+        (200, [listed(20, "c")]),
+        (410, [{"message": "gone", "code": 410}]),
+        (200, [listed(30, "d")]),
+    ]  # fmt: skip
+    waits: list[float] = []
+    followed = server.follow(PATH, sleep=waits.append)
+    seen: list[list[str]] = []
+    for objects in followed:
+        if not seen or seen[-1] != sorted(objects):
+            seen.append(sorted(objects))
+        if "d" in objects:
+            break
+    assert seen == [["a"], ["a", "b"], ["b"], ["c"], ["d"]]
+    assert Handler.asked == ["list", "5", "9", "9", "10", "list", "20", "list"]
+    assert all(waits)
+
+
+def test_failures_wait_longer_and_longer(server: Server) -> None:
+    Handler.answers = [(500, [{"message": "no"}])] * 9 + [(200, [listed(1, "a")])]
+    waits: list[float] = []
+    assert next(server.follow(PATH, sleep=waits.append)).keys() == {"a"}
+    assert len(waits) == 9
+    for number, wait in enumerate(waits):
+        most = min(2.0**number, 60.0)
+        assert most / 2 <= wait <= most
+
+
+def test_an_answer_that_is_no_json_is_refused(server: Server) -> None:
+    Handler.answers = [(403, [{"message": "functions is forbidden"}])]
+    with pytest.raises(Refused, match="functions is forbidden") as refused:
+        server.ask("GET", PATH)
+    assert refused.value.status == 403
+    Handler.answers = [(200, [listed(1)]), (200, [])]
+    waits: list[float] = []
+    for _ in islice(server.follow(PATH, sleep=waits.append), 2):
+        pass
+    assert waits  # a watch that ends at once is not asked for again at once
