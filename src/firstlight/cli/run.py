@@ -124,7 +124,12 @@ def run(
 
         where = Where(nodes, kubeconfig, context, image, in_turn)
         opt.check_space(directory)
-        measure(plan, directory, where, say)
+        try:
+            measure(plan, directory, where, say)
+        except KeyboardInterrupt:
+            if (directory / "header.json").exists():
+                say(f"interrupted: what was measured is in {directory}")
+            raise
         measured = analyse(directory)
     else:
         measured = _measure(plan, directory, resume=resume)

@@ -8,7 +8,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -40,6 +40,14 @@ Outcome = Path | str
 """The directory of a node's run, or why there is none."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Nodes were interrupted; ``outcomes`` has what they had measured by then."""
+
+    def __init__(self, outcomes: dict[str, Outcome]) -> None:
+        super().__init__()
+        self.outcomes = outcomes
+
+
 class Nodes:
     """The nodes of a cluster; the namespace of the Jobs has the run's ``name``."""
 
@@ -61,6 +69,7 @@ class Nodes:
                          "give one with --kubeconfig FILE") from error  # fmt: skip
         self._settings.retries = 1
         self._ended = threading.Event()
+        self._pods: dict[str, str] = {}
 
     def _api(self, kind: str = "CoreV1Api") -> Any:  # noqa: ANN401 - an untyped client
         return getattr(self._client, kind)(self._client.ApiClient(self._settings))
@@ -94,8 +103,8 @@ class Nodes:
     ) -> dict[str, Outcome]:
         """Each node's run below ``into``, or why there is none.
 
-        The nodes measure together or ``in_turn``. However this ends, an interrupt included, the
-        Jobs and their namespace are gone.
+        The nodes measure together or ``in_turn``. However this ends, the Jobs and their namespace
+        are gone. Raises Interrupted for a KeyboardInterrupt; a second one is raised at once.
         """
         say(f"image {self._image}, namespace {self._name}")
         try:
@@ -106,13 +115,35 @@ class Nodes:
                     node: pool.submit(self._measure, node, ready, order, into / node, say)
                     for node, ready in nodes.items()
                 }
-                return {node: future.result() for node, future in futures.items()}
+                try:
+                    return {node: future.result() for node, future in futures.items()}
+                except KeyboardInterrupt:
+                    self._ended.set()
+                    say("interrupted: fetching what was measured")
+                    raise Interrupted(self._arrived(futures, into)) from None
             finally:
                 self._ended.set()
                 pool.shutdown(wait=False, cancel_futures=True)
         finally:
             say(f"removing the namespace {self._name}")
             self._delete_namespace()
+
+    def _arrived(self, futures: dict[str, Future[Outcome]], into: Path) -> dict[str, Outcome]:
+        """What the nodes have measured, as far as they tell."""
+
+        def fetch(node: str) -> Outcome:
+            if futures[node].done() and not futures[node].cancelled():
+                return futures[node].result()
+            part = into / f"{node}.part"
+            try:
+                self._fetch(self._pods[node], part)
+                read(part)
+            except Exception:  # it has not begun, or is gone
+                return "interrupted"
+            return part
+
+        with ThreadPoolExecutor(len(futures)) as pool:
+            return dict(zip(futures, pool.map(fetch, futures), strict=True))
 
     def _make_namespace(self) -> None:
         privileged = {"pod-security.kubernetes.io/enforce": "privileged"}
@@ -154,7 +185,7 @@ class Nodes:
                 raise Failed("the node is not Ready")
             if self._ended.is_set():
                 raise Failed("interrupted")
-            pod = self._start(node, order)
+            pod = self._pods[node] = self._start(node, order)
             self._follow(node, pod, say)
             self._fetch(pod, into)
             read(into)  # what a node sends may be anything

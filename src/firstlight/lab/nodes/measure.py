@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from firstlight.lab import runner
-from firstlight.lab.nodes.jobs import Nodes
+from firstlight.lab.nodes.jobs import Interrupted, Nodes
 from firstlight.lab.nodes.merge import merge
 from firstlight.lab.nodes.order import Order
 from firstlight.store import check_empty
@@ -31,7 +31,8 @@ class Where:
 def measure(plan: runner.Plan, out: Path, where: Where, say: Callable[[str], None]) -> None:
     """Measure on each node, and write a run with the node as its first axis to ``out``.
 
-    Raises FirstlightError; KeyboardInterrupt leaves nothing on the nodes and no run.
+    Raises FirstlightError. KeyboardInterrupt leaves nothing on the nodes and a run of what they had
+    measured, and is raised again.
     """
     check_empty(out)
     name = f"{datetime.now(UTC):%Y%m%dt%H%M%S}-{secrets.token_hex(3)}"
@@ -44,5 +45,10 @@ def measure(plan: runner.Plan, out: Path, where: Where, say: Callable[[str], Non
     nodes = Nodes(where.kubeconfig, where.context, where.image, name)
     chosen = nodes.chosen(where.selector)
     with tempfile.TemporaryDirectory(prefix="firstlight-nodes-") as scratch:
-        outcomes = nodes.measure(chosen, order, Path(scratch), say, in_turn=where.in_turn)
+        try:
+            outcomes = nodes.measure(chosen, order, Path(scratch), say, in_turn=where.in_turn)
+        except Interrupted as interrupt:
+            if any(isinstance(each, Path) for each in interrupt.outcomes.values()):
+                merge(interrupt.outcomes, plain, [case.point for case in cases], out)
+            raise
         merge(outcomes, plain, [case.point for case in cases], out)
