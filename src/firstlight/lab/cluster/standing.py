@@ -248,6 +248,7 @@ def _keep(report: int, runtimes: tuple[str, ...], networks: tuple[str, ...], nod
             _leave(cluster, server)
             say("ready")
             os.close(report)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # who reads our caller's to its end waits
             first = os.pidfd_open(cluster.pid)
             select.select([first], [], [])
     except _Ended:
