@@ -7,6 +7,8 @@
 # make test-kubernetes   run the tests on that control plane
 # make engines           install or build the container engines that watch is tested beside
 # make agent-image       build the image of the node agent for deploy/kubernetes
+# make functions-image   build the image of the runtime of functions for deploy/kubernetes
+# make chart             make a Helm chart of deploy/kubernetes
 # make lab-image         build the image that measures on the nodes of a cluster
 # make test-hosts        try firstlight on other kernels and cgroups under QEMU; some 10 minutes each
 # make wheel             build dist/firstlight-….whl: for any Python from 3.11, libraries included

@@ -1,6 +1,7 @@
 """Builds an image from this environment: build/NAME.tar, an OCI archive.
 
     .venv/bin/python mk/image.py agent    the node's agent, for deploy/kubernetes
+    .venv/bin/python mk/image.py functions the runtime of functions, for deploy/kubernetes/functions
     .venv/bin/python mk/image.py lab      what measures on nodes, for firstlight run --nodes
 
 It needs no network. An image has this Python, a part of firstlight with what that imports and
@@ -38,6 +39,24 @@ IMAGES = {
         ("kubernetes", "msgspec", "prometheus-client", "pyroute2", "rich", "typer"),
         ("lab", "report", "analysis", "claims", "trace"),
         native=("net-helper", "cni"),
+    ),
+    "functions": Image(
+        (
+            "awslambdaric",
+            "httptools",
+            "httpx",
+            "kubernetes",
+            "msgspec",
+            "prometheus-client",
+            "pyroute2",
+            "rich",
+            "starlette",
+            "typer",
+            "uvicorn",
+            "zstandard",
+        ),
+        ("lab", "report", "analysis", "claims", "trace"),
+        programs=("skopeo", "mount", "umount", "nft", "rm", "tar"),
     ),
     "lab": Image(
         ("msgspec", "numpy", "polars", "prometheus-client", "pyroute2", "rich", "typer"),

@@ -32,6 +32,12 @@ def agent_image() -> Path:
 
 
 @pytest.fixture(scope="session")
+def functions_image() -> Path:
+    """The archive that ``make functions-image`` makes."""
+    return _image("functions")
+
+
+@pytest.fixture(scope="session")
 def lab_image() -> Path:
     """The archive that ``make lab-image`` makes."""
     return _image("lab")

@@ -259,6 +259,107 @@ def lab(cluster: Cluster, out: Path, *words: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+FUNCTIONS = "firstlight-functions"
+CREDENTIALS = """[default]
+aws_access_key_id = AKIDEXAMPLE
+aws_secret_access_key = secret
+"""
+CALL = """
+import json, sys, boto3
+from botocore.config import Config
+client = boto3.client(
+    "lambda", endpoint_url=sys.argv[1], region_name="us-east-1", aws_access_key_id="AKIDEXAMPLE",
+    aws_secret_access_key="secret", config=Config(retries={"total_max_attempts": 1}))
+try:
+    answer = client.invoke(FunctionName="hello", Payload=json.dumps({"name": sys.argv[2]}))
+    print(answer["Payload"].read().decode())
+except client.exceptions.ResourceNotFoundException:
+    print("not found")
+"""
+CODE = """import os
+def main(event):
+    return [os.environ.get("WORD", "hello"), event["name"]]
+"""
+
+
+def function(name: str, code: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "firstlight.dev/v1alpha1",
+        "kind": "Function",
+        "metadata": {"name": name, "namespace": FUNCTIONS},
+        "spec": {"handler": "app:main", "code": {"files": {"app.py": code}}} | spec,
+    }
+
+
+def test_a_function_is_applied_once_and_served_by_all_nodes(
+    cluster: Cluster, functions_image: Path
+) -> None:
+    aws = Path(sys.prefix, "aws", "bin", "python")
+    if not aws.exists():
+        pytest.skip(".venv/aws is missing: make setup")
+    standing.load(functions_image)
+    kubectl = cluster.kubectl
+    kubectl("apply", "-k", str(BASE.parent / "functions"))
+    secret = {"apiVersion": "v1", "kind": "Secret",
+              "metadata": {"name": "functions-credentials", "namespace": FUNCTIONS},
+              "stringData": {"credentials": CREDENTIALS}}  # fmt: skip
+    cluster.apply(secret, function("hello", CODE), function("wrong", "import nothing_like_it\n"))
+    kubectl("-n", FUNCTIONS, "rollout", "status", "daemonset/functions", "--timeout=110s")
+    pods = cluster.get("pods", "-n", FUNCTIONS, "-l", "app.kubernetes.io/component=functions")
+    addresses = [str(each["status"]["podIP"]) for each in pods["items"]]
+    assert len(addresses) == len(NODES)
+    service = str(cluster.get("service", "functions", "-n", FUNCTIONS)["spec"]["clusterIP"])
+
+    def call(address: str) -> str:
+        done = subprocess.run(
+            ["nsenter", f"--target={cluster.record.first}", "--net", aws, "-c", CALL,
+             f"http://{address}:9400", "node"],
+            capture_output=True, text=True, timeout=_DEADLINE,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def status(name: str) -> tuple[str, dict[str, bool]]:
+        found = cluster.get("function.firstlight.dev", name, "-n", FUNCTIONS).get("status", {})
+        [condition] = found.get("conditions") or [{"status": "", "message": ""}]
+        ready = {each["name"]: each["ready"] for each in found.get("nodes", ())}
+        return f"{condition['status']} {condition['message']}".strip(), ready
+
+    assert [call(address) for address in (*addresses, service)] == ['["hello","node"]'] * 4
+    until(lambda: status("hello") == ("True", dict.fromkeys(NODES, True)))
+    words, ready = status("wrong")
+    assert words.startswith("False firstlight")
+    assert words.endswith("No module named 'nothing_like_it'")
+    assert ready == dict.fromkeys(NODES, False)
+
+    cluster.apply(function("hello", CODE, environment={"WORD": "bye"}))
+    kubectl("-n", FUNCTIONS, "delete", "function.firstlight.dev", "wrong")
+    until(lambda: [call(address) for address in addresses] == ['["bye","node"]'] * 3)
+    kubectl("-n", FUNCTIONS, "delete", "function.firstlight.dev", "hello")
+    until(lambda: {call(address) for address in (*addresses, service)} == {"not found"})
+
+    def may(verb: str, what: str, namespace: str) -> bool:
+        resource, _, part = what.partition("/")
+        done = subprocess.run(
+            [programs.path("kubectl"), "--kubeconfig", cluster.record.kubeconfig, "auth", "can-i",
+             verb, resource, f"--subresource={part}", "-n", namespace,
+             "--as", f"system:serviceaccount:{FUNCTIONS}:functions"],
+            capture_output=True, text=True, timeout=_DEADLINE,
+        )  # fmt: skip
+        return done.stdout.strip() == "yes"
+
+    functions = "functions.firstlight.dev"
+    assert may("watch", functions, FUNCTIONS)
+    assert may("update", f"{functions}/status", FUNCTIONS)
+    for verb, what, namespace in (
+        ("update", functions, FUNCTIONS), ("delete", functions, FUNCTIONS),
+        ("list", functions, "default"), ("get", "secrets", FUNCTIONS),
+        ("get", "nodes", "default"), ("list", "pods", FUNCTIONS),
+    ):  # fmt: skip
+        assert not may(verb, what, namespace), (verb, what)
+    kubectl("delete", "-k", str(BASE.parent / "functions"))
+
+
 def of_jobs() -> dict[str, int]:
     """The processes that measure in Jobs, by their nodes."""
     result = {}
@@ -273,6 +374,15 @@ def of_jobs() -> dict[str, int]:
                 {node: int(path.name) for node in NODES if f"HOSTNAME={node}" in variables}
             )
     return result
+
+
+def has_samples(pid: int) -> bool:
+    """Whether a Job has written any."""
+    run = Path(f"/proc/{pid}/root/run/firstlight-run")
+    try:
+        return any(path.stat().st_size for path in run.glob("samples*"))
+    except OSError:
+        return False
 
 
 def test_an_experiment_runs_on_the_nodes_and_names_the_one_that_fails(
@@ -302,11 +412,16 @@ def test_an_experiment_runs_on_the_nodes_and_names_the_one_that_fails(
 
     started = lab(cluster, tmp_path / "other", "--repetitions", "1000")
     try:
-        until(of_jobs)
+        until(lambda: len(of_jobs()) == 2 and all(map(has_samples, of_jobs().values())))
         started.terminate()  # as Ctrl-C, which a shell's background jobs ignore
-        started.communicate(timeout=120)
+        _, talk = started.communicate(timeout=180)
     finally:
         started.kill()
     assert started.returncode == 130
+    run = read(tmp_path / "other")
+    assert run.footer, talk
+    assert run.footer.interrupted
+    assert {sample.point["node"] for sample in run.samples} == {NODES[0], NODES[2]}
+    assert all(sample.ending == Ending.READY for sample in run.samples)
     assert not cluster.get("namespaces", "-l", "firstlight.run")["items"]
     until(lambda: not of_jobs())

@@ -153,6 +153,18 @@ class UpdateFunction(Struct, frozen=True, tag="update_function"):
     alias: str = ""
 
 
+class ApplyFunction(Struct, frozen=True, tag="apply_function"):
+    """Have a function of this owner be just this, with one version, added or changed."""
+
+    name: str
+    source: Source
+    settings: Settings
+    owner: str
+    tags: dict[str, str]
+    concurrency: int | None = None
+    queue: int = 0
+
+
 class RemoveFunction(Struct, frozen=True, tag="remove_function"):
     """Forget a function, or one of its versions."""
 
@@ -197,7 +209,7 @@ class CallFunction(Struct, frozen=True, tag="call_function"):
     later: bool = False
 
 
-Change = AddFunction | UpdateFunction | RemoveFunction | SetAlias | Reserve
+Change = AddFunction | UpdateFunction | ApplyFunction | RemoveFunction | SetAlias | Reserve
 """What changes the registry: answered with the function as it is then, or none."""
 
 FunctionRequest = Change | ListFunctions | CallFunction

@@ -123,8 +123,9 @@ def up(
     if unit:
         sys.stdout.write(_unit(config))
         return
-    from firstlight.agile import daemon
+    from firstlight.agile import daemon, first
 
+    first.leave_first()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the daemon handles it itself
     loaded = _configuration(config)
     if replace:

@@ -318,6 +318,46 @@ def concurrency(
 
 @app.command(
     epilog=examples(
+        "agile function follow --kubeconfig in-cluster --namespace functions",
+        "agile function follow --kubeconfig FILE --namespace functions --metrics 127.0.0.1:9714",
+    )
+)
+def follow(
+    *,
+    kubeconfig: Annotated[
+        str, typer.Option(metavar="FILE", help="The cluster's; in-cluster in a pod of it.")
+    ],
+    namespace: Annotated[str, typer.Option(metavar="NAME", help="Where the Functions are.")],
+    metrics: Annotated[
+        str, typer.Option(metavar="ADDRESS:PORT", help="Serve metrics there, once all were tried.")
+    ] = "",
+    config: ConfigFile = None,
+) -> None:
+    """Have the node's functions be what a cluster's Function objects say, until it is ended."""
+    import logging
+    import signal
+    import threading
+
+    from firstlight.agile.apiserver import Server
+    from firstlight.agile.functions.follow import Follower
+    from firstlight.cli.agile import _configuration
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what was asked of the runtime, it does
+    follower = Follower(Server(kubeconfig), namespace, _configuration(config).socket)
+    follows = threading.Thread(target=follower.run, daemon=True)
+    follows.start()
+    follower.settled.wait()
+    if metrics:
+        from firstlight.agile.functions.metrics import serve
+
+        serve(follower, metrics)
+    say("ready: all functions were tried")
+    follows.join()
+
+
+@app.command(
+    epilog=examples(
         "agile function call hello '{\"a\": 1}'",
         "agile function call hello @event.json --qualifier live --log",
         "agile function call hello '{}' --later",

@@ -178,9 +178,7 @@ class Functions:
         ``tries``: its handler is tried in a sandbox first, and one that cannot be called is
         refused. The Lambda API tells that to the first who calls it.
         """
-        if not settings.NAME.fullmatch(name):
-            raise Invalid(f"{name[:100]!r} cannot be a function's name",
-                          "1 to 64 letters, digits, - and _")  # fmt: skip
+        _check_name(name)
         async with self._change(name):
             self._check_new(name)
             revision = await self._made(name, given, source, owner, tries)
@@ -188,6 +186,30 @@ class Functions:
                 name=name, revisions={LATEST: revision}, owner=owner, tags=tags or {}
             )
             return await self._save(await self._published(function) if publish else function)
+
+    async def apply(
+        self, name: str, source: Source, given: Settings, *, owner: str, tags: dict[str, str],
+        concurrency: int | None = None, queue: int = 0,
+    ) -> Registration:  # fmt: skip
+        """Have a function be just this, with one version, whatever its owner had before.
+
+        Raises Conflict if it is another's, Invalid, BadCode.
+        """
+        _check_name(name)
+        async with self._change(name):
+            before = self._known.get(name)
+            if before is None:
+                self._check_new(name)
+            elif before.owner != owner:
+                raise Conflict(f"the node has a function {name} of another's",
+                               f"remove it there: agile function remove {name}")  # fmt: skip
+            self._check_reserve(concurrency, queue)
+            revision = await self._made(name, given, source, owner, tries=True)
+            function = Registration(
+                name=name, revisions={LATEST: revision}, owner=owner, tags=tags,
+                concurrency=concurrency, queue=queue, published=before.published if before else 0,
+            )  # fmt: skip
+            return await self._save(await self._published(function))
 
     async def update(
         self, name: str, source: Source | None = None, given: Settings = _NOTHING, *,
@@ -298,12 +320,7 @@ class Functions:
 
         ``queue`` more wait for their turn. Raises NotFound, Invalid.
         """
-        if concurrency is not None and not 0 <= concurrency <= self.config.instances:
-            raise Invalid(f"a concurrency of {concurrency} cannot be reserved",
-                          f"from 0 to {self.config.instances}")  # fmt: skip
-        if not 0 <= queue <= self.config.instances or (queue and not concurrency):
-            raise Invalid(f"a queue of {queue} cannot be had",
-                          f"from 0 to {self.config.instances}, with a concurrency")  # fmt: skip
+        self._check_reserve(concurrency, queue)
         async with self._change(name):
             await self._save(
                 msgspec.structs.replace(self.get(name), concurrency=concurrency, queue=queue)
@@ -391,6 +408,14 @@ class Functions:
         if len(self._known) >= self.config.functions.most:
             raise Conflict(f"{len(self._known)} functions are registered, which is the most",
                            "remove some, or configure functions.most")  # fmt: skip
+
+    def _check_reserve(self, concurrency: int | None, queue: int) -> None:
+        if concurrency is not None and not 0 <= concurrency <= self.config.instances:
+            raise Invalid(f"a concurrency of {concurrency} cannot be reserved",
+                          f"from 0 to {self.config.instances}")  # fmt: skip
+        if not 0 <= queue <= self.config.instances or (queue and not concurrency):
+            raise Invalid(f"a queue of {queue} cannot be had",
+                          f"from 0 to {self.config.instances}, with a concurrency")  # fmt: skip
 
     def _expected(self, name: str, revision: int | None) -> Registration:
         function = self.get(name)
@@ -549,6 +574,12 @@ class Functions:
         self._store.close()
         os.close(self._lock)
         self._lock = -1
+
+
+def _check_name(name: str) -> None:
+    if not settings.NAME.fullmatch(name):
+        raise Invalid(f"{name[:100]!r} cannot be a function's name",
+                      "1 to 64 letters, digits, - and _")  # fmt: skip
 
 
 def _fetched(content: Content, source: Source) -> tuple[Code, ImageSettings | None]:

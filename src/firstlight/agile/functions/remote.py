@@ -43,6 +43,9 @@ async def _change(functions: Functions, request: protocol.Change) -> None:
             function = await functions.update(name, given, settings, tries=True)
             if alias:
                 await functions.set_alias(name, alias, str(function.published))
+        case protocol.ApplyFunction(name, source, settings, owner, tags, concurrency, queue):
+            await functions.apply(name, source, settings, owner=owner, tags=tags,
+                                  concurrency=concurrency, queue=queue)  # fmt: skip
         case protocol.RemoveFunction(name, version):
             await functions.remove(name, version)
         case protocol.SetAlias(name, alias, version):

@@ -1,0 +1,193 @@
+"""Keeps a runtime's functions as a cluster's Function objects say: ``agile function follow``.
+
+It watches what changes, not what it is: an object is fetched when its generation is not the one
+that the runtime has. What fails is tried again, at longer and longer intervals; what the runtime
+had before goes on serving. The runtime's own tags say what it has, so nothing is kept here.
+"""
+
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from firstlight.agile import protocol
+from firstlight.agile.apiserver import METADATA, Object, Refused, Server
+from firstlight.agile.client import Client
+from firstlight.agile.functions import objects
+from firstlight.agile.functions.objects import State
+from firstlight.errors import Failed, FirstlightError
+
+API = "/apis/firstlight.dev/v1alpha1"
+_AT_ONCE = 4
+_AWAY_SECONDS = 1.0
+_RETRY_LEAST, _RETRY_MOST = 10.0, 300.0
+_CONFLICTS = 8
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Failure:
+    state: State
+    wait: float
+    until: float
+
+
+class Follower:
+    """One runtime, by its socket, and one namespace of Functions.
+
+    ``settled`` is set when each of them was tried for the first time.
+    """
+
+    def __init__(self, server: Server, namespace: str, runtime: Path) -> None:
+        self._server, self._runtime = server, runtime
+        self._path = f"{API}/namespaces/{namespace}/functions"
+        self.node = os.environ.get("NODE_NAME") or socket.gethostname().lower()
+        self._workers = ThreadPoolExecutor(_AT_ONCE, "function")
+        self._lock = threading.Lock()
+        self.settled = threading.Event()
+        self._wanted: dict[str, State] = {}
+        self._served: dict[str, State] = {}
+        self._said: dict[str, State] = {}
+        self._failures: dict[str, _Failure] = {}
+        self._busy: set[str] = set()
+
+    def counts(self) -> dict[str, int]:
+        """How many functions are wanted, are served as they are wanted, and are refused."""
+        with self._lock:
+            wanted = self._wanted.items()
+            served = sum(self._served.get(name) == state for name, state in wanted)
+            return {"wanted": len(wanted), "served": served, "refused": len(self._failures)}
+
+    def run(self) -> None:
+        """Follow for ever."""
+        for found in self._server.follow(self._path, METADATA):
+            wanted = {name: objects.state(each) for name, each in found.items()}
+            while True:
+                try:
+                    self._compare(wanted)
+                    break
+                except FirstlightError as error:
+                    _log.warning("the runtime is away: %s", error)
+                    time.sleep(_AWAY_SECONDS)
+
+    def _compare(self, wanted: dict[str, State]) -> None:
+        """Begin what is to be done for the runtime to have what is wanted. Raises Failed."""
+        served = self._registered()
+        now = time.monotonic()
+        with self._lock:
+            self._wanted = wanted
+            for name in self._served.keys() | served.keys():
+                if name not in self._busy:
+                    _set(self._served, name, served.get(name))
+            for known in (self._said, self._failures):
+                for name in known.keys() - wanted.keys():
+                    del known[name]
+            for name in wanted.keys() | self._served.keys():
+                state, failure = wanted.get(name), self._failures.get(name)
+                if name in self._busy or state == self._served.get(name) == self._said.get(name):
+                    continue
+                if failure and failure.state == state and now < failure.until:
+                    continue
+                self._busy.add(name)
+                self._workers.submit(self._keep, name)
+        self._look_settled()
+
+    def _look_settled(self) -> None:
+        counts = self.counts()
+        if counts["served"] + counts["refused"] >= counts["wanted"]:
+            self.settled.set()
+
+    def _registered(self) -> dict[str, State]:
+        with Client(self._runtime) as client:
+            return {each.name: objects.kept(each.tags)
+                    for each in client.functions(protocol.ListFunctions())
+                    if each.owner == objects.OWNER}  # fmt: skip
+
+    def _keep(self, name: str) -> None:
+        """Bring one function to what is wanted of it, which may change meanwhile."""
+        while True:
+            with self._lock:
+                state = self._wanted.get(name)
+                failure = self._failures.get(name)
+            try:
+                self._bring(name, state, failure)
+            except Exception as error:  # one of the servers is away; it is looked at again
+                _log.warning("cannot bring %s to what the cluster wants: %s", name, error)
+                state = self._wanted.get(name)
+            with self._lock:
+                if state == self._wanted.get(name):
+                    self._busy.discard(name)
+                    break
+        self._look_settled()
+
+    def _bring(self, name: str, state: State | None, before: _Failure | None) -> None:
+        """Have the runtime serve a function, or not have it, and say so in its status."""
+        if state is None:
+            with Client(self._runtime) as client:
+                client.functions(protocol.RemoveFunction(name))
+            with self._lock:
+                _set(self._served, name, None)
+            _log.info("%s is removed", name)
+            return
+        try:
+            function = self._server.ask("GET", f"{self._path}/{name}")
+        except Refused as error:
+            if error.status == 404:  # the watch is about to say so
+                return
+            raise
+        state, problem = objects.state(function), ""
+        if self._served.get(name) != state:
+            try:
+                request = objects.request(function)
+                with Client(self._runtime) as client:
+                    client.functions(request)
+            except Failed as error:
+                self._registered()  # fails if the runtime is away: no fault of the function
+                problem = f"{error.message}; {error.hint}" if error.hint else error.message
+        with self._lock:
+            if problem:
+                is_again = before and before.state == state
+                wait = min(2 * before.wait, _RETRY_MOST) if before and is_again else _RETRY_LEAST
+                self._failures[name] = _Failure(state, wait, time.monotonic() + wait)
+            else:
+                self._failures.pop(name, None)
+                self._served[name] = state
+        _log.info("%s of generation %d: %s", name, state[1], problem or "served")
+        self._say(function, problem)
+        with self._lock:
+            self._said[name] = state
+
+    def _say(self, function: Object, problem: str) -> None:
+        """Have the object's status say how it went here, unless it is another object already."""
+        name, state = function["metadata"]["name"], objects.state(function)
+        for attempt in range(_CONFLICTS):
+            status = objects.status(function, self.node, problem)
+            if status == function.get("status"):
+                return
+            try:
+                self._server.ask(
+                    "PUT", f"{self._path}/{name}/status", function | {"status": status}
+                )
+                return
+            except Refused as error:
+                if error.status == 404:
+                    return
+                if error.status != 409:
+                    raise
+            time.sleep(random.uniform(0, 0.1 * 2**attempt))  # noqa: S311 - other nodes do the same
+            function = self._server.ask("GET", f"{self._path}/{name}")
+            if objects.state(function) != state:
+                return
+        raise Failed(f"the status of {name} is changed by others all the time")
+
+
+def _set(states: dict[str, State], name: str, state: State | None) -> None:
+    if state is None:
+        states.pop(name, None)
+    else:
+        states[name] = state

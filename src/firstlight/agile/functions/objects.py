@@ -1,0 +1,149 @@
+"""The custom resource Function: what one asks of a runtime, and what its status says of the nodes.
+
+The status is bounded, whatever the number of nodes: it names a few of them, those that fail first.
+``deploy/kubernetes/functions/crd.yaml`` describes the fields.
+"""
+
+import base64
+import datetime
+import io
+import zipfile
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from firstlight.agile import protocol
+from firstlight.agile.apiserver import Object
+from firstlight.agile.function import Reach
+from firstlight.agile.functions.records import ImageSource, Settings, Source, ZipSource
+from firstlight.agile.functions.version import Kind
+from firstlight.errors import Failed
+
+OWNER = "kubernetes"
+NODES_MOST, MESSAGE_MOST = 16, 1024
+_UID, _GENERATION = "firstlight.dev/uid", "firstlight.dev/generation"
+
+State = tuple[str, int]
+"""Which object it is, by its UID, and which generation of it."""
+
+
+class CodeSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the code is: texts by their names, a zip file in base64, or an image."""
+
+    files: dict[str, str] = {}
+    zip: str = ""
+    image: str = ""
+
+
+class Spec(Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """A Function's ``spec``. ``memory`` and ``scratch`` are quantities, times are in seconds."""
+
+    code: CodeSpec
+    kind: Kind | UnsetType = UNSET
+    handler: str | UnsetType = UNSET
+    command: tuple[str, ...] | UnsetType = UNSET
+    entrypoint: tuple[str, ...] | UnsetType = UNSET
+    arguments: tuple[str, ...] | UnsetType = UNSET
+    environment: dict[str, str] | UnsetType = UNSET
+    directory: str | UnsetType = UNSET
+    memory: str | int | UnsetType = UNSET
+    scratch: str | int | UnsetType = UNSET
+    cpus: float | UnsetType = UNSET
+    timeout: float | UnsetType = UNSET
+    keep_warm: float | UnsetType = UNSET
+    warm: int | UnsetType = UNSET
+    per_instance: int | UnsetType = UNSET
+    network: Reach | UnsetType = UNSET
+    port: int | UnsetType = UNSET
+    description: str | UnsetType = UNSET
+    concurrency: int | None = None
+    queue: int = 0
+
+
+def state(function: Object) -> State:
+    """Of an object, or of what the API tells of one beside its content."""
+    return function["metadata"]["uid"], function["metadata"]["generation"]
+
+
+def kept(tags: dict[str, str]) -> State:
+    """The state that a function of the registry was made of."""
+    return tags.get(_UID, ""), int(tags.get(_GENERATION, 0))
+
+
+def request(function: Object) -> protocol.ApplyFunction:
+    """What makes a runtime's function be as the object says. Raises Failed."""
+    try:
+        spec = msgspec.convert(function["spec"], Spec)
+        settings: dict[str, Any] = {
+            name: value for name in Settings.__struct_fields__
+            if (value := getattr(spec, name, UNSET)) is not UNSET
+        }  # fmt: skip
+        for name in ("memory", "scratch"):
+            if name in settings:
+                settings[name] = _bytes(settings[name])
+        uid, generation = state(function)
+        return protocol.ApplyFunction(
+            name=function["metadata"]["name"], source=_source(spec.code),
+            settings=Settings(**settings), owner=OWNER,
+            tags={_UID: uid, _GENERATION: str(generation)},
+            concurrency=spec.concurrency, queue=spec.queue,
+        )  # fmt: skip
+    except (KeyError, ValueError, msgspec.ValidationError) as error:
+        raise Failed(f"the Function is malformed: {error}",
+                     "kubectl explain functions.spec") from error  # fmt: skip
+
+
+def status(function: Object, node: str, problem: str) -> Object:
+    """The object's status when a node has dealt with it; ``problem`` is "" if it serves it.
+
+    It is as before where there is nothing new to say, or no room for one more node.
+    """
+    before = function.get("status") or {}
+    generation = function["metadata"]["generation"]
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    nodes = {each["name"]: each for each in before.get("nodes") or ()
+             if each.get("generation") == generation}  # fmt: skip
+    own = {"name": node, "generation": generation, "ready": not problem,
+           "message": problem[:MESSAGE_MOST]}  # fmt: skip
+    if {**nodes.get(node, {}), "time": ""} != {**own, "time": ""}:
+        nodes[node] = own | {"time": now}
+    shown = sorted(nodes.values(), key=lambda each: (each["ready"], each["time"]))[:NODES_MOST]
+    failed = [each for each in shown if not each["ready"]]
+    condition = {
+        "type": "Ready", "status": "False" if failed else "True", "observedGeneration": generation,
+        "reason": "Refused" if failed else "Served",
+        "message": f"{failed[0]['name']}: {_line(failed[0]['message'])}" if failed else "",
+        "lastTransitionTime": now,
+    }  # fmt: skip
+    for each in before.get("conditions") or ():
+        if each["type"] == condition["type"] and each["status"] == condition["status"]:
+            condition["lastTransitionTime"] = each["lastTransitionTime"]
+    return {"observedGeneration": generation, "conditions": [condition],
+            "nodes": sorted(shown, key=lambda each: str(each["name"]))}  # fmt: skip
+
+
+def _line(text: str) -> str:
+    """What a table has room for: an interpreter's traceback has its reason at the end."""
+    lines = text.strip().splitlines()
+    return f"{lines[0]} … {lines[-1].strip()}" if len(lines) > 1 else text
+
+
+def _source(code: CodeSpec) -> Source:
+    if bool(code.files) + bool(code.zip) + bool(code.image) != 1:
+        raise ValueError("code is files, zip or image, and one of them")
+    if code.image:
+        return ImageSource(code.image)
+    if code.zip:
+        return ZipSource(data=base64.b64decode(code.zip, validate=True))
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, text in sorted(code.files.items()):
+            file.writestr(zipfile.ZipInfo(name), text)  # of no time: the same code has one digest
+    return ZipSource(data=archive.getvalue())
+
+
+def _bytes(quantity: str | int) -> int:
+    from kubernetes.utils import parse_quantity
+
+    return int(parse_quantity(quantity))  # type: ignore[no-untyped-call]
