@@ -26,6 +26,7 @@ CHROMIUM = shutil.which("chromium")
 OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
 TOOLS = f"{os.environ['PATH']}:{Path(sys.prefix) / 'libexec/prometheus/usr/bin'}"
 DEADLINE_MS = 60_000
+expect.set_options(timeout=DEADLINE_MS)
 
 
 @contextmanager
@@ -33,13 +34,16 @@ def opened(board: Board, width: int = 1280) -> Iterator[Page]:
     if CHROMIUM is None:
         pytest.skip("chromium is missing: apt install chromium")
     with server.serving("0", server.page(board)) as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(OPTIONS))
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=list(OPTIONS), timeout=DEADLINE_MS
+        )
         page = browser.new_page(viewport={"width": width, "height": 900})
+        page.set_default_timeout(DEADLINE_MS)
         complaints: list[str] = []
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(url)
-        page.locator("body[data-drawn]").wait_for(timeout=DEADLINE_MS)
+        page.locator("body[data-drawn]").wait_for()
         yield page
         assert complaints == []
         browser.close()
@@ -52,7 +56,7 @@ def test_the_page_shows_starts_as_they_come() -> None:
         for index in range(3):
             board.add(start(index, (index + 1) * 30 * MS))
         board.add(start(3, None))
-        expect(page.locator("#latest .start")).to_have_count(4, timeout=DEADLINE_MS)
+        expect(page.locator("#latest .start")).to_have_count(4)
         expect(page.locator("h1")).to_contain_text("4 starts in the last hour: median 60 ms")
         expect(page.locator("h1")).to_contain_text("1 failed")
         expect(page.locator("#latest .start .total").first).to_have_text("failed")

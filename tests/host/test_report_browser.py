@@ -21,6 +21,7 @@ OPTIONS = (
     "--no-first-run",
 )
 DEADLINE_MS = 60_000
+expect.set_options(timeout=DEADLINE_MS)
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="chromium is missing: apt install chromium"
@@ -44,7 +45,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=list(OPTIONS))
+        running = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=list(OPTIONS), timeout=DEADLINE_MS
+        )
         yield running
         running.close()
 
@@ -54,6 +57,7 @@ class Opened:
 
     def __init__(self, page: Page, file: Path) -> None:
         self.page = page
+        page.set_default_timeout(DEADLINE_MS)
         self.said: list[str] = []
         self.asked: list[str] = []
         page.on("console", lambda message: self.said.append(message.text))
@@ -65,7 +69,7 @@ class Opened:
     def drawn(self) -> None:
         """Wait until every chart that has a place on the screen is there."""
         undrawn = self.page.locator("[data-chart]:visible:not([data-drawn])")
-        expect(undrawn).to_have_count(0, timeout=DEADLINE_MS)
+        expect(undrawn).to_have_count(0)
 
     def everything(self) -> None:
         """Open every fold, and wait for the charts in them."""
