@@ -2,10 +2,10 @@
 
     python -m bench.survival --kills 1000
 
-Each kill is a SIGKILL for the manager, the node, the network helper, a zygote, a WebAssembly
-worker, an instance or a client. After it a start must succeed. After every few kills the load is
-stopped, and what the runtime holds is counted: it must not grow. At the end the runtime is asked to
-end, and everything that it made must be gone.
+Each kill is a SIGKILL for the manager, the node, the network helper, the log keeper, a zygote, a
+WebAssembly worker, an instance or a client. After it a start must succeed. After every few kills
+the load is stopped, and what the runtime holds is counted: it must not grow. At the end the runtime
+is asked to end, and everything that it made must be gone.
 """
 
 import argparse
@@ -63,7 +63,12 @@ while True:
                 if one.kind != "command":
                     client.invoke(one, [7] if one.kind == "wasm" else 7)
                     continue
-                started = client.start(one, (null, null, null), detached=chance.random() < 0.1)
+                detached = chance.random() < 0.1
+                started = client.start(one, (null, null, null), detached, logged=detached)
+                if detached:
+                    list(client.logs(started.id))
+                elif chance.random() < 0.2:
+                    client.execute(started.id, ("/bin/true",), {}, "/", (null, null, null))
                 if chance.random() < 0.5:
                     client.stop(started.id)
                 client.wait(started.id)
@@ -152,7 +157,8 @@ def count(*holders: int) -> Left:
         links=len(lines("ip", "-o", "link")), tables=len(lines("nft", "list", "tables")),
         mounts=sum(len(read(f"/proc/{pid}/mountinfo").splitlines()) for pid in holders[:1]),
         namespaces=len({link for link in opened if link.startswith(("net:", "mnt:", "user:"))}),
-        files=len(list(CONFIG.directory.glob("**/*"))), descriptors=len(opened),
+        files=len([path for path in CONFIG.directory.glob("**/*") if path.suffix != ".log"]),
+        descriptors=len(opened),
     )  # fmt: skip
 
 
@@ -217,15 +223,17 @@ class Runtime:
         inside = below(node) if node > 0 else []
         helpers = below(self.manager.pid)
         names = {pid: read(f"/proc/{pid}/comm").strip() for pid in (*inside, *helpers)}
+        logs = [pid for pid in ours() if read(f"/proc/{pid}/comm").startswith("firstlight-log")]
         zygotes = [pid for pid in inside if names[pid] == "python3" or "zygote" in names[pid]]
         workers = [pid for pid in inside if names[pid] == "worker"]
         return {
             "manager": [self.manager.pid],
             "node": [node] if node > 0 else [],
-            "helper": helpers,
+            "helper": [pid for pid in helpers if pid not in logs],
+            "log keeper": logs,
             "zygote": zygotes,
             "worker": workers,
-            "instance": [pid for pid in inside if pid not in (*zygotes, *workers)],
+            "instance": [pid for pid in inside if pid not in (*zygotes, *workers, *logs)],
             "client": [client.pid for client in self._clients],
         }
 
