@@ -333,7 +333,7 @@ def follow(
     ] = "",
     config: ConfigFile = None,
 ) -> None:
-    """Have the node's functions be what a cluster's Function objects say, until it is ended."""
+    """Apply a cluster's Function objects to the node, until ended."""
     import logging
     import signal
     import threading

@@ -65,6 +65,7 @@ def test_the_verbs() -> None:
                     "alias",
                     "call",
                     "concurrency",
+                    "follow",
                     "list",
                     "remove",
                     "show",
