@@ -12,6 +12,8 @@ from firstlight.errors import Failed
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OVERLAID = tuple(path for path in map(Path, ("/etc", "/opt", "/var")) if path.is_dir())
+_OWN = {"etc": "cni/net.d", "opt": "cni/bin", "var": "lib/cni"}
+"""What the host has of other CNI plugins: a node begins without it."""
 _FLAGS = ("rw", "ro", "xattr", "clone_children")
 
 
@@ -70,7 +72,8 @@ def make_room(group: str, of: list[Hierarchy]) -> None:
 def private(work: Path, scratch: Path, of: list[Hierarchy]) -> None:
     """Give this mount namespace its own /proc, /sys, /run and others; ``work`` stays in place.
 
-    /etc, /opt and /var show the host's files; writes go to ``scratch``.
+    /etc, /opt and /var show the host's files but those of its CNI plugins; writes go to
+    ``scratch``.
     """
     mount("--make-rprivate", "/")
     mount("--make-shared", "/")  # containerd keeps network namespaces in mounts that it shares
@@ -82,7 +85,9 @@ def private(work: Path, scratch: Path, of: list[Hierarchy]) -> None:
     held = os.open(work, os.O_PATH | os.O_DIRECTORY)
     for top in _OVERLAID:
         upper, changed = scratch / top.name, scratch / f"{top.name}.work"
-        upper.mkdir(parents=True)
+        own = upper / _OWN[top.name]
+        own.mkdir(parents=True)
+        os.setxattr(own, "trusted.overlay.opaque", b"y")
         changed.mkdir()
         mount("-t", "overlay", "-o", f"lowerdir={top},upperdir={upper},workdir={changed}",
               "overlay", str(top))  # fmt: skip
