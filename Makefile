@@ -12,6 +12,7 @@
 # make lab-image         build the image that measures on the nodes of a cluster
 # make test-hosts        try firstlight on other kernels and cgroups under QEMU; some 10 minutes each
 # make wheel             build dist/firstlight-….whl: for any Python from 3.11, libraries included
+# make wheel-arm64       build the same for arm64, by Debian's cross compiler
 # make bench             measure the marks for speed and memory, and check the attribution
 .PHONY: setup aws-cli build demo test test-hosts lint format bench fuzz wheel deb clean
 SHELL := bash
@@ -152,6 +153,9 @@ wheel: setup
 	  || { cat dist/own/log >&2; exit 1; }
 	rm -r dist/own
 	@ls dist/*.whl
+
+wheel-arm64: setup
+	$(BIN)/python mk/arm64.py
 
 deb: wheel
 	$(BIN)/python mk/deb.py

@@ -3,7 +3,8 @@
 A host is a Debian root with one of its stock kernels, made by mmdebstrap and kept in
 ~/.cache/firstlight/hosts, with firstlight's wheel installed and no compiler. It is booted by QEMU's
 emulation (TCG), because KVM within a virtual machine hangs on some. So it is 10 to 20 times
-slower than this machine, and has so much longer deadlines.
+slower than this machine, and has so much longer deadlines. Some hosts are containers of Podman
+with this machine's kernel and such a root.
 
     python mk/hosts.py             all hosts
     python mk/hosts.py NAME…       these, and the document keeps the others' rows
@@ -12,6 +13,7 @@ slower than this machine, and has so much longer deadlines.
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,16 +22,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import arm64
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "firstlight/hosts"
 CHECK = Path("tests/hosts/check.py")
 DOCUMENT = Path("docs/hosts.md")
 MIRROR = "http://deb.debian.org/debian"
 PACKAGES = (
     "ca-certificates,python3,python3-venv,iproute2,runc,crun,nftables,iptables,procps,kmod,"
-    "containernetworking-plugins,squashfs-tools,erofs-utils,busybox-static,initramfs-tools,zstd"
+    "containernetworking-plugins,squashfs-tools,erofs-utils,busybox-static,initramfs-tools,zstd,sudo"
 )
 SLOWER = 20
-SECONDS = 1500
+SECONDS = 3600
 STEPS = {
     "doctor": "doctor", "main_job": "main job", "untraced": "without tracer", "trace": "trace",
     "runtime": "runtime", "limits": "limits", "clean": "clean",
@@ -48,10 +52,22 @@ SETUP = {
 }
 
 
+MACHINES = {
+    "x86_64": ("-cpu", "max", "-machine", "q35", "-device", "virtio-blk-pci,drive=disk",
+               "-device", "virtio-rng-pci"),
+    "aarch64": ("-cpu", "max,pauth-impdef=on", "-machine", "virt",
+                "-device", "virtio-blk-device,drive=disk", "-device", "virtio-rng-device"),
+}  # fmt: skip
+CONSOLES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
+OWN = "of this machine"
+
+
 @dataclass(frozen=True)
 class Host:
     """A host to boot: ``kernel`` is a pattern of its image below /boot, ``words`` are added to its
-    command line, ``before`` is a shell command run before the check."""
+    command line, ``before`` is a shell command run before the check, and ``check`` runs that. With
+    ``podman``, the words for its container, no kernel is booted.
+    """
 
     name: str
     suite: str
@@ -60,6 +76,9 @@ class Host:
     cgroups: str = "v2"
     words: str = ""
     before: str = ":"
+    check: str = "/opt/firstlight/bin/python /opt/firstlight/check.py"
+    podman: tuple[str, ...] = ()
+    machine: str = "x86_64"
 
 
 HOSTS = (
@@ -77,6 +96,13 @@ HOSTS = (
          before="umask 077; mount -o remount,noexec /tmp"),
     Host("debian-13", "trixie", "vmlinuz-6.12*-amd64", "linux-image-amd64"),
     Host("debian-13-backports", "trixie", "vmlinuz-[7-9].*-amd64", "linux-image-amd64/backports"),
+    Host("debian-12-arm64", "bookworm", "vmlinuz-*-arm64", "linux-image-arm64",
+         machine="aarch64"),
+    Host("podman", "bookworm", "", "linux-image-amd64", OWN, podman=("--privileged",)),
+    Host("sudo", "bookworm", "", "linux-image-amd64", OWN, podman=("--privileged",),
+         before="useradd -m person; echo 'person ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/person",
+         check="runuser -u person -- env SUDO=1 /opt/firstlight/bin/python "
+         "/opt/firstlight/check.py"),
 )  # fmt: skip
 
 
@@ -85,19 +111,24 @@ def main(names: list[str]) -> int:
     unknown = set(names) - {host.name for host in HOSTS}
     if unknown:
         sys.exit(f"no such host: {', '.join(sorted(unknown))}; there are {_listed(HOSTS)}")
-    for program in ("mmdebstrap", "mkfs.ext4"):
+    for program in ("mmdebstrap", "mkfs.ext4", "podman"):
         if not shutil.which(program):
-            sys.exit(f"{program} is not installed: apt-get install mmdebstrap e2fsprogs")
-    [wheel] = Path("dist").glob("firstlight-*manylinux*.whl")
+            sys.exit(f"{program} is not installed: apt-get install mmdebstrap e2fsprogs podman")
+    [wheel] = Path("dist").glob("firstlight-*manylinux*x86_64.whl")
     CACHE.mkdir(parents=True, exist_ok=True)
     results = json.loads(kept.read_text()) if (kept := CACHE / "results.json").exists() else {}
     failed = False
     for host in HOSTS:
         if names and host.name not in names:
             continue
-        root = _root(host.suite)
-        _install(root, wheel)
-        rows = _boot(host, root)
+        if host.machine == "aarch64":
+            root = arm64.root()
+            arm64.install(arm64.wheel())
+        else:
+            root = _root(host.suite)
+            _install(root, wheel)
+        shutil.copy(CHECK, root / "opt/firstlight/check.py")
+        rows = _contain(host, root) if host.podman else _boot(host, root)
         for step, (outcome, words, seconds) in rows.items():
             print(f"{host.name:26} {step:10} {outcome:8} {seconds:6.1f} s  {words}", flush=True)
         failed |= any(rows.get(step, ("failed", "", 0))[0] == "failed" for step in STEPS)
@@ -118,7 +149,7 @@ def _root(suite: str) -> Path:
         return root
     shutil.rmtree(root, ignore_errors=True)
     wanted = {host.packages for host in HOSTS if host.suite == suite}
-    extra = ",qemu-system-x86" if suite == EMULATOR else ""
+    extra = ",qemu-system-x86,qemu-system-arm" if suite == EMULATOR else ""
     plain = ",".join(sorted(name for name in wanted if "/" not in name))
     print(f"making {root} (once, 2 to 5 minutes)", flush=True)
     log = CACHE / f"{suite}.log"
@@ -188,7 +219,6 @@ def _boot(host: Host, root: Path) -> dict[str, tuple[str, str, float]]:
     if kernel is None:
         return {"doctor": ("failed", f"no kernel {host.kernel} in {root}/boot", 0.0)}
     release = kernel.name.removeprefix("vmlinuz-")
-    shutil.copy(CHECK, root / "opt/firstlight/check.py")
     init = root / "opt/firstlight/init"
     init.write_text(_init(host))
     init.chmod(0o755)
@@ -201,17 +231,21 @@ def _boot(host: Host, root: Path) -> dict[str, tuple[str, str, float]]:
     )  # fmt: skip
     boot = CACHE / EMULATOR / "host"
     boot.mkdir(exist_ok=True)
-    for file in (kernel, root / f"boot/initrd.img-{release}"):
-        shutil.copy(file, boot / file.name)
+    initrd = boot / f"initrd.img-{release}"
+    if host.machine == "aarch64":
+        arm64.initrd(initrd)
+    else:
+        shutil.copy(root / "boot" / initrd.name, initrd)
+    shutil.copy(kernel, boot / kernel.name)
     image.replace(boot / "disk.img")
     command = [
-        "chroot", str(emulator), "qemu-system-x86_64",
-        "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-machine", "q35", "-smp", "2",
-        "-m", "4G", "-kernel", f"/host/{kernel.name}", "-initrd", f"/host/initrd.img-{release}",
-        "-append", f"root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet panic=-1 "
-        f"init=/opt/firstlight/init {host.words}",
-        "-drive", "file=/host/disk.img,if=virtio,format=raw,cache=unsafe", "-nic", "none",
-        "-device", "virtio-rng-pci", "-display", "none", "-serial", "stdio", "-no-reboot",
+        "chroot", str(emulator), f"qemu-system-{host.machine}", *MACHINES[host.machine],
+        "-accel", "tcg,thread=multi,tb-size=512", "-smp", "2", "-m", "4G",
+        "-kernel", f"/host/{kernel.name}", "-initrd", f"/host/{initrd.name}",
+        "-append", f"root=/dev/vda rw console={CONSOLES[host.machine]} net.ifnames=0 "
+        f"mitigations=off quiet panic=-1 init=/opt/firstlight/init {host.words}",
+        "-drive", "file=/host/disk.img,if=none,id=disk,format=raw,cache=unsafe", "-nic", "none",
+        "-display", "none", "-serial", "stdio", "-no-reboot",
     ]  # fmt: skip
     with _mounted(emulator):
         try:
@@ -221,6 +255,24 @@ def _boot(host: Host, root: Path) -> dict[str, tuple[str, str, float]]:
             output = done.stdout
         except subprocess.TimeoutExpired as error:
             output = error.stdout or b""
+    return _results(host, output, release)
+
+
+def _contain(host: Host, root: Path) -> dict[str, tuple[str, str, float]]:
+    """Run a host's check in a container, and collect its results. The root is not written to."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    command = [
+        "podman", "run", "--rm", "--runtime=runc", "--network=none", "--pid=private",
+        "--cgroupns=private", "--tmpfs=/tmp:exec", f"--ulimit=nofile=1024:{most}",
+        "--ulimit=nproc=4000:4000", f"--env=SCALE={SLOWER}", *host.podman, "--rootfs", f"{root}:O",
+        "/bin/sh", "-c", f"{host.before}; exec {host.check}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
+    return _results(host, done.stdout + done.stderr, os.uname().release)
+
+
+def _results(host: Host, output: bytes, release: str) -> dict[str, tuple[str, str, float]]:
+    """What a check has printed, by its steps."""
     (CACHE / f"{host.name}.log").write_bytes(output)
     text = output.decode(errors="replace")
     records = [json.loads(found) for found in re.findall(r"^RESULT (\{.*\})\r?$", text, re.M)]
@@ -249,7 +301,7 @@ mount -t bpf bpf /sys/fs/bpf
 ip link set lo up
 for m in overlay loop squashfs erofs veth bridge tun; do modprobe $m 2> /dev/null; done
 {host.before}
-/opt/firstlight/bin/python /opt/firstlight/check.py
+{host.check}
 echo o > /proc/sysrq-trigger
 sleep 60
 """
@@ -262,7 +314,9 @@ def _document(results: dict[str, dict[str, tuple[str, str, float]]]) -> None:
         "",
         "Written by `make test-hosts`, which boots stock kernels of Debian under QEMU's own "
         "emulation (without KVM), each with a root in which firstlight's wheel is installed and no "
-        "compiler, and tries the main steps there. *refused*: firstlight says what the host lacks.",
+        "compiler, and tries the main steps there. *refused*: firstlight says what the host lacks. "
+        "`podman` is a privileged container with this machine's kernel and namespaces of its own; "
+        "`sudo` is a user in such a container who may run sudo.",
         "",
         f"| host | kernel | cgroups | {' | '.join(STEPS.values())} |",
         f"|---|---|---|{'---|' * len(STEPS)}",

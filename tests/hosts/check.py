@@ -2,7 +2,7 @@
 
 Runs inside a host of ``mk/hosts.py``, with the firstlight that is installed beside the interpreter.
 A step is ``ok``, ``refused`` (firstlight says what it lacks) or ``failed``. A slow host is no
-failure: it gets ``SCALE`` times the usual deadlines.
+failure: it gets ``SCALE`` times the usual deadlines. With ``SUDO`` firstlight is run by sudo.
 """
 
 import json
@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SCALE = float(os.environ.get("SCALE", "1"))
-FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
+SUDO = ("sudo", "-n") if os.environ.get("SUDO") else ()
+FIRSTLIGHT = (*SUDO, str(Path(sys.executable).parent / "firstlight"))
 WORK = Path(tempfile.mkdtemp(prefix="check."))
 Outcome = tuple[str, str]
 
@@ -24,7 +25,7 @@ Outcome = tuple[str, str]
 def firstlight(*words: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
     """Run a verb to its end."""
     return subprocess.run(
-        [FIRSTLIGHT, *words], capture_output=True, text=True, cwd=WORK,
+        [*FIRSTLIGHT, *words], capture_output=True, text=True, cwd=WORK,
         timeout=seconds * SCALE, errors="replace",
     )  # fmt: skip
 
@@ -109,7 +110,10 @@ def up(ended: list[int | None]) -> Iterator[Callable[..., subprocess.CompletedPr
     (root / "bin/busybox").chmod(0o755)
     config.write_text('name = "check"\n')
     server = subprocess.Popen(
-        [FIRSTLIGHT, "agile", "up", "--config", config], stderr=subprocess.PIPE, text=True, cwd=WORK
+        [*FIRSTLIGHT, "agile", "up", "--config", config],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=WORK,
     )
     try:
         end = time.monotonic() + 60 * SCALE
@@ -117,19 +121,24 @@ def up(ended: list[int | None]) -> Iterator[Callable[..., subprocess.CompletedPr
             if server.poll() is not None:
                 assert server.stderr is not None
                 words = server.stderr.read()
-                raise NotUp("failed" if "Traceback" in words else "refused", last(words))
+                raise NotUp("failed" if "Traceback" in words else "refused", words[-300:])
             if time.monotonic() > end:
                 raise NotUp("failed", "the runtime does not answer")
         yield lambda *words: firstlight(
             "agile", "start", "--config", str(config), "--rootfs", str(root), *words
         )
     finally:
-        server.terminate()
+        end_process(server.pid, "TERM")
         try:
             ended.append(server.wait(60 * SCALE))
         except subprocess.TimeoutExpired:
-            server.kill()
+            end_process(server.pid, "KILL")
             ended.append(None)
+
+
+def end_process(pid: int, signal: str) -> None:
+    """Send a signal to a process, which is root's under sudo."""
+    subprocess.run([*SUDO, "kill", f"-{signal}", str(pid)], check=False, timeout=60 * SCALE)
 
 
 def runtime() -> Outcome:
@@ -185,7 +194,8 @@ def too_many(start: Callable[..., subprocess.CompletedProcess[str]]) -> Iterator
 
 def too_busy(start: Callable[..., subprocess.CompletedProcess[str]]) -> Iterator[str]:
     """What is wrong with the limit of CPU time."""
-    for cpus, least, most in ((0.2, 0.0, 0.3), (2.0, 0.4, 2.0)):
+    others = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    for cpus, least, most in ((0.2, 0.0, 0.3), (2.0, 0.4 / others, 2.0)):
         done = start("--cpus", str(cpus), *SPINS)
         if done.returncode:
             yield f"{cpus} CPUs: exit status {done.returncode}: {last(done.stderr)}"
