@@ -381,6 +381,15 @@ def of_jobs() -> dict[str, int]:
     return result
 
 
+def has_samples(pid: int) -> bool:
+    """Whether a Job has written any."""
+    run = Path(f"/proc/{pid}/root/run/firstlight-run")
+    try:
+        return any(path.stat().st_size for path in run.glob("samples*"))
+    except OSError:
+        return False
+
+
 def test_an_experiment_runs_on_the_nodes_and_names_the_one_that_fails(
     cluster: Cluster, lab_image: Path, tmp_path: Path
 ) -> None:
@@ -408,11 +417,16 @@ def test_an_experiment_runs_on_the_nodes_and_names_the_one_that_fails(
 
     started = lab(cluster, tmp_path / "other", "--repetitions", "1000")
     try:
-        until(of_jobs)
+        until(lambda: len(of_jobs()) == 2 and all(map(has_samples, of_jobs().values())))
         started.terminate()  # as Ctrl-C, which a shell's background jobs ignore
-        started.communicate(timeout=120)
+        _, talk = started.communicate(timeout=180)
     finally:
         started.kill()
     assert started.returncode == 130
+    run = read(tmp_path / "other")
+    assert run.footer, talk
+    assert run.footer.interrupted
+    assert {sample.point["node"] for sample in run.samples} == {NODES[0], NODES[2]}
+    assert all(sample.ending == Ending.READY for sample in run.samples)
     assert not cluster.get("namespaces", "-l", "firstlight.run")["items"]
     until(lambda: not of_jobs())
