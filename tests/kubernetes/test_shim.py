@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.kubernetes.test_cluster import kubectl
 
 from firstlight.lab.cluster import image, running, standing
 
+ROOT = Path(__file__).parents[2]
 _SECONDS = 60.0
 _FIRST = "until [ -e /dev/shm/go ]; do sleep 0.1; done; cat /shared/said; exit 3"
 _SECOND = "until [ -e /dev/shm/go ]; do sleep 0.1; done; hostname; sleep 600"
@@ -48,13 +50,23 @@ def pod() -> str:
     return json.dumps(made)
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[standing.Record]:
-    record = standing.up((running.SHIM,), ("bridge",), lambda _: None)
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[standing.Record]:
+    directory = tmp_path_factory.mktemp("images")
+    escape = directory / "escape"
+    subprocess.run(
+        ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-static", "-o", escape,
+         ROOT / "tests" / "support" / "escape.c"],
+        check=True, timeout=60,
+    )  # fmt: skip
+    record = standing.up(("runc", running.SHIM), ("bridge",), lambda _: None)
     try:
-        archive = tmp_path / "busybox.tar"
-        links = {f"bin/{name}": "/bin/busybox" for name in APPLETS}
-        image.archive(archive, IMAGE, ["/bin/sh"], {"bin/busybox": BUSYBOX}, links)
+        archive = directory / "busybox.tar"
+        links = {
+            f"bin/{name}": "/bin/busybox" for name in (*APPLETS, "readlink", "grep", "cut", "sed")
+        }
+        image.archive(archive, IMAGE, ["/bin/sh"],
+                      {"bin/busybox": BUSYBOX, "bin/escape": escape}, links)  # fmt: skip
         standing.load(archive)
         yield record
     finally:
@@ -79,15 +91,16 @@ def processes(record: standing.Record, name: str) -> list[int]:
     return [pid for pid in children(keeper) if comm(pid).startswith(name)]
 
 
-def ended(record: standing.Record, container: str) -> int:
-    """The exit status of a container of the pod, when it has ended."""
+def ended(record: standing.Record, container: str, pod: str = "pod") -> tuple[int, str]:
+    """The exit status of a container of a pod and the reason, when it has ended."""
     until = time.monotonic() + _SECONDS
     while True:
-        document = json.loads(kubectl(record, "get", "pod", "pod", "-o", "json"))["status"]
-        for each in document.get("containerStatuses", ()):
+        found = json.loads(kubectl(record, "get", "pod", pod, "-o", "json"))["status"]
+        for each in found.get("containerStatuses", ()):
             if each["name"] == container and "terminated" in each["state"]:
-                return int(each["state"]["terminated"]["exitCode"])
-        assert time.monotonic() < until, document
+                end = each["state"]["terminated"]
+                return int(end["exitCode"]), str(end["reason"])
+        assert time.monotonic() < until, found
         time.sleep(0.2)
 
 
@@ -99,9 +112,82 @@ def test_a_pod_of_the_class_outlives_the_server(cluster: standing.Record) -> Non
     for server in processes(cluster, "python"):
         os.kill(server, signal.SIGKILL)
     kubectl(cluster, "exec", "pod", "-c", "second", "--", "touch", "/dev/shm/go")
-    assert ended(cluster, "first") == 3
+    assert ended(cluster, "first") == (3, "Error")
     assert kubectl(cluster, "logs", "pod", "-c", "first") == "initialised\n"
     assert kubectl(cluster, "logs", "pod", "-c", "second") == "pod\n"
     assert kubectl(cluster, "exec", "pod", "-c", "second", "--", "hostname") == "pod\n"
     kubectl(cluster, "delete", "pod", "pod", "--timeout=60s")
     running.await_quiet(cluster.first)
+
+
+_CONFINED = {
+    "runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": True, "readOnlyRootFilesystem": True,
+    "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}  # fmt: skip
+_SHOWN = """escape attempts
+grep -E '^(Cap|NoNewPrivs|Seccomp|Uid|Gid|Groups)' /proc/self/status
+cat /proc/self/oom_score_adj /proc/self/limits /proc/self/attr/current 2>/dev/null
+cut -d' ' -f5,6 /proc/self/mountinfo
+"""
+
+
+def of_class(name: str, runtime: str, *containers: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    for each in containers:
+        each |= {"image": IMAGE, "imagePullPolicy": "Never"}
+    return {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {
+            "runtimeClassName": f"{runtime}-bridge", "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 0, "automountServiceAccountToken": False,
+            "enableServiceLinks": False, "hostname": "same", "containers": containers,
+        } | spec,
+    }  # fmt: skip
+
+
+def test_from_inside_a_pod_of_the_class_is_confined_as_by_runc(cluster: standing.Record) -> None:
+    """What an attacker can do there, and how the container is confined, is what it is with runc."""
+
+    def attacker(runtime: str) -> dict[str, Any]:
+        command = ["/bin/sh", "-c", _SHOWN]
+        return of_class(
+            runtime, runtime,
+            {"name": "default", "command": command},
+            {"name": "confined", "command": command, "securityContext": _CONFINED},
+            {"name": "greedy", "command": ["/bin/escape", "memory"],
+             "resources": {"limits": {"memory": "16Mi"}}},
+        )  # fmt: skip
+
+    runtimes = ("runc", running.SHIM)
+    pods = [attacker(runtime) for runtime in runtimes]
+    kubectl(cluster, "create", "-f", "-",
+            text=json.dumps({"apiVersion": "v1", "kind": "List", "items": pods}))  # fmt: skip
+    for container in ("default", "confined"):
+        seen = {}
+        for runtime in runtimes:
+            assert ended(cluster, container, runtime) == (0, "Completed")
+            shown = kubectl(cluster, "logs", runtime, "-c", container)
+            seen[runtime] = sorted(shown.splitlines())  # mounts have no order
+        assert "all attempts made" in seen["runc"]
+        assert seen[running.SHIM] == seen["runc"]
+    for runtime in runtimes:
+        assert ended(cluster, "greedy", runtime) == (137, "OOMKilled")
+    kubectl(cluster, "delete", "pods", *runtimes, "--timeout=60s")
+
+
+def test_a_pod_has_the_hosts_namespaces_where_it_asks_for_them(cluster: standing.Record) -> None:
+    asked = {"net": "hostNetwork", "ipc": "hostIPC", "pid": "hostPID"}
+    command = ["/bin/sh", "-c", "for each in net ipc pid; do readlink /proc/self/ns/$each; done"]
+    pods = [
+        of_class(kind, running.SHIM, {"name": "c", "command": command}, **{field: True})
+        for kind, field in asked.items()
+    ]  # fmt: skip
+    kubectl(cluster, "create", "-f", "-",
+            text=json.dumps({"apiVersion": "v1", "kind": "List", "items": pods}))  # fmt: skip
+    of_node = {kind: str(Path(f"/proc/{cluster.first}/ns/{kind}").readlink()) for kind in asked}
+    for pod_of in asked:
+        assert ended(cluster, "c", pod_of) == (0, "Completed")
+        lines = kubectl(cluster, "logs", pod_of).splitlines()
+        shared = {kind for kind, link in zip(asked, lines, strict=True) if link == of_node[kind]}
+        assert shared == {pod_of}
+    kubectl(cluster, "delete", "pods", *asked, "--timeout=60s")
