@@ -211,6 +211,7 @@ class Instances:
             try:
                 if function.serves == "events":
                     await self._stock.give_listening(entry)
+                    await self.synced()  # the start comes by a socket of its own
                 answer = await self._request(entry, theirs, function.env, requested, flags)
             except BaseException:
                 for output in outputs:
@@ -238,7 +239,7 @@ class Instances:
             )
         if answer.verb != AnswerVerb.REFUSED:
             return answer
-        if entry.function.serves == "events":
+        if entry.function.serves == "events" and not answer.instance:
             self._stock.not_used(entry)
         if answer.error == errno.EIO and answer.step in (Step.NETWORK, Step.CGROUP):
             raise self._stock.explain(entry.function)

@@ -94,7 +94,7 @@ class Stock:
         self.parts.give(network, entry.function.network, entry.number)
 
     def not_used(self, entry: Registered) -> None:
-        """The node has refused the start that ``give_listening`` gave a network for."""
+        """The node has refused, and made no instance of, what ``give_listening`` was for."""
         self._unused[entry.number] += 1
 
     def forget(self, entry: Registered) -> None:

@@ -283,3 +283,50 @@ def test_a_log_keeper_that_hangs_keeps_nobody_who_needs_no_log() -> None:
             await asyncio.sleep(0.05)
 
     with_runtime(main)
+
+
+def test_a_start_that_fetches_events_gets_its_own_network_whatever_the_node_has_to_read() -> None:
+    """The network comes by the manager's connection, and the start by another."""
+    fetches = Function(rootfs="/", command=("/bin/sleep", "60"), serves="events", reuse="none")
+
+    async def listened(runtime: Runtime) -> bool:
+        instance = await runtime.start(fetches)
+        network = await instance.network
+        instance.kill()
+        await instance.ended
+        if network.listener:
+            network.take_listener().close()
+            return True
+        return False
+
+    async def main(runtime: Runtime) -> None:
+        assert await listened(runtime)
+        node = runtime._instances._node
+        assert node
+        for _ in range(3):
+            with stopped(runtime.node):
+                for unknown in range(100):
+                    node.signal(10**9 + unknown, signal.SIGTERM)
+                start = asyncio.create_task(listened(runtime))
+                await asyncio.sleep(0.2)  # without a wait for the node both are sent by now
+            assert await start
+
+    with_runtime(main)
+
+
+def test_an_instance_that_fails_takes_its_network_with_it() -> None:
+    """The next that fetches events has one of its own again."""
+    fetches = Function(rootfs="/", command=("/bin/sleep", "60"), serves="events", reuse="none")
+
+    async def main(runtime: Runtime) -> None:
+        directory = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+        for _ in range(2):
+            with pytest.raises(Failed):  # a directory is no stream
+                await runtime._instances.start(fetches, (directory,) * 3, 0)
+            instance = await runtime.start(fetches)
+            assert (await instance.network).listener
+            instance.kill()
+            await instance.ended
+        os.close(directory)
+
+    with_runtime(main)

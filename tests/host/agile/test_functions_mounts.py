@@ -1,11 +1,13 @@
 """Volumes and secrets of registered functions: each start has them, of a version as it was made."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.busybox import make
-from tests.support.lambda_host import with_functions, zipped
+from tests.support.lambda_host import boto, with_functions, zipped
 
 from firstlight.agile.function import Volume
 from firstlight.agile.functions.catalogue import Functions
@@ -38,6 +40,47 @@ def shared(directory: Path) -> tuple[Path, Path, Path]:
     key.write_text(WORD)
     key.chmod(0o600)
     return data, settings, key
+
+
+async def answered(functions: Functions, name: str, qualifier: str = "") -> Any:
+    answer, _ = await functions.invoke(name, b"{}", qualifier, request_id="r")
+    assert answer.error is None, answer.payload
+    return json.loads(answer.payload)
+
+
+def test_each_start_of_a_version_has_its_volumes_and_secrets(tmp_path: Path) -> None:
+    data, settings, key = shared(tmp_path)
+    given = Settings(
+        handler="app.main", timeout=30.0, secrets={"key": str(key)},
+        volumes=(Volume(str(data), "/mnt/data"), Volume(str(settings), "/etc/settings", True)),
+    )  # fmt: skip
+
+    async def main(functions: Functions) -> None:
+        source = ZipSource(data=zipped(app=LAMBDA))
+        await functions.add("f", source, given)
+        found = await answered(functions, "f")
+        assert (found["key"], found["file"], found["mode"], found["shown"]) == (
+            WORD, "colour = blue\n", "0o400", [])  # fmt: skip
+        assert all("nosuid" in one and "nodev" in one for one in found["options"])
+        assert sorted(one[:2] for one in found["options"]) == ["ro", "rw"]
+        status = (data / "new").stat()
+        assert (status.st_uid, status.st_gid) == (OWNER, OWNER)
+        other = key.with_name("other")
+        other.write_text("another")
+        await functions.update("f", given=Settings(secrets={"key": str(other)}))
+        assert (await answered(functions, "f"))["key"] == "another"
+        assert (await answered(functions, "f", "1"))["key"] == WORD
+        async with boto() as call:  # what is not set over HTTP stays as it is
+            await call("update_function_configuration", FunctionName="f", Timeout=20)
+            answer = await call("invoke", FunctionName="f")
+            assert json.loads(answer["Payload"])["key"] == "another"
+            shown = json.dumps(await call("get_function", FunctionName="f"), default=str)
+            assert str(other) not in shown
+        await functions.remove("f")
+        roots = functions.config.directory / "roots"
+        assert not [path for path in roots.iterdir() if path.name not in ("base", "skeleton")]
+
+    with_functions(tmp_path / "store", main)
 
 
 def test_a_command_has_them_where_its_root_has_no_place_for_them(tmp_path: Path) -> None:
