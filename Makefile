@@ -10,11 +10,12 @@
 # make functions-image   build the image of the runtime of functions for deploy/kubernetes
 # make chart             make a Helm chart of deploy/kubernetes
 # make lab-image         build the image that measures on the nodes of a cluster
+# make aws-cli           install the AWS CLI for its test
 # make test-hosts        try firstlight on other kernels and cgroups under QEMU; some 10 minutes each
 # make wheel             build dist/firstlight-….whl: for any Python from 3.11, libraries included
 # make wheel-arm64       build the same for arm64, by Debian's cross compiler
 # make bench             measure the marks for speed and memory, and check the attribution
-.PHONY: setup aws-cli build demo test test-hosts lint format bench fuzz wheel deb clean
+.PHONY: setup aws-cli build demo test test-hosts lint format bench fuzz wheel wheel-arm64 deb clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -90,7 +91,7 @@ endef
 	@$(PYTHON) -m venv $@ && $@/bin/pip install -q --disable-pip-version-check \
 	  awslambdaric==4.2.2 boto3==1.44.8 && touch $@
 
-# The AWS CLI is twice as large as all else that calls functions, so it is installed only on request.
+# The AWS CLI is three times as large as boto3, so it is installed only on request.
 aws-cli: .venv/aws-cli
 
 .venv/aws-cli:

@@ -97,6 +97,8 @@ def wheel() -> Path:
     cross, own = CACHE / "arm64.ini", Path("dist/arm64")
     cross.write_text(CROSS)
     shutil.rmtree(own, ignore_errors=True)
+    for older in Path("dist").glob("firstlight-*aarch64.whl"):
+        older.unlink()
     binaries = Path(sys.executable).parent
     environment = {
         **os.environ, "PATH": f"{binaries.absolute()}:{os.environ['PATH']}",

@@ -9,10 +9,10 @@ kubernetes: setup
 cni-daemons: setup
 	@$(BIN)/python mk/kubernetes.py daemons
 
-# A build that takes longer than BUILD_LIMIT is given up, so that what was built is still tested.
-BUILD_LIMIT = 40m
+# Builds that take longer are given up, and what was built is still tested.
+test-kubernetes: export BUILD_SECONDS ?= 2400
 test-kubernetes: setup
-	@timeout $(BUILD_LIMIT) $(BIN)/python mk/kubernetes.py || echo "what needs the rest is skipped, and says so" >&2
+	@$(BIN)/python mk/kubernetes.py || echo "what needs the rest is skipped, and says so" >&2
 	$(SUDO) env PATH="$$PATH" $(BIN)/pytest -q tests/kubernetes
 
 # The images of the node's agent and of functions, for deploy/kubernetes, and of what measures on nodes.

@@ -7,10 +7,12 @@ With ``daemons``: the daemons of CNI products, which a cluster can run, instead.
 A binary is kept as ``~/.cache/firstlight/COMPONENT-VERSION/NAME`` and linked from
 ``.venv/libexec/kubernetes``. One that cannot be built leaves ``NAME.missing`` there, with the
 reason. Exit status: 0 if all exist, 1 if some could not be built, 2 if none was tried.
+``BUILD_SECONDS`` in the environment limits all builds together.
 """
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -122,10 +124,11 @@ def main() -> int:
     if wanted and not _has_room(wanted):
         return 2
     failed = 0
+    until = time.monotonic() + float(os.environ.get("BUILD_SECONDS", "1e9"))
     if wanted:
         done = subprocess.run([HERE / "go.sh"], check=True, stdout=subprocess.PIPE, text=True)
         for number, binary in enumerate(wanted, 1):
-            failed += not _built(binary, done.stdout.strip(), f"{number}/{len(wanted)}")
+            failed += not _built(binary, done.stdout.strip(), f"{number}/{len(wanted)}", until)
     for binary in binaries:
         if binary.path.exists():
             _link(binary.path, binary.name)
@@ -166,7 +169,7 @@ def _has_room(wanted: list[Binary]) -> bool:
     return False
 
 
-def _built(binary: Binary, go: str, place: str) -> bool:
+def _built(binary: Binary, go: str, place: str, until: float) -> bool:
     """Build a binary, with a line before and after."""
     print(f"kubernetes: {place} {binary.name} {binary.version}: building", flush=True)
     begun = time.monotonic()
@@ -176,23 +179,36 @@ def _built(binary: Binary, go: str, place: str) -> bool:
                 "JOBS": str(len(os.sched_getaffinity(0)))}  # fmt: skip
     with tempfile.TemporaryDirectory(dir=binary.path.parent) as scratch:
         made = Path(scratch) / binary.name
-        done = subprocess.run(
-            [HERE / "go-replaced.sh", go, binary.module, f"v{binary.version}", binary.package,
-             made, binary.nested],
-            env=os.environ | settings, capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode == 0 and made.exists():
+        words = [HERE / "go-replaced.sh", go, binary.module, f"v{binary.version}",
+                 binary.package, made, binary.nested]  # fmt: skip
+        status, errors = _run(words, os.environ | settings, until)
+        if status == 0 and made.exists():
             made.rename(binary.path)
     taken = time.monotonic() - begun
     if binary.path.exists():
         size = binary.path.stat().st_size / 1e6
         print(f"kubernetes: {place} {binary.name}: {taken:.0f} s, {size:.0f} MB", flush=True)
         return True
-    words = [line for line in done.stderr.splitlines() if not line.startswith("go: downloading")]
-    why = " ".join(words[-3:]).strip() or f"exit status {done.returncode}"
+    lines = [line for line in errors.splitlines() if not line.startswith("go: downloading")]
+    why = " ".join(lines[-3:]).strip() or f"exit status {status}"
     print(f"kubernetes: {place} {binary.name}: failed after {taken:.0f} s: {why}", file=sys.stderr)
     _missing(binary.name, why)
     return False
+
+
+def _run(words: list[str | Path], environment: dict[str, str], until: float) -> tuple[int, str]:
+    """A program's exit status and errors. It ends, with its children, at the limit and with us."""
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True, process_group=0)  # fmt: skip
+    try:
+        _, errors = process.communicate(timeout=max(0.0, until - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        errors = "it takes longer than BUILD_SECONDS allows"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+    return process.returncode, errors
 
 
 def _link(path: Path, name: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from firstlight.errors import Unsupported
-from firstlight.lab.cluster import running, standing
+from firstlight.lab.cluster import programs, running, standing
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,6 +21,7 @@ def built() -> None:
         pytest.skip("needs root")
     try:
         running.probe()
+        programs.path("kubectl")
     except Unsupported as error:
         pytest.skip(f"{error.message}: {error.hint}")
 

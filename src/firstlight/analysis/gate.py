@@ -149,7 +149,10 @@ def _point(
             )
     tables = [_table(frame, own) for frame, own in zip(values, starts, strict=True)]
     none = [tuple([0] * len(own)) for own in starts]
-    names = sorted(set(tables[0]) | set(tables[1]))
+    known = set(tables[0]) | set(tables[1])
+    if not all(counts.FAULTS in table for table in tables):
+        known.discard(counts.FAULTS)  # a run of an older version does not know them
+    names = sorted(known)
     changes, varying = [], []
     for name in names:
         a, b = (table.get(name, zero) for table, zero in zip(tables, none, strict=True))

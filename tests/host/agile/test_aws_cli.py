@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from tests.support.lambda_host import ENDPOINT, with_functions, zipped
 from firstlight.agile.functions.catalogue import Functions
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-OWN = Path(sys.executable).parent.parent / "aws-cli/bin/aws"
-AWS = str(OWN) if OWN.exists() else shutil.which("aws")
+AWS = Path(sys.executable).parent.parent / "aws-cli/bin/aws"
 SECONDS = 120.0
 CODE = """
 def main(event, context):
@@ -22,7 +20,7 @@ def main(event, context):
 """
 
 
-@pytest.mark.skipif(not AWS, reason="the AWS CLI is not installed: make aws-cli")
+@pytest.mark.skipif(not AWS.exists(), reason="the AWS CLI is not installed: make aws-cli")
 def test_a_function_is_made_called_changed_and_removed_by_the_aws_cli(tmp_path: Path) -> None:
     code, answer = tmp_path / "code.zip", tmp_path / "answer.json"
     code.write_bytes(zipped(app=CODE))

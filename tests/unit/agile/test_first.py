@@ -1,12 +1,13 @@
 """The first process of a PID namespace."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-UNSHARE = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child",
-           "--mount-proc"]  # fmt: skip
+UNSHARE = ["unshare", *(("--user", "--map-root-user") if os.geteuid() else ()), "--pid", "--fork",
+           "--kill-child", "--mount-proc"]  # fmt: skip
 PROGRAM = """
 import os, signal, sys, time
 from firstlight.agile import first

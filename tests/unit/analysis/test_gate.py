@@ -66,6 +66,12 @@ def test_page_faults_count_where_more_than_the_page_cache_changed(
     assert gate.compare(a, b).outcome == outcome
 
 
+def test_a_run_that_does_not_know_page_faults_has_no_fewer(tmp_path: Path) -> None:
+    older = run_of(tmp_path / "a", [USUAL] * 9, faults=[0] * 9)
+    newer = run_of(tmp_path / "b", [USUAL] * 9, faults=FAULTS)
+    assert gate.compare(older, newer).outcome == "same"
+
+
 PLANTED = {
     "mount": (call("mount", "/extra tmpfs"), "call mount"),
     "process": (("fork", "process", "", "", 400, 400, None), "processes"),

@@ -115,7 +115,9 @@ def say(event: Event) -> None:
 def send() -> None:
     """Write the run as a tar file, and let the Job end."""
     with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
-        tar.add(_RUN, ".")
+        for path in sorted(_RUN.rglob("*")):
+            with suppress(FileNotFoundError):  # it was being written, and has its own name now
+                tar.add(path, str(path.relative_to(_RUN)), recursive=False)
     sys.stdout.buffer.flush()
     write_whole(_SENT, str(os.getpid()).encode())
 

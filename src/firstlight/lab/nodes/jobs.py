@@ -142,8 +142,11 @@ class Nodes:
                 return "interrupted"
             return part
 
-        with ThreadPoolExecutor(len(futures)) as pool:
+        pool = ThreadPoolExecutor(len(futures))
+        try:
             return dict(zip(futures, pool.map(fetch, futures), strict=True))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _make_namespace(self) -> None:
         privileged = {"pod-security.kubernetes.io/enforce": "privileged"}
