@@ -175,6 +175,7 @@ static int obey(const struct order *asked, size_t rest, struct rights *rights)
 	case ORDER_FUNCTION:
 		return set_function(asked, rights);
 	case ORDER_FORGET:
+		manager_tell(true); /* of networks that it gives up, too */
 		return function_forget(asked->count);
 	case ORDER_PART:
 		return add_part(asked, rights);

@@ -127,8 +127,10 @@ int part_take(enum part_kind kind, struct function *function)
 		index = queue_pop(&function->networks);
 	if (index == NOBODY)
 		index = queue_pop(kind == PART_NETWORK ? &node.networks[reach] : &node.cgroups);
-	if (index != NOBODY)
-		node.parts[index].state = PART_USED;
+	if (index == NOBODY)
+		return NOBODY;
+	node.parts[index].state = PART_USED;
+	node.owes_now |= node.parts[index].owed; /* before what comes of it next */
 	return index;
 }
 

@@ -13,9 +13,9 @@ def write_whole(path: Path, content: bytes | memoryview, mode: int | None = None
     new = unfinished(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     with os.fdopen(os.open(new, flags, 0o666 if mode is None else 0o600), "wb") as file:
-        file.write(content)
-        if mode is not None:
+        if mode is not None:  # also where a killed process has left one of another mode
             os.fchmod(file.fileno(), mode)
+        file.write(content)
     new.rename(path)
 
 

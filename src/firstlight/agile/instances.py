@@ -210,8 +210,7 @@ class Instances:
             outputs, theirs = ([], list(streams)) if streams else pipes()
             try:
                 if function.serves == "events":
-                    await self._stock.give_listening(entry)
-                    await self.synced()  # the start comes by a socket of its own
+                    await self._give_listening(entry)
                 answer = await self._request(entry, theirs, function.env, requested, flags)
             except BaseException:
                 for output in outputs:
@@ -225,6 +224,15 @@ class Instances:
         if outputs:
             instance.stdout, instance.stderr = outputs
         return instance
+
+    async def _give_listening(self, entry: Registered) -> None:
+        """Returns when the node has it: the start comes by a socket of its own."""
+        await self._stock.give_listening(entry)
+        try:
+            await self.synced()
+        except BaseException:
+            self._stock.not_used(entry)
+            raise
 
     async def _request(
         self, entry: Registered, streams: list[int], env: dict[str, str], requested: int,

@@ -107,12 +107,11 @@ def part(config: Config, identity: str, position: Position) -> tuple[bytes, Posi
 
 
 async def following(
-    config: Config, identity: str, position: Position, seconds: float, is_new: bool = False
+    config: Config, identity: str, position: Position, seconds: float, started: int = 0
 ) -> tuple[bytes, Position, bool]:
     """The same, after waiting for more for a while. Raises Failed.
 
-    ``is_new``: the instance has just been started, and its log may be about to begin, unless that
-    of a later one has begun.
+    ``started`` is when the instance was, ns of CLOCK_MONOTONIC: its log may begin later.
     """
     import asyncio  # clients, who only read lines, start without it
 
@@ -121,19 +120,12 @@ async def following(
         try:
             text, position, ended = await asyncio.to_thread(part, config, identity, position)
         except Failed:
-            if not is_new or time.monotonic() > began + _BEGIN_SECONDS:
+            if time.monotonic() > started / 1e9 + _BEGIN_SECONDS:
                 raise
-            is_new = not await asyncio.to_thread(_has_later, config, identity)
         else:
             if text or ended or time.monotonic() > began + seconds:
                 return text, position, ended
         await asyncio.sleep(_LOOK_SECONDS)
-
-
-def _has_later(config: Config, identity: str) -> bool:
-    """Whether a log of a later instance has begun: they begin in the order of the starts."""
-    stems = (file.stem for file in config.logs_directory.glob("*.log"))
-    return any(stem.isdecimal() and int(stem) > int(identity) for stem in stems)
 
 
 def lines(text: bytes) -> list[Line]:

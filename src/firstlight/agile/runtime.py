@@ -316,9 +316,11 @@ class Runtime:
         self, identity: str, position: logs.Position, seconds: float
     ) -> tuple[bytes, logs.Position, bool]:
         """Lines of a detached instance, as ``logs.following`` returns them. Raises Failed."""
-        is_new = self._instances.get(identity) is not None
-        is_new = is_new or identity in (instance.id for instance in self.ended())
-        return await logs.following(self.config, identity, position, seconds, is_new)
+        running = self._instances.get(identity)
+        ended = [each.started for each in self.ended() if each.id == identity]
+        now = time.monotonic_ns()
+        started = running.stamps.get("running", now) if running else max(ended, default=0)
+        return await logs.following(self.config, identity, position, seconds, started)
 
     async def logs(self, identity: str, follow: bool = False) -> AsyncIterator[logs.Line]:
         """The lines of a detached instance, to the end of its life if ``follow``. Raises Failed."""
