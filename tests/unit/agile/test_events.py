@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -158,6 +160,23 @@ def test_half_a_dead_letter_is_taken_back(
     with_queue(store, letters, Events(retries=0), fails, main)
     lines = [json.loads(line) for line in letters.read_text().splitlines()]
     assert [each["request"] for each in lines] == ["before", "a"]
+
+
+def test_dead_letters_of_many_threads_are_all_kept(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = tmp_path / "dead.jsonl"
+    texts = [b"%d" % number * 100_000 + b"\n" for number in range(100, 120)]
+    monkeypatch.setattr(os, "fsync", lambda _: time.sleep(0.002))  # as a slow disk does
+
+    async def main(queue: Queue) -> None:
+        with ThreadPoolExecutor(16) as threads:
+            list(threads.map(queue._append, texts))
+
+    with_queue(store, letters, Events(dead_bytes=4 << 20), fails, main)
+    first, second = (path.read_bytes() for path in (tmp_path / "dead.1.jsonl", letters))
+    assert len(first) == 14 * len(texts[0])
+    assert sorted((first + second).splitlines(keepends=True)) == texts
 
 
 def test_the_search_for_an_event_passes_over_those_of_a_function_without_room(

@@ -12,12 +12,12 @@ import errno
 import json
 import logging
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from firstlight.agile.config import Events
 from firstlight.agile.functions.errors import NotFound
@@ -40,7 +40,7 @@ class Queue:
 
     def __init__(self, config: Events, store: Store, letters: Path, answer: Answering) -> None:
         self._config, self._store, self._answer = config, store, answer
-        self._letters = letters
+        self._letters, self._letters_lock = letters, threading.Lock()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._busy: Counter[str] = Counter()
         self._accepting: list[tuple[Event, asyncio.Future[None]]] = []
@@ -173,13 +173,16 @@ class Queue:
             "function": event.name, "qualifier": event.qualifier, "attempts": attempts,
             "reason": reason[:4096], **_payload(event.payload),
         }  # fmt: skip
-        await asyncio.to_thread(self._append, letter)
+        await asyncio.to_thread(self._append, json.dumps(letter).encode() + b"\n")
         await asyncio.to_thread(self._store.done, [event.id])
         _log.warning("the event %s of %s is dead: %s", event.id, event.name, reason[:200])
 
-    def _append(self, letter: dict[str, Any]) -> None:
+    def _append(self, text: bytes) -> None:
+        with self._letters_lock:
+            self._write_letter(text)
+
+    def _write_letter(self, text: bytes) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        text = json.dumps(letter).encode() + b"\n"
         descriptor = os.open(self._letters, flags, 0o600)
         try:
             before = os.fstat(descriptor).st_size
