@@ -161,3 +161,19 @@ def test_a_head_that_does_not_come_ends_its_connection(
             writer.close()
 
     with_server(tmp_path, main)
+
+
+def test_a_body_that_stops_ends_its_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "BODY_SECONDS", 0.1)
+
+    async def main(_: Server) -> None:
+        for begin in (b"content-length: 9\r\n\r\nab", b"transfer-encoding: chunked\r\n\r\n9;"):
+            reader, writer = await asyncio.open_unix_connection(tmp_path / "http")
+            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\n" + begin)
+            with suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.close()
+
+    with_server(tmp_path, main)
