@@ -90,13 +90,21 @@ class Mounts:
     def _below(self, points: tuple[str, ...]) -> Path:
         """A directory in which each of these is, empty."""
         made = self._place / _points_name(points)
-        for point in points:
-            path = made / point.strip("/")
-            if point.endswith("/"):
-                path.mkdir(parents=True, exist_ok=True)
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
+        try:
+            for point in points:
+                path = made / point.strip("/")
+                if point.endswith("/"):
+                    path.mkdir(parents=True, exist_ok=True)
+                else:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.open("ab").close()
+        except OSError as error:
+            raise Failed(
+                f"cannot make {point} for a volume or secret: {error.strerror}",
+                "mount nothing below a file, and no two things at one path",
+            ) from error
+        for directory, _, _ in os.walk(made):
+            Path(directory).chmod(0o755)  # whatever the umask: instances are other users
         return made
 
     def _bind_host(self, target: Path) -> None:

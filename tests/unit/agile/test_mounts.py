@@ -1,0 +1,35 @@
+"""What the root of a function has for its volumes and secrets."""
+
+import os
+import stat
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from firstlight.agile.functions.mounts import Mounts
+from firstlight.errors import Failed
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Mounts:
+    return Mounts(tmp_path, cast("Any", None))
+
+
+@pytest.mark.parametrize("points", [("/a", "/a/b/"), ("/a", "/a/"), ("/a/", "/a"), ("/a", "/a/b")])
+def test_points_that_exclude_each_other_are_refused_by_name(
+    mounts: Mounts, points: tuple[str, ...]
+) -> None:
+    with pytest.raises(Failed, match=f"cannot make {points[1]} for a volume"):
+        mounts._below(points)
+
+
+def test_every_user_reaches_the_points_whatever_the_umask(mounts: Mounts) -> None:
+    before = os.umask(0o077)
+    try:
+        made = [mounts._below(("/a/b/c/", "/d/e")) for _ in range(2)][-1]
+    finally:
+        os.umask(before)
+    for name in (".", "a", "a/b", "a/b/c", "d"):
+        assert stat.S_IMODE((made / name).stat().st_mode) == 0o755
+    assert (made / "d/e").is_file()
