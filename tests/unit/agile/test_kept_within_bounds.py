@@ -112,3 +112,31 @@ def test_a_server_that_was_replaced_is_counted_and_closed() -> None:
         assert busy.closed
 
     asyncio.run(run())
+
+
+def test_a_server_that_was_replaced_is_waited_for_until_its_instances_have_ended() -> None:
+    async def run() -> None:
+        runtime = SimpleNamespace(config=Config())
+        version = FunctionVersion(name="f", version="1", kind="http", port=80)
+        slow, may_end = Busy(), asyncio.Event()
+        slow.requests = 0
+
+        async def close() -> None:
+            await may_end.wait()
+            slow.closed = True
+
+        slow.close = close  # type: ignore[method-assign]
+        serving = Serving(cast("Any", runtime))
+        server = serving._web(version)
+        server._up.append(cast("Any", slow))
+        serving._web(msgspec.structs.replace(version, revision=1))
+        leaving = asyncio.ensure_future(serving.__aexit__())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not leaving.done()
+        may_end.set()
+        await asyncio.wait_for(leaving, 60)
+        assert slow.closed
+        assert not serving._replaced
+
+    asyncio.run(run())

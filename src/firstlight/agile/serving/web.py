@@ -186,7 +186,6 @@ class Web:
     def _gone(self, instance: WebInstance) -> None:
         if instance in self._up:
             self._end(instance)
-            self._check_empty()
 
     def _rest(self, instance: WebInstance) -> None:
         """It ends when it has been idle for long, unless it is one that is always kept."""
@@ -201,7 +200,6 @@ class Web:
             self._rest(instance)
         else:
             self._end(instance)
-            self._check_empty()
 
     def _end(self, instance: WebInstance) -> None:
         self._up.remove(instance)
@@ -209,10 +207,14 @@ class Web:
             instance.expiry.cancel()
         task = self._loop.create_task(instance.close())
         self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._ending.discard(task)
+        self._check_empty()
 
     def _check_empty(self) -> None:
-        if not (self._up or self._starts.waiting or self._starts.tasks):
+        if not (self._up or self._starts.waiting or self._starts.tasks or self._ending):
             self._emptied(self)
 
 
