@@ -114,6 +114,10 @@ def test_credentials_are_read_like_those_of_aws(tmp_path: Path) -> None:
     assert known["A"].may("invoke", "shop-7")
     assert not known["A"].may("invoke", "shops")
     assert not known["A"].may("write", "img")
+    assert known["A"].may("read", "*")
+    few = Caller("few", "s", {"read": ("?", "[*]", "a*", "*?")})
+    assert few.may("read", "f")
+    assert not few.may("read", "*")
     assert known["B"].rights == {"write": ()}
     twice = "[{}]\naws_access_key_id = A\naws_secret_access_key = s\n"
     for text, words in (

@@ -29,9 +29,12 @@ class Caller:
 
     def may(self, right: Right, function: str) -> bool:
         """Whether it has a right to the function of this name; ``*``: to all of them."""
-        return self.rights is None or any(
-            fnmatchcase(function, pattern) for pattern in self.rights.get(right, ())
-        )
+        if self.rights is None:
+            return True
+        patterns = self.rights.get(right, ())
+        if function == "*":  # which ? and [*] match, too
+            return "*" in patterns
+        return any(fnmatchcase(function, pattern) for pattern in patterns)
 
 
 class Refused(Exception):
