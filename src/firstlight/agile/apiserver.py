@@ -84,6 +84,7 @@ class Server:
                     if event["type"] != "BOOKMARK":
                         yield objects
                 if time.monotonic() - began >= _WAIT_LEAST:
+                    wait = _WAIT_LEAST
                     continue
             except Refused as error:
                 if error.status == _GONE:

@@ -4,8 +4,9 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -97,6 +98,22 @@ def test_failures_wait_longer_and_longer(server: Server) -> None:
     for number, wait in enumerate(waits):
         most = min(2.0**number, 60.0)
         assert most / 2 <= wait <= most
+
+
+def test_a_watch_that_ends_well_ends_the_long_waits(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = count(step=30)
+    monkeypatch.setattr(apiserver, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    Handler.answers = [(500, [{"message": "no"}])] * 5 + [
+        (200, [listed(1, "a")]), (200, []),  # nothing changes
+        (500, [{"message": "no"}]),
+    ]  # fmt: skip
+    waits: list[float] = []
+    for _ in islice(server.follow(PATH, sleep=waits.append), 3):
+        pass
+    assert len(waits) == 6
+    assert waits[-1] <= 1.0
 
 
 def test_an_answer_that_is_no_json_is_refused(
