@@ -345,7 +345,15 @@ def follow(
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what was asked of the runtime, it does
     follower = Follower(Server(kubeconfig), namespace, _configuration(config).socket)
-    follows = threading.Thread(target=follower.run, daemon=True)
+
+    def run() -> None:
+        try:
+            follower.run()
+        except Exception:  # the others would wait for this thread without end
+            logging.exception("cannot follow the functions any more")
+            os._exit(1)
+
+    follows = threading.Thread(target=run, daemon=True)
     follows.start()
     follower.settled.wait()
     if metrics:

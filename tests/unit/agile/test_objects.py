@@ -44,6 +44,14 @@ def test_code_is_of_one_source() -> None:
             objects.request(function(**wrong))
 
 
+@pytest.mark.parametrize("generation", ["", "x", "1.0", "9" * 5000])
+def test_tags_that_others_change_are_of_no_state(generation: str) -> None:
+    tags = objects.request(function()).tags
+    assert objects.kept(tags | {"firstlight.dev/generation": generation}) == ("", 0)
+    for name in tags:
+        assert objects.kept({key: tags[key] for key in tags if key != name}) == ("", 0)
+
+
 def told(function: dict[str, Any], node: str, problem: str = "") -> dict[str, Any]:
     return function | {"status": objects.status(function, node, problem)}
 

@@ -22,7 +22,7 @@ from firstlight.errors import Failed
 
 OWNER = "kubernetes"
 NODES_MOST, MESSAGE_MOST = 16, 1024
-_UID, _GENERATION = "firstlight.dev/uid", "firstlight.dev/generation"
+UID, _GENERATION = "firstlight.dev/uid", "firstlight.dev/generation"
 
 State = tuple[str, int]
 """Which object it is, by its UID, and which generation of it."""
@@ -67,8 +67,11 @@ def state(function: Object) -> State:
 
 
 def kept(tags: dict[str, str]) -> State:
-    """The state that a function of the registry was made of."""
-    return tags.get(_UID, ""), int(tags.get(_GENERATION, 0))
+    """The state that a function of the registry was made of; callers of its API may change tags."""
+    try:
+        return tags[UID], int(tags[_GENERATION])
+    except (KeyError, ValueError):
+        return "", 0
 
 
 def request(function: Object) -> protocol.ApplyFunction:
@@ -86,7 +89,7 @@ def request(function: Object) -> protocol.ApplyFunction:
         return protocol.ApplyFunction(
             name=function["metadata"]["name"], source=_source(spec.code),
             settings=Settings(**settings), owner=OWNER,
-            tags={_UID: uid, _GENERATION: str(generation)},
+            tags={UID: uid, _GENERATION: str(generation)},
             concurrency=spec.concurrency, queue=spec.queue,
         )  # fmt: skip
     except (KeyError, ValueError, msgspec.ValidationError) as error:
