@@ -343,7 +343,9 @@ def follow(
     from firstlight.cli.agile import _configuration
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what was asked of the runtime, it does
+    # What was asked of the runtime, it does. Of a container's first process the kernel ignores the
+    # signals that have no handler.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     follower = Follower(Server(kubeconfig), namespace, _configuration(config).socket)
 
     def run() -> None:
