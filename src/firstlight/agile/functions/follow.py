@@ -106,7 +106,7 @@ class Follower:
         with Client(self._runtime) as client:
             return {each.name: objects.kept(each.tags)
                     for each in client.functions(protocol.ListFunctions())
-                    if each.owner == objects.OWNER}  # fmt: skip
+                    if each.owner == objects.OWNER and objects.UID in each.tags}  # fmt: skip
 
     def _keep(self, name: str) -> None:
         """Bring one function to what is wanted of it, which may change meanwhile."""

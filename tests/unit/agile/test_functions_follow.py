@@ -1,0 +1,73 @@
+"""What the follower of a cluster's Functions does to a runtime, of which this has a fake."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from firstlight.agile import protocol
+from firstlight.agile.functions import follow, objects
+
+
+def function(name: str) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "uid": "u", "generation": 1},
+        "spec": {"code": {"files": {"app.py": ""}}, "handler": "app:main"},
+    }
+
+
+class Fake:
+    """The API server and the runtime at once."""
+
+    def __init__(self) -> None:
+        self.registered: list[Any] = []
+        self.removed: list[str] = []
+        self.away: set[str] = set()
+
+    def ask(self, _method: str, path: str, _body: object = None) -> dict[str, Any]:
+        if self.away & set(path.split("/")):
+            raise OSError("it is away")
+        return function(path.removesuffix("/status").rpartition("/")[2])
+
+    def __enter__(self) -> "Fake":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def functions(self, request: protocol.ListFunctions | protocol.Change) -> list[Any]:
+        match request:
+            case protocol.RemoveFunction(name):
+                self.removed.append(name)
+            case protocol.ApplyFunction(name, owner=owner, tags=tags):
+                self.registered.append(SimpleNamespace(name=name, owner=owner, tags=tags))
+        return self.registered
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    made = Fake()
+    monkeypatch.setattr(follow, "Client", lambda _path: made)
+    return made
+
+
+def compare(follower: follow.Follower, *names: str) -> None:
+    """Compare once, and wait until all is done."""
+    follower._compare({name: objects.state(function(name)) for name in names})
+    follower._workers.shutdown()
+
+
+def test_only_what_was_made_of_an_object_is_removed(fake: Fake) -> None:
+    tags = objects.request(function("f")).tags
+    fake.registered = [
+        SimpleNamespace(name=name, owner=owner, tags=tags)
+        for name, owner, tags in (
+            ("made", objects.OWNER, tags),
+            ("changed", objects.OWNER, tags | {"firstlight.dev/generation": "x"}),
+            ("added", objects.OWNER, {"team": "a"}),
+            ("others", "somebody", tags),
+        )
+    ]
+    compare(follow.Follower(fake, "functions", Path("socket")))  # type: ignore[arg-type]
+    assert sorted(fake.removed) == ["changed", "made"]
