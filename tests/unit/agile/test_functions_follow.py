@@ -8,6 +8,7 @@ import pytest
 
 from firstlight.agile import protocol
 from firstlight.agile.functions import follow, objects
+from firstlight.errors import Failed
 
 
 def function(name: str) -> dict[str, Any]:
@@ -71,3 +72,36 @@ def test_only_what_was_made_of_an_object_is_removed(fake: Fake) -> None:
     ]
     compare(follow.Follower(fake, "functions", Path("socket")))  # type: ignore[arg-type]
     assert sorted(fake.removed) == ["changed", "made"]
+
+
+@pytest.mark.parametrize(("away", "served"), [("f", 1), ("status", 2)])
+def test_what_cannot_be_asked_for_is_tried_and_waits_for_its_next_turn(
+    fake: Fake, away: str, served: int
+) -> None:
+    fake.away = {away}
+    follower = follow.Follower(fake, "functions", Path("socket"))  # type: ignore[arg-type]
+    compare(follower, "f", "g")
+    assert follower.settled.is_set()
+    assert follower.counts() == {"wanted": 2, "served": served, "refused": 2 - served}
+    assert follower._failures["f"].wait == 10
+    compare(follower, "f", "g")  # not before its time: there are no workers any more
+    follower._keep("f")
+    assert follower._failures["f"].wait == 20
+    fake.away = set()
+    follower._keep("f")
+    assert follower.counts() == {"wanted": 2, "served": 2, "refused": 0}
+    assert "f" not in follower._failures
+
+
+def test_a_function_that_the_runtime_refuses_is_counted(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(request: object) -> list[Any]:
+        if isinstance(request, protocol.ApplyFunction):
+            raise Failed("it cannot be imported")
+        return []
+
+    monkeypatch.setattr(fake, "functions", refuse)
+    follower = follow.Follower(fake, "functions", Path("socket"))  # type: ignore[arg-type]
+    compare(follower, "f")
+    assert follower.counts() == {"wanted": 1, "served": 0, "refused": 1}

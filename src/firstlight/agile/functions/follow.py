@@ -36,6 +36,13 @@ class _Failure:
     wait: float
     until: float
 
+    @classmethod
+    def again(cls, state: State, before: "_Failure | None") -> "_Failure":
+        """A failure after another, which waits longer if it is of the same state."""
+        is_again = before and before.state == state
+        wait = min(2 * before.wait, _RETRY_MOST) if before and is_again else _RETRY_LEAST
+        return cls(state, wait, time.monotonic() + wait)
+
 
 class Follower:
     """One runtime, by its socket, and one namespace of Functions.
@@ -60,8 +67,9 @@ class Follower:
         """How many functions are wanted, are served as they are wanted, and are refused."""
         with self._lock:
             wanted = self._wanted.items()
-            served = sum(self._served.get(name) == state for name, state in wanted)
-            return {"wanted": len(wanted), "served": served, "refused": len(self._failures)}
+            served = {name for name, state in wanted if self._served.get(name) == state}
+            return {"wanted": len(wanted), "served": len(served),
+                    "refused": len(self._failures.keys() - served)}  # fmt: skip
 
     def run(self) -> None:
         """Follow for ever."""
@@ -116,9 +124,11 @@ class Follower:
                 failure = self._failures.get(name)
             try:
                 self._bring(name, state, failure)
-            except Exception as error:  # one of the servers is away; it is looked at again
+            except Exception as error:  # one of the servers is away; its turn comes again
                 _log.warning("cannot bring %s to what the cluster wants: %s", name, error)
-                state = self._wanted.get(name)
+                if state is not None:
+                    with self._lock:
+                        self._failures[name] = _Failure.again(state, failure)
             with self._lock:
                 if state == self._wanted.get(name):
                     self._busy.discard(name)
@@ -151,9 +161,7 @@ class Follower:
                 problem = f"{error.message}; {error.hint}" if error.hint else error.message
         with self._lock:
             if problem:
-                is_again = before and before.state == state
-                wait = min(2 * before.wait, _RETRY_MOST) if before and is_again else _RETRY_LEAST
-                self._failures[name] = _Failure(state, wait, time.monotonic() + wait)
+                self._failures[name] = _Failure.again(state, before)
             else:
                 self._failures.pop(name, None)
                 self._served[name] = state
