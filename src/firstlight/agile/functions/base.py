@@ -30,6 +30,7 @@ def make_skeleton(skeleton: Path) -> None:
     for name in _OF_INSTANCES:
         (skeleton / name).parent.mkdir(exist_ok=True)
         (skeleton / name).touch()
+    _open(skeleton)
 
 
 def make(base: Path) -> None:
@@ -51,6 +52,14 @@ def make(base: Path) -> None:
     alternatives = Path("/etc/alternatives")
     if alternatives.is_dir():
         shutil.copytree(alternatives, base / "etc/alternatives", symlinks=True)
+    _open(base)
+
+
+def _open(top: Path) -> None:
+    """Let every user read it, whatever the umask is: each function has a user of its own."""
+    for path in (top, *top.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & 0o7777 | (0o555 if path.is_dir() else 0o444))
 
 
 def bound() -> list[str]:
