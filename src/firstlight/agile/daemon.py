@@ -205,7 +205,7 @@ class _Connection:
             answer = protocol.Error(error.message, error.hint)
         except Exception as error:  # a client must not wait for an answer that never comes
             _log.exception("a request failed")
-            answer = protocol.Error(f"the runtime failed: {error!r}", "see its log")
+            answer = _failure(error)
         self._send(answer, connection)
         if connection:
             connection.close()
@@ -300,3 +300,11 @@ def _encoded(answer: protocol.Answer) -> tuple[bytes, list[int]]:
 def _close(descriptors: list[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+def _failure(error: Exception) -> protocol.Error:
+    """What a client is told of an error that nobody expected."""
+    if str(error) == "can't start new thread":  # as CPython says it
+        return protocol.Error("cannot start a thread: Resource temporarily unavailable",
+                              "raise the limit of processes")  # fmt: skip
+    return protocol.Error(f"the runtime failed: {error!r}", "see its log")

@@ -101,7 +101,7 @@ def test_a_helper_that_cannot_be_started_again_is_when_it_can(function: Make) ->
                         os.kill(helper, signal.SIGKILL)
                     while len(below(pid)) > 1:
                         await asyncio.sleep(0)
-                    with pytest.raises(Failed, match=r"cannot start .*helper: Resource"):
+                    with pytest.raises(Failed, match=r"cannot start .*: Resource"):
                         starts(client, function("hold", "0", network="internal"))
                 assert starts(client, hold) == 0
                 assert starts(client, function("hold", "0", network="internal")) == 0
