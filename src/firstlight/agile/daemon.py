@@ -227,7 +227,8 @@ class _Connection:
                 result = await runtime.invoke(function, msgspec.json.decode(event))
                 return protocol.Invoked(result)
             case protocol.Stop(identity, grace, number):
-                return protocol.Stopped(await runtime.instance(identity).stop(grace, number))
+                instance = await runtime.find_instance(identity)
+                return protocol.Stopped(await instance.stop(grace, number))
             case protocol.List(after, ended):
                 await runtime.synced()
                 return protocol.listed(runtime.ended() if ended else runtime.running(), after)

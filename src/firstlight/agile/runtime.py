@@ -195,7 +195,7 @@ class Runtime:
 
     async def publish(self, identity: str) -> None:
         """Lead its function's ports to an instance; if that fails, it ends. Raises Failed."""
-        instance = self.instance(identity)
+        instance = await self.find_instance(identity)
         try:
             await self._instances.publish(instance)
         except BaseException:
@@ -288,6 +288,12 @@ class Runtime:
             raise Failed(f"no instance {identity!r} is running", "list them: firstlight agile ps")
         return instance
 
+    async def find_instance(self, identity: str) -> Instance:
+        """The same, also of one that a client of the node has just started. Raises Failed."""
+        if self._instances.get(identity) is None:
+            await self.synced()
+        return self.instance(identity)
+
     def ended(self) -> list[Listed]:
         """The instances that ended last, in the order of their ids."""
         return self._instances.history.last()
@@ -316,6 +322,8 @@ class Runtime:
         self, identity: str, position: logs.Position, seconds: float
     ) -> tuple[bytes, logs.Position, bool]:
         """Lines of a detached instance, as ``logs.following`` returns them. Raises Failed."""
+        if self._instances.get(identity) is None:
+            await self.synced()
         running = self._instances.get(identity)
         ended = [each.started for each in self.ended() if each.id == identity]
         now = time.monotonic_ns()
@@ -342,7 +350,7 @@ class Runtime:
 
         Its environment is that of the instance's first process, and ``env``.
         """
-        instance = self.instance(identity)
+        instance = await self.find_instance(identity)
         own = await asyncio.to_thread(environment.of, instance.pid)
         words = node_wire.words(command, own | (env or {}), directory)
         ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()

@@ -46,6 +46,22 @@ def test_a_client_starts_lists_and_stops(function: Make) -> None:
     with_daemon(main)
 
 
+def test_what_has_just_been_started_can_be_stopped(function: Make) -> None:
+    """The node starts it, and may tell the manager later than the client asks for it."""
+
+    async def main(path: Path) -> None:
+        hold = function("hold", "60", network="none")
+        with Client(path) as client, Client(path) as other:
+            _, _, theirs = streams()
+            for _ in range(50):
+                before = client.start(hold, theirs)
+                started = client.start(hold, theirs)
+                assert other.stop(started.id).signal == signal.SIGKILL
+                assert other.stop(before.id).signal == signal.SIGKILL
+
+    with_daemon(main)
+
+
 def test_a_client_that_vanishes_takes_its_instances_with_it_but_not_the_detached(
     function: Make,
 ) -> None:
