@@ -65,14 +65,11 @@ static int set_limit(int resource, struct rlimit wanted)
 	return setrlimit(resource, &wanted) ? -errno : 0;
 }
 
+/* A kernel without it has none to inherit. */
 static int write_own(const char *path, const char *text)
 {
-	int file = open(path, O_WRONLY | O_CLOEXEC);
-	if (file < 0)
-		return errno == ENOENT ? 0 : -errno; /* a kernel without it has none to inherit */
-	int failed = write(file, text, strlen(text)) == (ssize_t)strlen(text) ? 0 : -errno;
-	close(file);
-	return failed;
+	int failed = sandbox_write(AT_FDCWD, path, text);
+	return failed == -ENOENT ? 0 : failed;
 }
 
 /* Pages of instances that are merged with others' tell by the time of a write what those hold; the

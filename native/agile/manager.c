@@ -453,7 +453,7 @@ static bool wants_more(void)
 
 /* While something is started, events are told in batches: a manager that woke for each would take the
  * CPU that the start needs. */
-static bool can_wait(void)
+static bool holds_back(void)
 {
 	if (node.owes_now || wants_more())
 		return false;
@@ -479,7 +479,7 @@ void manager_tell(bool all)
 {
 	if (node.manager < 0 || node.manager_blocked || !tell_state())
 		return;
-	if (all || !can_wait())
+	if (all || !holds_back())
 		tell_events();
 	rich_flush();
 }

@@ -60,7 +60,7 @@ static int failure(int result)
 	return result < 0 ? -errno : 0;
 }
 
-static int write_at(int directory, const char *name, const char *text)
+int sandbox_write(int directory, const char *name, const char *text)
 {
 	int file = openat(directory, name, O_WRONLY | O_CLOEXEC);
 	if (file < 0)
@@ -79,7 +79,7 @@ static int join_cgroup(const struct house *house, uint32_t cgroup)
 	int failed = 0;
 	snprintf(name, sizeof name, "%u/tasks", cgroup);
 	for (int i = 0; i < house->top_count && !house->unified && !failed; i++)
-		failed = write_at(house->tops[i], name, "0");
+		failed = sandbox_write(house->tops[i], name, "0");
 	return failed;
 }
 
@@ -104,7 +104,7 @@ static int set_limit(int top, uint32_t cgroup, const char *file, const char *tex
 {
 	char name[64];
 	snprintf(name, sizeof name, "%u/%s", cgroup, file);
-	int failed = write_at(top, name, text);
+	int failed = sandbox_write(top, name, text);
 	return !must && (failed == -ENOENT || failed == -EOPNOTSUPP) ? 0 : failed;
 }
 
@@ -347,13 +347,13 @@ static int enter_user_namespace(const struct definition *function, int self)
 		return failed;
 	if (prctl(PR_SET_DUMPABLE, 1) || unshare(CLONE_NEWUSER))
 		return -errno;
-	failed = write_at(self, "setgroups", "deny");
+	failed = sandbox_write(self, "setgroups", "deny");
 	snprintf(map, sizeof map, "%u %u 1", zygote ? 0 : function->uid, function->uid);
 	if (!failed)
-		failed = write_at(self, "uid_map", map);
+		failed = sandbox_write(self, "uid_map", map);
 	snprintf(map, sizeof map, "%u %u 1", zygote ? 0 : function->gid, function->gid);
 	if (!failed)
-		failed = write_at(self, "gid_map", map);
+		failed = sandbox_write(self, "gid_map", map);
 	/* What the zygote mounts later must be its user namespace's own. */
 	return failed || !zygote ? failed : failure(unshare(CLONE_NEWNS));
 }

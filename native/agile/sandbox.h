@@ -120,6 +120,9 @@ int sandbox_join(const struct house *house, struct place *place, int instance, i
 
 int64_t monotonic(void);
 
+/* Writes a small file of the kernel's. Returns 0 or a negative errno. */
+int sandbox_write(int directory, const char *name, const char *text);
+
 /* Sets what all children inherit. Returns 0 or a negative errno. */
 int inherit_set(void);
 

@@ -290,9 +290,14 @@ class Runtime:
 
     async def find_instance(self, identity: str) -> Instance:
         """The same, also of one that a client of the node has just started. Raises Failed."""
+        await self._known(identity)
+        return self.instance(identity)
+
+    async def _known(self, identity: str) -> Instance | None:
+        """A running instance, after a look at what the node has not told yet."""
         if self._instances.get(identity) is None:
             await self.synced()
-        return self.instance(identity)
+        return self._instances.get(identity)
 
     def ended(self) -> list[Listed]:
         """The instances that ended last, in the order of their ids."""
@@ -322,9 +327,7 @@ class Runtime:
         self, identity: str, position: logs.Position, seconds: float
     ) -> tuple[bytes, logs.Position, bool]:
         """Lines of a detached instance, as ``logs.following`` returns them. Raises Failed."""
-        if self._instances.get(identity) is None:
-            await self.synced()
-        running = self._instances.get(identity)
+        running = await self._known(identity)
         ended = [each.started for each in self.ended() if each.id == identity]
         now = time.monotonic_ns()
         started = running.stamps.get("running", now) if running else max(ended, default=0)
