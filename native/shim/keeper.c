@@ -13,7 +13,8 @@
  *   descriptor 4                messages of struct note, one descriptor with KEPT
  *
  * SIGHUP restarts the server. SIGTERM goes to it; the keeper ends when it has ended. The keeper is C
- * because it is there for as long as the node is, and must be small and never change.
+ * because it is there for as long as the node is, and must be small and never change. It is one file
+ * because calls, connections, the server and what is held change together when one of them ends.
  */
 #include "common/socket.h"
 

@@ -1,4 +1,7 @@
-"""The verbs of the registry of functions: ``firstlight agile function …``."""
+"""The verbs of the registry of functions: ``firstlight agile function …``.
+
+Over 500 lines: a third of it declares the options that ``add`` and ``update`` share.
+"""
 
 import os
 import sys
