@@ -32,6 +32,37 @@ from botocore.config import Config
 client = boto3.client(
     "lambda", endpoint_url=sys.argv[1], region_name="us-east-1", aws_access_key_id=sys.argv[2],
     aws_secret_access_key=sys.argv[3], config=Config(retries={"max_attempts": 0}, read_timeout=60))
+wrong = []
+COMMON = {"AccessDeniedException", "InvalidSignatureException", "UnrecognizedClientException"}
+TYPES = {"structure": dict, "list": list, "map": dict, "string": str, "integer": int, "long": int,
+         "boolean": bool, "double": float, "timestamp": (str, int, float)}
+def check(shape, value, where):
+    if not isinstance(value, TYPES.get(shape.type_name, object)):
+        wrong.append(f"{where} is {value!r}, not of type {shape.type_name}")
+    elif shape.type_name == "structure":
+        wrong.extend(f"{where} has no {name}" for name in shape.required_members
+                     if name not in value)
+        for name, one in value.items():
+            if name in shape.members:
+                check(shape.members[name], one, f"{where}.{name}")
+            else:
+                wrong.append(f"{where}.{name} is not known")
+    elif shape.type_name == "list":
+        for one in value:
+            check(shape.member, one, f"{where}[]")
+    elif shape.type_name == "map":
+        for name, one in value.items():
+            check(shape.value, one, f"{where}.{name}")
+def as_described(http_response, parsed, model, **_):
+    "Whether an answer is what botocore's description of the API says, which botocore does not ask."
+    if http_response.status_code >= 400:
+        name = parsed["Error"]["Code"]
+        statuses = {one.name: one.metadata["error"]["httpStatusCode"] for one in model.error_shapes}
+        if name not in COMMON and statuses.get(name) != http_response.status_code:
+            wrong.append(f"{model.name}: {name}, {http_response.status_code}")
+    elif http_response.status_code != 204 and model.name != "Invoke":
+        check(model.output_shape, json.loads(http_response.content), model.name)
+client.meta.events.register("after-call.lambda", as_described)
 def plain(value):
     if hasattr(value, "read"):
         value = value.read()
@@ -58,6 +89,8 @@ for line in sys.stdin:
                   "status": error.response["ResponseMetadata"]["HTTPStatusCode"]}
     except botocore.exceptions.BotoCoreError as error:
         answer = {"$error": "connection", "message": str(error)}
+    if wrong:
+        answer["$wrong"] = wrong
     print(json.dumps(answer, default=str), flush=True)
 """
 
@@ -76,6 +109,7 @@ class Boto:
         self._process.stdin.write(line.encode())
         answer = json.loads(await self._process.stdout.readline())
         assert isinstance(answer, dict)
+        assert "$wrong" not in answer, answer["$wrong"]
         return {key: _plain(value) for key, value in answer.items()}
 
 

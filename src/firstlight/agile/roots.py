@@ -63,24 +63,30 @@ def find(rootfs: Path, command: str, directory: str = "/") -> Path | None:
     return None
 
 
-def check_command(rootfs: Path, command: str, uid: int = -1, directory: str = "/") -> None:
-    """Raise Failed if the root file system certainly has no such command, or not for ``uid``."""
+def check_command(
+    rootfs: Path, command: str, uid: int = -1, directory: str = "/", shown: str = ""
+) -> None:
+    """Raise Failed if the root file system certainly has no such command, or not for ``uid``.
+
+    ``shown`` is what it is called in the words, where its path means nothing to the caller.
+    """
     _check_open(rootfs, uid)
+    name = shown or f"the root file system {rootfs}"
     where = inside(rootfs, directory)
     if where is not None and not where.is_dir():
-        raise Failed(f"the root file system {rootfs} has no directory {directory} to work in",
+        raise Failed(f"{name} has no directory {directory} to work in",
                      "add it there, or name another")  # fmt: skip
     path = find(rootfs, command, directory)
     if path is None:
         return  # what it means inside is for the kernel to say
     if not path.exists():
-        raise Failed(f"the root file system {rootfs} has no {command}",
-                     "add it there, or name another root file system")  # fmt: skip
+        raise Failed(f"{name} has no {command}", "add it there, or name another program")
     if path.is_dir() or not path.stat().st_mode & 0o111:
-        raise Failed(f"{command} in the root file system {rootfs} is not executable",
-                     f"chmod a+rx {path}")  # fmt: skip
+        raise Failed(f"{command} in {name} is not executable",
+                     f"give it the mode 0755, and update {shown}" if shown
+                     else f"chmod a+rx {path}")  # fmt: skip
     if path.is_file():
-        _check_interpreter(rootfs, command, path)
+        _check_interpreter(rootfs, command, path, name)
 
 
 def inside(rootfs: Path, command: str) -> Path | None:
@@ -103,36 +109,36 @@ def _check_open(rootfs: Path, uid: int) -> None:
                      f"{status.st_mode & 0o7777:04o}", f"chmod o+x {rootfs}")  # fmt: skip
 
 
-def _check_interpreter(rootfs: Path, command: str, path: Path) -> None:
+def _check_interpreter(rootfs: Path, command: str, path: Path, name: str) -> None:
     """A script names what reads it in its first line; a program its loader in its head."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if head.startswith(b"\x7fELF"):
-        _check_machine(rootfs, command, head)
+        _check_machine(command, head, name)
         named = _loader(head)
     elif head.startswith(b"#!"):
         line = head[2:].split(b"\n")[0]
         if line.endswith(b"\r"):
-            raise Failed(f"{command} in the root file system {rootfs} has Windows' line ends, "
+            raise Failed(f"{command} in {name} has Windows' line ends, "
                          "which hide its interpreter", "convert it: sed -i 's/\\r$//'")  # fmt: skip
         named = os.fsdecode(line.split()[0]) if line.split() else ""
     else:
-        raise Failed(f"{command} in the root file system {rootfs} is no program, nor "
+        raise Failed(f"{command} in {name} is no program, nor "
                      "a script with its interpreter", "begin it with #! and a path")  # fmt: skip
     if named.startswith("/"):
         interpreter = inside(rootfs, named)
         if interpreter is not None and not interpreter.exists():
-            raise Failed(f"{command} needs the interpreter {named}, which the root file system "
-                         f"{rootfs} does not have", "add it there")  # fmt: skip
+            raise Failed(f"{command} needs the interpreter {named}, which {name} does not have",
+                         "add it there")  # fmt: skip
 
 
-def _check_machine(rootfs: Path, command: str, head: bytes) -> None:
+def _check_machine(command: str, head: bytes, name: str) -> None:
     """Raise Failed for a program of another architecture. Layout: elf(5)."""
     here = platform.machine()
     kind = int.from_bytes(head[18:20], "little" if head[5:6] == b"\1" else "big")
     if here in _MACHINES and (kind, head[4:5]) != (_MACHINES[here], b"\2"):
         names = {number: name for name, number in (*_MACHINES.items(), *_OTHERS.items())}
-        raise Failed(f"{command} in the root file system {rootfs} is a program for "
+        raise Failed(f"{command} in {name} is a program for "
                      f"{names.get(kind, f'machine {kind}')}, and this machine is {here}",
                      f"use one that is built for {here}")  # fmt: skip
 

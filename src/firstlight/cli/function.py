@@ -26,7 +26,7 @@ from firstlight.cli.output import Json, completion, examples, print_json, print_
 from firstlight.errors import FirstlightError, UnknownName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from firstlight.agile import protocol
     from firstlight.agile.functions.records import Registration, Settings, Source
@@ -439,7 +439,7 @@ def _given(
 
     from firstlight.agile.functions.records import Settings
 
-    code, handler = _source(source, handler, command or ())
+    code, handler = _source(source, handler)
     network = str(limits["network"] or "none")
     for what, word, valid in (("kind", kind, ("", *_KINDS)), ("network", network, _NETWORKS)):
         if word not in valid:
@@ -461,7 +461,7 @@ def _given(
     return code, msgspec.convert(fields, Settings)
 
 
-def _source(source: str, handler: str, command: "Sequence[str]") -> "tuple[Source | None, str]":
+def _source(source: str, handler: str) -> "tuple[Source | None, str]":
     """A source, and the handler as the runtime calls it."""
     from firstlight.agile.functions.records import (
         TRANSPORTS,
@@ -479,7 +479,8 @@ def _source(source: str, handler: str, command: "Sequence[str]") -> "tuple[Sourc
             path = path.absolute()
             if not path.is_file():
                 raise FirstlightError(f"the handler's file {path} does not exist", "FILE.py:NAME")
-            return DirectorySource(str(path.parent), (path.name,)), f"{path.stem}:{attribute}"
+            file_alone = DirectorySource(str(path.parent), (path.name,), root=False)
+            return file_alone, f"{path.stem}:{attribute}"
     if not source:
         return None, handler
     if source.startswith(TRANSPORTS):
@@ -494,21 +495,7 @@ def _source(source: str, handler: str, command: "Sequence[str]") -> "tuple[Sourc
             f"{source} is no source of a function",
             f"begin it with {', '.join(TRANSPORTS)}, or give a directory, a .zip or a .wasm file",
         )
-    own = (path / "usr/bin/python3").exists()
-    return DirectorySource(
-        str(path), root=own or (not handler and _is_root(path, command))
-    ), handler
-
-
-def _is_root(path: Path, command: "Sequence[str]") -> bool:
-    """Whether a directory is the whole root of a command: whether it has its program.
-
-    Code beside the command's arguments, such as a script, goes over the host's programs.
-    """
-    from firstlight.agile import roots
-
-    found = roots.find(path, command[0]) if command else None
-    return found is not None and found.exists()
+    return DirectorySource(str(path)), handler
 
 
 def _absolute(image: str) -> str:

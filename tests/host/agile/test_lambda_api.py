@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.support.lambda_host import ENDPOINT, boto, with_functions, zipped
+from tests.support.lambda_host import ENDPOINT, Boto, boto, with_functions, zipped
 
 from firstlight.agile.functions.catalogue import Functions
 
@@ -96,6 +97,149 @@ def test_the_life_of_a_function(tmp_path: Path) -> None:
             assert (await call("list_functions"))["Functions"] == []
         [store] = tmp_path.iterdir()
         assert not list((store / "trees").iterdir())
+
+    with_functions(tmp_path, main)
+
+
+def test_a_name_may_be_an_arn_or_a_part_of_it_and_leads_to_what_it_names(tmp_path: Path) -> None:
+    account = "000000000000:function:f"
+
+    async def main(_: Functions) -> None:
+        named = "def main(e, c):\n    return c.invoked_function_arn\n"
+        async with boto() as call:
+            await call("create_function", **create("f", named, Handler="app.main", Publish=True))
+            await call("create_alias", FunctionName="f", Name="live", FunctionVersion="1")
+            for qualifier, version in (
+                ("", "$LATEST"), (":$LATEST", "$LATEST"), (":1", "1"), (":live", "1"),
+            ):  # fmt: skip
+                for name in ("f", account, f"{ARN}f"):
+                    given = {"FunctionName": name + qualifier}
+                    found = await call("get_function_configuration", **given)
+                    assert found["FunctionArn"] == f"{ARN}f{qualifier}"
+                    assert found["Version"] == version
+                    whole = await call("get_function", **given)
+                    assert whole["Configuration"]["FunctionArn"] == found["FunctionArn"]
+                    answer = await call("invoke", **given)
+                    assert answer["ExecutedVersion"] == version
+                    assert json.loads(answer["Payload"]) == f"{ARN}f{qualifier}"
+            differ = await call("get_function", FunctionName="f:1", Qualifier="live")
+            assert differ["$error"] == "InvalidParameterValueException"
+            for method, more in (
+                ("update_function_configuration", {"Timeout": 3}),
+                ("update_function_code", {"ZipFile": zipped(app="")}),
+                ("publish_version", {}),
+                ("list_aliases", {}),
+                ("put_function_concurrency", {"ReservedConcurrentExecutions": 1}),
+            ):
+                refused = await call(method, FunctionName="f:1", **more)
+                assert refused["$error"] == "InvalidParameterValueException", method
+
+    with_functions(tmp_path, main)
+
+
+def test_who_removes_what_a_page_has_finds_the_rest_on_the_next(tmp_path: Path) -> None:
+    async def pages(call: Boto, method: str, key: str, **named: Any) -> list[list[dict[str, Any]]]:
+        found: list[list[dict[str, Any]]] = []
+        marker: dict[str, str] = {}
+        while True:
+            page = await call(method, MaxItems=2, **named, **marker)
+            found.append(page[key])
+            for one in page[key] if method == "list_functions" else []:
+                await call("delete_function", FunctionName=one["FunctionName"])
+            if "NextMarker" not in page:
+                return found
+            marker = {"Marker": page["NextMarker"]}
+
+    async def main(functions: Functions) -> None:
+        async with boto() as call:
+            for name in ("b", "a", "d", "c", "e"):
+                await call("create_function", **create(name))
+            for seconds in range(10, 21):
+                await call("update_function_configuration", FunctionName="a", Timeout=seconds)
+                await call("publish_version", FunctionName="a")
+            for name in ("y", "x", "z"):
+                await call("create_alias", FunctionName="a", Name=name, FunctionVersion="1")
+            versions = await pages(call, "list_versions_by_function", "Versions", FunctionName="a")
+            assert [one["Version"] for page in versions for one in page] == [
+                "$LATEST", *map(str, range(1, 12))]  # fmt: skip
+            assert versions[0][0]["FunctionArn"] == f"{ARN}a:$LATEST"
+            aliases = await pages(call, "list_aliases", "Aliases", FunctionName="a")
+            assert [[one["Name"] for one in page] for page in aliases] == [["x", "y"], ["z"]]
+            every = await call("list_functions", FunctionVersion="ALL", MaxItems=5)
+            assert {one["FunctionName"] for one in every["Functions"]} == {"a"}
+            assert every["NextMarker"]
+            strange = await call("list_functions", Marker="1")
+            assert strange["$error"] == "InvalidParameterValueException"
+            found = await pages(call, "list_functions", "Functions")
+            assert [[one["FunctionName"] for one in page] for page in found] == [
+                ["a", "b"], ["c", "d"], ["e"]]  # fmt: skip
+            assert functions.names() == []
+
+    with_functions(tmp_path, main)
+
+
+def test_a_change_names_the_revision_that_it_changes(tmp_path: Path) -> None:
+    async def main(_: Functions) -> None:
+        async with boto() as call:
+            old = (await call("create_function", **create("f")))["RevisionId"]
+            newer = zipped(app="def main(event): return 2")
+            digest = base64.b64encode(hashlib.sha256(newer).digest()).decode()
+            dry = await call("update_function_code", FunctionName="f", ZipFile=newer, DryRun=True)
+            assert (dry["CodeSha256"], dry["RevisionId"]) == (digest, old)
+            changed = await call(
+                "update_function_code", FunctionName="f", ZipFile=newer, RevisionId=old
+            )
+            assert (changed["CodeSha256"], changed["CodeSize"]) == (digest, len(newer))
+            for waiter in ("function_active_v2", "function_updated_v2", "function_updated"):
+                await call("wait", waiter=waiter, FunctionName="f")
+            for method, more in (
+                ("update_function_code", {"ZipFile": newer}),
+                ("update_function_configuration", {"Timeout": 9}),
+                ("publish_version", {}),
+            ):
+                refused = await call(method, FunctionName="f", RevisionId=old, **more)
+                assert refused["$error"] == "PreconditionFailedException", method
+            other = base64.b64encode(bytes(32)).decode()
+            refused = await call("publish_version", FunctionName="f", CodeSha256=other)
+            assert refused["$error"] == "InvalidParameterValueException"
+            made = await call("publish_version", FunctionName="f", CodeSha256=digest)
+            assert made["FunctionArn"] == f"{ARN}f:1"
+            one = await call("create_alias", FunctionName="f", Name="live", FunctionVersion="1")
+            await call("update_alias", FunctionName="f", Name="live", Description="new")
+            refused = await call(
+                "update_alias", FunctionName="f", Name="live", RevisionId=one["RevisionId"]
+            )
+            assert refused["$error"] == "PreconditionFailedException"
+            for _time in range(2):
+                assert "$error" not in await call("delete_alias", FunctionName="f", Name="live")
+
+    with_functions(tmp_path, main)
+
+
+def test_what_the_node_does_not_have_is_refused_and_not_left_out(tmp_path: Path) -> None:
+    async def main(functions: Functions) -> None:
+        async with boto() as call:
+            await call("create_function", **create("f", Publish=True))
+            for given in (
+                {"Layers": ["arn:aws:lambda:us-east-1:000000000000:layer:one:1"]},
+                {"VpcConfig": {"SubnetIds": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}},
+                {"DeadLetterConfig": {"TargetArn": "arn:aws:sqs:us-east-1:000000000000:dead"}},
+                {"FileSystemConfigs": [{
+                    "Arn": "arn:aws:elasticfilesystem:us-east-1:000000000000:access-point/"
+                           "fsap-00000000000000000", "LocalMountPath": "/mnt/data"}]},
+            ):  # fmt: skip
+                refused = await call("create_function", **create("g"), **given)
+                assert refused["$error"] == "InvalidParameterValueException", given
+                refused = await call("update_function_configuration", FunctionName="f", **given)
+                assert refused["$error"] == "InvalidParameterValueException", given
+            weights = {"AdditionalVersionWeights": {"1": 0.5}}
+            refused = await call("create_alias", FunctionName="f", Name="live",
+                                 FunctionVersion="1", RoutingConfig=weights)  # fmt: skip
+            assert refused["$error"] == "InvalidParameterValueException"
+            made = await call("create_function", **create("g"), Layers=[], VpcConfig={},
+                              DeadLetterConfig={}, FileSystemConfigs=[])  # fmt: skip
+            assert made["EphemeralStorage"] == {"Size": 512}
+            assert functions.names() == ["f", "g"]
 
     with_functions(tmp_path, main)
 

@@ -164,7 +164,7 @@ class Functions:
         async with self.using(name, qualifier) as version:
             answer = await self._serving.invoke(
                 version, event, request_id=request_id, deadline=deadline,
-                client_context=client_context, trace=trace,
+                client_context=client_context, trace=trace, arn=settings.qualified(name, qualifier),
             )  # fmt: skip
         return answer, version
 
@@ -442,7 +442,7 @@ class Functions:
     async def _made(
         self, name: str, given: Settings, source: Source, owner: str, tries: bool
     ) -> Revision:
-        code, own = await asyncio.to_thread(_fetched, self._content, source)
+        code, own = await asyncio.to_thread(_fetched, self._content, source, given)
         return await self._checked(name, given, code, own, owner, tries)
 
     async def _checked(
@@ -582,7 +582,9 @@ def _check_name(name: str) -> None:
                       "1 to 64 letters, digits, - and _")  # fmt: skip
 
 
-def _fetched(content: Content, source: Source) -> tuple[Code, ImageSettings | None]:
+def _fetched(
+    content: Content, source: Source, given: Settings
+) -> tuple[Code, ImageSettings | None]:
     """The code of a source on disk; blocks."""
     match source:
         case ImageSource(image):
@@ -591,7 +593,8 @@ def _fetched(content: Content, source: Source) -> tuple[Code, ImageSettings | No
         case ZipSource(path, data):
             return content.add_zip(path or "a zip file", data or Path(path)), None
         case DirectorySource(path, names, root):
-            return content.add_directory(Path(path), list(names), root), None
+            whole = settings.is_root(Path(path), given) if root is None else root
+            return content.add_directory(Path(path), list(names), whole), None
         case ModuleSource(path):
             return content.add_module(Path(path)), None
 

@@ -62,11 +62,14 @@ class ZipSource(Struct, frozen=True, tag="zip"):
 
 
 class DirectorySource(Struct, frozen=True, tag="directory"):
-    """A directory on the node, or some names in it. ``root``: it is a whole root file system."""
+    """A directory on the node, or some names in it. ``root``: it is a whole root file system.
+
+    None: it is one if it has the function's program.
+    """
 
     path: str
     names: tuple[str, ...] = ()
-    root: bool = False
+    root: bool | None = None
 
 
 class ModuleSource(Struct, frozen=True, tag="wasm"):

@@ -14,7 +14,7 @@ from firstlight.agile import roots
 from firstlight.agile.function import SECRETS, Function
 from firstlight.agile.functions.base import RUNTIME
 from firstlight.agile.functions.errors import Invalid
-from firstlight.agile.functions.records import LATEST, Code, ImageSettings, Revision, Settings
+from firstlight.agile.functions.records import Code, ImageSettings, Revision, Settings
 from firstlight.agile.functions.version import FunctionVersion, Kind
 from firstlight.agile.interpreter import INTERPRETER
 from firstlight.errors import Failed
@@ -80,7 +80,19 @@ def check_root(version: FunctionVersion) -> None:
     if version.kind != "wasm":
         command = version.command[0] if version.command else INTERPRETER
         with _invalid():
-            roots.check_command(Path(version.root), command, directory=version.directory)
+            roots.check_command(
+                Path(version.root), command, directory=version.directory, shown="its code"
+            )
+
+
+def is_root(path: Path, given: Settings) -> bool:
+    """Whether a directory is a function's whole root: whether it has its program; blocks.
+
+    Code beside the command's arguments, such as a script, goes over the host's programs.
+    """
+    programs = [INTERPRETER, *((given.command or ())[:1] if not given.handler else ())]
+    places = [roots.find(path, program) for program in programs]
+    return any(place is not None and place.exists() for place in places)
 
 
 def points(version: FunctionVersion) -> tuple[str, ...]:
@@ -91,9 +103,9 @@ def points(version: FunctionVersion) -> tuple[str, ...]:
     return (*made, *([f"{SECRETS}/"] if version.secrets else []))
 
 
-def qualified(name: str, version: str) -> str:
-    """The ARN of a version or alias."""
-    return ARN + name + (f":{version}" if version and version != LATEST else "")
+def qualified(name: str, qualifier: str) -> str:
+    """The ARN of a version or alias, or without one of the function."""
+    return ARN + name + (f":{qualifier}" if qualifier else "")
 
 
 def _kind(code: Code, own: ImageSettings | None) -> Kind:

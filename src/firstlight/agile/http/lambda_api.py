@@ -26,7 +26,7 @@ from firstlight.agile.functions.errors import (
     NotFound,
     TooLarge,
 )
-from firstlight.agile.functions.records import LATEST
+from firstlight.agile.functions.records import LATEST, Registration
 from firstlight.agile.functions.settings import qualified
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.http import access
@@ -44,6 +44,7 @@ from firstlight.agile.http.lambda_requests import (
     named,
     page,
     read,
+    whole,
 )
 from firstlight.agile.serving import Answer, Throttled
 from firstlight.errors import FirstlightError, UnknownName
@@ -152,25 +153,35 @@ async def _create(functions: Functions, request: Request) -> Response:
         tags=asked.tags,
         owner=access.name(request.scope),
     )
-    version = str(found.published) if asked.publish else LATEST
-    return as_json(shapes.configuration(found, found.revisions[version]), 201)
+    return as_json(_changed(found, asked.publish), 201)
+
+
+def _changed(found: Registration, is_published: bool) -> dict[str, Any]:
+    """What a change has made: a version, or the newest code."""
+    version = str(found.published) if is_published else ""
+    return shapes.configuration(found, found.revisions[version or LATEST], version)
 
 
 async def _list(functions: Functions, request: Request) -> Response:
     every = request.query_params.get("FunctionVersion") == "ALL"
-    found = [
-        shapes.configuration(function, revision)
+    found = {
+        (function.name, _number(version)): (function, revision, version if every else "")
         for function in map(functions.get, functions.names())
         if access.may(request.scope, "read", function.name)
-        for revision in (function.revisions.values() if every else [function.latest])
-    ]
-    return page(request, "Functions", found)
+        for version, revision in function.revisions.items()
+        if every or version == LATEST
+    }
+    return page(request, "Functions", found, lambda one: shapes.configuration(*one))
+
+
+def _number(version: str) -> int:
+    return 0 if version == LATEST else int(version)
 
 
 async def _get(functions: Functions, request: Request) -> Response:
     name, qualifier = named(request)
     revision = functions.find(name, qualifier)
-    return as_json(shapes.function(functions.get(name), revision))
+    return as_json(shapes.function(functions.get(name), revision, qualifier))
 
 
 async def _delete(functions: Functions, request: Request) -> Response:
@@ -182,11 +193,11 @@ async def _delete(functions: Functions, request: Request) -> Response:
 async def _get_configuration(functions: Functions, request: Request) -> Response:
     name, qualifier = named(request)
     revision = functions.find(name, qualifier)
-    return as_json(shapes.configuration(functions.get(name), revision))
+    return as_json(shapes.configuration(functions.get(name), revision, qualifier))
 
 
 async def _put_configuration(functions: Functions, request: Request) -> Response:
-    name, _ = named(request)
+    name = whole(request)
     asked = await body(request, shapes.Configuration)
     found = await functions.update(
         name, given=asked.settings(), publish=False,
@@ -196,21 +207,19 @@ async def _put_configuration(functions: Functions, request: Request) -> Response
 
 
 async def _put_code(functions: Functions, request: Request) -> Response:
-    name, _ = named(request)
+    name = whole(request)
     asked = await body(request, shapes.UpdateCode)
     source = asked.source()
     if asked.dry_run:
-        found = functions.get(name)
-        return as_json(shapes.configuration(found, found.latest))
+        return as_json(shapes.tried(functions.get(name), asked))
     found = await functions.update(
         name, source, publish=asked.publish, expected=shapes.revision_number(asked.revision_id)
     )
-    version = str(found.published) if asked.publish else LATEST
-    return as_json(shapes.configuration(found, found.revisions[version]))
+    return as_json(_changed(found, asked.publish))
 
 
 async def _publish(functions: Functions, request: Request) -> Response:
-    name, _ = named(request)
+    name = whole(request)
     asked = await body(request, shapes.Publish)
     latest = shapes.configuration(functions.get(name), functions.get(name).latest)
     if asked.code_sha256 not in (None, latest["CodeSha256"]):
@@ -218,19 +227,24 @@ async def _publish(functions: Functions, request: Request) -> Response:
     revision = await functions.publish(
         name, asked.description, shapes.revision_number(asked.revision_id)
     )
-    return as_json(shapes.configuration(functions.get(name), revision), 201)
+    version = revision.version.version
+    return as_json(shapes.configuration(functions.get(name), revision, version), 201)
 
 
 async def _versions(functions: Functions, request: Request) -> Response:
-    name, _ = named(request)
+    name = whole(request)
     function = functions.get(name)
-    found = [shapes.configuration(function, one) for one in function.revisions.values()]
-    return page(request, "Versions", found)
+    found = {("", _number(version)): version for version in function.revisions}
+    return page(
+        request, "Versions", found,
+        lambda version: shapes.configuration(function, function.revisions[version], version),
+    )  # fmt: skip
 
 
 async def _create_alias(functions: Functions, request: Request) -> Response:
-    name, _ = named(request)
+    name = whole(request)
     asked = await body(request, shapes.CreateAlias)
+    asked.check()
     found = await functions.set_alias(
         name, asked.name, asked.function_version, asked.description, new=True
     )
@@ -238,18 +252,18 @@ async def _create_alias(functions: Functions, request: Request) -> Response:
 
 
 async def _aliases(functions: Functions, request: Request) -> Response:
-    name, _ = named(request)
+    name = whole(request)
     version = request.query_params.get("FunctionVersion")
-    found = [
-        shapes.alias(name, one)
+    found = {
+        (one.name, 0): one
         for one in functions.get(name).aliases.values()
         if version in (None, one.version)
-    ]
-    return page(request, "Aliases", found)
+    }
+    return page(request, "Aliases", found, lambda one: shapes.alias(name, one))
 
 
 async def _get_alias(functions: Functions, request: Request) -> Response:
-    name, _ = named(request)
+    name = whole(request)
     wanted = request.path_params["alias"]
     found = functions.get(name).aliases.get(wanted)
     if found is None:
@@ -258,8 +272,9 @@ async def _get_alias(functions: Functions, request: Request) -> Response:
 
 
 async def _put_alias(functions: Functions, request: Request) -> Response:
-    name, _ = named(request)
+    name = whole(request)
     asked = await body(request, shapes.UpdateAlias)
+    asked.check()
     found = await functions.set_alias(
         name, request.path_params["alias"], asked.function_version, asked.description, new=False,
         expected=shapes.revision_number(asked.revision_id),
@@ -268,26 +283,28 @@ async def _put_alias(functions: Functions, request: Request) -> Response:
 
 
 async def _delete_alias(functions: Functions, request: Request) -> Response:
-    name, _ = named(request)
-    await functions.remove_alias(name, request.path_params["alias"])
+    name = whole(request)
+    alias = request.path_params["alias"]
+    if alias in functions.get(name).aliases:  # as in the API, it may be gone already
+        await functions.remove_alias(name, alias)
     return Response(status_code=204)
 
 
 async def _put_concurrency(functions: Functions, request: Request) -> Response:
-    name, _ = named(request)
+    name = whole(request)
     asked = await body(request, shapes.Concurrency)
     await functions.reserve(name, asked.reserved_concurrent_executions)
     return as_json({"ReservedConcurrentExecutions": asked.reserved_concurrent_executions})
 
 
 async def _get_concurrency(functions: Functions, request: Request) -> Response:
-    name, _ = named(request)
+    name = whole(request)
     reserved = functions.get(name).concurrency
     return as_json({} if reserved is None else {"ReservedConcurrentExecutions": reserved})
 
 
 async def _delete_concurrency(functions: Functions, request: Request) -> Response:
-    name, _ = named(request)
+    name = whole(request)
     await functions.reserve(name, None)
     return Response(status_code=204)
 
@@ -302,10 +319,11 @@ async def _put_provisioned(functions: Functions, request: Request) -> Response:
 async def _get_provisioned(functions: Functions, request: Request) -> Response:
     name, qualifier = named(request)
     if request.query_params.get("List") == "ALL":
-        return page(request, "ProvisionedConcurrencyConfigs", [
-            {"FunctionArn": qualified(name, one), **_provisioned(functions, name, one)}
-            for one in functions.get(name).provisioned
-        ])  # fmt: skip
+        found = {(one, 0): one for one in functions.get(name).provisioned}
+        return page(
+            request, "ProvisionedConcurrencyConfigs", found,
+            lambda one: {"FunctionArn": qualified(name, one), **_provisioned(functions, name, one)},
+        )  # fmt: skip
     return as_json(_provisioned(functions, name, qualifier))
 
 
@@ -326,19 +344,19 @@ def _provisioned(functions: Functions, name: str, qualifier: str) -> dict[str, A
 
 
 async def _get_tags(functions: Functions, request: Request) -> Response:
-    name, _ = named(request)
+    name = whole(request)
     return as_json({"Tags": functions.get(name).tags})
 
 
 async def _put_tags(functions: Functions, request: Request) -> Response:
-    name, _ = named(request)
+    name = whole(request)
     asked = await body(request, shapes.Tags)
     await functions.tag(name, {**functions.get(name).tags, **asked.tags})
     return Response(status_code=204)
 
 
 async def _delete_tags(functions: Functions, request: Request) -> Response:
-    name, _ = named(request)
+    name = whole(request)
     gone = request.query_params.getlist("tagKeys")
     tags = {key: value for key, value in functions.get(name).tags.items() if key not in gone}
     await functions.tag(name, tags)

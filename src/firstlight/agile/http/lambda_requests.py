@@ -3,6 +3,7 @@
 import base64
 import binascii
 import re
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -11,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from firstlight.agile.functions.errors import Invalid, TooLarge
+from firstlight.agile.functions.records import LATEST
 
 _REQUEST_MOST = 70 << 20  # a zip file of 50 MB in base64, and what is around it
 _CONTEXT_MOST, _PAGE = 3583, 50
@@ -18,6 +20,7 @@ _ARN = re.compile(
     r"(?:arn:aws[a-z-]*:lambda:[a-z0-9-]+:)?(?:\d{12}:)?(?:function:)?"
     r"([A-Za-z0-9_-]{1,64})(?::(\$LATEST|[A-Za-z0-9_-]{1,128}))?"
 )
+_MARKER = re.compile(r"([$A-Za-z0-9_-]{0,128}):([0-9]{1,9})")
 Shape = TypeVar("Shape")
 
 
@@ -101,6 +104,14 @@ def named(request: Request) -> tuple[str, str]:
     return name, asked or inside
 
 
+def whole(request: Request) -> str:
+    """The function of a request that is about no version of it. Raises Invalid for another."""
+    name, qualifier = named(request)
+    if qualifier not in ("", LATEST):
+        raise Invalid(f"{qualifier} of {name} cannot be named here", "give the function's name")
+    return name
+
+
 def name_of(text: str) -> tuple[str, str]:
     """A name and qualifier; from an ARN, a part of it, or a name. Raises Invalid."""
     found = _ARN.fullmatch(text)
@@ -115,17 +126,30 @@ def check_origin(request: Request) -> None:
         raise Bad(403, "AccessDeniedException", "requests of web pages need credentials")
 
 
-def page(request: Request, key: str, found: list[dict[str, Any]]) -> Response:
-    """A part of a list, from the marker on."""
-    marker, most = request.query_params.get("Marker") or "0", request.query_params.get("MaxItems")
-    if not (marker.isascii() and marker.isdecimal() and len(marker) < 10):
+Place = tuple[str, int]
+"""Where an item is in a list: a name and a number."""
+Item = TypeVar("Item")
+
+
+def page(
+    request: Request, key: str, items: Mapping[Place, Item], shown: Callable[[Item], dict[str, Any]]
+) -> Response:
+    """A part of a list, from the marker on, which is the last item before it.
+
+    So who removes what a page has finds all others on the next one.
+    """
+    marker, most = request.query_params.get("Marker"), request.query_params.get("MaxItems")
+    after = _MARKER.fullmatch(marker) if marker else None
+    if marker and not after:
         raise Invalid(f"{marker[:60]!r} is no Marker of ours")
     if most is not None and not (most.isascii() and most.isdecimal() and 0 < int(most) <= 10000):
         raise Invalid(f"MaxItems is {most[:60]!r}", "from 1 to 10000")
-    begin, many = int(marker), int(most or _PAGE)
-    answer: dict[str, Any] = {key: found[begin : begin + many]}
-    if begin + many < len(found):
-        answer["NextMarker"] = str(begin + many)
+    many = int(most or _PAGE)
+    places = sorted(one for one in items if not after or one > (after[1], int(after[2])))
+    answer: dict[str, Any] = {key: [shown(items[place]) for place in places[:many]]}
+    if many < len(places):
+        name, number = places[many - 1]
+        answer["NextMarker"] = f"{name}:{number}"
     return as_json(answer)
 
 

@@ -1,9 +1,12 @@
 """Requests and answers of the Lambda API. Shapes: its description, API version 2015-03-31."""
 
 import base64
+import hashlib
+import io
 import platform
 import time
 import uuid
+import zipfile
 from math import ceil
 from typing import Annotated, Any
 
@@ -95,9 +98,25 @@ class Configuration(_Shape, frozen=True):
     image_config: ImageConfig | None = None
     ephemeral_storage: Storage | None = None
     revision_id: str | None = None
+    layers: list[Any] | None = None
+    file_system_configs: list[Any] | None = None
+    vpc_config: dict[str, Any] | None = None
+    dead_letter_config: dict[str, Any] | None = None
 
     def settings(self) -> Settings:
         """The same as the registry takes it. Raises Invalid."""
+        if self.layers:
+            raise Invalid("this node has no layers", "put them into the code, or into an image")
+        if self.file_system_configs:
+            raise Invalid(
+                "this node has no FileSystemConfigs",
+                "give it a volume on the node: firstlight agile function update --volume",
+            )
+        if any((self.vpc_config or {}).values()):
+            raise Invalid("this node has no VpcConfig", "leave it out")
+        if any((self.dead_letter_config or {}).values()):
+            raise Invalid("this node has no DeadLetterConfig",
+                          "what is given up is in dead-letters.jsonl of its store")  # fmt: skip
         given: dict[str, Any] = {
             "handler": self.handler, "role": self.role, "description": self.description,
             "runtime": self.runtime,
@@ -122,6 +141,7 @@ class Create(Configuration, frozen=True, kw_only=True):
 
     function_name: str
     code: CodeShape
+    ephemeral_storage: Storage = Storage(size=512)
     package_type: str = "Zip"
     publish: bool = False
     tags: dict[str, str] = {}
@@ -144,7 +164,16 @@ class Publish(_Shape, frozen=True):
     revision_id: str | None = None
 
 
-class CreateAlias(_Shape, frozen=True):
+class _AliasShape(_Shape, frozen=True):
+    routing_config: dict[str, Any] | None = None
+
+    def check(self) -> None:
+        """Raise Invalid for what this node has not."""
+        if any((self.routing_config or {}).values()):
+            raise Invalid("this node has no weighted aliases", "leave RoutingConfig out")
+
+
+class CreateAlias(_AliasShape, frozen=True, kw_only=True):
     """CreateAlias."""
 
     name: str
@@ -152,7 +181,7 @@ class CreateAlias(_Shape, frozen=True):
     description: Text = ""
 
 
-class UpdateAlias(_Shape, frozen=True):
+class UpdateAlias(_AliasShape, frozen=True, kw_only=True):
     """UpdateAlias."""
 
     function_version: str | UnsetType = UNSET
@@ -178,15 +207,16 @@ class Tags(_Shape, frozen=True):
     tags: dict[str, str]
 
 
-def configuration(function: Registration, revision: Revision) -> dict[str, Any]:
-    """A FunctionConfiguration."""
+def configuration(
+    function: Registration, revision: Revision, qualifier: str = ""
+) -> dict[str, Any]:
+    """A FunctionConfiguration. ``qualifier`` is what it was asked for by."""
     version, given = revision.version, revision.settings
     answer: dict[str, Any] = {
         "FunctionName": function.name,
-        "FunctionArn": settings.qualified(function.name, version.version),
-        "Role": given.role or "",
+        "FunctionArn": settings.qualified(function.name, qualifier),
         "CodeSize": revision.code.size,
-        "CodeSha256": base64.b64encode(bytes.fromhex(revision.code.digest[7:])).decode(),
+        "CodeSha256": _sha256(revision.code.digest),
         "Description": given.description or "",
         "Timeout": ceil(version.timeout),
         "MemorySize": version.memory // _MIB,
@@ -200,8 +230,12 @@ def configuration(function: Registration, revision: Revision) -> dict[str, Any]:
         "Architectures": [_ARCHITECTURES.get(platform.machine(), platform.machine())],
         "EphemeralStorage": {"Size": version.scratch // _MIB},
     }
+    if given.role:
+        answer["Role"] = given.role
     if not revision.image:
-        answer |= {"Runtime": given.runtime or version.kind, "Handler": version.handler}
+        answer["Handler"] = version.handler
+    if given.runtime:
+        answer["Runtime"] = given.runtime
     if given.environment:
         answer["Environment"] = {"Variables": given.environment}
     if given.entrypoint or given.arguments:
@@ -213,7 +247,18 @@ def configuration(function: Registration, revision: Revision) -> dict[str, Any]:
     return answer
 
 
-def function(registration: Registration, revision: Revision) -> dict[str, Any]:
+def tried(function: Registration, code: "UpdateCode") -> dict[str, Any]:
+    """What UpdateFunctionCode would make. Raises Invalid for what is no zip file."""
+    answer = configuration(function, function.latest)
+    if code.zip_file is not None:
+        if not zipfile.is_zipfile(io.BytesIO(code.zip_file)):
+            raise Invalid("the code is no zip file")
+        digest = hashlib.sha256(code.zip_file).hexdigest()
+        answer |= {"CodeSize": len(code.zip_file), "CodeSha256": _sha256(f"sha256:{digest}")}
+    return answer
+
+
+def function(registration: Registration, revision: Revision, qualifier: str = "") -> dict[str, Any]:
     """What GetFunction answers."""
     code = {"RepositoryType": "firstlight", "Location": revision.code.source}
     if revision.image:
@@ -221,7 +266,8 @@ def function(registration: Registration, revision: Revision) -> dict[str, Any]:
         name = uri.split("@")[0]
         code = {"RepositoryType": "ECR", "ImageUri": uri,
                 "ResolvedImageUri": f"{name}@{revision.code.digest}"}  # fmt: skip
-    answer: dict[str, Any] = {"Configuration": configuration(registration, revision), "Code": code}
+    described = configuration(registration, revision, qualifier)
+    answer: dict[str, Any] = {"Configuration": described, "Code": code}
     if registration.tags:
         answer["Tags"] = registration.tags
     if registration.concurrency is not None:
@@ -263,6 +309,10 @@ def revision_number(identity: str | None) -> int | None:
         return uuid.UUID(identity).int - _SPACE.int
     except ValueError:
         return -1
+
+
+def _sha256(digest: str) -> str:
+    return base64.b64encode(bytes.fromhex(digest.removeprefix("sha256:"))).decode()
 
 
 def _kind(runtime: str) -> str:

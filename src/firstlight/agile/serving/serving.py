@@ -54,9 +54,9 @@ class Serving:
     async def invoke(
         self, version: FunctionVersion, event: bytes, *, request_id: str,
         deadline: float | None = None, client_context: bytes | None = None,
-        trace: str | None = None,
+        trace: str | None = None, arn: str = "",
     ) -> Answer:  # fmt: skip
-        """Answer an event.
+        """Answer an event. ``arn`` is what it was called by, if not the version's own.
 
         ``deadline`` is of time.monotonic(): an event that no instance has by then is refused, which
         says nothing of the wait for its turn (``functions.wait_seconds``).
@@ -68,7 +68,7 @@ class Serving:
         try:
             async with self._turns.turn(version):
                 answer = await self._answered(
-                    version, Event(request_id, event, version.timeout, version.arn, trace,
+                    version, Event(request_id, event, version.timeout, arn or version.arn, trace,
                                    client_context), deadline
                 )  # fmt: skip
             return answer

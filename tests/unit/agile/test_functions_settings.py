@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.agile.functions.records import DirectorySource
-from firstlight.cli.function import _source
+from firstlight.agile.functions import settings
+from firstlight.agile.functions.records import Settings
 
 
 @pytest.mark.parametrize(
@@ -26,5 +26,9 @@ def test_a_directory_is_the_root_of_a_program_that_it_has(
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert _source(str(tmp_path), handler, command) == (
-        DirectorySource(str(tmp_path), root=is_root), handler)  # fmt: skip
+    given = Settings(command=tuple(command), handler=handler)
+    assert settings.is_root(tmp_path, given) == is_root
+
+
+def test_a_directory_of_which_nothing_is_said_is_code(tmp_path: Path) -> None:
+    assert not settings.is_root(tmp_path, Settings())
