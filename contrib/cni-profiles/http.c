@@ -1,6 +1,7 @@
 #include "http.h"
 
 #include "common/http.h"
+#include "common/socket.h"
 #include "plugin.h"
 
 #include <arpa/inet.h>
@@ -10,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 enum { HEAD_MAX = 16384, BODY_MAX = 1 << 20 };
@@ -28,11 +28,9 @@ int connect_tcp(const char *who, const char *address, uint16_t port)
 
 int connect_unix(const char *who, const char *path)
 {
-	struct sockaddr_un to = {.sun_family = AF_UNIX};
-	snprintf(to.sun_path, sizeof to.sun_path, "%s", path);
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd < 0 || connect(fd, (struct sockaddr *)&to, sizeof to))
-		cni_fail("cannot reach %s on %s: %s", who, path, strerror(errno));
+	int fd = socket_connect(path, SOCK_STREAM, 0);
+	if (fd < 0)
+		cni_fail("cannot reach %s on %s: %s", who, path, strerror(-fd));
 	return fd;
 }
 

@@ -25,8 +25,8 @@ int hosts_open(void)
 	    mount("tmpfs", "/hosts", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options))
 		return -errno;
 	written = open("/hosts", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	int clone DESCRIPTOR_SCOPE = (int)syscall(SYS_open_tree, AT_FDCWD, "/hosts",
-						  OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	int clone FILE_SCOPE = (int)syscall(SYS_open_tree, AT_FDCWD, "/hosts",
+					    OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
 	if (written < 0 || clone < 0 ||
 	    syscall(SYS_mount_setattr, clone, "", AT_EMPTY_PATH, &attributes, sizeof attributes) ||
 	    syscall(SYS_move_mount, clone, "", AT_FDCWD, "/hosts", MOVE_MOUNT_F_EMPTY_PATH))

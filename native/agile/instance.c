@@ -306,7 +306,7 @@ static pid_t clone_child(uint32_t cgroup)
 {
 	struct clone_args args = {.flags = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS,
 				  .exit_signal = SIGCHLD};
-	int directory DESCRIPTOR_SCOPE = NOBODY;
+	int directory FILE_SCOPE = NOBODY;
 	char name[16];
 	if (node.house.unified) {
 		snprintf(name, sizeof name, "%u", cgroup);

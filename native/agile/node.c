@@ -173,8 +173,9 @@ static void listen_at(const char *directory)
 	snprintf(path, sizeof path, "%s/node", directory);
 	if (length >= (int)sizeof node.house.socket)
 		die("listen", -ENAMETOOLONG);
-	node.clients_listener = socket_listen(node.house.socket, BACKLOG);
-	node.managers_listener = socket_listen(path, MANAGERS);
+	node.clients_listener =
+		socket_listen(node.house.socket, SOCK_SEQPACKET | SOCK_NONBLOCK, BACKLOG);
+	node.managers_listener = socket_listen(path, SOCK_SEQPACKET | SOCK_NONBLOCK, MANAGERS);
 	if (node.clients_listener < 0 || node.managers_listener < 0)
 		die("listen",
 		    node.clients_listener < 0 ? node.clients_listener : node.managers_listener);

@@ -32,7 +32,7 @@ int reuse_enter(int index, const struct place *place)
 		.has_network = place->network >= 0,
 		.has_hosts = place->network >= 0 && place->has_hosts,
 	};
-	int hosts DESCRIPTOR_SCOPE = enter.has_hosts ? hosts_clone(place->network_part) : NOBODY;
+	int hosts FILE_SCOPE = enter.has_hosts ? hosts_clone(place->network_part) : NOBODY;
 	if (enter.has_hosts && hosts < 0)
 		return hosts;
 	int given[PLACE_RIGHTS] = {place->streams[0], place->streams[1], place->streams[2]};

@@ -113,7 +113,7 @@ static int fill_dev(int dev)
 
 int root_write(int directory, const char *name, const char *text)
 {
-	int file DESCRIPTOR_SCOPE =
+	int file FILE_SCOPE =
 		openat(directory, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
 	if (file < 0 || fchmod(file, 0644))
 		return -errno;
@@ -135,8 +135,8 @@ static int fill_own(int own, const struct root_text *text)
 {
 	if (mkdirat(own, "dev", 0755) || mkdirat(own, "etc", 0755))
 		return -errno;
-	int dev DESCRIPTOR_SCOPE = openat(own, "dev", O_DIRECTORY | O_CLOEXEC);
-	int etc DESCRIPTOR_SCOPE = dev < 0 ? dev : openat(own, "etc", O_DIRECTORY | O_CLOEXEC);
+	int dev FILE_SCOPE = openat(own, "dev", O_DIRECTORY | O_CLOEXEC);
+	int etc FILE_SCOPE = dev < 0 ? dev : openat(own, "etc", O_DIRECTORY | O_CLOEXEC);
 	if (etc < 0)
 		return -errno;
 	int failed = fill_dev(dev);
@@ -147,14 +147,14 @@ static int fill_own(int own, const struct root_text *text)
  * functions: a lock on one reaches as far as its inode does. */
 static int make_own(const char *path, const struct root_text *text)
 {
-	int context DESCRIPTOR_SCOPE = (int)syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC);
+	int context FILE_SCOPE = (int)syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC);
 	if (context < 0 || syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, "size", "64k", 0) ||
 	    syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, "nr_inodes", "32", 0) ||
 	    syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, "mode", "755", 0) ||
 	    syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
 		return -errno;
-	int own DESCRIPTOR_SCOPE = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC,
-						MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+	int own FILE_SCOPE = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC,
+					  MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
 	if (own < 0)
 		return -errno;
 	int failed = fill_own(own, text);
@@ -162,15 +162,13 @@ static int make_own(const char *path, const struct root_text *text)
 		return failed;
 	if (syscall(SYS_move_mount, own, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH))
 		return -errno;
-	int made = own;
-	own = -1;
-	return made;
+	return descriptor_take(&own);
 }
 
 static int bind(int own, const char *name, int point, uint64_t more)
 {
 	struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY | more};
-	int tree DESCRIPTOR_SCOPE =
+	int tree FILE_SCOPE =
 		(int)syscall(SYS_open_tree, own, name, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
 	if (tree < 0 ||
 	    syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH, &attributes, sizeof attributes) ||
@@ -187,21 +185,19 @@ enum { ETC_FILES = sizeof etc_files / sizeof *etc_files };
 static int open_file(int etc, const char *name)
 {
 	struct stat status;
-	int point DESCRIPTOR_SCOPE = openat(etc, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	int point FILE_SCOPE = openat(etc, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 	if (point < 0 || fstat(point, &status))
 		return -errno;
 	if (S_ISDIR(status.st_mode))
 		return -EISDIR;
-	int opened = point;
-	point = -1;
-	return opened;
+	return descriptor_take(&point);
 }
 
 static bool lacks_files(int etc)
 {
 	bool lacks = false;
 	for (int i = 0; i < ETC_FILES && !lacks; i++) {
-		int point DESCRIPTOR_SCOPE = open_file(etc, etc_files[i]);
+		int point FILE_SCOPE = open_file(etc, etc_files[i]);
 		lacks = point < 0;
 	}
 	return lacks;
@@ -213,14 +209,14 @@ static int lay_over(int own, int etc)
 	struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID |
 						    MOUNT_ATTR_NODEV};
 	char layers[80];
-	int ours DESCRIPTOR_SCOPE = openat(own, "etc", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	int context DESCRIPTOR_SCOPE = (int)syscall(SYS_fsopen, "overlay", FSOPEN_CLOEXEC);
+	int ours FILE_SCOPE = openat(own, "etc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	int context FILE_SCOPE = (int)syscall(SYS_fsopen, "overlay", FSOPEN_CLOEXEC);
 	snprintf(layers, sizeof layers, "/proc/self/fd/%d:/proc/self/fd/%d", ours, etc);
 	if (ours < 0 || context < 0 ||
 	    syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, "lowerdir", layers, 0) ||
 	    syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
 		return -errno;
-	int laid DESCRIPTOR_SCOPE = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, 0);
+	int laid FILE_SCOPE = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, 0);
 	if (laid < 0 ||
 	    syscall(SYS_mount_setattr, laid, "", AT_EMPTY_PATH, &attributes, sizeof attributes) ||
 	    syscall(SYS_move_mount, laid, "", etc, "",
@@ -235,13 +231,13 @@ static int give_etc(int own, int tree)
 {
 	struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
 			       .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
-	int etc DESCRIPTOR_SCOPE = (int)syscall(SYS_openat2, tree, "etc", &how, sizeof how);
+	int etc FILE_SCOPE = (int)syscall(SYS_openat2, tree, "etc", &how, sizeof how);
 	int failed = 0;
 	if (etc < 0 || (lacks_files(etc) && !lay_over(own, etc)))
 		return 0;
 	for (int i = 0; i < ETC_FILES && !failed; i++) {
 		char from[32];
-		int point DESCRIPTOR_SCOPE = open_file(etc, etc_files[i]);
+		int point FILE_SCOPE = open_file(etc, etc_files[i]);
 		snprintf(from, sizeof from, "etc/%s", etc_files[i]);
 		failed = point < 0 ? 0 : bind(own, from, point, MOUNT_ATTR_NODEV);
 	}
@@ -262,10 +258,10 @@ static int attach(int tree, const char *path, const char *own_path, bool writabl
 		return -errno;
 	if (syscall(SYS_move_mount, tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH))
 		return -errno;
-	int own DESCRIPTOR_SCOPE = make_own(own_path, text);
-	int proc DESCRIPTOR_SCOPE = own < 0 ? own : open_point(tree, "proc");
-	int tmp DESCRIPTOR_SCOPE = proc < 0 ? proc : open_point(tree, "tmp");
-	int point DESCRIPTOR_SCOPE = tmp < 0 ? tmp : open_point(tree, "dev");
+	int own FILE_SCOPE = make_own(own_path, text);
+	int proc FILE_SCOPE = own < 0 ? own : open_point(tree, "proc");
+	int tmp FILE_SCOPE = proc < 0 ? proc : open_point(tree, "tmp");
+	int point FILE_SCOPE = tmp < 0 ? tmp : open_point(tree, "dev");
 	if (point < 0)
 		return point;
 	int failed = bind(own, "dev", point, 0);
@@ -299,7 +295,7 @@ int root_has_hosts(int root)
 {
 	struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
 			       .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
-	int file DESCRIPTOR_SCOPE = (int)syscall(SYS_openat2, root, "etc/hosts", &how, sizeof how);
+	int file FILE_SCOPE = (int)syscall(SYS_openat2, root, "etc/hosts", &how, sizeof how);
 	struct stat status;
 	return file >= 0 && !fstat(file, &status) && S_ISREG(status.st_mode);
 }

@@ -616,7 +616,7 @@ uint32_t sandbox_read_out_of_memory(int file)
 
 uint32_t sandbox_out_of_memory(const struct house *house, uint32_t cgroup)
 {
-	int file DESCRIPTOR_SCOPE = sandbox_open_out_of_memory(house, cgroup);
+	int file FILE_SCOPE = sandbox_open_out_of_memory(house, cgroup);
 	return sandbox_read_out_of_memory(file);
 }
 

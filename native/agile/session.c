@@ -38,8 +38,8 @@ _Noreturn static void be_session(int index, struct place *place, int instance, i
 static pid_t clone_into(int instance, uint32_t cgroup)
 {
 	struct clone_args args = {.exit_signal = SIGCHLD};
-	int own DESCRIPTOR_SCOPE = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
-	int directory DESCRIPTOR_SCOPE = NOBODY;
+	int own FILE_SCOPE = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
+	int directory FILE_SCOPE = NOBODY;
 	if (own < 0)
 		return -1;
 	if (node.house.unified) {
@@ -64,8 +64,8 @@ static pid_t clone_into(int instance, uint32_t cgroup)
 static int start(int index, int target, struct place *place)
 {
 	struct instance *session = &node.instances[index];
-	int ends[2], instance DESCRIPTOR_SCOPE =
-			     (int)syscall(SYS_pidfd_open, node.instances[target].pid, 0);
+	int ends[2],
+		instance FILE_SCOPE = (int)syscall(SYS_pidfd_open, node.instances[target].pid, 0);
 	if (instance < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
 		return -errno;
 	session->control = ends[0];

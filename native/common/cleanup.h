@@ -6,12 +6,21 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-static inline void cleanup_file(int *file)
+static inline void descriptor_close(int *descriptor)
 {
 	int error = errno;
-	if (*file >= 0)
-		close(*file);
+	if (*descriptor >= 0)
+		close(*descriptor);
+	*descriptor = -1;
 	errno = error;
+}
+
+/* What is returned is the caller's: its scope no longer closes it. */
+static inline int descriptor_take(int *descriptor)
+{
+	int taken = *descriptor;
+	*descriptor = -1;
+	return taken;
 }
 
 static inline void cleanup_free(void *pointer)
@@ -21,7 +30,7 @@ static inline void cleanup_free(void *pointer)
 	errno = error;
 }
 
-#define FILE_SCOPE __attribute__((cleanup(cleanup_file)))
+#define FILE_SCOPE __attribute__((cleanup(descriptor_close)))
 #define FREE_SCOPE __attribute__((cleanup(cleanup_free)))
 
 #endif

@@ -1,20 +1,14 @@
 #include "common/socket.h"
 
+#include "common/clock.h"
+
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
-
-void descriptor_close(int *descriptor)
-{
-	int error = errno;
-	if (*descriptor >= 0)
-		close(*descriptor);
-	*descriptor = -1;
-	errno = error;
-}
 
 void rights_close(struct rights *rights)
 {
@@ -22,6 +16,8 @@ void rights_close(struct rights *rights)
 		descriptor_close(&rights->descriptors[i]);
 	rights->count = 0;
 }
+
+_Static_assert(SOCKET_MAX == sizeof((struct sockaddr_un *)0)->sun_path - 1, "of a path");
 
 int socket_send(int socket, const void *bytes, size_t size, const int *descriptors, int count)
 {
@@ -89,11 +85,10 @@ ssize_t socket_receive(int socket, void *to, size_t size, int flags, struct righ
 	return got;
 }
 
-int socket_listen(const char *path, int backlog)
+int socket_listen(const char *path, int type, int backlog)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int listener DESCRIPTOR_SCOPE =
-		socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	int listener FILE_SCOPE = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
 	if (strlen(path) >= sizeof address.sun_path)
 		return -ENAMETOOLONG;
 	memcpy(address.sun_path, path, strlen(path) + 1);
@@ -104,7 +99,20 @@ int socket_listen(const char *path, int backlog)
 	umask(before);
 	if (failed || listen(listener, backlog))
 		return failed ? failed : -errno;
-	int opened = listener;
-	listener = -1;
-	return opened;
+	return descriptor_take(&listener);
+}
+
+int socket_connect(const char *path, int type, int64_t patience)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	struct timeval wait = {patience / CLOCK_SECOND, patience % CLOCK_SECOND / 1000};
+	if (strlen(path) >= sizeof address.sun_path)
+		return -ENAMETOOLONG;
+	memcpy(address.sun_path, path, strlen(path) + 1);
+	int connection FILE_SCOPE = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+	if (connection < 0 || setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait) ||
+	    setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait) ||
+	    connect(connection, (struct sockaddr *)&address, sizeof address))
+		return -errno;
+	return descriptor_take(&connection);
 }

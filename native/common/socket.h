@@ -2,10 +2,13 @@
 #ifndef FIRSTLIGHT_SOCKET_H
 #define FIRSTLIGHT_SOCKET_H
 
+#include "common/cleanup.h"
+
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 
-enum { RIGHTS_MAX = 8 };
+enum { RIGHTS_MAX = 8, SOCKET_MAX = 107 }; /* of a path */
 
 /* Descriptors that came with a message; those that are kept are set to -1. */
 struct rights {
@@ -19,13 +22,15 @@ int socket_send(int socket, const void *bytes, size_t size, const int *descripto
  * none of them is kept. */
 ssize_t socket_receive(int socket, void *to, size_t size, int flags, struct rights *rights);
 
-/* Listens at a path, for root alone. */
-int socket_listen(const char *path, int backlog);
+/* Listens at a path, for root alone. The type is SOCK_…, as of socket_connect. */
+int socket_listen(const char *path, int type, int backlog);
+
+/* A connection of that type, SOCK_…, to a path. Connecting, and each message later, is given up as
+ * -EAGAIN after so many ns; 0 is never. */
+int socket_connect(const char *path, int type, int64_t patience);
 
 void rights_close(struct rights *rights);
-void descriptor_close(int *descriptor);
 
 #define RIGHTS_SCOPE __attribute__((cleanup(rights_close)))
-#define DESCRIPTOR_SCOPE __attribute__((cleanup(descriptor_close)))
 
 #endif

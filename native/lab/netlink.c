@@ -109,9 +109,7 @@ int netlink_open(unsigned groups)
 	struct sockaddr_nl local = {.nl_family = AF_NETLINK, .nl_groups = groups};
 	if (opened < 0 || bind(opened, (struct sockaddr *)&local, sizeof local))
 		return -errno;
-	int bound = opened;
-	opened = -1;
-	return bound;
+	return descriptor_take(&opened);
 }
 
 int netlink_link_index(int socket, const char *name)

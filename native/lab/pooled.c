@@ -12,52 +12,31 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/error.h"
+#include "common/socket.h"
 
 #include <spawn.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 
 enum { TEXT_MAX = 256 };
 
-static int connect_to(const char *path)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	if (strlen(path) >= sizeof address.sun_path)
-		return -ENAMETOOLONG;
-	memcpy(address.sun_path, path, strlen(path) + 1);
-	int pool FILE_SCOPE = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	if (pool < 0 || connect(pool, (struct sockaddr *)&address, sizeof address))
-		return -errno;
-	int connected = pool;
-	pool = -1;
-	return connected;
-}
-
 /* The namespace's descriptor; with an error, the pool's words if it gave any. */
-static int receive(int pool, struct error *error)
+static int take(const char *path, struct error *error)
 {
-	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int))] = {0};
 	char text[TEXT_MAX];
-	struct iovec part = {text, sizeof text - 1};
-	struct msghdr message = {.msg_iov = &part,
-				 .msg_iovlen = 1,
-				 .msg_control = space,
-				 .msg_controllen = sizeof space};
-	int network;
-	ssize_t size;
-	while ((size = recvmsg(pool, &message, MSG_CMSG_CLOEXEC)) < 0 && errno == EINTR)
-		;
+	struct rights rights RIGHTS_SCOPE = {0};
+	int pool FILE_SCOPE = socket_connect(path, SOCK_SEQPACKET, 0);
+	if (pool < 0)
+		return error_set(error, -pool, "take a network");
+	ssize_t size = socket_receive(pool, text, sizeof text - 1, 0, &rights);
 	if (size <= 0)
-		return error_set(error, size ? errno : ECONNRESET, "take a network");
+		return error_set(error, size ? (int)-size : ECONNRESET, "take a network");
 	text[size] = 0;
-	struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
-	if (!rights || rights->cmsg_type != SCM_RIGHTS)
+	if (!rights.count)
 		return error_set(error, 0, "take a network: %s", text);
-	memcpy(&network, CMSG_DATA(rights), sizeof network);
-	return network;
+	return descriptor_take(&rights.descriptors[0]);
 }
 
 static int run(char **argv, struct error *error)
@@ -81,10 +60,7 @@ static int take_and_run(char **argv, struct error *error)
 {
 	char path[64];
 	int64_t start = clock_now();
-	int pool FILE_SCOPE = connect_to(argv[1]);
-	if (pool < 0)
-		return error_set(error, -pool, "take a network");
-	int network FILE_SCOPE = receive(pool, error);
+	int network FILE_SCOPE = take(argv[1], error);
 	if (network < 0)
 		return network;
 	snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)getpid(), network);

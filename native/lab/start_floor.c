@@ -30,7 +30,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -148,25 +147,15 @@ static void start(nfds_t client, const int streams[3], char **command)
 static void serve(nfds_t client, char **command)
 {
 	static char text[MESSAGE_MAX];
-	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int[MESSAGE_DESCRIPTORS]))];
-	struct iovec part = {text, sizeof text};
-	struct msghdr message = {.msg_iov = &part,
-				 .msg_iovlen = 1,
-				 .msg_control = space,
-				 .msg_controllen = sizeof space};
-	int streams[MESSAGE_DESCRIPTORS];
-	ssize_t size = recvmsg(polled[client].fd, &message, MSG_CMSG_CLOEXEC);
-	struct cmsghdr *header = size > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+	struct rights streams RIGHTS_SCOPE = {0};
+	ssize_t size = socket_receive(polled[client].fd, text, sizeof text, 0, &streams);
 	if (size <= 0) {
 		if (started[client])
 			kill(started[client], SIGKILL);
 		close(polled[client].fd);
 		polled[client].fd = -1;
-	} else if (header && header->cmsg_len == CMSG_LEN(sizeof streams)) {
-		memcpy(streams, CMSG_DATA(header), sizeof streams);
-		start(client, streams, command);
-		for (int i = 0; i < MESSAGE_DESCRIPTORS; i++)
-			close(streams[i]);
+	} else if (streams.count == MESSAGE_DESCRIPTORS) {
+		start(client, streams.descriptors, command);
 	} else {
 		say(polled[client].fd, "{}");
 	}
@@ -193,13 +182,11 @@ static void reap(void)
 
 int main(int argc, char **argv)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	sigset_t signals;
-	if (argc < 5 || strlen(argv[1]) >= sizeof address.sun_path) {
+	if (argc < 5) {
 		fputs("usage: start-floor SOCKET TREE PARTS COMMAND [ARG...]\n", stderr);
 		return 2;
 	}
-	memcpy(address.sun_path, argv[1], strlen(argv[1]) + 1);
 	parts = argv[3];
 	root = make_template(argv[2]);
 	sigemptyset(&signals);
@@ -207,11 +194,13 @@ int main(int argc, char **argv)
 	sigprocmask(SIG_BLOCK, &signals, NULL);
 	polled[CHILDREN] = (struct pollfd){signalfd(-1, &signals, SFD_CLOEXEC), POLLIN, 0};
 	polled[LISTENER] =
-		(struct pollfd){socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), POLLIN, 0};
-	if (polled[CHILDREN].fd < 0 || polled[LISTENER].fd < 0 ||
-	    bind(polled[LISTENER].fd, (struct sockaddr *)&address, sizeof address) ||
-	    listen(polled[LISTENER].fd, CLIENTS))
+		(struct pollfd){socket_listen(argv[1], SOCK_SEQPACKET, CLIENTS), POLLIN, 0};
+	if (polled[CHILDREN].fd < 0)
+		die("watch its children");
+	if (polled[LISTENER].fd < 0) {
+		errno = -polled[LISTENER].fd;
 		die("listen");
+	}
 	/* A start must not queue behind the work of those before it; its child is born ordinary. */
 	(void)sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK,
 				 &(struct sched_param){.sched_priority = 1});

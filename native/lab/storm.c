@@ -17,6 +17,7 @@
  */
 #include "common/cleanup.h"
 #include "common/error.h"
+#include "common/socket.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -29,16 +30,10 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 enum { BACKLOG = 16, MEBIBYTE = 1 << 20, STREAMS = 2, PAGE = 4096, DETACH = 2 };
-
-union control {
-	struct cmsghdr header;
-	char space[CMSG_SPACE(STREAMS * sizeof(int))];
-};
 
 static int end_of(pid_t pid, struct error *error)
 {
@@ -85,8 +80,7 @@ static int start_moved(const char *directory, char **command, struct error *erro
 	int bad = enter(directory, pid, error);
 	if (!bad && write(shut, "", 1) != 1)
 		bad = error_set(error, errno, "write to the child");
-	close(shut);
-	shut = -1;
+	descriptor_close(&shut);
 	int status = end_of(pid, error);
 	return bad ? bad : status;
 }
@@ -139,8 +133,7 @@ static int user_namespace(struct error *error)
 		if (namespace < 0)
 			bad = error_set(error, errno, "%s", path);
 	}
-	close(shut);
-	shut = -1;
+	descriptor_close(&shut);
 	int status = end_of(pid, error);
 	return bad ? bad : status ? error_set(error, EPROTO, "the namespace's process") : namespace;
 }
@@ -177,56 +170,16 @@ static int start_on_layers(const char *directory, unsigned layers, char **comman
 	return error_set(error, errno, "%s", command[0]);
 }
 
-static int address_of(const char *path, struct sockaddr_un *address, struct error *error)
-{
-	address->sun_family = AF_UNIX;
-	if (strlen(path) >= sizeof address->sun_path)
-		return error_set(error, ENAMETOOLONG, "%s", path);
-	memcpy(address->sun_path, path, strlen(path));
-	return 0;
-}
-
 static int ask(const char *path, struct error *error)
 {
-	struct sockaddr_un address = {0};
-	int streams[STREAMS] = {STDIN_FILENO, STDOUT_FILENO};
 	char byte = 0;
-	if (address_of(path, &address, error))
-		return -error->code;
-	int peer FILE_SCOPE = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (peer < 0 || connect(peer, (struct sockaddr *)&address, sizeof address))
-		return error_set(error, errno, "%s", path);
-	union control control = {0};
-	struct iovec part = {&byte, 1};
-	struct msghdr message = {.msg_iov = &part,
-				 .msg_iovlen = 1,
-				 .msg_control = control.space,
-				 .msg_controllen = sizeof control.space};
-	control.header.cmsg_len = CMSG_LEN(sizeof streams);
-	control.header.cmsg_level = SOL_SOCKET;
-	control.header.cmsg_type = SCM_RIGHTS;
-	memcpy(CMSG_DATA(&control.header), streams, sizeof streams);
-	if (sendmsg(peer, &message, 0) != 1)
-		return error_set(error, errno, "%s", path);
+	int peer FILE_SCOPE = socket_connect(path, SOCK_STREAM, 0);
+	int bad = peer < 0 ? peer
+			   : socket_send(peer, &byte, 1, (int[]){STDIN_FILENO, STDOUT_FILENO}, 2);
+	if (bad)
+		return error_set(error, -bad, "%s", path);
 	while (read(peer, &byte, 1) > 0)
 		;
-	return 0;
-}
-
-static int take_streams(int peer, int streams[STREAMS])
-{
-	char byte;
-	union control control = {0};
-	struct iovec part = {&byte, 1};
-	struct msghdr message = {.msg_iov = &part,
-				 .msg_iovlen = 1,
-				 .msg_control = control.space,
-				 .msg_controllen = sizeof control.space};
-	if (recvmsg(peer, &message, MSG_CMSG_CLOEXEC) != 1)
-		return -EPROTO;
-	if (message.msg_controllen < CMSG_LEN(STREAMS * sizeof(int)))
-		return -EPROTO;
-	memcpy(streams, CMSG_DATA(&control.header), STREAMS * sizeof(int));
 	return 0;
 }
 
@@ -234,39 +187,34 @@ static int take_streams(int peer, int streams[STREAMS])
 static int start_for(int peer, useconds_t pause, int shares_memory, char **command,
 		     struct error *error)
 {
-	int streams[STREAMS];
-	int bad = take_streams(peer, streams);
-	if (bad)
-		return error_set(error, -bad, "a connection");
+	char byte;
+	struct rights streams RIGHTS_SCOPE = {0};
+	if (socket_receive(peer, &byte, 1, 0, &streams) != 1 || streams.count != STREAMS)
+		return error_set(error, EPROTO, "a connection");
 	if (pause)
 		usleep(pause);
 	pid_t pid = shares_memory ? vfork() : fork();
 	if (pid == 0) {
-		if (dup2(streams[0], STDIN_FILENO) < 0 || dup2(streams[1], STDOUT_FILENO) < 0)
+		if (dup2(streams.descriptors[0], STDIN_FILENO) < 0 ||
+		    dup2(streams.descriptors[1], STDOUT_FILENO) < 0)
 			_exit(127);
 		become(command);
 	}
-	close(streams[0]);
-	close(streams[1]);
 	return pid < 0 ? error_set(error, errno, "fork") : 0;
 }
 
 static int serve(const char *path, size_t mebibytes, useconds_t pause, int shares_memory,
 		 char **command, struct error *error)
 {
-	struct sockaddr_un address = {0};
 	size_t size = mebibytes * MEBIBYTE;
 	char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (memory == MAP_FAILED || madvise(memory, size, MADV_NOHUGEPAGE))
 		return error_set(error, errno, "%zu MiB", mebibytes);
 	for (size_t at = 0; at < size; at += PAGE)
 		memory[at] = 1;
-	if (address_of(path, &address, error))
-		return -error->code;
-	int listening FILE_SCOPE = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (listening < 0 || bind(listening, (struct sockaddr *)&address, sizeof address) ||
-	    listen(listening, BACKLOG) || signal(SIGCHLD, SIG_IGN) == SIG_ERR)
-		return error_set(error, errno, "%s", path);
+	int listening FILE_SCOPE = socket_listen(path, SOCK_STREAM, BACKLOG);
+	if (listening < 0 || signal(SIGCHLD, SIG_IGN) == SIG_ERR)
+		return error_set(error, listening < 0 ? -listening : errno, "%s", path);
 	puts("listening");
 	fflush(stdout);
 	for (;;) {

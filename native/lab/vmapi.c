@@ -3,6 +3,7 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/http.h"
+#include "common/socket.h"
 
 #include <cJSON.h>
 #include <fcntl.h>
@@ -54,7 +55,7 @@ static int watch(struct vmapi *api, int fd)
 
 static int watch_directory(struct vmapi *api, const char *socket)
 {
-	char path[sizeof api->address.sun_path];
+	char path[SOCKET_MAX + 1];
 	strcpy(path, socket);
 	api->fd = epoll_create1(EPOLL_CLOEXEC);
 	api->created = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
@@ -76,12 +77,11 @@ static int wake_at(struct vmapi *api, int64_t stamp)
 int vmapi_begin(struct vmapi *api, const char *socket, const char *requests)
 {
 	*api = (struct vmapi){
-		.fd = -1, .created = -1, .timer = -1, .socket = -1, .address.sun_family = AF_UNIX};
+		.fd = -1, .created = -1, .timer = -1, .socket = -1, .address = socket};
 	api->limit = clock_now() + SOCKET_NS;
-	if (strlen(socket) >= sizeof api->address.sun_path)
-		return error_set(&api->error, 0, "the API socket's path is longer than %zu: %s",
-				 sizeof api->address.sun_path - 1, socket);
-	strcpy(api->address.sun_path, socket);
+	if (strlen(socket) > SOCKET_MAX)
+		return error_set(&api->error, 0, "the API socket's path is longer than %d: %s",
+				 SOCKET_MAX, socket);
 	int bad = load(api, requests);
 	bad = bad ? bad : watch_directory(api, socket);
 	return bad ? bad : wake_at(api, clock_now() + RETRY_NS); /* it may be there already */
@@ -110,29 +110,24 @@ static int try_to_connect(struct vmapi *api)
 	while (read(api->created, ignored, sizeof ignored) > 0 ||
 	       read(api->timer, ignored, sizeof ignored) > 0)
 		;
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (fd < 0)
-		return error_set(&api->error, errno, "socket");
-	if (connect(fd, (struct sockaddr *)&api->address, sizeof api->address)) {
-		int reason = errno;
-		close(fd);
+	api->socket = socket_connect(api->address, SOCK_STREAM | SOCK_NONBLOCK, 0);
+	if (api->socket < 0) {
+		int reason = -api->socket;
 		if (clock_now() >= api->limit)
 			return error_set(&api->error, reason,
-					 "no API socket at %s after %" PRId64 " s",
-					 api->address.sun_path, SOCKET_NS / CLOCK_SECOND);
+					 "no API socket at %s after %" PRId64 " s", api->address,
+					 SOCKET_NS / CLOCK_SECOND);
 		if (reason == ENOENT)
 			return wake_at(api, api->limit);
 		if (reason == ECONNREFUSED || reason == EAGAIN)
 			return wake_at(api, clock_now() + RETRY_NS);
-		return error_set(&api->error, reason, "cannot connect to %s",
-				 api->address.sun_path);
+		return error_set(&api->error, reason, "cannot connect to %s", api->address);
 	}
-	api->socket = fd;
 	api->connected = clock_now();
 	api->state = VMAPI_ASKING;
 	epoll_ctl(api->fd, EPOLL_CTL_DEL, api->created, NULL);
 	epoll_ctl(api->fd, EPOLL_CTL_DEL, api->timer, NULL);
-	if (watch(api, fd))
+	if (watch(api, api->socket))
 		return error_set(&api->error, errno, "epoll_ctl");
 	return ask(api);
 }

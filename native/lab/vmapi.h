@@ -6,7 +6,6 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/un.h>
 
 enum { VMAPI_REQUESTS = 16, VMAPI_REQUEST_MAX = 8192, VMAPI_ANSWER_MAX = 16384 };
 
@@ -27,7 +26,7 @@ struct vmapi {
 	struct error error; /* why it failed or was closed */
 
 	int created, timer, socket;
-	struct sockaddr_un address;
+	const char *address;
 	int64_t limit;
 	size_t received;
 	char text[VMAPI_REQUESTS * VMAPI_REQUEST_MAX], answer[VMAPI_ANSWER_MAX + 1];

@@ -520,26 +520,6 @@ static void signals_ready(void)
 	reap();
 }
 
-static int listen_at(const char *path)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int listener DESCRIPTOR_SCOPE =
-		socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (strlen(path) >= sizeof address.sun_path)
-		return -ENAMETOOLONG;
-	memcpy(address.sun_path, path, strlen(path) + 1);
-	if (listener < 0 || (unlink(path) && errno != ENOENT))
-		return -errno;
-	(void)umask(0177);
-	int failed = bind(listener, (struct sockaddr *)&address, sizeof address) ? -errno : 0;
-	(void)umask(022);
-	if (failed || listen(listener, BACKLOG))
-		return failed ? failed : -errno;
-	int opened = listener;
-	listener = -1;
-	return opened;
-}
-
 int main(int count, char **words)
 {
 	sigset_t handled;
@@ -564,7 +544,7 @@ int main(int count, char **words)
 	keeper.signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (keeper.epoll < 0 || keeper.signals < 0)
 		fail("set itself up");
-	keeper.listener = listen_at(words[1]);
+	keeper.listener = socket_listen(words[1], SOCK_STREAM | SOCK_NONBLOCK, BACKLOG);
 	if (keeper.listener < 0) {
 		errno = -keeper.listener;
 		fprintf(stderr, "shim-keeper: cannot listen at %s: %s\n", words[1],

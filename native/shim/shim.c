@@ -8,6 +8,9 @@
  *
  * containerd executes it twice for each pod and once for each container, so it is C, and static.
  */
+#include "common/clock.h"
+#include "common/socket.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <stdint.h>
@@ -15,8 +18,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/time.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 enum { HEADER = 10, MESSAGE = 4096, SECONDS = 30, REQUEST = 1 };
@@ -100,28 +101,11 @@ static int receive_all(int from, void *to, size_t size)
 	return 0;
 }
 
-static int connect_to(const char *path)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	struct timeval patience = {.tv_sec = SECONDS};
-	int peer = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (peer < 0)
-		return -errno;
-	if (strlen(path) >= sizeof address.sun_path)
-		return -ENAMETOOLONG;
-	memcpy(address.sun_path, path, strlen(path) + 1);
-	if (setsockopt(peer, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) ||
-	    setsockopt(peer, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) ||
-	    connect(peer, (struct sockaddr *)&address, sizeof address))
-		return -errno;
-	return peer;
-}
-
 static int delete (const char *path, const char *namespace, const char *id)
 {
 	struct text asked = {.size = 0}, request = {.size = 0}, response;
 	unsigned char header[HEADER] = {0, 0, 0, 0, 0, 0, 0, 1, REQUEST, 0};
-	int peer = connect_to(path);
+	int peer FILE_SCOPE = socket_connect(path, SOCK_STREAM, SECONDS * CLOCK_SECOND);
 	if (peer < 0)
 		return peer;
 	int failed = add_field(&asked, 1, id, strlen(id));
@@ -166,7 +150,7 @@ int main(int count, char **words)
 		}
 	}
 	if (!strcmp(action, "start")) {
-		int peer = connect_to(path);
+		int peer FILE_SCOPE = socket_connect(path, SOCK_STREAM, SECONDS * CLOCK_SECOND);
 		if (peer < 0) {
 			errno = -peer;
 			return fail("firstlight's shim server does not listen at", path);

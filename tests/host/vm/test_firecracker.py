@@ -33,7 +33,7 @@ from firstlight.model import Ending, GuestLog, Sample
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 READY = says("booting\r\nready\r\n") + HALT
 VMRUN = ("lab/vmrun.c", "lab/vmstream.c", "lab/vmmonitor.c", "lab/vmapi.c", "lab/vmjournal.c",
-         "common/http.c", "common/error.c")  # fmt: skip
+         "common/http.c", "common/socket.c", "common/error.c")  # fmt: skip
 API_STEPS = ["api.connect", "api/machine-config", "api/boot-source"]
 
 
