@@ -6,6 +6,7 @@
  * instance did; if it could not be started, its error is said as "firstlight error TEXT" on standard
  * output. When we are killed, the instance ends.
  */
+#include "common/clock.h"
 #include "common/socket.h"
 #include "wire.h"
 
@@ -15,10 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/time.h>
-#include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #ifndef SILENCE_SECONDS
@@ -57,7 +55,7 @@ static int hangs(int node)
 /* Instances may run for ever: a node that is silent is asked now and then whether it answers. */
 static int hear(int node)
 {
-	static const char *const names[] = STEP_NAMES;
+	static const char *const names[] = {WIRE_STEPS(WIRE_STEP_NAME)};
 	const struct ask ping = {.magic = ASK_MAGIC, .verb = ASK_PING};
 	struct answer answer;
 	struct rights rights RIGHTS_SCOPE = {0};
@@ -83,27 +81,21 @@ static int hear(int node)
 
 int main(int argc, char **argv)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	struct ask ask = {.magic = ASK_MAGIC, .verb = ASK_START, .tag = 1};
-	struct timespec now;
-	const struct timeval deadline = {.tv_sec = SILENCE_SECONDS};
-	if (argc != 4 || strlen(argv[1]) >= sizeof address.sun_path) {
+	if (argc != 4) {
 		fputs("usage: firstlight-start SOCKET NUMBER VERSION\n", stderr);
 		return 2;
 	}
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	ask.asked = now.tv_sec * 1000000000LL + now.tv_nsec;
+	ask.asked = clock_now();
 	ask.function = (uint32_t)strtoul(argv[2], NULL, 10);
 	ask.version = (uint32_t)strtoul(argv[3], NULL, 10);
-	memcpy(address.sun_path, argv[1], strlen(argv[1]) + 1);
 	int failed = open_standard();
 	if (failed)
 		return fail("open the standard streams", -failed);
-	int node = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	if (node < 0 || setsockopt(node, SOL_SOCKET, SO_SNDTIMEO, &deadline, sizeof deadline) ||
-	    setsockopt(node, SOL_SOCKET, SO_RCVTIMEO, &deadline, sizeof deadline) ||
-	    connect(node, (struct sockaddr *)&address, sizeof address))
-		return fail("reach the node", errno);
+	int node FILE_SCOPE =
+		socket_connect(argv[1], SOCK_SEQPACKET, SILENCE_SECONDS * CLOCK_SECOND);
+	if (node < 0)
+		return fail("reach the node", -node);
 	failed = socket_send(node, &ask, sizeof ask, (int[]){0, 1, 2}, 3);
 	if (failed == -EAGAIN)
 		return hangs(node);

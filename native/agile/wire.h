@@ -23,34 +23,29 @@ enum {
 };
 
 /* The steps of a start, in order. A failure names its step. */
-enum step {
-	STEP_CLONE,
-	STEP_CGROUP,
-	STEP_MOUNT_NAMESPACE,
-	STEP_PROC,
-	STEP_MASK,
-	STEP_TMPFS,
-	STEP_WAIT, /* a generic sandbox is ready here */
-	STEP_FUNCTION,
-	STEP_NETWORK,
-	STEP_CGROUP_LIMITS,
-	STEP_ROOT,
-	STEP_HOST_NAME,
-	STEP_STREAMS,
-	STEP_USER,
-	STEP_LIMITS,
-	STEP_CAPABILITIES,
-	STEP_SECCOMP,
-	STEP_EXEC,
-	STEPS,
-};
+#define WIRE_STEPS(STEP)                                       \
+	STEP(CLONE, clone)                                     \
+	STEP(CGROUP, cgroup)                                   \
+	STEP(MOUNT_NAMESPACE, mount_namespace)                 \
+	STEP(PROC, proc)                                       \
+	STEP(MASK, mask)                                       \
+	STEP(TMPFS, tmpfs)                                     \
+	STEP(WAIT, wait) /* a generic sandbox is ready here */ \
+	STEP(FUNCTION, function)                               \
+	STEP(NETWORK, network)                                 \
+	STEP(CGROUP_LIMITS, cgroup_limits)                     \
+	STEP(ROOT, root)                                       \
+	STEP(HOST_NAME, host_name)                             \
+	STEP(STREAMS, streams)                                 \
+	STEP(USER, user)                                       \
+	STEP(LIMITS, limits)                                   \
+	STEP(CAPABILITIES, capabilities)                       \
+	STEP(SECCOMP, seccomp)                                 \
+	STEP(EXEC, exec)
 
-#define STEP_NAMES                                                                                 \
-	{                                                                                          \
-		"clone", "cgroup", "mount_namespace", "proc", "mask", "tmpfs", "wait", "function", \
-			"network", "cgroup_limits", "root", "host_name", "limits", "streams",      \
-			"user", "capabilities", "seccomp", "exec"                                  \
-	}
+#define WIRE_STEP(step, name) STEP_##step,
+enum step { WIRE_STEPS(WIRE_STEP) STEPS };
+#define WIRE_STEP_NAME(step, name) #name,
 
 /* A client's request. START comes with standard input, output and error, and with WORDS a memory
  * file of struct words; EXEC with the same four, where the words are all that the program gets, its

@@ -1,19 +1,16 @@
 #include "lab/launch_ask.h"
 
 #include "agile/wire.h"
-#include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/message.h"
 #include "common/socket.h"
 
 #include <fcntl.h>
 #include <poll.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/time.h>
-#include <sys/un.h>
-#include <sys/wait.h>
 
 #define NODE "node:"
 
@@ -31,44 +28,33 @@ int launch_ask_send(int connection, const char *text, const int *files, int coun
 	return socket_send(connection, &ask, sizeof ask, files, count);
 }
 
-static void print_started(const struct answer *answer, char *text, size_t size)
+/* The node's records are Python's to interpret. */
+static void read_node(const struct answer *answer, struct launch_news *news)
 {
-	static const char *const names[] = STEP_NAMES;
-	int at = snprintf(
-		text, size,
-		"{\"type\":\"started\",\"id\":\"%llu\",\"pid\":%d,\"warm\":%s,\"stamps\":{",
-		(unsigned long long)answer->instance, answer->pid,
-		answer->flags & ANSWER_WARM ? "true" : "false");
-	for (int i = 0; i < STEPS; i++)
-		if (answer->stamps[i])
-			at += snprintf(text + at, size - (size_t)at, "\"%s\":%lld,", names[i],
-				       (long long)answer->stamps[i]);
-	snprintf(text + at, size - (size_t)at, "\"requested\":%lld,\"running\":%lld}}",
-		 (long long)answer->stamps[STEPS], (long long)answer->stamps[STEPS + 1]);
+	const unsigned char *bytes = (const void *)answer;
+	_Static_assert(sizeof NODE + 2 * sizeof *answer <= sizeof news->text, "as digits");
+	strcpy(news->text, NODE);
+	for (size_t i = 0; i < sizeof *answer; i++)
+		sprintf(news->text + strlen(NODE) + 2 * i, "%02x", bytes[i]);
+	news->kind = answer->verb == ANSWER_REFUSED ? ASK_ERROR
+		     : answer->verb == ANSWER_ENDED ? ASK_END
+						    : ASK_ANSWER;
+	news->status = answer->status;
+	news->user = answer->user;
+	news->system = answer->system;
 }
 
-/* What the node answers, in the words of the runtime's JSON. */
-static enum launch_answer read_node(const struct answer *answer, char *text, size_t size)
+static void read_message(struct launch_news *news)
 {
-	static const char *const names[] = STEP_NAMES;
-	int killed = WIFSIGNALED(answer->status) ? WTERMSIG(answer->status) : 0;
-	if (answer->verb == ANSWER_REFUSED) {
-		snprintf(text, size,
-			 "{\"type\":\"error\",\"message\":\"cannot start an instance: %s: %s\"}",
-			 answer->step < STEPS ? names[answer->step] : "start",
-			 strerror(answer->error));
-		return ASK_ERROR;
-	}
-	if (answer->verb == ANSWER_ENDED) {
-		snprintf(text, size,
-			 "{\"type\":\"ended\",\"status\":%d,\"signal\":%d,\"user_ns\":%lld,"
-			 "\"system_ns\":%lld}",
-			 WEXITSTATUS(answer->status), killed, (long long)answer->user,
-			 (long long)answer->system);
-		return ASK_END;
-	}
-	print_started(answer, text, size);
-	return ASK_ANSWER;
+	const char *text = news->text;
+	int killed = (int)message_number(text, "signal");
+	news->kind = message_is(text, "error")     ? ASK_ERROR
+		     : message_is(text, "ended")   ? ASK_END
+		     : message_is(text, "invoked") ? ASK_RESULT
+						   : ASK_ANSWER;
+	news->status = killed ? killed : (int)message_number(text, "status") << 8;
+	news->user = message_number(text, "user_ns");
+	news->system = message_number(text, "system_ns");
 }
 
 /* Waits for the answer to the greeting, and reads it. */
@@ -88,43 +74,31 @@ static int read_greeting(int connection, int64_t until, int control)
 
 int launch_ask_connect(const char *path, const char *greeting, int64_t until, int control)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int64_t left = until - clock_now() > 0 ? until - clock_now() : 1000000;
-	struct timeval limit = {left / CLOCK_SECOND, left % CLOCK_SECOND / 1000};
-	if (strlen(path) >= sizeof address.sun_path)
-		return -ENAMETOOLONG;
-	memcpy(address.sun_path, path, strlen(path) + 1);
-	int connection FILE_SCOPE = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	if (connection < 0 ||
-	    setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) ||
-	    connect(connection, (struct sockaddr *)&address, sizeof address))
-		return -errno;
+	int64_t left = until - clock_now();
+	int connection FILE_SCOPE =
+		socket_connect(path, SOCK_SEQPACKET, left > 0 ? left : CLOCK_SECOND / 1000);
+	if (connection < 0)
+		return connection;
 	int bad = launch_ask_send(connection, greeting, NULL, 0);
 	bad = bad ? bad : read_greeting(connection, until, control);
 	if (!bad && fcntl(connection, F_SETFL, O_NONBLOCK))
 		bad = -errno;
-	int open = connection;
-	if (!bad)
-		connection = -1;
-	return bad ? bad : open;
+	return bad ? bad : descriptor_take(&connection);
 }
 
-enum launch_answer launch_ask_read(int connection, char *text, int size)
+void launch_ask_read(int connection, struct launch_news *news)
 {
 	struct answer answer;
-	ssize_t length = recv(connection, text, (size_t)size - 1, 0);
-	if (length == sizeof answer) {
-		memcpy(&answer, text, sizeof answer);
-		if (answer.magic == ASK_MAGIC)
-			return read_node(&answer, text, (size_t)size);
+	ssize_t length = recv(connection, news->text, sizeof news->text - 1, 0);
+	if (length <= 0) {
+		bool is_nothing = length < 0 && (errno == EAGAIN || errno == EINTR);
+		news->kind = is_nothing ? ASK_NOTHING : ASK_CLOSED;
+		return;
 	}
-	if (length < 0 && (errno == EAGAIN || errno == EINTR))
-		return ASK_NOTHING;
-	if (length <= 0)
-		return ASK_CLOSED;
-	text[length] = 0;
-	return message_is(text, "error")     ? ASK_ERROR
-	       : message_is(text, "ended")   ? ASK_END
-	       : message_is(text, "invoked") ? ASK_RESULT
-					     : ASK_ANSWER;
+	news->text[length] = 0;
+	memcpy(&answer, news->text, sizeof answer);
+	if (length == sizeof answer && answer.magic == ASK_MAGIC)
+		read_node(&answer, news);
+	else
+		read_message(news);
 }

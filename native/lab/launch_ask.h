@@ -13,11 +13,19 @@ int launch_ask_connect(const char *path, const char *greeting, int64_t until, in
  * "node:start NUMBER VERSION". Returns 0 or a negative errno. */
 int launch_ask_send(int connection, const char *text, const int *files, int count);
 
+/* The answer to the request, what a handler returned, its error, the end of the instance, or that the
+ * connection has ended. */
 enum launch_answer { ASK_NOTHING, ASK_ANSWER, ASK_RESULT, ASK_ERROR, ASK_END, ASK_CLOSED };
 
-/* The next message, if there is one, in text, of at most size bytes with its NUL: the answer to
- * the request, what a handler returned, its error, the end of the instance, or that the connection
- * has ended. */
-enum launch_answer launch_ask_read(int connection, char *text, int size);
+struct launch_news {
+	enum launch_answer kind;
+	int status; /* of END, as waitpid gives it */
+	int64_t user, system; /* of END: ns of CPU time */
+	char text
+		[8192]; /* a message of the runtime, or "node:" and the digits of a struct answer */
+};
+
+/* The next message, if there is one. */
+void launch_ask_read(int connection, struct launch_news *news);
 
 #endif

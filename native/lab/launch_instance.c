@@ -1,7 +1,6 @@
 #include "lab/launch_instance.h"
 
 #include "common/clock.h"
-#include "common/message.h"
 #include "lab/launch_ask.h"
 #include "lab/launch_text.h"
 
@@ -15,7 +14,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { READS = 32, ANSWER_MAX = 8192 };
+enum { READS = 32 };
 
 static struct rlimit given_files;
 
@@ -172,32 +171,28 @@ static void read_output(struct launch_instance *instance)
 /* What comes in on the connection of a start that was asked for. */
 static void read_answers(struct launch_instance *instance)
 {
-	char text[ANSWER_MAX];
+	struct launch_news news;
 	struct launch_record *record = &instance->record;
 	while (instance->connection >= 0) {
-		enum launch_answer answer =
-			launch_ask_read(instance->connection, text, sizeof text);
-		switch (answer) {
+		launch_ask_read(instance->connection, &news);
+		switch (news.kind) {
 		case ASK_NOTHING:
 			return;
 		case ASK_ANSWER:
 			instance->answered = 1;
-			note(instance, "answer", text);
+			note(instance, "answer", news.text);
 			break;
 		case ASK_RESULT: /* its instance has ended with it */
 		case ASK_ERROR:
-			note(instance, "answer", text);
+			note(instance, "answer", news.text);
 			record->seen = record->seen ? record->seen : clock_now();
-			end_asked(instance, answer == ASK_ERROR ? 1 << 8 : 0);
+			end_asked(instance, news.kind == ASK_ERROR ? 1 << 8 : 0);
 			break;
-		case ASK_END: {
-			int killed = (int)message_number(text, "signal");
-			record->user = message_number(text, "user_ns");
-			record->system = message_number(text, "system_ns");
-			end_asked(instance,
-				  killed ? killed : (int)message_number(text, "status") << 8);
+		case ASK_END:
+			record->user = news.user;
+			record->system = news.system;
+			end_asked(instance, news.status);
 			break;
-		}
 		case ASK_CLOSED:
 			if (record->spawned && !record->seen && !record->expired)
 				cannot_ask(instance, "hear", ECONNRESET);

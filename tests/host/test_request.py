@@ -265,7 +265,7 @@ def test_a_nul_is_refused_and_the_generator_lives(generator: Generator, tmp_path
     assert both(generator) == ([], [])
 
 
-@given(st.text(), st.text())
+@given(st.text(), st.text() | st.text("0123456789abcdef").map("node:".__add__))
 def test_what_is_no_answer_is_left_as_it_is(text: str, answer: str) -> None:
     kept = text.replace("firstlight ", "")
     assert read(kept) == Reply(output=kept.rstrip("\n"))

@@ -298,8 +298,8 @@ def after_words(descriptor: int) -> bytes:
     return os.pread(descriptor, os.fstat(descriptor).st_size - begin, begin)
 
 
-def refused(answer: Answer, function: Function) -> Failed:
-    """What a refusal of a function's start means."""
+def refused(answer: Answer, function: Function | None = None) -> Failed:
+    """What a refusal of a function's start means. Raises ValueError for an unknown step."""
     step = Step(answer.step)
     match (step, answer.error):
         case (Step.FUNCTION, errno.ENOENT | errno.ESTALE | errno.ESRCH | errno.EOPNOTSUPP):
@@ -319,7 +319,7 @@ def refused(answer: Answer, function: Function) -> Failed:
             return _no_stream(answer.error)
         case (_, errno.ECANCELED):
             return Failed(f"the instance ended before it ran, in the step {_words(step)}")
-        case (Step.EXEC, _):
+        case (Step.EXEC, _) if function:
             return _not_executed(answer.error, function)
     return Failed(f"cannot start an instance: {_words(step)}: {os.strerror(answer.error)}")
 

@@ -1,18 +1,20 @@
 """Parses what a start reports: a program's lines, or the replies of a runtime.
 
 The lines are those of ``lab.backends``. The load generator puts an answer behind
-``firstlight answer``: the agile runtime's (``agile.protocol``), of which ``started`` has stamps,
-which are the start's steps, and ``invoked``, of a handler, says when that began, which is the
-end point.
+``firstlight answer``: the agile runtime's (``agile.protocol``), of which ``invoked``, of a handler,
+says when that began, which is the end point; or its node's (``agile.node_wire``), of which
+``STARTED`` has stamps, which are the start's steps.
 """
 
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import msgspec
 
+from firstlight.agile import node_wire
 from firstlight.model import Step
 
 _STEP = re.compile(r"firstlight step (\S+) (\d{1,18}) (\d{1,18})")
@@ -20,6 +22,7 @@ _READY = re.compile(r"firstlight ready (\d{1,18})")
 _ERROR = "firstlight error "
 _ANSWER = "firstlight answer "
 _OWN = "firstlight "
+_NODE = "node:"
 
 
 @dataclass(frozen=True)
@@ -91,19 +94,38 @@ def _parts(line: str) -> Iterator[Step | int | str | _Printed]:
 
 def _answered(text: str) -> Iterator[Step | int | str]:
     try:
+        if text.startswith(_NODE):
+            yield from _of_node(text.removeprefix(_NODE))
+            return
         answer = msgspec.json.decode(text, type=_Answer)
-    except msgspec.MsgspecError:
+    except (ValueError, struct.error):  # msgspec's, too
         yield f"not of the protocol: {text}"
         return
     if answer.type == "error":
-        words = f"{answer.message} ({answer.hint})" if answer.hint else answer.message
-        yield " ".join(words.split())
+        yield _refusal(answer.message, answer.hint)
     elif result := answer.result:
         yield Step("start", result.requested, result.began)
         yield Step("handler", result.began, result.finished)
         yield result.began
     else:
-        begun = answer.stamps.get("requested", 0)
-        stamps = sorted((at, name) for name, at in answer.stamps.items() if at >= begun)
-        for (at, name), (end, _) in pairwise(stamps):
-            yield Step(name, at, end)
+        yield from _steps(answer.stamps)
+
+
+def _of_node(digits: str) -> Iterator[Step | str]:
+    answer = node_wire.answer(bytes.fromhex(digits))
+    if answer.verb == node_wire.AnswerVerb.REFUSED:
+        failed = node_wire.refused(answer)
+        yield _refusal(failed.message, failed.hint)
+    else:
+        yield from _steps(answer.stamps)
+
+
+def _refusal(message: str, hint: str | None) -> str:
+    return " ".join(f"{message} ({hint})".split() if hint else message.split())
+
+
+def _steps(stamps: dict[str, int]) -> Iterator[Step]:
+    begun = stamps.get("requested", 0)
+    in_order = sorted((at, name) for name, at in stamps.items() if at >= begun)
+    for (at, name), (end, _) in pairwise(in_order):
+        yield Step(name, at, end)
