@@ -8,6 +8,7 @@
 #define Py_LIMITED_API 0x03080000
 #include <Python.h>
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
@@ -16,10 +17,19 @@
 #include <linux/seccomp.h>
 #include <signal.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+/* Of the C library that the interpreter has, which may lack some. */
+#pragma weak dlopen
+#pragma weak dlsym
+#pragma weak srand
+#pragma weak srandom
+#pragma weak seed48
 
 enum { EVENTS = 3 };
 
@@ -135,12 +145,49 @@ static PyObject *become_instance(PyObject *module, PyObject *arguments)
 	return step ? fail(step) : nothing();
 }
 
+/* SQLite draws from a generator of its own, which forgets its state when it is asked for nothing. */
+static void reseed_sqlite(const char *library)
+{
+	void *loaded = dlopen && dlsym ? dlopen(library, RTLD_LAZY | RTLD_NOLOAD) : NULL;
+	void *found = loaded ? dlsym(loaded, "sqlite3_randomness") : NULL;
+	void (*draw)(int, void *);
+	memcpy(&draw, &found, sizeof draw);
+	if (found)
+		draw(0, NULL);
+}
+
+/* Gives the generators in C libraries that keep their state over a fork another. */
+static PyObject *reseed(PyObject *module, PyObject *arguments)
+{
+	const char *random, *sqlite;
+	Py_ssize_t size;
+	unsigned seeds[2];
+	unsigned short wide[3];
+	(void)module;
+	if (!PyArg_ParseTuple(arguments, "y#z", &random, &size, &sqlite))
+		return NULL;
+	if (size < (Py_ssize_t)(sizeof seeds + sizeof wide))
+		return PyErr_Format(PyExc_ValueError, "too few bytes");
+	memcpy(seeds, random, sizeof seeds);
+	memcpy(wide, random + sizeof seeds, sizeof wide);
+	if (srand)
+		srand(seeds[0]);
+	if (srandom)
+		srandom(seeds[1]);
+	if (seed48)
+		seed48(wide);
+	if (sqlite)
+		reseed_sqlite(sqlite);
+	return nothing();
+}
+
 static PyMethodDef methods[] = {
 	{"forget_children", forget_children, METH_NOARGS, "Have children reaped as they end."},
 	{"bear_in", bear_in, METH_VARARGS,
 	 "Have children born in the PID namespace of a descriptor."},
 	{"become_instance", become_instance, METH_VARARGS,
 	 "Take streams, enter namespaces and a directory, limit open files, and load a filter."},
+	{"reseed", reseed, METH_VARARGS, "Reseed the C library's generators, and SQLite's."},
 	{NULL, NULL, 0, NULL},
 };
 

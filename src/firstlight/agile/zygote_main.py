@@ -55,12 +55,13 @@ def _plain(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _reseed() -> None:
+def _reseed(inside: ModuleType) -> None:
     """Reseed the known random generators of this fork.
 
     ``random``, ``tempfile`` and OpenSSL notice the fork themselves.
     """
     loaded = sys.modules
+    inside.reseed(os.urandom(16), getattr(loaded.get("_sqlite3"), "__file__", None))
     if "numpy.random" in loaded:
         loaded["numpy.random"].seed()
     if "uuid" in loaded:
@@ -149,7 +150,7 @@ class Zygote:
             for number, what in self._changed.items():
                 _signal.signal(number, what)
             with suppress(Exception):  # the import may have replaced it
-                _reseed()
+                _reseed(self._inside)
             _serve(handler)
         finally:
             os._exit(0)

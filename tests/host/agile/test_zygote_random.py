@@ -9,16 +9,21 @@ from tests.support.python_functions import Make, python_root, value, with_handle
 from firstlight.agile import Runtime
 
 DRAWS = """
-import ctypes, hashlib, hmac, json, multiprocessing, os, random, secrets, ssl, sys, tempfile, uuid
+import ctypes, hashlib, hmac, json, multiprocessing, os, random, secrets, sqlite3, ssl, sys
+import tempfile, uuid
 
 CONTEXT = ssl.create_default_context()
 OWN = random.Random()
 SYSTEM = random.SystemRandom()
 LIBC = ctypes.CDLL(None)
 ARC4 = getattr(LIBC, "arc4random", None)  # a C extension's source, where the C library has it
+BASE = sqlite3.connect(":memory:")
+DRAW = "select random(), hex(randomblob(16))"
+LIBC.srand(7), LIBC.srandom(7), LIBC.srand48(7)
 # Used once, as imports do: what keeps a state has one now.
 ssl.RAND_bytes(16), tempfile.mktemp(), random.random(), secrets.token_hex(), uuid.uuid4()
 uuid.uuid1(), uuid.getnode(), os.urandom(8), SYSTEM.random(), ARC4 and ARC4()
+LIBC.rand(), LIBC.random(), LIBC.lrand48(), BASE.execute(DRAW).fetchall()
 
 def hello():
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -35,6 +40,11 @@ def main(_):
         "random": random.random(),
         "SystemRandom made at import": SYSTEM.random(),
         "arc4random": ARC4() if ARC4 else os.urandom(4).hex(),
+        "rand": [LIBC.rand(), LIBC.rand()],
+        "random of the C library": [LIBC.random(), LIBC.random()],
+        "lrand48": [LIBC.lrand48(), LIBC.lrand48()],
+        "SQLite": BASE.execute(DRAW).fetchall(),
+        "SQLite, opened anew": sqlite3.connect(":memory:").execute(DRAW).fetchall(),
         "secrets": secrets.token_hex(16),
         "os.urandom": os.urandom(16).hex(),
         "uuid4": str(uuid.uuid4()),
@@ -85,7 +95,7 @@ async def three(runtime: Runtime, function: Make, name: str, module: str) -> lis
 def test_forks_draw_different_numbers_from_each_generator(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         drawn = await three(runtime, function, "main", "draws")
-        assert len(drawn[0]) == 12
+        assert len(drawn[0]) == 17
         for name in drawn[0]:
             assert len({str(each[name]) for each in drawn}) == 3, f"{name}: the same in two forks"
 
