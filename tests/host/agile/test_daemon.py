@@ -212,9 +212,9 @@ def test_a_connection_to_the_node_is_no_standard_stream(function: Make) -> None:
 
 
 def test_the_small_client_ends_as_its_instance_does(function: Make) -> None:
-    def run(path: Path, *numbers: int) -> tuple[int, str]:
+    def run(path: Path, *numbers: int, stdin: int = subprocess.DEVNULL) -> tuple[int, str]:
         argv = [str(native("firstlight-start")), str(path), *map(str, numbers)]
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = subprocess.run(argv, stdin=stdin, capture_output=True, text=True, timeout=60)
         return done.returncode, done.stdout
 
     async def main(path: Path) -> None:
@@ -228,5 +228,9 @@ def test_the_small_client_ends_as_its_instance_does(function: Make) -> None:
             assert start(function("memory", memory=16 << 20)) == (128 + 9, "")
             assert run(path, 99, 1) == (1, "firstlight error function: No such file or directory\n")
             assert run(Path("/none/socket"), 1, 1)[1].startswith("firstlight error reach the node")
+            directory = os.open("/", os.O_RDONLY)
+            refused = run(path, *client.register(function("nonsense")), stdin=directory)
+            assert refused == (1, "firstlight error streams: Is a directory\n")
+            os.close(directory)
 
     with_daemon(main)
