@@ -1,6 +1,7 @@
 """How the HTTP server listens, and what it holds."""
 
 import asyncio
+import select
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -22,6 +23,9 @@ def test_answers_are_sent_at_once() -> None:
         assert listening.proto == socket.IPPROTO_TCP
 
 
+LARGE = 8 << 20
+
+
 class Server:
     """A server whose requests wait for ``go`` when they have been read."""
 
@@ -32,7 +36,7 @@ class Server:
         await request.body()
         self.under_way += 1
         await self.go.wait()
-        return Response(b"done")
+        return Response(bytes(LARGE) if request.url.path == "/large" else b"done")
 
     def post(self, size: int, path: str = "/f") -> "asyncio.Task[httpx.Response]":
         return asyncio.create_task(self.client.post(path, content=bytes(size), timeout=60))
@@ -145,7 +149,7 @@ def test_a_long_header_and_a_late_body_are_read(tmp_path: Path) -> None:
 def test_a_head_that_does_not_come_ends_its_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "SECONDS", 0.1)
 
     async def main(server: Server) -> None:
         server.go.set()
@@ -166,7 +170,7 @@ def test_a_head_that_does_not_come_ends_its_connection(
 def test_a_body_that_stops_ends_its_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "SECONDS", 0.1)
 
     async def main(_: Server) -> None:
         for begin in (b"content-length: 9\r\n\r\nab", b"transfer-encoding: chunked\r\n\r\n9;"):
@@ -174,6 +178,45 @@ def test_a_body_that_stops_ends_its_connection(
             writer.write(b"POST / HTTP/1.1\r\nhost: x\r\n" + begin)
             with suppress(ConnectionError):
                 assert await reader.read() == b""
+            writer.close()
+
+    with_server(tmp_path, main)
+
+
+def test_an_answer_that_nobody_reads_ends_its_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "SECONDS", 0.1)
+
+    async def main(server: Server) -> None:
+        server.go.set()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "http"))
+            client.send(b"POST /large HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+            poll = select.poll()
+            poll.register(client, 0)  # hung up
+            assert await asyncio.to_thread(poll.poll, 50_000)
+
+    with_server(tmp_path, main)
+
+
+def test_slow_clients_take_nobody_elses_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "REQUESTS_MOST", 8)
+    monkeypatch.setattr(connection, "CONNECTIONS_MOST", 16)
+    monkeypatch.setattr(connection, "SLOW_SECONDS", 0.0)
+
+    async def main(server: Server) -> None:
+        server.go.set()
+        slow = []
+        for number in range(60):
+            _, writer = await asyncio.open_unix_connection(tmp_path / "http")
+            if number % 2:
+                writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx")
+            slow.append(writer)
+            assert await answered([server.post(10)]) == [200]
+        for writer in slow:
             writer.close()
 
     with_server(tmp_path, main)

@@ -1,4 +1,4 @@
-"""When a connection of the HTTP server ends because a body stops, by a clock that is set."""
+"""When a connection of the HTTP server ends because of its client, by a clock that is set."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,7 +9,13 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from firstlight.agile.http.connection import BODY_SECONDS, Connection
+from firstlight.agile.http.connection import (
+    PIPELINED_MOST,
+    RATE_LEAST,
+    SECONDS,
+    SLOW_SECONDS,
+    Connection,
+)
 
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n"
 LONG = 1 << 20
@@ -45,10 +51,11 @@ class Clock:
 class Client:
     """A connection, and an application that reads when ``read`` is set and answers at ``go``."""
 
-    def __init__(self) -> None:
-        self.clock, self.transport = Clock(), Mock()
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock, self.transport = clock or Clock(), Mock()
         self.transport.get_extra_info.return_value = None
         self.transport.is_closing.return_value = False
+        self.unread(0)
         self.read, self.go = asyncio.Event(), asyncio.Event()
         config = uvicorn.Config(
             self.answer, interface="asgi3", ws="none", lifespan="off", log_config=None,
@@ -70,6 +77,9 @@ class Client:
         self.connection.data_received(data)
         await self.settled()
 
+    def unread(self, size: int) -> None:
+        self.transport.get_write_buffer_size.return_value = size
+
     async def settled(self) -> None:
         for _ in range(5):
             await asyncio.sleep(0)
@@ -81,20 +91,112 @@ class Client:
 
 async def goes_on_while_parts_come(client: Client) -> None:
     client.read.set()
-    await client.sends(HEAD % 100 + b"\r\n")
+    part = bytes(int(SECONDS * RATE_LEAST))
+    await client.sends(HEAD % (100 * len(part)) + b"\r\n")
     for _ in range(100):
-        client.clock.passes(BODY_SECONDS - 1)
-        await client.sends(b"x")
-    client.clock.passes(10 * BODY_SECONDS)
+        client.clock.passes(SECONDS - 1)
+        await client.sends(part)
+    client.clock.passes(10 * SECONDS)
     assert not client.ended  # it waits for its answer
+
+
+async def ends_though_a_byte_comes_now_and_then(client: Client) -> None:
+    client.read.set()
+    await client.sends(HEAD % 100 + b"\r\n")
+    for _ in range(3):
+        client.clock.passes(SECONDS - 1)
+        await client.sends(b"x")
+    assert client.ended
+
+
+async def has_no_more_patience_for_having_been_quick(client: Client) -> None:
+    client.read.set()
+    await client.sends(HEAD % LONG + b"\r\n")
+    for _ in range(10):
+        await client.sends(bytes(LONG // 20))
+    client.clock.passes(2 * SECONDS + 1)
+    assert client.ended
+
+
+async def ends_when_its_answer_is_not_read(client: Client) -> None:
+    await answered(client)
+    client.unread(LONG)
+    client.connection.pause_writing()
+    client.clock.passes(SECONDS - 1)
+    assert not client.ended
+    client.clock.passes(2)
+    assert client.ended
+
+
+async def ends_when_the_end_of_its_answer_is_not_read(client: Client) -> None:
+    client.unread(100)
+    await answered(client)
+    client.clock.passes(SECONDS + 1)
+    assert client.ended
+
+
+async def ends_when_its_answer_is_read_by_the_byte(client: Client) -> None:
+    await answered(client)
+    client.unread(LONG)
+    client.connection.pause_writing()
+    for read in range(1, 4):
+        client.clock.passes(SECONDS - 1)
+        client.unread(LONG - read)
+    assert client.ended
+
+
+async def goes_on_while_its_answer_is_read(client: Client) -> None:
+    await answered(client)
+    unread = 100 * int(SECONDS * RATE_LEAST)
+    client.unread(unread)
+    client.connection.pause_writing()
+    while unread > 0:
+        client.clock.passes(SECONDS - 1)
+        unread -= int(SECONDS * RATE_LEAST)
+        client.unread(unread)
+    client.connection.resume_writing()
+    client.clock.passes(10 * SECONDS)
+    assert not client.ended
+
+
+async def ends_when_it_asks_for_too_much_at_once(client: Client) -> None:
+    await client.sends(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * (PIPELINED_MOST + 2))
+    assert len(client.connection.pipeline) == PIPELINED_MOST
+    assert b"400 Bad Request" in client.transport.write.call_args[0][0]
+    assert client.transport.close.called
+
+
+async def loses_its_place_if_it_is_the_slowest(client: Client) -> None:
+    client.read.set()
+    await client.sends(HEAD % 100 + b"\r\nx")
+    client.clock.passes(1)
+    others = [Client(client.clock) for _ in range(3)]
+    await others[0].sends(HEAD % 100 + b"\r\nx")
+    await others[1].sends(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")  # the server's turn
+    client.clock.passes(SLOW_SECONDS - 2)
+    Connection.give_up_slowest()
+    assert not client.ended
+    client.clock.passes(1)
+    Connection.give_up_slowest()
+    assert client.ended
+    assert not any(other.ended for other in others)
+    client.clock.passes(SLOW_SECONDS)
+    Connection.give_up_slowest()
+    Connection.give_up_slowest()
+    Connection.give_up_slowest()
+    assert [other.ended for other in others] == [True, False, True]
+
+
+async def answered(client: Client) -> None:
+    client.read.set()
+    client.go.set()
+    await client.sends(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
 
 
 async def ends_when_none_comes(client: Client) -> None:
     client.read.set()
     await client.sends(HEAD % 100 + b"\r\nx")
-    client.clock.passes(BODY_SECONDS - 1)
-    await client.sends(b"x")
-    client.clock.passes(BODY_SECONDS - 1)
+    client.clock.passes(SECONDS - 1)
     assert not client.ended
     client.clock.passes(2)
     assert client.ended
@@ -103,11 +205,11 @@ async def ends_when_none_comes(client: Client) -> None:
 async def goes_on_while_reading_is_paused(client: Client) -> None:
     await client.sends(HEAD % LONG + b"\r\n" + bytes(LONG // 2))
     assert client.transport.pause_reading.called
-    client.clock.passes(10 * BODY_SECONDS - 1)
+    client.clock.passes(10 * SECONDS - 1)
     client.read.set()
     await client.settled()
     assert client.transport.resume_reading.called
-    client.clock.passes(BODY_SECONDS - 1)
+    client.clock.passes(SECONDS - 1)
     assert not client.ended
     client.clock.passes(2)
     assert client.ended
@@ -115,13 +217,13 @@ async def goes_on_while_reading_is_paused(client: Client) -> None:
 
 async def goes_on_while_it_is_not_told_to_continue(client: Client) -> None:
     await client.sends(HEAD % 2 + b"expect: 100-continue\r\n\r\n")
-    client.clock.passes(10 * BODY_SECONDS - 1)
+    client.clock.passes(10 * SECONDS - 1)
     client.read.set()
     await client.settled()
-    client.clock.passes(BODY_SECONDS - 1)
+    client.clock.passes(SECONDS - 1)
     assert not client.ended
     await client.sends(b"ok")
-    client.clock.passes(10 * BODY_SECONDS)
+    client.clock.passes(10 * SECONDS)
     assert not client.ended
 
 
@@ -130,14 +232,14 @@ async def ends_though_it_is_answered(client: Client) -> None:
     await client.sends(HEAD % 100 + b"\r\nx")
     assert client.transport.write.called
     await client.sends(b"x")  # so that it is not kept alive for the next
-    client.clock.passes(BODY_SECONDS + 1)
+    client.clock.passes(SECONDS + 1)
     assert client.ended
 
 
 async def goes_on_without_a_body(client: Client) -> None:
     for more in (b"", b"connection: upgrade\r\nupgrade: websocket\r\n"):
         await client.sends(b"GET / HTTP/1.1\r\nhost: x\r\n" + more + b"\r\n")
-        client.clock.passes(10 * BODY_SECONDS)
+        client.clock.passes(10 * SECONDS)
     assert not client.ended
 
 
@@ -149,7 +251,12 @@ async def refuses(_scope: Any, _receive: Any, send: Any) -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        goes_on_while_parts_come, ends_when_none_comes, goes_on_while_reading_is_paused,
+        goes_on_while_parts_come, ends_though_a_byte_comes_now_and_then,
+        has_no_more_patience_for_having_been_quick, ends_when_its_answer_is_not_read,
+        ends_when_the_end_of_its_answer_is_not_read, ends_when_its_answer_is_read_by_the_byte,
+        goes_on_while_its_answer_is_read, ends_when_it_asks_for_too_much_at_once,
+        loses_its_place_if_it_is_the_slowest,
+        ends_when_none_comes, goes_on_while_reading_is_paused,
         goes_on_while_it_is_not_told_to_continue, ends_though_it_is_answered,
         goes_on_without_a_body,
     ],
@@ -157,6 +264,7 @@ async def refuses(_scope: Any, _receive: Any, send: Any) -> None:
 )  # fmt: skip
 def test_a_connection(case: Callable[[Client], Awaitable[None]]) -> None:
     async def main() -> None:
+        Connection._all.clear()
         client = Client()
         await asyncio.wait_for(case(client), 60)
         for task in client.connection.tasks:

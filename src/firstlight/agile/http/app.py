@@ -44,7 +44,7 @@ async def served(
         application = around(application)
     if config.credentials:
         application = Verified(application, sigv4.load(Path(config.credentials)))
-    application = Bounded(application)
+    application = Bounded(application, Connection.give_up_slowest)
     listening = _listening(config.listen)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # clients can make it warn for ever
     server = _Server(

@@ -1,5 +1,7 @@
 """What requests hold is bounded: their number, and the bytes of bodies and answers."""
 
+from collections.abc import Callable
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from firstlight.agile.http import urls
@@ -12,14 +14,19 @@ BYTES_MOST = 256 << 20
 
 
 class Bounded:
-    """An application that answers 429 to what would be too much."""
+    """An application that answers 429 to what would be too much.
 
-    def __init__(self, application: ASGIApp) -> None:
-        self._application = application
+    From half of it on ``relieve`` is called, which gives up what waits for a slow client.
+    """
+
+    def __init__(self, application: ASGIApp, relieve: Callable[[], object] = lambda: None) -> None:
+        self._application, self._relieve = application, relieve
         self.requests = self.bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on. The protocol: asgi.readthedocs.io."""
+        if 2 * self.requests >= REQUESTS_MOST or 2 * self.bytes >= BYTES_MOST:
+            self._relieve()
         if self.requests >= REQUESTS_MOST:
             await _refuse(f"{self.requests} requests are under way", scope, receive, send)
             return

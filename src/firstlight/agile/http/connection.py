@@ -1,43 +1,116 @@
-"""A connection of a client: uvicorn's, within bounds, for strangers may send what they like."""
+"""A connection of a client: uvicorn's, within bounds, for strangers may send what they like.
+
+A client is waited for with patience: a minute, which passes, and grows again with the bytes that it
+sends or reads. Where much is held already, who has been waited for longest loses the place.
+"""
 
 import asyncio
+import resource
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_MOST = 512 << 10
 """Bytes of a request's head, or of what follows the last part of its body."""
-HEAD_SECONDS = 60.0
-BODY_SECONDS = 60.0
-"""Between two parts of a body, while the server reads."""
+SECONDS = 60.0
+"""For a head; for a body or the reading of an answer, without a byte."""
+RATE_LEAST = 1 << 10
+"""Bytes a second of a body or of an answer, over more than that."""
+SLOW_SECONDS = 10.0
+"""Who has been waited for longer may lose the place to another."""
 CONNECTIONS_MOST = 8192
+PIPELINED_MOST = 64
+"""Requests of a connection that wait for the answer to one before."""
+
+
+class _Patience:
+    """Ends a connection that waits for its client in vain."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) -> None:
+        self._loop, self._ended = loop, ended
+        self._timer: asyncio.TimerHandle | None = None
+        self._moved: Callable[[], int | None] = int
+        self._until = 0.0
+        self.since = 0.0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits, since ``since``."""
+        return self._timer is not None
+
+    def begin(self, moved: Callable[[], int | None]) -> None:
+        """Wait. ``moved``: how many bytes came or went since it was asked; None: wait no more."""
+        self._moved, self.since = moved, self._loop.time()
+        self._until = self.since + SECONDS
+        self._timer = self._loop.call_later(SECONDS, self._look)
+
+    def end(self) -> None:
+        """Wait no more."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        moved, now = self._moved(), self._loop.time()
+        if moved is None:
+            return
+        self._until = min(now + SECONDS, self._until + moved / RATE_LEAST)
+        if self._until > now:
+            self._timer = self._loop.call_later(self._until - now, self._look)
+        else:
+            self._ended()
 
 
 class Connection(HttpToolsProtocol):
-    """Is closed if a head is too long or takes too long, or a body stops, or there are too many."""
+    """Ends if a head is too long, if its client is too slow, or if there are too many."""
 
+    _all: ClassVar[dict["Connection", None]] = {}
     _silent = 0
     """Bytes since the last that an application was told of."""
-    _late: asyncio.TimerHandle | None = None
     _in_body = False
-    _moved = 0.0
-    """When a part of the body came, or the application asked for one."""
+    _came = _unread = 0
+    """Bytes of a body since they were counted last, and of answers that wait to be read."""
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - as uvicorn has it
         """Expect a head."""
         super().connection_made(transport)
-        if len(self.connections) > CONNECTIONS_MOST:
+        self._sends = _Patience(self.loop, transport.abort)
+        self._reads = _Patience(self.loop, transport.abort)
+        self.flow = _Flow(transport, self._expect_body, self._sends.end)
+        most = min(CONNECTIONS_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        if len(self.connections) > most and not self._give_up(0.0):
             transport.abort()
             return
-        self.flow = _Flow(transport, self._move)
-        self._expect_head()
+        self._all[self] = None
+        self._sends.begin(_nothing)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Expect no more."""
-        self._expect_nothing()
+        self._all.pop(self, None)
+        self._sends.end()
+        self._reads.end()
+        self._in_body = False
         super().connection_lost(exc)
+
+    @classmethod
+    def give_up_slowest(cls) -> None:
+        """End the connection that has waited longest for its client, if it is slow."""
+        cls._give_up(SLOW_SECONDS)
+
+    @classmethod
+    def _give_up(cls, seconds: float) -> bool:
+        waits = [(patience.since, connection) for connection in cls._all
+                 for patience in (connection._sends, connection._reads)
+                 if patience.is_waiting]  # fmt: skip
+        since, slowest = min(waits, key=lambda wait: wait[0], default=(0.0, None))
+        if slowest is None or slowest.loop.time() - since < seconds:
+            return False
+        del cls._all[slowest]
+        slowest.transport.abort()
+        return True
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless it is too much."""
@@ -46,54 +119,69 @@ class Connection(HttpToolsProtocol):
             return
         self._silent += len(data)
         super().data_received(data)
-        if self._late:
-            return
         if self._in_body:
-            self._late = self.loop.call_later(BODY_SECONDS, self._look)
-        elif self._silent:
-            self._expect_head()
+            self._expect_body()
+        elif self._silent and not self._sends.is_waiting:
+            self._sends.begin(_nothing)
 
     def on_headers_complete(self) -> None:
         """The application is told of a request."""
+        if len(self.pipeline) >= PIPELINED_MOST:
+            raise ValueError("too many requests at once")  # uvicorn answers 400
         self._silent = 0
-        self._expect_nothing()
-        self._move()
+        self._sends.end()
         super().on_headers_complete()
         self._in_body = True
 
     def on_body(self, body: bytes) -> None:
         """And of a part of its body."""
         self._silent = 0
-        self._move()
+        self._came += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """And of its end."""
         self._silent = 0
         self._in_body = False
-        self._expect_nothing()
+        self._sends.end()
         super().on_message_complete()
 
-    def _expect_head(self) -> None:
-        self._late = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+    def pause_writing(self) -> None:
+        """The client reads more slowly than the application writes."""
+        super().pause_writing()
+        self._expect_reading()
 
-    def _move(self) -> None:
-        self._moved = self.loop.time()
+    def resume_writing(self) -> None:
+        """It has read on."""
+        self._reads.end()
+        super().resume_writing()
+        if self.cycle and self.cycle.response_complete:
+            self._expect_reading()
 
-    def _look(self) -> None:
-        """End it if its body has stopped, but not while the client waits for the server."""
-        if self.flow.read_paused or self.cycle.waiting_for_100_continue:
-            self._move()
-        left = self._moved + BODY_SECONDS - self.loop.time()
-        if left > 0:
-            self._late = self.loop.call_later(left, self._look)
-        else:
-            self.transport.abort()
+    def on_response_complete(self) -> None:
+        """What the client has not read yet stays here."""
+        super().on_response_complete()
+        self._expect_reading()
 
-    def _expect_nothing(self) -> None:
-        if self._late:
-            self._late.cancel()
-            self._late = None
+    def _expect_body(self) -> None:
+        """Wait for the client, unless it waits for the application."""
+        waits = self.flow.read_paused or self.cycle.waiting_for_100_continue
+        if self._in_body and not waits and not self._sends.is_waiting:
+            self._came = 0
+            self._sends.begin(self._body_moved)
+
+    def _body_moved(self) -> int:
+        came, self._came = self._came, 0
+        return came
+
+    def _expect_reading(self) -> None:
+        self._unread = self.transport.get_write_buffer_size()
+        if self._unread and not self._reads.is_waiting:
+            self._reads.begin(self._answer_moved)
+
+    def _answer_moved(self) -> int | None:
+        before, self._unread = self._unread, self.transport.get_write_buffer_size()
+        return max(before - self._unread, 0) if self._unread else None
 
     def _refuse(self) -> None:
         if not self.transport.is_closing():
@@ -104,14 +192,26 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
 
-class _Flow(FlowControl):
-    """Tells when the application asks for more of a body."""
+def _nothing() -> int:
+    """A head has no more time for being long."""
+    return 0
 
-    def __init__(self, transport: asyncio.Transport, asked: Callable[[], None]) -> None:
+
+class _Flow(FlowControl):
+    """Tells when a body waits for the application, and when it goes on."""
+
+    def __init__(
+        self, transport: asyncio.Transport, resumed: Callable[[], None], paused: Callable[[], None]
+    ) -> None:
         super().__init__(transport)
-        self._asked = asked
+        self._resumed, self._paused = resumed, paused
+
+    def pause_reading(self) -> None:
+        """Leave the rest of a body where it is."""
+        super().pause_reading()
+        self._paused()
 
     def resume_reading(self) -> None:
         """Read on."""
         super().resume_reading()
-        self._asked()
+        self._resumed()
