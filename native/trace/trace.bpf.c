@@ -147,14 +147,20 @@ static __always_inline void emit(struct event *event, __u32 size)
 		__sync_fetch_and_add(&lost, 1);
 }
 
+/* What a process is in the PID namespace that is so far below the first. */
+static __always_inline struct upid *number_at(struct pid *pid, __u32 level)
+{
+	struct upid *first = (void *)__builtin_preserve_access_index(&pid->numbers[0]);
+	return (void *)first + level * bpf_core_type_size(struct upid);
+}
+
 /* A task's number in our own PID namespace, where that is not the first; 0 if it has none there. */
 static __always_inline __u32 number_below(struct task_struct *p)
 {
 	struct pid *pid = BPF_CORE_READ(p, thread_pid);
 	if (!pid || BPF_CORE_READ(pid, level) < home.level)
 		return 0;
-	struct upid *at = (void *)__builtin_preserve_access_index(&pid->numbers[0]);
-	at = (void *)at + home.level * bpf_core_type_size(struct upid);
+	struct upid *at = number_at(pid, home.level);
 	return BPF_CORE_READ(at, ns, ns.inum) == home.number ? BPF_CORE_READ(at, nr) : 0;
 }
 
@@ -176,8 +182,7 @@ int on_ask(void *context)
 	struct task_struct *p = (void *)bpf_get_current_task();
 	struct pid *pid = BPF_CORE_READ(p, thread_pid);
 	__u32 level = BPF_CORE_READ(pid, level);
-	struct upid *at = (void *)__builtin_preserve_access_index(&pid->numbers[0]);
-	at = (void *)at + level * bpf_core_type_size(struct upid);
+	struct upid *at = number_at(pid, level);
 	home.number = BPF_CORE_READ(at, ns, ns.inum);
 	home.level = level;
 	return 0;
@@ -188,17 +193,33 @@ static __always_inline struct task *traced(__u32 tid)
 	return bpf_map_lookup_elem(&tasks, &tid);
 }
 
+/* An event of a thread at that time. */
+static __always_inline void fill(struct event *event, __u16 kind, const struct task *task,
+				 __u32 tid, __u64 at)
+{
+	__builtin_memset(event, 0, sizeof(*event));
+	event->kind = kind;
+	event->root = task->root;
+	event->pid = task->pid;
+	event->tid = tid;
+	event->start = event->end = at;
+	event->stack = -1;
+}
+
 static __always_inline void instant(__u16 kind, struct task *task, __u32 tid, __u32 peer, __u64 arg)
 {
-	struct event event = {.kind = kind,
-			      .root = task->root,
-			      .pid = task->pid,
-			      .tid = tid,
-			      .peer = peer,
-			      .args = {arg},
-			      .stack = -1};
-	event.start = event.end = bpf_ktime_get_ns();
+	struct event event;
+	fill(&event, kind, task, tid, bpf_ktime_get_ns());
+	event.peer = peer;
+	event.args[0] = arg;
 	emit(&event, sizeof(event));
+}
+
+/* A thread that is not traced yet. */
+static __always_inline struct task new_task(__u32 root, __u32 group)
+{
+	return (struct task){
+		.root = root, .pid = group, .off_stack = -1, .lock_stack = -1, .number = -1};
 }
 
 struct whole {
@@ -217,14 +238,8 @@ static __always_inline int take_stack(void *ctx, struct task *task, __u32 tid, _
 		__sync_fetch_and_add(&lost, 1);
 		return -1;
 	}
-	__builtin_memset(&whole->event, 0, sizeof(whole->event));
+	fill(&whole->event, STACK, task, tid, start);
 	long size = bpf_get_stack(ctx, whole->addresses, sizeof(whole->addresses), 0);
-	whole->event.kind = STACK;
-	whole->event.root = task->root;
-	whole->event.pid = task->pid;
-	whole->event.tid = tid;
-	whole->event.start = whole->event.end = start;
-	whole->event.stack = -1;
 	whole->event.text = size > 0 ? size : 0;
 	bpf_ringbuf_submit(whole, BPF_RB_NO_WAKEUP);
 	return number < -1 ? number : -2;
@@ -235,11 +250,8 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 {
 	__u32 parent_tid = NUMBER(parent), tid = NUMBER(child), group = GROUP(child);
 	struct task *from = traced(parent_tid);
-	struct task task = {.pid = group,
-			    .off = bpf_ktime_get_ns(),
-			    .off_stack = -1,
-			    .lock_stack = -1,
-			    .number = -1};
+	struct task task = new_task(0, group);
+	task.off = bpf_ktime_get_ns();
 	if (from)
 		task.root = from->root;
 	else if (settings.generator && GROUP(parent) == settings.generator)
@@ -285,11 +297,7 @@ static __always_inline void begin(struct task_struct *p, __u32 tid, const char *
 	if (!tid || !bpf_map_lookup_elem(&names, name))
 		return;
 	struct task *known = traced(tid);
-	struct task task = {.root = known ? known->root : tid,
-			    .pid = GROUP(p),
-			    .off_stack = -1,
-			    .lock_stack = -1,
-			    .number = -1};
+	struct task task = new_task(known ? known->root : tid, GROUP(p));
 	struct begin *out = bpf_ringbuf_reserve(&events, sizeof(*out), 0);
 	if (!out || (!known && bpf_map_update_elem(&tasks, &tid, &task, BPF_ANY))) {
 		__sync_fetch_and_add(&lost, 1);
@@ -297,13 +305,7 @@ static __always_inline void begin(struct task_struct *p, __u32 tid, const char *
 			bpf_ringbuf_discard(out, 0);
 		return;
 	}
-	__builtin_memset(&out->event, 0, sizeof(out->event));
-	out->event.kind = BEGIN;
-	out->event.root = task.root;
-	out->event.tid = tid;
-	out->event.pid = task.pid;
-	out->event.stack = -1;
-	out->event.start = out->event.end = bpf_ktime_get_ns();
+	fill(&out->event, BEGIN, &task, tid, bpf_ktime_get_ns());
 	out->event.text = sizeof(*out) - sizeof(out->event);
 	bpf_probe_read_kernel_str(out->file, sizeof(out->file), file);
 	struct mm_struct *mm = p->mm;
@@ -342,17 +344,11 @@ int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *b
 		return 0;
 	struct pid *pid = BPF_CORE_READ(p, thread_pid);
 	__u32 level = BPF_CORE_READ(pid, level);
-	struct upid *at = (void *)__builtin_preserve_access_index(&pid->numbers[0]);
-	at = (void *)at + level * bpf_core_type_size(struct upid);
+	fill(&exec.event, EXEC, task, tid, bpf_ktime_get_ns());
+	struct upid *at = number_at(pid, level);
 	exec.event.args[0] = BPF_CORE_READ(at, nr);
 	exec.event.args[1] = level - home.level;
-	exec.event.kind = EXEC;
-	exec.event.root = task->root;
-	exec.event.pid = task->pid;
-	exec.event.tid = tid;
 	exec.event.peer = old;
-	exec.event.stack = -1;
-	exec.event.start = exec.event.end = bpf_ktime_get_ns();
 	long length = bpf_probe_read_kernel_str(exec.text, sizeof(exec.text), bprm->filename);
 	exec.event.text = length > 0 ? length : 0;
 	if (bpf_ringbuf_output(&events, &exec.event, sizeof(exec),
@@ -377,15 +373,11 @@ int BPF_PROG(on_exit, struct task_struct *p)
 	if (!task)
 		return 0;
 	if (task->number >= 0 && task->call) { /* exit_group does not return */
-		struct event call = {.kind = CALL,
-				     .root = task->root,
-				     .pid = task->pid,
-				     .tid = tid,
-				     .start = task->call,
-				     .end = bpf_ktime_get_ns(),
-				     .number = task->number,
-				     .stack = -1,
-				     .open = 1};
+		struct event call;
+		fill(&call, CALL, task, tid, bpf_ktime_get_ns());
+		call.start = task->call;
+		call.number = task->number;
+		call.open = 1;
 		emit(&call, sizeof(call));
 	}
 	instant(EXIT, task, tid, 0, 0);
@@ -413,16 +405,13 @@ static __always_inline void switched_in(__u32 tid, __u64 now)
 	if (!task || !task->off)
 		return;
 	if (now - task->off >= SHORTEST_OFF_NS) {
-		struct event event = {.kind = OFF,
-				      .root = task->root,
-				      .pid = task->pid,
-				      .tid = tid,
-				      .start = task->off,
-				      .end = now,
-				      .args = {task->woken},
-				      .peer = task->waker,
-				      .result = task->off_state,
-				      .stack = task->off_stack};
+		struct event event;
+		fill(&event, OFF, task, tid, now);
+		event.start = task->off;
+		event.args[0] = task->woken;
+		event.peer = task->waker;
+		event.result = task->off_state;
+		event.stack = task->off_stack;
 		emit(&event, sizeof(event));
 	}
 	task->off = task->woken = 0;
@@ -511,15 +500,13 @@ int BPF_PROG(on_contention_end, void *lock)
 	struct task *task = traced(tid);
 	if (!task || !task->lock || task->lock_address != (__u64)lock)
 		return 0;
-	struct event event = {.kind = LOCK,
-			      .root = task->root,
-			      .pid = task->pid,
-			      .tid = tid,
-			      .start = task->lock,
-			      .end = bpf_ktime_get_ns(),
-			      .peer = task->owner,
-			      .args = {task->lock_address, task->lock_flags},
-			      .stack = task->lock_stack};
+	struct event event;
+	fill(&event, LOCK, task, tid, bpf_ktime_get_ns());
+	event.start = task->lock;
+	event.peer = task->owner;
+	event.args[0] = task->lock_address;
+	event.args[1] = task->lock_flags;
+	event.stack = task->lock_stack;
 	task->lock = 0;
 	if (event.end - event.start >= SHORTEST_LOCK_NS)
 		emit(&event, sizeof(event));
@@ -652,14 +639,8 @@ static __always_inline int leave(__u32 tid, long result, __u32 copy)
 	struct wide *out = bpf_map_lookup_elem(&scratch, &copy);
 	if (!out)
 		return 0;
-	__builtin_memset(&out->event, 0, sizeof(out->event));
-	out->event.end = bpf_ktime_get_ns();
+	fill(&out->event, CALL, task, tid, bpf_ktime_get_ns());
 	out->event.start = task->call;
-	out->event.kind = CALL;
-	out->event.root = task->root;
-	out->event.pid = task->pid;
-	out->event.tid = tid;
-	out->event.stack = -1;
 	out->event.number = task->number;
 	out->event.result = result;
 	for (int i = 0; i < 4; i++)
