@@ -66,23 +66,25 @@ static int mount_namespace(struct setup *setup)
 			 setup->name);
 }
 
-struct step {
-	const char *name;
-	int (*by_ip)(struct setup *);
+static struct step {
+	const char *name, *by_ip;
 	int (*by_netlink)(struct setup *);
 	int64_t start, end;
-};
-
-static struct step steps[] = {
-	{"netns", netsetup_ip_netns, netsetup_netlink_netns, 0, 0},
-	{"veth", netsetup_ip_veth, netsetup_netlink_veth, 0, 0},
-	{"move", netsetup_ip_move, netsetup_netlink_move, 0, 0},
-	{"host.up", netsetup_ip_host_up, netsetup_netlink_host_up, 0, 0},
-	{"container.up", netsetup_ip_container_up, netsetup_netlink_container_up, 0, 0},
-	{"address", netsetup_ip_address, netsetup_netlink_address, 0, 0},
+} steps[] = {
+	{"netns", "netns add $namespace", netsetup_netlink_netns, 0, 0},
+	{"veth", "link add $host type veth peer name $container", netsetup_netlink_veth, 0, 0},
+	{"move", "link set $container netns $namespace", netsetup_netlink_move, 0, 0},
+	{"host.up", "link set $host up", netsetup_netlink_host_up, 0, 0},
+	{"container.up", "-n $namespace link set lo up;-n $namespace link set $container up",
+	 netsetup_netlink_container_up, 0, 0},
+	{"address", "-n $namespace address add $address dev $container", netsetup_netlink_address,
+	 0, 0},
 	{"address6", NULL, netsetup_netlink_address6, 0, 0},
-	{"route", netsetup_ip_route, netsetup_netlink_route, 0, 0},
-	{"mount.ns", mount_namespace, mount_namespace, 0, 0},
+	{"route",
+	 "route add $address dev $host;"
+	 "-n $namespace route add default via $gateway dev $container onlink",
+	 netsetup_netlink_route, 0, 0},
+	{"mount.ns", NULL, mount_namespace, 0, 0},
 };
 #define EACH_STEP(step) \
 	for (struct step *step = steps; step < steps + sizeof steps / sizeof *steps; step++)
@@ -94,6 +96,20 @@ static bool left_out(const struct setup *setup, const struct step *step)
 	       (step->by_netlink == mount_namespace && !setup->mount_ns);
 }
 
+static int take_step(struct setup *setup, const struct step *step)
+{
+	bool is_veth = step->by_netlink == netsetup_netlink_veth;
+	if (!setup->by_ip || !step->by_ip)
+		return step->by_netlink(setup);
+	int bad = netsetup_ip(setup, is_veth && setup->in_place
+					     ? "link add $host type veth peer name $container "
+					       "netns $namespace"
+					     : step->by_ip);
+	setup->linked |= is_veth && !bad;
+	setup->named |= step->by_netlink == netsetup_netlink_netns && !bad;
+	return bad;
+}
+
 static int set_up(struct setup *setup)
 {
 	EACH_STEP(step)
@@ -102,7 +118,7 @@ static int set_up(struct setup *setup)
 			continue;
 		setup->step = step->name;
 		step->start = clock_now();
-		int bad = (setup->by_ip ? step->by_ip : step->by_netlink)(setup);
+		int bad = take_step(setup, step);
 		if (bad)
 			return bad;
 		step->end = clock_now();
@@ -119,7 +135,12 @@ static void take_down(struct setup *setup)
 		while (waitpid(setup->child, NULL, 0) < 0 && errno == EINTR)
 			;
 	}
-	(setup->by_ip ? netsetup_ip_take_down : netsetup_netlink_take_down)(setup);
+	if (!setup->by_ip)
+		netsetup_netlink_take_down(setup);
+	if (setup->by_ip && setup->linked)
+		netsetup_ip(setup, "link delete $host");
+	if (setup->by_ip && setup->named)
+		netsetup_ip(setup, "netns delete $namespace");
 }
 
 static int print_error(const struct setup *setup)
@@ -171,17 +192,18 @@ static int prepare(struct setup *setup)
 {
 	setup->stop = catch_signals();
 	setup->complaints = memfd_create("complaints", MFD_CLOEXEC);
+	if (setup->stop < 0 || setup->complaints < 0)
+		return error_set(&setup->error, errno, "cannot open a signal or memory descriptor");
 	setup->host_socket = netlink_open(0);
-	if (setup->stop < 0 || setup->complaints < 0 || setup->host_socket < 0)
-		return error_set(&setup->error, errno,
-				 "cannot open a signal, memory or netlink descriptor");
+	if (setup->host_socket < 0)
+		return error_set(&setup->error, -setup->host_socket,
+				 "cannot open a netlink socket");
 	if (!setup->mounts)
 		return 0;
-	int mounts = open(setup->mounts, O_RDONLY | O_CLOEXEC);
+	int mounts FILE_SCOPE = open(setup->mounts, O_RDONLY | O_CLOEXEC);
 	if (mounts < 0 || setns(mounts, CLONE_NEWNS) < 0)
 		return error_set(&setup->error, errno, "cannot enter the mount namespace %s",
 				 setup->mounts);
-	close(mounts);
 	return 0;
 }
 

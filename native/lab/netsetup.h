@@ -1,4 +1,4 @@
-/* What the two methods of netsetup share: one request's state, and a function a step.
+/* What the two methods of netsetup share: one request's state, and the functions of its steps.
  *
  * A step's function returns 0, or a negative errno with the reason in setup->error.
  */
@@ -36,14 +36,8 @@ struct setup {
 	struct error error;
 };
 
-int netsetup_ip_netns(struct setup *setup);
-int netsetup_ip_veth(struct setup *setup);
-int netsetup_ip_move(struct setup *setup);
-int netsetup_ip_host_up(struct setup *setup);
-int netsetup_ip_container_up(struct setup *setup);
-int netsetup_ip_address(struct setup *setup);
-int netsetup_ip_route(struct setup *setup);
-void netsetup_ip_take_down(struct setup *setup);
+/* Executes ip with these arguments; after a ";" come those of the next time. */
+int netsetup_ip(struct setup *setup, const char *commands);
 
 int netsetup_netlink_netns(struct setup *setup);
 int netsetup_netlink_veth(struct setup *setup);

@@ -9,6 +9,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+enum { WORDS = 16 };
+
 extern char **environ;
 
 static int complain(struct setup *setup, const char *const *arguments, int status)
@@ -63,58 +65,37 @@ static int run(struct setup *setup, const char *const *arguments)
 	return status == 0 ? 0 : complain(setup, arguments, status);
 }
 
-#define IP(setup, ...) run(setup, (const char *const[]){"ip", __VA_ARGS__, NULL})
-
-int netsetup_ip_netns(struct setup *setup)
+/* What a word of a step's commands stands for: $namespace, $host, $container, $address, $gateway. */
+static const char *word_for(const struct setup *setup, const char *word)
 {
-	int bad = IP(setup, "netns", "add", setup->name);
-	setup->named = !bad;
-	return bad;
+	switch (word[0] == '$' ? word[1] : 0) {
+	case 'n':
+		return setup->name;
+	case 'h':
+		return setup->host;
+	case 'c':
+		return setup->container;
+	case 'a':
+		return setup->address_text;
+	case 'g':
+		return setup->gateway_text;
+	default:
+		return word;
+	}
 }
 
-int netsetup_ip_veth(struct setup *setup)
+int netsetup_ip(struct setup *setup, const char *commands)
 {
-	/* a NULL ends the arguments */
-	int bad = IP(setup, "link", "add", setup->host, "type", "veth", "peer", "name",
-		     setup->container, setup->in_place ? "netns" : NULL, setup->name);
-	setup->linked = !bad;
-	return bad;
-}
-
-int netsetup_ip_move(struct setup *setup)
-{
-	return IP(setup, "link", "set", setup->container, "netns", setup->name);
-}
-
-int netsetup_ip_host_up(struct setup *setup)
-{
-	return IP(setup, "link", "set", setup->host, "up");
-}
-
-int netsetup_ip_container_up(struct setup *setup)
-{
-	int bad = IP(setup, "-n", setup->name, "link", "set", "lo", "up");
-	return bad ? bad : IP(setup, "-n", setup->name, "link", "set", setup->container, "up");
-}
-
-int netsetup_ip_address(struct setup *setup)
-{
-	return IP(setup, "-n", setup->name, "address", "add", setup->address_text, "dev",
-		  setup->container);
-}
-
-int netsetup_ip_route(struct setup *setup)
-{
-	int bad = IP(setup, "route", "add", setup->address_text, "dev", setup->host);
-	return bad ? bad
-		   : IP(setup, "-n", setup->name, "route", "add", "default", "via",
-			setup->gateway_text, "dev", setup->container, "onlink");
-}
-
-void netsetup_ip_take_down(struct setup *setup)
-{
-	if (setup->linked)
-		IP(setup, "link", "delete", setup->host);
-	if (setup->named)
-		IP(setup, "netns", "delete", setup->name);
+	char text[256];
+	snprintf(text, sizeof text, "%s", commands);
+	for (char *rest = text, *command; (command = strsep(&rest, ";"));) {
+		const char *arguments[WORDS] = {"ip"};
+		size_t count = 1;
+		for (char *word; (word = strsep(&command, " ")) && count < WORDS - 1;)
+			arguments[count++] = word_for(setup, word);
+		int bad = run(setup, arguments);
+		if (bad)
+			return bad;
+	}
+	return 0;
 }
