@@ -182,7 +182,7 @@ static int obey(const struct order *asked, size_t rest, struct rights *rights)
 	case ORDER_WITHDRAW:
 		return part_withdraw(asked->count);
 	case ORDER_SANDBOXES:
-		return instances_keep(asked->count, asked->length, asked->flags);
+		return waiting_keep(asked->count, asked->length, asked->flags);
 	case ORDER_SIGNAL:
 		return instance_signal(asked->id, asked->signal, (uint16_t)asked->flags);
 	case ORDER_REFUSE:

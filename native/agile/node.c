@@ -236,7 +236,7 @@ int main(int argc, char **argv)
 		clients_accept_again();
 		networks_judge();
 		pending_serve();
-		instances_warm();
+		waiting_make();
 		manager_tell(false);
 	}
 }

@@ -3,7 +3,9 @@
  *   node.c       the loop, and what happens once
  *   manager.c    orders and events
  *   client.c     connections and their requests
- *   instance.c   starts and ends
+ *   instance.c   records of instances, and their ends
+ *   instance_start.c  starts
+ *   waiting.c    sandboxes that wait for a function
  *   pending.c    starts that wait for parts
  *   reuse.c      sandboxes that serve their function again; keeper.c is in them
  *   ahead.c      what the next start opens, opened before it
@@ -209,22 +211,24 @@ int hosts_write(int index, uint32_t address);
 int hosts_clone(int index);
 void hosts_remove(int index);
 
-/* instance.c */
-void instances_open(int limit);
+/* instance_start.c */
 /* 0 if it was started, -EAGAIN if it has to wait for parts, or the error and step of a refusal. */
 int instance_try(const struct ask *ask, struct rights *rights, int client, enum step *step);
+int instance_clone_waiting(int index); /* the process of a sandbox that waits, in its cgroup */
+void instance_cloned(int index);
+/* A child in new namespaces (CLONE_…), born in that cgroup if it is of version 2. */
+pid_t instance_clone(uint64_t spaces, uint32_t cgroup);
+
+/* instance.c */
+void instances_open(int limit);
 bool instance_read(int index);
 void instances_reap(void);
 int instance_signal(uint64_t id, int number, uint16_t flags);
 int instance_reserve(void);
 void instance_release(int index);
 void instance_link(int index, int client);
-void instance_cloned(int index);
 void be_child_of_node(void);
 void instance_kill(int index);
-void instances_warm(void);
-int instances_keep(uint32_t high, uint32_t low, uint32_t interval);
-int64_t instances_next(void); /* when another sandbox is to be made, or INT64_MAX */
 void instance_settle(int index);
 struct answer instance_answer(int index, enum answer_verb verb);
 
@@ -239,6 +243,13 @@ int instance_unhash(pid_t pid);
 void instance_runs(int index);
 void instance_finish(int index, int status, int64_t user, int64_t system);
 void instance_owe(int index, uint8_t what);
+
+/* waiting.c */
+void waiting_make(void); /* the next, if it is time */
+int waiting_keep(uint32_t high, uint32_t low, uint32_t interval);
+int64_t waiting_next(void); /* when another sandbox is to be made, or INT64_MAX */
+void waiting_fill(bool fills);
+int waiting_take(void);
 void chain_put(struct queue *queue, int index);
 int chain_take(struct queue *queue);
 bool chain_cut(struct queue *queue, int index);

@@ -127,7 +127,7 @@ int64_t pending_timeout(void)
 {
 	const int64_t others[] = {networks_next(), ahead_next(), manager_next(),
 				  node.accepts_at ? node.accepts_at : INT64_MAX};
-	int64_t fill = instances_next(), until = INT64_MAX;
+	int64_t fill = waiting_next(), until = INT64_MAX;
 	for (size_t i = 0; i < sizeof others / sizeof *others; i++)
 		if (others[i] < until)
 			until = others[i];

@@ -37,27 +37,12 @@ _Noreturn static void be_session(int index, struct place *place, int instance, i
 /* In the PID namespace of the instance, as our child. */
 static pid_t clone_into(int instance, uint32_t cgroup)
 {
-	struct clone_args args = {.exit_signal = SIGCHLD};
 	int own FILE_SCOPE = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
-	int directory FILE_SCOPE = NOBODY;
-	if (own < 0)
-		return -1;
-	if (node.house.unified) {
-		char name[16];
-		snprintf(name, sizeof name, "%u", cgroup);
-		directory = openat(node.house.tops[0], name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (directory < 0)
-			return -1;
-		args.flags |= CLONE_INTO_CGROUP;
-		args.cgroup = (__u64)directory;
-	}
-	if (setns(instance, CLONE_NEWPID))
-		return -1;
-	pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
-	int error = errno;
+	if (own < 0 || setns(instance, CLONE_NEWPID))
+		return -errno;
+	pid_t pid = instance_clone(0, cgroup);
 	if (pid && setns(own, CLONE_NEWPID))
 		die("return to our PID namespace", -errno);
-	errno = error;
 	return pid;
 }
 
@@ -73,11 +58,10 @@ static int start(int index, int target, struct place *place)
 	pid_t pid = clone_into(instance, place->cgroup);
 	if (pid == 0)
 		be_session(index, place, instance, ends[1]);
-	int failed = pid < 0 ? -errno : 0;
-	session->pid = pid;
 	close(ends[1]);
-	if (failed)
-		return failed;
+	if (pid < 0)
+		return pid;
+	session->pid = pid;
 	session->state = INSTANCE_STARTING;
 	node.starting++;
 	instance_cloned(index);

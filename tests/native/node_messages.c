@@ -206,7 +206,7 @@ static void turn(void)
 			client_ready((int)(uint32_t)events[i].data.u64, events[i].events);
 	networks_judge();
 	pending_serve();
-	instances_warm();
+	waiting_make();
 	manager_tell(node.part_count % 2);
 	(void)pending_timeout();
 	/* A deadline for nothing would have the loop come round for ever. */

@@ -11,8 +11,9 @@ from tests.support.laboratory import sanitized
 from firstlight.agile import node_wire
 from firstlight.agile.node_wire import OrderVerb, RequestVerb
 
-SOURCES = ("ahead", "client", "instance", "inherit", "keeper", "manager", "net_quick", "output",
-           "part", "pending", "rest", "reuse", "sandbox", "session")  # fmt: skip
+SOURCES = ("ahead", "client", "inherit", "instance", "instance_start", "keeper", "manager",
+           "net_quick", "output", "part", "pending", "rest", "reuse", "sandbox", "session",
+           "waiting")  # fmt: skip
 CLIENT, MANAGER, READ, LEAVE = range(4)
 EDGES = (0, 1, 2, 3, 127, 128, 255, 4095, 4096, 16383, 16384, 65535, (1 << 31) - 1, 1 << 31,
          (1 << 32) - 1)  # fmt: skip

@@ -1,0 +1,139 @@
+/* Generic sandboxes that wait for a function: how many there are, and when the next is made. */
+#include "node.h"
+
+#include <errno.h>
+
+enum { LULL = 1000000, WAITS = 5000000, RETRY = 10000000 }; /* ns */
+
+/* A generic sandbox, which takes a cgroup and waits. */
+static int make(void)
+{
+	int index = instance_reserve();
+	if (index == NOBODY)
+		return -EAGAIN;
+	struct instance *instance = &node.instances[index];
+	instance->cgroup = part_take(PART_CGROUP, NULL);
+	if (instance->cgroup == NOBODY) {
+		instance_release(index);
+		manager_want(PART_CGROUP, 0);
+		return -EAGAIN;
+	}
+	instance->requested = monotonic();
+	int failed = instance_clone_waiting(index);
+	if (failed) {
+		instance_release(index);
+		return failed;
+	}
+	instance->state = INSTANCE_MAKING;
+	node.making++;
+	return 0;
+}
+
+/* What takes the place of a sandbox is made between starts, so that it does not keep one from its CPU;
+ * but not too late. */
+static int64_t next_fill(void)
+{
+	int64_t next = node.last_made + node.fill_interval;
+	int64_t lull = node.starting ? node.last_start + WAITS : node.last_run + LULL;
+	return node.waiting.count + node.making > node.low_waiting / 2 && lull > next ? lull : next;
+}
+
+static bool makes_more(void)
+{
+	return node.fills && node.waiting.count + node.making < node.high_waiting;
+}
+
+void waiting_fill(bool fills)
+{
+	if (fills && !node.fills)
+		node.fills_since = monotonic();
+	if (node.fills && !fills)
+		node.fill_time += monotonic() - node.fills_since;
+	node.waiting_changed |= node.fills != fills;
+	node.fills = fills;
+}
+
+/* One at a time: starts come between. It ends when the last is ready. */
+void waiting_make(void)
+{
+	if (node.waiting.count + node.making < node.low_waiting)
+		waiting_fill(true);
+	if (node.waiting.count >= node.high_waiting)
+		waiting_fill(false);
+	if (!makes_more() || monotonic() < next_fill())
+		return;
+	int failed = make();
+	node.last_made = monotonic() + (failed ? RETRY : 0);
+}
+
+int64_t waiting_next(void)
+{
+	return makes_more() ? next_fill() : INT64_MAX;
+}
+
+/* Those that there are too many of are ended: who lowers the mark wants their memory. */
+static void end_surplus(void)
+{
+	while (node.waiting.count > node.high_waiting) {
+		instance_kill(chain_take(&node.waiting));
+		node.waiting_changed = true;
+	}
+}
+
+int waiting_keep(uint32_t high, uint32_t low, uint32_t interval)
+{
+	if (low > high || high > INT32_MAX)
+		return -EINVAL;
+	node.high_waiting = (int)high < node.instance_limit ? (int)high : node.instance_limit;
+	node.low_waiting = (int)low < node.high_waiting ? (int)low : node.high_waiting;
+	node.fill_interval = interval * 1000LL;
+	waiting_fill(node.waiting.count < node.high_waiting);
+	end_surplus();
+	return 0;
+}
+
+int chain_take(struct queue *queue)
+{
+	if (!queue->count)
+		return NOBODY;
+	int index = queue->first;
+	queue->first = node.instances[index].next;
+	queue->count--;
+	node.instances[index].next = NOBODY;
+	return index;
+}
+
+void chain_put(struct queue *queue, int index)
+{
+	node.instances[index].next = NOBODY;
+	if (queue->count++)
+		node.instances[queue->last].next = index;
+	else
+		queue->first = index;
+	queue->last = index;
+}
+
+bool chain_cut(struct queue *queue, int index)
+{
+	int before = NOBODY, at = queue->first;
+	for (int left = queue->count; left; left--, before = at, at = node.instances[at].next) {
+		if (at != index)
+			continue;
+		if (before == NOBODY)
+			queue->first = node.instances[at].next;
+		else
+			node.instances[before].next = node.instances[at].next;
+		if (queue->last == index)
+			queue->last = before;
+		queue->count--;
+		return true;
+	}
+	return false;
+}
+
+int waiting_take(void)
+{
+	int index = chain_take(&node.waiting);
+	node.waiting_changed |= index != NOBODY;
+	return index;
+}
