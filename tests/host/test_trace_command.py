@@ -15,13 +15,16 @@ LIST = ("/bin/ls", "/proc/self/fd")
 WORK = ("/bin/sh", "-c", "/bin/ls / >/dev/null; /bin/sleep 0.1")
 
 
-def trace(*argv: str, before: tuple[str, ...] = (), given: tuple[int, ...] = ()) -> str:
+def trace(
+    *argv: str, before: tuple[str, ...] = (), given: tuple[int, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [*before, FIRSTLIGHT, "trace", "--json", "--", *argv],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, pass_fds=given,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    json.loads(done.stdout)
+    return done
 
 
 def opened(path: Path, number: int) -> int:
@@ -39,12 +42,12 @@ def test_a_command_has_the_descriptors_that_it_is_given_and_no_others(tmp_path: 
         alone = subprocess.run(
             LIST, stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds=given
         )
-        listed = trace(*LIST, given=given).split("{", 1)[0].split()
+        listed = trace(*LIST, given=given).stderr.split()
         assert sorted(listed) == sorted(alone.stdout.split())
         assert {"103", "107", "163"} <= set(listed)
         for number in given:
             script = f"cat <&{number}" if number < 10 else f"cat /proc/self/fd/{number}"
-            assert f"descriptor {number}" in trace("/bin/sh", "-c", script, given=given)
+            assert f"descriptor {number}" in trace("/bin/sh", "-c", script, given=given).stderr
     finally:
         for number in given:
             os.close(number)
@@ -59,15 +62,15 @@ def share_attributed(output: str) -> float:
 
 def test_a_trace_in_a_pid_namespace_sees_what_one_outside_does() -> None:
     inner = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
-    outside = share_attributed(trace(*WORK))
-    assert share_attributed(trace(*WORK, before=inner)) > outside / 2
-    assert share_attributed(trace(*WORK, before=(*inner, *inner))) > outside / 2
+    outside = share_attributed(trace(*WORK).stdout)
+    assert share_attributed(trace(*WORK, before=inner).stdout) > outside / 2
+    assert share_attributed(trace(*WORK, before=(*inner, *inner)).stdout) > outside / 2
 
 
 def test_a_container_is_followed_into_its_own_pid_namespace() -> None:
     """Its processes have a number in the tracer's namespace and another in their own."""
     inner = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
-    output = trace("unshare", "--pid", "--fork", *WORK, before=inner)
+    output = trace("unshare", "--pid", "--fork", *WORK, before=inner).stdout
     phases = {row["phase"] for row in json.loads(output)["breakdown"]}
     assert "process.start" in phases
 

@@ -61,7 +61,7 @@ def end(config: Config) -> None:
             client.end()
         return
     if not (config.directory / "journal").exists():
-        raise Failed(f"no runtime {config.name!r} is up", "start one: firstlight agile up")
+        raise Failed(f"runtime {config.name!r} is not running")
     node.end(config)
     left = journal.Journal(config.directory)
     left.open()

@@ -89,7 +89,9 @@ def compare(
     if unlike and not across:
         raise FirstlightError(
             f"{a.path} and {b.path} cannot be compared: {'; '.join(unlike)}",
-            "compare them anyway with --allow-different-hosts",
+            "compare them anyway with --allow-different-hosts"
+            if a.header.experiment == b.header.experiment
+            else "give two runs of one experiment",
         )
     starts_a, starts_b = _by_point(a), _by_point(b)
     pairs = [(starts_a[point], starts_b[point]) for point in starts_a if point in starts_b]

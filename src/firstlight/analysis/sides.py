@@ -29,7 +29,7 @@ def of_run(run: Run) -> tuple[Run, Run]:
     several = {axis: each for axis, each in _settings(run).items() if len(each) > 1}
     if len(several) != 1 or len(next(iter(several.values()))) != 2:
         raise FirstlightError(
-            f"{run.path} does not compare two things",
+            f"{run.path} has no two runtimes to compare",
             "give two runs, or one of two runtimes: run container-creation --runtime OLD,NEW",
         )
     [(axis, settings)] = several.items()

@@ -147,7 +147,7 @@ def _outcome(claim: Claim, runs: Sequence[Analysis]) -> Judgement:
         fitting = [run for run in runs if run.header.experiment in source.experiments]
         if nearer := _newest(fitting, source.judged):
             return _beside(source.name, nearer, own)
-    return own or ("not measured", f"needs a run of {name}: firstlight run {name}")
+    return own or ("not measured", f"needs firstlight run {name}")
 
 
 def _beside(name: str, nearer: Judgement, own: Judgement | None) -> Judgement:

@@ -75,7 +75,7 @@ def down() -> None:
 
 @app.command(epilog=examples("cluster load build/agent.tar"))
 def load(
-    archive: Annotated[Path, typer.Argument(help="An OCI or docker archive.")],
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="An OCI or docker archive.")],
 ) -> None:
     """Import the images of an archive on every node."""
     from firstlight.lab.cluster import standing

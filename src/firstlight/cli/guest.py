@@ -39,6 +39,7 @@ def add(
     kind: Annotated[
         str,
         typer.Argument(
+            metavar="KIND",
             help="osv, linux or generic.",
             autocompletion=completion(_kinds),
         ),
@@ -121,7 +122,8 @@ def list_guests(*, as_json: Json = False) -> None:
 @app.command(epilog=examples("guest remove osv"))
 def remove(
     name: Annotated[
-        str, typer.Argument(help="The guest's name.", autocompletion=completion(_names))
+        str,
+        typer.Argument(metavar="NAME", help="The guest's name.", autocompletion=completion(_names)),
     ],
 ) -> None:
     """Remove a guest and its files from the catalogue."""

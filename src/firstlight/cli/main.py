@@ -3,7 +3,9 @@
 Each verb imports what it needs when it runs, so that ``--help`` and the runtime's verbs are quick.
 """
 
+import errno
 import io
+import os
 import signal
 import sys
 from typing import Annotated
@@ -28,8 +30,12 @@ from firstlight.cli import (
 from firstlight.cli.output import examples, say
 from firstlight.errors import FirstlightError
 
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+_INTERRUPTED = 128 + signal.SIGINT
+
 app = typer.Typer(
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Measure and explain how containers, their networks and VMs start on this machine.",
@@ -71,10 +77,11 @@ def _options(
 def main() -> None:
     """Run a verb. An error becomes a message, a hint and an exit status."""
     signal.signal(signal.SIGTERM, _terminate)
+    _open_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files are any bytes
     try:
-        app(standalone_mode=True)
+        _run_verb()
     except FirstlightError as error:
         say(f"firstlight: {error.message}")
         if error.hint:
@@ -83,8 +90,33 @@ def main() -> None:
     except BrokenPipeError:
         sys.stdout = None
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        sys.stdout = None
+        say(f"firstlight: cannot write {error.filename or 'the output'}: {error.strerror}")
+        sys.exit(FirstlightError.exit_status)
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(_INTERRUPTED)
+
+
+def _run_verb() -> None:
+    try:
+        app(standalone_mode=True)
+    except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C while numpy is imported
+            raise error.__cause__ from None
+        raise
+    finally:
+        if sys.stdout:
+            sys.stdout.flush()
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null for each standard stream that the caller has closed."""
+    for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
 
 
 def _terminate(number: int, _frame: object) -> None:

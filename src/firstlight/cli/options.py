@@ -51,6 +51,7 @@ def _guests() -> Iterable[str]:
 ExperimentName = Annotated[
     str,
     typer.Argument(
+        metavar="EXPERIMENT",
         help="Its name; firstlight list shows all.",
         autocompletion=completion(_experiments),
     ),

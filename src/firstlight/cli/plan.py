@@ -16,7 +16,9 @@ _NODE_BYTES = 8192  # of a Node with a few images, as the API server sends it
 
 
 def plan(
-    run: Annotated[Path, typer.Argument(help="A run of cni-burst --cni firstlight.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run of cni-burst --cni firstlight.")
+    ],
     *,
     pods: Annotated[int, typer.Option(min=1, metavar="N", help="Pods of a node.")] = 500,
     nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Nodes of the cluster.")] = 1000,

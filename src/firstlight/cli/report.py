@@ -67,8 +67,8 @@ def report(
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="The baseline run.")],
-    b: Annotated[Path, typer.Argument(help="The run that may be slower.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="The baseline run.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The run that may be slower.")],
     *,
     threshold: Annotated[
         float, typer.Option(metavar="SHARE", min=0, help="Smallest change that counts.")
@@ -115,6 +115,8 @@ def claims(
     from firstlight.claims.engine import judge
 
     paths = runs if runs else sorted(path.parent for path in RUNS.glob("*/header.json"))
+    if not paths:
+        say(f"no runs in {RUNS}/: give their directories, or measure: firstlight run")
     verdicts = judge(catalogue.ALL, [analyse(path) for path in paths])
     if as_json:
         print_json(verdicts)

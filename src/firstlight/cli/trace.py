@@ -1,5 +1,9 @@
 """The verb ``trace``: the start of any command."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +13,9 @@ from firstlight.cli.output import Json, examples, print_json, say, stderr
 
 
 def trace(
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND")],
+    command: Annotated[
+        list[str], typer.Argument(metavar="COMMAND", help="The command and its arguments.")
+    ],
     *,
     until: Annotated[
         str | None,
@@ -23,13 +29,16 @@ def trace(
     """Show where a command's start-up time goes, and why.
 
     The command runs here, with your terminal and every descriptor that you open for it, to its
-    end. The exit status is the command's own.
+    end. With --json its standard output goes to standard error. The exit status is the command's
+    own.
     """
     from firstlight.analysis import breakdown
     from firstlight.lab.tracing import traced
     from firstlight.report import waterfall
 
-    with traced(command, until, out) as result:
+    with ExitStack() as stack:
+        with _stdout_for_json() if as_json else nullcontext():
+            result = stack.enter_context(traced(command, until, out))
         sample = result.run.samples[0]
         timeline = breakdown.timeline(result.run, sample)
         if as_json:
@@ -51,6 +60,19 @@ def trace(
                 say(f"warning: {sample.lost} events were lost: phases may be wrong")
         status = result.exit_status
     raise typer.Exit(status if status >= 0 else 128 - status)
+
+
+@contextmanager
+def _stdout_for_json() -> Iterator[None]:
+    """Make standard output standard error meanwhile, for children too."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -73,7 +73,7 @@ def watch(
         ),
     ] = 0.5,
     duration: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Stop after this time.")
+        float | None, typer.Option(metavar="SECONDS", min=0, help="Stop after this time.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -145,7 +145,7 @@ def _sent(stack: ExitStack, collector: str | None) -> "list[Callable[[Seen], Non
     if collector is None:
         return []
     if not collector.startswith(("http://", "https://")):
-        raise FirstlightError(f"--otlp {collector!r} is not a URL", "--otlp http://127.0.0.1:4318")
+        raise FirstlightError(f"--otlp {collector!r} is not a URL", "such as http://127.0.0.1:4318")
     try:
         from firstlight.agile.http import otlp
         from firstlight.report.live.traces import Traces

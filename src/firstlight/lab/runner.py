@@ -160,15 +160,14 @@ def _earlier(out: Path, header: Header) -> list[Sample]:
     """The samples of the run to continue, without those of a batch that was cut off."""
     run = read(out)
     unlike = apart(run.header, header)
-    unlike += [
-        f"{field} {getattr(run.header, field)} and {getattr(header, field)}"
-        for field in ("seed", "points")
-        if getattr(run.header, field) != getattr(header, field)
-    ]
+    if run.header.seed != header.seed:
+        unlike.append(f"seed {run.header.seed} and {header.seed}")
+    if run.header.points != header.points:
+        unlike.append("different points")
     if unlike:
         raise FirstlightError(
             f"{out} cannot be continued: {'; '.join(unlike)}",
-            "give the options that it was started with",
+            "give the experiment and the options that it was started with",
         )
     count = Counter(sample.batch for sample in run.samples)
     return [each for each in run.samples if count[each.batch] == each.point["instances"]]

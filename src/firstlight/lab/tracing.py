@@ -51,7 +51,7 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
     """
     program = shutil.which(argv[0])
     if not program and Path(argv[0]).exists():
-        raise Unsupported(f"{argv[0]!r} is not an executable program", "give a program")
+        raise Unsupported(f"{argv[0]!r} is not executable", "give the path of a program")
     if not program:
         raise Unsupported(f"command {argv[0]!r} is not found", "give its path, or install it")
     command = Execute((str(Path(program).absolute()), *argv[1:]), dict(os.environ), Path.cwd())

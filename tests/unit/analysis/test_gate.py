@@ -181,5 +181,5 @@ def test_runs_of_two_paths_have_the_same_points(tmp_path: Path) -> None:
 
 
 def test_a_run_of_one_thing_has_no_halves(tmp_path: Path) -> None:
-    with pytest.raises(FirstlightError, match="does not compare two things"):
+    with pytest.raises(FirstlightError, match="has no two runtimes to compare"):
         sides.of_run(run_of(tmp_path, [USUAL]))

@@ -105,7 +105,7 @@ def test_a_run_to_the_first_packet_says_nothing_of_add(monkeypatch: pytest.Monke
     header = msgspec.structs.replace(run.header, end_point=EndPoint.FIRST_PACKET)
     verdict = of("C15", replace(run, header=header))
     assert verdict.verdict == "not measured"
-    assert "needs a run of cni-breakdown" in verdict.figure
+    assert "needs firstlight run cni-breakdown" in verdict.figure
 
 
 def test_the_papers_figure_8_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,8 +111,9 @@ class Oci:
         path = shutil.which(self.runtime)
         if not path:
             raise Unsupported(
-                f"runtime {self.runtime!r} is not installed",
-                "install it, or give its path",
+                f"runtime {self.runtime!r} is "
+                + ("not executable" if Path(self.runtime).exists() else "not installed"),
+                "install it, or give the path of the program",
             )
         return str(Path(path).absolute())
 

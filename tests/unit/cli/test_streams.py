@@ -1,0 +1,64 @@
+"""What becomes of a verb whose output cannot be written, or that is interrupted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from firstlight.cli import main as cli
+
+FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
+
+
+@pytest.mark.parametrize("words", [("--version",), ("list",), ("list", "--json"), ("run", "-h")])
+def test_a_full_disk_is_an_error_of_one_line(words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [FIRSTLIGHT, *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 2
+    assert done.stderr == "firstlight: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.parametrize("words", ["list", "list --json", "--version"])
+def test_a_closed_standard_output_takes_nothing(words: str) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "{FIRSTLIGHT}" {words} >&-'],
+        stderr=subprocess.PIPE, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_closed_pipe_ends_the_verb_without_a_word() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [FIRSTLIGHT, "list", "--json"],
+        stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60,
+    )  # fmt: skip
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_interrupt_is_exit_status_130(monkeypatch: pytest.MonkeyPatch, *, wrapped: bool) -> None:
+    """Also while a class is made, where Python gives it as the cause of a RuntimeError."""
+
+    def interrupted(**_: object) -> None:
+        error = KeyboardInterrupt()
+        if wrapped:
+            raise RuntimeError("Error calling __set_name__") from error
+        raise error
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+
+
+def test_the_list_of_experiments_as_json_is_all_of_the_output() -> None:
+    done = subprocess.run([FIRSTLIGHT, "list", "--json"], capture_output=True, timeout=60)
+    assert json.loads(done.stdout)[0]["name"] == "container-creation"
