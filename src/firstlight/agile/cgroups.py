@@ -190,13 +190,13 @@ class Cgroups:
 
     def processes(self, cgroup: Cgroup) -> set[int]:
         """The pids of its processes. Raises OSError."""
-        with open(f"{cgroup.memory}/cgroup.procs", "rb", 0) as file:  # noqa: PTH123 (half the cost)
-            return set(map(int, file.read().split()))
+        return _pids(cgroup.memory)
 
     def move(self, pid: int, cgroup: Cgroup) -> None:
         """Move a process in. It may wait for a grace period of 10 ms. Raises OSError."""
         for path in cgroup.paths:
-            (path / ("cgroup.procs" if self.unified else "tasks")).write_text(str(pid))
+            with open(f"{path}/{'cgroup.procs' if self.unified else 'tasks'}", "wb", 0) as file:  # noqa: PTH123 (half the cost)
+                file.write(b"%d" % pid)
 
     def kill_now(self, cgroup: Cgroup) -> bool:
         """Kill its processes, in any hierarchy; returns whether there were any."""
@@ -255,7 +255,7 @@ def _kill(path: Path) -> bool:
             for pid in _pids(path):
                 with suppress(ProcessLookupError):
                     held[pid] = os.pidfd_open(pid)
-            for pid in held.keys() & _pids(path):
+            for pid in held.keys() & _pids(path) if held else ():
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(held[pid], signal.SIGKILL)
     finally:
@@ -265,7 +265,8 @@ def _kill(path: Path) -> bool:
 
 
 def _pids(path: Path) -> set[int]:
-    return set(map(int, (path / "cgroup.procs").read_text().split()))
+    with open(f"{path}/cgroup.procs", "rb", 0) as file:  # noqa: PTH123 (half the cost)
+        return set(map(int, file.read().split()))
 
 
 def _removed(path: Path) -> bool:

@@ -38,7 +38,7 @@ _SETTLE_SECONDS = _SEND_SECONDS = 10.0
 # Libraries that start threads on import cannot be forked; these start one per CPU by default.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
-_SHARED = re.compile(r"^\S+ ...s .*$", re.MULTILINE)
+_SHARED = re.compile(rb"\n[^\n ]+ ...s [^\n]*")  # begins with what a search is quick to find
 _log = logging.getLogger(__name__)
 
 
@@ -73,7 +73,7 @@ class Interpreter:
         self.filters, self.owner = 0, -1
         self._placer: Placer | None = None
         self._killed = False
-        self._harmless: list[str] = []  # shared mappings that are known to stay unwritable
+        self._harmless: list[bytes] = []  # shared mappings that are known to stay unwritable
         self._control, self._outputs, self._drain = control, outputs, Drain(outputs)
         self._kept: Keepsake | None = None
         self.began = clock()
@@ -193,16 +193,15 @@ class Interpreter:
 
     def _shared(self) -> set[str]:
         """Memory that it could write to and its forks would read. Raises OSError."""
-        proc = Path(f"/proc/{self.pid}")
-        shared = set()
-        for link in (proc / "fd").iterdir():
+        proc, shared = f"/proc/{self.pid}", set()
+        for entry in os.scandir(f"{proc}/fd"):
             with suppress(OSError):
-                shared |= {
-                    target for target in [str(link.readlink())] if target.startswith("/memfd:")
-                }
-        mapped = _SHARED.findall((proc / "maps").read_text(errors="replace"))
+                target = os.readlink(entry.path)  # noqa: PTH115 (a path costs twice that)
+                if target.startswith("/memfd:"):
+                    shared.add(target)
+        mapped = _SHARED.findall(b"\n" + _read(f"{proc}/maps"))
         if mapped != self._harmless:  # what is only read now may be made writable by a fork
-            shared |= _writable((proc / "smaps").read_text(errors="replace"))
+            shared |= _writable(_read(f"{proc}/smaps").decode(errors="replace"))
             self._harmless = [] if shared else mapped
         return shared
 
@@ -350,6 +349,11 @@ def _writable(smaps: str) -> set[str]:
         elif line.startswith("VmFlags:") and {"mw", "sh"} <= set(line.split()):
             writable.add(words[5] if len(words) > 5 else "a mapping")
     return writable
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", 0) as file:  # noqa: PTH123 (a path, and text, cost more than the kernel)
+        return file.read()
 
 
 def _name(pid: int) -> str:

@@ -1,6 +1,7 @@
 """Verifies a process's confinement from outside; nothing that it says of itself counts."""
 
 import ctypes
+import errno
 import os
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ WANTED = {
 _KCMP = 312 if os.uname().machine == "x86_64" else 272
 _SHARED = {1: "memory", 2: "descriptors", 3: "directories", 4: "signal handlers"}
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
+_ENDED = "ZX"  # states of a process that has nothing any more: no cgroup, no memory
 _MOST = 1 << 16
 _CONTROLLERS = {"cpu", "memory", "pids", ""}
 
@@ -103,6 +105,8 @@ def check(what: str, pid: int, expected: Expected, parent: int) -> None:
     """Raise Unconfined if a process is not confined as expected, Failed if it is gone."""
     try:
         faults = differences(pid, expected) + shared(pid, parent)
+        if faults and status(pid)["State"][0] in _ENDED:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
     except OSError as error:
         raise Failed(f"{what} ended before it was ready: {error.strerror}") from error
     if faults:

@@ -72,7 +72,8 @@ class Zygote:
         self._idle.set()
         self._closing = self._leaves = self._settles = False
         self._refusal: Unconfined | None = None  # which no request has been told yet
-        self._next: asyncio.Task[Fork] | None = None
+        self._prepared: asyncio.Task[Fork] | None = None  # what the zygote will be told to fork
+        self._next: asyncio.Task[Fork | None] | None = None  # what it has been told of
         self._standing: Place | None = None  # in its cgroup the zygote is
         self._tasks: set[asyncio.Task[Any]] = set()
         pools = resources.config.pools
@@ -304,37 +305,82 @@ class Zygote:
     async def _taken_cgroup(self) -> Cgroup:
         return (await self._cgroup_pool.take())[0]
 
-    async def _armed(self) -> Fork:
-        """Prepare a fork: move the zygote into its cgroup, and send what it needs."""
-        place = await self._next_place()
-        up = self._up
+    def _prepare(self) -> None:
+        """Prepare a fork while the one before it is born."""
+        if self._prepared is None and not self._closing:
+            self._prepared = self._task(self._prepared_fork())
+
+    async def _prepared_fork(self) -> Fork:
+        """A fork that the zygote is not told of yet: its place, and what it will talk by."""
+        place, up = await self._next_place(), self._up
         assert up is not None
-        place.left.clear()
         try:
-            await asyncio.to_thread(self._moved, up, place)
-            if up is not self._up or not up.is_up:
-                raise Failed(f"the zygote of {self.function.handler} is gone", "try again")
-            self._stands_in(place)
             function = self.function
-            expected = place.expected(*up.identity, up.filters + 1)
-            fork = made(function.handler, place, expected)
+            fork = made(function.handler, place, place.expected(*up.identity, up.filters + 1))
             try:
                 fork.keep(self._resources.instances.keep, up.instance.number)
                 await fork.listen()
-                await up.send(self._request, fork.given)
-                fork.hand_over()
             except BaseException:
                 fork.close()
                 raise
         except BaseException as error:
-            self._spoil(up, error)
-            place.left.set()
             self._give_back(place)
             if isinstance(error, OSError):
-                text = f"the zygote of {self.function.handler} is gone: {error.strerror}"
-                raise Failed(text, "try again") from error
+                raise self._gone(error) from error
             raise
         return fork
+
+    async def _next_prepared(self) -> Fork:
+        """A prepared fork of the zygote that is up. Raises what preparing it raises."""
+        while True:
+            self._prepare()
+            task, self._prepared = self._prepared, None
+            if task is None:
+                raise Failed("the runtime is stopping")
+            fork = await task
+            if self._is_current(fork.place) and fork.place.is_alive:
+                return fork
+            self._discard(fork)
+
+    async def _armed(self) -> Fork | None:
+        """Move the zygote into the cgroup of a fork that is to be, and send what that needs.
+
+        None if it ended before: another must not be told of two forks.
+        """
+        up = self._up
+        assert up is not None
+        try:
+            fork = await self._next_prepared()
+        except BaseException:
+            if up is self._up:  # what it stands in may be all that there is to make a place of
+                with suppress(OSError):
+                    up.go_home()
+                    self._stands_in(None)
+            raise
+        place = fork.place
+        if up is not self._up:
+            self._discard(fork)
+            return None
+        place.left.clear()
+        try:
+            await asyncio.to_thread(self._moved, up, place)
+            if up is not self._up or not up.is_up:
+                raise self._gone()
+            self._stands_in(place)
+            await up.send(self._request, fork.given)
+            fork.hand_over()
+        except BaseException as error:
+            self._spoil(up, error)
+            place.left.set()
+            self._discard(fork)
+            if isinstance(error, OSError):
+                raise self._gone(error) from error
+            raise
+        return fork
+
+    def _gone(self, error: OSError | None = None) -> Failed:
+        why = f": {error.strerror}" if error else ""
+        return Failed(f"the zygote of {self.function.handler} is gone{why}", "try again")
 
     def _spoil(self, up: Interpreter, error: BaseException) -> None:
         """Something failed while it was told to fork: its state is unknown."""
@@ -351,14 +397,7 @@ class Zygote:
 
     async def _next_place(self) -> Place:
         while True:
-            try:
-                place, _ = await self._places.take()
-            except BaseException:
-                if self._up:  # what it stands in may be all that there is to make one of
-                    with suppress(OSError):
-                        self._up.go_home()
-                        self._stands_in(None)
-                raise
+            place, _ = await self._places.take()
             if self._is_current(place) and place.is_alive:
                 return place
             self._give_back(place)
@@ -377,16 +416,24 @@ class Zygote:
         if self._next is None and self._is_up() and not self._closing:
             self._next = self._task(self._armed())
 
-    async def _ready_fork(self) -> Fork:
-        async with self._forking:
+    async def _told(self) -> Fork:
+        """The fork that the zygote has been told of. Raises Failed."""
+        for _ in range(_TRIES):
             await self.start()
             self._arm()
             task, self._next = self._next, None
-            if task is None or self._up is None:
-                raise Failed(f"the zygote of {self.function.handler} is gone", "try again")
-            fork, up = await task, self._up
+            if task and (fork := await task):
+                return fork
+        raise self._gone()
+
+    async def _ready_fork(self) -> Fork:
+        async with self._forking:
+            fork, up = await self._told(), self._up
             try:
+                if up is None:
+                    raise self._gone()
                 await up.send(b"fork", [])
+                self._prepare()
                 async with asyncio.timeout(self.function.timeout):
                     await fork.ready()
                 fork.check(self._born(fork.place), up.pid)
@@ -394,9 +441,10 @@ class Zygote:
                 if isinstance(error, TimeoutError):
                     name, seconds = self.function.handler, self.function.timeout
                     error = Failed(f"a fork of {name} was not ready in {seconds} s")
-                if isinstance(error, Failed):
-                    error.hint = error.hint or up.words
-                self._spoil(up, error)
+                if up:
+                    if isinstance(error, Failed):
+                        error.hint = error.hint or up.words
+                    self._spoil(up, error)
                 self._discard(fork)
                 raise error from None
         asyncio.get_running_loop().call_soon(self._arm_ahead)
@@ -466,15 +514,16 @@ class Zygote:
             with suppress(Failed):  # the node hangs
                 await up.instance.wait()
         self._stands_in(None)
-        if self._next:
-            task, self._next = self._next, None
-            task.add_done_callback(self._not_needed)
+        for task in (self._prepared, self._next):
+            if task:
+                task.add_done_callback(self._not_needed)
+        self._prepared = self._next = None
         while self._networks:
             self._resources.networks.discard(self._networks.popleft())
 
-    def _not_needed(self, task: asyncio.Task[Fork]) -> None:
-        if not task.cancelled() and not task.exception():
-            self._discard(task.result())
+    def _not_needed(self, task: asyncio.Task[Fork] | asyncio.Task[Fork | None]) -> None:
+        if not task.cancelled() and not task.exception() and (fork := task.result()):
+            self._discard(fork)
 
     def _task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)

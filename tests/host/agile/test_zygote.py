@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.agile_host import on_host
@@ -14,6 +15,7 @@ from tests.support.python_functions import Make, python_root, value, with_handle
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Pools, PoolSize
 from firstlight.agile.interpreter import Interpreter
+from firstlight.agile.place import Place, Placer
 from firstlight.agile.zygote import Zygote
 from firstlight.errors import Failed
 
@@ -242,6 +244,40 @@ def test_an_event_that_comes_while_a_zygote_is_started_again_waits_for_it(python
     with_handlers(python, main, Pools(network=PoolSize(low=2, high=4)))
 
 
+def test_what_was_begun_for_a_zygote_that_ended_leaves_the_next_alone(
+    python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, send = Placer.make, Interpreter.send
+
+    async def main(runtime: Runtime, function: Make) -> None:
+        made, ended = 0, asyncio.Event()
+
+        async def second_late(*given: Any) -> Place:
+            nonlocal made
+            made += 1
+            if made == 2:
+                await ended.wait()
+            return await make(*given)
+
+        async def after_it(up: Interpreter, message: bytes, descriptors: list[int]) -> None:
+            if message == b"fork":
+                ended.set()
+                await asyncio.wait([begun])
+            await send(up, message, descriptors)
+
+        echo = function("echo")
+        monkeypatch.setattr(Placer, "make", second_late)
+        await runtime.invoke(echo, 1)
+        zygote = await killed_zygote(runtime)
+        [begun] = filter(None, [zygote._next])
+        assert not begun.done()
+        monkeypatch.setattr(Interpreter, "send", after_it)
+        assert value(await runtime.invoke(echo, 2)) == 2
+
+    none = PoolSize(low=0, high=0)
+    with_handlers(python, main, Pools(network=none, cgroup=none, fork=none))
+
+
 def test_a_fork_that_cannot_be_asked_for_gives_its_parts_back(
     python: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,7 +310,7 @@ def test_a_fork_that_cannot_be_asked_for_gives_its_parts_back(
         assert value(await runtime.invoke(echo, 2)) == 2
 
     none = PoolSize(low=0, high=0)
-    with_handlers(python, main, Pools(network=none, cgroup=none))
+    with_handlers(python, main, Pools(network=none, cgroup=none, fork=none))
 
 
 def test_a_burst_of_first_events_is_answered_by_one_zygote(

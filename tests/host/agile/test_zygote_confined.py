@@ -41,7 +41,10 @@ TAKES_OVER = {
                       "Threads is 2"),
     "two": ("if os.fork(): return\n    if os.fork() == 0: time.sleep(9)",
             "did not make exactly one process"),
-    "leaves_a_child": ("if os.fork() and (os.fork() or time.sleep(9) is None): return\n"
+    "leaves_a_child": ("came, comes = os.pipe()\n"
+                       "    if os.fork() and (os.fork() or os.write(comes, b'.') "
+                       "and time.sleep(9) is None): return\n"
+                       "    os.read(came, 1)\n"
                        "    inside.become_instance(*place); events = 3",
                        "did not make exactly one process"),
     "loads_no_filter": ("if os.fork(): return\n"
