@@ -52,8 +52,9 @@ struct upid { int nr; struct pid_namespace *ns; } KERNEL;
 struct pid { unsigned int level; struct upid numbers[1]; } KERNEL;
 struct task_struct {
 	int pid, tgid;
+	char comm[NAME];
 	struct pid *thread_pid;
-	struct task_struct *group_leader;
+	struct task_struct *group_leader, *real_parent;
 	struct mm_struct *mm;
 	struct files_struct *files;
 } KERNEL;
@@ -108,7 +109,7 @@ struct {
 	__type(key, __u32);
 	__type(value, struct task);
 } tasks SEC(".maps");
-/* What watch waits for: the names of programs as the kernel keeps them, cut to 15 bytes. */
+/* What watch waits for: the names of programs as the kernel keeps them, cut to 15 bytes, and enum sign. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, NAMES);
@@ -289,12 +290,29 @@ static __always_inline __u64 take_words(char *out, __u64 start, __u64 end, int l
 	return bpf_probe_read_user(out, size & (WORDS_MAX - 1), (void *)start) ? 0 : size;
 }
 
-/* A program of a watched name says how it was called; one that is not traced becomes a root. */
-static __always_inline void begin(struct task_struct *p, __u32 tid, const char *file)
+static __always_inline __u32 level_of(struct task_struct *p)
+{
+	return BPF_CORE_READ(p, thread_pid, level);
+}
+
+/* Of a watched name, whatever its arguments are, or a child of one whose children are: a runtime or a
+ * plugin of another name. A container's own program is a child of the shim, too, but a level below. */
+static __always_inline int is_sign(struct task_struct *p)
 {
 	char name[NAME] = {};
 	bpf_get_current_comm(name, sizeof(name));
-	if (!tid || !bpf_map_lookup_elem(&names, name))
+	if (bpf_map_lookup_elem(&names, name))
+		return 1;
+	struct task_struct *parent = BPF_CORE_READ(p, real_parent, group_leader);
+	BPF_CORE_READ_INTO(&name, parent, comm);
+	__u32 *sign = bpf_map_lookup_elem(&names, name);
+	return sign && *sign == SIGN_CHILDREN && level_of(p) == level_of(parent);
+}
+
+/* A watched program says how it was called; one that is not traced becomes a root. */
+static __always_inline void begin(struct task_struct *p, __u32 tid, const char *file)
+{
+	if (!tid || !is_sign(p))
 		return;
 	struct task *known = traced(tid);
 	struct task task = new_task(known ? known->root : tid, GROUP(p));
@@ -326,16 +344,14 @@ int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *b
 	__u32 tid = NUMBER(p), old = old_tid;
 	if (old_tid != p->pid) { /* not the process's first thread: it takes that one's number */
 		__u32 *known = home.level ? bpf_map_lookup_elem(&numbers, &old) : &old;
-		if (!known)
-			return 0;
-		old = *known;
+		old = known ? *known : 0;
 		struct task *from = traced(old);
-		if (!from)
-			return 0;
-		if (bpf_map_update_elem(&tasks, &tid, from, BPF_ANY))
-			__sync_fetch_and_add(&lost, 1);
-		instant(EXIT, from, old, tid, 0);
-		bpf_map_delete_elem(&tasks, &old);
+		if (from) {
+			if (bpf_map_update_elem(&tasks, &tid, from, BPF_ANY))
+				__sync_fetch_and_add(&lost, 1);
+			instant(EXIT, from, old, tid, 0);
+			bpf_map_delete_elem(&tasks, &old);
+		}
 	}
 	if (settings.watch)
 		begin(p, tid, bprm->filename);

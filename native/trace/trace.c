@@ -13,8 +13,8 @@
  *                      (u32 stack, u64 addresses[STACK_DEPTH]) -> "stopped EVENTS LOST"
  *
  *   trace --watch OBJECT ONE_IN MILLIONTHS NAME...
- *                                   follow programs of these names, whoever starts them, until
- *                                   standard input ends. Only forks, executions and exits are
+ *                                   follow programs of these names, whoever starts them, and of NAME/
+ *                                   their children, too, until standard input ends. Only forks, executions and exits are
  *                                   followed until one begins; then the other programs are attached
  *                                   for one window in ONE_IN, or, if that is 0, as MILLIONTHS of the
  *                                   node's CPU time allow: see watch.c. Standard output is a socket of
@@ -23,7 +23,7 @@
  *                                   descriptors of its events, their text, the stacks, and the
  *                                   config.json of the bundles (u32 pid, u32 size, and its bytes).
  *                                   WHOLE is 1 if the other programs were attached, LAST 1 if nothing
- *                                   goes on any more
+ *                                   goes on any more, or 2 if created containers wait for their start
  *       follow PID     follow this process too while a window is open
  *       forget PID     no more
  *       spent NS       a window was read, which took as much CPU time; with 8 that were not, the next

@@ -7,6 +7,9 @@ enum { UNSEEN = -1000 };
 enum { TEXT_MAX = 512, STACK_DEPTH = 32, STACKS = 65536, TASKS = 65536, NUMBERS = 512 };
 enum { NAME = 16, NAMES = 256, FILE_MAX = 256, WORDS_MAX = 2048 };
 
+/* Of a watched name: its executions are signs of a start, and those by its children are, too. */
+enum sign { SIGN = 1, SIGN_CHILDREN };
+
 /* CALL: number, args, result; text as calls.h says; magic and family describe a descriptor, and
  *       peer is the number of the pipe that it is, if it is one.
  * FORK: by tid; peer is the child's tid, args[0] its thread group.
@@ -17,8 +20,8 @@ enum { NAME = 16, NAMES = 256, FILE_MAX = 256, WORDS_MAX = 2048 };
  * LOCK: contended from start to end; args[0] the lock, args[1] its flags, peer its owner.
  * EXEC: text is the file's name; args[0] is the process's number in its own PID namespace, args[1]
  *      how far that lies below ours.
- * BEGIN: the execution of a program of a watched name; where tid is root, by a process that was not
- *      traced before. text is the file's name in FILE_MAX bytes, the arguments' first args[0] bytes in
+ * BEGIN: the execution of a watched program; where tid is root, by a process that was not traced
+ *      before. text is the file's name in FILE_MAX bytes, the arguments' first args[0] bytes in
  *      WORDS_MAX bytes, and the environment's last args[1] bytes in as many.
  * EXIT: peer is the thread that goes on under the process's number, after an execve by this one.
  * STACK: text is the addresses of the wait or lock of this tid that starts then; only where the

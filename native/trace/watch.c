@@ -1,7 +1,9 @@
-/* Follows programs of watched names, whoever starts them, and hands over what came of it in windows.
+/* Follows watched programs, whoever starts them, and hands over what came of it in windows.
  *
  * A window is open while a start goes on, and for LINGER_NS after it; it is cut when it is CUT_NS old, so
- * that a node on which starts never cease is reported, too. Its last one ends all that it knows.
+ * that a node on which starts never cease is reported, too. Its last one ends all that it knows, but for
+ * containers that are created and wait for their start: their processes are known until then, or for
+ * LONGEST_NS.
  *
  * Which windows are traced whole is decided by the number or by a budget. The budget is CPU time: it
  * grows by a share of the node's, and by a larger one of what is idle; each call and switch that the
@@ -33,14 +35,18 @@
 #define DEBT_NS (CLOCK_SECOND / 4) /* of each core */
 
 enum { BEGINNINGS = 4096, DAEMONS = 64, UNREAD = 8, CONFIG_MAX = 1 << 20 };
+enum last { GOES_ON, LAST, WAITS };
 
 /* A watched program's execution: it goes on until its process ends, or a container's own program is
  * executed in its tree. */
 static struct {
 	unsigned int pid, root;
 	long long at, ended; /* 0: it goes on */
+	char creates
+		[NAME]; /* the name of a runtime that creates a container, as the kernel cuts it */
 } beginnings[BEGINNINGS];
 static size_t beginning_count, going_on;
+static int is_news; /* something has begun, or its end has come, that no window was opened for */
 static unsigned int daemons[DAEMONS];
 static size_t daemon_count;
 static FILE *configs; /* u32 pid, u32 size, and the bundle's config.json, of each that has one */
@@ -149,23 +155,74 @@ static int open_budget(unsigned long one_in, unsigned long millionths)
 	return 0;
 }
 
-/* The words of a BEGIN event's arguments are below its file's name. */
+struct words {
+	const char *at, *end;
+};
+
+/* A BEGIN event's arguments and environment are below its file's name. */
+static struct words arguments_of(const struct event *event)
+{
+	const char *at = (const char *)(event + 1) + FILE_MAX;
+	return (struct words){at, at + event->args[0]};
+}
+
+static struct words environment_of(const struct event *event)
+{
+	const char *at = (const char *)(event + 1) + FILE_MAX + WORDS_MAX;
+	return (struct words){at, at + event->args[1]};
+}
+
+/* The next word; NULL at the end, or where it is cut off. */
+static const char *next_word(struct words *words)
+{
+	const char *word = words->at;
+	size_t length = strnlen(word, (size_t)(words->end - word));
+	if (word + length >= words->end)
+		return NULL;
+	words->at = word + length + 1;
+	return word;
+}
+
 static const char *bundle_of(const struct event *event)
 {
-	const char *word = (const char *)(event + 1) + FILE_MAX, *end = word + event->args[0];
-	while (word < end) {
-		size_t length = strnlen(word, (size_t)(end - word));
-		if (word + length == end)
-			return "."; /* cut off */
-		const char *next = word + length + 1;
+	struct words words = arguments_of(event);
+	for (const char *word; (word = next_word(&words));) {
 		if (!strncmp(word, "--bundle=", 9))
 			return word + 9;
-		if ((!strcmp(word, "--bundle") || !strcmp(word, "-b")) && next < end &&
-		    strnlen(next, (size_t)(end - next)) < (size_t)(end - next))
-			return next;
-		word = next;
+		if (!strcmp(word, "--bundle") || !strcmp(word, "-b")) {
+			word = next_word(&words);
+			return word ? word : ".";
+		}
 	}
 	return ".";
+}
+
+/* The arguments of what may start a container: of runtimes and shims, of clients, of conmon. */
+static const char *const starting[] = {"create", "run", "start", "restore", "restart", "play",
+				       "build",  "bud", "init",  "-b",      "--bundle"};
+
+/* Most that a runtime is asked starts nothing: its containers' states, probes executed in them. */
+static int is_of_start(const struct event *event)
+{
+	struct words words = arguments_of(event), variables = environment_of(event);
+	const char *word;
+	while ((word = next_word(&words)))
+		for (size_t i = 0; i < sizeof starting / sizeof *starting; i++)
+			if (!strcmp(word, starting[i]))
+				return 1;
+	while ((word = next_word(&variables)))
+		if (!strcmp(word, "CNI_COMMAND=ADD"))
+			return 1;
+	return 0;
+}
+
+static int is_create(const struct event *event)
+{
+	struct words words = arguments_of(event);
+	for (const char *word; (word = next_word(&words));)
+		if (!strcmp(word, "create"))
+			return 1;
+	return 0;
 }
 
 /* A bundle lasts no longer than its container. Whoever calls a program by a watched name chooses the
@@ -198,8 +255,14 @@ static void begin(const struct event *event)
 	beginnings[beginning_count].pid = event->tid;
 	beginnings[beginning_count].root = event->root;
 	beginnings[beginning_count].ended = 0;
+	memset(beginnings[beginning_count].creates, 0, NAME);
+	if (is_create(event)) {
+		const char *file = (const char *)(event + 1), *slash = strrchr(file, '/');
+		strncpy(beginnings[beginning_count].creates, slash ? slash + 1 : file, NAME - 1);
+	}
 	beginnings[beginning_count++].at = (long long)event->start;
 	going_on++;
+	is_news = 1;
 }
 
 static void end(size_t i, long long at)
@@ -216,13 +279,22 @@ int tracer_take(void *context, void *data, size_t size)
 	if (size < sizeof *event)
 		return -EPROTO;
 	int is_own_program = event->kind == EXEC && event->args[0] == 1 && event->args[1] > 0;
+	if (event->kind == BEGIN && !is_of_start(event)) {
+		if (event->root == event->tid)
+			(void)bpf_map_delete_elem(tracer_map("tasks"),
+						  &event->tid); /* or it has ended */
+		return 0;
+	}
 	if (event->kind == BEGIN)
 		begin(event);
+	else if (!beginning_count)
+		return 0; /* of what starts nothing */
 	else if (is_own_program || event->kind == EXIT)
 		for (size_t i = 0; i < beginning_count; i++)
 			if (is_own_program ? beginnings[i].root == event->root
 					   : beginnings[i].pid == event->tid)
 				end(i, (long long)event->start);
+	is_news |= is_own_program;
 	return tracer_write(context, data, size);
 }
 
@@ -234,14 +306,42 @@ static int is_root_of_beginning(unsigned int root)
 	return 0;
 }
 
+/* Whether a process still waits, by the name of the runtime, to become a container that this has
+ * created. */
+static int is_waiting(size_t i, long long at)
+{
+	const char *name = beginnings[i].creates;
+	if (!*name || at - beginnings[i].at > LONGEST_NS)
+		return 0;
+	for (unsigned int k = 0; k < tracer_task_count; k++) {
+		if (tracer_tasks[k].root != beginnings[i].root ||
+		    tracer_tids[k] == beginnings[i].pid)
+			continue;
+		char path[64], comm[NAME + 1] = {0};
+		snprintf(path, sizeof path, "/proc/%u/comm", tracer_tids[k]);
+		FILE *file = fopen(path, "re");
+		if (!file)
+			continue;
+		if (fgets(comm, sizeof comm, file))
+			comm[strcspn(comm, "\n")] = 0;
+		fclose(file);
+		if (!strcmp(comm, name) || strstr(comm, ":[2:INIT]"))
+			return 1;
+	}
+	return 0;
+}
+
 /* Forgets what has ended a while ago, or all, and the threads of those trees in which nothing else goes
  * on. Threads of what begins meanwhile are of roots that are not among "old". */
 static int forget(long long at, int all)
 {
 	static unsigned int old[BEGINNINGS];
 	size_t kept = 0, count = 0;
+	if (tracer_read_tasks())
+		return -tracer_failure.code;
 	for (size_t i = 0; i < beginning_count; i++) {
-		if (all || (beginnings[i].ended && at - beginnings[i].ended > LINGER_NS)) {
+		int is_old = all || (beginnings[i].ended && at - beginnings[i].ended > LINGER_NS);
+		if (is_old && !is_waiting(i, at)) {
 			end(i, at);
 			old[count++] = beginnings[i].root;
 		} else {
@@ -253,8 +353,6 @@ static int forget(long long at, int all)
 	for (size_t i = 0; i < count; i++)
 		if (!is_root_of_beginning(old[i]))
 			old[gone++] = old[i];
-	if (tracer_read_tasks())
-		return -tracer_failure.code;
 	for (unsigned int k = 0; k < tracer_task_count; k++) {
 		unsigned int root = tracer_tasks[k].root;
 		int is_old = 0;
@@ -288,7 +386,7 @@ static int open_window(void)
 	return tracer_out.events && tracer_out.texts && configs ? 0 : -tracer_failure.code;
 }
 
-static int send_window(long long at, int whole, int last)
+static int send_window(long long at, int whole, enum last last)
 {
 	enum { FILES = 4 };
 	FILE *files[FILES] = {tracer_out.events, tracer_out.texts, memory("stacks"), configs};
@@ -355,12 +453,14 @@ static int arm(void)
 	return 0;
 }
 
+/* Of "NAME/" the children are watched, too. */
 static int watch_names(char **names, int count)
 {
 	for (int i = 0; i < count; i++) {
 		char name[NAME] = {0};
-		unsigned int value = 1;
-		strncpy(name, names[i], NAME - 1);
+		size_t length = strcspn(names[i], "/");
+		enum sign value = names[i][length] ? SIGN_CHILDREN : SIGN;
+		strncpy(name, names[i], length < NAME ? length : NAME - 1);
 		if (bpf_map_update_elem(tracer_map("names"), name, &value, BPF_ANY))
 			return tracer_fail(names[i]);
 	}
@@ -412,13 +512,17 @@ static int cut(long long at, int whole, int last)
 	for (size_t i = 0; i < beginning_count; i++)
 		if (at - beginnings[i].at > LONGEST_NS) /* it hangs, or serves */
 			end(i, at);
-	if (forget(at, last) || send_window(at, whole, last))
+	if (forget(at, last))
+		return -tracer_failure.code;
+	if (send_window(at, whole, !last ? GOES_ON : beginning_count ? WAITS : LAST))
 		return -tracer_failure.code;
 	if (last && tracer_clear("stacks"))
 		return -tracer_failure.code;
 	earn(at);
-	if (last)
+	if (last) {
+		is_news = 0;
 		return 0;
+	}
 	int next = is_next_whole(whole);
 	if (whole && !next && disarm())
 		return -tracer_failure.code;
@@ -436,7 +540,9 @@ int tracer_watch(unsigned long one_in, unsigned long millionths, char **names, i
 	    open_budget(one_in, millionths) || say("watching"))
 		return -tracer_failure.code;
 	for (;;) {
-		if (poll(ready, 2, is_open ? DRAIN_MS : -1) < 0 && errno != EINTR)
+		int wait = is_open ? DRAIN_MS : beginning_count ? LONGEST_NS / 1000000 : -1;
+		int polled = poll(ready, 2, wait);
+		if (polled < 0 && errno != EINTR)
 			return tracer_fail("poll");
 		if (ready[0].revents) {
 			int end = take_request(attached);
@@ -446,8 +552,11 @@ int tracer_watch(unsigned long one_in, unsigned long millionths, char **names, i
 		if (tracer_drain())
 			return -tracer_failure.code;
 		long long at = clock_now();
-		if (!is_open && beginning_count) {
+		if (!polled && !is_open)
+			is_news = 1; /* what has waited is over */
+		if (!is_open && is_news) {
 			earn(at);
+			is_news = 0;
 			whole = attached = is_first_whole();
 			if (whole && arm())
 				return -tracer_failure.code;

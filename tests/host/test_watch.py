@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import subprocess
+import sys
 import time
 import uuid
 from contextlib import suppress
@@ -116,6 +118,108 @@ def test_of_a_sample_the_others_have_a_total_alone(bundle: Path, tmp_path: Path)
             seen += watch.starts(prefix, 1)
     assert [(record["lost_events"], record["error"]) for record in seen] == [(0, None)] * 8
     assert {bool(record["phases_ns"]) for record in seen} == {True, False}
+
+
+def change(bundle: Path, copy: Path, namespaces: list[dict[str, str]], *words: str) -> Path:
+    """A copy of the bundle with these PID namespaces."""
+    shutil.copytree(bundle, copy)
+    document = json.loads((copy / "config.json").read_text())
+    others = [each for each in document["linux"]["namespaces"] if each["type"] != "pid"]
+    document["linux"]["namespaces"] = [*others, *namespaces]
+    document["process"]["args"] = list(words or ("/bin/payload", "once"))
+    (copy / "config.json").write_text(json.dumps(document))
+    return copy
+
+
+CREATE = """
+cd "$D/bundle"
+runc --root "$D/state" create "$ID" < /dev/null > /dev/null 2>&1
+sleep "$1" # longer than a window stays open
+runc --root "$D/state" start "$ID"
+runc --root "$D/state" delete --force "$ID"
+"""
+RUN = "exec $0 --root $D/state run --bundle ${BUNDLE:-$D/bundle} $ID"
+THREAD = """
+import os, sys, threading, time
+threading.Thread(target=lambda: os.execvp("runc", ["runc", *sys.argv[1:]])).start()
+time.sleep(60)
+"""
+
+
+def test_starts_made_in_unusual_ways_are_found(bundle: Path, tmp_path: Path) -> None:
+    prefix = f"w{uuid.uuid4().hex[:8]}-"
+    renamed = tmp_path / "my-runtime"
+    shutil.copy(str(shutil.which("runc")), renamed)
+    wrapper = tmp_path / "nvidia" / "runc"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh -e\nexec {renamed} "$@"\n')
+    wrapper.chmod(0o755)
+    host = change(bundle, tmp_path / "host", [])
+    runc = ["runc", "--root", tmp_path / "state"]
+    with watching("--runtime", "my-runtime") as watch:
+
+        def start(name: str, *command: object, **environment: str) -> None:
+            subprocess.run(
+                list(map(str, command)), check=True, timeout=SECONDS, stdin=subprocess.DEVNULL,
+                env=os.environ | {"D": str(tmp_path), "ID": prefix + name} | environment,
+            )  # fmt: skip
+
+        start("created", "bash", "-euc", CREATE, "-", 0.5)
+        start("renamed", "sh", "-c", RUN, renamed)
+        start("wrapped", "sh", "-c", RUN, wrapper)
+        start("host", "sh", "-c", RUN, "runc", BUNDLE=str(host))
+        own = ("run", "--bundle", bundle, f"{prefix}thread")
+        start("thread", sys.executable, "-c", THREAD, *runc[1:], *own)
+        for _ in range(3):
+            start("again", "sh", "-c", RUN, "runc")
+        seen = watch.starts(prefix, 8)
+    assert {record["error"] for record in seen} == {None}
+    names = [str(record["labels"]["id"]).removeprefix(prefix) for record in seen]  # type: ignore[index]
+    assert sorted(names) == [*3 * ["again"], "created", "host", "renamed", "thread", "wrapped"]
+
+
+def test_a_container_in_the_namespace_of_another_is_found(bundle: Path, tmp_path: Path) -> None:
+    prefix = f"w{uuid.uuid4().hex[:8]}-"
+    holder = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", "echo; exec sleep 60"],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout is not None
+        holder.stdout.read(1)
+        space = {"type": "pid", "path": f"/proc/{holder.pid}/ns/pid_for_children"}
+        joined = change(bundle, tmp_path / "joined", [space])
+        with watching() as watch:
+            run(joined, tmp_path / "state", f"{prefix}0")
+            [record] = watch.starts(prefix, 1)
+    finally:
+        holder.kill()
+        holder.communicate(timeout=SECONDS)
+    assert record["error"] is None
+
+
+def test_a_probe_in_a_container_is_no_start(bundle: Path, tmp_path: Path) -> None:
+    prefix = f"w{uuid.uuid4().hex[:8]}-"
+    state = ["runc", "--root", str(tmp_path / "state")]
+    bundle = change(bundle, tmp_path / "lasting", [{"type": "pid"}], "/bin/payload", "hold")
+    subprocess.run(
+        [*state, "run", "--detach", "--bundle", bundle, f"{prefix}0"], check=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=SECONDS,
+    )  # fmt: skip
+    try:
+        with watching("--sample", 1) as watch:
+            subprocess.run(
+                [*state, "exec", f"{prefix}0", "/bin/payload", "once"], check=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=SECONDS,
+            )  # fmt: skip
+            run(change(tmp_path / "bundle", tmp_path / "next", [{"type": "pid"}]),
+                tmp_path / "state", f"{prefix}1")  # fmt: skip
+            [record] = watch.starts(prefix, 1)
+    finally:
+        subprocess.run([*state, "delete", "--force", f"{prefix}0"], check=True, timeout=SECONDS)
+    labels = record["labels"]
+    assert isinstance(labels, dict)
+    assert labels["id"] == f"{prefix}1"
 
 
 def test_a_burst_is_found_whole(bundle: Path, tmp_path: Path) -> None:

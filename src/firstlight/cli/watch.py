@@ -57,6 +57,12 @@ def watch(
         str | None,
         typer.Option(metavar="URL", help="Send each start as a trace to this OTLP collector."),
     ] = None,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,NAME", help="File names of other OCI runtimes that are run by hand."
+        ),
+    ] = "",
     sample: Annotated[
         int | None,
         typer.Option(
@@ -92,7 +98,8 @@ def watch(
 
     capabilities.keep_only(NEEDED)
     bpf.probe()
-    names = programs.watched()
+    others = tuple(filter(None, runtime.split(",")))
+    names = programs.watched(others)
     until = None if duration is None else time.monotonic() + duration
     with ExitStack() as stack:
         stop = stack.enter_context(_stop_signals())
@@ -103,7 +110,7 @@ def watch(
         os.nice(_GENTLE)  # not the tracer, which must not lose events
         limits = Limits(total=max_size << 20, days=max_age)
         samples = stack.enter_context(Keeper(out, limits)) if out else Samples()
-        say(f"watching {', '.join(programs.RUNTIMES)}: {len(names)} program names")
+        say(f"watching {', '.join((*programs.RUNTIMES, *others))}: {len(names)} program names")
         while _wait(follower.descriptor, stop, until):
             began = time.process_time_ns()
             for start, spans in samples.add(follower.read()):

@@ -128,13 +128,16 @@ class Follower:
             daemons = tuple(self._daemons)
             self._follow_daemons()
             at, lost = int(words[1]), int(words[2])
-            whole, last = words[3] == "1", words[4] == "1"
+            whole, last, waits = words[3] == "1", words[4] == "1", words[4] == "2"
             known = {program.root for program in self._carried.programs}
             part = _read(descriptors, {*known, *daemons}, lost, whole=whole)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        return self._joined(part, at, daemons, whole=whole, last=last)
+        window = self._joined(part, at, daemons, whole=whole, last=last)
+        if waits or not whole:
+            self._blind_until = at
+        return window
 
     def answer(self, spent: int) -> None:
         """Tell the tracer that a window was read and analysed, in ``spent`` ns of CPU time."""
@@ -164,8 +167,6 @@ class Follower:
             start.traced = whole and start.began >= self._blind_until
         if not last:
             self._carry(programs, executed, parents, spans, ended, at, lost, daemons)
-        if not whole:
-            self._blind_until = at
         return Window(ended, lost, spans, daemons)
 
     def _carry(
@@ -256,9 +257,13 @@ def _read(descriptors: list[int], known: set[int], lost: int, *, whole: bool) ->
         for event, end in _of_kind(events, ends, bpf.BEGIN)
     ]
     executed = [
-        Executed((int(event["pid"]),), int(event["start"]))
-        for event, _ in _of_kind(events, ends, bpf.EXEC)
-        if event["args"][0] == 1 and event["args"][1] > 0
+        Executed(
+            (int(event["pid"]),),
+            int(event["start"]),
+            os.fsdecode(text[end - event["text"] : end].rstrip(b"\0")),
+            is_first=bool(event["args"][0] == 1 and event["args"][1] > 0),
+        )
+        for event, end in _of_kind(events, ends, bpf.EXEC)
     ]
     spans = pl.DataFrame(schema=SPAN_SCHEMA)
     if whole:

@@ -33,6 +33,7 @@ from firstlight.store import Writer
 AXES = ("runtime", "engine", "namespace", "instances")
 _OTHER = "other"
 _PARTS, _DAY_SECONDS = 7, 86_400
+_LONGEST = 256  # of a name, in characters
 _MOST_NAMESPACES = 20  # keeps the axes of a run readable, and metrics bounded
 
 
@@ -73,8 +74,16 @@ def sample_of(start: Start, index: int, window: Window, point: Point) -> Sample:
         pid=start.root,
         error="the container's program was not executed" if failed else None,
         lost=window.lost,
-        labels={"id": start.container, **start.labels},
+        labels={
+            name: plain(text) for name, text in {"id": start.container, **start.labels}.items()
+        },
     )
+
+
+def plain(text: str) -> str:
+    """A name that others chose, fit for a terminal, a page and a metric's label."""
+    shown = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
 
 
 class Samples:
@@ -92,12 +101,12 @@ class Samples:
 
     def sample(self, start: Start, index: int, window: Window) -> Sample:
         """A start as the sample with this index."""
-        namespace = start.labels.get("namespace", "-")
+        namespace = plain(start.labels.get("namespace", "-"))
         if namespace not in self._namespaces and len(self._namespaces) >= _MOST_NAMESPACES:
             namespace = _OTHER
         self._namespaces.setdefault(namespace)
         point: Point = {
-            "runtime": start.labels["runtime"],
+            "runtime": plain(start.labels["runtime"]),
             "engine": start.labels.get("engine", "-"),
             "namespace": namespace,
             "instances": 1,

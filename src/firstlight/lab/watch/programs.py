@@ -3,6 +3,7 @@
 No other part of a program's arguments and environment is kept.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ MONITORS = ("conmon", "conmonrs")
 ENGINES = ("podman", "buildah", "ctr", "nerdctl")
 """Engines without a daemon, and clients: their process is the first sign of a start."""
 
-DAEMONS = ("containerd", "dockerd", "crio")
+DAEMONS = ("containerd", "dockerd", "crio", "cri-dockerd")
 CNI_DIRECTORIES = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
 
 _STARTING = ("create", "run", "start", "restore")
@@ -45,28 +46,39 @@ class Program:
 
     @property
     def name(self) -> str:
-        """The file's name."""
-        return Path(self.file).name
+        """The file's name; of one that was executed by its descriptor, what it was called."""
+        file = Path(self.file)
+        by_descriptor = file.parent.name == "fd" and file.name.isdigit() and self.arguments
+        return Path(self.arguments[0]).name if by_descriptor else file.name
 
 
 @dataclass(frozen=True)
 class Role:
     """A program's part in a start. ``container`` is the id of the container or pod sandbox.
 
-    ``kind`` is ``runtime``, ``shim``, ``monitor``, ``network`` or ``engine``.
+    ``kind`` is ``runtime``, ``shim``, ``monitor``, ``network`` or ``engine``; ``starts_only`` is of
+    a runtime that starts what was created before.
     """
 
     kind: str
     container: str = ""
     bundle: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    starts_only: bool = False
 
 
-def watched(directories: tuple[Path, ...] = CNI_DIRECTORIES) -> list[str]:
-    """The program names to watch: runtimes, shims, engines, and installed CNI plugins."""
+def watched(
+    runtimes: Iterable[str] = (), directories: tuple[Path, ...] = CNI_DIRECTORIES
+) -> list[str]:
+    """The program names to watch: these and the known runtimes, shims, engines, CNI plugins.
+
+    Of those with a slash at the end what they execute is watched, too, by whatever name.
+    """
     plugins = [file.name for directory in directories if directory.is_dir()
                for file in sorted(directory.iterdir()) if file.is_file()]  # fmt: skip
-    return sorted({*RUNTIMES, *SHIMS, *MONITORS, *ENGINES, *plugins})
+    parents = {*SHIMS, *MONITORS, *ENGINES, *DAEMONS}
+    alone = {*RUNTIMES, *runtimes, *plugins} - parents
+    return sorted({*alone, *(f"{name}/" for name in parents)})
 
 
 def role(program: Program) -> Role | None:
@@ -79,8 +91,6 @@ def role(program: Program) -> Role | None:
 
 
 def _role(program: Program) -> Role | None:
-    if program.name in RUNTIMES:
-        return _runtime(program)
     if program.name.startswith("containerd-shim"):
         if "start" not in program.arguments:
             return None
@@ -96,7 +106,7 @@ def _role(program: Program) -> Role | None:
     if program.name in ENGINES:
         pod = _value(program.arguments, "--pod")
         return Role("engine", labels={"pod": pod} if pod else {})
-    return None
+    return _runtime(program)
 
 
 def labels_of(bundle: str, document: object = None) -> dict[str, str]:
@@ -114,7 +124,27 @@ def labels_of(bundle: str, document: object = None) -> dict[str, str]:
             text = annotations.get(key)
             if isinstance(text, str) and text:
                 labels.setdefault(label, text)
-    return _crio_names(annotations) | labels
+    engine = next((name for name, key in _KEYS.items() if key in annotations), "")
+    return _crio_names(annotations) | labels | ({"engine": engine} if engine else {})
+
+
+def own_program(document: object) -> str | None:
+    """The program of a container that is not the first process of a PID namespace of its own.
+
+    None if it is the first, or if its config.json is not known.
+    """
+    if not isinstance(document, dict):
+        return None
+    linux, process = document.get("linux"), document.get("process")
+    spaces = linux.get("namespaces") if isinstance(linux, dict) else None
+    words = process.get("args") if isinstance(process, dict) else None
+    if not isinstance(spaces, list) or not isinstance(words, list) or not words:
+        return None
+    has_own = any(
+        isinstance(space, dict) and space.get("type") == "pid" and not space.get("path")
+        for space in spaces
+    )
+    return None if has_own else str(words[0])
 
 
 def manager(document: object) -> str:
@@ -135,6 +165,9 @@ def _crio_names(annotations: dict[str, object]) -> dict[str, str]:
     return labels | ({"container": name[1]} if len(name) == 6 else {})
 
 
+_KEYS = {"containerd": "io.kubernetes.cri.sandbox-id", "cri-o": "io.kubernetes.cri-o.SandboxID"}
+"""An annotation of each engine's own."""
+
 _ANNOTATIONS = {
     "pod": ("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name"),
     "namespace": ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace"),
@@ -149,6 +182,8 @@ _ANNOTATIONS = {
 def _runtime(program: Program) -> Role | None:
     """Parse ``runc [OPTION…] create [OPTION…] ID``, the syntax of all OCI runtimes."""
     words = list(program.arguments[1:])
+    if program.file in words[:2]:  # a script, and its interpreter with an argument at most
+        words = words[words.index(program.file) + 1 :]
     positional: list[str] = []
     bundle = ""
     while words:
@@ -163,7 +198,7 @@ def _runtime(program: Program) -> Role | None:
             bundle = value
     if len(positional) < 2 or positional[0] not in _STARTING:
         return None
-    return Role("runtime", positional[-1], bundle)
+    return Role("runtime", positional[-1], bundle, starts_only=positional[0] == "start")
 
 
 def _value(words: tuple[str, ...], *names: str) -> str:

@@ -4,7 +4,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from firstlight.lab.watch import records
-from firstlight.lab.watch.programs import MONITORS, Program, labels_of, manager, role
+from firstlight.lab.watch.programs import (
+    MONITORS,
+    Program,
+    Role,
+    labels_of,
+    manager,
+    own_program,
+    role,
+)
 
 _LOOPBACK = "loopback"
 """The plugin that every pod has; another one gives it its network."""
@@ -22,6 +30,8 @@ class Start:
     programs: list[Program] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     ready: int | None = None
+    begun: bool = False
+    """Whether a runtime was asked to make it, and not only to start what it had made before."""
     traced: bool = False
     """Whether all that its processes did was followed, and not their forks and executions alone."""
 
@@ -43,49 +53,83 @@ class Start:
 
 @dataclass(frozen=True)
 class Executed:
-    """The execution of a container's own program, at ``at`` ns of CLOCK_MONOTONIC.
+    """The execution of ``file``, at ``at`` ns of CLOCK_MONOTONIC.
 
-    ``ancestors`` are its ancestor processes, the nearest first.
+    ``ancestors`` are its own process and its ancestors, the nearest first. ``is_first`` if it is
+    the first process of a PID namespace, as a container's own program mostly is.
     """
 
     ancestors: tuple[int, ...]
     at: int
+    file: str = ""
+    is_first: bool = True
 
 
 def join(programs: Iterable[Program], executed: Iterable[Executed]) -> list[Start]:
     """The starts of a window, in order.
 
-    Programs that name the same container belong to one start. A program that names none, such as an
-    engine's own process, belongs to every container that a runtime in its tree names.
+    Programs that name the same container belong to one start, until its own program is executed. A
+    program that names none, such as an engine's own process, belongs to every container that a
+    runtime in its tree names.
     """
     roles = [(program, role_) for program in programs if (role_ := role(program))]
-    runtimes = {program.pid: role_.container for program, role_ in roles if role_.kind == "runtime"}
     named: dict[int, set[str]] = {}
-    for program, _ in roles:
-        if program.pid in runtimes:
-            named.setdefault(program.root, set()).add(runtimes[program.pid])
-    starts: dict[str, Start] = {}
     for program, role_ in roles:
-        for container in [role_.container] if role_.container else named.get(program.root, ()):
-            start = starts.setdefault(container, Start(container))
-            start.programs.append(program)
-            start.labels |= role_.labels | labels_of(role_.bundle, program.config)
+        if role_.kind == "runtime":
+            named.setdefault(program.root, set()).add(role_.container)
+    starts: list[Start] = []
+    latest: dict[str, Start] = {}
+    runtimes: dict[int, tuple[Start, Program]] = {}
+    steps = [(program.at, program, role_) for program, role_ in roles]
+    for at, step, role_ in sorted(
+        [*steps, *((each.at, each, None) for each in executed)], key=lambda step: step[0]
+    ):
+        if role_ is None:
+            assert isinstance(step, Executed)
+            _execute(step, runtimes)
+            continue
+        assert isinstance(step, Program)
+        for container in [role_.container] if role_.container else named.get(step.root, ()):
+            start = latest.get(container)
+            if start is None or (start.ready is not None and start.ready < at):
+                start = latest[container] = Start(container)
+                starts.append(start)
+            _take(start, step, role_)
             if role_.kind == "runtime":
-                kept = records.labels(container, role_.bundle, program.config)
-                start.labels = kept | start.labels
-                start.labels["runtime"] = program.name
-            elif role_.kind == "network":
-                if program.name != _LOOPBACK:
-                    start.labels.setdefault("cni", program.name)
-            else:
-                start.labels.setdefault("engine", _engine(program))
-    for execution in executed:
-        container = next((runtimes[pid] for pid in execution.ancestors if pid in runtimes), "")
-        start = starts.get(container, Start(""))
-        if start.ready is None or execution.at < start.ready:
-            start.ready = execution.at
-    complete = [start for start in starts.values() if "runtime" in start.labels]
+                start.begun |= not role_.starts_only
+                runtimes[step.pid] = (start, step)
+    complete = [start for start in starts if start.begun or start.ready is not None]
     return sorted(complete, key=lambda start: start.began)
+
+
+def _execute(executed: Executed, runtimes: dict[int, tuple[Start, Program]]) -> None:
+    """Note the time if it is the execution of a container's own program."""
+    by = next((runtimes[pid] for pid in executed.ancestors if pid in runtimes), None)
+    if by is None or by[0].ready is not None:
+        return
+    start, runtime = by
+    own = None if executed.is_first else own_program(runtime.config)
+    if executed.is_first or (own and _is_same_file(executed.file, own)):
+        start.ready = executed.at
+
+
+def _is_same_file(executed: str, asked: str) -> bool:
+    """Whether a program that was asked for, and searched for, is executed by this name."""
+    return bool(executed) and executed.rpartition("/")[2] == asked.rpartition("/")[2]
+
+
+def _take(start: Start, program: Program, role_: Role) -> None:
+    start.programs.append(program)
+    start.labels |= role_.labels | labels_of(role_.bundle, program.config)
+    if role_.kind == "runtime":
+        kept = records.labels(start.container, role_.bundle, program.config)
+        start.labels = kept | start.labels
+        start.labels["runtime"] = program.name
+    elif role_.kind == "network":
+        if program.name != _LOOPBACK:
+            start.labels.setdefault("cni", program.name)
+    else:
+        start.labels.setdefault("engine", _engine(program))
 
 
 def _engine(program: Program) -> str:

@@ -54,11 +54,11 @@ def execute(root: int, pid: int, at: int) -> tuple[np.ndarray, bytes]:
 
 
 def window(
-    *events: tuple[np.ndarray, bytes], lost: int = 0, whole: bool = True, last: bool = True
+    *events: tuple[np.ndarray, bytes], lost: int = 0, whole: bool = True, last: int = 1
 ) -> str:
     heads = b"".join(event.tobytes() for event, _ in events)
     text = b"".join(text for _, text in events)
-    return f"{heads.hex()}:{text.hex()}:{lost}:{int(whole)}:{int(last)}\n"
+    return f"{heads.hex()}:{text.hex()}:{lost}:{int(whole)}:{last}\n"
 
 
 @pytest.fixture
@@ -80,8 +80,8 @@ def test_a_start_that_a_cut_divides_is_whole_in_the_next_window(
     follower: Follower, tmp_path: Path
 ) -> None:
     (tmp_path / "windows").write_text(
-        window(begin(10, 500, "runc", "run", "a"), fork(10, 11, 600), last=False, lost=1)
-        + window(execute(10, 11, 1500), begin(20, 1600, "runc", "run", "b"), last=False)
+        window(begin(10, 500, "runc", "run", "a"), fork(10, 11, 600), last=0, lost=1)
+        + window(execute(10, 11, 1500), begin(20, 1600, "runc", "run", "b"), last=0)
         + window()
     )
     with follower:
@@ -96,7 +96,7 @@ def test_a_start_that_a_cut_divides_is_whole_in_the_next_window(
 
 def test_a_start_is_traced_only_if_all_its_windows_were(follower: Follower, tmp_path: Path) -> None:
     (tmp_path / "windows").write_text(
-        window(begin(10, 500, "runc", "run", "a"), fork(10, 11, 600), last=False, whole=False)
+        window(begin(10, 500, "runc", "run", "a"), fork(10, 11, 600), last=0, whole=False)
         + window(execute(10, 11, 1500), begin(20, 1600, "runc", "run", "b"), execute(20, 20, 1700))
         + window(begin(30, 2500, "runc", "run", "c"), execute(30, 30, 2600), whole=False)
     )
@@ -105,3 +105,17 @@ def test_a_start_is_traced_only_if_all_its_windows_were(follower: Follower, tmp_
     assert [(start.container, start.traced) for start in starts] == [
         ("a", False), ("b", True), ("c", False)
     ]  # fmt: skip
+
+
+def test_a_container_that_waits_for_its_start_has_a_total_alone(
+    follower: Follower, tmp_path: Path
+) -> None:
+    (tmp_path / "windows").write_text(
+        window(begin(10, 500, "runc", "create", "a"), fork(10, 11, 600), last=2)
+        + window(begin(20, 9000, "runc", "start", "a"), execute(10, 11, 9500))
+    )
+    with follower:
+        first, second = follower.read(), follower.read()
+    assert first.starts == []
+    [start] = second.starts
+    assert (start.began, start.ready, start.traced) == (500, 9500, False)

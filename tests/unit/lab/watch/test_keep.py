@@ -89,3 +89,13 @@ def test_namespaces_beyond_the_first_are_one(tmp_path: Path, namespaces: int) ->
         for index in range(namespaces):
             [(sample, _)] = keeper.add(window(f"c{index}", namespace=f"n{index}"))
         assert sample.point["namespace"] == ("other" if namespaces > 20 else "n0")
+
+
+def test_names_that_others_chose_cannot_write_to_a_terminal(tmp_path: Path) -> None:
+    with Keeper(tmp_path, Limits()) as keeper:
+        keeper.add(window("a\x1b[31m\udcff", namespace="n\n\u202e" + 300 * "x"))
+        path = keeper.path
+    [sample] = store.read(path).samples
+    assert sample.labels["id"] == "a\ufffd[31m\ufffd"
+    assert sample.point["namespace"] == sample.labels["namespace"]
+    assert sample.labels["namespace"] == "n\ufffd\ufffd" + 252 * "x" + "…"

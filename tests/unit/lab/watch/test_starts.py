@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.lab.watch import records
-from firstlight.lab.watch.programs import Program, labels_of, role
+from firstlight.lab.watch.programs import Program, labels_of, own_program, role, watched
 from firstlight.lab.watch.starts import Executed, join
 
 
@@ -152,4 +152,76 @@ def test_crio_names_its_pods_and_containers_in_one_word(tmp_path: Path) -> None:
     labels = labels_of(str(tmp_path), {"annotations": annotations})
     assert labels == {
         "pod": "shop-1", "namespace": "web", "container": "nginx", "image": "localhost/tiny:1"
+    }  # fmt: skip
+
+
+def runtime(words: str, at: int, pid: int = 10, **linux: object) -> Program:
+    """One whose bundle has this configuration of Linux, and the program ``/bin/serve``."""
+    config = {"process": {"args": ["serve", "--all"]}, "linux": linux}
+    arguments = tuple(words.split())
+    return Program(pid, pid, at, f"/usr/bin/{arguments[0]}", arguments, {}, config)
+
+
+OWN, HOSTS, ANOTHERS = [{"type": "pid"}], [{"type": "mount"}], [{"type": "pid", "path": "/p"}]
+
+
+@pytest.mark.parametrize("namespaces", [HOSTS, ANOTHERS])
+def test_a_container_in_a_shared_pid_namespace_begins_with_its_own_program(
+    namespaces: list[dict[str, str]],
+) -> None:
+    executed = [
+        Executed((11, 10), 2, "/proc/self/exe", is_first=False),
+        Executed((12, 10), 3, "/usr/bin/hook", is_first=False),
+        Executed((13, 10), 5, "/usr/local/bin/serve", is_first=False),
+        Executed((99,), 4, "/usr/local/bin/serve", is_first=False),
+    ]
+    [start] = join([runtime("runc run a", 1, namespaces=namespaces)], executed)
+    assert start.ready == 5
+    [start] = join([runtime("runc run a", 1, namespaces=OWN)], executed)
+    assert start.ready is None
+
+
+UNKNOWN: list[object] = [
+    None, [], {}, {"linux": 1}, {"linux": {"namespaces": 1}},
+    {"linux": {"namespaces": [1]}, "process": {"args": []}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", UNKNOWN)
+def test_a_container_of_which_nothing_is_known_has_a_namespace_of_its_own(config: object) -> None:
+    assert own_program(config) is None
+
+
+def test_starts_of_the_same_container_one_after_the_other_are_told_apart() -> None:
+    programs = [runtime("runc run a", at, pid=at) for at in (10, 20, 30)]
+    starts = join(
+        programs, [Executed((15, 10), 15), Executed((25, 20), 25), Executed((35, 30), 35)]
+    )
+    assert [(start.began, start.ready) for start in starts] == [(10, 15), (20, 25), (30, 35)]
+
+
+def test_a_start_of_what_was_made_before_is_no_failed_start() -> None:
+    assert join([runtime("runc start a", 1)], []) == []
+    [start] = join([runtime("runc create a", 1), runtime("runc start a", 5, pid=20)], [])
+    assert start.ready is None
+
+
+def test_a_runtime_is_known_behind_a_script_and_a_descriptor() -> None:
+    words = ("/bin/sh", "-e", "/opt/nvidia-runtime", "--root", "/r", "create", "a")
+    found = role(Program(1, 1, 1, "/opt/nvidia-runtime", words, {}))
+    assert found is not None
+    assert (found.kind, found.container) == ("runtime", "a")
+    assert Program(1, 1, 1, "/dev/fd/3", ("/usr/bin/crun", "run", "a"), {}).name == "crun"
+    assert Program(1, 1, 1, "/dev/fd/3", (), {}).name == "3"
+
+
+def test_what_engines_execute_is_watched_by_any_name(tmp_path: Path) -> None:
+    (tmp_path / "bridge").touch()
+    names = watched(["my-runtime"], (tmp_path, tmp_path / "missing"))
+    assert {"my-runtime", "runc", "bridge", "containerd-shim/", "conmon/", "crio/"} <= set(names)
+
+
+def test_annotations_tell_the_engine_of_a_container_that_another_shim_starts() -> None:
+    assert labels_of("", {"annotations": {"io.kubernetes.cri.sandbox-id": "s"}}) == {
+        "sandbox": "s", "engine": "containerd",
     }  # fmt: skip
