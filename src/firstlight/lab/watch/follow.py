@@ -203,10 +203,13 @@ class Follower:
         assert self._process.stderr is not None
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_EXIT_SECONDS)
-        ended = self._process.poll() is not None
-        reason = self._process.stderr.read().strip() if ended else "it does not answer"
+        status = self._process.poll()
+        reason = "it does not answer"
+        if status is not None:
+            how = f"signal {-status} ended it" if status < 0 else "it ended without a message"
+            reason = self._process.stderr.read().strip() or how
         return Failed(
-            f"the tracer failed: {reason or 'it ended without a message'}",
+            f"the tracer failed: {reason}",
             "run firstlight doctor to see what is missing",
         )
 
