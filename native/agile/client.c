@@ -1,3 +1,4 @@
+#include "common/clock.h"
 #include "node.h"
 
 #include <errno.h>
@@ -27,22 +28,22 @@ static void give_back(int index)
 static void leave(int index)
 {
 	give_back(index);
-	watch_again(node.clients_listener, ON_CLIENTS, 0, EPOLLIN);
+	node_watch_again(node.clients_listener, ON_CLIENTS, 0, EPOLLIN);
 }
 
 static void listen_for(uint32_t events)
 {
-	watch_again(node.clients_listener, ON_CLIENTS, 0, events);
-	watch_again(node.managers_listener, ON_MANAGERS, 0, events);
+	node_watch_again(node.clients_listener, ON_CLIENTS, 0, events);
+	node_watch_again(node.managers_listener, ON_MANAGERS, 0, events);
 }
 
 /* A connection, or a negative number. Without a descriptor or memory for it the listener stays
  * readable: both are left alone for a moment, since what is needed may come from anywhere. */
-int accept_one(int listener)
+int client_accept_one(int listener)
 {
 	int descriptor = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	if (descriptor < 0 && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
-		node.accepts_at = monotonic() + ACCEPT_PAUSE;
+		node.accepts_at = clock_now() + ACCEPT_PAUSE;
 		listen_for(0);
 	}
 	return descriptor;
@@ -50,7 +51,7 @@ int accept_one(int listener)
 
 void clients_accept_again(void)
 {
-	if (!node.accepts_at || monotonic() < node.accepts_at)
+	if (!node.accepts_at || clock_now() < node.accepts_at)
 		return;
 	node.accepts_at = 0;
 	listen_for(EPOLLIN);
@@ -61,10 +62,10 @@ void clients_accept(void)
 {
 	int index = reserve();
 	if (index == NOBODY) {
-		watch_again(node.clients_listener, ON_CLIENTS, 0, 0);
+		node_watch_again(node.clients_listener, ON_CLIENTS, 0, 0);
 		return;
 	}
-	int descriptor = accept_one(node.clients_listener);
+	int descriptor = client_accept_one(node.clients_listener);
 	if (descriptor < 0) {
 		give_back(index);
 		return;
@@ -72,7 +73,7 @@ void clients_accept(void)
 	struct client *client = &node.clients[index];
 	*client = (struct client){
 		.descriptor = descriptor, .generation = client->generation + 1, .first = NOBODY};
-	if (watch(descriptor, ON_CLIENT, index, EPOLLIN)) {
+	if (node_watch(descriptor, ON_CLIENT, index, EPOLLIN)) {
 		descriptor_close(&client->descriptor);
 		leave(index);
 	}
@@ -82,7 +83,7 @@ void clients_accept(void)
 void client_end(int index)
 {
 	struct client *client = &node.clients[index];
-	unwatch(&client->descriptor);
+	node_unwatch(&client->descriptor);
 	for (int at = client->first; at != NOBODY;) {
 		struct instance *instance = &node.instances[at];
 		int next = instance->next;
@@ -111,7 +112,7 @@ static int tell(int index, const struct answer *answer)
 		return failed;
 	}
 	client->blocked = true;
-	watch_again(client->descriptor, ON_CLIENT, index, EPOLLOUT);
+	node_watch_again(client->descriptor, ON_CLIENT, index, EPOLLOUT);
 	return -EAGAIN;
 }
 
@@ -178,7 +179,7 @@ static void answer_now(int index, const struct ask *ask, int error, enum step st
 static void start(int index, const struct ask *ask, struct rights *rights)
 {
 	enum step step = STEP_FUNCTION;
-	int failed = ask->function < FUNCTIONS ? instance_start(ask, rights, index, &step) : ENOENT;
+	int failed = ask->function < FUNCTIONS ? pending_start(ask, rights, index, &step) : ENOENT;
 	if (failed)
 		answer_now(index, ask, failed, step);
 }
@@ -222,10 +223,10 @@ static void hand_over(int index)
 		client->descriptor = NOBODY;
 	}
 	leave(index);
-	rich_flush();
+	client_flush_rich();
 }
 
-void rich_flush(void)
+void client_flush_rich(void)
 {
 	while (node.rich_count && node.manager >= 0) {
 		struct event event = {.verb = EVENT_RICH};
@@ -283,7 +284,7 @@ void client_ready(int index, uint32_t events)
 	}
 	if (client->blocked && events & EPOLLOUT) {
 		client->blocked = false;
-		watch_again(client->descriptor, ON_CLIENT, index, EPOLLIN);
+		node_watch_again(client->descriptor, ON_CLIENT, index, EPOLLIN);
 		if (client->has_unsent && tell(index, &client->unsent) == -EAGAIN)
 			return;
 		client->has_unsent = false;
@@ -293,7 +294,7 @@ void client_ready(int index, uint32_t events)
 	/* Requests stay in their socket while no more starts can be held here. */
 	if (node.pending_count == PENDING) {
 		client->held = node.holds = true;
-		watch_again(client->descriptor, ON_CLIENT, index, 0);
+		node_watch_again(client->descriptor, ON_CLIENT, index, 0);
 		return;
 	}
 	read_one(index);
@@ -305,6 +306,6 @@ void clients_release(void)
 	for (int i = 0; i < node.client_count; i++)
 		if (node.clients[i].descriptor >= 0 && node.clients[i].held) {
 			node.clients[i].held = false;
-			watch_again(node.clients[i].descriptor, ON_CLIENT, i, EPOLLIN);
+			node_watch_again(node.clients[i].descriptor, ON_CLIENT, i, EPOLLIN);
 		}
 }

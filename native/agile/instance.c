@@ -1,6 +1,7 @@
 /* An instance's record, from its reservation to its end: what it reports of its progress, who is told
  * of it, and what it gives back. Its start is instance_start.c's.
  */
+#include "common/clock.h"
 #include "node.h"
 
 #include <errno.h>
@@ -17,7 +18,7 @@ static void *reserve_memory(size_t count, size_t size, int flags)
 {
 	void *at = mmap(NULL, count * size, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
 	if (at == MAP_FAILED)
-		die("reserve memory", -errno);
+		node_die("reserve memory", -errno);
 	return at;
 }
 
@@ -26,7 +27,7 @@ static void *reserve_table(size_t count, size_t size)
 {
 	void *at = reserve_memory(count, size, MAP_PRIVATE);
 	if (madvise(at, count * size, MADV_DONTFORK))
-		die("reserve memory", -errno);
+		node_die("reserve memory", -errno);
 	return at;
 }
 
@@ -190,7 +191,7 @@ void instance_release(int index)
 {
 	struct instance *instance = &node.instances[index];
 	unlink_client(index);
-	unwatch(&instance->control);
+	node_unwatch(&instance->control);
 	if (instance->cgroup != NOBODY)
 		part_give_back(instance->cgroup, NOBODY);
 	if (instance->network != NOBODY)
@@ -202,7 +203,7 @@ void instance_release(int index)
 	node.up--;
 }
 
-void be_child_of_node(void)
+void instance_be_child(void)
 {
 	sigset_t none;
 	sigemptyset(&none);
@@ -215,7 +216,7 @@ void instance_runs(int index)
 	struct instance *instance = &node.instances[index];
 	node.starting -= instance->state == INSTANCE_STARTING;
 	instance->state = INSTANCE_RUNNING;
-	instance->running = node.last_run = monotonic();
+	instance->running = node.last_run = clock_now();
 	instance_owe(index, OWES_STARTED);
 	if (instance->client != NOBODY) {
 		instance->owed_client |= OWES_STARTED;
@@ -247,11 +248,11 @@ bool instance_read(int index)
 		node.making--;
 		node.made++;
 		instance->state = INSTANCE_WAITING;
-		chain_put(&node.waiting, index);
+		instances_push(&node.waiting, index);
 		node.waiting_changed = true;
 		return true;
 	}
-	unwatch(&instance->control);
+	node_unwatch(&instance->control);
 	if (instance->state != INSTANCE_STARTING || node.progress[index].error ||
 	    node.progress[index].step != STEP_EXEC)
 		return false; /* its end says what failed */
@@ -304,11 +305,6 @@ static bool ran_out_of_memory(int index)
 	return sandbox_out_of_memory(&node.house, cgroup) != node.progress[index].out_of_memory;
 }
 
-static int64_t nanoseconds(struct timeval t)
-{
-	return t.tv_sec * 1000000000LL + t.tv_usec * 1000LL;
-}
-
 /* The cgroup of an instance that ended as it should is empty, and no instance can read of its cgroup
  * what another left there. */
 static void leave_parts(struct instance *instance, bool clean)
@@ -320,7 +316,7 @@ static void leave_parts(struct instance *instance, bool clean)
 		part_leave(instance->cgroup);
 	}
 	instance->rests = instance->network != NOBODY && clean &&
-			  network_rests(instance->network, instance->function, instance->version);
+			  rest_network(instance->network, instance->function, instance->version);
 	if (instance->network != NOBODY && !instance->rests)
 		part_leave(instance->network);
 }
@@ -331,7 +327,7 @@ void instance_finish(int index, int status, int64_t user, int64_t system)
 	struct instance *instance = &node.instances[index];
 	struct progress *progress = &node.progress[index];
 	bool ran = instance->state == INSTANCE_RUNNING;
-	unwatch(&instance->control);
+	node_unwatch(&instance->control);
 	descriptor_close(&instance->pidfd);
 	instance->status = status;
 	instance->user = user;
@@ -358,10 +354,10 @@ static void end(int index, int status, const struct rusage *usage)
 	if (instance->state == INSTANCE_MAKING)
 		node.making--;
 	if (instance->state == INSTANCE_WAITING)
-		node.waiting_changed |= chain_cut(&node.waiting, index);
+		node.waiting_changed |= instances_cut(&node.waiting, index);
 	reuse_ended(index);
 	instance->renewing = true; /* until its parts are settled */
-	instance_finish(index, status, nanoseconds(usage->ru_utime), nanoseconds(usage->ru_stime));
+	instance_finish(index, status, clock_of(usage->ru_utime), clock_of(usage->ru_stime));
 	leave_parts(instance, ran);
 	instance->renewing = false;
 	instance_owe(index, OWES_ENDED);

@@ -1,6 +1,7 @@
 /* The start of an instance: the parts that it takes, its process, and what its sandbox is told. One
  * file, because each step undoes another's when a start fails.
  */
+#include "common/clock.h"
 #include "node.h"
 #include "root.h"
 
@@ -39,12 +40,12 @@ _Noreturn static void be_waiting(int index, int control, uint32_t cgroup)
 	struct enter enter;
 	struct rights rights;
 	char ready = 1;
-	be_child_of_node();
+	instance_be_child();
 	int failed = sandbox_find_pid(progress), self = failed ? failed : sandbox_open_self();
 	if (self < 0 || sandbox_make(&node.house, ahead_made(), cgroup, progress) ||
 	    sandbox_lead_session() || keep_own(control, self))
 		_exit(127);
-	progress->stamps[STEP_WAIT] = monotonic();
+	progress->stamps[STEP_WAIT] = clock_now();
 	progress->step = STEP_WAIT;
 	if (send(CONTROL, &ready, 1, MSG_NOSIGNAL) != 1)
 		_exit(0);
@@ -83,7 +84,7 @@ static int clone_mounts(struct place *place, int root)
 _Noreturn static void be_instance(int index, struct place *place, int root)
 {
 	struct progress *progress = &node.progress[index];
-	be_child_of_node();
+	instance_be_child();
 	bool own_users = place->function.flags & DEFINITION_USER_NAMESPACE;
 	int self = own_users ? sandbox_open_self() : NOBODY;
 	int failed = own_users && self < 0 ? self : sandbox_find_pid(progress);
@@ -102,7 +103,7 @@ void instance_cloned(int index)
 {
 	struct instance *instance = &node.instances[index];
 	instance_hash(index);
-	if (watch(instance->control, ON_INSTANCE, index, EPOLLIN))
+	if (node_watch(instance->control, ON_INSTANCE, index, EPOLLIN))
 		kill(instance->pid, SIGKILL); /* its end is told as any */
 }
 
@@ -131,7 +132,7 @@ static pid_t clone_child(int index, uint32_t cgroup, int *theirs)
 	if (failed)
 		return failed;
 	instance->control = ends[0];
-	node.progress[index].stamps[STEP_CLONE] = monotonic();
+	node.progress[index].stamps[STEP_CLONE] = clock_now();
 	pid_t pid = instance_clone(CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS, cgroup);
 	*theirs = ends[1];
 	if (pid == 0)
@@ -249,7 +250,7 @@ static int take_parts(const struct ask *ask, struct parts *parts, enum step *ste
 static int begin(const struct ask *ask, const struct parts *parts, int client)
 {
 	struct function *function = &node.functions[ask->function];
-	int index = parts->again  ? chain_take(&function->sandboxes)
+	int index = parts->again  ? instances_pop(&function->sandboxes)
 		    : parts->warm ? waiting_take()
 				  : instance_reserve();
 	if (index == NOBODY) {
@@ -260,13 +261,13 @@ static int begin(const struct ask *ask, const struct parts *parts, int client)
 	struct instance *instance = &node.instances[index];
 	if (!parts->warm)
 		instance->cgroup = parts->cgroup;
-	node.last_start = monotonic();
+	node.last_start = clock_now();
 	instance->network = parts->network;
 	instance->address = node.parts[parts->network].order.address;
 	instance->function = (int)ask->function;
 	instance->version = function->definition.version;
 	instance->tag = ask->tag;
-	instance->requested = ask->asked ? ask->asked : monotonic();
+	instance->requested = ask->asked ? ask->asked : clock_now();
 	instance->detached = ask->flags & ASK_DETACHED;
 	instance->awaited = ask->flags & ASK_AWAITED;
 	instance->flags = parts->warm ? ANSWER_WARM : 0;

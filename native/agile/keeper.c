@@ -10,6 +10,7 @@
  * nothing of the instance's but by calls that take no path of it. No instance sees it in /proc, nor
  * can it signal it.
  */
+#include "common/clock.h"
 #include "common/socket.h"
 #include "sandbox.h"
 
@@ -225,11 +226,6 @@ static int be_instance(void *unused)
 	_exit(127);
 }
 
-static int64_t nanoseconds(struct timeval t)
-{
-	return t.tv_sec * 1000000000LL + t.tv_usec * 1000LL;
-}
-
 static void run(void)
 {
 	struct news news = {.kind = NEWS_RUNS};
@@ -252,8 +248,8 @@ static void run(void)
 			_exit(127);
 	news = (struct news){.kind = NEWS_ENDED,
 			     .status = status,
-			     .user = nanoseconds(usage.ru_utime),
-			     .system = nanoseconds(usage.ru_stime)};
+			     .user = clock_of(usage.ru_utime),
+			     .system = clock_of(usage.ru_stime)};
 	tell(&news, NULL);
 }
 
@@ -288,7 +284,7 @@ static void receive(struct progress *slots)
 	keeper.progress = &slots[enter.slot];
 	if (place->network < 0)
 		return;
-	keeper.progress->stamps[STEP_NETWORK] = monotonic();
+	keeper.progress->stamps[STEP_NETWORK] = clock_now();
 	int failed = sandbox_enter_network(place);
 	if (failed)
 		fail(STEP_NETWORK, failed);
@@ -330,7 +326,7 @@ static void settle(int self)
 /* Those of the function stay, until a start brings its own. */
 static void read_words(void)
 {
-	keeper.progress->stamps[STEP_FUNCTION] = monotonic();
+	keeper.progress->stamps[STEP_FUNCTION] = clock_now();
 	keeper.progress->step = STEP_FUNCTION;
 	if (keeper.has_words && !keeper.place.has_words)
 		return;

@@ -1,3 +1,4 @@
+#include "common/clock.h"
 #include "node.h"
 
 #include <errno.h>
@@ -25,7 +26,7 @@ static int kept_count; /* that were ever used */
 
 static void lose(void)
 {
-	unwatch(&node.manager);
+	node_unwatch(&node.manager);
 	node.manager_blocked = node.has_done = false;
 	node.telling = TELL_NOTHING;
 	if (!node.stays)
@@ -34,14 +35,14 @@ static void lose(void)
 
 void managers_accept(void)
 {
-	int descriptor = accept_one(node.managers_listener);
+	int descriptor = client_accept_one(node.managers_listener);
 	if (descriptor < 0)
 		return;
-	unwatch(&node.manager); /* the newer one holds the journal's lock */
+	node_unwatch(&node.manager); /* the newer one holds the journal's lock */
 	node.manager = descriptor;
 	node.manager_blocked = node.has_done = false;
 	node.telling = TELL_NOTHING;
-	if (watch(descriptor, ON_MANAGER, 0, EPOLLIN))
+	if (node_watch(descriptor, ON_MANAGER, 0, EPOLLIN))
 		descriptor_close(&node.manager);
 }
 
@@ -54,7 +55,7 @@ int manager_message(const void *bytes, size_t size, const int *descriptors, int 
 	if (failed == -EAGAIN || failed == -ENOBUFS || failed == -ENOMEM ||
 	    failed == -ETOOMANYREFS) {
 		node.manager_blocked = true;
-		watch_again(node.manager, ON_MANAGER, 0, EPOLLOUT);
+		node_watch_again(node.manager, ON_MANAGER, 0, EPOLLOUT);
 	}
 	return failed;
 }
@@ -83,7 +84,7 @@ static int hello(const struct order *asked, struct rights *rights)
 	node.house.unified = asked->flags & HELLO_UNIFIED;
 	memset(node.wants, 0, sizeof node.wants);
 	while (node.rested.count)
-		networks_told(node.rested.first); /* the state says it */
+		rest_told(node.rested.first); /* the state says it */
 	node.telling = TELL_FUNCTIONS;
 	node.telling_at = 0;
 	return 0;
@@ -245,7 +246,7 @@ void manager_ready(uint32_t events)
 	}
 	if (node.manager_blocked) {
 		node.manager_blocked = false;
-		watch_again(node.manager, ON_MANAGER, 0, EPOLLIN);
+		node_watch_again(node.manager, ON_MANAGER, 0, EPOLLIN);
 		manager_tell(true); /* SYNC's answer is the last */
 		if (node.has_done && !manager_message(&node.done, sizeof node.done, NULL, 0))
 			node.has_done = false;
@@ -398,7 +399,7 @@ static void tell_rested(void)
 		if (manager_message(events, (size_t)count * sizeof *events, NULL, 0))
 			return;
 		while (count--)
-			networks_told(node.rested.first);
+			rest_told(node.rested.first);
 	}
 }
 
@@ -463,7 +464,7 @@ static bool holds_back(void)
 	}
 	if (!node.starting && !node.making)
 		return false;
-	int64_t now = monotonic();
+	int64_t now = clock_now();
 	if (!node.owes_since)
 		node.owes_since = now;
 	return now < node.owes_since + HOLD;
@@ -481,5 +482,5 @@ void manager_tell(bool all)
 		return;
 	if (all || !holds_back())
 		tell_events();
-	rich_flush();
+	client_flush_rich();
 }

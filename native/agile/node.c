@@ -10,6 +10,7 @@
  * It is C because all of it lies inside a start, which begins with a clone of it.
  */
 #include "node.h"
+#include "common/clock.h"
 #include "root.h"
 
 #include <errno.h>
@@ -32,7 +33,7 @@ enum { BACKLOG = 4096, MANAGERS = 4, READY_MAX = 64, READY = 3 };
 
 struct node node;
 
-_Noreturn void die(const char *what, int failed)
+_Noreturn void node_die(const char *what, int failed)
 {
 	fprintf(stderr, "firstlight-node: cannot %s%s%s\n", what, failed ? ": " : "",
 		failed ? strerror(-failed) : "");
@@ -44,13 +45,13 @@ static uint64_t word(enum source source, int index)
 	return (uint64_t)source << 32 | (uint32_t)index;
 }
 
-int watch(int descriptor, enum source source, int index, uint32_t events)
+int node_watch(int descriptor, enum source source, int index, uint32_t events)
 {
 	struct epoll_event event = {.events = events, .data.u64 = word(source, index)};
 	return epoll_ctl(node.epoll, EPOLL_CTL_ADD, descriptor, &event) ? -errno : 0;
 }
 
-int watch_again(int descriptor, enum source source, int index, uint32_t events)
+int node_watch_again(int descriptor, enum source source, int index, uint32_t events)
 {
 	struct epoll_event event = {.events = events, .data.u64 = word(source, index)};
 	return epoll_ctl(node.epoll, EPOLL_CTL_MOD, descriptor, &event) ? -errno : 0;
@@ -58,7 +59,7 @@ int watch_again(int descriptor, enum source source, int index, uint32_t events)
 
 /* A child holds copies of what is open until it executes: as long as one does, what is closed alone
  * stays in the set, and what ended stays ready there. */
-void unwatch(int *descriptor)
+void node_unwatch(int *descriptor)
 {
 	if (*descriptor >= 0)
 		(void)epoll_ctl(node.epoll, EPOLL_CTL_DEL, *descriptor, NULL);
@@ -71,7 +72,7 @@ static int open_standard(void)
 {
 	int opened, ready = fcntl(READY, F_DUPFD_CLOEXEC, FIRST_RESERVED + RESERVED);
 	if (ready < 0)
-		die("start: descriptor 3 is not open", 0);
+		node_die("start: descriptor 3 is not open", 0);
 	close(READY);
 	do
 		opened = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -81,7 +82,7 @@ static int open_standard(void)
 	for (int i = 0; i < 3; i++)
 		(void)fcntl(i, F_SETFD, 0);
 	if (opened < 0 || close_range((unsigned)ready + 1, ~0U, 0))
-		die("open the standard streams", -errno);
+		node_die("open the standard streams", -errno);
 	return ready;
 }
 
@@ -90,16 +91,16 @@ static int open_standard(void)
 static void enter_cage(void)
 {
 	if (unshare(CLONE_NEWPID))
-		die("make a PID namespace", -errno);
+		node_die("make a PID namespace", -errno);
 	pid_t child = fork();
 	if (child < 0)
-		die("fork", -errno);
+		node_die("fork", -errno);
 	if (child > 0)
 		_exit(0);
 	setsid();
 	/* Once more: who connects is told the pid of the process that listens. */
 	if (listen(node.clients_listener, BACKLOG) || listen(node.managers_listener, MANAGERS))
-		die("listen", -errno);
+		node_die("listen", -errno);
 }
 
 static void find_pipes(void)
@@ -107,7 +108,7 @@ static void find_pipes(void)
 	int ends[2];
 	struct stat status;
 	if (pipe2(ends, O_CLOEXEC) || fstat(ends[0], &status))
-		die("open a pipe", -errno);
+		node_die("open a pipe", -errno);
 	node.house.pipes = status.st_dev;
 	close(ends[0]);
 	close(ends[1]);
@@ -172,13 +173,13 @@ static void listen_at(const char *directory)
 	int length = snprintf(node.house.socket, sizeof node.house.socket, "%s/socket", directory);
 	snprintf(path, sizeof path, "%s/node", directory);
 	if (length >= (int)sizeof node.house.socket)
-		die("listen", -ENAMETOOLONG);
+		node_die("listen", -ENAMETOOLONG);
 	node.clients_listener =
 		socket_listen(node.house.socket, SOCK_SEQPACKET | SOCK_NONBLOCK, BACKLOG);
 	node.managers_listener = socket_listen(path, SOCK_SEQPACKET | SOCK_NONBLOCK, MANAGERS);
 	if (node.clients_listener < 0 || node.managers_listener < 0)
-		die("listen",
-		    node.clients_listener < 0 ? node.clients_listener : node.managers_listener);
+		node_die("listen", node.clients_listener < 0 ? node.clients_listener
+							     : node.managers_listener);
 }
 
 static int wait_for_events(struct epoll_event *events)
@@ -202,39 +203,40 @@ int main(int argc, char **argv)
 	listen_at(argv[1]);
 	failed = root_prune();
 	if (failed)
-		die("prune the mounts", failed);
+		node_die("prune the mounts", failed);
 	failed = hosts_open();
 	if (failed)
-		die("make a place for /etc/hosts", failed);
+		node_die("make a place for /etc/hosts", failed);
 	node.house.blank = root_blank();
 	if (node.house.blank < 0)
-		die("make the sandboxes' mount namespace", node.house.blank);
+		node_die("make the sandboxes' mount namespace", node.house.blank);
 	enter_cage();
 	failed = inherit_set();
 	if (failed)
-		die("set what instances inherit", failed);
+		node_die("set what instances inherit", failed);
 	find_pipes();
 	sandbox_find_masks(&node.house);
 	instances_open(limit);
 	rest_open();
 	node.epoll = epoll_create1(EPOLL_CLOEXEC);
 	node.children = watch_children();
-	if (node.epoll < 0 || node.children < 0 || watch(node.children, ON_CHILDREN, 0, EPOLLIN) ||
-	    watch(node.clients_listener, ON_CLIENTS, 0, EPOLLIN) ||
-	    watch(node.managers_listener, ON_MANAGERS, 0, EPOLLIN))
-		die("watch", -errno);
+	if (node.epoll < 0 || node.children < 0 ||
+	    node_watch(node.children, ON_CHILDREN, 0, EPOLLIN) ||
+	    node_watch(node.clients_listener, ON_CLIENTS, 0, EPOLLIN) ||
+	    node_watch(node.managers_listener, ON_MANAGERS, 0, EPOLLIN))
+		node_die("watch", -errno);
 	close(ready);
 	for (;;) {
 		struct epoll_event events[READY_MAX];
 		int count = wait_for_events(events);
 		if (count < 0 && errno != EINTR)
-			die("wait", -errno);
-		if (!count && ahead_next() <= monotonic())
+			node_die("wait", -errno);
+		if (!count && ahead_next() <= clock_now())
 			ahead_make();
 		for (int i = 0; i < count; i++)
 			handle(&events[i]);
 		clients_accept_again();
-		networks_judge();
+		rest_judge();
 		pending_serve();
 		waiting_make();
 		manager_tell(false);

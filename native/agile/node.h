@@ -165,10 +165,10 @@ struct node {
 extern struct node node;
 
 /* node.c */
-int watch(int descriptor, enum source source, int index, uint32_t events);
-int watch_again(int descriptor, enum source source, int index, uint32_t events);
-void unwatch(int *descriptor); /* and close it */
-_Noreturn void die(const char *what, int failed);
+int node_watch(int descriptor, enum source source, int index, uint32_t events);
+int node_watch_again(int descriptor, enum source source, int index, uint32_t events);
+void node_unwatch(int *descriptor); /* and close it */
+_Noreturn void node_die(const char *what, int failed);
 
 /* ahead.c */
 int64_t ahead_next(void); /* when it is to be made, or INT64_MAX */
@@ -192,11 +192,11 @@ int function_forget(uint32_t number);
 
 /* rest.c */
 void rest_open(void);
-bool network_rests(int index, int function, uint32_t version); /* false: it does not */
-void networks_judge(void);
-int64_t networks_next(void); /* when one is to be judged, or INT64_MAX */
-void networks_leave(int function);
-void networks_told(int index);
+bool rest_network(int index, int function, uint32_t version); /* false: it does not */
+void rest_judge(void);
+int64_t rest_next(void); /* when one is to be judged, or INT64_MAX */
+void rest_leave(int function);
+void rest_told(int index);
 
 /* session.c */
 int session_start(const struct ask *ask, struct rights *rights, int client, enum step *step);
@@ -227,13 +227,13 @@ int instance_signal(uint64_t id, int number, uint16_t flags);
 int instance_reserve(void);
 void instance_release(int index);
 void instance_link(int index, int client);
-void be_child_of_node(void);
+void instance_be_child(void);
 void instance_kill(int index);
 void instance_settle(int index);
 struct answer instance_answer(int index, enum answer_verb verb);
 
 /* pending.c */
-int instance_start(const struct ask *ask, struct rights *rights, int client, enum step *step);
+int pending_start(const struct ask *ask, struct rights *rights, int client, enum step *step);
 void pending_serve(void);
 void pending_refuse(enum part_kind kind, uint32_t reach);
 int64_t pending_timeout(void); /* ns, or -1 */
@@ -250,9 +250,9 @@ int waiting_keep(uint32_t high, uint32_t low, uint32_t interval);
 int64_t waiting_next(void); /* when another sandbox is to be made, or INT64_MAX */
 void waiting_fill(bool fills);
 int waiting_take(void);
-void chain_put(struct queue *queue, int index);
-int chain_take(struct queue *queue);
-bool chain_cut(struct queue *queue, int index);
+void instances_push(struct queue *queue, int index);
+int instances_pop(struct queue *queue);
+bool instances_cut(struct queue *queue, int index);
 
 /* reuse.c */
 bool reuse_wanted(const struct function *function);
@@ -263,7 +263,7 @@ void reuse_drop(struct function *function);
 bool reuse_make_room(void);
 
 /* client.c */
-int accept_one(int listener);
+int client_accept_one(int listener);
 void clients_accept(void);
 void clients_accept_again(void);
 void client_ready(int index, uint32_t events);
@@ -271,7 +271,7 @@ void clients_release(void);
 void client_tell(int index);
 void client_end(int index);
 int client_refuse(int client, const struct ask *ask, int error, enum step step);
-void rich_flush(void);
+void client_flush_rich(void);
 
 /* manager.c */
 void managers_accept(void);

@@ -101,7 +101,7 @@ static void forget(int index)
 	descriptor_close(&part->network);
 	if (part->order.address)
 		hosts_remove(index);
-	networks_told(index);
+	rest_told(index);
 	part->state = PART_FREE;
 }
 
@@ -187,7 +187,7 @@ int function_forget(uint32_t number)
 	if (!function || number >= FUNCTIONS)
 		return -ENOENT;
 	reuse_drop(function);
-	networks_leave((int)number);
+	rest_leave((int)number);
 	give_up(&function->networks);
 	root_detach(number, function->definition.version, &function->root);
 	descriptor_close(&function->words);

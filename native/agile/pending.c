@@ -1,4 +1,5 @@
 /* Starts that wait for parts, in the order in which they came. */
+#include "common/clock.h"
 #include "node.h"
 
 #include <errno.h>
@@ -14,14 +15,14 @@ static bool defer(const struct ask *ask, struct rights *rights, int client)
 		.rights = *rights,
 		.client = client,
 		.client_generation = node.clients[client].generation,
-		.until = monotonic() + PENDING_SECONDS * 1000000000LL,
+		.until = clock_now() + PENDING_SECONDS * CLOCK_SECOND,
 	};
 	rights->count = 0;
 	return true;
 }
 
 /* Those that wait come first. */
-int instance_start(const struct ask *ask, struct rights *rights, int client, enum step *step)
+int pending_start(const struct ask *ask, struct rights *rights, int client, enum step *step)
 {
 	if (!node.pending_count) {
 		int failed = instance_try(ask, rights, client, step);
@@ -42,7 +43,7 @@ static int refuse(struct pending *pending, int error, enum step step, int64_t no
 {
 	pending->error = error;
 	pending->step = step;
-	pending->until = now + PENDING_SECONDS * 1000000000LL;
+	pending->until = now + PENDING_SECONDS * CLOCK_SECOND;
 	return client_refuse(pending->client, &pending->ask, error, step);
 }
 
@@ -85,7 +86,7 @@ static void keep(int *kept, int i)
 void pending_serve(void)
 {
 	bool dry[REACHES] = {false};
-	int64_t now = node.pending_count ? monotonic() : 0;
+	int64_t now = node.pending_count ? clock_now() : 0;
 	int kept = 0;
 	for (int i = 0; i < node.pending_count; i++) {
 		if (serve(&node.pending[i], dry, now))
@@ -106,7 +107,7 @@ static bool waits_for(const struct pending *pending, enum part_kind kind, uint32
 
 void pending_refuse(enum part_kind kind, uint32_t reach)
 {
-	int64_t now = monotonic();
+	int64_t now = clock_now();
 	enum step step = kind == PART_NETWORK ? STEP_NETWORK : STEP_CGROUP;
 	int kept = 0;
 	for (int i = 0; i < node.pending_count; i++) {
@@ -125,7 +126,7 @@ void pending_refuse(enum part_kind kind, uint32_t reach)
  * round once for each of them. */
 int64_t pending_timeout(void)
 {
-	const int64_t others[] = {networks_next(), ahead_next(), manager_next(),
+	const int64_t others[] = {rest_next(), ahead_next(), manager_next(),
 				  node.accepts_at ? node.accepts_at : INT64_MAX};
 	int64_t fill = waiting_next(), until = INT64_MAX;
 	for (size_t i = 0; i < sizeof others / sizeof *others; i++)
@@ -136,7 +137,7 @@ int64_t pending_timeout(void)
 			until = node.pending[i].until;
 	if (until == INT64_MAX && fill == INT64_MAX)
 		return -1;
-	int64_t now = monotonic();
+	int64_t now = clock_now();
 	if (until != INT64_MAX)
 		until = now + (until > now ? (until - now + MOMENT - 1) / MOMENT * MOMENT : 0);
 	if (fill < until)

@@ -3,6 +3,7 @@
  *
  * All that is read is of the kernel's own tables, by calls that wait for no lock.
  */
+#include "common/clock.h"
 #include "net_quick.h"
 #include "node.h"
 
@@ -19,19 +20,19 @@ void rest_open(void)
 {
 	home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
 	if (home < 0)
-		die("open the host's network namespace", -errno);
+		node_die("open the host's network namespace", -errno);
 }
 
 static void rest(int index)
 {
 	struct part *part = &node.parts[index];
-	part->until = monotonic() + REST;
+	part->until = clock_now() + REST;
 	part->rests++;
 	queue_push(&node.resting, index);
 }
 
 /* Of what takes a capability to change, which no instance has, the manager looks at all. */
-bool network_rests(int index, int function, uint32_t version)
+bool rest_network(int index, int function, uint32_t version)
 {
 	struct part *part = &node.parts[index];
 	const struct definition *definition = &node.functions[function].definition;
@@ -57,7 +58,7 @@ static int look(const struct part *part)
 	if (!failed)
 		failed = net_quick_digest(&digest);
 	if (setns(home, CLONE_NEWNET))
-		die("return to the host's network namespace", -errno);
+		node_die("return to the host's network namespace", -errno);
 	return failed ? failed : digest == part->order.quick ? 0 : -ESTALE;
 }
 
@@ -76,7 +77,7 @@ static void owe(int index)
 }
 
 /* The manager knows of it. */
-void networks_told(int index)
+void rest_told(int index)
 {
 	int before = NOBODY, at = node.rested.first;
 	if (!node.parts[index].owed)
@@ -94,7 +95,7 @@ void networks_told(int index)
 }
 
 /* Their function is forgotten. */
-void networks_leave(int function)
+void rest_leave(int function)
 {
 	int next, at = node.resting.first;
 	for (int left = node.resting.count; left; left--, at = next) {
@@ -108,10 +109,10 @@ void networks_leave(int function)
 }
 
 /* One at a time: starts come between. */
-void networks_judge(void)
+void rest_judge(void)
 {
 	int index = node.resting.count ? node.resting.first : NOBODY;
-	if (index == NOBODY || node.parts[index].until > monotonic())
+	if (index == NOBODY || node.parts[index].until > clock_now())
 		return;
 	struct part *part = &node.parts[index];
 	queue_pop(&node.resting);
@@ -127,7 +128,7 @@ void networks_judge(void)
 	owe(index);
 }
 
-int64_t networks_next(void)
+int64_t rest_next(void)
 {
 	return node.resting.count ? node.parts[node.resting.first].until : INT64_MAX;
 }

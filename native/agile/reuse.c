@@ -68,7 +68,7 @@ static void carry_on(int index, const struct news *news)
 	sandbox->before = index;
 	sandbox->state = INSTANCE_RENEWING;
 	node.progress[next].pid = node.progress[index].pid;
-	if (watch_again(sandbox->control, ON_INSTANCE, next, EPOLLIN))
+	if (node_watch_again(sandbox->control, ON_INSTANCE, next, EPOLLIN))
 		kill(sandbox->pid, SIGKILL);
 	instance_unhash(instance->pid);
 	instance_hash(next);
@@ -107,7 +107,7 @@ static void renewed(int index, const struct news *news)
 		return;
 	}
 	sandbox->state = INSTANCE_RENEWED;
-	chain_put(&function->sandboxes, index);
+	instances_push(&function->sandboxes, index);
 }
 
 void reuse_news(int index, const struct news *news, struct rights *rights)
@@ -131,7 +131,7 @@ void reuse_ended(int index)
 	struct instance *sandbox = &node.instances[index];
 	settle_before(sandbox, NOBODY);
 	if (sandbox->state == INSTANCE_RENEWED)
-		chain_cut(&node.functions[sandbox->function].sandboxes, index);
+		instances_cut(&node.functions[sandbox->function].sandboxes, index);
 }
 
 /* They are of a version that is not served any more. */
@@ -139,7 +139,7 @@ void reuse_drop(struct function *function)
 {
 	for (int left = function->sandboxes.count, at = function->sandboxes.first; left; left--) {
 		int next = node.instances[at].next;
-		chain_cut(&function->sandboxes, at);
+		instances_cut(&function->sandboxes, at);
 		node.instances[at].state = INSTANCE_RENEWING; /* nobody takes it */
 		kill(node.instances[at].pid, SIGKILL);
 		at = next;
@@ -150,7 +150,7 @@ void reuse_drop(struct function *function)
 bool reuse_make_room(void)
 {
 	for (int i = 0; i < node.function_count; i++) {
-		int index = chain_take(&node.functions[i].sandboxes);
+		int index = instances_pop(&node.functions[i].sandboxes);
 		if (index == NOBODY)
 			continue;
 		node.instances[index].state = INSTANCE_RENEWING;

@@ -3,6 +3,7 @@
  * and a reader must see it whole. Nothing is allocated here: the process is a clone.
  */
 #include "sandbox.h"
+#include "common/clock.h"
 #include "common/socket.h"
 #include "masked.h"
 #include "tmpfs.h"
@@ -47,13 +48,6 @@ static struct few_words {
 } few_words[2];
 static struct iovec mapped[2];
 static int mapped_count;
-
-int64_t monotonic(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
 
 static int failure(int result)
 {
@@ -564,7 +558,7 @@ static int execute(char **argv, char **envp, const char *directory)
 
 static void begin(struct progress *progress, enum step step)
 {
-	progress->stamps[step] = monotonic();
+	progress->stamps[step] = clock_now();
 	progress->step = (int32_t)step;
 }
 

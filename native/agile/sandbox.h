@@ -118,8 +118,6 @@ _Noreturn void keeper_run(const struct house *house, struct place *place, int co
 int sandbox_join(const struct house *house, struct place *place, int instance, int control,
 		 struct progress *progress);
 
-int64_t monotonic(void);
-
 /* Writes a small file of the kernel's. Returns 0 or a negative errno. */
 int sandbox_write(int directory, const char *name, const char *text);
 

@@ -1,6 +1,7 @@
 /* Sessions: programs that an operator runs beside an instance's own, in its namespaces, its cgroup
  * and its confinement. They have records like instances, but no parts, and the manager is not told of
  * them. */
+#include "common/clock.h"
 #include "node.h"
 
 #include <errno.h>
@@ -28,7 +29,7 @@ static int find(uint64_t id)
 _Noreturn static void be_session(int index, struct place *place, int instance, int control)
 {
 	struct progress *progress = &node.progress[index];
-	be_child_of_node();
+	instance_be_child();
 	if (!sandbox_find_pid(progress))
 		sandbox_join(&node.house, place, instance, control, progress);
 	_exit(127);
@@ -42,7 +43,7 @@ static pid_t clone_into(int instance, uint32_t cgroup)
 		return -errno;
 	pid_t pid = instance_clone(0, cgroup);
 	if (pid && setns(own, CLONE_NEWPID))
-		die("return to our PID namespace", -errno);
+		node_die("return to our PID namespace", -errno);
 	return pid;
 }
 
@@ -54,7 +55,7 @@ static int start(int index, int target, struct place *place)
 	if (instance < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
 		return -errno;
 	session->control = ends[0];
-	session->requested = node.progress[index].stamps[STEP_CLONE] = monotonic();
+	session->requested = node.progress[index].stamps[STEP_CLONE] = clock_now();
 	pid_t pid = clone_into(instance, place->cgroup);
 	if (pid == 0)
 		be_session(index, place, instance, ends[1]);

@@ -1,4 +1,5 @@
 /* Generic sandboxes that wait for a function: how many there are, and when the next is made. */
+#include "common/clock.h"
 #include "node.h"
 
 #include <errno.h>
@@ -18,7 +19,7 @@ static int make(void)
 		manager_want(PART_CGROUP, 0);
 		return -EAGAIN;
 	}
-	instance->requested = monotonic();
+	instance->requested = clock_now();
 	int failed = instance_clone_waiting(index);
 	if (failed) {
 		instance_release(index);
@@ -46,9 +47,9 @@ static bool makes_more(void)
 void waiting_fill(bool fills)
 {
 	if (fills && !node.fills)
-		node.fills_since = monotonic();
+		node.fills_since = clock_now();
 	if (node.fills && !fills)
-		node.fill_time += monotonic() - node.fills_since;
+		node.fill_time += clock_now() - node.fills_since;
 	node.waiting_changed |= node.fills != fills;
 	node.fills = fills;
 }
@@ -60,10 +61,10 @@ void waiting_make(void)
 		waiting_fill(true);
 	if (node.waiting.count >= node.high_waiting)
 		waiting_fill(false);
-	if (!makes_more() || monotonic() < next_fill())
+	if (!makes_more() || clock_now() < next_fill())
 		return;
 	int failed = make();
-	node.last_made = monotonic() + (failed ? RETRY : 0);
+	node.last_made = clock_now() + (failed ? RETRY : 0);
 }
 
 int64_t waiting_next(void)
@@ -75,7 +76,7 @@ int64_t waiting_next(void)
 static void end_surplus(void)
 {
 	while (node.waiting.count > node.high_waiting) {
-		instance_kill(chain_take(&node.waiting));
+		instance_kill(instances_pop(&node.waiting));
 		node.waiting_changed = true;
 	}
 }
@@ -92,7 +93,7 @@ int waiting_keep(uint32_t high, uint32_t low, uint32_t interval)
 	return 0;
 }
 
-int chain_take(struct queue *queue)
+int instances_pop(struct queue *queue)
 {
 	if (!queue->count)
 		return NOBODY;
@@ -103,7 +104,7 @@ int chain_take(struct queue *queue)
 	return index;
 }
 
-void chain_put(struct queue *queue, int index)
+void instances_push(struct queue *queue, int index)
 {
 	node.instances[index].next = NOBODY;
 	if (queue->count++)
@@ -113,7 +114,7 @@ void chain_put(struct queue *queue, int index)
 	queue->last = index;
 }
 
-bool chain_cut(struct queue *queue, int index)
+bool instances_cut(struct queue *queue, int index)
 {
 	int before = NOBODY, at = queue->first;
 	for (int left = queue->count; left; left--, before = at, at = node.instances[at].next) {
@@ -133,7 +134,7 @@ bool chain_cut(struct queue *queue, int index)
 
 int waiting_take(void)
 {
-	int index = chain_take(&node.waiting);
+	int index = instances_pop(&node.waiting);
 	node.waiting_changed |= index != NOBODY;
 	return index;
 }

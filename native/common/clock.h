@@ -3,6 +3,7 @@
 #define FIRSTLIGHT_CLOCK_H
 
 #include <stdint.h>
+#include <sys/time.h>
 #include <time.h>
 
 #define CLOCK_SECOND INT64_C(1000000000)
@@ -12,6 +13,11 @@ static inline int64_t clock_read(clockid_t clock)
 	struct timespec time;
 	clock_gettime(clock, &time); /* fails for an unknown clock only */
 	return time.tv_sec * CLOCK_SECOND + time.tv_nsec;
+}
+
+static inline int64_t clock_of(struct timeval time)
+{
+	return time.tv_sec * CLOCK_SECOND + time.tv_usec * 1000;
 }
 
 static inline int64_t clock_now(void)

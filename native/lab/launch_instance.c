@@ -212,18 +212,13 @@ void launch_instance_read(struct launch_instance *instance)
 		read_answers(instance);
 }
 
-static int64_t nanoseconds(struct timeval t)
-{
-	return t.tv_sec * 1000000000LL + t.tv_usec * 1000LL;
-}
-
 void launch_instance_exited(struct launch_instance *instance, int status,
 			    const struct rusage *usage)
 {
 	instance->record.exited = clock_now();
 	instance->record.status = status;
-	instance->record.user = nanoseconds(usage->ru_utime);
-	instance->record.system = nanoseconds(usage->ru_stime);
+	instance->record.user = clock_of(usage->ru_utime);
+	instance->record.system = clock_of(usage->ru_stime);
 	instance->record.faults = usage->ru_minflt + usage->ru_majflt;
 	if (instance->out >= 0)
 		read_output(instance);

@@ -16,6 +16,7 @@
  * because it is there for as long as the node is, and must be small and never change. It is one file
  * because calls, connections, the server and what is held change together when one of them ends.
  */
+#include "common/clock.h"
 #include "common/socket.h"
 
 #include <arpa/inet.h>
@@ -119,9 +120,7 @@ static _Noreturn void fail(const char *what)
 
 static long long now_ms(void)
 {
-	struct timespec now;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+	return clock_now() / 1000000;
 }
 
 static void *memory(void *old, size_t size)
@@ -494,12 +493,10 @@ static void reap(void)
 			server_ended(status);
 			continue;
 		}
-		struct timespec now;
-		clock_gettime(CLOCK_REALTIME, &now);
 		struct note note = {.kind = NOTE_EXIT,
 				    .pid = pid,
 				    .status = status,
-				    .time = now.tv_sec * 1000000000LL + now.tv_nsec};
+				    .time = clock_read(CLOCK_REALTIME)};
 		held_add(&note, -1, false);
 	}
 	held_flush();

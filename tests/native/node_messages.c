@@ -26,28 +26,28 @@ struct node node;
 static jmp_buf ended; /* the node would have */
 static int client_peer = -1, manager_peer = -1;
 
-int watch(int descriptor, enum source source, int index, uint32_t events)
+int node_watch(int descriptor, enum source source, int index, uint32_t events)
 {
 	struct epoll_event event = {.events = events,
 				    .data.u64 = (uint64_t)source << 32 | (uint32_t)index};
 	return epoll_ctl(node.epoll, EPOLL_CTL_ADD, descriptor, &event) ? -errno : 0;
 }
 
-int watch_again(int descriptor, enum source source, int index, uint32_t events)
+int node_watch_again(int descriptor, enum source source, int index, uint32_t events)
 {
 	struct epoll_event event = {.events = events,
 				    .data.u64 = (uint64_t)source << 32 | (uint32_t)index};
 	return epoll_ctl(node.epoll, EPOLL_CTL_MOD, descriptor, &event) ? -errno : 0;
 }
 
-void unwatch(int *descriptor)
+void node_unwatch(int *descriptor)
 {
 	if (*descriptor >= 0)
 		(void)epoll_ctl(node.epoll, EPOLL_CTL_DEL, *descriptor, NULL);
 	descriptor_close(descriptor);
 }
 
-_Noreturn void die(const char *what, int failed)
+_Noreturn void node_die(const char *what, int failed)
 {
 	fprintf(stderr, "%s: %s\n", what, strerror(-failed));
 	abort();
@@ -151,7 +151,7 @@ static void connect_client(void)
 	node.client_count = 1;
 	node.free_client = NOBODY;
 	client_peer = ends[1];
-	if (watch(ends[0], ON_CLIENT, 0, EPOLLIN))
+	if (node_watch(ends[0], ON_CLIENT, 0, EPOLLIN))
 		abort();
 }
 
@@ -167,7 +167,7 @@ static void connect_manager(void)
 	node.stays = true;
 	node.manager_blocked = false;
 	manager_peer = ends[1];
-	if (watch(ends[0], ON_MANAGER, 0, EPOLLIN))
+	if (node_watch(ends[0], ON_MANAGER, 0, EPOLLIN))
 		abort();
 }
 
@@ -204,7 +204,7 @@ static void turn(void)
 			manager_ready(events[i].events);
 		else if (events[i].data.u64 >> 32 == ON_CLIENT)
 			client_ready((int)(uint32_t)events[i].data.u64, events[i].events);
-	networks_judge();
+	rest_judge();
 	pending_serve();
 	waiting_make();
 	manager_tell(node.part_count % 2);
