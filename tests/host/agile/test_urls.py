@@ -10,15 +10,17 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
+from tests.support import lambda_host
 from tests.support.lambda_host import ENDPOINT, with_functions, zipped
 
-from firstlight.agile import logs
+from firstlight.agile import config, logs
 from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.functions.records import Settings, ZipSource
+from firstlight.agile.http import websockets
 from firstlight.errors import Failed
 
 SERVER = """
-import http.server, json, os, sys, time
+import base64, hashlib, http.server, json, os, sys, time
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def log_message(self, *_): pass
@@ -38,6 +40,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/exit":
             print("gave up", flush=True)
             os._exit(9)
+        if self.headers.get("Upgrade") == "websocket" and self.path != "/refuse":
+            key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+            self.send_response(101)
+            self.send_header("Upgrade", "websocket")
+            self.send_header("Connection", "Upgrade")
+            accept = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
+            self.send_header("Sec-WebSocket-Accept", accept)
+            self.end_headers()
+            while (part := self.rfile.read1(65536)) and part != b"bye":
+                self.wfile.write(part.upper())
+            self.wfile.write(b"END")
+            self.close_connection = True
+            return
         if self.path == "/stream":
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")
@@ -113,6 +128,92 @@ def test_bodies_are_streamed_both_ways(tmp_path: Path) -> None:
         assert answer.json() == {"size": (64 << 16) + 3, "end": "end"}
         async with client.stream("GET", "/stream") as stream:
             assert b"".join([part async for part in stream.aiter_raw()]) == b"onetwo"
+
+    with_site(tmp_path, main)
+
+
+HANDSHAKE = (
+    "GET /function/site{} HTTP/1.1\r\nHost: node\r\nUpgrade: websocket\r\n"
+    "Connection: keep-alive, Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    "Sec-WebSocket-Version: 13\r\n\r\n"
+)
+ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455, 1.3
+
+
+async def opened(path: str = "/ws") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    address, _, port = ENDPOINT.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(address, int(port))
+    writer.write(HANDSHAKE.format(path).encode())
+    return reader, writer
+
+
+def test_a_websocket_leads_bytes_both_ways_until_a_side_ends_it(tmp_path: Path) -> None:
+    async def main(client: httpx.AsyncClient, functions: Functions) -> None:
+        for ends in ("server", "client", "node"):
+            reader, writer = await opened()
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 101 ")
+            assert ACCEPT in head
+            for part in (b"a", bytes(300_000)):
+                writer.write(part)
+                assert await reader.readexactly(len(part)) == part.upper()
+            assert functions.running("site") == 1
+            if ends == "server":
+                writer.write(b"bye")
+                assert await reader.read() == b"END"
+            elif ends == "node":
+                [instance] = functions._runtime.running()
+                os.kill(instance.pid, signal.SIGKILL)
+                assert await reader.read() == b""
+                await until_load(functions, 0, 0, 0)
+            writer.close()
+            while functions.running("site"):
+                await asyncio.sleep(0.01)
+            assert (await client.get("/")).status_code == 203
+        reader, writer = await opened("/refuse")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 203 ")
+        writer.close()
+
+    with_site(tmp_path, main)
+
+
+def test_websockets_take_half_of_what_the_node_answers_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = lambda_host.configuration
+    monkeypatch.setattr(lambda_host, "configuration", lambda *given: msgspec.structs.replace(
+        made(*given), functions=config.Functions(at_once=4)))  # fmt: skip
+
+    async def main(client: httpx.AsyncClient, functions: Functions) -> None:
+        held = [await opened() for _ in range(2)]
+        for reader, _ in held:
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        reader, writer = await opened()
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 429 ")
+        assert (await client.get("/")).status_code == 203
+        for _, one in (*held, (reader, writer)):
+            one.close()
+        while functions.running("site"):
+            await asyncio.sleep(0.01)
+        reader, writer = await opened()
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        writer.close()
+
+    with_site(tmp_path, main)
+
+
+def test_a_websocket_on_which_nothing_comes_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websockets, "IDLE_SECONDS", 0.2)
+
+    async def main(_: httpx.AsyncClient, functions: Functions) -> None:
+        reader, writer = await opened()
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.read() == b""
+        writer.close()
+        while functions.running("site"):
+            await asyncio.sleep(0.01)
 
     with_site(tmp_path, main)
 

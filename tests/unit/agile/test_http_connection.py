@@ -14,6 +14,7 @@ from firstlight.agile.http.connection import (
     RATE_LEAST,
     SECONDS,
     SLOW_SECONDS,
+    SWITCH,
     Connection,
 )
 
@@ -269,5 +270,65 @@ def test_a_connection(case: Callable[[Client], Awaitable[None]]) -> None:
         await asyncio.wait_for(case(client), 60)
         for task in client.connection.tasks:
             task.cancel()
+
+    asyncio.run(main())
+
+
+UPGRADE = b"GET /s HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n"
+NEXT = b"GET /next HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+def test_what_comes_after_a_request_for_another_protocol_is_of_that_protocol() -> None:
+    async def main() -> None:
+        client, read = Client(), b""
+
+        async def switches(scope: Any, _receive: Any, _send: Any) -> None:
+            nonlocal read
+            await client.go.wait()
+            switched = scope["extensions"][SWITCH](b"head")
+            read = await switched.reader.read()
+            await switched.write(b"after")
+            client.unread(5)
+            switched.close()
+
+        client.connection.app = switches
+        await client.sends(UPGRADE + b"one ")
+        await client.sends(b"two ")
+        client.go.set()
+        await client.settled()
+        client.connection.data_received(NEXT)
+        client.clock.passes(10 * SECONDS)
+        assert not client.ended
+        switched = client.connection._switched
+        assert switched
+        switched.reader.feed_eof()
+        await asyncio.wait(client.connection.tasks, timeout=60)
+        assert read == b"one two " + NEXT
+        assert [one.args for one in client.transport.write.call_args_list] == [
+            (b"head",), (b"after",)]  # fmt: skip
+        client.clock.passes(SECONDS + 1)
+        assert client.ended  # nobody reads the end
+
+    asyncio.run(main())
+
+
+def test_a_request_for_another_protocol_that_is_refused_is_one_of_many() -> None:
+    async def main() -> None:
+        client, paths = Client(), []
+
+        async def notes(scope: Any, receive: Any, send: Any) -> None:
+            await client.go.wait()
+            paths.append(scope["path"])
+            await refuses(scope, receive, send)
+            if scope["path"] == "/next":
+                paths.append(scope["extensions"][SWITCH](b"head"))
+
+        client.connection.app = notes
+        await client.sends(UPGRADE + NEXT[:9])
+        await client.sends(NEXT[9:])
+        assert paths == []
+        client.go.set()
+        await client.settled()
+        assert paths == ["/s", "/next", None]
 
     asyncio.run(main())

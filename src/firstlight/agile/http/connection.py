@@ -2,13 +2,17 @@
 
 A client is waited for with patience: a minute, which passes, and grows again with the bytes that it
 sends or reads. Where much is held already, who has been waited for longest loses the place.
+
+What answers a request for another protocol, such as WebSockets, can take the connection over.
 """
 
 import asyncio
 import resource
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
+import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -23,6 +27,10 @@ SLOW_SECONDS = 10.0
 CONNECTIONS_MOST = 8192
 PIPELINED_MOST = 64
 """Requests of a connection that wait for the answer to one before."""
+
+
+SWITCH = "firstlight.switch"
+"""The key of a request's ``extensions`` at which there is what takes its connection over."""
 
 
 class _Patience:
@@ -64,6 +72,25 @@ class _Patience:
             self._ended()
 
 
+class Switched:
+    """A connection that has changed its protocol: bytes both ways."""
+
+    def __init__(self, connection: "Connection") -> None:
+        self._connection = connection
+        self.reader = asyncio.StreamReader()
+        self.reader.set_transport(connection.transport)
+
+    async def write(self, data: bytes) -> None:
+        """Send, and wait while the client reads more slowly than it is sent."""
+        self._connection.transport.write(data)
+        await self._connection.flow.drain()
+
+    def close(self) -> None:
+        """End it, after what was written."""
+        self._connection.transport.close()
+        self._connection.expect_reading()
+
+
 class Connection(HttpToolsProtocol):
     """Ends if a head is too long, if its client is too slow, or if there are too many."""
 
@@ -73,6 +100,9 @@ class Connection(HttpToolsProtocol):
     _in_body = False
     _came = _unread = 0
     """Bytes of a body since they were counted last, and of answers that wait to be read."""
+    _after: bytearray | None = None
+    """What came after a request for another protocol, which is not answered yet."""
+    _switched: Switched | None = None
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - as uvicorn has it
         """Expect a head."""
@@ -93,6 +123,8 @@ class Connection(HttpToolsProtocol):
         self._sends.end()
         self._reads.end()
         self._in_body = False
+        if self._switched:
+            self._switched.reader.feed_eof()
         super().connection_lost(exc)
 
     @classmethod
@@ -114,15 +146,37 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless it is too much."""
+        if self._switched:
+            self._switched.reader.feed_data(data)
+            return
         if self._silent > HEAD_MOST:
             self._refuse()
             return
         self._silent += len(data)
-        super().data_received(data)
+        if self._after is not None:
+            self._after += data
+            return
+        self._parse(data)
         if self._in_body:
             self._expect_body()
-        elif self._silent and not self._sends.is_waiting:
+        elif self._silent and not self._sends.is_waiting and self._after is None:
             self._sends.begin(_nothing)
+
+    def _parse(self, data: bytes) -> None:
+        """As uvicorn, which forgets what comes after a request for another protocol."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._after = bytearray(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def on_message_begin(self) -> None:
+        """A request may ask for another protocol."""
+        super().on_message_begin()
+        switch = partial(self._switch, self.scope)
+        self.scope["extensions"] = {SWITCH: switch}  # type: ignore[dict-item]
 
     def on_headers_complete(self) -> None:
         """The application is told of a request."""
@@ -149,19 +203,39 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client reads more slowly than the application writes."""
         super().pause_writing()
-        self._expect_reading()
+        self.expect_reading()
 
     def resume_writing(self) -> None:
         """It has read on."""
         self._reads.end()
         super().resume_writing()
-        if self.cycle and self.cycle.response_complete:
-            self._expect_reading()
+        if self.cycle and self.cycle.response_complete and not self._switched:
+            self.expect_reading()
 
     def on_response_complete(self) -> None:
-        """What the client has not read yet stays here."""
+        """What the client has not read yet stays here. Go on, if it kept its protocol."""
         super().on_response_complete()
-        self._expect_reading()
+        self.expect_reading()
+        after, self._after = self._after, None
+        if after and not self.transport.is_closing():
+            self._silent = 0
+            self.data_received(bytes(after))
+
+    def _switch(self, scope: Any, head: bytes) -> Switched | None:  # noqa: ANN401 - as uvicorn has it
+        """Answer a request by this head, and lead its connection's bytes to its application.
+
+        None if it cannot be: there is another request, or the client has gone.
+        """
+        cycle = self.cycle
+        if cycle.scope is not scope or self._after is None or self.transport.is_closing():
+            return None
+        cycle.response_started = cycle.response_complete = True  # uvicorn has nothing left to send
+        self._sends.end()
+        self.flow.resume_reading()
+        self._switched = Switched(self)
+        self._switched.reader.feed_data(bytes(self._after))
+        self.transport.write(head)
+        return self._switched
 
     def _expect_body(self) -> None:
         """Wait for the client, unless it waits for the application."""
@@ -174,7 +248,8 @@ class Connection(HttpToolsProtocol):
         came, self._came = self._came, 0
         return came
 
-    def _expect_reading(self) -> None:
+    def expect_reading(self) -> None:
+        """Wait for the client to read what waits here, while it does."""
         self._unread = self.transport.get_write_buffer_size()
         if self._unread and not self._reads.is_waiting:
             self._reads.begin(self._answer_moved)

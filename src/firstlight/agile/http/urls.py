@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.functions.errors import NotFound
-from firstlight.agile.http import access
+from firstlight.agile.http import access, websockets
 from firstlight.agile.serving import Serving, Throttled
 from firstlight.agile.serving.answer import timed_out
 from firstlight.agile.serving.web import WebInstance
@@ -45,6 +45,7 @@ class _Proxy:
 
     def __init__(self, functions: Functions, serving: Serving) -> None:
         self._functions, self._serving = functions, serving
+        self._websockets, self._websockets_most = 0, max(functions.config.functions.at_once // 2, 1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = _Exchange(scope, receive, send)
@@ -58,6 +59,8 @@ class _Proxy:
         leaves = loop.create_task(exchange.client_leaves())
         try:
             await asyncio.wait((work, leaves), return_when=asyncio.FIRST_COMPLETED)
+            if exchange.is_websocket:
+                await work  # what has been read of a client that has left is passed on
         finally:
             for task in (work, leaves):
                 task.cancel()
@@ -65,6 +68,22 @@ class _Proxy:
                     await task
 
     async def _answer(self, exchange: "_Exchange") -> None:
+        if not exchange.asks_websocket:
+            await self._answered(exchange)
+        elif self._websockets < self._websockets_most:
+            self._websockets += 1
+            try:
+                await self._answered(exchange)
+            finally:
+                self._websockets -= 1
+        else:
+            failed = Failed(
+                f"the node has {self._websockets} WebSockets, which is the most",
+                "try again, or raise functions.at_once: half of that may be",
+            )
+            await exchange.refuse(429, failed)
+
+    async def _answered(self, exchange: "_Exchange") -> None:
         name, _, qualifier = exchange.name.partition(":")
         try:
             async with (
@@ -92,7 +111,8 @@ class _Exchange:
         self._scope, self._receive, self._send = scope, receive, send
         self.name: str = scope["path_params"]["name"]
         self._read = asyncio.Event()
-        self._begun = False
+        self._begun = self.is_websocket = False
+        self.asks_websocket = websockets.asked(scope)
         named = {name for name, _ in scope["headers"]}
         self._has_body = bool(named & {b"content-length", b"transfer-encoding"})
         if not self._has_body:
@@ -124,6 +144,9 @@ class _Exchange:
                 raise
             raise await instance.ended() from None
         try:
+            if response.status_code == 101:
+                await self._switch(response)
+                return
             headers = [one for one in _passed(response.headers.raw) if one[0].lower() != b"date"]
             await self._start(response.status_code, headers)  # the server has added one
             async for part in response.aiter_raw():
@@ -131,6 +154,13 @@ class _Exchange:
             await self._send({"type": "http.response.body", "body": b""})
         finally:
             await response.aclose()
+
+    async def _switch(self, response: httpx.Response) -> None:
+        if not self.asks_websocket:
+            raise Failed(f"{self.name} switches to a protocol that nobody asked for")
+        client = websockets.switched(self._scope, response)
+        self.is_websocket = self._begun = True
+        await websockets.lead(client, response)
 
     async def refuse(self, status: int, error: Failed) -> None:
         """Answer with an error; an answer that has begun is broken off."""
@@ -162,6 +192,8 @@ class _Exchange:
         ]  # fmt: skip
         client = self._scope.get("client")
         host = next((value for name, value in headers if name == b"host"), b"")
+        if self.asks_websocket:
+            headers += [(b"connection", b"Upgrade"), (b"upgrade", b"websocket")]
         return [
             *headers,
             (b"x-forwarded-for", client[0].encode() if client else b"unix"),

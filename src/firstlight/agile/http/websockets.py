@@ -1,0 +1,86 @@
+"""WebSockets of functions: after the handshake, bytes are led both ways and not looked at."""
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+import httpx
+from starlette.types import Scope
+
+from firstlight.agile.http.connection import SWITCH, Switched
+from firstlight.errors import Failed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IDLE_SECONDS = 600.0
+"""For so long nothing may come either way."""
+_PART = 64 << 10
+
+
+class _Stream(Protocol):
+    """What httpx has for the connection of an answer 101: httpcore's AsyncNetworkStream."""
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes: ...
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None: ...
+
+
+def asked(scope: Scope) -> bool:
+    """Whether a request asks for a WebSocket."""
+    words = {b"connection": b"", b"upgrade": b""}
+    for name, value in scope["headers"]:
+        if name in words:
+            words[name] += b"," + value.lower()
+    listed = {name: [word.strip() for word in text.split(b",")] for name, text in words.items()}
+    return b"upgrade" in listed[b"connection"] and b"websocket" in listed[b"upgrade"]
+
+
+def switched(scope: Scope, response: httpx.Response) -> Switched:
+    """The client's connection, once it has a function's consent. Raises Failed."""
+    switch: Callable[[bytes], Switched | None] = scope["extensions"][SWITCH]
+    client = switch(_head(response))
+    if client is None:
+        raise Failed("a WebSocket was asked for beside other requests", "use a connection for it")
+    return client
+
+
+async def lead(client: Switched, response: httpx.Response) -> None:
+    """Lead bytes both ways until a side ends it, or both are silent for long."""
+    instance: _Stream = response.extensions["network_stream"]
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(IDLE_SECONDS) as limit:
+                await _both(client, instance, limit)
+    finally:
+        client.close()
+
+
+async def _both(client: Switched, instance: _Stream, limit: asyncio.Timeout) -> None:
+    loop = asyncio.get_running_loop()
+
+    def moved() -> None:
+        limit.reschedule(loop.time() + IDLE_SECONDS)
+
+    async def up() -> None:
+        while data := await client.reader.read(_PART):
+            moved()
+            await instance.write(data)
+
+    async def down() -> None:
+        while data := await instance.read(_PART):
+            moved()
+            await client.write(data)
+
+    ways = [loop.create_task(way()) for way in (up, down)]
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)  # a side that breaks off ends it, too
+
+
+def _head(response: httpx.Response) -> bytes:
+    lines = [b"HTTP/1.1 101 Switching Protocols"]
+    lines += [name + b": " + value for name, value in response.headers.raw]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
