@@ -81,7 +81,7 @@ def _check_file(path: Path, status: os.stat_result, most: int) -> None:
         raise Failed(f"{path} is {kind}", "give the path of a regular file")
     if status.st_size > most:
         raise Failed(
-            f"{path} is too large: {status.st_size} bytes", f"at most {most} bytes are possible"
+            f"{path} is too large: {status.st_size} bytes", f"give a file of at most {most} bytes"
         )
 
 

@@ -206,7 +206,7 @@ class Client:
         while identity in self._up:
             self._receive()
         if identity not in self._ended:
-            raise Failed(f"how instance {identity} ended is not known",
+            raise Failed(f"it is not known how instance {identity} ended",
                          f"wait before {_ENDED_MOST} others end; and once only")  # fmt: skip
         return self._ended.pop(identity)
 
@@ -250,7 +250,7 @@ class Client:
     def stop(self, identity: str, grace: float = 0.0, signal: int = 15) -> Ended:
         """End an instance by a signal, or by SIGKILL after ``grace`` seconds. Raises Failed."""
         if not 0 <= grace <= protocol.GRACE_MOST:
-            raise Failed(f"a grace of {grace} s cannot be given", "from 0 to a day")
+            raise Failed(f"--grace {grace} s is out of range", "from 0 to a day")
         answer = self._ask(protocol.Stop(identity, grace, signal))
         assert isinstance(answer, protocol.Stopped)
         return answer.ended
@@ -360,7 +360,7 @@ class Client:
             message, descriptors, _, _ = socket.recv_fds(self._manager, protocol.MESSAGE_MAX, 1)
         except BlockingIOError:
             check_manager(self._path)
-            raise Failed("the runtime reads no request", "try again") from None
+            raise Failed("the runtime reads no requests", "try again") from None
         except OSError as error:
             raise Failed(f"the runtime is gone: {error.strerror}") from error
         if not message:

@@ -198,7 +198,7 @@ class Telemetry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if not self.otlp.startswith(("http://", "https://")):
-            raise ValueError(f"otlp {self.otlp!r} is not an address of HTTP")
+            raise ValueError(f"otlp {self.otlp!r} is not an HTTP address")
         if not 0 <= self.share <= 1:
             raise ValueError(f"share={self.share}: from 0 to 1")
 

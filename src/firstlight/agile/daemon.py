@@ -267,7 +267,7 @@ class _Connection:
             finally:
                 _close(large)
         except (Failed, OSError) as error:  # who gets no answer is to see that
-            _log.warning("a client is hung up on: %s", error)
+            _log.warning("a client was disconnected: %s", error)
             self.close()
 
     def close(self) -> None:

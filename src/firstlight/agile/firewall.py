@@ -238,12 +238,12 @@ class Firewall:
             rate = max(1, min(rate, self._config.connections // _WAIT_SECONDS))
             await self.run(self._text(rate, ""), f"make the table {self.table}")
             _log.warning(
-                "the kernel cannot count connections: instances open at most %d a second each "
-                "instead; modprobe nft_connlimit", rate,
+                "the kernel cannot count connections, so an instance opens at most %d a second; "
+                "modprobe nft_connlimit", rate,
             )  # fmt: skip
 
     async def _explain(self, failure: Failed) -> None:
-        """Raise what the table needs and the kernel has not, unless it can do without."""
+        """Raise Unsupported if the kernel lacks a module that the table needs."""
         for module, chain in _NEEDS:
             try:
                 scratch = f"table inet {self.table}_try"

@@ -98,7 +98,7 @@ class Function(Struct, frozen=True, kw_only=True):
     def check(self) -> None:
         """Raise Failed or UnknownName if a field is invalid."""
         if self.kind == "command" and (not self.command or not self.command[0]):
-            raise Failed("the function has no command", "name a program of its root file system")
+            raise Failed("the function has no command", "give a program of its root file system")
         if not self.directory.startswith("/"):
             raise Failed(f"the working directory {self.directory!r} is not an absolute path")
         self._check_handler()
@@ -122,13 +122,13 @@ class Function(Struct, frozen=True, kw_only=True):
             target = volume.target
             if not volume.source.startswith("/") or os.path.normpath(target) != target:
                 raise Failed(f"the volume {volume.source}:{target} is not of two plain paths",
-                             "absolute, without . and ..")  # fmt: skip
+                             "give absolute paths without . and ..")  # fmt: skip
             if (
                 target == "/"
                 or not target.startswith("/")
                 or (any(f"{target}/".startswith(f"{taken}/") for taken in _TAKEN))
             ):
-                raise Failed(f"no volume can be at {target}",
+                raise Failed(f"no volume can be mounted at {target}",
                              f"not at /, nor in {', '.join(_TAKEN)}")  # fmt: skip
         for name in self.secrets:
             if not _SECRET.fullmatch(name):
@@ -161,7 +161,7 @@ class Function(Struct, frozen=True, kw_only=True):
     def _check_words(self) -> None:
         if not self.rootfs.startswith("/"):
             raise Failed(f"the root file system {self.rootfs!r} is not an absolute path",
-                         "write it from / on")  # fmt: skip
+                         "give its path from /")  # fmt: skip
         for name in self.env:
             if not name or "=" in name:
                 raise Failed(f"{name!r} cannot name a variable", "without =, and not empty")
@@ -188,12 +188,17 @@ class Function(Struct, frozen=True, kw_only=True):
         if not 0.01 <= self.cpus <= 1024:
             raise Failed(f"the CPU limit {self.cpus} is out of range", "give 0.01 to 1024 CPUs")
         if not 1 <= self.pids <= _PIDS_MOST or not 8 <= self.files <= _FILES_MOST:
-            raise Failed(f"pids={self.pids}, files={self.files} cannot be set",
-                         f"pids from 1 to {_PIDS_MOST}, files from 8 to {_FILES_MOST}")  # fmt: skip
+            raise Failed(f"pids={self.pids}, files={self.files} are out of range",
+                         f"pids: 1 to {_PIDS_MOST}, files: 8 to {_FILES_MOST}")  # fmt: skip
         if not 0 < self.timeout <= _SECONDS_MOST:  # nor is it NaN
-            raise Failed(f"a timeout of {self.timeout} s cannot be set", "above 0, up to a day")
+            raise Failed(
+                f"a timeout of {self.timeout} s is out of range", "give more than 0 s, up to a day"
+            )
         if self.lifetime is not None and not 0 < self.lifetime <= _LIFETIME_MOST:
-            raise Failed(f"a lifetime of {self.lifetime} s cannot be set", "above 0, up to a year")
+            raise Failed(
+                f"a timeout of {self.lifetime} s is out of range",
+                "give more than 0 s, up to a year",
+            )
         if self.uid == 0 or self.gid == 0:
             raise Failed("a function cannot run as root", "give a uid and gid above 0")
         for what, value in (("uid", self.uid), ("gid", self.gid)):

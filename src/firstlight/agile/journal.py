@@ -58,7 +58,9 @@ class Journal:
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_uid or status.st_mode & 0o022:
             self._close()
-            raise Failed(f"the journal {self._path} is not root's alone", f"rm {self._path}")
+            raise Failed(
+                f"the journal {self._path} can be changed by other users", f"rm {self._path}"
+            )
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return os.fstat(self._descriptor).st_ino == self._path.stat().st_ino
@@ -123,7 +125,7 @@ def _check_own(directory: Path) -> None:
         sticky = status.st_mode & stat.S_ISVTX and path not in (directory, real)
         shared = status.st_mode & 0o022 and not sticky
         if (not link and (not stat.S_ISDIR(status.st_mode) or shared)) or status.st_uid != 0:
-            raise Failed(f"the state directory {directory} is not root's alone, by {path}",
+            raise Failed(f"other users can change {path}, of the state directory {directory}",
                          f"chown root {path}; chmod go-w {path}")  # fmt: skip
 
 

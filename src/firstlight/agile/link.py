@@ -51,7 +51,7 @@ class Outbox:
         then the connection is shut down, and both ends see that.
         """
         if len(self._unsent) >= _UNSENT_MOST:
-            raise Failed(f"the other side takes no more: {len(self._unsent)} messages wait",
+            raise Failed(f"the other side reads nothing: {len(self._unsent)} messages wait",
                          "it hangs, or is stopped")  # fmt: skip
         if not self._unsent:
             try:

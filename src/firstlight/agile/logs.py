@@ -82,7 +82,7 @@ def part(config: Config, identity: str, position: Position) -> tuple[bytes, Posi
     path = config.logs_directory / f"{identity}.log"
     older = path.with_name(f"{path.name}.1")
     if not identity.isdecimal():
-        raise Failed(f"{identity!r} is no instance", "list them: firstlight agile ps --all")
+        raise Failed(f"{identity!r} is not an instance", "list them: firstlight agile ps --all")
     inode, offset = position
     for file in (older, path):
         try:
@@ -101,8 +101,8 @@ def part(config: Config, identity: str, position: Position) -> tuple[bytes, Posi
                     return b"", (status.st_ino, offset), complete and not grown
                 inode, offset = 0, 0  # go on with the newer
     if not path.exists():
-        raise Failed(f"there is no log of an instance {identity}",
-                     "its output went to who started it, or it is too old")  # fmt: skip
+        raise Failed(f"instance {identity} has no log",
+                     "its output went to its caller, or it is too old")  # fmt: skip
     return b"", (0, 0), False  # it was rotated twice: begin anew
 
 

@@ -95,7 +95,7 @@ class Node:
             self.close()
             if error.error != errno.EPROTONOSUPPORT:
                 raise
-            raise Failed(f"the node with pid {self.pid} is of another version of firstlight",
+            raise Failed(f"the node with pid {self.pid} has another version of firstlight",
                          "end it and its instances: firstlight agile down") from error  # fmt: skip
         await self._answered(self._whole)
         return self._state
@@ -282,7 +282,7 @@ class Node:
 
     def _hand(self, descriptor: int) -> None:
         if descriptor < 0:
-            _log.warning("a client is hung up on: no descriptor is left for it")
+            _log.warning("a client was disconnected: no descriptor is left for it")
         else:
             self._on_client(descriptor)
 

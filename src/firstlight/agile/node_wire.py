@@ -305,16 +305,16 @@ def refused(answer: Answer, function: Function | None = None) -> Failed:
         case (Step.FUNCTION, errno.ENOENT | errno.ESTALE | errno.ESRCH | errno.EOPNOTSUPP):
             return _not_there(answer.error)
         case (Step.CLONE, errno.EUSERS):
-            return Failed("as many instances and sandboxes are up as are configured",
+            return Failed("the configured number of instances and sandboxes is reached",
                           "stop some, or configure more instances")  # fmt: skip
         case (Step.CLONE, errno.EBUSY):
-            return Failed("too many starts wait already", "retry later")
+            return Failed("too many starts are waiting", "retry later")
         case (Step.NETWORK | Step.CGROUP, errno.EAGAIN):
             return Failed(
                 f"no {step.name.lower()} is ready", "retry later, or raise the pool's marks"
             )
         case (Step.NETWORK, errno.ETIMEDOUT):
-            return Failed("no network or cgroup came in time", "see the runtime's log")
+            return Failed("no network or cgroup was ready in time", "see the runtime's log")
         case (Step.STREAMS, _):
             return _no_stream(answer.error)
         case (_, errno.ECANCELED):
@@ -332,8 +332,8 @@ def _not_there(error: int) -> Failed:
             return Failed("the function has a newer version", "register it again")
         case errno.ESRCH:
             return Failed("the instance has ended", "list them: firstlight agile ps")
-    return Failed("nothing else runs in the sandbox of an interpreter, or in one that is used "
-                  "again", "give the function reuse network")  # fmt: skip
+    return Failed("no other program runs in an interpreter's sandbox, or in one that is reused",
+                  "give the function reuse network")  # fmt: skip
 
 
 def _no_stream(error: int) -> Failed:
@@ -366,8 +366,8 @@ def _not_executed(error: int, function: Function) -> Failed:
                           f"{function.directory} or a directory above them",
                           f"chmod a+rx them in {root}")  # fmt: skip
         case errno.ENOEXEC:
-            return Failed(f"{command} is no program for this machine, nor a script that begins "
-                          "with #!", "build it for this architecture")  # fmt: skip
+            return Failed(f"{command} is neither a program for this machine nor a script that "
+                          "begins with #!", "build it for this architecture")  # fmt: skip
         case errno.E2BIG:
             return Failed(f"the command {command} and its environment are longer than Linux allows",
                           "2 MiB in all, 128 KiB a word; pass it by standard input")  # fmt: skip

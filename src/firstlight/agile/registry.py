@@ -145,7 +145,7 @@ class Registry:
         if len(self._by_number) >= self._config.functions.most:
             unused = [e for e in self._by_number.values() if not e.running]
             if not unused:
-                raise Failed(f"{len(self._by_number)} functions are registered and running",
+                raise Failed(f"all {len(self._by_number)} functions are running",
                              "stop some, or configure more functions")  # fmt: skip
             await self._forget_entry(min(unused, key=lambda e: e.used))
             if key in self._by_key:

@@ -123,8 +123,9 @@ def _check_interpreter(rootfs: Path, command: str, path: Path, name: str) -> Non
                          "which hide its interpreter", "convert it: sed -i 's/\\r$//'")  # fmt: skip
         named = os.fsdecode(line.split()[0]) if line.split() else ""
     else:
-        raise Failed(f"{command} in {name} is no program, nor "
-                     "a script with its interpreter", "begin it with #! and a path")  # fmt: skip
+        raise Failed(f"{command} in {name} is neither a program nor "
+                     "a script that names its interpreter",
+                     "begin it with #! and a path")  # fmt: skip
     if named.startswith("/"):
         interpreter = inside(rootfs, named)
         if interpreter is not None and not interpreter.exists():

@@ -184,7 +184,7 @@ class Runtime:
         if function.kind != "command":
             raise Failed(f"a function of kind {function.kind} is not started", "invoke it")
         if function.ready is not None:
-            raise Failed("only who reads an instance's output sees that it is ready",
+            raise Failed("only the reader of an instance's output sees when it is ready",
                          "leave ready out, and wait for the line")  # fmt: skip
         registered = await self._instances.registered(function)
         return registered.number, registered.version

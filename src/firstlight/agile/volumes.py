@@ -88,7 +88,8 @@ def _lend(what: str, mount: int, status: os.stat_result, uid: int, gid: int) -> 
             _set(what, mount, _NOSUID | _NODEV | _IDMAP, namespace)
         except Failed as error:
             raise Failed(
-                f"{what} cannot be shown as the instance's: its file system has no idmapped mounts",
+                f"{what} cannot be mapped to the instance's user: its file system has no "
+                "idmapped mounts",
                 "mount it :ro, or put it on another file system",
             ) from error
 

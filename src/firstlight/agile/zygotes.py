@@ -53,7 +53,7 @@ class Zygotes:
         """A fork is an instance too. Raises Failed if there are as many as may be."""
         forks = sum(zygote.working for zygote in self._all())
         if forks + self._resources.instances.up >= self._resources.config.instances:
-            raise Failed("as many instances and sandboxes are up as are configured",
+            raise Failed("the configured number of instances and sandboxes is reached",
                          "stop some, or configure more instances")  # fmt: skip
 
     def _make_room(self) -> None:

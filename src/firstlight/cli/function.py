@@ -492,8 +492,8 @@ def _source(source: str, handler: str) -> "tuple[Source | None, str]":
         return ModuleSource(str(path)), handler
     if not path.is_dir():
         raise FirstlightError(
-            f"{source} is no source of a function",
-            f"begin it with {', '.join(TRANSPORTS)}, or give a directory, a .zip or a .wasm file",
+            f"{source} is not a function's source",
+            f"give a directory, a .zip or .wasm file, or one of {', '.join(TRANSPORTS)}",
         )
     return DirectorySource(str(path)), handler
 

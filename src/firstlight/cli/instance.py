@@ -185,7 +185,7 @@ def _number(name: str) -> int:
     try:
         return signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"].value
     except KeyError:
-        raise FirstlightError(f"{name!r} is no signal", "such as TERM, INT, HUP or 9") from None
+        raise FirstlightError(f"{name!r} is not a signal", "such as TERM, INT, HUP or 9") from None
 
 
 def _age(seconds: float) -> str:

@@ -250,5 +250,5 @@ def budget(text: str) -> float | None:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh]?)", text)
     seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if seconds <= 0:
-        raise FirstlightError(f"--budget {text!r} is no time", "give one such as 60s, 5m or 1h")
+        raise FirstlightError(f"--budget {text!r} is not a time", "such as 60s, 5m or 1h")
     return seconds

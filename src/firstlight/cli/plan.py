@@ -52,7 +52,7 @@ def plan(
         nodes, needs.prefix, node_bytes=_NODE_BYTES, status_seconds=_STATUS_SECONDS
     )
     if cluster.prefix < 0:
-        raise FirstlightError(f"IPv4 has no range for {nodes} nodes with a /{needs.prefix} each",
+        raise FirstlightError(f"IPv4 has no room for {nodes} nodes with a /{needs.prefix} each",
                               "plan fewer nodes, or fewer pods")  # fmt: skip
     if as_json:
         print_json({"costs": costs, "demand": demand, "node": needs, "cluster": cluster})

@@ -90,7 +90,7 @@ def offsets(shape: Shape, count: int, seed: int = 0) -> list[int]:
     """
     if isinstance(shape, Trace):
         if len(shape.offsets) != count:
-            raise Failed(f"a trace of {len(shape.offsets)} starts has not {count} arrivals")
+            raise Failed(f"a trace of {len(shape.offsets)} starts does not have {count} arrivals")
         return list(shape.offsets)
     if not isinstance(shape, Poisson):
         return [0] * count

@@ -90,7 +90,7 @@ def test_a_client_that_asks_and_never_reads_costs_the_node_no_memory(function: M
         clients = [Fast(runtime.config.socket) for _ in range(8)]
         request = 0
         for client in clients:
-            with suppress(BrokenPipeError, ConnectionResetError):  # or it is hung up on
+            with suppress(BrokenPipeError, ConnectionResetError):  # or it was disconnected
                 for number in range(100_000):
                     if not client.ask(node_wire.request(RequestVerb.PING, 0, tag=number)):
                         await asyncio.sleep(0)

@@ -109,11 +109,14 @@ def test_what_cannot_be_mounted_is_refused_when_it_is_added(tmp_path: Path) -> N
         for wrong, words in (
             (Settings(volumes=(Volume(str(of_root), "/mnt/data"),)), "belongs to root"),
             (Settings(volumes=(Volume(str(data / "none"), "/mnt/data"),)), "No such file"),
-            (Settings(volumes=(Volume(str(data), "/proc/x"),)), "no volume can be at /proc/x"),
+            (
+                Settings(volumes=(Volume(str(data), "/proc/x"),)),
+                "no volume can be mounted at /proc/x",
+            ),
             (Settings(volumes=(Volume(str(data), "/bin/x"),)), "or a link leads there"),
             (Settings(secrets={"../key": str(key)}), "cannot be a secret's name"),
             (Settings(secrets={"key": str(settings) + "x"}), "cannot be read"),
-            (Settings(secrets={"key": str(key)}, handler="app:main"), "its handler is called in"),
+            (Settings(secrets={"key": str(key)}, handler="app:main"), "its handler runs in"),
         ):
             with pytest.raises((Invalid, Failed)) as error:
                 await functions.add("f", code, merged(Settings(handler="app.main"), wrong))

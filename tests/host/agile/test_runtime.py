@@ -156,7 +156,7 @@ def test_a_port_that_cannot_be_withdrawn_at_once_is_before_its_address_is_anothe
     [
         ({"rootfs": "/nowhere"}, "/nowhere is not a directory"),
         ({"command": ("/bin/none",)}, "has no /bin/none"),
-        ({"command": ("/bin/text",)}, "is no program"),
+        ({"command": ("/bin/text",)}, "is neither a program"),
         ({"command": ("sbin/escape",)}, "has no sbin/escape"),
         ({"command": ("none",)}, "no directory of PATH in the root file system"),
         ({"command": ("/bin/escape", "x" * 200_000)}, "a word of 200000 bytes"),

@@ -317,7 +317,7 @@ def test_what_a_function_wrote_is_its_log(tmp_path: Path) -> None:
         text, at = await functions.written("site", (0, 0), 60)
         assert [line.text for line in logs.lines(text)] == ["gave up"]
         assert await functions.written("site", at, 0) == (b"", at)
-        with pytest.raises(Failed, match="no instance and no function 'other'"):
+        with pytest.raises(Failed, match="no instance or function 'other'"):
             await functions.written("other", (0, 0), 0)
         source = ZipSource(data=zipped(app="def main(event): print('said', event)"))
         await functions.add("hello", source, Settings(handler="app:main", timeout=60.0))

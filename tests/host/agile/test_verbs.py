@@ -180,7 +180,7 @@ def test_logs_are_bounded_each_and_all_together(root: Path, tmp_path: Path) -> N
                 sizes = [file.stat().st_size for file in logs.iterdir()]
                 assert max(sizes) <= 8192
                 assert sum(sizes) <= 40960
-            with pytest.raises(Failed, match="there is no log of an instance 99"):
+            with pytest.raises(Failed, match="instance 99 has no log"):
                 await lines(runtime, "99")
             quiet = await runtime.detach(shell(root, "exec sleep 60"))
             assert await lines(runtime, quiet.id, follow=False) == []

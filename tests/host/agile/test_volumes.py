@@ -105,9 +105,9 @@ def test_a_volume_that_cannot_be_is_refused_by_name(root: Path, shared: Path) ->
         (str(shared), "/link/deeper"): "or a link leads there",
         (str(shared), "/data-file"): "a directory for a directory",
         (str(shared / "none"), "/data"): "cannot be opened: No such file",
-        (str(shared), "/tmp/x"): "no volume can be at /tmp/x",
-        (str(shared), "/"): "no volume can be at /",
-        (str(shared), "/proc"): "no volume can be at /proc",
+        (str(shared), "/tmp/x"): "no volume can be mounted at /tmp/x",
+        (str(shared), "/"): "no volume can be mounted at /",
+        (str(shared), "/proc"): "no volume can be mounted at /proc",
         (str(shared), "/data/../etc"): "not of two plain paths",
         ("relative", "/data"): "not of two plain paths",
     }

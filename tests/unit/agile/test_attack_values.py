@@ -35,9 +35,9 @@ ODD = [
     ({"cpus": -1.0}, "CPU limit"),
     ({"pids": 0}, "pids=0"),
     ({"pids": -1}, "pids=-1"),
-    ({"pids": 2**64}, "cannot be set"),
+    ({"pids": 2**64}, "out of range"),
     ({"files": -1}, "files=-1"),
-    ({"files": 2**32}, "cannot be set"),
+    ({"files": 2**32}, "out of range"),
     ({"timeout": float("nan")}, "timeout"),
     ({"timeout": float("inf")}, "timeout"),
     ({"timeout": -1.0}, "timeout"),
@@ -153,6 +153,6 @@ def test_a_journal_that_another_could_have_planted_is_refused(tmp_path: Path, pl
             journal.write_text('["cgroup", "/sys/fs/cgroup"]\n')
             os.chown(journal, 1000 if planted == "owner" else 0, 0)
             journal.chmod(0o666 if planted == "mode" else 0o600)
-    with pytest.raises(Failed, match=r"not root's alone|cannot open the journal"):
+    with pytest.raises(Failed, match=r"other users|cannot open the journal"):
         Journal(directory).open()
     assert victim.read_text() == "kept"

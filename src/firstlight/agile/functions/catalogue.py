@@ -226,8 +226,8 @@ class Functions:
             if source:
                 if isinstance(source, ImageSource) != bool(before.image):
                     raise Invalid(
-                        f"{name} is {'of' if before.image else 'not of'} an image, and its new "
-                        "code is otherwise", "remove it, and add it again",
+                        f"{name} is {'' if before.image else 'not '}made of an image: that stays",
+                        "remove it, and add it again",
                     )  # fmt: skip
                 revision = await self._made(name, merged, source, function.owner, tries)
             else:
@@ -262,7 +262,7 @@ class Functions:
                 await self._leave(function, None)
                 return
             if qualifier not in function.revisions or qualifier == LATEST:
-                raise Invalid(f"{qualifier!r} of {name} is no numbered version",
+                raise Invalid(f"{qualifier!r} of {name} is not a numbered version",
                               "remove the function, or a version by its number")  # fmt: skip
             if used := [one.name for one in function.aliases.values() if one.version == qualifier]:
                 raise Conflict(f"version {qualifier} of {name} is what the alias {used[0]} means",
@@ -335,11 +335,15 @@ class Functions:
         if ":" in self.find(name, qualifier).version.handler:
             most = min(most, self.config.pools.fork.high)
         if instances is not None and not 1 <= instances <= most:
-            raise Invalid(f"{instances} instances cannot be provisioned", f"from 1 to {most}")
+            raise Invalid(
+                f"{instances} provisioned instances are out of range", f"from 1 to {most}"
+            )
         async with self._change(name):
             function, version = self.get(name), self.find(name, qualifier).version
             if qualifier in ("", LATEST):
-                raise Invalid(f"nothing is provisioned of {LATEST}", "name a version or an alias")
+                raise Invalid(
+                    f"{LATEST} cannot have provisioned instances", "name a version or an alias"
+                )
             if version.kind in ("command", "wasm"):
                 raise Invalid(f"{name} is of kind {version.kind}: it has no instances to keep")
             kept = {key: one for key, one in function.provisioned.items() if key != qualifier}
@@ -411,10 +415,10 @@ class Functions:
 
     def _check_reserve(self, concurrency: int | None, queue: int) -> None:
         if concurrency is not None and not 0 <= concurrency <= self.config.instances:
-            raise Invalid(f"a concurrency of {concurrency} cannot be reserved",
+            raise Invalid(f"a concurrency of {concurrency} is out of range",
                           f"from 0 to {self.config.instances}")  # fmt: skip
         if not 0 <= queue <= self.config.instances or (queue and not concurrency):
-            raise Invalid(f"a queue of {queue} cannot be had",
+            raise Invalid(f"a queue of {queue} is out of range",
                           f"from 0 to {self.config.instances}, with a concurrency")  # fmt: skip
 
     def _expected(self, name: str, revision: int | None) -> Registration:

@@ -127,7 +127,9 @@ class Content:
         descriptor = _opened(path)
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             if file.read(len(_MAGIC)) != _MAGIC:
-                raise NotAnArchive(f"{path} is no WebAssembly module", "compile to wasm32-wasip1")
+                raise NotAnArchive(
+                    f"{path} is not a WebAssembly module", "compile to wasm32-wasip1"
+                )
             digest, size = _digest(descriptor)
             if size > _MODULE_MOST:
                 raise TooLarge(f"{path} has {size} bytes", f"at most {_MODULE_MOST} are possible")
@@ -269,7 +271,7 @@ def _opened(archive: bytes | Path) -> int:
         return descriptor
     try:
         if not archive.is_file():
-            raise NotAnArchive(f"{archive} is no regular file", "give the path of a file")
+            raise NotAnArchive(f"{archive} is not a regular file", "give the path of a file")
         return os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise NotAnArchive(f"cannot read {archive}: {error.strerror}") from error

@@ -80,7 +80,7 @@ class Follower:
                     self._compare(wanted)
                     break
                 except FirstlightError as error:
-                    _log.warning("the runtime is away: %s", error)
+                    _log.warning("the runtime does not answer: %s", error)
                     time.sleep(_AWAY_SECONDS)
 
     def _compare(self, wanted: dict[str, State]) -> None:
@@ -125,7 +125,7 @@ class Follower:
             try:
                 self._bring(name, state, failure)
             except Exception as error:  # one of the servers is away; its turn comes again
-                _log.warning("cannot bring %s to what the cluster wants: %s", name, error)
+                _log.warning("cannot apply %s: %s", name, error)
                 if state is not None:
                     with self._lock:
                         self._failures[name] = _Failure.again(state, failure)
@@ -191,7 +191,7 @@ class Follower:
             function = self._server.ask("GET", f"{self._path}/{name}")
             if objects.state(function) != state:
                 return
-        raise Failed(f"the status of {name} is changed by others all the time")
+        raise Failed(f"the status of {name} keeps being changed by others")
 
 
 def _set(states: dict[str, State], name: str, state: State | None) -> None:

@@ -105,7 +105,7 @@ def fetch(source: str, stage: Path, blobs: Path, uid: int) -> Image:
         raise Unsupported("skopeo is not installed", "apt install skopeo")
     local = not source.startswith("docker://")
     if local and not Path(source.split(":", 2)[1]).exists():
-        raise NoImage(f"{source}: there is no such file", "write it as TRANSPORT:PATH[:TAG]")
+        raise NoImage(f"{source} does not exist", "write it as TRANSPORT:PATH[:TAG]")
     if not local:
         _check_way(stage, uid)
     words = [*_confined(uid, local), *_copying(source, stage, blobs, uid)]
@@ -143,7 +143,7 @@ def verified(path: Path, digest: str, what: str) -> int:
 
 
 def blob(blobs: Path, digest: str) -> Path:
-    """Where a blob is. Raises NotAnArchive for what is no digest."""
+    """Where a blob is. Raises NotAnArchive if it is not a digest."""
     if not _DIGEST.fullmatch(digest):
         raise NotAnArchive(f"the image names a blob {digest[:100]!r}", "digests are of SHA-256")
     return blobs / digest.replace(":", "/")
@@ -183,7 +183,7 @@ def _checked(source: str, layout: Path, blobs: Path) -> Image:
         manifest = _document(blobs, digest, Manifest)
         configuration = _document(blobs, manifest.config.digest, Configuration)
     except (msgspec.MsgspecError, UnicodeDecodeError, OSError, IndexError) as error:
-        raise NotAnArchive(f"{source} is no image: {error}") from error
+        raise NotAnArchive(f"{source} is not an image: {error}") from error
     machine = f"{configuration.os or 'linux'}/{configuration.architecture or _machine()}"
     if machine != f"linux/{_machine()}":
         raise WrongArchitecture(f"{source} is for {machine}, and this machine is "
@@ -251,4 +251,7 @@ def _failure(source: str, words: str) -> BadCode:
 def check_source(source: str) -> None:
     """Raise Invalid if a source is not of a known transport."""
     if not source.startswith(TRANSPORTS) or any(c in source for c in "\0\n "):
-        raise Invalid(f"{source[:200]!r} is no image", f"begin it with {', '.join(TRANSPORTS)}")
+        raise Invalid(
+            f"{source[:200]!r} is not an image",
+            f"give one that begins with {', '.join(TRANSPORTS)}",
+        )

@@ -141,9 +141,9 @@ def _check(version: FunctionVersion) -> None:
         version.kind == "wasm" or (version.kind == "python" and ":" in version.handler)
     ):
         raise Invalid(
-            f"{version.name} can have no volumes and no secrets: its handler is called in a fork "
-            "of an interpreter, or in a module",
-            "write it for Lambda, MODULE.NAME with (event, context), or as a command",
+            f"{version.name} cannot have volumes or secrets: its handler runs in a fork of an "
+            "interpreter, or in a WebAssembly module",
+            "make it a command, or a Lambda handler: MODULE.NAME with (event, context)",
         )
     if version.kind in ("python", "wasm") and not version.handler:
         raise Invalid(f"{version.name} has no handler", "give one: --handler app:main")
@@ -152,10 +152,12 @@ def _check(version: FunctionVersion) -> None:
                       "give one, or an image with an entry point")  # fmt: skip
     size = sum(len(name) + len(value) for name, value in version.environment.items())
     if size > ENVIRONMENT_MOST:
-        raise Invalid(f"the environment has {size} bytes", f"at most {ENVIRONMENT_MOST}")
+        raise Invalid(f"the environment has {size} bytes", f"give at most {ENVIRONMENT_MOST}")
     for name, value in version.environment.items():
         if not _VARIABLE.fullmatch(name) or "\0" in value:
-            raise Invalid(f"{name!r} cannot be an environment variable", "no = in it, and no NUL")
+            raise Invalid(
+                f"{name!r} cannot be an environment variable", "use no = in it, and no NUL"
+            )
     words = (*version.command, version.handler, version.directory)
     if any("\0" in word for word in words) or not version.directory.startswith("/"):
         raise Invalid(f"a word of {version.name} has a NUL, or its directory is not absolute")
@@ -163,17 +165,17 @@ def _check(version: FunctionVersion) -> None:
 
 def _check_numbers(version: FunctionVersion) -> None:
     if not 0 < version.timeout <= TIMEOUT_MOST:
-        raise Invalid(f"a timeout of {version.timeout:g} s cannot be set",
-                      f"above 0, up to {TIMEOUT_MOST:g} s")  # fmt: skip
+        raise Invalid(f"a timeout of {version.timeout:g} s is out of range",
+                      f"give more than 0 s, up to {TIMEOUT_MOST:g} s")  # fmt: skip
     if not 0 <= version.keep_warm < float("inf"):
-        raise Invalid(f"keep_warm is {version.keep_warm}", "give seconds, from 0 on")
+        raise Invalid(f"keep_warm {version.keep_warm} is out of range", "give seconds from 0 on")
     if not 0 <= version.warm <= WARM_MOST:
         raise Invalid(f"{version.warm} instances cannot be kept warm", f"from 0 to {WARM_MOST}")
     if version.warm and version.kind == "command":
         raise Invalid(f"{version.name} has no instances to keep warm: each event starts one",
                       "leave warm out")  # fmt: skip
     if not 1 <= version.per_instance <= PER_INSTANCE_MOST:
-        raise Invalid(f"an instance cannot have {version.per_instance} requests at once",
+        raise Invalid(f"{version.per_instance} requests per instance are out of range",
                       f"from 1 to {PER_INSTANCE_MOST}")  # fmt: skip
     if not 1 <= version.port <= 65535:
         raise Invalid(f"{version.port} is not a valid port", "from 1 to 65535")

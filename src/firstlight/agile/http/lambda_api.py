@@ -377,7 +377,7 @@ async def _invoke(functions: Functions, request: Request) -> Response:
     name, qualifier = named(request)
     kind = headers.get("x-amz-invocation-type", "RequestResponse")
     if kind not in ("RequestResponse", "Event", "DryRun"):
-        raise Invalid(f"{kind[:60]!r} is no InvocationType", "RequestResponse, Event or DryRun")
+        raise Invalid(f"{kind[:60]!r} is not an InvocationType", "RequestResponse, Event or DryRun")
     revision = functions.find(name, qualifier)
     event = await read(request, ASYNCHRONOUS_MOST if kind == "Event" else EVENT_MOST)
     event = event if event.strip() else b"{}"

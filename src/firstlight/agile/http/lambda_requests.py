@@ -116,7 +116,9 @@ def name_of(text: str) -> tuple[str, str]:
     """A name and qualifier; from an ARN, a part of it, or a name. Raises Invalid."""
     found = _ARN.fullmatch(text)
     if not found:
-        raise Invalid(f"{text[:170]!r} is no function's name", "1 to 64 letters, digits, - and _")
+        raise Invalid(
+            f"{text[:170]!r} is not a function's name", "1 to 64 letters, digits, - and _"
+        )
     return found[1], found[2] or ""
 
 
@@ -141,7 +143,7 @@ def page(
     marker, most = request.query_params.get("Marker"), request.query_params.get("MaxItems")
     after = _MARKER.fullmatch(marker) if marker else None
     if marker and not after:
-        raise Invalid(f"{marker[:60]!r} is no Marker of ours")
+        raise Invalid(f"{marker[:60]!r} is not a Marker of this API")
     if most is not None and not (most.isascii() and most.isdecimal() and 0 < int(most) <= 10000):
         raise Invalid(f"MaxItems is {most[:60]!r}", "from 1 to 10000")
     many = int(most or _PAGE)

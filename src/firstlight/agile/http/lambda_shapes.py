@@ -75,7 +75,7 @@ class CodeShape(_Shape, frozen=True):
         if self.architectures and self.architectures != [machine]:
             raise Invalid(f"this node runs {machine}, not {', '.join(self.architectures)}")
         if (self.zip_file is None) == (self.image_uri is None):
-            raise Invalid("the code is not given, or twice", "give ZipFile or ImageUri")
+            raise Invalid("the code is given twice or not at all", "give ZipFile or ImageUri")
         if self.zip_file is not None:
             return ZipSource(data=self.zip_file)
         uri = str(self.image_uri)
@@ -248,11 +248,11 @@ def configuration(
 
 
 def tried(function: Registration, code: "UpdateCode") -> dict[str, Any]:
-    """What UpdateFunctionCode would make. Raises Invalid for what is no zip file."""
+    """What UpdateFunctionCode would make. Raises Invalid if it is not a zip file."""
     answer = configuration(function, function.latest)
     if code.zip_file is not None:
         if not zipfile.is_zipfile(io.BytesIO(code.zip_file)):
-            raise Invalid("the code is no zip file")
+            raise Invalid("the code is not a zip file")
         digest = hashlib.sha256(code.zip_file).hexdigest()
         answer |= {"CodeSize": len(code.zip_file), "CodeSha256": _sha256(f"sha256:{digest}")}
     return answer

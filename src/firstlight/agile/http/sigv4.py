@@ -72,7 +72,7 @@ def load(path: Path) -> dict[str, Caller]:
         raise Failed(f"the credentials {path} are invalid: {error}",
                      "write them like ~/.aws/credentials") from error  # fmt: skip
     if not found:
-        raise Failed(f"the credentials {path} name nobody", "write them like ~/.aws/credentials")
+        raise Failed(f"the credentials {path} have no key", "write them like ~/.aws/credentials")
     if len(found) < len(parser.sections()):
         raise Failed(f"the credentials {path} give two profiles one access key",
                      "give each a key of its own")  # fmt: skip

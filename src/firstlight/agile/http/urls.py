@@ -100,7 +100,7 @@ class _Proxy:
         except httpx.TimeoutException:
             await exchange.refuse(504, Failed(timed_out(version.timeout), "raise its timeout"))
         except httpx.TransportError as error:
-            failed = Failed(f"{name} broke the connection off: {error or type(error).__name__}")
+            failed = Failed(f"{name} closed the connection: {error or type(error).__name__}")
             await exchange.refuse(502, failed)
 
 

@@ -108,11 +108,11 @@ class Answer(NamedTuple):
 def decode(message: bytes) -> Request:
     """A request. Raises Failed for one of another version."""
     if len(message) != REQUEST.size:
-        raise Failed("the CNI plugin is of another version than the agent", "install both again")
+        raise Failed("the CNI plugin and the agent have different versions", "install both again")
     magic, number, flags, _, *texts = REQUEST.unpack(message)
     verb = _VERBS.get(number)
     if magic != MAGIC or verb is None:
-        raise Failed("the CNI plugin is of another version than the agent", "install both again")
+        raise Failed("the CNI plugin and the agent have different versions", "install both again")
     network, container, interface, namespace, name, uid = map(_text, texts)
     pod = f"{namespace}/{name}" if namespace else name
     return Request(verb, bool(flags & _FILL), Key(network, container, interface), pod, uid)
@@ -137,7 +137,7 @@ def ask_counts(path: Path) -> PoolCounts:
         agent.send(REQUEST.pack(MAGIC, Verb.STATUS, 0, 0, *[b""] * 6))
         answer = agent.recv(ANSWER.size)
     if len(answer) != ANSWER.size:
-        raise Failed("the agent is of another version", "install both again")
+        raise Failed("the agent has another version", "install both again")
     _, code, *_, text = ANSWER.unpack(answer)
     if code:
         raise Failed(_text(text))

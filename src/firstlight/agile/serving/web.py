@@ -58,7 +58,7 @@ class WebInstance:
                 writer.close()
                 return
             if time.monotonic() > until:
-                raise Failed(f"{self.version.name} does not listen at port {port}: "
+                raise Failed(f"{self.version.name} does not listen on port {port}: "
                              f"{timed_out(seconds)}", self._hint())  # fmt: skip
             await asyncio.wait((self.instance.ended,), timeout=pause)
             pause = min(2 * pause, _LAST_LOOK_SECONDS)
@@ -245,7 +245,7 @@ async def start(
 def definition(version: FunctionVersion) -> Function:
     """What the node starts for a version that serves HTTP."""
     if version.network == "none":
-        raise Failed(f"{version.name} has no network to be reached by", "give it network internal")
+        raise Failed(f"{version.name} has no network", "give it network internal")
     environment = {"PORT": str(version.port), **version.environment}
     return msgspec.structs.replace(
         once.definition(version), env=environment, reuse="none", serves="http"

@@ -94,6 +94,6 @@ class Written:
 def unknown(name: str) -> Failed:
     """Neither an instance nor a function."""
     return Failed(
-        f"there is no instance and no function {name!r}",
+        f"there is no instance or function {name!r}",
         "list them: firstlight agile ps --all, firstlight agile function list",
     )

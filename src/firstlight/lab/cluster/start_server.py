@@ -58,7 +58,7 @@ def held(path: Path, messages: Sequence[str]) -> Iterator[None]:
         starts: list[tuple[socket.socket, int]] = []
         for outcome in pool.map(lambda message: _ask(path, message), messages):
             if isinstance(outcome, str):
-                raise Failed(f"a start of the background fails: {outcome}")
+                raise Failed(f"a background start failed: {outcome}")
             starts.append(outcome)
         yield
 
