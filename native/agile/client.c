@@ -9,12 +9,16 @@
 
 enum { ACCEPT_PAUSE = 100000000 }; /* ns */
 
+/* After this time, in ns, a client without instances may lose its place to another: one that has not
+ * asked for anything, and one whose starts have been answered, as those that wait for parts are. */
+static const int64_t SILENT = 1000000000, IDLE = 90000000000;
+
 static int reserve(void)
 {
 	int index = node.free_client;
 	if (index != NOBODY)
 		node.free_client = node.clients[index].next_free;
-	else if (node.client_count < CLIENTS)
+	else if (node.client_count < node.client_most)
 		index = node.client_count++;
 	return index;
 }
@@ -37,15 +41,19 @@ static void listen_for(uint32_t events)
 	node_watch_again(node.managers_listener, ON_MANAGERS, 0, events);
 }
 
+static void pause_accepting(void)
+{
+	node.accepts_at = clock_now() + ACCEPT_PAUSE;
+	listen_for(0);
+}
+
 /* A connection, or a negative number. Without a descriptor or memory for it the listener stays
  * readable: both are left alone for a moment, since what is needed may come from anywhere. */
 int client_accept_one(int listener)
 {
 	int descriptor = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	if (descriptor < 0 && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
-		node.accepts_at = clock_now() + ACCEPT_PAUSE;
-		listen_for(0);
-	}
+	if (descriptor < 0 && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+		pause_accepting();
 	return descriptor;
 }
 
@@ -57,12 +65,33 @@ void clients_accept_again(void)
 	listen_for(EPOLLIN);
 }
 
-/* Who comes when all places are taken waits in the listener's queue until another leaves. */
+/* Of all places, which are taken, that of the client that has been silent longest. */
+static int take_place(void)
+{
+	int64_t now = clock_now(), longest = 0;
+	int found = NOBODY;
+	for (int i = 0; i < node.client_count; i++) {
+		const struct client *client = &node.clients[i];
+		int64_t over = now - client->heard - (client->fast ? IDLE : SILENT);
+		if (client->descriptor >= 0 && client->first == NOBODY && over > longest) {
+			longest = over;
+			found = i;
+		}
+	}
+	if (found == NOBODY)
+		return NOBODY;
+	client_end(found);
+	return reserve();
+}
+
+/* Who comes when all places are taken waits in the listener's queue until there is one. */
 void clients_accept(void)
 {
 	int index = reserve();
+	if (index == NOBODY)
+		index = take_place();
 	if (index == NOBODY) {
-		node_watch_again(node.clients_listener, ON_CLIENTS, 0, 0);
+		pause_accepting();
 		return;
 	}
 	int descriptor = client_accept_one(node.clients_listener);
@@ -71,8 +100,10 @@ void clients_accept(void)
 		return;
 	}
 	struct client *client = &node.clients[index];
-	*client = (struct client){
-		.descriptor = descriptor, .generation = client->generation + 1, .first = NOBODY};
+	*client = (struct client){.descriptor = descriptor,
+				  .generation = client->generation + 1,
+				  .first = NOBODY,
+				  .heard = clock_now()};
 	if (node_watch(descriptor, ON_CLIENT, index, EPOLLIN)) {
 		descriptor_close(&client->descriptor);
 		leave(index);
@@ -270,6 +301,7 @@ static void read_one(int index)
 			answer_now(index, &nothing, EPROTO, STEP_CLONE);
 		return;
 	}
+	client->heard = clock_now();
 	serve(index, &ask, &rights);
 }
 

@@ -129,13 +129,17 @@ static int watch_children(void)
 	return signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
+/* Clients leave most descriptors for instances. */
 static void set_open_files(void)
 {
 	struct rlimit files;
-	if (!getrlimit(RLIMIT_NOFILE, &files)) {
-		files.rlim_cur = files.rlim_max;
-		setrlimit(RLIMIT_NOFILE, &files);
-	}
+	node.client_most = CLIENTS;
+	if (getrlimit(RLIMIT_NOFILE, &files))
+		return;
+	files.rlim_cur = files.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &files);
+	if (files.rlim_max / 4 < CLIENTS)
+		node.client_most = (int)files.rlim_max / 4;
 }
 
 static void handle(const struct epoll_event *event)

@@ -112,6 +112,7 @@ struct client {
 	bool has_unsent;
 	int first; /* its instances */
 	int next_free;
+	int64_t heard; /* when it came, or asked last */
 	struct answer unsent;
 };
 
@@ -140,7 +141,7 @@ struct node {
 	struct queue networks[REACHES], cgroups, resting;
 	struct queue rested; /* parts that are owed */
 	struct client *clients;
-	int free_client, client_count; /* clients that were ever used */
+	int free_client, client_count, client_most; /* count: that were ever used */
 	struct pending *pending;
 	int pending_count;
 	int rich[RICH_HELD], rich_count;

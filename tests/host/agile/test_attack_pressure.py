@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import resource
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -328,5 +329,29 @@ def test_an_instance_that_fails_takes_its_network_with_it() -> None:
             instance.kill()
             await instance.ended
         os.close(directory)
+
+    with_runtime(main)
+
+
+def test_clients_that_ask_for_nothing_take_nobody_elses_place(function: Make) -> None:
+    async def main(runtime: Runtime) -> None:
+        assert await ends(runtime, function("hold", "0")) == 0
+        path = runtime.config.socket
+        client = Fast(path)
+        assert client.ask(node_wire.request(RequestVerb.PING, 0))
+        await client.answer()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        idle = [Fast(path) for _ in range(min(4096, hard // 4))]  # the last waits for a place
+        for tag in range(3):
+            other = Fast(path)
+            assert other.ask(node_wire.request(RequestVerb.PING, 0, tag=tag))
+            assert (await other.answer()).tag == tag
+        assert client.ask(node_wire.request(RequestVerb.PING, 0, tag=9))
+        assert (await client.answer()).tag == 9, "who has asked of late keeps the place"
+        assert await ends(runtime, function("hold", "0")) == 0
+        for each in (*idle, client):
+            each.socket.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     with_runtime(main)
