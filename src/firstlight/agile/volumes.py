@@ -8,6 +8,7 @@ its files are those of the directory's owner, who is never root.
 
 import ctypes
 import os
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -148,7 +149,11 @@ def _secrets(secrets: dict[str, str], uid: int, gid: int) -> int:
 
 def _read(name: str, path: str) -> bytes:
     try:
-        with Path(path).open("rb") as file:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a FIFO would be waited for
+                raise Failed(f"the secret {name} cannot be read from {path}: it is not a file",
+                             "name a file that root can read")  # fmt: skip
             data = file.read(SECRET_MOST + 1)
     except OSError as error:
         raise Failed(f"the secret {name} cannot be read from {path}: {error.strerror}",

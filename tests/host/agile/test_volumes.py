@@ -169,12 +169,17 @@ def test_a_secret_is_its_instances_to_read_and_told_nobody_else(root: Path, tmp_
 def test_a_secret_that_cannot_be_is_refused_without_its_content(root: Path, tmp_path: Path) -> None:
     long = tmp_path / "long"
     long.write_text("x" * (1 << 17))
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
 
     async def main() -> None:
         async with Runtime(Config(name="t1")) as runtime:
             for secrets, words in (
                 ({"key": str(tmp_path / "none")}, "cannot be read from"),
                 ({"key": str(long)}, "longer than 65536 bytes"),
+                ({"key": str(fifo)}, "it is not a file"),
+                ({"key": "/dev/zero"}, "it is not a file"),
+                ({"key": str(tmp_path)}, "cannot be read from"),
                 ({"../key": str(long)}, "cannot be a secret's name"),
                 ({"": str(long)}, "cannot be a secret's name"),
             ):
