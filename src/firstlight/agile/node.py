@@ -141,8 +141,8 @@ class Node:
             await self.synced()
         finally:
             self._pending.pop(serial, None)
-        refused = future.done() and future.exception() is not None
-        future.cancel()
+            refused = future.done() and future.exception() is not None
+            future.cancel()
         return not refused
 
     def refuse(self, kind: int, reach: int) -> None:

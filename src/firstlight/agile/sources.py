@@ -75,9 +75,19 @@ class Sources:
             state.update(repr((directory, names)).encode())
         return state.hexdigest()
 
-    def changed_since(self, moment: int) -> list[str]:
-        """The files that changed at or after a moment of the kernel's clock, in ns. Blocks."""
-        return [path for path in self._paths if _look(path)[3:4] >= (moment,)]
+    def changed_since(
+        self, moment: int, before: dict[str, tuple[int, ...]]
+    ) -> dict[str, tuple[int, ...]]:
+        """How the files look that changed at or after a moment of the kernel's clock, in ns.
+
+        Not those that look as they did ``before``: the clock has been set back since they were
+        written. Blocks.
+        """
+        looks = {path: _look(path) for path in self._paths}
+        return {
+            path: look for path, look in looks.items()
+            if look[3:4] >= (moment,) and before.get(path) != look
+        }  # fmt: skip
 
 
 class Changes:

@@ -236,13 +236,14 @@ class Zygote:
         self.used = time.monotonic()  # the import may have taken longer than it may idle
 
     async def _started(self) -> Interpreter:
-        instances, changed = self._resources.instances, list[str]()
+        instances, looks = self._resources.instances, dict[str, tuple[int, ...]]()
         for _ in range(_TRIES):
             up = await interpreter.start(self.function, instances, self._resources.cgroups)
             try:
                 await up.imported()
                 await self._watch(up)
-                changed = await asyncio.to_thread(up.sources.changed_since, up.began)
+                changed = await asyncio.to_thread(up.sources.changed_since, up.began, looks)
+                looks |= changed
                 if not changed:
                     up.digest = await asyncio.to_thread(up.sources.digest)
                     up.keep(instances)
@@ -253,7 +254,7 @@ class Zygote:
             self._end(up)
             with suppress(Failed):  # the node hangs
                 await up.instance.wait()
-        raise keeps_changing(self.function.handler, changed)
+        raise keeps_changing(self.function.handler, list(changed))
 
     async def _watch(self, up: Interpreter) -> None:
         self._suspect, self._looked = False, time.monotonic()

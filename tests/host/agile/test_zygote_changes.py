@@ -13,7 +13,7 @@ import pytest
 from tests.support.agile_host import on_host
 from tests.support.python_functions import Make, python_root, value, with_handlers
 
-from firstlight.agile import Config, Function, Runtime
+from firstlight.agile import Config, Function, Runtime, interpreter
 from firstlight.errors import Failed
 
 HANDLERS = """
@@ -189,6 +189,18 @@ def test_files_that_change_while_they_are_imported_are_refused(root: Path) -> No
         finally:
             stop.set()
             writer.join()
+        assert value(await runtime.invoke(function("main"), 0))[0] == 1
+
+    with_handlers(root, main)
+
+
+def test_files_of_a_clock_that_was_ahead_are_imported(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's clock has been set back since they were written."""
+    monkeypatch.setattr(interpreter, "clock", lambda: 0)
+
+    async def main(runtime: Runtime, function: Make) -> None:
         assert value(await runtime.invoke(function("main"), 0))[0] == 1
 
     with_handlers(root, main)

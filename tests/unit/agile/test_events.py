@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from firstlight.agile.config import Events
@@ -204,3 +205,29 @@ def test_the_search_for_an_event_passes_over_those_of_a_function_without_room(
     store.accept([event(f"f{number}", size=1) for number in range(10, 2000)], 1 << 30)
     assert steps() == few
     store.close()
+
+
+@pytest.mark.parametrize("step", [-86400.0, 86400.0], ids=["back", "forward"])
+def test_a_clock_that_is_set_neither_delays_nor_buries(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    usual, tries, letters = time.time, list[str](), tmp_path / "dead.jsonl"
+    now = queues.clock()
+    early = msgspec.structs.replace(event("early"), due=now + 1e6)  # by a clock that was ahead
+    store.accept([early], ROOM)
+
+    async def answer(each: Event) -> Answer:
+        tries.append(each.id)
+        if tries.count(each.id) > 1:
+            return Answer(payload=b"1")
+        monkeypatch.setattr(time, "time", lambda: usual() + step)
+        return await fails(each)
+
+    async def main(queue: Queue) -> None:
+        await queue.accept(msgspec.structs.replace(event("one"), accepted=now, due=now))
+        while await queue.waiting():
+            await asyncio.sleep(0.01)
+        assert sorted(tries) == ["early", "early", "one", "one"]
+        assert not letters.exists()
+
+    with_queue(store, letters, Events(retries=1, retry_seconds=0.1), answer, main)

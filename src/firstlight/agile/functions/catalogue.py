@@ -25,7 +25,7 @@ from msgspec import UNSET, UnsetType
 from firstlight.agile.functions import settings
 from firstlight.agile.functions.content import Content
 from firstlight.agile.functions.errors import Changed, Conflict, Invalid, NotFound
-from firstlight.agile.functions.events import Queue
+from firstlight.agile.functions.events import Queue, clock
 from firstlight.agile.functions.mounts import Mounts
 from firstlight.agile.functions.records import (
     LATEST,
@@ -366,7 +366,7 @@ class Functions:
     ) -> None:  # fmt: skip
         """Keep an event, to be answered soon: a restart does not lose it. Raises NotFound."""
         self.find(name, qualifier)
-        now = time.time()
+        now = clock()
         await self._queue.accept(Event(
             id=request_id, name=name, qualifier=qualifier, payload=event, context=client_context,
             trace=trace, accepted=now, due=now,

@@ -4,6 +4,9 @@ An event is in the database before it is accepted, and until it is done: a proce
 answers it when it comes back. One whose function fails is tried again, later each time; one that
 cannot be answered is appended to the dead-letter file, one line of JSON. Both are bounded: what the
 database has no room for is refused, and of the dead letters the oldest go.
+
+Their times are of a clock that nobody sets while this process runs (``clock``): whoever corrects
+the host's, by an hour or by years, puts off no event and makes none too old.
 """
 
 import asyncio
@@ -33,6 +36,12 @@ _BUSY_SECONDS, _BUSY_MOST = 1.0, 300.0
 _log = logging.getLogger(__name__)
 
 Answering = Callable[[Event], Awaitable[Answer]]
+_BEGAN = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def clock() -> float:
+    """Seconds since 1970, as it was thought when this process began."""
+    return _BEGAN + time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Queue:
@@ -92,13 +101,14 @@ class Queue:
             self._news.set()
 
     async def _serve(self) -> None:
+        with suppress(FirstlightError):  # a full disk; they are due later
+            now = clock()
+            await asyncio.to_thread(self._store.hasten, now, now + self._longest())
         while True:
             self._news.clear()
             try:
                 room = _AT_ONCE - len(self._running)
-                events = await asyncio.to_thread(
-                    self._store.due, time.time(), room, self._excluded()
-                )
+                events = await asyncio.to_thread(self._store.due, clock(), room, self._excluded())
                 for event in events:
                     if self._busy[event.name] < _PER_FUNCTION:
                         self._busy[event.name] += 1
@@ -107,9 +117,9 @@ class Queue:
                 later = await asyncio.to_thread(self._store.next_due, self._excluded())
             except FirstlightError as error:
                 _log.error("the queue of events: %s", error.message)
-                later = time.time() + _BUSY_SECONDS
+                later = clock() + _BUSY_SECONDS
             full = len(self._running) >= _AT_ONCE
-            wait = None if later is None or full else max(later - time.time(), 0.0)
+            wait = None if later is None or full else max(later - clock(), 0.0)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), wait)
 
@@ -161,11 +171,16 @@ class Queue:
         if attempts > self._config.retries or self._is_old(event, delay):
             await self._bury(event, attempts, reason)
         else:
-            due = time.time() + delay
+            due = clock() + delay
             await asyncio.to_thread(self._store.postpone, event.id, attempts, due)
 
+    def _longest(self) -> float:
+        """The longest delay; what is due later is of a clock that has been set since."""
+        attempts = self._config.retries + _ENDS_MOST
+        return max(self._config.retry_seconds * attempts, _BUSY_MOST)
+
     def _is_old(self, event: Event, delay: float) -> bool:
-        return time.time() + delay - event.accepted > self._config.oldest_seconds
+        return clock() + delay - event.accepted > self._config.oldest_seconds
 
     async def _bury(self, event: Event, attempts: int, reason: str) -> None:
         letter = {

@@ -185,6 +185,11 @@ class Store:
                 "UPDATE events SET attempts=?, due=? WHERE id=?", (attempts, due, identity)
             )
 
+    def hasten(self, now: float, latest: float) -> None:
+        """What is due after ``latest`` is due now."""
+        with self._transaction() as base:
+            base.execute("UPDATE events SET due=? WHERE due>?", (now, latest))
+
     def done(self, identities: Iterable[str]) -> None:
         """Events need not be kept any more."""
         with self._transaction() as base:
