@@ -40,15 +40,19 @@ class GenericSandboxes:
     def lost(self) -> None:
         """The node is gone, and all that waited."""
         self._node = self._seen = None
+        self._changed.set()
 
     async def warm(self, count: int) -> None:
         """Wait until so many wait, at most up to the high mark. Raises Failed."""
         node, count = self._node, min(count, self._size.high)
-        assert node
+        if node is None:
+            raise _ended()
         self._demand.expect(count)
         self._keep(max(self._kept.high, count))
         until = time.monotonic() + _WARM_SECONDS
         while node.waiting < count:
+            if node is not self._node:
+                raise _ended()
             self._changed.clear()
             left = until - time.monotonic()
             try:
@@ -111,3 +115,7 @@ class GenericSandboxes:
         self._kept = msgspec.structs.replace(self._size, low=low, high=high)
         if self._node:
             self._node.keep_waiting(self._kept)
+
+
+def _ended() -> Failed:
+    return Failed("the node has ended", "try again")
