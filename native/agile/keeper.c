@@ -62,7 +62,7 @@ struct text {
 struct keeper {
 	const struct house *house;
 	struct place place;
-	int control, proc, last_pid, mounts, home, sockets, changes, out_of_memory;
+	int control, proc, last_pid, mounts, home, sockets, changes, out_of_memory, processes, null;
 	bool in_network, has_words; /* has_words: those of the function alone are read */
 	struct text texts[COUNTERS];
 	struct stat tmp;
@@ -185,10 +185,20 @@ static bool tmp_is_renewed(void)
 	return true;
 }
 
-/* Everything that has an end with its process ends here: sockets, locks, watches, timers, keys. To ask
- * twice is dear: the kernel goes through the processes of the whole host. */
+/* All processes of the sandbox are in its cgroup, which they cannot leave, and count there until they are
+ * reaped. */
+static bool is_alone(void)
+{
+	char count[16];
+	return pread(keeper.processes, count, sizeof count, 0) == 2 && !memcmp(count, "1\n", 2);
+}
+
+/* Everything that has an end with its process ends here: sockets, locks, watches, timers, keys. To kill
+ * is dear even if there is nobody: the kernel goes through the processes of the whole host. */
 static bool processes_are_gone(void)
 {
+	if (is_alone())
+		return true;
 	if (kill(-1, SIGKILL))
 		return errno == ESRCH;
 	while (wait4(-1, NULL, __WALL, NULL) > 0 || errno == EINTR)
@@ -213,7 +223,8 @@ static void tell(const struct news *news, const int *descriptor)
 		_exit(0); /* the node is gone */
 }
 
-/* Runs in our memory, on a stack of its own, while we wait: until it has executed or ended. */
+/* Runs in our memory, with our descriptors unless it opens some, on a stack of its own, while we wait:
+ * until it has executed or ended. */
 static int be_instance(void *unused)
 {
 	char pid[16];
@@ -230,9 +241,11 @@ static void run(void)
 {
 	struct news news = {.kind = NEWS_RUNS};
 	struct rusage usage = {0};
-	int pidfd = -1, status = 0;
-	pid_t ended, pid = clone(be_instance, stack + STACK,
-				 CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, NULL, &pidfd);
+	int pidfd = -1, status = 0, flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD;
+	bool opens = keeper.place.terminal || keeper.place.function.flags & DEFINITION_TERMINALS;
+	keeper.place.shares = !opens;
+	pid_t ended, pid = clone(be_instance, stack + STACK, opens ? flags : flags | CLONE_FILES,
+				 NULL, &pidfd);
 	if (pid < 0) {
 		keeper.progress->step = STEP_CLONE;
 		keeper.progress->error = errno;
@@ -240,8 +253,11 @@ static void run(void)
 		tell(&news, &pidfd);
 	}
 	descriptor_close(&pidfd);
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < 3; i++) {
+		if (dup2(keeper.null, i) < 0) /* of it the instance's streams are copies */
+			_exit(127);
 		descriptor_close(&keeper.place.streams[i]);
+	}
 	descriptor_close(&keeper.place.own_words);
 	while (pid > 0 && (ended = wait4(-1, &status, __WALL, &usage)) != pid)
 		if (ended < 0 && errno != EINTR)
@@ -299,7 +315,8 @@ static void settle(int self)
 	keeper.proc = openat(self, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	keeper.last_pid = openat(keeper.proc, "sys/kernel/ns_last_pid", O_WRONLY | O_CLOEXEC);
 	keeper.home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-	if (keeper.proc < 0 || keeper.home < 0)
+	keeper.null = open("/null", O_RDWR | O_CLOEXEC); /* of the blank root */
+	if (keeper.proc < 0 || keeper.home < 0 || keeper.null < 0)
 		fail(STEP_FUNCTION, -errno);
 	if (sandbox_settle(keeper.house, place, keeper.progress)) {
 		struct news news = {.kind = NEWS_ENDED};
@@ -314,6 +331,7 @@ static void settle(int self)
 	if (keeper.mounts < 0)
 		fail(STEP_PROC, -errno);
 	keeper.out_of_memory = sandbox_open_out_of_memory(keeper.house, place->cgroup);
+	keeper.processes = sandbox_open_processes(keeper.house, place->cgroup);
 	descriptor_close(&place->tree);
 	descriptor_close(&place->network);
 	descriptor_close(&place->hosts);

@@ -82,6 +82,12 @@ int sandbox_lead_session(void)
 	return getsid(0) == getpid() || setsid() >= 0 ? 0 : -errno;
 }
 
+/* In a sandbox that is used again PID 1 leads the session, and each instance a group of its own. */
+static int lead(void)
+{
+	return getsid(0) == 1 && getpid() != 1 ? failure(setpgid(0, 0)) : sandbox_lead_session();
+}
+
 /* By files that were opened ahead, if they are of this cgroup. */
 static int join_cgroup_ahead(const struct house *house, const struct ahead *ahead, uint32_t cgroup,
 			     struct progress *progress)
@@ -256,7 +262,7 @@ static int take_streams(const struct house *house, const struct place *place)
 	int failed = 0;
 	for (int i = 0; i < 3 && !failed; i++)
 		failed = take_stream(house, place, i);
-	return failed ? failed : sandbox_lead_session();
+	return failed ? failed : lead();
 }
 
 /* Only for who wants one: the mount would be a twentieth of a start. The host keeps terminals back for
@@ -545,10 +551,12 @@ static int execute_found(char **argv, char **envp)
 	return failed;
 }
 
-static int execute(char **argv, char **envp, const char *directory)
+static int execute(char **argv, char **envp, const char *directory, bool shares)
 {
-	/* All that we hold is closed by the exec; what should not be is closed before. */
-	if (close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) || chdir(directory))
+	/* All that we hold is closed by the exec; what should not be is closed before. Who shares its
+	 * descriptors gets a table of its own, into which no more than the streams are copied. */
+	if (close_range(3, ~0U, shares ? CLOSE_RANGE_UNSHARE : CLOSE_RANGE_CLOEXEC) ||
+	    chdir(directory))
 		return -errno;
 	if (!strchr(argv[0], '/'))
 		return execute_found(argv, envp);
@@ -595,6 +603,13 @@ int sandbox_open_out_of_memory(const struct house *house, uint32_t cgroup)
 	snprintf(name, sizeof name, "%u/%s", cgroup,
 		 house->unified ? "memory.events" : "memory.oom_control");
 	return openat(house->tops[house->unified ? 0 : 1], name, O_RDONLY | O_CLOEXEC);
+}
+
+int sandbox_open_processes(const struct house *house, uint32_t cgroup)
+{
+	char name[64];
+	snprintf(name, sizeof name, "%u/pids.current", cgroup);
+	return openat(house->tops[house->unified ? 0 : 2], name, O_RDONLY | O_CLOEXEC);
 }
 
 uint32_t sandbox_read_out_of_memory(int file)
@@ -655,7 +670,7 @@ int sandbox_execute(const struct house *house, struct place *place, int self, ch
 	DO(STEP_LIMITS, set_limits(function));
 	DO(STEP_CAPABILITIES, drop_capabilities(function));
 	DO(STEP_SECCOMP, confine(&house->profiles[function->profile]));
-	DO(STEP_EXEC, execute(argv, envp, directory));
+	DO(STEP_EXEC, execute(argv, envp, directory, place->shares));
 	return 0;
 }
 
@@ -675,6 +690,6 @@ int sandbox_join(const struct house *house, struct place *place, int instance, i
 	DO(STEP_LIMITS, set_limits(function));
 	DO(STEP_CAPABILITIES, drop_capabilities(function));
 	DO(STEP_SECCOMP, confine(&house->profiles[function->profile]));
-	DO(STEP_EXEC, execute(argv, envp, directory));
+	DO(STEP_EXEC, execute(argv, envp, directory, place->shares));
 	return 0;
 }

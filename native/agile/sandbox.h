@@ -39,6 +39,7 @@ struct place {
 	struct definition function;
 	struct limits limits; /* to be set in its cgroup, if they differ: see set_limits */
 	uint32_t set_limits, has_words, has_hosts, terminal;
+	bool shares; /* its descriptors, until it closes all but its streams */
 	uint32_t cgroup; /* its name below the top */
 	int network_part; /* which of the node's parts its network is */
 	int tree, network, words, own_words, hosts, streams[3];
@@ -105,6 +106,7 @@ void sandbox_forget_words(void);
 uint32_t sandbox_out_of_memory(const struct house *house, uint32_t cgroup);
 int sandbox_open_out_of_memory(const struct house *house, uint32_t cgroup);
 uint32_t sandbox_read_out_of_memory(int file);
+int sandbox_open_processes(const struct house *house, uint32_t cgroup); /* how many are in it */
 
 /* Gives up all capabilities but these. */
 int sandbox_keep_capabilities(uint64_t keep);
