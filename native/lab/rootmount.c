@@ -18,8 +18,9 @@
 #include "common/cleanup.h"
 #include "common/error.h"
 
-#include <dirent.h>
 #include <fcntl.h>
+#include <ftw.h>
+#include <limits.h>
 #include <linux/loop.h>
 #include <sched.h>
 #include <stdio.h>
@@ -30,20 +31,12 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
-enum { LOOP_MAJOR = 7, LOOP_TRIES = 1000 };
+enum { LOOP_MAJOR = 7, LOOP_TRIES = 1000, COPY_FILES = 64 };
 
 struct root {
 	const char *technique, *lower, *target, *scratch;
 	struct error error;
 };
-
-static void close_directory(DIR **directory)
-{
-	if (*directory)
-		closedir(*directory);
-}
-
-#define DIRECTORY_SCOPE __attribute__((cleanup(close_directory)))
 
 static int mount_bind(struct root *root)
 {
@@ -70,100 +63,71 @@ static int mount_overlay(struct root *root)
 			 root->target);
 }
 
-static int copy_file(int from, int to, const char *name, const struct stat *status,
-		     struct error *error)
+/* What nftw walks through, which hands nothing on. */
+static struct {
+	struct root *root;
+	size_t lower; /* length of its path */
+} copied;
+
+static int copy_file(const char *from, const char *to, off_t size, struct error *error)
 {
-	int source FILE_SCOPE = openat(from, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-	int copy FILE_SCOPE = openat(to, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	int source FILE_SCOPE = open(from, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	int copy FILE_SCOPE = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (source < 0 || copy < 0)
-		return error_set(error, errno, "cannot open %s for its copy", name);
-	for (off_t left = status->st_size; left > 0;) {
-		ssize_t copied = sendfile(copy, source, NULL, (size_t)left);
-		if (copied == 0)
+		return error_set(error, errno, "cannot open %s for its copy", from);
+	while (size > 0) {
+		ssize_t part = sendfile(copy, source, NULL, (size_t)size);
+		if (part == 0)
 			break; /* it was cut short meanwhile */
-		if (copied < 0)
-			return error_set(error, errno, "cannot copy %s", name);
-		left -= copied;
+		if (part < 0)
+			return error_set(error, errno, "cannot copy %s", from);
+		size -= part;
 	}
 	return 0;
 }
 
-static int copy_link(int from, int to, const char *name, struct error *error)
+static int copy_link(const char *from, const char *to, struct error *error)
 {
-	char text[4096];
-	ssize_t length = readlinkat(from, name, text, sizeof text - 1);
-	if (length < 0)
-		return error_set(error, errno, "cannot read the link %s", name);
-	text[length] = 0;
-	if (symlinkat(text, to, name))
-		return error_set(error, errno, "cannot make the link %s", name);
+	char text[PATH_MAX];
+	ssize_t length = readlink(from, text, sizeof text - 1);
+	text[length < 0 ? 0 : length] = 0;
+	if (length < 0 || symlink(text, to))
+		return error_set(error, errno, "cannot copy the link %s", from);
 	return 0;
 }
 
-static int copy_tree(int from, int to, struct error *error);
-
-static int copy_directory(int from, int to, const char *name, struct error *error)
+static int copy_entry(const char *from, const struct stat *status, int type, struct FTW *at)
 {
-	if (mkdirat(to, name, 0700))
-		return error_set(error, errno, "cannot make the directory %s", name);
-	int source FILE_SCOPE = openat(from, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	int copy FILE_SCOPE = openat(to, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (source < 0 || copy < 0)
-		return error_set(error, errno, "cannot open the directory %s", name);
-	return copy_tree(source, copy, error);
-}
-
-static int copy_entry(int from, int to, const char *name, struct error *error)
-{
-	struct stat status;
+	struct error *error = &copied.root->error;
+	char to[PATH_MAX];
 	int bad = 0;
-	if (fstatat(from, name, &status, AT_SYMLINK_NOFOLLOW))
-		return error_set(error, errno, "cannot see what %s is", name);
-	if (S_ISREG(status.st_mode))
-		bad = copy_file(from, to, name, &status, error);
-	else if (S_ISDIR(status.st_mode))
-		bad = copy_directory(from, to, name, error);
-	else if (S_ISLNK(status.st_mode))
-		bad = copy_link(from, to, name, error);
-	else if (mknodat(to, name, status.st_mode, status.st_rdev))
-		bad = error_set(error, errno, "cannot make the node %s", name);
-	if (!bad && fchownat(to, name, status.st_uid, status.st_gid, AT_SYMLINK_NOFOLLOW))
-		bad = error_set(error, errno, "cannot give %s its owner", name);
-	if (!bad && !S_ISLNK(status.st_mode) && fchmodat(to, name, status.st_mode & 07777, 0))
-		bad = error_set(error, errno, "cannot give %s its mode", name);
+	if (snprintf(to, sizeof to, "%s%s", copied.root->target, from + copied.lower) >= PATH_MAX)
+		return error_set(error, ENAMETOOLONG, "cannot copy %s", from);
+	if (type == FTW_DNR || type == FTW_NS)
+		return error_set(error, errno, "cannot read %s", from);
+	if (S_ISREG(status->st_mode))
+		bad = copy_file(from, to, status->st_size, error);
+	else if (S_ISLNK(status->st_mode))
+		bad = copy_link(from, to, error);
+	else if (S_ISDIR(status->st_mode) ? at->level && mkdir(to, 0700)
+					  : mknod(to, status->st_mode, status->st_rdev))
+		bad = error_set(error, errno, "cannot make %s", to);
+	if (!bad && at->level && lchown(to, status->st_uid, status->st_gid))
+		bad = error_set(error, errno, "cannot give %s its owner", to);
+	if (!bad && at->level && !S_ISLNK(status->st_mode) && chmod(to, status->st_mode & 07777))
+		bad = error_set(error, errno, "cannot give %s its mode", to);
 	return bad;
-}
-
-static int copy_tree(int from, int to, struct error *error)
-{
-	int listed = dup(from);
-	DIR *directory DIRECTORY_SCOPE = listed < 0 ? NULL : fdopendir(listed);
-	if (!directory)
-		return error_set(error, errno, "cannot list a directory");
-	for (;;) {
-		errno = 0;
-		const struct dirent *entry = readdir(directory);
-		if (!entry)
-			return errno ? error_set(error, errno, "cannot list a directory") : 0;
-		if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
-			continue;
-		int bad = copy_entry(from, to, entry->d_name, error);
-		if (bad)
-			return bad;
-	}
 }
 
 static int mount_tmpfs(struct root *root)
 {
-	int from FILE_SCOPE = open(root->lower, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (from < 0)
-		return error_set(&root->error, errno, "cannot open %s", root->lower);
 	if (mount("tmpfs", root->target, "tmpfs", 0, "mode=0755"))
 		return error_set(&root->error, errno, "cannot mount a tmpfs on %s", root->target);
-	int to FILE_SCOPE = open(root->target, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (to < 0)
-		return error_set(&root->error, errno, "cannot open %s", root->target);
-	return copy_tree(from, to, &root->error);
+	copied.root = root;
+	copied.lower = strlen(root->lower);
+	if (nftw(root->lower, copy_entry, COPY_FILES, FTW_PHYS) && !root->error.code)
+		return error_set(&root->error, errno, "cannot open %s", root->lower);
+	return -root->error.code;
 }
 
 static int open_loop(int number, char *path, size_t size)
