@@ -246,7 +246,7 @@ static void serve(int index, const struct ask *ask, struct rights *rights)
 static void hand_over(int index)
 {
 	struct client *client = &node.clients[index];
-	epoll_ctl(node.epoll, EPOLL_CTL_DEL, client->descriptor, NULL);
+	(void)epoll_ctl(node.epoll, EPOLL_CTL_DEL, client->descriptor, NULL);
 	if (node.rich_count == RICH_HELD) {
 		descriptor_close(&client->descriptor);
 	} else {

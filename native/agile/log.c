@@ -81,7 +81,7 @@ static void drop_before(struct log *log)
 {
 	char path[48];
 	name(path, sizeof path, log->id, ".1");
-	unlinkat(directory, path, 0);
+	(void)unlinkat(directory, path, 0);
 	all -= log->before;
 	log->before = 0;
 }
@@ -91,7 +91,7 @@ static void drop(size_t index)
 	char path[48];
 	drop_before(&logs[index]);
 	name(path, sizeof path, logs[index].id, "");
-	unlinkat(directory, path, 0);
+	(void)unlinkat(directory, path, 0);
 	all -= logs[index].size;
 	memmove(logs + index, logs + index + 1, (--count - index) * sizeof *logs);
 }
@@ -186,7 +186,7 @@ static void keep(uint64_t id, int stream, const char *text, size_t size)
 
 static void end(struct log *log, int stream)
 {
-	epoll_ctl(epoll, EPOLL_CTL_DEL, log->pipes[stream], NULL);
+	(void)epoll_ctl(epoll, EPOLL_CTL_DEL, log->pipes[stream], NULL);
 	descriptor_close(&log->pipes[stream]);
 	if (is_open(log) || log->file < 0)
 		return;
@@ -304,7 +304,7 @@ static void set_open_files(void)
 	struct rlimit files;
 	if (!getrlimit(RLIMIT_NOFILE, &files)) {
 		files.rlim_cur = files.rlim_max;
-		setrlimit(RLIMIT_NOFILE, &files);
+		(void)setrlimit(RLIMIT_NOFILE, &files);
 	}
 }
 
@@ -318,7 +318,7 @@ static void serve(void)
 			uint64_t word = ready[i].data.u64;
 			if (word == UINT64_MAX && !receive()) {
 				is_fed = false;
-				epoll_ctl(epoll, EPOLL_CTL_DEL, CONTROL, NULL);
+				(void)epoll_ctl(epoll, EPOLL_CTL_DEL, CONTROL, NULL);
 			} else if (word != UINT64_MAX) {
 				read_one(word >> 1, (int)(word & 1));
 			}
@@ -337,8 +337,8 @@ int main(int argc, char **argv)
 	most_of_all = atoll(argv[3]);
 	set_open_files();
 	(void)setsid(); /* whoever ends the manager's session does not end us */
-	signal(SIGPIPE, SIG_IGN);
-	signal(SIGINT, SIG_IGN); /* Ctrl-C is for the manager to handle */
+	(void)signal(SIGPIPE, SIG_IGN);
+	(void)signal(SIGINT, SIG_IGN); /* Ctrl-C is for the manager to handle */
 	DIR *old = close_range(CONTROL + 1, ~0U, 0) ? NULL : opendir(argv[1]);
 	directory = old ? dirfd(old) : -1;
 	epoll = epoll_create1(EPOLL_CLOEXEC);

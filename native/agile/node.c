@@ -97,7 +97,8 @@ static void enter_cage(void)
 		node_die("fork", -errno);
 	if (child > 0)
 		_exit(0);
-	setsid();
+	if (setsid() < 0)
+		node_die("lead a session", -errno);
 	/* Once more: who connects is told the pid of the process that listens. */
 	if (listen(node.clients_listener, BACKLOG) || listen(node.managers_listener, MANAGERS))
 		node_die("listen", -errno);
@@ -122,7 +123,8 @@ static int watch_children(void)
 	sigaddset(&signals, SIGINT); /* Ctrl-C is for the manager to handle, in order */
 	sigaddset(&signals, SIGTERM);
 	sigaddset(&signals, SIGHUP);
-	sigprocmask(SIG_BLOCK, &signals, NULL);
+	if (sigprocmask(SIG_BLOCK, &signals, NULL))
+		return -1;
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGCHLD);
 	sigaddset(&signals, SIGTERM);
@@ -137,7 +139,7 @@ static void set_open_files(void)
 	if (getrlimit(RLIMIT_NOFILE, &files))
 		return;
 	files.rlim_cur = files.rlim_max;
-	setrlimit(RLIMIT_NOFILE, &files);
+	(void)setrlimit(RLIMIT_NOFILE, &files);
 	if (files.rlim_max / 4 < CLIENTS)
 		node.client_most = (int)files.rlim_max / 4;
 }

@@ -172,8 +172,8 @@ static int run_pod(struct chain *chain, char **argv)
 		error_print(&chain->error);
 	if (has_asked)
 		chain_delete(chain, bad);
-	umount2(chain->namespace, MNT_DETACH);
-	unlink(chain->namespace);
+	(void)umount2(chain->namespace, MNT_DETACH); /* nothing can be done about it */
+	(void)unlink(chain->namespace);
 	return -chain->error.code;
 }
 
@@ -196,7 +196,7 @@ int main(int argc, char **argv)
 	bool is_pod = argc > 3 && !strcmp(verb, "pod");
 	bool has_beside = argc == 4 && !strcmp(verb, "add");
 	bool is_known = !strcmp(verb, "add") || !strcmp(verb, "up") || !strcmp(verb, "del");
-	signal(SIGPIPE, SIG_IGN);
+	(void)signal(SIGPIPE, SIG_IGN);
 	if (!is_pod && !has_beside && !(argc == 3 && is_known)) {
 		fputs("usage: cnirun add REQUEST [BESIDE] | up REQUEST | del REQUEST | "
 		      "pod REQUEST COMMAND...\n",

@@ -85,7 +85,7 @@ static int spawn(char *const argv[], char *const environment[], int input, int o
 		wrong = posix_spawn_file_actions_adddup2(&actions, output, STDOUT_FILENO);
 	if (!wrong)
 		wrong = posix_spawn(pid, argv[0], &actions, NULL, argv, environment);
-	posix_spawn_file_actions_destroy(&actions);
+	(void)posix_spawn_file_actions_destroy(&actions);
 	return wrong;
 }
 

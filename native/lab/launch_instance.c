@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,16 +41,15 @@ _Noreturn static void execute(const struct launch_instance *instance, const int 
 {
 	sigset_t none;
 	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	setpriority(PRIO_PROCESS, 0, 0);
-	setrlimit(RLIMIT_NOFILE, &given_files);
-	if (!(flags & LAUNCH_INHERIT)) {
-		setsid();
-		if (dup2(streams[0], 0) < 0 || dup2(streams[1], 1) < 0 || dup2(streams[1], 2) < 0)
-			_exit(127);
-		close_range(3, ~0U, 0);
-	} /* else all of ours are closed on exec, and the lab's were never here */
-	if (chdir(instance->cwd) == 0)
+	bool is_own = !(flags & LAUNCH_INHERIT), is_set;
+	if (is_own &&
+	    (dup2(streams[0], 0) < 0 || dup2(streams[1], 1) < 0 || dup2(streams[1], 2) < 0))
+		_exit(127);
+	(void)setpriority(PRIO_PROCESS, 0, 0); /* who is not root may not be able to */
+	is_set = !sigprocmask(SIG_SETMASK, &none, NULL) &&
+		 !setrlimit(RLIMIT_NOFILE, &given_files) && !chdir(instance->cwd);
+	/* Of one that inherits all of ours are closed on exec, and the lab's were never here. */
+	if (is_set && (!is_own || (setsid() >= 0 && !close_range(3, ~0U, 0))))
 		execve(instance->argv[0], instance->argv, instance->envp);
 	dprintf(STDOUT_FILENO, "firstlight error execute %s: %s\n", instance->argv[0],
 		strerror(errno));

@@ -183,9 +183,8 @@ static int catch_signals(void)
 	sigaddset(&asked, SIGTERM);
 	sigaddset(&asked, SIGINT);
 	sigaddset(&asked, SIGHUP);
-	signal(SIGPIPE, SIG_IGN);
-	sigprocmask(SIG_BLOCK, &asked, NULL);
-	return signalfd(-1, &asked, SFD_CLOEXEC);
+	(void)signal(SIGPIPE, SIG_IGN);
+	return sigprocmask(SIG_BLOCK, &asked, NULL) ? -1 : signalfd(-1, &asked, SFD_CLOEXEC);
 }
 
 static int prepare(struct setup *setup)

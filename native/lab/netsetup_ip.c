@@ -35,17 +35,27 @@ static int start_ip(struct setup *setup, const char *const *arguments, pid_t *pi
 	sigemptyset(&none);
 	sigfillset(&all);
 	posix_spawnattr_t attributes;
-	posix_spawnattr_init(&attributes);
-	posix_spawnattr_setsigmask(&attributes, &none);
-	posix_spawnattr_setsigdefault(&attributes, &all);
-	posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
 	posix_spawn_file_actions_t actions;
-	posix_spawn_file_actions_init(&actions);
-	posix_spawn_file_actions_adddup2(&actions, setup->complaints, STDERR_FILENO);
-	int wrong =
-		posix_spawnp(pid, "ip", &actions, &attributes, (char *const *)arguments, environ);
-	posix_spawn_file_actions_destroy(&actions);
-	posix_spawnattr_destroy(&attributes);
+	int wrong = posix_spawnattr_init(&attributes);
+	if (wrong)
+		return error_set(&setup->error, wrong, "cannot execute ip");
+	wrong = posix_spawn_file_actions_init(&actions);
+	if (!wrong) {
+		wrong = posix_spawnattr_setsigmask(&attributes, &none);
+		if (!wrong)
+			wrong = posix_spawnattr_setsigdefault(&attributes, &all);
+		if (!wrong)
+			wrong = posix_spawnattr_setflags(
+				&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+		if (!wrong)
+			wrong = posix_spawn_file_actions_adddup2(&actions, setup->complaints,
+								 STDERR_FILENO);
+		if (!wrong)
+			wrong = posix_spawnp(pid, "ip", &actions, &attributes,
+					     (char *const *)arguments, environ);
+		(void)posix_spawn_file_actions_destroy(&actions);
+	}
+	(void)posix_spawnattr_destroy(&attributes);
 	return wrong ? error_set(&setup->error, wrong, "cannot execute ip") : 0;
 }
 

@@ -94,8 +94,8 @@ static int make_template(const char *tree)
 	}
 	if (opened < 0)
 		die("open the root");
-	kill(child, SIGKILL);
-	waitpid(child, NULL, 0);
+	if (kill(child, SIGKILL) || waitpid(child, NULL, 0) < 0)
+		die("end the process that made the root");
 	close(ready[0]);
 	return opened;
 }
@@ -104,7 +104,8 @@ _Noreturn static void be_instance(const int streams[3], const int *taken, int fo
 {
 	sigset_t none;
 	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
+	if (sigprocmask(SIG_SETMASK, &none, NULL))
+		_exit(126);
 	for (int i = 1; i < found; i++)
 		if (!is_directory(taken[i]) && write(taken[i], "0", 1) != 1)
 			_exit(126);
@@ -191,7 +192,8 @@ int main(int argc, char **argv)
 	root = make_template(argv[2]);
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGCHLD);
-	sigprocmask(SIG_BLOCK, &signals, NULL);
+	if (sigprocmask(SIG_BLOCK, &signals, NULL))
+		die("block signals");
 	polled[CHILDREN] = (struct pollfd){signalfd(-1, &signals, SFD_CLOEXEC), POLLIN, 0};
 	polled[LISTENER] =
 		(struct pollfd){socket_listen(argv[1], SOCK_SEQPACKET, CLIENTS), POLLIN, 0};

@@ -125,8 +125,8 @@ static int try_to_connect(struct vmapi *api)
 	}
 	api->connected = clock_now();
 	api->state = VMAPI_ASKING;
-	epoll_ctl(api->fd, EPOLL_CTL_DEL, api->created, NULL);
-	epoll_ctl(api->fd, EPOLL_CTL_DEL, api->timer, NULL);
+	(void)epoll_ctl(api->fd, EPOLL_CTL_DEL, api->created, NULL);
+	(void)epoll_ctl(api->fd, EPOLL_CTL_DEL, api->timer, NULL);
 	if (watch(api, api->socket))
 		return error_set(&api->error, errno, "epoll_ctl");
 	return ask(api);

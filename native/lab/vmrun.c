@@ -296,7 +296,7 @@ static void serve(struct machine *vm, int input, int64_t until)
 static void stop(struct machine *vm)
 {
 	if (vm->is_ready && vm->has_last_line && !vm->has_said_all && vm->pidfd >= 0) {
-		signal(SIGPIPE, SIG_IGN); /* it may just have ended */
+		(void)signal(SIGPIPE, SIG_IGN); /* it may just have ended */
 		if (write(vm->keyboard, "\n", 1) == 1)
 			serve(vm, -1, clock_now() + LAST_WORDS_NS);
 	}
