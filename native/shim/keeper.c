@@ -398,7 +398,7 @@ static void link_ready(uint32_t events)
 	struct relay relay;
 	if (events & EPOLLOUT)
 		push();
-	if (!fill(keeper.link, in) && keeper.server)
+	if (!fill(keeper.link, in) && keeper.server && !keeper.is_ending)
 		(void)kill(keeper.server, SIGKILL); /* it must not live without its link */
 	while (in->end - in->begin >= sizeof relay) {
 		memcpy(&relay, in->bytes + in->begin, sizeof relay);

@@ -138,13 +138,15 @@ class Shim:
 
 
 @contextmanager
-def shim(directory: Path) -> Iterator[Shim]:
+def shim(directory: Path, keeper_program: Path | None = None) -> Iterator[Shim]:
+    """One that runs, with the installed keeper or another build of it."""
     home = directory / "shim"
     events = Containerd(directory / "events.sock")
     events.start()
     command.make(home)
     runc = Path("/usr/sbin/runc") if Path("/usr/sbin/runc").exists() else Path("/usr/bin/runc")
     words = command.words(home, str(directory / "events.sock"), runc, 2)
+    words[0] = str(keeper_program or words[0])
     words[2] = sys.executable
     keeper = subprocess.Popen(words)
     try:

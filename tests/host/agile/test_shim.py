@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("grpc_tools", reason="needs grpcio-tools")
 
+from tests.support.laboratory import sanitized
 from tests.support.shim_host import SECONDS, Connection, Refusal, Shim, bundle, shim
 
 from firstlight.agile.shim.ttrpc import Code, messages
@@ -25,8 +26,10 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shim]:
-    with shim(tmp_path_factory.mktemp("server")) as running:
+    keeper = sanitized(tmp_path_factory.mktemp("keeper"), "shim/keeper.c", "common/socket.c")
+    with shim(tmp_path_factory.mktemp("server"), keeper) as running:
         yield running
+    assert running.keeper.returncode == 0
 
 
 @pytest.fixture
@@ -93,6 +96,8 @@ def test_a_container_prints_ends_and_leaves_nothing(
     path, output = fifo(tmp_path, "out")
     made = bundle(tmp_path, "c", "echo hello; kill -0 1 && exit 7")
     pid = create(containerd, server, made, stdout=path)
+    exe = Path(f"/proc/{pid}/exe").readlink()
+    assert str(exe) == "/memfd:runc (deleted)"  # the copy that all share
     groups = [Path(f"/sys/fs/cgroup{each}") for each in ("", "/pids", "/memory")]
     groups = [each / f"firstlight-shim-{os.getpid()}-c" for each in groups]
     assert any(each.is_dir() for each in groups)
@@ -104,7 +109,9 @@ def test_a_container_prints_ends_and_leaves_nothing(
     deleted = call(containerd, server, "Delete", messages.DeleteResponse, "c")
     assert (deleted.pid, deleted.exit_status) == (pid, 7)
     assert not any(each.exists() for each in groups)
-    left = [path for path in server.directory.rglob("*") if path.is_file()]
+    left = [
+        path for path in server.directory.rglob("*") if path.is_file() and not path.is_symlink()
+    ]
     assert {path.name for path in left} == {"keeper"}
     with pytest.raises(Refusal) as refused:
         call(containerd, server, "State", messages.StateResponse, "c")
