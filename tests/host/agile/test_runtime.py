@@ -192,7 +192,7 @@ def test_more_instances_than_configured_are_refused_and_nothing_is_lost(function
         hold = function("hold", "60")
         async with Runtime(Config(name="t1", instances=2)) as runtime:
             first, second = await runtime.start(hold), await runtime.start(hold)
-            with pytest.raises(Failed, match="as many instances"):
+            with pytest.raises(Failed, match="number of instances and sandboxes"):
                 await runtime.start(hold)
             assert (await first.stop()).signal == 9
             third = await runtime.start(hold)
