@@ -11,8 +11,9 @@
 #include <fcntl.h>
 #include <sched.h>
 
-/* A socket goes a grace period after it was closed: then the network rests again, so often at most. */
-enum { REST = 50000000 /* ns */, RESTS = 10, JUDGED_EVERY = 32 };
+/* A socket goes a grace period after it was closed: then the network rests again, so often at most. The
+ * manager's judgement takes a CPU for 3 ms, so that less than one start in a hundred is to meet it. */
+enum { REST = 50000000 /* ns */, RESTS = 10, JUDGED_EVERY = 128 };
 
 static int home = NOBODY;
 

@@ -21,7 +21,7 @@ from tests.support.network_host import inside, neighbour, networks, on_network_h
 from firstlight.agile import Config, Function, Instance, Runtime
 from firstlight.agile.network import Network, Networks
 
-JUDGED_EVERY = 32  # native/agile/rest.c
+JUDGED_EVERY = 128  # native/agile/rest.c
 TIME_WAIT = (
     "import socket as s; l = s.create_server(('127.0.0.1', 0)); "
     "c = s.create_connection(l.getsockname()); a, _ = l.accept(); c.close(); a.close()"
