@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -103,3 +103,14 @@ def pids_hierarchy() -> Path:
         if kind == "cgroup2" and "pids" in (Path(where) / "cgroup.controllers").read_text().split():
             return Path(where)
     pytest.skip("cgroup controllers are missing: pids")
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process that does not run for a while."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):  # it was replaced
+            os.kill(pid, signal.SIGCONT)

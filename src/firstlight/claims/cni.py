@@ -12,7 +12,6 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 import polars as pl
 
-from firstlight.analysis import Analysis
 from firstlight.analysis.stats import Floats, interval, quantile_interval, resampled_quantiles
 from firstlight.claims.engine import (
     MANY,
@@ -252,78 +251,48 @@ def _typical(part: pl.DataFrame) -> str:
     return duration_interval(_interval(part))
 
 
-def _by(
-    kind: Callable[[Analysis], Evidence], judged: Callable[[Evidence], Judgement]
-) -> Callable[[Analysis], Judgement]:
-    """The judgement by one kind of evidence."""
-    return lambda analysis: judged(kind(analysis))
+def _claim(
+    name: str, sentence: str, paper: str, experiment: str, pods: str,
+    judged: Callable[[Evidence], Judgement],
+) -> Claim:  # fmt: skip
+    """Judged by an experiment's plugins, and by an experiment's pods."""
+    return Claim(
+        name,
+        sentence,
+        paper,
+        (experiment,),
+        lambda analysis: judged(Plugins(analysis)),
+        frozenset(EndPoint) - {EndPoint.FIRST_PACKET},  # evidence is the ADD only
+        Source("pods", (pods,), lambda analysis: judged(Pods(analysis))),
+    )
 
 
-_ADD = frozenset(EndPoint) - {EndPoint.FIRST_PACKET}
-"""Evidence is the ADD only, not the first packet after it."""
+C12 = _claim(
+    "C12", "Flannel and Kube-router are the fastest; half of their time is gratuitous ARP",
+    "~70 ms, of which ~35 ms", "cni-breakdown", "kubernetes-pods", quickest_by_garp,
+)  # fmt: skip
 
+C13 = _claim(
+    "C13", "Weave pays for extra namespace switches",
+    "~200 ms", "cni-breakdown", "kubernetes-pods", weave_pays_for_switches,
+)  # fmt: skip
 
-C12 = Claim(
-    "C12",
-    "Flannel and Kube-router are the fastest; half of their time is gratuitous ARP",
-    "~70 ms, of which ~35 ms",
-    ("cni-breakdown",),
-    _by(Plugins, quickest_by_garp),
-    _ADD,
-    Source("pods", ("kubernetes-pods",), _by(Pods, quickest_by_garp)),
-)
+C14 = _claim(
+    "C14", "Calico pays for its datastore: IP assignment over REST",
+    "~80 ms of it", "cni-breakdown", "kubernetes-pods", calico_pays_for_its_datastore,
+)  # fmt: skip
 
+C15 = _claim(
+    "C15", "Cilium pays for eBPF generation and loading",
+    "~150 ms", "cni-breakdown", "kubernetes-pods", cilium_pays_for_ebpf,
+)  # fmt: skip
 
-C13 = Claim(
-    "C13",
-    "Weave pays for extra namespace switches",
-    "~200 ms",
-    ("cni-breakdown",),
-    _by(Plugins, weave_pays_for_switches),
-    _ADD,
-    Source("pods", ("kubernetes-pods",), _by(Pods, weave_pays_for_switches)),
-)
+C16 = _claim(
+    "C16", "Background pods do not slow a new pod (pattern A)",
+    "Fig. 9(a)", "cni-background", "kubernetes-background", background_is_free,
+)  # fmt: skip
 
-
-C14 = Claim(
-    "C14",
-    "Calico pays for its datastore: IP assignment over REST",
-    "~80 ms of it",
-    ("cni-breakdown",),
-    _by(Plugins, calico_pays_for_its_datastore),
-    _ADD,
-    Source("pods", ("kubernetes-pods",), _by(Pods, calico_pays_for_its_datastore)),
-)
-
-
-C15 = Claim(
-    "C15",
-    "Cilium pays for eBPF generation and loading",
-    "~150 ms",
-    ("cni-breakdown",),
-    _by(Plugins, cilium_pays_for_ebpf),
-    _ADD,
-    Source("pods", ("kubernetes-pods",), _by(Pods, cilium_pays_for_ebpf)),
-)
-
-
-C16 = Claim(
-    "C16",
-    "Background pods do not slow a new pod (pattern A)",
-    "Fig. 9(a)",
-    ("cni-background",),
-    _by(Plugins, background_is_free),
-    _ADD,
-    Source("pods", ("kubernetes-background",), _by(Pods, background_is_free)),
-)
-
-
-C17 = Claim(
-    "C17",
-    "Starting together, Cilium degrades fastest, Flannel and Kube-router least (pattern B)",
-    "Fig. 9(b)",
-    ("cni-burst",),
-    _by(Plugins, cilium_degrades_fastest),
-    _ADD,
-    Source("pods", ("kubernetes-pods",), _by(Pods, cilium_degrades_fastest)),
-)
+C17 = _claim(
+    "C17", "Starting together, Cilium degrades fastest, Flannel and Kube-router least (pattern B)",
+    "Fig. 9(b)", "cni-burst", "kubernetes-pods", cilium_degrades_fastest,
+)  # fmt: skip

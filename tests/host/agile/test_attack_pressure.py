@@ -6,12 +6,12 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.support.agile_host import on_host
+from tests.support.agile_host import on_host, stopped
 
 from firstlight.agile import Config, Function, Runtime, node_wire
 from firstlight.agile.config import Functions, Pools, PoolSize
@@ -41,16 +41,6 @@ def memory(pid: int) -> int:
 
 def descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):  # it was replaced
-            os.kill(pid, signal.SIGCONT)
 
 
 class Fast:

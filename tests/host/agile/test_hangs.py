@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.support.agile_host import SOCKET, daemon, on_host, serve
+from tests.support.agile_host import SOCKET, daemon, on_host, serve, stopped
 from tests.support.laboratory import compiled
 from tests.support.pod_host import CONF, PodHost, host
 
@@ -47,16 +47,6 @@ def impatient(seconds: float = 0.5) -> Iterator[None]:
 
 
 @contextmanager
-def stopped(pid: int, seconds: float = 0.5) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        with impatient(seconds):
-            yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
-@contextmanager
 def null() -> Iterator[tuple[int, int, int]]:
     descriptor = os.open(os.devnull, os.O_RDWR)
     try:
@@ -77,7 +67,7 @@ def test_a_client_of_a_node_that_is_stopped_is_told_so() -> None:
                 node = pid_of(CONFIG)
                 named = f"the node, pid {node}, does not answer"
                 number, version = client.register(hold())
-                with stopped(node):
+                with stopped(node), impatient():
                     with pytest.raises(Failed, match=named):
                         client.wait(started.id)
                     with pytest.raises(Failed, match=named), Client(SOCKET) as other:
@@ -96,7 +86,8 @@ def test_a_client_of_a_manager_that_is_stopped_is_told_so() -> None:
         async with daemon() as manager:
             with Client(SOCKET) as client:
                 with (
-                    stopped(manager, 3.0),  # in which the node answers
+                    stopped(manager),
+                    impatient(3.0),  # in which the node answers
                     pytest.raises(Failed, match=f"the manager, pid {manager}, does not"),
                 ):
                     client.running()
@@ -147,7 +138,7 @@ def test_a_program_is_told_that_its_node_is_stopped_and_what_came_too_late_ends(
             version = FunctionVersion(
                 name="f", kind="command", root="/", command=("/bin/cat",), network="none"
             )
-            with stopped(runtime.node):
+            with stopped(runtime.node), impatient():
                 for waiting in (
                     up.wait(), up.stop(), runtime.start(hold("600")), runtime.synced(),
                     serving.invoke(version, b"{}", request_id="1"),
@@ -185,7 +176,7 @@ def test_the_smallest_client_is_told_so(tmp_path: Path) -> None:
             while not listed():
                 assert starting.poll() is None, starting.communicate()[0]
                 await asyncio.sleep(0.01)
-            with stopped(node):
+            with stopped(node), impatient():
                 assert await asyncio.to_thread(starting.wait, 60) == 1
             assert starting.stdout  # its instance has it too, until the node goes on
             out = starting.stdout.read()
@@ -200,7 +191,7 @@ def listed() -> int:
 
 
 def test_a_plugin_whose_agent_is_stopped_says_so(host: PodHost) -> None:
-    with stopped(host.agents[-1].pid):
+    with stopped(host.agents[-1].pid), impatient():
         host.pods("pod")
         answer = host.plugin("ADD", "pod", {**CONF, "seconds": 1})
     assert "no answer from firstlight's agent at /run/firstlight-agile/pods/socket" in answer["msg"]
