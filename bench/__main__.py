@@ -57,10 +57,10 @@ def measure(part: str) -> list[Mark]:
     return marks
 
 
-def _next(found: Iterator[Mark]) -> Mark | None:
+def _next(remaining: Iterator[Mark]) -> Mark | None:
     """The next mark. Raises TimeoutError if it is not there in time; rows have deadlines too."""
     with deadline(2 * ROW_SECONDS):
-        return next(found, None)
+        return next(remaining, None)
 
 
 def _see_tracefs() -> None:

@@ -56,17 +56,17 @@ def samples(experiment: Experiment, chosen: list[Case], repetitions: int) -> lis
     return samples
 
 
-def latencies(found: list[Sample], chosen: Chosen) -> tuple[stats.Floats, stats.Floats]:
+def latencies(measured: list[Sample], chosen: Chosen) -> tuple[stats.Floats, stats.Floats]:
     """The latencies of the chosen starts in ms, and the batch of each; shape (n,)."""
-    of = [each for each in found if chosen(each.point)]
+    of = [each for each in measured if chosen(each.point)]
     return np.array([(each.latency or 0) / 1e6 for each in of]), np.array(
         [each.batch for each in of]
     )
 
 
-def lasts(found: list[Sample], chosen: Chosen) -> stats.Floats:
+def lasts(measured: list[Sample], chosen: Chosen) -> stats.Floats:
     """Each chosen batch's last start, in ms; shape (batches,)."""
-    values, batches = latencies(found, chosen)
+    values, batches = latencies(measured, chosen)
     return np.array([values[batches == batch].max() for batch in np.unique(batches)])
 
 
@@ -109,10 +109,10 @@ def starts() -> Iterator[Mark]:
 
 
 def _against_floor(
-    name: str, found: list[Sample], alone: Callable[[str], Chosen], most: float
+    name: str, measured: list[Sample], alone: Callable[[str], Chosen], most: float
 ) -> Mark:
-    new, batches = latencies(found, alone(name))
-    floor, floor_batches = latencies(found, alone(FLOOR))
+    new, batches = latencies(measured, alone(name))
+    floor, floor_batches = latencies(measured, alone(FLOOR))
     cost = stats.ratio_interval(new, floor, groups_a=batches, groups_b=floor_batches)
     return Mark(
         f"{name} against the floor, median ({np.median(floor):.2f} ms)",

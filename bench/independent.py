@@ -152,7 +152,7 @@ def _durations(spans: pl.DataFrame) -> dict[tuple[int, str], list[float]]:
 
 def _has(durations: list[float], micros: float) -> bool:
     """Whether one of them is alike; perf trace itself adds some 15 µs."""
-    nearest = min(durations, key=lambda one: abs(one - micros))
+    nearest = min(durations, key=lambda each: abs(each - micros))
     return abs(nearest - micros) <= max(20.0, 0.05 * micros)
 
 

@@ -147,7 +147,7 @@ def rates(ways: dict[str, Batch]) -> dict[str, list[float]]:
     return result
 
 
-def compared(found: dict[str, list[float]]) -> Iterator[Mark]:
+def compared(by_way: dict[str, list[float]]) -> Iterator[Mark]:
     """The marks, by the ratios of batches that ran side by side."""
     load = f"load {os.getloadavg()[0]:.1f}"
     for name, against, least in (
@@ -155,12 +155,12 @@ def compared(found: dict[str, list[float]]) -> Iterator[Mark]:
         ("reuse sandbox", "floor", 0.75),
         ("reuse sandbox", "bare", 0.85),
     ):
-        ratios = np.array(found[name]) / np.array(found[against])
+        ratios = np.array(by_way[name]) / np.array(by_way[against])
         middle = float(np.median(ratios))
         yield Mark(
             f"networked starts and stops a second, {name}, {IN_FLIGHT} in flight "
-            f"({np.median(found[name]):.0f}) against {against} ({np.median(found[against]):.0f}), "
-            f"{load}",
+            f"({np.median(by_way[name]):.0f}) against {against} "
+            f"({np.median(by_way[against]):.0f}), {load}",
             f"{middle:.2f}× [{ratios.min():.2f}, {ratios.max():.2f}]", f"≥ {least}×",
             middle >= least,
         )  # fmt: skip

@@ -175,7 +175,7 @@ def busy(directory: Path, *options: str) -> list[Mark]:
     ]
 
 
-def found(directory: Path) -> list[Mark]:
+def results(directory: Path) -> list[Mark]:
     """How many of many starts are found with their names, and how many events are lost.
 
     WORKERS run crun without a pause, so that there is hardly a moment without a start.
@@ -258,5 +258,5 @@ def measure() -> Iterator[Mark]:
         bundle(directory)
         yield from busy(directory)
         yield from busy(directory, "--sample", "1")
-        yield from found(directory)
+        yield from results(directory)
         yield storm(directory)

@@ -275,7 +275,7 @@ def _results(host: Host, output: bytes, release: str) -> dict[str, tuple[str, st
     """What a check has printed, by its steps."""
     (CACHE / f"{host.name}.log").write_bytes(output)
     text = output.decode(errors="replace")
-    records = [json.loads(found) for found in re.findall(r"^RESULT (\{.*\})\r?$", text, re.M)]
+    records = [json.loads(record) for record in re.findall(r"^RESULT (\{.*\})\r?$", text, re.M)]
     rows = {each["step"]: (each["outcome"], each["words"], each["seconds"]) for each in records}
     for step in STEPS:
         rows.setdefault(step, ("failed", "not reached: see the host's log", 0.0))

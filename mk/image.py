@@ -101,7 +101,7 @@ def libraries(rootfs: Path) -> set[Path]:
         if file.is_symlink() or not file.is_file() or file.open("rb").read(4) != b"\x7fELF":
             continue
         listed = subprocess.run(["ldd", file], capture_output=True, text=True).stdout
-        needed |= {Path(found) for found in re.findall(r"(/\S+) \(0x", listed)}
+        needed |= {Path(shared) for shared in re.findall(r"(/\S+) \(0x", listed)}
     return {library for library in needed if not str(library).startswith(str(rootfs))}
 
 

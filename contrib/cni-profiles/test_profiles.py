@@ -120,7 +120,7 @@ def counted(bench: Any, network: str) -> dict[str, float]:
     usable(network)
     starts = [added(bench, network) for _ in range(3)]
     # the least of three: on a busy machine one may wait for a CPU where nothing names it
-    assert min(one.wall("unattributed") / one.sample.latency for one in starts) < 0.05
+    assert min(each.wall("unattributed") / each.sample.latency for each in starts) < 0.05
     return dict(_counts(starts[0].spans, starts[0].sample.pid).row(0, named=True))
 
 
@@ -156,8 +156,8 @@ def test_more_pods_than_a_block_of_addresses_come_and_go(bench: Any, network: st
     many = 70 if network == "calico-profile" else 6
     with commands_of(Cni(network), many, bench.workspace) as commands:
         samples = bench.starts(commands, deadline=60).run.samples
-    assert [one.error for one in samples] == many * [None]
-    assert {one.exit_status for one in samples} == {0}
+    assert [each.error for each in samples] == many * [None]
+    assert {each.exit_status for each in samples} == {0}
 
 
 def test_a_profile_is_measured_only_where_the_product_cannot_be_had(
@@ -207,10 +207,10 @@ def test_a_full_datastore_is_told_in_its_own_words(
     with commands_of(Cni(network), 2, bench.workspace) as commands:
         fill()
         samples = bench.starts(commands).run.samples
-    for one in samples:
-        assert one.ending is Ending.FAILED
-        assert f"plugin {network} ADD: " in (one.error or "")
-        assert "mvcc: database space exceeded" in (one.error or "")
+    for each in samples:
+        assert each.ending is Ending.FAILED
+        assert f"plugin {network} ADD: " in (each.error or "")
+        assert "mvcc: database space exceeded" in (each.error or "")
 
 
 def test_a_datastore_that_dies_amid_a_burst_fails_it_in_the_plugins_words(bench: Any) -> None:
@@ -224,11 +224,11 @@ def test_a_datastore_that_dies_amid_a_burst_fails_it_in_the_plugins_words(bench:
         lock.unlink(missing_ok=True)
         samples = bench.starts(commands, deadline=20).run.samples
         assert reaper.wait(timeout=60) == 0
-    failed = [one for one in samples if one.ending is Ending.FAILED]
+    failed = [each for each in samples if each.ending is Ending.FAILED]
     assert failed
-    for one in failed:
-        assert (one.error or "").startswith("plugin calico-profile ADD: ")
-        assert "etcd on 127.0.0.1:2379" in (one.error or "")
+    for each in failed:
+        assert (each.error or "").startswith("plugin calico-profile ADD: ")
+        assert "etcd on 127.0.0.1:2379" in (each.error or "")
 
 
 def test_a_slow_datastore_makes_a_slow_start_and_not_a_failed_one(bench: Any) -> None:

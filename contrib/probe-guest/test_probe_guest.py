@@ -56,7 +56,7 @@ def error(samples: list[Sample]) -> str:
     return first.error
 
 
-def check_whole(one: Sample, guest: GuestLog, looked: str, *loader: str) -> None:
+def check_whole(sample: Sample, guest: GuestLog, looked: str, *loader: str) -> None:
     """Every step is there, in order and without overlap, within what the host saw."""
     steps = ALL | {looked}
     assert {span.name for span in guest.spans} - {"firmware"} == {*steps, *loader}
@@ -66,12 +66,12 @@ def check_whole(one: Sample, guest: GuestLog, looked: str, *loader: str) -> None
     message = len(texts) * 2 + len(loader)
     assert guest.console.split("\n")[-1].startswith(f"probe end {message} ")
     assert guest.offset is not None
-    assert one.stamps.ready is not None
-    entered = boot.entered(one)
+    assert sample.stamps.ready is not None
+    entered = boot.entered(sample)
     assert entered is not None
-    for span in boot.placed(one):
+    for span in boot.placed(sample):
         assert entered - 1_000_000 <= span.start  # a counter may run a little off
-        assert span.end <= one.stamps.ready
+        assert span.end <= sample.stamps.ready
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def check_whole(one: Sample, guest: GuestLog, looked: str, *loader: str) -> None
 )  # fmt: skip
 def test_every_step_on_every_machine(room: Room, machine: str, protocol: str, console: str) -> None:
     how = tcg(Probe(), machine=machine, protocol=protocol, console=console)
-    one, guest = ready(room.start(how))
+    sample, guest = ready(room.start(how))
     loader = ["disk read"] if protocol == "disk" else []
-    check_whole(one, guest, "virtio" if machine == "microvm" else "pci", *loader)
+    check_whole(sample, guest, "virtio" if machine == "microvm" else "pci", *loader)
     assert guest.spans[0].name == "firmware"
     assert ("block: " in guest.console) == (console == "serial")
     assert room.leftovers() == []
@@ -96,8 +96,8 @@ def test_a_kvm_that_only_emulates_suffices(room: Room) -> None:
         how.probe()
     except Unsupported:
         return  # test_qemu.py asks why
-    one, guest = ready(room.start(how))
-    check_whole(one, guest, "virtio")
+    sample, guest = ready(room.start(how))
+    check_whole(sample, guest, "virtio")
 
 
 @pytest.mark.parametrize("protocol", ["direct", "pvh"])
@@ -107,8 +107,8 @@ def test_firecracker_enters_it_by_both_protocols(room: Room, protocol: str) -> N
         how.probe()
     except Unsupported as why:
         pytest.skip(f"needs a real Firecracker, and KVM: {why.message}")
-    one, guest = ready(room.start(how))
-    check_whole(one, guest, "virtio")
+    sample, guest = ready(room.start(how))
+    check_whole(sample, guest, "virtio")
 
 
 def test_counted_time_is_on_no_line_of_the_hosts(room: Room) -> None:
@@ -153,7 +153,7 @@ class Altered(Probe):
         return self.how(super().boot(wanted, directory))
 
 
-def told(words: str) -> Altered:
+def with_arguments(words: str) -> Altered:
     """A probe with words before its own on the command line: the first of each name counts."""
     return Altered(how=lambda boot: replace(boot, arguments=f"{words} {boot.arguments}"))
 
@@ -177,12 +177,12 @@ def with_image(image: Path, words: str) -> Altered:
     ],
 )
 def test_it_says_which_step_cannot_be_done(room: Room, words: str, complaint: str) -> None:
-    assert f"probe failed {complaint}" in error(room.start(tcg(told(words))))
+    assert f"probe failed {complaint}" in error(room.start(tcg(with_arguments(words))))
     assert room.leftovers() == []
 
 
 def test_an_exception_is_told_by_vector_and_address(room: Room) -> None:
-    [sample] = room.start(tcg(told("virtio_mmio.device=512@0xf000000000000:5")))
+    [sample] = room.start(tcg(with_arguments("virtio_mmio.device=512@0xf000000000000:5")))
     assert sample.guest is not None
     [line] = [line for line in sample.guest.console.split("\n") if "exception" in line][:1]
     assert line.startswith("probe exception 14 at 0x10")  # a page fault in the code at 1 MiB
@@ -190,7 +190,7 @@ def test_an_exception_is_told_by_vector_and_address(room: Room) -> None:
 
 def test_no_vga_is_said(room: Room) -> None:
     assert "probe failed console: there is none of this kind" in error(
-        room.start(tcg(told("console=vga"), machine="microvm"))
+        room.start(tcg(with_arguments("console=vga"), machine="microvm"))
     )
 
 

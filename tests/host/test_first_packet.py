@@ -194,7 +194,7 @@ def test_an_agile_start_ends_when_its_gateway_has_answered(bench: Any, depth: st
 @pytest.mark.parametrize(
     "backend",
     [Crowd(2), Churn("full"), Ablated("neighbours"), Ablated("everything")],
-    ids=lambda one: getattr(one, "name", ""),
+    ids=lambda each: getattr(each, "name", ""),
 )  # fmt: skip
 def test_so_do_the_runtimes_under_conditions(bench: Any, backend: Backend) -> None:
     reaching = usable(backend)

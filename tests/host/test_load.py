@@ -85,13 +85,13 @@ words = st.text(
 def test_arguments_and_environment_arrive_byte_for_byte(
     generator: Generator, arguments: list[str], environment: dict[str, str]
 ) -> None:
-    with tempfile.NamedTemporaryFile() as said_to:
+    with tempfile.NamedTemporaryFile() as file:
         script = f'cat /proc/$$/cmdline /proc/$$/environ >"$0"; {READY}'
-        argv = ("/bin/sh", "-c", script, said_to.name, *arguments)
+        argv = ("/bin/sh", "-c", script, file.name, *arguments)
         both(generator, Execute(argv, environment))
-        said = Path(said_to.name).read_bytes()
+        written = Path(file.name).read_bytes()
     expected = [*argv, *(f"{name}={value}" for name, value in environment.items())]
-    assert said == b"".join(os.fsencode(text) + b"\0" for text in expected)
+    assert written == b"".join(os.fsencode(text) + b"\0" for text in expected)
 
 
 @pytest.mark.parametrize(
@@ -186,9 +186,9 @@ ORPHANS = "(setsid sleep 1000 & echo $! >&2) 2>&1; (sleep 1000 & echo $!)"
 
 
 def pids(outcome: Outcome) -> list[int]:
-    found = [int(line) for line in outcome.output.splitlines() if line.isdigit()]
-    assert len(found) == 2
-    return found
+    numbers = [int(line) for line in outcome.output.splitlines() if line.isdigit()]
+    assert len(numbers) == 2
+    return numbers
 
 
 def test_orphans_do_not_outlive_the_last_batch(generator: Generator) -> None:
@@ -245,15 +245,15 @@ def test_in_sequence_each_is_asked_for_when_the_one_before_is_settled(
     settled = [seen[0].seen, seen[1].exited, seen[2].intended + 2000 * MS]
     for before, after in zip(settled, seen[1:], strict=True):
         assert before <= after.intended <= after.spawned
-    assert [one.expired for one in seen] == [False, False, True, False]
+    assert [each.expired for each in seen] == [False, False, True, False]
 
 
 def test_arrivals_keep_to_their_schedule(generator: Generator) -> None:
     shape = Poisson(rate=200)
     seen, _ = both(generator, *[shell(READY)] * 20, shape=shape)
     first, asked = seen[0].intended, offsets(shape, 20)
-    assert [one.intended - first for one in seen] == [at - asked[0] for at in asked]
-    assert all(one.spawned >= one.intended for one in seen)
+    assert [each.intended - first for each in seen] == [at - asked[0] for at in asked]
+    assert all(each.spawned >= each.intended for each in seen)
 
 
 @given(st.integers(0, 2**32), st.floats(0.1, 1e4), st.integers(0, 50))
@@ -277,18 +277,18 @@ def test_poisson_arrivals_come_at_their_rate() -> None:
 
 def test_a_hundred_at_once_are_all_ready_and_say_how_late_they_were(generator: Generator) -> None:
     seen, ended = both(generator, *[shell(f"{READY}; cat")] * 100, deadline=60)
-    assert all(one.seen for one in seen)
-    assert len({one.intended for one in seen}) == 1
-    late = [one.spawned - one.intended for one in seen]
+    assert all(each.seen for each in seen)
+    assert len({each.intended for each in seen}) == 1
+    late = [each.spawned - each.intended for each in seen]
     assert late == sorted(late)
     assert late[0] >= 0
-    assert len({one.pid for one in seen}) == 100
-    assert [one.status for one in ended] == [0] * 100
+    assert len({each.pid for each in seen}) == 100
+    assert [each.status for each in ended] == [0] * 100
 
 
 def test_starts_may_be_more_than_the_open_files_that_they_are_given(program: str) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = 16 + max(int(one.name) for one in Path("/proc/self/fd").iterdir())
+    few = 16 + max(int(each.name) for each in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
     try:
         with Generator() as generator:
@@ -296,17 +296,17 @@ def test_starts_may_be_more_than_the_open_files_that_they_are_given(program: str
             seen, _ = both(generator, *[shell(f"ulimit -n; {READY}; cat")] * (few + 20))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert {one.output for one in seen} == {f"{few}\nfirstlight ready 1\n"}
+    assert {each.output for each in seen} == {f"{few}\nfirstlight ready 1\n"}
 
 
 def test_batches_may_overlap(generator: Generator) -> None:
     up = generator.run(1, [shell(f"{READY}; cat")] * 3, deadline=60)
     [new] = generator.run(2, [shell(f"{READY}; cat")], deadline=60)
-    assert all(runs(one.pid) for one in [*up, new])
+    assert all(runs(each.pid) for each in [*up, new])
     [ended] = generator.stop(2, deadline=60)
     assert (ended.pid, ended.status) == (new.pid, 0)
-    assert all(runs(one.pid) for one in up)
-    assert [one.pid for one in generator.stop(1, deadline=60)] == [one.pid for one in up]
+    assert all(runs(each.pid) for each in up)
+    assert [each.pid for each in generator.stop(1, deadline=60)] == [each.pid for each in up]
 
 
 def test_no_commands_is_an_empty_batch(generator: Generator) -> None:
@@ -404,19 +404,19 @@ def test_no_request_makes_the_generator_misbehave(sanitized: Path, data: st.Data
         for _ in range(count)
     )
     declared = max(0, len(body) + data.draw(st.sampled_from([0, 0, 0, -1, 1])))
-    said = HEAD.pack(data.draw(st.sampled_from([1, 1, 1, 2, 3])), data.draw(st.integers(0, 200)),
+    reply = HEAD.pack(data.draw(st.sampled_from([1, 1, 1, 2, 3])), data.draw(st.integers(0, 200)),
                      count, data.draw(st.sampled_from([0, 1])), 0, 100 * MS, declared)  # fmt: skip
-    assert converse(sanitized, said + body) in {0, 1}
+    assert converse(sanitized, reply + body) in {0, 1}
 
 
-def converse(program: Path, said: bytes) -> int:
+def converse(program: Path, sent: bytes) -> int:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         process = subprocess.Popen(
             [program, str(theirs.fileno())], pass_fds=[theirs.fileno()], stderr=subprocess.PIPE
         )
         theirs.close()
-        ours.sendall(said)
+        ours.sendall(sent)
         ours.shutdown(socket.SHUT_WR)
         with suppress(ConnectionResetError):  # it left what it refused unread
             while ours.recv(65536):

@@ -61,7 +61,7 @@ def started(command: Execute) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def said(process: subprocess.Popen[str]) -> list[str]:
+def output(process: subprocess.Popen[str]) -> list[str]:
     """What a start says until it is ready or has failed."""
     assert process.stdout is not None
     lines = []
@@ -142,7 +142,7 @@ def test_a_packet_goes_from_the_container_to_the_host_and_back(lab: Workspace, m
         commands_of(Network(method=method), 2, lab) as [_, command],
         started(command) as process,
     ):
-        assert said(process)[-1].startswith("firstlight ready ")
+        assert output(process)[-1].startswith("firstlight ready ")
         [link] = ip("-n", "fl1", "address", "show", "dev", "fl1-c")
         assert addresses(link)["10.88.0.3"]["prefixlen"] == 32
         [default] = ip("-n", "fl1", "route")
@@ -174,7 +174,7 @@ def test_nothing_is_left_after_the_end_of_input(lab: Workspace, backend: Network
         names = named()
         for command in commands:
             with started(command) as process:
-                assert said(process)[-1].startswith("firstlight ready ")
+                assert output(process)[-1].startswith("firstlight ready ")
                 assert state() != inside
                 assert finish(process) == 0
         assert state() == inside
@@ -194,7 +194,7 @@ def test_a_request_to_end_takes_down_what_was_made(lab: Workspace, method: str) 
     with commands_of(Network(method=method), 1, lab) as [command]:
         inside = state()
         with started(command) as process:
-            said(process)
+            output(process)
             process.terminate()
             assert process.wait(timeout=60) == 0
         assert state() == inside
@@ -210,7 +210,7 @@ def test_nothing_is_left_of_starts_that_were_killed_at_any_step(
         for process in processes[:6]:
             process.kill()  # somewhere within its steps
         for process in processes[6:]:
-            assert said(process)[-1].startswith("firstlight ready ")
+            assert output(process)[-1].startswith("firstlight ready ")
             process.kill()
         for process in processes:
             assert process.wait() == -signal.SIGKILL
@@ -223,7 +223,7 @@ def test_fifty_at_once_succeed(lab: Workspace, method: str) -> None:
     with commands_of(Network(method=method), 50, lab) as commands, ExitStack() as starts:
         processes = [starts.enter_context(started(command)) for command in commands]
         for process in processes:
-            assert said(process)[-1].startswith("firstlight ready ")
+            assert output(process)[-1].startswith("firstlight ready ")
         links = {name for _, name in socket.if_nameindex()}
         assert links == {"lo", *(f"fl{index}-h" for index in range(50))}
         assert [finish(process) for process in processes] == [0] * 50
@@ -231,7 +231,7 @@ def test_fifty_at_once_succeed(lab: Workspace, method: str) -> None:
 
 def test_the_plain_request_moves_a_veth_and_names_its_namespace(lab: Workspace) -> None:
     with commands_of(Network(), 1, lab) as [command], started(command) as process:
-        assert step_names(said(process)) == ALL_STEPS
+        assert step_names(output(process)) == ALL_STEPS
         assert named() == ["fl0"]
         loopback, link = ip("-n", "fl0", "address")
         assert "UP" in loopback["flags"]
@@ -244,7 +244,7 @@ def test_a_veth_in_place_is_not_moved(lab: Workspace) -> None:
         commands_of(Network(trick="veth in place"), 1, lab) as [command],
         started(command) as process,
     ):
-        assert step_names(said(process)) == [name for name in ALL_STEPS if name != "move"]
+        assert step_names(output(process)) == [name for name in ALL_STEPS if name != "move"]
         [link] = ip("-n", "fl0", "address", "show", "dev", "fl0-c")
         assert "10.88.0.2" in addresses(link)
 
@@ -262,7 +262,7 @@ def test_ipv6_off_leaves_no_address_on_either_end(lab: Workspace) -> None:
         commands_of(Network(trick="IPv6 off"), 1, lab) as [command],
         started(command) as process,
     ):
-        assert said(process)[-1].startswith("firstlight ready ")
+        assert output(process)[-1].startswith("firstlight ready ")
         ends = [*ip("-n", "fl0", "address"), *ip("address", "show", "dev", "fl0-h")]
         result = [entry["family"] for end in ends for entry in end["addr_info"]]
         assert result == ["inet", "inet"]  # lo's own, and the container's
@@ -272,7 +272,7 @@ def test_ipv6_off_leaves_no_address_on_either_end(lab: Workspace) -> None:
 @pytest.mark.parametrize(("trick", "is_checked"), [("DAD on", True), ("DAD off", False)])
 def test_an_ipv6_address_is_usable_once_ready(lab: Workspace, trick: str, is_checked: bool) -> None:
     with commands_of(Network(trick=trick), 1, lab) as [command], started(command) as process:
-        assert step_names(said(process)) == [*ALL_STEPS[:-1], "address6", "route"]
+        assert step_names(output(process)) == [*ALL_STEPS[:-1], "address6", "route"]
         [link] = ip("-n", "fl0", "address", "show", "dev", "fl0-c")
         result = addresses(link)["fd88::2"]
         assert "tentative" not in result
@@ -284,7 +284,7 @@ def test_a_descriptor_holds_a_namespace_without_a_name(lab: Workspace) -> None:
         commands_of(Network(trick="namespace by descriptor"), 1, lab) as [command],
         started(command) as process,
     ):
-        assert step_names(said(process)) == ALL_STEPS
+        assert step_names(output(process)) == ALL_STEPS
         assert named() == []
         [link] = ip("address", "show", "dev", "fl0-c", enter=namespace_of(process))
         assert "10.88.0.2" in addresses(link)
@@ -295,7 +295,7 @@ def test_the_mount_namespace_copies_the_crowd_unless_it_is_pruned(
     lab: Workspace, trick: str, copied: int
 ) -> None:
     with commands_of(Network(trick=trick), 1, lab) as [command], started(command) as process:
-        assert step_names(said(process)) == [*ALL_STEPS, "mount.ns"]
+        assert step_names(output(process)) == [*ALL_STEPS, "mount.ns"]
         [child] = subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()
         mounts = Path(f"/proc/{child}/mountinfo").read_text()
         assert mounts.count("/run/netns/crowd") == copied
@@ -307,7 +307,7 @@ def test_the_mount_namespace_copies_the_crowd_unless_it_is_pruned(
 
 def test_all_tricks_together(lab: Workspace) -> None:
     with commands_of(Network(trick="all"), 1, lab) as [command], started(command) as process:
-        assert step_names(said(process)) == [name for name in ALL_STEPS if name != "move"]
+        assert step_names(output(process)) == [name for name in ALL_STEPS if name != "move"]
         assert named() == []
         [link] = ip("address", "show", "dev", "fl0-c", enter=namespace_of(process))
         assert list(addresses(link)) == ["10.88.0.2"]

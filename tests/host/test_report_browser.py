@@ -58,10 +58,10 @@ class Opened:
     def __init__(self, page: Page, file: Path) -> None:
         self.page = page
         page.set_default_timeout(DEADLINE_MS)
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.asked: list[str] = []
-        page.on("console", lambda message: self.said.append(message.text))
-        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.on("console", lambda message: self.messages.append(message.text))
+        page.on("pageerror", lambda error: self.messages.append(str(error)))
         page.on("request", lambda request: self.asked.append(request.url))
         page.goto(file.as_uri())
         self.drawn()
@@ -102,7 +102,7 @@ def test_every_chart_draws_and_nothing_is_fetched_or_complained_of(
     for chart in charts.all():
         marks = chart.locator("svg .mark-rect path, svg .mark-line path, svg .mark-symbol path")
         assert marks.count() > 0, chart.get_attribute("aria-label")
-    assert opened.said == []
+    assert opened.messages == []
     assert opened.asked == [file.as_uri()]
 
 
@@ -169,5 +169,5 @@ def luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def contrast(one: float, other: float) -> float:
-    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+def contrast(first: float, other: float) -> float:
+    return (max(first, other) + 0.05) / (min(first, other) + 0.05)

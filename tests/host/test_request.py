@@ -59,7 +59,7 @@ def runtime(path: Path, *serves: Serve) -> Iterator[Path]:
     """Listens; each connection, in turn, is served by one of ``serves``."""
     errors: list[BaseException] = []
 
-    def one(serve: Serve, connection: socket.socket) -> None:
+    def serve_in_turn(serve: Serve, connection: socket.socket) -> None:
         try:
             with connection:
                 connection.settimeout(60)
@@ -74,7 +74,9 @@ def runtime(path: Path, *serves: Serve) -> Iterator[Path]:
         def accept() -> None:
             threads = []
             for serve in serves:
-                threads.append(threading.Thread(target=one, args=(serve, listener.accept()[0])))
+                threads.append(
+                    threading.Thread(target=serve_in_turn, args=(serve, listener.accept()[0]))
+                )
                 threads[-1].start()
             for thread in threads:
                 thread.join()

@@ -107,7 +107,7 @@ def left(run: str) -> list[str]:
 
 points_ = st.lists(
     st.integers(1, 100).map(lambda count: {"instances": count}), min_size=1, max_size=8
-).map(lambda found: [{**point, "place": place} for place, point in enumerate(found)])
+).map(lambda drawn: [{**point, "place": place} for place, point in enumerate(drawn)])
 
 
 def scheduled(points: list[Point], repetitions: int, seed: int, traced: bool) -> list[Batch]:
@@ -185,12 +185,12 @@ def test_a_stamp_of_a_foreign_clock_is_replaced_by_its_arrival(stamp: int) -> No
 
 
 @pytest.mark.parametrize(
-    "said",
+    "printed",
     ["firstlight ready soon\n", "firstlight ready \n", "firstlight ready -5\n",
      "firstlight ready 4000 or so\n", "firstlight ready 99999999999999999999999\n"],
 )  # fmt: skip
-def test_what_only_looks_like_a_stamp_is_a_failure_and_no_error_of_ours(said: str) -> None:
-    sample = sampled(said)
+def test_what_only_looks_like_a_stamp_is_a_failure_and_no_error_of_ours(printed: str) -> None:
+    sample = sampled(printed)
     assert (sample.ending, sample.stamps.ready, sample.error) == (Ending.FAILED, None, "not ready")
 
 
@@ -217,7 +217,7 @@ def test_a_step_that_makes_no_sense_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "more", "ending", "error"),
+    ("printed", "more", "ending", "error"),
     [
         ("firstlight error cannot mount: Busy\n", {}, Ending.FAILED, "cannot mount: Busy"),
         ("words\n", {"seen": 0, "status": 9}, Ending.FAILED,
@@ -228,15 +228,15 @@ def test_a_step_that_makes_no_sense_is_left_out() -> None:
     ],
 )  # fmt: skip
 def test_a_start_that_was_not_ready_says_why(
-    said: str, more: dict[str, object], ending: Ending, error: str
+    printed: str, more: dict[str, object], ending: Ending, error: str
 ) -> None:
-    sample = sampled(said, "hung in phase mount" if ending == Ending.HUNG else None, **more)
+    sample = sampled(printed, "hung in phase mount" if ending == Ending.HUNG else None, **more)
     assert (sample.ending, sample.error, sample.latency) == (ending, error, None)
 
 
 @given(st.text())
-def test_no_output_breaks_a_sample(said: str) -> None:
-    sample = sampled(said, seen=5000 if "ready" in said else 0)
+def test_no_output_breaks_a_sample(printed: str) -> None:
+    sample = sampled(printed, seen=5000 if "ready" in printed else 0)
     assert (sample.latency is not None) == (sample.ending == Ending.READY)
 
 
@@ -389,7 +389,7 @@ def test_a_directory_that_is_in_use_is_left_alone(tmp_path: Path) -> None:
 @needs_root
 def test_in_sequence_no_two_starts_overlap(tmp_path: Path) -> None:
     run = measured(experiment(READY, instances=(4,), shape=Sequence()), tmp_path)
-    starts = sorted(run.samples, key=lambda one: one.instance)
+    starts = sorted(run.samples, key=lambda each: each.instance)
     for sooner, later in pairwise(starts):
         assert sooner.stamps.seen is not None
         assert sooner.stamps.seen <= later.stamps.intended

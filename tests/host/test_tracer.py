@@ -538,12 +538,12 @@ def test_the_loader_reads_and_writes_only_what_is_its_own(
 
 
 @pytest.mark.parametrize(
-    "said", ["stop", "start /nonexistent/x", "nonsense", "start " + "x" * 5000, ""]
+    "nonsense", ["stop", "start /nonexistent/x", "nonsense", "start " + "x" * 5000, ""]
 )
-def test_the_loader_refuses_nonsense(sanitized_trace: Path, said: str) -> None:
+def test_the_loader_refuses_nonsense(sanitized_trace: Path, nonsense: str) -> None:
     done = subprocess.run(
         [sanitized_trace, native("trace.bpf.o"), "1"],
-        input=f"{said}\n", capture_output=True, text=True, timeout=60,
+        input=f"{nonsense}\n", capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.startswith("trace: ")

@@ -46,10 +46,10 @@ def renderer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def named(text: str) -> Objects:
     """The objects of a stream, by kind, namespace and name."""
-    found = [each for each in yaml.safe_load_all(text) if each]
+    documents = [each for each in yaml.safe_load_all(text) if each]
     objects = {(each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]): each
-               for each in found}  # fmt: skip
-    assert len(objects) == len(found)
+               for each in documents}  # fmt: skip
+    assert len(objects) == len(documents)
     return objects
 
 

@@ -325,9 +325,9 @@ def test_a_function_is_applied_once_and_served_by_all_nodes(
         return json.loads(done.stdout)  # type: ignore[no-any-return]
 
     def status(name: str) -> tuple[str, dict[str, bool]]:
-        found = cluster.get("function.firstlight.dev", name, "-n", FUNCTIONS).get("status", {})
-        [condition] = found.get("conditions") or [{"status": "", "message": ""}]
-        ready = {each["name"]: each["ready"] for each in found.get("nodes", ())}
+        observed = cluster.get("function.firstlight.dev", name, "-n", FUNCTIONS).get("status", {})
+        [condition] = observed.get("conditions") or [{"status": "", "message": ""}]
+        ready = {each["name"]: each["ready"] for each in observed.get("nodes", ())}
         return f"{condition['status']} {condition['message']}".strip(), ready
 
     assert call() == [["hello", "node"]] * 4

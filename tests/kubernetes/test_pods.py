@@ -84,24 +84,24 @@ def test_the_stages_are_those_that_the_components_tell(samples: list[Sample]) ->
     for sample in samples:
         assert sample.telemetry
         span = next(
-            one for one in sample.telemetry.spans
-            if one.name == "sandbox runtime.v1.RuntimeService/RunPodSandbox"
+            each for each in sample.telemetry.spans
+            if each.name == "sandbox runtime.v1.RuntimeService/RunPodSandbox"
         )  # fmt: skip
         spent = pods.account(sample)
         names = ("sandbox.netns", "cni", "shim", "sandbox.runtime", "sandbox.other")
         parts = sum(spent[name] for name in names)
-        shim = [one for one in sample.telemetry.spans if one.name == "start container.NewTask"]
-        inner = [one for one in sample.telemetry.spans
-                 if one.name == "start containerd.task.v3.Task/Create"]  # fmt: skip
+        shim = [each for each in sample.telemetry.spans if each.name == "start container.NewTask"]
+        inner = [each for each in sample.telemetry.spans
+                 if each.name == "start containerd.task.v3.Task/Create"]  # fmt: skip
         second = shim[0].end - shim[0].start - (inner[0].end - inner[0].start)
         whole = span.end - span.start
         assert parts - second == pytest.approx(whole, rel=0.05)
 
 
 def test_a_pod_to_its_first_packet(tmp_path: Path) -> None:
-    found = measured(tmp_path / "run", "kubernetes-pods", "--cni", "ptp", "--instances", "1",
+    result = measured(tmp_path / "run", "kubernetes-pods", "--cni", "ptp", "--instances", "1",
                      "--repetitions", "1", "--end-point", "first-packet")  # fmt: skip
-    for sample in found:
+    for sample in result:
         assert sample.ending is Ending.READY, sample.error
         steps = {step.name: step for step in sample.steps}
         assert steps["packet"].end == sample.stamps.ready
@@ -110,10 +110,10 @@ def test_a_pod_to_its_first_packet(tmp_path: Path) -> None:
 
 
 def test_a_sandbox_by_the_cri_alone(tmp_path: Path) -> None:
-    found = measured(tmp_path / "run", "cri-sandbox", "--cni", "bridge", "--instances", "1,4",
+    result = measured(tmp_path / "run", "cri-sandbox", "--cni", "bridge", "--instances", "1,4",
                      "--repetitions", "1")  # fmt: skip
-    assert len(found) == 3 + 3 + 4
-    for sample in found:
+    assert len(result) == 3 + 3 + 4
+    for sample in result:
         assert sample.ending is Ending.READY, sample.error
         assert [step.name for step in sample.steps] == [
             "RunPodSandbox", "CreateContainer", "StartContainer",
@@ -125,11 +125,11 @@ def test_a_sandbox_by_the_cri_alone(tmp_path: Path) -> None:
 
 def test_a_container_by_containerd_beside_its_runtime_alone(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    found = measured(out, "containerd-task", "--instances", "1", "--repetitions", "1")
-    assert {sample.ending for sample in found} == {Ending.READY}, found
+    result = measured(out, "containerd-task", "--instances", "1", "--repetitions", "1")
+    assert {sample.ending for sample in result} == {Ending.READY}, result
     spent = breakdown(store.read(out)).group_by("sample").agg(pl.col("wall").sum())
-    latencies = {sample.index: sample.latency for sample in found}
-    assert len(spent) == sum(sample.traced for sample in found) == 6
+    latencies = {sample.index: sample.latency for sample in result}
+    assert len(spent) == sum(sample.traced for sample in result) == 6
     assert all(latencies[index] == wall for index, wall in spent.iter_rows())
 
 
@@ -147,10 +147,10 @@ def namespaces(record: standing.Record) -> set[str]:
 
 def test_pods_of_a_user_s_cluster(users: standing.Record, tmp_path: Path) -> None:
     before = namespaces(users)
-    found = measured(tmp_path / "run", "kubernetes-pods", "--kubeconfig", users.kubeconfig,
+    result = measured(tmp_path / "run", "kubernetes-pods", "--kubeconfig", users.kubeconfig,
                      "--instances", "1,3", "--repetitions", "1")  # fmt: skip
-    assert len(found) == 3 + 3 + 3
-    assert all(sample.ending is Ending.READY for sample in found), found
+    assert len(result) == 3 + 3 + 3
+    assert all(sample.ending is Ending.READY for sample in result), result
     assert namespaces(users) == before
 
 
@@ -165,22 +165,22 @@ def test_a_pod_that_cannot_start_says_why_and_is_deleted(
     users: standing.Record, tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
     before = namespaces(users)
-    found = measured(tmp_path / "run", "kubernetes-pods", "--kubeconfig", users.kubeconfig,
+    result = measured(tmp_path / "run", "kubernetes-pods", "--kubeconfig", users.kubeconfig,
                      *options, "--instances", "1", "--repetitions", "1")  # fmt: skip
-    assert {sample.ending for sample in found} == {Ending.FAILED}
-    assert all(words in (sample.error or "") for sample in found), found
+    assert {sample.ending for sample in result} == {Ending.FAILED}
+    assert all(words in (sample.error or "") for sample in result), result
     assert namespaces(users) == before
 
 
 def test_a_pod_that_no_node_takes_says_so(users: standing.Record, tmp_path: Path) -> None:
     kubectl(users, "cordon", "firstlight")
     try:
-        found = measured(tmp_path / "run", "kubernetes-pods", "--kubeconfig", users.kubeconfig,
+        result = measured(tmp_path / "run", "kubernetes-pods", "--kubeconfig", users.kubeconfig,
                          "--instances", "1", "--repetitions", "1", "--deadline", "8")  # fmt: skip
     finally:
         kubectl(users, "uncordon", "firstlight")
-    assert {sample.ending for sample in found} <= {Ending.FAILED, Ending.HUNG}
-    assert all("unschedulable" in (sample.error or "") for sample in found), found
+    assert {sample.ending for sample in result} <= {Ending.FAILED, Ending.HUNG}
+    assert all("unschedulable" in (sample.error or "") for sample in result), result
 
 
 def test_a_cluster_that_refuses(users: standing.Record, tmp_path: Path) -> None:
@@ -188,9 +188,9 @@ def test_a_cluster_that_refuses(users: standing.Record, tmp_path: Path) -> None:
     config["users"][0]["user"]["token"] = "nobody"
     refused = tmp_path / "kubeconfig"
     refused.write_text(json.dumps(config))
-    found = measured(tmp_path / "run", "kubernetes-pods", "--kubeconfig", str(refused),
+    result = measured(tmp_path / "run", "kubernetes-pods", "--kubeconfig", str(refused),
                      "--instances", "1", "--repetitions", "1")  # fmt: skip
-    assert all("Unauthorized" in (sample.error or "") for sample in found), found
+    assert all("Unauthorized" in (sample.error or "") for sample in result), result
 
 
 def test_a_kubeconfig_that_is_not_there(tmp_path: Path) -> None:

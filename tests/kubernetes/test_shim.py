@@ -95,12 +95,12 @@ def ended(record: standing.Record, container: str, pod: str = "pod") -> tuple[in
     """The exit status of a container of a pod and the reason, when it has ended."""
     until = time.monotonic() + _SECONDS
     while True:
-        found = json.loads(kubectl(record, "get", "pod", pod, "-o", "json"))["status"]
-        for each in found.get("containerStatuses", ()):
+        observed = json.loads(kubectl(record, "get", "pod", pod, "-o", "json"))["status"]
+        for each in observed.get("containerStatuses", ()):
             if each["name"] == container and "terminated" in each["state"]:
                 end = each["state"]["terminated"]
                 return int(end["exitCode"]), str(end["reason"])
-        assert time.monotonic() < until, found
+        assert time.monotonic() < until, observed
         time.sleep(0.2)
 
 

@@ -114,7 +114,7 @@ class Machine:
 
     def __init__(self, log: Path | None) -> None:
         self._log_file = log
-        self.told: dict[str, dict[str, Any]] = {}
+        self.settings: dict[str, dict[str, Any]] = {}
         self._is_running = self._is_paused = False
 
     def log(self, text: str) -> None:
@@ -137,14 +137,14 @@ class Machine:
         elif described == "/snapshot/create":
             if not self._is_paused:
                 raise Refused("Create snapshot error: Cannot save a microVM that is not paused.")
-            Path(body["snapshot_path"]).write_text(json.dumps([VERSION, self.told]))
+            Path(body["snapshot_path"]).write_text(json.dumps([VERSION, self.settings]))
             Path(body["mem_file_path"]).write_bytes(bytes(4096))
         elif described == "/snapshot/load":
             self._load(body)
         elif self._is_running:
             raise Refused("The requested operation is not supported after starting the microVM.")
         else:
-            self.told[path] = body
+            self.settings[path] = body
             self._open(described, body)
 
     def _open(self, described: str, body: dict[str, Any]) -> None:
@@ -156,10 +156,10 @@ class Machine:
             raise Refused(f"{reason}: No such file or directory (os error 2)")
 
     def _load(self, body: dict[str, Any]) -> None:
-        if self.told:
+        if self.settings:
             raise Refused("Load snapshot error: Loading a microVM snapshot not allowed after "
                           "configuring boot-specific resources.")  # fmt: skip
-        version, self.told = json.loads(Path(body["snapshot_path"]).read_text())
+        version, self.settings = json.loads(Path(body["snapshot_path"]).read_text())
         if version != VERSION:
             raise Refused(f"Load snapshot error: Invalid snapshot version: {version}")
         _check_body(body["mem_backend"], {"backend_type": str, "backend_path": str}, {})
@@ -171,9 +171,9 @@ class Machine:
 
     def start(self) -> None:
         """Let the guest run."""
-        if "/boot-source" not in self.told:
+        if "/boot-source" not in self.settings:
             raise Refused("Start microvm error: Cannot start microvm without kernel configuration.")
-        kernel = Path(self.told["/boot-source"]["kernel_image_path"]).read_bytes()
+        kernel = Path(self.settings["/boot-source"]["kernel_image_path"]).read_bytes()
         at = kernel.find(b"\x66\xba")
         if not kernel.startswith(b"\x7fELF") or at < 0:
             raise Refused("Start microvm error: Invalid Elf magic number")

@@ -25,8 +25,8 @@ def packages() -> Path:
 
     places = [_AWS, *(parent / "aws" for parent in Path(firstlight.__file__).parents)]
     for place in places:
-        for found in place.glob("lib/python3.*/site-packages/awslambdaric"):
-            return found.parent
+        for package in place.glob("lib/python3.*/site-packages/awslambdaric"):
+            return package.parent
     pytest.skip("awslambdaric is missing: make setup")
 
 

@@ -160,10 +160,10 @@ async def functions(config: Config) -> AsyncIterator[Functions]:
     async with (
         Runtime(config) as runtime,
         Serving(runtime) as serving,
-        Functions(runtime, serving) as found,
-        node.opened(config, found, serving),
+        Functions(runtime, serving) as kept,
+        node.opened(config, kept, serving),
     ):
-        yield found
+        yield kept
 
 
 def with_functions(
@@ -175,8 +175,8 @@ def with_functions(
     """Run a coroutine beside such a runtime, in namespaces of their own."""
 
     async def on() -> None:
-        async with functions(configuration(store, credentials)) as found:
-            await main(found)
+        async with functions(configuration(store, credentials)) as kept:
+            await main(kept)
 
     on_host(on, seconds)
 

@@ -20,9 +20,9 @@ NATIVE = Path(__file__).parents[2] / "native"
 
 def of_struct(record: struct.Struct) -> list[tuple[int, int]]:
     """Offset and size of each field of a format, and the size of all, at offset 0."""
-    found = re.findall(r"(\d*)([a-zA-Z])", record.format)
+    members = re.findall(r"(\d*)([a-zA-Z])", record.format)
     codes = [
-        code for count, kind in found
+        code for count, kind in members
         for code in ([f"{count}s"] if kind == "s" else [kind] * int(count or 1))
     ]  # fmt: skip
     ends = [struct.calcsize("=" + "".join(codes[: many + 1])) for many in range(len(codes))]

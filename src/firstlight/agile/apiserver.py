@@ -150,9 +150,9 @@ def _event(line: bytes) -> Object:
 def _object(status: int, text: bytes) -> Object:
     """An answer's object. Raises Refused."""
     try:
-        found: Object = json.loads(text)
+        answer: Object = json.loads(text)
     except ValueError as error:
         raise Refused(status, f"the API server answers {status}, and no JSON") from error
     if not 200 <= status <= 299:
-        raise Refused(status, str(found.get("message") or f"the API server answers {status}"))
-    return found
+        raise Refused(status, str(answer.get("message") or f"the API server answers {status}"))
+    return answer

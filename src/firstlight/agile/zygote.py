@@ -417,7 +417,7 @@ class Zygote:
         if self._next is None and self._is_up() and not self._closing:
             self._next = self._task(self._armed())
 
-    async def _told(self) -> Fork:
+    async def _announced(self) -> Fork:
         """The fork that the zygote has been told of. Raises Failed."""
         for _ in range(_TRIES):
             await self.start()
@@ -429,7 +429,7 @@ class Zygote:
 
     async def _ready_fork(self) -> Fork:
         async with self._forking:
-            fork, up = await self._told(), self._up
+            fork, up = await self._announced(), self._up
             try:
                 if up is None:
                     raise self._gone()

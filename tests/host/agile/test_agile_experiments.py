@@ -45,7 +45,7 @@ def measure(tmp_path: Path) -> Iterator[Measure]:
     before = seen()
     runs: list[store.Run] = []
 
-    def one(experiment: Experiment, cases: list[Case]) -> store.Run:
+    def sample(experiment: Experiment, cases: list[Case]) -> store.Run:
         small = replace(experiment, cases=lambda _options: cases)
         plan = runner.Plan(small, Options((1,)), repetitions=1, seed=1, traced=False, deadline=30)
         with returning_home():
@@ -53,13 +53,13 @@ def measure(tmp_path: Path) -> Iterator[Measure]:
         runs.append(store.read(tmp_path / "run"))
         return runs[0]
 
-    yield one
+    yield sample
     for run in runs:
         name = run.header.run
         assert not marked(name)
         assert not [each for each in cgroups.hierarchies() if (each / cgroups.name(name)).exists()]
         assert not Path(f"/run/firstlight/{name}").exists()
-        assert [one.error for one in run.samples if one.ending is not Ending.READY] == []
+        assert [sample.error for sample in run.samples if sample.ending is not Ending.READY] == []
     assert seen() == before
 
 
@@ -72,7 +72,7 @@ def without(part: str) -> Case:
 
 
 def by(run: store.Run, axis: str, value: object) -> list[Sample]:
-    return [one for one in run.samples if one.point[axis] == value]
+    return [each for each in run.samples if each.point[axis] == value]
 
 
 def test_churn_counts_what_the_pool_gave_and_made(measure: Measure) -> None:
@@ -87,15 +87,15 @@ def test_churn_counts_what_the_pool_gave_and_made(measure: Measure) -> None:
     assert counts["refilling"]["made"] > 0
     assert counts["refilling"]["refill"] > 0
     assert (counts["empty"]["hits"], counts["empty"]["misses"]) == (0, 8)
-    assert not any(one.counts for one in run.samples if one.instance)
+    assert not any(each.counts for each in run.samples if each.instance)
 
 
 def test_churn_is_an_open_loop_whose_instances_have_ended_by_themselves(measure: Measure) -> None:
     run = measure(CHURN, [churning("full", 4)])
-    asked = [one.stamps.intended for one in run.samples]
+    asked = [each.stamps.intended for each in run.samples]
     due = offsets(Poisson(4), 8, run.header.seed)
     assert [at - asked[0] for at in asked] == [at - due[0] for at in due]
-    ends = [one.stamps.stopped for one in run.samples]
+    ends = [each.stamps.stopped for each in run.samples]
     assert all(ends)
     assert min(end for end in ends if end) < asked[-1], "none ended before the last was asked for"
 
@@ -120,10 +120,10 @@ def test_those_that_are_up_stay_up_until_the_batch_is_left(tmp_path: Path) -> No
 
 def test_ablation_hears_the_first_packet_whatever_is_left_out(measure: Measure) -> None:
     run = measure(ABLATION, [without(part) for part in WITHOUT])
-    for one in run.samples:
-        [packet] = [step for step in one.steps if step.name == "packet"]
-        assert one.stamps.ready
-        assert one.stamps.ready < packet.start < packet.end
+    for each in run.samples:
+        [packet] = [step for step in each.steps if step.name == "packet"]
+        assert each.stamps.ready
+        assert each.stamps.ready < packet.start < packet.end
     assert len(run.header.notes) == len(WITHOUT)
 
 
@@ -131,7 +131,7 @@ def test_what_is_left_out_is_left_to_the_start(measure: Measure) -> None:
     """A start without a prepared part takes its step itself; told by the runtime's own stamps."""
     run = measure(ABLATION, [without(name) for name in ("nothing", "sandboxes")])
     ready, parts = (
-        [{step.name for step in one.steps} for one in by(run, "without", name)]
+        [{step.name for step in each.steps} for each in by(run, "without", name)]
         for name in ("nothing", "sandboxes")
     )
     assert all("clone" not in names and "exec" in names for names in ready)
@@ -147,11 +147,11 @@ def test_each_kind_of_function_begins_and_ends(measure: Measure, name: str) -> N
         pytest.skip(error.message)
     run = measure(FUNCTIONS, cases)
     assert len(run.samples) == 3 + 4
-    for one in run.samples:
-        assert one.exit_status == 0, one
+    for each in run.samples:
+        assert each.exit_status == 0, each
         if name in KINDS:
-            start, handler = one.steps
-            assert one.stamps.intended <= start.start <= start.end == one.stamps.ready
+            start, handler = each.steps
+            assert each.stamps.intended <= start.start <= start.end == each.stamps.ready
             assert start.end == handler.start <= handler.end
     assert any(name in note for note in run.header.notes)
 
@@ -171,4 +171,4 @@ def test_a_function_is_invoked_over_http_by_boto3(measure: Measure) -> None:
         pytest.skip(str(error))
     run = measure(PLATFORMS, [Case({"platform": backend.name, "instances": 2}, backend)])
     assert len(run.samples) == 2
-    assert all(one.latency and one.latency > 0 for one in run.samples)
+    assert all(each.latency and each.latency > 0 for each in run.samples)

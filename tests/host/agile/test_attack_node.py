@@ -31,14 +31,14 @@ def uids(pid: int) -> tuple[int, int]:
 
 def limits(pid: int) -> tuple[str, dict[str, str]]:
     """The name of an instance's cgroup, and its limits."""
-    name, found = "", {}
+    name, inherited = "", {}
     for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         for file in ("pids.max", "memory.limit_in_bytes", "memory.max", "cpu.cfs_quota_us"):
             where = Path(f"/sys/fs/cgroup/{controllers}{path}") / file
             if "firstlight.agile" in path and where.exists():
-                name, found[file] = where.parent.name, where.read_text().strip()
-    return name, found
+                name, inherited[file] = where.parent.name, where.read_text().strip()
+    return name, inherited
 
 
 def with_runtime(main: Callable[[Runtime], Awaitable[None]], config: Config | None = None) -> None:
@@ -78,8 +78,8 @@ def test_the_node_itself_starts_nothing_as_root_or_unchanged(
 def test_each_instance_has_an_identity_of_its_own_where_that_is_asked_for(function: Make) -> None:
     async def main(runtime: Runtime) -> None:
         identities = runtime.config.identities
-        one, other = function("hold", "60"), function("hold", "61", network="none")
-        started = [await runtime.start(f) for f in (one, one, other, other)]
+        first, other = function("hold", "60"), function("hold", "61", network="none")
+        started = [await runtime.start(f) for f in (first, first, other, other)]
         own = {uids(instance.pid) for instance in started}
         assert len(own) == 4
         for uid, gid in own:  # functions, zygotes and workers have those below
@@ -107,13 +107,13 @@ def test_what_leads_out_of_the_sandbox_is_no_standard_stream(function: Make) -> 
             peer.connect(str(state / "other"))
             accepted = opened.enter_context(listener.accept()[0])
             for place in range(3):
-                for bad, said in ((directory, "is a directory"), (path, "is a directory"),
+                for bad, expected in ((directory, "is a directory"), (path, "is a directory"),
                                   (link.fileno(), "a connection to the runtime"),
                                   (peer.fileno(), "a connection to the runtime"),
                                   (accepted.fileno(), "a connection to the runtime")):  # fmt: skip
                     streams = [null, null, null]
                     streams[place] = bad
-                    with pytest.raises(Failed, match=said):
+                    with pytest.raises(Failed, match=expected):
                         await runtime.start(
                             function("hold", "0"), (streams[0], streams[1], streams[2])
                         )
@@ -173,10 +173,13 @@ def test_a_cgroup_that_is_used_again_has_the_limits_of_its_new_function(function
             async with await runtime.start(
                 function("hold", "60", pids=pids, memory=memory, network="none")
             ) as instance:
-                name, found = limits(instance.pid)
-                assert found["pids.max"] == str(pids)
-                assert str(memory) in (found.get("memory.max"), found.get("memory.limit_in_bytes"))
-                seen.setdefault(name, []).append(found)
+                name, inherited = limits(instance.pid)
+                assert inherited["pids.max"] == str(pids)
+                assert str(memory) in (
+                    inherited.get("memory.max"),
+                    inherited.get("memory.limit_in_bytes"),
+                )
+                seen.setdefault(name, []).append(inherited)
         assert max(map(len, seen.values())) > 1, "one was used again"
 
     with_runtime(main, Config(name="t6", pools=Pools(cgroup=PoolSize(low=1, high=1))))
@@ -184,10 +187,10 @@ def test_a_cgroup_that_is_used_again_has_the_limits_of_its_new_function(function
 
 def test_a_sandbox_that_waits_serves_any_function_and_once(function: Make) -> None:
     async def main(runtime: Runtime) -> None:
-        one, other = function("hold", "60", files=100), function("hold", "61", files=200, pids=9)
-        await runtime.prepare(one, 4)
+        first, other = function("hold", "60", files=100), function("hold", "61", files=200, pids=9)
+        await runtime.prepare(first, 4)
         started = []
-        for turn in (one, other, one, other):
+        for turn in (first, other, first, other):
             instance = await runtime.start(turn)
             started.append(instance)
             if instance.warm:

@@ -201,15 +201,15 @@ def test_an_instance_that_writes_for_ever_waits_for_its_reader(tmp_path: Path) -
         before = memory(os.getpid())
         async with await runtime.start(
             Function(rootfs="/", command=("/usr/bin/yes",), network="none")
-        ) as one:
-            assert one.stdout
-            await one.stdout.read()
+        ) as instance:
+            assert instance.stdout
+            await instance.stdout.read()
             assert (
                 await ends(runtime, Function(rootfs="/", command=("/bin/true",), network="none"))
                 == 0
             )
             assert memory(os.getpid()) - before < GROWTH_MOST
-            assert not one.ended.done()
+            assert not instance.ended.done()
 
     with_runtime(main)
 

@@ -152,16 +152,16 @@ def test_parts_of_a_node_before_are_not_taken_for_those_of_this() -> None:
             self.withdrawn.append(index)
 
     parts = Parts(Some(), Cgroups.__new__(Cgroups), Limits(1, 1.0, 1))
-    one, other, link = Network(-1, None, 0), Network(-1, None, 0), Link()
+    first, other, link = Network(-1, None, 0), Network(-1, None, 0), Link()
     parts.node = link  # type: ignore[assignment]
-    parts.give(one, "none", 1)
+    parts.give(first, "none", 1)
     [held] = parts._held.values()
     parts.lost()
-    assert ended == [one]
+    assert ended == [first]
     parts.give(other, "none", 1)
     parts.discard(held)
     parts.give_back(held, 1)
-    assert ended == [one]
+    assert ended == [first]
     assert link.withdrawn == []
     assert [h.made for h in parts._held.values()] == [other]
     parts.node = None

@@ -182,14 +182,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )  # fmt: skip
 def test_what_one_request_wrote_no_other_reads(root: Path, module: str, refusal: str) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
-        said, refused = "", ""
+        output, refused = "", ""
         for number in range(3):
             try:
                 request = function("main", f"a_{module}", timeout=10.0)
-                said += value(await runtime.invoke(request, f"secret {number}"))
+                output += value(await runtime.invoke(request, f"secret {number}"))
             except Failed as error:
                 refused += error.message
-        assert "secret" not in said
+        assert "secret" not in output
         assert refusal in refused
 
     with_handlers(root, main)
@@ -206,8 +206,8 @@ def test_what_an_import_arms_does_not_go_off_in_a_fork(root: Path) -> None:
 
 def test_an_import_that_forges_or_leaves_its_socket_is_told_so(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
-        for module, (_, said) in FAILS.items():
-            with pytest.raises(Failed, match=said):
+        for module, (_, output) in FAILS.items():
+            with pytest.raises(Failed, match=output):
                 await runtime.invoke(function("main", f"a_{module}", timeout=1.0), 1)
 
     with_handlers(root, main)

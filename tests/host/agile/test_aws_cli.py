@@ -56,10 +56,10 @@ def test_a_function_is_made_called_changed_and_removed_by_the_aws_cli(tmp_path: 
         assert (changed["Version"], changed["MemorySize"]) == ("2", 256)
         await aws("create-alias", *named, "--name", "live", "--function-version", "1")
         for qualifier, word in (("live", "got"), ("2", "gets")):
-            told = json.loads(await aws(
+            response = json.loads(await aws(
                 "invoke", *named, "--qualifier", qualifier, "--payload", '{"a": 1}', str(answer)
             ))  # fmt: skip
-            assert told["StatusCode"] == 200
+            assert response["StatusCode"] == 200
             assert json.loads(answer.read_text())[word] == {"a": 1}
         await aws("update-alias", *named, "--name", "live", "--function-version", "2")
         assert functions.find("f", "live").version.version == "2"

@@ -31,13 +31,13 @@ def test_each_start_is_ready_and_ends_with_its_input(depth: str, via: Via, tmp_p
             seen = generator.run(0, commands, deadline=60)
             ended = generator.stop(0, deadline=60)
         assert list(tmp_path.iterdir()) == []
-        for one in seen:
-            assert one.reply.output == "", one.output
-            assert one.reply.ready
-            assert ("exec" in {step.name for step in one.reply.steps}) == (via == "message")
-            assert one.status is None
-        assert [one.status for one in ended] == [0] * 3
-        assert all(one.user_ns + one.system_ns > 0 for one in ended)
+        for each in seen:
+            assert each.reply.output == "", each.output
+            assert each.reply.ready
+            assert ("exec" in {step.name for step in each.reply.steps}) == (via == "message")
+            assert each.status is None
+        assert [each.status for each in ended] == [0] * 3
+        assert all(each.user_ns + each.system_ns > 0 for each in ended)
 
     tmp_path.chmod(0o755)
     on_host(main)
@@ -53,9 +53,9 @@ def test_a_traced_start_is_explained_in_the_runtime_and_in_its_instance(
 ) -> None:
     with commands_of(Agile(depth), 1, bench.workspace) as commands:
         seen = bench.starts(commands, end_point=EndPoint.FIRST_INSTRUCTION)
-    found = seen.breakdown()
-    assert phases <= set(found.filter(pl.col("wall") > 0)["phase"])
-    assert seen.wall("unattributed") < 0.1 * int(found["wall"].sum())
+    rows = seen.breakdown()
+    assert phases <= set(rows.filter(pl.col("wall") > 0)["phase"])
+    assert seen.wall("unattributed") < 0.1 * int(rows["wall"].sum())
 
 
 def test_only_alone_can_a_start_that_is_asked_for_be_told_from_others() -> None:
@@ -110,17 +110,17 @@ def test_the_floor_starts_each_in_parts_of_its_own(tmp_path: Path) -> None:
         backend = Floor()
         with commands_of(backend, 3, place) as commands, Generator() as generator:
             seen = generator.run(0, commands, deadline=60)
-            [floor] = {pid for one in commands for pid in one.daemons}
+            [floor] = {pid for each in commands for pid in each.daemons}
             kinds = ("net", "mnt", "pid_for_children", "ipc", "uts", "cgroup")
             spaces = [
                 [Path(f"/proc/{pid}/ns/{kind}").readlink() for kind in kinds]
                 for pid in (floor, *children(floor))
             ]
             ended = generator.stop(0, deadline=60)
-        assert all("firstlight ready " in one.output for one in seen), seen
+        assert all("firstlight ready " in each.output for each in seen), seen
         assert len(spaces) == 4
         assert all(len(set(column)) == 4 for column in zip(*spaces, strict=True))
-        assert [one.status for one in ended] == [0] * 3
+        assert [each.status for each in ended] == [0] * 3
         assert list(tmp_path.iterdir()) == []
 
     tmp_path.chmod(0o755)

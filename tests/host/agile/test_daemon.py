@@ -72,9 +72,9 @@ def test_a_client_that_vanishes_takes_its_instances_with_it_but_not_the_detached
         detached = gone.start(function("hold", "60"), theirs, detached=True)
         gone.close()
         with Client(path) as client:
-            while mine.id in {one.id for one in client.running()}:
+            while mine.id in {each.id for each in client.running()}:
                 await asyncio.sleep(0)
-            assert [one.id for one in client.running()] == [detached.id]
+            assert [each.id for each in client.running()] == [detached.id]
             client.stop(detached.id)
 
     with_daemon(main)
@@ -150,7 +150,7 @@ def test_more_instances_than_one_message_holds_are_listed(function: Make) -> Non
         with Client(path) as client:
             large = function("hold", "60", env={"FILL": "x" * 40_000}, network="none")
             ids = [client.start(large, theirs).id for _ in range(8)]
-            assert [one.id for one in client.running()] == ids
+            assert [each.id for each in client.running()] == ids
 
     with_daemon(main)
 
@@ -220,8 +220,8 @@ def test_the_small_client_ends_as_its_instance_does(function: Make) -> None:
     async def main(path: Path) -> None:
         with Client(path) as client:
 
-            def start(one: Function) -> tuple[int, str]:
-                return run(path, *client.register(one))
+            def start(wanted: Function) -> tuple[int, str]:
+                return run(path, *client.register(wanted))
 
             assert start(function("ping", "10.213.0.1")) == (0, "answered\n")
             assert start(function("nonsense")) == (2, "")

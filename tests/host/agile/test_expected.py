@@ -69,10 +69,10 @@ def test_each_instance_has_its_own_address_beside_its_name(root: Path) -> None:
         async with Runtime(Config(name="t1")) as runtime:
             for _ in range(3):
                 async with (
-                    await runtime.start(shell(root, "cat /etc/hosts")) as one,
+                    await runtime.start(shell(root, "cat /etc/hosts")) as first,
                     await runtime.start(shell(root, "cat /etc/hosts")) as other,
                 ):
-                    for instance in (one, other):
+                    for instance in (first, other):
                         assert instance.stdout is not None
                         text = (await instance.stdout.all()).decode()
                         assert text.endswith(f"\n{instance.address}\tinstance\n")
@@ -162,12 +162,12 @@ def test_a_relative_command_is_looked_up_as_a_shell_does(root: Path) -> None:
     (root / "srv").mkdir()
     (root / "srv/tool").write_text("#!/bin/sh\necho tool $0\n")
     (root / "srv/tool").chmod(0o755)
-    found, own, relative = printed(
+    ratio, own, relative = printed(
         Function(rootfs=str(root), command=("printf", "%s", "hi")),
         Function(rootfs=str(root), command=("tool",), env={"PATH": "/none:/etc:/srv"}),
         Function(rootfs=str(root), command=("./tool",), directory="/srv"),
     )
-    assert (found, own, relative) == ("hi", "tool /srv/tool\n", "tool ./tool\n")
+    assert (ratio, own, relative) == ("hi", "tool /srv/tool\n", "tool ./tool\n")
 
 
 WORDS = ("", " ", "a\nb", "'\"$`\\", "\udcff\udc80", "é", "=", "-", "x" * (128 * 1024 - 1))

@@ -58,11 +58,11 @@ def test_each_start_of_a_version_has_its_volumes_and_secrets(tmp_path: Path) -> 
     async def main(functions: Functions) -> None:
         source = ZipSource(data=zipped(app=LAMBDA))
         await functions.add("f", source, given)
-        found = await answered(functions, "f")
-        assert (found["key"], found["file"], found["mode"], found["shown"]) == (
+        result = await answered(functions, "f")
+        assert (result["key"], result["file"], result["mode"], result["shown"]) == (
             WORD, "colour = blue\n", "0o400", [])  # fmt: skip
-        assert all("nosuid" in one and "nodev" in one for one in found["options"])
-        assert sorted(one[:2] for one in found["options"]) == ["ro", "rw"]
+        assert all("nosuid" in each and "nodev" in each for each in result["options"])
+        assert sorted(each[:2] for each in result["options"]) == ["ro", "rw"]
         status = (data / "new").stat()
         assert (status.st_uid, status.st_gid) == (OWNER, OWNER)
         other = key.with_name("other")

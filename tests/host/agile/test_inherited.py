@@ -156,8 +156,8 @@ def test_each_function_has_an_identity_of_its_own_or_each_instance(function: Mak
 
     async def main() -> None:
         async with Runtime(Config(name="t8")) as runtime:
-            one, other = function("hold", "60"), function("hold", "61")
-            same = [uid((await runtime.start(one)).pid) for _ in range(2)]
+            first, other = function("hold", "60"), function("hold", "61")
+            same = [uid((await runtime.start(first)).pid) for _ in range(2)]
             assert same[0] == same[1] != uid((await runtime.start(other)).pid)
 
     on_host(main)

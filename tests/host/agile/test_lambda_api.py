@@ -114,11 +114,11 @@ def test_a_name_may_be_an_arn_or_a_part_of_it_and_leads_to_what_it_names(tmp_pat
             ):  # fmt: skip
                 for name in ("f", account, f"{ARN}f"):
                     given = {"FunctionName": name + qualifier}
-                    found = await call("get_function_configuration", **given)
-                    assert found["FunctionArn"] == f"{ARN}f{qualifier}"
-                    assert found["Version"] == version
+                    result = await call("get_function_configuration", **given)
+                    assert result["FunctionArn"] == f"{ARN}f{qualifier}"
+                    assert result["Version"] == version
                     whole = await call("get_function", **given)
-                    assert whole["Configuration"]["FunctionArn"] == found["FunctionArn"]
+                    assert whole["Configuration"]["FunctionArn"] == result["FunctionArn"]
                     answer = await call("invoke", **given)
                     assert answer["ExecutedVersion"] == version
                     assert json.loads(answer["Payload"]) == f"{ARN}f{qualifier}"
@@ -139,15 +139,15 @@ def test_a_name_may_be_an_arn_or_a_part_of_it_and_leads_to_what_it_names(tmp_pat
 
 def test_who_removes_what_a_page_has_finds_the_rest_on_the_next(tmp_path: Path) -> None:
     async def pages(call: Boto, method: str, key: str, **named: Any) -> list[list[dict[str, Any]]]:
-        found: list[list[dict[str, Any]]] = []
+        result: list[list[dict[str, Any]]] = []
         marker: dict[str, str] = {}
         while True:
             page = await call(method, MaxItems=2, **named, **marker)
-            found.append(page[key])
-            for one in page[key] if method == "list_functions" else []:
-                await call("delete_function", FunctionName=one["FunctionName"])
+            result.append(page[key])
+            for each in page[key] if method == "list_functions" else []:
+                await call("delete_function", FunctionName=each["FunctionName"])
             if "NextMarker" not in page:
-                return found
+                return result
             marker = {"Marker": page["NextMarker"]}
 
     async def main(functions: Functions) -> None:
@@ -160,18 +160,18 @@ def test_who_removes_what_a_page_has_finds_the_rest_on_the_next(tmp_path: Path) 
             for name in ("y", "x", "z"):
                 await call("create_alias", FunctionName="a", Name=name, FunctionVersion="1")
             versions = await pages(call, "list_versions_by_function", "Versions", FunctionName="a")
-            assert [one["Version"] for page in versions for one in page] == [
+            assert [each["Version"] for page in versions for each in page] == [
                 "$LATEST", *map(str, range(1, 12))]  # fmt: skip
             assert versions[0][0]["FunctionArn"] == f"{ARN}a:$LATEST"
             aliases = await pages(call, "list_aliases", "Aliases", FunctionName="a")
-            assert [[one["Name"] for one in page] for page in aliases] == [["x", "y"], ["z"]]
+            assert [[each["Name"] for each in page] for page in aliases] == [["x", "y"], ["z"]]
             every = await call("list_functions", FunctionVersion="ALL", MaxItems=5)
-            assert {one["FunctionName"] for one in every["Functions"]} == {"a"}
+            assert {each["FunctionName"] for each in every["Functions"]} == {"a"}
             assert every["NextMarker"]
             strange = await call("list_functions", Marker="1")
             assert strange["$error"] == "InvalidParameterValueException"
-            found = await pages(call, "list_functions", "Functions")
-            assert [[one["FunctionName"] for one in page] for page in found] == [
+            result = await pages(call, "list_functions", "Functions")
+            assert [[each["FunctionName"] for each in page] for page in result] == [
                 ["a", "b"], ["c", "d"], ["e"]]  # fmt: skip
             assert functions.names() == []
 
@@ -204,10 +204,10 @@ def test_a_change_names_the_revision_that_it_changes(tmp_path: Path) -> None:
             assert refused["$error"] == "InvalidParameterValueException"
             made = await call("publish_version", FunctionName="f", CodeSha256=digest)
             assert made["FunctionArn"] == f"{ARN}f:1"
-            one = await call("create_alias", FunctionName="f", Name="live", FunctionVersion="1")
+            first = await call("create_alias", FunctionName="f", Name="live", FunctionVersion="1")
             await call("update_alias", FunctionName="f", Name="live", Description="new")
             refused = await call(
-                "update_alias", FunctionName="f", Name="live", RevisionId=one["RevisionId"]
+                "update_alias", FunctionName="f", Name="live", RevisionId=first["RevisionId"]
             )
             assert refused["$error"] == "PreconditionFailedException"
             for _time in range(2):
@@ -264,8 +264,8 @@ def test_where_there_are_credentials_a_key_may_do_what_its_profile_says(tmp_path
             ("nobody", "s", "UnrecognizedClientException"),
         ):
             async with boto(key=key, secret=secret) as call:
-                one = await call("delete_function", FunctionName="other")
-                assert (one["$error"], one["status"]) == (name, 403)
+                item = await call("delete_function", FunctionName="other")
+                assert (item["$error"], item["status"]) == (name, 403)
         async with httpx.AsyncClient(base_url=ENDPOINT) as client:
             unsigned = await client.delete("/2015-03-31/functions/other")
             assert unsigned.status_code == 403
@@ -274,7 +274,7 @@ def test_where_there_are_credentials_a_key_may_do_what_its_profile_says(tmp_path
             await shop("create_function", **create("shop-1"))
             assert functions.get("shop-1").owner == "shop"
             listed = await shop("list_functions")
-            assert [one["FunctionName"] for one in listed["Functions"]] == ["shop-1"]
+            assert [item["FunctionName"] for item in listed["Functions"]] == ["shop-1"]
             refused = [
                 await shop("create_function", **create("other-2")),
                 await shop("create_function", **create("shop-x")),
@@ -293,8 +293,8 @@ def test_where_there_are_credentials_a_key_may_do_what_its_profile_says(tmp_path
                 await caller("update_function_code", FunctionName="shop-1", ZipFile=zipped(app="")),
             ]
             assert (await caller("list_functions"))["Functions"] == []
-        for one in refused:
-            assert (one["$error"], one["status"]) == ("AccessDeniedException", 403)
+        for item in refused:
+            assert (item["$error"], item["status"]) == ("AccessDeniedException", 403)
         assert functions.names() == ["other", "shop-1"]
         assert await functions.waiting() == 0
 
@@ -314,16 +314,16 @@ def test_provisioned_instances_are_started_ahead_and_kept(tmp_path: Path) -> Non
             )
             assert made["RequestedProvisionedConcurrentExecutions"] == 2
             while True:
-                found = await call("get_provisioned_concurrency_config", **named)
-                if found["Status"] == "READY":
+                result = await call("get_provisioned_concurrency_config", **named)
+                if result["Status"] == "READY":
                     break
                 await asyncio.sleep(0.02)
-            assert found["AvailableProvisionedConcurrentExecutions"] == 2
+            assert result["AvailableProvisionedConcurrentExecutions"] == 2
             answer = await call("invoke", **named, LogType="Tail")
             assert "Init Duration" not in base64.b64decode(answer["LogResult"]).decode()
             listed = await call("list_provisioned_concurrency_configs", FunctionName="f")
-            [one] = listed["ProvisionedConcurrencyConfigs"]
-            assert one["FunctionArn"] == f"{ARN}f:live"
+            [item] = listed["ProvisionedConcurrencyConfigs"]
+            assert item["FunctionArn"] == f"{ARN}f:live"
             for qualifier, count in (("$LATEST", 1), ("none", 1), ("1", 100_000)):
                 refused = await call("put_provisioned_concurrency_config", FunctionName="f",
                                      Qualifier=qualifier,

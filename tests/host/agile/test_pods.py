@@ -146,23 +146,23 @@ def test_pods_reach_what_they_should(tmp_path: Path) -> None:
         )
         host.sh("ip addr add 198.51.100.2/24 dev far; ip link set far up", net="far")
         host.start()
-        one, two = host.add("one"), host.add("two")
-        serving(host, "two", two, 80)
+        first, second = host.add("one"), host.add("two")
+        serving(host, "two", second, 80)
         serving(host, "far", "198.51.100.2", 80)
         for port in (80, 81):
             serving(host, "", "0.0.0.0", port)
-        assert reaches(host, "one", two, 80)
-        assert reaches(host, "", two, 80)
+        assert reaches(host, "one", second, 80)
+        assert reaches(host, "", second, 80)
         assert reaches(host, "one", "198.51.100.2", 80)  # which has no route to pods: masqueraded
         assert reaches(host, "one", "10.244.0.1", 81)
         assert cannot_reach(host, "one", "10.244.0.1", 80)
         assert cannot_reach(host, "one", "198.51.100.1", 80)
         assert cannot_reach(host, "one", "169.254.169.254", 81)
-        host.sh(f"ip addr add 10.244.0.99/32 dev eth0; ip addr del {one}/32 dev eth0", net="one")
+        host.sh(f"ip addr add 10.244.0.99/32 dev eth0; ip addr del {first}/32 dev eth0", net="one")
         host.sh(
             "ip route replace default via 10.244.0.1 dev eth0 onlink src 10.244.0.99", net="one"
         )
-        assert cannot_reach(host, "one", two, 80)  # as another
+        assert cannot_reach(host, "one", second, 80)  # as another
 
 
 def test_two_stacks(tmp_path: Path) -> None:

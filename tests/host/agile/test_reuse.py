@@ -279,10 +279,10 @@ def test_nothing_of_an_instance_is_left_for_the_next(tmp_path: Path) -> None:
         left, others = {}, []
         for name in names:
             again, _ = await run(runtime, doing(function, name))
-            after, found = await run(runtime, function)
-            left[name] = differences(first, found)
+            after, left_behind = await run(runtime, function)
+            left[name] = differences(first, left_behind)
             others += [name] if (again, after) != (sandbox, sandbox) else []
-        assert {name: found for name, found in left.items() if found} == {}
+        assert {name: left_behind for name, left_behind in left.items() if left_behind} == {}
         assert others == [], "one sandbox serves them all"
 
     with_function(tmp_path, main)
@@ -298,11 +298,11 @@ def test_what_root_leaves_in_a_sandbox_ends_it_or_is_removed(tmp_path: Path) -> 
                 words = ["nsenter", "-t", str(instance.pid), where, "bash", "-ec", command]
                 await asyncio.to_thread(subprocess.run, words, check=True)
                 assert (await instance.stop()).signal == signal.SIGKILL
-            after, found = await run(runtime, function)
-            left[name] = differences(first, found)
+            after, left_behind = await run(runtime, function)
+            left[name] = differences(first, left_behind)
             ended |= {name} if after != sandbox else set()
             sandbox = after
-        assert {name: found for name, found in left.items() if found} == {}
+        assert {name: left_behind for name, left_behind in left.items() if left_behind} == {}
         assert ended == ENDS_IT
 
     with_function(tmp_path, main)

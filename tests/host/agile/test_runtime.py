@@ -152,7 +152,7 @@ def test_a_port_that_cannot_be_withdrawn_at_once_is_before_its_address_is_anothe
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "expected"),
     [
         ({"rootfs": "/nowhere"}, "/nowhere is not a directory"),
         ({"command": ("/bin/none",)}, "has no /bin/none"),
@@ -171,7 +171,7 @@ def test_a_port_that_cannot_be_withdrawn_at_once_is_before_its_address_is_anothe
     ],
 )
 def test_a_bad_function_has_its_own_error_and_does_not_hurt_the_next(
-    function: Make, escape: Path, bad: dict[str, object], said: str
+    function: Make, escape: Path, bad: dict[str, object], expected: str
 ) -> None:
     async def main() -> None:
         good = function("hold", "0")
@@ -179,7 +179,7 @@ def test_a_bad_function_has_its_own_error_and_does_not_hurt_the_next(
         async with Runtime(Config(name="t1")) as runtime:
             with pytest.raises(FirstlightError) as caught:
                 await runtime.start(Function(**(wrong | bad)))  # type: ignore[arg-type]
-            assert said in caught.value.message
+            assert expected in caught.value.message
             async with await runtime.start(good) as instance:
                 assert (await instance.wait()).status == 0
             assert not runtime.running()

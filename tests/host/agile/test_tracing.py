@@ -25,8 +25,8 @@ def test_a_cold_start_is_a_trace_with_its_steps(tmp_path: Path) -> None:
             config = msgspec.structs.replace(
                 configuration(tmp_path), telemetry=Telemetry(otlp=address)
             )
-            async with functions(config) as found:
-                await found.add(
+            async with functions(config) as catalogue:
+                await catalogue.add(
                     "seen", ZipSource(data=zipped(app=HANDLER)),
                     Settings(handler="app.main", kind="python", timeout=30.0),
                 )  # fmt: skip

@@ -191,8 +191,8 @@ def test_websockets_take_half_of_what_the_node_answers_at_once(
         reader, writer = await opened()
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 429 ")
         assert (await client.get("/")).status_code == 203
-        for _, one in (*held, (reader, writer)):
-            one.close()
+        for _, each in (*held, (reader, writer)):
+            each.close()
         while functions.running("site"):
             await asyncio.sleep(0.01)
         reader, writer = await opened()

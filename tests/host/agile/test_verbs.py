@@ -269,13 +269,13 @@ def test_the_command_line_s_verbs(root: Path) -> None:
         identity = begun.stdout.decode().strip()
         listed = cli("ps").stdout.decode()
         assert listed.splitlines()[1].split()[:2] == [identity, "running"]
-        for found in (
+        for output in (
             listed,
             cli("ps", "--json").stdout.decode(),
             cli("events", "--no-follow").stdout.decode(),
         ):
-            assert "SECRET" not in found
-            assert "word" not in found
+            assert "SECRET" not in output
+            assert "word" not in output
         done = cli("exec", identity, "--env", "A=1", "--", "sh", "-c", "echo $SECRET $A; exit 4")
         assert (done.stdout, done.returncode) == (b"word 1\n", 4)
         done = cli("logs", identity)

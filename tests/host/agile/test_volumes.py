@@ -43,7 +43,7 @@ def shared(tmp_path: Path) -> Path:
     return directory
 
 
-async def said(runtime: Runtime, function: Function) -> str:
+async def output_of(runtime: Runtime, function: Function) -> str:
     async with await runtime.start(function) as instance:
         assert instance.stdout
         assert instance.stderr
@@ -60,7 +60,7 @@ def test_a_volume_can_be_written_to_as_its_owner_and_nothing_else_can(
     async def main() -> None:
         async with Runtime(Config(name="t1")) as runtime:
             volume = Volume(str(shared), "/data")
-            words = await said(runtime, shell(root, text, volumes=(volume,)))
+            words = await output_of(runtime, shell(root, text, volumes=(volume,)))
             lines = words.splitlines()
             assert lines[0] == "from the host"
             assert lines[1] == lines[2] == lines[3] != "0"
@@ -84,7 +84,7 @@ def test_a_read_only_volume_may_belong_to_root_and_be_a_file(root: Path, tmp_pat
     async def main() -> None:
         async with Runtime(Config(name="t1")) as runtime:
             volume = Volume(str(file), "/data-file", read_only=True)
-            words = await said(runtime, shell(root, text, volumes=(volume,)))
+            words = await output_of(runtime, shell(root, text, volumes=(volume,)))
             assert words.startswith("content\n")
             [options] = [line.split()[1] for line in words.splitlines()
                          if line.startswith("/data-file ")]  # fmt: skip
@@ -141,7 +141,7 @@ def test_a_secret_is_its_instances_to_read_and_told_nobody_else(root: Path, tmp_
             function = shell(root, text, secrets={"key": str(file)})
             async with await runtime.start(function) as instance:
                 await _up(instance)
-                words = (await said(runtime, msgspec.structs.replace(
+                words = (await output_of(runtime, msgspec.structs.replace(
                     function, command=("/bin/sh", "-c", text.replace("exec sleep 60", "")))
                 )).splitlines()  # fmt: skip
                 assert words[0] == WORD
@@ -149,7 +149,7 @@ def test_a_secret_is_its_instances_to_read_and_told_nobody_else(root: Path, tmp_
                 assert sum("Read-only file system" in line for line in words) == 2
                 assert WORD not in "\n".join(words[1:])
                 other = shell(root, "ls -l /run/secrets; cat /run/secrets/key")
-                assert WORD not in await said(runtime, other)
+                assert WORD not in await output_of(runtime, other)
                 message = [*map(repr, runtime.running()), *map(repr, await runtime.events())]
                 message += [Path(f"/proc/{instance.pid}/{name}").read_bytes().decode()
                          for name in ("cmdline", "environ")]  # fmt: skip
@@ -159,7 +159,7 @@ def test_a_secret_is_its_instances_to_read_and_told_nobody_else(root: Path, tmp_
                 assert stat.S_IMODE(held.st_mode) == 0o400
             file.write_text("changed")
             changed = shell(root, "cat /run/secrets/key", secrets={"key": str(file)})
-            assert await said(runtime, changed) == "changed"
+            assert await output_of(runtime, changed) == "changed"
         for line in Path("/proc/mounts").read_text().splitlines():
             assert "/run/secrets" not in line
 

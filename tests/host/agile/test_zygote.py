@@ -84,21 +84,21 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_fork_inherits_and_what_not(python: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         look = function("look")
-        one, two = [value(await runtime.invoke(look, None)) for _ in range(2)]
-        assert one["count"] == two["count"] == 1, "one request saw what another changed"
-        assert one["at_import"] == two["at_import"], "the import was not shared"
-        assert one["hash"] == two["hash"]
-        assert one["random"] != two["random"], "two forks draw the same random numbers"
-        assert one["pid"] == two["pid"] == 2, "OpenSSL and others see a fork by its pid"
-        assert one["processes"] == ["1", "2"], "1 is the runtime's own"
-        assert one["descriptors"] == ["0", "1", "2", "3"], "3 is its event socket"
-        assert "SIG_DFL" in one["usr1"]
-        assert one["threads"] == 1
-        status = {name: value.strip() for name, value in one["status"].items()}
+        first, second = [value(await runtime.invoke(look, None)) for _ in range(2)]
+        assert first["count"] == second["count"] == 1, "one request saw what another changed"
+        assert first["at_import"] == second["at_import"], "the import was not shared"
+        assert first["hash"] == second["hash"]
+        assert first["random"] != second["random"], "two forks draw the same random numbers"
+        assert first["pid"] == second["pid"] == 2, "OpenSSL and others see a fork by its pid"
+        assert first["processes"] == ["1", "2"], "1 is the runtime's own"
+        assert first["descriptors"] == ["0", "1", "2", "3"], "3 is its event socket"
+        assert "SIG_DFL" in first["usr1"]
+        assert first["threads"] == 1
+        status = {name: value.strip() for name, value in first["status"].items()}
         assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
         assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
         ids = Path("/proc/self/ns/net").readlink()
-        assert one["network"] != str(ids)
+        assert first["network"] != str(ids)
 
     with_handlers(python, main)
 

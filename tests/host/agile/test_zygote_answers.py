@@ -59,7 +59,7 @@ def talk(_):
 def binary(_):
     sys.stdout.buffer.write(bytes(range(256)) * 1000); return "done"
 def leaves_a_child(_):
-    subprocess.Popen(["sleep", "1000"]); print("said"); return "done"
+    subprocess.Popen(["sleep", "1000"]); print("expected"); return "done"
 def path(_):
     with open("/dev/stdout", "w") as out: out.write("a line by its path\n")
     return "written"
@@ -104,10 +104,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_failure_has_an_error_of_its_own_and_the_next_is_served(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
-        for name, event, said in FAILS:
+        for name, event, expected in FAILS:
             slow = name in ("hang", "prints_for_ever")
             bad = function(name, "answers", memory=64 << 20, timeout=3.0 if slow else 30.0)
-            with pytest.raises(Failed, match=f"(?s){said}"):
+            with pytest.raises(Failed, match=f"(?s){expected}"):
                 await runtime.invoke(bad, event)
         assert value(await runtime.invoke(function("echo", "answers"), 1)) == 1
 
@@ -116,12 +116,12 @@ def test_each_failure_has_an_error_of_its_own_and_the_next_is_served(root: Path)
 
 def test_how_a_handler_ended_its_process_is_told(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
-        for name, said in (("leave", "exit status 3"), ("fault", "SIGSEGV")):
+        for name, expected in (("leave", "exit status 3"), ("fault", "SIGSEGV")):
             with pytest.raises(Failed) as caught:
                 await runtime.invoke(function(name, "answers"), None)
             if caught.value.message.endswith("without an answer"):
                 pytest.skip("before Linux 6.15 a process that is not ours does not tell its status")
-            assert said in caught.value.message
+            assert expected in caught.value.message
 
     with_handlers(root, main)
 

@@ -179,9 +179,9 @@ def test_a_zygote_ends_where_nobody_reaps_orphans(root: Path) -> None:
 def test_an_import_can_make_no_namespace_and_enter_none_of_others(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         at_import, in_fork = value(await runtime.invoke(function("main", "tries"), 1))
-        for said in (at_import, in_fork):
-            assert len(said) >= 19
-            assert {name for name, became in said.items() if became != "held"} == set()
+        for report in (at_import, in_fork):
+            assert len(report) >= 19
+            assert {name for name, became in report.items() if became != "held"} == set()
 
     with_handlers(root, main)
 

@@ -64,10 +64,10 @@ def test_an_import_that_writes_more_than_a_pipe_holds_is_served(root: Path) -> N
 
 def test_an_interpreter_that_dies_is_told_at_once_with_its_words(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
-        for module, (text, said) in DIES.items():
+        for module, (text, expected) in DIES.items():
             with pytest.raises(Failed) as caught:
                 await runtime.invoke(function("main", f"app_{module}", memory=64 << 20), 1)
-            assert said in caught.value.message
+            assert expected in caught.value.message
             if "my last words" in text:
                 assert "my last words" in (caught.value.hint or "")
             assert len(caught.value.message) < 1 << 17
@@ -77,8 +77,8 @@ def test_an_interpreter_that_dies_is_told_at_once_with_its_words(root: Path) -> 
 
 def test_what_an_import_may_not_leave_is_refused_by_name(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
-        for module, (_, said) in LEAVES.items():
-            with pytest.raises(Failed, match=f"importing app_{module}:main left .*({said})"):
+        for module, (_, expected) in LEAVES.items():
+            with pytest.raises(Failed, match=f"importing app_{module}:main left .*({expected})"):
                 await runtime.invoke(function("main", f"app_{module}"), 1)
 
     with_handlers(root, main)

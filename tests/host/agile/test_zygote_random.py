@@ -104,8 +104,8 @@ def test_forks_draw_different_numbers_from_each_generator(root: Path) -> None:
 
 def test_what_forks_share_is_what_the_documentation_says(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
-        one, two, three_ = await three(runtime, function, "shared", "draws")
-        assert one == two == three_
+        first, second, three_ = await three(runtime, function, "shared", "draws")
+        assert first == second == three_
 
     with_handlers(root, main)
 

@@ -152,12 +152,12 @@ def test_plugins_are_given_their_configuration_and_the_results_before(
     ]  # fmt: skip
     head = {"cniVersion": "1.0.0", "name": "test"}
     results = [{"cniVersion": "1.0.0", "dns": {"search": ["one", "two"][:many]}} for many in (1, 2)]
-    one, two = {**head, "type": "one", "mtu": 1400}, {**head, "type": "two"}
+    first, second = {**head, "type": "one", "mtu": 1400}, {**head, "type": "two"}
     assert [call["stdin"] for call in given] == [
-        one,
-        {**two, "prevResult": results[0]},
-        {**two, "prevResult": results[1]},
-        {**one, "prevResult": results[1]},
+        first,
+        {**second, "prevResult": results[0]},
+        {**second, "prevResult": results[1]},
+        {**first, "prevResult": results[1]},
     ]
 
 

@@ -101,10 +101,10 @@ def ready(samples: list[Sample]) -> list[Sample]:
     return samples
 
 
-def steps(one: Sample) -> list[str]:
+def steps(sample: Sample) -> list[str]:
     """The names of those that come after the hypervisor's initialisation."""
-    assert one.steps[0].name == "hypervisor.init"
-    return [step.name for step in one.steps[1:]]
+    assert sample.steps[0].name == "hypervisor.init"
+    return [step.name for step in sample.steps[1:]]
 
 
 @pytest.mark.parametrize("protocol", ["direct", "pvh"])
@@ -401,7 +401,7 @@ ONE = 'PUT /entropy {"a": 1}\n'
 
 
 @pytest.mark.parametrize(
-    ("requests", "pieces", "said"),
+    ("requests", "pieces", "expected"),
     [
         (ONE * 2, [b"", NO_CONTENT, b"", NO_CONTENT], "firstlight ready "),
         (ONE, [b"", *(bytes((byte,)) for byte in NO_CONTENT)], "firstlight ready "),
@@ -420,12 +420,12 @@ ONE = 'PUT /entropy {"a": 1}\n'
          "no request's body", "none", "too many"],
 )  # fmt: skip
 def test_answers(
-    tmp_path: Path, sanitized_vmrun: Path, requests: str, pieces: list[bytes], said: str
+    tmp_path: Path, sanitized_vmrun: Path, requests: str, pieces: list[bytes], expected: str
 ) -> None:
     (tmp_path / "requests").write_text(requests)
     with asking(sanitized_vmrun, tmp_path, "exec sleep 60") as lines:
         server = Server(tmp_path / "api", pieces) if pieces else None
-        assert said in last(lines)
+        assert expected in last(lines)
         if server:
             server.close()
             assert server.asked.startswith(b"PUT /entropy HTTP/1.1\r\nHost: localhost\r\n")

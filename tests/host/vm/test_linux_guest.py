@@ -42,7 +42,7 @@ def room() -> Iterator[Room]:
         yield Room(place, generator)
 
 
-def told(sample: Sample) -> dict[str, int]:
+def spans_of(sample: Sample) -> dict[str, int]:
     """The spans of a whole boot: they fit the host's line, and their phases sum to the latency."""
     assert sample.ending is Ending.READY, sample
     log = sample.guest
@@ -65,7 +65,7 @@ def told(sample: Sample) -> dict[str, int]:
 @pytest.mark.parametrize("filesystem", linux_root.FILESYSTEMS)
 def test_it_boots_from_each_root(room: Room, filesystem: str) -> None:
     [sample] = room.start(Qemu(Linux(filesystem), accel="tcg"), deadline=_DEADLINE)
-    spans = told(sample)
+    spans = spans_of(sample)
     expected = {"firmware", "kernel", "network", "exec", "initcall con_init", "module virtio_net"}
     assert expected <= spans.keys()
     assert (f"mount {filesystem}" in spans) == (filesystem != "initramfs")
@@ -78,7 +78,7 @@ def test_it_boots_from_each_root(room: Room, filesystem: str) -> None:
 def test_a_bzimage_tells_what_uncompressing_it_costs(room: Room, console: str) -> None:
     machine = Qemu(Linux("erofs"), machine="pc", protocol="kernel", console=console, accel="tcg")
     [sample] = room.start(machine, deadline=_DEADLINE)
-    spans = told(sample)
+    spans = spans_of(sample)
     assert {"firmware", "uncompress", "kernel"} <= spans.keys()
     assert sample.guest is not None
     colour = "VGA+" if console == "vga" else "CGA"
@@ -91,7 +91,7 @@ def test_neighbours_reach_the_gateway_each_by_its_own_address(room: Room) -> Non
     samples = room.start(machine, 2, deadline=_DEADLINE)
     assert len(samples) == 2
     for sample in samples:
-        assert "packet" in told(sample)
+        assert "packet" in spans_of(sample)
     assert room.leftovers() == []
 
 
@@ -111,7 +111,7 @@ def test_what_it_prints_unasked_is_heard_before_it_is_ready(room: Room, verbose:
     [sample] = room.start(
         Qemu(Overheard("initramfs", verbose=verbose), accel="tcg"), deadline=_DEADLINE
     )
-    told(sample)
+    spans_of(sample)
     before = HEARD[: next(i for i, text in enumerate(HEARD) if "firstlight ready" in text)]
     assert any("Linux version" in text for text in before) == verbose
     assert len(before) > 100 if verbose else len(before) < 10

@@ -51,20 +51,20 @@ def tcg(guest: Tiny, **more: object) -> Qemu:
 
 
 def ready(samples: list[Sample]) -> Sample:
-    [one] = samples
-    assert one.ending is Ending.READY, one
-    assert one.stamps.ready is not None
-    [init] = one.steps
+    [sample] = samples
+    assert sample.ending is Ending.READY, sample
+    assert sample.stamps.ready is not None
+    [init] = sample.steps
     assert init.name == "hypervisor.init"
-    assert one.stamps.spawned < init.start < init.end <= one.stamps.ready
-    return one
+    assert sample.stamps.spawned < init.start < init.end <= sample.stamps.ready
+    return sample
 
 
 @pytest.mark.parametrize("machine", ["microvm", "pc", "q35"])
 def test_each_machine_enters_a_pvh_kernel(room: Room, machine: str) -> None:
-    one = ready(room.start(tcg(Tiny(numbered(5)), machine=machine)))
-    assert one.guest is not None
-    assert one.guest.console.split("\n") == [*(f"line {n:05}" for n in range(5)), "ready"]
+    sample = ready(room.start(tcg(Tiny(numbered(5)), machine=machine)))
+    assert sample.guest is not None
+    assert sample.guest.console.split("\n") == [*(f"line {n:05}" for n in range(5)), "ready"]
     assert room.leftovers() == []
 
 
@@ -87,16 +87,16 @@ def test_firmware_reads_a_disk(room: Room, tmp_path: Path, machine: str, console
 
 
 @pytest.mark.parametrize(
-    ("writable", "said"), [(True, "ready"), (False, "refused")], ids=["writable", "read-only"]
+    ("writable", "words"), [(True, "ready"), (False, "refused")], ids=["writable", "read-only"]
 )
 def test_what_a_guest_writes_is_its_own(
-    room: Room, tmp_path: Path, writable: bool, said: str
+    room: Room, tmp_path: Path, writable: bool, words: str
 ) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(writing_boot_sector())
-    guest = Tiny(disk=disk, writable=writable, ready=f"^{said}$")
-    for one in room.start(tcg(guest, machine="pc", protocol="disk"), 2):
-        assert one.ending is Ending.READY, one
+    guest = Tiny(disk=disk, writable=writable, ready=f"^{words}$")
+    for each in room.start(tcg(guest, machine="pc", protocol="disk"), 2):
+        assert each.ending is Ending.READY, each
     assert disk.read_bytes() == writing_boot_sector()
     assert room.leftovers() == []
 
@@ -112,9 +112,9 @@ def test_the_end_of_boot_may_be_the_hypervisors_exit(room: Room) -> None:
     guest = Tiny(
         says("booting\r\n") + exits(0x3F0, 123), ready=None, exit_port=0x3F0, exit_code=123
     )
-    one = ready(room.start(tcg(guest)))
-    assert one.guest is not None
-    assert one.guest.console == "booting"
+    first = ready(room.start(tcg(guest)))
+    assert first.guest is not None
+    assert first.guest.console == "booting"
     other = Tiny(exits(0x3F0, 5), ready=None, exit_port=0x3F0, exit_code=123)
     [failed] = room.start(tcg(other))
     assert failed.ending is Ending.FAILED
@@ -128,24 +128,24 @@ def test_a_prompt_without_an_end_is_a_line(room: Room) -> None:
 def test_what_a_guest_says_after_it_is_ready_is_heard_to_its_last_line(room: Room) -> None:
     after = b"".join(says(f"chart {number}\r\n") for number in range(500))
     guest = Tiny(says("ready\r\n") + after + says("bye\r\n") + HALT, last="^bye$")
-    one = ready(room.start(tcg(guest)))
-    assert one.guest is not None
-    assert [span.name for span in one.guest.spans][-2:] == ["chart 499", "bye"]
+    sample = ready(room.start(tcg(guest)))
+    assert sample.guest is not None
+    assert [span.name for span in sample.guest.spans][-2:] == ["chart 499", "bye"]
 
 
 def test_memory_is_left_in_a_file_for_the_reader(room: Room) -> None:
-    found = []
+    matches = []
 
     class Reader(Tiny):
         def read(self, wanted, lines, memory):  # type: ignore[no-untyped-def]
-            found.append(memory.stat().st_size)
+            matches.append(memory.stat().st_size)
             with memory.open("rb") as file:
                 file.seek(0x100000)
-                found.append(file.read(len(READY)) == READY)
+                matches.append(file.read(len(READY)) == READY)
             return super().read(wanted, lines, memory)
 
     ready(room.start(tcg(Reader(READY), chart="memory", machine="pc")))
-    assert found == [64 << 20, True]
+    assert matches == [64 << 20, True]
 
 
 def test_counted_time_runs_and_says_so(room: Room) -> None:
@@ -196,12 +196,12 @@ def test_a_machine_without_a_network_needs_no_tap(room: Room) -> None:
 
 
 def failed(room: Room, machine: Qemu, *words: str) -> Sample:
-    [one] = room.start(machine)
-    assert one.ending is Ending.FAILED, one
+    [sample] = room.start(machine)
+    assert sample.ending is Ending.FAILED, sample
     for word in words:
-        assert word in str(one.error)
+        assert word in str(sample.error)
     assert room.leftovers() == []
-    return one
+    return sample
 
 
 @pytest.mark.parametrize(
@@ -210,23 +210,23 @@ def failed(room: Room, machine: Qemu, *words: str) -> Sample:
 def test_a_guest_that_reboots(room: Room, code: bytes, machine: str) -> None:
     guest = Tiny(says("panic: no root\r\n") + code)
     words = ("before the guest was ready: guest-reset", 'last printed "panic: no root"')
-    one = failed(room, tcg(guest, machine=machine), *words)
-    assert one.guest is not None
-    assert [span.name for span in one.guest.spans] == ["panic: no root"]
-    assert one.steps[0].name == "hypervisor.init"
+    sample = failed(room, tcg(guest, machine=machine), *words)
+    assert sample.guest is not None
+    assert [span.name for span in sample.guest.spans] == ["panic: no root"]
+    assert sample.steps[0].name == "hypervisor.init"
 
 
 def test_a_guest_that_hangs(room: Room) -> None:
-    [one] = room.start(tcg(Tiny(says("mounting\r\nno ro") + SPIN)), deadline=4)
-    assert one.ending is Ending.HUNG
-    assert str(one.error).endswith('the guest last printed "no ro"')
+    [sample] = room.start(tcg(Tiny(says("mounting\r\nno ro") + SPIN)), deadline=4)
+    assert sample.ending is Ending.HUNG
+    assert str(sample.error).endswith('the guest last printed "no ro"')
     assert room.leftovers() == []
 
 
 def test_a_guest_that_says_nothing(room: Room) -> None:
-    [one] = room.start(tcg(Tiny(HALT)), deadline=1)
-    assert one.ending is Ending.HUNG
-    assert str(one.error).endswith("the guest printed nothing")
+    [sample] = room.start(tcg(Tiny(HALT)), deadline=1)
+    assert sample.ending is Ending.HUNG
+    assert str(sample.error).endswith("the guest printed nothing")
 
 
 def test_a_kernel_without_the_pvh_note(room: Room, tmp_path: Path) -> None:
@@ -268,8 +268,8 @@ def test_a_missing_disk(room: Room, tmp_path: Path) -> None:
 def test_a_disk_without_a_boot_sector(room: Room, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(65536))
-    [one] = room.start(tcg(Tiny(disk=disk), machine="pc", protocol="disk"), deadline=2)
-    assert one.ending is Ending.HUNG
+    [sample] = room.start(tcg(Tiny(disk=disk), machine="pc", protocol="disk"), deadline=2)
+    assert sample.ending is Ending.HUNG
     assert room.leftovers() == []
 
 
@@ -289,10 +289,10 @@ def test_a_tap_that_is_taken(room: Room) -> None:
     machine = tcg(Tiny(READY))
     with commands_of(machine, 1, room.workspace) as [command]:
         room.batches += 1
-        [one, other] = room.generator.run(room.batches, [command, command], deadline=60)
+        [first, other] = room.generator.run(room.batches, [command, command], deadline=60)
         room.generator.stop(room.batches, deadline=60)
-    [told] = [each for each in (one.output, other.output) if "firstlight ready" not in each]
-    assert "could not configure /dev/net/tun" in told
+    [refusal] = [each for each in (first.output, other.output) if "firstlight ready" not in each]
+    assert "could not configure /dev/net/tun" in refusal
     assert room.leftovers() == []
 
 
@@ -339,9 +339,9 @@ def test_a_kill_in_the_middle_leaves_nothing(room: Room, victim: str) -> None:
         room.batches += 1
         outcomes = room.generator.run(room.batches, commands, deadline=60)
         children = [
-            int(Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text()) for one in outcomes
+            int(Path(f"/proc/{each.pid}/task/{each.pid}/children").read_text()) for each in outcomes
         ]
-        for pid in [one.pid for one in outcomes] if victim == "vmrun" else children:
+        for pid in [each.pid for each in outcomes] if victim == "vmrun" else children:
             os.kill(pid, signal.SIGKILL)
         room.generator.stop(room.batches, deadline=60)
     assert room.leftovers() == []

@@ -61,10 +61,12 @@ ODD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("fields", "said"), ODD, ids=lambda one: repr(one)[:40])
-def test_what_no_function_may_have_is_refused_by_name(fields: dict[str, object], said: str) -> None:
+@pytest.mark.parametrize(("fields", "expected"), ODD, ids=lambda each: repr(each)[:40])
+def test_what_no_function_may_have_is_refused_by_name(
+    fields: dict[str, object], expected: str
+) -> None:
     usual: dict[str, object] = {"rootfs": "/", "command": ("/bin/true",)}
-    with pytest.raises(FirstlightError, match=said):
+    with pytest.raises(FirstlightError, match=expected):
         Function(**(usual | fields)).check()  # type: ignore[arg-type]
 
 
@@ -123,13 +125,13 @@ CLI = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "said"), CLI, ids=lambda one: repr(one)[:40])
-def test_the_command_line_refuses_without_a_traceback(words: list[str], said: str) -> None:
+@pytest.mark.parametrize(("words", "expected"), CLI, ids=lambda each: repr(each)[:40])
+def test_the_command_line_refuses_without_a_traceback(words: list[str], expected: str) -> None:
     program = str(Path(sys.executable).with_name("firstlight"))
     argv = [program, "agile", words[0], "--rootfs", "/", *words[1:]]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert expected in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -28,7 +28,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("name = 'Edge!'", "1 to 8 letters"),
         ("nam = 'edge'", "there is no key nam$"),
@@ -45,9 +45,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         ("name = ", "Invalid value"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, expected: str) -> None:
     (tmp_path / "c").write_text(text)
-    with pytest.raises(Failed, match=said):
+    with pytest.raises(Failed, match=expected):
         load(tmp_path / "c")
 
 

@@ -124,9 +124,9 @@ def test_a_dead_letter_that_cannot_be_written_is_not_tried_without_end(
     monkeypatch.setattr(queues, "_BUSY_SECONDS", 3600.0)
     tried: list[str] = []
 
-    async def answer(one: Event) -> Answer:
-        tried.append(one.id)
-        return await fails(one) if one.id == "bad" else Answer(payload=b"1")
+    async def answer(queued: Event) -> Answer:
+        tried.append(queued.id)
+        return await fails(queued) if queued.id == "bad" else Answer(payload=b"1")
 
     async def main(queue: Queue) -> None:
         await queue.accept(event("bad"))

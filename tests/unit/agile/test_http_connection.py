@@ -41,8 +41,8 @@ class Clock:
 
     def passes(self, seconds: float) -> None:
         end = self.now + seconds
-        while due := [one for one in self.timers if one[0] <= end and not one[2].cancel.called]:
-            timer = min(due, key=lambda one: one[0])
+        while due := [each for each in self.timers if each[0] <= end and not each[2].cancel.called]:
+            timer = min(due, key=lambda each: each[0])
             self.timers.remove(timer)
             self.now = timer[0]
             timer[1]()
@@ -304,7 +304,7 @@ def test_what_comes_after_a_request_for_another_protocol_is_of_that_protocol() -
         switched.reader.feed_eof()
         await asyncio.wait(client.connection.tasks, timeout=60)
         assert read == b"one two " + NEXT
-        assert [one.args for one in client.transport.write.call_args_list] == [
+        assert [each.args for each in client.transport.write.call_args_list] == [
             (b"head",), (b"after",)]  # fmt: skip
         client.clock.passes(SECONDS + 1)
         assert client.ended  # nobody reads the end

@@ -32,8 +32,8 @@ def test_a_client_keeps_so_many_ends(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as node:
         node.bind(str(path))
         node.listen()
-        with Client(path) as one:
-            one._node = connected(path)
+        with Client(path) as connection:
+            connection._node = connected(path)
             node.accept()[0].close()
             peer, _ = node.accept()
             with peer:
@@ -41,12 +41,12 @@ def test_a_client_keeps_so_many_ends(tmp_path: Path, monkeypatch: pytest.MonkeyP
                     for number in (1, 2, 3):
                         peer.send(answer(verb, number))
                 for _ in range(3):
-                    one._receive()
-                assert one.wait("3").status == 0
-                assert one.wait("2").status == 0
+                    connection._receive()
+                assert connection.wait("3").status == 0
+                assert connection.wait("2").status == 0
                 for forgotten in ("1", "2", "4"):
                     with pytest.raises(Failed, match="is not known"):
-                        one.wait(forgotten)
+                        connection.wait(forgotten)
 
 
 def test_who_is_hung_up_on_at_once_is_told_that_too_many_may_be_attached() -> None:
@@ -76,12 +76,12 @@ def test_interpreters_that_are_made_have_their_places(monkeypatch: pytest.Monkey
     async def run() -> None:
         config = Config(functions=Functions(most=1))
         resources = SimpleNamespace(config=config, cgroups=SimpleNamespace(remove=None), gate=None)
-        one = zygotes.Zygotes(cast("Any", resources))
+        kept = zygotes.Zygotes(cast("Any", resources))
         first, second = (Function(rootfs=f"/{name}", kind="python", handler="a:b") for name in "xy")
-        making = asyncio.ensure_future(one._made(first))
+        making = asyncio.ensure_future(kept._made(first))
         await asyncio.sleep(0)
         with pytest.raises(Failed, match="are made, or up and at work"):
-            await one._made(second)
+            await kept._made(second)
         making.cancel()
 
     asyncio.run(run())

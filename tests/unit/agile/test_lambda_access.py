@@ -48,7 +48,7 @@ def answered(path: str, method: str, caller: Caller) -> tuple[httpx.Response, li
 
 
 @pytest.mark.parametrize(
-    ("path", "method", "operation"), OPERATIONS, ids=[one.name for _, _, one in OPERATIONS]
+    ("path", "method", "operation"), OPERATIONS, ids=[each.name for _, _, each in OPERATIONS]
 )
 def test_no_operation_is_done_without_its_right(
     path: str, method: str, operation: lambda_api.Operation

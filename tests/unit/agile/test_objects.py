@@ -52,42 +52,42 @@ def test_tags_that_others_change_are_of_no_state(generation: str) -> None:
         assert objects.kept({key: tags[key] for key in tags if key != name}) == ("", 0)
 
 
-def told(function: dict[str, Any], node: str, problem: str = "") -> dict[str, Any]:
+def status_of(function: dict[str, Any], node: str, problem: str = "") -> dict[str, Any]:
     return function | {"status": objects.status(function, node, problem)}
 
 
 def condition(function: dict[str, Any]) -> dict[str, Any]:
-    [found] = function["status"]["conditions"]
-    return found  # type: ignore[no-any-return]
+    [ready] = function["status"]["conditions"]
+    return ready  # type: ignore[no-any-return]
 
 
 def test_the_status_is_bounded_and_failures_come_first() -> None:
     now = function()
     for number in range(40):
-        now = told(now, f"good-{number:02}")
+        now = status_of(now, f"good-{number:02}")
     assert len(now["status"]["nodes"]) == objects.NODES_MOST
     assert condition(now)["status"] == "True"
-    assert told(now, "good-99") == now  # no room: nothing is written
+    assert status_of(now, "good-99") == now  # no room: nothing is written
 
     for number in range(40):
-        now = told(now, f"bad-{number:02}", "x" * 5000)
+        now = status_of(now, f"bad-{number:02}", "x" * 5000)
     names = [each["name"] for each in now["status"]["nodes"]]
     assert len(names) == objects.NODES_MOST
     assert all(name.startswith("bad") for name in names)
     assert condition(now)["status"] == "False"
     assert len(condition(now)["message"]) <= 2048
-    assert told(now, "bad-99", "y") == now
+    assert status_of(now, "bad-99", "y") == now
 
 
 def test_a_node_that_recovers_says_so_and_an_older_generation_counts_for_nothing() -> None:
-    now = told(told(function(), "one", "first line\n  more\nlast line"), "two")
+    now = status_of(status_of(function(), "one", "first line\n  more\nlast line"), "two")
     assert condition(now)["message"] == "one: first line … last line"
-    assert told(now, "two") == now
-    later = told(now, "one")
+    assert status_of(now, "two") == now
+    later = status_of(now, "one")
     assert condition(later) | {"lastTransitionTime": ""} == {
         "type": "Ready", "status": "True", "observedGeneration": 1, "reason": "Served",
         "message": "", "lastTransitionTime": "",
     }  # fmt: skip
-    newer = told(function(2) | {"status": now["status"]}, "two")
+    newer = status_of(function(2) | {"status": now["status"]}, "two")
     assert [each["name"] for each in newer["status"]["nodes"]] == ["two"]
     assert condition(newer)["status"] == "True"

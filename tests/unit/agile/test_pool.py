@@ -106,12 +106,12 @@ def test_a_dry_pool_lets_wait_and_serves_in_order() -> None:
     async def main(pool: Pool[int], maker: Maker) -> None:
         waiting = [asyncio.ensure_future(pool.take()) for _ in range(3)]
         await turns()
-        assert not any(one.done() for one in waiting)
+        assert not any(each.done() for each in waiting)
         pool.give(100)
         assert await waiting[0] == (100, False)
         for _ in range(10):
             maker.permits.release()
-        assert [(await one)[0] for one in waiting[1:]] == [1, 2]
+        assert [(await each)[0] for each in waiting[1:]] == [1, 2]
 
     with_pool(main, dry="wait", allowed=0)
 
@@ -313,9 +313,9 @@ def test_who_waits_for_a_part_as_it_is_closed_or_comes_later_is_told_so(dry: str
             waiting += [asyncio.create_task(pool.wait()) for _ in range(3)]
         await turns()
         await pool.close()
-        for one in (*waiting, asyncio.create_task(pool.warm()), asyncio.create_task(pool.wait())):
+        for each in (*waiting, asyncio.create_task(pool.warm()), asyncio.create_task(pool.wait())):
             with pytest.raises(Failed, match=r"is made any more|is ready"):
-                await one
+                await each
 
     with_pool(main, allowed=0, dry=dry)
 
@@ -331,8 +331,8 @@ def test_who_waits_for_a_shelf_as_it_is_closed_is_told_so() -> None:
         waiting = asyncio.create_task(shelf.warm())
         await turns()
         await shelf.close()
-        for one in (waiting, asyncio.create_task(shelf.warm())):
+        for each in (waiting, asyncio.create_task(shelf.warm())):
             with pytest.raises(Failed, match="is made any more"):
-                await asyncio.wait_for(one, 60)
+                await asyncio.wait_for(each, 60)
 
     asyncio.run(main())

@@ -105,18 +105,20 @@ def test_a_clone_makes_no_namespace(flag: int) -> None:
 
 
 def test_only_known_socket_families() -> None:
-    said = {family for family in range(64) if run(PROGRAM, NUMBERS["socket"], (family,)) == ALLOWED}
-    assert said == {1, 2, 10, 16}
-    pairs = {one for one in range(64) if run(PROGRAM, NUMBERS["socketpair"], (one,)) == ALLOWED}
+    verdicts = {
+        family for family in range(64) if run(PROGRAM, NUMBERS["socket"], (family,)) == ALLOWED
+    }
+    assert verdicts == {1, 2, 10, 16}
+    pairs = {each for each in range(64) if run(PROGRAM, NUMBERS["socketpair"], (each,)) == ALLOWED}
     assert pairs == {1}
 
 
 def test_of_netlink_only_what_is_of_the_instances_own_network() -> None:
     """Not the kernel's events of devices, which every network namespace hears."""
     protocols = (*range(64), 2**32 - 1)
-    said = {p: run(PROGRAM, NUMBERS["socket"], (16, 3, p)) for p in protocols}
-    assert {p for p, action in said.items() if action == ALLOWED} == {0, 4, 16}
-    assert set(said.values()) == {ALLOWED, 0x50000 | errno.EPROTONOSUPPORT}
+    verdicts = {p: run(PROGRAM, NUMBERS["socket"], (16, 3, p)) for p in protocols}
+    assert {p for p, action in verdicts.items() if action == ALLOWED} == {0, 4, 16}
+    assert set(verdicts.values()) == {ALLOWED, 0x50000 | errno.EPROTONOSUPPORT}
     assert run(PROGRAM, NUMBERS["socket"], (2, 1, 132)) == ALLOWED
 
 

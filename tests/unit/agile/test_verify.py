@@ -14,9 +14,9 @@ from firstlight.errors import Failed
 @pytest.fixture
 def process() -> Iterator[subprocess.Popen[bytes]]:
     """A process that waits: nothing of it is confined."""
-    with subprocess.Popen(["sleep", "60"]) as one:
-        yield one
-        one.kill()
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        yield sleeper
+        sleeper.kill()
 
 
 def expected(pid: int) -> verify.Expected:
@@ -42,7 +42,7 @@ def test_another_namespace_is_named(process: subprocess.Popen[bytes], name: str)
 
 def test_another_identity_filter_or_cgroup_is_named(process: subprocess.Popen[bytes]) -> None:
     right = expected(process.pid)
-    for wrong, said in (
+    for wrong, words in (
         (replace(right, uid=right.uid + 1), "Uid is"),
         (replace(right, gid=right.gid + 1), "Gid is"),
         (replace(right, filters=right.filters + 1), "Seccomp_filters is"),
@@ -51,7 +51,7 @@ def test_another_identity_filter_or_cgroup_is_named(process: subprocess.Popen[by
         more = set(verify.differences(process.pid, wrong)) - set(
             verify.differences(process.pid, right)
         )
-        assert [each for each in more if each.startswith(said)]
+        assert [each for each in more if each.startswith(words)]
 
 
 def test_what_a_process_shares_with_its_parent_is_named(process: subprocess.Popen[bytes]) -> None:

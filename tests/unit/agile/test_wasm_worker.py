@@ -138,9 +138,9 @@ def test_a_module_that_is_none_is_told(run: Run) -> None:
         (b"\0asm\1\0\0\0\xff", "not a valid"),
     ):
         with run(text, "f") as worker:
-            status, said = worker.end()
+            status, output = worker.end()
             assert status == wasm._REFUSED
-            assert words in said
+            assert words in output
 
 
 def test_it_ends_with_its_last_client_when_it_is_given_no_more(run: Run) -> None:

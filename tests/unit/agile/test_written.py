@@ -33,10 +33,10 @@ def test_lines_are_whole_whatever_the_parts_are(parts: list[bytes]) -> None:
 def test_instances_are_not_mixed_and_the_oldest_lines_go() -> None:
     async def main() -> None:
         written = Written()
-        one, other = written.sink("f"), written.sink("f")
-        one(b"a")
+        first, other = written.sink("f"), written.sink("f")
+        first(b"a")
         other(b"b\n")
-        one(b"c\n")
+        first(b"c\n")
         assert await texts(written, "f") == ["b", "ac"]
         for number in range(5000):
             written.add("f", f"line {number}".encode())

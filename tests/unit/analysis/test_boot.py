@@ -34,13 +34,16 @@ def machine(*log: Step, offset: int | None = 1_000, ready: int = 2_000) -> Sampl
 
 
 @given(st.lists(spans, max_size=12))
-def test_a_partition_has_no_gap_and_the_innermost_owns(found: list[Step]) -> None:
-    parts = partition(found, 0, 100)
+def test_a_partition_has_no_gap_and_the_innermost_owns(drawn: list[Step]) -> None:
+    parts = partition(drawn, 0, 100)
     assert parts[0].start == 0
     assert parts[-1].end == 100
-    assert all(one.end == two.start and one.phase != two.phase for one, two in pairwise(parts))
+    assert all(
+        first.end == second.start and first.phase != second.phase
+        for first, second in pairwise(parts)
+    )
     for instant in range(100):
-        over = [span for span in found if span.start <= instant < span.end]
+        over = [span for span in drawn if span.start <= instant < span.end]
         [part] = [each for each in parts if each.start <= instant < each.end]
         latest = max((max(span.start, 0) for span in over), default=None)
         allowed = {of_guest(span.name) for span in over if max(span.start, 0) == latest} or {

@@ -367,9 +367,9 @@ def test_failed_untraced_and_unready_samples_have_no_breakdown() -> None:
     assert breakdown(run(start_of_root())).is_empty()
 
 
-def replace_stamps(one: Sample, ready: int | None) -> Sample:
+def replace_stamps(sample: Sample, ready: int | None) -> Sample:
     return Sample(
-        index=one.index, batch=0, instance=0, repetition=0, point=one.point, traced=True,
+        index=sample.index, batch=0, instance=0, repetition=0, point=sample.point, traced=True,
         ending=Ending.FAILED, stamps=Stamps(0, 0, ready), pid=ROOT,
     )  # fmt: skip
 

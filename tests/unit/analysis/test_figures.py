@@ -39,9 +39,9 @@ def test_headline_latencies_are_numpys_quantiles_of_the_untraced_samples(
 
 
 def test_a_tail_that_too_few_starts_bound_is_absent(container: Analysis) -> None:
-    one, many = of(container, "runc", 1).latency, of(container, "runc", 50).latency
-    assert one
-    assert one.p95 is None
+    single, many = of(container, "runc", 1).latency, of(container, "runc", 50).latency
+    assert single
+    assert single.p95 is None
     assert many
     assert many.p99
 

@@ -106,14 +106,14 @@ GUESTS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "phase"), [(name, phase) for phase, found in GUESTS.items() for name in found]
+    ("name", "phase"), [(name, phase) for phase, names in GUESTS.items() for name in names]
 )
 def test_a_span_of_a_guest_is_of_its_phase(name: str, phase: str) -> None:
     assert of_guest(name) == phase
 
 
 @pytest.mark.parametrize(
-    ("words", "phase"), [(words, phase) for phase, found in CALLS.items() for words in found]
+    ("words", "phase"), [(words, phase) for phase, names in CALLS.items() for words in names]
 )
 def test_a_call_is_of_its_phase(words: str, phase: str) -> None:
     call, _, detail = words.partition(" ")
@@ -145,7 +145,7 @@ COMPONENTS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "phase"), [(name, phase) for phase, found in COMPONENTS.items() for name in found]
+    ("name", "phase"), [(name, phase) for phase, names in COMPONENTS.items() for name in names]
 )
 def test_what_a_component_tells_is_of_its_phase(name: str, phase: str) -> None:
     assert of_component(name) == phase

@@ -100,12 +100,12 @@ def test_each_storm_is_an_entry_that_this_test_meets() -> None:
 @pytest.mark.parametrize("storm", MET)
 def test_a_storm_is_named_with_what_it_costs(storm: str) -> None:
     piece, count = MET[storm]
-    [found, *others] = advise(starts(*USUAL, piece, count=count), STORMS)
-    assert found.storm == storm
+    [first, *others] = advise(starts(*USUAL, piece, count=count), STORMS)
+    assert first.storm == storm
     assert others == []
-    assert 0.5 * piece[3] < found.gain.value < 1.5 * piece[3]
-    assert found.evidence[0][:2] == (piece[0], piece[2])
-    assert found.remedy
+    assert 0.5 * piece[3] < first.gain.value < 1.5 * piece[3]
+    assert first.evidence[0][:2] == (piece[0], piece[2])
+    assert first.remedy
 
 
 def test_a_usual_start_meets_none() -> None:

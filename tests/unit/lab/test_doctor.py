@@ -34,7 +34,7 @@ def test_the_machine_is_named_but_its_id_is_not_told(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("said", "version"),
+    ("output", "version"),
     [
         ("runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1\nspec: 1.0.2-dev", "1.1.5+ds1"),
         ("crun version 1.8.1\ncommit: f8a096be060b22ccd3d5f3ebe44108517fbf6c30", "1.8.1"),
@@ -42,9 +42,11 @@ def test_the_machine_is_named_but_its_id_is_not_told(monkeypatch: pytest.MonkeyP
         ("ip utility, iproute2-6.1.0, libbpf 1.1.0", "6.1.0"),
     ],
 )
-def test_versions_are_read_from_what_programs_say(tmp_path: Path, said: str, version: str) -> None:
+def test_versions_are_read_from_what_programs_say(
+    tmp_path: Path, output: str, version: str
+) -> None:
     program = tmp_path / "program"
-    program.write_text(f"#!/bin/sh\ncat <<'end'\n{said}\nend\n")
+    program.write_text(f"#!/bin/sh\ncat <<'end'\n{output}\nend\n")
     program.chmod(0o755)
     assert facts.version(str(program), "--version") == version
 

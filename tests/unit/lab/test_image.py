@@ -62,7 +62,7 @@ def test_spans_of_a_layer_are_known_by_its_digest() -> None:
         span("containerd.services.containers.v1.Containers/Create", 20),
         span("containerd.services.version.v1.Version/Version", 1),
     ]
-    named = [each for one in spans for each in _of_image(one)]
+    named = [each for single in spans for each in _of_image(single)]
     assert [phases.of_component(each.name) for each in named] == [
         "image.fetch", "image.unpack", "image", "container.runtime", "container.create",
     ]  # fmt: skip

@@ -26,4 +26,4 @@ def test_the_network_begins_when_containerd_makes_its_namespace() -> None:
 
 def test_a_containerd_that_does_not_say_so_has_no_such_span() -> None:
     run = span("cri.sandbox.run", SANDBOX[0].name, 1, 99)
-    assert not [one for one in _purposes([*SANDBOX, run]) if one.name.endswith("netns")]
+    assert not [each for each in _purposes([*SANDBOX, run]) if each.name.endswith("netns")]

@@ -26,7 +26,7 @@ UNIX = struct.pack("=H", socket.AF_UNIX)
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("rendered", "expected"),
     [
         (words("unshare", NEWNET), "net"),
         (words("unshare", NEWNET | NEWNS | NEWPID), "net,mount,pid"),
@@ -66,8 +66,8 @@ UNIX = struct.pack("=H", socket.AF_UNIX)
         (words("sendto", 3, magic=SOCKET, family=1, text=b"secret"), "socket:unix"),
     ],
 )  # fmt: skip
-def test_a_call_in_words(said: str, expected: str) -> None:
-    assert said == expected
+def test_a_call_in_words(rendered: str, expected: str) -> None:
+    assert rendered == expected
 
 
 @given(st.sets(st.sampled_from(["net", "mount", "pid", "ipc", "uts", "user", "cgroup", "time"])))

@@ -97,23 +97,23 @@ class Functions:
 
     def get(self, name: str) -> Registration:
         """A function. Raises NotFound."""
-        found = self._known.get(name)
-        if found is None:
+        function = self._known.get(name)
+        if function is None:
             raise NotFound(
                 f"there is no function {name!r}", "list them: firstlight agile function list"
             )
-        return found
+        return function
 
     def find(self, name: str, qualifier: str = "") -> Revision:
         """A version of a function, by number, ``$LATEST`` or alias. Raises NotFound."""
         function = self.get(name)
         wanted = qualifier or LATEST
         alias = function.aliases.get(wanted)
-        found = function.revisions.get(alias.version if alias else wanted)
-        if found is None:
+        revision = function.revisions.get(alias.version if alias else wanted)
+        if revision is None:
             raise NotFound(f"{name} has no version or alias {wanted!r}",
                            f"show them: firstlight agile function show {name}")  # fmt: skip
-        return found
+        return revision
 
     @asynccontextmanager
     async def using(self, name: str, qualifier: str = "") -> AsyncIterator[FunctionVersion]:
@@ -264,11 +264,13 @@ class Functions:
             if qualifier not in function.revisions or qualifier == LATEST:
                 raise Invalid(f"{qualifier!r} of {name} is not a numbered version",
                               "remove the function, or a version by its number")  # fmt: skip
-            if used := [one.name for one in function.aliases.values() if one.version == qualifier]:
+            if used := [
+                each.name for each in function.aliases.values() if each.version == qualifier
+            ]:
                 raise Conflict(f"version {qualifier} of {name} is what the alias {used[0]} means",
                                "point the alias elsewhere first")  # fmt: skip
-            rest = {key: one for key, one in function.revisions.items() if key != qualifier}
-            kept = {key: one for key, one in function.provisioned.items() if key != qualifier}
+            rest = {key: each for key, each in function.revisions.items() if key != qualifier}
+            kept = {key: each for key, each in function.provisioned.items() if key != qualifier}
             await self._save(msgspec.structs.replace(function, revisions=rest, provisioned=kept))
 
     async def set_alias(
@@ -311,8 +313,8 @@ class Functions:
             function = self.get(name)
             if alias not in function.aliases:
                 raise NotFound(f"{name} has no alias {alias!r}")
-            rest = {key: one for key, one in function.aliases.items() if key != alias}
-            kept = {key: one for key, one in function.provisioned.items() if key != alias}
+            rest = {key: each for key, each in function.aliases.items() if key != alias}
+            kept = {key: each for key, each in function.provisioned.items() if key != alias}
             await self._save(msgspec.structs.replace(function, aliases=rest, provisioned=kept))
 
     async def reserve(self, name: str, concurrency: int | None, queue: int = 0) -> None:
@@ -346,7 +348,7 @@ class Functions:
                 )
             if version.kind in ("command", "wasm"):
                 raise Invalid(f"{name} is of kind {version.kind}: it has no instances to keep")
-            kept = {key: one for key, one in function.provisioned.items() if key != qualifier}
+            kept = {key: each for key, each in function.provisioned.items() if key != qualifier}
             if instances is not None:
                 kept[qualifier] = Provisioned(instances, time.time())
             await self._save(msgspec.structs.replace(function, provisioned=kept))
@@ -500,7 +502,7 @@ class Functions:
 
     async def _leave(self, before: Registration, after: Registration | None) -> None:
         """Let go of the revisions that a function has no more."""
-        stays = {one.number for one in after.revisions.values()} if after else set()
+        stays = {each.number for each in after.revisions.values()} if after else set()
         for revision in before.revisions.values():
             if revision.number not in stays:
                 self._leaving[revision.number] = revision
@@ -520,12 +522,16 @@ class Functions:
                 await asyncio.to_thread(self._collect, self._held())
 
     def _held(self) -> list[Revision]:
-        held = [one for each in self._known.values() for one in each.revisions.values()]
+        held = [
+            revision
+            for function in self._known.values()
+            for revision in function.revisions.values()
+        ]
         return [*held, *self._leaving.values()]
 
     def _collect(self, revisions: list[Revision]) -> None:
         self._mounts.keep(revisions)
-        self._content.collect(one.code for one in revisions)
+        self._content.collect(each.code for each in revisions)
 
     async def _prepared(self, revision: Revision) -> FunctionVersion:
         root = await asyncio.to_thread(self._mounts.root, revision.code, revision.points)
@@ -562,7 +568,7 @@ class Functions:
             self._runtime.journal.record("mounts", str(place))
             self._mounts = Mounts(place, self._content)
             self._mounts.open()
-            known = {one.name: one for one in self._store.functions()}
+            known = {each.name: each for each in self._store.functions()}
         except BlockingIOError:
             os.close(lock)
             raise Failed(f"another runtime uses the store {self.directory}",
@@ -592,8 +598,8 @@ def _fetched(
     """The code of a source on disk; blocks."""
     match source:
         case ImageSource(image):
-            code, found = content.add_image(image)
-            return code, found.configuration.config or ImageSettings()
+            code, unpacked = content.add_image(image)
+            return code, unpacked.configuration.config or ImageSettings()
         case ZipSource(path, data):
             return content.add_zip(path or "a zip file", data or Path(path)), None
         case DirectorySource(path, names, root):
@@ -603,9 +609,9 @@ def _fetched(
             return content.add_module(Path(path)), None
 
 
-def _same(one: Revision, other: Revision) -> bool:
+def _same(left: Revision, right: Revision) -> bool:
     """Whether two revisions are the same but for their names."""
     first, second = (
-        msgspec.structs.replace(each.settings, description=UNSET) for each in (one, other)
+        msgspec.structs.replace(each.settings, description=UNSET) for each in (left, right)
     )
-    return one.code == other.code and first == second
+    return left.code == right.code and first == second

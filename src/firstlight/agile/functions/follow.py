@@ -59,7 +59,7 @@ class Follower:
         self.settled = threading.Event()
         self._wanted: dict[str, State] = {}
         self._served: dict[str, State] = {}
-        self._said: dict[str, State] = {}
+        self._written: dict[str, State] = {}
         self._failures: dict[str, _Failure] = {}
         self._busy: set[str] = set()
 
@@ -73,8 +73,8 @@ class Follower:
 
     def run(self) -> None:
         """Follow for ever."""
-        for found in self._server.follow(self._path, METADATA):
-            wanted = {name: objects.state(each) for name, each in found.items()}
+        for objects_by_name in self._server.follow(self._path, METADATA):
+            wanted = {name: objects.state(each) for name, each in objects_by_name.items()}
             while True:
                 try:
                     self._compare(wanted)
@@ -92,12 +92,12 @@ class Follower:
             for name in self._served.keys() | served.keys():
                 if name not in self._busy:
                     _set(self._served, name, served.get(name))
-            for known in (self._said, self._failures):
+            for known in (self._written, self._failures):
                 for name in known.keys() - wanted.keys():
                     del known[name]
             for name in wanted.keys() | self._served.keys():
                 state, failure = wanted.get(name), self._failures.get(name)
-                if name in self._busy or state == self._served.get(name) == self._said.get(name):
+                if name in self._busy or state == self._served.get(name) == self._written.get(name):
                     continue
                 if failure and failure.state == state and now < failure.until:
                     continue
@@ -168,7 +168,7 @@ class Follower:
         _log.info("%s of generation %d: %s", name, state[1], problem or "served")
         self._say(function, problem)
         with self._lock:
-            self._said[name] = state
+            self._written[name] = state
 
     def _say(self, function: Object, problem: str) -> None:
         """Have the object's status say how it went here, unless it is another object already."""

@@ -73,8 +73,8 @@ class Mounts:
 
     def keep(self, revisions: "list[Revision]") -> None:
         """Unmount the roots of all others."""
-        names = {_name(one.code, one.points) for one in revisions} | {"base", "skeleton"}
-        names |= {_points_name(one.points) for one in revisions}
+        names = {_name(each.code, each.points) for each in revisions} | {"base", "skeleton"}
+        names |= {_points_name(each.points) for each in revisions}
         for target in self._place.iterdir():
             if target.name in names:
                 continue

@@ -154,9 +154,9 @@ class Registration(Struct, frozen=True, kw_only=True):
     def warm(self, version: FunctionVersion) -> int:
         """How many instances of a version are always kept."""
         named = {version.version, *(
-            one.name for one in self.aliases.values() if one.version == version.version
+            each.name for each in self.aliases.values() if each.version == version.version
         )}  # fmt: skip
-        kept = [one.instances for name, one in self.provisioned.items() if name in named]
+        kept = [each.instances for name, each in self.provisioned.items() if name in named]
         return max((version.warm, *kept))
 
 

@@ -98,7 +98,8 @@ def is_root(path: Path, given: Settings) -> bool:
 def points(version: FunctionVersion) -> tuple[str, ...]:
     """What a version's root must have for its volumes and secrets, as Revision.points; blocks."""
     made = [
-        one.target if Path(one.source).is_file() else f"{one.target}/" for one in version.volumes
+        each.target if Path(each.source).is_file() else f"{each.target}/"
+        for each in version.volumes
     ]
     return (*made, *([f"{SECRETS}/"] if version.secrets else []))
 

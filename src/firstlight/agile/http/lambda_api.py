@@ -76,11 +76,11 @@ class Operation(NamedTuple):
 
 def routes(functions: Functions) -> list[BaseRoute]:
     """The routes of the API."""
-    found: list[BaseRoute] = []
+    routes: list[BaseRoute] = []
     for path, methods in _OPERATIONS.items():
         endpoint = _Endpoint(functions, methods)
-        found += [Route(path, endpoint), Route(f"{path}/", endpoint)]
-    return [*found, Route("/2{rest:path}", _Endpoint(functions, {}))]
+        routes += [Route(path, endpoint), Route(f"{path}/", endpoint)]
+    return [*routes, Route("/2{rest:path}", _Endpoint(functions, {}))]
 
 
 class _Endpoint:
@@ -145,7 +145,7 @@ async def _create(functions: Functions, request: Request) -> Response:
     if qualifier:
         raise Invalid("a function's name has no qualifier")
     access.check(request.scope, "write", "CreateFunction", name)
-    found = await functions.add(
+    registered = await functions.add(
         name,
         source,
         asked.settings(),
@@ -153,25 +153,25 @@ async def _create(functions: Functions, request: Request) -> Response:
         tags=asked.tags,
         owner=access.name(request.scope),
     )
-    return as_json(_changed(found, asked.publish), 201)
+    return as_json(_changed(registered, asked.publish), 201)
 
 
-def _changed(found: Registration, is_published: bool) -> dict[str, Any]:
+def _changed(registered: Registration, is_published: bool) -> dict[str, Any]:
     """What a change has made: a version, or the newest code."""
-    version = str(found.published) if is_published else ""
-    return shapes.configuration(found, found.revisions[version or LATEST], version)
+    version = str(registered.published) if is_published else ""
+    return shapes.configuration(registered, registered.revisions[version or LATEST], version)
 
 
 async def _list(functions: Functions, request: Request) -> Response:
     every = request.query_params.get("FunctionVersion") == "ALL"
-    found = {
+    functions_by_name = {
         (function.name, _number(version)): (function, revision, version if every else "")
         for function in map(functions.get, functions.names())
         if access.may(request.scope, "read", function.name)
         for version, revision in function.revisions.items()
         if every or version == LATEST
     }
-    return page(request, "Functions", found, lambda one: shapes.configuration(*one))
+    return page(request, "Functions", functions_by_name, lambda each: shapes.configuration(*each))
 
 
 def _number(version: str) -> int:
@@ -199,11 +199,11 @@ async def _get_configuration(functions: Functions, request: Request) -> Response
 async def _put_configuration(functions: Functions, request: Request) -> Response:
     name = whole(request)
     asked = await body(request, shapes.Configuration)
-    found = await functions.update(
+    updated = await functions.update(
         name, given=asked.settings(), publish=False,
         expected=shapes.revision_number(asked.revision_id),
     )  # fmt: skip
-    return as_json(shapes.configuration(found, found.latest))
+    return as_json(shapes.configuration(updated, updated.latest))
 
 
 async def _put_code(functions: Functions, request: Request) -> Response:
@@ -212,10 +212,10 @@ async def _put_code(functions: Functions, request: Request) -> Response:
     source = asked.source()
     if asked.dry_run:
         return as_json(shapes.tried(functions.get(name), asked))
-    found = await functions.update(
+    updated = await functions.update(
         name, source, publish=asked.publish, expected=shapes.revision_number(asked.revision_id)
     )
-    return as_json(_changed(found, asked.publish))
+    return as_json(_changed(updated, asked.publish))
 
 
 async def _publish(functions: Functions, request: Request) -> Response:
@@ -234,9 +234,9 @@ async def _publish(functions: Functions, request: Request) -> Response:
 async def _versions(functions: Functions, request: Request) -> Response:
     name = whole(request)
     function = functions.get(name)
-    found = {("", _number(version)): version for version in function.revisions}
+    versions = {("", _number(version)): version for version in function.revisions}
     return page(
-        request, "Versions", found,
+        request, "Versions", versions,
         lambda version: shapes.configuration(function, function.revisions[version], version),
     )  # fmt: skip
 
@@ -245,41 +245,41 @@ async def _create_alias(functions: Functions, request: Request) -> Response:
     name = whole(request)
     asked = await body(request, shapes.CreateAlias)
     asked.check()
-    found = await functions.set_alias(
+    alias = await functions.set_alias(
         name, asked.name, asked.function_version, asked.description, new=True
     )
-    return as_json(shapes.alias(name, found), 201)
+    return as_json(shapes.alias(name, alias), 201)
 
 
 async def _aliases(functions: Functions, request: Request) -> Response:
     name = whole(request)
     version = request.query_params.get("FunctionVersion")
-    found = {
-        (one.name, 0): one
-        for one in functions.get(name).aliases.values()
-        if version in (None, one.version)
+    aliases = {
+        (each.name, 0): each
+        for each in functions.get(name).aliases.values()
+        if version in (None, each.version)
     }
-    return page(request, "Aliases", found, lambda one: shapes.alias(name, one))
+    return page(request, "Aliases", aliases, lambda each: shapes.alias(name, each))
 
 
 async def _get_alias(functions: Functions, request: Request) -> Response:
     name = whole(request)
     wanted = request.path_params["alias"]
-    found = functions.get(name).aliases.get(wanted)
-    if found is None:
+    alias = functions.get(name).aliases.get(wanted)
+    if alias is None:
         raise NotFound(f"{name} has no alias {wanted!r}")
-    return as_json(shapes.alias(name, found))
+    return as_json(shapes.alias(name, alias))
 
 
 async def _put_alias(functions: Functions, request: Request) -> Response:
     name = whole(request)
     asked = await body(request, shapes.UpdateAlias)
     asked.check()
-    found = await functions.set_alias(
+    alias = await functions.set_alias(
         name, request.path_params["alias"], asked.function_version, asked.description, new=False,
         expected=shapes.revision_number(asked.revision_id),
     )  # fmt: skip
-    return as_json(shapes.alias(name, found))
+    return as_json(shapes.alias(name, alias))
 
 
 async def _delete_alias(functions: Functions, request: Request) -> Response:
@@ -319,10 +319,13 @@ async def _put_provisioned(functions: Functions, request: Request) -> Response:
 async def _get_provisioned(functions: Functions, request: Request) -> Response:
     name, qualifier = named(request)
     if request.query_params.get("List") == "ALL":
-        found = {(one, 0): one for one in functions.get(name).provisioned}
+        qualifiers = {(each, 0): each for each in functions.get(name).provisioned}
         return page(
-            request, "ProvisionedConcurrencyConfigs", found,
-            lambda one: {"FunctionArn": qualified(name, one), **_provisioned(functions, name, one)},
+            request, "ProvisionedConcurrencyConfigs", qualifiers,
+            lambda each: {
+                "FunctionArn": qualified(name, each),
+                **_provisioned(functions, name, each),
+            },
         )  # fmt: skip
     return as_json(_provisioned(functions, name, qualifier))
 
@@ -336,11 +339,11 @@ async def _delete_provisioned(functions: Functions, request: Request) -> Respons
 
 def _provisioned(functions: Functions, name: str, qualifier: str) -> dict[str, Any]:
     functions.find(name, qualifier)
-    found = functions.get(name).provisioned.get(qualifier)
-    if found is None:
+    kept = functions.get(name).provisioned.get(qualifier)
+    if kept is None:
         raise Bad(404, "ProvisionedConcurrencyConfigNotFoundException",
                    f"nothing is provisioned of {name}:{qualifier}")  # fmt: skip
-    return shapes.provisioned(found, functions.ready(name, qualifier))
+    return shapes.provisioned(kept, functions.ready(name, qualifier))
 
 
 async def _get_tags(functions: Functions, request: Request) -> Response:

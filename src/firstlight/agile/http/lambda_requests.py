@@ -114,12 +114,12 @@ def whole(request: Request) -> str:
 
 def name_of(text: str) -> tuple[str, str]:
     """A name and qualifier; from an ARN, a part of it, or a name. Raises Invalid."""
-    found = _ARN.fullmatch(text)
-    if not found:
+    match = _ARN.fullmatch(text)
+    if not match:
         raise Invalid(
             f"{text[:170]!r} is not a function's name", "1 to 64 letters, digits, - and _"
         )
-    return found[1], found[2] or ""
+    return match[1], match[2] or ""
 
 
 def check_origin(request: Request) -> None:
@@ -147,7 +147,7 @@ def page(
     if most is not None and not (most.isascii() and most.isdecimal() and 0 < int(most) <= 10000):
         raise Invalid(f"MaxItems is {most[:60]!r}", "from 1 to 10000")
     many = int(most or _PAGE)
-    places = sorted(one for one in items if not after or one > (after[1], int(after[2])))
+    places = sorted(each for each in items if not after or each > (after[1], int(after[2])))
     answer: dict[str, Any] = {key: [shown(items[place]) for place in places[:many]]}
     if many < len(places):
         name, number = places[many - 1]

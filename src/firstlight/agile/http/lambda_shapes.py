@@ -284,15 +284,15 @@ def alias(name: str, described: Alias) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def provisioned(found: Provisioned, ready: int) -> dict[str, Any]:
+def provisioned(kept: Provisioned, ready: int) -> dict[str, Any]:
     """A provisioned concurrency configuration, of which so many instances are ready."""
-    ready = min(ready, found.instances)
+    ready = min(ready, kept.instances)
     return {
-        "RequestedProvisionedConcurrentExecutions": found.instances,
+        "RequestedProvisionedConcurrentExecutions": kept.instances,
         "AvailableProvisionedConcurrentExecutions": ready,
         "AllocatedProvisionedConcurrentExecutions": ready,
-        "Status": "READY" if ready == found.instances else "IN_PROGRESS",
-        "LastModified": _time(found.modified),
+        "Status": "READY" if ready == kept.instances else "IN_PROGRESS",
+        "LastModified": _time(kept.modified),
     }
 
 

@@ -64,19 +64,19 @@ def load(path: Path) -> dict[str, Caller]:
         if path.stat().st_mode & 0o077:
             raise Failed(f"others may read the credentials {path}", f"chmod 600 {path}")
         parser.read_string(path.read_text())
-        found = {parser[name]["aws_access_key_id"]: _caller(path, parser[name])
+        callers = {parser[name]["aws_access_key_id"]: _caller(path, parser[name])
                  for name in parser.sections()}  # fmt: skip
     except OSError as error:
         raise Failed(f"cannot read the credentials {path}: {error.strerror}") from error
     except (configparser.Error, KeyError, UnicodeDecodeError) as error:
         raise Failed(f"the credentials {path} are invalid: {error}",
                      "write them like ~/.aws/credentials") from error  # fmt: skip
-    if not found:
+    if not callers:
         raise Failed(f"the credentials {path} have no key", "write them like ~/.aws/credentials")
-    if len(found) < len(parser.sections()):
+    if len(callers) < len(parser.sections()):
         raise Failed(f"the credentials {path} give two profiles one access key",
                      "give each a key of its own")  # fmt: skip
-    return found
+    return callers
 
 
 def _caller(path: Path, profile: configparser.SectionProxy) -> Caller:
@@ -126,11 +126,11 @@ def claim(request: Request, known: dict[str, Caller], now: float) -> Claim:
         raise Denied("IncompleteSignatureException", "host and x-amz-date must be signed")
     if not _is_recent(date, scope[2], now):
         raise Denied("InvalidSignatureException", f"Signature expired or of another day: {date}")
-    found = known.get(scope[1])
-    if found is None:
+    caller = known.get(scope[1])
+    if caller is None:
         raise Denied("UnrecognizedClientException", "The security token included in the request "
                      "is invalid.")  # fmt: skip
-    return Claim(found, headers, signed, scope, date, fields[3])
+    return Claim(caller, headers, signed, scope, date, fields[3])
 
 
 def proven(claim: Claim, request: Request) -> Caller:
@@ -201,16 +201,16 @@ class Verified:
                 raise Denied("RequestTooLargeException", f"more than {_BODY_MOST} bytes")
             request = replace(head, body=body)
             if len(body) > _LARGE:
-                found = await asyncio.to_thread(proven, claimed, request)
+                caller = await asyncio.to_thread(proven, claimed, request)
             else:
-                found = proven(claimed, request)
+                caller = proven(claimed, request)
         except Denied as error:
             status = 413 if body is None else 403
             text = msgspec.json.encode({"Message": str(error), "message": str(error)})
             response = Response(text, status, {"x-amzn-errortype": error.name}, "application/json")
             await response(scope, receive, send)
             return
-        scope.setdefault("state", {})["caller"] = found
+        scope.setdefault("state", {})["caller"] = caller
         await self._application(scope, _again(body, receive), send)
 
 

@@ -147,7 +147,7 @@ class _Exchange:
             if response.status_code == 101:
                 await self._switch(response)
                 return
-            headers = [one for one in _passed(response.headers.raw) if one[0].lower() != b"date"]
+            headers = [each for each in _passed(response.headers.raw) if each[0].lower() != b"date"]
             await self._start(response.status_code, headers)  # the server has added one
             async for part in response.aiter_raw():
                 await self._send({"type": "http.response.body", "body": part, "more_body": True})

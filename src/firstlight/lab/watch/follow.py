@@ -73,12 +73,12 @@ class _Part:
 class Follower:
     """The tracer, waiting for programs with the given names. Leaving the context detaches it.
 
-    One window in ``one_in`` is traced whole; if that is 0, as many as ``share`` of the node's CPU
+    One window in ``every`` is traced whole; if that is 0, as many as ``share`` of the node's CPU
     time allows.
     """
 
-    def __init__(self, names: Sequence[str], one_in: int = 1, share: float = 0.0) -> None:
-        self._names, self._one_in, self._share = names, one_in, share
+    def __init__(self, names: Sequence[str], every: int = 1, share: float = 0.0) -> None:
+        self._names, self._every, self._share = names, every, share
         self._daemons: set[int] = set()
         self._looked = -math.inf  # for daemons, at this time
         self._carried = _Part()
@@ -88,7 +88,7 @@ class Follower:
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             self._process = subprocess.Popen(
-                [*bpf.program(), "--watch", native("trace.bpf.o"), str(self._one_in),
+                [*bpf.program(), "--watch", native("trace.bpf.o"), str(self._every),
                  str(round(self._share * 1e6)), *self._names],
                 stdin=subprocess.PIPE, stdout=other.fileno(), stderr=subprocess.PIPE, text=True,
                 start_new_session=True,

@@ -23,10 +23,10 @@ FILES = """      1234:\tcalling init: /lib/libm.so.6
 
 
 def says(monkeypatch: pytest.MonkeyPatch, answers: dict[str, str]) -> None:
-    def said(*command: str, **environment: str) -> str:
+    def output(*command: str, **environment: str) -> str:
         return answers[" ".join([*command, *environment.values()])]
 
-    monkeypatch.setattr(qemu_build, "_output_of", said)
+    monkeypatch.setattr(qemu_build, "_output_of", output)
 
 
 def test_the_linkers_count_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

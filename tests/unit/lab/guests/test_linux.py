@@ -108,7 +108,7 @@ _MEMBERS = st.lists(
 @given(_MEMBERS)
 def test_an_archive_holds_its_members(members: list[Member]) -> None:
     """Read as the kernel does (init/initramfs.c): names and contents start at multiples of 4."""
-    raw, at, found = archive(members), 0, []
+    raw, at, contents = archive(members), 0, []
     while True:
         assert raw[at : at + 6] == b"070701"
         fields = [int(raw[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
@@ -117,10 +117,10 @@ def test_an_archive_holds_its_members(members: list[Member]) -> None:
         content = at + 110 + fields[11] + 3 & ~3
         if name == "TRAILER!!!":
             break
-        found.append(Member(name, fields[1], raw[content : content + fields[6]],
+        contents.append(Member(name, fields[1], raw[content : content + fields[6]],
                             (fields[9], fields[10])))  # fmt: skip
         at = content + fields[6] + 3 & ~3
-    assert found == members
+    assert contents == members
 
 
 class TestCatalogue:

@@ -44,25 +44,25 @@ def lines(text: str, begin: int = 1000) -> list[Line]:
 
 
 def test_a_printed_chart_becomes_spans_that_join() -> None:
-    found, anchors = printed(lines(CHART))
-    assert found[0] == Step("disk read (real mode)", 0, 53_390_000)
-    assert found[1] == Step("uncompress lzloader.elf", 53_390_000, 6_856_230_000)
-    assert found[-1] == Step("Total time", 7_180_280_000, 7_180_610_000)
-    assert all(before.end == after.start for before, after in pairwise(found))
-    assert len(found) == 13
+    chart, anchors = printed(lines(CHART))
+    assert chart[0] == Step("disk read (real mode)", 0, 53_390_000)
+    assert chart[1] == Step("uncompress lzloader.elf", 53_390_000, 6_856_230_000)
+    assert chart[-1] == Step("Total time", 7_180_280_000, 7_180_610_000)
+    assert all(before.end == after.start for before, after in pairwise(chart))
+    assert len(chart) == 13
     assert anchors == [(1002, 7_180_610_000)], "the chart's end came before its first line"
 
 
 @given(st.integers(0, len(CHART)))
 def test_half_a_chart_gives_the_spans_that_it_has(size: int) -> None:
     whole, _ = printed(lines(CHART))
-    found, _ = printed(lines(CHART[:size]))
-    assert found == whole[: len(found)]
-    assert len(found) >= CHART[:size].count("ms)\r\n")
+    chart, _ = printed(lines(CHART[:size]))
+    assert chart == whole[: len(chart)]
+    assert len(chart) >= CHART[:size].count("ms)\r\n")
 
 
 @pytest.mark.parametrize(
-    "said",
+    "console_text",
     [
         "Booted up in 0.00 ms\nCmdline: /hello",
         "OSv v0.57.0\nCmdline: /hello",
@@ -70,16 +70,16 @@ def test_half_a_chart_gives_the_spans_that_it_has(size: int) -> None:
         "",
     ],
 )
-def test_a_kernel_without_a_clock_says_nothing_rather_than_zero(said: str) -> None:
-    assert printed(lines(said)) == ([], [])
+def test_a_kernel_without_a_clock_says_nothing_rather_than_zero(console_text: str) -> None:
+    assert printed(lines(console_text)) == ([], [])
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\n"), max_size=60)))
 @example(["\tx: 999999999999.99ms, (+1.00ms)"])
 @example(["\ta: 2.00ms, (+1.00ms)", "\tb: 1.00ms, (+1.00ms)"])
-def test_no_console_is_an_error(said: list[str]) -> None:
-    found, _ = printed(lines("\n".join(said)))
-    assert all(span.start <= span.end for span in found)
+def test_no_console_is_an_error(console_text: list[str]) -> None:
+    chart, _ = printed(lines("\n".join(console_text)))
+    assert all(span.start <= span.end for span in chart)
 
 
 @given(st.lists(st.integers(1, 10**9), min_size=1, max_size=15))
@@ -89,8 +89,8 @@ def test_every_printed_time_is_read_to_its_last_digit(took: list[int]) -> None:
         f"\te{number}: {end // 100}.{end % 100:02}ms, (+{own // 100}.{own % 100:02}ms)"
         for number, (end, own) in enumerate(zip(at, took, strict=True))
     )
-    found, _ = printed(lines(message))
-    assert [span.end - span.start for span in found] == [own * 10_000 for own in took]
+    chart, _ = printed(lines(message))
+    assert [span.end - span.start for span in chart] == [own * 10_000 for own in took]
 
 
 def memory(events: list[Event], shift: int, place: int, noise: bytes = b"") -> bytes:

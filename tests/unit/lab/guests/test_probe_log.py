@@ -87,7 +87,7 @@ def test_what_is_left_of_a_log_gives_the_spans_that_it_has(
     text = read("\n".join([f"probe clock {gigahertz}000000000 pit {hypervisor}", *cut]))
     spans = [span for span in text.spans if span.name != "firmware"]
     assert [(span.name, span.end - span.start) for span in spans] == steps[:kept]
-    assert all(one.end == two.start for one, two in pairwise(text.spans))
+    assert all(each.end == two.start for each, two in pairwise(text.spans))
     if cut:
         assert text.spans[0].start == 0
 
@@ -96,9 +96,11 @@ def test_what_is_left_of_a_log_gives_the_spans_that_it_has(
     st.lists(st.text() | st.sampled_from(LOG.split("\n")) | st.from_regex(r"probe \w+ \d+ \d+")),
     st.booleans(),
 )
-def test_no_text_is_an_error_nor_out_of_range(said: list[str], icount: bool) -> None:
+def test_no_text_is_an_error_nor_out_of_range(console_text: list[str], icount: bool) -> None:
     result = Probe().read(
-        BootConfig(icount=icount), [Line(stamp, text) for stamp, text in enumerate(said)], None
+        BootConfig(icount=icount),
+        [Line(stamp, text) for stamp, text in enumerate(console_text)],
+        None,
     )
     for span in result.spans:
         assert -(2**63) < span.start <= span.end < 2**63

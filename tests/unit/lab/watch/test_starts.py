@@ -208,9 +208,9 @@ def test_a_start_of_what_was_made_before_is_no_failed_start() -> None:
 
 def test_a_runtime_is_known_behind_a_script_and_a_descriptor() -> None:
     words = ("/bin/sh", "-e", "/opt/nvidia-runtime", "--root", "/r", "create", "a")
-    found = role(Program(1, 1, 1, "/opt/nvidia-runtime", words, {}))
-    assert found is not None
-    assert (found.kind, found.container) == ("runtime", "a")
+    role_of = role(Program(1, 1, 1, "/opt/nvidia-runtime", words, {}))
+    assert role_of is not None
+    assert (role_of.kind, role_of.container) == ("runtime", "a")
     assert Program(1, 1, 1, "/dev/fd/3", ("/usr/bin/crun", "run", "a"), {}).name == "crun"
     assert Program(1, 1, 1, "/dev/fd/3", (), {}).name == "3"
 
