@@ -51,7 +51,8 @@ def made(
     if own:
         fields["environment"] = {**_variables(own.env or []), **fields.get("environment", {})}
         fields.setdefault("directory", own.working_dir or "/")
-        command = command or _image_command(own, settings)
+        if kind != "python":  # a fork of its interpreter calls the handler
+            command = command or _image_command(own, settings)
     elif code.base:
         fields.setdefault("directory", "/var/task")
         if kind == "bootstrap" and not command:
