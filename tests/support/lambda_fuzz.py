@@ -18,7 +18,9 @@ OPERATIONS = (
     "UpdateFunctionConfiguration", "UpdateFunctionCode", "PublishVersion", "ListVersionsByFunction",
     "CreateAlias", "ListAliases", "GetAlias", "UpdateAlias", "DeleteAlias", "Invoke",
     "PutFunctionConcurrency", "GetFunctionConcurrency", "DeleteFunctionConcurrency", "ListTags",
-    "TagResource", "UntagResource", "GetAccountSettings",
+    "TagResource", "UntagResource", "GetAccountSettings", "PutProvisionedConcurrencyConfig",
+    "GetProvisionedConcurrencyConfig", "ListProvisionedConcurrencyConfigs",
+    "DeleteProvisionedConcurrencyConfig",
 )  # fmt: skip
 NAMES = (
     *["good"] * 4, "fuzzed", "fuzzed", "nobody", "good:live", "good:1", "good:$LATEST", "fuzzed:9",
@@ -40,6 +42,7 @@ PARTS: dict[str, tuple[Any, ...]] = {
     "LogType": ("Tail", "None"), "Timeout": (1, 30, 900), "MemorySize": (128, 256),
     "Architectures": (["x86_64"], ["arm64"]), "Publish": (True, False),
     "ClientContext": ("e30=", "x", "eyJhIjoxfQ=="), "ReservedConcurrentExecutions": (0, 1, 10),
+    "ProvisionedConcurrentExecutions": (1, 2, 10_000),
 }  # fmt: skip
 BODIES = (b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"a": NaN}', b"[" * 3000, b'"' + b"x" * 70000,
           b"{}" * 2, b'{"FunctionName": "good"}')  # fmt: skip

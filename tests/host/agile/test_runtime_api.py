@@ -48,6 +48,11 @@ def exits(event, context):
     sys.stdout.flush()
     os._exit(7)
 
+def either(event, context):
+    if event:
+        os._exit(7)
+    print("words of another event", flush=True)
+
 def hangs(event, context):
     print("going to sleep", flush=True)
     time.sleep(600)
@@ -152,6 +157,16 @@ def test_each_failure_is_told_in_lambdas_words(
             assert answer.log_tail == b"going to sleep\n"
         echo = await call(serving, function(root, "app.echo"))
         assert echo.error is None
+
+    with_serving(root, main)
+
+
+def test_the_last_words_of_an_instance_are_of_the_event_that_ended_it(root: Path) -> None:
+    async def main(serving: Serving) -> None:
+        version = function(root, "app.either")
+        assert (await call(serving, version)).error is None
+        ended = json.loads((await call(serving, version, b"1")).payload)
+        assert ended["errorMessage"].endswith("exit status 7")
 
     with_serving(root, main)
 

@@ -141,7 +141,7 @@ class Kept:
             steps=self._steps if cold else (), duration_ns=time.monotonic_ns() - began,
         )  # fmt: skip
         if lost:
-            kind, text = await self._ending()
+            kind, text = await self._ending(before)
             return failure(answer, kind, f"RequestId: {event.request_id} Error: {text}")
         if reply is None:
             text = f"RequestId: {event.request_id} Error: {timed_out(event.seconds)}"
@@ -151,10 +151,10 @@ class Kept:
             return failure(answer, "Function.ResponseSizeTooLarge", text)
         return answer
 
-    async def _ending(self) -> tuple[str, str]:
-        """How it ended, with its last words."""
+    async def _ending(self, before: int = 0) -> tuple[str, str]:
+        """How it ended, with its last words since its log had this size."""
         kind, text = ending(await self.instance.wait(), self.version.memory)
-        line = self._log.last_line()
+        line = self._log.last_line(before)
         return kind, f"{text}: {line}" if line else text
 
     async def stop(self) -> None:

@@ -34,9 +34,9 @@ class Log:
         length = min(self.size - size, len(self._kept), most)
         return bytes(self._kept[len(self._kept) - length :])
 
-    def last_line(self) -> str:
-        """The last line with anything on it."""
-        lines = self.since(0, _KEPT).decode(errors="replace").strip().splitlines()
+    def last_line(self, size: int = 0) -> str:
+        """The last line with anything on it, of what was written since it had this size."""
+        lines = self.since(size, _KEPT).decode(errors="replace").strip().splitlines()
         return lines[-1].strip() if lines else ""
 
     def close(self) -> None:
