@@ -36,6 +36,9 @@ class Clock:
         self.timers.append((self.now + seconds, callback, handle))
         return handle
 
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_soon(callback)
+
     def create_task(self, work: Any) -> "asyncio.Task[None]":
         return asyncio.get_running_loop().create_task(work)
 
@@ -270,6 +273,29 @@ def test_a_connection(case: Callable[[Client], Awaitable[None]]) -> None:
         await asyncio.wait_for(case(client), 60)
         for task in client.connection.tasks:
             task.cancel()
+
+    asyncio.run(main())
+
+
+def test_an_answer_is_sent_at_once_and_its_head_waits_for_no_body() -> None:
+    async def main() -> None:
+        client = Client()
+
+        async def answers(scope: Any, _receive: Any, send: Any) -> None:
+            headers = [(b"content-length", b"4")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            if scope["path"] == "/later":
+                await client.go.wait()
+            await send({"type": "http.response.body", "body": b"body"})
+
+        client.connection.app = answers
+        await client.sends(b"GET /now HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.sends(b"GET /later HTTP/1.1\r\nhost: x\r\n\r\n")
+        client.go.set()
+        await client.settled()
+        head = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
+        written = [one.args[0] for one in client.transport.write.call_args_list]
+        assert written == [head + b"body", head, b"body"]
 
     asyncio.run(main())
 

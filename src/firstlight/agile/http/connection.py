@@ -185,6 +185,7 @@ class Connection(HttpToolsProtocol):
         self._silent = 0
         self._sends.end()
         super().on_headers_complete()
+        self.cycle.transport = _Joined(self.transport, self.loop)  # type: ignore[assignment]
         self._in_body = True
 
     def on_body(self, body: bytes) -> None:
@@ -270,6 +271,37 @@ class Connection(HttpToolsProtocol):
 def _nothing() -> int:
     """A head has no more time for being long."""
     return 0
+
+
+class _Joined:
+    """A transport that sends an answer's head with the first part of its body, if that is here."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._head = b""
+        self._is_begun = False
+
+    def write(self, data: bytes) -> None:
+        """Send, or keep the head for what follows at once."""
+        if self._is_begun:
+            self._transport.write(self._head + data if self._head else data)
+            self._head = b""
+        else:
+            self._is_begun, self._head = True, data
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        """Close it, after what was written."""
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether it is."""
+        return self._transport.is_closing()
 
 
 class _Flow(FlowControl):
