@@ -1,11 +1,11 @@
-"""What a directory is to a function: its whole root, or code over the host's programs."""
+"""What a directory or an image is to a function."""
 
 from pathlib import Path
 
 import pytest
 
 from firstlight.agile.functions import settings
-from firstlight.agile.functions.records import Settings
+from firstlight.agile.functions.records import Code, ImageSettings, Settings
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,16 @@ def test_a_directory_is_the_root_of_a_program_that_it_has(
 
 def test_a_directory_of_which_nothing_is_said_is_code(tmp_path: Path) -> None:
     assert not settings.is_root(tmp_path, Settings())
+
+
+def test_an_image_whose_handler_is_named_is_called_without_its_entry_point() -> None:
+    code = Code(source="docker://x", digest=f"sha256:{'0' * 64}", size=1, trees=(1,))
+    own = ImageSettings(
+        entrypoint=["/entry"], cmd=["app.main"], env=["WORD=one"], working_dir="/task"
+    )
+    plain = settings.made("f", 1, Settings(), code, own, "").version
+    assert (plain.kind, plain.command) == ("image", ("/entry", "app.main"))
+    given = Settings(kind="python", handler="app.main")
+    called = settings.made("f", 1, given, code, own, "").version
+    assert (called.command, called.handler) == ((), "app.main")
+    assert (called.environment, called.directory) == ({"WORD": "one"}, "/task")

@@ -232,7 +232,7 @@ def configuration(
     }
     if given.role:
         answer["Role"] = given.role
-    if not revision.image:
+    if version.handler:
         answer["Handler"] = version.handler
     if given.runtime:
         answer["Runtime"] = given.runtime
