@@ -1,6 +1,6 @@
-"""The numbers of addresses and links of a range: which are free, which are used, which are leaving.
+"""The addresses of a range and their links by number: free, in use, or leaving.
 
-A number that is left is reused when its link is gone and the host tracks no connection of it.
+A number that leaves is free again once its link is gone and the host tracks no connection of it.
 """
 
 import asyncio

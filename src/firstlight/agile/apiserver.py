@@ -1,4 +1,4 @@
-"""A Kubernetes API server, as those ask it who are on a thousand nodes: one list, then a watch.
+"""A Kubernetes API server, asked in the way that scales to many nodes: one list, then a watch.
 
 The Python client finds and authenticates; requests and watches are read here, in JSON. Its own
 watch waits for a server that is gone without an end, and has no word for "list again".

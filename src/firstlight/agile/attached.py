@@ -1,9 +1,9 @@
 """The streams of an instance that a command line is attached to.
 
-A program may open /dev/stdout only if its user may open what is behind it. A pipe is given to that
+A program can open /dev/stdout only if its user may open what is behind it. A pipe is given to that
 user by the node; what is neither a pipe nor open to all, as a file of root's, a socket or a
 terminal, gets a pipe before it, which is copied here. Standard input is passed as it is: to read
-ahead of the instance would take what is meant for others.
+ahead of the instance would take input meant for others.
 """
 
 import fcntl
@@ -152,7 +152,7 @@ def _size() -> bytes:
 
 
 def _type(master: int, ends: bool) -> None:
-    """Pass what is typed; at the end of what is not a keyboard, that it ends."""
+    """Pass on what is typed, and the end of input that is not a keyboard."""
     with suppress(OSError):
         while part := os.read(0, _PART):
             rest = memoryview(part)

@@ -160,7 +160,7 @@ class Cgroups:
 
     @contextmanager
     def doors(self, cgroup: Cgroup) -> Iterator[list[int]]:
-        """Descriptors by which a process moves itself in that was not born there.
+        """Descriptors by which a process that was not born there moves itself in.
 
         On version 2 that is ``cgroup.procs``, and slow.
         """
@@ -247,7 +247,7 @@ def _levels(name: str) -> list[Path]:
 def _kill(path: Path) -> bool:
     """Kill its processes; returns whether there were any.
 
-    A pid that was read may be another's by now: who is killed was seen there after it was held.
+    A pid that was read may be reused: each process is held by a pidfd and looked up again first.
     """
     held: dict[int, int] = {}
     try:

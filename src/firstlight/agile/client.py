@@ -298,7 +298,7 @@ class Client:
         raise Failed(f"the instance was not ready in {seconds:g} s", f"it wrote: {wrote}")
 
     def signal(self, identity: str, number: int) -> None:
-        """Send an instance that this client started a signal; its end is told by ``wait``."""
+        """Send an instance that this client started a signal; ``wait`` returns its end."""
         if self._node:
             self._node.send(
                 node_wire.request(

@@ -1,7 +1,7 @@
 """Records as JSON, with the words of a command line in them.
 
-Linux lets arguments and variables hold any bytes. What of them is not UTF-8 Python has as single
-surrogates, and so has JSON, by escapes that msgspec neither writes nor reads.
+Linux lets arguments and variables hold any bytes. Bytes that are not UTF-8 Python holds as single
+surrogates; so does this JSON, by escapes that msgspec neither writes nor reads.
 """
 
 import json

@@ -115,7 +115,7 @@ class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Functions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many functions are registered at most, and how long one that nobody starts stays so.
+    """How many functions can be registered, and how long one that nobody starts stays registered.
 
     ``look_seconds`` is how often the files of those that are in use are looked at for changes. At
     most ``at_once`` requests are answered at once; of each owner ``queue`` more wait for their

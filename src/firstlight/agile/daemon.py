@@ -173,7 +173,7 @@ class _Connection:
         self._pace()
 
     def _pace(self) -> None:
-        """Who does not read its answers, or asks for much at once, is not read from for a while."""
+        """Stop reading from a client that does not read its answers, or asks for much at once."""
         reads = self._open and len(self._tasks) + len(self._outbox) < _AT_ONCE
         if reads and not self._reads:
             self._loop.add_reader(self._socket.fileno(), self._read)
@@ -271,7 +271,7 @@ class _Connection:
             self.close()
 
     def close(self) -> None:
-        """The client is gone, and what it asked for last goes on without it."""
+        """The client is gone; its last requests finish without it."""
         if self._open:
             self._open = False
             self._loop.remove_reader(self._socket.fileno())
@@ -304,7 +304,7 @@ def _close(descriptors: list[int]) -> None:
 
 
 def _failure(error: Exception) -> protocol.Error:
-    """What a client is told of an error that nobody expected."""
+    """The answer to a client after an unexpected error."""
     if str(error) == "can't start new thread":  # as CPython says it
         return protocol.Error("cannot start a thread: Resource temporarily unavailable",
                               "raise the limit of processes")  # fmt: skip

@@ -1,6 +1,6 @@
 """How many to keep ready: the rule by which pools follow their use.
 
-Of each pool is known how many parts are *out*: taken, or missed, and neither back nor made again.
+A pool's parts that are *out* were taken, or missed, and are neither back nor replaced.
 The demand is the most that were out at once within the last ``window`` seconds. A pool that follows
 it keeps as many, between its low and its high mark; one that does not keeps its high mark.
 """
@@ -30,12 +30,12 @@ class Demand:
         return self._window > 0
 
     def take(self, count: int = 1) -> None:
-        """So many more are out."""
+        """Count this many more as out."""
         self.out += count
         self.expect(self.out)
 
     def give(self, count: int = 1) -> None:
-        """So many are back, or made again."""
+        """Count this many as back, or replaced."""
         self.expect(self.out)  # until now
         self.out = max(0, self.out - count)
 
@@ -44,7 +44,7 @@ class Demand:
         self.give(self.out)
 
     def expect(self, count: int) -> None:
-        """So many are needed now, and thus for as long as the window is."""
+        """This many are needed now, so keep them for a window."""
         while self._peaks and self._peaks[-1][1] <= count:
             self._peaks.pop()
         if count:

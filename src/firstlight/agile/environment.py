@@ -14,7 +14,7 @@ _LOOKS = 50
 def defaults(function: Function, uid: int) -> dict[str, str]:
     """The variables of every instance of a function. The root file system may name its user.
 
-    A user that it does not name is at home in /tmp, the only directory that it can write to.
+    A user that it does not name has the home /tmp, the only directory it can write to.
     """
     name, home = _user(Path(function.rootfs), uid)
     named = {"USER": name, "LOGNAME": name} if name else {}
@@ -24,7 +24,7 @@ def defaults(function: Function, uid: int) -> dict[str, str]:
 def of(pid: int) -> dict[str, str]:
     """The environment that a process was started with; empty if it is gone or not to be seen.
 
-    While a process is in execve the kernel shows none: it is looked at again, for 50 ms at most.
+    While a process is in execve the kernel shows none: retries for 50 ms at most.
     """
     text = ""
     for _ in range(_LOOKS):

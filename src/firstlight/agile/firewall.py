@@ -180,7 +180,7 @@ class Firewall:
             _FORWARD.write_text("1")
 
     async def mend(self, published: dict[int, tuple[IPv4Address, int]]) -> None:
-        """Make again what another program removed, as by "flush ruleset". Raises Failed."""
+        """Restore what another program removed, as by "flush ruleset". Raises Failed."""
         tables = await self._tables()
         if self._is_guarded and GUARD not in tables:
             await self.run(_GUARD.format(guard=GUARD, links=self._links), "guard what is forwarded")
@@ -202,7 +202,7 @@ class Firewall:
         return nethelper.read_rules(await self._helper.ask(nethelper.rules(commands)), what)
 
     async def resolve_by(self, resolvers: list[IPv4Address]) -> None:
-        """Let instances that reach out ask these for names, be they closed. Raises Failed."""
+        """Let instances that reach out ask these resolvers, even closed ones. Raises Failed."""
         if resolvers == self._resolvers:
             return
         commands = [f"flush set inet {self.table} resolvers"]

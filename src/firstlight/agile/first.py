@@ -1,4 +1,4 @@
-"""The first process of a container is given orphans, which nobody else reaps there."""
+"""The first process of a container inherits orphans, and must reap them."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ _PASSED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
 def leave_first() -> None:
-    """Go on in a child if this is the first process; that one reaps, and passes signals on.
+    """Continue in a child if this is the first process, which then reaps and forwards signals.
 
     To be called before there are threads.
     """

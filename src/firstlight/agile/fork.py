@@ -178,7 +178,7 @@ class Fork:
 
 
 def made(name: str, place: Place, expected: verify.Expected) -> Fork:
-    """A fork that is to be. Raises Failed, OSError."""
+    """A fork about to be made. Raises Failed, OSError."""
     with ExitStack() as failed:
         outputs, [null, *streams] = pipes()
         for output in outputs:

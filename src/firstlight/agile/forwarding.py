@@ -68,7 +68,7 @@ async def _is_open(run: Run, path: str, mark: str) -> bool:
 
 
 async def _accepts(run: Run, path: str, links: str) -> bool:
-    """Whether somebody has followed our advice."""
+    """Whether the rules that we advise are there."""
     text = json.dumps(await run(f"list chain {path}", "list a chain"))
     return f'"right": "{links}*"' in text
 

@@ -29,7 +29,7 @@ class GenericSandboxes:
         self._hits = self._misses = 0
 
     def connect(self, node: Node) -> None:
-        """They are that node's from now on."""
+        """Use this node from now on."""
         self._node = node
 
     def resume(self) -> None:
@@ -43,7 +43,7 @@ class GenericSandboxes:
         self._changed.set()
 
     async def warm(self, count: int) -> None:
-        """Wait until so many wait, at most up to the high mark. Raises Failed."""
+        """Wait until this many are ready, at most the high mark. Raises Failed."""
         node, count = self._node, min(count, self._size.high)
         if node is None:
             raise _ended()
@@ -91,7 +91,7 @@ class GenericSandboxes:
             self._follow()
 
     def counts(self) -> list[Counts]:
-        """What they have done so far; nothing before they were wanted."""
+        """Their counts so far; none before they were wanted."""
         if not self._kept.high and not self._misses:
             return []
         node = self._node

@@ -39,7 +39,7 @@ class Helper:
         self._link.send(message, descriptors)
 
     def close(self, wait: bool = True) -> None:
-        """End it, and all that it made, and wait for that, unless it may hang in the kernel."""
+        """End it and all that it made, and wait, unless it may hang in the kernel."""
         self._link.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
@@ -50,7 +50,7 @@ class Helper:
             os.waitpid(self.pid, 0)
 
     def leave(self) -> None:
-        """Close its socket, upon which it ends by itself; nobody waits for that."""
+        """Close its socket, so that it ends by itself; do not wait."""
         self._link.close()
         self._reap()
 

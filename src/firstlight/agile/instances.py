@@ -415,7 +415,7 @@ class Instances:
                 await self._stock.follow()
 
     async def _watch(self) -> None:
-        """Who waits for an instance is told if the node does not answer any more."""
+        """Fail the waiters for an instance when the node no longer answers."""
         while True:
             await asyncio.sleep(liveness.LOOK_SECONDS)
             node = self._node

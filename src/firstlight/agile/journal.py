@@ -117,7 +117,7 @@ def is_owned(directory: Path) -> bool:
 
 
 def _check_own(directory: Path) -> None:
-    """What another may write could name what is not ours to remove. Raises Failed."""
+    """A path that others can write could name what is not ours to remove. Raises Failed."""
     real = Path(os.path.realpath(directory))
     for path in (directory, *directory.parents, real, *real.parents):
         status = path.lstat()

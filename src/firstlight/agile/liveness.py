@@ -1,4 +1,4 @@
-"""Whether the node and its manager still answer: who waits for one of them looks now and then."""
+"""Whether the node and its manager still answer: a waiter checks now and then."""
 
 import socket
 import struct

@@ -170,7 +170,7 @@ class Node:
         self._send(node_wire.order(OrderVerb.LOG), [keeper])
 
     def keep(self, descriptors: Sequence[int]) -> Keepsake | None:
-        """Have descriptors kept, of which the first is a memory file that says what they are.
+        """Have the node keep descriptors; the first is a memory file that says what they are.
 
         None if as many as possible are kept already: then the next manager does without.
         """

@@ -135,7 +135,7 @@ class Shelf:
         self.ready = self._waiting = 0
 
     async def close(self) -> None:
-        """Make no more. Who waits for ``warm`` gets Failed."""
+        """Make no more. A waiter for ``warm`` gets Failed."""
         self._closed = True
         if self._filler:
             self._filler.cancel()

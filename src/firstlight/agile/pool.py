@@ -119,7 +119,7 @@ class Pool(Generic[Part]):
     async def take_first(self) -> Part:
         """A part that is made for this request, or another that is ready before it.
 
-        Making goes on if who asks gives up: the part is for the next. Raises what making raises.
+        Making continues if the caller gives up, for the next one. Raises what making raises.
         """
         if self._closed:
             raise self._over()
@@ -255,7 +255,7 @@ class Pool(Generic[Part]):
         return len(self._shelf) - self._unserved() < self._demand.target()
 
     def _unserved(self) -> int:
-        """How many wait for whom no part is built; below 0, how many are built for the shelf."""
+        """How many waiters have no part being built; below 0, how many are built for the shelf."""
         return len(self._waiting) - len(self._building)
 
     async def _fill(self) -> None:

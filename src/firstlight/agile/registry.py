@@ -121,7 +121,7 @@ class Registry:
         self._serial = max(self._serial, entry.version)
 
     def clear(self) -> None:
-        """The node is gone: each is registered anew when it is asked for."""
+        """The node is gone: each is registered again when it is needed."""
         for entry in list(self._by_number.values()):
             entry.version, entry.running = 0, 0
             self._drop(entry)

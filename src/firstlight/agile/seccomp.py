@@ -5,9 +5,9 @@ quick to run; the data is ``seccomp.json``, the field's usual profile of a conta
 capabilities. What is known and not listed ends with EPERM; what is newer than the profile with
 ENOSYS, as on a kernel without it. Layout: linux/filter.h, linux/seccomp.h.
 
-A long program is dear to load, so the node bears ``base`` itself, where what it needs to make
+A long program is slow to load, so the node loads ``base`` itself, where what it needs to make
 sandboxes is allowed, and an instance adds ``rest``, which denies that: together they are
-``program``, of which the kernel takes the stricter answer.
+``program``; of the two answers the kernel takes the stricter.
 """
 
 import errno

@@ -26,7 +26,7 @@ async def shared(work: asyncio.Future[Made]) -> Made:
 class SingleFlight(Generic[Made]):
     """Things by key. Those who ask for one while it is made wait for it, or hear of its failure.
 
-    Who gives up waiting does not end the making. A failure is not kept: the next makes it anew.
+    A waiter that gives up does not end the work. A failure is not kept: the next call retries.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class SingleFlight(Generic[Made]):
         return self._made.pop(key, None)
 
     def forget(self, made: Made) -> None:
-        """It is not had again: who asks for its key has another made."""
+        """Forget it: the next call for its key makes another."""
         self._made = {key: value for key, value in self._made.items() if value is not made}
 
     async def close(self) -> None:

@@ -158,7 +158,7 @@ def clock() -> int:
 
 
 def keeps_changing(name: str, paths: list[str]) -> Failed:
-    """An import cannot be made of files that change meanwhile."""
+    """The error of an import whose files change meanwhile."""
     return Failed(f"files of {name} change while it is imported: {', '.join(paths[:3])}",
                   "write them first, or replace the directory by one rename")  # fmt: skip
 

@@ -74,7 +74,7 @@ class Stock:
             shelf.forget()
 
     def lend_cgroups(self, count: int) -> None:
-        """So many cgroups wait with generic sandboxes."""
+        """This many cgroups wait with generic sandboxes."""
         self._cgroups.lent = count
 
     async def warm(self, reach: Reach) -> None:

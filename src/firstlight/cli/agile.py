@@ -51,12 +51,13 @@ Wasm = Annotated[
 Env = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NAME=VALUE", help="Set an environment variable, or pass ours: NAME. Repeatable."
+        metavar="NAME=VALUE",
+        help="Set an environment variable; NAME alone passes yours. Repeatable.",
     ),
 ]
 Memory = Annotated[str, typer.Option(metavar="SIZE", help="Memory limit, such as 64M.")]
 Cpus = Annotated[float, typer.Option(metavar="N", help="CPU limit.")]
-Pids = Annotated[int, typer.Option(metavar="N", help="Limit of processes and threads.")]
+Pids = Annotated[int, typer.Option(metavar="N", help="Limit on processes and threads.")]
 Reach = Annotated[
     str,
     typer.Option(
@@ -73,14 +74,15 @@ Reuse = Annotated[
     str,
     typer.Option(
         metavar="|".join(_REUSES),
-        help="What of an instance serves the function's next one.",
+        help="What the function's next instance may reuse.",
         autocompletion=completion(lambda: _REUSES),
     ),
 ]
 ShareCounters = Annotated[
     bool,
     typer.Option(
-        "--share-counters", help="Keep used networks; the next instance sees counters of packets."
+        "--share-counters",
+        help="Reuse used networks; the next instance sees their packet counters.",
     ),
 ]
 UserNamespace = Annotated[
@@ -118,7 +120,7 @@ def up(
 ) -> None:
     """Run the runtime until SIGTERM or Ctrl-C. Cleans up on exit.
 
-    With --keep, SIGTERM ends this process alone; "agile down" and Ctrl-C end the instances.
+    With --keep, SIGTERM leaves the instances running; "agile down" and Ctrl-C end them.
     """
     if unit:
         sys.stdout.write(_unit(config))
@@ -135,7 +137,7 @@ def up(
 
 @app.command(epilog=examples("agile down", "agile down --config /etc/firstlight.toml"))
 def down(*, config: ConfigFile = None) -> None:
-    """End all instances and the runtime, also what a killed one left."""
+    """End all instances and the runtime, and remove what a killed one left."""
     from firstlight.agile import daemon
 
     daemon.end(_configuration(config))
@@ -170,13 +172,13 @@ def start(
     volume: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="SRC:DST[:ro]", help="Show it a file or directory of the host. Repeatable."
+            metavar="SRC:DST[:ro]", help="Mount a file or directory of the host. Repeatable."
         ),
     ] = None,
     secret: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=FILE", help="Give it a file's content as /run/secrets/NAME. Repeatable."
+            metavar="NAME=FILE", help="Provide a file's content as /run/secrets/NAME. Repeatable."
         ),
     ] = None,
     workdir: Annotated[
@@ -185,18 +187,18 @@ def start(
     timeout: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", help="Kill the instance after so long.", show_default=False
+            metavar="SECONDS", help="Kill the instance after this time.", show_default=False
         ),
     ] = None,
     terminal: Annotated[
-        bool, typer.Option("--terminal", "-t", help="Give it a terminal, shown on this one.")
+        bool, typer.Option("--terminal", "-t", help="Allocate a terminal, connected to this one.")
     ] = False,
     terminals: Annotated[
-        bool, typer.Option("--terminals", help="Let it open terminals of its own: /dev/ptmx.")
+        bool, typer.Option("--terminals", help="Allow it to open terminals: /dev/ptmx.")
     ] = False,
     interactive: Annotated[
         bool,
-        typer.Option("--interactive", "-i", help="Pass what is typed, where input is a terminal."),
+        typer.Option("--interactive", "-i", help="Pass on what is typed on this terminal."),
     ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", help="Print the instance's id and leave it running.")
@@ -204,7 +206,7 @@ def start(
     ready: Annotated[
         str,
         typer.Option(
-            metavar="TEXT", help="With --detach: return when a line of its output begins so."
+            metavar="TEXT", help="With --detach: return when a line of output begins with TEXT."
         ),
     ] = "",
     config: ConfigFile = None,
@@ -316,7 +318,7 @@ def agent(
 ) -> None:
     """Hand prepared networks to the CNI plugin.
 
-    Until SIGTERM or Ctrl-C; pods keep their networks.
+    Runs until SIGTERM or Ctrl-C; pods keep their networks.
     """
     import asyncio
 
@@ -347,12 +349,12 @@ def shim(
         str, typer.Option("--runtime", metavar="PROGRAM", help="The OCI runtime for containers.")
     ] = "runc",
     prepared: Annotated[
-        int, typer.Option("--prepared", min=0, help="How many sandboxes wait for pods.")
+        int, typer.Option("--prepared", min=0, help="Sandboxes kept ready for pods.")
     ] = 8,
     install: Annotated[
         Path | None,
         typer.Option(
-            "--install", metavar="DIR", help="Put what containerd executes there, and exit."
+            "--install", metavar="DIR", help="Install what containerd executes there, and exit."
         ),
     ] = None,
 ) -> None:

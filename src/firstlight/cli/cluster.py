@@ -67,7 +67,7 @@ def up(
 
 @app.command(epilog=examples("cluster down"))
 def down() -> None:
-    """Stop the cluster and remove everything of it."""
+    """Stop the cluster and remove all that it made."""
     from firstlight.lab.cluster import standing
 
     say("the cluster is stopped" if standing.down() else "no cluster is running")

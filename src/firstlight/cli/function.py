@@ -37,7 +37,7 @@ _NETWORKS = ("outbound", "internal", "none")
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Functions that the node keeps: their code, versions and aliases.",
+    help="Manage the node's functions: code, versions, aliases.",
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The function's name.")]
@@ -50,7 +50,7 @@ SourceName = Annotated[
 ]
 Command = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[-- COMMAND]", help="What is run, instead of the image's own."),
+    typer.Argument(metavar="[-- COMMAND]", help="Command to run instead of the image's own."),
 ]
 Handler = Annotated[
     str,
@@ -64,31 +64,31 @@ Kind = Annotated[
     str,
     typer.Option(
         metavar="|".join(_KINDS),
-        help="How it answers an event.  [default: by its source]",
+        help="How it handles an event.  [default: by its source]",
         autocompletion=completion(lambda: _KINDS),
     ),
 ]
 HttpPort = Annotated[
     int | None,
-    typer.Option("--http", metavar="PORT", help="It serves HTTP on this port of the instance."),
+    typer.Option("--http", metavar="PORT", help="The function serves HTTP on this port."),
 ]
 Directory = Annotated[str | None, typer.Option(metavar="DIR", help="Working directory.")]
 Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory limit, such as 64M.")]
 CpuLimit = Annotated[float | None, typer.Option(metavar="N", help="CPU limit.")]
 Timeout = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="Deadline of an answer.  [default: 3]")
+    float | None, typer.Option(metavar="SECONDS", help="Deadline per event.  [default: 3]")
 ]
 KeepWarm = Annotated[
     float | None,
-    typer.Option(metavar="SECONDS", help="Keep an idle instance so long.  [default: 300]"),
+    typer.Option(metavar="SECONDS", help="Keep an idle instance for this time.  [default: 300]"),
 ]
 Warm = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Always keep so many instances.  [default: 0]"),
+    typer.Option(metavar="N", help="Always keep this many instances.  [default: 0]"),
 ]
 PerInstance = Annotated[
     int | None,
-    typer.Option(metavar="N", help="With --http: requests of an instance at once.  [default: 100]"),
+    typer.Option(metavar="N", help="With --http: requests per instance at once.  [default: 100]"),
 ]
 Network = Annotated[
     str | None,
@@ -103,7 +103,7 @@ Volumes = Annotated[
     typer.Option(
         "--volume",
         metavar="SRC:DST[:ro]",
-        help="Each start sees this file or directory of the node. Repeatable.",
+        help="Mount this file or directory of the node. Repeatable.",
     ),
 ]
 Secrets = Annotated[
@@ -111,15 +111,18 @@ Secrets = Annotated[
     typer.Option(
         "--secret",
         metavar="NAME=FILE",
-        help="Each start has a file's content as /run/secrets/NAME. Repeatable.",
+        help="Provide a file's content as /run/secrets/NAME. Repeatable.",
     ),
 ]
-Description = Annotated[str | None, typer.Option(metavar="TEXT", help="A few words on it.")]
+Description = Annotated[str | None, typer.Option(metavar="TEXT", help="A short description.")]
 AliasOption = Annotated[
     str, typer.Option("--alias", metavar="ALIAS", help="Point this alias at the new version.")
 ]
 Qualifier = Annotated[
-    str, typer.Option(metavar="VERSION|ALIAS", help="This version.  [default: the newest code]")
+    str,
+    typer.Option(
+        metavar="VERSION|ALIAS", help="The version or alias to call.  [default: the newest code]"
+    ),
 ]
 
 
@@ -153,12 +156,12 @@ def add(
     description: Description = None,
     alias: AliasOption = "",
     owner: Annotated[
-        str, typer.Option(metavar="NAME", help="Whose it is: owners share the node fairly.")
+        str, typer.Option(metavar="NAME", help="The owner; owners share the node fairly.")
     ] = "",
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Add a function, as its version 1. Its code is copied: what changes later is not seen."""
+    """Add a function, as its version 1. Its code is copied now."""
     from firstlight.agile import protocol
 
     code, settings = _given(
@@ -201,9 +204,9 @@ def update(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Make a new version of a function's code or settings. What is not given stays.
+    """Make a new version of a function. What is not given stays.
 
-    The version before answers what it has begun. An update that fails changes nothing.
+    The version before finishes what it has begun. A failed update changes nothing.
     """
     from firstlight.agile import protocol
 
@@ -256,11 +259,11 @@ def remove(
     name: Name,
     *,
     version: Annotated[
-        str, typer.Option(metavar="N", help="This version alone, which no alias means.")
+        str, typer.Option(metavar="N", help="Only this version; no alias may point to it.")
     ] = "",
     config: ConfigFile = None,
 ) -> None:
-    """Remove a function with all versions, or one version. What it has begun is answered."""
+    """Remove a function with all versions, or one version. It finishes what it has begun."""
     from firstlight.agile import protocol
 
     with connected(config) as client:
@@ -275,12 +278,12 @@ def alias(
     alias_name: Annotated[str, typer.Argument(metavar="ALIAS")],
     version: Annotated[str, typer.Argument(metavar="[VERSION]")] = "",
     *,
-    remove: Annotated[bool, typer.Option("--remove", help="Forget the alias.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the alias.")] = False,
     config: ConfigFile = None,
 ) -> None:
     """Point an alias at a version.
 
-    All that is called from then on gets that version.
+    Calls by the alias get that version from then on.
     """
     from firstlight.agile import protocol
 
@@ -302,11 +305,9 @@ def concurrency(
     name: Name,
     most: Annotated[int | None, typer.Argument(metavar="[N]", min=0)] = None,
     *,
-    unlimited: Annotated[
-        bool, typer.Option("--unlimited", help="As many as the node can have.")
-    ] = False,
+    unlimited: Annotated[bool, typer.Option("--unlimited", help="Remove the limit.")] = False,
     queue: Annotated[
-        int, typer.Option(metavar="N", min=0, help="So many more wait for their turn.")
+        int, typer.Option(metavar="N", min=0, help="How many more may wait for their turn.")
     ] = 0,
     config: ConfigFile = None,
 ) -> None:
@@ -328,15 +329,18 @@ def concurrency(
 def follow(
     *,
     kubeconfig: Annotated[
-        str, typer.Option(metavar="FILE", help="The cluster's; in-cluster in a pod of it.")
+        str, typer.Option(metavar="FILE", help="The cluster's kubeconfig, or in-cluster.")
     ],
     namespace: Annotated[str, typer.Option(metavar="NAME", help="Where the Functions are.")],
     metrics: Annotated[
-        str, typer.Option(metavar="ADDRESS:PORT", help="Serve metrics there, once all were tried.")
+        str,
+        typer.Option(
+            metavar="ADDRESS:PORT", help="Serve metrics here, once all functions were tried."
+        ),
     ] = "",
     config: ConfigFile = None,
 ) -> None:
-    """Apply a cluster's Function objects to the node, until ended."""
+    """Keep the node's functions as a cluster's Function objects say."""
     import logging
     import signal
     import threading
@@ -384,9 +388,9 @@ def call(
     *,
     qualifier: Qualifier = "",
     later: Annotated[
-        bool, typer.Option("--later", help="Queue it: a restart does not lose it.")
+        bool, typer.Option("--later", help="Queue the event; it survives a restart.")
     ] = False,
-    log: Annotated[bool, typer.Option("--log", help="Print what it wrote, to stderr.")] = False,
+    log: Annotated[bool, typer.Option("--log", help="Print its output to stderr.")] = False,
     config: ConfigFile = None,
 ) -> None:
     """Call a function with an event and print its answer. Exit status 1 if the function failed."""

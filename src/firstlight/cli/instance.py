@@ -26,12 +26,12 @@ def _signals() -> list[str]:
     return [number.name for number in signal.Signals]
 
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="Of agile ps.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The instance, as agile ps shows it.")]
 Terminal = Annotated[
-    bool, typer.Option("--terminal", "-t", help="Give it a terminal, shown on this one.")
+    bool, typer.Option("--terminal", "-t", help="Allocate a terminal, connected to this one.")
 ]
 Interactive = Annotated[
-    bool, typer.Option("--interactive", "-i", help="Pass what is typed, where input is a terminal.")
+    bool, typer.Option("--interactive", "-i", help="Pass on what is typed on this terminal.")
 ]
 Workdir = Annotated[str, typer.Option("--workdir", metavar="DIR", help="Its working directory.")]
 
@@ -39,7 +39,9 @@ Workdir = Annotated[str, typer.Option("--workdir", metavar="DIR", help="Its work
 @app.command(epilog=examples("agile ps", "agile ps --all", "agile ps --json"))
 def ps(
     *,
-    every: Annotated[bool, typer.Option("--all", "-a", help="Also the last that ended.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", "-a", help="Include the last that ended.")
+    ] = False,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
@@ -70,14 +72,14 @@ def stop(
                      autocompletion=completion(_signals)),
     ] = "TERM",
     grace: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Kill after so long; 0 kills at once.")
+        float, typer.Option(metavar="SECONDS", help="Kill after this time; 0 kills at once.")
     ] = 5.0,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Stop instances: by a signal, and in the end by SIGKILL.
+    """Stop instances by a signal, then by SIGKILL.
 
-    An instance whose first process does nothing about the signal is killed at once.
+    An instance whose first process does not handle the signal is killed at once.
     """
     number = _number(by)
     ended: dict[str, Ended] = {}
@@ -124,7 +126,7 @@ def logs(
     ],
     *,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the instance ends.")
+        bool, typer.Option("--follow", "-f", help="Follow until the instance ends.")
     ] = False,
     tail: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Begin with the last N lines.")
@@ -133,7 +135,7 @@ def logs(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a detached instance, or a function, has written."""
+    """Show the output of a detached instance or a function."""
     with connected(config) as client:
         left_out = 0 if tail is None else max(0, sum(1 for _ in client.logs(identity)) - tail)
         for number, line in enumerate(client.logs(identity, follow)):
@@ -156,7 +158,7 @@ def _show(line: "Line", timestamps: bool, as_json: bool) -> None:
 @app.command(epilog=examples("agile events", "agile events --json", "agile events --no-follow"))
 def events(
     *,
-    follow: Annotated[bool, typer.Option(help="Go on with those to come.")] = True,
+    follow: Annotated[bool, typer.Option(help="Also print those to come.")] = True,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:

@@ -74,7 +74,7 @@ Budget = Annotated[
     str,
     typer.Option(
         metavar="TIME",
-        help="Measure for so long, such as 60s or 5m; most where the figures vary most.",
+        help="Time to measure, such as 60s or 5m: most for what varies most.",
     ),
 ]
 Resume = Annotated[
@@ -115,7 +115,7 @@ Guest = Annotated[
 Icount = Annotated[
     bool,
     typer.Option(
-        "--icount", help="Also boot on a clock of counted instructions, which is repeatable."
+        "--icount", help="Also boot on a clock that counts instructions: repeatable times."
     ),
 ]
 Kubeconfig = Annotated[
@@ -133,7 +133,7 @@ Nodes = Annotated[
         help="Measure on these nodes of the cluster instead of here: a Job on each.",
     ),
 ]
-InTurn = Annotated[bool, typer.Option("--in-turn", help="With --nodes: one node after the other.")]
+InTurn = Annotated[bool, typer.Option("--in-turn", help="With --nodes: one node after another.")]
 Cri = Annotated[
     str,
     typer.Option("--cri", metavar="SOCKET", help="Measure sandboxes of this CRI runtime."),

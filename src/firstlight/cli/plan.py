@@ -20,13 +20,13 @@ def plan(
         Path, typer.Argument(metavar="RUN", help="A run of cni-burst --cni firstlight.")
     ],
     *,
-    pods: Annotated[int, typer.Option(min=1, metavar="N", help="Pods of a node.")] = 500,
+    pods: Annotated[int, typer.Option(min=1, metavar="N", help="Pods per node.")] = 500,
     nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Nodes of the cluster.")] = 1000,
     rate: Annotated[
-        float, typer.Option(min=0, metavar="N", help="Pods of a node replaced a second.")
+        float, typer.Option(min=0, metavar="N", help="Pods replaced per second, on each node.")
     ] = 2.0,
     burst: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Pods of a node replaced at once.")
+        int, typer.Option(min=0, metavar="N", help="Pods replaced at once, on each node.")
     ] = 30,
     every: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="Time between such bursts.")
@@ -37,10 +37,10 @@ def plan(
     ] = 2.0,
     as_json: Json = False,
 ) -> None:
-    """Say what pools and address ranges pods need.
+    """Show what pools and address ranges pods need.
 
-    It simulates half an hour of a node with the costs that the run has measured. The pool is to be
-    empty for 1 % of the pods at most.
+    Simulates half an hour of a node with the costs that the run measured, and shows the smallest
+    pool that is empty for at most 1 % of the pods.
     """
     from firstlight.analysis import provision
     from firstlight.store import read

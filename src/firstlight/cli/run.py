@@ -80,7 +80,7 @@ def run(
 
     Ctrl-C keeps what was measured and cleans up. Exit status 1 if no start became ready.
 
-    With --nodes each node measures in a Job whose --image make lab-image builds, and the report has
+    With --nodes each node measures in a Job (make lab-image builds its --image), and the report has
     the node as an axis. A node that fails is a failed start. Ctrl-C removes the Jobs.
     """
     from firstlight.lab import runner

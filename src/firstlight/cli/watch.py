@@ -75,7 +75,7 @@ def watch(
             metavar="PERCENT",
             min=0.0,
             max=100.0,
-            help="What tracing may take of the node's CPU time; other starts have a total alone.",
+            help="CPU time of the node that tracing may take; starts beyond it have only a total.",
         ),
     ] = 0.5,
     duration: Annotated[

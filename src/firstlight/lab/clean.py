@@ -178,7 +178,7 @@ def _doomed(pid: int, dead: set[str]) -> str | None:
 def _environment(pid: int) -> bytes:
     """What a process was started with, as NAME=VALUE and NUL.
 
-    While a process is in execve the kernel shows none: it is looked at again, for 50 ms at most.
+    While a process is in execve the kernel shows none: retries for 50 ms at most.
     """
     for _ in range(_LOOKS):
         environment = (_PROC / str(pid) / "environ").read_bytes()

@@ -176,7 +176,7 @@ class Functions:
         """Register a function. Raises Conflict, Invalid, BadCode.
 
         ``tries``: its handler is tried in a sandbox first, and one that cannot be called is
-        refused. The Lambda API tells that to the first who calls it.
+        refused. By the Lambda API, the first call reports it.
         """
         _check_name(name)
         async with self._change(name):
@@ -191,7 +191,7 @@ class Functions:
         self, name: str, source: Source, given: Settings, *, owner: str, tags: dict[str, str],
         concurrency: int | None = None, queue: int = 0,
     ) -> Registration:  # fmt: skip
-        """Have a function be just this, with one version, whatever its owner had before.
+        """Make a function exactly this, with one version, whatever its owner had before.
 
         Raises Conflict if it is another's, Invalid, BadCode.
         """
@@ -375,7 +375,7 @@ class Functions:
         ))  # fmt: skip
 
     async def waiting(self) -> int:
-        """How many accepted events are not answered yet."""
+        """How many accepted events are not yet answered."""
         return await self._queue.waiting() if self._lock >= 0 else 0
 
     async def _answered(self, event: Event) -> Answer:
@@ -501,7 +501,7 @@ class Functions:
         return function
 
     async def _leave(self, before: Registration, after: Registration | None) -> None:
-        """Let go of the revisions that a function has no more."""
+        """Let go of the revisions that a function no longer has."""
         stays = {each.number for each in after.revisions.values()} if after else set()
         for revision in before.revisions.values():
             if revision.number not in stays:

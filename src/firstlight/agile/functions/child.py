@@ -1,4 +1,4 @@
-"""Child processes that work on what is not trusted: their output and their time are bounded."""
+"""Child processes that handle untrusted input, with bounded output and time."""
 
 import os
 import selectors

@@ -254,7 +254,7 @@ def _named_full(what: str) -> Iterator[None]:
 
 
 def _remove(path: Path) -> None:
-    """As rm does, which knows no tree that is too deep."""
+    """Remove a tree by rm, which has no limit of depth."""
     done = subprocess.run(
         ["rm", "-rf", "--one-file-system", "--", path], capture_output=True, check=False
     )

@@ -12,11 +12,11 @@ class Conflict(Failed):
 
 
 class Changed(Conflict):
-    """It is not the revision that was expected."""
+    """The revision is not the expected one."""
 
 
 class Invalid(Failed):
-    """A parameter that cannot be."""
+    """A parameter is out of range or malformed."""
 
 
 class TooLarge(Failed):
@@ -24,7 +24,7 @@ class TooLarge(Failed):
 
 
 class BadCode(Failed):
-    """Code that is not taken. ``kind`` is what the unpacker calls the reason."""
+    """Code is refused. ``kind`` is the unpacker's name for the reason."""
 
     kind = "bad"
 

@@ -1,4 +1,4 @@
-"""The queue of asynchronous events: what was accepted is answered at least once, or kept as dead.
+"""The queue of asynchronous events: each accepted event is answered at least once, or kept as dead.
 
 An event is in the database before it is accepted, and until it is done: a process that is killed
 answers it when it comes back. One whose function fails is tried again, later each time; one that

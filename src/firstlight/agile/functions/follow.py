@@ -38,7 +38,7 @@ class _Failure:
 
     @classmethod
     def again(cls, state: State, before: "_Failure | None") -> "_Failure":
-        """A failure after another, which waits longer if it is of the same state."""
+        """The next failure, which waits longer if the state is the same."""
         is_again = before and before.state == state
         wait = min(2 * before.wait, _RETRY_MOST) if before and is_again else _RETRY_LEAST
         return cls(state, wait, time.monotonic() + wait)
@@ -64,7 +64,7 @@ class Follower:
         self._busy: set[str] = set()
 
     def counts(self) -> dict[str, int]:
-        """How many functions are wanted, are served as they are wanted, and are refused."""
+        """How many functions are wanted, served as wanted, and refused."""
         with self._lock:
             wanted = self._wanted.items()
             served = {name for name, state in wanted if self._served.get(name) == state}
@@ -84,7 +84,7 @@ class Follower:
                     time.sleep(_AWAY_SECONDS)
 
     def _compare(self, wanted: dict[str, State]) -> None:
-        """Begin what is to be done for the runtime to have what is wanted. Raises Failed."""
+        """Begin what makes the runtime serve what is wanted. Raises Failed."""
         served = self._registered()
         now = time.monotonic()
         with self._lock:
@@ -117,7 +117,7 @@ class Follower:
                     if each.owner == objects.OWNER and objects.UID in each.tags}  # fmt: skip
 
     def _keep(self, name: str) -> None:
-        """Bring one function to what is wanted of it, which may change meanwhile."""
+        """Apply what is wanted of a function, which may change meanwhile."""
         while True:
             with self._lock:
                 state = self._wanted.get(name)

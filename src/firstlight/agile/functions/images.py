@@ -215,7 +215,7 @@ def _machine() -> str:
 
 
 def _confined(uid: int, local: bool) -> list[str]:
-    """Without rights; for a local image without the network, but it may read what root may."""
+    """Run without rights; for a local image without network, but able to read what root may."""
     alone = ["unshare", "--pid", "--fork", "--kill-child=KILL", *(["--net"] if local else []), "--"]
     words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs"]
     if not local:

@@ -42,7 +42,7 @@ class Mounts:
         base.make_skeleton(self._place / "skeleton")
 
     def root(self, code: "Code", points: tuple[str, ...] = ()) -> Path:
-        """Where the root of this code is, mounted if need be; a module's file. Raises Failed.
+        """Path of this code's root, mounted if needed, or of a module's file. Raises Failed.
 
         ``points`` are as of a Revision: below what the code has, there is what it lacks of them.
         """

@@ -1,4 +1,4 @@
-"""The custom resource Function: what one asks of a runtime, and what its status says of the nodes.
+"""The custom resource Function: its meaning for a runtime, and its status by node.
 
 The status is bounded, whatever the number of nodes: it names a few of them, those that fail first.
 ``deploy/kubernetes/functions/crd.yaml`` describes the fields.
@@ -75,7 +75,7 @@ def kept(tags: dict[str, str]) -> State:
 
 
 def request(function: Object) -> protocol.ApplyFunction:
-    """What makes a runtime's function be as the object says. Raises Failed."""
+    """The request that makes a runtime's function match the object. Raises Failed."""
     try:
         spec = msgspec.convert(function["spec"], Spec)
         settings: dict[str, Any] = {

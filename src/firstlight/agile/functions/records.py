@@ -10,7 +10,7 @@ TRANSPORTS = ("docker://", "oci:", "docker-archive:")
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is set of a function; what is UNSET stays as it is, or gets its default.
+    """A function's settings; those that are UNSET stay as they are, or get their defaults.
 
     ``command`` are the words of kinds ``command`` and ``http``. For an image, ``entrypoint`` and
     ``arguments`` replace the image's own. Sizes are in bytes, times in seconds.

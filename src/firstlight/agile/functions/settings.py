@@ -28,7 +28,7 @@ _VARIABLE = re.compile(r"[^=\0]+")
 
 
 def merged(before: Settings, after: Settings) -> Settings:
-    """Settings with those that are set anew."""
+    """Settings, updated by those that are given."""
     changes = {name: value for name in after.__struct_fields__
                if (value := getattr(after, name)) is not UNSET}  # fmt: skip
     return msgspec.structs.replace(before, **changes)
@@ -127,7 +127,7 @@ def _image_command(own: ImageSettings, settings: Settings) -> tuple[str, ...]:
 
 @contextmanager
 def _invalid() -> Iterator[None]:
-    """What is wrong with a function is wrong with the request that makes it so."""
+    """Report an error of a function as one of the request that made it."""
     try:
         yield
     except Failed as error:

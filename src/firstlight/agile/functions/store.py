@@ -136,7 +136,7 @@ class Store:
             base.execute("DELETE FROM functions WHERE name=?", (name,))
 
     def next(self, counter: str) -> int:
-        """A number that was never given before."""
+        """A number that was never used before."""
         with self._transaction() as base:
             [row] = base.execute(
                 "INSERT INTO counters VALUES (?, 1) ON CONFLICT DO UPDATE SET value=value+1 "
@@ -163,7 +163,7 @@ class Store:
     def accept(self, events: list[Event], most: int) -> set[str]:
         """Keep events until they are done, in ``most`` bytes; the identities of those without room.
 
-        A function may take as much as it leaves to others, so that there is room for them.
+        A function may take at most half of the room that others leave.
         """
         refused = set()
         with self._transaction() as base:

@@ -4,7 +4,7 @@
 lets it read. It imports the standard library and zstandard, before it leaves the host's files: it
 sees nothing but the directory it writes to. What it says is one line of JSON: how it ended.
 
-A layer is applied upon the layers below it, through an overlay, so that its white-outs delete and
+A layer is applied on the layers below it, through an overlay, so that its white-outs delete and
 its hard links find what is there. Owners, device nodes in /dev, FIFOs, and the bits for setuid,
 setgid and others' writing are dropped: an image is its function's to read.
 """
@@ -54,7 +54,7 @@ class Reader(Protocol):
 
 
 class Refused(Exception):
-    """The archive is not taken: a kind of ``errors.py``, and why."""
+    """The archive is refused: a kind of ``errors.py``, and why."""
 
     def __init__(self, kind: str, why: str) -> None:
         super().__init__(why)
@@ -353,7 +353,7 @@ def _tell(words: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Confine, say so, wait for the word, unpack, say how that ended."""
+    """Confine itself, report it, wait for permission, unpack, and report the end."""
     job = json.loads(sys.argv[1])
     try:
         _confine(job, bytes.fromhex(sys.argv[2]))

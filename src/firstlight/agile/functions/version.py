@@ -10,7 +10,7 @@ Kind = Literal["command", "bootstrap", "python", "image", "http", "wasm"]
 
 
 class FunctionVersion(Struct, frozen=True, kw_only=True):
-    """What is fixed of a function when it is called. Sizes are in bytes, times in seconds.
+    """The state of a function that a call sees. Sizes are in bytes, times in seconds.
 
     ``root`` is a root file system on the host that never changes, or the module of kind ``wasm``.
     ``command`` is executed in it: of kind ``command`` for each event, which is its standard input;

@@ -1,7 +1,7 @@
 """What a caller may do: invoke, read and write functions, by patterns of their names.
 
 The rights are those of the access key that signed the request; where requests are not signed,
-whoever reaches the node may do all.
+any client may do everything.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ RIGHTS: tuple[Right, ...] = ("invoke", "read", "write")
 
 @dataclass(frozen=True)
 class Caller:
-    """Who has an access key: the name of its profile, the secret, and patterns for each right.
+    """The owner of an access key: its profile's name, the secret, and patterns for each right.
 
     ``rights`` is None for one who may do all.
     """
@@ -38,7 +38,7 @@ class Caller:
 
 
 class Refused(Exception):
-    """A known caller asks for what it has no right to."""
+    """A known caller lacks the right."""
 
 
 def name(scope: Scope) -> str:

@@ -14,7 +14,7 @@ BYTES_MOST = 256 << 20
 
 
 class Bounded:
-    """An application that answers 429 to what would be too much.
+    """An application that answers 429 to requests beyond its bounds.
 
     From half of it on ``relieve`` is called, which gives up what waits for a slow client.
     """

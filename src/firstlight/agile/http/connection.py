@@ -1,7 +1,7 @@
 """A connection of a client: uvicorn's, within bounds, for strangers may send what they like.
 
-A client is waited for with patience: a minute, which passes, and grows again with the bytes that it
-sends or reads. Where much is held already, who has been waited for longest loses the place.
+A client that must read or write gets a minute, which grows again with the bytes that it
+sends or reads. When too much is held, the client that has been waited for longest is dropped.
 
 What answers a request for another protocol, such as WebSockets, can take the connection over.
 """
@@ -34,7 +34,7 @@ SWITCH = "firstlight.switch"
 
 
 class _Patience:
-    """Ends a connection that waits for its client in vain."""
+    """Ends a connection whose client is too slow."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) -> None:
         self._loop, self._ended = loop, ended
@@ -179,7 +179,7 @@ class Connection(HttpToolsProtocol):
         self.scope["extensions"] = {SWITCH: switch}  # type: ignore[dict-item]
 
     def on_headers_complete(self) -> None:
-        """The application is told of a request."""
+        """Start the application on a request."""
         if len(self.pipeline) >= PIPELINED_MOST:
             raise ValueError("too many requests at once")  # uvicorn answers 400
         self._silent = 0
@@ -189,13 +189,13 @@ class Connection(HttpToolsProtocol):
         self._in_body = True
 
     def on_body(self, body: bytes) -> None:
-        """And of a part of its body."""
+        """Pass on a part of its body."""
         self._silent = 0
         self._came += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """And of its end."""
+        """Pass on its end."""
         self._silent = 0
         self._in_body = False
         self._sends.end()

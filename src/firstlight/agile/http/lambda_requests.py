@@ -138,7 +138,7 @@ def page(
 ) -> Response:
     """A part of a list, from the marker on, which is the last item before it.
 
-    So who removes what a page has finds all others on the next one.
+    So a client that removes what a page lists finds all others on the next one.
     """
     marker, most = request.query_params.get("Marker"), request.query_params.get("MaxItems")
     after = _MARKER.fullmatch(marker) if marker else None

@@ -168,7 +168,7 @@ class _AliasShape(_Shape, frozen=True):
     routing_config: dict[str, Any] | None = None
 
     def check(self) -> None:
-        """Raise Invalid for what this node has not."""
+        """Raise Invalid for what this node does not have."""
         if any((self.routing_config or {}).values()):
             raise Invalid("this node has no weighted aliases", "leave RoutingConfig out")
 
@@ -285,7 +285,7 @@ def alias(name: str, described: Alias) -> dict[str, Any]:
 
 
 def provisioned(kept: Provisioned, ready: int) -> dict[str, Any]:
-    """A provisioned concurrency configuration, of which so many instances are ready."""
+    """A provisioned concurrency configuration with this many instances ready."""
     ready = min(ready, kept.instances)
     return {
         "RequestedProvisionedConcurrentExecutions": kept.instances,

@@ -46,7 +46,7 @@ class Request:
 
 
 class Denied(Exception):
-    """A request of nobody who is known: the API's name for it, and why."""
+    """A request of an unknown caller: the API's name for it, and why."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
@@ -93,7 +93,7 @@ def _caller(path: Path, profile: configparser.SectionProxy) -> Caller:
 
 
 class Claim(NamedTuple):
-    """Who a request says has signed it, by its head alone."""
+    """The caller that a request's head claims."""
 
     caller: Caller
     headers: dict[str, list[str]]
@@ -178,7 +178,7 @@ def _signature(secret: str, scope: re.Match[str], date: str, canonical: str) -> 
 
 
 class Verified:
-    """An application that only known callers reach. ``state.caller`` is who."""
+    """An application that only known callers reach; ``state.caller`` is the caller."""
 
     def __init__(self, application: ASGIApp, known: dict[str, Caller]) -> None:
         self._application, self._known = application, known

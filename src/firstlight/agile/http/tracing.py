@@ -35,7 +35,7 @@ class Tracing:
         self._provider.shutdown()
 
     def traced(self, application: ASGIApp) -> ASGIApp:
-        """The application, each request of which has a span."""
+        """The application, with a span for each request."""
 
         async def serve(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http" or scope["path"] in _UNTRACED:

@@ -1,4 +1,4 @@
-"""What an instance writes, of which the end is kept."""
+"""The output of an instance; the end of it is kept."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ _REST_SECONDS = 0.01
 
 
 class Log:
-    """Reads the outputs of one instance. A flood is read slowly: it blocks who writes it."""
+    """Reads the outputs of an instance. A flood is read slowly, which blocks its writer."""
 
     def __init__(
         self, readings: Sequence[int], sink: Callable[[bytes], None] = lambda _: None

@@ -1,4 +1,4 @@
-"""Functions of which each event gets an instance of its own."""
+"""Functions whose events each get an instance of their own."""
 
 import asyncio
 import os
