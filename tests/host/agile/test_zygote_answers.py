@@ -59,7 +59,7 @@ def talk(_):
 def binary(_):
     sys.stdout.buffer.write(bytes(range(256)) * 1000); return "done"
 def leaves_a_child(_):
-    subprocess.Popen(["sleep", "1000"]); print("expected"); return "done"
+    subprocess.Popen(["sleep", "1000"]); print("said"); return "done"
 def path(_):
     with open("/dev/stdout", "w") as out: out.write("a line by its path\n")
     return "written"
