@@ -79,21 +79,21 @@ def _alone(analysis: Analysis, point: PointFigures, *, explain: bool) -> str:
         clause += f" with {point.instances} {_together(point)}"
     if point.parts:
         greatest = max(point.parts, key=lambda part: part.share.value)
-        clause += f", of which {greatest.phase} is {percent(greatest.share.value)}"
-    return clause + (_spent(point, "the total") if explain else "")
+        clause += f", {percent(greatest.share.value)} of it in {greatest.phase}"
+    return clause + (_spent(point) if explain else "")
 
 
 def _many(point: PointFigures) -> str:
     assert point.latency
     took = duration_interval(point.latency.median)
-    return f"with {point.instances} {_together(point)} it takes {took}{_spent(point, 'that')}"
+    return f"with {point.instances} {_together(point)} it takes {took}{_spent(point)}"
 
 
-def _spent(point: PointFigures, of: str) -> str:
+def _spent(point: PointFigures) -> str:
     if not point.causes():
         return ""
     name, share = point.causes()[0]
-    return f", and {percent(share)} of {of} is {cause(name)}"
+    return f", {percent(share)} of it {cause(name)}"
 
 
 def _together(point: PointFigures) -> str:

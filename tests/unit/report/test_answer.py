@@ -31,16 +31,16 @@ def test_the_answer_says_how_long_where_and_why(container: Analysis) -> None:
     alone = wording.duration(median(container, runtime="runc", instances=1))
     many = wording.duration(median(container, runtime="runc", instances=50))
     assert f"a runc container takes {alone} (median, 95 % interval " in sentence
-    assert " to its first instruction, of which mount is 24 %; " in sentence
+    assert " to its first instruction, 24 % of it in mount; " in sentence
     assert f"with 50 at once it takes {many} (" in sentence
-    assert "52 % of that is waiting for the lock pernet_ops_rwsem (copy_net_ns)." in sentence
+    assert "52 % of it waiting for the lock pernet_ops_rwsem (copy_net_ns)." in sentence
 
 
 def test_the_answer_is_one_sentence_for_each_run(network: Analysis) -> None:
     sentence = answer.answer(network)
     assert sentence.count(". ") == 0
     assert "a network set-up request (ip · parallel)" in sentence
-    assert "of that is waiting for RCU in rcu_barrier." in sentence
+    assert "of it waiting for RCU in rcu_barrier." in sentence
 
 
 def test_a_pod_to_its_first_packet_is_called_that(container: Analysis) -> None:
@@ -50,14 +50,14 @@ def test_a_pod_to_its_first_packet_is_called_that(container: Analysis) -> None:
     )  # fmt: skip
     sentence = answer.answer(replace(container, run=replace(container.run, header=header)))
     assert "On this machine a pod (runc) takes " in sentence
-    assert " to its first packet, of which " in sentence
+    assert " of it in " in sentence
 
 
 def test_one_point_is_explained_by_itself(container: Analysis) -> None:
     alone = synthetic.with_points(container, container.points[:1])
     sentence = answer.answer(alone)
-    assert "of which mount is 24 %, and " in sentence
-    assert "of the total is on CPU." in sentence
+    assert "24 % of it in mount, " in sentence
+    assert "% of it on CPU." in sentence
 
 
 def test_nothing_ready_is_said(known_phases: None, tmp_path: Path) -> None:

@@ -76,8 +76,8 @@ def _boot(analysis: Analysis, group: list[PointFigures]) -> str:
     figure = median(point).replace(" (", " (median, 95 % interval ")
     subject = f"{point.series}" if equals else f"the fastest boot, {point.series},"
     clause = (
-        f"{subject} takes {figure} to its {analysis.end_point}, of which "
-        f"{name} is {duration(took.value)}"
+        f"{subject} takes {figure} to its {analysis.end_point}, "
+        f"{duration(took.value)} of it in {name}"
     )
     if equals:
         clause += f"; no difference is seen between it and {_several(equals)}"

@@ -67,9 +67,7 @@ def _why(slow: PointFigures, fast: PointFigures) -> str:
     if more := _more(slow, fast):
         phase, ns = more
         spent = next(part for part in slow.parts if part.phase == phase)
-        cause = (
-            f", of which {spent.causes[0][1]:.0%} is {spent.causes[0][0]}" if spent.causes else ""
-        )
+        cause = f", {spent.causes[0][1]:.0%} of it {spent.causes[0][0]}" if spent.causes else ""
         return f" The greatest difference is {phase}, {duration(ns)} more{cause}."
     return ""
 
