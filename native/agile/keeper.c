@@ -185,19 +185,26 @@ static bool tmp_is_renewed(void)
 	return true;
 }
 
-/* All processes of the sandbox are in its cgroup, which they cannot leave, and count there until they are
- * reaped. */
-static bool is_alone(void)
+static bool reads(int file, const char *text)
 {
-	char count[16];
-	return pread(keeper.processes, count, sizeof count, 0) == 2 && !memcmp(count, "1\n", 2);
+	char now[16];
+	ssize_t size = pread(file, now, sizeof now, 0);
+	return size == (ssize_t)strlen(text) && !memcmp(now, text, (size_t)size);
+}
+
+/* Of an instance that made no process: its own was the last that got a pid here, and its cgroup, which it
+ * cannot leave, has no other than us. */
+static bool nobody_came(void)
+{
+	return reads(keeper.last_pid, "2\n") && reads(keeper.processes, "1\n");
 }
 
 /* Everything that has an end with its process ends here: sockets, locks, watches, timers, keys. To kill
- * is dear even if there is nobody: the kernel goes through the processes of the whole host. */
+ * is dear even if there is nobody, and to ask twice as well: the kernel goes through the processes of the
+ * whole host. */
 static bool processes_are_gone(void)
 {
-	if (is_alone())
+	if (nobody_came())
 		return true;
 	if (kill(-1, SIGKILL))
 		return errno == ESRCH;
@@ -313,7 +320,7 @@ static void settle(int self)
 {
 	struct place *place = &keeper.place;
 	keeper.proc = openat(self, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	keeper.last_pid = openat(keeper.proc, "sys/kernel/ns_last_pid", O_WRONLY | O_CLOEXEC);
+	keeper.last_pid = openat(keeper.proc, "sys/kernel/ns_last_pid", O_RDWR | O_CLOEXEC);
 	keeper.home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
 	keeper.null = open("/null", O_RDWR | O_CLOEXEC); /* of the blank root */
 	if (keeper.proc < 0 || keeper.home < 0 || keeper.null < 0)

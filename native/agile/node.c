@@ -243,6 +243,7 @@ int main(int argc, char **argv)
 			handle(&events[i]);
 		clients_accept_again();
 		rest_judge();
+		reuse_expire();
 		pending_serve();
 		waiting_make();
 		manager_tell(false);

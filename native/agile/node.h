@@ -100,6 +100,7 @@ struct instance {
 	struct definition identity; /* of its function when it was started */
 	int status, error, step;
 	int64_t requested, running, user, system;
+	int64_t until; /* its sandbox has to be renewed */
 	int next_dirty; /* of those that owe the manager */
 	int next, previous; /* of its client, or of those that wait */
 	int hash_next; /* of those with the same hash of their pids */
@@ -150,7 +151,7 @@ struct node {
 	int instance_count, instance_most, instance_limit; /* count: that were ever used */
 	int up, starting;
 	int free_instance;
-	struct queue waiting, dirty, ended;
+	struct queue waiting, renewing, dirty, ended;
 	int making, low_waiting, high_waiting;
 	bool fills; /* from below the low mark to the high one */
 	int64_t accepts_at; /* nobody is accepted before; 0: at any time */
@@ -262,6 +263,8 @@ void reuse_news(int index, const struct news *news, struct rights *rights);
 void reuse_ended(int index);
 void reuse_drop(struct function *function);
 bool reuse_make_room(void);
+void reuse_expire(void);
+int64_t reuse_next(void); /* when a renewal has taken too long, or INT64_MAX */
 
 /* client.c */
 int client_accept_one(int listener);

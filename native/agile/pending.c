@@ -126,7 +126,7 @@ void pending_refuse(enum part_kind kind, uint32_t reach)
  * round once for each of them. */
 int64_t pending_timeout(void)
 {
-	const int64_t others[] = {rest_next(), ahead_next(), manager_next(),
+	const int64_t others[] = {rest_next(), reuse_next(), ahead_next(), manager_next(),
 				  node.accepts_at ? node.accepts_at : INT64_MAX};
 	int64_t fill = waiting_next(), until = INT64_MAX;
 	for (size_t i = 0; i < sizeof others / sizeof *others; i++)

@@ -3,6 +3,7 @@
  * An instance has the record of its sandbox. At its end the sandbox goes on in another, and the
  * manager is told of the end when the sandbox is renewed: then it is known which parts are left.
  */
+#include "common/clock.h"
 #include "node.h"
 
 #include <errno.h>
@@ -11,6 +12,8 @@
 
 /* Of one function; those beyond it end. */
 enum { KEPT_MOST = 64 };
+
+static const int64_t renewal_most = 10 * CLOCK_SECOND;
 
 static const uint32_t alone = DEFINITION_ZYGOTE | DEFINITION_USER_NAMESPACE;
 
@@ -67,6 +70,8 @@ static void carry_on(int index, const struct news *news)
 	sandbox->address = instance->address;
 	sandbox->before = index;
 	sandbox->state = INSTANCE_RENEWING;
+	sandbox->until = clock_now() + renewal_most;
+	instances_push(&node.renewing, next);
 	node.progress[next].pid = node.progress[index].pid;
 	if (node_watch_again(sandbox->control, ON_INSTANCE, next, EPOLLIN))
 		kill(sandbox->pid, SIGKILL);
@@ -95,6 +100,8 @@ static void renewed(int index, const struct news *news)
 	struct instance *sandbox = &node.instances[index];
 	struct function *function = &node.functions[sandbox->function];
 	int left = news->clean ? NOBODY : sandbox->network;
+	if (!instances_cut(&node.renewing, index))
+		return; /* too late: it is killed */
 	if (!news->clean) {
 		part_leave(left);
 		sandbox->network = NOBODY;
@@ -130,8 +137,26 @@ void reuse_ended(int index)
 {
 	struct instance *sandbox = &node.instances[index];
 	settle_before(sandbox, NOBODY);
+	if (sandbox->state == INSTANCE_RENEWING)
+		(void)instances_cut(&node.renewing, index);
 	if (sandbox->state == INSTANCE_RENEWED)
 		instances_cut(&node.functions[sandbox->function].sandboxes, index);
+}
+
+/* A process that cannot be killed holds a renewal up: the manager is told of the end that came before, and
+ * the sandbox ends with that process. */
+void reuse_expire(void)
+{
+	while (reuse_next() <= clock_now()) {
+		struct instance *sandbox = &node.instances[instances_pop(&node.renewing)];
+		settle_before(sandbox, NOBODY);
+		kill(sandbox->pid, SIGKILL);
+	}
+}
+
+int64_t reuse_next(void)
+{
+	return node.renewing.count ? node.instances[node.renewing.first].until : INT64_MAX;
 }
 
 /* They are of a version that is not served any more. */

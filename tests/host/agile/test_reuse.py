@@ -10,7 +10,9 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +290,16 @@ def test_nothing_of_an_instance_is_left_for_the_next(tmp_path: Path) -> None:
     with_function(tmp_path, main)
 
 
+def processes_in(pids: Path) -> list[int]:
+    """The processes of a PID namespace."""
+    inside = []
+    for each in Path("/proc").iterdir():
+        with suppress(OSError):
+            if each.name.isdecimal() and (each / "ns/pid").readlink() == pids:
+                inside.append(int(each.name))
+    return inside
+
+
 def test_what_root_leaves_in_a_sandbox_ends_it_or_is_removed(tmp_path: Path) -> None:
     async def main(runtime: Runtime, function: Function) -> None:
         sandbox, first = await run(runtime, function)
@@ -297,8 +309,10 @@ def test_what_root_leaves_in_a_sandbox_ends_it_or_is_removed(tmp_path: Path) -> 
                 await look(instance)
                 words = ["nsenter", "-t", str(instance.pid), where, "bash", "-ec", command]
                 await asyncio.to_thread(subprocess.run, words, check=True)
+                pids = Path(f"/proc/{instance.pid}/ns/pid").readlink()
                 assert (await instance.stop()).signal == signal.SIGKILL
             after, left_behind = await run(runtime, function)
+            assert len(processes_in(pids)) <= 1, name
             left[name] = differences(first, left_behind)
             ended |= {name} if after != sandbox else set()
             sandbox = after
@@ -389,3 +403,44 @@ def test_an_end_is_not_charged_with_the_memory_that_one_before_ran_out_of(
     with_function(
         tmp_path, main, Pools(cgroup=first), memory=64 << 20, command=command, reuse=reuse
     )
+
+
+@contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    """Processes that cannot be killed, where the host has the freezer of version 1."""
+    group = Path(f"/sys/fs/cgroup/freezer/firstlight-test-{os.getpid()}")
+    if not group.parent.is_dir():
+        yield
+        return
+    group.mkdir()
+    try:
+        for pid in pids:
+            (group / "tasks").write_text(str(pid))
+        (group / "freezer.state").write_text("FROZEN")
+        yield
+    finally:
+        (group / "freezer.state").write_text("THAWED")
+        until = time.monotonic() + 60
+        while (group / "tasks").read_text() and time.monotonic() < until:
+            time.sleep(0.01)
+        group.rmdir()
+
+
+def test_an_end_is_told_though_its_sandbox_cannot_be_renewed(tmp_path: Path) -> None:
+    async def main(runtime: Runtime, function: Function) -> None:
+        async with await runtime.start(doing(function, "stay")) as instance:
+            await look(instance)
+            words = ["nsenter", "-t", str(instance.pid), "-p", "sleep", "600"]
+            entered = await asyncio.create_subprocess_exec(*words)
+            pids = Path(f"/proc/{instance.pid}/ns/pid").readlink()
+            keeper = int(status(instance.pid)["PPid"])
+            while not (left := set(processes_in(pids)) - {instance.pid, keeper}):
+                await asyncio.sleep(0.01)
+            with frozen(*left):
+                instance.kill()
+                ended = await asyncio.wait_for(instance.wait(), 60)
+                assert ended.signal == signal.SIGKILL
+                await run(runtime, function)
+            await asyncio.wait_for(entered.wait(), 60)
+
+    with_function(tmp_path, main)
