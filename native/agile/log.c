@@ -138,6 +138,8 @@ static void rotate(struct log *log)
 static void put(uint64_t id, const char *text, size_t size)
 {
 	struct log *log = find(id);
+	if (log && log->file < 0) /* the disk was full: it begins when it is not any more */
+		open_file(log);
 	if (!log || log->file < 0)
 		return;
 	if (log->size && log->size + (long long)size > most)

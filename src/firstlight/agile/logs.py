@@ -102,7 +102,8 @@ def part(config: Config, identity: str, position: Position) -> tuple[bytes, Posi
                 inode, offset = 0, 0  # go on with the newer
     if not path.exists():
         raise Failed(f"instance {identity} has no log",
-                     "its output went to its caller, or it is too old")  # fmt: skip
+                     "its output went to its caller, it is too old, or it could not be "
+                     f"created in {path.parent}")  # fmt: skip
     return b"", (0, 0), False  # it was rotated twice: begin anew
 
 

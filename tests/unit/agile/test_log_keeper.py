@@ -1,9 +1,11 @@
 """firstlight-log by itself, beside instances that read their own output."""
 
+import fcntl
 import os
 import signal
 import socket
 import subprocess
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -73,3 +75,17 @@ def test_who_reads_its_own_output_holds_up_no_other_log(tmp_path: Path) -> None:
                 _until_logged(tmp_path / f"{number}.log", b" %d\n" % attempt)
             os.write(noisy[0], b"after %d\n" % attempt)
             _until_logged(tmp_path / "1.log", b"after %d\n" % attempt)
+
+
+def test_a_log_that_could_not_be_created_begins_when_it_can_be(tmp_path: Path) -> None:
+    log = tmp_path / "7.log"
+    log.mkdir()
+    with _keeper(tmp_path) as (_, keeper), ExitStack() as stack:
+        writing = _add(keeper, 7, stack)
+        os.write(writing, b"before\n")
+        until = time.monotonic() + _SECONDS
+        while any(fcntl.ioctl(writing, termios.FIONREAD, bytes(4))):
+            assert time.monotonic() < until, "its output is not read"
+        log.rmdir()
+        os.write(writing, b"after\n")
+        _until_logged(log, b" after\n")
