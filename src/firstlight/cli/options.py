@@ -108,7 +108,7 @@ Guest = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="What VMs boot: probe, linux, or an added guest. Repeatable.",
+        help="What VMs boot: a built-in guest, such as probe, or an added one. Repeatable.",
         autocompletion=completion(_guests),
     ),
 ]

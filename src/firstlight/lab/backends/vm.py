@@ -49,7 +49,7 @@ def to_first_packet(guest: Guest) -> Guest:
     """The guest with FIRST_PACKET as its end point. Raises Unsupported."""
     if not isinstance(guest, PacketGuest):
         raise Unsupported(f"the guest {guest.name} cannot report its first packet",
-                          "use probe or linux, or leave out --end-point")  # fmt: skip
+                          "use the guest probe, or leave out --end-point")  # fmt: skip
     return guest.to_first_packet()
 
 
