@@ -67,7 +67,7 @@ def fields(path: Path) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def check(pid: int, identity: int) -> None:
+def check(pid: int, identity: int, session: str = "own") -> None:
     """One instance, by what the host's /proc says of it."""
     proc = Path(f"/proc/{pid}")
     status = fields(proc / "status")
@@ -102,7 +102,9 @@ def check(pid: int, identity: int) -> None:
     ]  # fmt: skip
     assert (proc / "cwd").readlink() == Path("/")
     assert sorted(path.name for path in (proc / "fd").iterdir()) == ["0", "1", "2"]
-    assert os.getsid(pid) == pid
+    assert os.getpgid(pid) == pid
+    inside = status["NSpid"].split()[-1]
+    assert status["NSsid"].split()[-1] == (inside if session == "own" else "1")
 
 
 @pytest.mark.parametrize(("waiting", "reuse"), [(0, "network"), (2, "network"), (0, "sandbox")])
@@ -143,7 +145,8 @@ asyncio.run(main())
             line = await asyncio.to_thread(odd.stdout.readline)
             pid, warm = line.split()
             assert warm == str(bool(waiting))
-            check(int(pid), Config().identities.first + 1)
+            session = "its sandbox's" if reuse == "sandbox" else "own"
+            check(int(pid), Config().identities.first + 1, session)
             odd.stdin.close()
             assert odd.wait() == 0
 
