@@ -77,6 +77,8 @@ class Sandbox:
     record: Record
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     pidfd: int = -1
+    cgroups: dict[str, str] = field(default_factory=dict)
+    """The pod's, by controller, as soon as they were looked for."""
 
     @property
     def is_running(self) -> bool:
@@ -277,7 +279,8 @@ class Sandboxes:
             sandbox.pidfd = -1
         sandbox.ended.set()
         if sandbox.record.has_shm:
-            unmount(self.home(sandbox.record) / "shm")
+            shm = self.home(sandbox.record) / "shm"
+            await asyncio.to_thread(unmount, shm)  # waits for the kernel
 
     async def remove(self, sandbox: Sandbox) -> None:
         """Stop it, and forget it. Raises Refused, Failed."""

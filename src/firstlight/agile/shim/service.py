@@ -190,10 +190,12 @@ class Service:
         return messages.Empty()
 
     async def _sandbox_metrics(self, call: Call) -> Message:
-        record = self._sandbox(call).record
-        groups = usage.below(record.cgroup) if record.cgroup else usage.of_process(record.pid)
+        sandbox, record = self._sandbox(call), self._sandbox(call).record
+        if not sandbox.cgroups:
+            group = record.cgroup
+            sandbox.cgroups = usage.below(group) if group else usage.of_process(record.pid)
         metric = messages.Metric(
-            timestamp=timestamp(now()), id=record.id, data=usage.metrics(groups)
+            timestamp=timestamp(now()), id=record.id, data=usage.metrics(sandbox.cgroups)
         )
         return messages.SandboxMetricsResponse(metrics=metric)
 

@@ -430,14 +430,14 @@ class Tasks:
         await self._remove(container)
 
     async def _remove(self, container: Container) -> None:
+        if container.rootfs:
+            await asyncio.to_thread(unmount, Path(container.rootfs))  # waits for the kernel
         for process in (*container.others.values(), container.first):
             with suppress(KeyError):
                 self._forget(container, process)
             self._running.pop(process.pid, None)
         usage.remove(container.cgroups.values())
         shutil.rmtree(self._runtime.state(container.name), ignore_errors=True)
-        if container.rootfs:
-            unmount(Path(container.rootfs))
         self._file(container).unlink(missing_ok=True)
         self.all.pop((container.namespace, container.id), None)
         self._locks.pop((container.namespace, container.id), None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from firstlight.agile.shim.ttrpc import Message, messages
 
 _UNLIMITED = 2**63 - 1
+_TEXT = 64 << 10  # longer than any of a cgroup's files
 _TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
 
 
@@ -87,14 +88,14 @@ def remove(groups: Iterable[str]) -> None:
 def oom_kills(groups: Mapping[str, str]) -> int:
     """How many processes the kernel has ended in it for want of memory."""
     if "memory" in groups:
-        return _table(Path(groups["memory"], "memory.oom_control")).get("oom_kill", 0)
-    return _table(Path(groups.get("", "/"), "memory.events")).get("oom_kill", 0)
+        return _table(groups["memory"], "memory.oom_control").get("oom_kill", 0)
+    return _table(groups.get("", "/"), "memory.events").get("oom_kill", 0)
 
 
 def metrics(groups: Mapping[str, str]) -> Message:
     """An Any of io.containerd.cgroups.v1 or v2."""
     if _is_unified():
-        return _any("io.containerd.cgroups.v2.Metrics", _metrics2(Path(groups[""])))
+        return _any("io.containerd.cgroups.v2.Metrics", _metrics2(groups[""]))
     return _any("io.containerd.cgroups.v1.Metrics", _metrics1(groups))
 
 
@@ -107,25 +108,25 @@ def _metrics1(groups: Mapping[str, str]) -> Message:
     if path := groups.get("pids"):
         made.pids.current, made.pids.limit = _number(path, "pids.current"), _limit(path, "pids.max")
     if path := groups.get("cpuacct"):
-        ticks = _table(Path(path, "cpuacct.stat"))
+        ticks = _table(path, "cpuacct.stat")
         made.cpu.usage.total = _number(path, "cpuacct.usage")
         made.cpu.usage.user = ticks.get("user", 0) * _TICK_NS
         made.cpu.usage.kernel = ticks.get("system", 0) * _TICK_NS
         made.cpu.usage.per_cpu.extend(map(int, _text(path, "cpuacct.usage_percpu").split()))
     if path := groups.get("cpu"):
-        throttled = _table(Path(path, "cpu.stat"))
+        throttled = _table(path, "cpu.stat")
         made.cpu.throttling.periods = throttled.get("nr_periods", 0)
         made.cpu.throttling.throttled_periods = throttled.get("nr_throttled", 0)
         made.cpu.throttling.throttled_time = throttled.get("throttled_time", 0)
     if path := groups.get("memory"):
-        _fill(made.memory, _v1_names(_table(Path(path, "memory.stat"))))
+        _fill(made.memory, _v1_names(_table(path, "memory.stat")))
         for entry, name in ((made.memory.usage, "memory"), (made.memory.swap, "memory.memsw"),
                             (made.memory.kernel, "memory.kmem")):  # fmt: skip
             entry.usage = _number(path, f"{name}.usage_in_bytes")
             entry.limit = _number(path, f"{name}.limit_in_bytes")
             entry.max = _number(path, f"{name}.max_usage_in_bytes")
             entry.failcnt = _number(path, f"{name}.failcnt")
-        _fill(made.memory_oom_control, _table(Path(path, "memory.oom_control")))
+        _fill(made.memory_oom_control, _table(path, "memory.oom_control"))
     return made
 
 
@@ -135,17 +136,17 @@ def _v1_names(table: Mapping[str, int]) -> Iterator[tuple[str, int]]:
         yield words.replace("pgfault", "pg_fault").replace("pgmajfault", "pg_maj_fault"), value
 
 
-def _metrics2(path: Path) -> Message:
+def _metrics2(path: str) -> Message:
     made = messages.Metrics2()
-    made.pids.current = _number(str(path), "pids.current")
-    made.pids.limit = _limit(str(path), "pids.max")
-    _fill(made.cpu, _table(path / "cpu.stat"))
-    _fill(made.memory, _table(path / "memory.stat"))
-    made.memory.usage = _number(str(path), "memory.current")
-    made.memory.usage_limit = _limit(str(path), "memory.max")
-    made.memory.swap_usage = _number(str(path), "memory.swap.current")
-    made.memory.swap_limit = _limit(str(path), "memory.swap.max")
-    _fill(made.memory_events, _table(path / "memory.events"))
+    made.pids.current = _number(path, "pids.current")
+    made.pids.limit = _limit(path, "pids.max")
+    _fill(made.cpu, _table(path, "cpu.stat"))
+    _fill(made.memory, _table(path, "memory.stat"))
+    made.memory.usage = _number(path, "memory.current")
+    made.memory.usage_limit = _limit(path, "memory.max")
+    made.memory.swap_usage = _number(path, "memory.swap.current")
+    made.memory.swap_limit = _limit(path, "memory.swap.max")
+    _fill(made.memory_events, _table(path, "memory.events"))
     return made
 
 
@@ -158,9 +159,15 @@ def _fill(message: Message, values: Mapping[str, int] | Iterator[tuple[str, int]
 
 def _text(path: str, name: str) -> str:
     try:
-        return Path(path, name).read_text()
+        file = os.open(f"{path}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        return os.read(file, _TEXT).decode()
+    except OSError:  # the cgroup is removed
+        return ""
+    finally:
+        os.close(file)
 
 
 def _number(path: str, name: str) -> int:
@@ -175,10 +182,6 @@ def _limit(path: str, name: str) -> int:
     return 0 if name == "pids.max" else _UNLIMITED
 
 
-def _table(path: Path) -> dict[str, int]:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return {}
-    pairs = (line.split() for line in lines)
+def _table(path: str, name: str) -> dict[str, int]:
+    pairs = (line.split() for line in _text(path, name).splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
