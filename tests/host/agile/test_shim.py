@@ -241,12 +241,15 @@ def test_an_end_while_there_is_no_server_is_known_to_the_next(
     made = bundle(tmp_path, "c", "while true; do sleep 60; done")
     pid = create(containerd, server, made)
     start(containerd, server, "c")
+    stale = server.directory / "scratch" / "of-an-earlier-server.pid"
+    stale.touch()
     first = server.server()
     os.kill(first, signal.SIGSTOP)
     os.kill(pid, signal.SIGTERM)
     os.kill(pid, signal.SIGKILL)
     os.kill(first, signal.SIGKILL)
     assert wait(containerd, server, "c") == 128 + signal.SIGKILL
+    assert not stale.exists()
 
 
 def test_the_end_of_the_keeper_s_server_by_sigterm_ends_its_pods(tmp_path: Path) -> None:
