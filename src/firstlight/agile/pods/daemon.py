@@ -22,7 +22,8 @@ _RULES_SECONDS = 60.0
 async def serve(config: Config, ready: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGINT or SIGTERM; pods keep their networks. Raises FirstlightError."""
     stopped = asyncio.Event()
-    with suppress(PermissionError):  # a pod must not queue behind others' work
+    with suppress(PermissionError):  # a pod must not queue behind others' work, or a refill
+        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
