@@ -160,6 +160,7 @@ def _containerd(settings: Settings) -> str:
     home = settings.home
     runtime = "plugins.'io.containerd.cri.v1.runtime'"
     first = settings.handlers[0]
+    has_shim = any(handler.is_shim for handler in settings.handlers)
     lines = [
         "version = 3",
         f'root = "{home}/containerd"',
@@ -180,6 +181,7 @@ def _containerd(settings: Settings) -> str:
         f"bin_dirs = {json.dumps(plugin_directories(settings))}",
         f'conf_dir = "{_lists(settings, first)}"',
         "max_conf_num = 1",
+        f"use_internal_loopback = {str(has_shim).lower()}",  # as deploy/containerd has it
         f"[{runtime}.containerd]",
         f'default_runtime_name = "{first.name}"',
     ]
