@@ -51,10 +51,10 @@ __attribute__((format(printf, 2, 3))) static void print_to(int fd, const char *f
 	char line[1200];
 	va_list args;
 	va_start(args, format);
-	int length = vsnprintf(line, sizeof(line), format, args);
+	int length = vsnprintf(line, sizeof line, format, args);
 	va_end(args);
-	if (length >= (int)sizeof(line))
-		length = sizeof(line) - 1;
+	if (length >= (int)sizeof line)
+		length = sizeof line - 1;
 	for (int done = 0; done < length;) {
 		ssize_t n = write(fd, line + done, (size_t)(length - done));
 		if (n < 0 && errno != EINTR)
@@ -81,7 +81,7 @@ static void begin(const char *what, const char *name)
 {
 	if (step_count == STEPS)
 		step_count--;
-	snprintf(steps[step_count].name, sizeof(steps->name), "%s%.48s", what, name);
+	snprintf(steps[step_count].name, sizeof steps->name, "%s%.48s", what, name);
 	steps[step_count].begin = __rdtsc();
 }
 
@@ -108,7 +108,7 @@ static void load_modules(void)
 	if (!list)
 		give_up("open", "/modules");
 	char path[256];
-	while (fgets(path, sizeof(path), list)) {
+	while (fgets(path, sizeof path, list)) {
 		path[strcspn(path, "\n")] = 0;
 		load(path);
 	}
@@ -194,7 +194,7 @@ static void run_payload(char *packet_to)
 static void wait_to_be_asked(void)
 {
 	char line[64];
-	while (read(serial, line, sizeof(line)) < 0 && errno == EINTR)
+	while (read(serial, line, sizeof line) < 0 && errno == EINTR)
 		;
 }
 
@@ -218,7 +218,7 @@ static void print_log_time(int log)
 	char text[8192];
 	unsigned long long us;
 	ssize_t n;
-	while ((n = read(log, text, sizeof(text) - 1)) > 0 || errno == EPIPE) {
+	while ((n = read(log, text, sizeof text - 1)) > 0 || errno == EPIPE) {
 		text[n > 0 ? n : 0] = 0;
 		char *message = strchr(text, ';');
 		if (!message || strncmp(message + 1, "Console: ", 9))
@@ -248,7 +248,7 @@ static void print_initcalls(FILE *trace, unsigned long long least)
 	} open[RUNNING];
 	char line[1024];
 	int next = 0;
-	while (fgets(line, sizeof(line), trace)) {
+	while (fgets(line, sizeof line, trace)) {
 		const char *event, *console = strstr(line, ": console: Console: ");
 		if (console)
 			print_to(serial, "firstlight trace %llu Console\n",
@@ -256,7 +256,7 @@ static void print_initcalls(FILE *trace, unsigned long long least)
 		if ((event = strstr(line, start))) {
 			open[next].ticks = ticks_before(line, event);
 			event += strlen(start);
-			snprintf(open[next].name, sizeof(open->name), "%.*s",
+			snprintf(open[next].name, sizeof open->name, "%.*s",
 				 (int)strcspn(event, "+ \n"), event);
 			next = (next + 1) % RUNNING;
 		} else if ((event = strstr(line, finish))) {

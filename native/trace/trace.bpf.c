@@ -198,7 +198,7 @@ static __always_inline struct task *traced(__u32 tid)
 static __always_inline void fill(struct event *event, __u16 kind, const struct task *task,
 				 __u32 tid, __u64 at)
 {
-	__builtin_memset(event, 0, sizeof(*event));
+	__builtin_memset(event, 0, sizeof *event);
 	event->kind = kind;
 	event->root = task->root;
 	event->pid = task->pid;
@@ -213,7 +213,7 @@ static __always_inline void instant(__u16 kind, struct task *task, __u32 tid, __
 	fill(&event, kind, task, tid, bpf_ktime_get_ns());
 	event.peer = peer;
 	event.args[0] = arg;
-	emit(&event, sizeof(event));
+	emit(&event, sizeof event);
 }
 
 /* A thread that is not traced yet. */
@@ -234,13 +234,13 @@ static __always_inline int take_stack(void *ctx, struct task *task, __u32 tid, _
 	int number = bpf_get_stackid(ctx, &stacks, BPF_F_FAST_STACK_CMP);
 	if (number >= 0)
 		return number;
-	struct whole *whole = bpf_ringbuf_reserve(&events, sizeof(*whole), 0);
+	struct whole *whole = bpf_ringbuf_reserve(&events, sizeof *whole, 0);
 	if (!whole) {
 		__sync_fetch_and_add(&lost, 1);
 		return -1;
 	}
 	fill(&whole->event, STACK, task, tid, start);
-	long size = bpf_get_stack(ctx, whole->addresses, sizeof(whole->addresses), 0);
+	long size = bpf_get_stack(ctx, whole->addresses, sizeof whole->addresses, 0);
 	whole->event.text = size > 0 ? size : 0;
 	bpf_ringbuf_submit(whole, BPF_RB_NO_WAKEUP);
 	return number < -1 ? number : -2;
@@ -300,7 +300,7 @@ static __always_inline __u32 level_of(struct task_struct *p)
 static __always_inline int is_sign(struct task_struct *p)
 {
 	char name[NAME] = {};
-	bpf_get_current_comm(name, sizeof(name));
+	bpf_get_current_comm(name, sizeof name);
 	if (bpf_map_lookup_elem(&names, name))
 		return 1;
 	struct task_struct *parent = BPF_CORE_READ(p, real_parent, group_leader);
@@ -316,7 +316,7 @@ static __always_inline void begin(struct task_struct *p, __u32 tid, const char *
 		return;
 	struct task *known = traced(tid);
 	struct task task = new_task(known ? known->root : tid, GROUP(p));
-	struct begin *out = bpf_ringbuf_reserve(&events, sizeof(*out), 0);
+	struct begin *out = bpf_ringbuf_reserve(&events, sizeof *out, 0);
 	if (!out || (!known && bpf_map_update_elem(&tasks, &tid, &task, BPF_ANY))) {
 		__sync_fetch_and_add(&lost, 1);
 		if (out)
@@ -324,8 +324,8 @@ static __always_inline void begin(struct task_struct *p, __u32 tid, const char *
 		return;
 	}
 	fill(&out->event, BEGIN, &task, tid, bpf_ktime_get_ns());
-	out->event.text = sizeof(*out) - sizeof(out->event);
-	bpf_probe_read_kernel_str(out->file, sizeof(out->file), file);
+	out->event.text = sizeof *out - sizeof out->event;
+	bpf_probe_read_kernel_str(out->file, sizeof out->file, file);
 	struct mm_struct *mm = p->mm;
 	out->event.args[0] = take_words(out->arguments, BPF_CORE_READ(mm, arg_start),
 					BPF_CORE_READ(mm, arg_end), 0);
@@ -365,9 +365,9 @@ int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *b
 	exec.event.args[0] = BPF_CORE_READ(at, nr);
 	exec.event.args[1] = level - home.level;
 	exec.event.peer = old;
-	long length = bpf_probe_read_kernel_str(exec.text, sizeof(exec.text), bprm->filename);
+	long length = bpf_probe_read_kernel_str(exec.text, sizeof exec.text, bprm->filename);
 	exec.event.text = length > 0 ? length : 0;
-	if (bpf_ringbuf_output(&events, &exec.event, sizeof(exec),
+	if (bpf_ringbuf_output(&events, &exec.event, sizeof exec,
 			       settings.watch ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP))
 		__sync_fetch_and_add(&lost, 1);
 	return 0;
@@ -394,7 +394,7 @@ int BPF_PROG(on_exit, struct task_struct *p)
 		call.start = task->call;
 		call.number = task->number;
 		call.open = 1;
-		emit(&call, sizeof(call));
+		emit(&call, sizeof call);
 	}
 	instant(EXIT, task, tid, 0, 0);
 	task->number = -1;
@@ -428,7 +428,7 @@ static __always_inline void switched_in(__u32 tid, __u64 now)
 		event.peer = task->waker;
 		event.result = task->off_state;
 		event.stack = task->off_stack;
-		emit(&event, sizeof(event));
+		emit(&event, sizeof event);
 	}
 	task->off = task->woken = 0;
 	task->waker = 0;
@@ -525,7 +525,7 @@ int BPF_PROG(on_contention_end, void *lock)
 	event.stack = task->lock_stack;
 	task->lock = 0;
 	if (event.end - event.start >= SHORTEST_LOCK_NS)
-		emit(&event, sizeof(event));
+		emit(&event, sizeof event);
 	return 0;
 }
 
@@ -580,7 +580,7 @@ static __always_inline void describe(struct wide *out, __u64 fd)
 	struct file **slot = BPF_CORE_READ(table, fd), *file = 0;
 	if (fd >= BPF_CORE_READ(table, max_fds))
 		return;
-	bpf_probe_read_kernel(&file, sizeof(file), slot + fd);
+	bpf_probe_read_kernel(&file, sizeof file, slot + fd);
 	struct inode *inode = file ? BPF_CORE_READ(file, f_inode) : 0;
 	if (!inode)
 		return;
@@ -630,8 +630,8 @@ static __always_inline void take_message(struct wide *out, __u64 header)
 	struct {
 		__u64 base, size;
 	} vector = {};
-	bpf_probe_read_user(&message, sizeof(message), (void *)header);
-	bpf_probe_read_user(&vector, sizeof(vector), (void *)message.vectors);
+	bpf_probe_read_user(&message, sizeof message, (void *)header);
+	bpf_probe_read_user(&vector, sizeof vector, (void *)message.vectors);
 	take_bytes(out, vector.base, vector.size);
 }
 
@@ -697,7 +697,7 @@ static __always_inline int leave(__u32 tid, long result, __u32 copy)
 	}
 	task->number = -1;
 	task->call = 0;
-	emit(&out->event, sizeof(out->event) + (out->event.text & (2 * TEXT_MAX - 1)));
+	emit(&out->event, sizeof out->event + (out->event.text & (2 * TEXT_MAX - 1)));
 	return 0;
 }
 
