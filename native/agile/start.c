@@ -1,10 +1,10 @@
-/* The smallest client of the node, for those who cannot wait for an interpreter.
+/* The smallest client of the node.
  *
  *   firstlight-start SOCKET NUMBER VERSION
  *
  * Starts a function that is registered under that number, with our standard streams. We end as the
  * instance did; if it could not be started, its error is said as "firstlight error TEXT" on standard
- * output. When we are killed, the instance ends.
+ * output. When we are killed, the instance ends. It is C for those who cannot wait for an interpreter.
  */
 #include "common/clock.h"
 #include "common/socket.h"

@@ -1,4 +1,4 @@
-"""C that is linked together shares no bare names."""
+"""C that is linked together shares no bare names, and each program says why it is C."""
 
 import re
 import subprocess
@@ -39,3 +39,18 @@ def prefixes(source: Path) -> set[str]:
     headers = " ".join(each.read_text() for each in source.parent.glob("*.h"))
     records = re.findall(r"^(?:extern )?struct (\w+) \{", headers, re.MULTILINE)
     return {each.split("_")[0] for each in (source.stem, *records)}
+
+
+def test_the_first_comment_of_a_program_says_why_it_is_c() -> None:
+    programs = {
+        source: text
+        for source in NATIVE.glob("*/*.c")
+        if re.search(r"^int main\(", text := source.read_text(), re.MULTILINE)
+    }
+    assert len(programs) > 15
+    silent = [
+        str(source)
+        for source, text in programs.items()
+        if not re.search(r"\bis C\b", text.partition("*/")[0])
+    ]
+    assert not silent
