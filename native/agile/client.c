@@ -84,7 +84,7 @@ static int take_place(void)
 	return reserve();
 }
 
-/* Who comes when all places are taken waits in the listener's queue until there is one. */
+/* When all places are taken, a new client waits in the listener's queue. */
 void clients_accept(void)
 {
 	int index = reserve();

@@ -125,7 +125,7 @@ static int clear_inheritable(void)
 	data[0].inheritable = data[1].inheritable = 0;
 	if (syscall(SYS_capset, &header, data))
 		return -errno;
-	/* Locked ones stay, and give nothing to who has no capability. */
+	/* Locked bits stay, and give nothing to a process without capabilities. */
 	(void)prctl(PR_SET_SECUREBITS, SECUREBITS_DEFAULT, 0, 0, 0);
 	return 0;
 }

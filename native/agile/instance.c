@@ -121,7 +121,7 @@ static void unlink_client(int index)
 	instance->client = NOBODY;
 }
 
-/* Frees an instance that has ended when nobody has to be told of it any more. */
+/* Frees an instance that has ended once all who need to know have been told. */
 void instance_settle(int index)
 {
 	struct instance *instance = &node.instances[index];

@@ -128,7 +128,7 @@ static bool happened(int file, short event)
 	return poll(&events, 1, 0) != 0;
 }
 
-/* Nothing came or went, nothing was changed, and nobody holds a socket but we one. */
+/* Nothing came or went, nothing was changed, and the only socket is ours. */
 static bool network_is_clean(void)
 {
 	static char now[TEXT];

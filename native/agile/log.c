@@ -272,7 +272,7 @@ static void find_old(DIR *names_of)
 	qsort(logs, count, sizeof *logs, by_id);
 }
 
-/* False when nobody is left who could send more. */
+/* False when no sender is left. */
 static bool receive(void)
 {
 	struct rights rights RIGHTS_SCOPE = {0};
@@ -338,7 +338,7 @@ int main(int argc, char **argv)
 	most = atoll(argv[2]);
 	most_of_all = atoll(argv[3]);
 	set_open_files();
-	(void)setsid(); /* whoever ends the manager's session does not end us */
+	(void)setsid(); /* the end of the manager's session is not ours */
 	(void)signal(SIGPIPE, SIG_IGN);
 	(void)signal(SIGINT, SIG_IGN); /* Ctrl-C is for the manager to handle */
 	DIR *old = close_range(CONTROL + 1, ~0U, 0) ? NULL : opendir(argv[1]);

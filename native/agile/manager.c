@@ -46,7 +46,7 @@ void managers_accept(void)
 		descriptor_close(&node.manager);
 }
 
-/* 0, or a negative errno: then it is to be tried again when the manager reads. */
+/* 0, or a negative errno: retry when the manager reads. */
 int manager_message(const void *bytes, size_t size, const int *descriptors, int count)
 {
 	if (node.manager < 0 || node.manager_blocked)
@@ -90,7 +90,7 @@ static int hello(const struct order *asked, struct rights *rights)
 	return 0;
 }
 
-/* A long filter is dear to load: the node bears it itself, with what it needs to make sandboxes
+/* A long filter is slow to load: the node has it itself, with what it needs to make sandboxes
  * allowed in it, and an instance adds the few lines that deny that. */
 static int confine_node(unsigned short length, const struct sock_filter *program)
 {

@@ -292,7 +292,7 @@ int main(void)
 		if (header && header->cmsg_type == SCM_RIGHTS)
 			memcpy(&given, CMSG_DATA(header), sizeof given);
 		if (size < (ssize_t)sizeof request.head || message.msg_flags & MSG_TRUNC)
-			continue; /* nobody to answer: who asked so has a deadline */
+			continue; /* nothing to answer: the caller has a deadline */
 		request.head.link[NET_LINK - 1] = request.head.peer[NET_LINK - 1] = 0;
 		serve(&request.head, request.body, (size_t)size - sizeof request.head, given);
 	}

@@ -99,7 +99,7 @@ static void enter_cage(void)
 		_exit(0);
 	if (setsid() < 0)
 		node_die("lead a session", -errno);
-	/* Once more: who connects is told the pid of the process that listens. */
+	/* Once more: a client is told the pid of the process that listens. */
 	if (listen(node.clients_listener, BACKLOG) || listen(node.managers_listener, MANAGERS))
 		node_die("listen", -errno);
 }

@@ -154,7 +154,7 @@ struct node {
 	struct queue waiting, renewing, dirty, ended;
 	int making, low_waiting, high_waiting;
 	bool fills; /* from below the low mark to the high one */
-	int64_t accepts_at; /* nobody is accepted before; 0: at any time */
+	int64_t accepts_at; /* no client is accepted before; 0: at any time */
 	int64_t fill_interval, last_made, fills_since, fill_time; /* ns */
 	uint64_t made; /* sandboxes that were ready */
 	int *hash;
@@ -173,7 +173,7 @@ void node_unwatch(int *descriptor); /* and close it */
 _Noreturn void node_die(const char *what, int failed);
 
 /* ahead.c */
-int64_t ahead_next(void); /* when it is to be made, or INT64_MAX */
+int64_t ahead_next(void); /* when to make it, or INT64_MAX */
 void ahead_make(void);
 /* NULL if nothing is. A clone has it, and the node drops it then. */
 const struct ahead *ahead_made(void);
@@ -196,7 +196,7 @@ int function_forget(uint32_t number);
 void rest_open(void);
 bool rest_network(int index, int function, uint32_t version); /* false: it does not */
 void rest_judge(void);
-int64_t rest_next(void); /* when one is to be judged, or INT64_MAX */
+int64_t rest_next(void); /* when to judge the next, or INT64_MAX */
 void rest_leave(int function);
 void rest_told(int index);
 
@@ -249,7 +249,7 @@ void instance_owe(int index, uint8_t what);
 /* waiting.c */
 void waiting_make(void); /* the next, if it is time */
 int waiting_keep(uint32_t high, uint32_t low, uint32_t interval);
-int64_t waiting_next(void); /* when another sandbox is to be made, or INT64_MAX */
+int64_t waiting_next(void); /* when to make another sandbox, or INT64_MAX */
 void waiting_fill(bool fills);
 int waiting_take(void);
 void instances_push(struct queue *queue, int index);

@@ -8,7 +8,7 @@
 void output_set(int log)
 {
 	descriptor_close(&node.log);
-	/* Whoever keeps logs may be slow, or stopped: then starts that want one are refused. */
+	/* The keeper of logs may be slow or stopped: then starts that want a log are refused. */
 	if (log >= 0 && fcntl(log, F_SETFL, O_NONBLOCK))
 		descriptor_close(&log);
 	node.log = log;

@@ -181,7 +181,7 @@ static int bind(int own, const char *name, int point, uint64_t more)
 static const char *const etc_files[] = {"hosts", "hostname", "resolv.conf"};
 enum { ETC_FILES = sizeof etc_files / sizeof *etc_files };
 
-/* What a root has of that name, be it a link: something can be mounted there. */
+/* What a root has of that name, even a link: something can be mounted there. */
 static int open_file(int etc, const char *name)
 {
 	struct stat status;

@@ -341,7 +341,7 @@ static int enter_user_namespace(const struct definition *function, int self)
 {
 	char map[64];
 	bool zygote = function->flags & DEFINITION_ZYGOTE;
-	/* Some hosts let nobody make one who has no privilege. */
+	/* Some hosts allow it with privilege only. */
 	int failed = set_capabilities(1ULL << CAP_SYS_ADMIN);
 	if (failed)
 		return failed;

@@ -75,7 +75,7 @@ int session_start(const struct ask *ask, struct rights *rights, int client, enum
 	*step = STEP_FUNCTION;
 	if (target == NOBODY)
 		return -ESRCH;
-	/* A sandbox that is to be as new must have had nobody else in it. */
+	/* A sandbox that must be as new must have had no other process in it. */
 	if (node.instances[target].identity.flags & DEFINITION_ZYGOTE ||
 	    node.instances[target].identity.reuse == REUSE_SANDBOX)
 		return -EOPNOTSUPP;

@@ -72,7 +72,7 @@ int64_t waiting_next(void)
 	return makes_more() ? next_fill() : INT64_MAX;
 }
 
-/* Those that there are too many of are ended: who lowers the mark wants their memory. */
+/* Surplus sandboxes are ended: a lower mark is set to get their memory back. */
 static void end_surplus(void)
 {
 	while (node.waiting.count > node.high_waiting) {

@@ -21,7 +21,7 @@ bool wasm_connections_empty(void);
  * connection is held until it is released. */
 size_t wasm_connections_receive(struct wasm_connection **connection, char *message);
 
-/* Returns 0 or a negative errno: who does not read for a second is not waited for. */
+/* Returns 0 or a negative errno, also if the reader takes nothing for a second. */
 int wasm_connection_send(const struct wasm_connection *connection, const void *message,
 			 size_t size);
 

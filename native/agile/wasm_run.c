@@ -109,7 +109,7 @@ static void put_values(const struct wasm_module *module, const wasmtime_val_t *r
 	}
 }
 
-/* What is beyond the most is dropped, so that who writes on is not held up. */
+/* Output beyond the limit is dropped, so that its writer is not held up. */
 static ssize_t keep(char *bytes, uint32_t *used, const unsigned char *from, size_t size)
 {
 	size_t room = WASM_OUTPUT_MAX - *used, taken = size < room ? size : room;

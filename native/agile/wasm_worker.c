@@ -156,7 +156,7 @@ static int take_connection(void)
 	}
 }
 
-/* Takes connections until nobody gives any more, and none is left. */
+/* Takes connections until no more can come and none is left. */
 static void serve_connections(int vacated)
 {
 	struct pollfd left = {vacated, POLLIN, 0};

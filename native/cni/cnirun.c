@@ -70,7 +70,7 @@ static void print_outcome(const struct chain *chain, int64_t ready)
 	if (chain->packet_end)
 		print_step("packet", chain->packet_start, chain->packet_end);
 	printf("firstlight ready %jd\n", (intmax_t)ready);
-	fflush(stdout); /* if nobody listens, standard input has ended, too */
+	fflush(stdout); /* if it has no reader, standard input has ended, too */
 }
 
 static void hold(void)

@@ -1,4 +1,4 @@
-/* Why something failed, for whoever tells the user: see "C" in CONTRIBUTING.md. */
+/* Why something failed, for the message to the user: see "C" in CONTRIBUTING.md. */
 #ifndef FIRSTLIGHT_ERROR_H
 #define FIRSTLIGHT_ERROR_H
 

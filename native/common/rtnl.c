@@ -170,7 +170,7 @@ static int link_up(struct rtnl *netlink, int index, bool ipv6)
 int rtnl_link_up(struct rtnl *netlink, int index)
 {
 	int error = link_up(netlink, index, true);
-	/* The kernel has no IPv6, or the link has not. */
+	/* The kernel or the link has no IPv6. */
 	return error == -EAFNOSUPPORT || error == -EINVAL ? link_up(netlink, index, false) : error;
 }
 

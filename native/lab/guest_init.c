@@ -237,7 +237,7 @@ static unsigned long long ticks_before(const char *line, const char *event)
 	return strtoull(event, NULL, 10);
 }
 
-/* The initcalls that took at least so many ticks, and those of virtio. */
+/* The initcalls that took at least this many ticks, and those of virtio. */
 static void print_initcalls(FILE *trace, unsigned long long least)
 {
 	static const char start[] = ": initcall_start: func=",

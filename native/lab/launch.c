@@ -235,7 +235,7 @@ static void release(struct batch *batch)
 	*batch = (struct batch){.life = -1};
 }
 
-/* Before any start is due: who asks for starts on this node has a connection open. */
+/* Before any start is due, so that the connection for starts on this node is open. */
 static int connect_all(struct batch *batch, int64_t until, struct error *error)
 {
 	int bad = 0;

@@ -45,7 +45,7 @@ _Noreturn static void execute(const struct launch_instance *instance, const int 
 	if (is_own &&
 	    (dup2(streams[0], 0) < 0 || dup2(streams[1], 1) < 0 || dup2(streams[1], 2) < 0))
 		_exit(127);
-	(void)setpriority(PRIO_PROCESS, 0, 0); /* who is not root may not be able to */
+	(void)setpriority(PRIO_PROCESS, 0, 0); /* may fail without root */
 	is_set = !sigprocmask(SIG_SETMASK, &none, NULL) &&
 		 !setrlimit(RLIMIT_NOFILE, &given_files) && !chdir(instance->cwd);
 	/* Of one that inherits all of ours are closed on exec, and the lab's were never here. */

@@ -1,4 +1,4 @@
-/* What a start's program says: lines, of which those that begin with "firstlight " are ours. */
+/* The output of a start's program: lines that begin with "firstlight " are ours. */
 #ifndef FIRSTLIGHT_LAUNCH_TEXT_H
 #define FIRSTLIGHT_LAUNCH_TEXT_H
 

@@ -121,7 +121,7 @@ _Noreturn static void be_instance(const int streams[3], const int *taken, int fo
 
 static void say(int client, const char *text)
 {
-	(void)socket_send(client, text, strlen(text), NULL, 0); /* who does not hear has gone */
+	(void)socket_send(client, text, strlen(text), NULL, 0); /* it may be gone */
 }
 
 static void start(nfds_t client, const int streams[3], char **command)

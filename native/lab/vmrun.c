@@ -99,7 +99,7 @@ static void read_journal(struct machine *vm)
 		enter(vm, vmjournal_entered(vm->journal));
 }
 
-/* Nobody listens after this: what is to be known of a start comes before. */
+/* The last line that is read: everything about a start comes before. */
 static void tell_ready(struct machine *vm)
 {
 	if (!vm->is_ready || vm->is_told)

@@ -294,7 +294,7 @@ int tracer_write_stacks(FILE *file)
 	return 0;
 }
 
-/* What has ended since it was listed serves nobody. */
+/* Ended since it was listed: not needed. */
 int tracer_follow(unsigned int pid)
 {
 	char path[64];

@@ -103,7 +103,7 @@ static void earn(long long at)
 	budget.met = seen;
 }
 
-/* A window that opens. Who is behind with reading gets nothing more to analyse. */
+/* Opens a window. A reader that is behind gets nothing more to analyse. */
 static int is_first_whole(void)
 {
 	unsigned long number = budget.windows++;

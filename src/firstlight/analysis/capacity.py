@@ -58,7 +58,7 @@ class Capacity:
     measured: Interval | None
 
     def rate(self, cores: int) -> float:
-        """The greatest rate with so many CPUs, in starts a second."""
+        """The highest rate with this many CPUs, in starts a second."""
         return 1e9 / max(self.cpu.value / cores, self._longest)
 
     @property
@@ -77,7 +77,7 @@ class Capacity:
 
 
 def held(run: Run) -> pl.DataFrame:
-    """How long somebody waited for each lock of SHARED in each traced batch, as HELD, in ns."""
+    """How long threads waited for each lock of SHARED in each traced batch, as HELD, in ns."""
     rows = []
     for batch, spans in run.span_batches():
         waits = spans.filter((pl.col("kind") == "lock") & (pl.col("stack") != ""))

@@ -61,7 +61,7 @@ def walk(threads: dict[int, Thread], last: Thread, begin: int, end: int) -> int:
 
 
 def _before(threads: dict[int, Thread], thread: Thread, at: int) -> tuple[int, Thread | None]:
-    """How far back a thread owns the time before ``at``, and who owns it before that."""
+    """How far back a thread owns the time before ``at``, and which thread owns it before that."""
     place = bisect_left(thread.wakes, (at, -1)) - 1
     while place >= 0:
         when, tid = thread.wakes[place]

@@ -30,7 +30,7 @@ class Line:
         return places // self.length
 
     def starts(self, segment: Integers) -> Integers:
-        """What is to be taken from places of these segments to have their times."""
+        """What to subtract from positions of these segments to get their times."""
         return segment * self.length - self.origin
 
     def times(self, places: Integers) -> Integers:

@@ -154,7 +154,7 @@ def ratio_interval(
     groups_a: ArrayLike | None = None,
     groups_b: ArrayLike | None = None,
 ) -> Interval:
-    """The q-quantile of ``a`` over that of ``b`` (b is so many times faster), with its interval.
+    """The q-quantile of ``a`` over that of ``b`` (how many times faster b is), with its interval.
 
     The two sides are resampled independently. Values must be positive. Raises ValueError if a
     side has no values.
@@ -339,7 +339,7 @@ def _bounded(
 def _assignments(
     count_a: int, count_b: int, width: int, resamples: int | None, seed: int
 ) -> Iterator[NDArray[np.bool_]]:
-    """Blocks of rows that say which batches are on side a: all ways, or so many random ones."""
+    """Blocks of rows that say which batches are on side a: all ways, or this many random ones."""
     batches = count_a + count_b
     if resamples is None:
         ways = combinations(range(batches), count_a)

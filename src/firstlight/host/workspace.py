@@ -44,7 +44,7 @@ class Workspace:
     _made: dict[Hashable, object] = field(default_factory=dict, compare=False)
 
     def once(self, key: Hashable, make: Callable[[], AbstractContextManager[Made]]) -> Made:
-        """What ``make`` makes, made for the first who asks with that key; it ends with the run.
+        """What ``make`` makes, made at the first request for that key; it ends with the run.
 
         A second asking after a failure fails at once, for the same reason.
         """

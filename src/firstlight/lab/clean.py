@@ -310,7 +310,7 @@ def _of_watches() -> Iterator[Leftover]:
 
 
 def _is_of_watch(directory: Path) -> bool:
-    """Whether a directory is our user's alone, and has nothing in it that watch did not write."""
+    """Whether a directory is our user's alone, and holds only what watch writes."""
     try:
         about = directory.lstat()
         names = [entry.name for entry in directory.iterdir()]

@@ -32,7 +32,7 @@ _BATCH_SECONDS = 0.001
 
 
 def day(functions: int, seed: int) -> list[list[float]]:
-    """When each of so many functions is called, in seconds of the day."""
+    """When each of this many functions is called, in seconds of the day."""
     drawn = random.Random(seed)  # noqa: S311 - a schedule, not a secret
     return [
         _arrivals(_rate((number + drawn.random()) / functions), drawn)

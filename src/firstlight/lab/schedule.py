@@ -73,7 +73,7 @@ class Schedule:
             yield from self._timely(self._round([max(open_, key=self._width)]))
 
     def ended(self, batch: Batch, samples: Sequence[Sample], seconds: float) -> None:
-        """Take note of a batch that took so long."""
+        """Record how long a batch took."""
         number = self._number(batch.point)
         self._took[number] = seconds
         for sample in samples:

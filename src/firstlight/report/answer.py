@@ -135,7 +135,7 @@ def _of_point(point: PointFigures) -> Iterable[str]:
 
 
 def _merged(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """Say a sentence that applies to several points once, with their names or their number."""
+    """Merge a sentence that applies to several points, with their names or their number."""
     points: dict[str, list[str]] = {}
     for sentence, point in pairs:
         points.setdefault(sentence, []).append(point)

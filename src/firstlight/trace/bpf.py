@@ -135,7 +135,7 @@ def is_preemptible() -> bool:
 
 
 def _config() -> str:
-    """The configuration that the kernel was built with, if it is to be had."""
+    """The kernel's build configuration, if it is available."""
     try:
         return gzip.decompress((PROC / "config.gz").read_bytes()).decode()
     except OSError:

@@ -50,7 +50,7 @@ class Caller:
         return made
 
     def provision(self, instances: int) -> None:
-        """Have so many instances of version 1 up."""
+        """Keep this many instances of version 1 up."""
         client, named = self.client(), {"FunctionName": self._function, "Qualifier": "1"}
         client.put_provisioned_concurrency_config(
             **named, ProvisionedConcurrentExecutions=instances

@@ -81,7 +81,7 @@ def text(machine: Machine) -> str:
 
 
 def requests(machine: Machine) -> list[Request]:
-    """The VM as requests, the last of which starts it."""
+    """The VM as requests; the last one starts it."""
     made = []
     for part, content in configuration(machine).items():
         if isinstance(content, list):

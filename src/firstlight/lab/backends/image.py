@@ -237,7 +237,7 @@ def _registry_program() -> str:
 
 
 def _data(layers: int, mebibytes: int) -> list[dict[str, bytes]]:
-    """Files of half random bytes, which compress as programs do, in so many layers."""
+    """Files of half random bytes, which compress as programs do, in this many layers."""
     files = (mebibytes << 20) // _FILE
     parts: list[dict[str, bytes]] = [{} for _ in range(layers)]
     for number in range(files):

@@ -47,7 +47,7 @@ FORK_MEBIBYTES = 1.9
 
 @lru_cache
 def calls(count: int) -> tuple[tuple[int, ...], Trace]:
-    """Which function each of so many calls is of, and when they come: from noon of the day on."""
+    """The function and time of each of this many calls, from noon of the day on."""
     merged = sorted(
         (at, number)
         for number, arrivals in enumerate(replay.day(FUNCTIONS, _SEED))

@@ -1,7 +1,7 @@
 """Programs that start one command in a sandbox, with no image: bubblewrap, nsjail and podman.
 
 Each runs the static payload in a root file system made of it alone, in namespaces of its own,
-with a network of which there is nothing but loopback.
+with a network that has only loopback.
 """
 
 import os

@@ -72,7 +72,7 @@ class _Node:
         self._changed = threading.Condition()
 
     def say(self, kind: str, name: str = "", message: str = "", pid: int = 0) -> None:
-        """Report an event to whoever started the cluster."""
+        """Report an event to the process that started the cluster."""
         if self._settings.number:
             return
         seconds = time.monotonic() - self._begun

@@ -117,7 +117,7 @@ def handlers(
 
 
 def _check(name: str, about: known.About, *, control_plane: bool) -> None:
-    """Raise Unsupported if a network needs what is not there."""
+    """Raise Unsupported if a network needs something that is missing."""
     if about.daemon:
         programs.probe((about.daemon,))
     elif _needs_service(about):

@@ -219,7 +219,7 @@ def _record() -> Record | None:
 
 
 class _Ended(BaseException):
-    """SIGTERM, or nobody waits for the cluster to be up any more."""
+    """SIGTERM came, or the caller no longer waits for the cluster to be up."""
 
 
 def _keep(report: int, runtimes: tuple[str, ...], networks: tuple[str, ...], nodes: int) -> None:
@@ -273,7 +273,7 @@ def _leave(cluster: running.Cluster, server: str) -> None:
 
 
 def _end_with_reader(report: int) -> None:
-    """End this process when nobody waits any more for the cluster to be up."""
+    """End this process when the caller no longer waits for the cluster to be up."""
     waiting = select.poll()
     waiting.register(report, 0)
     while events := waiting.poll():

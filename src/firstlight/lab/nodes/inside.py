@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _is_sent() -> bool:
-    """Whether who has sent the run is gone, too: it would end with this process."""
+    """Whether the sender of the run is gone, too: it would end with this process."""
     try:
         return not Path("/proc", _SENT.read_text()).exists()
     except FileNotFoundError:

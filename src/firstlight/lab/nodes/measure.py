@@ -16,7 +16,7 @@ from firstlight.store import check_empty
 
 @dataclass(frozen=True)
 class Where:
-    """Which nodes of which cluster: a label ``selector``, or ``jobs.ALL``.
+    """Nodes of a cluster, by a label ``selector`` or ``jobs.ALL``.
 
     An empty ``kubeconfig`` or ``context`` is the usual one; an empty ``image`` is ``jobs.IMAGE``.
     """

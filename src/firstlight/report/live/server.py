@@ -34,7 +34,7 @@ _PAGE = {"/": ("live.html", "text/html"), "/live.css": ("live.css", "text/css"),
 
 
 class _Server(uvicorn.Server):
-    """One that sleeps while nobody asks: uvicorn's own loop wakes ten times a second."""
+    """A server that sleeps between requests: uvicorn's own loop wakes ten times a second."""
 
     async def main_loop(self) -> None:
         """Wait until ``stop``."""

@@ -25,7 +25,7 @@ class _Change:
 
 
 def answer(analysis: Analysis) -> str | None:
-    """The fastest and the slowest VM, alone, as far as they are told apart; None if none booted."""
+    """The fastest and the slowest VM alone, where their intervals differ; None if none booted."""
     booted = alone(analysis)
     if not booted or len(booted) < len(fewest(analysis)):
         return None
