@@ -1,4 +1,4 @@
-"""A running instance, as its manager sees it. It is the node's: it outlives this process."""
+"""A running instance, as its manager sees it. The node owns it: it outlives this process."""
 
 import asyncio
 from collections.abc import Callable
@@ -67,7 +67,7 @@ class Instance:
     async def stop(self, grace: float = 0.0, signal: int = 15) -> Ended:
         """Ask it to end by a signal, kill it after ``grace`` seconds, and wait for its end.
 
-        One that does nothing about the signal is killed at once: the first process of a PID
+        An instance that does not handle the signal is killed at once: the first process of a PID
         namespace is spared what the signal would do to any other. Raises Failed if the node hangs.
         """
         self.state = "stopping"

@@ -78,7 +78,7 @@ class Instances:
         self._hung: asyncio.Future[Failed] = asyncio.get_running_loop().create_future()
 
     async def open(self, stay: bool) -> None:
-        """Take the node over that runs, or start one. ``stay``: it outlives this process."""
+        """Take over the running node, or start one. ``stay``: it outlives this process."""
         self._stay = stay
         await self._connected()
         loop = asyncio.get_running_loop()
@@ -108,7 +108,7 @@ class Instances:
             return self._node
 
     async def _adopt(self, node: Node, state: State) -> None:
-        """Take over what a node has that outlived its manager."""
+        """Take over the state of a node that outlived its manager."""
         for described, noted in state.functions:
             self._registry.adopt(described, noted)
         left = await self._stock.adopt(state)
@@ -141,7 +141,7 @@ class Instances:
         return self._node.pid if self._node else -1
 
     async def leave(self) -> None:
-        """Leave the node, with all that it has, to the manager that comes next."""
+        """Leave the node, with all that it has, to the next manager."""
         await self._stop_making()
         for task in self._tasks:
             task.cancel()  # what is not judged yet is the next one's to judge
@@ -196,7 +196,7 @@ class Instances:
             await self._sandboxes.warm(sandboxes)
 
     async def synced(self) -> None:
-        """Return when all that clients have been told of is known here."""
+        """Return when this manager knows all that clients have been told."""
         if self._node and self._node.is_open():
             await self._node.synced()
 
@@ -318,7 +318,7 @@ class Instances:
         self._registry.free(entry)
 
     async def keep_logs(self) -> None:
-        """Have the output of instances kept that ask for it. Raises Failed."""
+        """Keep the output of instances that ask for it. Raises Failed."""
         async with self._logs_lock:
             node = await self._connected()
             if self._logs and self._logs.node == node.pid and self._logs.is_running():
@@ -333,7 +333,7 @@ class Instances:
 
     @property
     def history(self) -> History:
-        """What has happened to instances."""
+        """The latest events of instances."""
         return self._running.history
 
     @property
@@ -357,7 +357,7 @@ class Instances:
                 if entry and entry.is_only and number in self._running]  # fmt: skip
 
     async def publish(self, instance: Instance) -> None:
-        """Lead the function's ports to an instance. Raises Failed."""
+        """Forward the function's ports to an instance. Raises Failed."""
         if instance.function.ports and instance.address:
             await self._networks.publish(instance.function.ports, instance.address)
 
@@ -392,7 +392,7 @@ class Instances:
             os.close(words)
 
     async def _resolve(self, node: Node) -> None:
-        """Functions that are registered from now on have the resolvers of now."""
+        """Give functions that are registered from now on the present resolvers."""
         network, gateway = self._config.network, self._networks.gateway
         addresses, text = await asyncio.to_thread(resolvers.read, network, gateway)
         await self._networks.resolve_by(addresses)
@@ -526,7 +526,7 @@ class Instances:
             self._stock.parts.discard(held)
 
     def _lost(self) -> None:
-        """The node was killed, and all with it: another takes its place."""
+        """The node was killed, with all that it had: start another."""
         self._node = None
         self._answers()
         if self._starter:

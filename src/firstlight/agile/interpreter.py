@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class ImportFailed(Failed):
-    """A handler cannot be imported, and could not be by any interpreter of its root."""
+    """A handler cannot be imported by any interpreter of its root."""
 
 
 class _Report(msgspec.Struct, frozen=True):
@@ -240,7 +240,7 @@ class Interpreter:
         self.sources = Sources(self._function.rootfs, files, directories)
 
     async def _died(self) -> Failed:
-        """Why it ended before the handler was imported."""
+        """The reason that it ended before the handler was imported."""
         name = self._function.handler
         await self._drain.end()
         with suppress(TimeoutError):

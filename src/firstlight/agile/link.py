@@ -47,7 +47,7 @@ class Outbox:
     def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message; the descriptors may be closed then. Raises Failed if it cannot be sent.
 
-        What the other end does not live to read is lost, and so is what it cannot be sent later:
+        Messages that the other end does not live to read are lost, as are those that fail later:
         then the connection is shut down, and both ends see that.
         """
         if len(self._unsent) >= _UNSENT_MOST:
@@ -133,7 +133,7 @@ class Link:
     def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message, now or when there is room; the descriptors may be closed then.
 
-        What the other end does not live to read is lost. Raises Failed.
+        Messages that the other end does not live to read are lost. Raises Failed.
         """
         if self.is_open:
             self._outbox.send(message, descriptors)
@@ -157,7 +157,7 @@ class Link:
             self._received(message, [int.from_bytes(word, "little") for word in words])
 
     def close(self) -> None:
-        """Leave; what is not sent is lost."""
+        """Close; messages not yet sent are lost."""
         if self.is_open:
             self._outbox.close()
             self._loop.remove_reader(self._socket.fileno())
@@ -165,7 +165,7 @@ class Link:
 
 
 def is_passing(error: OSError) -> bool:
-    """Whether a send that failed succeeds later: nobody is gone, and nothing is wrong with it."""
+    """Whether a failed send may succeed later: the other end is there, the message is sound."""
     return error.errno in (*_BUSY, *_SHORT)
 
 

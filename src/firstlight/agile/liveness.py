@@ -48,7 +48,7 @@ def hangs(pid: int) -> Failed:
 
 
 def wait_readable(connection: socket.socket, check: Callable[[], None]) -> None:
-    """Return when something can be read. ``check`` raises Failed if who would send it hangs."""
+    """Return when something can be read. ``check`` raises Failed if the sender hangs."""
     while not is_readable(connection.fileno(), LOOK_SECONDS):
         check()
 

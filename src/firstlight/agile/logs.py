@@ -77,7 +77,7 @@ class Keeper:
 def part(config: Config, identity: str, position: Position) -> tuple[bytes, Position, bool]:
     """Whole lines from a position, the next position, and whether the log is complete and read.
 
-    What was rotated away meanwhile is left out. May wait for a disk. Raises Failed.
+    Lines rotated away meanwhile are left out. May wait for a disk. Raises Failed.
     """
     path = config.logs_directory / f"{identity}.log"
     older = path.with_name(f"{path.name}.1")
@@ -130,7 +130,7 @@ async def following(
 
 
 def lines(text: bytes) -> list[Line]:
-    """Parse lines of a log; what is none is left out."""
+    """Parse the lines of a log; others are left out."""
     parsed = []
     for line in text.split(b"\n"):
         words = line.split(b" ", 3)

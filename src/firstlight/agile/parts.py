@@ -105,7 +105,7 @@ class Shelf:
             self._warm_to, self._used = 0, True
 
     def lost(self, count: int = 1) -> None:
-        """So many that were ready have ended unused."""
+        """This many that were ready have ended unused."""
         self.ready -= count
 
     def follow(self) -> int:
@@ -131,7 +131,7 @@ class Shelf:
         )  # fmt: skip
 
     def forget(self) -> None:
-        """The node is gone, and all that was on the shelf."""
+        """The node is gone, with all that was on the shelf."""
         self.ready = self._waiting = 0
 
     async def close(self) -> None:
@@ -272,7 +272,7 @@ class Parts:
         return self._held.get(held.index) is held
 
     async def reduce(self, kind: type, reach: Reach, count: int) -> int:
-        """End up to so many of a kind on the common shelf; returns how many that the node gave."""
+        """End up to this many of a kind on the common shelf; returns how many the node gave."""
         ended = 0
         for held in [h for h in self._held.values() if self._is_common(h, kind, reach)]:
             if ended == count or self.node is None:
@@ -292,14 +292,14 @@ class Parts:
         )  # fmt: skip
 
     def forgotten(self, function: int) -> None:
-        """The node has given up what was a function's own."""
+        """The node has given up a function's own parts."""
         for held in [h for h in self._held.values() if h.function == function and h.shelved]:
             del self._held[held.index]
             self._free.append(held.index)
             self._end(held.made)
 
     def lost(self) -> None:
-        """The node is gone: all of it is."""
+        """The node is gone, with all parts."""
         for held in self._held.values():
             self._end(held.made)
         self._free.extend(self._held)

@@ -130,6 +130,6 @@ class Placer:
         """End it; its places stay.
 
         It waits for its own child in the zygote's PID namespace, which does not end before that
-        is reaped: if it were killed, the host's PID 1 would do that, as late as it likes.
+        is reaped: if it were killed, the host's PID 1 would reap it, at some time.
         """
         self._helper.leave()

@@ -1,4 +1,4 @@
-"""Parts that are made before they are asked for."""
+"""Pools of parts made ahead of requests."""
 
 import asyncio
 import time
@@ -171,13 +171,13 @@ class Pool(Generic[Part]):
         self._put(part)
 
     def expect(self, count: int) -> None:
-        """Keep so many for as long as the window is, up to the high mark."""
+        """Keep this many for a window, at most the high mark."""
         self._demand.expect(count)
         if len(self._shelf) < self._demand.target():
             self._want()
 
     def follow(self) -> None:
-        """Make what the demand needs, and discard the oldest that it does not need any more."""
+        """Make what the demand needs, and discard the oldest of the surplus."""
         if len(self._shelf) < self._demand.target():
             if self._filler:  # it has been used
                 self._want()

@@ -1,4 +1,4 @@
-"""What clients and the runtime say beside starts: JSON messages over a seqpacket unix socket.
+"""Messages of clients and the runtime besides starts: JSON over a seqpacket unix socket.
 
 A message has a ``type``, the name of its record here in lower case. Each request has one answer.
 Starts are asked of the node itself, on a connection of their own, in its binary messages
@@ -35,7 +35,7 @@ class Register(Struct, frozen=True, tag="register"):
 
 
 class Publish(Struct, frozen=True, tag="publish"):
-    """Lead the ports of its function to an instance, and answer ``done``."""
+    """Forward the ports of its function to an instance; the answer is ``done``."""
 
     id: str
 
@@ -78,7 +78,7 @@ class Stop(Struct, frozen=True, tag="stop"):
 
 
 class KeepLogs(Struct, frozen=True, tag="keeplogs"):
-    """Have the output of detached instances kept from now on, and answer ``done``."""
+    """Keep the output of detached instances from now on; the answer is ``done``."""
 
 
 class Logs(Struct, frozen=True, tag="logs"):
@@ -154,7 +154,7 @@ class UpdateFunction(Struct, frozen=True, tag="update_function"):
 
 
 class ApplyFunction(Struct, frozen=True, tag="apply_function"):
-    """Have a function of this owner be just this, with one version, added or changed."""
+    """Make a function of this owner exactly this, with one version."""
 
     name: str
     source: Source

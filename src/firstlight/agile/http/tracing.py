@@ -23,7 +23,7 @@ _UNTRACED = ("/metrics",)
 
 
 class Tracing:
-    """Traces what is called over HTTP."""
+    """Traces calls over HTTP."""
 
     def __init__(self, config: Telemetry, serving: Serving) -> None:
         self._provider = otlp.provider(config.otlp, config.service, config.share)

@@ -125,7 +125,7 @@ class _Exchange:
             pass
 
     async def through(self, instance: WebInstance) -> None:
-        """Have it answered by an instance. Raises httpx.TransportError, Failed."""
+        """Let an instance answer it. Raises httpx.TransportError, Failed."""
         raw: bytes = self._scope["raw_path"].split(b"?")[0]
         path = b"/" + raw.removeprefix(f"{PREFIX}/".encode()).partition(b"/")[2]
         if self._scope["query_string"]:
@@ -204,7 +204,7 @@ class _Exchange:
 
 
 def _passed(headers: _Headers) -> _Headers:
-    """The headers that are not of one hop, nor named as such."""
+    """The end-to-end headers: neither hop-by-hop nor named by Connection."""
     lowered = [(name.lower(), value) for name, value in headers]
     named = {
         word.strip().lower() for name, value in lowered if name == b"connection"

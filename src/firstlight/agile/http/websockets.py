@@ -1,4 +1,4 @@
-"""WebSockets of functions: after the handshake, bytes are led both ways and not looked at."""
+"""WebSockets of functions: after the handshake, bytes pass both ways unexamined."""
 
 import asyncio
 from contextlib import suppress
@@ -45,7 +45,7 @@ def switched(scope: Scope, response: httpx.Response) -> Switched:
 
 
 async def lead(client: Switched, response: httpx.Response) -> None:
-    """Lead bytes both ways until a side ends it, or both are silent for long."""
+    """Pass bytes both ways until a side closes, or both are silent for long."""
     instance: _Stream = response.extensions["network_stream"]
     try:
         with suppress(TimeoutError):

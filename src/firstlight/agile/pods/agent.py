@@ -265,7 +265,7 @@ class Agent:
             await self._end(lease)
 
     async def _end(self, lease: Lease) -> None:
-        """The link goes first: what is killed in between ends by ``_look``."""
+        """End a lease, its link first: if the agent is killed in between, ``_look`` ends it."""
         await self.networks.end(lease.number)
         if self.leases.get(lease.key) is lease:
             self.leases.remove(lease)
@@ -330,7 +330,7 @@ class Agent:
 
 
 def _send(peer: socket.socket, answer: bytes, descriptor: int = -1) -> bool:
-    """Whether the plugin was still there."""
+    """Send an answer; returns whether the plugin was still there."""
     try:
         if descriptor >= 0:
             socket.send_fds(peer, [answer], [descriptor])

@@ -1,4 +1,4 @@
-"""What the agent reads from the API server and says to it; the node's routes to other nodes' pods.
+"""The agent's exchange with the API server, and the node's routes to other nodes' pods.
 
 One thread, since the client blocks. Routes carry a protocol number of their own, by which those of
 nodes that have gone are found. Without the API server, pods and routes stay as they are.

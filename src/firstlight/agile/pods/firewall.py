@@ -87,7 +87,7 @@ def remove(table: str) -> None:
 
 
 def _service(text: str) -> str:
-    """In numbers: nft looks names up in /etc/protocols, which an image need not have."""
+    """A service by numbers: nft looks names up in /etc/protocols, which an image may lack."""
     protocol, _, port = text.partition("/")
     return f"{socket.IPPROTO_TCP if protocol == 'tcp' else socket.IPPROTO_UDP} . {port}"
 

@@ -1,4 +1,4 @@
-"""Puts the CNI plugin and its list where a runtime looks for them, and takes them away.
+"""Installs the CNI plugin and its list where a runtime looks for them, and removes them.
 
 The plugin comes before the list that names it, and each by a rename: a runtime never sees half.
 """
@@ -27,7 +27,7 @@ def install(conflist: Path, binaries: Path, lists: Path) -> None:
 
 
 def uninstall(binaries: Path, lists: Path) -> None:
-    """Remove both: the list first, so that no new pod is given to a plugin that goes."""
+    """Remove both, the list first, so that no new pod meets a missing plugin."""
     for path in (lists / LIST, binaries / PLUGIN):
         with suppress(FileNotFoundError):
             path.unlink()

@@ -142,7 +142,7 @@ class PodNetworks:
         self.addresses.leave(network.number)
 
     def answer(self, number: int) -> bytes:
-        """What the plugin is told of a network."""
+        """The answer to the plugin about a network."""
         return wire.Answer(
             flags=wire.Flag.IPV6 if self.range6 else wire.Flag(0),
             mtu=self._config.mtu or _MTU,

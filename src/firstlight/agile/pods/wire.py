@@ -1,4 +1,4 @@
-"""What the CNI plugin and the agent say to each other: ``native/cni/agent.h`` in Python.
+"""Messages between the CNI plugin and the agent: ``native/cni/agent.h`` in Python.
 
 An answer to STATUS has the pool's counts as its text, which the plugin does not read.
 """
@@ -43,7 +43,7 @@ _VERBS, _FILL = {verb.value: verb for verb in Verb}, Flag.FILL.value
 
 
 class Code(IntEnum):
-    """The specification's errors that the agent answers with; WRONG is the plugin's own."""
+    """Errors of the specification that the agent answers; WRONG is the plugin's own."""
 
     UNKNOWN_CONTAINER = 3
     TRY_AGAIN = 11
@@ -73,7 +73,7 @@ class Request(NamedTuple):
 
 
 class PoolCounts(msgspec.Struct, frozen=True):
-    """Networks made ahead, the time that took, and requests that found none."""
+    """Networks made ahead, the time it took, and requests that got none."""
 
     made: int
     make_seconds: float
