@@ -58,12 +58,13 @@ def root(function: Function, directory: Path, uid: int = -1) -> int:
     ``directory`` is the runtime's own; a command that ``uid`` cannot execute fails.
     """
     rootfs = Path(function.rootfs)
-    tree = roots.open_root(rootfs, directory / "skeleton")
-    try:
-        roots.check_command(rootfs, function.command[0], uid, function.directory)
-    except BaseException:
-        os.close(tree)
-        raise
+    with roots.readable(function.rootfs):
+        tree = roots.open_root(rootfs, directory / "skeleton")
+        try:
+            roots.check_command(rootfs, function.command[0], uid, function.directory)
+        except BaseException:
+            os.close(tree)
+            raise
     return tree
 
 

@@ -268,6 +268,9 @@ def words(
     texts = [*argv, *(f"{name}={value}" for name, value in env.items())]
     texts += [] if directory is None else [directory]
     what = f"the command {argv[0][:80]!r}" if argv else "the start"
+    for name in env:
+        if not name or "=" in name:
+            raise Failed(f"{name[:80]!r} cannot name a variable", "without =, and not empty")
     try:
         coded = [text.encode(errors="surrogateescape") for text in texts]
     except UnicodeEncodeError as error:

@@ -11,6 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,12 +134,16 @@ class Registry:
             await self._forget_entry(entry)
 
     async def look(self) -> None:
-        """See to all that was started lately: are its files as they were?"""
+        """See to all that was started lately: are its files as they were?
+
+        Of one whose files have become none that could be started, its next start is told.
+        """
         for entry in list(self._by_number.values()):
             async with entry.lock:
                 once = entry.is_only
                 if self._by_number.get(entry.number) is entry and entry.version and not once:
-                    await self._check(entry)
+                    with suppress(Failed):
+                        await self._check(entry)
 
     async def _new(self, key: bytes, function: Function) -> Registered:
         function.check()
@@ -187,12 +192,16 @@ class Registry:
 
 
 def files_of(function: Function) -> str:
-    """What tells one state of a function's files from another. It may wait for a disk."""
-    root = Path(os.path.realpath(function.rootfs))
-    state: list[object] = [str(root), _look(root), _look(resolvers.HOST)]
-    if function.command:
-        path = roots.find(root, function.command[0], function.directory)
-        state.append(_look(path) if path else ())
+    """What tells one state of a function's files from another. It may wait for a disk.
+
+    Raises Failed.
+    """
+    with roots.readable(function.rootfs):
+        root = Path(os.path.realpath(function.rootfs))
+        state: list[object] = [str(root), _look(root), _look(resolvers.HOST)]
+        if function.command:
+            path = roots.find(root, function.command[0], function.directory)
+            state.append(_look(path) if path else ())
     state += [_look(Path(volume.source))[:2] for volume in function.volumes]
     state += [_look(Path(path)) for path in function.secrets.values()]
     return hashlib.sha256(repr(state).encode()).hexdigest()

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from struct import Struct
 
@@ -21,6 +23,16 @@ _ELF, _SEGMENT = Struct("=32xQ14xHH"), Struct("=I4xQ16xQ")
 MOUNT_POINTS = ("proc", "dev", "tmp")
 
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
+
+
+@contextmanager
+def readable(rootfs: str) -> Iterator[None]:
+    """Say in words what a disk, or a path that cannot be one, fails with. Raises Failed."""
+    try:
+        yield
+    except OSError as error:
+        raise Failed(f"cannot look into {rootfs[:200]}: {error.strerror}: "
+                     f"{str(error.filename)[-80:]}") from error  # fmt: skip
 
 
 def open_root(rootfs: Path, skeleton: Path) -> int:

@@ -161,7 +161,11 @@ def test_a_port_that_cannot_be_withdrawn_at_once_is_before_its_address_is_anothe
         ({"command": ("none",)}, "no directory of PATH in the root file system"),
         ({"command": ("/bin/escape", "x" * 200_000)}, "a word of 200000 bytes"),
         ({"command": ("/bin/escape", *["x" * 100_000] * 21)}, "and its environment are 2100"),
+        ({"command": ("x" * 300,)}, "File name too long"),
+        ({"command": ("/" + "x" * 5000,)}, "File name too long"),
         ({"directory": "/none"}, "has no directory /none to work in"),
+        ({"directory": "/" + "x/" * 3000}, "File name too long"),
+        ({"rootfs": "/" + "x" * 5000}, "File name too long"),
         ({"memory": 4096}, "too small: 4096 bytes"),
         ({"cpus": 0.0}, "the CPU limit 0.0"),
         ({"uid": 0}, "cannot run as root"),
@@ -183,6 +187,17 @@ def test_a_bad_function_has_its_own_error_and_does_not_hurt_the_next(
             async with await runtime.start(good) as instance:
                 assert (await instance.wait()).status == 0
             assert not runtime.running()
+
+    on_host(main)
+
+
+def test_names_of_variables_are_looked_at_in_every_start(function: Make) -> None:
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            await runtime.start(function("hold", "0"))
+            for name in ("", "A=B"):
+                with pytest.raises(Failed, match="cannot name a variable"):
+                    await runtime.start(function("hold", "0", env={name: "x"}))
 
     on_host(main)
 

@@ -40,3 +40,33 @@ def test_a_number_is_freed_once_if_the_node_ends_during_a_registration(
         assert registry.number(third.number) is third
 
     asyncio.run(main())
+
+
+def test_files_that_are_gone_hold_up_no_look_at_those_of_others(tmp_path: Path) -> None:
+    registered: list[str] = []
+
+    async def register(entry: Registered) -> None:
+        root = Path(entry.function.rootfs)
+        if not root.is_dir():
+            raise Failed(f"{root} is not a directory")
+        registered.append(root.name)
+
+    async def forget(entry: Registered) -> None:
+        del entry
+
+    async def main() -> None:
+        registry = Registry(Config(name="tu"), register, forget)
+        roots = [tmp_path / name for name in ("first", "second", "third")]
+        for root in roots:
+            root.mkdir()
+            await registry.get(Function(rootfs=str(root), command=("true",)))
+        registered.clear()
+        for root in roots:
+            root.rmdir()
+        roots[2].mkdir()
+        await registry.look()
+        assert registered == ["third"]
+        with pytest.raises(Failed, match="first is not a directory"):
+            await registry.get(Function(rootfs=str(roots[0]), command=("true",)))
+
+    asyncio.run(main())

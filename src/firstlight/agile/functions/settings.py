@@ -80,7 +80,7 @@ def check_root(version: FunctionVersion) -> None:
     """Raise Invalid if a version certainly cannot be started in its root; blocks."""
     if version.kind != "wasm":
         command = version.command[0] if version.command else INTERPRETER
-        with _invalid():
+        with _invalid(), roots.readable("its code"):
             roots.check_command(
                 Path(version.root), command, directory=version.directory, shown="its code"
             )
@@ -89,11 +89,13 @@ def check_root(version: FunctionVersion) -> None:
 def is_root(path: Path, given: Settings) -> bool:
     """Whether a directory is a function's whole root: whether it has its program; blocks.
 
-    Code beside the command's arguments, such as a script, goes over the host's programs.
+    Code beside the command's arguments, such as a script, goes over the host's programs. Raises
+    Failed.
     """
     programs = [INTERPRETER, *((given.command or ())[:1] if not given.handler else ())]
-    places = [roots.find(path, program) for program in programs]
-    return any(place is not None and place.exists() for place in places)
+    with roots.readable(str(path)):
+        places = [roots.find(path, program) for program in programs]
+        return any(place is not None and place.exists() for place in places)
 
 
 def points(version: FunctionVersion) -> tuple[str, ...]:
