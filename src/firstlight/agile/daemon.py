@@ -1,6 +1,7 @@
 """The resident runtime behind its unix socket: what ``firstlight agile up`` runs."""
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -308,4 +309,7 @@ def _failure(error: Exception) -> protocol.Error:
     if str(error) == "can't start new thread":  # as CPython says it
         return protocol.Error("cannot start a thread: Resource temporarily unavailable",
                               "raise the limit of processes")  # fmt: skip
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return protocol.Error(f"the runtime has no more to serve this with: {error.strerror}",
+                              "allow more open files and memory, or fewer instances")  # fmt: skip
     return protocol.Error(f"the runtime failed: {error!r}", "see its log")
