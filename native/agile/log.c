@@ -251,8 +251,13 @@ static int by_id(const void *a, const void *b)
 }
 
 /* What one before us has left. */
-static void find_old(DIR *names_of)
+static int find_old(void)
 {
+	int listed FILE_SCOPE = fcntl(directory, F_DUPFD_CLOEXEC, 0);
+	DIR *names_of = listed < 0 ? NULL : fdopendir(listed);
+	if (!names_of)
+		return -errno;
+	(void)descriptor_take(&listed); /* it is the stream's */
 	for (struct dirent *entry; (entry = readdir(names_of));) {
 		char *rest;
 		struct stat status;
@@ -265,11 +270,14 @@ static void find_old(DIR *names_of)
 		if (!log)
 			log = append(id);
 		if (!log)
-			return;
+			break;
 		*(before ? &log->before : &log->size) = status.st_size;
 		all += status.st_size;
 	}
-	qsort(logs, count, sizeof *logs, by_id);
+	(void)closedir(names_of);
+	if (count)
+		qsort(logs, count, sizeof *logs, by_id);
+	return 0;
 }
 
 /* False when no sender is left. */
@@ -341,15 +349,15 @@ int main(int argc, char **argv)
 	(void)setsid(); /* the end of the manager's session is not ours */
 	(void)signal(SIGPIPE, SIG_IGN);
 	(void)signal(SIGINT, SIG_IGN); /* Ctrl-C is for the manager to handle */
-	DIR *old = close_range(CONTROL + 1, ~0U, 0) ? NULL : opendir(argv[1]);
-	directory = old ? dirfd(old) : -1;
+	directory = close_range(CONTROL + 1, ~0U, 0)
+			    ? -1
+			    : open(argv[1], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (directory < 0 || epoll < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, CONTROL, &control) ||
-	    confine()) {
+	    confine() || find_old()) {
 		perror("firstlight-log");
 		return 1;
 	}
-	find_old(old);
 	serve();
 	return 0;
 }

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from tests.support.laboratory import sanitized
+
 from firstlight.native import native
 
 _SECONDS = 60
@@ -18,14 +21,16 @@ _NOISE = b"\n" * (20 << 10)  # each line has a time of its own: they take long
 
 
 @contextmanager
-def _keeper(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+def _keeper(
+    directory: Path, program: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def take_control() -> None:
         os.dup2(theirs.fileno(), 3)
 
     process = subprocess.Popen(
-        [native("firstlight-log"), directory, str(1 << 30), str(1 << 32)],
+        [program or native("firstlight-log"), directory, str(1 << 30), str(1 << 32)],
         preexec_fn=take_control, close_fds=False,
     )  # fmt: skip
     theirs.close()
@@ -89,3 +94,26 @@ def test_a_log_that_could_not_be_created_begins_when_it_can_be(tmp_path: Path) -
         log.rmdir()
         os.write(writing, b"after\n")
         _until_logged(log, b" after\n")
+
+
+def test_any_bytes_are_kept_line_by_line(tmp_path: Path) -> None:
+    """Under the sanitizers; a line that is written in parts is parts in the log."""
+    program = sanitized(tmp_path, "agile/log.c", "common/socket.c")
+    chance = random.Random(7)
+    written = [b"\n".join(chance.randbytes(chance.choice((0, 1, 40, 5000))) for _ in range(20))
+               for _ in range(30)]  # fmt: skip
+    with _keeper(tmp_path, program) as (process, keeper), ExitStack() as stack:
+        writing = _add(keeper, 1, stack)
+        for part in written:
+            os.write(writing, part)
+        os.write(writing, b"\nlast\n")
+        _until_logged(tmp_path / "1.log", b" F last\n")
+        keeper.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), writing)
+        assert process.wait(_SECONDS) == 0
+    kept = bytearray()
+    for line in (tmp_path / "1.log").read_bytes().split(b"\n")[:-1]:
+        stamp, stream, kind, text = line.split(b" ", 3)
+        assert (len(stamp), stream) == (30, b"stdout")
+        kept += text + (b"\n" if kind == b"F" else b"")
+    assert kept == b"".join(written) + b"\nlast\n"
