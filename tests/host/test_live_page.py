@@ -64,6 +64,15 @@ def test_the_page_shows_starts_as_they_come() -> None:
         assert page.locator("#phases rect").count() >= 2
         page.locator("#latest .bar rect").first.hover(force=True)
         expect(page.locator("#tip")).to_contain_text("mount: 90 ms, on CPU")
+        expect(page.locator("#untraced")).to_be_hidden()
+
+
+def test_a_page_without_phases_says_why() -> None:
+    board = Board("here")
+    with opened(board) as page:
+        expect(page.locator("#untraced")).to_be_hidden()
+        board.add(start(0, phases={}, causes={}, stretches=()))
+        expect(page.locator("#untraced")).to_be_visible()
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -135,6 +135,7 @@ function draw() {
   byId("answer").textContent = answer(state);
   const phases = new Set(state.latest.concat(state.slowest).flatMap((start) => start.stretches.map((part) => part.phase)));
   legend(byId("legend"), [...phases], state.colours);
+  byId("untraced").hidden = !state.starts || phases.size > 0;
   rows(byId("latest"), state.latest, state.colours);
   rows(byId("slowest"), state.slowest, state.colours);
   for (const key of ["phases", "causes"]) hour(byId(key), key, state.minutes, state.now, state.colours);
