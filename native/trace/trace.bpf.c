@@ -550,7 +550,19 @@ static __always_inline int enter(struct task *task, struct pt_regs *regs, long n
 }
 
 /* From Linux 6.13 on the programs of system calls can be preempted, and while one is, the kernel skips
- * it for every other thread of that CPU. So each has a copy there, which takes what it missed. */
+ * it for every other thread of that CPU. So each has a copy there, which takes what it missed: of the
+ * trace event of the same tracepoint, whose programs are never preempted. */
+struct raw_enter {
+	__u64 common;
+	long number;
+	__u64 args[6];
+};
+struct raw_exit {
+	__u64 common;
+	long number;
+	long result;
+};
+
 SEC("tp_btf/sys_enter")
 int BPF_PROG(on_enter, struct pt_regs *regs, long number)
 {
@@ -558,18 +570,21 @@ int BPF_PROG(on_enter, struct pt_regs *regs, long number)
 	struct task *task = traced(own_number());
 	if (!task)
 		return 0;
-	if (task->call) /* its return was missed by both */
+	if (task->call && !task->copied) /* its return was missed by both */
 		__sync_fetch_and_add(&lost, 1);
+	task->copied = 0;
 	return enter(task, regs, number);
 }
 
-SEC("tp_btf/sys_enter")
-int BPF_PROG(on_enter_again, struct pt_regs *regs, long number)
+SEC("tp/raw_syscalls/sys_enter")
+int on_enter_again(struct raw_enter *context)
 {
 	struct task *task = traced(own_number());
 	if (!task || task->call || task->wait)
 		return 0;
-	return enter(task, regs, number);
+	struct pt_regs *regs = (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	task->copied = 1;
+	return enter(task, regs, context->number);
 }
 
 /* Says what the descriptor is: its file system and name, or its socket's family and protocol. */
@@ -650,6 +665,7 @@ static __always_inline int leave(__u32 tid, long result, __u32 copy)
 	if (!task)
 		return 0;
 	task->wait = 0;
+	task->copied = 0;
 	if (task->number < 0 || !task->call)
 		return 0;
 	struct wide *out = bpf_map_lookup_elem(&scratch, &copy);
@@ -707,10 +723,10 @@ int BPF_PROG(on_return, struct pt_regs *regs, long result)
 	return leave(own_number(), result, 0);
 }
 
-SEC("tp_btf/sys_exit")
-int BPF_PROG(on_return_again, struct pt_regs *regs, long result)
+SEC("tp/raw_syscalls/sys_exit")
+int on_return_again(struct raw_exit *context)
 {
-	return leave(own_number(), result, 1);
+	return leave(own_number(), context->result, 1);
 }
 
 char _license[] SEC("license") = "GPL"; /* the helpers that read kernel memory ask for it */

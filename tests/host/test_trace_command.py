@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
+
+from firstlight.store import read
 
 pytestmark = pytest.mark.usefixtures("can_trace")
 
@@ -51,6 +54,28 @@ def test_a_command_has_the_descriptors_that_it_is_given_and_no_others(tmp_path: 
     finally:
         for number in given:
             os.close(number)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_copies_of_a_preemptible_kernel_lose_nothing_and_take_nothing_twice(
+    tmp_path: Path, *, hidden: bool
+) -> None:
+    """Each program has a copy then; ``hidden``: in a container that shows no tracefs."""
+    code = (
+        "import sys; from firstlight.trace import bpf; bpf.is_preemptible = lambda: True; "
+        "from firstlight.cli.main import main; main()"
+    )
+    host = "for at in tracing debug; do umount --lazy /sys/kernel/$at; done 2> /dev/null; "
+    subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f'{host if hidden else ""}exec "$@"', "sh",
+         sys.executable, "-c", code, "trace", "--out", tmp_path / "run", "--", *WORK],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    run = read(tmp_path / "run")
+    calls = run.spans_of(run.samples[0]).filter(pl.col("kind") == "call")
+    assert run.samples[0].lost == 0
+    assert calls.height > 50
+    assert calls.height == calls.unique(["tid", "start"]).height
 
 
 def share_attributed(output: str) -> float:

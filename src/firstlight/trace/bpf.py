@@ -7,6 +7,7 @@ import gzip
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -107,9 +108,16 @@ class Tracer:
         assert self._process.stderr is not None
         answer = self._process.stdout.readline()
         if not answer.startswith(expected):
-            reason = self._process.stderr.read().strip() or "it exited without a message"
+            reason = self._process.stderr.read().strip() or _end(self._process.wait())
             raise Failed(f"the tracer failed: {reason}", _HINT)
         return answer
+
+
+def _end(status: int) -> str:
+    """How a program without a message ended."""
+    if status < 0:
+        return f"it was ended by {signal.Signals(-status).name} ({signal.strsignal(-status)})"
+    return f"it exited with status {status} and no message"
 
 
 def program() -> tuple[str | Path, ...]:
