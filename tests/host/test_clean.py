@@ -159,6 +159,31 @@ def test_a_lab_that_is_alive_keeps_everything(killed: Lab) -> None:
     assert alive.remains == []
 
 
+def test_a_lab_of_another_pid_namespace_keeps_everything_while_it_is_alive() -> None:
+    """Its pid says nothing here: a container may share /run with the host."""
+    run = f"test-{secrets.token_hex(4)}"
+    container = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", LAB,
+         run],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert container.stdout is not None
+    try:
+        assert len(container.stdout.readline().split()) == 4
+        assert not clean.clean().failed
+        assert container.poll() is None
+        assert (STATE / run).exists()
+    finally:
+        container.kill()
+        container.communicate()
+    deadline = time.monotonic() + 60
+    while (STATE / run).exists() or any(
+        (hierarchy / cgroups.name(run)).exists() for hierarchy in cgroups.hierarchies()
+    ):
+        assert time.monotonic() < deadline
+        clean.clean()
+
+
 def test_what_is_not_ours_is_left_alone(killed: Lab, tmp_path: Path) -> None:
     """Also where it looks like ours: a populated cgroup of the name, a process of a live lab."""
     stranger = f"firstlight-foreign-{secrets.token_hex(4)}"

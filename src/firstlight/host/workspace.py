@@ -5,6 +5,7 @@ it ends. What outlives them (cgroups, processes) carries the run's name for ``cl
 """
 
 import ctypes
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Hashable, Iterator
@@ -70,8 +71,7 @@ def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
     if os.geteuid() != 0:
         raise Unsupported("measuring needs root", "run firstlight with sudo")
     owner = f"{os.getpid()} {start_time(os.getpid())}"
-    state.mkdir(parents=True)
-    (state / "owner").write_text(owner)
+    lock = _claim(state, owner)
     outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     lasting = ExitStack()
     try:
@@ -99,6 +99,31 @@ def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
         _libc.umount2(os.fsencode(state / "work"), 2)
         for directory in (disk, state):
             shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
+
+
+def _claim(state: Path, owner: str) -> int:
+    """Make a run's directory, which names its owner; gives a lock on that name.
+
+    In another PID namespace the name says nothing, and the lock says that the owner is there.
+    Raises Unsupported.
+    """
+    try:
+        state.mkdir(parents=True)
+        lock = os.open(state / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.write(lock, f"{owner} {pid_namespace()}".encode())
+    except OSError as error:
+        raise Unsupported(
+            f"cannot make {state}: {error.strerror}",
+            f"mount a tmpfs at {STATE.parent}, where each run says that it is there",
+        ) from error
+    return lock
+
+
+def pid_namespace() -> int:
+    """What tells this process's PID namespace from others."""
+    return Path("/proc/self/ns/pid").stat().st_ino
 
 
 def start_time(pid: int) -> str:

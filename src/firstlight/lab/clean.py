@@ -1,8 +1,9 @@
 """Finds and removes what killed runs left, and nothing else.
 
 Whatever the kernel does not end with a run's last process carries the run's name. A run is alive
-while the process in ``/run/firstlight/RUN/owner`` ("pid starttime") is. This directory is made
-first and removed last, so it exists for as long as anything else of the run.
+while the process in ``/run/firstlight/RUN/owner`` ("pid starttime pid-namespace") is; that of
+another PID namespace holds a lock on this file. This directory is made first and removed last, so
+it exists for as long as anything else of the run.
 """
 
 import errno
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from fcntl import ioctl
+from fcntl import LOCK_NB, LOCK_SH, flock, ioctl
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from pyroute2 import netns
 from firstlight.errors import Failed, FirstlightError, Unsupported
 from firstlight.host import cgroups, mounts
 from firstlight.host.mounts import unmount_below
-from firstlight.host.workspace import DISK, STATE
+from firstlight.host.workspace import DISK, STATE, pid_namespace
 
 _PROC = Path("/proc")
 _NAMED = Path("/run/netns")
@@ -117,13 +118,27 @@ def _runs() -> dict[str, bool]:
 
 
 def _is_owned(directory: Path) -> bool:
+    owner = directory / "owner"
     try:
-        pid, started = (directory / "owner").read_text().split()
+        pid, started, *namespace = owner.read_text().split()
     except (FileNotFoundError, ValueError):
         with suppress(FileNotFoundError):
             return time.time() - directory.stat().st_ctime < _STARTING_SECONDS
         return False
+    if namespace and namespace[0] != str(pid_namespace()):
+        return _is_locked(owner)
     return _is_alive(pid, started)
+
+
+def _is_locked(file: Path) -> bool:
+    try:
+        with file.open() as opened:
+            flock(opened, LOCK_SH | LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 def _is_alive(pid: str, started: str) -> bool:
