@@ -62,11 +62,15 @@ LINKS = {
 }  # fmt: skip
 
 
-def root() -> Path:
-    """The root, made if it is not there. Exits if a program is missing."""
+def check() -> None:
+    """Exit if a program is missing."""
     for program, package in PROGRAMS.items():
         if not shutil.which(program):
             sys.exit(f"{program} is not installed: apt-get install {package}")
+
+
+def root() -> Path:
+    """The root, made if it is not there."""
     if (ROOT / "complete").exists():
         return ROOT
     shutil.rmtree(ROOT, ignore_errors=True)
@@ -166,4 +170,5 @@ def initrd(target: Path) -> None:
 
 
 if __name__ == "__main__":
+    check()
     print(wheel())

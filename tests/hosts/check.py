@@ -3,6 +3,7 @@
 Runs inside a host of ``mk/hosts.py``, with the firstlight that is installed beside the interpreter.
 A step is ``ok``, ``refused`` (firstlight says what it lacks) or ``failed``. A slow host is no
 failure: it gets ``SCALE`` times the usual deadlines. With ``SUDO`` firstlight is run by sudo.
+``MANY`` adds a hundred traced starts, and a hundred at once.
 """
 
 import json
@@ -14,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import polars as pl
 
 SCALE = float(os.environ.get("SCALE", "1"))
 SUDO = ("sudo", "-n") if os.environ.get("SUDO") else ()
@@ -90,6 +93,31 @@ def trace() -> Outcome:
     [sample] = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     lost = sample.get("lost", 0)
     return ("failed" if lost else "ok"), f"{lost} events lost"
+
+
+def many() -> Outcome:
+    """A hundred traced starts, and a hundred at once, lose less than 0.01 % of their events."""
+    words = []
+    lost_in_all = events_in_all = 0
+    for instances, repetitions in ((1, 34), (100, 1)):
+        out = WORK / f"many{instances}"
+        done = firstlight(
+            "run", "container-creation", "--runtime", "runc", "--instances", str(instances),
+            "--repetitions", str(repetitions), "--deadline", str(60 * SCALE), "--out", str(out),
+            "--json", seconds=120,
+        )  # fmt: skip
+        if not out.exists():
+            return refused(done)
+        lines = (out / "samples.jsonl").read_text().splitlines()
+        traced = [sample for sample in map(json.loads, lines) if sample["traced"]]
+        ready = sum(each["ending"] == "ready" for each in traced)
+        lost = sum({each["batch"]: each["lost"] for each in traced}.values())  # is of the batch
+        events = sum(pl.read_ipc(file).height for file in (out / "spans").iterdir())
+        words.append(f"{ready} of {len(traced)} ready, {lost} of {events + lost} events lost")
+        if ready < len(traced) or len(traced) < 100:
+            return "failed", "; ".join(words)
+        lost_in_all, events_in_all = lost_in_all + lost, events_in_all + events + lost
+    return ("ok" if lost_in_all < events_in_all / 10_000 else "failed"), "; ".join(words)
 
 
 class NotUp(Exception):
@@ -226,7 +254,8 @@ def clean() -> Outcome:
 
 
 STEPS: tuple[Callable[[], Outcome], ...] = (
-    doctor, main_job, untraced, trace, runtime, limits, clean,
+    doctor, main_job, untraced, trace, runtime, limits,
+    *((many,) if os.environ.get("MANY") else ()), clean,
 )  # fmt: skip
 
 for step in STEPS:
