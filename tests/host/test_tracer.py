@@ -483,7 +483,7 @@ def test_a_call_that_has_not_ended_is_reported_once_and_open(bench: Bench) -> No
 def test_a_tracer_that_ends_is_an_error_that_says_why(bench: Bench) -> None:
     with Generator() as generator, bpf.Tracer(generator.pid, bench.workspace.directory) as tracer:
         os.kill(tracer._process.pid, signal.SIGKILL)
-        with pytest.raises(Failed, match="the tracer failed: it exited without a message"):
+        with pytest.raises(Failed, match="the tracer failed: it was ended by SIGKILL"):
             tracer.start()
 
 

@@ -135,7 +135,13 @@ def run(
         measured = _measure(plan, directory, resume=resume)
     show([measured], as_json=as_json)
     say(f"run: {directory}\nfull report: firstlight report {directory} --html report.html")
-    raise typer.Exit(not any(sample.latency is not None for sample in measured.run.samples))
+    if any(sample.latency is not None for sample in measured.run.samples):
+        return
+    first = measured.run.samples[0]
+    last = f": {lines[-1]}" if (lines := first.output.strip().splitlines()) else ""
+    say(f"firstlight: no start became ready; the first {first.error}{last}\n"
+        "Hint: firstlight doctor tries to start a container by each runtime")  # fmt: skip
+    raise typer.Exit(1)
 
 
 def add_to(app: typer.Typer) -> None:

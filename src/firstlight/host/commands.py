@@ -13,5 +13,9 @@ def run(*argv: str, text: str | None = None) -> None:
         raise Failed(
             f"{argv[0]} is not installed", "install it, or add its directory to PATH"
         ) from error
+    except OSError as error:
+        raise Failed(
+            f"{argv[0]} cannot be executed: {error.strerror}", "install it again"
+        ) from error
     if done.returncode:
         raise Failed(f"{' '.join(argv)} failed: {done.stderr.strip()}")

@@ -109,6 +109,14 @@ def _mitigations() -> list[str]:
     return [f"{name}: {state}" for name, state in states if state != "Not affected"]
 
 
+def home() -> Path:
+    """The user's directory, by HOME or the user database; else the root, as for login(1)."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
+
+
 def memory() -> dict[str, int]:
     """/proc/meminfo in bytes."""
     lines = re.findall(r"(\w+):\s+(\d+) kB", (PROC / "meminfo").read_text())

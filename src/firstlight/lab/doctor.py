@@ -12,35 +12,53 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import Failed, FirstlightError, Unsupported
 from firstlight.host import facts
 from firstlight.host.cgroups import hierarchies, is_unified
 from firstlight.lab.backends import accel, firecracker_probe, rootfs, vm
+from firstlight.lab.backends.oci import Oci
 from firstlight.model import Availability, Check
 from firstlight.trace import bpf
 
 MAIN = "container-creation"
 """The experiment that a new user runs first."""
 TRACER = "eBPF tracer"
+_VETH = "network namespace and veth"
+_NEEDED = ("root", "/proc", _VETH)
+"""Checks without which nothing is measured."""
 
 _BTF = facts.SYS / "kernel/btf/vmlinux"
 _STEAL_SECONDS = 0.3
 _SUDO = "run firstlight with sudo"
+_CONTAINER = (
+    "see the checks above; in a container: mount a cgroup file system that it may write to, "
+    "as --privileged or --volume /sys/fs/cgroup:/sys/fs/cgroup do"
+)
 _CAPABILITIES = {
+    "CAP_CHOWN": 0,
     "CAP_DAC_OVERRIDE": 1,
+    "CAP_FOWNER": 3,
+    "CAP_FSETID": 4,
     "CAP_KILL": 5,
     "CAP_SETGID": 6,
     "CAP_SETUID": 7,
     "CAP_SETPCAP": 8,
+    "CAP_NET_BIND_SERVICE": 10,
     "CAP_NET_ADMIN": 12,
+    "CAP_NET_RAW": 13,
     "CAP_SYS_CHROOT": 18,
     "CAP_SYS_PTRACE": 19,
     "CAP_SYS_ADMIN": 21,
     "CAP_MKNOD": 27,
+    "CAP_AUDIT_WRITE": 29,
+    "CAP_SETFCAP": 31,
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
-"""The capabilities that the lab uses. It raises no limit, so CAP_SYS_RESOURCE is not needed."""
+"""Those that the lab uses, and those that it gives to containers, which it must have itself.
+
+It raises no limit, so CAP_SYS_RESOURCE is not needed.
+"""
 
 _TRACEPOINTS = (
     "sched_process_fork",
@@ -56,25 +74,44 @@ _TRACEPOINTS = (
 
 
 def run() -> list[Check]:
-    """The results of all ``CHECKS``, in order; takes about a second."""
-    return [check() for check in CHECKS]
+    """The results of all ``CHECKS``, in order; takes about two seconds."""
+    return [_answer(check) for check in CHECKS]
+
+
+def _answer(check: Callable[[], Check]) -> Check:
+    """The result of a check; of one that finds no file to look at, that it cannot tell."""
+    try:
+        return check()
+    except OSError as error:
+        about = f"{error.filename}: " if error.filename else ""
+        name = check.__name__.replace("_", " ")
+        return Check(
+            name, None, f"cannot tell: {about}{error.strerror}", "mount /proc and /sys in full"
+        )
 
 
 def ready(checks: Sequence[Check], experiments: Mapping[str, Availability]) -> bool:
     """Whether the start of a container can be measured."""
-    is_root = all(check.ok for check in checks if check.name == "root")
-    return is_root and bool(experiments[MAIN].can_run)
+    needed = all(check.ok for check in checks if check.name in _NEEDED)
+    return needed and bool(_startable(checks, experiments))
+
+
+def _startable(checks: Sequence[Check], experiments: Mapping[str, Availability]) -> list[str]:
+    """The runtimes of the main experiment whose containers start."""
+    failing = {check.name for check in checks if check.ok is False}
+    return [name for name in experiments[MAIN].can_run if name not in failing]
 
 
 def verdict(checks: Sequence[Check], experiments: Mapping[str, Availability]) -> str:
     """What can be done now, or what must be done first: one sentence."""
     if not ready(checks, experiments):
-        remedies = {check.hint: None for check in checks if check.name == "root" and not check.ok}
+        names = (*_NEEDED, *experiments[MAIN].can_run)
+        remedies = {check.hint: None for check in checks if check.name in names and not check.ok}
         remedies |= {each.hint: None for each in experiments[MAIN].missing}
         return f"Nothing can be measured yet. First: {'; '.join(filter(None, remedies))}."
     traced = all(check.ok for check in checks if check.name == TRACER)
     command = f"firstlight run {MAIN} --fast{'' if traced else ' --no-trace'}"
-    runtimes = " and ".join(experiments[MAIN].can_run)
+    runtimes = " and ".join(_startable(checks, experiments))
     whole = sum(not each.missing for each in experiments.values())
     part = sum(bool(each.missing and each.can_run) for each in experiments.values())
     return (
@@ -88,6 +125,20 @@ def root() -> Check:
     if os.geteuid() == 0:
         return Check("root", True, "running as root")
     return Check("root", False, f"running as user {os.geteuid()}", _SUDO)
+
+
+def proc() -> Check:
+    """Much is read from it, and a container may show a part of it only."""
+    missing = [
+        name for name in ("meminfo", "stat", "cpuinfo", "filesystems", "self/mountinfo")
+        if not (facts.PROC / name).exists()
+    ]  # fmt: skip
+    if not missing:
+        return Check("/proc", True, "is mounted in full")
+    return Check(
+        "/proc", False, f"has no {', '.join(missing)}",
+        "mount -t proc proc /proc, without the option subset=pid",
+    )  # fmt: skip
 
 
 def capabilities() -> Check:
@@ -149,14 +200,14 @@ def veth() -> Check:
             capture_output=True,
             text=True,
         )
-    except FileNotFoundError:
+    except OSError as error:
         hint = "apt-get install util-linux iproute2"
-        return Check("network namespace and veth", False, "unshare is not installed", hint)
+        return Check(_VETH, False, f"unshare cannot be executed: {error.strerror}", hint)
     if done.returncode == 0:
-        return Check("network namespace and veth", True, "can be made")
+        return Check(_VETH, True, "can be made")
     message = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
     return Check(
-        "network namespace and veth",
+        _VETH,
         False,
         f"cannot be made: {message[0]}",
         _SUDO if os.geteuid() else
@@ -201,12 +252,12 @@ def cgroup_versions() -> Check:
 
 def runc() -> Check:
     """The paper's runtime."""
-    return _program("runc", "runc")
+    return _runtime("runc")
 
 
 def crun() -> Check:
     """crun refuses cgroup version 1 and hybrid hosts."""
-    installed = _program("crun", "crun")
+    installed = _runtime("crun")
     if not installed.ok or is_unified():
         return installed
     if "cgroup2" not in (facts.PROC / "filesystems").read_text().split():
@@ -221,7 +272,7 @@ def crun() -> Check:
 
 def runsc() -> Check:
     """The runtime of gVisor."""
-    return _program("runsc", "runsc")
+    return _runtime("runsc")
 
 
 def ip() -> Check:
@@ -381,6 +432,7 @@ def disk() -> Check:
 
 CHECKS: tuple[Callable[[], Check], ...] = (
     root,
+    proc,
     capabilities,
     types,
     tracepoints,
@@ -417,6 +469,21 @@ def _technique(name: str) -> Check:
     except Unsupported as error:
         return Check(f"root fs: {name}", None, error.message, error.hint)
     return Check(f"root fs: {name}", True, "can be mounted")
+
+
+def _runtime(name: str) -> Check:
+    """A runtime that is installed starts a container, if this is root."""
+    installed = _program(name, name)
+    if not installed.ok or os.geteuid():
+        return installed
+    try:
+        Oci(name).try_start()
+    except (FirstlightError, OSError) as error:
+        return Check(
+            name, False, f"{installed.fact}; it cannot start a container: {error}",
+            getattr(error, "hint", None) or _CONTAINER,
+        )  # fmt: skip
+    return Check(name, True, f"{installed.fact} starts containers")
 
 
 def _program(name: str, package: str, option: str = "--version") -> Check:

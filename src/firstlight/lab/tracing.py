@@ -54,7 +54,14 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
         raise Unsupported(f"{argv[0]!r} is not executable", "give the path of a program")
     if not program:
         raise Unsupported(f"command {argv[0]!r} is not found", "give its path, or install it")
-    command = Execute((str(Path(program).absolute()), *argv[1:]), dict(os.environ), Path.cwd())
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        raise Unsupported(
+            f"cannot run {argv[0]!r} in the working directory: {error.strerror}",
+            "change to another directory",
+        ) from error
+    command = Execute((str(Path(program).absolute()), *argv[1:]), dict(os.environ), here)
     bpf.probe()
     point: Point = {"command": " ".join(argv), "instances": 1}
     header = _header(point, EndPoint.FIRST_INSTRUCTION if until else EndPoint.EXIT)

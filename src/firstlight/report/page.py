@@ -29,6 +29,7 @@ from firstlight.analysis.figures import PointFigures
 from firstlight.analysis.stats import samples_needed
 from firstlight.claims import catalogue
 from firstlight.claims.engine import judge
+from firstlight.host.facts import home
 from firstlight.model import Sample
 from firstlight.report import answer, pictures, views
 from firstlight.report.plots import palette, theme
@@ -211,8 +212,8 @@ def _policy(scripts: Iterable[str]) -> str:
 @cache
 def _bundle() -> str:
     """Vega's JavaScript. Bundling takes three seconds, so the result is cached for the user."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    kept = Path(home) / "firstlight" / f"vega-{version('vl-convert-python')}.js"
+    cache = os.environ.get("XDG_CACHE_HOME") or home() / ".cache"
+    kept = Path(cache) / "firstlight" / f"vega-{version('vl-convert-python')}.js"
     with suppress(OSError):
         return kept.read_text(encoding="utf-8")
     script = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))

@@ -108,7 +108,7 @@ class Tracer:
         assert self._process.stderr is not None
         answer = self._process.stdout.readline()
         if not answer.startswith(expected):
-            reason = self._process.stderr.read().strip() or _end(self._process.wait())
+            reason = self._process.stderr.read().strip() or _end(self._process.wait(60))
             raise Failed(f"the tracer failed: {reason}", _HINT)
         return answer
 

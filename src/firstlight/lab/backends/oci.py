@@ -6,25 +6,29 @@ The root file system is made around the static payload, so no image is needed.
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from firstlight.errors import Unsupported
+from firstlight.errors import Failed, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.commands import run
 from firstlight.host.mounts import unmount_below
-from firstlight.host.workspace import Workspace
+from firstlight.host.workspace import Workspace, sandbox
 from firstlight.lab.backends import Execute, Prepared, oci_spec, rootfs
 from firstlight.lab.backends.oci_spec import PAYLOAD, Process
 from firstlight.model import EndPoint
 from firstlight.native import native
 
 _DELETE_SECONDS = 20
+_TRY_SECONDS = 60
+_LAST_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,29 @@ class Oci:
         self._program()
         if self.rootfs:
             rootfs.probe(self.rootfs)
+
+    def try_start(self) -> None:
+        """Start a container that ends at once, in a workspace of its own. Raises FirstlightError,
+        with the runtime's last words.
+        """
+        with ThreadPoolExecutor(1) as thread:  # which stays in the workspace's namespaces
+            thread.submit(self._try_start).result()
+
+    def _try_start(self) -> None:
+        with (
+            sandbox(f"try-{secrets.token_hex(6)}") as workspace,
+            self.bundles(workspace) as bundles,
+        ):
+            bundle = bundles.make(0, Process(("/bin/payload", "once")))
+            try:
+                done = subprocess.run(
+                    bundle.argv, env=workspace.environment, stdin=subprocess.DEVNULL,
+                    capture_output=True, text=True, errors="replace", timeout=_TRY_SECONDS,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired as error:
+                raise Failed(f"a container has not ended after {_TRY_SECONDS} s") from error
+        if done.returncode:
+            raise Failed(_last_words(done.stderr) or f"exit status {done.returncode}")
 
     def _program(self) -> str:
         path = shutil.which(self.runtime)
@@ -219,6 +246,13 @@ class Bundles:
         cgroups.remove(cgroups.name(self.workspace.run))
         unmount_below(self.base)
         shutil.rmtree(self.base)
+
+
+def _last_words(log: str) -> str:
+    """The last message of a runtime: of its line of log, what it is about."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    message = re.search(r'\bmsg="((?:[^"\\]|\\.)*)"', lines[-1]) if lines else None
+    return (message[1] if message else lines[-1] if lines else "")[:_LAST_CHARACTERS]
 
 
 def _tree(directory: Path) -> Path:

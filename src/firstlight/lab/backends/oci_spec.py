@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any
 
 BULK_FILES, BULK_BYTES = 64, 65536
 _MEMORY_BYTES = 1 << 30
 _CPU_PERIOD_US = 100_000
+_MOST_FILES = 1024
 _LIMITS = {
     "devices": [{"allow": False, "access": "rwm"}],
     "memory": {"limit": _MEMORY_BYTES},
@@ -73,6 +75,7 @@ def make(
     Without a cgroup path the process has no limits. It joins the network namespace at
     ``network``, or gets its own.
     """
+    files = _MOST_FILES if (most := getrlimit(RLIMIT_NOFILE)[1]) < 0 else min(most, _MOST_FILES)
     joined = {"network": {"path": str(network)}} if network else {}
     return {
         "ociVersion": "1.0.2",
@@ -83,7 +86,7 @@ def make(
             "env": [f"{name}={value}" for name, value in environment.items()],
             "cwd": process.cwd,
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES),
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": files, "soft": files}],
             "noNewPrivileges": True,
         },
         "root": {"path": str(root), "readonly": True},

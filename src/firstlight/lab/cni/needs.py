@@ -98,10 +98,15 @@ def _check_link(kind: str, who: str) -> None:
     """Whether the kernel makes links of a kind, tried in a namespace that ends with the command."""
     lines = "" if kind == "veth" else "link add probe0 type veth peer name probe1\n"
     lines += f"link add {_UNDER.get(kind, '')} name probe2 type {kind} {_OPTIONS.get(kind, '')}\n"
-    done = subprocess.run(
-        ["unshare", "--net", "ip", "-batch", "-"], input=lines, text=True, capture_output=True,
-        timeout=_SECONDS,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            ["unshare", "--net", "ip", "-batch", "-"], input=lines, text=True, capture_output=True,
+            timeout=_SECONDS,
+        )  # fmt: skip
+    except OSError as error:
+        raise Unsupported(
+            f"unshare cannot be executed: {error.strerror}", "apt-get install util-linux iproute2"
+        ) from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
         raise Unsupported(

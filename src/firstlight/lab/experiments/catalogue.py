@@ -62,6 +62,8 @@ def _available(experiment: Experiment) -> Availability:
         cases = list(experiment.cases(Options(instances=(1,))))
     except Failed as error:  # the guest catalogue cannot be read
         return Availability((), (Missing((experiment.name,), error.message, error.hint),))
+    except OSError as error:
+        return Availability((), (Missing((experiment.name,), str(error), None),))
     parts: dict[tuple[str, str | None], dict[str, None]] = {}
     can_run: dict[str, None] = {}
     for case in cases:
@@ -71,6 +73,8 @@ def _available(experiment: Experiment) -> Availability:
             continue
         except Unsupported as error:
             parts.setdefault((error.message, error.hint), {})[case.backend.name] = None
+        except OSError as error:  # of a file in /proc, which a container may show in part
+            parts.setdefault((str(error), None), {})[case.backend.name] = None
         else:
             can_run[case.backend.name] = None
     missing = (Missing(tuple(of), fact, hint) for (fact, hint), of in parts.items())

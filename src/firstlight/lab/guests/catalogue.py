@@ -19,6 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from firstlight.errors import Failed, FirstlightError, UnknownName, Unsupported
+from firstlight.host.facts import home
 from firstlight.lab.guests import Guest, built_in, images, linux_kernel, linux_root, osv
 from firstlight.lab.guests.generic import Generic
 from firstlight.lab.guests.linux import Linux
@@ -51,7 +52,7 @@ class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True):
 def directory() -> Path:
     """The catalogue's directory."""
     own = os.environ.get("FIRSTLIGHT_GUESTS")
-    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
+    data = os.environ.get("XDG_DATA_HOME") or home() / ".local/share"
     return Path(own) if own else Path(data) / "firstlight/guests"
 
 

@@ -1,0 +1,86 @@
+"""Hosts that lack something, played by mount namespaces: doctor knows, a run refuses by name."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
+RUN = f"{FIRSTLIGHT} run container-creation --runtime runc --instances 1 --repetitions 1 --no-trace"
+NO_CGROUPS = "umount --recursive /sys/fs/cgroup"
+READ_ONLY_RUN = "mount -t tmpfs -o ro none /run"
+PART_OF_PROC = "mount -t proc -o subset=pid proc /proc"
+NO_USER = "cp -a /etc new; rm new/passwd; mount --bind new /etc; unset HOME"
+
+
+def on(host: str, command: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a mount namespace that a command has changed."""
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f"{host} || exit 99; {command}"],
+        capture_output=True, text=True, cwd=directory, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 99, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def test_doctor_starts_a_container_before_it_says_ready(tmp_path: Path) -> None:
+    code = "from firstlight.lab import doctor; print(doctor.runc().ok, doctor.runc().fact)"
+    command = f"{sys.executable} -c '{code}'"
+    assert on(":", command, tmp_path).stdout.startswith("True ")
+    done = on(NO_CGROUPS, command, tmp_path)
+    assert done.stdout.startswith("False ")
+    assert "cannot start a container: runc run failed:" in done.stdout
+    done = on(READ_ONLY_RUN, command, tmp_path)
+    assert "cannot start a container: cannot make /run/firstlight" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("host", "ready", "words"),
+    [(PART_OF_PROC, False, "/proc has no meminfo"), (NO_USER, True, "")],
+)
+def test_doctor_answers_on_odd_hosts(host: str, *, ready: bool, words: str, tmp_path: Path) -> None:
+    done = on(host, f"{FIRSTLIGHT} doctor --json", tmp_path)
+    document = json.loads(done.stdout)
+    broken = [f"{each['name']} {each['fact']}" for each in document["checks"] if not each["ok"]]
+    assert (document["ready"], done.returncode) == (ready, 0 if ready else 1)
+    assert any(words in each for each in broken)
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        (READ_ONLY_RUN, "cannot make /run/firstlight"),
+        (PART_OF_PROC, "/proc/meminfo: No such file or directory"),
+    ],
+)
+def test_a_run_refuses_by_name(host: str, words: str, tmp_path: Path) -> None:
+    done = on(host, f"{RUN} --out {tmp_path}/run", tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Hint: " in done.stderr
+
+
+def test_a_run_without_a_start_says_why(tmp_path: Path) -> None:
+    done = on(NO_CGROUPS, f"{RUN} --out {tmp_path}/run --json", tmp_path)
+    assert done.returncode == 1
+    assert "firstlight: no start became ready; the first exited with status 1" in done.stderr
+    assert "runc run failed" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["ulimit -n 64", "umask 0777"])
+def test_a_run_works_with_low_limits(host: str, tmp_path: Path) -> None:
+    done = on(host, f"{RUN} --out {tmp_path}/run", tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
+def test_a_trace_without_a_working_directory_is_refused(tmp_path: Path) -> None:
+    host = "mkdir gone && cd gone && rmdir ../gone"
+    done = on(host, f"{FIRSTLIGHT} trace -- /bin/true", tmp_path)
+    assert done.returncode == 2
+    assert "in the working directory: No such file or directory" in done.stderr
