@@ -137,7 +137,7 @@ def up(
 
 @app.command(epilog=examples("agile down", "agile down --config /etc/firstlight.toml"))
 def down(*, config: ConfigFile = None) -> None:
-    """End all instances and the runtime, and remove what a killed one left."""
+    """End all instances and the runtime, also of a killed one."""
     from firstlight.agile import daemon
 
     daemon.end(_configuration(config))

@@ -340,7 +340,7 @@ def follow(
     ] = "",
     config: ConfigFile = None,
 ) -> None:
-    """Keep the node's functions as a cluster's Function objects say."""
+    """Serve what a cluster's Function objects declare."""
     import logging
     import signal
     import threading
