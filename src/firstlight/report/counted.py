@@ -66,6 +66,7 @@ def _summary(verdict: Verdict) -> Iterator[str]:
             some = ", ".join(point.varying[:_MOST_VARYING])
             more = len(point.varying) - _MOST_VARYING
             yield f"vary among equal starts: {some}{f' and {more} more' if more > 0 else ''}"
+    yield "not counted: instructions"
 
 
 def _name(point: PointCounts) -> str:
