@@ -52,9 +52,14 @@ class Forked:
 
 def _ended(end: Line | int | None, out_of_memory: bool) -> Ended:
     if isinstance(end, Line):
-        exited = end.exited or ""
-        status = int(exited) if re.fullmatch("[0-9]{1,3}", exited) else 1
-        return Ended(status=status, out_of_memory=out_of_memory)
+        return Ended(status=_status(end.exited), out_of_memory=out_of_memory)
     if end is None or os.WIFSIGNALED(end):
         return Ended(signal=9 if end is None else os.WTERMSIG(end), out_of_memory=out_of_memory)
     return Ended(status=os.WEXITSTATUS(end), out_of_memory=out_of_memory)
+
+
+def _status(exited: str | None) -> int:
+    """The exit status that Python gives ``sys.exit``, of its argument's repr."""
+    if exited == "None":
+        return 0
+    return int(exited) & 0xFF if exited and re.fullmatch("-?[0-9]{1,20}", exited) else 1

@@ -1,0 +1,15 @@
+"""How a fork that serves ended, by what it said."""
+
+import pytest
+
+from firstlight.agile import forked
+from firstlight.agile.fork import Line
+
+
+@pytest.mark.parametrize(
+    ("exited", "status"),
+    [("0", 0), ("3", 3), ("256", 0), ("300", 44), ("-1", 255), ("None", 0), ("'words'", 1),
+     ("True", 1), ("9" * 5000, 1), (None, 1)],
+)  # fmt: skip
+def test_an_exit_has_the_status_that_python_gives_it(exited: str | None, status: int) -> None:
+    assert forked._ended(Line(exited=exited), False).status == status
