@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.kubernetes.conformance import APPLETS, BUSYBOX, IMAGE
+from tests.kubernetes.pod_specs import CASES, CONFIG
 from tests.kubernetes.test_cluster import kubectl
 
 from firstlight.lab.cluster import image, running, standing
@@ -64,7 +65,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[standing.Recor
     try:
         archive = directory / "busybox.tar"
         links = {
-            f"bin/{name}": "/bin/busybox" for name in (*APPLETS, "readlink", "grep", "cut", "sed")
+            f"bin/{name}": "/bin/busybox"
+            for name in (*APPLETS, "readlink", "grep", "cut", "sed", "kill", "pidof")
         }
         image.archive(archive, IMAGE, ["/bin/sh"],
                       {"bin/busybox": BUSYBOX, "bin/escape": escape}, links)  # fmt: skip
@@ -195,3 +197,67 @@ def test_a_pod_has_the_hosts_namespaces_where_it_asks_for_them(cluster: standing
         shared = {kind for kind, link in zip(asked, lines, strict=True) if link == of_node[kind]}
         assert shared == {pod_of}
     kubectl(cluster, "delete", "pods", *asked, "--timeout=60s")
+
+
+_NO_MKDIR = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}],
+}
+_ALL_SECONDS = 180.0
+
+
+def special(name: str, runtime: str) -> dict[str, Any]:
+    case = CASES[name]
+    spec: dict[str, Any] = json.loads(json.dumps(case.pod))
+    main = {"name": "main", "script": case.script} | case.container
+    made = of_class(f"{name}-{runtime}", runtime, main, *spec.pop("containers", ()), **spec)
+    made["metadata"]["labels"] = {"case": "special"}
+    for each in (*made["spec"]["containers"], *made["spec"].get("initContainers", ())):
+        each |= {"image": IMAGE, "imagePullPolicy": "Never"}
+        if "script" in each:
+            script = f"exec 2>&1; {each.pop('script')}"  # two streams have no order
+            each["command"] = ["/bin/sh", "-c", script]
+    return made
+
+
+def how_it_ended(found: dict[str, Any]) -> list[Any]:
+    status = found["status"]
+    containers = status.get("containerStatuses", []) + status.get("initContainerStatuses", [])
+    ends = [(each["name"], each["restartCount"], each["state"]["terminated"])
+            for each in containers]  # fmt: skip
+    return [status["phase"], status.get("reason"), *(
+        (name, restarts, end["exitCode"], end["reason"], end.get("message"))
+        for name, restarts, end in ends
+    )]  # fmt: skip
+
+
+def test_pods_that_ask_for_much_print_and_end_as_with_runc(cluster: standing.Record) -> None:
+    profiles = Path(f"/proc/{cluster.first}/root{cluster.settings.directory}/kubelet/seccomp")
+    profiles.mkdir(exist_ok=True)
+    (profiles / "no-mkdir.json").write_text(json.dumps(_NO_MKDIR))
+    runtimes = ("runc", running.SHIM)
+    pods = [special(name, runtime) for name in CASES for runtime in runtimes]
+    objects = {"apiVersion": "v1", "kind": "List", "items": [CONFIG, *pods]}
+    kubectl(cluster, "create", "-f", "-", text=json.dumps(objects))
+    until = time.monotonic() + _ALL_SECONDS
+    while True:
+        items = json.loads(kubectl(cluster, "get", "pods", "-lcase=special", "-o", "json"))["items"]
+        found = {each["metadata"]["name"]: each for each in items}
+        going = {name for name, each in found.items()
+                 if each["status"]["phase"] not in ("Succeeded", "Failed")}  # fmt: skip
+        if not going:
+            break
+        assert time.monotonic() < until, going
+        time.sleep(0.5)
+    of_runc, of_ours = (
+        {
+            name: (
+                how_it_ended(found[f"{name}-{runtime}"]),
+                kubectl(cluster, "logs", f"{name}-{runtime}", "--all-containers"),
+            )
+            for name in CASES
+        }
+        for runtime in runtimes
+    )
+    assert of_ours == of_runc
+    kubectl(cluster, "delete", "pods", "-lcase=special", "--timeout=60s")
