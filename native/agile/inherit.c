@@ -98,7 +98,8 @@ static int set_scheduling(void)
 	    sched_setaffinity(0, sizeof all, &all) ||
 	    syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, 0))
 		return -errno;
-	if (setpriority(PRIO_PROCESS, 0, 0))
+	/* Who was started with less and lacks the privilege stays so, as whatever it starts does. */
+	if (setpriority(PRIO_PROCESS, 0, 0) && errno != EACCES)
 		return -errno;
 	/* Without the privilege a start only waits longer for a CPU. */
 	if (!setpriority(PRIO_PROCESS, 0, HASTE) &&
