@@ -31,6 +31,8 @@ _EVENTS = 3  # of a fork; before that, the control socket
 _PART = 1 << 16
 _TEXT_MOST = 32 << 10
 _FILES_AT_ONCE = 100
+_OWN_FILES = {"<string>", importlib.__file__, "<frozen importlib._bootstrap>",
+              "<frozen importlib._bootstrap_external>"}  # fmt: skip
 
 
 def _load(descriptor: int) -> ModuleType:
@@ -40,11 +42,14 @@ def _load(descriptor: int) -> ModuleType:
 
 
 def _described() -> str:
-    """The current exception as Python prints it; only its end if it is long."""
+    """The current exception as Python prints it, without our own calls; its end if it is long."""
     import traceback
 
+    kind, error, trace = sys.exc_info()
+    while trace and trace.tb_frame.f_code.co_filename in _OWN_FILES:
+        trace = trace.tb_next
     try:
-        text = traceback.format_exc(limit=20)
+        text = "".join(traceback.format_exception(kind, error, trace, limit=20))
     except BaseException:
         text = str(sys.exc_info()[0])
     return _plain(text[-_TEXT_MOST:])

@@ -230,6 +230,12 @@ def test_a_handler_that_cannot_be_called_is_refused_where_it_is_to_be_tried(
                 await functions.update("f", source, given, tries=True)
             assert f"cannot import {handler}" in error.value.message
             assert words in error.value.message
+        nested = ZipSource(data=zipped(**{"project/app": "def main(event): return 1"}))
+        with pytest.raises(Failed) as error:
+            await functions.add("f", nested, Settings(handler="app:main"), tries=True)
+        missing = "ModuleNotFoundError: No module named 'app'"
+        assert error.value.message == f"cannot import app:main: {missing}"
+        assert error.value.hint == "/var/task has 'project'"
         with pytest.raises(Failed, match="cannot import"):
             await functions.add("g", source, given, tries=True)
         module = tmp_path / "sum.wasm"

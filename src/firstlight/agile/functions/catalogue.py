@@ -45,6 +45,7 @@ from firstlight.agile.functions.records import (
 )
 from firstlight.agile.functions.store import Store
 from firstlight.agile.functions.version import FunctionVersion
+from firstlight.agile.interpreter import ImportFailed
 from firstlight.agile.logs import Position
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import Answer, Serving
@@ -469,8 +470,16 @@ class Functions:
         revision, version = await asyncio.to_thread(check)
         await self._serving.try_mounts(version)
         if tries:
-            await self._serving.try_handler(version)
+            await self._try_handler(version)
         return revision
+
+    async def _try_handler(self, version: FunctionVersion) -> None:
+        """See if a version's handler can be called. Raises Failed."""
+        try:
+            await self._serving.try_handler(version)
+        except ImportFailed as error:
+            names = await asyncio.to_thread(settings.top, version)
+            raise Failed(error.message, error.hint or f"{version.directory} has {names}") from None
 
     async def _published(self, function: Registration, description: str = "") -> Registration:
         """With ``$LATEST`` as a numbered version."""

@@ -1,5 +1,6 @@
 """What a function is made of: its source, its settings, and the version that they make."""
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ALIAS = re.compile(r"(?![0-9]+$)[A-Za-z0-9_-]{1,128}")
 ARN = "arn:aws:lambda:us-east-1:000000000000:function:"
 TIMEOUT_MOST, ENVIRONMENT_MOST, DESCRIPTION_MOST = 900.0, 4096, 256
+_NAMES_MOST = 10
 WARM_MOST, PER_INSTANCE_MOST = 1000, 1000
 _VARIABLE = re.compile(r"[^=\0]+")
 
@@ -96,6 +98,13 @@ def is_root(path: Path, given: Settings) -> bool:
     with roots.readable(str(path)):
         places = [roots.find(path, program) for program in programs]
         return any(place is not None and place.exists() for place in places)
+
+
+def top(version: FunctionVersion) -> str:
+    """What is in a version's directory, in words; blocks."""
+    names = sorted(os.listdir(f"{version.root}{version.directory}"))  # noqa: PTH208 (names alone)
+    more = [f"{len(names) - _NAMES_MOST} more"] if len(names) > _NAMES_MOST else []
+    return ", ".join([*map(repr, names[:_NAMES_MOST]), *more]) or "nothing"
 
 
 def points(version: FunctionVersion) -> tuple[str, ...]:

@@ -421,7 +421,8 @@ def _log_result(identity: str, version: FunctionVersion, answer: Answer) -> str:
     return base64.b64encode((start + written + end)[-_TAIL_MOST:]).decode()
 
 
-_OPERATIONS: dict[str, dict[str, Operation]] = {
+_OPERATIONS: dict[str, dict[str, Operation]] = {  # what is asked for most is found first
+    f"{_FUNCTIONS}/{_NAME}/invocations": {"POST": Operation("InvokeFunction", "invoke", _invoke)},
     _FUNCTIONS: {
         "POST": Operation("CreateFunction", "write", _create),
         "GET": Operation("ListFunctions", "read", _list),
@@ -448,7 +449,6 @@ _OPERATIONS: dict[str, dict[str, Operation]] = {
         "PUT": Operation("UpdateAlias", "write", _put_alias),
         "DELETE": Operation("DeleteAlias", "write", _delete_alias),
     },
-    f"{_FUNCTIONS}/{_NAME}/invocations": {"POST": Operation("InvokeFunction", "invoke", _invoke)},
     f"/2017-10-31/functions/{_NAME}/concurrency": {
         "PUT": Operation("PutFunctionConcurrency", "write", _put_concurrency),
         "DELETE": Operation("DeleteFunctionConcurrency", "write", _delete_concurrency),

@@ -15,8 +15,8 @@ from firstlight.agile.serving import Serving
 async def opened(config: Config, functions: Functions, serving: Serving) -> AsyncIterator[None]:
     """Serve a runtime's functions while in the context. Raises Failed."""
     routes = [
-        *metrics.routes(metrics.Metrics(serving)),
         *lambda_api.routes(functions),
+        *metrics.routes(metrics.Metrics(serving)),
         *urls.routes(functions, serving),
     ]
     assert config.http
