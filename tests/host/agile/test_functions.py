@@ -232,7 +232,7 @@ def test_a_handler_that_cannot_be_called_is_refused_where_it_is_to_be_tried(
             assert words in error.value.message
         nested = ZipSource(data=zipped(**{"project/app": "def main(event): return 1"}))
         with pytest.raises(Failed) as error:
-            await functions.add("f", nested, Settings(handler="app:main"), tries=True)
+            await functions.add("g", nested, Settings(handler="app:main"), tries=True)
         missing = "ModuleNotFoundError: No module named 'app'"
         assert error.value.message == f"cannot import app:main: {missing}"
         assert error.value.hint == "/var/task has 'project'"
