@@ -104,7 +104,8 @@ class Instances:
 
         For an exit it is the instance's first thread. Otherwise it is the payload, which has
         executed and made no other call yet; else the thread that next writes to a pipe to report it
-        (the same pipe as the instance's first thread, if that writes to one).
+        (the same pipe as the instance's first thread, if that writes to one). Where that was not
+        traced, as behind a call over HTTP, it is the last thread that was.
         """
         columns, root = self.columns, self.samples[sample].pid
         if self._end_point == EndPoint.EXIT:
@@ -124,7 +125,7 @@ class Instances:
             writes = writes[columns.peer[writes] == columns.peer[own[0]]]
         if len(writes):
             return int(columns.tid[writes[np.argmin(columns.start[writes])]])
-        return root
+        return root if root in numbers or not numbers else next(reversed(numbers))
 
     def begun(self, sample: int) -> int:
         """When the last step before the end point began: the packet, or the end point itself."""

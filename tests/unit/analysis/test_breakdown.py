@@ -108,6 +108,13 @@ def owners(held: Held) -> list[tuple[int, int, int]]:
     return path
 
 
+def test_the_end_of_an_instance_that_was_not_traced_is_of_the_last_thread_that_was() -> None:
+    call_over_http = msgspec.structs.replace(sample(100), pid=0)
+    held = run(start_of_root(), call_over_http, end_point=EndPoint.FIRST_INSTRUCTION)
+    assert wall(held) == 100
+    assert owners(held) == [(ROOT, 0, 100)]
+
+
 def test_a_call_is_kernel_and_what_prepares_it_is_around() -> None:
     held = run([*start_of_root(), call("mount", "/x tmpfs", 10, 30),
                 call("umount2", "/x", 70, 100)], sample(100))  # fmt: skip

@@ -71,7 +71,9 @@ class Sandboxer:
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """A root file system for all; what a start makes ends with its process."""
-        root, state = workspace.directory / "sandboxed", workspace.directory / self.program
+        root = workspace.directory / "sandboxed"
+        # Of one letter: podman refuses a runroot of more than 50 characters.
+        state = workspace.directory / self.program[0]
         group = cgroups.name(workspace.run)
         _make_root(root)
         state.mkdir(exist_ok=True)
