@@ -13,6 +13,7 @@ from firstlight.errors import Failed
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _OPEN_TREE, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 430, 431, 432  # the same on all architectures
+_OPENAT2, _NO_MAGIC_LINKS, _IN_ROOT = 437, 2, 16
 _CLONE, _RECURSIVE, _CLOEXEC = 1, 0x8000, 0x80000
 _SET_STRING, _CREATE = 1, 6
 _HERE = -100
@@ -20,6 +21,7 @@ _HEAD, _INTERPRETER = 4096, 3
 _MACHINES = {"x86_64": 62, "aarch64": 183}  # of 64 bits; see elf.h
 _OTHERS = {"i386": 3, "arm": 40, "ppc64": 21, "s390x": 22, "riscv64": 243, "mips": 8}
 _ELF, _SEGMENT = Struct("=32xQ14xHH"), Struct("=I4xQ16xQ")
+_HOW = Struct("=QQQ")  # flags, mode, resolve; openat2(2)
 MOUNT_POINTS = ("proc", "dev", "tmp")
 
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
@@ -101,16 +103,33 @@ def check_command(
         _check_interpreter(rootfs, command, path, name)
 
 
+def names(rootfs: Path, directory: str) -> list[str]:
+    """What a directory of the root file system has; no link leads out of it. Raises Failed."""
+    root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        how = _HOW.pack(os.O_DIRECTORY | os.O_CLOEXEC, 0, _IN_ROOT | _NO_MAGIC_LINKS)
+        opened = _call(f"look into {directory}", _OPENAT2, root, os.fsencode(directory), how,
+                       _HOW.size)  # fmt: skip
+    finally:
+        os.close(root)
+    try:
+        return os.listdir(opened)  # noqa: PTH208 (a path has no descriptor)
+    finally:
+        os.close(opened)
+
+
 def inside(rootfs: Path, command: str) -> Path | None:
-    """Where a path of the root file system is on the host; None if its links lead out of sight."""
+    """Where a path of the root file system is on the host; None if it leads out of sight."""
     path, inside = rootfs, rootfs.resolve()
     for part in Path(command).parts[1:]:
         path = path / part
         if path.is_symlink():
             target = path.readlink()
             path = rootfs / target.relative_to("/") if target.is_absolute() else path.resolve()
-            if not path.resolve().is_relative_to(inside):
-                return None
+        elif part != "..":
+            continue
+        if not path.resolve().is_relative_to(inside):
+            return None
     return path
 
 

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from firstlight.agile import roots
 from firstlight.agile.functions import settings
 from firstlight.agile.functions.records import Code, ImageSettings, Settings
+from firstlight.agile.functions.version import FunctionVersion
 
 
 @pytest.mark.parametrize(
@@ -45,3 +48,35 @@ def test_an_image_whose_handler_is_named_is_called_without_its_entry_point() -> 
     called = settings.made("f", 1, given, code, own, "").version
     assert (called.command, called.handler) == ((), "app.main")
     assert (called.environment, called.directory) == ({"WORD": "one"}, "/task")
+
+
+def test_only_names_within_a_root_are_shown(tmp_path: Path) -> None:
+    root = tmp_path / "host/root"
+    (root / "code").mkdir(parents=True)
+    (root / "app.py").touch()
+    (tmp_path / "host/secret").touch()
+    (root / "out").symlink_to(tmp_path / "host")
+    (root / "up").symlink_to("..")
+    (root / "in").symlink_to("/code")
+    top = "'app.py', 'code', 'in', 'out', 'up'"
+    for directory, shown in {
+        "/": top, "/../..": top, "/code/../..": top, "/up": top, "/code": "nothing",
+        "/in": "nothing", "/out": "", "/missing": "", "/app.py": "", "/n" * 4096: "",
+    }.items():  # fmt: skip
+        version = FunctionVersion(
+            name="f", kind="python", handler="a:b", root=str(root), directory=directory
+        )
+        expected = f"{directory} has {shown}" if shown else ""
+        assert settings.contents(version) == expected
+    for index in range(12):
+        (root / f"code/{index:02}").touch()
+    shown = settings.contents(msgspec.structs.replace(version, directory="/code"))
+    assert shown.endswith("'09', 2 more")
+
+
+def test_a_path_that_leaves_its_root_is_left_to_the_kernel(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "code").mkdir(parents=True)
+    for path in ("/../x", "/code/../../x", "/code/../.."):
+        assert roots.inside(root, path) is None
+    assert roots.inside(root, "/code/../x") == root / "code/../x"

@@ -478,8 +478,8 @@ class Functions:
         try:
             await self._serving.try_handler(version)
         except ImportFailed as error:
-            names = await asyncio.to_thread(settings.top, version)
-            raise Failed(error.message, error.hint or f"{version.directory} has {names}") from None
+            hint = error.hint or await asyncio.to_thread(settings.contents, version)
+            raise Failed(error.message, hint) from None
 
     async def _published(self, function: Registration, description: str = "") -> Registration:
         """With ``$LATEST`` as a numbered version."""

@@ -1,6 +1,5 @@
 """What a function is made of: its source, its settings, and the version that they make."""
 
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -100,11 +99,15 @@ def is_root(path: Path, given: Settings) -> bool:
         return any(place is not None and place.exists() for place in places)
 
 
-def top(version: FunctionVersion) -> str:
-    """What is in a version's directory, in words; blocks."""
-    names = sorted(os.listdir(f"{version.root}{version.directory}"))  # noqa: PTH208 (names alone)
+def contents(version: FunctionVersion) -> str:
+    """What a version's directory has, in words; nothing if that is no directory. Blocks."""
+    try:
+        names = sorted(roots.names(Path(version.root), version.directory))
+    except (OSError, Failed):
+        return ""
     more = [f"{len(names) - _NAMES_MOST} more"] if len(names) > _NAMES_MOST else []
-    return ", ".join([*map(repr, names[:_NAMES_MOST]), *more]) or "nothing"
+    shown = ", ".join([*map(repr, names[:_NAMES_MOST]), *more]) or "nothing"
+    return f"{version.directory} has {shown}"
 
 
 def points(version: FunctionVersion) -> tuple[str, ...]:
