@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
 from firstlight.agile.http.connection import (
+    LOOK_SECONDS,
     PIPELINED_MOST,
     RATE_LEAST,
     SECONDS,
@@ -191,6 +192,50 @@ async def loses_its_place_if_it_is_the_slowest(client: Client) -> None:
     assert [other.ended for other in others] == [True, False, True]
 
 
+async def keeps_its_place_while_it_is_quick(client: Client) -> None:
+    client.read.set()
+    second = bytes(RATE_LEAST)
+    await client.sends(HEAD % (100 * len(second)) + b"\r\n")
+    for _ in range(int(3 * SLOW_SECONDS)):
+        client.clock.passes(1)
+        await client.sends(second)
+        Connection.give_up_slowest()
+    client.clock.passes(SLOW_SECONDS - 1)
+    Connection.give_up_slowest()
+    assert not client.ended
+    client.clock.passes(1)
+    Connection.give_up_slowest()
+    assert client.ended
+
+
+async def keeps_its_place_while_its_answer_is_read(client: Client) -> None:
+    await answered(client)
+    unread = 1000 * RATE_LEAST
+    client.unread(unread)
+    client.connection.pause_writing()
+    for _ in range(int(3 * SLOW_SECONDS)):
+        client.clock.passes(1)
+        unread -= RATE_LEAST
+        client.unread(unread)
+        Connection.give_up_slowest()
+    assert not client.ended
+    client.clock.passes(SLOW_SECONDS)
+    Connection.give_up_slowest()
+    assert client.ended
+
+
+async def is_looked_at_once_for_many_requests(client: Client) -> None:
+    Connection.give_up_slowest()
+    other = Client(client.clock)
+    with patch.object(other.connection, "_waited", return_value=1.0) as waited:
+        for _ in range(100):
+            Connection.give_up_slowest()
+        assert not waited.called
+        client.clock.passes(LOOK_SECONDS)
+        Connection.give_up_slowest()
+        assert waited.called
+
+
 async def answered(client: Client) -> None:
     client.read.set()
     client.go.set()
@@ -259,7 +304,8 @@ async def refuses(_scope: Any, _receive: Any, send: Any) -> None:
         has_no_more_patience_for_having_been_quick, ends_when_its_answer_is_not_read,
         ends_when_the_end_of_its_answer_is_not_read, ends_when_its_answer_is_read_by_the_byte,
         goes_on_while_its_answer_is_read, ends_when_it_asks_for_too_much_at_once,
-        loses_its_place_if_it_is_the_slowest,
+        loses_its_place_if_it_is_the_slowest, keeps_its_place_while_it_is_quick,
+        keeps_its_place_while_its_answer_is_read, is_looked_at_once_for_many_requests,
         ends_when_none_comes, goes_on_while_reading_is_paused,
         goes_on_while_it_is_not_told_to_continue, ends_though_it_is_answered,
         goes_on_without_a_body,
@@ -269,6 +315,7 @@ async def refuses(_scope: Any, _receive: Any, send: Any) -> None:
 def test_a_connection(case: Callable[[Client], Awaitable[None]]) -> None:
     async def main() -> None:
         Connection._all.clear()
+        Connection._looked = float("-inf")
         client = Client()
         await asyncio.wait_for(case(client), 60)
         for task in client.connection.tasks:

@@ -24,6 +24,8 @@ RATE_LEAST = 1 << 10
 """Bytes a second of a body or of an answer, over more than that."""
 SLOW_SECONDS = 10.0
 """Who has been waited for longer may lose the place to another."""
+LOOK_SECONDS = 1.0
+"""Between looks for the slowest."""
 CONNECTIONS_MOST = 8192
 PIPELINED_MOST = 64
 """Requests of a connection that wait for the answer to one before."""
@@ -41,17 +43,16 @@ class _Patience:
         self._timer: asyncio.TimerHandle | None = None
         self._moved: Callable[[], int | None] = int
         self._until = 0.0
-        self.since = 0.0
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it waits, since ``since``."""
+        """Whether it waits."""
         return self._timer is not None
 
     def begin(self, moved: Callable[[], int | None]) -> None:
         """Wait. ``moved``: how many bytes came or went since it was asked; None: wait no more."""
-        self._moved, self.since = moved, self._loop.time()
-        self._until = self.since + SECONDS
+        self._moved = moved
+        self._until = self._loop.time() + SECONDS
         self._timer = self._loop.call_later(SECONDS, self._look)
 
     def end(self) -> None:
@@ -60,15 +61,26 @@ class _Patience:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
-        self._timer = None
-        moved, now = self._moved(), self._loop.time()
+    def waited(self) -> float:
+        """Seconds for which it waits, less those that the bytes which move take at the least rate.
+
+        0 if it does not.
+        """
+        moved, now = self._moved() if self._timer else None, self._loop.time()
         if moved is None:
-            return
+            self.end()
+            return 0.0
         self._until = min(now + SECONDS, self._until + moved / RATE_LEAST)
-        if self._until > now:
-            self._timer = self._loop.call_later(self._until - now, self._look)
+        return now + SECONDS - self._until
+
+    def _look(self) -> None:
+        left = SECONDS - self.waited()
+        if not self._timer:
+            return
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
         else:
+            self.end()
             self._ended()
 
 
@@ -95,6 +107,9 @@ class Connection(HttpToolsProtocol):
     """Ends if a head is too long, if its client is too slow, or if there are too many."""
 
     _all: ClassVar[dict["Connection", None]] = {}
+    _slowest: ClassVar[list["Connection"]] = []
+    """Those that were waited for at ``_looked``, the slowest last."""
+    _looked: ClassVar[float] = float("-inf")
     _silent = 0
     """Bytes since the last that an application was told of."""
     _in_body = False
@@ -134,15 +149,28 @@ class Connection(HttpToolsProtocol):
 
     @classmethod
     def _give_up(cls, seconds: float) -> bool:
-        waits = [(patience.since, connection) for connection in cls._all
-                 for patience in (connection._sends, connection._reads)
-                 if patience.is_waiting]  # fmt: skip
-        since, slowest = min(waits, key=lambda wait: wait[0], default=(0.0, None))
-        if slowest is None or slowest.loop.time() - since < seconds:
-            return False
-        del cls._all[slowest]
-        slowest.transport.abort()
-        return True
+        cls._look()
+        while cls._slowest:
+            slowest = cls._slowest[-1]
+            waited = slowest._waited() if slowest in cls._all else 0.0
+            if 0 < waited < seconds:
+                return False
+            cls._slowest.pop()
+            if waited:
+                del cls._all[slowest]
+                slowest.transport.abort()
+                return True
+        return False
+
+    @classmethod
+    def _look(cls) -> None:
+        """Compare all connections, once in a while: there may be thousands."""
+        now = next((each.loop.time() for each in cls._all), cls._looked)
+        if now - cls._looked >= LOOK_SECONDS:
+            cls._looked, cls._slowest = now, sorted(cls._all, key=cls._waited)
+
+    def _waited(self) -> float:
+        return max(self._sends.waited(), self._reads.waited())
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless it is too much."""
