@@ -65,22 +65,24 @@ void clients_accept_again(void)
 	listen_for(EPOLLIN);
 }
 
-/* Of all places, which are taken, that of the client that has been silent longest. */
+/* Of all places, which are taken, that of the client that has been silent longest. A client that is held
+ * has asked. */
 static int take_place(void)
 {
 	int64_t now = clock_now(), longest = 0;
-	int found = NOBODY;
+	int silent = NOBODY;
 	for (int i = 0; i < node.client_count; i++) {
 		const struct client *client = &node.clients[i];
-		int64_t over = now - client->heard - (client->fast ? IDLE : SILENT);
-		if (client->descriptor >= 0 && client->first == NOBODY && over > longest) {
+		int64_t over = now - client->active_at - (client->fast ? IDLE : SILENT);
+		if (client->descriptor >= 0 && client->first == NOBODY && !client->held &&
+		    over > longest) {
 			longest = over;
-			found = i;
+			silent = i;
 		}
 	}
-	if (found == NOBODY)
+	if (silent == NOBODY)
 		return NOBODY;
-	client_end(found);
+	client_end(silent);
 	return reserve();
 }
 
@@ -103,7 +105,7 @@ void clients_accept(void)
 	*client = (struct client){.descriptor = descriptor,
 				  .generation = client->generation + 1,
 				  .first = NOBODY,
-				  .heard = clock_now()};
+				  .active_at = clock_now()};
 	if (node_watch(descriptor, ON_CLIENT, index, EPOLLIN)) {
 		descriptor_close(&client->descriptor);
 		leave(index);
@@ -301,7 +303,7 @@ static void read_one(int index)
 			answer_now(index, &nothing, EPROTO, STEP_CLONE);
 		return;
 	}
-	client->heard = clock_now();
+	client->active_at = clock_now();
 	serve(index, &ask, &rights);
 }
 

@@ -113,7 +113,7 @@ struct client {
 	bool has_unsent;
 	int first; /* its instances */
 	int next_free;
-	int64_t heard; /* when it came, or asked last */
+	int64_t active_at; /* when it came, or asked last */
 	struct answer unsent;
 };
 

@@ -6,8 +6,8 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,8 @@ from firstlight.errors import Failed
 
 Make = Callable[..., Function]
 GROWTH_MOST = 8 << 20
+CLIENTS, PENDING = 4096, 1024  # native/agile/node.h
+NETWORKS = 4
 
 
 def with_runtime(main: Callable[[Runtime], Awaitable[None]], config: Config | None = None) -> None:
@@ -323,6 +325,22 @@ def test_an_instance_that_fails_takes_its_network_with_it() -> None:
     with_runtime(main)
 
 
+@contextmanager
+def idle_clients(path: Path) -> Iterator[list[Fast]]:
+    """As many as the node has places for: the last waits for one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    idle: list[Fast] = []
+    try:
+        for _ in range(min(CLIENTS, hard // 4)):
+            idle.append(Fast(path))
+        yield idle
+    finally:
+        for each in idle:
+            each.socket.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_clients_that_ask_for_nothing_take_nobody_elses_place(function: Make) -> None:
     async def main(runtime: Runtime) -> None:
         assert await ends(runtime, function("hold", "0")) == 0
@@ -330,18 +348,55 @@ def test_clients_that_ask_for_nothing_take_nobody_elses_place(function: Make) ->
         client = Fast(path)
         assert client.ask(node_wire.request(RequestVerb.PING, 0))
         await client.answer()
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        idle = [Fast(path) for _ in range(min(4096, hard // 4))]  # the last waits for a place
-        for tag in range(3):
-            other = Fast(path)
-            assert other.ask(node_wire.request(RequestVerb.PING, 0, tag=tag))
-            assert (await other.answer()).tag == tag
-        assert client.ask(node_wire.request(RequestVerb.PING, 0, tag=9))
-        assert (await client.answer()).tag == 9, "who has asked of late keeps the place"
-        assert await ends(runtime, function("hold", "0")) == 0
-        for each in (*idle, client):
-            each.socket.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with idle_clients(path):
+            for tag in range(3):
+                other = Fast(path)
+                assert other.ask(node_wire.request(RequestVerb.PING, 0, tag=tag))
+                assert (await other.answer()).tag == tag
+            assert client.ask(node_wire.request(RequestVerb.PING, 0, tag=9))
+            assert (await client.answer()).tag == 9, "who has asked of late keeps the place"
+            assert await ends(runtime, function("hold", "0")) == 0
+        client.socket.close()
 
     with_runtime(main)
+
+
+async def client_that_is_held(path: Path) -> Fast:
+    """A client whose first request the node leaves unread, as it holds all the starts it can."""
+    loop = asyncio.get_running_loop()
+    while True:
+        client = Fast(path)
+        assert client.ask(node_wire.request(RequestVerb.PING, 0, tag=9))
+        try:
+            await asyncio.wait_for(loop.sock_recv(client.socket, 4096), 1)
+        except TimeoutError:
+            return client
+        client.socket.close()
+
+
+def test_a_client_whose_request_the_node_leaves_unread_keeps_its_place(function: Make) -> None:
+    async def main(runtime: Runtime) -> None:
+        hold = function("hold", "60")
+        registered = await runtime._instances.registered(hold)
+        await runtime.prepare(hold)
+        null = os.open(os.devnull, os.O_RDWR)
+        start = node_wire.request(RequestVerb.START, registered.number)
+        path = runtime.config.socket
+        runtime._networks._parts._silence = 120.0  # it is not replaced meanwhile
+        with stopped(runtime._networks._parts.pid):  # what starts wait for is not made
+            starter = Fast(path)
+            async with asyncio.timeout(60):
+                for _ in range(PENDING + 2 * NETWORKS):
+                    while not starter.ask(start, [null] * 3):
+                        await asyncio.sleep(0.001)
+                client = await client_that_is_held(path)
+            with idle_clients(path) as idle:
+                lost = asyncio.get_running_loop().sock_recv(idle[0].socket, 1)
+                assert await asyncio.wait_for(lost, 60) == b""
+                starter.socket.close()  # with it go its starts
+                assert (await client.answer()).tag == 9
+        client.socket.close()
+        os.close(null)
+
+    small = PoolSize(low=NETWORKS, high=NETWORKS)
+    with_runtime(main, Config(name="t7", pools=Pools(network=small)))
