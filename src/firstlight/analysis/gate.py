@@ -95,10 +95,14 @@ class PointCounts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The counts of all points that both runs have."""
+    """The counts of all points that both runs have.
+
+    ``unmatched`` are the patterns of allowed counts that no count of either run matches.
+    """
 
     points: list[PointCounts]
     outcome: Literal["same", "less", "more"]
+    unmatched: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -123,7 +127,9 @@ def compare(a: Run, b: Run, *, allow: Sequence[str] = ()) -> Verdict:
     points = [_point((a, b), [side[key] for side in sides], values, allow) for key in shared]
     open_changes = [change for point in points for change in point.changes if not change.allowed]
     more = any(change.more for change in open_changes)
-    return Verdict(points, "more" if more else "less" if open_changes else "same")
+    known = {name for frame in values for name in frame["count"].unique()}
+    unmatched = tuple(word for word in allow if not any(fnmatchcase(name, word) for name in known))
+    return Verdict(points, "more" if more else "less" if open_changes else "same", unmatched)
 
 
 def _by_point(run: Run) -> dict[Key, list[Sample]]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from firstlight.cli.output import Json, examples, print_json, stdout, writing
+from firstlight.cli.output import Json, examples, print_json, say, stdout, writing
 
 
 def gate(
@@ -46,6 +46,8 @@ def gate(
     With one run of two runtimes (run container-creation --runtime OLD,NEW), the second is judged
     by the first.
 
+    A pattern of --allow that matches no count is a warning, and changes no exit status.
+
     Exit status: 0 no more, 1 more, 2 cannot be judged.
     """
     from firstlight.analysis import compare as times
@@ -70,6 +72,8 @@ def gate(
 
         with writing(markdown, "--markdown"), markdown.open("a") as file:
             file.write(counted.markdown(verdict, latency))
+    for pattern in verdict.unmatched:
+        say(f"warning: --allow '{pattern}' matches no count of these runs")
     failed = verdict.outcome == "more" or (exact and verdict.changed)
     raise typer.Exit(failed or (time and latency.regression))
 

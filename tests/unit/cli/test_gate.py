@@ -34,6 +34,20 @@ def test_the_exit_status_says_whether_a_start_does_more(runs: tuple[str, str]) -
     assert invoke("compare", a, b).exit_code == 0
 
 
+def test_a_pattern_that_matches_no_count_is_named_and_changes_no_status(
+    runs: tuple[str, str],
+) -> None:
+    # 'call read' is a count that did not change, 'call m[ou]*' matches that which did.
+    fits = ("--allow", "call read", "--allow", "call m[ou]*")
+    result = invoke("gate", *runs, *fits, "--allow", "call muont", "--json")
+    assert (result.exit_code, result.stderr) == (
+        0, "warning: --allow 'call muont' matches no count of these runs\n"
+    )  # fmt: skip
+    assert json.loads(result.stdout)["counts"]["unmatched"] == ["call muont"]
+    assert invoke("gate", *runs, "--allow", "call muont").exit_code == 1
+    assert not invoke("gate", *runs, *fits).stderr
+
+
 def test_the_table_names_the_count_and_what_is_new(runs: tuple[str, str]) -> None:
     text = invoke("gate", *runs).stdout
     for words in ("call mount", "+1", "/extra|path tmpfs", "9 and 9 traced starts"):
