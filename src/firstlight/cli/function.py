@@ -206,7 +206,8 @@ def update(
 ) -> None:
     """Make a new version of a function. What is not given stays.
 
-    The version before finishes what it has begun. A failed update changes nothing.
+    The version before finishes what it has begun. A failed update changes nothing, and one with
+    the code and settings that the function has makes no version.
     """
     from firstlight.agile import protocol
 
@@ -416,8 +417,15 @@ def call(
 def _change(
     request: "protocol.AddFunction | protocol.UpdateFunction", config: Path | None, as_json: bool
 ) -> None:
+    from firstlight.agile import protocol
+
     with connected(config) as client, _waiting(f"preparing {request.name}"):
+        before = None
+        if isinstance(request, protocol.UpdateFunction):
+            [before] = client.functions(protocol.ListFunctions(request.name))
         [function] = client.functions(request)
+    if before and before.revisions == function.revisions:
+        say(f"{function.name} has this code and these settings already: no new version")
     if as_json:
         print_json(function)
     else:

@@ -54,6 +54,10 @@ def test_a_function_is_made_called_changed_and_removed_by_the_aws_cli(tmp_path: 
             "update-function-code", *named, "--zip-file", f"fileb://{code}", "--publish"
         ))  # fmt: skip
         assert (changed["Version"], changed["MemorySize"]) == ("2", 256)
+        again = json.loads(await aws(
+            "update-function-code", *named, "--zip-file", f"fileb://{code}", "--publish"
+        ))  # fmt: skip
+        assert (again["Version"], again["RevisionId"]) == ("2", changed["RevisionId"])
         await aws("create-alias", *named, "--name", "live", "--function-version", "1")
         for qualifier, word in (("live", "got"), ("2", "gets")):
             response = json.loads(await aws(

@@ -4,14 +4,17 @@ import asyncio
 import io
 import json
 import os
+import shutil
 import stat
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
-from tests.support.agile_host import on_host
+from tests.support.agile_host import on_host, serve
 from tests.support.lambda_host import (
     GUARD_SECONDS,
     configuration,
@@ -149,6 +152,70 @@ def test_a_directory_cannot_change_underneath(tmp_path: Path) -> None:
         assert await called(functions, "f", qualifier="1") == "old"
 
     with_functions(tmp_path / "store", main)
+
+
+def test_an_update_without_a_change_makes_no_version(tmp_path: Path) -> None:
+    source, moved = tmp_path / "source", tmp_path / "moved"
+    source.mkdir()
+    (source / "app.py").write_text("def main(event):\n    return 'old'\n")
+    shutil.copytree(source, moved)
+
+    async def main(functions: Functions) -> None:
+        given = msgspec.structs.replace(SLOW, environment={"A": "1", "B": "2"})
+        code = DirectorySource(str(source))
+        first = await functions.add("f", code, given)
+        same = Settings(timeout=60.0, environment={"B": "2", "A": "1"})
+        for again in ((None, Settings()), (code, Settings()), (None, same),
+                      (DirectorySource(str(moved)), given)):  # fmt: skip
+            for publish in (True, False):
+                assert await functions.update("f", *again, publish=publish) == first, again
+        assert functions.get("f") == first
+        assert len(list((functions.directory / "trees").iterdir())) == 1
+        await functions.update("f", given=Settings(description="new"))
+        assert functions.get("f").published == 2
+        changed = await functions.update("f", given=Settings(timeout=59.0), publish=False)
+        assert changed.published == 2
+        assert (await functions.update("f", code)).published == 3  # it was not published yet
+        assert (await functions.update("f", code)).published == 3
+        await functions.remove("f", "3")
+        assert (await functions.update("f", code)).published == 4
+        with pytest.raises(errors.Changed):
+            await functions.update("f", expected=77)
+
+    with_functions(tmp_path / "store", main)
+
+
+def test_the_command_line_says_that_an_update_changed_nothing(tmp_path: Path) -> None:
+    file, code = tmp_path / "runtime.toml", tmp_path / "hello.py"
+    config = configuration(tmp_path / "store")
+    file.write_text(f'name = "{config.name}"\nstore = "{config.store}"\n')
+    code.write_text("def main(event):\n    return event\n")
+
+    async def cli(verb: str, *words: str) -> tuple[str, str]:
+        process = await asyncio.create_subprocess_exec(
+            Path(sys.executable).with_name("firstlight"), "agile", "function", verb, "hello",
+            *words, "--config", file, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        async with asyncio.timeout(60):
+            out, err = await process.communicate()
+        assert process.returncode == 0, err
+        return out.decode(), err.decode()
+
+    async def main() -> None:
+        process = await serve(msgspec.structs.replace(config, http=None))
+        try:
+            given = ("--handler", f"{code}:main", "--network", "none")
+            assert await cli("add", *given) == ("hello version 1\n", "")
+            for words in ((), given):
+                out, err = await cli("update", *words)
+                assert (out, "no new version" in err) == ("hello version 1\n", True)
+            assert await cli("update", "--memory", "64M") == ("hello version 2\n", "")
+        finally:
+            process.terminate()
+            async with asyncio.timeout(60):
+                await process.wait()
+
+    on_host(main, GUARD_SECONDS)
 
 
 def test_functions_survive_a_restart_and_what_was_half_made_does_not(tmp_path: Path) -> None:

@@ -218,26 +218,30 @@ class Functions:
     ) -> Registration:  # fmt: skip
         """Change a function's code or settings; ``expected`` is the revision that is changed.
 
-        ``tries`` is as in ``add``. Raises NotFound, Conflict, Invalid, BadCode.
+        With the code and settings that it has, nothing changes: ``$LATEST`` stays the revision that
+        it is, and is published only if the newest version is another. ``tries`` is as in ``add``.
+        Raises NotFound, Conflict, Invalid, BadCode.
         """
         async with self._change(name):
             function = self._expected(name, expected)
             before = function.latest
             merged = settings.merged(before.settings, given)
+            code, image = before.code, before.image
             if source:
                 if isinstance(source, ImageSource) != bool(before.image):
                     raise Invalid(
                         f"{name} is {'' if before.image else 'not '}made of an image: that stays",
                         "remove it, and add it again",
                     )  # fmt: skip
-                revision = await self._made(name, merged, source, function.owner, tries)
+                code, image = await asyncio.to_thread(_fetched, self._content, source, merged)
+            if _is_of(before, code, merged):
+                if not publish or _newest(function):
+                    return function
             else:
-                revision = await self._checked(
-                    name, merged, before.code, before.image, function.owner, tries
+                revision = await self._checked(name, merged, code, image, function.owner, tries)
+                function = msgspec.structs.replace(
+                    function, revisions={**function.revisions, LATEST: revision}
                 )
-            function = msgspec.structs.replace(
-                function, revisions={**function.revisions, LATEST: revision}
-            )
             return await self._save(await self._published(function) if publish else function)
 
     async def publish(
@@ -246,8 +250,7 @@ class Functions:
         """Make ``$LATEST`` a numbered version, unless the newest is just that."""
         async with self._change(name):
             function = self._expected(name, expected)
-            newest = function.revisions.get(str(function.published))
-            if newest and _same(newest, function.latest):
+            if newest := _newest(function):
                 return newest
             function = await self._save(await self._published(function, description))
             return function.revisions[str(function.published)]
@@ -618,9 +621,16 @@ def _fetched(
             return content.add_module(Path(path)), None
 
 
-def _same(left: Revision, right: Revision) -> bool:
-    """Whether two revisions are the same but for their names."""
-    first, second = (
-        msgspec.structs.replace(each.settings, description=UNSET) for each in (left, right)
-    )
-    return left.code == right.code and first == second
+def _newest(function: Registration) -> Revision | None:
+    """The newest version, if it is ``$LATEST`` but for its description."""
+    newest, latest = function.revisions.get(str(function.published)), function.latest
+    if newest is None:
+        return None
+    given = msgspec.structs.replace(latest.settings, description=newest.settings.description)
+    return newest if _is_of(newest, latest.code, given) else None
+
+
+def _is_of(revision: Revision, code: Code, given: Settings) -> bool:
+    """Whether a revision is of this code, wherever it came from, and of these settings."""
+    same = msgspec.structs.replace(code, source=revision.code.source) == revision.code
+    return same and given == revision.settings
