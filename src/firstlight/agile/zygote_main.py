@@ -22,7 +22,7 @@ from _imp import create_dynamic
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 Handler = Callable[[Any], Any]
@@ -187,6 +187,14 @@ def _import(name: str) -> Handler:
     handler: Handler = getattr(importlib.import_module(module), attribute)
     if not callable(handler):
         raise TypeError(f"{name} is not callable")
+    if isinstance(handler, FunctionType):
+        needed = handler.__code__.co_argcount - len(handler.__defaults__ or ())
+        if needed > 1:
+            raise TypeError(
+                f"{attribute} needs {needed} arguments, and {name} is called with an event alone. "
+                f"Handler {module}.{attribute} is called with (event, context), as by Lambda: give "
+                "its directory or a .zip file as the source"
+            )
     return handler
 
 

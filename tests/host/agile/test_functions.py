@@ -278,11 +278,13 @@ TRIED: dict[str, tuple[str, str]] = {
     "app:nope": ("def main(event): ...", "has no attribute 'nope'"),
     "app.nope": ("def main(event, context): ...", "has no attribute 'nope'"),
     "app:main": ("def main(event): return 1 +", "SyntaxError"),
+    "app:lambda_handler": (
+        "def lambda_handler(event, context): ...", "Handler app.lambda_handler is called with"),
     "none:main": ("def main(event): ...", "No module named 'none'"),
     "app:WORD": ("WORD = 'main'", "is not callable"),
     "app.main": ("import none_such", "No module named 'none_such'"),
     "app:exits": ("raise SystemExit(3)", "SystemExit"),
-}
+}  # fmt: skip
 
 
 def test_a_handler_that_cannot_be_called_is_refused_where_it_is_to_be_tried(
