@@ -524,6 +524,7 @@ int main(int count, char **words)
 		fprintf(stderr, "usage: shim-keeper SOCKET PROGRAM [ARGUMENT]...\n");
 		return 2;
 	}
+	(void)umask(022); /* nobody else writes the server's files, whoever started it */
 	keeper.program = words + 2;
 	keeper.link = keeper.notes = -1;
 	sigemptyset(&handled);

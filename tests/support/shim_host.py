@@ -148,7 +148,7 @@ def shim(directory: Path, keeper_program: Path | None = None) -> Iterator[Shim]:
     words = command.words(home, str(directory / "events.sock"), runc, 2)
     words[0] = str(keeper_program or words[0])
     words[2] = sys.executable
-    keeper = subprocess.Popen(words)
+    keeper = subprocess.Popen(words, umask=0o077)
     try:
         _await(home / "socket")
         yield Shim(home, events, keeper)

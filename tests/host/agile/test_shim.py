@@ -243,6 +243,8 @@ def test_an_end_while_there_is_no_server_is_known_to_the_next(
     start(containerd, server, "c")
     stale = server.directory / "scratch" / "of-an-earlier-server.pid"
     stale.touch()
+    directory = server.directory / "scratch" / "no-file-of-the-server"
+    directory.mkdir()
     first = server.server()
     os.kill(first, signal.SIGSTOP)
     os.kill(pid, signal.SIGTERM)
@@ -250,6 +252,12 @@ def test_an_end_while_there_is_no_server_is_known_to_the_next(
     os.kill(first, signal.SIGKILL)
     assert wait(containerd, server, "c") == 128 + signal.SIGKILL
     assert not stale.exists()
+    directory.rmdir()
+
+
+def test_the_server_has_the_usual_umask_whatever_its_starter_s_is(server: Shim) -> None:
+    status = Path(f"/proc/{server.server()}/status").read_text()
+    assert "Umask:\t0022\n" in status
 
 
 def test_the_end_of_the_keeper_s_server_by_sigterm_ends_its_pods(tmp_path: Path) -> None:

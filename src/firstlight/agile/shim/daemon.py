@@ -74,7 +74,8 @@ class Server:
         After a keeper before this one all is: its end was the end of containerd's connections.
         """
         for left in (self._directory / "scratch").iterdir():
-            left.unlink()
+            with suppress(OSError):
+                left.unlink()
         keeper = os.getppid()
         file, ours = self._directory / "keeper", f"{keeper} {started(keeper)}"
         if not file.exists() or file.read_text() != ours:
