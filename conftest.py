@@ -1,6 +1,6 @@
 """Every test has a deadline, and so has the end of the suite.
 
-In CI a skip is a failure, but for what its machine cannot have: others' programs, and KVM.
+In CI a skip is a failure, but for what its machine cannot have: others' programs, KVM, cgroup v1.
 
 A test of the real host may fail because of what else the machine does: CI runs it up to twice more
 and names it. Tests that interrupt themselves can, wherever the suite was started.
@@ -22,7 +22,7 @@ MAY_BE_MISSING = (
     "make cni-plugins", "make cni-daemons", "make engines", "make kubernetes",
     "make aws-cli",
     "needs a real Firecracker",
-    "needs an OSv", "and podman", "and nsjail",
+    "needs an OSv", "and podman", "and nsjail", "needs the freezer of cgroup v1",
 )  # fmt: skip
 _DEADLINE, _CLUSTER_DEADLINE, _AGAIN, _END = 300, 1200, 30, 120
 """Seconds after which a test fails, one of the cluster, its cleaning up, and the suite's end."""
