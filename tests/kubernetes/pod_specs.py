@@ -13,6 +13,7 @@ CONFIG = {
 }  # fmt: skip
 _T = [{"name": "t", "mountPath": "/t"}]
 _EMPTY: dict[str, Any] = {"volumes": [{"name": "t", "emptyDir": {}}]}
+_PATIENT = {"periodSeconds": 1, "timeoutSeconds": 60, "failureThreshold": 60}  # on a loaded host
 
 
 class Case(Struct, frozen=True):
@@ -28,8 +29,8 @@ CASES = {
                           {"name": "s", "mountPath": "/one", "subPath": "key"},
                           {"name": "s", "mountPath": "/all"}],
          "securityContext": {"readOnlyRootFilesystem": True, "runAsUser": 1234}},
-        {"initContainers": [{"name": "before", "script": "mkdir /t/sub; echo file > /t/sub/f",
-                             "volumeMounts": _T}],
+        {"initContainers": [{"name": "before", "volumeMounts": _T, "script":
+                             "mkdir /t/sub; echo file > /t/sub/f; touch -t 202001010000 /t/sub/f"}],
          "securityContext": {"fsGroup": 777, "supplementalGroups": [88, 99]},
          "volumes": [{"name": "t", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
                      {"name": "s", "configMap": {"name": "settings"}}]},
@@ -73,7 +74,6 @@ CASES = {
         "[ -e /t/x ] && exec echo again; touch /t/x; exit 1",
         {"volumeMounts": _T}, _EMPTY | {"restartPolicy": "OnFailure"},
     ),
-    "deadline": Case("sleep 600", pod={"activeDeadlineSeconds": 1}),
     "not-alive": Case(
         "sleep 600", {"livenessProbe": {"exec": {"command": ["/bin/cat", "/nothing"]},
                                         "periodSeconds": 1, "failureThreshold": 1}},
@@ -81,7 +81,7 @@ CASES = {
     "probed": Case(
         "touch /t/up; until [ -e /t/seen ]; do sleep 0.1; done",
         {"volumeMounts": _T,
-         "startupProbe": {"exec": {"command": ["/bin/cat", "/t/up"]}, "periodSeconds": 1},
+         "startupProbe": {"exec": {"command": ["/bin/cat", "/t/up"]}} | _PATIENT,
          "readinessProbe": {"exec": {"command": ["/bin/touch", "/t/seen"]}, "periodSeconds": 1}},
         _EMPTY,
     ),
@@ -103,7 +103,7 @@ CASES = {
         _EMPTY | {"initContainers": [{
             "name": "side", "restartPolicy": "Always", "volumeMounts": _T,
             "script": "echo first > /t/side; exec sleep 600",
-            "startupProbe": {"exec": {"command": ["/bin/cat", "/t/side"]}, "periodSeconds": 1},
+            "startupProbe": {"exec": {"command": ["/bin/cat", "/t/side"]}} | _PATIENT,
         }]},
     ),
 }  # fmt: skip
