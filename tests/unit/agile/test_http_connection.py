@@ -140,6 +140,39 @@ async def ends_when_the_end_of_its_answer_is_not_read(client: Client) -> None:
     assert client.ended
 
 
+async def has_as_long_to_read_its_next_answer(client: Client) -> None:
+    client.unread(100)
+    await answered(client)
+    client.clock.passes(SECONDS - 1)
+    client.unread(0)
+    client.go.clear()
+    await client.sends(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    client.unread(100)
+    client.go.set()
+    await client.settled()
+    client.clock.passes(SECONDS - 1)
+    assert not client.ended
+    client.clock.passes(2)
+    assert client.ended
+
+
+async def has_as_long_to_read_its_next_answer_of_several(client: Client) -> None:
+    client.go.clear()
+    client.read.set()
+    await client.sends(2 * b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    client.unread(LONG)
+    client.connection.pause_writing()
+    client.clock.passes(SECONDS - 1)
+    client.unread(0)
+    client.connection.on_response_complete()
+    client.unread(100)
+    client.connection.on_response_complete()
+    client.clock.passes(SECONDS - 1)
+    assert not client.ended
+    client.clock.passes(2)
+    assert client.ended
+
+
 async def ends_when_its_answer_is_read_by_the_byte(client: Client) -> None:
     await answered(client)
     client.unread(LONG)
@@ -302,7 +335,8 @@ async def refuses(_scope: Any, _receive: Any, send: Any) -> None:
     [
         goes_on_while_parts_come, ends_though_a_byte_comes_now_and_then,
         has_no_more_patience_for_having_been_quick, ends_when_its_answer_is_not_read,
-        ends_when_the_end_of_its_answer_is_not_read, ends_when_its_answer_is_read_by_the_byte,
+        ends_when_the_end_of_its_answer_is_not_read, has_as_long_to_read_its_next_answer,
+        has_as_long_to_read_its_next_answer_of_several, ends_when_its_answer_is_read_by_the_byte,
         goes_on_while_its_answer_is_read, ends_when_it_asks_for_too_much_at_once,
         loses_its_place_if_it_is_the_slowest, keeps_its_place_while_it_is_quick,
         keeps_its_place_while_its_answer_is_read, is_looked_at_once_for_many_requests,

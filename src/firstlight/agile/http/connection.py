@@ -212,6 +212,8 @@ class Connection(HttpToolsProtocol):
             raise ValueError("too many requests at once")  # uvicorn answers 400
         self._silent = 0
         self._sends.end()
+        if not self.transport.get_write_buffer_size():
+            self._reads.end()  # what is read of this answer is counted from its own end on
         super().on_headers_complete()
         self.cycle.transport = _Joined(self.transport, self.loop)  # type: ignore[assignment]
         self._in_body = True
@@ -280,7 +282,9 @@ class Connection(HttpToolsProtocol):
     def expect_reading(self) -> None:
         """Wait for the client to read what waits here, while it does."""
         self._unread = self.transport.get_write_buffer_size()
-        if self._unread and not self._reads.is_waiting:
+        if not self._unread:
+            self._reads.end()
+        elif not self._reads.is_waiting:
             self._reads.begin(self._answer_moved)
 
     def _answer_moved(self) -> int | None:
