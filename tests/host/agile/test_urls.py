@@ -17,6 +17,7 @@ from firstlight.agile import config, logs
 from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.functions.records import Settings, ZipSource
 from firstlight.agile.http import websockets
+from firstlight.agile.link import is_readable
 from firstlight.errors import Failed
 
 SERVER = """
@@ -307,6 +308,34 @@ def test_as_many_instances_are_up_as_are_always_kept(tmp_path: Path) -> None:
         assert (await client.get("/")).status_code == 203
         await functions.update("site", None, Settings(warm=0))
         await until_load(functions, 0, 0, 0)
+
+    with_site(tmp_path, main, settings)
+
+
+def kill(pid: int) -> None:
+    """Kill a process, and wait until the kernel has ended it."""
+    ended = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    assert is_readable(ended, 60)
+    os.close(ended)
+
+
+def test_a_request_gets_no_instance_that_was_killed_just_now(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(SETTINGS, warm=2)
+
+    async def main(client: httpx.AsyncClient, functions: Functions) -> None:
+        await until_load(functions, 2, 0, 0)
+        async with functions.using("site") as version:
+            async with functions._serving.web(version) as preferred:
+                pass
+            kill(preferred.instance.pid)  # nothing is awaited meanwhile: the runtime knows nothing
+            async with functions._serving.web(version) as chosen:
+                assert chosen is not preferred
+        assert (await client.get("/")).status_code == 203
+        await until_load(functions, 2, 0, 0)
+        for instance in list(functions._runtime.running()):
+            kill(instance.pid)
+        assert (await client.get("/")).status_code == 203
 
     with_site(tmp_path, main, settings)
 

@@ -12,6 +12,7 @@ import msgspec
 from firstlight.agile.function import Function
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.instance import Instance
+from firstlight.agile.link import is_readable
 from firstlight.agile.output import pipes
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import once
@@ -40,6 +41,16 @@ class WebInstance:
             timeout=httpx.Timeout(seconds, connect=_CONNECT_SECONDS), follow_redirects=False,
         )  # fmt: skip
         instance.ended.add_done_callback(lambda _: log.close())
+        self._pidfd = -1
+        with suppress(OSError):
+            self._pidfd = os.pidfd_open(instance.pid)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs: the kernel knows before the runtime hears of an end."""
+        if self._pidfd < 0:
+            return self.is_up
+        return not is_readable(self._pidfd, 0)
 
     @property
     def is_up(self) -> bool:
@@ -75,6 +86,9 @@ class WebInstance:
 
     async def close(self) -> None:
         """End it."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
         await self.client.aclose()
         await self.instance.stop()
 
@@ -121,10 +135,11 @@ class Web:
         """An instance for a request, and whether it was waited for; give it back. Raises Failed."""
         if self._closed:
             raise stopping(self.version)
-        if rooms := [instance for instance in self._up if self._has_room(instance)]:
-            chosen = max(rooms, key=lambda instance: instance.requests)
-            self._use(chosen)
-            return chosen, False
+        rooms = [instance for instance in self._up if self._has_room(instance)]
+        for chosen in sorted(rooms, key=lambda instance: instance.requests, reverse=True):
+            if chosen.is_alive:
+                self._use(chosen)
+                return chosen, False
         return await self._starts.wait(), True
 
     def give(self, instance: WebInstance) -> None:
