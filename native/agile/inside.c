@@ -149,10 +149,10 @@ static PyObject *become_instance(PyObject *module, PyObject *arguments)
 static void reseed_sqlite(const char *library)
 {
 	void *loaded = dlopen && dlsym ? dlopen(library, RTLD_LAZY | RTLD_NOLOAD) : NULL;
-	void *found = loaded ? dlsym(loaded, "sqlite3_randomness") : NULL;
+	void *symbol = loaded ? dlsym(loaded, "sqlite3_randomness") : NULL;
 	void (*draw)(int, void *);
-	memcpy(&draw, &found, sizeof draw);
-	if (found)
+	memcpy(&draw, &symbol, sizeof draw);
+	if (symbol)
 		draw(0, NULL);
 }
 

@@ -84,7 +84,7 @@ static int hello(const struct order *asked, struct rights *rights)
 	node.house.unified = asked->flags & HELLO_UNIFIED;
 	memset(node.wants, 0, sizeof node.wants);
 	while (node.rested.count)
-		rest_told(node.rested.first); /* the state says it */
+		rest_acknowledge(node.rested.first); /* the state says it */
 	node.telling = TELL_FUNCTIONS;
 	node.telling_at = 0;
 	return 0;
@@ -399,7 +399,7 @@ static void tell_rested(void)
 		if (manager_message(events, (size_t)count * sizeof *events, NULL, 0))
 			return;
 		while (count--)
-			rest_told(node.rested.first);
+			rest_acknowledge(node.rested.first);
 	}
 }
 

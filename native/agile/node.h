@@ -198,7 +198,7 @@ bool rest_network(int index, int function, uint32_t version); /* false: it does 
 void rest_judge(void);
 int64_t rest_next(void); /* when to judge the next, or INT64_MAX */
 void rest_leave(int function);
-void rest_told(int index);
+void rest_acknowledge(int index);
 
 /* session.c */
 int session_start(const struct ask *ask, struct rights *rights, int client, enum step *step);

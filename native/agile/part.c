@@ -101,7 +101,7 @@ static void forget(int index)
 	descriptor_close(&part->network);
 	if (part->order.address)
 		hosts_remove(index);
-	rest_told(index);
+	rest_acknowledge(index);
 	part->state = PART_FREE;
 }
 

@@ -78,7 +78,7 @@ static void owe(int index)
 }
 
 /* The manager knows of it. */
-void rest_told(int index)
+void rest_acknowledge(int index)
 {
 	int before = NOBODY, at = node.rested.first;
 	if (!node.parts[index].owed)

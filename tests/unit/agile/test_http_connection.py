@@ -375,7 +375,7 @@ def test_an_answer_is_sent_at_once_and_its_head_waits_for_no_body() -> None:
         client.go.set()
         await client.settled()
         head = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
-        written = [one.args[0] for one in client.transport.write.call_args_list]
+        written = [call.args[0] for call in client.transport.write.call_args_list]
         assert written == [head + b"body", head, b"body"]
 
     asyncio.run(main())
