@@ -51,6 +51,45 @@ void instances_open(int limit)
 	node.free_instance = NOBODY;
 }
 
+int instances_pop(struct queue *queue)
+{
+	if (!queue->count)
+		return NOBODY;
+	int index = queue->first;
+	queue->first = node.instances[index].next;
+	queue->count--;
+	node.instances[index].next = NOBODY;
+	return index;
+}
+
+void instances_push(struct queue *queue, int index)
+{
+	node.instances[index].next = NOBODY;
+	if (queue->count++)
+		node.instances[queue->last].next = index;
+	else
+		queue->first = index;
+	queue->last = index;
+}
+
+bool instances_cut(struct queue *queue, int index)
+{
+	int before = NOBODY, at = queue->first;
+	for (int left = queue->count; left; left--, before = at, at = node.instances[at].next) {
+		if (at != index)
+			continue;
+		if (before == NOBODY)
+			queue->first = node.instances[at].next;
+		else
+			node.instances[before].next = node.instances[at].next;
+		if (queue->last == index)
+			queue->last = before;
+		queue->count--;
+		return true;
+	}
+	return false;
+}
+
 void instance_hash(int index)
 {
 	int *bucket = &node.hash[(uint32_t)node.instances[index].pid & node.hash_mask];

@@ -3,7 +3,7 @@
  *   node.c       the loop, and what happens once
  *   manager.c    orders and events
  *   client.c     connections and their requests
- *   instance.c   records of instances, and their ends
+ *   instance.c   records of instances, their queues and their ends
  *   instance_start.c  starts
  *   waiting.c    sandboxes that wait for a function
  *   pending.c    starts that wait for parts
@@ -223,6 +223,9 @@ pid_t instance_clone(uint64_t spaces, uint32_t cgroup);
 
 /* instance.c */
 void instances_open(int limit);
+void instances_push(struct queue *queue, int index);
+int instances_pop(struct queue *queue);
+bool instances_cut(struct queue *queue, int index);
 bool instance_read(int index);
 void instances_reap(void);
 int instance_signal(uint64_t id, int number, uint16_t flags);
@@ -233,6 +236,11 @@ void instance_be_child(void);
 void instance_kill(int index);
 void instance_settle(int index);
 struct answer instance_answer(int index, enum answer_verb verb);
+void instance_hash(int index);
+int instance_unhash(pid_t pid);
+void instance_runs(int index);
+void instance_finish(int index, int status, int64_t user, int64_t system);
+void instance_owe(int index, uint8_t what);
 
 /* pending.c */
 int pending_start(const struct ask *ask, struct rights *rights, int client, enum step *step);
@@ -240,21 +248,12 @@ void pending_serve(void);
 void pending_refuse(enum part_kind kind, uint32_t reach);
 int64_t pending_timeout(void); /* ns, or -1 */
 
-void instance_hash(int index);
-int instance_unhash(pid_t pid);
-void instance_runs(int index);
-void instance_finish(int index, int status, int64_t user, int64_t system);
-void instance_owe(int index, uint8_t what);
-
 /* waiting.c */
 void waiting_make(void); /* the next, if it is time */
 int waiting_keep(uint32_t high, uint32_t low, uint32_t interval);
 int64_t waiting_next(void); /* when to make another sandbox, or INT64_MAX */
 void waiting_fill(bool fills);
 int waiting_take(void);
-void instances_push(struct queue *queue, int index);
-int instances_pop(struct queue *queue);
-bool instances_cut(struct queue *queue, int index);
 
 /* reuse.c */
 bool reuse_wanted(const struct function *function);

@@ -93,45 +93,6 @@ int waiting_keep(uint32_t high, uint32_t low, uint32_t interval)
 	return 0;
 }
 
-int instances_pop(struct queue *queue)
-{
-	if (!queue->count)
-		return NOBODY;
-	int index = queue->first;
-	queue->first = node.instances[index].next;
-	queue->count--;
-	node.instances[index].next = NOBODY;
-	return index;
-}
-
-void instances_push(struct queue *queue, int index)
-{
-	node.instances[index].next = NOBODY;
-	if (queue->count++)
-		node.instances[queue->last].next = index;
-	else
-		queue->first = index;
-	queue->last = index;
-}
-
-bool instances_cut(struct queue *queue, int index)
-{
-	int before = NOBODY, at = queue->first;
-	for (int left = queue->count; left; left--, before = at, at = node.instances[at].next) {
-		if (at != index)
-			continue;
-		if (before == NOBODY)
-			queue->first = node.instances[at].next;
-		else
-			node.instances[before].next = node.instances[at].next;
-		if (queue->last == index)
-			queue->last = before;
-		queue->count--;
-		return true;
-	}
-	return false;
-}
-
 int waiting_take(void)
 {
 	int index = instances_pop(&node.waiting);
