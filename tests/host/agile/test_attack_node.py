@@ -31,14 +31,14 @@ def uids(pid: int) -> tuple[int, int]:
 
 def limits(pid: int) -> tuple[str, dict[str, str]]:
     """The name of an instance's cgroup, and its limits."""
-    name, inherited = "", {}
+    name, values = "", {}
     for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         for file in ("pids.max", "memory.limit_in_bytes", "memory.max", "cpu.cfs_quota_us"):
             where = Path(f"/sys/fs/cgroup/{controllers}{path}") / file
             if "firstlight.agile" in path and where.exists():
-                name, inherited[file] = where.parent.name, where.read_text().strip()
-    return name, inherited
+                name, values[file] = where.parent.name, where.read_text().strip()
+    return name, values
 
 
 def with_runtime(main: Callable[[Runtime], Awaitable[None]], config: Config | None = None) -> None:
@@ -173,13 +173,13 @@ def test_a_cgroup_that_is_used_again_has_the_limits_of_its_new_function(function
             async with await runtime.start(
                 function("hold", "60", pids=pids, memory=memory, network="none")
             ) as instance:
-                name, inherited = limits(instance.pid)
-                assert inherited["pids.max"] == str(pids)
+                name, values = limits(instance.pid)
+                assert values["pids.max"] == str(pids)
                 assert str(memory) in (
-                    inherited.get("memory.max"),
-                    inherited.get("memory.limit_in_bytes"),
+                    values.get("memory.max"),
+                    values.get("memory.limit_in_bytes"),
                 )
-                seen.setdefault(name, []).append(inherited)
+                seen.setdefault(name, []).append(values)
         assert max(map(len, seen.values())) > 1, "one was used again"
 
     with_runtime(main, Config(name="t6", pools=Pools(cgroup=PoolSize(low=1, high=1))))

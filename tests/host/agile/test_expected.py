@@ -162,12 +162,12 @@ def test_a_relative_command_is_looked_up_as_a_shell_does(root: Path) -> None:
     (root / "srv").mkdir()
     (root / "srv/tool").write_text("#!/bin/sh\necho tool $0\n")
     (root / "srv/tool").chmod(0o755)
-    ratio, own, relative = printed(
+    bare, own, relative = printed(
         Function(rootfs=str(root), command=("printf", "%s", "hi")),
         Function(rootfs=str(root), command=("tool",), env={"PATH": "/none:/etc:/srv"}),
         Function(rootfs=str(root), command=("./tool",), directory="/srv"),
     )
-    assert (ratio, own, relative) == ("hi", "tool /srv/tool\n", "tool ./tool\n")
+    assert (bare, own, relative) == ("hi", "tool /srv/tool\n", "tool ./tool\n")
 
 
 WORDS = ("", " ", "a\nb", "'\"$`\\", "\udcff\udc80", "é", "=", "-", "x" * (128 * 1024 - 1))

@@ -62,7 +62,7 @@ def test_spans_of_a_layer_are_known_by_its_digest() -> None:
         span("containerd.services.containers.v1.Containers/Create", 20),
         span("containerd.services.version.v1.Version/Version", 1),
     ]
-    named = [each for single in spans for each in _of_image(single)]
+    named = [part for recorded in spans for part in _of_image(recorded)]
     assert [phases.of_component(each.name) for each in named] == [
         "image.fetch", "image.unpack", "image", "container.runtime", "container.create",
     ]  # fmt: skip

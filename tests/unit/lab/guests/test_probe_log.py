@@ -87,7 +87,7 @@ def test_what_is_left_of_a_log_gives_the_spans_that_it_has(
     text = read("\n".join([f"probe clock {gigahertz}000000000 pit {hypervisor}", *cut]))
     spans = [span for span in text.spans if span.name != "firmware"]
     assert [(span.name, span.end - span.start) for span in spans] == steps[:kept]
-    assert all(each.end == two.start for each, two in pairwise(text.spans))
+    assert all(span.end == following.start for span, following in pairwise(text.spans))
     if cut:
         assert text.spans[0].start == 0
 
