@@ -10,7 +10,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -130,7 +130,7 @@ class Follower:
             at, lost = int(words[1]), int(words[2])
             whole, last, waits = words[3] == "1", words[4] == "1", words[4] == "2"
             known = {program.root for program in self._carried.programs}
-            part = _read(descriptors, {*known, *daemons}, lost, whole=whole)
+            part = _read(descriptors, {*known, *daemons}, lost, self._names, whole=whole)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -155,7 +155,7 @@ class Follower:
             *(replace(each, ancestors=_ancestors(each.ancestors[0], parents))
               for each in part.executed),
         ]  # fmt: skip
-        starts = join(programs, executed)
+        starts = join(programs, executed, self._names)
         spans = pl.concat([before.spans, part.spans]) if before.spans.height else part.spans
         lost = before.lost + part.lost
         ended = [
@@ -246,7 +246,9 @@ def _daemons() -> Iterator[int]:
                 continue
 
 
-def _read(descriptors: list[int], known: set[int], lost: int, *, whole: bool) -> _Part:
+def _read(
+    descriptors: list[int], known: set[int], lost: int, names: Collection[str], *, whole: bool
+) -> _Part:
     """A window's part: the spans of ``known`` roots, and of those that take part in a start.
 
     Its executions have no other ancestor than their own process.
@@ -270,7 +272,7 @@ def _read(descriptors: list[int], known: set[int], lost: int, *, whole: bool) ->
     ]
     spans = pl.DataFrame(schema=SPAN_SCHEMA)
     if whole:
-        roots = known | {program.root for program in programs if role(program)}
+        roots = known | {program.root for program in programs if role(program, names)}
         spans = bpf.decode(events, text, Stacks(stacks), {root: root for root in roots})
     return _Part(programs, executed, _parents(events), spans, lost)
 

@@ -3,7 +3,7 @@
 No other part of a program's arguments and environment is kept.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,9 @@ _WITH_VALUE = frozenset(
      "--pid-file", "-f", "--file", "--user-log", "--debug-log")
 )  # fmt: skip
 """Options of OCI runtimes whose value is a separate argument."""
+
+_OF_RUNTIMES = ("--root", "--log", "-b", "--bundle")
+"""Options that engines give to a runtime of any name."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +84,20 @@ def watched(
     return sorted({*alone, *(f"{name}/" for name in parents)})
 
 
-def role(program: Program) -> Role | None:
-    """A program's part in a start; None if it has none (``runc state``)."""
-    known = _role(program)
+def role(program: Program, names: Collection[str] = RUNTIMES) -> Role | None:
+    """A program's part in a start; None if it has none (``runc state``).
+
+    A program that is not in ``names`` is a runtime only if it has options of runtimes: a container
+    in its engine's PID namespace may itself execute ``npm run dev``.
+    """
+    known = _role(program, names)
     parent = program.environment.get("TRACEPARENT")
     if known and parent:
         known.labels.setdefault("traceparent", parent)
     return known
 
 
-def _role(program: Program) -> Role | None:
+def _role(program: Program, names: Collection[str]) -> Role | None:
     if program.name.startswith("containerd-shim"):
         if "start" not in program.arguments:
             return None
@@ -106,7 +113,7 @@ def _role(program: Program) -> Role | None:
     if program.name in ENGINES:
         pod = _value(program.arguments, "--pod")
         return Role("engine", labels={"pod": pod} if pod else {})
-    return _runtime(program)
+    return _runtime(program, program.name in names)
 
 
 def labels_of(bundle: str, document: object = None) -> dict[str, str]:
@@ -179,7 +186,7 @@ _ANNOTATIONS = {
 }
 
 
-def _runtime(program: Program) -> Role | None:
+def _runtime(program: Program, is_known: bool) -> Role | None:
     """Parse ``runc [OPTION…] create [OPTION…] ID``, the syntax of all OCI runtimes."""
     words = list(program.arguments[1:])
     if program.file in words[:2]:  # a script, and its interpreter with an argument at most
@@ -196,7 +203,8 @@ def _runtime(program: Program) -> Role | None:
             value = words.pop(0)
         if name in ("-b", "--bundle"):
             bundle = value
-    if len(positional) < 2 or positional[0] not in _STARTING:
+        is_known |= name in _OF_RUNTIMES and len(positional) < 2
+    if not is_known or len(positional) < 2 or positional[0] not in _STARTING:
         return None
     return Role("runtime", positional[-1], bundle, starts_only=positional[0] == "start")
 

@@ -1,11 +1,12 @@
 """Groups the programs of a window into starts of containers."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from firstlight.lab.watch import records
 from firstlight.lab.watch.programs import (
     MONITORS,
+    RUNTIMES,
     Program,
     Role,
     labels_of,
@@ -65,14 +66,18 @@ class Executed:
     is_first: bool = True
 
 
-def join(programs: Iterable[Program], executed: Iterable[Executed]) -> list[Start]:
-    """The starts of a window, in order.
+def join(
+    programs: Iterable[Program],
+    executed: Iterable[Executed],
+    names: Collection[str] = RUNTIMES,
+) -> list[Start]:
+    """The starts of a window, in order. ``names`` are those of known runtimes.
 
     Programs that name the same container belong to one start, until its own program is executed. A
     program that names none, such as an engine's own process, belongs to every container that a
     runtime in its tree names.
     """
-    roles = [(program, role_) for program in programs if (role_ := role(program))]
+    roles = [(program, role_) for program in programs if (role_ := role(program, names))]
     named: dict[int, set[str]] = {}
     for program, role_ in roles:
         if role_.kind == "runtime":

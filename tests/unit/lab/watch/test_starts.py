@@ -215,6 +215,33 @@ def test_a_runtime_is_known_behind_a_script_and_a_descriptor() -> None:
     assert Program(1, 1, 1, "/dev/fd/3", (), {}).name == "3"
 
 
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [("crun create --bundle /b app", "npm run dev"),
+     ("mine --root /r create --bundle /b app", "tool run x --root /r")],
+)  # fmt: skip
+def test_a_program_of_a_container_that_looks_like_a_runtime_is_none(command: str, own: str) -> None:
+    made = runtime(command, 2, pid=2, namespaces=HOSTS)
+    assert isinstance(made.config, dict)
+    made.config["process"] = {"args": own.split()}
+    name = own.split()[0]
+    seen = [program("conmon", "-c", "app", pid=1, root=2, at=1), made,
+            program(*own.split(), pid=3, root=2, at=5)]  # fmt: skip
+    [start] = join(seen, [Executed((3, 2), 6, f"/usr/bin/{name}", is_first=False)])
+    assert (start.container, start.ready, start.labels["engine"]) == ("app", 6, "podman")
+
+
+def test_a_runtime_is_known_by_its_name_or_by_its_options() -> None:
+    assert role(program("mine", "run", "a")) is None
+    for known in (
+        role(program("mine", "run", "a"), ["mine"]),
+        role(program("mine", "create", "-b", "/b", "--pid-file", "/p", "a")),
+        role(program("mine", "--root=/r", "--log-format", "json", "start", "a")),
+    ):
+        assert known is not None
+        assert (known.kind, known.container) == ("runtime", "a")
+
+
 def test_what_engines_execute_is_watched_by_any_name(tmp_path: Path) -> None:
     (tmp_path / "bridge").touch()
     names = watched(["my-runtime"], (tmp_path, tmp_path / "missing"))
