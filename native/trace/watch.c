@@ -199,7 +199,7 @@ static const char *bundle_of(const struct event *event)
 
 /* The arguments of what may start a container: of runtimes and shims, of clients, of conmon. */
 static const char *const starting[] = {"create", "run", "start", "restore", "restart", "play",
-				       "build",  "bud", "init",  "-b",      "--bundle"};
+				       "build",  "bud", "init",  "up",      "-b",      "--bundle"};
 
 /* Most that a runtime is asked starts nothing: its containers' states, probes executed in them. */
 static int is_of_start(const struct event *event)

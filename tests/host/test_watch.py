@@ -131,6 +131,7 @@ def change(bundle: Path, copy: Path, namespaces: list[dict[str, str]], *words: s
     return copy
 
 
+# With runc alone: Debian 12's crun refuses hosts with both versions of control groups.
 CREATE = """
 cd "$D/bundle"
 runc --root "$D/state" create "$ID" < /dev/null > /dev/null 2>&1
@@ -154,6 +155,9 @@ def test_starts_made_in_unusual_ways_are_found(bundle: Path, tmp_path: Path) -> 
     wrapper.parent.mkdir()
     wrapper.write_text(f'#!/bin/sh -e\nexec {renamed} "$@"\n')
     wrapper.chmod(0o755)
+    composed = tmp_path / "nerdctl"
+    composed.write_text('#!/bin/sh -e\nrunc --root "$D/state" run --bundle "$D/bundle" "$ID"\n')
+    composed.chmod(0o755)
     host = change(bundle, tmp_path / "host", [])
     runc = ["runc", "--root", tmp_path / "state"]
     with watching("--runtime", "my-runtime") as watch:
@@ -167,15 +171,21 @@ def test_starts_made_in_unusual_ways_are_found(bundle: Path, tmp_path: Path) -> 
         start("created", "bash", "-euc", CREATE, "-", 0.5)
         start("renamed", "sh", "-c", RUN, renamed)
         start("wrapped", "sh", "-c", RUN, wrapper)
+        start("composed", composed, "compose", "up")
         start("host", "sh", "-c", RUN, "runc", BUNDLE=str(host))
         own = ("run", "--bundle", bundle, f"{prefix}thread")
         start("thread", sys.executable, "-c", THREAD, *runc[1:], *own)
         for _ in range(3):
             start("again", "sh", "-c", RUN, "runc")
-        seen = watch.starts(prefix, 8)
+        seen = watch.starts(prefix, 9)
     assert {record["error"] for record in seen} == {None}
-    names = [str(record["labels"]["id"]).removeprefix(prefix) for record in seen]  # type: ignore[index]
-    assert sorted(names) == [*3 * ["again"], "created", "host", "renamed", "thread", "wrapped"]
+    labels = [record["labels"] for record in seen]
+    names = [str(label["id"]).removeprefix(prefix) for label in labels]  # type: ignore[index]
+    assert sorted(names) == [
+        *3 * ["again"], "composed", "created", "host", "renamed", "thread", "wrapped"
+    ]  # fmt: skip
+    engines = [label["engine"] for label in labels if "engine" in label]  # type: ignore[operator,index]
+    assert engines == ["nerdctl"]
 
 
 def test_a_container_in_the_namespace_of_another_is_found(bundle: Path, tmp_path: Path) -> None:
