@@ -98,7 +98,7 @@ static int set_scheduling(void)
 	    sched_setaffinity(0, sizeof all, &all) ||
 	    syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, 0))
 		return -errno;
-	/* Who was started with less and lacks the privilege stays so, as whatever it starts does. */
+	/* Without the privilege, a node that was started at a lower priority keeps it, and so do its children. */
 	if (setpriority(PRIO_PROCESS, 0, 0) && errno != EACCES)
 		return -errno;
 	/* Without the privilege a start only waits longer for a CPU. */

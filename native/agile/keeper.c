@@ -192,16 +192,16 @@ static bool reads(int file, const char *text)
 	return size == (ssize_t)strlen(text) && !memcmp(now, text, (size_t)size);
 }
 
-/* Of an instance that made no process: its own was the last that got a pid here, and its cgroup, which it
- * cannot leave, has no other than us. */
+/* True if the instance started no process: its own pid is the last that was given here, and its cgroup,
+ * which it cannot leave, holds no process but ours. */
 static bool nobody_came(void)
 {
 	return reads(keeper.last_pid, "2\n") && reads(keeper.processes, "1\n");
 }
 
-/* Everything that has an end with its process ends here: sockets, locks, watches, timers, keys. To kill
- * is dear even if there is nobody, and to ask twice as well: the kernel goes through the processes of the
- * whole host. */
+/* Everything that ends with its process ends here: sockets, locks, watches, timers, keys. kill(-1) is
+ * expensive even where there is no process, and so is the second one, which verifies: the kernel walks
+ * the processes of the whole host. */
 static bool processes_are_gone(void)
 {
 	if (nobody_came())
@@ -261,7 +261,7 @@ static void run(void)
 	}
 	descriptor_close(&pidfd);
 	for (int i = 0; i < 3; i++) {
-		if (dup2(keeper.null, i) < 0) /* of it the instance's streams are copies */
+		if (dup2(keeper.null, i) < 0) /* closes our copies of the instance's streams */
 			_exit(127);
 		descriptor_close(&keeper.place.streams[i]);
 	}

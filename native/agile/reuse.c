@@ -143,8 +143,8 @@ void reuse_ended(int index)
 		instances_cut(&node.functions[sandbox->function].sandboxes, index);
 }
 
-/* A process that cannot be killed holds a renewal up: the manager is told of the end that came before, and
- * the sandbox ends with that process. */
+/* Where a process that cannot be killed holds a renewal up, the manager is told of the instance's end
+ * without waiting for it. The sandbox ends when that process does. */
 void reuse_expire(void)
 {
 	while (reuse_next() <= clock_now()) {

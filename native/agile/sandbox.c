@@ -553,8 +553,8 @@ static int execute_found(char **argv, char **envp)
 
 static int execute(char **argv, char **envp, const char *directory, bool shares)
 {
-	/* All that we hold is closed by the exec; what should not be is closed before. Who shares its
-	 * descriptors gets a table of its own, into which no more than the streams are copied. */
+	/* No descriptor but the streams outlives the exec. A process that shares its table, with PID 1 of its
+	 * sandbox, gets one of its own with the streams alone. */
 	if (close_range(3, ~0U, shares ? CLOSE_RANGE_UNSHARE : CLOSE_RANGE_CLOEXEC) ||
 	    chdir(directory))
 		return -errno;

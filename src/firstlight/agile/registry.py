@@ -134,9 +134,9 @@ class Registry:
             await self._forget_entry(entry)
 
     async def look(self) -> None:
-        """See to all that was started lately: are its files as they were?
+        """Check the files of all that was started lately for changes.
 
-        Of one whose files have become none that could be started, its next start is told.
+        If a function's files can no longer be started, its next start fails and says so.
         """
         for entry in list(self._by_number.values()):
             async with entry.lock:

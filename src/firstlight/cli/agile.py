@@ -1,7 +1,8 @@
 """The verbs of the agile runtime: ``firstlight agile …``.
 
-Those of one instance and of kept functions are in ``instance.py`` and ``function.py``. What is left
-is one module, because ``start`` and ``invoke`` share most of their options.
+Those of one instance and of kept functions are in ``instance.py`` and ``function.py``.
+
+Over 500 lines: ``start`` and ``invoke`` share most of their options.
 """
 
 import json

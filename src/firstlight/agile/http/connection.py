@@ -23,7 +23,7 @@ SECONDS = 60.0
 RATE_LEAST = 1 << 10
 """Bytes a second of a body or of an answer, over more than that."""
 SLOW_SECONDS = 10.0
-"""Who has been waited for longer may lose the place to another."""
+"""A client that the server has waited for longer than this may lose its place to another."""
 LOOK_SECONDS = 1.0
 """Between looks for the slowest."""
 CONNECTIONS_MOST = 8192

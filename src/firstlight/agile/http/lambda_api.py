@@ -421,7 +421,7 @@ def _log_result(identity: str, version: FunctionVersion, answer: Answer) -> str:
     return base64.b64encode((start + written + end)[-_TAIL_MOST:]).decode()
 
 
-_OPERATIONS: dict[str, dict[str, Operation]] = {  # what is asked for most is found first
+_OPERATIONS: dict[str, dict[str, Operation]] = {  # searched in order: the most used first
     f"{_FUNCTIONS}/{_NAME}/invocations": {"POST": Operation("InvokeFunction", "invoke", _invoke)},
     _FUNCTIONS: {
         "POST": Operation("CreateFunction", "write", _create),
