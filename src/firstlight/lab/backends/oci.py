@@ -237,12 +237,18 @@ class Bundles:
         return bundle
 
     def remove(self) -> None:
-        """Delete every container, its cgroup, its mounts and its files."""
+        """Delete every container, its cgroup, its mounts and its files. Raises Failed."""
         for container in self._state.iterdir() if self._state.is_dir() else ():
-            subprocess.run(
-                [*self._line, "delete", "--force", container.name],
-                capture_output=True, timeout=_DELETE_SECONDS,
-            )  # fmt: skip
+            try:
+                subprocess.run(
+                    [*self._line, "delete", "--force", container.name],
+                    capture_output=True, timeout=_DELETE_SECONDS,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired as error:
+                raise Failed(
+                    f"{self.oci.name} has not deleted container {container.name}"
+                    f" after {_DELETE_SECONDS} s"
+                ) from error
         cgroups.remove(cgroups.name(self.workspace.run))
         unmount_below(self.base)
         shutil.rmtree(self.base)

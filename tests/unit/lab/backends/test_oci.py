@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.lab.backends.oci import Oci
+from firstlight.errors import Failed
+from firstlight.host.workspace import Workspace
+from firstlight.lab.backends import oci
+from firstlight.lab.backends.oci import Bundles, Oci
 
 
 def program(path: Path, script: str) -> str:
@@ -31,3 +34,14 @@ def test_a_runtime_that_does_not_say_is_known_by_its_files_name(
 
 def test_another_runtime_by_a_known_name_has_no_quirks(tmp_path: Path) -> None:
     assert Oci(program(tmp_path / "runsc", "echo runc version 1.2")).note is None
+
+
+def test_a_runtime_that_does_not_delete_a_container_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oci, "_DELETE_SECONDS", 0.1)
+    hung = program(tmp_path / "hung", "exec sleep 60")
+    (tmp_path / "state" / "c").mkdir(parents=True)
+    bundles = Bundles(Oci(hung), hung, tmp_path, tmp_path, Workspace(tmp_path, "run"))
+    with pytest.raises(Failed, match=r"hung has not deleted container c after 0.1 s"):
+        bundles.remove()
