@@ -31,7 +31,9 @@ from firstlight.cli.output import examples, say
 from firstlight.errors import FirstlightError
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
-_SHORTAGES = {errno.EAGAIN, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS}
+_SHORTAGES = _DISK_ERRORS | {
+    errno.EAGAIN, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS,
+}  # fmt: skip
 """What a host may lack anywhere; another error of no file is a defect, whose traceback is shown."""
 _INTERRUPTED = 128 + signal.SIGINT
 
@@ -93,15 +95,15 @@ def main() -> None:
         sys.stdout = None
         sys.exit(1)
     except OSError as error:
-        if error.errno in _DISK_ERRORS:
-            sys.stdout = None
-            say(f"firstlight: cannot write {error.filename or 'the output'}: {error.strerror}")
-            sys.exit(FirstlightError.exit_status)
         if error.filename is None and error.errno not in _SHORTAGES:
             raise
         about = f"{error.filename}: " if error.filename else ""
         say(f"firstlight: {about}{error.strerror}")
-        say("Hint: run firstlight doctor to see what this host lacks")
+        if error.errno in _DISK_ERRORS:
+            sys.stdout = None  # it may be what cannot be written
+            say("Hint: free space where the output goes; firstlight doctor shows other lacks")
+        else:
+            say("Hint: run firstlight doctor to see what this host lacks")
         sys.exit(FirstlightError.exit_status)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)

@@ -1,5 +1,6 @@
 """What becomes of a verb whose output cannot be written, or that is interrupted."""
 
+import errno
 import json
 import os
 import subprocess
@@ -14,13 +15,40 @@ FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
 
 
 @pytest.mark.parametrize("words", [("--version",), ("list",), ("list", "--json"), ("run", "-h")])
-def test_a_full_disk_is_an_error_of_one_line(words: tuple[str, ...]) -> None:
+def test_a_full_disk_is_an_error_without_a_traceback(words: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [FIRSTLIGHT, *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
         )
     assert done.returncode == 2
-    assert done.stderr == "firstlight: cannot write the output: No space left on device\n"
+    error, hint = done.stderr.splitlines()
+    assert error == "firstlight: No space left on device"
+    assert hint.startswith("Hint: free space where the output goes")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "full", "FILE"), "FILE: full"),
+        (OSError(errno.ENOSPC, "no more watches"), "no more watches"),
+        (OSError(errno.EIO, "bad sector", "FILE"), "FILE: bad sector"),
+    ],
+)
+def test_an_error_names_what_it_is_about(
+    error: OSError,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def failing(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", failing)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # main may take it away
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[0] == f"firstlight: {message}"
 
 
 @pytest.mark.parametrize("words", ["list", "list --json", "--version"])
