@@ -13,6 +13,8 @@ from firstlight.agile.function import Ended
 if TYPE_CHECKING:
     from firstlight.agile.network import Network
 
+_LONG, _DIGITS_MOST = 1 << 63, 30  # a long of C, and enough digits to see that a number is none
+
 
 class Forked:
     """One fork. ``ended`` and ``network`` are those of an ``Instance``."""
@@ -60,6 +62,9 @@ def _ended(end: Line | int | None, out_of_memory: bool) -> Ended:
 
 def _status(exited: str | None) -> int:
     """The exit status that Python gives ``sys.exit``, of its argument's repr."""
-    if exited == "None":
+    if exited in ("None", "False"):
         return 0
-    return int(exited) & 0xFF if exited and re.fullmatch("-?[0-9]{1,20}", exited) else 1
+    if not exited or not re.fullmatch("-?[0-9]+", exited):
+        return 1
+    number = int(exited[:_DIGITS_MOST])
+    return number & 0xFF if -_LONG <= number < _LONG else 0xFF
