@@ -109,7 +109,9 @@ def test_any_bytes_are_kept_line_by_line(tmp_path: Path) -> None:
         os.write(writing, b"\nlast\n")
         _until_logged(tmp_path / "1.log", b" F last\n")
         keeper.close()
-        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), writing)
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        stack.callback(os.close, null)
+        os.dup2(null, writing)
         assert process.wait(_SECONDS) == 0
     kept = bytearray()
     for line in (tmp_path / "1.log").read_bytes().split(b"\n")[:-1]:
