@@ -33,8 +33,8 @@ def readable(rootfs: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Failed(f"cannot look into {rootfs[:200]}: {error.strerror}: "
-                     f"{str(error.filename)[-80:]}") from error  # fmt: skip
+        name = f": {str(error.filename)[-80:]}" if error.filename is not None else ""
+        raise Failed(f"cannot look into {rootfs[:200]}: {error.strerror}{name}") from error
 
 
 def open_root(rootfs: Path, skeleton: Path) -> int:

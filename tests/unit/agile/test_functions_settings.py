@@ -1,5 +1,6 @@
 """What a directory or an image is to a function."""
 
+import errno
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ from firstlight.agile import roots
 from firstlight.agile.functions import settings
 from firstlight.agile.functions.records import Code, ImageSettings, Settings
 from firstlight.agile.functions.version import FunctionVersion
+from firstlight.errors import Failed
 
 
 @pytest.mark.parametrize(
@@ -80,3 +82,16 @@ def test_a_path_that_leaves_its_root_is_left_to_the_kernel(tmp_path: Path) -> No
     for path in ("/../x", "/code/../../x", "/code/../.."):
         assert roots.inside(root, path) is None
     assert roots.inside(root, "/code/../x") == root / "code/../x"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (OSError(errno.EACCES, "Permission denied", "/r/x"), "Permission denied: /r/x"),
+    ],
+)
+def test_what_a_disk_fails_with_is_said(error: OSError, words: str) -> None:
+    with pytest.raises(Failed) as failed, roots.readable("/r"):
+        raise error
+    assert failed.value.message == f"cannot look into /r: {words}"
