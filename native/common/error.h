@@ -9,10 +9,9 @@ struct error {
 	char text[1200];
 };
 
-/* Records a failure as the text, a colon and what the errno means; with a code of 0, which no system
- * call has given, as the text alone. What is recorded already stays: the first failure is the reason,
- * and those of the clean-up that follows are not. It is one line: what others print may be several.
- * Returns the negative errno. */
+/* Records a failure as the text, a colon and the errno's meaning; with a code of 0, which is no system
+ * call's, as the text alone. The first failure is kept, because it is the reason; failures of the
+ * following clean-up are not. Several lines become one. Returns the negative errno. */
 __attribute__((format(printf, 3, 4))) int error_set(struct error *error, int code,
 						    const char *format, ...);
 

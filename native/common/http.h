@@ -13,8 +13,8 @@ struct http_answer {
 	size_t size; /* of the body */
 };
 
-/* Reads what has come in so far, ended by a NUL. Returns 1 when the head is there: the answer is whole
- * when ``size`` bytes follow ``body``; else 0. */
+/* Parses the input so far, ended by a NUL. Returns 1 once the head is there, else 0; the answer is
+ * complete when ``size`` bytes follow ``body``. */
 int http_parse(const char *text, struct http_answer *answer);
 
 #endif

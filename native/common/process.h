@@ -12,12 +12,12 @@
 int process_read_all(int file, char **text);
 int process_write_all(int file, const char *text, size_t length);
 
-/* A pipe that holds these texts one after the other, to be read; the last is NULL. Nobody need write
- * while it is read: a text that does not fit is EFBIG. */
+/* A pipe that holds these texts one after the other; the last is NULL. It needs no writer: text that
+ * does not fit is EFBIG. */
 int process_pipe(const char *const texts[]);
 
-/* Executes a program whose standard input is that descriptor and waits for it. Returns its wait
- * status; ``output`` is what it printed, for the caller to free, or NULL where there is an error. */
+/* Executes a program with that descriptor as its standard input, and waits for it. Returns its wait
+ * status; ``output`` is its output, for the caller to free, or NULL after an error. */
 int process_run(char *const argv[], char *const environment[], int input, char **output,
 		struct error *error);
 

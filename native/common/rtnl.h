@@ -1,7 +1,7 @@
 /* Netlink over libmnl: requests, and the links, addresses and routes of an instance.
  *
- * A socket speaks to the network namespace that it was opened in, whatever namespace its process is
- * in later. Every function returns 0 or a negative errno.
+ * A socket stays with the network namespace that it was opened in, wherever its process moves. Every
+ * function returns 0 or a negative errno.
  */
 #ifndef FIRSTLIGHT_RTNL_H
 #define FIRSTLIGHT_RTNL_H
@@ -23,8 +23,8 @@ void rtnl_close(struct rtnl *netlink);
 
 typedef void rtnl_each(const struct nlmsghdr *message, void *data);
 
-/* Sends a request and reads to its acknowledgement, or to the end of its dump. Answers to other
- * requests are not taken for its own. ``each`` (or NULL) gets every message of the answer. */
+/* Sends a request and reads up to its acknowledgement or the end of its dump, skipping answers to
+ * other requests. ``each`` (or NULL) gets every message of the answer. */
 int rtnl_ask(struct rtnl *netlink, struct nlmsghdr *request, rtnl_each *each, void *data);
 
 /* The head of a message in a buffer of RTNL_BUFFER bytes. */

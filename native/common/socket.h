@@ -18,15 +18,15 @@ struct rights {
 
 int socket_send(int socket, const void *bytes, size_t size, const int *descriptors, int count);
 
-/* The message's size, 0 at the end. -EMSGSIZE: it was longer, or had more descriptors than fit;
- * none of them is kept. */
+/* Returns the message's size, or 0 at the end. -EMSGSIZE means that it was longer, or had more
+ * descriptors, than fit; none of them is kept. */
 ssize_t socket_receive(int socket, void *to, size_t size, int flags, struct rights *rights);
 
 /* Listens at a path, for root alone. The type is SOCK_…, as of socket_connect. */
 int socket_listen(const char *path, int type, int backlog);
 
-/* A connection of that type, SOCK_…, to a path. Connecting, and each message later, is given up as
- * -EAGAIN after so many ns; 0 is never. */
+/* A connection of that type, SOCK_…, to a path. Connecting, and each later message, gives up with
+ * -EAGAIN after that many ns; 0 means never. */
 int socket_connect(const char *path, int type, int64_t patience);
 
 void rights_close(struct rights *rights);

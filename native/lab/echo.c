@@ -103,8 +103,8 @@ static int open_socket(struct asker *asker)
 	return fd;
 }
 
-/* An address that is being probed for duplicates, or a link that comes up, cannot be sent from yet:
- * then it is tried again soon. Returns when the next try is due. */
+/* While an address is being probed for duplicates, or its link comes up, nothing can be sent from it;
+ * the next try is soon. Returns when it is due. */
 static int64_t send_request(struct asker *asker)
 {
 	if (connect(asker->fd, &asker->to.any, size_of(asker)) ||

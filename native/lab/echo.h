@@ -13,9 +13,9 @@ struct echo {
 	int64_t start, end;
 };
 
-/* Asks ADDRESS, IPv4 or IPv6, until it answers or the patience is over. Blanks at its end do not
- * count; after "%" comes the interface of a link-local one. Returns 0, or a negative errno with the
- * error. */
+/* Sends echo requests to ADDRESS, IPv4 or IPv6, until it answers or time is up. Trailing blanks are
+ * ignored; after "%" comes the interface of a link-local address. Returns 0, or a negative errno with
+ * the error. */
 int echo_ask(const char *address, int patience_ms, struct echo *echo, struct error *error);
 
 #endif

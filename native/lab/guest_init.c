@@ -1,21 +1,21 @@
 /* The first process of firstlight's Linux guest.
  *
- * It loads the modules that /modules lists (a path a line), brings up eth0, mounts the root and
- * runs the payload from it. When the payload has said that it is ready, on the serial port, and a
- * line can be read there, it prints what the boot was spent on, in ticks of the time-stamp counter,
- * which begins with the machine: its own steps, and what the kernel's tracer holds
- * (trace_event=initcall:*,printk:console trace_clock=x86-tsc). So nothing of it is inside a start,
- * nor inside those of neighbours that are not ready yet. The kernel's command line gives its
+ * It loads the modules that /modules lists (a path per line), brings up eth0, mounts the root and
+ * runs the payload from it. Once the payload has printed on the serial port that it is ready, and a
+ * line can be read there, it prints where the boot's time went, in ticks of the time-stamp counter,
+ * which starts with the machine: its own steps, and the kernel's trace
+ * (trace_event=initcall:*,printk:console trace_clock=x86-tsc). So the printing delays neither this
+ * start nor those of neighbours that are not ready yet. The kernel's command line gives its
  * environment:
  *
- *   firstlight_root=TYPE[,rw]    what /dev/vda holds; the initramfs is the root where it is missing
+ *   firstlight_root=TYPE[,rw]    what /dev/vda holds; without it the initramfs is the root
  *   firstlight_address=A/PREFIX  of eth0
  *   firstlight_gateway=A         of the default route
  *   firstlight_packet=1          the payload sends its first packet to the gateway
- *   firstlight_least=TICKS       initcalls that took less are not told
+ *   firstlight_least=TICKS       leave out initcalls that took less
  *
- * It is C because it is all that the initramfs holds, and part of the boot that is measured. As the
- * guest's first process it has nobody to return an error to: what fails is printed, and it reboots.
+ * It is C because it is all that the initramfs holds, and part of the boot that is measured. The
+ * guest's first process has nobody to return an error to: it prints the failure and reboots.
  */
 #include <arpa/inet.h>
 #include <errno.h>

@@ -1,29 +1,31 @@
-/* The load generator: starts commands when they were asked for, stamps them, reads what they say.
+/* The load generator: makes starts at their times, stamps them and reads their output.
  *
- * A small single-threaded process with real-time priority, so that a hundred runtimes that fight
- * for the CPU do not make it late. It talks over the socket on the descriptor that its argument
- * names, and answers each request once, when the whole of it is done:
+ * A small single-threaded process with real-time priority, so a hundred runtimes competing for the
+ * CPU do not make it late. It talks over the socket on the descriptor named by its argument, and
+ * answers each request once, when all of it is done:
  *
- *   request  struct launch_request, then for each start: struct launch_start, then its strings, each ending in
- *            NUL: argv, environment, working directory; or, where argc is 0, what to ask whom for
- *            it: the path of a seqpacket socket, a greeting, the message
- *   RUN      start each at its time; done when each said "firstlight ready" or "firstlight error",
- *            or has exited, or is past its deadline (expired, and left as it is, to be looked at)
- *   STOP     end the standard input of every start of one batch and kill the expired; done when
- *            all have exited, or after the deadline have been killed; with the last batch its
- *            orphans are killed as well
+ *   request  struct launch_request, then for each start: struct launch_start, then its strings, each
+ *            ending in NUL: argv, environment, working directory; or, if argc is 0, the request to a
+ *            resident runtime: the path of a seqpacket socket, a greeting, the message
+ *   RUN      make each start at its time; done when each has printed "firstlight ready" or
+ *            "firstlight error", has exited, or is past its deadline (expired, and left as it is for
+ *            inspection)
+ *   STOP     end the standard input of every start of one batch and kill the expired ones; done when
+ *            all have exited, or have been killed after the deadline; with the last batch, its
+ *            orphans are killed too
  *   answer   struct answer, then for each start: struct record, then its output
  *
- * A start whose flag INHERIT is set keeps our standard streams and every descriptor that we were
- * started with; others read from a pipe that ends at STOP and write to one that we read. One that is asked for gets the same streams with the
- * message, and its connection is open and greeted before the first start of its batch is due. The
- * answers are those of the agile runtime's protocol: "error", "ended", and others, which are kept as
- * lines "firstlight answer TEXT". When the connection ends, so has the instance. Of more output than
- * fits, what is not "firstlight ..." is dropped, the oldest first. When the socket ends, everything
- * is killed. Stamps are CLOCK_MONOTONIC in ns. Integers are in host order.
+ * A start with the flag INHERIT keeps our standard streams and every descriptor that we were started
+ * with; others read from a pipe that ends at STOP and write to one that we read. A request to a
+ * resident runtime carries the same streams, and its connection is open and greeted before the first
+ * start of its batch is due. The answers are those of the agile runtime's protocol: "error", "ended",
+ * and others, which are kept as lines "firstlight answer TEXT". An instance has ended when its
+ * connection ends. If output does not fit, lines other than "firstlight ..." are dropped, the oldest
+ * first. When the socket ends, everything is killed. Stamps are CLOCK_MONOTONIC in ns. Integers are
+ * in host order.
  *
- * It is C because a start's lateness is the measurement's error: an interpreter that has to fork a
- * hundred times, and to read what they print, is late by milliseconds.
+ * It is C because a late start is an error of the measurement: an interpreter that has to fork a
+ * hundred times and read all the output is late by milliseconds.
  */
 #include "common/clock.h"
 #include "common/error.h"

@@ -1,7 +1,8 @@
-/* Known work for the dynamic linker: relocating this program takes SPIN_NS longer than it would.
+/* Known work for the dynamic linker: relocating this program takes SPIN_NS longer than it otherwise
+ * would.
  *
- * A resolver of an indirect function runs amid relocation, and this one waits. What the linker
- * then counts (LD_DEBUG=statistics) tells what its unit is: glibc 2.36 prints a tenth of its ticks.
+ * The resolver of an indirect function runs during relocation, and this one waits. The linker's count
+ * (LD_DEBUG=statistics) then shows its unit: glibc 2.36 prints a tenth of the ticks.
  * It is C because it must run before anything is linked.
  */
 #include <sys/syscall.h>

@@ -34,8 +34,8 @@ static struct request begin(uint16_t type, uint16_t flags, const void *fixed, si
 	return request;
 }
 
-/* Returns where in the body it stands. Always by memcpy: the compiler may take a typed store into
- * these bytes for one that cannot concern them, and drop it. */
+/* Returns its position in the body. Always uses memcpy: the compiler may assume that a typed store
+ * does not alias these bytes, and drop it. */
 static size_t append(struct request *request, const void *part, size_t size)
 {
 	size_t at = NLMSG_ALIGN(request->header.nlmsg_len) - sizeof request->header;

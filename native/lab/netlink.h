@@ -1,7 +1,6 @@
 /* The NETLINK_ROUTE requests that netsetup times, for a program that is linked with musl and cannot
- * have libmnl. A socket speaks to the network namespace that it was opened in, whatever namespace its
- * process is in later. Each request is acknowledged by the kernel before it returns: 0, or a negative
- * errno.
+ * have libmnl. A socket stays with the network namespace that it was opened in, wherever its process
+ * moves. Each function waits for the kernel's acknowledgement, and returns 0 or a negative errno.
  */
 #ifndef FIRSTLIGHT_NETLINK_H
 #define FIRSTLIGHT_NETLINK_H

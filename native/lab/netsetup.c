@@ -1,8 +1,8 @@
 /* One network set-up request, as a container's start makes it, each step stamped.
  *
  * In order: netns, veth, move, host.up, container.up, address[, address6], route[, mount.ns].
- * The namespace it is started in plays the host. What it prints is the protocol of
- * backends/__init__.py, in one write at the end, so that no step contains printing.
+ * The namespace it is started in plays the host. It prints the protocol of backends/__init__.py in
+ * one write at the end, so no step includes printing.
  *
  * It is C because what it times are single requests of microseconds.
  */

@@ -1,15 +1,15 @@
-/* What runs inside an instance: stamps its first instruction, then says so and waits.
+/* What runs inside an instance: stamps its first instruction, prints the stamp and waits.
  *
- *   payload ready [ADDRESS]  print "firstlight ready STAMP", wait for standard input to end; before
- *                            it speaks, send ADDRESS an echo request and hear the answer, if given:
+ *   payload ready [ADDRESS]  print "firstlight ready STAMP", wait for standard input to end; with
+ *                            ADDRESS, first exchange an echo with it:
  *                            "firstlight step packet START END"
  *   payload reach ADDRESS    the same, but the answer is the end point: "firstlight step payload
  *                            FIRST-INSTRUCTION START", the step packet, and "firstlight ready END"
- *   payload once [ADDRESS]   as ready, or with an address as reach, and exit
+ *   payload once [ADDRESS]   the same as ready, or as reach with an address, then exit
  *   payload hold             keep a pod's namespaces until SIGTERM or SIGINT, as a pause container
  *   payload clone NS[,NS] [--] COMMAND [ARG...]
  *                            the floor: one clone3 into new namespaces (net mount pid ipc uts user
- *                            cgroup time, or none), exec COMMAND, hand on its exit status
+ *                            cgroup time, or none), exec COMMAND, exit with its status
  *   payload read DIRECTORY [--] COMMAND [ARG...]
  *                            read the files in a directory, as a program reads its image, and
  *                            exec COMMAND

@@ -3,9 +3,9 @@
  *
  *   pooled SOCKET PATH COMMAND [ARG...]
  *
- * To connect to the seqpacket SOCKET is to ask: the answer is a network namespace's descriptor, or a
- * text that says why there is none. PATH becomes a link to it, for who wants a path. The namespace
- * is ours until we end. What is said is the protocol of backends/__init__.py.
+ * Connecting to the seqpacket SOCKET is the request: the answer is a network namespace's descriptor,
+ * or a text that says why there is none. PATH becomes a link to it, for commands that need a path.
+ * The namespace is ours until we end. The output is the protocol of backends/__init__.py.
  *
  * It is C because all of it lies inside a timed start.
  */

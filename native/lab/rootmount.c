@@ -9,8 +9,8 @@
  * squashfs   an image   the image, by a loop device of its own
  * erofs      an image   the image, by a loop device of its own
  *
- * It mounts in a mount namespace of its own, so that the mount, and with it the loop device, is
- * gone with the last process of the command, however that ended. A failure is the line
+ * It mounts in a mount namespace of its own, so the mount, and with it the loop device, goes with
+ * the command's last process, however that ends. A failure is the line
  * "firstlight error TEXT" on standard output, with exit status 1.
  *
  * It is C because all of it lies inside a timed start.

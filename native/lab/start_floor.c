@@ -1,15 +1,15 @@
-/* What no runtime that starts an instance on request can be faster than: one clone and exec into
- * prepared parts, by a resident process that does nothing else. No mask, limit, user, capability or
- * filter is set.
+/* The floor for any runtime that starts an instance on request: one clone and exec into prepared
+ * parts, by a resident process that does nothing else. It sets no mask, limit, user, capability or
+ * filter.
  *
  *   start-floor SOCKET TREE PARTS COMMAND [ARG...]
  *
- * Serves clients as the agile runtime does: a message with three descriptors is a start, one
- * without is a greeting. PARTS are our descriptors "NETWORK,CGROUP,...;" for each start to come: a
- * network namespace, and "tasks" files of cgroups to enter, or the directory of one of version 2 to
- * be born in. Says "ready" when clients may connect.
+ * It serves clients as the agile runtime does: a message with three descriptors is a start, one
+ * without is a greeting. PARTS are our descriptors "NETWORK,CGROUP,...;" for each future start: a
+ * network namespace, and "tasks" files of cgroups to enter, or the directory of a version 2 cgroup to
+ * be born in. It prints "ready" when clients can connect.
  *
- * It is C because an interpreter's work would be part of what is measured, and so no floor.
+ * It is C because an interpreter's work would be measured too, and that is no floor.
  */
 #include "common/message.h"
 #include "common/socket.h"

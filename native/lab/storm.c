@@ -1,19 +1,19 @@
-/* Starts a command as a runtime would that meets a known storm, or one that avoids it.
+/* Starts a command the way a runtime does that meets a known storm, or the way of one that avoids it.
  *
  *   storm cgroup DIRECTORY moved|born COMMAND [ARG...]
  *                   the command in a control group: written to its cgroup.procs after its clone, or
  *                   cloned into it
  *   storm layers DIRECTORY COUNT COMMAND [ARG...]
- *                   the command, after each of that many layers, the directories DIRECTORY/0 and so
- *                   on, was mounted once more with its ids mapped, and unmounted
+ *                   the command, after mounting each of COUNT layers (the directories DIRECTORY/0 and
+ *                   so on) once more with its ids mapped, and unmounting it
  *   storm daemon SOCKET MEBIBYTES MILLISECONDS fork|vfork COMMAND [ARG...]
- *                   a process with that much memory in use, which starts the command for each
- *                   connection, with the descriptors that it is sent as standard input and output,
- *                   and sleeps for so long before it; prints "listening"
+ *                   a process that uses MEBIBYTES of memory; for each connection it sleeps for
+ *                   MILLISECONDS, then starts the command with the received descriptors as standard
+ *                   input and output; prints "listening"
  *   storm ask SOCKET
- *                   ask it, with our own, and wait for the command's end
+ *                   ask the daemon, with our own descriptors, and wait for the command's end
  *
- * It is C because what a runtime's own language adds would be measured instead.
+ * It is C because another language's own overhead would be measured instead.
  */
 #include "common/cleanup.h"
 #include "common/error.h"

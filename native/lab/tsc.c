@@ -1,4 +1,4 @@
-/* Prints how often this machine's time-stamp counter ticks, in Hz of CLOCK_MONOTONIC.
+/* Prints the frequency of this machine's time-stamp counter, in Hz of CLOCK_MONOTONIC.
  *
  * It is C because only an instruction reads the counter.
  */

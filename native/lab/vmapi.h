@@ -32,8 +32,8 @@ struct vmapi {
 	char text[VMAPI_REQUESTS * VMAPI_REQUEST_MAX], answer[VMAPI_ANSWER_MAX + 1];
 };
 
-/* Gets ready to make the requests of a file, one a line as METHOD PATH BODY, each when the one
- * before was answered. Call it before what makes the socket is started; its directory must exist.
+/* Prepares to make the requests of a file, one per line as METHOD PATH BODY, each when the one
+ * before has been answered. Call it before the socket's maker starts; its directory must exist.
  * Returns 0, or a negative errno with ``error``. */
 int vmapi_begin(struct vmapi *api, const char *socket, const char *requests);
 

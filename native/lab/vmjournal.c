@@ -10,8 +10,8 @@ static const int64_t QUARTER_HOUR = 900 * CLOCK_SECOND;
 /* Every version since 0.24 logs it on the last line of resume_vm() before the vCPUs are told. */
 static const char entering[] = "Artificially kick devices";
 
-/* A line begins with local time. No zone differs from another by less than a quarter of an hour,
- * so that its minutes and below tell how long ago it was written. */
+/* A line begins with local time. Time zones differ by whole quarters of an hour, so the minutes and
+ * below say how long ago the line was written. */
 static int64_t stamp(const char *line)
 {
 	int minutes, seconds, nanoseconds;

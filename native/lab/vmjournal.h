@@ -5,8 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* When it was about to let the guest run, in ns of CLOCK_MONOTONIC; 0 where the log does not say.
- * The guest's first instruction comes after it: all that is left is to wake the vCPU's thread. */
+/* When Firecracker was about to let the guest run, in ns of CLOCK_MONOTONIC; 0 if the log does not
+ * say. Only the wake-up of the vCPU's thread is between that and the guest's first instruction. */
 int64_t vmjournal_entered(const char *file);
 
 /* The last error that the log tells, in one line; empty if none. */

@@ -15,8 +15,8 @@ struct vmmonitor_message {
 	char reason[64]; /* STOPPED: why, in QEMU's word */
 };
 
-/* Reads one line. QEMU stamps RESUME by the wall clock before it wakes the processors: that stamp is
- * taken if it is no earlier than ``earliest`` and no later than ``arrived``, or that is. */
+/* Reads one line. QEMU stamps RESUME by the wall clock before it wakes the processors: that stamp
+ * counts if it lies between ``earliest`` and ``arrived``, otherwise ``arrived`` does. */
 struct vmmonitor_message vmmonitor_read(const char *line, int64_t earliest, int64_t arrived);
 
 #endif

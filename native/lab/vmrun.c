@@ -1,28 +1,28 @@
-/* Runs one hypervisor, hears its guest's serial console, and says when the guest is ready.
+/* Runs one hypervisor, reads its guest's serial console, and reports when the guest is ready.
  *
  *   vmrun --log FILE [--ready REGEX | --exit STATUS] [--last REGEX] [--qmp]
  *         [--journal FILE] [--api SOCKET --requests FILE [--answered]] -- HYPERVISOR [ARG...]
  *
- * The hypervisor's standard output is the console. Each of its lines goes to FILE as "STAMP TEXT"
- * when it has arrived, and as "STAMP~TEXT" what there is of one when nothing follows for a moment;
- * what the hypervisor itself did goes there as "STAMP=WORD". The guest is ready with the first line
- * that --ready finds (a POSIX extended regular expression; also a line that is not finished, once
- * nothing follows), or when the hypervisor exits with STATUS. Its standard error is handed on, and
- * its last line is part of an error. A guest that prints "firstlight error TEXT" has failed.
+ * The hypervisor's standard output is the console. Each line goes to FILE as "STAMP TEXT" on arrival,
+ * and an unfinished one as "STAMP~TEXT" when nothing follows for a moment; the hypervisor's own acts
+ * go there as "STAMP=WORD". The guest is ready at the first line that --ready matches (a POSIX
+ * extended regular expression; an unfinished line counts too, once nothing follows), or when the
+ * hypervisor exits with STATUS. Its standard error is passed on, and the last line of that is part of
+ * an error. A guest that prints "firstlight error TEXT" has failed.
  *
- * --qmp gives it a QMP monitor on descriptor 3 and tells it to continue: it must be started with
- * "-S". The monitor says when it let the guest run, and why the guest stopped.
+ * --qmp gives the hypervisor a QMP monitor on descriptor 3 and tells it to continue: it must be
+ * started with "-S". The monitor says when it let the guest run, and why the guest stopped.
  *
- * Of Firecracker, --journal names its own log, which tells when it let the guest run, and why it did
- * not. --api names its API's socket, and --requests what is asked there (vmapi.h); with --answered
- * the guest is ready when the last request was.
+ * For Firecracker, --journal names its own log, which says when it let the guest run, or why it did
+ * not. --api names its API's socket, and --requests the file of requests (vmapi.h); with --answered
+ * the guest is ready when the last request is answered.
  *
- * When our standard input ends, the guest gets an empty line to read on its console, the line that
- * --last finds is waited for, then the hypervisor is killed; it is, too, when we are. Stamps are
+ * When our standard input ends, the guest gets an empty line to read on its console, vmrun waits for
+ * the line that --last matches, then kills the hypervisor, which also dies with us. Stamps are
  * CLOCK_MONOTONIC in ns.
  *
- * It is C because it stamps what it hears and must cost a start nothing: an interpreter would take
- * more CPU time than a small guest's whole boot.
+ * It is C because it stamps lines as they arrive and must cost a start nothing: an interpreter would
+ * take more CPU time than a small guest's whole boot.
  */
 #include "common/cleanup.h"
 #include "common/clock.h"

@@ -1,15 +1,13 @@
-/* The system calls that a start is read from, and what to take from each one's arguments.
+/* The system calls that explain a start, and what to take from each one's arguments.
  *
- * Everything that is left out is charged to the user-space time around these: waiting (futex, poll,
- * nanosleep), memory (mmap, brk) and clocks. Of those, the ones that a start can hang in are IGNOREd
- * by name.
+ * All others are charged to the user-space time around these: waiting (futex, poll, nanosleep), memory
+ * (mmap, brk) and clocks. Those that a start can hang in are IGNOREd by name.
  *
  * PLAIN: numbers only. SPACES: likewise, and it may make namespaces. PATHn: argument n is a path.
  * MOUNT: target and type. FD: argument 0 is a descriptor. SEND, SENDMSG: a descriptor, and the
  * message if it is a netlink socket. ADDRESS: a descriptor and a socket address. CLONE3: a struct
  * whose first word holds the flags. WORD1: the 32-bit word at argument 1. ASLEEP and PARKED are
- * ignored, too: what they wait for is known without a look at the stack, which costs more than all
- * else.
+ * ignored too: their reason is known without unwinding the stack, which costs more than anything else.
  */
 /* clang-format off */
 #ifndef FIRSTLIGHT_CALLS_H

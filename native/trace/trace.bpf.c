@@ -295,8 +295,9 @@ static __always_inline __u32 level_of(struct task_struct *p)
 	return BPF_CORE_READ(p, thread_pid, level);
 }
 
-/* Of a watched name, whatever its arguments are, or a child of one whose children are: a runtime or a
- * plugin of another name. A container's own program is a child of the shim, too, but a level below. */
+/* Whether a program has a watched name, whatever its arguments, or is a child of one whose children are
+ * watched: a runtime or a plugin of another name. A container's own program is also a child of the shim,
+ * but a PID namespace below. */
 static __always_inline int is_sign(struct task_struct *p)
 {
 	char name[NAME] = {};
@@ -549,9 +550,9 @@ static __always_inline int enter(struct task *task, struct pt_regs *regs, long n
 	return 0;
 }
 
-/* From Linux 6.13 on the programs of system calls can be preempted, and while one is, the kernel skips
- * it for every other thread of that CPU. So each has a copy there, which takes what it missed: of the
- * trace event of the same tracepoint, whose programs are never preempted. */
+/* From Linux 6.13 on, programs of system calls can be preempted, and while one is, the kernel skips it
+ * for every other thread of that CPU. So each has a copy there, which takes what it missed. The copy is on
+ * the trace event of the same tracepoint, whose programs are never preempted. */
 struct raw_enter {
 	__u64 common;
 	long number;

@@ -100,8 +100,8 @@ static int configure(const char *file, struct settings settings, unsigned int ri
 	return bpf_map__set_max_entries(bpf_object__find_map_by_name(object, "events"), ring_size);
 }
 
-/* A copy is a program of a trace event, whose number is a file of tracefs. A container has none: then
- * it is mounted where nobody else sees it. Without it, the copies are not attached. */
+/* A copy is a program of a trace event, whose number is in a file of tracefs. A container has no tracefs,
+ * so it is mounted where nobody else sees it. Without it, the copies are not attached. */
 static void reach_tracefs(void)
 {
 	if (!access("/sys/kernel/tracing/events", F_OK) ||
@@ -209,9 +209,9 @@ static unsigned long long misses_of(struct bpf_program *program)
 		       : info.recursion_misses;
 }
 
-/* A program that was entered while it ran has missed an event. What contention misses is that for
- * the ring's own lock, or an interrupt's: neither is the traced thread's. A return that was missed
- * is counted at the thread's next call, and of the calls at most those that the copy missed, too. */
+/* A program that is entered while it runs misses an event. Contention misses only events of the ring's
+ * own lock or of an interrupt, and neither belongs to the traced thread. A missed return is counted at
+ * the thread's next call; of missed calls, at most those count that the copy missed too. */
 static unsigned long long missed(void)
 {
 	unsigned long long sum = 0, enter = 0, again = 0;

@@ -44,8 +44,8 @@ int tracer_drain(void);
 int tracer_drain_all(void); /* once nothing is attached that makes many */
 int tracer_write(void *context, void *data, size_t size);
 
-/* The traced threads, as of now. Threads come and go meanwhile: a walk from key to key would begin anew
- * at each that has ended. */
+/* The traced threads at this moment. Threads come and go, and a walk from key to key would start over at
+ * each that has ended. */
 int tracer_read_tasks(void);
 extern unsigned int tracer_tids[TASKS], tracer_task_count;
 extern struct task tracer_tasks[TASKS];

@@ -1,14 +1,13 @@
-/* Follows watched programs, whoever starts them, and hands over what came of it in windows.
+/* Follows watched programs, whatever starts them, and hands over their events in windows.
  *
- * A window is open while a start goes on, and for LINGER_NS after it; it is cut when it is CUT_NS old, so
- * that a node on which starts never cease is reported, too. Its last one ends all that it knows, but for
+ * A window is open during a start and for LINGER_NS after it. It is cut when it is CUT_NS old, so a node
+ * on which starts never cease is reported too. After the last window everything is forgotten except
  * containers that are created and wait for their start: their processes are known until then, or for
  * LONGEST_NS.
  *
- * Which windows are traced whole is decided by the number or by a budget. The budget is CPU time: it
- * grows by a share of the node's, and by a larger one of what is idle; each call and switch that the
- * programs met while they were attached is paid from it, and the CPU time of this process and of the
- * one that reads.
+ * A number or a budget decides which windows are traced whole. The budget is CPU time: it grows by a
+ * share of the node's, and by a larger share of the idle time. It pays for each call and switch that the
+ * programs met while attached, and for the CPU time of this process and of the reader.
  */
 #include "common/cleanup.h"
 #include "common/clock.h"
@@ -225,8 +224,8 @@ static int is_create(const struct event *event)
 	return 0;
 }
 
-/* A bundle lasts no longer than its container. Whoever calls a program by a watched name chooses the
- * file: it is read without waiting, and only if it is one. */
+/* A bundle lasts no longer than its container. Any caller of a program with a watched name chooses the
+ * file, so it is read without waiting, and only if it is a regular file. */
 static void take_config(const struct event *event)
 {
 	const char *bundle = bundle_of(event);
@@ -306,7 +305,7 @@ static int is_root_of_beginning(unsigned int root)
 	return 0;
 }
 
-/* Whether a process still waits, by the name of the runtime, to become a container that this has
+/* Whether a process, still under the runtime's name, waits to become a container that the runtime has
  * created. */
 static int is_waiting(size_t i, long long at)
 {
