@@ -194,6 +194,7 @@ def test_a_change_names_the_revision_that_it_changes(tmp_path: Path) -> None:
                 await call("wait", waiter=waiter, FunctionName="f")
             for method, more in (
                 ("update_function_code", {"ZipFile": newer}),
+                ("update_function_code", {"ZipFile": newer, "DryRun": True}),
                 ("update_function_configuration", {"Timeout": 9}),
                 ("publish_version", {}),
             ):

@@ -212,6 +212,13 @@ class Functions:
             )  # fmt: skip
             return await self._save(await self._published(function))
 
+    def expected(self, name: str, revision: int | None) -> Registration:
+        """A function, if its latest revision is the given one. Raises NotFound, Changed."""
+        function = self.get(name)
+        if revision is not None and revision != function.latest.number:
+            raise Changed(f"{name} was changed meanwhile", "read it again")
+        return function
+
     async def update(
         self, name: str, source: Source | None = None, given: Settings = _NOTHING, *,
         publish: bool = True, expected: int | None = None, tries: bool = False,
@@ -223,7 +230,7 @@ class Functions:
         Raises NotFound, Conflict, Invalid, BadCode.
         """
         async with self._change(name):
-            function = self._expected(name, expected)
+            function = self.expected(name, expected)
             before = function.latest
             merged = settings.merged(before.settings, given)
             code, image = before.code, before.image
@@ -249,7 +256,7 @@ class Functions:
     ) -> Revision:
         """Make ``$LATEST`` a numbered version, unless the newest is just that."""
         async with self._change(name):
-            function = self._expected(name, expected)
+            function = self.expected(name, expected)
             if newest := _newest(function):
                 return newest
             function = await self._save(await self._published(function, description))
@@ -426,12 +433,6 @@ class Functions:
         if not 0 <= queue <= self.config.instances or (queue and not concurrency):
             raise Invalid(f"a queue of {queue} is out of range",
                           f"from 0 to {self.config.instances}, with a concurrency")  # fmt: skip
-
-    def _expected(self, name: str, revision: int | None) -> Registration:
-        function = self.get(name)
-        if revision is not None and revision != function.latest.number:
-            raise Changed(f"{name} was changed meanwhile", "read it again")
-        return function
 
     @asynccontextmanager
     async def _change(self, name: str) -> AsyncIterator[None]:

@@ -4,6 +4,7 @@ Paths, names, limits and errors are those of the API's description, version 2015
 for an error has its name in ``x-amzn-ErrorType``.
 """
 
+import asyncio
 import base64
 import logging
 import uuid
@@ -209,12 +210,11 @@ async def _put_configuration(functions: Functions, request: Request) -> Response
 async def _put_code(functions: Functions, request: Request) -> Response:
     name = whole(request)
     asked = await body(request, shapes.UpdateCode)
-    source = asked.source()
+    source, expected = asked.source(), shapes.revision_number(asked.revision_id)
     if asked.dry_run:
-        return as_json(shapes.tried(functions.get(name), asked))
-    updated = await functions.update(
-        name, source, publish=asked.publish, expected=shapes.revision_number(asked.revision_id)
-    )
+        function = functions.expected(name, expected)
+        return as_json(await asyncio.to_thread(shapes.tried, function, asked))
+    updated = await functions.update(name, source, publish=asked.publish, expected=expected)
     return as_json(_changed(updated, asked.publish))
 
 

@@ -248,7 +248,7 @@ def configuration(
 
 
 def tried(function: Registration, code: "UpdateCode") -> dict[str, Any]:
-    """What UpdateFunctionCode would make. Raises Invalid if it is not a zip file."""
+    """What UpdateFunctionCode would make; blocks. Raises Invalid if it is not a zip file."""
     answer = configuration(function, function.latest)
     if code.zip_file is not None:
         if not zipfile.is_zipfile(io.BytesIO(code.zip_file)):
