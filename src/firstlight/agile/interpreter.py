@@ -180,6 +180,8 @@ class Interpreter:
         try:
             threads = verify.status(self.pid)["Threads"]
             shared = self._shared()
+            if threads != "1" or shared:
+                verify.check_alive(self.pid)
         except OSError as error:
             raise Failed(f"the zygote of {name} is gone: {error.strerror}", "try again") from error
         if threads != "1":

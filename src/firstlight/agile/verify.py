@@ -21,7 +21,7 @@ WANTED = {
 _KCMP = 312 if os.uname().machine == "x86_64" else 272
 _SHARED = {1: "memory", 2: "descriptors", 3: "directories", 4: "signal handlers"}
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
-_ENDED = "ZX"  # states of a process that has nothing any more: no cgroup, no memory
+_FLAGS, _EXITING = 6, 4  # the ninth field of proc_pid_stat(5), without pid and name; PF_EXITING
 _MOST = 1 << 16
 _CONTROLLERS = {"cpu", "memory", "pids", ""}
 
@@ -58,6 +58,13 @@ def status(pid: int) -> dict[str, str]:
     """/proc/PID/status by key. Raises OSError."""
     lines = _read(f"/proc/{pid}/status").splitlines()
     return {key: text.strip() for key, _, text in (line.partition(":") for line in lines)}
+
+
+def check_alive(pid: int) -> None:
+    """Raise OSError if a process ends or has ended; its memory and cgroup are gone before."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    if int(fields[_FLAGS]) & _EXITING:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
 
 def filters(pid: int) -> int:
@@ -105,8 +112,8 @@ def check(what: str, pid: int, expected: Expected, parent: int) -> None:
     """Raise Unconfined if a process is not confined as expected, Failed if it is gone."""
     try:
         faults = differences(pid, expected) + shared(pid, parent)
-        if faults and status(pid)["State"][0] in _ENDED:
-            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        if faults:
+            check_alive(pid)
     except OSError as error:
         raise Failed(f"{what} ended before it was ready: {error.strerror}") from error
     if faults:
@@ -121,6 +128,6 @@ def _link(pid: int, namespace: str) -> str:
 def _read(path: str) -> str:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return os.read(descriptor, _MOST).decode()
+        return os.read(descriptor, _MOST).decode(errors="replace")  # a name may be any bytes
     finally:
         os.close(descriptor)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from firstlight.agile import interpreter
+from firstlight.agile import interpreter, verify
 from firstlight.agile.cgroups import Cgroup, Cgroups
 from firstlight.agile.config import Config
 from firstlight.agile.fork import Fork, Line, made
@@ -437,7 +437,7 @@ class Zygote:
                 self._prepare()
                 async with asyncio.timeout(self.function.timeout):
                     await fork.ready()
-                fork.check(self._born(fork.place), up.pid)
+                fork.check(self._born(fork.place, up.pid), up.pid)
             except BaseException as error:
                 if isinstance(error, TimeoutError):
                     name, seconds = self.function.handler, self.function.timeout
@@ -451,12 +451,17 @@ class Zygote:
         asyncio.get_running_loop().call_soon(self._arm_ahead)
         return fork
 
-    def _born(self, place: Place) -> int:
+    def _born(self, place: Place, zygote: int) -> int:
         """The new process in a place. Raises Failed."""
-        with suppress(OSError):
-            pids = self._resources.cgroups.processes(place.cgroup) - {place.pid, self.pid}
+        others = zygote, place.pid
+        try:
+            pids = self._resources.cgroups.processes(place.cgroup).difference(others)
             if len(pids) == 1:
                 return pids.pop()
+            for pid in others:  # a fork ends with either: then nothing is wrong with the import
+                verify.check_alive(pid)
+        except OSError as error:
+            raise self._gone(error) from error
         raise Unconfined(f"the zygote of {self.function.handler} did not make exactly one process",
                          "the import must not change os.fork or start processes")  # fmt: skip
 

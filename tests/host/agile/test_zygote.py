@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import signal
 import subprocess
 import time
@@ -14,6 +15,7 @@ from tests.support.python_functions import Make, python_root, value, with_handle
 
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Pools, PoolSize
+from firstlight.agile.fork import Fork
 from firstlight.agile.interpreter import Interpreter
 from firstlight.agile.place import Place, Placer
 from firstlight.agile.zygote import Zygote
@@ -242,6 +244,44 @@ def test_an_event_that_comes_while_a_zygote_is_started_again_waits_for_it(python
         assert [value(await event) for event in events] == list(range(len(events)))
 
     with_handlers(python, main, Pools(network=PoolSize(low=2, high=4)))
+
+
+def test_a_fork_that_ends_with_its_zygote_as_it_is_verified_refuses_no_event(
+    python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = Fork.ready
+
+    async def main(runtime: Runtime, function: Make) -> None:
+        made, answered, killed = 0, asyncio.Event(), asyncio.Event()
+
+        async def second_ends(fork: Fork) -> None:
+            nonlocal made
+            made += 1
+            await ready(fork)
+            if made == 2:
+                await answered.wait()
+                [zygote] = runtime._zygotes.values()
+                kill_at_once(zygote.pid)
+                killed.set()
+
+        echo = function("echo")
+        monkeypatch.setattr(Fork, "ready", second_ends)
+        assert value(await runtime.invoke(echo, 1)) == 1
+        answered.set()
+        await killed.wait()
+        assert value(await runtime.invoke(echo, 2)) == 2
+
+    with_handlers(python, main)
+
+
+def kill_at_once(pid: int) -> None:
+    """Kill a process, and let nothing else run here until it and all below it have ended."""
+    held = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(held, signal.SIGKILL)
+        assert select.select([held], [], [], 60)[0], "it survives SIGKILL"
+    finally:
+        os.close(held)
 
 
 def test_what_was_begun_for_a_zygote_that_ended_leaves_the_next_alone(

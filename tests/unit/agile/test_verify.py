@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ import pytest
 
 from firstlight.agile import verify
 from firstlight.errors import Failed
+
+NAMED = "open('/proc/self/comm', 'wb').write(b'\\xff) R 4 (x'); print(flush=True); input()"
 
 
 @pytest.fixture
@@ -68,3 +71,20 @@ def test_a_process_that_is_gone_is_no_instance(process: subprocess.Popen[bytes])
     process.wait()
     with pytest.raises(Failed, match="ended before it was ready"):
         verify.check("a fork", process.pid, right, os.getpid())
+
+
+def test_a_process_that_ended_is_not_alive_whatever_its_name_is() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", NAMED], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdout.readline()
+        assert ") R 4 (x" in verify.status(process.pid)["Name"]
+        verify.check_alive(process.pid)
+        process.stdin.close()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(ProcessLookupError):  # it is a zombie
+            verify.check_alive(process.pid)
+    with pytest.raises(FileNotFoundError):
+        verify.check_alive(process.pid)
