@@ -183,7 +183,7 @@ static int ask(const char *path, struct error *error)
 	return 0;
 }
 
-/* The child keeps the connection, so that its end is seen by who asked. */
+/* The child keeps the connection, so its end reaches the client. */
 static int start_for(int peer, useconds_t pause, int shares_memory, char **command,
 		     struct error *error)
 {

@@ -7,7 +7,7 @@
 
 static const int64_t QUARTER_HOUR = 900 * CLOCK_SECOND;
 
-/* Every version since 0.24 logs it on the last line of resume_vm() before the vCPUs are told. */
+/* Every version since 0.24 logs it on the last line of resume_vm() before it wakes the vCPUs. */
 static const char entering[] = "Artificially kick devices";
 
 /* A line begins with local time. Time zones differ by whole quarters of an hour, so the minutes and

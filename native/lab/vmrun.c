@@ -62,7 +62,7 @@ struct machine {
 	const char *journal; /* Firecracker's */
 	int64_t ready_stamp;
 	int ready_status; /* -1: none */
-	struct error error; /* why the start failed; told at once */
+	struct error error; /* why the start failed; reported at once */
 	bool is_error_told;
 	char last_line_said[VMSTREAM_LINE_MAX + 1], complaint[VMSTREAM_LINE_MAX + 1], stopped[64];
 };
@@ -201,7 +201,7 @@ static void on_api(struct machine *vm)
 		set_ready(vm, api->requests[api->count - 1].end);
 	else if (state == VMAPI_DONE)
 		tell_ready(vm);
-	else if (state == VMAPI_CLOSED) /* its process ends, and that is told */
+	else if (state == VMAPI_CLOSED) /* its process ends, which is reported */
 		snprintf(vm->complaint, sizeof vm->complaint, "%s", api->error.text);
 	else
 		error_set(&vm->error, 0, "the hypervisor's API: %s", api->error.text);

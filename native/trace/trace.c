@@ -1,37 +1,37 @@
-/* Loads trace.bpf.o, attaches it while asked to, and writes what it reports to files.
+/* Loads trace.bpf.o, attaches it on request, and writes its events to files.
  *
  *   trace --probe OBJECT            exit 0 if the programs load and attach here
- *   trace --preemptible …           any of these, where the kernel may preempt programs of system
- *                                   calls: each has a copy then, which takes what it missed
- *   trace --calls                   print "NUMBER NAME SUBJECT" of every system call known: what it
- *                                   is about is path0, path1, fd (argument 0) or none; or ignored
+ *   trace --preemptible …           any of these, if the kernel can preempt programs of system
+ *                                   calls: each then has a copy, which takes what it missed
+ *   trace --calls                   print "NUMBER NAME SUBJECT" of every known system call; SUBJECT
+ *                                   is path0, path1, fd (argument 0), none or ignored
  *   trace OBJECT GENERATOR_PID [RING_BYTES]
- *                                   serve standard input, a line a request, an answer a line:
+ *                                   serve standard input, one line per request and answer:
  *       start PREFIX [PID...]   attach, and write to PREFIX.events and PREFIX.text; also follow
  *                      these processes, each as a root  -> "started"
- *       stop           detach, add what is still going on, write PREFIX.stacks
+ *       stop           detach, add whatever is unfinished, write PREFIX.stacks
  *                      (u32 stack, u64 addresses[STACK_DEPTH]) -> "stopped EVENTS LOST"
  *
  *   trace --watch OBJECT ONE_IN MILLIONTHS NAME...
- *                                   follow programs of these names, whoever starts them, and of NAME/
- *                                   their children, too, until standard input ends. Only forks, executions and exits are
- *                                   followed until one begins; then the other programs are attached
- *                                   for one window in ONE_IN, or, if that is 0, as MILLIONTHS of the
- *                                   node's CPU time allow: see watch.c. Standard output is a socket of
- *                                   messages
+ *                                   follow programs of these names, whatever starts them, and for NAME/
+ *                                   their children too, until standard input ends. Only forks, executions
+ *                                   and exits are followed until one begins; then the other programs are
+ *                                   attached for one window in ONE_IN, or, if that is 0, as MILLIONTHS of
+ *                                   the node's CPU time allow: see watch.c. Standard output is a socket
+ *                                   of messages
  *                                   -> "watching", then "window AT LOST WHOLE LAST" for each, with the
  *                                   descriptors of its events, their text, the stacks, and the
  *                                   config.json of the bundles (u32 pid, u32 size, and its bytes).
- *                                   WHOLE is 1 if the other programs were attached, LAST 1 if nothing
- *                                   goes on any more, or 2 if created containers wait for their start
+ *                                   WHOLE is 1 if the other programs were attached; LAST is 1 if
+ *                                   nothing is going on, 2 if created containers wait for their start
  *       follow PID     follow this process too while a window is open
- *       forget PID     no more
- *       spent NS       a window was read, which took as much CPU time; with 8 that were not, the next
- *                      one waits
+ *       forget PID     stop following it
+ *       spent NS       a window was read, which took NS of CPU time; while 8 are unread, the next one
+ *                      waits
  *
- * The ring buffer is drained every DRAIN_MS, without wake-ups from the kernel; but for "--watch",
- * where an execution wakes us. It is C because the kernel fills the ring faster than an interpreter can
- * empty it, and what does not fit is lost.
+ * The ring buffer is drained every DRAIN_MS without wake-ups from the kernel, except that with "--watch"
+ * an execution wakes us. It is C because the kernel fills the ring faster than an interpreter can empty
+ * it, and events that do not fit are lost.
  */
 #include "common/clock.h"
 #include "trace/calls.h"
