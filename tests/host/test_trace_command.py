@@ -66,11 +66,12 @@ def test_the_copies_of_a_preemptible_kernel_lose_nothing_and_take_nothing_twice(
         "from firstlight.cli.main import main; main()"
     )
     host = "for at in tracing debug; do umount --lazy /sys/kernel/$at; done 2> /dev/null; "
-    subprocess.run(
+    done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", f'{host if hidden else ""}exec "$@"', "sh",
          sys.executable, "-c", code, "trace", "--out", tmp_path / "run", "--", *WORK],
-        check=True, capture_output=True, timeout=60,
+        capture_output=True, text=True, timeout=60,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     run = read(tmp_path / "run")
     calls = run.spans_of(run.samples[0]).filter(pl.col("kind") == "call")
     assert run.samples[0].lost == 0
