@@ -217,14 +217,14 @@ def _interpreter(at: Path) -> Iterator[tuple[Path, str]]:
     """What an image needs for this handler: this machine's Python, its libraries, awslambdaric."""
     packages = next(AWS.parent.parent.glob("lib/python3.*/site-packages"))
     names = ("awslambdaric", "simplejson", "snapshot_restore_py.py", "runtime_client*.so")
-    found = [path for name in names for path in packages.glob(name)]
+    packaged = [path for name in names for path in packages.glob(name)]
     programs = [PYTHON, *LIBRARY.glob("lib-dynload/*.so"), *packages.glob("runtime_client*.so")]
     listed = subprocess.run(["ldd", *programs], check=True, capture_output=True, text=True).stdout
     yield PYTHON, "/usr/bin/python3"
     yield LIBRARY, str(LIBRARY)
     for library in sorted(set(re.findall(r"(/\S+\.so\S*) \(", listed))):
         yield Path(library).resolve(), library
-    yield from ((path, f"/opt/{path.name}") for path in found)
+    yield from ((path, f"/opt/{path.name}") for path in packaged)
     yield at / "app.py", "/var/task/app.py"
 
 

@@ -18,8 +18,8 @@ static struct etcd *open_ready(const struct call *call)
 	char endpoint[128];
 	struct etcd *etcd = etcd_open(conf_string(call, "etcd_endpoints", endpoint, sizeof endpoint,
 						  "http://127.0.0.1:2379"));
-	scoped_pairs found = etcd_get(etcd, RESOURCES "clusterinformations/default");
-	const char *spec = found.count ? json_member(found.all[0].value, "spec") : NULL;
+	scoped_pairs stored = etcd_get(etcd, RESOURCES "clusterinformations/default");
+	const char *spec = stored.count ? json_member(stored.all[0].value, "spec") : NULL;
 	const char *ready = spec ? json_member(spec, "datastoreReady") : NULL;
 	if (!ready)
 		cni_fail("error getting ClusterInformation: resource does not exist: default");
@@ -48,8 +48,8 @@ static char *address_plugin(const struct call *call, char *to, size_t size)
 static struct in_addr allocate(const struct call *call)
 {
 	char type[64], address[64] = "";
-	char *said FREE_SCOPE = delegate(address_plugin(call, type, sizeof type), call->conf);
-	const char *ips = json_end(said) ? json_member(said, "ips") : NULL;
+	char *answer FREE_SCOPE = delegate(address_plugin(call, type, sizeof type), call->conf);
+	const char *ips = json_end(answer) ? json_member(answer, "ips") : NULL;
 	const char *first = ips ? json_next(ips, NULL) : NULL;
 	const char *value = first ? json_member(first, "address") : NULL;
 	if (value)
@@ -122,13 +122,13 @@ static void write_endpoint(const struct call *call, struct etcd *etcd, const cha
 static void ensure_profile(const struct call *call, struct etcd *etcd)
 {
 	char *key FREE_SCOPE = text_of(RESOURCES "profiles/%s", call->name);
-	scoped_pairs found = etcd_get(etcd, key);
+	scoped_pairs stored = etcd_get(etcd, key);
 	char *value FREE_SCOPE = text_of(
 		"{\"kind\":\"Profile\",\"apiVersion\":\"projectcalico.org/v3\",\"metadata\":{\"name\":"
 		"\"%s\"},\"spec\":{\"ingress\":[{\"action\":\"Allow\",\"source\":{\"selector\":"
 		"\"has(%s)\"}}],\"egress\":[{\"action\":\"Allow\"}],\"labelsToApply\":{\"%s\":\"\"}}}",
 		call->name, call->name, call->name);
-	if (!found.count)
+	if (!stored.count)
 		etcd_set(etcd, key, value, 0); /* or another pod's plugin just has */
 }
 
@@ -156,10 +156,10 @@ static void del(const struct call *call)
 	char type[64];
 	struct etcd *etcd = open_ready(call);
 	char *key FREE_SCOPE = endpoint_key(call);
-	char *said FREE_SCOPE = delegate(address_plugin(call, type, sizeof type), call->conf);
-	scoped_pairs found = etcd_get(etcd, key);
-	if (found.count)
-		etcd_delete(etcd, key, found.all[0].revision);
+	char *answer FREE_SCOPE = delegate(address_plugin(call, type, sizeof type), call->conf);
+	scoped_pairs stored = etcd_get(etcd, key);
+	if (stored.count)
+		etcd_delete(etcd, key, stored.all[0].revision);
 	delete_interface(call);
 }
 

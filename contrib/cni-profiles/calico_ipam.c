@@ -65,15 +65,15 @@ static void read_pool(struct work *work)
 static void read_node(struct work *work)
 {
 	char *key FREE_SCOPE = text_of(RESOURCES "nodes/%s", work->node);
-	scoped_pairs found = etcd_get(work->etcd, key);
-	if (!found.count)
+	scoped_pairs stored = etcd_get(work->etcd, key);
+	if (!stored.count)
 		cni_fail("resource does not exist: Node(%s)", work->node);
 }
 
 static void ensure_config(struct work *work)
 {
-	scoped_pairs found = etcd_get(work->etcd, IPAM "config");
-	if (!found.count)
+	scoped_pairs stored = etcd_get(work->etcd, IPAM "config");
+	if (!stored.count)
 		etcd_set(work->etcd, IPAM "config",
 			 "{\"strict_affinity\":false,\"auto_allocate_blocks\":true}", 0);
 }
@@ -98,19 +98,19 @@ static void claim(struct work *work, size_t number)
 			first, work->node, nothing);
 	etcd_set(work->etcd, affinity, "{\"state\":\"pending\"}", 0);
 	etcd_set(work->etcd, assignment, block, 0);
-	scoped_pairs found = etcd_get(work->etcd, affinity);
-	if (found.count)
-		etcd_set(work->etcd, affinity, "{\"state\":\"confirmed\"}", found.all[0].revision);
+	scoped_pairs stored = etcd_get(work->etcd, affinity);
+	if (stored.count)
+		etcd_set(work->etcd, affinity, "{\"state\":\"confirmed\"}", stored.all[0].revision);
 	sprintf(work->cidr + strlen(work->cidr), "/%d", length);
 }
 
 /* The place of the first allocation that is the value as written; NULL if none is. */
 static const char *find(const char *block, const char *value, uint32_t *number)
 {
-	const char *all = json_member(block, "allocations"), *one = NULL;
-	for (*number = 0; all && (one = json_next(all, one)); ++*number)
-		if (!strncmp(one, value, strlen(value)))
-			return one;
+	const char *all = json_member(block, "allocations"), *slot = NULL;
+	for (*number = 0; all && (slot = json_next(all, slot)); ++*number)
+		if (!strncmp(slot, value, strlen(value)))
+			return slot;
 	return NULL;
 }
 
@@ -123,10 +123,11 @@ static bool replace(struct work *work, const struct pair *block, const char *at,
 
 static void remember(struct work *work, const char *block)
 {
-	scoped_pairs found = etcd_get(work->etcd, work->handle_key);
+	scoped_pairs stored = etcd_get(work->etcd, work->handle_key);
 	char *value FREE_SCOPE =
 		text_of("{\"handleID\":\"%s\",\"block\":\"%s\",\"count\":1}", work->handle, block);
-	if (!etcd_set(work->etcd, work->handle_key, value, found.count ? found.all[0].revision : 0))
+	if (!etcd_set(work->etcd, work->handle_key, value,
+		      stored.count ? stored.all[0].revision : 0))
 		cni_fail("the handle %s is another's", work->handle);
 }
 
@@ -192,9 +193,9 @@ static void release(struct work *work, const struct pair *handle)
 	char *key FREE_SCOPE = text_of(IPAM "assignment/ipv4/block/%s",
 				       block ? json_text(block, name, sizeof name) : "");
 	for (int tries = 0; tries < TRIES; tries++) {
-		scoped_pairs found = etcd_get(work->etcd, key);
-		const char *at = found.count ? find(found.all[0].value, owner, &number) : NULL;
-		if (!at || replace(work, &found.all[0], at, "null"))
+		scoped_pairs stored = etcd_get(work->etcd, key);
+		const char *at = stored.count ? find(stored.all[0].value, owner, &number) : NULL;
+		if (!at || replace(work, &stored.all[0], at, "null"))
 			break;
 	}
 	scoped_pairs again = etcd_get(work->etcd, work->handle_key);

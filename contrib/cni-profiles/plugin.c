@@ -16,7 +16,7 @@
 enum { INVALID = 4, FAILED = 999 };
 
 static const char VERSIONS[] = "\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\"";
-static char version[16] = "1.0.0"; /* of what is being said */
+static char version[16] = "1.0.0"; /* of the protocol that is spoken */
 
 __attribute__((noreturn)) static void cni_fail_with(int code, const char *reason)
 {
@@ -157,13 +157,13 @@ static char *find(const char *type)
 char *delegate(const char *type, const char *conf)
 {
 	char *program FREE_SCOPE = find(type);
-	char *said;
-	int status = run((char *[]){program, NULL}, conf, &said);
+	char *answer;
+	int status = run((char *[]){program, NULL}, conf, &answer);
 	if (!status)
-		return said;
-	if (!*said)
+		return answer;
+	if (!*answer)
 		cni_fail("the plugin %s ended with status %d, and no word of why", type, status);
-	fputs(said, stdout);
+	fputs(answer, stdout);
 	exit(1);
 }
 

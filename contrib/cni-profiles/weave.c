@@ -63,10 +63,10 @@ static void find_gateway(struct pod *pod)
 {
 	struct ifaddrs *all;
 	cni_check(getifaddrs(&all), "list the host's addresses");
-	for (struct ifaddrs *one = all; one; one = one->ifa_next)
-		if (one->ifa_addr && one->ifa_addr->sa_family == AF_INET &&
-		    !strcmp(one->ifa_name, BRIDGE))
-			pod->gateway = ((struct sockaddr_in *)one->ifa_addr)->sin_addr;
+	for (struct ifaddrs *each = all; each; each = each->ifa_next)
+		if (each->ifa_addr && each->ifa_addr->sa_family == AF_INET &&
+		    !strcmp(each->ifa_name, BRIDGE))
+			pod->gateway = ((struct sockaddr_in *)each->ifa_addr)->sin_addr;
 	freeifaddrs(all);
 	if (!pod->gateway.s_addr)
 		cni_fail("the bridge %s has no address", BRIDGE);
@@ -112,8 +112,8 @@ static bool iptables(char *const arguments[])
 	char *argv[24] = {"/usr/sbin/iptables"};
 	for (size_t i = 0; arguments[i]; i++)
 		argv[i + 1] = arguments[i];
-	char *said FREE_SCOPE = NULL;
-	return !run(argv, "", &said);
+	char *output FREE_SCOPE = NULL;
+	return !run(argv, "", &output);
 }
 
 static void drop_multicast(const struct call *call)

@@ -56,13 +56,13 @@ static int is_directory(int descriptor)
 /* The parts of the next start; their count, 0 if none are left. */
 static int take_parts(int taken[1 + CGROUPS_MAX])
 {
-	int found = 0;
-	while (*parts && *parts != ';' && found <= CGROUPS_MAX) {
-		taken[found++] = (int)strtol(parts, &parts, 10);
+	int given = 0;
+	while (*parts && *parts != ';' && given <= CGROUPS_MAX) {
+		taken[given++] = (int)strtol(parts, &parts, 10);
 		parts += *parts == ',';
 	}
 	parts += *parts == ';';
-	return found;
+	return given;
 }
 
 /* Of a process that is gone again, the mount namespace whose root is the tree. */
@@ -100,13 +100,13 @@ static int make_template(const char *tree)
 	return opened;
 }
 
-_Noreturn static void be_instance(const int streams[3], const int *taken, int found, char **command)
+_Noreturn static void be_instance(const int streams[3], const int *taken, int given, char **command)
 {
 	sigset_t none;
 	sigemptyset(&none);
 	if (sigprocmask(SIG_SETMASK, &none, NULL))
 		_exit(126);
-	for (int i = 1; i < found; i++)
+	for (int i = 1; i < given; i++)
 		if (!is_directory(taken[i]) && write(taken[i], "0", 1) != 1)
 			_exit(126);
 	if (setns(taken[0], CLONE_NEWNET) || setns(root, CLONE_NEWNS) ||
@@ -128,14 +128,14 @@ static void start(nfds_t client, const int streams[3], char **command)
 {
 	struct clone_args args = {.flags = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS,
 				  .exit_signal = SIGCHLD};
-	int taken[1 + CGROUPS_MAX], found = take_parts(taken);
-	if (found > 1 && is_directory(taken[1])) {
+	int taken[1 + CGROUPS_MAX], given = take_parts(taken);
+	if (given > 1 && is_directory(taken[1])) {
 		args.flags |= CLONE_INTO_CGROUP;
 		args.cgroup = (__u64)taken[1];
 	}
-	pid_t pid = found ? (pid_t)syscall(SYS_clone3, &args, sizeof args) : -1;
+	pid_t pid = given ? (pid_t)syscall(SYS_clone3, &args, sizeof args) : -1;
 	if (pid == 0)
-		be_instance(streams, taken, found, command);
+		be_instance(streams, taken, given, command);
 	if (pid < 0) {
 		say(polled[client].fd,
 		    "{\"type\":\"error\",\"message\":\"cannot clone, or no parts are left\"}");

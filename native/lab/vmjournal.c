@@ -26,14 +26,14 @@ static int64_t stamp(const char *line)
 int64_t vmjournal_entered(const char *file)
 {
 	char line[4096];
-	int64_t found = 0;
+	int64_t entered = 0;
 	FILE *log = fopen(file, "re");
-	while (log && !found && fgets(line, sizeof line, log))
+	while (log && !entered && fgets(line, sizeof line, log))
 		if (strstr(line, entering))
-			found = stamp(line);
+			entered = stamp(line);
 	if (log)
 		fclose(log);
-	return found;
+	return entered;
 }
 
 void vmjournal_complaint(const char *file, char *to, size_t size)
@@ -42,12 +42,12 @@ void vmjournal_complaint(const char *file, char *to, size_t size)
 	FILE *log = fopen(file, "re");
 	*to = 0;
 	while (log && fgets(line, sizeof line, log)) {
-		char *said = strstr(line, "] ");
-		if (!said || !strstr(said, "rror") || strstr(said, "exiting with error"))
+		char *message = strstr(line, "] ");
+		if (!message || !strstr(message, "rror") || strstr(message, "exiting with error"))
 			continue;
-		said += 2;
-		said[strcspn(said, "\r\n")] = 0;
-		snprintf(to, size, "%s", said);
+		message += 2;
+		message[strcspn(message, "\r\n")] = 0;
+		snprintf(to, size, "%s", message);
 	}
 	if (log)
 		fclose(log);

@@ -404,9 +404,9 @@ def test_no_request_makes_the_generator_misbehave(sanitized: Path, data: st.Data
         for _ in range(count)
     )
     declared = max(0, len(body) + data.draw(st.sampled_from([0, 0, 0, -1, 1])))
-    reply = HEAD.pack(data.draw(st.sampled_from([1, 1, 1, 2, 3])), data.draw(st.integers(0, 200)),
+    head = HEAD.pack(data.draw(st.sampled_from([1, 1, 1, 2, 3])), data.draw(st.integers(0, 200)),
                      count, data.draw(st.sampled_from([0, 1])), 0, 100 * MS, declared)  # fmt: skip
-    assert converse(sanitized, reply + body) in {0, 1}
+    assert converse(sanitized, head + body) in {0, 1}
 
 
 def converse(program: Path, sent: bytes) -> int:

@@ -14,10 +14,10 @@ from firstlight.model import Ending
 
 @pytest.mark.parametrize("network", ["flannel", "kube-router"])
 def test_pods_with_a_product_s_own_daemon(network: str, tmp_path: Path) -> None:
-    network_of, about = known.find(network)
+    configuration, about = known.find(network)
     try:
         running.handlers(("runc",), (network,))
-        find(network_of.plugins[0]["type"], known.path(about))
+        find(configuration.plugins[0]["type"], known.path(about))
     except Unsupported as error:
         pytest.skip(f"{error.message}: {error.hint}")
     samples = measured(tmp_path / "run", "kubernetes-pods", "--cni", network, "--instances", "2",

@@ -61,8 +61,8 @@ class Bench:
             [*self.under, self.program or native("cnirun"), verb, file],
             stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=60,
         )  # fmt: skip
-        *_, expected = (done.stderr or done.stdout).removesuffix("\n").split("\n")  # cnirun's own
-        return expected.removeprefix("firstlight error ") if done.returncode else ""
+        *_, message = (done.stderr or done.stdout).removesuffix("\n").split("\n")  # cnirun's own
+        return message.removeprefix("firstlight error ") if done.returncode else ""
 
 
 def install(directory: Path, *names: str) -> None:

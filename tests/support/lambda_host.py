@@ -42,22 +42,23 @@ def check(shape, value, where):
     elif shape.type_name == "structure":
         wrong.extend(f"{where} has no {name}" for name in shape.required_members
                      if name not in value)
-        for name, one in value.items():
+        for name, each in value.items():
             if name in shape.members:
-                check(shape.members[name], one, f"{where}.{name}")
+                check(shape.members[name], each, f"{where}.{name}")
             else:
                 wrong.append(f"{where}.{name} is not known")
     elif shape.type_name == "list":
-        for one in value:
-            check(shape.member, one, f"{where}[]")
+        for each in value:
+            check(shape.member, each, f"{where}[]")
     elif shape.type_name == "map":
-        for name, one in value.items():
-            check(shape.value, one, f"{where}.{name}")
+        for name, each in value.items():
+            check(shape.value, each, f"{where}.{name}")
 def as_described(http_response, parsed, model, **_):
     "Whether an answer is what botocore's description of the API says, which botocore does not ask."
     if http_response.status_code >= 400:
         name = parsed["Error"]["Code"]
-        statuses = {one.name: one.metadata["error"]["httpStatusCode"] for one in model.error_shapes}
+        statuses = {each.name: each.metadata["error"]["httpStatusCode"]
+                    for each in model.error_shapes}
         if name not in COMMON and statuses.get(name) != http_response.status_code:
             wrong.append(f"{model.name}: {name}, {http_response.status_code}")
     elif http_response.status_code != 204 and model.name != "Invoke":
@@ -69,12 +70,12 @@ def plain(value):
     if isinstance(value, bytes):
         return {"$bytes": base64.b64encode(value).decode()}
     if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
-    return [plain(one) for one in value] if isinstance(value, list) else value
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list) else value
 def raw(value):
     if isinstance(value, dict):
         return base64.b64decode(value["$bytes"]) if "$bytes" in value else {
-            key: raw(one) for key, one in value.items()}
+            key: raw(each) for key, each in value.items()}
     return value
 for line in sys.stdin:
     method, arguments = json.loads(line)

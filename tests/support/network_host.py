@@ -30,8 +30,8 @@ def is_reached(address):
     return True
 
 with ThreadPoolExecutor(len(addresses)) as threads:
-    found = zip(addresses, threads.map(is_reached, addresses))
-    print(*[address for address, is_open in found if is_open])
+    outcomes = zip(addresses, threads.map(is_reached, addresses))
+    print(*[address for address, is_open in outcomes if is_open])
 """
 OPEN, CLOSED = 30.0, 1.5
 """Seconds after which a connection is given up: one that is to be, and one that is not."""

@@ -93,12 +93,12 @@ class Containerd(threading.Thread):
                 peer.sendall(frame(stream, RESPONSE, b""))
 
     def wait(self, topic: str, count: int = 1) -> list[bytes]:
-        def processes() -> list[bytes]:
+        def values() -> list[bytes]:
             return [value for name, value in self.events if name == topic]
 
         with self._came:
-            assert self._came.wait_for(lambda: len(processes()) >= count, SECONDS), self.events
-            return processes()
+            assert self._came.wait_for(lambda: len(values()) >= count, SECONDS), self.events
+            return values()
 
     def close(self) -> None:
         self._listener.close()

@@ -134,18 +134,18 @@ def test_what_a_guest_says_after_it_is_ready_is_heard_to_its_last_line(room: Roo
 
 
 def test_memory_is_left_in_a_file_for_the_reader(room: Room) -> None:
-    matches = []
+    seen = []
 
     class Reader(Tiny):
         def read(self, wanted, lines, memory):  # type: ignore[no-untyped-def]
-            matches.append(memory.stat().st_size)
+            seen.append(memory.stat().st_size)
             with memory.open("rb") as file:
                 file.seek(0x100000)
-                matches.append(file.read(len(READY)) == READY)
+                seen.append(file.read(len(READY)) == READY)
             return super().read(wanted, lines, memory)
 
     ready(room.start(tcg(Reader(READY), chart="memory", machine="pc")))
-    assert matches == [64 << 20, True]
+    assert seen == [64 << 20, True]
 
 
 def test_counted_time_runs_and_says_so(room: Room) -> None:

@@ -105,10 +105,10 @@ def test_a_clone_makes_no_namespace(flag: int) -> None:
 
 
 def test_only_known_socket_families() -> None:
-    verdicts = {
+    allowed = {
         family for family in range(64) if run(PROGRAM, NUMBERS["socket"], (family,)) == ALLOWED
     }
-    assert verdicts == {1, 2, 10, 16}
+    assert allowed == {1, 2, 10, 16}
     pairs = {each for each in range(64) if run(PROGRAM, NUMBERS["socketpair"], (each,)) == ALLOWED}
     assert pairs == {1}
 

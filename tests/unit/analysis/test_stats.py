@@ -91,9 +91,9 @@ def test_only_whole_batches_give_honest_intervals_for_bursts() -> None:
     by_value: list[bool] = []
     for seed in range(200):
         values, groups = bursts(seed, 20)
-        for samples, given_groups in ((by_batch, groups), (by_value, None)):
+        for hits, given_groups in ((by_batch, groups), (by_value, None)):
             each = stats.quantile_interval(values, 0.5, groups=given_groups, resamples=300)
-            samples.append(each.low <= 100 <= each.high)
+            hits.append(each.low <= 100 <= each.high)
     assert np.mean(by_batch) >= 0.88
     assert np.mean(by_value) < 0.5
 
