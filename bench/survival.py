@@ -6,6 +6,9 @@ Each kill is a SIGKILL for the manager, the node, the network helper, the log ke
 WebAssembly worker, an instance or a client. After it a start must succeed. After every few kills
 the load is stopped, and what the runtime holds is counted: it must not grow. At the end the runtime
 is asked to end, and everything that it made must be gone.
+
+Over 500 lines: random kills, one kill beside many instances and a row of managers share the runtime
+that is attacked, and the count of what is left.
 """
 
 import argparse
@@ -59,12 +62,12 @@ while True:
     try:
         with Client(Path(sys.argv[1])) as client:
             while True:
-                one = chance.choice(functions)
-                if one.kind != "command":
-                    client.invoke(one, [7] if one.kind == "wasm" else 7)
+                function = chance.choice(functions)
+                if function.kind != "command":
+                    client.invoke(function, [7] if function.kind == "wasm" else 7)
                     continue
                 detached = chance.random() < 0.1
-                started = client.start(one, (null, null, null), detached, logged=detached)
+                started = client.start(function, (null, null, null), detached, logged=detached)
                 if detached:
                     list(client.logs(started.id))
                 elif chance.random() < 0.2:

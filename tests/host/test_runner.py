@@ -1,4 +1,7 @@
-"""Runs on the real kernel: of commands that behave, fail and hang, and of runs cut short."""
+"""Runs on the real kernel: of commands that behave, fail and hang, and of runs cut short.
+
+Over 500 lines: all play the same experiment of scripts, some without root.
+"""
 
 import os
 import signal

@@ -1,4 +1,7 @@
-"""The division of a start's time, on spans made up so that the answer is known."""
+"""The division of a start's time, on spans made up so that the answer is known.
+
+Over 500 lines: every rule of the division is seen on the same made-up start.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
