@@ -302,12 +302,13 @@ static __always_inline int is_sign(struct task_struct *p)
 {
 	char name[NAME] = {};
 	bpf_get_current_comm(name, sizeof name);
-	if (bpf_map_lookup_elem(&names, name))
-		return 1;
+	__u32 *sign = bpf_map_lookup_elem(&names, name);
+	if (sign)
+		return *sign != CHILDREN_ALONE;
 	struct task_struct *parent = BPF_CORE_READ(p, real_parent, group_leader);
 	BPF_CORE_READ_INTO(&name, parent, comm);
-	__u32 *sign = bpf_map_lookup_elem(&names, name);
-	return sign && *sign == SIGN_CHILDREN && level_of(p) == level_of(parent);
+	sign = bpf_map_lookup_elem(&names, name);
+	return sign && *sign != SIGN && level_of(p) == level_of(parent);
 }
 
 /* A watched program says how it was called; one that is not traced becomes a root. */

@@ -13,9 +13,10 @@
  *                      (u32 stack, u64 addresses[STACK_DEPTH]) -> "stopped EVENTS LOST"
  *
  *   trace --watch OBJECT ONE_IN MILLIONTHS NAME...
- *                                   follow programs of these names, whatever starts them, and for NAME/
- *                                   their children too, until standard input ends. Only forks, executions
- *                                   and exits are followed until one begins; then the other programs are
+ *                                   follow programs of these names, whatever starts them, for NAME/ their
+ *                                   children too, and for NAME// their children alone, until standard
+ *                                   input ends. Only forks, executions and exits are followed until one
+ *                                   begins; then the other programs are
  *                                   attached for one window in ONE_IN, or, if that is 0, as MILLIONTHS of
  *                                   the node's CPU time allow: see watch.c. Standard output is a socket
  *                                   of messages

@@ -7,8 +7,9 @@ enum { UNSEEN = -1000 };
 enum { TEXT_MAX = 512, STACK_DEPTH = 32, STACKS = 65536, TASKS = 65536, NUMBERS = 512 };
 enum { NAME = 16, NAMES = 256, FILE_MAX = 256, WORDS_MAX = 2048 };
 
-/* Of a watched name: its executions are signs of a start, and those by its children are, too. */
-enum sign { SIGN = 1, SIGN_CHILDREN };
+/* Of a watched name: its executions are signs of a start; those by its children are, too; those by its
+ * children alone are. */
+enum sign { SIGN = 1, SIGN_CHILDREN, CHILDREN_ALONE };
 
 /* CALL: number, args, result; text as calls.h says; magic and family describe a descriptor, and
  *       peer is the number of the pipe that it is, if it is one.

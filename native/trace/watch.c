@@ -33,7 +33,14 @@
 #define CHECK_NS (CLOCK_SECOND / 10)
 #define DEBT_NS (CLOCK_SECOND / 4) /* of each core */
 
-enum { BEGINNINGS = 4096, DAEMONS = 64, UNREAD = 8, CONFIG_MAX = 1 << 20 };
+enum {
+	BEGINNINGS = 4096,
+	DAEMONS = 64,
+	STRAYS = 64,
+	FORKED = 1024,
+	UNREAD = 8,
+	CONFIG_MAX = 1 << 20
+};
 enum last { GOES_ON, LAST, WAITS };
 
 /* A watched program's execution: it goes on until its process ends, or a container's own program is
@@ -48,6 +55,14 @@ static size_t beginning_count, going_on;
 static int is_news; /* something has begun, or its end has come, that no window was opened for */
 static unsigned int daemons[DAEMONS];
 static size_t daemon_count;
+/* Roots of watched programs that start nothing, and what they forked before they were forgotten: that is
+ * forgotten, too, once all is read, unless a start has begun among it by then. */
+static unsigned int strays[STRAYS];
+static size_t stray_count;
+static struct {
+	unsigned int root, tid;
+} forked[FORKED];
+static size_t forked_count;
 static FILE *configs; /* u32 pid, u32 size, and the bundle's config.json, of each that has one */
 static int unread; /* windows that were sent, and not answered */
 
@@ -246,9 +261,58 @@ static void take_config(const struct event *event)
 	fwrite_unlocked(bytes, 1, (size_t)size, configs);
 }
 
+static int is_stray(unsigned int root)
+{
+	for (size_t i = 0; i < STRAYS; i++)
+		if (strays[i] == root)
+			return 1;
+	return 0;
+}
+
+static void forget_thread(unsigned int tid)
+{
+	(void)bpf_map_delete_elem(tracer_map("tasks"), &tid); /* or it has ended */
+}
+
+static void add_stray(unsigned int root)
+{
+	forget_thread(root);
+	if (!is_stray(root))
+		strays[stray_count++ % STRAYS] = root;
+}
+
+/* A start has begun in its tree, or it is another process of the same number. */
+static void clear_stray(unsigned int root)
+{
+	for (size_t i = 0; i < STRAYS; i++)
+		if (strays[i] == root)
+			strays[i] = 0;
+}
+
+static void note_forked(const struct event *event)
+{
+	if (!is_stray(event->root))
+		return;
+	if (forked_count == FORKED) {
+		forget_thread(event->peer);
+		return;
+	}
+	forked[forked_count].root = event->root;
+	forked[forked_count++].tid = event->peer;
+}
+
+static void forget_forked(void)
+{
+	for (size_t i = 0; i < forked_count; i++)
+		if (is_stray(forked[i].root))
+			forget_thread(forked[i].tid);
+	forked_count = 0;
+}
+
 static void begin(const struct event *event)
 {
 	take_config(event);
+	clear_stray(event->root);
 	if (beginning_count == BEGINNINGS)
 		return;
 	beginnings[beginning_count].pid = event->tid;
@@ -280,10 +344,11 @@ int tracer_take(void *context, void *data, size_t size)
 	int is_own_program = event->kind == EXEC && event->args[0] == 1 && event->args[1] > 0;
 	if (event->kind == BEGIN && !is_of_start(event)) {
 		if (event->root == event->tid)
-			(void)bpf_map_delete_elem(tracer_map("tasks"),
-						  &event->tid); /* or it has ended */
+			add_stray(event->root);
 		return 0;
 	}
+	if (event->kind == FORK || (event->kind == EXIT && event->peer))
+		note_forked(event);
 	if (event->kind == BEGIN)
 		begin(event);
 	else if (!beginning_count)
@@ -452,13 +517,15 @@ static int arm(void)
 	return 0;
 }
 
-/* Of "NAME/" the children are watched, too. */
+/* Of "NAME/" the children are watched, too; of "NAME//" they alone. */
 static int watch_names(char **names, int count)
 {
 	for (int i = 0; i < count; i++) {
 		char name[NAME] = {0};
 		size_t length = strcspn(names[i], "/");
-		enum sign value = names[i][length] ? SIGN_CHILDREN : SIGN;
+		enum sign value = SIGN;
+		if (names[i][length])
+			value = names[i][length + 1] ? CHILDREN_ALONE : SIGN_CHILDREN;
 		strncpy(name, names[i], length < NAME ? length : NAME - 1);
 		if (bpf_map_update_elem(tracer_map("names"), name, &value, BPF_ANY))
 			return tracer_fail(names[i]);
@@ -480,6 +547,7 @@ static int take_request(int whole)
 		return 0;
 	}
 	if (sscanf(line, "follow %u", &pid) == 1) {
+		clear_stray(pid);
 		if (daemon_count < DAEMONS)
 			daemons[daemon_count++] = pid;
 		return whole ? tracer_follow(pid) : 0;
@@ -550,6 +618,7 @@ int tracer_watch(unsigned long one_in, unsigned long millionths, char **names, i
 		}
 		if (tracer_drain())
 			return -tracer_failure.code;
+		forget_forked();
 		long long at = clock_now();
 		if (!polled && !is_open)
 			is_news = 1; /* what has waited is over */

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -252,6 +253,53 @@ def test_a_burst_is_found_whole(bundle: Path, tmp_path: Path) -> None:
                 process.kill()
     assert {record["error"] for record in seen} == {None}
     assert {record["lost_events"] for record in seen} == {0}
+
+
+LASTING = """#!/bin/sh
+exec 3<&0
+{ echo forked; read -r go <&3 || exit
+  "$D/slow/runc" --root "$D/state" run --bundle "$D/bundle" "$ID-slow" &
+  runc --root "$D/state" run --bundle "$D/bundle" "$ID-quick"
+  wait
+} &
+wait
+"""
+SLOW = '#!/bin/sh\nsleep 1 # longer than a window stays open\nexec "$D/my-runtime" "$@"\n'
+
+
+@pytest.mark.parametrize("name", ["dockerd", "conmonrs"])
+def test_what_a_lasting_program_forked_unseen_is_no_part_of_later_starts(
+    bundle: Path, tmp_path: Path, name: str
+) -> None:
+    prefix = f"w{uuid.uuid4().hex[:8]}-"
+    (tmp_path / "slow").mkdir()
+    shutil.copy(str(shutil.which("runc")), tmp_path / "my-runtime")
+    for file, script in ((tmp_path / name, LASTING), (tmp_path / "slow/runc", SLOW)):
+        file.write_text(script)
+        file.chmod(0o755)
+    with watching() as watch:
+        children = Path(f"/proc/{watch.process.pid}/task/{watch.process.pid}/children")
+        [tracer] = map(int, children.read_text().split())
+        os.kill(tracer, signal.SIGSTOP)
+        lasting = subprocess.Popen(
+            [tmp_path / name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=os.environ | {"D": str(tmp_path), "ID": prefix},
+        )  # fmt: skip
+        try:
+            assert lasting.stdin is not None
+            assert lasting.stdout is not None
+            assert lasting.stdout.readline() == b"forked\n"
+            os.kill(tracer, signal.SIGCONT)
+            run(bundle, tmp_path / "state", f"{prefix}after")
+            watch.starts(f"{prefix}after", 1)
+            lasting.stdin.write(b"go\n")
+            lasting.stdin.flush()
+            seen = watch.starts(prefix, 2)
+            lasting.wait(SECONDS)
+        finally:
+            lasting.kill()
+            lasting.communicate(timeout=SECONDS)
+    assert {record["error"] for record in seen} == {None}
 
 
 IDLE = 3  # forks, executions and exits

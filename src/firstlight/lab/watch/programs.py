@@ -75,13 +75,14 @@ def watched(
 ) -> list[str]:
     """The program names to watch: these and the known runtimes, shims, engines, CNI plugins.
 
-    Of those with a slash at the end what they execute is watched, too, by whatever name.
+    Of those with a slash at the end what they execute is watched, too, by whatever name; of those
+    with two, that alone.
     """
     plugins = [file.name for directory in directories if directory.is_dir()
                for file in sorted(directory.iterdir()) if file.is_file()]  # fmt: skip
-    parents = {*SHIMS, *MONITORS, *ENGINES, *DAEMONS}
-    alone = {*RUNTIMES, *runtimes, *plugins} - parents
-    return sorted({*alone, *(f"{name}/" for name in parents)})
+    parents = {*SHIMS, *MONITORS, *ENGINES}
+    alone = {*RUNTIMES, *runtimes, *plugins} - parents - {*DAEMONS}
+    return sorted({*alone, *(f"{name}/" for name in parents), *(f"{name}//" for name in DAEMONS)})
 
 
 def role(program: Program, names: Collection[str] = RUNTIMES) -> Role | None:
