@@ -21,8 +21,7 @@ struct launch_news {
 	enum launch_answer kind;
 	int status; /* of END, as waitpid gives it */
 	int64_t user, system; /* of END: ns of CPU time */
-	char text
-		[8192]; /* a message of the runtime, or "node:" and the digits of a struct answer */
+	char text[8192]; /* a message of the runtime, or "node:" and a struct answer's digits */
 };
 
 /* The next message, if there is one. */

@@ -66,8 +66,8 @@ struct task {
 	int off_stack, lock_stack;
 	int number; /* -1: not in a call that is reported */
 	unsigned int wait; /* the call's kind, if it is for waiting */
-	unsigned int
-		copied; /* the copy took this entry: it may run before the program or after it */
+	/* Whether the copy took this entry: it may run before the program or after it. */
+	unsigned int copied;
 	unsigned int pad;
 };
 #endif

@@ -8,6 +8,9 @@
  * A number or a budget decides which windows are traced whole. The budget is CPU time: it grows by a
  * share of the node's, and by a larger share of the idle time. It pays for each call and switch that the
  * programs met while attached, and for the CPU time of this process and of the reader.
+ *
+ * It is one long file because one loop owns what it keeps: what has begun decides when a window opens and
+ * ends, and both what is traced and what is paid.
  */
 #include "common/cleanup.h"
 #include "common/clock.h"
@@ -48,8 +51,8 @@ enum last { GOES_ON, LAST, WAITS };
 static struct {
 	unsigned int pid, root;
 	long long at, ended; /* 0: it goes on */
-	char creates
-		[NAME]; /* the name of a runtime that creates a container, as the kernel cuts it */
+	/* The name of a runtime that creates a container, as the kernel cuts it. */
+	char creates[NAME];
 } beginnings[BEGINNINGS];
 static size_t beginning_count, going_on;
 static int is_news; /* something has begun, or its end has come, that no window was opened for */
