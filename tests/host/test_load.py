@@ -1,5 +1,6 @@
 """The load generator against commands that behave and commands that do not."""
 
+import errno
 import mmap
 import os
 import random
@@ -70,6 +71,34 @@ def test_page_faults_are_those_of_the_whole_tree(generator: Generator) -> None:
     _, [ended] = both(generator, shell(f"{touch}; {READY}"))
     _, [idle] = both(generator, shell(READY))
     assert ended.page_faults >= idle.page_faults + (4 << 20) // mmap.PAGESIZE // 2
+
+
+REFUSED = """
+import ctypes, struct, sys
+from firstlight.lab.backends import Execute
+from firstlight.lab.load import Burst, Generator
+
+CLOSE_RANGE, code = 436, int(sys.argv[1])
+words = ((0x20, 0, 0, 0), (0x15, 0, 1, CLOSE_RANGE), (6, 0, 0, 0x50000 | code),
+         (6, 0, 0, 0x7FFF0000))
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *word) for word in words))
+program = ctypes.create_string_buffer(struct.pack("@HP", len(words), ctypes.addressof(code)))
+prctl = ctypes.CDLL(None, use_errno=True).prctl
+assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, program, 0, 0) == 0  # seccomp
+with Generator() as generator:
+    start = Execute(("/bin/sh", "-c", 'echo "firstlight ready 1"'), {})
+    generator.run(1, (start,), Burst(), deadline=60)
+    [ended] = generator.stop(1, deadline=60)
+print(ended.output, end="")
+"""
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS])
+def test_starts_work_where_a_profile_refuses_close_range(code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, str(code)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "firstlight ready 1\n", done.stderr
 
 
 words = st.text(
