@@ -108,12 +108,12 @@ class Tracer:
         assert self._process.stderr is not None
         answer = self._process.stdout.readline()
         if not answer.startswith(expected):
-            reason = self._process.stderr.read().strip() or _end(self._process.wait(60))
+            reason = self._process.stderr.read().strip() or ending(self._process.wait(60))
             raise Failed(f"the tracer failed: {reason}", _HINT)
         return answer
 
 
-def _end(status: int) -> str:
+def ending(status: int) -> str:
     """How a program without a message ended."""
     if status < 0:
         return f"it was ended by {signal.Signals(-status).name} ({signal.strsignal(-status)})"

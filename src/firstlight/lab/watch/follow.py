@@ -206,8 +206,7 @@ class Follower:
         status = self._process.poll()
         reason = "it does not answer"
         if status is not None:
-            how = f"signal {-status} ended it" if status < 0 else "it ended without a message"
-            reason = self._process.stderr.read().strip() or how
+            reason = self._process.stderr.read().strip() or bpf.ending(status)
         return Failed(
             f"the tracer failed: {reason}",
             "run firstlight doctor to see what is missing",

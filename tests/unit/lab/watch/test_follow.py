@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from firstlight.errors import Failed
 from firstlight.lab.watch.follow import Follower
 from firstlight.trace import bpf
 
@@ -119,3 +120,11 @@ def test_a_container_that_waits_for_its_start_has_a_total_alone(
     assert first.starts == []
     [start] = second.starts
     assert (start.began, start.ready, start.traced) == (500, 9500, False)
+
+
+def test_a_tracer_that_is_killed_is_named_with_its_signal(
+    follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bpf, "program", lambda: ["sh", "-c", "kill -KILL $$", "sh"])
+    with pytest.raises(Failed, match="the tracer failed: it was ended by SIGKILL"), follower:
+        pass
