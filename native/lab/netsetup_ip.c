@@ -97,12 +97,16 @@ static const char *word_for(const struct setup *setup, const char *word)
 int netsetup_ip(struct setup *setup, const char *commands)
 {
 	char text[256];
-	snprintf(text, sizeof text, "%s", commands);
+	if ((size_t)snprintf(text, sizeof text, "%s", commands) >= sizeof text)
+		return error_set(&setup->error, E2BIG, "ip %s", commands);
 	for (char *rest = text, *command; (command = strsep(&rest, ";"));) {
 		const char *arguments[WORDS] = {"ip"};
 		size_t count = 1;
-		for (char *word; (word = strsep(&command, " ")) && count < WORDS - 1;)
+		for (char *word; (word = strsep(&command, " "));) {
+			if (count == WORDS - 1)
+				return error_set(&setup->error, E2BIG, "ip %s", commands);
 			arguments[count++] = word_for(setup, word);
+		}
 		int bad = run(setup, arguments);
 		if (bad)
 			return bad;
