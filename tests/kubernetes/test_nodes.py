@@ -334,7 +334,7 @@ def test_a_function_is_applied_once_and_served_by_all_nodes(
     until(lambda: status("hello") == ("True", dict.fromkeys(NODES, True)))
     words, ready = status("wrong")
     assert words.startswith("False firstlight")
-    assert words.endswith("No module named 'nothing_like_it'")
+    assert words.endswith("No module named 'nothing_like_it'; /var/task has 'app.py'")
     assert ready == dict.fromkeys(NODES, False)
 
     cluster.apply(function("hello", CODE, environment={"WORD": "bye"}))
