@@ -15,6 +15,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -123,6 +124,8 @@ HOSTS = (
 
 def main(names: list[str]) -> int:
     """Try the hosts; 0 if each step is ok or refused with a reason."""
+    # As after Ctrl-C, what is mounted in a root is unmounted.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     unknown = set(names) - {host.name for host in HOSTS}
     if unknown:
         sys.exit(f"no such host: {', '.join(sorted(unknown))}; there are {_listed(HOSTS)}")
