@@ -38,3 +38,8 @@ class BadRun(FirstlightError):
 
 class Failed(FirstlightError):
     """A program or a system call that firstlight needs has failed."""
+
+
+def describe(error: OSError) -> str:
+    """The fact of a failed call, after the file that it was about if there is one."""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)

@@ -28,7 +28,7 @@ from firstlight.cli import (
     watch,
 )
 from firstlight.cli.output import examples, say
-from firstlight.errors import FirstlightError
+from firstlight.errors import FirstlightError, describe
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _SHORTAGES = _DISK_ERRORS | {
@@ -97,8 +97,7 @@ def main() -> None:
     except OSError as error:
         if error.filename is None and error.errno not in _SHORTAGES:
             raise
-        about = f"{error.filename}: " if error.filename else ""
-        say(f"firstlight: {about}{error.strerror}")
+        say(f"firstlight: {describe(error)}")
         if error.errno in _DISK_ERRORS:
             sys.stdout = None  # it may be what cannot be written
             say("Hint: free space where the output goes; firstlight doctor shows other lacks")

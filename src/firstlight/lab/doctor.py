@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from firstlight.errors import Failed, FirstlightError, Unsupported
+from firstlight.errors import Failed, FirstlightError, Unsupported, describe
 from firstlight.host import facts
 from firstlight.host.cgroups import hierarchies, is_unified
 from firstlight.lab.backends import accel, firecracker_probe, rootfs, vm
@@ -86,11 +86,8 @@ def _answer(check: Callable[[], Check]) -> Check:
     try:
         return check()
     except OSError as error:
-        about = f"{error.filename}: " if error.filename else ""
         name = check.__name__.replace("_", " ")
-        return Check(
-            name, None, f"cannot tell: {about}{error.strerror}", "mount /proc and /sys in full"
-        )
+        return Check(name, None, f"cannot tell: {describe(error)}", "mount /proc and /sys in full")
 
 
 def ready(checks: Sequence[Check], experiments: Mapping[str, Availability]) -> bool:
