@@ -25,7 +25,7 @@ _RIGHTS = socket.CMSG_SPACE(4)
 _AT_ONCE = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 _LOOK_SECONDS, _RETRY_SECONDS = 10.0, 0.1
 _SILENCE_SECONDS = 30.0
-_CALM_SECONDS, _PATIENCE_SECONDS = 0.05, 1.0  # a pod's start goes on after its ADD
+_CALM_SECONDS, _PATIENCE_SECONDS = 0.05, 1.0  # a pod still starts after its ADD
 _DONE = Answer().encode()
 _log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Agent:
         self.leases.close()
 
     def _take_over(self) -> None:
-        """Hold the addresses of pods that run, and those of links that are still going."""
+        """Reserve the addresses of running pods, and of links that are still being removed."""
         linked, numbers = self.networks.linked(), range(2, self.networks.range.num_addresses - 1)
         for lease in self.leases.all():
             if lease.number not in numbers:
@@ -119,9 +119,9 @@ class Agent:
                 return
             except ConnectionAbortedError:
                 continue
-            except OSError as error:  # it stays readable: to look again at once would never end
+            except OSError as error:  # retrying at once would loop for ever
                 if not self._is_short:
-                    _log.warning("plugins wait: cannot accept a connection: %s", error.strerror)
+                    _log.warning("cannot accept a connection, so plugins wait: %s", error.strerror)
                 self._is_short = True
                 loop = asyncio.get_running_loop()
                 loop.remove_reader(self._listener)
@@ -145,7 +145,7 @@ class Agent:
         peer.close()
 
     def _read(self, peer: socket.socket) -> None:
-        """The request of a connection, or wait for it."""
+        """Read a connection's request, or wait until it is complete."""
         try:
             message, ancillary, _, _ = peer.recvmsg(wire.REQUEST.size + 1, _RIGHTS, _AT_ONCE)
         except BlockingIOError:
@@ -186,7 +186,7 @@ class Agent:
                 await self._answer(peer, request, descriptor)
         except FirstlightError as error:
             self._refuse(peer, request, error)
-        except Exception as error:  # the plugin must not wait for an answer that never comes
+        except Exception as error:  # an unanswered plugin would wait for ever
             _log.exception("a request failed")
             self._refuse(peer, request, Failed(f"the agent failed: {error!r}", "see its log"))
         finally:
@@ -220,7 +220,7 @@ class Agent:
             except Failed:
                 if not self.pool.is_filling:
                     raise
-        return await self.pool.wait()  # a network for the pool may be made with the last address
+        return await self.pool.wait()  # the pool may be using the last address
 
     def _hand_over(self, peer: socket.socket, request: Request, network: PodNetwork) -> None:
         try:
@@ -247,7 +247,9 @@ class Agent:
         _send(peer, self.networks.answer(number))
 
     def _lease(self, request: Request, number: int) -> Lease:
-        """Record a lease; an earlier one of the same attachment was of an ADD that was lost."""
+        """Record a lease. An earlier one of the same attachment is from an ADD whose answer was
+        lost.
+        """
         if before := self.leases.get(request.key):
             self.leases.remove(before)
             self._start(self.networks.end(before.number))

@@ -1,7 +1,7 @@
 """The agent's exchange with the API server, and the node's routes to other nodes' pods.
 
-One thread, since the client blocks. Routes carry a protocol number of their own, by which those of
-nodes that have gone are found. Without the API server, pods and routes stay as they are.
+One thread, since the client blocks. Routes carry their own protocol number, so that those to nodes
+that have left can be found. Without the API server, pods and routes stay as they are.
 """
 
 import datetime
@@ -35,7 +35,7 @@ Routes = dict[str, str]
 
 
 class Cluster:
-    """The API server, as ``pods.kubeconfig`` says. ``name`` is the node's."""
+    """The API server that ``pods.kubeconfig`` names. ``name`` is the node's."""
 
     def __init__(self, kubeconfig: str) -> None:
         self._server = Server(kubeconfig)
@@ -44,7 +44,7 @@ class Cluster:
         self._status: str | None = None
 
     def complete(self, config: Config) -> Config:
-        """The configuration with the ranges of the Node, where it has none. Raises Failed."""
+        """The configuration; ranges that it lacks are taken from the Node. Raises Failed."""
         if config.pods.range:
             return config
         until = time.monotonic() + _RANGE_SECONDS
@@ -90,7 +90,7 @@ class Cluster:
             try:
                 routes = self._follow(nodes, routes, show_to)
                 self._tell(counts(), error())
-            except Exception as failure:  # the API server is away, or a route is refused
+            except Exception as failure:  # the API server is unreachable, or a route is refused
                 _log.warning("cannot follow the cluster's nodes: %s", failure)
 
     def _follow(
@@ -107,7 +107,7 @@ class Cluster:
         return routes
 
     def _tell(self, counts: Counts, error: str) -> None:
-        """The node's condition, when it has changed."""
+        """Set the node's condition when it changes."""
         status = "False" if error and not counts.ready else "True"
         if status == self._status:
             return
@@ -147,7 +147,7 @@ class Cluster:
             "source": {"component": "firstlight-agent", "host": self.name},
             "firstTimestamp": now, "lastTimestamp": now,
         }  # fmt: skip
-        with suppress(Exception):  # the plugin's error says it as well
+        with suppress(Exception):  # the plugin's error reports it too
             self._server.ask("POST", f"/api/v1/namespaces/{namespace}/events", event)
 
 
@@ -174,7 +174,7 @@ def wanted_routes(nodes: Iterable[Object], own: str) -> Routes:
 
 
 def set_routes(wanted: Routes) -> None:
-    """Make these routes, and remove others that an agent has made. Logs those that are refused."""
+    """Make these routes, and remove all others that an agent made. Logs those that are refused."""
     from pyroute2 import IPRoute, NetlinkError
 
     with IPRoute() as netlink:

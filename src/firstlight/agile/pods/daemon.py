@@ -1,4 +1,4 @@
-"""The agent with its surroundings: signals, metrics, the cluster; ``firstlight agile agent``.
+"""Runs the agent with signals, metrics and the cluster: ``firstlight agile agent``.
 
 python -m firstlight.agile.pods.daemon CONFIGURATION
 """
@@ -20,9 +20,9 @@ _RULES_SECONDS = 60.0
 
 
 async def serve(config: Config, ready: Callable[[], None] = lambda: None) -> None:
-    """Serve until SIGINT or SIGTERM; pods keep their networks. Raises FirstlightError."""
+    """Serve until SIGINT or SIGTERM. Pods keep their networks. Raises FirstlightError."""
     stopped = asyncio.Event()
-    with suppress(PermissionError):  # a pod must not queue behind others' work, or a refill
+    with suppress(PermissionError):  # pods must not wait for other processes' work, or for a refill
         os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -41,7 +41,7 @@ async def serve(config: Config, ready: Callable[[], None] = lambda: None) -> Non
 
             cluster.start(agent.pool.counts, lambda: str(agent.pool.error or ""), show_to)
         if config.pods.metrics:
-            from firstlight.agile.pods import metrics  # what it needs is not installed everywhere
+            from firstlight.agile.pods import metrics  # its dependencies are optional
 
             metrics.serve(agent, config.pods.metrics)
         ready()

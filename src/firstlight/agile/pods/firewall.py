@@ -1,8 +1,8 @@
 """The host's packet filter for pods, as one nft table.
 
-Pods reach each other, the cluster and the world; not what ``pods.closed`` lists, by default clouds'
-metadata services, and not the node's own sockets but for ``pods.node_services``. What kube-proxy or
-portmap redirect to the node is not taken for the node's own.
+Pods reach each other, the cluster and the world. They do not reach what ``pods.closed`` lists (by
+default the clouds' metadata services), nor the node's own sockets, except ``pods.node_services``.
+Traffic that kube-proxy or portmap redirects to the node does not count as the node's own.
 """
 
 import socket
@@ -73,21 +73,21 @@ async def tables(helper: NetHelper) -> set[str]:
 
 
 async def replace(helper: NetHelper, table: str, rules: str) -> None:
-    """Put a table in the place of what has its name, in one transaction. Raises Failed."""
+    """Replace the table of this name in one transaction. Raises Failed."""
     commands = f"table inet {table}\ndelete table inet {table}\n{rules}"
     answer = await helper.ask(nethelper.rules(commands))
     nethelper.read_rules(answer, f"make the table {table}")
 
 
 def remove(table: str) -> None:
-    """Remove the table, if it is there. Blocks. Raises Failed."""
+    """Remove the table, if it exists. Blocks. Raises Failed."""
     commands = f"table inet {table}\ndelete table inet {table}"
     [answer] = nethelper.ask_once(nethelper.rules(commands))
     nethelper.read_rules(answer, f"remove the table {table}")
 
 
 def _service(text: str) -> str:
-    """A service by numbers: nft looks names up in /etc/protocols, which an image may lack."""
+    """A service in numbers: for names nft needs /etc/protocols, which an image may lack."""
     protocol, _, port = text.partition("/")
     return f"{socket.IPPROTO_TCP if protocol == 'tcp' else socket.IPPROTO_UDP} . {port}"
 

@@ -1,6 +1,7 @@
 """Installs the CNI plugin and its list where a runtime looks for them, and removes them.
 
-The plugin comes before the list that names it, and each by a rename: a runtime never sees half.
+The plugin is installed before the list that names it, each by a rename, so a runtime never sees an
+incomplete installation.
 """
 
 from contextlib import suppress
@@ -27,7 +28,7 @@ def install(conflist: Path, binaries: Path, lists: Path) -> None:
 
 
 def uninstall(binaries: Path, lists: Path) -> None:
-    """Remove both, the list first, so that no new pod meets a missing plugin."""
+    """Remove both, the list first, so that no list names a missing plugin."""
     for path in (lists / LIST, binaries / PLUGIN):
         with suppress(FileNotFoundError):
             path.unlink()

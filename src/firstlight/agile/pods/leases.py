@@ -1,8 +1,8 @@
 """Which attachment has which address: kept in a file, so that they survive the agent.
 
-One line an event, a JSON array, written before the network leaves the agent's hands:
-``["+", number, network, container, interface, pod]`` and ``["-", number]``. Addresses outlive a
-killed agent and not a boot, as pods do: the file is below /run.
+Each event is a line, a JSON array, written before the agent sends the network: ``["+", number,
+network, container, interface, pod]`` and ``["-", number]``. Leases outlive the agent but not a
+reboot, as pods do: the file is below /run.
 """
 
 import errno
@@ -29,7 +29,7 @@ class Lease(NamedTuple):
 
 
 class Leases:
-    """The leases of a node, in a directory that is locked until ``close``."""
+    """A node's leases, in a directory that is locked until ``close``."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "leases"
@@ -39,7 +39,7 @@ class Leases:
         self._lock = -1
 
     def open(self) -> None:
-        """Lock and read them; waits for an agent that is ending. Raises Failed."""
+        """Lock and read the leases; waits for an agent that is ending. Raises Failed."""
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = self._path.with_suffix(".lock")
@@ -52,7 +52,7 @@ class Leases:
             raise Failed(f"cannot keep leases in {self._path.parent}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Leave them to the next agent."""
+        """Unlock the leases for the next agent."""
         for descriptor in (self._file, self._lock):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -62,20 +62,20 @@ class Leases:
         return len(self._by_key)
 
     def all(self) -> list[Lease]:
-        """All of them."""
+        """All leases."""
         return list(self._by_key.values())
 
     def get(self, key: Key) -> Lease | None:
-        """The lease of an attachment."""
+        """An attachment's lease, if it has one."""
         return self._by_key.get(key)
 
     def add(self, lease: Lease) -> None:
-        """Record a lease. Raises Failed if it cannot be written; then there is none."""
+        """Record a lease. Raises Failed, without recording it, if it cannot be written."""
         self._write("+", lease.number, *lease.key, lease.pod)
         self._by_key[lease.key] = self._by_number[lease.number] = lease
 
     def remove(self, lease: Lease) -> None:
-        """Forget a lease. Raises Failed."""
+        """Remove a lease. Raises Failed."""
         self._write("-", lease.number)
         self._drop(lease.number)
 
@@ -111,7 +111,7 @@ class Leases:
                 self._drop(number)
 
     def _rewrite(self) -> None:
-        # Opened before it has the name: if that fails, the old one goes on.
+        # Opened before it is renamed: if that fails, the old file stays in use.
         new = self._path.with_suffix(".new")
         file = os.open(
             new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600

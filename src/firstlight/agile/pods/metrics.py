@@ -42,7 +42,7 @@ class _Collector(Collector):
 
 
 def serve(agent: Agent, listen: str) -> None:
-    """Serve them by HTTP at ADDRESS:PORT, in a thread. Raises Failed."""
+    """Serve the metrics over HTTP at ADDRESS:PORT, in a thread. Raises Failed."""
     registry = CollectorRegistry()
     registry.register(_Collector(agent))
     address, _, port = listen.rpartition(":")

@@ -1,7 +1,7 @@
-"""Pods' networks: a routed veth pair each, in a namespace that is ready to be entered.
+"""Pods' networks: for each pod a routed veth pair and a namespace to enter.
 
 They outlive the agent: a pod's link goes with its namespace, and the gateway's link and the table
-stay until ``remove``. Prepared ones that no pod has end with the agent.
+stay until ``remove``. Networks that no pod uses end with the agent.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from firstlight.agile.pods import firewall, wire
 from firstlight.agile.rulewatch import RuleWatch
 from firstlight.errors import Failed
 
-_HOST_MAC = bytes((2, 0x66, 0x6C, 0, 0, 1))  # of every link; see native/agile/net_make.c
+_HOST_MAC = bytes((2, 0x66, 0x6C, 0, 0, 1))  # every link has it; see native/agile/net_make.c
 _MTU = 1500  # the kernel's default of a veth pair
 _NO_IPV6 = IPv6Address(0)
 _CREATE = "create its link"
@@ -36,7 +36,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class PodNetwork:
-    """A prepared namespace with the range's address of that number, and the answer about it."""
+    """A prepared namespace with the address of that number in the range, and the answer that
+    describes it.
+    """
 
     number: int
     descriptor: int
@@ -44,7 +46,7 @@ class PodNetwork:
 
 
 class PodNetworks:
-    """Makes networks in the pods' range, and keeps the host's side of them."""
+    """Makes networks in the pods' range, and manages the host's side of them."""
 
     def __init__(self, config: Config) -> None:
         self._config = config.pods
@@ -62,7 +64,7 @@ class PodNetworks:
         self._watch = RuleWatch(self._mend)
 
     async def open(self) -> None:
-        """Make the host's side, or take over what is there of it. Raises Failed."""
+        """Make the host's side, or take over an existing one. Raises Failed."""
         request = self._request(Verb.HOST, 0)._replace(
             address=self.range[1], link=self.anchor,
             address6=self.range6[1] if self.range6 else _NO_IPV6,
@@ -78,7 +80,7 @@ class PodNetworks:
         self._watch.open()
 
     async def show_to(self, others: Iterable[str]) -> None:
-        """Show pods under their own addresses in other nodes' ranges as well. Raises Failed."""
+        """Do not masquerade pods' traffic to other nodes' ranges. Raises Failed."""
         cluster = tuple(dict.fromkeys((*self._config.cluster, *sorted(others))))
         config = msgspec.structs.replace(self._config, cluster=cluster)
         rules = firewall.text(config, self.table, self.links)
@@ -92,7 +94,7 @@ class PodNetworks:
             raise
 
     async def make(self) -> PodNetwork:
-        """A namespace with its link. Raises Failed."""
+        """Make a namespace with its link. Raises Failed."""
         number, answer = await self._linked(Verb.MAKE, -1, "eth0")
         if answer.descriptor < 0:
             self.addresses.leave(number)
@@ -101,7 +103,7 @@ class PodNetworks:
         return PodNetwork(number, answer.descriptor, self.answer(number))
 
     async def fill(self, namespace: int, interface: str) -> int:
-        """The number of a link made in a namespace of another program's. Raises Failed."""
+        """Make a link in another program's namespace; returns its number. Raises Failed."""
         return (await self._linked(Verb.FILL, namespace, interface))[0]
 
     async def _linked(self, verb: Verb, descriptor: int, interface: str) -> tuple[int, Answer]:
@@ -112,7 +114,7 @@ class PodNetworks:
                 request = self._request(verb, number)._replace(peer=interface)
                 answer = await self._parts.ask(request, descriptor)
                 is_taken = answer.error == errno.EEXIST and answer.step == _CREATE
-                if is_taken and time.monotonic() < until:  # by a link of the agent before this one
+                if is_taken and time.monotonic() < until:  # held by a link of the previous agent
                     self.addresses.leave(number)
                     continue
                 answer.check(f"make the network of {self.range[number]}")
@@ -130,19 +132,19 @@ class PodNetworks:
         )  # fmt: skip
 
     async def end(self, number: int) -> None:
-        """Delete a pod's link, if it is there, and free its address after it. Raises Failed."""
+        """Delete a pod's link, if it exists, and then free its address. Raises Failed."""
         link = f"{self.links}{number:04x}"
         answer = await self._host.ask(Request(Verb.REMOVE, link=link))
         answer.check(f"remove the link {link}")
         self.addresses.leave(number)
 
     def discard(self, network: PodNetwork) -> None:
-        """Give up a prepared network."""
+        """Discard a prepared network."""
         os.close(network.descriptor)
         self.addresses.leave(network.number)
 
     def answer(self, number: int) -> bytes:
-        """The answer to the plugin about a network."""
+        """The answer that describes a network to the plugin."""
         return wire.Answer(
             flags=wire.Flag.IPV6 if self.range6 else wire.Flag(0),
             mtu=self._config.mtu or _MTU,
@@ -154,7 +156,7 @@ class PodNetworks:
         ).encode()  # fmt: skip
 
     def linked(self) -> set[int]:
-        """The numbers whose links are there."""
+        """The numbers of the links that exist."""
         names = (name for _, name in socket.if_nameindex() if name.startswith(self.links))
         return {int(name[len(self.links) :], 16) for name in names}
 
@@ -173,10 +175,10 @@ class PodNetworks:
                 _log.warning("the table %s was removed by another program and is made again",
                              self.table)  # fmt: skip
         except Failed as error:
-            _log.warning("the packet filter changed and cannot be mended: %s", error.message)
+            _log.warning("the packet filter was changed and cannot be restored: %s", error.message)
 
     def close(self) -> None:
-        """Leave the host's side to the next agent."""
+        """Keep the host's side for the next agent."""
         self.addresses.close()
         self._watch.close()
         self._parts.close()
@@ -184,7 +186,7 @@ class PodNetworks:
 
 
 def remove(config: Config) -> None:
-    """Remove the host's side, with the links of pods that are left. Blocks. Raises Failed."""
+    """Remove the host's side, and with it the links of remaining pods. Blocks. Raises Failed."""
     anchor = f"fp{config.name}"
     table = f"firstlight_pods_{config.name}"
     forwarding.close_others(table)

@@ -1,6 +1,6 @@
 """Messages between the CNI plugin and the agent: ``native/cni/agent.h`` in Python.
 
-An answer to STATUS has the pool's counts as its text, which the plugin does not read.
+The text of an answer to STATUS is the pool's counts, which the plugin ignores.
 """
 
 import socket
@@ -33,7 +33,7 @@ class Verb(IntEnum):
 
 
 class Flag(IntFlag):
-    """FILL of a request, IPV6 of an answer."""
+    """Flags: FILL in a request, IPV6 in an answer."""
 
     FILL = 1
     IPV6 = 2
@@ -43,7 +43,7 @@ _VERBS, _FILL = {verb.value: verb for verb in Verb}, Flag.FILL.value
 
 
 class Code(IntEnum):
-    """Errors of the specification that the agent answers; WRONG is the plugin's own."""
+    """The specification's errors that the agent returns; WRONG is the plugin's own."""
 
     UNKNOWN_CONTAINER = 3
     TRY_AGAIN = 11
@@ -52,7 +52,7 @@ class Code(IntEnum):
 
 
 class Key(NamedTuple):
-    """An attachment: what the specification identifies one by."""
+    """An attachment, as the specification identifies it."""
 
     network: str
     container: str
@@ -60,9 +60,9 @@ class Key(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A call of the plugin. ``pod`` is ``namespace/name``, the name alone, or "".
+    """A request from the plugin. ``pod`` is ``namespace/name``, the name alone, or "".
 
-    ``fills``: an ADD whose link is made in the namespace that comes along.
+    ``fills``: an ADD whose link is made in the namespace sent with it.
     """
 
     verb: Verb
@@ -73,7 +73,7 @@ class Request(NamedTuple):
 
 
 class PoolCounts(msgspec.Struct, frozen=True):
-    """Networks made ahead, the time it took, and requests that got none."""
+    """Networks made in advance, the time that took, and requests that found none."""
 
     made: int
     make_seconds: float
@@ -81,7 +81,7 @@ class PoolCounts(msgspec.Struct, frozen=True):
 
 
 class Answer(NamedTuple):
-    """What the plugin gets; with a code, only the text is read."""
+    """The answer to the plugin. If ``code`` is set, only the text is read."""
 
     code: int = 0
     text: str = ""
@@ -96,7 +96,7 @@ class Answer(NamedTuple):
     link: str = ""
 
     def encode(self) -> bytes:
-        """The record; a text that is too long is cut."""
+        """The record; a text that is too long is truncated."""
         text = self.text.encode()[:_TEXT_MAX].decode(errors="ignore").encode()
         return ANSWER.pack(
             MAGIC, self.code, self.flags, self.mtu, self.address.packed, self.gateway.packed,
@@ -119,18 +119,18 @@ def decode(message: bytes) -> Request:
 
 
 def attachments(data: bytes) -> set[tuple[str, str]]:
-    """Container and interface of each record of a list."""
+    """The container and interface of each record in a list."""
     whole = data[: len(data) - len(data) % ATTACHMENT.size]
     return {(_text(c), _text(i)) for c, i in ATTACHMENT.iter_unpack(whole)}
 
 
 def encode(counts: PoolCounts) -> str:
-    """Counts as the text of an answer."""
+    """The counts as the text of an answer."""
     return msgspec.json.encode(counts).decode()
 
 
 def ask_counts(path: Path) -> PoolCounts:
-    """What the agent at this socket has counted. Blocks. Raises Failed, or OSError."""
+    """Ask the agent at this socket for its counts. Blocks. Raises Failed, or OSError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as agent:
         agent.settimeout(_ASK_SECONDS)
         agent.connect(str(path))

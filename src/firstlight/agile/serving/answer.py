@@ -1,4 +1,4 @@
-"""What an event is answered with."""
+"""The answer to an event."""
 
 from typing import Literal, NamedTuple
 
@@ -20,7 +20,7 @@ _CAUSES = {
 
 
 class Throttled(Failed):
-    """A function has as many instances as it may have."""
+    """The function or the node is at its limit of requests."""
 
 
 class Step(NamedTuple):
@@ -35,9 +35,9 @@ class Answer(Struct, frozen=True, kw_only=True):
     """An answer, or the error of the function: then ``payload`` is the error as Lambda words it.
 
     ``cold``: the instance was started for this event, in ``init_ns``. ``duration_ns`` is the
-    handler's time. ``log_tail`` is the end of what it wrote meanwhile. ``cause`` is the kind of
+    handler's time, ``log_tail`` the end of its output in that time. ``cause`` is the kind of
     failure in a word: ``timeout``, ``memory``, ``exit``, ``size``, ``init`` or ``handler``.
-    ``steps`` are those of the instance's start, where it is cold.
+    ``steps`` are those of a cold instance's start.
     """
 
     payload: bytes
@@ -51,10 +51,10 @@ class Answer(Struct, frozen=True, kw_only=True):
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """What became of a request. Times in ns: ``arrived`` of the epoch, the others durations.
+    """The outcome of a request. Times in ns: ``arrived`` of the epoch, the others durations.
 
-    ``start_ns`` is the time until its handler had it, None if none had. ``cause`` is empty, that of
-    an answer, ``throttled`` or ``node``. ``steps`` are those of the answer.
+    ``start_ns`` is the time until a handler received it, None if none did. ``cause`` is empty, an
+    answer's, ``throttled`` or ``node``. ``steps`` are those of the answer.
     """
 
     version: FunctionVersion
@@ -68,7 +68,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
 
 class Load(Struct, frozen=True):
-    """What a version has: instances that are idle or busy, and requests that wait for one."""
+    """A version's idle and busy instances, and the requests that wait for one."""
 
     name: str
     idle: int
@@ -77,14 +77,14 @@ class Load(Struct, frozen=True):
 
 
 def failure(answer: Answer, kind: str, message: str) -> Answer:
-    """The same with an error of the function for its payload."""
+    """The same answer with an error of the function as its payload."""
     payload = msgspec.json.encode({"errorType": kind, "errorMessage": message})
     cause = _CAUSES.get(kind, "handler")
     return msgspec.structs.replace(answer, payload=payload, error="Unhandled", cause=cause)
 
 
 def timed_out(seconds: float) -> str:
-    """How Lambda says it."""
+    """An error in Lambda's shape."""
     return f"Task timed out after {seconds:.2f} seconds"
 
 

@@ -1,4 +1,4 @@
-"""The instances of one version of a function: an event gets one for itself."""
+"""The instances of one version of a function, each used by one event at a time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,10 +11,10 @@ _LOOK_SECONDS = 1.0
 
 
 class Fleet:
-    """Instances that are kept: an event gets the one that was used last.
+    """Instances that are kept. An event gets the most recently used.
 
-    An event that finds none idle waits for the first that is: one that has answered, or one that is
-    started for it. ``emptied`` is called when there is none left and nobody waits.
+    If none is idle, the event waits for the first: one that has answered, or a new one. ``emptied``
+    is called when no instance is left and no event waits.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Fleet:
 
     @property
     def busy(self) -> int:
-        """How many have one."""
+        """How many instances have an event."""
         return self._busy
 
     @property
@@ -48,7 +48,9 @@ class Fleet:
         return self._starts.waiting
 
     async def take(self) -> Kept:
-        """An instance for one event; give it back. Raises what its start raises, Failed."""
+        """Take an instance for one event; ``give`` returns it. Raises Failed, and what its start
+        raises.
+        """
         if self._closed:
             raise stopping(self.version)
         while self._idle:
@@ -61,7 +63,7 @@ class Fleet:
         return await self._starts.wait()
 
     def give(self, kept: Kept) -> None:
-        """It has answered: the event that has waited longest gets it."""
+        """Give back an instance: the event that has waited longest gets it."""
         self._busy -= 1
         if kept.is_up and self._starts.hand(kept):
             self._busy += 1
@@ -75,14 +77,14 @@ class Fleet:
         self._check_empty()
 
     def keep(self) -> None:
-        """Start what is missing of the instances that are always to be kept."""
+        """Start missing instances, up to the number that is always kept."""
         for kept in [kept for kept in self._idle if not kept.is_up]:
             self._idle.remove(kept)
             self._end(kept)
         self._starts.keep(self._is_short)
 
     def _is_short(self, more: int = 0) -> bool:
-        """Whether there are fewer than are always to be kept."""
+        """Whether there are fewer instances than are always kept."""
         count = len(self._idle) + self._busy + more
         return not self._retired and count < self.version.warm
 
@@ -100,7 +102,7 @@ class Fleet:
         return ended
 
     async def close(self) -> None:
-        """End what is idle or starting; who waits, or comes later, gets an error."""
+        """End all idle and starting instances; requests that wait, or come later, get an error."""
         self._closed = True
         self.retire()
         self._starts.stop()
@@ -121,7 +123,7 @@ class Fleet:
             self._end(kept)
 
     def _rest(self, kept: Kept) -> None:
-        """It ends when it has been idle for long, unless it is one that is always kept."""
+        """End an instance that has been idle for long, unless it is always kept."""
         seconds = self.version.keep_warm or _LOOK_SECONDS
         kept.expiry = self._loop.call_later(seconds, self._expire, kept)
 

@@ -1,4 +1,4 @@
-"""An instance that fetches events by the Lambda Runtime API, and is kept for the next one."""
+"""An instance that fetches events over the Lambda Runtime API, and is kept for the next."""
 
 import asyncio
 import logging
@@ -39,7 +39,7 @@ _COMMANDS = {
 
 
 class InitFailed(Exception):
-    """An instance failed before its first event: the answer to the event that it was for."""
+    """An instance failed before its first event; has the answer to the event it was started for."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Kept:
 
     @property
     def is_up(self) -> bool:
-        """Whether it has not ended, as far as is known."""
+        """Whether it is not known to have ended."""
         return not self.instance.ended.done()
 
     async def open(self) -> None:
@@ -112,9 +112,10 @@ class Kept:
         return failure(answer, kind, message)
 
     async def answer(self, event: Event) -> Answer:
-        """Its answer to an event, or its error. Raises Lost if it ended before it had the event.
+        """Its answer to an event, or its error. Raises Lost if it ended before it fetched the
+        event.
 
-        One that did not answer in time, or whose caller has gone, has ended.
+        An instance that does not answer in time, or whose caller has gone, is ended.
         """
         cold, self._events = self._events == 0 and not self.was_ahead, self._events + 1
         before, began = self._log.size, time.monotonic_ns()
@@ -152,7 +153,7 @@ class Kept:
         return answer
 
     async def _ending(self, before: int = 0) -> tuple[str, str]:
-        """How it ended, with its last words since its log had this size."""
+        """How it ended, with the last line logged after this size."""
         kind, text = ending(await self.instance.wait(), self.version.memory)
         line = self._log.last_line(before)
         return kind, f"{text}: {line}" if line else text
@@ -189,7 +190,7 @@ async def start(runtime: Runtime, version: FunctionVersion, sink: Sink) -> Kept:
 def forks(version: FunctionVersion) -> bool:
     """Whether its instances are forks of a warm interpreter.
 
-    Those that see volumes or secrets are not: what they have of their own is mounted in their root.
+    Instances with volumes or secrets are not: these are mounted in each one's own root.
     """
     own = version.command or version.volumes or version.secrets
     return version.kind == "python" and not own
@@ -215,7 +216,7 @@ async def _started(
 async def _forked(
     runtime: Runtime, version: FunctionVersion, requested: int, sink: Sink
 ) -> tuple[Forked | Instance, Log]:
-    """A fork, or where the import fails or cannot be shared an interpreter of its own."""
+    """Start a fork; or an interpreter of its own, if the import fails or cannot be shared."""
     try:
         forked = await runtime.serve(python_definition(version), _of_instance(version))
     except Failed as error:
@@ -225,7 +226,7 @@ async def _forked(
 
 
 def python_definition(version: FunctionVersion) -> Function:
-    """What the interpreter is started from that forks a version's instances."""
+    """The function by which the interpreter that forks a version's instances is started."""
     return msgspec.structs.replace(
         definition(version), kind="python", command=(), handler=version.handler,
         env=environment(version),
@@ -234,7 +235,7 @@ def python_definition(version: FunctionVersion) -> Function:
 
 
 def definition(version: FunctionVersion) -> Function:
-    """What the node starts for a version that fetches events."""
+    """The function that the node starts for a version that fetches events."""
     command = version.command or _COMMANDS.get(version.kind, ())
     if version.kind == "python" and not version.command:
         command = (*command, version.handler)
@@ -247,7 +248,7 @@ def definition(version: FunctionVersion) -> Function:
 
 
 def environment(version: FunctionVersion) -> dict[str, str]:
-    """What Lambda puts into the environment. The function's own may change the first half."""
+    """The variables that Lambda sets. The function's own may change the first half."""
     return {
         "LANG": "en_US.UTF-8",
         "TZ": ":UTC",
@@ -268,7 +269,7 @@ def environment(version: FunctionVersion) -> dict[str, str]:
 
 
 def _of_instance(version: FunctionVersion) -> dict[str, str]:
-    """What differs from instance to instance."""
+    """The variables that differ between instances."""
     today = time.strftime("%Y/%m/%d", time.gmtime())
     name = f"{today}/[{version.version}]{secrets.token_hex(16)}"
     return {"AWS_LAMBDA_LOG_STREAM_NAME": name}

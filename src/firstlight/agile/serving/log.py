@@ -1,4 +1,4 @@
-"""The output of an instance; the end of it is kept."""
+"""The output of an instance, of which the end is kept."""
 
 import asyncio
 import os
@@ -10,12 +10,12 @@ _REST_SECONDS = 0.01
 
 
 class Log:
-    """Reads the outputs of an instance. A flood is read slowly, which blocks its writer."""
+    """Reads the outputs of an instance. A flood is read slowly, so its writer blocks."""
 
     def __init__(
         self, readings: Sequence[int], sink: Callable[[bytes], None] = lambda _: None
     ) -> None:
-        """The descriptors are the log's from now on. ``sink`` gets all that is read, then b""."""
+        """Takes over the descriptors. ``sink`` gets all that is read, then b""."""
         self._sink = sink
         self._readings = set(readings)
         self._kept = bytearray()
@@ -28,19 +28,19 @@ class Log:
             self._loop.add_reader(reading, self._read, reading)
 
     def since(self, size: int, most: int) -> bytes:
-        """The end of what was written since it had this size."""
+        """The end of what was written since the log had this size."""
         for reading in list(self._readings):
             self._take(reading)
         length = min(self.size - size, len(self._kept), most)
         return bytes(self._kept[len(self._kept) - length :])
 
     def last_line(self, size: int = 0) -> str:
-        """The last line with anything on it, of what was written since it had this size."""
+        """The last line that is not blank, written since the log had this size."""
         lines = self.since(size, _KEPT).decode(errors="replace").strip().splitlines()
         return lines[-1].strip() if lines else ""
 
     def close(self) -> None:
-        """Read what is there, and no more; a writer gets SIGPIPE."""
+        """Read what is available, and close: a writer gets SIGPIPE."""
         for reading in list(self._readings):
             self._take(reading)
         for reading in list(self._readings):

@@ -16,7 +16,7 @@ from firstlight.errors import Failed
 
 
 def definition(version: FunctionVersion) -> Function:
-    """What the node starts for a version."""
+    """The function that the node starts for a version."""
     return Function(
         rootfs=version.root, command=version.command, env=version.environment,
         directory=version.directory, memory=version.memory, scratch=version.scratch,
@@ -26,7 +26,7 @@ def definition(version: FunctionVersion) -> Function:
 
 
 async def run_command(runtime: Runtime, version: FunctionVersion, event: bytes) -> Answer:
-    """Answer by a command: the event is its standard input, its standard output the answer.
+    """Answer by a command: the event is its standard input, the answer its standard output.
 
     Raises Failed if it cannot be started.
     """
@@ -77,7 +77,7 @@ async def run_command(runtime: Runtime, version: FunctionVersion, event: bytes) 
 
 
 async def _read(output: Output) -> bytes:
-    """An answer, to its end or until it is too long."""
+    """Read an answer, to its end or until it is too long."""
     payload = bytearray()
     while len(payload) <= PAYLOAD_MAX and (part := await output.read()):
         payload += part
@@ -85,12 +85,12 @@ async def _read(output: Output) -> bytes:
 
 
 def has_handler(version: FunctionVersion) -> bool:
-    """Whether it is answered by a call of its handler with the event alone."""
+    """Whether its handler is called with the event alone."""
     return version.kind == "wasm" or (version.kind == "python" and ":" in version.handler)
 
 
 def handler_definition(version: FunctionVersion) -> Function:
-    """What is called. No two revisions have the same, so that each ends without the other."""
+    """The handler to call. It differs between revisions, so that each can end alone."""
     names = {
         "AWS_LAMBDA_FUNCTION_NAME": version.name, "AWS_LAMBDA_FUNCTION_VERSION": version.version,
         "FIRSTLIGHT_REVISION": str(version.revision),
@@ -102,7 +102,7 @@ def handler_definition(version: FunctionVersion) -> Function:
 
 
 async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes) -> Answer:
-    """Answer by a handler of one argument, in a fork of a warm interpreter or in a module."""
+    """Answer by a handler with one argument, in a fork of a warm interpreter or in a module."""
     function = handler_definition(version)
     requested = time.monotonic_ns()
     try:
@@ -119,7 +119,7 @@ async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes)
 
 
 def _file(data: bytes) -> int:
-    """A memory file with this content, to read from its start."""
+    """Make a memory file with this content, to be read from its start."""
     descriptor = os.memfd_create("event")
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(data)

@@ -1,8 +1,8 @@
 """The Lambda Runtime API of one instance: it fetches events, and answers one at a time.
 
-https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html. The server is on the instance's own
-loopback, so a connection needs no further proof of whose it is. httptools reads the requests; their
-size and the number of connections are bounded.
+https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html. The server listens on the instance's
+own loopback, which identifies its connections. httptools reads the requests; their size and the
+number of connections are bounded.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _REASONS = {200: b"OK", 202: b"Accepted", 400: b"Bad Request", 403: b"Forbidden"
 
 
 class Event(Struct):
-    """An event, and what its handler is told of it. ``seconds`` is its time limit."""
+    """An event, with what its handler gets in addition. ``seconds`` is its time limit."""
 
     request_id: str
     payload: bytes
@@ -40,7 +40,7 @@ class Event(Struct):
     client_context: bytes | None = None
 
     def head(self) -> bytes:
-        """The head of the answer that it is fetched by; values in one line each."""
+        """The headers of the response that delivers it, one line each."""
         deadline = int((time.time() + self.seconds) * 1000)
         lines = [
             f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -57,7 +57,7 @@ class Event(Struct):
 
 
 class Reply(Struct):
-    """What an event, or the initialization, came to; ``error`` if ``payload`` is one."""
+    """The outcome of an event or of the initialization; ``error`` if ``payload`` is an error."""
 
     payload: bytes
     error: bool = False
@@ -80,7 +80,7 @@ class _Pending:
 
 
 class RuntimeApi:
-    """One instance's server: ``ask`` gives it an event."""
+    """One instance's server; ``ask`` gives the instance an event."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -118,7 +118,7 @@ class RuntimeApi:
             self._pending = None
 
     def end(self) -> None:
-        """The instance has ended: so have its connections."""
+        """Close the connections of an instance that has ended."""
         self._ended = True
         if self._server:
             self._server.close()
@@ -126,19 +126,19 @@ class RuntimeApi:
             connection.close()
         if not self.initialized.done():
             self.initialized.set_exception(Lost(taken=False))
-            self.initialized.exception()  # who waits gets it; nobody may
+            self.initialized.exception()  # nobody may be waiting for it
         if self._pending and not self._pending.reply.done():
             self._pending.reply.set_exception(Lost(self._pending.taken))
 
     def connected(self, connection: "_Connection") -> bool:
-        """Take a connection, unless it has enough."""
+        """Accept a connection, unless the instance has too many."""
         if len(self._connections) >= _CONNECTIONS_MAX or self._ended:
             return False
         self._connections.add(connection)
         return True
 
     def disconnected(self, connection: "_Connection") -> None:
-        """A connection is gone."""
+        """Forget a closed connection."""
         self._connections.discard(connection)
         if self._polling is connection:
             self._polling = None
@@ -147,7 +147,7 @@ class RuntimeApi:
         self, connection: "_Connection", method: bytes, path: bytes, body: bytes | None,
         headers: Mapping[bytes, bytes],
     ) -> None:  # fmt: skip
-        """Answer a request; its body is None if it was too long."""
+        """Answer a request; ``body`` is None if it was too long."""
         del headers
         what = path.removeprefix(_PREFIX).split(b"?")[0] if path.startswith(_PREFIX) else b""
         if method == b"GET" and what == b"invocation/next":
@@ -173,7 +173,7 @@ class RuntimeApi:
         if not self.initialized.done():
             self.initialized.set_result(None)
         if self._polling and self._polling is not connection:
-            self._polling.close()  # it asks anew: one of them only gets the next
+            self._polling.close()  # it asks again: only one of them gets the next event
         self._polling = connection
         if self._pending and not self._pending.reply.done():
             self._deliver(connection, self._pending)
@@ -198,7 +198,7 @@ class RuntimeApi:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection of an instance: a request at a time."""
+    """One connection of an instance, with one request at a time."""
 
     def __init__(self, api: RuntimeApi, httptools: ModuleType) -> None:
         self._api = api
@@ -236,7 +236,7 @@ class _Connection(asyncio.Protocol):
             self.refuse(400, "BadRequest", "that is not HTTP")
             self.close()
 
-    # What the parser calls.
+    # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
         if self._busy or self._unread():
@@ -259,7 +259,7 @@ class _Connection(asyncio.Protocol):
         if self._body is None:
             return
         if len(self._body) + len(body) > PAYLOAD_MAX:
-            self._body = None  # the rest is read, and not kept
+            self._body = None  # the rest is read and dropped
         else:
             self._body += body
 
@@ -269,10 +269,10 @@ class _Connection(asyncio.Protocol):
         self._api.handle(self, self._parser.get_method(), self._path, body, self._headers)
 
     def _unread(self) -> bool:
-        """Whether it asks on without reading: then answers would pile up here."""
+        """Whether it sends requests without reading the answers, which would pile up here."""
         return bool(self._transport and self._transport.get_write_buffer_size())
 
-    # What the API calls.
+    # Methods for the API.
 
     def write(self, data: bytes) -> None:
         """Send a piece of an answer."""
@@ -292,7 +292,7 @@ class _Connection(asyncio.Protocol):
         )
 
     def refuse(self, status: int, kind: str, message: str) -> None:
-        """Answer it with an error in the API's shape."""
+        """Answer its request with an error in the API's shape."""
         self.answer(status, json.dumps({"errorType": kind, "errorMessage": message}).encode())
 
     def close(self) -> None:
@@ -303,12 +303,12 @@ class _Connection(asyncio.Protocol):
 
 
 def _line(text: str) -> str:
-    """What fits a header: printable ASCII in one line."""
+    """The value as a header: printable ASCII in one line."""
     return text.encode("ascii", "replace").decode().replace("\r", " ").replace("\n", " ")
 
 
 def _context(data: bytes) -> str:
-    """JSON in one line of ASCII; nothing if it is none."""
+    """JSON in one line of ASCII; empty if the value is not JSON."""
     try:
         return json.dumps(json.loads(data), ensure_ascii=True, separators=(",", ":"))
     except (ValueError, RecursionError):

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Serving:
-    """Answers events. An async context manager: leaving it ends the instances that are kept."""
+    """Answers events. An async context manager; leaving it ends the kept instances."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -56,11 +56,11 @@ class Serving:
         deadline: float | None = None, client_context: bytes | None = None,
         trace: str | None = None, arn: str = "",
     ) -> Answer:  # fmt: skip
-        """Answer an event. ``arn`` is what it was called by, if not the version's own.
+        """Answer an event. ``arn`` is the ARN that the caller used, if not the version's own.
 
-        ``deadline`` is of time.monotonic(): an event that no instance has by then is refused, which
-        says nothing of the wait for its turn (``functions.wait_seconds``).
-        Raises Throttled, and Failed for what the node cannot do.
+        ``deadline`` is on time.monotonic(): an event that no instance has by then is refused. The
+        wait for its turn has its own limit (``functions.wait_seconds``). Raises Throttled, and
+        Failed for what the node cannot do.
         """
         arrived, began = time.time_ns(), time.monotonic_ns()
         cause, answer = "node", None
@@ -105,7 +105,7 @@ class Serving:
         return await self._fetched(version, event, deadline)
 
     async def try_handler(self, version: FunctionVersion) -> None:
-        """See if a version's handler can be called, if it names one. Raises Failed."""
+        """Check that a version's handler can be called, if it has one. Raises Failed."""
         if once.has_handler(version):
             await self.runtime.try_handler(once.handler_definition(version))
         elif kept.forks(version):
@@ -117,7 +117,7 @@ class Serving:
                 _log.info("%s is not forked: %s", version.name, error.message)
 
     async def try_mounts(self, version: FunctionVersion) -> None:
-        """See if a version's volumes and secrets can be mounted in its root. Raises Failed."""
+        """Check that a version's volumes and secrets can be mounted in its root. Raises Failed."""
         if not version.volumes and not version.secrets:
             return
         if version.kind == "command":
@@ -131,7 +131,7 @@ class Serving:
         await self.runtime.register(function)
 
     async def keep(self, version: FunctionVersion) -> None:
-        """See that a version has the instances that are always to be kept. Raises Failed."""
+        """Start a version's instances that are always kept. Raises Failed."""
         if version.kind == "http":
             self._web(version).keep()
         elif once.has_handler(version):
@@ -140,7 +140,7 @@ class Serving:
             self._fleet(version).keep()
 
     def up(self, version: FunctionVersion) -> int:
-        """How many instances of a version are up; of a handler ``module:name``, those that wait."""
+        """How many instances of a version are up; for a handler ``module:name``, how many wait."""
         if once.has_handler(version):
             return self.runtime.waiting(once.handler_definition(version))
         key = version.name, version.version
@@ -150,7 +150,7 @@ class Serving:
         return kept.idle + kept.busy
 
     def loads(self) -> list[Load]:
-        """What each version has, where it has anything."""
+        """The usage of each version that has instances or requests."""
         events = [
             Load(fleet.version.name, fleet.idle, fleet.busy, fleet.waiting)
             for fleet in [*self._fleets.values(), *self._retired]
@@ -163,7 +163,7 @@ class Serving:
 
     @asynccontextmanager
     async def web(self, version: FunctionVersion) -> "AsyncIterator[WebInstance]":
-        """The instance that serves a request over HTTP, while in the context.
+        """Hold the instance that serves a request over HTTP.
 
         Raises Throttled, Failed.
         """
@@ -215,7 +215,7 @@ class Serving:
     async def _fetched(
         self, version: FunctionVersion, event: Event, deadline: float | None
     ) -> Answer:
-        """The answer of an instance that fetches its events."""
+        """Answer by an instance that fetches its events."""
         while True:
             fleet = self._fleet(version)
             try:
@@ -230,7 +230,7 @@ class Serving:
             try:
                 return await instance.answer(event)
             except Lost:
-                continue  # it had ended while it was idle
+                continue  # it ended while it was idle
             finally:
                 fleet.give(instance)
 
@@ -265,7 +265,7 @@ class Serving:
             self._release(fleet.version)
 
     def _release(self, version: FunctionVersion) -> None:
-        """End the interpreter or the worker that its instances are made in."""
+        """End the interpreter or worker that makes its instances."""
         called = once.has_handler(version)
         if called or kept.forks(version):
             definition = once.handler_definition if called else kept.python_definition

@@ -17,10 +17,10 @@ _log = logging.getLogger(__name__)
 
 
 class Starts(Generic[T]):
-    """First come, first served; as many starts at once as the requests need, and CPUs allow.
+    """First come, first served. Starts as many at once as the requests need and the CPUs allow.
 
-    ``start`` starts an instance, which serves ``each`` requests at once. ``started`` takes it,
-    ``give`` takes back one whose request was cancelled, and ``settled`` is called when a start has
+    ``start`` starts an instance, which serves ``each`` requests at once. ``started`` receives it,
+    ``give`` receives one whose request was cancelled, and ``settled`` is called when a start has
     ended.
     """
 
@@ -52,7 +52,7 @@ class Starts(Generic[T]):
             raise
 
     def hand(self, instance: T) -> bool:
-        """Give an instance to the request that has waited longest. Returns whether one has."""
+        """Give an instance to the request that has waited longest. Returns whether one waited."""
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
@@ -111,6 +111,6 @@ class Starts(Generic[T]):
 
 
 def stopping(version: FunctionVersion) -> Failed:
-    """The error of a request that comes while the runtime stops."""
+    """The error for requests that come while the runtime stops."""
     return Failed(f"{version.name} gets no instance: the runtime is stopping",
                   "try again when it has been started")  # fmt: skip

@@ -6,7 +6,7 @@ _W3C = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
 def to_xray(trace: str) -> str:
-    """A ``traceparent`` as Lambda gives it to handlers; what is none stays as it is.
+    """A ``traceparent`` in the form that Lambda gives to handlers; anything else is unchanged.
 
     https://www.w3.org/TR/trace-context/, and X-Ray's "Tracing header".
     """

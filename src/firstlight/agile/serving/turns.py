@@ -1,9 +1,9 @@
-"""Whose request is next, where not all can be answered at once.
+"""Decides whose request is next when not all can be answered at once.
 
-Two limits hold: of a function, its concurrency; of the node, how many events are answered at once.
-A request that meets one waits, within bounds. What becomes free goes to the owner who has the
-fewest requests under way for his share, and of his to the one that has waited longest: so nobody
-waits because another asks for much.
+There are two limits: a function's concurrency, and the number of events that the node answers at
+once. A request beyond one waits, within bounds. A free place goes to the owner with the fewest
+requests under way relative to their share, and to the one of theirs that has waited longest. So no
+owner waits because another sends many.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from firstlight.agile.serving.answer import Throttled
 
 
 class _Waiter:
-    """A request that waits. Of its version the limits may change meanwhile."""
+    """A request that waits. The limits of its version may change while it waits."""
 
     def __init__(self, version: FunctionVersion) -> None:
         self.version = version
@@ -25,7 +25,7 @@ class _Waiter:
 
 
 class Turns:
-    """The requests under way, and those that wait for their turn."""
+    """The requests under way and those that wait for their turn."""
 
     def __init__(self, config: Functions) -> None:
         self._config = config
@@ -36,7 +36,7 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, version: FunctionVersion) -> AsyncIterator[None]:
-        """Wait for a request's turn; it is under way while in the context. Raises Throttled."""
+        """Wait for a request's turn; it is under way in the context. Raises Throttled."""
         self._limits[version.name] = version.concurrency
         if self._may(version):
             self._begin(version)
@@ -82,7 +82,7 @@ class Turns:
                 await waiter.turn
         except BaseException as error:
             if waiter.turn.done() and not waiter.turn.cancelled():
-                self._end(version)  # its turn came as it gave up
+                self._end(version)  # its turn came while it gave up
             else:
                 self._waiting.remove(waiter)
             if isinstance(error, TimeoutError):
@@ -111,11 +111,11 @@ class Turns:
             )
 
     def _next(self) -> None:
-        """Let those go on who can."""
+        """Let requests proceed that can."""
         while ready := [
             waiter
             for waiter in self._waiting
-            if not waiter.turn.done() and self._may(waiter.version)  # not one that gives up
+            if not waiter.turn.done() and self._may(waiter.version)  # it may have given up
         ]:
             chosen = min(ready, key=lambda waiter: self._burden(waiter.version.owner))
             self._waiting.remove(chosen)

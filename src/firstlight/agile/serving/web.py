@@ -1,4 +1,4 @@
-"""Functions that serve HTTP: instances that have many requests at once."""
+"""Functions that serve HTTP; their instances serve many requests at once."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ _LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=64)
 
 
 class WebInstance:
-    """One instance, the connections to it, and how many requests it has."""
+    """An instance, the connections to it, and its number of requests."""
 
     def __init__(self, version: FunctionVersion, instance: Instance, log: Log) -> None:
         self.version, self.instance, self._log = version, instance, log
@@ -47,14 +47,14 @@ class WebInstance:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process runs: the kernel knows before the runtime hears of an end."""
+        """Whether its process runs. The kernel knows of an exit before the runtime does."""
         if self._pidfd < 0:
             return self.is_up
         return not is_readable(self._pidfd, 0)
 
     @property
     def is_up(self) -> bool:
-        """Whether it has not ended, as far as is known."""
+        """Whether it is not known to have ended."""
         return not self.instance.ended.done()
 
     async def listens(self) -> None:
@@ -76,7 +76,7 @@ class WebInstance:
         raise await self.ended()
 
     async def ended(self) -> Failed:
-        """How it ended, with its last words."""
+        """How it ended, with the last line that it wrote."""
         _, text = ending(await self.instance.wait(), self.version.memory)
         return Failed(f"{self.version.name}: {text}", self._hint())
 
@@ -96,16 +96,16 @@ class WebInstance:
 class Web:
     """The instances of one version. Each has up to ``per_instance`` requests at once.
 
-    A request gets the busiest instance with room, so that others become idle and end. If none has
-    room it waits for the first that has, and more are started. ``emptied`` is called when there is
-    no instance and no request.
+    A request goes to the busiest instance with room, so that others become idle and end. If none
+    has room, it waits for the first that has, and more are started. ``emptied`` is called when
+    there is no instance and no request.
     """
 
     def __init__(
         self, runtime: Runtime, version: FunctionVersion,
         sink: Callable[[], Callable[[bytes], None]], emptied: Callable[["Web"], None],
     ) -> None:  # fmt: skip
-        """``sink`` makes what takes all that an instance writes."""
+        """``sink`` makes a receiver of an instance's output."""
         self.version, self._emptied = version, emptied
         self._starts = Starts(
             version, version.per_instance, lambda: start(runtime, version, sink()),
@@ -123,7 +123,7 @@ class Web:
 
     @property
     def busy(self) -> int:
-        """How many have one."""
+        """How many instances have a request."""
         return len(self._up) - self.idle
 
     @property
@@ -132,7 +132,9 @@ class Web:
         return self._starts.waiting
 
     async def take(self) -> tuple[WebInstance, bool]:
-        """An instance for a request, and whether it was waited for; give it back. Raises Failed."""
+        """Take an instance for a request; returns also whether it waited. ``give`` returns it.
+        Raises Failed.
+        """
         if self._closed:
             raise stopping(self.version)
         rooms = [instance for instance in self._up if self._has_room(instance)]
@@ -143,7 +145,7 @@ class Web:
         return await self._starts.wait(), True
 
     def give(self, instance: WebInstance) -> None:
-        """A request is over."""
+        """Note the end of a request."""
         instance.requests -= 1
         self._hand(instance)
         if not instance.requests and instance in self._up:
@@ -154,7 +156,7 @@ class Web:
         self._check_empty()
 
     def keep(self) -> None:
-        """Start what is missing of the instances that are always to be kept."""
+        """Start missing instances, up to the number that is always kept."""
         self._starts.keep(self._is_short)
 
     def retire(self) -> None:
@@ -166,7 +168,7 @@ class Web:
         self._check_empty()
 
     async def close(self) -> None:
-        """End all now; who waits, or comes later, gets an error."""
+        """End all at once; requests that wait, or come later, get an error."""
         self._retired = self._closed = True
         self._starts.stop()
         for instance in list(self._up):
@@ -178,7 +180,7 @@ class Web:
         return instance.is_up and instance.requests < self.version.per_instance
 
     def _is_short(self, more: int = 0) -> bool:
-        """Whether there are fewer than are always to be kept."""
+        """Whether there are fewer instances than are always kept."""
         return not self._retired and len(self._up) + more < self.version.warm
 
     def _use(self, instance: WebInstance) -> None:
@@ -196,14 +198,14 @@ class Web:
         self._up.append(instance)
         instance.instance.ended.add_done_callback(lambda _: self._gone(instance))
         instance.requests += 1
-        self.give(instance)  # to those that wait, if any does still
+        self.give(instance)  # for requests that still wait
 
     def _gone(self, instance: WebInstance) -> None:
         if instance in self._up:
             self._end(instance)
 
     def _rest(self, instance: WebInstance) -> None:
-        """It ends when it has been idle for long, unless it is one that is always kept."""
+        """End an instance that has been idle for long, unless it is always kept."""
         instance.expiry = self._loop.call_later(
             self.version.keep_warm or _LOOK_SECONDS * bool(self.version.warm),
             self._expire, instance,
@@ -258,7 +260,7 @@ async def start(
 
 
 def definition(version: FunctionVersion) -> Function:
-    """What the node starts for a version that serves HTTP."""
+    """The function that the node starts for a version that serves HTTP."""
     if version.network == "none":
         raise Failed(f"{version.name} has no network", "give it network internal")
     environment = {"PORT": str(version.port), **version.environment}

@@ -1,4 +1,4 @@
-"""What the instances of served functions wrote lately, by function, as lines of CRI's logs."""
+"""The recent output of functions' instances, by function, as lines in the CRI's log format."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ _LINE_MOST = 16 << 10
 
 
 class _Lines:
-    """The last lines of one function. ``begin`` is the number of the first that is kept."""
+    """The last lines of one function. ``begin`` is the number of the first line kept."""
 
     def __init__(self) -> None:
         self._lines: deque[bytes] = deque()
@@ -46,7 +46,7 @@ class Written:
         self._of: dict[str, _Lines] = {}
 
     def sink(self, name: str) -> Callable[[bytes], None]:
-        """Takes what one instance writes, in any parts; an empty one is the end of it."""
+        """A receiver of one instance's output, in any parts; an empty part ends it."""
         rest = bytearray()
 
         def take(part: bytes) -> None:
@@ -65,19 +65,19 @@ class Written:
         return take
 
     def add(self, name: str, text: bytes) -> None:
-        """What an instance wrote in its whole life."""
+        """Add what an instance wrote in its whole life."""
         take = self.sink(name)
         take(text)
         take(b"")
 
     def forget(self, name: str) -> None:
-        """The function is removed."""
+        """Remove a function's lines."""
         self._of.pop(name, None)
 
     async def following(
         self, name: str, position: Position, seconds: float
     ) -> tuple[bytes, Position]:
-        """Lines from a position on, waited for, and the next position."""
+        """Wait for lines from a position on; returns them and the next position."""
         lines = self._of.setdefault(name, _Lines())
         text, number = lines.since(position[1])
         if not text and seconds:
@@ -92,7 +92,7 @@ class Written:
 
 
 def unknown(name: str) -> Failed:
-    """Neither an instance nor a function."""
+    """The name is neither an instance's nor a function's."""
     return Failed(
         f"there is no instance or function {name!r}",
         "list them: firstlight agile ps --all, firstlight agile function list",

@@ -1,4 +1,4 @@
-"""What a container's bundle asks for, and what a pod's files add to it."""
+"""Reads a container's bundle, and adds a pod's files to it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +40,8 @@ def read(directory: Path) -> Bundle:
 
 def join(directory: Path, files: Path, *, has_shm: bool) -> None:
     """Give a pod's container the pod's /etc/hosts, /etc/hostname, /etc/resolv.conf and /dev/shm.
-
-    containerd would mount its own where it makes the sandbox; what the bundle mounts there stays.
-    Raises OSError, ValueError.
+    containerd mounts its own if it makes the sandbox. What the bundle mounts there stays. Raises
+    OSError, ValueError.
     """
     file = directory / "config.json"
     spec = msgspec.json.decode(file.read_bytes())

@@ -1,4 +1,6 @@
-"""How the shim's server is started; see ``daemon``, which needs more than its caller may have."""
+"""Starts the shim's server. ``daemon`` is the server itself, with dependencies that the caller may
+lack.
+"""
 
 import importlib.util
 import os
@@ -32,7 +34,7 @@ def words(directory: Path, events: str, runtime: Path, prepared: int) -> list[st
 
 
 def install(binaries: Path) -> Path:
-    """Put the program that containerd executes into a directory of its PATH. Raises Failed."""
+    """Install the program that containerd executes into a directory of its PATH. Raises Failed."""
     target = binaries / START
     try:
         write_whole(target, native(START).read_bytes(), 0o755)
@@ -42,7 +44,7 @@ def install(binaries: Path) -> Path:
 
 
 def serve(directory: Path, events: str, runtime: str, prepared: int) -> NoReturn:
-    """Become the keeper, which starts the server. Raises Unsupported, Failed."""
+    """Execute the keeper, which starts the server. Raises Unsupported, Failed."""
     if os.geteuid() != 0:
         raise Unsupported("the shim's server needs root", "run firstlight with sudo")
     program = shutil.which(runtime)
@@ -57,7 +59,7 @@ def serve(directory: Path, events: str, runtime: str, prepared: int) -> NoReturn
 
 
 def make(directory: Path) -> None:
-    """The directories, for root alone. Raises Failed."""
+    """Make the directories, accessible to root alone. Raises Failed."""
     try:
         for name in ("", "sandboxes", "tasks", "oci", "scratch"):
             (directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The shim's server, as the keeper starts it:
+"""The shim's server, started by the keeper:
 
 python -P -m firstlight.agile.shim.daemon DIRECTORY EVENTS RUNTIME PREPARED
 """
@@ -49,7 +49,7 @@ class Server:
             self.tasks.exited(pid, status, when)
 
     async def serve(self) -> None:
-        """Until SIGHUP, for a successor, or SIGTERM, which ends all pods."""
+        """Serve until SIGHUP, which leaves pods to a successor, or SIGTERM, which ends them."""
         received: asyncio.Queue[int] = asyncio.Queue()
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, received.put_nowait, number)
@@ -59,7 +59,7 @@ class Server:
         for exit_ in self.keeper.exits:
             self._exited(*exit_)
         for name in self.keeper.kept:
-            self.keeper.drop(name)  # nobody's: what a process has was taken from there
+            self.keeper.drop(name)  # no process uses these: those in use have been taken over
         await self._clean()
         self.keeper.open()
         await self.pods.pool.fill()
@@ -69,9 +69,10 @@ class Server:
         await self.events.close(_CLOSE_SECONDS)
 
     async def _clean(self) -> None:
-        """What the server before this one was making is removed: containerd's call comes again.
+        """Remove what the previous server had not finished: containerd repeats the call.
 
-        After a keeper before this one all is: its end was the end of containerd's connections.
+        After a previous keeper everything is removed, because containerd's connections ended with
+        it.
         """
         for left in (self._directory / "scratch").iterdir():
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Events for containerd, in their order; they wait while it is away."""
+"""Sends events to containerd in order; they wait while it is down."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Events:
-    """Forwards them to containerd's ttrpc socket."""
+    """Forwards events to containerd's ttrpc socket."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -82,7 +82,7 @@ class Events:
             self._peer = None
 
     async def close(self, seconds: float) -> None:
-        """Send what waits, for so long."""
+        """Send waiting events for at most this time."""
         if self._task:
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._task), seconds)

@@ -1,7 +1,8 @@
-"""The line to the keeper (native/shim/keeper.c), which started this process.
+"""The connection to the keeper (native/shim/keeper.c), which started this process.
 
-Frames of containerd's connections come and go on descriptor 3. On descriptor 4 come the ends of
-containers' processes, until each is ``noted``, and what the server before this one has deposited.
+Descriptor 3 carries frames of containerd's connections, in both directions. Descriptor 4 delivers
+the exits of containers' processes, until each is ``noted``, and the descriptors that the previous
+server deposited.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ class Kind(IntEnum):
 
 
 class Keeper:
-    """``kept`` are the descriptors that were deposited, by name. To be opened in the event loop."""
+    """``kept`` are the deposited descriptors, by name. Open it in the event loop."""
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class Keeper:
         self._link.setblocking(False)
 
     def read_state(self) -> None:
-        """Wait for what the keeper has: fills ``kept``, and ``exits`` of processes' ends."""
+        """Read what the keeper has: fills ``kept``, and ``exits`` with processes' exits."""
         while True:
             data, descriptors, _, _ = socket.recv_fds(self._notes, NOTE.size, 1)
             if not data:
@@ -73,7 +74,7 @@ class Keeper:
                 return
 
     def open(self) -> None:
-        """Serve: frames and ends are handed to the callbacks."""
+        """Pass frames and exits to the callbacks."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self._link, self._read)
         loop.add_reader(self._notes, self._read_notes)
@@ -84,7 +85,7 @@ class Keeper:
         except BlockingIOError:
             return
         if not part:
-            os._exit(1)  # without its keeper it serves nobody
+            os._exit(1)  # without a keeper there are no clients
         self._in += part
         at, size = 0, len(self._in)
         while size - at >= RELAY.size:
@@ -102,7 +103,7 @@ class Keeper:
         del self._in[:at]
 
     def send(self, connection: int, frame: bytes) -> None:
-        """Give an answer's frame to a connection, if it is still there."""
+        """Send an answer's frame to a connection, if it is still open."""
         self._out += RELAY.pack(connection, 0, len(frame)) + frame
         self._flush()
 
@@ -129,14 +130,14 @@ class Keeper:
                 self._on_exit(pid, status, when)
 
     def noted(self, pid: int) -> None:
-        """The end of a process is on record."""
+        """Tell the keeper that a process's exit is recorded."""
         self._notes.send(NOTE.pack(Kind.NOTED, pid, 0, 0, 0, b""))
 
     def keep(self, name: str, descriptor: int) -> None:
-        """Deposit a descriptor for the server after this one."""
+        """Deposit a descriptor for the next server."""
         note = NOTE.pack(Kind.KEPT, 0, 0, 0, 0, name.encode())
         socket.send_fds(self._notes, [note], [descriptor])
 
     def drop(self, name: str) -> None:
-        """Give a deposit up, if it is there."""
+        """Drop a deposited descriptor, if there is one."""
         self._notes.send(NOTE.pack(Kind.DROP, 0, 0, 0, 0, name.encode()))

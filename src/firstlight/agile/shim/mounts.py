@@ -1,4 +1,4 @@
-"""Mounting what containerd asks for, by the kernel's flags and options."""
+"""Mounts what containerd requests, by the kernel's flags and options."""
 
 import ctypes
 import errno
@@ -28,7 +28,7 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 
 
 def mount(kind: str, source: str, target: Path, options: Iterable[str]) -> None:
-    """mount(8)'s way with options. Raises Failed."""
+    """Options, read as mount(8) does. Raises Failed."""
     flags, data, propagation = 0, [], []
     for option in options:
         if option in _FLAGS:
@@ -50,7 +50,9 @@ def mount(kind: str, source: str, target: Path, options: Iterable[str]) -> None:
 
 
 def _shortened(option: str, held: ExitStack) -> str:
-    """overlay's layers below their common directory, by its descriptor: the kernel takes a page."""
+    """Name overlay's layers relative to their common directory, because the kernel accepts one page
+    of options.
+    """
     name, separator, value = option.partition("=")
     layers = value.split(":")
     if name != "lowerdir" or len(layers) < 2:
@@ -70,7 +72,7 @@ def _mount(source: str, target: Path, kind: str, flags: int, data: str) -> None:
 
 
 def unmount(target: Path) -> None:
-    """Take off whatever is mounted there, if anything is."""
+    """Unmount everything that is mounted there."""
     while not _libc.umount2(os.fsencode(target), _DETACH):
         pass
     if (number := ctypes.get_errno()) not in (errno.EINVAL, errno.ENOENT):

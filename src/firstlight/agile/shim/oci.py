@@ -1,4 +1,4 @@
-"""The OCI runtime that makes the containers: runc, or another program that takes its arguments."""
+"""Calls the OCI runtime that makes the containers: runc, or a program with the same arguments."""
 
 import asyncio
 import json
@@ -23,9 +23,9 @@ _DEFAULTS = {signal.Signals(number) for number in signal.valid_signals()
 
 
 async def run(words: Sequence[str], streams: Sequence[int], seconds: float = _SECONDS) -> int:
-    """Execute a program with descriptors 0, 1, 2… and wait for it; its exit status.
+    """Execute a program with descriptors 0, 1, 2… and wait for it; returns its exit status.
 
-    A signal's is negative. Raises OSError, TimeoutError after it was killed.
+    The number of a signal is negative. Raises OSError, TimeoutError after it was killed.
     """
     pid = _spawn(words, streams)
     ended = asyncio.Event()
@@ -49,9 +49,9 @@ async def run(words: Sequence[str], streams: Sequence[int], seconds: float = _SE
 
 
 def _spawn(words: Sequence[str], streams: Sequence[int]) -> int:
-    """A process that inherits nothing of the server's: what it makes inherits from it."""
+    """Start a process that inherits nothing from the server, nor passes it on."""
     actions = [(os.POSIX_SPAWN_DUP2, each, number) for number, each in enumerate(streams)]
-    # Go's scheduler costs a program of one thread's work a fifth of its time, and more in a burst.
+    # Go's scheduler costs a single-threaded program a fifth of its time, and more in a burst.
     environment = {"PATH": os.environ.get("PATH", os.defpath), "GOMAXPROCS": "1"}
     ours = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(_files, ours[1]), ours[1]))
@@ -63,23 +63,23 @@ def _spawn(words: Sequence[str], streams: Sequence[int]) -> int:
 
 
 def take_room() -> None:
-    """Raise this process's limit of open files, and its priority, and not its children's."""
+    """Raise this process's limit of open files and its priority, but not its children's."""
     global _files
     _files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with suppress(PermissionError):  # a pod must not queue behind others' work
+    with suppress(PermissionError):  # pods must not wait for other processes' work
         os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
 
 
 class Runtime:
-    """A program and its directory of state."""
+    """An OCI runtime's program and its state directory."""
 
     def __init__(self, program: Path, root: Path, scratch: Path) -> None:
         self._program, self._root, self.scratch = Program(program, scratch), root, scratch
 
     def state(self, name: str) -> Path:
-        """The program's directory of a container."""
+        """The program's state directory for a container."""
         return self._root / name
 
     async def call(
@@ -108,10 +108,10 @@ class Runtime:
             raise Refused(Code.UNKNOWN, f"OCI runtime {verb} failed: {why or f'status {status}'}")
 
     async def start(self, name: str, *, has_hooks: bool, systemd: bool) -> None:
-        """Let a container that is created execute its command. Raises Refused.
+        """Let a created container execute its command. Raises Refused.
 
-        It waits for a reader of ``exec.fifo``. Another process for that would cost more than all
-        the rest of a start; only hooks and programs without the fifo need it.
+        It waits for a reader of ``exec.fifo``. The runtime's ``start`` does the same, but costs
+        more than the rest of a start; only hooks and programs without the fifo need it.
         """
         fifo = self.state(name) / "exec.fifo"
         if has_hooks or not fifo.exists():

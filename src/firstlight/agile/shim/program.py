@@ -1,4 +1,4 @@
-"""The OCI runtime's program, as it is executed: a sealed copy in memory."""
+"""The OCI runtime's program, executed from a sealed copy in memory."""
 
 import errno
 import fcntl
@@ -13,11 +13,11 @@ _BEYOND_STREAMS = 16
 
 
 class Program:
-    """runc and crun copy themselves for each container, which could write to them otherwise
-    (CVE-2019-5736), unless they are executed from a sealed copy. All containers share this one.
+    """Unless executed from a sealed copy, runc and crun copy themselves for each container, which
+    could otherwise write to them (CVE-2019-5736). All containers share this one.
 
     It is made again when the file changes. A script is executed by its path, because its
-    interpreter opens it, and so is every program under SELinux, whose rules go by the path.
+    interpreter opens it. So is every program under SELinux, whose rules apply to paths.
     """
 
     def __init__(self, path: Path, directory: Path) -> None:

@@ -1,7 +1,7 @@
-"""Pods' sandboxes: namespaces that a process holds (native/shim/sandbox.c), and files.
+"""Pods' sandboxes: namespaces held by a process (native/shim/sandbox.c), and files.
 
-Such processes are prepared ahead of pods. A pod of the node's own IPC or PID namespace, or of its
-network, gets one of its own.
+Such processes are prepared in advance. A pod that uses the node's IPC, PID or network namespace
+gets a process of its own.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class Record(msgspec.Struct):
-    """A sandbox, as it is on the disk. Times are ns since 1970; ``started`` is the kernel's."""
+    """A sandbox's record on disk. Times are ns since 1970; ``started`` is the kernel's."""
 
     namespace: str
     id: str
@@ -65,14 +65,14 @@ class Parked:
     control: socket.socket
 
     def close(self) -> None:
-        """Let it end."""
+        """Let the process end."""
         os.close(self.pidfd)
         self.control.close()
 
 
 @dataclass
 class Sandbox:
-    """A record and what belongs to it while the server runs."""
+    """A record with its state while the server runs."""
 
     record: Record
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -82,7 +82,7 @@ class Sandbox:
 
     @property
     def is_running(self) -> bool:
-        """Whether its namespaces are held."""
+        """Whether the process still holds its namespaces."""
         return bool(self.record.pid) and not self.ended.is_set()
 
 
@@ -110,7 +110,7 @@ async def park(names: Iterable[str]) -> Parked:
 
 
 class Pool:
-    """Parked processes. They end with the server."""
+    """Parked processes. Prepared processes end with the server."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -126,13 +126,13 @@ class Pool:
             parked = self._parked.pop()
             poll = select.poll()
             poll.register(parked.pidfd, select.POLLIN)
-            if not poll.poll(0):  # it has not ended
+            if not poll.poll(0):  # still running
                 return parked
             parked.close()
         return await park(_USUAL)
 
     async def fill(self, after: float = 0.0) -> None:
-        """Make what is missing, when nobody has taken one for a while."""
+        """Refill, once none has been taken for a while."""
         await asyncio.sleep(after)
         while len(self._parked) < self._size:
             try:
@@ -151,7 +151,7 @@ class Pool:
 
 
 class Sandboxes:
-    """Makes, ends and remembers them. ``directory`` has a directory for each."""
+    """Makes, ends and records sandboxes. ``directory`` has a directory for each."""
 
     def __init__(self, directory: Path, prepared: int) -> None:
         self._directory = directory
@@ -163,7 +163,7 @@ class Sandboxes:
         return self._directory / record.namespace / record.id
 
     def save(self, record: Record) -> None:
-        """Write a record down."""
+        """Write a record."""
         write_whole(self.home(record) / _RECORD, msgspec.json.encode(record))
 
     def load(self) -> None:
@@ -186,7 +186,7 @@ class Sandboxes:
         return sandbox
 
     async def create(self, namespace: str, request: Message) -> None:
-        """Make one as a CreateSandboxRequest says. Raises Refused."""
+        """Make a sandbox from a CreateSandboxRequest. Raises Refused."""
         key = namespace, request.sandbox_id
         if key in self.all:
             raise Refused(Code.ALREADY_EXISTS, f"sandbox {request.sandbox_id} exists")
@@ -252,7 +252,7 @@ class Sandboxes:
         record.created_at = now()
 
     def exited(self, pid: int, status: int, when: int) -> bool:
-        """Whether the process that has ended was a sandbox's."""
+        """Note a process's exit; returns whether it was a sandbox's."""
         for sandbox in self.all.values():
             record = sandbox.record
             if record.pid == pid and not sandbox.ended.is_set():
@@ -266,7 +266,7 @@ class Sandboxes:
         return False
 
     async def stop(self, sandbox: Sandbox) -> None:
-        """End its process and take its mounts off. Raises Refused, Failed."""
+        """End a sandbox's process and unmount its files. Raises Refused, Failed."""
         if sandbox.is_running and sandbox.pidfd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(sandbox.pidfd, signal.SIGKILL)
@@ -283,7 +283,7 @@ class Sandboxes:
             await asyncio.to_thread(unmount, shm)  # waits for the kernel
 
     async def remove(self, sandbox: Sandbox) -> None:
-        """Stop it, and forget it. Raises Refused, Failed."""
+        """Stop a sandbox and remove its record. Raises Refused, Failed."""
         await self.stop(sandbox)
         record, home = sandbox.record, self.home(sandbox.record)
         for name in (_RECORD, unfinished(Path(_RECORD)), "hostname", "hosts", "resolv.conf"):
@@ -296,7 +296,7 @@ class Sandboxes:
 
 
 class _descriptors:  # noqa: N801 - a context manager, as open is
-    """The descriptor of a namespace's path, in a list; none for no path."""
+    """Open a namespace's path; yields its descriptor in a list, empty without a path."""
 
     def __init__(self, path: str) -> None:
         self._open = [os.open(path, os.O_RDONLY | os.O_CLOEXEC)] if path else []
@@ -322,7 +322,7 @@ def _resolv_conf(config: Message) -> bytes:
 
 
 def started(pid: int) -> str:
-    """When a process has begun, as the kernel counts it: no two of one pid share it."""
+    """A process's start time in the kernel's ticks: it tells processes of one pid apart."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

@@ -1,7 +1,7 @@
 """Answers containerd: its Sandbox API and its Task API, version 3.
 
-Each call is a task of its own. One that a server before this one may have served is served again,
-so that it answers what the first time would have.
+Each call is a task of its own. A call that the previous server may have served is served again,
+with the answer of the first time.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ Handler = Callable[[Call], Awaitable[Message]]
 
 
 class Service:
-    """Serves the frames that the keeper brings."""
+    """Serves the frames that the keeper passes on."""
 
     def __init__(self, keeper: Keeper, pods: Sandboxes, containers: Tasks) -> None:
         self._keeper, self._pods, self._tasks = keeper, pods, containers
@@ -97,7 +97,7 @@ class Service:
             task.add_done_callback(lambda _: self._calls.pop((connection, stream), None))
 
     def connection_ended(self, connection: int) -> None:
-        """Nobody waits for its answers: calls that only wait end."""
+        """A connection was closed: end its calls that only wait."""
         for (each, _), task in list(self._calls.items()):
             if each == connection and task.get_name() == "wait":
                 task.cancel()
@@ -123,7 +123,7 @@ class Service:
             self._keeper.send(connection, refusal(stream, Code.INTERNAL, str(error)))
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # containerd must not wait for an answer that never comes
+        except Exception as error:  # an unanswered containerd would wait for ever
             _log.exception("a call failed")
             self._keeper.send(connection, refusal(stream, Code.INTERNAL, repr(error)))
 
@@ -224,7 +224,7 @@ class Service:
     async def _delete(self, call: Call) -> Message:
         request = call.request
         if pod := self._pods.all.get((call.namespace, request.id)):
-            await self._pods.remove(pod)  # containerd cleans a sandbox up that it has forgotten
+            await self._pods.remove(pod)  # containerd cleans up a sandbox that it does not know
             return messages.DeleteResponse(pid=pod.record.pid)
         container = self._container(call)
         async with self._tasks.lock(call.namespace, container.id):
@@ -305,7 +305,7 @@ class Service:
         return messages.ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version="firstlight")
 
     async def _delete_leftover(self, call: Call) -> Message:
-        """What containerd has executed the shim's program for, with its verb delete."""
+        """Answer the shim's program, executed by containerd with the verb ``delete``."""
         key = call.request.namespace, call.request.id
         answer = messages.DeleteResponse(exit_status=137, exited_at=timestamp(now()))
         if container := self._tasks.all.get(key):

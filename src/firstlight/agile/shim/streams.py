@@ -1,7 +1,7 @@
-"""A process's standard streams, as containerd wants them.
+"""A process's standard streams, connected as containerd requires.
 
-Output goes into containerd's fifos without a copy: the process has their writing ends, and a
-reading end is held here, so that it gets no SIGPIPE while containerd is away. Input and terminals
+Output goes to containerd's fifos without a copy. The process has their writing ends. A reading end
+stays open here, so that the process gets no SIGPIPE while containerd is down. Input and terminals
 are copied, through a pipe or a terminal's master, which the keeper holds for the next server.
 """
 
@@ -73,14 +73,14 @@ class Streams:
         self._held.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
     def listen(self, path: Path) -> None:
-        """Make the socket by which the program hands over a terminal's master."""
+        """Make the socket over which the program sends a terminal's master."""
         self._console = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._console.bind(str(path))
         self._console.listen(1)
         self._console.setblocking(False)
 
     async def started(self) -> None:
-        """The program has begun: its ends are closed here, and copying starts. Raises OSError."""
+        """Close the started program's ends, and start copying. Raises OSError."""
         self._close_theirs()
         if self._console:
             loop = asyncio.get_running_loop()
@@ -89,7 +89,7 @@ class Streams:
             with peer:
                 _, descriptors, _, _ = await asyncio.to_thread(socket.recv_fds, peer, 4096, 1)
             if not descriptors:
-                raise OSError("the runtime has given no terminal")
+                raise OSError("the runtime sent no terminal")
             self._inner = descriptors[0]
             os.set_inheritable(self._inner, False)
             self._close_console()
@@ -98,7 +98,7 @@ class Streams:
             self._copy()
 
     def resume(self) -> None:
-        """The same, of a process that a server before this one has started. Raises OSError."""
+        """The same for a process that the previous server started. Raises OSError."""
         self._inner = self._keeper.kept.pop(self._kept, -1)
         for name in () if self._is_terminal else self._names[1:]:
             if name and urlsplit(name).scheme in ("", "fifo"):
@@ -119,7 +119,7 @@ class Streams:
                 self._pumps.append(Pump(stdin, os.dup(self._inner), after))
 
     def close_input(self) -> None:
-        """The process's standard input ends."""
+        """Close the process's standard input."""
         if self._is_terminal or self._inner < 0:
             return
         for pump in self._pumps:
@@ -135,12 +135,12 @@ class Streams:
         fcntl.ioctl(self._inner, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
     async def drain(self) -> None:
-        """What a terminal still has is copied, after its last process has ended."""
+        """Copy what a terminal still has, after its last process has ended."""
         if self._is_terminal:
             await asyncio.gather(*(each.drained() for each in self._pumps[:1]))
 
     def close(self) -> None:
-        """Let everything go."""
+        """Close everything."""
         self._close_theirs()
         self._close_console()
         for pump in self._pumps:
@@ -167,7 +167,7 @@ class Streams:
 
 
 class Pump:
-    """Copies from one descriptor to another, which it owns, until the end of the first."""
+    """Copies from one descriptor to another until the end of the first; owns both."""
 
     def __init__(self, source: int, target: int, after: Callable[[], None] = lambda: None) -> None:
         self._source, self._target, self._after = source, target, after
@@ -180,7 +180,7 @@ class Pump:
             self._rest = os.read(self._source, _CHUNK)
         except BlockingIOError:
             return
-        except OSError:  # EIO: the last of a terminal's processes has closed it
+        except OSError:  # EIO: the terminal's last process has closed it
             self._rest = b""
         if not self._rest:
             self.close()
@@ -204,7 +204,7 @@ class Pump:
         loop.add_reader(self._source, self._read)
 
     async def drained(self) -> None:
-        """Wait for the end, while there is something to copy."""
+        """Wait until everything is copied."""
         waiting = array.array("i", [0])
         until = time.monotonic() + _DRAIN_SECONDS
         while not self._ended.is_set() and time.monotonic() < until:

@@ -1,6 +1,6 @@
-"""Containers and their processes: what containerd's Task API does to them.
+"""Containers and their processes, by containerd's Task API.
 
-A record of each is on the disk; the next server goes on from there.
+Each has a record on disk, from which the next server continues.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class Process(msgspec.Struct):
 
 
 class Container(msgspec.Struct):
-    """A container, as it is kept on the disk. ``cgroups`` are directories, by controller."""
+    """A container's record on disk. ``cgroups`` are directories, by controller."""
 
     namespace: str
     id: str
@@ -71,7 +71,7 @@ class Container(msgspec.Struct):
 
 
 class Live:
-    """What belongs to a process while the server runs."""
+    """A process's state while the server runs."""
 
     def __init__(self, streams: Streams) -> None:
         self.streams = streams
@@ -80,7 +80,7 @@ class Live:
 
 
 class Tasks:
-    """All of them. ``directory`` has a file for each."""
+    """All containers; ``directory`` has a file for each."""
 
     def __init__(
         self, directory: Path, runtime: Runtime, keeper: Keeper, events: Events, pods: Sandboxes
@@ -106,7 +106,7 @@ class Tasks:
         write_whole(file, msgspec.json.encode(container))
 
     def load(self) -> None:
-        """Go on with what the server before this one had."""
+        """Take over the previous server's containers."""
         for file in self._directory.glob("*/*.json"):
             container = msgspec.json.decode(file.read_bytes(), type=Container)
             self.all[container.namespace, container.id] = container
@@ -127,7 +127,7 @@ class Tasks:
             yield from container.others.values()
 
     def lock(self, namespace: str, identity: str) -> asyncio.Lock:
-        """What serializes the calls that change a container."""
+        """The lock for calls that change a container."""
         return self._locks.setdefault((namespace, identity), asyncio.Lock())
 
     def get(self, namespace: str, identity: str) -> Container:
@@ -166,7 +166,7 @@ class Tasks:
     # Making
 
     async def create(self, namespace: str, request: Message) -> int:
-        """Make a container that waits to be started; its pid. Raises Refused."""
+        """Make a container that waits to be started; returns its pid. Raises Refused."""
         key = namespace, request.id
         if key in self.all:
             raise Refused(Code.ALREADY_EXISTS, f"container {request.id} exists")
@@ -216,7 +216,7 @@ class Tasks:
     async def _spawn(
         self, container: Container, process: Process, verb: str, words: list[str], last: list[str]
     ) -> None:
-        """Run a verb that makes a process, with its streams, and watch the process."""
+        """Run a verb that makes a process with its streams, and watch the process."""
         live = self._attach(container, process)
         file = self._runtime.scratch / f"{os.getpid()}-{id(process)}.pid"
         console = file.with_suffix(".sock")
@@ -240,7 +240,7 @@ class Tasks:
             file.unlink(missing_ok=True)
 
     async def undo(self, container: Container) -> None:
-        """End a container and remove all of it, and say nothing of it. Raises Failed."""
+        """End a container and remove all of it, without an event. Raises Failed."""
         with suppress(Refused):
             await self._runtime.call("delete", "--force", container.name, log=container.name,
                                      systemd=container.systemd)  # fmt: skip
@@ -248,7 +248,7 @@ class Tasks:
         self._catch_up()
 
     async def start(self, container: Container, exec_id: str) -> int:
-        """Let a process begin; its pid. Raises Refused."""
+        """Start a process that waits; returns its pid. Raises Refused."""
         process = self.process(container, exec_id)
         if exec_id:
             await self._start_exec(container, process)
@@ -284,7 +284,7 @@ class Tasks:
             raise _refused(error) from error
 
     async def exec(self, container: Container, request: Message) -> None:
-        """Note a process that is to be started. Raises Refused."""
+        """Record a process to be started. Raises Refused."""
         if request.exec_id in container.others:
             raise Refused(Code.ALREADY_EXISTS, f"process {request.exec_id} exists")
         if container.first.status == STOPPED:
@@ -319,7 +319,7 @@ class Tasks:
     # Ends
 
     def exited(self, pid: int, status: int, when: int) -> None:
-        """A process that was nobody else's child has ended."""
+        """Handle the exit of a process that the keeper reaped."""
         if pid in self._running:
             container, process = self._running.pop(pid)
             code = os.waitstatus_to_exitcode(status)
@@ -334,7 +334,7 @@ class Tasks:
             self._keeper.noted(pid)
 
     def _catch_up(self) -> None:
-        """What ended while it was being made is known now, or was never ours."""
+        """Handle exits that came while their process was being made; others are not ours."""
         for pid in [each for each in self._early if each in self._running]:
             self.exited(pid, *self._early.pop(pid))
         if not self._spawning:
@@ -343,7 +343,7 @@ class Tasks:
             self._early.clear()
 
     async def _end(self, container: Container, process: Process) -> None:
-        """What follows a process's end; that of its stdin and terminal comes first."""
+        """Do what follows a process's exit, after its streams have ended."""
         live = self.live(container, process)
         if process is container.first and container.shares_pids:
             usage.kill(container.cgroups)
@@ -352,7 +352,7 @@ class Tasks:
         if kills > container.oom_kills:
             container.oom_kills = kills
             event = messages.TaskOOM(container_id=container.id)
-            with suppress(TimeoutError):  # its receiver is to know before it sees the end
+            with suppress(TimeoutError):  # containerd must learn of it before the exit
                 await asyncio.wait_for(
                     asyncio.shield(self._events.publish(container.namespace, event)), _OOM_SECONDS
                 )
@@ -387,7 +387,7 @@ class Tasks:
             raise Refused(Code.INVALID_ARGUMENT, f"signal {number}: {error.strerror}") from error
 
     async def delete(self, container: Container, exec_id: str) -> Process:
-        """Remove a process that has ended, with the first its container. Raises Refused."""
+        """Remove a process that has ended; the first takes its container along. Raises Refused."""
         process = self.process(container, exec_id)
         if process.status not in (STOPPED, CREATED) or (process.pid and process.status == RUNNING):
             raise Refused(Code.FAILED_PRECONDITION, f"{exec_id or container.id} is running")
@@ -408,7 +408,7 @@ class Tasks:
         return process
 
     async def end(self, container: Container) -> None:
-        """Kill its processes and wait for the first's end. Raises Refused."""
+        """Kill a container's processes and wait until the first has ended. Raises Refused."""
         usage.kill(container.cgroups)
         live = self._live.get((container.namespace, container.id, ""))
         if live is None or container.first.status == STOPPED:
@@ -422,8 +422,9 @@ class Tasks:
             raise Refused(Code.INTERNAL, f"container {container.id} does not end") from error
 
     async def _delete(self, container: Container) -> None:
-        """The runtime's delete. What that would do for a container that has ended is its cgroups
-        and its directory; only hooks and units need another process for it."""
+        """Delete a container as the runtime does. For one that has ended, that is removing its
+        cgroups and its directory; only hooks and systemd units need the runtime itself.
+        """
         if container.has_stop_hooks or container.systemd:
             await self._runtime.call("delete", "--force", container.name, log=container.name,
                                      systemd=container.systemd)  # fmt: skip
@@ -442,10 +443,10 @@ class Tasks:
         self.all.pop((container.namespace, container.id), None)
         self._locks.pop((container.namespace, container.id), None)
 
-    # What the runtime does to a container that runs
+    # Verbs of the runtime for a running container
 
     async def pause(self, container: Container, *, resume: bool = False) -> None:
-        """Freeze a container, or let it go on. Raises Refused."""
+        """Freeze or thaw a container. Raises Refused."""
         verb = "resume" if resume else "pause"
         await self._runtime.call(verb, container.name, log=container.name,
                                  systemd=container.systemd)  # fmt: skip
@@ -455,7 +456,7 @@ class Tasks:
         self._events.publish(container.namespace, kind(container_id=container.id))
 
     async def update(self, container: Container, resources: bytes) -> None:
-        """Change its limits: LinuxResources, in JSON. Raises Refused."""
+        """Change a container's limits; ``resources`` is LinuxResources in JSON. Raises Refused."""
         file = self._runtime.scratch / f"{os.getpid()}-{id(container)}.resources"
         file.write_bytes(resources)
         try:

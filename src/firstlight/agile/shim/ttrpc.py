@@ -28,7 +28,7 @@ messages: Message = _messages()
 
 
 class Code(IntEnum):
-    """gRPC's codes, as far as they are used; containerd has an error of its own for each."""
+    """The gRPC codes in use; containerd maps each to an error."""
 
     UNKNOWN = 2
     INVALID_ARGUMENT = 3
@@ -40,7 +40,7 @@ class Code(IntEnum):
 
 
 class Refused(Exception):
-    """The answer to a call that cannot be served."""
+    """A call fails with this code and message."""
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
@@ -53,35 +53,35 @@ def frame(stream: int, kind: int, payload: bytes) -> bytes:
 
 
 def request(stream: int, service: str, method: str, payload: bytes, namespace: str) -> bytes:
-    """A call's frame."""
+    """Encode a call as a frame."""
     call = messages.Request(service=service, method=method, payload=payload)
     call.metadata.add(key=_NAMESPACE, value=namespace)
     return frame(stream, REQUEST, call.SerializeToString())
 
 
 def response(stream: int, payload: bytes) -> bytes:
-    """An answer's frame."""
+    """Encode an answer as a frame."""
     return frame(stream, RESPONSE, messages.Response(payload=payload).SerializeToString())
 
 
 def refusal(stream: int, code: int, message: str) -> bytes:
-    """The frame of an answer that is an error."""
+    """Encode an error as a frame."""
     status = messages.Status(code=code, message=message)
     return frame(stream, RESPONSE, messages.Response(status=status).SerializeToString())
 
 
 def namespace(call: Message) -> str:
-    """containerd's namespace that a Request is about."""
+    """The containerd namespace of a Request."""
     return next((each.value for each in call.metadata if each.key == _NAMESPACE), "default")
 
 
 def timestamp(nanoseconds: int) -> Message:
-    """A Timestamp of ns since 1970; 0 is none."""
+    """A Timestamp from ns since 1970; 0 gives none."""
     if not nanoseconds:
         return None
     return messages.Timestamp(seconds=nanoseconds // 10**9, nanos=nanoseconds % 10**9)
 
 
 def now() -> int:
-    """Ns since 1970."""
+    """The ns since 1970 of a Timestamp."""
     return time.time_ns()

@@ -1,4 +1,4 @@
-"""A container's cgroup: what it uses, who is in it, and its removal. Version 1, 2 and hybrid."""
+"""A container's cgroup: its usage, its processes, its removal. Versions 1, 2 and hybrid."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ _TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
 
 @cache
 def _mounted() -> Mapping[str, Path]:
-    """The mount point of each controller of version 1; "" is version 2's."""
+    """The mount point of each version 1 controller; "" stands for version 2."""
     mounted = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -45,7 +45,7 @@ def of_process(pid: int) -> dict[str, str]:
 
 
 def below(parent: str) -> dict[str, str]:
-    """The cgroup with a path, in each hierarchy that has it."""
+    """The directories of a cgroup's path, in each hierarchy that has it."""
     if parent.endswith(".slice") and "/" not in parent:
         parts = parent.removesuffix(".slice").split("-")
         slices = ("-".join(parts[: end + 1]) + ".slice" for end in range(len(parts)))
@@ -55,13 +55,13 @@ def below(parent: str) -> dict[str, str]:
 
 
 def _main(groups: Mapping[str, str]) -> Path | None:
-    """The directory whose processes are the container's."""
+    """The directory that lists the container's processes."""
     names = ("",) if _is_unified() else ("pids", "freezer", "devices", "memory", "")
     return next((Path(groups[name]) for name in names if name in groups), None)
 
 
 def processes(groups: Mapping[str, str]) -> list[int]:
-    """The pids of all in it."""
+    """The pids of all processes in the cgroup."""
     pids: list[int] = []
     if top := _main(groups):
         for directory, _, _ in os.walk(top):
@@ -71,14 +71,14 @@ def processes(groups: Mapping[str, str]) -> list[int]:
 
 
 def kill(groups: Mapping[str, str], number: int = signal.SIGKILL) -> None:
-    """Send a signal to all in it."""
+    """Send a signal to all processes in the cgroup."""
     for pid in processes(groups):
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def remove(groups: Iterable[str]) -> None:
-    """Remove what is empty of these directories and of those below them."""
+    """Remove these directories and those below them, where they are empty."""
     for top in set(groups):
         for directory, _, _ in os.walk(top, topdown=False):
             with suppress(OSError):
@@ -86,14 +86,14 @@ def remove(groups: Iterable[str]) -> None:
 
 
 def oom_kills(groups: Mapping[str, str]) -> int:
-    """How many processes the kernel has ended in it for want of memory."""
+    """How many of its processes the OOM killer has killed."""
     if "memory" in groups:
         return _table(groups["memory"], "memory.oom_control").get("oom_kill", 0)
     return _table(groups.get("", "/"), "memory.events").get("oom_kill", 0)
 
 
 def metrics(groups: Mapping[str, str]) -> Message:
-    """An Any of io.containerd.cgroups.v1 or v2."""
+    """The cgroup's metrics, as an Any of io.containerd.cgroups.v1 or v2."""
     if _is_unified():
         return _any("io.containerd.cgroups.v2.Metrics", _metrics2(groups[""]))
     return _any("io.containerd.cgroups.v1.Metrics", _metrics1(groups))
@@ -175,7 +175,7 @@ def _number(path: str, name: str) -> int:
 
 
 def _limit(path: str, name: str) -> int:
-    """A limit; "max" is none, which containerd has as 0 for pids and as a large number else."""
+    """A limit. For "max", containerd expects 0 for pids, and elsewhere a large number."""
     text = _text(path, name).strip()
     if text.isdigit():
         return int(text)
