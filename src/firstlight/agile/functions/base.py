@@ -1,7 +1,8 @@
-"""The root below functions that bring only their code: the host's programs, and nothing else of it.
+"""The root below functions that bring only their code: the host's programs, and nothing else from
+the host.
 
 The host's /usr is bound over it read-only. Lambda's runtime for Python is copied from this
-interpreter's packages. All that is copied is readable by anyone on the host.
+interpreter's packages. Copied files are readable by every user of the host.
 """
 
 import shutil
@@ -24,7 +25,7 @@ _OF_INSTANCES = ("etc/hosts", "etc/hostname", "etc/resolv.conf")
 
 
 def make_skeleton(skeleton: Path) -> None:
-    """What lies below an image: where each instance has something mounted."""
+    """The tree below an image: mount points for what each instance gets."""
     for name in _MOUNTED:
         (skeleton / name).mkdir(parents=True, exist_ok=True)
     for name in _OF_INSTANCES:
@@ -56,14 +57,14 @@ def make(base: Path) -> None:
 
 
 def _open(top: Path) -> None:
-    """Let every user read it, whatever the umask is: each function has a user of its own."""
+    """Make it readable by every user, whatever the umask: each function has its own user."""
     for path in (top, *top.rglob("*")):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode & 0o7777 | (0o555 if path.is_dir() else 0o444))
 
 
 def bound() -> list[str]:
-    """The host's directories that are bound over it."""
+    """The host's directories to bind over it."""
     return ["usr", *(name for name in _HOST if _is_own(name))]
 
 

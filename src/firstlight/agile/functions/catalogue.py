@@ -1,8 +1,8 @@
-"""The functions of a node: added, changed, found and called by name. They survive restarts.
+"""The functions of a node, by name. They survive restarts.
 
-A change is prepared beside what is there, checked, written in one transaction, and only then seen:
-one that fails changes nothing. What was replaced serves the events that it has begun, and is
-removed when the last is answered.
+A change is prepared beside the current state, checked, and written in one transaction before it
+takes effect. A change that fails changes nothing. A replaced version answers the events that it has
+begun, and is removed after the last.
 
 Over 500 lines: each change goes through the same lock, transaction and clean-up, and half of it is
 the signatures of what callers may change.
@@ -118,7 +118,7 @@ class Functions:
 
     @asynccontextmanager
     async def using(self, name: str, qualifier: str = "") -> AsyncIterator[FunctionVersion]:
-        """A version that stays while in the context, whatever changes. Raises NotFound, Failed."""
+        """Hold a version: it stays in the context, whatever changes. Raises NotFound, Failed."""
         revision = self.find(name, qualifier)
         self._using[revision.number] += 1
         try:
@@ -134,7 +134,7 @@ class Functions:
     def _limited(
         self, function: Registration, revision: Revision, version: FunctionVersion
     ) -> FunctionVersion:
-        """A version with the limits of now, which are its function's."""
+        """A version with its function's current limits."""
         warm = function.warm(revision.version)
         limits = function.concurrency, function.queue, warm
         if limits != (version.concurrency, version.queue, version.warm):
@@ -147,7 +147,7 @@ class Functions:
     async def written(
         self, name: str, position: Position, seconds: float
     ) -> tuple[bytes, Position]:
-        """What a function's instances wrote lately, from a position on. Raises Failed."""
+        """The recent output of a function's instances, from a position on. Raises Failed."""
         if name not in self._known:
             raise unknown(name)
         return await self._serving.written.following(name, position, seconds)
@@ -161,7 +161,7 @@ class Functions:
         deadline: float | None = None, client_context: bytes | None = None,
         trace: str | None = None,
     ) -> tuple[Answer, FunctionVersion]:  # fmt: skip
-        """Answer an event, and by which version. Raises NotFound, Throttled, Failed."""
+        """Answer an event; returns its version, too. Raises NotFound, Throttled, Failed."""
         async with self.using(name, qualifier) as version:
             answer = await self._serving.invoke(
                 version, event, request_id=request_id, deadline=deadline,
@@ -176,8 +176,8 @@ class Functions:
     ) -> Registration:  # fmt: skip
         """Register a function. Raises Conflict, Invalid, BadCode.
 
-        ``tries``: its handler is tried in a sandbox first, and one that cannot be called is
-        refused. By the Lambda API, the first call reports it.
+        With ``tries``, its handler is first tried in a sandbox, and refused if it cannot be called.
+        The Lambda API reports that at the first call.
         """
         _check_name(name)
         async with self._change(name):
@@ -192,7 +192,7 @@ class Functions:
         self, name: str, source: Source, given: Settings, *, owner: str, tags: dict[str, str],
         concurrency: int | None = None, queue: int = 0,
     ) -> Registration:  # fmt: skip
-        """Make a function exactly this, with one version, whatever its owner had before.
+        """Make a function exactly this, with one version, whatever its owner had under the name.
 
         Raises Conflict if it is another's, Invalid, BadCode.
         """
@@ -223,11 +223,11 @@ class Functions:
         self, name: str, source: Source | None = None, given: Settings = _NOTHING, *,
         publish: bool = True, expected: int | None = None, tries: bool = False,
     ) -> Registration:  # fmt: skip
-        """Change a function's code or settings; ``expected`` is the revision that is changed.
+        """Change a function's code or settings; ``expected`` is the revision to change.
 
-        With the code and settings that it has, nothing changes: ``$LATEST`` stays the revision that
-        it is, and is published only if the newest version is another. ``tries`` is as in ``add``.
-        Raises NotFound, Conflict, Invalid, BadCode.
+        If code and settings are the same, ``$LATEST`` keeps its revision, and is published only if
+        the newest version differs. ``tries`` is as in ``add``. Raises NotFound, Conflict, Invalid,
+        BadCode.
         """
         async with self._change(name):
             function = self.expected(name, expected)
@@ -254,7 +254,7 @@ class Functions:
     async def publish(
         self, name: str, description: str = "", expected: int | None = None
     ) -> Revision:
-        """Make ``$LATEST`` a numbered version, unless the newest is just that."""
+        """Make ``$LATEST`` a numbered version, unless the newest is the same."""
         async with self._change(name):
             function = self.expected(name, expected)
             if newest := _newest(function):
@@ -263,7 +263,7 @@ class Functions:
             return function.revisions[str(function.published)]
 
     async def remove(self, name: str, qualifier: str = "") -> None:
-        """Forget a function, or one of its versions. Raises NotFound, Conflict."""
+        """Remove a function, or one of its versions. Raises NotFound, Conflict."""
         async with self._change(name):
             function = self.get(name)
             if not qualifier:
@@ -319,7 +319,7 @@ class Functions:
             return changed
 
     async def remove_alias(self, name: str, alias: str) -> None:
-        """Forget an alias. Raises NotFound."""
+        """Remove an alias. Raises NotFound."""
         async with self._change(name):
             function = self.get(name)
             if alias not in function.aliases:
@@ -329,7 +329,7 @@ class Functions:
             await self._save(msgspec.structs.replace(function, aliases=rest, provisioned=kept))
 
     async def reserve(self, name: str, concurrency: int | None, queue: int = 0) -> None:
-        """Set how many requests of a function are answered at once; None: as many as can be.
+        """Limit how many requests of a function are answered at once; None removes the limit.
 
         ``queue`` more wait for their turn. Raises NotFound, Invalid.
         """
@@ -340,7 +340,8 @@ class Functions:
             )
 
     async def provision(self, name: str, qualifier: str, instances: int | None) -> None:
-        """Always keep so many instances of a version or an alias; None: what its settings say.
+        """Always keep this many instances of a version or an alias; None: as many as its settings
+        say.
 
         Raises NotFound, Invalid.
         """
@@ -377,7 +378,7 @@ class Functions:
         self, name: str, event: bytes, qualifier: str = "", *, request_id: str,
         client_context: bytes | None = None, trace: str | None = None,
     ) -> None:  # fmt: skip
-        """Keep an event, to be answered soon: a restart does not lose it. Raises NotFound."""
+        """Accept an event, to be answered later. A restart does not lose it. Raises NotFound."""
         self.find(name, qualifier)
         now = clock()
         await self._queue.accept(Event(
@@ -397,9 +398,8 @@ class Functions:
         return answer
 
     async def _keep(self) -> None:
-        """Keep the instances warm that are always to be: of aliases' versions, or of ``$LATEST``.
-
-        That is what is called by name.
+        """Start the instances that are always kept: of aliases' versions, or of ``$LATEST``. These
+        are what is called by name.
         """
         while True:
             self._changed.clear()
@@ -436,7 +436,7 @@ class Functions:
 
     @asynccontextmanager
     async def _change(self, name: str) -> AsyncIterator[None]:
-        """One change of a function at a time; at the end, remove what is not needed any more."""
+        """Change a function, one change at a time; at the end, remove what is no longer used."""
         await self._open()
         lock = self._changing.setdefault(name, asyncio.Lock())
         async with self._gate:
@@ -460,7 +460,7 @@ class Functions:
         self, name: str, given: Settings, code: Code, own: ImageSettings | None, owner: str,
         tries: bool,
     ) -> Revision:  # fmt: skip
-        """A revision that can be started, as far as its files tell. Raises Failed."""
+        """A revision whose files suggest that it can be started. Raises Failed."""
         number = await self._written(lambda store: store.next("revision"))
         revision = settings.made(name, number, given, code, own, owner)
 
@@ -478,7 +478,7 @@ class Functions:
         return revision
 
     async def _try_handler(self, version: FunctionVersion) -> None:
-        """See if a version's handler can be called. Raises Failed."""
+        """Check that a version's handler can be called. Raises Failed."""
         try:
             await self._serving.try_handler(version)
         except ImportFailed as error:
@@ -486,7 +486,7 @@ class Functions:
             raise Failed(error.message, hint) from None
 
     async def _published(self, function: Registration, description: str = "") -> Registration:
-        """With ``$LATEST`` as a numbered version."""
+        """Copy ``$LATEST`` to a numbered version."""
         number = await self._written(lambda store: store.next("revision"))
         version, latest = str(function.published + 1), function.latest
         numbered = msgspec.structs.replace(
@@ -514,14 +514,14 @@ class Functions:
         return function
 
     async def _leave(self, before: Registration, after: Registration | None) -> None:
-        """Let go of the revisions that a function no longer has."""
+        """Release the revisions that a function no longer has."""
         stays = {each.number for each in after.revisions.values()} if after else set()
         for revision in before.revisions.values():
             if revision.number not in stays:
                 self._leaving[revision.number] = revision
 
     async def _retired(self, collect: bool = False) -> None:
-        """End what is left by its last event, and remove what it alone needed."""
+        """End a revision after its last event, and remove what it alone used."""
         for number, revision in list(self._leaving.items()):
             if not self._using[number] and number in self._leaving:
                 del self._leaving[number]
@@ -608,7 +608,7 @@ def _check_name(name: str) -> None:
 def _fetched(
     content: Content, source: Source, given: Settings
 ) -> tuple[Code, ImageSettings | None]:
-    """The code of a source on disk; blocks."""
+    """Put the code of a source on disk; blocks."""
     match source:
         case ImageSource(image):
             code, unpacked = content.add_image(image)
@@ -623,7 +623,7 @@ def _fetched(
 
 
 def _newest(function: Registration) -> Revision | None:
-    """The newest version, if it is ``$LATEST`` but for its description."""
+    """The newest version, if it differs from ``$LATEST`` at most in its description."""
     newest, latest = function.revisions.get(str(function.published)), function.latest
     if newest is None:
         return None
@@ -632,6 +632,6 @@ def _newest(function: Registration) -> Revision | None:
 
 
 def _is_of(revision: Revision, code: Code, given: Settings) -> bool:
-    """Whether a revision is of this code, wherever it came from, and of these settings."""
+    """Whether a revision has this code, wherever it came from, and these settings."""
     same = msgspec.structs.replace(code, source=revision.code.source) == revision.code
     return same and given == revision.settings

@@ -15,15 +15,14 @@ _MOMENT_SECONDS, _END_SECONDS = 0.1, 10.0
 
 
 class Excess(Exception):
-    """It wrote more than it may."""
+    """The process wrote more than allowed."""
 
 
 class Child:
-    """A process, and what it writes. A context manager: on leaving it has ended.
+    """A process and its output. A context manager; leaving it ends the process.
 
-    ``output`` is what it wrote to its standard output, at most ``most`` bytes; ``errors`` the last
-    ``most`` bytes of its standard error. Everything here blocks, until ``seconds`` are over: then
-    TimeoutError.
+    ``output`` is its standard output, at most ``most`` bytes; ``errors`` are the last ``most``
+    bytes of its standard error. Everything here blocks, and raises TimeoutError after ``seconds``.
     """
 
     def __init__(
@@ -56,13 +55,13 @@ class Child:
             self.process.wait(_END_SECONDS)
 
     def line(self) -> bytes:
-        """What it has written when that is a line or more, or it has ended. Raises Excess."""
+        """Wait until it has written a line, or has ended; returns its output. Raises Excess."""
         while self._open and b"\n" not in self.output:
             self._read()
         return self.output
 
     def send(self, text: bytes) -> None:
-        """Write to its standard input, which ends. What it does not live to read is lost."""
+        """Write to its standard input and close it. What the process does not read is lost."""
         assert self.process.stdin
         try:
             self.process.stdin.write(text)

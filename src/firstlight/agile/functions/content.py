@@ -1,7 +1,7 @@
 """Functions' code on disk: directory trees by number, which never change, and images' blobs.
 
-An image's layer is a tree, over those below it; its key is the chain of the blobs' digests, which
-were checked here, never what an image says of itself. A tree that is not in the database is not
+An image's layer is a tree over those below it. Its key is the chain of the blobs' digests, which
+are checked here; what an image claims is not used. A tree that is not in the database is not
 complete: it is removed at the next opening. Everything here blocks.
 """
 
@@ -56,14 +56,14 @@ class Content:
             path.chmod(mode)
         if self._blobs.stat().st_uid == 0:
             os.chown(self._blobs, uid, uid)
-        self.uid = self._blobs.stat().st_uid  # who unpacked the trees must go on
+        self.uid = self._blobs.stat().st_uid  # the user who unpacked the trees must remain the same
 
     def path(self, number: int) -> Path:
-        """Where a tree is."""
+        """The directory of a tree."""
         return self._trees / str(number)
 
     def add_image(self, source: str) -> tuple[Code, Image]:
-        """Fetch an image, and unpack the layers that are not here yet. Raises BadCode."""
+        """Fetch an image, and unpack its missing layers. Raises BadCode."""
         images.check_source(source)
         with self._stage() as stage:
             image = images.fetch(source, stage, self._blobs, self.uid)
@@ -92,7 +92,7 @@ class Content:
         return Code(source=source, digest=digest, size=size, trees=(number,), base=True)
 
     def add_directory(self, path: Path, names: list[str] | None = None, root: bool = False) -> Code:
-        """Copy a directory, or some names of it: as a whole root, or into /var/task.
+        """Copy a directory, or some names in it, as a whole root or into /var/task.
 
         Raises BadCode, Conflict if it changes meanwhile.
         """
@@ -148,7 +148,7 @@ class Content:
                     module="module.wasm")  # fmt: skip
 
     def collect(self, codes: Iterable[Code]) -> list[int]:
-        """Remove what none of these needs, except what is being made; the numbers of the trees."""
+        """Remove trees that none of these needs, except those being made; returns their numbers."""
         with self._lock:
             codes = list(codes)
             needed = {number for code in codes for number in code.trees}
@@ -163,7 +163,7 @@ class Content:
             return gone
 
     def recover(self) -> None:
-        """Remove what a process that was killed left half made."""
+        """Remove what a killed process left incomplete."""
         known = {str(number) for number, _ in self._store.trees().values()}
         for path in [*self._work.iterdir(), *self._trees.iterdir()]:
             if path.parent == self._work or path.name not in known:
@@ -188,7 +188,7 @@ class Content:
     def _tree(
         self, key: str, what: str, archive: int, difference: str = "", **how: str | int | bool
     ) -> int:
-        """The tree of that key, unpacked if it is not here. ``how`` are fields of a Job."""
+        """The tree with that key, unpacked if missing. ``how`` are fields of a Job."""
         with self._lock:
             known = self._store.trees()
             if key in known:
@@ -225,7 +225,7 @@ class Content:
 
     @contextmanager
     def _stage(self) -> Iterator[Path]:
-        """An empty directory of the user who unpacks, for a while."""
+        """Make an empty directory, owned by the user who unpacks, and remove it in the end."""
         path = Path(tempfile.mkdtemp(dir=self._work))
         try:
             os.chown(path, self.uid, self.uid)
@@ -254,7 +254,7 @@ def _named_full(what: str) -> Iterator[None]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a tree by rm, which has no limit of depth."""
+    """Remove a tree by rm, which has no limit on depth."""
     done = subprocess.run(
         ["rm", "-rf", "--one-file-system", "--", path], capture_output=True, check=False
     )
@@ -263,7 +263,9 @@ def _remove(path: Path) -> None:
 
 
 def _opened(archive: bytes | Path) -> int:
-    """A descriptor of a file, or of a memory file with these bytes. Raises NotAnArchive."""
+    """Open a file, or make a memory file with these bytes; returns a descriptor. Raises
+    NotAnArchive.
+    """
     if isinstance(archive, bytes):
         descriptor = os.memfd_create("archive", os.MFD_CLOEXEC)
         with os.fdopen(os.dup(descriptor), "wb") as file:

@@ -1,4 +1,4 @@
-"""What can be wrong with a function, its code or a request: each kind has its own class."""
+"""Errors of functions, their code and requests, each kind a class."""
 
 from firstlight.errors import Failed
 
@@ -8,7 +8,7 @@ class NotFound(Failed):
 
 
 class Conflict(Failed):
-    """A function or alias of that name exists, or was changed meanwhile."""
+    """A function or alias of that name exists, or has changed meanwhile."""
 
 
 class Changed(Conflict):
@@ -30,7 +30,7 @@ class BadCode(Failed):
 
 
 class NotAnArchive(BadCode):
-    """The file is not what its source says: no zip file, tar file, WebAssembly or image."""
+    """The file is not of the expected kind: zip file, tar file, WebAssembly or image."""
 
     kind = "format"
 
@@ -42,7 +42,7 @@ class Truncated(BadCode):
 
 
 class WrongDigest(BadCode):
-    """Content is not what its digest names."""
+    """Content does not match its digest."""
 
     kind = "digest"
 

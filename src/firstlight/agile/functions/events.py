@@ -1,12 +1,12 @@
 """The queue of asynchronous events: each accepted event is answered at least once, or kept as dead.
 
-An event is in the database before it is accepted, and until it is done: a process that is killed
-answers it when it comes back. One whose function fails is tried again, later each time; one that
-cannot be answered is appended to the dead-letter file, one line of JSON. Both are bounded: what the
-database has no room for is refused, and of the dead letters the oldest go.
+An event is in the database from before it is accepted until it is done. After a kill, the next
+process answers it. If its function fails, the event is retried with growing delays. One that cannot
+be answered is appended to the dead-letter file, as a line of JSON. Both are bounded: the database
+refuses events that it has no room for, and the oldest dead letters are removed.
 
-Their times are of a clock that nobody sets while this process runs (``clock``): whoever corrects
-the host's, by an hour or by years, puts off no event and makes none too old.
+Times are from a clock that cannot be set while this process runs (``clock``), so a correction of
+the host's clock neither delays events nor expires them.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _BEGAN = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def clock() -> float:
-    """Seconds since 1970, as it was thought when this process began."""
+    """Seconds since 1970, by the host's clock at this process's start plus the time since then."""
     return _BEGAN + time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -58,7 +58,7 @@ class Queue:
         self._task = asyncio.get_running_loop().create_task(self._serve())
 
     async def accept(self, event: Event) -> None:
-        """Keep an event; when this returns it is not lost. Raises Throttled, Failed."""
+        """Store an event durably. Raises Throttled, Failed."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._accepting.append((event, written))
         if self._writing is None or self._writing.done():
@@ -70,7 +70,7 @@ class Queue:
         return await asyncio.to_thread(self._store.waiting)
 
     async def close(self) -> None:
-        """Stop. What is not answered stays in the store."""
+        """Stop. Unanswered events stay in the store."""
         tasks = [self._task, *self._running.values()]
         for task in tasks:
             task.cancel()
@@ -79,7 +79,7 @@ class Queue:
             await asyncio.gather(self._writing, return_exceptions=True)
 
     async def _write(self) -> None:
-        """Write what was accepted meanwhile in one transaction."""
+        """Write the events accepted in the meantime in one transaction."""
         while self._accepting:
             batch, self._accepting = self._accepting, []
             error: Exception | None = None
@@ -101,7 +101,7 @@ class Queue:
             self._news.set()
 
     async def _serve(self) -> None:
-        with suppress(FirstlightError):  # a full disk; they are due later
+        with suppress(FirstlightError):  # the disk is full; they are retried later
             now = clock()
             await asyncio.to_thread(self._store.hasten, now, now + self._longest())
         while True:
@@ -124,7 +124,7 @@ class Queue:
                 await asyncio.wait_for(self._news.wait(), wait)
 
     def _excluded(self) -> Excluded:
-        """What is being answered, and whose events must wait."""
+        """The events being answered, and the functions whose events must wait."""
         busy = [name for name, count in self._busy.items() if count >= _PER_FUNCTION]
         return list(self._running), busy
 
@@ -132,7 +132,7 @@ class Queue:
         try:
             await self._tried(event)
         except asyncio.CancelledError:
-            self._store.postpone(event.id, event.attempts, event.due)  # it has not failed
+            self._store.postpone(event.id, event.attempts, event.due)  # no attempt has failed
             raise
         except Exception:
             _log.exception("the event %s of %s", event.id, event.name)
@@ -145,12 +145,12 @@ class Queue:
             self._news.set()
 
     async def _tried(self, event: Event) -> None:
-        """Answer an event, and put off or give up what fails."""
+        """Answer an event; postpone or give up one that fails."""
         attempts = event.attempts + 1
         if attempts > self._config.retries + _ENDS_MOST:
             await self._bury(event, attempts - 1, "the node ended each time while it was answered")
             return
-        # Before it is tried: an event that ends the process must not be tried for ever.
+        # Counted before the attempt: an event that ends the process must not be retried for ever.
         await asyncio.to_thread(self._store.postpone, event.id, attempts, event.due)
         reason = ""
         try:
@@ -165,7 +165,7 @@ class Queue:
             return
         except FirstlightError as error:
             reason = error.message
-            if isinstance(error, Throttled):  # it has not been tried
+            if isinstance(error, Throttled):  # it was not attempted
                 attempts -= 1
             delay = min(_BUSY_SECONDS * 2 ** min(attempts, 10), _BUSY_MOST)
         if attempts > self._config.retries or self._is_old(event, delay):
@@ -175,7 +175,9 @@ class Queue:
             await asyncio.to_thread(self._store.postpone, event.id, attempts, due)
 
     def _longest(self) -> float:
-        """The longest delay; what is due later is of a clock that has been set since."""
+        """The longest delay; an event that is due later was stored by a clock that has been set
+        back since.
+        """
         attempts = self._config.retries + _ENDS_MOST
         return max(self._config.retry_seconds * attempts, _BUSY_MOST)
 
@@ -207,14 +209,14 @@ class Queue:
                     raise OSError(errno.ENOSPC, f"{self._letters}: no room for a dead letter")
                 os.fsync(descriptor)
             except OSError:
-                os.ftruncate(descriptor, before)  # or the next would be part of half a line
+                os.ftruncate(descriptor, before)  # else the next would join an incomplete line
                 raise
         finally:
             os.close(descriptor)
         if before + written >= self._config.dead_bytes:
             second = self._letters.with_suffix(f".1{self._letters.suffix}")
             if second.exists():
-                _log.warning("dead letters: the oldest are removed, those of %s", second)
+                _log.warning("the dead-letter file is full: those of %s are removed", second)
             self._letters.replace(second)
 
 

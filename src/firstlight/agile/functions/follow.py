@@ -1,8 +1,8 @@
-"""Keeps a runtime's functions as a cluster's Function objects say: ``agile function follow``.
+"""Makes a runtime's functions match a cluster's Function objects: ``agile function follow``.
 
-It watches what changes, not what it is: an object is fetched when its generation is not the one
-that the runtime has. What fails is tried again, at longer and longer intervals; what the runtime
-had before goes on serving. The runtime's own tags say what it has, so nothing is kept here.
+It watches metadata alone, and fetches an object when the runtime has another generation of it.
+Failures are retried with growing delays, while the runtime serves what it had before. The runtime's
+own tags record what it has, so no state is kept here.
 """
 
 import logging
@@ -38,7 +38,7 @@ class _Failure:
 
     @classmethod
     def again(cls, state: State, before: "_Failure | None") -> "_Failure":
-        """The next failure, which waits longer if the state is the same."""
+        """The next failure, with a longer delay if the state is the same."""
         is_again = before and before.state == state
         wait = min(2 * before.wait, _RETRY_MOST) if before and is_again else _RETRY_LEAST
         return cls(state, wait, time.monotonic() + wait)
@@ -47,7 +47,7 @@ class _Failure:
 class Follower:
     """One runtime, by its socket, and one namespace of Functions.
 
-    ``settled`` is set when each of them was tried for the first time.
+    ``settled`` is set when each has been tried once.
     """
 
     def __init__(self, server: Server, namespace: str, runtime: Path) -> None:
@@ -64,7 +64,7 @@ class Follower:
         self._busy: set[str] = set()
 
     def counts(self) -> dict[str, int]:
-        """How many functions are wanted, served as wanted, and refused."""
+        """How many functions are declared, served as declared, and refused."""
         with self._lock:
             wanted = self._wanted.items()
             served = {name for name, state in wanted if self._served.get(name) == state}
@@ -84,7 +84,7 @@ class Follower:
                     time.sleep(_AWAY_SECONDS)
 
     def _compare(self, wanted: dict[str, State]) -> None:
-        """Begin what makes the runtime serve what is wanted. Raises Failed."""
+        """Begin the changes that make the runtime serve what is declared. Raises Failed."""
         served = self._registered()
         now = time.monotonic()
         with self._lock:
@@ -117,14 +117,14 @@ class Follower:
                     if each.owner == objects.OWNER and objects.UID in each.tags}  # fmt: skip
 
     def _keep(self, name: str) -> None:
-        """Apply what is wanted of a function, which may change meanwhile."""
+        """Apply a function's declaration, which may change meanwhile."""
         while True:
             with self._lock:
                 state = self._wanted.get(name)
                 failure = self._failures.get(name)
             try:
                 self._bring(name, state, failure)
-            except Exception as error:  # one of the servers is away; its turn comes again
+            except Exception as error:  # one of the servers is unreachable; it is retried
                 _log.warning("cannot apply %s: %s", name, error)
                 if state is not None:
                     with self._lock:
@@ -136,7 +136,7 @@ class Follower:
         self._look_settled()
 
     def _bring(self, name: str, state: State | None, before: _Failure | None) -> None:
-        """Have the runtime serve a function, or not have it, and say so in its status."""
+        """Add, update or remove a function in the runtime, and report it in the object's status."""
         if state is None:
             with Client(self._runtime) as client:
                 client.functions(protocol.RemoveFunction(name))
@@ -147,7 +147,7 @@ class Follower:
         try:
             function = self._server.ask("GET", f"{self._path}/{name}")
         except Refused as error:
-            if error.status == 404:  # the watch is about to say so
+            if error.status == 404:  # the watch will report it
                 return
             raise
         state, problem = objects.state(function), ""
@@ -157,7 +157,7 @@ class Follower:
                 with Client(self._runtime) as client:
                     client.functions(request)
             except Failed as error:
-                self._registered()  # fails if the runtime is away: no fault of the function
+                self._registered()  # a failure here is the runtime's, not the function's
                 problem = f"{error.message}; {error.hint}" if error.hint else error.message
         with self._lock:
             if problem:
@@ -171,7 +171,7 @@ class Follower:
             self._written[name] = state
 
     def _say(self, function: Object, problem: str) -> None:
-        """Have the object's status say how it went here, unless it is another object already."""
+        """Report this node's result in the object's status, unless the object was replaced."""
         name, state = function["metadata"]["name"], objects.state(function)
         for attempt in range(_CONFLICTS):
             status = objects.status(function, self.node, problem)

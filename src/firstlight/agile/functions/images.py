@@ -63,7 +63,7 @@ class Descriptor(Struct, rename="camel", frozen=True):
 
 
 class Manifest(Struct, frozen=True):
-    """What an image consists of."""
+    """An image's parts."""
 
     config: Descriptor
     layers: list[Descriptor]
@@ -76,7 +76,7 @@ class RootFiles(Struct, frozen=True):
 
 
 class Configuration(Struct, frozen=True):
-    """What an image says of itself."""
+    """An image's configuration."""
 
     architecture: str = ""
     os: str = ""
@@ -85,7 +85,7 @@ class Configuration(Struct, frozen=True):
 
 
 class Image(Struct, frozen=True):
-    """An image whose blobs are here. ``digest`` is its manifest's."""
+    """A fetched image; ``digest`` is its manifest's."""
 
     digest: str
     manifest: Manifest
@@ -123,12 +123,12 @@ def fetch(source: str, stage: Path, blobs: Path, uid: int) -> Image:
 
 
 def verified(path: Path, digest: str, what: str) -> int:
-    """A descriptor of a blob whose content has that digest. Raises BadCode."""
+    """Open a blob whose content has that digest; returns a descriptor. Raises BadCode."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise Truncated(f"{what} is missing: {error.strerror}", "fetch the image again") from error
-    os.fchown(descriptor, 0, 0)  # what is checked now must stay so
+    os.fchown(descriptor, 0, 0)  # it must not change after the check
     os.fchmod(descriptor, 0o644)
     hashed = hashlib.sha256()
     while part := os.read(descriptor, _PART):
@@ -143,7 +143,7 @@ def verified(path: Path, digest: str, what: str) -> int:
 
 
 def blob(blobs: Path, digest: str) -> Path:
-    """Where a blob is. Raises NotAnArchive if it is not a digest."""
+    """The path of a blob. Raises NotAnArchive if it is not a digest."""
     if not _DIGEST.fullmatch(digest):
         raise NotAnArchive(f"the image names a blob {digest[:100]!r}", "digests are of SHA-256")
     return blobs / digest.replace(":", "/")
@@ -215,7 +215,7 @@ def _machine() -> str:
 
 
 def _confined(uid: int, local: bool) -> list[str]:
-    """Run without rights; for a local image without network, but able to read what root may."""
+    """Run without rights; for a local image without a network, but able to read what root can."""
     alone = ["unshare", "--pid", "--fork", "--kill-child=KILL", *(["--net"] if local else []), "--"]
     words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs"]
     if not local:
@@ -226,7 +226,7 @@ def _confined(uid: int, local: bool) -> list[str]:
 
 
 def _authentication(stage: Path, uid: int) -> Path | None:
-    """Root's credentials for registries, readable by that user while it fetches."""
+    """Make root's credentials for registries readable by that user while it fetches."""
     named = os.environ.get("REGISTRY_AUTH_FILE")
     for path in (named, "/run/containers/0/auth.json", "/root/.docker/config.json"):
         if path and Path(path).is_file():
@@ -239,7 +239,7 @@ def _authentication(stage: Path, uid: int) -> Path | None:
 
 
 def _failure(source: str, words: str) -> BadCode:
-    """skopeo's words as an error of its kind."""
+    """skopeo's message as an error of its kind."""
     messages = re.findall(r'msg="((?:[^"\\]|\\.)*)"', words)
     reason = (messages[-1].replace('\\"', '"') if messages else words.strip())[-500:]
     for pattern, kind, remedy in _WORDS:
@@ -249,7 +249,7 @@ def _failure(source: str, words: str) -> BadCode:
 
 
 def check_source(source: str) -> None:
-    """Raise Invalid if a source is not of a known transport."""
+    """Raise Invalid if a source's transport is unknown."""
     if not source.startswith(TRANSPORTS) or any(c in source for c in "\0\n "):
         raise Invalid(
             f"{source[:200]!r} is not an image",

@@ -1,7 +1,7 @@
-"""Root file systems of functions, mounted while a version may be called.
+"""Root file systems of functions, mounted while their versions can be called.
 
-All are below one tmpfs, which the runtime's journal names, and are gone with it. A root that is one
-tree alone is not mounted at all. Everything here blocks.
+All are below one tmpfs, named in the runtime's journal, and are removed with it. A root that is a
+single tree is not mounted. Everything here blocks.
 """
 
 import ctypes
@@ -26,13 +26,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Mounts:
-    """The mounted roots, at ``place``. ``open`` before use."""
+    """The mounted roots, below ``place``. Call ``open`` before use."""
 
     def __init__(self, place: Path, content: "Content") -> None:
         self._place, self._content = place, content
 
     def open(self) -> None:
-        """Make the tmpfs, or take over what a process that was killed has there. Raises Failed."""
+        """Make the tmpfs, or take over a killed process's. Raises Failed."""
         if os.path.ismount(self._place):
             return
         self._place.mkdir(mode=0o700, exist_ok=True)
@@ -44,7 +44,7 @@ class Mounts:
     def root(self, code: "Code", points: tuple[str, ...] = ()) -> Path:
         """Path of this code's root, mounted if needed, or of a module's file. Raises Failed.
 
-        ``points`` are as of a Revision: below what the code has, there is what it lacks of them.
+        ``points`` are a Revision's: those that the code lacks are added in a layer below it.
         """
         if code.module:
             return self._content.path(code.trees[0]) / code.module
@@ -88,7 +88,7 @@ class Mounts:
         remove(self._place)
 
     def _below(self, points: tuple[str, ...]) -> Path:
-        """A directory in which each of these is, empty."""
+        """Make a directory that has each of these, empty."""
         made = self._place / _points_name(points)
         try:
             for point in points:
@@ -104,7 +104,7 @@ class Mounts:
                 "mount nothing below a file, and no two things at one path",
             ) from error
         for directory, _, _ in os.walk(made):
-            Path(directory).chmod(0o755)  # whatever the umask: instances are other users
+            Path(directory).chmod(0o755)  # whatever the umask: instances run as other users
         return made
 
     def _bind_host(self, target: Path) -> None:
@@ -131,7 +131,7 @@ def _points_name(points: tuple[str, ...]) -> str:
 
 
 def remove(place: Path) -> None:
-    """Unmount the roots at a place, with all that is below."""
+    """Unmount the roots below a directory."""
     while os.path.ismount(place):
         if _libc.umount2(os.fsencode(place), _DETACH):
             return

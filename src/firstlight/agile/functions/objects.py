@@ -1,6 +1,6 @@
 """The custom resource Function: its meaning for a runtime, and its status by node.
 
-The status is bounded, whatever the number of nodes: it names a few of them, those that fail first.
+The status is bounded, whatever the number of nodes: it names a few, those that fail first.
 ``deploy/kubernetes/functions/crd.yaml`` describes the fields.
 """
 
@@ -29,7 +29,7 @@ State = tuple[str, int]
 
 
 class CodeSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the code is: texts by their names, a zip file in base64, or an image."""
+    """The code: files by name, a zip file in base64, or an image."""
 
     files: dict[str, str] = {}
     zip: str = ""
@@ -62,12 +62,12 @@ class Spec(Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fie
 
 
 def state(function: Object) -> State:
-    """Of an object, or of what the API tells of one beside its content."""
+    """An object's metadata, with or without its content."""
     return function["metadata"]["uid"], function["metadata"]["generation"]
 
 
 def kept(tags: dict[str, str]) -> State:
-    """The state that a function of the registry was made of; callers of its API may change tags."""
+    """The state that a registered function was made from. Clients of the API can change tags."""
     try:
         return tags[UID], int(tags[_GENERATION])
     except (KeyError, ValueError):
@@ -75,7 +75,7 @@ def kept(tags: dict[str, str]) -> State:
 
 
 def request(function: Object) -> protocol.ApplyFunction:
-    """The request that makes a runtime's function match the object. Raises Failed."""
+    """The request that makes the runtime's function match the object. Raises Failed."""
     try:
         spec = msgspec.convert(function["spec"], Spec)
         settings: dict[str, Any] = {
@@ -98,9 +98,9 @@ def request(function: Object) -> protocol.ApplyFunction:
 
 
 def status(function: Object, node: str, problem: str) -> Object:
-    """The object's status when a node has dealt with it; ``problem`` is "" if it serves it.
+    """The object's status after a node's attempt; ``problem`` is "" if the node serves it.
 
-    It is as before where there is nothing new to say, or no room for one more node.
+    It is unchanged if nothing is new, or if there is no room for one more node.
     """
     before = function.get("status") or {}
     generation = function["metadata"]["generation"]
@@ -127,7 +127,7 @@ def status(function: Object, node: str, problem: str) -> Object:
 
 
 def _line(text: str) -> str:
-    """What a table has room for: an interpreter's traceback has its reason at the end."""
+    """Shorten a problem for a table: a traceback has its reason at the end."""
     lines = text.strip().splitlines()
     return f"{lines[0]} … {lines[-1].strip()}" if len(lines) > 1 else text
 
@@ -142,7 +142,8 @@ def _source(code: CodeSpec) -> Source:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         for name, text in sorted(code.files.items()):
-            file.writestr(zipfile.ZipInfo(name), text)  # of no time: the same code has one digest
+            # without times, so that the same code has the same digest
+            file.writestr(zipfile.ZipInfo(name), text)
     return ZipSource(data=archive.getvalue())
 
 

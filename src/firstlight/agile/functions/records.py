@@ -1,4 +1,4 @@
-"""What the registry keeps of functions, as it is stored."""
+"""The registry's records of functions, as stored."""
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -10,10 +10,10 @@ TRANSPORTS = ("docker://", "oci:", "docker-archive:")
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A function's settings; those that are UNSET stay as they are, or get their defaults.
+    """A function's settings; UNSET ones are unchanged, or get their defaults.
 
-    ``command`` are the words of kinds ``command`` and ``http``. For an image, ``entrypoint`` and
-    ``arguments`` replace the image's own. Sizes are in bytes, times in seconds.
+    ``command`` is the argument vector of kinds ``command`` and ``http``. For an image,
+    ``entrypoint`` and ``arguments`` replace the image's own. Sizes are in bytes, times in seconds.
     """
 
     kind: Kind | UnsetType = UNSET
@@ -40,7 +40,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class ImageSettings(Struct, rename="pascal", frozen=True):
-    """How an image's command is to be run."""
+    """How to run an image's command."""
 
     entrypoint: list[str] | None = None
     cmd: list[str] | None = None
@@ -62,9 +62,8 @@ class ZipSource(Struct, frozen=True, tag="zip"):
 
 
 class DirectorySource(Struct, frozen=True, tag="directory"):
-    """A directory on the node, or some names in it. ``root``: it is a whole root file system.
-
-    None: it is one if it has the function's program.
+    """A directory on the node, or some names in it. ``root``: whether it is a whole root file
+    system; None: if it has the function's program.
     """
 
     path: str
@@ -82,7 +81,7 @@ Source = ImageSource | ZipSource | DirectorySource | ModuleSource
 
 
 class Code(Struct, frozen=True, kw_only=True):
-    """Where a function's code comes from, and what holds it: trees, the lowest first.
+    """A function's code: its source, and the trees that hold it, the lowest first.
 
     ``base``: the trees lie over the host's own /usr. ``module`` is a WebAssembly module's path in
     its tree. ``blobs`` are digests of the image.
@@ -100,9 +99,9 @@ class Code(Struct, frozen=True, kw_only=True):
 class Revision(Struct, frozen=True, kw_only=True):
     """One state of a function, which never changes. ``version.root`` is not stored.
 
-    ``number`` is this one's of all revisions. ``image`` is how the image says it is to be run.
-    ``points`` are paths that its root is to have for its volumes and secrets: of directories they
-    end with a slash.
+    ``number`` is unique among all revisions. ``image`` is how the image says to run it. ``points``
+    are the paths that its root needs for its volumes and secrets; those of directories end with a
+    slash.
     """
 
     number: int
@@ -124,16 +123,16 @@ class Alias(Struct, frozen=True, kw_only=True):
 
 
 class Provisioned(Struct, frozen=True):
-    """How many instances of a version or an alias are always kept, and since when that is so."""
+    """How many instances of a version or an alias are always kept, and since when."""
 
     instances: int
     modified: float
 
 
 class Registration(Struct, frozen=True, kw_only=True):
-    """A function: its versions by their names, ``$LATEST`` among them, and its aliases.
+    """A function: its versions by name, including ``$LATEST``, and its aliases.
 
-    ``provisioned`` is by the names of versions and aliases.
+    ``provisioned`` is keyed by the names of versions and aliases.
     """
 
     name: str
@@ -148,7 +147,7 @@ class Registration(Struct, frozen=True, kw_only=True):
 
     @property
     def latest(self) -> Revision:
-        """What ``$LATEST`` is."""
+        """The revision of ``$LATEST``."""
         return self.revisions[LATEST]
 
     def warm(self, version: FunctionVersion) -> int:
@@ -161,7 +160,7 @@ class Registration(Struct, frozen=True, kw_only=True):
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """An accepted asynchronous event. ``qualifier`` is as it was called."""
+    """An accepted asynchronous event. ``qualifier`` is the caller's."""
 
     id: str
     name: str

@@ -1,4 +1,4 @@
-"""Requests of the runtime's clients to its registry of functions."""
+"""Answers clients' requests to the registry of functions."""
 
 import uuid
 

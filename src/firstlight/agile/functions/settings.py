@@ -1,4 +1,4 @@
-"""What a function is made of: its source, its settings, and the version that they make."""
+"""Makes a version from a function's source and settings."""
 
 import re
 import time
@@ -29,7 +29,7 @@ _VARIABLE = re.compile(r"[^=\0]+")
 
 
 def merged(before: Settings, after: Settings) -> Settings:
-    """Settings, updated by those that are given."""
+    """Update settings by those that are given."""
     changes = {name: value for name in after.__struct_fields__
                if (value := getattr(after, name)) is not UNSET}  # fmt: skip
     return msgspec.structs.replace(before, **changes)
@@ -39,7 +39,7 @@ def made(
     name: str, number: int, settings: Settings, code: Code, own: ImageSettings | None,
     owner: str,
 ) -> Revision:  # fmt: skip
-    """A function's revision of this code and these settings, and its image's. Raises Invalid."""
+    """A revision from this code, these settings and those of its image. Raises Invalid."""
     fields: dict[str, Any] = {
         key: value
         for key in ("environment", "directory", "memory", "scratch", "cpus", "timeout",
@@ -90,8 +90,7 @@ def check_root(version: FunctionVersion) -> None:
 def is_root(path: Path, given: Settings) -> bool:
     """Whether a directory is a function's whole root: whether it has its program; blocks.
 
-    Code beside the command's arguments, such as a script, goes over the host's programs. Raises
-    Failed.
+    Code without the program, such as a script, goes over the host's programs. Raises Failed.
     """
     programs = [INTERPRETER, *((given.command or ())[:1] if not given.handler else ())]
     with roots.readable(str(path)):
@@ -100,7 +99,7 @@ def is_root(path: Path, given: Settings) -> bool:
 
 
 def contents(version: FunctionVersion) -> str:
-    """What a version's directory has, in words; nothing if that is no directory. Blocks."""
+    """Describe the content of a version's directory; empty if it is not a directory. Blocks."""
     try:
         names = sorted(roots.names(Path(version.root), version.directory))
     except (OSError, Failed):
@@ -111,7 +110,7 @@ def contents(version: FunctionVersion) -> str:
 
 
 def points(version: FunctionVersion) -> tuple[str, ...]:
-    """What a version's root must have for its volumes and secrets, as Revision.points; blocks."""
+    """The paths that a version's root needs for volumes and secrets (Revision.points); blocks."""
     made = [
         each.target if Path(each.source).is_file() else f"{each.target}/"
         for each in version.volumes
@@ -120,7 +119,7 @@ def points(version: FunctionVersion) -> tuple[str, ...]:
 
 
 def qualified(name: str, qualifier: str) -> str:
-    """The ARN of a version or alias, or without one of the function."""
+    """The ARN of a version or an alias; without one, of the function."""
     return ARN + name + (f":{qualifier}" if qualifier else "")
 
 
@@ -135,13 +134,13 @@ def _variables(words: list[str]) -> dict[str, str]:
 
 
 def _image_command(own: ImageSettings, settings: Settings) -> tuple[str, ...]:
-    """What an image runs, where its entry point or arguments may be replaced."""
+    """An image's command, with its entry point or arguments replaced if the settings say so."""
     return (*(settings.entrypoint or own.entrypoint or ()), *(settings.arguments or own.cmd or ()))
 
 
 @contextmanager
 def _invalid() -> Iterator[None]:
-    """Report an error of a function as one of the request that made it."""
+    """Report an error in a function as one of the request that defined it."""
     try:
         yield
     except Failed as error:

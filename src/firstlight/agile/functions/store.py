@@ -1,7 +1,7 @@
 """The registry's and the queue's database: SQLite, in its write-ahead mode. Everything here blocks.
 
-A transaction that was committed outlives the process, and a loss of power. A function is one row,
-with its versions and aliases, so that a change of it is whole or is none.
+A committed transaction survives the end of the process and a loss of power. A function is one row
+with its versions and aliases, so its changes are atomic.
 """
 
 import sqlite3
@@ -72,7 +72,7 @@ Excluded = tuple[list[str], list[str]]
 
 
 class Store:
-    """A database at a path; one process has it at a time. Raises Failed."""
+    """The database at a path, used by one process at a time. Raises Failed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -125,18 +125,18 @@ class Store:
         return [msgspec.json.decode(row[0], type=Registration) for row in rows]
 
     def save(self, function: Registration) -> None:
-        """Write a function as it is now."""
+        """Write a function."""
         row = (function.name, msgspec.json.encode(function))
         with self._transaction() as base:
             base.execute("INSERT OR REPLACE INTO functions VALUES (?, ?)", row)
 
     def delete(self, name: str) -> None:
-        """Forget a function."""
+        """Remove a function."""
         with self._transaction() as base:
             base.execute("DELETE FROM functions WHERE name=?", (name,))
 
     def next(self, counter: str) -> int:
-        """A number that was never used before."""
+        """A number that was never used."""
         with self._transaction() as base:
             [row] = base.execute(
                 "INSERT INTO counters VALUES (?, 1) ON CONFLICT DO UPDATE SET value=value+1 "
@@ -151,19 +151,20 @@ class Store:
         return {key: (number, size) for key, number, size in rows}
 
     def add_tree(self, key: str, number: int, size: int) -> None:
-        """A tree is complete."""
+        """Record a complete tree."""
         with self._transaction() as base:
             base.execute("INSERT INTO trees VALUES (?, ?, ?)", (number, key, size))
 
     def delete_trees(self, numbers: Iterable[int]) -> None:
-        """Trees are about to be removed."""
+        """Remove the record of trees that are about to be removed."""
         with self._transaction() as base:
             base.executemany("DELETE FROM trees WHERE number=?", [(n,) for n in numbers])
 
     def accept(self, events: list[Event], most: int) -> set[str]:
-        """Keep events until they are done, in ``most`` bytes; the identities of those without room.
+        """Store events, at most ``most`` bytes in all; returns the identities of those without
+        room.
 
-        A function may take at most half of the room that others leave.
+        A function can take at most half of the room that others leave.
         """
         refused = set()
         with self._transaction() as base:
@@ -179,19 +180,19 @@ class Store:
         return refused
 
     def postpone(self, identity: str, attempts: int, due: float) -> None:
-        """An event is to be tried again at a time, after so many attempts."""
+        """Record an event's number of attempts, and the time of the next."""
         with self._transaction() as base:
             base.execute(
                 "UPDATE events SET attempts=?, due=? WHERE id=?", (attempts, due, identity)
             )
 
     def hasten(self, now: float, latest: float) -> None:
-        """What is due after ``latest`` is due now."""
+        """Make events due now that are due after ``latest``."""
         with self._transaction() as base:
             base.execute("UPDATE events SET due=? WHERE due>?", (now, latest))
 
     def done(self, identities: Iterable[str]) -> None:
-        """Events need not be kept any more."""
+        """Remove events that are done."""
         with self._transaction() as base:
             base.executemany("DELETE FROM events WHERE id=?", [(each,) for each in identities])
 

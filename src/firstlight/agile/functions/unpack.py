@@ -1,4 +1,4 @@
-"""Unpacks archives by a process of its own without rights: ``unpack_main.py``.
+"""Unpacks archives in a separate process without rights: ``unpack_main.py``.
 
 The process confines itself, is verified from outside, and only then gets the archive to read.
 Everything here blocks.
@@ -34,8 +34,8 @@ _REMEDIES = {
 class Job(Struct, frozen=True, kw_only=True):
     """Where to unpack: ``upper`` below ``directory``, over the directories ``lower``.
 
-    ``target`` is an empty directory there, seen by the process alone; ``work`` is an overlay's.
-    ``layer``: names may be white-outs. ``into`` is a directory of the tree that is made.
+    ``target`` is an empty directory there, seen by the process alone; ``work`` is for the overlay.
+    ``layer``: names can be white-outs. ``into`` is a directory to make in the tree.
     """
 
     directory: str
@@ -52,7 +52,7 @@ class Job(Struct, frozen=True, kw_only=True):
 
 
 class Unpacked(Struct, frozen=True):
-    """The digest of an uncompressed tar file, and how much it holds."""
+    """The digest of an uncompressed tar file, and its number of bytes and files."""
 
     digest: str
     bytes: int
@@ -62,7 +62,7 @@ class Unpacked(Struct, frozen=True):
 def unpack(job: Job, archive: int, what: str) -> Unpacked:
     """Unpack an archive, a descriptor of a file. Raises BadCode, Failed.
 
-    ``what`` names it in errors. What was written until an error is the caller's to remove.
+    ``what`` names it in errors. After an error the caller removes what was written.
     """
     script = str(files("firstlight.agile.functions").joinpath("unpack_main.py"))
     words = json.dumps({**msgspec.to_builtins(job), "archive": archive})
@@ -100,7 +100,7 @@ def _conversed(child: Child, job: Job, what: str) -> Unpacked:
 
 
 def _rights(pid: int, uid: int) -> list[str]:
-    """What a process still has that it must not have. Raises Failed if it is gone."""
+    """The rights that a process still has but must not have. Raises Failed if it is gone."""
     try:
         have, ours = verify.status(pid), verify.namespaces(os.getpid())
         spaces = verify.namespaces(pid)

@@ -1,12 +1,12 @@
 """Unpacks one untrusted archive: a process that confines itself before it is given the archive.
 
 ``unpack.py`` starts it as root, verifies from outside that it has no rights left, and only then
-lets it read. It imports the standard library and zstandard, before it leaves the host's files: it
-sees nothing but the directory it writes to. What it says is one line of JSON: how it ended.
+lets it read. It imports the standard library and zstandard before it leaves the host's files. Then
+it sees only the directory that it writes to. Its output is one line of JSON that says how it ended.
 
-A layer is applied on the layers below it, through an overlay, so that its white-outs delete and
-its hard links find what is there. Owners, device nodes in /dev, FIFOs, and the bits for setuid,
-setgid and others' writing are dropped: an image is its function's to read.
+A layer is applied to the layers below it, through an overlay, so that its white-outs and hard links
+find their targets. Owners, device nodes in /dev, FIFOs, and the bits for setuid, setgid and others'
+writing are dropped: a function only reads its image.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Protocol
 
 try:
     import zstandard
-except ImportError:  # then layers of that kind are refused by name
+except ImportError:  # layers of that kind are then refused by name
     zstandard = None  # type: ignore[assignment,unused-ignore]
 
 NAMESPACES = 0x20000 | 0x40000000 | 0x08000000 | 0x04000000  # mounts, network, IPC, host name
@@ -43,18 +43,18 @@ _GO = 0
 _libc = ctypes.CDLL(None, use_errno=True)
 "".encode(
     "cp437"
-)  # of zip files: the codec must be loaded before the host's files are out of sight
+)  # for zip files: the codec must be loaded before the host's files are out of reach
 
 
 class Reader(Protocol):
-    """What is read from."""
+    """A stream to read from."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Some bytes; at the end none."""
+        """Read some bytes; empty at the end."""
 
 
 class Refused(Exception):
-    """The archive is refused: a kind of ``errors.py``, and why."""
+    """The archive is refused; ``kind`` is a class of ``errors.py``."""
 
     def __init__(self, kind: str, why: str) -> None:
         super().__init__(why)
@@ -62,14 +62,14 @@ class Refused(Exception):
 
 
 class Counted:
-    """Reads a tar file, and keeps its digest. Some writers, umoci among them, leave out its end."""
+    """Reads a tar file and computes its digest. Some writers, such as umoci, omit its end."""
 
     def __init__(self, stream: Reader) -> None:
         self._stream, self._digest = stream, hashlib.sha256()
         self._size, self._ended = 0, False
 
     def read(self, size: int = -1) -> bytes:
-        """As of a file."""
+        """Read like a file."""
         data = self._stream.read(size)
         self._digest.update(data)
         self._size += len(data)
@@ -79,7 +79,7 @@ class Counted:
         return data
 
     def end(self) -> str:
-        """Read the rest; the digest of all."""
+        """Read the rest; returns the digest of the whole."""
         while self.read(_PART):
             pass
         return f"sha256:{self._digest.hexdigest()}"
@@ -94,7 +94,7 @@ class Gunzip:
         self._begun = False
 
     def read(self, size: int = -1) -> bytes:
-        """Up to ``size`` bytes; at the end, none."""
+        """Read up to ``size`` bytes; empty at the end."""
         data = b""
         while not data:
             if self._member.eof:
@@ -115,7 +115,7 @@ class Gunzip:
 
 
 class Tree:
-    """What is written, relative to the working directory."""
+    """The tree that is written, in the working directory."""
 
     def __init__(self, limit: int, entries: int) -> None:
         self.bytes, self.entries = 0, 0
@@ -130,7 +130,7 @@ class Tree:
         return "/".join(parts)
 
     def count(self, size: int, entry: bool = True) -> None:
-        """One more entry, or more bytes. Raises Refused."""
+        """Count an entry or bytes against the limits. Raises Refused."""
         self.bytes += size
         self.entries += entry
         if self.bytes > self._limit or self.entries > self._most:
@@ -138,7 +138,7 @@ class Tree:
                           f"or {self._most} files")  # fmt: skip
 
     def room(self, path: str, directory: bool = False) -> None:
-        """Make the parents of a path, and remove what is in its place."""
+        """Make a path's parents, and remove what is at the path."""
         parent = os.path.dirname(path)
         if parent and not os.path.isdir(parent):
             self.room(parent, directory=True)
@@ -158,7 +158,7 @@ class Tree:
                 os.mkdir(path, 0o755)
 
     def file(self, path: str, mode: int, content: Reader, when: float) -> None:
-        """A file with what a stream still has."""
+        """Write the rest of a stream to a file."""
         self.room(path)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
@@ -172,12 +172,12 @@ class Tree:
             os.close(descriptor)
 
     def link(self, path: str, target: str) -> None:
-        """A symbolic link, which means something only inside."""
+        """Make a symbolic link; it is resolved only inside the root."""
         self.room(path)
         os.symlink(target, path)
 
     def white_out(self, path: str) -> bool:
-        """Whether a layer's entry only says that something below it is gone. Then it is."""
+        """Apply an entry that is a white-out; returns whether it is one."""
         directory, name = os.path.split(path)
         if not name.startswith(".wh."):
             return False
@@ -190,7 +190,7 @@ class Tree:
         return True
 
     def _clear(self, directory: str) -> None:
-        """Leave in a directory only what this layer has."""
+        """Remove from a directory what this layer does not have."""
         with os.scandir(directory) as entries:
             present = list(entries)
         for entry in present:
@@ -223,7 +223,7 @@ def _opened(blob: BinaryIO) -> Reader:
 
 
 def _tar(tree: Tree, blob: BinaryIO, layer: bool, into: str) -> str:
-    """Unpack a tar file; its digest, uncompressed."""
+    """Unpack a tar file; returns its digest, uncompressed."""
     stream = Counted(_opened(blob))
     with tarfile.open(fileobj=stream, mode="r|", errorlevel=2) as archive:  # type: ignore[call-overload]
         for member in archive:
@@ -304,7 +304,7 @@ def _outcome(job: dict[str, Any]) -> dict[str, Any]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         where = f" at {error.filename}" if error.filename else ""
         return {"refused": "full" if full else "bad", "why": f"{error.strerror}{where}"}
-    except Exception as error:  # of zstandard, MemoryError, RecursionError
+    except Exception as error:  # errors of zstandard, MemoryError, RecursionError
         return {"refused": "format", "why": f"it cannot be read: {type(error).__name__}: {error}"}
 
 

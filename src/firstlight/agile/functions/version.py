@@ -10,18 +10,18 @@ Kind = Literal["command", "bootstrap", "python", "image", "http", "wasm"]
 
 
 class FunctionVersion(Struct, frozen=True, kw_only=True):
-    """The state of a function that a call sees. Sizes are in bytes, times in seconds.
+    """The state of a function that answers a call. Sizes are in bytes, times in seconds.
 
     ``root`` is a root file system on the host that never changes, or the module of kind ``wasm``.
-    ``command`` is executed in it: of kind ``command`` for each event, which is its standard input;
-    of ``bootstrap``, ``python`` and ``image`` it asks the Lambda Runtime API for events; of
-    ``http`` it serves them on ``port``. ``handler`` is what a runtime calls, ``module.name``; of
-    kind ``wasm`` it is an export. An idle instance is kept for ``keep_warm``; ``concurrency`` of
-    the function's may run at once, None for as many as the node has, and ``queue`` more requests
-    wait for their turn. At least ``warm`` instances are kept. Of kind
-    ``http``, each has up to ``per_instance`` requests at once. ``revision`` tells each state
-    of a function's code and settings from any other, those of ``$LATEST`` too. ``volumes`` and
-    ``secrets`` are as of a ``Function``; each start has them.
+    ``command`` is executed in it. By ``kind``: ``command`` runs it once for each event, its
+    standard input; with ``bootstrap``, ``python`` and ``image`` it fetches events by the Lambda
+    Runtime API; with ``http`` it serves them on ``port``. ``handler`` is what a runtime calls,
+    ``module.name``; for kind ``wasm``, an export. An idle instance is kept for ``keep_warm``. At
+    most ``concurrency`` of the function's requests run at once (None: the node's limit), and
+    ``queue`` more wait for their turn. At least ``warm`` instances are kept. With kind ``http``,
+    each serves up to ``per_instance`` requests at once. ``revision`` identifies a state of the
+    function's code and settings, also of ``$LATEST``. ``volumes`` and ``secrets`` are those of a
+    ``Function``; each start gets them.
     """
 
     name: str
