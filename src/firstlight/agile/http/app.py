@@ -1,4 +1,4 @@
-"""The HTTP server of a node, on the runtime's own event loop."""
+"""A node's HTTP server, on the runtime's own event loop."""
 
 import asyncio
 import logging
@@ -26,11 +26,11 @@ _CLOSE_SECONDS = 5
 
 
 class _Server(uvicorn.Server):
-    """One whose owner handles signals."""
+    """A server that leaves signals to its owner."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave them as they are."""
+        """Leave signals alone."""
         yield
 
 
@@ -38,7 +38,7 @@ class _Server(uvicorn.Server):
 async def served(
     config: Http, routes: Sequence[BaseRoute], around: Callable[[ASGIApp], ASGIApp] | None = None
 ) -> AsyncIterator[None]:
-    """Serve these routes while in the context. ``around`` wraps them all. Raises Failed."""
+    """Serve these routes in the context. ``around`` wraps the whole application. Raises Failed."""
     application: ASGIApp = Starlette(routes=routes)
     if around:
         application = around(application)
@@ -46,7 +46,8 @@ async def served(
         application = Verified(application, sigv4.load(Path(config.credentials)))
     application = Bounded(application, Connection.give_up_slowest)
     listening = _listening(config.listen)
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # clients can make it warn for ever
+    # clients could make it log warnings without end
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     server = _Server(
         uvicorn.Config(
             application, http=Connection, ws="none", lifespan="off",
@@ -73,7 +74,8 @@ def _listening(listen: str) -> socket.socket:
         address, _, port = listen.rpartition(":")
         address = address.strip("[]")
         family = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
-        # asyncio sets TCP_NODELAY only where the protocol is named: without it, 40 ms an answer.
+        # asyncio sets TCP_NODELAY only if the protocol is named; without it an answer takes 40 ms
+        # longer.
         opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -90,7 +92,7 @@ def _listening(listen: str) -> socket.socket:
 
 
 def _listening_at(path: Path) -> socket.socket:
-    """A socket that only its owner may connect to; in place of one that nobody serves."""
+    """Make a socket that only its owner can connect to; it replaces one that is not served."""
     opened = socket.socket(socket.AF_UNIX)
     opened.setblocking(False)
     with (

@@ -1,4 +1,4 @@
-"""What requests hold is bounded: their number, and the bytes of bodies and answers."""
+"""Bounds the number of requests, and the memory that their bodies and answers take."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ BYTES_MOST = 256 << 20
 class Bounded:
     """An application that answers 429 to requests beyond its bounds.
 
-    From half of it on ``relieve`` is called, which gives up what waits for a slow client.
+    From half of the memory on, ``relieve`` is called to drop slow clients.
     """
 
     def __init__(self, application: ASGIApp, relieve: Callable[[], object] = lambda: None) -> None:
@@ -45,7 +45,7 @@ class Bounded:
 
 
 class _Request:
-    """A request, and how much of it is in memory. ``over``: that was too much."""
+    """A request, and the memory that it takes. ``over``: it took too much."""
 
     def __init__(self, all_of_them: Bounded, scope: Scope, receive: Receive, send: Send) -> None:
         self._all, self._receive, self._send = all_of_them, receive, send
@@ -60,7 +60,7 @@ class _Request:
             self._all.bytes += size
 
     async def receive(self) -> Message:
-        """A part of its body. Raises Throttled."""
+        """Receive a part of its body. Raises Throttled."""
         message = await self._receive()
         self._hold(message)
         if not self._streams and self._all.bytes > BYTES_MOST and not self._begun:
@@ -69,9 +69,9 @@ class _Request:
         return message
 
     async def send(self, message: Message) -> None:
-        """A part of its answer."""
+        """Send a part of its answer."""
         if self.over:
-            return  # the application's own words for that: ours follow
+            return  # the application's own message; ours follows
         self._begun = True
         self._hold(message)
         await self._send(message)

@@ -1,9 +1,9 @@
-"""A connection of a client: uvicorn's, within bounds, for strangers may send what they like.
+"""A client's connection: uvicorn's, with limits against untrusted clients.
 
-A client that must read or write gets a minute, which grows again with the bytes that it
-sends or reads. When too much is held, the client that has been waited for longest is dropped.
+A client that must read or write has a minute, which grows with the bytes that it reads or writes.
+When too much memory is used, the client that has been waited for longest is dropped.
 
-What answers a request for another protocol, such as WebSockets, can take the connection over.
+A handler of a request for another protocol, such as WebSockets, can take over the connection.
 """
 
 import asyncio
@@ -46,25 +46,24 @@ class _Patience:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it waits."""
+        """Whether it waits for the client."""
         return self._timer is not None
 
     def begin(self, moved: Callable[[], int | None]) -> None:
-        """Wait. ``moved``: how many bytes came or went since it was asked; None: wait no more."""
+        """Wait. ``moved`` returns the bytes moved since its last call, None to stop waiting."""
         self._moved = moved
         self._until = self._loop.time() + SECONDS
         self._timer = self._loop.call_later(SECONDS, self._look)
 
     def end(self) -> None:
-        """Wait no more."""
+        """Stop waiting."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
 
     def waited(self) -> float:
-        """Seconds for which it waits, less those that the bytes which move take at the least rate.
-
-        0 if it does not.
+        """Seconds waited, less the time that the moved bytes take at the lowest rate; 0 if it does
+        not wait.
         """
         moved, now = self._moved() if self._timer else None, self._loop.time()
         if moved is None:
@@ -85,7 +84,7 @@ class _Patience:
 
 
 class Switched:
-    """A connection that has changed its protocol: bytes both ways."""
+    """A connection that has changed its protocol: raw bytes both ways."""
 
     def __init__(self, connection: "Connection") -> None:
         self._connection = connection
@@ -93,18 +92,20 @@ class Switched:
         self.reader.set_transport(connection.transport)
 
     async def write(self, data: bytes) -> None:
-        """Send, and wait while the client reads more slowly than it is sent."""
+        """Send, and wait while the client reads too slowly."""
         self._connection.transport.write(data)
         await self._connection.flow.drain()
 
     def close(self) -> None:
-        """End it, after what was written."""
+        """Close it, after all that was written."""
         self._connection.transport.close()
         self._connection.expect_reading()
 
 
 class Connection(HttpToolsProtocol):
-    """Ends if a head is too long, if its client is too slow, or if there are too many."""
+    """A connection. It is closed if a head is too long, its client is too slow, or there are too
+    many.
+    """
 
     _all: ClassVar[dict["Connection", None]] = {}
     _slowest: ClassVar[list["Connection"]] = []
@@ -120,7 +121,7 @@ class Connection(HttpToolsProtocol):
     _switched: Switched | None = None
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - as uvicorn has it
-        """Expect a head."""
+        """Start to wait for a head."""
         super().connection_made(transport)
         self._sends = _Patience(self.loop, transport.abort)
         self._reads = _Patience(self.loop, transport.abort)
@@ -133,7 +134,7 @@ class Connection(HttpToolsProtocol):
         self._sends.begin(_nothing)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Expect no more."""
+        """Stop waiting for a head."""
         self._all.pop(self, None)
         self._sends.end()
         self._reads.end()
@@ -144,7 +145,7 @@ class Connection(HttpToolsProtocol):
 
     @classmethod
     def give_up_slowest(cls) -> None:
-        """End the connection that has waited longest for its client, if it is slow."""
+        """Close the connection that has waited longest for its client, if that is slow."""
         cls._give_up(SLOW_SECONDS)
 
     @classmethod
@@ -164,7 +165,7 @@ class Connection(HttpToolsProtocol):
 
     @classmethod
     def _look(cls) -> None:
-        """Compare all connections, once in a while: there may be thousands."""
+        """Compare all connections, but rarely: there may be thousands."""
         now = next((each.loop.time() for each in cls._all), cls._looked)
         if now - cls._looked >= LOOK_SECONDS:
             cls._looked, cls._slowest = now, sorted(cls._all, key=cls._waited)
@@ -173,7 +174,7 @@ class Connection(HttpToolsProtocol):
         return max(self._sends.waited(), self._reads.waited())
 
     def data_received(self, data: bytes) -> None:
-        """Read on, unless it is too much."""
+        """Resume reading, unless too much is held."""
         if self._switched:
             self._switched.reader.feed_data(data)
             return
@@ -191,7 +192,7 @@ class Connection(HttpToolsProtocol):
             self._sends.begin(_nothing)
 
     def _parse(self, data: bytes) -> None:
-        """As uvicorn, which forgets what comes after a request for another protocol."""
+        """Like uvicorn's, but keep what follows a request for another protocol."""
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
@@ -201,19 +202,19 @@ class Connection(HttpToolsProtocol):
             self.send_400_response("Invalid HTTP request received.")
 
     def on_message_begin(self) -> None:
-        """A request may ask for another protocol."""
+        """Note a request's headers: it may ask for another protocol."""
         super().on_message_begin()
         switch = partial(self._switch, self.scope)
         self.scope["extensions"] = {SWITCH: switch}  # type: ignore[dict-item]
 
     def on_headers_complete(self) -> None:
-        """Start the application on a request."""
+        """Start the application for a request."""
         if len(self.pipeline) >= PIPELINED_MOST:
             raise ValueError("too many requests at once")  # uvicorn answers 400
         self._silent = 0
         self._sends.end()
         if not self.transport.get_write_buffer_size():
-            self._reads.end()  # what is read of this answer is counted from its own end on
+            self._reads.end()  # bytes of the previous answer do not count for this one
         super().on_headers_complete()
         self.cycle.transport = _Joined(self.transport, self.loop)  # type: ignore[assignment]
         self._in_body = True
@@ -225,26 +226,26 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Pass on its end."""
+        """Pass on the end of its body."""
         self._silent = 0
         self._in_body = False
         self._sends.end()
         super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than the application writes."""
+        """Note that the client reads more slowly than the application writes."""
         super().pause_writing()
         self.expect_reading()
 
     def resume_writing(self) -> None:
-        """It has read on."""
+        """Note that the client has caught up."""
         self._reads.end()
         super().resume_writing()
         if self.cycle and self.cycle.response_complete and not self._switched:
             self.expect_reading()
 
     def on_response_complete(self) -> None:
-        """What the client has not read yet stays here. Go on, if it kept its protocol."""
+        """Note that unread output remains. Continue, if the connection has kept its protocol."""
         super().on_response_complete()
         self.expect_reading()
         after, self._after = self._after, None
@@ -253,9 +254,8 @@ class Connection(HttpToolsProtocol):
             self.data_received(bytes(after))
 
     def _switch(self, scope: Any, head: bytes) -> Switched | None:  # noqa: ANN401 - as uvicorn has it
-        """Answer a request by this head, and lead its connection's bytes to its application.
-
-        None if it cannot be: there is another request, or the client has gone.
+        """Answer a request with this head, and connect the client to its application. Returns None
+        if another request follows, or the client has gone.
         """
         cycle = self.cycle
         if cycle.scope is not scope or self._after is None or self.transport.is_closing():
@@ -280,7 +280,7 @@ class Connection(HttpToolsProtocol):
         return came
 
     def expect_reading(self) -> None:
-        """Wait for the client to read what waits here, while it does."""
+        """Wait for the client to read, while output is pending."""
         self._unread = self.transport.get_write_buffer_size()
         if not self._unread:
             self._reads.end()
@@ -301,12 +301,14 @@ class Connection(HttpToolsProtocol):
 
 
 def _nothing() -> int:
-    """A head has no more time for being long."""
+    """The time for a head does not grow with its length."""
     return 0
 
 
 class _Joined:
-    """A transport that sends an answer's head with the first part of its body, if that is here."""
+    """A transport that sends an answer's head together with the first part of its body, if
+    available.
+    """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
@@ -314,7 +316,7 @@ class _Joined:
         self._is_begun = False
 
     def write(self, data: bytes) -> None:
-        """Send, or keep the head for what follows at once."""
+        """Send, or keep the head until its body follows."""
         if self._is_begun:
             self._transport.write(self._head + data if self._head else data)
             self._head = b""
@@ -332,12 +334,12 @@ class _Joined:
         self._transport.close()
 
     def is_closing(self) -> bool:
-        """Whether it is."""
+        """Whether it is closing."""
         return self._transport.is_closing()
 
 
 class _Flow(FlowControl):
-    """Tells when a body waits for the application, and when it goes on."""
+    """Reports when a body waits for the application, and when it resumes."""
 
     def __init__(
         self, transport: asyncio.Transport, resumed: Callable[[], None], paused: Callable[[], None]
@@ -346,7 +348,7 @@ class _Flow(FlowControl):
         self._resumed, self._paused = resumed, paused
 
     def pause_reading(self) -> None:
-        """Leave the rest of a body where it is."""
+        """Stop reading a body."""
         super().pause_reading()
         self._paused()
 

@@ -1,7 +1,7 @@
 """The Lambda API, as far as an unmodified SDK or the AWS CLI needs it for functions.
 
-Paths, names, limits and errors are those of the API's description, version 2015-03-31. An answer
-for an error has its name in ``x-amzn-ErrorType``.
+Paths, names, limits and errors follow the API's reference, version 2015-03-31. An error's answer
+names it in ``x-amzn-ErrorType``.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ _log = logging.getLogger(__name__)
 
 
 class Operation(NamedTuple):
-    """What a request asks for: the API's name for it, the right that it needs, and its answer."""
+    """An operation: the API's name for it, the right that it needs, and what answers it."""
 
     name: str
     right: access.Right
@@ -85,7 +85,7 @@ def routes(functions: Functions) -> list[BaseRoute]:
 
 
 class _Endpoint:
-    """One path of the API: an ASGI application."""
+    """A path of the API, as an ASGI application."""
 
     def __init__(self, functions: Functions, operations: dict[str, Operation]) -> None:
         self._functions, self._operations = functions, operations
@@ -118,7 +118,7 @@ class _Endpoint:
             return failure(403, "AccessDeniedException", str(error))
         except FirstlightError as error:
             return _failure(error)
-        except Exception as error:  # a client must not wait for an answer that never comes
+        except Exception as error:  # an unanswered client would wait for ever
             _log.exception("a request failed")
             return failure(500, "ServiceException", f"the node failed: {error!r}")
 
@@ -158,7 +158,7 @@ async def _create(functions: Functions, request: Request) -> Response:
 
 
 def _changed(registered: Registration, is_published: bool) -> dict[str, Any]:
-    """What a change has made: a version, or the newest code."""
+    """The result of a change: a version, or the newest code."""
     version = str(registered.published) if is_published else ""
     return shapes.configuration(registered, registered.revisions[version or LATEST], version)
 
@@ -285,7 +285,7 @@ async def _put_alias(functions: Functions, request: Request) -> Response:
 async def _delete_alias(functions: Functions, request: Request) -> Response:
     name = whole(request)
     alias = request.path_params["alias"]
-    if alias in functions.get(name).aliases:  # as in the API, it may be gone already
+    if alias in functions.get(name).aliases:  # as in the API, it need not exist
         await functions.remove_alias(name, alias)
     return Response(status_code=204)
 
@@ -409,7 +409,7 @@ async def _invoke(functions: Functions, request: Request) -> Response:
 
 
 def _log_result(identity: str, version: FunctionVersion, answer: Answer) -> str:
-    """The end of the log as CloudWatch words it, in base64."""
+    """The end of the log in CloudWatch's format, in base64."""
     spent = answer.duration_ns / 1e6
     start = f"START RequestId: {identity} Version: {version.version}\n".encode()
     end = (

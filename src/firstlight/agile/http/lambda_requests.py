@@ -1,4 +1,4 @@
-"""Requests of the Lambda API: how parts of them are read, and how answers are written."""
+"""Reads requests of the Lambda API, and writes answers."""
 
 import base64
 import binascii
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from firstlight.agile.functions.errors import Invalid, TooLarge
 from firstlight.agile.functions.records import LATEST
 
-_REQUEST_MOST = 70 << 20  # a zip file of 50 MB in base64, and what is around it
+_REQUEST_MOST = 70 << 20  # a zip file of 50 MB in base64, and the JSON around it
 _CONTEXT_MOST, _PAGE = 3583, 50
 _ARN = re.compile(
     r"(?:arn:aws[a-z-]*:lambda:[a-z0-9-]+:)?(?:\d{12}:)?(?:function:)?"
@@ -25,7 +25,7 @@ Shape = TypeVar("Shape")
 
 
 class Bad(Exception):
-    """A request that is none: a status and the API's name for it."""
+    """A malformed request: a status and the API's name for the error."""
 
     def __init__(self, status: int, name: str, message: str) -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ THROTTLED = {"Reason": "ReservedFunctionConcurrentInvocationLimitExceeded"}
 
 
 def failure(status: int, name: str, message: str, **more: str) -> Response:
-    """An error as the API words it."""
+    """An error in the API's shape."""
     kind = "User" if status < 500 else "Service"
     body = msgspec.json.encode({"Type": kind, "Message": message, "message": message, **more})
     headers = {"x-amzn-errortype": name}
@@ -70,7 +70,7 @@ def check_json(text: bytes) -> None:
 
 
 async def read(request: Request, most: int) -> bytes:
-    """A request's body. Raises TooLarge before more than that is here."""
+    """A request's body. Raises TooLarge without reading more."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
         raise TooLarge(f"the request has {declared} bytes", f"at most {most} are possible")
@@ -84,7 +84,7 @@ async def read(request: Request, most: int) -> bytes:
 
 
 async def body(request: Request, shape: type[Shape]) -> Shape:
-    """A request's body, of this shape. Raises Invalid, Bad, TooLarge."""
+    """A request's body, decoded as this type. Raises Invalid, Bad, TooLarge."""
     text = await read(request, _REQUEST_MOST)
     try:
         return msgspec.json.decode(text or b"{}", type=shape)
@@ -105,7 +105,7 @@ def named(request: Request) -> tuple[str, str]:
 
 
 def whole(request: Request) -> str:
-    """The function of a request that is about no version of it. Raises Invalid for another."""
+    """The function of a request that takes no version. Raises Invalid for another."""
     name, qualifier = named(request)
     if qualifier not in ("", LATEST):
         raise Invalid(f"{qualifier} of {name} cannot be named here", "give the function's name")
@@ -113,7 +113,7 @@ def whole(request: Request) -> str:
 
 
 def name_of(text: str) -> tuple[str, str]:
-    """A name and qualifier; from an ARN, a part of it, or a name. Raises Invalid."""
+    """Name and qualifier, from an ARN, a part of one, or a name. Raises Invalid."""
     match = _ARN.fullmatch(text)
     if not match:
         raise Invalid(
@@ -123,7 +123,7 @@ def name_of(text: str) -> tuple[str, str]:
 
 
 def check_origin(request: Request) -> None:
-    """A page in the user's browser must not call what listens on the user's loopback."""
+    """Refuse browsers' cross-site requests: a web page must not reach what listens on loopback."""
     if "origin" in request.headers and "authorization" not in request.headers:
         raise Bad(403, "AccessDeniedException", "requests of web pages need credentials")
 
@@ -136,9 +136,9 @@ Item = TypeVar("Item")
 def page(
     request: Request, key: str, items: Mapping[Place, Item], shown: Callable[[Item], dict[str, Any]]
 ) -> Response:
-    """A part of a list, from the marker on, which is the last item before it.
+    """A page of a list; the marker is the last item of the page before.
 
-    So a client that removes what a page lists finds all others on the next one.
+    So a client that removes what a page lists finds all others on the following pages.
     """
     marker, most = request.query_params.get("Marker"), request.query_params.get("MaxItems")
     after = _MARKER.fullmatch(marker) if marker else None

@@ -46,7 +46,7 @@ class Variables(_Shape, frozen=True):
 
 
 class ImageConfig(_Shape, frozen=True):
-    """What replaces an image's own settings."""
+    """Settings that replace an image's own."""
 
     entry_point: list[str] | None = None
     command: list[str] | None = None
@@ -60,7 +60,7 @@ class Storage(_Shape, frozen=True):
 
 
 class CodeShape(_Shape, frozen=True):
-    """Where code comes from: bytes of a zip file, or an image."""
+    """The source of code: a zip file's bytes, or an image."""
 
     zip_file: bytes | None = None
     image_uri: str | None = None
@@ -75,7 +75,9 @@ class CodeShape(_Shape, frozen=True):
         if self.architectures and self.architectures != [machine]:
             raise Invalid(f"this node runs {machine}, not {', '.join(self.architectures)}")
         if (self.zip_file is None) == (self.image_uri is None):
-            raise Invalid("the code is given twice or not at all", "give ZipFile or ImageUri")
+            raise Invalid(
+                "the request has no code, or two sources of it", "give ZipFile or ImageUri"
+            )
         if self.zip_file is not None:
             return ZipSource(data=self.zip_file)
         uri = str(self.image_uri)
@@ -86,7 +88,7 @@ class CodeShape(_Shape, frozen=True):
 
 
 class Configuration(_Shape, frozen=True):
-    """What Create and UpdateFunctionConfiguration set."""
+    """The settings in CreateFunction and UpdateFunctionConfiguration."""
 
     runtime: str | None = None
     role: str | None = None
@@ -115,8 +117,8 @@ class Configuration(_Shape, frozen=True):
         if any((self.vpc_config or {}).values()):
             raise Invalid("this node has no VpcConfig", "leave it out")
         if any((self.dead_letter_config or {}).values()):
-            raise Invalid("this node has no DeadLetterConfig",
-                          "what is given up is in dead-letters.jsonl of its store")  # fmt: skip
+            raise Invalid("this node has no dead-letter targets",
+                          "leave it out; given-up events are in dead-letters.jsonl")  # fmt: skip
         given: dict[str, Any] = {
             "handler": self.handler, "role": self.role, "description": self.description,
             "runtime": self.runtime,
@@ -168,7 +170,7 @@ class _AliasShape(_Shape, frozen=True):
     routing_config: dict[str, Any] | None = None
 
     def check(self) -> None:
-        """Raise Invalid for what this node does not have."""
+        """Raise Invalid for a feature that this node does not have."""
         if any((self.routing_config or {}).values()):
             raise Invalid("this node has no weighted aliases", "leave RoutingConfig out")
 
@@ -210,7 +212,7 @@ class Tags(_Shape, frozen=True):
 def configuration(
     function: Registration, revision: Revision, qualifier: str = ""
 ) -> dict[str, Any]:
-    """A FunctionConfiguration. ``qualifier`` is what it was asked for by."""
+    """A FunctionConfiguration. ``qualifier`` is the request's."""
     version, given = revision.version, revision.settings
     answer: dict[str, Any] = {
         "FunctionName": function.name,
@@ -248,7 +250,9 @@ def configuration(
 
 
 def tried(function: Registration, code: "UpdateCode") -> dict[str, Any]:
-    """What UpdateFunctionCode would make; blocks. Raises Invalid if it is not a zip file."""
+    """The result that UpdateFunctionCode would have; blocks. Raises Invalid if it is not a zip
+    file.
+    """
     answer = configuration(function, function.latest)
     if code.zip_file is not None:
         if not zipfile.is_zipfile(io.BytesIO(code.zip_file)):
@@ -259,7 +263,7 @@ def tried(function: Registration, code: "UpdateCode") -> dict[str, Any]:
 
 
 def function(registration: Registration, revision: Revision, qualifier: str = "") -> dict[str, Any]:
-    """What GetFunction answers."""
+    """The answer to GetFunction."""
     code = {"RepositoryType": "firstlight", "Location": revision.code.source}
     if revision.image:
         uri = revision.code.source.removeprefix("docker://")
@@ -302,7 +306,7 @@ def revision_id(number: int) -> str:
 
 
 def revision_number(identity: str | None) -> int | None:
-    """And back; of what is none, a number that no revision has."""
+    """The number of a RevisionId; for an invalid one, a number that no revision has."""
     if identity is None:
         return None
     try:

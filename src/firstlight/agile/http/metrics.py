@@ -1,8 +1,8 @@
-"""``/metrics``: what a node has started and answered, and what it has ready, for Prometheus.
+"""``/metrics`` for Prometheus: what a node has started and answered, and what it has ready.
 
-Only names of functions are a label of unbounded value: beyond ``FUNCTIONS_MAX`` of them those that
-come later are ``other``. What is by function is written here, since prometheus-client takes
-0.2 s for that of 1,000; all else is the library's.
+Only the label for functions would be unbounded: after ``FUNCTIONS_MAX`` names, further ones become
+``other``. Metrics by function are written here, because prometheus-client takes 0.2 s for 1,000 of
+them; the library writes the rest.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ _HELP = (
 
 
 class _Histogram:
-    """Counts of one series, by bucket, and how their lines begin."""
+    """A series' counts by bucket, and the beginnings of its lines."""
 
     def __init__(self, labels: str) -> None:
         self.counts = [0] * (len(SECONDS) + 1)
@@ -61,7 +61,7 @@ class _Histogram:
 
     @property
     def text(self) -> str:
-        """Its lines, which stay until a value comes."""
+        """Its lines, cached until the next value."""
         if not self._text:
             totals = list(accumulate(self.counts))
             values = [*totals, totals[-1], self.sum]
@@ -71,7 +71,7 @@ class _Histogram:
 
 
 class Metrics:
-    """Counts what a runtime starts, and what its functions answer."""
+    """Counts a runtime's starts and its functions' answers."""
 
     def __init__(self, serving: Serving) -> None:
         self._starts: dict[tuple[str, str, str], _Histogram] = {}
@@ -87,7 +87,7 @@ class Metrics:
         serving.runtime.observers.append(self.started)
 
     def function(self, name: str) -> str:
-        """The label of a function."""
+        """A function's label."""
         if name not in self._functions:
             if len(self._functions) >= FUNCTIONS_MAX:
                 return OTHER
@@ -111,11 +111,11 @@ class Metrics:
             self.busy_seconds[name] += outcome.duration_ns / 1e9
 
     def started(self, warm: bool, nanoseconds: int) -> None:
-        """Count an instance that the node has started."""
+        """Count an instance's start."""
         self.node_starts[warm].add(nanoseconds / 1e9)
 
     async def text(self, accept: str) -> tuple[bytes, str]:
-        """All of it, and its content type."""
+        """All metrics, and their content type."""
         encode, content_type = choose_encoder(accept)
         rest: bytes = encode(self._registry)
         parts = [rest.removesuffix(b"# EOF\n")]
@@ -141,13 +141,13 @@ class Metrics:
 
 
 class _Node(Collector):
-    """What is read when it is asked for."""
+    """Collects values that are read at scrape time."""
 
     def __init__(self, serving: Serving, metrics: Metrics) -> None:
         self._runtime, self._serving, self._metrics = serving.runtime, serving, metrics
 
     def collect(self) -> Iterable[Metric]:
-        """The families, each with a sample for each of its label values."""
+        """Each family with a sample for each of its label values."""
         yield from _of_pools(self._runtime.pools())
         yield from self._of_functions()
         yield self._of_starts()
@@ -244,7 +244,7 @@ def _of_pools(pools: list[Counts]) -> Iterator[Metric]:
 
 
 def _memory(runtime: Runtime) -> int | None:
-    """What the memory controller charges the runtime's instances with."""
+    """The memory charged to the runtime's instances, by the memory controller."""
     for top in runtime.cgroups:
         for name in ("memory.current", "memory.usage_in_bytes"):
             with suppress(OSError):

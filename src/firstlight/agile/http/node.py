@@ -1,4 +1,4 @@
-"""All that one node serves over HTTP."""
+"""Everything that a node serves over HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from firstlight.agile.serving import Serving
 
 @asynccontextmanager
 async def opened(config: Config, functions: Functions, serving: Serving) -> AsyncIterator[None]:
-    """Serve a runtime's functions while in the context. Raises Failed."""
+    """Serve a runtime's functions in the context. Raises Failed."""
     routes = [
         *lambda_api.routes(functions),
         *metrics.routes(metrics.Metrics(serving)),
@@ -24,7 +24,7 @@ async def opened(config: Config, functions: Functions, serving: Serving) -> Asyn
         async with served(config.http, routes):
             yield
         return
-    from firstlight.agile.http.tracing import Tracing  # a hundred modules
+    from firstlight.agile.http.tracing import Tracing  # it imports a hundred modules
 
     tracing = Tracing(config.telemetry, serving)
     try:

@@ -1,4 +1,4 @@
-"""Credentials of callers: AWS Signature Version 4, as every SDK of AWS signs its requests.
+"""Authenticates callers by AWS Signature Version 4, as AWS's SDKs sign requests.
 
 The algorithm: docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
 """
@@ -24,7 +24,7 @@ from firstlight.errors import Failed
 
 _SKEW_SECONDS = 300
 _BODY_MOST = 70 << 20
-_LARGE = 1 << 20  # the digest of more bytes would hold the event loop
+_LARGE = 1 << 20  # hashing more bytes would block the event loop
 _ALGORITHM = "AWS4-HMAC-SHA256"
 _FIELDS = re.compile(
     r"AWS4-HMAC-SHA256\s+Credential=([^,\s]+),\s*SignedHeaders=([^,\s]+),\s*Signature=([0-9a-f]{64})"
@@ -36,7 +36,7 @@ _UNRESERVED = "-_.~"
 
 @dataclass(frozen=True)
 class Request:
-    """A request, as it came. The path is as it was sent, still encoded."""
+    """A request as received. The path is still encoded."""
 
     method: str
     path: str
@@ -46,7 +46,7 @@ class Request:
 
 
 class Denied(Exception):
-    """A request of an unknown caller: the API's name for it, and why."""
+    """A request is not authenticated: the API's name for the error, and the reason."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
@@ -54,10 +54,10 @@ class Denied(Exception):
 
 
 def load(path: Path) -> dict[str, Caller]:
-    """The callers by access key, from a file like ~/.aws/credentials. Raises Failed.
+    """Read the callers, by access key, from a file like ~/.aws/credentials. Raises Failed.
 
-    A profile may have what its key may do: the keys ``invoke``, ``read`` and ``write``, each of
-    patterns for functions' names, separated by commas. Without any of them it may do all.
+    A profile can limit its key's rights: ``invoke``, ``read`` and ``write`` are lists of patterns
+    for functions' names, separated by commas. Without any of them it has all rights.
     """
     parser = configparser.ConfigParser(interpolation=None)
     try:
@@ -86,14 +86,14 @@ def _caller(path: Path, profile: configparser.SectionProxy) -> Caller:
         if right in profile
     }
     others = {name for name in profile if not name.startswith("aws_")} - {*RIGHTS, *_OF_CLIENTS}
-    if others:  # a misspelt right must not be one that is not limited
+    if others:  # a misspelt right must not count as unlimited
         raise Failed(f"the credentials {path} have the unknown key {min(others)!r}, of "
                      f"{profile.name}", f"what a key may do are {', '.join(RIGHTS)}")  # fmt: skip
     return Caller(profile.name, profile["aws_secret_access_key"], rights or None)
 
 
 class Claim(NamedTuple):
-    """The caller that a request's head claims."""
+    """The caller and signature that a request's head claims."""
 
     caller: Caller
     headers: dict[str, list[str]]
@@ -109,7 +109,7 @@ def caller(request: Request, known: dict[str, Caller], now: float) -> Caller:
 
 
 def claim(request: Request, known: dict[str, Caller], now: float) -> Claim:
-    """What the head of a request claims; its body is not looked at. Raises Denied."""
+    """Parse the claim in a request's head; ignores the body. Raises Denied."""
     headers: dict[str, list[str]] = {}
     for name, value in request.headers:
         headers.setdefault(name.lower(), []).append(" ".join(value.split()))
@@ -134,7 +134,7 @@ def claim(request: Request, known: dict[str, Caller], now: float) -> Claim:
 
 
 def proven(claim: Claim, request: Request) -> Caller:
-    """The caller, if the signature is that of the whole request. Raises Denied."""
+    """Check the signature over the whole request; returns the caller. Raises Denied."""
     canonical = _canonical(request, claim.headers, claim.signed)
     expected = _signature(claim.caller.secret, claim.scope, claim.date, canonical)
     if not hmac.compare_digest(expected, claim.signature):
@@ -178,13 +178,13 @@ def _signature(secret: str, scope: re.Match[str], date: str, canonical: str) -> 
 
 
 class Verified:
-    """An application that only known callers reach; ``state.caller`` is the caller."""
+    """An application that only authenticated callers reach; ``state.caller`` is the caller."""
 
     def __init__(self, application: ASGIApp, known: dict[str, Caller]) -> None:
         self._application, self._known = application, known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a signed request on, or answer why not. The protocol: asgi.readthedocs.io."""
+        """Pass on a signed request, or answer with an error. The protocol: asgi.readthedocs.io."""
         if scope["type"] != "http":
             return
         body: bytes | None = b""
@@ -215,7 +215,7 @@ class Verified:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """The body of a request; None if it is too long."""
+    """A request's body; None if it is too long."""
     parts, size = [], 0
     while True:
         message = await receive()

@@ -1,8 +1,8 @@
 """Traces of requests, sent to a collector by OTLP.
 
-A request's span continues the trace of its ``traceparent``; below it are the start, with a span for
-each step of a cold one, and the handler. The function gets the context of the request's span:
-by ``traceparent`` over HTTP, by X-Ray's header with an event. Names are those of OpenTelemetry's
+A request's span continues the trace of its ``traceparent``. Its children are the start, with a span
+for each step of a cold one, and the handler. The function gets the context of the request's span:
+over HTTP as ``traceparent``, with an event as X-Ray's header. Names are those of OpenTelemetry's
 semantic conventions for functions as a service.
 """
 
@@ -23,7 +23,7 @@ _UNTRACED = ("/metrics",)
 
 
 class Tracing:
-    """Traces calls over HTTP."""
+    """Traces requests over HTTP."""
 
     def __init__(self, config: Telemetry, serving: Serving) -> None:
         self._provider = otlp.provider(config.otlp, config.service, config.share)
@@ -31,7 +31,7 @@ class Tracing:
         serving.observers.append(self._answered)
 
     def close(self) -> None:
-        """Send what is left. It waits for the collector."""
+        """Send the remaining spans; waits for the collector."""
         self._provider.shutdown()
 
     def traced(self, application: ASGIApp) -> ASGIApp:
@@ -76,7 +76,7 @@ class Tracing:
             span.end()
 
     def _answered(self, outcome: Outcome) -> None:
-        """Add the spans of a request that is over; they are below the current one."""
+        """Add the spans of a completed request, as children of the current span."""
         version = outcome.version
         attributes: dict[str, Any] = {
             "faas.name": version.name, "faas.version": version.version, "faas.trigger": "http",

@@ -1,7 +1,7 @@
-"""Function URLs: ``/function/NAME/…`` and ``/function/NAME:VERSION/…`` lead to its instance.
+"""Function URLs: ``/function/NAME/…`` and ``/function/NAME:VERSION/…`` lead to an instance of it.
 
-Bodies are streamed both ways. A client that leaves ends its request. Headers of one hop are not
-passed on (RFC 9110, 7.6.1); what the function cannot see itself is in ``X-Forwarded-…``.
+Bodies are streamed both ways. A request ends when its client disconnects. Hop-by-hop headers are
+not passed on (RFC 9110, 7.6.1). ``X-Forwarded-…`` describe the client's connection.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ def routes(functions: Functions, serving: Serving) -> list[BaseRoute]:
 
 
 class _Gone(Exception):
-    """The client has left."""
+    """The client has disconnected."""
 
 
 class _Proxy:
@@ -60,7 +60,7 @@ class _Proxy:
         try:
             await asyncio.wait((work, leaves), return_when=asyncio.FIRST_COMPLETED)
             if exchange.is_websocket:
-                await work  # what has been read of a client that has left is passed on
+                await work  # data read before the client disconnected is passed on
         finally:
             for task in (work, leaves):
                 task.cancel()
@@ -119,13 +119,13 @@ class _Exchange:
             self._read.set()
 
     async def client_leaves(self) -> None:
-        """Return when the client has left, which is seen once its body is read."""
+        """Return when the client has disconnected, which shows once its body is read."""
         await self._read.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
     async def through(self, instance: WebInstance) -> None:
-        """Let an instance answer it. Raises httpx.TransportError, Failed."""
+        """Have an instance answer the request. Raises httpx.TransportError, Failed."""
         raw: bytes = self._scope["raw_path"].split(b"?")[0]
         path = b"/" + raw.removeprefix(f"{PREFIX}/".encode()).partition(b"/")[2]
         if self._scope["query_string"]:
@@ -148,7 +148,7 @@ class _Exchange:
                 await self._switch(response)
                 return
             headers = [each for each in _passed(response.headers.raw) if each[0].lower() != b"date"]
-            await self._start(response.status_code, headers)  # the server has added one
+            await self._start(response.status_code, headers)  # the server adds its own
             async for part in response.aiter_raw():
                 await self._send({"type": "http.response.body", "body": part, "more_body": True})
             await self._send({"type": "http.response.body", "body": b""})
@@ -163,7 +163,7 @@ class _Exchange:
         await websockets.lead(client, response)
 
     async def refuse(self, status: int, error: Failed) -> None:
-        """Answer with an error; an answer that has begun is broken off."""
+        """Answer with an error, or abort an answer that has begun."""
         if self._begun:
             raise error
         body = msgspec.json.encode({"message": error.message, "hint": error.hint})

@@ -1,4 +1,4 @@
-"""WebSockets of functions: after the handshake, bytes pass both ways unexamined."""
+"""WebSockets of functions: after the handshake, bytes are passed on both ways unexamined."""
 
 import asyncio
 from contextlib import suppress
@@ -19,7 +19,7 @@ _PART = 64 << 10
 
 
 class _Stream(Protocol):
-    """What httpx has for the connection of an answer 101: httpcore's AsyncNetworkStream."""
+    """The connection of an answer 101 in httpx: httpcore's AsyncNetworkStream."""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes: ...
     async def write(self, buffer: bytes, timeout: float | None = None) -> None: ...
@@ -36,7 +36,7 @@ def asked(scope: Scope) -> bool:
 
 
 def switched(scope: Scope, response: httpx.Response) -> Switched:
-    """The client's connection, once it has a function's consent. Raises Failed."""
+    """The client's connection, after a function has accepted it. Raises Failed."""
     switch: Callable[[bytes], Switched | None] = scope["extensions"][SWITCH]
     client = switch(_head(response))
     if client is None:
@@ -45,7 +45,7 @@ def switched(scope: Scope, response: httpx.Response) -> Switched:
 
 
 async def lead(client: Switched, response: httpx.Response) -> None:
-    """Pass bytes both ways until a side closes, or both are silent for long."""
+    """Pass on bytes both ways until a side closes, or both are silent for too long."""
     instance: _Stream = response.extensions["network_stream"]
     try:
         with suppress(TimeoutError):
@@ -77,7 +77,7 @@ async def _both(client: Switched, instance: _Stream, limit: asyncio.Timeout) -> 
     finally:
         for way in ways:
             way.cancel()
-        await asyncio.gather(*ways, return_exceptions=True)  # a side that breaks off ends it, too
+        await asyncio.gather(*ways, return_exceptions=True)  # a connection that breaks ends it too
 
 
 def _head(response: httpx.Response) -> bytes:
