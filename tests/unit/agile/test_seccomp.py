@@ -104,6 +104,20 @@ def test_a_clone_makes_no_namespace(flag: int) -> None:
     assert run(PROGRAM, NUMBERS["clone3"]) == ENOSYS, "glibc falls back to clone"
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "flag"),
+    [("mmap", 3, 0x40000), ("memfd_create", 1, 4), ("shmget", 2, 0o4000)],
+)
+def test_no_call_takes_huge_pages_that_the_host_has_set_aside(
+    name: str, place: int, flag: int
+) -> None:
+    """No memory limit counts them."""
+    for others, action in ((0, ALLOWED), (flag, EPERM), (flag | 0x22, EPERM), (0x22, ALLOWED)):
+        arguments = [0] * 6
+        arguments[place] = others
+        assert run(PROGRAM, NUMBERS[name], tuple(arguments)) == action
+
+
 def test_only_known_socket_families() -> None:
     allowed = {
         family for family in range(64) if run(PROGRAM, NUMBERS["socket"], (family,)) == ALLOWED
