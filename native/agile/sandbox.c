@@ -133,6 +133,10 @@ static int set_cgroup_limits(const struct house *house, uint32_t cgroup,
 			failed = set_limit(top, cgroup, "memory.limit_in_bytes", memory, true);
 		if (!failed)
 			failed = swap;
+		/* What waits in sockets is not counted with the rest. */
+		if (!failed)
+			failed = set_limit(top, cgroup, "memory.kmem.tcp.limit_in_bytes", memory,
+					   false);
 		if (!failed)
 			failed = set_limit(cpu, cgroup, "cpu.cfs_quota_us", quota, true);
 	}

@@ -3,6 +3,7 @@
  *   escape attempts [NEIGHBOUR HOST PORT]   all of them; with addresses, also those by network
  *   escape forks                            fork until it fails, say how many there were
  *   escape memory                           touch memory until killed
+ *   escape sockets                          fill sockets of its own, as many as it may have, and sleep
  *   escape listen PORT                      say "listening" and accept for ever
  *   escape ping ADDRESS                     one ICMP echo, say "answered" or why not
  *   escape hold SECONDS                     sleep
@@ -221,6 +222,26 @@ _Noreturn static void memory(void)
 	}
 }
 
+/* Datagrams to itself that it does not read. */
+_Noreturn static void sockets(void)
+{
+	static char bytes[60000];
+	int s;
+	while ((s = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0)) >= 0) {
+		struct sockaddr_in at = {.sin_family = AF_INET,
+					 .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+		socklen_t size = sizeof at;
+		if (bind(s, (struct sockaddr *)&at, sizeof at) ||
+		    getsockname(s, (struct sockaddr *)&at, &size))
+			break;
+		for (int i = 0; i < 8; i++)
+			sendto(s, bytes, sizeof bytes, 0, (struct sockaddr *)&at, size);
+	}
+	printf("full\n");
+	for (;;)
+		pause();
+}
+
 static int listen_at(int port)
 {
 	struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
@@ -253,6 +274,8 @@ int main(int argc, char **argv)
 		return forks();
 	if (argc == 2 && !strcmp(argv[1], "memory"))
 		memory();
+	if (argc == 2 && !strcmp(argv[1], "sockets"))
+		sockets();
 	if (argc == 3 && !strcmp(argv[1], "listen"))
 		return listen_at(atoi(argv[2]));
 	if (argc == 3 && !strcmp(argv[1], "ping")) {

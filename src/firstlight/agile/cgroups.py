@@ -20,6 +20,7 @@ from firstlight.errors import Failed, Unsupported
 CONTROLLERS = ("cpu", "memory", "pids")
 _ENABLED = "+cpu +memory +pids"
 _PERIOD_US = 100_000
+_OPTIONAL = (".swap.", ".memsw.", ".kmem.tcp.", ".oom.group")
 _EMPTY_SECONDS = 10.0
 _RETRY_SECONDS = 0.01
 
@@ -155,6 +156,7 @@ class Cgroups:
         else:
             yield top["memory"] / "memory.limit_in_bytes", str(limits.memory)
             yield top["memory"] / "memory.memsw.limit_in_bytes", str(limits.memory)
+            yield top["memory"] / "memory.kmem.tcp.limit_in_bytes", str(limits.memory)
             yield top["cpu"] / "cpu.cfs_quota_us", str(quota)
         yield top["pids"] / "pids.max", str(limits.pids)
 
@@ -281,8 +283,8 @@ def _write(file: Path, text: str) -> None:
     try:
         descriptor = os.open(file, os.O_WRONLY)
     except FileNotFoundError:
-        if ".swap." in file.name or ".memsw." in file.name or ".oom.group" in file.name:
-            return  # this kernel does not account swap: then there is none to limit
+        if any(part in file.name for part in _OPTIONAL):
+            return  # this kernel does not account it
         raise
     try:
         os.write(descriptor, text.encode())

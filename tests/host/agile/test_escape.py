@@ -11,6 +11,7 @@ import pytest
 from tests.support.agile_host import HERE, on_host
 
 from firstlight.agile import Config, Function, Runtime
+from firstlight.agile.cgroups import Cgroups
 from firstlight.agile.config import NetworkConfig
 
 Make = Callable[..., Function]
@@ -81,6 +82,24 @@ def test_a_memory_bomb_ends_alone(function: Make, reuse: str) -> None:
             ended = await bomb.wait()
             assert (ended.signal, ended.out_of_memory) == (9, True)
             assert not other.ended.done()
+
+    on_host(main)
+
+
+@pytest.mark.parametrize("memory", [16 << 20, 128 << 20], ids=["its own", "the usual"])
+def test_what_waits_in_sockets_is_limited_as_memory_is(function: Make, memory: int) -> None:
+    """By an account of its own on version 1; on version 2 by the one of all memory."""
+
+    async def main() -> None:
+        fills = function("sockets", ready="full", memory=memory, files=2000)
+        async with (
+            Runtime(Config(name="t2")) as runtime,
+            await runtime.start(fills) as instance,
+        ):
+            group = Cgroups("firstlight.agile.t2").of(instance.pid)
+            if not (file := group.memory / "memory.kmem.tcp.usage_in_bytes").exists():
+                pytest.skip("the memory controller of cgroup version 1 is missing")
+            assert memory // 2 < int(file.read_text()) <= memory
 
     on_host(main)
 
