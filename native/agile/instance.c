@@ -14,6 +14,10 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+/* Of memory in a cgroup that serves again, in bytes: half of the least limit. The kernel keeps that much for
+ * some CPUs at hand. */
+enum { LEFT_MOST = 1 << 20 };
+
 static void *reserve_memory(size_t count, size_t size, int flags)
 {
 	void *at = mmap(NULL, count * size, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
@@ -344,11 +348,18 @@ static bool ran_out_of_memory(int index)
 	return sandbox_out_of_memory(&node.house, cgroup) != node.progress[index].out_of_memory;
 }
 
-/* The cgroup of an instance that ended as it should is empty, and no instance can read of its cgroup
- * what another left there. */
+/* What an instance wrote to files in memory, of a volume, stays charged to its cgroup: the next would
+ * have the less. */
+static bool is_almost_empty(int cgroup)
+{
+	return sandbox_memory_left(&node.house, node.parts[cgroup].order.cgroup) <= LEFT_MOST;
+}
+
+/* The cgroup of an instance that ended as it should has no process, and no instance can read of its
+ * cgroup what another left there. */
 static void leave_parts(struct instance *instance, bool clean)
 {
-	if (instance->cgroup != NOBODY && clean) {
+	if (instance->cgroup != NOBODY && clean && is_almost_empty(instance->cgroup)) {
 		part_give_back(instance->cgroup, NOBODY);
 		instance->cgroup = NOBODY;
 	} else if (instance->cgroup != NOBODY) {

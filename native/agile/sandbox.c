@@ -627,6 +627,24 @@ uint32_t sandbox_read_out_of_memory(int file)
 	return at ? (uint32_t)strtoul(at + strlen("oom_kill "), NULL, 10) : 0;
 }
 
+static uint64_t read_number(int top, uint32_t cgroup, const char *file)
+{
+	char text[64];
+	snprintf(text, sizeof text, "%u/%s", cgroup, file);
+	int opened FILE_SCOPE = openat(top, text, O_RDONLY | O_CLOEXEC);
+	ssize_t size = opened < 0 ? -1 : read(opened, text, sizeof text - 1);
+	text[size < 0 ? 0 : size] = 0;
+	return strtoull(text, NULL, 10);
+}
+
+uint64_t sandbox_memory_left(const struct house *house, uint32_t cgroup)
+{
+	if (house->unified)
+		return read_number(house->tops[0], cgroup, "memory.current");
+	return read_number(house->tops[1], cgroup, "memory.usage_in_bytes") +
+	       read_number(house->tops[1], cgroup, "memory.kmem.tcp.usage_in_bytes");
+}
+
 uint32_t sandbox_out_of_memory(const struct house *house, uint32_t cgroup)
 {
 	int file FILE_SCOPE = sandbox_open_out_of_memory(house, cgroup);

@@ -106,6 +106,8 @@ void sandbox_forget_words(void);
 uint32_t sandbox_out_of_memory(const struct house *house, uint32_t cgroup);
 int sandbox_open_out_of_memory(const struct house *house, uint32_t cgroup);
 uint32_t sandbox_read_out_of_memory(int file);
+/* Bytes that are still charged to a cgroup, of its processes or of what they left. */
+uint64_t sandbox_memory_left(const struct house *house, uint32_t cgroup);
 int sandbox_open_processes(const struct house *house, uint32_t cgroup); /* how many are in it */
 
 /* Gives up all capabilities but these. */

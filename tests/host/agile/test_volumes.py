@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -192,3 +193,30 @@ def test_a_secret_that_cannot_be_is_refused_without_its_content(root: Path, tmp_
 async def _up(instance: Instance) -> None:
     assert instance.stdout
     await instance.stdout.until(b"up")
+
+
+def test_what_a_volume_in_memory_keeps_is_taken_from_no_later_instance(root: Path) -> None:
+    """It stays charged to the cgroup of who wrote it, and cgroups serve again."""
+
+    async def main() -> None:
+        kept = Path("/run/kept")
+        kept.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", kept], check=True)
+        os.chown(kept, OWNER, OWNER)
+        volume = Volume(str(kept), "/data")
+        writes = shell(
+            root, "busybox head -c 32000000 /dev/zero > /data/$$.$NAME",
+            memory=64 << 20, volumes=(volume,),
+        )  # fmt: skip
+        small = shell(root, "echo fits", memory=16 << 20)
+        async with Runtime(Config(name="t1")) as runtime:
+            for name in "abc":
+                named = msgspec.structs.replace(writes, env={**writes.env, "NAME": name})
+                assert await output_of(runtime, named) == ""
+            assert sum(each.stat().st_size for each in kept.iterdir()) == 96_000_000
+            for _ in range(24):
+                assert await output_of(runtime, small) == "fits\n"
+        subprocess.run(["umount", kept], check=True)
+        kept.rmdir()
+
+    on_host(main)
