@@ -161,16 +161,6 @@ static bool same_limits(const struct limits *a, const struct limits *b)
 	return a->memory == b->memory && a->quota == b->quota && a->pids == b->pids;
 }
 
-/* Its own cgroup may have other limits than the function asks for. */
-static uint32_t settle_limits(int cgroup, const struct limits *wanted)
-{
-	struct limits *have = &node.parts[cgroup].order.limits;
-	if (same_limits(have, wanted))
-		return 0;
-	*have = *wanted;
-	return 1;
-}
-
 static int enter_waiting(int index, struct place *place, int root)
 {
 	struct instance *instance = &node.instances[index];
@@ -301,7 +291,8 @@ static struct place place_of(const struct ask *ask, const struct rights *rights,
 		.streams = {rights->descriptors[0], rights->descriptors[1], rights->descriptors[2]},
 	};
 	place.limits.pids += reuses; /* PID 1 is not the function's */
-	place.set_limits = settle_limits(instance->cgroup, &place.limits);
+	/* Its cgroup may have those of another function. */
+	place.set_limits = !same_limits(&node.parts[instance->cgroup].order.limits, &place.limits);
 	if (!reuses && place.function.reuse == REUSE_SANDBOX)
 		place.function.reuse = REUSE_NETWORK;
 	if (place.function.flags & DEFINITION_OWN_IDENTITY) {
@@ -353,8 +344,11 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 	struct place place = place_of(ask, rights, index, reuses);
 	instance->identity = place.function;
 	failed = logged ? logged : enter_or_clone(index, &place, &parts, reuses, &has_sandbox);
-	if (!failed)
+	if (!failed) {
+		/* A process is there to set them; where it fails, the cgroup is not used again. */
+		node.parts[instance->cgroup].order.limits = place.limits;
 		return 0;
+	}
 	if (!has_sandbox) {
 		instance_release(index);
 		return refusal(step, -failed, logged ? STEP_STREAMS : STEP_CLONE);

@@ -114,3 +114,15 @@ def stopped(pid: int) -> Iterator[None]:
     finally:
         with suppress(ProcessLookupError):  # it was replaced
             os.kill(pid, signal.SIGCONT)
+
+
+def limits(pid: int) -> tuple[str, dict[str, str]]:
+    """The name of an instance's cgroup, and its limits."""
+    name, values = "", {}
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for file in ("pids.max", "memory.limit_in_bytes", "memory.max", "cpu.cfs_quota_us"):
+            where = Path(f"/sys/fs/cgroup/{controllers}{path}") / file
+            if "firstlight.agile" in path and where.exists():
+                name, values[file] = where.parent.name, where.read_text().strip()
+    return name, values

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.support.agile_host import on_host
+from tests.support.agile_host import limits, on_host
 
 from firstlight.agile import Config, Function, Runtime, definition, node_wire
 from firstlight.agile.config import Identities, Pools, PoolSize
@@ -27,18 +27,6 @@ PYTHON = "/usr/bin/python3"
 def uids(pid: int) -> tuple[int, int]:
     status = Path(f"/proc/{pid}").stat()
     return status.st_uid, status.st_gid
-
-
-def limits(pid: int) -> tuple[str, dict[str, str]]:
-    """The name of an instance's cgroup, and its limits."""
-    name, values = "", {}
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        for file in ("pids.max", "memory.limit_in_bytes", "memory.max", "cpu.cfs_quota_us"):
-            where = Path(f"/sys/fs/cgroup/{controllers}{path}") / file
-            if "firstlight.agile" in path and where.exists():
-                name, values[file] = where.parent.name, where.read_text().strip()
-    return name, values
 
 
 def with_runtime(main: Callable[[Runtime], Awaitable[None]], config: Config | None = None) -> None:

@@ -12,11 +12,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from tests.support.agile_host import SOCKET, daemon, on_host, pids_hierarchy, serve, streams
+from tests.support.agile_host import (
+    SOCKET,
+    daemon,
+    limits,
+    on_host,
+    pids_hierarchy,
+    serve,
+    streams,
+)
 from tests.support.pod_host import PodHost, host
 
-from firstlight.agile import Config, Function, node_wire, protocol
+from firstlight.agile import Config, Function, Runtime, node_wire, protocol
 from firstlight.agile.client import Client
+from firstlight.agile.config import Pools, PoolSize
 from firstlight.agile.node import pid_of
 from firstlight.agile.node_wire import OrderVerb, RequestVerb
 from firstlight.errors import Failed
@@ -86,6 +95,23 @@ def test_without_a_pid_a_start_says_so_and_the_next_is_served(function: Make) ->
                             starts(client, hold)
                 assert starts(client, hold) == 0
                 assert client.running() == []
+
+    on_host(main)
+
+
+def test_a_start_that_found_no_pid_changes_no_limit_of_its_cgroup(function: Make) -> None:
+    async def main() -> None:
+        usual, few = (function("hold", "60", network="none", pids=pids) for pids in (64, 7))
+        one_cgroup = Config(name="t5", pools=Pools(cgroup=PoolSize(low=1, high=1)))
+        async with Runtime(one_cgroup) as runtime:
+            async with await runtime.start(usual) as instance:
+                assert limits(instance.pid)[1]["pids.max"] == "64"
+            with no_pid_left(runtime.node):
+                for _ in range(3):
+                    with pytest.raises(Failed, match="clone"):
+                        await runtime.start(few)
+            async with await runtime.start(few) as instance:
+                assert limits(instance.pid)[1]["pids.max"] == "7"
 
     on_host(main)
 
