@@ -51,7 +51,8 @@ enum {
 	HELD_MAX = 4096,
 	AGAIN_MS = 100, /* between a server's end and the next, doubled up to AGAIN_MAX_MS */
 	AGAIN_MAX_MS = 5000,
-	HEALTHY_MS = 10000
+	HEALTHY_MS = 10000,
+	ACCEPT_PAUSE_MS = 100
 };
 
 /* Before each frame between keeper and server, and instead of one when a connection has ended. */
@@ -102,7 +103,8 @@ static struct keeper {
 	int epoll, listener, signals, link, notes;
 	pid_t server;
 	bool is_ending, all_told;
-	long long started, again; /* ms; when to start the next server */
+	long long started, again; /* ms; again: when to start the next server, or 0 */
+	long long accepts; /* ms; no connection is accepted before, or 0 */
 	int delay;
 	uint32_t last;
 	struct connection *connections;
@@ -157,11 +159,17 @@ static void buffer_drop(struct buffer *buffer)
 	*buffer = (struct buffer){0};
 }
 
-static void watch(int how, int file, uint32_t events, void *what)
+/* False: the kernel has no memory for it. */
+static bool watch(int file, void *what)
+{
+	struct epoll_event event = {.events = EPOLLIN, .data.ptr = what};
+	return !epoll_ctl(keeper.epoll, EPOLL_CTL_ADD, file, &event);
+}
+
+static void watch_for(uint32_t events, int file, void *what)
 {
 	struct epoll_event event = {.events = events, .data.ptr = what};
-	if (epoll_ctl(keeper.epoll, how, file, &event))
-		fail("watch a descriptor");
+	(void)epoll_ctl(keeper.epoll, EPOLL_CTL_MOD, file, &event); /* takes no memory */
 }
 
 /* What fits is sent now. False: the other side is gone. */
@@ -173,22 +181,22 @@ static bool flush(int socket, struct buffer *out, void *what)
 		if (sent < 0 && errno == EINTR)
 			continue;
 		if (sent < 0 && errno == EAGAIN) {
-			watch(EPOLL_CTL_MOD, socket, EPOLLIN | EPOLLOUT, what);
+			watch_for(EPOLLIN | EPOLLOUT, socket, what);
 			return true;
 		}
 		if (sent < 0)
 			return false;
 		out->begin += (size_t)sent;
 	}
-	watch(EPOLL_CTL_MOD, socket, EPOLLIN, what);
+	watch_for(EPOLLIN, socket, what);
 	return true;
 }
 
-/* What has come is appended. False: the other side is gone. */
+/* What has come is appended, up to a frame and a part of the next. False: the other side is gone. */
 static bool fill(int socket, struct buffer *in)
 {
 	static char part[PART];
-	for (;;) {
+	while (in->end - in->begin <= FRAME_MAX) {
 		ssize_t size = recv(socket, part, sizeof part, MSG_DONTWAIT);
 		if (size < 0 && errno == EINTR)
 			continue;
@@ -198,8 +206,9 @@ static bool fill(int socket, struct buffer *in)
 			return false;
 		buffer_add(in, part, (size_t)size);
 		if ((size_t)size < sizeof part)
-			return true;
+			break;
 	}
+	return true;
 }
 
 static void relay(uint32_t connection, uint32_t flags, const char *frame, size_t size)
@@ -267,14 +276,20 @@ static void accept_all(void)
 		int socket = accept4(keeper.listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 		if (socket < 0 && (errno == EINTR || errno == ECONNABORTED))
 			continue;
-		if (socket < 0)
+		if (socket < 0 && errno == EAGAIN)
 			return;
+		if (socket < 0) { /* what it needs may come from anywhere */
+			keeper.accepts = now_ms() + ACCEPT_PAUSE_MS;
+			watch_for(0, keeper.listener, &keeper.listener);
+			return;
+		}
 		struct connection *connection = memory(NULL, sizeof *connection);
 		*connection = (struct connection){
 			.next = keeper.connections, .socket = socket, .number = ++keeper.last};
 		connection->last = &connection->calls;
 		keeper.connections = connection;
-		watch(EPOLL_CTL_ADD, socket, EPOLLIN, connection);
+		if (!watch(socket, connection))
+			connection_end(connection);
 	}
 }
 
@@ -336,10 +351,10 @@ static void held_flush(void)
 			goto later;
 		keeper.all_told = true;
 	}
-	watch(EPOLL_CTL_MOD, keeper.notes, EPOLLIN, &keeper.notes);
+	watch_for(EPOLLIN, keeper.notes, &keeper.notes);
 	return;
 later:
-	watch(EPOLL_CTL_MOD, keeper.notes, EPOLLIN | EPOLLOUT, &keeper.notes);
+	watch_for(EPOLLIN | EPOLLOUT, keeper.notes, &keeper.notes);
 }
 
 static void held_add(const struct note *note, int descriptor, bool is_told)
@@ -370,13 +385,26 @@ static void held_drop(uint32_t kind, int32_t pid, const char *name)
 	}
 }
 
+/* A server must not live without its link, nor with one that is out of step: the next has all that it has
+ * not answered. */
+static void server_lost(void)
+{
+	descriptor_close(&keeper.link);
+	if (keeper.server && !keeper.is_ending)
+		(void)kill(keeper.server, SIGKILL);
+}
+
 static void notes_ready(void)
 {
-	for (;;) {
+	while (keeper.notes >= 0) {
 		struct note note;
 		struct rights rights RIGHTS_SCOPE = {0};
 		ssize_t size =
 			socket_receive(keeper.notes, &note, sizeof note, MSG_DONTWAIT, &rights);
+		if (size == 0) {
+			descriptor_close(&keeper.notes);
+			server_lost();
+		}
 		if (size != sizeof note)
 			return;
 		note.name[NAME - 1] = 0;
@@ -396,12 +424,14 @@ static void link_ready(uint32_t events)
 {
 	struct buffer *in = &keeper.in;
 	struct relay relay;
+	if (keeper.link < 0)
+		return;
 	if (events & EPOLLOUT)
 		push();
-	if (!fill(keeper.link, in) && keeper.server && !keeper.is_ending)
-		(void)kill(keeper.server, SIGKILL); /* it must not live without its link */
+	bool is_whole = fill(keeper.link, in);
 	while (in->end - in->begin >= sizeof relay) {
 		memcpy(&relay, in->bytes + in->begin, sizeof relay);
+		is_whole &= relay.size <= FRAME_MAX;
 		if (relay.size > FRAME_MAX || in->end - in->begin < sizeof relay + relay.size)
 			break;
 		const char *frame = in->bytes + in->begin + sizeof relay;
@@ -417,15 +447,19 @@ static void link_ready(uint32_t events)
 		}
 		in->begin += sizeof relay + relay.size;
 	}
+	if (!is_whole)
+		server_lost();
 }
 
-static _Noreturn void execute(const int *link, const int *notes)
+static _Noreturn void execute(int link, int notes)
 {
+	enum { BEYOND = NOTES + 1 };
 	sigset_t none;
 	sigemptyset(&none);
 	/* Both are moved out of the way first: each may be the other's number. */
-	int one = fcntl(link[1], F_DUPFD_CLOEXEC, 10), two = fcntl(notes[1], F_DUPFD_CLOEXEC, 10);
-	if (one < 0 || two < 0 || dup2(one, LINK) < 0 || dup2(two, NOTES) < 0 ||
+	link = fcntl(link, F_DUPFD_CLOEXEC, BEYOND);
+	notes = fcntl(notes, F_DUPFD_CLOEXEC, BEYOND);
+	if (link < 0 || notes < 0 || dup2(link, LINK) < 0 || dup2(notes, NOTES) < 0 ||
 	    prctl(PR_SET_PDEATHSIG, SIGKILL) || sigprocmask(SIG_SETMASK, &none, NULL) ||
 	    setrlimit(RLIMIT_NOFILE, &keeper.files))
 		_exit(126);
@@ -434,27 +468,48 @@ static _Noreturn void execute(const int *link, const int *notes)
 	_exit(127);
 }
 
+/* Whether a server's process was made, with its end of each pair. */
+static bool server_made(const int *link, const int *notes)
+{
+	if (link[0] < 0 || notes[0] < 0 || fcntl(link[0], F_SETFL, O_NONBLOCK) ||
+	    fcntl(notes[0], F_SETFL, O_NONBLOCK) || !watch(link[0], &keeper.link) ||
+	    !watch(notes[0], &keeper.notes))
+		return false;
+	pid_t pid = fork();
+	if (!pid)
+		execute(link[1], notes[1]);
+	keeper.server = pid > 0 ? pid : 0;
+	return pid > 0;
+}
+
+static void server_start_later(void)
+{
+	keeper.again = now_ms() + keeper.delay;
+	keeper.delay = keeper.delay ? 2 * keeper.delay : AGAIN_MS;
+	if (keeper.delay > AGAIN_MAX_MS)
+		keeper.delay = AGAIN_MAX_MS;
+}
+
+/* Where the host has no descriptor or pid left, it is tried again: all pods would end with the keeper. */
 static void server_start(void)
 {
-	int link[2], notes[2];
+	int link[2] = {-1, -1}, notes[2] = {-1, -1};
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, link) ||
-	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, notes))
-		fail("make a socket");
-	keeper.server = fork();
-	if (keeper.server < 0)
-		fail("start a process");
+	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, notes) ||
+	    !server_made(link, notes)) {
+		fprintf(stderr, "shim-keeper: cannot start the server yet: %s\n", strerror(errno));
+		descriptor_close(&link[0]);
+		descriptor_close(&notes[0]);
+		server_start_later();
+	}
+	descriptor_close(&link[1]);
+	descriptor_close(&notes[1]);
 	if (!keeper.server)
-		execute(link, notes);
-	close(link[1]);
-	close(notes[1]);
-	if (fcntl(link[0], F_SETFL, O_NONBLOCK) || fcntl(notes[0], F_SETFL, O_NONBLOCK))
-		fail("set a socket");
+		return;
 	keeper.link = link[0];
 	keeper.notes = notes[0];
 	keeper.started = now_ms();
 	keeper.again = 0;
-	watch(EPOLL_CTL_ADD, keeper.link, EPOLLIN, &keeper.link);
-	watch(EPOLL_CTL_ADD, keeper.notes, EPOLLIN, &keeper.notes);
 	keeper.all_told = false;
 	for (struct held *held = keeper.held; held; held = held->next)
 		held->is_told = false;
@@ -470,19 +525,15 @@ static void server_ended(int status)
 	keeper.server = 0;
 	link_ready(EPOLLIN); /* its last answers */
 	notes_ready();
-	close(keeper.link);
-	close(keeper.notes);
-	keeper.link = keeper.notes = -1;
+	descriptor_close(&keeper.link);
+	descriptor_close(&keeper.notes);
 	buffer_drop(&keeper.in);
 	buffer_drop(&keeper.out);
 	if (keeper.is_ending)
 		exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
 	if (now_ms() - keeper.started > HEALTHY_MS)
 		keeper.delay = 0;
-	keeper.again = now_ms() + keeper.delay;
-	keeper.delay = keeper.delay ? 2 * keeper.delay : AGAIN_MS;
-	if (keeper.delay > AGAIN_MAX_MS)
-		keeper.delay = AGAIN_MAX_MS;
+	server_start_later();
 }
 
 static void reap(void)
@@ -517,9 +568,70 @@ static void signals_ready(void)
 	reap();
 }
 
+static void open_signals(void)
+{
+	static const int handled[] = {SIGCHLD, SIGTERM, SIGINT, SIGHUP};
+	sigset_t signals;
+	sigemptyset(&signals);
+	for (size_t i = 0; i < sizeof handled / sizeof *handled; i++)
+		sigaddset(&signals, handled[i]);
+	if (sigprocmask(SIG_BLOCK, &signals, NULL))
+		fail("block signals");
+	keeper.signals = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (keeper.signals < 0 || !watch(keeper.signals, &keeper.signals))
+		fail("watch signals");
+}
+
+static void raise_open_files(void)
+{
+	if (getrlimit(RLIMIT_NOFILE, &keeper.files))
+		fail("read the limit of open files");
+	struct rlimit files = {keeper.files.rlim_max, keeper.files.rlim_max};
+	if (setrlimit(RLIMIT_NOFILE, &files))
+		fail("raise the limit of open files");
+}
+
+static void open_listener(const char *path)
+{
+	keeper.listener = socket_listen(path, SOCK_STREAM | SOCK_NONBLOCK, BACKLOG);
+	errno = keeper.listener < 0 ? -keeper.listener : 0;
+	if (keeper.listener < 0 || !watch(keeper.listener, &keeper.listener))
+		fail("listen");
+}
+
+/* What is due, and the ms until the next, or -1. */
+static int do_what_is_due(void)
+{
+	long long *const due[] = {&keeper.again, &keeper.accepts}, now = now_ms(), next = -1;
+	if (keeper.again && keeper.again <= now)
+		server_start();
+	if (keeper.accepts && keeper.accepts <= now) {
+		keeper.accepts = 0;
+		watch_for(EPOLLIN, keeper.listener, &keeper.listener);
+	}
+	for (size_t i = 0; i < sizeof due / sizeof *due; i++)
+		if (*due[i] && (next < 0 || *due[i] < next))
+			next = *due[i];
+	return next < 0 ? -1 : next > now ? (int)(next - now) : 0;
+}
+
+static void handle(const struct epoll_event *event)
+{
+	if (event->data.ptr == &keeper.signals)
+		signals_ready();
+	else if (event->data.ptr == &keeper.listener)
+		accept_all();
+	else if (event->data.ptr == &keeper.link)
+		link_ready(event->events);
+	else if (event->data.ptr == &keeper.notes) {
+		notes_ready();
+		held_flush();
+	} else
+		connection_ready(event->data.ptr, event->events);
+}
+
 int main(int count, char **words)
 {
-	sigset_t handled;
 	if (count < 3) {
 		fprintf(stderr, "usage: shim-keeper SOCKET PROGRAM [ARGUMENT]...\n");
 		return 2;
@@ -527,54 +639,20 @@ int main(int count, char **words)
 	(void)umask(022); /* nobody else writes the server's files, whoever started it */
 	keeper.program = words + 2;
 	keeper.link = keeper.notes = -1;
-	sigemptyset(&handled);
-	sigaddset(&handled, SIGCHLD);
-	sigaddset(&handled, SIGTERM);
-	sigaddset(&handled, SIGINT);
-	sigaddset(&handled, SIGHUP);
-	if (prctl(PR_SET_CHILD_SUBREAPER, 1) || sigprocmask(SIG_BLOCK, &handled, NULL) ||
-	    getrlimit(RLIMIT_NOFILE, &keeper.files))
-		fail("set itself up");
-	struct rlimit files = {keeper.files.rlim_max, keeper.files.rlim_max};
-	if (setrlimit(RLIMIT_NOFILE, &files))
-		fail("raise the limit of open files");
 	keeper.epoll = epoll_create1(EPOLL_CLOEXEC);
-	keeper.signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (keeper.epoll < 0 || keeper.signals < 0)
+	if (keeper.epoll < 0 || prctl(PR_SET_CHILD_SUBREAPER, 1))
 		fail("set itself up");
-	keeper.listener = socket_listen(words[1], SOCK_STREAM | SOCK_NONBLOCK, BACKLOG);
-	if (keeper.listener < 0) {
-		errno = -keeper.listener;
-		fprintf(stderr, "shim-keeper: cannot listen at %s: %s\n", words[1],
-			strerror(errno));
-		return 1;
-	}
-	watch(EPOLL_CTL_ADD, keeper.signals, EPOLLIN, &keeper.signals);
-	watch(EPOLL_CTL_ADD, keeper.listener, EPOLLIN, &keeper.listener);
+	open_signals();
+	raise_open_files();
+	open_listener(words[1]);
 	server_start();
 	for (;;) {
 		struct epoll_event event;
-		long long left = keeper.again ? keeper.again - now_ms() : -1;
-		if (keeper.again && left <= 0) {
-			server_start();
-			continue;
-		}
 		/* One at a time: handling an event may end the object of another. */
-		int ready = epoll_wait(keeper.epoll, &event, 1, (int)left);
+		int ready = epoll_wait(keeper.epoll, &event, 1, do_what_is_due());
 		if (ready < 0 && errno != EINTR)
 			fail("wait");
-		if (ready <= 0)
-			continue;
-		if (event.data.ptr == &keeper.signals)
-			signals_ready();
-		else if (event.data.ptr == &keeper.listener)
-			accept_all();
-		else if (event.data.ptr == &keeper.link)
-			link_ready(event.events);
-		else if (event.data.ptr == &keeper.notes) {
-			notes_ready();
-			held_flush();
-		} else
-			connection_ready(event.data.ptr, event.events);
+		if (ready > 0)
+			handle(&event);
 	}
 }

@@ -1,0 +1,122 @@
+"""shim-keeper by itself, under the sanitizers, in front of a server that answers each request.
+
+Pods end with it: so it goes on where the host has nothing left, and whatever its server sends.
+"""
+
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.support.laboratory import sanitized
+
+SECONDS = 60
+HEADER = struct.Struct(">IIBB")
+SERVER = """
+import os, socket, struct, sys
+link = socket.socket(fileno=3)
+relay = struct.Struct("=III")
+def take(size):
+    data = b""
+    while len(data) < size:
+        part = link.recv(size - len(data))
+        data += part or sys.exit(1)
+    return data
+with open(sys.argv[1], "a") as log:
+    print(os.getpid(), file=log)
+while True:
+    connection, flags, size = relay.unpack(take(relay.size))
+    frame = take(size)
+    if flags & 1 == 0 and frame.endswith(b"malformed"):
+        link.sendall(relay.pack(connection, 0, 1 << 31))
+    elif frame:
+        link.sendall(relay.pack(connection, 0, size) + frame)
+"""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sanitized(tmp_path_factory.mktemp("keeper"), "shim/keeper.c", "common/socket.c")
+
+
+@contextmanager
+def keeper(program: Path, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    words = (program, directory / "socket", sys.executable, "-c", SERVER, directory / "servers")
+    process = subprocess.Popen(words)
+    until(lambda: servers(directory), "no server was started")
+    try:
+        yield process
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait(SECONDS)
+
+
+def until(condition: Callable[[], object], otherwise: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.01)
+
+
+def servers(directory: Path) -> list[int]:
+    """The pids of the servers so far."""
+    file = directory / "servers"
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+@contextmanager
+def client(directory: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        peer.settimeout(SECONDS)
+        peer.connect(str(directory / "socket"))
+        yield peer
+
+
+def ask(peer: socket.socket, body: bytes) -> bytes:
+    peer.sendall(HEADER.pack(len(body), 1, 1, 0) + body)
+    answer = b""
+    while len(answer) < HEADER.size + len(body):
+        part = peer.recv(4096)
+        assert part, "the keeper has hung up"
+        answer += part
+    return answer[HEADER.size :]
+
+
+def limit_files(pid: int, count: int) -> None:
+    resource.prlimit(
+        pid, resource.RLIMIT_NOFILE, (count, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1])
+    )
+
+
+def test_a_server_that_cannot_be_started_again_is_when_it_can(
+    program: Path, tmp_path: Path
+) -> None:
+    with keeper(program, tmp_path) as process, client(tmp_path) as peer:
+        assert ask(peer, b"first") == b"first"
+        files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+        limit_files(process.pid, files - 2)
+        os.kill(servers(tmp_path)[0], 9)
+        until(lambda: not child(process.pid), "the server did not end")
+        with client(tmp_path) as waiting:  # cannot be accepted yet
+            limit_files(process.pid, files + 20)
+            assert ask(waiting, b"second") == b"second"
+        assert ask(peer, b"third") == b"third"
+
+
+def child(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
+
+
+def test_a_server_that_sends_what_is_no_frame_is_replaced(program: Path, tmp_path: Path) -> None:
+    with keeper(program, tmp_path), client(tmp_path) as peer:
+        assert ask(peer, b"malformed") == b"malformed"
+        assert len(servers(tmp_path)) == 2
+        assert ask(peer, b"next") == b"next"
