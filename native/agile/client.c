@@ -263,7 +263,8 @@ void client_flush_rich(void)
 {
 	while (node.rich_count && node.manager >= 0) {
 		struct event event = {.verb = EVENT_RICH};
-		if (manager_message(&event, sizeof event, &node.rich[0], 1))
+		int failed = manager_message(&event, sizeof event, &node.rich[0], 1);
+		if (failed && failed != -ETOOMANYREFS)
 			return;
 		descriptor_close(&node.rich[0]);
 		node.rich_count--;

@@ -345,6 +345,10 @@ int main(int argc, char **argv)
 	}
 	most = atoll(argv[2]);
 	most_of_all = atoll(argv[3]);
+	if (most < 1 || most_of_all < most) {
+		fputs("firstlight-log: SIZE must be at least 1, and TOTAL at least SIZE\n", stderr);
+		return 2;
+	}
 	set_open_files();
 	(void)setsid(); /* the end of the manager's session is not ours */
 	(void)signal(SIGPIPE, SIG_IGN);

@@ -43,17 +43,17 @@ void managers_accept(void)
 	node.manager_blocked = node.has_done = false;
 	node.telling = TELL_NOTHING;
 	if (node_watch(descriptor, ON_MANAGER, 0, EPOLLIN))
-		descriptor_close(&node.manager);
+		lose();
 }
 
-/* 0, or a negative errno: retry when the manager reads. */
+/* 0, or a negative errno: retry when the manager reads. -ETOOMANYREFS: these descriptors cannot be passed
+ * on, now or later, as their other ends have sent sockets in sockets (kernels before 6.10). */
 int manager_message(const void *bytes, size_t size, const int *descriptors, int count)
 {
 	if (node.manager < 0 || node.manager_blocked)
 		return -EAGAIN;
 	int failed = socket_send(node.manager, bytes, size, descriptors, count);
-	if (failed == -EAGAIN || failed == -ENOBUFS || failed == -ENOMEM ||
-	    failed == -ETOOMANYREFS) {
+	if (failed == -EAGAIN || failed == -ENOBUFS || failed == -ENOMEM) {
 		node.manager_blocked = true;
 		node_watch_again(node.manager, ON_MANAGER, 0, EPOLLOUT);
 	}
@@ -131,7 +131,7 @@ static int set_function(const struct order *asked, struct rights *rights)
 	int failed =
 		function_set(&asked->definition, rights->descriptors[0], rights->descriptors[1]);
 	if (!failed)
-		rights->descriptors[1] = -1;
+		rights->count = 0; /* they are the function's */
 	return failed;
 }
 
@@ -309,7 +309,11 @@ static int tell_kept(int index)
 	struct event event = {.verb = EVENT_KEPT, .status = index};
 	if (!kept[index].count)
 		return 0;
-	return manager_message(&event, sizeof event, kept[index].descriptors, kept[index].count);
+	int failed =
+		manager_message(&event, sizeof event, kept[index].descriptors, kept[index].count);
+	if (failed == -ETOOMANYREFS)
+		return drop((uint32_t)index); /* what they lead to ends with them */
+	return failed;
 }
 
 /* To a new manager: what there is. True when it has all of it. Of no table more is read than was ever

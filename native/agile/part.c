@@ -162,10 +162,10 @@ int function_set(const struct definition *definition, int tree, int words)
 		return -ESTALE;
 	struct root_text text = {definition->host_name,
 				 definition->reach == REACH_OUTBOUND ? node.resolvers : ""};
-	int root = root_attach(definition->number, definition->version, tree,
-			       definition->flags & DEFINITION_VOLUMES, &text);
-	if (root < 0)
-		return root;
+	int failed = root_attach(definition->number, definition->version, tree,
+				 definition->flags & DEFINITION_VOLUMES, &text);
+	if (failed)
+		return failed;
 	if (function->known) {
 		reuse_drop(function);
 		root_detach(definition->number, function->definition.version, &function->root);
@@ -174,9 +174,9 @@ int function_set(const struct definition *definition, int tree, int words)
 	if ((int)definition->number >= node.function_count)
 		node.function_count = (int)definition->number + 1;
 	function->definition = *definition;
-	function->root = root;
+	function->root = tree;
 	function->words = words;
-	function->has_hosts = root_has_hosts(root);
+	function->has_hosts = root_has_hosts(tree);
 	function->known = true;
 	return 0;
 }

@@ -284,10 +284,10 @@ int root_attach(unsigned number, unsigned version, int tree, bool writable,
 	int failed = mkdir(own, 0700) ? -errno : attach(tree, path, own, writable, text);
 	umount2(own, MNT_DETACH); /* what is bound of it stays */
 	rmdir(own);
-	if (!failed)
-		return fcntl(tree, F_DUPFD_CLOEXEC, 3);
-	umount2(path, MNT_DETACH);
-	rmdir(path);
+	if (failed) {
+		umount2(path, MNT_DETACH);
+		rmdir(path);
+	}
 	return failed;
 }
 

@@ -23,7 +23,7 @@ struct root_text {
 /* Writes a small file that all may read. */
 int root_write(int directory, const char *name, const char *text);
 
-/* Attaches a detached tree, read-only, with a /dev and files of /etc of its own; its descriptor. */
+/* Attaches a detached tree, read-only, with a /dev and files of /etc of its own. */
 int root_attach(unsigned number, unsigned version, int tree, bool writable,
 		const struct root_text *text);
 

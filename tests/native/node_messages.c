@@ -61,7 +61,7 @@ int root_attach(unsigned number, unsigned version, int tree, bool writable,
 	(void)version;
 	if (strlen(text->host_name) > 64 || strlen(text->resolvers) > 1 << 20)
 		abort();
-	return fcntl(tree, F_DUPFD_CLOEXEC, 3);
+	return fcntl(tree, F_GETFD) < 0 ? -errno : 0;
 }
 
 void root_detach(unsigned number, unsigned version, int *root)
