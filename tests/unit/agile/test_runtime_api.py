@@ -24,6 +24,7 @@ PIECES = st.one_of(
         b"Content-Length: -1\r\n", b"Transfer-Encoding: chunked\r\n", b"\r\n", b"5\r\nhello\r\n",
         b"ffffffffffffffff\r\n", b"0\r\n\r\n", b"Expect: 100-continue\r\n", b"POST /x HTTP/1.1\r\n",
         b"POST /2018-06-01/runtime/init/error HTTP/1.1\r\nContent-Length: 1\r\n\r\n{",
+        b"Connection: Upgrade\r\nUpgrade: h2c\r\n", b"CONNECT x:1 HTTP/1.1\r\n\r\n",
         b"X: " + b"y" * 70000 + b"\r\n", b"\0", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ]),
 )  # fmt: skip
@@ -44,6 +45,8 @@ class Transport(asyncio.Transport):
 
     def close(self) -> None:
         self.closed = True
+
+    abort = close
 
 
 def connected(api: RuntimeApi) -> tuple[runtime_api._Connection, Transport]:
@@ -110,6 +113,72 @@ def test_too_long_an_answer_is_refused_and_not_held() -> None:
         connection.data_received(b"x" * (PAYLOAD_MAX + 1))
         assert b"413" in transport.written
         assert (await request).too_large
+
+    asyncio.run(main())
+
+
+def test_answers_that_are_never_finished_hold_no_more_than_one() -> None:
+    """As those of an instance that sends a byte now and then, on all of its connections."""
+
+    async def main() -> None:
+        api = RuntimeApi()
+        made = [connected(api) for _ in range(16)]
+        made[0][0].data_received(NEXT)
+        request = asyncio.ensure_future(api.ask(Event("r", b"{}", 3.0)))
+        await asyncio.sleep(0)
+        part = b"x" * (PAYLOAD_MAX - 1)
+        for path in (b"invocation/r/response", b"invocation/other/response", b"init/error", b"x"):
+            for connection, transport in made[1:]:
+                if transport.closed:
+                    continue
+                connection._begin()
+                connection._parser = httptools.HttpRequestParser(connection)
+                head = b"POST /2018-06-01/runtime/%s HTTP/1.1\r\n" % path
+                connection.data_received(head + b"Content-Length: %d\r\n\r\n" % PAYLOAD_MAX)
+                connection.data_received(part)
+            held = [len(each._body or b"") for each, transport in made if not transport.closed]
+            assert sum(held) < PAYLOAD_MAX + (1 << 20), path
+        last, transport = next(each for each in made if not each[1].closed)
+        last.data_received(ANSWER + b"Content-Length: 4\r\n\r\nnull")
+        assert (await request) == Reply(b"null")
+        assert not last._body
+
+    asyncio.run(main())
+
+
+def test_events_that_are_never_read_do_not_pile_up() -> None:
+    async def main() -> None:
+        api = RuntimeApi()
+        first, second = connected(api), connected(api)
+        first[0].data_received(NEXT)
+        request = asyncio.ensure_future(api.ask(Event("r", b"{}", 3.0)))
+        await asyncio.sleep(0)
+        first[1].unread = 100
+        second[0].data_received(ANSWER + b"Content-Length: 4\r\n\r\nnull")
+        await request
+        second[0].data_received(NEXT)
+        assert first[1].closed
+        assert not second[1].closed
+
+    asyncio.run(main())
+
+
+def test_an_offer_of_another_protocol_is_ignored() -> None:
+    """Java's client makes it with its first request."""
+
+    async def main() -> None:
+        api = RuntimeApi()
+        connection, transport = connected(api)
+        offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n"
+        connection.data_received(NEXT.removesuffix(b"\r\n") + offer)
+        request = asyncio.ensure_future(api.ask(Event("r", b"{}", 3.0)))
+        await asyncio.sleep(0)
+        assert b"200 OK" in transport.written
+        connection.data_received(ANSWER + b"Content-Length: 4\r\n\r\nnull")
+        assert (await request) == Reply(b"null")
+        connection.data_received(ANSWER + b"Content-Length: 4\r\n" + offer + b"null")
+        assert transport.written.endswith(b'an Upgrade with a body is not supported"}')
+        assert transport.closed
 
     asyncio.run(main())
 

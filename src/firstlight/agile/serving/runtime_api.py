@@ -21,6 +21,8 @@ from firstlight.errors import Failed
 _PREFIX = b"/2018-06-01/runtime/"
 _CONNECTIONS_MAX = 16
 _HEAD_MAX = 32 << 10
+_OTHER_MAX = 64 << 10
+"""Bytes of a body that is no answer to the event at work."""
 _TOO_LARGE = (
     b'{"errorType":"RequestEntityTooLarge","errorMessage":"Exceeded maximum allowed payload size"}'
 )
@@ -88,6 +90,7 @@ class RuntimeApi:
         """None once it asks for its first event; an error if it says that it failed before."""
         self._pending: _Pending | None = None
         self._polling: _Connection | None = None
+        self._answering: _Connection | None = None
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
         self._ended = False
@@ -142,6 +145,25 @@ class RuntimeApi:
         self._connections.discard(connection)
         if self._polling is connection:
             self._polling = None
+        if self._answering is connection:
+            self._answering = None
+
+    def room(self, connection: "_Connection", path: bytes) -> int:
+        """The number of bytes of a request's body to keep: many for one answer at a time."""
+        kind, identity, _ = _call(path)
+        if kind != b"invocation" or not self._is_known(identity):
+            return _OTHER_MAX
+        if self._answering and self._answering is not connection:
+            self._answering.abort()
+        self._answering = connection
+        return PAYLOAD_MAX
+
+    def _is_known(self, identity: bytes) -> bool:
+        """Whether an event of this id waits for an answer."""
+        pending = self._pending
+        if pending is None or not pending.taken or pending.reply.done():
+            return False
+        return pending.event.request_id.encode() == identity
 
     def handle(
         self, connection: "_Connection", method: bytes, path: bytes, body: bytes | None,
@@ -149,20 +171,15 @@ class RuntimeApi:
     ) -> None:  # fmt: skip
         """Answer a request; ``body`` is None if it was too long."""
         del headers
-        what = path.removeprefix(_PREFIX).split(b"?")[0] if path.startswith(_PREFIX) else b""
-        if method == b"GET" and what == b"invocation/next":
+        kind, of, verb = _call(path)
+        if method == b"GET" and (kind, of, verb) == (b"invocation", b"next", b""):
             self._next(connection)
-        elif method == b"POST" and what == b"init/error":
+        elif method == b"POST" and (kind, of, verb) == (b"init", b"error", b""):
             if not self.initialized.done():
                 self.initialized.set_result(Reply(body or b"{}", error=True))
             connection.answer(202, _ACCEPTED)
-        elif method == b"POST" and what.startswith(b"invocation/"):
-            _, _, rest = what.partition(b"/")
-            identity, _, verb = rest.partition(b"/")
-            if verb in (b"response", b"error"):
-                self._reply(connection, identity, body, verb == b"error")
-            else:
-                connection.refuse(404, "NotFound", "there is no such call")
+        elif method == b"POST" and kind == b"invocation" and verb in (b"response", b"error"):
+            self._reply(connection, of, body, verb == b"error")
         else:
             connection.refuse(404, "NotFound", "there is no such call")
 
@@ -174,6 +191,8 @@ class RuntimeApi:
             self.initialized.set_result(None)
         if self._polling and self._polling is not connection:
             self._polling.close()  # it asks again: only one of them gets the next event
+        for other in self._connections - {connection}:
+            other.abort_unread()  # or events that it does not read would pile up here
         self._polling = connection
         if self._pending and not self._pending.reply.done():
             self._deliver(connection, self._pending)
@@ -186,8 +205,7 @@ class RuntimeApi:
         self, connection: "_Connection", identity: bytes, body: bytes | None, error: bool
     ) -> None:
         pending = self._pending
-        known = pending and pending.taken and pending.event.request_id.encode() == identity
-        if not pending or not known or pending.reply.done():
+        if pending is None or not self._is_known(identity):
             connection.refuse(400, "InvalidRequestID", "no event of this id waits for an answer")
         elif body is None:
             connection.answer(413, _TOO_LARGE)
@@ -203,7 +221,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, api: RuntimeApi, httptools: ModuleType) -> None:
         self._api = api
         self._parser = httptools.HttpRequestParser(self)
-        self._malformed = httptools.HttpParserError
+        self._malformed, self._upgrade = httptools.HttpParserError, httptools.HttpParserUpgrade
         self._transport: asyncio.Transport | None = None
         self._open = self._busy = False
         self._begin()
@@ -212,6 +230,7 @@ class _Connection(asyncio.Protocol):
         self._path, self._head, self._in_head = b"", 0, True
         self._headers: dict[bytes, bytes] = {}
         self._body: bytearray | None = bytearray()
+        self._room = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -232,6 +251,8 @@ class _Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
+        except self._upgrade:
+            pass  # the offer of another protocol is ignored: the request was handled
         except self._malformed:
             self.refuse(400, "BadRequest", "that is not HTTP")
             self.close()
@@ -252,13 +273,14 @@ class _Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head = False, 0
+        self._room = self._api.room(self, self._path)
         if self._headers.get(b"expect", b"").lower() == b"100-continue":
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         if self._body is None:
             return
-        if len(self._body) + len(body) > PAYLOAD_MAX:
+        if len(self._body) + len(body) > self._room:
             self._body = None  # the rest is read and dropped
         else:
             self._body += body
@@ -266,7 +288,16 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._in_head, self._busy = True, True
         body = None if self._body is None else bytes(self._body)
+        self._body = None
+        if self._parser.should_upgrade() and self._has_body():
+            self.refuse(400, "BadRequest", "an Upgrade with a body is not supported")
+            self.close()  # the parser leaves the body out
+            return
         self._api.handle(self, self._parser.get_method(), self._path, body, self._headers)
+
+    def _has_body(self) -> bool:
+        length = self._headers.get(b"content-length", b"0")
+        return length != b"0" or b"transfer-encoding" in self._headers
 
     def _unread(self) -> bool:
         """Whether it sends requests without reading the answers, which would pile up here."""
@@ -295,11 +326,30 @@ class _Connection(asyncio.Protocol):
         """Answer its request with an error in the API's shape."""
         self.answer(status, json.dumps({"errorType": kind, "errorMessage": message}).encode())
 
+    def abort(self) -> None:
+        """Close it at once."""
+        self._open = False
+        if self._transport:
+            self._transport.abort()
+
+    def abort_unread(self) -> None:
+        """Close it at once if it has not read all that was written."""
+        if self._unread():
+            self.abort()
+
     def close(self) -> None:
         """Close it, after what was written."""
         self._open = False
         if self._transport:
             self._transport.close()
+
+
+def _call(path: bytes) -> tuple[bytes, bytes, bytes]:
+    """The call that a path names, as in ``invocation``, an id, ``response``."""
+    what = path.removeprefix(_PREFIX).split(b"?")[0] if path.startswith(_PREFIX) else b""
+    kind, _, rest = what.partition(b"/")
+    of, _, verb = rest.partition(b"/")
+    return kind, of, verb
 
 
 def _line(text: str) -> str:
