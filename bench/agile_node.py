@@ -13,8 +13,8 @@ import numpy as np
 from bench.marks import Mark, rows
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Pools, PoolSize
-from firstlight.agile.network import Network
-from firstlight.agile.pool import LoadGate, Pool
+from firstlight.agile.network.networks import Network
+from firstlight.agile.parts.pool import LoadGate, Pool
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace, sandbox
 from firstlight.lab.backends.agile import payload

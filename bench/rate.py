@@ -18,11 +18,12 @@ import numpy as np
 
 from bench.agile_node import MEMORY, config, memory
 from bench.marks import Mark
-from firstlight.agile import Function, link, node_wire
-from firstlight.agile.cgroups import Cgroups
+from firstlight.agile import Function, link
 from firstlight.agile.client import Client
 from firstlight.agile.config import Pools, PoolSize
-from firstlight.agile.node import pid_of
+from firstlight.agile.node import wire
+from firstlight.agile.node.process import pid_of
+from firstlight.agile.parts.cgroups import Cgroups
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace, sandbox
 from firstlight.lab.backends import agile_floor
@@ -98,9 +99,9 @@ class Asker:
 def node_ended(message: bytes) -> bool:
     """Whether an answer of the node is an end."""
     verb = int.from_bytes(message[4:6], "little")
-    if verb == node_wire.AnswerVerb.REFUSED:
-        raise RuntimeError(f"a start was refused: {node_wire.answer(message)}")
-    return verb == node_wire.AnswerVerb.ENDED
+    if verb == wire.AnswerVerb.REFUSED:
+        raise RuntimeError(f"a start was refused: {wire.answer(message)}")
+    return verb == wire.AnswerVerb.ENDED
 
 
 def floor_ended(message: bytes) -> bool:
@@ -130,7 +131,7 @@ def starting(path: Path, client: Client, function: Function, parts: ExitStack) -
     """Starts of a function by the node's fast path."""
     client.prepare(function)
     number, version = client.register(function)
-    message = node_wire.request(node_wire.RequestVerb.START, number, version=version)
+    message = wire.request(wire.RequestVerb.START, number, version=version)
     asker = Asker(path, message, node_ended)
     parts.callback(asker.close)
     return asker
@@ -174,15 +175,15 @@ def tail(name: str, path: Path, number: int, version: int) -> Mark:
         node.connect(str(path))
         for _ in range(ALONE):
             request = time.monotonic_ns()
-            message = node_wire.request(
-                node_wire.RequestVerb.START, number, requested=request, version=version
+            message = wire.request(
+                wire.RequestVerb.START, number, requested=request, version=version
             )
             node.sendmsg([message], link.rights([null] * 3))
             while True:
-                answer = node_wire.answer(node.recv(4096))
-                if answer.verb == node_wire.AnswerVerb.STARTED:
+                answer = wire.answer(node.recv(4096))
+                if answer.verb == wire.AnswerVerb.STARTED:
                     took.append((answer.stamps["running"] - request) / 1e3)
-                elif answer.verb == node_wire.AnswerVerb.ENDED:
+                elif answer.verb == wire.AnswerVerb.ENDED:
                     break
                 else:
                     raise RuntimeError(f"a start was refused: {answer}")

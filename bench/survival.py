@@ -26,9 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from firstlight.agile import Config, Function, cgroups
+from firstlight.agile import Config, Function
 from firstlight.agile.client import Client
-from firstlight.agile.node import pid_of
+from firstlight.agile.node.process import pid_of
+from firstlight.agile.parts import cgroups
 from firstlight.errors import FirstlightError
 from firstlight.host import workspace
 

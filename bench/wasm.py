@@ -15,9 +15,10 @@ import numpy as np
 
 from bench.agile_node import config
 from bench.marks import Mark
-from firstlight.agile import Function, Runtime, wasm_wire
+from firstlight.agile import Function, Runtime
 from firstlight.agile.client import Client
 from firstlight.agile.config import Pools
+from firstlight.agile.wasm import wire
 from firstlight.host.workspace import sandbox
 from firstlight.lab.backends.agile import daemon
 
@@ -46,13 +47,13 @@ class Connection:
     def ask(self, events: int = 1) -> None:
         """Send a message of so many events, each another number."""
         numbers = range(self._next, self._next + events)
-        self._socket.send(wasm_wire.request(self._next, [wasm_wire.event([n]) for n in numbers]))
+        self._socket.send(wire.request(self._next, [wire.event([n]) for n in numbers]))
         self._next += events
 
     def hear(self) -> int:
         """How many events the next message answers, each rightly."""
-        message = self._socket.recv(wasm_wire.MESSAGE_MAX)
-        first, place, replies = wasm_wire.answer(message)
+        message = self._socket.recv(wire.MESSAGE_MAX)
+        first, place, replies = wire.answer(message)
         for number, reply in enumerate(replies, first + place):
             if reply.values != (number + 1,):
                 raise RuntimeError(f"event {number} was answered {reply}")
@@ -70,7 +71,7 @@ def raw_batches() -> tuple[list[bytes], list[bytes]]:
     requests, values = [], []
     for batch in range(IN_FLIGHT * CONNECTIONS):
         numbers = range(batch * BATCH, (batch + 1) * BATCH)
-        requests.append(wasm_wire.request(batch, [wasm_wire.event([n]) for n in numbers]))
+        requests.append(wire.request(batch, [wire.event([n]) for n in numbers]))
         values.append(np.arange(batch * BATCH + 1, (batch + 1) * BATCH + 1, dtype="<i8").tobytes())
     return requests, values
 
@@ -86,7 +87,7 @@ def active(connections: list[socket.socket], seconds: float = 1.0) -> int:
     answered, end = 0, time.monotonic() + seconds
     while True:
         for connection in connections:
-            message = connection.recv(wasm_wire.MESSAGE_MAX)
+            message = connection.recv(wire.MESSAGE_MAX)
             if time.monotonic() >= end:
                 return answered
             number = int.from_bytes(message[:8], "little")
@@ -118,7 +119,7 @@ def measured(connections: list[socket.socket]) -> Iterator[Mark]:
         connections[0].send(request)
         answered = 0
         while answered < BATCH:
-            message = connections[0].recv(wasm_wire.MESSAGE_MAX)
+            message = connections[0].recv(wire.MESSAGE_MAX)
             answered += int.from_bytes(message[12:16], "little")
         spent.append((time.perf_counter_ns() - began) / 1e3 / BATCH)
     inside, median = float(np.median(spent)), float(np.median(took))

@@ -1,4 +1,4 @@
-/* What the agile runtime and its network helper say to one another (src/firstlight/agile/network.py).
+/* What the agile runtime and its network helper say to one another (src/firstlight/agile/network/networks.py).
  *
  * Everything goes over a seqpacket socket, descriptor 3 of the helper, one message each, integers in
  * host order, addresses in network order.

@@ -1,5 +1,5 @@
 /* What the runtime and native/agile/place.c say to each other: one message each over a seqpacket
- * socket, in host order. The Python side is src/firstlight/agile/place.py. */
+ * socket, in host order. The Python side is src/firstlight/agile/python/place.py. */
 #ifndef FIRSTLIGHT_PLACE_H
 #define FIRSTLIGHT_PLACE_H
 

@@ -1,7 +1,7 @@
 /* What is said to and by a WebAssembly worker (wasm_worker.c).
  *
  * Everything goes over seqpacket sockets, one message each, integers in host order. The Python side of
- * these records is src/firstlight/agile/wasm_wire.py.
+ * these records is src/firstlight/agile/wasm/wire.py.
  *
  * The worker's standard input is a control socket. Each message there comes with the descriptor of a
  * connection: a socket on which a client sends requests and reads answers; what it says is of no

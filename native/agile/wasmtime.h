@@ -2,7 +2,7 @@
  *
  * The library is the one that PyPI's package "wasmtime" ships, which has no headers. Names, types and
  * layouts are those of wasm.h, wasi.h and wasmtime.h of WASMTIME_VERSION; another version may differ in
- * any of them, so src/firstlight/agile/wasm.py refuses it.
+ * any of them, so src/firstlight/agile/wasm/workers.py refuses it.
  */
 #ifndef FIRSTLIGHT_WASMTIME_H
 #define FIRSTLIGHT_WASMTIME_H

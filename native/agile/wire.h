@@ -1,7 +1,7 @@
 /* What the node, its clients and its manager say to one another.
  *
  * Everything goes over seqpacket sockets, one message each, integers in host order. The Python side
- * of these records is src/firstlight/agile/node_wire.py.
+ * of these records is src/firstlight/agile/node/wire.py.
  */
 #ifndef FIRSTLIGHT_WIRE_H
 #define FIRSTLIGHT_WIRE_H

@@ -13,7 +13,7 @@ from typing import Any
 from tests.support.agile_host import on_host
 
 from firstlight.agile.config import Config, NetworkConfig
-from firstlight.agile.network import Network, Networks
+from firstlight.agile.network.networks import Network, Networks
 
 PYTHON = sys.executable
 CONNECT = """

@@ -73,7 +73,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def test_a_zygote_imports_only_the_standard_library() -> None:
-    assert imported(PACKAGE / "agile" / "zygote_main.py") == set()
+    assert imported(PACKAGE / "agile" / "python" / "zygote_main.py") == set()
 
 
 def test_a_stored_run_is_shown_without_a_backend() -> None:

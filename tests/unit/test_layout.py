@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from firstlight.agile import nethelper, node_wire, place, protocol, wasm_wire
+from firstlight.agile import protocol
+from firstlight.agile.network import nethelper
+from firstlight.agile.node import wire as node_wire
 from firstlight.agile.pods import wire as pods
+from firstlight.agile.python import place
 from firstlight.agile.shim import keeper, sandboxes
+from firstlight.agile.wasm import wire as wasm_wire
 from firstlight.lab import load
 from firstlight.trace import bpf
 

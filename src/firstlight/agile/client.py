@@ -16,22 +16,23 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from firstlight.agile import liveness, logs, node_wire, protocol
+from firstlight.agile import logs, protocol
 from firstlight.agile.function import Counts, Ended, Function, Happened, Listed, Result
 from firstlight.agile.functions.records import Registration
 from firstlight.agile.link import is_readable, open_standard, rights
-from firstlight.agile.liveness import (
+from firstlight.agile.node import liveness, wire
+from firstlight.agile.node.liveness import (
     check_manager,
     check_node,
     connected,
     peer,
     wait_readable,
 )
-from firstlight.agile.node_wire import Answer, AnswerVerb, RequestVerb, Step, refused
+from firstlight.agile.node.wire import Answer, AnswerVerb, RequestVerb, Step, refused
 from firstlight.errors import Failed
 
 if TYPE_CHECKING:
-    from firstlight.agile.wasm_client import Attached
+    from firstlight.agile.wasm.client import Attached
 
 _PARTS = (Step.NETWORK, Step.CGROUP)
 _END_SECONDS = 60.0
@@ -96,11 +97,11 @@ class Client:
         descriptor. ``terminal``: it gets a terminal, whose master comes on the first, a socket.
         """
         requested = time.monotonic_ns()
-        flags = node_wire.DETACHED if detached else 0
-        flags |= (node_wire.KEEP_LOG if logged else 0) | (node_wire.TERMINAL if terminal else 0)
+        flags = wire.DETACHED if detached else 0
+        flags |= (wire.KEEP_LOG if logged else 0) | (wire.TERMINAL if terminal else 0)
         for again in (True, False):
             number, version = self.register(function)
-            words = node_wire.words((), function.env) if function.env else -1
+            words = wire.words((), function.env) if function.env else -1
             answer = self._begin(
                 RequestVerb.START,
                 streams,
@@ -123,7 +124,7 @@ class Client:
         if function.ports:
             self._ask(protocol.Publish(str(answer.instance)))
         address = str(IPv4Address(answer.address.to_bytes(4, "little"))) if answer.address else None
-        warm = bool(answer.flags & node_wire.WARM)
+        warm = bool(answer.flags & wire.WARM)
         return Started(str(answer.instance), answer.pid, address, warm, answer.stamps)
 
     def execute(
@@ -140,8 +141,8 @@ class Client:
         instance = next((each for each in self.running() if each.id == identity), None)
         if instance is None:
             raise Failed(f"no instance {identity!r} is running", "list them: firstlight agile ps")
-        words = node_wire.words(command, environment.of(instance.pid) | env, directory)
-        flags = node_wire.TERMINAL if terminal else 0
+        words = wire.words(command, environment.of(instance.pid) | env, directory)
+        flags = wire.TERMINAL if terminal else 0
         answer = self._begin(RequestVerb.EXEC, streams, words, flags, instance=int(identity))
         if answer.verb == AnswerVerb.REFUSED:
             function = msgspec.structs.replace(
@@ -159,10 +160,8 @@ class Client:
             self._node = connected(self._path)
         self._serial += 1
         given = [*streams, words] if words >= 0 else [*streams]
-        flags |= node_wire.WITH_WORDS if words >= 0 else 0
-        message = node_wire.request(
-            verb, flags=flags, tag=self._serial, requested=requested, **more
-        )
+        flags |= wire.WITH_WORDS if words >= 0 else 0
+        message = wire.request(verb, flags=flags, tag=self._serial, requested=requested, **more)
         try:
             self._node.sendmsg([message], rights(given))
             while True:
@@ -184,11 +183,11 @@ class Client:
         message = self._node.recv(4096)
         if not message:
             raise Failed("the node is gone", "see the runtime's log")
-        answer = node_wire.answer(message)
+        answer = wire.answer(message)
         if answer.verb == AnswerVerb.ENDED:
             self._ended[str(answer.instance)] = Ended.of(
-                answer.status, bool(answer.flags & node_wire.OUT_OF_MEMORY), answer.user,
-                answer.system, bool(answer.flags & node_wire.TIMED_OUT),
+                answer.status, bool(answer.flags & wire.OUT_OF_MEMORY), answer.user,
+                answer.system, bool(answer.flags & wire.TIMED_OUT),
             )  # fmt: skip
             self._up.discard(str(answer.instance))
             if len(self._ended) > _ENDED_MOST:
@@ -226,7 +225,7 @@ class Client:
 
         Raises Failed.
         """
-        from firstlight.agile.wasm_client import Attached
+        from firstlight.agile.wasm.client import Attached
 
         answer, descriptors = self._exchange(protocol.Attach(function))
         assert isinstance(answer, protocol.Done)
@@ -301,7 +300,7 @@ class Client:
         """Send an instance that this client started a signal; ``wait`` returns its end."""
         if self._node:
             self._node.send(
-                node_wire.request(
+                wire.request(
                     RequestVerb.SIGNAL, tag=_NO_START, instance=int(identity), signal=number
                 )
             )

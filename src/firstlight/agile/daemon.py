@@ -12,12 +12,13 @@ from contextlib import AsyncExitStack, suppress
 
 import msgspec
 
-from firstlight.agile import journal, liveness, node, protocol
+from firstlight.agile import journal, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.config import Config
 from firstlight.agile.functions import remote
 from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.link import Outbox
+from firstlight.agile.node import liveness, process
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import Serving
 from firstlight.errors import Failed, FirstlightError
@@ -56,14 +57,14 @@ def end(config: Config) -> None:
         try:
             liveness.check_node(config.socket)
         except Failed:
-            node.end(config, hangs=True)
+            process.end(config, hangs=True)
             _await_node(config)
         with Client(config.socket) as client:
             client.end()
         return
     if not (config.directory / "journal").exists():
         raise Failed(f"runtime {config.name!r} is not running")
-    node.end(config)
+    process.end(config)
     left = journal.Journal(config.directory)
     left.open()
     left.close()
@@ -72,7 +73,7 @@ def end(config: Config) -> None:
 def _await_node(config: Config) -> None:
     """Return when the manager has started another node, or after a while."""
     until = time.monotonic() + _NODE_SECONDS
-    while node.pid_of(config) < 0 and time.monotonic() < until:
+    while process.pid_of(config) < 0 and time.monotonic() < until:
         time.sleep(_LOOK_SECONDS)
 
 

@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
-from firstlight.agile import roots
 from firstlight.agile.function import Function
+from firstlight.agile.parts import roots
 
 HOST_NAME = "instance"
 _PASSWD_MOST = 1 << 20

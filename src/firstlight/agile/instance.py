@@ -9,7 +9,7 @@ from firstlight.agile import verify
 from firstlight.agile.function import Ended, Function
 
 if TYPE_CHECKING:
-    from firstlight.agile.network import Network
+    from firstlight.agile.network.networks import Network
     from firstlight.agile.output import Output
     from firstlight.errors import Failed
 

@@ -13,8 +13,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from firstlight.agile import cgroups, network
 from firstlight.agile.functions import mounts
+from firstlight.agile.network import networks
+from firstlight.agile.parts import cgroups
 from firstlight.errors import Failed
 
 _LOCK_SECONDS, _RETRY_SECONDS = 1.0, 0.02
@@ -140,7 +141,7 @@ def recover(path: Path) -> list[str]:
         if kind == "cgroup":
             cgroups.remove_tree(Path(words[0]))
         elif kind == "network":
-            network.remove(words[0], words[1])
+            networks.remove(words[0], words[1])
         elif kind == "mounts":
             mounts.remove(Path(words[0]))
         removed.append(f"{kind} {' '.join(words)}")

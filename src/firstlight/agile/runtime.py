@@ -10,27 +10,28 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 
-from firstlight.agile import coding, environment, kept, logs, node_wire
-from firstlight.agile.cgroups import Cgroups
+from firstlight.agile import coding, environment, logs
 from firstlight.agile.config import Config
-from firstlight.agile.forked import Forked
 from firstlight.agile.function import Counts, Ended, Function, Happened, Listed, Result
 from firstlight.agile.instance import Instance
-from firstlight.agile.instances import Instances
 from firstlight.agile.journal import Journal
-from firstlight.agile.kept import Item, KeptFork, KeptWorker
 from firstlight.agile.link import open_standard
-from firstlight.agile.network import Networks
-from firstlight.agile.node import Keepsake, is_running
+from firstlight.agile.network.networks import Networks
+from firstlight.agile.node import kept, wire
+from firstlight.agile.node.instances import Instances
+from firstlight.agile.node.kept import Item, KeptFork, KeptWorker
+from firstlight.agile.node.process import Keepsake, is_running
 from firstlight.agile.output import Output, pipes
-from firstlight.agile.pool import LoadGate
-from firstlight.agile.resident import Resident
+from firstlight.agile.parts.cgroups import Cgroups
+from firstlight.agile.parts.pool import LoadGate
+from firstlight.agile.python.forked import Forked
+from firstlight.agile.python.sources import Changes
+from firstlight.agile.python.zygote import Resources
+from firstlight.agile.python.zygotes import Zygotes
 from firstlight.agile.session import Session
 from firstlight.agile.single_flight import SingleFlight
-from firstlight.agile.sources import Changes
-from firstlight.agile.wasm import Wasm
-from firstlight.agile.zygote import Resources
-from firstlight.agile.zygotes import Zygotes
+from firstlight.agile.wasm.resident import Resident
+from firstlight.agile.wasm.workers import Wasm
 from firstlight.errors import Failed, Unsupported
 
 _FOLLOW_SECONDS = 10.0
@@ -317,7 +318,7 @@ class Runtime:
         Its input is empty; read its output by ``logs``.
         """
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        flags = node_wire.DETACHED | node_wire.KEEP_LOG
+        flags = wire.DETACHED | wire.KEEP_LOG
         try:
             return await self._start(function, (null, null, null), time.monotonic_ns(), flags)
         finally:
@@ -355,7 +356,7 @@ class Runtime:
         """
         instance = await self.find_instance(identity)
         own = await asyncio.to_thread(environment.of, instance.pid)
-        words = node_wire.words(command, own | (env or {}), directory)
+        words = wire.words(command, own | (env or {}), directory)
         ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         outputs, streams = pipes()
 

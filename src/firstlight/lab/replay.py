@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.agile.config import Pools, PoolSize
-from firstlight.agile.demand import Demand
+from firstlight.agile.parts.demand import Demand
 
 DAY = 86400.0
 FUNCTIONS = 40

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import msgspec
 
-from firstlight.agile import node_wire
+from firstlight.agile.node import wire
 from firstlight.model import Step
 
 _STEP = re.compile(r"firstlight step (\S+) (\d{1,18}) (\d{1,18})")
@@ -112,9 +112,9 @@ def _answered(text: str) -> Iterator[Step | int | str]:
 
 
 def _of_node(digits: str) -> Iterator[Step | str]:
-    answer = node_wire.answer(bytes.fromhex(digits))
-    if answer.verb == node_wire.AnswerVerb.REFUSED:
-        failed = node_wire.refused(answer)
+    answer = wire.answer(bytes.fromhex(digits))
+    if answer.verb == wire.AnswerVerb.REFUSED:
+        failed = wire.refused(answer)
         yield _refusal(failed.message, failed.hint)
     else:
         yield from _steps(answer.stamps)

@@ -11,7 +11,7 @@ from tests.support.agile_host import on_host
 
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Ahead
-from firstlight.agile.node import pid_of
+from firstlight.agile.node.process import pid_of
 from firstlight.agile.verify import cgroups, namespaces
 
 Make = Callable[..., Function]

@@ -14,10 +14,11 @@ import msgspec
 import pytest
 from tests.support.agile_host import limits, on_host
 
-from firstlight.agile import Config, Function, Runtime, definition, node_wire
+from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Identities, Pools, PoolSize
-from firstlight.agile.node_wire import Flag, Step
-from firstlight.agile.starter import Starter
+from firstlight.agile.node import definition, wire
+from firstlight.agile.node.starter import Starter
+from firstlight.agile.node.wire import Flag, Step
 from firstlight.errors import Failed
 
 Make = Callable[..., Function]
@@ -51,7 +52,7 @@ def test_the_node_itself_starts_nothing_as_root_or_unchanged(
         assert node
         registered.function, registered.version = bad, registered.version + 1
         tree = runtime._instances.root(hold)
-        words = node_wire.words(hold.command, {}, "/")
+        words = wire.words(hold.command, {}, "/")
         await node.register(definition.encode(registered, bad, 0, Flag(0), 0), tree, words)
         starter = Starter(runtime.config.socket)
         answer = await starter.start(registered.number, 0, [0, 1, 2], {}, 0)

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from tests.support.agile_host import on_host, stopped
 
-from firstlight.agile import Config, Function, Runtime, node_wire
+from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Functions, Pools, PoolSize
 from firstlight.agile.link import rights
-from firstlight.agile.node_wire import AnswerVerb, RequestVerb, Step
+from firstlight.agile.node import wire
+from firstlight.agile.node.wire import AnswerVerb, RequestVerb, Step
 from firstlight.errors import Failed
 
 Make = Callable[..., Function]
@@ -64,11 +65,11 @@ class Fast:
             return False
         return True
 
-    async def answer(self) -> node_wire.Answer:
+    async def answer(self) -> wire.Answer:
         loop = asyncio.get_running_loop()
         message = await asyncio.wait_for(loop.sock_recv(self.socket, 4096), 60)
         assert message, "hung up"
-        return node_wire.answer(message)
+        return wire.answer(message)
 
 
 async def ends(runtime: Runtime, function: Function) -> int | None:
@@ -85,9 +86,9 @@ def test_a_client_that_asks_and_never_reads_costs_the_node_no_memory(function: M
         for client in clients:
             with suppress(BrokenPipeError, ConnectionResetError):  # or it was disconnected
                 for number in range(100_000):
-                    if not client.ask(node_wire.request(RequestVerb.PING, 0, tag=number)):
+                    if not client.ask(wire.request(RequestVerb.PING, 0, tag=number)):
                         await asyncio.sleep(0)
-                        if not client.ask(node_wire.request(RequestVerb.PING, 0, tag=number)):
+                        if not client.ask(wire.request(RequestVerb.PING, 0, tag=number)):
                             break
                     request += 1
         assert 0 < request < 800_000, "the node stops to read"
@@ -106,9 +107,9 @@ def test_ten_thousand_starts_at_once_have_an_answer_each(function: Make) -> None
         await runtime.prepare(hold)
         null = os.open(os.devnull, os.O_RDWR)
         before, held = memory(runtime.node), descriptors(runtime.node)
-        message = node_wire.request(RequestVerb.START, registered.number)
+        message = wire.request(RequestVerb.START, registered.number)
         clients = [Fast(runtime.config.socket) for _ in range(20)]
-        answers: list[node_wire.Answer] = []
+        answers: list[wire.Answer] = []
 
         async def read(client: Fast, count: int) -> None:
             answers.extend([await client.answer() for _ in range(count)])
@@ -123,7 +124,7 @@ def test_ten_thousand_starts_at_once_have_an_answer_each(function: Make) -> None
         asking = asyncio.gather(*map(ask, clients))
         other = Fast(runtime.config.socket)
         for tag in range(20):
-            assert other.ask(node_wire.request(RequestVerb.PING, 0, tag=tag))
+            assert other.ask(wire.request(RequestVerb.PING, 0, tag=tag))
             assert (await other.answer()).verb == AnswerVerb.PONG
         await asking
         assert len(answers) == 10_000
@@ -157,9 +158,7 @@ def test_dry_pools_that_refuse_do_so_by_name_and_serve_again(function: Make) -> 
         helper = runtime._networks._parts.pid
         with stopped(helper):  # nothing is made meanwhile
             for _ in range(40):
-                assert client.ask(
-                    node_wire.request(RequestVerb.START, registered.number), [null] * 3
-                )
+                assert client.ask(wire.request(RequestVerb.START, registered.number), [null] * 3)
             answers = [await client.answer() for _ in range(40)]
         refused = {(Step(a.step), a.error) for a in answers if a.verb == AnswerVerb.REFUSED}
         assert refused == {(Step.NETWORK, errno.EAGAIN)}
@@ -346,14 +345,14 @@ def test_clients_that_ask_for_nothing_take_nobody_elses_place(function: Make) ->
         assert await ends(runtime, function("hold", "0")) == 0
         path = runtime.config.socket
         client = Fast(path)
-        assert client.ask(node_wire.request(RequestVerb.PING, 0))
+        assert client.ask(wire.request(RequestVerb.PING, 0))
         await client.answer()
         with idle_clients(path):
             for tag in range(3):
                 other = Fast(path)
-                assert other.ask(node_wire.request(RequestVerb.PING, 0, tag=tag))
+                assert other.ask(wire.request(RequestVerb.PING, 0, tag=tag))
                 assert (await other.answer()).tag == tag
-            assert client.ask(node_wire.request(RequestVerb.PING, 0, tag=9))
+            assert client.ask(wire.request(RequestVerb.PING, 0, tag=9))
             assert (await client.answer()).tag == 9, "who has asked of late keeps the place"
             assert await ends(runtime, function("hold", "0")) == 0
         client.socket.close()
@@ -366,7 +365,7 @@ async def client_that_is_held(path: Path) -> Fast:
     loop = asyncio.get_running_loop()
     while True:
         client = Fast(path)
-        assert client.ask(node_wire.request(RequestVerb.PING, 0, tag=9))
+        assert client.ask(wire.request(RequestVerb.PING, 0, tag=9))
         try:
             await asyncio.wait_for(loop.sock_recv(client.socket, 4096), 1)
         except TimeoutError:
@@ -380,7 +379,7 @@ def test_a_client_whose_request_the_node_leaves_unread_keeps_its_place(function:
         registered = await runtime._instances.registered(hold)
         await runtime.prepare(hold)
         null = os.open(os.devnull, os.O_RDWR)
-        start = node_wire.request(RequestVerb.START, registered.number)
+        start = wire.request(RequestVerb.START, registered.number)
         path = runtime.config.socket
         runtime._networks._parts._silence = 120.0  # it is not replaced meanwhile
         with stopped(runtime._networks._parts.pid):  # what starts wait for is not made

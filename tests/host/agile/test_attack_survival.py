@@ -12,13 +12,13 @@ import pytest
 from tests.support.agile_host import daemon, on_host, serve
 
 from firstlight.agile import Config, Function
-from firstlight.agile.cgroups import Cgroups, Limits
 from firstlight.agile.client import Client
-from firstlight.agile.network import Network, Networks
-from firstlight.agile.node import pid_of
-from firstlight.agile.node_wire import AnswerVerb
-from firstlight.agile.parts import Parts
-from firstlight.agile.starter import Starter
+from firstlight.agile.network.networks import Network, Networks
+from firstlight.agile.node.process import pid_of
+from firstlight.agile.node.starter import Starter
+from firstlight.agile.node.wire import AnswerVerb
+from firstlight.agile.parts.cgroups import Cgroups, Limits
+from firstlight.agile.parts.shelves import Parts
 from firstlight.errors import Failed
 
 CHECKOUT = Path(__file__).parents[3]

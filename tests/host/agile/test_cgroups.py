@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tests.support.agile_host import on_host
 
-from firstlight.agile import cgroups
-from firstlight.agile.cgroups import Cgroups, Limits
+from firstlight.agile.parts import cgroups
+from firstlight.agile.parts.cgroups import Cgroups, Limits
 from firstlight.errors import Failed
 
 CONTROLLER = "hugetlb"

@@ -16,10 +16,11 @@ import msgspec
 import pytest
 from tests.support.agile_host import on_host, serve
 
-from firstlight.agile import Config, Function, Runtime, instances, node_wire
+from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.client import Client
 from firstlight.agile.link import rights
-from firstlight.agile.node import pid_of as node_pid
+from firstlight.agile.node import instances, wire
+from firstlight.agile.node.process import pid_of as node_pid
 from firstlight.errors import Failed
 
 Make = Callable[..., Function]
@@ -134,13 +135,11 @@ def test_instances_outlive_their_manager_and_the_next_takes_them_over(function: 
             assert all(client.wait(instance).status == 0 for instance in ended), (
                 "they end meanwhile"
             )
-            meanwhile = node_wire.request(
-                node_wire.RequestVerb.START, number, tag=7, version=version
-            )
+            meanwhile = wire.request(wire.RequestVerb.START, number, tag=7, version=version)
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as fast:
                 fast.connect(str(config.socket))
                 fast.sendmsg([meanwhile], rights([null, null, null]))
-                assert node_wire.answer(fast.recv(4096)).verb == node_wire.AnswerVerb.STARTED
+                assert wire.answer(fast.recv(4096)).verb == wire.AnswerVerb.STARTED
             second = await serve(config)
             try:
                 with Client(config.socket) as other:
@@ -256,11 +255,11 @@ def keep_starting(
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as fast:
         fast.connect(str(config.socket))
         while not stop.is_set() or len(ends) < 3:
-            request = node_wire.request(node_wire.RequestVerb.START, number, version=version)
+            request = wire.request(wire.RequestVerb.START, number, version=version)
             fast.sendmsg([request], rights(list(streams)))
-            assert node_wire.answer(fast.recv(4096)).verb == node_wire.AnswerVerb.STARTED
-            ended = node_wire.answer(fast.recv(4096))
-            assert ended.verb == node_wire.AnswerVerb.ENDED
+            assert wire.answer(fast.recv(4096)).verb == wire.AnswerVerb.STARTED
+            ended = wire.answer(fast.recv(4096))
+            assert ended.verb == wire.AnswerVerb.ENDED
             ends.append(ended.status)
     return ends
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from tests.support.agile_host import streams, with_daemon
 
-from firstlight.agile import Function, node_wire
+from firstlight.agile import Function
 from firstlight.agile.client import Client
 from firstlight.agile.link import rights
-from firstlight.agile.node_wire import AnswerVerb, RequestVerb, Step
+from firstlight.agile.node import wire
+from firstlight.agile.node.wire import AnswerVerb, RequestVerb, Step
 from firstlight.errors import Failed
 from firstlight.native import native
 
@@ -161,7 +162,7 @@ def refusal(path: Path, message: bytes, descriptors: list[int]) -> tuple[Step, i
         raw.settimeout(60)
         raw.connect(str(path))
         raw.sendmsg([message], rights(descriptors))
-        answer = node_wire.answer(raw.recv(4096))
+        answer = wire.answer(raw.recv(4096))
     assert answer.verb == AnswerVerb.REFUSED
     return Step(answer.step), answer.error
 
@@ -173,7 +174,7 @@ def test_a_start_with_other_descriptors_than_three_streams_is_refused(
     async def main(path: Path) -> None:
         with Client(path) as client:
             number, version = client.register(function("hold", "0"))
-        message = node_wire.request(RequestVerb.START, number, version=version)
+        message = wire.request(RequestVerb.START, number, version=version)
         step, error = refusal(path, message, descriptors)
         assert (step, error) in ((Step.STREAMS, errno.EBADMSG), (Step.CLONE, errno.EPROTO))
 
@@ -193,9 +194,9 @@ def test_a_number_that_no_function_has_and_an_old_version_are_refused(function: 
         with Client(path) as client:
             number, version = client.register(function("hold", "0"))
         for unknown in (0, number + 1, 4095, 4096, 2**32 - 1):
-            message = node_wire.request(RequestVerb.START, unknown)
+            message = wire.request(RequestVerb.START, unknown)
             assert refusal(path, message, [0, 1, 2]) == (Step.FUNCTION, errno.ENOENT)
-        message = node_wire.request(RequestVerb.START, number, version=version + 1)
+        message = wire.request(RequestVerb.START, number, version=version + 1)
         assert refusal(path, message, [0, 1, 2]) == (Step.FUNCTION, errno.ESTALE)
 
     with_daemon(main)

@@ -11,8 +11,8 @@ import pytest
 from tests.support.agile_host import HERE, on_host
 
 from firstlight.agile import Config, Function, Runtime
-from firstlight.agile.cgroups import Cgroups
 from firstlight.agile.config import NetworkConfig
+from firstlight.agile.parts.cgroups import Cgroups
 
 Make = Callable[..., Function]
 GATEWAY = "10.213.0.1"

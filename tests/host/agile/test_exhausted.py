@@ -23,11 +23,12 @@ from tests.support.agile_host import (
 )
 from tests.support.pod_host import PodHost, host
 
-from firstlight.agile import Config, Function, Runtime, node_wire, protocol
+from firstlight.agile import Config, Function, Runtime, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.config import Pools, PoolSize
-from firstlight.agile.node import pid_of
-from firstlight.agile.node_wire import OrderVerb, RequestVerb
+from firstlight.agile.node import wire
+from firstlight.agile.node.process import pid_of
+from firstlight.agile.node.wire import OrderVerb, RequestVerb
 from firstlight.errors import Failed
 
 __all__ = ["host"]  # a fixture
@@ -204,10 +205,10 @@ def test_a_node_without_a_descriptor_waits_for_one_and_serves_who_came_meanwhile
         await first.wait()
         with no_descriptor_left(node):
             asks, orders = (connected(SOCKET.with_name(name)) for name in ("socket", "node"))
-            asks.send(node_wire.request(RequestVerb.PING, tag=7))
-            orders.send(node_wire.order(OrderVerb.SYNC))
+            asks.send(wire.request(RequestVerb.PING, tag=7))
+            orders.send(wire.order(OrderVerb.SYNC))
             assert idles(node)
-        assert node_wire.answer(asks.recv(4096)).tag == 7
+        assert wire.answer(asks.recv(4096)).tag == 7
         assert orders.recv(4096)
         asks.close()
         orders.close()

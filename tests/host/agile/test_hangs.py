@@ -17,12 +17,13 @@ from tests.support.agile_host import SOCKET, daemon, on_host, serve, stopped
 from tests.support.laboratory import compiled
 from tests.support.pod_host import CONF, PodHost, host
 
-from firstlight.agile import Config, Function, Runtime, liveness, starter
+from firstlight.agile import Config, Function, Runtime
 from firstlight.agile import daemon as daemons
 from firstlight.agile.client import Client
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.link import is_readable
-from firstlight.agile.node import pid_of
+from firstlight.agile.node import liveness, starter
+from firstlight.agile.node.process import pid_of
 from firstlight.agile.serving import Serving
 from firstlight.errors import Failed
 

@@ -8,9 +8,10 @@ import pytest
 from tests.support.laboratory import NATIVE, compiled
 from tests.support.network_host import HOST, Place, inside, neighbour, on_network_host, sh
 
-from firstlight.agile import firewall, helper, nethelper
+from firstlight.agile import helper
 from firstlight.agile.config import NetworkConfig
-from firstlight.agile.network import Networks
+from firstlight.agile.network import firewall, nethelper
+from firstlight.agile.network.networks import Networks
 from firstlight.errors import Failed
 
 WORLD = "198.51.100.2"

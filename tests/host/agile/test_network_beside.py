@@ -23,7 +23,7 @@ from tests.support.network_host import (
 
 from firstlight.agile import Config
 from firstlight.agile.journal import Journal
-from firstlight.agile.network import Networks
+from firstlight.agile.network.networks import Networks
 
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 WORLD = "198.51.100.2"
@@ -113,7 +113,7 @@ def test_what_a_killed_runtime_left_is_removed_by_the_next(tmp_path: Path) -> No
             code = (
                 "import asyncio; from firstlight.agile import Config; "
                 "from firstlight.agile.journal import Journal; "
-                "from firstlight.agile.network import Networks; "
+                "from firstlight.agile.network.networks import Networks; "
                 f"c = Config(name='tn', state='{tmp_path}'); j = Journal(c.directory); j.open(); "
                 "n = Networks(c); n.check(); j.record('network', n.table, n.anchor)\n"
                 "async def main():\n"

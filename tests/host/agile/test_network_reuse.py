@@ -19,7 +19,7 @@ from tests.support.agile_host import on_host
 from tests.support.network_host import inside, neighbour, networks, on_network_host, sh
 
 from firstlight.agile import Config, Function, Instance, Runtime
-from firstlight.agile.network import Network, Networks
+from firstlight.agile.network.networks import Network, Networks
 
 JUDGED_EVERY = 128  # native/agile/rest.c
 TIME_WAIT = (

@@ -12,7 +12,7 @@ from tests.support.agile_host import on_host, pids_hierarchy
 
 from firstlight.agile import Config, Function, Instance, Runtime
 from firstlight.agile.config import NetworkConfig, Pools, PoolSize
-from firstlight.agile.firewall import Firewall
+from firstlight.agile.network.firewall import Firewall
 from firstlight.errors import Failed, FirstlightError
 
 Make = Callable[..., Function]

@@ -13,7 +13,7 @@ from tests.support.lambda_functions import call, function, lambda_root, with_ser
 
 from firstlight.agile import Config, Runtime
 from firstlight.agile.functions.version import FunctionVersion
-from firstlight.agile.network import Network
+from firstlight.agile.network.networks import Network
 from firstlight.agile.serving import Serving
 
 HANDLERS = """

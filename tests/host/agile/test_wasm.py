@@ -31,8 +31,9 @@ from tests.support.wasm_modules import (
     large,
 )
 
-from firstlight.agile import Config, Function, Runtime, wasm, wasm_wire
-from firstlight.agile.wasm_wire import Outcome
+from firstlight.agile import Config, Function, Runtime
+from firstlight.agile.wasm import wire, workers
+from firstlight.agile.wasm.wire import Outcome
 from firstlight.errors import Failed
 
 wasmtime = pytest.importorskip("wasmtime", reason="the extra 'wasm' is not installed")
@@ -166,12 +167,12 @@ def test_what_is_no_file_is_refused_and_nobody_waits(made: Make, tmp_path: Path)
     fifo, big, secret = tmp_path / "fifo", tmp_path / "big", tmp_path / "secret"
     os.mkfifo(fifo)
     with big.open("wb") as file:
-        file.truncate(wasm.MODULE_MAX + 1)
+        file.truncate(workers.MODULE_MAX + 1)
     secret.write_bytes(Path(made(MODULE, "next").rootfs).read_bytes())
     secret.chmod(0o600)
     rows = [
         (fifo, "is a FIFO"), (tmp_path, "is a directory"), (Path("/dev/zero"), "is a device"),
-        (tmp_path / "none", "does not exist"), (big, f"at most {wasm.MODULE_MAX}"),
+        (tmp_path / "none", "does not exist"), (big, f"at most {workers.MODULE_MAX}"),
         (secret, "readable for the function's user"),
     ]  # fmt: skip
 
@@ -194,7 +195,7 @@ def test_an_instance_starts_anew_each_time(made: Make) -> None:
             function = made(text, handler)
             # At once, too: by neighbours in other threads, and one after another in one message.
             alone = await asyncio.gather(
-                *(value(runtime, function, *event) for _ in range(3 * wasm.THREADS))
+                *(value(runtime, function, *event) for _ in range(3 * workers.THREADS))
             )
             assert alone == [answer] * len(alone)
             worker = runtime._wasms.values()[-1]
@@ -330,7 +331,7 @@ def test_the_clock_ends_what_begins_when_it_goes_to_sleep(made: Make) -> None:
 def test_a_module_that_takes_too_long_to_compile_is_given_up(
     made: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wasm, "COMPILE_SECONDS", 0.3)
+    monkeypatch.setattr(workers, "COMPILE_SECONDS", 0.3)
 
     async def main(runtime: Runtime) -> None:
         with pytest.raises(Failed, match=r"compiling .* took more than 0.3 s"):
@@ -374,7 +375,7 @@ def test_a_worker_that_is_killed_fails_its_requests_and_is_started_again(made: M
 
 
 def test_a_worker_out_of_memory_says_so(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wasm, "WORKER_BYTES", 16 * MEBIBYTE)
+    monkeypatch.setattr(workers, "WORKER_BYTES", 16 * MEBIBYTE)
 
     async def main(runtime: Runtime) -> None:
         failed = await failure(runtime, made(data(40 * MEBIBYTE), "run", memory=2 * MEBIBYTE), [])
@@ -417,7 +418,9 @@ def test_new_code_is_served_and_what_runs_is_not_disturbed(made: Make, tmp_path:
         for number in range(3):
             deploy(number)
             if number:
-                await asyncio.sleep(wasm._STALE_SECONDS)  # as long as an old module may be served
+                await asyncio.sleep(
+                    workers._STALE_SECONDS
+                )  # as long as an old module may be served
             assert await value(runtime, function) == number
 
     with_runtime(main)
@@ -426,7 +429,7 @@ def test_new_code_is_served_and_what_runs_is_not_disturbed(made: Make, tmp_path:
 def test_what_nobody_asks_for_ends_and_is_forgotten(
     made: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wasm, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(workers, "IDLE_SECONDS", 0.3)
 
     async def main(runtime: Runtime) -> None:
         for number in range(5):  # each a function of its own
@@ -439,8 +442,8 @@ def test_what_nobody_asks_for_ends_and_is_forgotten(
             while len(runtime.running()) > 1:
                 await asyncio.sleep(0.05)
             client.setblocking(True)
-            client.send(wasm_wire.request(1, [wasm_wire.event([5])]))
-            [reply] = wasm_wire.answer(client.recv(wasm_wire.MESSAGE_MAX))[2]
+            client.send(wire.request(1, [wire.event([5])]))
+            [reply] = wire.answer(client.recv(wire.MESSAGE_MAX))[2]
             assert reply.values == (6,)
         await asyncio.wait_for(_none_left(runtime), 60)
         assert runtime._wasms.values() == []
@@ -461,22 +464,22 @@ def test_a_client_speaks_to_the_worker_itself(made: Make) -> None:
 
 
 def speak(first: socket.socket, second: socket.socket) -> None:
-    events = [wasm_wire.event()] * 3000
+    events = [wire.event()] * 3000
     first.settimeout(60)
     second.settimeout(60)
-    first.send(wasm_wire.request(7, events))
-    replies: list[wasm_wire.Reply] = []
+    first.send(wire.request(7, events))
+    replies: list[wire.Reply] = []
     while len(replies) < len(events):
-        identity, place, some = wasm_wire.answer(first.recv(wasm_wire.MESSAGE_MAX))
+        identity, place, some = wire.answer(first.recv(wire.MESSAGE_MAX))
         assert (identity, place) == (7, len(replies))
         replies += some
     assert {reply.values for reply in replies} == {(1,)}
     numbers = range(2000)
-    second.send(wasm_wire.request(8, [wasm_wire.event([n]) for n in numbers]))
-    second.send(wasm_wire.request(9, [wasm_wire.event([0.5])]))
-    answers: dict[int, list[wasm_wire.Reply]] = {8: [], 9: []}
+    second.send(wire.request(8, [wire.event([n]) for n in numbers]))
+    second.send(wire.request(9, [wire.event([0.5])]))
+    answers: dict[int, list[wire.Reply]] = {8: [], 9: []}
     while len(answers[8]) < len(numbers) or not answers[9]:
-        identity, _, some = wasm_wire.answer(second.recv(wasm_wire.MESSAGE_MAX))
+        identity, _, some = wire.answer(second.recv(wire.MESSAGE_MAX))
         answers[identity] += some
     assert [reply.values for reply in answers[8]] == [(n + 1,) for n in numbers]
     assert answers[9][0].outcome is Outcome.REFUSED
@@ -492,7 +495,7 @@ def speak_badly(connection: socket.socket) -> None:
 def test_a_client_that_does_not_read_holds_nobody(made: Make) -> None:
     async def main(runtime: Runtime) -> None:
         function = made(MODULE, "next")
-        message = wasm_wire.request(1, [wasm_wire.event([1])] * 3000)
+        message = wire.request(1, [wire.event([1])] * 3000)
         with await runtime.attach(function) as deaf:
             deaf.setblocking(False)
             sent = 0

@@ -13,7 +13,7 @@ from tests.support.agile_host import on_host, serve
 
 from firstlight.agile import Config, Function, daemon
 from firstlight.agile.client import Client
-from firstlight.agile.node import pid_of
+from firstlight.agile.node.process import pid_of
 from firstlight.errors import Failed
 
 wasmtime = pytest.importorskip("wasmtime")

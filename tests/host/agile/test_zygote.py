@@ -15,10 +15,10 @@ from tests.support.python_functions import Make, python_root, value, with_handle
 
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Pools, PoolSize
-from firstlight.agile.fork import Fork
-from firstlight.agile.interpreter import Interpreter
-from firstlight.agile.place import Place, Placer
-from firstlight.agile.zygote import Zygote
+from firstlight.agile.python.fork import Fork
+from firstlight.agile.python.interpreter import Interpreter
+from firstlight.agile.python.place import Place, Placer
+from firstlight.agile.python.zygote import Zygote
 from firstlight.errors import Failed
 
 HANDLERS = """

@@ -13,7 +13,8 @@ import pytest
 from tests.support.agile_host import on_host
 from tests.support.python_functions import Make, python_root, value, with_handlers
 
-from firstlight.agile import Config, Function, Runtime, interpreter
+from firstlight.agile import Config, Function, Runtime
+from firstlight.agile.python import interpreter
 from firstlight.errors import Failed
 
 HANDLERS = """

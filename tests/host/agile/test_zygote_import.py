@@ -114,7 +114,7 @@ def test_forbidden_user_namespaces_are_named(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "most").write_text("0\n")
-    monkeypatch.setattr("firstlight.agile.interpreter.USER_NAMESPACES", tmp_path / "most")
+    monkeypatch.setattr("firstlight.agile.python.interpreter.USER_NAMESPACES", tmp_path / "most")
 
     async def main(runtime: Runtime, function: Make) -> None:
         with pytest.raises(Exception, match=r"user\.max_user_namespaces is 0"):

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.agile.config import PoolSize
-from firstlight.agile.demand import Demand
-from firstlight.agile.parts import Shelf
-from firstlight.agile.pool import LoadGate, Pool
+from firstlight.agile.parts.demand import Demand
+from firstlight.agile.parts.pool import LoadGate, Pool
+from firstlight.agile.parts.shelves import Shelf
 
 WINDOW = 10.0
 

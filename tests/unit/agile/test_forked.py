@@ -2,8 +2,8 @@
 
 import pytest
 
-from firstlight.agile import forked
-from firstlight.agile.fork import Line
+from firstlight.agile.python import forked
+from firstlight.agile.python.fork import Line
 
 
 @pytest.mark.parametrize(

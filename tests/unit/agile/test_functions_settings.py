@@ -6,10 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from firstlight.agile import roots
 from firstlight.agile.functions import settings
 from firstlight.agile.functions.records import Code, ImageSettings, Settings
 from firstlight.agile.functions.version import FunctionVersion
+from firstlight.agile.parts import roots
 from firstlight.errors import Failed
 
 

@@ -9,21 +9,23 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from firstlight.agile import Config, Function, client, node_wire, zygotes
+from firstlight.agile import Config, Function, client
 from firstlight.agile.client import Client
 from firstlight.agile.config import Functions
 from firstlight.agile.functions.version import FunctionVersion
-from firstlight.agile.liveness import connected
-from firstlight.agile.node_wire import AnswerVerb
+from firstlight.agile.node import wire
+from firstlight.agile.node.liveness import connected
+from firstlight.agile.node.wire import AnswerVerb
+from firstlight.agile.python import zygotes
 from firstlight.agile.serving.serving import Serving
 from firstlight.agile.serving.web import Web
-from firstlight.agile.wasm_client import Attached
+from firstlight.agile.wasm.client import Attached
 from firstlight.errors import Failed
 
 
 def answer(verb: AnswerVerb, instance: int) -> bytes:
     """An answer of the node."""
-    return node_wire._ANSWER.pack(node_wire.MAGIC, verb, 0, 0, instance, *([0] * 28))
+    return wire._ANSWER.pack(wire.MAGIC, verb, 0, 0, instance, *([0] * 28))
 
 
 def test_a_client_keeps_so_many_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.agile import nethelper
-from firstlight.agile.nethelper import NetHelper, Request, Verb
+from firstlight.agile.network import nethelper
+from firstlight.agile.network.nethelper import NetHelper, Request, Verb
 from firstlight.errors import Failed
 
 

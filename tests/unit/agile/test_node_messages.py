@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tests.support.laboratory import sanitized
 
-from firstlight.agile import node_wire
-from firstlight.agile.node_wire import OrderVerb, RequestVerb
+from firstlight.agile.node import wire
+from firstlight.agile.node.wire import OrderVerb, RequestVerb
 
 SOURCES = ("ahead", "client", "inherit", "instance", "instance_start", "keeper", "manager",
            "net_quick", "output", "part", "pending", "rest", "reuse", "sandbox", "session",
@@ -40,7 +40,7 @@ def number(chance: random.Random) -> int:
 def ask(chance: random.Random) -> tuple[bytes, int]:
     """A client's request, with the descriptors that it should have."""
     verb = chance.choice([*RequestVerb, RequestVerb.START, RequestVerb.START])
-    message = node_wire.request(
+    message = wire.request(
         verb, number(chance), chance.choice((0, 1, 2, 3, 65535)), tag=chance.getrandbits(64),
         instance=chance.randrange(40), signal=chance.choice((0, 9, 15, 64, 65, -1)),
         version=chance.choice((0, 1, 2)),
@@ -55,30 +55,30 @@ def order(chance: random.Random) -> tuple[bytes, int]:
     match verb := chance.choice([*verbs, OrderVerb.FUNCTION, OrderVerb.PART]):
         case OrderVerb.FUNCTION:
             name = chance.choice((b"instance", b"x" * 63, b"x" * 64))
-            body = node_wire.DEFINITION.pack(
+            body = wire.DEFINITION.pack(
                 small, chance.choice((0, 1, 2, 3)), chance.choice((0, 1, 8, 16, 255)),
                 chance.choice((0, 1, 4)), chance.choice((0, 1, 2, 3)), chance.choice((0, 1, 2, 3)),
                 number(chance), number(chance), number(chance), number(chance), number(chance),
                 number(chance), number(chance), name,
             )  # fmt: skip
-            return node_wire.order(verb, body, id=small), 2
+            return wire.order(verb, body, id=small), 2
         case OrderVerb.PART:
             kind = chance.choice((1, 2, 3))
-            body = node_wire.PART.pack(
+            body = wire.PART.pack(
                 chance.choice((small, 16383, 16384)), kind, chance.choice((0, 1, 2, 3, -1)),
                 chance.choice((-1, small, 5000)), number(chance), small, number(chance),
                 number(chance), number(chance), number(chance), b"note",
             )  # fmt: skip
-            return node_wire.order(verb, body), int(kind == 1)
+            return wire.order(verb, body), int(kind == 1)
         case OrderVerb.PROFILE:
             program = struct.pack("=HBBI", 6, 0, 0, 0) * chance.randrange(5)
-            return node_wire.profile(chance.randrange(6), program), 0
+            return wire.profile(chance.randrange(6), program), 0
         case OrderVerb.HELLO:
-            count = chance.choice((node_wire.VERSION, 0))
-            flags = node_wire.STAY * (chance.random() < 0.99)
-            return node_wire.order(verb, flags=flags, id=small, count=count), chance.randrange(5)
+            count = chance.choice((wire.VERSION, 0))
+            flags = wire.STAY * (chance.random() < 0.99)
+            return wire.order(verb, flags=flags, id=small, count=count), chance.randrange(5)
         case _:
-            return node_wire.order(
+            return wire.order(
                 verb, chance.randbytes(8), number(chance), number(chance), number(chance),
                 number(chance),
             ), 0  # fmt: skip
@@ -87,7 +87,7 @@ def order(chance: random.Random) -> tuple[bytes, int]:
 def conversation(seed: int, length: int) -> bytes:
     """Records for the program; most are as they should be, so that there is a state to break."""
     chance = random.Random(seed)
-    whole = record(MANAGER, node_wire.order(OrderVerb.HELLO, flags=1, count=node_wire.VERSION), 3)
+    whole = record(MANAGER, wire.order(OrderVerb.HELLO, flags=1, count=wire.VERSION), 3)
     for _ in range(length):
         to = chance.choices((CLIENT, MANAGER, READ, LEAVE), (8, 10, 3, 1))[0]
         message, descriptors = b"", 0

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstlight.agile import pool
 from firstlight.agile.config import PoolSize
-from firstlight.agile.parts import Shelf
-from firstlight.agile.pool import LoadGate, Pool
+from firstlight.agile.parts import pool
+from firstlight.agile.parts.pool import LoadGate, Pool
+from firstlight.agile.parts.shelves import Shelf
 from firstlight.errors import Failed
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from firstlight.agile.config import Config
 from firstlight.agile.function import Function
-from firstlight.agile.registry import Registered, Registry
+from firstlight.agile.node.registry import Registered, Registry
 from firstlight.errors import Failed
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.agile import seccomp
-from firstlight.agile.instances import ZYGOTE_CALLS
+from firstlight.agile.node.instances import ZYGOTE_CALLS
 
 ALLOWED, EPERM, ENOSYS = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
 X86_64 = 0xC000003E

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from firstlight.agile import wasm_wire
-from firstlight.agile.wasm_channel import WAITING_MAX, Channel
+from firstlight.agile.wasm import wire
+from firstlight.agile.wasm.channel import WAITING_MAX, Channel
 from firstlight.errors import Failed
 
-EVENT = wasm_wire.event([1])
+EVENT = wire.event([1])
 RESULT = struct.pack("=IIiIIIqqIIq", 0, 1, 0, 0, 0, 0, 1, 2, 0, 0, 2)
 
 
@@ -99,7 +99,7 @@ def test_who_waits_is_counted() -> None:
             worker.setblocking(False)
             while True:
                 try:
-                    identity, *_ = wasm_wire.head(worker.recv(wasm_wire.MESSAGE_MAX))
+                    identity, *_ = wire.head(worker.recv(wire.MESSAGE_MAX))
                     break
                 except BlockingIOError:
                     await asyncio.sleep(0)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.laboratory import compiled
 
-from firstlight.agile import wasm_wire
-from firstlight.agile.wasm_wire import Outcome
+from firstlight.agile.wasm import wire
+from firstlight.agile.wasm.wire import Outcome
 from firstlight.errors import Failed
 
 NATIVE = Path(__file__).parents[3] / "native/agile"
@@ -80,8 +80,8 @@ def test_the_worker_reads_what_is_written(
 ) -> None:
     messages, expected = [], []
     for events in requests:
-        encoded = [wasm_wire.event(*event) for event in events]
-        messages.append(wasm_wire.request(1, encoded))
+        encoded = [wire.event(*event) for event in events]
+        messages.append(wire.request(1, encoded))
         heads = sum(sum(struct.pack("=II", len(a), len(b))) for a, b in events)
         expected.append((len(events), sum(map(sum, encoded)) - heads))
     assert read(reader, messages) == expected
@@ -94,7 +94,7 @@ def test_the_worker_reads_what_is_written(
             st.binary(max_size=200),
             st.builds(
                 lambda events, at, byte: _spoiled(
-                    wasm_wire.request(1, [wasm_wire.event(*event) for event in events]), at, byte
+                    wire.request(1, [wire.event(*event) for event in events]), at, byte
                 ),
                 EVENTS, st.integers(0, 10_000), st.integers(0, 255),
             ),
@@ -114,23 +114,23 @@ def _spoiled(message: bytes, at: int, byte: int) -> bytes:
 @given(message=st.binary(max_size=300))
 def test_what_is_no_answer_raises_nothing_else(message: bytes) -> None:
     with suppress(Failed):
-        wasm_wire.answer(message)
+        wire.answer(message)
 
 
 def test_an_answer() -> None:
     value, text = struct.pack("=IIq", 0, 0, -5), b"words" + b"out" + b"err" + bytes(5)
     head = struct.pack("=IIiIIIqq", 3, 1, 7, 5, 3, 3, 11, 12)
     message = struct.pack("=QII", 9, 4, 2) + 2 * (head + value + text)
-    identity, first, replies = wasm_wire.answer(message)
+    identity, first, replies = wire.answer(message)
     assert (identity, first, len(replies)) == (9, 4, 2)
     assert replies[1] == (Outcome.TRAPPED, (-5,), 7, "words", "out", "err", 11, 12)
     for size in range(len(message)):
         with pytest.raises(Failed):
-            wasm_wire.answer(message[:size])
+            wire.answer(message[:size])
 
 
 def test_what_has_no_place_in_a_message_is_refused() -> None:
     with pytest.raises(Failed, match="64 bits"):
-        wasm_wire.event([1 << 63])
+        wire.event([1 << 63])
     with pytest.raises(Failed, match="too long"):
-        wasm_wire.request(1, [wasm_wire.event(stdin=bytes(200_000))])
+        wire.request(1, [wire.event(stdin=bytes(200_000))])

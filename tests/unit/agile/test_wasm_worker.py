@@ -11,8 +11,8 @@ import pytest
 from tests.support.laboratory import compiled
 from tests.support.wasm_modules import ANSWERS, CALLS, COMMAND, FILES, MODULE
 
-from firstlight.agile import wasm, wasm_wire
-from firstlight.agile.wasm_wire import Outcome, Reply
+from firstlight.agile.wasm import wire, workers
+from firstlight.agile.wasm.wire import Outcome, Reply
 
 wasmtime = pytest.importorskip("wasmtime", reason="the extra 'wasm' is not installed")
 
@@ -43,10 +43,10 @@ class Worker:
 
     def ask(self, *events: bytes) -> list[Reply]:
         """The results of one message's events."""
-        self.connection.send(wasm_wire.request(1, events))
+        self.connection.send(wire.request(1, events))
         replies: list[Reply] = []
         while len(replies) < len(events):
-            _, first, some = wasm_wire.answer(self.connection.recv(wasm_wire.MESSAGE_MAX))
+            _, first, some = wire.answer(self.connection.recv(wire.MESSAGE_MAX))
             assert first == len(replies)
             replies += some
         return replies
@@ -81,8 +81,8 @@ def run(program: Path, tmp_path: Path) -> Run:
         module = tmp_path / "module"
         module.write_bytes(wasmtime.wat2wasm(text) if isinstance(text, str) else text)
         worker = Worker([
-            str(program), str(wasm._library()), str(module), str(tmp_path / "files"),
-            str(128 << 20), str(wasm.ELEMENTS), str(int(seconds * 1e9)), "4", handler, "f",
+            str(program), str(workers._library()), str(module), str(tmp_path / "files"),
+            str(128 << 20), str(workers.ELEMENTS), str(int(seconds * 1e9)), "4", handler, "f",
         ])  # fmt: skip
         try:
             yield worker
@@ -102,7 +102,7 @@ def test_it_answers_and_ends_in_order(
     run: Run, text: str | bytes, handler: str, event: list[int], answer: object
 ) -> None:
     with run(text, handler) as worker:
-        values = [list(reply.values) for reply in worker.ask(*[wasm_wire.event(event)] * 3)]
+        values = [list(reply.values) for reply in worker.ask(*[wire.event(event)] * 3)]
         assert values == [answer if isinstance(answer, list) else [answer]] * 3
         assert worker.end() == (0, "")
 
@@ -121,13 +121,13 @@ def test_it_answers_and_ends_in_order(
 )
 def test_what_fails_does_so_in_order(run: Run, text: str, handler: str, outcome: Outcome) -> None:
     with run(text, handler, 0.1) as worker:
-        assert [reply.outcome for reply in worker.ask(*[wasm_wire.event()] * 3)] == [outcome] * 3
+        assert [reply.outcome for reply in worker.ask(*[wire.event()] * 3)] == [outcome] * 3
         assert worker.end() == (0, "")
 
 
 def test_files_are_removed_however_deep(run: Run, tmp_path: Path) -> None:
     with run(FILES, "deep") as worker:
-        assert worker.ask(wasm_wire.event([300]))[0].values == (300,)
+        assert worker.ask(wire.event([300]))[0].values == (300,)
         assert list((tmp_path / "files").iterdir()) == []
         assert worker.end() == (0, "")
 
@@ -139,7 +139,7 @@ def test_a_module_that_is_none_is_told(run: Run) -> None:
     ):
         with run(text, "f") as worker:
             status, output = worker.end()
-            assert status == wasm._REFUSED
+            assert status == workers._REFUSED
             assert words in output
 
 
@@ -148,8 +148,8 @@ def test_it_ends_with_its_last_client_when_it_is_given_no_more(run: Run) -> None
         worker.connection.close()
         other = worker.connect()  # it was there for the next
         worker.control.shutdown(socket.SHUT_RDWR)
-        other.send(wasm_wire.request(1, [wasm_wire.event([1])]))
-        assert wasm_wire.answer(other.recv(wasm_wire.MESSAGE_MAX))[2][0].values == (2,)
+        other.send(wire.request(1, [wire.event([1])]))
+        assert wire.answer(other.recv(wire.MESSAGE_MAX))[2][0].values == (2,)
         assert worker.process.poll() is None
         other.close()
         assert worker.process.wait(30) == 0
@@ -161,10 +161,10 @@ def test_an_event_is_answered_to_who_sent_it(run: Run) -> None:
         for number in range(300):
             clients = [worker.connect() for _ in range(3)]
             for place, client in enumerate(clients):
-                client.send(wasm_wire.request(number, [wasm_wire.event([3 * number + place])]))
+                client.send(wire.request(number, [wire.event([3 * number + place])]))
             for place, client in enumerate(clients):
                 if place != number % 3:  # one leaves before it is answered
-                    identity, _, [reply] = wasm_wire.answer(client.recv(wasm_wire.MESSAGE_MAX))
+                    identity, _, [reply] = wire.answer(client.recv(wire.MESSAGE_MAX))
                     assert (identity, reply.values) == (number, (3 * number + place + 1,))
                 client.close()
         assert worker.end() == (0, "")

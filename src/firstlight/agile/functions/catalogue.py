@@ -45,8 +45,8 @@ from firstlight.agile.functions.records import (
 )
 from firstlight.agile.functions.store import Store
 from firstlight.agile.functions.version import FunctionVersion
-from firstlight.agile.interpreter import ImportFailed
 from firstlight.agile.logs import Position
+from firstlight.agile.python.interpreter import ImportFailed
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import Answer, Serving
 from firstlight.agile.serving.written import unknown

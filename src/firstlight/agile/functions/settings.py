@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from firstlight.agile import roots
 from firstlight.agile.function import SECRETS, Function
 from firstlight.agile.functions.base import RUNTIME
 from firstlight.agile.functions.errors import Invalid
 from firstlight.agile.functions.records import Code, ImageSettings, Revision, Settings
 from firstlight.agile.functions.version import FunctionVersion, Kind
-from firstlight.agile.interpreter import INTERPRETER
+from firstlight.agile.parts import roots
+from firstlight.agile.python.interpreter import INTERPRETER
 from firstlight.errors import Failed
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -13,11 +13,11 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 
 from firstlight.agile.config import Config
+from firstlight.agile.parts.pool import LoadGate, Pool
 from firstlight.agile.pods import wire
 from firstlight.agile.pods.leases import Lease, Leases
 from firstlight.agile.pods.networks import PodNetwork, PodNetworks
 from firstlight.agile.pods.wire import Answer, Code, Request, Verb
-from firstlight.agile.pool import LoadGate, Pool
 from firstlight.errors import Failed, FirstlightError, Unsupported
 
 _BACKLOG = 4096

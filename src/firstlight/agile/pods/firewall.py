@@ -8,9 +8,9 @@ Traffic that kube-proxy or portmap redirects to the node does not count as the n
 import socket
 from collections.abc import Iterable
 
-from firstlight.agile import nethelper
 from firstlight.agile.config import PodsConfig
-from firstlight.agile.nethelper import NetHelper
+from firstlight.agile.network import nethelper
+from firstlight.agile.network.nethelper import NetHelper
 
 _TABLE = """
 table inet {table} {{

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import msgspec
 
-from firstlight.agile import forwarding, nethelper
-from firstlight.agile.addresses import GONE_SECONDS, Addresses, Ring
 from firstlight.agile.config import Config
-from firstlight.agile.nethelper import Answer, Flag, NetHelper, Request, Verb
+from firstlight.agile.network import forwarding, nethelper
+from firstlight.agile.network.addresses import GONE_SECONDS, Addresses, Ring
+from firstlight.agile.network.nethelper import Answer, Flag, NetHelper, Request, Verb
+from firstlight.agile.network.rulewatch import RuleWatch
 from firstlight.agile.pods import firewall, wire
-from firstlight.agile.rulewatch import RuleWatch
 from firstlight.errors import Failed
 
 _HOST_MAC = bytes((2, 0x66, 0x6C, 0, 0, 1))  # every link has it; see native/agile/net_make.c

@@ -6,10 +6,10 @@ import time
 
 import msgspec
 
-from firstlight.agile.drain import Drain
 from firstlight.agile.function import Ended, Function
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.output import Output, pipes
+from firstlight.agile.python.drain import Drain
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving.answer import PAYLOAD_MAX, Answer, ending, failure, timed_out
 from firstlight.errors import Failed

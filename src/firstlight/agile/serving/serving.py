@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from firstlight.agile.functions.version import FunctionVersion
-from firstlight.agile.interpreter import ImportFailed
+from firstlight.agile.python.interpreter import ImportFailed
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import kept, once
 from firstlight.agile.serving.answer import Answer, Load, Outcome, Throttled

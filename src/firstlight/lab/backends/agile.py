@@ -18,9 +18,10 @@ from typing import Literal, Self
 
 import msgspec
 
-from firstlight.agile import Config, Function, node
+from firstlight.agile import Config, Function
 from firstlight.agile.client import Client
 from firstlight.agile.config import Pools, PoolSize
+from firstlight.agile.node import process
 from firstlight.errors import Failed, UnknownName, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
@@ -143,7 +144,7 @@ def serving(
 
 def processes(config: Config, manager: int) -> tuple[int, ...]:
     """The runtime's processes: the manager's, and the node's, which is no child of it."""
-    return (*tree(manager), *(tree(node.pid_of(config))))
+    return (*tree(manager), *(tree(process.pid_of(config))))
 
 
 def _warm(config: Config, function: Function) -> tuple[int, int]:

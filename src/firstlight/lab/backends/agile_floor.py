@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firstlight.agile import Function
-from firstlight.agile.cgroups import Cgroups, Limits
+from firstlight.agile.parts.cgroups import Cgroups, Limits
 from firstlight.errors import Failed, Unsupported
 from firstlight.host import cgroups
 from firstlight.host import workspace as workspaces

@@ -22,8 +22,8 @@ import msgspec
 from firstlight.agile import Config
 from firstlight.agile.config import Pools, PoolSize
 from firstlight.agile.link import rights
-from firstlight.agile.network import Network, Networks
-from firstlight.agile.pool import LoadGate, Pool
+from firstlight.agile.network.networks import Network, Networks
+from firstlight.agile.parts.pool import LoadGate, Pool
 from firstlight.errors import Failed
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Execute

@@ -1,0 +1,1 @@
+"""Instances' networks: addresses, links, the packet filter, and forwarding."""

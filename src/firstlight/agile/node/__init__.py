@@ -1,0 +1,1 @@
+"""The node, seen from its manager: its process, its messages, and what it runs."""

@@ -1,0 +1,557 @@
+"""A node and its instances, seen from their manager.
+
+Here is what follows the connection to the node: how it is opened, lost and replaced, starts, and
+what it reports, in its order. ``running.py`` has the instances, ``stock.py`` what they are started
+from, ``generic.py`` the sandboxes that wait, ``registry.py`` the functions.
+
+Over 500 lines: a start, an end, a take-over and a loss change the same state in the node's order.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from firstlight.agile import environment, seccomp
+from firstlight.agile.config import Config
+from firstlight.agile.function import Counts, Ended, Function, Listed
+from firstlight.agile.instance import Instance
+from firstlight.agile.logs import Keeper
+from firstlight.agile.network import resolvers
+from firstlight.agile.network.networks import Networks
+from firstlight.agile.network.used import UsedNetworks
+from firstlight.agile.node import definition, liveness, wire
+from firstlight.agile.node.generic import GenericSandboxes
+from firstlight.agile.node.history import History
+from firstlight.agile.node.process import Keepsake, Node, State
+from firstlight.agile.node.registry import Registered, Registry
+from firstlight.agile.node.running import Running
+from firstlight.agile.node.starter import Starter
+from firstlight.agile.node.wire import Answer, AnswerVerb, Event, EventVerb, Flag, Step, refused
+from firstlight.agile.output import pipes
+from firstlight.agile.parts.cgroups import Cgroups
+from firstlight.agile.parts.pool import LoadGate
+from firstlight.agile.parts.shelves import Held
+from firstlight.agile.parts.stock import Stock
+from firstlight.errors import Failed
+
+ZYGOTE_PROFILE, _BASE_PROFILE = 1, 4
+ZYGOTE_CALLS = ("setns",)
+NO_FLAGS = Flag(0)
+_RETRY_SECONDS = 0.1
+_END_SECONDS = 10.0
+_log = logging.getLogger(__name__)
+
+
+Inherit = Callable[[list[tuple[Keepsake, list[int]]]], Awaitable[set[str]]]
+"""Takes over what the node has kept; returns the names of the cgroups that it uses."""
+
+
+class Instances:
+    """Everything that is started from a number. ``rich`` gets connections for the manager."""
+
+    def __init__(
+        self, config: Config, networks: Networks, cgroups: Cgroups, gate: LoadGate,
+        rich: Callable[[int], None], inherit: Inherit,
+    ) -> None:  # fmt: skip
+        self._config, self._networks, self._cgroups = config, networks, cgroups
+        self._gate, self._rich, self._inherit = gate, rich, inherit
+        self._stock = Stock(config, networks, cgroups, gate, self._refuse)
+        self._sandboxes = GenericSandboxes(config.pools, self._stock.lend_cgroups)
+        self.observers: list[Callable[[bool, int], None]] = []
+        """Each is called at a start: whether its sandbox was waiting, and its time in ns."""
+        self._registry = Registry(config, self._register, self._forget)
+        self._used = UsedNetworks(networks, self._stock, self._registry)
+        self._running = Running(lambda: self._node, lambda: self._hung)
+        self._logs: Keeper | None = None
+        self._logs_lock = asyncio.Lock()
+        self._using: dict[int, tuple[int, int, int]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._node: Node | None = None
+        self._starter: Starter | None = None
+        self._opening = asyncio.Lock()
+        self._stay = self._closing = False
+        self._keepers: list[asyncio.Task[None]] = []
+        self._hung: asyncio.Future[Failed] = asyncio.get_running_loop().create_future()
+
+    async def open(self, stay: bool) -> None:
+        """Take over the running node, or start one. ``stay``: it outlives this process."""
+        self._stay = stay
+        await self._connected()
+        loop = asyncio.get_running_loop()
+        self._keepers = [loop.create_task(work) for work in (self._keep(), self._watch())]
+
+    async def _connected(self) -> Node:
+        async with self._opening:
+            if self._node and not self._node.is_open():
+                await asyncio.shield(self._node.gone)
+            if self._node is None:
+                node = Node(self._config, self._on_event, self._rich, self._lost)
+                with ExitStack() as opened:
+                    tops = [
+                        os.open(top, os.O_RDONLY | os.O_DIRECTORY) for top in self._cgroups.tops
+                    ]
+                    for top in tops:
+                        opened.callback(os.close, top)
+                    state = await node.open(tops, self._cgroups.unified, self._stay)
+                self._node = node
+                self._stock.connect(node)
+                self._sandboxes.connect(node)
+                node.load(_BASE_PROFILE, seccomp.base())
+                node.load(0, seccomp.rest())
+                node.load(ZYGOTE_PROFILE, seccomp.rest(ZYGOTE_CALLS))
+                await self._adopt(node, state)
+                self._sandboxes.resume()
+            return self._node
+
+    async def _adopt(self, node: Node, state: State) -> None:
+        """Take over the state of a node that outlived its manager."""
+        for described, noted in state.functions:
+            self._registry.adopt(described, noted)
+        left = await self._stock.adopt(state)
+        node.begin()
+        for instance in self._running:
+            network = self._stock.network(self._using[instance.number][1])
+            if instance.function.ports and network:
+                await self._networks.adopt(network, instance.function.ports)
+            if instance.function.serves != "nothing":
+                instance.kill()  # nobody leads requests to it any more
+            entry = self._registry.number(self._using[instance.number][0])
+            if entry and entry.is_only:
+                self._forget_with(instance, entry)
+        self._task(self._discard_left(node, left))
+        self._cgroups.remove_others(self._stock.parts.cgroups() | await self._inherit(state.kept))
+
+    async def _discard_left(self, node: Node, left: list[Held]) -> None:
+        """End the parts of instances that ended between two managers.
+
+        An end that names a part may still be on its way: until then no other gets its index.
+        """
+        with suppress(Failed):
+            await node.synced()
+        for held in left:
+            self._stock.parts.discard(held)
+
+    @property
+    def pid(self) -> int:
+        """The node's process, or -1."""
+        return self._node.pid if self._node else -1
+
+    async def leave(self) -> None:
+        """Leave the node, with all that it has, to the next manager."""
+        await self._stop_making()
+        for task in self._tasks:
+            task.cancel()  # what is not judged yet is the next one's to judge
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._starter:
+            self._starter.close()
+        if self._node:
+            self._node.close()
+
+    async def _stop_making(self) -> None:
+        self._closing = True
+        self._used.close()
+        for keeper in self._keepers:
+            keeper.cancel()
+        await self._stock.close()
+
+    async def close(self) -> None:
+        """End all instances, and the node."""
+        await self._stop_making()
+        for instance in self._running:
+            instance.kill()
+        ends = [instance.ended for instance in self._running]
+        if ends and self._node:
+            await asyncio.wait(ends, timeout=_END_SECONDS)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_END_SECONDS)
+        for task in self._tasks:
+            task.cancel()  # it waits for what hangs, and ends with that
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._starter:
+            self._starter.close()
+        if self._node:
+            self._node.end()
+            self._node = None
+            self._stock.connect(None)
+        if self._logs:
+            await asyncio.to_thread(self._logs.close)
+        self._stock.lost()
+        self._running.lost()
+
+    async def registered(self, function: Function, fresh: bool = True) -> Registered:
+        """The function, startable by its number. Raises Failed."""
+        await self._connected()
+        return await self._registry.get(function, fresh)
+
+    async def prepare(self, function: Function, sandboxes: int) -> None:
+        """Make parts ahead of starts, and generic sandboxes. Raises Failed."""
+        await self.registered(function)
+        await self._stock.warm(function.network)
+        if sandboxes:
+            await self._connected()
+            await self._sandboxes.warm(sandboxes)
+
+    async def synced(self) -> None:
+        """Return when this manager knows all that clients have been told."""
+        if self._node and self._node.is_open():
+            await self._node.synced()
+
+    async def start(
+        self, function: Function, streams: tuple[int, int, int] | None, requested: int,
+        flags: int = 0,
+    ) -> Instance:  # fmt: skip
+        """Start an instance. Without streams its output is the instance's to read."""
+        with self._gate:
+            entry = await self.registered(function, fresh=False)
+            outputs, theirs = ([], list(streams)) if streams else pipes()
+            try:
+                if function.serves == "events":
+                    await self._give_listening(entry)
+                answer = await self._request(entry, theirs, function.env, requested, flags)
+            except BaseException:
+                for output in outputs:
+                    output.close()
+                raise
+            finally:
+                if not streams:
+                    for descriptor in theirs:
+                        os.close(descriptor)
+        instance = self._running.answered(answer, entry.function)
+        if outputs:
+            instance.stdout, instance.stderr = outputs
+        return instance
+
+    async def _give_listening(self, entry: Registered) -> None:
+        """Returns when the node has it: the start comes by a socket of its own."""
+        await self._stock.give_listening(entry)
+        try:
+            await self.synced()
+        except BaseException:
+            self._stock.not_used(entry)
+            raise
+
+    async def _request(
+        self, entry: Registered, streams: list[int], env: dict[str, str], requested: int,
+        flags: int = 0,
+    ) -> Answer:  # fmt: skip
+        starter = self._connection()
+        answer = await starter.start(entry.number, entry.version, streams, env, requested, flags)
+        if answer.error == errno.ENOTCONN and answer.step == Step.STREAMS:
+            await self.keep_logs()
+            answer = await starter.start(
+                entry.number, entry.version, streams, env, requested, flags
+            )
+        if answer.verb != AnswerVerb.REFUSED:
+            return answer
+        if entry.function.serves == "events" and not answer.instance:
+            self._stock.not_used(entry)
+        if answer.error == errno.EIO and answer.step in (Step.NETWORK, Step.CGROUP):
+            raise self._stock.explain(entry.function)
+        raise refused(answer, entry.function)
+
+    def _connection(self) -> Starter:
+        if self._starter is None or not self._starter.is_open:
+            self._starter = Starter(self._config.directory / "socket", self._kill_unwanted)
+        return self._starter
+
+    def _kill_unwanted(self, number: int) -> None:
+        if self._node:
+            self._node.signal(number, signal.SIGKILL)
+
+    async def execute(
+        self, instance: Instance, words: int, streams: tuple[int, int, int],
+        ended: Callable[[int], None],
+    ) -> Answer:  # fmt: skip
+        """Run a program beside an instance's own. Raises Failed."""
+        answer = await self._connection().execute(instance.number, words, list(streams), ended)
+        if answer.verb == AnswerVerb.REFUSED:
+            raise refused(answer, instance.function)
+        return answer
+
+    async def start_on(
+        self, function: Function, tree: int, streams: tuple[int, int, int],
+        process: Function | None = None, flags: Flag = NO_FLAGS, profile: int = 0,
+    ) -> Instance:  # fmt: skip
+        """Start the only instance of a function whose root is a detached tree. Raises Failed.
+
+        ``process`` is what the node starts for it, if that is not its command with its limits. It
+        outlives this process.
+        """
+        node = await self._connected()
+        entry = self._registry.only(function)
+        process = process or function
+        try:
+            words = wire.words(process.command, {}, process.directory, definition.note(entry))
+            try:
+                uid = self._config.identities.first + entry.number
+                described = definition.encode(entry, process, profile, flags, uid)
+                await node.register(described, tree, words)
+            finally:
+                os.close(words)
+            requested = time.monotonic_ns()
+            answer = await self._request(
+                entry, list(streams), process.env, requested, wire.DETACHED
+            )
+        except BaseException:
+            await self._forget_only(entry)
+            raise
+        instance = self._running.answered(answer, entry.function)
+        self._forget_with(instance, entry)
+        return instance
+
+    def keep(self, descriptors: list[int]) -> Keepsake | None:
+        """Have the node keep descriptors for the next manager; see ``Node.keep``."""
+        return self._node.keep(descriptors) if self._node else None
+
+    def _forget_with(self, instance: Instance, entry: Registered) -> None:
+        instance.ended.add_done_callback(lambda _: self._task(self._forget_only(entry)))
+
+    async def _forget_only(self, entry: Registered) -> None:
+        if not entry.version:
+            return  # it ended with its node, and its number may be another's
+        self._registry.leave(entry)
+        await self._forget(entry)
+        self._registry.free(entry)
+
+    async def keep_logs(self) -> None:
+        """Keep the output of instances that ask for it. Raises Failed."""
+        async with self._logs_lock:
+            node = await self._connected()
+            if self._logs and self._logs.node == node.pid and self._logs.is_running():
+                return  # another start that needs it came first
+            if old := self._logs:
+                self._logs = None
+                await asyncio.to_thread(old.close)
+            self._logs = await asyncio.to_thread(Keeper, self._config, node.pid)
+            node.keep_log(self._logs.socket.fileno())
+            self._logs.socket.close()  # it ends with the node's
+            await node.synced()  # who asked for it starts by a socket of its own
+
+    @property
+    def history(self) -> History:
+        """The latest events of instances."""
+        return self._running.history
+
+    @property
+    def up(self) -> int:
+        """How many instances run, zygotes and workers among them."""
+        return len(self._running)
+
+    def running(self) -> list[Listed]:
+        """The running instances, in the order of their ids."""
+        return self._running.listed()
+
+    def get(self, identity: str) -> Instance | None:
+        """A running instance, by its id."""
+        return self._running.get(identity)
+
+    def only(self) -> list[Instance]:
+        """The running instances that ``start_on`` started."""
+        numbers = {number: using[0] for number, using in self._using.items()}
+        entries = {number: self._registry.number(numbers[number]) for number in numbers}
+        return [self._running[number] for number, entry in entries.items()
+                if entry and entry.is_only and number in self._running]  # fmt: skip
+
+    async def publish(self, instance: Instance) -> None:
+        """Forward the function's ports to an instance. Raises Failed."""
+        if instance.function.ports and instance.address:
+            await self._networks.publish(instance.function.ports, instance.address)
+
+    def explained(self, function: Function) -> Failed:
+        """Why a part of the function's starts could not be made."""
+        return self._stock.explain(function)
+
+    def counts(self) -> list[Counts]:
+        """What is on the shelves."""
+        return [*self._sandboxes.counts(), *self._stock.counts()]
+
+    def root(self, function: Function) -> int:
+        """The function's root as a detached tree. It may wait for a disk. Raises Failed."""
+        return definition.root(function, self._config.directory)
+
+    async def _register(self, entry: Registered) -> None:
+        function, config = entry.function, self._config
+        flags = definition.flags_of(function, config)
+        uid = definition.identity(entry.number, flags, config)
+        env = await asyncio.to_thread(environment.defaults, function, function.uid or uid)
+        note = definition.note(entry)
+        words = wire.words(function.command, env, function.directory, note)
+        try:
+            tree = await asyncio.to_thread(definition.tree, function, config.directory, uid)
+            try:
+                node = await self._connected()
+                await self._resolve(node)
+                await node.register(definition.encode(entry, function, 0, flags, uid), tree, words)
+            finally:
+                os.close(tree)
+        finally:
+            os.close(words)
+
+    async def _resolve(self, node: Node) -> None:
+        """Give functions that are registered from now on the present resolvers."""
+        network, gateway = self._config.network, self._networks.gateway
+        addresses, text = await asyncio.to_thread(resolvers.read, network, gateway)
+        await self._networks.resolve_by(addresses)
+        node.resolve_by(text)
+
+    async def _forget(self, entry: Registered) -> None:
+        if self._node:
+            with suppress(Failed):
+                await self._node.forget(entry.number)
+        self._stock.forget(entry)
+
+    async def _keep(self) -> None:
+        """Forget what is idle; see what has changed; follow the demand."""
+        while True:
+            await asyncio.sleep(self._config.functions.look_seconds)
+            with suppress(Failed):
+                await self._registry.forget_idle()
+                await self._registry.look()
+                self._sandboxes.follow()
+                await self._stock.follow()
+
+    async def _watch(self) -> None:
+        """Fail the waiters for an instance when the node no longer answers."""
+        while True:
+            await asyncio.sleep(liveness.LOOK_SECONDS)
+            node = self._node
+            if node is None or not node.is_open():
+                continue
+            try:
+                await node.synced()
+            except Failed as error:
+                if node.is_open() and not self._hung.done():
+                    _log.error("%s: %s", error.message, error.hint)
+                    self._hung.set_result(error)
+            else:
+                self._answers()
+
+    def _answers(self) -> None:
+        """The node answers, or another is there."""
+        if self._hung.done():
+            self._hung = asyncio.get_running_loop().create_future()
+
+    def _refuse(self, kind: int, reach: int) -> None:
+        if self._node:
+            self._node.refuse(kind, reach)
+
+    def _on_event(self, event: Event) -> None:
+        match event.verb:
+            case EventVerb.STARTED:
+                self._started(event)
+            case EventVerb.ENDED | EventVerb.FAILED:
+                self._ended(event)
+            case EventVerb.RESTED:
+                self._rested(event)
+            case EventVerb.WANT:
+                self._stock.want(event)
+            case EventVerb.WAITING:
+                self._sandboxes.counted()
+
+    def _started(self, event: Event) -> None:
+        if event.id in self._using:
+            return
+        self._gate.seen()
+        self._using[event.id] = (event.function, event.network, event.cgroup)
+        self._stock.take(event)
+        entry = self._registry.number(event.function)
+        if entry:
+            entry.running += 1
+            entry.used = time.monotonic()
+        function = entry.function if entry else Function(rootfs="?", command=("?",))
+        warm = bool(event.flags & wire.WARM)
+        for observe in self.observers:
+            observe(warm, event.running - event.requested)
+        network = self._stock.network(event.network)
+        if event.id not in self._running:
+            packed = network.address.packed if network and network.address else b""
+            address = int.from_bytes(packed, "little")
+            instance = self._running.add(event.id, function, event.pid, address, event.flags)
+            instance.stamps = {"requested": event.requested, "running": event.running}
+        instance = self._running[event.id]
+        self._running.began(instance, event.running)
+        if network:
+            instance.network.set_result(network)
+        self._sandboxes.started(warm)
+
+    def _ended(self, event: Event) -> None:
+        number, _, cgroup = self._using.pop(event.id, (event.function, event.network, event.cgroup))
+        if event.verb == EventVerb.FAILED:
+            self._stock.take(event)
+        entry = self._registry.number(number)
+        if entry and event.verb == EventVerb.ENDED:
+            entry.running -= 1
+        self._stock.cgroup_ended(event.cgroup, cgroup)
+        instance = self._running.remove(event.id)
+        ended = Ended.of(
+            event.status, bool(event.flags & wire.OUT_OF_MEMORY), event.user, event.system,
+            bool(event.flags & wire.TIMED_OUT),
+        )  # fmt: skip
+        if instance and event.verb == EventVerb.ENDED:
+            self.history.ended(instance, ended)
+        if instance and instance.function.ports and instance.address:
+            self._task(self._released(instance, ended, event.network))
+            return
+        if instance and not instance.ended.done():
+            instance.ended.set_result(ended)
+        held = self._stock.parts.get(event.network)  # None: it stays with a sandbox, or rests
+        if held and not held.left:
+            self._task(self._used.recycle(held, entry))
+
+    def _rested(self, event: Event) -> None:
+        """The node has judged a used network."""
+        held = self._stock.parts.get(event.network)
+        if held is None:
+            return
+        if event.status:
+            entry = self._registry.number(event.function)
+            if entry and entry.function.share_counters:
+                self._task(self._used.recycle(held, entry))
+            else:
+                self._stock.parts.discard(held)
+            return
+        self._stock.rested(held, event.function)
+
+    async def _released(self, instance: Instance, ended: Ended, index: int) -> None:
+        """Its end is told when its ports are free again."""
+        if instance.address:
+            await self._used.withdraw(instance.function.ports, instance.address)
+        if not instance.ended.done():
+            instance.ended.set_result(ended)
+        if held := self._stock.parts.get(index):
+            self._stock.parts.discard(held)
+
+    def _lost(self) -> None:
+        """The node was killed, with all that it had: start another."""
+        self._node = None
+        self._answers()
+        if self._starter:
+            self._starter.close()
+            self._starter = None
+        self._using.clear()
+        self._registry.clear()
+        self._stock.lost()
+        self._sandboxes.lost()
+        self._running.lost()
+        if not self._closing:
+            self._task(self._replaced())
+
+    async def _replaced(self) -> None:
+        """Start another node at once: clients ask for starts, and reach us, by it alone."""
+        while not self._closing and self._node is None:
+            try:
+                await self._connected()
+            except Failed as error:
+                _log.warning("cannot start another node: %s", error.message)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

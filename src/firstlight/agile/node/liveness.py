@@ -1,0 +1,102 @@
+"""Whether the node and its manager still answer: a waiter checks now and then."""
+
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+from firstlight.agile import protocol
+from firstlight.agile.link import is_readable
+from firstlight.agile.node import wire
+from firstlight.errors import Failed
+
+LOOK_SECONDS = 10.0
+"""Who waits looks after this time, and again."""
+HANG_SECONDS = 30.0
+"""Who does not answer a look in this time hangs."""
+
+
+def connected(path: Path) -> socket.socket:
+    """A connection to the node that listens there, with a deadline for sends. Raises Failed."""
+    opened = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    whole, part = divmod(HANG_SECONDS, 1.0)
+    deadline = struct.pack("ll", int(whole), int(part * 1e6))
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, deadline)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, deadline)
+    try:
+        opened.connect(str(path))
+    except BlockingIOError:
+        opened.close()
+        raise Failed(f"the node at {path} accepts no connection in {HANG_SECONDS:g} s",
+                     "is it stopped? end it: firstlight agile down") from None  # fmt: skip
+    except OSError as error:
+        opened.close()
+        raise Failed(f"no runtime answers at {path}: {error.strerror}",
+                     "start one: firstlight agile up") from error  # fmt: skip
+    return opened
+
+
+def peer(connection: socket.socket) -> int:
+    """The pid of the node at the other end."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[:4], "little")
+
+
+def hangs(pid: int) -> Failed:
+    """The error of a node that does not answer."""
+    return Failed(f"the node, pid {pid}, does not answer in {HANG_SECONDS:g} s",
+                  f"is it stopped? kill -CONT {pid}, or end it: firstlight agile down")  # fmt: skip
+
+
+def wait_readable(connection: socket.socket, check: Callable[[], None]) -> None:
+    """Return when something can be read. ``check`` raises Failed if the sender hangs."""
+    while not is_readable(connection.fileno(), LOOK_SECONDS):
+        check()
+
+
+def check_node(path: Path) -> None:
+    """Raise Failed if the node that listens there does not answer."""
+    with connected(path) as probe:
+        try:
+            probe.send(wire.request(wire.RequestVerb.PING))
+            probe.recv(4096)
+        except BlockingIOError:
+            raise hangs(peer(probe)) from None
+        except OSError:
+            pass  # it has just ended, which who waits for it sees
+
+
+def check_manager(path: Path) -> None:
+    """Raise Failed if the node does not answer, or its manager."""
+    check_node(path)
+    with connected(path) as probe:
+        try:
+            probe.send(protocol.encode(protocol.Ping()))
+            probe.recv(protocol.MESSAGE_MAX)
+        except BlockingIOError:
+            raise _no_manager(path.parent) from None
+        except OSError:
+            pass
+
+
+def _no_manager(directory: Path) -> Failed:
+    pid = _owner(directory / "journal")
+    if pid < 0:
+        return Failed(f"the node has no manager to answer at {directory}",
+                      "start it: firstlight agile up")  # fmt: skip
+    return Failed(f"the manager, pid {pid}, does not answer in {HANG_SECONDS:g} s",
+                  f"is it stopped? kill -CONT {pid}, or kill -9 {pid} and start it again: the "
+                  "instances go on")  # fmt: skip
+
+
+def _owner(journal: Path) -> int:
+    """The process that has a journal locked, or -1. Format: proc_locks(5)."""
+    try:
+        inode = journal.stat().st_ino
+    except OSError:
+        return -1
+    for line in Path("/proc/locks").read_text().splitlines():
+        words = line.split()
+        if words[1] == "FLOCK" and words[3] == "WRITE" and words[5].endswith(f":{inode}"):
+            return int(words[4])
+    return -1

@@ -1,0 +1,399 @@
+"""The link between this process, the manager, and the node, which owns the instances.
+
+The node (``native/agile/node.c``) serves starts by itself; here it is registered what can be
+started, and given what starts are made from. Its events say what it used and what ended.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from firstlight.agile.config import Config, PoolSize
+from firstlight.agile.link import Link, is_readable
+from firstlight.agile.node import liveness, wire
+from firstlight.agile.node.liveness import peer
+from firstlight.agile.node.wire import Event, EventVerb, OrderVerb
+from firstlight.errors import Failed
+from firstlight.native import native
+
+_log = logging.getLogger(__name__)
+_START_SECONDS = 10.0
+_END_SECONDS = 10.0
+
+
+@dataclass
+class State:
+    """What a node had when this manager came."""
+
+    functions: list[tuple[wire.Definition, bytes]] = field(default_factory=list)
+    parts: list[tuple[wire.Part, int, int]] = field(default_factory=list)
+    """Each with its state and its descriptor, or -1."""
+    kept: list[tuple["Keepsake", list[int]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Keepsake:
+    """Descriptors that a node keeps, so that the next manager gets them if this one is killed."""
+
+    node: "Node"
+    index: int
+
+    def drop(self) -> None:
+        """Keep them no longer."""
+        self.node.drop(self.index)
+
+
+class Node:
+    """One node. ``on_event`` gets its events, ``on_client`` connections, ``on_lost`` its end."""
+
+    def __init__(
+        self,
+        config: Config,
+        on_event: Callable[[Event], None],
+        on_client: Callable[[int], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._on_event, self._on_client, self._on_lost = on_event, on_client, on_lost
+        self._loop = asyncio.get_running_loop()
+        self._pending: dict[int, asyncio.Future[None]] = {}
+        self._serial = 0
+        self._link: Link | None = None
+        self._unused = list(range(wire.KEPT - 1, -1, -1))
+        self.pid = self._pidfd = -1
+        self.gone: asyncio.Future[None] = self._loop.create_future()
+        self.waiting = self.made = 0  # generic sandboxes
+        self.fill_seconds = 0.0
+        self._held: list[Event] | None = []
+
+    async def open(self, tops: Sequence[int], unified: bool, stay: bool) -> State:
+        """Connect to the node that runs, or start one. Events are held until ``begin``.
+
+        Raises Failed.
+        """
+        connection = _connected(self._config)
+        if connection is None:
+            connection = await asyncio.to_thread(_started, self._config)
+        self.pid = peer(connection)
+        self._pidfd = os.pidfd_open(self.pid)
+        self._state = State()
+        self._whole: asyncio.Future[None] = self._loop.create_future()
+        self._link = Link(connection, self._take, self._left)
+        flags = (wire.STAY if stay else 0) | (wire.UNIFIED if unified else 0)
+        try:
+            await self._do(OrderVerb.HELLO, flags=flags, count=wire.VERSION, descriptors=list(tops))
+        except Refused as error:
+            self.close()
+            if error.error != errno.EPROTONOSUPPORT:
+                raise
+            raise Failed(f"the node with pid {self.pid} has another version of firstlight",
+                         "end it and its instances: firstlight agile down") from error  # fmt: skip
+        await self._answered(self._whole)
+        return self._state
+
+    def begin(self) -> None:
+        """Tell the events from the start on."""
+        held, self._held = self._held or [], None
+        for event in held:
+            self._on_event(event)
+
+    def load(self, number: int, program: bytes) -> None:
+        """Give it a compiled seccomp profile."""
+        self._send(wire.profile(number, program))
+
+    def resolve_by(self, text: str) -> None:
+        """Say what resolv.conf is in functions that are registered from now on. Raises Failed."""
+        self._send(wire.resolvers(text.encode()))
+
+    async def register(self, definition: bytes, tree: int, words: int) -> None:
+        """Make a function startable by its number, or replace it by a newer version."""
+        await self._do(OrderVerb.FUNCTION, definition, descriptors=[tree, words])
+
+    async def forget(self, number: int) -> None:
+        """Make a function not startable any more; what it used before is given up."""
+        await self._do(OrderVerb.FORGET, count=number)
+
+    def add(self, part: wire.Part, descriptor: int = -1) -> None:
+        """Put a part on its shelf."""
+        body = wire.PART.pack(*part)
+        self._send(wire.order(OrderVerb.PART, body), [descriptor] if descriptor >= 0 else [])
+
+    def withdraw(self, index: int) -> None:
+        """Take a part that no instance uses."""
+        self._send(wire.order(OrderVerb.WITHDRAW, count=index))
+
+    async def take_back(self, index: int) -> bool:
+        """Take a part, unless an instance or a sandbox has it; whether it was taken."""
+        self._serial += 1
+        serial, future = self._serial, self._loop.create_future()
+        self._pending[serial] = future  # it answers only that it refuses
+        self._send(wire.order(OrderVerb.WITHDRAW, id=serial, count=index))
+        try:
+            await self.synced()
+        finally:
+            self._pending.pop(serial, None)
+            refused = future.done() and future.exception() is not None
+            future.cancel()
+        return not refused
+
+    def refuse(self, kind: int, reach: int) -> None:
+        """Refuse the starts that wait for a part that cannot be made."""
+        self._send(wire.order(OrderVerb.REFUSE, flags=reach, count=kind))
+
+    def keep_waiting(self, size: PoolSize) -> None:
+        """Hold generic sandboxes: fill to the high mark now, and again below the low one."""
+        between = int(1e6 / size.rate)
+        self._send(wire.order(OrderVerb.SANDBOXES, flags=between, count=size.high, length=size.low))
+
+    async def synced(self) -> None:
+        """Return when the events of all that clients have been told of are known here."""
+        await self._do(OrderVerb.SYNC)
+
+    def signal(self, instance: int, number: int, flags: int = 0) -> None:
+        """Send an instance a signal; SIGKILL ends all its processes. ``flags`` say why."""
+        body = int(number).to_bytes(4, "little")
+        self._send(wire.order(OrderVerb.SIGNAL, body, flags, id=instance))
+
+    def keep_log(self, keeper: int) -> None:
+        """Send the output of instances that keep a log to this socket."""
+        self._send(wire.order(OrderVerb.LOG), [keeper])
+
+    def keep(self, descriptors: Sequence[int]) -> Keepsake | None:
+        """Have the node keep descriptors; the first is a memory file that says what they are.
+
+        None if as many as possible are kept already: then the next manager does without.
+        """
+        if not self.is_open() or not self._unused:
+            return None
+        index = self._unused[-1]
+        self._send(wire.order(OrderVerb.KEEP, count=index), descriptors)
+        self._unused.pop()
+        return Keepsake(self, index)
+
+    def drop(self, index: int) -> None:
+        """Keep those of this index no longer."""
+        self._send(wire.order(OrderVerb.DROP, count=index))
+        self._unused.append(index)
+
+    def end(self) -> None:
+        """End the node, and all instances with it."""
+        if self.is_open():
+            self._send(wire.order(OrderVerb.END))
+            if not is_readable(self._pidfd, _END_SECONDS):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self.close()
+
+    def close(self) -> None:
+        """Leave it."""
+        if self._link:
+            self._link.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(Failed("the node has ended", "try again"))
+        self._pending.clear()
+
+    def is_open(self) -> bool:
+        """Whether it has not ended, as far as is known."""
+        return self._link is not None and self._link.is_open
+
+    async def _do(
+        self, verb: OrderVerb, body: bytes = b"", flags: int = 0, count: int = 0,
+        descriptors: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        self._serial += 1
+        serial, future = self._serial, self._loop.create_future()
+        self._pending[serial] = future
+        try:
+            self._send(wire.order(verb, body, flags, serial, count), descriptors)
+            await self._answered(future)
+        finally:
+            self._pending.pop(serial, None)
+            future.cancel()
+
+    async def _answered(self, future: asyncio.Future[None]) -> None:
+        try:
+            await asyncio.wait_for(asyncio.shield(future), liveness.HANG_SECONDS)
+        except TimeoutError:
+            raise liveness.hangs(self.pid) from None
+
+    def _send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
+        if self._link:
+            self._link.send(message, descriptors)
+
+    def _left(self) -> None:
+        """Its end of the connection is closed: its process ends, and all that it had before it."""
+        pidfd, self._pidfd = self._pidfd, -1
+        self.close()
+        self._loop.add_reader(pidfd, self._is_gone, pidfd)
+
+    def _is_gone(self, pidfd: int) -> None:
+        """The node has ended, and all that it had before it."""
+        self._loop.remove_reader(pidfd)
+        os.close(pidfd)
+        self._on_lost()
+        if not self.gone.done():
+            self.gone.set_result(None)
+
+    def _take(self, message: bytes, descriptors: list[int]) -> None:
+        events, record = wire.events(message)
+        descriptor = descriptors[0] if descriptors else -1
+        for event in events:
+            match event.verb:
+                case EventVerb.DONE:
+                    self._done(event)
+                case EventVerb.RICH:
+                    self._hand(descriptor)
+                case EventVerb.FUNCTION:
+                    note = wire.after_words(descriptor)
+                    os.close(descriptor)
+                    self._state.functions.append((wire.definition(record), note))
+                case EventVerb.PART:
+                    self._state.parts.append((wire.part(record), event.status, descriptor))
+                case EventVerb.KEPT:
+                    self._unused.remove(event.status)
+                    self._state.kept.append((Keepsake(self, event.status), descriptors))
+                case EventVerb.STATE_END:
+                    if not self._whole.done():
+                        self._whole.set_result(None)
+                case _:
+                    self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        if event.verb == EventVerb.WAITING:
+            self.waiting, self.made, self.fill_seconds = event.status, event.id, event.user / 1e9
+        if self._held is None:
+            self._on_event(event)
+        else:
+            self._held.append(event)
+
+    def _hand(self, descriptor: int) -> None:
+        if descriptor < 0:
+            _log.warning("a client was disconnected: no descriptor is left for it")
+        else:
+            self._on_client(descriptor)
+
+    def _done(self, event: Event) -> None:
+        future = self._pending.pop(event.id, None)
+        if future is None or future.done():
+            return
+        if event.error:
+            future.set_exception(Refused(event.error))
+        else:
+            future.set_result(None)
+
+
+class Refused(Failed):
+    """An order that the node could not carry out, with its errno."""
+
+    def __init__(self, error: int) -> None:
+        super().__init__(f"the node refused: {os.strerror(error)}")
+        self.error = error
+
+
+def is_running(config: Config) -> bool:
+    """Whether a node of that name runs; one that was just killed is gone when this says so."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.settimeout(_END_SECONDS)
+        try:
+            probe.connect(str(config.socket))
+            probe.send(wire.request(wire.RequestVerb.PING))
+            if probe.recv(4096):
+                return True
+        except TimeoutError:
+            return True  # it is busy, or hangs: who connects to it finds out
+        except OSError:
+            pass
+        return not _is_gone(peer(probe))
+
+
+def _is_gone(pid: int) -> bool:
+    """Wait for the end of a process that is ending; pid 0 is none."""
+    try:
+        pidfd = os.pidfd_open(pid) if pid else -1
+    except ProcessLookupError:
+        return True
+    if pidfd < 0:
+        return True
+    try:
+        return is_readable(pidfd, _END_SECONDS)
+    finally:
+        os.close(pidfd)
+
+
+def pid_of(config: Config) -> int:
+    """The pid of the node of that name, or -1."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(str(config.socket))
+        except OSError:
+            return -1
+        return peer(probe)
+
+
+def end(config: Config, hangs: bool = False) -> None:
+    """End a node that no manager serves, or that hangs, and all its instances. Raises Failed."""
+    pid = pid_of(config)
+    if pid < 0:
+        return
+    with suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            for number in (signal.SIGKILL,) if hangs else (signal.SIGTERM, signal.SIGKILL):
+                signal.pidfd_send_signal(pidfd, number)
+                if is_readable(pidfd, _END_SECONDS):
+                    return
+        finally:
+            os.close(pidfd)
+        raise Failed(f"the node, pid {pid}, survives SIGKILL", f"see /proc/{pid}/stack")
+
+
+def _connected(config: Config) -> socket.socket | None:
+    """A connection to the node that runs, or None."""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        link.connect(str(config.directory / "node"))
+    except OSError:
+        link.close()
+        return None
+    return link
+
+
+def _started(config: Config) -> socket.socket:
+    """A connection to a node that is started here. Raises Failed."""
+    path = str(native("firstlight-node"))
+    reading, writing = os.pipe()
+    try:
+        pid = os.posix_spawn(
+            path, [path, str(config.directory), str(config.instances)], {},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_DUP2, writing, 3),
+            ],
+            setsigdef=[signal.SIGPIPE],
+        )  # fmt: skip
+    except OSError as error:
+        raise Failed(f"cannot start {path}: {error.strerror}",
+                     "more pids and open files, or fewer instances") from error  # fmt: skip
+    finally:
+        os.close(writing)
+    with suppress(ChildProcessError):  # who started us may ignore the ends of children
+        os.waitpid(pid, 0)  # it goes on in a PID namespace of its own
+    until = time.monotonic() + _START_SECONDS
+    with os.fdopen(reading, "rb") as ready:
+        ready.read()
+    while (link := _connected(config)) is None:
+        if time.monotonic() > until:
+            raise Failed(f"the node does not start in {config.directory}", "see the log")
+        time.sleep(0.01)
+    return link

@@ -1,0 +1,223 @@
+"""Functions that the node can start, by number: registered apart from being started.
+
+What changes from start to start (environment, streams, event) makes no new function. One that
+nobody has started for a while is forgotten, and what it held is given back. A root that has changed
+is noticed, and served from then on as a new version.
+"""
+
+import asyncio
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from firstlight.agile import coding
+from firstlight.agile.config import Config
+from firstlight.agile.function import Function
+from firstlight.agile.network import resolvers
+from firstlight.agile.node import wire
+from firstlight.agile.parts import roots
+from firstlight.errors import Failed
+
+_noted = msgspec.json.Decoder(tuple[Function, str])
+
+_NEVER = float("inf")
+
+
+@dataclass(eq=False)
+class Registered:
+    """One function of the node. Its version is a number that no other function ever has."""
+
+    function: Function
+    number: int
+    version: int = 0
+    digest: str = ""
+    used: float = field(default_factory=time.monotonic)
+    checked: float = 0.0
+    running: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def is_only(self) -> bool:
+        """Whether it is started once, and its files are not looked at."""
+        return self.checked == _NEVER
+
+
+class Registry:
+    """The functions of one node. ``register`` and ``forget`` carry out what is decided here."""
+
+    def __init__(
+        self,
+        config: Config,
+        register: Callable[[Registered], Awaitable[None]],
+        forget: Callable[[Registered], Awaitable[None]],
+    ) -> None:
+        self._config, self._register, self._forget = config, register, forget
+        self._by_key: dict[bytes, Registered] = {}
+        self._by_number: dict[int, Registered] = {}
+        self._free = deque(range(1, wire.FUNCTIONS))
+        self._serial = 0
+
+    async def get(self, function: Function, fresh: bool = True) -> Registered:
+        """The function, registered, in the version that its files are. Raises Failed.
+
+        Not ``fresh``, a look at its files of the last half second is good enough.
+        """
+        key = _key(function)
+        entry = self._by_key.get(key)
+        if entry is None:
+            entry = await self._new(key, function)
+        entry.used = time.monotonic()
+        async with entry.lock:
+            if self._by_key.get(key) is not entry:
+                raise Failed("the function was forgotten meanwhile", "try again")
+            if fresh or entry.used - entry.checked > self._config.functions.look_seconds:
+                try:
+                    await self._check(entry)
+                except BaseException:
+                    if not entry.version:
+                        self._drop(entry)
+                    raise
+                if self._by_key.get(key) is not entry:
+                    raise Failed("the node ended meanwhile", "try again")
+        return entry
+
+    def number(self, number: int) -> Registered | None:
+        """The function of that number."""
+        return self._by_number.get(number)
+
+    def only(self, function: Function) -> Registered:
+        """A number for a function that is started once, and by nobody else."""
+        if not self._free:
+            raise Failed("no more functions can be registered", "stop some instances")
+        self._serial += 1
+        entry = Registered(function, self._free.popleft(), self._serial)
+        self._by_number[entry.number] = entry
+        entry.checked = _NEVER
+        return entry
+
+    def leave(self, entry: Registered) -> None:
+        """One of those is not known any more; its number is still in use."""
+        if self._by_number.get(entry.number) is entry:
+            del self._by_number[entry.number]
+
+    def free(self, entry: Registered) -> None:
+        """Its number is not in use any more."""
+        if entry.number not in self._free:
+            self._free.append(entry.number)
+
+    def adopt(self, definition: wire.Definition, note: bytes) -> None:
+        """One that the node has from the manager before; those that start once have no digest."""
+        function, digest = coding.decode(note, _noted)
+        entry = Registered(function, definition.number, definition.version, digest)
+        self._by_number[entry.number] = entry
+        if digest:
+            self._by_key[_key(function)] = entry
+        else:
+            entry.checked = _NEVER
+        self._free.remove(entry.number)
+        self._serial = max(self._serial, entry.version)
+
+    def clear(self) -> None:
+        """The node is gone: each is registered again when it is needed."""
+        for entry in list(self._by_number.values()):
+            entry.version, entry.running = 0, 0
+            self._drop(entry)
+
+    async def forget_idle(self) -> None:
+        """Forget what nobody has used for long."""
+        oldest = time.monotonic() - self._config.functions.idle_seconds
+        for entry in [e for e in self._by_number.values() if e.used < oldest]:
+            await self._forget_entry(entry)
+
+    async def look(self) -> None:
+        """Check the files of all that was started lately for changes.
+
+        If a function's files can no longer be started, its next start fails and says so.
+        """
+        for entry in list(self._by_number.values()):
+            async with entry.lock:
+                once = entry.is_only
+                if self._by_number.get(entry.number) is entry and entry.version and not once:
+                    with suppress(Failed):
+                        await self._check(entry)
+
+    async def _new(self, key: bytes, function: Function) -> Registered:
+        function.check()
+        if len(self._by_number) >= self._config.functions.most:
+            unused = [e for e in self._by_number.values() if not e.running]
+            if not unused:
+                raise Failed(f"all {len(self._by_number)} functions are running",
+                             "stop some, or configure more functions")  # fmt: skip
+            await self._forget_entry(min(unused, key=lambda e: e.used))
+            if key in self._by_key:
+                return self._by_key[key]
+        bare = msgspec.structs.replace(function, env={})
+        entry = Registered(bare, self._free.popleft())
+        self._by_key[key] = self._by_number[entry.number] = entry
+        return entry
+
+    async def _check(self, entry: Registered) -> None:
+        digest = await asyncio.to_thread(files_of, entry.function)
+        if digest != entry.digest or not entry.version:
+            before = entry.version, entry.digest
+            self._serial += 1
+            entry.version, entry.digest = self._serial, digest
+            try:
+                await self._register(entry)
+            except BaseException:
+                entry.version, entry.digest = before
+                raise
+        entry.checked = time.monotonic()
+
+    async def _forget_entry(self, entry: Registered) -> None:
+        if entry.running or entry.lock.locked():
+            return
+        async with entry.lock:
+            if self._by_number.get(entry.number) is entry:
+                self._drop(entry)
+                await self._forget(entry)
+                self._free.append(entry.number)
+
+    def _drop(self, entry: Registered) -> None:
+        if self._by_number.get(entry.number) is not entry:
+            return  # dropped before: its number may be another's
+        del self._by_number[entry.number]
+        self._by_key = {key: e for key, e in self._by_key.items() if e is not entry}
+        if not entry.version:
+            self._free.append(entry.number)
+
+
+def files_of(function: Function) -> str:
+    """What tells one state of a function's files from another. It may wait for a disk.
+
+    Raises Failed.
+    """
+    with roots.readable(function.rootfs):
+        root = Path(os.path.realpath(function.rootfs))
+        state: list[object] = [str(root), _look(root), _look(resolvers.HOST)]
+        if function.command:
+            path = roots.find(root, function.command[0], function.directory)
+            state.append(_look(path) if path else ())
+    state += [_look(Path(volume.source))[:2] for volume in function.volumes]
+    state += [_look(Path(path)) for path in function.secrets.values()]
+    return hashlib.sha256(repr(state).encode()).hexdigest()
+
+
+def _look(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        return (error.errno or 0,)
+    return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+
+
+def _key(function: Function) -> bytes:
+    """Without what a start brings along."""
+    return coding.encode(msgspec.structs.replace(function, env={}, ready=None, timeout=0.0))

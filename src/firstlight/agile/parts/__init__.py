@@ -1,0 +1,1 @@
+"""What starts are made from, prepared ahead: networks, cgroups and mounted trees."""

@@ -1,0 +1,302 @@
+"""Pools of parts made ahead of requests."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+from firstlight.agile.config import PoolSize
+from firstlight.agile.function import Counts
+from firstlight.agile.parts.demand import Demand
+from firstlight.errors import Failed
+
+Part = TypeVar("Part")
+
+_CALM_SECONDS = 0.005
+_PATIENCE_SECONDS = 0.2
+_HURRY_SECONDS = 0.01
+_RETRY_SECONDS = 0.5
+
+
+class LoadGate:
+    """Whether requests are under way: a refill waits until none was for ``calm`` s.
+
+    It does so for ``patience`` s at most, for less if the pool is half empty, and not at all while
+    requests wait for it.
+    """
+
+    def __init__(self, calm: float = _CALM_SECONDS, patience: float = _PATIENCE_SECONDS) -> None:
+        self._calm, self._patience = calm, patience
+        self._under_way = 0
+        self._last = 0.0
+
+    def __enter__(self) -> None:
+        self._under_way += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._under_way -= 1
+        self._last = time.monotonic()
+
+    def seen(self) -> None:
+        """Note a request that the node has served."""
+        self._last = time.monotonic()
+
+    async def wait_idle(self, urgent: Callable[[], bool], soon: bool) -> None:
+        """Return in a lull, when patience ends, ``soon`` or not, or when urgent."""
+        until = time.monotonic() + (_HURRY_SECONDS if soon else self._patience)
+        while not urgent() and (now := time.monotonic()) < until:
+            if not self._under_way and now - self._last >= self._calm:
+                return
+            await asyncio.sleep(_CALM_SECONDS)
+
+
+class Pool(Generic[Part]):
+    """Parts of one kind: ``take`` and ``give`` are constant-time; a task of its own fills it.
+
+    Nothing is made before the first ``take`` or ``warm``. Order of events: a part that is given
+    or made goes to the request that has waited longest, else on the shelf; a request takes the
+    newest from the shelf, else waits, builds or is refused, as the size says.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        size: PoolSize,
+        make: Callable[[], Awaitable[Part]],
+        discard: Callable[[Part], None],
+        gate: LoadGate | None,
+        window: float = 0.0,
+    ) -> None:
+        """Without a gate, a refill waits for no lull.
+
+        ``window``: its size follows the demand of so many seconds, see ``Demand``.
+        """
+        self.name, self.size = name, size
+        self._demand = Demand(size, window)
+        self._make, self._discard, self._gate = make, discard, gate
+        self._shelf: deque[Part] = deque()
+        self._waiting: deque[asyncio.Future[Part]] = deque()
+        self._building: set[asyncio.Future[Part]] = set()
+        self._wanted = asyncio.Event()
+        self._warm_to = 0
+        self._full = asyncio.Event()
+        self._filler: asyncio.Task[None] | None = None
+        self.is_filling = False
+        """Whether a part is being made for the shelf, or for who waits."""
+        self._closed = False
+        self._hits = self._misses = self._made = self._returned = self._failed = 0
+        self._filling_seconds = 0.0
+        self.making_seconds = 0.0  # of ``make``, without the pauses that its rate asks for
+        self.error: Exception | None = None
+
+    def __len__(self) -> int:
+        return len(self._shelf)
+
+    def take_ready(self) -> Part | None:
+        """A part that is ready, or None: counts as a hit or a miss."""
+        self._demand.take()
+        if self._shelf:
+            self._hits += 1
+            part = self._shelf.pop()
+        else:
+            self._misses += 1
+            part = None
+        if len(self._shelf) < (self._demand.target() if self._demand.follows else self.size.low):
+            self._want()
+        return part
+
+    async def take(self) -> tuple[Part, bool]:
+        """A part, and whether it was ready. Raises what making it raises, and Failed."""
+        part = self.take_ready()
+        if part is not None:
+            return part, True
+        if self.builds:
+            return await self._make(), False
+        return await self.wait(), False
+
+    async def take_first(self) -> Part:
+        """A part that is made for this request, or another that is ready before it.
+
+        Making continues if the caller gives up, for the next one. Raises what making raises.
+        """
+        if self._closed:
+            raise self._over()
+        waiter: asyncio.Future[Part] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        building = asyncio.ensure_future(self._make())
+        self._building.add(building)
+        building.add_done_callback(self._built)
+        return await self._got(waiter)
+
+    def _built(self, building: asyncio.Future[Part]) -> None:
+        self._building.discard(building)
+        if building.cancelled():
+            return
+        if error := building.exception():
+            self._tell(error)
+        else:
+            self._put(building.result())
+
+    @property
+    def builds(self) -> bool:
+        """Whether a request that finds it empty builds a part for itself."""
+        return self.size.dry == "build" or self.size.high == 0
+
+    async def wait(self) -> Part:
+        """What a request does that does not build: wait its turn. Raises Failed if refused."""
+        if self._closed:
+            raise self._over()
+        if self.size.dry == "refuse":
+            raise Failed(f"no {self.name} is ready", "retry later, or raise the pool's marks")
+        self._want()
+        waiter: asyncio.Future[Part] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        return await self._got(waiter)
+
+    async def _got(self, waiter: asyncio.Future[Part]) -> Part:
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            with suppress(ValueError):
+                self._waiting.remove(waiter)
+            if waiter.done() and not waiter.cancelled() and not waiter.exception():
+                self.give(waiter.result())
+            raise
+
+    def give(self, part: Part) -> None:
+        """Return a part that is as new; it is discarded if the pool is full."""
+        self._returned += 1
+        self._put(part)
+
+    def expect(self, count: int) -> None:
+        """Keep this many for a window, at most the high mark."""
+        self._demand.expect(count)
+        if len(self._shelf) < self._demand.target():
+            self._want()
+
+    def follow(self) -> None:
+        """Make what the demand needs, and discard the oldest of the surplus."""
+        if len(self._shelf) < self._demand.target():
+            if self._filler:  # it has been used
+                self._want()
+            return
+        self._demand.settle()
+        while len(self._shelf) > self._demand.target():
+            self._discard(self._shelf.popleft())
+
+    def drain(self) -> None:
+        """Discard what is on the shelf."""
+        while self._shelf:
+            self._discard(self._shelf.pop())
+
+    async def warm(self, count: int | None = None) -> None:
+        """Fill up to ``count``, or to the high mark, and wait for that. Raises the failure."""
+        count = min(self.size.high, self.size.high if count is None else count)
+        self._warm_to = count
+        while len(self._shelf) < count:
+            self._demand.expect(count)  # again: filling may take longer than demand is remembered
+            if self._closed:
+                raise self._over()
+            self.error = None
+            self._full.clear()
+            self._want()
+            await self._full.wait()
+            if self.error:
+                self._warm_to = 0
+                raise self.error
+
+    def counts(self) -> Counts:
+        """What it has done so far."""
+        rate = self._made / self._filling_seconds if self._filling_seconds else 0.0
+        return Counts(
+            name=self.name, ready=len(self._shelf), low=self.size.low, high=self._demand.target(),
+            hits=self._hits, misses=self._misses, made=self._made, returned=self._returned,
+            failed=self._failed, fill_rate=round(rate, 1), fill_seconds=self._filling_seconds,
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """Stop filling and discard what is on the shelf. Who waits, or comes later, gets Failed."""
+        self._closed = True
+        while self._filler and not self._filler.done():
+            self._filler.cancel()  # what makes a part may lose it, as wait_for does before 3.12
+            await asyncio.wait((self._filler,), timeout=_RETRY_SECONDS)
+        while self._building:
+            for building in self._building:
+                building.cancel()
+            await asyncio.wait(self._building, timeout=_RETRY_SECONDS)
+        self._fail(self._over())
+        self.drain()
+
+    def _over(self) -> Failed:
+        return Failed(f"no {self.name} is made any more", "the runtime is stopping")
+
+    def _put(self, part: Part) -> None:
+        self._demand.give()
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(part)
+                return
+        if len(self._shelf) < self._demand.target():
+            self._shelf.append(part)
+        else:
+            self._discard(part)
+
+    def _want(self) -> None:
+        if self.size.high == 0:
+            return
+        self._wanted.set()
+        if self._filler is None:
+            self._filler = asyncio.get_running_loop().create_task(self._fill())
+
+    def _short(self) -> bool:
+        return len(self._shelf) - self._unserved() < self._demand.target()
+
+    def _unserved(self) -> int:
+        """How many waiters have no part being built; below 0, how many are built for the shelf."""
+        return len(self._waiting) - len(self._building)
+
+    async def _fill(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            while self._short():
+                if self._gate:
+                    half = len(self._shelf) <= self.size.low // 2
+                    await self._gate.wait_idle(lambda: self._unserved() > 0, soon=half)
+                began = time.monotonic()
+                self.is_filling = True
+                try:
+                    part = await self._make()
+                except Exception as error:  # also an unforeseen one: someone may wait for a part
+                    self.is_filling = False
+                    self._failed += 1
+                    self._fail(error)
+                    await asyncio.sleep(_RETRY_SECONDS)
+                    continue
+                self.is_filling = False
+                made = time.monotonic()
+                self._filling_seconds += made - began
+                self.making_seconds += made - began
+                self._made += 1
+                self._put(part)
+                if len(self._shelf) >= self._warm_to:
+                    self._full.set()
+                if self._short():
+                    await asyncio.sleep(max(0.0, began + 1 / self.size.rate - made))
+                    self._filling_seconds += time.monotonic() - made
+            self._demand.settle()
+            self._full.set()
+
+    def _fail(self, error: Exception) -> None:
+        self.error = error
+        self._full.set()
+        self._tell(error)
+
+    def _tell(self, error: BaseException) -> None:
+        while self._unserved() > 0:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)

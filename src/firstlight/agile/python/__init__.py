@@ -1,0 +1,1 @@
+"""Python functions: interpreters with the handler imported, which fork for each request."""

@@ -1,0 +1,219 @@
+"""A fork of a zygote, and its conversation with the runtime."""
+
+import asyncio
+import fcntl
+import os
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from struct import pack, unpack_from
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from firstlight.agile import verify
+from firstlight.agile.function import Ended
+from firstlight.agile.node import kept
+from firstlight.agile.node.kept import KeptFork
+from firstlight.agile.node.process import Keepsake
+from firstlight.agile.output import Output, pipes
+from firstlight.agile.python.place import Place
+from firstlight.errors import Failed
+
+ANSWER_MOST = 8 << 20
+_OUTPUT_MOST = 1 << 16
+_END_SECONDS = 1.0
+_PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 8  # Linux 6.15
+
+
+class Line(Struct, frozen=True):
+    """A line from a fork: it waits, its handler returned or failed, or it is not confined."""
+
+    ready: int | None = None
+    began: int | None = None
+    result: Any = None
+    raised: str | None = None
+    exited: str | None = None
+    unfit: str | None = None
+    failed: str = "no reason given"
+
+
+_lines = msgspec.json.Decoder(Line)
+
+
+class Fork:
+    """A fork, before and after it exists, and its place.
+
+    ``expected`` is the confinement that it must have. ``given`` are the descriptors from which the
+    zygote makes it: the event's socket, standard output and error, and namespaces.
+    """
+
+    def __init__(
+        self, name: str, place: Place, events: socket.socket, outputs: list[Output],
+        expected: verify.Expected | None = None,
+    ) -> None:  # fmt: skip
+        """``events`` and ``outputs`` become its own."""
+        self.name, self.place, self.outputs, self.expected = name, place, outputs, expected
+        self.given: list[int] = []
+        self.pid = self.pidfd = self._note = -1
+        self._events = events
+        events.setblocking(False)
+
+    def keep(self, keep: Callable[[list[int]], Keepsake | None], zygote: int) -> None:
+        """Have the node keep what leads to it, for the manager after this one."""
+        place = self.place
+        network = place.network.note().decode()
+        self._note = kept.written(
+            KeptFork(zygote, place.pid, int(place.cgroup.memory.name), network)
+        )
+        place.kept = keep(
+            [self._note, place.hold.fileno(), place.pidfd, place.network.descriptor,
+             self._events.fileno(), *(output.descriptor for output in self.outputs)]
+        )  # fmt: skip
+
+    async def listen(self) -> None:
+        """Prepare to read its lines."""
+        self._reader, self._writer = await asyncio.open_connection(
+            sock=self._events, limit=ANSWER_MOST
+        )
+
+    def hand_over(self) -> None:
+        """Close this process's copies of the descriptors, so that the fork's end is visible."""
+        for descriptor in self.given:
+            os.close(descriptor)
+        self.given = []
+
+    async def ready(self) -> None:
+        """Wait until it waits for its event. Raises Failed."""
+        try:
+            line = await self._reader.readline()
+        except (OSError, ValueError):
+            line = b""
+        if not line:
+            raise Failed(f"a fork of {self.name} ended before it was ready")
+        answer = self.parsed(line)
+        if answer.ready is None:
+            raise Failed(f"cannot fork {self.name}: {answer.failed}")
+
+    def check(self, pid: int, zygote: int) -> None:
+        """Set its process, which must be confined, and share nothing. Raises Failed."""
+        try:
+            self.pid, self.pidfd = pid, os.pidfd_open(pid)
+        except OSError as error:
+            raise Failed(f"a fork of {self.name} ended before it was ready") from error
+        assert self.expected
+        verify.check(f"a fork of {self.name}", pid, self.expected, zygote)
+
+    async def run(self, line: bytes) -> Line | int | None:
+        """Send what its handler gets, and wait for its end: its answer, or its wait status."""
+        self._writer.write(line)
+        answer = b""
+        with suppress(ValueError, ConnectionError):
+            answer = await self._reader.readline()
+        if answer:
+            with suppress(Failed):
+                return self.parsed(answer)
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(_exit_status(self.pidfd), _END_SECONDS)
+        return None
+
+    async def ask(self, line: bytes) -> tuple[Line, list[bytes]]:
+        """Send an event; returns the answer and the output. Raises Failed."""
+        if self._note >= 0:
+            kept.mark(self._note)
+        self._writer.write(line)
+        return await self.answer()
+
+    async def answer(self) -> tuple[Line, list[bytes]]:
+        """The answer to its event, and the output. Raises Failed."""
+        texts = [asyncio.ensure_future(output.all(_OUTPUT_MOST)) for output in self.outputs]
+        try:
+            answer = await self._line()
+            self.place.end()  # its children end with its answer
+            return self.parsed(answer), list(await asyncio.gather(*texts))
+        finally:
+            for text in texts:
+                text.cancel()
+
+    async def _line(self) -> bytes:
+        try:
+            line = await self._reader.readline()
+        except ValueError:
+            raise Failed(f"the answer of {self.name} is longer than {ANSWER_MOST} bytes",
+                         "return less, or write it elsewhere") from None  # fmt: skip
+        except ConnectionError:
+            line = b""
+        if not line:
+            try:
+                status = await asyncio.wait_for(_exit_status(self.pidfd), _END_SECONDS)
+            except TimeoutError:
+                raise Failed(f"{self.name} closed its descriptor 3 and still runs",
+                             "leave it open: it belongs to the runtime") from None  # fmt: skip
+            how = "" if status is None else f": {Ended.of(status)}"
+            raise Failed(f"{self.name} ended without an answer{how}")
+        return line
+
+    def parsed(self, line: bytes) -> Line:
+        """Parse a line from it. Raises Failed."""
+        try:
+            return _lines.decode(line)
+        except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+            raise Failed(f"{self.name} wrote something other than an answer: {error}",
+                         "leave descriptor 3 to the runtime") from None  # fmt: skip
+
+    def close(self) -> None:
+        """End it and stop reading; the place's parts stay."""
+        self.place.end()
+        self.hand_over()
+        if hasattr(self, "_writer"):
+            self._writer.close()
+        else:
+            self._events.close()
+        for descriptor in (self.pidfd, self._note):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.pidfd = self._note = -1
+        for output in self.outputs:
+            output.close()
+
+
+def made(name: str, place: Place, expected: verify.Expected) -> Fork:
+    """A fork about to be made. Raises Failed, OSError."""
+    with ExitStack() as failed:
+        outputs, [null, *streams] = pipes()
+        for output in outputs:
+            failed.callback(output.close)
+        os.close(null)
+        for descriptor in streams:
+            failed.callback(os.close, descriptor)
+            os.fchown(descriptor, expected.uid, -1)  # otherwise /dev/stdout cannot be opened
+        events, theirs = socket.socketpair()
+        failed.callback(events.close)
+        failed.callback(theirs.close)
+        spaces = place.open()
+        failed.pop_all()
+    fork = Fork(name, place, events, outputs, expected)
+    fork.given = [theirs.detach(), *streams, *spaces]
+    return fork
+
+
+async def _exit_status(pidfd: int) -> int | None:
+    """The wait status of an exiting process; None before Linux 6.15."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+    information = bytearray(pack("=Q56x", _PIDFD_INFO_EXIT))
+    for _ in range(20):  # available only after the zygote has reaped it
+        try:
+            fcntl.ioctl(pidfd, _PIDFD_GET_INFO, information)
+        except OSError:
+            return None
+        if unpack_from("=Q", information)[0] & _PIDFD_INFO_EXIT:
+            return int(unpack_from("=i", information, 60)[0])
+        await asyncio.sleep(0.001)
+    return None

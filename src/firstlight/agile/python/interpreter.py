@@ -1,0 +1,366 @@
+"""A zygote's process: an interpreter in its own sandbox."""
+
+import asyncio
+import logging
+import os
+import re
+import socket
+import time
+from contextlib import ExitStack, suppress
+from importlib.resources import files
+from pathlib import Path
+
+import msgspec
+
+from firstlight.agile import seccomp, verify
+from firstlight.agile.function import Function
+from firstlight.agile.instance import Instance
+from firstlight.agile.link import is_passing, rights
+from firstlight.agile.node import kept
+from firstlight.agile.node.instances import ZYGOTE_CALLS, ZYGOTE_PROFILE, Instances
+from firstlight.agile.node.kept import KeptZygote
+from firstlight.agile.node.process import Keepsake
+from firstlight.agile.node.wire import Flag
+from firstlight.agile.output import Output, pipes
+from firstlight.agile.parts.cgroups import Cgroup, Cgroups, Limits
+from firstlight.agile.python.drain import Drain
+from firstlight.agile.python.place import Placer
+from firstlight.agile.python.sources import Sources, clock
+from firstlight.agile.verify import Unconfined
+from firstlight.errors import Failed, Unsupported
+from firstlight.native import native
+
+INTERPRETER = "/usr/bin/python3"
+USER_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
+_FILES_MOST = 1 << 16  # files that a handler imports
+_FILES_LEAST = 64  # for an interpreter that imports, and receives a fork's descriptors
+_END_SECONDS = 5.0
+_SETTLE_SECONDS = _SEND_SECONDS = 10.0
+# Libraries that start threads on import cannot be forked; these start one per CPU by default.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
+_SHARED = re.compile(rb"\n[^\n ]+ ...s [^\n]*")  # begins with what a search is quick to find
+_log = logging.getLogger(__name__)
+
+
+class ImportFailed(Failed):
+    """A handler cannot be imported by any interpreter of its root."""
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """A message of an interpreter: files that it has loaded, the end of them, or a failure."""
+
+    files: list[str] = []
+    imported: list[str] | None = None
+    failed: str | None = None
+
+
+_reports: msgspec.json.Decoder[_Report] = msgspec.json.Decoder(_Report)
+
+
+class Interpreter:
+    """A process that has imported the handler, or is about to: an instance of the node.
+
+    ``home`` is the cgroup that it was born in, ``identity`` its uid and gid on the host, ``owner``
+    a descriptor of its user namespace, ``filters`` its number of seccomp filters.
+    """
+
+    def __init__(
+        self, function: Function, groups: Cgroups, instance: Instance, control: socket.socket,
+        outputs: list[Output],
+    ) -> None:  # fmt: skip
+        """``control`` and ``outputs`` become its own."""
+        self._function, self._groups, self.instance = function, groups, instance
+        self.filters, self.owner = 0, -1
+        self._placer: Placer | None = None
+        self._killed = False
+        self._harmless: list[bytes] = []  # shared mappings that are known to stay unwritable
+        self._control, self._outputs, self._drain = control, outputs, Drain(outputs)
+        self._kept: Keepsake | None = None
+        self.began = clock()
+        self.sources = Sources(function.rootfs, (), ())
+        self.digest = ""
+        control.setblocking(False)
+        self.home: Cgroup | None = None
+        self.identity = -1, -1
+
+    @property
+    def pid(self) -> int:
+        """Its pid on the host."""
+        return self.instance.pid
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs and is not ending."""
+        return not self._killed and not self.instance.ended.done()
+
+    def go_home(self) -> None:
+        """Move it into the cgroup that it was born in. Raises OSError."""
+        if self.home:
+            self._groups.move(self.pid, self.home)
+
+    @property
+    def placer(self) -> Placer:
+        """The maker of its forks' sandboxes."""
+        assert self._placer is not None
+        return self._placer
+
+    @property
+    def words(self) -> str | None:
+        """The end of its output, as a hint."""
+        return f"it wrote: {self._drain.text}" if self._drain.text else None
+
+    def take_over(self, home: Cgroup, kept: Keepsake) -> None:
+        """It has imported the handler for an earlier manager. Raises OSError, Failed."""
+        self._kept = kept
+        self._look(home)
+        self.go_home()
+
+    async def settle(self) -> None:
+        """Wait until it has done what an earlier manager asked of it; if it does not, end it."""
+        try:
+            await self.send(b"sync", [])
+            receive = asyncio.get_running_loop().sock_recv(self._control, 64)
+            if await asyncio.wait_for(receive, _SETTLE_SECONDS) != b"sync":
+                raise Failed(f"the zygote of {self._function.handler} is not in order")
+        except (Failed, OSError, TimeoutError) as error:
+            _log.warning("the zygote of %s is ended: %s", self._function.handler, error)
+            self.kill()
+
+    def _look(self, home: Cgroup) -> None:
+        self.home = home
+        self.identity = _mapped(self.pid, "uid"), _mapped(self.pid, "gid")
+        self.filters = verify.filters(self.pid)
+        self._placer = Placer(self.pid, self._function.scratch, "instance")
+        self.owner = os.open(f"/proc/{self.pid}/ns/user", os.O_RDONLY)
+
+    def keep(self, instances: Instances) -> None:
+        """Have the node keep what leads to it, for the manager after this one."""
+        assert self.home
+        home = int(self.home.memory.name)
+        sources = self.sources
+        note = kept.written(KeptZygote(
+            self._function, self.instance.number, home, sources.files, sources.directories,
+            self.digest,
+        ))  # fmt: skip
+        self._kept = instances.keep(
+            [note, self._control.fileno(), *(output.descriptor for output in self._outputs)]
+        )
+        os.close(note)
+
+    async def imported(self) -> None:
+        """Wait until it has imported the handler and left nothing behind. Raises Failed."""
+        try:
+            self._look(self._groups.of(self.pid))
+        except (OSError, Failed) as error:
+            raise await self._died() from error
+        name, seconds = self._function.handler, self._function.timeout
+        with native("inside.so").open("rb") as inside, suppress(OSError):
+            self._control.sendmsg([seccomp.without(ZYGOTE_CALLS)], rights([inside.fileno()]))
+        try:
+            async with asyncio.timeout(seconds):
+                files, directories = await self._report()
+        except TimeoutError:
+            raise ImportFailed(f"importing {name} took more than {seconds} s", self.words) from None
+        assert self.home
+        if others := self._groups.processes(self.home) - {self.pid}:
+            names = ", ".join(sorted(filter(None, map(_name, others))))
+            raise Failed(f"importing {name} left processes running: {names}",
+                         "start them in the handler")  # fmt: skip
+        await asyncio.to_thread(self.check)
+        await asyncio.to_thread(self._take_sources, files, directories)
+        if self._drain.text:
+            _log.info("importing %s wrote: %s", name, self._drain.text)
+
+    def check(self) -> None:
+        """Raise Unconfined if forks would lack or share something of it, Failed if it is gone.
+
+        It may take milliseconds.
+        """
+        name = self._function.handler
+        try:
+            threads = verify.status(self.pid)["Threads"]
+            shared = self._shared()
+            if threads != "1" or shared:
+                verify.check_alive(self.pid)
+        except OSError as error:
+            raise Failed(f"the zygote of {name} is gone: {error.strerror}", "try again") from error
+        if threads != "1":
+            raise Unconfined(f"importing {name} left threads running: a fork would not have them",
+                             "start them in the handler; for a numeric library, set the number of "
+                             "threads to 1")  # fmt: skip
+        if shared:
+            what = f"shared memory, which all requests would share: {', '.join(sorted(shared))}"
+            remedy = "make it in the handler: mmap, multiprocessing's locks and values"
+            raise Unconfined(f"importing {name} left {what}", remedy)
+
+    def _shared(self) -> set[str]:
+        """Memory that it could write to and its forks would read. Raises OSError."""
+        proc, shared = f"/proc/{self.pid}", set()
+        for entry in os.scandir(f"{proc}/fd"):
+            with suppress(OSError):
+                target = os.readlink(entry.path)  # noqa: PTH115 (a path costs twice that)
+                if target.startswith("/memfd:"):
+                    shared.add(target)
+        mapped = _SHARED.findall(b"\n" + _read(f"{proc}/maps"))
+        if mapped != self._harmless:  # what is only read now may be made writable by a fork
+            shared |= _writable(_read(f"{proc}/smaps").decode(errors="replace"))
+            self._harmless = [] if shared else mapped
+        return shared
+
+    async def _report(self) -> tuple[list[str], list[str]]:
+        """What it says when it has imported the handler: files, and directories to search."""
+        name, files = self._function.handler, list[str]()
+        while True:
+            try:
+                message = await asyncio.get_running_loop().sock_recv(self._control, 1 << 16)
+            except OSError:
+                message = b""
+            if not message:
+                raise await self._died()
+            try:
+                report = _reports.decode(message)
+            except (msgspec.MsgspecError, ValueError) as error:
+                raise Failed(f"cannot import {name}: its message violates the protocol: {error!r}",
+                             self.words) from None  # fmt: skip
+            if report.failed is not None:
+                raise ImportFailed(f"cannot import {name}: {report.failed.rstrip()}", self.words)
+            named = [*report.files, *(report.imported or ())]
+            if any("\0" in path for path in named) or not (report.files or report.imported):
+                raise Failed(f"cannot import {name}: its message violates the protocol", self.words)
+            files += report.files
+            if len(files) > _FILES_MOST:
+                raise Failed(f"{name} imports more than {_FILES_MOST} files")
+            if report.imported is not None:
+                return files, report.imported
+            await asyncio.sleep(0)  # a socket that is never empty would keep the loop
+
+    def _take_sources(self, files: list[str], directories: list[str]) -> None:
+        """Note the files that it is made of. Blocks."""
+        maps = Path(f"/proc/{self.pid}/maps").read_text(errors="replace").splitlines()
+        libraries = {line.partition("/")[2] for line in maps if ".so" in line}
+        files += [INTERPRETER, *(f"/{path}" for path in libraries)]
+        self.sources = Sources(self._function.rootfs, files, directories)
+
+    async def _died(self) -> Failed:
+        """The reason that it ended before the handler was imported."""
+        name = self._function.handler
+        await self._drain.end()
+        with suppress(TimeoutError):
+            ended = await asyncio.wait_for(self.instance.wait(), _END_SECONDS)
+            if ended.out_of_memory:
+                return ImportFailed(f"importing {name} exceeded the memory limit",
+                                    f"the limit is {self._function.memory} bytes")  # fmt: skip
+            return ImportFailed(f"importing {name} ended the interpreter: {ended}", self.words)
+        return Failed(f"importing {name} closed its control socket", self.words)
+
+    async def send(self, message: bytes, descriptors: list[int]) -> None:
+        """Send it a request. Raises Failed if it is gone, or does not read."""
+        until = time.monotonic() + _SEND_SECONDS
+        while True:
+            try:
+                self._control.sendmsg([message], rights(descriptors))
+            except OSError as error:
+                if is_passing(error) and time.monotonic() < until:
+                    await asyncio.sleep(0.001)
+                    continue
+                how = "does not read" if is_passing(error) else "is gone"
+                raise Failed(f"the zygote of {self._function.handler} {how}") from error
+            return
+
+    def kill(self) -> None:
+        """End it and its forks."""
+        self._killed = True
+        self.instance.kill()
+
+    def close(self) -> None:
+        """The same, and leave it."""
+        self.kill()
+        if self._kept:
+            self._kept.drop()
+        self.leave()
+
+    def leave(self) -> None:
+        """Leave it to the next manager."""
+        self._control.close()
+        self._drain.close()
+        if self._placer:
+            self._placer.close()
+        if self.owner >= 0:
+            os.close(self.owner)
+
+
+async def start(function: Function, instances: Instances, groups: Cgroups) -> Interpreter:
+    """Start an interpreter, which will import the handler. Raises Failed, Unsupported."""
+    _check_host()
+    serves = ("events",) if function.serves == "events" else ()
+    code = files("firstlight.agile.python").joinpath("zygote_main.py").read_text()
+    process = msgspec.structs.replace(
+        function, command=(INTERPRETER, "-c", code, function.handler, *serves), network="none",
+        env={"PYTHONDONTWRITEBYTECODE": "1", **_ONE_THREAD, **function.env},
+        files=max(function.files, _FILES_LEAST), pids=limits(function).pids,
+    )  # fmt: skip
+    tree = await asyncio.to_thread(instances.root, process)
+    with ExitStack() as passed, ExitStack() as failed:
+        passed.callback(os.close, tree)
+        outputs, streams = pipes()
+        for output in outputs:
+            failed.callback(output.close)
+        for descriptor in streams:
+            passed.callback(os.close, descriptor)
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        passed.callback(theirs.close)
+        failed.callback(control.close)
+        try:
+            instance = await instances.start_on(
+                function, tree, (theirs.fileno(), streams[1], streams[2]), process,
+                Flag.USER_NAMESPACE | Flag.ZYGOTE, ZYGOTE_PROFILE,
+            )  # fmt: skip
+        except Failed as error:
+            if ": user: " in error.message:
+                raise Failed(f"{error.message}: the host may forbid user namespaces",
+                             "see the sysctls user.max_user_namespaces and "
+                             "kernel.apparmor_restrict_unprivileged_userns") from error  # fmt: skip
+            raise
+        failed.pop_all()
+    return Interpreter(function, groups, instance, control, outputs)
+
+
+def limits(function: Function) -> Limits:
+    """Of a fork, with room for PID 1 of its sandbox, and for the zygote as it forks."""
+    return Limits(function.memory, function.cpus, max(function.pids, 2) + 1)
+
+
+def _check_host() -> None:
+    """Raise Unsupported if the host allows no user namespaces, which an interpreter needs."""
+    if USER_NAMESPACES.exists() and int(USER_NAMESPACES.read_text()) == 0:
+        raise Unsupported("a Python function needs a user namespace, and user.max_user_namespaces "
+                          "is 0", "sysctl user.max_user_namespaces=15000")  # fmt: skip
+
+
+def _mapped(pid: int, kind: str) -> int:
+    """What root of its user namespace, the only user or group there, is on the host."""
+    return int(Path(f"/proc/{pid}/{kind}_map").read_text().split()[1])
+
+
+def _writable(smaps: str) -> set[str]:
+    """Shared mappings that are or may be made writable. Format: proc_pid_smaps(5)."""
+    writable, words = set(), [""]
+    for line in smaps.splitlines():
+        if _MAPPING.match(line):
+            words = line.split(maxsplit=5)
+        elif line.startswith("VmFlags:") and {"mw", "sh"} <= set(line.split()):
+            writable.add(words[5] if len(words) > 5 else "a mapping")
+    return writable
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", 0) as file:  # noqa: PTH123 (a path, and text, cost more than the kernel)
+        return file.read()
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""

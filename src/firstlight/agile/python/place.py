@@ -1,0 +1,135 @@
+"""The sandboxes of a zygote's forks, made from parts by ``native/agile/place.c``."""
+
+import asyncio
+import os
+import signal
+import socket
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from struct import Struct
+
+from firstlight.agile import verify
+from firstlight.agile.helper import Helper
+from firstlight.agile.network.networks import Network
+from firstlight.agile.node.process import Keepsake
+from firstlight.agile.parts.cgroups import Cgroup, Cgroups
+from firstlight.errors import Failed
+
+_ZYGOTE = Struct("=Q64s")
+_REPORT = Struct("=ii")
+_STEPS = ("clone", "cgroup", "network", "mount", "host name", "rights")
+_SECONDS = 10.0
+_ENTERED = ("pid", "mnt", "net", "ipc", "uts", "cgroup")
+
+
+@dataclass(eq=False)
+class Place:
+    """A sandbox with a trusted PID 1; it lives until ``hold`` is closed.
+
+    ``left`` is set while the zygote is outside its cgroup.
+    """
+
+    pid: int
+    pidfd: int
+    hold: socket.socket
+    network: Network
+    cgroup: Cgroup
+    generation: int
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    kept: Keepsake | None = None
+
+    def __post_init__(self) -> None:
+        self.left.set()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its PID 1 is alive."""
+        with suppress(OSError):
+            signal.pidfd_send_signal(self.pidfd, 0)
+            return True
+        return False
+
+    def open(self) -> list[int]:
+        """Descriptors of its namespaces for the zygote, the PID namespace first. Raises OSError."""
+        opened: list[int] = []
+        try:
+            for name in _ENTERED:
+                opened += [os.open(f"/proc/{self.pid}/ns/{name}", os.O_RDONLY)]
+        except OSError:
+            for descriptor in opened:
+                os.close(descriptor)
+            raise
+        return opened
+
+    def expected(self, uid: int, gid: int, filters: int) -> verify.Expected:
+        """The confinement of a fork in it. Raises OSError."""
+        return verify.Expected(
+            uid, gid, filters, verify.namespaces(self.pid), verify.cgroups(self.pid)
+        )
+
+    def end(self) -> None:
+        """End all its processes; its parts stay."""
+        if self.hold.fileno() >= 0:
+            with suppress(OSError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            self.hold.close()
+            os.close(self.pidfd)
+            if self.kept:
+                self.kept.drop()
+
+
+class Placer:
+    """The process that makes the places of a zygote; it ends with the zygote."""
+
+    def __init__(self, zygote: int, scratch: int, host_name: str) -> None:
+        """``zygote`` is its pid, ``scratch`` the bytes of /tmp. Raises Failed."""
+        self._helper = Helper("place", lambda *_: None, lambda: None)
+        spaces: list[int] = []
+        try:
+            for name in ("pid", "mnt", "user"):
+                spaces += [os.open(f"/proc/{zygote}/ns/{name}", os.O_RDONLY)]
+            self._helper.send(_ZYGOTE.pack(scratch, host_name.encode()), spaces)
+        except OSError as error:
+            self.close()
+            raise Failed(f"the interpreter ended at its start: {error.strerror}") from error
+        finally:
+            for descriptor in spaces:
+                os.close(descriptor)
+
+    async def make(
+        self, groups: Cgroups, network: Network, cgroup: Cgroup, generation: int
+    ) -> Place:
+        """Make a sandbox from these parts. Raises Failed."""
+        with ExitStack() as failed:
+            hold, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            failed.callback(hold.close)
+            hold.setblocking(False)
+            with theirs, groups.doors(cgroup) as doors:
+                self._helper.send(b"\0", [theirs.fileno(), network.descriptor, *doors])
+            loop = asyncio.get_running_loop()
+            try:
+                report = await asyncio.wait_for(loop.sock_recv(hold, _REPORT.size), _SECONDS)
+            except TimeoutError:
+                raise Failed(f"a fork's sandbox was not ready in {_SECONDS} s") from None
+            except OSError:
+                report = b""
+            if not report:
+                raise Failed("the maker of forks' sandboxes has ended", "try again")
+            step, error = _REPORT.unpack(report)
+            if error:
+                raise Failed(f"cannot make a fork's sandbox: {_STEPS[step]}: {os.strerror(error)}")
+            try:
+                [pid] = groups.processes(cgroup)
+                pidfd = os.pidfd_open(pid)
+            except (OSError, ValueError) as error:
+                raise Failed("a fork's sandbox ended at once", "try again") from error
+            failed.pop_all()
+        return Place(pid, pidfd, hold, network, cgroup, generation)
+
+    def close(self) -> None:
+        """End it; its places stay.
+
+        It waits for its own child in the zygote's PID namespace, which does not end before that
+        is reaped: if it were killed, the host's PID 1 would reap it, at some time.
+        """
+        self._helper.leave()

@@ -1,0 +1,1 @@
+"""WebAssembly functions: workers in sandboxes, and the conversation with them."""

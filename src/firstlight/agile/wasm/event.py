@@ -1,0 +1,59 @@
+"""Events and results of WebAssembly functions, as those who invoke them see them."""
+
+import math
+
+import msgspec
+
+from firstlight.agile.function import Function, Result
+from firstlight.agile.wasm import wire
+from firstlight.agile.wasm.wire import Outcome, Reply
+from firstlight.errors import Failed
+
+WORDS_MOST = 500
+
+
+def encoded(function: Function, event: object) -> bytes:
+    """An event for a function's handler. Raises Failed."""
+    name = function.handler
+    if name == "_start":
+        return wire.event(stdin=b"" if event is None else msgspec.json.encode(event))
+    event = [] if event is None else event
+    if not isinstance(event, list) or not all(type(n) in (int, float) for n in event):
+        raise Failed(f"{name} takes numbers", "write the event as [1, 2]")
+    return wire.event(event)
+
+
+def result(function: Function, reply: Reply, requested: int, warm: bool) -> Result | Failed:
+    """What an event came to."""
+    name = function.handler
+    returned = reply.outcome is Outcome.RETURNED or (
+        name == "_start" and reply.outcome is Outcome.EXITED and reply.status == 0
+    )
+    if not returned:
+        return _failure(function, reply)
+    values = reply.values
+    if not all(math.isfinite(value) for value in values):
+        return Failed(f"{name} returned {', '.join(map(str, values))}",
+                      "JSON has no such number")  # fmt: skip
+    value = None if not values else values[0] if len(values) == 1 else values
+    return Result(
+        value=msgspec.Raw(msgspec.json.encode(value)), requested=requested, warm=warm,
+        began=reply.began, finished=reply.finished, stdout=reply.stdout, stderr=reply.stderr,
+    )  # fmt: skip
+
+
+def _failure(function: Function, reply: Reply) -> Failed:
+    name = function.handler
+    hint = f"it wrote: {reply.stderr[-WORDS_MOST:]}" if reply.stderr else None
+    match reply.outcome:
+        case Outcome.REFUSED:
+            return Failed(
+                f"{name} {reply.text}", "write the event as its arguments, such as [1, 2]"
+            )
+        case Outcome.LATE:
+            return Failed(f"{name} did not answer in {function.timeout} s", hint)
+        case Outcome.EXITED:
+            return Failed(f"{name} exited with status {reply.status}", hint)
+        case Outcome.TRAPPED:
+            return Failed(f"{name} trapped: {reply.text}", hint)
+    return Failed(f"cannot make an instance of {name}: {reply.text}", hint)
