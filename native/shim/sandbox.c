@@ -25,6 +25,7 @@
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -83,26 +84,71 @@ static void leave_host(void)
 	}
 }
 
-static void set_sysctl(char *setting)
+/* As sysctl(8) has it, the first of dot and slash is what separates. */
+static void separate_by_slashes(char *name)
 {
-	char path[PATH];
-	char *value = strchr(setting, '=');
-	if (!value) {
-		errno = EINVAL;
-		fail("cannot set the sysctl ", setting);
-	}
-	*value++ = 0;
-	int length = snprintf(path, sizeof path, "/proc/sys/%s", setting);
-	if (length >= (int)sizeof path) {
-		errno = ENAMETOOLONG;
-		fail("cannot set the sysctl ", setting);
-	}
-	/* As sysctl(8) has it, the first of dot and slash is what separates. */
-	char *name = path + strlen("/proc/sys/"), *first = strpbrk(name, "./");
+	const char *first = strpbrk(name, "./");
 	if (first && *first == '.')
 		for (char *at = name; *at; at++)
 			*at = *at == '.' ? '/' : *at == '/' ? '.' : *at;
-	int file = strstr(path, "/../") ? -1 : open(path, O_WRONLY | O_CLOEXEC);
+}
+
+/* Of the pod's own namespaces, as runc allows it: we are the machine's root until it is set. */
+static bool is_of_pod(const char *name, unsigned long namespaces)
+{
+	static const struct {
+		const char *name;
+		unsigned long namespace;
+	} known[] = {
+		{"net/", CLONE_NEWNET},
+		{"fs/mqueue/", CLONE_NEWIPC},
+		{"kernel/msgmax", CLONE_NEWIPC},
+		{"kernel/msgmnb", CLONE_NEWIPC},
+		{"kernel/msgmni", CLONE_NEWIPC},
+		{"kernel/sem", CLONE_NEWIPC},
+		{"kernel/shmall", CLONE_NEWIPC},
+		{"kernel/shmmax", CLONE_NEWIPC},
+		{"kernel/shmmni", CLONE_NEWIPC},
+		{"kernel/shm_rmid_forced", CLONE_NEWIPC},
+		{"kernel/domainname", CLONE_NEWUTS},
+	};
+	for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+		size_t length = strlen(known[i].name);
+		bool is_directory = known[i].name[length - 1] == '/';
+		if (!strncmp(name, known[i].name, length) && (is_directory || !name[length]))
+			return namespaces & known[i].namespace && !strstr(name, "..");
+	}
+	return false;
+}
+
+/* Takes NAME=VALUE apart: the file of the name, and the value. Returns 0 or a negative errno. */
+static int sysctl_parse(char *setting, unsigned long namespaces, char path[PATH],
+			const char **value)
+{
+	static const char base[] = "/proc/sys/";
+	char *end = strchr(setting, '=');
+	if (!end)
+		return -EINVAL;
+	*end = 0;
+	*value = end + 1;
+	if (snprintf(path, PATH, "%s%s", base, setting) >= PATH)
+		return -ENAMETOOLONG;
+	separate_by_slashes(path + strlen(base));
+	return is_of_pod(path + strlen(base), namespaces) ? 0 : -EPERM;
+}
+
+static void set_sysctl(char *setting, unsigned long namespaces)
+{
+	char path[PATH];
+	const char *value;
+	int failed = sysctl_parse(setting, namespaces, path, &value);
+	if (failed) {
+		errno = -failed;
+		fail(failed == -EPERM ? "a sysctl of the pod is the node's: "
+				      : "cannot set the sysctl ",
+		     setting);
+	}
+	int file = open(path, O_WRONLY | O_CLOEXEC);
 	if (file < 0 || write(file, value, strlen(value)) < 0)
 		fail("cannot set the sysctl ", setting);
 	close(file);
@@ -161,7 +207,7 @@ static _Noreturn void hold(void)
 	}
 }
 
-static _Noreturn void be_sandbox(void)
+static _Noreturn void be_sandbox(unsigned long namespaces)
 {
 	static char message[MESSAGE + 1];
 	sigset_t all;
@@ -176,12 +222,13 @@ static _Noreturn void be_sandbox(void)
 		_exit(0); /* it is not wanted */
 	if (rights.count && setns(rights.descriptors[0], CLONE_NEWNET))
 		fail("cannot enter the pod's network", "");
+	namespaces |= rights.count ? CLONE_NEWNET : 0;
 	rights_close(&rights);
 	if (*message && sethostname(message, strlen(message)))
 		fail("cannot set the host name ", message);
 	for (char *at = message + strlen(message) + 1, *end; at < message + size; at = end + 1) {
 		end = at + strlen(at);
-		set_sysctl(at);
+		set_sysctl(at, namespaces);
 	}
 	become_nobody();
 	filter();
@@ -205,7 +252,7 @@ int main(int count, char **words)
 	}
 	pid_t child = (pid_t)syscall(SYS_clone, namespaces | SIGCHLD, 0, 0, 0, 0);
 	if (!child)
-		be_sandbox();
+		be_sandbox(namespaces);
 	int number = child < 0 ? -errno : child;
 	return send(CONTROL, &number, sizeof number, MSG_NOSIGNAL) != sizeof number || child < 0;
 }

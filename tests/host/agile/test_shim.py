@@ -306,7 +306,31 @@ def test_what_it_cannot_do_is_refused(server: Shim, containerd: Connection) -> N
     assert refused.value.code == Code.UNIMPLEMENTED
     with pytest.raises(Refusal, match="Checkpoint is not supported"):
         containerd.ask(server.task, "Checkpoint", messages.TaskRequest(id="c"))
-    linux = messages.LinuxPodSandboxConfig(sysctls={"net.no.such": "1"})
-    with pytest.raises(Refusal, match=r"sysctl net.no.such: No such file"):
+    linux = messages.LinuxPodSandboxConfig(sysctls={"fs.mqueue.no_such": "1"})
+    with pytest.raises(Refusal, match=r"sysctl fs.mqueue.no_such: No such file"):
         make_pod(containerd, server, linux=linux)
     make_pod(containerd, server)
+
+
+@pytest.mark.parametrize(
+    ("name", "of_node"),
+    [
+        ("vm/swappiness", ""),
+        ("kernel/core_uses_pid", ""),
+        ("net/../vm/swappiness", ""),
+        ("kernel/shmmni", "ipc"),
+        ("net/ipv4/ip_forward", "network"),
+    ],
+)
+def test_a_pod_sets_no_sysctl_of_the_node(
+    server: Shim, containerd: Connection, name: str, of_node: str
+) -> None:
+    options = messages.NamespaceOption(**({of_node: 2} if of_node else {}))
+    value = (Path("/proc/sys") / name).read_text().strip()  # a success would change nothing
+    shown = name if ".." in name else name.replace("/", ".")
+    linux = messages.LinuxPodSandboxConfig(
+        security_context=messages.LinuxSandboxSecurityContext(namespace_options=options),
+        sysctls={shown: value},
+    )
+    with pytest.raises(Refusal, match=f"is the node's: {shown}: Operation not permitted"):
+        make_pod(containerd, server, linux=linux)

@@ -234,7 +234,7 @@ class Sandboxes:
             sandbox.pidfd = parked.pidfd
             record.pid, record.started = parked.pid, started(parked.pid)
             sysctls = dict(config.linux.sysctls)
-            if options.network != _NODE:
+            if network:
                 sysctls = _SYSCTLS | sysctls
             hostname = config.hostname if "uts" in names else ""
             words = [hostname, *(f"{name}={value}" for name, value in sysctls.items())]
