@@ -42,6 +42,32 @@ def test_a_number_is_freed_once_if_the_node_ends_during_a_registration(
     asyncio.run(main())
 
 
+def test_when_all_numbers_are_taken_a_function_is_refused_until_one_is_free(
+    tmp_path: Path,
+) -> None:
+    """A function's number makes its uid: no two that run may have the same."""
+
+    async def nothing(entry: Registered) -> None:
+        del entry
+
+    registry = Registry(Config(name="tu"), nothing, nothing)
+    asked = Function(rootfs=str(tmp_path), command=("first",))
+
+    async def main() -> None:
+        taken = [registry.only(asked) for _ in range(len(registry._free))]
+        assert len({entry.number for entry in taken}) == len(taken)
+        for entry in taken:
+            registry.leave(entry)  # their instances still run
+        with pytest.raises(Failed, match="no more functions"):
+            registry.only(asked)
+        with pytest.raises(Failed, match="no more functions"):
+            await registry.get(asked)
+        registry.free(taken[7])
+        assert (await registry.get(asked)).number == taken[7].number
+
+    asyncio.run(main())
+
+
 def test_files_that_are_gone_hold_up_no_look_at_those_of_others(tmp_path: Path) -> None:
     registered: list[str] = []
 

@@ -94,10 +94,9 @@ class Registry:
 
     def only(self, function: Function) -> Registered:
         """A number for a function that is started once, and by nobody else."""
-        if not self._free:
-            raise Failed("no more functions can be registered", "stop some instances")
+        number = self._taken_number()
         self._serial += 1
-        entry = Registered(function, self._free.popleft(), self._serial)
+        entry = Registered(function, number, self._serial)
         self._by_number[entry.number] = entry
         entry.checked = _NEVER
         return entry
@@ -159,9 +158,14 @@ class Registry:
             if key in self._by_key:
                 return self._by_key[key]
         bare = msgspec.structs.replace(function, env={})
-        entry = Registered(bare, self._free.popleft())
+        entry = Registered(bare, self._taken_number())
         self._by_key[key] = self._by_number[entry.number] = entry
         return entry
+
+    def _taken_number(self) -> int:
+        if not self._free:
+            raise Failed("no more functions can be registered", "stop some instances")
+        return self._free.popleft()
 
     async def _check(self, entry: Registered) -> None:
         digest = await asyncio.to_thread(files_of, entry.function)
