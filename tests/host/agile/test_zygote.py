@@ -246,9 +246,11 @@ def test_an_event_that_comes_while_a_zygote_is_started_again_waits_for_it(python
     with_handlers(python, main, Pools(network=PoolSize(low=2, high=4)))
 
 
-def test_a_fork_that_ends_with_its_zygote_as_it_is_verified_refuses_no_event(
-    python: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ends", ["zygote", "fork"])
+def test_a_fork_that_ends_as_it_is_verified_refuses_no_event(
+    python: Path, monkeypatch: pytest.MonkeyPatch, ends: str
 ) -> None:
+    """With its zygote or alone."""
     ready = Fork.ready
 
     async def main(runtime: Runtime, function: Make) -> None:
@@ -261,7 +263,9 @@ def test_a_fork_that_ends_with_its_zygote_as_it_is_verified_refuses_no_event(
             if made == 2:
                 await answered.wait()
                 [zygote] = runtime._zygotes.values()
-                kill_at_once(zygote.pid)
+                others = {zygote.pid, fork.place.pid}
+                [pid] = runtime._cgroups.processes(fork.place.cgroup) - others
+                kill_at_once(zygote.pid if ends == "zygote" else pid)
                 killed.set()
 
         echo = function("echo")

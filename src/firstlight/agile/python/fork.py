@@ -96,6 +96,18 @@ class Fork:
         if answer.ready is None:
             raise Failed(f"cannot fork {self.name}: {answer.failed}")
 
+    async def has_ended(self) -> bool:
+        """Whether all that held its end of the socket are gone, as when it was killed.
+
+        The zygote closes its own copy after the fork, unless its import keeps one.
+        """
+        try:
+            return not await asyncio.wait_for(self._reader.read(1), _END_SECONDS)
+        except TimeoutError:
+            return False
+        except (OSError, ValueError):
+            return True
+
     def check(self, pid: int, zygote: int) -> None:
         """Set its process, which must be confined, and share nothing. Raises Failed."""
         try:

@@ -438,7 +438,7 @@ class Zygote:
                 self._prepare()
                 async with asyncio.timeout(self.function.timeout):
                     await fork.ready()
-                fork.check(self._born(fork.place, up.pid), up.pid)
+                fork.check(await self._born(fork, up.pid), up.pid)
             except BaseException as error:
                 if isinstance(error, TimeoutError):
                     name, seconds = self.function.handler, self.function.timeout
@@ -452,17 +452,19 @@ class Zygote:
         asyncio.get_running_loop().call_soon(self._arm_ahead)
         return fork
 
-    def _born(self, place: Place, zygote: int) -> int:
+    async def _born(self, fork: Fork, zygote: int) -> int:
         """The new process in a place. Raises Failed."""
-        others = zygote, place.pid
+        others = zygote, fork.place.pid
         try:
-            pids = self._resources.cgroups.processes(place.cgroup).difference(others)
+            pids = self._resources.cgroups.processes(fork.place.cgroup).difference(others)
             if len(pids) == 1:
                 return pids.pop()
             for pid in others:  # a fork ends with either: then nothing is wrong with the import
                 verify.check_alive(pid)
         except OSError as error:
             raise self._gone(error) from error
+        if not pids and await fork.has_ended():
+            raise Failed(f"a fork of {self.function.handler} ended before it was ready")
         raise Unconfined(f"the zygote of {self.function.handler} did not make exactly one process",
                          "the import must not change os.fork or start processes")  # fmt: skip
 
