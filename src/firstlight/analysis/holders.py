@@ -1,7 +1,8 @@
 """Finds out what the holder of a contended lock did while others waited for it.
 
 The kernel does not report who holds a lock. But only one thread does, and while it waits within
-functions that run under the lock, its stack shows them: the others wait for that.
+functions that run under the lock, its stack shows them: the others wait for that, and until the
+holder, woken, has a CPU again.
 """
 
 import re
@@ -49,9 +50,7 @@ def holders(run: Run) -> pl.DataFrame:
     for _, spans in run.span_batches():
         waits = spans.filter(pl.col("stack") != "")
         locks = locks_of(waits.filter(pl.col("kind") == "lock"))
-        blocked = waits.filter(pl.col("kind") == "blocked").select(
-            pl.col("stack").cast(pl.String), "start", "end"
-        )
+        blocked = _until_running(waits.filter(pl.col("kind") == "blocked"), spans)
         for lock in _UNDER:
             queued = locks.filter(pl.col("lock") == lock)
             if len(queued):
@@ -67,6 +66,14 @@ def locks_of(queues: pl.DataFrame) -> pl.DataFrame:
         for stack, kind, variable in words
     ]
     return queues.select("sample", "start", "end", lock=pl.Series(names, dtype=pl.String))
+
+
+def _until_running(blocked: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
+    """Waits as ``stack``, ``start`` and ``end``, each with the wait for a CPU that follows it."""
+    queued = spans.filter(pl.col("kind") == "queued").select("tid", end="start", running="end")
+    return blocked.join(queued, on=["tid", "end"], how="left").select(
+        pl.col("stack").cast(pl.String), "start", end=pl.coalesce("running", "end")
+    )
 
 
 def _queued_for(lock: str, queued: pl.DataFrame, blocked: pl.DataFrame) -> pl.DataFrame:

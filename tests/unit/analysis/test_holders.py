@@ -65,3 +65,16 @@ def test_parts_sum_to_the_time_queued(
     assert (
         sum(waited for (_, by), waited in found_here.items() if by != holders.RUNNING) == expected
     )
+
+
+def test_a_holder_waits_until_it_has_a_cpu_again() -> None:
+    rows = [
+        span(0, "blocked", MOVE, 100, 190),
+        span(0, "queued", "", 190, 195),
+        span(0, "queued", "", 196, 199),
+        span(1, "lock", QUEUE, 120, 200, tid=2),
+    ]
+    assert result(*rows) == {
+        (1, "RCU: rcu_barrier (__dev_change_net_namespace)"): 75,
+        (1, holders.RUNNING): 5,
+    }

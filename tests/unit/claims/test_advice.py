@@ -7,9 +7,9 @@ import msgspec
 import polars as pl
 import pytest
 
-from firstlight.analysis import Analysis
-from firstlight.analysis.breakdown import SCHEMA
-from firstlight.claims.advice import _queueing, advise
+from firstlight.analysis import Analysis, holders
+from firstlight.analysis.breakdown import SCHEMA, TIMELINE
+from firstlight.claims.advice import advise
 from firstlight.claims.advice.storms import STORMS
 from firstlight.model import Ending, Sample, Stamps
 from firstlight.store import SPAN_SCHEMA
@@ -54,8 +54,13 @@ MET: dict[str, tuple[Piece, str]] = {
 }  # fmt: skip
 
 
-def starts(*pieces: Piece, count: str = "", number: int = 6) -> Analysis:
-    """Traced starts with these pieces, as an Analysis has them."""
+def starts(
+    *pieces: Piece, count: str = "", number: int = 6, held: tuple[tuple[str, str, int], ...] = ()
+) -> Analysis:
+    """Traced starts with these pieces, in this order on one thread, as an Analysis has them.
+
+    ``held`` are the locks that each waited for, what the holder did, and for how long.
+    """
     total = sum(piece[3] for piece in pieces)
     samples = [
         Sample(
@@ -85,8 +90,16 @@ def starts(*pieces: Piece, count: str = "", number: int = 6) -> Analysis:
         traced_samples=tuple(samples),
         untraced_samples=(),
     )
+    ends = [sum(piece[3] for piece in pieces[: place + 1]) for place in range(len(pieces))]
+    path = [
+        (end - wall, end, phase, shade, cause, 1, 1)
+        for end, (phase, shade, cause, wall) in zip(ends, pieces, strict=True)
+    ]
+    queues = [(sample.index, *wait) for sample in samples for wait in held]
     fake = SimpleNamespace(
         points=(point,),
+        timeline=lambda _: pl.DataFrame(path, schema=TIMELINE, orient="row"),
+        holders=pl.DataFrame(queues, schema=holders.SCHEMA, orient="row"),
         breakdown=pl.DataFrame(rows, schema=SCHEMA, orient="row"),
         run=SimpleNamespace(spans_of=lambda _: frame),
     )
@@ -137,11 +150,50 @@ def test_what_gains_little_is_not_named() -> None:
     assert advise(starts(*USUAL, little), STORMS) == []
 
 
-def test_work_is_gained_with_the_queueing_that_it_causes() -> None:
-    busy = (*USUAL, ("process.start", "around", "waiting for a CPU", 60 * MS))
-    fork = MET["fork of a fat daemon"][0]
-    [alone] = advise(starts(*USUAL, fork), STORMS)
-    [loaded] = advise(starts(*busy, fork), STORMS)
-    pieces = starts(*busy, fork).breakdown
-    assert loaded.gain.value == pytest.approx(alone.gain.value * (1 + _queueing(pieces)))
-    assert _queueing(pieces) == pytest.approx(60 / 43)
+QUEUE: Piece = ("process.start", "around", "waiting for a CPU", 60 * MS)
+
+
+@pytest.mark.parametrize("storm", ["fork of a fat daemon", "fsync of state"])
+def test_a_wait_for_a_cpu_goes_with_the_work_or_the_wait_before_it(storm: str) -> None:
+    piece, count = MET[storm]
+    [alone] = advise(starts(*USUAL, piece, count=count), STORMS)
+    [after] = advise(starts(*USUAL, piece, QUEUE, count=count), STORMS)
+    [before] = advise(starts(QUEUE, *USUAL, piece, count=count), STORMS)
+    assert before.gain.value == pytest.approx(alone.gain.value, rel=0.1)
+    assert after.gain.value == pytest.approx(alone.gain.value + QUEUE[3], rel=0.1)
+
+
+MOVING = "RCU: rcu_barrier (__dev_change_net_namespace)"
+RTNL: Piece = ("link.up", "kernel", "lock: rtnl_mutex (rtnl_newlink)", 100 * MS)
+
+
+@pytest.mark.parametrize(
+    ("holder", "gained"), [(MOVING, 100), (holders.RUNNING, 0), ("RCU: synchronize_rcu (x)", 0)]
+)
+def test_a_wait_for_a_lock_goes_with_what_its_holder_did(holder: str, gained: int) -> None:
+    piece, _ = MET["veth move"]
+    analysis = starts(*USUAL, piece, RTNL, held=(("rtnl_mutex", holder, RTNL[3]),))
+    [advice] = advise(analysis, STORMS)
+    assert advice.gain.value == pytest.approx(piece[3] + gained * MS)
+
+
+def test_a_start_that_only_queues_behind_others_in_a_storm_meets_it() -> None:
+    [advice] = advise(starts(*USUAL, RTNL, held=(("rtnl_mutex", MOVING, RTNL[3]),)), STORMS)
+    assert advice.storm == "veth move"
+    assert advice.evidence[0][:2] == (RTNL[0], RTNL[2])
+
+
+def test_a_queue_inside_the_storm_for_other_holders_is_not_gained() -> None:
+    inside = ("veth.move", "kernel", "lock: rtnl_mutex (rtnl_newlink)", 40 * MS)
+    held = (("rtnl_mutex", MOVING, 10 * MS), ("rtnl_mutex", "RCU: synchronize_rcu (x)", 30 * MS))
+    [advice] = advise(starts(*USUAL, MET["veth move"][0], inside, held=held), STORMS)
+    assert advice.gain.value == pytest.approx(MET["veth move"][0][3] + 10 * MS)
+
+
+def test_what_a_holder_runs_is_divided_as_its_waits() -> None:
+    held = (("rtnl_mutex", MOVING, 50 * MS), ("rtnl_mutex", holders.RUNNING, 50 * MS))
+    [most] = advise(starts(*USUAL, RTNL, held=held), STORMS)
+    assert most.gain.value == pytest.approx(RTNL[3])
+    held = (("rtnl_mutex", MOVING, 20 * MS), ("rtnl_mutex", holders.RUNNING, 80 * MS))
+    [few] = advise(starts(*USUAL, RTNL, held=held), STORMS)
+    assert few.gain.value == pytest.approx(RTNL[3] / 5)

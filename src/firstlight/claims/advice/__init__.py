@@ -2,8 +2,15 @@
 
 A storm is recognised by time on the critical path: of some phases, for some causes. So its cost is
 measured, and what its remedy gains is predicted: that time, less what the remedy's own way takes.
-The tracer makes starts slower, and waits for others' work longer. So a traced start gives the share
-of the time, and the untraced ones the time, where a point has both.
+
+- A wait for a CPU is charged to what its thread did before it: to the wait that ended by its
+  wake-up, or to the work that it interrupted.
+- A wait for a lock is charged to what the lock's holder did, where that is known. So the waits of
+  all starts that queue behind a storm go with it; and if a start queued in its storm for a holder
+  that did something else, it will queue for that elsewhere.
+- The tracer makes starts slower, and waits for others' work longer. So a traced start gives the
+  share of the time, and the untraced ones the time, where a point has both.
+
 ``firstlight run storms`` meets each storm, with and without its remedy.
 """
 
@@ -15,7 +22,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from firstlight.analysis import Analysis, causes, counts, stats
+from firstlight.analysis import Analysis, causes, counts, holders, stats
 from firstlight.analysis.figures import PointFigures
 from firstlight.model import Interval, Point
 
@@ -24,6 +31,11 @@ LEAST_SHARE = 0.05
 LEAST_NS = 500_000
 """And at least so much: less is not worth a change."""
 _LOOKED_AT = 3
+_KNOWN_SHARE = 0.25
+"""What a lock's holder does while it runs is divided as its waits are, if these are known for at
+least this share of the time."""
+_FOLLOWED = 30
+"""At most so many starts of a point are followed piece by piece."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +47,9 @@ class Storm:
     a count that starts must have (analysis.counts), at least ``fewest`` of it in all. ``least`` is
     the shortest time, in ns, that it can take. ``rest`` is what the remedy's own way takes, in ns.
     ``along`` matches phases whose work of the CPU grows with the storm: what they take beyond
-    ``along_rest`` ns is gained, too. ``work`` is for a storm that is work of the CPU: without it,
-    the start waits less for a CPU, in the same proportion. A ``fixed`` wait is for a clock: the
-    tracer does not make it longer.
+    ``along_rest`` ns is gained, too. ``lock`` is held meanwhile, and ``held`` matches what its
+    holder then waits for (analysis.holders). A ``fixed`` wait is for a clock: the tracer does not
+    make it longer.
     """
 
     name: str
@@ -52,7 +64,8 @@ class Storm:
     rest: int = 0
     along: str = ""
     along_rest: int = 0
-    work: bool = False
+    lock: str = ""
+    held: str = ""
     fixed: bool = False
 
 
@@ -86,6 +99,51 @@ class _Starts:
         samples = [sample.index for sample in self.point.traced_samples]
         return self.analysis.breakdown.filter(pl.col("sample").is_in(samples))
 
+    def spent(self, pieces: pl.Expr) -> np.ndarray:
+        """The ns of these pieces in each start."""
+        sums = self.pieces.filter(pieces).group_by("sample").agg(pl.col("wall").sum())
+        by_sample = dict(sums.iter_rows())
+        samples = self.point.traced_samples
+        return np.array([by_sample.get(sample.index, 0) for sample in samples], np.float64)
+
+    def with_queueing(self, pieces: pl.Expr) -> float:
+        """How much longer the pieces are with the waits for a CPU that they lead to, a factor."""
+        samples = self.point.traced_samples
+        alone = together = 0
+        for sample in samples[:: -(-len(samples) // _FOLLOWED)]:
+            path = self.analysis.timeline(sample).with_columns(of=pieces)
+            before_end, before_thread, is_of = 0, 0, False
+            for start, end, cause, thread, of in path.select(
+                "start", "end", "cause", "tid", "of"
+            ).iter_rows():
+                follows = start == before_end and thread == before_thread
+                is_of = of or (is_of and follows and cause == causes.QUEUED)
+                alone += (end - start) * of
+                together += (end - start) * is_of
+                before_end, before_thread = end, thread
+        return together / alone if alone else 1.0
+
+    def queued(self, storm: Storm, pieces: pl.Expr) -> np.ndarray:
+        """The ns of each start's waits for a lock that the storm holds: those outside its
+        ``pieces`` add to it; those inside, for a holder that does something else, are negative."""
+        waits = _waits(storm.lock)
+        inside, outside = self.spent(waits & pieces), self.spent(waits & ~pieces)
+        held = self.analysis.holders.filter(pl.col("lock") == storm.lock)
+        known = held.filter(pl.col("holder") != holders.RUNNING)
+        is_storm = pl.col("holder").str.contains(f"^(?:{storm.held})$")
+        every, by_storm, by_others = (
+            dict(some.group_by("sample").agg(pl.col("waited").sum()).iter_rows())
+            for some in (held, known.filter(is_storm), known.filter(~is_storm))
+        )
+        queued = []
+        samples = (sample.index for sample in self.point.traced_samples)
+        for sample, more, less in zip(samples, outside, inside, strict=True):
+            its, others = by_storm.get(sample, 0), by_others.get(sample, 0)
+            is_enough = its + others >= _KNOWN_SHARE * every.get(sample, 0)
+            whole = max(its + others if is_enough else every[sample], 1)
+            queued.append((its * more - others * less) / whole)
+        return np.array(queued)
+
     @property
     def untraced(self) -> float:
         """The median of the untraced starts over that of the traced ones; 1 without either."""
@@ -117,30 +175,21 @@ def advise(analysis: Analysis, storms: Sequence[Storm]) -> list[Advice]:
 
 
 def _met(storm: Storm, starts: _Starts) -> Advice | None:
-    pieces = starts.pieces.filter(
-        pl.col("phase").str.contains(f"^(?:{storm.phases})$")
-        & pl.col("cause").str.contains(f"^(?:{storm.causes})$")
-    )
-    pieces = pieces.filter(pl.col("shade").str.contains(f"^(?:{storm.shade})$"))
-    if pieces.is_empty() or not _has(storm, starts):
+    pieces = _matched("phase", storm.phases) & _matched("cause", storm.causes)
+    pieces &= _matched("shade", storm.shade)
+    spent = starts.spent(pieces)
+    queued = starts.queued(storm, pieces) if storm.lock else np.zeros(len(spent))
+    if np.median(spent + queued) < storm.least or not _has(storm, starts):
         return None
-    samples = starts.point.traced_samples
-    by_sample = dict(pieces.group_by("sample").agg(pl.col("wall").sum()).iter_rows())
-    spent = np.array([by_sample.get(sample.index, 0) for sample in samples], np.float64)
-    if np.median(spent) < storm.least:
-        return None
-    gains = np.maximum(spent - storm.rest, 0)
+    gains = np.maximum(spent * starts.with_queueing(pieces) + queued - storm.rest, 0)
     if storm.along:
-        more = starts.pieces.filter(
-            pl.col("phase").str.contains(f"^(?:{storm.along})$")
-            & (pl.col("cause") == causes.ON_CPU)
-        )
-        extra = dict(more.group_by("sample").agg(pl.col("wall").sum()).iter_rows())
-        longer = np.array([extra.get(sample.index, 0) for sample in samples], np.float64)
+        more = _matched("phase", storm.along) & (pl.col("cause") == causes.ON_CPU)
+        longer = starts.spent(more) * starts.with_queueing(more)
         gains += np.maximum(longer - storm.along_rest, 0)
-        pieces = pl.concat([pieces, more])
-    if storm.work:
-        gains *= 1 + _queueing(starts.pieces)
+        pieces |= more
+    if storm.lock:
+        pieces |= _waits(storm.lock)
+    samples = starts.point.traced_samples
     if not storm.fixed:
         gains *= starts.untraced
     batch = np.array([sample.batch for sample in samples])
@@ -152,8 +201,16 @@ def _met(storm: Storm, starts: _Starts) -> Advice | None:
         return None
     return Advice(
         storm.name, starts.point.point, starts.point.name, storm.fact, storm.remedy, gain,
-        gain.value / latency, tuple(_largest(pieces, len(samples))),
+        gain.value / latency, tuple(_largest(starts.pieces.filter(pieces), len(samples))),
     )  # fmt: skip
+
+
+def _matched(column: str, pattern: str) -> pl.Expr:
+    return pl.col(column).str.contains(f"^(?:{pattern})$")
+
+
+def _waits(lock: str) -> pl.Expr:
+    return pl.col("cause").str.starts_with(f"lock: {lock} ")
 
 
 def _has(storm: Storm, starts: _Starts) -> bool:
@@ -161,12 +218,6 @@ def _has(storm: Storm, starts: _Starts) -> bool:
         return True
     own = [value for name, value in starts.counted.items() if re.fullmatch(storm.count, name)]
     return sum(own) >= storm.fewest
-
-
-def _queueing(pieces: pl.DataFrame) -> float:
-    """How long starts wait for a CPU for each ns on one."""
-    sums = dict(pieces.group_by("cause").agg(pl.col("wall").sum()).iter_rows())
-    return float(sums.get(causes.QUEUED, 0) / max(sums.get(causes.ON_CPU, 0), 1))
 
 
 def _largest(pieces: pl.DataFrame, starts: int) -> Iterator[tuple[str, str, float]]:

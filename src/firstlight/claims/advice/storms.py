@@ -11,12 +11,16 @@ STORMS = (
         "Create the container's end of the veth in its namespace: IFLA_NET_NS_FD of the peer, at "
         "creation. CNI's bridge does since v1.0.0, Calico since v3.27.",
         phases=r"veth\.move",
+        lock="rtnl_mutex",
+        held=r".*__dev_change_net_namespace.*|.*\(dev_change_net_namespace\).*",
     ),
     Storm(
         "cgroup move",
         "A process is moved into its control group by cgroup.procs, and waits for RCU.",
         "Clone it into the group (CLONE_INTO_CGROUP), or mount cgroup2 with favordynmods.",
         causes=rf"RCU: rcu_sync_enter \((?:{_IN_CGROUP})\)|lock: cgroup_threadgroup_rwsem .*",
+        lock="cgroup_mutex",
+        held=rf"RCU: rcu_sync_enter \((?:{_IN_CGROUP})\)",
     ),
     Storm(
         "many mounts",
@@ -26,11 +30,10 @@ STORMS = (
         phases=r"ns\.mount",
         causes=r"on CPU|lock: namespace_sem .*",
         shade="kernel",
-        work=True,
         least=1_000_000,
         rest=200_000,
-        along="mount",
-        along_rest=4_000_000,  # runc's own mounts
+        along="mount|cgroup",
+        along_rest=6_000_000,  # runc's own mounts and control groups
     ),
     Storm(
         "id-mapped layers",
@@ -51,7 +54,6 @@ STORMS = (
         causes="on CPU",
         shade="around",
         count="call seccomp",
-        work=True,
         least=2_000_000,
         rest=1_000_000,
     ),
@@ -62,7 +64,6 @@ STORMS = (
         phases="fork|exec",
         causes="on CPU",
         shade="kernel",
-        work=True,
         least=3_000_000,
         rest=600_000,
     ),
