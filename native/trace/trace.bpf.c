@@ -141,6 +141,13 @@ struct {
 	__type(key, __u32);
 	__type(value, struct wide);
 } scratch SEC(".maps");
+/* Whether a CPU is at a timer that has expired: what it wakes then has slept, or waited for too long. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} timers SEC(".maps");
 
 static __always_inline void emit(struct event *event, __u32 size)
 {
@@ -406,13 +413,39 @@ int BPF_PROG(on_exit, struct task_struct *p)
 	return 0;
 }
 
+static __always_inline __u32 *timer(void)
+{
+	__u32 zero = 0;
+	return bpf_map_lookup_elem(&timers, &zero);
+}
+
+SEC("tp_btf/hrtimer_expire_entry")
+int BPF_PROG(on_timer)
+{
+	__u32 *expired = timer();
+	if (expired)
+		*expired = 1;
+	return 0;
+}
+
+SEC("tp_btf/hrtimer_expire_exit")
+int BPF_PROG(on_timer_end)
+{
+	__u32 *expired = timer();
+	if (expired)
+		*expired = 0;
+	return 0;
+}
+
 SEC("tp_btf/sched_waking")
 int BPF_PROG(on_waking, struct task_struct *p)
 {
 	struct task *task = traced(NUMBER(p));
 	if (task && task->off && !task->woken) {
+		__u32 *expired = timer();
 		task->woken = bpf_ktime_get_ns();
-		task->waker = own_number();
+		task->by_timer = expired && *expired;
+		task->waker = task->by_timer ? 0 : own_number();
 	}
 	return 0;
 }
@@ -428,12 +461,13 @@ static __always_inline void switched_in(__u32 tid, __u64 now)
 		event.start = task->off;
 		event.args[0] = task->woken;
 		event.peer = task->waker;
+		event.number = task->by_timer;
 		event.result = task->off_state;
 		event.stack = task->off_stack;
 		emit(&event, sizeof event);
 	}
 	task->off = task->woken = 0;
-	task->waker = 0;
+	task->waker = task->by_timer = 0;
 }
 
 SEC("tp_btf/sched_switch")

@@ -14,8 +14,8 @@ enum sign { SIGN = 1, SIGN_CHILDREN, CHILDREN_ALONE };
 /* CALL: number, args, result; text as calls.h says; magic and family describe a descriptor, and
  *       peer is the number of the pipe that it is, if it is one.
  * FORK: by tid; peer is the child's tid, args[0] its thread group.
- * OFF: off the CPU from start to end; woken at args[0] by peer; result is the state it slept in,
- *      0 if it was ready to run all the time.
+ * OFF: off the CPU from start to end; woken at args[0] by peer, or by a timer if number is 1; result is
+ *      the state it slept in, 0 if it was ready to run all the time.
  * MARK: a per-CPU allocation by the kernel function at args[0], inside a call that makes namespaces:
  *      one call can make several, and each kind of namespace allocates in a function of its own.
  * LOCK: contended from start to end; args[0] the lock, args[1] its flags, peer its owner.
@@ -68,6 +68,6 @@ struct task {
 	unsigned int wait; /* the call's kind, if it is for waiting */
 	/* Whether the copy took this entry: it may run before the program or after it. */
 	unsigned int copied;
-	unsigned int pad;
+	unsigned int by_timer; /* what woke it, rather than the waker */
 };
 #endif

@@ -210,7 +210,8 @@ static unsigned long long misses_of(struct bpf_program *program)
 }
 
 /* A program that is entered while it runs misses an event. Contention misses only events of the ring's
- * own lock or of an interrupt, and neither belongs to the traced thread. A missed return is counted at
+ * own lock or of an interrupt, and neither belongs to the traced thread; a timer that was missed only
+ * leaves a wait without the name of what ended it. A missed return is counted at
  * the thread's next call; of missed calls, at most those count that the copy missed too. */
 static unsigned long long missed(void)
 {
@@ -218,7 +219,8 @@ static unsigned long long missed(void)
 	int has_copy = 0;
 	for (int i = 0; i < count; i++) {
 		const char *name = bpf_program__name(programs[i]);
-		if (strstr(name, "contention") || strstr(name, "on_return"))
+		if (strstr(name, "contention") || strstr(name, "on_timer") ||
+		    strstr(name, "on_return"))
 			continue;
 		unsigned long long own = misses_of(programs[i]);
 		if (!strcmp(name, "on_enter_again")) {
@@ -285,6 +287,7 @@ int tracer_write_open(unsigned long long end)
 			event.start = task->off;
 			event.args[0] = task->woken;
 			event.peer = task->waker;
+			event.number = (unsigned short)task->by_timer;
 			event.result = task->off_state;
 			event.stack = task->off_stack;
 			if (tracer_write(NULL, &event, sizeof event))

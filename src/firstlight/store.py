@@ -40,7 +40,7 @@ from firstlight.model import (
 _SPAN_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "sample": pl.UInt32,  # Sample.index
     "kind": pl.Categorical(),  # call, fork, exec, exit, blocked, queued, lock, mark
-    "name": pl.Categorical(),  # call; kind of lock; process or thread; a mark's function
+    "name": pl.Categorical(),  # call; kind of lock; process or thread; a mark's function; TIMER
     "detail": pl.Categorical(),  # path, netlink request, file system and file, program
     "stack": pl.Categorical(),  # kernel functions, innermost first, joined by ";"
     "start": pl.Int64,  # ns of CLOCK_MONOTONIC
@@ -54,6 +54,8 @@ SPAN_SCHEMA = pl.Schema(_SPAN_COLUMNS)
 """One row per span. ``blocked`` ends at the wake-up, where ``queued`` begins; an instant has
 ``start == end``."""
 
+TIMER = "timer"
+"""The name of a wait that a timer ended: no thread woke it."""
 UNSEEN = "before tracing"
 """The detail of a wait that began before tracing, so its reason is unknown."""
 

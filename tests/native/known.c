@@ -5,6 +5,7 @@
  *   known mount-sleep DIR MS  sleep between a mount and an unmount at DIR
  *   known mount-burn DIR MS   burn CPU time there instead
  *   known late MS           compute, sleep, wait for a child that ends at once, and sleep
+ *   known timeouts DIR MS   likewise, by timeouts of calls that wait for something else
  *   known child MS          wait for a child that sleeps
  *   known thread DIR N      wait for a thread that makes and removes N files
  *   known threads N         wait for N threads that look a file up and for one another
@@ -18,14 +19,20 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/file.h>
 #include <sys/mount.h>
+#include <sys/select.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -72,6 +79,21 @@ static void make_namespaces(void)
 {
 	for (long i = 0; i < amount; i++)
 		need(unshare(CLONE_NEWNET) == 0, "unshare");
+}
+
+static void time_out(long ms)
+{
+	struct timespec t = {ms / 1000, ms % 1000 * 1000000};
+	struct timeval u = {ms / 1000, ms % 1000 * 1000};
+	int epoll = epoll_create1(EPOLL_CLOEXEC), word = 0;
+	struct epoll_event event;
+	sigset_t none;
+	need(epoll >= 0 && sigemptyset(&none) == 0, "epoll_create1");
+	need(poll(NULL, 0, (int)ms) == 0, "poll");
+	need(select(0, NULL, NULL, NULL, &u) == 0, "select");
+	need(epoll_wait(epoll, &event, 1, (int)ms) == 0, "epoll_wait");
+	need(syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, &t, NULL, 0) < 0, "futex");
+	need(sigtimedwait(&none, NULL, &t) < 0, "sigtimedwait");
 }
 
 static void mount_and(void (*work)(long))
@@ -244,6 +266,8 @@ int main(int argc, char **argv)
 		mount_and(burn_ms);
 	else if (!strcmp(verb, "late"))
 		fork_late();
+	else if (!strcmp(verb, "timeouts"))
+		mount_and(time_out);
 	else if (!strcmp(verb, "leave"))
 		leave_namespaces();
 	else if (!strcmp(verb, "child"))

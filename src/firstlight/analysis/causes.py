@@ -14,7 +14,8 @@ QUEUED = "waiting for a CPU"
 NOT_TRACED = "not traced"
 """The cause of time that only a component's span covers: the kernel was not traced."""
 SLEEP = "sleep"
-"""The stack of a daemon's wait for requests that began before tracing."""
+TIMEOUT = f"{SLEEP}: timeout"
+"""The cause of a wait for events, a futex or a signal that a timer ended: none came."""
 UNKNOWN = "unknown wait"
 PEER = "another "
 """Prefix of causes that are waits for another process or thread; the critical path follows them."""
@@ -121,11 +122,17 @@ _RCU_LOCK = re.compile(
 )
 
 
+_TIMED = {f"{PEER}thread: futex", f"{PEER}process: poll", f"{PEER}process: signal"}
+"""The waits that programs also sleep with."""
+
+
 @lru_cache(maxsize=16384)
-def of_wait(stack: str) -> str:
-    """The cause of a thread's being off the CPU with this stack."""
+def of_wait(stack: str, *, timed: bool = False) -> str:
+    """The cause of a thread's being off the CPU with this stack, until a timer if ``timed``."""
     for pattern, cause in _BLOCKED:
         if match := pattern.search(stack):
+            if timed and cause in _TIMED:
+                return TIMEOUT
             if cause == "lock":
                 kind = _KIND.search(stack)
                 return of_lock(stack, _KINDS[kind[0].split("_")[0]] if kind else "lock", "")

@@ -11,6 +11,7 @@ import polars as pl
 
 from firstlight.analysis import attribution, causes, phases
 from firstlight.analysis.segments import Flags, Integers
+from firstlight.store import TIMER
 
 LATE = "load generator"
 """The cause of the time before a start's critical path begins."""
@@ -54,7 +55,9 @@ class Columns:
         blocked, locks = self.rows["blocked"], self.rows["lock"]
         self.cause: Integers = np.zeros(len(spans), np.int64)
         self.cause[blocked] = self._looked_up(
-            "blocked", ("stack",), lambda stack: self._code_of(causes.of_wait(stack))
+            "blocked",
+            ("stack", "name"),
+            lambda stack, by: self._code_of(causes.of_wait(stack, timed=by == TIMER)),
         )
         self.cause[locks] = self._looked_up(
             "lock",

@@ -21,7 +21,7 @@ import polars as pl
 from firstlight.errors import Failed, Unsupported
 from firstlight.host.facts import PROC, SYS, read_line
 from firstlight.native import native
-from firstlight.store import SPAN_SCHEMA, UNSEEN
+from firstlight.store import SPAN_SCHEMA, TIMER, UNSEEN
 from firstlight.trace import kallsyms, words
 from firstlight.trace.kallsyms import Stacks
 
@@ -246,7 +246,8 @@ class _Decoder:
             wakeup = min(max(args[0], start), end) if args[0] else end
             ready = start if result == 0 else wakeup
             if ready > start:
-                yield sample, "blocked", "", "", frames, start, ready, pid, tid, result, peer
+                by = TIMER if number else ""
+                yield sample, "blocked", by, "", frames, start, ready, pid, tid, result, peer
             if end > ready:
                 yield sample, "queued", "", "", "", ready, end, pid, tid, None, peer
 

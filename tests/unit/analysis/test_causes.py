@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstlight.analysis.causes import PEER, SLEEP, UNKNOWN, of_lock, of_wait
+from firstlight.analysis.causes import PEER, SLEEP, TIMEOUT, UNKNOWN, of_lock, of_wait
 
 NETLINK = "netlink_rcv_skb;netlink_unicast;netlink_sendmsg;__sys_sendto;__x64_sys_sendto"
 NEW_NET = (
@@ -94,6 +94,12 @@ WAITS = {
 @pytest.mark.parametrize(("stack", "cause"), WAITS.items(), ids=lambda text: text[:40])
 def test_a_wait_is_named_by_its_stack(stack: str, cause: str) -> None:
     assert of_wait(stack) == cause
+
+
+def test_a_timer_ends_a_sleep_and_no_other_wait() -> None:
+    assert of_wait("futex_wait;do_futex", timed=True) == TIMEOUT
+    assert of_wait("do_wait;kernel_wait4", timed=True) == f"{PEER}process: wait"
+    assert of_wait("do_nanosleep;hrtimer_nanosleep", timed=True) == SLEEP
 
 
 @pytest.mark.parametrize(
