@@ -3,12 +3,13 @@
 A call with a rule in the phase table belongs to that phase. The rest follows from its neighbours:
 
 - Everything from execve, or from a language run-time's own start, to the program's first own call
-is ``process.start``; in the program that reaches the end point it is ``exec``. - An answer belongs
-to its request, and a change of the signal mask to the handlers set before it. - After a call that
-read data, the time to the next call belongs to it: the data is being used. A few bytes are not
-data: they are a message. - Everything in a helper program (iptables, an address plugin) is the
-helper's phase, except its requests to a daemon. - Everything else, including neutral calls, belongs
-to the next classified call, which it prepares.
+  is ``process.start``; in the program that reaches the end point it is ``exec``.
+- An answer belongs to its request, and a change of the signal mask to the handlers set before it.
+- After a call that read data, the time to the next call belongs to it: the data is being used. A
+  few bytes are not data: they are a message.
+- Everything in a helper program (iptables, an address plugin) is the helper's phase, except its
+  requests to a daemon.
+- Everything else, including neutral calls, belongs to the next classified call, which it prepares.
 
 ``make bench`` checks these rules against the functions of a real runtime.
 """

@@ -254,9 +254,7 @@ def _cut(instances: Instances, *, every_call: bool = False) -> _Pieces:
         covered, code = intervals.inside(start)
         cause = np.where(covered, code, cause)
     cause = np.where(queued.inside(start)[0], QUEUED, cause)
-    phase = _with_pauses(
-        instances, _Gaps(own_calls, start, stop, thread, at, ~kernel), phase, cause
-    )
+    phase = _with_pauses(instances, _Gaps(start, stop, thread, at, ~kernel), phase, cause)
     pieces = _Pieces(thread, at, at + (stop - start), phase, kernel, cause, in_owned)
     for number, stretches in guests.items():
         _with_guest(pieces, sample[thread] == number, stretches)
@@ -272,7 +270,6 @@ class _Gaps:
     """Stretches of threads' time, on the line and from its ``origin``, and which are ``between``
     the calls of their threads."""
 
-    calls: Intervals
     starts: Integers
     ends: Integers
     thread: Integers
@@ -281,9 +278,9 @@ class _Gaps:
 
 
 def _with_pauses(instances: Instances, gaps: _Gaps, phase: Integers, cause: Integers) -> Integers:
-    """The phases, with ``sleep`` and ``compute`` where the time between two calls is too long to
-    have prepared one."""
-    latest = np.searchsorted(gaps.calls.starts, gaps.starts, side="right")
+    """The phases, with ``sleep`` and ``compute`` where the time between two calls of a phase is too
+    long to have prepared one."""
+    latest = np.searchsorted(instances.call_starts, gaps.starts, side="right")
     gap = np.cumsum(
         (np.diff(latest, prepend=-1) != 0) | (np.diff(gaps.thread, prepend=-1) != 0)
     )  # the stretches are in order, so that those between the same two calls lie together

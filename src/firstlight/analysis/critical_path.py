@@ -40,6 +40,10 @@ class Thread:
         place = bisect_left(self.waits, at) - 1
         return int(self.waits[place]) if place >= 0 else self.birth
 
+    def ends_by(self, at: int) -> bool:
+        """Whether it waits for nothing more from ``at`` to its exit."""
+        return self.exit is not None and bisect_left(self.waits, at) == len(self.waits)
+
     def is_busy(self, at: int) -> bool:
         """Whether it was alive, and neither slept nor waited for a peer."""
         alive = self.birth < at and (self.exit is None or at < self.exit)
@@ -83,12 +87,15 @@ def _worker(threads: dict[int, Thread], wakee: Thread, waker: Thread, when: int)
 
     A language run-time may have a thread that sleeps and polls (Go's sysmon). When it wakes another
     thread, the work before was done by the thread that was busy then. A thread that wakes another
-    as its process ends does so for the thread that ended the process.
+    as its process ends does so for the thread that ended the process; one that wakes another as it
+    ends itself, and is joined, is no monitor.
     """
     for thread in threads.values():
         if thread.pid == waker.pid and thread.ended is not None and thread.ended <= when:
             return thread
-    if waker.pid != wakee.pid or not _is_inside(waker.sleeps, waker.last_wait(when)):
+    if waker.pid != wakee.pid or waker.ends_by(when):
+        return waker
+    if not _is_inside(waker.sleeps, waker.last_wait(when)):
         return waker
     busy = [
         thread

@@ -60,6 +60,7 @@ class Instances:
 
     ``sample``, ``tid``, ``pid``, ``process``, ``birth``, ``exit`` are of each thread; ``exit`` is
     the end of time where it is not known. A thread that is ``dropped`` is the load generator's.
+    ``call_starts``, on the line, are of the calls that have a phase of their own.
     """
 
     def __init__(self, spans: pl.DataFrame, samples: Sequence[Sample], end_point: EndPoint) -> None:
@@ -325,6 +326,7 @@ class Instances:
         is_last = np.diff(sorted_calls.process, append=count) != 0
         gaps_after = np.where(is_last, charged, np.roll(gaps, -1))
         self.processes = Processes(sorted_calls.starts, gaps, gaps_after, pauses, computes, edges)
+        self.call_starts = self.line.at(calls.thread, calls.starts)[calls.codes >= 0]
         calls.codes = np.empty_like(charged)
         calls.codes[order] = charged
         executing = calls.thread[calls.codes == _EXEC]
@@ -350,6 +352,7 @@ class Instances:
         rows = columns.rows["blocked"]
         is_followed = columns.is_cause(lambda cause: cause.startswith(causes.PEER))
         is_parked = is_followed & columns.is_cause(lambda cause: cause != causes.VFORK)
+        is_parked |= columns.is_cause(lambda cause: cause == causes.TIMEOUT)
         is_sleep = columns.is_cause(lambda cause: cause == causes.SLEEP)
         cause, thread = columns.cause[rows], self._thread[rows]
         self._wait_starts = columns.start[rows].tolist()

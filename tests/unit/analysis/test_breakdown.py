@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from firstlight.analysis import breakdown as breakdowns
 from firstlight.analysis.breakdown import breakdown, timeline
+from firstlight.analysis.causes import TIMEOUT
 from firstlight.analysis.phases import LONGEST_PAUSE, LONGEST_PREPARATION
 from firstlight.model import Ending, EndPoint, Header, Sample, Stamps, Step
-from firstlight.store import SPAN_SCHEMA, Run, read
+from firstlight.store import SPAN_SCHEMA, TIMER, Run, read
 
 ROOT, GENERATOR = 100, 9
 NAP = "do_nanosleep;hrtimer_nanosleep"
@@ -150,6 +151,30 @@ def test_a_sleep_is_of_the_call_that_it_precedes_unless_it_is_too_long() -> None
     assert work(longer, sleep=True) == {"process.start": 10, "mount": 20, "sleep": longer}
 
 
+def test_neutral_calls_neither_end_a_computation_nor_a_sleep() -> None:
+    for stack, length, phase in (
+        ("", LONGEST_PREPARATION, "compute"), (NAP, LONGEST_PAUSE, "sleep"),
+    ):  # fmt: skip
+        half = length * 3 // 4
+        spans = [*start_of_root(), call("mount", "/x tmpfs", 10, 20),
+                 call("openat", "/etc/hostname", 20 + half, 30 + half),
+                 call("umount2", "/x", 30 + 2 * half, 40 + 2 * half)]  # fmt: skip
+        if stack:
+            spans += [wait(stack, 20, 20 + half), wait(stack, 30 + half, 30 + 2 * half)]
+        held = run(spans, sample(40 + 2 * half))
+        assert wall(held, phase) == 2 * half
+        assert wall(held, "mount") == 30
+
+
+def test_a_wait_that_a_timer_ends_is_a_sleep() -> None:
+    long = LONGEST_PAUSE + 1
+    for name, phase, cause in ((TIMER, "sleep", TIMEOUT), ("", "mount", "another thread: futex")):
+        held = run([*start_of_root(), call("mount", "/x tmpfs", 10, 20),
+                    wait(FUTEX, 20, 20 + long, name=name),
+                    call("umount2", "/x", 20 + long, 30 + long)], sample(30 + long))  # fmt: skip
+        assert wall(held, phase, cause) == long
+
+
 def test_long_waits_for_a_cpu_are_no_computation() -> None:
     length = 3 * LONGEST_PREPARATION
     held = run([*start_of_root(), call("mount", "/x tmpfs", 10, 20), span("queued", 30, length),
@@ -273,6 +298,13 @@ def test_a_monitor_that_polls_hands_on_to_the_thread_that_was_busy() -> None:
     busy = [fork(12, 102, name="thread"), call("mount", "/x tmpfs", 30, 95, 102, pid=ROOT)]
     held = run([*start_of_root(), *monitor, *busy, wait(FUTEX, 15, 60, 101)], sample(100))
     assert owners(held) == [(ROOT, 0, 12), (102, 12, 60), (ROOT, 60, 100)]
+
+
+def test_a_joined_thread_that_slept_is_no_monitor() -> None:
+    joined = [fork(10, 101, name="thread"), wait(NAP, 20, 58, tid=101, pid=ROOT),
+              span("exit", 61, tid=101, pid=ROOT)]  # fmt: skip
+    held = run([*start_of_root(), *joined, wait(FUTEX, 15, 60, 101)], sample(100))
+    assert owners(held) == [(ROOT, 0, 10), (101, 10, 60), (ROOT, 60, 100)]
 
 
 def test_the_load_generator_owns_the_time_before_the_first_fork() -> None:
