@@ -139,6 +139,8 @@ bench: setup
 fuzz: setup
 	FUZZ=10000 $(BIN)/pytest -q tests/unit/test_fuzz.py
 	FUZZ=1 $(BIN)/pytest -q -m hypothesis --ignore tests/unit/test_fuzz.py tests/unit
+	FUZZ_ROUNDS=200 $(BIN)/pytest -q tests/unit/test_parsers.py tests/unit/agile/test_messages.py \
+	  tests/unit/agile/test_node_messages.py
 
 test-hosts: wheel
 	$(SUDO) $(BIN)/python mk/hosts.py

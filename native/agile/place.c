@@ -145,16 +145,33 @@ static pid_t clone_first(void)
 	return (pid_t)syscall(SYS_clone, flags, NULL, NULL, NULL, NULL);
 }
 
+/* 1, 0 at the end, or a negative errno. */
+static int receive_parts(struct rights *parts)
+{
+	char request;
+	ssize_t size = socket_receive(CONTROL, &request, sizeof request, 0, parts);
+	if (size <= 0)
+		return (int)size;
+	return parts->count < FIRST_DOOR || parts->count > PARTS ? -EPROTO : 1;
+}
+
+/* As receive_parts. */
+static int receive_zygote(struct place_zygote *zygote, struct rights *spaces)
+{
+	ssize_t size = socket_receive(CONTROL, zygote, sizeof *zygote, 0, spaces);
+	if (size <= 0)
+		return (int)size;
+	zygote->host_name[sizeof zygote->host_name - 1] = 0;
+	return size != sizeof *zygote || spaces->count != ZYGOTE_SPACES ? -EPROTO : 1;
+}
+
 _Noreturn static void serve(const struct place_zygote *zygote)
 {
 	for (;;) {
 		struct rights parts RIGHTS_SCOPE = {0};
-		char request;
-		ssize_t size = socket_receive(CONTROL, &request, sizeof request, 0, &parts);
-		if (size <= 0)
-			_exit(size < 0);
-		if (parts.count < FIRST_DOOR || parts.count > PARTS)
-			_exit(EPROTO);
+		int result = receive_parts(&parts);
+		if (result <= 0)
+			_exit(-result);
 		pid_t pid = clone_first();
 		if (pid == 0)
 			be_first(zygote, parts.descriptors, parts.count);
@@ -183,10 +200,9 @@ int main(void)
 	if (fcntl(CONTROL, F_SETFD, FD_CLOEXEC) || close_range(CONTROL + 1, ~0U, 0) ||
 	    sigprocmask(SIG_BLOCK, &all, NULL) || signal(SIGCHLD, SIG_DFL) == SIG_ERR)
 		return 1;
-	ssize_t size = socket_receive(CONTROL, &zygote, sizeof zygote, 0, &spaces);
-	if (size != sizeof zygote || spaces.count != ZYGOTE_SPACES)
-		return size != 0;
-	zygote.host_name[sizeof zygote.host_name - 1] = 0;
+	int result = receive_zygote(&zygote, &spaces);
+	if (result <= 0)
+		return -result;
 	if (setns(spaces.descriptors[ZYGOTE_PID], CLONE_NEWPID))
 		return 1;
 	pid_t pid = fork();

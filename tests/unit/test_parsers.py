@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.support.laboratory import sanitized
+from tests.support.laboratory import ROUNDS, sanitized
 
 SOURCES = ("trace/tracer.c", "lab/vmjournal.c", "lab/vmmonitor.c", "lab/vmstream.c",
            "lab/launch_text.c", "common/http.c", "common/socket.c", "common/error.c")  # fmt: skip
@@ -45,7 +45,7 @@ def damaged(chance: random.Random, text: bytes) -> bytes:
     return text
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(ROUNDS))
 def test_parsers_survive_any_text(parsers: Path, seed: int) -> None:
     chance = random.Random(seed)
     records = bytearray()

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.support.laboratory import sanitized
+from tests.support.laboratory import ROUNDS, sanitized
 
 from firstlight.agile.node import wire
 from firstlight.agile.node.wire import OrderVerb, RequestVerb
@@ -104,7 +104,7 @@ def conversation(seed: int, length: int) -> bytes:
     return whole
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(2 * ROUNDS))
 def test_the_node_survives_any_message_and_keeps_no_descriptor(parsers: Path, seed: int) -> None:
     for part in range(2):
         text = conversation(100 * seed + part, 400)
