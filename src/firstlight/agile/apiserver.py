@@ -15,6 +15,8 @@ from firstlight.errors import Failed, Unsupported
 
 IN_CLUSTER = "in-cluster"
 METADATA = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
+TABLE = "application/json;as=Table;g=meta.k8s.io;v=v1"
+"""What kubectl shows of a list, without the objects' content."""
 _ASK_SECONDS, _WATCH_SECONDS = 30.0, 30
 _WAIT_LEAST, _WAIT_MOST = 1.0, 60.0
 _EVENT_MOST = 16 << 20
@@ -52,9 +54,11 @@ class Server:
                          "name another file, or in-cluster in a pod") from error  # fmt: skip
         self._client: Any = client.ApiClient()
 
-    def ask(self, method: str, path: str, body: Object | None = None) -> Object:
+    def ask(
+        self, method: str, path: str, body: Object | None = None, accept: str = "application/json"
+    ) -> Object:
         """The answer to a request. Raises Refused, and what a connection may raise."""
-        answer = self._begin(method, path, body=body)
+        answer = self._begin(method, path, accept, body=body)
         return _object(answer.status, answer.read())
 
     def follow(

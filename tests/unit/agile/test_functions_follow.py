@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from firstlight.agile import protocol
+from firstlight.agile.apiserver import TABLE, Refused
 from firstlight.agile.functions import follow, objects
 from firstlight.errors import Failed
 
@@ -105,3 +106,31 @@ def test_a_function_that_the_runtime_refuses_is_counted(
     follower = follow.Follower(fake, "functions", Path("socket"))  # type: ignore[arg-type]
     compare(follower, "f")
     assert follower.counts() == {"wanted": 1, "served": 0, "refused": 1}
+
+
+def test_nodes_that_left_the_cluster_are_taken_out_of_the_status() -> None:
+    failed = function("f")
+    for node in ("gone", "here"):
+        failed["status"] = objects.status(failed, node, "it cannot be imported")
+    written: dict[str, Any] = {}
+
+    class Server:
+        def ask(self, method: str, path: str, body: Any = None, accept: str = "") -> dict[str, Any]:
+            if method == "PUT":
+                written[path] = body["status"]
+            if accept == TABLE:
+                columns = [{"name": "Name"}, {"name": "Ready"}]
+                rows = [
+                    {"cells": [name, ready], "object": {"metadata": {"name": name}}}
+                    for name, ready in (("f", "False"), ("g", "True"), ("new", None))
+                ]
+                return {"columnDefinitions": columns, "rows": rows}
+            if path.endswith("/gone"):
+                raise Refused(404, "not found")
+            return failed
+
+    follower = follow.Follower(Server(), "functions", Path("socket"))  # type: ignore[arg-type]
+    follower._forget_nodes()
+    [(path, status)] = written.items()
+    assert path.endswith("/functions/f/status")
+    assert [each["name"] for each in status["nodes"]] == ["here"]

@@ -91,3 +91,12 @@ def test_a_node_that_recovers_says_so_and_an_older_generation_counts_for_nothing
     newer = status_of(function(2) | {"status": now["status"]}, "two")
     assert [each["name"] for each in newer["status"]["nodes"]] == ["two"]
     assert condition(newer)["status"] == "True"
+
+
+def test_a_node_that_left_the_cluster_no_longer_counts() -> None:
+    now = status_of(status_of(function(), "gone", "out of memory"), "here")
+    assert objects.unready(now) == ["gone"]
+    after = now | {"status": objects.without(now, {"gone"})}
+    assert [each["name"] for each in after["status"]["nodes"]] == ["here"]
+    assert condition(after)["status"] == "True"
+    assert objects.without(after, {"here"})["conditions"] == []  # nobody serves it or fails

@@ -3,6 +3,8 @@
 It watches metadata alone, and fetches an object when the runtime has another generation of it.
 Failures are retried with growing delays, while the runtime serves what it had before. The runtime's
 own tags record what it has, so no state is kept here.
+
+A node that has left the cluster cannot report that its failure is over: others look for such nodes.
 """
 
 import logging
@@ -13,10 +15,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 from firstlight.agile import protocol
-from firstlight.agile.apiserver import METADATA, Object, Refused, Server
+from firstlight.agile.apiserver import METADATA, TABLE, Object, Refused, Server
 from firstlight.agile.client import Client
 from firstlight.agile.functions import objects
 from firstlight.agile.functions.objects import State
@@ -27,6 +30,8 @@ _AT_ONCE = 4
 _AWAY_SECONDS = 1.0
 _RETRY_LEAST, _RETRY_MOST = 10.0, 300.0
 _CONFLICTS = 8
+_LOOK_LEAST, _LOOK_MOST = 120.0, 600.0
+_NODES = "/api/v1/nodes"
 _log = logging.getLogger(__name__)
 
 
@@ -62,6 +67,7 @@ class Follower:
         self._written: dict[str, State] = {}
         self._failures: dict[str, _Failure] = {}
         self._busy: set[str] = set()
+        self._next_look = 0.0
 
     def counts(self) -> dict[str, int]:
         """How many functions are declared, served as declared, and refused."""
@@ -82,6 +88,10 @@ class Follower:
                 except FirstlightError as error:
                     _log.warning("the runtime does not answer: %s", error)
                     time.sleep(_AWAY_SECONDS)
+            if time.monotonic() >= self._next_look:
+                wait = random.uniform(_LOOK_LEAST, _LOOK_MOST)  # noqa: S311 - not all nodes at once
+                self._next_look = time.monotonic() + wait
+                self._workers.submit(self._forget_nodes)
 
     def _compare(self, wanted: dict[str, State]) -> None:
         """Begin the changes that make the runtime serve what is declared. Raises Failed."""
@@ -192,6 +202,36 @@ class Follower:
             if objects.state(function) != state:
                 return
         raise Failed(f"the status of {name} keeps being changed by others")
+
+    def _forget_nodes(self) -> None:
+        """Take nodes that the cluster no longer has out of the status of what is not Ready.
+
+        Their turn comes again if another node changes the status meanwhile.
+        """
+        try:
+            table = self._server.ask("GET", self._path, accept=TABLE)
+            column = [each["name"] for each in table["columnDefinitions"]].index("Ready")
+            for row in table["rows"] or ():
+                if row["cells"][column] != "False":
+                    continue
+                path = f"{self._path}/{row['object']['metadata']['name']}"
+                function = self._server.ask("GET", path)
+                gone = {node for node in objects.unready(function) if self._is_gone(node)}
+                if gone:
+                    status = objects.without(function, gone)
+                    self._server.ask("PUT", f"{path}/status", function | {"status": status})
+                    _log.info("%s: %s left the cluster", path, ", ".join(sorted(gone)))
+        except Exception as error:  # no function depends on it
+            _log.warning("cannot look for nodes that left the cluster: %s", error)
+
+    def _is_gone(self, node: str) -> bool:
+        try:
+            self._server.ask("GET", f"{_NODES}/{node}", accept=METADATA.format(""))
+        except Refused as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return True
+            raise
+        return False
 
 
 def _set(states: dict[str, State], name: str, state: State | None) -> None:

@@ -8,6 +8,7 @@ import base64
 import datetime
 import io
 import zipfile
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -104,14 +105,31 @@ def status(function: Object, node: str, problem: str) -> Object:
     """
     before = function.get("status") or {}
     generation = function["metadata"]["generation"]
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    now = _now()
     nodes = {each["name"]: each for each in before.get("nodes") or ()
              if each.get("generation") == generation}  # fmt: skip
     own = {"name": node, "generation": generation, "ready": not problem,
            "message": problem[:MESSAGE_MOST]}  # fmt: skip
     if {**nodes.get(node, {}), "time": ""} != {**own, "time": ""}:
         nodes[node] = own | {"time": now}
-    shown = sorted(nodes.values(), key=lambda each: (each["ready"], each["time"]))[:NODES_MOST]
+    return _status(before, generation, list(nodes.values()), now)
+
+
+def unready(function: Object) -> list[str]:
+    """The nodes that do not serve the object, as its status has it."""
+    nodes = (function.get("status") or {}).get("nodes") or ()
+    return [each["name"] for each in nodes if not each["ready"]]
+
+
+def without(function: Object, gone: Collection[str]) -> Object:
+    """The object's status when the cluster no longer has these nodes."""
+    before = function["status"]
+    nodes = [each for each in before["nodes"] if each["name"] not in gone]
+    return _status(before, before["observedGeneration"], nodes, _now())
+
+
+def _status(before: Object, generation: int, nodes: list[Object], now: str) -> Object:
+    shown = sorted(nodes, key=lambda each: (each["ready"], each["time"]))[:NODES_MOST]
     failed = [each for each in shown if not each["ready"]]
     condition = {
         "type": "Ready", "status": "False" if failed else "True", "observedGeneration": generation,
@@ -122,8 +140,12 @@ def status(function: Object, node: str, problem: str) -> Object:
     for each in before.get("conditions") or ():
         if each["type"] == condition["type"] and each["status"] == condition["status"]:
             condition["lastTransitionTime"] = each["lastTransitionTime"]
-    return {"observedGeneration": generation, "conditions": [condition],
+    return {"observedGeneration": generation, "conditions": [condition] if shown else [],
             "nodes": sorted(shown, key=lambda each: str(each["name"]))}  # fmt: skip
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _line(text: str) -> str:
