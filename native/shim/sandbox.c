@@ -11,6 +11,7 @@
  * a text, by which time it is what it stays: no user, an empty root, no descriptors, and a filter that
  * leaves it waiting for signals. Containers may share its PID namespace, where it is PID 1 and reaps.
  * It ends with the socket as long as it waits, and by a signal that ends a pause container, afterwards.
+ * A container that shares its PID namespace sees it as /pause, not where the host has its program.
  *
  * It is C because it must be small: every pod has one.
  */
@@ -40,6 +41,8 @@
 #include <unistd.h>
 
 enum { CONTROL = 3, MESSAGE = 64 << 10, NOBODY = 65535, PATH = 512, TEXT = 256 };
+
+static const char NAME[] = "/pause";
 
 #if defined(__x86_64__)
 #define ARCHITECTURE AUDIT_ARCH_X86_64
@@ -207,6 +210,14 @@ static _Noreturn void hold(void)
 	}
 }
 
+static void rename_self(int count, char **words)
+{
+	size_t size = (size_t)(strchr(words[count - 1], 0) - words[0]) + 1;
+	memset(words[0], 0, size);
+	memcpy(words[0], NAME, size < sizeof NAME ? size - 1 : sizeof NAME - 1);
+	(void)prctl(PR_SET_NAME, strrchr(NAME, '/') + 1);
+}
+
 static _Noreturn void be_sandbox(unsigned long namespaces)
 {
 	static char message[MESSAGE + 1];
@@ -251,8 +262,10 @@ int main(int count, char **words)
 			return 2;
 	}
 	pid_t child = (pid_t)syscall(SYS_clone, namespaces | SIGCHLD, 0, 0, 0, 0);
-	if (!child)
+	if (!child) {
+		rename_self(count, words);
 		be_sandbox(namespaces);
+	}
 	int number = child < 0 ? -errno : child;
 	return send(CONTROL, &number, sizeof number, MSG_NOSIGNAL) != sizeof number || child < 0;
 }

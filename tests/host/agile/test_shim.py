@@ -200,6 +200,8 @@ def test_who_holds_a_pod_has_no_rights_and_no_files(server: Shim, containerd: Co
         assert int(about[name], 16) == 0
     assert (about["NoNewPrivs"], about["Seccomp"], about["NSpid"].split()[-1]) == ("1", "2", "1")
     proc = Path(f"/proc/{pid}")
+    seen = about["Name"], (proc / "cmdline").read_bytes().rstrip(b"\0")
+    assert seen == ("pause", b"/pause")  # not where the host has the program
     assert not list((proc / "fd").iterdir())
     assert [each.name for each in (proc / "root").iterdir()] == ["proc"]
     assert not list((proc / "root" / "proc").iterdir())

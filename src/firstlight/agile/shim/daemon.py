@@ -85,8 +85,9 @@ class Server:
             return
         known = {process.pid for process in self.tasks.processes()}
         known |= {each.record.pid for each in self.pods.all.values()} | {os.getpid()}
+        names = (self._runtime.name, "shim-sandbox", "pause")
         for pid in _children(keeper):
-            if pid not in known and _name(pid).startswith((self._runtime.name, "shim-sandbox")):
+            if pid not in known and _name(pid).startswith(names):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         for container in list(self.tasks.all.values()):

@@ -40,7 +40,7 @@ _DOWN_SECONDS = 20.0
 _QUIET_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _SHIM = "containerd-shim"  # as the kernel cuts its name
-_KEEPER, _SANDBOX = "shim-keeper", "shim-sandbox"
+_KEEPER, _SANDBOX = "shim-keeper", "pause"
 _NO_USER = "65535"  # a sandbox's that holds a pod; others wait for one
 SHIM = "firstlight"
 """The runtime whose pods are made from prepared parts, by firstlight's shim."""
