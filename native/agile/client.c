@@ -341,6 +341,7 @@ void clients_release(void)
 	for (int i = 0; i < node.client_count; i++)
 		if (node.clients[i].descriptor >= 0 && node.clients[i].held) {
 			node.clients[i].held = false;
-			node_watch_again(node.clients[i].descriptor, ON_CLIENT, i, EPOLLIN);
+			if (!node.clients[i].blocked) /* else it has to read first */
+				node_watch_again(node.clients[i].descriptor, ON_CLIENT, i, EPOLLIN);
 		}
 }

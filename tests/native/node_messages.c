@@ -3,7 +3,8 @@
  * Input: records of a byte (0: a client's message, 1: the manager's, 2: a reading of what was answered, 3:
  * the client leaves), a byte that says how many descriptors come along, two bytes of length, and the
  * message. No process is made and nothing is mounted: parts are never there to start from, and
- * roots are stand-ins. Fails if a descriptor is left open at the end.
+ * roots are stand-ins. Fails if a client that reads all is owed an answer, or a descriptor is left open at
+ * the end.
  */
 #include "agile/node.h"
 #include "agile/root.h"
@@ -273,6 +274,17 @@ static void feed(const uint8_t *at, size_t left)
 	}
 }
 
+static void read_all(void)
+{
+	for (int i = 0; i < 20; i++) {
+		drain(client_peer);
+		drain(manager_peer);
+		turn();
+	}
+	if (node.clients[0].descriptor >= 0 && node.clients[0].blocked)
+		abort();
+}
+
 int main(void)
 {
 	static uint8_t input[INPUT];
@@ -285,6 +297,7 @@ int main(void)
 	if (setjmp(ended))
 		_exit(0); /* with all that it has open */
 	feed(input, size);
+	read_all();
 	forget_all();
 	int after = open_files();
 	if (after != before) {

@@ -1,4 +1,4 @@
-"""Programs beside the node and what is sent to them, under the sanitizers: right, nearly, or noise."""
+"""Programs beside the node under the sanitizers: messages that are right, nearly, and noise."""
 
 import random
 import struct

@@ -110,3 +110,20 @@ def test_the_node_survives_any_message_and_keeps_no_descriptor(parsers: Path, se
         text = conversation(100 * seed + part, 400)
         done = subprocess.run([parsers], input=text, capture_output=True, check=False)
         assert done.returncode == 0, (part, done.stderr.decode()[-3000:])
+
+
+def test_a_client_that_was_held_and_did_not_read_is_told_all_when_it_does(parsers: Path) -> None:
+    """It asks for more than can wait at once, and every start is refused."""
+    definition = wire.DEFINITION.pack(1, 1, 0, 0, 0, 0, 5, 5, 9, 9, 9, 9, 9, b"instance")
+    start = wire.request(RequestVerb.START, 1, 0, tag=1)
+    text = b"".join(
+        (
+            record(MANAGER, wire.order(OrderVerb.HELLO, flags=1, count=wire.VERSION), 3),
+            record(MANAGER, wire.order(OrderVerb.FUNCTION, definition), 2),
+            record(CLIENT, start, 3),
+            *(record(CLIENT, start) for _ in range(1100)),
+            record(MANAGER, wire.order(OrderVerb.REFUSE, count=1)),
+        )
+    )
+    done = subprocess.run([parsers], input=text, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
