@@ -209,8 +209,11 @@ int main(int argc, char **argv)
 	puts("ready");
 	fflush(stdout);
 	for (;;) {
-		if (poll(polled, count, -1) < 0 && errno != EINTR)
-			die("poll");
+		if (poll(polled, count, -1) < 0) {
+			if (errno != EINTR)
+				die("poll");
+			continue;
+		}
 		if (polled[LISTENER].revents && count < FIRST + CLIENTS)
 			polled[count++] = (struct pollfd){
 				accept4(polled[LISTENER].fd, NULL, NULL, SOCK_CLOEXEC), POLLIN, 0};

@@ -3,15 +3,23 @@
 #include "common/clock.h"
 
 #include <cJSON.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+
+static const double seconds_max = 1e9 * 9; /* what fits in 64 bits as ns */
+
+static bool is_below(const cJSON *number, double most)
+{
+	return cJSON_IsNumber(number) && number->valuedouble >= 0 && number->valuedouble < most;
+}
 
 /* The difference of the wall clock from now is the same on ours. */
 static int64_t resumed_at(const cJSON *timestamp, int64_t earliest, int64_t arrived)
 {
 	const cJSON *seconds = cJSON_GetObjectItemCaseSensitive(timestamp, "seconds");
 	const cJSON *more = cJSON_GetObjectItemCaseSensitive(timestamp, "microseconds");
-	if (!cJSON_IsNumber(seconds) || !cJSON_IsNumber(more))
+	if (!is_below(seconds, seconds_max) || !is_below(more, 1e6))
 		return arrived;
 	int64_t monotonic = clock_now();
 	int64_t wall =
