@@ -263,23 +263,24 @@ def test_a_path_mtu_and_tcp_metrics_are_seen() -> None:
 
 def test_a_washed_network_has_counters_of_before_and_nothing_else() -> None:
     """What is not removed is seen, by the one look at all."""
-    wrong: list[str] = []
+    washed: dict[str, bool] = {}
+
+    async def wash(made: Networks, name: str, leave: str) -> None:
+        network = await made.make("outbound")
+        words = (sys.executable, "-c") if name in PYTHON else ("bash", "-euc")
+        await asyncio.to_thread(inside(network).run, *words, leave.format(gateway=made.gateway))
+        washed[name] = await made.wash(network)
+        if washed[name]:
+            assert await made.is_as_new(network), "to be compared with what it is now"
+            assert inside(network).run("ss", "-Htan") == ""
+        made.discard(network)
 
     async def main(made: Networks) -> None:
-        for name, leave in (PYTHON | COMMANDS).items():
-            network = await made.make("outbound")
-            words = (sys.executable, "-c") if name in PYTHON else ("bash", "-euc")
-            inside(network).run(*words, leave.format(gateway=made.gateway))
-            kept = await made.wash(network)
-            if kept != (name in PYTHON and "key" not in name):
-                wrong.append(name)
-            if kept:
-                assert await made.is_as_new(network), "to be compared with what it is now"
-                assert inside(network).run("ss", "-Htan") == ""
-            made.discard(network)
+        left = PYTHON | COMMANDS
+        await asyncio.gather(*(wash(made, name, leave) for name, leave in left.items()))
 
     on_network_host(main)
-    assert wrong == []
+    assert washed == {name: name in PYTHON and "key" not in name for name in (*PYTHON, *COMMANDS)}
 
 
 def tracked() -> str:
