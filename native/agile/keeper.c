@@ -95,9 +95,15 @@ static int open_changes(void)
 		.nl_groups =
 			~(1U << (RTNLGRP_IPV4_MROUTE_R - 1) | 1U << (RTNLGRP_IPV6_MROUTE_R - 1)),
 	};
+	/* Of groups that a socket joined, which the kernel reports to the network for a while after the
+	 * socket is gone: from Linux 6.14 on. */
+	static const int later[] = {37 /* RTNLGRP_IPV4_MCADDR */, 38 /* RTNLGRP_IPV6_MCADDR */};
 	int opened = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
 	if (opened >= 0 && bind(opened, (struct sockaddr *)&all, sizeof all))
 		descriptor_close(&opened);
+	for (size_t i = 0; i < sizeof later / sizeof *later && opened >= 0; i++)
+		(void)setsockopt(opened, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &later[i],
+				 sizeof later[i]);
 	return opened;
 }
 

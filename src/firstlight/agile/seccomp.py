@@ -39,11 +39,13 @@ Instruction = tuple[int, int, int, int]
 class _Condition:
     """Allowed only if the low half of an argument is one of values, or has no bit of a mask.
 
-    Of some values another argument is looked at, too: ``within``.
+    Of some values another argument is looked at, too: ``within``. Without values and a mask all are
+    allowed but those ``denied``.
     """
 
     argument: int
     values: tuple[int, ...] = ()
+    denied: tuple[int, ...] = ()
     without: int = 0
     error: str = "EPERM"
     within: tuple[tuple[int, "_Condition"], ...] = ()
@@ -135,8 +137,10 @@ def _returns(action: int) -> tuple[Instruction, ...]:
 
 def _condition(rule: dict[str, Any]) -> _Condition:
     within = tuple((int(v), _condition(more)) for v, more in rule.get("within", {}).items())
-    return _Condition(rule["argument"], tuple(rule.get("values", ())), rule.get("without", 0),
-                      rule.get("error", "EPERM"), within)  # fmt: skip
+    return _Condition(
+        rule["argument"], tuple(rule.get("values", ())), tuple(rule.get("denied", ())),
+        rule.get("without", 0), rule.get("error", "EPERM"), within,
+    )  # fmt: skip
 
 
 def _check(condition: _Condition) -> tuple[Instruction, ...]:
@@ -149,9 +153,9 @@ def _check(condition: _Condition) -> tuple[Instruction, ...]:
     for value, more in condition.within:
         inner = _check(more)
         code += [(_JEQ, 0, len(inner), value), *inner]
-    count = len(condition.values)
-    tests = [(_JEQ, count - place, 0, value) for place, value in enumerate(condition.values)]
-    return (*code, *tests, denied, allowed)
+    listed = condition.values or condition.denied
+    tests = [(_JEQ, len(listed) - place, 0, value) for place, value in enumerate(listed)]
+    return (*code, *tests, *((denied, allowed) if condition.values else (allowed, denied)))
 
 
 def _ranges(

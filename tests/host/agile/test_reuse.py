@@ -110,6 +110,22 @@ def no_route():
         pass
 
 
+def group():
+    """What is reported to the network after its end, for a while."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(0, 35, socket.inet_aton("239.1.2.3") + socket.inet_aton("127.0.0.1"))
+
+
+def flow_label():
+    """A label that the kernel keeps for a minute, with its destination."""
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    label = socket.inet_pton(socket.AF_INET6, "2001:db8::1") + bytes(4)
+    try:
+        sock.setsockopt(41, 32, label + bytes([0, 255, 1, 0, 60, 0, 60, 0]) + bytes(4))
+    except OSError:
+        pass
+
+
 def files():
     os.makedirs("/tmp/a/b/c")
     open("/tmp/a/b/c/file", "w").write("x" * 100_000)
@@ -159,6 +175,8 @@ LEAVES = {
     "a datagram by loopback": lambda: send("127.0.0.1"),
     "a datagram to the world": lambda: send("198.51.100.9"),
     "a connect without a route": no_route,
+    "a flow label of IPv6": flow_label,
+    "a multicast group": group,
     "an attempt to mount": lambda: refused(libc.mount, b"t", b"/tmp", b"tmpfs", 0, None) or 1 / 0,
     "an attempt to unshare": lambda: refused(libc.unshare, 0x20000) or 1 / 0,
     "an attempt to rename the host": lambda: refused(libc.sethostname, b"x", 1) or 1 / 0,
@@ -185,7 +203,8 @@ def child():
 def seen():
     """All that an instance reads of its surroundings, before anything else."""
     status = os.stat("/tmp")
-    net = ("dev", "snmp", "netstat", "unix", "tcp", "udp", "arp")
+    net = ("dev", "snmp", "netstat", "unix", "tcp", "udp", "arp", "igmp", "snmp6")
+    net += ("ip6_flowlabel",)
     net = [text("/proc/net/sockstat").splitlines()[0], *(text(f"/proc/net/{n}") for n in net)]
     return {
         "pids": [name for name in os.listdir("/proc") if name.isdigit()],

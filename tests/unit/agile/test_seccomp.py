@@ -136,6 +136,17 @@ def test_of_netlink_only_what_is_of_the_instances_own_network() -> None:
     assert run(PROGRAM, NUMBERS["socket"], (2, 1, 132)) == ALLOWED
 
 
+def test_of_ipv6_no_option_leaves_anything_in_a_network() -> None:
+    """Labels of flows stay for a minute, groups and anycast addresses are reported afterwards."""
+    calls = {
+        (level, option): run(PROGRAM, NUMBERS["setsockopt"], (3, level, option))
+        for level in (0, 1, 6, 17, 41, 58) for option in range(80)
+    }  # fmt: skip
+    denied = {(41, option) for option in (20, 27, 32, 42, 46)}
+    assert {call for call, action in calls.items() if action != ALLOWED} == denied
+    assert {calls[call] for call in denied} == {0x50000 | errno.ENOPROTOOPT}
+
+
 def test_a_zygote_may_enter_namespaces_and_no_more() -> None:
     zygote = seccomp.program(ZYGOTE_CALLS)
     more = {
