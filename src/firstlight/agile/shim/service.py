@@ -186,7 +186,9 @@ class Service:
         return messages.Empty()
 
     async def _shutdown_sandbox(self, call: Call) -> Message:
-        await self._pods.remove(self._sandbox(call))
+        """Also of one that is gone: after an error containerd keeps its own part of a sandbox."""
+        if pod := self._pods.all.get((call.namespace, call.request.sandbox_id)):
+            await self._pods.remove(pod)
         return messages.Empty()
 
     async def _sandbox_metrics(self, call: Call) -> Message:
