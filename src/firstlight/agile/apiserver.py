@@ -1,7 +1,9 @@
-"""A Kubernetes API server, asked in the way that scales to many nodes: one list, then a watch.
+"""Follows objects of a Kubernetes API server in the way that scales to many nodes: one list, then a
+watch.
 
-The Python client finds and authenticates; requests and watches are read here, in JSON. Its own
-watch waits for a server that is gone without an end, and has no word for "list again".
+The Python client finds the server and authenticates. Answers and watches are read here, as JSON.
+The client's own watch waits for ever for a server that is gone, and cannot report that a new list
+is needed.
 """
 
 import json
@@ -36,7 +38,7 @@ class Refused(Failed):
 
 
 class Server:
-    """The API server of a kubeconfig's file, or "in-cluster". Raises FirstlightError."""
+    """The API server of a kubeconfig file, or "in-cluster". Raises FirstlightError."""
 
     def __init__(self, kubeconfig: str) -> None:
         try:
@@ -57,7 +59,7 @@ class Server:
     def ask(
         self, method: str, path: str, body: Object | None = None, accept: str = "application/json"
     ) -> Object:
-        """The answer to a request. Raises Refused, and what a connection may raise."""
+        """Send a request; returns the answer. Raises Refused, and errors of the connection."""
         answer = self._begin(method, path, accept, body=body)
         return _object(answer.status, answer.read())
 
@@ -65,11 +67,12 @@ class Server:
         self, path: str, accept: str = "application/json", *,
         sleep: Callable[[float], None] = time.sleep,
     ) -> Iterator[dict[str, Object]]:  # fmt: skip
-        """The objects of a list by name: now, after a change, and at least every 30 s. Never ends.
+        """Yield the objects of a list by name: at once, after a change, and at least every 30 s.
+        Never ends.
 
-        A watch goes on where the last one ended; the list is asked for again only when the server
-        does not know that place any more. After a failure it waits, longer each time. ``accept``
-        may be ``METADATA``.
+        A watch continues where the last one ended. The list is requested again only if the server
+        no longer has that version. After a failure it waits, with growing delays. ``accept`` may be
+        ``METADATA``.
         """
         objects: dict[str, Object] = {}
         seen, wait = "", _WAIT_LEAST
@@ -94,9 +97,9 @@ class Server:
                 if error.status == _GONE:
                     seen = ""
                 _log.warning("cannot follow %s: %s", path, error)
-            except Exception as error:  # it is away, or cannot be understood
+            except Exception as error:  # the server is unreachable, or its answer is malformed
                 _log.warning("cannot follow %s: %s", path, error)
-            sleep(random.uniform(wait / 2, wait))  # noqa: S311 - not all nodes at once
+            sleep(random.uniform(wait / 2, wait))  # noqa: S311 - spreads the nodes
             wait = min(2 * wait, _WAIT_MOST)
 
     def _events(self, path: str, accept: str, seen: str) -> Iterator[Object]:
@@ -134,7 +137,7 @@ class Server:
 
 
 def _apply(event: Object, objects: dict[str, Object]) -> str:
-    """Do to the objects what a watch's event says; where the watch is then."""
+    """Apply a watch's event to the objects; returns the new resource version."""
     changed = event["object"]
     name = changed["metadata"].get("name")
     if event["type"] == "DELETED":
@@ -152,7 +155,7 @@ def _event(line: bytes) -> Object:
 
 
 def _object(status: int, text: bytes) -> Object:
-    """An answer's object. Raises Refused."""
+    """The object of an answer. Raises Refused."""
     try:
         answer: Object = json.loads(text)
     except ValueError as error:

@@ -1,8 +1,8 @@
-"""The streams of an instance that a command line is attached to.
+"""The streams of an instance that is attached to a command line.
 
-A program can open /dev/stdout only if its user may open what is behind it. A pipe is given to that
-user by the node; what is neither a pipe nor open to all, as a file of root's, a socket or a
-terminal, gets a pipe before it, which is copied here. Standard input is passed as it is: to read
+A program can open /dev/stdout only if its user may open the file behind it. The node gives a pipe
+to that user. Anything that is neither a pipe nor open to all, such as root's file, a socket or a
+terminal, is replaced by a pipe, which is copied here. Standard input is passed on directly: reading
 ahead of the instance would take input meant for others.
 """
 
@@ -26,10 +26,8 @@ _NULL = os.makedev(1, 3)
 
 @contextmanager
 def copied(interactive: bool) -> Iterator[tuple[tuple[int, int, int], Callable[[], None]]]:
-    """Streams for an instance, and what to call when it has been started.
-
-    On leaving all that the instance wrote has been written. A terminal is its input only if
-    ``interactive``.
+    """Make streams for an instance; also yields a function to call after its start. On leaving, all
+    that the instance wrote is written. A terminal becomes its input only if ``interactive``.
     """
     with ExitStack() as stack:
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -40,7 +38,7 @@ def copied(interactive: bool) -> Iterator[tuple[tuple[int, int, int], Callable[[
             if not _needs_copy(stream):
                 continue
             if stream == 2 and given[1] != 1 and os.path.sameopenfile(1, 2):
-                given[2] = given[1]  # or what is written to both would lose its order
+                given[2] = given[1]  # else output to both would lose its order
                 continue
             reading, given[stream] = os.pipe2(os.O_CLOEXEC)
             copies.append(threading.Thread(target=_copy, args=(reading, stream), daemon=True))
@@ -74,7 +72,7 @@ def _copy(reading: int, to: int) -> None:
             while rest:
                 rest = rest[_written(to, rest) :]
     except OSError:
-        pass  # nobody reads any more: the instance gets SIGPIPE
+        pass  # our reader is gone: the instance gets SIGPIPE
     finally:
         os.close(reading)
 
@@ -82,15 +80,14 @@ def _copy(reading: int, to: int) -> None:
 def _written(to: int, part: memoryview) -> int:
     try:
         return os.write(to, part)
-    except BlockingIOError:  # whose other end is another's
+    except BlockingIOError:  # another process has the other end
         select.select([], [to], [])
         return 0
 
 
 class Terminal:
-    """A terminal of the instance's own, shown on ours; it comes by ``streams[0]``.
-
-    As a context it has our terminal in raw mode, and leaves it as it was.
+    """The instance's own terminal, shown on ours; its master arrives on ``streams[0]``. As a
+    context manager, it puts our terminal into raw mode and restores it.
     """
 
     def __init__(self, interactive: bool) -> None:
@@ -117,7 +114,7 @@ class Terminal:
             os.close(self._master)
 
     def begin(self) -> None:
-        """The instance has been started: show its terminal."""
+        """Show the started instance's terminal."""
         _, descriptors, _, _ = socket.recv_fds(self._ours, 1, 1)
         self._master = descriptors[0]
         keyboard = self._interactive and os.isatty(0)
@@ -152,7 +149,7 @@ def _size() -> bytes:
 
 
 def _type(master: int, ends: bool) -> None:
-    """Pass on what is typed, and the end of input that is not a keyboard."""
+    """Pass on typed input, and the end of input that is not from a keyboard."""
     with suppress(OSError):
         while part := os.read(0, _PART):
             rest = memoryview(part)

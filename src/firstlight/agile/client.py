@@ -1,6 +1,6 @@
 """A client of the resident runtime, for the verbs of ``firstlight agile``.
 
-Imports what few verbs need where they need it: ``agile start`` is a whole process.
+Modules that few verbs need are imported where they are used, to keep ``agile start`` quick.
 """
 
 import errno
@@ -39,12 +39,12 @@ _END_SECONDS = 60.0
 _ENDED_MOST = 65536
 """Ends that are kept until somebody waits for them."""
 _WAIT_SECONDS, _SEEN_MOST = 10.0, 65536
-_NO_START = 1 << 62  # the tag of what is no start
+_NO_START = 1 << 62  # the tag of requests other than starts
 _STALE = (errno.ENOENT, errno.ESTALE)
 
 
 class Started(Struct, frozen=True):
-    """An instance runs. ``stamps`` are ns of CLOCK_MONOTONIC by step."""
+    """An instance that runs; ``stamps`` are ns of CLOCK_MONOTONIC by step."""
 
     id: str
     pid: int
@@ -56,7 +56,7 @@ class Started(Struct, frozen=True):
 class Client:
     """Connections to the runtime that listens at ``path``; blocking. Raises Failed.
 
-    One is to the node, which starts instances by itself; the other to its manager.
+    One goes to the node, which starts instances by itself, the other to its manager.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,7 +75,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Leave; instances that were not started detached end."""
+        """Disconnect; instances that were not started detached end."""
         self._manager.close()
         if self._node:
             self._node.close()
@@ -93,8 +93,9 @@ class Client:
     ) -> Started:  # fmt: skip
         """Start an instance with these descriptors as its standard streams. Raises Failed.
 
-        ``detached``: it outlives this client. ``logged``: its output is kept, and goes to no
-        descriptor. ``terminal``: it gets a terminal, whose master comes on the first, a socket.
+        ``detached``: it outlives this client. ``logged``: its output goes to a log, not to a
+        descriptor. ``terminal``: it gets a terminal, whose master arrives on the first stream, a
+        socket.
         """
         requested = time.monotonic_ns()
         flags = wire.DETACHED if detached else 0
@@ -133,8 +134,8 @@ class Client:
     ) -> Started:  # fmt: skip
         """Run a program in a running instance, confined as its own are. Raises Failed.
 
-        Its environment is that of the instance's first process, and ``env``. The id of what is
-        returned is the session's; it ends with this client.
+        Its environment is that of the instance's first process, with ``env`` added. The returned id
+        is the session's, which ends with this client.
         """
         from firstlight.agile import environment
 
@@ -155,7 +156,7 @@ class Client:
         self, verb: RequestVerb, streams: tuple[int, int, int], words: int, flags: int,
         requested: int = 0, **more: int,
     ) -> Answer:  # fmt: skip
-        """Ask the node; ``words`` is closed."""
+        """Send the node a request; closes ``words``."""
         if self._node is None:
             self._node = connected(self._path)
         self._serial += 1
@@ -177,7 +178,7 @@ class Client:
                 os.close(words)
 
     def _receive(self) -> Answer:
-        """The node's next answer; an end is kept."""
+        """Receive the node's next answer; an instance's end is kept for later."""
         assert self._node
         wait_readable(self._node, lambda: check_node(self._path))
         message = self._node.recv(4096)
@@ -199,8 +200,8 @@ class Client:
     def wait(self, identity: str) -> Ended:
         """Wait for the end of an instance that this client started.
 
-        Raises Failed if the node ends before, or does not answer any more; and if so many have
-        ended since that this end is forgotten.
+        Raises Failed if the node ends or hangs, and if this end is forgotten because too many
+        followed it.
         """
         while identity in self._up:
             self._receive()
@@ -221,7 +222,7 @@ class Client:
         return answer.result
 
     def attach(self, function: Function) -> "Attached":
-        """A connection to a WebAssembly function's worker: events on it pass nobody else.
+        """A direct connection to a WebAssembly function's worker.
 
         Raises Failed.
         """
@@ -235,13 +236,15 @@ class Client:
     def functions(
         self, request: protocol.Change | protocol.ListFunctions
     ) -> list[Registration]:  # fmt: skip
-        """Functions of the registry, or the one that was changed, as it is then. Raises Failed."""
+        """Send a request about registered functions; returns them, or the changed one. Raises
+        Failed.
+        """
         answer = self._ask(request)
         assert isinstance(answer, protocol.Functions)
         return answer.functions
 
     def call(self, request: protocol.CallFunction) -> protocol.Called | None:
-        """The answer of a registered function; None if it answers later. Raises Failed."""
+        """Call a registered function; returns its answer, None for ``later``. Raises Failed."""
         answer = self._ask(request)
         assert isinstance(answer, protocol.Called | protocol.Done)
         return answer if isinstance(answer, protocol.Called) else None
@@ -255,7 +258,7 @@ class Client:
         return answer.ended
 
     def running(self, ended: bool = False) -> list[Listed]:
-        """The running instances, or those that ended last. Raises Failed."""
+        """The running instances, or the last that have ended. Raises Failed."""
         instances: list[Listed] = []
         while True:
             answer = self._ask(protocol.List(int(instances[-1].id) if instances else 0, ended))
@@ -265,7 +268,7 @@ class Client:
             instances += answer.instances
 
     def logs(self, identity: str, follow: bool = False) -> Iterator[logs.Line]:
-        """The lines of a detached instance, to the end of its life if ``follow``. Raises Failed."""
+        """The log lines of a detached instance, until it ends if ``follow``. Raises Failed."""
         position, is_over = (0, 0), False
         while not is_over:
             answer = self._ask(protocol.Logs(identity, position, _WAIT_SECONDS if follow else 0.0))
@@ -276,9 +279,9 @@ class Client:
                 return
 
     def wait_ready(self, identity: str, text: str, seconds: float) -> None:
-        """Wait until a line of a detached instance's output begins so. Raises Failed."""
+        """Wait for a line of a detached instance's output with this beginning. Raises Failed."""
         position, is_over, seen, until = (0, 0), False, b"", time.monotonic() + seconds
-        begun: dict[str, str] = {}  # lines that go on
+        begun: dict[str, str] = {}  # parts of an unfinished line
         while not is_over and (left := until - time.monotonic()) > 0:
             answer = self._ask(protocol.Logs(identity, position, min(left, _WAIT_SECONDS)))
             assert isinstance(answer, protocol.LogPart)
@@ -306,7 +309,7 @@ class Client:
             )
 
     def events(self, after: int = -1, follow: bool = True) -> Iterator[Happened]:
-        """What happens to instances after an event, -1 being the newest. Raises Failed."""
+        """The events of instances after this serial; -1 stands for the newest. Raises Failed."""
         while True:
             answer = self._ask(protocol.Events(after, _WAIT_SECONDS if follow else 0.0))
             assert isinstance(answer, protocol.Happenings)
@@ -323,7 +326,7 @@ class Client:
         return answer.pools
 
     def leave(self) -> None:
-        """Have the runtime's process end and its instances go on; waits for it. Raises Failed."""
+        """End the runtime's process, not its instances, and wait for it. Raises Failed."""
         self._end(protocol.Leave())
 
     def end(self) -> None:
@@ -346,12 +349,12 @@ class Client:
         return self._exchange(request)[0]
 
     def _exchange(self, request: protocol.Request) -> tuple[protocol.Answer, list[int]]:
-        """The answer, and the descriptors that came with it."""
+        """Send a request; returns the answer and its descriptors."""
         text = protocol.encode(request)
         try:
             try:
                 protocol.send(self._manager, text)
-            except BrokenPipeError:  # another has taken over from the one before
+            except BrokenPipeError:  # another manager has taken over
                 self._manager.close()
                 self._manager = connected(self._path)
                 protocol.send(self._manager, text)

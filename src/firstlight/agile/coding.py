@@ -1,7 +1,7 @@
-"""Records as JSON, with the words of a command line in them.
+"""Encodes records as JSON, with arguments and variables of any bytes.
 
-Linux lets arguments and variables hold any bytes. Bytes that are not UTF-8 Python holds as single
-surrogates; so does this JSON, by escapes that msgspec neither writes nor reads.
+Linux lets arguments and variables hold any bytes. Python holds bytes that are not UTF-8 as lone
+surrogates. So does this JSON, by escapes that msgspec neither writes nor reads.
 """
 
 import json
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def encode(value: object) -> bytes:
-    """A record as JSON."""
+    """Encode a record as JSON."""
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:
@@ -21,7 +21,7 @@ def encode(value: object) -> bytes:
 
 
 def decode(text: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """The record of JSON. Raises msgspec.MsgspecError, UnicodeDecodeError."""
+    """Decode a record from JSON. Raises msgspec.MsgspecError, UnicodeDecodeError."""
     try:
         return decoder.decode(text)
     except msgspec.ValidationError:

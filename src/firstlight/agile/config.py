@@ -18,7 +18,7 @@ _NAME = re.compile(r"[a-z0-9]{1,8}")
 _PREFIX_LEAST, _PREFIX_MOST = 16, 29
 _CONNECTIONS_MOST = 1 << 20
 _LOG_LEAST = 4096
-_BYTES_LEAST, _BYTES_MOST = 4 << 20, 1 << 40  # of events: the largest has 1 MiB
+_BYTES_LEAST, _BYTES_MOST = 4 << 20, 1 << 40  # the largest event has 1 MiB
 _FUNCTIONS_MOST, _INSTANCES_MOST, _PORT_MOST = 4000, 100_000, 65535
 _POOL_MOST, _RATE_MOST = 8192, 1e6
 _SECONDS_MOST = 365 * 86400.0
@@ -28,10 +28,10 @@ _REMEDY = "conf/agile/firstlight.toml in the source tree documents every key"
 class PoolSize(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many parts of one kind to keep ready.
 
-    A pool that follows the demand keeps at least ``low`` and at most ``high``; any other is filled
-    to ``high`` when it falls below ``low``. It is filled with at most ``rate`` parts per second.
-    ``dry`` is what a request does when the pool is empty; one that refuses does not follow. A pool
-    is empty before its first use.
+    A pool that follows the demand keeps between ``low`` and ``high``; any other is filled to
+    ``high`` when it falls below ``low``. It is filled with at most ``rate`` parts per second.
+    ``dry`` is what a request does when the pool is empty. A pool that refuses does not follow the
+    demand. A pool is empty before its first use.
     """
 
     low: int = 8
@@ -51,9 +51,9 @@ class Pools(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     A pool in use keeps as many parts as were needed at once within the last ``window`` seconds,
     between its marks; with a window of 0, as many as its high mark. See docs/functions.md.
 
-    A Python function keeps places for forks, at least one and at most ``network.high``: each costs
-    about 0.5 MiB of kernel memory and 10 descriptors. A waiting fork of a small handler
-    (``fork``) costs 1.4 MiB besides.
+    A Python function keeps places for forks, at least one and at most ``network.high``; each takes
+    about 0.5 MiB of kernel memory and 10 descriptors. A waiting fork of a small handler (``fork``)
+    takes 1.4 MiB more.
     """
 
     network: PoolSize = PoolSize()
@@ -68,9 +68,8 @@ class Pools(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Ahead(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is prepared besides the pools.
-
-    Each can be left to the request, to measure its gain (experiment ``ablation``).
+    """Preparations other than the pools. Each can be turned off, to measure its gain (experiment
+    ``ablation``).
     """
 
     neighbours: bool = True
@@ -78,7 +77,7 @@ class Ahead(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Instances' addresses, and what they may reach.
+    """Instances' addresses, and what instances may reach.
 
     ``range`` must not overlap a route of the host. ``host_services`` are ports of the host
     itself that instances may use: "tcp/53", "udp/53". ``allow`` are addresses that they may reach
@@ -115,12 +114,12 @@ class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Functions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many functions can be registered, and how long one that nobody starts stays registered.
+    """How many functions can be registered, and how long an unused one stays registered.
 
-    ``look_seconds`` is how often the files of those that are in use are looked at for changes. At
-    most ``at_once`` requests are answered at once; of each owner ``queue`` more wait for their
-    turn, fairly between owners, by ``shares`` where they are not equal. None waits for its turn
-    longer than ``wait_seconds``.
+    ``look_seconds`` is the interval at which the files of functions in use are checked for changes.
+    At most ``at_once`` requests are answered at once, and ``queue`` more of each owner wait for
+    their turn. Owners take fair turns, weighted by ``shares``. No request waits for its turn longer
+    than ``wait_seconds``.
     """
 
     most: int = 1000
@@ -145,9 +144,8 @@ class Functions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Identities(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The users and groups that instances run as: one a function, or one an instance.
-
-    They are numbers from ``first`` on, which nothing else on the host should have.
+    """The users and groups that instances run as: one per function, or one per instance. They are
+    numbers from ``first`` on, which nothing else on the host should use.
     """
 
     first: int = 0x70000000
@@ -159,16 +157,16 @@ class Identities(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def first_of_instances(self) -> int:
-        """Where those of instances begin, beyond those of functions and zygotes."""
+        """The first identity of instances, after those of functions and zygotes."""
         return self.first + (1 << 17)
 
 
 class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where functions are called over HTTP, and what the runtime shows of itself.
+    """Where functions and the runtime's metrics are served over HTTP.
 
     ``listen`` is an address with a port, "127.0.0.1:9400", or a socket: "unix:/run/x".
-    ``credentials`` is a file like ~/.aws/credentials: with it each request must be signed by one
-    of its keys. An address that is not loopback needs that.
+    ``credentials`` is a file like ~/.aws/credentials; with it, each request must be signed with one
+    of its keys. It is mandatory for an address that is not loopback.
     """
 
     listen: str
@@ -187,9 +185,10 @@ class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Telemetry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where traces of requests go: ``otlp`` is a collector's address, "http://127.0.0.1:4318".
+    """Where traces of requests are sent: ``otlp`` is a collector's address,
+    "http://127.0.0.1:4318".
 
-    Of requests that come without a trace, ``share`` have one.
+    ``share`` is the part of requests without a trace context that are traced.
     """
 
     otlp: str
@@ -204,17 +203,16 @@ class Telemetry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class PodsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Networks for pods of other runtimes, which the node's agent hands out: ``agile agent``.
+    """Networks for pods of other runtimes, served by the node's agent: ``agile agent``.
 
-    ``range`` are the node's pods' addresses; with ``range6`` each has one of IPv6, too, and that
-    range is at least as large. ``cluster`` are further addresses that pods reach under their own
-    address; with ``masquerade``, all others see the node's.
-    ``closed`` is what pods do not reach. ``node`` "closed" keeps them from the node's own sockets
-    but for ``node_services``. ``mtu`` 0 is the kernel's default.
+    ``range`` has the addresses of the node's pods. With ``range6``, at least as large, each has an
+    IPv6 address too. ``cluster`` has more addresses that see pods' own; with ``masquerade``, all
+    others see the node's. ``closed`` is what pods do not reach. With ``node`` "closed", pods reach
+    none of the node's own sockets except ``node_services``. ``mtu`` 0 is the kernel's default.
 
-    ``kubeconfig`` is a file, or "in-cluster": then an empty ``range`` is that of the Node object,
-    pods of other nodes are routed to and see pods' own addresses, and refusals are events.
-    ``metrics`` is ADDRESS:PORT.
+    ``kubeconfig`` is a file, or "in-cluster". With it, an empty ``range`` is taken from the Node
+    object, pods of other nodes are routed to and see pods' own addresses, and refusals become
+    events. ``metrics`` is ADDRESS:PORT.
     """
 
     range: str = "10.244.0.0/24"
@@ -261,11 +259,10 @@ def _check_service(service: str) -> None:
 
 
 class Events(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Asynchronous events: how often one whose function fails is tried again.
-
-    The n-th time after n times ``retry_seconds``. One that is older than ``oldest_seconds`` is
-    given up. Those that wait have at most ``queue_bytes``; when the file of those given up has
-    ``dead_bytes``, it becomes the second, and what was the second is removed.
+    """Asynchronous events. If its function fails, an event is retried ``retries`` times, the n-th
+    after n times ``retry_seconds``. An event that is older than ``oldest_seconds`` is given up.
+    Waiting events take at most ``queue_bytes``. When the file of given-up events reaches
+    ``dead_bytes``, it replaces the second file.
     """
 
     retries: int = 2
@@ -284,11 +281,9 @@ class Events(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Logs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is kept of the output of detached instances.
-
-    A file of ``size`` bytes becomes the second of an instance, whose second is removed; of all,
-    ``total`` bytes are kept. They are in ``directory``, by default below the runtime's state, where
-    they end with it.
+    """Logs of detached instances. A file that reaches ``size`` bytes replaces the instance's second
+    file; at most ``total`` bytes are kept in all. They are in ``directory``, by default below the
+    runtime's state, which is removed with it.
     """
 
     size: int = 1 << 20
@@ -304,7 +299,9 @@ class Logs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A runtime. ``name`` marks all that it makes; two of the same name cannot run at once."""
+    """A runtime. ``name`` marks everything that the runtime makes; two runtimes of the same name
+    cannot run at once.
+    """
 
     name: str = "default"
     state: str = "/run/firstlight-agile"
@@ -350,7 +347,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def logs_directory(self) -> Path:
-        """Where the logs of its instances are."""
+        """The directory of its instances' logs."""
         return Path(self.logs.directory or self.directory / "logs")
 
     @property
@@ -369,12 +366,12 @@ def load(path: Path) -> Config:
         return msgspec.convert(written, Config)
     except OSError as error:
         raise Failed(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (ValueError, msgspec.ValidationError) as error:  # of TOML, of UTF-8, of a value
+    except (ValueError, msgspec.ValidationError) as error:  # malformed TOML, UTF-8 or value
         raise Failed(f"{what}: {_worded(str(error))}", _REMEDY) from error
 
 
 def _check_keys(what: str, written: dict[str, Any], table: type[Struct], path: str = "") -> None:
-    """Raise Failed for a key that no table has, naming the nearest that one has."""
+    """Raise Failed for an unknown key, with the most similar known one as a hint."""
     fields = {field.name: field.type for field in msgspec.structs.fields(table)}
     for key, value in written.items():
         if key not in fields:

@@ -27,22 +27,21 @@ _NICE = -10
 _AT_ONCE = 64
 _WAIT_MOST = 60.0
 _NODE_SECONDS, _LOOK_SECONDS = 10.0, 0.02
-_received = memoryview(bytearray(protocol.MESSAGE_MAX))  # to allocate as much for each costs more
+_received = memoryview(bytearray(protocol.MESSAGE_MAX))  # allocating as much for each is slower
 _log = logging.getLogger(__name__)
 
 
 def serve(config: Config, ready: Callable[[], None] = lambda: None, keep: bool = False) -> None:
-    """Serve until SIGINT or SIGTERM, then leave nothing behind. Raises FirstlightError.
+    """Serve until SIGINT or SIGTERM, then remove everything. Raises FirstlightError.
 
-    With ``keep``, SIGTERM ends this process alone: the instances go on, and the next call for the
-    same name takes them over. ``ready`` is called when clients are served; under systemd it is
-    told as well.
+    With ``keep``, SIGTERM ends this process alone: the instances go on, and the next call with the
+    same name takes them over. ``ready`` is called when clients are served; systemd is notified too.
     """
     asyncio.run(_serve(config, ready, keep))
 
 
 def leave(config: Config) -> None:
-    """Have the process that serves end, if there is one, and its instances go on. Raises Failed."""
+    """End the process that serves, if there is one, but not its instances. Raises Failed."""
     if journal.is_owned(config.directory):
         with Client(config.socket) as client:
             client.leave()
@@ -86,10 +85,10 @@ async def _serve(config: Config, ready: Callable[[], None], keep: bool) -> None:
             runtime.leave()
         stopped.set()
 
-    with suppress(PermissionError):  # a request must not queue behind the work of the instances
+    with suppress(PermissionError):  # requests must not wait for instances' work
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
     for number in (signal.SIGINT, signal.SIGTERM):
-        with suppress(ValueError, RuntimeError):  # not in the main thread: its owner's to handle
+        with suppress(ValueError, RuntimeError):  # outside the main thread, signals are the owner's
             loop.add_signal_handler(number, stop, keep and number == signal.SIGTERM)
     connections: set[_Connection] = set()
 
@@ -97,7 +96,7 @@ async def _serve(config: Config, ready: Callable[[], None], keep: bool) -> None:
     opened = asyncio.Event()
 
     def rich(descriptor: int) -> None:
-        if not opened.is_set():  # it would not see yet what is taken over
+        if not opened.is_set():  # its requests would not see adopted instances
             early.append(descriptor)
             return
         peer = socket.socket(fileno=descriptor)
@@ -108,7 +107,7 @@ async def _serve(config: Config, ready: Callable[[], None], keep: bool) -> None:
     functions = Functions(runtime, serving)
     async with runtime, serving, functions, AsyncExitStack() as others:
         if config.http:
-            from firstlight.agile.http import node  # what it needs is not installed everywhere
+            from firstlight.agile.http import node  # its dependencies are optional
 
             await others.enter_async_context(node.opened(config, functions, serving))
         opened.set()
@@ -130,7 +129,7 @@ def _tell_systemd(state: bytes) -> None:
 
 
 class _Connection:
-    """One client. Its requests are served at the same time, in no order."""
+    """One client. Its requests are served concurrently, in no order."""
 
     def __init__(
         self, peer: socket.socket, runtime: Runtime, functions: Functions,
@@ -175,7 +174,7 @@ class _Connection:
         self._pace()
 
     def _pace(self) -> None:
-        """Stop reading from a client that does not read its answers, or asks for much at once."""
+        """Stop reading from a client that does not read its answers, or sends too many requests."""
         reads = self._open and len(self._tasks) + len(self._outbox) < _AT_ONCE
         if reads and not self._reads:
             self._loop.add_reader(self._socket.fileno(), self._read)
@@ -205,7 +204,7 @@ class _Connection:
                 answer = await self._answer(request)
         except FirstlightError as error:
             answer = protocol.Error(error.message, error.hint)
-        except Exception as error:  # a client must not wait for an answer that never comes
+        except Exception as error:  # an unanswered client would wait for ever
             _log.exception("a request failed")
             answer = _failure(error)
         self._send(answer, connection)
@@ -268,12 +267,12 @@ class _Connection:
                 self._outbox.send(message, given)
             finally:
                 _close(large)
-        except (Failed, OSError) as error:  # who gets no answer is to see that
+        except (Failed, OSError) as error:  # the client must see that no answer comes
             _log.warning("a client was disconnected: %s", error)
             self.close()
 
     def close(self) -> None:
-        """The client is gone; its last requests finish without it."""
+        """The client is gone; its last requests are completed."""
         if self._open:
             self._open = False
             self._loop.remove_reader(self._socket.fileno())
@@ -289,7 +288,7 @@ def _wait(seconds: float) -> float:
 
 
 def _encoded(answer: protocol.Answer) -> tuple[bytes, list[int]]:
-    """A message, and the memory file with its text where that is too long for one."""
+    """Encode a message; text that is too long for one goes into a memory file."""
     try:
         text = protocol.encode(answer)
     except (msgspec.MsgspecError, UnicodeError, ValueError) as error:
@@ -311,6 +310,6 @@ def _failure(error: Exception) -> protocol.Error:
         return protocol.Error("cannot start a thread: Resource temporarily unavailable",
                               "raise the limit of processes")  # fmt: skip
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        return protocol.Error(f"the runtime has no more to serve this with: {error.strerror}",
+        return protocol.Error(f"the runtime lacks resources for this request: {error.strerror}",
                               "allow more open files and memory, or fewer instances")  # fmt: skip
     return protocol.Error(f"the runtime failed: {error!r}", "see its log")

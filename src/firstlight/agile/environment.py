@@ -1,4 +1,4 @@
-"""What a program expects of its environment, where its caller sets nothing else."""
+"""The default environment of instances."""
 
 import time
 from pathlib import Path
@@ -12,9 +12,10 @@ _LOOKS = 50
 
 
 def defaults(function: Function, uid: int) -> dict[str, str]:
-    """The variables of every instance of a function. The root file system may name its user.
+    """The variables of every instance of a function. The user's name and home are from the root
+    file system, if it has the user.
 
-    A user that it does not name has the home /tmp, the only directory it can write to.
+    Any other user has the home /tmp, the only directory that it can write to.
     """
     name, home = _user(Path(function.rootfs), uid)
     named = {"USER": name, "LOGNAME": name} if name else {}
@@ -22,9 +23,9 @@ def defaults(function: Function, uid: int) -> dict[str, str]:
 
 
 def of(pid: int) -> dict[str, str]:
-    """The environment that a process was started with; empty if it is gone or not to be seen.
+    """The environment that a process was started with; empty if it is gone or inaccessible.
 
-    While a process is in execve the kernel shows none: retries for 50 ms at most.
+    While a process is in execve, the kernel shows none: retries for at most 50 ms.
     """
     text = ""
     for _ in range(_LOOKS):
@@ -40,7 +41,7 @@ def of(pid: int) -> dict[str, str]:
 
 
 def _user(rootfs: Path, uid: int) -> tuple[str, str]:
-    """Name and home in the root's /etc/passwd, each empty if it has none. Layout: passwd(5)."""
+    """The name and home in the root's /etc/passwd, each empty if missing. Layout: passwd(5)."""
     path = roots.inside(rootfs, "/etc/passwd")
     try:
         if path is None or not path.is_file() or path.stat().st_size > _PASSWD_MOST:

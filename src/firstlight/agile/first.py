@@ -10,7 +10,7 @@ _PASSED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 def leave_first() -> None:
     """Continue in a child if this is the first process, which then reaps and forwards signals.
 
-    To be called before there are threads.
+    Call it before there are threads.
     """
     if os.getpid() != 1:
         return

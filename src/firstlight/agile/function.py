@@ -21,13 +21,13 @@ _MEMORY_LEAST = 2 << 20
 _SCRATCH_LEAST, _BYTES_MOST = 4096, 1 << 62
 _PIDS_MOST, _FILES_MOST = 1 << 22, 1 << 20
 _SECONDS_MOST, _LIFETIME_MOST = 86400.0, 366 * 86400.0
-_IDENTITY_MOST = (1 << 31) - 2  # beyond are those that mean "unchanged"
+_IDENTITY_MOST = (1 << 31) - 2  # larger ones mean "unchanged"
 
 
 SECRETS = "/run/secrets"
 """Where an instance finds its secrets: a file for each, which only its user can read."""
 _SECRET = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
-_TAKEN = ("/proc", "/dev", "/tmp", "/sys")  # noqa: S108 - where something else is mounted
+_TAKEN = ("/proc", "/dev", "/tmp", "/sys")  # noqa: S108 - a mount point, not the host's
 
 
 class Volume(Struct, frozen=True):
@@ -43,25 +43,25 @@ class Function(Struct, frozen=True, kw_only=True):
 
     ``rootfs`` is a directory on the host, shown read-only. ``command`` is executed in it, in
     ``directory``; its first word is looked up in PATH if it has no slash. ``memory`` and
-    ``scratch`` (the size of /tmp) are in bytes, ``cpus`` in CPUs. ``network`` is ``outbound``
-    (the world, not the host nor neighbours), ``internal`` (only what reaches it by ``ports``, and
-    the gateway's echo) or ``none``. ``ports`` publishes ports of the instance: host port to
-    instance port, both TCP. ``ready`` is how a line of standard output begins that says the
-    instance is ready; without it an instance is ready when its command is executed. Without
-    ``uid`` and ``gid`` the function gets a user and a group of its own. ``reuse`` says what of an
-    instance may serve the function's next one, once it is proven to be as new: ``none``,
-    ``network``, or the whole ``sandbox``, whose processes are gone and whose /tmp is empty. With
-    ``share_counters`` a network on which an instance has talked serves the next, too, which can
-    read how many packets, bytes, connections and errors of each kind there were before.
+    ``scratch`` (the size of /tmp) are in bytes, ``cpus`` in CPUs. ``network`` is ``outbound`` (the
+    world, not the host nor neighbours), ``internal`` (only what reaches it by ``ports``, and the
+    gateway's echo) or ``none``. ``ports`` publishes ports of the instance: host port to instance
+    port, both TCP. ``ready`` is the beginning of the line on standard output that reports the
+    instance ready; without it, an instance is ready when its command is executed. Without ``uid``
+    and ``gid`` the function gets its own user and group. ``reuse`` is the part of an instance that
+    serves the function's next one, after it is verified to be as new: ``none``, ``network``, or the
+    whole ``sandbox``, without processes and with an empty /tmp. With ``share_counters``, a network
+    that had traffic is reused too; the next instance can read how many packets, bytes, connections
+    and errors of each kind there were before.
 
-    An instance that ``serves`` is kept for the next request, and ends with the manager that leads
-    requests to it: ``http``, or ``events``, which it fetches by the Lambda Runtime API; a handler
-    of Python, ``module.name``, by ``awslambdaric``, which ``rootfs`` has.
+    An instance that ``serves`` is kept for the next request, and ends with its manager. It serves
+    ``http``, or ``events`` fetched by the Lambda Runtime API; for a Python handler,
+    ``module.name``, by ``awslambdaric`` in ``rootfs``.
 
-    Of kind ``python``, ``handler`` is ``module:name``, imported from ``rootfs`` by a warm
-    interpreter; of kind ``wasm``, ``rootfs`` is a module's file, ``handler`` an export and
-    ``command`` what it finds as its arguments. Its instances share ``cpus`` and ``scratch``, and
-    each has ``memory``; they have no network.
+    With kind ``python``, ``handler`` is ``module:name``, imported from ``rootfs`` by a warm
+    interpreter. With kind ``wasm``, ``rootfs`` is a module's file, ``handler`` an export and
+    ``command`` its argument vector. Its instances share ``cpus`` and ``scratch``, and each has
+    ``memory``; they have no network.
     """
 
     rootfs: str
@@ -221,7 +221,7 @@ class Ended(Struct, frozen=True, kw_only=True):
         status: int, out_of_memory: bool = False, user_ns: int = 0, system_ns: int = 0,
         timed_out: bool = False,
     ) -> "Ended":  # fmt: skip
-        """From a wait status."""
+        """Make an Exit from a wait status."""
         killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         return Ended(
             status=None if killed else os.WEXITSTATUS(status), signal=killed,
@@ -234,7 +234,7 @@ class Ended(Struct, frozen=True, kw_only=True):
         return self.words()
 
     def words(self, memory: int = 0, lifetime: float | None = None) -> str:
-        """In words; with the limits of its function, if they are known."""
+        """Describe it; with its function's limits, if they are known."""
         if self.timed_out:
             return "timed out" + (f" after {lifetime:g} s" if lifetime else "")
         if self.out_of_memory:
@@ -281,7 +281,7 @@ class Happened(Struct, frozen=True, kw_only=True):
 
 
 class Result(Struct, frozen=True, kw_only=True):
-    """What a handler returned, as JSON, and what it wrote. ``began`` is its first line, in ns."""
+    """A handler's return value, as JSON, and its output. ``began`` is when it began, in ns."""
 
     value: Raw
     requested: int
@@ -295,7 +295,7 @@ class Result(Struct, frozen=True, kw_only=True):
 class Counts(Struct, frozen=True, kw_only=True):
     """A pool as ``firstlight agile pools`` shows it.
 
-    ``fill_rate`` is in parts a second, over the ``fill_seconds`` that were spent filling.
+    ``fill_rate`` is in parts per second, over the ``fill_seconds`` spent filling.
     """
 
     name: str

@@ -17,8 +17,7 @@ _REAP_SECONDS = 0.1
 class Helper:
     """One helper process. ``received`` gets each message with its descriptors.
 
-    ``ended`` is called once if it goes while it is still wanted. Raises Failed if it cannot be
-    started.
+    ``ended`` is called once if it ends by itself. Raises Failed if it cannot be started.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A running instance, as its manager sees it. The node owns it: it outlives this process."""
+"""A running instance, as its manager sees it. The node owns it, so it outlives this process."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def handles(pid: int, signal: int) -> bool:
-    """Whether a process has a handler for a signal, or blocks it to wait for it."""
+    """Whether a process handles a signal, or blocks it to wait for it."""
     try:
         fields = verify.status(pid)
         masks = [int(fields[name], 16) for name in ("SigCgt", "SigBlk")]
@@ -25,10 +25,10 @@ def handles(pid: int, signal: int) -> bool:
 
 
 class Instance:
-    """One running instance. Leaving it as a context ends it.
+    """A running instance. A context manager; leaving it ends the instance.
 
-    ``stamps`` are ns of CLOCK_MONOTONIC: ``requested``, each step of ``node_wire.Step`` that was
-    taken, and ``running``, when the node knew it. ``warm`` says whether its sandbox was waiting.
+    ``stamps`` are ns of CLOCK_MONOTONIC: ``requested``, each ``node_wire.Step`` taken, and
+    ``running``, when the node learned of it. ``warm`` says whether its sandbox was ready.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Instance:
         self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> Ended:
-        """How it ended, when it has. Raises Failed if the node hangs, as long as it does."""
+        """Wait for its end; returns how it ended. Raises Failed while the node hangs."""
         if not self.ended.done():
             hung = self._hung()
             await asyncio.wait((self.ended, hung), return_when=asyncio.FIRST_COMPLETED)
@@ -65,10 +65,11 @@ class Instance:
         self.signal(9)
 
     async def stop(self, grace: float = 0.0, signal: int = 15) -> Ended:
-        """Ask it to end by a signal, kill it after ``grace`` seconds, and wait for its end.
+        """Send it a signal, kill it after ``grace`` seconds, and wait for its end.
 
-        An instance that does not handle the signal is killed at once: the first process of a PID
-        namespace is spared what the signal would do to any other. Raises Failed if the node hangs.
+        An instance that does not handle the signal is killed at once, because a signal's default
+        action does not apply to the first process of a PID namespace. Raises Failed if the node
+        hangs.
         """
         self.state = "stopping"
         if grace > 0 and not self.ended.done() and handles(self.pid, signal):

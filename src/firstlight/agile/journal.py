@@ -1,6 +1,6 @@
-"""Records what outlives a runtime's processes, so that its next start can remove it.
+"""Records what outlives a runtime's processes, so that the next start can remove it.
 
-Most parts end with the processes that hold them: namespaces with their links and mounts, instances
+Most things end with the processes that hold them: namespaces with their links and mounts, instances
 with their parent. The few others are recorded before they are made: the top cgroups, the nftables
 table, the gateway's link and the mounts of functions' roots. One line each, a JSON array.
 """
@@ -29,7 +29,7 @@ class Journal:
         self._descriptor = -1
 
     def open(self, adopt: bool = False) -> None:
-        """Take it over; remove what its last owner left, or ``adopt`` that. Raises Failed."""
+        """Take it over, and remove what its last owner left, or ``adopt`` it. Raises Failed."""
         until = time.monotonic() + _LOCK_SECONDS
         while not self._locked(time.monotonic() > until):
             self._close()
@@ -44,10 +44,10 @@ class Journal:
             raise
 
     def _locked(self, last: bool) -> bool:
-        """Lock the journal; False if it is not the one at its path any more, or is locked.
+        """Lock the journal; False if it is locked, or was replaced at its path.
 
-        A runtime that was just killed may have been starting a program: until that has executed,
-        it shares the lock. The last try raises Failed.
+        A program that a killed runtime was starting shares the lock until it has executed. The last
+        try raises Failed.
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -77,7 +77,7 @@ class Journal:
             return False
 
     def record(self, kind: str, *words: str) -> None:
-        """Record what is about to be made. If this raises Failed, it must not be made."""
+        """Record what is about to be made. It must not be made if this raises Failed."""
         line = json.dumps([kind, *words]).encode() + b"\n"
         try:
             written = os.write(self._descriptor, line)
@@ -87,7 +87,7 @@ class Journal:
             raise Failed(f"cannot write the journal {self._path}: the disk is full")
 
     def leave(self) -> None:
-        """Let the next runtime take over what is recorded."""
+        """Leave everything recorded to the next runtime."""
         self._close()
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class Journal:
 
 
 def is_owned(directory: Path) -> bool:
-    """Whether a runtime that is alive has this directory's journal."""
+    """Whether a live runtime has this directory's journal."""
     try:
         descriptor = os.open(directory / "journal", os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
@@ -118,7 +118,7 @@ def is_owned(directory: Path) -> bool:
 
 
 def _check_own(directory: Path) -> None:
-    """A path that others can write could name what is not ours to remove. Raises Failed."""
+    """A journal that others can write to could list what is not ours to remove. Raises Failed."""
     real = Path(os.path.realpath(directory))
     for path in (directory, *directory.parents, real, *real.parents):
         status = path.lstat()
@@ -131,7 +131,7 @@ def _check_own(directory: Path) -> None:
 
 
 def recover(path: Path) -> list[str]:
-    """Remove what a journal names; returns it. Nothing was made for a truncated last line."""
+    """Remove what a journal lists; returns the list. Nothing was made for a truncated last line."""
     removed = []
     for line in path.read_text().splitlines():
         try:

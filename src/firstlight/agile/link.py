@@ -1,4 +1,4 @@
-"""Messages with descriptors over a seqpacket socket, sent and received without waiting."""
+"""Messages with descriptors over a seqpacket socket, without waiting."""
 
 import errno
 import logging
@@ -25,16 +25,16 @@ _log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """Messages to the other end of a connection, in order, now or when there is room.
+    """Sends messages in order, at once or when there is room.
 
-    It never waits, and holds a bounded number. The connection stays the caller's.
+    Never waits, and holds a bounded number. The caller keeps the connection.
     """
 
     def __init__(
         self, connection: socket.socket, flushed: Callable[[], None] = lambda: None
     ) -> None:  # fmt: skip
-        """``flushed`` is called when some of what waited has been sent."""
-        import asyncio  # slow, and the command line needs of this module only ``rights``
+        """``flushed`` is called when a waiting message has been sent."""
+        import asyncio  # slow, and the command line needs only ``rights``
 
         self._socket, self._flushed = connection, flushed
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
@@ -47,8 +47,8 @@ class Outbox:
     def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message; the descriptors may be closed then. Raises Failed if it cannot be sent.
 
-        Messages that the other end does not live to read are lost, as are those that fail later:
-        then the connection is shut down, and both ends see that.
+        Messages that the other end does not read before it ends are lost. If sending fails later,
+        the connection is shut down, which both ends see.
         """
         if len(self._unsent) >= _UNSENT_MOST:
             raise Failed(f"the other side reads nothing: {len(self._unsent)} messages wait",
@@ -66,10 +66,10 @@ class Outbox:
         self._unsent.append((message, _copies(descriptors)))
 
     def _waits(self, error: OSError) -> bool:
-        """Whether to try again: when there is room, or the kernel has memory again."""
+        """Whether to retry when there is room, or the kernel has memory."""
         if error.errno in _BUSY:
             self._loop.add_writer(self._socket.fileno(), self._flush)
-        elif error.errno in _SHORT:  # it counts as writable all the while
+        elif error.errno in _SHORT:  # it counts as writable meanwhile
             self._loop.remove_writer(self._socket.fileno())
             self._retry = self._loop.call_later(_RETRY_SECONDS, self._flush)
         else:
@@ -97,7 +97,7 @@ class Outbox:
         self._flushed()
 
     def close(self) -> None:
-        """Send nothing more; what was not sent is lost. Before the connection is closed."""
+        """Stop sending; waiting messages are lost. Call it before the connection is closed."""
         self._loop.remove_writer(self._socket.fileno())
         if self._retry:
             self._retry.cancel()
@@ -109,8 +109,8 @@ class Outbox:
 class Link:
     """One end of a connection, which it owns.
 
-    ``received`` gets each message with its descriptors; ``ended`` is called once, when the other
-    end is gone.
+    ``received`` gets each message with its descriptors; ``ended`` is called once, after the other
+    end has closed.
     """
 
     def __init__(
@@ -127,11 +127,11 @@ class Link:
 
     @property
     def is_open(self) -> bool:
-        """Whether the other end is there, as far as is known."""
+        """Whether the other end is not known to have closed."""
         return self._socket.fileno() >= 0
 
     def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Send a message, now or when there is room; the descriptors may be closed then.
+        """Send a message, at once or when there is room; the caller may close the descriptors.
 
         Messages that the other end does not live to read are lost. Raises Failed.
         """
@@ -165,25 +165,29 @@ class Link:
 
 
 def is_passing(error: OSError) -> bool:
-    """Whether a failed send may succeed later: the other end is there, the message is sound."""
+    """Whether a failed send may succeed later: the connection is open and the message is valid."""
     return error.errno in (*_BUSY, *_SHORT)
 
 
 def rights(descriptors: Sequence[int]) -> list[tuple[int, int, bytes]]:
-    """The ancillary data that sends descriptors."""
+    """Ancillary data with descriptors."""
     data = b"".join(descriptor.to_bytes(4, "little") for descriptor in descriptors)
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, data)] if descriptors else []
 
 
 def is_readable(descriptor: int, seconds: float) -> bool:
-    """Wait until a descriptor can be read, of any number; a pidfd when its process has ended."""
+    """Wait until a descriptor is readable, whatever its number; a pidfd is when its process has
+    ended.
+    """
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
 
 
 def open_standard() -> None:
-    """A standard stream that is closed would become a socket of ours, and then an instance's."""
+    """Open closed standard streams: else a socket of ours would take their place, and an instance
+    would get it.
+    """
     opened = 0
     while opened <= 2:
         opened = os.open(os.devnull, os.O_RDWR)

@@ -1,6 +1,6 @@
-"""Logs of instances: what ``firstlight-log`` (native/agile/log.c) has kept of their output.
+"""Reads the logs of instances, which ``firstlight-log`` (native/agile/log.c) writes.
 
-A line is ``TIME STREAM F|P TEXT``, as in the logs of CRI; P is a part of a line that goes on.
+A line is ``TIME STREAM F|P TEXT``, as in CRI's logs; P marks a part of an unfinished line.
 """
 
 import os
@@ -25,7 +25,7 @@ Position = tuple[int, int]
 
 
 class Line(Struct, frozen=True):
-    """One line of an instance's output, or a part of one. ``time`` is in RFC 3339, of UTC."""
+    """One line of an instance's output, or a part of one. ``time`` is in RFC 3339, UTC."""
 
     time: str
     stream: str
@@ -66,7 +66,7 @@ class Keeper:
         return not is_readable(self._pidfd, 0)
 
     def close(self) -> None:
-        """Wait until it has read all; its node has ended."""
+        """Wait until it has read everything, after its node has ended."""
         self.socket.close()
         is_readable(self._pidfd, _END_SECONDS)
         os.close(self._pidfd)
@@ -77,7 +77,7 @@ class Keeper:
 def part(config: Config, identity: str, position: Position) -> tuple[bytes, Position, bool]:
     """Whole lines from a position, the next position, and whether the log is complete and read.
 
-    Lines rotated away meanwhile are left out. May wait for a disk. Raises Failed.
+    Lines rotated away meanwhile are left out. May wait for the disk. Raises Failed.
     """
     path = config.logs_directory / f"{identity}.log"
     older = path.with_name(f"{path.name}.1")
@@ -99,22 +99,22 @@ def part(config: Config, identity: str, position: Position) -> tuple[bytes, Posi
                     complete = not status.st_mode & stat.S_IWUSR
                     grown = os.fstat(opened.fileno()).st_size > offset
                     return b"", (status.st_ino, offset), complete and not grown
-                inode, offset = 0, 0  # go on with the newer
+                inode, offset = 0, 0  # continue with the newer
     if not path.exists():
         raise Failed(f"instance {identity} has no log",
                      "its output went to its caller, it is too old, or it could not be "
                      f"created in {path.parent}")  # fmt: skip
-    return b"", (0, 0), False  # it was rotated twice: begin anew
+    return b"", (0, 0), False  # it was rotated twice: start again
 
 
 async def following(
     config: Config, identity: str, position: Position, seconds: float, started: int = 0
 ) -> tuple[bytes, Position, bool]:
-    """The same, after waiting for more for a while. Raises Failed.
+    """Read likewise, after waiting a while for more. Raises Failed.
 
-    ``started`` is when the instance was, ns of CLOCK_MONOTONIC: its log may begin later.
+    ``started`` is the instance's start in ns of CLOCK_MONOTONIC: its log may begin later.
     """
-    import asyncio  # clients, who only read lines, start without it
+    import asyncio  # clients only read lines, and start without it
 
     began = time.monotonic()
     while True:
@@ -146,7 +146,7 @@ def _lines(text: bytes) -> bytes:
 
 
 def remove(config: Config) -> None:
-    """Remove the logs of a runtime that has ended, where nobody asked for a place for them."""
+    """Remove the logs of a runtime that has ended, if they are in the default directory."""
     directory = config.logs_directory
     if not config.logs.directory and directory.is_dir():
         for file in directory.iterdir():

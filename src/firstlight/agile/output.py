@@ -1,4 +1,4 @@
-"""Reads an instance's output. A full pipe blocks the instance, not the runtime."""
+"""Readers of an instance's output. A full pipe blocks the instance, not the runtime."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ class Output:
         return self._descriptor
 
     async def read(self) -> bytes:
-        """The available output, at least one byte; empty at the end."""
+        """Read what is available, at least one byte; empty at the end."""
         if self._held:
             held, self._held = self._held, b""
             return held
@@ -42,7 +42,7 @@ class Output:
         return kept
 
     async def until(self, prefix: bytes) -> None:
-        """Read to the line with this beginning; the output can be read again. Raises Failed."""
+        """Read up to a line with this beginning; the output can be read again. Raises Failed."""
         seen = b""
         while not any(line.startswith(prefix) for line in seen.split(b"\n")[:-1]):
             part = await self.read()
@@ -55,7 +55,7 @@ class Output:
         self._held = seen + self._held
 
     def detach(self) -> int:
-        """Its descriptor, which is the caller's from now on."""
+        """Give its descriptor to the caller."""
         descriptor, self._descriptor = self._descriptor, -1
         return descriptor
 

@@ -180,7 +180,7 @@ def test_instances_reach_the_world_where_iptables_closes_what_is_forwarded(
 FOREIGN = {
     "an administrator's table": (
         "table inet mine { chain through { type filter hook forward priority 10; policy drop; }; }",
-        "the chain inet mine through drops what instances forward: nft 'insert rule",
+        "the chain inet mine through drops instances' packets: nft 'insert rule",
     ),
     "firewalld": (
         "table inet firewalld { chain filter_FORWARD { type filter hook forward priority 10; "

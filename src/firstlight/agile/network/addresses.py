@@ -1,6 +1,7 @@
 """The addresses of a range and their links by number: free, in use, or leaving.
 
-A number that leaves is free again once its link is gone and the host tracks no connection of it.
+A number that is leaving becomes free once its link is gone and the host tracks no connection of its
+address.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ _SWEEP_SECONDS, _SWEEP_SHARE = 0.5, 4
 
 
 class Ring:
-    """Numbers from first to end, each reused as late as possible."""
+    """The numbers from first to end, each reused as late as possible."""
 
     def __init__(self, first: int, end: int) -> None:
         self.first, self.end, self.size = first, end, end - first
@@ -56,7 +57,7 @@ class Ring:
 
 
 class Addresses:
-    """The addresses of ``range``, in rings by their purpose.
+    """The addresses of ``range``, divided into rings by purpose.
 
     Number n is address ``range[n]`` and the link with index ``first_index + n``. ``option`` is the
     configuration's key of the range, for messages.
@@ -95,18 +96,20 @@ class Addresses:
         self._ring(number).hold(number)
 
     def leave(self, number: int) -> None:
-        """Free a number when its link is gone and no connection of it is tracked."""
+        """Free a number once its link is gone and the host tracks no connection of its address."""
         self._left.append(number)
         if self._sweeper is None or self._sweeper.done():
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
 
     def close(self) -> None:
-        """Stop looking at what is leaving."""
+        """Stop checking numbers that are leaving."""
         if self._sweeper:
             self._sweeper.cancel()
 
     async def _sweep(self) -> None:
-        """Check many numbers in one pass over the host's connections, which may be a million."""
+        """Check many numbers in one pass over the host's connections, of which there may be a
+        million.
+        """
         rest = _SWEEP_SECONDS
         while self._left:
             self._hurry.clear()

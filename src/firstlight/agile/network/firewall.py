@@ -1,7 +1,7 @@
 """The host's packet filter for a runtime, as nft rules.
 
-It is one table, whose size does not depend on the number of instances: published ports are elements
-of a map. A guard, shared by the host's runtimes, limits the forwarding that they turned on to
+It is one table whose size is independent of the number of instances; published ports are elements
+of a map. The host's runtimes share a guard, which restricts the forwarding that they turned on to
 themselves. ``forwarding.py`` deals with other software's tables.
 """
 
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 CLOSED = (
     "0.0.0.0/8",  # this network
     "10.0.0.0/8",
-    "100.64.0.0/10",  # carriers' NAT; a cloud's metadata service (100.100.100.200)
+    "100.64.0.0/10",  # carrier-grade NAT; a cloud's metadata service (100.100.100.200)
     "127.0.0.0/8",
     "168.63.129.16/32",  # another cloud's
     "169.254.0.0/16",  # link-local; the others'
@@ -180,7 +180,7 @@ class Firewall:
             _FORWARD.write_text("1")
 
     async def mend(self, published: dict[int, tuple[IPv4Address, int]]) -> None:
-        """Restore what another program removed, as by "flush ruleset". Raises Failed."""
+        """Restore what another program removed, such as by "flush ruleset". Raises Failed."""
         tables = await self._tables()
         if self._is_guarded and GUARD not in tables:
             await self.run(_GUARD.format(guard=GUARD, links=self._links), "guard what is forwarded")
@@ -193,8 +193,8 @@ class Firewall:
             elements = ", ".join(f"{h} : {a} . {i}" for h, (a, i) in published.items())
             await self.run(f"add element inet {self.table} ports {{ {elements} }}", "publish ports")
         _log.warning(
-            "the table %s was removed by another program and is made again: until then instances "
-            "were not kept from the host", self.table,
+            "the table %s was removed by another program and is restored: in between, instances "
+            "could reach the host", self.table,
         )  # fmt: skip
 
     async def run(self, commands: str, what: str) -> Listing:
@@ -202,7 +202,9 @@ class Firewall:
         return nethelper.read_rules(await self._helper.ask(nethelper.rules(commands)), what)
 
     async def resolve_by(self, resolvers: list[IPv4Address]) -> None:
-        """Let instances that reach out ask these resolvers, even closed ones. Raises Failed."""
+        """Allow instances with an outbound network to reach these resolvers, even in closed ranges.
+        Raises Failed.
+        """
         if resolvers == self._resolvers:
             return
         commands = [f"flush set inet {self.table} resolvers"]
@@ -267,7 +269,9 @@ class Firewall:
         )  # fmt: skip
 
     async def _batched(self, commands: str, what: str) -> None:
-        """Run commands in one transaction with those that come meanwhile: each waits for RCU."""
+        """Run commands, batched with those that arrive meanwhile, because each transaction waits
+        for RCU.
+        """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((commands, what, future))
         if self._sender is None or self._sender.done():
@@ -279,7 +283,7 @@ class Firewall:
             batch, self._queue = self._queue, []
             failure = await self._try("\n".join(commands for commands, _, _ in batch), batch[0][1])
             for commands, what, future in batch:
-                if failure and len(batch) > 1:  # whose fault it was shows by itself
+                if failure and len(batch) > 1:  # retried alone, the faulty one fails by itself
                     own = await self._try(commands, what)
                 else:
                     own = failure
@@ -299,7 +303,7 @@ class Firewall:
 
 
 def remove(table: str, links: str) -> None:
-    """Remove a runtime's table, and forwarding with the guard where it was the last. Waits."""
+    """Remove a runtime's table; after the last, also the guard, and turn forwarding off. Waits."""
     tables = _tables_now()
     if GUARD in tables:
         _leave_guard(f"{links}*")
@@ -326,7 +330,7 @@ def _leave_guard(links: str) -> None:
 
 
 def has_table(table: str) -> bool:
-    """Whether an inet table of that name is there. Raises Failed."""
+    """Whether there is an inet table of that name. Raises Failed."""
     return table in _tables_now()
 
 

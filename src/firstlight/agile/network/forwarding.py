@@ -1,9 +1,8 @@
-"""Copes with other software that drops forwarded packets: Docker, ufw, firewalld, rules by hand.
+"""Handles other software that drops forwarded packets: Docker, ufw, firewalld, manual rules.
 
-A packet passes every base chain of a hook, and one drop is final, whatever the others accept. So
-the runtime's own table cannot open what another one closes. It inserts two rules into chains made
-for this (DOCKER-USER) and into those of iptables; for other chains it says which one drops packets
-and how to change that.
+A packet passes every base chain of a hook, and one drop is final, so the runtime's own table cannot
+allow what another one drops. It inserts two rules into chains made for this (DOCKER-USER) and into
+those of iptables. For other chains it reports which one drops packets and how to change that.
 """
 
 import json
@@ -24,7 +23,8 @@ _log = logging.getLogger(__name__)
 
 
 async def open_others(run: Run, links: str, mark: str, addresses: str) -> list[str]:
-    """Accept what links with this prefix forward; ``mark`` is the comment of the inserted rules.
+    """Accept packets forwarded for links with this prefix; ``mark`` is the comment of inserted
+    rules.
 
     Returns a warning for each chain that cannot be changed, with the command that changes it.
     """
@@ -50,12 +50,12 @@ async def open_others(run: Run, links: str, mark: str, addresses: str) -> list[s
                 )
         elif chain["table"] == "firewalld":
             warnings.append(
-                "firewalld drops what instances forward: firewall-cmd --permanent --zone=trusted "
+                "firewalld drops instances' packets: firewall-cmd --permanent --zone=trusted "
                 f"--add-source={addresses} && firewall-cmd --reload"
             )
         elif not await _accepts(run, path, links):
             warnings.append(
-                f"the chain {path} drops what instances forward: "
+                f"the chain {path} drops instances' packets: "
                 f'nft \'insert rule {path} iifname "{links}*" accept; '
                 f'insert rule {path} oifname "{links}*" accept\''
             )
@@ -68,13 +68,13 @@ async def _is_open(run: Run, path: str, mark: str) -> bool:
 
 
 async def _accepts(run: Run, path: str, links: str) -> bool:
-    """Whether the rules that we advise are there."""
+    """Whether the chain has the rules that we advise."""
     text = json.dumps(await run(f"list chain {path}", "list a chain"))
     return f'"right": "{links}*"' in text
 
 
 async def _closes(run: Run, chain: dict[str, Any]) -> bool:
-    """Whether a base chain drops what its rules do not accept."""
+    """Whether a base chain drops packets by default."""
     if chain.get("policy") == "drop":
         return True
     listing = await run(f"list chain {_path(chain)}", "list a chain")
@@ -127,8 +127,8 @@ def open_legacy(links: str, mark: str) -> None:
     if not _has_legacy():
         return
     if not shutil.which("iptables-legacy"):
-        _log.warning("iptables-legacy has rules here and is not installed: if they drop what is "
-                     "forwarded, instances have no network; install iptables")  # fmt: skip
+        _log.warning("there are rules of iptables-legacy, which is not installed: if they drop "
+                     "forwarded packets, instances have no network; install iptables")  # fmt: skip
         return
     rules = _legacy("-S").splitlines()
     docker = "-N DOCKER-USER" in rules

@@ -1,4 +1,4 @@
-"""The network helper: does whatever may wait for the kernel's network locks, off the event loop.
+"""The network helper: work that may wait for the kernel's network locks, off the event loop.
 
 Layouts: ``native/agile/net.h``.
 """
@@ -43,7 +43,7 @@ class Verb(IntEnum):
 
 
 class Flag(IntFlag):
-    """Of MAKE and FILL; IPV6 of HOST, too."""
+    """Flags of MAKE and FILL; IPV6 also of HOST."""
 
     WIRED = 1
     NEIGHBOURS = 2
@@ -52,7 +52,9 @@ class Flag(IntFlag):
 
 
 class Answer(NamedTuple):
-    """``error`` is an errno or 0; ``step`` is what failed. The receiver owns the descriptor."""
+    """``error`` is an errno or 0; ``step`` is the step that failed. The receiver owns the
+    descriptor.
+    """
 
     id: int
     digest: int
@@ -64,7 +66,7 @@ class Answer(NamedTuple):
     descriptor: int
 
     def check(self, what: str) -> "Answer":
-        """Return the answer, or raise its error as Failed."""
+        """Return the answer; raises its error as Failed."""
         if self.error:
             raise Failed(f"cannot {what}: {self.step}: {os.strerror(self.error)}")
         return self
@@ -104,7 +106,7 @@ def rules(commands: str) -> Request:
 
 
 def forget(ranges: Sequence[tuple[IPv4Address, IPv4Address, int]]) -> Request:
-    """End the connections of a range of addresses whose links are gone."""
+    """End the tracked connections of a range of addresses whose links are gone."""
     body = b"".join(_RANGE.pack(a.packed, b.packed, index) for a, b, index in ranges)
     return Request(Verb.FORGET, body=body)
 
@@ -135,7 +137,7 @@ def _decode(message: bytes, descriptor: int) -> Answer:
 
 
 class NetHelper:
-    """A helper process, started by the first request, and again if it dies or hangs."""
+    """A helper process, started by the first request and restarted if it dies or hangs."""
 
     def __init__(self, silence: float = SILENCE_SECONDS) -> None:
         self._silence = silence
@@ -211,7 +213,7 @@ class NetHelper:
 
 
 def ask_once(*requests: Request) -> list[Answer]:
-    """Ask a separate helper and wait, without an event loop. Raises Failed."""
+    """Send a request to a separate helper and wait, without an event loop. Raises Failed."""
     path = str(native(PROGRAM))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:

@@ -1,8 +1,8 @@
 """Instances' networks: routed veth pairs, fully preset, behind one nftables table.
 
-Each instance has its own link to the host, without neighbours, so there is no shared segment to
-police: the host's routing decides what an instance reaches. A bridge without ports has the
-gateway's address; a bridge with ports is limited to 1,023 instances.
+Each instance has its own link to the host, so there is no shared segment to police: the host's
+routing decides what an instance reaches. The gateway's address is on a bridge without ports; one
+with ports would be limited to 1,023 instances.
 """
 
 import asyncio
@@ -37,8 +37,8 @@ _log = logging.getLogger(__name__)
 class Network:
     """An instance's network namespace. ``address`` is None if it has no link.
 
-    ``digest`` covers everything readable in it when it was new but for ``counters`` of packets and
-    calls; ``quick`` what an instance, which has no capability, can change, which the node looks at.
+    ``digest`` covers everything readable in it when it was new, except ``counters`` of packets and
+    calls. ``quick`` covers what an instance without capabilities can change; the node checks that.
     """
 
     descriptor: int
@@ -51,18 +51,18 @@ class Network:
     """A server socket on its own loopback."""
 
     def take_listener(self) -> socket.socket:
-        """Its server socket, which is the caller's from now on."""
+        """Give its server socket to the caller."""
         assert self.listener
         listener, self.listener = self.listener, None
         return listener
 
     def note(self) -> bytes:
-        """What identifies it, besides its descriptor; see ``from_note``."""
+        """What identifies it in addition to its descriptor; see ``from_note``."""
         return f"{self.address or ''} {self.digest:x} {self.counters:x} {self.quick:x}".encode()
 
     @staticmethod
     def from_note(note: bytes, descriptor: int) -> "Network":
-        """The network with this note."""
+        """Restore a network from its note."""
         address, *numbers = note.decode().split(" ")
         where = IPv4Address(address) if address else None
         digest, counters, quick = (int(number, 16) for number in numbers)
@@ -105,7 +105,7 @@ class Networks:
                          "configure another name, or remove it if nothing uses it")  # fmt: skip
 
     async def open(self, adopt: bool = False) -> None:
-        """Make the host's side; ``adopt`` what exists of it. Raises Failed, Unsupported."""
+        """Make the host's side; ``adopt`` takes over what exists. Raises Failed, Unsupported."""
         self._is_open = True
         answer = await self._host.ask(
             Request(Verb.HOST, link_index=self._first, address=self.gateway, link=self.anchor)
@@ -130,20 +130,20 @@ class Networks:
         self._warned = set(warnings)
 
     async def resolve_by(self, resolvers: list[IPv4Address]) -> None:
-        """Let instances that reach out ask these for names. Raises Failed."""
+        """Allow instances with an outbound network to reach these resolvers. Raises Failed."""
         await self._firewall.resolve_by(
             [resolver for resolver in resolvers if resolver != self.gateway]
         )
 
     async def _mend(self) -> None:
-        """Another program has changed tables or chains: Docker came, or all was flushed."""
+        """Restore the rules after another program, such as Docker, changed tables or chains."""
         try:
             await self._firewall.mend(
                 {port: (address, inner) for port, (address, inner, _) in self._published.items()}
             )
             await self._open_others()
         except Failed as error:
-            _log.warning("the packet filter changed and cannot be mended: %s", error.message)
+            _log.warning("the packet filter was changed and cannot be restored: %s", error.message)
 
     async def adopt(self, network: Network, ports: dict[int, int] | None = None) -> None:
         """Take over a network and its published ports from a runtime that has ended."""
@@ -156,7 +156,7 @@ class Networks:
     async def make(self, reach: Reach, owner: int = -1) -> Network:
         """Make a network namespace that is ready to enter. Raises Failed.
 
-        ``owner`` is its owning user namespace, if that is not the host's.
+        ``owner`` is its owning user namespace, if not the host's.
         """
         if reach == "none":
             return await self._make(Request(Verb.MAKE), None, owner)
@@ -195,9 +195,9 @@ class Networks:
     async def is_as_new(self, network: Network) -> bool:
         """Whether a namespace without processes reads as new.
 
-        It rests first. Then no packet may have passed, and everything readable must be as it was:
-        counters, sockets, addresses, routes and their exceptions, rules, neighbours, sysctls,
-        IPsec, packet filters.
+        It rests first. Then it must have passed no packet, and everything readable must be
+        unchanged: counters, sockets, addresses, routes and their exceptions, rules, neighbours,
+        sysctls, IPsec, packet filters.
         """
         answer = await self._looked(network)
         return answer is not None and (
@@ -205,9 +205,9 @@ class Networks:
         )
 
     async def wash(self, network: Network) -> bool:
-        """Remove what traffic left in a namespace without processes, but for counters.
+        """Remove what traffic left in a namespace without processes, except counters.
 
-        Whether it then reads as new beside them. If so, it is compared with those of now.
+        Returns whether the rest reads as new. If so, later checks compare with its counters of now.
         """
         try:
             self._check_open()
@@ -223,7 +223,7 @@ class Networks:
         return True
 
     async def _looked(self, network: Network) -> Answer | None:
-        """What can be read in a namespace that has rested."""
+        """The digests of a namespace that has rested."""
         for _ in range(_QUARANTINES):
             await asyncio.sleep(QUARANTINE_SECONDS)
             try:
@@ -231,12 +231,12 @@ class Networks:
                 answer = await self._parts.ask(Request(Verb.CHECK), network.descriptor)
             except Failed:
                 return None
-            if answer.error != errno.EBUSY:  # a socket goes some time after it was closed
+            if answer.error != errno.EBUSY:  # a socket is removed some time after its close
                 return None if answer.error else answer
         return None
 
     async def _end_connections(self, address: IPv4Address) -> None:
-        """End what the host tracks of it; those who ask together share a walk. Raises Failed."""
+        """End its tracked connections; concurrent calls share a pass. Raises Failed."""
         self._talked.append(address)
         if self._ending is None:
             self._ending = asyncio.get_running_loop().create_task(self._end_all_connections())
@@ -265,9 +265,9 @@ class Networks:
         return network
 
     def discard(self, network: Network) -> None:
-        """Destroy a namespace: its link goes with its last descriptor and process.
+        """Destroy a namespace; its link goes with its last descriptor and process.
 
-        Its address is reused after that, when the host tracks no connection of it.
+        Its address is reused once the host tracks no connection of it.
         """
         os.close(network.descriptor)
         network.descriptor = -1  # an examination may be under way
@@ -309,7 +309,7 @@ class Networks:
             self._published.pop(port)[2].close()
 
     def close(self) -> None:
-        """Remove the host's side, if it was made."""
+        """Remove the host's side, if it exists."""
         was_open = self._is_open
         self.leave()
         if was_open:
@@ -353,7 +353,7 @@ class Networks:
 
 
 def remove(table: str, anchor: str) -> None:
-    """Remove a runtime's changes of the host, and wait until its links are gone.
+    """Undo a runtime's changes of the host, and wait until its links are gone.
 
     Links go with their namespaces, which the kernel destroys with a delay.
     """

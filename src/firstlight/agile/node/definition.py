@@ -1,4 +1,4 @@
-"""A function as it is registered with the node: its record, its identity, its root."""
+"""A function as registered with the node: its record, its identity, its root."""
 
 import os
 from pathlib import Path
@@ -16,8 +16,11 @@ from firstlight.errors import Failed
 
 
 def encode(entry: Registered, function: Function, profile: int, flags: Flag, uid: int) -> bytes:
-    """The node's record of a function. ``uid`` is also its group, where it names neither."""
-    given = function.ports or function.serves == "events"  # its networks are more than as new
+    """The node's record of a function. If the function names neither user nor group, both are
+    ``uid``.
+    """
+    # networks with a listening socket are not reused
+    given = function.ports or function.serves == "events"
     reuse = "none" if given else function.reuse
     return wire.DEFINITION.pack(
         entry.number, entry.version, flags, profile, wire.REACHES.index(function.network),
@@ -28,12 +31,12 @@ def encode(entry: Registered, function: Function, profile: int, flags: Flag, uid
 
 
 def note(entry: Registered) -> bytes:
-    """What the next manager has to know of a function: what ``Registry.adopt`` reads."""
+    """A function's record for the next manager, read by ``Registry.adopt``."""
     return coding.encode((entry.function, entry.digest))
 
 
 def flags_of(function: Function, config: Config) -> Flag:
-    """How its instances are made. Raises Failed where two wishes exclude each other."""
+    """How its instances are made. Raises Failed if two of its options exclude each other."""
     flags = Flag.USER_NAMESPACE if function.user_namespace else Flag(0)
     flags |= Flag.TERMINALS if function.terminals else Flag(0)
     flags |= Flag.VOLUMES if function.volumes or function.secrets else Flag(0)
@@ -48,14 +51,14 @@ def flags_of(function: Function, config: Config) -> Flag:
 
 
 def identity(number: int, flags: Flag, config: Config) -> int:
-    """The user of the function of that number; of its first instance if each has its own."""
+    """The user of the function with that number; if each instance has one, that of the first."""
     identities = config.identities
     own = Flag.OWN_IDENTITY in flags
     return identities.first_of_instances if own else identities.first + number
 
 
 def root(function: Function, directory: Path, uid: int = -1) -> int:
-    """The function's root as a detached tree. It may wait for a disk. Raises Failed.
+    """The function's root as a detached tree. May wait for the disk. Raises Failed.
 
     ``directory`` is the runtime's own; a command that ``uid`` cannot execute fails.
     """

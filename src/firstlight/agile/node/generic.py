@@ -1,4 +1,4 @@
-"""Generic sandboxes: how many of them the node keeps waiting."""
+"""Decides how many generic sandboxes the node keeps ready."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ _WARM_SECONDS = 10.0
 
 
 class GenericSandboxes:
-    """As many as the demand needs, once a start or ``warm`` has shown that they are wanted."""
+    """Keeps as many as the demand needs, once a start or ``warm`` shows that they are used."""
 
     def __init__(self, pools: Pools, lend: Callable[[int], None]) -> None:
         """``lend`` is called with the number of cgroups that they take from their shelf."""
@@ -24,7 +24,7 @@ class GenericSandboxes:
         self._demand = Demand(pools.sandbox, pools.window)
         self._kept = PoolSize(low=0, high=0)
         self._node: Node | None = None
-        self._seen: tuple[int, int] | None = None  # how many were made, and waited
+        self._seen: tuple[int, int] | None = None  # how many were made ready
         self._changed = asyncio.Event()
         self._hits = self._misses = 0
 
@@ -38,7 +38,7 @@ class GenericSandboxes:
             self._node.keep_waiting(self._kept)
 
     def lost(self) -> None:
-        """The node is gone, and all that waited."""
+        """Note that the node is gone, with its sandboxes."""
         self._node = self._seen = None
         self._changed.set()
 
@@ -62,7 +62,7 @@ class GenericSandboxes:
                              "see the runtime's log") from None  # fmt: skip
 
     def started(self, warm: bool) -> None:
-        """An instance has started; ``warm``: in a sandbox that waited."""
+        """Note an instance's start; ``warm``: in a sandbox that was ready."""
         if warm:
             self._hits += 1
         else:
@@ -72,7 +72,7 @@ class GenericSandboxes:
             self._follow()
 
     def counted(self) -> None:
-        """The node has made some, or used some."""
+        """Note that the node has made or used some."""
         assert self._node
         self._changed.set()
         waiting = self._node.waiting
@@ -86,12 +86,12 @@ class GenericSandboxes:
         self.follow()
 
     def follow(self) -> None:
-        """Keep as many as the demand needs, if they are wanted at all."""
+        """Keep as many as the demand needs, if they are used at all."""
         if self._kept.high:
             self._follow()
 
     def counts(self) -> list[Counts]:
-        """Their counts so far; none before they were wanted."""
+        """Their counts; none before their first use."""
         if not self._kept.high and not self._misses:
             return []
         node = self._node

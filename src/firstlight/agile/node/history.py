@@ -1,4 +1,4 @@
-"""What has happened to instances: the last events, and how the last of them ended."""
+"""The latest events of instances, and the latest instances that ended."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ _EVENTS_KEPT, _ENDED_KEPT = 4096, 256
 
 
 class History:
-    """Of one manager. Its events are numbered from 1."""
+    """One manager's history. Its events are numbered from 1."""
 
     def __init__(self) -> None:
         self._events: deque[Happened] = deque(maxlen=_EVENTS_KEPT)
@@ -23,11 +23,11 @@ class History:
         self._ended: OrderedDict[int, Listed] = OrderedDict()
 
     def started(self, instance: "Instance") -> None:
-        """Note a start."""
+        """Record a start."""
         self._add("started", instance, None)
 
     def ended(self, instance: "Instance", ended: Ended) -> None:
-        """Note an end."""
+        """Record an end."""
         kind = ("out of memory" if ended.out_of_memory else
                 "timed out" if ended.timed_out else "ended")  # fmt: skip
         self._add(kind, instance, ended)
@@ -36,7 +36,7 @@ class History:
             self._ended.popitem(last=False)
 
     def last(self) -> list[Listed]:
-        """The instances that ended last, in the order of their ids."""
+        """The latest instances that ended, in the order of their ids."""
         return [instance for _, instance in sorted(self._ended.items())]
 
     def _add(self, kind: str, instance: "Instance", ended: Ended | None) -> None:
@@ -53,9 +53,9 @@ class History:
         self._more.set()
 
     async def after(self, serial: int, seconds: float) -> list[Happened]:
-        """The events after one, as soon as there are any; none if there are none in time.
+        """Wait for events after a serial; returns none if the time is up.
 
-        Their numbers show whether some were forgotten. -1 is the last that there is.
+        Their numbers show whether some were dropped. -1 stands for the latest.
         """
         serial = self._serial if serial < 0 else serial
         until = time.monotonic() + seconds

@@ -1,10 +1,10 @@
 """A node and its instances, seen from their manager.
 
-Here is what follows the connection to the node: how it is opened, lost and replaced, starts, and
-what it reports, in its order. ``running.py`` has the instances, ``stock.py`` what they are started
-from, ``generic.py`` the sandboxes that wait, ``registry.py`` the functions.
+This module follows the connection to the node: its opening, loss and replacement, starts, and the
+node's reports in order. ``running.py`` has the instances, ``stock.py`` their parts, ``generic.py``
+the waiting sandboxes, ``registry.py`` the functions.
 
-Over 500 lines: a start, an end, a take-over and a loss change the same state in the node's order.
+Over 500 lines: starts, ends, take-overs and losses change the same state in the node's order.
 """
 
 import asyncio
@@ -53,7 +53,9 @@ Inherit = Callable[[list[tuple[Keepsake, list[int]]]], Awaitable[set[str]]]
 
 
 class Instances:
-    """Everything that is started from a number. ``rich`` gets connections for the manager."""
+    """Everything that is started by a function's number. ``rich`` receives connections for the
+    manager.
+    """
 
     def __init__(
         self, config: Config, networks: Networks, cgroups: Cgroups, gate: LoadGate,
@@ -120,7 +122,7 @@ class Instances:
             if instance.function.ports and network:
                 await self._networks.adopt(network, instance.function.ports)
             if instance.function.serves != "nothing":
-                instance.kill()  # nobody leads requests to it any more
+                instance.kill()  # no manager sends it requests
             entry = self._registry.number(self._using[instance.number][0])
             if entry and entry.is_only:
                 self._forget_with(instance, entry)
@@ -130,7 +132,8 @@ class Instances:
     async def _discard_left(self, node: Node, left: list[Held]) -> None:
         """End the parts of instances that ended between two managers.
 
-        An end that names a part may still be on its way: until then no other gets its index.
+        An end that names a part may still be on its way: until it arrives, the part's index is not
+        reused.
         """
         with suppress(Failed):
             await node.synced()
@@ -143,10 +146,10 @@ class Instances:
         return self._node.pid if self._node else -1
 
     async def leave(self) -> None:
-        """Leave the node, with all that it has, to the next manager."""
+        """Leave the node, with everything that it has, to the next manager."""
         await self._stop_making()
         for task in self._tasks:
-            task.cancel()  # what is not judged yet is the next one's to judge
+            task.cancel()  # networks without a verdict are left to the next manager
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._starter:
             self._starter.close()
@@ -171,7 +174,7 @@ class Instances:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_END_SECONDS)
         for task in self._tasks:
-            task.cancel()  # it waits for what hangs, and ends with that
+            task.cancel()  # it waits for the hanging node, and ends with it
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._starter:
             self._starter.close()
@@ -185,12 +188,12 @@ class Instances:
         self._running.lost()
 
     async def registered(self, function: Function, fresh: bool = True) -> Registered:
-        """The function, startable by its number. Raises Failed."""
+        """Register a function, so that the node starts it by its number. Raises Failed."""
         await self._connected()
         return await self._registry.get(function, fresh)
 
     async def prepare(self, function: Function, sandboxes: int) -> None:
-        """Make parts ahead of starts, and generic sandboxes. Raises Failed."""
+        """Make parts and generic sandboxes in advance. Raises Failed."""
         await self.registered(function)
         await self._stock.warm(function.network)
         if sandboxes:
@@ -198,7 +201,7 @@ class Instances:
             await self._sandboxes.warm(sandboxes)
 
     async def synced(self) -> None:
-        """Return when this manager knows all that clients have been told."""
+        """Return when this manager knows everything that clients were told."""
         if self._node and self._node.is_open():
             await self._node.synced()
 
@@ -278,10 +281,11 @@ class Instances:
         self, function: Function, tree: int, streams: tuple[int, int, int],
         process: Function | None = None, flags: Flag = NO_FLAGS, profile: int = 0,
     ) -> Instance:  # fmt: skip
-        """Start the only instance of a function whose root is a detached tree. Raises Failed.
+        """Start the only instance of a function that has a detached tree as its root. Raises
+        Failed.
 
-        ``process`` is what the node starts for it, if that is not its command with its limits. It
-        outlives this process.
+        ``process`` replaces the function's command and limits for the node. It outlives this
+        process.
         """
         node = await self._connected()
         entry = self._registry.only(function)
@@ -314,7 +318,7 @@ class Instances:
 
     async def _forget_only(self, entry: Registered) -> None:
         if not entry.version:
-            return  # it ended with its node, and its number may be another's
+            return  # it ended with its node; its number may be reused
         self._registry.leave(entry)
         await self._forget(entry)
         self._registry.free(entry)
@@ -324,7 +328,7 @@ class Instances:
         async with self._logs_lock:
             node = await self._connected()
             if self._logs and self._logs.node == node.pid and self._logs.is_running():
-                return  # another start that needs it came first
+                return  # another start took it
             if old := self._logs:
                 self._logs = None
                 await asyncio.to_thread(old.close)
@@ -340,7 +344,7 @@ class Instances:
 
     @property
     def up(self) -> int:
-        """How many instances run, zygotes and workers among them."""
+        """How many instances run, including zygotes and workers."""
         return len(self._running)
 
     def running(self) -> list[Listed]:
@@ -368,7 +372,7 @@ class Instances:
         return self._stock.explain(function)
 
     def counts(self) -> list[Counts]:
-        """What is on the shelves."""
+        """The parts on the shelves."""
         return [*self._sandboxes.counts(), *self._stock.counts()]
 
     def root(self, function: Function) -> int:
@@ -394,7 +398,7 @@ class Instances:
             os.close(words)
 
     async def _resolve(self, node: Node) -> None:
-        """Give functions that are registered from now on the present resolvers."""
+        """Use the host's current resolvers for functions registered from now on."""
         network, gateway = self._config.network, self._networks.gateway
         addresses, text = await asyncio.to_thread(resolvers.read, network, gateway)
         await self._networks.resolve_by(addresses)
@@ -407,7 +411,7 @@ class Instances:
         self._stock.forget(entry)
 
     async def _keep(self) -> None:
-        """Forget what is idle; see what has changed; follow the demand."""
+        """Remove what is idle, check files for changes, follow the demand."""
         while True:
             await asyncio.sleep(self._config.functions.look_seconds)
             with suppress(Failed):
@@ -417,7 +421,7 @@ class Instances:
                 await self._stock.follow()
 
     async def _watch(self) -> None:
-        """Fail the waiters for an instance when the node no longer answers."""
+        """Fail those that wait for an instance, once the node does not answer."""
         while True:
             await asyncio.sleep(liveness.LOOK_SECONDS)
             node = self._node
@@ -433,7 +437,7 @@ class Instances:
                 self._answers()
 
     def _answers(self) -> None:
-        """The node answers, or another is there."""
+        """Note that the node answers, or was replaced."""
         if self._hung.done():
             self._hung = asyncio.get_running_loop().create_future()
 
@@ -528,7 +532,7 @@ class Instances:
             self._stock.parts.discard(held)
 
     def _lost(self) -> None:
-        """The node was killed, with all that it had: start another."""
+        """The node was killed, with everything that it had: start another."""
         self._node = None
         self._answers()
         if self._starter:
@@ -543,7 +547,7 @@ class Instances:
             self._task(self._replaced())
 
     async def _replaced(self) -> None:
-        """Start another node at once: clients ask for starts, and reach us, by it alone."""
+        """Start another node at once, because clients reach it and this process only through it."""
         while not self._closing and self._node is None:
             try:
                 await self._connected()

@@ -1,8 +1,8 @@
-"""What a node keeps of handlers, so that they outlive a manager that is killed.
+"""Descriptors of handlers that a node keeps, so that they survive their manager.
 
-Of each zygote that has imported its handler, of each fork, and of each WebAssembly worker that has
-compiled its module, the node has the descriptors that lead to it, and a memory file that says what
-they are: one byte, which marks a fork that has its event and a worker that was left, and JSON.
+The node has the descriptors of each zygote that has imported its handler, of each fork, and of each
+WebAssembly worker that has compiled its module. A memory file describes them: one byte, which marks
+a fork with an event and a worker that was left, and JSON.
 """
 
 import os
@@ -20,7 +20,7 @@ _UNMARKED, _MARKED = b"0", b"1"
 class KeptZygote(Struct, frozen=True, tag="zygote"):
     """A zygote, by the number of its instance and the cgroup that it was born in.
 
-    ``digest`` is of its files, and of the directories where imports are looked for.
+    ``digest`` covers its files and the directories that imports search.
 
     With it come its control socket and its outputs.
     """
@@ -34,7 +34,7 @@ class KeptZygote(Struct, frozen=True, tag="zygote"):
 
 
 class KeptFork(Struct, frozen=True, tag="fork"):
-    """A fork, or a place that a zygote is to fork in; ``zygote`` is an instance, ``pid`` PID 1's.
+    """A fork, or a place for one; ``zygote`` is an instance's number, ``pid`` is PID 1's.
 
     With it come the place's socket, its pidfd and its network, the fork's socket and its outputs.
     """
@@ -68,12 +68,12 @@ def written(what: Kept) -> int:
 
 
 def mark(descriptor: int) -> None:
-    """The fork of this file is about to get its event, or the worker no more connections."""
+    """Mark a fork that is about to get its event, or a worker that gets no more connections."""
     os.pwrite(descriptor, _MARKED, 0)
 
 
 class Item(Struct, frozen=True):
-    """What a node has kept, and what that leads to."""
+    """A kept record with its descriptors."""
 
     what: Kept
     marked: bool
@@ -81,14 +81,14 @@ class Item(Struct, frozen=True):
     descriptors: list[int]
 
     def drop(self) -> None:
-        """What it leads to has ended."""
+        """Whether its process has ended."""
         self.keepsake.drop()
         for descriptor in self.descriptors:
             os.close(descriptor)
 
 
 def read(kept: list[tuple[Keepsake, list[int]]]) -> list[Item]:
-    """All that a node has kept."""
+    """All records that a node has kept."""
     items = []
     for keepsake, (note, *descriptors) in kept:
         text = os.pread(note, os.fstat(note).st_size, 0)

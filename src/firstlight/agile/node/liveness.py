@@ -1,4 +1,4 @@
-"""Whether the node and its manager still answer: a waiter checks now and then."""
+"""Checks at intervals whether the node and its manager answer."""
 
 import socket
 import struct
@@ -17,7 +17,7 @@ HANG_SECONDS = 30.0
 
 
 def connected(path: Path) -> socket.socket:
-    """A connection to the node that listens there, with a deadline for sends. Raises Failed."""
+    """Connect to the node that listens there, with a deadline for sends. Raises Failed."""
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     whole, part = divmod(HANG_SECONDS, 1.0)
     deadline = struct.pack("ll", int(whole), int(part * 1e6))
@@ -49,7 +49,7 @@ def hangs(pid: int) -> Failed:
 
 
 def wait_readable(connection: socket.socket, check: Callable[[], None]) -> None:
-    """Return when something can be read. ``check`` raises Failed if the sender hangs."""
+    """Return when the socket is readable. ``check`` raises Failed if the sender hangs."""
     while not is_readable(connection.fileno(), LOOK_SECONDS):
         check()
 
@@ -63,7 +63,7 @@ def check_node(path: Path) -> None:
         except BlockingIOError:
             raise hangs(peer(probe)) from None
         except OSError:
-            pass  # it has just ended, which who waits for it sees
+            pass  # it has just ended, which its waiter sees
 
 
 def check_manager(path: Path) -> None:

@@ -1,7 +1,7 @@
 """The link between this process, the manager, and the node, which owns the instances.
 
-The node (``native/agile/node.c``) serves starts by itself; here it is registered what can be
-started, and given what starts are made from. Its events say what it used and what ended.
+The node (``native/agile/node.c``) serves starts by itself. This module registers functions with it,
+gives it parts, and reads its events: parts used, instances ended.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _END_SECONDS = 10.0
 
 @dataclass
 class State:
-    """What a node had when this manager came."""
+    """The state of a node when this manager connected."""
 
     functions: list[tuple[wire.Definition, bytes]] = field(default_factory=list)
     parts: list[tuple[wire.Part, int, int]] = field(default_factory=list)
@@ -40,18 +40,20 @@ class State:
 
 @dataclass(frozen=True)
 class Keepsake:
-    """Descriptors that a node keeps, so that the next manager gets them if this one is killed."""
+    """Descriptors that a node keeps for the next manager."""
 
     node: "Node"
     index: int
 
     def drop(self) -> None:
-        """Keep them no longer."""
+        """Drop them."""
         self.node.drop(self.index)
 
 
 class Node:
-    """One node. ``on_event`` gets its events, ``on_client`` connections, ``on_lost`` its end."""
+    """One node. ``on_event`` gets its events, ``on_client`` clients' connections; ``on_lost`` is
+    called at its end.
+    """
 
     def __init__(
         self,
@@ -74,7 +76,7 @@ class Node:
         self._held: list[Event] | None = []
 
     async def open(self, tops: Sequence[int], unified: bool, stay: bool) -> State:
-        """Connect to the node that runs, or start one. Events are held until ``begin``.
+        """Connect to the node that runs, or start one. Events wait until ``begin``.
 
         Raises Failed.
         """
@@ -99,17 +101,17 @@ class Node:
         return self._state
 
     def begin(self) -> None:
-        """Tell the events from the start on."""
+        """Deliver events, beginning with those that wait."""
         held, self._held = self._held or [], None
         for event in held:
             self._on_event(event)
 
     def load(self, number: int, program: bytes) -> None:
-        """Give it a compiled seccomp profile."""
+        """Set its compiled seccomp profile."""
         self._send(wire.profile(number, program))
 
     def resolve_by(self, text: str) -> None:
-        """Say what resolv.conf is in functions that are registered from now on. Raises Failed."""
+        """Set resolv.conf for functions registered from now on. Raises Failed."""
         self._send(wire.resolvers(text.encode()))
 
     async def register(self, definition: bytes, tree: int, words: int) -> None:
@@ -117,7 +119,7 @@ class Node:
         await self._do(OrderVerb.FUNCTION, definition, descriptors=[tree, words])
 
     async def forget(self, number: int) -> None:
-        """Make a function not startable any more; what it used before is given up."""
+        """Remove a function; its own parts are given up."""
         await self._do(OrderVerb.FORGET, count=number)
 
     def add(self, part: wire.Part, descriptor: int = -1) -> None:
@@ -126,14 +128,14 @@ class Node:
         self._send(wire.order(OrderVerb.PART, body), [descriptor] if descriptor >= 0 else [])
 
     def withdraw(self, index: int) -> None:
-        """Take a part that no instance uses."""
+        """Take back a part that no instance uses."""
         self._send(wire.order(OrderVerb.WITHDRAW, count=index))
 
     async def take_back(self, index: int) -> bool:
-        """Take a part, unless an instance or a sandbox has it; whether it was taken."""
+        """Take back a part unless an instance or a sandbox has it; returns whether it did."""
         self._serial += 1
         serial, future = self._serial, self._loop.create_future()
-        self._pending[serial] = future  # it answers only that it refuses
+        self._pending[serial] = future  # it answers nothing but refusals
         self._send(wire.order(OrderVerb.WITHDRAW, id=serial, count=index))
         try:
             await self.synced()
@@ -153,7 +155,7 @@ class Node:
         self._send(wire.order(OrderVerb.SANDBOXES, flags=between, count=size.high, length=size.low))
 
     async def synced(self) -> None:
-        """Return when the events of all that clients have been told of are known here."""
+        """Return when all events that clients were told of have arrived here."""
         await self._do(OrderVerb.SYNC)
 
     def signal(self, instance: int, number: int, flags: int = 0) -> None:
@@ -168,7 +170,7 @@ class Node:
     def keep(self, descriptors: Sequence[int]) -> Keepsake | None:
         """Have the node keep descriptors; the first is a memory file that says what they are.
 
-        None if as many as possible are kept already: then the next manager does without.
+        None if the node keeps no more: the next manager then does without.
         """
         if not self.is_open() or not self._unused:
             return None
@@ -178,7 +180,7 @@ class Node:
         return Keepsake(self, index)
 
     def drop(self, index: int) -> None:
-        """Keep those of this index no longer."""
+        """Drop the descriptors of this index."""
         self._send(wire.order(OrderVerb.DROP, count=index))
         self._unused.append(index)
 
@@ -203,7 +205,7 @@ class Node:
         self._pending.clear()
 
     def is_open(self) -> bool:
-        """Whether it has not ended, as far as is known."""
+        """Whether it is not known to have ended."""
         return self._link is not None and self._link.is_open
 
     async def _do(
@@ -231,13 +233,15 @@ class Node:
             self._link.send(message, descriptors)
 
     def _left(self) -> None:
-        """Its end of the connection is closed: its process ends, and all that it had before it."""
+        """Wait for the node's process, whose end of the connection is closed; its instances have
+        ended before it.
+        """
         pidfd, self._pidfd = self._pidfd, -1
         self.close()
         self._loop.add_reader(pidfd, self._is_gone, pidfd)
 
     def _is_gone(self, pidfd: int) -> None:
-        """The node has ended, and all that it had before it."""
+        """Handle the node's end; its instances have ended before it."""
         self._loop.remove_reader(pidfd)
         os.close(pidfd)
         self._on_lost()
@@ -293,7 +297,7 @@ class Node:
 
 
 class Refused(Failed):
-    """An order that the node could not carry out, with its errno."""
+    """The node failed to carry out an order; has its errno."""
 
     def __init__(self, error: int) -> None:
         super().__init__(f"the node refused: {os.strerror(error)}")
@@ -301,7 +305,7 @@ class Refused(Failed):
 
 
 def is_running(config: Config) -> bool:
-    """Whether a node of that name runs; one that was just killed is gone when this says so."""
+    """Whether a node of that name runs; False only after a killed one is gone."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         probe.settimeout(_END_SECONDS)
         try:
@@ -310,7 +314,7 @@ def is_running(config: Config) -> bool:
             if probe.recv(4096):
                 return True
         except TimeoutError:
-            return True  # it is busy, or hangs: who connects to it finds out
+            return True  # it is busy, or hangs: its clients find out
         except OSError:
             pass
         return not _is_gone(peer(probe))
@@ -341,7 +345,7 @@ def pid_of(config: Config) -> int:
 
 
 def end(config: Config, hangs: bool = False) -> None:
-    """End a node that no manager serves, or that hangs, and all its instances. Raises Failed."""
+    """End a node without a manager, or one that hangs, with all its instances. Raises Failed."""
     pid = pid_of(config)
     if pid < 0:
         return
@@ -358,7 +362,7 @@ def end(config: Config, hangs: bool = False) -> None:
 
 
 def _connected(config: Config) -> socket.socket | None:
-    """A connection to the node that runs, or None."""
+    """Connect to the running node; None if there is none."""
     link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         link.connect(str(config.directory / "node"))
@@ -369,7 +373,7 @@ def _connected(config: Config) -> socket.socket | None:
 
 
 def _started(config: Config) -> socket.socket:
-    """A connection to a node that is started here. Raises Failed."""
+    """Start a node and connect to it. Raises Failed."""
     path = str(native("firstlight-node"))
     reading, writing = os.pipe()
     try:
@@ -387,7 +391,7 @@ def _started(config: Config) -> socket.socket:
                      "more pids and open files, or fewer instances") from error  # fmt: skip
     finally:
         os.close(writing)
-    with suppress(ChildProcessError):  # who started us may ignore the ends of children
+    with suppress(ChildProcessError):  # our parent may have set SIGCHLD to be ignored
         os.waitpid(pid, 0)  # it goes on in a PID namespace of its own
     until = time.monotonic() + _START_SECONDS
     with os.fdopen(reading, "rb") as ready:

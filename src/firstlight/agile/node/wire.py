@@ -1,4 +1,4 @@
-"""What the node, its clients and its manager say to each other: ``native/agile/wire.h`` in Python.
+"""Messages between the node, its clients and its manager: ``native/agile/wire.h`` in Python.
 
 Integers are in host order; stamps are ns of CLOCK_MONOTONIC.
 """
@@ -25,7 +25,7 @@ REUSES: tuple[Reuse, ...] = ("none", "network", "sandbox")
 
 
 class Step(IntEnum):
-    """The steps of a start, in order; a failure names its step."""
+    """The steps of a start, in order; a failed start names one."""
 
     CLONE = 0
     CGROUP = 1
@@ -48,7 +48,7 @@ class Step(IntEnum):
 
 
 class RequestVerb(IntEnum):
-    """What a client asks the node for."""
+    """Requests of a client to the node."""
 
     PING = 1
     START = 2
@@ -57,7 +57,7 @@ class RequestVerb(IntEnum):
 
 
 class AnswerVerb(IntEnum):
-    """What the node answers."""
+    """Kinds of the node's answers."""
 
     PONG = 1
     STARTED = 2
@@ -66,7 +66,7 @@ class AnswerVerb(IntEnum):
 
 
 class Flag(IntFlag):
-    """How a function's instances are made."""
+    """How a function's instances are made, as flags."""
 
     ZYGOTE = 2
     USER_NAMESPACE = 4
@@ -77,7 +77,7 @@ class Flag(IntFlag):
 
 
 class OrderVerb(IntEnum):
-    """What a manager orders."""
+    """Orders of a manager to the node."""
 
     HELLO = 1
     PROFILE = 2
@@ -97,7 +97,7 @@ class OrderVerb(IntEnum):
 
 
 class EventVerb(IntEnum):
-    """What the node tells its manager."""
+    """Kinds of events that the node reports to its manager."""
 
     DONE = 1
     STARTED = 2
@@ -132,7 +132,7 @@ _EVENT = Struct("=IIQIIiiiIiiqqqq")
 
 
 class Answer(NamedTuple):
-    """One answer of the node to a client."""
+    """An answer of the node to a client."""
 
     verb: int
     flags: int
@@ -150,7 +150,7 @@ class Answer(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One event that the node tells its manager."""
+    """An event that the node reports to its manager."""
 
     verb: int
     flags: int
@@ -241,7 +241,7 @@ def resolvers(text: bytes) -> bytes:
 
 
 def events(message: bytes) -> tuple[list[Event], bytes]:
-    """Parse what the node told: events, and the state record that follows the only one."""
+    """Parse a message of the node: events, or one event and the state record that follows it."""
     kind = int.from_bytes(message[:4], "little")
     if kind in (EventVerb.FUNCTION, EventVerb.PART):
         return [Event(*_EVENT.unpack_from(message))], message[_EVENT.size :]
@@ -261,9 +261,8 @@ def part(body: bytes) -> Part:
 def words(
     argv: tuple[str, ...], env: dict[str, str], directory: str | None = None, more: bytes = b""
 ) -> int:
-    """A memory file of a function's words, or of a start's own; ``more`` follows them.
-
-    Returns its descriptor. Raises Failed if they are longer than a child reads.
+    """Write a function's or a start's words to a memory file, followed by ``more``; returns its
+    descriptor. Raises Failed if they are longer than a child reads.
     """
     texts = [*argv, *(f"{name}={value}" for name, value in env.items())]
     texts += [] if directory is None else [directory]
@@ -295,14 +294,14 @@ def words(
 
 
 def after_words(descriptor: int) -> bytes:
-    """What follows the words in such a file."""
+    """Read what follows the words in such a file."""
     head = os.pread(descriptor, _WORDS.size, 0)
     begin = _WORDS.size + _WORDS.unpack(head)[2]
     return os.pread(descriptor, os.fstat(descriptor).st_size - begin, begin)
 
 
 def refused(answer: Answer, function: Function | None = None) -> Failed:
-    """What a refusal of a function's start means. Raises ValueError for an unknown step."""
+    """Describe a refused start. Raises ValueError for an unknown step."""
     step = Step(answer.step)
     match (step, answer.error):
         case (Step.FUNCTION, errno.ENOENT | errno.ESTALE | errno.ESRCH | errno.EOPNOTSUPP):

@@ -21,9 +21,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def assemble(files: Mapping[str, Path], directories: tuple[str, ...], most: int) -> int:
-    """A detached mount with these files, by their paths in it, and these empty directories.
+    """Make a detached mount with these files, by their paths in it, and these empty directories.
 
-    Each must be a regular file of at most ``most`` bytes; it is bound, not copied or opened.
+    Each must be a regular file of at most ``most`` bytes; it is bind-mounted, not copied or opened.
     Returns a descriptor. Blocks. Raises Failed.
     """
     outcome: list[int | BaseException] = []
@@ -34,7 +34,7 @@ def assemble(files: Mapping[str, Path], directories: tuple[str, ...], most: int)
         except BaseException as error:  # the caller's thread raises it
             outcome.append(error)
 
-    # In its own thread, which leaves the mount namespace and then ends.
+    # Run in a thread that leaves the mount namespace and then ends.
     thread = threading.Thread(target=work, name="assemble")
     thread.start()
     thread.join()

@@ -1,8 +1,8 @@
 """The cgroups of instances, with their limits, on hosts with version 1, version 2 or both.
 
-Making one costs tens of microseconds; what is slow is moving a process into it by
-``cgroup.procs``, which waits for an RCU grace period. So instances are born in their cgroup
-(version 2) or move themselves by ``tasks`` (version 1): see ``native/agile/sandbox.c``.
+Making a cgroup takes tens of microseconds. Moving a process into it by ``cgroup.procs`` is slow,
+because it waits for an RCU grace period. So instances are born in their cgroup (version 2) or move
+themselves by ``tasks`` (version 1): see ``native/agile/sandbox.c``.
 """
 
 import asyncio
@@ -65,14 +65,14 @@ class Cgroups:
         return self._tops
 
     def check(self) -> None:
-        """Raise Failed if a top cgroup exists: it belongs to something else and stays."""
+        """Raise Failed if a top cgroup exists: it belongs to something else."""
         for top in self._tops:
             if top.exists():
                 raise Failed(f"the cgroup {top} already exists",
                              "configure another name, or remove it if nothing uses it")  # fmt: skip
 
     def open(self, adopt: bool = False) -> None:
-        """Make the top cgroups; ``adopt`` those that are there. Raises Failed."""
+        """Make the top cgroups; with ``adopt``, existing ones are taken over. Raises Failed."""
         for top in self._tops if not adopt else ():
             root = Path(str(top).removesuffix(self._name))
             try:
@@ -85,7 +85,7 @@ class Cgroups:
                 raise Failed(f"cannot make the cgroup {top}: {error.strerror}") from error
 
     def adopt(self, number: int, doors: bool = False) -> Cgroup:
-        """One that an earlier runtime made, by its name. With ``doors``, raises OSError."""
+        """An earlier runtime's cgroup, by its name. With ``doors``, raises OSError."""
         self._serial = max(self._serial, number)
         paths = tuple(top / str(number) for top in self._tops)
         opened = self._open_doors(paths) if doors else ()
@@ -104,7 +104,7 @@ class Cgroups:
         return tuple(opened)
 
     def of(self, pid: int) -> Cgroup:
-        """That of a process of an instance. Raises OSError."""
+        """The cgroup of an instance's process. Raises OSError."""
         for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
             _, names, path = line.split(":", 2)
             name = path.rpartition("/")[2]
@@ -113,7 +113,7 @@ class Cgroups:
         raise ProcessLookupError(errno.ESRCH, "it is in no cgroup of the runtime's")
 
     def remove_others(self, names: set[str]) -> None:
-        """Remove what an earlier runtime made and nobody holds."""
+        """Remove an earlier runtime's cgroups that are not in use."""
         for top in self._tops:
             for entry in list(os.scandir(top)):
                 if entry.is_dir() and entry.name.isdecimal():
@@ -123,7 +123,9 @@ class Cgroups:
                         self._busy.append(Path(entry.path))
 
     def make(self, limits: Limits, doors: bool = True) -> Cgroup:
-        """A cgroup with its limits set; without ``doors`` it is entered by name. Raises Failed."""
+        """Make a cgroup with its limits set; without ``doors`` it is entered by name. Raises
+        Failed.
+        """
         self._retry_busy()
         self._serial += 1
         name = str(self._serial)
@@ -162,9 +164,8 @@ class Cgroups:
 
     @contextmanager
     def doors(self, cgroup: Cgroup) -> Iterator[list[int]]:
-        """Descriptors by which a process that was not born there moves itself in.
-
-        On version 2 that is ``cgroup.procs``, and slow.
+        """Descriptors by which a process moves itself in; on version 2 this is ``cgroup.procs``,
+        which is slow.
         """
         if not self.unified:
             yield list(cgroup.descriptors)
@@ -177,7 +178,7 @@ class Cgroups:
                 os.close(door)
 
     def ran_out_of_memory(self, cgroup: Cgroup) -> bool:
-        """Whether the kernel killed something in it because of its memory limit."""
+        """Whether the kernel killed a process in it because of its memory limit."""
         file = cgroup.memory / ("memory.events" if self.unified else "memory.oom_control")
         with suppress(OSError):
             words = [line.split() for line in file.read_text().splitlines()]
@@ -195,7 +196,7 @@ class Cgroups:
         return _pids(cgroup.memory)
 
     def move(self, pid: int, cgroup: Cgroup) -> None:
-        """Move a process in. It may wait for a grace period of 10 ms. Raises OSError."""
+        """Move a process in. May wait for a grace period of some 10 ms. Raises OSError."""
         for path in cgroup.paths:
             with open(f"{path}/{'cgroup.procs' if self.unified else 'tasks'}", "wb", 0) as file:  # noqa: PTH123 (half the cost)
                 file.write(b"%d" % pid)
@@ -237,7 +238,7 @@ def remove_tree(top: Path) -> None:
             raise Failed(f"cannot remove the cgroup {top}: it is busy",
                          "its cgroup.procs lists the processes")  # fmt: skip
         if top.is_dir():
-            time.sleep(_RETRY_SECONDS)  # a killed process leaves when the kernel has torn it down
+            time.sleep(_RETRY_SECONDS)  # a killed process leaves once the kernel has torn it down
 
 
 def _levels(name: str) -> list[Path]:
@@ -249,7 +250,8 @@ def _levels(name: str) -> list[Path]:
 def _kill(path: Path) -> bool:
     """Kill its processes; returns whether there were any.
 
-    A pid that was read may be reused: each process is held by a pidfd and looked up again first.
+    A pid may be reused after it was read: each process is held by a pidfd and looked up again
+    first.
     """
     held: dict[int, int] = {}
     try:

@@ -1,8 +1,8 @@
-"""How many to keep ready: the rule by which pools follow their use.
+"""How many parts to keep ready: the rule by which pools follow their use.
 
-A pool's parts that are *out* were taken, or missed, and are neither back nor replaced.
-The demand is the most that were out at once within the last ``window`` seconds. A pool that follows
-it keeps as many, between its low and its high mark; one that does not keeps its high mark.
+Parts of a pool are *out* if they were taken, or missed, and are neither returned nor replaced. The
+demand is the most that were out at once within the last ``window`` seconds. A pool that follows the
+demand keeps as many, between its low and its high mark; any other keeps its high mark.
 """
 
 import math
@@ -14,14 +14,14 @@ from firstlight.agile.config import PoolSize
 
 
 class Demand:
-    """The demand for the parts of one pool. With a ``window`` of 0 the pool does not follow it."""
+    """The demand for the parts of one pool. With a ``window`` of 0, the pool does not follow it."""
 
     def __init__(
         self, size: PoolSize, window: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.size, self._clock = size, clock
-        self._window = 0.0 if size.dry == "refuse" else window  # growing, it would refuse
-        self._peaks: deque[tuple[float, int]] = deque()  # falling, each the most since its time
+        self._window = 0.0 if size.dry == "refuse" else window  # it would refuse while it grows
+        self._peaks: deque[tuple[float, int]] = deque()  # falling, each the maximum since its time
         self.out = 0
 
     @property
@@ -40,11 +40,11 @@ class Demand:
         self.out = max(0, self.out - count)
 
     def settle(self) -> None:
-        """None is out: the pool is full."""
+        """Note that none is out: the pool is full."""
         self.give(self.out)
 
     def expect(self, count: int) -> None:
-        """This many are needed now, so keep them for a window."""
+        """Keep this many for a window."""
         while self._peaks and self._peaks[-1][1] <= count:
             self._peaks.pop()
         if count:

@@ -1,4 +1,4 @@
-"""Pools of parts made ahead of requests."""
+"""Pools of parts that are made in advance."""
 
 import asyncio
 import time
@@ -21,10 +21,10 @@ _RETRY_SECONDS = 0.5
 
 
 class LoadGate:
-    """Whether requests are under way: a refill waits until none was for ``calm`` s.
+    """Delays refills until there was no request for ``calm`` s.
 
-    It does so for ``patience`` s at most, for less if the pool is half empty, and not at all while
-    requests wait for it.
+    It waits ``patience`` s at most, less if the pool is half empty, and not at all while requests
+    wait for the pool.
     """
 
     def __init__(self, calm: float = _CALM_SECONDS, patience: float = _PATIENCE_SECONDS) -> None:
@@ -44,7 +44,7 @@ class LoadGate:
         self._last = time.monotonic()
 
     async def wait_idle(self, urgent: Callable[[], bool], soon: bool) -> None:
-        """Return in a lull, when patience ends, ``soon`` or not, or when urgent."""
+        """Return in a lull, when patience ends (sooner if ``soon``), or when urgent."""
         until = time.monotonic() + (_HURRY_SECONDS if soon else self._patience)
         while not urgent() and (now := time.monotonic()) < until:
             if not self._under_way and now - self._last >= self._calm:
@@ -53,11 +53,11 @@ class LoadGate:
 
 
 class Pool(Generic[Part]):
-    """Parts of one kind: ``take`` and ``give`` are constant-time; a task of its own fills it.
+    """Parts of one kind. ``take`` and ``give`` take constant time; a task fills the pool.
 
-    Nothing is made before the first ``take`` or ``warm``. Order of events: a part that is given
-    or made goes to the request that has waited longest, else on the shelf; a request takes the
-    newest from the shelf, else waits, builds or is refused, as the size says.
+    Nothing is made before the first ``take`` or ``warm``. Order of events: a part that is given or
+    made goes to the request that has waited longest, else on the shelf. A request takes the newest
+    part from the shelf; if there is none, it waits, builds or is refused, as ``Size.dry`` says.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Pool(Generic[Part]):
         gate: LoadGate | None,
         window: float = 0.0,
     ) -> None:
-        """Without a gate, a refill waits for no lull.
+        """Without a gate, refills are not delayed.
 
         ``window``: its size follows the demand of so many seconds, see ``Demand``.
         """
@@ -88,14 +88,14 @@ class Pool(Generic[Part]):
         self._closed = False
         self._hits = self._misses = self._made = self._returned = self._failed = 0
         self._filling_seconds = 0.0
-        self.making_seconds = 0.0  # of ``make``, without the pauses that its rate asks for
+        self.making_seconds = 0.0  # the time in ``make``, without pauses for the rate
         self.error: Exception | None = None
 
     def __len__(self) -> int:
         return len(self._shelf)
 
     def take_ready(self) -> Part | None:
-        """A part that is ready, or None: counts as a hit or a miss."""
+        """Take a ready part, or None; counts a hit or a miss."""
         self._demand.take()
         if self._shelf:
             self._hits += 1
@@ -108,7 +108,7 @@ class Pool(Generic[Part]):
         return part
 
     async def take(self) -> tuple[Part, bool]:
-        """A part, and whether it was ready. Raises what making it raises, and Failed."""
+        """Take a part, and whether it was ready. Raises Failed, and what ``make`` raises."""
         part = self.take_ready()
         if part is not None:
             return part, True
@@ -117,9 +117,9 @@ class Pool(Generic[Part]):
         return await self.wait(), False
 
     async def take_first(self) -> Part:
-        """A part that is made for this request, or another that is ready before it.
+        """Make a part for this request; returns another if that is ready sooner.
 
-        Making continues if the caller gives up, for the next one. Raises what making raises.
+        If the caller gives up, the part is made for the next. Raises what making raises.
         """
         if self._closed:
             raise self._over()
@@ -141,11 +141,11 @@ class Pool(Generic[Part]):
 
     @property
     def builds(self) -> bool:
-        """Whether a request that finds it empty builds a part for itself."""
+        """Whether a request builds a part if the pool is empty."""
         return self.size.dry == "build" or self.size.high == 0
 
     async def wait(self) -> Part:
-        """What a request does that does not build: wait its turn. Raises Failed if refused."""
+        """Wait for a part without building one. Raises Failed if refused."""
         if self._closed:
             raise self._over()
         if self.size.dry == "refuse":
@@ -171,7 +171,7 @@ class Pool(Generic[Part]):
         self._put(part)
 
     def expect(self, count: int) -> None:
-        """Keep this many for a window, at most the high mark."""
+        """Keep this many parts for a window, at most the high mark."""
         self._demand.expect(count)
         if len(self._shelf) < self._demand.target():
             self._want()
@@ -179,7 +179,7 @@ class Pool(Generic[Part]):
     def follow(self) -> None:
         """Make what the demand needs, and discard the oldest of the surplus."""
         if len(self._shelf) < self._demand.target():
-            if self._filler:  # it has been used
+            if self._filler:  # once it was used
                 self._want()
             return
         self._demand.settle()
@@ -187,7 +187,7 @@ class Pool(Generic[Part]):
             self._discard(self._shelf.popleft())
 
     def drain(self) -> None:
-        """Discard what is on the shelf."""
+        """Discard the shelf's parts."""
         while self._shelf:
             self._discard(self._shelf.pop())
 
@@ -217,10 +217,12 @@ class Pool(Generic[Part]):
         )  # fmt: skip
 
     async def close(self) -> None:
-        """Stop filling and discard what is on the shelf. Who waits, or comes later, gets Failed."""
+        """Stop filling and discard the shelf's parts. Requests that wait, or come later, get
+        Failed.
+        """
         self._closed = True
         while self._filler and not self._filler.done():
-            self._filler.cancel()  # what makes a part may lose it, as wait_for does before 3.12
+            self._filler.cancel()  # ``make`` may lose a part, as wait_for does before 3.12
             await asyncio.wait((self._filler,), timeout=_RETRY_SECONDS)
         while self._building:
             for building in self._building:
@@ -270,7 +272,7 @@ class Pool(Generic[Part]):
                 self.is_filling = True
                 try:
                     part = await self._make()
-                except Exception as error:  # also an unforeseen one: someone may wait for a part
+                except Exception as error:  # also unforeseen errors: a request may wait for a part
                     self.is_filling = False
                     self._failed += 1
                     self._fail(error)

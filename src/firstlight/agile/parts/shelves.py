@@ -1,7 +1,7 @@
-"""What starts are made from, kept ready on the node's shelves: networks by reach, and cgroups.
+"""Parts for starts on the node's shelves: networks by reach, and cgroups.
 
-The node takes them by itself and says so afterwards; here they are made, counted, examined when
-they were used, and ended.
+The node takes them by itself and reports it afterwards. This module makes, counts and ends them,
+and examines used ones.
 """
 
 import asyncio
@@ -29,9 +29,8 @@ NOBODY = -1
 
 @dataclass(eq=False)
 class Held:
-    """One part that the node has.
-
-    ``function`` is whose it is, or NOBODY. ``left``: its instance ended between two managers.
+    """A part that the node has. ``function`` is its owner, or NOBODY. ``left``: its instance ended
+    between two managers.
     """
 
     index: int
@@ -49,7 +48,7 @@ class Shelf:
         self, name: str, size: PoolSize, put: Callable[[], Awaitable[None]], gate: LoadGate,
         failed: Callable[[], None], window: float = 0.0,
     ) -> None:  # fmt: skip
-        """``window``: its size follows the demand of so many seconds, see ``Demand``."""
+        """``window``: its size follows the demand over this many seconds, see ``Demand``."""
         self.name, self.size = name, size
         self._demand = Demand(size, window)
         self._put, self._gate, self._tell_failed = put, gate, failed
@@ -62,10 +61,10 @@ class Shelf:
         self._closed = False
         self.error: Failed | None = None
         self._used = False
-        self.lent = 0  # to sandboxes that wait
+        self.lent = 0  # used by waiting sandboxes
 
     def taken(self) -> None:
-        """The node has used one that was ready."""
+        """Note that the node has used one."""
         self.hits += 1
         self.ready -= 1
         self._demand.take()
@@ -75,7 +74,7 @@ class Shelf:
             self._wake()
 
     def want(self, count: int) -> None:
-        """Starts wait for that many."""
+        """Note that this many starts wait."""
         self.misses += count
         self._demand.take(max(0, count - self._waiting))
         self._waiting = max(self._waiting, count)
@@ -83,7 +82,7 @@ class Shelf:
         self._wake()
 
     def added(self) -> None:
-        """One more is on the shelf."""
+        """Note one more on the shelf."""
         self.ready += 1
         self._waiting = max(0, self._waiting - 1)
         self._demand.give()
@@ -105,11 +104,11 @@ class Shelf:
             self._warm_to, self._used = 0, True
 
     def lost(self, count: int = 1) -> None:
-        """This many that were ready have ended unused."""
+        """Note that this many have ended unused."""
         self.ready -= count
 
     def follow(self) -> int:
-        """Make what the demand needs; returns how many more are ready than that."""
+        """Make what the demand needs; returns the number of surplus ones."""
         if not self._demand.follows or not self._used:
             return 0
         if self.ready < self._target() + self.lent:
@@ -122,7 +121,7 @@ class Shelf:
         return max(self._warm_to, self._demand.target() if self._used else 0)
 
     def counts(self) -> Counts:
-        """What it has done so far."""
+        """Its counts."""
         rate = self.made / self._seconds if self._seconds else 0.0
         return Counts(
             name=self.name, ready=max(0, self.ready), low=self.size.low, high=self._demand.target(),
@@ -131,11 +130,11 @@ class Shelf:
         )  # fmt: skip
 
     def forget(self) -> None:
-        """The node is gone, with all that was on the shelf."""
+        """Note that the node is gone, with the shelf's parts."""
         self.ready = self._waiting = 0
 
     async def close(self) -> None:
-        """Make no more. A waiter for ``warm`` gets Failed."""
+        """Stop making parts. A waiter for ``warm`` gets Failed."""
         self._closed = True
         if self._filler:
             self._filler.cancel()
@@ -204,7 +203,7 @@ class Parts:
         self._add(self._cgroups.make(self._limits, doors=False), "outbound")
 
     def give(self, network: Network, reach: Reach, function: int) -> None:
-        """Put a network on the shelf of a function of its own. Raises Failed."""
+        """Put a network on its function's own shelf. Raises Failed."""
         self._add(network, reach, function)
 
     def _add(self, made: Network | Cgroup, reach: Reach, function: int = NOBODY) -> None:
@@ -234,7 +233,7 @@ class Parts:
         )  # fmt: skip
 
     def used(self, index: int) -> Held | None:
-        """The node has given it to an instance; what it was before, or None if it is unknown."""
+        """Note that the node gave it to an instance; returns its record, or None if unknown."""
         held = self._held.get(index)
         if held is None:
             return None
@@ -243,16 +242,16 @@ class Parts:
         return before
 
     def get(self, index: int) -> Held | None:
-        """The part of that index."""
+        """The part with that index."""
         return self._held.get(index)
 
     def shelved(self, index: int, function: int = NOBODY) -> None:
-        """The node has put it back by itself."""
+        """Note that the node put it back by itself."""
         if held := self._held.get(index):
             held.shelved, held.function = True, function
 
     def give_back(self, held: Held, function: int) -> None:
-        """A used network that is as new serves its function again."""
+        """Put a used network that is as new back for its function."""
         held.shelved, held.function = True, function
         if self.node and self._is_ours(held):
             self.node.add(self._described(held))
@@ -268,7 +267,7 @@ class Parts:
         self._end(held.made)
 
     def _is_ours(self, held: Held) -> bool:
-        """Whether it is this node's; that of a node before had the same indices."""
+        """Whether it is of this node; a previous node used the same indices."""
         return self._held.get(held.index) is held
 
     async def reduce(self, kind: type, reach: Reach, count: int) -> int:
@@ -278,7 +277,7 @@ class Parts:
             if ended == count or self.node is None:
                 break
             if not await self.node.take_back(held.index) or not self._is_ours(held):
-                continue  # an instance has it, or a sandbox that waits
+                continue  # an instance has it, or a waiting sandbox
             del self._held[held.index]
             self._free.append(held.index)
             self._end(held.made)
@@ -292,14 +291,14 @@ class Parts:
         )  # fmt: skip
 
     def forgotten(self, function: int) -> None:
-        """The node has given up a function's own parts."""
+        """Note that the node gave up a function's own parts."""
         for held in [h for h in self._held.values() if h.function == function and h.shelved]:
             del self._held[held.index]
             self._free.append(held.index)
             self._end(held.made)
 
     def lost(self) -> None:
-        """The node is gone, with all parts."""
+        """Note that the node is gone, with all parts."""
         for held in self._held.values():
             self._end(held.made)
         self._free.extend(self._held)
@@ -310,7 +309,7 @@ class Parts:
         return {h.made.memory.name for h in self._held.values() if isinstance(h.made, Cgroup)}
 
     async def adopt(self, state: list[tuple[wire.Part, int, int]]) -> list[Held]:
-        """Take over what a node holds; returns those whose instances have ended."""
+        """Take over a node's parts; returns those whose instances have ended."""
         left = []
         for part, where, descriptor in state:
             reach = wire.REACHES[part.reach]

@@ -1,4 +1,4 @@
-"""Drains the output of interpreters, and keeps its end."""
+"""Drains interpreters' output, and keeps the end of it."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ _MOST = 8 << 10
 
 
 class Drain:
-    """Reads outputs as they come, so that writers never block."""
+    """Reads output as it comes, so that writers never block."""
 
     def __init__(self, outputs: Sequence[Output]) -> None:
         self._outputs = outputs
@@ -31,7 +31,7 @@ class Drain:
         return f"({before} bytes before) {text}" if before else text
 
     async def end(self) -> str:
-        """The same, after the outputs have ended or a second has passed."""
+        """The end of all outputs, once they have ended or a second has passed."""
         await asyncio.wait(self._tasks, timeout=1.0)
         return self.text
 

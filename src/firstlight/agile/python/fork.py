@@ -28,7 +28,7 @@ _PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 8  # Linux 6.15
 
 
 class Line(Struct, frozen=True):
-    """A line from a fork: it waits, its handler returned or failed, or it is not confined."""
+    """A line from a fork: it waits, its handler has returned or failed, or it is not confined."""
 
     ready: int | None = None
     began: int | None = None
@@ -43,17 +43,17 @@ _lines = msgspec.json.Decoder(Line)
 
 
 class Fork:
-    """A fork, before and after it exists, and its place.
+    """A fork and its place, from before it exists.
 
-    ``expected`` is the confinement that it must have. ``given`` are the descriptors from which the
-    zygote makes it: the event's socket, standard output and error, and namespaces.
+    ``expected`` is the confinement that it must have. ``given`` are the descriptors that the zygote
+    makes it from: the event's socket, standard output and error, and namespaces.
     """
 
     def __init__(
         self, name: str, place: Place, events: socket.socket, outputs: list[Output],
         expected: verify.Expected | None = None,
     ) -> None:  # fmt: skip
-        """``events`` and ``outputs`` become its own."""
+        """Takes over ``events`` and ``outputs``."""
         self.name, self.place, self.outputs, self.expected = name, place, outputs, expected
         self.given: list[int] = []
         self.pid = self.pidfd = self._note = -1
@@ -61,7 +61,7 @@ class Fork:
         events.setblocking(False)
 
     def keep(self, keep: Callable[[list[int]], Keepsake | None], zygote: int) -> None:
-        """Have the node keep what leads to it, for the manager after this one."""
+        """Have the node keep its descriptors for the next manager."""
         place = self.place
         network = place.network.note().decode()
         self._note = kept.written(
@@ -73,7 +73,7 @@ class Fork:
         )  # fmt: skip
 
     async def listen(self) -> None:
-        """Prepare to read its lines."""
+        """Open the reader of its lines."""
         self._reader, self._writer = await asyncio.open_connection(
             sock=self._events, limit=ANSWER_MOST
         )
@@ -85,7 +85,7 @@ class Fork:
         self.given = []
 
     async def ready(self) -> None:
-        """Wait until it waits for its event. Raises Failed."""
+        """Wait until it is ready for its event. Raises Failed."""
         try:
             line = await self._reader.readline()
         except (OSError, ValueError):
@@ -109,7 +109,7 @@ class Fork:
             return True
 
     def check(self, pid: int, zygote: int) -> None:
-        """Set its process, which must be confined, and share nothing. Raises Failed."""
+        """Set its process, and verify that this is confined and shares nothing. Raises Failed."""
         try:
             self.pid, self.pidfd = pid, os.pidfd_open(pid)
         except OSError as error:
@@ -118,7 +118,7 @@ class Fork:
         verify.check(f"a fork of {self.name}", pid, self.expected, zygote)
 
     async def run(self, line: bytes) -> Line | int | None:
-        """Send what its handler gets, and wait for its end: its answer, or its wait status."""
+        """Send its handler's event, and wait for its end; returns its answer or its wait status."""
         self._writer.write(line)
         answer = b""
         with suppress(ValueError, ConnectionError):
@@ -138,7 +138,7 @@ class Fork:
         return await self.answer()
 
     async def answer(self) -> tuple[Line, list[bytes]]:
-        """The answer to its event, and the output. Raises Failed."""
+        """Wait for the answer to its event; returns it with the output. Raises Failed."""
         texts = [asyncio.ensure_future(output.all(_OUTPUT_MOST)) for output in self.outputs]
         try:
             answer = await self._line()
@@ -175,7 +175,7 @@ class Fork:
                          "leave descriptor 3 to the runtime") from None  # fmt: skip
 
     def close(self) -> None:
-        """End it and stop reading; the place's parts stay."""
+        """End it and stop reading; the place keeps its parts."""
         self.place.end()
         self.hand_over()
         if hasattr(self, "_writer"):
@@ -191,7 +191,7 @@ class Fork:
 
 
 def made(name: str, place: Place, expected: verify.Expected) -> Fork:
-    """A fork about to be made. Raises Failed, OSError."""
+    """Prepare a fork. Raises Failed, OSError."""
     with ExitStack() as failed:
         outputs, [null, *streams] = pipes()
         for output in outputs:

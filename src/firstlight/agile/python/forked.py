@@ -1,4 +1,4 @@
-"""A fork of a zygote that serves: it lives until it is ended, as an ``Instance`` does."""
+"""A fork of a zygote that serves requests until it is ended, used as an ``Instance`` is."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from firstlight.agile.python.fork import Fork, Line
 if TYPE_CHECKING:
     from firstlight.agile.network.networks import Network
 
-_LONG, _DIGITS_MOST = 1 << 63, 30  # a long of C, and enough digits to see that a number is none
+_LONG, _DIGITS_MOST = 1 << 63, 30  # a C long; more digits cannot be one
 
 
 class Forked:
@@ -30,7 +30,7 @@ class Forked:
         self.outputs = [output.detach() for output in fork.outputs]
 
     async def run(self, line: bytes, discard: Callable[[Fork], None]) -> None:
-        """Give its handler what it gets, and see to its end."""
+        """Send its handler's event, and handle its end."""
         ended = Ended(signal=9)
         try:
             ended = _ended(await self._fork.run(line), self._ran_out_of_memory())
@@ -39,7 +39,7 @@ class Forked:
             self.ended.set_result(ended)
 
     async def wait(self) -> Ended:
-        """How it ended, when it has."""
+        """Wait for its end; returns how it ended."""
         return await asyncio.shield(self.ended)
 
     def kill(self) -> None:
@@ -47,7 +47,7 @@ class Forked:
         self._fork.place.end()
 
     async def stop(self) -> Ended:
-        """The same, and wait for its end."""
+        """End it, and wait for its end."""
         self.kill()
         return await self.wait()
 
@@ -61,7 +61,7 @@ def _ended(end: Line | int | None, out_of_memory: bool) -> Ended:
 
 
 def _status(exited: str | None) -> int:
-    """The exit status that Python gives ``sys.exit``, of its argument's repr."""
+    """The exit status of ``sys.exit``, from its argument's repr."""
     if exited in ("None", "False"):
         return 0
     if not exited or not re.fullmatch("-?[0-9]+", exited):

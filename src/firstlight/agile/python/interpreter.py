@@ -1,4 +1,4 @@
-"""A zygote's process: an interpreter in its own sandbox."""
+"""A zygote's process, an interpreter in its own sandbox."""
 
 import asyncio
 import logging
@@ -32,23 +32,25 @@ from firstlight.native import native
 
 INTERPRETER = "/usr/bin/python3"
 USER_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
-_FILES_MOST = 1 << 16  # files that a handler imports
+_FILES_MOST = 1 << 16  # the number of files that a handler imports
 _FILES_LEAST = 64  # for an interpreter that imports, and receives a fork's descriptors
 _END_SECONDS = 5.0
 _SETTLE_SECONDS = _SEND_SECONDS = 10.0
 # Libraries that start threads on import cannot be forked; these start one per CPU by default.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
-_SHARED = re.compile(rb"\n[^\n ]+ ...s [^\n]*")  # begins with what a search is quick to find
+_SHARED = re.compile(
+    rb"\n[^\n ]+ ...s [^\n]*"
+)  # begins with the words that are quickest to search for
 _log = logging.getLogger(__name__)
 
 
 class ImportFailed(Failed):
-    """A handler cannot be imported by any interpreter of its root."""
+    """A handler cannot be imported from its root by any interpreter."""
 
 
 class _Report(msgspec.Struct, frozen=True):
-    """A message of an interpreter: files that it has loaded, the end of them, or a failure."""
+    """A message of an interpreter: loaded files, the end of that list, or a failure."""
 
     files: list[str] = []
     imported: list[str] | None = None
@@ -59,22 +61,22 @@ _reports: msgspec.json.Decoder[_Report] = msgspec.json.Decoder(_Report)
 
 
 class Interpreter:
-    """A process that has imported the handler, or is about to: an instance of the node.
+    """A process that imports the handler: an instance of the node.
 
-    ``home`` is the cgroup that it was born in, ``identity`` its uid and gid on the host, ``owner``
-    a descriptor of its user namespace, ``filters`` its number of seccomp filters.
+    ``home`` is the cgroup it was born in, ``identity`` its uid and gid on the host, ``owner`` a
+    descriptor of its user namespace, ``filters`` its number of seccomp filters.
     """
 
     def __init__(
         self, function: Function, groups: Cgroups, instance: Instance, control: socket.socket,
         outputs: list[Output],
     ) -> None:  # fmt: skip
-        """``control`` and ``outputs`` become its own."""
+        """Takes over ``control`` and ``outputs``."""
         self._function, self._groups, self.instance = function, groups, instance
         self.filters, self.owner = 0, -1
         self._placer: Placer | None = None
         self._killed = False
-        self._harmless: list[bytes] = []  # shared mappings that are known to stay unwritable
+        self._harmless: list[bytes] = []  # shared mappings that cannot become writable
         self._control, self._outputs, self._drain = control, outputs, Drain(outputs)
         self._kept: Keepsake | None = None
         self.began = clock()
@@ -95,13 +97,13 @@ class Interpreter:
         return not self._killed and not self.instance.ended.done()
 
     def go_home(self) -> None:
-        """Move it into the cgroup that it was born in. Raises OSError."""
+        """Move it back into the cgroup that it was born in. Raises OSError."""
         if self.home:
             self._groups.move(self.pid, self.home)
 
     @property
     def placer(self) -> Placer:
-        """The maker of its forks' sandboxes."""
+        """The process that makes its forks' sandboxes."""
         assert self._placer is not None
         return self._placer
 
@@ -111,13 +113,15 @@ class Interpreter:
         return f"it wrote: {self._drain.text}" if self._drain.text else None
 
     def take_over(self, home: Cgroup, kept: Keepsake) -> None:
-        """It has imported the handler for an earlier manager. Raises OSError, Failed."""
+        """Adopt it from an earlier manager, for which it has imported the handler. Raises OSError,
+        Failed.
+        """
         self._kept = kept
         self._look(home)
         self.go_home()
 
     async def settle(self) -> None:
-        """Wait until it has done what an earlier manager asked of it; if it does not, end it."""
+        """Wait until it has done what an earlier manager requested; end it if it does not."""
         try:
             await self.send(b"sync", [])
             receive = asyncio.get_running_loop().sock_recv(self._control, 64)
@@ -135,7 +139,7 @@ class Interpreter:
         self.owner = os.open(f"/proc/{self.pid}/ns/user", os.O_RDONLY)
 
     def keep(self, instances: Instances) -> None:
-        """Have the node keep what leads to it, for the manager after this one."""
+        """Have the node keep its descriptors for the next manager."""
         assert self.home
         home = int(self.home.memory.name)
         sources = self.sources
@@ -149,7 +153,9 @@ class Interpreter:
         os.close(note)
 
     async def imported(self) -> None:
-        """Wait until it has imported the handler and left nothing behind. Raises Failed."""
+        """Wait until it has imported the handler, and has no threads or children left. Raises
+        Failed.
+        """
         try:
             self._look(self._groups.of(self.pid))
         except (OSError, Failed) as error:
@@ -175,7 +181,7 @@ class Interpreter:
     def check(self) -> None:
         """Raise Unconfined if forks would lack or share something of it, Failed if it is gone.
 
-        It may take milliseconds.
+        May take milliseconds.
         """
         name = self._function.handler
         try:
@@ -195,7 +201,7 @@ class Interpreter:
             raise Unconfined(f"importing {name} left {what}", remedy)
 
     def _shared(self) -> set[str]:
-        """Memory that it could write to and its forks would read. Raises OSError."""
+        """Memory that it can write to and its forks would read. Raises OSError."""
         proc, shared = f"/proc/{self.pid}", set()
         for entry in os.scandir(f"{proc}/fd"):
             with suppress(OSError):
@@ -203,13 +209,13 @@ class Interpreter:
                 if target.startswith("/memfd:"):
                     shared.add(target)
         mapped = _SHARED.findall(b"\n" + _read(f"{proc}/maps"))
-        if mapped != self._harmless:  # what is only read now may be made writable by a fork
+        if mapped != self._harmless:  # a fork may make a read-only mapping writable
             shared |= _writable(_read(f"{proc}/smaps").decode(errors="replace"))
             self._harmless = [] if shared else mapped
         return shared
 
     async def _report(self) -> tuple[list[str], list[str]]:
-        """What it says when it has imported the handler: files, and directories to search."""
+        """Read its report after the import: files and search directories."""
         name, files = self._function.handler, list[str]()
         while True:
             try:
@@ -233,17 +239,17 @@ class Interpreter:
                 raise Failed(f"{name} imports more than {_FILES_MOST} files")
             if report.imported is not None:
                 return files, report.imported
-            await asyncio.sleep(0)  # a socket that is never empty would keep the loop
+            await asyncio.sleep(0)  # a socket that is never empty would block the loop
 
     def _take_sources(self, files: list[str], directories: list[str]) -> None:
-        """Note the files that it is made of. Blocks."""
+        """Record the files that it has loaded. Blocks."""
         maps = Path(f"/proc/{self.pid}/maps").read_text(errors="replace").splitlines()
         libraries = {line.partition("/")[2] for line in maps if ".so" in line}
         files += [INTERPRETER, *(f"/{path}" for path in libraries)]
         self.sources = Sources(self._function.rootfs, files, directories)
 
     async def _died(self) -> Failed:
-        """The reason that it ended before the handler was imported."""
+        """The reason why it ended before the handler was imported."""
         name = self._function.handler
         await self._drain.end()
         with suppress(TimeoutError):
@@ -274,7 +280,7 @@ class Interpreter:
         self.instance.kill()
 
     def close(self) -> None:
-        """The same, and leave it."""
+        """Wait for its end, and release it."""
         self.kill()
         if self._kept:
             self._kept.drop()
@@ -291,7 +297,7 @@ class Interpreter:
 
 
 async def start(function: Function, instances: Instances, groups: Cgroups) -> Interpreter:
-    """Start an interpreter, which will import the handler. Raises Failed, Unsupported."""
+    """Start an interpreter, which imports the handler. Raises Failed, Unsupported."""
     _check_host()
     serves = ("events",) if function.serves == "events" else ()
     code = files("firstlight.agile.python").joinpath("zygote_main.py").read_text()
@@ -327,7 +333,7 @@ async def start(function: Function, instances: Instances, groups: Cgroups) -> In
 
 
 def limits(function: Function) -> Limits:
-    """Of a fork, with room for PID 1 of its sandbox, and for the zygote as it forks."""
+    """The limits of a fork, with room for its sandbox's PID 1 and for the forking zygote."""
     return Limits(function.memory, function.cpus, max(function.pids, 2) + 1)
 
 
@@ -339,12 +345,12 @@ def _check_host() -> None:
 
 
 def _mapped(pid: int, kind: str) -> int:
-    """What root of its user namespace, the only user or group there, is on the host."""
+    """The host's id of root in its user namespace, the only user or group there."""
     return int(Path(f"/proc/{pid}/{kind}_map").read_text().split()[1])
 
 
 def _writable(smaps: str) -> set[str]:
-    """Shared mappings that are or may be made writable. Format: proc_pid_smaps(5)."""
+    """Shared mappings that are writable, or can be made so. Format: proc_pid_smaps(5)."""
     writable, words = set(), [""]
     for line in smaps.splitlines():
         if _MAPPING.match(line):

@@ -1,4 +1,4 @@
-"""The sandboxes of a zygote's forks, made from parts by ``native/agile/place.c``."""
+"""Sandboxes of a zygote's forks, made from parts by ``native/agile/place.c``."""
 
 import asyncio
 import os
@@ -50,7 +50,9 @@ class Place:
         return False
 
     def open(self) -> list[int]:
-        """Descriptors of its namespaces for the zygote, the PID namespace first. Raises OSError."""
+        """Descriptors of its namespaces to send to the zygote, the PID namespace first. Raises
+        OSError.
+        """
         opened: list[int] = []
         try:
             for name in _ENTERED:
@@ -62,13 +64,13 @@ class Place:
         return opened
 
     def expected(self, uid: int, gid: int, filters: int) -> verify.Expected:
-        """The confinement of a fork in it. Raises OSError."""
+        """The confinement that a fork in it must have. Raises OSError."""
         return verify.Expected(
             uid, gid, filters, verify.namespaces(self.pid), verify.cgroups(self.pid)
         )
 
     def end(self) -> None:
-        """End all its processes; its parts stay."""
+        """End all its processes; keeps its parts."""
         if self.hold.fileno() >= 0:
             with suppress(OSError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -79,7 +81,7 @@ class Place:
 
 
 class Placer:
-    """The process that makes the places of a zygote; it ends with the zygote."""
+    """The process that makes a zygote's places; it ends with the zygote."""
 
     def __init__(self, zygote: int, scratch: int, host_name: str) -> None:
         """``zygote`` is its pid, ``scratch`` the bytes of /tmp. Raises Failed."""
@@ -127,9 +129,9 @@ class Placer:
         return Place(pid, pidfd, hold, network, cgroup, generation)
 
     def close(self) -> None:
-        """End it; its places stay.
+        """End it; keeps its places.
 
-        It waits for its own child in the zygote's PID namespace, which does not end before that
-        is reaped: if it were killed, the host's PID 1 would reap it, at some time.
+        It waits for its own child in the zygote's PID namespace, which does not end before the
+        child is reaped. After a kill, the host's PID 1 would reap the child at some time.
         """
         self._helper.leave()
